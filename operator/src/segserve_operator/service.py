@@ -64,6 +64,7 @@ from segserve_operator.core.models.observed import (
     SloWatch,
 )
 from segserve_operator.core.models.planning import DesiredState, desired_state, intents
+from segserve_operator.core.models.restore import with_presumed_reports
 from segserve_operator.core.rollout.counters import Sample
 from segserve_operator.core.rollout.record import Record, RolloutState
 from segserve_operator.core.traffic import TrafficPlan, TrafficState
@@ -261,14 +262,15 @@ class Service:
         now_s = float(int(self.clock()))
         models = await self.store.models()
         self.rollout_cache.take(await self.store.rollouts(now_s), now_s)
+        traffic = await self.traffic.observe()
         return Observed(
             now_s=now_s,
             gateway_url=self.traffic.url,
             pool=await self.store.observed_pool(),
             models=models,
             revisions=await self.store.revisions(),
-            groups=await self.fleet.groups(),
-            traffic=await self.traffic.observe(),
+            groups=with_presumed_reports(await self.fleet.groups(), traffic),
+            traffic=traffic,
             records=dict(self.rollout_cache.records),
             written=dict(self.rollout_cache.written),
             samples=await self.traffic.samples(sampled_groups(models, self.rollout_cache.watches, now_s)),

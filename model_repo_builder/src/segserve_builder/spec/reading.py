@@ -14,13 +14,15 @@ from pydantic import BaseModel, ValidationError
 M = TypeVar("M", bound=BaseModel)
 Path: TypeAlias = tuple[int | str, ...]
 _MAX_ROUNDS: Final = 64
+_UNKNOWN: Final = frozenset({"extra_forbidden", "union_tag_invalid", "literal_error", "enum"})
 
 
-def read_tolerantly(kind: type[M], plain: Any) -> tuple[M, tuple[str, ...]]:
+def read_tolerantly(kind: type[M], plain: Any, *, repair: bool = True) -> tuple[M, tuple[str, ...]]:
     """Return a value of `kind` from JSON, and the paths (`rollout.gates.0.window`) of what was left out.
 
     An unknown field is left out alone; a field whose value this release does not know counts as absent; an object that
-    lacks a required field is left out as a whole. Raises `ValidationError` if too little remains.
+    lacks a required field is left out as a whole. Without `repair` only unknown fields and words are left out, and what
+    no release writes is an error. Raises `ValidationError` if too little remains.
     """
     try:
         return kind.model_validate(plain), ()
@@ -28,7 +30,10 @@ def read_tolerantly(kind: type[M], plain: Any) -> tuple[M, tuple[str, ...]]:
         problem = error
     remaining, left_out = copy.deepcopy(plain), set[str]()
     for _ in range(_MAX_ROUNDS):
-        paths = {_present(remaining, detail["loc"]) for detail in problem.errors()} - {()}
+        details = problem.errors()
+        if not repair and any(detail["type"] not in _UNKNOWN for detail in details):
+            break
+        paths = {_present(remaining, detail["loc"]) for detail in details} - {()}
         # From the last item of a list on, so that the numbers of the others stay right, and parts before the whole.
         for path in sorted(paths, key=lambda path: [(isinstance(part, str), part) for part in path], reverse=True):
             container = remaining

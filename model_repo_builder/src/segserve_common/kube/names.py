@@ -11,9 +11,22 @@ GROUP_LABEL: Final = f"{DOMAIN}/group"
 MODEL_LABEL: Final = f"{DOMAIN}/model"
 REVISION_LABEL: Final = f"{DOMAIN}/revision"
 ROLLOUT_LABEL: Final = f"{DOMAIN}/rollout"
+ROLE_LABEL: Final = f"{DOMAIN}/role"
+"""Role of a ControllerRevision's revision: stable, previous, candidate, or refused."""
+OUTCOME_LABEL: Final = f"{DOMAIN}/outcome"
+"""Phase in which a SegmentationRollout ended."""
 COMPONENT_LABEL: Final = "app.kubernetes.io/component"
 MANAGED_LABELS: Final = {"app.kubernetes.io/managed-by": "segserve", "app.kubernetes.io/part-of": "segserve"}
 FINALIZER: Final = f"{DOMAIN}/traffic"
+ROLE_ANNOTATION: Final = f"{DOMAIN}/role-details"
+"""Since when a revision has its role, in which group, why it was refused, and which annotations were handled."""
+OUTCOME_ANNOTATION: Final = f"{DOMAIN}/outcome-message"
+POOL_FINALIZER: Final = f"{DOMAIN}/models"
+"""Keeps a pool that is being deleted while it has models."""
+
+FORCE_DELETE: Final = f"{DOMAIN}/force-delete"
+"""Annotation of a pool that may be deleted although it has models: `true`."""
+
 FIELD_MANAGER: Final = "segserve"
 
 SERVER: Final = "server"

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
+
+UNKNOWN_FIELD: Final = "UnknownField"
+"""The reason if a spec has fields that only a newer release knows."""
 
 
 @dataclass(frozen=True, slots=True)

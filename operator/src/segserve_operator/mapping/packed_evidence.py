@@ -129,7 +129,8 @@ def _bins(gaps: Sequence[int]) -> Bins:
 
 
 def _row(at_s: float, seconds: float, weight: int, *rest: Any) -> Row:
-    stable, candidate, stable_failed, candidate_failed, stable_bins, candidate_bins = rest
+    # A newer release may have added numbers at the end, here and below.
+    stable, candidate, stable_failed, candidate_failed, stable_bins, candidate_bins = rest[:6]
     latencies = (_bins(stable_bins), _bins(candidate_bins))
     return Row(at_s, seconds, weight, (stable, candidate), (stable_failed, candidate_failed), latencies)
 
@@ -143,14 +144,14 @@ def _count_value(count: Counters) -> list[Any]:
 
 
 def _count(value: Sequence[Any]) -> Counters:
-    epoch, at_s, began_s, by_series = value
+    epoch, at_s, began_s, by_series = value[:4]
     return Counters(epoch, at_s, dict(_tally(*each) for each in by_series), began_s)
 
 
 def _tally(
     group: str, protocol: Any, attempts: int, failed: int, given_up: int, *rest: Any
 ) -> tuple[Series, SeriesCounts]:
-    active, latencies = rest
+    active, latencies = rest[:2]
     bins = tuple((edge_ms, count) for edge_ms, count in latencies)
     return Series(group, protocol), SeriesCounts(attempts, failed, given_up, active, bins)
 
@@ -168,8 +169,18 @@ def _verdict_values(verdicts: Iterable[Verdict]) -> list[Any]:
 
 def _verdicts(values: Iterable[Mapping[str, Any]]) -> tuple[Verdict, ...]:
     like = Verdict("", Outcome.UNDECIDED, "", "")
+    outcomes = {outcome.value for outcome in Outcome}
     return tuple(
-        replace(from_plain(like, {**value, "numbers": {}}), numbers=_numbers(value["numbers"])) for value in values
+        replace(
+            # An outcome that only a newer release knows decides nothing.
+            from_plain(
+                like,
+                {**value, "numbers": {}}
+                | ({} if value["outcome"] in outcomes else {"outcome": Outcome.UNDECIDED.value}),
+            ),
+            numbers=_numbers(value["numbers"]),
+        )
+        for value in values
     )
 
 

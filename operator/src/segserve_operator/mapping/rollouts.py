@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from segserve_common.canonical import canonical_json
-from segserve_operator.api.errors import SpecError
-from segserve_operator.api.loading import parse
 from segserve_operator.api.meta import GROUP_VERSION
 from segserve_operator.api.segmentation_rollout import (
     MAX_DECISIONS,
@@ -34,6 +32,7 @@ from segserve_operator.mapping.packed_evidence import (
     unpack_rows,
     unpack_state,
 )
+from segserve_operator.mapping.reading import read_rollout
 
 OBJECT_BYTES: Final = 512 * 1024
 """No record is larger, whatever a rollout sees: an API server takes 1.5 MiB, and each write is of the whole."""
@@ -92,7 +91,7 @@ def record_of(manifest: Mapping[str, Any], apart: tuple[Row, ...]) -> Record:
     """
     name = str(manifest["metadata"]["name"])
     try:
-        rollout = cast("SegmentationRollout", parse(manifest, name))
+        rollout = read_rollout(manifest)
         spec, status = rollout.spec, rollout.status
         if status.state is None or status.evidence is None:
             raise ValueError("it has no state yet")
@@ -108,7 +107,7 @@ def record_of(manifest: Mapping[str, Any], apart: tuple[Row, ...]) -> Record:
             decisions=tuple(_decision(decision) for decision in status.decisions),
             **unpack_state(status.state, spec.policy, spec.slo),
         )
-    except (SpecError, ValueError) as error:
+    except ValueError as error:
         raise UnreadableRecordError(name, str(error)) from error
 
 

@@ -6,9 +6,6 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from segserve_common.kube.names import DOMAIN
-from segserve_operator.api.errors import SpecError
-from segserve_operator.api.loading import parse
-from segserve_operator.api.segmentation_model import SegmentationModel
 from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.models.observed import MinReady, Wanted
 from segserve_operator.mapping.reading import read_model
@@ -19,26 +16,24 @@ _OWN: Final = f"{DOMAIN}/"
 def wanted_of(manifest: Mapping[str, Any]) -> Wanted | FailureReason:
     """Read a SegmentationModel's spec."""
     name = manifest["metadata"]["name"]
-    try:
-        model = parse({key: value for key, value in manifest.items() if key != "status"}, name)
-    except SpecError as error:
-        return FailureReason(error.reason, str(error))
-    assert isinstance(model, SegmentationModel)
+    model = read_model(manifest)
+    if isinstance(model, FailureReason):
+        return model
     return Wanted(
-        progress_deadline_s=model.spec.progress_deadline.total_seconds(),
         assigned=model.spec.assigned(name),
         keep_previous_s=model.spec.keep_previous.total_seconds(),
         allow_class_changes=model.spec.allow_class_changes,
+        policy=model.spec.rollout,
+        slo=model.spec.slo,
+        progress_deadline_s=model.spec.progress_deadline.total_seconds(),
+    )
+
+
 def min_ready_of(stated: int | str | None) -> MinReady:
     """Return a pool's `spec.minReady` in the core's form: a number of servers, a percentage, or the default."""
     if stated is None:
         return MinReady()
     return MinReady(stated) if isinstance(stated, int) else MinReady(percent=int(stated.rstrip("%")))
-
-
-        policy=model.spec.rollout,
-        slo=model.spec.slo,
-    )
 
 
 def annotations_of(manifest: Mapping[str, Any]) -> dict[str, str]:

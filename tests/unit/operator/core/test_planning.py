@@ -28,7 +28,7 @@ from fakes.observed_models import (
     state,
     world,
 )
-from segserve_builder.agent.protocol import AssignedModel, ModelState
+from segserve_builder.agent.protocol import AssignedModel, Assignment, ModelState
 from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
 from segserve_operator.core.models.actions import (
     Action,
@@ -369,6 +369,11 @@ ROUTES = [
     ),
     pytest.param(
         world(model(SECOND, SERVED), groups=[MAIN], records=[]),
+        [("main", 100, 1)],
+        id="a stable revision without a record keeps its route while servers are told to load it",
+    ),
+    pytest.param(
+        world(model(SECOND, SERVED), groups=[replace(MAIN, assignment=Assignment())], records=[]),
         [],
         id="a stable revision that is written down nowhere has no route",
     ),
@@ -389,8 +394,8 @@ ROUTES = [
     ),
     pytest.param(
         world(model(THIRD, CHANGING), groups=[MAIN, OWN], records=[FIRST]),
-        [("main", 100, 1)],
-        id="a candidate that is written down nowhere is not known",
+        [("main", 100, 1), ("second", 0, 1)],
+        id="a candidate without a record is known while servers are told to load it",
     ),
     pytest.param(
         world(model(SECOND, replace(CHANGING, candidate=candidate(SECOND, None))), groups=[MAIN]),

@@ -90,8 +90,8 @@ async def test_an_invalid_file_is_a_problem_of_its_model_only(store: LocalStore)
 
     assert model.wanted is None
     assert model.problem is not None
-    assert model.problem.reason == "SpecInvalid"
-    assert "argmaxx" in model.problem.message
+    assert model.problem.reason == "UnknownField"
+    assert "unknown stage 'argmaxx'" in model.problem.message
 
 
 async def test_a_model_of_another_pool_has_the_problem_pool_not_found(store: LocalStore) -> None:

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 from segserve_common.kube.kinds import POOLS
 from segserve_operator.adapters.kube.objects import PoolContext
 from segserve_operator.adapters.kube.pods import is_terminating
-from segserve_operator.api.loading import parse
-from segserve_operator.api.triton_pool import TritonPool
+from segserve_operator.mapping.reading import read_pool
 
 if TYPE_CHECKING:
     from segserve_common.kube.kinds import Json
     from segserve_operator.adapters.kube.objects import Defaults
     from segserve_operator.adapters.kube.view import PoolKey, View
+    from segserve_operator.core.failure import FailureReason
 
 
 @dataclass(slots=True)
@@ -23,7 +23,7 @@ class PoolContexts:
 
     view: View
     defaults: Defaults
-    _cache: dict[PoolKey, tuple[int, PoolContext]] = field(default_factory=dict)
+    _cache: dict[PoolKey, tuple[int, PoolContext, FailureReason | None]] = field(default_factory=dict)
 
     def resource(self, key: PoolKey) -> Json | None:
         """Return the pool's resource, None if there is none or it is being deleted."""
@@ -42,8 +42,11 @@ class PoolContexts:
         cached = self._cache.get(key)
         # A pool that was deleted and created again may have the same generation, but not the same uid.
         if cached is None or (cached[0], cached[1].uid) != (generation, uid):
-            pool = parse({name: value for name, value in resource.items() if name != "status"}, key.pool)
-            assert isinstance(pool, TritonPool)
-            cached = (generation, PoolContext(key.namespace, key.pool, uid, pool.spec, self.defaults))
+            pool, ignored = read_pool(resource, key.pool)
+            cached = (generation, PoolContext(key.namespace, key.pool, uid, pool.spec, self.defaults), ignored)
             self._cache[key] = cached
         return cached[1]
+
+    def ignored(self, key: PoolKey) -> FailureReason | None:
+        """Return which fields of a pool's spec this release does not know, None if it knows all."""
+        return self._cache[key][2] if self.get(key) is not None else None

@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from pydantic import TypeAdapter
-
-from segserve_builder.agent.protocol import AssignedModel, Assignment, ModelReport
+from segserve_builder.agent.protocol import AssignedModel, Assignment, ModelReport, read_reports
 from segserve_common.kube.kinds import CONFIG_MAPS, DEPLOYMENTS, PODS
 from segserve_common.kube.names import (
     AGENT_CONTAINER,
@@ -43,17 +41,16 @@ if TYPE_CHECKING:
 
 AGENT_GRACE_S: Final = 30.0
 """Time to start an agent again; so long a server counts as its agent last reported it."""
-_MODELS: Final = TypeAdapter(tuple[AssignedModel, ...])
-_REPORTS: Final = TypeAdapter(tuple[ModelReport, ...])
 
 
 @dataclass(frozen=True, slots=True)
 class PodReport:
-    """The decoded report of the pod with this `uid`."""
+    """The decoded report of the pod with this `uid`; one that cannot be read has nothing else."""
 
     uid: str = ""
     server_ready: bool = False
     models: tuple[ModelReport, ...] = ()
+    is_read: bool = True
 
 
 @dataclass(slots=True)
@@ -151,8 +148,8 @@ class ClusterFleet:
             return ()
         if packed not in self.decoded.assignments:
             try:
-                read = _MODELS.validate_python(unpack(packed))
-            except ValueError:
+                read = tuple(map(AssignedModel.read, unpack(packed)))
+            except (ValueError, TypeError):
                 return ()  # edited by somebody else; the next pass writes it again
             self.decoded.assignments[packed] = tuple(map(self.interner.intern, read))
         return self.decoded.assignments[packed]
@@ -185,7 +182,8 @@ class ClusterFleet:
         report = self.decoded.reports[packed] if packed is not None else PodReport()
         if report.uid == uid:
             self.decoded.last[uid] = report
-        return self.decoded.last.get(uid, PodReport())
+        # One that cannot be read says nothing new: until the agent writes another, the last one holds.
+        return self.decoded.last.get(uid, PodReport() if report.is_read else report)
 
     async def start(self, group: str, replicas: int) -> None:
         """Create or repair the group's objects; of servers of an earlier template only the number changes."""
@@ -211,7 +209,7 @@ class ClusterFleet:
             return
         for shard in range(SHARDS):
             models = [model for model in assignment.models if shard_of(model.model) == shard]
-            content = pack([model.model_dump(mode="json", by_alias=True, exclude_none=True) for model in models])
+            content = pack([model.to_json() for model in models])
             manifest = assignment_config_map(context, group, shard, content)
             await apply_differing(self.api, self.view, self.key, [manifest])
 
@@ -266,6 +264,6 @@ def _is_current(context: PoolContext, group: str) -> bool:
 def _read_report(packed: str) -> PodReport:
     try:
         report = unpack(packed)
-        return PodReport(str(report["uid"]), bool(report["serverReady"]), _REPORTS.validate_python(report["models"]))
+        return PodReport(str(report["uid"]), bool(report["serverReady"]), read_reports(report["models"]))
     except (ValueError, KeyError, TypeError):
-        return PodReport()
+        return PodReport(is_read=False)

@@ -82,7 +82,7 @@ class ClusterTraffic:
         deployment = self.view.get(DEPLOYMENTS, self.key.namespace, object_name(self.key.pool, GATEWAY))
         return TrafficState(
             plan=self._plan(packed),
-            active={(model, group): 1 for report in reports.values() for model, group in report.get("draining", ())},
+            active={(model, group): 1 for each in reports.values() for model, group, *_ in each.get("draining", ())},
             pending=frozenset().union(*(self._pending(*numbered, gateways, reports) for numbered in enumerate(shards))),
             answering=any(map(pods.is_ready, gateways)),
             intact=not any(True for _ in find_drift(self.view, self.key, self._objects(context))),

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Final
 
 from segserve_common.api_errors import ApiError, ConflictError, NotFoundError
 from segserve_common.kube.kinds import CONFIG_MAPS, ROLLOUTS
-from segserve_common.kube.names import MODEL_LABEL, chunk_name
+from segserve_common.kube.names import MODEL_LABEL, OUTCOME_LABEL, chunk_name
 from segserve_common.kube.shards import content_of
-from segserve_operator.adapters.kube.objects.rollout import evidence_config_map, rollout_object
+from segserve_operator.adapters.kube.objects.rollout import evidence_config_map, outcome_patch, rollout_object
 from segserve_operator.api.segmentation_rollout import SegmentationRolloutStatus
+from segserve_operator.mapping.notes import outcome_of
 from segserve_operator.mapping.packed_evidence import (
     CHUNK_ROWS,
     UnreadableRecordError,
@@ -44,6 +45,7 @@ class CachedRollout:
     version: str
     record: Record | None = None
     chunks: tuple[tuple[Row, ...], ...] = ()
+    outcome: str = ""
 
 
 @dataclass(slots=True)
@@ -109,6 +111,12 @@ class ClusterRollouts:
                     record, number, content, namespace=namespace, pool=self.key.pool, uid=cached.uid
                 )
                 await self.api.apply(CONFIG_MAPS, namespace, manifest)
+        outcome = outcome_of(record)
+        if outcome != cached.outcome and outcome:
+            last = record.decisions[-1] if record.decisions else None
+            patch = outcome_patch(outcome, f"{last.reason}: {last.message}" if last is not None else "")
+            fenced = {"metadata": {**patch["metadata"], "resourceVersion": cached.version}}
+            cached = _cached(await self.api.patch(ROLLOUTS, namespace, record.name, fenced), cached.record)
         status = status_of(record, datetime.fromtimestamp(self.clock(), UTC))
         # Null removes a field that an earlier status had.
         absent = dict.fromkeys(field.alias or name for name, field in SegmentationRolloutStatus.model_fields.items())
@@ -153,4 +161,5 @@ class ClusterRollouts:
 
 def _cached(item: Json, record: Record | None = None, record_chunks: tuple[tuple[Row, ...], ...] = ()) -> CachedRollout:
     metadata = item["metadata"]
-    return CachedRollout(metadata["uid"], metadata["resourceVersion"], record, record_chunks)
+    outcome = (metadata.get("labels") or {}).get(OUTCOME_LABEL, "")
+    return CachedRollout(metadata["uid"], metadata["resourceVersion"], record, record_chunks, outcome)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -15,10 +16,9 @@ from segserve_common.kube.names import FINALIZER, MODEL_LABEL, REVISION_LABEL
 from segserve_operator.adapters.kube.merge import merge_patch
 from segserve_operator.adapters.kube.objects import revision_object, scale_selector, template_digest
 from segserve_operator.adapters.kube.pods import is_terminating
+from segserve_operator.adapters.kube.role_notes import RestoreCache, RoleNotes
 from segserve_operator.adapters.kube.rollouts import CachedRollout, ClusterRollouts
 from segserve_operator.adapters.kube.updates import offered_update
-from segserve_operator.api.segmentation_model import SegmentationModelStatus
-from segserve_operator.api.triton_pool import TritonPoolStatus
 from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.models.observed import ModelObserved, PoolObserved, Wanted
 from segserve_operator.mapping.reading import read_pool_status, read_status
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 MESSAGE_LENGTH: Final = 1024
 COMPONENT: Final = "segserve"
 
+log = logging.getLogger("segserve")
+
 
 @dataclass(slots=True)
 class StoreCache:
@@ -49,6 +51,10 @@ class StoreCache:
     models: dict[tuple[str, str, bool], ModelObserved] = field(default_factory=dict)
     records: dict[str, AssignedModel] = field(default_factory=dict)
     rollouts: dict[str, CachedRollout] = field(default_factory=dict)
+    unreadable: dict[str, str] = field(default_factory=dict)
+    """Why the record of a revision cannot be read, by its uid."""
+
+    restore: RestoreCache = field(default_factory=RestoreCache)
 
 
 @dataclass(slots=True)
@@ -74,15 +80,19 @@ class ClusterStore:
             generation=resource["metadata"]["generation"],
             template=template_digest(context),
             shared=context.spec.isolation == "shared",
+            min_ready=min_ready_of(context.spec.min_ready),
             replicas=context.spec.replicas,
             update=context.spec.update,
             **offered_update(self.view, self.contexts, self.key, self.clock()),
-            status=pool_from_api(TritonPoolStatus.model_validate(resource.get("status") or {})),
+            status=pool_from_api(read_pool_status(resource.get("status") or {})),
+            ignored=self.contexts.ignored(self.key),
         )
 
-            min_ready=min_ready_of(context.spec.min_ready),
     async def models(self) -> tuple[ModelObserved, ...]:
-        """Return every model of the pool; one whose spec cannot be parsed has a `problem`."""
+        """Return every model of the pool; one whose spec cannot be parsed has a `problem`.
+
+        A status that is gone, or that cannot be read, is built from the revisions' records.
+        """
         models = self.view.of_pool(MODELS, self.key)
         self._observed = {model["metadata"]["name"]: model for model in models}
         uids = {model["metadata"]["uid"] for model in models}
@@ -95,7 +105,28 @@ class ClusterStore:
             state: former.get(state) or self._observe(model, pool_missing=missing)
             for state, model in zip(states, models, strict=True)
         }
-        return tuple(self.parsed.models.values())
+        by_uid = {state[0]: model for state, model in self.parsed.models.items()}
+        restored = await self._notes().restored(by_uid, float(int(self.clock())))
+        return tuple(map(self._with_unreadable_record, restored.values()))
+
+    def _with_unreadable_record(self, model: ModelObserved) -> ModelObserved:
+        """Return a model with a problem if the record of a revision that has a role cannot be read."""
+        if model.problem is not None or not self.parsed.unreadable:
+            return model
+        for record in self.view.of_pool(REVISIONS, self.key):
+            why = self.parsed.unreadable.get(record["metadata"]["uid"])
+            if why is not None and _revision_of(record) in model.roles.revisions():
+                name = record["metadata"]["name"]
+                problem = FailureReason("RecordUnreadable", f"ControllerRevision {name} cannot be read: {why}")
+                return replace(model, problem=problem)
+        return model
+
+    async def keep_notes(self) -> int:
+        """Write the roles of the models' statuses beside the revisions' records, and return the number of writes."""
+        return await self._notes().keep(await self.models())
+
+    def _notes(self) -> RoleNotes:
+        return RoleNotes(self.api, self.view, self.contexts, self.key, self.parsed.restore)
 
     def _observe(self, model: Json, *, pool_missing: bool) -> ModelObserved:
         metadata = model["metadata"]
@@ -103,12 +134,14 @@ class ClusterStore:
             "PoolNotFound", f"there is no TritonPool {self.key.pool!r} in namespace {self.key.namespace}"
         )
         spec = absent if pool_missing else self._spec(model)
+        status, unreadable = read_status(model.get("status") or {})
+        spec = unreadable or spec
         return ModelObserved(
             name=metadata["name"],
             generation=metadata["generation"],
             wanted=spec if isinstance(spec, Wanted) else None,
             problem=spec if isinstance(spec, FailureReason) else None,
-            status=from_api(SegmentationModelStatus.model_validate(model.get("status") or {})),
+            status=from_api(status),
             deleting=is_terminating(model),
             annotations=annotations_of(model),
         )
@@ -125,26 +158,30 @@ class ClusterStore:
         return cached[1]
 
     async def revisions(self) -> Mapping[str, AssignedModel]:
-        """Return the records of revisions by name; of several with one name, the latest."""
+        """Return the records of revisions by name; of several with one name, the latest that can be read."""
         records = [record for record in self.view.of_pool(REVISIONS, self.key) if not is_terminating(record)]
         uids = {record["metadata"]["uid"] for record in records}
-        for uid in self.parsed.records.keys() - uids:
-            del self.parsed.records[uid]
-        return {
-            record["metadata"]["labels"][REVISION_LABEL]: self._record(record)
-            for record in sorted(records, key=lambda record: int(record["revision"]))
-        }
+        for cache in (self.parsed.records, self.parsed.unreadable):
+            for uid in cache.keys() - uids:
+                del cache[uid]
+        read = ((_revision_of(record), self._record(record)) for record in sorted(records, key=_number))
+        return {revision: assigned for revision, assigned in read if revision and assigned is not None}
 
-    def _record(self, record: Json) -> AssignedModel:
+    def _record(self, record: Json) -> AssignedModel | None:
         uid = record["metadata"]["uid"]
-        if uid not in self.parsed.records:
-            self.parsed.records[uid] = self.interner.intern(AssignedModel.model_validate(record["data"]))
-        return self.parsed.records[uid]
+        if uid not in self.parsed.records and uid not in self.parsed.unreadable:
+            try:
+                self.parsed.records[uid] = self.interner.intern(AssignedModel.read(record.get("data")))
+            except ValueError as error:
+                self.parsed.unreadable[uid] = " ".join(str(error).split())[:MESSAGE_LENGTH]
+                log.error("%s/%s: %s", self.key.namespace, record["metadata"]["name"], error)
+        return self.parsed.records.get(uid)
 
     async def save_revision(self, revision: str, assigned: AssignedModel) -> None:
         """Create the record of a revision, then delete the former ones of this revision: records are immutable."""
-        model = self._observed[assigned.model]
-        former = self._records_of(MODEL_LABEL, assigned.model)
+        model_name = assigned.model
+        model = self._observed[model_name]
+        former = [record for record in self._records() if record["metadata"]["labels"].get(MODEL_LABEL) == model_name]
         manifest = revision_object(
             namespace=self.key.namespace,
             pool=self.key.pool,
@@ -152,23 +189,26 @@ class ClusterStore:
             uid=model["metadata"]["uid"],
             assigned=assigned,
             revision=revision,
-            number=max((int(record["revision"]) for record in former), default=0) + 1,
+            number=max(map(_number, former), default=0) + 1,
         )
+        for record in former:
+            if record["metadata"]["uid"] in self.parsed.unreadable and _revision_of(record) == revision:
+                await self._delete(record)
         with suppress(ConflictError):  # an earlier pass created it, and ended before the server's response
             await self.api.create(REVISIONS, self.key.namespace, manifest)
         for record in former:
             metadata = record["metadata"]
-            if metadata["labels"][REVISION_LABEL] == revision and metadata["name"] != manifest["metadata"]["name"]:
+            if _revision_of(record) == revision and metadata["name"] != manifest["metadata"]["name"]:
                 await self._delete(record)
 
     async def drop_revision(self, revision: str) -> None:
         """Delete a revision's record; no error if there is none."""
-        for record in self._records_of(REVISION_LABEL, revision):
-            await self._delete(record)
+        for record in self._records():
+            if _revision_of(record) == revision:
+                await self._delete(record)
 
-    def _records_of(self, label: str, value: str) -> list[Json]:
-        records = self.view.of_pool(REVISIONS, self.key)
-        return [record for record in records if record["metadata"]["labels"].get(label) == value]
+    def _records(self) -> list[Json]:
+        return self.view.of_pool(REVISIONS, self.key)
 
     async def _delete(self, record: Json) -> None:
         if not is_terminating(record):
@@ -207,7 +247,7 @@ class ClusterStore:
             if FINALIZER not in finalizers and not is_terminating(item):
                 item = await self._patch(MODELS, item, {"metadata": {"finalizers": [*finalizers, FINALIZER]}})
             present = item.get("status") or {}
-            former = SegmentationModelStatus.model_validate(present)
+            former, _ = read_status(present)
             patch = merge_patch(present, to_api(status, former, self._now()).to_dict())
             self._observed[model] = await self._patch(MODELS, item, {"status": patch}, status=True)
 
@@ -217,7 +257,7 @@ class ClusterStore:
         if resource is None or context is None:
             return
         present = resource.get("status") or {}
-        former = TritonPoolStatus.model_validate(present)
+        former = read_pool_status(present)
         desired = pool_to_api(status, former, self._now(), scale_selector(context, status.idle))
         with suppress(NotFoundError):
             await self._patch(POOLS, resource, {"status": merge_patch(present, desired.to_dict())}, status=True)
@@ -249,6 +289,16 @@ class ClusterStore:
         metadata = {**patch.get("metadata", {}), "resourceVersion": item["metadata"]["resourceVersion"]}
         name = item["metadata"]["name"]
         return await self.api.patch(kind, self.key.namespace, name, {**patch, "metadata": metadata}, status=status)
+
+
+def _revision_of(record: Json) -> str:
+    """Return the revision that a record is of: as its label says, else its content; empty if neither does."""
+    labels, data = record["metadata"].get("labels") or {}, record.get("data")
+    return str(labels.get(REVISION_LABEL) or (data.get("revision") if isinstance(data, dict) else None) or "")
+
+
+def _number(record: Json) -> int:
+    return int(record.get("revision") or 0)
 
 
 def _event(kind: Kind, about: Json, event: Event, now: datetime) -> Json:

@@ -192,7 +192,7 @@ class LocalFleet:
 
     async def assign(self, group: str, assignment: Assignment) -> None:
         """Write the assignment of a group's agent."""
-        text = json.dumps(assignment.model_dump(mode="json", by_alias=True, exclude_none=True))
+        text = json.dumps(assignment.to_json())
         write_private(self._folder(group).assignment, text)
 
     async def stop(self, group: str) -> None:
@@ -259,13 +259,13 @@ def _read_ports(folder: GroupFolder) -> Ports:
 
 def _read_assignment(folder: GroupFolder) -> Assignment:
     try:
-        return Assignment.model_validate_json(folder.assignment.read_text())
+        return Assignment.read(json.loads(folder.assignment.read_text()))
     except FileNotFoundError:
         return Assignment()
 
 
 def _read_report(folder: GroupFolder) -> Report | None:
     try:
-        return Report.model_validate_json(folder.report.read_text())
+        return Report.read(json.loads(folder.report.read_text()))
     except FileNotFoundError:
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -21,12 +22,12 @@ from segserve_operator.api.checks import did_you_mean
 from segserve_operator.api.loading import parse
 from segserve_operator.api.meta import ObjectMeta
 from segserve_operator.api.resources import Resource
-from segserve_operator.api.segmentation_model import SegmentationModelStatus
 from segserve_operator.api.triton_pool import TritonPool
 from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.models.events import Event
 from segserve_operator.core.models.observed import ModelObserved, ModelStatus, PoolObserved, PoolStatus, Wanted
 from segserve_operator.core.rollout.record import Record
+from segserve_operator.mapping.reading import read_pool, read_status
 from segserve_operator.mapping.specs import annotations_of, wanted_of
 from segserve_operator.mapping.statuses import from_api, to_api
 
@@ -34,6 +35,8 @@ MODEL: Final = "SegmentationModel"
 POOL: Final = "TritonPool"
 DEFAULT_POOL: Final = "default"
 MAX_NAME_LENGTH: Final = 253
+
+log = logging.getLogger("segserve")
 
 
 class ResourceNotFoundError(Exception):
@@ -88,9 +91,7 @@ class LocalStore:
         name = self._pool_name()
         if not self.names(POOL):
             return TritonPool(metadata=ObjectMeta(name=name))
-        pool = parse(self.get(POOL, name), name)
-        assert isinstance(pool, TritonPool)
-        return pool
+        return read_pool(self.get(POOL, name), name)[0]
 
     def set_gateway_port(self, port: int) -> None:
         """Change the gateway port of the pool, from the next start of the platform."""
@@ -159,13 +160,14 @@ class LocalStore:
 
     def _observe(self, manifest: Mapping[str, Any], pool: str) -> ModelObserved:
         metadata = manifest["metadata"]
-        spec = _pool_mismatch(pool, manifest) or self._spec(manifest)
+        status, unreadable = read_status(manifest.get("status") or {})
+        spec = unreadable or _pool_mismatch(pool, manifest) or self._spec(manifest)
         return ModelObserved(
             name=metadata["name"],
             generation=metadata["generation"],
             wanted=spec if isinstance(spec, Wanted) else None,
             problem=spec if isinstance(spec, FailureReason) else None,
-            status=from_api(SegmentationModelStatus.model_validate(manifest.get("status") or {})),
+            status=from_api(status),
             deleting="deletionTimestamp" in metadata,
             annotations=annotations_of(manifest),
         )
@@ -184,14 +186,14 @@ class LocalStore:
         records = {}
         for path in sorted(self.state.revisions.glob("*.json")):
             with contextlib.suppress(FileNotFoundError):
-                records[path.stem] = self._cached(
-                    path, lambda each: AssignedModel.model_validate_json(each.read_text())
-                )
+                assigned = self._cached(path, _read_revision)
+                if assigned is not None:
+                    records[path.stem] = assigned
         return records
 
     async def save_revision(self, revision: str, assigned: AssignedModel) -> None:
         """Write the record of a revision."""
-        text = json.dumps(assigned.model_dump(mode="json", by_alias=True, exclude_none=True), indent=1)
+        text = json.dumps(assigned.to_json(), indent=1)
         write_private(self.state.revisions / f"{revision}.json", text)
 
     async def drop_revision(self, revision: str) -> None:
@@ -214,7 +216,7 @@ class LocalStore:
         folder = self._folder(MODEL, model)
         if not folder.exists():
             return
-        former = SegmentationModelStatus.model_validate(self._manifest(folder / "status.yaml") or {})
+        former, _ = read_status(self._manifest(folder / "status.yaml") or {})
         write_yaml(folder / "status.yaml", to_api(status, former, datetime.now(UTC)).to_dict())
 
     async def forget(self, model: str) -> None:
@@ -225,6 +227,9 @@ class LocalStore:
             if manifest is not None and "deletionTimestamp" in manifest["metadata"]:
                 shutil.rmtree(folder)
                 self._rollouts.drop_of(model)
+                for path in self.state.revisions.glob(f"{model}-*.json"):
+                    if path.stem.rpartition("-")[0] == model:
+                        path.unlink(missing_ok=True)
 
     def _folder(self, kind: str, name: str) -> Path:
         if name in ("", ".", "..") or "/" in name or len(name) > MAX_NAME_LENGTH:
@@ -251,6 +256,15 @@ class LocalStore:
         with (self.state.objects / ".lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+def _read_revision(path: Path) -> AssignedModel | None:
+    """Return a revision's record, None if it cannot be read: then what its servers were told to load stands for it."""
+    try:
+        return AssignedModel.read(json.loads(path.read_text()))
+    except ValueError as error:
+        log.error("%s cannot be read: %s", path, error)
+        return None
 
 
 def _pool_mismatch(pool: str, manifest: Mapping[str, Any]) -> FailureReason | None:

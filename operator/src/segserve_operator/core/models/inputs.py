@@ -8,15 +8,16 @@ from dataclasses import replace
 import numpy as np
 
 from segserve_operator.api.rollout_policy import CheckedGateSpec, gate_name
+from segserve_operator.core.failure import UNKNOWN_FIELD
 from segserve_operator.core.gates import checked_gate
 from segserve_operator.core.gates.base import Outcome, Verdict
 from segserve_operator.core.gates.checks import Check
 from segserve_operator.core.gates.probe import LONGEST_S, probe_outcome
-from segserve_operator.core.models.golden_scores import gave_up, golden_gates, golden_verdicts, is_golden
 from segserve_operator.core.models.deadlines import is_overdue
+from segserve_operator.core.models.golden_scores import gave_up, golden_gates, golden_verdicts, is_golden
 from segserve_operator.core.models.observed import ModelObserved, Observed, Roles, SloWatch
-from segserve_operator.core.models.self_test import tests_itself
 from segserve_operator.core.models.quorum import may_take_over
+from segserve_operator.core.models.self_test import tests_itself
 from segserve_operator.core.models.slo import is_due, is_watched
 from segserve_operator.core.rollout.engine import Signals
 from segserve_operator.core.rollout.phases import Phase
@@ -65,8 +66,8 @@ def gather_signals(record: Record, state: RolloutState, roles: Roles, model: Mod
     group = groups_of(state, roles)[1]
     share = world.traffic.share(model.name, group)
     is_routed = share is not None and share.revision == state.revision and bool(share.endpoints)
-    answers = group in world.groups and bool(world.groups[group].endpoints(state.revision))
     overdue = is_overdue(model, roles.candidate, world)
+    answers = group in world.groups and bool(world.groups[group].endpoints(state.revision))
     verdicts = [_verdict(record, gate) for gate in _checked_gates(record, state, model)]
     failed = roles.candidate is not None and roles.candidate.failure is not None
     superseded = not failed and not is_about(state, roles)
@@ -77,7 +78,9 @@ def gather_signals(record: Record, state: RolloutState, roles: Roles, model: Mod
         golden=np.array(_golden(record, state, model, world), np.int8),
         probes=np.array(probe_outcome(probe, world.now_s - state.since_s), np.int8),
         forbidden=np.array(failed or any(verdict.outcome is Outcome.BREACH for verdict in verdicts)),
-        allowed=np.array(all(_allows(verdict, record, state, model, world) for verdict in verdicts)),
+        allowed=np.array(
+            not _is_unknown(model) and all(_allows(verdict, record, state, model, world) for verdict in verdicts)
+        ),
         superseded=np.array(superseded),
     )
 
@@ -138,6 +141,11 @@ def _checked_gates(record: Record, state: RolloutState, model: ModelObserved) ->
             continue
         if not is_golden(gate) or gate in golden:
             yield gate
+
+
+def _is_unknown(model: ModelObserved) -> bool:
+    """Tell whether a newer release may have set conditions for this rollout that are not known here."""
+    return model.problem is not None and model.problem.reason == UNKNOWN_FIELD
 
 
 def _verdict(record: Record, gate: CheckedGateSpec) -> Verdict:

@@ -160,6 +160,9 @@ def _records(roles: Mapping[str, Roles], world: Observed) -> dict[str, AssignedM
             assigned = record_of(revision, model, world)
             if assigned is not None:
                 records[revision] = assigned
+    # In a restore records come before their model, or before its pool. Those of a deleted model end with it.
+    decided = frozenset(model.name for model in world.models if world.pool is not None or model.deleting)
+    records |= {name: assigned for name, assigned in world.revisions.items() if assigned.model not in decided}
     loaded = {assigned.revision: assigned for group in world.groups.values() for assigned in group.assignment.models}
     return records | {name: world.revisions[name] for name in loaded if name in world.revisions and name not in records}
 
@@ -198,15 +201,15 @@ def _route(model: ModelObserved, roles: Roles, state: RolloutState | None, world
     )
 
 
-def _other_weight(
-    roles: Roles, state: RolloutState | None, world: Observed
-) -> tuple[Candidate | RoleHolder | None, int]:
-    """Return who gets requests besides stable and the percentage; nobody if none of its servers is ready."""
 def _may_get_requests(holder: Candidate | RoleHolder, group: str, world: Observed) -> bool:
     """Tell whether gateways are to know a revision that gets no requests now: a return needs any server of it."""
     return answers(holder, world) if isinstance(holder, RoleHolder) else suffices(group, holder.revision, world)
 
 
+def _other_weight(
+    roles: Roles, state: RolloutState | None, world: Observed
+) -> tuple[Candidate | RoleHolder | None, int]:
+    """Return who gets requests besides stable and the percentage; nobody if none of its servers is ready."""
     if state is None or state.ended:
         return None, 0
     other: Candidate | RoleHolder | None = None

@@ -105,7 +105,8 @@ def _worth_a_retry(candidate: Candidate, scope: Scope) -> bool:
         return False
     if candidate.failure.reason == CLASSES_CHANGED:
         return scope.model.wanted.allow_class_changes
-    return scope.world.revisions.get(candidate.revision) != scope.model.wanted.assigned
+    # After a restore there may be no record of it: that cures nothing.
+    return scope.world.revisions.get(candidate.revision) not in (None, scope.model.wanted.assigned)
 
 
 def _new_candidate(roles: Roles, scope: Scope, revision: str) -> Candidate:
@@ -170,7 +171,6 @@ def _judge_candidate(roles: Roles, scope: Scope) -> Roles:
     return roles
 
 
-def _promoted(roles: Roles, candidate: Candidate, now_s: float) -> Roles:
 def _give_up_slot(roles: Roles, scope: Scope) -> Roles:
     """Let a stalled candidate wait again where another one needs its servers."""
     candidate = roles.candidate
@@ -182,6 +182,7 @@ def _give_up_slot(roles: Roles, scope: Scope) -> Roles:
     return replace(roles, candidate=Candidate(candidate.revision, None, scope.world.now_s, stalled=reason))
 
 
+def _promoted(roles: Roles, candidate: Candidate, now_s: float) -> Roles:
     assert candidate.group is not None
     former = replace(roles.stable, since_s=now_s) if roles.stable else None
     return Roles(stable=RoleHolder(candidate.revision, candidate.group, now_s), previous=former)
@@ -262,8 +263,8 @@ _RULES_BEFORE_ROLLOUT: Final[tuple[Callable[[Roles, Scope], Roles], ...]] = (
     _follow_spec,
     _follow_template,
     _judge_candidate,
-)
     _give_up_slot,
+)
 _RULES_AFTER_ROLLOUT: Final[tuple[Callable[[Roles, Scope], Roles], ...]] = (_expire_previous, _settle)
 
 
@@ -285,7 +286,7 @@ def record_of(revision: str, model: ModelObserved, world: Observed) -> AssignedM
     """
     record = world.revisions.get(revision)
     if model.wanted is None or model.wanted.assigned.revision != revision:
-        return record
+        return record or _loaded(revision, world)
     if record is model.wanted.assigned:
         return record
     candidate = model.roles.candidate
@@ -296,6 +297,12 @@ def record_of(revision: str, model: ModelObserved, world: Observed) -> AssignedM
     addresses = {"artifact": wanted.artifact, "second_artifact": wanted.second_artifact}
     golden = golden_of(record, model, world)
     return record.model_copy(update=addresses | {"expose": wanted.expose, "golden": golden})
+
+
+def _loaded(revision: str, world: Observed) -> AssignedModel | None:
+    """Return a revision as some servers were told to load it: its record is gone, or cannot be read."""
+    assigned = (each for group in world.groups.values() for each in group.assignment.models)
+    return next((each for each in assigned if each.revision == revision), None)
 
 
 def next_due_s(models: Collection[ModelObserved], now_s: float) -> float:
@@ -310,6 +317,7 @@ def next_due_s(models: Collection[ModelObserved], now_s: float) -> float:
         for model in models
         if model.roles.previous is not None and model.wanted is not None
     ]
+    ends += [waited_out_s(model.roles, deadline_s(model), now_s) for model in models]
     # An overdue one waits for something else, which causes an event.
     role_s = min((left for left in ends if left > 0), default=math.inf) + 1.0
     return min(role_s, SLO_LOOK_S) if any(map(is_watched, models)) else role_s
@@ -317,7 +325,6 @@ def next_due_s(models: Collection[ModelObserved], now_s: float) -> float:
 
 def class_changes(stable: Sequence[ModelClass], new: Sequence[ModelClass]) -> list[str]:
     """Return a sentence for every class of `stable` that `new` drops or renumbers, in the order of `stable`.
-    ends += [waited_out_s(model.roles, deadline_s(model), now_s) for model in models]
 
     Classes are identified by name: a renamed class counts as dropped. Additional classes are not reported.
     """

@@ -5,8 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from segserve_common.kube.kinds import CONFIG_MAPS, MODELS, ROLLOUTS
-from segserve_common.kube.names import MODEL_LABEL, POOL_LABEL, ROLLOUT_LABEL, chunk_name
+from segserve_common.kube.names import (
+    MODEL_LABEL,
+    OUTCOME_ANNOTATION,
+    OUTCOME_LABEL,
+    POOL_LABEL,
+    ROLLOUT_LABEL,
+    chunk_name,
+)
 from segserve_common.kube.shards import CONTENT_KEY
+from segserve_operator.adapters.kube.objects.revision import owner_reference
+from segserve_operator.api.segmentation_rollout import MESSAGE_MAX_LENGTH
 from segserve_operator.mapping.rollouts import manifest_of
 
 if TYPE_CHECKING:
@@ -23,7 +32,7 @@ def rollout_object(record: Record, *, namespace: str, pool: str, uid: str) -> di
         "name": record.name,
         "namespace": namespace,
         "labels": {**_LABELS, POOL_LABEL: pool, MODEL_LABEL: record.model},
-        "ownerReferences": [_owner(MODELS.api_version, MODELS.name, record.model, uid)],
+        "ownerReferences": [owner_reference(MODELS, record.model, uid)],
     }
     return {**manifest, "metadata": metadata}
 
@@ -36,7 +45,7 @@ def evidence_config_map(
         "name": chunk_name(record.name, number),
         "namespace": namespace,
         "labels": {**_LABELS, POOL_LABEL: pool, MODEL_LABEL: record.model, ROLLOUT_LABEL: record.name},
-        "ownerReferences": [_owner(ROLLOUTS.api_version, ROLLOUTS.name, record.name, uid)],
+        "ownerReferences": [owner_reference(ROLLOUTS, record.name, uid)],
     }
     return {
         "apiVersion": CONFIG_MAPS.api_version,
@@ -46,12 +55,7 @@ def evidence_config_map(
     }
 
 
-def _owner(api_version: str, kind: str, name: str, uid: str) -> dict[str, Any]:
-    return {
-        "apiVersion": api_version,
-        "kind": kind,
-        "name": name,
-        "uid": uid,
-        "controller": True,
-        "blockOwnerDeletion": False,
-    }
+def outcome_patch(outcome: str, why: str) -> dict[str, Any]:
+    """Return the patch that says in a record's metadata how its rollout ended: backups often have no status."""
+    message = why[:MESSAGE_MAX_LENGTH]
+    return {"metadata": {"labels": {OUTCOME_LABEL: outcome}, "annotations": {OUTCOME_ANNOTATION: message}}}

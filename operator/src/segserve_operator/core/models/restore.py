@@ -1,0 +1,143 @@
+"""What is known without a status, or without a report: beside the record of each revision is a note of its role.
+
+Backups and GitOps tools bring specs back, not statuses. Without a stable revision the spec's would be promoted at
+once, even one that was rolled back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Final, Literal
+
+from segserve_builder.agent.protocol import ModelReport, ModelState
+from segserve_operator.core.failure import FailureReason
+from segserve_operator.core.models.observed import (
+    Candidate,
+    GroupObserved,
+    ModelObserved,
+    ModelStatus,
+    RoleHolder,
+    Roles,
+    ServerObserved,
+)
+from segserve_operator.core.models.requests import MAX_HANDLED, PREFIX, RolloutRequest
+from segserve_operator.core.traffic import TrafficState
+
+RoleName = Literal["stable", "candidate", "previous", "refused"]
+ROLLED_BACK: Final = "RolledBack"
+_RETURNS: Final = ("rollback", "abort")
+
+
+@dataclass(frozen=True, slots=True)
+class RevisionNote:
+    """The role of a revision since `since_s` (Unix seconds), the group that serves it, and why it was refused.
+
+    `handled` are the texts of the model's handled annotations; they are with the stable revision, else with another.
+    """
+
+    role: RoleName
+    since_s: float
+    group: str = ""
+    failure: FailureReason | None = None
+    handled: tuple[str, ...] = ()
+
+
+def notes_of(status: ModelStatus) -> dict[str, RevisionNote]:
+    """Return the notes of a model's revisions, by revision."""
+    notes: dict[str, RevisionNote] = {}
+    roles = status.roles
+    if roles.stable is not None:
+        notes[roles.stable.revision] = RevisionNote("stable", roles.stable.since_s, roles.stable.group)
+    if roles.previous is not None:
+        notes[roles.previous.revision] = RevisionNote("previous", roles.previous.since_s, roles.previous.group)
+    if roles.candidate is not None:
+        candidate = roles.candidate
+        role: RoleName = "candidate" if candidate.failure is None else "refused"
+        notes[candidate.revision] = RevisionNote(role, candidate.since_s, candidate.group or "", candidate.failure)
+    for revision in list(notes)[:1]:
+        notes[revision] = replace(notes[revision], handled=status.handled)
+    return notes
+
+
+def is_blank(model: ModelObserved) -> bool:
+    """Tell whether a model's status names no revision: it is new, or its status was lost."""
+    return model.status.roles == Roles() and not model.deleting
+
+
+def with_roles_of(
+    model: ModelObserved, notes: Mapping[str, RevisionNote], rolled_back: FailureReason | None, now_s: float
+) -> ModelObserved:
+    """Return a model whose status is blank with the roles that the notes name.
+
+    `rolled_back` is why the last rollout of the spec's revision was rolled back, if one is on record. A candidate that
+    was neither refused nor promoted is left out: the spec brings it back, from the start.
+    """
+    roles = _roles_of(notes)
+    wanted = model.wanted.assigned.revision if model.wanted is not None else None
+    if wanted is not None and roles.candidate is None and (roles.stable is None or roles.stable.revision != wanted):
+        refusal = rolled_back or _returned_from(model, wanted, roles)
+        if refusal is not None:
+            roles = replace(roles, candidate=Candidate(wanted, None, now_s, refusal))
+    handled = tuple(text for note in notes.values() for text in note.handled)
+    known = tuple(dict.fromkeys((*handled, *model.status.handled)))[-MAX_HANDLED:]
+    if roles == Roles() and known == model.status.handled:
+        return model
+    return replace(model, status=replace(model.status, roles=roles, handled=known))
+
+
+def with_presumed_reports(groups: Mapping[str, GroupObserved], traffic: TrafficState) -> dict[str, GroupObserved]:
+    """Return groups in which a server whose report cannot be read has what the gateways send it requests for.
+
+    After a rollback of the operator an agent of a newer release must not lose its requests; it gets no new ones.
+    """
+    return {
+        name: group
+        if all(server.is_read for server in group.servers)
+        else replace(group, servers=tuple(_presumed(server, name, traffic) for server in group.servers))
+        for name, group in groups.items()
+    }
+
+
+def _presumed(server: ServerObserved, group: str, traffic: TrafficState) -> ServerObserved:
+    if server.is_read or traffic.plan is None:
+        return server
+    held = (
+        ModelReport(model=route.model, revision=share.revision, state=ModelState.READY, loaded=True)
+        for route in traffic.plan.routes
+        for share in route.shares
+        if share.group == group and server.endpoint in share.endpoints
+    )
+    return replace(server, reports=tuple(held))
+
+
+def _roles_of(notes: Mapping[str, RevisionNote]) -> Roles:
+    def newest(*names: RoleName) -> tuple[str, RevisionNote] | None:
+        found = [(note.since_s, revision) for revision, note in notes.items() if note.role in names]
+        return (max(found)[1], notes[max(found)[1]]) if found else None
+
+    # Notes are written one by one: between two writes there may be two stable revisions, or none.
+    stable = newest("stable") or newest("previous")
+    if stable is not None:
+        notes = {revision: note for revision, note in notes.items() if revision != stable[0]}
+    previous, refused = newest("previous", "stable"), newest("refused")
+    return Roles(
+        stable=RoleHolder(stable[0], stable[1].group, stable[1].since_s) if stable is not None else None,
+        previous=RoleHolder(previous[0], previous[1].group, previous[1].since_s) if previous is not None else None,
+        candidate=Candidate(refused[0], None, refused[1].since_s, refused[1].failure) if refused is not None else None,
+    )
+
+
+def _returned_from(model: ModelObserved, revision: str, roles: Roles) -> FailureReason | None:
+    """Return why the spec's revision is refused if an annotation asks to leave it, and there is no other to return to.
+
+    A GitOps tool in another cluster applies the annotation with the spec, and nothing else.
+    """
+    if roles.stable is not None:
+        return None
+    for verb in _RETURNS:
+        text = model.annotations.get(PREFIX + verb, "")
+        if text and RolloutRequest(verb, text).revision == revision:
+            message = f"the annotation {PREFIX}{verb} asks to leave {revision}, and no other revision is on record here"
+            return FailureReason(ROLLED_BACK, message)
+    return None
