@@ -36,11 +36,7 @@ _NO_ROUTE: Final = 404
 
 
 class NotAnsweredError(Exception):
-    """The group's servers failed a request; `is_transient` tells whether another attempt may succeed."""
-
-    def __init__(self, message: str, *, is_transient: bool = False) -> None:
-        super().__init__(message)
-        self.is_transient = is_transient
+    """The group's servers failed a request."""
 
 
 class InternalGateway:
@@ -78,7 +74,7 @@ class InternalGateway:
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             raise CheckError(f"the gateway's internal listener cannot be reached: {error}") from error
         except httpx.TimeoutException:
-            raise NotAnsweredError(f"no answer within {timeout_s:.3g} s", is_transient=True) from None
+            raise NotAnsweredError(f"no answer within {timeout_s:.3g} s") from None
         except httpx.TransportError as error:
             raise CheckError(f"the gateway closed the connection: {error or type(error).__name__}") from error
         return _read(reply, group, revision)
@@ -98,8 +94,7 @@ def _read(reply: httpx.Response, group: str, revision: str) -> OutputArrays:
     if reply.status_code == _NO_ROUTE:
         raise CheckError(reply.text[:300])
     if reply.status_code != httpx.codes.OK:
-        is_transient = reply.status_code in (httpx.codes.SERVICE_UNAVAILABLE, httpx.codes.GATEWAY_TIMEOUT)
-        raise NotAnsweredError(f"{reply.status_code}: {reply.text[:300]}", is_transient=is_transient)
+        raise NotAnsweredError(f"{reply.status_code}: {reply.text[:300]}")
     try:
         outputs = decode_http(reply.content, reply.headers.get(HEADER_LENGTH)).outputs
         answer = {name: _array(tensor) for name, tensor in outputs.items()}
