@@ -97,6 +97,7 @@ class ClusterWorld:
     keys: tuple[PoolKey, ...] = (KEY,)
     room: int | None = None
     """Number of servers that the nodes have room for; None for any number."""
+    scheduler_says: str = "0/4 nodes are available: 4 Insufficient nvidia.com/gpu."
 
     def __post_init__(self) -> None:
         self.kube = FakeKube(lambda: self.now_s)
@@ -213,7 +214,7 @@ class ClusterWorld:
         is_server = pod["metadata"]["labels"][COMPONENT_LABEL] == SERVER
         if not is_server or self.room is None or servers < self.room:
             return pod
-        reason = {"reason": "Unschedulable", "message": "0/4 nodes are available: 4 Insufficient nvidia.com/gpu."}
+        reason = {"reason": "Unschedulable", "message": self.scheduler_says}
         return {
             **pod,
             "status": {"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "False", **reason}]},

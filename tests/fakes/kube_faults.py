@@ -41,13 +41,15 @@ class Call:
 class Fault:
     """What goes wrong, from the `nth` fitting call on for so many `times` (None: always), until a time if one is given.
 
-    `error` is raised, after `hang_s`; where it `landed`, the call took place and only its answer is lost. `verb` is
-    one of `READS` and `WRITES`, or "read" or "write" for any of these; None fits all, as does a `kind` of None.
+    It is about objects whose name contains `part`. `error` is raised, after `hang_s`; where it `landed`, the call took
+    place and only its answer is lost. `verb` is one of `READS` and `WRITES`, or "read" or "write" for any of these;
+    None fits all, as does a `kind` of None.
     """
 
     error: Callable[[], BaseException] = lambda: UnavailableError("injected: no answer")
     verb: str | None = None
     kind: Kind | None = None
+    part: str = ""
     nth: int = 1
     times: int | None = 1
     landed: bool = False
@@ -57,7 +59,7 @@ class Fault:
     def fits(self, call: Call) -> bool:
         """Return whether it is about such a call."""
         verbs = (None, call.verb, "write" if call.writes else "read")
-        return self.verb in verbs and self.kind in (None, call.kind)
+        return self.verb in verbs and self.kind in (None, call.kind) and self.part in call.name
 
 
 def crash_at(write: int, *, after: bool = False) -> Fault:

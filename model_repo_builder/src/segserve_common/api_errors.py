@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from segserve_common.backoff import retry_after_s
 from segserve_common.errors import ControlError
@@ -31,6 +31,11 @@ class ApiError(ControlError):
         self.retry_after_s: float = retry_after_s
         self.server_message = server_message or message
         self.details = details or {}
+
+    def about(self, subject: str) -> Self:
+        """Return the same error with a message that names what the request was about."""
+        message = f"{subject}: {self.server_message}"
+        return type(self)(message, status=self.status, details=self.details, retry_after_s=self.retry_after_s)
 
     @property
     def causes(self) -> list[Mapping[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Iterable, Mapping
 from typing import Protocol
 
 from segserve_common.api_errors import ApiError
@@ -11,6 +11,18 @@ from segserve_common.kube.kinds import Json, Kind
 
 class NotLeaderError(ApiError):
     """The write was refused here, before it was sent: this process does not hold the operator's lease."""
+
+
+async def attempt_all(calls: Iterable[Awaitable[None]]) -> None:
+    """Await independent calls one after the other, and raise the first `ApiError` after the last."""
+    first: ApiError | None = None
+    for call in calls:
+        try:
+            await call
+        except ApiError as error:
+            first = first or error
+    if first is not None:
+        raise first
 
 
 class Api(Protocol):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Final
 
-from segserve_common.api_errors import InvalidError
+from segserve_common.api_errors import ApiError, InvalidError, NotFoundError
 from segserve_common.canonical import json_digest
 from segserve_common.kube.kinds import CHILDREN, OLD_DISRUPTION_BUDGETS
+from segserve_operator.adapters.kube.api import NotLeaderError
 from segserve_operator.adapters.kube.drift import covers, overlay
 from segserve_operator.adapters.kube.merge import merge_patch
 from segserve_operator.adapters.kube.pods import is_terminating
@@ -44,11 +45,19 @@ def find_drift(view: View, key: PoolKey, manifests: Iterable[Json]) -> Iterator[
 async def apply_differing(
     api: Api, view: View, key: PoolKey, manifests: Iterable[Json], *, fenced: bool = False
 ) -> None:
-    """Apply the manifests that differ; with `fenced` only if the object is unchanged since the view read it."""
+    """Apply the manifests that differ; with `fenced` only if the object is unchanged since the view read it.
+
+    The first error ends it, and names the object.
+    """
     for manifest, live in list(find_drift(view, key, manifests)):
-        applied = await _put(api, key, manifest, live if fenced else None)
+        kind, name = kind_of(manifest).name, manifest["metadata"]["name"]
+        try:
+            applied = await _put(api, key, manifest, live if fenced else None)
+        except NotLeaderError:
+            raise
+        except ApiError as error:
+            raise error.about(f"{kind} {name}") from error
         if not covers(applied, manifest):
-            kind, name = kind_of(manifest).name, manifest["metadata"]["name"]
             _log.warning("%s %s: admission changes fields that segserve sets; they stay so", kind, name)
             view.answers[applied["metadata"]["uid"]] = _answer(applied, manifest)
 
@@ -60,8 +69,12 @@ async def _put(api: Api, key: PoolKey, manifest: Json, fence: Json | None) -> Js
         return await api.apply(kind, key.namespace, _at_version(fence, manifest))
     except InvalidError as error:
         _log.info("%s %s is not to be applied over what is there: %s", kind.name, name, error)
+        refusal = error
     # Somebody set an alternative to a field of ours, such as a second handler of a probe.
-    live = await api.get(kind, key.namespace, name)
+    try:
+        live = await api.get(kind, key.namespace, name)
+    except NotFoundError:
+        raise refusal from None
     patch = {"metadata": {}, **merge_patch(live, overlay(live, manifest))}
     return await api.patch(kind, key.namespace, name, _at_version(fence or live, patch))
 

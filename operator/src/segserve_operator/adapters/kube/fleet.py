@@ -203,25 +203,30 @@ class ClusterFleet:
                 await self.api.patch(DEPLOYMENTS, self.key.namespace, deployment["metadata"]["name"], change)
 
     async def assign(self, group: str, assignment: Assignment) -> None:
-        """Write the group's assignment for its agents; only shards that differ are written."""
+        """Write the group's assignment for its agents; only shards that differ are written, and all are tried."""
         context = self.contexts.get(self.key)
         if context is None:
             return
+        manifests = []
         for shard in range(SHARDS):
             models = [model for model in assignment.models if shard_of(model.model) == shard]
             content = pack([model.to_json() for model in models])
-            manifest = assignment_config_map(context, group, shard, content)
-            await apply_differing(self.api, self.view, self.key, [manifest])
+            manifests.append(assignment_config_map(context, group, shard, content))
+        await attempt_all(apply_differing(self.api, self.view, self.key, [manifest]) for manifest in manifests)
 
     async def stop(self, group: str) -> None:
-        """Delete the group's objects, except those that are being deleted."""
-        for kind in self.view.kinds:
-            if kind == PODS:
-                continue  # deleted with their Deployment
-            for item in self.view.of_pool(kind, self.key):
-                metadata = item["metadata"]
-                if _group(item) == group and not pods.is_terminating(item):
-                    await self.api.delete(kind, self.key.namespace, metadata["name"], uid=metadata["uid"])
+        """Delete the group's objects, except those that are being deleted; all are tried."""
+        present = [
+            (kind, item["metadata"])
+            for kind in self.view.kinds
+            if kind != PODS  # deleted with their Deployment
+            for item in self.view.of_pool(kind, self.key)
+            if _group(item) == group and not pods.is_terminating(item)
+        ]
+        await attempt_all(
+            self.api.delete(kind, self.key.namespace, metadata["name"], uid=metadata["uid"])
+            for kind, metadata in present
+        )
 
     def _by_group(self, items: Iterable[Json]) -> dict[str, list[Json]]:
         groups: dict[str, list[Json]] = {}
