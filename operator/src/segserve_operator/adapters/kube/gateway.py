@@ -23,6 +23,7 @@ from segserve_common.kube.names import (
 from segserve_common.kube.shards import VERSION_KEY, content_of, pack, shard_of, unpack
 from segserve_operator.adapters.kube import pods
 from segserve_operator.adapters.kube.accounts import with_valid_tokens
+from segserve_operator.adapters.kube.api import attempt_all
 from segserve_operator.adapters.kube.children import apply_differing, find_drift
 from segserve_operator.adapters.kube.objects import gateway_objects, gateway_url, plan_config_map
 from segserve_operator.adapters.kube.pod_failures import pod_failure
@@ -154,23 +155,26 @@ class ClusterTraffic:
         return {pod["metadata"]["name"]: host for pod in ready if (host := pods.address(pod)) is not None}
 
     async def apply(self, plan: TrafficPlan) -> None:
-        """Publish a plan and repair the gateway's objects. A shard that changed since the view read it is kept."""
+        """Publish a plan, then repair the gateway's objects. A shard that changed since the view read it is kept.
+
+        All shards and the objects are tried, whatever of it is refused.
+        """
         context = self.contexts.get(self.key)
         if context is None:
             return
         state = await self.observe()
-        used = []
+        used, manifests = [], []
         for shard in range(SHARDS):
             routes = tuple(route for route in plan.routes if shard_of(route.model) == shard)
             config_map = self._map(plan_name(self.key.pool, shard))
             content = self._content(config_map, TrafficPlan(routes, plan.servers if shard == 0 else ()))
             used.append(content)
             changed = self._changed(config_map, content, routes, state.pending)
-            manifest = plan_config_map(context, shard, content, sorted(changed))
-            await apply_differing(self.api, self.view, self.key, [manifest], fenced=True)
+            manifests.append(plan_config_map(context, shard, content, sorted(changed)))
         for text in self.decoded.keys() - set(used):
             del self.decoded[text]
-        await apply_differing(self.api, self.view, self.key, self._objects(context))
+        parts = [*(([manifest], True) for manifest in manifests), (self._objects(context), False)]
+        await attempt_all(apply_differing(self.api, self.view, self.key, part, fenced=fenced) for part, fenced in parts)
 
     def _objects(self, context: PoolContext) -> tuple[Json, ...]:
         return with_valid_tokens(self.view, self.key, gateway_objects(context))
