@@ -16,6 +16,7 @@ from segserve_operator.adapters.kube.view import PoolKey, View
 from segserve_operator.api.rollout_policy import Slo
 from segserve_operator.core.models.observed import EffectFailure
 from segserve_operator.rollout_metrics import RolloutMetrics
+from segserve_operator.stored_sizes import StoredSizes
 
 _DEFAULT_ERROR_PERCENT = Slo().error_percent
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
@@ -37,6 +38,7 @@ class Metrics:
     slo: Gauge = field(init=False)
     failing: Gauge = field(init=False)
     rollouts: RolloutMetrics = field(init=False)
+    stored: StoredSizes = field(init=False)
 
     def __post_init__(self) -> None:
         to = self.registry
@@ -60,6 +62,7 @@ class Metrics:
         text = "Writes that failed and are tried again, by the kind of the action."
         self.failing = Gauge("segserve_failing_effects", text, ["namespace", "pool", "effect"], registry=to)
         self.rollouts = RolloutMetrics(to)
+        self.stored = StoredSizes(to)
 
     def passed(self, outcome: str, seconds: float) -> None:
         """Count a pass."""
@@ -81,6 +84,7 @@ class Metrics:
             for pool in view.of_pool(POOLS, key):
                 self.pools.labels(key.namespace, _ready(pool)).inc()
         self.rollouts.show()
+        self.stored.observe(view)
 
     def observe_failures(self, failures: Mapping[PoolKey, Collection[EffectFailure]]) -> None:
         """Set the gauge to the current numbers of failing effects."""

@@ -124,6 +124,8 @@ class PoolReconciler:
                 key.namespace, key.pool, model, false_alarms=max(new, 0), dispersion=test.dispersion
             )
             cache.false_alarms[model] = test.false_alarms
+        for model in cache.false_alarms.keys() - cache.rollout_cache.self_tests.keys():
+            del cache.false_alarms[model]
         # Statuses tell what failed in the next pass.
         writes = len(actions) + tidied + (attempts != _attempts(cache.failures))
         now_s = self._clock()

@@ -155,6 +155,7 @@ def test_there_is_an_alert_for_each_thing_that_people_have_to_know() -> None:
         "SegserveRolloutHeld",
         "SegserveRolloutRolledBack",
         "SegserveRolloutBlind",
+        "SegserveStoredObjectLarge",
         "SegserveSloBurn",
     }
     for rule in alerts():

@@ -22,6 +22,7 @@ from segserve_operator.adapters.bundles.archive import packed, tail, unpacked
 from segserve_operator.adapters.bundles.cluster import LIMIT_BYTES, MAX_PODS, ClusterBundles
 from segserve_operator.adapters.bundles.contents import LOG_BYTES, ServerDiagnostics, bundle
 from segserve_operator.adapters.bundles.local import MAX_BUNDLES, LocalBundles, bundle_file
+from segserve_operator.adapters.kube.history import POOL_BUNDLES_BYTES
 from segserve_operator.adapters.kube.view import PoolKey, selector
 from segserve_operator.adapters.local.files import StateFolder
 from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
@@ -217,6 +218,20 @@ async def test_on_a_cluster_a_bundle_is_a_config_map_that_goes_with_its_rollout(
 async def test_the_operator_does_not_watch_bundles(kube: FakeKube) -> None:
     await saved(kube, Logs())
     assert kube.all(CONFIG_MAPS, "lab", selector(CONFIG_MAPS)) == []
+
+
+async def test_of_a_pools_bundles_the_oldest_go_when_there_is_no_room(kube: FakeKube) -> None:
+    await saved(kube, Logs())
+    former = await kube.get(CONFIG_MAPS, "lab", "coins-7f-bundle")
+    labels = former["metadata"]["labels"]
+    noise = base64.b64encode(b"x" * (POOL_BUNDLES_BYTES - 1000)).decode()
+    for name, pool in (("old", KEY_OF_POOL.pool), ("of-another-pool", "other")):
+        metadata = {"name": name, "namespace": "lab", "labels": {**labels, POOL_LABEL: pool}}
+        kube.put(CONFIG_MAPS, {"metadata": metadata, "binaryData": {BUNDLE_KEY: noise}})
+    await saved(kube, Logs())
+
+    names = {found["metadata"]["name"] for found in kube.all(CONFIG_MAPS, "lab")}
+    assert names == {"coins-7f-bundle", "of-another-pool"}
 
 
 async def test_a_container_that_crashed_said_why_before_it_started_again(kube: FakeKube) -> None:

@@ -12,6 +12,7 @@ from segserve_common.kube.kinds import CONFIG_MAPS, PODS, ROLLOUTS
 from segserve_common.kube.names import (
     AGENT_CONTAINER,
     BUNDLE_KEY,
+    COMPONENT_LABEL,
     GROUP_LABEL,
     GRPC_PORT,
     HTTP_PORT,
@@ -24,6 +25,7 @@ from segserve_common.kube.names import (
 from segserve_operator.adapters.bundles.contents import LOG_BYTES, ServerDiagnostics, bundle
 from segserve_operator.adapters.bundles.statistics import NoStatisticsError, statistics
 from segserve_operator.adapters.kube import pods
+from segserve_operator.adapters.kube.history import expired_bundles
 from segserve_operator.core.traffic import Endpoint
 
 if TYPE_CHECKING:
@@ -65,8 +67,18 @@ class ClusterBundles:
         owner = await self.api.get(ROLLOUTS, self.key.namespace, record.name)
         diagnostics = await self._collect(group)
         content = await asyncio.to_thread(_fit, record, diagnostics)
-        await self.api.apply(CONFIG_MAPS, self.key.namespace, _config_map(record, owner["metadata"]["uid"], content))
+        manifest = _config_map(record, self.key.pool, owner["metadata"]["uid"], content)
+        await self._make_room(manifest, len(content))
+        await self.api.apply(CONFIG_MAPS, self.key.namespace, manifest)
         return f"configmap/{bundle_name(record.name)}"
+
+    async def _make_room(self, manifest: Json, new_bytes: int) -> None:
+        """Delete the pool's oldest bundles until this one has room."""
+        labels = {name: manifest["metadata"]["labels"][name] for name in (COMPONENT_LABEL, POOL_LABEL)}
+        items = await self.api.list(CONFIG_MAPS, self.key.namespace, labels)
+        others = [item for item in items if item["metadata"]["name"] != manifest["metadata"]["name"]]
+        for name in expired_bundles(others, new_bytes):
+            await self.api.delete(CONFIG_MAPS, self.key.namespace, name)
 
     async def _collect(self, group: str) -> ServerDiagnostics:
         labels = {**MANAGED_LABELS, POOL_LABEL: self.key.pool, GROUP_LABEL: group}
@@ -127,12 +139,17 @@ def _fit(record: Record, diagnostics: ServerDiagnostics) -> bytes:
     return bundle(record, ServerDiagnostics(missing=(*diagnostics.missing, *why)), log_bytes=0)
 
 
-def _config_map(record: Record, owner_uid: str, content: bytes) -> Json:
+def _config_map(record: Record, pool: str, owner_uid: str, content: bytes) -> Json:
     # Without the labels that the operator watches, so that it does not keep bundles in memory.
     return {
         "metadata": {
             "name": bundle_name(record.name),
-            "labels": {"app.kubernetes.io/part-of": "segserve", MODEL_LABEL: record.model},
+            "labels": {
+                "app.kubernetes.io/part-of": "segserve",
+                COMPONENT_LABEL: "bundle",
+                POOL_LABEL: pool,
+                MODEL_LABEL: record.model,
+            },
             "ownerReferences": [
                 {
                     "apiVersion": ROLLOUTS.api_version,

@@ -37,6 +37,7 @@ class PoolContexts:
         """
         resource = self.resource(key)
         if resource is None:
+            self._cache.pop(key, None)
             return None
         uid, generation = resource["metadata"]["uid"], resource["metadata"]["generation"]
         cached = self._cache.get(key)

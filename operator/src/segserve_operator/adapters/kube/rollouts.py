@@ -12,6 +12,7 @@ from segserve_common.api_errors import ApiError, ConflictError, NotFoundError
 from segserve_common.kube.kinds import CONFIG_MAPS, ROLLOUTS
 from segserve_common.kube.names import MODEL_LABEL, OUTCOME_LABEL, chunk_name
 from segserve_common.kube.shards import content_of
+from segserve_operator.adapters.kube.history import expired_records, room_for_records
 from segserve_operator.adapters.kube.objects.rollout import evidence_config_map, outcome_patch, rollout_object
 from segserve_operator.api.segmentation_rollout import SegmentationRolloutStatus
 from segserve_operator.mapping.notes import outcome_of
@@ -60,6 +61,10 @@ class ClusterRollouts:
     key: PoolKey
     clock: Callable[[], float]
     cache: dict[str, CachedRollout] = field(default_factory=dict)
+    models: int = 1
+    """Models of the pool, which share the room for records."""
+    named: Collection[str] = ()
+    """Rollouts that models' statuses name, which are never deleted."""
 
     async def read(self, names: Collection[str]) -> Mapping[str, Record]:
         """Return the records with these names; those that are missing or cannot be read are left out."""
@@ -125,10 +130,9 @@ class ClusterRollouts:
         self.cache[record.name] = _cached(item, record, record_chunks)
 
     async def _delete_oldest(self, latest: Record) -> None:
-        # A record is never written after its rollout has ended, so versions are in the order of their ends.
-        versions = await self.api.versions(ROLLOUTS, self.key.namespace, {MODEL_LABEL: latest.model})
-        others = sorted((int(version), name) for (_, name), version in versions.items() if name != latest.name)
-        for _, name in others[: max(len(others) - HISTORY, 0)]:
+        items = await self.api.list(ROLLOUTS, self.key.namespace, {MODEL_LABEL: latest.model})
+        others = [item for item in items if item["metadata"]["name"] != latest.name]
+        for name in expired_records(others, room_for_records(self.models), HISTORY, self.named):
             await self.api.delete(ROLLOUTS, self.key.namespace, name)
 
     async def _read(self, name: str, slots: asyncio.Semaphore) -> None:

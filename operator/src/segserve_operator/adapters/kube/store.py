@@ -231,7 +231,9 @@ class ClusterStore:
             await self._rollouts().write(record, model["metadata"]["uid"])
 
     def _rollouts(self) -> ClusterRollouts:
-        return ClusterRollouts(self.api, self.key, self.clock, self.parsed.rollouts)
+        states = [model.status.rollout for model in self.parsed.models.values()]
+        named = frozenset(state.rollout for state in states if state is not None)
+        return ClusterRollouts(self.api, self.key, self.clock, self.parsed.rollouts, len(states), named)
 
     async def save_status(self, model: str, status: ModelStatus) -> None:
         """Write the finalizer if it is absent, then a model's status; does nothing if the model is gone.

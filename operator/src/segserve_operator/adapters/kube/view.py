@@ -117,6 +117,8 @@ class View:
         key = key_of(kind, item) if item is not None else None
         if item is not None and key is not None:
             self._by_pool[kind][key].discard(item["metadata"]["name"])
+            if not self._by_pool[kind][key]:
+                del self._by_pool[kind][key]
         return key
 
 
