@@ -1,4 +1,4 @@
-"""What decides about an update of a pool's servers: its own settings, requests, windows, and other pools' updates."""
+"""Inputs of the decision about an update of servers: own settings, requests, windows, and other pools' updates."""
 
 from __future__ import annotations
 

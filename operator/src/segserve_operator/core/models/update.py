@@ -34,7 +34,7 @@ _MAIN_NAME: Final = re.compile(rf"{MAIN}-[0-9a-f]{{8}}")
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class UpdateStep:
     """Number of servers of each main group, and why no more of them are replaced now (a reason and a sentence)."""
 
     replicas: Mapping[str, int]
@@ -51,24 +51,24 @@ def with_template(world: Observed) -> Observed:
     return _as_one_group(replace(world, pool=replace(pool, kept=kept, progress=progress, stuck=stuck)))
 
 
-def step_of(world: Observed) -> Step:
+def step_of(world: Observed) -> UpdateStep:
     """Return the next step of the update in an observed world."""
     pool = world.pool
     if pool is None or not pool.template:
-        return Step({})
+        return UpdateStep({})
     kept = _kept(pool, world)
     target = _main(kept.next or kept.digest)
     former = [group for name, group in _mains(world).items() if name != target and not _is_held_apart(name, world)]
     present = world.groups.get(target) or GroupObserved(target, replicas=0)
     if not former and not kept.next:
-        return Step({target: pool.replicas})
+        return UpdateStep({target: pool.replicas})
     wait = _wait(pool, kept, world)
     if wait is not None:
-        return Step(_unchanged(pool, kept, present, former), wait)
+        return UpdateStep(_unchanged(pool, kept, present, former), wait)
     if pool.update.strategy == "Recreate":
         ended = not any(map(_occupied, former))
-        return Step({group.name: 0 for group in former} | {target: pool.replicas if ended else present.replicas})
-    return Step(_rolled(pool, present, former))
+        return UpdateStep({group.name: 0 for group in former} | {target: pool.replicas if ended else present.replicas})
+    return UpdateStep(_rolled(pool, present, former))
 
 
 def spread(groups: Mapping[str, Assignment], world: Observed) -> tuple[dict[str, Assignment], dict[str, int]]:
