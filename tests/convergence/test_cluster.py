@@ -7,7 +7,7 @@ import pytest
 from fakes.cluster_world import NAMESPACE, ClusterWorld, model_manifest
 from fakes.kube_faults import Faulty, crash_at
 from segserve_common.kube.kinds import CONFIG_MAPS, DEPLOYMENTS, MODELS, POOLS, REVISIONS, SERVICES
-from segserve_common.kube.names import reports_name
+from segserve_common.kube.names import FORCE_DELETE, reports_name
 from segserve_operator.core.models.pool import MAX_CANDIDATE_GROUPS
 
 CONDITIONS = ("Ready", "Degraded", "Progressing")
@@ -210,12 +210,72 @@ async def test_with_shared_isolation_candidates_share_one_group() -> None:
     assert {world.condition(f"model-{number}", "Ready") for number in range(12)} == {("True", "Serving")}
 
 
-async def test_a_pool_that_goes_first_does_not_hold_its_models() -> None:
+async def test_a_pool_that_is_deleted_serves_its_models_and_goes_with_the_last_of_them() -> None:
+    world = await served()
+    world.apply(model_manifest("roads"))
+    await world.turns()
+    (main,) = world.groups()
+
+    world.delete(POOLS, "default")
+    await world.turns(3)
+    assert (world.weights("coins"), world.weights("roads")) == ({main: 100}, {main: 100})
+    assert world.pool_condition("Progressing") == ("True", "HasModels")
+    assert "coins, roads" in world.pool_message("Progressing")
+
+    former = world.status("coins")["roles"]["stable"]["revision"]
+    world.apply(model_manifest("coins", "2"))
+    await world.turns()
+    assert world.status("coins")["roles"]["stable"]["revision"] != former
+
+    world.delete(MODELS, "coins")
+    await world.turns(6)
+    assert world.weights("roads") == {main: 100}
+
+    world.delete(MODELS, "roads")
+    await world.turns(6)
+    assert world.left() == []
+
+
+async def test_a_kept_pool_writes_nothing_at_rest() -> None:
     world = await served()
     world.delete(POOLS, "default")
     await world.turns(3)
+    before = world.kube.revision
+
+    for _ in range(5):
+        assert await world.run_pass() == 0
+
+    assert world.kube.revision == before
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before it is deleted", "after"])
+async def test_a_pool_that_is_told_to_goes_although_it_has_models(before: bool) -> None:
+    world = await served()
+    told = {"metadata": {"annotations": {FORCE_DELETE: "true"}}}
+
+    if before:
+        world.kube.edit(POOLS, NAMESPACE, "default", told)
+        world.delete(POOLS, "default")
+    else:
+        world.delete(POOLS, "default")
+        await world.turns(3)
+        world.kube.edit(POOLS, NAMESPACE, "default", told)
+    await world.turns(3)
+
+    assert world.kube.all(POOLS) == []
+    assert world.condition("coins", "Degraded") == ("True", "PoolNotFound")
     world.delete(MODELS, "coins")
     await world.turns(3)
+    assert world.left() == []
+
+
+async def test_a_pool_without_models_goes_at_once() -> None:
+    world = ClusterWorld()
+    world.apply_pool()
+    await world.turns(3)
+
+    world.delete(POOLS, "default")
+    await world.turns(2)
 
     assert world.left() == []
 

@@ -12,7 +12,7 @@ from fakes.cluster_world import NAMESPACE, ClusterWorld, model_manifest
 from fakes.kube_faults import Fault, Faulty, refusal
 from segserve_common.api_errors import ForbiddenError
 from segserve_common.kube.kinds import MODELS, POOLS, REVISIONS, ROLLOUTS, Kind
-from segserve_common.kube.names import OUTCOME_LABEL, REVISION_LABEL, ROLE_LABEL
+from segserve_common.kube.names import FORCE_DELETE, OUTCOME_LABEL, REVISION_LABEL, ROLE_LABEL
 
 Json = dict[str, Any]
 BAD, GOOD = "2", "1"

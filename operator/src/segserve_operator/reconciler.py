@@ -21,6 +21,7 @@ from segserve_operator.adapters.kube.fleet import ClusterFleet, FleetCache
 from segserve_operator.adapters.kube.gateway import ClusterTraffic
 from segserve_operator.adapters.kube.interning import ModelInterner
 from segserve_operator.adapters.kube.objects import Defaults
+from segserve_operator.adapters.kube.pool_guard import keep_guard
 from segserve_operator.adapters.kube.resources import ClusterResources
 from segserve_operator.adapters.kube.store import ClusterStore, StoreCache
 from segserve_operator.adapters.kube.view import PoolKey, View
@@ -34,6 +35,7 @@ from segserve_operator.service import ActionLog, RolloutCache, Service
 from segserve_operator.worker import ReconcileResult
 
 MIN_DUE_S: Final = 0.1
+GUARD_RETRY_S: Final = 1.0
 BUNDLE_LOOK_S: Final = 1.0
 BUNDLES_GRACE_S: Final = 3.0
 
@@ -108,7 +110,13 @@ class PoolReconciler:
         except ApiError:
             await fleet.tidy_reports()
             raise
-        tidied = await fleet.tidy_reports()
+        tidied, due_s = await fleet.tidy_reports(), []
+        try:
+            tidied += await keep_guard(self._api, self._view, key)
+        except ApiError as error:
+            # What serves does not depend on it, and the other models' next pass must not wait for it.
+            log.warning("%s/%s: the pool's finalizer was not written: %s", key.namespace, key.pool, error)
+            due_s.append(GUARD_RETRY_S)
         for line in cache.action_log.new_lines(actions):
             log.info("%s/%s: %s", key.namespace, key.pool, line)
         for line in cache.action_log.new_failures(cache.failures):
@@ -129,7 +137,8 @@ class PoolReconciler:
         # Statuses tell what failed in the next pass.
         writes = len(actions) + tidied + (attempts != _attempts(cache.failures))
         now_s = self._clock()
-        due_s = [next_due_s(models, now_s), *(max(each.retry_s - now_s, MIN_DUE_S) for each in cache.failures.values())]
+        due_s.append(next_due_s(models, now_s))
+        due_s += [max(failure.retry_s - now_s, MIN_DUE_S) for failure in cache.failures.values()]
         if cache.bundles.reading():
             due_s.append(BUNDLE_LOOK_S)
         return ReconcileResult(writes, min(due_s))

@@ -53,6 +53,16 @@ def test_only_what_nobody_owns_and_who_waits_to_go_is_left(left: FakeServer) -> 
     ]
 
 
+def test_a_pool_that_waits_to_go_is_let_go_after_its_models(left: FakeServer) -> None:
+    leaving = pool("second")
+    leaving["metadata"] |= {"finalizers": ["segserve.dev/models"], "deletionTimestamp": "2026-01-01T00:00:00Z"}
+    left.put(POOLS, leaving)
+
+    found = list(map(str, leftovers(left.client(), everywhere=False, of_all=False)))
+
+    assert found[1] == "lab: finalizer segserve.dev/models of tritonpool/second (it is being deleted)"
+
+
 def test_all_takes_the_finalizer_of_models_that_stay_too(left: FakeServer) -> None:
     found = leftovers(left.client(), everywhere=True, of_all=True)
 

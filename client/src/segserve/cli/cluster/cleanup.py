@@ -11,9 +11,10 @@ from segserve.platforms.cluster.doctor import OPERATOR
 from segserve.platforms.errors import ForbiddenError, NotFoundError, NotInstalledError
 from segserve.platforms.port import Json
 from segserve_common.kube.kinds import CHILDREN, DEPLOYMENTS, MODELS, OLD_DISRUPTION_BUDGETS, PODS, POOLS, Kind
-from segserve_common.kube.names import FINALIZER, MANAGED_LABELS
+from segserve_common.kube.names import FINALIZER, MANAGED_LABELS, POOL_FINALIZER
 
 # Pods go with their Deployments; budgets are of one version or the other.
+_FINALIZERS: Final = {MODELS: FINALIZER, POOLS: POOL_FINALIZER}
 KINDS: Final = (*(kind for kind in CHILDREN if kind is not PODS), OLD_DISRUPTION_BUDGETS)
 
 
@@ -30,20 +31,25 @@ class Leftover:
     finalizers: tuple[str, ...] | None = None
 
     def __str__(self) -> str:
-        what = f"finalizer {FINALIZER} of " if self.finalizers is not None else ""
+        what = f"finalizer {_FINALIZERS[self.kind]} of " if self.finalizers is not None else ""
         return f"{self.namespace}: {what}{self.kind.name.lower()}/{self.name} ({self.why})"
 
 
 def leftovers(client: ContextClient, *, everywhere: bool, of_all: bool) -> list[Leftover]:
-    """Return what is left in the namespace or everywhere: blocked models first, then objects without an owner.
+    """Return what is left in the namespace or everywhere: blocked models and pools, then objects without an owner.
 
-    A model is blocked if it is being deleted and has the finalizer; `of_all` includes every model with the finalizer.
+    One is blocked if it is being deleted and has segserve's finalizer; `of_all` includes all that have the finalizer.
     """
     # Children first: the owner of a child created between both lists is then known.
     children = [(kind, item) for kind in KINDS for item in _listed(client, kind, MANAGED_LABELS, everywhere=everywhere)]
     models, pools = (_listed(client, kind, {}, everywhere=everywhere) for kind in (MODELS, POOLS))
     living = {item["metadata"]["uid"] for item in (*models, *pools)}
-    held = [_held(model) for model in models if _is_held(model, of_all=of_all)]
+    held = [
+        _held(kind, item)
+        for kind, items in ((MODELS, models), (POOLS, pools))
+        for item in items
+        if _is_held(kind, item, of_all=of_all)
+    ]
     return [*held, *_orphans(children, living)]
 
 
@@ -77,15 +83,15 @@ def _listed(client: ContextClient, kind: Kind, labels: Mapping[str, str], *, eve
         return []
 
 
-def _is_held(model: Json, *, of_all: bool) -> bool:
-    metadata = model["metadata"]
-    return FINALIZER in metadata.get("finalizers", ()) and (of_all or "deletionTimestamp" in metadata)
+def _is_held(kind: Kind, item: Json, *, of_all: bool) -> bool:
+    metadata = item["metadata"]
+    return _FINALIZERS[kind] in metadata.get("finalizers", ()) and (of_all or "deletionTimestamp" in metadata)
 
 
-def _held(model: Json) -> Leftover:
-    others = tuple(name for name in model["metadata"]["finalizers"] if name != FINALIZER)
-    going = "deletionTimestamp" in model["metadata"]
-    return _leftover(MODELS, model, "it is being deleted" if going else "it is kept, without its finalizer", others)
+def _held(kind: Kind, item: Json) -> Leftover:
+    others = tuple(name for name in item["metadata"]["finalizers"] if name != _FINALIZERS[kind])
+    going = "deletionTimestamp" in item["metadata"]
+    return _leftover(kind, item, "it is being deleted" if going else "it is kept, without its finalizer", others)
 
 
 def _orphans(children: Sequence[tuple[Kind, Json]], living: set[str]) -> Iterator[Leftover]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from segserve_common.kube.kinds import POOLS
 from segserve_operator.adapters.kube.objects import PoolContext
-from segserve_operator.adapters.kube.pods import is_terminating
+from segserve_operator.adapters.kube.pool_guard import is_leaving
 from segserve_operator.mapping.reading import read_pool
 
 if TYPE_CHECKING:
@@ -26,9 +26,9 @@ class PoolContexts:
     _cache: dict[PoolKey, tuple[int, PoolContext, FailureReason | None]] = field(default_factory=dict)
 
     def resource(self, key: PoolKey) -> Json | None:
-        """Return the pool's resource, None if there is none or it is being deleted."""
+        """Return the pool's resource, None if there is none or it is being deleted and nothing keeps it."""
         resource = self.view.get(POOLS, key.namespace, key.pool)
-        return None if resource is None or is_terminating(resource) else resource
+        return None if resource is None or is_leaving(self.view, key, resource) else resource
 
     def get(self, key: PoolKey) -> PoolContext | None:
         """Return the context of a pool, None if there is no such pool.

@@ -16,6 +16,7 @@ from segserve_common.kube.names import FINALIZER, MODEL_LABEL, REVISION_LABEL
 from segserve_operator.adapters.kube.merge import merge_patch
 from segserve_operator.adapters.kube.objects import revision_object, scale_selector, template_digest
 from segserve_operator.adapters.kube.pods import is_terminating
+from segserve_operator.adapters.kube.pool_guard import kept_condition
 from segserve_operator.adapters.kube.role_notes import RestoreCache, RoleNotes
 from segserve_operator.adapters.kube.rollouts import CachedRollout, ClusterRollouts
 from segserve_operator.adapters.kube.updates import offered_update
@@ -71,11 +72,11 @@ class ClusterStore:
     _observed: dict[str, Json] = field(default_factory=dict)
 
     async def observed_pool(self) -> PoolObserved | None:
-        """Return the pool, None if there is none or it is being deleted."""
+        """Return the pool, None if there is none or it is being deleted and nothing keeps it."""
         resource, context = self.contexts.resource(self.key), self.contexts.get(self.key)
         if resource is None or context is None:
             return None
-        return PoolObserved(
+        observed = PoolObserved(
             name=self.key.pool,
             generation=resource["metadata"]["generation"],
             template=template_digest(context),
@@ -87,6 +88,8 @@ class ClusterStore:
             status=pool_from_api(read_pool_status(resource.get("status") or {})),
             ignored=self.contexts.ignored(self.key),
         )
+        kept = kept_condition(self.view, self.key, resource)
+        return observed if kept is None else replace(observed, progress=kept)
 
     async def models(self) -> tuple[ModelObserved, ...]:
         """Return every model of the pool; one whose spec cannot be parsed has a `problem`.

@@ -48,7 +48,8 @@ def with_template(world: Observed) -> Observed:
         return world
     kept = _kept(pool, world)
     progress, stuck = _conditions(pool, kept, world)
-    return _as_one_group(replace(world, pool=replace(pool, kept=kept, progress=progress, stuck=stuck)))
+    told = replace(pool, kept=kept, progress=pool.progress or progress, stuck=stuck)
+    return _as_one_group(replace(world, pool=told))
 
 
 def step_of(world: Observed) -> UpdateStep:
