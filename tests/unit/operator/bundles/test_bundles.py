@@ -255,14 +255,3 @@ async def test_of_logs_that_are_too_large_the_ends_are_kept_and_the_readme_says_
     readme = files["coins-7f/README.txt"].decode()
     assert f"{LOG_BYTES:,} bytes" not in readme
     assert "Missing: 1 more servers of group canary" in readme
-
-
-async def test_where_a_bundle_cannot_be_written_that_is_logged_and_no_pass_fails(
-    caplog: pytest.LogCaptureFixture, tmp_path: Path
-) -> None:
-    kube = FakeKube()
-    await ClusterBundles(kube, Logs(), KEY_OF_POOL).save(RECORD, "canary")
-    assert kube.all(CONFIG_MAPS) == []
-    (tmp_path / "bundles").write_text("in the way")
-    await LocalBundles(StateFolder(tmp_path)).save(RECORD, "canary")
-    assert caplog.text.count("no bundle of rollout coins-7f") == 2
