@@ -193,7 +193,7 @@ class BurnRateGate(GateSpec):
 
 
 class GoldenQualityGate(AlphaGateSpec, CheckedGateSpec):
-    """Replays the golden images through the gateway to candidate and stable, and compares the scores of the answers."""
+    """Compares the scores of the golden images, which the agents of candidate and stable measure on their servers."""
 
     gate: Literal["goldenQuality"] = Field(default="goldenQuality", description="Name of the gate.")
     min_iou: float | None = Field(
