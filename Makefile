@@ -91,6 +91,7 @@ test-all: $(VENV)/dev.stamp  ## Everything: oracles, numpy 1.26, all of the plat
 	$(MAKE) oracles peers $(VENV)-numpy1/stamp cluster-build
 	$(MACHINE) save $(OUT)/machine.json
 	$(VENV)-numpy1/bin/pytest $(SPREAD) --not-run $(NOT_RUN) tests/unit/builder $(OUTSIDE_TRITON:%=--ignore-glob='*/builder/%')
+	$(PYTEST) --hypothesis-profile thorough --dist load tests/convergence/test_mutations.py
 	$(PYTEST) --not-run $(NOT_RUN) -m 'not cluster and not ($(FOR_ANYBODY))'
 	$(BIN)/pytest --not-run $(NOT_RUN) $(ON_CLUSTER)
 	$(MACHINE) compare $(OUT)/machine.json
@@ -171,6 +172,7 @@ zoo-report: $(VENV)/dev.stamp system  ## Serve the zoo and compare its figures w
 prove: zoo zoo-report bench-stages  ## Long runs whose results are committed: the zoo, all tables, load with edits, all faults
 	$(BIN)/python -m bench.endurance
 	PYTHONPATH=tests $(BIN)/python -m bench.operator_faults
+	PYTHONPATH=tests $(BIN)/python -m bench.operator_soak
 	PYTHONPATH=tests $(BIN)/python -m bench.rollout_faults
 
 dashboards: $(VENV)/dev.stamp  ## Write the Grafana dashboard of rollouts

@@ -18,6 +18,7 @@ from tools import TOOLS
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, print_blob=True)
 settings.register_profile("fuzz", derandomize=False, deadline=None, print_blob=True)
+settings.register_profile("thorough", settings.get_profile("repeatable"), max_examples=2000)
 settings.load_profile("repeatable")
 
 MUST_RUN_ALL: Final = "SEGSERVE_TEST_ALL"
