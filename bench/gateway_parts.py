@@ -23,9 +23,9 @@ from bench.ports import free_port
 from segserve_common.kube.client import connect
 from segserve_common.kube.kinds import CONFIG_MAPS, NAMESPACES
 from segserve_common.kube.names import GATEWAY, SHARDS, plan_name, reports_name
-from segserve_common.kube.shards import CONTENT_KEY, pack, shard_of, unpack, version_of
+from segserve_common.kube.shards import CONTENT_KEY, shard_of, unpack, version_of
 from segserve_operator.adapters.traffic.envoy_config import command
-from segserve_operator.adapters.traffic.envoy_files import PLANS
+from segserve_operator.adapters.traffic.plans import pack_plan
 from segserve_operator.core.traffic import Endpoint, Route, Share, TrafficPlan
 from segserve_operator.gateway_sync.settings import GatewaySettings, Settings
 
@@ -163,7 +163,7 @@ def packed_shard(whole: TrafficPlan, shard: int) -> str:
     """Return the packed content of one shard of a plan."""
     routes = tuple(route for route in whole.routes if shard_of(route.model) == shard)
     part = replace(whole, routes=routes, servers=whole.servers if shard == 0 else ())
-    return pack(PLANS.dump_python(part, mode="json"))
+    return pack_plan(part)
 
 
 @contextmanager

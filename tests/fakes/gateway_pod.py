@@ -21,9 +21,9 @@ from fakes.waiting import HANG_S
 from segserve_common.kube.client import KubeClient
 from segserve_common.kube.kinds import CONFIG_MAPS
 from segserve_common.kube.names import GATEWAY, SHARDS, plan_name, reports_name
-from segserve_common.kube.shards import pack, shard_of, unpack, version_of
+from segserve_common.kube.shards import shard_of, unpack, version_of
 from segserve_operator.adapters.traffic.envoy_config import command
-from segserve_operator.adapters.traffic.envoy_files import PLANS
+from segserve_operator.adapters.traffic.plans import pack_plan
 from segserve_operator.core.traffic import TrafficPlan
 
 POOL = "main"
@@ -33,7 +33,7 @@ def shard_content(told: TrafficPlan, shard: int) -> str:
     """Return the content of one shard of a plan, as the operator writes it."""
     routes = tuple(route for route in told.routes if shard_of(route.model) == shard)
     part = replace(told, routes=routes, servers=told.servers if shard == 0 else ())
-    return pack(PLANS.dump_python(part, mode="json"))
+    return pack_plan(part)
 
 
 def versions_of(told: TrafficPlan) -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from segserve_common.kube.names import SHARDS, plan_name
 from segserve_common.kube.shards import content_of, unpack, version_of
-from segserve_operator.adapters.traffic.envoy_files import PLANS
+from segserve_operator.adapters.traffic.plans import load_plan
 from segserve_operator.core.traffic import TrafficPlan
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class PlanShards:
             self._refused.pop(shard, None)
             return
         try:
-            self._plans[shard] = PLANS.validate_python(unpack(packed))
+            self._plans[shard] = load_plan(unpack(packed))
         except ValueError as error:
             _LOG.error("%s cannot be read; its last content stays in force: %s", name, error)
             self._refused[shard] = f"version {version}: {str(error)[:_MESSAGE_LENGTH]}"

@@ -9,7 +9,7 @@ import pytest
 
 from segserve_common.kube.names import SHARDS, plan_name
 from segserve_common.kube.shards import pack, shard_of, version_of
-from segserve_operator.adapters.traffic.envoy_files import PLANS
+from segserve_operator.adapters.traffic.plans import pack_plan
 from segserve_operator.core.traffic import Endpoint, Route, Share, TrafficPlan
 from segserve_operator.gateway_sync.plan_shards import PlanShards
 from segserve_operator.gateway_sync.settings import Settings, SidecarSettingsError
@@ -30,7 +30,7 @@ ENVIRONMENT = {
 def content(told: TrafficPlan, shard: int) -> str:
     routes = tuple(route for route in told.routes if shard_of(route.model) == shard)
     part = replace(told, routes=routes, servers=told.servers if shard == 0 else ())
-    return pack(PLANS.dump_python(part, mode="json"))
+    return pack_plan(part)
 
 
 def config_map(text: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from segserve_common.kube.names import (
     plan_name,
     reports_name,
 )
-from segserve_common.kube.shards import VERSION_KEY, content_of, pack, shard_of, unpack
+from segserve_common.kube.shards import VERSION_KEY, content_of, shard_of, unpack
 from segserve_operator.adapters.kube import pods
 from segserve_operator.adapters.kube.accounts import with_valid_tokens
 from segserve_operator.adapters.kube.api import attempt_all
@@ -29,7 +29,7 @@ from segserve_operator.adapters.kube.objects import gateway_objects, gateway_url
 from segserve_operator.adapters.kube.pod_failures import pod_failure
 from segserve_operator.adapters.samples import wire
 from segserve_operator.adapters.samples.prometheus import PrometheusError, PrometheusSamples
-from segserve_operator.adapters.traffic.envoy_files import PLANS
+from segserve_operator.adapters.traffic.plans import load_plan, pack_plan
 from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.traffic import TrafficPlan, TrafficState
 
@@ -100,7 +100,7 @@ class ClusterTraffic:
             return None
         if packed not in self.decoded:
             try:
-                self.decoded[packed] = PLANS.validate_python(unpack(packed))
+                self.decoded[packed] = load_plan(unpack(packed))
             except ValueError:
                 return None  # edited by somebody else; the next pass writes it again
         return self.decoded[packed]
@@ -185,7 +185,7 @@ class ClusterTraffic:
         # Packing a thousand routes is slow, and most passes change none.
         if present is not None and self._shard(present) == part:
             return present
-        return pack(PLANS.dump_python(part, mode="json"))
+        return pack_plan(part)
 
     def _changed(
         self, config_map: Json | None, content: str, routes: Iterable[Route], pending: frozenset[str]

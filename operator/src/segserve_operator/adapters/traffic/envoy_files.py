@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from google.protobuf.message import DecodeError
-from pydantic import TypeAdapter
 
 from segserve_common.files import write_private
 from segserve_operator.adapters.traffic.envoy_admin import EnvoyUnreachableError, Versions
@@ -23,9 +22,9 @@ from segserve_operator.adapters.traffic.envoy_messages import (
     new_message,
     parse,
 )
+from segserve_operator.adapters.traffic.plans import dump_plan, load_plan
 from segserve_operator.core.traffic import TrafficPlan
 
-PLANS: Final = TypeAdapter(TrafficPlan)
 _POLL_S: Final = 0.002
 _PAUSE_S: Final = 0.02
 
@@ -98,13 +97,13 @@ def read_response(path: Path) -> DiscoveryResponse:
 
 def write_plan(path: Path, versions: Versions, plan: TrafficPlan) -> None:
     """Record that the files of these versions were rendered from `plan`."""
-    write_private(path, json.dumps({"versions": asdict(versions), "plan": PLANS.dump_python(plan, mode="json")}))
+    write_private(path, json.dumps({"versions": asdict(versions), "plan": dump_plan(plan)}))
 
 
 def read_plan(path: Path) -> tuple[Versions, TrafficPlan] | None:
     """Read what `write_plan` wrote; None if there is no record, or this version of segserve cannot read it."""
     try:
         record: dict[str, Any] = json.loads(path.read_text())
-        return Versions(**record["versions"]), PLANS.validate_python(record["plan"])
+        return Versions(**record["versions"]), load_plan(record["plan"])
     except (OSError, LookupError, ValueError, TypeError):
         return None

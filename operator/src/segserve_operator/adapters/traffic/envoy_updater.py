@@ -96,7 +96,7 @@ def usable_clusters(
 
 def _rendered(route: Route, before: RenderedRoute | None, table: RouteTable) -> RenderedRoute:
     if before is not None and before.route == route:
-        return replace(before, early_weights=before.weights)
+        return before if before.early_weights == before.weights else replace(before, early_weights=before.weights)
     clusters = route_clusters(route)
     if before is None:
         return _with_table(route, clusters, table, {})

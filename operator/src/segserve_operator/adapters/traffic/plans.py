@@ -1,0 +1,94 @@
+"""Traffic plans as JSON, in the ConfigMaps that gateways follow and in a gateway's own record.
+
+There are two formats, and readers know both. In the first, which every release reads, each share lists its servers. In
+the second each list of servers is written once and shares refer to it by number. It is written only where the first
+would not fit into a ConfigMap, so that gateways of an earlier release follow every plan that their release could write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any, Final, TypeAlias
+
+from pydantic import NonNegativeInt, TypeAdapter
+
+from segserve_common.kube.shards import pack
+from segserve_operator.core.traffic import Endpoint, TrafficPlan
+
+Json: TypeAlias = dict[str, Any]
+
+PLANS: Final = TypeAdapter(TrafficPlan)
+"""The first format."""
+SERVER_LISTS: Final = 2
+"""The value of the key `format` in the second one; the first has no such key."""
+LIMIT_BYTES: Final = 960_000
+"""Size of a shard up to which it is written in the first format: a ConfigMap may have 1 MiB, labels included."""
+# The first format takes at least 5.8 bytes a server where servers are too many for gzip to remember a list of them.
+_LISTED: Final = 170_000
+_FEW: Final = 10_000
+_TABLE: Final = TypeAdapter(tuple[Endpoint, ...])
+_USED: Final = TypeAdapter(tuple[NonNegativeInt, ...])
+_LISTS: Final = TypeAdapter(tuple[tuple[NonNegativeInt, ...], ...])
+
+
+def pack_plan(plan: TrafficPlan) -> str:
+    """Return the packed content of a shard; equal plans give equal text."""
+    if _servers_in(plan) <= _LISTED:
+        packed = pack(PLANS.dump_python(plan, mode="json"))
+        if len(packed) * 3 // 4 <= LIMIT_BYTES:  # base64
+            return packed
+    return pack(dump_lists(plan))
+
+
+def dump_plan(plan: TrafficPlan) -> Json:
+    """Return a plan for a gateway's own record, which is written with every change: in the shorter format."""
+    first: Json = PLANS.dump_python(plan, mode="json") if _servers_in(plan) <= _FEW else dump_lists(plan)
+    return first
+
+
+def dump_lists(plan: TrafficPlan) -> Json:
+    """Return a plan in the second format."""
+    lists: dict[tuple[Endpoint, ...], int] = {}
+    used = [lists.setdefault(share.endpoints, len(lists)) for route in plan.routes for share in route.shares]
+    table = sorted({server for listed in lists for server in listed}, key=lambda at: (at.host, at.http_port))
+    numbers = {server: number for number, server in enumerate(table)}
+    dumped: Json = PLANS.dump_python(_with_servers(plan, [()] * len(used)), mode="json")
+    for share, number in zip((share for route in dumped["routes"] for share in route["shares"]), used, strict=True):
+        share["endpoints"] = number
+    return {
+        **dumped,
+        "format": SERVER_LISTS,
+        "endpoints": _TABLE.dump_python(tuple(table), mode="json"),
+        "lists": [[numbers[server] for server in listed] for listed in lists],
+    }
+
+
+def load_plan(value: Any) -> TrafficPlan:
+    """Return the plan in a JSON value of either format; raises `ValueError` for anything else."""
+    if not isinstance(value, dict) or "format" not in value:
+        return PLANS.validate_python(value)
+    if value["format"] != SERVER_LISTS:
+        raise ValueError(f"the plan's format is {value['format']!r}; allowed is {SERVER_LISTS}, or no format")
+    try:
+        table = _TABLE.validate_python(value["endpoints"])
+        lists = [tuple(table[number] for number in listed) for listed in _LISTS.validate_python(value["lists"])]
+        used = _USED.validate_python([share["endpoints"] for route in value["routes"] for share in route["shares"]])
+        servers = [lists[number] for number in used]
+    except (LookupError, TypeError) as error:
+        raise ValueError(f"the plan refers to servers that it does not list: {error!r}") from error
+    routes = [{**each, "shares": [{**share, "endpoints": ()} for share in each["shares"]]} for each in value["routes"]]
+    return _with_servers(PLANS.validate_python({**value, "routes": routes}), servers)
+
+
+def _servers_in(plan: TrafficPlan) -> int:
+    return sum(len(share.endpoints) for route in plan.routes for share in route.shares)
+
+
+def _with_servers(plan: TrafficPlan, servers: Iterable[tuple[Endpoint, ...]]) -> TrafficPlan:
+    """Return the plan with these servers of its shares, in their order."""
+    left, routes = iter(servers), []
+    for route in plan.routes:
+        shares = tuple(replace(share, endpoints=next(left)) for share in route.shares)
+        routes.append(replace(route, shares=shares))
+    return replace(plan, routes=tuple(routes))

@@ -1,0 +1,107 @@
+"""Traffic plans in the ConfigMaps that gateways follow."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from segserve_common.kube.shards import pack, unpack
+from segserve_operator.adapters.traffic.plans import PLANS, dump_lists, load_plan, pack_plan
+from segserve_operator.core.traffic import Endpoint, Route, Share, TrafficPlan
+
+CONFIG_MAP_BYTES = 2**20
+SERVERS = tuple(
+    Endpoint(f"10.{number * 7919 % 251}.{number // 251}.{number % 251}", 8000, 8001) for number in range(1000)
+)
+
+
+def plan(models: int, servers: tuple[Endpoint, ...], *, unproved: bool = False) -> TrafficPlan:
+    """Return a plan in which each model is on all servers; or on all but one, and each on another set."""
+
+    def route(number: int) -> Route:
+        held = tuple(server for at, server in enumerate(servers) if not unproved or at != number)
+        main = Share("main-0a1b2c3d", f"m{number:04}-aaaaaaaaaa", 90, held)
+        candidate = Share(f"m{number:04}-bbbbbbbbbb", f"m{number:04}-bbbbbbbbbb", 10, servers[:2], shadow=number == 1)
+        return Route(f"m{number:04}", (main, candidate), steps=(f"segserve--pre--{number}",))
+
+    return TrafficPlan(tuple(map(route, range(models))), servers[:3])
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> TrafficPlan:
+    some = st.lists(st.sampled_from(SERVERS[:5]), max_size=5).map(tuple)
+    share = st.builds(Share, st.sampled_from(["main", "new"]), st.just("r"), st.just(100), some, st.integers(1, 9))
+    shares = st.lists(share, min_size=1, max_size=2).map(
+        lambda held: tuple(replace(each, weight=100 if at == 0 else 0) for at, each in enumerate(held))
+    )
+    routes = [Route(f"m{number}", draw(shares)) for number in range(draw(st.integers(0, 3)))]
+    return TrafficPlan(tuple(routes), draw(some))
+
+
+@given(plans())
+def test_a_plan_is_read_back_from_either_format(told: TrafficPlan) -> None:
+    assert load_plan(PLANS.dump_python(told, mode="json")) == told
+    assert load_plan(unpack(pack(dump_lists(told)))) == told
+
+
+@pytest.mark.parametrize(("models", "servers"), [(1, 1), (250, 10), (250, 100)])
+def test_what_an_earlier_release_could_write_is_written_as_it_reads_it(models: int, servers: int) -> None:
+    told = plan(models, SERVERS[:servers])
+
+    assert PLANS.validate_python(unpack(pack_plan(told))) == told
+
+
+@pytest.mark.parametrize("unproved", [False, True])
+def test_a_quarter_of_a_thousand_models_on_a_thousand_servers_fits_a_config_map(unproved: bool) -> None:
+    told = plan(250, SERVERS, unproved=unproved)
+
+    packed = pack_plan(told)
+
+    assert len(base64.b64decode(packed)) < CONFIG_MAP_BYTES / 4
+    assert load_plan(unpack(packed)) == told
+
+
+def test_long_addresses_do_not_overflow_a_config_map() -> None:
+    long = tuple(
+        Endpoint(f"fd00:{at * 7919 % 65521:x}:{at * 104729 % 65521:x}::{at:x}", 8000, 8001) for at in range(600)
+    )
+
+    packed = pack_plan(plan(250, long))
+
+    assert len(base64.b64decode(packed)) < CONFIG_MAP_BYTES
+
+
+def test_models_on_the_same_servers_share_one_list_when_they_are_read() -> None:
+    routes = load_plan(dump_lists(plan(3, SERVERS[:9]))).routes
+
+    assert routes[0].shares[0].endpoints is routes[2].shares[0].endpoints
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": 3}, "format is 3; allowed is 2"),
+        ({"lists": [[0, 99]]}, "does not list"),
+        ({"lists": [[-1]]}, "greater than or equal to 0"),
+        ({"lists": []}, "does not list"),
+        ({"endpoints": [{"host": "a"}]}, "http_port"),
+        ({"routes": [{"model": "m"}]}, "does not list"),
+        ({"routes": None}, "does not list"),
+    ],
+)
+def test_a_plan_that_makes_no_sense_is_refused_with_what_is_wrong(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_plan({**dump_lists(plan(2, SERVERS[:3])), **change})
+
+
+def test_a_field_of_a_later_release_is_ignored() -> None:
+    told = plan(2, SERVERS[:3])
+    dumped = dump_lists(told)
+    dumped["routes"][0]["colour"] = dumped["colour"] = "red"
+
+    assert load_plan(dumped) == told
