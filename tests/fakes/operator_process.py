@@ -119,6 +119,5 @@ class OperatorProcess:
             "SEGSERVE_OPERATOR_IMAGE": self.images.operator,
             "SEGSERVE_ENVOY_IMAGE": self.images.envoy,
             "SEGSERVE_TRITON_VERSION": TRITON_VERSION,
-            "SEGSERVE_CACHE": str(self.log.parent / "cache"),
             "SEGSERVE_HEALTH_PORT": str(self._port),
         }

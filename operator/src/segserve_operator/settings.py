@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias, cast, get_args
 
 from segserve_builder.spec.model_spec import SCHEMES
-from segserve_common.kube.names import CACHE_FOLDER, POD_USER
+from segserve_common.kube.names import POD_USER
 from segserve_common.logs import FORMAT_VARIABLE, FORMATS, LEVEL_VARIABLE, LEVELS, LogFormat, LogLevel, LogSettings
 
 PullPolicy: TypeAlias = Literal["Always", "IfNotPresent", "Never"]
@@ -35,8 +35,8 @@ class OperatorSettings:
     `namespaces` are those to work in, all if there is none. `triton_version` is NVIDIA's release of the Triton in
     `server_image` (26.04). Relative URIs of models are relative to `artifact_base`. Artifacts may come from
     `artifact_schemes` and `artifact_hosts` if a pool lists none (from all if these are empty too), and from
-    `artifact_private_hosts` at addresses that are not public. Golden sets are fetched into the folder `cache`. The
-    holder of the Lease `lease_name` in `lease_namespace` leads, under the identity `pod_name`, which must be unique.
+    `artifact_private_hosts` at addresses that are not public. The holder of the Lease `lease_name` in `lease_namespace`
+    leads, under the identity `pod_name`, which must be unique.
     `image_pull_secrets` are Secrets of each pool's namespace. `pod_user` is the user, group and fsGroup of pools' pods,
     None if the cluster chooses. `logging` is that of the operator, agents and sidecars.
     The counters of gateways are read from the gateways, or from the Prometheus at `samples_prometheus` if it is set.
@@ -58,7 +58,6 @@ class OperatorSettings:
     artifact_schemes: tuple[str, ...] = ()
     artifact_hosts: tuple[str, ...] = ()
     artifact_private_hosts: tuple[str, ...] = ()
-    cache: str = CACHE_FOLDER
     health_port: int = 8012
     pod_name: str = _SOMEBODY
     samples_prometheus: str = ""
@@ -98,7 +97,6 @@ class OperatorSettings:
             artifact_private_hosts=read.listed(
                 "SEGSERVE_ARTIFACT_PRIVATE_HOSTS", r"[^\s@]+", "patterns of hosts or networks with commas between them"
             ),
-            cache=read.matching("SEGSERVE_CACHE", _DEFAULT.cache, r"/.+", "a folder such as '/var/cache/segserve'"),
             health_port=read.port("SEGSERVE_HEALTH_PORT", _DEFAULT.health_port),
             pod_name=read.domain("POD_NAME", _DEFAULT.pod_name),
             samples_prometheus=read.matching(
