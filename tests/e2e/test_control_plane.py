@@ -11,7 +11,7 @@ from bench.coins import variant
 from bench.platform import Running
 from fakes.callers import PHOTO
 from segserve import AsyncClient, Client, ConflictError, Local, NotFoundError, NotServingError
-from segserve.resources import RolloutPhase
+from segserve.resources import RolloutPhase, SegmentationModel
 
 pytestmark = pytest.mark.platform
 
@@ -47,12 +47,17 @@ def test_what_fails_its_golden_images_ends_the_wait_and_the_former_goes_on(clien
     assert client.segment(PHOTO, model=NAME).revision == stable
 
 
+def is_read(found: SegmentationModel, wanted: SegmentationModel) -> bool:
+    """Tell whether a condition is about the spec that was applied; the status's own generation lags until it serves."""
+    return any(each.observed_generation == wanted.metadata.generation for each in found.status.conditions)
+
+
 def test_a_rollout_is_seen_paused_and_ended_by_the_client(client: Client, coins: Running) -> None:
     wanted = client.models.apply(model(160))
 
     async def story() -> RolloutPhase:
         async with AsyncClient(coins.url, platform=Local(coins.state)) as other:
-            while (await other.models.get(NAME)).status.observed_generation != wanted.metadata.generation:
+            while not is_read(await other.models.get(NAME), wanted):
                 await asyncio.sleep(0.1)
             while (await other.rollouts.status(NAME)).phase is not RolloutPhase.PROGRESSING:
                 await asyncio.sleep(0.1)

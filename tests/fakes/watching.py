@@ -54,10 +54,9 @@ class Watched:
     def condition(self, model: str, kind: str) -> dict[str, Any]:
         """Return a condition, empty where the status does not speak of the newest spec yet."""
         manifest = self.manifest(model)
-        status = manifest.get("status") or {}
-        if status.get("observedGeneration") != manifest["metadata"]["generation"]:
-            return {}
-        return next((found for found in status["conditions"] if found["type"] == kind), {})
+        conditions = (manifest.get("status") or {}).get("conditions", ())
+        found = next((found for found in conditions if found["type"] == kind), {})
+        return found if found.get("observedGeneration") == manifest["metadata"]["generation"] else {}
 
     def becomes(self, model: str, kind: str, status: str, reason: str) -> dict[str, Any]:
         """Return a condition once it has that status and reason."""

@@ -8,7 +8,7 @@ from dataclasses import InitVar, dataclass, field
 from typing import Final
 
 from segserve.platforms.port import Json
-from segserve.platforms.waiting import condition, readiness
+from segserve.platforms.waiting import condition, is_seen, readiness
 
 PHASES: Final = {
     "": "platform",
@@ -30,7 +30,7 @@ LEAST_SHARE: Final = 0.03
 
 def phase(manifest: Json) -> str:
     """Return what a model that does not serve yet waits for."""
-    if (manifest.get("status") or {}).get("observedGeneration") != manifest["metadata"]["generation"]:
+    if not is_seen(manifest):
         return PHASES[""]
     moving = condition(manifest, "Progressing")
     reason = str((moving if moving["status"] == "True" else condition(manifest, "Ready"))["reason"])

@@ -22,6 +22,7 @@ PASSING_REASONS: Final = frozenset(
         "FailedCreate",
         "ImagePullBackOff",
         "QuotaExceeded",
+        "ServerFailed",
         "Unschedulable",
     }
 )
@@ -38,10 +39,11 @@ class Readiness:
 
 def readiness(manifest: Mapping[str, Any]) -> Readiness:
     """Return the readiness of a model's newest spec, from its conditions."""
-    status = manifest.get("status") or {}
-    if status.get("observedGeneration") != manifest["metadata"]["generation"]:
+    if not is_seen(manifest):
         return Readiness(serves=False, failed=False, text="waiting for the platform")
-    degraded = condition(manifest, "Degraded")
+    degraded, stalled = condition(manifest, "Degraded"), condition(manifest, "Stalled")
+    if stalled["status"] == "True":
+        return Readiness(serves=False, failed=True, text=_said(stalled))
     if degraded["status"] == "True" and degraded["reason"] not in PASSING_REASONS:
         return Readiness(serves=False, failed=True, text=_said(degraded))
     ready, moving = condition(manifest, "Ready"), condition(manifest, "Progressing")
@@ -50,6 +52,16 @@ def readiness(manifest: Mapping[str, Any]) -> Readiness:
         return Readiness(serves=True, failed=False, text=ready.get("message", ""))
     newest = next((said for said in (degraded, moving) if said["status"] == "True"), ready)
     return Readiness(serves=False, failed=False, text=_said(newest))
+
+
+def is_seen(manifest: Mapping[str, Any]) -> bool:
+    """Return whether the platform has looked at a resource's newest spec: a condition is about it.
+
+    The status's own generation lags until the spec serves.
+    """
+    status, generation = manifest.get("status") or {}, manifest["metadata"].get("generation")
+    conditions = status.get("conditions") or ()
+    return generation in (status.get("observedGeneration"), *(each.get("observedGeneration") for each in conditions))
 
 
 def is_starting(manifest: Mapping[str, Any]) -> bool:

@@ -15,14 +15,14 @@ from segserve.cli.trees import BAD, GOOD, MOVING, QUIET, Node, tree
 from segserve.platforms.cluster.platform import POLL_S, ClusterPlatform
 from segserve.platforms.cluster.watcher import Watcher
 from segserve.platforms.port import MODEL, Json
-from segserve.platforms.waiting import condition, is_starting
+from segserve.platforms.waiting import condition, is_seen, is_starting
 from segserve_common.kube.kinds import DEPLOYMENTS, MODELS, PODS, POOLS
 from segserve_common.kube.names import COMPONENT_LABEL, GATEWAY, GROUP_LABEL, MANAGED_LABELS, POOL_LABEL
 from segserve_common.kube.requests import Selector
 from segserve_operator.core.failure import FailureReason
 
 _ROLES: Final = {"stable": GOOD, "candidate": MOVING, "previous": QUIET}
-_FALSE_IS_WANTED: Final = frozenset({"Degraded", "Progressing"})
+_FALSE_IS_WANTED: Final = frozenset({"Degraded", "Progressing", "Stalled"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +188,7 @@ def _labelled(items: Sequence[Json], label: str, value: str) -> list[Json]:
 
 
 def _unseen(model: Json) -> Iterator[Node]:
-    if (model.get("status") or {}).get("observedGeneration") != model["metadata"].get("generation"):
+    if not is_seen(model):
         yield Node(Text("spec", QUIET), MOVING, "", Text("the operator has not processed it yet"))
 
 
@@ -205,6 +205,8 @@ def _conditions(manifest: Mapping[str, Any]) -> Iterator[Node]:
     conditions = (manifest.get("status") or {}).get("conditions") or ()
     # Progress first, then failures; conditions that wait for either are last.
     for each in sorted(conditions, key=lambda item: (item["reason"] == "Waiting", item["type"] != "Progressing")):
+        if each["type"] == "Reconciling":
+            continue  # for tools: it repeats Progressing
         healthy = "False" if each["type"] in _FALSE_IS_WANTED else "True"
         if each["status"] != healthy:
             causes[each["reason"], each.get("message") or ""].append(each["type"])

@@ -10,6 +10,7 @@ from typing import Final
 
 from segserve.platforms.errors import ControlError, NotFoundError, WaitTimeoutError
 from segserve.platforms.port import MODEL, Json, Platform
+from segserve.platforms.waiting import is_seen
 from segserve_operator.api.segmentation_model import SegmentationModelStatus
 from segserve_operator.core.evidence import CANDIDATE, EDGES_MS, STABLE
 from segserve_operator.core.rollout.forecast import present, recent
@@ -202,7 +203,7 @@ def _former_revision(model: Json, standing: RolloutState) -> str:
 def is_behind(model: Json, standing: RolloutState | None) -> bool:
     """Return whether a rollout other than this one is about to start, or may be."""
     status = model.get("status") or {}
-    if status.get("observedGeneration") != model["metadata"].get("generation"):
+    if not is_seen(model):
         return True
     candidate = (status.get("roles") or {}).get("candidate") or {}
     known = standing is not None and candidate.get("revision") == standing.revision

@@ -74,7 +74,9 @@ def _conditions(
     problem = _problem(roles, newest, world)
     trial = _trial(model, roles, newest, world)
     refused = refusal_of(model, roles, world)
-    trouble = problem or (refused and (refused.reason, refused.message))
+    trouble = problem
+    if problem is None and refused is not None:
+        trouble = refused.reason, refused.message
     progressing = _progressing(model, roles, state, newest, trial, world)
     stalled = stalled_condition(stall)
     return (
