@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from segserve_common.kube.kinds import MODELS, POOLS
-from segserve_operator.adapters.kube.view import View
+from segserve_operator.adapters.kube.view import PoolKey, View
+from segserve_operator.core.failure import FailureReason
+from segserve_operator.core.models.observed import EffectFailure
 from segserve_operator.metrics import Metrics
 
 ROLES = {
@@ -54,3 +56,15 @@ def test_other_models_have_no_series_of_their_own() -> None:
 def test_an_slo_is_told_as_the_share_of_requests_that_may_fail(slo: dict[str, float] | None, ratio: float) -> None:
     found = seen(looked({"slo": slo}), "segserve_slo_error_ratio")
     assert found == {("lab", "default", "coins"): pytest.approx(ratio)}
+
+
+def test_writes_that_fail_are_counted_by_kind_until_they_succeed() -> None:
+    reason, key, metrics = FailureReason("Forbidden", "exceeded quota"), PoolKey("lab", "default"), Metrics()
+    failures = [EffectFailure("StartGroup", group, reason, 1, 0.0, reported=True) for group in ("r1-7f", "r2-7f")]
+    metrics.observe_failures({key: failures})
+
+    assert seen(metrics, "segserve_failing_effects") == {("lab", "default", "StartGroup"): 2}
+
+    metrics.observe_failures({key: []})
+
+    assert seen(metrics, "segserve_failing_effects") == {}

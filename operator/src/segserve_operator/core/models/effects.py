@@ -47,7 +47,7 @@ def effects(desired: DesiredState, world: Observed) -> Iterator[Stage]:
     }
     # A bundle reads the logs of servers that are still there.
     busy = world.read | {bundle.group for bundle in bundles.values()}
-    removals = (
+    removals: tuple[Effect, ...] = (
         *map(StopGroup, sorted(world.groups.keys() - desired.groups.keys() - busy)),
         *map(Forget, desired.forgotten),
         *map(DropRevision, sorted(world.revisions.keys() - desired.revisions.keys())),
