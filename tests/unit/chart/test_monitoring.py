@@ -151,6 +151,7 @@ def test_there_is_an_alert_for_each_thing_that_people_have_to_know() -> None:
         "SegserveReconcileErrors",
         "SegserveModelNotReady",
         "SegservePoolDegraded",
+        "SegserveEffectsFailing",
         "SegserveGatewayErrors",
         "SegserveRolloutHeld",
         "SegserveRolloutRolledBack",
