@@ -142,6 +142,18 @@ def test_the_examples_that_artifact_hub_shows_are_resources_of_the_kinds_that_it
     assert sorted(shown) == sorted(listed) == sorted(KINDS)
 
 
+def test_the_images_that_the_chart_lists_are_all_that_it_uses(render: Render) -> None:
+    """Who mirrors images reads the annotation."""
+    annotations = yaml.safe_load((CHART / "Chart.yaml").read_text())["annotations"]
+    listed = {found["name"]: found["image"] for found in yaml.safe_load(annotations["artifacthub.io/images"])}
+    settings = OperatorSettings.from_environment(_environment(the(render(), "Deployment")))
+    assert listed == {
+        "operator": settings.operator_image,
+        "server": settings.server_image,
+        "envoy": settings.envoy_image,
+    }
+
+
 def test_a_pool_that_the_chart_makes_is_a_pool(render: Render) -> None:
     (container,) = the(render(SETS["pool"]), "Job")["spec"]["template"]["spec"]["containers"]
     pool = parse(json.loads(container["args"][-1]), "the chart's pool")
