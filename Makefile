@@ -178,10 +178,11 @@ prove: zoo zoo-report bench-stages  ## Long runs whose results are committed: th
 dashboards: $(VENV)/dev.stamp  ## Write the Grafana dashboard of rollouts
 	$(BIN)/python -m charts.rollout_dashboard
 
-crds: $(VENV)/dev.stamp  ## Write the custom resource definitions and their reference
+crds: $(VENV)/dev.stamp  ## Write the custom resource definitions, their reference, and the base of kustomize
 	$(BIN)/python -m segserve_operator.api.crd crds
 	$(BIN)/python -m segserve_operator.api.crd charts/segserve/crd-files
 	$(BIN)/python -m segserve_operator.api.reference docs/resource.md
+	$(BIN)/python -m charts.kustomize_base
 
 clean:  ## Remove what was made here (not the cache in ~/.cache/segserve)
 	rm -rf $(VENV) $(VENV)-numpy1 $(VENV)-debian $(VENV)-peers $(VENV)-client-* $(OUT) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

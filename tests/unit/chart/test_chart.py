@@ -16,6 +16,7 @@ import kubernetes.client
 import pytest
 import yaml
 
+from charts import kustomize_base
 from segserve_common.kube.names import object_name
 from segserve_operator.api.loading import parse
 from segserve_operator.api.resources import KINDS
@@ -259,6 +260,31 @@ def test_documents_set_only_values_that_there_are(document: str) -> None:
             value = value[part]
 
 
+def test_the_base_of_kustomize_is_what_the_chart_renders(helm: Helm) -> None:
+    """`make crds` writes it."""
+    written = (REPOSITORY / "charts/operator.yaml").read_text()
+
+    assert written == kustomize_base.base()
+
+
+def test_the_base_of_kustomize_has_every_definition_and_the_operator() -> None:
+    listed = yaml.safe_load((REPOSITORY / "charts/kustomization.yaml").read_text())["resources"]
+
+    definitions = [path.relative_to(CHART.parent).as_posix() for path in (CHART / "crd-files").glob("*.yaml")]
+    assert listed == [*sorted(definitions), "operator.yaml"]
+
+
+def test_the_operator_of_the_base_of_kustomize_works_in_whatever_namespace_it_is_put(render: Render) -> None:
+    objects = list(yaml.safe_load_all((REPOSITORY / "charts/operator.yaml").read_text()))
+
+    (container,) = the(objects, "Deployment")["spec"]["template"]["spec"]["containers"]
+    (lease,) = (found for found in container["env"] if found["name"] == "SEGSERVE_LEASE_NAMESPACE")
+    assert lease["valueFrom"] == {"fieldRef": {"fieldPath": "metadata.namespace"}}
+    kept = [found for found in render({"crds": {"enabled": False}}) if "helm.sh/hook" not in _annotations(found)]
+    assert [(found["kind"], _name(found)) for found in objects] == [(found["kind"], _name(found)) for found in kept]
+    assert "Helm" not in {found["metadata"]["labels"].get("app.kubernetes.io/managed-by") for found in objects}
+
+
 def _typed(found: dict[str, Any]) -> Any:
     """Return an object as the official package's model of its kind keeps it."""
     version = found["apiVersion"].rpartition("/")[2]
@@ -285,6 +311,10 @@ def _at(value: Any, path: tuple[Any, ...]) -> Any:
             return None
         value = value[key]
     return value
+
+
+def _annotations(found: dict[str, Any]) -> dict[str, str]:
+    return dict(found["metadata"].get("annotations", {}))
 
 
 def _name(found: dict[str, Any]) -> str:
