@@ -55,8 +55,11 @@ def exported(world: ClusterWorld, kinds: Iterable[Kind] = EXPORTED) -> list[tupl
     found = []
     for kind in kinds:
         for item in copy.deepcopy(world.kube.all(kind, NAMESPACE)):
-            metadata = {key: item["metadata"][key] for key in ("name", "namespace", "labels", "annotations")
-                        if key in item["metadata"]}
+            metadata = {
+                key: item["metadata"][key]
+                for key in ("name", "namespace", "labels", "annotations")
+                if key in item["metadata"]
+            }
             plain = {key: value for key, value in item.items() if key != "status"}
             found.append((kind, {**plain, "metadata": metadata}))
     return found

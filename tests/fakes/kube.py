@@ -119,6 +119,15 @@ class FakeKube:
         owners.update(manager, {}, said)
         return self._create(key, said, owners)
 
+    def hold(self, kind: Kind, stored: Json, manager: str = FIELD_MANAGER) -> None:
+        """Begin with an object as it is in the storage: with uid, version, owners and status."""
+        key = (kind, str(stored["metadata"]["namespace"]), str(stored["metadata"]["name"]))
+        self._owners[key] = Owners()
+        self._owners[key].update(manager, {}, content(kind, stored))
+        self._objects[key] = copied(stored)
+        self._past.setdefault(key, []).append((self.clock(), self._objects[key]))
+        self.revision = max(self.revision, int(stored["metadata"]["resourceVersion"]))
+
     def edit(self, kind: Kind, namespace: str, name: str, patch: Json, manager: str = "kubectl") -> Json:
         """Merge a patch into an object as somebody else."""
         key = (kind, namespace, name)

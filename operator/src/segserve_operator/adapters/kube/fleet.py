@@ -269,6 +269,9 @@ def _is_current(context: PoolContext, group: str) -> bool:
 def _read_report(packed: str) -> PodReport:
     try:
         report = unpack(packed)
-        return PodReport(str(report["uid"]), bool(report["serverReady"]), read_reports(report["models"]))
+        models = read_reports(report["models"])
+        if report["models"] and not models:
+            raise ValueError("no model's report can be read")
+        return PodReport(str(report["uid"]), bool(report["serverReady"]), models)
     except (ValueError, KeyError, TypeError):
         return PodReport(is_read=False)

@@ -92,7 +92,9 @@ class RoleNotes:
                 problem = FailureReason(RECORDS_UNREAD, f"records of former rollouts cannot be read: {error}")
                 return replace(model, wanted=None, problem=problem)
             rolled_back = self.cache.rolled_back[key]
-        restored = with_roles_of(model, notes, rolled_back, now_s)
+        groups = self._groups()
+        has_servers = any(note.role == "stable" and note.group in groups for note in notes.values())
+        restored = with_roles_of(model, notes, rolled_back, now_s, has_servers=has_servers)
         if restored is not model:
             log.info("%s/%s: its roles are those of the revisions' records", self.key.namespace, model.name)
         return restored
@@ -117,14 +119,15 @@ class RoleNotes:
         context = self.contexts.get(self.key)
         if context is None or note.role not in ("stable", "previous"):
             return note
-        present = {
-            (item["metadata"].get("labels") or {}).get(GROUP_LABEL) for item in self.view.of_pool(DEPLOYMENTS, self.key)
-        }
         main = main_group(context)
         template = main.rpartition("-")[2]
-        if note.group in present or note.group.rpartition("-")[2] == template:
+        if note.group in self._groups() or note.group.rpartition("-")[2] == template:
             return note
         return replace(note, group=main if note.role == "stable" else f"{revision}-{template}")
+
+    def _groups(self) -> set[str]:
+        deployments = self.view.of_pool(DEPLOYMENTS, self.key)
+        return {(item["metadata"].get("labels") or {}).get(GROUP_LABEL, "") for item in deployments}
 
     def _records(self) -> dict[str, dict[str, Json]]:
         """Return the latest record of each revision, by model and revision."""

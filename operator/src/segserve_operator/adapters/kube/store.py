@@ -108,6 +108,7 @@ class ClusterStore:
             state: former.get(state) or self._observe(model, pool_missing=missing)
             for state, model in zip(states, models, strict=True)
         }
+        await self.revisions()  # which of them cannot be read is a problem of their models
         by_uid = {state[0]: model for state, model in self.parsed.models.items()}
         restored = await self._notes().restored(by_uid, float(int(self.clock())))
         return tuple(map(self._with_unreadable_record, restored.values()))

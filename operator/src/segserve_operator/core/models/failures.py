@@ -168,7 +168,7 @@ def refusal_of(model: ModelObserved, roles: Roles, world: Observed) -> FailureRe
 
 
 def pool_problem(world: Observed) -> FailureReason | None:
-    """Return the problem of the main group, else of the gateway, of a group of several models, of any other effect."""
+    """Return the problem of the main group, else of the gateway, of a shared group, of another effect, of the spec."""
     return next(_pool_problems(world), None)
 
 
@@ -184,6 +184,8 @@ def _pool_problems(world: Observed) -> Iterator[FailureReason]:
         yield world.traffic.problem
     yield from (problem for _, problem in problems)
     yield from (each.reason for _, each in sorted(world.failures.items()) if each.reported)
+    if world.pool is not None and world.pool.ignored is not None:
+        yield world.pool.ignored
 
 
 def _reported(kind: str, subject: str, world: Observed) -> EffectFailure | None:

@@ -66,21 +66,29 @@ def is_blank(model: ModelObserved) -> bool:
 
 
 def with_roles_of(
-    model: ModelObserved, notes: Mapping[str, RevisionNote], rolled_back: FailureReason | None, now_s: float
+    model: ModelObserved,
+    notes: Mapping[str, RevisionNote],
+    rolled_back: FailureReason | None,
+    now_s: float,
+    *,
+    has_servers: bool,
 ) -> ModelObserved:
     """Return a model whose status is blank with the roles that the notes name.
 
     `rolled_back` is why the last rollout of the spec's revision was rolled back, if one is on record. A candidate that
-    was neither refused nor promoted is left out: the spec brings it back, from the start.
+    was neither refused nor promoted is left out: the spec brings it back, from the start. Where the stable revision
+    `has_servers`, only its status was lost.
     """
-    roles = _roles_of(notes)
+    roles, taken = _roles_of(notes), tuple[str, ...]()
+    if not has_servers:
+        # No server answers for either revision, so that no request is lost by the return.
+        roles, taken = _with_return(model, roles, notes, now_s)
     wanted = model.wanted.assigned.revision if model.wanted is not None else None
     if wanted is not None and roles.candidate is None and (roles.stable is None or roles.stable.revision != wanted):
         refusal = rolled_back or _returned_from(model, wanted, roles)
         if refusal is not None:
             roles = replace(roles, candidate=Candidate(wanted, None, now_s, refusal))
-    handled = tuple(text for note in notes.values() for text in note.handled)
-    known = tuple(dict.fromkeys((*handled, *model.status.handled)))[-MAX_HANDLED:]
+    known = tuple(dict.fromkeys((*_handled(notes), *model.status.handled, *taken)))[-MAX_HANDLED:]
     if roles == Roles() and known == model.status.handled:
         return model
     return replace(model, status=replace(model.status, roles=roles, handled=known))
@@ -126,6 +134,23 @@ def _roles_of(notes: Mapping[str, RevisionNote]) -> Roles:
         previous=RoleHolder(previous[0], previous[1].group, previous[1].since_s) if previous is not None else None,
         candidate=Candidate(refused[0], None, refused[1].since_s, refused[1].failure) if refused is not None else None,
     )
+
+
+def _with_return(
+    model: ModelObserved, roles: Roles, notes: Mapping[str, RevisionNote], now_s: float
+) -> tuple[Roles, tuple[str, ...]]:
+    """Return the roles after a rollback that was asked for and not handled before the status was lost, and its text."""
+    request = RolloutRequest("rollback", model.annotations.get(f"{PREFIX}rollback", ""))
+    stable, previous = roles.stable, roles.previous
+    if stable is None or previous is None or request.revision != stable.revision or request.text in _handled(notes):
+        return roles, ()
+    failure = FailureReason(ROLLED_BACK, "a person returned to the former revision")
+    left = Candidate(stable.revision, None, now_s, failure)
+    return Roles(stable=replace(previous, since_s=now_s), candidate=left), (request.text,)
+
+
+def _handled(notes: Mapping[str, RevisionNote]) -> tuple[str, ...]:
+    return tuple(text for note in notes.values() for text in note.handled)
 
 
 def _returned_from(model: ModelObserved, revision: str, roles: Roles) -> FailureReason | None:
