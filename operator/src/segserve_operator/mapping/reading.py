@@ -69,12 +69,12 @@ def read_pool(manifest: Mapping[str, Any], name: str) -> tuple[TritonPool, Failu
         pool = parse(plain, name)
     except SpecError as error:
         try:
-            pool, left_out = read_tolerantly(TritonPool, plain)
+            known, left_out = read_tolerantly(TritonPool, plain)
         except ValidationError:
             raise error from None
         if set(_WHOLE).intersection(left_out):
             raise
-        return pool, FailureReason(UNKNOWN_FIELD, f"this release does not know {', '.join(left_out)}, and ignores it")
+        return known, FailureReason(UNKNOWN_FIELD, f"this release does not know {', '.join(left_out)}, and ignores it")
     assert isinstance(pool, TritonPool)
     return pool, None
 
