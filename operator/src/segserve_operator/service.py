@@ -13,13 +13,7 @@ from functools import partial
 from typing import Final, Protocol
 
 from segserve_builder.agent.protocol import AssignedModel, Assignment
-from segserve_common.api_errors import (
-    ApiError,
-    ForbiddenError,
-    InvalidError,
-    UnavailableError,
-)
-from segserve_common.errors import ControlError
+from segserve_common.api_errors import ForbiddenError, InvalidError, UnavailableError
 from segserve_operator.adapters.kube.api import NotLeaderError
 from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.gates.checks import Check, CheckResult
@@ -72,6 +66,7 @@ from segserve_operator.core.traffic import TrafficPlan, TrafficState
 MAX_CONCURRENT_WRITES: Final = 16
 MESSAGE_LENGTH: Final = 1000
 QUOTA: Final = "exceeded quota"
+DEFECTS: Final = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
 
 
 log = logging.getLogger("segserve")
@@ -325,6 +320,8 @@ class Service:
 
     def _keep_failures(self, outcome: _Outcome) -> None:
         """Keep what failed, and forget what succeeded or is not wanted any more."""
+        if not self.failures and not outcome.errors:
+            return
         world = outcome.world
         revisions = {model.wanted.assigned.revision for model in world.models if model.wanted is not None}
         for key, failure in [*self.failures.items()]:
@@ -413,7 +410,7 @@ class _Outcome:
             await writing
         except Exception as error:
             self.errors.append((action, error))
-            if not isinstance(error, (ControlError, OSError)):
+            if isinstance(error, DEFECTS):
                 log.exception("%s failed", brief(action))
             return False
         self.taken.append(action)
@@ -454,9 +451,9 @@ def _reason(error: Exception) -> FailureReason:
     words = (str(error) or type(error).__name__)[:MESSAGE_LENGTH]
     if QUOTA in words:
         return FailureReason("QuotaExceeded", words)
-    return FailureReason(
-        type(error).__name__.removesuffix("Error") if isinstance(error, ApiError) else "WriteFailed", words
-    )
+    if type(error).__module__ == "builtins":
+        return FailureReason("WriteFailed", f"{type(error).__name__}: {words}")
+    return FailureReason(type(error).__name__.removesuffix("Error"), words)
 
 
 def brief(action: Action) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import cache
 
 from segserve_operator.core.models.actions import (
     Announce,
@@ -70,7 +71,8 @@ def permitted(effect: Effect, failed: Collection[Effect], world: Observed) -> Ef
         case SetTraffic(plan):
             if any(isinstance(each, SetTraffic) for each in failed):
                 return None
-            part = _servable(plan, {each.group for each in failed if isinstance(each, Assign)}, world)
+            unassigned = {each.group for each in failed if isinstance(each, Assign)}
+            part = _servable(plan, unassigned, world) if unassigned else plan
             return SetTraffic(part) if part == plan or part != world.traffic.plan else None
         case StartGroup(group):
             # A restarted server has no models yet.
@@ -103,20 +105,20 @@ def _servable(plan: TrafficPlan, unassigned: Collection[str], world: Observed) -
     A route that needs one stays as it is, without servers that no longer answer.
     """
     former = {route.model: route for route in world.traffic.plan.routes} if world.traffic.plan is not None else {}
-    assigned = {
-        name: {(each.model, each.revision) for each in world.groups[name].assignment.models}
-        for name in unassigned
-        if name in world.groups and world.groups[name].written
-    }
+
+    @cache
+    def assigned(name: str) -> frozenset[tuple[str, str]]:
+        group = world.groups.get(name)
+        held = group.assignment.models if group is not None and group.written else ()
+        return frozenset((each.model, each.revision) for each in held)
 
     def waits(share: Share, route: Route) -> bool:
         known = former[route.model].shares if route.model in former else ()
-        return (
-            share.group in unassigned
-            and bool(share.endpoints)
-            and (route.model, share.revision) not in assigned.get(share.group, ())
-            and not any((each.group, each.revision) == (share.group, share.revision) for each in known)
-        )
+        if share.group not in unassigned or not share.endpoints:
+            return False
+        if any((each.group, each.revision) == (share.group, share.revision) for each in known):
+            return False
+        return (route.model, share.revision) not in assigned(share.group)
 
     def servable(route: Route) -> Route:
         missing = [share for share in route.shares if waits(share, route)]
