@@ -9,6 +9,7 @@ from typing import Any, Final
 import httpx
 
 from segserve_common.kube.names import SYNC_PORT
+from segserve_operator.adapters.traffic.envoy_admin import WITHOUT_TLS
 from segserve_operator.core.rollout.counters import Counters, Series, SeriesCounts
 
 PATH: Final = "/counts"
@@ -53,7 +54,7 @@ async def fetch_counts(
 
 def pod_client() -> httpx.AsyncClient:
     """Return a client that calls pods directly, without proxies."""
-    return httpx.AsyncClient(timeout=TIMEOUT_S, verify=False, trust_env=False)
+    return httpx.AsyncClient(timeout=TIMEOUT_S, verify=WITHOUT_TLS, trust_env=False)
 
 
 def _numbers(counts: SeriesCounts) -> list[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import ssl
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ _REJECTIONS: Final = ("update_rejected", "update_failure")
 _ACTIVE: Final = (".upstream_rq_active", ".upstream_rq_pending_active")
 # A request line may have 64 KiB; beyond this many names all statistics are read and filtered here.
 _NAMES_PER_QUERY: Final = 50
+WITHOUT_TLS: Final = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+"""For clients of plain HTTP, which are made in every pass: httpx otherwise makes a context for each, in 2 ms."""
 UNIX_SCHEME: Final = "unix:"
 """Scheme of the address of a listener on a Unix socket, as gRPC has it; the path follows."""
 
@@ -52,7 +55,7 @@ class EnvoyAdmin:
     def __init__(self, socket: Path, *, timeout_s: float) -> None:
         self._socket = socket
         self._client = httpx.AsyncClient(
-            transport=httpx.AsyncHTTPTransport(uds=str(socket), verify=False),
+            transport=httpx.AsyncHTTPTransport(uds=str(socket), verify=WITHOUT_TLS),
             base_url="http://envoy",
             timeout=timeout_s,
             trust_env=False,
@@ -141,6 +144,6 @@ def active_by_model(active: Mapping[str, int]) -> dict[tuple[str, str], int]:
 def internal_client(url: str, *, timeout_s: float) -> httpx.AsyncClient:
     """Return a client of the internal listener at `url`: `http://host:port`, or `unix:` and the path of a socket."""
     if url.startswith(UNIX_SCHEME):
-        transport = httpx.AsyncHTTPTransport(uds=url.removeprefix(UNIX_SCHEME), verify=False)
+        transport = httpx.AsyncHTTPTransport(uds=url.removeprefix(UNIX_SCHEME), verify=WITHOUT_TLS)
         return httpx.AsyncClient(transport=transport, base_url="http://gateway", timeout=timeout_s, trust_env=False)
-    return httpx.AsyncClient(base_url=url, timeout=timeout_s, verify=False, trust_env=False)
+    return httpx.AsyncClient(base_url=url, timeout=timeout_s, verify=WITHOUT_TLS, trust_env=False)
