@@ -423,3 +423,33 @@ async def test_an_operator_that_dies_at_any_moment_of_an_update_goes_on_with_it(
         world.api = Faulty(world.kube, crash_at(number, after=after))
         world.restart()
         assert await updated(world) == expected, f"died at write {number}"
+
+
+async def test_a_template_under_which_a_model_fails_stops_at_its_first_server() -> None:
+    world = await served(replicas=3, update={"maxSurge": 1})
+    world.fails_with = {"server:9": "LoadFailed"}
+    world.apply_pool(replicas=3, update={"maxSurge": 1}, server=OTHER_SERVER)
+    await world.turns(10, seconds_each=120)
+
+    assert sorted(image for images in by_pool(world).values() for image in images) == ["server:1"] * 3 + ["server:9"]
+    assert len(world.routes()["model-0"]["shares"][0]["endpoints"]) == 3
+    assert world.pool_condition("Stalled") == ("True", "LoadFailed")
+    assert world.pool_condition("Ready") == ("True", "Serving")
+    assert world.condition("model-0", "Ready") == ("True", "Serving")
+
+
+async def test_a_rollout_goes_on_through_an_update_of_the_servers() -> None:
+    world = await served(replicas=2)
+    (main,) = world.groups()
+    rollout = {"strategy": "canary", "steps": [{"weight": 10}, {"weight": 50}]}
+    world.apply(model_manifest("model-0", "2", rollout=rollout))
+    await world.turns(8)
+    before = world.status("model-0")
+    world.apply_pool(replicas=2, server=OTHER_SERVER)
+    await world.turns(30)
+    after = world.status("model-0")
+
+    assert before["rollout"]["phase"] == after["rollout"]["phase"]
+    assert before["roles"]["candidate"] == after["roles"]["candidate"]
+    assert after["roles"]["stable"]["group"] != main
+    assert set(world.weights("model-0").values()) <= {90, 10, 100}

@@ -94,6 +94,8 @@ class ClusterWorld:
     old_agents: bool = False
     """Whether agents are of a release that knows no ConfigMaps of single pods."""
     defaults: Defaults = DEFAULTS
+    fails_with: dict[str, str] = field(default_factory=dict)
+    """What servers of an image say of all networks instead of Ready."""
     keys: tuple[PoolKey, ...] = (KEY,)
     room: int | None = None
     """Number of servers that the nodes have room for; None for any number."""
@@ -263,12 +265,13 @@ class ClusterWorld:
             if content is None:
                 return  # an agent begins once it has read all shards
             told += unpack(content)
-        models = [self._said(model).model_dump(mode="json", by_alias=True) for model in told]
+        reason = self.fails_with.get(pod["spec"]["containers"][0]["image"])
+        models = [self._said(model, reason).model_dump(mode="json", by_alias=True) for model in told]
         await self._report(group, pod, {"serverReady": True, "models": models})
 
-    def _said(self, told: Json) -> ModelReport:
+    def _said(self, told: Json, reason: str | None = None) -> ModelReport:
         network = bytes.fromhex(told["artifact"]["sha256"]).lstrip(b"\0").decode(errors="replace")
-        reason = self.verdicts.get(network)
+        reason = reason or self.verdicts.get(network)
         return ModelReport(
             model=told["pipeline"]["model"],
             revision=told["revision"],

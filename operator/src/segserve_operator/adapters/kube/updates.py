@@ -44,16 +44,16 @@ def offered_update(view: View, contexts: PoolContexts, key: PoolKey, now_s: floa
     context, resource = contexts.get(key), contexts.resource(key)
     assert context is not None
     assert resource is not None
-    kept = _template_status(resource).get("digest", "")
-    differs = kept != template_digest(context)
+    template = _template_status(resource)
+    kept = template.get("digest", "")
     annotations = resource["metadata"].get("annotations") or {}
     window = context.spec.update.window
     return OfferedUpdate(
         settings=settings_digest(context),
         request=annotations.get(UPDATE_ANNOTATION, "")[:MAX_REQUEST_LENGTH],
-        difference=_difference(view, context, f"{MAIN}-{kept}") if kept and differs else "",
+        difference=_difference(view, context, f"{MAIN}-{kept}") if kept not in ("", template_digest(context)) else "",
         window_open=window is None or is_open(window, now_s),
-        claims=tuple(_claims(view, contexts, key, now_s)) if differs else (),
+        claims=tuple(_claims(view, contexts, key, now_s)) if template.get("next") else (),
     )
 
 
@@ -123,9 +123,13 @@ def _difference(view: View, context: PoolContext, group: str) -> str:
     live = view.get(DEPLOYMENTS, context.namespace, object_name(context.pool, group))
     if live is None:
         return ""
-    found = list(_differences(live["spec"]["template"], server_template(context, group), ""))
-    further = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-    return ", ".join(found[:_SHOWN]) + further
+
+    def difference() -> str:
+        found = list(_differences(live["spec"]["template"], server_template(context, group), ""))
+        further = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+        return ", ".join(found[:_SHOWN]) + further
+
+    return context.once(("difference", group, live["metadata"]["resourceVersion"]), difference)
 
 
 def _differences(live: Any, wanted: Json | list[Any] | Any, path: str) -> Iterator[str]:

@@ -12,7 +12,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
-from segserve_builder.agent.protocol import Assignment
+from segserve_builder.agent.protocol import Assignment, ModelState
+from segserve_operator.core.failure import FailureReason
+from segserve_operator.core.models.failures import group_problem
 from segserve_operator.core.models.observed import (
     MAIN,
     GroupObserved,
@@ -129,9 +131,19 @@ def _conditions(
     if wait is not None:
         return ObservedCondition("Progressing", "False", wait[0], f"{text}: {wait[1]}"), None
     progress = ObservedCondition("Progressing", "True", "Updating", text)
-    if new.problem is None or world.now_s - kept.since_s < STALLED_S:
+    problem = group_problem(target, world) or _failure(new, _needed(world, target))
+    if problem is None or world.now_s - kept.since_s < STALLED_S:
         return progress, None
-    return progress, ObservedCondition("Stalled", "True", new.problem.reason, f"{text}: {new.problem.message}")
+    return progress, ObservedCondition("Stalled", "True", problem.reason, f"{text}: {problem.message}")
+
+
+def _failure(group: GroupObserved, revisions: Collection[str]) -> FailureReason | None:
+    """Return why a server does not serve one of these revisions, None if none says so."""
+    for server in group.servers:
+        for report in map(server.report, sorted(revisions)):
+            if report is not None and report.state is ModelState.FAILED:
+                return FailureReason(report.reason, f"{report.revision} on server {server.name}: {report.message}")
+    return None
 
 
 # Which template
