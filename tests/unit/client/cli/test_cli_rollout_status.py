@@ -212,11 +212,10 @@ def test_evidence_against_the_candidate_is_told_before_it_is_proof() -> None:
     assert "healthy so far" in at(0.1)
 
 
-def test_a_gate_without_evidence_that_passes_does_not_look_like_one_that_knows_nothing() -> None:
+@pytest.mark.parametrize("reason", ["NoAnswer", "GoldenUnavailable"])
+def test_a_gate_without_evidence_that_passes_does_not_look_like_one_that_knows_nothing(reason: str) -> None:
     golden = records.GOLDEN
-    unknown = replace(
-        golden, outcome=Outcome.UNDECIDED, reason="NoAnswer", message="the answer lacks MASKS", numbers={}
-    )
+    unknown = replace(golden, outcome=Outcome.UNDECIDED, reason=reason, message="the answer lacks MASKS", numbers={})
 
     assert "goldenQuality ● pass 0.1 points better" in said(records.seen(record=records.record(verdicts=(golden,))))
     text = said(records.seen(record=records.record(verdicts=(unknown,))))

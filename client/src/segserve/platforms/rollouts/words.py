@@ -241,7 +241,8 @@ def _gate(verdict: Verdict, view: RolloutView, outlook: Forecast | None) -> Gate
         return GateWords(gate, Outcome.PASS, "pass", text)
     gate_type = GATES.get(gate)
     is_check = isinstance(gate_type, CheckedGateType) or gate_type is None
-    state = "no result" if is_check and verdict.reason in ("NoAnswer", "NotChecked") else "undecided"
+    lacks = is_check and verdict.reason in ("NoAnswer", "NotChecked", "GoldenUnavailable")
+    state = "no result" if lacks else "undecided"
     return GateWords(gate, Outcome.UNDECIDED, state if is_check else "measuring", text)
 
 

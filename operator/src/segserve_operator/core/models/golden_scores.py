@@ -7,7 +7,7 @@ image. The operator itself fetches nothing: it has no credentials for artifacts.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
@@ -22,7 +22,7 @@ from segserve_builder.agent.protocol import (
     unpack_classes,
     unpack_qualities,
 )
-from segserve_operator.api.rollout_policy import CheckedGateSpec, gate_name
+from segserve_operator.api.rollout_policy import CheckedGateSpec, RolloutPolicy, gate_name
 from segserve_operator.core.gates import checked_gate
 from segserve_operator.core.gates.base import Outcome, Verdict
 from segserve_operator.core.gates.checks import CheckResult, Scores
@@ -111,12 +111,12 @@ def golden_verdicts(
     stable = _answers("stable", record.stable, groups[0], sha256, world)
     candidate = _answers("the candidate", state.revision, groups[1], sha256, world)
     former = {verdict.gate: verdict for verdict in record.verdicts}
+    names = _class_names(state.revision, world)
     for gate in gates:
-        gate_type, name = checked_gate(gate.gate), gate_name(gate)
-        result = CheckResult(name, world.now_s)
-        if stable.reports and candidate.reports and gate_type is not None:
-            scores = _scores(candidate.reports, stable.reports, _class_names(state.revision, world))
-            yield gate_type.judge(gate, replace(result, scores=scores), record.policy, shares.get(gate.gate, 0.0))
+        name = gate_name(gate)
+        if stable.reports and candidate.reports:
+            level = shares.get(gate.gate, 0.0)
+            yield _judged(gate, record.policy, level, candidate.reports, stable.reports, names)
         elif name not in former or former[name].reason == UNAVAILABLE:
             problem = candidate.problem or stable.problem
             waits_s = _undecided_s(state, world)
@@ -124,6 +124,22 @@ def golden_verdicts(
                 problem = "the servers have not scored the golden set until the deadline"
             if problem:
                 yield Verdict(name, Outcome.UNDECIDED, UNAVAILABLE, problem)
+
+
+@lru_cache(maxsize=2048)
+def _judged(
+    gate: CheckedGateSpec,
+    policy: RolloutPolicy,
+    level: float,
+    candidate: tuple[ScoreReport, ...],
+    stable: tuple[ScoreReport, ...],
+    names: tuple[tuple[int, str], ...],
+) -> Verdict:
+    """Judge scores; kept, because every pass asks and reports change only with a replay."""
+    gate_type = checked_gate(gate.gate)
+    assert gate_type is not None
+    result = CheckResult(gate_name(gate), 0.0, scores=_scores(candidate, stable, dict(names)))
+    return gate_type.judge(gate, result, policy, level)
 
 
 def gave_up(verdict: Verdict, state: RolloutState, model: ModelObserved, world: Observed) -> bool:
@@ -156,9 +172,10 @@ def _is_about(score: ScoreReport, sha256: str) -> bool:
     return score.golden_sha256 == sha256
 
 
+@lru_cache(maxsize=4096)
 def _is_readable(score: ScoreReport) -> bool:
     try:
-        return bool(_unpacked_qualities(score.qualities)) and _unpacked_classes(score.classes) is not None
+        return bool(unpack_qualities(score.qualities)) and unpack_classes(score.classes) is not None
     except ValueError:
         return False
 
@@ -167,9 +184,9 @@ def _is_old(report: ModelReport) -> bool:
     return report.state is ModelState.READY and (report.proved is None or not report.proved.can_score)
 
 
-def _class_names(revision: str, world: Observed) -> Mapping[int, str]:
+def _class_names(revision: str, world: Observed) -> tuple[tuple[int, str], ...]:
     record = world.revisions.get(revision)
-    return {item.id: item.name for item in record.pipeline.classes} if record is not None else {}
+    return tuple((item.id, item.name) for item in record.pipeline.classes) if record is not None else ()
 
 
 def _scores(candidate: Sequence[ScoreReport], stable: Sequence[ScoreReport], names: Mapping[int, str]) -> Scores:
@@ -195,7 +212,7 @@ def _scores(candidate: Sequence[ScoreReport], stable: Sequence[ScoreReport], nam
 
 def _images(reports: Sequence[ScoreReport]) -> Floats:
     """Return the quality of each image, NaN where no server has an answer."""
-    rows = [_unpacked_qualities(report.qualities) for report in reports]
+    rows = [unpack_qualities(report.qualities) for report in reports]
     table = np.array([row[: min(map(len, rows))] for row in rows], np.float64)
     answered = ~np.isnan(table)
     total, count = np.where(answered, table, 0.0).sum(0), answered.sum(0)
@@ -203,7 +220,7 @@ def _images(reports: Sequence[ScoreReport]) -> Floats:
 
 
 def _classes(reports: Sequence[ScoreReport]) -> dict[int, float]:
-    tables = [_unpacked_classes(report.classes) for report in reports]
+    tables = [unpack_classes(report.classes) for report in reports]
     known = sorted({number for table in tables for number in table})
     return {number: _mean([table.get(number, np.nan) for table in tables]) for number in known}
 
@@ -221,8 +238,3 @@ def _means(reports: Sequence[ScoreReport]) -> dict[str, float]:
 def _mean(values: Sequence[float]) -> float:
     known = [value for value in values if not np.isnan(value)]
     return float(np.mean(known)) if known else np.nan
-
-
-# Reports change with a replay, and are read in every pass.
-_unpacked_qualities = lru_cache(maxsize=4096)(unpack_qualities)
-_unpacked_classes = lru_cache(maxsize=4096)(unpack_classes)
