@@ -19,6 +19,7 @@ from segserve_operator.adapters.kube.api import Api
 from segserve_operator.adapters.kube.contexts import PoolContexts
 from segserve_operator.adapters.kube.fleet import ClusterFleet, FleetCache
 from segserve_operator.adapters.kube.gateway import ClusterTraffic
+from segserve_operator.adapters.kube.gateway_routes import keep_routes
 from segserve_operator.adapters.kube.interning import ModelInterner
 from segserve_operator.adapters.kube.objects import Defaults
 from segserve_operator.adapters.kube.pool_guard import keep_guard
@@ -34,7 +35,7 @@ from segserve_operator.rollout_metrics import RolloutMetrics
 from segserve_operator.service import ActionLog, RolloutCache, Service
 from segserve_operator.worker import ReconcileResult
 
-MIN_DUE_S: Final = 0.1
+MIN_DUE_S: Final = 1.0
 GUARD_RETRY_S: Final = 1.0
 BUNDLE_LOOK_S: Final = 1.0
 BUNDLES_GRACE_S: Final = 3.0
@@ -113,9 +114,10 @@ class PoolReconciler:
         tidied, due_s = await fleet.tidy_reports(), []
         try:
             tidied += await keep_guard(self._api, self._view, key)
+            tidied += await keep_routes(self._api, self._view, self._contexts, key)
         except ApiError as error:
             # What serves does not depend on it, and the other models' next pass must not wait for it.
-            log.warning("%s/%s: the pool's finalizer was not written: %s", key.namespace, key.pool, error)
+            log.warning("%s/%s: the pool's finalizer or routes were not written: %s", key.namespace, key.pool, error)
             due_s.append(GUARD_RETRY_S)
         for line in cache.action_log.new_lines(actions):
             log.info("%s/%s: %s", key.namespace, key.pool, line)
