@@ -27,6 +27,8 @@ from segserve_operator.api.errors import SpecError
 from segserve_operator.api.loading import parse
 from segserve_operator.core.models.requests import VERBS
 
+pytestmark = pytest.mark.timeout(1800)
+
 MODEL_SCHEMA: Final = spec_schema("SegmentationModel")
 POOL_SCHEMA: Final = spec_schema("TritonPool", replicas=4)
 MODELS_AT_ONCE: Final = 8
