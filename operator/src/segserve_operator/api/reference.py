@@ -49,7 +49,7 @@ def _rows(schema: Mapping[str, Any], path: str) -> Iterator[str]:
 
 def _type(field: Mapping[str, Any]) -> str:
     if "x-kubernetes-int-or-string" in field:
-        return "quantity"
+        return "integer or percentage" if "minimum" in field else "quantity"
     if "enum" in field:
         return " \\| ".join(f"`{value}`" for value in field["enum"])
     if field["type"] == "array":
