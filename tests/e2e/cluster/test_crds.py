@@ -288,6 +288,11 @@ def test_a_model_that_cannot_be_served_is_refused_with_the_field_named(
             id="a Secret of another namespace",
         ),
         pytest.param({"notifications": [{}]}, 422, "exactly one of url and secretRef must be set", id="nobody to tell"),
+        pytest.param({"update": {"maxSurge": 0}}, 422, "must be positive", id="an update without a step"),
+        pytest.param({"update": {"maxSurge": "0%"}}, 422, "spec.update.maxSurge", id="no percentage"),
+        pytest.param(
+            {"update": {"window": {"start": "24:00", "duration": "1h"}}}, 422, "spec.update.window.start", id="no hour"
+        ),
     ],
 )
 def test_a_pool_that_cannot_be_run_is_refused_with_the_field_named(

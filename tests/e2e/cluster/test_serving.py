@@ -183,7 +183,7 @@ def test_the_public_listener_does_not_choose_groups(served: ServedNamespace, pro
     assert reply.arrays()["REVISION"] == (stable.encode(),)
 
 
-def test_servers_of_another_template_take_the_models_over_one_by_one_and_no_request_fails(
+def test_servers_of_another_template_replace_the_former_ones_step_by_step_and_no_request_fails(
     served: ServedNamespace,
 ) -> None:
     former = served.main()
@@ -191,7 +191,8 @@ def test_servers_of_another_template_take_the_models_over_one_by_one_and_no_requ
     stable = {name: served.stable(name) for name in names}
     with served.load():
         served.apply(default_pool(server={"env": [{"name": "TEST_NOTE", "value": "changed"}]}))
-        main = served.cluster.wait("another main group", lambda: served.main() not in (former, "") and served.main())
+        served.cluster.wait("another main group", lambda: served.main() not in (former, ""), 240)
+        main = served.main()
         served.cluster.wait("the former servers are gone", lambda: served.groups() == {main}, 120)
         served.wait_ready(*names)
         assert {name: served.role(name, "stable") for name in names} == {n: (stable[n], main) for n in names}
