@@ -94,16 +94,19 @@ def _of_map(path: Path, known: frozenset[int]) -> Regions:
         with Image.open(path) as image:
             if image.mode not in _GREY:
                 raise GoldenError(f"{path.name} has the mode {image.mode}; a label map has one channel or a palette")
-            pixels = np.asarray(image)
+            pixels = np.asfortranarray(image)  # as masks are encoded: without a copy of each
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
         raise GoldenError(f"{path.name} cannot be read: {error}") from error
     present = [number for number in sorted(known) if (pixels == number).any()]
     if not present:
         raise GoldenError(f"{path.name} shows none of the classes {', '.join(map(str, sorted(known)))}")
-    masks = tuple(_encoded(pixels == number) for number in present)
-    counted = np.isin(pixels, sorted(known))
+    masks, counted = list[bytes](), np.zeros(pixels.shape, bool, order="F")
+    for number in present:
+        mask = pixels == number
+        counted |= mask
+        masks.append(_encoded(mask))
     size = (pixels.shape[0], pixels.shape[1])
-    return Regions(size, tuple(present), masks, counted=None if counted.all() else _encoded(counted))
+    return Regions(size, tuple(present), tuple(masks), counted=None if counted.all() else _encoded(counted))
 
 
 def _encoded(mask: NDArray[np.bool_]) -> bytes:
