@@ -7,6 +7,7 @@ import pytest
 from fakes.kube import FakeKube
 from segserve_common.kube.kinds import CONFIG_MAPS, MODELS, POOLS, Json
 from segserve_common.kube.names import MANAGED_LABELS, POOL_LABEL
+from segserve_operator.adapters.kube.children import find_drift
 from segserve_operator.adapters.kube.view import PoolKey, View, audit, fill
 from segserve_operator.adapters.kube.write_through import WriteThroughApi
 
@@ -50,6 +51,24 @@ def test_an_object_that_is_gone_is_not_brought_back_by_a_late_answer(view: View)
     view.take(CONFIG_MAPS, config_map(version=7))
 
     assert text_of(view) is None
+
+
+def test_an_object_that_agreed_with_its_manifest_differs_after_a_change_of_either(view: View) -> None:
+    manifest = {**config_map(text="one"), "metadata": {"name": "plan"}}
+    view.take(CONFIG_MAPS, config_map(version=5, text="one"))
+    assert [list(find_drift(view, KEY, [manifest])) for _ in range(2)] == [[], []]
+
+    other = {**manifest, "data": {"text": "two"}}
+    (found,) = find_drift(view, KEY, [other])
+    assert found[0] is other
+
+    view.take(CONFIG_MAPS, config_map(version=6, text="by hand"))
+    (found,) = find_drift(view, KEY, [manifest])
+    assert found == (manifest, view.get(CONFIG_MAPS, "ml", "plan"))
+
+    view.drop(CONFIG_MAPS, config_map(version=7))
+    assert list(find_drift(view, KEY, [manifest])) == [(manifest, None)]
+    assert view.covering == {}
 
 
 def test_an_object_that_lost_our_labels_is_back_once_it_has_them_again(view: View) -> None:

@@ -60,6 +60,8 @@ class View:
         self._gone: OrderedDict[str, int] = OrderedDict()
         self.answers: dict[str, tuple[str, str]] = {}
         """By uid, digests of a manifest that admission changes, and of what the object has in its place."""
+        self.covering: dict[str, tuple[Json, Json]] = {}
+        """By uid, a state of an object and a manifest all of whose fields it has."""
 
     def get(self, kind: Kind, namespace: str, name: str) -> Json | None:
         """Return the latest state of an object, None if it is absent."""
@@ -96,6 +98,7 @@ class View:
         metadata = gone["metadata"]
         self._gone[metadata["uid"]] = _version(gone)
         self.answers.pop(metadata["uid"], None)
+        self.covering.pop(metadata["uid"], None)
         while len(self._gone) > REMEMBERED_DELETIONS:
             self._gone.popitem(last=False)
         at = (metadata["namespace"], metadata["name"])
