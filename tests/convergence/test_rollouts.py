@@ -8,7 +8,7 @@ from datetime import timedelta
 
 import pytest
 
-from fakes.platform import CountedWrites, Crash, World, assigned
+from fakes.platform import CountedWrites, Crash, InMemoryFleet, World, assigned
 from segserve_operator.api.rollout_policy import (
     ErrorRateGate,
     LatencyGate,
@@ -516,3 +516,88 @@ async def test_a_crash_before_or_after_any_write_of_a_rollout_ends_as_without_it
             assert rollout.state is not None
             assert rollout.state.phase is Phase.SUCCEEDED, (die_at, after)
             assert rollout.world.role("coins", "stable") == (SECOND.revision, SECOND.revision)
+
+
+@dataclass
+class SizedFleet(InMemoryFleet):
+    """Groups with as many servers as they are told to have, while there is room for so many beside main."""
+
+    room: int = 100
+
+    async def start(self, group: str, replicas: int = 1) -> None:
+        present = self.members.get(group)
+        await super().start(group, replicas)
+        servers = self.members[group].servers[: replicas if group == "main" else min(replicas, self.room)]
+        kept = present.servers[:replicas] if present is not None else ()
+        self.members[group] = replace(self.members[group], servers=(*kept, *servers[len(kept) :]))
+
+    def count(self, group: str) -> int:
+        return len(self.members[group].servers) if group in self.members else 0
+
+
+def sized_rollout(servers: int) -> tuple[Rollout, SizedFleet]:
+    fleet = SizedFleet(replicas=servers)
+    rollout = Rollout(World(fleet=fleet))
+    assert rollout.world.store.pool is not None
+    rollout.world.store.pool = replace(rollout.world.store.pool, replicas=servers)
+    return rollout, fleet
+
+
+async def test_a_candidate_has_servers_for_its_weight_before_it_gets_that_weight() -> None:
+    rollout, fleet = sized_rollout(20)
+    counts = []
+    await rollout.begin()
+    while rollout.state is None or not rollout.state.ended:
+        await rollout.second()
+        weight = rollout.world.traffic.groups_of("coins").get(SECOND.revision, 0)
+        counts.append(fleet.count(SECOND.revision))
+        assert counts[-1] * 100 >= weight * 20 or rollout.state is None
+
+    assert sorted(set(counts)) == [1, 5, 10, 20]
+    assert counts == sorted(counts)
+    assert rollout.state.phase is Phase.SUCCEEDED
+    assert fleet.count("main") == 20
+
+
+async def test_a_weight_is_not_raised_while_there_is_no_room_for_the_servers_that_it_needs() -> None:
+    rollout, fleet = sized_rollout(20)
+    fleet.room = 5
+    await rollout.begin()
+    await rollout.until(lambda state: state.weight == 25)
+    for _ in range(240):
+        await rollout.second()
+
+    assert rollout.state is not None
+    assert (rollout.state.weight, rollout.state.phase) == (25, Phase.PROGRESSING)
+
+    fleet.room = 100
+    fleet.members[SECOND.revision] = replace(fleet.members[SECOND.revision], intact=False)
+    ended = await rollout.end()
+
+    assert ended.phase is Phase.SUCCEEDED
+
+
+async def test_what_a_person_promotes_gets_its_servers_first() -> None:
+    rollout, fleet = sized_rollout(20)
+    await rollout.begin()
+    await rollout.until(lambda state: state.weight == 5)
+    rollout.ask("promote", SECOND.revision)
+    while rollout.world.traffic.groups_of("coins").get(SECOND.revision, 0) < 95:
+        before = fleet.count(SECOND.revision)
+        await rollout.second()
+
+    assert before == 20
+    assert "RequestTaken" in {reason for _, reason in rollout.world.store.told}
+
+
+@pytest.mark.parametrize("policy", [None, POLICY.model_copy(update={"on_undecided": "Promote"})], ids=["none", "late"])
+async def test_a_candidate_that_may_get_all_requests_at_any_time_has_all_servers_from_the_start(
+    policy: RolloutPolicy | None,
+) -> None:
+    rollout, fleet = sized_rollout(4)
+    rollout.world.store.apply(FIRST, policy=policy, slo=Slo())
+    await rollout.world.passes()
+    rollout.world.store.apply(SECOND, policy=policy, slo=Slo())
+    await rollout.second()
+
+    assert fleet.count(SECOND.revision) == 4

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from fakes.cluster_world import KEY, NAMESPACE, ClusterWorld, model_manifest
-from segserve_common.kube.kinds import PODS, POOLS
+from segserve_common.kube.kinds import DEPLOYMENTS, PODS, POOLS
 from segserve_common.kube.names import GROUP_LABEL
 
 KEEP = "600s"
@@ -80,3 +80,20 @@ async def test_a_number_of_servers_is_that_of_each_group_that_serves() -> None:
 
     assert len(world.routes()["coins"]["shares"][0]["endpoints"]) == 3
     assert world.condition("coins", "Ready") == ("True", "Serving")
+
+
+async def test_a_candidate_of_a_rollout_starts_with_servers_for_its_first_weight() -> None:
+    world = await served(replicas=4)
+    (main,) = world.groups()
+    world.apply(model_manifest("coins", "2", keepPrevious=KEEP, rollout={}))
+    await world.turns()
+    replicas = {
+        each["metadata"]["labels"][GROUP_LABEL]: each["spec"]["replicas"]
+        for each in world.kube.all(DEPLOYMENTS, NAMESPACE)
+        if GROUP_LABEL in each["metadata"]["labels"]
+    }
+
+    assert replicas.pop(main) == 4
+    assert list(replicas.values()) == [1]
+    assert world.status("coins")["rollout"]["phase"] in ("Golden", "Progressing")
+    assert world.weights("coins")[main] >= 95

@@ -1,4 +1,4 @@
-"""What is kept of changes that ended, bounded by bytes: all of it is in the cluster's etcd, mostly 2 to 8 GB."""
+"""Bounds, in bytes, of records and bundles of changes that ended: all of it is in etcd, mostly of 2 to 8 GB."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from segserve_operator.core.models.inputs import checks, gather_signals, groups_
 from segserve_operator.core.models.observed import ModelObserved, Observed, Roles
 from segserve_operator.core.models.quorum import answers
 from segserve_operator.core.models.requests import VERB_SIGNALS, RolloutRequest, next_request, refusal, with_handled
+from segserve_operator.core.models.sizes import has_grown, is_deferred
 from segserve_operator.core.rollout import decisions
 from segserve_operator.core.rollout.counters import HungRequests
 from segserve_operator.core.rollout.decisions import DecisionInput, DecisionResult, caught_up, state_of
@@ -137,6 +138,8 @@ def _handle_request(
         return RolloutUpdate(state, handled=handled), None
     can_return = roles.previous is not None and answers(roles.previous, world)
     refused = refusal(request, state, roles, gates, can_return=can_return)
+    if refused is None and is_deferred(request, state) and not has_grown(roles, world):
+        return RolloutUpdate(state, handled=handled), None  # until the candidate has the servers for it
     if refused is not None:
         event = Event("Warning", "RequestRefused", refused)
     else:

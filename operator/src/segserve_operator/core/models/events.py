@@ -36,6 +36,7 @@ SIGNALS: Final[Mapping[Signal, tuple[str, str]]] = {
     Signal.BAKED: ("Baked", "bakeTime has passed"),
 }
 WAITS: Final[Mapping[Wait, str]] = {
+    Wait.SERVERS: "too few servers answer for the next weight",
     Wait.PERSON: "the step waits for a person to resume it",
     Wait.TIME: "the step has not reached its minDuration",
     Wait.DATA: "the candidate has had too few requests for a verdict",

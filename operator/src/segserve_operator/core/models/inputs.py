@@ -18,6 +18,7 @@ from segserve_operator.core.models.golden_scores import gave_up, golden_gates, g
 from segserve_operator.core.models.observed import ModelObserved, Observed, Roles, SloWatch
 from segserve_operator.core.models.quorum import may_take_over
 from segserve_operator.core.models.self_test import tests_itself
+from segserve_operator.core.models.sizes import has_grown
 from segserve_operator.core.models.slo import is_due, is_watched
 from segserve_operator.core.rollout.engine import Signals
 from segserve_operator.core.rollout.phases import Phase
@@ -74,6 +75,7 @@ def gather_signals(record: Record, state: RolloutState, roles: Roles, model: Mod
     probe = world.check_results.get(_probe_key(state))
     return Signals(
         ready=np.array(is_routed and may_take_over(group, state.revision, roles.stable, world, overdue=overdue)),
+        grown=np.array(has_grown(roles, world)),
         lost=np.array(state.weight > 0 and not answers and not superseded),
         golden=np.array(_golden(record, state, model, world), np.int8),
         probes=np.array(probe_outcome(probe, world.now_s - state.since_s), np.int8),

@@ -34,6 +34,7 @@ from segserve_operator.core.models.pool import pool_status, slots
 from segserve_operator.core.models.quorum import answers, prevailing_report, suffices
 from segserve_operator.core.models.roles import assigned_model, next_roles, record_of, settling
 from segserve_operator.core.models.self_test import self_tests, tests_itself
+from segserve_operator.core.models.sizes import sizes, with_sizes
 from segserve_operator.core.models.slo import watches
 from segserve_operator.core.models.update import spread, with_template
 from segserve_operator.core.rollout.phases import Phase
@@ -68,7 +69,7 @@ def desired_state(world: Observed, unrecorded: frozenset[str] = frozenset()) -> 
 
     The models `unrecorded` stay as they are, because their roles could not be written.
     """
-    seen, world = world, with_template(world)
+    seen, world = world, with_sizes(with_template(world))
     free = slots(world)
     decided = {
         model.name: (model.roles, unchanged(model, world))
@@ -80,7 +81,8 @@ def desired_state(world: Observed, unrecorded: frozenset[str] = frozenset()) -> 
     updates = {name: update for name, (_, update) in decided.items()}
     slo_watches = watches(world.models, world)
     held = {name for name in roles if any(group.holds(name) for group in world.groups.values())}
-    groups, replicas = spread(_assignments(roles, world), seen) if world.pool is not None else ({}, {})
+    smaller = sizes(roles, {name: update.state for name, update in updates.items()}, world)
+    groups, replicas = spread(_assignments(roles, world), smaller, seen) if world.pool is not None else ({}, {})
     forgotten = tuple(model.name for model in world.models if model.deleting and model.name not in held)
     return DesiredState(
         statuses={m.name: status_of(m, roles[m.name], updates[m.name], slo_watches, world) for m in world.models},

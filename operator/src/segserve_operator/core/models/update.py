@@ -74,9 +74,12 @@ def step_of(world: Observed) -> UpdateStep:
     return UpdateStep(_rolled(pool, present, former))
 
 
-def spread(groups: Mapping[str, Assignment], world: Observed) -> tuple[dict[str, Assignment], dict[str, int]]:
+def spread(
+    groups: Mapping[str, Assignment], smaller: Mapping[str, int], world: Observed
+) -> tuple[dict[str, Assignment], dict[str, int]]:
     """Return the assignments and the numbers of servers of all groups, from the assignments of the roles' groups.
 
+    `smaller` are the numbers of groups that need fewer servers than the pool has.
     `world` is the one that was observed, with the main groups of all templates.
     """
     pool = world.pool
@@ -88,7 +91,7 @@ def spread(groups: Mapping[str, Assignment], world: Observed) -> tuple[dict[str,
     for name, count in counts.items():
         if name not in all_groups and (count or _occupied(world.groups.get(name))):
             all_groups[name] = groups[main]
-    return all_groups, {name: counts.get(name, pool.replicas) for name in all_groups}
+    return all_groups, {name: counts.get(name, smaller.get(name, pool.replicas)) for name in all_groups}
 
 
 def is_outdated(group: str, world: Observed) -> bool:
@@ -215,7 +218,10 @@ def _wait(pool: PoolObserved, kept: Template, world: Observed) -> tuple[str, str
         return None
     begun = _main(kept.next) in world.groups
     own = (not begun, kept.since_s, True)
-    ahead = [claim.pool for claim in pool.claims if (not claim.begun, claim.since_s, not claim.first) < own]
+    # What an operator offers to all pools stops at the first that cannot take it; own changes go past that one.
+    is_own = kept.settings != pool.settings
+    claims = [claim for claim in pool.claims if not (claim.stalled and is_own)]
+    ahead = [claim.pool for claim in claims if (not claim.begun, claim.since_s, not claim.first) < own]
     if len(ahead) < update.max_parallel_pools:
         return None
     return "UpdateQueued", f"it waits for the update of {', '.join(sorted(ahead)[:3])}"

@@ -116,7 +116,8 @@ class Progress:
 class Signals:
     """Inputs of a decision besides the evidence. Arrays as in `Progress`, or plain values for all rollouts.
 
-    `ready`: all the candidate's servers serve it, and the gateways know them. `lost`: it should get requests, but no
+    `ready`: enough of the candidate's servers serve it, and the gateways know them. `grown`: they suffice for the next
+    weight too. `lost`: it should get requests, but no
     server serves it. `golden`: golden images passed (1), failed (-1), or neither (0). `probes`: segserve's own requests
     in quarantine are answered (1), fail (-1), or neither (0). `forbidden`: a checked gate breaches; `allowed`: all
     checked gates pass. `asked`: a person's request (ABORT, PROMOTE, or ADVANCE to resume), else `Signal.NONE`.
@@ -124,6 +125,7 @@ class Signals:
     """
 
     ready: Bools | bool = True
+    grown: Bools | bool = True
     lost: Bools | bool = False
     golden: Ints | int = 1
     probes: Ints | int = 0
@@ -154,6 +156,7 @@ class Wait(StrEnum):
     INCIDENT = "Incident"
     GATE = "GateUndecided"
     PAUSED = "Paused"
+    SERVERS = "WaitingForServers"
 
 
 WAITS: Final = tuple(Wait)
@@ -234,7 +237,8 @@ def _signal(
 ) -> Ints:
     """Return for each rollout the first legal signal among those that apply."""
     phase = progress.phase
-    released = (wait == WAITS.index(Wait.PERSON)) & (np.asarray(heard.asked) == Signal.ADVANCE)
+    grown = np.asarray(heard.grown)
+    released = grown & (wait == WAITS.index(Wait.PERSON)) & (np.asarray(heard.asked) == Signal.ADVANCE)
     goes_on = (wait == WAITS.index(Wait.NOTHING)) | released
     last = progress.step + 1 >= len(policy.steps)
     # A paused rollout is not undecided: a person decided to hold it, so deadlines do not apply.
@@ -248,8 +252,11 @@ def _signal(
         Signal.CONFIRMED: np.asarray(heard.probes) < 0,
         Signal.QUARANTINE: _fails(policy, progress, judged, heard, now_s),
         Signal.GIVE_UP: late & (policy.on_undecided is OnUndecided.ROLLBACK),
-        Signal.PROMOTE: (np.asarray(heard.asked) == Signal.PROMOTE)
-        | (late & (policy.on_undecided is OnUndecided.PROMOTE) & (phase == Phase.PROGRESSING)),
+        Signal.PROMOTE: grown
+        & (
+            (np.asarray(heard.asked) == Signal.PROMOTE)
+            | (late & (policy.on_undecided is OnUndecided.PROMOTE) & (phase == Phase.PROGRESSING))
+        ),
         Signal.RESUMED: (np.asarray(heard.probes) > 0) & (progress.quarantines <= policy.max_quarantines),
         Signal.PROVED: np.asarray(heard.ready),
         Signal.GOLDEN_PASSED: goes_on & (np.asarray(heard.golden) > 0),
@@ -318,6 +325,7 @@ def _waits(policy: Policy, progress: Progress, judged: Sequence[Judgement], hear
         data, incident = data | ~each.enough, incident | each.shared
     reason = np.zeros(shape, np.int8)
     for wait, holds in (
+        (Wait.SERVERS, ((phase == Phase.PROGRESSING) | (phase == Phase.GOLDEN)) & ~np.asarray(heard.grown)),
         (Wait.PERSON, progressing & asks),
         (Wait.TIME, now_s - progress.step_since_s < shortest),
         (Wait.DATA, progressing & data),
