@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from fakes.cluster_world import ClusterWorld, model_manifest
 from fakes.platform import Verdict, World, assigned
 from segserve_operator.api.rollout_policy import RolloutPolicy
 from segserve_operator.core.models.pool import MAX_CANDIDATE_GROUPS
@@ -234,3 +235,38 @@ async def test_a_pool_that_is_not_ready_for_long_is_stalled() -> None:
     )
     assert (stalled.status, reconciling.status) == ("False", "False")
     assert world.condition("coins", "Ready") == ("True", "Serving")
+
+
+async def test_eight_candidates_without_a_node_let_a_healthy_ninth_model_pass_on_a_cluster() -> None:
+    """What stalled is in the statuses: the operator starts anew meanwhile."""
+    world = ClusterWorld()
+    world.apply_pool()
+    for name in NINE:
+        world.apply(model_manifest(name))
+    await world.turns(30)
+    *stuck, healthy = NINE
+    world.homeless |= {f"-{name}-" for name in stuck}
+    for name in stuck:
+        world.apply(model_manifest(name, "2"))
+    await world.turns(3)
+    assert len(world.groups()) == 1 + MAX_CANDIDATE_GROUPS
+    world.apply(model_manifest(healthy, "2"))
+    await world.turns(6, seconds_each=60)
+
+    assert world.condition(healthy, "Progressing") == ("True", "Queued")
+
+    world.restart()
+    await world.turns(6, seconds_each=60)
+    await world.turns(4)
+
+    assert world.status(healthy)["observedGeneration"] == 2
+    assert world.condition(healthy, "Ready") == ("True", "Serving")
+    stalled = [name for name in stuck if world.condition(name, "Stalled") == ("True", "ProgressDeadlineExceeded")]
+    assert len(stalled) >= MAX_CANDIDATE_GROUPS - 1
+    assert {name for name, reason in world.told() if reason == "ProgressDeadlineExceeded"} == set(stuck)
+
+    world.homeless.clear()
+    await world.turns(12)
+
+    assert {world.condition(name, "Stalled") for name in NINE} == {("False", "AsWanted")}
+    assert {world.status(name)["observedGeneration"] for name in NINE} == {2}

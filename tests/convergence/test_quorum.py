@@ -6,9 +6,11 @@ from dataclasses import replace
 
 import pytest
 
+from fakes.cluster_world import ClusterWorld, model_manifest
 from fakes.platform import Verdict, World, assigned
 from segserve_builder.agent.protocol import AssignedModel
 from segserve_builder.spec.model_spec import Golden
+from segserve_common.kube.names import object_name
 from segserve_operator.api.rollout_policy import RolloutPolicy
 from segserve_operator.core.models.observed import MinReady
 from segserve_operator.core.rollout.phases import Phase
@@ -387,3 +389,77 @@ async def test_nothing_is_written_while_a_server_is_missing_or_bad() -> None:
     await world.passes(3)
 
     assert [await world.service.run_once() for _ in range(3)] == [(), (), ()]
+
+
+# On a cluster: pods, nodes and statuses that the API server keeps
+
+
+async def on_cluster(replicas: int = 3) -> ClusterWorld:
+    world = ClusterWorld()
+    world.apply_pool(replicas=replicas)
+    world.apply(model_manifest("coins"))
+    await world.turns()
+    assert world.condition("coins", "Ready") == ("True", "Serving")
+    return world
+
+
+def main_of(world: ClusterWorld) -> str:
+    (main,) = (group for group in world.groups() if group.startswith("main"))
+    return main
+
+
+def said(world: ClusterWorld, kind: str) -> str:
+    return next(each["message"] for each in world.status("coins")["conditions"] if each["type"] == kind)
+
+
+async def test_a_revert_on_a_cluster_takes_effect_in_the_next_pass_while_a_pod_is_pending() -> None:
+    world = await on_cluster()
+    main = main_of(world)
+    world.apply(model_manifest("coins", "2"))
+    await world.turns(6)
+    assert main not in world.weights("coins")
+    world.homeless.add(f"{main}-1-1")
+    world.evict(object_name("default", main), 1)
+    await world.turns(2)
+    world.apply(model_manifest("coins"))
+    await world.run_pass()
+
+    assert world.weights("coins") == {main: 100}
+    shares = {share["group"]: share for share in world.routes()["coins"]["shares"]}
+    assert len(shares[main]["endpoints"]) == 2
+
+
+async def test_a_bad_node_is_named_in_the_statuses_of_model_and_pool() -> None:
+    world = await on_cluster()
+    pod = f"{object_name('default', main_of(world))}-2"
+    world.bad_pods[pod] = "LoadFailed"
+    await world.turns(3)
+
+    assert world.condition("coins", "Ready") == ("True", "Serving")
+    assert world.condition("coins", "Degraded") == ("True", "ServerFailed")
+    assert f"server {pod} on node node-of-{pod}: LoadFailed" in said(world, "Degraded")
+    assert world.pool_condition("Degraded") == ("True", "ServerFailed")
+    assert ("coins", "ServerFailed") in world.told()
+
+
+async def test_a_generation_on_a_cluster_lags_until_it_serves_and_is_reached_by_what_is_refused() -> None:
+    world = await on_cluster(1)
+    world.apply(model_manifest("coins", "2"))
+    await world.turns(2)
+    status = world.status("coins")
+
+    assert status["observedGeneration"] == 1
+    assert {each["observedGeneration"] for each in status["conditions"]} == {2}
+    assert world.condition("coins", "Reconciling")[0] == "True"
+
+    await world.turns(4)
+
+    assert world.status("coins")["observedGeneration"] == 2
+
+    world.verdicts["3"] = "GoldenFailed"
+    world.apply(model_manifest("coins", "3"))
+    await world.turns(6)
+
+    assert world.status("coins")["observedGeneration"] == 3
+    assert world.condition("coins", "Stalled") == ("True", "GoldenFailed")
+    assert world.condition("coins", "Ready") == ("True", "Serving")

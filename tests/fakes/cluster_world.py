@@ -101,6 +101,10 @@ class ClusterWorld:
     """Number of servers that the nodes have room for; None for any number."""
     scheduler_says: str = "0/4 nodes are available: 4 Insufficient nvidia.com/gpu."
 
+    homeless: set[str] = field(default_factory=set)
+    """Parts of the names of pods for which no node has room."""
+    bad_pods: dict[str, str] = field(default_factory=dict)
+    """What agents say of all that they hold instead of Ready, by pod: the reason of a failure."""
     def __post_init__(self) -> None:
         self.kube = FakeKube(lambda: self.now_s)
         self.api: Api = self.kube
@@ -214,7 +218,8 @@ class ClusterWorld:
         others = (each for each in self.kube.all(PODS, NAMESPACE) if "podIP" in each["status"])
         servers = sum(each["metadata"]["labels"][COMPONENT_LABEL] == SERVER for each in others)
         is_server = pod["metadata"]["labels"][COMPONENT_LABEL] == SERVER
-        if not is_server or self.room is None or servers < self.room:
+        is_homeless = any(part in pod["metadata"]["name"] for part in self.homeless)
+        if not is_server or (not is_homeless and (self.room is None or servers < self.room)):
             return pod
         reason = {"reason": "Unschedulable", "message": self.scheduler_says}
         return {
@@ -231,6 +236,7 @@ class ClusterWorld:
         self.kube.vanish(PODS, NAMESPACE, self._pod_name(deployment, index))
         name = f"{deployment}-{index}"
         self._replaced[name] = self._replaced.get(name, 0) + 1
+            "spec": {key: value for key, value in pod["spec"].items() if key != "nodeName"},
 
     def _pod(self, name: str, owner: str, template: Json) -> Json:
         images = {container["name"]: container["image"] for container in template["spec"]["containers"]}
@@ -245,7 +251,7 @@ class ClusterWorld:
                 "labels": template["metadata"]["labels"],
                 "ownerReferences": [{"apiVersion": "apps/v1", "kind": "Deployment", "name": name, "uid": owner}],
             },
-            "spec": template["spec"],
+            "spec": {**template["spec"], "nodeName": f"node-of-{name}"},
             "status": {
                 "phase": "Running" if pulled else "Pending",
                 "podIP": f"10.0.{self.kube.revision // 250 % 250}.{self.kube.revision % 250}",
@@ -265,7 +271,8 @@ class ClusterWorld:
             if content is None:
                 return  # an agent begins once it has read all shards
             told += unpack(content)
-        reason = self.fails_with.get(pod["spec"]["containers"][0]["image"])
+        name, image = pod["metadata"]["name"], pod["spec"]["containers"][0]["image"]
+        reason = self.bad_pods.get(name) or self.fails_with.get(image)
         models = [self._said(model, reason).model_dump(mode="json", by_alias=True) for model in told]
         await self._report(group, pod, {"serverReady": True, "models": models})
 
