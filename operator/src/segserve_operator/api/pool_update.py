@@ -71,7 +71,12 @@ class Update(ApiValue):
     model_config = ConfigDict(
         json_schema_extra={
             "x-kubernetes-validations": [
-                {"rule": "!(self.maxSurge == 0 && self.maxUnavailable == 0)", "message": _NO_STEP}
+                {
+                    # Defaults are not filled in where the default of the whole field is checked.
+                    "rule": "!has(self.maxSurge) || !has(self.maxUnavailable) || "
+                    "!(self.maxSurge == 0 && self.maxUnavailable == 0)",
+                    "message": _NO_STEP,
+                }
             ]
         }
     )

@@ -290,13 +290,14 @@ class Template:
 class UpdateClaim:
     """Another pool of this operator that replaces its servers, or waits to do so since `since_s` (Unix seconds).
 
-    `first` tells whether it goes first if both wait equally long.
+    `first` tells whether it goes first if both wait equally long, `stalled` that its new servers do not come up.
     """
 
     pool: str
     first: bool
     begun: bool
     since_s: float
+    stalled: bool = False
 
 
 @dataclass(frozen=True, slots=True)

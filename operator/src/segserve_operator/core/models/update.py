@@ -218,7 +218,10 @@ def _wait(pool: PoolObserved, kept: Template, world: Observed) -> tuple[str, str
         return None
     begun = _main(kept.next) in world.groups
     own = (not begun, kept.since_s, True)
-    ahead = [claim.pool for claim in pool.claims if (not claim.begun, claim.since_s, not claim.first) < own]
+    # What an operator offers to all pools stops at the first that cannot take it; own changes go past that one.
+    is_own = kept.settings != pool.settings
+    claims = [claim for claim in pool.claims if not (claim.stalled and is_own)]
+    ahead = [claim.pool for claim in claims if (not claim.begun, claim.since_s, not claim.first) < own]
     if len(ahead) < update.max_parallel_pools:
         return None
     return "UpdateQueued", f"it waits for the update of {', '.join(sorted(ahead)[:3])}"
