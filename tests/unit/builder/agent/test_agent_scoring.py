@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fakes.artifact_server import artifact_server
 from fakes.golden_pictures import Pictures, semantic
 from segserve_builder.agent.decide import next_actions, reports
 from segserve_builder.agent.protocol import (
@@ -49,6 +50,7 @@ from segserve_builder.agent.state import (
 from segserve_builder.render.tree import Tree
 from segserve_builder.scoring.quality import Quality
 from segserve_builder.scoring.replay import GoldenScores
+from segserve_builder.sources.access import LOCAL, Access
 from segserve_builder.spec.model_spec import Golden
 from segserve_builder.spec.names import STEP_PREFIX
 from segserve_common.kube.shards import pack
@@ -296,16 +298,18 @@ class Answering:
 
 
 @contextmanager
-def replayed(pictures: Pictures, answering: Any) -> Iterator[tuple[ActionResult, AssignedRevision, ActionRunner]]:
+def replayed(
+    pictures: Pictures, answering: Any, golden: Golden | None = None, access: Access = LOCAL
+) -> Iterator[tuple[ActionResult, AssignedRevision, ActionRunner]]:
     spec = pictures.revision()
     assert spec.golden is not None
     pipeline = spec.pipeline.model_copy(update={"output": spec.pipeline.output.model_copy(update={"encoding": "rle"})})
     spec = AssignedModel(pipeline=pipeline, artifact=spec.artifact)
-    coins = scored_by(spec, GoldenScoring(golden=pictures.revision().golden, interval_s=1.0))
+    coins = scored_by(spec, GoldenScoring(golden=golden or pictures.revision().golden, interval_s=1.0))
     state, _ = serving(coins)
     root = pictures.folder.parent
     server: Any = Answering(lambda image: answering(image, coins.revision))
-    runner = ActionRunner(server, Repository(root / "repository"), root / "cache", root / "log")
+    runner = ActionRunner(server, Repository(root / "repository"), root / "cache", root / "log", access=access)
     assert coins.scoring is not None
     action = Score(coins.revision, "coins", coins.scoring.golden)
     yield runner.carry_out(action, coins, state.prepared[coins.revision]), coins, runner
@@ -362,6 +366,19 @@ def test_a_set_that_is_not_there_has_a_typed_reason(pictures: Pictures) -> None:
         assert revision.golden is not None
         assert result.failure is not None
         assert result.failure.reason == "GoldenFailed"
+
+
+def test_a_set_that_needs_other_credentials_says_so_and_is_fetched_again_later(pictures: Pictures) -> None:
+    own = pictures.revision().golden
+    assert own is not None
+    with artifact_server("127.0.0.1", pictures.folder.parent) as server, server.failing(401):
+        golden, access = Golden(uri=f"{server.url}/golden/", sha256=own.sha256), Access(private=("127.0.0.1",))
+        with replayed(pictures, lambda image, name: semantic(pictures.shown[image], name), golden, access) as (
+            result,
+            *_,
+        ):
+            assert result.failure is not None
+            assert (result.failure.reason, result.failure.retryable) == ("SourceUnauthorized", True)
 
 
 def test_an_agent_that_stops_ends_its_replay(pictures: Pictures) -> None:
