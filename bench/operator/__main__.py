@@ -1,4 +1,4 @@
-"""Measures the operator: `python -m bench.operator [--sizes 1,100,1000] [applying weights many]`; all by default.
+"""Measures the operator: `python -m bench.operator [--sizes 1,100,1000] [applying weights many fleet]`; all by default.
 
 Writes bench/out/operator.json and the table of docs/evidence/performance.md. Only what is named is measured again; the
 rest of the file stays.
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 import psutil
 
 from bench.operator.report import WEIGHT_GOALS_MS, write_table
-from bench.operator.scenarios import applying, many
+from bench.operator.scenarios import applying, fleet, many
 from bench.operator.weights import weights
 from bench.platform import ROOT
 
@@ -32,6 +32,9 @@ LARGE_POOL: Final = 1000
 REST_AT: Final = 1000
 """The size of which an hour at rest is shown."""
 
+FLEET_S: Final = 60.0
+FLEET: Final = (10_000, 50, 8)
+"""Models, models of a pool, and how many of these are rolled out at once."""
 SIZES: Final = (1, 100, 1000, 10_000)
 
 
@@ -40,6 +43,7 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.operator", description=__doc__)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"one of {', '.join(PARTS)}; all by default")
     parser.add_argument("--sizes", type=_sizes, default=SIZES, metavar="N,N", help="how many models there are")
+    parser.add_argument("--fleet", type=_sizes, default=FLEET, metavar="N,N,N", help="models, of a pool, rolled out")
     parser.add_argument("--rest-seconds", type=float, default=130.0, help="how long the operator is watched at rest")
     told = parser.parse_args(arguments)
     if unknown := set(told.parts) - PARTS.keys():
@@ -75,10 +79,15 @@ def _weights(found: dict[str, Any], told: argparse.Namespace) -> None:
         known[str(models)] = _shown(weights(models))
 
 
+def _fleet(found: dict[str, Any], told: argparse.Namespace) -> None:
+    found["fleet"] = _shown(fleet(*told.fleet, FLEET_S))
+
+
 PARTS: Final[Mapping[str, Callable[[dict[str, Any], argparse.Namespace], None]]] = {
     "applying": _applying,
     "weights": _weights,
     "many": _many,
+    "fleet": _fleet,
 }
 
 

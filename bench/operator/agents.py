@@ -1,10 +1,10 @@
 """What a cluster does around the operator: pods that run at once, agents that load in no time, gateways that follow.
 
-    python -m bench.operator.agents [--real-gateways NAMESPACE]
+    python -m bench.operator.agents [--real-gateways NAMESPACE] [--counts]
 
 Everything goes through the API server that KUBECONFIG names. Each pod has an address below 127; in the namespace of
 real gateways the servers really listen there, answer every request with the name of their group, and the gateways
-are left to somebody else.
+are left to somebody else. With `--counts` the gateways' sidecars answer too: they count a steady load without failures.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import asyncio
 import logging
 import os
 import sys
+import time
 from collections import defaultdict
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -35,11 +36,14 @@ from segserve_common.kube.names import (
     MANAGED_LABELS,
     POOL_LABEL,
     SHARDS,
+    SYNC_PORT,
     assignment_name,
     plan_name,
     reports_name,
 )
-from segserve_common.kube.shards import CONTENT_KEY, pack, unpack, version_of
+from segserve_common.kube.shards import CONTENT_KEY, pack, shard_of, unpack, version_of
+from segserve_operator.adapters.samples import wire
+from segserve_operator.core.rollout.counters import Counters, Series, SeriesCounts
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -47,6 +51,9 @@ if TYPE_CHECKING:
 REPORTS_S: Final = 0.2
 """Agents and sidecars write at most so often."""
 RETRY_S: Final = 0.1
+STARTED_S: Final = time.time()
+CALLS_PER_S: Final = 20
+"""The load of each model whose counts are asked for."""
 
 log = logging.getLogger("agents")
 
@@ -68,6 +75,13 @@ class Members:
     shards: dict[int, str] = field(default_factory=dict)
     news: asyncio.Event = field(default_factory=asyncio.Event)
 
+    def route(self, model: str, known: dict[str, dict[str, Json]]) -> Json:
+        """Return a model's route; `known` caches routes by the text of their shard."""
+        text = self.shards.get(shard_of(model), "")
+        if text not in known:
+            known[text] = {route["model"]: route for route in unpack(text)["routes"]} if text else {}
+        return known[text].get(model, {"shares": []})
+
 
 @dataclass(slots=True)
 class Around:
@@ -80,6 +94,25 @@ class Around:
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _addresses: int = 0
     _sites: dict[str, web.AppRunner] = field(default_factory=dict)
+    _gateways: dict[str, Members] = field(default_factory=dict)
+    _routes: dict[str, dict[str, Json]] = field(default_factory=dict)
+
+    async def count(self) -> None:
+        """Answer for all gateways what they have counted."""
+        application = web.Application()
+        application.router.add_get(wire.PATH, self._counts)
+        runner = web.AppRunner(application, access_log=None)
+        await runner.setup()
+        await web.TCPSite(runner, "0.0.0.0", SYNC_PORT).start()
+
+    async def _counts(self, request: web.Request) -> web.Response:
+        members = self._gateways.get(request.transport.get_extra_info("sockname")[0] if request.transport else "")
+        if members is None:
+            return web.Response(status=503)
+        served_s = time.time() - STARTED_S
+        asked = request.query.getall(wire.MODEL, [])
+        counts = {name: _load(members.route(name, self._routes), served_s) for name in asked}
+        return web.Response(body=wire.encode(counts, uid=next(iter(members.pods.values()))))
 
     async def run(self) -> None:
         """Go on until cancelled."""
@@ -132,7 +165,9 @@ class Around:
     async def _run_pod(self, group: Group, name: str, template: Json) -> str:
         self._addresses += 1
         address = f"127.1.{self._addresses // 250}.{self._addresses % 250 + 1}"
-        if group.name != GATEWAY and group.namespace == self.real_gateways:
+        if group.name == GATEWAY:
+            self._gateways[address] = self._groups[group]
+        elif group.namespace == self.real_gateways:
             self._sites[name] = await _listen(group.name, address)
         metadata = {"name": name, "namespace": group.namespace, "labels": template["metadata"]["labels"]}
         manifest = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}
@@ -227,6 +262,15 @@ def _proved(told: Json) -> Json:
     return report.model_dump(mode="json", by_alias=True)
 
 
+def _load(route: Json, served_s: float) -> Counters:
+    """Return what a gateway counts of a steady load that is split as its route says."""
+    counts = {}
+    for share in route["shares"]:
+        attempts = int(served_s * CALLS_PER_S * share["weight"] / 100)
+        counts[Series(share["group"], "http")] = SeriesCounts(attempts=attempts, latencies=((10.0, attempts),))
+    return Counters("0", served_s, counts)
+
+
 async def _listen(group: str, address: str) -> web.AppRunner:
     async def answer(request: web.Request) -> web.Response:
         await request.read()
@@ -240,10 +284,13 @@ async def _listen(group: str, address: str) -> web.AppRunner:
     return runner
 
 
-async def _run(real_gateways: str | None) -> None:
+async def _run(real_gateways: str | None, *, counts: bool) -> None:
     kubeconfig = Path(os.environ["KUBECONFIG"])
     async with AsyncKubeClient.connect(kubeconfig) as api:
-        await Around(api, kubeconfig, real_gateways).run()
+        around = Around(api, kubeconfig, real_gateways)
+        if counts:
+            await around.count()
+        await around.run()
 
 
 def main(arguments: list[str]) -> None:
@@ -251,7 +298,9 @@ def main(arguments: list[str]) -> None:
     logging.basicConfig(level=logging.WARNING)
     parser = argparse.ArgumentParser()
     parser.add_argument("--real-gateways", metavar="NAMESPACE")
-    asyncio.run(_run(parser.parse_args(arguments).real_gateways))
+    parser.add_argument("--counts", action="store_true")
+    told = parser.parse_args(arguments)
+    asyncio.run(_run(told.real_gateways, counts=told.counts))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import ssl
 import subprocess
@@ -60,6 +61,15 @@ class ApiServer:
 
     url: str
     folder: Path
+    store: str
+
+    def stored_mib(self) -> float:
+        """Return how much etcd holds: all objects, and what they were in the last minutes."""
+        with urllib.request.urlopen(f"{self.store}/metrics", timeout=30) as answer:
+            metrics = answer.read().decode()
+        found = re.search(r"^etcd_mvcc_db_total_size_in_use_in_bytes (\S+)$", metrics, re.MULTILINE)
+        assert found is not None, "etcd tells it since 3.4"
+        return float(found[1]) / 2**20
 
     def kubeconfig(self, user: str) -> Path:
         """Return the way in for `OPERATOR`, whose requests are counted, or for `OTHERS`."""
@@ -112,7 +122,7 @@ def api_server() -> Iterator[ApiServer]:
         store, port = f"http://127.0.0.1:{free_port()}", free_port()
         processes.append(_logged(folder / "etcd.log", _etcd(folder, store)))
         processes.append(_logged(folder / "apiserver.log", [str(program), *_arguments(folder, store, port)]))
-        server = ApiServer(f"https://127.0.0.1:{port}", folder)
+        server = ApiServer(f"https://127.0.0.1:{port}", folder, store)
         _wait_until_ready(server, processes)
         _install(server)
         yield server

@@ -15,6 +15,9 @@ END: Final = "<!-- end of operator -->"
 WEIGHT_GOALS_MS: Final = {"1": 100, "100": 150, "1000": 300}
 COLD_GOAL_S: Final = 600
 MEMORY_GOAL_MIB: Final = 1024
+REST_GOAL_PERCENT: Final = 5
+LOOK_GOAL_S: Final = 2.0
+RECORD_GOAL_S: Final = 12.0
 LARGEST: Final = "10000"
 
 
@@ -35,6 +38,8 @@ def _rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         yield from _size_rows(f"{int(size):,}", row, goals=size == LARGEST)
     if hour := found.get("rest_hour"):
         yield _rest_row(hour)
+    if fleet := found.get("fleet"):
+        yield from _fleet_rows(fleet)
     for size, row in found.get("weights", {}).items():
         goal = WEIGHT_GOALS_MS[size]
         shown = f"{_missed(row['ms'], goal, 'ms')}, worst of {row['flips']}: {row['worst_ms']:g} ms"
@@ -65,6 +70,27 @@ def _rest_row(hour: Mapping[str, Any]) -> tuple[str, str, str]:
     writes, renewals = _missed(hour["writes"], 0, "writes"), hour["lease_renewals"]
     shown = f"{writes}, {hour['reads']:,} reads, {renewals} Lease renewals, {hour['cpu_percent']:g} % of a core"
     return f"an hour at rest, {_models(str(hour['models']))} ({hour['watched_s']:g} s watched)", shown, "0 writes"
+
+
+def _fleet_rows(fleet: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    rest, rolling = fleet["rest"], fleet["rolling"]
+    among = f"{fleet['models']:,} models in {fleet['pools']} pools"
+    cpu = _missed(rest["cpu_percent"], REST_GOAL_PERCENT, "%")
+    yield f"at rest, {among}", f"{cpu} of a core, {rest['writes']} writes", f"{REST_GOAL_PERCENT} %, 0 writes"
+    looks, records = rolling["pass_every_s"], rolling["record_every_s"]
+    text = f"a look every {_missed(looks, LOOK_GOAL_S, 's')}, a record every {_missed(records, RECORD_GOAL_S, 's')}"
+    yield (
+        f"{fleet['rollouts']:,} rollouts at once, {among}",
+        f"{text}, {rolling['cpu_percent']:g} % of a core",
+        f"{LOOK_GOAL_S:g} s, {RECORD_GOAL_S:g} s",
+    )
+    started = f"{rolling['started_s']:g} s from the edits until all candidates have their weight"
+    yield "their start", f"{started}, peak memory {rolling['peak_mib']} MiB", ""
+    yield (
+        "etcd",
+        f"{fleet['stored_mib']} MiB, then {fleet['stored_rolling_mib']} MiB; a record {rolling['record_kb']:g} kB",
+        "",
+    )
 
 
 def _envoy_row(sizes: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:

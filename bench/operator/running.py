@@ -30,6 +30,7 @@ AT_ONCE: Final = 32
 LEASES: Final = "bench-leases"
 _READY: Final = re.compile(r'^segserve_models\{.*ready="(\w+)"\} ([0-9.]+)$', re.MULTILINE)
 _PASSES: Final = re.compile(r'^segserve_reconcile_passes_total\{outcome="(\w+)"\} ([0-9.]+)$', re.MULTILINE)
+_WEIGHTS: Final = re.compile(r"^segserve_rollout_weight\{.*\} ([0-9.]+)$", re.MULTILINE)
 _LONG_S: Final = 1800.0
 
 
@@ -73,6 +74,12 @@ def model_manifest(namespace: str, number: int) -> Json:
     }
 
 
+def edited(number: int) -> Json:
+    """Return a patch of a model that starts a rollout: another network, watched for as long as a measurement takes."""
+    policy = {"steps": [{"weight": 5}], "gates": [{"gate": "errorRate"}], "minRequests": 10_000_000}
+    return {"spec": {"artifact": artifact(number, 1), "rollout": policy}}
+
+
 def artifact(number: int, edition: int) -> Json:
     """Return where a model's network lies; each edition is another network."""
     digest = hashlib.sha256(f"{number} {edition}".encode()).hexdigest()
@@ -99,6 +106,10 @@ class OperatorProcess:
     def ready_models(self) -> int:
         """Return how many models are Ready."""
         return sum(int(float(count)) for ready, count in _READY.findall(self.metrics()) if ready == "True")
+
+    def rolling(self) -> int:
+        """Return how many candidates have a weight in a rollout."""
+        return sum(float(weight) > 0 for weight in _WEIGHTS.findall(self.metrics()))
 
     def passes(self) -> int:
         """Return how many passes it has made; those that failed do not count."""
@@ -138,9 +149,9 @@ def operator(server: ApiServer) -> Iterator[OperatorProcess]:
 
 
 @contextmanager
-def agents(server: ApiServer, real_gateways: str = "") -> Iterator[None]:
-    """Run the simulated cluster."""
-    arguments = ["--real-gateways", real_gateways] if real_gateways else []
+def agents(server: ApiServer, real_gateways: str = "", *, counts: bool = False) -> Iterator[None]:
+    """Run the simulated cluster; with `counts` its gateways count a load."""
+    arguments = [*(["--real-gateways", real_gateways] if real_gateways else []), *(["--counts"] if counts else [])]
     command = [sys.executable, "-m", "bench.operator.agents", *arguments]
     with (server.folder / "agents.log").open("ab") as said:
         environment = os.environ | {"KUBECONFIG": str(server.kubeconfig(OTHERS))}

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import statistics
 import time
-from collections import Counter
+from collections import Counter, defaultdict
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
 from bench.operator.api_server import ApiServer, api_server
-from bench.operator.running import LEASES as LEASE_NAMESPACE
 from bench.operator.running import (
+    AT_ONCE,
     agents,
     apply_all,
+    edited,
     make_namespaces,
     model_manifest,
     model_name,
@@ -22,11 +25,13 @@ from bench.operator.running import (
     user_api,
     wait_until,
 )
-from segserve_common.kube.kinds import CONFIG_MAPS, MODELS
+from bench.operator.running import LEASES as LEASE_NAMESPACE
+from segserve_common.kube.kinds import CONFIG_MAPS, MODELS, ROLLOUTS
 from segserve_common.kube.kinds import POOLS as POOL_KIND
 from segserve_common.kube.names import SHARDS, plan_name
 from segserve_common.kube.shards import content_of, unpack
 from segserve_operator.adapters.kube.view import PoolKey, fill
+from segserve_operator.core.models.advance import WRITE_INTERVAL_S
 from segserve_operator.main import assemble
 from segserve_operator.metrics import Metrics
 from segserve_operator.settings import OperatorSettings
@@ -87,6 +92,74 @@ def many(models: int, a_pool: int, rest_s: float = 0.0) -> dict[str, Any]:
         if rest_s:
             found["rest_hour"] = _rest(server, rest_s)
     return found
+
+
+def fleet(models: int, a_pool: int, rollouts: int, seconds: float) -> dict[str, Any]:
+    """Return what a fleet of such pools costs: at rest, and while so many models of each are rolled out at once."""
+    pools = models // a_pool
+    found: dict[str, Any] = {"models": models, "pools": pools, "rollouts": rollouts * pools, "watched_s": seconds}
+    with api_server() as server:
+        make_namespaces(server, pools)
+        with agents(server, counts=True):
+            found["first_start"] = _first_start(server, models, pools)
+            found["stored_mib"] = round(server.stored_mib())
+            found["rest"] = _rest(server, seconds)
+            found["cold_start"] = _cold_start(server, models, pools)
+            found["rolling"] = _rolling(server, models, pools, rollouts, seconds)
+            found["stored_rolling_mib"] = round(server.stored_mib())
+    return found
+
+
+def _rolling(server: ApiServer, models: int, pools: int, rollouts: int, seconds: float) -> dict[str, Any]:
+    """Edit models of every pool at once, and watch their rollouts once all have their weight."""
+    edits = [(namespace_of(each % pools), each) for each in range(pools * rollouts)]
+    with operator(server) as running:
+        wait_until("all models are Ready", lambda: running.ready_models() == models, 0.5)
+        began_s = time.time()
+        asyncio.run(_edit_all(server, edits))
+        wait_until("all rollouts have their weight", lambda: running.rolling() == len(edits), 2)
+        started_s = time.time() - began_s
+        time.sleep(2 * WRITE_INTERVAL_S)  # what is written late because of the start
+        began_s, cpu_s, passes = time.time(), running.cpu_s(), running.passes()
+        time.sleep(seconds)
+        cpu_s, passes, peak_mib = running.cpu_s() - cpu_s, running.passes() - passes, running.peak_mib()
+        time.sleep(0.5)  # the log is written behind the answers
+        written: dict[str, list[float]] = defaultdict(list)
+        for request in server.requests(began_s):
+            if request.resource.startswith(ROLLOUTS.plural) and request.verb not in READS:
+                written[request.name].append(request.ended_s)
+        gaps_s = sorted(later - sooner for times in written.values() for sooner, later in pairwise(times))
+        sizes = asyncio.run(_sizes_of(server, pools))
+    return {
+        "started_s": round(started_s, 1),
+        "cpu_percent": round(100 * cpu_s / seconds, 1),
+        "pass_every_s": round(pools * seconds / passes, 2),
+        "records_written": len(written),
+        "record_every_s": round(statistics.median(gaps_s), 1) if gaps_s else None,
+        "record_every_p99_s": round(gaps_s[int(0.99 * len(gaps_s))], 1) if gaps_s else None,
+        "peak_mib": round(peak_mib),
+        "record_kb": round(statistics.mean(sizes) / 1e3, 1),
+    }
+
+
+async def _edit_all(server: ApiServer, edits: list[tuple[str, int]]) -> None:
+    turns = asyncio.Semaphore(AT_ONCE)
+
+    async def edit(api: AsyncKubeClient, namespace: str, number: int) -> None:
+        async with turns:
+            await api.patch(MODELS, namespace, model_name(number), edited(number))
+
+    async with user_api(server) as api:
+        await asyncio.gather(*(edit(api, namespace, number) for namespace, number in edits))
+
+
+async def _sizes_of(server: ApiServer, pools: int) -> list[int]:
+    """Return the bytes of the records of some pools."""
+    async with user_api(server) as api:
+        records = [
+            each for number in range(min(pools, 10)) for each in await api.list(ROLLOUTS, namespace_of(number), {})
+        ]
+    return [len(json.dumps(record, separators=(",", ":"))) for record in records]
 
 
 def _first_start(server: ApiServer, models: int, pools: int) -> dict[str, Any]:
