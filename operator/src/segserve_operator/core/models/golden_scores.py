@@ -84,7 +84,7 @@ def _can_score(group: GroupObserved | None, revision: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What the servers of one revision report: scores, or a `problem` why there are none, or neither yet."""
+    """Reports of one revision's servers: scores, or a `problem` why there are none, or neither yet."""
 
     reports: tuple[ScoreReport, ...] = ()
     problem: str = ""
