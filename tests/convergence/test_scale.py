@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import json
 
+from fakes.cluster_world import KEY, NAMESPACE, ClusterWorld, model_manifest
 from fakes.pools import MINIMAL, pool_context
 from segserve_builder.agent.protocol import ModelReport, ModelState, ProofReport, TrialReport
 from segserve_builder.cluster.report_sender import MAX_LENGTH
 from segserve_builder.spec.model_spec import Golden
 from segserve_common.canonical import json_digest
+from segserve_common.kube.kinds import DEPLOYMENTS, POOLS, REVISIONS
 from segserve_common.kube.names import reports_name
 from segserve_common.kube.shards import pack
 from segserve_operator.adapters.kube.objects import own_report_objects
@@ -74,3 +76,38 @@ def test_the_right_of_a_thousand_agents_to_their_maps_is_one_object_below_the_li
     assert len(json.dumps(role)) < OBJECT_BYTES / 10
     assert len(maps) == 1000
     assert {each["metadata"]["ownerReferences"][0]["kind"] for each in maps} == {"Pod"}
+
+
+async def test_statuses_stay_small_and_are_not_rewritten_however_much_a_cluster_has_to_say() -> None:
+    world = ClusterWorld()
+    world.apply_pool()
+    world.apply(model_manifest("coins"))
+    await world.turns()
+    world.unpullable.add("server:1")
+    world.apply(model_manifest("coins", "2"))
+    await world.turns(3)
+    words = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": "no, and so on " * 10_000}
+    for found in world.kube.all(DEPLOYMENTS, NAMESPACE):
+        name = found["metadata"]["name"]
+        world.kube.edit_status(DEPLOYMENTS, NAMESPACE, name, {"status": {"conditions": [words]}})
+    await world.turns()
+    before = world.kube.revision
+    await world.turns(3)
+    pool = world.kube.peek(POOLS, NAMESPACE, KEY.pool)
+
+    assert pool is not None
+    assert world.pool_condition("Degraded") == ("True", "FailedCreate")
+    assert world.condition("coins", "Ready") == ("True", "Serving")
+    assert len(json.dumps([world.status("coins"), pool["status"]])) < 64 * 1024
+    assert world.kube.revision == before
+
+
+async def test_the_records_of_a_models_revisions_are_as_few_as_its_roles_however_often_it_changes() -> None:
+    world = ClusterWorld()
+    world.apply_pool()
+    for number in range(10):
+        world.apply(model_manifest("coins", str(number), keepPrevious="5s"))
+        await world.turns(8)
+        assert len(world.kube.all(REVISIONS)) <= 4
+    handled = world.status("coins").get("handledAnnotations", [])
+    assert len(handled) <= 32

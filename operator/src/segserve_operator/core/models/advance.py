@@ -9,6 +9,7 @@ import numpy as np
 
 from segserve_operator.api.rollout_policy import RolloutPolicy, Slo, gate_name
 from segserve_operator.core.evidence import EvidenceWindow
+from segserve_operator.core.failure import shortened
 from segserve_operator.core.gates.checks import Check
 from segserve_operator.core.models.events import SPLIT_EXPLANATION, Event, explanation
 from segserve_operator.core.models.inputs import checks, gather_signals, groups_of, is_about, verdicts_with
@@ -203,8 +204,8 @@ def _decide(
         result = decisions.with_reason(result, reason, message)
     elif not _is_split_as_written(result.record):
         reason, message = SPLIT_EXPLANATION
-    after = replace(state_of(result.record, state.revision), skipped=result.skipped, reason=reason, message=message)
-    return result, after
+    after = state_of(result.record, state.revision)
+    return result, replace(after, skipped=result.skipped, reason=reason, message=shortened(message))
 
 
 def _with_window(

@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 from segserve_builder.agent.protocol import AssignedModel, Assignment, ModelReport, ModelState
 from segserve_operator.api.pool_update import Update
 from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
-from segserve_operator.core.failure import FailureReason
+from segserve_operator.core.failure import FailureReason, shortened
 from segserve_operator.core.gates.checks import CheckResult
 from segserve_operator.core.rollout.counters import HungRequests, Sample
 from segserve_operator.core.rollout.record import Record, RolloutState
@@ -117,12 +117,15 @@ class Roles:
 
 @dataclass(frozen=True, slots=True)
 class ObservedCondition:
-    """A condition without its timestamps: `reason` is one CamelCase word."""
+    """A condition without its timestamps: `reason` is one CamelCase word; a long message is cut."""
 
     type: str
     status: Truth
     reason: str
     message: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "message", shortened(self.message))
 
 
 @dataclass(frozen=True, slots=True)
