@@ -199,10 +199,14 @@ class ServerObserved:
     node: str = ""
     is_read: bool = True
     _by_revision: Mapping[str, ModelReport] = field(init=False, repr=False, compare=False)
+    failing: frozenset[str] = field(init=False, repr=False, compare=False)
+    """The revisions that the server says it cannot serve now."""
 
     def __post_init__(self) -> None:
         # Looked up many times for each of thousands of models, so indexed once.
         object.__setattr__(self, "_by_revision", {report.revision: report for report in self.reports})
+        failing = (report.revision for report in self.reports if report.state is ModelState.FAILED)
+        object.__setattr__(self, "failing", frozenset(failing) if self.ready else frozenset())
 
     def report(self, revision: str) -> ModelReport | None:
         """Return the agent's report on a revision; None if there is none or the server is not ready."""
@@ -212,11 +216,6 @@ class ServerObserved:
         """Tell whether the server serves exactly that revision."""
         report = self.report(revision)
         return report is not None and report.state is ModelState.READY
-
-    def failed(self, revision: str) -> bool:
-        """Tell whether the server says that it cannot serve that revision now."""
-        report = self.report(revision)
-        return report is not None and report.state is ModelState.FAILED
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +238,7 @@ class GroupObserved:
     leaving: tuple[ServerObserved, ...] = ()
     replicas: int = 1
     _held: frozenset[str] = field(init=False, repr=False, compare=False)
+    _proved: dict[str, tuple[ServerObserved, ...]] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         assigned_models = {assigned.model for assigned in self.assignment.models}
@@ -253,7 +253,9 @@ class GroupObserved:
 
     def proved(self, revision: str) -> tuple[ServerObserved, ...]:
         """Return the servers that serve exactly that revision."""
-        return tuple(server for server in self.servers if server.proved(revision))
+        if revision not in self._proved:
+            self._proved[revision] = tuple(server for server in self.servers if server.proved(revision))
+        return self._proved[revision]
 
     def endpoints(self, revision: str) -> tuple[Endpoint, ...]:
         """Return the endpoints that serve a revision."""
@@ -266,7 +268,7 @@ class GroupObserved:
 
     def failed(self, revision: str) -> tuple[ServerObserved, ...]:
         """Return the servers that say that they cannot serve a revision now."""
-        return tuple(server for server in self.servers if server.failed(revision))
+        return tuple(server for server in self.servers if revision in server.failing)
 
     def holds(self, model: str) -> bool:
         """Tell whether the group's servers may still have any revision of a model."""

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
-from segserve_builder.agent.protocol import ModelState
 from segserve_operator.api.meta import format_duration
 from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.models.deadlines import DEADLINE_EXCEEDED, deadline_s, is_overdue, is_settling_overdue
@@ -127,8 +126,8 @@ def _bad_server(world: Observed) -> FailureReason | None:
     """Return a server that fails to serve what others of its group serve; those of the main group come first."""
     for name in sorted(world.groups, key=lambda name: (name != world.main, name)):
         for server in world.groups[name].servers:
-            for report in server.reports if server.ready else ():
-                bad = bad_servers(name, report.revision, world) if report.state is ModelState.FAILED else None
+            for revision in sorted(server.failing):
+                bad = bad_servers(name, revision, world)
                 if bad is not None:
                     return bad
     return None
