@@ -19,7 +19,18 @@ from segserve_builder.agent.protocol import (
     TrialReport,
 )
 from segserve_common.api_errors import ApiError, NotFoundError
-from segserve_common.kube.kinds import CHILDREN, CONFIG_MAPS, DEPLOYMENTS, EVENTS, MODELS, PODS, POOLS, ROLES, Kind
+from segserve_common.kube.kinds import (
+    CHILDREN,
+    CONFIG_MAPS,
+    DEPLOYMENTS,
+    EVENTS,
+    GATEWAY_ROUTES,
+    MODELS,
+    PODS,
+    POOLS,
+    ROLES,
+    Kind,
+)
 from segserve_common.kube.names import (
     AGENT_CONTAINER,
     COMPONENT_LABEL,
@@ -90,6 +101,10 @@ class ClusterWorld:
     """Whether agents are of a version that scores golden sets; others refuse an assignment that asks for it."""
     unpullable: set[str] = field(default_factory=set)
     """Images that no kubelet gets."""
+    homeless: set[str] = field(default_factory=set)
+    """Parts of the names of pods for which no node has room."""
+    bad_pods: dict[str, str] = field(default_factory=dict)
+    """What agents say of all that they hold instead of Ready, by pod: the reason of a failure."""
     delay_s: float = 0.0
     old_agents: bool = False
     """Whether agents are of a release that knows no ConfigMaps of single pods."""
@@ -99,12 +114,9 @@ class ClusterWorld:
     keys: tuple[PoolKey, ...] = (KEY,)
     room: int | None = None
     """Number of servers that the nodes have room for; None for any number."""
+    has_gateway_api: bool = False
     scheduler_says: str = "0/4 nodes are available: 4 Insufficient nvidia.com/gpu."
 
-    homeless: set[str] = field(default_factory=set)
-    """Parts of the names of pods for which no node has room."""
-    bad_pods: dict[str, str] = field(default_factory=dict)
-    """What agents say of all that they hold instead of Ready, by pod: the reason of a failure."""
     def __post_init__(self) -> None:
         self.kube = FakeKube(lambda: self.now_s)
         self.api: Api = self.kube
@@ -117,7 +129,7 @@ class ClusterWorld:
         """Begin with a new process, which knows nothing."""
         for watch in list(self.kube.watches):
             watch.close()
-        self.view = View((MODELS, POOLS, *CHILDREN))
+        self.view = View((MODELS, POOLS, *CHILDREN, *(GATEWAY_ROUTES if self.has_gateway_api else ())))
         outside = Dependencies(NoLogs(), Notifier(loopback=True), RolloutMetrics())
         self.passes = PoolReconciler(
             WriteThroughApi(self.api, self.view), self.view, self.defaults, outside, lambda: self.now_s
@@ -224,6 +236,7 @@ class ClusterWorld:
         reason = {"reason": "Unschedulable", "message": self.scheduler_says}
         return {
             **pod,
+            "spec": {key: value for key, value in pod["spec"].items() if key != "nodeName"},
             "status": {"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "False", **reason}]},
         }
 
@@ -236,7 +249,6 @@ class ClusterWorld:
         self.kube.vanish(PODS, NAMESPACE, self._pod_name(deployment, index))
         name = f"{deployment}-{index}"
         self._replaced[name] = self._replaced.get(name, 0) + 1
-            "spec": {key: value for key, value in pod["spec"].items() if key != "nodeName"},
 
     def _pod(self, name: str, owner: str, template: Json) -> Json:
         images = {container["name"]: container["image"] for container in template["spec"]["containers"]}

@@ -18,7 +18,7 @@ from segserve_common.kube.config import authorization
 Json = dict[str, Any]
 
 _DEFINITIONS: Final = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
-_RESOURCES: Final = "/apis/segserve.dev/v1alpha1/namespaces/default"
+_OURS: Final = "segserve.dev/v1alpha1"
 _MERGE: Final = {"content-type": "application/merge-patch+json"}
 _TABLE: Final = {"accept": "application/json;as=Table;v=v1;g=meta.k8s.io"}
 
@@ -32,9 +32,11 @@ class RefusedError(Exception):
 
 
 class CrdApi:
-    """Calls of the objects in the namespace `default`; each answer of 400 or more is a `RefusedError`."""
+    """Calls of objects in the namespace `default`; each answer of 400 or more is a `RefusedError`."""
 
-    def __init__(self, kubeconfig: Path) -> None:
+    def __init__(self, kubeconfig: Path, api_version: str = _OURS) -> None:
+        self.kubeconfig = kubeconfig
+        self._resources = f"/apis/{api_version}/namespaces/default"
         context = context_of_file(kubeconfig)
         configuration = context.configuration()
         self._http = httpx.Client(
@@ -76,28 +78,33 @@ class CrdApi:
 
     def create(self, plural: str, manifest: Json, *, dry_run: bool = False) -> Json:
         """Create an object with strict validation and return it as stored."""
-        return self._json(self._http.post(f"{_RESOURCES}/{plural}", json=manifest, params=_strict(dry_run=dry_run)))
+        return self._json(
+            self._http.post(f"{self._resources}/{plural}", json=manifest, params=_strict(dry_run=dry_run))
+        )
 
     def patch(self, plural: str, name: str, patch: Json, *, subresource: str = "") -> Json:
         """Merge a patch into an object, or into a subresource of it."""
-        url = _path(plural, name, subresource)
+        url = self._path(plural, name, subresource)
         return self._json(self._http.patch(url, content=json.dumps(patch), params=_strict(), headers=_MERGE))
 
     def replace(self, plural: str, name: str, manifest: Json, *, subresource: str = "") -> Json:
         """Put an object, or a subresource of it, in the place of the one there is."""
-        return self._json(self._http.put(_path(plural, name, subresource), json=manifest, params=_strict()))
+        return self._json(self._http.put(self._path(plural, name, subresource), json=manifest, params=_strict()))
 
     def get(self, plural: str, name: str, *, subresource: str = "") -> Json:
         """Return an object, or a subresource of it."""
-        return self._json(self._get(_path(plural, name, subresource)))
+        return self._json(self._get(self._path(plural, name, subresource)))
 
     def table(self, plural: str) -> Json:
         """Return what `kubectl get` shows: `columnDefinitions` and `rows`."""
-        return self._json(self._get(f"{_RESOURCES}/{plural}", headers=_TABLE))
+        return self._json(self._get(f"{self._resources}/{plural}", headers=_TABLE))
 
     def delete_all(self, plural: str) -> None:
         """Delete all objects."""
-        self._json(self._http.delete(f"{_RESOURCES}/{plural}"))
+        self._json(self._http.delete(f"{self._resources}/{plural}"))
+
+    def _path(self, plural: str, name: str, subresource: str) -> str:
+        return f"{self._resources}/{plural}/{name}" + (f"/{subresource}" if subresource else "")
 
     def _wait_until_served(self, definition: Json) -> None:
         plural, name = definition["spec"]["names"]["plural"], definition["metadata"]["name"]
@@ -105,7 +112,7 @@ class CrdApi:
         def served() -> bool:
             conditions = self.definition(name).get("status", {}).get("conditions") or []
             established = any(item["type"] == "Established" and item["status"] == "True" for item in conditions)
-            return established and self._get(f"{_RESOURCES}/{plural}").is_success
+            return established and self._get(f"{self._resources}/{plural}").is_success
 
         until(served, f"{name} is served")
 
@@ -123,10 +130,6 @@ class CrdApi:
 def load(path: Path) -> list[Json]:
     """Return the objects of a file of YAML."""
     return list(yaml.safe_load_all(path.read_text()))
-
-
-def _path(plural: str, name: str, subresource: str) -> str:
-    return f"{_RESOURCES}/{plural}/{name}" + (f"/{subresource}" if subresource else "")
 
 
 def _strict(*, dry_run: bool = False) -> dict[str, str]:

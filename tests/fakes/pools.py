@@ -89,6 +89,10 @@ spec:
       certificates: ["-----BEGIN CERTIFICATE-----\\nMIIB\\n-----END CERTIFICATE-----\\n"]
       identities: [{identity: ci@example.com, issuer: "https://accounts.google.com"}]
   gateway:
+    provider: gatewayApi
+    parentRefs: [{name: public, namespace: infra, sectionName: https, port: 443}]
+    hostnames: [masks.example.com]
+    grpcHostnames: ["*.grpc.example.com"]
     port: 80
     maxRequestBytes: 1048576
     requestTimeoutSeconds: 10

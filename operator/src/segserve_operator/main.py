@@ -15,7 +15,16 @@ import kopf
 
 from segserve_common.api_errors import ApiError
 from segserve_common.kube.async_client import AsyncKubeClient
-from segserve_common.kube.kinds import CHILDREN, DISRUPTION_BUDGETS, MODELS, OLD_DISRUPTION_BUDGETS, POOLS
+from segserve_common.kube.kinds import (
+    CHILDREN,
+    DISRUPTION_BUDGETS,
+    GATEWAY_ROUTES,
+    GRPC_ROUTES,
+    HTTP_ROUTES,
+    MODELS,
+    OLD_DISRUPTION_BUDGETS,
+    POOLS,
+)
 from segserve_common.logs import start_logging
 from segserve_operator.adapters.kube.lease import FencedApi, LeaderLease
 from segserve_operator.adapters.kube.objects import Defaults
@@ -136,6 +145,8 @@ async def assemble(settings: OperatorSettings, api: AsyncKubeClient, metrics: Me
     """Put the parts together for the cluster that `api` reaches."""
     modern = await api.has(DISRUPTION_BUDGETS)
     children = [kind for kind in CHILDREN if kind != DISRUPTION_BUDGETS]
+    if await api.has(HTTP_ROUTES) and await api.has(GRPC_ROUTES):
+        children += GATEWAY_ROUTES
     view = View((MODELS, POOLS, *children, DISRUPTION_BUDGETS if modern else OLD_DISRUPTION_BUDGETS))
 
     def wake_all() -> None:

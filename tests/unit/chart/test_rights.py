@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import pytest
 
-from segserve_common.kube.kinds import CHILDREN, EVENTS, LEASES, MODELS, PODS, POOLS, ROLLOUTS, Kind
+from segserve_common.kube.kinds import CHILDREN, EVENTS, GATEWAY_ROUTES, LEASES, MODELS, PODS, POOLS, ROLLOUTS, Kind
 from segserve_common.kube.names import object_name
 from segserve_operator.adapters.kube.objects import Defaults
 
@@ -37,7 +37,7 @@ def namespaced_rules(render: Render) -> Rules:
 @pytest.mark.parametrize(
     ("kind", "verbs"),
     [
-        *((kind, SEEN if kind is PODS else KEPT) for kind in CHILDREN),
+        *((kind, SEEN if kind is PODS else KEPT) for kind in (*CHILDREN, *GATEWAY_ROUTES)),
         (MODELS, SEEN | {"patch"}),
         (POOLS, SEEN | {"patch"}),
         (ROLLOUTS, KEPT),

@@ -49,6 +49,8 @@ ROLE_BINDINGS: Final = Kind("rbac.authorization.k8s.io", "v1", "RoleBinding", "r
 NETWORK_POLICIES: Final = Kind("networking.k8s.io", "v1", "NetworkPolicy", "networkpolicies")
 DISRUPTION_BUDGETS: Final = Kind("policy", "v1", "PodDisruptionBudget", "poddisruptionbudgets")
 OLD_DISRUPTION_BUDGETS: Final = Kind("policy", "v1beta1", "PodDisruptionBudget", "poddisruptionbudgets")
+HTTP_ROUTES: Final = Kind("gateway.networking.k8s.io", "v1", "HTTPRoute", "httproutes")
+GRPC_ROUTES: Final = Kind("gateway.networking.k8s.io", "v1", "GRPCRoute", "grpcroutes")
 SECRETS: Final = Kind("", "v1", "Secret", "secrets")
 EVENTS: Final = Kind("", "v1", "Event", "events")
 LEASES: Final = Kind("coordination.k8s.io", "v1", "Lease", "leases")
@@ -74,3 +76,6 @@ CHILDREN: Final = (
     DISRUPTION_BUDGETS,
 )
 """The objects that segserve creates, and the pods that follow from them; all have `MANAGED_LABELS`."""
+
+GATEWAY_ROUTES: Final = (HTTP_ROUTES, GRPC_ROUTES)
+"""What it creates besides, where a cluster has the Gateway API and a pool asks for it."""

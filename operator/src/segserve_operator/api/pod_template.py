@@ -61,6 +61,15 @@ Labels = Annotated[Mapping[str, str], AfterValidator(check_labels), Field(max_le
 Annotations = Annotated[Mapping[str, str], AfterValidator(check_keys), Field(max_length=64)]
 Quantities = Annotated[Mapping[str, Quantity], AfterValidator(check_keys), Field(max_length=32)]
 Subdomain = Annotated[str, Field(pattern=SUBDOMAIN_PATTERN, max_length=253)]
+Hostname = Annotated[
+    str,
+    Field(
+        pattern=r"^(\*\.)?[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$",
+        min_length=1,
+        max_length=253,
+    ),
+]
+"""A host name in lower case; its first label may be `*`."""
 Image = Annotated[str, Field(pattern=r"^[^\s]+$", min_length=1, max_length=512)]
 PullPolicy = Literal["Always", "IfNotPresent", "Never"]
 Passed = Annotated[Mapping[str, Any], WithJsonSchema({"type": "object", "x-kubernetes-preserve-unknown-fields": True})]

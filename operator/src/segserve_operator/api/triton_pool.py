@@ -15,6 +15,7 @@ from segserve_operator.api.meta import ApiValue, Condition, CountOrShare, Object
 from segserve_operator.api.pod_template import (
     Annotations,
     Cache,
+    Hostname,
     Image,
     Labels,
     Passed,
@@ -31,6 +32,8 @@ _SET: JsonDict = {"x-kubernetes-list-type": "set"}
 _BY_NAME: JsonDict = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}
 _WHOLE: JsonDict = {"x-kubernetes-list-type": "atomic"}
 _ONE_ADDRESS = "exactly one of url and secretRef must be set"
+_ROUTES_MESSAGE = "gatewayApi needs parentRefs, and hostnames or grpcHostnames"
+_HOSTNAMES_MESSAGE = "a host name is either of hostnames or of grpcHostnames"
 _VERSION_MESSAGE = "an image needs a version, the Triton release that it contains, such as 26.04"
 
 
@@ -121,9 +124,53 @@ class Server(ApiValue):
         return self
 
 
+class GatewayParent(ApiValue):
+    """A Gateway of the cluster's Gateway API."""
+
+    name: Subdomain = Field(description="Name of the Gateway.")
+    namespace: Subdomain | None = Field(default=None, description="Its namespace. Default: the pool's.")
+    section_name: Subdomain | None = Field(default=None, description="One of its listeners. Default: all that fit.")
+    port: int | None = Field(default=None, ge=1, le=65535, description="Port of its listeners. Default: all that fit.")
+
+
 class Gateway(ApiValue):
     """The gateway, through which all requests to the pool's models go."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                {
+                    "rule": "self.provider != 'gatewayApi' || (has(self.parentRefs) && size(self.parentRefs) > 0 && "
+                    "((has(self.hostnames) && size(self.hostnames) > 0) || "
+                    "(has(self.grpcHostnames) && size(self.grpcHostnames) > 0)))",
+                    "message": _ROUTES_MESSAGE,
+                },
+                {
+                    "rule": "!has(self.hostnames) || !has(self.grpcHostnames) || "
+                    "!self.hostnames.exists(name, name in self.grpcHostnames)",
+                    "message": _HOSTNAMES_MESSAGE,
+                },
+            ]
+        }
+    )
+
+    provider: Literal["envoy", "gatewayApi"] = Field(
+        default="envoy",
+        description="envoy is the pool's own gateway alone; gatewayApi adds an HTTPRoute and a GRPCRoute to its "
+        "Service, for the cluster's gateways.",
+    )
+    parent_refs: tuple[GatewayParent, ...] = Field(
+        default=(), max_length=8, description="gatewayApi: Gateways of the routes.", json_schema_extra=_WHOLE
+    )
+    hostnames: Annotated[tuple[Hostname, ...], AfterValidator(check_distinct)] = Field(
+        default=(), max_length=16, description="gatewayApi: host names of the HTTPRoute.", json_schema_extra=_SET
+    )
+    grpc_hostnames: Annotated[tuple[Hostname, ...], AfterValidator(check_distinct)] = Field(
+        default=(),
+        max_length=16,
+        description="gatewayApi: host names of the GRPCRoute. The Gateway API allows none that an HTTPRoute has.",
+        json_schema_extra=_SET,
+    )
     port: int = Field(default=8080, ge=1, le=65535, description="Port for both HTTP and gRPC.")
     max_request_bytes: int = Field(
         default=64 * 1024**2, ge=65_536, le=2**31 - 1, description="Largest request in bytes; larger ones get 413."
@@ -176,6 +223,14 @@ class Gateway(ApiValue):
         le=3600,
         description="Seconds for which a terminating gateway still answers while callers move to others.",
     )
+
+    @model_validator(mode="after")
+    def _check_routes(self) -> Self:
+        if self.provider == "gatewayApi" and not (self.parent_refs and (self.hostnames or self.grpc_hostnames)):
+            raise PydanticCustomError("spec", _ROUTES_MESSAGE, {"at": ("provider",)})
+        if set(self.hostnames) & set(self.grpc_hostnames):
+            raise PydanticCustomError("spec", _HOSTNAMES_MESSAGE, {"at": ("grpcHostnames",)})
+        return self
 
 
 class SecretKey(ApiValue):
@@ -247,7 +302,9 @@ class TritonPoolStatus(ApiValue):
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
     replicas: int | None = Field(default=None, ge=0, description="Number of servers in the main group.")
-    selector: str | None = Field(default=None, description="Label selector of the servers that get requests, for autoscalers.")
+    selector: str | None = Field(
+        default=None, description="Label selector of the servers that get requests, for autoscalers."
+    )
     url: str | None = Field(default=None, description="URL of the gateway within the cluster.")
     main_group: str | None = Field(default=None, description="Group that serves stable revisions.")
     models: int | None = Field(default=None, ge=0, description="Number of models in the pool.")

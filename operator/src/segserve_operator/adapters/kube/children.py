@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from segserve_common.api_errors import ApiError, InvalidError, NotFoundError
 from segserve_common.canonical import json_digest
-from segserve_common.kube.kinds import CHILDREN, OLD_DISRUPTION_BUDGETS
+from segserve_common.kube.kinds import CHILDREN, GATEWAY_ROUTES, OLD_DISRUPTION_BUDGETS
 from segserve_operator.adapters.kube.api import NotLeaderError
 from segserve_operator.adapters.kube.drift import covers, overlay
 from segserve_operator.adapters.kube.merge import merge_patch
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from segserve_operator.adapters.kube.api import Api
     from segserve_operator.adapters.kube.view import PoolKey, View
 
-_KINDS: Final = {(kind.api_version, kind.name): kind for kind in (*CHILDREN, OLD_DISRUPTION_BUDGETS)}
+_KINDS: Final = {(kind.api_version, kind.name): kind for kind in (*CHILDREN, *GATEWAY_ROUTES, OLD_DISRUPTION_BUDGETS)}
 
 _log = logging.getLogger(__name__)
 

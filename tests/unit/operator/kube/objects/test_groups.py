@@ -178,7 +178,8 @@ def test_the_services_port_is_the_pools_and_envoys_needs_no_privilege() -> None:
     service = by_kind(gateway_objects(pool_context(FULL)))["Service"]
 
     assert service["metadata"]["name"] == "segserve-gpus"
-    assert service["spec"]["ports"] == [{"name": "inference", "port": 80, "targetPort": 8080, "protocol": "TCP"}]
+    (port,) = service["spec"]["ports"]
+    assert (port["name"], port["port"], port["targetPort"], port["protocol"]) == ("inference", 80, 8080, "TCP")
     assert gateway_url(pool_context(FULL)) == "http://segserve-gpus.vision.svc.cluster.local:80"
 
 

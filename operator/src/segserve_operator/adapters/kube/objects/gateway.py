@@ -85,7 +85,11 @@ def _service(context: PoolContext) -> Json:
     gateway = context.spec.gateway
     own = meta(context, object_name(context.pool), gateway_selector(context))
     own.annotations = dict(gateway.service_annotations) or None
-    port = V1ServicePort(name="inference", port=gateway.port, target_port=LISTEN_PORT, protocol="TCP")
+    # Envoy takes HTTP/1.1 and HTTP/2 on the same port; gRPC through the cluster's gateways needs the latter.
+    protocol = "kubernetes.io/h2c" if gateway.provider == "gatewayApi" else None
+    port = V1ServicePort(
+        name="inference", port=gateway.port, target_port=LISTEN_PORT, protocol="TCP", app_protocol=protocol
+    )
     spec = V1ServiceSpec(type=gateway.service_type, selector=gateway_selector(context), ports=[port])
     return rendered(SERVICES, V1Service(metadata=own, spec=spec))
 
