@@ -50,7 +50,6 @@ def effects(desired: DesiredState, world: Observed) -> Iterator[Stage]:
     busy = world.read | {bundle.group for bundle in bundles.values()}
     removals: tuple[Effect, ...] = (
         *map(StopGroup, sorted(world.groups.keys() - desired.groups.keys() - busy)),
-        *map(Forget, desired.forgotten),
         *map(DropRevision, sorted(world.revisions.keys() - desired.revisions.keys())),
     )
     stages: tuple[Iterable[tuple[Effect, ...]], ...] = (
@@ -59,6 +58,8 @@ def effects(desired: DesiredState, world: Observed) -> Iterator[Stage]:
         late,
         _record_effects(desired, bundles, world),
         ((removal,) for removal in removals),
+        # Last: records without a model are kept for one that a restore brings.
+        ((Forget(model),) for model in desired.forgotten),
         _pool_effects(desired, world),
     )
     yield from filter(None, map(tuple, stages))
