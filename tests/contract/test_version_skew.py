@@ -318,6 +318,19 @@ async def test_a_status_that_cannot_be_read_is_told_by_its_model_and_built_from_
     assert world.condition("coins", "Ready") == ("True", "Serving")
 
 
+async def test_a_status_that_cannot_be_read_and_has_no_notes_is_left_alone_with_what_serves() -> None:
+    objects = json.loads((RELEASES / "429d72f.json").read_text())
+    before = answered(world_with(copy.deepcopy(objects)))
+    only(objects, "SegmentationModel", "coins")["status"]["roles"] = {"primary": {"name": "coins-1"}, "stable": 7}
+    world = world_with(objects)
+    await world.turns(6)
+
+    assert answered(world) == before
+    assert world.condition("coins", "Degraded") == ("True", "StatusUnreadable")
+    assert world.condition("discs", "Degraded")[0] == "False"
+    assert world.status("coins")["roles"] == {"primary": {"name": "coins-1"}, "stable": 7}
+
+
 async def test_a_model_with_a_field_that_only_a_newer_release_knows_is_not_rolled_out_and_serves_on() -> None:
     world = world_with(json.loads(own_objects()))
     before = answered(world)["coins"]

@@ -11,7 +11,7 @@ import pytest
 from fakes.cluster_world import NAMESPACE, ClusterWorld, model_manifest
 from fakes.kube_faults import Fault, Faulty, refusal
 from segserve_common.api_errors import ForbiddenError
-from segserve_common.kube.kinds import MODELS, POOLS, REVISIONS, ROLLOUTS, Kind
+from segserve_common.kube.kinds import MODELS, PODS, POOLS, REVISIONS, ROLLOUTS, Kind
 from segserve_common.kube.names import FORCE_DELETE, OUTCOME_LABEL, REVISION_LABEL, ROLE_LABEL
 
 Json = dict[str, Any]
@@ -209,6 +209,8 @@ async def test_a_pool_that_is_deleted_and_made_again_serves_what_it_served() -> 
 
     assert good in revisions(world)
 
+    for pod in world.kube.all(PODS, NAMESPACE):
+        world.kube.vanish(PODS, NAMESPACE, pod["metadata"]["name"])
     world.apply_pool()
     await world.turns(12)
 

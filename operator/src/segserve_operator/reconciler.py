@@ -123,8 +123,8 @@ class PoolReconciler:
             log.info("%s/%s: %s", key.namespace, key.pool, line)
         for line in cache.action_log.new_failures(cache.failures):
             log.warning("%s/%s: %s", key.namespace, key.pool, line)
-        tidied += await store.keep_notes()
         models = await store.models()
+        tidied += await store.keep_notes(models)
         states = {model.name: model.status.rollout for model in models if model.status.rollout is not None}
         self._dependencies.metrics.observe(key.namespace, key.pool, states, cache.rollout_cache.records)
         for model, test in cache.rollout_cache.self_tests.items():

@@ -23,9 +23,8 @@ from segserve_operator.api.segmentation_model import (
 )
 from segserve_operator.api.segmentation_rollout import RolloutPhase, SegmentationRollout
 from segserve_operator.api.triton_pool import TritonPool, TritonPoolStatus
-from segserve_operator.core.failure import UNKNOWN_FIELD, FailureReason
+from segserve_operator.core.failure import STATUS_UNREADABLE, UNKNOWN_FIELD, FailureReason
 
-STATUS_UNREADABLE: Final = "StatusUnreadable"
 _PHASES: Final = frozenset(phase.value for phase in RolloutPhase)
 _ROLES: Final = ("roles", "roles.stable", "roles.candidate", "roles.previous")
 _WHOLE: Final = ("spec", "spec.replicas", "spec.server", "spec.gateway", "spec.artifacts")

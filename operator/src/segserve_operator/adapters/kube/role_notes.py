@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from segserve_operator.adapters.kube.api import Api
     from segserve_operator.adapters.kube.contexts import PoolContexts
     from segserve_operator.adapters.kube.view import PoolKey, View
-    from segserve_operator.core.models.observed import ModelObserved
+    from segserve_operator.core.models.observed import ModelObserved, ModelStatus
     from segserve_operator.core.models.restore import RevisionNote
 
 RECORDS_UNREAD = "RecordsUnread"
@@ -47,6 +47,8 @@ class RestoreCache:
 
     rolled_back: dict[tuple[str, str], FailureReason | None] = field(default_factory=dict)
     adopted: set[str] = field(default_factory=set)
+    kept: dict[str, tuple[ModelStatus, tuple[str, ...]]] = field(default_factory=dict)
+    """Of each model the status and the versions of the records that agreed last."""
 
 
 @dataclass(slots=True)
@@ -144,15 +146,22 @@ class RoleNotes:
 
         One that cannot be written is written by a later pass: what serves does not depend on it.
         """
-        records, written = self._records(), 0
+        records, written, former = self._records(), 0, self.cache.kept
+        self.cache.kept = {}
         for model in models:
             resource = self.view.get(MODELS, self.key.namespace, model.name)
             if model.deleting or resource is None:
+                continue
+            versions = tuple(record["metadata"]["resourceVersion"] for record in records[model.name].values())
+            self.cache.kept[model.name] = (model.status, versions)
+            agreed = former.get(model.name)
+            if agreed is not None and agreed[0] is model.status and agreed[1] == versions:
                 continue
             uid = resource["metadata"]["uid"]
             for revision, note in notes_of(model.status).items():
                 record = records[model.name].get(revision)
                 if record is not None and not has_role(record, note, uid):
+                    self.cache.kept.pop(model.name, None)
                     patch = role_patch(note, model.name, uid)
                     written += await self._patch(REVISIONS, record["metadata"]["name"], patch) is not None
             if model.name in self.cache.adopted:

@@ -21,13 +21,13 @@ from segserve_operator.adapters.kube.role_notes import RestoreCache, RoleNotes
 from segserve_operator.adapters.kube.rollouts import CachedRollout, ClusterRollouts
 from segserve_operator.adapters.kube.updates import offered_update
 from segserve_operator.core.failure import FailureReason
-from segserve_operator.core.models.observed import ModelObserved, PoolObserved, Wanted
+from segserve_operator.core.models.observed import ModelObserved, PoolObserved, Roles, Wanted
 from segserve_operator.mapping.reading import read_pool_status, read_status
 from segserve_operator.mapping.specs import annotations_of, min_ready_of, wanted_of
 from segserve_operator.mapping.statuses import from_api, pool_from_api, pool_to_api, to_api
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from segserve_common.kube.kinds import Json, Kind
     from segserve_operator.adapters.kube.api import Api
@@ -108,7 +108,8 @@ class ClusterStore:
             state: former.get(state) or self._observe(model, pool_missing=missing)
             for state, model in zip(states, models, strict=True)
         }
-        await self.revisions()  # which of them cannot be read is a problem of their models
+        for record in self.view.of_pool(REVISIONS, self.key):
+            self._record(record)  # one that cannot be read is a problem of its model
         by_uid = {state[0]: model for state, model in self.parsed.models.items()}
         restored = await self._notes().restored(by_uid, float(int(self.clock())))
         return tuple(map(self._with_unreadable_record, restored.values()))
@@ -125,9 +126,9 @@ class ClusterStore:
                 return replace(model, problem=problem)
         return model
 
-    async def keep_notes(self) -> int:
+    async def keep_notes(self, models: Iterable[ModelObserved]) -> int:
         """Write the roles of the models' statuses beside the revisions' records, and return the number of writes."""
-        return await self._notes().keep(await self.models())
+        return await self._notes().keep(models)
 
     def _notes(self) -> RoleNotes:
         return RoleNotes(self.api, self.view, self.contexts, self.key, self.parsed.restore)
@@ -253,8 +254,11 @@ class ClusterStore:
             if FINALIZER not in finalizers and not is_terminating(item):
                 item = await self._patch(MODELS, item, {"metadata": {"finalizers": [*finalizers, FINALIZER]}})
             present = item.get("status") or {}
-            former, _ = read_status(present)
-            patch = merge_patch(present, to_api(status, former, self._now()).to_dict())
+            former, unreadable = read_status(present)
+            desired = to_api(status, former, self._now()).to_dict()
+            if unreadable is not None and status.roles == Roles() and "roles" in present:
+                desired["roles"] = present["roles"]  # nobody knows them: they are not none
+            patch = merge_patch(present, desired)
             self._observed[model] = await self._patch(MODELS, item, {"status": patch}, status=True)
 
     async def save_pool_status(self, status: PoolStatus) -> None:

@@ -25,7 +25,7 @@ from segserve_operator.api.resources import Resource
 from segserve_operator.api.triton_pool import TritonPool
 from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.models.events import Event
-from segserve_operator.core.models.observed import ModelObserved, ModelStatus, PoolObserved, PoolStatus, Wanted
+from segserve_operator.core.models.observed import ModelObserved, ModelStatus, PoolObserved, PoolStatus, Roles, Wanted
 from segserve_operator.core.rollout.record import Record
 from segserve_operator.mapping.reading import read_pool, read_status
 from segserve_operator.mapping.specs import annotations_of, wanted_of
@@ -135,7 +135,11 @@ class LocalStore:
         manifest = self._manifest(folder / "spec.yaml")
         if manifest is None:
             raise ResourceNotFoundError(kind, name, self.names(kind))
-        status = self._manifest(folder / "status.yaml")
+        try:
+            status = self._manifest(folder / "status.yaml")
+        except ValueError as error:
+            log.error("%s: %s", folder, error)
+            status = {"roles": str(error)}  # which is read as roles that nobody knows
         return {**manifest, "status": status} if status is not None else dict(manifest)
 
     # For the platform.
@@ -216,8 +220,12 @@ class LocalStore:
         folder = self._folder(MODEL, model)
         if not folder.exists():
             return
-        former, _ = read_status(self._manifest(folder / "status.yaml") or {})
-        write_yaml(folder / "status.yaml", to_api(status, former, datetime.now(UTC)).to_dict())
+        present = self.get(MODEL, model).get("status") or {}
+        former, unreadable = read_status(present)
+        desired = to_api(status, former, datetime.now(UTC)).to_dict()
+        if unreadable is not None and status.roles == Roles() and "roles" in present:
+            desired["roles"] = present["roles"]  # nobody knows them: they are not none
+        write_yaml(folder / "status.yaml", desired)
 
     async def forget(self, model: str) -> None:
         """Remove a model that is marked for deletion, unless it was applied again meanwhile."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from segserve_builder.agent.protocol import AssignedModel, Assignment
 from segserve_builder.spec.names import network_alias
+from segserve_operator.core.failure import STATUS_UNREADABLE
 from segserve_operator.core.gates.base import Verdict
 from segserve_operator.core.gates.checks import Check
 from segserve_operator.core.models.actions import (
@@ -39,7 +40,7 @@ from segserve_operator.core.models.slo import watches
 from segserve_operator.core.models.update import spread, with_template
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.record import Record, RolloutState
-from segserve_operator.core.traffic import Route, Share, TrafficPlan
+from segserve_operator.core.traffic import Endpoint, Route, Share, TrafficPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,12 +171,30 @@ def _records(roles: Mapping[str, Roles], world: Observed) -> dict[str, AssignedM
 
 
 def _traffic(roles: Mapping[str, Roles], updates: Mapping[str, RolloutUpdate], world: Observed) -> TrafficPlan:
-    routes = [_route(model, roles[model.name], updates[model.name].state, world) for model in world.models]
+    routes = [
+        _route(model, roles[model.name], updates[model.name].state, world) or _kept_route(model, world)
+        for model in world.models
+    ]
     main = world.groups.get(world.main)
     return TrafficPlan(
         routes=tuple(sorted((r for r in routes if r is not None), key=lambda route: route.model)),
         servers=tuple(server.endpoint for server in main.servers or main.leaving) if main is not None else (),
     )
+
+
+def _kept_route(model: ModelObserved, world: Observed) -> Route | None:
+    """Return the present route of a model whose roles nobody knows: what serves goes on, with the servers of now."""
+    unread = model.problem is not None and model.problem.reason == STATUS_UNREADABLE and not model.deleting
+    routes = world.traffic.plan.routes if world.traffic.plan is not None and unread else ()
+    for route in routes:
+        if route.model == model.name:
+            present = ((share, _endpoints(share.group, share.revision, world)) for share in route.shares)
+            return replace(route, shares=tuple(replace(share, endpoints=endpoints) for share, endpoints in present))
+    return None
+
+
+def _endpoints(group: str, revision: str, world: Observed) -> tuple[Endpoint, ...]:
+    return world.groups[group].endpoints(revision) if group in world.groups else ()
 
 
 def _route(model: ModelObserved, roles: Roles, state: RolloutState | None, world: Observed) -> Route | None:
