@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -24,6 +25,7 @@ def harness(request: pytest.FixtureRequest, tmp_path: Path) -> MemoryHarness | F
 
 STATUS = ModelStatus(
     observed_generation=3,
+    read_generation=4,
     roles=Roles(
         stable=RoleHolder("coins-1", "main", 1_700_000_000),
         candidate=Candidate("coins-2", None, 1_700_000_100, FailureReason("GoldenFailed", "IoU 0.2, allowed 0.9")),
@@ -36,6 +38,8 @@ STATUS = ModelStatus(
     weight=0,
     url="http://127.0.0.1:8080/v2/models/coins",
 )
+LATE = FailureReason("ProgressDeadlineExceeded", "0 of at least 1 servers")
+STALLED = replace(STATUS, roles=replace(STATUS.roles, candidate=Candidate("coins-2", None, 1_700_000_100, None, LATE)))
 
 
 async def test_an_applied_model_is_observed_with_its_spec(harness) -> None:
@@ -58,13 +62,14 @@ async def test_another_network_is_another_revision_and_generation(harness) -> No
     assert after.wanted.assigned.revision != before.wanted.assigned.revision
 
 
-async def test_a_status_comes_back_as_it_was_written(harness) -> None:
+@pytest.mark.parametrize("status", [STATUS, STALLED], ids=["failed", "stalled"])
+async def test_a_status_comes_back_as_it_was_written(harness, status: ModelStatus) -> None:
     harness.apply("coins", "one")
-    await harness.store.save_status("coins", STATUS)
+    await harness.store.save_status("coins", status)
 
     (model,) = await harness.store.models()
 
-    assert model.status == STATUS
+    assert model.status == status
 
 
 async def test_a_status_of_a_model_that_is_gone_is_dropped(harness) -> None:

@@ -12,6 +12,7 @@ import pytest
 from fakes.agent_group import Group, assigned, wait_for, with_golden, write_network
 from fakes.waiting import HANG_S
 from segserve_builder.agent.protocol import AssignedModel, ModelReport, ModelState
+from segserve_builder.agent.state import LOADS_ALLOWED
 from segserve_builder.render.tritonserver import shm_regions, sweep_shm
 from segserve_operator.adapters.local.files import cache_folder
 from segserve_operator.adapters.local.runtime import RuntimeEnvironment, ensure_runtime
@@ -116,6 +117,12 @@ def test_a_network_of_another_signature_is_never_loaded(group: Group, tmp_path: 
     assert list(group.repository.iterdir()) == []
 
 
+def last_word(group: Group, told: AssignedModel) -> ModelReport | None:
+    """Return the report on a revision once nobody should wait for it."""
+    seen = group.of(told)
+    return seen if seen is not None and seen.state is ModelState.FAILED and not seen.retryable else None
+
+
 def test_a_step_that_cannot_load_says_why_and_leaves_the_others_alone(
     group: Group, coins: AssignedModel, tmp_path: Path
 ) -> None:
@@ -126,6 +133,8 @@ def test_a_step_that_cannot_load_says_why_and_leaves_the_others_alone(
     report = group.wait(broken, ModelState.FAILED, "LoadFailed")
     assert "NoSuchOperator" in report.message
     assert "At:" not in report.message
+    final = wait_for(lambda: last_word(group, broken), group.describe)
+    assert final.attempts == LOADS_ALLOWED
     assert group.wait(coins, ModelState.READY).proof
     assert group.bright_share("coins") == 0.5
 

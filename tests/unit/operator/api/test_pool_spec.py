@@ -11,6 +11,7 @@ from segserve_builder.sources import SOURCES
 from segserve_builder.spec.model_spec import SCHEMES, Artifact
 from segserve_operator.api.loading import dump, load
 from segserve_operator.api.triton_pool import TritonPool, TritonPoolSpec
+from segserve_operator.mapping.specs import min_ready_of
 
 
 def test_a_pool_that_says_nothing_is_whole() -> None:
@@ -45,6 +46,24 @@ def test_the_full_pool_says_everything() -> None:
             assert getattr(part, name) != getattr(default, name), name
 
 
+@pytest.mark.parametrize(
+    ("stated", "wanted", "least"),
+    [
+        *((None, wanted, least) for wanted, least in ((1, 1), (2, 2), (3, 2), (4, 3), (5, 4), (10, 8), (20, 16))),
+        (1, 3, 1),
+        (2, 3, 2),
+        (9, 3, 3),
+        ("100%", 7, 7),
+        ("1%", 7, 1),
+        ("50%", 3, 2),
+    ],
+)
+def test_as_many_servers_must_be_ready_as_the_pool_says(stated: int | str | None, wanted: int, least: int) -> None:
+    spec = TritonPoolSpec.model_validate({} if stated is None else {"minReady": stated})
+
+    assert min_ready_of(spec.min_ready).of(wanted) == least
+
+
 def test_amounts_need_no_quotes() -> None:
     spec = TritonPoolSpec.model_validate({"server": {"resources": {"limits": {"nvidia.com/gpu": 1, "cpu": "2"}}}})
 
@@ -55,6 +74,10 @@ def test_amounts_need_no_quotes() -> None:
     ("spec", "said"),
     [
         pytest.param({"server": {"image": "own:1"}}, "needs a version", id="an image without its release"),
+        *(
+            pytest.param({"minReady": bad}, "a whole number from 1 on, or a percentage from 1% to 100%", id=f"{bad!r}")
+            for bad in (0, -1, True, 0.5, "0%", "101%", "2", "80 %")
+        ),
         pytest.param({"server": {"cache": {}}}, "exactly one of size.*, got none", id="no cache"),
         pytest.param(
             {"server": {"cache": {"size": "1Gi", "hostPath": "/cache"}}}, "got size, hostPath", id="two caches"
