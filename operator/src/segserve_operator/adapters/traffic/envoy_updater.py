@@ -156,6 +156,7 @@ class EnvoyUpdater:
         self._update_timeout_s = update_timeout_s
         self._on_replace = on_replace
         self._written: _WrittenState | None = None
+        self._rejected: tuple[EnvoyAdmin, int] | None = None
 
     def write(self, plan: TrafficPlan) -> None:
         """Write all files at once, before Envoy starts."""
@@ -215,7 +216,7 @@ class EnvoyUpdater:
         replaced = {
             Upstream.parse(name).model for name in clusters if before.get(name, clusters[name]) != clusters[name]
         }
-        new, rejections, path = _clusters(clusters), await admin.rejections(), self._files.clusters
+        new, rejections, path = _clusters(clusters), await self._rejections(admin), self._files.clusters
 
         async def follows() -> bool:
             # Clusters with fixed servers and without health checks are in use as soon as they are loaded.
@@ -236,7 +237,7 @@ class EnvoyUpdater:
         if new == self._current().responses[path]:
             self._set_written(path, new, entries=desired.entries)
             return
-        rejections = await admin.rejections()
+        rejections = await self._rejections(admin)
 
         async def follows() -> bool:
             if (await admin.versions()).routes == new.version:
@@ -257,6 +258,12 @@ class EnvoyUpdater:
 
         self._set_written(path, new, weights=weights)
         await replace_and_wait(path, new, follows, self._update_timeout_s)
+
+    async def _rejections(self, admin: EnvoyAdmin) -> int:
+        """Return how often Envoy had rejected a file before this change, which has a connection of its own."""
+        if self._rejected is None or self._rejected[0] is not admin:
+            self._rejected = admin, await admin.rejections()
+        return self._rejected[1]
 
     async def follows(self, admin: EnvoyAdmin) -> bool:
         """Tell whether Envoy follows all files."""
