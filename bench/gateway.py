@@ -4,8 +4,10 @@
 
 Writes bench/out/gateway.json. Measures a real Envoy with 1, 100 and 1,000 models, each in two groups: the time from the
 call that applies a plan with another weight for one model to the end of the first response of the other group, and
-until the call returns. If KUBECONFIG is set, also from the write of the plan's ConfigMap, followed by the sidecar of a
-gateway pod, here a local process. Results are medians of many changes, while a client sends requests continuously.
+until the call returns; then the time until a new group of one model is known, and until one of 100 servers of all
+models has left, with the processors' time. If KUBECONFIG is set, also from the write of the plan's ConfigMap, followed
+by the sidecar of a gateway pod, here a local process. Results are medians of many changes, while a client sends
+requests continuously.
 """
 
 from __future__ import annotations
@@ -27,15 +29,17 @@ from typing import Any, Final
 from rich.console import Console
 from rich.table import Table
 
-from bench.gateway_parts import Plans, gateway, only_main, packed_shard, plan, server, sidecar
+from bench.gateway_parts import Plans, RunningEnvoy, gateway, only_main, packed_shard, plan, server, sidecar
 from bench.platform import ROOT
 from segserve_common.kube.names import SHARDS
 from segserve_common.kube.shards import shard_of, version_of
-from segserve_operator.core.traffic import Endpoint
+from segserve_operator.adapters.traffic.envoy import EnvoyTraffic
+from segserve_operator.core.traffic import Endpoint, TrafficPlan
 
 SIZES: Final = (1, 100, 1000)
 GOALS_MS: Final = {1: 100, 100: 150, 1000: 300}
 FLIPS: Final = 20
+SERVERS: Final = 100
 OUT: Final = ROOT / "bench/out/gateway.json"
 
 
@@ -44,20 +48,43 @@ async def by_candidate(models: int, old: Endpoint, new: Endpoint) -> dict[str, f
     both = plan(models, old, new, 0)
     single = only_main(both)
     added = replace(single, routes=(both.routes[0], *single.routes[1:]))
-    durations_s = []
     async with gateway(single) as running:
         rss_mib = running.rss_mib
         traffic = running.settings.traffic()
         await traffic.apply(single)
-        for next_plan in (added, single) * 3:
-            began_s = time.perf_counter()
-            await traffic.shift(next_plan)
-            durations_s.append(time.perf_counter() - began_s)
-            await traffic.remove_unused()
-    return {
-        "new_group_ms": round(1e3 * statistics.median(durations_s[::2]), 1),
-        "envoy_mib": round(rss_mib, 1),
-    }
+        changes = [await _change(running, traffic, next_plan) for next_plan in (added, single) * 3]
+    return {**_medians("new_group", changes[::2]), "envoy_mib": round(rss_mib, 1)}
+
+
+async def by_server(models: int, old: Endpoint) -> dict[str, float]:
+    """Measure the time until one of many servers of all models has left or joined, and Envoy's memory with them."""
+    servers = tuple(replace(old, host=f"10.0.0.{number + 1}") for number in range(SERVERS))
+
+    def on(held: tuple[Endpoint, ...]) -> TrafficPlan:
+        routes = only_main(plan(models, old, old, 0)).routes
+        shares = ((replace(route.shares[0], endpoints=held),) for route in routes)
+        return TrafficPlan(tuple(replace(route, shares=each) for route, each in zip(routes, shares, strict=True)), held)
+
+    async with gateway(on(servers)) as running:
+        rss_mib = running.rss_mib
+        traffic = running.settings.traffic()
+        await traffic.apply(on(servers))
+        changes = [await _change(running, traffic, on(held)) for held in (servers[:-1], servers) * 2]
+    return {**_medians(f"server_of_{SERVERS}", changes), f"envoy_mib_{SERVERS}_servers": round(rss_mib, 1)}
+
+
+async def _change(running: RunningEnvoy, traffic: EnvoyTraffic, next_plan: TrafficPlan) -> tuple[float, float, float]:
+    """Return the seconds until a plan is followed, and those of the processors for Envoy and for this process."""
+    began_s, envoy_s, own_s = time.perf_counter(), running.cpu_s, time.process_time()
+    await traffic.shift(next_plan)
+    spent = time.perf_counter() - began_s, running.cpu_s - envoy_s, time.process_time() - own_s
+    await traffic.remove_unused()
+    return spent
+
+
+def _medians(name: str, changes: list[tuple[float, float, float]]) -> dict[str, float]:
+    columns = zip(("ms", "envoy_cpu_ms", "own_cpu_ms"), zip(*changes, strict=True), strict=True)
+    return {f"{name}_{unit}": round(1e3 * statistics.median(spent_s), 1) for unit, spent_s in columns}
 
 
 def first_response_s(port: int, model: int, name: str, begin: Callable[[], object]) -> float:
@@ -162,6 +189,7 @@ async def measure(sizes: tuple[int, ...]) -> dict[int, dict[str, float]]:
         with server("old") as old, server("new") as new:
             for models in sizes:
                 results[models] = await by_plan(models, old, new) | await by_candidate(models, old, new)
+                results[models] |= await by_server(models, old)
                 if plans is not None:
                     results[models] |= await by_config_map(plans, models, old, new)
     finally:

@@ -87,6 +87,12 @@ class RunningEnvoy:
     process: subprocess.Popen[bytes]
 
     @property
+    def cpu_s(self) -> float:
+        """The processors' time that Envoy has used."""
+        times = psutil.Process(self.process.pid).cpu_times()
+        return float(times.user + times.system)
+
+    @property
     def rss_mib(self) -> float:
         """Envoy's resident memory in MiB."""
         return float(psutil.Process(self.process.pid).memory_info().rss / 2**20)
