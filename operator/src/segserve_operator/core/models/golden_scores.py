@@ -164,7 +164,8 @@ def _answers(who: str, revision: str, group: str, sha256: str, world: Observed) 
     if failed is not None:
         return Answers(problem=f"{who}'s servers cannot score the golden set: {failed.reason}: {failed.message}")
     if any(_is_old(report) for report in reports):
-        return Answers(problem=f"{who}'s servers have agents of an earlier version, which score no golden sets")
+        old = f"{who}'s servers have agents of an earlier version, which score no golden sets"
+        return Answers(problem=f"{old}; update the pool's servers, or skip the gate")
     return Answers()
 
 
