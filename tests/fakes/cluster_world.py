@@ -194,6 +194,9 @@ class ClusterWorld:
     async def work(self) -> None:
         """Do what controllers, kubelet, agents and gateways would do by now."""
         self.kube.collect()
+        for pod in self.kube.all(PODS, NAMESPACE):
+            if "deletionTimestamp" in pod["metadata"]:
+                self.kube.vanish(PODS, NAMESPACE, pod["metadata"]["name"])  # it has drained since the turn before
         pods = self.kube.all(PODS, NAMESPACE)
         for deployment in self.kube.all(DEPLOYMENTS, NAMESPACE):
             self._keep_pods(deployment, pods)
@@ -218,6 +221,10 @@ class ClusterWorld:
         for index in range(wanted):
             pod_name = self._pod_name(name, index)
             if pod_name not in present:
+                while any(pod["metadata"]["name"] == pod_name for pod in pods):
+                    # A former Deployment's pod, which ends; its successors have other names.
+                    self._replaced[f"{name}-{index}"] = self._replaced.get(f"{name}-{index}", 0) + 1
+                    pod_name = self._pod_name(name, index)
                 pod = self._placed(self._pod(pod_name, uid, template))
                 self.kube.put(PODS, pod, manager="kubelet")
                 self.kube.edit_status(PODS, NAMESPACE, pod_name, {"status": pod["status"]})
