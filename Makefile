@@ -141,7 +141,7 @@ bench: $(VENV)/dev.stamp system  ## The whole request against the bare network; 
 	$(BIN)/python -m bench.memory
 	$(BIN)/python -m bench.cold_start
 
-bench-operator: $(VENV)/dev.stamp  ## What the operator costs; writes bench/out/operator.json and its table (12 minutes; needs the cluster's binaries)
+bench-operator: $(VENV)/dev.stamp  ## What the operator costs; writes bench/out/operator.json and its table (30 minutes; needs the cluster's binaries)
 	$(CLUSTER)/build.sh
 	$(BIN)/python -m bench.operator
 
