@@ -140,7 +140,8 @@ class Gateway(ApiValue):
         json_schema_extra={
             "x-kubernetes-validations": [
                 {
-                    "rule": "self.provider != 'gatewayApi' || (has(self.parentRefs) && size(self.parentRefs) > 0 && "
+                    "rule": "!has(self.provider) || self.provider != 'gatewayApi' || "
+                    "(has(self.parentRefs) && size(self.parentRefs) > 0 && "
                     "((has(self.hostnames) && size(self.hostnames) > 0) || "
                     "(has(self.grpcHostnames) && size(self.grpcHostnames) > 0)))",
                     "message": _ROUTES_MESSAGE,

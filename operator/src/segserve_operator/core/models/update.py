@@ -124,7 +124,7 @@ def _conditions(
 ) -> tuple[ObservedCondition | None, ObservedCondition | None]:
     """Return how far an update is, as the condition Progressing, and why it goes no further, as Stalled."""
     target = _main(kept.next or kept.digest)
-    others = any(name != target and _occupied(group) for name, group in _mains(world).items())
+    others = any(name != target and (group.replicas or group.servers) for name, group in _mains(world).items())
     if not kept.next and not others:
         return None, None
     new = world.groups.get(target) or GroupObserved(target, replicas=0)
