@@ -8,6 +8,8 @@ from typing import Any, Final
 import pytest
 import yaml
 
+from fakes.cluster_world import NAMESPACE, ClusterWorld, model_manifest
+from segserve_common.kube.kinds import MODELS, POOLS, Kind
 from segserve_operator.api.meta import API_GROUP
 from segserve_operator.api.resources import KINDS
 from segserve_operator.api.segmentation_rollout import RolloutPhase
@@ -123,3 +125,30 @@ def test_a_record_without_a_status_progresses_and_a_paused_one_is_suspended() ->
     assert health("SegmentationRollout", {"metadata": {}})[0] == "Progressing"
     paused = {"metadata": {}, "status": {"phase": "Progressing", "paused": True}}
     assert health("SegmentationRollout", paused) == ("Suspended", "Progressing")
+
+
+async def test_what_the_operator_writes_is_read_as_it_is_meant() -> None:
+    world = ClusterWorld()
+    world.apply_pool()
+    world.apply(model_manifest("coins"))
+    await world.turns(1)
+    assert _health(world, MODELS, "coins") == "Progressing"
+
+    await world.turns()
+    assert (_health(world, MODELS, "coins"), _health(world, POOLS, "default")) == ("Healthy", "Healthy")
+
+    world.verdicts["2"] = "GoldenFailed"
+    world.apply(model_manifest("coins", "2"))
+    await world.turns()
+    assert world.condition("coins", "Ready") == ("True", "Serving")
+    assert _health(world, MODELS, "coins") == "Degraded"
+
+    world.apply(model_manifest("coins"))
+    await world.turns()
+    assert _health(world, MODELS, "coins") == "Healthy"
+
+
+def _health(world: ClusterWorld, kind: Kind, name: str) -> str:
+    found = world.kube.peek(kind, NAMESPACE, name)
+    assert found is not None
+    return health(kind.name, found)[0]
