@@ -1,4 +1,4 @@
-"""What a release writes: the objects of a cluster in memory with a pool, a settled model and one in a rollout.
+"""Objects that a release writes: those of a cluster in memory with a settled model and one in a rollout.
 
 `python -m fakes.written_objects FILE` in the `tests` folder of a release writes them, packed contents as JSON.
 """

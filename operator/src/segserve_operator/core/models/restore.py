@@ -1,4 +1,4 @@
-"""What is known without a status, or without a report: beside the record of each revision is a note of its role.
+"""State that is known without a status, or without a report: a note of its role is beside each revision's record.
 
 Backups and GitOps tools bring specs back, not statuses. Without a stable revision the spec's would be promoted at
 once, even one that was rolled back.
