@@ -63,6 +63,8 @@ class Operator:
     reconciler: PoolReconciler
     metrics: Metrics
     audited_at_s: float
+    tried_at_s: float = 0.0
+    """When an audit last ended, with a view of the cluster or with the API server's refusal."""
 
     @property
     def scopes(self) -> Sequence[str | None]:
@@ -104,7 +106,7 @@ class Operator:
             except ApiError as error:
                 log.warning("the cluster cannot be read yet: %s: %s", type(error).__name__, error)
                 await asyncio.sleep(START_PAUSE_S)
-        self.audited_at_s = time.monotonic()
+        self.audited_at_s = self.tried_at_s = time.monotonic()
         for key in self.view.pools():
             self.worker.enqueue(key)
 
@@ -117,6 +119,7 @@ class Operator:
                 self.audited_at_s = time.monotonic()
             except ApiError as error:
                 log.warning("the view could not be audited: %s: %s", type(error).__name__, error)
+            self.tried_at_s = time.monotonic()
 
     async def _watch(self, stopping: asyncio.Event) -> None:
         await kopf.operator(
@@ -136,9 +139,12 @@ class Operator:
         self.metrics.observe_failures(self.reconciler.failures())
 
     def _trouble(self) -> str | None:
-        """Return why a new process would do better: this one has not seen the cluster for long."""
-        age_s = time.monotonic() - self.audited_at_s
-        return f"the cluster was last seen {age_s:.0f} s ago" if age_s > SILENCE_S else None
+        """Return why a new process would do better: this one has not even tried to see the cluster for long.
+
+        An API server that does not answer is no reason: a new process would not know what this one still does.
+        """
+        age_s = time.monotonic() - self.tried_at_s
+        return f"the last try to read the cluster ended {age_s:.0f} s ago" if age_s > SILENCE_S else None
 
 
 async def assemble(settings: OperatorSettings, api: AsyncKubeClient, metrics: Metrics) -> Operator:
