@@ -11,14 +11,13 @@ from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
 
 from segserve_operator.api.checks import check_distinct, located
-from segserve_operator.api.meta import ApiValue, Timestamp, format_duration
+from segserve_operator.api.meta import SHARE_PATTERN, ApiValue, Timestamp, format_duration
 from segserve_operator.api.rollout_policy import SomeTime
 
 UPDATE_ANNOTATION: Final = "segserve.dev/update"
 """A new text of it asks for the update that a new operator offers; its longest text is kept in the status."""
 MAX_REQUEST_LENGTH: Final = 256
 DIGEST_PATTERN: Final = r"^[0-9a-f]{8}$"
-_SHARE_PATTERN: Final = r"^(100|[1-9][0-9]?)%$"
 _NO_STEP: Final = "one of maxSurge and maxUnavailable must be positive"
 _SET: Final[JsonDict] = {"x-kubernetes-list-type": "set"}
 
@@ -26,7 +25,7 @@ _SET: Final[JsonDict] = {"x-kubernetes-list-type": "set"}
 def _check_count(value: Any) -> int | str:
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return value
-    if isinstance(value, str) and re.fullmatch(_SHARE_PATTERN, value):
+    if isinstance(value, str) and re.fullmatch(SHARE_PATTERN, value):
         return value
     raise PydanticCustomError(
         "count_or_share",
@@ -38,7 +37,7 @@ def _check_count(value: Any) -> int | str:
 ServerCount = Annotated[
     int | str,
     PlainValidator(_check_count),
-    WithJsonSchema({"x-kubernetes-int-or-string": True, "pattern": _SHARE_PATTERN, "minimum": 0, "maxLength": 4}),
+    WithJsonSchema({"x-kubernetes-int-or-string": True, "pattern": SHARE_PATTERN, "minimum": 0, "maxLength": 4}),
 ]
 """A number of servers, or a part of `replicas` as a percentage: `0`, `2`, `25%`."""
 
