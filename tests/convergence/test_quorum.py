@@ -418,7 +418,7 @@ async def test_a_revert_on_a_cluster_takes_effect_in_the_next_pass_while_a_pod_i
     world.apply(model_manifest("coins", "2"))
     await world.turns(6)
     assert main not in world.weights("coins")
-    world.homeless.add(f"{main}-1-1")
+    world.homeless.add(f"{main}-1-")
     world.evict(object_name("default", main), 1)
     await world.turns(2)
     world.apply(model_manifest("coins"))
