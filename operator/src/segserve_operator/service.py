@@ -385,7 +385,7 @@ class Service:
 
 @dataclass(slots=True)
 class _Outcome:
-    """What became of a pass so far: the actions taken, those that failed, and those that wait."""
+    """The outcome of a pass so far: the actions taken, those that failed, and those that wait."""
 
     world: Observed
     taken: list[Action] = field(default_factory=list)
