@@ -110,7 +110,7 @@ spec:
         preferredDuringSchedulingIgnoredDuringExecution:
           - {weight: 1, podAffinityTerm: {topologyKey: kubernetes.io/hostname}}
     topologySpreadConstraints:
-      - {maxSkew: 1, topologyKey: topology.kubernetes.io/zone, whenUnsatisfiable: DoNotSchedule, minDomains: 2}
+      - {maxSkew: 1, topologyKey: topology.kubernetes.io/zone, whenUnsatisfiable: DoNotSchedule}
     schedulerName: own
     priorityClassName: serving
     podLabels: {team: vision}

@@ -192,7 +192,7 @@ def test_gateways_are_placed_as_their_pool_says() -> None:
     spec = templates(FULL)["gateway"]["spec"]
 
     assert "podAntiAffinity" in spec["affinity"]
-    assert spec["topologySpreadConstraints"][0]["minDomains"] == 2
+    assert spec["topologySpreadConstraints"][0]["whenUnsatisfiable"] == "DoNotSchedule"
     assert spec["schedulerName"] == "own"
     assert "affinity" not in templates(MINIMAL)["gateway"]["spec"]
 
