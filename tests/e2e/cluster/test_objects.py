@@ -23,6 +23,7 @@ from segserve_operator.adapters.kube.objects import (
     assignment_config_map,
     gateway_objects,
     group_objects,
+    own_report_objects,
     plan_config_map,
     revision_object,
 )
@@ -103,9 +104,12 @@ def rendered(target: PoolContext) -> list[Json]:
         number=1,
     )
     pool = {"apiVersion": POOLS.api_version, "kind": POOLS.name, "name": target.pool}
-    revision["metadata"]["ownerReferences"][0] |= pool  # an owner that is there, so that it stays
+    reports = own_report_objects(target, GROUP, [{"metadata": {"name": "a-pod", "uid": target.uid}}])
+    for owned in (revision, reports[-1]):
+        owned["metadata"]["ownerReferences"][0] |= pool  # an owner that is there, so that it stays
     return [
         *map(without_pods, group_objects(target, GROUP, 2)),
+        *reports,
         *map(without_pods, gateway_objects(target)),
         assignment_config_map(target, GROUP, 0, content),
         plan_config_map(target, 0, pack({"routes": [], "servers": []}), ["coins"]),
