@@ -9,6 +9,7 @@ from fakes.platform import assigned
 from segserve_builder.agent.protocol import AssignedModel, Assignment, ModelReport, ModelState
 from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
 from segserve_operator.core.failure import FailureReason
+from segserve_operator.core.gates.base import Verdict
 from segserve_operator.core.models.observed import (
     Candidate,
     GroupObserved,
@@ -21,8 +22,9 @@ from segserve_operator.core.models.observed import (
     ServerObserved,
     Wanted,
 )
+from segserve_operator.core.rollout.engine import Progress
 from segserve_operator.core.rollout.phases import Phase
-from segserve_operator.core.rollout.record import RolloutState
+from segserve_operator.core.rollout.record import Record, RolloutState
 from segserve_operator.core.traffic import Endpoint, Route, Share, TrafficPlan, TrafficState
 
 NOW_S = 1_000_020.0
@@ -62,6 +64,20 @@ def state(told: AssignedModel, phase: Phase, **changes: Any) -> RolloutState:
         "weight": _WEIGHTS.get(phase, 0),
     }
     return RolloutState(f"{told.revision}-1", told.revision, phase, **(known | changes))
+
+
+def rollout_record(state: RolloutState, *verdicts: Verdict, policy: RolloutPolicy) -> Record:
+    """Return the record of the second revision's rollout, without evidence yet."""
+    return Record(
+        state.rollout,
+        "coins",
+        FIRST.revision,
+        SECOND.revision,
+        policy,
+        Slo(),
+        Progress.begun(THEN_S),
+        verdicts=verdicts,
+    )
 
 
 def model(

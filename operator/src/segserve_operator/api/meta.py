@@ -86,16 +86,16 @@ def check_name(name: str) -> str:
     return name
 
 
-def check_count_or_share(value: Any) -> int | str:
-    """Return a number of servers from 1 on, or a percentage such as `80%` from 1 % to 100 %."""
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+def check_count_or_share(value: Any, least: int = 1) -> int | str:
+    """Return a number of servers from `least` on, or a percentage such as `80%` from 1 % to 100 %."""
+    if isinstance(value, int) and not isinstance(value, bool) and value >= least:
         return value
     if isinstance(value, str) and re.fullmatch(SHARE_PATTERN, value):
         return value
     raise PydanticCustomError(
         "count_or_share",
-        "must be a whole number from 1 on, or a percentage from 1% to 100%, got {seen}",
-        {"seen": repr(value)},
+        "must be a whole number from {least} on, or a percentage from 1% to 100%, got {seen}",
+        {"least": least, "seen": repr(value)},
     )
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from datetime import timedelta
-from typing import Annotated, Any, Final, Literal, Self
+from functools import partial
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import AfterValidator, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
 from pydantic.config import JsonDict
-from pydantic_core import PydanticCustomError
 
 from segserve_operator.api.checks import check_distinct, located
-from segserve_operator.api.meta import SHARE_PATTERN, ApiValue, Timestamp, format_duration
+from segserve_operator.api.meta import SHARE_PATTERN, ApiValue, Timestamp, check_count_or_share, format_duration
 from segserve_operator.api.rollout_policy import SomeTime
 
 UPDATE_ANNOTATION: Final = "segserve.dev/update"
@@ -22,21 +21,9 @@ _NO_STEP: Final = "one of maxSurge and maxUnavailable must be positive"
 _SET: Final[JsonDict] = {"x-kubernetes-list-type": "set"}
 
 
-def _check_count(value: Any) -> int | str:
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-        return value
-    if isinstance(value, str) and re.fullmatch(SHARE_PATTERN, value):
-        return value
-    raise PydanticCustomError(
-        "count_or_share",
-        "must be a whole number from 0 on, or a percentage from 1% to 100%, got {seen}",
-        {"seen": repr(value)},
-    )
-
-
 ServerCount = Annotated[
     int | str,
-    PlainValidator(_check_count),
+    PlainValidator(partial(check_count_or_share, least=0)),
     WithJsonSchema({"x-kubernetes-int-or-string": True, "pattern": SHARE_PATTERN, "minimum": 0, "maxLength": 4}),
 ]
 """A number of servers, or a part of `replicas` as a percentage: `0`, `2`, `25%`."""

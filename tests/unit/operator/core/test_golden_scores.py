@@ -15,13 +15,13 @@ from fakes.observed_models import (
     FIRST,
     NOW_S,
     SECOND,
-    THEN_S,
     THIRD,
     candidate,
     group,
     holder,
     model,
     report,
+    rollout_record,
     server,
     state,
     world,
@@ -35,12 +35,11 @@ from segserve_builder.agent.protocol import (
     ScoreReport,
 )
 from segserve_builder.spec.model_spec import Golden
-from segserve_operator.api.rollout_policy import ErrorRateGate, GoldenQualityGate, RolloutPolicy, Slo
+from segserve_operator.api.rollout_policy import ErrorRateGate, GoldenQualityGate, RolloutPolicy
 from segserve_operator.core.gates.base import Outcome, Verdict
 from segserve_operator.core.models.golden_scores import UNAVAILABLE, with_scoring
 from segserve_operator.core.models.inputs import gather_signals, verdicts_with
 from segserve_operator.core.models.observed import GroupObserved, ModelObserved, Observed, Roles
-from segserve_operator.core.rollout.engine import Progress
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.record import Record, RolloutState
 
@@ -56,16 +55,7 @@ PROVED = ProofReport(golden_sha256=SHA, can_score=True)
 
 
 def record(*verdicts: Verdict, policy: RolloutPolicy = POLICY) -> Record:
-    return Record(
-        GOLDEN.rollout,
-        "coins",
-        FIRST.revision,
-        SECOND.revision,
-        policy,
-        Slo(),
-        Progress.begun(THEN_S),
-        verdicts=verdicts,
-    )
+    return rollout_record(GOLDEN, *verdicts, policy=policy)
 
 
 def said(told: AssignedModel, scores: ScoreReport | None, proved: ProofReport | None = PROVED) -> ModelReport:

@@ -16,13 +16,13 @@ from fakes.observed_models import (
     FIRST,
     NOW_S,
     SECOND,
-    THEN_S,
     THIRD,
     candidate,
     group,
     holder,
     lost,
     model,
+    rollout_record,
     state,
     world,
 )
@@ -50,7 +50,6 @@ from segserve_operator.core.models.inputs import (
 )
 from segserve_operator.core.models.observed import ModelObserved, Observed, Roles, SloWatch
 from segserve_operator.core.models.slo import INTERVAL_S
-from segserve_operator.core.rollout.engine import Progress
 from segserve_operator.core.rollout.phases import ENDED, Phase
 from segserve_operator.core.rollout.record import Record, RolloutState
 from segserve_operator.core.traffic import TrafficState, shadow_of
@@ -75,16 +74,7 @@ def said(gate: str, outcome: Outcome) -> Verdict:
 
 
 def record(*verdicts: Verdict, policy: RolloutPolicy = POLICY) -> Record:
-    return Record(
-        PROGRESSING.rollout,
-        "coins",
-        FIRST.revision,
-        SECOND.revision,
-        policy,
-        Slo(),
-        Progress.begun(THEN_S),
-        verdicts=verdicts,
-    )
+    return rollout_record(PROGRESSING, *verdicts, policy=policy)
 
 
 def coins(roles: Roles = CHANGING, wanted: Any = LABELLED, **changes: Any) -> ModelObserved:
