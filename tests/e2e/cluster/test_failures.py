@@ -172,7 +172,10 @@ def test_a_quota_that_is_exceeded_is_said_of_the_model_and_its_end_heals_it(serv
         served.cluster.wait("the quota counts", lambda: (served.get("resourcequota", "few") or {})["status"]["used"])
         served.apply(edited("zoo-unet", postprocess=[{"argmax": {}}, {"removeSmallRegions": {"minArea": 3}}]))
         said = served.becomes("zoo-unet", "Degraded", "True", "QuotaExceeded")
-        assert "exceeded quota: few" in said["message"]
+        # Candidates of this pool share a group: its state is told once, in the pool's status.
+        assert "the pool's conditions describe" in said["message"]
+        of_pool = served.cluster.wait_condition(served.name, POOL, "second", "Degraded")
+        assert "exceeded quota: few" in of_pool["message"]
         assert served.becomes("zoo-unet", "Ready", "True")["reason"] == "Serving"
         assert served.stable("zoo-unet") == stable
     served.wait_ready("zoo-unet")

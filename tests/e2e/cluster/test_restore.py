@@ -78,8 +78,12 @@ def test_a_namespace_that_is_deleted_and_made_again_from_a_backup_serves_what_it
     assert served.role("coins", "candidate") == (bad, "")
     assert served.status("coins")["handledAnnotations"] == handled
     assert served.becomes("coins", "Degraded", "True", "RolledBack")
-    with served.load():
-        owners = {
-            record["metadata"]["ownerReferences"][0]["uid"] for record in cluster.get(name, "controllerrevisions")
-        }
-        assert owners == {cluster.get(name, MODEL, "coins")["metadata"]["uid"]}
+    with served.load() as load:
+        load.wait_for(good)
+
+    def owners() -> set[str]:
+        records: list[Json] = cluster.get(name, "controllerrevisions")
+        return {record["metadata"]["ownerReferences"][0]["uid"] for record in records}
+
+    model_uid = cluster.get(name, MODEL, "coins")["metadata"]["uid"]
+    cluster.wait("the restored model owns its records", lambda: owners() == {model_uid})

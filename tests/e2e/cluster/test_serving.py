@@ -136,7 +136,9 @@ def test_an_edit_is_proved_apart_takes_over_goes_back_in_one_write_and_settles_a
         assert changed == [plan_name("default", shard_of("coins"))]
         writes = served.writes_of(before)
         assert writes.pop(("apply", "ConfigMap")) == 1
-        assert set(writes) <= {("status", "SegmentationModel"), ("status", "TritonPool")}
+        # The revisions' roles are noted beside their records, for a restore.
+        notes = ("patch", "ControllerRevision")
+        assert set(writes) <= {("status", "SegmentationModel"), ("status", "TritonPool"), notes}
 
         # Forth again as quickly; then the old one is let go, and the new one moves into main.
         served.apply(model(postprocess=smallest(151), keepPrevious="3s"))
