@@ -83,7 +83,7 @@ def test_a_namespace_that_is_deleted_and_made_again_from_a_backup_serves_what_it
 
     def owners() -> set[str]:
         records: list[Json] = cluster.get(name, "controllerrevisions")
-        return {record["metadata"]["ownerReferences"][0]["uid"] for record in records}
+        return {owner["uid"] for each in records for owner in each["metadata"].get("ownerReferences", [{"uid": ""}])}
 
     model_uid = cluster.get(name, MODEL, "coins")["metadata"]["uid"]
     cluster.wait("the restored model owns its records", lambda: owners() == {model_uid})
