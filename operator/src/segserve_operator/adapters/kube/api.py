@@ -13,7 +13,7 @@ class NotLeaderError(ApiError):
     """The write was refused here, before it was sent: this process does not hold the operator's lease."""
 
 
-async def attempt_all(calls: Iterable[Awaitable[None]]) -> None:
+async def attempt_all(calls: Iterable[Awaitable[object]]) -> None:
     """Await independent calls one after the other, and raise the first `ApiError` after the last."""
     first: ApiError | None = None
     for call in calls:

@@ -44,12 +44,14 @@ def find_drift(view: View, key: PoolKey, manifests: Iterable[Json]) -> Iterator[
 
 async def apply_differing(
     api: Api, view: View, key: PoolKey, manifests: Iterable[Json], *, fenced: bool = False
-) -> None:
-    """Apply the manifests that differ; with `fenced` only if the object is unchanged since the view read it.
+) -> int:
+    """Apply the manifests that differ, and return their number.
 
-    The first error ends it, and names the object.
+    With `fenced` an object is written only if it is unchanged since the view read it. The first error ends it, and
+    names the object.
     """
-    for manifest, live in list(find_drift(view, key, manifests)):
+    differing = list(find_drift(view, key, manifests))
+    for manifest, live in differing:
         kind, name = kind_of(manifest).name, manifest["metadata"]["name"]
         try:
             applied = await _put(api, key, manifest, live if fenced else None)
@@ -60,6 +62,7 @@ async def apply_differing(
         if not covers(applied, manifest):
             _log.warning("%s %s: admission changes fields that segserve sets; they stay so", kind, name)
             view.answers[applied["metadata"]["uid"]] = _answer(applied, manifest)
+    return len(differing)
 
 
 async def _put(api: Api, key: PoolKey, manifest: Json, fence: Json | None) -> Json:

@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from segserve_common.kube.kinds import GATEWAY_ROUTES
-from segserve_operator.adapters.kube.children import apply_differing, find_drift, kind_of
+from segserve_operator.adapters.kube.children import apply_differing, kind_of
 from segserve_operator.adapters.kube.objects.gateway_routes import route_objects
 from segserve_operator.adapters.kube.pods import is_terminating
 
@@ -31,8 +31,7 @@ async def keep_routes(api: Api, view: View, contexts: PoolContexts, key: PoolKey
         if wanted:
             _log.warning("%s/%s: the cluster had no Gateway API (v1) when the operator began", key.namespace, key.pool)
         return 0
-    differing = list(find_drift(view, key, wanted))
-    await apply_differing(api, view, key, wanted)
+    written = await apply_differing(api, view, key, wanted)
     names = {(kind_of(manifest), manifest["metadata"]["name"]) for manifest in wanted}
     former = [
         (kind, live["metadata"])
@@ -42,4 +41,4 @@ async def keep_routes(api: Api, view: View, contexts: PoolContexts, key: PoolKey
     ]
     for kind, metadata in former:
         await api.delete(kind, key.namespace, metadata["name"], uid=metadata["uid"])
-    return len(differing) + len(former)
+    return written + len(former)

@@ -47,12 +47,11 @@ def offered_update(view: View, contexts: PoolContexts, key: PoolKey, now_s: floa
     template = _template_status(resource)
     kept = template.get("digest", "")
     annotations = resource["metadata"].get("annotations") or {}
-    window = context.spec.update.window
     return OfferedUpdate(
         settings=settings_digest(context),
         request=annotations.get(UPDATE_ANNOTATION, "")[:MAX_REQUEST_LENGTH],
         difference=_difference(view, context, f"{MAIN}-{kept}") if kept not in ("", template_digest(context)) else "",
-        window_open=window is None or is_open(window, now_s),
+        window_open=is_open(context.spec.update.window, now_s),
         claims=tuple(_claims(view, contexts, key, now_s)) if template.get("next") else (),
     )
 
@@ -73,8 +72,10 @@ def settings_digest(context: PoolContext) -> str:
     return context.once("settings", digest)
 
 
-def is_open(window: UpdateWindow, now_s: float) -> bool:
-    """Tell whether a window is open at a Unix time; one whose time zone is not known never is."""
+def is_open(window: UpdateWindow | None, now_s: float) -> bool:
+    """Tell whether a window is open at a Unix time: none always is, one whose time zone is not known never."""
+    if window is None:
+        return True
     try:
         zone = ZoneInfo(window.time_zone)
     except (KeyError, ValueError, OSError):
@@ -115,8 +116,7 @@ def _may_go_on(contexts: PoolContexts, key: PoolKey, now_s: float) -> bool:
         return False
     if context is None or context.spec.update.paused:
         return False
-    window = context.spec.update.window
-    return window is None or is_open(window, now_s)
+    return is_open(context.spec.update.window, now_s)
 
 
 def _template_status(resource: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -134,7 +134,7 @@ def _difference(view: View, context: PoolContext, group: str) -> str:
         further = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
         return ", ".join(found[:_SHOWN]) + further
 
-    return context.once(("difference", group, live["metadata"]["resourceVersion"]), difference)
+    return context.once(("difference", group, live["metadata"]["generation"]), difference)
 
 
 def _differences(live: Any, wanted: Json | list[Any] | Any, path: str) -> Iterator[str]:

@@ -54,8 +54,11 @@ def failed(action: Action, reason: FailureReason, world: Observed, *, passing: b
     (kind, subject), content = key_of(action), _content(action, world)
     former = world.failures.get((kind, subject))
     attempts = former.attempts + 1 if former is not None and former.content == content else 1
-    delays_s = [0.0, PASSING.delay_s(max(attempts - 1, 1))] if passing else [REFUSED.delay_s(attempts)]
-    delay_s = delays_s[min(attempts, len(delays_s)) - 1]
+    delay_s = 0.0
+    if not passing:
+        delay_s = REFUSED.delay_s(attempts)
+    elif attempts > 1:
+        delay_s = PASSING.delay_s(attempts - 1)
     reported = not passing or attempts >= LASTING or (former is not None and former.reported)
     return EffectFailure(
         kind, subject, reason, attempts, world.now_s + max(delay_s, wait_s), reported=reported, content=content

@@ -157,7 +157,8 @@ def _undecided_s(state: RolloutState, world: Observed) -> float:
 def _answers(who: str, revision: str, group: str, sha256: str, world: Observed) -> Answers:
     observed = world.groups.get(group)
     reports = [report for server in observed.servers if (report := server.report(revision))] if observed else []
-    scored = tuple(score for report in reports if (score := report.scores) is not None and _is_about(score, sha256))
+    scores = (report.scores for report in reports)
+    scored = tuple(score for score in scores if score is not None and score.golden_sha256 == sha256)
     if done := tuple(score for score in scored if score.images and _is_readable(score)):
         return Answers(done)
     failed = next((score for score in scored if score.reason), None)
@@ -167,10 +168,6 @@ def _answers(who: str, revision: str, group: str, sha256: str, world: Observed) 
         old = f"{who}'s servers have agents of an earlier version, which score no golden sets"
         return Answers(problem=f"{old}; update the pool's servers, or skip the gate")
     return Answers()
-
-
-def _is_about(score: ScoreReport, sha256: str) -> bool:
-    return score.golden_sha256 == sha256
 
 
 @lru_cache(maxsize=4096)
