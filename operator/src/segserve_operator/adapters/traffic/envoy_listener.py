@@ -126,12 +126,18 @@ def _connection_manager(settings: EnvoySettings, listener: _Listener) -> Json:
         },
         early_header_mutation_extensions=[_stripped_headers(keep_group=listener.internal)],
         local_reply_config=render_local_replies(settings.max_request_bytes, internal=listener.internal),
-        http_filters=[
-            *(_rejected_body(settings), _bounded_body(settings), _name_extraction(), _lua("route_key.lua")),
-            *([] if listener.internal else [_grpc_statuses()]),
-            _router(),
-        ],
+        http_filters=_http_filters(settings, listener),
     )
+
+
+def _http_filters(settings: EnvoySettings, listener: _Listener) -> list[Json]:
+    """Return the HTTP filters in the order in which a request passes them."""
+    before: list[Json] = []  # who calls, and how much that caller may
+    after: list[Json] = []  # whether that caller may call this model, whose route is known by then
+    public = [] if listener.internal else [_grpc_statuses()]
+    sizes = [_rejected_body(settings), _bounded_body(settings)]
+    model = [_name_extraction(), _lua("route_key.lua")]
+    return [*before, *sizes, *model, *after, *public, _router()]
 
 
 def _stripped_headers(*, keep_group: bool) -> Json:
