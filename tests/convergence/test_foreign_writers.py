@@ -179,3 +179,34 @@ async def test_a_port_that_somebody_adds_to_a_service_stays() -> None:
 
     assert world.kube.revision == before
     assert world.kube.peek(SERVICES, NAMESPACE, found["metadata"]["name"])["spec"]["ports"] == ports
+
+
+class ControllerAtWork(Faulty):
+    """An API server whose deployment controller writes a status right after each of the first reads of a Deployment."""
+
+    statuses = 3
+
+    async def get(self, kind: Kind, namespace: str, name: str) -> Json:
+        found = await super().get(kind, namespace, name)
+        if kind == DEPLOYMENTS and self.statuses:
+            await self._api.patch(kind, namespace, name, {"status": {"replicas": self.statuses}}, status=True)
+            self.statuses -= 1
+        return found
+
+
+async def test_what_a_controller_writes_of_an_object_meanwhile_does_not_end_its_repair() -> None:
+    world = await served()
+    found = main_deployment(world)
+    containers = found["spec"]["template"]["spec"]["containers"]
+    before = containers[0].pop("readinessProbe")
+    containers[0]["readinessProbe"] = {"exec": {"command": ["true"]}}
+    template = {"spec": {"template": {"spec": {"containers": containers}}}}
+    world.kube.edit(DEPLOYMENTS, NAMESPACE, found["metadata"]["name"], template)
+    api = ControllerAtWork(world.kube)
+    world.api = api
+    world.restart()
+
+    await world.turns(3)
+
+    assert api.statuses == 0
+    assert main_deployment(world)["spec"]["template"]["spec"]["containers"][0]["readinessProbe"] == before

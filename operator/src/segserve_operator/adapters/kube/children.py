@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Final
 
-from segserve_common.api_errors import ApiError, InvalidError, NotFoundError
+from segserve_common.api_errors import ApiError, ConflictError, InvalidError, NotFoundError
 from segserve_common.canonical import json_digest
 from segserve_common.kube.kinds import CHILDREN, GATEWAY_ROUTES, OLD_DISRUPTION_BUDGETS
 from segserve_operator.adapters.kube.api import NotLeaderError
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from segserve_operator.adapters.kube.view import PoolKey, View
 
 _KINDS: Final = {(kind.api_version, kind.name): kind for kind in (*CHILDREN, *GATEWAY_ROUTES, OLD_DISRUPTION_BUDGETS)}
+
+# Controllers write an object's status a few times after each edit of it.
+_ATTEMPTS: Final = 5
 
 _log = logging.getLogger(__name__)
 
@@ -74,12 +77,19 @@ async def _put(api: Api, key: PoolKey, manifest: Json, fence: Json | None) -> Js
         _log.info("%s %s is not to be applied over what is there: %s", kind.name, name, error)
         refusal = error
     # Somebody set an alternative to a field of ours, such as a second handler of a probe.
-    try:
-        live = await api.get(kind, key.namespace, name)
-    except NotFoundError:
-        raise refusal from None
-    patch = {"metadata": {}, **merge_patch(live, overlay(live, manifest))}
-    return await api.patch(kind, key.namespace, name, _at_version(fence or live, patch))
+    attempts = _ATTEMPTS if fence is None else 1
+    while True:
+        attempts -= 1
+        try:
+            live = await api.get(kind, key.namespace, name)
+        except NotFoundError:
+            raise refusal from None
+        patch = {"metadata": {}, **merge_patch(live, overlay(live, manifest))}
+        try:
+            return await api.patch(kind, key.namespace, name, _at_version(fence or live, patch))
+        except ConflictError:
+            if attempts == 0:
+                raise
 
 
 def _agrees(view: View, live: Json, manifest: Json) -> bool:
