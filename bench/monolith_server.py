@@ -14,6 +14,7 @@ from pathlib import Path
 
 import httpx
 
+from segserve_builder.cluster import secret
 from segserve_builder.render.tritonserver import Ports, sweep_shm
 from segserve_operator.adapters.local.files import cache_folder
 from segserve_operator.adapters.local.runtime import ensure_runtime
@@ -21,6 +22,7 @@ from segserve_operator.adapters.local.triton import LOOPBACK, triton_command
 
 MODEL = "coins-monolith"
 START_S = 120.0
+SECRET = "bench"
 
 
 @contextmanager
@@ -33,7 +35,8 @@ def monolith(artifact: Path) -> Iterator[str]:
         shutil.copytree(Path(__file__).parent / "monolith", model)
         shutil.copyfile(artifact, model / "1" / "model.onnx")
         http, grpc, metrics = _free_ports(3)
-        command = triton_command(runtime, Path(folder), ports=Ports(http, grpc, metrics), shm_prefix=prefix)
+        ports = Ports(http, grpc, metrics)
+        command = triton_command(runtime, Path(folder), ports=ports, shm_prefix=prefix, api_secret=SECRET)
         with (Path(folder) / "triton.log").open("w") as log:
             process = subprocess.Popen(command.argv, env=dict(command.environment), stdout=log, stderr=log)
         try:
@@ -56,7 +59,8 @@ def _load(url: str) -> None:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.2)
-        client.post(f"/v2/repository/models/{MODEL}/load", json={}).raise_for_status()
+        headers = {secret.KEY: SECRET}
+        client.post(f"/v2/repository/models/{MODEL}/load", json={}, headers=headers).raise_for_status()
 
 
 def _free_ports(count: int) -> list[int]:

@@ -267,7 +267,8 @@ def test_the_built_repository_is_served_by_a_triton_of_ones_own(tmp_path: Path, 
 
     grpc = free_port()
     ports = Ports(free_port(), grpc, free_port())
-    command = triton_command(ensure_runtime(cache_folder()), repository, ports=ports, shm_prefix=prefix)
+    runtime = ensure_runtime(cache_folder())
+    command = triton_command(runtime, repository, ports=ports, shm_prefix=prefix, api_secret="word")
     with (tmp_path / "triton.log").open("wb") as log:
         server = subprocess.Popen([*command.argv, "--load-model=*"], env=command.environment, stdout=log, stderr=log)
     try:

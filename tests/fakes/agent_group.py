@@ -23,6 +23,7 @@ from bench.ports import free_ports
 from fakes.waiting import HANG_S
 from segserve_builder.agent.protocol import AssignedModel, Assignment, ModelReport, ModelState, Report
 from segserve_builder.agent.server import TritonServer
+from segserve_builder.cluster import secret
 from segserve_builder.render.tritonserver import Ports, sweep_shm
 from segserve_builder.sources import folder_digest
 from segserve_operator.adapters.local.runtime import RuntimeEnvironment
@@ -93,7 +94,13 @@ class Group:
 
     def start_triton(self) -> None:
         self.repository.mkdir(exist_ok=True)
-        command = triton_command(self.runtime, self.repository, ports=Ports(*self.ports), shm_prefix=self.prefix)
+        command = triton_command(
+            self.runtime,
+            self.repository,
+            ports=Ports(*self.ports),
+            shm_prefix=self.prefix,
+            api_secret=secret.obtain(self.secret),
+        )
         self.triton = self._start(command.argv, command.environment, "triton.log")
         created = psutil.Process(self.triton.pid).create_time()
         (self.folder / "triton.json").write_text(json.dumps({"pid": self.triton.pid, "create_time": created}))
@@ -103,6 +110,7 @@ class Group:
             *(str(self.runtime.python), "-m", "segserve_builder.agent"),
             *("--group-dir", str(self.folder), "--grpc", str(self.ports[1])),
             *("--cache", str(self.folder / "cache"), "--pid-file", str(self.folder / "triton.json")),
+            *("--secret-file", str(self.secret)),
         ]
         self.agent = self._start(argv, runtime_environment(self.runtime), "agent.log")
 
@@ -124,7 +132,11 @@ class Group:
 
     @property
     def server(self) -> TritonServer:
-        return TritonServer(self.ports[1])
+        return TritonServer(self.ports[1], secret.grpc_headers(secret.obtain(self.secret)))
+
+    @property
+    def secret(self) -> Path:
+        return self.folder / "secret"
 
     def assign(self, *models: AssignedModel) -> None:
         staging = self.folder / "assignment.new"

@@ -98,7 +98,9 @@ class ServerPod:
     def _environment(self) -> dict[str, str]:
         http, grpc, metrics, agent = self.ports
         ports = Ports(http, grpc, metrics)
-        started = triton_command(self.runtime, self.folder / "repository", ports=ports, shm_prefix=self.prefix)
+        started = triton_command(
+            self.runtime, self.folder / "repository", ports=ports, shm_prefix=self.prefix, api_secret="unused"
+        )
         told: dict[str, Any] = {
             "POD_NAME": "pod",
             "POD_NAMESPACE": "default",

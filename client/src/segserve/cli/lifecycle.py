@@ -166,7 +166,7 @@ def launch(state: StateFolder) -> None:
 
     if read_platform(state) is not None:
         return
-    state.root.mkdir(parents=True, exist_ok=True)
+    state.create()
     with state.log.open("ab") as log:
         child = subprocess.Popen(
             [sys.executable, "-m", "segserve_operator.local_platform", str(state.root)],

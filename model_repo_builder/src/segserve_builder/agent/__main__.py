@@ -14,6 +14,7 @@ from segserve_builder.agent.observer import ServerObserver
 from segserve_builder.agent.processes import StepProcesses
 from segserve_builder.agent.runner import ActionRunner
 from segserve_builder.agent.server import Repository, TritonServer
+from segserve_builder.cluster import secret
 from segserve_builder.sources.access import ACCESS_VARIABLE, LOCAL, Access
 
 
@@ -22,7 +23,8 @@ def main() -> None:
     arguments = _arguments()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     folder: Path = arguments.group_dir
-    server, repository = TritonServer(arguments.grpc), Repository(folder / "repository")
+    headers = secret.grpc_headers(secret.obtain(arguments.secret_file)) if arguments.secret_file else None
+    server, repository = TritonServer(arguments.grpc, headers), Repository(folder / "repository")
     observer = ServerObserver(server, repository, StepProcesses(arguments.pid_file) if arguments.pid_file else None)
     configured = os.environ.get(ACCESS_VARIABLE)
     access = Access.model_validate_json(configured) if configured else LOCAL
@@ -50,6 +52,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--pid-file", type=Path, help="record of the server's process, to watch it and its steps' processes"
     )
+    parser.add_argument("--secret-file", type=Path, help="the word that the server's management API requires")
     return parser.parse_args()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import resource
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -95,7 +96,13 @@ def _python(_: LocalStore) -> Finding:
 
 
 def _state(store: LocalStore) -> Finding:
-    return _writable("state folder", store.state.root, STATE_VARIABLE)
+    root = store.state.root
+    finding = _writable("state folder", root, STATE_VARIABLE)
+    if not finding.passed or not root.exists() or not (rights := stat.S_IMODE(root.stat().st_mode)) & 0o077:
+        return finding
+    advice = "other users can read logs and golden images in it; the next `segserve up` narrows its rights"
+    observed = f"{root}: rights {rights:04o}, needs 0700"
+    return Finding("state folder", passed=False, observed=observed, advice=advice, fix=f"chmod 700 {root}")
 
 
 def _cache(_: LocalStore) -> Finding:

@@ -167,7 +167,7 @@ class Supervisor:
 @contextlib.contextmanager
 def only_supervisor(state: StateFolder) -> Iterator[None]:
     """Hold the lock of the platform's only supervisor, or raise `PlatformError` if another process holds it."""
-    state.root.mkdir(parents=True, exist_ok=True)
+    state.create()
     with state.lock.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

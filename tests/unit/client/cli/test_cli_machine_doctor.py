@@ -201,3 +201,14 @@ def test_a_small_shared_memory_and_a_full_disk_are_seen(tmp_path: Path) -> None:
     found = {check["what"]: check for check in json.loads(done.stdout)}
     assert (found["/dev/shm"]["good"], found["disk"]["good"]) == (False, False)
     assert "size=1g" in found["/dev/shm"]["fix"]
+
+
+def test_a_state_folder_that_others_can_read_is_narrowed_by_the_fix(doctor: Doctor, tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state").chmod(0o755)
+
+    check = doctor()["state folder"]
+
+    assert (check["good"], check["seen"]) == (False, f"{tmp_path / 'state'}: rights 0755, needs 0700")
+    shell_line(check["fix"], "true", {})
+    assert doctor()["state folder"]["good"]

@@ -20,7 +20,8 @@ RUNTIME = RuntimeEnvironment(
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch) -> triton.Command:
     monkeypatch.setenv("SEGSERVE_STATE", "/state")
-    return triton.triton_command(RUNTIME, Path("/repository"), ports=Ports(1, 2, 3), shm_prefix="seg-main-")
+    ports = Ports(1, 2, 3)
+    return triton.triton_command(RUNTIME, Path("/repository"), ports=ports, shm_prefix="seg-main-", api_secret="word")
 
 
 def test_every_address_is_loopback(command: triton.Command) -> None:

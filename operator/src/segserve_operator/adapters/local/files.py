@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,11 +40,30 @@ def config_folder() -> Path:
     return Path(folder).resolve() if folder else Path.home() / ".config/segserve"
 
 
+class StateFolderError(PermissionError):
+    """The state folder is of several users, or of another one; the message has the cause and a remedy."""
+
+
 @dataclass(frozen=True, slots=True)
 class StateFolder:
     """The layout of one platform's state folder."""
 
     root: Path
+
+    def create(self) -> None:
+        """Create the folder, or narrow the rights of an existing one, so that only this user can look into it.
+
+        It has logs, golden images, and the words that manage the servers. Raises `StateFolderError` for a folder that
+        another user owns, or that all users share, such as /tmp.
+        """
+        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = self.root.stat()
+        if found.st_uid != os.geteuid() or found.st_mode & stat.S_ISVTX:
+            owner = "all users share it" if found.st_mode & stat.S_ISVTX else f"it belongs to user {found.st_uid}"
+            raise StateFolderError(f"the state folder {self.root} must be of this user alone, but {owner}; "
+                                   f"set {STATE_VARIABLE} to a folder of your own")  # fmt: skip
+        if found.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+            self.root.chmod(0o700)
 
     @property
     def objects(self) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import random
 import shutil
 import time
@@ -15,6 +16,7 @@ from typing import Final
 
 from segserve_builder.agent.processes import resident_bytes
 from segserve_builder.agent.protocol import Assignment, Report
+from segserve_builder.cluster import secret
 from segserve_builder.render.tritonserver import Ports, sweep_shm
 from segserve_builder.sources.access import ACCESS_VARIABLE, Access
 from segserve_common.backoff import Backoff
@@ -24,7 +26,13 @@ from segserve_operator.adapters.local import processes
 from segserve_operator.adapters.local.files import StateFolder
 from segserve_operator.adapters.local.runtime import RuntimeEnvironment
 from segserve_operator.adapters.local.step_environments import sweep_step_environments
-from segserve_operator.adapters.local.triton import LOOPBACK, is_port_free, runtime_environment, triton_command
+from segserve_operator.adapters.local.triton import (
+    LOOPBACK,
+    hide_secret,
+    is_port_free,
+    runtime_environment,
+    triton_command,
+)
 from segserve_operator.core.gates.checks import ResourceSample
 from segserve_operator.core.models.observed import GroupObserved, ServerObserved
 from segserve_operator.core.traffic import Endpoint
@@ -36,6 +44,8 @@ STABLE_AFTER_S: Final = 60.0
 STOP_GRACE_S: Final = 10.0
 # Below the range that Linux assigns to outgoing connections, so that a restarted server finds its ports free.
 PORTS: Final = range(20_000, 32_000)
+
+log = logging.getLogger("segserve")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +73,11 @@ class GroupFolder:
     def ports(self) -> Path:
         """Ports of its Triton."""
         return self.root / "ports.json"
+
+    @property
+    def secret(self) -> Path:
+        """The word that its Triton's management API requires; an earlier version of segserve wrote none."""
+        return self.root / "secret"
 
     def record(self, process: str) -> Path:
         """Return the record file of the process `triton` or `agent`."""
@@ -106,6 +121,8 @@ class LocalFleet:
     access: Access
     _restarts: dict[Path, RestartDelays] = field(default_factory=dict)
     _stopping_since: dict[str, float] = field(default_factory=dict)
+    _hidden: dict[Path, processes.ProcessRecord] = field(default_factory=dict)
+    """By record, the server whose command line no longer has its secret, as far as it can be hidden."""
 
     async def groups(self) -> Mapping[str, GroupObserved]:
         """Return every group with the state of its processes and the report of its agent."""
@@ -119,6 +136,8 @@ class LocalFleet:
         ports = _read_ports(folder)
         report = _read_report(folder)
         triton, agent = (processes.is_alive(processes.read_record(folder.record(name))) for name in ("triton", "agent"))
+        if triton:
+            self._hide_secret(folder)
         is_fresh = report is not None and time.time() - report.heartbeat < REPORT_MAX_AGE_S
         server = ServerObserved(
             name=name,
@@ -127,7 +146,9 @@ class LocalFleet:
             ready=triton and is_fresh and report is not None and report.server_ready,
             reports=report.models if report is not None else (),
         )
-        return GroupObserved(name, (server,), intact=triton and agent, assignment=_read_assignment(folder))
+        return GroupObserved(
+            name, (server,), intact=triton and agent and folder.secret.exists(), assignment=_read_assignment(folder)
+        )
 
     async def start(self, group: str, replicas: int = 1) -> None:
         """Start those of a group's processes that do not run, with growing delays if they keep ending.
@@ -144,7 +165,13 @@ class LocalFleet:
         self._start_process(folder, "agent", self._agent_argv(folder), environment)
 
     def _start_triton(self, group: str, folder: GroupFolder) -> None:
-        if processes.is_alive(processes.read_record(folder.record("triton"))):
+        running = processes.read_record(folder.record("triton"))
+        if processes.is_alive(running) and not folder.secret.exists():
+            log.warning("the server of group %s is restarted: an earlier version of segserve started it, "
+                        "and any process of this machine can load models into it", group)  # fmt: skip
+            processes.end(processes.read_record(folder.record("agent")), grace_s=5)
+            processes.end(running, grace_s=STOP_GRACE_S)
+        if processes.is_alive(running):
             return
         ports = _read_ports(folder)
         if not all(is_port_free(port) for port in (ports.http, ports.grpc, ports.metrics)):
@@ -157,9 +184,27 @@ class LocalFleet:
             processes.kill_by_argument(self.state.root, str(folder.repository))
             sweep_shm(prefix)
             sweep_step_environments()
-            command = triton_command(self.runtime, folder.repository, ports=ports, shm_prefix=prefix)
+            command = triton_command(
+                self.runtime,
+                folder.repository,
+                ports=ports,
+                shm_prefix=prefix,
+                api_secret=secret.obtain(folder.secret),
+            )
             folder.report.unlink(missing_ok=True)  # it describes the server that has ended
             self._start_process(folder, "triton", command.argv, command.environment)
+
+    def _hide_secret(self, folder: GroupFolder) -> None:
+        record = folder.record("triton")
+        running = processes.read_record(record)
+        if running is None or self._hidden.get(record) == running or not folder.secret.exists():
+            return
+        if is_port_free(_read_ports(folder).grpc):
+            return  # it may still have to read its command line
+        self._hidden[record] = running
+        if not hide_secret(running.pid, secret.obtain(folder.secret)):
+            log.warning("other users of this machine can read the secret of the server's API in its command line: "
+                        "this system does not let segserve hide it")  # fmt: skip
 
     def _choose_ports(self, folder: GroupFolder) -> None:
         others = [_read_ports(GroupFolder(path.parent)) for path in self.state.groups.glob("*/ports.json")]
@@ -176,6 +221,7 @@ class LocalFleet:
             *("--grpc", str(ports.grpc)),
             *("--cache", str(self.cache)),
             *("--pid-file", str(folder.record("triton"))),
+            *("--secret-file", str(folder.secret)),
         ]
 
     def _may_start(self, record: Path) -> bool:
@@ -213,6 +259,7 @@ class LocalFleet:
         del self._stopping_since[group]
         for process in ("agent", "triton"):
             self._restarts.pop(folder.record(process), None)
+            self._hidden.pop(folder.record(process), None)
         sweep_shm(shm_prefix(self.state, group))
         sweep_step_environments()
         shutil.rmtree(folder.root, ignore_errors=True)

@@ -260,7 +260,8 @@ class LocalStore:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        self.state.objects.mkdir(parents=True, exist_ok=True)
+        self.state.create()
+        self.state.objects.mkdir(exist_ok=True)
         with (self.state.objects / ".lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from segserve_builder.cluster import secret
 from segserve_builder.memory import STEP_LIMIT_VARIABLE, step_limit_bytes
 from segserve_builder.render.tritonserver import SILENT, STEP_ENVIRONMENT, Ports, server_arguments
 from segserve_operator.adapters.local.code_folder import CODE_VARIABLE
@@ -28,9 +30,12 @@ class Command:
     environment: Mapping[str, str]
 
 
-def triton_command(runtime: RuntimeEnvironment, repository: Path, *, ports: Ports, shm_prefix: str) -> Command:
+def triton_command(
+    runtime: RuntimeEnvironment, repository: Path, *, ports: Ports, shm_prefix: str, api_secret: str
+) -> Command:
     """Return the command that serves `repository`, in explicit mode: models are loaded only on request.
 
+    Whoever may load a model runs code as this user, so the APIs that manage the server require `api_secret`.
     The names of its shared memory regions begin with `shm_prefix`, which must be unique on the machine. The server logs
     to stdout and stderr. On SIGTERM it stops within `EXIT_TIMEOUT_S`; if a stub has died it exits with code 1, and its
     shared memory stays until `sweep_shm`. Raises `StepMemoryError` if this process's environment sets a limit of a
@@ -45,6 +50,7 @@ def triton_command(runtime: RuntimeEnvironment, repository: Path, *, ports: Port
         exit_timeout_s=EXIT_TIMEOUT_S,
         shm_prefix=shm_prefix,
     )
+    argv += secret.server_arguments(api_secret)
     limit = {STEP_LIMIT_VARIABLE: str(step_limit_bytes())}
     environment = runtime_environment(runtime) | _library_path(runtime) | STEP_ENVIRONMENT | limit
     return Command(argv, environment)
@@ -74,6 +80,24 @@ def free_port() -> int:
         probe.bind((LOOPBACK, 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def hide_secret(pid: int, api_secret: str) -> bool:
+    """Overwrite the secret in the command line of a running Triton, which every user of the machine can read.
+
+    Triton keeps copies of its own once it listens. Returns False if the secret is still to be read, because Triton does
+    not listen yet, or because the system does not let this process write to it.
+    """
+    hidden, sought = b"*" * len(api_secret), api_secret.encode()
+    with contextlib.suppress(OSError, ValueError):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        start, end = int(fields[45]), int(fields[46])  # arg_start and arg_end; see proc_pid_stat(5)
+        with Path(f"/proc/{pid}/mem").open("r+b", buffering=0) as memory:
+            memory.seek(start)
+            text = memory.read(end - start)
+            memory.seek(start)
+            memory.write(text.replace(sought, hidden))
+    return sought not in Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 def _library_path(runtime: RuntimeEnvironment) -> dict[str, str]:

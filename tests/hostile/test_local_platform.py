@@ -1,0 +1,189 @@
+"""The platform of this machine against the other processes, users and web pages of the machine, on the real Triton."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import stat
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.error import HTTPError
+
+import psutil
+import pytest
+
+from bench.platform import MODELS, platform
+from fakes.agent_group import wait_for
+from fakes.callers import COIN_PIXELS, PHOTO
+from fakes.waiting import HANG_S, until
+from fakes.watching import Watched
+from segserve import Client
+from segserve_builder.agent.server import TritonRefusedError, TritonServer
+from segserve_builder.cluster import secret
+from segserve_operator.adapters.local.files import StateFolder, StateFolderError
+from segserve_operator.adapters.local.fleet import GroupFolder
+from segserve_operator.adapters.local.store import LocalStore
+
+CODE = """
+open({proof!r}, "w").write("ran")
+class TritonPythonModel:
+    def execute(self, requests):
+        return []
+"""
+WEB_PAGE = {"Content-Type": "text/plain", "Origin": "https://evil.example"}
+LOCAL_USER = {"Content-Type": "application/json"}
+
+
+@pytest.fixture(scope="module")
+def coins() -> Iterator[Watched]:
+    with platform(MODELS) as running:
+        yield Watched(running)
+
+
+def group_of(watched: Watched) -> GroupFolder:
+    return GroupFolder(watched.state.groups / "main")
+
+
+def ask(watched: Watched, path: str, headers: dict[str, str], body: bytes | None) -> int:
+    """Return the status of what the server itself answers, past the gateway."""
+    ports = json.loads(group_of(watched).ports.read_text())
+    request = urllib.request.Request(f"http://127.0.0.1:{ports['http']}{path}", body, headers)
+    try:
+        with urllib.request.urlopen(request, timeout=HANG_S) as answer:
+            return int(answer.status)
+    except HTTPError as error:
+        error.close()
+        return error.code
+
+
+def model_with_code(proof: Path) -> bytes:
+    """Return the body of a request to load a model whose code writes a file."""
+    tensor = {"data_type": "TYPE_FP32", "dims": [1]}
+    config = {"backend": "python", "input": [{"name": "A", **tensor}], "output": [{"name": "B", **tensor}]}
+    code = base64.b64encode(CODE.format(proof=str(proof)).encode()).decode()
+    return json.dumps({"parameters": {"config": json.dumps(config), "file:1/model.py": code}}).encode()
+
+
+@pytest.mark.platform
+@pytest.mark.core
+@pytest.mark.parametrize("headers", [WEB_PAGE, LOCAL_USER, {**LOCAL_USER, secret.KEY: "guess"}],
+                         ids=["a web page", "another process", "a guess"])  # fmt: skip
+def test_code_is_not_run_by_a_stranger_who_loads_a_model_into_the_local_server(
+    coins: Watched, tmp_path: Path, headers: dict[str, str]
+) -> None:
+    proof = tmp_path / "proof"
+
+    assert ask(coins, "/v2/repository/models/evil/load", headers, model_with_code(proof)) == 403
+
+    assert not proof.exists()
+
+
+@pytest.mark.platform
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v2/repository/index", b"{}"),
+        ("/v2/repository/models/coins/unload", b"{}"),
+        ("/v2/systemsharedmemory/region/x/register", b'{"key": "/x", "offset": 0, "byte_size": 1}'),
+        ("/v2/logging", b'{"log_file": "/tmp/x"}'),
+        ("/v2/trace/setting", b'{"trace_file": ["/tmp/x"]}'),
+    ],
+)
+def test_a_web_page_manages_nothing_of_the_local_server(coins: Watched, path: str, body: bytes) -> None:
+    assert ask(coins, path, WEB_PAGE, body) == 403
+
+
+@pytest.mark.platform
+def test_grpc_manages_the_local_server_only_with_the_word(coins: Watched) -> None:
+    group = group_of(coins)
+    port = json.loads(group.ports.read_text())["grpc"]
+    stranger, agent = TritonServer(port), TritonServer(port, secret.grpc_headers(secret.obtain(group.secret)))
+
+    for call in (stranger.states, lambda: stranger.unload("coins")):
+        with pytest.raises(TritonRefusedError, match="restricted"):
+            call()
+
+    assert agent.states()["coins"] == "READY"
+    stranger.close()
+    agent.close()
+
+
+@pytest.mark.platform
+def test_another_user_reads_the_word_neither_in_a_file_nor_in_a_command_line(coins: Watched) -> None:
+    group = group_of(coins)
+    word = secret.obtain(group.secret)
+
+    def readers() -> list[int]:
+        return [process.pid for process in psutil.process_iter() if word in " ".join(command_line(process))]
+
+    wait_for(lambda: not readers(), lambda: f"the word is in the command lines of {readers()}")
+    assert stat.S_IMODE(group.secret.stat().st_mode) == 0o600
+    assert stat.S_IMODE(coins.state.root.stat().st_mode) == 0o700
+
+
+def command_line(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+@pytest.mark.platform
+def test_a_new_supervisor_finds_the_word_again_and_replaces_a_server_that_has_none(coins: Watched) -> None:
+    group, running = group_of(coins), coins.running
+    word, server = secret.obtain(group.secret), coins.process("groups/main/triton")
+
+    restart(coins)
+    assert (secret.obtain(group.secret), coins.process("groups/main/triton")) == (word, server)
+
+    end_supervisor(coins)
+    group.secret.unlink()  # as an earlier version left it
+    running.segserve("up", "--detach")
+    until(lambda: group.secret.exists() and coins.process("groups/main/triton") not in (None, server), "a new server")
+    running.segserve("wait", "coins", "--timeout", f"{HANG_S:g}s")
+
+    assert "an earlier version of segserve started it" in running.segserve("logs", "--tail", "200")
+    with Client(running.url, timeout_s=HANG_S) as client:
+        assert client.segment(PHOTO, model="coins").areas["coin"] in COIN_PIXELS
+
+
+def restart(watched: Watched) -> None:
+    end_supervisor(watched)
+    watched.running.segserve("up", "--detach")
+
+
+def end_supervisor(watched: Watched) -> None:
+    former = watched.supervisor()
+    assert former is not None
+    former.terminate()
+    former.wait(HANG_S)
+
+
+def test_a_state_folder_that_others_can_read_is_narrowed(tmp_path: Path) -> None:
+    root = tmp_path / "state"
+    root.mkdir(mode=0o755)
+    root.chmod(0o755)
+
+    with LocalStore(StateFolder(root))._locked():
+        assert stat.S_IMODE(root.stat().st_mode) == 0o700
+
+
+def test_a_new_state_folder_is_of_its_user_alone_whatever_the_umask(tmp_path: Path) -> None:
+    former = os.umask(0)
+    try:
+        StateFolder(tmp_path / "a/state").create()
+    finally:
+        os.umask(former)
+
+    assert stat.S_IMODE((tmp_path / "a/state").stat().st_mode) == 0o700
+
+
+def test_a_folder_that_all_users_share_is_no_state_folder(tmp_path: Path) -> None:
+    tmp_path.chmod(0o1777)
+
+    with pytest.raises(StateFolderError, match="all users share it; set SEGSERVE_STATE to a folder of your own"):
+        StateFolder(tmp_path).create()
+
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o1777
