@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Generic, Self, TypeVar
 
-from segserve.calls.credentials import BearerToken, Credentials, Tls, check_readers, checked_headers
+from segserve.calls.credentials import BearerToken, Credentials, Tls, check_readers, checked_headers, tls_or_default
 from segserve.calls.endpoint import GatewayEndpoint
 from segserve.calls.hooks import SILENT, Hooks, set_up_log
 from segserve.calls.session import CallPolicy, Session
@@ -49,7 +49,7 @@ class BaseClient(Generic[OpenT]):
         policy = CallPolicy(timeouts, retries, checked_headers(headers or {}), hooks or SILENT)
         self._allow_plain_http = allow_plain_http_credentials
         self._transport_name, self._wants_telemetry = transport, telemetry
-        self._connection = Connection(endpoint, credentials, tls, http2, gzip)
+        self._connection = Connection(endpoint, credentials, tls_or_default(tls, endpoint), http2, gzip)
         self._check_readers([*credentials.names, *policy.headers])
         self._transport = self._open(transport, self._connection)
         self._session = Session(policy, telemetry_of(telemetry, endpoint, transport))

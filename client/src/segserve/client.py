@@ -55,10 +55,10 @@ class Client(BaseClient[Transport]):
 
     `api_key` (default `SEGSERVE_API_KEY`) is sent as x-api-key, `bearer_token` as Authorization: Bearer, and `headers`
     in addition. Without `allow_plain_http_credentials` they are never sent to another machine in plain text:
-    `PlainHttpCredentialsError`. `tls` sets a private authority and the client's own certificate. `hooks` are called for
-    each request, answer, retry and error. `telemetry` creates an OpenTelemetry span per call: True, or None if the
-    program has imported OpenTelemetry. `http2` needs the extra `segserve[http2]`. `gzip` compresses arrays of pixels
-    and answers, which pays off only on slow networks.
+    `PlainHttpCredentialsError`. `tls` sets a private authority (default: the file `SEGSERVE_CA_FILE`) and the
+    client's own certificate. `hooks` are called for each request, answer, retry and error. `telemetry` creates an
+    OpenTelemetry span per call: True, or None if the program has imported OpenTelemetry. `http2` needs the extra
+    `segserve[http2]`. `gzip` compresses arrays of pixels and answers, which pays off only on slow networks.
 
     `platform` is the platform of `models`, `pools` and `rollouts`: `Local()` for this machine, `Cluster(context=...,
     namespace=..., kubeconfig=...)` for a cluster. None means this machine if `SEGSERVE_STATE` is set or a platform is

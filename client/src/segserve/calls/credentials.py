@@ -17,6 +17,7 @@ from segserve_common.errors import BadRequestError
 REQUEST_ID: Final = "x-request-id"
 API_KEY: Final = "x-api-key"
 AUTHORIZATION: Final = "authorization"
+CA_VARIABLE: Final = "SEGSERVE_CA_FILE"
 SECRETS: Final = frozenset({API_KEY, AUTHORIZATION, "cookie", "proxy-authorization"})
 
 BearerToken: TypeAlias = str | Callable[[], str] | Callable[[], Awaitable[str]]
@@ -81,6 +82,15 @@ class Tls:
         for file in (self.ca_file, self.certificate_file, self.key_file):
             if file is not None and not Path(file).is_file():
                 raise BadRequestError(f"no such file: {os.fspath(file)!r}")
+
+
+def tls_or_default(tls: Tls | None, endpoint: GatewayEndpoint) -> Tls | None:
+    """Return `tls`, or that of the authorities in the file `SEGSERVE_CA_FILE` for an https gateway; None without one.
+
+    Raises `BadRequestError` if there is no such file.
+    """
+    ca_file = os.environ.get(CA_VARIABLE)
+    return Tls(ca_file) if tls is None and ca_file and endpoint.scheme == "https" else tls
 
 
 @dataclass(frozen=True, slots=True)
