@@ -16,6 +16,8 @@ from segserve_operator.adapters.traffic.envoy_listener import EnvoySettings
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from segserve_operator.adapters.traffic.envoy_tls import TlsSettings
+
 
 @dataclass
 class RunningGateway:
@@ -98,11 +100,11 @@ class RunningGateway:
 
 @asynccontextmanager
 async def running_gateway(
-    folder: Path, *, timeout_s: float = 60.0, max_request_bytes: int = 2**21
+    folder: Path, *, timeout_s: float = 60.0, max_request_bytes: int = 2**21, tls: TlsSettings | None = None
 ) -> AsyncIterator[RunningGateway]:
     """Run Envoy on a free port, in `folder`."""
     port, internal_port = free_ports(2)
-    gateway = EnvoySettings(port=port, max_request_bytes=max_request_bytes, internal_port=internal_port)
+    gateway = EnvoySettings(port=port, max_request_bytes=max_request_bytes, internal_port=internal_port, tls=tls)
     running = RunningGateway(folder, EnvoyTraffic(folder, gateway, timeout_s=timeout_s), gateway)
     try:
         await running.start()

@@ -42,6 +42,7 @@ METRICS_PORT: Final = 8002
 AGENT_PORT: Final = 8010
 SYNC_PORT: Final = 8011
 INTERNAL_PORT: Final = 8081
+REDIRECT_PORT: Final = 8082
 
 BUNDLE_KEY: Final = "bundle.tar.gz"
 """Key of a rollout's bundle in its ConfigMap."""
@@ -59,6 +60,9 @@ RUN_FOLDER: Final = "/run/segserve"
 CACHE_FOLDER: Final = "/var/cache/segserve"
 SECRETS_FOLDER: Final = "/mnt/segserve/secrets"
 CLAIMS_FOLDER: Final = "/mnt/segserve/claims"
+CERTIFICATE_FOLDER: Final = "/mnt/segserve/certificate"
+CLIENT_CA_FOLDER: Final = "/mnt/segserve/client-ca"
+"""Where the sidecar of a gateway finds the certificate of its listener, and the authority of callers' certificates."""
 
 SHARDS: Final = 4
 """Number of ConfigMaps over which an assignment or a plan is spread: Kubernetes stores at most 1 MiB in each."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from segserve_operator.adapters.traffic.envoy_admin import EnvoyUnreachableError
 from segserve_operator.adapters.traffic.envoy_files import ConfigurationRejectedError
+from segserve_operator.adapters.traffic.envoy_tls import CERTIFICATE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,6 +52,7 @@ class Follower:
         self._send = send
         self._newest: ShardContent | None = None
         self._refused: tuple[ShardContent, str] | None = None
+        self._certificate_problem: str | None = None
         self._shifted_s = 0.0
         self._changed = asyncio.Event()
         self._loop = asyncio.get_running_loop()
@@ -81,6 +83,11 @@ class Follower:
 
     async def one_pass(self) -> float:
         """Do what is due, and return the seconds until the next pass if no plan comes before."""
+        certificates = self._traffic.certificates
+        problem = certificates.refresh() if certificates is not None else None
+        if problem is not None and problem != self._certificate_problem:
+            _log.error("%s", problem)
+        self._certificate_problem = problem
         newest = self._newest
         if newest is None:
             return _PASS_S
@@ -130,6 +137,8 @@ class Follower:
         refused = dict(newest.refused) if newest is not None else {}
         if self._refused is not None:
             refused["plan"] = self._refused[1]
+        if self._certificate_problem is not None:
+            refused[CERTIFICATE] = self._certificate_problem
         self._send(
             {
                 "uid": self._uid,

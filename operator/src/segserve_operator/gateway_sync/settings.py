@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, Self
+from typing import TYPE_CHECKING, Annotated, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
 from segserve_common.http.listening import any_address
-from segserve_common.kube.names import INTERNAL_PORT, RUN_FOLDER, SYNC_PORT
+from segserve_common.kube.names import CERTIFICATE_FOLDER, INTERNAL_PORT, RUN_FOLDER, SYNC_PORT
 from segserve_operator.adapters.traffic.envoy import EnvoyTraffic
 from segserve_operator.adapters.traffic.envoy_listener import EnvoySettings
+from segserve_operator.adapters.traffic.envoy_tls import TlsSettings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,6 +29,30 @@ class SidecarSettingsError(Exception):
     """An environment that lacks a variable, or has an invalid one."""
 
 
+class TlsOptions(BaseModel):
+    """TLS of the public listener; the certificates are in mounted folders, which tests set."""
+
+    model_config = ConfigDict(alias_generator=to_camel, extra="forbid", frozen=True)
+
+    public_port: _Port
+    min_version: Literal["1.2", "1.3"] = "1.2"
+    client_certificates: Literal["required", "optional"] = "optional"
+    redirect_port: _Port | None = None
+    certificate: Path = Path(CERTIFICATE_FOLDER)
+    client_ca: Path | None = None
+
+    def settings(self) -> TlsSettings:
+        """Return them as Envoy's configuration takes them."""
+        return TlsSettings(
+            certificate=self.certificate,
+            client_ca=self.client_ca,
+            client_certificates=self.client_certificates,
+            min_version=self.min_version,
+            redirect_port=self.redirect_port,
+            public_port=self.public_port,
+        )
+
+
 class GatewaySettings(BaseModel):
     """The value of `SEGSERVE_GATEWAY`; tests set the addresses too."""
 
@@ -41,6 +66,7 @@ class GatewaySettings(BaseModel):
     host: str = Field(default_factory=any_address)
     internal_port: _Port = INTERNAL_PORT
     sync_port: _Port = SYNC_PORT
+    tls: TlsOptions | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,5 +105,6 @@ class Settings:
             workers=settings.workers,
             internal_port=settings.internal_port,
             heap_bytes=settings.heap_bytes,
+            tls=settings.tls.settings() if settings.tls is not None else None,
         )
         return EnvoyTraffic(self.folder, gateway, timeout_s=settings.request_timeout_seconds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ from segserve_operator.adapters.traffic.envoy_counts import CumulativeStats, Sta
 from segserve_operator.adapters.traffic.envoy_files import read_plan
 from segserve_operator.adapters.traffic.envoy_listener import EnvoySettings
 from segserve_operator.adapters.traffic.envoy_updater import EnvoyUpdater
+from segserve_operator.adapters.traffic.listener_certificates import ListenerCertificates
 from segserve_operator.core.rollout.counters import Counters, Sample
 from segserve_operator.core.traffic import TrafficPlan, TrafficState
 
@@ -28,6 +30,7 @@ _ADMIN_TIMEOUT_S: Final = 2.0
 _SOCKET_PATH_BYTES: Final = 107
 # Models that nobody has counted for so long are not counted on a replacement of clusters either.
 _COUNTED_WITHIN_S: Final = 60.0
+log: Final = logging.getLogger("segserve")
 NAME: Final = "local"
 """Name of the gateway in samples, if it is the only one."""
 
@@ -57,6 +60,9 @@ class EnvoyTraffic:
             update_timeout_s=update_timeout_s,
             on_replace=self._record_stats,
         )
+        tls = self._settings.tls
+        self.certificates = ListenerCertificates(tls, self._files.tls) if tls is not None else None
+        """The certificates of the public listener; None without TLS."""
         self._lock = asyncio.Lock()
         self._recorded: tuple[Versions, TrafficPlan] | None = None
         self._counting = asyncio.Lock()
@@ -69,7 +75,8 @@ class EnvoyTraffic:
     @property
     def url(self) -> str:
         """URL of the gateway; gRPC clients use its host and port."""
-        return f"http://{self._settings.host}:{self._settings.port}"
+        scheme = "http" if self._settings.tls is None else "https"
+        return f"{scheme}://{self._settings.host}:{self._settings.port}"
 
     @property
     def log(self) -> Path:
@@ -91,13 +98,17 @@ class EnvoyTraffic:
             plan = recorded[1] if recorded is not None else TrafficPlan()
         bootstrap = render_bootstrap(self._settings, self._files, timeout_s=self._timeout_s)
         write_private(self._files.bootstrap, json.dumps(bootstrap, indent=1))
+        if self.certificates is not None and (problem := self.certificates.refresh()) is not None:
+            log.warning("%s", problem)
         self._updater.write(plan)
 
     @property
     def is_current(self) -> bool:
         """Whether the Envoy that was started last in this folder watches the files that this version writes."""
         try:
-            return json.dumps(str(self._files.clusters)) in self._files.bootstrap.read_text()
+            bootstrap = self._files.bootstrap.read_text()
+            has_tls = json.dumps(str(self._files.tls.certificate)) in bootstrap
+            return json.dumps(str(self._files.clusters)) in bootstrap and has_tls == (self._settings.tls is not None)
         except FileNotFoundError:
             return False
 

@@ -10,6 +10,7 @@ from segserve_operator.adapters.traffic.envoy_clusters import TYPES
 from segserve_operator.adapters.traffic.envoy_listener import EnvoySettings, render_listeners
 from segserve_operator.adapters.traffic.envoy_messages import Json
 from segserve_operator.adapters.traffic.envoy_routes import WEIGHTS_NAME
+from segserve_operator.adapters.traffic.envoy_tls import TlsFiles, render_transport_socket
 
 _UNUSED_STATS: Final = (
     r"cluster\..*\.(assignment_.*|circuit_breakers\..*|default\.total_match_count|lb_.*|max_host_weight"
@@ -58,6 +59,11 @@ class EnvoyFiles:
         return self.folder / "weights/weights.pb"
 
     @property
+    def tls(self) -> TlsFiles:
+        """The listener's certificate, and the authorities of callers' (SDS)."""
+        return TlsFiles(self.folder / "tls")
+
+    @property
     def totals(self) -> Path:
         """Statistics of clusters that have been replaced, to be added to the current ones."""
         return self.folder / "totals.json"
@@ -88,6 +94,8 @@ def command(binary: str, folder: Path, *, workers: int, log: Path | None = None,
 def render_bootstrap(settings: EnvoySettings, files: EnvoyFiles, *, timeout_s: float) -> Json:
     """Return the bootstrap configuration; `timeout_s` is the time limit of a request at the internal listener."""
     weights = {"name": WEIGHTS_NAME, "rtds_config": _watched(files.weights)}
+    tls = render_transport_socket(settings.tls, files.tls) if settings.tls is not None else None
+    listeners = render_listeners(settings, _watched(files.routes), timeout_s=timeout_s, tls=tls)
     return {
         "node": {"id": "gateway", "cluster": "segserve"},
         "admin": {"address": {"pipe": {"path": str(files.admin_socket), "mode": 0o600}}},
@@ -99,7 +107,7 @@ def render_bootstrap(settings: EnvoySettings, files: EnvoyFiles, *, timeout_s: f
         "stats_config": {"stats_matcher": {"exclusion_list": {"patterns": [{"safe_regex": {"regex": _UNUSED_STATS}}]}}},
         "dynamic_resources": {"cds_config": _watched(files.clusters)},
         "layered_runtime": {"layers": [{"name": WEIGHTS_NAME, "rtds_layer": weights}]},
-        "static_resources": {"listeners": render_listeners(settings, _watched(files.routes), timeout_s=timeout_s)},
+        "static_resources": {"listeners": listeners},
         "overload_manager": _overload_manager(settings.heap_bytes),
     }
 

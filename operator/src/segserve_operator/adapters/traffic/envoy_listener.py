@@ -17,6 +17,7 @@ from segserve_operator.adapters.traffic.envoy_routes import (
     SERVICE,
     render_internal_routes,
 )
+from segserve_operator.adapters.traffic.envoy_tls import TlsSettings, render_redirect
 
 STAT_PREFIX: Final = "ingress"
 NAME_FIELDS: Final = {
@@ -44,7 +45,8 @@ class EnvoySettings:
     `max_request_bytes` limits the body of a request, or the first message of a gRPC stream. `workers` is the number of
     threads that handle requests. With `internal_port` there is a second listener, for segserve's own requests, which
     choose a group by the header x-segserve-group regardless of weights; with `internal_socket` it is a Unix socket that
-    only this user can open. Requests are rejected (503) before Envoy uses more than `heap_bytes` of memory.
+    only this user can open. Requests are rejected (503) before Envoy uses more than `heap_bytes` of memory. With
+    `tls` the public listener speaks it alone.
     """
 
     host: str = "127.0.0.1"
@@ -54,6 +56,7 @@ class EnvoySettings:
     internal_port: int | None = None
     internal_socket: str | None = None
     heap_bytes: int = 2 * 2**30
+    tls: TlsSettings | None = None
 
     def __post_init__(self) -> None:
         if self.max_request_bytes not in _WINDOW:
@@ -71,13 +74,19 @@ class _Listener:
     internal: bool
 
 
-def render_listeners(settings: EnvoySettings, routes: Json, *, timeout_s: float) -> list[Json]:
-    """Return the listeners; `routes` is the configuration source of the public listener's routes."""
+def render_listeners(
+    settings: EnvoySettings, routes: Json, *, timeout_s: float, tls: Json | None = None
+) -> list[Json]:
+    """Return the listeners; `routes` is the source of the public one's routes, `tls` its transport socket, if any."""
     rds = {"rds": {"route_config_name": ROUTES_NAME, "config_source": routes}}
     public = _Listener(STAT_PREFIX, _listening_address(settings.host, settings.port), rds, internal=False)
     fixed = {"route_config": render_internal_routes(timeout_s=timeout_s)}
     internal = [_Listener("internal", address, fixed, internal=True) for address in _internal_addresses(settings)]
-    return [_render_listener(settings, listener) for listener in (public, *internal)]
+    rendered = [_render_listener(settings, listener) for listener in (public, *internal)]
+    if settings.tls is None or tls is None:
+        return rendered
+    rendered[0]["filter_chains"][0]["transport_socket"] = tls
+    return [*rendered, *render_redirect(settings.tls, settings.host)]
 
 
 def _internal_addresses(settings: EnvoySettings) -> list[Json]:
