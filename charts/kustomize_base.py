@@ -38,7 +38,7 @@ def _portable(found: dict[str, Any]) -> dict[str, Any]:
     if found["kind"] == "Deployment":
         (container,) = found["spec"]["template"]["spec"]["containers"]
         for variable in container["env"]:
-            if variable["name"] == "SEGSERVE_LEASE_NAMESPACE":
+            if variable["name"] in ("SEGSERVE_LEASE_NAMESPACE", "SEGSERVE_NAMESPACES"):
                 variable.pop("value")
                 variable["valueFrom"] = {"fieldRef": {"fieldPath": "metadata.namespace"}}
     return found

@@ -3,6 +3,9 @@ Values of an earlier release (helm upgrade --reuse-values) lack those that are n
 which Helm does not offer to templates, from a copy. Every template that is rendered starts with this.
 */ -}}
 {{- define "segserve.complete" -}}
+{{- if and .Release.IsUpgrade (not (hasKey .Values "clusterWide")) (not .Values.watchNamespaces) -}}
+{{- include "segserve.formerlyClusterWide" . -}}
+{{- end -}}
 {{- include "segserve.fill" (list .Values (.Files.Get "files/defaults.yaml" | fromYaml) (list "images" "monitoring")) -}}
 {{- end }}
 
@@ -30,6 +33,15 @@ their own. What is within others, such as resources, is the user's: who removed 
 {{- end -}}
 {{- end -}}
 {{- end -}}
+{{- end }}
+
+{{- define "segserve.formerlyClusterWide" -}}
+{{- fail (printf "the former revision of this release worked in all namespaces, this one works in %s alone unless it is told otherwise; say where: --set 'watchNamespaces={%s}' for named namespaces, or --set clusterWide=true beside it to go on reading everywhere (docs/how-to/install.md, Upgrade)" .Release.Namespace .Release.Namespace) -}}
+{{- end }}
+
+{{- /* The namespaces in which the release has the right to write, as a JSON list. */ -}}
+{{- define "segserve.namespaces" -}}
+{{ .Values.watchNamespaces | default (list .Release.Namespace) | toJson }}
 {{- end }}
 
 {{- define "segserve.name" -}}
@@ -159,6 +171,38 @@ capabilities:
 - apiGroups: [""]
   resources: [events]
   verbs: [create, patch]
+{{- end }}
+
+{{- /* What the operator of a whole cluster reads outside of the namespaces that it works in: no logs, no Secrets. */ -}}
+{{- define "segserve.reads" -}}
+- apiGroups: [segserve.dev]
+  resources: [segmentationmodels, segmentationrollouts, tritonpools]
+  verbs: [get, list, watch]
+- apiGroups: [apps]
+  resources: [deployments, controllerrevisions]
+  verbs: [get, list, watch]
+- apiGroups: [""]
+  resources: [configmaps, pods, serviceaccounts, services]
+  verbs: [get, list, watch]
+- apiGroups: [rbac.authorization.k8s.io]
+  resources: [roles, rolebindings]
+  verbs: [get, list, watch]
+- apiGroups: [networking.k8s.io]
+  resources: [networkpolicies]
+  verbs: [get, list, watch]
+- apiGroups: [gateway.networking.k8s.io]
+  resources: [httproutes, grpcroutes]
+  verbs: [get, list, watch]
+- apiGroups: [policy]
+  resources: [poddisruptionbudgets]
+  verbs: [get, list, watch]
+# kopf looks for new namespaces and definitions while it runs.
+- apiGroups: [apiextensions.k8s.io]
+  resources: [customresourcedefinitions]
+  verbs: [list, watch]
+- apiGroups: [""]
+  resources: [namespaces]
+  verbs: [list, watch]
 {{- end }}
 
 {{- define "segserve.pool" -}}

@@ -7,12 +7,15 @@ from typing import Any
 
 import kopf
 
-from segserve_common.kube.kinds import Kind
+from segserve_common.kube.kinds import NAMESPACES, Kind
+from segserve_operator.adapters.kube.namespaces import ENABLED, EnabledNamespaces, pools_within
 from segserve_operator.adapters.kube.view import PoolKey, View, selector
 
 
-def registry_of(view: View, enqueue: Callable[[PoolKey], None]) -> kopf.OperatorRegistry:
-    """Return kopf's handlers for all kinds of the view.
+def registry_of(
+    view: View, enqueue: Callable[[PoolKey], None], enabled: EnabledNamespaces | None = None
+) -> kopf.OperatorRegistry:
+    """Return kopf's handlers for all kinds of the view, and for the labels of namespaces if `enabled` follows them.
 
     Only `on.event` is used: kopf then writes nothing into any object, no finalizer, no annotation, and has no
     handler that could fail for good.
@@ -21,6 +24,10 @@ def registry_of(view: View, enqueue: Callable[[PoolKey], None]) -> kopf.Operator
     kopf.on.login(registry=registry)(_login)
     for kind in view.kinds:
         kopf.on.event(kind.group, kind.version, kind.plural, registry=registry)(_feed(kind, view, enqueue))
+    if enabled is not None:
+        kopf.on.event(NAMESPACES.group, NAMESPACES.version, NAMESPACES.plural, registry=registry)(
+            feed_of_namespaces(enabled, view, enqueue)
+        )
     return registry
 
 
@@ -35,6 +42,9 @@ def settings_of(view: View) -> kopf.OperatorSettings:
         if labels := selector(kind):
             chosen = ",".join(f"{name}={value}" for name, value in sorted(labels.items()))
             settings.watching.label_selectors[kind.group, kind.version, kind.plural] = chosen
+    # A namespace that loses the label is reported as deleted.
+    own = ",".join(f"{name}={value}" for name, value in ENABLED.items())
+    settings.watching.label_selectors[NAMESPACES.group, NAMESPACES.version, NAMESPACES.plural] = own
     settings.networking.request_timeout = 30
     settings.networking.connect_timeout = 5
     settings.networking.enforce_retry_after = True
@@ -61,6 +71,22 @@ def _feed(kind: Kind, view: View, enqueue: Callable[[PoolKey], None]) -> Callabl
 
     feed.__name__ = f"feed_{kind.plural}"
     return feed
+
+
+def feed_of_namespaces(
+    enabled: EnabledNamespaces, view: View, enqueue: Callable[[PoolKey], None]
+) -> Callable[..., Any]:
+    """Return kopf's handler of events of labelled namespaces: pools of a new one are enqueued."""
+
+    async def feed_namespaces(event: kopf.RawEvent, **_: Any) -> None:
+        name = str(event["object"]["metadata"]["name"])
+        if event["type"] == "DELETED":
+            enabled.discard(name)
+        elif enabled.add(name):
+            for key in pools_within(view, {name}):
+                enqueue(key)
+
+    return feed_namespaces
 
 
 def _login(**kwargs: Any) -> Any:

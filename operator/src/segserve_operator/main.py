@@ -27,6 +27,7 @@ from segserve_common.kube.kinds import (
 )
 from segserve_common.logs import start_logging
 from segserve_operator.adapters.kube.lease import FencedApi, LeaderLease
+from segserve_operator.adapters.kube.namespaces import EnabledNamespaces, pools_within
 from segserve_operator.adapters.kube.objects import Defaults
 from segserve_operator.adapters.kube.secrets import Secrets
 from segserve_operator.adapters.kube.view import PoolKey, View, audit, fill
@@ -63,13 +64,15 @@ class Operator:
     reconciler: PoolReconciler
     metrics: Metrics
     audited_at_s: float
+    enabled: EnabledNamespaces | None = None
+    """The namespaces to work in, if all are read."""
     tried_at_s: float = 0.0
     """When an audit last ended, with a view of the cluster or with the API server's refusal."""
 
     @property
     def scopes(self) -> Sequence[str | None]:
         """The namespaces to look into; None is all of them."""
-        return self.settings.namespaces or (None,)
+        return (None,) if self.settings.cluster_wide else self.settings.namespaces or (None,)
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Work until told to stop; then let the Lease go, so that a successor begins at once."""
@@ -102,6 +105,8 @@ class Operator:
         while True:
             try:
                 await fill(self.view, self.api, self.scopes)
+                if self.enabled is not None:
+                    await self.enabled.read(self.api)
                 break
             except ApiError as error:
                 log.warning("the cluster cannot be read yet: %s: %s", type(error).__name__, error)
@@ -116,17 +121,21 @@ class Operator:
             try:
                 for key in await audit(self.view, self.api, self.scopes):
                     self.worker.enqueue(key)
+                if self.enabled is not None:
+                    for key in pools_within(self.view, await self.enabled.read(self.api)):
+                        self.worker.enqueue(key)
                 self.audited_at_s = time.monotonic()
             except ApiError as error:
                 log.warning("the view could not be audited: %s: %s", type(error).__name__, error)
             self.tried_at_s = time.monotonic()
 
     async def _watch(self, stopping: asyncio.Event) -> None:
+        scopes = [namespace for namespace in self.scopes if namespace is not None]
         await kopf.operator(
-            registry=registry_of(self.view, self.worker.enqueue),
+            registry=registry_of(self.view, self.worker.enqueue, self.enabled),
             settings=settings_of(self.view),
-            namespaces=self.settings.namespaces,
-            clusterwide=not self.settings.namespaces,
+            namespaces=scopes,
+            clusterwide=not scopes,
             # Only peers would read it; by default kopf asks who its user is, whom an image need not know.
             identity=cast("Any", self.settings.pod_name),
             stop_flag=stopping,
@@ -153,7 +162,8 @@ async def assemble(settings: OperatorSettings, api: AsyncKubeClient, metrics: Me
     children = [kind for kind in CHILDREN if kind != DISRUPTION_BUDGETS]
     if await api.has(HTTP_ROUTES) and await api.has(GRPC_ROUTES):
         children += GATEWAY_ROUTES
-    view = View((MODELS, POOLS, *children, DISRUPTION_BUDGETS if modern else OLD_DISRUPTION_BUDGETS))
+    enabled = EnabledNamespaces(settings.namespaces) if settings.cluster_wide else None
+    view = View((MODELS, POOLS, *children, DISRUPTION_BUDGETS if modern else OLD_DISRUPTION_BUDGETS), enabled)
 
     def wake_all() -> None:
         for key in view.pools():
@@ -169,7 +179,7 @@ async def assemble(settings: OperatorSettings, api: AsyncKubeClient, metrics: Me
     fenced = WriteThroughApi(FencedApi(api, lease), view)
     reconciler = PoolReconciler(fenced, view, _defaults(settings, modern=modern), outside, time.time)
     worker = Worker(reconciler.reconcile, reconciler.wanted, lease.is_held, metrics)
-    return Operator(settings, api, view, lease, worker, reconciler, metrics, time.monotonic())
+    return Operator(settings, api, view, lease, worker, reconciler, metrics, time.monotonic(), enabled)
 
 
 def _defaults(settings: OperatorSettings, *, modern: bool) -> Defaults:

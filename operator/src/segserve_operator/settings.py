@@ -32,7 +32,8 @@ class OperatorSettingsError(ValueError):
 class OperatorSettings:
     """Settings of the operator, among them the defaults of fields that a pool's spec leaves out.
 
-    `namespaces` are those to work in, all if there is none. `triton_version` is NVIDIA's release of the Triton in
+    `namespaces` are those to work in, all if there is none; if `cluster_wide`, all are read, and those with the label
+    `segserve.dev/enabled=true` are worked in, too. `triton_version` is NVIDIA's release of the Triton in
     `server_image` (26.04). Relative URIs of models are relative to `artifact_base`. Artifacts may come from
     `artifact_schemes` and `artifact_hosts` if a pool lists none (from all if these are empty too), and from
     `artifact_private_hosts` at addresses that are not public. The holder of the Lease `lease_name` in `lease_namespace`
@@ -43,6 +44,7 @@ class OperatorSettings:
     """
 
     namespaces: tuple[str, ...] = ()
+    cluster_wide: bool = False
     server_image: str = "localhost/segserve-server:0.1.0"
     triton_version: str = "26.04"
     envoy_image: str = "docker.io/envoyproxy/envoy:v1.40.0"
@@ -68,6 +70,7 @@ class OperatorSettings:
         read = _Reader(environ)
         settings = cls(
             namespaces=read.names("SEGSERVE_NAMESPACES"),
+            cluster_wide=read.one_of("SEGSERVE_CLUSTER_WIDE", "false", ("true", "false")) == "true",
             server_image=read.image("SEGSERVE_SERVER_IMAGE", _DEFAULT.server_image),
             triton_version=read.matching(
                 "SEGSERVE_TRITON_VERSION", _DEFAULT.triton_version, r"\d\d\.\d\d", "a release such as '26.04'"

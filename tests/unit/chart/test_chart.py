@@ -37,6 +37,7 @@ SETS: Final[Mapping[str, dict[str, Any]]] = {
             "from": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}],
         },
     },
+    "clusterwide": {"clusterWide": True, "watchNamespaces": ["lab"], "rbac": {"namespaceDeletion": True}},
     "monitoring": {
         "monitoring": {
             "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
@@ -106,7 +107,8 @@ def test_the_operator_understands_the_environment_that_it_is_given(name: str, re
     settings = OperatorSettings.from_environment(_environment(the(render(SETS[name]), "Deployment")))
     assert settings.lease_namespace == "vision"
     assert settings.lease_name == "segserve-operator"
-    assert settings.namespaces == tuple(sorted(SETS[name].get("watchNamespaces", ())))
+    assert settings.namespaces == tuple(sorted(SETS[name].get("watchNamespaces", ("vision",))))
+    assert settings.cluster_wide is SETS[name].get("clusterWide", False)
 
 
 def test_the_operator_gets_what_artifacts_may_come_from(render: Render) -> None:
@@ -199,6 +201,7 @@ def test_a_packaged_chart_renders_the_same(helm: Helm, render: Render, tmp_path:
         pytest.param({"operator": {"replica": 2}}, "replica", id="a misspelt value"),
         pytest.param({"operator": {"replicas": "2"}}, "operator.replicas", id="a text for a number"),
         pytest.param({"watchNamespaces": "vision"}, "watchNamespaces", id="a text for a list"),
+        pytest.param({"clusterWide": "yes"}, "clusterWide", id="a text for a truth"),
         pytest.param({"watchNamespaces": ["Vision"]}, "watchNamespaces.0", id="no name of a namespace"),
         pytest.param({"images": {"server": {"tritonVersion": "2.51.0"}}}, "tritonVersion", id="no NVIDIA release"),
         pytest.param({"images": {"server": {"tritonVersion": 26.04}}}, "tritonVersion", id="an unquoted release"),
@@ -278,8 +281,8 @@ def test_the_operator_of_the_base_of_kustomize_works_in_whatever_namespace_it_is
     objects = list(yaml.safe_load_all((REPOSITORY / "charts/operator.yaml").read_text()))
 
     (container,) = the(objects, "Deployment")["spec"]["template"]["spec"]["containers"]
-    (lease,) = (found for found in container["env"] if found["name"] == "SEGSERVE_LEASE_NAMESPACE")
-    assert lease["valueFrom"] == {"fieldRef": {"fieldPath": "metadata.namespace"}}
+    own = [found for found in container["env"] if found["name"] in ("SEGSERVE_LEASE_NAMESPACE", "SEGSERVE_NAMESPACES")]
+    assert [found["valueFrom"] for found in own] == [{"fieldRef": {"fieldPath": "metadata.namespace"}}] * 2
     kept = [found for found in render({"crds": {"enabled": False}}) if "helm.sh/hook" not in _annotations(found)]
     assert [(found["kind"], _name(found)) for found in objects] == [(found["kind"], _name(found)) for found in kept]
     assert "Helm" not in {found["metadata"]["labels"].get("app.kubernetes.io/managed-by") for found in objects}

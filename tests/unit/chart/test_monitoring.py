@@ -186,9 +186,20 @@ def test_pods_are_asked_at_the_ports_that_they_have(render: Render) -> None:
     assert ports == {GATEWAY: [SYNC_PORT], SERVER: [AGENT_PORT, METRICS_PORT]}
 
 
-def test_with_named_namespaces_pods_of_others_are_not_looked_for(render: Render) -> None:
-    for monitor in of_kind(render({**SETS["monitoring"], "watchNamespaces": ["vision"]}), "PodMonitor"):
-        assert monitor["spec"]["namespaceSelector"] == {"matchNames": ["vision"]}
+@pytest.mark.parametrize(
+    ("scope", "selector"),
+    [
+        ({}, {"matchNames": ["vision"]}),
+        ({"watchNamespaces": ["lab", "prod"]}, {"matchNames": ["lab", "prod"]}),
+        ({"clusterWide": True, "watchNamespaces": ["lab"]}, {"any": True}),
+    ],
+    ids=["own", "named", "cluster"],
+)
+def test_pods_are_looked_for_where_the_operator_works(
+    scope: dict[str, Any], selector: dict[str, Any], render: Render
+) -> None:
+    for monitor in of_kind(render({**SETS["monitoring"], **scope}), "PodMonitor"):
+        assert monitor["spec"]["namespaceSelector"] == selector
 
 
 def test_the_service_monitor_finds_the_service_of_the_operator(render: Render) -> None:

@@ -24,7 +24,7 @@ Rules = list[dict[str, Any]]
 
 @pytest.fixture
 def cluster_rules(render: Render) -> Rules:
-    return named(of_kind(render(), "ClusterRole"), "segserve")["rules"]
+    return named(of_kind(render(SETS["clusterwide"]), "ClusterRole"), "segserve-namespace")["rules"]
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_the_operator_reads_logs_for_bundles_and_does_nothing_else_to_pods(
     assert verbs_on(request.getfixturevalue(scope), "", "pods/log") == {"get"}
 
 
-@pytest.mark.parametrize("scope", [{}, {"watchNamespaces": ["vision", "lab"]}], ids=["cluster", "namespaced"])
+@pytest.mark.parametrize("scope", [{}, SETS["namespaced"], SETS["clusterwide"]], ids=["own", "named", "cluster"])
 def test_of_secrets_the_operator_reads_those_that_were_named_and_no_others(
     scope: dict[str, Any], render: Render
 ) -> None:
@@ -120,10 +120,18 @@ def test_every_binding_binds_a_role_of_the_release_to_one_of_its_accounts(name: 
     }
     for binding in (*of_kind(objects, "RoleBinding"), *of_kind(objects, "ClusterRoleBinding")):
         role = binding["roleRef"]
-        assert (role["kind"], binding["metadata"].get("namespace"), role["name"]) in roles
+        namespace = binding["metadata"].get("namespace") if role["kind"] == "Role" else None
+        assert (role["kind"], namespace, role["name"]) in roles
         for subject in binding["subjects"]:
             assert subject["namespace"] == "vision"
             assert subject["name"] in accounts
+
+
+def test_the_operator_of_a_cluster_can_watch_all_that_it_keeps_and_namespaces(render: Render) -> None:
+    rules = named(of_kind(render(SETS["clusterwide"]), "ClusterRole"), "segserve")["rules"]
+    for kind in (*CHILDREN, *GATEWAY_ROUTES, MODELS, POOLS, ROLLOUTS):
+        assert verbs_on(rules, kind.group, kind.plural) == SEEN, kind
+    assert verbs_on(rules, "", "namespaces") == {"list", "watch"}
 
 
 def test_the_leader_holds_one_lease_of_its_own_namespace(render: Render) -> None:

@@ -14,6 +14,7 @@ from segserve_operator.settings import OperatorSettings, OperatorSettingsError
 DIGEST = f"registry.example/segserve/server@sha256:{'0' * 64}"
 EVERYTHING = {
     "SEGSERVE_NAMESPACES": "vision, lab,,vision",
+    "SEGSERVE_CLUSTER_WIDE": "true",
     "SEGSERVE_SERVER_IMAGE": DIGEST,
     "SEGSERVE_TRITON_VERSION": "26.10",
     "SEGSERVE_ENVOY_IMAGE": "registry.example:5000/envoy:distroless-v1.40.1",
@@ -45,6 +46,7 @@ def test_every_variable_is_taken_over() -> None:
     settings = OperatorSettings.from_environment(EVERYTHING)
     assert settings == OperatorSettings(
         namespaces=("lab", "vision"),
+        cluster_wide=True,
         server_image=DIGEST,
         triton_version="26.10",
         envoy_image="registry.example:5000/envoy:distroless-v1.40.1",
@@ -75,6 +77,7 @@ def test_every_variable_is_taken_over() -> None:
     ("variable", "text"),
     [
         ("SEGSERVE_NAMESPACES", "vision,La/b"),
+        ("SEGSERVE_CLUSTER_WIDE", "yes"),
         ("SEGSERVE_SERVER_IMAGE", "two words"),
         ("SEGSERVE_SERVER_IMAGE", "server@sha256:short"),
         ("SEGSERVE_TRITON_VERSION", "2.51.0"),

@@ -29,7 +29,7 @@ __all__ = [
     "unreachable",
 ]
 
-INSTALL: Final = "helm install segserve charts/segserve --namespace segserve --create-namespace"
+INSTALL: Final = "helm install segserve charts/segserve --namespace NAMESPACE --create-namespace (it works in that one)"
 REFUSED: Final = "rejected by the API server: "
 
 

@@ -22,10 +22,10 @@ REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 LABELS = {"app.kubernetes.io/name": "segserve", "app.kubernetes.io/component": "operator"}
 
 
-def operator(ready: int = 1, namespaces: str = "") -> Any:
+def operator(ready: int = 1, namespaces: str = "", *more: dict[str, Any]) -> Any:
     found = deployment("any", readyReplicas=ready)
     found["metadata"] |= {"name": "segserve", "labels": LABELS, "namespace": "system"}
-    container = {"image": "op:1", "env": [{"name": "SEGSERVE_NAMESPACES", "value": namespaces}]}
+    container = {"image": "op:1", "env": [{"name": "SEGSERVE_NAMESPACES", "value": namespaces}, *more]}
     found["spec"]["template"] = {"spec": {"containers": [container]}}
     return found
 
@@ -46,6 +46,7 @@ def healthy(server: FakeServer) -> FakeServer:
         ),
         ("GET", CRDS): listed,
         ("POST", REVIEWS): lambda _: allowed,
+        ("GET", "/api/v1/namespaces/lab"): lambda _: httpx.Response(200, json={"metadata": {"name": "lab"}}),
     }
     server.put("apis/coordination.k8s.io/v1/leases")
     server.put("apis/apps/v1/deployments", operator())
@@ -101,9 +102,11 @@ def test_definitions_that_are_not_there_name_the_install(healthy: FakeServer) ->
     assert check.advice.startswith("helm install segserve")
 
 
+CLUSTER_WIDE = {"name": "SEGSERVE_CLUSTER_WIDE", "value": "true"}
 OPERATORS = {
     "one that is not ready": (operator(0), "deployment/segserve in system, 0 of 1 ready, op:1"),
     "one that works elsewhere": (operator(1, "prod,dev"), "none works in lab; others: system/segserve"),
+    "one that only reads here": (operator(1, "prod", CLUSTER_WIDE), "none works in lab; others: system/segserve"),
 }
 
 
@@ -115,6 +118,14 @@ def test_an_operator_that_does_nothing_here_is_no_operator(healthy: FakeServer, 
     check = examined(healthy)["operator"]
 
     assert (check.good, check.seen) == (False, seen)
+
+
+def test_an_operator_of_the_whole_cluster_works_where_a_namespace_has_the_label(healthy: FakeServer) -> None:
+    healthy.put("apis/apps/v1/deployments", operator(1, "prod", CLUSTER_WIDE))
+    labelled = {"metadata": {"name": "lab", "labels": {"segserve.dev/enabled": "true"}}}
+    healthy.answers["GET", "/api/v1/namespaces/lab"] = lambda _: httpx.Response(200, json=labelled)
+
+    assert examined(healthy)["operator"].good
 
 
 def test_rights_that_are_missing_are_named(healthy: FakeServer) -> None:

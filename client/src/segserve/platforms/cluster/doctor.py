@@ -7,10 +7,17 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from segserve.platforms.errors import INSTALL, ControlError, ForbiddenError
+from segserve.platforms.errors import INSTALL, ControlError, ForbiddenError, NotFoundError
 from segserve.platforms.port import ROLLOUT, DoctorCheck
 from segserve.platforms.waiting import condition
-from segserve_common.kube.kinds import ACCESS_REVIEWS, CUSTOM_RESOURCE_DEFINITIONS, DEPLOYMENTS, LEASES, POOLS
+from segserve_common.kube.kinds import (
+    ACCESS_REVIEWS,
+    CUSTOM_RESOURCE_DEFINITIONS,
+    DEPLOYMENTS,
+    LEASES,
+    NAMESPACES,
+    POOLS,
+)
 from segserve_operator.api.crd import crd
 from segserve_operator.api.meta import API_GROUP
 from segserve_operator.api.resources import KINDS
@@ -124,7 +131,7 @@ def _operators(client: ContextClient) -> Sequence[Json]:
 
 def _operator(client: ContextClient) -> DoctorCheck:
     deployments = _operators(client)
-    responsible = [each for each in deployments if _works_in(each, client.namespace)]
+    responsible = [each for each in deployments if _works_in(client, each)]
     for deployment in sorted(responsible, key=lambda each: not (each.get("status") or {}).get("readyReplicas")):
         metadata, status = deployment["metadata"], deployment.get("status") or {}
         ready, replicas = status.get("readyReplicas", 0), deployment["spec"].get("replicas", 1)
@@ -143,12 +150,23 @@ def _operator(client: ContextClient) -> DoctorCheck:
     return DoctorCheck("operator", good=False, seen=seen, advice=INSTALL)
 
 
-def _works_in(deployment: Json, namespace: str) -> bool:
-    """Return whether an operator is configured for a namespace; without any it works in all of them."""
-    container = deployment["spec"]["template"]["spec"]["containers"][0]
-    environment = {variable["name"]: variable.get("value") or "" for variable in container.get("env", ())}
+def _works_in(client: ContextClient, deployment: Json) -> bool:
+    """Return whether an operator works in the client's namespace; one that is told nothing works in all of them."""
+    container, own = deployment["spec"]["template"]["spec"]["containers"][0], deployment["metadata"]["namespace"]
+    # The base of kustomize takes the operator's own namespace from its pod.
+    environment = {
+        each["name"]: own if "valueFrom" in each else each.get("value") or "" for each in container.get("env", ())
+    }
     namespaces = [name.strip() for name in environment.get("SEGSERVE_NAMESPACES", "").split(",") if name.strip()]
-    return not namespaces or namespace in namespaces
+    if environment.get("SEGSERVE_CLUSTER_WIDE") != "true":
+        return not namespaces or client.namespace in namespaces
+    if client.namespace in namespaces:
+        return True
+    try:
+        labels = client.get(NAMESPACES, client.namespace)["metadata"].get("labels") or {}
+    except (ForbiddenError, NotFoundError):
+        return True  # a tenant need not be able to read namespaces
+    return labels.get("segserve.dev/enabled") == "true"
 
 
 def _lease_holder(client: ContextClient) -> str | None:

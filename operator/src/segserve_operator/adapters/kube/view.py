@@ -11,7 +11,7 @@ from segserve_common.kube.kinds import MODELS, POOLS
 from segserve_common.kube.names import MANAGED_LABELS, POOL_LABEL
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Container, Iterable, Iterator, Mapping
 
     from segserve_common.kube.kinds import Json, Kind
     from segserve_operator.adapters.kube.api import Api
@@ -50,11 +50,13 @@ def selector(kind: Kind) -> Mapping[str, str]:
 class View:
     """Objects by kind, namespace and name. Of two states of an object it keeps the newer one.
 
-    resourceVersions are compared as numbers, which they are on every API server (KEP-5504).
+    resourceVersions are compared as numbers, which they are on every API server (KEP-5504). Pools outside of the
+    namespaces `enabled` are read and left alone; None are all namespaces that are read.
     """
 
-    def __init__(self, kinds: Iterable[Kind]) -> None:
+    def __init__(self, kinds: Iterable[Kind], enabled: Container[str] | None = None) -> None:
         self.kinds = tuple(kinds)
+        self._enabled = enabled
         self._objects: dict[Kind, dict[tuple[str, str], Json]] = {kind: {} for kind in self.kinds}
         self._by_pool: dict[Kind, dict[PoolKey, set[str]]] = {kind: defaultdict(set) for kind in self.kinds}
         self._gone: OrderedDict[str, int] = OrderedDict()
@@ -73,8 +75,9 @@ class View:
         return [self._objects[kind][key.namespace, name] for name in sorted(names)]
 
     def pools(self) -> frozenset[PoolKey]:
-        """Return every pool that has any object."""
-        return frozenset(key for by_pool in self._by_pool.values() for key, names in by_pool.items() if names)
+        """Return every pool to reconcile that has any object."""
+        found = (key for by_pool in self._by_pool.values() for key, names in by_pool.items() if names)
+        return frozenset(key for key in found if self._enabled is None or key.namespace in self._enabled)
 
     def take(self, kind: Kind, item: Json) -> frozenset[PoolKey]:
         """Store an object's state unless a newer one is stored, and return the pools to reconcile."""
