@@ -114,7 +114,7 @@ def _collect_fields(schema: Any, path: str, paths: set[str]) -> None:
 def operator_version(client: ContextClient) -> str:
     """Return the version of the operator that works in the namespace, "" if its Deployment cannot be seen."""
     try:
-        responsible = [each for each in _operators(client) if _works_in(each, client.namespace)]
+        responsible = [each for each in _operators(client) if _works_in(client, each)]
     except ForbiddenError:
         return ""
     labels = responsible[0]["metadata"].get("labels") or {} if responsible else {}
