@@ -99,6 +99,13 @@ class Toleration(ApiValue):
     )
 
 
+class SecretKey(ApiValue):
+    """One value of a Secret in the pool's namespace."""
+
+    name: Subdomain = Field(description="Name of the Secret.")
+    key: str = Field(pattern=r"^[-._a-zA-Z0-9]+$", max_length=253, description="Key of the value in the Secret.")
+
+
 class Variable(ApiValue):
     """An environment variable."""
 

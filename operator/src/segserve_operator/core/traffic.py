@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Final, Self
 
 from segserve_operator.core.failure import FailureReason
@@ -50,18 +51,43 @@ class Share:
     shadow: bool = False
 
 
+class Callers(StrEnum):
+    """Callers of a gateway, by their credentials."""
+
+    AUTHENTICATED = "Authenticated"
+    ANONYMOUS = "Anonymous"
+
+
+@dataclass(frozen=True, slots=True)
+class AccessRule:
+    """Callers who may use a model.
+
+    They have a token (of `issuer`, or of any) whose `claim` is one of `values` or contains one, an API key of one of
+    the names `keys`, a certificate with one of the names `certificates`, or any credentials; ANONYMOUS is everybody.
+    """
+
+    claim: str = ""
+    values: tuple[str, ...] = ()
+    issuer: str = ""
+    keys: tuple[str, ...] = ()
+    certificates: tuple[str, ...] = ()
+    callers: Callers | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Route:
     """A model's requests, split over its shares; the weights sum to 100.
 
     `steps` are the names of the composing models that the heaviest share's group holds; clients such as
-    perf_analyzer ask for their configuration. `exposed` names the bare networks that are public.
+    perf_analyzer ask for their configuration. `exposed` names the bare networks that are public. `access` says who may
+    use the model: any of these callers, nobody if it is empty, and whoever the gateway takes if it is None.
     """
 
     model: str
     shares: tuple[Share, ...]
     steps: tuple[str, ...] = ()
     exposed: tuple[str, ...] = ()
+    access: tuple[AccessRule, ...] | None = None
 
     def __post_init__(self) -> None:
         total = sum(share.weight for share in self.shares)

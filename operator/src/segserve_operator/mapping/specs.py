@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from pydantic import TypeAdapter, ValidationError
+
 from segserve_common.kube.names import DOMAIN
+from segserve_operator.api.access import AccessRules
 from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.models.observed import MinReady, Wanted
+from segserve_operator.core.traffic import AccessRule, Callers
 from segserve_operator.mapping.reading import read_model
 
+_ACCESS: Final = TypeAdapter(AccessRules)
 _OWN: Final = f"{DOMAIN}/"
 
 
@@ -26,6 +31,31 @@ def wanted_of(manifest: Mapping[str, Any]) -> Wanted | FailureReason:
         policy=model.spec.rollout,
         slo=model.spec.slo,
         progress_deadline_s=model.spec.progress_deadline.total_seconds(),
+    )
+
+
+def access_of(manifest: Mapping[str, Any]) -> tuple[AccessRule, ...] | None:
+    """Return who may use a model: None if its spec does not say; no rule if nobody can tell, so nobody may.
+
+    It is read by itself, since it also holds for what serves while the rest of the spec cannot be read.
+    """
+    stated = manifest["spec"].get("access")
+    if stated is None:
+        return None
+    try:
+        rules = _ACCESS.validate_python(stated)
+    except ValidationError:
+        return ()
+    return tuple(
+        AccessRule(
+            claim=rule.claim or "",
+            values=rule.values or (),
+            issuer=rule.issuer or "",
+            keys=rule.keys or (),
+            certificates=rule.certificates or (),
+            callers=Callers(rule.callers) if rule.callers is not None else None,
+        )
+        for rule in rules
     )
 
 

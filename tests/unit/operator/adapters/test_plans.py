@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -11,8 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segserve_common.kube.shards import pack, unpack
-from segserve_operator.adapters.traffic.plans import PLANS, dump_lists, load_plan, pack_plan
-from segserve_operator.core.traffic import Endpoint, Route, Share, TrafficPlan
+from segserve_operator.adapters.traffic.plans import (
+    PLANS,
+    SERVER_LISTS,
+    dump_lists,
+    dump_plan,
+    load_plan,
+    pack_plan,
+)
+from segserve_operator.core.traffic import AccessRule, Endpoint, Route, Share, TrafficPlan
 
 CONFIG_MAP_BYTES = 2**20
 SERVERS = tuple(
@@ -85,7 +93,7 @@ def test_models_on_the_same_servers_share_one_list_when_they_are_read() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 3}, "format is 3; allowed is 2"),
+        ({"format": 4}, "format is 4; allowed is 2 or 3"),
         ({"lists": [[0, 99]]}, "does not list"),
         ({"lists": [[-1]]}, "greater than or equal to 0"),
         ({"lists": []}, "does not list"),
@@ -105,3 +113,25 @@ def test_a_field_of_a_later_release_is_ignored() -> None:
     dumped["routes"][0]["colour"] = dumped["colour"] = "red"
 
     assert load_plan(dumped) == told
+
+
+def test_a_gateway_that_knows_no_rules_of_access_refuses_a_plan_with_some() -> None:
+    """A reader that ignores the field would open the model to everybody."""
+    rules = (AccessRule(keys=("team-a",)), AccessRule(claim="groups", values=("x",), issuer="https://idp.example"))
+    told = plan(2, SERVERS[:3])
+    restricted = replace(told, routes=(told.routes[0], replace(told.routes[1], access=rules)))
+
+    for dumped in (unpack(pack_plan(restricted)), dump_plan(restricted)):
+        assert dumped["format"] not in (None, SERVER_LISTS)  # the two that such a gateway reads
+        assert load_plan(dumped) == restricted
+
+
+def test_a_plan_that_admits_nobody_to_a_model_is_not_one_that_admits_everybody() -> None:
+    told = plan(1, SERVERS[:1])
+    closed = replace(told, routes=(replace(told.routes[0], access=()),))
+
+    assert load_plan(unpack(pack_plan(closed))) == closed != told
+
+
+def test_a_plan_without_rules_of_access_is_written_as_before_there_were_any() -> None:
+    assert "access" not in json.dumps(dump_plan(plan(2, SERVERS[:3])))

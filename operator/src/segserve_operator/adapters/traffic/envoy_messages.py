@@ -40,6 +40,7 @@ _WELL_KNOWN: Final = {
 _ENUMS: Final = {
     "DiscoveryType": {"STATIC": 0},
     "LbPolicy": {"ROUND_ROBIN": 0, "LEAST_REQUEST": 1},
+    "RbacAction": {"ALLOW": 0, "DENY": 1},
     "AppendAction": {"APPEND_IF_EXISTS_OR_ADD": 0, "ADD_IF_ABSENT": 1, "OVERWRITE_IF_EXISTS_OR_ADD": 2},
 }
 # By message: the fields' numbers and types. "[]" is a repeated field, "{}" a map with such values by string.
@@ -146,7 +147,39 @@ _MESSAGES: Final[dict[str, dict[str, tuple[int, str]]]] = {
         "match": (1, "envoy.config.route.v3.RouteMatch"),
         "route": (2, "envoy.config.route.v3.RouteAction"),
         "direct_response": (7, "envoy.config.route.v3.DirectResponseAction"),
+        "typed_per_filter_config": (13, "{}any"),
     },
+    "envoy.type.matcher.v3.StringMatcher": {"exact": (1, "string")},
+    # A value in a list is a text, and an identity in a set is metadata: messages do not contain themselves here.
+    "envoy.type.matcher.v3.TextMatcher": {"string_match": (3, "envoy.type.matcher.v3.StringMatcher")},
+    "envoy.type.matcher.v3.ListMatcher": {"one_of": (1, "envoy.type.matcher.v3.TextMatcher")},
+    "envoy.type.matcher.v3.ValueMatcher": {
+        "string_match": (3, "envoy.type.matcher.v3.StringMatcher"),
+        "present_match": (5, "bool"),
+        "list_match": (6, "envoy.type.matcher.v3.ListMatcher"),
+    },
+    "envoy.type.matcher.v3.PathSegment": {"key": (1, "string")},
+    "envoy.type.matcher.v3.MetadataMatcher": {
+        "filter": (1, "string"),
+        "path": (2, "[]envoy.type.matcher.v3.PathSegment"),
+        "value": (3, "envoy.type.matcher.v3.ValueMatcher"),
+    },
+    "envoy.config.rbac.v3.SourcedMetadata": {"metadata_matcher": (1, "envoy.type.matcher.v3.MetadataMatcher")},
+    "envoy.config.rbac.v3.MetadataPrincipal": {"sourced_metadata": (13, "envoy.config.rbac.v3.SourcedMetadata")},
+    "envoy.config.rbac.v3.PrincipalSet": {"ids": (1, "[]envoy.config.rbac.v3.MetadataPrincipal")},
+    "envoy.config.rbac.v3.Principal": {
+        "and_ids": (1, "envoy.config.rbac.v3.PrincipalSet"),
+        "any": (3, "bool"),
+        "sourced_metadata": (13, "envoy.config.rbac.v3.SourcedMetadata"),
+    },
+    "envoy.config.rbac.v3.Permission": {"any": (3, "bool")},
+    "envoy.config.rbac.v3.Policy": {
+        "permissions": (1, "[]envoy.config.rbac.v3.Permission"),
+        "principals": (2, "[]envoy.config.rbac.v3.Principal"),
+    },
+    "envoy.config.rbac.v3.RBAC": {"action": (1, "RbacAction"), "policies": (2, "{}envoy.config.rbac.v3.Policy")},
+    "envoy.extensions.filters.http.rbac.v3.RBAC": {"rules": (1, "envoy.config.rbac.v3.RBAC")},
+    "envoy.extensions.filters.http.rbac.v3.RBACPerRoute": {"rbac": (2, "envoy.extensions.filters.http.rbac.v3.RBAC")},
     "envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate": {},
     "envoy.config.route.v3.RetryHostPredicate": {"name": (1, "string"), "typed_config": (3, "any")},
     "envoy.config.route.v3.RetryPolicy": {

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from segserve_operator.adapters.traffic.envoy_auth import access_of_route
 from segserve_operator.adapters.traffic.envoy_clusters import (
     PROTOCOLS,
     TYPES,
@@ -37,6 +38,7 @@ GROUP_HEADER: Final = "x-segserve-group"
 SERVICE: Final = "inference.GRPCInferenceService"
 SERVER_PATHS: Final = ("/v2", "/v2/health/live", "/v2/health/ready", "/v2/models/stats")
 SERVER_METHODS: Final = ("ServerLive", "ServerReady", "ServerMetadata", "ModelStatistics")
+_OF_ALL_MODELS: Final = ("/v2/models/stats", f"/{SERVICE}/ModelStatistics")
 WEIGHTS_NAME: Final = "weights"
 # Inference has no side effects, so a request may be retried once if no response had begun; another server is preferred,
 # and the clusters' retry budget keeps a failing group from doubling its own load.
@@ -73,25 +75,29 @@ class RouteTable:
 
     def route_entries(self, route: Route, written: Route) -> dict[str, Json]:
         """Return the entries of one model; `written` is the same route with the weights to write into them."""
+        guard = {} if route.access is None else {"typed_per_filter_config": access_of_route(route.access)}
+        # Models share steps, so these have no callers of their own: with rules, a model's are not public.
+        steps = route.steps if route.access is None else ()
         entries: dict[str, Json] = {}
         for protocol in PROTOCOLS:
-            about = self.cluster_entry(Upstream("aside", protocol, route.model, heaviest(route).group))
-            entries |= {f"{protocol}:about:{name}": about for name in (route.model, *route.steps, *route.exposed)}
-            entries[f"{protocol}:infer:{route.model}"] = self._split("infer", protocol, written)
-            entries |= {f"{protocol}:infer:{name}": self._split("network", protocol, written) for name in route.exposed}
+            about = self.cluster_entry(Upstream("aside", protocol, route.model, heaviest(route).group), **guard)
+            entries |= {f"{protocol}:about:{name}": about for name in (route.model, *steps, *route.exposed)}
+            entries[f"{protocol}:infer:{route.model}"] = self._split("infer", protocol, written, **guard)
+            for name in route.exposed:
+                entries[f"{protocol}:infer:{name}"] = self._split("network", protocol, written, **guard)
         return entries
 
-    def cluster_entry(self, upstream: Upstream) -> Json:
+    def cluster_entry(self, upstream: Upstream, **options: Json) -> Json:
         """Return the entry that sends all requests to one cluster."""
-        return _entry(route={"cluster": upstream.name, "timeout": f"{self.timeout_s:.3f}s"})
+        return _entry(route={"cluster": upstream.name, "timeout": f"{self.timeout_s:.3f}s"}, **options)
 
-    def _split(self, purpose: Purpose, protocol: Protocol, route: Route) -> Json:
+    def _split(self, purpose: Purpose, protocol: Protocol, route: Route, **options: Json) -> Json:
         parts = [
             {"name": name, "weight": weight, "response_headers_to_add": _response_headers(share)}
             for share, name, weight in weighted_clusters(route, purpose, protocol)
         ]
         clusters = {"clusters": parts, "runtime_key_prefix": _weights_prefix(route)}
-        return _entry(route={"weighted_clusters": clusters, "timeout": f"{self.timeout_s:.3f}s"})
+        return _entry(route={"weighted_clusters": clusters, "timeout": f"{self.timeout_s:.3f}s"}, **options)
 
 
 def encode_entries(entries: Mapping[str, Json]) -> bytes:
@@ -99,17 +105,21 @@ def encode_entries(entries: Mapping[str, Json]) -> bytes:
     return encode(parse_json(ROUTE_MAP, {"map": entries}))
 
 
-def encode_routes(entries: Iterable[bytes], *, timeout_s: float) -> bytes:
-    """Encode the route configuration of the public listener: these encoded entries, and those about servers."""
-    configuration = parse_json(ROUTE_CONFIGURATION, _route_configuration(timeout_s))
+def encode_routes(entries: Iterable[bytes], *, timeout_s: float, restricted: bool = False) -> bytes:
+    """Encode the route configuration of the public listener: these encoded entries, and those about servers.
+
+    Where some model is `restricted` to callers, none learns the names of all models.
+    """
+    configuration = parse_json(ROUTE_CONFIGURATION, _route_configuration(timeout_s, restricted=restricted))
     table = configuration.virtual_hosts[0].matcher.matcher_tree.exact_match_map
     table.MergeFromString(b"".join(entries))
     return encode(configuration)
 
 
-def _route_configuration(timeout_s: float) -> Json:
+def _route_configuration(timeout_s: float, *, restricted: bool) -> Json:
     key = {"@type": f"{TYPES}.type.matcher.v3.HttpRequestHeaderMatchInput", "header_name": ROUTE_HEADER}
-    table = {"map": _server_entries(RouteTable(timeout_s))}
+    servers = _server_entries(RouteTable(timeout_s))
+    table = {"map": {key: entry for key, entry in servers.items() if not (restricted and key in _OF_ALL_MODELS)}}
     tree = {"input": {"name": "route key", "typed_config": key}, "exact_match_map": table}
     not_found = _entry(direct_response={"status": 404, "body": {"inline_string": "not found"}})
     matcher = {"matcher_tree": tree, "on_no_match": not_found}

@@ -312,7 +312,9 @@ class EnvoyUpdater:
 
     def _routes(self, desired: EnvoyConfiguration) -> DiscoveryResponse:
         tables = (rendered.table for rendered in desired.models.values())
-        return discovery_response(ROUTE_CONFIGURATION, [encode_routes(tables, timeout_s=self._timeout_s)])
+        restricted = any(route.access is not None for route in desired.plan.routes)
+        encoded = encode_routes(tables, timeout_s=self._timeout_s, restricted=restricted)
+        return discovery_response(ROUTE_CONFIGURATION, [encoded])
 
 
 def _clusters(clusters: Mapping[str, EnvoyCluster]) -> DiscoveryResponse:

@@ -16,7 +16,7 @@ from segserve_operator.core.failure import FailureReason, shortened
 from segserve_operator.core.gates.checks import CheckResult
 from segserve_operator.core.rollout.counters import HungRequests, Sample
 from segserve_operator.core.rollout.record import Record, RolloutState
-from segserve_operator.core.traffic import Endpoint, TrafficState
+from segserve_operator.core.traffic import AccessRule, Endpoint, TrafficState
 
 MAIN: Final = "main"
 CANARY: Final = "canary"
@@ -167,7 +167,8 @@ class Wanted:
 class ModelObserved:
     """One model: its spec (or why it cannot be read) and its status.
 
-    `annotations` contains those with segserve's prefix.
+    `annotations` contains those with segserve's prefix. `access` says who may use the model: whoever the gateway takes
+    if it is None, and nobody that the spec tells if it is empty.
     """
 
     name: str
@@ -177,6 +178,7 @@ class ModelObserved:
     status: ModelStatus = ModelStatus()
     deleting: bool = False
     annotations: Mapping[str, str] = field(default_factory=dict)
+    access: tuple[AccessRule, ...] | None = None
 
     @property
     def roles(self) -> Roles:

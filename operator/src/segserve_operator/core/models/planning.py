@@ -22,6 +22,7 @@ from segserve_operator.core.models.events import Event, rollout_events, status_e
 from segserve_operator.core.models.golden_scores import with_scoring
 from segserve_operator.core.models.observed import (
     Candidate,
+    GroupObserved,
     ModelObserved,
     ModelStatus,
     Observed,
@@ -36,11 +37,11 @@ from segserve_operator.core.models.quorum import answers, prevailing_report, suf
 from segserve_operator.core.models.roles import assigned_model, next_roles, record_of, settling
 from segserve_operator.core.models.self_test import self_tests, tests_itself
 from segserve_operator.core.models.sizes import sizes, with_sizes
-from segserve_operator.core.models.slo import watches
+from segserve_operator.core.models.slo import is_watched, watches
 from segserve_operator.core.models.update import spread, with_template
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.record import Record, RolloutState
-from segserve_operator.core.traffic import Endpoint, Route, Share, TrafficPlan
+from segserve_operator.core.traffic import AccessRule, Endpoint, Route, Share, TrafficPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,8 @@ class DesiredState:
     """The desired world. Groups that are not named here are stopped; `replicas` is their number of servers.
 
     `records` are the rollouts' records after this pass, `checks` the checks to run, `answers` the events that answer
-    requests by model; `watches` and `self_tests` are kept by model.
+    requests by model; `watches` and `self_tests` are kept by model. `at_rest` tells whether nothing becomes due as time
+    passes: the decision stays as it is until something else changes.
     """
 
     statuses: Mapping[str, ModelStatus]
@@ -63,6 +65,7 @@ class DesiredState:
     watches: Mapping[str, SloWatch]
     self_tests: Mapping[str, SelfTest]
     replicas: Mapping[str, int]
+    at_rest: bool
 
 
 def desired_state(world: Observed, unrecorded: frozenset[str] = frozenset()) -> DesiredState:
@@ -98,7 +101,35 @@ def desired_state(world: Observed, unrecorded: frozenset[str] = frozenset()) -> 
         watches=slo_watches,
         self_tests=self_tests(world.models, world),
         replicas=replicas,
+        at_rest=_is_at_rest(seen),
     )
+
+
+def _is_at_rest(world: Observed) -> bool:
+    """Tell whether the world has no deadlines, delays, windows and intervals: all that a pass looks at the clock for."""
+    pool = world.pool
+    kept = pool.status.template if pool is not None and pool.status is not None else None
+    if pool is None or pool.progress is not None or world.failures or world.read or world.check_results:
+        return False
+    if kept is not None and (kept.next or kept.digest != pool.template):
+        return False
+    traffic = world.traffic
+    if traffic.problem is not None or traffic.pending or traffic.active or not (traffic.answering and traffic.intact):
+        return False
+    return all(map(_is_whole, world.groups.values())) and all(map(_is_settled, world.models))
+
+
+def _is_whole(group: GroupObserved) -> bool:
+    servers = len(group.servers) == group.wanted and all(each.ready and each.is_read for each in group.servers)
+    return servers and not group.leaving and group.problem is None and group.intact and group.written
+
+
+def _is_settled(model: ModelObserved) -> bool:
+    rolls = model.status.rollout is not None and not model.status.rollout.ended
+    roles = model.roles
+    if model.deleting or model.problem is not None or rolls or is_watched(model):
+        return False
+    return roles.stable is not None and roles.candidate is None and roles.previous is None
 
 
 def intents(desired: DesiredState, world: Observed) -> dict[str, list[Intent]]:
@@ -189,7 +220,8 @@ def _kept_route(model: ModelObserved, world: Observed) -> Route | None:
     for route in routes:
         if route.model == model.name:
             present = ((share, _endpoints(share.group, share.revision, world)) for share in route.shares)
-            return replace(route, shares=tuple(replace(share, endpoints=endpoints) for share, endpoints in present))
+            shares = tuple(replace(share, endpoints=endpoints) for share, endpoints in present)
+            return replace(route, shares=shares, access=_access(model, world))
     return None
 
 
@@ -219,7 +251,16 @@ def _route(model: ModelObserved, roles: Roles, state: RolloutState | None, world
         shares=tuple(shares),
         steps=report.steps if report is not None else (),
         exposed=(network_alias(model.name),) if "network" in assigned.expose else (),
+        access=_access(model, world),
     )
+
+
+def _access(model: ModelObserved, world: Observed) -> tuple[AccessRule, ...] | None:
+    """Return who may use a model: as the gateways have it, if its spec cannot be read on that."""
+    if model.access != () or world.traffic.plan is None:
+        return model.access
+    present = next((route.access for route in world.traffic.plan.routes if route.model == model.name), None)
+    return present or ()
 
 
 def _may_get_requests(holder: Candidate | RoleHolder, group: str, world: Observed) -> bool:

@@ -1,0 +1,44 @@
+-- Writes into the dynamic metadata segserve.caller who calls, after the filters that check credentials:
+--   name          token:<name>, key:<name> or certificate:<name>, of the first of these that there is; absent for nobody
+--   key           the caller whose API key was right
+--   certificate   the name in the caller's certificate
+-- The claims of a token are in the metadata of the filter that checked it. No credential goes on to a server.
+
+local CALLER = "segserve.caller"
+local TOKENS = "envoy.filters.http.jwt_authn"
+local SECRETS = {
+  "authorization", "proxy-authorization", "x-api-key", "x-segserve-key", "x-segserve-key-user", "x-segserve-token-name",
+}
+
+local function certificate_of(handle)
+  local tls = handle:streamInfo():downstreamSslConnection()
+  if tls == nil or not tls:peerCertificateValidated() then return nil end
+  return tls:uriSanPeerCertificate()[1] or tls:dnsSansPeerCertificate()[1] or tls:subjectPeerCertificate()
+end
+
+function envoy_on_request(handle)
+  local headers = handle:headers()
+  local metadata = handle:streamInfo():dynamicMetadata()
+  if headers:getNumValues("x-api-key") > 1 then
+    -- The filter has checked one of them.
+    handle:respond({[":status"] = "401"}, "more than one API key was sent")
+    return
+  end
+  local name
+  local certificate = certificate_of(handle)
+  if certificate ~= nil and certificate ~= "" then
+    metadata:set(CALLER, "certificate", certificate)
+    name = "certificate:" .. certificate
+  end
+  local user = headers:get("x-segserve-key-user")
+  if user ~= nil then
+    local key = string.match(user, "^[^+]*")
+    metadata:set(CALLER, "key", key)
+    name = "key:" .. key
+  end
+  if metadata:get(TOKENS) ~= nil then
+    name = "token:" .. (headers:get("x-segserve-token-name") or "")
+  end
+  if name ~= nil then metadata:set(CALLER, "name", name) end
+  for _, secret in ipairs(SECRETS) do headers:remove(secret) end
+end

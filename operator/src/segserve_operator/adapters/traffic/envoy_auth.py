@@ -1,0 +1,389 @@
+"""Renders the filters that check callers' credentials, and the rules that say who may use a model.
+
+Tokens are checked by Envoy's `jwt_authn`, API keys by its `basic_auth`, which knows only their hashes, certificates by
+its TLS; `rbac` decides. What comes from Secrets is in files that Envoy reads again when they are replaced (ECDS).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from segserve_common.files import write_private
+from segserve_operator.adapters.traffic.envoy_clusters import TYPES, socket_address
+from segserve_operator.adapters.traffic.envoy_messages import Json
+from segserve_operator.api.access import KEY_NAME, Auth, JwtIssuer, KeySet
+from segserve_operator.api.pod_template import SecretKey
+from segserve_operator.core.traffic import AccessRule, Callers
+
+CALLER: Final = "segserve.caller"
+"""Namespace of the dynamic metadata that says who calls: `name`, `key` and `certificate`."""
+ACCESS_FILTER: Final = "segserve.access"
+UNAUTHENTICATED: Final = "rbac_access_denied_matched_policy[unauthenticated]"
+DENIED: Final = "rbac_access_denied_matched_policy[none]"
+"""Details of the response to a caller whom no rule of the model admits."""
+_TOKENS: Final = "envoy.filters.http.jwt_authn"
+_CLAIMS: Final = "claims"
+_JWT: Final = "segserve.tokens"
+_KEYS: Final = "segserve.keys"
+_TOKEN_NAME: Final = "x-segserve-token-name"
+_KEY_HEADER: Final = "x-segserve-key"
+_KEY_USER: Final = "x-segserve-key-user"
+_KEY_LINE: Final = re.compile(rf"({KEY_NAME})(\+[A-Za-z0-9_.-]{{1,32}})?:\{{SHA\}}[A-Za-z0-9+/]{{27}}=")
+_NOBODY: Final = "nobody:{SHA}" + "A" * 27 + "="
+"""A line that no key fits, because it is the hash of nothing that is known; the filter needs one line at least."""
+_AUTHORITIES: Final = "/etc/ssl/certs/ca-certificates.crt"
+_JWKS_TIMEOUT_S: Final = 5
+_JWKS_CACHE_S: Final = 300
+_MOST_BYTES: Final = 2**20
+"""A Secret cannot be larger."""
+_UNAUTHENTICATED_STATUS: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class AuthSettings:
+    """Credentials that a gateway takes.
+
+    A Secret is a folder of its name in one of the folders `secrets`, the first that has it; the files for Envoy are
+    written into `folder`.
+    """
+
+    spec: Auth
+    secrets: tuple[Path, ...]
+    folder: Path
+
+    @property
+    def tokens(self) -> Path:
+        """Configuration of the filter that checks tokens."""
+        return self.folder / "tokens/tokens.json"
+
+    @property
+    def keys(self) -> Path:
+        """Configuration of the filter that checks API keys."""
+        return self.folder / "keys/keys.json"
+
+    def secret(self, ref: SecretKey) -> bytes | None:
+        """Return a value of a Secret, None if there is none."""
+        for folder in self.secrets:
+            path = folder / ref.name / ref.key
+            try:
+                with path.open("rb") as file:
+                    return file.read(_MOST_BYTES)
+            except OSError:
+                continue
+        return None
+
+
+@dataclass(slots=True)
+class AuthFiles:
+    """Writes the files of the filters whenever a Secret has changed."""
+
+    settings: AuthSettings
+    _written: dict[Path, str] = field(default_factory=dict)
+
+    def refresh(self) -> list[str]:
+        """Write what has changed, and return what is wrong with the Secrets: what cannot be read admits nobody."""
+        problems: list[str] = []
+        for path, name, config in self._rendered(problems):
+            text = _discovery_response(name, config)
+            if self._written.get(path) != text or not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_private(path, text)
+                self._written[path] = text
+        return problems
+
+    def _rendered(self, problems: list[str]) -> Iterator[tuple[Path, str, Json]]:
+        spec = self.settings.spec
+        if spec.jwt:
+            yield self.settings.tokens, _JWT, _tokens_config(self.settings, problems)
+        if spec.api_keys:
+            yield self.settings.keys, _KEYS, _keys_config(self._lines(problems))
+
+    def _lines(self, problems: list[str]) -> list[str]:
+        lines: dict[str, str] = {}
+        for each in self.settings.spec.api_keys:
+            ref, content = each.secret_ref, self.settings.secret(each.secret_ref)
+            if content is None:
+                problems.append(f"Secret {ref.name!r} has no {ref.key!r}: none of its API keys is taken")
+                continue
+            for number, line in enumerate(content.decode(errors="replace").splitlines(), 1):
+                user = line.partition(":")[0]
+                if not line.strip() or line.startswith("#"):
+                    continue
+                if not _KEY_LINE.fullmatch(line):
+                    problems.append(f"line {number} of {ref.key!r} in Secret {ref.name!r} is not NAME:{{SHA}}HASH")
+                elif user in lines:
+                    problems.append(f"line {number} of {ref.key!r} in Secret {ref.name!r}: {user!r} has a key already")
+                else:
+                    lines[user] = line
+        return list(lines.values())
+
+
+def authentication_filters(settings: AuthSettings | None) -> list[Json]:
+    """Return the filters that check credentials and name the caller, in their order; none where everybody may call."""
+    if settings is None:
+        return []
+    spec, filters = settings.spec, list[Json]()
+    if spec.api_keys:
+        # basic_auth reads `Basic <base64 of NAME:SECRET>`, and a key is the latter part.
+        append = {"header": {"key": _KEY_HEADER, "value": "Basic %REQ(x-api-key)%"}, "append_action": _OVERWRITE}
+        filters.append(
+            _extension(
+                "envoy.filters.http.header_mutation",
+                "extensions.filters.http.header_mutation.v3.HeaderMutation",
+                mutations={"request_mutations": [{"append": append}]},
+            )
+        )
+    if spec.jwt:
+        filters.append(_watched(_JWT, settings.tokens, f"{TYPES}.{_JWT_TYPE}"))
+    if spec.api_keys:
+        filters.append(_watched(_KEYS, settings.keys, f"{TYPES}.{_MATCHED_TYPE}"))
+    filters.append(_lua("caller.lua"))
+    if not spec.anonymous:
+        nobody = {"not_id": _metadata(CALLER, ["name"], {"present_match": True})}
+        policy = {"permissions": [{"any": True}], "principals": [nobody]}
+        rules = {"action": "DENY", "policies": {"unauthenticated": policy}}
+        filters.append(_extension("segserve.authenticated", _RBAC_TYPE, rules=rules))
+    return filters
+
+
+_OVERWRITE: Final = "OVERWRITE_IF_EXISTS_OR_ADD"
+_JWT_TYPE: Final = "extensions.filters.http.jwt_authn.v3.JwtAuthentication"
+_BASIC_TYPE: Final = "extensions.filters.http.basic_auth.v3.BasicAuth"
+_MATCHED_TYPE: Final = "extensions.common.matching.v3.ExtensionWithMatcher"
+_LUA_TYPE: Final = "extensions.filters.http.lua.v3.Lua"
+_RBAC_TYPE: Final = "extensions.filters.http.rbac.v3.RBAC"
+
+
+def access_filters() -> list[Json]:
+    """Return the filters that hold a request to the rules of its route; without rules they let all pass."""
+    return [_lua("access.lua"), _extension(ACCESS_FILTER, _RBAC_TYPE)]
+
+
+def access_of_route(rules: tuple[AccessRule, ...]) -> Json:
+    """Return the setting of a route that admits callers by these rules; without a rule it admits nobody."""
+    principals = [principal for rule in rules for principal in _principals(rule)]
+    policies = {"callers": {"permissions": [{"any": True}], "principals": principals}} if principals else {}
+    rbac = {"@type": f"{TYPES}.extensions.filters.http.rbac.v3.RBACPerRoute"}
+    return {ACCESS_FILTER: {**rbac, "rbac": {"rules": {"action": "ALLOW", "policies": policies}}}}
+
+
+def _principals(rule: AccessRule) -> Iterator[Json]:
+    if rule.callers is Callers.ANONYMOUS:
+        yield {"any": True}
+    elif rule.callers is Callers.AUTHENTICATED:
+        yield _metadata(CALLER, ["name"], {"present_match": True})
+    for key in rule.keys:
+        yield _metadata(CALLER, ["key"], _exact(key))
+    for name in rule.certificates:
+        yield _metadata(CALLER, ["certificate"], _exact(name))
+    for value in rule.values:
+        path = [_CLAIMS, *_claim_path(rule.claim)]
+        issuer = [_metadata(_TOKENS, [_CLAIMS, "iss"], _exact(rule.issuer))] if rule.issuer else []
+        for match in (_exact(value), {"list_match": {"one_of": _exact(value)}}):
+            claim = _metadata(_TOKENS, path, match)
+            yield {"and_ids": {"ids": [claim, *issuer]}} if issuer else claim
+
+
+def _claim_path(claim: str) -> list[str]:
+    return [claim] if "://" in claim else claim.split(".")
+
+
+def _exact(text: str) -> Json:
+    return {"string_match": {"exact": text}}
+
+
+def _metadata(namespace: str, path: Iterable[str], value: Json) -> Json:
+    matcher = {"filter": namespace, "path": [{"key": key} for key in path], "value": value}
+    return {"sourced_metadata": {"metadata_matcher": matcher}}
+
+
+def refusals(settings: AuthSettings | None) -> list[Json]:
+    """Return the mappers of the responses to callers whose credentials are missing or wrong: 401, UNAUTHENTICATED."""
+    if settings is None:
+        return []
+    spec = settings.spec
+    takes = [
+        *(["a token as `Authorization: Bearer`"] if spec.jwt else []),
+        *(["an API key as `x-api-key`"] if spec.api_keys else []),
+        *(["a client certificate"] if spec.client_certificates else []),
+    ]
+    missing = f"credentials are missing: this gateway takes {' or '.join(takes)}"
+    wrong = "credentials are wrong: %LOCAL_REPLY_BODY%"
+    schemes = [*(["Bearer"] if spec.jwt else []), *(["ApiKey"] if spec.api_keys else [])]
+    challenge = _header("www-authenticate", ", ".join(f'{scheme} realm="segserve"' for scheme in schemes or ["Mutual"]))
+    status = _header("grpc-status", str(_UNAUTHENTICATED_STATUS))
+    grpc = {"header_filter": {"header": {"name": "content-type", "string_match": {"prefix": "application/grpc"}}}}
+    denied_token = _details(f"response.code_details.startsWith('{_TOKENS_DENIED}')")
+    unauthorized = {
+        "status_code_filter": {
+            "comparison": {"op": "EQ", "value": {"default_value": 401, "runtime_key": "segserve.reply.401"}}
+        }
+    }
+    nobody = _details(f"response.code_details == '{UNAUTHENTICATED}'")
+    mappers = []
+    for reason, text in ((nobody, missing), ({"or_filter": {"filters": [unauthorized, denied_token]}}, wrong)):
+        plain = {"text_format_source": {"inline_string": text}}
+        of_grpc = {"filter": {"and_filter": {"filters": [reason, grpc]}}, "body_format_override": plain}
+        of_http = {"filter": reason, "body_format_override": {"json_format": {"error": text}}}
+        mappers.append({**of_grpc, "status_code": 401, "headers_to_add": [challenge, status]})
+        mappers.append({**of_http, "status_code": 401, "headers_to_add": [challenge]})
+    return mappers
+
+
+_TOKENS_DENIED: Final = "jwt_authn_access_denied"
+
+
+def jwks_clusters(settings: AuthSettings | None) -> list[Json]:
+    """Return the clusters from which key sets are fetched."""
+    issuers = settings.spec.jwt if settings is not None else ()
+    return [
+        _jwks_cluster(settings, number, issuer.jwks)
+        for number, issuer in enumerate(issuers)
+        if settings is not None and issuer.jwks.url is not None
+    ]
+
+
+def _jwks_cluster(settings: AuthSettings, number: int, jwks: KeySet) -> Json:
+    url = urlsplit(jwks.url or "")
+    host, port = url.hostname or "", url.port or (443 if url.scheme == "https" else 80)
+    endpoint = {"endpoint": {"address": socket_address(host, port)}}
+    cluster: Json = {
+        "name": _jwks_cluster_name(number),
+        "type": "STRICT_DNS",
+        "connect_timeout": f"{_JWKS_TIMEOUT_S}s",
+        "load_assignment": {"cluster_name": _jwks_cluster_name(number), "endpoints": [{"lb_endpoints": [endpoint]}]},
+    }
+    if url.scheme == "http":
+        return cluster
+    own = settings.secret(jwks.ca_secret_ref) if jwks.ca_secret_ref is not None else None
+    # Without the authorities that it names nothing is trusted.
+    trusted = {"filename": _AUTHORITIES} if jwks.ca_secret_ref is None else {"inline_string": (own or b"none").decode()}
+    kind = "IP_ADDRESS" if re.fullmatch(r"[0-9.]+", host) else "DNS"
+    names = [{"san_type": kind, "matcher": {"exact": host}}]
+    validation = {"trusted_ca": trusted, "match_typed_subject_alt_names": names}
+    tls = _extension(
+        "envoy.transport_sockets.tls",
+        "extensions.transport_sockets.tls.v3.UpstreamTlsContext",
+        sni=host,
+        common_tls_context={"validation_context": validation},
+    )
+    return {**cluster, "transport_socket": tls}
+
+
+def _jwks_cluster_name(number: int) -> str:
+    return f"jwks-{number}"
+
+
+def _tokens_config(settings: AuthSettings, problems: list[str]) -> Json:
+    providers = {}
+    for number, issuer in enumerate(settings.spec.jwt):
+        keys = _key_set(settings, issuer, number, problems)
+        if keys is not None:
+            providers[f"issuer-{number}"] = {
+                "issuer": issuer.issuer,
+                "audiences": list(issuer.audiences),
+                **keys,
+                "from_headers": [{"name": "Authorization", "value_prefix": "Bearer "}],  # not from the query
+                "forward": False,
+                "require_expiration": True,
+                "payload_in_metadata": _CLAIMS,
+                "normalize_payload_in_metadata": {"space_delimited_claims": ["scope"]},
+                "claim_to_headers": [{"header_name": _TOKEN_NAME, "claim_name": issuer.name_claim}],
+            }
+    # A caller may have another kind of credentials instead; a wrong token is refused all the same.
+    either = [*({"provider_name": name} for name in providers), {"allow_missing": {}}]
+    requires = {"requires_any": {"requirements": either}} if len(either) > 1 else either[0]
+    rules = [{"match": {"prefix": "/"}, "requires": requires}]
+    return {"@type": f"{TYPES}.{_JWT_TYPE}", "providers": providers, "rules": rules}
+
+
+def _key_set(settings: AuthSettings, issuer: JwtIssuer, number: int, problems: list[str]) -> Json | None:
+    jwks = issuer.jwks
+    if jwks.url is not None:
+        uri = {"uri": jwks.url, "cluster": _jwks_cluster_name(number), "timeout": f"{_JWKS_TIMEOUT_S}s"}
+        # Fetched before the first request, and without one; the listener does not wait for it.
+        fetch = {"fast_listener": True, "failed_refetch_duration": "1s"}
+        return {"remote_jwks": {"http_uri": uri, "cache_duration": f"{_JWKS_CACHE_S}s", "async_fetch": fetch}}
+    where = "jwks.inline"
+    text = jwks.inline
+    if jwks.secret_ref is not None:
+        where = f"{jwks.secret_ref.key!r} in Secret {jwks.secret_ref.name!r}"
+        content = settings.secret(jwks.secret_ref)
+        text = content.decode(errors="replace") if content is not None else None
+    if text is None or not _is_key_set(text):
+        problems.append(f"{where} is not a JSON Web Key Set with a key: tokens of {issuer.issuer!r} are refused")
+        return None
+    return {"local_jwks": {"inline_string": text}}
+
+
+def _is_key_set(text: str) -> bool:
+    try:
+        read = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    keys = read.get("keys") if isinstance(read, dict) else None
+    return isinstance(keys, list) and bool(keys) and all(isinstance(key, dict) and "kty" in key for key in keys)
+
+
+def _keys_config(lines: list[str]) -> Json:
+    present = {
+        "single_predicate": {
+            "input": _extension("key", "type.matcher.v3.HttpRequestHeaderMatchInput", header_name="x-api-key"),
+            "value_match": {"safe_regex": {"google_re2": {}, "regex": ".*"}},
+        }
+    }
+    skip = _extension("skip", "extensions.filters.common.matcher.action.v3.SkipFilter")
+    absent = {"predicate": {"not_matcher": present}, "on_match": {"action": skip}}
+    users = {"inline_string": "\n".join([*lines, _NOBODY])}
+    basic = _extension(
+        "envoy.filters.http.basic_auth",
+        _BASIC_TYPE,
+        users=users,
+        authentication_header=_KEY_HEADER,
+        forward_username_header=_KEY_USER,
+    )
+    return {
+        "@type": f"{TYPES}.{_MATCHED_TYPE}",
+        "extension_config": basic,
+        "xds_matcher": {"matcher_list": {"matchers": [absent]}},
+    }
+
+
+def _discovery_response(name: str, config: Json) -> str:
+    resource = {"@type": f"{TYPES}.config.core.v3.TypedExtensionConfig", "name": name, "typed_config": config}
+    text = json.dumps(resource, sort_keys=True)
+    version = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return json.dumps({"version_info": version, "resources": [resource]})
+
+
+def _lua(script: str) -> Json:
+    text = files("segserve_operator.adapters.traffic").joinpath(script).read_text()
+    return _extension("envoy.filters.http.lua", _LUA_TYPE, default_source_code={"inline_string": text})
+
+
+def _watched(name: str, path: Path, kind: str) -> Json:
+    source = {"path": str(path), "watched_directory": {"path": str(path.parent)}}
+    config = {"resource_api_version": "V3", "path_config_source": source}
+    return {"name": name, "config_discovery": {"config_source": config, "type_urls": [kind]}}
+
+
+def _header(key: str, value: str) -> Json:
+    return {"header": {"key": key, "value": value}, "append_action": _OVERWRITE}
+
+
+def _details(expression: str) -> Json:
+    kind = f"{TYPES}.extensions.access_loggers.filters.cel.v3.ExpressionFilter"
+    config = {"@type": kind, "expression": expression}
+    return {"extension_filter": {"name": "envoy.access_loggers.extension_filters.cel", "typed_config": config}}
+
+
+def _extension(name: str, kind: str, **options: Any) -> Json:
+    return {"name": name, "typed_config": {"@type": f"{TYPES}.{kind}", **options}}
