@@ -94,6 +94,7 @@ spec:
     hostnames: [masks.example.com]
     grpcHostnames: ["*.grpc.example.com"]
     port: 80
+    tls: {secretName: masks-tls, minVersion: "1.3", redirectPort: 8080}
     maxRequestBytes: 1048576
     requestTimeoutSeconds: 10
     replicas: 3

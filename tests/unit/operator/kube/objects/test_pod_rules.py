@@ -213,7 +213,7 @@ def test_the_cluster_can_choose_the_user_of_every_pod(component: str) -> None:
 
     assert spec["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
     modes = {volume["secret"]["defaultMode"] for volume in spec["volumes"] if "secret" in volume}
-    assert modes == ({0o444} if component == "server" else set())
+    assert modes == {0o444}
 
 
 @pytest.mark.parametrize("component", ["server", "gateway"])

@@ -26,6 +26,7 @@ from segserve_common.kube.names import (
     GATEWAY,
     INTERNAL_PORT,
     MANAGED_LABELS,
+    REDIRECT_PORT,
     RUN_FOLDER,
     SHARDS,
     SYNC_CONTAINER,
@@ -34,7 +35,7 @@ from segserve_common.kube.names import (
     plan_name,
     reports_name,
 )
-from segserve_operator.adapters.kube.objects import pods
+from segserve_operator.adapters.kube.objects import gateway_auth, gateway_tls, pods
 from segserve_operator.adapters.kube.objects.access import access_objects
 from segserve_operator.adapters.kube.objects.config_maps import gateway_reports
 from segserve_operator.adapters.kube.objects.context import gateway_selector, meta, rendered, stamped
@@ -73,7 +74,7 @@ def _gateway_objects(context: PoolContext) -> tuple[Json, ...]:
     manifests = (
         *access_objects(context, name, selector, read=read, written=reports_name(context.pool, GATEWAY)),
         gateway_reports(context),
-        gateway_policy(context, LISTEN_PORT),
+        gateway_policy(context, LISTEN_PORT, *((REDIRECT_PORT,) if gateway_tls.redirects(context) else ())),
         disruption_budget(context, name, selector),
         _service(context),
         deployment(context, name, selector, replicas=context.spec.gateway.replicas, template=_template(context)),
@@ -86,11 +87,13 @@ def _service(context: PoolContext) -> Json:
     own = meta(context, object_name(context.pool), gateway_selector(context))
     own.annotations = dict(gateway.service_annotations) or None
     # Envoy takes HTTP/1.1 and HTTP/2 on the same port; gRPC through the cluster's gateways needs the latter.
-    protocol = "kubernetes.io/h2c" if gateway.provider == "gatewayApi" else None
+    plain = "kubernetes.io/h2c" if gateway.provider == "gatewayApi" else None
+    protocol = "https" if gateway.tls is not None else plain
     port = V1ServicePort(
         name="inference", port=gateway.port, target_port=LISTEN_PORT, protocol="TCP", app_protocol=protocol
     )
-    spec = V1ServiceSpec(type=gateway.service_type, selector=gateway_selector(context), ports=[port])
+    ports = [port, *gateway_tls.service_ports(context)]
+    spec = V1ServiceSpec(type=gateway.service_type, selector=gateway_selector(context), ports=ports)
     return rendered(SERVICES, V1Service(metadata=own, spec=spec))
 
 
@@ -111,7 +114,11 @@ def _template(context: PoolContext) -> Json:
         priority_class_name=gateway.priority_class_name,
         init_containers=[_sync_container(context, "prepare", "prepare")],
         containers=[_envoy(context), _sync(context)],
-        volumes=[pods.folder("run"), pods.folder("tmp"), pods.token_volume()],
+        volumes=[
+            *(pods.folder("run"), pods.folder("tmp"), pods.token_volume()),
+            *gateway_tls.volumes(context),
+            *gateway_auth.volumes(context),
+        ],
     )
     annotations = {**gateway.pod_annotations, "kubectl.kubernetes.io/default-container": ENVOY_CONTAINER}
     labels = {**gateway.pod_labels, **MANAGED_LABELS, **selector}
@@ -130,6 +137,7 @@ def _envoy(context: PoolContext) -> V1Container:
         ports=[
             V1ContainerPort(name="inference", container_port=LISTEN_PORT, protocol="TCP"),
             V1ContainerPort(name="internal", container_port=INTERNAL_PORT, protocol="TCP"),
+            *gateway_tls.container_ports(context),
         ],
         resources=pods.requirements(gateway.resources or Resources(), _ENVOY_REQUESTS),
         security_context=pods.container_security(),
@@ -140,6 +148,7 @@ def _envoy(context: PoolContext) -> V1Container:
         volume_mounts=[
             V1VolumeMount(name="run", mount_path=RUN_FOLDER),
             V1VolumeMount(name="tmp", mount_path=pods.TMP_FOLDER),
+            *gateway_tls.envoy_mounts(context),
         ],
     )
 
@@ -162,6 +171,8 @@ def _sync_container(context: PoolContext, name: str, task: str) -> V1Container:
         "requestTimeoutSeconds": gateway.request_timeout_seconds,
         "workers": gateway.workers,
         **_heap(gateway.resources),
+        **gateway_tls.options(context),
+        **gateway_auth.options(context),
     }
     return V1Container(
         name=name,
@@ -183,6 +194,8 @@ def _sync_container(context: PoolContext, name: str, task: str) -> V1Container:
             V1VolumeMount(name="run", mount_path=RUN_FOLDER),
             V1VolumeMount(name="tmp", mount_path=pods.TMP_FOLDER),
             pods.token_mount(),
+            *gateway_tls.sync_mounts(context),
+            *gateway_auth.sync_mounts(context),
         ],
     )
 

@@ -1,0 +1,88 @@
+"""What TLS adds to a gateway's pods and Service: mounted Secrets, which the sidecar reads, and the port that redirects.
+
+Envoy reads certificates from a folder in memory that the sidecar writes to; it has no Secret mounted.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from kubernetes.aio.client import V1ContainerPort, V1SecretVolumeSource, V1ServicePort, V1Volume, V1VolumeMount
+
+from segserve_common.kube.names import CERTIFICATE_FOLDER, REDIRECT_PORT, RUN_FOLDER
+from segserve_operator.adapters.kube.objects import pods
+
+if TYPE_CHECKING:
+    from segserve_operator.adapters.kube.objects.context import PoolContext
+
+_FOLDER: Final = "tls"
+_CERTIFICATE: Final = "certificate"
+
+
+def redirects(context: PoolContext) -> bool:
+    """Tell whether plain HTTP is redirected."""
+    tls = context.spec.gateway.tls
+    return tls is not None and tls.redirect_port is not None
+
+
+def service_ports(context: PoolContext) -> list[V1ServicePort]:
+    """Return the Service's port that redirects, if there is one."""
+    tls = context.spec.gateway.tls
+    if tls is None or tls.redirect_port is None:
+        return []
+    return [V1ServicePort(name="redirect", port=tls.redirect_port, target_port=REDIRECT_PORT, protocol="TCP")]
+
+
+def container_ports(context: PoolContext) -> list[V1ContainerPort]:
+    """Return Envoy's port that redirects, if there is one."""
+    if not redirects(context):
+        return []
+    return [V1ContainerPort(name="redirect", container_port=REDIRECT_PORT, protocol="TCP")]
+
+
+def volumes(context: PoolContext) -> list[V1Volume]:
+    """Return the volumes of the Secrets, and of what the sidecar gives to Envoy."""
+    if context.spec.gateway.tls is None:
+        return []
+    # The group of the volumes may read them; without one, who reads them is not known before the pod runs.
+    mode = 0o440 if context.defaults.pod_user is not None else 0o444
+    return [
+        pods.folder(_FOLDER, "8Mi", memory=True),
+        *(
+            # Optional: without the Secret the pod runs, and the sidecar reports what is missing.
+            V1Volume(name=name, secret=V1SecretVolumeSource(secret_name=secret, optional=True, default_mode=mode))
+            for name, secret, _ in _secrets(context)
+        ),
+    ]
+
+
+def envoy_mounts(context: PoolContext) -> list[V1VolumeMount]:
+    """Return the mounts of Envoy's container."""
+    if context.spec.gateway.tls is None:
+        return []
+    return [V1VolumeMount(name=_FOLDER, mount_path=f"{RUN_FOLDER}/tls")]
+
+
+def sync_mounts(context: PoolContext) -> list[V1VolumeMount]:
+    """Return the mounts of the sidecar's container."""
+    secrets = [V1VolumeMount(name=name, mount_path=folder, read_only=True) for name, _, folder in _secrets(context)]
+    return [*envoy_mounts(context), *secrets]
+
+
+def options(context: PoolContext) -> dict[str, Any]:
+    """Return the sidecar's settings."""
+    gateway = context.spec.gateway
+    if gateway.tls is None:
+        return {}
+    settings: dict[str, Any] = {"publicPort": gateway.port, "minVersion": gateway.tls.min_version}
+    if gateway.tls.redirect_port is not None:
+        settings["redirectPort"] = REDIRECT_PORT
+    return {"tls": settings}
+
+
+def _secrets(context: PoolContext) -> list[tuple[str, str, str]]:
+    """Return (name of the volume, name of the Secret, folder of its mount) for each Secret."""
+    gateway = context.spec.gateway
+    if gateway.tls is None:
+        return []
+    return [(_CERTIFICATE, gateway.tls.secret_name, CERTIFICATE_FOLDER)]
