@@ -24,7 +24,7 @@ OUTSIDE_TRITON := agent cluster test_sources* test_object_store_faults.py test_p
 BASE ?= HEAD
 MINUTES ?= 10
 
-.PHONY: cluster-build cluster-up cluster-down cluster-images e2e-kind
+.PHONY: by-apt by-pip on-cluster beside-cluster cluster-build cluster-up cluster-down cluster-images e2e-kind
 .PHONY: help demo docs test test-all test-client test-busy check fuzz lint kernels peers bench bench-client bench-stages bench-tiled oracles prove crds dashboards system clean zoo zoo-report
 
 help:  ## Show what there is to make
@@ -79,7 +79,8 @@ oracles: $(VENV)-debian/stamp  ## What answers are compared with: Debian's torch
 demo: $(VENV)/local.stamp  ## Serve the three coin networks and show what they find in a photograph
 	@$(BIN)/segserve demo --output $(OUT) $(if $(PORT),--port $(PORT))
 
-test: lint kernels  ## Lint, types, layers, quick tests, the core of those on the real Triton and Envoy (12 minutes from nothing; no root)
+test: $(VENV)/dev.stamp  ## Lint, types, layers, quick tests, the core of those on the real Triton and Envoy (12 minutes from nothing; no root)
+	$(MAKE) --jobs 2 lint kernels
 	$(PYTEST) -m '$(FOR_ANYBODY)' --rest-by 'make test-all'
 
 test-all: $(VENV)/dev.stamp  ## Everything: oracles, numpy 1.26, all of the platform, Kubernetes (Debian and root; 45 minutes from nothing)
@@ -88,14 +89,27 @@ test-all: $(VENV)/dev.stamp  ## Everything: oracles, numpy 1.26, all of the plat
 	$(MACHINE) save $(OUT)/machine.json
 	$(MAKE) test
 	$(MACHINE) compare $(OUT)/machine.json
-	$(MAKE) oracles peers $(VENV)-numpy1/stamp cluster-build
+	$(MAKE) --jobs 2 by-apt by-pip
 	$(MACHINE) save $(OUT)/machine.json
-	$(VENV)-numpy1/bin/pytest $(SPREAD) --not-run $(NOT_RUN) tests/unit/builder $(OUTSIDE_TRITON:%=--ignore-glob='*/builder/%')
-	$(PYTEST) --hypothesis-profile thorough --dist load tests/convergence/test_mutations.py
 	$(PYTEST) --not-run $(NOT_RUN) -m 'not cluster and not ($(FOR_ANYBODY))'
-	$(BIN)/pytest --not-run $(NOT_RUN) $(ON_CLUSTER)
+	$(MAKE) --jobs 2 on-cluster beside-cluster
 	$(MACHINE) compare $(OUT)/machine.json
 	@[ ! -s $(NOT_RUN) ] || { echo "==== NOT RUN HERE ===="; cat $(NOT_RUN); }
+
+# What is installed for the tests: packages of Debian one after the other, environments beside them.
+by-apt: oracles
+	$(MAKE) cluster-build
+
+by-pip: peers $(VENV)-numpy1/stamp
+
+# Tests on the cluster wait half of their time. What they leave of the cores goes to tests that only calculate: those
+# give way at once, and their own time is of no interest to them.
+on-cluster:
+	$(BIN)/pytest --not-run $(NOT_RUN) $(ON_CLUSTER)
+
+beside-cluster:
+	nice -n 19 $(VENV)-numpy1/bin/pytest $(SPREAD) --not-run $(NOT_RUN) tests/unit/builder $(OUTSIDE_TRITON:%=--ignore-glob='*/builder/%')
+	nice -n 19 $(PYTEST) --hypothesis-profile thorough --dist load tests/convergence/test_mutations.py
 
 check: lint kernels  ## Lint, and the quick tests that meet what changed since BASE=HEAD, nearest first (2 minutes)
 	$(PYTEST) -m '($(FOR_ANYBODY)) and not platform' --changed $(BASE) --within-s 75 || [ $$? -eq 5 ]
@@ -173,6 +187,7 @@ prove: zoo zoo-report bench-stages  ## Long runs whose results are committed: th
 	$(BIN)/python -m bench.endurance
 	PYTHONPATH=tests $(BIN)/python -m bench.operator_faults
 	PYTHONPATH=tests $(BIN)/python -m bench.operator_soak
+	PYTHONPATH=tests $(BIN)/python -m bench.operator_mutations
 	PYTHONPATH=tests $(BIN)/python -m bench.rollout_faults
 
 dashboards: $(VENV)/dev.stamp  ## Write the Grafana dashboard of rollouts

@@ -27,7 +27,7 @@ from segserve_operator.api.errors import SpecError
 from segserve_operator.api.loading import parse
 from segserve_operator.core.models.requests import VERBS
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = pytest.mark.timeout(3600)  # `make test-all` gives them what tests on the cluster leave of the cores
 
 MODEL_SCHEMA: Final = spec_schema("SegmentationModel")
 POOL_SCHEMA: Final = spec_schema("TritonPool", replicas=4)
