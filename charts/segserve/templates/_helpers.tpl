@@ -6,7 +6,7 @@ which Helm does not offer to templates, from a copy. Every template that is rend
 {{- if and .Release.IsUpgrade (not (hasKey .Values "clusterWide")) (not .Values.watchNamespaces) -}}
 {{- include "segserve.formerlyClusterWide" . -}}
 {{- end -}}
-{{- include "segserve.fill" (list .Values (.Files.Get "files/defaults.yaml" | fromYaml) (list "images" "monitoring")) -}}
+{{- include "segserve.fill" (list .Values (.Files.Get "files/defaults.yaml" | fromYaml) (list "images" "monitoring" "networkPolicy")) -}}
 {{- end }}
 
 {{- /*

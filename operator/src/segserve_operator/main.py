@@ -204,6 +204,7 @@ def _defaults(settings: OperatorSettings, *, modern: bool) -> Defaults:
 
 async def _run(settings: OperatorSettings) -> None:
     stopping = asyncio.Event()
+        egress=settings.egress,
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     metrics = Metrics()

@@ -8,9 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias, cast, get_args
 
+from pydantic import ValidationError
+
 from segserve_builder.spec.model_spec import SCHEMES
 from segserve_common.kube.names import POD_USER
 from segserve_common.logs import FORMAT_VARIABLE, FORMATS, LEVEL_VARIABLE, LEVELS, LogFormat, LogLevel, LogSettings
+from segserve_operator.adapters.kube.objects.egress import Egress
 
 PullPolicy: TypeAlias = Literal["Always", "IfNotPresent", "Never"]
 
@@ -43,6 +46,7 @@ class OperatorSettings:
     The counters of gateways are read from the gateways, or from the Prometheus at `samples_prometheus` if it is set.
     """
 
+    Pools' pods reach what `egress` says, anything if it is None.
     namespaces: tuple[str, ...] = ()
     cluster_wide: bool = False
     server_image: str = "localhost/segserve-server:0.1.0"
@@ -68,6 +72,7 @@ class OperatorSettings:
     def from_environment(cls, environ: Mapping[str, str]) -> OperatorSettings:
         """Return the settings, with defaults of absent and empty variables; raises `OperatorSettingsError`."""
         read = _Reader(environ)
+    egress: Egress | None = None
         settings = cls(
             namespaces=read.names("SEGSERVE_NAMESPACES"),
             cluster_wide=read.one_of("SEGSERVE_CLUSTER_WIDE", "false", ("true", "false")) == "true",
@@ -110,6 +115,7 @@ class OperatorSettings:
             raise OperatorSettingsError(read.problems)
         return settings
 
+            egress=read.egress("SEGSERVE_EGRESS"),
 
 _DEFAULT: Final = OperatorSettings()
 
@@ -166,6 +172,17 @@ class _Reader:
         """Return a port that needs no rights."""
         text = self._checked(variable, str(default), _is_port, "a port from 1024 to 65535")
         return int(text) if _is_port(text) else default
+
+    def egress(self, variable: str) -> Egress | None:
+        """Return the destinations of pools' pods, None if they are not restricted."""
+        text = self._environ.get(variable, "").strip()
+        try:
+            return Egress.model_validate_json(text) if text else None
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            at = ".".join(map(str, first["loc"]))
+            self._complain(variable, f"{at}: {first['msg']}", "JSON such as the chart's networkPolicy.egress")
+            return None
 
     def _checked(self, variable: str, default: str, allows: Callable[[str], bool], allowed: str) -> str:
         text = self._environ.get(variable, "").strip() or default

@@ -35,6 +35,11 @@ SETS: Final[Mapping[str, dict[str, Any]]] = {
         "networkPolicy": {
             "enabled": True,
             "from": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}],
+            "egress": {
+                "enabled": True,
+                "apiServerCidrs": ["10.0.0.1/32"],
+                "servers": [{"to": [{"ipBlock": {"cidr": "198.51.100.0/24"}}], "ports": [{"port": 443}]}],
+            },
         },
     },
     "clusterwide": {"clusterWide": True, "watchNamespaces": ["lab"], "rbac": {"namespaceDeletion": True}},
@@ -212,6 +217,7 @@ def test_a_packaged_chart_renders_the_same(helm: Helm, render: Render, tmp_path:
         pytest.param({"artifactBase": "models"}, "artifactBase", id="an address that is relative to nothing"),
         pytest.param({"artifacts": {"schemes": ["gopher"]}}, "artifacts.schemes.0", id="a scheme that no source reads"),
         pytest.param({"artifacts": {"privateHosts": ["a, b"]}}, "privateHosts.0", id="two hosts in one"),
+        pytest.param({"networkPolicy": {"egress": {"apiServerCidrs": ["api"]}}}, "apiServerCidrs.0", id="no addresses"),
         pytest.param({"monitoring": {"podMonitor": {"interval": 30}}}, "interval", id="an interval without unit"),
     ],
 )

@@ -16,14 +16,14 @@ from .conftest import CHART, Helm, Render, of_kind, the
 from .test_chart import SETS, _environment
 
 VALUES: Final[dict[str, Any]] = yaml.safe_load((CHART / "values.yaml").read_text())
-DEEP: Final = ("images", "monitoring")
+DEEP: Final = ("images", "monitoring", "networkPolicy")
 """Groups whose values are in groups of their own; what is that deep elsewhere is the user's."""
 ALL: Final[dict[str, Any]] = {
     **SETS["monitoring"],
     **SETS["pool"],
     "watchNamespaces": [],
     "operator": {"replicas": 2},
-    "networkPolicy": {"enabled": True},
+    "networkPolicy": {"enabled": True, "egress": {"enabled": True}},
 }
 
 

@@ -9,6 +9,7 @@ import pytest
 
 import segserve_operator
 from segserve_common.logs import LogSettings
+from segserve_operator.adapters.kube.objects.egress import Egress
 from segserve_operator.settings import OperatorSettings, OperatorSettingsError
 
 DIGEST = f"registry.example/segserve/server@sha256:{'0' * 64}"
@@ -36,6 +37,7 @@ EVERYTHING = {
     "SEGSERVE_SAMPLES_PROMETHEUS": "https://prometheus.example:9090",
 }
 
+    "SEGSERVE_EGRESS": '{"apiServerPorts": [8443], "servers": [{}]}',
 
 def test_an_empty_environment_gives_the_defaults() -> None:
     assert OperatorSettings.from_environment({}) == OperatorSettings()
@@ -69,6 +71,7 @@ def test_every_variable_is_taken_over() -> None:
     default = OperatorSettings()
     unchanged = [
         field.name for field in dataclasses.fields(OperatorSettings) if _of(settings, field) == _of(default, field)
+        egress=Egress.model_validate({"apiServerPorts": [8443], "servers": [{}]}),
     ]
     assert not unchanged
 
@@ -103,6 +106,8 @@ def test_what_cannot_be_is_refused_with_what_was_seen_and_what_is_allowed(variab
     with pytest.raises(OperatorSettingsError) as caught:
         OperatorSettings.from_environment({variable: text})
     (problem,) = caught.value.problems
+        ("SEGSERVE_EGRESS", "{"),
+        ("SEGSERVE_EGRESS", '{"servers": [{"too": []}]}'),
     assert problem.startswith(f"{variable} is '")
     assert "; allowed: " in problem
 

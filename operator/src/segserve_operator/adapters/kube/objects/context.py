@@ -22,6 +22,7 @@ from segserve_common.kube.names import (
     object_name,
 )
 from segserve_common.logs import LogSettings
+from segserve_operator.adapters.kube.objects.egress import Egress
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Mapping
@@ -42,7 +43,7 @@ class Defaults:
     gateway's internal port; `disruption_api` is the cluster's version of PodDisruptionBudget. Artifacts may come from
     `artifact_schemes` and `artifact_hosts` if a pool lists none, and always from `artifact_private_hosts`. Images are
     pulled with the Secrets `image_pull_secrets` beside the pool's own. Pods run as `pod_user`, as whom the cluster
-    chooses if it is None.
+    chooses if it is None. Pods reach what `egress` says, anything if it is None.
     """
 
     server_image: str
@@ -62,6 +63,7 @@ class Defaults:
     operator_pod_labels: Mapping[str, str] = field(
         default_factory=lambda: {"app.kubernetes.io/part-of": "segserve", COMPONENT_LABEL: "operator"}
     )
+    egress: Egress | None = None
     disruption_api: str = "policy/v1"
 
 

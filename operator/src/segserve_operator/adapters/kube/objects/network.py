@@ -1,7 +1,7 @@
-"""NetworkPolicies for ingress to the pods; egress is not restricted.
+"""NetworkPolicies of the pods: ingress always, egress if the chart says what may be reached.
 
 Artifacts come from object stores, registries and web servers anywhere, and the addresses of the API server and of
-DNS differ between clusters, so one egress rule for all clusters would allow everything. A cluster can add its own.
+DNS differ between clusters, so egress rules that fit all clusters would allow everything.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from kubernetes.aio.client import (
     V1LabelSelector,
     V1NetworkPolicy,
+    V1NetworkPolicyEgressRule,
     V1NetworkPolicyIngressRule,
     V1NetworkPolicyPeer,
     V1NetworkPolicyPort,
@@ -20,10 +21,13 @@ from kubernetes.aio.client import (
 from segserve_common.kube.kinds import NETWORK_POLICIES, Json
 from segserve_common.kube.names import (
     AGENT_PORT,
+    COMPONENT_LABEL,
     GRPC_PORT,
     HTTP_PORT,
     INTERNAL_PORT,
     METRICS_PORT,
+    POOL_LABEL,
+    SERVER,
     SYNC_PORT,
     object_name,
 )
@@ -35,14 +39,16 @@ if TYPE_CHECKING:
     from segserve_operator.adapters.kube.objects.context import PoolContext, rendered
 
 # Any pod of the cluster, as metrics are scraped from another namespace. Probes of the kubelet are always allowed.
+_INFERENCE_PORTS: Final = (HTTP_PORT, GRPC_PORT)
 _CLUSTER: Final = V1NetworkPolicyPeer(namespace_selector=V1LabelSelector())
 
 
 def server_policy(context: PoolContext, group: str) -> Json:
     """Return the V1NetworkPolicy of a group: only the pool's gateway may send it requests."""
     gateway = V1NetworkPolicyPeer(pod_selector=V1LabelSelector(match_labels=gateway_selector(context)))
-    rules = [_rule((HTTP_PORT, GRPC_PORT), gateway), _rule((METRICS_PORT, AGENT_PORT), _CLUSTER)]
-    return _policy(context, object_name(context.pool, group), server_selector(context, group), rules)
+    rules = [_rule(_INFERENCE_PORTS, gateway), _rule((METRICS_PORT, AGENT_PORT), _CLUSTER)]
+    egress = context.defaults.egress and context.defaults.egress.of_servers()
+    return _policy(context, object_name(context.pool, group), server_selector(context, group), rules, egress)
 
 
 def gateway_policy(context: PoolContext, *listen_ports: int) -> Json:
@@ -53,7 +59,9 @@ def gateway_policy(context: PoolContext, *listen_ports: int) -> Json:
     )
     rules = [_rule(listen_ports), _rule((INTERNAL_PORT,), operator), _rule((SYNC_PORT,), _CLUSTER)]
     name = object_name(context.pool, "gateway")
-    return _policy(context, name, gateway_selector(context), rules)
+    servers = {POOL_LABEL: context.pool, COMPONENT_LABEL: SERVER}
+    egress = context.defaults.egress and context.defaults.egress.of_gateways(servers, _INFERENCE_PORTS)
+    return _policy(context, name, gateway_selector(context), rules, egress)
 
 
 def _rule(ports: Sequence[int], peer: V1NetworkPolicyPeer | None = None) -> V1NetworkPolicyIngressRule:
@@ -65,9 +73,16 @@ def _rule(ports: Sequence[int], peer: V1NetworkPolicyPeer | None = None) -> V1Ne
 
 
 def _policy(
-    context: PoolContext, name: str, selector: Mapping[str, str], rules: list[V1NetworkPolicyIngressRule]
+    context: PoolContext,
+    name: str,
+    selector: Mapping[str, str],
+    ingress: list[V1NetworkPolicyIngressRule],
+    egress: list[V1NetworkPolicyEgressRule] | None,
 ) -> Json:
     spec = V1NetworkPolicySpec(
-        pod_selector=V1LabelSelector(match_labels=dict(selector)), policy_types=["Ingress"], ingress=rules
+        pod_selector=V1LabelSelector(match_labels=dict(selector)),
+        policy_types=["Ingress"] if egress is None else ["Ingress", "Egress"],
+        ingress=ingress,
+        egress=egress,
     )
     return rendered(NETWORK_POLICIES, V1NetworkPolicy(metadata=meta(context, name, selector), spec=spec))
