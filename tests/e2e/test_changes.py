@@ -62,7 +62,7 @@ def promoted(watched: Watched, former: str) -> str:
 
 
 def test_a_second_model_is_added_while_requests_run(watched: Watched, edited: Edit) -> None:
-    with Load(watched.running.url) as load:
+    with Load(watched.running.url, pause_s=0.1) as load:
         apply(watched, edited(model="coins-instances", name="second"))
         watched.running.segserve("wait", "second")
 
@@ -74,7 +74,7 @@ def test_a_second_model_is_added_while_requests_run(watched: Watched, edited: Ed
 
 def test_an_edit_goes_back_and_forth_and_settles_and_no_request_fails(watched: Watched, edited: Edit) -> None:
     first, _ = stable(watched)
-    with Load(watched.running.url) as load:
+    with Load(watched.running.url, pause_s=0.1) as load:
         # The candidate is proved in a group of its own before anything moves.
         apply(watched, edited(postprocess=smallest(151)))
         candidate, group, answered = until(lambda: candidate_and_answers(watched, load), "a candidate")
@@ -118,7 +118,7 @@ def candidate_and_answers(watched: Watched, load: Load) -> tuple[str, str, set[s
 
 def test_a_deleted_model_is_not_found_and_others_notice_nothing(watched: Watched) -> None:
     instances, _ = stable(watched, "coins-instances")
-    with Load(watched.running.url) as load:
+    with Load(watched.running.url, pause_s=0.1) as load:
         watched.running.segserve("delete", "coins-instances")
         with Client(watched.running.url) as http, Client(watched.running.url, transport="grpc") as grpc:
             for client in (http, grpc):
@@ -286,7 +286,7 @@ def test_an_edited_golden_set_is_proved_in_place_and_one_that_fails_takes_nothin
     def edit(golden: dict[str, str]) -> None:
         apply(watched, edited(allowClassChanges=True, golden=golden))
 
-    with Load(watched.running.url) as load:
+    with Load(watched.running.url, pause_s=0.1) as load:
         edit(more | {"sha256": "0" * 64})
         watched.becomes("coins", "GoldenPassed", "False", "DigestMismatch")
         edit(more | {"uri": (tmp_path / "nowhere").as_uri(), "sha256": "1" * 64})
