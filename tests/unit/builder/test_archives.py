@@ -134,6 +134,30 @@ def test_links_and_devices_in_a_tar_are_refused(tmp_path: Path, kind: bytes, see
         unpack(path, path.name, tmp_path / "into", MOST)
 
 
+@pytest.mark.parametrize(
+    ("place", "damage"),
+    [
+        pytest.param(46, b"\x97\xff\xff\xff\xff", id="a name that is not UTF-8"),
+        pytest.param(46, b"\x00", id="no name"),
+        pytest.param(42, b"\xff\xff\xff\xff", id="an offset beyond its end"),
+        pytest.param(-10, b"\xff\xff\xff\x7f", id="a directory longer than the file"),
+    ],
+)
+def test_a_zip_whose_directory_is_damaged_is_refused(tmp_path: Path, place: int, damage: bytes) -> None:
+    path = zipped(tmp_path / "a.zip", ("é.onnx", b"weights"))  # flagged as UTF-8
+    data = bytearray(path.read_bytes())
+    start = data.index(b"PK\x01\x02") if place > 0 else len(data)
+    data[start + place : start + place + len(damage)] = damage
+    path.write_bytes(data)
+    into = tmp_path / "into"
+    into.mkdir()
+
+    with pytest.raises((ArtifactMissingError, UnsafeArtifactError)):
+        unpack(path, "a.zip", into, 1000)
+
+    assert not any(into.iterdir())
+
+
 def test_a_symbolic_link_in_a_zip_is_refused(tmp_path: Path) -> None:
     path = zipped(tmp_path / "bundle.zip", ("link", b"/etc/passwd"), mode=stat.S_IFLNK | 0o777)
 

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from segserve.results.outlines import Part, outer_rings, trace
 from segserve_common.errors import ProtocolError
+from segserve_common.rle import run_lengths
 
 Polygon: TypeAlias = list[float]
 
 PNG_MAGIC: Final = b"\x89PNG\r\n\x1a\n"
-_RLE_FIRST, _RLE_LAST = ord("0"), ord("o")
 
 
 class Rle(TypedDict):
@@ -191,34 +191,6 @@ def read_png(data: bytes, height: int, width: int) -> NDArray[Any]:
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ProtocolError(f"the PNG cannot be read: {error}") from error
     return pixels.astype(np.uint8 if image.mode in {"1", "L", "P"} else np.uint16)
-
-
-def run_lengths(counts: bytes, height: int, width: int) -> NDArray[np.int64]:
-    """Return the runs of COCO RLE counts, int64, in column order, alternating between outside and inside.
-
-    Raises `ProtocolError` if they do not describe a `height` x `width` mask; pycocotools would return uninitialised
-    memory.
-    """
-    symbols = np.frombuffer(counts, np.uint8).astype(np.int64)
-    if symbols.size == 0 or symbols.min() < _RLE_FIRST or symbols.max() > _RLE_LAST:
-        raise ProtocolError(f"not COCO RLE counts: {counts[:40]!r}")
-    symbols -= _RLE_FIRST
-    is_last = (symbols & 0x20) == 0
-    ends = np.flatnonzero(is_last)
-    starts = np.concatenate(([0], ends[:-1] + 1))
-    if not is_last[-1] or (ends - starts).max() > 6:
-        raise ProtocolError(f"COCO RLE counts end within a number: {counts[-40:]!r}")
-    run = np.repeat(np.arange(ends.size), ends - starts + 1)
-    place = np.arange(symbols.size) - starts[run]
-    lengths = np.add.reduceat((symbols & 0x1F) << (5 * place), starts)
-    negative = (symbols[ends] & 0x10) != 0
-    lengths[negative] -= np.int64(1) << (5 * (place[ends[negative]] + 1))
-    # From the fourth on, each number is the difference from the previous run of the same value.
-    lengths[1::2] = np.cumsum(lengths[1::2])
-    lengths[2::2] = np.cumsum(lengths[2::2])
-    if lengths.min() < 0 or lengths.max() > height * width or int(lengths.sum()) != height * width:
-        raise ProtocolError(f"COCO RLE runs cover {int(lengths.sum())} pixels, but the image is {height} x {width}")
-    return lengths
 
 
 def _columns(runs: NDArray[np.int64], height: int) -> NDArray[np.bool_]:

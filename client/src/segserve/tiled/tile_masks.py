@@ -75,7 +75,7 @@ class Piece:
 
 def crop(mask: EncodedMask) -> TilePatch | None:
     """Return a mask within its bounding box, placed in the tile; None if it has no pixel."""
-    from segserve.results.masks import run_lengths
+    from segserve_common.rle import run_lengths
 
     runs = run_lengths(mask.rle["counts"], mask.height, mask.width)
     if runs.size < 2:

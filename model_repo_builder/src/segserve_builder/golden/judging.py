@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Self, TypeAlias
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from segserve_builder.errors import GoldenError
+from segserve_common.errors import ProtocolError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -26,12 +27,27 @@ Answer: TypeAlias = "Mapping[str, NDArray[Any]]"
 REPEAT_TOLERANCE: Final = 1e-4
 ROUNDING: Final = 1e-6
 """Largest rounding error of the IoU of two equal boxes."""
+MAX_PIXELS: Final = 1_000_000_000
 
 
 def _inside(path: str) -> str:
     if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
         raise ValueError(f"{path!r} leaves the golden folder; a path within it is allowed")
     return path
+
+
+def _check_masks(size: tuple[int, int], masks: tuple[str, ...] | None) -> None:
+    """Raise ValueError unless `size` is an image's and the masks are run lengths of that size."""
+    from segserve_common.rle import run_lengths
+
+    height, width = size
+    if height < 1 or width < 1 or height * width > MAX_PIXELS:
+        raise ValueError(f"SIZE is {height} x {width}; allowed are 1 to {MAX_PIXELS} pixels")
+    for index, counts in enumerate(masks or ()):
+        try:
+            run_lengths(counts.encode(), height, width)
+        except ProtocolError as error:
+            raise ValueError(f"MASKS[{index}]: {error}") from error
 
 
 class _Json(BaseModel):
@@ -68,6 +84,7 @@ class Expected(_Json):
             raise ValueError(f"MASKS, CLASSES, SCORES, BOXES and KEYPOINTS must be of one length, got {lengths}")
         if self.masks is None and (self.boxes is None or self.scores is None):
             raise ValueError("an answer without MASKS has BOXES and SCORES")
+        _check_masks(self.size, self.masks)
         return self
 
 
@@ -90,6 +107,7 @@ class GoldenLabels(_Json):
             raise ValueError(
                 f"labels have MASKS or BOXES, each as many as CLASSES ({len(self.classes)}), got {lengths}"
             )
+        _check_masks(self.size, self.masks)
         return self
 
 
@@ -157,7 +175,7 @@ def record(answer: Answer, image_name: str, tolerance: GoldenTolerance | None = 
     outputs: dict[str, Any] = {name: _output(image_name, answer, name).tolist() for name in ("SIZE", "CLASSES")}
     outputs |= {name: answer[name].tolist() for name in ("SCORES", "BOXES", "KEYPOINTS") if name in answer}
     if "MASKS" in answer:
-        outputs["MASKS"] = [_text(mask) for mask in answer["MASKS"]]
+        outputs["MASKS"] = [_bytes(mask).decode("ascii") for mask in answer["MASKS"]]
     case = Case(image=image_name, tolerance=tolerance or GoldenTolerance(), expected=Expected.model_validate(outputs))
     # A tolerance of points means nothing without points.
     left_out = None if "KEYPOINTS" in answer else {"tolerance": {"point_px"}}
@@ -196,7 +214,7 @@ def with_columns(image: str, answer: Answer) -> Answer:
     if "SEGMENTS" not in answer:
         return answer
     try:
-        rows = json.loads(_text(answer["SEGMENTS"].item()))
+        rows = json.loads(_bytes(answer["SEGMENTS"].item()))
         columns = {
             "CLASSES": np.array([row["class"] for row in rows], np.int32),
             "SCORES": np.array([row["score"] for row in rows], np.float32),
@@ -304,9 +322,22 @@ def _mask_iou(actual: Sequence[str], expected: Sequence[str], size: tuple[int, i
 
 
 def _masks(case: Case, answer: Answer, count: int) -> list[str]:
-    masks = [_text(mask) for mask in _output(case.image, answer, "MASKS")]
+    masks = run_length_masks(case.image, answer, case.expected.size)
     if len(masks) != count:
         raise GoldenError(f"{case.image}: MASKS has {len(masks)} items; expected {count}, one each")
+    return [mask.decode("ascii") for mask in masks]
+
+
+def run_length_masks(image: str, answer: Answer, size: tuple[int, int]) -> tuple[bytes, ...]:
+    """Return an answer's MASKS as COCO's run lengths; raises `GoldenError` if one is no mask of this size."""
+    from segserve_common.rle import run_lengths
+
+    masks = tuple(_bytes(mask) for mask in _output(image, answer, "MASKS"))
+    try:
+        for mask in masks:
+            run_lengths(mask, *size)
+    except ProtocolError as error:
+        raise GoldenError(f"{image}: MASKS: {error}") from error
     return masks
 
 
@@ -324,5 +355,5 @@ def _require_finite(image: str, answer: Answer) -> None:
             raise GoldenError(f"{image}: {name} holds NaN or infinity; finite numbers are expected")
 
 
-def _text(mask: Any) -> str:
-    return mask.decode("ascii") if isinstance(mask, bytes) else str(mask)
+def _bytes(mask: Any) -> bytes:
+    return mask if isinstance(mask, bytes) else str(mask).encode()

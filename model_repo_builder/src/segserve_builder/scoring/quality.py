@@ -239,7 +239,9 @@ def _rle(size: tuple[int, int], counts: bytes) -> dict[str, Any]:
 
 
 def _nothing(size: tuple[int, int]) -> bytes:
-    counts: bytes = coco.encode(np.zeros(size, np.uint8, order="F"))["counts"]
+    height, width = size
+    (rle,) = coco.frPyObjects([{"size": [height, width], "counts": [height * width]}], height, width)
+    counts: bytes = rle["counts"]
     return counts
 
 

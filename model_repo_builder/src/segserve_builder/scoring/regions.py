@@ -128,7 +128,7 @@ def regions_of(image: GoldenImage, answer: golden.Answer, task: Task) -> Regions
     return Regions(
         image.labels.size,
         tuple(int(number) for number in columns["CLASSES"]),
-        tuple(bytes(mask) for mask in columns["MASKS"]) if "MASKS" in columns else None,
+        golden.run_length_masks(name, columns, image.labels.size) if "MASKS" in columns else None,
         columns["BOXES"].astype(np.float64).reshape(-1, 4) if "BOXES" in columns else None,
         columns["SCORES"].astype(np.float64) if scored else None,
         columns["KEYPOINTS"].astype(np.float64) if "KEYPOINTS" in columns else None,

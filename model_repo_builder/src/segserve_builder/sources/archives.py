@@ -10,6 +10,7 @@ import gzip
 import lzma
 import os
 import stat
+import struct
 import tarfile
 import tempfile
 import unicodedata
@@ -52,6 +53,8 @@ _BROKEN: Final = (
     gzip.BadGzipFile,
     EOFError,
     NotImplementedError,
+    UnicodeDecodeError,
+    struct.error,
 )
 
 
@@ -144,8 +147,11 @@ def _zip_entries(archive: zipfile.ZipFile, name: str) -> Iterator[tuple[str, zip
             raise UnsafeArtifactError(f"{name}: {info.filename!r} is a link or device; files and folders are allowed")
         if info.flag_bits & 1:
             raise UnsafeArtifactError(f"{name}: {info.filename!r} is encrypted; plain files are allowed")
-        path = names.check(info.orig_filename, is_folder=info.is_dir())
-        if not info.is_dir():
+        if info.header_offset < 0:  # zipfile computes it, and seeks there
+            raise ArtifactMissingError(f"{name} cannot be unpacked: {info.filename!r} begins before the archive")
+        is_folder = info.filename.endswith("/")  # `is_dir` fails for an empty name
+        path = names.check(info.orig_filename, is_folder=is_folder)
+        if not is_folder:
             yield path, info
 
 
