@@ -6,12 +6,13 @@ import base64
 import json
 
 from fakes.cluster_world import KEY, NAMESPACE, ClusterWorld, model_manifest
+from fakes.kube_faults import Faulty
 from fakes.pools import MINIMAL, pool_context
 from segserve_builder.agent.protocol import ModelReport, ModelState, ProofReport, TrialReport
 from segserve_builder.cluster.report_sender import MAX_LENGTH
 from segserve_builder.spec.model_spec import Golden
 from segserve_common.canonical import json_digest
-from segserve_common.kube.kinds import DEPLOYMENTS, POOLS, REVISIONS
+from segserve_common.kube.kinds import DEPLOYMENTS, PODS, POOLS, REVISIONS, ROLLOUTS
 from segserve_common.kube.names import reports_name
 from segserve_common.kube.shards import pack
 from segserve_operator.adapters.kube.objects import own_report_objects
@@ -111,3 +112,53 @@ async def test_the_records_of_a_models_revisions_are_as_few_as_its_roles_however
         assert len(world.kube.all(REVISIONS)) <= 4
     handled = world.status("coins").get("handledAnnotations", [])
     assert len(handled) <= 32
+
+
+async def test_a_first_start_lists_former_rollouts_once_however_many_models_there_are() -> None:
+    world = ClusterWorld()
+    calls = Faulty(world.kube)
+    world.api = calls
+    world.restart()
+    world.apply_pool()
+    for number in range(12):
+        world.apply(model_manifest(f"coins-{number}"))
+    await world.turns()
+
+    assert world.condition("coins-11", "Ready") == ("True", "Serving")
+    assert len([call for call in calls.calls if call.kind == ROLLOUTS and call.verb in ("list", "versions")]) == 1
+
+
+async def test_a_pool_at_rest_stays_as_it_is_however_much_time_passes() -> None:
+    world = ClusterWorld()
+    world.apply_pool()
+    world.apply(model_manifest("coins"))
+    world.apply(model_manifest("cells", rollout={"strategy": "canary", "gates": []}))
+    await world.turns()
+    assert (await world.passes.reconcile(KEY)).at_rest
+
+    before = world.kube.revision
+    for seconds in (60, 3600, 86_400, 30 * 86_400):
+        world.now_s += seconds
+        assert await world.run_pass() == 0
+    assert world.kube.revision == before
+
+
+async def test_a_pool_with_something_in_progress_is_not_at_rest() -> None:
+    world = ClusterWorld(verdicts={"3": "LoadFailed"})
+    world.apply_pool()
+    world.apply(model_manifest("coins"))
+    await world.turns()
+
+    world.apply(model_manifest("coins", "2"))
+    await world.turns()
+    assert world.status("coins")["roles"]["previous"]
+    assert not (await world.passes.reconcile(KEY)).at_rest, "the former revision is kept for an hour"
+
+    await world.turns(2, seconds_each=4000)
+    await world.turns()
+    assert (await world.passes.reconcile(KEY)).at_rest
+
+    world.bad_pods = {pod["metadata"]["name"]: "LoadFailed" for pod in world.kube.all(PODS, NAMESPACE)}
+    world.apply(model_manifest("coins", "3"))
+    await world.turns(3)
+    assert not (await world.passes.reconcile(KEY)).at_rest, "a revision that failed may be tried again"

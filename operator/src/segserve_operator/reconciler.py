@@ -143,7 +143,7 @@ class PoolReconciler:
         due_s += [max(failure.retry_s - now_s, MIN_DUE_S) for failure in cache.failures.values()]
         if cache.bundles.reading():
             due_s.append(BUNDLE_LOOK_S)
-        return ReconcileResult(writes, min(due_s))
+        return ReconcileResult(writes, min(due_s), at_rest=cache.rollout_cache.at_rest and not writes)
 
     def _begin(self, key: PoolKey) -> PoolCache:
         plans: dict[str, TrafficPlan] = {}

@@ -77,13 +77,15 @@ class RolloutCache:
     """The newest records of rollouts, by name. Losing it loses only the evidence since the last write.
 
     `written` is the sequence of the last decision in the store and the time of that write (Unix seconds), by name;
-    `watches` are the last hour of each model's SLO, `self_tests` the comparisons of stable with itself.
+    `watches` are the last hour of each model's SLO, `self_tests` the comparisons of stable with itself. `at_rest` tells
+    whether the last pass found nothing that becomes due as time passes.
     """
 
     records: dict[str, Record] = field(default_factory=dict)
     written: dict[str, tuple[int, float]] = field(default_factory=dict)
     watches: Mapping[str, SloWatch] = field(default_factory=dict)
     self_tests: Mapping[str, SelfTest] = field(default_factory=dict)
+    at_rest: bool = False
 
     def take(self, stored: Mapping[str, Record], now_s: float) -> None:
         """Adopt records from the store that are newer: at the start, or after another process was the leader."""
@@ -95,7 +97,7 @@ class RolloutCache:
 
     def keep(self, desired: DesiredState) -> None:
         """Keep the results of a pass, and drop records that no status names any more."""
-        self.watches, self.self_tests = desired.watches, desired.self_tests
+        self.watches, self.self_tests, self.at_rest = desired.watches, desired.self_tests, desired.at_rest
         states = (status.rollout for status in desired.statuses.values())
         named = {state.rollout for state in states if state is not None}
         self.records.update(desired.records)

@@ -15,6 +15,8 @@ from segserve_common.backoff import Backoff
 Key = TypeVar("Key", bound=Hashable)
 
 RESYNC_S: Final = 30.0
+REST_S: Final = 300.0
+"""Interval of passes over a key at rest, which an event or the audit ends at once."""
 PASS_TIMEOUT_S: Final = 120.0
 BACKOFF: Final = Backoff(first_s=0.1, longest_s=30.0, jitter=(0.7, 1.0))
 DEBOUNCE_S: Final = 0.02
@@ -28,10 +30,14 @@ log = logging.getLogger("segserve")
 
 @dataclass(frozen=True, slots=True)
 class ReconcileResult:
-    """Result of a pass: the number of writes, and the seconds until the next pass is due without an event."""
+    """Result of a pass: the number of writes, and the seconds until the next pass is due without an event.
+
+    `at_rest` tells whether nothing becomes due as time passes.
+    """
 
     writes: int
     due_s: float = RESYNC_S
+    at_rest: bool = False
 
 
 class Observer(Protocol):
@@ -90,7 +96,8 @@ class Worker(Generic[Key]):
                 retry_after_s = float(getattr(outcome, "retry_after_s", 0.0))
                 await asyncio.sleep(max(retry_after_s, BACKOFF.delay_s(failures)))
                 continue
-            failures, busy, wait_s = 0, (busy + 1 if outcome.writes else 0), min(outcome.due_s, RESYNC_S)
+            failures, busy = 0, (busy + 1 if outcome.writes else 0)
+            wait_s = min(outcome.due_s, REST_S if outcome.at_rest else RESYNC_S)
             if outcome.writes:
                 event.set()
             # A key that never settles is a bug of ours; limit what it costs the API server to a write in 5 s.

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+
+import pytest
 
 from segserve_operator.worker import ReconcileResult, Worker
 
@@ -130,3 +133,16 @@ async def test_a_pool_of_which_nothing_is_left_is_let_go() -> None:
         passes.wanted = False
         worker.enqueue("pool")
         await until(lambda: not worker._tasks)
+
+
+async def test_a_key_at_rest_is_not_looked_at_again_when_others_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("segserve_operator.worker.RESYNC_S", 0.05)
+    passes = PoolReconciler(answers=[ReconcileResult(writes=0, due_s=math.inf, at_rest=True)])
+    async with working(passes) as worker:
+        worker.enqueue("pool")
+        await until(lambda: len(passes.made) == 1)
+        await asyncio.sleep(0.2)
+        assert passes.made == ["pool"]
+
+        worker.enqueue("pool")
+        await until(lambda: len(passes.made) >= 3)

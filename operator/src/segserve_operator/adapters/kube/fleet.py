@@ -62,10 +62,18 @@ class FleetCache:
     last: dict[str, PodReport] = field(default_factory=dict)
     """The last report by the pod's uid, which stays valid if the ConfigMap is deleted until the pod writes it again."""
 
+    servers: dict[str, tuple[tuple[object, ...], ServerObserved]] = field(default_factory=dict)
+    """Each pod's server by uid, with the values that it was made from: its index of a thousand reports is made once."""
+
+    groups: dict[str, GroupObserved] = field(default_factory=dict)
+    """Each group as it was last, which indexes its servers' reports by revision."""
+
     def keep_only(self, assignments: Iterable[str], reports: Iterable[str], uids: Iterable[str]) -> None:
         """Remove the entries of all other texts and pods."""
-        for entries, used in ((self.assignments, assignments), (self.reports, reports), (self.last, uids)):
-            for key in entries.keys() - set(used):
+        present = set(uids)
+        caches = ((self.assignments, set(assignments)), (self.reports, set(reports)), (self.last, present))
+        for entries, used in (*caches, (self.servers, present)):
+            for key in entries.keys() - used:
                 del entries[key]
 
 
@@ -97,12 +105,12 @@ class ClusterFleet:
         used = [packed for of_group in reports.values() for packed in of_group.values()]
         uids = [pod["metadata"]["uid"] for group in members.values() for pod in group]
         self.decoded.keep_only(filter(None, map(content_of, maps)), used, uids)
-        return {
-            name: self._observe(
-                context, name, next(iter(deployments.get(name, ())), None), members.get(name, []), reports[name]
-            )
-            for name in names
-        }
+        former, self.decoded.groups = self.decoded.groups, {}
+        for name in names:
+            deployment = next(iter(deployments.get(name, ())), None)
+            group = self._observe(context, name, deployment, members.get(name, []), reports[name])
+            self.decoded.groups[name] = former[name] if former.get(name) == group else group
+        return dict(self.decoded.groups)
 
     def _observe(
         self,
@@ -166,14 +174,14 @@ class ClusterFleet:
         runs = pods.container_runs(pod, TRITON_CONTAINER) and not pods.is_cut_off(pod)
         ready = (report.server_ready or not report.is_read) and runs and not lost
         node = str(pod["spec"].get("nodeName") or "")
-        return ServerObserved(
-            pod["metadata"]["name"],
-            Endpoint(ip, HTTP_PORT, GRPC_PORT),
-            ready,
-            report.models,
-            node,
-            is_read=report.is_read,
-        )
+        metadata, endpoint = pod["metadata"], Endpoint(ip, HTTP_PORT, GRPC_PORT)
+        state = (endpoint, ready, report, node)
+        known = self.decoded.servers.get(metadata["uid"])
+        if known is not None and known[0] == state:
+            return known[1]
+        server = ServerObserved(metadata["name"], endpoint, ready, report.models, node, is_read=report.is_read)
+        self.decoded.servers[metadata["uid"]] = state, server
+        return server
 
     def _report(self, pod: Json, packed: str | None) -> PodReport:
         uid = pod["metadata"]["uid"]

@@ -73,26 +73,49 @@ class RoleNotes:
         self.cache.adopted |= {
             name for name, uid in ((model.name, uid) for uid, model in blank.items()) if not _owns(records[name], uid)
         } & names
+        unread = await self._read_rollouts(blank)
         return {
-            uid: await self._restored(uid, model, records[model.name], now_s) if uid in blank else model
+            uid: self._restored(uid, model, records[model.name], now_s, unread) if uid in blank else model
             for uid, model in models.items()
         }
 
-    async def _restored(
-        self, uid: str, model: ModelObserved, records: Mapping[str, Json], now_s: float
+    async def _read_rollouts(self, blank: Mapping[str, ModelObserved]) -> FailureReason | None:
+        """Read why the models' revisions were last rolled back, and return why some of that cannot be read.
+
+        However many models are new, as at the first start, their namespace's records are listed once.
+        """
+        keys = {(uid, each.wanted.assigned.revision): each.name for uid, each in blank.items() if each.wanted}
+        missing = {key: model for key, model in keys.items() if key not in self.cache.rolled_back}
+        if not missing:
+            return None
+        labels = {MODEL_LABEL: next(iter(missing.values()))} if len(missing) == 1 else {}
+        try:
+            versions = await self.api.versions(ROLLOUTS, self.key.namespace, labels)
+            # A record's name is the revision's, and the time of the start in hexadecimal digits.
+            latest = {name.rpartition("-")[0]: name for name in sorted(name for _, name in versions)}
+            for key in missing:
+                name = latest.get(key[1])
+                self.cache.rolled_back[key] = await self._rolled_back(name) if name is not None else None
+        except ApiError as error:
+            return FailureReason(RECORDS_UNREAD, f"records of former rollouts cannot be read: {error}")
+        return None
+
+    def _restored(
+        self,
+        uid: str,
+        model: ModelObserved,
+        records: Mapping[str, Json],
+        now_s: float,
+        unread: FailureReason | None,
     ) -> ModelObserved:
         read = {revision: note_of(record["metadata"]) for revision, record in records.items()}
         notes = {revision: self._moved(revision, note) for revision, note in read.items() if note is not None}
         rolled_back: FailureReason | None = None
         if model.wanted is not None:
             key = (uid, model.wanted.assigned.revision)
-            try:
-                if key not in self.cache.rolled_back:
-                    self.cache.rolled_back[key] = await self._rolled_back(model.name, key[1])
-            except ApiError as error:
+            if key not in self.cache.rolled_back:
                 # Without them the revision might be promoted that was rolled back.
-                problem = FailureReason(RECORDS_UNREAD, f"records of former rollouts cannot be read: {error}")
-                return replace(model, wanted=None, problem=problem)
+                return replace(model, wanted=None, problem=unread)
             rolled_back = self.cache.rolled_back[key]
         groups = self._groups()
         has_servers = any(note.role == "stable" and note.group in groups for note in notes.values())
@@ -101,16 +124,10 @@ class RoleNotes:
             log.info("%s/%s: its roles are those of the revisions' records", self.key.namespace, model.name)
         return restored
 
-    async def _rolled_back(self, model: str, revision: str) -> FailureReason | None:
-        """Return why the latest rollout of a revision was rolled back, None if it was not."""
-        labels, namespace = {MODEL_LABEL: model}, self.key.namespace
-        named = [name for _, name in await self.api.versions(ROLLOUTS, namespace, labels)]
-        # A record's name is the revision's, and the time of the start in hexadecimal digits.
-        own = [name for name in named if name.rpartition("-")[0] == revision]
-        if not own:
-            return None
+    async def _rolled_back(self, name: str) -> FailureReason | None:
+        """Return why a rollout was rolled back, None if it was not."""
         with suppress(NotFoundError):
-            metadata = (await self.api.get(ROLLOUTS, namespace, max(own)))["metadata"]
+            metadata = (await self.api.get(ROLLOUTS, self.key.namespace, name))["metadata"]
             if (metadata.get("labels") or {}).get(OUTCOME_LABEL) == ROLLED_BACK:
                 reason, _, message = (metadata.get("annotations") or {}).get(OUTCOME_ANNOTATION, "").partition(": ")
                 return FailureReason(reason if reason.isidentifier() else ROLLED_BACK, message or "it was rolled back")

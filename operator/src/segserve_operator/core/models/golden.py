@@ -58,7 +58,7 @@ def trial_of(revision: str, model: ModelObserved, world: Observed) -> TrialProgr
     golden, group = wanted.assigned.golden, _group_of(revision, model, world)
     if group is None:
         return TrialProgress(revision, golden, possible=False, servers=0, wanted=1)
-    reports = [report for server in group.servers if (report := server.report(revision)) is not None]
+    reports = [report for _, report in group.reports(revision).said]
     outcomes = [each.trial for each in reports if each.trial is not None and each.trial.golden == golden]
     passed = [outcome for outcome in outcomes if outcome.passed]
     refused = next((outcome for outcome in outcomes if outcome.reason), None)

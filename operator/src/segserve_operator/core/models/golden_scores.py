@@ -156,7 +156,7 @@ def _undecided_s(state: RolloutState, world: Observed) -> float:
 
 def _answers(who: str, revision: str, group: str, sha256: str, world: Observed) -> Answers:
     observed = world.groups.get(group)
-    reports = [report for server in observed.servers if (report := server.report(revision))] if observed else []
+    reports = [report for _, report in observed.reports(revision).said] if observed else []
     scores = (report.scores for report in reports)
     scored = tuple(score for score in scores if score is not None and score.golden_sha256 == sha256)
     if done := tuple(score for score in scored if score.images and _is_readable(score)):

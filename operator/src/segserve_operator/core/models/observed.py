@@ -5,9 +5,9 @@ It includes what a process keeps between passes: the SLO watch and the self-test
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Self
 
 from segserve_builder.agent.protocol import AssignedModel, Assignment, ModelReport, ModelState
 from segserve_operator.api.pool_update import Update
@@ -201,12 +201,14 @@ class ServerObserved:
     node: str = ""
     is_read: bool = True
     _by_revision: Mapping[str, ModelReport] = field(init=False, repr=False, compare=False)
+    _models: frozenset[str] = field(init=False, repr=False, compare=False)
     failing: frozenset[str] = field(init=False, repr=False, compare=False)
     """The revisions that the server says it cannot serve now."""
 
     def __post_init__(self) -> None:
         # Looked up many times for each of thousands of models, so indexed once.
         object.__setattr__(self, "_by_revision", {report.revision: report for report in self.reports})
+        object.__setattr__(self, "_models", frozenset(report.model for report in self.reports))
         failing = (report.revision for report in self.reports if report.state is ModelState.FAILED)
         object.__setattr__(self, "failing", frozenset(failing) if self.ready else frozenset())
 
@@ -218,6 +220,35 @@ class ServerObserved:
         """Tell whether the server serves exactly that revision."""
         report = self.report(revision)
         return report is not None and report.state is ModelState.READY
+
+    def holds(self, model: str) -> bool:
+        """Tell whether the server may still have any revision of a model, ready or not."""
+        return model in self._models
+
+
+@dataclass(frozen=True, slots=True)
+class RevisionReports:
+    """What the ready servers of a group say of one revision: all reports, and the servers that serve it or fail."""
+
+    said: tuple[tuple[ServerObserved, ModelReport], ...]
+    proved: tuple[ServerObserved, ...]
+    failed: tuple[ServerObserved, ...]
+
+    @classmethod
+    def of(cls, servers: Iterable[ServerObserved], revision: str) -> Self:
+        """Gather the servers' reports on a revision."""
+        reports = ((server, server.report(revision)) for server in servers)
+        said = tuple((server, report) for server, report in reports if report is not None)
+        return cls(
+            said,
+            tuple(server for server, report in said if report.state is ModelState.READY),
+            tuple(server for server, report in said if report.state is ModelState.FAILED),
+        )
+
+    def least(self, *, without_failed: bool = False) -> ModelReport | None:
+        """Return the report of the least advanced server; None if there is no report."""
+        reports = [each for _, each in self.said if not (without_failed and each.state is ModelState.FAILED)]
+        return min(reports, key=lambda report: _PROGRESS.index(report.state), default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,25 +270,26 @@ class GroupObserved:
     problem: FailureReason | None = None
     leaving: tuple[ServerObserved, ...] = ()
     replicas: int = 1
-    _held: frozenset[str] = field(init=False, repr=False, compare=False)
-    _proved: dict[str, tuple[ServerObserved, ...]] = field(init=False, repr=False, compare=False, default_factory=dict)
+    _assigned: frozenset[str] = field(init=False, repr=False, compare=False)
+    _reports: dict[str, RevisionReports] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        assigned_models = {assigned.model for assigned in self.assignment.models}
-        object.__setattr__(
-            self, "_held", assigned_models.union(r.model for server in self.servers for r in server.reports)
-        )
+        object.__setattr__(self, "_assigned", frozenset(assigned.model for assigned in self.assignment.models))
+
+    def reports(self, revision: str) -> RevisionReports:
+        """Return what the servers say of a revision; they are asked once, however often it is looked up."""
+        found = self._reports.get(revision)
+        if found is None:
+            found = self._reports[revision] = RevisionReports.of(self.servers, revision)
+        return found
 
     def report(self, revision: str) -> ModelReport | None:
         """Return the report of the server that is least advanced with a revision; None if there is no report."""
-        reports = [report for server in self.servers if (report := server.report(revision)) is not None]
-        return min(reports, key=lambda report: _PROGRESS.index(report.state), default=None)
+        return self.reports(revision).least()
 
     def proved(self, revision: str) -> tuple[ServerObserved, ...]:
         """Return the servers that serve exactly that revision."""
-        if revision not in self._proved:
-            self._proved[revision] = tuple(server for server in self.servers if server.proved(revision))
-        return self._proved[revision]
+        return self.reports(revision).proved
 
     def endpoints(self, revision: str) -> tuple[Endpoint, ...]:
         """Return the endpoints that serve a revision."""
@@ -270,11 +302,11 @@ class GroupObserved:
 
     def failed(self, revision: str) -> tuple[ServerObserved, ...]:
         """Return the servers that say that they cannot serve a revision now."""
-        return tuple(server for server in self.servers if revision in server.failing)
+        return self.reports(revision).failed
 
     def holds(self, model: str) -> bool:
         """Tell whether the group's servers may still have any revision of a model."""
-        return model in self._held
+        return model in self._assigned or any(server.holds(model) for server in self.servers)
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,7 +106,7 @@ def desired_state(world: Observed, unrecorded: frozenset[str] = frozenset()) -> 
 
 
 def _is_at_rest(world: Observed) -> bool:
-    """Tell whether the world has no deadlines, delays, windows and intervals: all that a pass looks at the clock for."""
+    """Tell whether the world has no deadlines, delays, windows or intervals, for which a pass looks at the clock."""
     pool = world.pool
     kept = pool.status.template if pool is not None and pool.status is not None else None
     if pool is None or pool.progress is not None or world.failures or world.read or world.check_results:

@@ -80,7 +80,7 @@ def blame(name: str, revision: str, world: Observed) -> FailureReason | None:
     group = world.groups.get(name)
     if group is None:
         return None
-    said = [report for server in group.servers if (report := server.report(revision)) is not None and _is_final(report)]
+    said = [report for _, report in group.reports(revision).said if _is_final(report)]
     reason = next((report for report in said if report.reason in SAME_EVERYWHERE), None)
     if reason is None and said and _is_out_of_reach(group, revision, len(said), world):
         repeated = next((report for report in said if report.attempts > 1), None)
@@ -107,11 +107,11 @@ def prevailing_report(name: str, revision: str, world: Observed) -> ModelReport 
         return None
     if suffices(name, revision, world):
         return group.proved(revision)[0].report(revision)
-    failed = group.failed(revision)
-    if failed and (group.proved(revision) or max(group.wanted, 1) - len(failed) >= needed(group, world)):
-        others = GroupObserved(group.name, tuple(server for server in group.servers if server not in failed))
-        return others.report(revision) or group.report(revision)
-    return group.report(revision)
+    reports = group.reports(revision)
+    failed = len(reports.failed)
+    if failed and (reports.proved or max(group.wanted, 1) - failed >= needed(group, world)):
+        return reports.least(without_failed=True) or reports.least()
+    return reports.least()
 
 
 def bad_servers(name: str, revision: str, world: Observed, *, or_all: bool = False) -> FailureReason | None:
