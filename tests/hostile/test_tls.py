@@ -25,8 +25,12 @@ from fakes.mounted_secret import MountedSecret, tls_secret
 from fakes.triton import StubTriton
 from fakes.waiting import HANG_S, eventually
 from segserve import AsyncClient, SegserveError, Tls, TlsError
+from segserve_operator.adapters.local import processes
+from segserve_operator.adapters.local.files import StateFolder
+from segserve_operator.adapters.local.gateway import PRIVATE_CERTIFICATE, LocalGateway
 from segserve_operator.adapters.traffic.envoy_tls import TlsSettings
 from segserve_operator.adapters.traffic.listener_certificates import ListenerCertificates
+from segserve_operator.api.triton_pool import Gateway
 
 pytestmark = [pytest.mark.platform, pytest.mark.core, pytest.mark.asyncio(loop_scope="module")]
 
@@ -306,3 +310,24 @@ async def test_an_envoy_that_starts_beside_a_broken_secret_serves_with_the_last_
 
     await eventually(lambda: answers(serving), "Envoy is back")
     assert await serving.shown() == former
+
+
+async def test_this_machines_gateway_has_a_certificate_of_its_own_authority(tmp_path: Path) -> None:
+    state = StateFolder(tmp_path / "state")
+    state.create()
+    tls = {"secretName": PRIVATE_CERTIFICATE}
+    gateway = LocalGateway(state, Gateway.model_validate({"port": free_ports(1)[0], "tls": tls}))
+
+    async def follows() -> bool:
+        return (await gateway.observe()).plan is not None
+
+    try:
+        await eventually(follows, "the gateway follows a plan")
+        with StubTriton("coins") as triton:
+            await gateway.apply(served(triton))
+            async with httpx.AsyncClient(verify=ssl.create_default_context(cafile=gateway.ca_file)) as client:
+                answer = await client.post(f"{gateway.url}{INFER}", content=b"image")
+    finally:
+        processes.end_marked_processes(state.root, grace_s=5)
+
+    assert (answer.status_code, answer.url.scheme) == (200, "https")

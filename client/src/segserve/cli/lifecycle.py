@@ -40,6 +40,7 @@ from segserve.platforms.waiting import Serving, readiness
 if TYPE_CHECKING:
     from segserve_operator.adapters.local.files import StateFolder
     from segserve_operator.adapters.local.runtime import RuntimeEnvironment
+    from segserve_operator.local_platform.supervisor import PlatformRecord
 
 START_S: Final = 30.0
 PORTS: Final = range(1, 65536)
@@ -51,6 +52,13 @@ def up(
     ] = None,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Return as soon as the models serve.")] = False,
     port: Annotated[int | None, typer.Option(help="Gateway port for HTTP and gRPC. Default: 8080.")] = None,
+    tls: Annotated[
+        bool | None,
+        typer.Option(
+            "--tls/--no-tls",
+            help="Whether the gateway speaks TLS, with a certificate of a private authority. Default: as before.",
+        ),
+    ] = None,
     timeout: Annotated[
         str,
         typer.Option(help="With --detach: timeout for the models, such as 90s or 2m; a plain number is in seconds."),
@@ -69,7 +77,7 @@ def up(
         raise typer.BadParameter("--forget is for the end of a foreground platform; with --detach, use `segserve down`")
     timeout_s = seconds(timeout)
     # Input is checked first: the installation may take minutes.
-    names = apply_files(files or [], port)
+    names = apply_files(files or [], port, tls=tls)
     install_runtime()
     state = local_store().state
     startup = Startup(names)
@@ -131,10 +139,10 @@ def install_runtime(kernels: Collection[str] | None = None) -> RuntimeEnvironmen
         return ensure_runtime(cache_folder(), progress, kernels)
 
 
-def apply_files(files: list[Path], port: int | None) -> list[str]:
-    """Store the resources of files and the gateway's port, and return the names of the models to wait for."""
+def apply_files(files: list[Path], port: int | None, *, tls: bool | None = None) -> list[str]:
+    """Store the resources of files, the gateway's port and TLS, and return the names of the models to wait for."""
     with needs("local"):
-        from segserve_operator.adapters.local.gateway import check_port
+        from segserve_operator.adapters.local.gateway import PRIVATE_CERTIFICATE, check_port
         from segserve_operator.local_platform.supervisor import read_platform
 
     store = local_store()
@@ -146,6 +154,8 @@ def apply_files(files: list[Path], port: int | None) -> list[str]:
         check_port(store.state, port or store.pool().spec.gateway.port)
     elif port is not None and not running.url.endswith(f":{port}"):
         raise CommandError(f"the platform runs at {running.url}; stop it with `segserve down` before changing --port")
+    elif tls is not None and running.url.startswith("https:") is not tls:
+        raise CommandError(f"the platform runs at {running.url}; stop it with `segserve down` before changing --tls")
     resources = read_files(files)
     check_kinds(resources)
     check_local_files(resources)
@@ -153,6 +163,8 @@ def apply_files(files: list[Path], port: int | None) -> list[str]:
         typer.echo(f"{written.title} {outcome}")
     if port is not None:
         store.set_gateway_port(port)
+    if tls is not None and (store.pool().spec.gateway.tls is None) is tls:
+        store.set_gateway_tls(PRIVATE_CERTIFICATE if tls else None)
     if not files:
         stored = [store.get(MODEL, name)["metadata"] for name in store.names(MODEL)]
         return [metadata["name"] for metadata in stored if "deletionTimestamp" not in metadata]
@@ -203,6 +215,7 @@ def _wait_for(startup: Startup, timeout_s: float, timeout: str) -> None:
                 time.sleep(POLL_S)
     record = read_platform(local_store().state)
     typer.echo(f"gateway: {record.url if record is not None else ''}  (HTTP and gRPC; stop it with `segserve down`)")
+    _show_authority(record)
 
 
 def show_until_interrupted(state: StateFolder) -> None:
@@ -214,6 +227,7 @@ def show_until_interrupted(state: StateFolder) -> None:
     record = read_platform(state)
     if not console.is_terminal:
         typer.echo(f"gateway: {record.url if record is not None else ''}  (HTTP and gRPC)")
+    _show_authority(record)
     with Live(console=console, auto_refresh=False, screen=False) if console.is_terminal else nullcontext() as live:
         while True:
             # The platform survives a dead supervisor: a new one takes over the running processes.
@@ -231,6 +245,11 @@ def show_until_interrupted(state: StateFolder) -> None:
                     _view(manifests, startup.waiting, record.url if record is not None else "..."), refresh=True
                 )
             time.sleep(POLL_S)
+
+
+def _show_authority(record: PlatformRecord | None) -> None:
+    if record is not None and record.ca_file:
+        typer.echo(f"clients trust it with: export SEGSERVE_URL={record.url} SEGSERVE_CA_FILE={record.ca_file}")
 
 
 def _view(manifests: Sequence[Json], starting: Container[str], url: str) -> Group:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import os
 import re
 import sys
 import threading
@@ -16,7 +17,9 @@ from typing import Annotated, Any, Final, get_type_hints
 
 import typer
 
+from segserve.calls.credentials import CA_VARIABLE
 from segserve.errors import GatewayUnreachableError, MissingExtraError, ModelNotFoundError, SegserveError
+from segserve.platforms.local import LocalPlatform
 from segserve.platforms.port import Cluster, Json, Local, Platform, PlatformRef
 from segserve.platforms.selection import default_platform_ref, open_platform
 from segserve.platforms.waiting import name_advice
@@ -203,7 +206,10 @@ def gateway(platform_options: PlatformOptions, model: str, url: str | None) -> A
     if url is not None:
         return nullcontext(url)
     try:
-        return selected_platform(platform_options).gateway(model)
+        platform = selected_platform(platform_options)
+        if isinstance(platform, LocalPlatform) and (ca_file := platform.ca_file()) is not None:
+            os.environ.setdefault(CA_VARIABLE, ca_file)
+        return platform.gateway(model)
     except MissingExtraError:
         if not is_local(platform_options):
             raise

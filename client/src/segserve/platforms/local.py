@@ -176,6 +176,11 @@ class LocalPlatform:
                 return
             time.sleep(POLL_S)
 
+    def ca_file(self) -> str | None:
+        """Return the file of the gateway's private authority; None if it has none, or is down."""
+        record = self._running()
+        return None if record is None else record.ca_file or None
+
     @contextmanager
     def gateway(self, model: str) -> Iterator[str | None]:
         """Yield the URL of the running platform; None if it is down, since the default URL may still respond."""

@@ -83,11 +83,7 @@ class Follower:
 
     async def one_pass(self) -> float:
         """Do what is due, and return the seconds until the next pass if no plan comes before."""
-        certificates = self._traffic.certificates
-        problem = certificates.refresh() if certificates is not None else None
-        if problem is not None and problem != self._certificate_problem:
-            _log.error("%s", problem)
-        self._certificate_problem = problem
+        self._certificate_problem = self._traffic.refresh_certificates()
         newest = self._newest
         if newest is None:
             return _PASS_S

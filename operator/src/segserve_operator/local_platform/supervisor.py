@@ -54,14 +54,16 @@ class PlatformError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class PlatformRecord:
-    """The supervisor's process, the URL for clients, whether this supervisor has written all statuses once, and its
-    version of segserve ("" for one from before versions were recorded).
+    """The supervisor's process, the URL for clients, whether this supervisor has written all statuses once, its
+    version of segserve ("" for one from before versions were recorded), and the file of the private authority ("" if
+    there is none).
     """
 
     process: processes.ProcessRecord
     url: str
     observed: bool
     version: str
+    ca_file: str = ""
 
 
 def read_platform(state: StateFolder) -> PlatformRecord | None:
@@ -70,7 +72,8 @@ def read_platform(state: StateFolder) -> PlatformRecord | None:
         record = json.loads(state.platform.read_text())
         process = processes.ProcessRecord(record["pid"], record["createTime"])
         if processes.is_alive(process):
-            return PlatformRecord(process, record["url"], record["observed"], record.get("version", ""))
+            later = (record.get("version", ""), record.get("caFile", ""))
+            return PlatformRecord(process, record["url"], record["observed"], *later)
     return None
 
 
@@ -127,6 +130,7 @@ class Supervisor:
             "url": self.gateway.url,
             "observed": observed,
             "version": version("segserve"),
+            "caFile": str(self.gateway.ca_file or ""),
         }
         write_private(self.state.platform, json.dumps(record))
 
@@ -208,7 +212,7 @@ def end(state: StateFolder, *, keep_models: bool = False) -> bool:
         sweep_shm(shm_prefix(state, group.name))
     sweep_step_environments()
     # Only what the platform created: users may keep other files in the state folder.
-    of_models = (state.objects, state.revisions, bundle_folder(state))
+    of_models = (state.objects, state.revisions, bundle_folder(state), state.tls)
     folders = [state.groups, state.gateway, *(() if keep_models else of_models)]
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)

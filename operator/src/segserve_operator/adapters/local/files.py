@@ -86,6 +86,11 @@ class StateFolder:
         return self.root / "gateway"
 
     @property
+    def tls(self) -> Path:
+        """The gateway's private authority, and the certificate that it issued."""
+        return self.root / "tls"
+
+    @property
     def platform(self) -> Path:
         """Record of the supervisor's process and the gateway's URL."""
         return self.root / "platform.json"

@@ -11,15 +11,19 @@ from typing import Final
 import psutil
 
 from segserve_operator.adapters.local import processes
-from segserve_operator.adapters.local.files import StateFolder
+from segserve_operator.adapters.local.certificates import ensure_certificate
+from segserve_operator.adapters.local.files import StateFolder, config_folder
 from segserve_operator.adapters.local.triton import LOOPBACK, is_port_free
 from segserve_operator.adapters.traffic.envoy import EnvoyTraffic
 from segserve_operator.adapters.traffic.envoy_admin import UNIX_SCHEME
 from segserve_operator.adapters.traffic.envoy_listener import EnvoySettings
+from segserve_operator.adapters.traffic.envoy_tls import TlsSettings
 from segserve_operator.api.triton_pool import Gateway as GatewaySpec
 from segserve_operator.core.rollout.counters import Sample
 from segserve_operator.core.traffic import TrafficPlan, TrafficState
 
+PRIVATE_CERTIFICATE: Final = "private-certificate"
+"""The `gateway.tls.secretName` for which this machine issues a certificate itself."""
 START_INTERVAL_S: Final = 1.0
 END_GRACE_S: Final = 5.0
 
@@ -34,6 +38,8 @@ class LocalGateway:
     def __init__(self, state: StateFolder, spec: GatewaySpec) -> None:
         self._state = state
         self._port = spec.port
+        self.ca_file = ensure_certificate(state.tls) if _is_private(spec) else None
+        """The authority of the gateway's own certificate; None without one."""
         self._started_s = 0.0
         self._internal = state.gateway / "internal.sock"
         settings = EnvoySettings(
@@ -41,6 +47,7 @@ class LocalGateway:
             port=spec.port,
             max_request_bytes=spec.max_request_bytes,
             internal_socket=str(self._internal),
+            tls=_tls(state, spec),
         )
         self._envoy = EnvoyTraffic(state.gateway, settings, timeout_s=spec.request_timeout_seconds)
 
@@ -51,6 +58,7 @@ class LocalGateway:
 
     async def observe(self) -> TrafficState:
         """Return the plan that Envoy follows and the requests in flight."""
+        self._envoy.refresh_certificates()
         self._keep_running()
         return await self._envoy.observe()
 
@@ -91,6 +99,23 @@ def check_port(state: StateFolder, port: int) -> None:
     """Raise `PortTakenError` if a process other than this platform's gateway listens on the port."""
     if not processes.is_alive(processes.read_record(_record(state))) and not is_port_free(port):
         raise PortTakenError(f"port {port} is in use{_owner(port)}; stop that process, or choose a port with --port")
+
+
+def _is_private(spec: GatewaySpec) -> bool:
+    return spec.tls is not None and spec.tls.secret_name == PRIVATE_CERTIFICATE
+
+
+def _tls(state: StateFolder, spec: GatewaySpec) -> TlsSettings | None:
+    """Return TLS with the certificate of a Secret of this machine's configuration, or of the private authority."""
+    if spec.tls is None:
+        return None
+    secrets = config_folder() / "secrets"
+    return TlsSettings(
+        certificate=state.tls if _is_private(spec) else secrets / spec.tls.secret_name,
+        min_version=spec.tls.min_version,
+        redirect_port=spec.tls.redirect_port,
+        public_port=spec.port,
+    )
 
 
 def _record(state: StateFolder) -> Path:

@@ -100,6 +100,15 @@ class LocalStore:
         manifest.pop("status", None)
         self.apply(parse(manifest, "--port"), manifest)
 
+    def set_gateway_tls(self, secret_name: str | None) -> None:
+        """Change the certificate of the pool's gateway, or do without TLS, from the next start of the platform."""
+        manifest = self.pool().to_dict()
+        manifest["spec"]["gateway"].pop("tls", None)
+        if secret_name is not None:
+            manifest["spec"]["gateway"]["tls"] = {"secretName": secret_name}
+        manifest.pop("status", None)
+        self.apply(parse(manifest, "--tls"), manifest)
+
     def delete(self, kind: str, name: str) -> None:
         """Mark a resource for deletion: it is removed once it is no longer served, a rollout's record at once."""
         path = self._folder(kind, name) / "spec.yaml"

@@ -63,6 +63,7 @@ class EnvoyTraffic:
         tls = self._settings.tls
         self.certificates = ListenerCertificates(tls, self._files.tls) if tls is not None else None
         """The certificates of the public listener; None without TLS."""
+        self._certificate_problem: str | None = None
         self._lock = asyncio.Lock()
         self._recorded: tuple[Versions, TrafficPlan] | None = None
         self._counting = asyncio.Lock()
@@ -98,9 +99,16 @@ class EnvoyTraffic:
             plan = recorded[1] if recorded is not None else TrafficPlan()
         bootstrap = render_bootstrap(self._settings, self._files, timeout_s=self._timeout_s)
         write_private(self._files.bootstrap, json.dumps(bootstrap, indent=1))
-        if self.certificates is not None and (problem := self.certificates.refresh()) is not None:
-            log.warning("%s", problem)
+        self.refresh_certificates()
         self._updater.write(plan)
+
+    def refresh_certificates(self) -> str | None:
+        """Give Envoy what has changed of its certificates; return what is wrong with them, which is logged once."""
+        problem = self.certificates.refresh() if self.certificates is not None else None
+        if problem is not None and problem != self._certificate_problem:
+            log.warning("%s", problem)
+        self._certificate_problem = problem
+        return problem
 
     @property
     def is_current(self) -> bool:
