@@ -12,7 +12,8 @@ from segserve.cli.errors import CommandError, needs
 from segserve.cli.image_files import images_in
 
 if TYPE_CHECKING:
-    from segserve_builder.export.networks import NetworkSource, Preparation
+    from segserve_builder.export.graph import Preparation
+    from segserve_builder.export.networks import NetworkSource
     from segserve_builder.export.writing import Accuracy, ExportResult
     from segserve_builder.families.base import Family
 
@@ -73,6 +74,7 @@ def export(
     """
     with needs("export"):
         from segserve_builder.export.networks import load
+        from segserve_builder.export.sandbox import HELD
         from segserve_builder.export.writing import ExportPlan, make
 
         loaded = load(source, weights)
@@ -89,6 +91,8 @@ def export(
         )
         label_files = {} if labels is None else {path.stem: path for path in labels.glob("*.png")}
         made = make(loaded.module, plan, images_in(images), label_files, output)
+    if loaded.sandboxed is not None:
+        typer.echo(f"{loaded.sandboxed} was read in a sandbox: {HELD}")
     for line in _summary(made, plan.classes, _write_resource(made, name, output)):
         typer.echo(line)
 
@@ -112,7 +116,7 @@ def _classes(loaded: NetworkSource, given: str | None) -> tuple[str, ...]:
 
 
 def _preparation(loaded: NetworkSource, mean: str | None, std: str | None, scale: float | None) -> Preparation:
-    from segserve_builder.export.networks import Preparation
+    from segserve_builder.export.graph import Preparation
 
     known = loaded.preparation or Preparation(1 / 255, (0.0,), (1.0,))
     return Preparation(

@@ -6,13 +6,13 @@ by class.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from segserve_builder.errors import ExportError
-from segserve_builder.export.networks import Preparation
 from segserve_builder.families.base import Family
 from segserve_builder.golden.judging import Answer
 from segserve_builder.steps.session import open_session
@@ -26,6 +26,16 @@ ALIASES: Final[Mapping[str, tuple[str, ...]]] = {"logits": ("logits", "out", "se
 """Keys under which networks that return a dict keep an output."""
 TOLERANCE: Final = 1e-3
 """Largest allowed difference between the file and the network, relative to the outputs' range."""
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """The preprocessing of a network: (pixel * scale - mean) / std, resized to `size` (height, width) if set."""
+
+    scale: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -75,7 +85,7 @@ def _picked(answer: Any, names: Sequence[str]) -> list[Any]:
     return list(answer[: len(names)])
 
 
-def write(network: Any, family: Family, shape: ExportShape, path: Path) -> None:
+def write(network: Any, family: Family, shape: ExportShape, output: BinaryIO) -> None:
     """Write the network as ONNX; raises `ExportError` if torch cannot express it."""
     import warnings
 
@@ -88,13 +98,17 @@ def write(network: Any, family: Family, shape: ExportShape, path: Path) -> None:
         for name in family.image_sized_outputs:
             axes[name] |= {2: f"{name}_height", 3: f"{name}_width"}
     example = torch.zeros(1, shape.channels, shape.height, shape.width, dtype=torch.uint8)
+    written = io.BytesIO()
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # tracing warns about constants; `largest_difference` checks what matters
+            if isinstance(network.network, torch.jit.ScriptModule):
+                # The exporter's own trace cannot call a scripted module; that of torch.jit can.
+                network = torch.jit.trace(network, (example,), check_trace=False)
             torch.onnx.export(
                 network,
                 (example,),
-                str(path),
+                written,
                 input_names=[INPUT],
                 output_names=list(family.output_names),
                 dynamic_axes=axes,
@@ -106,23 +120,32 @@ def write(network: Any, family: Family, shape: ExportShape, path: Path) -> None:
     except Exception as error:
         reason = " ".join(str(error).split())[:400]
         raise ExportError(f"torch cannot write this network as ONNX: {type(error).__name__}: {reason}") from error
+    output.write(written.getbuffer())
 
 
-def largest_difference(network: Any, path: Path, batches: Sequence[NDArray[Any]], *, batched: bool) -> float:
-    """Return the largest difference between the file's outputs and the network's, relative to the outputs' range.
+def answers(network: Any, batches: Iterable[NDArray[Any]]) -> Iterator[list[NDArray[Any]]]:
+    """Yield a folded network's outputs for each batch, uint8 (B, C, H, W) or (B, H, W, C) as its file takes them."""
+    import torch
 
-    `batches` are uint8 (B, C, H, W) or (B, H, W, C), as the file takes them. Raises `ExportError` if shapes differ or,
-    with `batched`, if the network does not return one answer per image.
+    for batch in batches:
+        with torch.no_grad():
+            yield [one.numpy() for one in network(torch.from_numpy(batch))]
+
+
+def largest_difference(
+    expected: Iterable[Sequence[NDArray[Any]]], path: Path, batches: Sequence[NDArray[Any]], *, batched: bool
+) -> float:
+    """Return the largest difference between the file's outputs and the expected ones, relative to the outputs' range.
+
+    `batches` are those whose outputs are `expected`. Raises `ExportError` if shapes differ or, with `batched`, if there
+    is not one answer per image.
     """
     import numpy as np
-    import torch
 
     session = open_session(path)
     worst = 0.0
-    for batch in batches:
-        with torch.no_grad():
-            expected = [one.numpy() for one in network(torch.from_numpy(batch))]
-        for theirs, ours in zip(expected, session.run(None, {INPUT: batch}), strict=True):
+    for batch, outputs in zip(batches, expected, strict=True):
+        for theirs, ours in zip(outputs, session.run(None, {INPUT: batch}), strict=True):
             if theirs.shape != ours.shape:
                 raise ExportError(f"the file returns shape {list(ours.shape)}, the network {list(theirs.shape)}")
             if batched and len(ours) != len(batch):

@@ -1,33 +1,35 @@
-"""Reads pickled weights in a process of their own, which has no network: `python -m segserve_builder.export.isolated`.
+"""What is done in the sandbox with files that may hold code: pickled weights are read, TorchScript is exported and run.
 
-`torch.load(weights_only=True)` builds nothing but tensors and plain containers; the process is for the day on which
-that turns out to be wrong.
+`torch.load(weights_only=True)` builds nothing but tensors and plain containers; the sandbox is for the day on which
+that turns out to be wrong. TorchScript is code, which runs as the file is loaded.
 """
 
 from __future__ import annotations
 
-import ctypes
-import os
-import subprocess
-import sys
 import tempfile
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from segserve_builder.errors import ExportError
+from segserve_builder.export import sandbox
 
-CLONE_NEWUSER: Final = 0x10000000
-CLONE_NEWNET: Final = 0x40000000
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from segserve_builder.export.graph import ExportShape, Preparation
+    from segserve_builder.families.base import Family
+
 NESTED: Final = ("state_dict", "model_state_dict", "model", "weights")
 """Keys under which training scripts keep the weights in a checkpoint."""
-TIMEOUT_S: Final = 600
 
 
 def load_weights(path: Path) -> dict[str, Any]:
     """Return the tensors of a checkpoint by name: a .safetensors file, or a pickle of tensors alone.
 
-    Raises `ExportError` if the file holds anything else.
+    Raises `ExportError` if the file holds anything else, `SandboxMissingError` if a pickle cannot be read safely here.
     """
     from safetensors.torch import load_file
 
@@ -35,12 +37,59 @@ def load_weights(path: Path) -> dict[str, Any]:
         return dict(load_file(path))
     with tempfile.TemporaryDirectory() as folder:
         plain = Path(folder) / "weights.safetensors"
-        command = [sys.executable, "-m", "segserve_builder.export.isolated", str(path.resolve()), str(plain)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
-        if done.returncode:
-            reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-            raise ExportError(f"{path.name} is not a file of weights alone: {reason}")
+        try:
+            _run(path, {"task": "weights"}, plain)
+        except sandbox.SandboxMissingError:
+            raise
+        except ExportError as error:
+            raise ExportError(f"{path.name} is not a file of weights alone: {error}") from None
         return dict(load_file(plain))
+
+
+@dataclass(frozen=True)
+class ScriptFile:
+    """A TorchScript file, which no process but the sandbox's loads."""
+
+    path: Path
+
+
+@dataclass(frozen=True)
+class ScriptNetwork:
+    """A TorchScript file with the preprocessing in front of it; see `folded`."""
+
+    path: Path
+    family: Family
+    preparation: Preparation
+
+    def write(self, shape: ExportShape, target: Path) -> None:
+        """Write it as ONNX; raises `ExportError` if the file is not TorchScript, or torch cannot express it."""
+        self._run({"task": "script", "shape": asdict(shape)}, target)
+
+    def answers(self, batches: Sequence[NDArray[Any]]) -> Iterator[list[NDArray[Any]]]:
+        """Yield the network's outputs for each batch, uint8 (B, C, H, W) or (B, H, W, C) as its file takes them."""
+        from safetensors.numpy import load_file, save_file
+
+        names = self.family.output_names
+        with tempfile.TemporaryDirectory() as folder:
+            inputs, outputs = Path(folder) / "inputs.safetensors", Path(folder) / "outputs.safetensors"
+            save_file({str(number): batch for number, batch in enumerate(batches)}, inputs)
+            self._run({"task": "answers", "inputs": str(inputs)}, outputs, inputs)
+            found = load_file(outputs)
+        for number in range(len(batches)):
+            yield [found[f"{number}/{name}"] for name in names]
+
+    def _run(self, options: Mapping[str, Any], output: Path, *inputs: Path) -> None:
+        told = {"family": self.family.name, "preparation": asdict(self.preparation), **options}
+        try:
+            _run(self.path, told, output, *inputs)
+        except sandbox.SandboxMissingError:
+            raise
+        except ExportError as error:
+            raise ExportError(f"{self.path.name}: {error}") from None
+
+
+def _run(source: Path, options: Mapping[str, Any], output: Path, *inputs: Path) -> None:
+    sandbox.run(sandbox.Task(__name__, source, options, inputs), output)
 
 
 def tensors_of(loaded: Any) -> Mapping[str, Any]:
@@ -58,25 +107,55 @@ def tensors_of(loaded: Any) -> Mapping[str, Any]:
     return {name.removeprefix("module."): value for name, value in tensors.items()}
 
 
-def _leave_the_network() -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(CLONE_NEWNET) and libc.unshare(CLONE_NEWUSER | CLONE_NEWNET):
-        raise OSError(ctypes.get_errno(), f"no network namespace: {os.strerror(ctypes.get_errno())}")
+def perform(source: Path, options: Mapping[str, Any], output: BinaryIO) -> None:
+    """Perform a task in the sandbox."""
+    if options["task"] == "weights":
+        _write_weights(source, output)
+        return
+    from segserve_builder.export.graph import ExportShape, Preparation, folded, write
+    from segserve_builder.families import FAMILIES
+
+    family = FAMILIES[options["family"]]
+    told = options["preparation"]
+    preparation = Preparation(told["scale"], tuple(told["mean"]), tuple(told["std"]))
+    network = folded(_script(source), family, preparation)
+    if options["task"] == "script":
+        write(network, family, ExportShape(**options["shape"]), output)
+    else:
+        _write_answers(network, family, Path(options["inputs"]), output)
 
 
-def _main(source: Path, target: Path) -> None:
-    # First: a process that has threads, as torch starts them, may not leave it unless it is root.
-    _leave_the_network()
+def _write_weights(source: Path, output: BinaryIO) -> None:
     import torch
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     loaded = torch.load(source, map_location="cpu", weights_only=True)
     # Tied weights share memory, which safetensors refuses.
-    save_file({name: value.detach().clone().contiguous() for name, value in tensors_of(loaded).items()}, target)
+    output.write(save({name: value.detach().clone().contiguous() for name, value in tensors_of(loaded).items()}))
 
 
-if __name__ == "__main__":
-    try:
-        _main(Path(sys.argv[1]), Path(sys.argv[2]))
-    except Exception as error:
-        sys.exit(f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
+def _script(source: Path) -> Any:
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript is deprecated, but files of it are common
+        try:
+            return torch.jit.load(source, map_location="cpu").eval()
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[-200:]
+            raise ExportError(
+                "it is not TorchScript that loads without files and network; weights alone need the code of their "
+                f"network: file.py:name with --weights {source.name} (... {reason})"
+            ) from None
+
+
+def _write_answers(network: Any, family: Family, inputs: Path, output: BinaryIO) -> None:
+    import torch
+    from safetensors.torch import load_file, save
+
+    tensors: dict[str, Any] = {}
+    with torch.no_grad():
+        for number, batch in load_file(inputs).items():
+            answers = zip(family.output_names, network(batch), strict=True)
+            tensors |= {f"{number}/{name}": answer.contiguous() for name, answer in answers}
+    output.write(save(tensors))

@@ -6,14 +6,14 @@ import importlib
 import json
 import runpy
 import sys
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from segserve_builder.errors import ExportError
-from segserve_builder.export.isolated import load_weights
+from segserve_builder.export.graph import Preparation
+from segserve_builder.export.isolated import ScriptFile, load_weights
 from segserve_builder.families import FAMILIES
 from segserve_builder.families.base import Family
 
@@ -21,23 +21,18 @@ SCRIPTS: Final = frozenset({".pt", ".pth", ".ts", ".torchscript"})
 
 
 @dataclass(frozen=True)
-class Preparation:
-    """The preprocessing of a network: (pixel * scale - mean) / std, resized to `size` (height, width) if set."""
-
-    scale: float
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    size: tuple[int, int] | None = None
-
-
-@dataclass(frozen=True)
 class NetworkSource:
-    """A network in evaluation mode, with what its source tells about it; None if it does not."""
+    """A network, with what its source tells about it; None if it does not.
+
+    `module` is a torch module in evaluation mode, or a file that only the sandbox loads; `sandboxed` is the name of the
+    file that is read, or was, in the sandbox.
+    """
 
     module: Any
     family: Family | None = None
     classes: tuple[str, ...] | None = None
     preparation: Preparation | None = None
+    sandboxed: str | None = None
 
 
 def load(source: str, weights: Path | None = None) -> NetworkSource:
@@ -51,9 +46,9 @@ def load(source: str, weights: Path | None = None) -> NetworkSource:
     if (path / "config.json").is_file():
         return _of_transformers(path)
     if path.is_file() and path.suffix in SCRIPTS:
-        return NetworkSource(_of_script(path))
+        return NetworkSource(ScriptFile(path), sandboxed=path.name)
     if ":" in source:
-        return NetworkSource(_of_code(source, weights))
+        return NetworkSource(_of_code(source, weights), sandboxed=_pickled(weights))
     raise ExportError(
         f"{source!r} is not a network; allowed are package.module:name, file.py:name, a TorchScript file "
         f"({', '.join(sorted(SCRIPTS))}) and a folder with transformers' config.json"
@@ -93,24 +88,15 @@ def _fill(module: Any, tensors: Mapping[str, Any], name: str) -> None:
         raise ExportError(f"the weights in {name} do not fit the network: {' '.join(lines)}") from error
 
 
-def _of_script(path: Path) -> Any:
-    import torch
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript is deprecated, but files of it are common
-            return torch.jit.load(path, map_location="cpu").eval()
-    except RuntimeError as error:
-        raise ExportError(
-            f"{path.name} is not TorchScript; weights alone need the code of their network: "
-            f"file.py:name with --weights {path.name}"
-        ) from error
+def _pickled(weights: Path | None) -> str | None:
+    return weights.name if weights is not None and weights.suffix != ".safetensors" else None
 
 
 def _of_transformers(folder: Path) -> NetworkSource:
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    # Code that comes with a checkpoint is never run, whatever its config.json says.
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     names = [name for name in config.architectures or () if family_of(name)]
     if not names:
         listed = ", ".join(config.architectures or ()) or "none"
@@ -118,14 +104,16 @@ def _of_transformers(folder: Path) -> NetworkSource:
         raise ExportError(f"{folder.name} is of architecture {listed}; allowed are {allowed}")
     kind = getattr(transformers, names[0])
     pickled = folder / "pytorch_model.bin"
-    if pickled.is_file() and not any(folder.glob("*.safetensors")):
+    is_pickled = pickled.is_file() and not any(folder.glob("*.safetensors"))
+    if is_pickled:
         module = kind.from_pretrained(None, config=config, state_dict=load_weights(pickled))
     else:
-        module = kind.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+        module = kind.from_pretrained(folder, local_files_only=True, use_safetensors=True, trust_remote_code=False)
     # Other implementations of attention are not exported as plain operators.
     module.set_attn_implementation("eager")
     classes = tuple(config.id2label[index] for index in sorted(config.id2label))
-    return NetworkSource(module.eval(), family_of(names[0]), classes, _preparation(folder))
+    sandboxed = pickled.name if is_pickled else None
+    return NetworkSource(module.eval(), family_of(names[0]), classes, _preparation(folder), sandboxed)
 
 
 def family_of(architecture: str) -> Family | None:

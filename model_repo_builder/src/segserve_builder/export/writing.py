@@ -14,6 +14,8 @@ from segserve_builder.errors import ExportError
 from segserve_builder.export.graph import (
     TOLERANCE,
     ExportShape,
+    Preparation,
+    answers,
     class_iou,
     folded,
     label_map,
@@ -23,7 +25,7 @@ from segserve_builder.export.graph import (
     to_int8,
     write,
 )
-from segserve_builder.export.networks import Preparation
+from segserve_builder.export.isolated import ScriptFile, ScriptNetwork
 from segserve_builder.families.base import CHANNELS, Family
 from segserve_builder.golden.judging import GOLDEN_FILE, GoldenTolerance, record
 from segserve_builder.sources import folder_digest
@@ -108,12 +110,14 @@ def make(
     """
     folder.mkdir(parents=True, exist_ok=True)
     target, full = folder / f"{plan.name}.onnx", folder / f"{plan.name}.fp32.onnx"
-    network = folded(module, plan.family, plan.preparation)
+    network = _network(module, plan)
     try:
-        write(network, plan.family, plan.shape, full)
+        _write(network, plan, full)
         original = _model(plan, full)
         batches = [original.network_input(image.read_bytes()).tensor for image in images]
-        difference = largest_difference(network, full, _with_pairs(batches, plan), batched=plan.family.batched)
+        tried = _with_pairs(batches, plan)
+        expected = network.answers(tried) if isinstance(network, ScriptNetwork) else answers(network, tried)
+        difference = largest_difference(expected, full, tried, batched=plan.family.batched)
         if difference > TOLERANCE:
             raise ExportError(
                 f"the file's outputs differ from the network's by {difference:.2g} of their range; "
@@ -126,6 +130,20 @@ def make(
     golden_sha256 = _write_golden(served, plan, images[:GOLDEN_IMAGES], folder / "golden")
     spec = plan.spec(_sha256(target), golden_sha256)
     return ExportResult(spec, difference, target.stat().st_size, accuracy)
+
+
+def _network(module: Any, plan: ExportPlan) -> Any:
+    if isinstance(module, ScriptFile):
+        return ScriptNetwork(module.path, plan.family, plan.preparation)
+    return folded(module, plan.family, plan.preparation)
+
+
+def _write(network: Any, plan: ExportPlan, path: Path) -> None:
+    if isinstance(network, ScriptNetwork):
+        network.write(plan.shape, path)
+        return
+    with path.open("wb") as output:
+        write(network, plan.family, plan.shape, output)
 
 
 def _with_pairs(batches: Sequence[NDArray[Any]], plan: ExportPlan) -> list[NDArray[Any]]:
