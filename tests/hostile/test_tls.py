@@ -327,7 +327,12 @@ async def test_this_machines_gateway_has_a_certificate_of_its_own_authority(tmp_
             await gateway.apply(served(triton))
             async with httpx.AsyncClient(verify=ssl.create_default_context(cafile=gateway.ca_file)) as client:
                 answer = await client.post(f"{gateway.url}{INFER}", content=b"image")
+            trusted = [
+                await is_trusted(AsyncClient(gateway.url, retries=0, tls=Tls(gateway.ca_file), transport=transport))
+                for transport in ("http", "grpc")
+            ]
     finally:
         processes.end_marked_processes(state.root, grace_s=5)
 
     assert (answer.status_code, answer.url.scheme) == (200, "https")
+    assert trusted == [True, True]

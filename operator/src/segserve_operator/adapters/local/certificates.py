@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Final
 
@@ -27,17 +27,14 @@ _AUTHORITY_TERM: Final = timedelta(days=3650)
 _TERM: Final = timedelta(days=397)
 _RENEWED_BEFORE: Final = timedelta(days=30)
 _CLOCK_DIFFERENCE: Final = timedelta(hours=1)
-# Who trusts the authority trusts it for the names of this machine alone, whoever gets its key.
 _NAMES: Final = [
     x509.DNSName("localhost"),
     x509.IPAddress(IPv4Address("127.0.0.1")),
     x509.IPAddress(IPv6Address("::1")),
 ]
-_PERMITTED: Final = [
-    x509.DNSName("localhost"),
-    x509.IPAddress(IPv4Network("127.0.0.0/8")),
-    x509.IPAddress(IPv6Network("::1/128")),
-]
+# Who trusts the authority trusts it for no other host's name, whoever gets its key. gRPC's TLS refuses an authority
+# that is constrained to addresses.
+_CONSTRAINT: Final = x509.NameConstraints(permitted_subtrees=[x509.DNSName("localhost")], excluded_subtrees=None)
 
 
 def ensure_certificate(folder: Path, now: datetime | None = None) -> Path:
@@ -78,7 +75,7 @@ def _write_authority(folder: Path, now: datetime) -> None:
         _builder(name, name, key, now, _AUTHORITY_TERM)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_usage(signs_certificates=True), critical=True)
-        .add_extension(x509.NameConstraints(permitted_subtrees=_PERMITTED, excluded_subtrees=None), critical=True)
+        .add_extension(_CONSTRAINT, critical=True)
         .sign(key, hashes.SHA256())
     )
     _write_key(folder / _AUTHORITY_KEY_FILE, key)
