@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from bench.ports import free_ports
 from fakes.waiting import HANG_S, eventually
 from segserve_operator.adapters.traffic.envoy import EnvoyTraffic
+from segserve_operator.adapters.traffic.envoy_auth import AuthSettings
 from segserve_operator.adapters.traffic.envoy_listener import EnvoySettings
 
 if TYPE_CHECKING:
@@ -100,11 +101,18 @@ class RunningGateway:
 
 @asynccontextmanager
 async def running_gateway(
-    folder: Path, *, timeout_s: float = 60.0, max_request_bytes: int = 2**21, tls: TlsSettings | None = None
+    folder: Path,
+    *,
+    timeout_s: float = 60.0,
+    max_request_bytes: int = 2**21,
+    tls: TlsSettings | None = None,
+    auth: AuthSettings | None = None,
 ) -> AsyncIterator[RunningGateway]:
     """Run Envoy on a free port, in `folder`."""
     port, internal_port = free_ports(2)
-    gateway = EnvoySettings(port=port, max_request_bytes=max_request_bytes, internal_port=internal_port, tls=tls)
+    gateway = EnvoySettings(
+        port=port, max_request_bytes=max_request_bytes, internal_port=internal_port, tls=tls, auth=auth
+    )
     running = RunningGateway(folder, EnvoyTraffic(folder, gateway, timeout_s=timeout_s), gateway)
     try:
         await running.start()

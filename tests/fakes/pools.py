@@ -95,6 +95,15 @@ spec:
     grpcHostnames: ["*.grpc.example.com"]
     port: 80
     tls: {secretName: masks-tls, minVersion: "1.3", redirectPort: 8080}
+    auth:
+      jwt:
+        - issuer: https://issuer.example.com
+          audiences: [masks]
+          jwks: {secretRef: {name: issuer, key: jwks.json}}
+          nameClaim: email
+      apiKeys: [{secretRef: {name: callers, key: htpasswd}}]
+      mtls: {caSecretRef: {name: callers-ca, key: ca.crt}}
+      anonymous: true
     maxRequestBytes: 1048576
     requestTimeoutSeconds: 10
     replicas: 3

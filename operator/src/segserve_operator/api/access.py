@@ -15,7 +15,7 @@ from segserve_operator.api.pod_template import SecretKey
 _SET: JsonDict = {"x-kubernetes-list-type": "set"}
 _WHOLE: JsonDict = {"x-kubernetes-list-type": "atomic"}
 _ONE_JWKS: Final = "exactly one of url, secretRef and inline must be set"
-_SOME_METHOD: Final = "at least one of jwt, apiKeys and clientCertificates must be set"
+_SOME_METHOD: Final = "at least one of jwt, apiKeys and mtls must be set"
 _ONE_RULE: Final = "exactly one of claim, keys, certificates and callers must be set"
 _VALUES: Final = "claim needs values; issuer and values are for claim"
 _PRINTABLE: Final = r"^[\x20-\x7e]+$"
@@ -25,6 +25,8 @@ KEY_NAME: Final = r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,62}"
 
 Printable = Annotated[str, Field(pattern=_PRINTABLE, min_length=1, max_length=512)]
 KeyName = Annotated[str, Field(pattern=f"^{KEY_NAME}$", max_length=63)]
+Values = Annotated[tuple[Printable, ...], Field(min_length=1, max_length=64), AfterValidator(check_distinct)]
+KeyNames = Annotated[tuple[KeyName, ...], Field(min_length=1, max_length=64), AfterValidator(check_distinct)]
 Claim = Annotated[str, Field(pattern=_CLAIM, min_length=1, max_length=253)]
 
 
@@ -95,6 +97,12 @@ class ApiKeys(ApiValue):
     )
 
 
+class Mtls(ApiValue):
+    """Client certificates, which callers present at the TLS listener."""
+
+    ca_secret_ref: SecretKey = Field(description="Authorities (PEM) that sign callers' certificates.")
+
+
 class Auth(ApiValue):
     """Who may call the gateway: a caller with any one of these credentials."""
 
@@ -103,8 +111,7 @@ class Auth(ApiValue):
             "x-kubernetes-validations": [
                 {
                     "rule": "(has(self.jwt) && size(self.jwt) > 0) || "
-                    "(has(self.apiKeys) && size(self.apiKeys) > 0) || "
-                    "(has(self.clientCertificates) && self.clientCertificates)",
+                    "(has(self.apiKeys) && size(self.apiKeys) > 0) || has(self.mtls)",
                     "message": _SOME_METHOD,
                 }
             ]
@@ -117,16 +124,20 @@ class Auth(ApiValue):
     api_keys: tuple[ApiKeys, ...] = Field(
         default=(), max_length=8, description="Secrets with API keys.", json_schema_extra=_WHOLE
     )
-    client_certificates: bool = Field(
-        default=False, description="Whether certificates name their callers; needs gateway.tls.clientCa."
-    )
+    mtls: Mtls | None = Field(default=None, description="Client certificates. They need gateway.tls.")
     anonymous: bool = Field(
         default=False, description="Whether callers without credentials may call, too. Wrong credentials are refused."
     )
 
+    def secrets(self) -> list[str]:
+        """Return the names of the Secrets with keys of issuers and callers; those of certificates belong to TLS."""
+        of_issuers = (ref for each in self.jwt for ref in (each.jwks.secret_ref, each.jwks.ca_secret_ref))
+        refs = (*of_issuers, *(each.secret_ref for each in self.api_keys))
+        return list(dict.fromkeys(ref.name for ref in refs if ref is not None))
+
     @model_validator(mode="after")
     def _check_methods(self) -> Self:
-        if not (self.jwt or self.api_keys or self.client_certificates):
+        if not (self.jwt or self.api_keys or self.mtls):
             raise _exactly(_SOME_METHOD)
         return self
 
@@ -155,25 +166,15 @@ class AccessRule(ApiValue):
         description="Claim of a token, a text or a list of texts. A dot leads into a nested claim, except in a name "
         "that is a URL.",
     )
-    values: Annotated[tuple[Printable, ...], AfterValidator(check_distinct)] | None = Field(
+    values: Values | None = Field(
         default=None,
-        min_length=1,
-        max_length=64,
         description="claim: values, of which the claim must be or contain one.",
         json_schema_extra=_SET,
     )
     issuer: Printable | None = Field(default=None, description="claim: issuer of the token. Default: any of the pool.")
-    keys: Annotated[tuple[KeyName, ...], AfterValidator(check_distinct)] | None = Field(
+    keys: KeyNames | None = Field(default=None, description="Names of callers with API keys.", json_schema_extra=_SET)
+    certificates: Values | None = Field(
         default=None,
-        min_length=1,
-        max_length=64,
-        description="Names of callers with API keys.",
-        json_schema_extra=_SET,
-    )
-    certificates: Annotated[tuple[Printable, ...], AfterValidator(check_distinct)] | None = Field(
-        default=None,
-        min_length=1,
-        max_length=64,
         description="Names in client certificates: the first URI, or else the first DNS name, or else the subject.",
         json_schema_extra=_SET,
     )

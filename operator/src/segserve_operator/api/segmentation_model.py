@@ -14,6 +14,7 @@ from segserve_builder.agent.protocol import AssignedModel
 from segserve_builder.families import FAMILIES
 from segserve_builder.spec.model_spec import Artifact, Golden, Input, ModelClass, Output, Runtime
 from segserve_builder.steps.pipeline import InferenceStep, Pipeline, PostprocessStep, PreprocessStep, SecondNetwork
+from segserve_operator.api.access import AccessRules
 from segserve_operator.api.checks import (
     check_class_ids,
     check_distinct,
@@ -128,6 +129,16 @@ class SegmentationModelSpec(ApiValue):
         json_schema_extra={"x-kubernetes-list-type": "set"},
     )
     keep_previous: Duration = Field(
+    access: AccessRules | None = Field(
+        default=None,
+        description="Callers who may use the model; to others it does not exist (404). Default: every caller that the "
+        "pool's gateway takes. A change applies at once, and makes no revision.",
+        json_schema_extra={"x-kubernetes-list-type": "atomic"},
+    )
+    limits: Limits | None = Field(
+        default=None,
+        description="How much callers may send. Default: no limit. A change applies at once, and makes no revision.",
+    )
         default=DEFAULT_KEEP_PREVIOUS,
         description="How long a replaced revision stays loaded, so that a rollback is immediate.",
         json_schema_extra={"default": format_duration(DEFAULT_KEEP_PREVIOUS)},

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
 
+from segserve_operator.api.access import Auth
 from segserve_operator.api.artifacts import Artifacts
 from segserve_operator.api.checks import check_distinct, located
 from segserve_operator.api.gateway_tls import GatewayTls
@@ -23,6 +24,7 @@ from segserve_operator.api.pod_template import (
     PullPolicy,
     Quantity,
     Resources,
+    SecretKey,
     Subdomain,
     Toleration,
     Variable,
@@ -36,6 +38,7 @@ _ONE_ADDRESS = "exactly one of url and secretRef must be set"
 _ROUTES_MESSAGE = "gatewayApi needs parentRefs, and hostnames or grpcHostnames"
 _HOSTNAMES_MESSAGE = "a host name is either of hostnames or of grpcHostnames"
 _REDIRECT_MESSAGE = "tls.redirectPort must be another port than port"
+_MTLS_MESSAGE = "auth.mtls needs tls: callers show their certificates there"
 _VERSION_MESSAGE = "an image needs a version, the Triton release that it contains, such as 26.04"
 
 
@@ -158,6 +161,10 @@ class Gateway(ApiValue):
                     "self.tls.redirectPort != (has(self.port) ? self.port : 8080)",
                     "message": _REDIRECT_MESSAGE,
                 },
+                {
+                    "rule": "!has(self.auth) || !has(self.auth.mtls) || has(self.tls)",
+                    "message": _MTLS_MESSAGE,
+                },
             ]
         }
     )
@@ -180,6 +187,9 @@ class Gateway(ApiValue):
         json_schema_extra=_SET,
     )
     port: int = Field(default=8080, ge=1, le=65535, description="Port for both HTTP and gRPC.")
+    auth: Auth | None = Field(
+        default=None, description="Who may call. Default: every caller, without credentials; keep the network private."
+    )
     tls: GatewayTls | None = Field(default=None, description="TLS for callers. Default: none.")
     max_request_bytes: int = Field(
         default=64 * 1024**2, ge=65_536, le=2**31 - 1, description="Largest request in bytes; larger ones get 413."
@@ -241,14 +251,9 @@ class Gateway(ApiValue):
             raise PydanticCustomError("spec", _HOSTNAMES_MESSAGE, {"at": ("grpcHostnames",)})
         if self.tls is not None and self.tls.redirect_port == self.port:
             raise PydanticCustomError("spec", _REDIRECT_MESSAGE, {"at": ("tls", "redirectPort")})
+        if self.auth is not None and self.auth.mtls is not None and self.tls is None:
+            raise PydanticCustomError("spec", _MTLS_MESSAGE, {"at": ("auth", "mtls")})
         return self
-
-
-class SecretKey(ApiValue):
-    """One value of a Secret in the pool's namespace."""
-
-    name: Subdomain = Field(description="Name of the Secret.")
-    key: str = Field(pattern=r"^[-._a-zA-Z0-9]+$", max_length=253, description="Key of the value in the Secret.")
 
 
 class Notification(ApiValue):

@@ -84,6 +84,7 @@ class Follower:
     async def one_pass(self) -> float:
         """Do what is due, and return the seconds until the next pass if no plan comes before."""
         self._certificate_problem = self._traffic.refresh_certificates()
+        self._traffic.refresh_credentials()
         newest = self._newest
         if newest is None:
             return _PASS_S

@@ -10,10 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
 from segserve_common.http.listening import any_address
-from segserve_common.kube.names import CERTIFICATE_FOLDER, INTERNAL_PORT, RUN_FOLDER, SYNC_PORT
+from segserve_common.kube.names import CERTIFICATE_FOLDER, INTERNAL_PORT, RUN_FOLDER, SECRETS_FOLDER, SYNC_PORT
 from segserve_operator.adapters.traffic.envoy import EnvoyTraffic
+from segserve_operator.adapters.traffic.envoy_auth import AuthSettings
 from segserve_operator.adapters.traffic.envoy_listener import EnvoySettings
 from segserve_operator.adapters.traffic.envoy_tls import TlsSettings
+from segserve_operator.api.access import Auth
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -67,6 +69,8 @@ class GatewaySettings(BaseModel):
     internal_port: _Port = INTERNAL_PORT
     sync_port: _Port = SYNC_PORT
     tls: TlsOptions | None = None
+    auth: Auth | None = None
+    secrets: Path = Path(SECRETS_FOLDER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,5 +110,6 @@ class Settings:
             internal_port=settings.internal_port,
             heap_bytes=settings.heap_bytes,
             tls=settings.tls.settings() if settings.tls is not None else None,
+            auth=AuthSettings(settings.auth, (settings.secrets,), self.folder / "auth") if settings.auth else None,
         )
         return EnvoyTraffic(self.folder, gateway, timeout_s=settings.request_timeout_seconds)

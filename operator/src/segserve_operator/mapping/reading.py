@@ -29,6 +29,8 @@ _PHASES: Final = frozenset(phase.value for phase in RolloutPhase)
 _ROLES: Final = ("roles", "roles.stable", "roles.candidate", "roles.previous")
 _WHOLE: Final = ("spec", "spec.replicas", "spec.server", "spec.gateway", "spec.artifacts")
 """What of a pool has no safe default: servers would end, or artifacts be refused."""
+_AUTH: Final = "spec.gateway.auth"
+"""Without a part of it callers might come in whom nobody meant to let in."""
 
 _OUTCOMES: Final = ("Pass", "Breach", "Undecided")
 
@@ -71,7 +73,7 @@ def read_pool(manifest: Mapping[str, Any], name: str) -> tuple[TritonPool, Failu
             known, left_out = read_tolerantly(TritonPool, plain)
         except ValidationError:
             raise error from None
-        if set(_WHOLE).intersection(left_out):
+        if set(_WHOLE).intersection(left_out) or any(f"{path}.".startswith(f"{_AUTH}.") for path in left_out):
             raise
         return known, FailureReason(UNKNOWN_FIELD, f"this release does not know {', '.join(left_out)}, and ignores it")
     assert isinstance(pool, TritonPool)

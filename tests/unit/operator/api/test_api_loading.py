@@ -140,7 +140,7 @@ def test_a_problem_says_where_it_is(coins_text: str) -> None:
         pytest.param(
             "pool: default",
             "extra: {}",
-            "24:3: spec: unknown field 'extra'; known: allowClassChanges, artifact, ",
+            "24:3: spec: unknown field 'extra'; known: access, allowClassChanges, artifact, ",
             id="unknown field",
         ),
         pytest.param("    uri: coins.onnx\n", "", "6:5: spec.artifact: field 'uri' is missing", id="missing field"),

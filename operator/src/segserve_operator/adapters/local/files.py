@@ -91,6 +91,11 @@ class StateFolder:
         return self.root / "tls"
 
     @property
+    def secrets(self) -> Path:
+        """Secrets that the platform made itself, such as the hash of `segserve up --auth key`, as `<name>/<key>`."""
+        return self.root / "secrets"
+
+    @property
     def platform(self) -> Path:
         """Record of the supervisor's process and the gateway's URL."""
         return self.root / "platform.json"

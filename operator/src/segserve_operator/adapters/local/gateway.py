@@ -16,6 +16,7 @@ from segserve_operator.adapters.local.files import StateFolder, config_folder
 from segserve_operator.adapters.local.triton import LOOPBACK, is_port_free
 from segserve_operator.adapters.traffic.envoy import EnvoyTraffic
 from segserve_operator.adapters.traffic.envoy_admin import UNIX_SCHEME
+from segserve_operator.adapters.traffic.envoy_auth import AuthSettings
 from segserve_operator.adapters.traffic.envoy_listener import EnvoySettings
 from segserve_operator.adapters.traffic.envoy_tls import TlsSettings
 from segserve_operator.api.triton_pool import Gateway as GatewaySpec
@@ -42,12 +43,14 @@ class LocalGateway:
         """The authority of the gateway's own certificate; None without one."""
         self._started_s = 0.0
         self._internal = state.gateway / "internal.sock"
+        secrets = (state.secrets, config_folder() / "secrets")
         settings = EnvoySettings(
             host=LOOPBACK,
             port=spec.port,
             max_request_bytes=spec.max_request_bytes,
             internal_socket=str(self._internal),
             tls=_tls(state, spec),
+            auth=AuthSettings(spec.auth, secrets, state.gateway / "auth") if spec.auth is not None else None,
         )
         self._envoy = EnvoyTraffic(state.gateway, settings, timeout_s=spec.request_timeout_seconds)
 
@@ -60,6 +63,7 @@ class LocalGateway:
         """Return the plan that Envoy follows and the requests in flight."""
         self._envoy.refresh_certificates()
         self._keep_running()
+        self._envoy.refresh_credentials()
         return await self._envoy.observe()
 
     async def apply(self, plan: TrafficPlan) -> None:

@@ -17,6 +17,7 @@ from segserve_operator.adapters.traffic.envoy_admin import (
     Versions,
     active_by_model,
 )
+from segserve_operator.adapters.traffic.envoy_auth import AuthFiles
 from segserve_operator.adapters.traffic.envoy_config import EnvoyFiles, command, render_bootstrap
 from segserve_operator.adapters.traffic.envoy_counts import CumulativeStats, Stats, counts_by_model
 from segserve_operator.adapters.traffic.envoy_files import read_plan
@@ -64,6 +65,11 @@ class EnvoyTraffic:
         self.certificates = ListenerCertificates(tls, self._files.tls) if tls is not None else None
         """The certificates of the public listener; None without TLS."""
         self._certificate_problem: str | None = None
+        auth = self._settings.auth
+        self.credentials = AuthFiles(auth) if auth is not None else None
+        """What callers' credentials are checked against; None without authentication."""
+        self._credential_problems: list[str] = []
+        self._bootstrap: object = None
         self._lock = asyncio.Lock()
         self._recorded: tuple[Versions, TrafficPlan] | None = None
         self._counting = asyncio.Lock()
@@ -100,7 +106,18 @@ class EnvoyTraffic:
         bootstrap = render_bootstrap(self._settings, self._files, timeout_s=self._timeout_s)
         write_private(self._files.bootstrap, json.dumps(bootstrap, indent=1))
         self.refresh_certificates()
+        self.refresh_credentials()
         self._updater.write(plan)
+
+    def refresh_credentials(self) -> None:
+        """Give Envoy what has changed in the Secrets with callers' credentials; what is wrong there is logged once."""
+        if self.credentials is None:
+            return
+        problems = self.credentials.refresh()
+        for problem in problems:
+            if problem not in self._credential_problems:
+                log.warning("%s", problem)
+        self._credential_problems = problems
 
     def refresh_certificates(self) -> str | None:
         """Give Envoy what has changed of its certificates; return what is wrong with them, which is logged once."""
@@ -112,13 +129,15 @@ class EnvoyTraffic:
 
     @property
     def is_current(self) -> bool:
-        """Whether the Envoy that was started last in this folder watches the files that this version writes."""
+        """Whether the Envoy that was started last in this folder listens as these settings and this version say."""
         try:
-            bootstrap = self._files.bootstrap.read_text()
-            has_tls = json.dumps(str(self._files.tls.certificate)) in bootstrap
-            return json.dumps(str(self._files.clusters)) in bootstrap and has_tls == (self._settings.tls is not None)
-        except FileNotFoundError:
+            started: object = json.loads(self._files.bootstrap.read_text())
+        except (FileNotFoundError, ValueError):
             return False
+        if self._bootstrap is None:
+            rendered = render_bootstrap(self._settings, self._files, timeout_s=self._timeout_s)
+            self._bootstrap = json.loads(json.dumps(rendered))
+        return started == self._bootstrap
 
     @property
     def has_plan(self) -> bool:

@@ -213,7 +213,7 @@ def refusals(settings: AuthSettings | None) -> list[Json]:
     takes = [
         *(["a token as `Authorization: Bearer`"] if spec.jwt else []),
         *(["an API key as `x-api-key`"] if spec.api_keys else []),
-        *(["a client certificate"] if spec.client_certificates else []),
+        *(["a client certificate"] if spec.mtls else []),
     ]
     missing = f"credentials are missing: this gateway takes {' or '.join(takes)}"
     wrong = "credentials are wrong: %LOCAL_REPLY_BODY%"
@@ -279,7 +279,7 @@ def _jwks_cluster(settings: AuthSettings, number: int, jwks: KeySet) -> Json:
 
 
 def _jwks_cluster_name(number: int) -> str:
-    return f"jwks-{number}"
+    return f"/{number}/jwks/http"  # as all names of clusters are: of no model
 
 
 def _tokens_config(settings: AuthSettings, problems: list[str]) -> Json:

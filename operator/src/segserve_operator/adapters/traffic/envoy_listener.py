@@ -7,6 +7,13 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Final
 
+from segserve_operator.adapters.traffic.envoy_auth import (
+    DENIED,
+    AuthSettings,
+    access_filters,
+    authentication_filters,
+    refusals,
+)
 from segserve_operator.adapters.traffic.envoy_clusters import TYPES, socket_address
 from segserve_operator.adapters.traffic.envoy_messages import Json
 from segserve_operator.adapters.traffic.envoy_routes import (
@@ -57,6 +64,7 @@ class EnvoySettings:
     internal_socket: str | None = None
     heap_bytes: int = 2 * 2**30
     tls: TlsSettings | None = None
+    auth: AuthSettings | None = None
 
     def __post_init__(self) -> None:
         if self.max_request_bytes not in _WINDOW:
@@ -134,15 +142,19 @@ def _connection_manager(settings: EnvoySettings, listener: _Listener) -> Json:
             "initial_connection_window_size": settings.max_request_bytes,
         },
         early_header_mutation_extensions=[_stripped_headers(keep_group=listener.internal)],
-        local_reply_config=render_local_replies(settings.max_request_bytes, internal=listener.internal),
+        local_reply_config=render_local_replies(
+            settings.max_request_bytes, internal=listener.internal, auth=None if listener.internal else settings.auth
+        ),
         http_filters=_http_filters(settings, listener),
     )
 
 
 def _http_filters(settings: EnvoySettings, listener: _Listener) -> list[Json]:
     """Return the HTTP filters in the order in which a request passes them."""
-    before: list[Json] = []  # who calls, and how much that caller may
-    after: list[Json] = []  # whether that caller may call this model, whose route is known by then
+    # Who calls, and how much that caller may.
+    before = [] if listener.internal else authentication_filters(settings.auth)
+    # Whether that caller may call this model, whose route is known by then.
+    after = [] if listener.internal else access_filters()
     public = [] if listener.internal else [_grpc_statuses()]
     sizes = [_rejected_body(settings), _bounded_body(settings)]
     model = [_name_extraction(), _lua("route_key.lua")]
@@ -256,7 +268,7 @@ def _extension(name: str, kind: str, **options: object) -> Json:
     return {"name": name, "typed_config": {"@type": f"{TYPES}.{kind}", **options}}
 
 
-def render_local_replies(max_request_bytes: int, *, internal: bool) -> Json:
+def render_local_replies(max_request_bytes: int, *, internal: bool, auth: AuthSettings | None = None) -> Json:
     """Return the mapping of Envoy's own responses; the first mapper whose filters all match applies."""
     grpc = _header("content-type", {"prefix": "application/grpc"})
     compressed = _header("grpc-encoding", {"safe_regex": {"regex": "gzip|deflate"}})
@@ -270,6 +282,8 @@ def render_local_replies(max_request_bytes: int, *, internal: bool) -> Json:
         unknown = (
             f"no model '%REQ({MODEL_HEADER})%' in a group '%REQ({GROUP_HEADER})%' ({GROUP_HEADER} names the group)"
         )
+    # A model that the caller may not use does not exist for him.
+    missing = {"or_filter": {"filters": [_status(404), _details(DENIED)]}}
     limit = f"the request is too large; at most {max_request_bytes} bytes are allowed"
     overflow = _details("upstream_reset_before_response_started{overflow")
     overload = "overloaded: more requests wait than spec.runtime.maxQueueSize allows"
@@ -278,14 +292,15 @@ def render_local_replies(max_request_bytes: int, *, internal: bool) -> Json:
     no_compression = "compressed gRPC messages are not supported: the model's name is read from the message"
     return {
         "mappers": [
-            _grpc_reply([_status(404), named, grpc], unknown, _NOT_FOUND),
+            *refusals(auth),
+            _grpc_reply([missing, named, grpc], unknown, _NOT_FOUND) | {"status_code": 404},
             _grpc_reply([_status(404), grpc], "no such method: %REQ(:PATH)%"),
             _grpc_reply([oversize, grpc], limit, _RESOURCE_EXHAUSTED),
             _grpc_reply([_status(400), grpc, compressed], no_compression, _UNIMPLEMENTED),
             _grpc_reply([_status(504), grpc], _BODY, _DEADLINE_EXCEEDED),
             _grpc_reply([overflow, grpc], overload),
             _grpc_reply([grpc], _BODY),
-            _http_reply([_status(404), named], unknown),
+            _http_reply([missing, named], unknown) | {"status_code": 404},
             _http_reply([_status(404)], "no such path: %REQ(:PATH)%"),
             _http_reply([oversize], limit) | {"status_code": 413},
             _http_reply([overflow], overload),

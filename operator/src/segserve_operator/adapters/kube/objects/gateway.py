@@ -35,7 +35,7 @@ from segserve_common.kube.names import (
     plan_name,
     reports_name,
 )
-from segserve_operator.adapters.kube.objects import gateway_tls, pods
+from segserve_operator.adapters.kube.objects import gateway_auth, gateway_tls, pods
 from segserve_operator.adapters.kube.objects.access import access_objects
 from segserve_operator.adapters.kube.objects.config_maps import gateway_reports
 from segserve_operator.adapters.kube.objects.context import gateway_selector, meta, rendered, stamped
@@ -117,6 +117,7 @@ def _template(context: PoolContext) -> Json:
         volumes=[
             *(pods.folder("run"), pods.folder("tmp"), pods.token_volume()),
             *gateway_tls.volumes(context),
+            *gateway_auth.volumes(context),
         ],
     )
     annotations = {**gateway.pod_annotations, "kubectl.kubernetes.io/default-container": ENVOY_CONTAINER}
@@ -171,6 +172,7 @@ def _sync_container(context: PoolContext, name: str, task: str) -> V1Container:
         "workers": gateway.workers,
         **_heap(gateway.resources),
         **gateway_tls.options(context),
+        **gateway_auth.options(context),
     }
     return V1Container(
         name=name,
@@ -193,6 +195,7 @@ def _sync_container(context: PoolContext, name: str, task: str) -> V1Container:
             V1VolumeMount(name="tmp", mount_path=pods.TMP_FOLDER),
             pods.token_mount(),
             *gateway_tls.sync_mounts(context),
+            *gateway_auth.sync_mounts(context),
         ],
     )
 

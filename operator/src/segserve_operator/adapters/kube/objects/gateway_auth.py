@@ -1,0 +1,50 @@
+"""What authentication adds to a gateway's pods: mounted Secrets, which the sidecar reads; Envoy has none of them."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+from kubernetes.aio.client import V1SecretVolumeSource, V1Volume, V1VolumeMount
+
+from segserve_common.kube.names import SECRETS_FOLDER
+
+if TYPE_CHECKING:
+    from segserve_operator.adapters.kube.objects.context import PoolContext
+
+
+def volumes(context: PoolContext) -> list[V1Volume]:
+    """Return the volumes of the Secrets with callers' credentials."""
+    # The group of the volumes may read them; without one, who reads them is not known before the pod runs.
+    mode = 0o440 if context.defaults.pod_user is not None else 0o444
+    return [
+        # Optional: without the Secret the pod runs, and takes none of its credentials.
+        V1Volume(name=_volume(name), secret=V1SecretVolumeSource(secret_name=name, optional=True, default_mode=mode))
+        for name in _secrets(context)
+    ]
+
+
+def sync_mounts(context: PoolContext) -> list[V1VolumeMount]:
+    """Return the mounts of the sidecar's container, each in a folder of the Secret's name."""
+    return [
+        V1VolumeMount(name=_volume(name), mount_path=f"{SECRETS_FOLDER}/{name}", read_only=True)
+        for name in _secrets(context)
+    ]
+
+
+def options(context: PoolContext) -> dict[str, Any]:
+    """Return the sidecar's settings."""
+    auth = context.spec.gateway.auth
+    if auth is None:
+        return {}
+    return {"auth": auth.model_dump(mode="json", by_alias=True, exclude_defaults=True)}
+
+
+def _secrets(context: PoolContext) -> list[str]:
+    auth = context.spec.gateway.auth
+    return [] if auth is None else auth.secrets()
+
+
+def _volume(name: str) -> str:
+    """Return a name for a volume; names of Secrets may be too long for one, and may have dots."""
+    return f"auth-{hashlib.sha256(name.encode()).hexdigest()[:10]}"
