@@ -128,17 +128,13 @@ class SegmentationModelSpec(ApiValue):
         description="What is public besides the model; network is the bare network, as <name>.network.",
         json_schema_extra={"x-kubernetes-list-type": "set"},
     )
-    keep_previous: Duration = Field(
     access: AccessRules | None = Field(
         default=None,
         description="Callers who may use the model; to others it does not exist (404). Default: every caller that the "
         "pool's gateway takes. A change applies at once, and makes no revision.",
         json_schema_extra={"x-kubernetes-list-type": "atomic"},
     )
-    limits: Limits | None = Field(
-        default=None,
-        description="How much callers may send. Default: no limit. A change applies at once, and makes no revision.",
-    )
+    keep_previous: Duration = Field(
         default=DEFAULT_KEEP_PREVIOUS,
         description="How long a replaced revision stays loaded, so that a rollback is immediate.",
         json_schema_extra={"default": format_duration(DEFAULT_KEEP_PREVIOUS)},
