@@ -79,8 +79,8 @@ def test_health_metadata_and_inference_are_open_to_all(pod: ServerPod) -> None:
     stranger.close()
 
 
-def test_only_its_user_can_read_the_word(pod: ServerPod) -> None:
-    assert stat.S_IMODE((pod.folder / "secret").stat().st_mode) == 0o600
+def test_only_its_user_and_the_group_of_its_agent_can_read_the_word(pod: ServerPod) -> None:
+    assert stat.S_IMODE((pod.folder / "secret").stat().st_mode) == 0o440
 
 
 def test_the_server_listens_on_loopback_unless_its_image_says_otherwise(pod: ServerPod) -> None:

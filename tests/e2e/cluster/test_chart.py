@@ -69,38 +69,6 @@ def other_group(cluster: Cluster, tmp_path: Path) -> Iterator[tuple[Path, str]]:
     cluster.kubectl("delete", "crd", f"tritonpools.{group}", f"segmentationmodels.{group}", "--ignore-not-found")
 
 
-def test_what_serves_outlives_an_uninstalled_operator_and_is_found_by_the_next(
-    cluster: Cluster, namespace: str, helm: Helm, values: dict[str, Any], tmp_path: Path
-) -> None:
-    def install() -> None:
-        helm("install", "segserve", CHART, "-n", namespace, "-f", _written(values, tmp_path), "--wait")
-
-    def servers() -> list[tuple[str, int]]:
-        pods = cluster.get(namespace, "pods", labels="app.kubernetes.io/component=server")
-        return [(pod["metadata"]["uid"], sum(_restarts(pod))) for pod in pods]
-
-    install()
-    cluster.apply(namespace, EXAMPLE)
-    for name in MODELS:
-        cluster.wait_condition(namespace, "segm", name, "Ready")
-    told = helm("test", "segserve", "-n", namespace, "--logs")
-    assert f"http://segserve-default.{namespace}.svc:8080/v2/health/ready: ok" in told
-    serving = servers()
-
-    helm("uninstall", "segserve", "-n", namespace, "--wait")
-    assert cluster.get(namespace, "tpool", "default")
-    assert servers() == serving
-
-    install()
-    cluster.kubectl("-n", namespace, "delete", "segm", MODELS[-1], f"--timeout={HANG_S:g}s")
-    assert servers() == serving
-
-    cluster.kubectl("-n", namespace, "delete", "segm,tpool", "--all", f"--timeout={HANG_S:g}s")
-    made = ("-n", namespace, "get", MADE, "-l", "app.kubernetes.io/managed-by=segserve", "-o", "name")
-    cluster.wait("nothing of the pool is left", lambda: not cluster.kubectl(*made).strip())
-    helm("uninstall", "segserve", "-n", namespace)
-
-
 def test_definitions_and_pool_follow_the_release_and_stay_when_it_goes(
     cluster: Cluster,
     namespace: str,
@@ -183,6 +151,26 @@ def test_a_release_whose_values_lack_groups_is_upgraded_and_rolled_back_with_wha
     helm("rollback", "segserve", "1", "-n", namespace)
     assert deployment() == installed
     helm("uninstall", "segserve", "-n", namespace)
+
+
+def test_a_namespace_is_deleted_with_its_models_and_pools_where_the_operator_has_the_right_to_let_them_go(
+    cluster: Cluster, namespace: str, helm: Helm, values: dict[str, Any], tmp_path: Path
+) -> None:
+    """Kubernetes deletes the operator's Role with the rest, in no certain order."""
+    with cluster.namespace("leaving") as leaving:
+        told = values | {"watchNamespaces": [leaving], "rbac": {"namespaceDeletion": True}, "pool": {"create": False}}
+        helm("install", "segserve", CHART, "-n", namespace, "-f", _written(told, tmp_path), "--wait")
+        pool = {"apiVersion": "segserve.dev/v1alpha1", "kind": "TritonPool", "metadata": {"name": "default"}}
+        nowhere = {"nodeSelector": {"segserve.test/node": "none"}}
+        cluster.apply(leaving, {**pool, "spec": {"server": nowhere, "gateway": nowhere}}, EXAMPLE)
+
+        def guarded() -> bool:
+            found = [*cluster.get(leaving, "segm"), *cluster.get(leaving, "tpool")]
+            return len(found) == len(MODELS) + 1 and all(item["metadata"].get("finalizers") for item in found)
+
+        cluster.wait("finalizers", guarded)
+        cluster.kubectl("delete", "namespace", leaving, f"--timeout={HANG_S:g}s")
+        helm("uninstall", "segserve", "-n", namespace)
 
 
 def _written(values: dict[str, Any], folder: Path) -> Path:

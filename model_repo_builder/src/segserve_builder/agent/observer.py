@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
-from segserve_builder.agent.processes import StepProcesses
+from segserve_builder.agent.processes import ProcessWatch
 from segserve_builder.agent.server import Repository, TritonError, TritonServer, TritonUnreachableError
 from segserve_builder.agent.state import READY, AgentState, Ensemble, RepairStep, ServerSnapshot
 
@@ -18,7 +18,7 @@ UNANSWERED_GRACE_S: Final = 10.0
 class ServerObserver:
     """Takes the agent's snapshots. Not safe for use from several threads."""
 
-    def __init__(self, server: TritonServer, repository: Repository, processes: StepProcesses | None) -> None:
+    def __init__(self, server: TritonServer, repository: Repository, processes: ProcessWatch | None) -> None:
         self._server = server
         self._repository = repository
         self._processes = processes

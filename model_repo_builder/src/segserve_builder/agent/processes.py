@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import psutil
 
@@ -16,6 +16,23 @@ from segserve_builder.agent.state import StepDeath
 
 _STUB: Final = "triton_python_backend_stub"
 _ENDED: Final = frozenset({psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD})
+
+
+class ProcessWatch(Protocol):
+    """Liveness of a server and of its steps' processes, wherever they run."""
+
+    @property
+    def deaths(self) -> Mapping[str, StepDeath]:
+        """The last death of each step whose end could be read."""
+        ...
+
+    def server_runs(self) -> bool | None:
+        """Tell whether the server runs; None if that is not known."""
+        ...
+
+    def short_of(self, needed: Mapping[str, int]) -> frozenset[str]:
+        """Return the steps with fewer live processes than `needed` says; none if that is not known."""
+        ...
 
 
 class StepProcesses:

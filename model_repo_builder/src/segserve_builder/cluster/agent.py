@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Final
 
 from segserve_builder.agent.loop import Agent
 from segserve_builder.agent.observer import ServerObserver
-from segserve_builder.agent.processes import StepProcesses, resident_bytes
 from segserve_builder.agent.runner import ActionRunner
 from segserve_builder.agent.server import Repository, TritonServer
 from segserve_builder.cluster import secret
@@ -19,6 +18,7 @@ from segserve_builder.cluster.agent_metrics import AgentMetrics
 from segserve_builder.cluster.assignment import AssignmentInbox
 from segserve_builder.cluster.config_map_watch import ConfigMap, ConfigMapWatch
 from segserve_builder.cluster.probe_server import ProbeResponse, ProbeServer, probe_response
+from segserve_builder.cluster.process_link import LinkedProcesses
 from segserve_builder.cluster.report_sender import ReportSender
 from segserve_builder.cluster.settings import AgentSettings
 from segserve_common.kube.client import KubeClient, connect
@@ -65,15 +65,14 @@ class Pod:
         repository = Repository(folder.repository)
         sources = (settings.target, settings.artifact_base, settings.access)
         runner = ActionRunner(server, repository, settings.cache, folder.log, *sources)
-        observer = ServerObserver(server, repository, StepProcesses(folder.record))
-        self.agent = Agent(folder.root, runner, observer, self._report)
+        processes = LinkedProcesses(folder.root)
+        observer = ServerObserver(server, repository, processes)
+        self.agent = Agent(settings.own_folder, runner, observer, self._report)
         self._sender = ReportSender(client, reports_name(pool, group), settings.pod, report_name(settings.pod))
         names = [assignment_name(pool, group, shard) for shard in range(SHARDS)]
-        self._inbox = AssignmentInbox(names, folder.root / "assignment.json", self._reject)
+        self._inbox = AssignmentInbox(names, settings.own_folder / "assignment.json", self._reject)
         self._watch = ConfigMapWatch(client, names, self._take)
-        metrics = AgentMetrics(
-            lambda: self.agent.health, self._watch.contact_age_s, lambda: resident_bytes(folder.record)
-        )
+        metrics = AgentMetrics(lambda: self.agent.health, self._watch.contact_age_s, processes.resident_bytes)
         handlers = {"/live": self._live, "/ready": self._ready, "/metrics": metrics.answer}
         self.probes = ProbeServer(settings.probe_port, handlers)
 

@@ -86,7 +86,10 @@ class TritonSettings:
 
 @dataclass(frozen=True, slots=True)
 class AgentSettings:
-    """Settings of an agent: its pod, its group, its server."""
+    """Settings of an agent: its pod, its group, its server.
+
+    `folder` is shared with Triton's container; in `own_folder` is what Triton must not change.
+    """
 
     namespace: str
     pod: str
@@ -94,6 +97,7 @@ class AgentSettings:
     pool: str
     group: str
     folder: PodFolder
+    own_folder: Path
     cache: Path
     ports: Ports
     probe_port: int
@@ -111,6 +115,7 @@ class AgentSettings:
             pool=_required(environment, "SEGSERVE_POOL"),
             group=_required(environment, "SEGSERVE_GROUP"),
             folder=_folder(environment),
+            own_folder=Path(environment.get("SEGSERVE_AGENT_FOLDER") or _folder(environment).root),
             cache=Path(environment.get("SEGSERVE_CACHE_FOLDER") or CACHE_FOLDER),
             ports=_ports(environment),
             probe_port=int(environment.get("SEGSERVE_AGENT_PORT") or AGENT_PORT),

@@ -15,6 +15,7 @@ import psutil
 
 from segserve_builder.cluster import secret
 from segserve_builder.cluster.bounded_log import BoundedLog
+from segserve_builder.cluster.process_link import LauncherLink
 from segserve_builder.cluster.settings import TritonSettings
 from segserve_builder.memory import STEP_LIMIT_VARIABLE, step_limit_bytes
 from segserve_builder.render.tritonserver import SILENT, STEP_ENVIRONMENT, server_arguments, sweep_shm
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 PAUSE_AFTER_CRASH_S: Final = 3.0
 _HTTP_LIMIT_SINCE: Final = (25, 7)
 _READ_BYTES: Final = 64 * 1024
+_SHARED_MODE: Final = 0o775
+"""Of the repository: the agent is another user of the same group."""
 
 
 def main() -> None:
@@ -78,6 +81,8 @@ class Launcher:
             signal.signal(number, self._forward)
         folder = self._settings.folder
         folder.repository.mkdir(parents=True, exist_ok=True)
+        with suppress(PermissionError):  # it is the agent's, who came first
+            folder.repository.chmod(_SHARED_MODE)
         if folder.record.exists():
             # Gateways still route to the crashed server: an empty one would answer their requests with errors.
             self._ending.wait(PAUSE_AFTER_CRASH_S)
@@ -101,9 +106,11 @@ class Launcher:
         if self._ending.is_set():
             server.terminate()  # the signal came just before there was a server
         _write_record(folder.record, server.pid)
+        link = LauncherLink(folder.root, folder.record)
         tee = threading.Thread(target=_tee, args=(server.stdout, log), name="log", daemon=True)
         tee.start()
         code = _wait_for(server)
+        link.close()
         tee.join(1.0)  # a step that outlives its server keeps the pipe open
         return code
 

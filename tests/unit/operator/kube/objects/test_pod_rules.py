@@ -44,12 +44,13 @@ def test_the_restricted_profile_of_pod_security_allows_it(template: dict[str, An
     assert not {"hostNetwork", "hostPID", "hostIPC"} & set(spec)
     allowed = {"emptyDir", "projected", "persistentVolumeClaim", "secret"}
     assert all(set(volume) - {"name"} <= allowed for volume in spec["volumes"])
-    for container in containers(template).values():
+    for name, container in containers(template).items():
         security = container["securityContext"]
         assert security["allowPrivilegeEscalation"] is False
         assert security["capabilities"] == {"drop": ["ALL"]}
         assert security["readOnlyRootFilesystem"] is True
-        assert "runAsUser" not in security
+        own = {"triton": spec["securityContext"]["runAsUser"] + 1}
+        assert security.get("runAsUser") == own.get(name)
         assert not any("hostPort" in port for port in container.get("ports", []))
 
 
@@ -174,6 +175,24 @@ def test_defaults_are_of_what_a_pool_says_nothing_of(resources: dict[str, Any], 
     assert found["triton"]["resources"]["requests"] == requests
 
 
+@pytest.mark.parametrize(
+    ("resources", "limits"),
+    [
+        (None, {"memory": "4Gi"}),
+        ({"limits": {"cpu": "1"}}, {"cpu": "1", "memory": "4Gi"}),
+        ({"requests": {"memory": "8Gi"}}, None),
+        ({"limits": {"memory": "512Mi"}}, {"memory": "512Mi"}),
+    ],
+    ids=["nothing", "another limit", "a request", "a limit"],
+)
+def test_an_agent_has_a_limit_of_memory_unless_the_pool_says_what_it_needs(
+    resources: dict[str, Any] | None, limits: dict[str, str] | None
+) -> None:
+    found = containers(templates(pool_context(MINIMAL, server={"agentResources": resources}))["server"])
+
+    assert found["agent"]["resources"].get("limits") == limits
+
+
 @pytest.mark.parametrize("component", ["server", "gateway"])
 def test_a_spread_without_a_selector_is_of_the_pods_own_group(component: str) -> None:
     constraint = {"maxSkew": 1, "topologyKey": "rack", "whenUnsatisfiable": "DoNotSchedule", "matchLabelKeys": ["a"]}
@@ -212,6 +231,7 @@ def test_the_cluster_can_choose_the_user_of_every_pod(component: str) -> None:
     spec = templates(with_defaults(pool_context(FULL), pod_user=None))[component]["spec"]
 
     assert spec["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    assert not [own for own in spec["containers"] if {"runAsUser", "runAsGroup"} & own["securityContext"].keys()]
     modes = {volume["secret"]["defaultMode"] for volume in spec["volumes"] if "secret" in volume}
     assert modes == {0o444}
 

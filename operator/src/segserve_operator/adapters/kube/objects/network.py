@@ -47,7 +47,7 @@ def server_policy(context: PoolContext, group: str) -> Json:
     """Return the V1NetworkPolicy of a group: only the pool's gateway may send it requests."""
     gateway = V1NetworkPolicyPeer(pod_selector=V1LabelSelector(match_labels=gateway_selector(context)))
     rules = [_rule(_INFERENCE_PORTS, gateway), _rule((METRICS_PORT, AGENT_PORT), _CLUSTER)]
-    egress = context.defaults.egress and context.defaults.egress.of_servers()
+    egress = None if context.defaults.egress is None else context.defaults.egress.of_servers()
     return _policy(context, object_name(context.pool, group), server_selector(context, group), rules, egress)
 
 
@@ -60,7 +60,8 @@ def gateway_policy(context: PoolContext, *listen_ports: int) -> Json:
     rules = [_rule(listen_ports), _rule((INTERNAL_PORT,), operator), _rule((SYNC_PORT,), _CLUSTER)]
     name = object_name(context.pool, "gateway")
     servers = {POOL_LABEL: context.pool, COMPONENT_LABEL: SERVER}
-    egress = context.defaults.egress and context.defaults.egress.of_gateways(servers, _INFERENCE_PORTS)
+    allowed = context.defaults.egress
+    egress = None if allowed is None else allowed.of_gateways(servers, _INFERENCE_PORTS)
     return _policy(context, name, gateway_selector(context), rules, egress)
 
 

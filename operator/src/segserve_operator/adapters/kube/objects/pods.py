@@ -66,9 +66,13 @@ def pod_security(user: int | None) -> V1PodSecurityContext:
     )
 
 
-def container_security() -> V1SecurityContext:
-    """Return the security context of the `restricted` profile, with a read-only root file system."""
+def container_security(user: int | None = None) -> V1SecurityContext:
+    """Return the security context of the `restricted` profile, with a read-only root file system.
+
+    Without a user of its own, the container's processes run as the pod's.
+    """
     return V1SecurityContext(
+        run_as_user=user,
         allow_privilege_escalation=False,
         capabilities=V1Capabilities(drop=["ALL"]),
         read_only_root_filesystem=True,
@@ -137,12 +141,15 @@ def folder(name: str, size: str | None = None, *, memory: bool = False) -> V1Vol
     return V1Volume(name=name, empty_dir=V1EmptyDirVolumeSource(size_limit=size, medium="Memory" if memory else None))
 
 
-def requirements(resources: api.Resources, requests: Mapping[str, str]) -> V1ResourceRequirements:
-    """Return a container's resources, with default `requests` of what has neither a request nor a limit."""
+def requirements(
+    resources: api.Resources, requests: Mapping[str, str], limits: Mapping[str, str] | None = None
+) -> V1ResourceRequirements:
+    """Return a container's resources, with default `requests` and `limits` of what the pool says nothing of."""
     given = {**dict(resources.limits), **dict(resources.requests)}
     missing = {name: amount for name, amount in requests.items() if name not in given}
+    most = {name: amount for name, amount in (limits or {}).items() if name not in given}
     return V1ResourceRequirements(
-        limits=dict(resources.limits) or None,
+        limits={**dict(resources.limits), **most} or None,
         requests={**dict(resources.requests), **missing} or None,
     )
 

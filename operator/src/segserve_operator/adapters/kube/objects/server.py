@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 
 _TRITON_REQUESTS: Final = {"cpu": "100m", "memory": "1Gi", "ephemeral-storage": "1Gi"}
 _AGENT_REQUESTS: Final = {"cpu": "50m", "memory": "256Mi", "ephemeral-storage": "1Gi"}
+_AGENT_LIMITS: Final = {"memory": "4Gi"}
+"""Of an agent that the pool says nothing of: a network of 2 GiB, the largest that ONNX knows, is parsed in it."""
+_AGENT_FOLDER: Final = "/run/segserve-agent"
 _GRACE_S: Final = 5
 """Part of the grace period beside the drain and Triton's exit timeout: start of the hook, end of the steps."""
 _START_S: Final = 1800
@@ -70,7 +73,6 @@ def server_template(context: PoolContext, group: str = "") -> Json:
         service_account_name=object_name(context.pool, group) if group else None,
         automount_service_account_token=False,
         enable_service_links=False,
-        share_process_namespace=True,
         termination_grace_period_seconds=server.drain_seconds + server.exit_timeout_seconds + _GRACE_S,
         security_context=pods.pod_security(context.defaults.pod_user),
         image_pull_secrets=pods.pull_secrets(server.image_pull_secrets, context.defaults.image_pull_secrets),
@@ -110,7 +112,8 @@ def _triton(context: PoolContext, group: str) -> V1Container:
             V1ContainerPort(name="metrics", container_port=METRICS_PORT, protocol="TCP"),
         ],
         resources=pods.requirements(server.resources, _TRITON_REQUESTS),
-        security_context=pods.container_security(),
+        # Who breaks into Triton is not the user whose credentials the agent has.
+        security_context=pods.container_security(_triton_user(context)),
         startup_probe=pods.http_probe(live, HTTP_PORT, period_s=1, timeout_s=2, failures=_START_S),
         # A restart loses all loaded models, so it takes half a minute without an answer.
         liveness_probe=pods.http_probe(live, HTTP_PORT, period_s=5, timeout_s=5, failures=6),
@@ -138,13 +141,14 @@ def _agent(context: PoolContext, group: str) -> V1Container:
             {
                 **_common(context, group),
                 "SEGSERVE_ARTIFACT_BASE": artifacts.base_of(context),
+                "SEGSERVE_AGENT_FOLDER": _AGENT_FOLDER,
                 **context.defaults.logging.variables(),
                 ACCESS_VARIABLE: artifacts.access_of(context).model_dump_json(by_alias=True, exclude_defaults=True),
                 **_own(server),
             }
         ),
         ports=[V1ContainerPort(name="agent", container_port=AGENT_PORT, protocol="TCP")],
-        resources=pods.requirements(server.agent_resources or Resources(), _AGENT_REQUESTS),
+        resources=pods.requirements(server.agent_resources or Resources(), _AGENT_REQUESTS, _AGENT_LIMITS),
         security_context=pods.container_security(),
         startup_probe=pods.http_probe("/live", AGENT_PORT, period_s=1, timeout_s=2, failures=300),
         liveness_probe=pods.http_probe("/live", AGENT_PORT, period_s=5, timeout_s=5, failures=6),
@@ -153,11 +157,18 @@ def _agent(context: PoolContext, group: str) -> V1Container:
         volume_mounts=[
             V1VolumeMount(name="run", mount_path=RUN_FOLDER),
             V1VolumeMount(name="cache", mount_path=CACHE_FOLDER),
-            V1VolumeMount(name="tmp", mount_path=pods.TMP_FOLDER),
+            V1VolumeMount(name="agent-run", mount_path=_AGENT_FOLDER),
+            V1VolumeMount(name="agent-tmp", mount_path=pods.TMP_FOLDER),
             pods.token_mount(),
             *artifacts.mounts(context.spec.artifacts),
         ],
     )
+
+
+def _triton_user(context: PoolContext) -> int | None:
+    """Return the user of Triton beside the pod's, who is the agent's; None if the cluster chooses one for both."""
+    # The agent keeps the pod's: caches that outlive a pod have files of that user.
+    return context.defaults.pod_user + 1 if context.defaults.pod_user is not None else None
 
 
 def _common(context: PoolContext, group: str) -> dict[str, str | None]:
@@ -179,6 +190,8 @@ def _volumes(server: Server) -> list[V1Volume]:
         _cache(server),
         pods.folder("shm", server.shared_memory, memory=True),
         pods.folder("tmp"),
+        pods.folder("agent-run"),
+        pods.folder("agent-tmp"),
         pods.token_volume(),
     ]
 

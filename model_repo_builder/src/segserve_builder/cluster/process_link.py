@@ -1,0 +1,130 @@
+"""What the agent's container knows of Triton's processes, which it cannot see: it asks the launcher beside them.
+
+They share the pod's network alone, so the launcher listens on an abstract socket, whose name follows from the folder
+that both have. Whoever else could ask learns which steps run, and nothing can be changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import socket
+import threading
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
+
+from segserve_builder.agent.processes import StepProcesses, resident_bytes
+from segserve_builder.agent.state import StepDeath
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+_MAX_MESSAGE_BYTES: Final = 8 * 2**20
+"""A question names the steps of all models: 10,000 of them take 1 MiB."""
+_ANSWER_S: Final = 5.0
+
+
+class LauncherLink:
+    """The launcher's end: answers questions about the processes that `record` names, until it is closed."""
+
+    def __init__(self, folder: Path, record: Path) -> None:
+        self._record = record
+        self._processes = StepProcesses(record)
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.bind(_address(folder))
+        self._listener.listen()
+        threading.Thread(target=self._serve, name="process link", daemon=True).start()
+
+    def close(self) -> None:
+        """Refuse further questions, as the end of the process does."""
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            # A question that cannot be read or answered is the asker's trouble.
+            with connection, suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+                connection.settimeout(_ANSWER_S)
+                _send(connection, self._answer(_receive(connection)))
+
+    def _answer(self, question: Mapping[str, Any]) -> dict[str, Any]:
+        if question.get("memory"):
+            return {"residentBytes": resident_bytes(self._record)}
+        needed = {str(step): int(count) for step, count in question["needed"].items()}
+        short = sorted(self._processes.short_of(needed)) if needed else []
+        deaths = {step: [death.at_s, death.cause] for step, death in self._processes.deaths.items()}
+        return {"serverRuns": self._processes.server_runs(), "short": short, "deaths": deaths}
+
+
+class LinkedProcesses:
+    """The agent's end, used like `StepProcesses`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._address = _address(folder)
+        self.deaths: dict[str, StepDeath] = {}
+        """The last death of each step whose end could be read."""
+
+    def server_runs(self) -> bool | None:
+        """Tell whether the server runs: False without a launcher, None if the launcher does not answer in time."""
+        try:
+            runs: bool | None = self._ask({"needed": {}})["serverRuns"]
+        except ConnectionRefusedError:
+            return False
+        except (OSError, ValueError, KeyError):
+            return None
+        return runs
+
+    def short_of(self, needed: Mapping[str, int]) -> frozenset[str]:
+        """Return the steps with fewer live processes than `needed` says; none if the launcher does not answer."""
+        try:
+            answer = self._ask({"needed": dict(needed)})
+            deaths = {str(step): StepDeath(float(at_s), str(cause)) for step, (at_s, cause) in answer["deaths"].items()}
+            short = frozenset(map(str, answer["short"])) & needed.keys()
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return frozenset()
+        self.deaths |= {step: death for step, death in deaths.items() if step in needed}
+        return short
+
+    def resident_bytes(self) -> float | None:
+        """Return the memory of the server and its steps in bytes, None if it is not known."""
+        try:
+            found = self._ask({"memory": True})["residentBytes"]
+            return None if found is None else float(found)
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def _ask(self, question: Mapping[str, Any]) -> dict[str, Any]:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(_ANSWER_S)
+            connection.connect(self._address)
+            _send(connection, question)
+            answer = _receive(connection)
+        if not isinstance(answer, dict):
+            raise ValueError("the launcher's answer is not an object")
+        return answer
+
+
+def _address(folder: Path) -> str:
+    return "\0segserve-processes-" + hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:32]
+
+
+def _send(connection: socket.socket, message: Mapping[str, Any]) -> None:
+    connection.sendall(json.dumps(message).encode() + b"\n")
+
+
+def _receive(connection: socket.socket) -> Any:
+    """Return the JSON value of a line; ValueError if it is none, or longer than `_MAX_MESSAGE_BYTES`."""
+    with connection.makefile("rb") as stream:
+        line = stream.readline(_MAX_MESSAGE_BYTES)
+    if not line.endswith(b"\n"):
+        raise ValueError("a message is cut off, or too long")
+    try:
+        return json.loads(line)
+    except RecursionError as error:
+        raise ValueError("a message is too deep") from error
