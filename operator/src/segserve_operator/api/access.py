@@ -129,6 +129,11 @@ class Auth(ApiValue):
         default=False, description="Whether callers without credentials may call, too. Wrong credentials are refused."
     )
 
+    @property
+    def client_certificates(self) -> Literal["required", "optional"]:
+        """Whether a caller without a certificate may even connect: if there are other ways to say who calls."""
+        return "optional" if self.jwt or self.api_keys or self.anonymous else "required"
+
     def secrets(self) -> list[str]:
         """Return the names of the Secrets with keys of issuers and callers; those of certificates belong to TLS."""
         of_issuers = (ref for each in self.jwt for ref in (each.jwks.secret_ref, each.jwks.ca_secret_ref))

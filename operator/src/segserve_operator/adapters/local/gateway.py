@@ -113,9 +113,11 @@ def _tls(state: StateFolder, spec: GatewaySpec) -> TlsSettings | None:
     """Return TLS with the certificate of a Secret of this machine's configuration, or of the private authority."""
     if spec.tls is None:
         return None
-    secrets = config_folder() / "secrets"
+    secrets, mtls = config_folder() / "secrets", spec.auth.mtls if spec.auth is not None else None
     return TlsSettings(
         certificate=state.tls if _is_private(spec) else secrets / spec.tls.secret_name,
+        client_ca=secrets / mtls.ca_secret_ref.name / mtls.ca_secret_ref.key if mtls is not None else None,
+        client_certificates=spec.auth.client_certificates if spec.auth is not None else "optional",
         min_version=spec.tls.min_version,
         redirect_port=spec.tls.redirect_port,
         public_port=spec.port,

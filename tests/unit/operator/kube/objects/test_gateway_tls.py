@@ -13,6 +13,8 @@ from segserve_operator.api.errors import SpecError
 
 TLS: dict[str, Any] = {"port": 443, "tls": {"secretName": "masks-tls", "redirectPort": 80}}
 
+KEYS = {"name": "keys", "key": "keys"}
+
 
 def objects(**gateway: Any) -> dict[str, dict[str, Any]]:
     return {each["kind"]: each for each in gateway_objects(pool_context(MINIMAL, gateway=gateway))}
@@ -64,6 +66,22 @@ def test_envoy_has_no_secret_and_the_sidecar_gives_it_certificates_through_memor
     assert "certificate" not in mounts("envoy", **TLS)
     assert mounts("envoy", **TLS)["tls"] == mounts("sync", **TLS)["tls"] == mounts("prepare", **TLS)["tls"]
     assert mounts("sync", **TLS)["certificate"] == mounts("prepare", **TLS)["certificate"]
+
+
+@pytest.mark.parametrize(
+    ("others", "certificates"),
+    [({}, "required"), ({"anonymous": True}, "optional"), ({"apiKeys": [{"secretRef": KEYS}]}, "optional")],
+)
+def test_certificates_of_callers_are_required_unless_there_are_other_ways_to_say_who_calls(
+    others: dict[str, Any], certificates: str
+) -> None:
+    gateway = {**TLS, "auth": {"mtls": {"caSecretRef": {"name": "callers", "key": "roots.pem"}}, **others}}
+
+    told, folder = settings(**gateway)["tls"], mounts("sync", **gateway)["client-ca"]
+
+    assert (told["clientCa"], told["clientCertificates"]) == (f"{folder}/roots.pem", certificates)
+    volumes = {volume["name"]: volume for volume in pod(**gateway)["volumes"]}
+    assert volumes["client-ca"]["secret"]["secretName"] == "callers"
 
 
 def test_the_url_says_https() -> None:

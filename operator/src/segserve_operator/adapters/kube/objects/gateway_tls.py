@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from kubernetes.aio.client import V1ContainerPort, V1SecretVolumeSource, V1ServicePort, V1Volume, V1VolumeMount
 
-from segserve_common.kube.names import CERTIFICATE_FOLDER, REDIRECT_PORT, RUN_FOLDER
+from segserve_common.kube.names import CERTIFICATE_FOLDER, CLIENT_CA_FOLDER, REDIRECT_PORT, RUN_FOLDER
 from segserve_operator.adapters.kube.objects import pods
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _FOLDER: Final = "tls"
 _CERTIFICATE: Final = "certificate"
+_CLIENT_CA: Final = "client-ca"
 
 
 def redirects(context: PoolContext) -> bool:
@@ -77,6 +78,9 @@ def options(context: PoolContext) -> dict[str, Any]:
     settings: dict[str, Any] = {"publicPort": gateway.port, "minVersion": gateway.tls.min_version}
     if gateway.tls.redirect_port is not None:
         settings["redirectPort"] = REDIRECT_PORT
+    if gateway.auth is not None and gateway.auth.mtls is not None:
+        settings["clientCa"] = f"{CLIENT_CA_FOLDER}/{gateway.auth.mtls.ca_secret_ref.key}"
+        settings["clientCertificates"] = gateway.auth.client_certificates
     return {"tls": settings}
 
 
@@ -85,4 +89,7 @@ def _secrets(context: PoolContext) -> list[tuple[str, str, str]]:
     gateway = context.spec.gateway
     if gateway.tls is None:
         return []
-    return [(_CERTIFICATE, gateway.tls.secret_name, CERTIFICATE_FOLDER)]
+    own = [(_CERTIFICATE, gateway.tls.secret_name, CERTIFICATE_FOLDER)]
+    if gateway.auth is None or gateway.auth.mtls is None:
+        return own
+    return [*own, (_CLIENT_CA, gateway.auth.mtls.ca_secret_ref.name, CLIENT_CA_FOLDER)]
