@@ -25,7 +25,7 @@ BASE ?= HEAD
 MINUTES ?= 10
 
 .PHONY: by-apt by-pip on-cluster beside-cluster cluster-build cluster-up cluster-down cluster-images e2e-kind
-.PHONY: help demo docs test test-all test-client test-busy check fuzz lint kernels peers bench bench-client bench-stages bench-tiled oracles prove crds dashboards system clean zoo zoo-report
+.PHONY: help demo docs test test-all test-client test-busy check fuzz lint kernels peers bench bench-client bench-stages bench-tiled oracles prove crds dashboards system clean locks zoo zoo-report
 
 help:  ## Show what there is to make
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -79,11 +79,11 @@ oracles: $(VENV)-debian/stamp  ## What answers are compared with: Debian's torch
 demo: $(VENV)/local.stamp  ## Serve the three coin networks and show what they find in a photograph
 	@$(BIN)/segserve demo --output $(OUT) $(if $(PORT),--port $(PORT))
 
-test: $(VENV)/dev.stamp  ## Lint, types, layers, quick tests, the core of those on the real Triton and Envoy (12 minutes from nothing; no root)
+test: $(VENV)/dev.stamp  ## Lint, types, layers, quick tests, the core of those on the real Triton and Envoy (15 minutes from nothing; no root)
 	$(MAKE) --jobs 2 lint kernels
 	$(PYTEST) -m '$(FOR_ANYBODY)' --rest-by 'make test-all'
 
-test-all: $(VENV)/dev.stamp  ## Everything: oracles, numpy 1.26, all of the platform, Kubernetes (Debian and root; 45 minutes from nothing)
+test-all: $(VENV)/dev.stamp  ## Everything: oracles, numpy 1.26, all of the platform, Kubernetes (Debian and root; 55 minutes from nothing)
 	mkdir -p $(OUT)
 	rm -f $(NOT_RUN)
 	$(MACHINE) save $(OUT)/machine.json
@@ -198,6 +198,17 @@ crds: $(VENV)/dev.stamp  ## Write the custom resource definitions, their referen
 	$(BIN)/python -m segserve_operator.api.crd charts/segserve/crd-files
 	$(BIN)/python -m segserve_operator.api.reference docs/resource.md
 	$(BIN)/python -m charts.kustomize_base
+
+UV ?= uv
+UV_LOCK := pip compile --quiet pyproject.toml - --constraint constraints.txt --generate-hashes --no-emit-index-url \
+  --no-annotate --no-header --python-platform x86_64-manylinux_2_28
+LOCK_HEADER = echo "\# What images/$(1).Dockerfile installs, with the digests of every file that may be it. Written by \`make locks\`."
+
+locks:  ## Write what the images install, with digests (needs uv)
+	{ $(call LOCK_HEADER,operator); echo hatchling | $(UV) $(UV_LOCK) --python-version 3.11 --extra operator; } > $(OUT)/operator.lock
+	{ $(call LOCK_HEADER,server); printf 'hatchling\nonnxruntime\n' | \
+	  $(UV) $(UV_LOCK) --python-version 3.12 --extra builder --extra cluster --extra sources; } > $(OUT)/server.lock
+	mv $(OUT)/operator.lock $(OUT)/server.lock images
 
 clean:  ## Remove what was made here (not the cache in ~/.cache/segserve)
 	rm -rf $(VENV) $(VENV)-numpy1 $(VENV)-debian $(VENV)-peers $(VENV)-client-* $(OUT) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,17 +1,21 @@
 # The operator, and the sidecar of the gateways.
 #   docker build -f images/operator.Dockerfile -t localhost/segserve-operator:0.1.0 .
+# A release pins the base by digest: --build-arg BASE=docker.io/library/python@sha256:...
 
-FROM docker.io/library/python:3.11.14-slim-bookworm AS build
+ARG BASE=docker.io/library/python:3.11.14-slim-bookworm
+FROM ${BASE} AS build
 WORKDIR /src
-COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY images/operator.lock ./
+RUN python3 -m venv /opt/segserve/venv \
+ && /opt/segserve/venv/bin/pip install --no-cache-dir --require-hashes --requirement operator.lock
+COPY pyproject.toml README.md LICENSE ./
 COPY client/src client/src
 COPY model_repo_builder/src model_repo_builder/src
 COPY operator/src operator/src
 COPY examples/coins examples/coins
-RUN python3 -m venv /opt/segserve/venv \
- && /opt/segserve/venv/bin/pip install --no-cache-dir --constraint constraints.txt '.[operator]'
+RUN /opt/segserve/venv/bin/pip install --no-cache-dir --no-deps --no-build-isolation .
 
-FROM docker.io/library/python:3.11.14-slim-bookworm
+FROM ${BASE}
 LABEL org.opencontainers.image.title="segserve operator" \
       org.opencontainers.image.licenses="Apache-2.0"
 COPY --from=build /opt/segserve/venv /opt/segserve/venv

@@ -1,23 +1,26 @@
 # Triton, and the agent beside it.
 #   docker build -f images/server.Dockerfile -t localhost/segserve-server:0.1.0 .
 # A newer Triton is --build-arg TRITON=26.10, and images.server.tritonVersion of the chart. Older ones than 26.04 have
-# known holes.
+# known holes. A release pins the base by digest: --build-arg BASE=nvcr.io/nvidia/tritonserver@sha256:...
 
 ARG TRITON=26.04
-FROM nvcr.io/nvidia/tritonserver:${TRITON}-py3
+ARG BASE=nvcr.io/nvidia/tritonserver:${TRITON}-py3
+FROM ${BASE}
 LABEL org.opencontainers.image.title="segserve server" \
       org.opencontainers.image.licenses="Apache-2.0"
 
 WORKDIR /src
-COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY images/server.lock ./
+# In a folder of its own: nothing of the base image changes, and Triton's Python steps find these versions first.
+# ONNX Runtime is for networks that run in tiles or views: their step is one of Python's on every image.
+RUN python3 -m pip install --no-cache-dir --target /opt/segserve/python --require-hashes --requirement server.lock
+COPY pyproject.toml README.md LICENSE ./
 COPY client/src client/src
 COPY model_repo_builder/src model_repo_builder/src
 COPY operator/src operator/src
 COPY examples/coins examples/coins
-# In a folder of its own: nothing of the base image changes, and Triton's Python steps find these versions first.
-# ONNX Runtime is for networks that run in tiles or views: their step is one of Python's on every image.
-RUN python3 -m pip install --no-cache-dir --target /opt/segserve/python --constraint constraints.txt '.[builder,cluster,sources]' \
-      onnxruntime
+RUN PYTHONPATH=/opt/segserve/python \
+    python3 -m pip install --no-cache-dir --target /opt/segserve/python --no-deps --no-build-isolation .
 
 # Kernels are compiled here, for every processor of that level and not for the one that builds: the same two variables
 # have to be there when they are loaded.

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Final
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from segserve_builder.spec.names import MODEL_NAME_PATTERN
 from segserve_operator.settings import OperatorSettings
@@ -58,7 +61,10 @@ def test_only_instructions_that_are_judged_here_are_used(image: str) -> None:
 
 
 def test_bases_are_pinned_to_a_version(image: str) -> None:
-    given = dict(text.split("=", 1) for text in texts(image, "ARG"))
+    given: dict[str, str] = {}
+    for text in texts(image, "ARG"):
+        name, _, value = text.partition("=")
+        given[name] = re.sub(r"\$\{(\w+)\}", lambda found: given[found[1]], value)
     for text in texts(image, "FROM"):
         reference = re.sub(r"\$\{(\w+)\}", lambda found: given[found[1]], text.split()[0])
         registry, _, tag = reference.rpartition(":")
@@ -77,8 +83,38 @@ def test_packages_come_in_tested_versions_and_nothing_else_is_fetched(image: str
     for text in texts(image, "RUN"):
         assert not [word for word in SHELLS if word in text], text
         if "install" in text:
-            assert "--constraint constraints.txt" in text
+            assert f"--require-hashes --requirement {image}.lock" in text or "--no-deps --no-build-isolation ." in text
             assert "--no-cache-dir" in text
+
+
+def locked(image: str) -> dict[str, str]:
+    """Return the versions in an image's lock by name."""
+    text = (REPOSITORY / f"images/{image}.lock").read_text()
+    entries = [entry for entry in text.replace(" \\\n    ", " ").splitlines() if not entry.startswith("#")]
+    for entry in entries:
+        assert re.fullmatch(r"[\w.-]+==\S+( --hash=sha256:[0-9a-f]{64})+", entry), entry
+    return dict(entry.split(" ", 1)[0].split("==") for entry in entries)
+
+
+def test_a_lock_has_the_versions_that_the_tests_ran_with(image: str) -> None:
+    lines = (REPOSITORY / "constraints.txt").read_text().splitlines()
+    tested = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    differing = {name: version for name, version in locked(image).items() if tested.get(name, version) != version}
+    assert differing == {}
+
+
+def test_a_lock_has_all_that_the_package_asks_for(image: str) -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+    extras = project["project"]["optional-dependencies"]
+    wanted = {"operator": ["operator"], "server": ["builder", "cluster", "sources"]}[image]
+    asked = [*project["build-system"]["requires"], *project["project"]["dependencies"]]
+    while wanted:
+        for requirement in extras[wanted.pop()]:
+            own = re.match(r"segserve\[(.*)\]", requirement)
+            (wanted.extend if own else asked.extend)(own[1].split(",") if own else [requirement])
+    versions = locked(image)
+    for requirement in map(Requirement, asked):
+        assert requirement.specifier.contains(versions[canonicalize_name(requirement.name)]), requirement
 
 
 def test_what_is_copied_is_there_and_is_let_through(image: str) -> None:
