@@ -107,11 +107,17 @@ async def running_gateway(
     max_request_bytes: int = 2**21,
     tls: TlsSettings | None = None,
     auth: AuthSettings | None = None,
+    streams: bool = True,
 ) -> AsyncIterator[RunningGateway]:
     """Run Envoy on a free port, in `folder`."""
     port, internal_port = free_ports(2)
     gateway = EnvoySettings(
-        port=port, max_request_bytes=max_request_bytes, internal_port=internal_port, tls=tls, auth=auth
+        port=port,
+        max_request_bytes=max_request_bytes,
+        internal_port=internal_port,
+        tls=tls,
+        auth=auth,
+        streams=streams,
     )
     running = RunningGateway(folder, EnvoyTraffic(folder, gateway, timeout_s=timeout_s), gateway)
     try:

@@ -105,6 +105,7 @@ spec:
       mtls: {caSecretRef: {name: callers-ca, key: ca.crt}}
       anonymous: true
     maxRequestBytes: 1048576
+    streams: true
     requestTimeoutSeconds: 10
     replicas: 3
     workers: 4

@@ -35,7 +35,8 @@ class StubTriton:
 
     `delay_s` is the least time that an inference takes, and between `hold` and `release` none ends. The next `resets`
     HTTP requests are cut off without an answer; `status` is what HTTP answers have, `grpc_status` what inferences by
-    gRPC end with: `late`, once an answer has begun. `in_flight` inferences have arrived and have not ended.
+    gRPC end with: `late`, once an answer has begun. `streamed` are the models that messages of streams have named.
+    `in_flight` inferences have arrived and have not ended.
     """
 
     name: str
@@ -46,6 +47,7 @@ class StubTriton:
     late: bool = False
     asked: list[Asked] = field(default_factory=list)
     methods: list[str] = field(default_factory=list)
+    streamed: list[str] = field(default_factory=list)
     in_flight: int = field(default=0, init=False)
 
     def __enter__(self) -> Self:
@@ -148,6 +150,7 @@ class _Service(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
     ) -> AsyncIterator[pb.ModelStreamInferResponse]:
         self._triton.methods.append("ModelStreamInfer")
         async for request in requests:
+            self._triton.streamed.append(request.model_name)
             yield pb.ModelStreamInferResponse(infer_response=self._answer(request))
 
     async def ServerLive(self, *_: object) -> pb.ServerLiveResponse:  # noqa: N802

@@ -32,7 +32,7 @@ async def test_a_too_large_http_body_is_413_and_is_not_held(
     serving: RunningGateway, old: StubTriton, announced: bool
 ) -> None:
     before = serving.rss_mib
-    content = bytes(32 * LIMIT) if announced else in_chunks(LIMIT + 1000)
+    content = bytes(LIMIT + 1000) if announced else in_chunks(LIMIT + 1000)
 
     answer = await ask(serving, "/v2/models/coins/infer", content=content)
 

@@ -194,6 +194,11 @@ class Gateway(ApiValue):
     max_request_bytes: int = Field(
         default=64 * 1024**2, ge=65_536, le=2**31 - 1, description="Largest request in bytes; larger ones get 413."
     )
+    streams: bool = Field(
+        default=False,
+        description="Whether gRPC streams (ModelStreamInfer) are allowed. Each message of a stream must name the "
+        "model of the first.",
+    )
     request_timeout_seconds: int = Field(
         default=60, ge=1, le=3600, description="Longest duration of a request in seconds; longer ones get 504."
     )

@@ -64,6 +64,7 @@ class GatewaySettings(BaseModel):
     max_request_bytes: int
     request_timeout_seconds: float
     workers: Annotated[int, Field(ge=1)] = 1
+    streams: bool = False
     heap_bytes: Annotated[int, Field(ge=2**26)] = 2 * 2**30
     host: str = Field(default_factory=any_address)
     internal_port: _Port = INTERNAL_PORT
@@ -107,6 +108,7 @@ class Settings:
             port=settings.port,
             max_request_bytes=settings.max_request_bytes,
             workers=settings.workers,
+            streams=settings.streams,
             internal_port=settings.internal_port,
             heap_bytes=settings.heap_bytes,
             tls=settings.tls.settings() if settings.tls is not None else None,

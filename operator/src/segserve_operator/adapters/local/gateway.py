@@ -48,6 +48,7 @@ class LocalGateway:
             host=LOOPBACK,
             port=spec.port,
             max_request_bytes=spec.max_request_bytes,
+            streams=spec.streams,
             internal_socket=str(self._internal),
             tls=_tls(state, spec),
             auth=AuthSettings(spec.auth, secrets, state.gateway / "auth") if spec.auth is not None else None,

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Final
 
 from segserve_operator.adapters.traffic.envoy_auth import jwks_clusters
-from segserve_operator.adapters.traffic.envoy_clusters import TYPES
 from segserve_operator.adapters.traffic.envoy_listener import EnvoySettings, render_listeners
 from segserve_operator.adapters.traffic.envoy_messages import Json
+from segserve_operator.adapters.traffic.envoy_overload import render_overload_manager
 from segserve_operator.adapters.traffic.envoy_routes import WEIGHTS_NAME
 from segserve_operator.adapters.traffic.envoy_tls import TlsFiles, render_transport_socket
 
@@ -22,7 +22,6 @@ _UNUSED_STATS: Final = (
     r"|(external|internal)\..*|retry\.upstream_rq_[0-9].*|upstream_rq_[0-9]{3}|grpc\.(request|response)_message_count)"
 )
 _HISTOGRAMS_EVERY_S: Final = 1
-_CONNECTIONS: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +87,7 @@ def command(binary: str, folder: Path, *, workers: int, log: Path | None = None,
         *("--drain-time-s", str(max(drain_s, 1))),
         *("--drain-strategy", "immediate"),  # the gradual default may never tell a slow caller
         *("--log-level", "warning"),
+        *("--component-log-level", "http:critical"),  # a line for each request that is too large: callers fill the log
         "--disable-hot-restart",  # it would need shared memory, and an id that differs between gateways
     ]
 
@@ -109,36 +109,10 @@ def render_bootstrap(settings: EnvoySettings, files: EnvoyFiles, *, timeout_s: f
         "dynamic_resources": {"cds_config": _watched(files.clusters)},
         "layered_runtime": {"layers": [{"name": WEIGHTS_NAME, "rtds_layer": weights}]},
         "static_resources": {"listeners": listeners, "clusters": jwks_clusters(settings.auth)},
-        "overload_manager": _overload_manager(settings.heap_bytes),
+        "overload_manager": render_overload_manager(settings.heap_bytes),
     }
 
 
 def _watched(path: Path) -> Json:
     source = {"path": str(path), "watched_directory": {"path": str(path.parent)}}
     return {"resource_api_version": "V3", "path_config_source": source}
-
-
-def _overload_manager(heap_bytes: int) -> Json:
-    """Reject requests (503) before memory runs out, and connections before file descriptors do."""
-    heap, connections = (
-        "envoy.resource_monitors.fixed_heap",
-        "envoy.resource_monitors.global_downstream_max_connections",
-    )
-    resources = f"{TYPES}.extensions.resource_monitors"
-    monitors = {
-        heap: {"@type": f"{resources}.fixed_heap.v3.FixedHeapConfig", "max_heap_size_bytes": heap_bytes},
-        connections: {
-            "@type": f"{resources}.downstream_connections.v3.DownstreamConnectionsConfig",
-            "max_active_downstream_connections": _CONNECTIONS,
-        },
-    }
-    return {
-        "refresh_interval": "0.25s",
-        "resource_monitors": [{"name": name, "typed_config": config} for name, config in monitors.items()],
-        "actions": [
-            {
-                "name": "envoy.overload_actions.stop_accepting_requests",
-                "triggers": [{"name": heap, "threshold": {"value": 0.95}}],
-            }
-        ],
-    }

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import base64
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Final
 
@@ -14,6 +15,7 @@ from segserve_operator.adapters.traffic.envoy_auth import (
     authentication_filters,
     refusals,
 )
+from segserve_operator.adapters.traffic.envoy_bodies import BUFFER_BYTES, bounded_bodies, extension
 from segserve_operator.adapters.traffic.envoy_clusters import TYPES, socket_address
 from segserve_operator.adapters.traffic.envoy_messages import Json
 from segserve_operator.adapters.traffic.envoy_routes import (
@@ -42,18 +44,34 @@ _NOT_FOUND: Final = 5
 _DEADLINE_EXCEEDED: Final = 4
 _RESOURCE_EXHAUSTED: Final = 8
 _UNIMPLEMENTED: Final = 12
+_AFTER_TIMEOUT_S: Final = 5.0
 _BODY: Final = "%LOCAL_REPLY_BODY%"
+
+
+@dataclass(frozen=True, slots=True)
+class CallerTimeouts:
+    """How long Envoy waits for callers, in seconds.
+
+    For the end of a request's headers, for the end of its body, for its next byte, which is also the longest pause of
+    a stream, and for the next request on a connection, or the first.
+    """
+
+    headers_s: float = 5.0
+    body_s: float = 120.0
+    pause_s: float = 60.0
+    idle_s: float = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class EnvoySettings:
     """Settings with which Envoy is started; changing them takes a restart.
 
-    `max_request_bytes` limits the body of a request, or the first message of a gRPC stream. `workers` is the number of
-    threads that handle requests. With `internal_port` there is a second listener, for segserve's own requests, which
-    choose a group by the header x-segserve-group regardless of weights; with `internal_socket` it is a Unix socket that
-    only this user can open. Requests are rejected (503) before Envoy uses more than `heap_bytes` of memory. With
-    `tls` the public listener speaks it alone.
+    `max_request_bytes` limits the body of a request, as it is decompressed, and each message of a gRPC stream; without
+    `streams` there are none. `workers` is the number of threads that handle requests. With `internal_port` there is a
+    second listener, for segserve's own requests, which choose a group by the header x-segserve-group regardless of
+    weights; with `internal_socket` it is a Unix socket that only this user can open. Before Envoy uses more than
+    `heap_bytes` of memory, the largest requests are reset and new ones rejected (503). With `tls` the public listener
+    speaks it alone.
     """
 
     host: str = "127.0.0.1"
@@ -65,6 +83,8 @@ class EnvoySettings:
     heap_bytes: int = 2 * 2**30
     tls: TlsSettings | None = None
     auth: AuthSettings | None = None
+    streams: bool = False
+    timeouts: CallerTimeouts = field(default_factory=CallerTimeouts)
 
     def __post_init__(self) -> None:
         if self.max_request_bytes not in _WINDOW:
@@ -82,15 +102,13 @@ class _Listener:
     internal: bool
 
 
-def render_listeners(
-    settings: EnvoySettings, routes: Json, *, timeout_s: float, tls: Json | None = None
-) -> list[Json]:
+def render_listeners(settings: EnvoySettings, routes: Json, *, timeout_s: float, tls: Json | None = None) -> list[Json]:
     """Return the listeners; `routes` is the source of the public one's routes, `tls` its transport socket, if any."""
     rds = {"rds": {"route_config_name": ROUTES_NAME, "config_source": routes}}
     public = _Listener(STAT_PREFIX, _listening_address(settings.host, settings.port), rds, internal=False)
     fixed = {"route_config": render_internal_routes(timeout_s=timeout_s)}
     internal = [_Listener("internal", address, fixed, internal=True) for address in _internal_addresses(settings)]
-    rendered = [_render_listener(settings, listener) for listener in (public, *internal)]
+    rendered = [_render_listener(settings, listener, timeout_s=timeout_s) for listener in (public, *internal)]
     if settings.tls is None or tls is None:
         return rendered
     rendered[0]["filter_chains"][0]["transport_socket"] = tls
@@ -110,17 +128,18 @@ def _listening_address(host: str, port: int) -> Json:
     return address
 
 
-def _render_listener(settings: EnvoySettings, listener: _Listener) -> Json:
+def _render_listener(settings: EnvoySettings, listener: _Listener, *, timeout_s: float) -> Json:
     return {
         "name": listener.name,
         "address": listener.address,
-        "per_connection_buffer_limit_bytes": 2**20,
-        "filter_chains": [{"filters": [_connection_manager(settings, listener)]}],
+        "per_connection_buffer_limit_bytes": BUFFER_BYTES,
+        "filter_chains": [{"filters": [_connection_manager(settings, listener, timeout_s=timeout_s)]}],
     }
 
 
-def _connection_manager(settings: EnvoySettings, listener: _Listener) -> Json:
-    return _extension(
+def _connection_manager(settings: EnvoySettings, listener: _Listener, *, timeout_s: float) -> Json:
+    waits = settings.timeouts
+    return extension(
         "envoy.filters.network.http_connection_manager",
         "extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
         stat_prefix=listener.name,
@@ -133,8 +152,11 @@ def _connection_manager(settings: EnvoySettings, listener: _Listener) -> Json:
         path_with_escaped_slashes_action="REJECT_REQUEST",
         generate_request_id=False,
         skip_xff_append=True,
-        request_headers_timeout="5s",
-        stream_idle_timeout="300s",
+        request_headers_timeout=_seconds(waits.headers_s),
+        request_timeout=_seconds(waits.body_s),
+        # It runs while a server works, too, which the time limit of a request ends.
+        stream_idle_timeout=_seconds(max(waits.pause_s, timeout_s + _AFTER_TIMEOUT_S)),
+        common_http_protocol_options={"idle_timeout": _seconds(waits.idle_s)},
         http2_protocol_options={
             "max_concurrent_streams": 1024,
             # The extraction filter buffers a whole gRPC message, and can buffer no more than this window.
@@ -156,9 +178,15 @@ def _http_filters(settings: EnvoySettings, listener: _Listener) -> list[Json]:
     # Whether that caller may call this model, whose route is known by then.
     after = [] if listener.internal else access_filters()
     public = [] if listener.internal else [_grpc_statuses()]
-    sizes = [_rejected_body(settings), _bounded_body(settings)]
-    model = [_name_extraction(), _lua("route_key.lua")]
+    sizes = bounded_bodies(settings.max_request_bytes, streams=settings.streams)
+    model = [_name_extraction(), _lua("route_key.lua", STREAMS=settings.streams)]
+    if settings.streams:
+        model.insert(0, _lua("stream_messages.lua", MAX_MESSAGE_BYTES=settings.max_request_bytes))
     return [*before, *sizes, *model, *after, *public, _router()]
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.3f}s"
 
 
 def _stripped_headers(*, keep_group: bool) -> Json:
@@ -167,54 +195,16 @@ def _stripped_headers(*, keep_group: bool) -> Json:
         [{"exact": ROUTE_HEADER}, {"exact": MODEL_HEADER}] if keep_group else [{"prefix": "x-segserve-", **_ANY_CASE}]
     )
     matches = [{"prefix": "x-envoy-", **_ANY_CASE}, *ours]
-    return _extension(
+    return extension(
         "envoy.http.early_header_mutation.header_mutation",
         "extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation",
         mutations=[{"remove_on_match": {"key_matcher": match}} for match in matches],
     )
 
 
-def _rejected_body(settings: EnvoySettings) -> Json:
-    """Reject a body whose Content-Length is too large.
-
-    Only the filter for health checks reads a body without buffering it, so clients that read nothing before they have
-    sent everything get the response, too. It responds with 503, which the local replies turn into 413.
-    """
-    return _extension(
-        "envoy.filters.http.health_check",
-        "extensions.filters.http.health_check.v3.HealthCheck",
-        pass_through_mode=False,
-        headers=[too_large(settings.max_request_bytes)],
-        cluster_min_healthy_percentages={"no such cluster": {"value": 100.0}},
-    )
-
-
-def _bounded_body(settings: EnvoySettings) -> Json:
-    """Buffer a body without Content-Length, up to the limit; a gRPC message is limited by its window."""
-    announced = _header_matches("content-length", {"safe_regex": {"google_re2": {}, "regex": ".+"}})
-    grpc = _header_matches("content-type", {"prefix": "application/grpc"})
-    skip = _extension("skip", "extensions.filters.common.matcher.action.v3.SkipFilter")
-    matcher = {"predicate": {"or_matcher": {"predicate": [announced, grpc]}}, "on_match": {"action": skip}}
-    return _extension(
-        "envoy.filters.http.match_delegate",
-        "extensions.common.matching.v3.ExtensionWithMatcher",
-        extension_config=_extension(
-            "envoy.filters.http.buffer",
-            "extensions.filters.http.buffer.v3.Buffer",
-            max_request_bytes=settings.max_request_bytes,
-        ),
-        xds_matcher={"matcher_list": {"matchers": [matcher]}},
-    )
-
-
-def _header_matches(name: str, match: Json) -> Json:
-    value = _extension(name, "type.matcher.v3.HttpRequestHeaderMatchInput", header_name=name)
-    return {"single_predicate": {"input": value, "value_match": match}}
-
-
 def _name_extraction() -> Json:
     """Extract the model's name from gRPC messages into dynamic metadata."""
-    return _extension(
+    return extension(
         "envoy.filters.http.grpc_field_extraction",
         "extensions.filters.http.grpc_field_extraction.v3.GrpcFieldExtractionConfig",
         descriptor_set={"inline_bytes": base64.b64encode(_triton_descriptors()).decode()},
@@ -235,9 +225,11 @@ def _triton_descriptors() -> bytes:
     return serialized
 
 
-def _lua(script: str) -> Json:
-    text = files("segserve_operator.adapters.traffic").joinpath(script).read_text()
-    return _extension(
+def _lua(script: str, **constants: bool | int) -> Json:
+    """Return the filter that runs a script, with these constants before it."""
+    given = "".join(f"local {name} = {json.dumps(value)}\n" for name, value in constants.items())
+    text = given + files("segserve_operator.adapters.traffic").joinpath(script).read_text()
+    return extension(
         "envoy.filters.http.lua",
         "extensions.filters.http.lua.v3.Lua",
         default_source_code={"inline_string": text},
@@ -246,7 +238,7 @@ def _lua(script: str) -> Json:
 
 def _grpc_statuses() -> Json:
     """Count gRPC statuses by cluster; it needs the route, and so comes after the filter that sets its key."""
-    return _extension(
+    return extension(
         "envoy.filters.http.grpc_stats",
         "extensions.filters.http.grpc_stats.v3.FilterConfig",
         individual_method_stats_allowlist={},  # no statistics by method, only sums of a cluster
@@ -254,8 +246,8 @@ def _grpc_statuses() -> Json:
 
 
 def _router() -> Json:
-    codec = _extension("envoy.filters.http.upstream_codec", "extensions.filters.http.upstream_codec.v3.UpstreamCodec")
-    return _extension(
+    codec = extension("envoy.filters.http.upstream_codec", "extensions.filters.http.upstream_codec.v3.UpstreamCodec")
+    return extension(
         "envoy.filters.http.router",
         "extensions.filters.http.router.v3.Router",
         suppress_envoy_headers=True,
@@ -264,19 +256,14 @@ def _router() -> Json:
     )
 
 
-def _extension(name: str, kind: str, **options: object) -> Json:
-    return {"name": name, "typed_config": {"@type": f"{TYPES}.{kind}", **options}}
-
-
 def render_local_replies(max_request_bytes: int, *, internal: bool, auth: AuthSettings | None = None) -> Json:
     """Return the mapping of Envoy's own responses; the first mapper whose filters all match applies."""
     grpc = _header("content-type", {"prefix": "application/grpc"})
     compressed = _header("grpc-encoding", {"safe_regex": {"regex": "gzip|deflate"}})
     named = {"header_filter": {"header": {"name": MODEL_HEADER, "present_match": True}}}
-    announced = {"header_filter": {"header": too_large(max_request_bytes)}}
     # The filter that extracts the name fails so on a message that is larger than its buffer.
     extraction_full = _details("grpc_field_extraction_FAILED_PRECONDITION")
-    oversize = {"or_filter": {"filters": [announced, _status(413), extraction_full]}}
+    oversize = {"or_filter": {"filters": [_status(413), extraction_full]}}
     unknown = f"unknown model '%REQ({MODEL_HEADER})%'"
     if internal:
         unknown = (
@@ -285,6 +272,7 @@ def render_local_replies(max_request_bytes: int, *, internal: bool, auth: AuthSe
     # A model that the caller may not use does not exist for him.
     missing = {"or_filter": {"filters": [_status(404), _details(DENIED)]}}
     limit = f"the request is too large; at most {max_request_bytes} bytes are allowed"
+    late = "the request did not arrive in time"
     overflow = _details("upstream_reset_before_response_started{overflow")
     overload = "overloaded: more requests wait than spec.runtime.maxQueueSize allows"
     escaped_slash = _details("path_normalization_failed")
@@ -297,6 +285,8 @@ def render_local_replies(max_request_bytes: int, *, internal: bool, auth: AuthSe
             _grpc_reply([_status(404), grpc], "no such method: %REQ(:PATH)%"),
             _grpc_reply([oversize, grpc], limit, _RESOURCE_EXHAUSTED),
             _grpc_reply([_status(400), grpc, compressed], no_compression, _UNIMPLEMENTED),
+            _grpc_reply([_status(415), grpc], _BODY, _UNIMPLEMENTED),
+            _grpc_reply([_status(408), grpc], late, _DEADLINE_EXCEEDED),
             _grpc_reply([_status(504), grpc], _BODY, _DEADLINE_EXCEEDED),
             _grpc_reply([overflow, grpc], overload),
             _grpc_reply([grpc], _BODY),
@@ -304,16 +294,12 @@ def render_local_replies(max_request_bytes: int, *, internal: bool, auth: AuthSe
             _http_reply([_status(404)], "no such path: %REQ(:PATH)%"),
             _http_reply([oversize], limit) | {"status_code": 413},
             _http_reply([overflow], overload),
+            _http_reply([_status(408)], late),
             _http_reply([escaped_slash], no_slash),
             _http_reply([_status(400)], f"bad request: %RESPONSE_CODE_DETAILS% {_BODY}"),
         ],
         "body_format": {"json_format": {"error": _BODY}},
     }
-
-
-def too_large(max_request_bytes: int) -> Json:
-    """Return the header match of requests with a larger Content-Length."""
-    return {"name": "content-length", "range_match": {"start": max_request_bytes + 1, "end": 2**63 - 1}}
 
 
 def _grpc_reply(filters: list[Json], text: str, status: int | None = None) -> Json:

@@ -170,6 +170,7 @@ def _sync_container(context: PoolContext, name: str, task: str) -> V1Container:
         "maxRequestBytes": gateway.max_request_bytes,
         "requestTimeoutSeconds": gateway.request_timeout_seconds,
         "workers": gateway.workers,
+        **({"streams": True} if gateway.streams else {}),
         **_heap(gateway.resources),
         **gateway_tls.options(context),
         **gateway_auth.options(context),

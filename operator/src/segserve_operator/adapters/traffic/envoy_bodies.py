@@ -1,0 +1,90 @@
+"""Renders the filters that bound what a request may send, whatever it says about its size."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from segserve_operator.adapters.traffic.envoy_clusters import TYPES
+from segserve_operator.adapters.traffic.envoy_messages import Json
+from segserve_operator.adapters.traffic.envoy_routes import SERVICE
+
+BUFFER_BYTES: Final = 2**15
+"""How much of a connection is read at a time. It bounds what one read can be decompressed to: 1,032 times as much."""
+# The most that DEFLATE can do. A lower ratio would not refuse a body: Envoy passes on the part up to it, as the whole.
+_RATIO: Final = 1_032
+_INFLATE_CHUNK_BYTES: Final = 2**16
+_WINDOW_BITS: Final = 15  # the largest window; every encoder's output can be read
+
+
+def bounded_bodies(max_request_bytes: int, *, streams: bool) -> list[Json]:
+    """Return the filters after which a request's body is decompressed and has at most `max_request_bytes`.
+
+    A body beyond that is answered with 413 at once, and its connection closed. Streams, where they are allowed, have
+    no such total.
+    """
+    return [_decompressed(), _limited(max_request_bytes, streams=streams), _buffered(max_request_bytes)]
+
+
+def extension(name: str, kind: str, **options: object) -> Json:
+    """Return an extension of Envoy: its name, and its options as a message of the type `kind`."""
+    return {"name": name, "typed_config": {"@type": f"{TYPES}.{kind}", **options}}
+
+
+def _decompressed() -> Json:
+    """Decompress gzip; any other encoding is left, and refused where routes are chosen."""
+    library = extension(
+        "gzip",
+        "extensions.compression.gzip.decompressor.v3.Gzip",
+        window_bits=_WINDOW_BITS,
+        chunk_size=_INFLATE_CHUNK_BYTES,
+        max_inflate_ratio=_RATIO,
+    )
+    never = {"enabled": {"default_value": False, "runtime_key": "segserve.decompressed_responses"}}
+    return extension(
+        "envoy.filters.http.decompressor",
+        "extensions.filters.http.decompressor.v3.Decompressor",
+        decompressor_library=library,
+        request_direction_config={
+            "advertise_accept_encoding": False,
+            "common_config": {"ignore_no_transform_header": True},
+        },
+        response_direction_config={"common_config": never},
+    )
+
+
+def _limited(max_request_bytes: int, *, streams: bool) -> Json:
+    limit = extension(
+        "envoy.filters.http.body_size_limit",
+        "extensions.filters.http.body_size_limit.v3.BodySizeLimit",
+        max_request_bytes=max_request_bytes,
+    )
+    stream = _header_matches(":path", {"exact": f"/{SERVICE}/ModelStreamInfer"})
+    return _unless(stream, limit) if streams else limit
+
+
+def _buffered(max_request_bytes: int) -> Json:
+    """Collect a body that does not announce its size; of gRPC each message is."""
+    announced = _header_matches("content-length", {"safe_regex": {"google_re2": {}, "regex": ".+"}})
+    # By the path, which decides the route, and not by a content type, which any request may have.
+    grpc = _header_matches(":path", {"prefix": f"/{SERVICE}/"})
+    buffer = extension(
+        "envoy.filters.http.buffer",
+        "extensions.filters.http.buffer.v3.Buffer",
+        max_request_bytes=max_request_bytes,
+    )
+    return _unless({"or_matcher": {"predicate": [announced, grpc]}}, buffer)
+
+
+def _unless(predicate: Json, filter_: Json) -> Json:
+    skip = extension("skip", "extensions.filters.common.matcher.action.v3.SkipFilter")
+    return extension(
+        "envoy.filters.http.match_delegate",
+        "extensions.common.matching.v3.ExtensionWithMatcher",
+        extension_config=filter_,
+        xds_matcher={"matcher_list": {"matchers": [{"predicate": predicate, "on_match": {"action": skip}}]}},
+    )
+
+
+def _header_matches(name: str, match: Json) -> Json:
+    value = extension(name, "type.matcher.v3.HttpRequestHeaderMatchInput", header_name=name)
+    return {"single_predicate": {"input": value, "value_match": match}}

@@ -1,0 +1,80 @@
+"""The real Envoy for many hostile tests at once: with short waits, in front of one stand-in for Triton."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from bench.ports import free_ports
+from fakes.gateway import RunningGateway
+from fakes.gateway_clients import LIMIT, served
+from fakes.hostile_caller import INFER
+from fakes.triton import StubTriton
+from fakes.waiting import HANG_S
+from segserve_operator.adapters.traffic.envoy import EnvoyTraffic
+from segserve_operator.adapters.traffic.envoy_listener import CallerTimeouts, EnvoySettings
+
+WAITS = CallerTimeouts(headers_s=0.5, body_s=1.0, idle_s=0.5)
+
+
+@dataclass(frozen=True)
+class Guarded:
+    """A gateway whose one model, `coins`, is answered by `triton`."""
+
+    running: RunningGateway
+    triton: StubTriton
+
+    @property
+    def port(self) -> int:
+        """Port of the public listener."""
+        return self.running.gateway.port
+
+    @property
+    def peak_mib(self) -> float:
+        """The most memory that Envoy has ever held."""
+        assert self.running.process is not None
+        status = Path(f"/proc/{self.running.process.pid}/status").read_text()
+        line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 1024
+
+    def serves(self) -> bool:
+        """Tell whether somebody else's request is answered."""
+        return httpx.post(f"{self.running.traffic.url}{INFER}", content=b"x", timeout=HANG_S).status_code == 200
+
+
+@contextmanager
+def guarded_gateway(
+    folder: Path,
+    *,
+    max_request_bytes: int = LIMIT,
+    heap_bytes: int = 2**31,
+    streams: bool = False,
+    waits: CallerTimeouts = WAITS,
+) -> Iterator[Guarded]:
+    """Run Envoy on a free port, in `folder`."""
+    port, internal_port = free_ports(2)
+    settings = EnvoySettings(
+        port=port,
+        max_request_bytes=max_request_bytes,
+        internal_port=internal_port,
+        heap_bytes=heap_bytes,
+        streams=streams,
+        timeouts=waits,
+    )
+    running = RunningGateway(folder, EnvoyTraffic(folder, settings), settings)
+
+    async def start(triton: StubTriton) -> None:
+        await running.start()
+        await running.traffic.apply(served(triton))
+
+    with StubTriton("old") as triton:
+        try:
+            asyncio.run(start(triton))
+            yield Guarded(running, triton)
+        finally:
+            running.kill()
