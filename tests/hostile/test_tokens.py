@@ -69,7 +69,8 @@ class Entrance:
             try:
                 answer = await stub.ModelInfer(pb.ModelInferRequest(model_name="coins"), metadata=metadata)
             except grpc.aio.AioRpcError as error:
-                return error.code().name
+                code: str = error.code().name
+                return code
         version: str = answer.model_version
         return version
 

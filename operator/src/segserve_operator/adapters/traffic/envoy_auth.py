@@ -26,6 +26,7 @@ from segserve_operator.core.traffic import AccessRule, Callers
 CALLER: Final = "segserve.caller"
 """Namespace of the dynamic metadata that says who calls: `name`, `key` and `certificate`."""
 ACCESS_FILTER: Final = "segserve.access"
+STREAM_PATH: Final = "/inference.GRPCInferenceService/ModelStreamInfer"
 UNAUTHENTICATED: Final = "rbac_access_denied_matched_policy[unauthenticated]"
 DENIED: Final = "rbac_access_denied_matched_policy[none]"
 """Details of the response to a caller whom no rule of the model admits."""
@@ -168,9 +169,11 @@ def access_filters() -> list[Json]:
 
 
 def access_of_route(rules: tuple[AccessRule, ...]) -> Json:
-    """Return the setting of a route that admits callers by these rules; without a rule it admits nobody."""
+    """Return the setting of a route that admits callers by these rules, but no streams; without rules, nobody."""
     principals = [principal for rule in rules for principal in _principals(rule)]
-    policies = {"callers": {"permissions": [{"any": True}], "principals": principals}} if principals else {}
+    # Only the first message of a stream is looked at, and others may name any model.
+    streams = {"url_path": {"path": {"exact": STREAM_PATH}}}
+    policies = {"callers": {"permissions": [{"not_rule": streams}], "principals": principals}} if principals else {}
     rbac = {"@type": f"{TYPES}.extensions.filters.http.rbac.v3.RBACPerRoute"}
     return {ACCESS_FILTER: {**rbac, "rbac": {"rules": {"action": "ALLOW", "policies": policies}}}}
 

@@ -172,7 +172,9 @@ _MESSAGES: Final[dict[str, dict[str, tuple[int, str]]]] = {
         "any": (3, "bool"),
         "sourced_metadata": (13, "envoy.config.rbac.v3.SourcedMetadata"),
     },
-    "envoy.config.rbac.v3.Permission": {"any": (3, "bool")},
+    "envoy.type.matcher.v3.PathMatcher": {"path": (1, "envoy.type.matcher.v3.StringMatcher")},
+    "envoy.config.rbac.v3.PathPermission": {"url_path": (10, "envoy.type.matcher.v3.PathMatcher")},
+    "envoy.config.rbac.v3.Permission": {"not_rule": (8, "envoy.config.rbac.v3.PathPermission")},
     "envoy.config.rbac.v3.Policy": {
         "permissions": (1, "[]envoy.config.rbac.v3.Permission"),
         "principals": (2, "[]envoy.config.rbac.v3.Principal"),
@@ -192,6 +194,7 @@ _MESSAGES: Final[dict[str, dict[str, tuple[int, str]]]] = {
     "envoy.config.route.v3.VirtualHost": {
         "name": (1, "string"),
         "domains": (2, "[]string"),
+        "typed_per_filter_config": (15, "{}any"),
         "retry_policy": (16, "envoy.config.route.v3.RetryPolicy"),
         "matcher": (21, "xds.type.matcher.v3.Matcher"),
     },

@@ -28,7 +28,7 @@ from segserve_operator.adapters.traffic.envoy_messages import (
     parse_json,
     to_json,
 )
-from segserve_operator.core.traffic import Route, Share
+from segserve_operator.core.traffic import AccessRule, Callers, Route, Share
 
 ROUTES_NAME: Final = "models"
 ROUTE_HEADER: Final = "x-segserve-route"
@@ -38,6 +38,7 @@ GROUP_HEADER: Final = "x-segserve-group"
 SERVICE: Final = "inference.GRPCInferenceService"
 SERVER_PATHS: Final = ("/v2", "/v2/health/live", "/v2/health/ready", "/v2/models/stats")
 SERVER_METHODS: Final = ("ServerLive", "ServerReady", "ServerMetadata", "ModelStatistics")
+_ANYONE: Final = AccessRule(callers=Callers.ANONYMOUS)
 _OF_ALL_MODELS: Final = ("/v2/models/stats", f"/{SERVICE}/ModelStatistics")
 WEIGHTS_NAME: Final = "weights"
 # Inference has no side effects, so a request may be retried once if no response had begun; another server is preferred,
@@ -108,7 +109,7 @@ def encode_entries(entries: Mapping[str, Json]) -> bytes:
 def encode_routes(entries: Iterable[bytes], *, timeout_s: float, restricted: bool = False) -> bytes:
     """Encode the route configuration of the public listener: these encoded entries, and those about servers.
 
-    Where some model is `restricted` to callers, none learns the names of all models.
+    Where some model is `restricted` to callers, none learns the names of all models, and there are no streams.
     """
     configuration = parse_json(ROUTE_CONFIGURATION, _route_configuration(timeout_s, restricted=restricted))
     table = configuration.virtual_hosts[0].matcher.matcher_tree.exact_match_map
@@ -127,7 +128,15 @@ def _route_configuration(timeout_s: float, *, restricted: bool) -> Json:
         "@type": f"{TYPES}.config.route.v3.RouteConfiguration",
         "name": ROUTES_NAME,
         "request_headers_to_remove": [ROUTE_HEADER, MODEL_HEADER],
-        "virtual_hosts": [{"name": ROUTES_NAME, "domains": ["*"], "matcher": matcher, "retry_policy": _CALLERS_RETRY}],
+        "virtual_hosts": [
+            {
+                "name": ROUTES_NAME,
+                "domains": ["*"],
+                "matcher": matcher,
+                "retry_policy": _CALLERS_RETRY,
+                "typed_per_filter_config": access_of_route((_ANYONE,)) if restricted else {},
+            }
+        ],
     }
 
 
