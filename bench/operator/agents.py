@@ -154,7 +154,7 @@ class Around:
             pod = f"{name}-{index}"
             if pod not in members.pods:
                 members.pods[pod] = ""
-                members.pods[pod] = await self._run_pod(group, pod, template)
+                members.pods[pod] = await self._run_pod(group, pod, name, template)
                 members.news.set()
         if new and not self._is_real(group):
             self._start(self._report_on(group, members))
@@ -162,14 +162,17 @@ class Around:
     def _is_real(self, group: Group) -> bool:
         return group.name == GATEWAY and group.namespace == self.real_gateways
 
-    async def _run_pod(self, group: Group, name: str, template: Json) -> str:
+    async def _run_pod(self, group: Group, name: str, deployment: str, template: Json) -> str:
         self._addresses += 1
         address = f"127.1.{self._addresses // 250}.{self._addresses % 250 + 1}"
         if group.name == GATEWAY:
             self._gateways[address] = self._groups[group]
         elif group.namespace == self.real_gateways:
             self._sites[name] = await _listen(group.name, address)
-        metadata = {"name": name, "namespace": group.namespace, "labels": template["metadata"]["labels"]}
+        # Nothing collects garbage here: the ReplicaSet need not exist.
+        owner = {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": f"{deployment}-5d8f", "uid": deployment}
+        labels = template["metadata"]["labels"]
+        metadata = {"name": name, "namespace": group.namespace, "labels": labels, "ownerReferences": [owner]}
         manifest = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}
         with suppress(ConflictError):
             await self.api.create(PODS, group.namespace, manifest)

@@ -21,6 +21,7 @@ from segserve import Client, Local, NotServingError
 from segserve_builder import sources
 from segserve_builder.golden.judging import load
 from segserve_builder.spec.model_spec import Golden
+from segserve_common.http.urls import own_service
 from segserve_operator.adapters.checks.context import CheckContext
 from segserve_operator.adapters.checks.gateway import InternalGateway
 from segserve_operator.adapters.checks.runner import BackgroundCheckRunner
@@ -115,7 +116,7 @@ async def check_runner(coins: Running) -> AsyncIterator[BackgroundCheckRunner]:
     async def socket() -> str:
         return f"{UNIX_SCHEME}{state.gateway / 'internal.sock'}"
 
-    found = BackgroundCheckRunner(CheckContext(InternalGateway(socket), LocalResources(state), time.time, local=True))
+    found = BackgroundCheckRunner(CheckContext(InternalGateway(socket), LocalResources(state), time.time, own_service))
     yield found
     await found.close()
 

@@ -19,6 +19,7 @@ from segserve_builder.agent.protocol import (
     TrialReport,
 )
 from segserve_common.api_errors import ApiError, NotFoundError
+from segserve_common.http.urls import own_service
 from segserve_common.kube.kinds import (
     CHILDREN,
     CONFIG_MAPS,
@@ -130,7 +131,7 @@ class ClusterWorld:
         for watch in list(self.kube.watches):
             watch.close()
         self.view = View((MODELS, POOLS, *CHILDREN, *(GATEWAY_ROUTES if self.has_gateway_api else ())))
-        outside = Dependencies(NoLogs(), Notifier(loopback=True), RolloutMetrics())
+        outside = Dependencies(NoLogs(), Notifier(check_address=own_service), RolloutMetrics())
         self.passes = PoolReconciler(
             WriteThroughApi(self.api, self.view), self.view, self.defaults, outside, lambda: self.now_s
         )
@@ -225,7 +226,7 @@ class ClusterWorld:
                     # A former Deployment's pod, which ends; its successors have other names.
                     self._replaced[f"{name}-{index}"] = self._replaced.get(f"{name}-{index}", 0) + 1
                     pod_name = self._pod_name(name, index)
-                pod = self._placed(self._pod(pod_name, uid, template))
+                pod = self._placed(self._pod(pod_name, deployment["metadata"], template))
                 self.kube.put(PODS, pod, manager="kubelet")
                 self.kube.edit_status(PODS, NAMESPACE, pod_name, {"status": pod["status"]})
         for index in range(wanted, wanted + 8):
@@ -257,7 +258,7 @@ class ClusterWorld:
         name = f"{deployment}-{index}"
         self._replaced[name] = self._replaced.get(name, 0) + 1
 
-    def _pod(self, name: str, owner: str, template: Json) -> Json:
+    def _pod(self, name: str, owner: Json, template: Json) -> Json:
         images = {container["name"]: container["image"] for container in template["spec"]["containers"]}
         pulled = not self.unpullable.intersection(images.values())
         waiting = {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}
@@ -268,7 +269,15 @@ class ClusterWorld:
                 "name": name,
                 "namespace": NAMESPACE,
                 "labels": template["metadata"]["labels"],
-                "ownerReferences": [{"apiVersion": "apps/v1", "kind": "Deployment", "name": name, "uid": owner}],
+                # With the uid of the Deployment, for this cluster has no objects between it and its pods.
+                "ownerReferences": [
+                    {
+                        "apiVersion": "apps/v1",
+                        "kind": "ReplicaSet",
+                        "name": f"{owner['name']}-5d8f",
+                        "uid": owner["uid"],
+                    }
+                ],
             },
             "spec": {**template["spec"], "nodeName": f"node-of-{name}"},
             "status": {

@@ -101,8 +101,10 @@ class DigestMismatchError(BuilderError):
     reason = "DigestMismatch"
     retryable = True
 
-    def __init__(self, uri: str, expected: str, actual: str) -> None:
-        super().__init__(f"sha256 of {uri} is {actual}; the resource says {expected}")
+    def __init__(self, uri: str, expected: str, actual: str | None) -> None:
+        """Take the digests; without `actual` the message does not show what is at the URI."""
+        found = "is another" if actual is None else f"is {actual}"
+        super().__init__(f"sha256 of {uri} {found}; the resource says {expected}")
 
 
 class UnsafeArtifactError(BuilderError):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import kopf
 
 from segserve_common.api_errors import ApiError
+from segserve_common.http.urls import service_check
 from segserve_common.kube.async_client import AsyncKubeClient
 from segserve_common.kube.kinds import (
     CHILDREN,
@@ -172,9 +173,14 @@ async def assemble(settings: OperatorSettings, api: AsyncKubeClient, metrics: Me
     lease = LeaderLease(api, settings.lease_namespace, settings.lease_name, settings.pod_name, on_acquired=wake_all)
     outside = Dependencies(
         logs=api,
-        notifier=Notifier(loopback=False, on_outcome=metrics.rollouts.notified, read=Secrets(api).read),
+        notifier=Notifier(
+            check_address=service_check(settings.notification_hosts, "notifications.hosts"),
+            on_outcome=metrics.rollouts.notified,
+            read=Secrets(api).read,
+        ),
         metrics=metrics.rollouts,
         prometheus=settings.samples_prometheus,
+        gate_hosts=settings.gate_hosts,
     )
     fenced = WriteThroughApi(FencedApi(api, lease), view)
     reconciler = PoolReconciler(fenced, view, _defaults(settings, modern=modern), outside, time.time)
@@ -198,13 +204,13 @@ def _defaults(settings: OperatorSettings, *, modern: bool) -> Defaults:
         artifact_private_hosts=settings.artifact_private_hosts,
         cluster_domain=settings.cluster_domain,
         operator_namespace_labels={"kubernetes.io/metadata.name": settings.lease_namespace},
+        egress=settings.egress,
         disruption_api="policy/v1" if modern else "policy/v1beta1",
     )
 
 
 async def _run(settings: OperatorSettings) -> None:
     stopping = asyncio.Event()
-        egress=settings.egress,
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     metrics = Metrics()

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Final
 
 from segserve_common.api_errors import ApiError
+from segserve_common.http.urls import service_check
 from segserve_operator.adapters.bundles.background import MAX_CONCURRENT, BackgroundBundles
 from segserve_operator.adapters.bundles.cluster import ClusterBundles, PodLogs
 from segserve_operator.adapters.checks.context import CheckContext
@@ -48,13 +49,14 @@ class Dependencies:
     """Dependencies of passes beside the objects of the API.
 
     `logs` reads pods' logs, `notifier` sends notifications. If `prometheus` is an address, gateways' counters come from
-    there.
+    there. `gate_hosts` are the hosts that gates may ask, as `service_check` takes them.
     """
 
     logs: PodLogs
     notifier: Notifier
     metrics: RolloutMetrics
     prometheus: str = ""
+    gate_hosts: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -152,6 +154,7 @@ class PoolReconciler:
             InternalGateway(traffic.internal_url),
             ClusterResources(self._view, key),
             self._clock,
+            service_check(self._dependencies.gate_hosts, "gates.hosts"),
         )
         announcer = PoolAnnouncer(
             self._dependencies.notifier, key.namespace, partial(self._notification_targets, key), self._clock

@@ -20,6 +20,8 @@ PullPolicy: TypeAlias = Literal["Always", "IfNotPresent", "Never"]
 _POLICIES: Final = get_args(PullPolicy)
 _SOMEBODY: Final = f"segserve-operator-{secrets.token_hex(5)}"
 _LABEL: Final = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
+_HOSTS: Final = r"[^\s@]+"
+_HOSTS_ALLOWED: Final = "patterns of hosts or networks with commas between them"
 _SUBDOMAIN: Final = rf"{_LABEL}(\.{_LABEL})*"
 
 
@@ -37,16 +39,18 @@ class OperatorSettings:
 
     `namespaces` are those to work in, all if there is none; if `cluster_wide`, all are read, and those with the label
     `segserve.dev/enabled=true` are worked in, too. `triton_version` is NVIDIA's release of the Triton in
-    `server_image` (26.04). Relative URIs of models are relative to `artifact_base`. Artifacts may come from
-    `artifact_schemes` and `artifact_hosts` if a pool lists none (from all if these are empty too), and from
-    `artifact_private_hosts` at addresses that are not public. The holder of the Lease `lease_name` in `lease_namespace`
-    leads, under the identity `pod_name`, which must be unique.
+    `server_image` (26.04). Relative URIs of models are relative to `artifact_base`. Artifacts come only from
+    `artifact_schemes` and `artifact_hosts` (all if these are empty), whatever a pool lists, and may come from
+    `artifact_private_hosts` at addresses that are not public. Gates may ask `gate_hosts` and notifications call
+    `notification_hosts` (hosts or networks; all at public addresses if there are none).
+    The holder of the Lease `lease_name` in `lease_namespace` leads, under the identity `pod_name`, which is unique.
     `image_pull_secrets` are Secrets of each pool's namespace. `pod_user` is the user, group and fsGroup of pools' pods,
     None if the cluster chooses. `logging` is that of the operator, agents and sidecars.
+    Pools' pods reach what `egress` says, anything if it is None. Decisions of rollouts are signed with the Ed25519 key
+    in the file `signing_key`, if it is set.
     The counters of gateways are read from the gateways, or from the Prometheus at `samples_prometheus` if it is set.
     """
 
-    Pools' pods reach what `egress` says, anything if it is None.
     namespaces: tuple[str, ...] = ()
     cluster_wide: bool = False
     server_image: str = "localhost/segserve-server:0.1.0"
@@ -64,15 +68,18 @@ class OperatorSettings:
     artifact_schemes: tuple[str, ...] = ()
     artifact_hosts: tuple[str, ...] = ()
     artifact_private_hosts: tuple[str, ...] = ()
+    gate_hosts: tuple[str, ...] = ()
+    notification_hosts: tuple[str, ...] = ()
     health_port: int = 8012
     pod_name: str = _SOMEBODY
     samples_prometheus: str = ""
+    egress: Egress | None = None
+    signing_key: str = ""
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> OperatorSettings:
         """Return the settings, with defaults of absent and empty variables; raises `OperatorSettingsError`."""
         read = _Reader(environ)
-    egress: Egress | None = None
         settings = cls(
             namespaces=read.names("SEGSERVE_NAMESPACES"),
             cluster_wide=read.one_of("SEGSERVE_CLUSTER_WIDE", "false", ("true", "false")) == "true",
@@ -102,20 +109,21 @@ class OperatorSettings:
             artifact_hosts=read.listed(
                 "SEGSERVE_ARTIFACT_HOSTS", r"[^\s/@]+", "patterns of hosts and buckets with commas between them"
             ),
-            artifact_private_hosts=read.listed(
-                "SEGSERVE_ARTIFACT_PRIVATE_HOSTS", r"[^\s@]+", "patterns of hosts or networks with commas between them"
-            ),
+            artifact_private_hosts=read.listed("SEGSERVE_ARTIFACT_PRIVATE_HOSTS", _HOSTS, _HOSTS_ALLOWED),
+            gate_hosts=read.listed("SEGSERVE_GATE_HOSTS", _HOSTS, _HOSTS_ALLOWED),
+            notification_hosts=read.listed("SEGSERVE_NOTIFICATION_HOSTS", _HOSTS, _HOSTS_ALLOWED),
             health_port=read.port("SEGSERVE_HEALTH_PORT", _DEFAULT.health_port),
             pod_name=read.domain("POD_NAME", _DEFAULT.pod_name),
             samples_prometheus=read.matching(
                 "SEGSERVE_SAMPLES_PROMETHEUS", "", r"(https?://.+)?", "an address such as 'http://prometheus:9090'"
             ),
+            egress=read.egress("SEGSERVE_EGRESS"),
+            signing_key=read.matching("SEGSERVE_SIGNING_KEY", "", r"(/.+)?", "the path of a PEM file"),
         )
         if read.problems:
             raise OperatorSettingsError(read.problems)
         return settings
 
-            egress=read.egress("SEGSERVE_EGRESS"),
 
 _DEFAULT: Final = OperatorSettings()
 
@@ -168,11 +176,6 @@ class _Reader:
         text = self.matching(variable, str(default), r"cluster|[1-9][0-9]{0,9}", "a number from 1, or 'cluster'")
         return int(text) if text.isascii() and text.isdigit() else None
 
-    def port(self, variable: str, default: int) -> int:
-        """Return a port that needs no rights."""
-        text = self._checked(variable, str(default), _is_port, "a port from 1024 to 65535")
-        return int(text) if _is_port(text) else default
-
     def egress(self, variable: str) -> Egress | None:
         """Return the destinations of pools' pods, None if they are not restricted."""
         text = self._environ.get(variable, "").strip()
@@ -183,6 +186,11 @@ class _Reader:
             at = ".".join(map(str, first["loc"]))
             self._complain(variable, f"{at}: {first['msg']}", "JSON such as the chart's networkPolicy.egress")
             return None
+
+    def port(self, variable: str, default: int) -> int:
+        """Return a port that needs no rights."""
+        text = self._checked(variable, str(default), _is_port, "a port from 1024 to 65535")
+        return int(text) if _is_port(text) else default
 
     def _checked(self, variable: str, default: str, allows: Callable[[str], bool], allowed: str) -> str:
         text = self._environ.get(variable, "").strip() or default

@@ -125,6 +125,14 @@ def test_the_operator_gets_what_artifacts_may_come_from(render: Render) -> None:
     assert settings.artifact_private_hosts == ("*.svc", "10.0.0.0/8")
 
 
+def test_the_operator_gets_which_services_tenants_may_have_it_call(render: Render) -> None:
+    values = {"gates": {"hosts": ["prometheus.monitoring"]}, "notifications": {"hosts": ["10.0.0.0/8"]}}
+
+    settings = OperatorSettings.from_environment(_environment(the(render(values), "Deployment")))
+
+    assert (settings.gate_hosts, settings.notification_hosts) == (("prometheus.monitoring",), ("10.0.0.0/8",))
+
+
 def test_what_the_chart_says_of_images_and_models_is_what_the_operator_takes_without_it(render: Render) -> None:
     settings = OperatorSettings.from_environment(_environment(the(render(), "Deployment")))
     default = OperatorSettings()

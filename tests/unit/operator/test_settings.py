@@ -32,12 +32,15 @@ EVERYTHING = {
     "SEGSERVE_ARTIFACT_SCHEMES": "s3, https",
     "SEGSERVE_ARTIFACT_HOSTS": "models-*",
     "SEGSERVE_ARTIFACT_PRIVATE_HOSTS": "10.0.0.0/8,*.svc",
+    "SEGSERVE_GATE_HOSTS": "prometheus.monitoring",
+    "SEGSERVE_NOTIFICATION_HOSTS": "hooks.example.com",
     "SEGSERVE_HEALTH_PORT": "9000",
     "POD_NAME": "segserve-6d4cf56db6-abcde",
     "SEGSERVE_SAMPLES_PROMETHEUS": "https://prometheus.example:9090",
+    "SEGSERVE_SIGNING_KEY": "/etc/segserve/signing/key.pem",
+    "SEGSERVE_EGRESS": '{"apiServerPorts": [8443], "servers": [{}]}',
 }
 
-    "SEGSERVE_EGRESS": '{"apiServerPorts": [8443], "servers": [{}]}',
 
 def test_an_empty_environment_gives_the_defaults() -> None:
     assert OperatorSettings.from_environment({}) == OperatorSettings()
@@ -64,14 +67,17 @@ def test_every_variable_is_taken_over() -> None:
         artifact_schemes=("https", "s3"),
         artifact_hosts=("models-*",),
         artifact_private_hosts=("*.svc", "10.0.0.0/8"),
+        gate_hosts=("prometheus.monitoring",),
+        notification_hosts=("hooks.example.com",),
         health_port=9000,
         pod_name="segserve-6d4cf56db6-abcde",
         samples_prometheus="https://prometheus.example:9090",
+        signing_key="/etc/segserve/signing/key.pem",
+        egress=Egress.model_validate({"apiServerPorts": [8443], "servers": [{}]}),
     )
     default = OperatorSettings()
     unchanged = [
         field.name for field in dataclasses.fields(OperatorSettings) if _of(settings, field) == _of(default, field)
-        egress=Egress.model_validate({"apiServerPorts": [8443], "servers": [{}]}),
     ]
     assert not unchanged
 
@@ -96,18 +102,21 @@ def test_every_variable_is_taken_over() -> None:
         ("SEGSERVE_ARTIFACT_SCHEMES", "s3,gopher"),
         ("SEGSERVE_ARTIFACT_HOSTS", "https://models.example"),
         ("SEGSERVE_ARTIFACT_PRIVATE_HOSTS", "a b"),
+        ("SEGSERVE_GATE_HOSTS", "a b"),
+        ("SEGSERVE_NOTIFICATION_HOSTS", "user@host"),
         ("SEGSERVE_HEALTH_PORT", "80"),
         ("SEGSERVE_SAMPLES_PROMETHEUS", "prometheus:9090"),
         ("SEGSERVE_HEALTH_PORT", "٨٠٨٠"),
         ("SEGSERVE_HEALTH_PORT", "65536"),
+        ("SEGSERVE_SIGNING_KEY", "key.pem"),
+        ("SEGSERVE_EGRESS", "{"),
+        ("SEGSERVE_EGRESS", '{"servers": [{"too": []}]}'),
     ],
 )
 def test_what_cannot_be_is_refused_with_what_was_seen_and_what_is_allowed(variable: str, text: str) -> None:
     with pytest.raises(OperatorSettingsError) as caught:
         OperatorSettings.from_environment({variable: text})
     (problem,) = caught.value.problems
-        ("SEGSERVE_EGRESS", "{"),
-        ("SEGSERVE_EGRESS", '{"servers": [{"too": []}]}'),
     assert problem.startswith(f"{variable} is '")
     assert "; allowed: " in problem
 

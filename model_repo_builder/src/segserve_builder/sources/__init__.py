@@ -16,7 +16,7 @@ from segserve_builder.errors import (
     UnknownNameError,
 )
 from segserve_builder.sources import cache as _cache
-from segserve_builder.sources.access import DEFAULT_MAX_BYTES, Access
+from segserve_builder.sources.access import DEFAULT_MAX_BYTES, Access, separate_fetch
 from segserve_builder.sources.archives import SUFFIXES, is_archive, open_member
 from segserve_builder.sources.az import AzSource
 from segserve_builder.sources.base import ArtifactSource, FolderSource, Stream
@@ -27,6 +27,8 @@ from segserve_builder.sources.folder import (
     download_files,
     download_listed,
     folder_digest,
+    is_unpacked,
+    set_aside,
     unpack_folder,
 )
 from segserve_builder.sources.gs import GsSource
@@ -67,6 +69,7 @@ SOURCES: Final[Mapping[str, ArtifactSource]] = {
 }
 
 _STRICT: Final = Access()
+_VERIFIED: Final = _cache.VerifiedObjects()
 _DEFAULT_RETRY: Final = RetryPolicy()
 _DATASETS: Final = "hf://datasets/"
 """In these URIs the organisation, which allow-lists name, comes after the kind of the repository."""
@@ -87,8 +90,9 @@ def fetch(
     """Return the verified, read-only file `<cache>/sha256/<sha256>`, fetched from `uri` if it is missing.
 
     The digest is computed while the bytes stream in, and the file gets its name only if the digest is right. A file
-    that is there is not hashed again. A download that breaks off is resumed if the source can, by another process too.
-    Any number of processes may fetch into one cache at once: for the same object, the others wait for the first.
+    that is there is hashed at its first use in this process, and fetched again if it has other bytes. A download that
+    breaks off is resumed if the source can, by another process too. Any number of processes may fetch into one cache at
+    once: for the same object, the others wait for the first.
 
     Raises `UnknownNameError` (scheme), `SourceDeniedError`, `SourceUnauthorizedError`, `ArtifactMissingError`,
     `DigestMismatchError`, `ArtifactTooLargeError`, `UnsafeArtifactError` (archive), and `PublishError` if the cache
@@ -96,13 +100,18 @@ def fetch(
     """
     _allowed_source(uri, access)  # also for what another pool, or an earlier policy, left in the cache
     target = _cache.object_path(cache, sha256)
-    if target.is_file():
+
+    def is_there() -> bool:
+        return _VERIFIED.is_verified(target, lambda: target.is_file() and _cache.is_file_of(target, sha256))
+
+    if is_there():
         return _cache.touch(target)
-    with _cache.locked_partial(cache, sha256) as part:
-        if not target.is_file():
+    with separate_fetch(), _cache.locked_partial(cache, sha256) as part:
+        if not is_there():
             source = _Reader(access, cache, retry_policy, progress)
             source.download(uri, access.max_bytes).verified(part, sha256)
             _cache.commit(part, cache, sha256)
+            _VERIFIED.add(target)
     return target
 
 
@@ -123,11 +132,28 @@ def fetch_folder(
     """
     source = _allowed_source(uri, access)
     target = _cache.folder_path(cache, sha256)
-    if target.is_dir():
-        return _cache.touch(target)
-    reader = _Reader(access, cache, retry_policy, progress)
-    if is_archive(uri):
+
+    def is_intact() -> bool:
+        if not is_archive(uri):
+            return folder_digest(target) == sha256
         archive = fetch(uri, sha256, cache, access, progress=progress, retry_policy=retry_policy)
+        return is_unpacked(target, archive, uri, cache, access.max_bytes)
+
+    if _VERIFIED.is_verified(target, is_intact):
+        return _cache.touch(target)
+    if target.is_dir():
+        set_aside(target, cache)
+    with separate_fetch():
+        _fetch_folder(source, uri, sha256, cache, access, _Reader(access, cache, retry_policy, progress))
+    _VERIFIED.add(target)
+    return target
+
+
+def _fetch_folder(
+    source: ArtifactSource, uri: str, sha256: str, cache: Path, access: Access, reader: _Reader
+) -> None:
+    if is_archive(uri):
+        archive = fetch(uri, sha256, cache, access, progress=reader.progress, retry_policy=reader.retry_policy)
         unpack_folder(archive, uri, sha256, cache, access.max_bytes)
     elif isinstance(source, FileSource):
         copy_folder(source.allowed(uri, access), uri, sha256, cache, access.max_bytes)
@@ -136,7 +162,6 @@ def fetch_folder(
         download_files(reader.receive, files, uri, sha256, cache, access.max_bytes)
     else:
         download_listed(reader.receive, uri, sha256, cache, access.max_bytes)
-    return target
 
 
 def fetch_unpinned(uri: str, access: Access, max_bytes: int, *, retry_policy: RetryPolicy = _DEFAULT_RETRY) -> bytes:

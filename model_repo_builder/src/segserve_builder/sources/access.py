@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from fnmatch import fnmatchcase
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -11,13 +13,14 @@ from pydantic import Field
 
 from segserve_builder.errors import SourceDeniedError, SourceUnauthorizedError
 from segserve_builder.spec.model_spec import FrozenModel
-from segserve_common.http.urls import is_within, refusal
+from segserve_common.http.urls import is_forbidden, is_within, matches_host, refusal
 
 ACCESS_VARIABLE: Final = "SEGSERVE_ARTIFACT_ACCESS"
 """Environment variable of agents with the JSON of an `Access`."""
 
 DEFAULT_MAX_BYTES: Final = 16 * 1024**3
 LOOPBACK_NETS: Final = ("127.0.0.0/8", "::1/128")
+_PRIVATE: Final = ContextVar("private", default=False)
 PRIVATE_NETS: Final = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7")
 
 
@@ -75,6 +78,9 @@ class Access(FrozenModel):
     hosts: tuple[str, ...] = ()
     """Patterns of allowed hosts; empty allows all."""
 
+    ceiling: tuple[str, ...] = ()
+    """Further patterns, of which hosts and those of `endpoints` must match one: the operator's limit for all pools."""
+
     private: tuple[str, ...] = ()
     """Patterns of hosts, or networks, whose addresses may be of this machine or of a private network."""
 
@@ -103,25 +109,34 @@ class Access(FrozenModel):
             raise SourceDeniedError(
                 f"the scheme {scheme!r} is not allowed; allowed: {', '.join(self.schemes) or 'none'}"
             )
-        if self.hosts and host and not _matches(host, self.hosts):
+        if self.hosts and host and not matches_host(host, self.hosts):
             raise SourceDeniedError(f"the host {host!r} is not allowed; allowed: {', '.join(self.hosts)}")
+        server = urlsplit(self.endpoints.get(scheme, "")).hostname
+        for each in filter(None, (host, server) if self.ceiling else ()):
+            if not matches_host(each, self.ceiling):
+                allowed = ", ".join(self.ceiling)
+                raise SourceDeniedError(f"the host {each!r} is not in the chart's artifacts.hosts: {allowed}")
 
     def check_address(self, host: str, address: str) -> None:
         """Raise `SourceDeniedError` if `host` has an address that is not allowed.
 
         Call it with the address that is connected to, after each redirect too: a second lookup of the name can give
-        another one.
+        another one. Nothing in `private` or `endpoints` allows link-local addresses and metadata services.
         """
         why = refusal(address)
+        if not why:
+            return
         own = {urlsplit(url).hostname for url in self.endpoints.values()}
-        if not why or host in own or _matches(host, self.private) or is_within(address, self.private):
+        is_listed = host in own or matches_host(host, self.private) or is_within(address, self.private)
+        if is_listed and not is_forbidden(address):
+            _PRIVATE.set(self.folders is not None)  # the user of this machine may read what is there
             return
         allowed = ", ".join(self.private) or "none"
         raise SourceDeniedError(f"{host!r} is at {address}, {why}; of such addresses these are allowed: {allowed}")
 
     def credential(self, scheme: str, host: str) -> Credential | None:
         """Return the first credential that matches a host."""
-        matching = (each for each in self.credentials if each.scheme == scheme and _matches(host, (each.host,)))
+        matching = (each for each in self.credentials if each.scheme == scheme and matches_host(host, (each.host,)))
         return next(matching, None)
 
     def secret(self, scheme: str, host: str, *forms: tuple[str, ...]) -> dict[str, str]:
@@ -134,8 +149,22 @@ LOCAL: Final = Access(private=LOOPBACK_NETS + PRIVATE_NETS, ambient=True)
 """Access of this machine's user: all but link-local addresses and metadata services, with ambient credentials."""
 
 
-def _matches(host: str, patterns: tuple[str, ...]) -> bool:
-    return any(fnmatchcase(host.lower(), pattern.lower()) for pattern in patterns)
+@contextmanager
+def separate_fetch() -> Iterator[None]:
+    """Forget within the context, and again after it, whether a private address was connected to."""
+    token = _PRIVATE.set(False)
+    try:
+        yield
+    finally:
+        _PRIVATE.reset(token)
+
+
+def shown_digest(actual: str) -> str | None:
+    """Return the digest of what was fetched for a message, None if this fetch has connected to a private address.
+
+    Whoever reads the message need not be allowed to read what is there, and a digest can be tried in the next fetch.
+    """
+    return None if _PRIVATE.get() else actual
 
 
 def _read_folder(folder: Path) -> dict[str, str]:

@@ -1,4 +1,7 @@
-"""The artifact cache: objects are named by their digest, which is verified before they get that name; eviction."""
+"""The artifact cache: objects named by their digest, and eviction.
+
+A digest is verified before an object gets its name, and once in each process that uses it.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,9 @@ import fcntl
 import hashlib
 import os
 import shutil
+import stat
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +25,12 @@ CHUNK_BYTES: Final = 1024 * 1024
 ABANDONED_S: Final = 3600.0
 UNFINISHED_S: Final = 24 * 3600.0
 """How long a partial file is kept for a process that resumes it."""
+
+STALLED_S: Final = 120.0
+"""How long a file of another process that receives it may stay as it is; a source may be tried again after 30 s."""
+
+LONGEST_HELD_S: Final = 6 * 3600.0
+_LOOK_S: Final = 0.1
 
 SLOW_S: Final = 60.0
 SLOWEST_BYTES: Final = 64 * 1024
@@ -41,6 +51,49 @@ def object_path(cache: Path, sha256: str) -> Path:
 def folder_path(cache: Path, sha256: str) -> Path:
     """Return the path of the folder of that digest, once it is fetched."""
     return cache / "folders" / sha256
+
+
+@dataclass(slots=True)
+class VerifiedObjects:
+    """The objects whose bytes this process has compared with their digest.
+
+    Others may write into a shared cache, so a name proves nothing: each object is hashed at its first use, and again
+    once another file has its name.
+    """
+
+    _seen: set[tuple[str, int, int, int]] = field(default_factory=set)
+
+    def is_verified(self, path: Path, hashes_to: Callable[[], bool]) -> bool:
+        """Return whether an object is there and was compared; `hashes_to` compares it if it was not."""
+        identity = _identity_of(path)
+        if identity is None:
+            return False
+        if identity not in self._seen and (not hashes_to() or _identity_of(path) != identity):
+            return False
+        self._seen.add(identity)
+        return True
+
+    def add(self, path: Path) -> None:
+        """Count an object as compared: its bytes were hashed as they were written."""
+        identity = _identity_of(path)
+        if identity is not None:
+            self._seen.add(identity)
+
+
+def is_file_of(path: Path, sha256: str) -> bool:
+    """Return whether a file has this sha256."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == sha256
+
+
+def _identity_of(path: Path) -> tuple[str, int, int, int] | None:
+    """Return what identifies a file or folder of this name, None if there is none; links are never written here."""
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return None
+    size = 0 if stat.S_ISDIR(found.st_mode) else found.st_size
+    return None if stat.S_ISLNK(found.st_mode) else (str(path), found.st_dev, found.st_ino, size)
 
 
 def touch(target: Path) -> Path:
@@ -86,6 +139,11 @@ class PartialFile:
         self.is_resumed = self.size > 0
 
     @property
+    def path(self) -> Path:
+        """Where the file is."""
+        return Path(self._file.name)
+
+    @property
     def sha256(self) -> str:
         """The sha256 of the bytes so far, in hexadecimal."""
         return self._digest.hexdigest()
@@ -120,11 +178,13 @@ class PartialFile:
 def locked_partial(cache: Path, sha256: str) -> Iterator[PartialFile]:
     """Lock the partial file of an object against all other processes, which wait here, and yield it.
 
-    If the object is in the cache by then, the file is empty. A file that cannot be resumed is removed at the end.
+    If the object is in the cache by then, the file is empty. A file that cannot be resumed is removed at the end. A
+    process that holds the lock and receives nothing for `STALLED_S` is not waited for: the file is another one then.
     """
-    path = partial_path(cache) / f"{sha256}{_PART}"
-    identity_path = path.with_suffix(_IDENTITY)
-    with writing(path), _locked(path) as file:
+    shared = partial_path(cache) / f"{sha256}{_PART}"
+    with writing(shared), _locked(shared) as file:
+        path = Path(file.name)
+        identity_path = path.with_suffix(_IDENTITY)
         part = PartialFile(file, identity_path)
         try:
             yield part
@@ -140,7 +200,7 @@ def locked_partial(cache: Path, sha256: str) -> Iterator[PartialFile]:
 def commit(part: PartialFile, cache: Path, sha256: str) -> None:
     """Move a verified object to its name in the cache."""
     target = object_path(cache, sha256)
-    path = cache / "partial" / f"{sha256}{_PART}"
+    path = part.path
     with writing(target):
         part.sync()
         path.chmod(0o444)
@@ -199,11 +259,31 @@ def _delete(path: Path) -> None:
 def _locked(path: Path) -> Iterator[BinaryIO]:
     while True:
         with path.open("a+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            if not _lock_patiently(file):
+                # In a cache of several tenants a process could hold the lock for ever.
+                path = path.with_name(f"{path.stem}-{os.getpid()}{_PART}")
+                continue
             if _has_name(file, path):
                 file.seek(0)
                 yield file
                 return
+
+
+def _lock_patiently(file: BinaryIO) -> bool:
+    """Lock a file; return False if another process has it and is `STALLED_S` idle, or has it for `LONGEST_HELD_S`."""
+    began_s = changed_s = time.monotonic()
+    size = -1
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            now_s, present = time.monotonic(), os.fstat(file.fileno()).st_size
+            if present != size:
+                size, changed_s = present, now_s
+            if now_s - changed_s > STALLED_S or now_s - began_s > LONGEST_HELD_S:
+                return False
+            time.sleep(_LOOK_S)
 
 
 def _has_name(file: BinaryIO, path: Path) -> bool:
@@ -226,8 +306,9 @@ class FileLocks:
         for path in self._held.keys() - paths:
             os.close(self._held.pop(path))
         for path in paths - self._held.keys():
-            with suppress(FileNotFoundError):
-                self._held[path] = _flocked(path, fcntl.LOCK_SH)
+            # Somebody else who holds it alone evicts it, or keeps it from everybody: nothing waits for that.
+            with suppress(FileNotFoundError, BlockingIOError):
+                self._held[path] = _flocked(path, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
     def close(self) -> None:
         """Release all locks."""

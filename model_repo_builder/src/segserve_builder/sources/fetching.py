@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol, TypeAlias
 
 from segserve_builder.errors import ArtifactMissingError, DigestMismatchError, SourceUnavailableError
+from segserve_builder.sources.access import shown_digest
 from segserve_builder.sources.base import Stream
 from segserve_builder.sources.cache import PartialFile, check_size, chunks
 from segserve_common.backoff import Backoff
@@ -70,7 +71,7 @@ class Download:
                 part.restart(None)
                 self.into(part)
             if part.sha256 != sha256:
-                raise DigestMismatchError(self.uri, sha256, part.sha256)
+                raise DigestMismatchError(self.uri, sha256, shown_digest(part.sha256))
         except SourceUnavailableError:
             raise
         except Exception:

@@ -22,6 +22,7 @@ from segserve_builder.errors import (
     writing,
 )
 from segserve_builder.sources import archives
+from segserve_builder.sources.access import shown_digest
 from segserve_builder.sources.cache import PartialFile, copy_hashed, folder_path, partial_path
 from segserve_common.files import sync_folder
 
@@ -53,7 +54,7 @@ def copy_folder(folder: Path, uri: str, sha256: str, cache: Path, max_bytes: int
     with _entering(sha256, cache) as copy:
         actual = _digest(_copy(folder, copy, uri, max_bytes))
         if actual != sha256:
-            raise DigestMismatchError(uri, sha256, actual)
+            raise DigestMismatchError(uri, sha256, shown_digest(actual))
     return folder_path(cache, sha256)
 
 
@@ -69,7 +70,7 @@ def download_listed(receive: Receive, uri: str, sha256: str, cache: Path, max_by
             address = f"{base}/{quote(relative)}"
             part = _downloaded(receive, address, copy / relative, left)
             if part.sha256 != digest:
-                raise DigestMismatchError(address, digest, part.sha256)
+                raise DigestMismatchError(address, digest, shown_digest(part.sha256))
             left -= part.size
     return folder_path(cache, sha256)
 
@@ -90,7 +91,7 @@ def download_files(
             left -= part.size
         actual = _digest(digests)
         if actual != sha256:
-            raise DigestMismatchError(uri, sha256, actual)
+            raise DigestMismatchError(uri, sha256, shown_digest(actual))
     return folder_path(cache, sha256)
 
 
@@ -99,6 +100,23 @@ def unpack_folder(archive: Path, name: str, sha256: str, cache: Path, max_bytes:
     with _entering(sha256, cache) as copy:
         archives.unpack(archive, name, copy, max_bytes)
     return folder_path(cache, sha256)
+
+
+def is_unpacked(folder: Path, archive: Path, name: str, cache: Path, max_bytes: int) -> bool:
+    """Return whether a folder holds what the verified file `archive`, called `name`, unpacks to."""
+    with writing(folder), tempfile.TemporaryDirectory(dir=partial_path(cache)) as temporary:
+        copy = Path(temporary) / "copy"
+        copy.mkdir()
+        archives.unpack(archive, name, copy, max_bytes)
+        return folder_digest(copy) == folder_digest(folder)
+
+
+def set_aside(folder: Path, cache: Path) -> None:
+    """Remove a folder from the cache, all at once for other processes."""
+    with writing(folder):
+        removed = partial_path(cache) / f"unverified-{folder.name}-{os.getpid()}"
+        folder.rename(removed)
+        shutil.rmtree(removed)
 
 
 @contextmanager
@@ -129,7 +147,7 @@ def _listed(receive: Receive, address: str, sha256: str) -> Iterator[tuple[str, 
     part = PartialFile(content)
     receive(address, part, _LONGEST_LIST)
     if part.sha256 != sha256:
-        raise DigestMismatchError(address, sha256, part.sha256)
+        raise DigestMismatchError(address, sha256, shown_digest(part.sha256))
     # Names of files are bytes, and need not be UTF-8.
     for line in content.getvalue().decode(errors="surrogateescape").splitlines():
         digest, _, relative = line.partition("  ")

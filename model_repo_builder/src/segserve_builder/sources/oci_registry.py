@@ -25,7 +25,7 @@ from segserve_builder.errors import (
     SourceDeniedError,
     SourceUnauthorizedError,
 )
-from segserve_builder.sources.access import Access
+from segserve_builder.sources.access import Access, shown_digest
 from segserve_builder.sources.http import HttpStream, SourceRequest, authorization, get, open_file, url_of
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ class Registry:
         actual = f"sha256:{hashlib.sha256(body).hexdigest()}"
         # A tag pins nothing; the sha256 of the artifact still pins the file.
         if name.startswith("sha256:") and actual != name:
-            raise DigestMismatchError(f"the manifest of {self._url}", name, actual)
+            raise DigestMismatchError(f"the manifest of {self._url}", name, shown_digest(actual))
         try:
             return Manifest.model_validate_json(body)
         except ValidationError as error:

@@ -11,16 +11,17 @@ import asyncio
 import json
 import socket
 import ssl
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import urljoin
 
 import httpx
 
 from segserve_common.http.urls import AddressCheck, RefusedError, RequestError, Url, UrlError, checked, lookup
 
+T = TypeVar("T")
 SINGLE_USE: Final = httpx.Limits(max_keepalive_connections=0)
 """Connections for one request each: two names can share an address, but not a certificate."""
 
@@ -68,6 +69,59 @@ async def send_async(
         raise OSError(f"the host {url.host!r} has no address: {error}") from error
     address = checked(url.host, found, check_address)[0]
     return await transport.handle_async_request(_request(method, url, address, headers, timeout_s, **body))
+
+
+async def get_bounded(
+    client: httpx.AsyncClient,
+    url: str,
+    *,
+    max_bytes: int,
+    timeout_s: float,
+    params: Mapping[str, Sequence[str]] | None = None,
+) -> bytes:
+    """Return the body that a server answers a GET with, which somebody else may have written.
+
+    `timeout_s` bounds the whole exchange. Raises `RequestError` for another status than 200, and for a body that is
+    longer than `max_bytes`, compressed, late or broken off.
+    """
+    try:
+        async with (
+            asyncio.timeout(timeout_s),
+            client.stream("GET", url, params=params, headers={"Accept-Encoding": "identity"}) as response,
+        ):
+            if response.status_code != httpx.codes.OK:
+                raise RequestError(f"'{url}' answered {response.status_code}")
+            return await body_within(response, max_bytes)
+    except TimeoutError:
+        raise RequestError(f"'{url}' did not answer within {timeout_s:.3g} s", is_transient=True) from None
+    except (httpx.HTTPError, OSError) as error:
+        raise RequestError(f"'{url}' cannot be asked: {error or type(error).__name__}", is_transient=True) from error
+
+
+async def body_within(response: httpx.Response, max_bytes: int) -> bytes:
+    """Return the body of a response that is being received; nothing is decompressed.
+
+    Raises `RequestError` if it is compressed, which nobody asked for, or longer than `max_bytes`.
+    """
+    if (encoding := response.headers.get("Content-Encoding", "identity")) != "identity":
+        raise RequestError(f"the body is compressed ({encoding[:20]}), which was not asked for")
+    body = bytearray()
+    async for chunk in response.aiter_raw():
+        body += chunk
+        if len(body) > max_bytes:
+            raise RequestError(f"the body has more than {max_bytes} bytes")
+    return bytes(body)
+
+
+async def gather_few(calls: Iterable[Awaitable[T]], at_once: int = 4) -> list[T]:
+    """Return the results of calls in their order; only `at_once` of them run, and hold what they receive, at a time."""
+    slots = asyncio.Semaphore(at_once)
+
+    async def one(call: Awaitable[T]) -> T:
+        async with slots:
+            return await call
+
+    return await asyncio.gather(*map(one, calls))
 
 
 def tls_error(error: BaseException) -> ssl.SSLError | None:

@@ -7,22 +7,29 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Any, Final, Self, TypeAlias
 from urllib.parse import quote, urlsplit
 
 Address: TypeAlias = IPv4Address | IPv6Address
 
-METADATA: Final = frozenset(map(ip_address, ("fd00:ec2::254", "100.100.100.200", "168.63.129.16")))
+METADATA: Final = frozenset(
+    map(
+        ip_address,
+        ("100.100.100.200", "168.63.129.16", "192.0.0.192", "fd00:ec2::254", "fd00:ec2::23", "fd20:ce::254"),
+    )
+)
 """Addresses at which clouds hand out credentials, besides link-local ones."""
 
-_TRANSLATED: Final = (ip_network("64:ff9b::/96"), ip_network("::/96"))
+_TRANSLATED: Final = tuple(map(ip_network, ("64:ff9b::/96", "::ffff:0:0:0/96", "::/96")))
 """IPv6 networks whose last 32 bits are an IPv4 address."""
 
-_LOCAL_TRANSLATION: Final = ip_network("64:ff9b:1::/48")
-"""Each network chooses the place of the IPv4 address in here, so it cannot be read from the address."""
+_UNREADABLE: Final = tuple(map(ip_network, ("64:ff9b:1::/48", "fec0::/10")))
+"""Each network chooses the place of an IPv4 address in the first, so it cannot be read from the address; the second was
+once what link-local addresses are."""
 
 _NOT_TRANSLATED: Final = (IPv6Address("::"), IPv6Address("::1"))
 
@@ -46,31 +53,38 @@ def reached_address(text: str) -> Address:
 def refusal(text: str, *, loopback: bool = False, private: bool = False) -> str:
     """Return why an address is refused, or an empty string if it is public.
 
-    `loopback` allows this machine, `private` networks that are not public. Nothing allows link-local addresses and
-    metadata services: they hand out the credentials of the machine.
+    `loopback` allows this machine, `private` networks that are not public. Nothing allows what `is_forbidden`.
     """
     address = reached_address(text)
-    if address.is_link_local or address in METADATA:
+    if is_forbidden(text):
         return "which is link-local or a cloud's metadata service"
     if address.is_loopback:
         return "" if loopback else "which is this machine"
     if address.is_unspecified or address.is_multicast:
         return "which is not the address of one server"
-    if not private and (not address.is_global or address in _LOCAL_TRANSLATION):
+    if not private and not address.is_global:
         return "which is in a private network"
     return ""
 
 
-def is_within(text: str, networks: Iterable[str]) -> bool:
-    """Return whether an address is in one of the networks; names that are not networks (hosts) are skipped.
+def is_forbidden(text: str) -> bool:
+    """Return whether an address is link-local, of a metadata service, or may be a translation of such a one.
 
-    A link-local address or metadata service is only in a network of that single address.
+    They hand out the credentials of the machine, so no setting allows them.
     """
     address = reached_address(text)
-    candidates = [network for name in networks if (network := _network(name)) is not None]
-    if address.is_link_local or address in METADATA:
-        candidates = [network for network in candidates if network.num_addresses == 1]
-    return any(address in network for network in candidates)
+    return address.is_link_local or address in METADATA or any(address in network for network in _UNREADABLE)
+
+
+def is_within(text: str, networks: Iterable[str]) -> bool:
+    """Return whether an address is in one of the networks; names that are not networks (hosts) are skipped."""
+    address = reached_address(text)
+    return any(address in network for name in networks if (network := _network(name)) is not None)
+
+
+def matches_host(host: str, patterns: Iterable[str]) -> bool:
+    """Return whether a host matches one of the patterns, which are those of `fnmatch`, in lower case."""
+    return any(fnmatchcase(host.lower(), pattern.lower()) for pattern in patterns)
 
 
 def _network(name: str) -> IPv4Network | IPv6Network | None:
@@ -166,12 +180,25 @@ class Url:
         return f"{self.scheme}://{self.netloc}{self.target.partition('?')[0]}"
 
 
-def service_check(*, loopback: bool) -> AddressCheck:
-    """Return the check of services that users configure: private networks are allowed, this machine by `loopback`."""
+def own_service(host: str, address: str) -> None:
+    """Check an address of a service that the user of this machine configures: private networks and loopback, too."""
+    if reason := refusal(address, loopback=True, private=True):
+        raise RefusedError(f"{host!r} is at {address}, {reason}")
+
+
+def service_check(allowed: Collection[str], setting: str) -> AddressCheck:
+    """Return the check of services that tenants configure, and a process that is not theirs calls.
+
+    `allowed` are patterns of hosts, or networks, from the chart's value `setting`: no others may be called, and only
+    these may have private addresses. If there are none, all public addresses may be called.
+    """
 
     def check(host: str, address: str) -> None:
-        if reason := refusal(address, loopback=loopback, private=True):
-            raise RefusedError(f"{host!r} is at {address}, {reason}")
+        is_listed = matches_host(host, allowed) or is_within(address, allowed)
+        if reason := refusal(address, private=is_listed):
+            raise RefusedError(f"{host!r} is at {address}, {reason}; the chart's {setting} may allow private hosts")
+        if allowed and not is_listed:
+            raise RefusedError(f"{host!r} is not allowed by the chart's {setting}: {', '.join(allowed)}")
 
     return check
 

@@ -13,10 +13,20 @@ from segserve_common.canonical import canonical_json
 from segserve_common.kube.names import SHARDS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 CONTENT_KEY: Final = "content"
 VERSION_KEY: Final = "version"
+
+MAX_UNPACKED_BYTES: Final = 16 * 2**20
+"""Largest JSON text that is read from a ConfigMap, which holds 1 MiB: one of zeros unpacks to 1 GiB."""
+
+MAX_DEPTH: Final = 64
+MAX_CONTAINERS: Final = 400_000
+"""Most lists and objects in one text: three characters of it take up to 64 bytes of memory, seven up to 250."""
+
+_TOO_DEEP: Final = f"more than {MAX_DEPTH} levels of lists and objects"
+_GZIP: Final = 31
 
 
 def shard_of(name: str) -> int:
@@ -29,12 +39,44 @@ def pack(value: Any) -> str:
     return base64.b64encode(gzip.compress(canonical_json(value).encode(), compresslevel=6, mtime=0)).decode()
 
 
-def unpack(text: str) -> Any:
-    """Return the value that `pack` made the text of; ValueError where it is none."""
+def unpack(text: str, max_bytes: int = MAX_UNPACKED_BYTES) -> Any:
+    """Return the value that `pack` made the text of.
+
+    Whoever may edit ConfigMaps may have written it: no more than `max_bytes` of JSON are unpacked, and only values of
+    at most `MAX_DEPTH` levels and `MAX_CONTAINERS` lists and objects are built. Raises ValueError for any other text.
+    """
     try:
-        return json.loads(gzip.decompress(base64.b64decode(text, validate=True)))
-    except (OSError, EOFError, zlib.error) as error:
+        decompressor = zlib.decompressobj(wbits=_GZIP)
+        content = decompressor.decompress(base64.b64decode(text, validate=True), max_bytes + 1)
+    except zlib.error as error:
         raise ValueError(f"not base64 of gzip: {error}") from error
+    if len(content) > max_bytes:
+        raise ValueError(f"more than {max_bytes} bytes of JSON")
+    if not decompressor.eof or decompressor.unused_data:
+        raise ValueError("not base64 of gzip: it ends too early or too late")
+    return read_json(content)
+
+
+def read_json(content: bytes) -> Any:
+    """Return a JSON value that somebody else wrote; raises ValueError for any other text, and one of too many parts."""
+    if content.count(b"[") + content.count(b"{") > MAX_CONTAINERS:
+        raise ValueError(f"more than {MAX_CONTAINERS} lists and objects")
+    try:
+        value = json.loads(content)
+    except RecursionError:
+        raise ValueError(_TOO_DEEP) from None
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        level = [inner for outer in level for inner in _parts(outer) if isinstance(inner, list | dict)]
+        if not level:
+            return value
+    raise ValueError(_TOO_DEEP)
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    if isinstance(value, list):
+        return value
+    return value.values() if isinstance(value, dict) else ()
 
 
 def version_of(content: str) -> str:

@@ -19,6 +19,7 @@ from typing import Final
 
 from segserve_builder.render.tritonserver import sweep_shm
 from segserve_common.files import write_private
+from segserve_common.http.urls import own_service
 from segserve_operator.adapters.bundles.background import BackgroundBundles
 from segserve_operator.adapters.bundles.local import LocalBundles, bundle_folder
 from segserve_operator.adapters.checks.context import CheckContext
@@ -85,9 +86,9 @@ class Supervisor:
         self.gateway = LocalGateway(state, pool.spec.gateway)
         access = local_access(pool.spec.artifacts)
         self.check_runner = BackgroundCheckRunner(
-            CheckContext(InternalGateway(self.gateway.internal_url), LocalResources(state), time.time, local=True)
+            CheckContext(InternalGateway(self.gateway.internal_url), LocalResources(state), time.time, own_service)
         )
-        self.notifier = Notifier(loopback=True)
+        self.notifier = Notifier(check_address=own_service)
         self.bundles = BackgroundBundles(LocalBundles(state))
         self.service = Service(
             store=LocalStore(state),

@@ -77,7 +77,7 @@ async def test_a_webhook_is_told_of_the_rollout_and_its_answer_is_judged(tmp_pat
         )
 
     assert (found.passes, found.breaches) == (True, False)
-    assert "0.97" in found.shown
+    assert found.shown == "status 202"
     assert told == [
         {
             "model": "coins",
@@ -119,7 +119,7 @@ async def test_a_late_answer_is_none(tmp_path: Path) -> None:
 
 async def test_a_large_answer_is_given_up(tmp_path: Path) -> None:
     async with service(says("x" * 2**17)) as url:
-        with pytest.raises(CheckError, match="more than 64 KiB"):
+        with pytest.raises(CheckError, match="more than 65536 bytes"):
             await ask_webhook(tmp_path, url)
 
 
@@ -161,7 +161,7 @@ async def test_the_numbers_of_a_query_are_judged(tmp_path: Path, body: Any) -> N
         (vector("NaN"), "not finite"),
         (vector("1", "+Inf"), "not finite"),
         (vector("one"), "not a number"),
-        ({"status": "error", "error": "parse error: unexpected }"}, "unexpected }"),
+        ({"status": "error", "errorType": "bad_data", "error": "unexpected }"}, "refuses the query: bad_data$"),
         ({"status": "success", "data": {"resultType": "matrix", "result": []}}, "without a vector"),
         ("hello", "without a vector"),
     ],

@@ -34,9 +34,15 @@ class OnePool:
         return list(self._pods)
 
 
-def pod(name: str, host: str, *, component: str = GATEWAY, ready: bool = True) -> dict[str, Any]:
+def pod(
+    name: str, host: str, *, component: str = GATEWAY, ready: bool = True, owner: str = "segserve-main--gateway-5d8f"
+) -> dict[str, Any]:
     return {
-        "metadata": {"name": name, "labels": {"app.kubernetes.io/component": component}},
+        "metadata": {
+            "name": name,
+            "labels": {"app.kubernetes.io/component": component},
+            "ownerReferences": [{"kind": "ReplicaSet", "name": owner}],
+        },
         "status": {
             "podIP": host,
             "phase": "Running",
@@ -75,6 +81,17 @@ async def test_every_gateway_that_is_ready_is_in_the_sample(gateways: list[Mappi
     assert {count.epoch for count in found["coins"].values()} == {"uid-1/1", "uid-2/1"}
     assert [(count.at_s, count.began_s) for count in found["coins"].values()] == [(1000.0, 940.0)] * 2
     assert gateways == [{"model": ["cells", "coins"]}] * 2
+
+
+async def test_a_pod_that_only_has_the_labels_of_a_gateway_is_asked_nothing(
+    gateways: list[Mapping[str, list[str]]],
+) -> None:
+    strangers = [pod("evil", "127.0.0.1", owner=""), pod("other", "127.0.0.2", owner="segserve-other--gateway-5d8f")]
+    unowned = pod("bare", "127.0.0.3")
+    del unowned["metadata"]["ownerReferences"]
+
+    assert await traffic(*strangers, unowned).samples({"coins": ("main", "new")}) == {"coins": {}}
+    assert gateways == []
 
 
 async def test_a_gateway_that_does_not_answer_is_left_out_in_time(gateways: list[Mapping[str, list[str]]]) -> None:

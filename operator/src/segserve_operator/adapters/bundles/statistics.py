@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import httpx
 
+from segserve_common.http.guard import get_bounded
+from segserve_common.http.urls import RequestError
 from segserve_operator.adapters.bundles.contents import STATISTICS_BYTES, STATISTICS_S
 
 if TYPE_CHECKING:
@@ -21,16 +23,7 @@ async def statistics(server: Endpoint) -> bytes:
     host = f"[{server.host}]" if ":" in server.host else server.host
     url = f"http://{host}:{server.http_port}/v2/models/stats"
     try:
-        async with (
-            httpx.AsyncClient(timeout=STATISTICS_S, trust_env=False) as client,
-            client.stream("GET", url) as reply,
-        ):
-            reply.raise_for_status()
-            text = b""
-            async for part in reply.aiter_bytes():
-                text += part
-                if len(text) > STATISTICS_BYTES:
-                    raise NoStatisticsError(f"more than {STATISTICS_BYTES} bytes")
-            return text
-    except httpx.HTTPError as error:
-        raise NoStatisticsError(str(error) or type(error).__name__) from error
+        async with httpx.AsyncClient(timeout=STATISTICS_S, trust_env=False) as client:
+            return await get_bounded(client, url, max_bytes=STATISTICS_BYTES, timeout_s=STATISTICS_S)
+    except RequestError as error:
+        raise NoStatisticsError(str(error)) from error

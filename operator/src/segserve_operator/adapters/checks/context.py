@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
+from segserve_common.http.urls import AddressCheck
 from segserve_operator.adapters.checks.gateway import InternalGateway
 from segserve_operator.core.gates.checks import Check, CheckResult, ResourceSample
 
@@ -22,15 +24,16 @@ class ResourceSource(Protocol):
 class CheckContext:
     """The ports of one pool. `clock` returns Unix time in seconds.
 
-    `local` allows services on loopback, for the users of this machine. `samples` holds the first and the latest samples
-    of each group that is checked.
+    `check_address` says which services may be asked. `samples` holds the first and the latest samples of each group
+    that is checked. `evaluation` is held while an expression is evaluated, so that no pool holds up all others.
     """
 
     gateway: InternalGateway
     resources: ResourceSource
     clock: Callable[[], float]
-    local: bool = False
+    check_address: AddressCheck
     samples: dict[str, tuple[ResourceSample, ...]] = field(default_factory=dict)
+    evaluation: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 ReportResult: TypeAlias = "Callable[[CheckResult], None]"

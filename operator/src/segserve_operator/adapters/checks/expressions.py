@@ -9,10 +9,15 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 from segserve_operator.core.gates.checks import CheckError
 
 TIMEOUT_S: Final = 5.0
+MAX_CHILDREN: Final = 2
+"""Children at the same time; each may take 192 MiB."""
+
+_SLOTS: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore]] = WeakKeyDictionary()
 _CHILD: Final = Path(__file__).with_name("cel_process.py")
 
 
@@ -25,8 +30,19 @@ async def evaluate(
     limits of time or memory.
     """
     question = json.dumps({"expressions": dict(expressions), "variables": dict(variables)}).encode()
+    async with _slots():
+        answer = await _ask_child(question, timeout_s)
+    if "problem" in answer:
+        raise CheckError(answer["problem"])
+    values: dict[str, bool] = answer["values"]
+    return values
+
+
+async def _ask_child(question: bytes, timeout_s: float) -> dict[str, Any]:
     child = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-P", str(_CHILD)),
+        *(sys.executable, "-I", str(_CHILD)),
+        env={},
+        cwd="/",
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
@@ -44,7 +60,10 @@ async def evaluate(
     if child.returncode:
         raise CheckError("the expressions need more time or memory than they are given")
     answer: dict[str, Any] = json.loads(output)
-    if "problem" in answer:
-        raise CheckError(answer["problem"])
-    values: dict[str, bool] = answer["values"]
-    return values
+    return answer
+
+
+def _slots() -> asyncio.Semaphore:
+    """Return the semaphore of this event loop."""
+    loop = asyncio.get_running_loop()
+    return _SLOTS.setdefault(loop, asyncio.Semaphore(MAX_CHILDREN))

@@ -10,8 +10,8 @@ from typing import Any, Final
 
 import httpx
 
-from segserve_common.http.guard import SINGLE_USE, send_async
-from segserve_common.http.urls import RefusedError, Url, UrlError, service_check
+from segserve_common.http.guard import SINGLE_USE, body_within, send_async
+from segserve_common.http.urls import AddressCheck, RefusedError, RequestError, Url, UrlError
 from segserve_operator.core.gates.checks import CheckError
 
 MAX_BYTES: Final = 64 * 1024
@@ -29,7 +29,7 @@ async def call(
     method: str,
     url: str,
     *,
-    loopback: bool,
+    check_address: AddressCheck,
     timeout_s: float,
     parameters: Mapping[str, str] | None = None,
     payload: Mapping[str, Any] | None = None,
@@ -54,31 +54,24 @@ async def call(
                 transport,
                 method,
                 target,
-                service_check(loopback=loopback),
+                check_address,
                 {"Accept-Encoding": "identity"},  # a small body could decompress to a very large one
                 timeout_s,
                 data=parameters or None,
                 json=payload,
             )
             try:
-                return Reply(response.status_code, _parsed(await _body(response, shown)))
+                return Reply(response.status_code, _parsed(await body_within(response, MAX_BYTES)))
             finally:
                 await response.aclose()
     except TimeoutError:
         raise CheckError(f"{shown} did not answer within {timeout_s:.3g} s") from None
+    except RequestError as error:
+        raise CheckError(f"{shown}: {error}") from error
     except RefusedError as error:
         raise CheckError(f"not asked: {error}") from error
     except (httpx.HTTPError, OSError) as error:
         raise CheckError(f"{shown} cannot be asked: {error or type(error).__name__}") from error
-
-
-async def _body(response: httpx.Response, shown: str) -> bytes:
-    body = b""
-    async for chunk in response.aiter_raw():
-        body += chunk
-        if len(body) > MAX_BYTES:
-            raise CheckError(f"{shown} answers with more than {MAX_BYTES // 1024} KiB")
-    return body
 
 
 def _parsed(body: bytes) -> Any:

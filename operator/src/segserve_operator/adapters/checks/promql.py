@@ -15,6 +15,9 @@ from segserve_operator.core.gates.checks import Check, CheckError, CheckResult
 
 _PLACES: Final = re.compile(r"\{(model|candidate|stable)\}")
 _ESCAPES: Final = str.maketrans({"\\": "\\\\", '"': '\\"', "'": "\\'", "\n": "\\n"})
+_ERRORS: Final = ("bad_data", "execution", "timeout", "canceled", "unavailable", "not_found", "internal")
+"""Kinds of errors in Prometheus' answers; the rest of an answer is shown nowhere."""
+
 SHOWN: Final = 8
 
 
@@ -27,15 +30,14 @@ async def run(check: Check, context: CheckContext, report: ReportResult) -> Chec
     reply = await call(
         "POST",
         f"{check.spec.address.rstrip('/')}/api/v1/query",
-        loopback=context.local,
+        check_address=context.check_address,
         timeout_s=check.spec.timeout.total_seconds(),
         parameters={"query": filled(check.spec.query, names)},
     )
     numbers = numbers_of(reply.status, reply.body)
-    values = await evaluate(
-        {"passCondition": check.spec.pass_condition, "breachCondition": check.spec.breach_condition},
-        {"result": numbers},
-    )
+    expressions = {"passCondition": check.spec.pass_condition, "breachCondition": check.spec.breach_condition}
+    async with context.evaluation:
+        values = await evaluate(expressions, {"result": numbers})
     shown = f"result {', '.join(f'{number:.6g}' for number in numbers[:SHOWN])}"
     return CheckResult(
         check.key, context.clock(), passes=values["passCondition"], breaches=values["breachCondition"], shown=shown
@@ -57,18 +59,18 @@ def numbers_of(status: int, body: Any) -> list[float]:
             texts = [text]
         case {"status": "success", "data": {"resultType": "vector", "result": list(series)}}:
             texts = [_value(one) for one in series]
-        case {"status": "error", "error": str(why)}:
-            raise CheckError(f"the query fails: {why[:300]}")
+        case {"status": "error", "errorType": str(kind)}:
+            raise CheckError(f"Prometheus refuses the query: {kind if kind in _ERRORS else status}")
         case _:
             raise CheckError(f"Prometheus answers {status} without a vector or a scalar")
     try:
         numbers = [float(text) for text in texts]
-    except ValueError as error:
-        raise CheckError(f"the result is not a number: {error}") from error
+    except ValueError:
+        raise CheckError("the result is not a number") from None
     if not numbers:
         raise CheckError("the query has no result")
     if not all(map(math.isfinite, numbers)):
-        raise CheckError(f"the result is not finite: {', '.join(texts[:SHOWN])}")
+        raise CheckError(f"the result is not finite: {', '.join(map(str, numbers[:SHOWN]))}")
     return numbers
 
 

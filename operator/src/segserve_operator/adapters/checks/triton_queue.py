@@ -8,7 +8,13 @@ from typing import Final
 
 import httpx
 
+from segserve_common.http.guard import get_bounded
+from segserve_common.http.urls import RequestError
+
 TIMEOUT_S: Final = 3.0
+MAX_BYTES: Final = 16 * 2**20
+"""Largest text of metrics that is read: that of 2,500 models has about 8 MB."""
+
 STEP: Final = "segserve--"
 """Prefix of the names of steps, where requests wait; the ensemble's name counts each request once."""
 
@@ -32,10 +38,11 @@ async def queue_of(host: str, metrics_port: int) -> Queue | None:
     place = f"[{host}]" if ":" in host else host
     try:
         async with httpx.AsyncClient(timeout=TIMEOUT_S, trust_env=False) as client:
-            reply = await client.get(f"http://{place}:{metrics_port}/metrics")
-    except (httpx.HTTPError, OSError):
+            url = f"http://{place}:{metrics_port}/metrics"
+            metrics = await get_bounded(client, url, max_bytes=MAX_BYTES, timeout_s=TIMEOUT_S)
+    except RequestError:
         return None
-    return read_queue(reply.text) if reply.status_code == httpx.codes.OK else None
+    return read_queue(metrics.decode(errors="replace"))
 
 
 def read_queue(metrics: str) -> Queue:

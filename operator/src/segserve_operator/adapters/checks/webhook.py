@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from typing import Final
-
 from segserve_operator.adapters.checks.context import CheckContext, ReportResult
 from segserve_operator.adapters.checks.expressions import evaluate
 from segserve_operator.adapters.checks.http import call
 from segserve_operator.api.rollout_policy import WebhookGate
 from segserve_operator.core.gates.checks import Check, CheckError, CheckResult
-
-SHOWN: Final = 200
 
 
 async def run(check: Check, context: CheckContext, report: ReportResult) -> CheckResult:
@@ -22,7 +17,7 @@ async def run(check: Check, context: CheckContext, report: ReportResult) -> Chec
     reply = await call(
         "POST",
         check.spec.url,
-        loopback=context.local,
+        check_address=context.check_address,
         timeout_s=check.spec.timeout.total_seconds(),
         payload={
             "model": check.model,
@@ -34,8 +29,10 @@ async def run(check: Check, context: CheckContext, report: ReportResult) -> Chec
         },
     )
     expressions = {"passCondition": check.spec.pass_condition, "breachCondition": check.spec.breach_condition}
-    values = await evaluate(expressions, {"status": reply.status, "body": reply.body})
-    shown = f"status {reply.status}, body {json.dumps(reply.body)[:SHOWN]}"
+    async with context.evaluation:
+        values = await evaluate(expressions, {"status": reply.status, "body": reply.body})
+    # Nothing of the body: whoever configures a gate need not be allowed to read what answers it.
+    shown = f"status {reply.status}"
     return CheckResult(
         check.key, context.clock(), passes=values["passCondition"], breaches=values["breachCondition"], shown=shown
     )

@@ -276,10 +276,10 @@ def _is_current(context: PoolContext, group: str) -> bool:
 
 def _read_report(packed: str) -> PodReport:
     try:
-        report = unpack(packed)
+        report = unpack(packed, pods.MAX_REPORT_BYTES)
         models = read_reports(report["models"])
         if report["models"] and not models:
             raise ValueError("no model's report can be read")
         return PodReport(str(report["uid"]), bool(report["serverReady"]), models)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return PodReport(is_read=False)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 import logging
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from segserve_common.http.guard import gather_few
 from segserve_common.kube.kinds import CONFIG_MAPS, DEPLOYMENTS, PODS
 from segserve_common.kube.names import (
     COMPONENT_LABEL,
@@ -20,7 +19,7 @@ from segserve_common.kube.names import (
     plan_name,
     reports_name,
 )
-from segserve_common.kube.shards import VERSION_KEY, content_of, shard_of, unpack
+from segserve_common.kube.shards import VERSION_KEY, content_of, read_json, shard_of, unpack
 from segserve_operator.adapters.kube import pods
 from segserve_operator.adapters.kube.accounts import with_valid_tokens
 from segserve_operator.adapters.kube.api import attempt_all
@@ -79,12 +78,12 @@ class ClusterTraffic:
             return TrafficState(None)
         shards = [self._map(plan_name(self.key.pool, shard)) for shard in range(SHARDS)]
         packed = [content_of(config_map) if config_map is not None else None for config_map in shards]
-        gateways = [pod for pod in self.view.of_pool(PODS, self.key) if _is_gateway(pod)]
+        gateways = self._gateways()
         reports = self._reports(gateways)
         deployment = self.view.get(DEPLOYMENTS, self.key.namespace, object_name(self.key.pool, GATEWAY))
         return TrafficState(
             plan=self._plan(packed),
-            active={(model, group): 1 for each in reports.values() for model, group, *_ in each.get("draining", ())},
+            active={route: 1 for each in reports.values() for route in each.draining},
             pending=frozenset().union(*(self._pending(*numbered, gateways, reports) for numbered in enumerate(shards))),
             answering=any(map(pods.is_ready, gateways)),
             intact=not any(True for _ in find_drift(self.view, self.key, self._objects(context))),
@@ -102,24 +101,25 @@ class ClusterTraffic:
         if packed not in self.decoded:
             try:
                 self.decoded[packed] = load_plan(unpack(packed))
-            except ValueError:
+            except (ValueError, TypeError, LookupError):
                 return None  # edited by somebody else; the next pass writes it again
         return self.decoded[packed]
 
     def _pending(
-        self, shard: int, config_map: Json | None, gateways: Iterable[Json], reports: Mapping[str, Json]
+        self, shard: int, config_map: Json | None, gateways: Iterable[Json], reports: Mapping[str, pods.GatewayReport]
     ) -> frozenset[str]:
         """Return the models whose present route some gateway does not follow yet."""
         if config_map is None:
             return frozenset()
         version = (config_map.get("data") or {}).get(VERSION_KEY)
         for pod in gateways:
-            followed = reports.get(pod["metadata"]["name"], {}).get("shards", {}).get(str(shard))
+            report = reports.get(pod["metadata"]["name"])
+            followed = report.shards.get(str(shard)) if report is not None else None
             if pods.container_runs(pod, ENVOY_CONTAINER) and followed != version:
                 return changed_models(config_map)
         return frozenset()
 
-    def _reports(self, gateways: Iterable[Json]) -> dict[str, Json]:
+    def _reports(self, gateways: Iterable[Json]) -> dict[str, pods.GatewayReport]:
         packed = pods.reports_of(self._map(reports_name(self.key.pool, GATEWAY)))
         read = {pod["metadata"]["name"]: pods.read_report(packed.get(pod["metadata"]["name"]), pod) for pod in gateways}
         return {name: report for name, report in read.items() if report is not None}
@@ -134,7 +134,7 @@ class ClusterTraffic:
         now_s = self.clock()
         async with wire.pod_client() as client:
             requests = (wire.fetch_counts(client, host, models, now_s) for host in ready.values())
-            by_pod = dict(zip(ready, await asyncio.gather(*requests), strict=True))
+            by_pod = dict(zip(ready, await gather_few(requests), strict=True))
         return {model: {name: counts[model] for name, counts in by_pod.items() if model in counts} for model in models}
 
     async def _prometheus_samples(self, models: Mapping[str, tuple[str, str]]) -> dict[str, Sample]:
@@ -152,8 +152,17 @@ class ClusterTraffic:
 
     def _ready(self) -> dict[str, str]:
         """Return the addresses of the ready gateway pods by name."""
-        ready = [pod for pod in self.view.of_pool(PODS, self.key) if _is_gateway(pod) and pods.is_ready(pod)]
+        ready = filter(pods.is_ready, self._gateways())
         return {pod["metadata"]["name"]: host for pod in ready if (host := pods.address(pod)) is not None}
+
+    def _gateways(self) -> list[Json]:
+        """Return the pods of the gateway's Deployment."""
+        deployment = object_name(self.key.pool, GATEWAY)
+        return [
+            pod
+            for pod in self.view.of_pool(PODS, self.key)
+            if (pod["metadata"].get("labels") or {}).get(COMPONENT_LABEL) == GATEWAY and _is_of(deployment, pod)
+        ]
 
     async def apply(self, plan: TrafficPlan) -> None:
         """Publish a plan, then repair the gateway's objects. A shard that changed since the view read it is kept.
@@ -208,16 +217,26 @@ class ClusterTraffic:
 
 def changed_models(config_map: Mapping[str, Any]) -> frozenset[str]:
     """Return the models of a shard for which gateways may still follow an earlier route."""
-    return frozenset(json.loads((config_map.get("data") or {}).get(CHANGED_KEY) or "[]"))
+    try:
+        changed = read_json(((config_map.get("data") or {}).get(CHANGED_KEY) or "[]").encode())
+        return frozenset(name for name in changed if isinstance(name, str))
+    except (ValueError, TypeError):
+        return frozenset()  # edited by somebody else; the next pass writes it again
 
 
-def _is_gateway(pod: Mapping[str, Any]) -> bool:
-    return (pod["metadata"].get("labels") or {}).get(COMPONENT_LABEL) == GATEWAY
+def _is_of(deployment: str, pod: Mapping[str, Any]) -> bool:
+    """Return whether a pod belongs to a Deployment; labels do not prove it, as anybody may give them to a pod.
+
+    A pod that names a ReplicaSet of the Deployment is deleted as garbage unless the uid is right as well, and then the
+    Deployment counts it as its own.
+    """
+    owners = pod["metadata"].get("ownerReferences") or ()
+    return any(owner["kind"] == "ReplicaSet" and owner["name"].rpartition("-")[0] == deployment for owner in owners)
 
 
-def _rejection(reports: Mapping[str, Json]) -> FailureReason | None:
+def _rejection(reports: Mapping[str, pods.GatewayReport]) -> FailureReason | None:
     for name, report in sorted(reports.items()):
-        for shard, why in sorted(report.get("refused", {}).items()):
+        for shard, why in sorted(report.refused.items()):
             if shard == CERTIFICATE:
                 return FailureReason("CertificateRefused", f"gateway {name}: {why}")
             return FailureReason("PlanRefused", f"gateway {name} refuses shard {shard}: {why}")

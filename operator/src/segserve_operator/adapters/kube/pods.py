@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from segserve_common.kube.shards import unpack
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from segserve_common.kube.kinds import Json
+MAX_REPORT_BYTES: Final = 2 * 2**20
+"""Largest report that is read: one of 2,500 models has about 1 MB."""
+
+MAX_REASON: Final = 600
 
 
 def is_terminating(item: Mapping[str, Any]) -> bool:
@@ -60,15 +64,32 @@ def reports_of(config_map: Mapping[str, Any] | None) -> dict[str, str]:
     return dict((config_map or {}).get("binaryData") or {})
 
 
-def read_report(packed: str | None, pod: Mapping[str, Any]) -> Json | None:
-    """Return a pod's report, None if there is none, or only one of an earlier pod of the same name."""
+@dataclass(frozen=True, slots=True)
+class GatewayReport:
+    """What a gateway's sidecar reports: versions of shards by number, refusals, and what waits for requests to end."""
+
+    shards: Mapping[str, str] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
+    draining: tuple[tuple[str, str], ...] = ()
+    """(model, group) of routes that are gone, and have requests."""
+
+
+def read_report(packed: str | None, pod: Mapping[str, Any]) -> GatewayReport | None:
+    """Return a gateway's report; None if there is none, only one of a former pod of that name, or no readable one."""
     if packed is None:
         return None
     try:
-        report: Json = unpack(packed)
-    except ValueError:
+        report = unpack(packed, MAX_REPORT_BYTES)
+        if report["uid"] != pod["metadata"]["uid"]:
+            return None
+        draining = tuple((str(model), str(group)) for model, group, *_ in report.get("draining", ()))
+        return GatewayReport(_texts(report.get("shards", {})), _texts(report.get("refused", {})), draining)
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
-    return report if report.get("uid") == pod["metadata"]["uid"] else None
+
+
+def _texts(value: Mapping[str, Any]) -> dict[str, str]:
+    return {name: str(text)[:MAX_REASON] for name, text in value.items()}
 
 
 def _has_ready_condition(pod: Mapping[str, Any]) -> bool:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import httpx
 
+from segserve_common.http.guard import gather_few, get_bounded
+from segserve_common.http.urls import RequestError
 from segserve_common.kube.kinds import PODS
 from segserve_common.kube.names import AGENT_PORT, GROUP_LABEL, METRICS_PORT, TRITON_CONTAINER
 from segserve_operator.adapters.checks.triton_queue import queue_of
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from segserve_operator.adapters.kube.view import PoolKey, View
 
 TIMEOUT_S: Final = 3.0
+MAX_METRICS_BYTES: Final = 2 * 2**20
 _MEMORY: Final = re.compile(r"^segserve_agent_server_memory_bytes (\S+)$", re.MULTILINE)
 
 
@@ -39,8 +41,8 @@ class ClusterResources:
             if (pod["metadata"].get("labels") or {}).get(GROUP_LABEL) == group and not pods.is_terminating(pod)
         }
         hosts = {name: host for name, pod in members.items() if (host := pods.address(pod))}
-        memory = await asyncio.gather(*map(_memory_bytes, hosts.values()))
-        replies = await asyncio.gather(*(queue_of(host, METRICS_PORT) for host in hosts.values()))
+        memory = await gather_few(map(_memory_bytes, hosts.values()))
+        replies = await gather_few(queue_of(host, METRICS_PORT) for host in hosts.values())
         queues = [queue for queue in replies if queue is not None]
         return ResourceSample(
             memory_bytes={name: used for name, used in zip(hosts, memory, strict=True) if used is not None},
@@ -60,8 +62,9 @@ async def _memory_bytes(host: str) -> float | None:
     address = f"[{host}]" if ":" in host else host
     try:
         async with httpx.AsyncClient(timeout=TIMEOUT_S, trust_env=False) as client:
-            reply = await client.get(f"http://{address}:{AGENT_PORT}/metrics")
-    except (httpx.HTTPError, OSError):
+            url = f"http://{address}:{AGENT_PORT}/metrics"
+            metrics = await get_bounded(client, url, max_bytes=MAX_METRICS_BYTES, timeout_s=TIMEOUT_S)
+    except RequestError:
         return None
-    match = _MEMORY.search(reply.text)
+    match = _MEMORY.search(metrics.decode(errors="replace"))
     return float(match[1]) if match is not None else None

@@ -30,7 +30,7 @@ class Secrets:
             raise SecretError(f"{title}: {error}; the chart's rbac.notificationSecrets lets the operator") from error
         data = item.get("data") or {}
         if secret.key not in data:
-            raise SecretError(f"{title} has no key {secret.key!r}; there are: {', '.join(sorted(data)) or 'none'}")
+            raise SecretError(f"{title} has no key {secret.key!r}")
         try:
             return base64.b64decode(data[secret.key]).decode()
         except ValueError as error:

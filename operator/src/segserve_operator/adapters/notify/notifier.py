@@ -17,7 +17,7 @@ import httpx
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_chain, wait_fixed
 
 from segserve_common.http.guard import SINGLE_USE, send_async
-from segserve_common.http.urls import RefusedError, Url, UrlError, service_check
+from segserve_common.http.urls import AddressCheck, RefusedError, Url, UrlError
 from segserve_operator.adapters.notify.messages import FORMATS, Message, Secret, Target
 from segserve_operator.api.triton_pool import TritonPoolSpec
 from segserve_operator.core.models.events import Event
@@ -56,7 +56,7 @@ async def _unreadable(secret: Secret) -> str:
 
 
 class Notifier:
-    """Posts messages, in order for each target. `loopback` allows targets on this machine.
+    """Posts messages, in order for each target. `check_address` says which targets may be called.
 
     A message arrives at least once if its target answers with 2xx within three attempts, and is lost if the process
     ends before: nothing is kept on disk, and nothing is sent again after a restart. Redirects are not followed, proxies
@@ -67,7 +67,7 @@ class Notifier:
     def __init__(
         self,
         *,
-        loopback: bool,
+        check_address: AddressCheck,
         on_outcome: Callable[[str], None] = _ignore,
         read: Callable[[Secret], Awaitable[str]] = _unreadable,
         timeout_s: float = TIMEOUT_S,
@@ -75,7 +75,7 @@ class Notifier:
     ) -> None:
         self.counts: Counter[str] = Counter()
         self._on_outcome, self._read = on_outcome, read
-        self._check_address, self._timeout_s, self._delays_s = service_check(loopback=loopback), timeout_s, delays_s
+        self._check_address, self._timeout_s, self._delays_s = check_address, timeout_s, delays_s
         self._queues: dict[Target, deque[Message]] = {}
         self._tasks: dict[Target, asyncio.Task[None]] = {}
         # A transport and not a client: clients log whole URLs, which may be secret.

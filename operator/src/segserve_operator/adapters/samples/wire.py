@@ -8,7 +8,10 @@ from typing import Any, Final
 
 import httpx
 
+from segserve_common.http.guard import get_bounded
+from segserve_common.http.urls import RequestError
 from segserve_common.kube.names import SYNC_PORT
+from segserve_common.kube.shards import read_json
 from segserve_operator.adapters.traffic.envoy_admin import WITHOUT_TLS
 from segserve_operator.core.rollout.counters import Counters, Series, SeriesCounts
 
@@ -16,6 +19,12 @@ PATH: Final = "/counts"
 MODEL: Final = "model"
 TIMEOUT_S: Final = 0.8
 """Samples are taken once a second; a later response is part of the next one."""
+
+FEW_BYTES: Final = 256 * 1024
+BYTES_PER_MODEL: Final = 16 * 1024
+"""Several times the counts of a model with two groups, each with 200 different latencies in both protocols."""
+
+MAX_BYTES: Final = 8 * 2**20
 
 
 def encode(counts: Mapping[str, Counters], *, uid: str) -> bytes:
@@ -36,7 +45,7 @@ def encode(counts: Mapping[str, Counters], *, uid: str) -> bytes:
 def decode(text: bytes, now_s: float) -> dict[str, Counters]:
     """Decode counts by model from `encode`, on this machine's clock; raises `ValueError` for anything else."""
     try:
-        return {model: _counters(fields, now_s) for model, fields in json.loads(text).items()}
+        return {model: _counters(fields, now_s) for model, fields in read_json(text).items()}
     except (AttributeError, LookupError, TypeError) as error:
         raise ValueError(f"not the counts of a gateway: {text[:200]!r}") from error
 
@@ -44,12 +53,15 @@ def decode(text: bytes, now_s: float) -> dict[str, Counters]:
 async def fetch_counts(
     client: httpx.AsyncClient, host: str, models: Collection[str], now_s: float
 ) -> dict[str, Counters]:
-    """Fetch the counts of the gateway pod at this address; empty if it does not answer in time."""
+    """Fetch the counts of the gateway pod at this address; empty if it does not answer in time, or with too much."""
+    url = f"http://{bracketed(host)}:{SYNC_PORT}{PATH}"
+    most = min(MAX_BYTES, FEW_BYTES + BYTES_PER_MODEL * len(models))
     try:
-        response = await client.get(f"http://{bracketed(host)}:{SYNC_PORT}{PATH}", params={MODEL: sorted(models)})
-        return decode(response.raise_for_status().content, now_s)
-    except (httpx.HTTPError, ValueError):
+        params = {MODEL: sorted(models)}
+        counts = decode(await get_bounded(client, url, max_bytes=most, timeout_s=TIMEOUT_S, params=params), now_s)
+    except (RequestError, ValueError):
         return {}
+    return {model: counts[model] for model in models if model in counts}
 
 
 def pod_client() -> httpx.AsyncClient:

@@ -98,13 +98,13 @@ def test_hosts_of_base_and_endpoints_may_lie_anywhere() -> None:
         access.check_address("other", "10.0.0.1")
 
 
-def test_what_the_operator_was_started_with_holds_where_a_pool_says_nothing() -> None:
+def test_what_the_operator_was_started_with_holds_for_all_pools_whatever_they_list() -> None:
     defaults = {"artifact_schemes": ("s3",), "artifact_hosts": ("a",), "artifact_private_hosts": ("10.1.0.0/16",)}
 
     quiet, full = (told(with_defaults(target, **defaults)) for target in (pool_context(MINIMAL), FULL_POOL))
 
     assert (quiet.schemes, quiet.hosts, quiet.private) == (("s3",), ("a",), ("10.1.0.0/16",))
-    assert (full.schemes, full.hosts) == (FULL_POOL.spec.artifacts.schemes, FULL_POOL.spec.artifacts.hosts)
+    assert (full.schemes, full.hosts, full.ceiling) == (("s3",), FULL_POOL.spec.artifacts.hosts, ("a",))
     assert {"10.0.0.0/8", "10.1.0.0/16"} <= set(full.private)
 
 

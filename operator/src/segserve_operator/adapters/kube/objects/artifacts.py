@@ -30,8 +30,9 @@ def base_of(context: PoolContext) -> str | None:
 def access_of(context: PoolContext) -> Access:
     """Return the access of the pool's agents, with the folders where Secrets and claims are mounted.
 
-    Files are read only below the pool's and the operator's base, if these are folders: authors of models must not be
-    able to read other files of a container.
+    The operator's schemes and hosts hold for all pools: a pool's own lists restrict them further. Files are read only
+    below the pool's and the operator's base, if these are folders: authors of models must not be able to read other
+    files of a container.
     """
     spec, defaults = context.spec, context.defaults
     own = artifact_access.access_of(spec.artifacts, Path(SECRETS_FOLDER))
@@ -39,14 +40,22 @@ def access_of(context: PoolContext) -> Access:
     room = number(spec.server.cache.size)
     return own.model_copy(
         update={
-            "schemes": own.schemes or defaults.artifact_schemes or None,
+            "schemes": _common(own.schemes, defaults.artifact_schemes),
             "hosts": own.hosts or defaults.artifact_hosts,
+            "ceiling": defaults.artifact_hosts if own.hosts or own.endpoints else (),
             "private": (*own.private, *defaults.artifact_private_hosts, *_hosts(spec.artifacts, bases)),
             "folders": tuple(Path(unquote(urlsplit(base).path)) for base in bases if base.startswith("file:")),
             "claims": Path(CLAIMS_FOLDER) if spec.artifacts.claims else None,
             "max_cache_bytes": int(float(room) * _KEPT_SHARE) if room is not None else None,
         }
     )
+
+
+def _common(wanted: tuple[str, ...] | None, allowed: tuple[str, ...]) -> tuple[str, ...] | None:
+    """Return the schemes that both the pool and the operator allow, None for all; neither list means all."""
+    if not wanted or not allowed:
+        return wanted or allowed or None
+    return tuple(scheme for scheme in wanted if scheme in allowed)
 
 
 def volumes(context: PoolContext) -> list[V1Volume]:

@@ -40,8 +40,8 @@ class Defaults:
     """Settings of the operator for fields that a pool's spec leaves out, and for differences between clusters.
 
     `operator_namespace_labels` and `operator_pod_labels` select, in network policies, the pods that may call a
-    gateway's internal port; `disruption_api` is the cluster's version of PodDisruptionBudget. Artifacts may come from
-    `artifact_schemes` and `artifact_hosts` if a pool lists none, and always from `artifact_private_hosts`. Images are
+    gateway's internal port; `disruption_api` is the cluster's version of PodDisruptionBudget. Artifacts come only from
+    `artifact_schemes` and `artifact_hosts` (all if empty), and may come from `artifact_private_hosts`. Images are
     pulled with the Secrets `image_pull_secrets` beside the pool's own. Pods run as `pod_user`, as whom the cluster
     chooses if it is None. Pods reach what `egress` says, anything if it is None.
     """
