@@ -55,6 +55,7 @@ from segserve_operator.adapters.kube.objects import Defaults
 from segserve_operator.adapters.kube.view import PoolKey, View, fill
 from segserve_operator.adapters.kube.write_through import WriteThroughApi
 from segserve_operator.adapters.notify.notifier import Notifier
+from segserve_operator.adapters.traffic.plans import PLANS, load_plan
 from segserve_operator.reconciler import Dependencies, PoolReconciler
 from segserve_operator.rollout_metrics import RolloutMetrics
 
@@ -386,7 +387,8 @@ class ClusterWorld:
         for shard in range(SHARDS):
             held = self.kube.peek(CONFIG_MAPS, NAMESPACE, plan_name(KEY.pool, shard))
             if held is not None:
-                found |= {route["model"]: route for route in unpack(content_of(held) or "")["routes"]}
+                plan = PLANS.dump_python(load_plan(unpack(content_of(held) or "")), mode="json", exclude_none=True)
+                found |= {route["model"]: route for route in plan["routes"]}
         return found
 
     def weights(self, model: str) -> dict[str, int]:

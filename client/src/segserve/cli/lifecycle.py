@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Container, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from enum import StrEnum
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Final
@@ -46,6 +47,12 @@ START_S: Final = 30.0
 PORTS: Final = range(1, 65536)
 
 
+class AuthMethod(StrEnum):
+    """How the local gateway tells callers from strangers."""
+
+    KEY = "key"
+
+
 def up(
     files: Annotated[
         list[Path] | None, typer.Option("--filename", "-f", help="Resource file or folder to apply; may be repeated.")
@@ -57,6 +64,13 @@ def up(
         typer.Option(
             "--tls/--no-tls",
             help="Whether the gateway speaks TLS, with a certificate of a private authority. Default: as before.",
+        ),
+    ] = None,
+    auth: Annotated[
+        AuthMethod | None,
+        typer.Option(
+            help="key makes an API key that every caller of the gateway must send, prints it once and ends an earlier "
+            "one. Default: as before."
         ),
     ] = None,
     timeout: Annotated[
@@ -78,6 +92,7 @@ def up(
     timeout_s = seconds(timeout)
     # Input is checked first: the installation may take minutes.
     names = apply_files(files or [], port, tls=tls)
+    require_api_key(auth)
     install_runtime()
     state = local_store().state
     startup = Startup(names)
@@ -245,6 +260,18 @@ def show_until_interrupted(state: StateFolder) -> None:
                     _view(manifests, startup.waiting, record.url if record is not None else "..."), refresh=True
                 )
             time.sleep(POLL_S)
+
+
+def require_api_key(method: AuthMethod | None) -> None:
+    """If callers are to have a key, make a new one, let the gateway take it, and show it: nobody can again."""
+    if method is not AuthMethod.KEY:
+        return
+    from segserve_operator.adapters.local.api_keys import SECRET, SECRET_KEY, replace_key
+
+    store = local_store()
+    key = replace_key(store.state)
+    store.set_gateway_keys(SECRET, SECRET_KEY)
+    typer.echo(f"the gateway's API key, shown only now: export SEGSERVE_API_KEY={key}")
 
 
 def _show_authority(record: PlatformRecord | None) -> None:

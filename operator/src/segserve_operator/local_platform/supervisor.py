@@ -35,6 +35,7 @@ from segserve_operator.adapters.local.step_environments import sweep_step_enviro
 from segserve_operator.adapters.local.store import LocalStore
 from segserve_operator.adapters.notify.notifier import Notifier, PoolAnnouncer, targets
 from segserve_operator.adapters.traffic.envoy_admin import EnvoyUnreachableError
+from segserve_operator.api.errors import SpecError
 from segserve_operator.api.triton_pool import TritonPool
 from segserve_operator.core.models.actions import Action
 from segserve_operator.service import ActionLog, Service
@@ -83,6 +84,7 @@ class Supervisor:
 
     def __init__(self, state: StateFolder, cache: Path, pool: TritonPool, runtime: RuntimeEnvironment) -> None:
         self.state = state
+        self._store = LocalStore(state)
         self.gateway = LocalGateway(state, pool.spec.gateway)
         access = local_access(pool.spec.artifacts)
         self.check_runner = BackgroundCheckRunner(
@@ -91,7 +93,7 @@ class Supervisor:
         self.notifier = Notifier(check_address=own_service)
         self.bundles = BackgroundBundles(LocalBundles(state))
         self.service = Service(
-            store=LocalStore(state),
+            store=self._store,
             fleet=LocalFleet(state, runtime, cache, access),
             traffic=self.gateway,
             clock=time.time,
@@ -138,6 +140,8 @@ class Supervisor:
     async def _pass(self) -> bool:
         """Run one pass, and return whether it took any action."""
         actions: tuple[Action, ...] = ()
+        with contextlib.suppress(SpecError):  # callers are known as before, until the pool can be read again
+            self.gateway.follow(self._store.pool().spec.gateway)
         try:
             actions = await self.service.run_once()
         except (EnvoyUnreachableError, PortTakenError) as error:
@@ -213,7 +217,7 @@ def end(state: StateFolder, *, keep_models: bool = False) -> bool:
         sweep_shm(shm_prefix(state, group.name))
     sweep_step_environments()
     # Only what the platform created: users may keep other files in the state folder.
-    of_models = (state.objects, state.revisions, bundle_folder(state), state.tls)
+    of_models = (state.objects, state.revisions, bundle_folder(state), state.tls, state.secrets)
     folders = [state.groups, state.gateway, *(() if keep_models else of_models)]
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)

@@ -43,7 +43,11 @@ class LocalGateway:
         """The authority of the gateway's own certificate; None without one."""
         self._started_s = 0.0
         self._internal = state.gateway / "internal.sock"
-        secrets = (state.secrets, config_folder() / "secrets")
+        self._spec = spec
+        self._envoy = self._of(spec)
+
+    def _of(self, spec: GatewaySpec) -> EnvoyTraffic:
+        state, secrets = self._state, (self._state.secrets, config_folder() / "secrets")
         settings = EnvoySettings(
             host=LOOPBACK,
             port=spec.port,
@@ -53,7 +57,16 @@ class LocalGateway:
             tls=_tls(state, spec),
             auth=AuthSettings(spec.auth, secrets, state.gateway / "auth") if spec.auth is not None else None,
         )
-        self._envoy = EnvoyTraffic(state.gateway, settings, timeout_s=spec.request_timeout_seconds)
+        return EnvoyTraffic(state.gateway, settings, timeout_s=spec.request_timeout_seconds)
+
+    def follow(self, spec: GatewaySpec) -> None:
+        """Change who may call if the pool's resource says something else; Envoy is started again for it.
+
+        All else of a changed resource waits for the next start of the platform.
+        """
+        if spec.auth != self._spec.auth:
+            self._spec = self._spec.model_copy(update={"auth": spec.auth})
+            self._envoy = self._of(self._spec)
 
     @property
     def url(self) -> str:

@@ -109,6 +109,16 @@ class LocalStore:
         manifest.pop("status", None)
         self.apply(parse(manifest, "--tls"), manifest)
 
+    def set_gateway_keys(self, secret: str, key: str) -> None:
+        """Let the gateway take the API keys of a Secret of this machine, beside what the pool says already."""
+        manifest = self.pool().to_dict()
+        auth = manifest["spec"]["gateway"].setdefault("auth", {})
+        keys, entry = auth.setdefault("apiKeys", []), {"secretRef": {"name": secret, "key": key}}
+        if entry not in keys:
+            keys.append(entry)
+            manifest.pop("status", None)
+            self.apply(parse(manifest, "--auth"), manifest)
+
     def delete(self, kind: str, name: str) -> None:
         """Mark a resource for deletion: it is removed once it is no longer served, a rollout's record at once."""
         path = self._folder(kind, name) / "spec.yaml"
