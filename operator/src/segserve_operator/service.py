@@ -58,6 +58,7 @@ from segserve_operator.core.models.observed import (
     SloWatch,
 )
 from segserve_operator.core.models.planning import DesiredState, desired_state, intents
+from segserve_operator.core.models.rest import Rest
 from segserve_operator.core.models.restore import with_presumed_reports
 from segserve_operator.core.rollout.counters import Sample
 from segserve_operator.core.rollout.record import Record, RolloutState
@@ -78,7 +79,7 @@ class RolloutCache:
 
     `written` is the sequence of the last decision in the store and the time of that write (Unix seconds), by name;
     `watches` are the last hour of each model's SLO, `self_tests` the comparisons of stable with itself. `at_rest` tells
-    whether the last pass found nothing that becomes due as time passes.
+    whether the last pass found nothing that becomes due as time passes, `rest` the models that it found settled.
     """
 
     records: dict[str, Record] = field(default_factory=dict)
@@ -86,6 +87,7 @@ class RolloutCache:
     watches: Mapping[str, SloWatch] = field(default_factory=dict)
     self_tests: Mapping[str, SelfTest] = field(default_factory=dict)
     at_rest: bool = False
+    rest: Rest = field(default_factory=Rest)
 
     def take(self, stored: Mapping[str, Record], now_s: float) -> None:
         """Adopt records from the store that are newer: at the start, or after another process was the leader."""
@@ -97,7 +99,8 @@ class RolloutCache:
 
     def keep(self, desired: DesiredState) -> None:
         """Keep the results of a pass, and drop records that no status names any more."""
-        self.watches, self.self_tests, self.at_rest = desired.watches, desired.self_tests, desired.at_rest
+        self.watches, self.self_tests = desired.watches, desired.self_tests
+        self.at_rest, self.rest = desired.at_rest, desired.rest
         states = (status.rollout for status in desired.statuses.values())
         named = {state.rollout for state in states if state is not None}
         self.records.update(desired.records)
@@ -287,7 +290,7 @@ class Service:
         """
         world = without_refused_revisions(await self.observe())
         outcome = _Outcome(world)
-        desired = desired_state(world)
+        desired = desired_state(world, former=self.rollout_cache.rest)
         wanted = intents(desired, world)
         held = await self._write_intents(wanted, outcome)
         if held:

@@ -22,7 +22,6 @@ from segserve_operator.core.models.events import Event, rollout_events, status_e
 from segserve_operator.core.models.golden_scores import with_scoring
 from segserve_operator.core.models.observed import (
     Candidate,
-    GroupObserved,
     ModelObserved,
     ModelStatus,
     Observed,
@@ -34,10 +33,11 @@ from segserve_operator.core.models.observed import (
 )
 from segserve_operator.core.models.pool import pool_status, slots
 from segserve_operator.core.models.quorum import answers, prevailing_report, suffices
+from segserve_operator.core.models.rest import Rest, Settled, is_at_rest
 from segserve_operator.core.models.roles import assigned_model, next_roles, record_of, settling
 from segserve_operator.core.models.self_test import self_tests, tests_itself
 from segserve_operator.core.models.sizes import sizes, with_sizes
-from segserve_operator.core.models.slo import is_watched, watches
+from segserve_operator.core.models.slo import watches
 from segserve_operator.core.models.update import spread, with_template
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.record import Record, RolloutState
@@ -50,7 +50,7 @@ class DesiredState:
 
     `records` are the rollouts' records after this pass, `checks` the checks to run, `answers` the events that answer
     requests by model; `watches` and `self_tests` are kept by model. `at_rest` tells whether nothing becomes due as time
-    passes: the decision stays as it is until something else changes.
+    passes: the decision stays as it is until something else changes. `rest` are the models that are settled.
     """
 
     statuses: Mapping[str, ModelStatus]
@@ -66,18 +66,22 @@ class DesiredState:
     self_tests: Mapping[str, SelfTest]
     replicas: Mapping[str, int]
     at_rest: bool
+    rest: Rest
 
 
-def desired_state(world: Observed, unrecorded: frozenset[str] = frozenset()) -> DesiredState:
+def desired_state(
+    world: Observed, unrecorded: frozenset[str] = frozenset(), former: Rest | None = None
+) -> DesiredState:
     """Return the desired world, from the observed one.
 
-    The models `unrecorded` stay as they are, because their roles could not be written.
+    The models `unrecorded` stay as they are, because their roles could not be written. What a `former` pass found
+    settled is not decided again while all that it follows from is the same; the result is equal without it.
     """
     seen, world = world, with_sizes(with_template(world))
-    free = slots(world)
+    free, still = slots(world), former.still(world) if former is not None else {}
     decided = {
         model.name: (model.roles, unchanged(model, world))
-        if model.name in unrecorded
+        if model.name in unrecorded or model.name in still
         else next_roles(model, world, free)
         for model in world.models
     }
@@ -88,11 +92,17 @@ def desired_state(world: Observed, unrecorded: frozenset[str] = frozenset()) -> 
     smaller = sizes(roles, {name: update.state for name, update in updates.items()}, world)
     groups, replicas = spread(_assignments(roles, world), smaller, seen) if world.pool is not None else ({}, {})
     forgotten = tuple(model.name for model in world.models if model.deleting and model.name not in held)
+    statuses = {
+        m.name: m.status if m.name in still else status_of(m, roles[m.name], updates[m.name], slo_watches, world)
+        for m in world.models
+    }
+    traffic = _traffic(roles, updates, still, world) if world.pool is not None else None
+    kept = (m.name for m in world.models if statuses[m.name] == m.status and not updates[m.name].records)
     return DesiredState(
-        statuses={m.name: status_of(m, roles[m.name], updates[m.name], slo_watches, world) for m in world.models},
+        statuses=statuses,
         revisions=_records(roles, world),
         groups=groups,
-        traffic=_traffic(roles, updates, world) if world.pool is not None else None,
+        traffic=traffic,
         forgotten=forgotten,
         pool=pool_status(world),
         records={record.name: record for each in updates.values() for record in each.records},
@@ -101,35 +111,9 @@ def desired_state(world: Observed, unrecorded: frozenset[str] = frozenset()) -> 
         watches=slo_watches,
         self_tests=self_tests(world.models, world),
         replicas=replicas,
-        at_rest=_is_at_rest(seen),
+        at_rest=is_at_rest(seen),
+        rest=Rest.of(world, kept, {route.model: route for route in traffic.routes} if traffic is not None else {}),
     )
-
-
-def _is_at_rest(world: Observed) -> bool:
-    """Tell whether the world has no deadlines, delays, windows or intervals, for which a pass looks at the clock."""
-    pool = world.pool
-    kept = pool.status.template if pool is not None and pool.status is not None else None
-    if pool is None or pool.progress is not None or world.failures or world.read or world.check_results:
-        return False
-    if kept is not None and (kept.next or kept.digest != pool.template):
-        return False
-    traffic = world.traffic
-    if traffic.problem is not None or traffic.pending or traffic.active or not (traffic.answering and traffic.intact):
-        return False
-    return all(map(_is_whole, world.groups.values())) and all(map(_is_settled, world.models))
-
-
-def _is_whole(group: GroupObserved) -> bool:
-    servers = len(group.servers) == group.wanted and all(each.ready and each.is_read for each in group.servers)
-    return servers and not group.leaving and group.problem is None and group.intact and group.written
-
-
-def _is_settled(model: ModelObserved) -> bool:
-    rolls = model.status.rollout is not None and not model.status.rollout.ended
-    roles = model.roles
-    if model.deleting or model.problem is not None or rolls or is_watched(model):
-        return False
-    return roles.stable is not None and roles.candidate is None and roles.previous is None
 
 
 def intents(desired: DesiredState, world: Observed) -> dict[str, list[Intent]]:
@@ -201,9 +185,13 @@ def _records(roles: Mapping[str, Roles], world: Observed) -> dict[str, AssignedM
     return records | {name: world.revisions[name] for name in loaded if name in world.revisions and name not in records}
 
 
-def _traffic(roles: Mapping[str, Roles], updates: Mapping[str, RolloutUpdate], world: Observed) -> TrafficPlan:
+def _traffic(
+    roles: Mapping[str, Roles], updates: Mapping[str, RolloutUpdate], still: Mapping[str, Settled], world: Observed
+) -> TrafficPlan:
     routes = [
-        _route(model, roles[model.name], updates[model.name].state, world) or _kept_route(model, world)
+        still[model.name].route
+        if model.name in still
+        else _route(model, roles[model.name], updates[model.name].state, world) or _kept_route(model, world)
         for model in world.models
     ]
     main = world.groups.get(world.main)
@@ -221,7 +209,7 @@ def _kept_route(model: ModelObserved, world: Observed) -> Route | None:
         if route.model == model.name:
             present = ((share, _endpoints(share.group, share.revision, world)) for share in route.shares)
             shares = tuple(replace(share, endpoints=endpoints) for share, endpoints in present)
-            return replace(route, shares=shares, access=_access(model, world))
+            return replace(route, shares=shares, access=_access(model, world), limits=model.limits)
     return None
 
 
@@ -252,6 +240,7 @@ def _route(model: ModelObserved, roles: Roles, state: RolloutState | None, world
         steps=report.steps if report is not None else (),
         exposed=(network_alias(model.name),) if "network" in assigned.expose else (),
         access=_access(model, world),
+        limits=model.limits,
     )
 
 
