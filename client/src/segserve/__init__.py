@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from segserve.calls.steps import Timeouts
     from segserve.client import Client
     from segserve.errors import (
+        AnswerTooLargeError,
         AuthenticationError,
         ConnectionLostError,
         ConnectTimeoutError,
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     from segserve_common.errors import BadRequestError, ProtocolError, SegserveError
 
 __all__ = [
+    "AnswerTooLargeError",
     "AsyncClient",
     "AuthenticationError",
     "BadRequestError",

@@ -16,7 +16,7 @@ from segserve.calls.steps import DEFAULT_TIMEOUTS, Timeouts, TransportName
 from segserve.calls.telemetry import telemetry_of
 from segserve.errors import GatewayUnreachableError, ModelNotFoundError
 from segserve.platforms.selection import LazyPlatform, PlatformLike
-from segserve.transports.base import Connection
+from segserve.transports.base import MAX_ANSWER_BYTES, Connection
 
 OpenT = TypeVar("OpenT")
 
@@ -39,6 +39,7 @@ class BaseClient(Generic[OpenT]):
         telemetry: bool | None = None,
         http2: bool = False,
         gzip: bool = False,
+        max_answer_bytes: int = MAX_ANSWER_BYTES,
         allow_plain_http_credentials: bool = False,
         platform: PlatformLike = None,
     ) -> None:
@@ -49,7 +50,8 @@ class BaseClient(Generic[OpenT]):
         policy = CallPolicy(timeouts, retries, checked_headers(headers or {}), hooks or SILENT)
         self._allow_plain_http = allow_plain_http_credentials
         self._transport_name, self._wants_telemetry = transport, telemetry
-        self._connection = Connection(endpoint, credentials, tls_or_default(tls, endpoint), http2, gzip)
+        tls = tls_or_default(tls, endpoint)
+        self._connection = Connection(endpoint, credentials, tls, http2, gzip, max_answer_bytes)
         self._check_readers([*credentials.names, *policy.headers])
         self._transport = self._open(transport, self._connection)
         self._session = Session(policy, telemetry_of(telemetry, endpoint, transport))
@@ -97,6 +99,7 @@ class BaseClient(Generic[OpenT]):
             "telemetry": self._wants_telemetry,
             "http2": connection.http2,
             "gzip": connection.gzip,
+            "max_answer_bytes": connection.max_answer_bytes,
             "allow_plain_http_credentials": self._allow_plain_http,
         }
 

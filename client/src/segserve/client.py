@@ -59,6 +59,7 @@ class Client(BaseClient[Transport]):
     client's own certificate. `hooks` are called for each request, answer, retry and error. `telemetry` creates an
     OpenTelemetry span per call: True, or None if the program has imported OpenTelemetry. `http2` needs the extra
     `segserve[http2]`. `gzip` compresses arrays of pixels and answers, which pays off only on slow networks.
+    `max_answer_bytes` bounds the memory that an answer takes: a larger one is an `AnswerTooLargeError`.
 
     `platform` is the platform of `models`, `pools` and `rollouts`: `Local()` for this machine, `Cluster(context=...,
     namespace=..., kubeconfig=...)` for a cluster. None means this machine if `SEGSERVE_STATE` is set or a platform is

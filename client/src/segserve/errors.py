@@ -42,6 +42,10 @@ class RequestTooLargeError(SegserveError):
     """The gateway does not accept requests of this size (413, RESOURCE_EXHAUSTED)."""
 
 
+class AnswerTooLargeError(SegserveError):
+    """The answer is larger than `max_answer_bytes`, or of a larger image than was sent; nothing of it was kept."""
+
+
 class OverloadedError(SegserveError):
     """No server can accept the request now (503, UNAVAILABLE)."""
 

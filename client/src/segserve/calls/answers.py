@@ -10,7 +10,8 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from segserve.errors import ResultTypeError
+from segserve.errors import AnswerTooLargeError, ResultTypeError
+from segserve.results.images import PIXELS, image_size
 from segserve.results.masks import EncodedMask
 from segserve.results.objects import (
     Detection,
@@ -23,11 +24,12 @@ from segserve.results.objects import (
 from segserve.results.result import PanopticResult, PanopticSegment, Result, SemanticResult
 from segserve.results.values import Colour, ModelInfo, PixelFormat, SegmentClass
 from segserve_common.errors import ProtocolError
-from segserve_common.kserve import InferAnswer
+from segserve_common.kserve import InferAnswer, Tensor
 
 REVISION_HEADER: Final = "x-segserve-revision"
 # The largest image a model's resource can allow; without a limit, an answer of a few bytes could claim all memory.
 MAX_PIXELS: Final = 1_000_000_000
+SMALL_PIXELS: Final = 2**20
 _DETECTION: Final = ("REVISION", "SIZE", "BOXES", "SCORES", "CLASSES")
 # A model's task follows from outputs that no other task has; the first match counts.
 OUTPUTS: Final = {
@@ -121,6 +123,21 @@ def read_result(answer: InferAnswer, info: ModelInfo) -> Result:
     mark = next((mark for mark in OUTPUTS if mark in answer.outputs), "BOXES")
     _, read = _READERS[mark]
     return read(answer, info, revision, (height, width))
+
+
+def check_size(size: Size, image: Tensor) -> None:
+    """Raise `AnswerTooLargeError` if an answer is of a larger image than the one sent, whose size its header says.
+
+    Masks of that size would be made when they are used.
+    """
+    height, width = size
+    if image.name != PIXELS and height * width <= SMALL_PIXELS:
+        return  # reading the header of a file takes longer than a mask of this size takes memory
+    sent = image_size(image)
+    if sent is not None and height * width > sent[0] * sent[1]:
+        raise AnswerTooLargeError(
+            f"the answer is of an image of {width} x {height} pixels, but one of {sent[1]} x {sent[0]} was sent"
+        )
 
 
 def _read_detections(answer: InferAnswer, info: ModelInfo, revision: str, size: Size) -> DetectionResult:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 from uuid import uuid4
 
-from segserve.calls.answers import check_expected, read_result, read_revision, wanted_outputs
+from segserve.calls.answers import check_expected, check_size, read_result, read_revision, wanted_outputs
 from segserve.calls.credentials import REQUEST_ID, checked_request_id
 from segserve.calls.hooks import SILENT, ErrorEvent, Hooks, RequestEvent, RequestKind, ResponseEvent, RetryEvent
 from segserve.calls.steps import (
@@ -138,6 +138,7 @@ class Session:
                 raise
             call.revision = read_revision(answer)
             result = read_result(answer, (yield from self._info_of(call.revision, info, call)))
+            check_size(result.size, image)
             return replace(result, request_id=call.request_id)
 
     def model_info(self, model: str) -> Flow[ModelInfo]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 import threading
@@ -13,7 +14,7 @@ from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 from uuid import uuid4
 
-from segserve.calls.credentials import API_KEY, AUTHORIZATION, Tls, secrets_among
+from segserve.calls.credentials import API_KEY, AUTHORIZATION, SECRETS, Tls, secrets_among
 from segserve.calls.endpoint import is_loopback
 from segserve.errors import MissingExtraError, PlainHttpCredentialsError, WorkersLostError
 from segserve.tiled.grid import Tile
@@ -22,6 +23,7 @@ from segserve.tiled.maps import ZARR, PixelMap
 from segserve.tiled.sources import PixelSource, SourcePath
 from segserve.tiled.tile_results import Record
 from segserve_common.errors import BadRequestError
+from segserve_common.files import write_private
 
 LOCAL: Final = "local"
 LOCAL_WORKERS: Final = 2
@@ -39,16 +41,38 @@ class WorkerClient(Segmenter, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ClientFactory:
-    """Opens clients with the settings of the caller's: `create` with `arguments`, in any process."""
+    """Opens clients with the settings of the caller's: `create` with `arguments`, in any process.
+
+    `secrets` is a file with the secret ones among them, if they do not travel with the factory.
+    """
 
     create: Callable[..., WorkerClient]
     arguments: Mapping[str, Any] = field(repr=False)
+    secrets: Path | None = None
 
     def open(self) -> WorkerClient:
         """Return a new client."""
-        tls = self.arguments["tls"]
+        arguments = dict(self.arguments)
+        if self.secrets is not None:
+            kept = json.loads(self.secrets.read_text())
+            arguments |= {**kept, "headers": {**arguments["headers"], **kept["headers"]}}
+        tls = arguments["tls"]
         # `replace` checks that the certificate files exist on this machine too.
-        return self.create(**{**self.arguments, "tls": tls and replace(tls)})
+        return self.create(**{**arguments, "tls": tls and replace(tls)})
+
+    def with_secrets_in(self, file: Path) -> ClientFactory:
+        """Write the secret arguments to a file for this user's processes, and return a factory that refers to it.
+
+        A bearer token's function stays: it is sent by its name, if it is one of a module.
+        """
+        arguments = dict(self.arguments)
+        headers = {name: value for name, value in arguments["headers"].items() if name in SECRETS}
+        texts = {name: arguments[name] for name in ("api_key", "bearer_token") if isinstance(arguments[name], str)}
+        if not headers and not texts:
+            return self
+        write_private(file, json.dumps({**texts, "headers": headers}))
+        public = {name: value for name, value in arguments["headers"].items() if name not in SECRETS}
+        return replace(self, arguments={**arguments, **dict.fromkeys(texts), "headers": public}, secrets=file)
 
     def for_workers(self) -> ClientFactory:
         """Return a factory that workers can use.
@@ -147,13 +171,23 @@ def send_all_on(
         raise BadRequestError(
             f"with a scheduler the map must be a zarr array, which many processes can write, got {map_file}"
         )
-    with _cluster(scheduler, in_flight) as cluster:
+    with _cluster(scheduler, in_flight) as cluster, _referring(job, scheduler) as job:
         check_hidden([cluster.scheduler.address, *cluster.nthreads()], job.clients.arguments)
         try:
             _send(cluster, iter(todo), job, keep, in_flight)
         finally:
             with suppress(OSError, TimeoutError):
                 cluster.run(_close, job, on_error="ignore")
+
+
+@contextmanager
+def _referring(job: WorkerJob, scheduler: Any) -> Iterator[WorkerJob]:
+    """Yield the job without secrets where its workers are processes of this machine: they read them from a file."""
+    if scheduler != LOCAL:
+        yield job
+        return
+    with tempfile.TemporaryDirectory(prefix="segserve-") as folder:  # of this user alone
+        yield replace(job, clients=job.clients.with_secrets_in(Path(folder) / "credentials.json"))
 
 
 def _send(
@@ -199,6 +233,8 @@ def _cluster(scheduler: Any, in_flight: int) -> Iterator[Any]:
                 n_workers=LOCAL_WORKERS,
                 threads_per_worker=threads,
                 processes=True,
+                # Whoever connects to a scheduler runs code as its user. The certificates are made for this cluster.
+                security=True,
                 dashboard_address="127.0.0.1:0",
                 local_directory=scratch,
                 scheduler_kwargs={"local_directory": scratch},

@@ -7,15 +7,18 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, Protocol
 
 from segserve.calls.credentials import Credentials, Tls
 from segserve.calls.endpoint import GatewayEndpoint
 from segserve.calls.steps import Send
-from segserve.errors import DeadlineExceededError, ForkedClientError
+from segserve.errors import AnswerTooLargeError, DeadlineExceededError, ForkedClientError
 from segserve.results.values import ModelInfo
 from segserve_common.errors import BadRequestError
 from segserve_common.kserve import InferAnswer
+
+MAX_ANSWER_BYTES: Final = 256 * 2**20
+"""The default bound: twice the label map of an image of 128 megapixels, uncompressed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +30,12 @@ class Connection:
     tls: Tls | None = None
     http2: bool = False
     gzip: bool = False
+    max_answer_bytes: int = MAX_ANSWER_BYTES
 
     def __post_init__(self) -> None:
+        limit = self.max_answer_bytes
+        if not isinstance(limit, int) or not 0 < limit < 2**31:
+            raise BadRequestError(f"max_answer_bytes must be a whole number from 1 to {2**31 - 1}, got {limit!r}")
         if not isinstance(self.tls, Tls | None):
             raise BadRequestError(f"tls must be a segserve.Tls, got {type(self.tls).__name__}")
         if self.tls is not None and self.endpoint.scheme != "https":
@@ -76,6 +83,14 @@ def deadline_exceeded(endpoint: GatewayEndpoint, step: Send) -> DeadlineExceeded
     seconds = step.timeout_s
     duration = f"{seconds:.3g} s" if seconds >= 0.9995 else f"{max(round(seconds * 1000), 1)} ms"
     return DeadlineExceededError(f"request to {endpoint.url} timed out after {duration}")
+
+
+def answer_too_large(endpoint: GatewayEndpoint, seen: str, limit: int) -> AnswerTooLargeError:
+    """Return the error of an answer that is larger than the client allows."""
+    return AnswerTooLargeError(
+        f"{endpoint.url} answers with {seen}, more than the {limit} that are allowed: ask for less "
+        "(encoding rle or png, tiles), or allow more (max_answer_bytes)"
+    )
 
 
 def check_process(made_in: int) -> None:

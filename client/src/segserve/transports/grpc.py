@@ -18,14 +18,22 @@ from segserve.calls.endpoint import GatewayEndpoint
 from segserve.calls.steps import ConfigRequest, Send
 from segserve.errors import ConnectionLostError, GatewayUnreachableError, TlsError, grpc_error
 from segserve.results.values import ModelInfo
-from segserve.transports.base import Connection, check_open, check_process, deadline, deadline_exceeded
+from segserve.transports.base import (
+    Connection,
+    answer_too_large,
+    check_open,
+    check_process,
+    deadline,
+    deadline_exceeded,
+)
 from segserve_common.backoff import retry_after_s
 from segserve_common.errors import BadRequestError, ProtocolError, SegserveError
 from segserve_common.kserve import InferAnswer, InferRequest, decode_raw
 
 OPTIONS: Final = (
     ("grpc.max_send_message_length", -1),
-    ("grpc.max_receive_message_length", -1),
+    # An answer is bounded by the bytes that arrive, so none may be compressed.
+    ("grpc.compression_enabled_algorithms_bitset", 1),
     # The session retries: only it knows the deadline.
     ("grpc.enable_retries", 0),
     # Use all addresses of a name in turn, and do not look up a service configuration in DNS.
@@ -48,6 +56,7 @@ NOT_CONNECTED: Final = re.compile(
     re.IGNORECASE,
 )
 TIMED_OUT: Final = "Deadline Exceeded"
+ANSWER_TOO_LARGE: Final = re.compile(r"CLIENT: Received message larger than max \((\d+) vs\. (\d+)\)")
 REFUSED_BY_TLS: Final = re.compile(r"handshake failed|certificate", re.IGNORECASE)
 LOST: Final = re.compile(
     r"socket closed|connection |recvmsg|sendmsg|broken pipe|goaway|stream removed"
@@ -167,6 +176,8 @@ def _typed(error: Any, endpoint: GatewayEndpoint, step: Send) -> SegserveError:
     status, text, model = error.code().name, error.details() or "", step.request.model
     if status == "DEADLINE_EXCEEDED" and TIMED_OUT in text:
         return deadline_exceeded(endpoint, step)
+    if status == "RESOURCE_EXHAUSTED" and (sizes := ANSWER_TOO_LARGE.search(text)):
+        return answer_too_large(endpoint, f"{sizes[1]} bytes", int(sizes[2]))
     if status == "UNAVAILABLE" and NOT_CONNECTED.match(text):
         if REFUSED_BY_TLS.search(text):
             return TlsError(f"TLS handshake with {endpoint.authority} failed: {text}", model=model)
@@ -199,7 +210,11 @@ def _open(library: Any, connection: Connection) -> Any:
     _check(connection)
     endpoint = connection.endpoint
     target = f"dns:///{endpoint.authority}"
-    options = (*OPTIONS, ("grpc.enable_http_proxy", int(not endpoint.is_loopback)))
+    options = (
+        *OPTIONS,
+        ("grpc.max_receive_message_length", connection.max_answer_bytes),
+        ("grpc.enable_http_proxy", int(not endpoint.is_loopback)),
+    )
     if endpoint.scheme == "https":
         return library.secure_channel(target, _tls_credentials(connection.tls or Tls()), options)
     return library.insecure_channel(target, options)

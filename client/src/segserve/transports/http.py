@@ -32,7 +32,7 @@ from segserve.errors import (
 )
 from segserve.results.images import PIXELS
 from segserve.results.values import ModelInfo, PixelFormat
-from segserve.transports.base import Connection, check_process, deadline, deadline_exceeded
+from segserve.transports.base import Connection, answer_too_large, check_process, deadline, deadline_exceeded
 from segserve.transports.pool import LIMITS, AsyncConnectionPool, ConnectionPool
 from segserve_common.backoff import retry_after_s
 from segserve_common.errors import BadRequestError, ProtocolError, SegserveError
@@ -63,6 +63,8 @@ GZIP_BYTES: Final = 16 * 1024
 GZIP_LEVEL: Final = 1
 # Bodies are sent in chunks of this size; the deadline is checked between them.
 CHUNK_BYTES: Final = 2**20
+# Others expand a chunk a hundred thousand times, and a list of them multiplies.
+_ENCODINGS: Final = ("identity", "gzip")
 
 
 def phase_timeouts(step: Send) -> dict[str, float]:
@@ -140,7 +142,7 @@ class HttpTransport:
             # With a known length, httpx does not fall back to chunked transfer encoding.
             headers["Content-Length"] = str(len(request.body))
             content = _chunks(request.body, endpoint, step, deadline_s)
-        received = []
+        answer = _Answer(self._connection)
         with (
             typed_errors(endpoint, step),
             self._pool.acquire(timeouts["pool"]) as client,
@@ -152,11 +154,12 @@ class HttpTransport:
                 extensions={"timeout": timeouts},
             ) as response,
         ):
+            answer.begin(response.headers)
             for chunk in response.iter_bytes():
-                received.append(chunk)
+                answer.add(chunk)
                 if time.monotonic() > deadline_s:
                     raise deadline_exceeded(endpoint, step)
-        return from_http(step.request, response.status_code, response.headers, b"".join(received))
+        return from_http(step.request, response.status_code, response.headers, answer.body())
 
     def close(self) -> None:
         """Close the connections."""
@@ -184,20 +187,56 @@ class AsyncHttpTransport:
         request = to_http(step.request, gzip=self._connection.gzip)
         async with deadline(endpoint, step):
             headers = {**request.headers, **step.headers, **await self._connection.credentials.async_headers()}
+            answer = _Answer(self._connection)
             with typed_errors(endpoint, step):
-                async with self._pool.acquire(timeouts["pool"]) as client:
-                    response = await client.request(
+                async with (
+                    self._pool.acquire(timeouts["pool"]) as client,
+                    client.stream(
                         request.method,
                         _absolute(endpoint, request.path),
                         headers=headers,
                         content=request.body,
                         extensions={"timeout": timeouts},
-                    )
-        return from_http(step.request, response.status_code, response.headers, response.content)
+                    ) as response,
+                ):
+                    answer.begin(response.headers)
+                    async for chunk in response.aiter_bytes():
+                        answer.add(chunk)
+        return from_http(step.request, response.status_code, response.headers, answer.body())
 
     async def close(self) -> None:
         """Close the connections."""
         await self._pool.close()
+
+
+class _Answer:
+    """The body of an answer as it arrives, up to the client's bound; a compressed chunk may be 64 MiB beyond it."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._endpoint, self._limit = connection.endpoint, connection.max_answer_bytes
+        self._chunks: list[bytes] = []
+        self._size = 0
+
+    def begin(self, headers: Mapping[str, str]) -> None:
+        """Refuse a body that is announced as too large, or compressed in a way that was not asked for."""
+        encoding = headers.get("content-encoding", "identity").strip().lower()
+        if encoding not in _ENCODINGS:
+            raise ProtocolError(f"Content-Encoding must be one of {', '.join(_ENCODINGS)}, got {encoding!r}")
+        length = headers.get("content-length", "")
+        if length.isdecimal() and int(length) > self._limit:
+            raise answer_too_large(self._endpoint, f"{length} bytes", self._limit)
+
+    def add(self, chunk: bytes) -> None:
+        """Keep a chunk."""
+        self._size += len(chunk)
+        if self._size > self._limit:
+            self._chunks.clear()
+            raise answer_too_large(self._endpoint, f"{self._size} bytes and more", self._limit)
+        self._chunks.append(chunk)
+
+    def body(self) -> bytes:
+        """Return the whole body."""
+        return self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
 
 
 def to_http(request: ConfigRequest | InferRequest, *, gzip: bool = False) -> HttpRequest:

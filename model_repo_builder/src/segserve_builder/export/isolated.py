@@ -1,4 +1,4 @@
-"""What is done in the sandbox with files that may hold code: pickled weights are read, TorchScript is exported and run.
+"""The tasks of the sandbox, with files that may hold code: pickled weights are read, TorchScript is exported and run.
 
 `torch.load(weights_only=True)` builds nothing but tensors and plain containers; the sandbox is for the day on which
 that turns out to be wrong. TorchScript is code, which runs as the file is loaded.

@@ -372,8 +372,8 @@ def test_a_run_with_a_folder_of_its_own_has_nothing_to_leave_elsewhere_where_it_
     assert seen == []
 
 
-def test_dasks_own_workers_leave_nothing_in_the_temporary_folder(
-    client: Client, scene: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_dasks_own_workers_ask_as_the_caller_and_leave_nothing_in_the_temporary_folder(
+    world: World, scene: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     temporary = tmp_path / "temporary"
     temporary.mkdir()
@@ -381,10 +381,16 @@ def test_dasks_own_workers_leave_nothing_in_the_temporary_folder(
     monkeypatch.setattr(tempfile, "tempdir", None)
     np.save(tmp_path / "scene.npy", scene)
 
-    client.segment_tiled(
-        tmp_path / "scene.npy", model="segments", out=tmp_path / "out", scheduler="local", **(TILES | {"in_flight": 4})
-    )
+    with Client(world.url, api_key="a-key") as client:
+        client.segment_tiled(
+            tmp_path / "scene.npy",
+            model="segments",
+            out=tmp_path / "out",
+            scheduler="local",
+            **(TILES | {"in_flight": 4}),
+        )
 
+    assert {asked.headers.get("x-api-key") for asked in world.gateway.asked} == {"a-key"}
     assert list(temporary.iterdir()) == []
 
 

@@ -104,6 +104,7 @@ def test_every_argument_of_a_client_reaches_the_workers(tmp_path: Path, monkeypa
         "telemetry": False,
         "http2": True,
         "gzip": True,
+        "max_answer_bytes": 2**20,
         "allow_plain_http_credentials": True,
     }
     assert {*given} == {*inspect.signature(BaseClient.__init__).parameters} - {"self", "platform"}

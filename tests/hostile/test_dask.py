@@ -1,0 +1,58 @@
+"""A Dask cluster on a machine with other users: who runs code in it, and who reads the caller's credentials."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import stat
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import distributed
+import pytest
+
+from segserve import Client
+from segserve.tiled import clusters
+from segserve.tiled.clusters import ClientFactory
+
+KEY, TOKEN, COOKIE = "a-secret-key", "a-secret-token", "a-secret-cookie"
+
+
+class Recorder:
+    """Notes the arguments that it is made with; stands for a client."""
+
+    def __init__(self, **arguments: Any) -> None:
+        self.arguments = arguments
+
+    def close(self) -> None:
+        """Close nothing."""
+
+
+def factory() -> ClientFactory:
+    with Client(api_key=KEY, bearer_token=TOKEN, headers={"cookie": COOKIE, "x-team": "roads"}) as client:
+        return ClientFactory(Recorder, client._arguments())
+
+
+def test_another_user_runs_no_code_in_a_local_cluster() -> None:
+    with clusters._cluster("local", 2) as cluster:
+        address = cluster.scheduler.address
+        addresses = [address, *cluster.nthreads()]
+        assert cluster.submit(os.getuid).result() == os.getuid()
+
+        for stranger in (address, address.replace("tls://", "tcp://")):
+            with pytest.raises((OSError, TypeError)):
+                distributed.Client(stranger, timeout=1)
+
+    assert all(each.startswith("tls://") for each in addresses)
+
+
+def test_the_task_graph_has_no_credentials_and_workers_have_them(tmp_path: Path) -> None:
+    given = factory()
+
+    sent = cloudpickle.dumps(given.for_workers().with_secrets_in(tmp_path / "credentials.json"))
+
+    assert not [secret for secret in (KEY, TOKEN, COOKIE) if secret.encode() in sent]
+    opened: Any = pickle.loads(sent).open()
+    assert opened.arguments == given.arguments
+    assert stat.S_IMODE((tmp_path / "credentials.json").stat().st_mode) == 0o600
