@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
-from bench.operator.api_server import ApiServer, api_server
+from bench.operator.api_server import ApiServer, api_server, call
 from bench.operator.running import (
     AT_ONCE,
     agents,
@@ -26,7 +26,15 @@ from bench.operator.running import (
     wait_until,
 )
 from bench.operator.running import LEASES as LEASE_NAMESPACE
-from segserve_common.kube.kinds import CONFIG_MAPS, MODELS, ROLLOUTS
+from segserve_common.kube.kinds import (
+    CHILDREN,
+    CONFIG_MAPS,
+    DISRUPTION_BUDGETS,
+    EVENTS,
+    MODELS,
+    OLD_DISRUPTION_BUDGETS,
+    ROLLOUTS,
+)
 from segserve_common.kube.kinds import POOLS as POOL_KIND
 from segserve_common.kube.names import SHARDS, plan_name
 from segserve_common.kube.shards import content_of, unpack
@@ -38,13 +46,16 @@ from segserve_operator.settings import OperatorSettings
 
 if TYPE_CHECKING:
     from segserve_common.kube.async_client import AsyncKubeClient
-    from segserve_common.kube.kinds import Json
+    from segserve_common.kube.kinds import Json, Kind
 
 READS: Final = frozenset({"get", "list", "watch"})
 LEASES: Final = "leases"
 PASSES: Final = 30
 APPLIES: Final = 7
 QUIET_S: Final = 2.0
+START_S: Final = 20.0
+"""Time after the first passes in which a start is over: watches begin, and what they list has been handled."""
+SAMPLED_POOLS: Final = 10
 
 
 def applying(times: int = APPLIES) -> dict[str, Any]:
@@ -90,7 +101,7 @@ def many(models: int, a_pool: int, rest_s: float = 0.0) -> dict[str, Any]:
         found["rest_pass"] = asyncio.run(_passes_at_rest(server, namespace_of(0)))
         found["cold_start"] = _cold_start(server, models, pools)
         if rest_s:
-            found["rest_hour"] = _rest(server, rest_s)
+            found["rest_hour"] = _rest(server, pools, rest_s)
     return found
 
 
@@ -103,10 +114,12 @@ def fleet(models: int, a_pool: int, rollouts: int, seconds: float) -> dict[str, 
         with agents(server, counts=True):
             found["first_start"] = _first_start(server, models, pools)
             found["stored_mib"] = round(server.stored_mib())
-            found["rest"] = _rest(server, seconds)
+            found["objects_mb"] = round(_objects_mb(server, pools), 1)
+            found["rest"] = _rest(server, pools, seconds)
             found["cold_start"] = _cold_start(server, models, pools)
             found["rolling"] = _rolling(server, models, pools, rollouts, seconds)
             found["stored_rolling_mib"] = round(server.stored_mib())
+            found["objects_rolling_mb"] = round(_objects_mb(server, pools), 1)
     return found
 
 
@@ -129,7 +142,7 @@ def _rolling(server: ApiServer, models: int, pools: int, rollouts: int, seconds:
             if request.resource.startswith(ROLLOUTS.plural) and request.verb not in READS:
                 written[request.name].append(request.ended_s)
         gaps_s = sorted(later - sooner for times in written.values() for sooner, later in pairwise(times))
-        sizes = asyncio.run(_sizes_of(server, pools))
+        sizes = _objects(server, ROLLOUTS, pools)
     return {
         "started_s": round(started_s, 1),
         "cpu_percent": round(100 * cpu_s / seconds, 1),
@@ -153,13 +166,23 @@ async def _edit_all(server: ApiServer, edits: list[tuple[str, int]]) -> None:
         await asyncio.gather(*(edit(api, namespace, number) for namespace, number in edits))
 
 
-async def _sizes_of(server: ApiServer, pools: int) -> list[int]:
-    """Return the bytes of the records of some pools."""
-    async with user_api(server) as api:
-        records = [
-            each for number in range(min(pools, 10)) for each in await api.list(ROLLOUTS, namespace_of(number), {})
-        ]
-    return [len(json.dumps(record, separators=(",", ":"))) for record in records]
+def _objects(server: ApiServer, kind: Kind, pools: int) -> list[int]:
+    """Return the bytes, as JSON, of the objects of a kind in some pools, fields that only the server reads included."""
+    return [
+        len(json.dumps(each, separators=(",", ":")))
+        for number in range(min(pools, SAMPLED_POOLS))
+        for each in json.loads(call(server, "GET", kind.path(namespace_of(number))))["items"]
+    ]
+
+
+def _objects_mb(server: ApiServer, pools: int) -> float:
+    """Return the size of all objects, without what they were earlier, scaled from some pools.
+
+    etcd holds them so after each compaction; kinds of Kubernetes are smaller there, since they are no JSON.
+    """
+    kinds = [OLD_DISRUPTION_BUDGETS if kind == DISRUPTION_BUDGETS else kind for kind in (MODELS, POOL_KIND, *CHILDREN)]
+    size = sum(sum(_objects(server, kind, pools)) for kind in (*kinds, ROLLOUTS, EVENTS))
+    return size * pools / min(pools, SAMPLED_POOLS) / 1e6
 
 
 def _first_start(server: ApiServer, models: int, pools: int) -> dict[str, Any]:
@@ -203,20 +226,22 @@ def _cold_start(server: ApiServer, models: int, pools: int) -> dict[str, Any]:
         }
 
 
-def _rest(server: ApiServer, seconds: float) -> dict[str, Any]:
+def _rest(server: ApiServer, pools: int, seconds: float) -> dict[str, Any]:
     """Watch an operator do nothing; what comes in rounds is scaled to an hour."""
     with operator(server) as running:
-        wait_until("the first pass", lambda: running.passes() > 0, 0.1)
-        time.sleep(2 * QUIET_S)
-        began_s, cpu_s = time.time(), running.cpu_s()
+        wait_until("the first pass of each pool", lambda: running.passes() >= pools, 0.1)
+        time.sleep(START_S)
+        began_s, cpu_s, passes = time.time(), running.cpu_s(), running.passes()
         time.sleep(seconds)
+        cpu_s, passes = running.cpu_s() - cpu_s, running.passes() - passes
         requests = server.requests(began_s)
         per_hour = 3600 / seconds
         counts = Counter(_sort_of(request.verb, request.resource) for request in requests)
         return {
             "watched_s": seconds,
             **{name: round(counts[name] * per_hour) for name in ("writes", "lease_renewals", "reads")},
-            "cpu_percent": round(100 * (running.cpu_s() - cpu_s) / seconds, 2),
+            "passes": passes,
+            "cpu_percent": round(100 * cpu_s / seconds, 2),
         }
 
 
