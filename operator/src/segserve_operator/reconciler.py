@@ -31,6 +31,7 @@ from segserve_operator.adapters.notify.messages import Target
 from segserve_operator.adapters.notify.notifier import Notifier, PoolAnnouncer, targets
 from segserve_operator.core.models.observed import EffectFailure
 from segserve_operator.core.models.roles import next_due_s
+from segserve_operator.core.rollout.chain import Sign
 from segserve_operator.core.traffic import TrafficPlan
 from segserve_operator.rollout_metrics import RolloutMetrics
 from segserve_operator.service import ActionLog, RolloutCache, Service
@@ -48,7 +49,7 @@ log = logging.getLogger("segserve")
 class Dependencies:
     """Dependencies of passes beside the objects of the API.
 
-    `logs` reads pods' logs, `notifier` sends notifications. If `prometheus` is an address, gateways' counters come from
+    `logs` reads pods' logs, `notifier` sends notifications, `sign` signs decisions of rollouts. If `prometheus` is an address, gateways' counters come from
     there. `gate_hosts` are the hosts that gates may ask, as `service_check` takes them.
     """
 
@@ -56,6 +57,7 @@ class Dependencies:
     notifier: Notifier
     metrics: RolloutMetrics
     prometheus: str = ""
+    sign: Sign | None = None
     gate_hosts: tuple[str, ...] = ()
 
 
@@ -84,7 +86,7 @@ class PoolReconciler:
     ) -> None:
         self._api = api
         self._view = view
-        self._contexts = PoolContexts(view, defaults)
+        self._contexts = PoolContexts(view, defaults, dependencies.sign)
         self._dependencies = dependencies
         self._clock = clock
         self._caches: dict[PoolKey, PoolCache] = {}
@@ -172,7 +174,7 @@ class PoolReconciler:
 
     def wanted(self, key: PoolKey) -> bool:
         """Tell whether a pool still exists; drops the cache of one that does not."""
-        wanted = key in self._view.pools()
+        wanted = self._view.has_pool(key)
         if not wanted and key in self._caches:
             cache = self._caches.pop(key)
             cache.check_runner.schedule(())

@@ -118,9 +118,11 @@ def test_what_takes_memory_and_is_never_read_is_left_out(view: View) -> None:
 def test_a_pool_is_known_as_long_as_anything_belongs_to_it(view: View) -> None:
     view.take(CONFIG_MAPS, config_map())
     assert view.pools() == {KEY}
+    assert view.has_pool(KEY)
 
     view.drop(CONFIG_MAPS, config_map())
     assert view.pools() == frozenset()
+    assert not view.has_pool(KEY)
 
 
 async def filled() -> tuple[FakeKube, View]:

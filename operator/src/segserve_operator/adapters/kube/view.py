@@ -79,6 +79,11 @@ class View:
         found = (key for by_pool in self._by_pool.values() for key, names in by_pool.items() if names)
         return frozenset(key for key in found if self._enabled is None or key.namespace in self._enabled)
 
+    def has_pool(self, key: PoolKey) -> bool:
+        """Tell whether `pools` has this one; the others, of which there may be hundreds, are not looked at."""
+        is_enabled = self._enabled is None or key.namespace in self._enabled
+        return is_enabled and any(by_pool.get(key) for by_pool in self._by_pool.values())
+
     def take(self, kind: Kind, item: Json) -> frozenset[PoolKey]:
         """Store an object's state unless a newer one is stored, and return the pools to reconcile."""
         metadata = item["metadata"]
@@ -132,7 +137,7 @@ async def fill(view: View, api: Api, namespaces: Iterable[str | None]) -> None:
     """List all objects into the view; before this a pass would consider existing objects missing."""
     for namespace in namespaces:
         for kind in view.kinds:
-            for item in await api.list(kind, namespace, selector(kind)):
+            async for item in api.each(kind, namespace, selector(kind)):
                 view.take(kind, item)
 
 
