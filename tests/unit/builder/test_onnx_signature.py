@@ -219,3 +219,28 @@ def test_a_file_larger_than_protobuf_can_hold_is_refused_unread(tmp_path: Path) 
 
     with pytest.raises(ArtifactTooLargeError, match="2147483648 bytes"):
         read_signature(path)
+
+
+@pytest.mark.parametrize("as_node", [False, True], ids=["a weight", "a node"])
+def test_a_node_that_fills_gigabytes_is_refused(tmp_path: Path, as_node: bool) -> None:
+    shape = numpy_helper.from_array(np.array([2**15, 2**15], np.int64), "s")
+    fill = helper.make_node("ConstantOfShape", ["s"], ["y"], name="fill")
+    constant = helper.make_node("Constant", [], ["s"], value=shape)
+    model = tiny_model(nodes=[constant, fill]) if as_node else tiny_model(nodes=[fill], initializers=[shape])
+
+    with pytest.raises(UnsafeArtifactError, match=r"'fill' fills a tensor of shape \[32768, 32768\]"):
+        read_signature(saved(model, tmp_path))
+
+
+def test_messages_nested_deeper_than_protobuf_takes_are_no_model(tmp_path: Path) -> None:
+    content = b""
+    for _ in range(150):  # a graph in an attribute of a node of a graph, and so on
+        for tag in (b"\x32", b"\x2a", b"\x0a"):
+            size = len(content)
+            content = tag + bytes([size & 0x7F | 0x80, size >> 7 & 0x7F | 0x80, size >> 14]) + content
+    size = len(content)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"\x3a" + bytes([size & 0x7F | 0x80, size >> 7 & 0x7F | 0x80, size >> 14]) + content)
+
+    with pytest.raises(SignatureError, match="nested deeper than 100"):
+        read_signature(path)

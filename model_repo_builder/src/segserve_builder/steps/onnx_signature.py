@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from segserve_builder.errors import ArtifactTooLargeError, SignatureError, UnsafeArtifactError
 from segserve_builder.families.base import NetworkSignature, TensorSpec
+from segserve_builder.steps.onnx_wire import check_expansion
 
 MAX_BYTES: Final = 2**31 - 1
 """Limit of a protobuf message; larger networks keep weights in other files, which are refused."""
@@ -17,7 +18,12 @@ MAX_BYTES: Final = 2**31 - 1
 MAX_NODES: Final = 100_000
 """About twenty times the largest known segmentation network; a graph of millions would load for hours."""
 
+MAX_CONSTANT_ELEMENTS: Final = 2**26
+"""Elements that a node may make of a constant shape: a few bytes of the file would take gigabytes at each run."""
+
 STANDARD_DOMAINS: Final = frozenset({"", "ai.onnx", "ai.onnx.ml"})
+
+MAX_RANK: Final = 64
 
 TRITON_DTYPES: Final[Mapping[str, str]] = {
     "FLOAT": "FP32",
@@ -48,6 +54,7 @@ def read_signature(path: Path) -> NetworkSignature:
     model = _parse(path)
     _refuse_unsafe(model)
     _refuse_false_sizes(model)
+    _refuse_large_constants(model)
     weights = {tensor.name for tensor in model.graph.initializer}
     weights |= {tensor.values.name for tensor in model.graph.sparse_initializer}
     inputs = tuple(_tensor("input", value) for value in model.graph.input if value.name not in weights)
@@ -62,6 +69,7 @@ def _parse(path: Path) -> Any:
 
     if (size := path.stat().st_size) > MAX_BYTES:
         raise ArtifactTooLargeError(f"{path.name} has {size} bytes; an ONNX file has at most {MAX_BYTES}")
+    check_expansion(path)
     try:
         # Nothing but the file that the sha256 pins is read.
         model = onnx.load(path, format="protobuf", load_external_data=False)
@@ -115,6 +123,31 @@ def _refuse_false_sizes(model: Any) -> None:
         if min(tensor.dims, default=0) < 0 or elements > MAX_BYTES:
             raise UnsafeArtifactError(
                 f"tensor {tensor.name!r} is shaped {list(tensor.dims)}, more than a file can hold"
+            )
+
+
+def _refuse_large_constants(model: Any) -> None:
+    """Refuse nodes that fill a tensor of a huge shape; one that is computed is held by the step's memory limit."""
+    import onnx
+    from onnx import numpy_helper
+
+    shapes, fills = {}, []
+    for message in _messages(model):
+        if isinstance(message, onnx.GraphProto):
+            shapes |= {tensor.name: tensor for tensor in message.initializer}
+        elif isinstance(message, onnx.NodeProto) and message.op_type == "Constant":
+            shapes |= {name: each.t for each in message.attribute if each.name == "value" for name in message.output}
+        elif isinstance(message, onnx.NodeProto) and message.op_type == "ConstantOfShape":
+            fills.append(message)
+    for node in fills:
+        tensor = shapes.get(node.input[0] if node.input else "")
+        if tensor is None or prod(tensor.dims) > MAX_RANK:
+            continue
+        dims = [int(side) for side in numpy_helper.to_array(tensor).reshape(-1)]
+        if min(dims, default=0) >= 0 and prod(dims) > MAX_CONSTANT_ELEMENTS:
+            raise UnsafeArtifactError(
+                f"node {node.name!r} fills a tensor of shape {dims}; at most {MAX_CONSTANT_ELEMENTS} elements"
+                " are allowed"
             )
 
 
