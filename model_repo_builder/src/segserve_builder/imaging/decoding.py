@@ -15,9 +15,12 @@ from numpy.typing import NDArray
 
 from segserve_builder.errors import BadImageError
 from segserve_builder.imaging.exif import (
+    MAX_PARTS,
+    START_OF_SCAN,
     UPRIGHT,
     exif_orientation,
     jpeg_orientation,
+    jpeg_segments,
     turn,
     turn_back,
     webp_orientation,
@@ -32,6 +35,14 @@ Orientation: TypeAlias = Literal["apply", "ignore"]
 
 _PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 _ANIMATION_CHUNKS: Final = frozenset({b"acTL", b"fcTL", b"fdAT"})
+# Each inflates to up to 8 MB, which takes libpng 0.1 s, and none changes the pixels.
+_COMPRESSED_CHUNKS: Final = frozenset({b"zTXt", b"iTXt", b"iCCP"})
+# A scan of a progressive JPEG goes over all pixels, however short it is; encoders write about 10.
+_MAX_SCANS: Final = 32
+# Samples of a pixel by colour type. Data beyond those of the rows is inflated, too, and then dropped.
+_PNG_SAMPLES: Final = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+_PNG_ROW_OVERHEAD_BYTES: Final = 16  # of encoders that end a block with each row
+_PNG_OVERHEAD_BYTES: Final = 2**16
 _TILE_WIDTH, _TILE_LENGTH, _ORIENTATION, _PLANAR = 322, 323, 274, 284
 _BITS_PER_SAMPLE, _SAMPLES_PER_PIXEL, _SAMPLE_FORMAT, _PHOTOMETRIC = 258, 277, 339, 262
 _UNSIGNED = _INTERLEAVED = 1
@@ -98,6 +109,7 @@ def _decoder(data: bytes) -> Callable[[bytes, _PixelFormat], NDArray[Any]]:
 
 def _decode_jpeg(data: bytes, pixel_format: _PixelFormat) -> NDArray[Any]:
     try:
+        _check_scans(data)
         height, width, _, _ = simplejpeg.decode_jpeg_header(data)
         pixel_format.check_size(height, width)
         colourspace = "RGB" if pixel_format.colour == "RGB" else "GRAY"
@@ -108,17 +120,26 @@ def _decode_jpeg(data: bytes, pixel_format: _PixelFormat) -> NDArray[Any]:
     return turn(pixels, jpeg_orientation(data)) if pixel_format.oriented else pixels
 
 
+def _check_scans(data: bytes) -> None:
+    # Most files hold fewer of these bytes anywhere: also in a thumbnail, or in a film behind the picture.
+    if data.count(b"\xff\xda") <= _MAX_SCANS:
+        return
+    scans = sum(marker == START_OF_SCAN for marker, _, _ in jpeg_segments(data))
+    if scans > _MAX_SCANS:
+        raise BadImageError(f"JPEG image has {scans} scans; allowed are at most {_MAX_SCANS}")
+
+
 def _decode_png(data: bytes, pixel_format: _PixelFormat) -> NDArray[Any]:
     if len(data) < 33 or data[12:16] != b"IHDR":
         raise BadImageError(f"PNG image is damaged or cut short: no header in its {len(data)} bytes")
     width, height = struct.unpack_from(">II", data, 16)
     pixel_format.check_size(height, width)
     chunks = list(_png_chunks(data))
-    if any(kind == b"acTL" for kind, _, _ in chunks):
-        # OpenCV 4 and 5 differ in which frame of an animation is the first: leave it the still image.
-        data = _PNG_SIGNATURE + b"".join(
-            data[start:end] for kind, start, end in chunks if kind not in _ANIMATION_CHUNKS
-        )
+    _check_png_data(data, sum(end - start for kind, start, end in chunks if kind == b"IDAT"))
+    # OpenCV 4 and 5 differ in which frame of an animation is the first: leave it the still image.
+    left_out = _COMPRESSED_CHUNKS | (_ANIMATION_CHUNKS if any(kind == b"acTL" for kind, _, _ in chunks) else set())
+    if any(kind in left_out for kind, _, _ in chunks):
+        data = _PNG_SIGNATURE + b"".join(data[start:end] for kind, start, end in chunks if kind not in left_out)
         chunks = list(_png_chunks(data))
     pixels = _to_colour(_opencv_decode(data, "PNG", height, width), pixel_format)
     if not pixel_format.oriented:
@@ -127,13 +148,28 @@ def _decode_png(data: bytes, pixel_format: _PixelFormat) -> NDArray[Any]:
     return turn(pixels, exif_orientation(exif))
 
 
+def _check_png_data(data: bytes, held: int) -> None:
+    """Refuse more compressed data than the rows could need, which would be inflated to a thousand times as much."""
+    width, height, depth, colour = struct.unpack_from(">IIBB", data, 16)
+    row = (width * depth * _PNG_SAMPLES.get(colour, 4) + 7) // 8 + 1
+    allowed = 2 * height * row + _PNG_ROW_OVERHEAD_BYTES * height + _PNG_OVERHEAD_BYTES
+    if held > allowed:
+        raise BadImageError(
+            f"PNG image of {height} x {width} pixels has {held} bytes of compressed data; allowed are at most {allowed}"
+        )
+
+
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Yield each chunk's type, start and end; raise `BadImageError` if one goes beyond the data.
+    """Yield each chunk's type, start and end.
+
+    Raises `BadImageError` if one goes beyond the data, and if there are too many.
 
     OpenCV must not see such a chunk: it takes the memory that a chunk asks for, up to 4 GB, before it reads.
     """
     position = len(_PNG_SIGNATURE)
-    while position + 12 <= len(data):
+    for _ in range(MAX_PARTS):
+        if position + 12 > len(data):
+            raise BadImageError(f"PNG image is damaged or cut short: no IEND in its {len(data)} bytes")
         length, kind = struct.unpack_from(">I4s", data, position)
         end = position + 12 + length
         if end > len(data):
@@ -142,7 +178,7 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
         if kind == b"IEND":
             return
         position = end
-    raise BadImageError(f"PNG image is damaged or cut short: no IEND in its {len(data)} bytes")
+    raise BadImageError(f"PNG image has more than {MAX_PARTS} chunks; at most that many are allowed")
 
 
 def _decode_webp(data: bytes, pixel_format: _PixelFormat) -> NDArray[Any]:

@@ -2,38 +2,58 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 import cv2
 
+from segserve_builder.errors import BadImageError
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 UPRIGHT: Final = 1
+MAX_PARTS: Final = 2**16
+"""Most segments or chunks of a file. A photograph has a handful, the largest PNG one for every 4 or 8 KiB."""
+START_OF_SCAN: Final = 0xDA
+_END_OF_IMAGE: Final = 0xD9
+_WITHOUT_LENGTH: Final = frozenset({0x01, 0xD8})
+# A marker after any number of fill bytes; a scan's data contains 0xFF only before 0 and as one of eight markers.
+_MARKER: Final = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])")
 _INVERSE: Final = {6: 8, 8: 6}  # the other six undo themselves
 _ORIENTATION_TAG: Final = 0x0112
 _SHORT: Final = 3
 
 
 def jpeg_orientation(data: bytes) -> int:
-    """Return the orientation 1..8 of a JPEG file, 1 if it has none or a broken one."""
-    for marker, body in _jpeg_segments(data):
-        if marker == 0xE1 and body[:6] == b"Exif\0\0":
-            return exif_orientation(body[6:])
+    """Return the orientation 1..8 of a JPEG file, 1 if it has none or a broken one.
+
+    Raises `BadImageError` if it has too many segments.
+    """
+    for marker, start, end in jpeg_segments(data):
+        if marker == START_OF_SCAN:
+            break
+        if marker == 0xE1 and data[start : start + 6] == b"Exif\0\0":
+            return exif_orientation(data[start + 6 : end])
     return UPRIGHT
 
 
 def webp_orientation(data: bytes) -> int:
-    """Return the orientation 1..8 of a WebP file, 1 if it has none or a broken one."""
+    """Return the orientation 1..8 of a WebP file, 1 if it has none or a broken one.
+
+    Raises `BadImageError` if it has too many chunks.
+    """
     position = 12
-    while position + 8 <= len(data):
+    for _ in range(MAX_PARTS):
+        if position + 8 > len(data):
+            return UPRIGHT
         kind, length = struct.unpack_from("<4sI", data, position)
         if kind == b"EXIF":
             return exif_orientation(data[position + 8 : position + 8 + length].removeprefix(b"Exif\0\0"))
         position += 8 + length + length % 2
-    return UPRIGHT
+    raise BadImageError(f"WebP image has more than {MAX_PARTS} chunks; at most that many are allowed")
 
 
 def exif_orientation(exif: bytes) -> int:
@@ -90,16 +110,20 @@ def turn_back(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
     return turn(pixels, _INVERSE.get(orientation, orientation))
 
 
-def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield each marker before the scan, with its body."""
+def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Yield the marker of each segment up to the end of the image, and where its body starts and ends.
+
+    Raises `BadImageError` if there are too many.
+    """
     position = 2
-    while position + 4 <= len(data) and data[position] == 0xFF:
-        marker = data[position + 1]
-        if marker == 0xFF:  # a fill byte
-            position += 1
-            continue
-        if marker == 0xDA:
+    for _ in range(MAX_PARTS):
+        found = _MARKER.search(data, position)
+        if found is None or found[1][0] == _END_OF_IMAGE:
             return
-        length = int.from_bytes(data[position + 2 : position + 4], "big")
-        yield marker, data[position + 4 : position + 2 + length]
-        position += 2 + max(length, 2)
+        marker, start = found[1][0], found.end() + 2
+        if marker in _WITHOUT_LENGTH:
+            position = found.end()
+            continue
+        position = found.end() + max(int.from_bytes(data[start - 2 : start], "big"), 2)
+        yield marker, start, position
+    raise BadImageError(f"JPEG image has more than {MAX_PARTS} segments; at most that many are allowed")
