@@ -23,6 +23,7 @@ from segserve_operator.api.checks import (
     in_order_of_id,
     located,
 )
+from segserve_operator.api.limits import Limits
 from segserve_operator.api.meta import (
     ApiValue,
     Condition,
@@ -133,6 +134,10 @@ class SegmentationModelSpec(ApiValue):
         description="Callers who may use the model; to others it does not exist (404). Default: every caller that the "
         "pool's gateway takes. A change applies at once, and makes no revision.",
         json_schema_extra={"x-kubernetes-list-type": "atomic"},
+    )
+    limits: Limits | None = Field(
+        default=None,
+        description="How much callers may send. Default: no limit. A change applies at once, and makes no revision.",
     )
     keep_previous: Duration = Field(
         default=DEFAULT_KEEP_PREVIOUS,

@@ -75,6 +75,22 @@ class AccessRule:
 
 
 @dataclass(frozen=True, slots=True)
+class Rate:
+    """Inference requests per second, and million bytes of them; None is not limited."""
+
+    requests_per_s: int | None = None
+    megabytes_per_s: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much one gateway takes for a model: of each caller, and of all together."""
+
+    per_caller: Rate = Rate()
+    total: Rate = Rate()
+
+
+@dataclass(frozen=True, slots=True)
 class Route:
     """A model's requests, split over its shares; the weights sum to 100.
 
@@ -88,6 +104,7 @@ class Route:
     steps: tuple[str, ...] = ()
     exposed: tuple[str, ...] = ()
     access: tuple[AccessRule, ...] | None = None
+    limits: Limits | None = None
 
     def __post_init__(self) -> None:
         total = sum(share.weight for share in self.shares)

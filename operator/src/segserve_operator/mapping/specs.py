@@ -7,11 +7,13 @@ from typing import Any, Final
 
 from pydantic import TypeAdapter, ValidationError
 
+from segserve_builder.spec.reading import read_tolerantly
 from segserve_common.kube.names import DOMAIN
+from segserve_operator.api import limits as api
 from segserve_operator.api.access import AccessRules
 from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.models.observed import MinReady, Wanted
-from segserve_operator.core.traffic import AccessRule, Callers
+from segserve_operator.core.traffic import AccessRule, Callers, Limits, Rate
 from segserve_operator.mapping.reading import read_model
 
 _ACCESS: Final = TypeAdapter(AccessRules)
@@ -57,6 +59,25 @@ def access_of(manifest: Mapping[str, Any]) -> tuple[AccessRule, ...] | None:
         )
         for rule in rules
     )
+
+
+def limits_of(manifest: Mapping[str, Any]) -> Limits | None:
+    """Return how much callers may send to a model, None if its spec does not limit it.
+
+    It is read by itself, as rules of access are; of a newer release's limits those hold that this one knows.
+    """
+    stated = manifest["spec"].get("limits")
+    if stated is None:
+        return None
+    try:
+        limits, _ = read_tolerantly(api.Limits, stated)
+    except ValidationError:
+        return None
+    return Limits(_rate_of(limits.per_caller), _rate_of(limits.total))
+
+
+def _rate_of(rate: api.Rate | None) -> Rate:
+    return Rate() if rate is None else Rate(rate.requests_per_second, rate.megabytes_per_second)
 
 
 def min_ready_of(stated: int | str | None) -> MinReady:

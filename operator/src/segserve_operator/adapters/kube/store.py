@@ -23,7 +23,7 @@ from segserve_operator.adapters.kube.updates import offered_update
 from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.models.observed import ModelObserved, PoolObserved, Roles, Wanted
 from segserve_operator.mapping.reading import read_pool_status, read_status
-from segserve_operator.mapping.specs import access_of, annotations_of, min_ready_of, wanted_of
+from segserve_operator.mapping.specs import access_of, annotations_of, limits_of, min_ready_of, wanted_of
 from segserve_operator.mapping.statuses import from_api, pool_from_api, pool_to_api, to_api
 
 if TYPE_CHECKING:
@@ -150,6 +150,7 @@ class ClusterStore:
             deleting=is_terminating(model),
             annotations=annotations_of(model),
             access=access_of(model),
+            limits=limits_of(model),
         )
 
     def _spec(self, model: Json) -> Wanted | FailureReason:

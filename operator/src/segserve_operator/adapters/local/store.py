@@ -28,7 +28,7 @@ from segserve_operator.core.models.events import Event
 from segserve_operator.core.models.observed import ModelObserved, ModelStatus, PoolObserved, PoolStatus, Roles, Wanted
 from segserve_operator.core.rollout.record import Record
 from segserve_operator.mapping.reading import read_pool, read_status
-from segserve_operator.mapping.specs import access_of, annotations_of, wanted_of
+from segserve_operator.mapping.specs import access_of, annotations_of, limits_of, wanted_of
 from segserve_operator.mapping.statuses import from_api, to_api
 
 MODEL: Final = "SegmentationModel"
@@ -194,6 +194,7 @@ class LocalStore:
             deleting="deletionTimestamp" in metadata,
             annotations=annotations_of(manifest),
             access=access_of(manifest),
+            limits=limits_of(manifest),
         )
 
     def _pool_name(self) -> str:

@@ -59,6 +59,7 @@ class EnvoyTraffic:
             self._files,
             timeout_s=timeout_s,
             update_timeout_s=update_timeout_s,
+            max_request_bytes=self._settings.max_request_bytes,
             on_replace=self._record_stats,
         )
         tls = self._settings.tls

@@ -14,6 +14,7 @@ import httpx
 
 from segserve_operator.adapters.traffic.envoy_clusters import Upstream
 from segserve_operator.adapters.traffic.envoy_counts import Stats, parse_stats, stats_pattern
+from segserve_operator.adapters.traffic.envoy_limits import LIMITS_NAME
 from segserve_operator.adapters.traffic.envoy_listener import STAT_PREFIX
 from segserve_operator.adapters.traffic.envoy_routes import ROUTES_NAME
 from segserve_operator.core.traffic import real_group
@@ -21,7 +22,8 @@ from segserve_operator.core.traffic import real_group
 CLUSTERS: Final = "cluster_manager.cds"
 ROUTES: Final = f"http.{STAT_PREFIX}.rds.{ROUTES_NAME}"
 WEIGHTS: Final = "runtime"
-_SOURCES: Final = (CLUSTERS, ROUTES, WEIGHTS)
+LIMITS: Final = f"extension_config_discovery.http_filter.{LIMITS_NAME}"
+_SOURCES: Final = (CLUSTERS, ROUTES, WEIGHTS, LIMITS)
 _REJECTIONS: Final = ("update_rejected", "update_failure")
 _ACTIVE: Final = (".upstream_rq_active", ".upstream_rq_pending_active")
 # A request line may have 64 KiB; beyond this many names all statistics are read and filtered here.
@@ -43,6 +45,7 @@ class Versions:
     clusters: str = ""
     routes: str = ""
     weights: str = ""
+    limits: str = ""
 
 
 class EnvoyAdmin:
@@ -74,8 +77,7 @@ class EnvoyAdmin:
     async def versions(self) -> Versions:
         """Return the versions that Envoy follows."""
         readouts = await self._stats("TextReadouts", r".*\.version_text")
-        clusters, routes, weights = (readouts.get(f"{source}.version_text", "") for source in _SOURCES)
-        return Versions(clusters, routes, weights)
+        return Versions(*(readouts.get(f"{source}.version_text", "") for source in _SOURCES))
 
     async def weights(self) -> dict[str, int]:
         """Return the weights in force that are newer than the routes; the fastest of all queries."""

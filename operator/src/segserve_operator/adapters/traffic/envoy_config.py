@@ -59,6 +59,11 @@ class EnvoyFiles:
         return self.folder / "weights/weights.pb"
 
     @property
+    def limits(self) -> Path:
+        """Limits of the models (ECDS), in JSON."""
+        return self.folder / "limits/limits.json"
+
+    @property
     def tls(self) -> TlsFiles:
         """The listener's certificate, and the authorities of callers' (SDS)."""
         return TlsFiles(self.folder / "tls")
@@ -96,7 +101,7 @@ def render_bootstrap(settings: EnvoySettings, files: EnvoyFiles, *, timeout_s: f
     """Return the bootstrap configuration; `timeout_s` is the time limit of a request at the internal listener."""
     weights = {"name": WEIGHTS_NAME, "rtds_config": _watched(files.weights)}
     tls = render_transport_socket(settings.tls, files.tls) if settings.tls is not None else None
-    listeners = render_listeners(settings, _watched(files.routes), timeout_s=timeout_s, tls=tls)
+    listeners = render_listeners(settings, _watched(files.routes), timeout_s=timeout_s, tls=tls, limits=files.limits)
     return {
         "node": {"id": "gateway", "cluster": "segserve"},
         "admin": {"address": {"pipe": {"path": str(files.admin_socket), "mode": 0o600}}},

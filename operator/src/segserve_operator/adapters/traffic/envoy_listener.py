@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
+from pathlib import Path
 from typing import Final
 
 from segserve_operator.adapters.traffic.envoy_auth import (
@@ -17,6 +19,7 @@ from segserve_operator.adapters.traffic.envoy_auth import (
 )
 from segserve_operator.adapters.traffic.envoy_bodies import BUFFER_BYTES, bounded_bodies, extension
 from segserve_operator.adapters.traffic.envoy_clusters import TYPES, socket_address
+from segserve_operator.adapters.traffic.envoy_limits import DETAILS, RETRY_AFTER_S, limits_filter
 from segserve_operator.adapters.traffic.envoy_messages import Json
 from segserve_operator.adapters.traffic.envoy_routes import (
     GROUP_HEADER,
@@ -100,12 +103,20 @@ class _Listener:
     address: Json
     routes: Json
     internal: bool
+    limits: Path | None = None
 
 
-def render_listeners(settings: EnvoySettings, routes: Json, *, timeout_s: float, tls: Json | None = None) -> list[Json]:
-    """Return the listeners; `routes` is the source of the public one's routes, `tls` its transport socket, if any."""
+def render_listeners(
+    settings: EnvoySettings, routes: Json, *, timeout_s: float, tls: Json | None = None, limits: Path | None = None
+) -> list[Json]:
+    """Return the listeners.
+
+    `routes` is the source of the public one's routes, `tls` its transport socket, `limits` the file of the models'
+    limits; without them it speaks plain text, and takes as much as comes.
+    """
     rds = {"rds": {"route_config_name": ROUTES_NAME, "config_source": routes}}
-    public = _Listener(STAT_PREFIX, _listening_address(settings.host, settings.port), rds, internal=False)
+    address = _listening_address(settings.host, settings.port)
+    public = _Listener(STAT_PREFIX, address, rds, internal=False, limits=limits)
     fixed = {"route_config": render_internal_routes(timeout_s=timeout_s)}
     internal = [_Listener("internal", address, fixed, internal=True) for address in _internal_addresses(settings)]
     rendered = [_render_listener(settings, listener, timeout_s=timeout_s) for listener in (public, *internal)]
@@ -173,16 +184,18 @@ def _connection_manager(settings: EnvoySettings, listener: _Listener, *, timeout
 
 def _http_filters(settings: EnvoySettings, listener: _Listener) -> list[Json]:
     """Return the HTTP filters in the order in which a request passes them."""
-    # Who calls, and how much that caller may.
+    # Who calls.
     before = [] if listener.internal else authentication_filters(settings.auth)
     # Whether that caller may call this model, whose route is known by then.
     after = [] if listener.internal else access_filters()
+    # How much that caller may send to it.
+    limits = [] if listener.limits is None else [limits_filter(listener.limits)]
     public = [] if listener.internal else [_grpc_statuses()]
     sizes = bounded_bodies(settings.max_request_bytes, streams=settings.streams)
     model = [_name_extraction(), _lua("route_key.lua", STREAMS=settings.streams)]
     if settings.streams:
         model.insert(0, _lua("stream_messages.lua", MAX_MESSAGE_BYTES=settings.max_request_bytes))
-    return [*before, *sizes, *model, *after, *public, _router()]
+    return [*before, *sizes, *model, *after, *limits, *public, _router()]
 
 
 def _seconds(value: float) -> str:
@@ -275,6 +288,8 @@ def render_local_replies(max_request_bytes: int, *, internal: bool, auth: AuthSe
     late = "the request did not arrive in time"
     overflow = _details("upstream_reset_before_response_started{overflow")
     overload = "overloaded: more requests wait than spec.runtime.maxQueueSize allows"
+    limited = _details(DETAILS)
+    limit_reached = f"rate limit: spec.limits of model '%REQ({MODEL_HEADER})%' allows no more requests now"
     escaped_slash = _details("path_normalization_failed")
     no_slash = "bad request: a path must not contain an escaped slash (%%2F or %%5C)"
     no_compression = "compressed gRPC messages are not supported: the model's name is read from the message"
@@ -288,11 +303,13 @@ def render_local_replies(max_request_bytes: int, *, internal: bool, auth: AuthSe
             _grpc_reply([_status(415), grpc], _BODY, _UNIMPLEMENTED),
             _grpc_reply([_status(408), grpc], late, _DEADLINE_EXCEEDED),
             _grpc_reply([_status(504), grpc], _BODY, _DEADLINE_EXCEEDED),
+            _grpc_reply([limited, grpc], limit_reached, headers={"grpc-retry-pushback-ms": str(1000 * RETRY_AFTER_S)}),
             _grpc_reply([overflow, grpc], overload),
             _grpc_reply([grpc], _BODY),
             _http_reply([missing, named], unknown) | {"status_code": 404},
             _http_reply([_status(404)], "no such path: %REQ(:PATH)%"),
             _http_reply([oversize], limit) | {"status_code": 413},
+            _http_reply([limited], limit_reached),
             _http_reply([overflow], overload),
             _http_reply([_status(408)], late),
             _http_reply([escaped_slash], no_slash),
@@ -302,15 +319,17 @@ def render_local_replies(max_request_bytes: int, *, internal: bool, auth: AuthSe
     }
 
 
-def _grpc_reply(filters: list[Json], text: str, status: int | None = None) -> Json:
+def _grpc_reply(
+    filters: list[Json], text: str, status: int | None = None, headers: Mapping[str, str] | None = None
+) -> Json:
     reply = {"filter": _all(filters), "body_format_override": {"text_format_source": {"inline_string": text}}}
-    if status is None:  # Envoy derives it from the HTTP status
-        return reply
-    header = {
-        "header": {"key": "grpc-status", "value": str(status)},
-        "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
-    }
-    return reply | {"headers_to_add": [header]}
+    # Without a status Envoy derives it from that of HTTP.
+    added = {**(headers or {}), **({"grpc-status": str(status)} if status is not None else {})}
+    values = [
+        {"header": {"key": key, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
+        for key, value in added.items()
+    ]
+    return reply | ({"headers_to_add": values} if values else {})
 
 
 def _http_reply(filters: list[Json], error: str) -> Json:

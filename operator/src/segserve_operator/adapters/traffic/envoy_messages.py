@@ -139,6 +139,7 @@ _MESSAGES: Final[dict[str, dict[str, tuple[int, str]]]] = {
         "weighted_clusters": (3, "envoy.config.route.v3.WeightedCluster"),
         "timeout": (8, "duration"),
     },
+    "envoy.config.core.v3.Metadata": {"filter_metadata": (1, "{}struct")},
     "envoy.config.route.v3.DirectResponseAction": {
         "status": (1, "uint32"),
         "body": (2, "envoy.config.core.v3.DataSource"),
@@ -146,6 +147,7 @@ _MESSAGES: Final[dict[str, dict[str, tuple[int, str]]]] = {
     "envoy.config.route.v3.Route": {
         "match": (1, "envoy.config.route.v3.RouteMatch"),
         "route": (2, "envoy.config.route.v3.RouteAction"),
+        "metadata": (4, "envoy.config.core.v3.Metadata"),
         "direct_response": (7, "envoy.config.route.v3.DirectResponseAction"),
         "typed_per_filter_config": (13, "{}any"),
     },

@@ -18,6 +18,7 @@ from segserve_operator.adapters.traffic.envoy_clusters import (
     heaviest,
     weighted_clusters,
 )
+from segserve_operator.adapters.traffic.envoy_limits import limits_of_route
 from segserve_operator.adapters.traffic.envoy_messages import (
     ROUTE_CONFIGURATION,
     ROUTE_MAP,
@@ -79,13 +80,14 @@ class RouteTable:
         guard = {} if route.access is None else {"typed_per_filter_config": access_of_route(route.access)}
         # Models share steps, so these have no callers of their own: with rules, a model's are not public.
         steps = route.steps if route.access is None else ()
+        limited = limits_of_route(route)
         entries: dict[str, Json] = {}
         for protocol in PROTOCOLS:
             about = self.cluster_entry(Upstream("aside", protocol, route.model, heaviest(route).group), **guard)
             entries |= {f"{protocol}:about:{name}": about for name in (route.model, *steps, *route.exposed)}
-            entries[f"{protocol}:infer:{route.model}"] = self._split("infer", protocol, written, **guard)
+            entries[f"{protocol}:infer:{route.model}"] = self._split("infer", protocol, written, **guard, **limited)
             for name in route.exposed:
-                entries[f"{protocol}:infer:{name}"] = self._split("network", protocol, written, **guard)
+                entries[f"{protocol}:infer:{name}"] = self._split("network", protocol, written, **guard, **limited)
         return entries
 
     def cluster_entry(self, upstream: Upstream, **options: Json) -> Json:

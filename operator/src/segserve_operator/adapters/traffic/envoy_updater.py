@@ -27,6 +27,7 @@ from segserve_operator.adapters.traffic.envoy_files import (
     write_plan,
     write_watched,
 )
+from segserve_operator.adapters.traffic.envoy_limits import encode_limits, read_version
 from segserve_operator.adapters.traffic.envoy_messages import CLUSTER, ROUTE_CONFIGURATION, RUNTIME, Json
 from segserve_operator.adapters.traffic.envoy_routes import (
     RouteTable,
@@ -36,7 +37,7 @@ from segserve_operator.adapters.traffic.envoy_routes import (
     encode_weights,
     read_weights,
 )
-from segserve_operator.core.traffic import Route, TrafficPlan, real_group
+from segserve_operator.core.traffic import Limits, Route, TrafficPlan, real_group
 
 # Envoy's main thread hands changes to its workers, and nothing reports when they have arrived: one turn of their loops.
 _WORKERS_TURN_S: Final = 0.05
@@ -149,14 +150,17 @@ class EnvoyUpdater:
         *,
         timeout_s: float,
         update_timeout_s: float,
+        max_request_bytes: int,
         on_replace: Callable[[EnvoyAdmin, Collection[str]], Awaitable[None]],
     ) -> None:
         self._files = files
         self._timeout_s = timeout_s
         self._update_timeout_s = update_timeout_s
+        self._max_request_bytes = max_request_bytes
         self._on_replace = on_replace
         self._written: _WrittenState | None = None
         self._rejected: tuple[EnvoyAdmin, int] | None = None
+        self._rendered_limits: tuple[tuple[tuple[str, Limits], ...], DiscoveryResponse] | None = None
 
     def write(self, plan: TrafficPlan) -> None:
         """Write all files at once, before Envoy starts."""
@@ -165,6 +169,7 @@ class EnvoyUpdater:
             self._files.clusters: _clusters(desired.clusters),
             self._files.routes: self._routes(desired),
             self._files.weights: _weights(desired.weights),
+            self._files.limits: self._limits(plan),
         }
         for path, content in responses.items():
             write_watched(path, content)
@@ -179,6 +184,7 @@ class EnvoyUpdater:
             # Whatever routes refer to must exist before they do.
             await self._apply_clusters(admin, usable_clusters(before.clusters, desired.clusters))
             await self._apply_weights(admin, {**before.weights, **desired.early_weights})
+            await self._apply_limits(admin, plan)
             await self._apply_routes(admin, desired)
             if self._current() is not before:
                 await asyncio.sleep(_WORKERS_TURN_S)
@@ -259,6 +265,28 @@ class EnvoyUpdater:
         self._set_written(path, new, weights=weights)
         await replace_and_wait(path, new, follows, self._update_timeout_s)
 
+    async def _apply_limits(self, admin: EnvoyAdmin, plan: TrafficPlan) -> None:
+        new, path = self._limits(plan), self._files.limits
+        if new == self._current().responses[path]:
+            return
+        rejections = await self._rejections(admin)
+
+        async def follows() -> bool:
+            if (await admin.versions()).limits == new.version:
+                return True
+            await _check_not_rejected(admin, rejections, path)
+            return False
+
+        self._set_written(path, new)
+        await replace_and_wait(path, new, follows, self._update_timeout_s)
+
+    def _limits(self, plan: TrafficPlan) -> DiscoveryResponse:
+        limited = tuple((route.model, route.limits) for route in plan.routes if route.limits is not None)
+        if self._rendered_limits is None or self._rendered_limits[0] != limited:
+            encoded = encode_limits(plan.routes, max_request_bytes=self._max_request_bytes)
+            self._rendered_limits = limited, DiscoveryResponse(*encoded)
+        return self._rendered_limits[1]
+
     async def _rejections(self, admin: EnvoyAdmin) -> int:
         """Return how often Envoy had rejected a file before this change, which has a connection of its own."""
         if self._rejected is None or self._rejected[0] is not admin:
@@ -295,6 +323,7 @@ class EnvoyUpdater:
             paths = (self._files.clusters, self._files.routes, self._files.weights)
             responses = {path: read_response(path) for path in paths}
             clusters, _, weights = (responses[path].resources() for path in paths)
+            responses[self._files.limits] = _read_limits(self._files.limits)
             self._written = _WrittenState(read_clusters(clusters), read_weights(weights), None, None, responses)
         return self._written
 
@@ -305,7 +334,8 @@ class EnvoyUpdater:
     def _versions(self) -> Versions:
         responses = self._current().responses
         clusters, routes, weights = self._files.clusters, self._files.routes, self._files.weights
-        return Versions(responses[clusters].version, responses[routes].version, responses[weights].version)
+        files = (clusters, routes, weights, self._files.limits)
+        return Versions(*(responses[path].version for path in files))
 
     def _record(self, configuration: EnvoyConfiguration) -> None:
         write_plan(self._files.plan, self._versions(), configuration.plan)
@@ -315,6 +345,11 @@ class EnvoyUpdater:
         restricted = any(route.access is not None for route in desired.plan.routes)
         encoded = encode_routes(tables, timeout_s=self._timeout_s, restricted=restricted)
         return discovery_response(ROUTE_CONFIGURATION, [encoded])
+
+
+def _read_limits(path: Path) -> DiscoveryResponse:
+    content = path.read_bytes() if path.is_file() else b""
+    return DiscoveryResponse(read_version(content), content)
 
 
 def _clusters(clusters: Mapping[str, EnvoyCluster]) -> DiscoveryResponse:
