@@ -14,7 +14,7 @@ from pathlib import Path
 
 import httpx
 
-from segserve_builder.cluster import secret
+from segserve_builder.agent import secret
 from segserve_builder.render.tritonserver import Ports, sweep_shm
 from segserve_operator.adapters.local.files import cache_folder
 from segserve_operator.adapters.local.runtime import ensure_runtime

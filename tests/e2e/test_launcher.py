@@ -12,8 +12,8 @@ import pytest
 
 from fakes.agent_group import wait_for
 from fakes.server_pod import ServerPod
+from segserve_builder.agent import secret
 from segserve_builder.agent.server import TritonRefusedError
-from segserve_builder.cluster import secret
 from segserve_operator.adapters.local.files import cache_folder
 from segserve_operator.adapters.local.runtime import ensure_runtime
 

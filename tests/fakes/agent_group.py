@@ -21,9 +21,9 @@ from PIL import Image
 
 from bench.ports import free_ports
 from fakes.waiting import HANG_S
+from segserve_builder.agent import secret
 from segserve_builder.agent.protocol import AssignedModel, Assignment, ModelReport, ModelState, Report
 from segserve_builder.agent.server import TritonServer
-from segserve_builder.cluster import secret
 from segserve_builder.render.tritonserver import Ports, sweep_shm
 from segserve_builder.sources import folder_digest
 from segserve_operator.adapters.local.runtime import RuntimeEnvironment

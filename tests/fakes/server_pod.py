@@ -15,8 +15,8 @@ import psutil
 from bench.ports import free_ports
 from fakes.agent_group import end
 from fakes.waiting import HANG_S
+from segserve_builder.agent import secret
 from segserve_builder.agent.server import TritonServer
-from segserve_builder.cluster import secret
 from segserve_builder.render.tritonserver import Ports, sweep_shm
 from segserve_operator.adapters.local.runtime import RuntimeEnvironment
 from segserve_operator.adapters.local.triton import triton_command

@@ -20,8 +20,8 @@ from fakes.callers import COIN_PIXELS, PHOTO
 from fakes.waiting import HANG_S, until
 from fakes.watching import Watched
 from segserve import Client
+from segserve_builder.agent import secret
 from segserve_builder.agent.server import TritonRefusedError, TritonServer
-from segserve_builder.cluster import secret
 from segserve_operator.adapters.local.files import StateFolder, StateFolderError
 from segserve_operator.adapters.local.fleet import GroupFolder
 from segserve_operator.adapters.local.store import LocalStore

@@ -9,12 +9,12 @@ import signal
 import threading
 from pathlib import Path
 
+from segserve_builder.agent import secret
 from segserve_builder.agent.loop import Agent
 from segserve_builder.agent.observer import ServerObserver
 from segserve_builder.agent.processes import StepProcesses
 from segserve_builder.agent.runner import ActionRunner
 from segserve_builder.agent.server import Repository, TritonServer
-from segserve_builder.cluster import secret
 from segserve_builder.sources.access import ACCESS_VARIABLE, LOCAL, Access
 
 

@@ -9,11 +9,11 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final
 
+from segserve_builder.agent import secret
 from segserve_builder.agent.loop import Agent
 from segserve_builder.agent.observer import ServerObserver
 from segserve_builder.agent.runner import ActionRunner
 from segserve_builder.agent.server import Repository, TritonServer
-from segserve_builder.cluster import secret
 from segserve_builder.cluster.agent_metrics import AgentMetrics
 from segserve_builder.cluster.assignment import AssignmentInbox
 from segserve_builder.cluster.config_map_watch import ConfigMap, ConfigMapWatch

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import psutil
 
-from segserve_builder.cluster import secret
+from segserve_builder.agent import secret
 from segserve_builder.cluster.bounded_log import BoundedLog
 from segserve_builder.cluster.process_link import LauncherLink
 from segserve_builder.cluster.settings import TritonSettings

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from segserve_builder.agent import secret
 from segserve_builder.agent.loop import AgentHealth
 from segserve_builder.agent.protocol import Assignment, ModelReport, ModelState
-from segserve_builder.cluster import secret
 from segserve_builder.cluster.agent_metrics import AgentMetrics
 from segserve_builder.cluster.assignment import AssignmentInbox
 from segserve_builder.cluster.bounded_log import BoundedLog

@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
 
+from segserve_builder.agent import secret
 from segserve_builder.agent.processes import resident_bytes
 from segserve_builder.agent.protocol import Assignment, Report
-from segserve_builder.cluster import secret
 from segserve_builder.render.tritonserver import Ports, sweep_shm
 from segserve_builder.sources.access import ACCESS_VARIABLE, Access
 from segserve_common.backoff import Backoff
@@ -189,7 +189,7 @@ class LocalFleet:
                 folder.repository,
                 ports=ports,
                 shm_prefix=prefix,
-                api_secret=secret.obtain(folder.secret),
+                api_secret=secret.obtain(folder.secret, mode=0o600),
             )
             folder.report.unlink(missing_ok=True)  # it describes the server that has ended
             self._start_process(folder, "triton", command.argv, command.environment)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from segserve_builder.cluster import secret
+from segserve_builder.agent import secret
 from segserve_builder.memory import STEP_LIMIT_VARIABLE, step_limit_bytes
 from segserve_builder.render.tritonserver import SILENT, STEP_ENVIRONMENT, Ports, server_arguments
 from segserve_operator.adapters.local.code_folder import CODE_VARIABLE
