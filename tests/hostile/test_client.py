@@ -7,10 +7,13 @@ import gzip
 import io
 import json
 import socket
+import subprocess
+import sys
 import threading
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -177,3 +180,33 @@ def test_an_image_that_is_turned_by_its_header_is_answered_in_its_upright_size()
 def test_a_bound_that_is_none_is_refused(limit: Any) -> None:
     with pytest.raises(BadRequestError, match="max_answer_bytes must be a whole number from 1 to 2147483647"):
         Client(max_answer_bytes=limit)
+
+
+STEERING = "\x1b]0;owned\x07\x1b[2J\u202ecoin\x00"
+
+
+def segserve(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "segserve.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_terminal_is_not_steered_by_the_name_of_a_class(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(photo())
+    with lying("http", name=STEERING, labels=bytes(60 * 80)) as url:
+        done = segserve("predict", "coins", tmp_path / "a.png", "--url", url)
+
+    assert done.returncode == 0, done.stderr
+    assert "coin" in done.stdout
+    assert not [each for each in done.stdout + done.stderr if not each.isprintable() and each != "\n"]
+
+
+def test_the_terminal_is_not_steered_by_the_words_of_a_refusal(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(photo())
+    gateway = Gateway({"coins": Model([], {}, answer)})
+    with gateway.http() as url:
+        gateway.models["coins"].outputs[:] = ["REVISION", STEERING]
+        done = segserve("predict", "coins", tmp_path / "a.png", "--url", url)
+
+    assert done.returncode == 1
+    assert "owned" in done.stderr
+    assert not [each for each in done.stdout + done.stderr if not each.isprintable() and each != "\n"]

@@ -23,7 +23,7 @@ from segserve.cli import (
     schema,
     version,
 )
-from segserve.cli.errors import user_errors
+from segserve.cli.errors import plain, user_errors
 from segserve.cli.examples import epilog
 from segserve.cli.init import command as init
 from segserve.cli.rollout import commands as rollouts
@@ -117,5 +117,5 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except user_errors() as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(plain(f"error: {error}"), err=True)
         sys.exit(1)

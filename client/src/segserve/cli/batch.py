@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias
 
 import typer
 
-from segserve.cli.errors import CommandError
+from segserve.cli.errors import CommandError, plain
 from segserve.cli.image_files import IMAGES
 from segserve.cli.options import (
     HOPELESS,
@@ -225,7 +225,7 @@ def _segment(
     except HOPELESS:
         raise
     except (SegserveError, OSError) as error:
-        typer.echo(f"error: {image}: {error}", err=True)
+        typer.echo(plain(f"error: {image}: {error}"), err=True)
         return False
     height, width = result.size
     typer.echo(

@@ -12,6 +12,11 @@ class CommandError(Exception):
     """A command cannot proceed; the message says what was found and what helps."""
 
 
+def plain(text: str) -> str:
+    """Return text that others wrote so that it cannot steer a terminal: control and direction characters replaced."""
+    return "".join(each if each.isprintable() or each in "\n\t" else "�" for each in text)
+
+
 def user_errors() -> tuple[type[Exception], ...]:
     """Return the exception types whose message is all that a user needs."""
     # Errors of the operating system (disk full, not a folder, permission denied) explain themselves.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from segserve.cli.errors import CommandError, needs
+from segserve.cli.errors import CommandError, needs, plain
 from segserve.cli.image_files import images_in
 
 if TYPE_CHECKING:
@@ -173,4 +173,4 @@ def _accuracy(accuracy: Accuracy, classes: tuple[str, ...]) -> Iterator[str]:
     yield f"IoU by class against {accuracy.against}, before and after:"
     for name, before, after in zip(classes, accuracy.before, accuracy.after, strict=True):
         values = "not present" if before is None or after is None else f"{before:.4f}  {after:.4f}"
-        yield f"  {name:<20} {values}"
+        yield f"  {plain(name):<20} {values}"

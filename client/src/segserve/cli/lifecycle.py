@@ -19,7 +19,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from segserve.cli.errors import CommandError, needs
+from segserve.cli.errors import CommandError, needs, plain
 from segserve.cli.installation import installation_progress
 from segserve.cli.models_view import models_table
 from segserve.cli.options import (
@@ -324,8 +324,9 @@ def logs(
     lines: Annotated[int, typer.Option("--tail", min=0, help="Initial lines of each log.")] = 50,
 ) -> None:
     """Show the logs of gateway, servers and agents, each line with its origin."""
+    shown = plain if sys.stdout.isatty() else str
     for line in selected_platform(platform_options).logs(LogRequest(name, container, previous, follow, lines)):
-        typer.echo(line)
+        typer.echo(shown(line))
 
 
 @with_platform_options

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
-from segserve.cli.errors import CommandError
+from segserve.cli.errors import CommandError, plain
 from segserve.cli.image_files import ImageFile, image_files, output_stems, overlay_paths
 from segserve.cli.options import (
     HOPELESS,
@@ -245,7 +245,7 @@ class _Screen:
             print_whole(self.results, shown)
 
     def message(self, text: str) -> None:
-        _print_line(self.messages, text)
+        _print_line(self.messages, plain(text))
 
 
 def _print_line(console: Console, line: str) -> None:

@@ -11,6 +11,8 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from segserve.cli.errors import plain
+
 if TYPE_CHECKING:
     from segserve_operator.core.failure import FailureReason
 
@@ -138,7 +140,7 @@ def _name(node: Node, branch: Branch, *, ascii_only: bool) -> Text:
 def _detail(node: Node, printed: set[str]) -> Text:
     if node.cause is None:
         return node.detail
-    message = " ".join(node.cause.message.split())
+    message = plain(" ".join(node.cause.message.split()))
     again = len(message) > LONG and message in printed
     printed.add(message)
     text = ("as above", QUIET) if again else (message, "")

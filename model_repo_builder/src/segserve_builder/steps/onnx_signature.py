@@ -131,7 +131,8 @@ def _refuse_large_constants(model: Any) -> None:
     import onnx
     from onnx import numpy_helper
 
-    shapes, fills = {}, []
+    shapes: dict[str, Any] = {}
+    fills = []
     for message in _messages(model):
         if isinstance(message, onnx.GraphProto):
             shapes |= {tensor.name: tensor for tensor in message.initializer}

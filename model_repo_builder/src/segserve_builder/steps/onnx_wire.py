@@ -29,7 +29,7 @@ Fields: TypeAlias = "Mapping[int, tuple[int, Fields | None]]"
 
 
 def check_expansion(path: Path) -> None:
-    """Raise `UnsafeArtifactError` for an ONNX file that would take too much memory, `SignatureError` for no such file."""
+    """Raise `UnsafeArtifactError` for a file that would take too much memory, `SignatureError` for none of ONNX."""
     if not path.stat().st_size:
         raise SignatureError(f"{path.name} is not an ONNX model: it is empty")
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from segserve.cli.errors import plain
 from segserve.cli.models_view import age, model_text
 from segserve.platforms.cluster.context_client import ContextClient
 from segserve.platforms.cluster.logs import short_name
@@ -101,7 +102,7 @@ def _events(client: ContextClient, model: Json) -> Iterator[str]:
     for event in sorted(events, key=_time):
         count = int(event.get("count") or 1)
         often = f" ({count} times)" if count > 1 else ""
-        message = " ".join(str(event.get("message") or "").split())
+        message = plain(" ".join(str(event.get("message") or "").split()))
         yield f"  {age(_time(event)):>4}  {event.get('type', ''):<8} {event.get('reason', ''):<18} {message}{often}"
 
 
