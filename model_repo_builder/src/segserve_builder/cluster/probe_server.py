@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import socket
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from urllib.parse import parse_qs
 
 from segserve_common.http.listening import listen_anywhere
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 Query: TypeAlias = "Mapping[str, list[str]]"
 
 _TIMEOUT_S: Final = 10.0
+MAX_CONNECTIONS: Final = 64
+"""Beyond it the oldest connection is closed: the kubelet's are served within milliseconds, and so are not it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +37,7 @@ def probe_response(ok: bool, why: str) -> ProbeResponse:
 
 
 class ProbeServer:
-    """Serves GET requests for the paths of `handlers` and `query_handlers`, each in its own thread.
+    """Serves GET requests for the paths of `handlers` and `query_handlers`, each of up to 64 in its own thread.
 
     The latter get the parsed query. Port 0 chooses a free port.
     """
@@ -70,6 +73,38 @@ class _Server(ThreadingHTTPServer):
         super().__init__(listening.getsockname()[:2], handler, bind_and_activate=False)
         self.socket.close()
         self.socket = listening
+        self._open: dict[socket.socket, None] = {}
+        self._changing = threading.Lock()
+        self._free = threading.Semaphore(MAX_CONNECTIONS)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Start a thread for a connection, once there is one to spare."""
+        if not self._free.acquire(blocking=False):
+            self._close_oldest()
+            self._free.acquire()
+        with self._changing:
+            self._open[request] = None
+        super().process_request(request, client_address)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Serve a connection in the current thread."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            with self._changing:
+                self._open.pop(request, None)
+            self._free.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of a connection that ended early."""
+
+    def _close_oldest(self) -> None:
+        with self._changing:
+            oldest = next(iter(self._open), None)
+            if oldest is not None:
+                del self._open[oldest]
+                with suppress(OSError):  # it has just ended by itself
+                    oldest.shutdown(socket.SHUT_RDWR)
 
 
 def _handler(

@@ -189,13 +189,19 @@ class EnvoyTraffic:
             await self._updater.remove_unused(admin)
 
     async def count(self, models: Collection[str]) -> dict[str, Counters]:
-        """Return Envoy's counts since its start by model; a model without requests is left out.
+        """Return Envoy's counts since its start by model; a model without routes or requests is left out.
 
         Raises `EnvoyUnreachableError` if Envoy does not answer.
         """
-        self._last_counted_s.update(dict.fromkeys(models, time.monotonic()))
+        # Whoever reaches the port of a gateway pod may name models: those that there are not are forgotten at once.
+        known = self._updater.models()
+        counted = [model for model in models if model in known]
+        self._last_counted_s.update(dict.fromkeys(counted, time.monotonic()))
         async with self._admin() as admin:
-            epoch, stats = await self._read_stats(admin, models)
+            if not counted:
+                await admin.versions()
+                return {}
+            epoch, stats = await self._read_stats(admin, counted)
         at_s, began_s = time.time(), int(epoch) / 1e9
         return {model: Counters(epoch, at_s, counts, began_s) for model, counts in counts_by_model(stats).items()}
 

@@ -206,6 +206,13 @@ class EnvoyUpdater:
         await self._apply_clusters(admin, {**{name: current.clusters[name] for name in active}, **desired})
         self._record(current.configuration)
 
+    def models(self) -> Collection[str]:
+        """Return the models that have routes or clusters."""
+        current = self._current()
+        if current.configuration is not None:
+            return current.configuration.models.keys()
+        return {Upstream.parse(name).model for name in current.clusters}
+
     def without_weight(self) -> list[str]:
         """Return the clusters for callers' inference requests in groups to which the plan sends none."""
         current = self._current()
