@@ -8,7 +8,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -16,10 +16,12 @@ from typing import Any, Final, TypeVar
 import pytest
 
 from cluster.node import API_SERVER, KUBELET, Node, Process
+from fakes.cluster_reads import ClusterReads
 from fakes.kube_connection import client_of_file
-from fakes.starting_servers import is_starting
-from fakes.waiting import HANG_S, until
+from fakes.waiting import HANG_S
+from segserve_common.api_errors import ApiError
 from segserve_common.kube.client import KubeClient
+from segserve_common.kube.kinds import NAMESPACES
 from segserve_operator.api.resources import KINDS
 
 T = TypeVar("T")
@@ -53,9 +55,11 @@ class Cluster:
     host: str
     node: Node | None = None
     client: KubeClient = field(init=False, compare=False)
+    _reads: ClusterReads = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "client", client_of_file(self.kubeconfig))
+        object.__setattr__(self, "_reads", ClusterReads(self.client))
 
     def close(self) -> None:
         """Close the client's connections."""
@@ -77,31 +81,14 @@ class Cluster:
 
     def get(self, namespace: str, kind: str, name: str = "", *, labels: str = "") -> Any:
         """Return an object as JSON, None where it is missing; without a name the list of all with the labels."""
-        chosen = [*([name] if name else []), *(["-l", labels] if labels else [])]
-        text = self._read("-n", namespace, "get", kind, *chosen, "--ignore-not-found", "-o", "json")
-        if name:
-            return json.loads(text) if text.strip() else None
-        return json.loads(text)["items"] if text.strip() else []
-
-    def _read(self, *arguments: str) -> str:
-        """Run kubectl for something to read, again while the API server starts."""
-        printed: list[str] = []
-
-        def is_read() -> bool:
-            try:
-                printed.append(self.kubectl(*arguments))
-            except AssertionError as error:
-                if not is_starting(str(error)):
-                    raise
-            return bool(printed)
-
-        until(is_read, f"an answer to kubectl {' '.join(arguments)}")
-        return printed[0]
+        return self._reads.one(namespace, kind, name) if name else self._reads.all(namespace, kind, labels)
 
     def apply(self, namespace: str, *manifests: Json | Path) -> None:
         """Apply objects, given as JSON or as files of YAML, as a user does."""
-        for manifest in manifests:
-            text = manifest.read_text() if isinstance(manifest, Path) else json.dumps(manifest)
+        texts = [each.read_text() for each in manifests if isinstance(each, Path)]
+        if items := [each for each in manifests if not isinstance(each, Path)]:
+            texts.append(json.dumps({"apiVersion": "v1", "kind": "List", "items": items}))
+        for text in texts:
             self.kubectl("-n", namespace, "apply", "--validate=false", "-f", "-", stdin=text)
 
     def install_crds(self) -> None:
@@ -114,7 +101,7 @@ class Cluster:
     def namespace(self, prefix: str = "test") -> Iterator[str]:
         """Make a namespace for the time of the block. Its pods are killed at the end, the rest goes by itself."""
         name = f"{prefix}-{uuid.uuid4().hex[:8]}"
-        self.kubectl("create", "namespace", name)
+        self.client.create(NAMESPACES, {"metadata": {"name": name}})
         try:
             self.wait("pods have a service account", lambda: self._has_account(name))
             yield name
@@ -123,12 +110,16 @@ class Cluster:
 
     def remove_namespace(self, name: str) -> None:
         """Delete a namespace, also where an operator that would have taken its finalizers away is gone."""
-        self.kubectl("delete", "namespace", name, "--wait=false", check=False)
-        for kind in _OURS:
-            for found in self.kubectl("-n", name, "get", kind, "-o", "name", check=False).split():
-                patch = '{"metadata":{"finalizers":null}}'
-                self.kubectl("-n", name, "patch", found, "--type=merge", "-p", patch, check=False)
-        self.kubectl("-n", name, "delete", "pods", "--all", "--grace-period=0", "--force", "--wait=false", check=False)
+        with suppress(ApiError):
+            self.client.delete(NAMESPACES, name)
+            for kind in KINDS.values():
+                for found in self.get(name, kind.crd_name):
+                    path = f"{kind.crd_name}/{found['metadata']['name']}"
+                    patch = '{"metadata":{"finalizers":null}}'
+                    self.kubectl("-n", name, "patch", path, "--type=merge", "-p", patch, check=False)
+            if self.get(name, "pods"):
+                killed = ("--all", "--grace-period=0", "--force", "--wait=false")
+                self.kubectl("-n", name, "delete", "pods", *killed, check=False)
 
     def wait(self, what: str, look: Callable[[], T | None], timeout_s: float = HANG_S) -> T:
         """Return the first true value of `look`; AssertionError says what was waited for and what was seen last.

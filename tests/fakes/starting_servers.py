@@ -16,17 +16,6 @@ BROKEN_OFF: Final = (httpx.TransportError, OSError)
 a TLS record."""
 NOT_YET: Final = frozenset({429, 502, 503, 504})
 """What an API server answers that does not serve everything yet."""
-NOT_YET_BY_KUBECTL: Final = (
-    "connection refused",
-    "connection reset",
-    "EOF",
-    "TLS handshake timeout",
-    "tls: ",
-    "http2: client connection lost",
-    "Unable to connect to the server",
-    "the server is currently unable to handle the request",
-    "etcdserver: ",
-)
 
 
 def read_again(read: Callable[[], httpx.Response]) -> httpx.Response:
@@ -43,8 +32,3 @@ def read_again(read: Callable[[], httpx.Response]) -> httpx.Response:
     until(is_answered, "an answer")
     assert isinstance(answers[0], httpx.Response)
     return answers[0]
-
-
-def is_starting(said: str) -> bool:
-    """Tell whether kubectl failed because the API server does not answer yet."""
-    return any(words in said for words in NOT_YET_BY_KUBECTL)

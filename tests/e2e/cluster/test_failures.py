@@ -105,10 +105,15 @@ def test_a_change_that_cannot_be_served_says_why_and_what_was_served_goes_on(
     assert degraded["message"] == said["message"]
     assert served.becomes(name, "Ready", "True")["reason"] == "Serving"
     assert served.stable(name) == broken[name]
-    events = served.cluster.get(served.name, "events")
-    told = [event for event in events if event["involvedObject"]["name"] == name and event["reason"] == reason]
+    # A status is written before the event that tells of it.
+    told = served.cluster.wait("an event tells it", lambda: events_of(served, name, reason))
     assert {event["type"] for event in told} == {"Warning"}
     assert load.failures == []
+
+
+def events_of(served: ServedNamespace, name: str, reason: str) -> list[dict[str, Any]]:
+    events = served.cluster.get(served.name, "events")
+    return [event for event in events if event["involvedObject"]["name"] == name and event["reason"] == reason]
 
 
 def is_proved_somewhere(served: ServedNamespace, name: str) -> bool:
@@ -169,7 +174,9 @@ def test_a_quota_that_is_exceeded_is_said_of_the_model_and_its_end_heals_it(serv
     with ExitStack() as stack:
         stack.callback(served.delete, "resourcequota", "few")
         served.apply(quota)
-        served.cluster.wait("the quota counts", lambda: (served.get("resourcequota", "few") or {})["status"]["used"])
+        served.cluster.wait(
+            "the quota counts", lambda: (served.get("resourcequota", "few") or {}).get("status", {}).get("used")
+        )
         served.apply(edited("zoo-unet", postprocess=[{"argmax": {}}, {"removeSmallRegions": {"minArea": 3}}]))
         said = served.becomes("zoo-unet", "Degraded", "True", "QuotaExceeded")
         # Candidates of this pool share a group: its state is told once, in the pool's status.
