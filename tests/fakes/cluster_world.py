@@ -51,6 +51,7 @@ from segserve_common.kube.names import (
 )
 from segserve_common.kube.shards import content_of, pack, unpack, version_of
 from segserve_operator.adapters.kube.api import Api
+from segserve_operator.adapters.kube.known_objects import KnownObjects
 from segserve_operator.adapters.kube.objects import Defaults
 from segserve_operator.adapters.kube.view import PoolKey, View, fill
 from segserve_operator.adapters.kube.write_through import WriteThroughApi
@@ -131,7 +132,8 @@ class ClusterWorld:
         """Begin with a new process, which knows nothing."""
         for watch in list(self.kube.watches):
             watch.close()
-        self.view = View((MODELS, POOLS, *CHILDREN, *(GATEWAY_ROUTES if self.has_gateway_api else ())))
+        kinds = (MODELS, POOLS, *CHILDREN, *(GATEWAY_ROUTES if self.has_gateway_api else ()))
+        self.view = View(kinds, known=KnownObjects())
         outside = Dependencies(NoLogs(), Notifier(check_address=own_service), RolloutMetrics())
         self.passes = PoolReconciler(
             WriteThroughApi(self.api, self.view), self.view, self.defaults, outside, lambda: self.now_s

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import TypeAlias
 
@@ -53,6 +53,10 @@ class FakeKube:
     async def list(self, kind: Kind, namespace: str | None, labels: Mapping[str, str]) -> Items:
         await asyncio.sleep(0)
         return self.all(kind, namespace, labels)
+
+    async def each(self, kind: Kind, namespace: str | None, labels: Mapping[str, str]) -> AsyncIterator[Json]:
+        for item in await self.list(kind, namespace, labels):
+            yield item
 
     async def versions(
         self, kind: Kind, namespace: str | None, labels: Mapping[str, str]

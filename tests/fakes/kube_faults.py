@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -107,6 +107,10 @@ class Faulty:
 
     async def list(self, kind: Kind, namespace: str | None, labels: Mapping[str, str]) -> list[Json]:
         return await self._do("list", kind, "", lambda: self._api.list(kind, namespace, labels))
+
+    async def each(self, kind: Kind, namespace: str | None, labels: Mapping[str, str]) -> AsyncIterator[Json]:
+        for item in await self.list(kind, namespace, labels):
+            yield item
 
     async def versions(
         self, kind: Kind, namespace: str | None, labels: Mapping[str, str]

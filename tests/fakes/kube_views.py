@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -66,6 +66,11 @@ class Lagging:
         await asyncio.sleep(0)
         then = self._kube.as_of(self._kube.clock() - self.lag_s)
         return selected([item for key, item in sorted(then.items(), key=_order) if key[0] == kind], namespace, labels)
+
+    async def each(self, kind: Kind, namespace: str | None, labels: Mapping[str, str]) -> AsyncIterator[Json]:
+        """Yield what there was."""
+        for item in await self.list(kind, namespace, labels):
+            yield item
 
     async def versions(
         self, kind: Kind, namespace: str | None, labels: Mapping[str, str]

@@ -4,15 +4,39 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import gzip
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 
 from fakes.cluster_world import KEY, NAMESPACE, ClusterWorld, model_manifest
 from fakes.limited_process import MIB, run_within
-from segserve_common.kube.kinds import CONFIG_MAPS, PODS, POOLS
+from segserve_common.http.guard import get_bounded
+from segserve_common.http.urls import RequestError
+from segserve_common.kube.kinds import CONFIG_MAPS, PODS, POOLS, REVISIONS, Json
+from segserve_common.kube.names import (
+    COMPONENT_LABEL,
+    GROUP_LABEL,
+    MANAGED_LABELS,
+    POOL_LABEL,
+    SERVER,
+    assignment_name,
+)
 from segserve_common.kube.shards import pack
+from segserve_operator.adapters.checks import cel_process, expressions
+from segserve_operator.adapters.checks.expressions import MAX_CHILDREN, evaluate
 from segserve_operator.adapters.kube.view import PoolKey
+from segserve_operator.adapters.samples import wire
+from segserve_operator.core.gates.checks import CheckError
 
 MEMORY = 512 * MIB
 OTHER = PoolKey(NAMESPACE, "other")
@@ -74,3 +98,151 @@ async def _serve_beside() -> None:
 @pytest.mark.core
 def test_what_a_tenant_writes_into_config_maps_does_not_end_the_operator_of_others() -> None:
     run_within(MEMORY, serve_beside)
+
+
+def hold_strangers() -> None:
+    """A cluster in which somebody has made 300 ConfigMaps of 1 MiB, with our labels, in a namespace without a pool."""
+    asyncio.run(_hold_strangers())
+
+
+async def _hold_strangers() -> None:
+    world = ClusterWorld()
+    world.apply_pool()
+    world.apply(model_manifest("coins"))
+    await world.turns(3)
+    for number in range(300):
+        for item in _strangers(number, "x" * MIB):  # each anew, as events and pages bring them
+            world.view.take(CONFIG_MAPS if item["kind"] == "ConfigMap" else REVISIONS, item)
+    world.apply(model_manifest("coins", network="2"))
+    await world.turns(6)
+
+    assert world.condition("coins", "Ready")[0] == "True"
+    assert len(world.view.of_pool(CONFIG_MAPS, PoolKey("evil", "default"))) == 0
+
+
+def _strangers(number: int, text: str) -> Iterator[Json]:
+    """Yield objects of no pool, and one with the name and labels of a group in the namespace of the pool."""
+    metadata = {"uid": f"u{number}", "resourceVersion": str(10**6 + number)}
+    labels = {**MANAGED_LABELS, POOL_LABEL: "default"}
+    for kind, content in (("ConfigMap", "binaryData"), ("ControllerRevision", "data")):
+        place = {"name": f"map-{number}", "namespace": "evil", "labels": labels}
+        yield {"kind": kind, "metadata": {**metadata, **place}, content: {"content": text + kind}}
+    group = f"main-{number}"
+    place = {"name": assignment_name("default", group, 0), "namespace": NAMESPACE}
+    labels = {**labels, GROUP_LABEL: group, COMPONENT_LABEL: SERVER}
+    yield {
+        "kind": "ConfigMap",
+        "metadata": {**metadata, "uid": f"g{number}", **place, "labels": labels},
+        "binaryData": {"content": text + group},
+    }
+
+
+@pytest.mark.core
+def test_objects_that_only_have_the_labels_of_segserve_take_no_memory() -> None:
+    run_within(MEMORY, hold_strangers)
+
+
+# What gateways, servers and services answer
+
+
+class Bomb(BaseHTTPRequestHandler):
+    """Answers with a little that unpacks to 200 MiB, or with a stream that has no end."""
+
+    bomb = b""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        if "endless" in self.path:
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                while True:
+                    self.wfile.write(b"0" * MIB)
+        self.send_header("Content-Encoding", "gzip")
+        self.send_header("Content-Length", str(len(self.bomb)))
+        self.end_headers()
+        self.wfile.write(self.bomb)
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+
+def read_bombs(url: str) -> None:
+    """Ask an evil pod as the operator asks pods."""
+    asyncio.run(_read_bombs(url))
+
+
+async def _read_bombs(url: str) -> None:
+    async with httpx.AsyncClient(timeout=20, trust_env=False) as client:
+        for path in ("", "/endless"):
+            with pytest.raises(RequestError, match=r"compressed|more than"):
+                await get_bounded(client, url + path, max_bytes=8 * MIB, timeout_s=20)
+
+
+def test_a_pods_answer_that_unpacks_to_much_or_never_ends_is_given_up() -> None:
+    Bomb.bomb = gzip.compress(b'{"a":"' + b"0" * (200 * MIB) + b'"}', 1)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Bomb) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        run_within(MEMORY, read_bombs, f"http://127.0.0.1:{server.server_address[1]}")
+        server.shutdown()
+
+
+async def test_a_gateways_counts_are_read_without_what_was_not_asked_for() -> None:
+    counts = {f"invented-{number}": {"epoch": "1", "age": 0.0, "tallies": []} for number in range(1000)}
+    body = json.dumps({"coins": counts["invented-0"], **counts}).encode()
+
+    async def parts() -> AsyncIterator[bytes]:
+        yield body
+
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, content=parts()))
+    async with httpx.AsyncClient(transport=transport) as client:
+        assert set(await wire.fetch_counts(client, "10.0.0.1", ["coins"], 100.0)) == {"coins"}
+
+
+# Expressions
+
+
+async def test_an_expression_that_grows_is_ended_within_its_own_192_mib() -> None:
+    body = {"a": [0] * 3000, "s": "x" * 50_000}
+    text = "body.a.map(x," + "+".join(["body.s"] * 10) + ").size() > 0"
+
+    with pytest.raises(CheckError, match="more time or memory"):
+        await evaluate({"passCondition": text}, {"status": 200, "body": body})
+    assert cel_process.MEMORY_BYTES * MAX_CHILDREN < MEMORY
+
+
+async def test_expressions_are_evaluated_two_at_a_time_whoever_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    running, most = 0, 0
+
+    async def ask(question: bytes, timeout_s: float) -> dict[str, Any]:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0)
+        running -= 1
+        return {"values": {}}
+
+    monkeypatch.setattr(expressions, "_ask_child", ask)
+    await asyncio.gather(*(evaluate({}, {}) for _ in range(20)))
+
+    assert most == MAX_CHILDREN
+
+
+@pytest.mark.parametrize(
+    ("do", "seen"),
+    [
+        ("open('/proc/self/status')", "OSError"),
+        ("__import__('socket').socket()", "OSError"),
+        ("__import__('os').listdir('/')", "OSError"),
+    ],
+)
+def test_the_process_of_expressions_reads_no_token_and_calls_nobody(do: str, seen: str, tmp_path: Path) -> None:
+    """Were the library of expressions to run somebody's code, this is what it could do."""
+    attack = tmp_path / "attack.py"
+    attack.write_text(
+        f"import runpy, sys\nchild = runpy.run_path({cel_process.__file__!r})\nchild['limit_resources']()\n"
+        f"try:\n    print({do})\nexcept Exception as error:\n    print(type(error).__mro__)\n"
+    )
+
+    done = subprocess.run([sys.executable, "-I", str(attack)], env={}, capture_output=True, text=True, check=False)
+
+    assert seen in done.stdout, done.stderr

@@ -28,6 +28,7 @@ from segserve_common.kube.kinds import (
 )
 from segserve_common.logs import start_logging
 from segserve_operator.adapters.kube.lease import FencedApi, LeaderLease
+from segserve_operator.adapters.kube.known_objects import KnownObjects
 from segserve_operator.adapters.kube.namespaces import EnabledNamespaces, pools_within
 from segserve_operator.adapters.kube.objects import Defaults
 from segserve_operator.adapters.kube.secrets import Secrets
@@ -133,8 +134,8 @@ class Operator:
     async def _watch(self, stopping: asyncio.Event) -> None:
         scopes = [namespace for namespace in self.scopes if namespace is not None]
         await kopf.operator(
-            registry=registry_of(self.view, self.worker.enqueue, self.enabled),
-            settings=settings_of(self.view),
+            registry=registry,
+            settings=settings,
             namespaces=scopes,
             clusterwide=not scopes,
             # Only peers would read it; by default kopf asks who its user is, whom an image need not know.
@@ -164,7 +165,9 @@ async def assemble(settings: OperatorSettings, api: AsyncKubeClient, metrics: Me
     if await api.has(HTTP_ROUTES) and await api.has(GRPC_ROUTES):
         children += GATEWAY_ROUTES
     enabled = EnabledNamespaces(settings.namespaces) if settings.cluster_wide else None
-    view = View((MODELS, POOLS, *children, DISRUPTION_BUDGETS if modern else OLD_DISRUPTION_BUDGETS), enabled)
+    view = View(
+        (MODELS, POOLS, *children, DISRUPTION_BUDGETS if modern else OLD_DISRUPTION_BUDGETS), enabled, KnownObjects()
+    )
 
     def wake_all() -> None:
         for key in view.pools():

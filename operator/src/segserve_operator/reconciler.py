@@ -26,7 +26,7 @@ from segserve_operator.adapters.kube.objects import Defaults
 from segserve_operator.adapters.kube.pool_guard import keep_guard
 from segserve_operator.adapters.kube.resources import ClusterResources
 from segserve_operator.adapters.kube.store import ClusterStore, StoreCache
-from segserve_operator.adapters.kube.view import PoolKey, View
+from segserve_operator.adapters.kube.view import PoolKey, View, read_known
 from segserve_operator.adapters.notify.messages import Target
 from segserve_operator.adapters.notify.notifier import Notifier, PoolAnnouncer, targets
 from segserve_operator.core.models.observed import EffectFailure
@@ -95,6 +95,7 @@ class PoolReconciler:
     async def reconcile(self, key: PoolKey) -> ReconcileResult:
         """Make one pass over a pool; errors of an API that answers nothing propagate."""
         cache = self._caches.get(key) or self._begin(key)
+        await read_known(self._view, self._api, key)
         attempts = _attempts(cache.failures)
         store = ClusterStore(self._api, self._view, self._contexts, key, cache.parsed, cache.interner, self._clock)
         fleet = ClusterFleet(self._api, self._view, self._contexts, key, cache.decoded, cache.interner, self._clock)

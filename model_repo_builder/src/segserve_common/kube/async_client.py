@@ -101,6 +101,11 @@ class AsyncKubeClient:
         """Return all objects with these labels, of all namespaces if that is None, as they were at the first page."""
         return with_type([item async for item in self._items("list", Selector(kind, labels), namespace, JSON)], kind)
 
+    async def each(self, kind: Kind, namespace: str | None, labels: Mapping[str, str]) -> AsyncIterator[Json]:
+        """Yield the objects that `list` returns; only those of one page are in memory."""
+        async for item in self._items("list", Selector(kind, labels), namespace, JSON):
+            yield with_type([item], kind)[0]
+
     async def versions(
         self, kind: Kind, namespace: str | None, labels: Mapping[str, str]
     ) -> dict[tuple[str, str], str]:

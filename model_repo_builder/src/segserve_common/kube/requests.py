@@ -9,9 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from segserve_common.api_errors import GoneError, UnavailableError, error_from_response
-from segserve_common.kube.kinds import Json, Kind
+from segserve_common.kube.kinds import CONFIG_MAPS, REVISIONS, Json, Kind
 
 PAGE_SIZE: Final = 500
+PAGE_SIZES: Final = {CONFIG_MAPS: 25, REVISIONS: 100}
+"""Pages of objects of which each may have 1 MiB, whoever made them."""
+
 """Number of objects that one page of a list has."""
 JSON: Final = "application/json"
 METADATA_LIST: Final = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
@@ -81,7 +84,8 @@ def page_request(
     selector: Selector, namespace: str | None, next_page: str = "", *, verb: str = "list", accept: str = JSON
 ) -> Request:
     """Return the request of one page of a list; `next_page` is the token of the page before."""
-    params = {"limit": str(PAGE_SIZE)} | selector.params | ({"continue": next_page} if next_page else {})
+    size = PAGE_SIZE if accept == METADATA_LIST else PAGE_SIZES.get(selector.kind, PAGE_SIZE)
+    params = {"limit": str(size)} | selector.params | ({"continue": next_page} if next_page else {})
     return Request(verb, "GET", selector.kind.path(namespace), params, accept=accept)
 
 

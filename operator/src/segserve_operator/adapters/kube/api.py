@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping
 from typing import Protocol
 
 from segserve_common.api_errors import ApiError
@@ -40,6 +40,10 @@ class Api(Protocol):
 
     async def list(self, kind: Kind, namespace: str | None, labels: Mapping[str, str]) -> list[Json]:
         """Return all objects of a kind with these labels; of all namespaces if `namespace` is None."""
+        ...
+
+    def each(self, kind: Kind, namespace: str | None, labels: Mapping[str, str]) -> AsyncIterator[Json]:
+        """Yield the objects that `list` returns, a page at a time."""
         ...
 
     async def versions(

@@ -183,7 +183,8 @@ class FencedApi:
 
     def __init__(self, api: Api, lease: LeaderLease) -> None:
         self._api, self._lease = api, lease
-        self.has, self.list, self.versions, self.get = api.has, api.list, api.versions, api.get
+        self.has, self.list, self.each = api.has, api.list, api.each
+        self.versions, self.get = api.versions, api.get
 
     async def create(self, kind: Kind, namespace: str, manifest: Json) -> Json:
         """Create as the leader."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,9 +16,11 @@ if TYPE_CHECKING:
 
     from segserve_common.kube.kinds import Json, Kind
     from segserve_operator.adapters.kube.api import Api
+    from segserve_operator.adapters.kube.known_objects import KnownObjects
 
 DEFAULT_POOL: Final = "default"
 REMEMBERED_DELETIONS: Final = 10_000
+READ_AT_ONCE: Final = 100
 _UNREAD_ANNOTATION: Final = "kubectl.kubernetes.io/last-applied-configuration"
 
 
@@ -51,12 +54,18 @@ class View:
     """Objects by kind, namespace and name. Of two states of an object it keeps the newer one.
 
     resourceVersions are compared as numbers, which they are on every API server (KEP-5504). Pools outside of the
-    namespaces `enabled` are read and left alone; None are all namespaces that are read.
+    namespaces `enabled` are read and left alone; None are all namespaces that are read. Of what is not `known` it has
+    the version alone, so that it takes no memory; None knows all.
     """
 
-    def __init__(self, kinds: Iterable[Kind], enabled: Container[str] | None = None) -> None:
+    def __init__(
+        self, kinds: Iterable[Kind], enabled: Container[str] | None = None, known: KnownObjects | None = None
+    ) -> None:
         self.kinds = tuple(kinds)
         self._enabled = enabled
+        self._known = known
+        self._unknown: dict[Kind, dict[tuple[str, str], int]] = {kind: {} for kind in self.kinds}
+        self._unread: dict[PoolKey, set[tuple[Kind, str]]] = defaultdict(set)
         self._objects: dict[Kind, dict[tuple[str, str], Json]] = {kind: {} for kind in self.kinds}
         self._by_pool: dict[Kind, dict[PoolKey, set[str]]] = {kind: defaultdict(set) for kind in self.kinds}
         self._gone: OrderedDict[str, int] = OrderedDict()
@@ -91,15 +100,52 @@ class View:
         present = self._objects[kind].get(at)
         # A watch reports an object that loses our labels as deleted, though its uid may come back with them.
         latest = max(self._gone.get(metadata["uid"], -1), -1 if present is None else _version(present))
-        if _version(item) <= latest:
+        # One that was not known is read again, in the same version, once it may be.
+        if _version(item) <= latest or _version(item) < self._unknown[kind].get(at, -1):
             return frozenset()
         self._gone.pop(metadata["uid"], None)
+        former, key = self._unlink(kind, present), key_of(kind, item)
+        if not self._knows(kind, item, key):
+            self._set_aside(kind, item, key)
+            return frozenset() if former is None else frozenset({former})
+        self._unknown[kind].pop(at, None)
         self._objects[kind][at] = _slim(item)
-        former = self._unlink(kind, present)
-        key = key_of(kind, item)
         if key is not None:
             self._by_pool[kind][key].add(at[1])
         return frozenset(pool for pool in (key, former) if pool is not None)
+
+    def _knows(self, kind: Kind, item: Json, key: PoolKey | None) -> bool:
+        if self._known is None:
+            return True
+        has_owner = key is not None and (
+            self.get(POOLS, key.namespace, key.pool) is not None or key in self._by_pool[MODELS]
+        )
+        return self._known.knows(kind, item, key, has_owner=has_owner)
+
+    def _set_aside(self, kind: Kind, item: Json, key: PoolKey | None) -> None:
+        metadata = item["metadata"]
+        at = (metadata["namespace"], metadata["name"])
+        self._objects[kind].pop(at, None)
+        self._unknown[kind][at] = _version(item)
+        if self._known is not None:
+            self._known.forget(kind, *at)
+        if key is not None:
+            self._unread[key].add((kind, at[1]))
+
+    def forget_unknown(self, kind: Kind, namespace: str, name: str) -> None:
+        """Forget the version of an object that is not known, and not selected any more."""
+        self._unknown[kind].pop((namespace, name), None)
+
+    def unread(self, key: PoolKey, most: int) -> list[tuple[Kind, str]]:
+        """Return objects with a pool's labels that came before the pool or its models, each once; forget them."""
+        if self.get(POOLS, key.namespace, key.pool) is None and key not in self._by_pool[MODELS]:
+            return []
+        waiting = self._unread.get(key, set())
+        chosen = list(waiting)[:most]
+        waiting.difference_update(chosen)
+        if not waiting:
+            self._unread.pop(key, None)
+        return [(kind, name) for kind, name in chosen if (key.namespace, name) in self._unknown[kind]]
 
     def drop(self, kind: Kind, gone: Mapping[str, Any]) -> frozenset[PoolKey]:
         """Remove a deleted object, and return the pools to reconcile."""
@@ -110,16 +156,21 @@ class View:
         while len(self._gone) > REMEMBERED_DELETIONS:
             self._gone.popitem(last=False)
         at = (metadata["namespace"], metadata["name"])
+        if self._unknown[kind].get(at, _version(gone) + 1) <= _version(gone):
+            del self._unknown[kind][at]
         present = self._objects[kind].get(at)
         if present is None or present["metadata"]["uid"] != metadata["uid"] or _version(present) > _version(gone):
             return frozenset()
         del self._objects[kind][at]
+        if self._known is not None:
+            self._known.forget(kind, *at)
         former = self._unlink(kind, present)
         return frozenset() if former is None else frozenset({former})
 
     def differences(self, kind: Kind, versions: Mapping[tuple[str, str], str]) -> Iterator[tuple[str, str]]:
         """Yield (namespace, name) of what the server has otherwise than the view, or only one of them has."""
-        own = {at: item["metadata"]["resourceVersion"] for at, item in self._objects[kind].items()}
+        own = {at: str(version) for at, version in self._unknown[kind].items()}
+        own |= {at: item["metadata"]["resourceVersion"] for at, item in self._objects[kind].items()}
         for at in own.keys() | versions.keys():
             if own.get(at) != versions.get(at):
                 yield at
@@ -141,6 +192,13 @@ async def fill(view: View, api: Api, namespaces: Iterable[str | None]) -> None:
                 view.take(kind, item)
 
 
+async def read_known(view: View, api: Api, key: PoolKey) -> None:
+    """Read objects of a pool that were seen before the pool itself, some of them in each call."""
+    for kind, name in view.unread(key, READ_AT_ONCE):
+        with suppress(NotFoundError):
+            view.take(kind, await api.get(kind, key.namespace, name))
+
+
 async def audit(view: View, api: Api, namespaces: Iterable[str | None]) -> frozenset[PoolKey]:
     """Read objects whose changes no event reported, and return the pools to reconcile."""
     changed: set[PoolKey] = set()
@@ -157,11 +215,13 @@ async def _read_again(view: View, api: Api, kind: Kind, namespace: str, name: st
     try:
         item = await api.get(kind, namespace, name)
     except NotFoundError:
+        view.forget_unknown(kind, namespace, name)
         present = view.get(kind, namespace, name)
         return view.drop(kind, present) if present is not None else frozenset()
     labels = (item["metadata"].get("labels") or {}).items()
     present = view.get(kind, namespace, name)
     if not selector(kind).items() <= labels:
+        view.forget_unknown(kind, namespace, name)
         return view.drop(kind, present) if present is not None else frozenset()
     # It was deleted and created again: the former one may have belonged to another pool.
     if present is not None and present["metadata"]["uid"] != item["metadata"]["uid"]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from segserve_operator.adapters.kube.view import selector
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import AsyncIterator, Mapping
 
     from segserve_common.kube.kinds import Json, Kind
     from segserve_operator.adapters.kube.api import Api
@@ -30,6 +30,10 @@ class WriteThroughApi:
     async def list(self, kind: Kind, namespace: str | None, labels: Mapping[str, str]) -> list[Json]:
         """Return all objects of a kind with these labels."""
         return await self.api.list(kind, namespace, labels)
+
+    def each(self, kind: Kind, namespace: str | None, labels: Mapping[str, str]) -> AsyncIterator[Json]:
+        """Yield all objects of a kind with these labels."""
+        return self.api.each(kind, namespace, labels)
 
     async def versions(
         self, kind: Kind, namespace: str | None, labels: Mapping[str, str]
