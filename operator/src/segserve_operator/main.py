@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import kopf
@@ -27,17 +28,19 @@ from segserve_common.kube.kinds import (
     POOLS,
 )
 from segserve_common.logs import start_logging
-from segserve_operator.adapters.kube.lease import FencedApi, LeaderLease
 from segserve_operator.adapters.kube.known_objects import KnownObjects
+from segserve_operator.adapters.kube.lease import FencedApi, LeaderLease
 from segserve_operator.adapters.kube.namespaces import EnabledNamespaces, pools_within
 from segserve_operator.adapters.kube.objects import Defaults
 from segserve_operator.adapters.kube.secrets import Secrets
 from segserve_operator.adapters.kube.view import PoolKey, View, audit, fill
 from segserve_operator.adapters.kube.write_through import WriteThroughApi
 from segserve_operator.adapters.notify.notifier import Notifier
+from segserve_operator.admission import MayPromote, admit, may_promote_by
 from segserve_operator.handlers import registry_of, settings_of
 from segserve_operator.metrics import Metrics, health_server
 from segserve_operator.reconciler import Dependencies, PoolReconciler
+from segserve_operator.record_keys import signer
 from segserve_operator.settings import OperatorSettings, OperatorSettingsError
 from segserve_operator.worker import Worker
 
@@ -65,6 +68,7 @@ class Operator:
     worker: Worker[PoolKey]
     reconciler: PoolReconciler
     metrics: Metrics
+    may_promote: MayPromote
     audited_at_s: float
     enabled: EnabledNamespaces | None = None
     """The namespaces to work in, if all are read."""
@@ -133,6 +137,9 @@ class Operator:
 
     async def _watch(self, stopping: asyncio.Event) -> None:
         scopes = [namespace for namespace in self.scopes if namespace is not None]
+        registry, settings = registry_of(self.view, self.worker.enqueue, self.enabled), settings_of(self.view)
+        if self.settings.admission_keys:
+            admit(registry, settings, self.may_promote, Path(self.settings.admission_keys))
         await kopf.operator(
             registry=registry,
             settings=settings,
@@ -183,12 +190,15 @@ async def assemble(settings: OperatorSettings, api: AsyncKubeClient, metrics: Me
         ),
         metrics=metrics.rollouts,
         prometheus=settings.samples_prometheus,
+        sign=signer(Path(settings.signing_key)) if settings.signing_key else None,
         gate_hosts=settings.gate_hosts,
     )
     fenced = WriteThroughApi(FencedApi(api, lease), view)
     reconciler = PoolReconciler(fenced, view, _defaults(settings, modern=modern), outside, time.time)
     worker = Worker(reconciler.reconcile, reconciler.wanted, lease.is_held, metrics)
-    return Operator(settings, api, view, lease, worker, reconciler, metrics, time.monotonic(), enabled)
+    return Operator(
+        settings, api, view, lease, worker, reconciler, metrics, may_promote_by(api), time.monotonic(), enabled
+    )
 
 
 def _defaults(settings: OperatorSettings, *, modern: bool) -> Defaults:

@@ -47,7 +47,8 @@ class OperatorSettings:
     `image_pull_secrets` are Secrets of each pool's namespace. `pod_user` is the user, group and fsGroup of pools' pods,
     None if the cluster chooses. `logging` is that of the operator, agents and sidecars.
     Pools' pods reach what `egress` says, anything if it is None. Decisions of rollouts are signed with the Ed25519 key
-    in the file `signing_key`, if it is set.
+    in the file `signing_key`, if it is set. The admission webhook is served with the certificate in the folder
+    `admission_keys`, if it is set.
     The counters of gateways are read from the gateways, or from the Prometheus at `samples_prometheus` if it is set.
     """
 
@@ -75,6 +76,7 @@ class OperatorSettings:
     samples_prometheus: str = ""
     egress: Egress | None = None
     signing_key: str = ""
+    admission_keys: str = ""
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> OperatorSettings:
@@ -118,6 +120,7 @@ class OperatorSettings:
                 "SEGSERVE_SAMPLES_PROMETHEUS", "", r"(https?://.+)?", "an address such as 'http://prometheus:9090'"
             ),
             egress=read.egress("SEGSERVE_EGRESS"),
+            admission_keys=read.matching("SEGSERVE_ADMISSION_KEYS", "", r"(/.+)?", "the path of a folder"),
             signing_key=read.matching("SEGSERVE_SIGNING_KEY", "", r"(/.+)?", "the path of a PEM file"),
         )
         if read.problems:

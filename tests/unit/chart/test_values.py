@@ -23,6 +23,8 @@ ALL: Final[dict[str, Any]] = {
     **SETS["pool"],
     "watchNamespaces": [],
     "operator": {"replicas": 2},
+    "admission": {"enabled": True, "secret": "admission", "caBundle": "YQ=="},
+    "signing": {"secret": "signing"},
     "networkPolicy": {"enabled": True, "egress": {"enabled": True}},
 }
 

@@ -37,6 +37,7 @@ EVERYTHING = {
     "SEGSERVE_HEALTH_PORT": "9000",
     "POD_NAME": "segserve-6d4cf56db6-abcde",
     "SEGSERVE_SAMPLES_PROMETHEUS": "https://prometheus.example:9090",
+    "SEGSERVE_ADMISSION_KEYS": "/etc/segserve/admission",
     "SEGSERVE_SIGNING_KEY": "/etc/segserve/signing/key.pem",
     "SEGSERVE_EGRESS": '{"apiServerPorts": [8443], "servers": [{}]}',
 }
@@ -72,6 +73,7 @@ def test_every_variable_is_taken_over() -> None:
         health_port=9000,
         pod_name="segserve-6d4cf56db6-abcde",
         samples_prometheus="https://prometheus.example:9090",
+        admission_keys="/etc/segserve/admission",
         signing_key="/etc/segserve/signing/key.pem",
         egress=Egress.model_validate({"apiServerPorts": [8443], "servers": [{}]}),
     )
@@ -109,6 +111,7 @@ def test_every_variable_is_taken_over() -> None:
         ("SEGSERVE_HEALTH_PORT", "٨٠٨٠"),
         ("SEGSERVE_HEALTH_PORT", "65536"),
         ("SEGSERVE_SIGNING_KEY", "key.pem"),
+        ("SEGSERVE_ADMISSION_KEYS", "keys"),
         ("SEGSERVE_EGRESS", "{"),
         ("SEGSERVE_EGRESS", '{"servers": [{"too": []}]}'),
     ],

@@ -62,6 +62,9 @@ CUSTOM_RESOURCE_DEFINITIONS: Final = Kind(
 ACCESS_REVIEWS: Final = Kind(
     "authorization.k8s.io", "v1", "SelfSubjectAccessReview", "selfsubjectaccessreviews", namespaced=False
 )
+SUBJECT_REVIEWS: Final = Kind(
+    "authorization.k8s.io", "v1", "SubjectAccessReview", "subjectaccessreviews", namespaced=False
+)
 SELF_REVIEWS: Final = Kind("authentication.k8s.io", "v1", "SelfSubjectReview", "selfsubjectreviews", namespaced=False)
 CHILDREN: Final = (
     REVISIONS,

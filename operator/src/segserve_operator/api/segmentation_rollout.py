@@ -110,8 +110,21 @@ class DecisionStatus(ApiValue):
     phase: RolloutPhase = Field(description="Phase from then on.")
     weight: int = Field(ge=0, le=100, description="Percent of requests sent to the candidate from then on.")
     actor: str = Field(max_length=1024, description="Who decided: segserve, or a person's annotation.")
+    requested_by: str | None = Field(
+        default=None, max_length=1024, description="Who requested it, as the API server authenticated him."
+    )
     reason: str = Field(default="", max_length=1024, description="Reason as one CamelCase word.")
     message: str = Field(default="", max_length=MESSAGE_MAX_LENGTH, description="Reason as a sentence.")
+    previous: str | None = Field(
+        default=None, max_length=64, description="Digest of the decision before it; of the first one, of the rollout."
+    )
+    inputs_digest: str | None = Field(default=None, max_length=64, description="SHA-256 of the inputs.")
+    digest: str | None = Field(
+        default=None, max_length=64, description="SHA-256 of the decision; `segserve rollout verify` compares it."
+    )
+    signature: str | None = Field(
+        default=None, max_length=256, description="Ed25519 signature of the digest in base64, if there is a key."
+    )
     inputs: str | None = Field(
         default=None,
         description="Inputs, result and verdicts of the decision as gzipped JSON in base64; absent from very old ones.",

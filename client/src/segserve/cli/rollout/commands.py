@@ -177,6 +177,37 @@ def replay(
         _replay(record, output)
 
 
+@rollout.command()
+@with_platform_options
+def verify(
+    platform_options: PlatformOptions,
+    source: Annotated[
+        str, typer.Argument(metavar="NAME|FILE", help="Model, rollout, or .yaml or .json file of a record.")
+    ],
+    key: Annotated[
+        Path | None, typer.Option("--key", metavar="FILE", help="Public Ed25519 key (PEM) of the operator.")
+    ] = None,
+) -> None:
+    """Check that no decision of a record was changed, dropped or swapped; exit code 1 if one was.
+
+    Each decision has the digest of the one before it. With --key signatures are checked as well: without, somebody who
+    may write records could have made new digests for all decisions.
+    """
+    with needs("local"):
+        from segserve.cli.rollout import records
+    if records.is_file(source):
+        record = records.record_from_file(Path(source))
+    else:
+        record = records.record_of_name(selected_platform(platform_options), source)
+    found = records.chain_flaws(record, key)
+    for line in found:
+        typer.echo(line)
+    signed = " and signed" if key is not None else ", signatures not checked (--key)"
+    if not found:
+        typer.echo(f"{record.name}: {len(record.decisions)} decisions, chained{signed}")
+    raise typer.Exit(1 if found else 0)
+
+
 def _replay(record: Record, output: OutputFormat) -> None:
     from segserve.cli.rollout.records import differences, replay_decisions, replayed_document, replayed_table, summary
 

@@ -20,10 +20,12 @@ from segserve.platforms.rollouts.rollout_view import chunked_rows, is_written, r
 from segserve.platforms.rollouts.words import span
 from segserve_operator.api.loading import parse_value
 from segserve_operator.api.rollout_policy import RolloutPolicy
+from segserve_operator.core.rollout.chain import flaws
 from segserve_operator.core.rollout.phases import ENDED, Phase
 from segserve_operator.core.rollout.record import Record
 from segserve_operator.core.rollout.replay import Replayed, WhatIf, replay
 from segserve_operator.mapping.packed_evidence import CHUNK_ROWS
+from segserve_operator.record_keys import RecordKeyError, checker
 
 COLUMNS: Final = ("ROLLOUT", "MODEL", "STABLE", "CANDIDATE", "PHASE", "WEIGHT", "AGE", "TOOK")
 
@@ -128,6 +130,14 @@ def replay_decisions(record: Record) -> tuple[Replayed, ...]:
     if not again:
         raise CommandError(f"{record.name} has {len(record.decisions)} decisions, none with recorded evidence")
     return again
+
+
+def chain_flaws(record: Record, key: Path | None) -> list[str]:
+    """Return what is wrong with the chain of a record's decisions; raises `CommandError` if the key cannot be read."""
+    try:
+        return list(flaws(record, None if key is None else checker(key)))
+    except RecordKeyError as error:
+        raise CommandError(str(error)) from error
 
 
 def summary(record: Record, again: Iterable[Replayed]) -> str:

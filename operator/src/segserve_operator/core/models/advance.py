@@ -15,7 +15,14 @@ from segserve_operator.core.models.events import SPLIT_EXPLANATION, Event, expla
 from segserve_operator.core.models.inputs import checks, gather_signals, groups_of, is_about, verdicts_with
 from segserve_operator.core.models.observed import ModelObserved, Observed, Roles
 from segserve_operator.core.models.quorum import answers
-from segserve_operator.core.models.requests import VERB_SIGNALS, RolloutRequest, next_request, refusal, with_handled
+from segserve_operator.core.models.requests import (
+    VERB_SIGNALS,
+    RolloutRequest,
+    next_request,
+    refusal,
+    requester,
+    with_handled,
+)
 from segserve_operator.core.models.sizes import has_grown, is_deferred
 from segserve_operator.core.rollout import decisions
 from segserve_operator.core.rollout.counters import HungRequests
@@ -206,6 +213,7 @@ def _decide(
         reason, message = SPLIT_EXPLANATION
     after = state_of(result.record, state.revision)
     return result, replace(after, skipped=result.skipped, reason=reason, message=shortened(message))
+        requested_by=requester(model.annotations, verb),
 
 
 def _with_window(

@@ -15,6 +15,7 @@ from segserve_operator.api.segmentation_rollout import MAX_DECISIONS
 from segserve_operator.core.evidence import EvidenceWindow, Judgement
 from segserve_operator.core.gates import measured_gates
 from segserve_operator.core.gates.base import MeasuredGate, Verdict
+from segserve_operator.core.rollout.chain import sealed
 from segserve_operator.core.rollout.engine import (
     WAITS,
     Policy,
@@ -40,7 +41,7 @@ class DecisionInput:
     """Inputs of a decision besides the record: a window of evidence (or none), signals, and a person's request.
 
     `skipped` are the gates to ignore, `paused` whether a person has paused the rollout. `actor` is who caused the
-    decision, for the record.
+    decision, for the record, and `requested_by` the person, as the API server authenticated him.
     """
 
     now_s: float
@@ -49,6 +50,7 @@ class DecisionInput:
     paused: bool = False
     skipped: tuple[str, ...] = ()
     actor: str = "segserve"
+    requested_by: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,13 +210,14 @@ def _written_down(
         phase=Phase(int(transition.progress.phase)),
         weight=round(float(transition.weight)),
         actor=inputs.actor,
+        requested_by=inputs.requested_by,
         reason="",
         message="",
         verdicts=verdicts,
         inputs=encoded_inputs,
         result=decided_text(transition, verdicts),
     )
-    decisions = (*record.decisions, decision)[-MAX_DECISIONS:]
+    decisions = (*sealed(record), decision)[-MAX_DECISIONS:]
     return replace(record, sequence=decision.sequence, decisions=decisions)
 
 
@@ -265,4 +268,4 @@ def caught_up(record: Record, standing: RolloutState) -> Record:
         reason=standing.reason,
         message=standing.message,
     )
-    return replace(record, progress=progress, sequence=standing.sequence, decisions=(*record.decisions, lost))
+    return replace(record, progress=progress, sequence=standing.sequence, decisions=(*sealed(record), lost))
