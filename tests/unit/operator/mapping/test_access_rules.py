@@ -1,0 +1,60 @@
+"""Rules of access in a manifest, as the core has them: what cannot be read never opens anything."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from segserve_operator.api.errors import SpecError
+from segserve_operator.core.traffic import AccessRule, Callers
+from segserve_operator.mapping.reading import read_pool
+from segserve_operator.mapping.specs import access_of
+
+KEYS = {"apiKeys": [{"secretRef": {"name": "callers", "key": "htpasswd"}}]}
+
+
+@pytest.mark.parametrize(
+    ("stated", "rules"),
+    [
+        pytest.param(None, None, id="none"),
+        pytest.param([{"keys": ["a", "b"]}], (AccessRule(keys=("a", "b")),), id="keys"),
+        pytest.param([{"callers": "Anonymous"}], (AccessRule(callers=Callers.ANONYMOUS),), id="everybody"),
+        pytest.param(
+            [{"claim": "groups", "values": ["x"], "issuer": "https://a"}, {"certificates": ["spiffe://b"]}],
+            (AccessRule("groups", ("x",), "https://a"), AccessRule(certificates=("spiffe://b",))),
+            id="a claim and certificates",
+        ),
+        pytest.param([], (), id="no rule"),
+        pytest.param([{}], (), id="an empty rule"),
+        pytest.param("everybody", (), id="a text"),
+        pytest.param([{"keys": []}], (), id="no key"),
+        pytest.param([{"claim": "groups"}], (), id="a claim without values"),
+        pytest.param([{"keys": ["a"], "callers": "Anonymous"}], (), id="two kinds in one rule"),
+        pytest.param([{"keys": ["a"]}, {"networks": ["10.0.0.0/8"]}], (), id="a newer release's rule"),
+    ],
+)
+def test_what_cannot_be_read_admits_nobody(stated: Any, rules: tuple[AccessRule, ...] | None) -> None:
+    assert access_of({"metadata": {"name": "coins"}, "spec": {"access": stated}}) == rules
+
+
+@pytest.mark.parametrize(
+    "auth",
+    [
+        {**KEYS, "sessions": {"cookie": "x"}},
+        {**KEYS, "jwt": [{"issuer": "a", "audiences": ["b"], "jwks": {"inline": "{}"}, "maxAge": "1h"}]},
+        {**KEYS, "anonymous": "perhaps"},
+        {"sessions": {"cookie": "x"}},
+    ],
+)
+def test_a_pool_whose_authentication_a_newer_release_wrote_is_not_read_without_a_part_of_it(auth: Any) -> None:
+    """What runs goes on; a gateway without that part might let callers in whom nobody meant to."""
+    manifest = {
+        "apiVersion": "segserve.dev/v1alpha1",
+        "kind": "TritonPool",
+        "metadata": {"name": "default"},
+        "spec": {"gateway": {"auth": auth}},
+    }
+
+    with pytest.raises(SpecError):
+        read_pool(manifest, "default")
