@@ -6,9 +6,10 @@ import pytest
 
 from fakes.kube import FakeKube
 from segserve_common.kube.kinds import CONFIG_MAPS, MODELS, POOLS, Json
-from segserve_common.kube.names import MANAGED_LABELS, POOL_LABEL
+from segserve_common.kube.names import COMPONENT_LABEL, GATEWAY, GROUP_LABEL, MANAGED_LABELS, POOL_LABEL, SERVER
 from segserve_operator.adapters.kube.children import find_drift
-from segserve_operator.adapters.kube.view import PoolKey, View, audit, fill
+from segserve_operator.adapters.kube.known_objects import KnownObjects
+from segserve_operator.adapters.kube.view import PoolKey, View, audit, fill, read_known
 from segserve_operator.adapters.kube.write_through import WriteThroughApi
 
 KEY = PoolKey("ml", "default")
@@ -183,3 +184,87 @@ async def test_own_writes_are_seen_before_their_event_comes() -> None:
     two = view.get(CONFIG_MAPS, "ml", "two")
     assert two is not None
     assert "deletionTimestamp" in two["metadata"]
+
+
+# What is known
+
+
+def labelled(name: str, **labels: str) -> Json:
+    found = config_map(name, uid=name)
+    found["metadata"]["labels"] |= labels
+    return found
+
+
+def pool_of(version: int = 1) -> Json:
+    return {"metadata": {"name": "default", "namespace": "ml", "uid": "p", "resourceVersion": str(version)}, "spec": {}}
+
+
+def created(item: Json) -> Json:
+    given = {key: item["metadata"][key] for key in ("name", "namespace", "labels")}
+    return {**item, "metadata": given}
+
+
+PLAN = labelled("segserve-default--gateway--plan-0", **{COMPONENT_LABEL: GATEWAY})
+
+
+async def test_what_came_before_its_pool_is_read_again_once_the_pool_is_there() -> None:
+    kube, view = FakeKube(), View((MODELS, POOLS, CONFIG_MAPS), known=KnownObjects())
+    kube.put(CONFIG_MAPS, created(PLAN))
+    await fill(view, kube, [None])
+    assert view.get(CONFIG_MAPS, "ml", PLAN["metadata"]["name"]) is None
+    assert view.pools() == frozenset()
+
+    assert view.take(POOLS, pool_of()) == {KEY}
+    await read_known(view, kube, KEY)
+
+    assert [found["metadata"]["name"] for found in view.of_pool(CONFIG_MAPS, KEY)] == [PLAN["metadata"]["name"]]
+    assert await audit(view, kube, [None]) == frozenset({KEY})  # of the pool, which the server does not have
+    assert await audit(view, kube, [None]) == frozenset()
+
+
+async def test_an_audit_reads_nothing_of_what_is_not_known_and_forgets_it_with_its_end() -> None:
+    kube, view = FakeKube(), View((MODELS, POOLS, CONFIG_MAPS), known=KnownObjects())
+    kube.put(CONFIG_MAPS, created(PLAN))
+    await fill(view, kube, [None])
+    kube.get = None  # type: ignore[assignment, method-assign]
+
+    assert await audit(view, kube, [None]) == frozenset()
+    view.drop(CONFIG_MAPS, kube.all(CONFIG_MAPS, "ml")[0])
+    kube.vanish(CONFIG_MAPS, "ml", PLAN["metadata"]["name"])
+
+    assert await audit(view, kube, [None]) == frozenset()
+
+
+def test_a_config_map_of_a_pool_is_known_by_the_name_that_its_group_gives_it() -> None:
+    view = View((MODELS, POOLS, CONFIG_MAPS), known=KnownObjects(max_kept_bytes=1000))
+    view.take(POOLS, pool_of())
+    server = {COMPONENT_LABEL: SERVER, GROUP_LABEL: "main-1"}
+    for each in (
+        PLAN,
+        labelled("segserve-default--main-1--assignment-3", **server),
+        labelled("segserve-default--main-1--reports", **server),
+        labelled("segserve-default--main-2--reports", **server),
+        labelled("segserve-other--gateway--plan-0", **{COMPONENT_LABEL: GATEWAY}),
+        labelled("anything", **server),
+    ):
+        view.take(CONFIG_MAPS, each)
+
+    known = [found["metadata"]["name"].removeprefix("segserve-default--") for found in view.of_pool(CONFIG_MAPS, KEY)]
+    assert known == ["gateway--plan-0", "main-1--assignment-3", "main-1--reports"]
+
+
+def test_config_maps_of_a_namespace_are_known_up_to_a_size() -> None:
+    view = View((MODELS, POOLS, CONFIG_MAPS), known=KnownObjects(max_kept_bytes=1000))
+    view.take(POOLS, pool_of())
+    for shard in range(4):
+        each = labelled(f"segserve-default--gateway--plan-{shard}", **{COMPONENT_LABEL: GATEWAY})
+        view.take(CONFIG_MAPS, {**each, "data": {"text": "x" * 400}})
+    names = [found["metadata"]["name"] for found in view.of_pool(CONFIG_MAPS, KEY)]
+    assert len(names) == 2
+
+    gone = view.get(CONFIG_MAPS, "ml", names[0])
+    assert gone is not None
+    view.drop(CONFIG_MAPS, gone)
+    later = labelled("segserve-default--gateway--plan-3", **{COMPONENT_LABEL: GATEWAY})
+    later["metadata"]["resourceVersion"] = "6"
+    assert view.take(CONFIG_MAPS, later) == {KEY}

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from segserve_common.kube.kinds import Json, Kind
-    from segserve_operator.adapters.kube.view import PoolKey
 
 MAX_KEPT_BYTES: Final = 64 * 2**20
 """Content of ConfigMaps of one namespace that is kept; 1,000 servers with 100 models each have about 20 MB."""
@@ -41,13 +40,13 @@ class KnownObjects:
     _sizes: dict[tuple[str, str], int] = field(default_factory=dict)
     _kept: Counter[str] = field(default_factory=Counter)
 
-    def knows(self, kind: Kind, item: Json, key: PoolKey | None, *, has_owner: bool) -> bool:
-        """Return whether to keep an object; `has_owner` says whether its pool, or a model of that, exists."""
+    def knows(self, kind: Kind, item: Json, pool: str | None, *, has_owner: bool) -> bool:
+        """Return whether to keep an object; `has_owner` says whether its `pool`, or a model of that, exists."""
         if kind in (MODELS, POOLS):
             return True
-        if key is None or not has_owner:
+        if pool is None or not has_owner:
             return False
-        return kind != CONFIG_MAPS or (_is_named_by_us(item, key) and self._has_room(item))
+        return kind != CONFIG_MAPS or (_is_named_by_us(item, pool) and self._has_room(item))
 
     def forget(self, kind: Kind, namespace: str, name: str) -> None:
         """Count an object no longer, which was deleted or is not known any more."""
@@ -65,17 +64,17 @@ class KnownObjects:
         return True
 
 
-def _is_named_by_us(item: Json, key: PoolKey) -> bool:
+def _is_named_by_us(item: Json, pool: str) -> bool:
     metadata = item["metadata"]
     labels = metadata.get("labels") or {}
     name, group = metadata["name"], labels.get(GROUP_LABEL, "")
     if labels.get(COMPONENT_LABEL) == GATEWAY:
-        return name in (reports_name(key.pool, GATEWAY), *(plan_name(key.pool, shard) for shard in range(SHARDS)))
+        return name in (reports_name(pool, GATEWAY), *(plan_name(pool, shard) for shard in range(SHARDS)))
     if labels.get(COMPONENT_LABEL) != SERVER or not group:
         return False
-    shards = (assignment_name(key.pool, group, shard) for shard in range(SHARDS))
+    shards = (assignment_name(pool, group, shard) for shard in range(SHARDS))
     owners = metadata.get("ownerReferences") or ()
-    return name in (reports_name(key.pool, group), *shards, *(report_name(owner["name"]) for owner in owners))
+    return name in (reports_name(pool, group), *shards, *(report_name(owner["name"]) for owner in owners))
 
 
 def _size(item: Mapping[str, Mapping[str, str] | None]) -> int:

@@ -120,7 +120,7 @@ class View:
         has_owner = key is not None and (
             self.get(POOLS, key.namespace, key.pool) is not None or key in self._by_pool[MODELS]
         )
-        return self._known.knows(kind, item, key, has_owner=has_owner)
+        return self._known.knows(kind, item, key.pool if key is not None else None, has_owner=has_owner)
 
     def _set_aside(self, kind: Kind, item: Json, key: PoolKey | None) -> None:
         metadata = item["metadata"]
