@@ -114,3 +114,16 @@ async def test_the_internal_listener_is_that_of_a_gateway_that_is_ready() -> Non
     )
     assert await traffic(pod("gw-a", "fd00::1")).internal_url() == "http://[fd00::1]:8081"
     assert await traffic().internal_url() is None
+
+
+@pytest.mark.parametrize(
+    "tallies",
+    [
+        pytest.param('["main","http",9,1,0,2,[[0.001,1e999]]]', id="an infinite count"),
+        pytest.param('["main","http",9,1,0,2,[[0.001]]]', id="a bin without a count"),
+        pytest.param('["main","http"]', id="no counts"),
+    ],
+)
+def test_counts_that_are_none_are_refused_by_one_error(tallies: str) -> None:
+    with pytest.raises(ValueError, match="not the counts of a gateway"):
+        wire.decode(f'{{"coins":{{"epoch":"e","age":1.5,"tallies":[{tallies}]}}}}'.encode(), 0.0)

@@ -46,7 +46,7 @@ def decode(text: bytes, now_s: float) -> dict[str, Counters]:
     """Decode counts by model from `encode`, on this machine's clock; raises `ValueError` for anything else."""
     try:
         return {model: _counters(fields, now_s) for model, fields in read_json(text).items()}
-    except (AttributeError, LookupError, TypeError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"not the counts of a gateway: {text[:200]!r}") from error
 
 
