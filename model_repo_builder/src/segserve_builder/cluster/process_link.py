@@ -1,4 +1,4 @@
-"""What the agent's container knows of Triton's processes, which it cannot see: it asks the launcher beside them.
+"""Questions of the agent about Triton's processes, which its container cannot see, and the launcher's answers.
 
 They share the pod's network alone, so the launcher listens on an abstract socket, whose name follows from the folder
 that both have. Whoever else could ask learns which steps run, and nothing can be changed.
