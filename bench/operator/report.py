@@ -17,7 +17,7 @@ COLD_GOAL_S: Final = 600
 MEMORY_GOAL_MIB: Final = 1024
 REST_GOAL_PERCENT: Final = 5
 LOOK_GOAL_S: Final = 2.0
-RECORD_GOAL_S: Final = 12.0
+RECORD_GOAL_S: Final = 60.0
 ETCD_GOAL_MB: Final = 500
 COMPACTION_S: Final = 300.0
 """An API server has etcd forget what is older, every 5 minutes."""

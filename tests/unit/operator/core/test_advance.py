@@ -30,6 +30,7 @@ from segserve_operator.core.evidence import EDGES_MS
 from segserve_operator.core.gates.base import Outcome
 from segserve_operator.core.gates.checks import CheckResult
 from segserve_operator.core.models.advance import (
+    MAX_WRITE_INTERVAL_S,
     SETTLED_S,
     WRITE_INTERVAL_S,
     RolloutUpdate,
@@ -449,7 +450,7 @@ WRITTEN = {NAME: (PROGRESSING.sequence, NOW_S)}
     [
         pytest.param(WRITTEN, "Incident", id="not while nothing is to be written"),
         pytest.param(
-            {NAME: (PROGRESSING.sequence, NOW_S - WRITE_INTERVAL_S)}, "TooFewRequests", id="with the next write"
+            {NAME: (PROGRESSING.sequence, NOW_S - MAX_WRITE_INTERVAL_S)}, "TooFewRequests", id="with the next write"
         ),
     ],
 )
@@ -567,9 +568,9 @@ def test_the_split(samples: list[Sample], at: RolloutState, reason: str) -> None
         pytest.param((0, NOW_S), True, True, id="with a decision that was not written is due at once"),
         pytest.param((0, NOW_S), False, True, id="with a decision that was not written is due after its end too"),
         pytest.param((1, NOW_S - WRITE_INTERVAL_S + 1), True, False, id="that only saw more is not due yet"),
-        pytest.param((1, NOW_S - WRITE_INTERVAL_S), True, True, id="that only saw more is due now and then"),
-        pytest.param((1, NOW_S + WRITE_INTERVAL_S), True, True, id="is due where the clock was put back"),
-        pytest.param((1, NOW_S - WRITE_INTERVAL_S), False, False, id="of what has ended is due no more"),
+        pytest.param((1, NOW_S - MAX_WRITE_INTERVAL_S), True, True, id="that only saw more is due now and then"),
+        pytest.param((1, NOW_S + MAX_WRITE_INTERVAL_S), True, True, id="is due where the clock was put back"),
+        pytest.param((1, NOW_S - MAX_WRITE_INTERVAL_S), False, False, id="of what has ended is due no more"),
     ],
 )
 def test_a_record(written: tuple[int, float] | None, active: bool, due: bool) -> None:
@@ -578,6 +579,25 @@ def test_a_record(written: tuple[int, float] | None, active: bool, due: bool) ->
 
     assert record.sequence == 1
     assert is_due(record, observed, active=active) is due
+
+
+@pytest.mark.parametrize(
+    ("step_s", "interval_s"),
+    [
+        pytest.param(0.0, WRITE_INTERVAL_S, id="often at first"),
+        pytest.param(150.0, 30.0, id="less often the longer a step lasts"),
+        pytest.param(86_400.0, MAX_WRITE_INTERVAL_S, id="every minute at last"),
+    ],
+)
+def test_a_record_without_a_decision_is_written(step_s: float, interval_s: float) -> None:
+    at = replace(PROGRESSING, step_since_s=NOW_S - step_s)
+    record = record_of(rolled(coins(at)))
+    due = [
+        is_due(record, seen(coins(at), written={NAME: (1, NOW_S - seconds)}))
+        for seconds in (interval_s - 1, interval_s)
+    ]
+
+    assert due == [False, True]
 
 
 @pytest.mark.parametrize(
@@ -634,7 +654,7 @@ def test_a_step_that_waits_for_a_person_goes_on_with_a_word_and_enough_requests(
             records=records,
             samples={"coins": counted},
             now_s=NOW_S + number,
-            written={NAME: (1, NOW_S + number - WRITE_INTERVAL_S)},
+            written={NAME: (1, NOW_S + number - MAX_WRITE_INTERVAL_S)},
         )
         assert found.state is not None
         at, records = found.state, {NAME: record_of(found)}

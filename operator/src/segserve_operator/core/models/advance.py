@@ -35,6 +35,9 @@ from segserve_operator.core.statistics.sample_ratio import SampleRatio
 
 WRITE_INTERVAL_S: Final = 10.0
 """Shortest time between two writes of a record without a new decision."""
+MAX_WRITE_INTERVAL_S: Final = 60.0
+WRITTEN_PER_STEP: Final = 5
+"""A record is written again once this part of its step has passed since: a hundred a second would fill etcd."""
 SETTLED_S: Final = 10.0
 """Time after a change of weight in which the split of requests is not tested."""
 SPLIT: Final = SampleRatio()
@@ -102,11 +105,17 @@ def unchanged(model: ModelObserved, world: Observed) -> RolloutUpdate:
 
 
 def is_due(record: Record, world: Observed, *, active: bool = True) -> bool:
-    """Tell whether to write a record: at once after a decision, otherwise every `WRITE_INTERVAL_S` while active."""
+    """Tell whether to write a record: at once after a decision, otherwise at intervals while active.
+
+    The longer a step lasts, the less each interval adds: they grow with it, from 10 to 60 s. What is not written is
+    not lost with the process, since gateways' counters never start anew.
+    """
     written = world.written.get(record.name)
     if written is None or written[0] < record.sequence:
         return True
-    return active and abs(world.now_s - written[1]) >= WRITE_INTERVAL_S
+    step_s = world.now_s - float(record.progress.step_since_s)
+    interval_s = min(max(step_s / WRITTEN_PER_STEP, WRITE_INTERVAL_S), MAX_WRITE_INTERVAL_S)
+    return active and abs(world.now_s - written[1]) >= interval_s
 
 
 def _current(model: ModelObserved, roles: Roles, world: Observed) -> tuple[RolloutState | None, tuple[Record, ...]]:
