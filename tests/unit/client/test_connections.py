@@ -233,6 +233,16 @@ def test_an_answer_that_breaks_off_says_that_the_connection_was_lost(gateway: Ga
         client.segment(photo, model="coins")
 
 
+async def test_a_connection_lost_over_a_large_request_names_the_limit_that_may_have_ended_it(
+    gateway: Gateway, photo: bytes
+) -> None:
+    gateway.faults.append(Fault(truncate_to=40))
+    with gateway.http() as url:
+        async with AsyncClient(url, retries=0) as client:
+            with pytest.raises(ConnectionLostError, match=r"maxRequestBytes ends so, too: this one has 2\d{6} bytes"):
+                await client.segment(photo + bytes(2**21), model="coins")
+
+
 def child(work: Any) -> str:
     """Run it in a fork and return what it returned, or the name of its error."""
 

@@ -101,7 +101,15 @@ def _unreachable(endpoint: GatewayEndpoint, error: httpx.TransportError) -> Segs
         return TlsError(f"TLS handshake with {endpoint.url} failed: {cause}")
     if isinstance(error, _NOT_CONNECTED):
         return GatewayUnreachableError(f"cannot reach {endpoint.url}: {cause}")
-    return ConnectionLostError(f"lost the connection to {endpoint.url}: {cause}")
+    return ConnectionLostError(f"lost the connection to {endpoint.url}: {cause}{_size_hint(error)}")
+
+
+def _size_hint(error: httpx.TransportError) -> str:
+    # A gateway answers a body that is too large before its end; who only sends until then sees the reset alone.
+    size = int(error.request.headers.get("content-length", 0))
+    if size <= CHUNK_BYTES:
+        return ""
+    return f"; a request above the gateway's maxRequestBytes ends so, too: this one has {size} bytes"
 
 
 def _refused_by_tls(error: BaseException | None) -> bool:
