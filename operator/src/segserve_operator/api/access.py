@@ -147,7 +147,7 @@ class Auth(ApiValue):
         return self
 
 
-class AccessRule(ApiValue):
+class AllowedCallers(ApiValue):
     """Callers who may use a model. Exactly one of claim, keys, certificates and callers is set."""
 
     model_config = ConfigDict(
@@ -197,4 +197,4 @@ class AccessRule(ApiValue):
         return self
 
 
-AccessRules = Annotated[tuple[AccessRule, ...], Field(min_length=1, max_length=32)]
+AccessRules = Annotated[tuple[AllowedCallers, ...], Field(min_length=1, max_length=32)]

@@ -1,4 +1,4 @@
-"""What authentication adds to a gateway's pods: mounted Secrets, which the sidecar reads; Envoy has none of them."""
+"""Secrets that authentication mounts into a gateway's pods, for the sidecar alone; Envoy has none of them."""
 
 from __future__ import annotations
 
