@@ -135,3 +135,21 @@ def test_a_pool_whose_gateway_is_not_there_yet_is_named(server: FakeServer) -> N
 
     with pytest.raises(ControlError, match="pool 'default' has no gateway yet"), server.platform().gateway("coins"):
         pass
+
+
+def test_a_gateway_with_tls_is_asked_for_by_https_and_never_in_plain_text(
+    server: FakeServer, listening: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The port is never forwarded either: a certificate would not have the name of this machine."""
+    monkeypatch.delenv("SEGSERVE_CA_FILE", raising=False)
+    secured = service(listening, listening)
+    secured["spec"]["ports"][0]["appProtocol"] = "https"
+    server.put(SERVICES, secured)
+    server.answers["GET", "/api/v1/nodes"] = lambda _: _nodes([])
+
+    assert list(addresses(server.client(), secured)) == [f"https://127.0.0.1:{listening}"]
+    with (
+        pytest.raises(ControlError, match=r"pool 'default' speaks TLS.*--url https://.*SEGSERVE_CA_FILE"),
+        gateway(server.client(), "default", []),
+    ):
+        pass

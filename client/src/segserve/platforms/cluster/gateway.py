@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 import selectors
 import shutil
+import ssl
 import subprocess
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
+from segserve.calls.credentials import CA_VARIABLE
 from segserve.platforms.errors import ControlError
 from segserve_common.kube.kinds import NODES, SERVICES
 from segserve_common.kube.names import object_name
@@ -33,6 +36,12 @@ def gateway(client: ContextClient, pool: str, kubectl_options: list[str]) -> Ite
         if answers(url):
             yield url
             return
+    if _scheme(service["spec"]["ports"][0]) == "https":
+        raise ControlError(
+            f"the gateway of pool {pool!r} speaks TLS, and has a certificate for none of its addresses that can be "
+            f"reached from here: name it as its certificate does, with --url https://..., and if the authority is "
+            f"private, that with {CA_VARIABLE}"
+        )
     with forwarded(client, service, kubectl_options) as url:
         yield url
 
@@ -41,12 +50,12 @@ def addresses(client: ContextClient, service: Json) -> Iterator[str]:
     """Yield the URLs at which a Service may be reachable, the likeliest first."""
     spec, port = service["spec"], service["spec"]["ports"][0]
     for ingress in (service.get("status", {}).get("loadBalancer") or {}).get("ingress") or ():
-        yield _url(ingress.get("ip") or ingress["hostname"], port["port"])
+        yield _url(ingress.get("ip") or ingress["hostname"], port["port"], _scheme(port))
     if spec.get("clusterIP") not in (None, "", "None"):
-        yield _url(spec["clusterIP"], port["port"])
+        yield _url(spec["clusterIP"], port["port"], _scheme(port))
     if port.get("nodePort"):
         for address in _node_addresses(client):
-            yield _url(address, port["nodePort"])
+            yield _url(address, port["nodePort"], _scheme(port))
 
 
 def _node_addresses(client: ContextClient) -> list[str]:
@@ -59,8 +68,12 @@ def _node_addresses(client: ContextClient) -> list[str]:
     return [address["address"] for kind in kinds for address in node_addresses if address["type"] == kind][:3]
 
 
-def _url(host: str, port: int) -> str:
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+def _scheme(port: Json) -> str:
+    return "https" if port.get("appProtocol") == "https" else "http"
+
+
+def _url(host: str, port: int, scheme: str) -> str:
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def answers(url: str) -> bool:
@@ -69,8 +82,10 @@ def answers(url: str) -> bool:
 
     # Another network may have the same addresses, so any answer is not enough.
     try:
-        body: Any = httpx.get(f"{url}/v2", timeout=REACH_S, trust_env=False).json()
-    except (httpx.HTTPError, ValueError):
+        authorities = os.environ.get(CA_VARIABLE)
+        verify = ssl.create_default_context(cafile=authorities) if authorities else True
+        body: Any = httpx.get(f"{url}/v2", timeout=REACH_S, trust_env=False, verify=verify).json()
+    except (httpx.HTTPError, ValueError, OSError):
         return False
     return isinstance(body, dict) and bool({"name", "error"} & body.keys())
 
