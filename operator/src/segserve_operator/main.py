@@ -215,6 +215,7 @@ def _defaults(settings: OperatorSettings, *, modern: bool) -> Defaults:
         artifact_schemes=settings.artifact_schemes,
         artifact_hosts=settings.artifact_hosts,
         artifact_private_hosts=settings.artifact_private_hosts,
+        artifact_signatures=settings.artifact_signatures,
         cluster_domain=settings.cluster_domain,
         operator_namespace_labels={"kubernetes.io/metadata.name": settings.lease_namespace},
         egress=settings.egress,

@@ -10,6 +10,7 @@ from typing import Final, Literal, TypeAlias, cast, get_args
 
 from pydantic import ValidationError
 
+from segserve_builder.sources.access import Signatures
 from segserve_builder.spec.model_spec import SCHEMES
 from segserve_common.kube.names import POD_USER
 from segserve_common.logs import FORMAT_VARIABLE, FORMATS, LEVEL_VARIABLE, LEVELS, LogFormat, LogLevel, LogSettings
@@ -41,7 +42,8 @@ class OperatorSettings:
     `segserve.dev/enabled=true` are worked in, too. `triton_version` is NVIDIA's release of the Triton in
     `server_image` (26.04). Relative URIs of models are relative to `artifact_base`. Artifacts come only from
     `artifact_schemes` and `artifact_hosts` (all if these are empty), whatever a pool lists, and may come from
-    `artifact_private_hosts` at addresses that are not public. Gates may ask `gate_hosts` and notifications call
+    `artifact_private_hosts` at addresses that are not public; `artifact_signatures` holds for all.
+    Gates may ask `gate_hosts` and notifications call
     `notification_hosts` (hosts or networks; all at public addresses if there are none).
     The holder of the Lease `lease_name` in `lease_namespace` leads, under the identity `pod_name`, which is unique.
     `image_pull_secrets` are Secrets of each pool's namespace. `pod_user` is the user, group and fsGroup of pools' pods,
@@ -69,6 +71,7 @@ class OperatorSettings:
     artifact_schemes: tuple[str, ...] = ()
     artifact_hosts: tuple[str, ...] = ()
     artifact_private_hosts: tuple[str, ...] = ()
+    artifact_signatures: Signatures = field(default_factory=Signatures)
     gate_hosts: tuple[str, ...] = ()
     notification_hosts: tuple[str, ...] = ()
     health_port: int = 8012
@@ -112,6 +115,7 @@ class OperatorSettings:
                 "SEGSERVE_ARTIFACT_HOSTS", r"[^\s/@]+", "patterns of hosts and buckets with commas between them"
             ),
             artifact_private_hosts=read.listed("SEGSERVE_ARTIFACT_PRIVATE_HOSTS", _HOSTS, _HOSTS_ALLOWED),
+            artifact_signatures=read.signatures("SEGSERVE_ARTIFACT_SIGNATURES"),
             gate_hosts=read.listed("SEGSERVE_GATE_HOSTS", _HOSTS, _HOSTS_ALLOWED),
             notification_hosts=read.listed("SEGSERVE_NOTIFICATION_HOSTS", _HOSTS, _HOSTS_ALLOWED),
             health_port=read.port("SEGSERVE_HEALTH_PORT", _DEFAULT.health_port),
@@ -178,6 +182,18 @@ class _Reader:
         """Return a user's number other than root's, None for `cluster`."""
         text = self.matching(variable, str(default), r"cluster|[1-9][0-9]{0,9}", "a number from 1, or 'cluster'")
         return int(text) if text.isascii() and text.isdigit() else None
+
+    def signatures(self, variable: str) -> Signatures:
+        """Return the signers of artifacts that all pools must have, none if nothing is required."""
+        text = self._environ.get(variable, "").strip()
+        try:
+            found = Signatures.model_validate_json(text) if text else Signatures()
+        except ValidationError as error:
+            self._complain(variable, str(error.errors(include_url=False)[0]["msg"]), "the chart's artifacts.signatures")
+            return Signatures()
+        if found.required and not (found.keys or found.certificates or found.identities):
+            self._complain(variable, text[:100], "keys, certificates or identities if a signature is required")
+        return found
 
     def egress(self, variable: str) -> Egress | None:
         """Return the destinations of pools' pods, None if they are not restricted."""

@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from segserve_builder.errors import ArtifactMissingError, SignatureRejectedError
-from segserve_builder.sources.access import LOCAL, Signatures
-from segserve_builder.sources.signatures import verify
+from segserve_builder.sources import folder_digest
+from segserve_builder.sources.access import LOCAL, Access, Signatures
+from segserve_builder.sources.signatures import verify, verify_golden
 from segserve_builder.spec.model_spec import Artifact, Signature
 
 CONTENT = b"a network" * 1000
@@ -133,3 +135,62 @@ def test_a_certificate_of_a_trusted_authority_is_accepted_and_another_authority_
     verify(artifact(tmp_path), tmp_path / "net.onnx", access_for(certificates=(authority,)))
     with pytest.raises(SignatureRejectedError, match="certificates"):
         verify(artifact(tmp_path), tmp_path / "net.onnx", access_for(certificates=(stranger,)))
+
+    earlier, later = (datetime.now(UTC) + timedelta(days=days) for days in (-1, 1))
+    fresh, stale = (access_for(certificates=(authority,), not_before=time) for time in (earlier, later))
+    verify(artifact(tmp_path), tmp_path / "net.onnx", fresh)
+    with pytest.raises(SignatureRejectedError, match="as old as its certificate"):
+        verify(artifact(tmp_path), tmp_path / "net.onnx", stale)
+
+
+# What the operator demands of all pools
+
+
+def floored(folder: Path, name: str, **own: object) -> Access:
+    floor = Signatures(required=True, keys=(public(folder, name),))
+    return access_for(**own).model_copy(update={"floor": floor})
+
+
+@pytest.mark.parametrize("own", [{}, {"required": True}], ids=["nothing", "a signature"])
+def test_a_pool_that_demands_nothing_needs_the_signature_that_the_operator_demands(
+    signed: Path, tmp_path: Path, own: dict[str, bool]
+) -> None:
+    verify(artifact(signed, names_it=False), signed / "net.onnx", floored(signed, "own", **own))
+
+    (tmp_path / "net.onnx").write_bytes(CONTENT)
+    with pytest.raises(ArtifactMissingError, match=r"net.onnx.sig"):
+        verify(artifact(tmp_path, names_it=False), tmp_path / "net.onnx", floored(signed, "own", **own))
+
+
+def test_a_pools_own_signers_do_not_count_for_what_the_operator_demands(signed: Path) -> None:
+    access = floored(signed, "other", keys=(public(signed, "own"),))
+
+    for names_it in (True, False):
+        with pytest.raises(SignatureRejectedError, match="key 1"):
+            verify(artifact(signed, names_it=names_it), signed / "net.onnx", access)
+
+
+def test_a_golden_set_needs_a_signature_as_well(signed: Path, tmp_path: Path) -> None:
+    golden, cache = tmp_path / "golden", tmp_path / "cache"
+    golden.mkdir()
+    (golden / "golden.json").write_text("{}")
+    verify_golden(str(golden), folder_digest(golden), golden, cache, LOCAL)
+    access = access_for(required=True, keys=(public(signed, "own"),))
+    with pytest.raises(ArtifactMissingError, match=r"golden\.sig"):
+        verify_golden(str(golden), folder_digest(golden), golden, cache, access)
+
+    signer = str(Path(sys.executable).with_name("model_signing"))
+    key = str(signed / "own.pem")
+    run(signer, "sign", "key", "--private_key", key, "--signature", "golden.sig", "golden", cwd=tmp_path)
+    verify_golden(str(golden), folder_digest(golden), golden, cache, access)
+
+    (golden / "more.png").write_bytes(b"")
+    with pytest.raises(SignatureRejectedError):
+        verify_golden(str(golden), folder_digest(golden), golden, cache, access)
+
+
+def test_a_signature_by_a_key_is_of_no_time(signed: Path) -> None:
+    access = access_for(keys=(public(signed, "own"),), not_before=datetime(2026, 1, 1, tzinfo=UTC))
+
+    with pytest.raises(SignatureRejectedError, match="a key, which has no time"):
+        verify(artifact(signed), signed / "net.onnx", access)

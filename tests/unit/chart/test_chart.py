@@ -9,6 +9,7 @@ import shutil
 import tarfile
 import tomllib
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -137,6 +138,22 @@ def test_the_operator_gets_which_services_tenants_may_have_it_call(render: Rende
     settings = OperatorSettings.from_environment(_environment(the(render(values), "Deployment")))
 
     assert (settings.gate_hosts, settings.notification_hosts) == (("prometheus.monitoring",), ("10.0.0.0/8",))
+
+
+def test_the_operator_gets_the_signatures_that_all_pools_need(render: Render) -> None:
+    signer = {"identity": "ci@example.com", "issuer": "https://accounts.google.com"}
+    needed = {"required": True, "identities": [signer], "notBefore": "2026-01-31T00:00:00Z"}
+
+    settings = OperatorSettings.from_environment(
+        _environment(the(render({"artifacts": {"signatures": needed}}), "Deployment"))
+    )
+
+    assert settings.artifact_signatures.required
+    assert settings.artifact_signatures.identities[0].identity == "ci@example.com"
+    assert settings.artifact_signatures.not_before == datetime(2026, 1, 31, tzinfo=UTC)
+    del needed["notBefore"]
+    timeless = _environment(the(render({"artifacts": {"signatures": needed}}), "Deployment"))
+    assert OperatorSettings.from_environment(timeless).artifact_signatures.not_before is None
 
 
 def test_what_the_chart_says_of_images_and_models_is_what_the_operator_takes_without_it(render: Render) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import segserve_operator
+from segserve_builder.sources.access import Signatures
 from segserve_common.logs import LogSettings
 from segserve_operator.adapters.kube.objects.egress import Egress
 from segserve_operator.settings import OperatorSettings, OperatorSettingsError
@@ -32,6 +33,7 @@ EVERYTHING = {
     "SEGSERVE_ARTIFACT_SCHEMES": "s3, https",
     "SEGSERVE_ARTIFACT_HOSTS": "models-*",
     "SEGSERVE_ARTIFACT_PRIVATE_HOSTS": "10.0.0.0/8,*.svc",
+    "SEGSERVE_ARTIFACT_SIGNATURES": '{"required": true, "keys": ["PEM"], "notBefore": null}',
     "SEGSERVE_GATE_HOSTS": "prometheus.monitoring",
     "SEGSERVE_NOTIFICATION_HOSTS": "hooks.example.com",
     "SEGSERVE_HEALTH_PORT": "9000",
@@ -68,6 +70,7 @@ def test_every_variable_is_taken_over() -> None:
         artifact_schemes=("https", "s3"),
         artifact_hosts=("models-*",),
         artifact_private_hosts=("*.svc", "10.0.0.0/8"),
+        artifact_signatures=Signatures(required=True, keys=("PEM",)),
         gate_hosts=("prometheus.monitoring",),
         notification_hosts=("hooks.example.com",),
         health_port=9000,
@@ -104,6 +107,8 @@ def test_every_variable_is_taken_over() -> None:
         ("SEGSERVE_ARTIFACT_SCHEMES", "s3,gopher"),
         ("SEGSERVE_ARTIFACT_HOSTS", "https://models.example"),
         ("SEGSERVE_ARTIFACT_PRIVATE_HOSTS", "a b"),
+        ("SEGSERVE_ARTIFACT_SIGNATURES", '{"required": true}'),
+        ("SEGSERVE_ARTIFACT_SIGNATURES", '{"required": "perhaps"}'),
         ("SEGSERVE_GATE_HOSTS", "a b"),
         ("SEGSERVE_NOTIFICATION_HOSTS", "user@host"),
         ("SEGSERVE_HEALTH_PORT", "80"),

@@ -45,6 +45,7 @@ from segserve_builder.errors import BuilderError, GoldenError, OtherVersionError
 from segserve_builder.golden import judging as golden
 from segserve_builder.render.repository import build_tree, publish, remove, replace
 from segserve_builder.render.target import EMBEDDED, RenderTarget
+from segserve_builder.sources import signatures
 from segserve_builder.sources.access import LOCAL, Access
 from segserve_builder.sources.cache import evict, folder_path, object_path
 from segserve_builder.spec.model_spec import Artifact, Signature
@@ -218,7 +219,9 @@ class ActionRunner:
         if assigned.spec.golden is None:
             return None
         uri = sources.resolved(assigned.spec.golden.uri, self.base)
-        folder = sources.fetch_folder(uri, assigned.spec.golden.sha256, self.cache, self.access)
+        sha256 = assigned.spec.golden.sha256
+        folder = sources.fetch_folder(uri, sha256, self.cache, self.access)
+        signatures.verify_golden(uri, sha256, folder, self.cache, self.access)
         golden.load(folder)
         output = assigned.spec.pipeline.output
         if _has_masks(assigned.spec.pipeline) and "encoding" not in output.overrides and output.encoding != "rle":

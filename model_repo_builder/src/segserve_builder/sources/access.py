@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from pydantic import Field
+from pydantic import AwareDatetime, Field
 
 from segserve_builder.errors import SourceDeniedError, SourceUnauthorizedError
 from segserve_builder.spec.model_spec import FrozenModel
@@ -57,12 +57,16 @@ class Identity(FrozenModel):
 
 
 class Signatures(FrozenModel):
-    """Trusted signers, and whether a signature is required. Keys and certificates are PEM."""
+    """Trusted signers, and whether a signature is required. Keys and certificates are PEM.
+
+    A signature must be later than `not_before`, which only certificates prove: keys have no time.
+    """
 
     required: bool = False
     keys: tuple[str, ...] = ()
     certificates: tuple[str, ...] = ()
     identities: tuple[Identity, ...] = ()
+    not_before: AwareDatetime | None = None
 
 
 class Access(FrozenModel):
@@ -99,6 +103,9 @@ class Access(FrozenModel):
     """Whether the environment's credentials are used if none of `credentials` matches."""
 
     signatures: Signatures = Signatures()
+    floor: Signatures = Signatures()
+    """Signers whose signature is needed besides, if `required`: the operator's demand on all pools."""
+
     max_bytes: int = DEFAULT_MAX_BYTES
     max_cache_bytes: int | None = None
     """Size that the cache is kept below, if it can be; None lets it grow."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -9,8 +11,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from segserve_builder.errors import MissingPackageError, SignatureRejectedError
-from segserve_builder.sources import fetch_unpinned
+from segserve_builder.sources import fetch, fetch_unpinned
 from segserve_builder.sources.access import Access, Signatures
+from segserve_builder.sources.archives import is_archive
 from segserve_builder.spec.model_spec import Artifact
 
 SUFFIX: Final = ".sig"
@@ -21,21 +24,67 @@ def verify(artifact: Artifact, file: Path, access: Access) -> None:
     """Check that `file`, the artifact's verified copy, has a signature that `access.signatures` trusts.
 
     Does nothing if the artifact names no signature and `access` does not require one. The bundle is at
-    `artifact.signature.uri`, by default at the artifact's URI followed by `.sig`. Raises `SignatureRejectedError`, and
-    what `fetch` raises if the bundle cannot be fetched.
+    `artifact.signature.uri`, by default at the artifact's URI followed by `.sig`. `access.floor` holds besides: what it
+    requires, no pool can do without. Raises `SignatureRejectedError`, and what `fetch` raises if the bundle cannot be
+    fetched.
     """
-    trusted = access.signatures
-    if artifact.signature is None and not trusted.required:
+    uri = artifact.signature.uri if artifact.signature is not None else artifact.uri + SUFFIX
+    _verify(uri, file, access, is_named=artifact.signature is not None)
+
+
+def verify_golden(uri: str, sha256: str, folder: Path, cache: Path, access: Access) -> None:
+    """Check the signature of a golden set at `uri`, whose verified copy is `folder`, if `access` requires one.
+
+    It is beside the set, with `.sig` after its URI, and of the folder or of the file of an archive. Raises as `verify`
+    does.
+    """
+    if access.signatures.required or access.floor.required:
+        signed = fetch(uri, sha256, cache, access) if is_archive(uri) else folder
+        _verify(uri.rstrip("/") + SUFFIX, signed, access, is_named=False)
+
+
+def _verify(uri: str, signed: Path, access: Access, *, is_named: bool) -> None:
+    demands = [access.signatures] if is_named or access.signatures.required else []
+    demands += [access.floor] if access.floor.required else []
+    if not demands:
         return
-    if not (trusted.keys or trusted.certificates or trusted.identities):
+    # Where the operator says whom it trusts, a pool that only demands a signature need name nobody.
+    if not _names_signers(demands[-1]):
         raise SignatureRejectedError(
             "a signature is required, but no signer is trusted: name keys, certificates or identities"
         )
-    uri = artifact.signature.uri if artifact.signature is not None else artifact.uri + SUFFIX
     with tempfile.TemporaryDirectory() as folder:
         bundle = Path(folder) / "bundle.sig"
         bundle.write_bytes(fetch_unpinned(uri, access, _MAX_BUNDLE_BYTES))
-        _check(file, bundle, uri, list(_verifiers(trusted, Path(folder))))
+        for number, trusted in enumerate(filter(_names_signers, demands)):
+            own = Path(folder) / str(number)
+            own.mkdir()
+            _check(signed, bundle, uri, list(_verifiers(trusted, own)))
+            _check_time(bundle, uri, trusted)
+
+
+def _names_signers(trusted: Signatures) -> bool:
+    return bool(trusted.keys or trusted.certificates or trusted.identities)
+
+
+def _check_time(bundle: Path, uri: str, trusted: Signatures) -> None:
+    """Raise `SignatureRejectedError` unless the signer's certificate began at `trusted.not_before` or later.
+
+    The signature is no older than that. The certificates of sigstore are made for one signature.
+    """
+    if trusted.not_before is None:
+        return
+    from cryptography.x509 import load_der_x509_certificate
+
+    material = json.loads(bundle.read_bytes())["verificationMaterial"]
+    chain = material.get("x509CertificateChain", {}).get("certificates", [material.get("certificate")])
+    if not chain or chain[0] is None:
+        raise SignatureRejectedError(f"{uri!r} is by a key, which has no time; notBefore needs a certificate")
+    began = load_der_x509_certificate(base64.b64decode(chain[0]["rawBytes"])).not_valid_before_utc
+    if began < trusted.not_before:
+        raise SignatureRejectedError(
+            f"{uri!r} may be as old as its certificate, of {began:%Y-%m-%d}; allowed from {trusted.not_before:%Y-%m-%d}"
+        )
 
 
 def _check(file: Path, bundle: Path, uri: str, verifiers: list[tuple[str, Callable[[], Any]]]) -> None:

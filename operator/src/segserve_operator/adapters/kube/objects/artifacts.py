@@ -42,6 +42,7 @@ def access_of(context: PoolContext) -> Access:
         update={
             "schemes": _common(own.schemes, defaults.artifact_schemes),
             "hosts": own.hosts or defaults.artifact_hosts,
+            "floor": defaults.artifact_signatures,
             "ceiling": defaults.artifact_hosts if own.hosts or own.endpoints else (),
             "private": (*own.private, *defaults.artifact_private_hosts, *_hosts(spec.artifacts, bases)),
             "folders": tuple(Path(unquote(urlsplit(base).path)) for base in bases if base.startswith("file:")),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from kubernetes.aio.client import V1ObjectMeta, V1OwnerReference
 from pydantic import BaseModel
 
+from segserve_builder.sources.access import Signatures
 from segserve_common.canonical import json_digest
 from segserve_common.kube.kinds import POOLS, Json, Kind
 from segserve_common.kube.names import (
@@ -41,7 +42,8 @@ class Defaults:
 
     `operator_namespace_labels` and `operator_pod_labels` select, in network policies, the pods that may call a
     gateway's internal port; `disruption_api` is the cluster's version of PodDisruptionBudget. Artifacts come only from
-    `artifact_schemes` and `artifact_hosts` (all if empty), and may come from `artifact_private_hosts`. Images are
+    `artifact_schemes` and `artifact_hosts` (all if empty), and may come from `artifact_private_hosts`; they have the
+    signatures that `artifact_signatures` requires. Images are
     pulled with the Secrets `image_pull_secrets` beside the pool's own. Pods run as `pod_user`, as whom the cluster
     chooses if it is None. Pods reach what `egress` says, anything if it is None.
     """
@@ -58,6 +60,7 @@ class Defaults:
     artifact_schemes: tuple[str, ...] = ()
     artifact_hosts: tuple[str, ...] = ()
     artifact_private_hosts: tuple[str, ...] = ()
+    artifact_signatures: Signatures = field(default_factory=Signatures)
     cluster_domain: str = "cluster.local"
     operator_namespace_labels: Mapping[str, str] = field(default_factory=dict)
     operator_pod_labels: Mapping[str, str] = field(
