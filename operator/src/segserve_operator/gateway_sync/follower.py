@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from segserve_operator.adapters.traffic.envoy_admin import EnvoyUnreachableError
+from segserve_operator.adapters.traffic.envoy_auth import CREDENTIALS
 from segserve_operator.adapters.traffic.envoy_files import ConfigurationRejectedError
 from segserve_operator.adapters.traffic.envoy_tls import CERTIFICATE
 
@@ -53,6 +54,7 @@ class Follower:
         self._newest: ShardContent | None = None
         self._refused: tuple[ShardContent, str] | None = None
         self._certificate_problem: str | None = None
+        self._credential_problem: str | None = None
         self._shifted_s = 0.0
         self._changed = asyncio.Event()
         self._loop = asyncio.get_running_loop()
@@ -84,7 +86,7 @@ class Follower:
     async def one_pass(self) -> float:
         """Do what is due, and return the seconds until the next pass if no plan comes before."""
         self._certificate_problem = self._traffic.refresh_certificates()
-        self._traffic.refresh_credentials()
+        self._credential_problem = self._traffic.refresh_credentials()
         newest = self._newest
         if newest is None:
             return _PASS_S
@@ -136,6 +138,8 @@ class Follower:
             refused["plan"] = self._refused[1]
         if self._certificate_problem is not None:
             refused[CERTIFICATE] = self._certificate_problem
+        if self._credential_problem is not None:
+            refused[CREDENTIALS] = self._credential_problem
         self._send(
             {
                 "uid": self._uid,

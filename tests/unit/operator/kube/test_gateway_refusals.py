@@ -8,14 +8,19 @@ import pytest
 
 from fakes.pools import MINIMAL, pool_context
 from segserve_common.kube.kinds import CONFIG_MAPS, PODS, Kind
-from segserve_common.kube.names import GATEWAY, reports_name
+from segserve_common.kube.names import GATEWAY, object_name, reports_name
 from segserve_common.kube.shards import pack
 from segserve_operator.adapters.kube.gateway import ClusterTraffic
 from segserve_operator.adapters.kube.view import PoolKey
 
 KEY = PoolKey("vision", "default")
 POD = {
-    "metadata": {"name": "gw-a", "uid": "uid-a", "labels": {"app.kubernetes.io/component": GATEWAY}},
+    "metadata": {
+        "name": "gw-a",
+        "uid": "uid-a",
+        "labels": {"app.kubernetes.io/component": GATEWAY},
+        "ownerReferences": [{"kind": "ReplicaSet", "name": f"{object_name(KEY.pool, GATEWAY)}-5f6d", "uid": "uid-r"}],
+    },
     "status": {"phase": "Running"},
 }
 
@@ -46,6 +51,7 @@ class OneContext:
     ("refused", "reason", "message"),
     [
         ({"certificate": "there is no tls.crt"}, "CertificateRefused", "gateway gw-a: there is no tls.crt"),
+        ({"credentials": "no 'htpasswd'"}, "CredentialsRefused", "gateway gw-a: no 'htpasswd'"),
         ({"2": "version 7: rubbish"}, "PlanRefused", "gateway gw-a refuses shard 2: version 7: rubbish"),
     ],
 )

@@ -28,6 +28,7 @@ from segserve_operator.adapters.kube.objects import gateway_objects, gateway_url
 from segserve_operator.adapters.kube.pod_failures import pod_failure
 from segserve_operator.adapters.samples import wire
 from segserve_operator.adapters.samples.prometheus import PrometheusError, PrometheusSamples
+from segserve_operator.adapters.traffic.envoy_auth import CREDENTIALS
 from segserve_operator.adapters.traffic.envoy_tls import CERTIFICATE
 from segserve_operator.adapters.traffic.plans import load_plan, pack_plan
 from segserve_operator.core.failure import FailureReason
@@ -239,5 +240,7 @@ def _rejection(reports: Mapping[str, pods.GatewayReport]) -> FailureReason | Non
         for shard, why in sorted(report.refused.items()):
             if shard == CERTIFICATE:
                 return FailureReason("CertificateRefused", f"gateway {name}: {why}")
+            if shard == CREDENTIALS:
+                return FailureReason("CredentialsRefused", f"gateway {name}: {why}")
             return FailureReason("PlanRefused", f"gateway {name} refuses shard {shard}: {why}")
     return None

@@ -110,8 +110,11 @@ class EnvoyTraffic:
         self.refresh_credentials()
         self._updater.write(plan)
 
-    def refresh_credentials(self) -> None:
-        """Give Envoy what has changed in the Secrets with callers' credentials; what is wrong there is logged once."""
+    def refresh_credentials(self) -> str | None:
+        """Give Envoy what has changed in the Secrets with credentials; return what is wrong there, if anything is.
+
+        It is logged once.
+        """
         if self.credentials is None:
             return
         problems = self.credentials.refresh()
@@ -119,6 +122,7 @@ class EnvoyTraffic:
             if problem not in self._credential_problems:
                 log.warning("%s", problem)
         self._credential_problems = problems
+        return "; ".join(problems) or None
 
     def refresh_certificates(self) -> str | None:
         """Give Envoy what has changed of its certificates; return what is wrong with them, which is logged once."""

@@ -26,6 +26,8 @@ from segserve_operator.core.traffic import AccessRule, Callers
 CALLER: Final = "segserve.caller"
 """Namespace of the dynamic metadata that says who calls: `name`, `key` and `certificate`."""
 ACCESS_FILTER: Final = "segserve.access"
+CREDENTIALS: Final = "credentials"
+"""Key of a gateway's report for what is wrong with the Secrets of credentials."""
 STREAM_PATH: Final = "/inference.GRPCInferenceService/ModelStreamInfer"
 UNAUTHENTICATED: Final = "rbac_access_denied_matched_policy[unauthenticated]"
 DENIED: Final = "rbac_access_denied_matched_policy[none]"
