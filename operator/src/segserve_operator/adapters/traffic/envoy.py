@@ -116,7 +116,7 @@ class EnvoyTraffic:
         It is logged once.
         """
         if self.credentials is None:
-            return
+            return None
         problems = self.credentials.refresh()
         for problem in problems:
             if problem not in self._credential_problems:
