@@ -6,12 +6,15 @@ import fcntl
 import hashlib
 import shutil
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from fakes.cluster_world import DEFAULTS, NAMESPACE, ClusterWorld, model_manifest
 from segserve_builder.sources import Access, cache, fetch, fetch_folder, folder_digest
 from segserve_builder.sources.cache import FileLocks, folder_path, object_path
+from segserve_common.kube.kinds import DEPLOYMENTS
 
 NETWORK = b"the reviewed network"
 SHA256 = hashlib.sha256(NETWORK).hexdigest()
@@ -103,3 +106,17 @@ def test_an_object_that_another_process_locks_for_itself_holds_nobody_up(source:
 
     locks.keep([path])
     locks.close()
+
+
+@pytest.mark.parametrize("is_allowed", [False, True])
+async def test_a_folder_of_the_node_is_no_cache_unless_the_chart_allows_it(is_allowed: bool) -> None:
+    world = ClusterWorld(defaults=replace(DEFAULTS, allow_host_path=is_allowed))
+    world.apply_pool(server={"cache": {"hostPath": "/var/lib/kubelet"}})
+    world.apply(model_manifest("coins"))
+    await world.turns(6)
+
+    (server,) = (found for found in world.kube.all(DEPLOYMENTS, NAMESPACE) if "main" in found["metadata"]["name"])
+    volumes = server["spec"]["template"]["spec"]["volumes"]
+    assert any("hostPath" in volume for volume in volumes) is is_allowed
+    assert (world.pool_condition("Degraded") == ("True", "HostPathRefused")) is not is_allowed
+    assert world.condition("coins", "Ready")[0] == "True"

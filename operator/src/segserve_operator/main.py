@@ -216,6 +216,7 @@ def _defaults(settings: OperatorSettings, *, modern: bool) -> Defaults:
         artifact_hosts=settings.artifact_hosts,
         artifact_private_hosts=settings.artifact_private_hosts,
         artifact_signatures=settings.artifact_signatures,
+        allow_host_path=settings.allow_host_path,
         cluster_domain=settings.cluster_domain,
         operator_namespace_labels={"kubernetes.io/metadata.name": settings.lease_namespace},
         egress=settings.egress,

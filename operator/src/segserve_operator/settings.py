@@ -43,6 +43,7 @@ class OperatorSettings:
     `server_image` (26.04). Relative URIs of models are relative to `artifact_base`. Artifacts come only from
     `artifact_schemes` and `artifact_hosts` (all if these are empty), whatever a pool lists, and may come from
     `artifact_private_hosts` at addresses that are not public; `artifact_signatures` holds for all.
+    Only with `allow_host_path` is a cache a folder of the node, which several tenants may share.
     Gates may ask `gate_hosts` and notifications call
     `notification_hosts` (hosts or networks; all at public addresses if there are none).
     The holder of the Lease `lease_name` in `lease_namespace` leads, under the identity `pod_name`, which is unique.
@@ -72,6 +73,7 @@ class OperatorSettings:
     artifact_hosts: tuple[str, ...] = ()
     artifact_private_hosts: tuple[str, ...] = ()
     artifact_signatures: Signatures = field(default_factory=Signatures)
+    allow_host_path: bool = False
     gate_hosts: tuple[str, ...] = ()
     notification_hosts: tuple[str, ...] = ()
     health_port: int = 8012
@@ -116,6 +118,7 @@ class OperatorSettings:
             ),
             artifact_private_hosts=read.listed("SEGSERVE_ARTIFACT_PRIVATE_HOSTS", _HOSTS, _HOSTS_ALLOWED),
             artifact_signatures=read.signatures("SEGSERVE_ARTIFACT_SIGNATURES"),
+            allow_host_path=read.one_of("SEGSERVE_ALLOW_HOST_PATH", "false", ("true", "false")) == "true",
             gate_hosts=read.listed("SEGSERVE_GATE_HOSTS", _HOSTS, _HOSTS_ALLOWED),
             notification_hosts=read.listed("SEGSERVE_NOTIFICATION_HOSTS", _HOSTS, _HOSTS_ALLOWED),
             health_port=read.port("SEGSERVE_HEALTH_PORT", _DEFAULT.health_port),

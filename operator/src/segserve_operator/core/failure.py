@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 UNKNOWN_FIELD: Final = "UnknownField"
+HOST_PATH_REFUSED: Final = "HostPathRefused"
 """The reason if a spec has fields that only a newer release knows."""
 STATUS_UNREADABLE: Final = "StatusUnreadable"
 """The reason if the roles in a model's status cannot be read."""

@@ -43,7 +43,7 @@ class Defaults:
     `operator_namespace_labels` and `operator_pod_labels` select, in network policies, the pods that may call a
     gateway's internal port; `disruption_api` is the cluster's version of PodDisruptionBudget. Artifacts come only from
     `artifact_schemes` and `artifact_hosts` (all if empty), and may come from `artifact_private_hosts`; they have the
-    signatures that `artifact_signatures` requires. Images are
+    signatures that `artifact_signatures` requires. A cache may be a folder of the node if `allow_host_path`. Images are
     pulled with the Secrets `image_pull_secrets` beside the pool's own. Pods run as `pod_user`, as whom the cluster
     chooses if it is None. Pods reach what `egress` says, anything if it is None.
     """
@@ -61,6 +61,7 @@ class Defaults:
     artifact_hosts: tuple[str, ...] = ()
     artifact_private_hosts: tuple[str, ...] = ()
     artifact_signatures: Signatures = field(default_factory=Signatures)
+    allow_host_path: bool = False
     cluster_domain: str = "cluster.local"
     operator_namespace_labels: Mapping[str, str] = field(default_factory=dict)
     operator_pod_labels: Mapping[str, str] = field(
