@@ -52,11 +52,23 @@ def test_a_second_message_to_another_model_or_a_hidden_step_reaches_neither(gate
     assert code is grpc.StatusCode.OK
 
 
-def test_a_first_message_to_a_hidden_step_begins_no_stream(gateway: Guarded) -> None:
-    assert streamed(gateway, ELSEWHERE, COINS) == ([], grpc.StatusCode.NOT_FOUND)
-
-
 FIELD_3 = b"\x1a\x01x"
+FIRST = {
+    "its name": ELSEWHERE,
+    "its name behind another field": FIELD_3 + ELSEWHERE,
+    "its name behind that of a model": COINS + ELSEWHERE,
+    "its name behind others": FIELD_3 + COINS + ELSEWHERE,
+}
+
+
+@pytest.mark.parametrize("message", FIRST.values(), ids=FIRST)
+def test_a_first_message_to_a_hidden_step_begins_no_stream(gateway: Guarded, message: bytes) -> None:
+    asked, code = streamed(gateway, message, COINS)
+
+    assert asked == []
+    assert code is not grpc.StatusCode.OK
+
+
 HIDDEN_NAMES = {
     "a name behind other fields": FIELD_3 + ELSEWHERE,
     "no name": FIELD_3,

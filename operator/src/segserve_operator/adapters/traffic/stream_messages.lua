@@ -98,8 +98,9 @@ function Reader:begin()
       end
     end
   end
+  -- A first message without a name in front has none, or the reader ends at it.
   self.model = self.model or name
-  if name == "" or name ~= self.model then
+  if name ~= self.model or (name == "" and self.has_second) then
     return self:refuse(length, "(refused: a stream is for the model of its first message)")
   end
   self.at, self.left, self.fields, self.dropping = self.at + HEAD_BYTES, length, 1, false
