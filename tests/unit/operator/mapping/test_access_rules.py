@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from segserve_operator.api.errors import SpecError
+from segserve_operator.api.loading import load
+from segserve_operator.api.triton_pool import TritonPool
 from segserve_operator.core.traffic import AccessRule, Callers
 from segserve_operator.mapping.reading import read_pool
 from segserve_operator.mapping.specs import access_of
@@ -58,3 +61,18 @@ def test_a_pool_whose_authentication_a_newer_release_wrote_is_not_read_without_a
 
     with pytest.raises(SpecError):
         read_pool(manifest, "default")
+
+
+def test_the_example_has_two_tenants_with_a_model_each() -> None:
+    example = Path(__file__).parents[4] / "examples/tenants/tenants.yaml"
+
+    pool, *models = load(example.read_text(), example.name)
+
+    assert isinstance(pool, TritonPool)
+    assert pool.spec.gateway.auth is not None
+    assert [access_of(model.to_dict()) for model in models] == [
+        (AccessRule(keys=("team-a",)),),
+        (AccessRule(keys=("team-b",)),),
+    ]
+    artifacts = [example.parent / model.to_dict()["spec"]["artifact"]["uri"] for model in models]
+    assert all(artifact.is_file() for artifact in artifacts)
