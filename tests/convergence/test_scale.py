@@ -13,7 +13,7 @@ from segserve_builder.cluster.report_sender import MAX_LENGTH
 from segserve_builder.spec.model_spec import Golden
 from segserve_common.canonical import json_digest
 from segserve_common.kube.kinds import DEPLOYMENTS, PODS, POOLS, REVISIONS, ROLLOUTS
-from segserve_common.kube.names import reports_name
+from segserve_common.kube.names import AGENT_CONTAINER, reports_name
 from segserve_common.kube.shards import pack
 from segserve_operator.adapters.kube.objects import own_report_objects
 from segserve_operator.adapters.kube.reports import MAX_SHARED_LENGTH, MAX_SHARED_REPORTS
@@ -162,3 +162,18 @@ async def test_a_pool_with_something_in_progress_is_not_at_rest() -> None:
     world.apply(model_manifest("coins", "3"))
     await world.turns(3)
     assert not (await world.passes.reconcile(KEY)).at_rest, "a revision that failed may be tried again"
+
+
+async def test_a_pool_whose_agent_is_silent_is_not_at_rest_and_its_server_is_given_up_in_time() -> None:
+    world = ClusterWorld()
+    world.apply_pool()
+    world.apply(model_manifest("coins"))
+    await world.turns()
+    assert (await world.passes.reconcile(KEY)).at_rest
+
+    server = next(pod for pod in world.kube.all(PODS, NAMESPACE) if "main" in pod["metadata"]["name"])
+    containers = [{**each, "ready": each["name"] != AGENT_CONTAINER} for each in server["status"]["containerStatuses"]]
+    world.kube.edit_status(PODS, NAMESPACE, server["metadata"]["name"], {"status": {"containerStatuses": containers}})
+    world.kube.deliver()
+
+    assert not (await world.passes.reconcile(KEY)).at_rest

@@ -148,7 +148,8 @@ class PoolReconciler:
         due_s += [max(failure.retry_s - now_s, MIN_DUE_S) for failure in cache.failures.values()]
         if cache.bundles.reading():
             due_s.append(BUNDLE_LOOK_S)
-        return ReconcileResult(writes, min(due_s), at_rest=cache.rollout_cache.at_rest and not writes)
+        at_rest = cache.rollout_cache.at_rest and not writes and not fleet.waits_for_agents()
+        return ReconcileResult(writes, min(due_s), at_rest=at_rest)
 
     def _begin(self, key: PoolKey) -> PoolCache:
         plans: dict[str, TrafficPlan] = {}

@@ -193,6 +193,11 @@ class ClusterFleet:
         # One that cannot be read says nothing new: until the agent writes another, the last one holds.
         return self.decoded.last.get(uid, PodReport() if report.is_read else report)
 
+    def waits_for_agents(self) -> bool:
+        """Tell whether a pod's agent is not ready: its last report counts for `AGENT_GRACE_S`, and then no more."""
+        members = (pod for pod in self.view.of_pool(PODS, self.key) if _group(pod) is not None)
+        return not all(pods.container_ready(pod, AGENT_CONTAINER) for pod in members)
+
     async def start(self, group: str, replicas: int) -> None:
         """Create or repair the group's objects; of servers of an earlier template only the number changes."""
         context = self.contexts.get(self.key)
