@@ -213,6 +213,7 @@ def _decide(
         paused=verb == "pause" or (state.paused and verb != "resume"),
         skipped=skipped,
         actor=request.text if request is not None else "segserve",
+        requested_by=requester(model.annotations, verb),
     )
     result = decisions.decide(record, inputs)
     reason, message = explanation(state, result, roles)
@@ -222,7 +223,6 @@ def _decide(
         reason, message = SPLIT_EXPLANATION
     after = state_of(result.record, state.revision)
     return result, replace(after, skipped=result.skipped, reason=reason, message=shortened(message))
-        requested_by=requester(model.annotations, verb),
 
 
 def _with_window(
