@@ -90,7 +90,7 @@ class SandboxMissingError(ExportError):
 
 @dataclass(frozen=True)
 class Task:
-    """The work of a child: `module` has a function `perform(source, options, output)`, which writes to a binary file."""
+    """The work of a child: `module` has `perform(source, options, output)`, which writes to a binary file."""
 
     module: str
     source: Path
