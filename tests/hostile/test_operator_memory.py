@@ -32,7 +32,7 @@ from segserve_common.kube.names import (
     assignment_name,
 )
 from segserve_common.kube.shards import pack
-from segserve_operator.adapters.checks import cel_process, expressions
+from segserve_operator.adapters.checks import cel_process, expressions, gateway
 from segserve_operator.adapters.checks.expressions import MAX_CHILDREN, evaluate
 from segserve_operator.adapters.kube.view import PoolKey
 from segserve_operator.adapters.samples import wire
@@ -196,6 +196,30 @@ async def test_a_gateways_counts_are_read_without_what_was_not_asked_for() -> No
     transport = httpx.MockTransport(lambda _: httpx.Response(200, content=parts()))
     async with httpx.AsyncClient(transport=transport) as client:
         assert set(await wire.fetch_counts(client, "10.0.0.1", ["coins"], 100.0)) == {"coins"}
+
+
+async def test_an_answer_of_a_pools_servers_is_read_up_to_a_mebibyte(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal sent
+        while True:
+            sent += MIB
+            yield b"0" * MIB
+
+    def client(_: str, *, timeout_s: float) -> httpx.AsyncClient:
+        transport = httpx.MockTransport(lambda _: httpx.Response(200, content=endless()))
+        return httpx.AsyncClient(base_url="http://gateway", transport=transport, timeout=timeout_s)
+
+    async def address() -> str:
+        return "gateway"
+
+    monkeypatch.setattr(gateway, "internal_client", client)
+    asked = gateway.InternalGateway(address)
+
+    assert await asked.infer("coins", "main", "coins-1", b"image", {}, 5.0) == {}
+    assert sent <= 3 * MIB
+    await asked.close()
 
 
 # Expressions

@@ -63,7 +63,7 @@ class PlanShards:
             return
         try:
             self._plans[shard] = load_plan(unpack(packed))
-        except ValueError as error:
+        except (ValueError, TypeError, LookupError) as error:
             _LOG.error("%s cannot be read; its last content stays in force: %s", name, error)
             self._refused[shard] = f"version {version}: {str(error)[:_MESSAGE_LENGTH]}"
         else:

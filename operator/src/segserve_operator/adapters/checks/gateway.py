@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segserve_common.errors import SegserveError
+from segserve_common.http.guard import body_within
+from segserve_common.http.urls import RequestError
 from segserve_common.kserve import (
     BYTES,
     HEADER_LENGTH,
@@ -29,6 +31,7 @@ OutputArrays: TypeAlias = dict[str, NDArray[Any]]
 GROUP_HEADER: Final = "x-segserve-group"
 HEADERS: Final = {"Accept-Encoding": "identity"}
 CONNECT_S: Final = 5.0
+MAX_BYTES: Final = 2**20
 MAX_CLIENTS: Final = 16
 """Gateways come and go: connections to at most this many are kept."""
 
@@ -54,7 +57,7 @@ class InternalGateway:
     async def infer(
         self, model: str, group: str, revision: str, image: bytes, parameters: Mapping[str, Parameter], timeout_s: float
     ) -> OutputArrays:
-        """Return all outputs of one encoded image; BYTES as arrays of bytes objects.
+        """Return all outputs of one encoded image, BYTES as arrays of bytes objects; none of an answer above 1 MiB.
 
         Raises `NotAnsweredError` if the servers fail it, and `CheckError` if it does not reach them: the gateway cannot
         be reached, knows no such group, or has another revision there.
@@ -70,14 +73,17 @@ class InternalGateway:
         headers = {**headers, **HEADERS, GROUP_HEADER: group}
         client = await self._client()
         try:
-            reply = await client.post(f"{model_path(model)}/infer", headers=headers, content=body, timeout=timeout_s)
+            async with client.stream(
+                "POST", f"{model_path(model)}/infer", headers=headers, content=body, timeout=timeout_s
+            ) as reply:
+                content = await _content(reply)
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             raise CheckError(f"the gateway's internal listener cannot be reached: {error}") from error
         except httpx.TimeoutException:
             raise NotAnsweredError(f"no answer within {timeout_s:.3g} s") from None
         except httpx.TransportError as error:
             raise CheckError(f"the gateway closed the connection: {error or type(error).__name__}") from error
-        return _read(reply, group, revision)
+        return {} if content is None else _read(reply, content, group, revision)
 
     async def _client(self) -> httpx.AsyncClient:
         address = await self._url()
@@ -90,13 +96,24 @@ class InternalGateway:
         return self._clients[address]
 
 
-def _read(reply: httpx.Response, group: str, revision: str) -> OutputArrays:
-    if reply.status_code == _NO_ROUTE:
-        raise CheckError(reply.text[:300])
-    if reply.status_code != httpx.codes.OK:
-        raise NotAnsweredError(f"{reply.status_code}: {reply.text[:300]}")
+async def _content(reply: httpx.Response) -> bytes | None:
+    """Return an answer, None if it is too large to be read: a pool's servers answer with what they like."""
     try:
-        outputs = decode_http(reply.content, reply.headers.get(HEADER_LENGTH)).outputs
+        return await body_within(reply, MAX_BYTES)
+    except RequestError as error:
+        if reply.status_code == httpx.codes.OK:
+            return None
+        raise NotAnsweredError(f"{reply.status_code}: {error}") from error
+
+
+def _read(reply: httpx.Response, content: bytes, group: str, revision: str) -> OutputArrays:
+    text = content[:300].decode(errors="replace")
+    if reply.status_code == _NO_ROUTE:
+        raise CheckError(text)
+    if reply.status_code != httpx.codes.OK:
+        raise NotAnsweredError(f"{reply.status_code}: {text}")
+    try:
+        outputs = decode_http(content, reply.headers.get(HEADER_LENGTH)).outputs
         answer = {name: _array(tensor) for name, tensor in outputs.items()}
     except SegserveError as error:
         raise NotAnsweredError(str(error)) from error

@@ -7,6 +7,7 @@ lower edge of its bucket. Failures between the last scrape and a change of a gro
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -14,6 +15,9 @@ from typing import Any, Final
 
 import httpx
 
+from segserve_common.http.guard import body_within
+from segserve_common.http.urls import RequestError
+from segserve_common.kube.shards import read_json
 from segserve_operator.adapters.traffic.envoy_counts import BIN, LATENCIES, STATISTICS, Stats, counts_by_model
 from segserve_operator.core.rollout.counters import Counters, Sample
 
@@ -28,6 +32,7 @@ _METRICS: Final[Mapping[str, str]] = {
     if statistic not in (_SERVER_ERRORS, LATENCIES)
 }
 _TIMEOUT_S: Final = 5.0
+_MAX_BYTES: Final = 32 * 2**20
 
 
 class PrometheusError(Exception):
@@ -73,10 +78,14 @@ class PrometheusSamples:
     async def _query(self, query: str, now_s: float) -> list[Any]:
         data = {"query": query, "time": f"{now_s:.3f}"}
         try:
-            async with httpx.AsyncClient(base_url=self.url, timeout=_TIMEOUT_S) as client:
-                response = await client.post("/api/v1/query", data=data)
-            return list(response.raise_for_status().json()["data"]["result"])
-        except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
+            async with (
+                httpx.AsyncClient(base_url=self.url, timeout=_TIMEOUT_S) as client,
+                asyncio.timeout(_TIMEOUT_S),
+                client.stream("POST", "/api/v1/query", data=data, headers={"Accept-Encoding": "identity"}) as response,
+            ):
+                answer = await body_within(response.raise_for_status(), _MAX_BYTES)
+            return list(read_json(answer)["data"]["result"])
+        except (httpx.HTTPError, RequestError, TimeoutError, ValueError, LookupError, TypeError) as error:
             raise PrometheusError(f"the Prometheus at {self.url!r} does not answer: {error!r}") from error
 
     def _gateways(self, result: Iterable[Mapping[str, Any]]) -> dict[str, _Gateway]:
