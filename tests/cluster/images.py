@@ -13,10 +13,12 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import tempfile
 import time
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -44,9 +46,12 @@ from segserve_operator.adapters.local.runtime import RuntimeEnvironment, ensure_
 SERVER_IMAGE: Final = "localhost/segserve-server:test"
 OPERATOR_IMAGE: Final = "localhost/segserve-operator:test"
 ENVOY_IMAGE: Final = "localhost/segserve-envoy:test"
+FORMER_IMAGES: Final = ("localhost/segserve-server:former", "localhost/segserve-operator:former")
 
 CACHE: Final = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "segserve"
 REPOSITORY: Final = Path(__file__).parents[2]
+FORMER: Final = REPOSITORY / "tests/golden/releases/903990e.tar.xz"
+"""Chart and code of the former release, from which the tests upgrade."""
 _FAULTS: Final = REPOSITORY / "tests/faults/inside/sitecustomize.py"
 _BASE: Final = CACHE / "kubernetes-1.20.2/images/python.tar"
 _HOME: Final = "/opt/segserve"
@@ -69,14 +74,17 @@ _IN_USE_S: Final = 1800
 
 
 def images() -> tuple[Image, ...]:
-    """Return the three images; only layers whose content has changed are made, by one process at a time."""
+    """Return the images; only layers whose content has changed are made, by one process at a time."""
     runtime = ensure_runtime(CACHE, lambda text: print(text, file=sys.stderr))
     folder = CACHE / "images"
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         base = (*_debian(), _python(runtime))
-        return (_server(base, runtime), _operator(base), _envoy(base[:-1]))
+        present = (_server(base, runtime), _operator(base), _envoy(base[:-1]))
+        kernels = runtime.code / "segserve_builder/kernels/__pycache__"
+        former = (_former(image, tag, kernels) for image, tag in zip(present[:2], FORMER_IMAGES, strict=True))
+        return (*present, *former)
 
 
 def _server(base: tuple[Layer, ...], runtime: RuntimeEnvironment) -> Image:
@@ -126,6 +134,26 @@ def _envoy(base: tuple[Layer, ...]) -> Image:
     key = _digest(str(binary.stat().st_size), str(binary.stat().st_mtime_ns))
     layer = _layer("envoy", key, lambda path: write_layer(path, [Tree(binary, "/usr/local/bin/envoy")]))
     return Image(ENVOY_IMAGE, (*base, layer), {"PATH": _PATH, "HOME": "/tmp"}, _USER)
+
+
+def _former(present: Image, tag: str, kernels: Path) -> Image:
+    """Return an image of the former release: its code in the place of the present one, in the same environment.
+
+    What is compiled in the folder `kernels` goes along: it is used where the former kernels are the same.
+    """
+
+    def write(path: Path) -> None:
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder, tarfile.open(FORMER) as archive:
+            archive.extractall(folder, filter="data")
+            (builder,) = Path(folder).glob("*/src/segserve_builder")
+            shutil.copytree(kernels, builder / "kernels" / kernels.name)
+            _write_code(path, [found.parent for found in sorted(Path(folder).glob("*/src/*/__init__.py"))])
+
+    compiled = sorted(path.name for path in kernels.iterdir())
+    code = _layer("former", _digest(hashlib.sha256(FORMER.read_bytes()).hexdigest(), *compiled), write)
+    ours = ("builder-", "operator-", "faults-")
+    layers = (*(layer for layer in present.layers if not layer.path.name.startswith(ours)), code)
+    return replace(present, tag=tag, layers=layers)
 
 
 def _debian() -> tuple[Layer, ...]:
@@ -258,7 +286,7 @@ def _digest(*texts: str) -> str:
 
 
 def main() -> None:
-    """Write all three into the archive that the command line names."""
+    """Write them all into the archive that the command line names."""
     made = images()
     target = Path(sys.argv[1])
     target.parent.mkdir(parents=True, exist_ok=True)

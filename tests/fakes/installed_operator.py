@@ -88,24 +88,26 @@ def installed(cluster: Cluster, watched: Sequence[str], replicas: int = 1) -> It
             f"operator.replicas={replicas}",
             "operator.resources.requests.cpu=10m",
             "operator.resources.requests.memory=64Mi",
-            *_image("operator", cluster.images.operator),
-            *_image("server", cluster.images.server),
-            *_image("envoy", cluster.images.envoy),
+            *image_values("operator", cluster.images.operator),
+            *image_values("server", cluster.images.server),
+            *image_values("envoy", cluster.images.envoy),
         ]
         version = ("--set-string", f"images.server.tritonVersion={TRITON_VERSION}")
         waiting = ("--wait", f"--timeout={HANG_S:g}s")
-        _helm(cluster, namespace, "install", _RELEASE, str(CHART), *waiting, *version, *_set(values))
+        _helm(cluster, namespace, "install", _RELEASE, str(CHART), *waiting, *version, *set_options(values))
         try:
             yield InstalledOperator(cluster, namespace)
         finally:
             _helm(cluster, namespace, "uninstall", _RELEASE)
 
 
-def _set(values: Sequence[str]) -> list[str]:
+def set_options(values: Sequence[str]) -> list[str]:
+    """Return Helm's options for values such as `operator.replicas=1`."""
     return [word for value in values for word in ("--set", value)]
 
 
-def _image(part: str, reference: str) -> tuple[str, str]:
+def image_values(part: str, reference: str) -> tuple[str, str]:
+    """Return the chart's values for the image of a part."""
     repository, _, tag = reference.rpartition(":")
     return f"images.{part}.repository={repository}", f"images.{part}.tag={tag}"
 

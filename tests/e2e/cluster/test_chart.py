@@ -26,7 +26,6 @@ CHART: Final = ROOT / "charts/segserve"
 HELM: Final = Path(sys.prefix) / "bin/helm"
 EXAMPLE: Final = ROOT / "examples/coins/model.yaml"
 MODELS: Final = ("coins", "coins-instances", "coins-twostage")
-MADE: Final = "deployments,services,configmaps,serviceaccounts,roles,rolebindings,networkpolicies,poddisruptionbudgets"
 EMBEDDED_TRITON: Final = "24.10"
 
 Helm = Callable[..., str]
@@ -229,7 +228,3 @@ def _written(values: dict[str, Any], folder: Path) -> Path:
 def _image(reference: str) -> dict[str, str]:
     repository, _, tag = reference.rpartition(":")
     return {"repository": repository, "tag": tag}
-
-
-def _restarts(pod: dict[str, Any]) -> list[int]:
-    return [status["restartCount"] for status in pod["status"].get("containerStatuses", ())]

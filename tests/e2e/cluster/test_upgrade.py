@@ -1,0 +1,202 @@
+"""A former release is upgraded to this one and rolled back under load, its servers replaced, the operator taken away.
+
+The former release is whole: its chart, its operator, its agents, from `tests/golden/releases`.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tarfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from cluster.images import FORMER, FORMER_IMAGES, SERVER_IMAGE
+from fakes.callers import EIGHT, Load
+from fakes.cluster import Cluster, Json
+from fakes.cluster_models import default_pool, model
+from fakes.installed_operator import HELM, TRITON_VERSION, InstalledOperator, image_values, set_options
+from fakes.served_namespace import MODEL, POOL, ServedNamespace
+from fakes.waiting import HANG_S
+from segserve_common.kube.names import COMPONENT_LABEL, POOL_LABEL, SERVER
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+
+CHART: Final = Path(__file__).parents[3] / "charts/segserve"
+MODELS: Final = ("coins", "coins-instances")
+RELEASE: Final = "segserve"
+STEPS_S: Final = 300.0
+"""Two servers start and two end, one after the other."""
+
+
+@dataclass(frozen=True, slots=True)
+class Installed:
+    """A release of the chart in the namespace that it serves."""
+
+    served: ServedNamespace
+    home: Path
+
+    def helm(self, verb: str, *arguments: str | Path) -> str:
+        """Run Helm on the release; AssertionError with its words where it fails."""
+        place = ("--kubeconfig", str(self.served.cluster.kubeconfig), "--namespace", self.served.name)
+        waiting = () if verb == "test" else ("--wait", f"--timeout={HANG_S:g}s")
+        command = [str(HELM), verb, RELEASE, *map(str, arguments), *waiting, *place]
+        environment = {"HOME": str(self.home), "PATH": "/usr/bin:/bin"}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{self.served.story()}"
+        return done.stdout
+
+    def install(self, chart: Path, operator: str, server: str) -> None:
+        """Install a chart with these images, and with it a pool of two servers and two gateways."""
+        # Gateways are replaced with the operator: they let go of their callers, however slow those are.
+        pool = default_pool(server={"drainSeconds": 5}, gateway={"drainSeconds": 30})
+        file = self.home / "values.json"
+        file.write_text(json.dumps({"pool": {"create": True, "spec": pool["spec"]}}))
+        values = (
+            f"watchNamespaces={{{self.served.name}}}",
+            "crds.enabled=false",  # the cluster has them already, and other operators use them
+            "operator.resources.requests.cpu=10m",
+            "operator.resources.requests.memory=64Mi",
+            *image_values("operator", operator),
+            *image_values("server", server),
+            *image_values("envoy", self.served.cluster.images.envoy),
+        )
+        version = ("--set-string", f"images.server.tritonVersion={TRITON_VERSION}")
+        self.helm("install", chart, "--values", file, *version, *set_options(values))
+
+    def servers(self) -> list[tuple[str, int]]:
+        """Return the uid of each server's pod, and how often its containers were started again."""
+        labels = f"{POOL_LABEL}=default,{COMPONENT_LABEL}={SERVER}"
+        pods = self.served.cluster.get(self.served.name, "pods", labels=labels)
+        return sorted((pod["metadata"]["uid"], sum(_restarts(pod))) for pod in pods)
+
+    def roles(self) -> dict[str, Json]:
+        """Return what each model's roles are."""
+        return {name: self.served.status(name)["roles"] for name in MODELS}
+
+    def operator_image(self) -> str:
+        """Return the image that the operator runs."""
+        found = self.served.get("deployment", RELEASE)
+        assert found is not None
+        return str(found["spec"]["template"]["spec"]["containers"][0]["image"])
+
+    def passes_go_by(self) -> None:
+        """Return once the operator that runs now has looked at the pool a few times."""
+        served = self.served
+        served.cluster.wait("the former operator is gone", lambda: len(served.operator.pods()) == 1)
+        served.cluster.wait("passes of the operator", lambda: served.operator.passes() > 2)
+
+
+@pytest.fixture(scope="module")
+def release(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installed]:
+    """The former release: its operator serves two models from two servers with its agents, by two gateways."""
+    if cluster.images.server != SERVER_IMAGE:
+        pytest.skip("needs the images of the former release")
+    folder = tmp_path_factory.mktemp("release")
+    with tarfile.open(FORMER) as archive:
+        archive.extractall(folder, filter="data")
+    with ExitStack() as stack:
+        name = stack.enter_context(cluster.namespace("upgrade"))
+        found = Installed(ServedNamespace(cluster, InstalledOperator(cluster, name), name), folder)
+        server, operator = FORMER_IMAGES
+        found.install(folder / "charts/segserve", operator, server)
+        found.served.apply(*(model(each, pool="default") for each in MODELS))
+        found.served.wait_ready(*MODELS)
+        yield found
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What there was after a change of the release, and the failed requests until then."""
+
+    operator: str
+    servers: list[tuple[str, int]]
+    roles: dict[str, Json]
+    failures: list[str]
+
+
+@pytest.fixture(scope="module")
+def seen(release: Installed) -> dict[str, Seen]:
+    """What was seen before and after an upgrade, a rollback and an upgrade again, under load; this release stays."""
+    cluster = release.served.cluster
+    present = (*image_values("operator", cluster.images.operator), *image_values("server", cluster.images.server))
+    upgrade = ("upgrade", CHART, "--reuse-values", *set_options(present))
+    found: dict[str, Seen] = {}
+    with Load(release.served.url(), MODELS[0], 0.4, EIGHT) as load:
+        for name, change in {
+            "installed": (),
+            "upgraded": upgrade,
+            "rolled back": ("rollback", "1"),
+            "upgraded again": upgrade,
+        }.items():
+            if change:
+                release.helm(*change)
+            release.passes_go_by()
+            load.wait_for(release.served.stable(MODELS[0]), count=20)
+            found[name] = Seen(release.operator_image(), release.servers(), release.roles(), list(load.failures))
+    return found
+
+
+def test_an_upgrade_and_its_rollback_fail_no_request_and_move_no_model_and_no_server(seen: dict[str, Seen]) -> None:
+    before = seen["installed"]
+
+    assert len(before.servers) == 2
+    assert [each.operator.rpartition(":")[2] for each in seen.values()] == ["former", "test", "former", "test"]
+    assert [each.servers for each in seen.values()] == [before.servers] * 4
+    assert [each.roles for each in seen.values()] == [before.roles] * 4
+    assert {name: each.failures for name, each in seen.items()} == {name: [] for name in seen}
+
+
+def test_servers_of_the_new_release_replace_the_former_ones_step_by_step_once_asked_for_and_no_request_fails(
+    release: Installed, seen: dict[str, Seen]
+) -> None:
+    served = release.served
+    former, stable = served.main(), {name: served.stable(name) for name in MODELS}
+    served.cluster.wait_condition(served.name, POOL, "default", "UpdateAvailable")
+    with served.load(pause_s=0.4):
+        served.patch(POOL, "default", {"metadata": {"annotations": {"segserve.dev/update": "now"}}})
+        served.cluster.wait("another main group", lambda: served.main() not in (former, ""), STEPS_S)
+        main = served.main()
+        served.cluster.wait("the former servers are gone", lambda: served.groups() == {main}, STEPS_S)
+        served.wait_ready(*MODELS)
+    assert {name: served.role(name, "stable") for name in MODELS} == {name: (stable[name], main) for name in MODELS}
+    assert not {uid for uid, _ in release.servers()} & {uid for uid, _ in seen["installed"].servers}
+
+
+def test_what_serves_outlives_an_uninstalled_operator_and_is_found_by_the_next(
+    release: Installed, seen: dict[str, Seen]
+) -> None:
+    served, cluster = release.served, release.served.cluster
+    told = release.helm("test", "--logs")
+    assert f"http://segserve-default.{served.name}.svc:8080/v2/health/ready: ok" in told
+    serving = release.servers()
+
+    release.helm("uninstall")
+    assert served.get(POOL, "default")
+    assert release.servers() == serving
+
+    release.install(CHART, cluster.images.operator, cluster.images.server)
+    served.delete(MODEL, MODELS[-1])
+    assert release.servers() == serving
+
+    served.delete(f"{MODEL},{POOL}", "--all")
+    cluster.wait("nothing is left of the pool but pods that end", lambda: not staying(served))
+    release.helm("uninstall")
+
+
+def staying(served: ServedNamespace) -> list[str]:
+    """Return what there is of the pool that is not about to end."""
+    return [
+        f"{each['kind']} {each['metadata']['name']}"
+        for each in served.children()
+        if "deletionTimestamp" not in each["metadata"]
+    ]
+
+
+def _restarts(pod: Json) -> list[int]:
+    return [status["restartCount"] for status in pod["status"].get("containerStatuses", ())]
