@@ -31,7 +31,7 @@ from segserve_operator.adapters.local.certificates import ensure_certificate
 from segserve_operator.adapters.traffic.envoy import EnvoyTraffic
 from segserve_operator.adapters.traffic.envoy_listener import EnvoySettings
 from segserve_operator.adapters.traffic.envoy_tls import TlsSettings
-from segserve_operator.core.traffic import Endpoint, Limits, Rate, Route, Share, TrafficPlan
+from segserve_operator.core.traffic import Endpoint, RequestRate, Route, RouteLimits, Share, TrafficPlan
 
 OUT: Final = ROOT / "bench/out/gateway_guards.json"
 ROUNDS: Final = 7
@@ -43,8 +43,8 @@ FLOODERS: Final = 40
 CALM_PER_S: Final = 15
 NEIGHBOUR_S: Final = 20.0
 _PROCESSES: Final = multiprocessing.get_context("spawn")
-ENOUGH: Final = Limits(Rate(1_000_000, 2000), Rate(1_000_000, 2000))
-FEW: Final = Limits(per_caller=Rate(requests_per_s=20))
+ENOUGH: Final = RouteLimits(RequestRate(1_000_000, 2000), RequestRate(1_000_000, 2000))
+FEW: Final = RouteLimits(per_caller=RequestRate(requests_per_s=20))
 
 
 def _serve(delay_s: float, ready: SimpleQueue[int]) -> None:
@@ -110,7 +110,9 @@ def _flood(port: int, seconds: float, ended: SimpleQueue[dict[int, int]]) -> Non
 
 
 @asynccontextmanager
-async def _gateway(folder: Path, server: Endpoint, *, tls: Path | None, limits: Limits | None) -> AsyncIterator[int]:
+async def _gateway(
+    folder: Path, server: Endpoint, *, tls: Path | None, limits: RouteLimits | None
+) -> AsyncIterator[int]:
     """Run Envoy in front of the server, and yield its port."""
     (port,) = free_ports(1)
     settings = EnvoySettings(port=port, tls=TlsSettings(tls) if tls is not None else None)
@@ -186,7 +188,7 @@ async def cost() -> dict[str, dict[str, float]]:
     }
 
 
-async def neighbour(limits: Limits | None, *, flood: bool) -> dict[str, float]:
+async def neighbour(limits: RouteLimits | None, *, flood: bool) -> dict[str, float]:
     """Return the times of a calm caller, and what became of the other's requests."""
     calm, ended = list[tuple[int, float]](), _PROCESSES.SimpleQueue()
     with tempfile.TemporaryDirectory() as folder, _server(SERVER_S) as server:

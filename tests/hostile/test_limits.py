@@ -29,7 +29,7 @@ from segserve_operator.adapters.traffic.envoy_admin import WITHOUT_TLS
 from segserve_operator.adapters.traffic.envoy_auth import AuthSettings
 from segserve_operator.adapters.traffic.envoy_limits import RETRY_AFTER_S
 from segserve_operator.api.access import Auth
-from segserve_operator.core.traffic import Endpoint, Limits, Rate, Route, Share, TrafficPlan
+from segserve_operator.core.traffic import Endpoint, RequestRate, Route, RouteLimits, Share, TrafficPlan
 
 pytestmark = [pytest.mark.platform, pytest.mark.core, pytest.mark.asyncio(loop_scope="module")]
 
@@ -45,7 +45,9 @@ class Entrance:
     running: RunningGateway
     triton: StubTriton
 
-    async def limited(self, model: str, limits: Limits | None, *, canary: int = 0, beside: str | None = None) -> None:
+    async def limited(
+        self, model: str, limits: RouteLimits | None, *, canary: int = 0, beside: str | None = None
+    ) -> None:
         """Serve a model with these limits, whose buckets are full where they are new, `beside` one without any."""
         plan = served(self.triton, model=model)
         (route,) = plan.routes
@@ -124,8 +126,8 @@ async def by_grpc(entrance: Entrance, caller: str = "", model: str = "coins", me
     return "200"
 
 
-PER_CALLER = Limits(per_caller=Rate(requests_per_s=3))
-TOTAL = Limits(total=Rate(requests_per_s=4))
+PER_CALLER = RouteLimits(per_caller=RequestRate(requests_per_s=3))
+TOTAL = RouteLimits(total=RequestRate(requests_per_s=4))
 
 
 async def test_a_caller_who_sends_too_much_is_told_when_to_come_again_and_a_neighbour_is_answered(
@@ -141,7 +143,7 @@ async def test_a_caller_who_sends_too_much_is_told_when_to_come_again_and_a_neig
 
 
 async def test_the_refusal_says_what_is_limited_in_both_protocols(entrance: Entrance) -> None:
-    await entrance.limited("coins", Limits(per_caller=Rate(requests_per_s=1)))
+    await entrance.limited("coins", RouteLimits(per_caller=RequestRate(requests_per_s=1)))
     said = "rate limit: spec.limits of model 'coins' allows no more requests now"
     async with entrance.http("ann") as client:
         answer = await client.post(infer("coins"), content=b"image")
@@ -191,7 +193,7 @@ async def test_a_rollout_gives_no_second_budget(entrance: Entrance) -> None:
 
 
 async def test_many_callers_together_stay_within_the_total(entrance: Entrance) -> None:
-    await entrance.limited("coins", Limits(Rate(requests_per_s=3), Rate(requests_per_s=4)))
+    await entrance.limited("coins", RouteLimits(RequestRate(requests_per_s=3), RequestRate(requests_per_s=4)))
 
     assert (await flood(by_http(entrance, name) for name in NAMES * 10)).stays_within(4)
 
@@ -205,7 +207,7 @@ async def test_a_stranger_is_limited_by_his_address_whatever_address_he_claims(e
 
 
 async def test_other_models_and_questions_about_the_model_are_not_limited(entrance: Entrance) -> None:
-    await entrance.limited("coins", Limits(per_caller=Rate(requests_per_s=1)), beside="cells")
+    await entrance.limited("coins", RouteLimits(per_caller=RequestRate(requests_per_s=1)), beside="cells")
     assert (await flood(by_http(entrance, "ann") for _ in range(10))).outcomes["429"]
 
     async with entrance.http("ann") as client:
@@ -219,7 +221,7 @@ async def test_other_models_and_questions_about_the_model_are_not_limited(entran
 async def test_bytes_are_limited_however_they_come(entrance: Entrance, way: str) -> None:
     size = 900_000
     model = f"coins-{way}"
-    await entrance.limited(model, Limits(per_caller=Rate(megabytes_per_s=1)))
+    await entrance.limited(model, RouteLimits(per_caller=RequestRate(megabytes_per_s=1)))
 
     async def chunks() -> AsyncIterator[bytes]:
         for _ in range(9):
@@ -242,7 +244,7 @@ async def test_bytes_are_limited_however_they_come(entrance: Entrance, way: str)
 async def test_limits_change_and_go_without_a_restart(entrance: Entrance) -> None:
     for limits, refuses in (
         (TOTAL, True),
-        (Limits(total=Rate(requests_per_s=1000)), False),
+        (RouteLimits(total=RequestRate(requests_per_s=1000)), False),
         (TOTAL, True),
         (None, False),
     ):
@@ -263,7 +265,11 @@ async def test_an_envoy_that_starts_again_holds_the_limits(entrance: Entrance) -
 async def test_our_client_waits_as_long_as_it_is_told(entrance: Entrance, transport: TransportName) -> None:
     pauses: list[tuple[type[SegserveError], float]] = []
     with boxes() as (server, photo):
-        route = Route("boxes", (Share("main", "boxes-aaaaaaaaaa", 100, (server,)),), limits=Limits(Rate(1), Rate(1)))
+        route = Route(
+            "boxes",
+            (Share("main", "boxes-aaaaaaaaaa", 100, (server,)),),
+            limits=RouteLimits(RequestRate(1), RequestRate(1)),
+        )
         await entrance.running.traffic.shift(TrafficPlan((route,), (server,)))
         hooks = Hooks(on_retry=lambda event: pauses.append((type(event.error), event.pause_s)))
         url, key = entrance.running.traffic.url, api_key("ann", "ann")

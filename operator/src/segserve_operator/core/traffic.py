@@ -75,7 +75,7 @@ class AccessRule:
 
 
 @dataclass(frozen=True, slots=True)
-class Rate:
+class RequestRate:
     """Inference requests per second, and million bytes of them; None is not limited."""
 
     requests_per_s: int | None = None
@@ -83,11 +83,11 @@ class Rate:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class RouteLimits:
     """How much one gateway takes for a model: of each caller, and of all together."""
 
-    per_caller: Rate = Rate()
-    total: Rate = Rate()
+    per_caller: RequestRate = RequestRate()
+    total: RequestRate = RequestRate()
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ class Route:
     steps: tuple[str, ...] = ()
     exposed: tuple[str, ...] = ()
     access: tuple[AccessRule, ...] | None = None
-    limits: Limits | None = None
+    limits: RouteLimits | None = None
 
     def __post_init__(self) -> None:
         total = sum(share.weight for share in self.shares)

@@ -13,7 +13,7 @@ from segserve_operator.api import limits as api
 from segserve_operator.api.access import AccessRules
 from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.models.observed import MinReady, Wanted
-from segserve_operator.core.traffic import AccessRule, Callers, Limits, Rate
+from segserve_operator.core.traffic import AccessRule, Callers, RequestRate, RouteLimits
 from segserve_operator.mapping.reading import read_model
 
 _ACCESS: Final = TypeAdapter(AccessRules)
@@ -61,7 +61,7 @@ def access_of(manifest: Mapping[str, Any]) -> tuple[AccessRule, ...] | None:
     )
 
 
-def limits_of(manifest: Mapping[str, Any]) -> Limits | None:
+def limits_of(manifest: Mapping[str, Any]) -> RouteLimits | None:
     """Return how much callers may send to a model, None if its spec does not limit it.
 
     It is read by itself, as rules of access are; of a newer release's limits those hold that this one knows.
@@ -73,11 +73,11 @@ def limits_of(manifest: Mapping[str, Any]) -> Limits | None:
         limits, _ = read_tolerantly(api.Limits, stated)
     except ValidationError:
         return None
-    return Limits(_rate_of(limits.per_caller), _rate_of(limits.total))
+    return RouteLimits(_rate_of(limits.per_caller), _rate_of(limits.total))
 
 
-def _rate_of(rate: api.Rate | None) -> Rate:
-    return Rate() if rate is None else Rate(rate.requests_per_second, rate.megabytes_per_second)
+def _rate_of(rate: api.Rate | None) -> RequestRate:
+    return RequestRate() if rate is None else RequestRate(rate.requests_per_second, rate.megabytes_per_second)
 
 
 def min_ready_of(stated: int | str | None) -> MinReady:

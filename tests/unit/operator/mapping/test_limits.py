@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from segserve_operator.core.traffic import Limits, Rate
+from segserve_operator.core.traffic import RequestRate, RouteLimits
 from segserve_operator.mapping.specs import limits_of
 
 
@@ -14,15 +14,19 @@ from segserve_operator.mapping.specs import limits_of
     ("stated", "limits"),
     [
         pytest.param(None, None, id="none"),
-        pytest.param({}, Limits(), id="empty"),
-        pytest.param({"perCaller": {"requestsPerSecond": 5}}, Limits(Rate(5)), id="of each caller"),
-        pytest.param({"total": {"megabytesPerSecond": 9}}, Limits(total=Rate(None, 9)), id="of all together"),
+        pytest.param({}, RouteLimits(), id="empty"),
+        pytest.param({"perCaller": {"requestsPerSecond": 5}}, RouteLimits(RequestRate(5)), id="of each caller"),
         pytest.param(
-            {"perCaller": {"requestsPerSecond": 5, "pixelsPerSecond": 7}}, Limits(Rate(5)), id="a newer release's"
+            {"total": {"megabytesPerSecond": 9}}, RouteLimits(total=RequestRate(None, 9)), id="of all together"
         ),
-        pytest.param({"perCaller": {"requestsPerSecond": 0}}, Limits(), id="no number"),
+        pytest.param(
+            {"perCaller": {"requestsPerSecond": 5, "pixelsPerSecond": 7}},
+            RouteLimits(RequestRate(5)),
+            id="a newer release's",
+        ),
+        pytest.param({"perCaller": {"requestsPerSecond": 0}}, RouteLimits(), id="no number"),
         pytest.param("many", None, id="no limits at all"),
     ],
 )
-def test_what_a_release_knows_of_the_limits_holds(stated: Any, limits: Limits | None) -> None:
+def test_what_a_release_knows_of_the_limits_holds(stated: Any, limits: RouteLimits | None) -> None:
     assert limits_of({"metadata": {"name": "coins"}, "spec": {"limits": stated}}) == limits

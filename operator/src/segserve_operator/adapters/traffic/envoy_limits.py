@@ -15,7 +15,7 @@ from typing import Final
 
 from segserve_operator.adapters.traffic.envoy_clusters import TYPES
 from segserve_operator.adapters.traffic.envoy_messages import Json
-from segserve_operator.core.traffic import Rate, Route
+from segserve_operator.core.traffic import RequestRate, Route
 
 LIMITS_NAME: Final = "segserve.limits"
 """Name of the filter, and of the metadata of a route that has the model's name."""
@@ -100,7 +100,7 @@ def _descriptors(route: Route, max_request_bytes: int) -> Iterator[Json]:
                 yield {"entries": named, "token_bucket": bucket}
 
 
-def _buckets(rate: Rate, max_request_bytes: int) -> Iterator[tuple[str, Json]]:
+def _buckets(rate: RequestRate, max_request_bytes: int) -> Iterator[tuple[str, Json]]:
     if rate.requests_per_s is not None:
         yield _REQUESTS, _bucket(rate.requests_per_s, rate.requests_per_s)
     if rate.megabytes_per_s is not None:

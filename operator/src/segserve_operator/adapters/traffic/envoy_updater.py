@@ -37,7 +37,7 @@ from segserve_operator.adapters.traffic.envoy_routes import (
     encode_weights,
     read_weights,
 )
-from segserve_operator.core.traffic import Limits, Route, TrafficPlan, real_group
+from segserve_operator.core.traffic import Route, RouteLimits, TrafficPlan, real_group
 
 # Envoy's main thread hands changes to its workers, and nothing reports when they have arrived: one turn of their loops.
 _WORKERS_TURN_S: Final = 0.05
@@ -160,7 +160,7 @@ class EnvoyUpdater:
         self._on_replace = on_replace
         self._written: _WrittenState | None = None
         self._rejected: tuple[EnvoyAdmin, int] | None = None
-        self._rendered_limits: tuple[tuple[tuple[str, Limits], ...], DiscoveryResponse] | None = None
+        self._rendered_limits: tuple[tuple[tuple[str, RouteLimits], ...], DiscoveryResponse] | None = None
 
     def write(self, plan: TrafficPlan) -> None:
         """Write all files at once, before Envoy starts."""

@@ -16,7 +16,7 @@ from segserve_operator.core.failure import FailureReason, shortened
 from segserve_operator.core.gates.checks import CheckResult
 from segserve_operator.core.rollout.counters import HungRequests, Sample
 from segserve_operator.core.rollout.record import Record, RolloutState
-from segserve_operator.core.traffic import AccessRule, Endpoint, Limits, TrafficState
+from segserve_operator.core.traffic import AccessRule, Endpoint, RouteLimits, TrafficState
 
 MAIN: Final = "main"
 CANARY: Final = "canary"
@@ -179,7 +179,7 @@ class ModelObserved:
     deleting: bool = False
     annotations: Mapping[str, str] = field(default_factory=dict)
     access: tuple[AccessRule, ...] | None = None
-    limits: Limits | None = None
+    limits: RouteLimits | None = None
 
     @property
     def roles(self) -> Roles:

@@ -1,4 +1,4 @@
-"""What TLS adds to a gateway's pods and Service: mounted Secrets, which the sidecar reads, and the port that redirects.
+"""Parts of a gateway's pods and Service for TLS: mounted Secrets, which the sidecar reads, and a port that redirects.
 
 Envoy reads certificates from a folder in memory that the sidecar writes to; it has no Secret mounted.
 """
