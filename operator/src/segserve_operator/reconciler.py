@@ -49,8 +49,9 @@ log = logging.getLogger("segserve")
 class Dependencies:
     """Dependencies of passes beside the objects of the API.
 
-    `logs` reads pods' logs, `notifier` sends notifications, `sign` signs decisions of rollouts. If `prometheus` is an address, gateways' counters come from
-    there. `gate_hosts` are the hosts that gates may ask, as `service_check` takes them.
+    `logs` reads pods' logs, `notifier` sends notifications, `sign` signs decisions of rollouts. If `prometheus` is an
+    address, gateways' counters come from there. `gate_hosts` are the hosts that gates may ask, as `service_check` takes
+    them.
     """
 
     logs: PodLogs
