@@ -1,4 +1,4 @@
-"""Which objects the view keeps: labels are anybody's to give, so they alone do not make the operator hold an object."""
+"""Objects that the view keeps: labels are anybody's to give, so they alone do not make the operator hold an object."""
 
 from __future__ import annotations
 
