@@ -66,7 +66,7 @@ def reports_of(config_map: Mapping[str, Any] | None) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class GatewayReport:
-    """Report of a gateway's sidecar: versions of shards by number, refusals, and routes that wait for requests to end."""
+    """Report of a gateway's sidecar: versions of shards by number, refusals, routes that wait for their requests."""
 
     shards: Mapping[str, str] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
