@@ -229,7 +229,7 @@ class ServerObserved:
 
 @dataclass(frozen=True, slots=True)
 class RevisionReports:
-    """What the ready servers of a group say of one revision: all reports, and the servers that serve it or fail."""
+    """The reports of a group's ready servers on one revision: all of them, and the servers that serve it or fail."""
 
     said: tuple[tuple[ServerObserved, ModelReport], ...]
     proved: tuple[ServerObserved, ...]

@@ -1,4 +1,4 @@
-"""What is at rest: worlds in which nothing waits for the clock, and models that need no new decision."""
+"""Rest: worlds in which nothing waits for the clock, and models that need no new decision."""
 
 from __future__ import annotations
 
