@@ -149,9 +149,7 @@ def fetch_folder(
     return target
 
 
-def _fetch_folder(
-    source: ArtifactSource, uri: str, sha256: str, cache: Path, access: Access, reader: _Reader
-) -> None:
+def _fetch_folder(source: ArtifactSource, uri: str, sha256: str, cache: Path, access: Access, reader: _Reader) -> None:
     if is_archive(uri):
         archive = fetch(uri, sha256, cache, access, progress=reader.progress, retry_policy=reader.retry_policy)
         unpack_folder(archive, uri, sha256, cache, access.max_bytes)

@@ -64,8 +64,6 @@ def _within(spec: TritonPoolSpec, defaults: Defaults) -> tuple[TritonPoolSpec, F
     if spec.server.cache.host_path is None or defaults.allow_host_path:
         return spec, None
     cache = Server().cache
-    message = (
-        f"cache.hostPath is not used: the chart's allowHostPath is false; servers get a cache of {cache.size}"
-    )
+    message = f"cache.hostPath is not used: the chart's allowHostPath is false; servers get a cache of {cache.size}"
     server = spec.server.model_copy(update={"cache": cache})
     return spec.model_copy(update={"server": server}), FailureReason(HOST_PATH_REFUSED, message)
