@@ -457,6 +457,13 @@ PROGRESSING = [
         id="nothing is under way where the spec's revision is stable in main",
     ),
     pytest.param(
+        world(model(FIRST, SERVED), groups=[MAIN], traffic=NO_WAY),
+        ObservedCondition(
+            "Progressing", "True", "Routing", f"the gateway does not yet send requests to {FIRST.revision}"
+        ),
+        id="a promotion is in progress until the gateway follows",
+    ),
+    pytest.param(
         world(model(FIRST, SERVED)),
         ObservedCondition("Progressing", "False", "Idle", "no change is in progress"),
         id="a stable revision without servers makes no progress of its own",

@@ -77,7 +77,7 @@ def _conditions(
     trouble = problem
     if problem is None and refused is not None:
         trouble = refused.reason, refused.message
-    progressing = _progressing(model, roles, state, newest, trial, world)
+    progressing = _progressing(model, roles, state, newest, trial, serving, world)
     stalled = stalled_condition(stall)
     return (
         _artifact(roles, newest),
@@ -230,6 +230,7 @@ def _progressing(
     state: RolloutState | None,
     report: ModelReport | None,
     trial: TrialProgress | None,
+    serving: ObservedCondition,
     world: Observed,
 ) -> ObservedCondition:
     candidate = roles.candidate
@@ -241,7 +242,7 @@ def _progressing(
         text = f"{state.revision} gets {state.weight} % of requests: {state.message or 'no problem is known'}"
         return ObservedCondition("Progressing", "True", state.phase.label, text)
     if candidate is None or candidate.failure is not None:
-        return _settling(model, roles, trial, world)
+        return _settling(model, roles, trial, serving, world)
     if candidate.group is None:
         text = f"{candidate.revision} is queued: at most {MAX_CANDIDATE_GROUPS} candidates are proved concurrently"
         return ObservedCondition("Progressing", "True", "Queued", text)
@@ -258,12 +259,18 @@ def _progressing(
     )
 
 
-def _settling(model: ModelObserved, roles: Roles, trial: TrialProgress | None, world: Observed) -> ObservedCondition:
+def _settling(
+    model: ModelObserved,
+    roles: Roles,
+    trial: TrialProgress | None,
+    serving: ObservedCondition,
+    world: Observed,
+) -> ObservedCondition:
     main = world.groups.get(world.main)
     if trial is not None and trial.possible and trial.pending:
         return ObservedCondition("Progressing", "True", "GoldenPending", _pending(trial))
     if roles.stable is None or main is None or not settling(roles, world.main):
-        return _at_rest(model, roles)
+        return _at_rest(model, roles, serving)
     problem = problem_for_model(world.main, world)
     why = f": {problem.message}" if problem is not None else ""
     return ObservedCondition(
@@ -271,7 +278,7 @@ def _settling(model: ModelObserved, roles: Roles, trial: TrialProgress | None, w
     )
 
 
-def _at_rest(model: ModelObserved, roles: Roles) -> ObservedCondition:
+def _at_rest(model: ModelObserved, roles: Roles, serving: ObservedCondition) -> ObservedCondition:
     """Return that nothing is in progress, or what the spec still requires."""
     if is_returning(model, roles) and roles.previous is not None:
         text = f"{roles.previous.revision} serves again once a server of group {roles.previous.group} answers for it"
@@ -281,6 +288,8 @@ def _at_rest(model: ModelObserved, roles: Roles) -> ObservedCondition:
     if refused is not None:
         text = f"{refused.reason}: another spec is needed, or a retry"
         return ObservedCondition("Progressing", "False", "Stalled", text)
+    if serving.reason == "Routing":
+        return ObservedCondition("Progressing", "True", serving.reason, serving.message)
     return ObservedCondition("Progressing", "False", "Idle", "no change is in progress")
 
 
