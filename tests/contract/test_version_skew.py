@@ -55,9 +55,18 @@ def world_with(objects: list[Json]) -> ClusterWorld:
     """Return a cluster that another operator leaves to this one."""
     world = ClusterWorld(now_s=BEGUN_S)
     for item in objects:
+        if item["kind"] == "Pod":
+            own_by_a_replica_set(item)
         world.kube.hold(KINDS[item["kind"]], repacked(item))
     world.restart()
     return world
+
+
+def own_by_a_replica_set(pod: Json) -> None:
+    """Give a pod the owner that it has in any cluster; the fake one of the earlier release had no ReplicaSets."""
+    (owner,) = pod["metadata"]["ownerReferences"]
+    if owner["kind"] == "Deployment":
+        owner |= {"kind": "ReplicaSet", "name": f"{pod['metadata']['name'].rpartition('-')[0]}-5d8f"}
 
 
 def answered(world: ClusterWorld) -> dict[str, dict[str, tuple[int, int]]]:

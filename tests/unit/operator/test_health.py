@@ -36,8 +36,8 @@ def operator_with(api: object) -> Operator:
     nothing: Any = None
     long_ago_s = time.monotonic() - 3600
     view = View((MODELS, POOLS))
-    parts = (OperatorSettings(), cast("Any", api), view, nothing, nothing, nothing, Metrics(), long_ago_s, long_ago_s)
-    return Operator(*parts)
+    parts = (OperatorSettings(), cast("Any", api), view, nothing, nothing, nothing, Metrics(), nothing, long_ago_s)
+    return Operator(*parts, tried_at_s=long_ago_s)
 
 
 async def test_an_api_server_that_does_not_answer_restarts_no_operator(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,6 @@ class Decode(Stage):
     documents the conversion of colour and 16 bits.
     """
 
-    version: ClassVar[int] = 2
     takes: ClassVar[frozenset[ValueType]] = frozenset({ValueType.ENCODED})
     gives: ClassVar[ValueType | None] = ValueType.IMAGE
 

@@ -315,7 +315,7 @@ def test_on_this_machine_a_verb_is_written_beside_the_spec_and_records_are_files
 def test_every_verb_of_the_design_is_a_command() -> None:
     verbs = {"promote", "abort", "pause", "resume", "retry", "rollback", "skip-gate"}
 
-    assert set(COMMANDS) == {"status", "plan", "list", "replay", "bundle"} | verbs
+    assert set(COMMANDS) == {"status", "plan", "list", "replay", "verify", "bundle"} | verbs
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
+from cel_expr_python import cel
 from pydantic import TypeAdapter, ValidationError
 
 from segserve_operator.adapters.checks.cel_process import answer
@@ -44,7 +45,7 @@ def broken(value: Any, schema: Mapping[str, Any]) -> Iterator[str]:
         text = rule["rule"]
         for own, instead in _KUBERNETES_OWN.items():
             text = text.replace(own, instead)
-        found = answer({"rule": text}, {"self": value})
+        found = answer(cel, {"rule": text}, {"self": value})
         assert "values" in found, f"{rule['rule']}: {found}"
         if not found["values"]["rule"]:
             yield rule["message"]

@@ -24,7 +24,7 @@ from segserve_common.api_errors import (
 from segserve_common.kube.async_client import AsyncKubeClient
 from segserve_common.kube.config import KubeConfigError
 from segserve_common.kube.kinds import CONFIG_MAPS, DEPLOYMENTS, Json, Kind
-from segserve_common.kube.requests import PAGE_SIZE
+from segserve_common.kube.requests import METADATA_LIST, PAGE_SIZE, PAGE_SIZES
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -212,7 +212,8 @@ async def test_long_lists_are_read_in_pages() -> None:
 
     async def handler(request: web.Request) -> web.Response:
         before = request.query.get("continue", "")
-        assert request.query["limit"] == str(PAGE_SIZE)
+        size = PAGE_SIZE if request.headers["Accept"] == METADATA_LIST else PAGE_SIZES[CONFIG_MAPS]
+        assert request.query["limit"] == str(size)
         assert request.query["labelSelector"] == "a=b,c=d"
         asked.append(before)
         item = {"metadata": {"namespace": "a", "name": f"after-{before}", "resourceVersion": "7", "managedFields": []}}
