@@ -66,16 +66,21 @@ class InstalledOperator:
         return found
 
     def passes(self) -> int:
-        """Return how many passes over pools it has made since it started; at rest each pool has one in 30 s."""
+        """Return how many passes over pools it has made since it started; at rest each pool has one in five minutes."""
         return sum(int(sample.value) for sample in self._metric("segserve_reconcile_passes"))
 
+    def audit_age_s(self) -> float:
+        """Return how long ago its view was last compared with the cluster."""
+        (sample,) = self._metric("segserve_watch_age_seconds")
+        return float(sample.value)
+
     def _metric(self, name: str) -> list[Sample]:
-        """Return a counter's samples."""
+        """Return the samples of a counter or gauge."""
         (pod,) = self.pods()
         with urllib.request.urlopen(f"http://{pod['status']['podIP']}:{_PORT}/metrics", timeout=HANG_S) as answer:
             families = text_string_to_metric_families(answer.read().decode())
             (found,) = (family for family in families if family.name == name)
-        return [sample for sample in found.samples if sample.name.endswith("_total")]
+        return [sample for sample in found.samples if sample.name in (name, f"{name}_total")]
 
 
 @contextmanager

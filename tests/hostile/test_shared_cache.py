@@ -6,6 +6,8 @@ import fcntl
 import hashlib
 import shutil
 import tarfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -94,6 +96,26 @@ def test_a_lock_that_is_held_and_not_used_holds_nobody_up(
         assert fetch(source.as_uri(), SHA256, shared).read_bytes() == NETWORK
 
     assert [path.name for path in part.parent.iterdir()] == [part.name]
+
+
+def test_who_waited_for_a_file_goes_on_when_it_is_complete_and_in_use(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared, waits = tmp_path / "cache", threading.Event()
+    part, target = shared / "partial" / f"{SHA256}.part", object_path(shared, SHA256)
+    part.parent.mkdir(parents=True)
+    target.parent.mkdir(parents=True)
+    monkeypatch.setattr(cache.time, "sleep", lambda _: waits.set())
+    with part.open("wb") as held, ThreadPoolExecutor(1) as pool:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        fetched = pool.submit(fetch, source.as_uri(), SHA256, shared)
+        assert waits.wait(60)
+        held.write(NETWORK)
+        held.flush()
+        part.replace(target)
+        fcntl.flock(held, fcntl.LOCK_SH)  # as an agent does while it serves the network
+
+        assert fetched.result(60).read_bytes() == NETWORK
 
 
 def test_an_object_that_another_process_locks_for_itself_holds_nobody_up(source: Path, tmp_path: Path) -> None:

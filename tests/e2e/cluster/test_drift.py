@@ -24,8 +24,6 @@ Json = dict[str, Any]
 POOLS = ("default", "second")
 CALM_PASSES = 2 * len(POOLS)
 """Each has had one, from its beginning to its end."""
-AUDITS = len(POOLS)
-"""Where all have just been looked at: one of each, as it comes by itself."""
 NAMES = ("coins", "coins-instances", "coins-twostage")
 GARBAGE = base64.b64encode(b"garbage").decode()
 SOMEBODY: Json = {"metadata": {"labels": {"app.kubernetes.io/managed-by": "somebody"}, "ownerReferences": None}}
@@ -174,7 +172,7 @@ def test_at_rest_nothing_is_written(served: ServedNamespace) -> None:
     look_at_all(served)
     writes, versions = served.operator.writes(), served.versions()
 
-    passes_go_by(served, AUDITS)
+    an_audit_goes_by(served)
 
     assert served.operator.writes() == writes
     assert served.versions() == versions
@@ -199,7 +197,7 @@ def calm_state(served: ServedNamespace) -> Any:
 
 
 def look_at_all(served: ServedNamespace) -> None:
-    """Wake the operator, which has no pass to make for half a minute, until it has looked at every pool."""
+    """Wake the operator, which has no pass to make for minutes, until it has looked at every pool."""
     former = served.operator.passes()
     for _ in range(CALM_PASSES // 2):  # a pass may be under way when the first is asked for
         asked = served.operator.passes()
@@ -210,10 +208,15 @@ def look_at_all(served: ServedNamespace) -> None:
     assert served.operator.passes() >= former + CALM_PASSES
 
 
-def passes_go_by(served: ServedNamespace, count: int) -> None:
-    """Return after so many passes of the operator that nobody asks for."""
-    former = served.operator.passes()
-    served.cluster.wait("passes of the operator", lambda: served.operator.passes() >= former + count)
+def an_audit_goes_by(served: ServedNamespace) -> None:
+    """Return once the operator has compared all that it knows with the cluster, which it does by itself."""
+    ages_s = [served.operator.audit_age_s()]
+
+    def is_younger() -> bool:
+        ages_s.append(served.operator.audit_age_s())
+        return ages_s[-1] < ages_s[-2]
+
+    served.cluster.wait("an audit of the operator", is_younger)
 
 
 @pytest.fixture

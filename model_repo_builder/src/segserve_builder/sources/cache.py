@@ -259,7 +259,7 @@ def _delete(path: Path) -> None:
 def _locked(path: Path) -> Iterator[BinaryIO]:
     while True:
         with path.open("a+b") as file:
-            if not _lock_patiently(file):
+            if not _lock_patiently(file, path):
                 # In a cache of several tenants a process could hold the lock for ever.
                 path = path.with_name(f"{path.stem}-{os.getpid()}{_PART}")
                 continue
@@ -269,8 +269,10 @@ def _locked(path: Path) -> Iterator[BinaryIO]:
                 return
 
 
-def _lock_patiently(file: BinaryIO) -> bool:
-    """Lock a file; return False if another process has it and is `STALLED_S` idle, or has it for `LONGEST_HELD_S`."""
+def _lock_patiently(file: BinaryIO, path: Path) -> bool:
+    """Wait until a file is locked or has lost its name; return False if another process that has it is `STALLED_S`
+    idle, or has it for `LONGEST_HELD_S`.
+    """
     began_s = changed_s = time.monotonic()
     size = -1
     while True:
@@ -278,6 +280,8 @@ def _lock_patiently(file: BinaryIO) -> bool:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
         except BlockingIOError:
+            if not _has_name(file, path):  # it is complete, and held by those who use it
+                return True
             now_s, present = time.monotonic(), os.fstat(file.fileno()).st_size
             if present != size:
                 size, changed_s = present, now_s
