@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -71,6 +72,12 @@ class MapFile:
                 f"{(self.height, self.width)}. Start over"
             )
         return found
+
+    def sweep(self) -> None:
+        """Remove what processes left that were killed within a write; for when nobody writes any more."""
+        if self.path.endswith(ZARR):
+            for partial in Path(self.path).rglob("*.partial"):
+                partial.unlink(missing_ok=True)
 
 
 def _zarr() -> Any:

@@ -94,6 +94,9 @@ class Run:
         described = self.described or self._describe(self._stitch())
         if self.options.out is None:
             return in_memory(self.folder, described, sent=self.sent)
+        tile_map = self._tile_map()
+        if tile_map is not None:
+            tile_map.sweep()
         write_json(self.folder / RESULT, described, indent=1)
         self.checkpoint.clear()
         return from_folder(self.folder, described, sent=self.sent)
