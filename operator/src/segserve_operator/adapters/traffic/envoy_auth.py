@@ -6,25 +6,30 @@ its TLS; `rbac` decides. What comes from Secrets is in files that Envoy reads ag
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 from urllib.parse import urlsplit
 
 from segserve_common.files import write_private
 from segserve_operator.adapters.traffic.envoy_clusters import TYPES, socket_address
+from segserve_operator.adapters.traffic.envoy_extensions import (
+    CALLER,
+    details_filter,
+    encode_extension,
+    extension,
+    lua_filter,
+    status_filter,
+    watched_extension,
+)
 from segserve_operator.adapters.traffic.envoy_messages import Json
 from segserve_operator.api.access import KEY_NAME, Auth, JwtIssuer, KeySet
 from segserve_operator.api.pod_template import SecretKey
 from segserve_operator.core.traffic import AccessRule, Callers
 
-CALLER: Final = "segserve.caller"
-"""Namespace of the dynamic metadata that says who calls: `name`, `key` and `certificate`."""
 ACCESS_FILTER: Final = "segserve.access"
 CREDENTIALS: Final = "credentials"
 """Key of a gateway's report for what is wrong with the Secrets of credentials."""
@@ -89,17 +94,17 @@ class AuthFiles:
     """Writes the files of the filters whenever a Secret has changed."""
 
     settings: AuthSettings
-    _written: dict[Path, str] = field(default_factory=dict)
+    _written: dict[Path, bytes] = field(default_factory=dict)
 
     def refresh(self) -> list[str]:
         """Write what has changed, and return what is wrong with the Secrets: what cannot be read admits nobody."""
         problems: list[str] = []
         for path, name, config in self._rendered(problems):
-            text = _discovery_response(name, config)
-            if self._written.get(path) != text or not path.exists():
+            _, content = encode_extension(name, config)
+            if self._written.get(path) != content or not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
-                write_private(path, text)
-                self._written[path] = text
+                write_private(path, content)
+                self._written[path] = content
         return problems
 
     def _rendered(self, problems: list[str]) -> Iterator[tuple[Path, str, Json]]:
@@ -138,22 +143,22 @@ def authentication_filters(settings: AuthSettings | None) -> list[Json]:
         # basic_auth reads `Basic <base64 of NAME:SECRET>`, and a key is the latter part.
         append = {"header": {"key": _KEY_HEADER, "value": "Basic %REQ(x-api-key)%"}, "append_action": _OVERWRITE}
         filters.append(
-            _extension(
+            extension(
                 "envoy.filters.http.header_mutation",
                 "extensions.filters.http.header_mutation.v3.HeaderMutation",
                 mutations={"request_mutations": [{"append": append}]},
             )
         )
     if spec.jwt:
-        filters.append(_watched(_JWT, settings.tokens, f"{TYPES}.{_JWT_TYPE}"))
+        filters.append(watched_extension(_JWT, _JWT_TYPE, settings.tokens))
     if spec.api_keys:
-        filters.append(_watched(_KEYS, settings.keys, f"{TYPES}.{_MATCHED_TYPE}"))
-    filters.append(_lua("caller.lua"))
+        filters.append(watched_extension(_KEYS, _MATCHED_TYPE, settings.keys))
+    filters.append(lua_filter("caller.lua"))
     if not spec.anonymous:
         nobody = {"not_id": _metadata(CALLER, ["name"], {"present_match": True})}
         policy = {"permissions": [{"any": True}], "principals": [nobody]}
         rules = {"action": "DENY", "policies": {"unauthenticated": policy}}
-        filters.append(_extension("segserve.authenticated", _RBAC_TYPE, rules=rules))
+        filters.append(extension("segserve.authenticated", _RBAC_TYPE, rules=rules))
     return filters
 
 
@@ -161,13 +166,12 @@ _OVERWRITE: Final = "OVERWRITE_IF_EXISTS_OR_ADD"
 _JWT_TYPE: Final = "extensions.filters.http.jwt_authn.v3.JwtAuthentication"
 _BASIC_TYPE: Final = "extensions.filters.http.basic_auth.v3.BasicAuth"
 _MATCHED_TYPE: Final = "extensions.common.matching.v3.ExtensionWithMatcher"
-_LUA_TYPE: Final = "extensions.filters.http.lua.v3.Lua"
 _RBAC_TYPE: Final = "extensions.filters.http.rbac.v3.RBAC"
 
 
 def access_filters() -> list[Json]:
     """Return the filters that hold a request to the rules of its route; without rules they let all pass."""
-    return [_lua("access.lua"), _extension(ACCESS_FILTER, _RBAC_TYPE)]
+    return [lua_filter("access.lua"), extension(ACCESS_FILTER, _RBAC_TYPE)]
 
 
 def access_of_route(rules: tuple[AccessRule, ...]) -> Json:
@@ -226,15 +230,10 @@ def refusals(settings: AuthSettings | None) -> list[Json]:
     challenge = _header("www-authenticate", ", ".join(f'{scheme} realm="segserve"' for scheme in schemes or ["Mutual"]))
     status = _header("grpc-status", str(_UNAUTHENTICATED_STATUS))
     grpc = {"header_filter": {"header": {"name": "content-type", "string_match": {"prefix": "application/grpc"}}}}
-    denied_token = _details(f"response.code_details.startsWith('{_TOKENS_DENIED}')")
-    unauthorized = {
-        "status_code_filter": {
-            "comparison": {"op": "EQ", "value": {"default_value": 401, "runtime_key": "segserve.reply.401"}}
-        }
-    }
-    nobody = _details(f"response.code_details == '{UNAUTHENTICATED}'")
+    denied_token = details_filter(f".startsWith('{_TOKENS_DENIED}')")
+    nobody = details_filter(f" == '{UNAUTHENTICATED}'")
     mappers = []
-    for reason, text in ((nobody, missing), ({"or_filter": {"filters": [unauthorized, denied_token]}}, wrong)):
+    for reason, text in ((nobody, missing), ({"or_filter": {"filters": [status_filter(401), denied_token]}}, wrong)):
         plain = {"text_format_source": {"inline_string": text}}
         of_grpc = {"filter": {"and_filter": {"filters": [reason, grpc]}}, "body_format_override": plain}
         of_http = {"filter": reason, "body_format_override": {"json_format": {"error": text}}}
@@ -274,7 +273,7 @@ def _jwks_cluster(settings: AuthSettings, number: int, jwks: KeySet) -> Json:
     kind = "IP_ADDRESS" if re.fullmatch(r"[0-9.]+", host) else "DNS"
     names = [{"san_type": kind, "matcher": {"exact": host}}]
     validation = {"trusted_ca": trusted, "match_typed_subject_alt_names": names}
-    tls = _extension(
+    tls = extension(
         "envoy.transport_sockets.tls",
         "extensions.transport_sockets.tls.v3.UpstreamTlsContext",
         sni=host,
@@ -341,14 +340,14 @@ def _is_key_set(text: str) -> bool:
 def _keys_config(lines: list[str]) -> Json:
     present = {
         "single_predicate": {
-            "input": _extension("key", "type.matcher.v3.HttpRequestHeaderMatchInput", header_name="x-api-key"),
+            "input": extension("key", "type.matcher.v3.HttpRequestHeaderMatchInput", header_name="x-api-key"),
             "value_match": {"safe_regex": {"google_re2": {}, "regex": ".*"}},
         }
     }
-    skip = _extension("skip", "extensions.filters.common.matcher.action.v3.SkipFilter")
+    skip = extension("skip", "extensions.filters.common.matcher.action.v3.SkipFilter")
     absent = {"predicate": {"not_matcher": present}, "on_match": {"action": skip}}
     users = {"inline_string": "\n".join([*lines, _NOBODY])}
-    basic = _extension(
+    basic = extension(
         "envoy.filters.http.basic_auth",
         _BASIC_TYPE,
         users=users,
@@ -362,33 +361,5 @@ def _keys_config(lines: list[str]) -> Json:
     }
 
 
-def _discovery_response(name: str, config: Json) -> str:
-    resource = {"@type": f"{TYPES}.config.core.v3.TypedExtensionConfig", "name": name, "typed_config": config}
-    text = json.dumps(resource, sort_keys=True)
-    version = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return json.dumps({"version_info": version, "resources": [resource]})
-
-
-def _lua(script: str) -> Json:
-    text = files("segserve_operator.adapters.traffic").joinpath(script).read_text()
-    return _extension("envoy.filters.http.lua", _LUA_TYPE, default_source_code={"inline_string": text})
-
-
-def _watched(name: str, path: Path, kind: str) -> Json:
-    source = {"path": str(path), "watched_directory": {"path": str(path.parent)}}
-    config = {"resource_api_version": "V3", "path_config_source": source}
-    return {"name": name, "config_discovery": {"config_source": config, "type_urls": [kind]}}
-
-
 def _header(key: str, value: str) -> Json:
     return {"header": {"key": key, "value": value}, "append_action": _OVERWRITE}
-
-
-def _details(expression: str) -> Json:
-    kind = f"{TYPES}.extensions.access_loggers.filters.cel.v3.ExpressionFilter"
-    config = {"@type": kind, "expression": expression}
-    return {"extension_filter": {"name": "envoy.access_loggers.extension_filters.cel", "typed_config": config}}
-
-
-def _extension(name: str, kind: str, **options: Any) -> Json:
-    return {"name": name, "typed_config": {"@type": f"{TYPES}.{kind}", **options}}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from segserve_operator.adapters.traffic.envoy_clusters import TYPES
+from segserve_operator.adapters.traffic.envoy_extensions import extension
 from segserve_operator.adapters.traffic.envoy_messages import Json
 from segserve_operator.adapters.traffic.envoy_routes import SERVICE
 
@@ -23,11 +23,6 @@ def bounded_bodies(max_request_bytes: int, *, streams: bool) -> list[Json]:
     no such total.
     """
     return [_decompressed(), _limited(max_request_bytes, streams=streams), _buffered(max_request_bytes)]
-
-
-def extension(name: str, kind: str, **options: object) -> Json:
-    """Return an extension of Envoy: its name, and its options as a message of the type `kind`."""
-    return {"name": name, "typed_config": {"@type": f"{TYPES}.{kind}", **options}}
 
 
 def _decompressed() -> Json:

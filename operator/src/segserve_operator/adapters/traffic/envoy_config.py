@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from segserve_operator.adapters.traffic.envoy_auth import jwks_clusters
+from segserve_operator.adapters.traffic.envoy_extensions import watched_file
 from segserve_operator.adapters.traffic.envoy_listener import EnvoySettings, render_listeners
 from segserve_operator.adapters.traffic.envoy_messages import Json
 from segserve_operator.adapters.traffic.envoy_overload import render_overload_manager
@@ -99,9 +100,11 @@ def command(binary: str, folder: Path, *, workers: int, log: Path | None = None,
 
 def render_bootstrap(settings: EnvoySettings, files: EnvoyFiles, *, timeout_s: float) -> Json:
     """Return the bootstrap configuration; `timeout_s` is the time limit of a request at the internal listener."""
-    weights = {"name": WEIGHTS_NAME, "rtds_config": _watched(files.weights)}
+    weights = {"name": WEIGHTS_NAME, "rtds_config": watched_file(files.weights)}
     tls = render_transport_socket(settings.tls, files.tls) if settings.tls is not None else None
-    listeners = render_listeners(settings, _watched(files.routes), timeout_s=timeout_s, tls=tls, limits=files.limits)
+    listeners = render_listeners(
+        settings, watched_file(files.routes), timeout_s=timeout_s, tls=tls, limits=files.limits
+    )
     return {
         "node": {"id": "gateway", "cluster": "segserve"},
         "admin": {"address": {"pipe": {"path": str(files.admin_socket), "mode": 0o600}}},
@@ -111,13 +114,8 @@ def render_bootstrap(settings: EnvoySettings, files: EnvoyFiles, *, timeout_s: f
         "stats_flush_interval": f"{_HISTOGRAMS_EVERY_S}s",
         # Unused statistics cost memory, and time whenever statistics are read.
         "stats_config": {"stats_matcher": {"exclusion_list": {"patterns": [{"safe_regex": {"regex": _UNUSED_STATS}}]}}},
-        "dynamic_resources": {"cds_config": _watched(files.clusters)},
+        "dynamic_resources": {"cds_config": watched_file(files.clusters)},
         "layered_runtime": {"layers": [{"name": WEIGHTS_NAME, "rtds_layer": weights}]},
         "static_resources": {"listeners": listeners, "clusters": jwks_clusters(settings.auth)},
         "overload_manager": render_overload_manager(settings.heap_bytes),
     }
-
-
-def _watched(path: Path) -> Json:
-    source = {"path": str(path), "watched_directory": {"path": str(path.parent)}}
-    return {"resource_api_version": "V3", "path_config_source": source}

@@ -7,19 +7,23 @@ groups of a rollout and the exposed network share the model's buckets.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
 from segserve_operator.adapters.traffic.envoy_clusters import TYPES
+from segserve_operator.adapters.traffic.envoy_extensions import (
+    CALLER,
+    encode_extension,
+    extension,
+    watched_extension,
+)
 from segserve_operator.adapters.traffic.envoy_messages import Json
 from segserve_operator.core.traffic import RequestRate, Route
 
 LIMITS_NAME: Final = "segserve.limits"
 """Name of the filter, and of the metadata of a route that has the model's name."""
-CALLER: Final = "segserve.caller"
 RETRY_AFTER_S: Final = 1
 """What refused callers are told to wait: buckets are filled once a second at least."""
 MAX_CALLERS: Final = 10_000
@@ -39,9 +43,7 @@ _SIZE: Final = "%CEL(request.size + 1)%"
 
 def limits_filter(path: Path) -> Json:
     """Return the filter, whose configuration is in a file; it comes after the one that finds a request's route."""
-    source = {"path": str(path), "watched_directory": {"path": str(path.parent)}}
-    config = {"resource_api_version": "V3", "path_config_source": source}
-    return {"name": LIMITS_NAME, "config_discovery": {"config_source": config, "type_urls": [f"{TYPES}.{_TYPE}"]}}
+    return watched_extension(LIMITS_NAME, _TYPE, path)
 
 
 def limits_of_route(route: Route) -> Json:
@@ -73,10 +75,7 @@ def encode_limits(routes: Iterable[Route], *, max_request_bytes: int) -> tuple[s
         ],
         "descriptors": descriptors,
     }
-    resource = {"@type": f"{TYPES}.config.core.v3.TypedExtensionConfig", "name": LIMITS_NAME, "typed_config": config}
-    text = json.dumps(resource)
-    version = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return version, json.dumps({"version_info": version, "resources": [resource]}).encode()
+    return encode_extension(LIMITS_NAME, config)
 
 
 def read_version(content: bytes) -> str:
@@ -131,18 +130,16 @@ def _metadata(namespace: str, key: str, name: str, source: str) -> Json:
 
 
 def _is_unknown() -> Json:
-    return _extension(
+    known = f"'{CALLER}' in metadata.filter_metadata && 'name' in metadata.filter_metadata['{CALLER}']"
+    expression = extension(
         "envoy.rate_limit_descriptors.expr",
         "extensions.rate_limit_descriptors.expr.v3.Descriptor",
         descriptor_key="anonymous",
-        text=f"!('{CALLER}' in metadata.filter_metadata && 'name' in metadata.filter_metadata['{CALLER}'])",
+        text=f"!({known})",
     )
+    return {"extension": expression}
 
 
 def _address() -> Json:
     # That of the connection: what a caller says of himself in x-forwarded-for does not count.
-    return _extension("address", "extensions.matching.common_inputs.network.v3.DirectSourceIPInput")
-
-
-def _extension(name: str, kind: str, **options: object) -> Json:
-    return {"extension": {"name": name, "typed_config": {"@type": f"{TYPES}.{kind}", **options}}}
+    return {"extension": extension("address", "extensions.matching.common_inputs.network.v3.DirectSourceIPInput")}

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from typing import Final
 
@@ -17,8 +15,14 @@ from segserve_operator.adapters.traffic.envoy_auth import (
     authentication_filters,
     refusals,
 )
-from segserve_operator.adapters.traffic.envoy_bodies import BUFFER_BYTES, bounded_bodies, extension
-from segserve_operator.adapters.traffic.envoy_clusters import TYPES, socket_address
+from segserve_operator.adapters.traffic.envoy_bodies import BUFFER_BYTES, bounded_bodies
+from segserve_operator.adapters.traffic.envoy_extensions import (
+    details_filter,
+    extension,
+    listening_address,
+    lua_filter,
+    status_filter,
+)
 from segserve_operator.adapters.traffic.envoy_limits import DETAILS, RETRY_AFTER_S, limits_filter
 from segserve_operator.adapters.traffic.envoy_messages import Json
 from segserve_operator.adapters.traffic.envoy_routes import (
@@ -115,7 +119,7 @@ def render_listeners(
     limits; without them it speaks plain text, and takes as much as comes.
     """
     rds = {"rds": {"route_config_name": ROUTES_NAME, "config_source": routes}}
-    address = _listening_address(settings.host, settings.port)
+    address = listening_address(settings.host, settings.port)
     public = _Listener(STAT_PREFIX, address, rds, internal=False, limits=limits)
     fixed = {"route_config": render_internal_routes(timeout_s=timeout_s)}
     internal = [_Listener("internal", address, fixed, internal=True) for address in _internal_addresses(settings)]
@@ -129,14 +133,7 @@ def render_listeners(
 def _internal_addresses(settings: EnvoySettings) -> list[Json]:
     if settings.internal_socket is not None:
         return [{"pipe": {"path": settings.internal_socket, "mode": 0o600}}]
-    return [_listening_address(settings.host, settings.internal_port)] if settings.internal_port is not None else []
-
-
-def _listening_address(host: str, port: int) -> Json:
-    address = socket_address(host, port)
-    if host == "::":
-        address["socket_address"]["ipv4_compat"] = True  # Envoy asks the kernel for IPv6 alone
-    return address
+    return [listening_address(settings.host, settings.internal_port)] if settings.internal_port is not None else []
 
 
 def _render_listener(settings: EnvoySettings, listener: _Listener, *, timeout_s: float) -> Json:
@@ -192,9 +189,9 @@ def _http_filters(settings: EnvoySettings, listener: _Listener) -> list[Json]:
     limits = [] if listener.limits is None else [limits_filter(listener.limits)]
     public = [] if listener.internal else [_grpc_statuses()]
     sizes = bounded_bodies(settings.max_request_bytes, streams=settings.streams)
-    model = [_name_extraction(), _lua("route_key.lua", STREAMS=settings.streams)]
+    model = [_name_extraction(), lua_filter("route_key.lua", STREAMS=settings.streams)]
     if settings.streams:
-        model.insert(0, _lua("stream_messages.lua", MAX_MESSAGE_BYTES=settings.max_request_bytes))
+        model.insert(0, lua_filter("stream_messages.lua", MAX_MESSAGE_BYTES=settings.max_request_bytes))
     return [*before, *sizes, *model, *after, *limits, *public, _router()]
 
 
@@ -238,17 +235,6 @@ def _triton_descriptors() -> bytes:
     return serialized
 
 
-def _lua(script: str, **constants: bool | int) -> Json:
-    """Return the filter that runs a script, with these constants before it."""
-    given = "".join(f"local {name} = {json.dumps(value)}\n" for name, value in constants.items())
-    text = given + files("segserve_operator.adapters.traffic").joinpath(script).read_text()
-    return extension(
-        "envoy.filters.http.lua",
-        "extensions.filters.http.lua.v3.Lua",
-        default_source_code={"inline_string": text},
-    )
-
-
 def _grpc_statuses() -> Json:
     """Count gRPC statuses by cluster; it needs the route, and so comes after the filter that sets its key."""
     return extension(
@@ -265,7 +251,7 @@ def _router() -> Json:
         "extensions.filters.http.router.v3.Router",
         suppress_envoy_headers=True,
         # These apply to each attempt, before its outcome is counted or retried.
-        upstream_http_filters=[_lua("clients_faults.lua"), codec],
+        upstream_http_filters=[lua_filter("clients_faults.lua"), codec],
     )
 
 
@@ -276,14 +262,14 @@ def render_local_replies(max_request_bytes: int, *, internal: bool, auth: AuthSe
     named = {"header_filter": {"header": {"name": MODEL_HEADER, "present_match": True}}}
     # The filter that extracts the name fails so on a message that is larger than its buffer.
     extraction_full = _details("grpc_field_extraction_FAILED_PRECONDITION")
-    oversize = {"or_filter": {"filters": [_status(413), extraction_full]}}
+    oversize = {"or_filter": {"filters": [status_filter(413), extraction_full]}}
     unknown = f"unknown model '%REQ({MODEL_HEADER})%'"
     if internal:
         unknown = (
             f"no model '%REQ({MODEL_HEADER})%' in a group '%REQ({GROUP_HEADER})%' ({GROUP_HEADER} names the group)"
         )
     # A model that the caller may not use does not exist for him.
-    missing = {"or_filter": {"filters": [_status(404), _details(DENIED)]}}
+    missing = {"or_filter": {"filters": [status_filter(404), _details(DENIED)]}}
     limit = f"the request is too large; at most {max_request_bytes} bytes are allowed"
     late = "the request did not arrive in time"
     overflow = _details("upstream_reset_before_response_started{overflow")
@@ -297,23 +283,23 @@ def render_local_replies(max_request_bytes: int, *, internal: bool, auth: AuthSe
         "mappers": [
             *refusals(auth),
             _grpc_reply([missing, named, grpc], unknown, _NOT_FOUND) | {"status_code": 404},
-            _grpc_reply([_status(404), grpc], "no such method: %REQ(:PATH)%"),
+            _grpc_reply([status_filter(404), grpc], "no such method: %REQ(:PATH)%"),
             _grpc_reply([oversize, grpc], limit, _RESOURCE_EXHAUSTED),
-            _grpc_reply([_status(400), grpc, compressed], no_compression, _UNIMPLEMENTED),
-            _grpc_reply([_status(415), grpc], _BODY, _UNIMPLEMENTED),
-            _grpc_reply([_status(408), grpc], late, _DEADLINE_EXCEEDED),
-            _grpc_reply([_status(504), grpc], _BODY, _DEADLINE_EXCEEDED),
+            _grpc_reply([status_filter(400), grpc, compressed], no_compression, _UNIMPLEMENTED),
+            _grpc_reply([status_filter(415), grpc], _BODY, _UNIMPLEMENTED),
+            _grpc_reply([status_filter(408), grpc], late, _DEADLINE_EXCEEDED),
+            _grpc_reply([status_filter(504), grpc], _BODY, _DEADLINE_EXCEEDED),
             _grpc_reply([limited, grpc], limit_reached, headers={"grpc-retry-pushback-ms": str(1000 * RETRY_AFTER_S)}),
             _grpc_reply([overflow, grpc], overload),
             _grpc_reply([grpc], _BODY),
             _http_reply([missing, named], unknown) | {"status_code": 404},
-            _http_reply([_status(404)], "no such path: %REQ(:PATH)%"),
+            _http_reply([status_filter(404)], "no such path: %REQ(:PATH)%"),
             _http_reply([oversize], limit) | {"status_code": 413},
             _http_reply([limited], limit_reached),
             _http_reply([overflow], overload),
-            _http_reply([_status(408)], late),
+            _http_reply([status_filter(408)], late),
             _http_reply([escaped_slash], no_slash),
-            _http_reply([_status(400)], f"bad request: %RESPONSE_CODE_DETAILS% {_BODY}"),
+            _http_reply([status_filter(400)], f"bad request: %RESPONSE_CODE_DETAILS% {_BODY}"),
         ],
         "body_format": {"json_format": {"error": _BODY}},
     }
@@ -344,14 +330,5 @@ def _header(name: str, match: Json) -> Json:
     return {"header_filter": {"header": {"name": name, "string_match": match}}}
 
 
-def _status(code: int) -> Json:
-    value = {"default_value": code, "runtime_key": f"segserve.reply.{code}"}
-    return {"status_code_filter": {"comparison": {"op": "EQ", "value": value}}}
-
-
 def _details(start: str) -> Json:
-    expression = {
-        "@type": f"{TYPES}.extensions.access_loggers.filters.cel.v3.ExpressionFilter",
-        "expression": f"response.code_details.startsWith('{start}')",
-    }
-    return {"extension_filter": {"name": "envoy.access_loggers.extension_filters.cel", "typed_config": expression}}
+    return details_filter(f".startsWith('{start}')")

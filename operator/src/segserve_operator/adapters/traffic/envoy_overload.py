@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Final
 
 from segserve_operator.adapters.traffic.envoy_clusters import TYPES
+from segserve_operator.adapters.traffic.envoy_extensions import extension
 from segserve_operator.adapters.traffic.envoy_messages import Json
 
 _HEAP: Final = "envoy.resource_monitors.fixed_heap"
 _CONNECTIONS: Final = "envoy.resource_monitors.global_downstream_max_connections"
 _MAX_CONNECTIONS: Final = 10_000
-_MONITORS: Final = f"{TYPES}.extensions.resource_monitors"
+_MONITORS: Final = "extensions.resource_monitors"
 # The memory of a request is counted from 2**20 bytes on: smaller ones are not what fills a gateway.
 _COUNTED_FROM_POWER: Final = 20
 
@@ -25,8 +26,8 @@ def render_overload_manager(heap_bytes: int) -> Json:
         "refresh_interval": "0.25s",
         "buffer_factory_config": {"minimum_account_to_track_power_of_two": _COUNTED_FROM_POWER},
         "resource_monitors": [
-            _named(_HEAP, f"{_MONITORS}.fixed_heap.v3.FixedHeapConfig", max_heap_size_bytes=heap_bytes),
-            _named(
+            extension(_HEAP, f"{_MONITORS}.fixed_heap.v3.FixedHeapConfig", max_heap_size_bytes=heap_bytes),
+            extension(
                 _CONNECTIONS,
                 f"{_MONITORS}.downstream_connections.v3.DownstreamConnectionsConfig",
                 max_active_downstream_connections=_MAX_CONNECTIONS,
@@ -47,10 +48,6 @@ def render_overload_manager(heap_bytes: int) -> Json:
             _action("stop_accepting_requests", {"threshold": {"value": 0.95}}),
         ],
     }
-
-
-def _named(name: str, kind: str, **options: object) -> Json:
-    return {"name": name, "typed_config": {"@type": kind, **options}}
 
 
 def _action(name: str, trigger: Json) -> Json:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from segserve_operator.adapters.traffic.envoy_clusters import TYPES, socket_address
+from segserve_operator.adapters.traffic.envoy_extensions import extension, listening_address, watched_file
 from segserve_operator.adapters.traffic.envoy_messages import Json
 
 CERTIFICATE: Final = "certificate"
@@ -57,14 +57,12 @@ def render_transport_socket(settings: TlsSettings, files: TlsFiles) -> Json:
     }
     if settings.client_ca is not None:
         common["validation_context_sds_secret_config"] = _watched_secret(CLIENT_CA, files.client_ca)
-    return {
-        "name": "envoy.transport_sockets.tls",
-        "typed_config": {
-            "@type": f"{TYPES}.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
-            "common_tls_context": common,
-            "require_client_certificate": settings.client_ca is not None and settings.client_certificates == "required",
-        },
-    }
+    return extension(
+        "envoy.transport_sockets.tls",
+        "extensions.transport_sockets.tls.v3.DownstreamTlsContext",
+        common_tls_context=common,
+        require_client_certificate=settings.client_ca is not None and settings.client_certificates == "required",
+    )
 
 
 def render_redirect(settings: TlsSettings, host: str) -> list[Json]:
@@ -77,35 +75,20 @@ def render_redirect(settings: TlsSettings, host: str) -> list[Json]:
         "port_redirect": settings.public_port,
         "response_code": "PERMANENT_REDIRECT",
     }
-    manager = {
-        "@type": f"{TYPES}.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
-        "stat_prefix": "redirect",
-        "request_headers_timeout": "5s",
-        "stream_idle_timeout": "5s",
-        "common_http_protocol_options": {"idle_timeout": "15s"},
-        "route_config": {
-            "virtual_hosts": [
-                {
-                    "name": "redirect",
-                    "domains": ["*"],
-                    "routes": [{"match": {"prefix": "/"}, "redirect": redirect}],
-                }
-            ]
-        },
-        "http_filters": [
-            {
-                "name": "envoy.filters.http.router",
-                "typed_config": {"@type": f"{TYPES}.extensions.filters.http.router.v3.Router"},
-            }
-        ],
-    }
-    address = socket_address(host, settings.redirect_port)
-    if host == "::":
-        address["socket_address"]["ipv4_compat"] = True
-    filters = [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]
-    return [{"name": "redirect", "address": address, "filter_chains": [{"filters": filters}]}]
+    everywhere = {"name": "redirect", "domains": ["*"], "routes": [{"match": {"prefix": "/"}, "redirect": redirect}]}
+    manager = extension(
+        "envoy.filters.network.http_connection_manager",
+        "extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        stat_prefix="redirect",
+        request_headers_timeout="5s",
+        stream_idle_timeout="5s",
+        common_http_protocol_options={"idle_timeout": "15s"},
+        route_config={"virtual_hosts": [everywhere]},
+        http_filters=[extension("envoy.filters.http.router", "extensions.filters.http.router.v3.Router")],
+    )
+    address = listening_address(host, settings.redirect_port)
+    return [{"name": "redirect", "address": address, "filter_chains": [{"filters": [manager]}]}]
 
 
 def _watched_secret(name: str, path: Path) -> Json:
-    source = {"path": str(path), "watched_directory": {"path": str(path.parent)}}
-    return {"name": name, "sds_config": {"resource_api_version": "V3", "path_config_source": source}}
+    return {"name": name, "sds_config": watched_file(path)}

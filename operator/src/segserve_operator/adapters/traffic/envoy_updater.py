@@ -250,16 +250,7 @@ class EnvoyUpdater:
         if new == self._current().responses[path]:
             self._set_written(path, new, entries=desired.entries)
             return
-        rejections = await self._rejections(admin)
-
-        async def follows() -> bool:
-            if (await admin.versions()).routes == new.version:
-                return True
-            await _check_not_rejected(admin, rejections, path)
-            return False
-
-        self._set_written(path, new, entries=desired.entries)
-        await replace_and_wait(path, new, follows, self._update_timeout_s)
+        await self._replace(admin, path, new, lambda versions: versions.routes, entries=desired.entries)
 
     async def _apply_weights(self, admin: EnvoyAdmin, weights: Mapping[str, int]) -> None:
         if weights == self._current().weights:
@@ -274,17 +265,22 @@ class EnvoyUpdater:
 
     async def _apply_limits(self, admin: EnvoyAdmin, plan: TrafficPlan) -> None:
         new, path = self._limits(plan), self._files.limits
-        if new == self._current().responses[path]:
-            return
+        if new != self._current().responses[path]:
+            await self._replace(admin, path, new, lambda versions: versions.limits)
+
+    async def _replace(
+        self, admin: EnvoyAdmin, path: Path, new: DiscoveryResponse, version: Callable[[Versions], str], **changes: Any
+    ) -> None:
+        """Replace a file, and wait until Envoy has its version, or rejects it."""
         rejections = await self._rejections(admin)
 
         async def follows() -> bool:
-            if (await admin.versions()).limits == new.version:
+            if version(await admin.versions()) == new.version:
                 return True
             await _check_not_rejected(admin, rejections, path)
             return False
 
-        self._set_written(path, new)
+        self._set_written(path, new, **changes)
         await replace_and_wait(path, new, follows, self._update_timeout_s)
 
     def _limits(self, plan: TrafficPlan) -> DiscoveryResponse:

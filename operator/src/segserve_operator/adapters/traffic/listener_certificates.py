@@ -6,7 +6,6 @@ key always reach Envoy together.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -19,6 +18,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from segserve_operator.adapters.traffic.envoy_clusters import TYPES
+from segserve_operator.adapters.traffic.envoy_extensions import encode_resources
 from segserve_operator.adapters.traffic.envoy_files import DiscoveryResponse, write_watched
 from segserve_operator.adapters.traffic.envoy_messages import Json
 from segserve_operator.adapters.traffic.envoy_tls import CERTIFICATE, CLIENT_CA, TlsFiles, TlsSettings
@@ -74,9 +74,10 @@ class ListenerCertificates:
             problem = f"{error}; {outcome}"
             if in_use:
                 return problem
-            content = _response([])
+            content = DiscoveryResponse(*encode_resources([]))
         else:
-            content = _response([{"@type": _SECRET_TYPE, "name": name, **secret}])
+            resource = {"@type": _SECRET_TYPE, "name": name, **secret}
+            content = DiscoveryResponse(*encode_resources([resource]))
             if name == CERTIFICATE and self.expires_s is not None and self.expires_s < datetime.now(UTC).timestamp():
                 problem = f"the certificate has expired, at {datetime.fromtimestamp(self.expires_s, UTC):%FT%TZ}"
         if self._written.get(path) != content.content:
@@ -155,11 +156,6 @@ def _check_pair(leaf: x509.Certificate, key: bytes, folder: Path) -> None:
         raise CertificateError(f"{folder / KEY_FILE} has no PEM key without a password: {error}") from None
     if private.public_key() != leaf.public_key():
         raise CertificateError(f"{KEY_FILE} of {folder} is not the key of the first certificate in {CERTIFICATE_FILE}")
-
-
-def _response(resources: list[Json]) -> DiscoveryResponse:
-    digest = hashlib.sha256(json.dumps(resources).encode()).hexdigest()[:16]
-    return DiscoveryResponse(digest, json.dumps({"version_info": digest, "resources": resources}).encode())
 
 
 def _has_resource(path: Path) -> bool:

@@ -1,0 +1,76 @@
+"""Shapes that parts of Envoy's configuration have in common: extensions, watched files, filters of local replies."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Final
+
+from segserve_operator.adapters.traffic.envoy_clusters import TYPES, socket_address
+from segserve_operator.adapters.traffic.envoy_messages import Json
+
+CALLER: Final = "segserve.caller"
+"""Namespace of the dynamic metadata that says who calls: `name`, `key` and `certificate`."""
+_EXTENSION_TYPE: Final = "config.core.v3.TypedExtensionConfig"
+
+
+def extension(name: str, kind: str, **options: Any) -> Json:
+    """Return an extension of Envoy: its name, and its options as a message of the type `kind`."""
+    return {"name": name, "typed_config": {"@type": f"{TYPES}.{kind}", **options}}
+
+
+def lua_filter(script: str, **constants: bool | int) -> Json:
+    """Return the filter that runs a script of this folder, with these constants before it."""
+    given = "".join(f"local {name} = {json.dumps(value)}\n" for name, value in constants.items())
+    text = given + files("segserve_operator.adapters.traffic").joinpath(script).read_text()
+    kind = "extensions.filters.http.lua.v3.Lua"
+    return extension("envoy.filters.http.lua", kind, default_source_code={"inline_string": text})
+
+
+def watched_file(path: Path) -> Json:
+    """Return a source of configuration: a file that Envoy reads again when it is replaced."""
+    source = {"path": str(path), "watched_directory": {"path": str(path.parent)}}
+    return {"resource_api_version": "V3", "path_config_source": source}
+
+
+def watched_extension(name: str, kind: str, path: Path) -> Json:
+    """Return an extension whose options, of the type `kind`, are in a watched file (ECDS)."""
+    discovery = {"config_source": watched_file(path), "type_urls": [f"{TYPES}.{kind}"]}
+    return {"name": name, "config_discovery": discovery}
+
+
+def encode_extension(name: str, config: Json) -> tuple[str, bytes]:
+    """Return (version, content) of the watched file of an extension."""
+    return encode_resources([{"@type": f"{TYPES}.{_EXTENSION_TYPE}", "name": name, "typed_config": config}])
+
+
+def encode_resources(resources: list[Json]) -> tuple[str, bytes]:
+    """Return (version, content) of a watched file with these resources, in JSON; equal ones give equal content."""
+    version = hashlib.sha256(json.dumps(resources, sort_keys=True).encode()).hexdigest()[:16]
+    return version, json.dumps({"version_info": version, "resources": resources}, sort_keys=True).encode()
+
+
+def listening_address(host: str, port: int) -> Json:
+    """Return the address of a listener; `::` stands for all addresses, IPv4 included."""
+    address = socket_address(host, port)
+    if host == "::":
+        address["socket_address"]["ipv4_compat"] = True  # Envoy asks the kernel for IPv6 alone
+    return address
+
+
+def status_filter(code: int) -> Json:
+    """Return the filter of local replies with an HTTP status."""
+    value = {"default_value": code, "runtime_key": f"segserve.reply.{code}"}
+    return {"status_code_filter": {"comparison": {"op": "EQ", "value": value}}}
+
+
+def details_filter(condition: str) -> Json:
+    """Return the filter of local replies whose code details meet a condition of CEL, such as `== 'late'`."""
+    cel = extension(
+        "envoy.access_loggers.extension_filters.cel",
+        "extensions.access_loggers.filters.cel.v3.ExpressionFilter",
+        expression=f"response.code_details{condition}",
+    )
+    return {"extension_filter": cel}
