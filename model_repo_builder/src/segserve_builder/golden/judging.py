@@ -308,24 +308,25 @@ def _box_iou(actual: Sequence[Sequence[float]], expected: Sequence[Sequence[floa
     return [[float(value) for value in row] for row in coco.iou(left, right, [0] * len(right))]
 
 
-def _mask_iou(actual: Sequence[str], expected: Sequence[str], size: tuple[int, int]) -> list[list[float]]:
-    """Return the IoU of each actual with each expected mask; two empty masks are equal."""
+def _mask_iou(actual: Sequence[bytes], expected: Sequence[str], size: tuple[int, int]) -> list[list[float]]:
+    """Return the IoU of each actual with each expected mask, all of them checked; two empty masks are equal."""
     from pycocotools import mask as coco
 
     if not actual or not expected:
         return []
-    left, right = ([{"size": size, "counts": counts.encode()} for counts in group] for group in (actual, expected))
+    left = [{"size": size, "counts": counts} for counts in actual]
+    right = [{"size": size, "counts": counts.encode()} for counts in expected]
     areas = coco.area(left)[:, None] + coco.area(right)[None, :]
     overlaps = coco.iou(left, right, [0] * len(right))
     overlaps[areas == 0] = 1.0
     return [[float(value) for value in row] for row in overlaps]
 
 
-def _masks(case: Case, answer: Answer, count: int) -> list[str]:
+def _masks(case: Case, answer: Answer, count: int) -> tuple[bytes, ...]:
     masks = run_length_masks(case.image, answer, case.expected.size)
     if len(masks) != count:
         raise GoldenError(f"{case.image}: MASKS has {len(masks)} items; expected {count}, one each")
-    return [mask.decode("ascii") for mask in masks]
+    return masks
 
 
 def run_length_masks(image: str, answer: Answer, size: tuple[int, int]) -> tuple[bytes, ...]:
