@@ -23,6 +23,17 @@ from segserve_operator.adapters.local.triton import triton_command
 from suite_run import shm_prefix
 
 
+def status_of(url: str, method: str, headers: dict[str, str] | None = None, body: bytes | None = None) -> int:
+    """Return the status of an HTTP answer."""
+    request = urllib.request.Request(url, data=body, method=method, headers=headers or {})
+    try:
+        with urllib.request.urlopen(request, timeout=HANG_S) as answer:
+            return int(answer.status)
+    except HTTPError as error:
+        error.close()
+        return error.code
+
+
 @dataclass
 class ServerPod:
     """One pod, its containers' environment as the operator and the image would set it."""
@@ -71,14 +82,7 @@ class ServerPod:
 
     def ask(self, method: str, path: str, headers: dict[str, str] | None = None, body: bytes | None = None) -> int:
         """Return the status of the server's HTTP answer."""
-        url = f"http://127.0.0.1:{self.ports[0]}{path}"
-        request = urllib.request.Request(url, data=body, method=method, headers=headers or {})
-        try:
-            with urllib.request.urlopen(request, timeout=HANG_S) as answer:
-                return int(answer.status)
-        except HTTPError as error:
-            error.close()
-            return error.code
+        return status_of(f"http://127.0.0.1:{self.ports[0]}{path}", method, headers, body)
 
     def probe(self, path: str) -> tuple[int, str]:
         """Return the status and the text of the agent's answer; (0, why) where there is none."""

@@ -68,7 +68,7 @@ ATTACKS = {
     "list the home folder": "output.write(repr(os.listdir({home!r})).encode())",
     "read the parent's environment": "output.write(open('/proc/{parent}/environ', 'rb').read())",
     "read the parent's memory": "open('/proc/{parent}/mem', 'rb')",
-    "read the parent's files": "os.listdir('/proc/{parent}/root/')",
+    "read the parent's files": "os.listdir('/proc/{parent}/root')",
     "attach to the parent": "must(libc.ptrace(16, {parent}, 0, 0))",
     "stop the parent": "os.kill({parent}, 19)",
     "limit the parent": "import resource; resource.prlimit({parent}, resource.RLIMIT_CPU, (1, 1))",

@@ -6,10 +6,8 @@ import base64
 import json
 import os
 import stat
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.error import HTTPError
 
 import psutil
 import pytest
@@ -17,6 +15,7 @@ import pytest
 from bench.platform import MODELS, platform
 from fakes.agent_group import wait_for
 from fakes.callers import COIN_PIXELS, PHOTO
+from fakes.server_pod import status_of
 from fakes.waiting import HANG_S, until
 from fakes.watching import Watched
 from segserve import Client
@@ -49,13 +48,8 @@ def group_of(watched: Watched) -> GroupFolder:
 def ask(watched: Watched, path: str, headers: dict[str, str], body: bytes | None) -> int:
     """Return the status of what the server itself answers, past the gateway."""
     ports = json.loads(group_of(watched).ports.read_text())
-    request = urllib.request.Request(f"http://127.0.0.1:{ports['http']}{path}", body, headers)
-    try:
-        with urllib.request.urlopen(request, timeout=HANG_S) as answer:
-            return int(answer.status)
-    except HTTPError as error:
-        error.close()
-        return error.code
+    method = "GET" if body is None else "POST"
+    return status_of(f"http://127.0.0.1:{ports['http']}{path}", method, headers, body)
 
 
 def model_with_code(proof: Path) -> bytes:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import web
 
+from fakes.answering_service import says, service
 from fakes.flaky_server import Behaviour, flaky_server
 from fakes.golden_pictures import check_of, context_of
 from fakes.pools import MINIMAL, pool_context, with_defaults
@@ -117,24 +115,6 @@ def test_a_wrong_digest_does_not_tell_what_is_at_a_private_address(
     assert (hashlib.sha256(SECRET.encode()).hexdigest() in str(caught.value)) is is_shown
 
 
-@asynccontextmanager
-async def service(body: Any) -> AsyncIterator[str]:
-    """A service that answers everything with a body."""
-
-    async def answer(_: web.Request) -> web.StreamResponse:
-        return web.json_response(body)
-
-    app = web.Application()
-    app.router.add_route("*", "/{path:.*}", answer)
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-    finally:
-        await runner.cleanup()
-
-
 @pytest.mark.parametrize(
     "expression",
     [
@@ -147,7 +127,7 @@ async def service(body: Any) -> AsyncIterator[str]:
     ],
 )
 async def test_a_verdict_and_its_error_show_nothing_of_what_answers(expression: str) -> None:
-    async with service({"token": SECRET}) as url:
+    async with service(says({"token": SECRET})) as url:
         gate = WebhookGate(name="own", url=url, pass_condition=expression)
         try:
             shown = (await webhook.run(check_of("check", spec=gate, gate="own"), context_of(), print)).shown
@@ -167,7 +147,7 @@ async def test_a_verdict_and_its_error_show_nothing_of_what_answers(expression: 
     ],
 )
 async def test_a_query_of_what_is_no_prometheus_shows_nothing_of_it(body: Any) -> None:
-    async with service(body) as url:
+    async with service(says(body)) as url:
         gate = PromqlGate(name="own", address=url, query="up", pass_condition="result[0] < 2")
         with pytest.raises(CheckError) as caught:
             await promql.run(check_of("check", spec=gate, gate="own"), context_of(), print)

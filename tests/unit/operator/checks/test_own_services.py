@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from fakes.answering_service import says, service
 from fakes.golden_pictures import check_of, context_of
 from segserve_operator.adapters.checks import promql, webhook
 from segserve_operator.adapters.checks.expressions import evaluate
@@ -19,29 +18,6 @@ from segserve_operator.adapters.checks.promql import filled, numbers_of
 from segserve_operator.adapters.checks.triton_queue import Queue, read_queue
 from segserve_operator.api.rollout_policy import PromqlGate, WebhookGate
 from segserve_operator.core.gates.checks import CheckError, CheckResult
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-@asynccontextmanager
-async def service(handler: Handler) -> AsyncIterator[str]:
-    app = web.Application()
-    app.router.add_route("*", "/{path:.*}", handler)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=5)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-    finally:
-        await runner.cleanup()
-
-
-def says(body: Any, status: int = 200) -> Handler:
-    async def answer(request: web.Request) -> web.StreamResponse:
-        await request.read()
-        return web.json_response(body, status=status)
-
-    return answer
 
 
 async def ask_webhook(tmp_path: Path, url: str, *, local: bool = True, **spec: Any) -> CheckResult:
