@@ -58,6 +58,14 @@ class Callers(StrEnum):
     ANONYMOUS = "Anonymous"
 
 
+class CredentialKind(StrEnum):
+    """Kinds of credentials that a gateway takes, as the fields of `spec.gateway.auth` are called."""
+
+    TOKEN = "jwt"
+    KEY = "apiKeys"
+    CERTIFICATE = "mtls"
+
+
 @dataclass(frozen=True, slots=True)
 class AccessRule:
     """Callers who may use a model.
@@ -72,6 +80,14 @@ class AccessRule:
     keys: tuple[str, ...] = ()
     certificates: tuple[str, ...] = ()
     callers: Callers | None = None
+
+    def can_admit(self, taken: frozenset[CredentialKind]) -> bool:
+        """Tell whether the rule admits anybody at a gateway that takes credentials of these kinds."""
+        if self.callers is not None:
+            return self.callers is Callers.ANONYMOUS or bool(taken)
+        kinds = {CredentialKind.TOKEN: self.values, CredentialKind.KEY: self.keys}
+        kinds[CredentialKind.CERTIFICATE] = self.certificates
+        return any(names and kind in taken for kind, names in kinds.items())
 
 
 @dataclass(frozen=True, slots=True)

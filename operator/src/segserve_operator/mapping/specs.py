@@ -11,9 +11,10 @@ from segserve_builder.spec.reading import read_tolerantly
 from segserve_common.kube.names import DOMAIN
 from segserve_operator.api import limits as api
 from segserve_operator.api.access import AccessRules
+from segserve_operator.api.triton_pool import Gateway
 from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.models.observed import MinReady, Wanted
-from segserve_operator.core.traffic import AccessRule, Callers, RequestRate, RouteLimits
+from segserve_operator.core.traffic import AccessRule, Callers, CredentialKind, RequestRate, RouteLimits
 from segserve_operator.mapping.reading import read_model
 
 _ACCESS: Final = TypeAdapter(AccessRules)
@@ -59,6 +60,15 @@ def access_of(manifest: Mapping[str, Any]) -> tuple[AccessRule, ...] | None:
         )
         for rule in rules
     )
+
+
+def credentials_of(gateway: Gateway) -> frozenset[CredentialKind]:
+    """Return the kinds of credentials that a pool's gateway takes."""
+    auth = gateway.auth
+    if auth is None:
+        return frozenset()
+    stated = {CredentialKind.TOKEN: auth.jwt, CredentialKind.KEY: auth.api_keys, CredentialKind.CERTIFICATE: auth.mtls}
+    return frozenset(kind for kind, of_kind in stated.items() if of_kind)
 
 
 def limits_of(manifest: Mapping[str, Any]) -> RouteLimits | None:

@@ -8,9 +8,9 @@ import pytest
 
 from fakes.observed_models import FIRST, SECOND, candidate, group, holder, model, world
 from segserve_operator.core.failure import STATUS_UNREADABLE, FailureReason
-from segserve_operator.core.models.observed import Observed, Roles
+from segserve_operator.core.models.observed import Observed, PoolObserved, Roles
 from segserve_operator.core.models.planning import desired_state
-from segserve_operator.core.traffic import AccessRule, Route, TrafficPlan, TrafficState
+from segserve_operator.core.traffic import AccessRule, Callers, CredentialKind, Route, TrafficPlan, TrafficState
 
 RULES = (AccessRule(keys=("team-a",)),)
 FORMER = (AccessRule(keys=("team-b",)),)
@@ -68,3 +68,34 @@ def test_a_change_of_the_rules_is_no_new_revision_and_holds_for_all_revisions() 
 
     assert after.statuses == before.statuses
     assert [route.access for route in after.traffic.routes] == [RULES]
+
+
+ANONYMOUS, AUTHENTICATED = AccessRule(callers=Callers.ANONYMOUS), AccessRule(callers=Callers.AUTHENTICATED)
+BY_CLAIM, BY_CERTIFICATE = AccessRule(claim="groups", values=("a",)), AccessRule(certificates=("spiffe://a",))
+
+
+@pytest.mark.parametrize(
+    ("access", "credentials", "shut"),
+    [
+        (None, frozenset(), False),
+        (RULES, None, False),
+        (RULES, frozenset(), True),
+        ((*RULES, AUTHENTICATED, BY_CLAIM, BY_CERTIFICATE), frozenset(), True),
+        ((*RULES, ANONYMOUS), frozenset(), False),
+        (RULES, frozenset({CredentialKind.KEY}), False),
+        (RULES, frozenset({CredentialKind.TOKEN, CredentialKind.CERTIFICATE}), True),
+        ((BY_CLAIM,), frozenset({CredentialKind.TOKEN}), False),
+        ((BY_CERTIFICATE,), frozenset({CredentialKind.CERTIFICATE}), False),
+        ((AUTHENTICATED,), frozenset({CredentialKind.KEY}), False),
+    ],
+)
+def test_a_model_whose_rules_admit_nobody_at_its_pool_s_gateway_says_so(
+    access: tuple[AccessRule, ...] | None, credentials: frozenset[CredentialKind] | None, *, shut: bool
+) -> None:
+    coins = replace(model(FIRST, SERVED), access=access)
+
+    decided = desired_state(world(coins, groups=[MAIN], pool=PoolObserved("default", credentials=credentials)))
+
+    (status,) = decided.statuses.values()
+    degraded = {each.type: each for each in status.conditions}["Degraded"]
+    assert (degraded.status, degraded.reason) == (("True", "NobodyAdmitted") if shut else ("False", "AsWanted"))

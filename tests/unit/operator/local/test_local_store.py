@@ -11,6 +11,7 @@ from segserve_common.files import write_private
 from segserve_operator.adapters.local.files import StateFolder
 from segserve_operator.adapters.local.store import LocalStore, ResourceNotFoundError
 from segserve_operator.api.loading import load
+from segserve_operator.core.traffic import CredentialKind
 
 TEXT = """
 apiVersion: segserve.dev/v1alpha1
@@ -107,3 +108,10 @@ def test_the_gateway_port_is_a_field_of_the_pool(store: LocalStore) -> None:
     assert store.pool().spec.gateway.port == 8080
     store.set_gateway_port(9090)
     assert store.pool().spec.gateway.port == 9090
+
+
+async def test_the_credentials_that_the_gateway_takes_follow_the_resource(store: LocalStore) -> None:
+    before = (await store.observed_pool()).credentials
+    store.set_gateway_keys("callers", "htpasswd")
+
+    assert (before, (await store.observed_pool()).credentials) == (frozenset(), {CredentialKind.KEY})

@@ -9,10 +9,10 @@ import pytest
 
 from segserve_operator.api.errors import SpecError
 from segserve_operator.api.loading import load
-from segserve_operator.api.triton_pool import TritonPool
-from segserve_operator.core.traffic import AccessRule, Callers
+from segserve_operator.api.triton_pool import Gateway, TritonPool
+from segserve_operator.core.traffic import AccessRule, Callers, CredentialKind
 from segserve_operator.mapping.reading import read_pool
-from segserve_operator.mapping.specs import access_of
+from segserve_operator.mapping.specs import access_of, credentials_of
 
 KEYS = {"apiKeys": [{"secretRef": {"name": "callers", "key": "htpasswd"}}]}
 
@@ -76,3 +76,20 @@ def test_the_example_has_two_tenants_with_a_model_each() -> None:
     ]
     artifacts = [example.parent / model.to_dict()["spec"]["artifact"]["uri"] for model in models]
     assert all(artifact.is_file() for artifact in artifacts)
+
+
+@pytest.mark.parametrize(
+    ("auth", "kinds"),
+    [
+        (None, set()),
+        (KEYS, {CredentialKind.KEY}),
+        ({"mtls": {"caSecretRef": {"name": "a", "key": "ca.crt"}}}, {CredentialKind.CERTIFICATE}),
+        (
+            {**KEYS, "jwt": [{"issuer": "a", "audiences": ["b"], "jwks": {"inline": "{}"}}]},
+            {CredentialKind.KEY, CredentialKind.TOKEN},
+        ),
+    ],
+)
+def test_the_credentials_that_a_gateway_takes_are_those_of_its_pool(auth: Any, kinds: set[CredentialKind]) -> None:
+    stated = {"auth": auth, "tls": {"secretName": "certificate"}} if auth is not None else {}
+    assert credentials_of(Gateway.model_validate(stated)) == kinds

@@ -23,7 +23,14 @@ from segserve_operator.adapters.kube.updates import offered_update
 from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.models.observed import ModelObserved, PoolObserved, Roles, Wanted
 from segserve_operator.mapping.reading import read_pool_status, read_status
-from segserve_operator.mapping.specs import access_of, annotations_of, limits_of, min_ready_of, wanted_of
+from segserve_operator.mapping.specs import (
+    access_of,
+    annotations_of,
+    credentials_of,
+    limits_of,
+    min_ready_of,
+    wanted_of,
+)
 from segserve_operator.mapping.statuses import from_api, pool_from_api, pool_to_api, to_api
 
 if TYPE_CHECKING:
@@ -87,6 +94,7 @@ class ClusterStore:
             **offered_update(self.view, self.contexts, self.key, self.clock()),
             status=pool_from_api(read_pool_status(resource.get("status") or {})),
             ignored=self.contexts.ignored(self.key),
+            credentials=credentials_of(context.spec.gateway),
         )
         kept = kept_condition(self.view, self.key, resource)
         return observed if kept is None else replace(observed, progress=kept)

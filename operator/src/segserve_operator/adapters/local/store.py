@@ -19,6 +19,7 @@ from segserve_operator.adapters.local.files import StateFolder, read_yaml, write
 from segserve_operator.adapters.local.rollouts import KIND as ROLLOUT
 from segserve_operator.adapters.local.rollouts import RolloutFiles
 from segserve_operator.api.checks import did_you_mean
+from segserve_operator.api.errors import SpecError
 from segserve_operator.api.loading import parse
 from segserve_operator.api.meta import ObjectMeta
 from segserve_operator.api.resources import Resource
@@ -28,7 +29,7 @@ from segserve_operator.core.models.events import Event
 from segserve_operator.core.models.observed import ModelObserved, ModelStatus, PoolObserved, PoolStatus, Roles, Wanted
 from segserve_operator.core.rollout.record import Record
 from segserve_operator.mapping.reading import read_pool, read_status
-from segserve_operator.mapping.specs import access_of, annotations_of, limits_of, wanted_of
+from segserve_operator.mapping.specs import access_of, annotations_of, credentials_of, limits_of, wanted_of
 from segserve_operator.mapping.statuses import from_api, to_api
 
 MODEL: Final = "SegmentationModel"
@@ -165,7 +166,11 @@ class LocalStore:
 
     async def observed_pool(self) -> PoolObserved:
         """Return the pool of this machine; it always exists, and has no status."""
-        return PoolObserved(self._pool_name())
+        try:
+            gateway = self.pool().spec.gateway
+        except SpecError:
+            return PoolObserved(self._pool_name())
+        return PoolObserved(self._pool_name(), credentials=credentials_of(gateway))
 
     async def save_pool_status(self, status: PoolStatus) -> None:
         """Do nothing: the state of the pool is that of its processes."""

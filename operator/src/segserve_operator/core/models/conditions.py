@@ -86,7 +86,7 @@ def _conditions(
         serving,
         _ready(model, serving),
         progressing,
-        _degraded(model, roles, newest, serving, trouble, stall or _bad_servers(roles, world)),
+        _degraded(model, roles, newest, serving, trouble, stall or _shut(model, world) or _bad_servers(roles, world)),
         reconciling(progressing, stalled),
         stalled,
     )
@@ -106,6 +106,16 @@ def _bad_servers(roles: Roles, world: Observed) -> FailureReason | None:
     arrived = bad_servers(world.main, roles.stable.revision, world, or_all=True) if roles.stable and moving else None
     bad = (bad_servers(group, revision, world) for group, revision in roles.loaded_revisions())
     return next((each for each in (*bad, arrived) if each is not None), None)
+
+
+def _shut(model: ModelObserved, world: Observed) -> FailureReason | None:
+    """Return that the gateway takes no credentials that any of the model's rules is about."""
+    taken = world.pool.credentials if world.pool is not None else None
+    if not model.access or taken is None or any(rule.can_admit(taken) for rule in model.access):
+        return None
+    takes = f"only {', '.join(sorted(taken))}" if taken else "no credentials: it has no spec.gateway.auth"
+    text = f"nobody can call the model: no rule of spec.access admits anybody, as the pool's gateway takes {takes}"
+    return FailureReason("NobodyAdmitted", text)
 
 
 def _trial(model: ModelObserved, roles: Roles, report: ModelReport | None, world: Observed) -> TrialProgress | None:

@@ -16,7 +16,7 @@ from segserve_operator.core.failure import FailureReason, shortened
 from segserve_operator.core.gates.checks import CheckResult
 from segserve_operator.core.rollout.counters import HungRequests, Sample
 from segserve_operator.core.rollout.record import Record, RolloutState
-from segserve_operator.core.traffic import AccessRule, Endpoint, RouteLimits, TrafficState
+from segserve_operator.core.traffic import AccessRule, CredentialKind, Endpoint, RouteLimits, TrafficState
 
 MAIN: Final = "main"
 CANARY: Final = "canary"
@@ -385,7 +385,8 @@ class PoolObserved:
     the hours for it, `claims` are the updates of other pools, `progress` and `stuck` are the conditions that tell how
     far it is and why it goes no further.
 
-    `ignored` tells which fields of the spec this release does not know.
+    `ignored` tells which fields of the spec this release does not know. `credentials` are the kinds that the gateway
+    takes (those of `CredentialKind`); None if it is not known.
     """
 
     name: str = ""
@@ -405,6 +406,7 @@ class PoolObserved:
     progress: ObservedCondition | None = None
     stuck: ObservedCondition | None = None
     ignored: FailureReason | None = None
+    credentials: frozenset[CredentialKind] | None = None
 
     @property
     def main(self) -> str:

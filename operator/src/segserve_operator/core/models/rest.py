@@ -93,7 +93,16 @@ def _common(world: Observed) -> tuple[object, ...]:
     pool, main = world.pool, world.groups.get(world.main)
     if pool is None or main is None or world.failures:
         return ()
-    return pool.name, pool.min_ready, pool.template, world.main, main, world.gateway_url, world.traffic.answering
+    return (
+        pool.name,
+        pool.min_ready,
+        pool.template,
+        pool.credentials,
+        world.main,
+        main,
+        world.gateway_url,
+        world.traffic.answering,
+    )
 
 
 def _inputs(model: ModelObserved, world: Observed) -> tuple[object, ...]:
