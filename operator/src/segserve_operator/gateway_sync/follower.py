@@ -7,6 +7,7 @@ import logging
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from segserve_operator.adapters.traffic.envoy_admin import EnvoyUnreachableError
@@ -55,6 +56,7 @@ class Follower:
         self._refused: tuple[ShardContent, str] | None = None
         self._certificate_problem: str | None = None
         self._credential_problem: str | None = None
+        self._gave_up = False
         self._shifted_s = 0.0
         self._changed = asyncio.Event()
         self._loop = asyncio.get_running_loop()
@@ -90,8 +92,9 @@ class Follower:
         newest = self._newest
         if newest is None:
             return _PASS_S
-        if self._is_new(newest) or not await self._traffic.follows():
-            await self._shift(newest)
+        new = self._gave_up or self._is_new(newest) or not await self._traffic.follows()
+        if new and not await self._shift(newest):
+            return 0.0
         followed = self.health.followed
         if followed is None:
             self._report([])
@@ -112,20 +115,31 @@ class Follower:
             return False
         return self.health.followed is None or self.health.followed.plan != content.plan
 
-    async def _shift(self, content: ShardContent) -> None:
+    async def _shift(self, content: ShardContent) -> bool:
+        """Make Envoy follow a plan, which it may refuse; return False if it was given up for a newer one."""
         began_s = time.monotonic()
         try:
-            await self._traffic.shift(content.plan)
+            self._gave_up = not await self._traffic.shift(content.plan, superseded=partial(self._supersedes, content))
         except ConfigurationRejectedError as error:
             _log.error("%s", error)
             self._refused = (content, str(error))
             self.health.refusals += 1
-            return
+            return True
+        if self._gave_up:
+            return False
         self._refused = None
         self._shifted_s = time.monotonic()
         self.health.followed = content
         self.health.followed_s = time.monotonic() - began_s
         self.health.shifts += 1
+        return True
+
+    def _supersedes(self, content: ShardContent) -> bool:
+        """Tell whether a newer plan is to be followed instead of this one; of two in a row one is finished."""
+        newest = self._newest
+        if self._gave_up or newest is None or newest is content:
+            return False
+        return newest.plan != content.plan and self._is_new(newest)
 
     def _report(self, draining: list[tuple[str, str]]) -> None:
         newest, followed = self._newest, self.health.followed

@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -182,10 +182,13 @@ class EnvoyTraffic:
         await self.shift(plan)
         await self.remove_unused()
 
-    async def shift(self, plan: TrafficPlan) -> None:
-        """Do the part of `apply` that callers notice; unused clusters stay until `remove_unused`."""
+    async def shift(self, plan: TrafficPlan, *, superseded: Callable[[], bool] = lambda: False) -> bool:
+        """Do the part of `apply` that callers notice; unused clusters stay until `remove_unused`.
+
+        Returns False if it ended early, as the plan was `superseded` meanwhile; then a newer one must be given.
+        """
         async with self._lock, self._admin(self._update_timeout_s) as admin:
-            await self._updater.shift(admin, plan)
+            return await self._updater.shift(admin, plan, superseded=superseded)
 
     async def remove_unused(self) -> None:
         """Remove clusters that the plan no longer needs and that no request uses."""

@@ -160,6 +160,7 @@ class EnvoyUpdater:
         self._on_replace = on_replace
         self._written: _WrittenState | None = None
         self._rejected: tuple[EnvoyAdmin, int] | None = None
+        self._before_unfinished: _WrittenState | None = None
         self._rendered_limits: tuple[tuple[tuple[str, RouteLimits], ...], DiscoveryResponse] | None = None
 
     def write(self, plan: TrafficPlan) -> None:
@@ -176,25 +177,43 @@ class EnvoyUpdater:
         self._written = _WrittenState(desired.clusters, desired.weights, desired.entries, desired, responses)
         self._record(desired)
 
-    async def shift(self, admin: EnvoyAdmin, plan: TrafficPlan) -> None:
-        """Make Envoy follow a plan, keeping what the plan no longer needs; a rejected plan changes nothing."""
+    async def shift(
+        self, admin: EnvoyAdmin, plan: TrafficPlan, *, superseded: Callable[[], bool] = lambda: False
+    ) -> bool:
+        """Make Envoy follow a plan, keeping what the plan no longer needs; a rejected plan changes nothing.
+
+        Returns False without having finished if the plan is `superseded` once Envoy has its clusters, or its routes:
+        the caller has a newer plan, which goes on from there instead of waiting for the rest of this one.
+        """
         before = self._current()
+        complete = self._before_unfinished or before
         desired = render(plan, before.configuration, timeout_s=self._timeout_s)
         try:
             # Whatever routes refer to must exist before they do.
             await self._apply_clusters(admin, usable_clusters(before.clusters, desired.clusters))
+            if superseded():
+                self._before_unfinished = complete
+                return False
             await self._apply_weights(admin, {**before.weights, **desired.early_weights})
             await self._apply_limits(admin, plan)
             await self._apply_routes(admin, desired)
-            if self._current() is not before:
+            if superseded():
+                # The weights that override the former table stay until the workers no longer use it.
+                self._written = replace(self._current(), configuration=desired)
+                self._before_unfinished = complete
+                return False
+            if self._current() is not complete:
                 await asyncio.sleep(_WORKERS_TURN_S)
             await self._apply_weights(admin, desired.weights)
             await self._confirm(admin)
         except ConfigurationRejectedError:
-            await self._restore(admin, before)
+            self._before_unfinished = None
+            await self._restore(admin, before, complete)
             raise
+        self._before_unfinished = None
         self._written = replace(self._current(), configuration=desired)
         self._record(desired)
+        return True
 
     async def remove_unused(self, admin: EnvoyAdmin) -> None:
         """Remove clusters that are not in the configuration and that no request uses."""
@@ -313,11 +332,14 @@ class EnvoyUpdater:
             message = f"Envoy has not loaded the files in {self._files.folder} within {self._update_timeout_s} s"
             raise EnvoyUnreachableError(message) from None
 
-    async def _restore(self, admin: EnvoyAdmin, before: _WrittenState) -> None:
-        for path, old in before.responses.items():
+    async def _restore(self, admin: EnvoyAdmin, before: _WrittenState, complete: _WrittenState) -> None:
+        """Write what was written for the plan before; the clusters of one that was not finished may be in use."""
+        path = self._files.clusters
+        responses = {**complete.responses, path: before.responses[path]}
+        for path, old in responses.items():
             if old != self._current().responses[path]:
                 write_watched(path, old)
-        self._written = before
+        self._written = replace(complete, clusters=before.clusters, responses=responses)
         with suppress(EnvoyUnreachableError):
             await self._confirm(admin)
 
