@@ -192,6 +192,22 @@ def test_a_killed_step_is_repaired_and_proved_without_touching_the_others(group:
     assert group.bright_share("coins") == 0.5
 
 
+def test_a_network_that_was_changed_in_the_repository_is_not_loaded_but_published_again(
+    group: Group, coins: AssignedModel
+) -> None:
+    group.assign(coins)
+    step = group.wait(coins, ModelState.READY).steps[1]
+    (network,) = (group.repository / step).rglob("model.onnx")
+    verified = network.read_bytes()
+    network.write_bytes(verified[:-1] + bytes([verified[-1] ^ 1]))
+
+    os.kill(group.stubs()[step].pid, signal.SIGKILL)
+
+    wait_for(lambda: network.exists() and network.read_bytes() == verified, group.describe)
+    group.wait(coins, ModelState.READY)
+    assert group.bright_share("coins") == 0.5
+
+
 def test_a_killed_triton_is_filled_and_proved_again(group: Group, coins: AssignedModel) -> None:
     group.assign(coins)
     group.wait(coins, ModelState.READY)

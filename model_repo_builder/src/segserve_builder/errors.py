@@ -107,6 +107,18 @@ class DigestMismatchError(BuilderError):
         super().__init__(f"sha256 of {uri} {found}; the resource says {expected}")
 
 
+class FilesChangedError(BuilderError):
+    """Files of a step are not those that were verified; Triton does not keep it, and it is published again."""
+
+    reason = "DigestMismatch"
+    retryable = True
+
+    def __init__(self, step: str, files: Iterable[str]) -> None:
+        super().__init__(
+            f"files of {step} changed between their verification and their load, and are not used: {', '.join(files)}"
+        )
+
+
 class UnsafeArtifactError(BuilderError):
     """A file would make its loader read other files or run other code; it is never loaded."""
 

@@ -34,6 +34,7 @@ from segserve_builder.agent.state import (
     ServerSnapshot,
     Try,
 )
+from segserve_builder.errors import FilesChangedError
 from segserve_builder.render.repository import sweep
 from segserve_builder.sources.cache import FileLocks
 from segserve_common.files import replace_file
@@ -206,6 +207,8 @@ class Agent:
         elif isinstance(action, Prepare | Serve | Prove):
             concerned = [assigned for assigned in self._assignment if assigned.revision == action.revision]
         for assigned in concerned:
+            if failure.reason == FilesChangedError.reason and isinstance(action, LoadStep | RepairStep):
+                state.prepared.pop(assigned.revision, None)  # it is published anew
             if failure.reason == LOAD_FAILED:
                 state.fail_load(assigned, failure.reason, failure.message, now_s)
                 continue

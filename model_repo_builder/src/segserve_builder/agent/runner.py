@@ -41,9 +41,10 @@ from segserve_builder.agent.state import (
     Try,
     Unload,
 )
-from segserve_builder.errors import BuilderError, GoldenError, OtherVersionError
+from segserve_builder.errors import BuilderError, FilesChangedError, GoldenError, OtherVersionError
 from segserve_builder.golden import judging as golden
-from segserve_builder.render.repository import build_tree, publish, remove, replace
+from segserve_builder.render.published import PublishedSteps
+from segserve_builder.render.repository import build_tree, replace
 from segserve_builder.render.target import EMBEDDED, RenderTarget
 from segserve_builder.sources import signatures
 from segserve_builder.sources.access import LOCAL, Access
@@ -106,6 +107,10 @@ class ActionRunner:
     """Where artifacts and golden sets may be downloaded from."""
     stopping: threading.Event = field(default_factory=threading.Event)
     """Ends a replay between two images."""
+    steps: PublishedSteps = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "steps", PublishedSteps(self.repository.root))
 
     def carry_out(
         self,
@@ -151,10 +156,13 @@ class ActionRunner:
             case Prepare() if assigned is not None:
                 return ActionResult(action, prepared=self._prepare(assigned, on_progress))
             case LoadStep(name):
-                self._load(name)
+                self._load_step(name)
             case RepairStep(name):
+                with self.steps.verified(name):
+                    pass
                 self.repository.touch(name)
-                self._load(name)
+                self.steps.touched(name)
+                self._load_step(name)
             case Serve() if prepared is not None:
                 return ActionResult(action, ensembles=self._serve(prepared))
             case Prove() if prepared is not None:
@@ -170,7 +178,7 @@ class ActionRunner:
             case Unload(name):
                 self.server.unload(name)
             case Remove(name):
-                remove(self.repository.root / name)
+                self.steps.remove(name)
         return ActionResult(action)
 
     def _prepare(self, assigned: AssignedRevision, on_progress: OnProgress) -> Prepared:
@@ -195,7 +203,7 @@ class ActionRunner:
         if self.access.max_cache_bytes is not None:
             evict(self.cache, self.access.max_cache_bytes)
         for name, files in tree.steps.items():
-            publish(files, self.repository.root / name)
+            self.steps.publish(name, files)
         runtimes = (network.runtime for network in spec.pipeline.networks)
         copies = dict(zip(tree.networks, (runtime.instances for runtime in runtimes), strict=True))
         processes = dict.fromkeys(tree.steps, 1) | copies | dict.fromkeys(tree.native, 0)
@@ -229,6 +237,17 @@ class ActionRunner:
                 "golden sets are compared as rle: add encoding to output.overrides, or set output.encoding to rle"
             )
         return folder
+
+    def _load_step(self, name: str) -> None:
+        loaded = False
+        try:
+            with self.steps.verified(name):
+                self._load(name)
+                loaded = True
+        except FilesChangedError:
+            if loaded:
+                self.server.unload(name)
+            raise
 
     def _load(self, name: str) -> None:
         since = log_position(self.log)

@@ -44,6 +44,7 @@ __all__ = [
     "SOURCES",
     "Access",
     "RetryPolicy",
+    "distrust",
     "fetch",
     "fetch_folder",
     "fetch_unpinned",
@@ -113,6 +114,11 @@ def fetch(
             _cache.commit(part, cache, sha256)
             _VERIFIED.add(target)
     return target
+
+
+def distrust(path: Path) -> None:
+    """Hash an object of a cache again at its next use: it was used, and had other bytes than its name says."""
+    _VERIFIED.forget(path)
 
 
 def fetch_folder(

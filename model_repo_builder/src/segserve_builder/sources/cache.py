@@ -79,6 +79,10 @@ class VerifiedObjects:
         if identity is not None:
             self._seen.add(identity)
 
+    def forget(self, path: Path) -> None:
+        """Compare an object again at its next use."""
+        self._seen = {identity for identity in self._seen if identity[0] != str(path)}
+
 
 def is_file_of(path: Path, sha256: str) -> bool:
     """Return whether a file has this sha256."""
