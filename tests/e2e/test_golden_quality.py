@@ -25,6 +25,7 @@ from segserve_common.http.urls import own_service
 from segserve_operator.adapters.checks.context import CheckContext
 from segserve_operator.adapters.checks.gateway import InternalGateway
 from segserve_operator.adapters.checks.runner import BackgroundCheckRunner
+from segserve_operator.adapters.checks.services import DirectServices
 from segserve_operator.adapters.local.files import StateFolder
 from segserve_operator.adapters.local.fleet import LocalResources
 from segserve_operator.adapters.traffic.envoy_admin import UNIX_SCHEME
@@ -116,7 +117,8 @@ async def check_runner(coins: Running) -> AsyncIterator[BackgroundCheckRunner]:
     async def socket() -> str:
         return f"{UNIX_SCHEME}{state.gateway / 'internal.sock'}"
 
-    found = BackgroundCheckRunner(CheckContext(InternalGateway(socket), LocalResources(state), time.time, own_service))
+    services = DirectServices(own_service)
+    found = BackgroundCheckRunner(CheckContext(InternalGateway(socket), LocalResources(state), time.time, services))
     yield found
     await found.close()
 

@@ -50,12 +50,15 @@ from segserve_common.kube.names import (
     reports_name,
 )
 from segserve_common.kube.shards import content_of, pack, unpack, version_of
+from segserve_operator.adapters.checks.context import Services
+from segserve_operator.adapters.checks.services import DirectServices
 from segserve_operator.adapters.kube.api import Api
 from segserve_operator.adapters.kube.known_objects import KnownObjects
 from segserve_operator.adapters.kube.objects import Defaults
 from segserve_operator.adapters.kube.view import PoolKey, View, fill
 from segserve_operator.adapters.kube.write_through import WriteThroughApi
 from segserve_operator.adapters.notify.notifier import Notifier
+from segserve_operator.adapters.notify.post import direct_post
 from segserve_operator.adapters.traffic.plans import PLANS, load_plan
 from segserve_operator.reconciler import Dependencies, PoolReconciler
 from segserve_operator.rollout_metrics import RolloutMetrics
@@ -118,6 +121,7 @@ class ClusterWorld:
     room: int | None = None
     """Number of servers that the nodes have room for; None for any number."""
     has_gateway_api: bool = False
+    services: Services = field(default_factory=lambda: DirectServices(own_service))
     scheduler_says: str = "0/4 nodes are available: 4 Insufficient nvidia.com/gpu."
 
     def __post_init__(self) -> None:
@@ -134,7 +138,7 @@ class ClusterWorld:
             watch.close()
         kinds = (MODELS, POOLS, *CHILDREN, *(GATEWAY_ROUTES if self.has_gateway_api else ()))
         self.view = View(kinds, known=KnownObjects())
-        outside = Dependencies(NoLogs(), Notifier(check_address=own_service), RolloutMetrics())
+        outside = Dependencies(NoLogs(), Notifier(post=direct_post(own_service)), RolloutMetrics(), self.services)
         self.passes = PoolReconciler(
             WriteThroughApi(self.api, self.view), self.view, self.defaults, outside, lambda: self.now_s
         )

@@ -21,6 +21,7 @@ from segserve_builder.spec.model_spec import Golden
 from segserve_common.http.urls import own_service, service_check
 from segserve_operator.adapters.checks.context import CheckContext
 from segserve_operator.adapters.checks.gateway import InternalGateway
+from segserve_operator.adapters.checks.services import DirectServices
 from segserve_operator.api.segmentation_model import SegmentationModel
 from segserve_operator.core.gates.checks import Check, ResourceSample
 
@@ -124,9 +125,8 @@ def context_of(listener: InternalListener | None = None, *, local: bool = True, 
         return None
 
     gateway = InternalGateway(listener.address if listener is not None else nowhere)
-    return CheckContext(
-        gateway, Servers(list(memory)), lambda: 1000.0, own_service if local else service_check((), "gates.hosts")
-    )
+    services = DirectServices(own_service if local else service_check((), "gates.hosts"))
+    return CheckContext(gateway, Servers(list(memory)), lambda: 1000.0, services)
 
 
 def check_of(purpose: Any, key: str = "coins-1/probe/0", **more: Any) -> Check:

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -15,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import kopf
 
 from segserve_common.api_errors import ApiError
-from segserve_common.http.urls import service_check
 from segserve_common.kube.async_client import AsyncKubeClient
 from segserve_common.kube.kinds import (
     CHILDREN,
@@ -36,6 +36,7 @@ from segserve_operator.adapters.kube.secrets import Secrets
 from segserve_operator.adapters.kube.view import PoolKey, View, audit, fill
 from segserve_operator.adapters.kube.write_through import WriteThroughApi
 from segserve_operator.adapters.notify.notifier import Notifier
+from segserve_operator.adapters.outbound.client import WorkerClient, own_worker
 from segserve_operator.admission import MayPromote, admit, may_promote_by
 from segserve_operator.handlers import registry_of, settings_of
 from segserve_operator.metrics import Metrics, health_server
@@ -45,7 +46,7 @@ from segserve_operator.settings import OperatorSettings, OperatorSettingsError
 from segserve_operator.worker import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator, Sequence
 
     from segserve_operator.adapters.kube.api import Api
 
@@ -165,8 +166,10 @@ class Operator:
         return f"the last try to read the cluster ended {age_s:.0f} s ago" if age_s > SILENCE_S else None
 
 
-async def assemble(settings: OperatorSettings, api: AsyncKubeClient, metrics: Metrics) -> Operator:
-    """Put the parts together for the cluster that `api` reaches."""
+async def assemble(
+    settings: OperatorSettings, api: AsyncKubeClient, metrics: Metrics, outbound: WorkerClient
+) -> Operator:
+    """Put the parts together for the cluster that `api` reaches; `outbound` calls tenants' services."""
     modern = await api.has(DISRUPTION_BUDGETS)
     children = [kind for kind in CHILDREN if kind != DISRUPTION_BUDGETS]
     if await api.has(HTTP_ROUTES) and await api.has(GRPC_ROUTES):
@@ -184,14 +187,14 @@ async def assemble(settings: OperatorSettings, api: AsyncKubeClient, metrics: Me
     outside = Dependencies(
         logs=api,
         notifier=Notifier(
-            check_address=service_check(settings.notification_hosts, "notifications.hosts"),
+            post=outbound.post,
             on_outcome=metrics.rollouts.notified,
             read=Secrets(api).read,
         ),
         metrics=metrics.rollouts,
+        services=outbound,
         prometheus=settings.samples_prometheus,
         sign=signer(Path(settings.signing_key)) if settings.signing_key else None,
-        gate_hosts=settings.gate_hosts,
     )
     fenced = WriteThroughApi(FencedApi(api, lease), view)
     reconciler = PoolReconciler(fenced, view, _defaults(settings, modern=modern), outside, time.time)
@@ -229,8 +232,26 @@ async def _run(settings: OperatorSettings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     metrics = Metrics()
-    async with AsyncKubeClient.connect(on_call=metrics.called) as api:
-        await (await assemble(settings, api, metrics)).run(stopping)
+    async with AsyncKubeClient.connect(on_call=metrics.called) as api, outbound_of(settings) as outbound:
+        await (await assemble(settings, api, metrics, outbound)).run(stopping)
+
+
+@asynccontextmanager
+async def outbound_of(settings: OperatorSettings) -> AsyncIterator[WorkerClient]:
+    """Yield the client of the worker in the pod's other container, or of a child where there is no such container."""
+    if settings.worker_socket:
+        own = os.getuid()
+        yield WorkerClient(settings.worker_socket, own if settings.worker_user is None else settings.worker_user)
+        return
+    hosts = (
+        f"--gate-hosts={','.join(settings.gate_hosts)}",
+        f"--notification-hosts={','.join(settings.notification_hosts)}",
+    )
+    worker, client = own_worker(hosts, os.environ)
+    try:
+        yield client
+    finally:
+        await worker.close()
 
 
 def main() -> None:

@@ -10,10 +10,9 @@ from functools import partial
 from typing import Final
 
 from segserve_common.api_errors import ApiError
-from segserve_common.http.urls import service_check
 from segserve_operator.adapters.bundles.background import MAX_CONCURRENT, BackgroundBundles
 from segserve_operator.adapters.bundles.cluster import ClusterBundles, PodLogs
-from segserve_operator.adapters.checks.context import CheckContext
+from segserve_operator.adapters.checks.context import CheckContext, Services
 from segserve_operator.adapters.checks.gateway import InternalGateway
 from segserve_operator.adapters.checks.runner import BackgroundCheckRunner
 from segserve_operator.adapters.kube.api import Api
@@ -49,17 +48,16 @@ log = logging.getLogger("segserve")
 class Dependencies:
     """Dependencies of passes beside the objects of the API.
 
-    `logs` reads pods' logs, `notifier` sends notifications, `sign` signs decisions of rollouts. If `prometheus` is an
-    address, gateways' counters come from there. `gate_hosts` are the hosts that gates may ask, as `service_check` takes
-    them.
+    `logs` reads pods' logs, `notifier` sends notifications, `services` are those that gates ask, `sign` signs decisions
+    of rollouts. If `prometheus` is an address, gateways' counters come from there.
     """
 
     logs: PodLogs
     notifier: Notifier
     metrics: RolloutMetrics
+    services: Services
     prometheus: str = ""
     sign: Sign | None = None
-    gate_hosts: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -159,7 +157,8 @@ class PoolReconciler:
             InternalGateway(traffic.internal_url),
             ClusterResources(self._view, key),
             self._clock,
-            service_check(self._dependencies.gate_hosts, "gates.hosts"),
+            self._dependencies.services,
+            f"{key.namespace}/{key.pool}",
         )
         announcer = PoolAnnouncer(
             self._dependencies.notifier, key.namespace, partial(self._notification_targets, key), self._clock

@@ -44,8 +44,9 @@ class OperatorSettings:
     `artifact_schemes` and `artifact_hosts` (all if these are empty), whatever a pool lists, and may come from
     `artifact_private_hosts` at addresses that are not public; `artifact_signatures` holds for all.
     Only with `allow_host_path` is a cache a folder of the node, which several tenants may share.
-    Gates may ask `gate_hosts` and notifications call
-    `notification_hosts` (hosts or networks; all at public addresses if there are none).
+    Gates may ask `gate_hosts` and notifications call `notification_hosts` (hosts or networks; all at public addresses
+    if there are none); the worker that does so listens at `worker_socket` as the user `worker_user` (the operator's own
+    if it is None), and is a child of the operator if there is no socket.
     The holder of the Lease `lease_name` in `lease_namespace` leads, under the identity `pod_name`, which is unique.
     `image_pull_secrets` are Secrets of each pool's namespace. `pod_user` is the user, group and fsGroup of pools' pods,
     None if the cluster chooses. `logging` is that of the operator, agents and sidecars.
@@ -76,6 +77,8 @@ class OperatorSettings:
     allow_host_path: bool = False
     gate_hosts: tuple[str, ...] = ()
     notification_hosts: tuple[str, ...] = ()
+    worker_socket: str = ""
+    worker_user: int | None = None
     health_port: int = 8012
     pod_name: str = _SOMEBODY
     samples_prometheus: str = ""
@@ -121,6 +124,8 @@ class OperatorSettings:
             allow_host_path=read.one_of("SEGSERVE_ALLOW_HOST_PATH", "false", ("true", "false")) == "true",
             gate_hosts=read.listed("SEGSERVE_GATE_HOSTS", _HOSTS, _HOSTS_ALLOWED),
             notification_hosts=read.listed("SEGSERVE_NOTIFICATION_HOSTS", _HOSTS, _HOSTS_ALLOWED),
+            worker_socket=read.matching("SEGSERVE_WORKER_SOCKET", "", r"(/.+)?", "the path of a socket"),
+            worker_user=read.user("SEGSERVE_WORKER_USER", None),
             health_port=read.port("SEGSERVE_HEALTH_PORT", _DEFAULT.health_port),
             pod_name=read.domain("POD_NAME", _DEFAULT.pod_name),
             samples_prometheus=read.matching(
@@ -181,9 +186,14 @@ class _Reader:
         """Return one of some words."""
         return self._checked(variable, default, lambda text: text in allowed, ", ".join(allowed))
 
-    def user(self, variable: str, default: int) -> int | None:
+    def user(self, variable: str, default: int | None) -> int | None:
         """Return a user's number other than root's, None for `cluster`."""
-        text = self.matching(variable, str(default), r"cluster|[1-9][0-9]{0,9}", "a number from 1, or 'cluster'")
+        text = self.matching(
+            variable,
+            "cluster" if default is None else str(default),
+            r"cluster|[1-9][0-9]{0,9}",
+            "a number from 1, or 'cluster'",
+        )
         return int(text) if text.isascii() and text.isdigit() else None
 
     def signatures(self, variable: str) -> Signatures:

@@ -37,6 +37,8 @@ EVERYTHING = {
     "SEGSERVE_ALLOW_HOST_PATH": "true",
     "SEGSERVE_GATE_HOSTS": "prometheus.monitoring",
     "SEGSERVE_NOTIFICATION_HOSTS": "hooks.example.com",
+    "SEGSERVE_WORKER_SOCKET": "/run/segserve/worker.socket",
+    "SEGSERVE_WORKER_USER": "1001",
     "SEGSERVE_HEALTH_PORT": "9000",
     "POD_NAME": "segserve-6d4cf56db6-abcde",
     "SEGSERVE_SAMPLES_PROMETHEUS": "https://prometheus.example:9090",
@@ -75,6 +77,8 @@ def test_every_variable_is_taken_over() -> None:
         allow_host_path=True,
         gate_hosts=("prometheus.monitoring",),
         notification_hosts=("hooks.example.com",),
+        worker_socket="/run/segserve/worker.socket",
+        worker_user=1001,
         health_port=9000,
         pod_name="segserve-6d4cf56db6-abcde",
         samples_prometheus="https://prometheus.example:9090",
@@ -143,7 +147,7 @@ def test_the_environment_is_read_by_programs_and_given_to_settings() -> None:
     source = Path(segserve_operator.__file__).parent
     readers = {path.relative_to(source).as_posix() for path in source.rglob("*.py") if "os.environ" in path.read_text()}
     of_the_cluster = {path for path in readers if not path.startswith(("adapters/local/", "local_platform/"))}
-    assert of_the_cluster <= {"main.py", "gateway_sync/__main__.py"}
+    assert of_the_cluster <= {"main.py", "gateway_sync/__main__.py", "adapters/outbound/__main__.py"}
 
 
 def _of(settings: OperatorSettings, field: dataclasses.Field[object]) -> object:

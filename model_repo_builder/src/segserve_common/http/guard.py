@@ -14,6 +14,7 @@ import ssl
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Final, TypeVar
 from urllib.parse import urljoin
 
@@ -69,6 +70,18 @@ async def send_async(
         raise OSError(f"the host {url.host!r} has no address: {error}") from error
     address = checked(url.host, found, check_address)[0]
     return await transport.handle_async_request(_request(method, url, address, headers, timeout_s, **body))
+
+
+@cache
+def public_authorities() -> ssl.SSLContext:
+    """Return the context for https that trusts `SSL_CERT_FILE` or `SSL_CERT_DIR`, or the public authorities."""
+    return httpx.create_ssl_context()  # 30 ms, so once in a process
+
+
+def single_use_transport(url: Url) -> httpx.AsyncHTTPTransport:
+    """Return a transport for one request to this URL, without proxies."""
+    verify = public_authorities() if url.scheme == "https" else False
+    return httpx.AsyncHTTPTransport(verify=verify, trust_env=False, limits=SINGLE_USE)
 
 
 async def get_bounded(

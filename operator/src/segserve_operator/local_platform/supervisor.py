@@ -19,7 +19,6 @@ from typing import Final
 
 from segserve_builder.render.tritonserver import sweep_shm
 from segserve_common.files import write_private
-from segserve_common.http.urls import own_service
 from segserve_operator.adapters.bundles.background import BackgroundBundles
 from segserve_operator.adapters.bundles.local import LocalBundles, bundle_folder
 from segserve_operator.adapters.checks.context import CheckContext
@@ -34,6 +33,7 @@ from segserve_operator.adapters.local.runtime import OnStep, RuntimeEnvironment,
 from segserve_operator.adapters.local.step_environments import sweep_step_environments
 from segserve_operator.adapters.local.store import LocalStore
 from segserve_operator.adapters.notify.notifier import Notifier, PoolAnnouncer, targets
+from segserve_operator.adapters.outbound.client import own_worker
 from segserve_operator.adapters.traffic.envoy_admin import EnvoyUnreachableError
 from segserve_operator.api.errors import SpecError
 from segserve_operator.api.triton_pool import TritonPool
@@ -87,10 +87,11 @@ class Supervisor:
         self._store = LocalStore(state)
         self.gateway = LocalGateway(state, pool.spec.gateway)
         access = local_access(pool.spec.artifacts)
+        self.worker, services = own_worker(["--own-services"], os.environ)
         self.check_runner = BackgroundCheckRunner(
-            CheckContext(InternalGateway(self.gateway.internal_url), LocalResources(state), time.time, own_service)
+            CheckContext(InternalGateway(self.gateway.internal_url), LocalResources(state), time.time, services)
         )
-        self.notifier = Notifier(check_address=own_service)
+        self.notifier = Notifier(post=services.post)
         self.bundles = BackgroundBundles(LocalBundles(state))
         self.service = Service(
             store=self._store,
@@ -124,6 +125,7 @@ class Supervisor:
         await self.check_runner.close()
         await self.bundles.finish(STOP_GRACE_S)
         await self.notifier.aclose()
+        await self.worker.close()
 
     def _write_record(self, *, observed: bool) -> None:
         own = processes.current_process()

@@ -18,6 +18,7 @@ from segserve_common.kube.kinds import SECRETS, Json
 from segserve_operator.adapters.kube.secrets import Secrets
 from segserve_operator.adapters.notify.messages import Message, Secret, Target
 from segserve_operator.adapters.notify.notifier import MAX_QUEUED, Notifier, PoolAnnouncer, targets
+from segserve_operator.adapters.notify.post import direct_post
 from segserve_operator.api.triton_pool import TritonPoolSpec
 from segserve_operator.core.models.events import Event
 from segserve_operator.core.rollout.phases import Phase
@@ -39,7 +40,7 @@ MESSAGE = Message(
 
 
 def quick(*, check_address: AddressCheck = own_service, timeout_s: float = 2.0) -> Notifier:
-    return Notifier(check_address=check_address, timeout_s=timeout_s, delays_s=(0.01, 0.01))
+    return Notifier(post=direct_post(check_address), timeout_s=timeout_s, delays_s=(0.01, 0.01))
 
 
 def failing(*statuses: int) -> object:
@@ -196,7 +197,7 @@ async def test_secrets_of_urls_are_not_logged(caplog: pytest.LogCaptureFixture) 
 
 async def test_the_end_does_not_wait_for_a_dead_receiver() -> None:
     async with webhook(delay_s=30) as slow:
-        notifier = Notifier(check_address=own_service)
+        notifier = Notifier(post=direct_post(own_service))
         notifier.send([Target(slow.url)], MESSAGE)
         await asyncio.sleep(0.05)
         await notifier.aclose(grace_s=0.05)
@@ -206,7 +207,7 @@ async def test_the_end_does_not_wait_for_a_dead_receiver() -> None:
 
 async def test_what_became_of_messages_is_told_to_who_counts() -> None:
     told: list[str] = []
-    async with webhook() as receiver, Notifier(check_address=own_service, on_outcome=told.append) as notifier:
+    async with webhook() as receiver, Notifier(post=direct_post(own_service), on_outcome=told.append) as notifier:
         notifier.send([Target(receiver.url), Target("http://169.254.169.254/"), Target("file:///etc")], MESSAGE)
         await notifier.idle()
     assert sorted(told) == ["failed", "refused", "sent"]
@@ -226,7 +227,7 @@ async def test_a_url_that_is_secret_is_read_when_it_is_needed(caplog: pytest.Log
     async with webhook() as receiver:
         kube = FakeKube()
         kube.put(SECRETS, secret(slack=f"{receiver.url}\n"))
-        async with Notifier(check_address=own_service, read=Secrets(kube).read) as notifier:
+        async with Notifier(post=direct_post(own_service), read=Secrets(kube).read) as notifier:
             notifier.send([SECRET], MESSAGE)
             await notifier.idle()
     assert notifier.counts == {"sent": 1}
@@ -246,7 +247,7 @@ async def test_a_secret_that_holds_no_url_is_told_and_nothing_of_it_shown(
 ) -> None:
     kube = FakeKube()
     kube.put(SECRETS, secret(**values))
-    async with Notifier(check_address=own_service, delays_s=(0.01,), read=Secrets(kube).read) as notifier:
+    async with Notifier(post=direct_post(own_service), delays_s=(0.01,), read=Secrets(kube).read) as notifier:
         notifier.send([SECRET], MESSAGE)
         await notifier.idle()
     assert notifier.counts == {"failed": 1}
@@ -257,7 +258,7 @@ async def test_a_secret_that_holds_no_url_is_told_and_nothing_of_it_shown(
 
 @pytest.mark.parametrize("reader", [{}, {"read": Secrets(FakeKube()).read}], ids=["here", "not there"])
 async def test_a_secret_that_cannot_be_read_fails_its_own_messages_alone(reader: Any) -> None:
-    async with webhook() as receiver, Notifier(check_address=own_service, delays_s=(0.01,), **reader) as notifier:
+    async with webhook() as receiver, Notifier(post=direct_post(own_service), delays_s=(0.01,), **reader) as notifier:
         notifier.send([SECRET, Target(receiver.url)], MESSAGE)
         await notifier.idle()
     assert notifier.counts == {"failed": 1, "sent": 1}

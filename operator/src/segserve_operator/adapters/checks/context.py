@@ -1,15 +1,16 @@
-"""Context of checks: the ports of one pool, and the counts of our own requests."""
+"""Context of checks: the ports of one pool, questions to tenants' services, and the counts of our own requests."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
-from segserve_common.http.urls import AddressCheck
-from segserve_operator.adapters.checks.gateway import InternalGateway
 from segserve_operator.core.gates.checks import Check, CheckResult, ResourceSample
+
+if TYPE_CHECKING:
+    # The worker reads this module, and nothing of gateways and of Envoy.
+    from segserve_operator.adapters.checks.gateway import InternalGateway
 
 
 class ResourceSource(Protocol):
@@ -20,20 +21,53 @@ class ResourceSource(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """A request to a tenant's service, and CEL expressions over its answer.
+
+    A webhook gets `fields` as JSON, and its answer is `status` and `body`; a Prometheus gets them as a form, and its
+    answer is `result`, a list of numbers. `pool` is the pool that asks: pools share what questions take.
+    """
+
+    kind: Literal["webhook", "promql"]
+    pool: str
+    url: str
+    fields: Mapping[str, str | int]
+    pass_condition: str
+    breach_condition: str
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Values of a question's expressions, and what they were evaluated over, without what must not be shown."""
+
+    passes: bool
+    breaches: bool
+    shown: str
+
+
+class Services(Protocol):
+    """Services of tenants."""
+
+    async def ask(self, question: Question) -> Verdict:
+        """Send a question and evaluate its expressions; raises `CheckError` if that is no verdict."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class CheckContext:
-    """The ports of one pool. `clock` returns Unix time in seconds.
+    """The ports of the pool `pool`. `clock` returns Unix time in seconds.
 
-    `check_address` says which services may be asked. `samples` holds the first and the latest samples of each group
-    that is checked. `evaluation` is held while an expression is evaluated, so that no pool holds up all others.
+    `samples` holds the first and the latest samples of each group that is checked.
     """
 
     gateway: InternalGateway
     resources: ResourceSource
     clock: Callable[[], float]
-    check_address: AddressCheck
+    services: Services
+    pool: str = ""
     samples: dict[str, tuple[ResourceSample, ...]] = field(default_factory=dict)
-    evaluation: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 ReportResult: TypeAlias = "Callable[[CheckResult], None]"

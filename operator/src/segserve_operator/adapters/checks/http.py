@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import httpx
 
-from segserve_common.http.guard import SINGLE_USE, body_within, send_async
+from segserve_common.http.guard import body_within, send_async, single_use_transport
 from segserve_common.http.urls import AddressCheck, RefusedError, RequestError, Url, UrlError
 from segserve_operator.core.gates.checks import CheckError
 
@@ -46,10 +46,7 @@ async def call(
     # Errors name scheme and host alone: the rest of a URL may hold a secret.
     shown = f"{target.scheme}://{target.netloc}"
     try:
-        async with (
-            asyncio.timeout(timeout_s),
-            httpx.AsyncHTTPTransport(trust_env=False, limits=SINGLE_USE) as transport,
-        ):
+        async with asyncio.timeout(timeout_s), single_use_transport(target) as transport:
             response = await send_async(
                 transport,
                 method,

@@ -7,9 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from segserve_operator.adapters.checks.context import CheckContext, ReportResult
-from segserve_operator.adapters.checks.expressions import evaluate
-from segserve_operator.adapters.checks.http import call
+from segserve_operator.adapters.checks.context import CheckContext, Question, ReportResult
 from segserve_operator.api.rollout_policy import PromqlGate
 from segserve_operator.core.gates.checks import Check, CheckError, CheckResult
 
@@ -27,20 +25,18 @@ async def run(check: Check, context: CheckContext, report: ReportResult) -> Chec
     if not isinstance(check.spec, PromqlGate):
         raise CheckError(f"the gate {check.gate!r} is not a query")
     names = {"model": check.model, "candidate": check.candidate, "stable": check.stable}
-    reply = await call(
-        "POST",
-        f"{check.spec.address.rstrip('/')}/api/v1/query",
-        check_address=context.check_address,
+    question = Question(
+        kind="promql",
+        pool=context.pool,
+        url=f"{check.spec.address.rstrip('/')}/api/v1/query",
+        fields={"query": filled(check.spec.query, names)},
+        pass_condition=check.spec.pass_condition,
+        breach_condition=check.spec.breach_condition,
         timeout_s=check.spec.timeout.total_seconds(),
-        parameters={"query": filled(check.spec.query, names)},
     )
-    numbers = numbers_of(reply.status, reply.body)
-    expressions = {"passCondition": check.spec.pass_condition, "breachCondition": check.spec.breach_condition}
-    async with context.evaluation:
-        values = await evaluate(expressions, {"result": numbers})
-    shown = f"result {', '.join(f'{number:.6g}' for number in numbers[:SHOWN])}"
+    verdict = await context.services.ask(question)
     return CheckResult(
-        check.key, context.clock(), passes=values["passCondition"], breaches=values["breachCondition"], shown=shown
+        check.key, context.clock(), passes=verdict.passes, breaches=verdict.breaches, shown=verdict.shown
     )
 
 

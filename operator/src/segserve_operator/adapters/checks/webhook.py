@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from segserve_operator.adapters.checks.context import CheckContext, ReportResult
-from segserve_operator.adapters.checks.expressions import evaluate
-from segserve_operator.adapters.checks.http import call
+from segserve_operator.adapters.checks.context import CheckContext, Question, ReportResult
 from segserve_operator.api.rollout_policy import WebhookGate
 from segserve_operator.core.gates.checks import Check, CheckError, CheckResult
 
@@ -14,12 +12,11 @@ async def run(check: Check, context: CheckContext, report: ReportResult) -> Chec
     del report
     if not isinstance(check.spec, WebhookGate):
         raise CheckError(f"the gate {check.gate!r} is not a webhook")
-    reply = await call(
-        "POST",
-        check.spec.url,
-        check_address=context.check_address,
-        timeout_s=check.spec.timeout.total_seconds(),
-        payload={
+    question = Question(
+        kind="webhook",
+        pool=context.pool,
+        url=check.spec.url,
+        fields={
             "model": check.model,
             "gate": check.gate,
             "candidate": check.candidate,
@@ -27,12 +24,11 @@ async def run(check: Check, context: CheckContext, report: ReportResult) -> Chec
             "phase": check.phase,
             "weight": check.weight,
         },
+        pass_condition=check.spec.pass_condition,
+        breach_condition=check.spec.breach_condition,
+        timeout_s=check.spec.timeout.total_seconds(),
     )
-    expressions = {"passCondition": check.spec.pass_condition, "breachCondition": check.spec.breach_condition}
-    async with context.evaluation:
-        values = await evaluate(expressions, {"status": reply.status, "body": reply.body})
-    # Nothing of the body: whoever configures a gate need not be allowed to read what answers it.
-    shown = f"status {reply.status}"
+    verdict = await context.services.ask(question)
     return CheckResult(
-        check.key, context.clock(), passes=values["passCondition"], breaches=values["breachCondition"], shown=shown
+        check.key, context.clock(), passes=verdict.passes, breaches=verdict.breaches, shown=verdict.shown
     )

@@ -16,9 +16,9 @@ from typing import Final, Self
 import httpx
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_chain, wait_fixed
 
-from segserve_common.http.guard import SINGLE_USE, send_async
-from segserve_common.http.urls import AddressCheck, RefusedError, Url, UrlError
+from segserve_common.http.urls import RefusedError, UrlError
 from segserve_operator.adapters.notify.messages import FORMATS, Message, Secret, Target
+from segserve_operator.adapters.notify.post import Post
 from segserve_operator.api.triton_pool import TritonPoolSpec
 from segserve_operator.core.models.events import Event
 from segserve_operator.core.rollout.record import RolloutState
@@ -56,18 +56,18 @@ async def _unreadable(secret: Secret) -> str:
 
 
 class Notifier:
-    """Posts messages, in order for each target. `check_address` says which targets may be called.
+    """Sends messages by `post`, in order for each target.
 
     A message arrives at least once if its target answers with 2xx within three attempts, and is lost if the process
-    ends before: nothing is kept on disk, and nothing is sent again after a restart. Redirects are not followed, proxies
-    not used. `read` returns URLs from Secrets, and raises `SecretError`. `counts` counts messages by outcome: `sent`,
-    `failed`, `refused` or `dropped`; `on_outcome` is called with each.
+    ends before: nothing is kept on disk, and nothing is sent again after a restart. `read` returns URLs from Secrets,
+    and raises `SecretError`. `counts` counts messages by outcome: `sent`, `failed`, `refused` or `dropped`;
+    `on_outcome` is called with each.
     """
 
     def __init__(
         self,
         *,
-        check_address: AddressCheck,
+        post: Post,
         on_outcome: Callable[[str], None] = _ignore,
         read: Callable[[Secret], Awaitable[str]] = _unreadable,
         timeout_s: float = TIMEOUT_S,
@@ -75,11 +75,9 @@ class Notifier:
     ) -> None:
         self.counts: Counter[str] = Counter()
         self._on_outcome, self._read = on_outcome, read
-        self._check_address, self._timeout_s, self._delays_s = check_address, timeout_s, delays_s
+        self._send, self._timeout_s, self._delays_s = post, timeout_s, delays_s
         self._queues: dict[Target, deque[Message]] = {}
         self._tasks: dict[Target, asyncio.Task[None]] = {}
-        # A transport and not a client: clients log whole URLs, which may be secret.
-        self._transport = httpx.AsyncHTTPTransport(limits=SINGLE_USE)
 
     async def __aenter__(self) -> Self:
         return self
@@ -106,14 +104,13 @@ class Notifier:
             await asyncio.wait(self._tasks.values())
 
     async def aclose(self, grace_s: float = 1.0) -> None:
-        """Continue for at most `grace_s`, drop what is still queued, and close the connections."""
+        """Continue for at most `grace_s`, and drop what is still queued."""
         tasks = tuple(self._tasks.values())
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=grace_s)
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
-        await self._transport.aclose()
 
     async def _drain(self, target: Target) -> None:
         queue = self._queues[target]
@@ -147,23 +144,14 @@ class Notifier:
         return "sent"
 
     async def _post(self, target: Target, message: Message) -> None:
-        """Make one attempt. The body of the response is not read: it could be endless."""
+        """Make one attempt."""
         async with asyncio.timeout(self._timeout_s):
-            text = target.url if target.secret is None else (await self._read(target.secret)).strip()
-            response = await send_async(
-                self._transport,
-                "POST",
-                Url.normalised(text),
-                self._check_address,
-                {},
-                self._timeout_s,
-                json=FORMATS[target.format](message),
-            )
-            await response.aclose()
-        if response.status_code in _TRANSIENT or response.is_server_error:
-            raise _TransientStatusError(f"answered {response.status_code}")
-        if not response.is_success:
-            raise _StatusError(f"answered {response.status_code}; expected 2xx, redirects are not followed")
+            url = target.url if target.secret is None else (await self._read(target.secret)).strip()
+        status = await self._send(url, FORMATS[target.format](message), self._timeout_s)
+        if status in _TRANSIENT or httpx.codes.is_server_error(status):
+            raise _TransientStatusError(f"answered {status}")
+        if not httpx.codes.is_success(status):
+            raise _StatusError(f"answered {status}; expected 2xx, redirects are not followed")
 
 
 def _shown(target: Target) -> str:
