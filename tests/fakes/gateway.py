@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from segserve_operator.adapters.traffic.envoy_tls import TlsSettings
+    from segserve_operator.api.session_affinity import SessionAffinity
 
 
 @dataclass
@@ -107,6 +108,7 @@ async def running_gateway(
     max_request_bytes: int = 2**21,
     tls: TlsSettings | None = None,
     auth: AuthSettings | None = None,
+    affinity: SessionAffinity | None = None,
     streams: bool = True,
 ) -> AsyncIterator[RunningGateway]:
     """Run Envoy on a free port, in `folder`."""
@@ -117,6 +119,7 @@ async def running_gateway(
         internal_port=internal_port,
         tls=tls,
         auth=auth,
+        affinity=affinity,
         streams=streams,
     )
     running = RunningGateway(folder, EnvoyTraffic(folder, gateway, timeout_s=timeout_s), gateway)

@@ -104,6 +104,7 @@ spec:
       apiKeys: [{secretRef: {name: callers, key: htpasswd}}]
       mtls: {caSecretRef: {name: callers-ca, key: ca.crt}}
       anonymous: true
+    sessionAffinity: {header: x-camera, cookie: visitor, caller: true}
     maxRequestBytes: 1048576
     streams: true
     requestTimeoutSeconds: 10

@@ -30,6 +30,7 @@ from segserve_operator.api.pod_template import (
     Variable,
 )
 from segserve_operator.api.pool_update import TemplateStatus, Update
+from segserve_operator.api.session_affinity import SessionAffinity
 
 _SET: JsonDict = {"x-kubernetes-list-type": "set"}
 _BY_NAME: JsonDict = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}
@@ -191,6 +192,11 @@ class Gateway(ApiValue):
         default=None, description="Who may call. Default: every caller, without credentials; keep the network private."
     )
     tls: GatewayTls | None = Field(default=None, description="TLS for callers. Default: none.")
+    session_affinity: SessionAffinity | None = Field(
+        default=None,
+        description="Which id a request has; requests of one id go to one revision while a rollout's weight only "
+        "grows, and to one server. Default: each request by itself.",
+    )
     max_request_bytes: int = Field(
         default=64 * 1024**2, ge=65_536, le=2**31 - 1, description="Largest request in bytes; larger ones get 413."
     )

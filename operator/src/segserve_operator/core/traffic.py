@@ -107,12 +107,26 @@ class RouteLimits:
 
 
 @dataclass(frozen=True, slots=True)
+class RouteAffinity:
+    """Where a model's requests of one id go: to one revision, and to one server of its group.
+
+    `last` is the group whose revision is to have all requests in the end, empty if there is none: ids that are on it
+    stay there as its weight grows. Ids are in another order for each `salt`, so that not always the same ones are the
+    first; servers are chosen without it.
+    """
+
+    last: str = ""
+    salt: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Route:
     """A model's requests, split over its shares; the weights sum to 100.
 
     `steps` are the names of the composing models that the heaviest share's group holds; clients such as
     perf_analyzer ask for their configuration. `exposed` names the bare networks that are public. `access` says who may
-    use the model: any of these callers, nobody if it is empty, and whoever the gateway takes if it is None.
+    use the model: any of these callers, nobody if it is empty, and whoever the gateway takes if it is None. Without an
+    `affinity` each request goes its own way.
     """
 
     model: str
@@ -121,6 +135,7 @@ class Route:
     exposed: tuple[str, ...] = ()
     access: tuple[AccessRule, ...] | None = None
     limits: RouteLimits | None = None
+    affinity: RouteAffinity | None = None
 
     def __post_init__(self) -> None:
         total = sum(share.weight for share in self.shares)

@@ -16,6 +16,7 @@ from segserve_operator.adapters.traffic.envoy_auth import AuthSettings
 from segserve_operator.adapters.traffic.envoy_listener import EnvoySettings
 from segserve_operator.adapters.traffic.envoy_tls import TlsSettings
 from segserve_operator.api.access import Auth
+from segserve_operator.api.session_affinity import SessionAffinity
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -72,6 +73,7 @@ class GatewaySettings(BaseModel):
     tls: TlsOptions | None = None
     auth: Auth | None = None
     secrets: Path = Path(SECRETS_FOLDER)
+    session_affinity: SessionAffinity | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +114,7 @@ class Settings:
             internal_port=settings.internal_port,
             heap_bytes=settings.heap_bytes,
             tls=settings.tls.settings() if settings.tls is not None else None,
+            affinity=settings.session_affinity,
             auth=AuthSettings(settings.auth, (settings.secrets,), self.folder / "auth") if settings.auth else None,
         )
         return EnvoyTraffic(self.folder, gateway, timeout_s=settings.request_timeout_seconds)

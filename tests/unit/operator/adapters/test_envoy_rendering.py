@@ -19,7 +19,8 @@ from segserve_operator.adapters.traffic.envoy_listener import NAME_FIELDS, Envoy
 from segserve_operator.adapters.traffic.envoy_messages import CLUSTER, ROUTE_CONFIGURATION, parse, parse_json, to_json
 from segserve_operator.adapters.traffic.envoy_routes import encode_routes
 from segserve_operator.adapters.traffic.envoy_updater import EnvoyConfiguration, render
-from segserve_operator.core.traffic import Endpoint, Route, Share, TrafficPlan
+from segserve_operator.adapters.traffic.plans import dump_plan, load_plan
+from segserve_operator.core.traffic import Endpoint, Route, RouteAffinity, RouteLimits, Share, TrafficPlan
 
 OLD = Share("main", "coins-aaaaaaaaaa", 70, (Endpoint("127.0.0.1", 8000, 8001),))
 NEW = Share("coins-bb", "coins-bbbbbbbbbb", 30, (Endpoint("127.0.0.1", 8010, 8011),))
@@ -333,3 +334,44 @@ def test_a_gateway_that_listens_on_all_of_ipv6_answers_on_ipv4_too(host: str, bo
     addresses = [listener["address"]["socket_address"] for listener in listeners]
     assert [address["address"] for address in addresses] == [host, host]
     assert [address.get("ipv4_compat") for address in addresses] == [both, both]
+
+
+def sticky(new_weight: int, *, promoted: bool = False) -> TrafficPlan:
+    (route,) = plan(new_weight).routes
+    shares = tuple(reversed(route.shares)) if promoted else route.shares
+    affinity = RouteAffinity(last=NEW.group, salt="coins-000001")
+    return TrafficPlan((replace(route, shares=shares, affinity=affinity, limits=RouteLimits()),), OLD.endpoints)
+
+
+def test_the_order_and_the_sum_of_weights_stay_through_a_rollout_where_ids_keep_their_revision() -> None:
+    for new_weight in (0, 30, 100):
+        for promoted in (False, True):
+            split = weights(table(sticky(new_weight, promoted=promoted))["http:infer:coins"])
+
+            assert list(split.items()) == [
+                ("coins/main/infer/http", 200 - 2 * new_weight),
+                ("coins/coins-bb/infer/http", 2 * new_weight),
+            ]
+
+
+def test_only_callers_inferences_choose_a_server_by_id_and_a_server_has_no_address_in_responses() -> None:
+    policies = {name: cluster["lb_policy"] for name, cluster in route_clusters(sticky(30)).items()}
+
+    assert {name for name, policy in policies.items() if policy == "MAGLEV"} == {
+        f"coins/{group}/infer/{protocol}" for group in ("main", "coins-bb") for protocol in ("http", "grpc")
+    }
+    server = route_clusters(sticky(30))["coins/main/infer/grpc"]["load_assignment"]["endpoints"][0]["lb_endpoints"][0]
+    (name,) = server["metadata"]["filter_metadata"]["envoy.lb"].values()
+    assert "127.0.0.1" not in name
+
+
+def test_limits_and_affinity_of_a_model_are_both_in_its_routes() -> None:
+    (rendered_route,) = rendered(sticky(30)).models.values()
+    entry = rendered_route.entries["http:infer:coins"]["action"]["typed_config"]
+
+    assert set(entry["metadata"]["filter_metadata"]) == {"segserve.limits", "envoy.filters.http.lua"}
+
+
+def test_a_plan_with_affinity_is_read_as_it_was_written() -> None:
+    assert load_plan(dump_plan(sticky(30))) == sticky(30)
+    assert "affinity" not in json.dumps(dump_plan(plan()))

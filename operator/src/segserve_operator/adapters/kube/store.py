@@ -95,6 +95,7 @@ class ClusterStore:
             status=pool_from_api(read_pool_status(resource.get("status") or {})),
             ignored=self.contexts.ignored(self.key),
             credentials=credentials_of(context.spec.gateway),
+            session_affinity=context.spec.gateway.session_affinity is not None,
         )
         kept = kept_condition(self.view, self.key, resource)
         return observed if kept is None else replace(observed, progress=kept)

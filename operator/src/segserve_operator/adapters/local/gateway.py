@@ -56,16 +56,18 @@ class LocalGateway:
             internal_socket=str(self._internal),
             tls=_tls(state, spec),
             auth=AuthSettings(spec.auth, secrets, state.gateway / "auth") if spec.auth is not None else None,
+            affinity=spec.session_affinity,
         )
         return EnvoyTraffic(state.gateway, settings, timeout_s=spec.request_timeout_seconds)
 
     def follow(self, spec: GatewaySpec) -> None:
-        """Change who may call if the pool's resource says something else; Envoy is started again for it.
+        """Change who may call, and which id a request has, if the pool's resource says something else.
 
-        All else of a changed resource waits for the next start of the platform.
+        Envoy is started again for it. All else of a changed resource waits for the next start of the platform.
         """
-        if spec.auth != self._spec.auth:
-            self._spec = self._spec.model_copy(update={"auth": spec.auth})
+        followed = {"auth": spec.auth, "session_affinity": spec.session_affinity}
+        if any(getattr(self._spec, name) != value for name, value in followed.items()):
+            self._spec = self._spec.model_copy(update=followed)
             self._envoy = self._of(self._spec)
 
     @property

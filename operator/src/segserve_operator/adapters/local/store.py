@@ -170,7 +170,11 @@ class LocalStore:
             gateway = self.pool().spec.gateway
         except SpecError:
             return PoolObserved(self._pool_name())
-        return PoolObserved(self._pool_name(), credentials=credentials_of(gateway))
+        return PoolObserved(
+            self._pool_name(),
+            credentials=credentials_of(gateway),
+            session_affinity=gateway.session_affinity is not None,
+        )
 
     async def save_pool_status(self, status: PoolStatus) -> None:
         """Do nothing: the state of the pool is that of its processes."""

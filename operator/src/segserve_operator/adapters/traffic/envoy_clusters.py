@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,6 +18,8 @@ TYPES: Final = "type.googleapis.com/envoy"
 PROTOCOLS: Final[tuple[Protocol, ...]] = ("http", "grpc")
 _PURPOSES: Final[tuple[Purpose, ...]] = ("infer", "aside")
 _PURPOSES_EXPOSED: Final[tuple[Purpose, ...]] = (*_PURPOSES, "network")
+SERVER_KEY: Final = "hash_key"
+"""Key of a server's metadata, for `envoy.lb`, by which it is hashed instead of its address."""
 # So high that it never limits a request: Triton's own queues do that, with an error that says so.
 _LIMIT: Final = 8192
 # As many as may be in flight at a server that dies: only requests without a response are retried, and only once.
@@ -85,12 +88,13 @@ def route_clusters(route: Route) -> dict[str, EnvoyCluster]:
     clusters: dict[str, EnvoyCluster] = {}
     for share in route.shares:
         for protocol in PROTOCOLS:
-            servers = _locality(share.endpoints, protocol)
             for purpose in _PURPOSES_EXPOSED if route.exposed else _PURPOSES:
                 for group in group_names(share, purpose):
                     upstream = Upstream(purpose, protocol, route.model, group)
                     limit = share.max_requests if upstream.is_inference else _LIMIT
-                    clusters[upstream.name] = _cluster(upstream, servers, limit)
+                    sticks = route.affinity is not None and upstream.is_inference
+                    servers = _locality(share.endpoints, protocol, named=sticks)
+                    clusters[upstream.name] = _cluster(upstream, servers, limit, sticks=sticks)
     return clusters
 
 
@@ -100,11 +104,18 @@ def group_names(share: Share, purpose: Purpose) -> tuple[str, ...]:
 
 
 def weighted_clusters(route: Route, purpose: Purpose, protocol: Protocol) -> list[tuple[Share, str, int]]:
-    """Return (share, name of a cluster, its weight) for each cluster of one purpose and protocol of a model."""
+    """Return (share, name of a cluster, its weight) for each cluster of one purpose and protocol of a model.
+
+    An id keeps its revision as the weight of that revision grows if the order and the sum of the weights stay.
+    """
     parts = 2 if purpose == "infer" and any(share.shadow for share in route.shares) else 1
+    shares = route.shares
+    if route.affinity is not None:
+        last, parts = route.affinity.last, 2
+        shares = tuple(sorted(shares, key=lambda share: (share.group == last, share.group)))
     return [
         (share, Upstream(purpose, protocol, route.model, name).name, share.weight * parts // len(names))
-        for share in route.shares
+        for share in shares
         for names in (group_names(share, purpose),)
         for name in names
     ]
@@ -131,13 +142,19 @@ def heaviest(route: Route) -> Share:
     return max(route.shares, key=lambda share: share.weight)
 
 
+def server_name(server: Endpoint) -> str:
+    """Return what a server is called in responses: no address, and the same for both protocols."""
+    return hashlib.sha256(f"{server.host}:{server.http_port}".encode()).hexdigest()[:12]
+
+
 def socket_address(host: str, port: int) -> Json:
     """Return an Envoy address."""
     return {"socket_address": {"address": host, "port_value": port}}
 
 
-def _cluster(upstream: Upstream, servers: bytes, max_requests: int) -> EnvoyCluster:
-    cluster = parse(CLUSTER, _settings(upstream.protocol, max_requests, ejects=upstream.is_inference))
+def _cluster(upstream: Upstream, servers: bytes, max_requests: int, *, sticks: bool = False) -> EnvoyCluster:
+    settings = _settings(upstream.protocol, max_requests, ejects=upstream.is_inference, sticks=sticks)
+    cluster = parse(CLUSTER, settings)
     cluster.name = upstream.name
     cluster.load_assignment.cluster_name = upstream.name
     cluster.load_assignment.endpoints.add().ParseFromString(servers)
@@ -145,20 +162,24 @@ def _cluster(upstream: Upstream, servers: bytes, max_requests: int) -> EnvoyClus
 
 
 @lru_cache(maxsize=256)
-def _locality(servers: tuple[Endpoint, ...], protocol: Protocol) -> bytes:
+def _locality(servers: tuple[Endpoint, ...], protocol: Protocol, *, named: bool = False) -> bytes:
     # Many models have the same servers, so the encoded list is shared: rendering it takes longest of all.
     ports = [(at.host, at.grpc_port if protocol == "grpc" else at.http_port) for at in servers]
-    addresses = [{"endpoint": {"address": socket_address(host, port)}} for host, port in ports]
+    addresses: list[Json] = [{"endpoint": {"address": socket_address(host, port)}} for host, port in ports]
+    if named:
+        for server, address in zip(servers, addresses, strict=True):
+            address["metadata"] = {"filter_metadata": {"envoy.lb": {SERVER_KEY: server_name(server)}}}
     return encode(parse_json(LOCALITY, {"lb_endpoints": addresses}))
 
 
 @lru_cache(maxsize=256)
-def _settings(protocol: Protocol, max_requests: int, *, ejects: bool) -> bytes:
+def _settings(protocol: Protocol, max_requests: int, *, ejects: bool, sticks: bool) -> bytes:
     """Return the part of a cluster that depends neither on its name nor on its servers."""
     settings: Json = {
         "type": "STATIC",
         "connect_timeout": "1s",
-        "lb_policy": "LEAST_REQUEST",
+        # By a hash, a server that leaves moves only its own ids; a request without an id goes to any server.
+        "lb_policy": "MAGLEV" if sticks else "LEAST_REQUEST",
         "typed_extension_protocol_options": {
             "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
                 "@type": f"{TYPES}.extensions.upstreams.http.v3.HttpProtocolOptions",

@@ -21,7 +21,7 @@ def extension(name: str, kind: str, **options: Any) -> Json:
     return {"name": name, "typed_config": {"@type": f"{TYPES}.{kind}", **options}}
 
 
-def lua_filter(script: str, **constants: bool | int) -> Json:
+def lua_filter(script: str, **constants: bool | int | str) -> Json:
     """Return the filter that runs a script of this folder, with these constants before it."""
     given = "".join(f"local {name} = {json.dumps(value)}\n" for name, value in constants.items())
     text = given + files("segserve_operator.adapters.traffic").joinpath(script).read_text()

@@ -47,10 +47,10 @@ def limits_filter(path: Path) -> Json:
 
 
 def limits_of_route(route: Route) -> Json:
-    """Return the part of an inference route that says whose limits hold; empty without limits."""
+    """Return the part of an inference route's metadata that says whose limits hold; empty without limits."""
     if route.limits is None:
         return {}
-    return {"metadata": {"filter_metadata": {LIMITS_NAME: {_MODEL: route.model}}}}
+    return {LIMITS_NAME: {_MODEL: route.model}}
 
 
 def encode_limits(routes: Iterable[Route], *, max_request_bytes: int) -> tuple[str, bytes]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from segserve_operator.adapters.traffic.envoy_affinity import affinity_filters
 from segserve_operator.adapters.traffic.envoy_auth import (
     DENIED,
     AuthSettings,
@@ -34,6 +35,7 @@ from segserve_operator.adapters.traffic.envoy_routes import (
     render_internal_routes,
 )
 from segserve_operator.adapters.traffic.envoy_tls import TlsSettings, render_redirect
+from segserve_operator.api.session_affinity import SessionAffinity
 
 STAT_PREFIX: Final = "ingress"
 NAME_FIELDS: Final = {
@@ -90,6 +92,7 @@ class EnvoySettings:
     heap_bytes: int = 2 * 2**30
     tls: TlsSettings | None = None
     auth: AuthSettings | None = None
+    affinity: SessionAffinity | None = None
     streams: bool = False
     timeouts: CallerTimeouts = field(default_factory=CallerTimeouts)
 
@@ -192,6 +195,8 @@ def _http_filters(settings: EnvoySettings, listener: _Listener) -> list[Json]:
     model = [_name_extraction(), lua_filter("route_key.lua", STREAMS=settings.streams)]
     if settings.streams:
         model.insert(0, lua_filter("stream_messages.lua", MAX_MESSAGE_BYTES=settings.max_request_bytes))
+    if not listener.internal:
+        model.extend(affinity_filters(settings.affinity))
     return [*before, *sizes, *model, *after, *limits, *public, _router()]
 
 

@@ -39,7 +39,7 @@ _WELL_KNOWN: Final = {
 }
 _ENUMS: Final = {
     "DiscoveryType": {"STATIC": 0},
-    "LbPolicy": {"ROUND_ROBIN": 0, "LEAST_REQUEST": 1},
+    "LbPolicy": {"ROUND_ROBIN": 0, "LEAST_REQUEST": 1, "MAGLEV": 5},
     "RbacAction": {"ALLOW": 0, "DENY": 1},
     "AppendAction": {"APPEND_IF_EXISTS_OR_ADD": 0, "ADD_IF_ABSENT": 1, "OVERWRITE_IF_EXISTS_OR_ADD": 2},
 }
@@ -64,7 +64,11 @@ _MESSAGES: Final[dict[str, dict[str, tuple[int, str]]]] = {
     },
     "envoy.config.core.v3.DataSource": {"inline_string": (3, "string")},
     "envoy.config.endpoint.v3.Endpoint": {"address": (1, "envoy.config.core.v3.Address")},
-    "envoy.config.endpoint.v3.LbEndpoint": {"endpoint": (1, "envoy.config.endpoint.v3.Endpoint")},
+    "envoy.config.core.v3.Metadata": {"filter_metadata": (1, "{}struct")},
+    "envoy.config.endpoint.v3.LbEndpoint": {
+        "endpoint": (1, "envoy.config.endpoint.v3.Endpoint"),
+        "metadata": (3, "envoy.config.core.v3.Metadata"),
+    },
     LOCALITY: {"lb_endpoints": (2, "[]envoy.config.endpoint.v3.LbEndpoint")},
     "envoy.config.endpoint.v3.ClusterLoadAssignment": {
         "cluster_name": (1, "string"),
@@ -133,13 +137,16 @@ _MESSAGES: Final[dict[str, dict[str, tuple[int, str]]]] = {
     "envoy.config.route.v3.WeightedCluster": {
         "clusters": (1, "[]envoy.config.route.v3.ClusterWeight"),
         "runtime_key_prefix": (2, "string"),
+        "header_name": (4, "string"),
     },
+    "envoy.config.route.v3.HashedHeader": {"header_name": (1, "string")},
+    "envoy.config.route.v3.HashPolicy": {"header": (1, "envoy.config.route.v3.HashedHeader")},
     "envoy.config.route.v3.RouteAction": {
         "cluster": (1, "string"),
         "weighted_clusters": (3, "envoy.config.route.v3.WeightedCluster"),
         "timeout": (8, "duration"),
+        "hash_policy": (15, "[]envoy.config.route.v3.HashPolicy"),
     },
-    "envoy.config.core.v3.Metadata": {"filter_metadata": (1, "{}struct")},
     "envoy.config.route.v3.DirectResponseAction": {
         "status": (1, "uint32"),
         "body": (2, "envoy.config.core.v3.DataSource"),
@@ -149,6 +156,7 @@ _MESSAGES: Final[dict[str, dict[str, tuple[int, str]]]] = {
         "route": (2, "envoy.config.route.v3.RouteAction"),
         "metadata": (4, "envoy.config.core.v3.Metadata"),
         "direct_response": (7, "envoy.config.route.v3.DirectResponseAction"),
+        "response_headers_to_add": (10, "[]envoy.config.core.v3.HeaderValueOption"),
         "typed_per_filter_config": (13, "{}any"),
     },
     "envoy.type.matcher.v3.StringMatcher": {"exact": (1, "string")},

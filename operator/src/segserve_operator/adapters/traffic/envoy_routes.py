@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from segserve_operator.adapters.traffic.envoy_affinity import hash_policy, salt_of_route, server_headers, split_options
 from segserve_operator.adapters.traffic.envoy_auth import access_of_route
 from segserve_operator.adapters.traffic.envoy_clusters import (
     PROTOCOLS,
@@ -77,10 +78,11 @@ class RouteTable:
 
     def route_entries(self, route: Route, written: Route) -> dict[str, Json]:
         """Return the entries of one model; `written` is the same route with the weights to write into them."""
+        marks = {**limits_of_route(route), **salt_of_route(route)}
         guard = {} if route.access is None else {"typed_per_filter_config": access_of_route(route.access)}
         # Models share steps, so these have no callers of their own: with rules, a model's are not public.
         steps = route.steps if route.access is None else ()
-        limited = limits_of_route(route)
+        limited = {"metadata": {"filter_metadata": marks}} if marks else {}
         entries: dict[str, Json] = {}
         for protocol in PROTOCOLS:
             about = self.cluster_entry(Upstream("aside", protocol, route.model, heaviest(route).group), **guard)
@@ -99,8 +101,9 @@ class RouteTable:
             {"name": name, "weight": weight, "response_headers_to_add": _response_headers(share)}
             for share, name, weight in weighted_clusters(route, purpose, protocol)
         ]
-        clusters = {"clusters": parts, "runtime_key_prefix": _weights_prefix(route)}
-        return _entry(route={"weighted_clusters": clusters, "timeout": f"{self.timeout_s:.3f}s"}, **options)
+        clusters = {"clusters": parts, "runtime_key_prefix": _weights_prefix(route), **split_options(route)}
+        action = {"weighted_clusters": clusters, "timeout": f"{self.timeout_s:.3f}s", **hash_policy(route)}
+        return _entry(route=action, **server_headers(route), **options)
 
 
 def encode_entries(entries: Mapping[str, Json]) -> bytes:

@@ -386,7 +386,8 @@ class PoolObserved:
     far it is and why it goes no further.
 
     `ignored` tells which fields of the spec this release does not know. `credentials` are the kinds that the gateway
-    takes (those of `CredentialKind`); None if it is not known.
+    takes (those of `CredentialKind`); None if it is not known. With `session_affinity` it sends requests of one id
+    to one revision and one server.
     """
 
     name: str = ""
@@ -407,6 +408,7 @@ class PoolObserved:
     stuck: ObservedCondition | None = None
     ignored: FailureReason | None = None
     credentials: frozenset[CredentialKind] | None = None
+    session_affinity: bool = False
 
     @property
     def main(self) -> str:

@@ -41,7 +41,7 @@ from segserve_operator.core.models.slo import watches
 from segserve_operator.core.models.update import spread, with_template
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.record import Record, RolloutState
-from segserve_operator.core.traffic import AccessRule, Endpoint, Route, Share, TrafficPlan
+from segserve_operator.core.traffic import AccessRule, Endpoint, Route, RouteAffinity, Share, TrafficPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +241,20 @@ def _route(model: ModelObserved, roles: Roles, state: RolloutState | None, world
         exposed=(network_alias(model.name),) if "network" in assigned.expose else (),
         access=_access(model, world),
         limits=model.limits,
+        affinity=_affinity(roles, state, world),
     )
+
+
+def _affinity(roles: Roles, state: RolloutState | None, world: Observed) -> RouteAffinity | None:
+    """Return how requests of one id stay together, None if the pool's gateway knows no ids."""
+    if world.pool is None or not world.pool.session_affinity:
+        return None
+    if state is None or state.ended:
+        return RouteAffinity()
+    # While a promoted revision is watched, it has the role of the stable one.
+    holders = (holder for holder in (roles.candidate, roles.stable) if holder is not None)
+    group = next((holder.group for holder in holders if holder.revision == state.revision), None)
+    return RouteAffinity(last=group or "", salt=state.rollout)
 
 
 def _access(model: ModelObserved, world: Observed) -> tuple[AccessRule, ...] | None:

@@ -98,6 +98,7 @@ def _common(world: Observed) -> tuple[object, ...]:
         pool.min_ready,
         pool.template,
         pool.credentials,
+        pool.session_affinity,
         world.main,
         main,
         world.gateway_url,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from kubernetes.aio.client import (
     V1Container,
@@ -44,6 +44,7 @@ from segserve_operator.adapters.kube.objects.group import deployment
 from segserve_operator.adapters.kube.objects.network import gateway_policy
 from segserve_operator.adapters.traffic.envoy_config import command
 from segserve_operator.api.pod_template import Resources
+from segserve_operator.api.session_affinity import SessionAffinity
 from segserve_operator.mapping.quantities import number
 
 if TYPE_CHECKING:
@@ -174,6 +175,7 @@ def _sync_container(context: PoolContext, name: str, task: str) -> V1Container:
         **_heap(gateway.resources),
         **gateway_tls.options(context),
         **gateway_auth.options(context),
+        **_session_affinity(gateway.session_affinity),
     }
     return V1Container(
         name=name,
@@ -199,6 +201,12 @@ def _sync_container(context: PoolContext, name: str, task: str) -> V1Container:
             *gateway_auth.sync_mounts(context),
         ],
     )
+
+
+def _session_affinity(spec: SessionAffinity | None) -> dict[str, Any]:
+    if spec is None:
+        return {}
+    return {"sessionAffinity": spec.model_dump(mode="json", by_alias=True, exclude_defaults=True)}
 
 
 def _heap(resources: Resources | None) -> dict[str, int]:
