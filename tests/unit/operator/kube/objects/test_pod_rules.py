@@ -176,21 +176,25 @@ def test_defaults_are_of_what_a_pool_says_nothing_of(resources: dict[str, Any], 
 
 
 @pytest.mark.parametrize(
+    ("container", "field", "most"), [("agent", "agentResources", "4Gi"), ("triton", "resources", "32Gi")]
+)
+@pytest.mark.parametrize(
     ("resources", "limits"),
     [
-        (None, {"memory": "4Gi"}),
-        ({"limits": {"cpu": "1"}}, {"cpu": "1", "memory": "4Gi"}),
+        ({}, {"memory": "default"}),
+        ({"limits": {"cpu": "1"}}, {"cpu": "1", "memory": "default"}),
         ({"requests": {"memory": "8Gi"}}, None),
         ({"limits": {"memory": "512Mi"}}, {"memory": "512Mi"}),
     ],
     ids=["nothing", "another limit", "a request", "a limit"],
 )
-def test_an_agent_has_a_limit_of_memory_unless_the_pool_says_what_it_needs(
-    resources: dict[str, Any] | None, limits: dict[str, str] | None
+def test_a_server_has_limits_of_memory_unless_the_pool_says_what_it_needs(
+    container: str, field: str, most: str, resources: dict[str, Any], limits: dict[str, str] | None
 ) -> None:
-    found = containers(templates(pool_context(MINIMAL, server={"agentResources": resources}))["server"])
+    found = containers(templates(pool_context(MINIMAL, server={field: resources}))["server"])
 
-    assert found["agent"]["resources"].get("limits") == limits
+    expected = {name: most if amount == "default" else amount for name, amount in (limits or {}).items()}
+    assert found[container]["resources"].get("limits") == (expected or None)
 
 
 @pytest.mark.parametrize("component", ["server", "gateway"])

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from segserve_operator.api.triton_pool import Server
 
 _TRITON_REQUESTS: Final = {"cpu": "100m", "memory": "1Gi", "ephemeral-storage": "1Gi"}
+_TRITON_LIMITS: Final = {"memory": "32Gi"}
+"""Of a Triton that the pool says nothing of: one network that takes ever more does not take the node as well."""
 _AGENT_REQUESTS: Final = {"cpu": "50m", "memory": "256Mi", "ephemeral-storage": "1Gi"}
 _AGENT_LIMITS: Final = {"memory": "4Gi"}
 """Of an agent that the pool says nothing of: a network of 2 GiB, the largest that ONNX knows, is parsed in it."""
@@ -111,7 +113,7 @@ def _triton(context: PoolContext, group: str) -> V1Container:
             V1ContainerPort(name="grpc", container_port=GRPC_PORT, protocol="TCP"),
             V1ContainerPort(name="metrics", container_port=METRICS_PORT, protocol="TCP"),
         ],
-        resources=pods.requirements(server.resources, _TRITON_REQUESTS),
+        resources=pods.requirements(server.resources, _TRITON_REQUESTS, _TRITON_LIMITS),
         # Who breaks into Triton is not the user whose credentials the agent has.
         security_context=pods.container_security(_triton_user(context)),
         startup_probe=pods.http_probe(live, HTTP_PORT, period_s=1, timeout_s=2, failures=_START_S),
