@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from segserve_common.kube.names import SHARDS, plan_name
@@ -62,10 +62,17 @@ class PlanShards:
             self._refused.pop(shard, None)
             return
         try:
-            self._plans[shard] = load_plan(unpack(packed))
+            self._plans[shard] = _sharing(load_plan(unpack(packed)), self._plans.get(shard))
         except (ValueError, TypeError, LookupError) as error:
             _LOG.error("%s cannot be read; its last content stays in force: %s", name, error)
             self._refused[shard] = f"version {version}: {str(error)[:_MESSAGE_LENGTH]}"
         else:
             self._versions[shard] = version
             self._refused.pop(shard, None)
+
+
+def _sharing(plan: TrafficPlan, former: TrafficPlan | None) -> TrafficPlan:
+    """Return an equal plan with the former routes where these are equal: whoever compares the two does so at once."""
+    known = {route.model: route for route in former.routes} if former is not None else {}
+    routes = (old if (old := known.get(route.model, route)) == route else route for route in plan.routes)
+    return replace(plan, routes=tuple(routes))

@@ -118,3 +118,17 @@ def test_a_variable_that_is_missing_is_named(name: str) -> None:
 def test_a_gateway_that_makes_no_sense_is_shown(value: str) -> None:
     with pytest.raises(SidecarSettingsError, match="SEGSERVE_GATEWAY"):
         Settings.of({**ENVIRONMENT, "SEGSERVE_GATEWAY": value})
+
+
+def test_a_change_leaves_the_other_routes_of_its_shard_the_objects_that_they_were(shards: PlanShards) -> None:
+    assert shards.content is not None
+    before = {route.model: route for route in shards.content.plan.routes}
+    (changed, *_), shard = PLAN.routes, shard_of(PLAN.routes[0].model)
+    told = replace(PLAN, routes=(replace(changed, steps=("a-step",)), *PLAN.routes[1:]))
+
+    shards.take(plan_name("main", shard), config_map(content(told, shard)))
+
+    after = {route.model: route for route in shards.content.plan.routes}
+    assert after[changed.model].steps == ("a-step",)
+    assert {model for model, route in after.items() if route is not before[model]} == {changed.model}
+    assert shards.content.plan == told

@@ -6,6 +6,7 @@ refused. Nested messages go by their plain names, since only those inside an `An
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any, Final, TypeAlias
 
@@ -30,6 +31,8 @@ ROUTE_CONFIGURATION: Final = "envoy.config.route.v3.RouteConfiguration"
 ROUTE_MAP: Final = "xds.type.matcher.v3.MatchMap"
 RUNTIME: Final = "envoy.service.runtime.v3.Runtime"
 DISCOVERY_RESPONSE: Final = "envoy.service.discovery.v3.DiscoveryResponse"
+_LENGTH_DELIMITED: Final = 2
+"""The wire type of messages and strings."""
 
 _WELL_KNOWN: Final = {
     "any": "google.protobuf.Any",
@@ -260,6 +263,28 @@ def encode(message: Message) -> bytes:
     """Return the wire format; equal messages give equal bytes."""
     encoded: bytes = message.SerializeToString(deterministic=True)
     return encoded
+
+
+def encode_with(message: Message, path: Sequence[str], more: bytes) -> bytes:
+    """Encode a message with an encoded message `more` joined to its part at `path`, in which lists have one element.
+
+    Much faster than to parse it, join the two, and encode the whole.
+    """
+    if not path:
+        return encode(message) + more
+    name, *inner = path
+    value = getattr(message, name)
+    field = message.DESCRIPTOR.fields_by_name[name]
+    part = encode_with(value[0] if field.is_repeated else value, inner, more)
+    rest = type(message)()
+    rest.CopyFrom(message)
+    rest.ClearField(name)
+    return encode(rest) + _varint(field.number << 3 | _LENGTH_DELIMITED) + _varint(len(part)) + part
+
+
+def _varint(number: int) -> bytes:
+    groups = [number >> shift & 0x7F for shift in range(0, max(number.bit_length(), 1), 7)]
+    return bytes([*(group | 0x80 for group in groups[:-1]), groups[-1]])
 
 
 @cache

@@ -26,6 +26,7 @@ from segserve_operator.adapters.traffic.envoy_messages import (
     RUNTIME,
     Json,
     encode,
+    encode_with,
     parse,
     parse_json,
     to_json,
@@ -117,9 +118,8 @@ def encode_routes(entries: Iterable[bytes], *, timeout_s: float, restricted: boo
     Where some model is `restricted` to callers, none learns the names of all models, and there are no streams.
     """
     configuration = parse_json(ROUTE_CONFIGURATION, _route_configuration(timeout_s, restricted=restricted))
-    table = configuration.virtual_hosts[0].matcher.matcher_tree.exact_match_map
-    table.MergeFromString(b"".join(entries))
-    return encode(configuration)
+    path = ("virtual_hosts", "matcher", "matcher_tree", "exact_match_map")
+    return encode_with(configuration, path, b"".join(entries))
 
 
 def _route_configuration(timeout_s: float, *, restricted: bool) -> Json:

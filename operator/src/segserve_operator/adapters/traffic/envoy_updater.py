@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -41,6 +42,7 @@ from segserve_operator.core.traffic import Route, RouteLimits, TrafficPlan, real
 
 # Envoy's main thread hands changes to its workers, and nothing reports when they have arrived: one turn of their loops.
 _WORKERS_TURN_S: Final = 0.05
+_upstream: Final = lru_cache(maxsize=2**16)(Upstream.parse)
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,7 +239,7 @@ class EnvoyUpdater:
         current = self._current()
         routes = current.configuration.plan.routes if current.configuration is not None else ()
         weighted = {(route.model, share.group) for route in routes for share in route.shares if share.weight}
-        upstreams = map(Upstream.parse, current.clusters)
+        upstreams = map(_upstream, current.clusters)
         inference = (upstream for upstream in upstreams if upstream.is_inference)
         return [up.name for up in inference if (up.model, real_group(up.group)) not in weighted]
 
@@ -246,7 +248,9 @@ class EnvoyUpdater:
         if clusters == before:
             return
         replaced = {
-            Upstream.parse(name).model for name in clusters if before.get(name, clusters[name]) != clusters[name]
+            Upstream.parse(name).model
+            for name, new in clusters.items()
+            if (old := before.get(name, new)) is not new and old != new
         }
         new, rejections, path = _clusters(clusters), await self._rejections(admin), self._files.clusters
 
