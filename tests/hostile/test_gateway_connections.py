@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
+import httpx
 import pytest
 from h2.config import H2Configuration
 from h2.connection import H2Connection
@@ -14,8 +16,10 @@ from h2.exceptions import ProtocolError
 
 from fakes.guarded_gateway import Guarded, guarded_gateway
 from fakes.hostile_caller import INFER, Http2Caller, answer, connected, head
-from fakes.waiting import until
+from fakes.waiting import HANG_S, until
+from segserve_operator.adapters.traffic import envoy_overload
 from segserve_operator.adapters.traffic.envoy_listener import CallerTimeouts
+from segserve_operator.adapters.traffic.envoy_routes import GROUP_HEADER
 
 pytestmark = pytest.mark.platform
 
@@ -81,6 +85,41 @@ def test_a_hundred_thousand_resets_end_one_connection_and_no_other(gateway: Guar
 
     assert sent < 10_000
     assert gateway.serves()
+
+
+def is_let_in(connection: socket.socket) -> bool:
+    """Tell whether a new connection is answered on."""
+    try:
+        connection.sendall(head("content-length: 1") + b"x")
+        return connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+    except ConnectionError:
+        return False
+
+
+def is_served(gateway: Guarded) -> bool:
+    with connected(gateway.port) as connection:
+        return is_let_in(connection)
+
+
+def test_whoever_takes_all_connections_shuts_out_callers_but_not_segserve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Envoy cannot tell callers apart before it accepts them: the limit is of all, and what manages it is exempt."""
+    monkeypatch.setattr(envoy_overload, "MAX_CONNECTIONS", 8)
+    with guarded_gateway(tmp_path, waits=CallerTimeouts()) as gateway, ExitStack() as stack:
+        held = [stack.enter_context(connected(gateway.port)) for _ in range(8)]
+        assert all(map(is_let_in, held))
+
+        with connected(gateway.port) as further:
+            assert not is_let_in(further)
+        assert asyncio.run(gateway.running.metrics())
+        internal = httpx.post(
+            f"http://{gateway.running.internal}{INFER}", content=b"x", headers={GROUP_HEADER: "main"}, timeout=HANG_S
+        )
+        assert internal.status_code == 200
+
+        held.pop().close()
+        until(lambda: is_served(gateway), "a connection that ends makes room", within_s=60)
 
 
 def resets_of(gateway: Guarded) -> list[str]:

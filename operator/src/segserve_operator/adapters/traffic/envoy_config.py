@@ -107,7 +107,10 @@ def render_bootstrap(settings: EnvoySettings, files: EnvoyFiles, *, timeout_s: f
     )
     return {
         "node": {"id": "gateway", "cluster": "segserve"},
-        "admin": {"address": {"pipe": {"path": str(files.admin_socket), "mode": 0o600}}},
+        "admin": {
+            "address": {"pipe": {"path": str(files.admin_socket), "mode": 0o600}},
+            "ignore_global_conn_limit": True,
+        },
         # A model has about a hundred statistics; they take memory only once it gets requests.
         "deferred_stat_options": {"enable_deferred_creation_stats": True},
         # Histograms are merged over worker threads at each flush; before that, latencies are not visible.

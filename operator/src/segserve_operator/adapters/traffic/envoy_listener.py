@@ -144,6 +144,8 @@ def _render_listener(settings: EnvoySettings, listener: _Listener, *, timeout_s:
         "name": listener.name,
         "address": listener.address,
         "per_connection_buffer_limit_bytes": BUFFER_BYTES,
+        # Callers who take all connections do not keep segserve from its own requests.
+        "ignore_global_conn_limit": listener.internal,
         "filter_chains": [{"filters": [_connection_manager(settings, listener, timeout_s=timeout_s)]}],
     }
 

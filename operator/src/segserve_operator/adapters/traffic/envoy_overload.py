@@ -10,7 +10,8 @@ from segserve_operator.adapters.traffic.envoy_messages import Json
 
 _HEAP: Final = "envoy.resource_monitors.fixed_heap"
 _CONNECTIONS: Final = "envoy.resource_monitors.global_downstream_max_connections"
-_MAX_CONNECTIONS: Final = 10_000
+MAX_CONNECTIONS: Final = 10_000
+"""Connections of all callers together; beyond it a new one is closed at once. Envoy has no limit for each address."""
 _MONITORS: Final = "extensions.resource_monitors"
 # The memory of a request is counted from 2**20 bytes on: smaller ones are not what fills a gateway.
 _COUNTED_FROM_POWER: Final = 20
@@ -30,7 +31,7 @@ def render_overload_manager(heap_bytes: int) -> Json:
             extension(
                 _CONNECTIONS,
                 f"{_MONITORS}.downstream_connections.v3.DownstreamConnectionsConfig",
-                max_active_downstream_connections=_MAX_CONNECTIONS,
+                max_active_downstream_connections=MAX_CONNECTIONS,
             ),
         ],
         "actions": [
