@@ -36,7 +36,7 @@ def _portable(found: dict[str, Any]) -> dict[str, Any]:
     for name in _OF_HELM:
         found["metadata"]["labels"].pop(name, None)
     if found["kind"] == "Deployment":
-        (container,) = found["spec"]["template"]["spec"]["containers"]
+        container, _ = found["spec"]["template"]["spec"]["containers"]
         for variable in container["env"]:
             if variable["name"] in ("SEGSERVE_LEASE_NAMESPACE", "SEGSERVE_NAMESPACES"):
                 variable.pop("value")

@@ -68,6 +68,9 @@ _COMMON: Final = {
 }
 _NOT_OF_PYTHON: Final = ("site-packages", "dist-packages", "test", "idlelib", "tkinter", "ensurepip", "turtledemo")
 _NOT_OF_TRITON: Final = ("backends", "python_backend_stubs")
+_FOUND: Final = f"{_HOME}/python/lib/{_NAME}/site-packages/segserve.pth"
+"""What processes of the operator find that read no environment (`python -I`): there is no environment of packages."""
+
 _MAKERS: Final = (Path(__file__), Path(__file__).with_name("make_image.py"))
 _KEPT: Final = 3
 _IN_USE_S: Final = 1800
@@ -118,6 +121,11 @@ def _operator(base: tuple[Layer, ...]) -> Image:
         *base,
         _layer("packages", _digest(packages.name), lambda at: write_layer(at, [Tree(packages, f"{_HOME}/packages")])),
         _layer("operator", key, lambda path: _write_code(path, ours)),
+        _layer(
+            "found",
+            _digest(_FOUND),
+            lambda path: write_layer(path, [Text(_FOUND, f"{_HOME}/packages\n{_HOME}/code\n")]),
+        ),
         _examples(),
     )
     environment = {

@@ -114,6 +114,11 @@ seccompProfile:
   type: RuntimeDefault
 {{- end }}
 
+{{- /* The user of the worker, which is not the operator's: neither opens the other's files. */ -}}
+{{- define "segserve.workerUser" -}}
+{{ add1 (int .Values.podSecurity.user) }}
+{{- end }}
+
 {{- define "segserve.containerSecurity" -}}
 allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true

@@ -318,7 +318,7 @@ def test_the_base_of_kustomize_has_every_definition_and_the_operator() -> None:
 def test_the_operator_of_the_base_of_kustomize_works_in_whatever_namespace_it_is_put(render: Render) -> None:
     objects = list(yaml.safe_load_all((REPOSITORY / "charts/operator.yaml").read_text()))
 
-    (container,) = the(objects, "Deployment")["spec"]["template"]["spec"]["containers"]
+    container, _ = the(objects, "Deployment")["spec"]["template"]["spec"]["containers"]
     own = [found for found in container["env"] if found["name"] in ("SEGSERVE_LEASE_NAMESPACE", "SEGSERVE_NAMESPACES")]
     assert [found["valueFrom"] for found in own] == [{"fieldRef": {"fieldPath": "metadata.namespace"}}] * 2
     kept = [found for found in render({"crds": {"enabled": False}}) if "helm.sh/hook" not in _annotations(found)]
@@ -363,7 +363,7 @@ def _name(found: dict[str, Any]) -> str:
 
 
 def _environment(deployment: dict[str, Any]) -> dict[str, str]:
-    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    container, _ = deployment["spec"]["template"]["spec"]["containers"]
     return {entry["name"]: entry.get("value", "segserve-0") for entry in container["env"]}
 
 

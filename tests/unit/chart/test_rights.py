@@ -137,7 +137,7 @@ def test_the_operator_of_a_cluster_can_watch_all_that_it_keeps_and_namespaces(re
 def test_the_leader_holds_one_lease_of_its_own_namespace(render: Render) -> None:
     objects = render()
     role = named(of_kind(objects, "Role"), "segserve-leader")
-    (container,) = the(objects, "Deployment")["spec"]["template"]["spec"]["containers"]
+    container, _ = the(objects, "Deployment")["spec"]["template"]["spec"]["containers"]
     lease = next(entry["value"] for entry in container["env"] if entry["name"] == "SEGSERVE_LEASE_NAME")
     for rule in role["rules"]:
         assert rule["resources"] == [LEASES.plural]
@@ -204,3 +204,43 @@ def verbs_on(rules: Rules, group: str, resource: str) -> set[str]:
 def pods(objects: list[dict[str, Any]]) -> list[dict[str, Any]]:
     templates = [found["spec"]["template"]["spec"] for found in objects if found["kind"] in ("Deployment", "Job")]
     return [*templates, *(found["spec"] for found in of_kind(objects, "Pod"))]
+
+
+TOKEN: Final = "/var/run/secrets/kubernetes.io/serviceaccount"
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_the_operators_container_alone_has_its_token_and_secrets(name: str, render: Render) -> None:
+    pod = the(render(SETS[name]), "Deployment")["spec"]["template"]["spec"]
+    operator, worker = pod["containers"]
+
+    assert pod["automountServiceAccountToken"] is False
+    assert [mount["name"] for mount in operator["volumeMounts"] if mount["mountPath"] == TOKEN] == ["token"]
+    assert worker["volumeMounts"] == [{"name": "worker", "mountPath": "/run/segserve"}]
+    assert not {"env", "envFrom"} & worker.keys()
+    tokens = [volume["name"] for volume in pod["volumes"] if "serviceAccountToken" in str(volume)]
+    assert tokens == ["token"]
+
+
+def test_the_worker_is_another_user_with_a_bound_on_its_memory_and_a_socket_for_the_operator_alone(
+    render: Render,
+) -> None:
+    pod = the(render({"podSecurity": {"user": 5000}, "gates": {"hosts": ["a", "10.0.0.0/8"]}}), "Deployment")["spec"][
+        "template"
+    ]["spec"]
+    operator, worker = pod["containers"]
+    told = {item["name"]: item.get("value") for item in operator["env"]}
+
+    assert worker["securityContext"]["runAsUser"] == int(told["SEGSERVE_WORKER_USER"]) == 5001
+    assert worker["args"] == [f"--socket={told['SEGSERVE_WORKER_SOCKET']}", "--user=5000", "--gate-hosts=a,10.0.0.0/8"]
+    assert worker["resources"]["limits"] == {"memory": "512Mi"}
+    assert {"name": "worker", "mountPath": "/run/segserve", "readOnly": True} in operator["volumeMounts"]
+
+
+def test_the_worker_is_whoever_the_cluster_says_where_users_are_left_to_it(render: Render) -> None:
+    pod = the(render({"podSecurity": {"user": "cluster"}}), "Deployment")["spec"]["template"]["spec"]
+    operator, worker = pod["containers"]
+
+    assert "runAsUser" not in worker["securityContext"]
+    assert worker["args"] == ["--socket=/run/segserve/worker.socket"]
+    assert "SEGSERVE_WORKER_USER" not in {item["name"] for item in operator["env"]}

@@ -77,7 +77,7 @@ def test_a_release_that_worked_in_all_namespaces_is_not_confined_by_an_upgrade_t
 def test_a_limit_that_is_taken_away_stays_away(render: Render) -> None:
     found = the(render({"operator": {"resources": {"limits": None}}}), "Deployment")
 
-    (container,) = found["spec"]["template"]["spec"]["containers"]
+    container, _ = found["spec"]["template"]["spec"]["containers"]
     assert "limits" not in container["resources"]
 
 
@@ -146,7 +146,7 @@ def test_one_registry_and_one_secret_are_those_of_every_image(render: Render) ->
 def test_a_registry_takes_the_place_of_one_and_of_none(repository: str, pulled: str, render: Render) -> None:
     objects = render({"images": {"registry": "r.example", "operator": {"repository": repository, "tag": "1"}}})
 
-    (container,) = the(objects, "Deployment")["spec"]["template"]["spec"]["containers"]
+    container, _ = the(objects, "Deployment")["spec"]["template"]["spec"]["containers"]
     assert container["image"] == f"{pulled}:1"
 
 
@@ -180,7 +180,7 @@ def test_the_operators_pod_gets_more_variables_volumes_and_a_scheduler(render: R
 
     pod = _pod(the(render({"operator": values}), "Deployment"))
 
-    (container,) = pod["containers"]
+    container, _ = pod["containers"]
     assert values["env"][0] in container["env"]
     assert values["volumeMounts"][0] in container["volumeMounts"]
     assert values["volumes"][0] in pod["volumes"]

@@ -18,6 +18,9 @@ from typing import Final
 
 from segserve_operator.adapters.outbound.process import BACKLOG, WorkerProcess
 
+LINGER_S: Final = 5.0
+"""Seconds for the last notifications of an operator that is told to stop at the same time."""
+
 _MODE: Final = 0o660  # the operator has the pod's group
 
 
@@ -39,6 +42,7 @@ async def serve(path: Path, arguments: list[str]) -> None:
     worker = WorkerProcess(listen(path), arguments, os.environ)
     worker.start()
     await stopping.wait()
+    await asyncio.sleep(LINGER_S)
     await worker.close()
 
 
