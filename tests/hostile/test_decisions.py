@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fakes.rollout_evidence import decision, record
-from segserve_operator.core.rollout.chain import flaws, sealed
+from segserve_operator.core.rollout.chain import UNSEALED, flaws, sealed, unsealed
 from segserve_operator.core.rollout.record import Record
 from segserve_operator.mapping.rollouts import manifest_of, record_of, status_of
 from segserve_operator.record_keys import RecordKeyError, checker, signer
@@ -170,3 +170,44 @@ def test_a_file_that_is_no_key_is_refused(tmp_path: Path, keys: tuple[Path, Path
     for read_key, path in ((signer, tmp_path / "key.pem"), (signer, keys[1]), (checker, keys[0])):
         with pytest.raises(RecordKeyError, match=r"\.pem"):
             read_key(path)
+
+
+def test_decisions_of_a_former_release_may_only_come_before_those_that_say_so() -> None:
+    """After an upgrade a rollout goes on: what was decided before has no digest, and the next decision is sealed so."""
+    before = read(written(count=2))
+    former = tuple(
+        replace(each, digest=UNSEALED, signature=UNSEALED, previous="", inputs_digest="") for each in before.decisions
+    )
+    own = replace(decision(3), digest="", previous="", inputs_digest="", signature="")
+    going_on = replace(before, decisions=(*former, own), sequence=3)
+    story = {**manifest_of(going_on), "status": status_of(going_on, NOW)}
+
+    assert list(flaws(read(story))) == []
+    assert unsealed(read(story)) == 2
+    story["status"]["decisions"].pop(1)
+    assert unsealed(read(story)) == 1
+    story["status"]["decisions"][1]["message"] = "forged"
+    assert list(flaws(read(story))) == ["decision 3: its fields are not those that were sealed"]
+
+
+@given(
+    changes=st.lists(
+        st.tuples(st.sampled_from(["drop", "swap", "copy"]), st.integers(0, 4), st.integers(0, 4)), max_size=4
+    )
+)
+def test_no_order_of_dropped_swapped_and_copied_decisions_passes_but_the_true_one(
+    changes: list[tuple[str, int, int]],
+) -> None:
+    story = deepcopy(STORY)
+    told = story["status"]["decisions"]
+    for kind, one, other in changes:
+        if one >= len(told) or other >= len(told):
+            continue
+        if kind == "drop":
+            del told[one]
+        elif kind == "swap":
+            told[one], told[other] = told[other], told[one]
+        else:
+            told.insert(other, deepcopy(told[one]))
+
+    assert (not list(flaws(read(story)))) is (told == STORY["status"]["decisions"])

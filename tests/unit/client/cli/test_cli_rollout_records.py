@@ -239,3 +239,53 @@ def test_the_oldest_evidence_is_found_beside_the_record(
     assert len(apart) == 2
     assert whole.rows == rows
     assert platform.chunks(found.name, 3) == [], "what is lost in part is no evidence"
+
+
+def without_seals(manifest: dict[str, Any], count: int) -> dict[str, Any]:
+    """Return a record whose first decisions have no digests."""
+    bare = json.loads(json.dumps(manifest))
+    for decision in bare["status"]["decisions"][:count]:
+        for name in ("previous", "digest", "inputsDigest", "signature"):
+            decision.pop(name, None)
+    return dict(bare)
+
+
+def created(manifest: dict[str, Any], at: str) -> dict[str, Any]:
+    return {**manifest, "metadata": {**manifest["metadata"], "creationTimestamp": at}}
+
+
+def test_a_sound_record_and_one_of_a_former_release_are_verified(command: Command, here: RolloutPlatform) -> None:
+    sound = here.records[records.NAME]
+    count = len(sound["status"]["decisions"])
+
+    assert command("rollout", "verify", "coins")[:2] == (
+        0,
+        f"{records.NAME}: {count} decisions, chained, signatures not checked (--key)\n",
+    )
+    here.records[records.NAME] = without_seals(sound, count)
+    assert command("rollout", "verify", "coins")[:2] == (
+        0,
+        f"{records.NAME}: {count} of {count} decisions not signed: written before 0.1.0\n",
+    )
+
+
+def test_a_record_that_lost_its_digests_is_found_by_an_older_one_that_has_them(
+    command: Command, here: RolloutPlatform
+) -> None:
+    sound = created(here.records[records.NAME], "2026-09-02T00:00:00Z")
+    older = replace(records.record(records.STARTED_S - 60), name="coins-1-1", decisions=lived().decisions)
+    here.records["coins-1-1"] = created(records.manifest(older), "2026-09-01T00:00:00Z")
+    here.records[records.NAME] = without_seals(sound, len(sound["status"]["decisions"]))
+
+    code, printed, _ = command("rollout", "verify", "coins")
+
+    assert code == 1
+    assert printed == (f"{records.NAME}: its decisions have no digests, but those of coins-1-1, which is older, have\n")
+
+
+def test_a_record_that_lost_some_of_its_digests_does_not_pass(command: Command, here: RolloutPlatform) -> None:
+    here.records[records.NAME] = without_seals(here.records[records.NAME], 1)
+
+    code, printed, _ = command("rollout", "verify", "coins")
+
+    assert (code, "was dropped or swapped" in printed) == (1, True)

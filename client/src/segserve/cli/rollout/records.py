@@ -20,7 +20,7 @@ from segserve.platforms.rollouts.rollout_view import chunked_rows, is_written, r
 from segserve.platforms.rollouts.words import span
 from segserve_operator.api.loading import parse_value
 from segserve_operator.api.rollout_policy import RolloutPolicy
-from segserve_operator.core.rollout.chain import flaws
+from segserve_operator.core.rollout.chain import flaws, unsealed
 from segserve_operator.core.rollout.phases import ENDED, Phase
 from segserve_operator.core.rollout.record import Record
 from segserve_operator.core.rollout.replay import Replayed, WhatIf, replay
@@ -138,6 +138,13 @@ def chain_flaws(record: Record, key: Path | None) -> list[str]:
         return list(flaws(record, None if key is None else checker(key)))
     except RecordKeyError as error:
         raise CommandError(str(error)) from error
+
+
+def sealed_before(platform: Platform, record: Record) -> str | None:
+    """Return the name of a record that is older than this one and whose decisions have digests, if there is any."""
+    created = {each["metadata"]["name"]: each["metadata"].get("creationTimestamp", "") for each in platform.rollouts()}
+    others = (other for _, other in rollouts(platform, None) if unsealed(other) < len(other.decisions))
+    return next((other.name for other in others if created[other.name] < created.get(record.name, "")), None)
 
 
 def summary(record: Record, again: Iterable[Replayed]) -> str:

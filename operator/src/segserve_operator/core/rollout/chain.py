@@ -14,6 +14,8 @@ from segserve_operator.core.rollout.record import Decision, Record
 
 UNSEALED: Final = "-"
 """In place of a digest or signature that a stored decision lacks: nobody may seal it any more."""
+SEALED_SINCE: Final = "0.1.0"
+"""The release whose decisions have digests."""
 _DIGITS: Final = 64
 
 Sign: TypeAlias = Callable[[str], str]
@@ -39,10 +41,19 @@ def sealed(record: Record, sign: Sign | None = None) -> tuple[Decision, ...]:
     return tuple(decisions)
 
 
+def unsealed(record: Record) -> int:
+    """Return how many decisions at the beginning have no digest, as those that were taken before `SEALED_SINCE`.
+
+    A record of which all are may also have lost its digests: others tell, which are older and have theirs.
+    """
+    return next((n for n, each in enumerate(record.decisions) if not _lacks_digest(each)), len(record.decisions))
+
+
 def flaws(record: Record, check: Check | None = None) -> Iterator[str]:
     """Yield what is wrong with the chain of a record that was read, one line each; with a key, signatures too.
 
-    A record as long as it may get has lost its oldest decisions without anybody's fault.
+    A record as long as it may get has lost its oldest decisions without anybody's fault, and those that `unsealed`
+    counts were taken before there were digests: the first one after them is sealed as such.
     """
     decisions = record.decisions
     first = decisions[0] if decisions else None
@@ -52,7 +63,7 @@ def flaws(record: Record, check: Check | None = None) -> Iterator[str]:
     for former, decision in pairwise(decisions):
         if decision.digest != UNSEALED and decision.previous != former.digest:
             yield f"decision {decision.sequence}: does not follow {former.sequence}; one was dropped or swapped"
-    for decision in decisions:
+    for decision in decisions[unsealed(record) :]:
         yield from _flaws_of(decision, check)
     last = decisions[-1].sequence if decisions else 0
     if last != record.sequence:
@@ -61,7 +72,7 @@ def flaws(record: Record, check: Check | None = None) -> Iterator[str]:
 
 def _flaws_of(decision: Decision, check: Check | None) -> Iterator[str]:
     name = f"decision {decision.sequence}"
-    if decision.digest in ("", UNSEALED):
+    if _lacks_digest(decision):
         yield f"{name}: has no digest"
         return
     if decision.digest != _digest(decision):
@@ -72,6 +83,10 @@ def _flaws_of(decision: Decision, check: Check | None) -> Iterator[str]:
         yield f"{name}: has no signature"
     elif check is not None and not check(decision.digest, decision.signature):
         yield f"{name}: its signature is not of this key"
+
+
+def _lacks_digest(decision: Decision) -> bool:
+    return decision.digest in ("", UNSEALED)
 
 
 def cut(text: str) -> str:
