@@ -28,7 +28,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     item.stash[_FAILED] = report.failed or item.stash.get(_FAILED, False)
     served = getattr(item, "funcargs", {}).get("served")
     if report.failed and isinstance(served, ServedNamespace):
-        report.sections.append((f"namespace {served.name}", served.story()))
+        crash = report.longreprtext.splitlines()[-12:]  # again below the story, which is long: ends of logs are kept
+        report.sections.append((f"namespace {served.name}", "\n".join([served.story(), *crash])))
     return report
 
 

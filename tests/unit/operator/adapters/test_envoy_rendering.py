@@ -128,6 +128,13 @@ def test_a_cluster_uses_the_port_of_its_protocol() -> None:
     assert "http2_protocol_options" not in json.dumps(clusters["coins/main/infer/http"])
 
 
+def test_an_idle_connection_is_not_pinged_until_grpcs_server_ends_it() -> None:
+    options = route_clusters(plan())["coins/main/infer/grpc"]["typed_extension_protocol_options"]
+    (protocol,) = options.values()
+    keepalive = protocol["explicit_http_config"]["http2_protocol_options"]["connection_keepalive"]
+    assert keepalive == {"connection_idle_interval": "15s", "timeout": "15s"}
+
+
 def test_clusters_that_were_written_are_read_back() -> None:
     clusters = rendered(plan(exposed=("coins.network",))).clusters
 

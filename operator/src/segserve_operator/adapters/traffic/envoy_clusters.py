@@ -26,8 +26,10 @@ _LIMIT: Final = 8192
 _RETRIES: Final = 64
 _HTTP_OPTIONS: Final[Mapping[Protocol, Json]] = {
     "http": {"http_protocol_options": {}},
-    # A node that disappears closes no connection; keepalive detects it, and a busy server still answers at once.
-    "grpc": {"http2_protocol_options": {"connection_keepalive": {"interval": "15s", "timeout": "15s"}}},
+    # A node that disappears closes no connection: one that was idle is asked before its next request, others by TCP.
+    # If asked at intervals, gRPC's server ends an idle connection after a minute ("Too many pings"), and with it a
+    # request that comes just then.
+    "grpc": {"http2_protocol_options": {"connection_keepalive": {"connection_idle_interval": "15s", "timeout": "15s"}}},
 }
 _TCP_KEEPALIVE: Final = {"tcp_keepalive": {"keepalive_time": 15, "keepalive_interval": 5, "keepalive_probes": 3}}
 # Only servers that do not respond at all are ejected: a server's errors are responses, which rollouts have to see.

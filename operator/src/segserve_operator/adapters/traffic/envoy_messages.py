@@ -61,7 +61,7 @@ _MESSAGES: Final[dict[str, dict[str, tuple[int, str]]]] = {
         "append_action": (3, "AppendAction"),
     },
     "envoy.config.core.v3.Http1ProtocolOptions": {},
-    "envoy.config.core.v3.KeepaliveSettings": {"interval": (1, "duration"), "timeout": (2, "duration")},
+    "envoy.config.core.v3.KeepaliveSettings": {"timeout": (2, "duration"), "connection_idle_interval": (4, "duration")},
     "envoy.config.core.v3.Http2ProtocolOptions": {
         "connection_keepalive": (15, "envoy.config.core.v3.KeepaliveSettings")
     },
