@@ -140,5 +140,8 @@ async def test_a_folder_of_the_node_is_no_cache_unless_the_chart_allows_it(is_al
     (server,) = (found for found in world.kube.all(DEPLOYMENTS, NAMESPACE) if "main" in found["metadata"]["name"])
     volumes = server["spec"]["template"]["spec"]["volumes"]
     assert any("hostPath" in volume for volume in volumes) is is_allowed
+    mounts = [each for found in server["spec"]["template"]["spec"]["containers"] for each in found["volumeMounts"]]
+    # Of a folder of the node, servers see what is of their namespace, and neither read nor write the others'.
+    assert {each.get("subPath") for each in mounts if each["name"] == "cache"} == {NAMESPACE if is_allowed else None}
     assert (world.pool_condition("Degraded") == ("True", "HostPathRefused")) is not is_allowed
     assert world.condition("coins", "Ready")[0] == "True"

@@ -161,7 +161,8 @@ class Cache(ApiValue):
         default=None,
         pattern=r"^/[^:]*$",
         max_length=1024,
-        description="Folder on each node, writable by user 1000; not allowed in restricted namespaces.",
+        description="Folder on each node; servers use the folder in it that is named like their namespace, which must "
+        "be writable by user 1000. A missing one gets the mode of the former. Not allowed in restricted namespaces.",
     )
 
     @model_validator(mode="after")

@@ -74,12 +74,13 @@ class Server(ApiValue):
     resources: Resources = Field(
         default=Resources(),
         description="Resources of the Triton container, GPUs (whole or MIG) included. Default requests, of "
-        "each that has neither a request nor a limit: 100m cpu, 1Gi memory, 1Gi ephemeral-storage.",
+        "each that has neither a request nor a limit: 100m cpu, 1Gi memory, 1Gi ephemeral-storage; memory then has "
+        "a limit of 32Gi.",
     )
     agent_resources: Resources | None = Field(
         default=None,
         description="Resources of the agent container. Default requests, of each that has neither a request nor a "
-        "limit: 50m cpu, 256Mi memory, 1Gi ephemeral-storage.",
+        "limit: 50m cpu, 256Mi memory, 1Gi ephemeral-storage; memory then has a limit of 4Gi.",
     )
     shared_memory: Quantity = Field(
         default="1Gi", description="Size of /dev/shm, through which steps pass tensors. Counts as memory."

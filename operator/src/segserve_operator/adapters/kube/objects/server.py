@@ -125,7 +125,7 @@ def _triton(context: PoolContext, group: str) -> V1Container:
         ),
         volume_mounts=[
             V1VolumeMount(name="run", mount_path=RUN_FOLDER),
-            V1VolumeMount(name="cache", mount_path=CACHE_FOLDER, read_only=True),
+            _cache_mount(context, read_only=True),
             V1VolumeMount(name="shm", mount_path="/dev/shm"),
             V1VolumeMount(name="tmp", mount_path=pods.TMP_FOLDER),
         ],
@@ -158,7 +158,7 @@ def _agent(context: PoolContext, group: str) -> V1Container:
         readiness_probe=pods.http_probe("/ready", AGENT_PORT, period_s=1, timeout_s=2, failures=2),
         volume_mounts=[
             V1VolumeMount(name="run", mount_path=RUN_FOLDER),
-            V1VolumeMount(name="cache", mount_path=CACHE_FOLDER),
+            _cache_mount(context),
             V1VolumeMount(name="agent-run", mount_path=_AGENT_FOLDER),
             V1VolumeMount(name="agent-tmp", mount_path=pods.TMP_FOLDER),
             pods.token_mount(),
@@ -196,6 +196,12 @@ def _volumes(server: Server) -> list[V1Volume]:
         pods.folder("agent-tmp"),
         pods.token_volume(),
     ]
+
+
+def _cache_mount(context: PoolContext, *, read_only: bool | None = None) -> V1VolumeMount:
+    """Return where the cache is mounted; of a folder of the node, only the part of the pool's namespace."""
+    part = context.namespace if context.spec.server.cache.host_path is not None else None
+    return V1VolumeMount(name="cache", mount_path=CACHE_FOLDER, sub_path=part, read_only=read_only)
 
 
 def _cache(server: Server) -> V1Volume:
