@@ -110,6 +110,7 @@ async def running_gateway(
     auth: AuthSettings | None = None,
     affinity: SessionAffinity | None = None,
     streams: bool = True,
+    server_tls: Path | None = None,
 ) -> AsyncIterator[RunningGateway]:
     """Run Envoy on a free port, in `folder`."""
     port, internal_port = free_ports(2)
@@ -122,7 +123,7 @@ async def running_gateway(
         affinity=affinity,
         streams=streams,
     )
-    running = RunningGateway(folder, EnvoyTraffic(folder, gateway, timeout_s=timeout_s), gateway)
+    running = RunningGateway(folder, EnvoyTraffic(folder, gateway, server_tls=server_tls, timeout_s=timeout_s), gateway)
     try:
         await running.start()
         yield running

@@ -128,6 +128,10 @@ spec:
     podLabels: {team: vision}
     podAnnotations: {example.com/note: seen}
     drainSeconds: 30
+  serverTls:
+    servers: {secretName: gpus-servers-tls, identity: "spiffe://example.org/ns/vision/sa/gpus-servers"}
+    gateway: {secretName: gpus-gateway-tls, identity: gpus.example.org}
+    resources: {limits: {memory: 128Mi}, requests: {cpu: 20m}}
   notifications:
     - {url: "https://hooks.example.com/rollouts", format: json}
     - {secretRef: {name: hooks, key: slack}, format: slack}

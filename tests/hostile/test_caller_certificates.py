@@ -5,20 +5,15 @@ from __future__ import annotations
 import ssl
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
 import pytest
 import pytest_asyncio
 import trustme
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
-from cryptography.x509.oid import NameOID
 
 from fakes.gateway import RunningGateway, running_gateway
+from fakes.issued import issued
 from fakes.mounted_secret import MountedSecret, tls_secret
 from fakes.triton import StubTriton
 from fakes.waiting import HANG_S, eventually
@@ -40,25 +35,8 @@ ACCESS = {
 
 def issue(authority: trustme.CA, path: Path, *, uri: str = "", dns: str = "", subject: str = "x") -> Path:
     """Write a caller's certificate with its key, and return the file."""
-    signer = load_pem_private_key(authority.private_key_pem.bytes(), password=None)
-    assert isinstance(signer, ec.EllipticCurvePrivateKey)
-    issuer = x509.load_pem_x509_certificate(authority.cert_pem.bytes())
-    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
-    names: list[x509.GeneralName] = [x509.DNSName(dns)] if dns else []
-    names += [x509.UniformResourceIdentifier(uri)] if uri else []
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, subject)]))
-        .issuer_name(issuer.subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(hours=1))
-        .not_valid_after(now + timedelta(hours=1))
-    )
-    if names:
-        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
-    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    path.write_bytes(private + builder.sign(signer, hashes.SHA256()).public_bytes(Encoding.PEM))
+    certificate, key = issued(authority, uri=uri, dns=dns, subject=subject)
+    path.write_bytes(key + certificate)
     return path
 
 

@@ -30,6 +30,7 @@ from segserve_operator.api.pod_template import (
     Variable,
 )
 from segserve_operator.api.pool_update import TemplateStatus, Update
+from segserve_operator.api.server_tls import ServerTls
 from segserve_operator.api.session_affinity import SessionAffinity
 
 _SET: JsonDict = {"x-kubernetes-list-type": "set"}
@@ -311,6 +312,11 @@ class TritonPoolSpec(ApiValue):
     )
     gateway: Gateway = Field(
         default=Gateway(), description="The gateway, through which all requests to the pool's models go."
+    )
+    server_tls: ServerTls | None = Field(
+        default=None,
+        description="Mutual TLS between the gateway and the servers. Default: plain text. Switching it starts a new "
+        "group of servers, as other changes of the servers do.",
     )
     notifications: tuple[Notification, ...] = Field(
         default=(), max_length=8, description="Where to send notifications of rollouts.", json_schema_extra=_WHOLE

@@ -24,11 +24,12 @@ def real_group(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Addresses of one Triton server."""
+    """Addresses of one Triton server; with an `identity` it speaks TLS alone, and its certificate has that name."""
 
     host: str
     http_port: int
     grpc_port: int
+    identity: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +151,12 @@ class TrafficPlan:
 
     routes: tuple[Route, ...] = ()
     servers: tuple[Endpoint, ...] = ()
+
+    @property
+    def needs_tls(self) -> bool:
+        """Whether some server speaks TLS alone."""
+        shares = (share.endpoints for route in self.routes for share in route.shares)
+        return any(server.identity for servers in (self.servers, *shares) for server in servers)
 
     @classmethod
     def joined(cls, parts: Iterable[TrafficPlan]) -> Self:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from segserve_common.kube.client import connect
 from segserve_common.logs import LogSettings, LogSettingsError, start_logging
 from segserve_operator.adapters.traffic.envoy_admin import EnvoyUnreachableError
+from segserve_operator.adapters.traffic.envoy_files import ConfigurationRejectedError
 from segserve_operator.gateway_sync.prepare import prepare
 from segserve_operator.gateway_sync.settings import Settings, SidecarSettingsError
 from segserve_operator.gateway_sync.sidecar import follow
@@ -33,7 +34,10 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _prepare(settings: Settings) -> None:
-    prepare(settings, connect(settings.namespace))
+    try:
+        prepare(settings, connect(settings.namespace))
+    except ConfigurationRejectedError as error:
+        sys.exit(str(error))
 
 
 def _follow(settings: Settings) -> None:

@@ -72,6 +72,7 @@ class GatewaySettings(BaseModel):
     sync_port: _Port = SYNC_PORT
     tls: TlsOptions | None = None
     auth: Auth | None = None
+    server_tls: Path | None = None
     secrets: Path = Path(SECRETS_FOLDER)
     session_affinity: SessionAffinity | None = None
 
@@ -117,4 +118,6 @@ class Settings:
             affinity=settings.session_affinity,
             auth=AuthSettings(settings.auth, (settings.secrets,), self.folder / "auth") if settings.auth else None,
         )
-        return EnvoyTraffic(self.folder, gateway, timeout_s=settings.request_timeout_seconds)
+        return EnvoyTraffic(
+            self.folder, gateway, server_tls=settings.server_tls, timeout_s=settings.request_timeout_seconds
+        )

@@ -92,8 +92,8 @@ class Sidecar:
             busy_s = time.monotonic() - self._answered_s
             return probe_response(busy_s < LONGEST_BUSY_S, f"Envoy has not answered for {busy_s:.1f} s")
         self._answered_s = time.monotonic()
-        certificates = self._traffic.certificates
-        if certificates is not None and not certificates.can_serve:
+        needed = (self._traffic.certificates, self._traffic.server_certificates)
+        if not all(each is None or each.can_serve for each in needed):
             return probe_response(False, "there is no certificate that can be used; the log says why")
         followed = "the plan of the API" if self.follower.health.followed is not None else "the plan of its start"
         return probe_response(True, f"Envoy answers and follows {followed}")

@@ -17,6 +17,7 @@ from segserve_common.kube.names import (
     GRPC_PORT,
     HTTP_PORT,
     MANAGED_LABELS,
+    METRICS_PORT,
     MODEL_LABEL,
     POOL_LABEL,
     TRITON_CONTAINER,
@@ -108,9 +109,14 @@ class ClusterBundles:
         if ip is None:
             return name, b"", f"{name}'s statistics: it has no address"
         try:
-            return name, await statistics(Endpoint(ip, HTTP_PORT, GRPC_PORT)), ""
+            return name, await statistics(_read_from(pod, ip)), ""
         except NoStatisticsError as error:
             return name, b"", f"{name}'s statistics: {error}"
+
+
+def _read_from(pod: Json, ip: str) -> Endpoint:
+    # Where Triton is behind TLS, the port of the metrics has its statistics too.
+    return Endpoint(ip, HTTP_PORT if pods.tls_identity(pod) is None else METRICS_PORT, GRPC_PORT)
 
 
 def _available(results: list[tuple[str, bytes, str]]) -> dict[str, bytes]:

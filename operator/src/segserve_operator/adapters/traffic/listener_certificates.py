@@ -1,4 +1,4 @@
-"""Certificates of the public listener: read from a folder such as a mounted Secret, checked, and given to Envoy.
+"""Envoy's certificates: read from a folder such as a mounted Secret, checked, and given to it.
 
 They are checked before Envoy gets them, so a broken renewal never replaces one that serves, and a certificate and its
 key always reach Envoy together.
@@ -25,6 +25,7 @@ from segserve_operator.adapters.traffic.envoy_tls import CERTIFICATE, CLIENT_CA,
 
 CERTIFICATE_FILE: Final = "tls.crt"
 KEY_FILE: Final = "tls.key"
+AUTHORITIES_FILE: Final = "ca.crt"
 MAX_BYTES: Final = 2**20
 """Largest file that is read; Kubernetes stores no larger Secret."""
 _SECRET_TYPE: Final = f"{TYPES}.extensions.transport_sockets.tls.v3.Secret"
@@ -37,12 +38,17 @@ class CertificateError(Exception):
     """A certificate or an authority that cannot be used; the message has what was found and what is allowed."""
 
 
-class ListenerCertificates:
-    """Gives Envoy the certificates of `settings`, and keeps those that it has if new ones cannot be used."""
+class WatchedCertificates:
+    """Gives Envoy a certificate and `authorities`, if any, and keeps those that it has if new ones cannot be used.
 
-    def __init__(self, settings: TlsSettings, files: TlsFiles) -> None:
-        self._settings = settings
+    `certificate` is a folder with tls.crt and tls.key, `authorities` a file; `without` says what is so without them.
+    """
+
+    def __init__(self, certificate: Path, authorities: Path | None, files: TlsFiles, *, without: str) -> None:
+        self._folder = certificate
+        self._authorities_file = authorities
         self._files = files
+        self._without = without
         self._written: dict[Path, bytes] = {}
         self.expires_s: float | None = None
         """Unix time at which the certificate that was read last expires."""
@@ -51,7 +57,7 @@ class ListenerCertificates:
     def can_serve(self) -> bool:
         """Whether Envoy has a certificate, be it an old one."""
         return _has_resource(self._files.certificate) and (
-            self._settings.client_ca is None or _has_resource(self._files.client_ca)
+            self._authorities_file is None or _has_resource(self._files.client_ca)
         )
 
     def refresh(self) -> str | None:
@@ -60,7 +66,7 @@ class ListenerCertificates:
         Without an earlier certificate Envoy gets a file without one: it starts, and ends every connection.
         """
         problems = [self._refresh(CERTIFICATE, self._files.certificate)]
-        if self._settings.client_ca is not None:
+        if self._authorities_file is not None:
             problems.append(self._refresh(CLIENT_CA, self._files.client_ca))
         return "; ".join(problem for problem in problems if problem is not None) or None
 
@@ -70,7 +76,7 @@ class ListenerCertificates:
             secret = self._certificate() if name == CERTIFICATE else self._authorities()
         except CertificateError as error:
             in_use = _has_resource(path)
-            outcome = "the former one stays in use" if in_use else "until it can be, the gateway ends every connection"
+            outcome = "the former one stays in use" if in_use else f"until it can be, {self._without}"
             problem = f"{error}; {outcome}"
             if in_use:
                 return problem
@@ -87,7 +93,7 @@ class ListenerCertificates:
         return problem
 
     def _certificate(self) -> Json:
-        folder = self._settings.certificate
+        folder = self._folder
         chain, key = _read(folder, (CERTIFICATE_FILE, KEY_FILE))
         leaf = _certificates(chain, folder / CERTIFICATE_FILE)[0]
         _check_key(leaf, folder / CERTIFICATE_FILE)
@@ -101,10 +107,25 @@ class ListenerCertificates:
         }
 
     def _authorities(self) -> Json:
-        assert self._settings.client_ca is not None
-        (content,) = _read(self._settings.client_ca.parent, (self._settings.client_ca.name,))
-        _certificates(content, self._settings.client_ca)
+        path = self._authorities_file
+        assert path is not None
+        (content,) = _read(path.parent, (path.name,))
+        _certificates(content, path)
         return {"validation_context": {"trusted_ca": {"inline_string": content.decode()}}}
+
+
+class ListenerCertificates(WatchedCertificates):
+    """The certificate of the public listener, and the authorities of callers."""
+
+    def __init__(self, settings: TlsSettings, files: TlsFiles) -> None:
+        super().__init__(settings.certificate, settings.client_ca, files, without="the gateway ends every connection")
+
+
+class ServerTlsCertificates(WatchedCertificates):
+    """The certificate that the gateway shows to servers, and the authorities of theirs, all in the folder `secret`."""
+
+    def __init__(self, secret: Path, files: TlsFiles) -> None:
+        super().__init__(secret, secret / AUTHORITIES_FILE, files, without="no server with TLS is asked")
 
 
 def _read(folder: Path, names: Iterable[str]) -> list[bytes]:

@@ -1,10 +1,11 @@
 """Traffic plans as JSON, in the ConfigMaps that gateways follow and in a gateway's own record.
 
-There are three formats, and readers know all. In the first, which every release reads, each share lists its servers. In
+There are four formats, and readers know all. In the first, which every release reads, each share lists its servers. In
 the second each list of servers is written once and shares refer to it by number. It is written only where the first
 would not fit into a ConfigMap, so that gateways of an earlier release follow every plan that their release could write.
 The third is the second with rules of access in it: a gateway that does not know these must not follow such a plan, as
-it would open the models to everybody.
+it would open the models to everybody. The fourth is the third with servers that speak TLS alone: a gateway that does
+not know of these would ask them in plain text.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ SERVER_LISTS: Final = 2
 """The value of the key `format` in the second one; the first has no such key."""
 ACCESS_RULES: Final = 3
 """Its value in the third one."""
-_FORMATS: Final = (SERVER_LISTS, ACCESS_RULES)
+SERVER_TLS: Final = 4
+"""Its value in the fourth one."""
+_FORMATS: Final = (SERVER_LISTS, ACCESS_RULES, SERVER_TLS)
 LIMIT_BYTES: Final = 960_000
 """Size of a shard up to which it is written in the first format: a ConfigMap may have 1 MiB, labels included."""
 # The first format takes at least 5.8 bytes a server where servers are too many for gzip to remember a list of them.
@@ -39,7 +42,7 @@ _LISTS: Final = TypeAdapter(tuple[tuple[NonNegativeInt, ...], ...])
 
 def pack_plan(plan: TrafficPlan) -> str:
     """Return the packed content of a shard; equal plans give equal text."""
-    if _servers_in(plan) <= _LISTED and not _restricts(plan):
+    if _servers_in(plan) <= _LISTED and _format(plan) == SERVER_LISTS:
         packed = pack(_dump(plan))
         if len(packed) * 3 // 4 <= LIMIT_BYTES:  # base64
             return packed
@@ -48,11 +51,11 @@ def pack_plan(plan: TrafficPlan) -> str:
 
 def dump_plan(plan: TrafficPlan) -> Json:
     """Return a plan for a gateway's own record, which is written with every change: in the shorter format."""
-    return _dump(plan) if _servers_in(plan) <= _FEW and not _restricts(plan) else dump_lists(plan)
+    return _dump(plan) if _servers_in(plan) <= _FEW and _format(plan) == SERVER_LISTS else dump_lists(plan)
 
 
 def dump_lists(plan: TrafficPlan) -> Json:
-    """Return a plan in the second format, or the third if it has rules of access."""
+    """Return a plan in the second format, or a later one if it has what that needs."""
     lists: dict[tuple[Endpoint, ...], int] = {}
     used = [lists.setdefault(share.endpoints, len(lists)) for route in plan.routes for share in route.shares]
     table = sorted({server for listed in lists for server in listed}, key=lambda at: (at.host, at.http_port))
@@ -62,8 +65,8 @@ def dump_lists(plan: TrafficPlan) -> Json:
         share["endpoints"] = number
     return {
         **dumped,
-        "format": ACCESS_RULES if _restricts(plan) else SERVER_LISTS,
-        "endpoints": _TABLE.dump_python(tuple(table), mode="json"),
+        "format": _format(plan),
+        "endpoints": _TABLE.dump_python(tuple(table), mode="json", exclude_none=True),
         "lists": [[numbers[server] for server in listed] for listed in lists],
     }
 
@@ -92,8 +95,11 @@ def _dump(plan: TrafficPlan) -> Json:
     return dumped
 
 
-def _restricts(plan: TrafficPlan) -> bool:
-    return any(route.access is not None for route in plan.routes)
+def _format(plan: TrafficPlan) -> int:
+    """Return the oldest format with numbered lists that has everything that must not be overlooked."""
+    if plan.needs_tls:
+        return SERVER_TLS
+    return ACCESS_RULES if any(route.access is not None for route in plan.routes) else SERVER_LISTS
 
 
 def _servers_in(plan: TrafficPlan) -> int:

@@ -27,8 +27,8 @@ PODS = [
     for pool, text in (("minimal", MINIMAL), ("full", FULL))
     for component, template in templates(text).items()
 ]
-SERVERS = [found for found in PODS if "server" in str(found.id)]
-GATEWAYS = [found for found in PODS if "gateway" in str(found.id)]
+SERVERS = [found for found in PODS if str(found.id).endswith("server")]
+GATEWAYS = [found for found in PODS if str(found.id).endswith("gateway")]
 
 
 def containers(template: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -49,7 +49,7 @@ def test_the_restricted_profile_of_pod_security_allows_it(template: dict[str, An
         assert security["allowPrivilegeEscalation"] is False
         assert security["capabilities"] == {"drop": ["ALL"]}
         assert security["readOnlyRootFilesystem"] is True
-        own = {"triton": spec["securityContext"]["runAsUser"] + 1}
+        own = {"triton": spec["securityContext"]["runAsUser"] + 1, "tls": spec["securityContext"]["runAsUser"] + 2}
         assert security.get("runAsUser") == own.get(name)
         assert not any("hostPort" in port for port in container.get("ports", []))
 

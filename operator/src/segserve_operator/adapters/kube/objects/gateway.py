@@ -35,7 +35,7 @@ from segserve_common.kube.names import (
     plan_name,
     reports_name,
 )
-from segserve_operator.adapters.kube.objects import gateway_auth, gateway_tls, pods
+from segserve_operator.adapters.kube.objects import gateway_auth, gateway_tls, pods, server_tls
 from segserve_operator.adapters.kube.objects.access import access_objects
 from segserve_operator.adapters.kube.objects.config_maps import gateway_reports
 from segserve_operator.adapters.kube.objects.context import gateway_selector, meta, rendered, stamped
@@ -118,6 +118,7 @@ def _template(context: PoolContext) -> Json:
         volumes=[
             *(pods.folder("run"), pods.folder("tmp"), pods.token_volume()),
             *gateway_tls.volumes(context),
+            *server_tls.gateway_volumes(context),
             *gateway_auth.volumes(context),
         ],
     )
@@ -174,6 +175,7 @@ def _sync_container(context: PoolContext, name: str, task: str) -> V1Container:
         **({"streams": True} if gateway.streams else {}),
         **_heap(gateway.resources),
         **gateway_tls.options(context),
+        **server_tls.gateway_options(context),
         **gateway_auth.options(context),
         **_session_affinity(gateway.session_affinity),
     }
@@ -198,6 +200,7 @@ def _sync_container(context: PoolContext, name: str, task: str) -> V1Container:
             V1VolumeMount(name="tmp", mount_path=pods.TMP_FOLDER),
             pods.token_mount(),
             *gateway_tls.sync_mounts(context),
+            *server_tls.gateway_mounts(context),
             *gateway_auth.sync_mounts(context),
         ],
     )

@@ -43,7 +43,7 @@ def container_ports(context: PoolContext) -> list[V1ContainerPort]:
 
 def volumes(context: PoolContext) -> list[V1Volume]:
     """Return the volumes of the Secrets, and of what the sidecar gives to Envoy."""
-    if context.spec.gateway.tls is None:
+    if not _has_folder(context):
         return []
     # The group of the volumes may read them; without one, who reads them is not known before the pod runs.
     mode = 0o440 if context.defaults.pod_user is not None else 0o444
@@ -59,7 +59,7 @@ def volumes(context: PoolContext) -> list[V1Volume]:
 
 def envoy_mounts(context: PoolContext) -> list[V1VolumeMount]:
     """Return the mounts of Envoy's container."""
-    if context.spec.gateway.tls is None:
+    if not _has_folder(context):
         return []
     return [V1VolumeMount(name=_FOLDER, mount_path=f"{RUN_FOLDER}/tls")]
 
@@ -82,6 +82,10 @@ def options(context: PoolContext) -> dict[str, Any]:
         settings["clientCa"] = f"{CLIENT_CA_FOLDER}/{gateway.auth.mtls.ca_secret_ref.key}"
         settings["clientCertificates"] = gateway.auth.client_certificates
     return {"tls": settings}
+
+
+def _has_folder(context: PoolContext) -> bool:
+    return context.spec.gateway.tls is not None or context.spec.server_tls is not None
 
 
 def _secrets(context: PoolContext) -> list[tuple[str, str, str]]:

@@ -32,7 +32,7 @@ from segserve_common.kube.names import (
     TRITON_CONTAINER,
     object_name,
 )
-from segserve_operator.adapters.kube.objects import artifacts, pods
+from segserve_operator.adapters.kube.objects import artifacts, pods, server_tls
 from segserve_operator.adapters.kube.objects.context import server_selector
 from segserve_operator.api.pod_template import Resources
 
@@ -84,17 +84,25 @@ def server_template(context: PoolContext, group: str = "") -> Json:
         scheduler_name=server.scheduler_name,
         runtime_class_name=server.runtime_class_name,
         priority_class_name=server.priority_class_name,
-        containers=[_triton(context, group), _agent(context, group)],
-        volumes=[*_volumes(server), *artifacts.volumes(context)],
+        containers=[
+            _triton(context, group),
+            _agent(context, group),
+            *server_tls.containers(context, _ports()),
+        ],
+        volumes=[*_volumes(server), *artifacts.volumes(context), *server_tls.volumes(context)],
     )
-    annotations = {**server.pod_annotations, "kubectl.kubernetes.io/default-container": TRITON_CONTAINER}
+    annotations = {
+        **server.pod_annotations,
+        **server_tls.pod_annotations(context),
+        "kubectl.kubernetes.io/default-container": TRITON_CONTAINER,
+    }
     template = V1PodTemplateSpec(metadata=V1ObjectMeta(labels=labels, annotations=annotations), spec=spec)
     return pods.placed(template, selector, server.affinity, server.topology_spread_constraints)
 
 
 def _triton(context: PoolContext, group: str) -> V1Container:
     server = context.spec.server
-    live, ready = "/v2/health/live", "/v2/health/ready"
+    live, ready, probed = "/v2/health/live", "/v2/health/ready", server_tls.probe_port(context)
     return V1Container(
         name=TRITON_CONTAINER,
         image=server.image or context.defaults.server_image,
@@ -106,20 +114,17 @@ def _triton(context: PoolContext, group: str) -> V1Container:
                 "SEGSERVE_EXIT_TIMEOUT_SECONDS": str(server.exit_timeout_seconds),
                 "SEGSERVE_MAX_REQUEST_BYTES": str(_MAX_REQUEST_BYTES),
                 **_own(server),
+                **server_tls.triton_variables(context),
             }
         ),
-        ports=[
-            V1ContainerPort(name="http", container_port=HTTP_PORT, protocol="TCP"),
-            V1ContainerPort(name="grpc", container_port=GRPC_PORT, protocol="TCP"),
-            V1ContainerPort(name="metrics", container_port=METRICS_PORT, protocol="TCP"),
-        ],
+        ports=_ports() if context.spec.server_tls is None else None,
         resources=pods.requirements(server.resources, _TRITON_REQUESTS, _TRITON_LIMITS),
         # Who breaks into Triton is not the user whose credentials the agent has.
         security_context=pods.container_security(_triton_user(context)),
-        startup_probe=pods.http_probe(live, HTTP_PORT, period_s=1, timeout_s=2, failures=_START_S),
+        startup_probe=pods.http_probe(live, probed, period_s=1, timeout_s=2, failures=_START_S),
         # A restart loses all loaded models, so it takes half a minute without an answer.
-        liveness_probe=pods.http_probe(live, HTTP_PORT, period_s=5, timeout_s=5, failures=6),
-        readiness_probe=pods.http_probe(ready, HTTP_PORT, period_s=1, timeout_s=2, failures=3),
+        liveness_probe=pods.http_probe(live, probed, period_s=5, timeout_s=5, failures=6),
+        readiness_probe=pods.http_probe(ready, probed, period_s=1, timeout_s=2, failures=3),
         lifecycle=V1Lifecycle(
             pre_stop=pods.run_first("python3", "-c", f"import time; time.sleep({server.drain_seconds})")
         ),
@@ -165,6 +170,11 @@ def _agent(context: PoolContext, group: str) -> V1Container:
             *artifacts.mounts(context.spec.artifacts),
         ],
     )
+
+
+def _ports() -> list[V1ContainerPort]:
+    ports = {"http": HTTP_PORT, "grpc": GRPC_PORT, "metrics": METRICS_PORT}
+    return [V1ContainerPort(name=name, container_port=port, protocol="TCP") for name, port in ports.items()]
 
 
 def _triton_user(context: PoolContext) -> int | None:
