@@ -1,1 +1,8 @@
 """Shared by builder, operator and client: the KServe v2 codec, Kubernetes, guarded HTTP, files, backoff."""
+
+from __future__ import annotations
+
+from typing import Final
+
+MAX_IMAGE_PIXELS: Final = 1_000_000_000
+"""The largest image that a model's resource can allow; without a limit, a few bytes could claim all memory."""

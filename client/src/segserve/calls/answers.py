@@ -23,12 +23,11 @@ from segserve.results.objects import (
 )
 from segserve.results.result import PanopticResult, PanopticSegment, Result, SemanticResult
 from segserve.results.values import Colour, ModelInfo, PixelFormat, SegmentClass
+from segserve_common import MAX_IMAGE_PIXELS
 from segserve_common.errors import ProtocolError
 from segserve_common.kserve import InferAnswer, Tensor
 
 REVISION_HEADER: Final = "x-segserve-revision"
-# The largest image a model's resource can allow; without a limit, an answer of a few bytes could claim all memory.
-MAX_PIXELS: Final = 1_000_000_000
 SMALL_PIXELS: Final = 2**20
 _DETECTION: Final = ("REVISION", "SIZE", "BOXES", "SCORES", "CLASSES")
 # A model's task follows from outputs that no other task has; the first match counts.
@@ -118,7 +117,7 @@ def read_result(answer: InferAnswer, info: ModelInfo) -> Result:
     """
     revision = read_revision(answer)
     height, width = (int(number) for number in _numbers(answer, "SIZE", "INT32", 2))
-    if height < 1 or width < 1 or height * width > MAX_PIXELS:
+    if height < 1 or width < 1 or height * width > MAX_IMAGE_PIXELS:
         raise ProtocolError(f"SIZE must be the height and width of an image, got {height} x {width}")
     mark = next((mark for mark in OUTPUTS if mark in answer.outputs), "BOXES")
     _, read = _READERS[mark]

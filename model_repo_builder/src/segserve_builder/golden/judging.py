@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Self, TypeAlias
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from segserve_builder.errors import GoldenError
+from segserve_common import MAX_IMAGE_PIXELS
 from segserve_common.errors import ProtocolError
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ Answer: TypeAlias = "Mapping[str, NDArray[Any]]"
 REPEAT_TOLERANCE: Final = 1e-4
 ROUNDING: Final = 1e-6
 """Largest rounding error of the IoU of two equal boxes."""
-MAX_PIXELS: Final = 1_000_000_000
 
 
 def _inside(path: str) -> str:
@@ -41,8 +41,8 @@ def _check_masks(size: tuple[int, int], masks: tuple[str, ...] | None) -> None:
     from segserve_common.rle import run_lengths
 
     height, width = size
-    if height < 1 or width < 1 or height * width > MAX_PIXELS:
-        raise ValueError(f"SIZE is {height} x {width}; allowed are 1 to {MAX_PIXELS} pixels")
+    if height < 1 or width < 1 or height * width > MAX_IMAGE_PIXELS:
+        raise ValueError(f"SIZE is {height} x {width}; allowed are 1 to {MAX_IMAGE_PIXELS} pixels")
     for index, counts in enumerate(masks or ()):
         try:
             run_lengths(counts.encode(), height, width)

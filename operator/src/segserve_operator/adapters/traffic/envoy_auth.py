@@ -18,11 +18,14 @@ from segserve_common.files import write_private
 from segserve_operator.adapters.traffic.envoy_clusters import TYPES, socket_address
 from segserve_operator.adapters.traffic.envoy_extensions import (
     CALLER,
+    MATCHED_TYPE,
     details_filter,
     encode_extension,
     extension,
+    header_matches,
     lua_filter,
     status_filter,
+    unless,
     watched_extension,
 )
 from segserve_operator.adapters.traffic.envoy_messages import Json
@@ -152,7 +155,7 @@ def authentication_filters(settings: AuthSettings | None) -> list[Json]:
     if spec.jwt:
         filters.append(watched_extension(_JWT, _JWT_TYPE, settings.tokens))
     if spec.api_keys:
-        filters.append(watched_extension(_KEYS, _MATCHED_TYPE, settings.keys))
+        filters.append(watched_extension(_KEYS, MATCHED_TYPE, settings.keys))
     filters.append(lua_filter("caller.lua"))
     if not spec.anonymous:
         nobody = {"not_id": _metadata(CALLER, ["name"], {"present_match": True})}
@@ -165,7 +168,6 @@ def authentication_filters(settings: AuthSettings | None) -> list[Json]:
 _OVERWRITE: Final = "OVERWRITE_IF_EXISTS_OR_ADD"
 _JWT_TYPE: Final = "extensions.filters.http.jwt_authn.v3.JwtAuthentication"
 _BASIC_TYPE: Final = "extensions.filters.http.basic_auth.v3.BasicAuth"
-_MATCHED_TYPE: Final = "extensions.common.matching.v3.ExtensionWithMatcher"
 _RBAC_TYPE: Final = "extensions.filters.http.rbac.v3.RBAC"
 
 
@@ -338,14 +340,7 @@ def _is_key_set(text: str) -> bool:
 
 
 def _keys_config(lines: list[str]) -> Json:
-    present = {
-        "single_predicate": {
-            "input": extension("key", "type.matcher.v3.HttpRequestHeaderMatchInput", header_name="x-api-key"),
-            "value_match": {"safe_regex": {"google_re2": {}, "regex": ".*"}},
-        }
-    }
-    skip = extension("skip", "extensions.filters.common.matcher.action.v3.SkipFilter")
-    absent = {"predicate": {"not_matcher": present}, "on_match": {"action": skip}}
+    present = header_matches("x-api-key", {"safe_regex": {"google_re2": {}, "regex": ".*"}})
     users = {"inline_string": "\n".join([*lines, _NOBODY])}
     basic = extension(
         "envoy.filters.http.basic_auth",
@@ -354,11 +349,8 @@ def _keys_config(lines: list[str]) -> Json:
         authentication_header=_KEY_HEADER,
         forward_username_header=_KEY_USER,
     )
-    return {
-        "@type": f"{TYPES}.{_MATCHED_TYPE}",
-        "extension_config": basic,
-        "xds_matcher": {"matcher_list": {"matchers": [absent]}},
-    }
+    config: Json = unless({"not_matcher": present}, basic)["typed_config"]
+    return config
 
 
 def _header(key: str, value: str) -> Json:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from segserve_operator.adapters.traffic.envoy_extensions import extension
+from segserve_operator.adapters.traffic.envoy_extensions import extension, header_matches, unless
 from segserve_operator.adapters.traffic.envoy_messages import Json
 from segserve_operator.adapters.traffic.envoy_routes import SERVICE
 
@@ -53,33 +53,18 @@ def _limited(max_request_bytes: int, *, streams: bool) -> Json:
         "extensions.filters.http.body_size_limit.v3.BodySizeLimit",
         max_request_bytes=max_request_bytes,
     )
-    stream = _header_matches(":path", {"exact": f"/{SERVICE}/ModelStreamInfer"})
-    return _unless(stream, limit) if streams else limit
+    stream = header_matches(":path", {"exact": f"/{SERVICE}/ModelStreamInfer"})
+    return unless(stream, limit) if streams else limit
 
 
 def _buffered(max_request_bytes: int) -> Json:
     """Collect a body that does not announce its size; of gRPC each message is."""
-    announced = _header_matches("content-length", {"safe_regex": {"google_re2": {}, "regex": ".+"}})
+    announced = header_matches("content-length", {"safe_regex": {"google_re2": {}, "regex": ".+"}})
     # By the path, which decides the route, and not by a content type, which any request may have.
-    grpc = _header_matches(":path", {"prefix": f"/{SERVICE}/"})
+    grpc = header_matches(":path", {"prefix": f"/{SERVICE}/"})
     buffer = extension(
         "envoy.filters.http.buffer",
         "extensions.filters.http.buffer.v3.Buffer",
         max_request_bytes=max_request_bytes,
     )
-    return _unless({"or_matcher": {"predicate": [announced, grpc]}}, buffer)
-
-
-def _unless(predicate: Json, filter_: Json) -> Json:
-    skip = extension("skip", "extensions.filters.common.matcher.action.v3.SkipFilter")
-    return extension(
-        "envoy.filters.http.match_delegate",
-        "extensions.common.matching.v3.ExtensionWithMatcher",
-        extension_config=filter_,
-        xds_matcher={"matcher_list": {"matchers": [{"predicate": predicate, "on_match": {"action": skip}}]}},
-    )
-
-
-def _header_matches(name: str, match: Json) -> Json:
-    value = extension(name, "type.matcher.v3.HttpRequestHeaderMatchInput", header_name=name)
-    return {"single_predicate": {"input": value, "value_match": match}}
+    return unless({"or_matcher": {"predicate": [announced, grpc]}}, buffer)

@@ -13,6 +13,7 @@ from segserve_operator.adapters.traffic.envoy_messages import Json
 
 CALLER: Final = "segserve.caller"
 """Namespace of the dynamic metadata that says who calls: `name`, `key` and `certificate`."""
+MATCHED_TYPE: Final = "extensions.common.matching.v3.ExtensionWithMatcher"
 _EXTENSION_TYPE: Final = "config.core.v3.TypedExtensionConfig"
 
 
@@ -50,6 +51,23 @@ def encode_resources(resources: list[Json]) -> tuple[str, bytes]:
     """Return (version, content) of a watched file with these resources, in JSON; equal ones give equal content."""
     version = hashlib.sha256(json.dumps(resources, sort_keys=True).encode()).hexdigest()[:16]
     return version, json.dumps({"version_info": version, "resources": resources}, sort_keys=True).encode()
+
+
+def unless(predicate: Json, filter_: Json) -> Json:
+    """Return a filter of HTTP that is skipped where a predicate, such as that of `header_matches`, is met."""
+    skip = extension("skip", "extensions.filters.common.matcher.action.v3.SkipFilter")
+    return extension(
+        "envoy.filters.http.match_delegate",
+        MATCHED_TYPE,
+        extension_config=filter_,
+        xds_matcher={"matcher_list": {"matchers": [{"predicate": predicate, "on_match": {"action": skip}}]}},
+    )
+
+
+def header_matches(name: str, match: Json) -> Json:
+    """Return the predicate that a header of the request is there and matches."""
+    value = extension(name, "type.matcher.v3.HttpRequestHeaderMatchInput", header_name=name)
+    return {"single_predicate": {"input": value, "value_match": match}}
 
 
 def listening_address(host: str, port: int) -> Json:
