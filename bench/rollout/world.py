@@ -11,6 +11,8 @@ from scipy.special import ndtr
 from bench.rollout.conditions import DRIFT_MEMORY_S
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from bench.rollout.conditions import Condition
@@ -81,6 +83,9 @@ class World:
             "burst_slower": np.zeros((runs, 2)),
             "burst_until": np.full(runs, -np.inf),
         }
+        if condition.pause_s or condition.caller or condition.large:
+            # Drawn last, so that worlds without them stay as they were.
+            self._state["pauses"], self._state["waves"] = rng.random((runs, 2)), rng.random((runs, 1))
 
     def keep(self, which: NDArray[np.bool_]) -> None:
         """Go on with these runs alone."""
@@ -100,7 +105,7 @@ class World:
         """Return what is counted in the next seconds, with these shares (0 to 1, [runs]) of the candidate."""
         rate = self.rate(now_s)
         errors, shift = self._surroundings(now_s, seconds)
-        bins = bins_of(self.setting, now_s, shift)
+        bins = bins_of(self.setting, now_s, shift, self._slower(now_s, seconds))
         measured, share = self._measured(now_s, seconds)
         shares = np.stack([1 - weight, weight], -1) * (rate * seconds * share)[:, None]
         latencies = self._rng.poisson(np.broadcast_to(bins, (*shares.shape, bins.shape[-1])) * shares[..., None])
@@ -131,11 +136,28 @@ class World:
             during = ((now_s + seconds > begun) & (now_s < begun + condition.incident_s))[:, None]
             errors = errors + during * condition.incident_errors
             shift = shift + during * np.log(condition.incident_slower)
-        errors, shift = errors.copy(), shift.copy()
+        if condition.caller:
+            present = _overlap(self._state["waves"], now_s, seconds, condition.caller_s, condition.caller_every_s)
+            errors = errors + present * condition.caller
+        errors, shift = errors + condition.bad_server * condition.bad_errors, shift.copy()
         errors[:, CANDIDATE] += fault.errors_at(now_s)
         shift[:, CANDIDATE] += np.log(fault.slower_at(now_s) * _coldness(condition, now_s, seconds))
         errors = np.minimum(errors, 1.0)
         return self._bursts(now_s, seconds, errors, shift) if condition.rho else (errors, shift)
+
+    def _slower(self, now_s: float, seconds: float) -> list[tuple[Floats, float]]:
+        """Return which shares of the requests, each [runs or 1, 2], take how many times longer by the surroundings."""
+        condition, found = self.setting.condition, []
+        if condition.pause_s:
+            paused = _overlap(self._state["pauses"], now_s, seconds, condition.pause_s, condition.pause_every_s)
+            found.append((paused, condition.pause_slower))
+        if condition.large:
+            wave = np.sin(2 * np.pi * ((now_s + seconds / 2) / condition.large_every_s + self._state["waves"]))
+            found.append((condition.large * 0.5 * (1 + wave), condition.large_slower))
+        for share, slower in ((condition.tail, condition.tail_slower), (condition.bad_server, condition.bad_slower)):
+            if share:
+                found.append((np.array([[share]]), slower))
+        return found
 
     def _drift(self, seconds: float) -> Floats:
         """Wander on (Ornstein-Uhlenbeck); return the logs of errors' and latencies' factors, [runs, 2, 2]."""
@@ -191,13 +213,32 @@ def excess_share(setting: Setting, now_s: float) -> float:
     return float(bad[CANDIDATE] - bad[STABLE])
 
 
-def bins_of(setting: Setting, now_s: float, shift: Floats) -> Floats:
-    """Return the probability of each latency bin, [runs or 1, 2, edges + 1]; shift [runs or 1, 2] is in logs."""
+def bins_of(setting: Setting, now_s: float, shift: Floats, slower: Sequence[tuple[Floats, float]] = ()) -> Floats:
+    """Return the probability of each latency bin, [runs or 1, 2, edges + 1]; shift [runs or 1, 2] is in logs.
+
+    `slower` are the shares [runs or 1, 2] of the requests that take longer by the surroundings, and how many times;
+    one after the other takes its share of what is left.
+    """
     fault = setting.fault
     bins, tail = _lognormal(shift), fault.tail_at(now_s)
+    for share, times in slower:
+        bins = (1 - share[..., None]) * bins + share[..., None] * _lognormal(shift + np.log(times))
     if not tail:
         return bins
     return (1 - tail) * bins + tail * _lognormal(shift + np.array([0.0, np.log(fault.tail_slower)]))
+
+
+def _overlap(phases: Floats, now_s: float, seconds: float, lasts_s: float, every_s: float) -> Floats:
+    """Return which part of the next seconds lies within what lasts so long, so often; `phases` are 0 to 1."""
+
+    def until(time_s: Floats) -> Floats:
+        whole, rest = np.divmod(time_s, every_s)
+        passed: Floats = whole * lasts_s + np.minimum(rest, lasts_s)
+        return passed
+
+    begins_s = now_s + phases * every_s
+    found: Floats = (until(begins_s + seconds) - until(begins_s)) / seconds
+    return found
 
 
 def _coldness(condition: Condition, now_s: float, seconds: float) -> float:

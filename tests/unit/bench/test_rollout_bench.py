@@ -11,7 +11,7 @@ import pytest
 
 from bench.rollout import running
 from bench.rollout.cells import Cell, chosen_cells, every_cell
-from bench.rollout.conditions import CONDITIONS, STEADY, Condition
+from bench.rollout.conditions import CONDITIONS, DRAWN, STEADY, Condition, drawn
 from bench.rollout.faults import FAULTS, NONE
 from bench.rollout.ours import our_outcomes
 from bench.rollout.outcomes import Outcomes, accounted, share_of
@@ -133,6 +133,46 @@ def test_a_cold_candidate_is_slow_at_first_alone() -> None:
     assert slow[0] > 0.3
     assert slow[1] == pytest.approx(0.0092, rel=0.2)
     assert first.latencies[:, STABLE, SLOW:].sum() / first.requests[:, STABLE].sum() == pytest.approx(0.0092, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("condition", "slow", "failed"),
+    [
+        pytest.param("pauses", 20 / 180 * 0.648, 0.0, id="pauses take a ninth of the time"),
+        pytest.param("heavy-tail", 0.03 * 0.98, 0.0, id="a heavy tail"),
+        pytest.param("bad-server", 0.1 * 0.27, 0.002, id="a bad server of ten"),
+        pytest.param("failing-caller", 0.0, 0.03 / 4, id="a caller who fails, a quarter of the time"),
+        pytest.param("image-sizes", 0.25 * 0.27, 0.0, id="large images"),
+    ],
+)
+def test_what_healthy_revisions_suffer_is_alike_for_both(condition: str, slow: float, failed: float) -> None:
+    """Shares in the long run beyond those of steady traffic; of what takes 4x 0.65 are slow, of 2.5x 0.27."""
+    setting = Setting(100.0, CONDITIONS[condition], FAULTS[NONE], SLO_MS)
+    here = world(setting, 1000)
+    counts = [here.count(float(at), 5.0, np.full(1000, 0.5)) for at in range(0, 900, 5)]
+    requests = sum(each.requests.sum(0) for each in counts)
+    slows = sum(each.latencies[:, :, SLOW:].sum((0, 2)) for each in counts) / requests
+    failures = sum(each.errors.sum(0) for each in counts) / requests
+
+    assert slows == pytest.approx(0.0092 + slow, rel=0.12)
+    assert failures == pytest.approx(BASE_ERRORS + failed, rel=0.12)
+
+
+def test_pauses_hit_each_revision_by_itself_and_large_images_both() -> None:
+    def together(condition: str) -> float:
+        setting = Setting(1000.0, CONDITIONS[condition], FAULTS[NONE], SLO_MS)
+        slow = world(setting, 2000).count(0.0, 5.0, np.full(2000, 0.5)).latencies[:, :, SLOW:].sum(-1)
+        return float(np.corrcoef(slow.T)[0, 1])
+
+    assert together("pauses") == pytest.approx(0.0, abs=0.1)
+    assert together("image-sizes") > 0.9
+
+
+def test_worlds_drawn_at_random_are_the_same_in_each_run_and_differ() -> None:
+    worlds = [drawn(number) for number in range(DRAWN)]
+
+    assert worlds == [CONDITIONS[f"drawn-{number}"] for number in range(DRAWN)]
+    assert len(set(worlds)) == DRAWN
 
 
 def test_a_delayed_fault_and_a_leak_come_with_time() -> None:

@@ -1,0 +1,160 @@
+"""Rollouts whose stable has a past: `python -m bench.rollout.measured`, cell by cell, kept in its file.
+
+The figures go to bench/out/rollout_measured.json and, beside those without a past and the peers' of
+bench/out/rollout.json, into docs/evidence/decisions.md. `--report` only writes the tables anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+from bench.platform import ROOT
+from bench.rollout.cells import DRAWN_NAME, Cell, our_part
+from bench.rollout.conditions import CONDITIONS, STEADY
+from bench.rollout.faults import FAULTS, NONE
+from bench.rollout.figures import WITHIN, Results
+from bench.rollout.report import DOCUMENT, between
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+OUT: Final = ROOT / "bench/out/rollout_measured.json"
+KNOWN: Final = ROOT / "bench/out/rollout.json"
+HEALTHY_RUNS: Final = 500
+FAULTY_RUNS: Final = 200
+DRAWN_RUNS: Final = 250
+_RATES: Final = (100.0, 10.0, 1000.0)
+_FAULTS: Final = (
+    *("errors+1", "errors+2", "errors+5", "errors+100", "latency-x1.25", "latency-x1.5", "latency-x2", "latency-x3"),
+    *("tail", "delayed", "leak"),
+)
+_NEW: Final = ("pauses", "bursts-30s", "cold-30s")
+
+
+def cells() -> Iterator[Cell]:
+    """Yield the cells, the most telling first."""
+    for rate in _RATES:
+        yield from (Cell(rate, name) for name in (*_NEW, STEADY))
+    for rate in _RATES:
+        yield from (Cell(rate, STEADY, fault) for fault in _FAULTS)
+    drawn = [name for name in CONDITIONS if name.startswith(DRAWN_NAME)]
+    named = [name for name in CONDITIONS if name not in (*drawn, *_NEW, STEADY)]
+    yield from (Cell(100.0, name) for name in drawn)
+    for rate in (100.0, 10.0):
+        yield from (Cell(rate, name) for name in named)
+    yield from (Cell(10.0, name) for name in drawn)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the cells that are missing until the time is over, and write the tables."""
+    parser = argparse.ArgumentParser(prog="python -m bench.rollout.measured", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=60.0, help="begin no cell after so many minutes")
+    parser.add_argument("--report", action="store_true", help="only write the tables anew")
+    told = parser.parse_args(arguments)
+    began_s, found = time.monotonic(), _read()
+    for cell in cells():
+        if told.report or time.monotonic() - began_s > 60.0 * told.minutes:
+            break
+        if cell.name in found:
+            continue
+        drawn = cell.condition.startswith(DRAWN_NAME)
+        runs = DRAWN_RUNS if drawn else HEALTHY_RUNS if cell.fault == NONE else FAULTY_RUNS
+        found[cell.name] = our_part(cell, runs, ("evidence",))["evidence"]
+        OUT.write_text(json.dumps(found, separators=(",", ":")).replace("},", "},\n") + "\n")
+        print(cell.name, f"{time.monotonic() - began_s:.0f} s", flush=True)
+    before = Results.of(json.loads(KNOWN.read_text()))
+    text = DOCUMENT.read_text()
+    for name, table in {
+        "measured": healthy_table(found, before),
+        "measured faults": faults_table(found, before),
+        "drawn": drawn_text(found),
+    }.items():
+        text = between(text, name, table)
+    DOCUMENT.write_text(text)
+
+
+def healthy_table(found: Mapping[str, Any], before: Results) -> str:
+    """Return how many of 100 healthy candidates were rolled back, and when the others were promoted."""
+    rows = []
+    for cell in cells():
+        if cell.name not in found or cell.fault != NONE or cell.condition.startswith(DRAWN_NAME):
+            continue
+        mine, former = found[cell.name], before.cells.get((cell.rate, cell.condition, NONE, cell.slo_ms))
+        rows.append(
+            (
+                CONDITIONS[cell.condition].says,
+                f"{cell.rate:g}",
+                _share(mine["rolled_back"]),
+                _share(former["ours"]["evidence"]["rolled_back"]) if former else "",
+                f"{100 * mine['promoted'][0]:.0f}",
+                f"{mine['promotion_s'][0][0]:.0f} s" if mine["promotion_s"] else "",
+            )
+        )
+    head = ("traffic", "rps", "rolled back, %", "without a past", "promoted in 30 min, %", "median")
+    return _table(head, rows)
+
+
+def faults_table(found: Mapping[str, Any], before: Results) -> str:
+    """Return the excess bad requests of each fault, beside those of the best peer within 1 % of false rollbacks."""
+    rows = []
+    for cell in cells():
+        former = before.cells.get((cell.rate, cell.condition, cell.fault, cell.slo_ms))
+        if cell.name not in found or cell.fault == NONE or former is None:
+            continue
+        compared, mine = before.compared(former), found[cell.name]["excess"]
+        peer = former["peers"]["tuned"][compared.best]["excess"][0] if compared.best else 0.0
+        rows.append(
+            (
+                FAULTS[cell.fault].says,
+                f"{cell.rate:g}",
+                f"{mine[0]:.3g} ({mine[1]:.3g} to {mine[2]:.3g})",
+                f"{former['ours']['evidence']['excess'][0]:.3g}",
+                f"{compared.best}: {peer:.3g}" if peer else f"none within {100 * WITHIN:g} %",
+                f"{mine[0] / peer:.2f}x" if peer else "",
+            )
+        )
+    return _table(("fault, steady traffic", "rps", "excess bad", "without a past", "best peer", "ours / peer"), rows)
+
+
+def drawn_text(found: Mapping[str, Any]) -> str:
+    """Return the worst of the worlds drawn at random, by rate."""
+    lines = []
+    for rate in (100.0, 10.0):
+        of_rate = [cell for cell in cells() if cell.condition.startswith(DRAWN_NAME) and cell.rate == rate]
+        seen = [cell for cell in of_rate if cell.name in found]
+        if not seen:
+            continue
+        worst = max(seen, key=lambda cell: found[cell.name]["rolled_back"][0])
+        shares = [found[cell.name]["rolled_back"][0] for cell in seen]
+        runs = found[worst.name]["runs"]
+        promoted = sorted(found[cell.name]["promoted"][0] for cell in seen)
+        lines.append(
+            f"- {rate:g} rps, {len(seen)} worlds of {runs} rollouts: worst {_share(found[worst.name]['rolled_back'])} %"
+            f" rolled back ({CONDITIONS[worst.condition].says}); all together {100 * sum(shares) / len(shares):.2g} %,"
+            f" none at all in {sum(share == 0 for share in shares)}. Promoted within half an hour: the median world"
+            f" {100 * promoted[len(promoted) // 2]:.0f} %, the worst {100 * promoted[0]:.0f} %."
+        )
+    return "\n".join(lines)
+
+
+def _share(share: Sequence[float]) -> str:
+    return f"{100 * share[0]:.2g} ({100 * share[1]:.2g} to {100 * share[2]:.2g})"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows))
+
+
+def _read() -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(OUT.read_text())
+    except FileNotFoundError:
+        return {}
+    return found
+
+
+if __name__ == "__main__":
+    main()
