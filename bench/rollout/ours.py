@@ -13,12 +13,13 @@ from bench.rollout.series import WEIGHTS
 from bench.rollout.world import CANDIDATE, EDGES_MS, STABLE
 from segserve_operator.api.rollout_policy import RolloutPolicy, RolloutStep, Slo
 from segserve_operator.core.evidence import EvidenceWindow
-from segserve_operator.core.gates import measured_gates
+from segserve_operator.core.gates import measured_gates, started
 from segserve_operator.core.gates.checks import CheckResult
 from segserve_operator.core.gates.probe import probe_outcome
 from segserve_operator.core.rollout.engine import Progress, Signals, next_transition, watch, weights
 from segserve_operator.core.rollout.phases import ENDED, Phase
 from segserve_operator.core.rollout.policy import engine_policy
+from segserve_operator.core.statistics.past import SCALES_S, StablePast
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 ALPHA: Final = 0.01
 PROBES_A_SECOND: Final = 4.0
+PAST_S: Final = 1800.0
+"""For so long before that stable was watched, every 15 s."""
 GOLDEN_S: Final = 60.0
 """For so long the golden images are asked before the first request, and stable is watched."""
 
@@ -71,7 +74,7 @@ def our_outcomes(world: World, pace: str, golden: NDArray[np.int8], horizon_s: f
     engine, gates = engine_policy(policy), measured_gates(policy, slo, EDGES_MS)
     runs = len(golden)
     outcomes = Outcomes(np.full(runs, np.inf), np.full(runs, np.inf), np.zeros(runs))
-    left = _begun(gates, golden)
+    left = _begun(gates, golden, _past(world, runs))
     for now_s, seconds in windows(rate, horizon_s):
         weight = weights(engine, left.progress.phase, left.progress.step) / 100.0
         if now_s >= 0:
@@ -106,13 +109,24 @@ def windows(rate: float, horizon_s: float) -> Iterator[tuple[float, float]]:
         now_s += length_s
 
 
-def _begun(gates: Mapping[str, MeasuredGate[Any]], golden: NDArray[np.int8]) -> Runs:
+def _past(world: World, runs: int) -> StablePast:
+    """Return what was counted of stable before the rollout, as the operator keeps it."""
+    past, alone = StablePast.none(len(EDGES_MS), (runs,)), np.zeros(runs)
+    for now_s in np.arange(-GOLDEN_S - PAST_S, -GOLDEN_S, SCALES_S[0]):
+        counted = world.count(float(now_s), SCALES_S[0], alone)
+        past = past.added(
+            EvidenceWindow(np.full(runs, SCALES_S[0]), counted.requests, counted.errors, counted.latencies)
+        )
+    return past
+
+
+def _begun(gates: Mapping[str, MeasuredGate[Any]], golden: NDArray[np.int8], past: StablePast) -> Runs:
     runs = len(golden)
     shape = (runs,)
     return Runs(
         number=np.arange(runs),
         progress=Progress.begun(-GOLDEN_S, shape),
-        gates={name: gate.start(shape) for name, gate in gates.items()},
+        gates=started(gates, past, shape),
         golden=golden,
         held=EvidenceWindow.nothing(shape, edges=len(EDGES_MS)),
         asked=np.zeros((runs, 2)),

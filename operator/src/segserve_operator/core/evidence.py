@@ -53,6 +53,8 @@ class Judgement:
     harm: upper bound, valid at any time, on the share of the candidate's requests that stable would have answered well
     and the candidate does not; 1 before any data.
     excess: estimated number of such requests so far.
+    doubtful: it is probably worse than stable: no budget is risked for it.
+    settling: the candidate may still be cold: what is against it stops it for that long, and proves nothing.
     """
 
     breach: Floats
@@ -61,3 +63,5 @@ class Judgement:
     enough: Bools
     harm: Floats
     excess: Floats
+    doubtful: Bools | bool = False
+    settling: Bools | bool = False

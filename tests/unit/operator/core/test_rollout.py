@@ -200,6 +200,8 @@ def test_many_rollouts_are_decided_as_each_is_alone() -> None:
         enough=rng.random(runs) < 0.8,
         harm=rng.choice([1e-4, 0.01, 1.0], runs),
         excess=rng.uniform(0, 120, runs),
+        doubtful=rng.random(runs) < 0.3,
+        settling=rng.random(runs) < 0.3,
     )
     together = next_transition(POLICY, many, (judged,), Signals(), 1000.0)
 
@@ -219,3 +221,24 @@ def test_weights_follow_from_phase_and_step_alone() -> None:
     phases = np.array([Phase.GOLDEN, Phase.PROGRESSING, Phase.QUARANTINED, Phase.BAKING, Phase.ROLLED_BACK], np.int8)
 
     assert weights(POLICY, phases, np.array([-1, 1, 1, 2, 2], np.int8)).tolist() == [0, 25, 0, 95, 0]
+
+
+def test_what_is_against_a_cold_candidate_stops_it_and_proves_nothing_until_it_had_its_time() -> None:
+    cold = replace(BAD, harm=np.array(0.001), excess=np.array(0.0), settling=np.array(True))
+    warm = replace(cold, settling=np.array(False))
+
+    assert after(progress(), cold) == (Phase.QUARANTINED, Signal.QUARANTINE, 0.0)
+    assert after(progress(Phase.BAKING, 2), cold) == (Phase.QUARANTINED, Signal.QUARANTINE, 0.0)
+    assert after(progress(Phase.QUARANTINED), cold, probes=1) == (Phase.QUARANTINED, Signal.NONE, 0.0)
+    assert after(progress(Phase.QUARANTINED), replace(FINE, settling=np.array(True)), probes=1)[1] is Signal.NONE
+    assert after(progress(Phase.QUARANTINED), FINE, probes=1)[1] is Signal.RESUMED
+    assert after(progress(), warm) == (Phase.ROLLED_BACK, Signal.BREACH, 0.0)
+
+
+def test_no_budget_is_risked_for_a_candidate_that_is_probably_worse() -> None:
+    affordable = replace(FINE, harm=np.array(0.01))
+    doubtful = replace(affordable, doubtful=np.array(True))
+
+    assert after(progress(), affordable)[1] is Signal.ADVANCE
+    assert after(progress(), doubtful)[1] is Signal.NONE
+    assert after(progress(), replace(doubtful, harm=np.array(1e-4)))[1] is Signal.ADVANCE

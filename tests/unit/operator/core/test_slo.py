@@ -278,3 +278,15 @@ def test_models_with_an_slo_are_watched(
     assert {name: sum(minute.requests for minute in watch.minutes) for name, watch in found.items()} == (
         {"coins": expected} if expected is not None else {}
     )
+
+
+def test_what_is_counted_for_the_slo_is_the_past_that_bets_use_and_another_group_begins_it_anew() -> None:
+    watch = SloWatch("main", NOW_S)
+    for number in range(1, 81):
+        at_s = NOW_S + number * INTERVAL_S
+        watch = measured(watch, sample(at_s, answered((60.0, 100 * number))), "main", SLO, at_s)
+
+    assert watch.past.errors.enough
+    assert watch.past.latencies.enough
+    moved = measured(watch, sample(NOW_S + 2000, answered((60.0, 1)), group_name="own"), "own", SLO, NOW_S + 2000)
+    assert not moved.past.errors.enough

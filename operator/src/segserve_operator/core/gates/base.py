@@ -98,6 +98,8 @@ GateType: TypeAlias = MeasuredGateType | CheckedGateType
 def outcome_of(judgement: Judgement, level: float) -> tuple[Outcome, str, float]:
     """Return outcome, reason and progress (0 to 1) of a measured gate for one rollout."""
     progress = float(np.clip(judgement.breach / -np.log(level), 0.0, 1.0))
+    if progress >= 1.0 and bool(judgement.settling):
+        return Outcome.UNDECIDED, "Settling", progress
     if progress >= 1.0:
         return Outcome.BREACH, "WorseThanStable", progress
     if bool(judgement.shared):

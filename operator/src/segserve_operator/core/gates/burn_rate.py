@@ -89,6 +89,8 @@ class BurnRate:
             enough=np.ones(burns.shape, bool),
             harm=nothing,
             excess=nothing,
+            doubtful=np.zeros(burns.shape, bool),
+            settling=np.zeros(burns.shape, bool),
         )
 
     def explain(self, state: BurnState, level: float) -> Verdict:

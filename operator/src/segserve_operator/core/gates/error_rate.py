@@ -11,6 +11,7 @@ from segserve_operator.api.rollout_policy import ErrorRateGate, RolloutPolicy, S
 from segserve_operator.core.evidence import CANDIDATE, STABLE, EvidenceWindow, Floats, Judgement
 from segserve_operator.core.gates.base import Edges, MeasuredGateType, Verdict, comparison, outcome_of
 from segserve_operator.core.statistics.exceedance import EvidenceStream, Exceedance, ExceedanceState
+from segserve_operator.core.statistics.past import StablePast
 
 SWING: Final = 0.3
 """Relative difference of error rates between two healthy servers: each has better and worse half minutes."""
@@ -32,9 +33,9 @@ class ErrorRate:
         beside_stable = EvidenceStream(0.75, tolerance=self.tolerance, swing=SWING)
         return Exceedance((1.0,), (beside_stable, EvidenceStream(0.25, floor=self.slo_rate, swing=SWING)))
 
-    def start(self, shape: tuple[int, ...] = ()) -> ExceedanceState:
-        """Return the state before any window."""
-        return self.test.start(shape)
+    def start(self, shape: tuple[int, ...] = (), past: StablePast | None = None) -> ExceedanceState:
+        """Return the state before any window; `past` is stable's."""
+        return self.test.start(shape, past.errors if past is not None else None)
 
     def update(self, state: ExceedanceState, window: EvidenceWindow) -> ExceedanceState:
         """Return the state after one more window."""

@@ -11,11 +11,14 @@ from segserve_operator.api.rollout_policy import LatencyGate, RolloutPolicy, Slo
 from segserve_operator.core.evidence import CANDIDATE, EDGES_MS, STABLE, EvidenceWindow, Floats, Judgement
 from segserve_operator.core.gates.base import Edges, MeasuredGateType, Verdict, comparison, outcome_of
 from segserve_operator.core.statistics.exceedance import EvidenceStream, Exceedance, ExceedanceState
+from segserve_operator.core.statistics.past import StablePast
 
 RELATIVE: Final = 0.75
 """Part of the evidence for the comparison with stable if the SLO names latencies too; the rest is for those."""
 WARM_UP_S: Final = 20.0
 """Time in which caches and connections of a new server are cold; its first answers prove nothing."""
+SETTLING_S: Final = 120.0
+"""Time in which a candidate may be cold, if stable's past is known: slowness then stops it but proves nothing."""
 ODDS: Final = (1.1, 1.4, 2.5)
 """Additional alternatives to bet on: ratio of the odds of being slow to the odds allowed."""
 SWINGS: Final = {0.5: 0.04, 0.95: 0.06, 0.99: 0.1}
@@ -62,11 +65,13 @@ class Latency:
             )
         promised = [quantile for quantile, _ in self.slo_ms]
         counted = 3 + promised.index(max(promised, key=_strictest)) if promised else 1
-        return Exceedance(self.edges, tuple(streams), counted=counted, warm_up_s=WARM_UP_S, odds=ODDS)
+        return Exceedance(
+            self.edges, tuple(streams), counted=counted, warm_up_s=WARM_UP_S, settling_s=SETTLING_S, odds=ODDS
+        )
 
-    def start(self, shape: tuple[int, ...] = ()) -> ExceedanceState:
-        """Return the state before any window."""
-        return self.test.start(shape)
+    def start(self, shape: tuple[int, ...] = (), past: StablePast | None = None) -> ExceedanceState:
+        """Return the state before any window; `past` is stable's, of latencies with this gate's edges."""
+        return self.test.start(shape, past.latencies if past is not None else None)
 
     def update(self, state: ExceedanceState, window: EvidenceWindow) -> ExceedanceState:
         """Return the state after one more window; its latencies must have this gate's edges."""

@@ -10,6 +10,7 @@ import numpy as np
 from segserve_operator.api.rollout_policy import RolloutPolicy, Slo, gate_name
 from segserve_operator.core.evidence import EvidenceWindow
 from segserve_operator.core.failure import shortened
+from segserve_operator.core.gates import measured_gates, started
 from segserve_operator.core.gates.checks import Check
 from segserve_operator.core.models.events import SPLIT_EXPLANATION, Event, explanation
 from segserve_operator.core.models.inputs import checks, gather_signals, groups_of, is_about, verdicts_with
@@ -170,15 +171,19 @@ def _record(state: RolloutState, roles: Roles, model: ModelObserved, world: Obse
     """Return the rollout's record in agreement with the status; a new one if there is none."""
     record = world.records.get(state.rollout)
     if record is None:
-        wanted = model.wanted
+        wanted, watch = model.wanted, world.watches.get(model.name)
+        policy, slo = (wanted.policy, wanted.slo) if wanted is not None else (None, None)
+        policy, slo = policy or RolloutPolicy(), slo or Slo()
+        is_stable = watch is not None and roles.stable is not None and watch.group == roles.stable.group
         record = Record(
             name=state.rollout,
             model=model.name,
             stable=roles.stable.revision if roles.stable is not None else "",
             candidate=state.revision,
-            policy=(wanted.policy if wanted is not None else None) or RolloutPolicy(),
-            slo=(wanted.slo if wanted is not None else None) or Slo(),
+            policy=policy,
+            slo=slo,
             progress=Progress.begun(state.started_s),
+            gates=started(measured_gates(policy, slo), watch.past) if watch is not None and is_stable else {},
         )
     return caught_up(record, state)
 

@@ -16,8 +16,10 @@ from segserve_operator.core.failure import FailureReason, shortened
 from segserve_operator.core.gates.checks import CheckResult
 from segserve_operator.core.rollout.counters import HungRequests, Sample
 from segserve_operator.core.rollout.record import Record, RolloutState
+from segserve_operator.core.statistics.past import StablePast
 from segserve_operator.core.traffic import AccessRule, CredentialKind, Endpoint, RouteLimits, TrafficState
 
+_NO_PAST: Final = StablePast.none()
 MAIN: Final = "main"
 CANARY: Final = "canary"
 PROGRESS_DEADLINE_S: Final = 600.0
@@ -43,13 +45,14 @@ class Minute:
 
 @dataclass(frozen=True, slots=True)
 class SloWatch:
-    """The last hour of one model's stable group."""
+    """The last hour of one model's stable group, and how its requests depended on each other."""
 
     group: str = ""
     measured_s: float = float("-inf")
     seen: Sample = field(default_factory=dict)
     hung: HungRequests = field(default_factory=HungRequests)
     minutes: tuple[Minute, ...] = ()
+    past: StablePast = field(default=_NO_PAST, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

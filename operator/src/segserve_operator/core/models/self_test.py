@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Final
 
 from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
-from segserve_operator.core.models.observed import ModelObserved, Observed, SelfTest
+from segserve_operator.core.gates import started
+from segserve_operator.core.models.observed import ModelObserved, Observed, SelfTest, SloWatch
 from segserve_operator.core.models.slo import is_due
 from segserve_operator.core.rollout.counters import Sample
 from segserve_operator.core.rollout.decisions import Rules, judge
@@ -15,6 +16,7 @@ from segserve_operator.core.rollout.engine import breached
 from segserve_operator.core.rollout.windows import window_between
 from segserve_operator.core.statistics.baseline import spread_of
 from segserve_operator.core.statistics.exceedance import ExceedanceState
+from segserve_operator.core.statistics.past import StablePast
 from segserve_operator.core.traffic import shadow_of
 
 ROUND_S: Final = 3600.0
@@ -38,16 +40,19 @@ def self_tests(models: Iterable[ModelObserved], world: Observed) -> dict[str, Se
         test = world.self_tests.get(model.name) or SelfTest()
         policy, slo = model.wanted.policy or RolloutPolicy(), model.wanted.slo or Slo()
         due = sample and is_due(test.measured_s, world.now_s)
-        tests[model.name] = _measured(test, sample, stable.group, policy, slo, world.now_s) if sample and due else test
+        watch = world.watches.get(model.name) or SloWatch()
+        past = watch.past if watch.group == stable.group else SloWatch().past
+        if sample and due:
+            test = _measured(test, sample, stable.group, Rules.of(policy, slo), past, world.now_s)
+        tests[model.name] = test
     return tests
 
 
-def _measured(test: SelfTest, sample: Sample, group: str, policy: RolloutPolicy, slo: Slo, now_s: float) -> SelfTest:
+def _measured(test: SelfTest, sample: Sample, group: str, rules: Rules, past: StablePast, now_s: float) -> SelfTest:
     if test.group != group:
         test = replace(SelfTest(group, now_s), rounds=test.rounds, false_alarms=test.false_alarms)
     measured = window_between(test.seen, sample, group, shadow_of(group), hung=test.hung)
-    rules = Rules.of(policy, slo)
-    states = {name: test.gates.get(name) or gate.start() for name, gate in rules.gates.items()}
+    states = {**started(rules.gates, past), **test.gates}
     if test.seen:
         states = {name: gate.update(states[name], measured.window) for name, gate in rules.gates.items()}
     after = replace(test, measured_s=now_s, seen=measured.seen, hung=measured.hung, gates=states)

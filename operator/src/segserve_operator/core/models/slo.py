@@ -60,10 +60,10 @@ def measured(watch: SloWatch, sample: Sample, group: str, slo: Slo, now_s: float
     if watch.group != group:
         watch = SloWatch(group)
     counted = window_between(watch.seen, sample, group, "", hung=watch.hung)
-    minutes = watch.minutes
+    minutes, past = watch.minutes, watch.past
     if watch.seen:
-        minutes = tuple(_with(watch.minutes, _minute(counted.window, slo, now_s)))
-    return replace(watch, measured_s=now_s, seen=counted.seen, hung=counted.hung, minutes=minutes)
+        minutes, past = tuple(_with(minutes, _minute(counted.window, slo, now_s))), past.added(counted.window)
+    return replace(watch, measured_s=now_s, seen=counted.seen, hung=counted.hung, minutes=minutes, past=past)
 
 
 def slo_state(watch: SloWatch, slo: Slo, now_s: float) -> str:

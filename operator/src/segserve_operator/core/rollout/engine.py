@@ -241,6 +241,9 @@ def _signal(
     released = grown & (wait == WAITS.index(Wait.PERSON)) & (np.asarray(heard.asked) == Signal.ADVANCE)
     goes_on = (wait == WAITS.index(Wait.NOTHING)) | released
     last = progress.step + 1 >= len(policy.steps)
+    cold: Bools = np.zeros(phase.shape, bool)
+    for judgement in judged:
+        cold = cold | np.asarray(judgement.settling)
     # A paused rollout is not undecided: a person decided to hold it, so deadlines do not apply.
     late = _late(policy, progress, now_s) & ~goes_on & ~progress.paused
     given = {
@@ -257,7 +260,7 @@ def _signal(
             (np.asarray(heard.asked) == Signal.PROMOTE)
             | (late & (policy.on_undecided is OnUndecided.PROMOTE) & (phase == Phase.PROGRESSING))
         ),
-        Signal.RESUMED: (np.asarray(heard.probes) > 0) & (progress.quarantines <= policy.max_quarantines),
+        Signal.RESUMED: (np.asarray(heard.probes) > 0) & (progress.quarantines <= policy.max_quarantines) & ~cold,
         Signal.PROVED: np.asarray(heard.ready),
         Signal.GOLDEN_PASSED: goes_on & (np.asarray(heard.golden) > 0),
         Signal.ADVANCE: goes_on & ~last,
@@ -274,7 +277,8 @@ def breached(policy: Policy, judged: Sequence[Judgement]) -> Bools:
     """Tell whether any gate has proof of a breach at its level."""
     proved: Bools = np.asarray(False)
     for judgement, level in zip(judged, policy.levels, strict=True):
-        proved = proved | (judgement.breach >= -np.log(level))
+        settling = np.asarray(judgement.settling) & np.isfinite(judgement.breach)
+        proved = proved | ((judgement.breach >= -np.log(level)) & ~settling)
     return proved
 
 
@@ -294,9 +298,12 @@ def _suspect(progress: Progress, judged: Sequence[Judgement]) -> Bools:
     Probing once is enough: what segserve's own requests do not show, the gates have to prove.
     """
     suspected: Bools = np.zeros(progress.phase.shape, bool)
+    cold: Bools = np.zeros(progress.phase.shape, bool)
     for each in judged:
-        suspected = suspected | ((each.breach >= SUSPICION) & np.isfinite(each.breach) & ~each.incident)
-    suspect: Bools = suspected & (progress.phase == Phase.PROGRESSING) & (progress.quarantines == 0)
+        now = (each.breach >= SUSPICION) & np.isfinite(each.breach)
+        suspected = suspected | (now & ~each.incident & (progress.phase == Phase.PROGRESSING))
+        cold = cold | (now & np.asarray(each.settling))
+    suspect: Bools = (suspected & (progress.quarantines == 0)) | cold
     return suspect
 
 
@@ -342,6 +349,7 @@ def affordable(policy: Policy, progress: Progress, judged: Sequence[Judgement]) 
     """Tell for each gate whether the worst harm of the next weight is negligible or within the budget.
 
     A step may use a part of the remaining budget within a minute; all requests may use all of it until the bake ends.
+    For a candidate that is probably worse none of it may be used.
     """
     following = np.array([*(step.weight for step in policy.steps), 100.0])
     at = np.clip(progress.step + 1, 0, len(policy.steps))
@@ -351,6 +359,7 @@ def affordable(policy: Policy, progress: Progress, judged: Sequence[Judgement]) 
     at_risk = progress.rate * following[at] / 100.0 * seconds
     left = policy.max_bad_requests - (_excess(judged, progress) - progress.bad)
     return [
-        (judgement.harm <= tolerance) | ((judgement.harm * at_risk <= part * left) & (judgement.harm <= largest))
+        (judgement.harm <= tolerance)
+        | ((judgement.harm * at_risk <= part * left) & (judgement.harm <= largest) & ~np.asarray(judgement.doubtful))
         for judgement, tolerance in zip(judged, policy.tolerances, strict=True)
     ]

@@ -9,6 +9,7 @@ import numpy as np
 
 from segserve_operator.api.rollout_policy import RolloutPolicy
 from segserve_operator.core.evidence import EDGES_MS
+from segserve_operator.core.gates import started_again
 from segserve_operator.core.rollout.decisions import Rules, judge, repeat
 from segserve_operator.core.rollout.engine import Progress, Signals, next_transition, watch
 from segserve_operator.core.rollout.phases import ENDED, Phase, Signal
@@ -62,7 +63,7 @@ def what_if(record: Record, policy: RolloutPolicy) -> tuple[WhatIf, ...]:
 
 def _decisions(record: Record, policy: RolloutPolicy) -> Iterator[WhatIf]:
     rules = Rules.of(policy, record.slo)
-    states = {name: gate.start() for name, gate in rules.gates.items()}
+    states = started_again(rules.gates, record.gates)
     begun_s = record.rows[0].at_s - record.rows[0].seconds if record.rows else 0.0
     progress = replace(Progress.begun(begun_s), phase=np.array(Phase.GOLDEN, np.int8))
     for row in record.rows:

@@ -35,6 +35,8 @@ from segserve_operator.core.statistics.blocks import (
     summed,
     tails,
 )
+from segserve_operator.core.statistics.concurrent import ODDS, independent, one_sample, two_sample
+from segserve_operator.core.statistics.past import Past
 
 SWITCH: Final = 0.001
 """Part of the wealth that is redistributed per request of the candidate..."""
@@ -42,6 +44,10 @@ MOST_SWITCH: Final = 0.01
 """...and at most this part per block."""
 TOLERATED: Final = np.log(15.0)
 """Log factor by which a candidate that is worse but tolerable may be accused more often than one that is no worse."""
+KNOWN_TOLERATED: Final = np.log(400.0)
+"""The same, if stable's dependence is known: one that is tolerable at the very edge may be accused more often."""
+DOUBT: Final = np.log(4.0)
+"""Log evidence that the candidate is worse from which on no budget is risked for it."""
 ALARM_BET: Final = 0.3
 ALARM: Final = np.log(10.0)
 """Log evidence from which on a revision is out of bounds; less than a proof against a candidate..."""
@@ -51,6 +57,13 @@ WHILE_INCIDENT: Final = np.log(10.0)
 """Additional log evidence required while stable is out of bounds, which may last only a moment."""
 EXCESS_DEVIATIONS: Final = 3.0
 """The excess counts only beyond this many standard deviations of chance."""
+UNKNOWN: Final = -1.0
+"""In place of seconds of clustering: stable's past is too short to know."""
+KNOWN_SWITCH: Final = 0.0003
+MOST_KNOWN_SWITCH: Final = 0.003
+"""The same as `SWITCH` and `MOST_SWITCH`, per independent request, for bets at a known dependence."""
+PAST_REQUESTS: Final = 2000.0
+"""Most requests that stable's past counts for, beside those of the rollout, where its latencies are expected."""
 ROUNDED: Final = 0.98
 """Edges are about a tenth apart: this tolerance keeps the edge nearest to 1.1 times the last one eligible."""
 
@@ -85,6 +98,9 @@ class ExceedanceState:
     alarm [..., 2, S]: log evidence that stable, and that the candidate, is above the floor now.
     harmless [..., D]: log evidence that the harm is less than each level.
     excess, variance [...]: the candidate's requests above the edge that stable would not have had there.
+    clustered_s [..., S], past [..., B]: seconds of clustering in stable's past (`UNKNOWN` if that is too short), and
+    its counts; constant during a rollout.
+    paired [..., 2, S, K]: log wealth of the bets on both revisions in the same block, as `wealth`; only if it is known.
     """
 
     served_s: Floats
@@ -99,19 +115,25 @@ class ExceedanceState:
     harmless: Floats
     excess: Floats
     variance: Floats
+    clustered_s: Floats
+    past: Floats
+    paired: Floats
 
 
 @dataclass(frozen=True, slots=True)
 class Exceedance:
     """The test. `edges` increase strictly; bin i holds values of at least edges[i - 1] and less than edges[i].
 
-    The stream with the index `counted` defines a bad request, for harm and excess. The first `warm_up_s` are ignored.
+    The stream with the index `counted` defines a bad request, for harm and excess. The first `warm_up_s` are ignored if
+    stable's past is unknown. If it is known, evidence of the first `settling_s` may stop the candidate but proves
+    nothing, and is dropped then.
     """
 
     edges: tuple[float, ...]
     streams: tuple[EvidenceStream, ...]
     counted: int = 0
     warm_up_s: float = 0.0
+    settling_s: float = 0.0
     odds: tuple[float, ...] = ()
 
     @property
@@ -119,11 +141,11 @@ class Exceedance:
         """Number of parallel bets; the first one stakes nothing."""
         return 1 + len(STAKES) + len(self.odds)
 
-    def start(self, shape: tuple[int, ...] = ()) -> ExceedanceState:
-        """Return the state before any look."""
+    def start(self, shape: tuple[int, ...] = (), past: Past | None = None) -> ExceedanceState:
+        """Return the state before any look; `past` is stable's, with the leading axes `shape`."""
         streams, bins = len(self.streams), len(self.edges) + 1
         each = np.zeros((*shape, streams))
-        return ExceedanceState(
+        state = ExceedanceState(
             served_s=np.zeros(shape),
             age_s=np.zeros(shape),
             pending=np.zeros((*shape, 2, bins)),
@@ -136,17 +158,39 @@ class Exceedance:
             harmless=np.zeros((*shape, len(CERTIFIED))),
             excess=np.zeros(shape),
             variance=np.zeros(shape),
+            clustered_s=np.full((*shape, streams), UNKNOWN),
+            past=np.zeros((*shape, bins)),
+            paired=_untouched((*shape, 2, streams)),
         )
+        if past is None or not past.enough.any():
+            return state
+        at, known = self.edges_now(replace(state, memory=past.counts))
+        known = known & past.enough[..., None]
+        at = at[..., STABLE, :]
+        return replace(
+            state,
+            clustered_s=np.where(known.all(-1, keepdims=True), past.clustered_s(at), UNKNOWN),
+            past=past.counts * np.minimum(PAST_REQUESTS / np.maximum(past.counts.sum(-1, keepdims=True), 1.0), 1.0),
+        )
+
+    def again(self, former: ExceedanceState) -> ExceedanceState:
+        """Return the state before any look of a rollout that begins with the same past of stable as a former one."""
+        start = self.start(former.age_s.shape)
+        if former.past.shape != start.past.shape or former.clustered_s.shape != start.clustered_s.shape:
+            return start
+        return replace(start, clustered_s=former.clustered_s, past=former.past)
 
     def update(self, state: ExceedanceState, bins: Floats, seconds: Floats) -> ExceedanceState:
         """Take in a look's counts [..., 2, B] of (stable, candidate); seconds [...]."""
         if self.warm_up_s > 0:
             bins, served_s = self._warm(state, bins, seconds)
-            state = replace(state, served_s=served_s)
+            state = self._settled(replace(state, served_s=served_s), state.served_s)
         state, bins = _begun(state, bins, seconds)
         pending, age_s = merged(state.pending, state.age_s, bins, seconds)
         counts = pending.sum(-1)
-        closes = closing(counts, age_s, spread_of(state.squares, state.expected).max(-1))
+        known = _known(state)
+        spread = np.where(known, 1.0, spread_of(state.squares, state.expected).max(-1))
+        closes = closing(counts, age_s, spread)
         if not closes.any():
             return replace(state, pending=pending, age_s=age_s)
         after = self._judged(replace(state, pending=pending, age_s=age_s), counts)
@@ -156,28 +200,50 @@ class Exceedance:
     def _warm(self, state: ExceedanceState, bins: Floats, seconds: Floats) -> tuple[Floats, Floats]:
         """Return the counts without those of a candidate that is still cold, and for how long it has served."""
         begun = (state.served_s > 0) | bins[..., CANDIDATE, :].any(-1)
-        cold = (state.served_s < self.warm_up_s)[..., None] & (np.arange(2) == CANDIDATE)
+        cold = ((state.served_s < self.warm_up_s) & ~_known(state))[..., None] & (np.arange(2) == CANDIDATE)
         return np.where(cold[..., None], 0.0, bins), np.where(begun, state.served_s + seconds, 0.0)
+
+    def _settled(self, state: ExceedanceState, before_s: Floats) -> ExceedanceState:
+        """Return the state without the evidence of the candidate's first seconds, once they are over."""
+        over: Bools = _known(state) & (before_s < self.settling_s) & (state.served_s >= self.settling_s)
+        if not over.any():
+            return state
+        return replace(
+            state,
+            paired=np.where(over[..., None, None, None], _untouched(state.paired.shape[:-1]), state.paired),
+            pending=np.where(over[..., None, None], 0.0, state.pending),
+            age_s=np.where(over, 0.0, state.age_s),
+            alarm=np.where(over[..., None, None] & (np.arange(2) == CANDIDATE)[:, None], 0.0, state.alarm),
+            excess=np.where(over, 0.0, state.excess),
+            variance=np.where(over, 0.0, state.variance),
+        )
 
     def judge(self, state: ExceedanceState) -> Judgement:
         """Return what all blocks together amount to; see `Judgement`."""
         floors = np.array([stream.floor for stream in self.streams])
         alarmed: Bools = (state.alarm >= ALARM) & (floors > 0)
         incident = np.asarray(alarmed[..., STABLE, :].any(-1))
-        worse, intolerable = np.moveaxis(summed(summed(state.wealth) + self._log_weights()), -1, 0)
+        known = _known(state)
+        wealth = summed(state.wealth)
+        if known.any():
+            wealth = np.where(known[..., None, None], summed(state.paired), wealth)
+        worse, intolerable = np.moveaxis(summed(wealth + self._log_weights()), -1, 0)
         noise = EXCESS_DEVIATIONS * np.sqrt(state.variance)
         return Judgement(
-            breach=np.minimum(worse, intolerable + TOLERATED) - np.where(incident, WHILE_INCIDENT, 0.0),
+            breach=np.minimum(worse, intolerable + np.where(known, KNOWN_TOLERATED, TOLERATED))
+            - np.where(incident, WHILE_INCIDENT, 0.0),
             incident=incident,
             shared=np.asarray(alarmed.all(-2).any(-1)),
             enough=(state.total.sum(-1) > 0).all(-1),
             harm=harm_bound(state.harmless),
             excess=np.maximum(state.excess - noise, 0.0),
+            doubtful=known & (worse >= DOUBT),
+            settling=known & (state.served_s > 0) & (state.served_s < self.settling_s),
         )
 
     def edges_now(self, state: ExceedanceState) -> tuple[NDArray[np.intp], Bools]:
         """Return each stream's edge [..., 2, S] for (stable, candidate), and where it is known [..., S]."""
-        above_edge = tails(state.memory)
+        above_edge = tails(_expected(state))
         at = np.empty((*state.memory.shape[:-1], 2, len(self.streams)), np.intp)
         known = np.ones((*state.memory.shape[:-1], len(self.streams)), bool)
         for index, stream in enumerate(self.streams):
@@ -222,6 +288,12 @@ class Exceedance:
         both: Bools = np.asarray((counts > 0).all(-1))
         bet: Bools = both[..., None] & known
         prior = (before + 0.5) / (state.memory.sum(-1)[..., None] + 1.0)
+        times, expected = _times(state, counts), _expected(state)
+        long_run = np.take_along_axis(tails(expected), at[..., STABLE, :], -1)
+        level = (long_run + 0.5) / (expected.sum(-1)[..., None] + 1.0)
+        if _known(state).any():
+            paired = self._paired(state, above, counts, level, times)
+            state = replace(state, paired=np.where(bet[..., None, :, None], paired, state.paired))
         return replace(
             state,
             memory=memory,
@@ -236,7 +308,7 @@ class Exceedance:
                 np.where(both[..., None, None], state.alarm, 0.0),
             ),
             **dispersion(state.squares, state.expected, state.age_s, fresh, bet),
-            **self._harm(state, above, counts, fresh, bet),
+            **self._harm(state, above, counts, self._clustered(fresh, state, level, times[CANDIDATE]), bet),
         )
 
     def _wealth(self, wealth: Floats, above: Floats, counts: Floats, prior: Floats, fresh: Baseline) -> Floats:
@@ -256,6 +328,45 @@ class Exceedance:
         moved = wealth + np.minimum(np.concatenate(factors, -1), most)
         mean = summed(moved)[..., None] - np.log(self.bets)
         dealt = np.clip(SWITCH * requests, SWITCH, MOST_SWITCH)[..., None, None]
+        after: Floats = np.log((1.0 - dealt) * np.exp(moved - mean) + dealt) + mean
+        return after
+
+    def _clustered(self, fresh: Baseline, state: ExceedanceState, level: Floats, times: Floats) -> Baseline:
+        """Return what harm is measured against: where dependence is known, all of stable's past and its clusters.
+
+        The certificate takes the root of how many requests count as one: it says when to go on, and is no verdict.
+        """
+        known = _known(state)[..., None]
+        return replace(
+            fresh,
+            low=np.where(known, np.maximum(level, fresh.low), fresh.low),
+            worst=np.where(known, np.maximum(level, fresh.worst), fresh.worst),
+            spread=np.where(known, np.maximum(np.sqrt(times), 1.0), fresh.spread),
+        )
+
+    def _paired(
+        self,
+        state: ExceedanceState,
+        above: Floats,
+        counts: Floats,
+        level: Floats,
+        times: tuple[Floats, Floats],
+    ) -> Floats:
+        """Return the log wealth [..., 2, S, K] of the bets on both revisions after a block; see `concurrent`."""
+        bad = (above[..., STABLE, :] / times[STABLE], above[..., CANDIDATE, :] / times[CANDIDATE])
+        requests = (counts[..., STABLE, None] / times[STABLE], counts[..., CANDIDATE, None] / times[CANDIDATE])
+        allowed = self._allowed(level)
+        tolerances = np.array([stream.tolerance for stream in self.streams])
+        floors = np.array([stream.floor for stream in self.streams])
+        worse = two_sample(bad, requests, level, allowed[..., 0, :], np.zeros_like(level))
+        # Beside a floor, what is tolerable is below it or below stable's: it takes evidence against both.
+        tolerable = two_sample(bad, requests, level, allowed[..., 1, :], np.broadcast_to(tolerances, level.shape))
+        beyond = one_sample(bad[CANDIDATE], requests[CANDIDATE], allowed[..., 1, :])
+        tolerable = np.where((floors > 0)[:, None], np.minimum(tolerable, beyond), tolerable)
+        factors = np.stack([worse, tolerable], -3)
+        moved = state.paired + np.concatenate([np.zeros((*factors.shape[:-1], 1)), factors], -1)
+        mean = summed(moved)[..., None] - np.log(1 + len(ODDS))
+        dealt = np.clip(KNOWN_SWITCH * requests[CANDIDATE], 1e-5, MOST_KNOWN_SWITCH)[..., None, :, None]
         after: Floats = np.log((1.0 - dealt) * np.exp(moved - mean) + dealt) + mean
         return after
 
@@ -287,6 +398,33 @@ class Exceedance:
             "excess": np.where(here, np.maximum(state.excess + bad - requests * level, 0.0), state.excess),
             "variance": np.where(here, state.variance + noise, state.variance),
         }
+
+
+def _known(state: ExceedanceState) -> Bools:
+    """Tell whether the dependence of stable's requests is known [...]."""
+    known: Bools = np.asarray((state.clustered_s >= 0).all(-1))
+    return known
+
+
+def _expected(state: ExceedanceState) -> Floats:
+    """Return counts [..., B] by which stable's edges and shares are expected: of long, or of the last minutes."""
+    long_run = state.past + state.total[..., STABLE, :]
+    expected: Floats = np.where(_known(state)[..., None], long_run, state.memory)
+    return expected
+
+
+def _untouched(shape: tuple[int, ...]) -> Floats:
+    """Return the log wealth [..., K] of bets on both revisions that were never made; the first one stakes nothing."""
+    return np.full((*shape, 1 + len(ODDS)), -np.log(1 + len(ODDS)))
+
+
+def _times(state: ExceedanceState, counts: Floats) -> tuple[Floats, Floats]:
+    """Return how many requests of (stable, candidate) in the open block count as one, each [..., S]; 1 if unknown."""
+    clustered_s, seconds = np.maximum(state.clustered_s, 0.0), state.age_s[..., None]
+    return (
+        independent(counts[..., STABLE, None], seconds, clustered_s),
+        independent(counts[..., CANDIDATE, None], seconds, clustered_s),
+    )
 
 
 def _begun(state: ExceedanceState, bins: Floats, seconds: Floats) -> tuple[ExceedanceState, Floats]:

@@ -1,0 +1,206 @@
+"""Stable's past: what it says of how requests depend on each other, and what bets make of it."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from segserve_operator.core.evidence import STABLE, EvidenceWindow
+from segserve_operator.core.gates.error_rate import ErrorRate
+from segserve_operator.core.gates.latency import SETTLING_S, Latency
+from segserve_operator.core.statistics.concurrent import one_sample, two_sample
+from segserve_operator.core.statistics.exceedance import UNKNOWN, ExceedanceState
+from segserve_operator.core.statistics.past import SCALES_S, Past, StablePast
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from segserve_operator.core.evidence import Floats
+
+EDGES = (50.0, 75.0, 100.0, 110.0, 120.0, 150.0, 200.0, 300.0, 500.0)
+ERRORS = ErrorRate(slo_rate=0.01, tolerance=0.005)
+LATENCY = Latency(tolerance=0.03, slo_ms=((0.95, 300.0),), edges=EDGES)
+LEVEL = np.log(200.0)
+RUNS = 40
+
+
+def watched(share: Callable[[float, np.random.Generator], Floats], windows: int = 120, requests: float = 150.0) -> Past:
+    """Return the past of some runs in which the share [RUNS] of failures at a time (s) is that."""
+    rng, past = np.random.default_rng(8), Past.none(2, (RUNS,))
+    for number in range(windows):
+        counts = rng.poisson(requests, RUNS)
+        bad = rng.binomial(counts, share(number * SCALES_S[0], rng))
+        past = past.added(np.stack([counts - bad, bad], -1).astype(float), np.full(RUNS, SCALES_S[0]))
+    return past
+
+
+def steady(_: float, __: np.random.Generator) -> Floats:
+    return np.full(RUNS, 0.05)
+
+
+def clustered_s(past: Past) -> Floats:
+    return past.clustered_s(np.ones((RUNS, 1), np.intp))[..., 0]
+
+
+def window(requests: tuple[float, float], slow: tuple[float, float], seconds: float = 1.0) -> EvidenceWindow:
+    """Return a look in which the others take 60 ms, and slow requests 400."""
+    latencies = np.zeros((2, len(EDGES) + 1))
+    latencies[:, 1], latencies[:, 8] = np.array(requests) - slow, slow
+    return EvidenceWindow(np.array(seconds), np.array(requests), np.zeros(2), latencies)
+
+
+def known() -> StablePast:
+    """Return a past without clusters: of each 15 s 200 requests, 2 failed and 10 slow."""
+    past = StablePast.none(len(EDGES))
+    for number in range(200):
+        look = window((200.0, 0.0), (9.0 + number % 3, 0.0), 15.0)
+        past = past.added(replace(look, errors=np.array([1.0 + number % 3, 0.0])))
+    return past
+
+
+def test_independent_requests_cluster_for_no_longer_than_chance_explains() -> None:
+    # Ten requests a second: a bound of 0.1 s doubles what a candidate of all of them needs, 5 % of them feel nothing.
+    assert np.median(clustered_s(watched(steady))) < 0.1
+
+
+@pytest.mark.parametrize("lasts_s", [15.0, 30.0, 60.0])
+def test_pauses_cluster_for_about_as_long_as_they_last(lasts_s: float) -> None:
+    """In a pause all fail, and it comes by chance."""
+    phases = np.random.default_rng(3).uniform(0, 300, RUNS)
+
+    def share(now_s: float, _: np.random.Generator) -> Floats:
+        return np.where((now_s + phases) % 300 < lasts_s, 0.9, 0.001)
+
+    assert lasts_s / 2 < np.median(clustered_s(watched(share))) < 2.5 * lasts_s
+
+
+def test_the_bound_is_above_the_truth_in_most_pasts() -> None:
+    """Bursts of 15 s with a correlation of 0.02: 0.3 s."""
+
+    def share(_: float, rng: np.random.Generator) -> Floats:
+        return rng.beta(0.05 * 49, 0.95 * 49, RUNS)
+
+    assert (clustered_s(watched(share)) >= 0.3).mean() > 0.8
+
+
+def test_a_short_past_is_none_and_leaves_decisions_as_they_were() -> None:
+    short = StablePast.none(len(EDGES))
+    for _ in range(30):
+        short = short.added(window((200.0, 0.0), (10.0, 0.0), 15.0))
+    for gate, past in ((ERRORS, short), (LATENCY, short)):
+        with_it, without = gate.start(past=past), gate.start()
+        assert (with_it.clustered_s == UNKNOWN).all()
+        for look in (window((100.0, 10.0), (5.0, 9.0), 5.0),) * 20:
+            with_it, without = gate.update(with_it, look), gate.update(without, look)
+        assert gate.judge(with_it) == gate.judge(without)
+
+
+def test_a_long_past_is_known_and_takes_13_kilobytes_at_most() -> None:
+    assert (ERRORS.start(past=known()).clustered_s >= 0).all()
+    assert sum(getattr(StablePast.none().latencies, each.name).nbytes for each in fields(Past)) < 13_000
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 200),
+    st.integers(1, 200),
+    st.floats(0.001, 0.9),
+    st.floats(0.001, 0.9),
+    st.sampled_from([0.0, 0.005, 0.03]),
+)
+def test_no_bet_on_independent_requests_wins_on_average(
+    stable: int, candidate: int, share: float, expected: float, tolerance: float
+) -> None:
+    """Exactly, for any share of stable and any expectation of it: the sum over all outcomes."""
+    worst = min(share + tolerance, 1.0)
+    k_s, k_c = np.meshgrid(np.arange(stable + 1.0), np.arange(candidate + 1.0), indexing="ij")
+    chances = binomial(stable, share)[:, None] * binomial(candidate, worst)[None, :]
+    level = np.full(k_s.shape, expected)
+    factors = two_sample(
+        (k_s, k_c),
+        (np.full(k_s.shape, stable), np.full(k_s.shape, candidate)),
+        level,
+        np.minimum(level + tolerance, 0.99),
+        np.full(k_s.shape, tolerance),
+    )
+    assert (np.sum(chances[..., None] * np.exp(factors), (0, 1)) <= 1.001).all()
+    alone = one_sample(np.arange(candidate + 1.0), np.full(candidate + 1, candidate), np.full(candidate + 1, share))
+    assert (np.sum(binomial(candidate, share)[:, None] * np.exp(alone), 0) <= 1.001).all()
+
+
+def binomial(number: int, share: float) -> Floats:
+    ways = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, number + 1)))])
+    at = np.arange(number + 1)
+    chances: Floats = np.exp(
+        ways[-1] - ways[at] - ways[number - at] + at * np.log(share) + (number - at) * np.log1p(-share)
+    )
+    return chances
+
+
+def test_a_candidate_that_is_only_cold_is_stopped_and_not_judged_by_it() -> None:
+    state = LATENCY.start(past=known())
+    for _ in range(60):
+        state = LATENCY.update(state, window((190.0, 10.0), (9.0, 9.0)))
+    cold = LATENCY.judge(state)
+    assert cold.breach >= LEVEL
+    assert cold.settling
+    assert LATENCY.explain(state, 0.005).reason == "Settling"
+
+    for _ in range(round(SETTLING_S) - 60):
+        state = LATENCY.update(state, window((200.0, 0.0), (10.0, 0.0)))
+    warm = LATENCY.judge(state)
+    assert not warm.settling
+    assert warm.breach < 1
+
+
+def test_a_candidate_that_stays_slow_is_judged_once_it_had_its_time() -> None:
+    state = LATENCY.start(past=known())
+    for _ in range(round(SETTLING_S) + 30):
+        state = LATENCY.update(state, window((190.0, 10.0), (9.0, 9.0)))
+    assert not LATENCY.judge(state).settling
+    assert LATENCY.judge(state).breach >= LEVEL
+
+
+def test_a_replay_begins_with_the_same_past() -> None:
+    start = LATENCY.start(past=known())
+    later = LATENCY.update(start, window((190.0, 10.0), (9.0, 9.0), 30.0))
+    again = LATENCY.test.again(later)
+    assert all(np.array_equal(getattr(start, each.name), getattr(again, each.name)) for each in fields(ExceedanceState))
+    assert later.total[STABLE].sum() > 0
+
+
+def test_pauses_that_stable_has_too_do_not_accuse_a_candidate_that_pauses_by_itself() -> None:
+    """20 s in three minutes, nine of ten slow: known from the past that is no proof, and unknown it is."""
+    begun = np.arange(0.0, 180.0, 12.0)
+    shape, rng, requests = begun.shape, np.random.default_rng(1), np.array([225, 25])
+
+    def looks(now_s: float, counts: np.ndarray) -> EvidenceWindow:
+        shares = np.stack([slow(now_s + begun), slow(np.full(shape, now_s + 90.0))], -1)
+        slows = rng.binomial(np.broadcast_to(counts, (*shape, 2)), shares).astype(float)
+        latencies = np.zeros((*shape, 2, len(EDGES) + 1))
+        latencies[..., 1], latencies[..., 8] = counts - slows, slows
+        return EvidenceWindow(np.full(shape, 5.0), latencies.sum(-1), np.zeros((*shape, 2)), latencies)
+
+    past = StablePast.none(len(EDGES), shape)
+    for at_s in range(0, 1800, 5):
+        past = past.added(looks(float(at_s), np.array([250, 0])))
+    accused = {}
+    for has_past in (True, False):
+        state, most = LATENCY.start(shape, past if has_past else None), np.zeros(shape)
+        for now_s in range(0, 540, 5):
+            state = LATENCY.update(state, looks(float(now_s), requests))
+            judged = LATENCY.judge(state)
+            most = np.maximum(most, np.where(judged.settling, 0.0, judged.breach))
+        accused[has_past] = int((most >= LEVEL).sum())
+    assert accused[True] == 0
+    assert accused[False] > 0
+
+
+def slow(now_s: np.ndarray) -> np.ndarray:
+    """Return the shares of slow requests in the pauses and between them."""
+    return np.where(now_s % 180 < 20, 0.9, 0.01)
