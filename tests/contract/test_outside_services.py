@@ -14,7 +14,7 @@ from aiohttp import web
 
 from fakes.answering_service import says, service
 from segserve_common.http.urls import RefusedError, UrlError, own_service
-from segserve_operator.adapters.checks.context import Question, Services, Verdict
+from segserve_operator.adapters.checks.context import Question, Services, ServiceVerdict
 from segserve_operator.adapters.checks.services import DirectServices
 from segserve_operator.adapters.notify.post import Post, direct_post
 from segserve_operator.adapters.outbound.client import own_worker
@@ -69,7 +69,7 @@ async def test_a_webhook_gets_json_and_its_answer_is_judged(outside: Outside) ->
             question(url, pass_condition="status == 202", breach_condition="body.score < 0.5")
         )
 
-    assert verdict == Verdict(passes=True, breaches=True, shown="status 202")
+    assert verdict == ServiceVerdict(passes=True, breaches=True, shown="status 202")
     assert received == [(url.removeprefix("http://"), {"model": "coins", "weight": 5})]
 
 
@@ -85,7 +85,7 @@ async def test_a_prometheus_gets_a_form_and_its_numbers_are_judged(outside: Outs
             question(url, kind="promql", fields={"query": 'up{model="ü"}'}, pass_condition="result[0] < 2.0")
         )
 
-    assert verdict == Verdict(passes=True, breaches=False, shown="result 1.5")
+    assert verdict == ServiceVerdict(passes=True, breaches=False, shown="result 1.5")
     assert received == ['up{model="ü"}']
 
 

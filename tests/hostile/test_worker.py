@@ -26,12 +26,12 @@ from fakes.cluster_world import KEY, NAMESPACE, ClusterWorld, model_manifest
 from fakes.golden_pictures import check_of
 from fakes.limited_process import MIB, run_within
 from segserve_common.kube.kinds import POOLS
-from segserve_operator.adapters.checks.context import CheckContext, Question, Services, Verdict
+from segserve_operator.adapters.checks.context import CheckContext, Question, Services, ServiceVerdict
 from segserve_operator.adapters.checks.runner import BackgroundCheckRunner
 from segserve_operator.adapters.kube.view import PoolKey
 from segserve_operator.adapters.outbound import child, messages
 from segserve_operator.adapters.outbound.__main__ import listen
-from segserve_operator.adapters.outbound.client import WorkerClient, WorkerError, own_worker
+from segserve_operator.adapters.outbound.client import OutboundClient, WorkerError, own_worker
 from segserve_operator.adapters.outbound.process import WorkerProcess, local_listener
 from segserve_operator.adapters.outbound.server import WorkerServer
 from segserve_operator.api.rollout_policy import WebhookGate
@@ -102,7 +102,7 @@ async def serving(services: Services, user: int) -> AsyncIterator[bytes]:
 async def test_a_process_of_another_user_is_neither_the_worker_nor_the_operator(stranger: str) -> None:
     own, other = os.getuid(), os.getuid() + 1
     async with serving(Never(), other if stranger == "operator" else own) as address:
-        client = WorkerClient(address, user=other if stranger == "worker" else own)
+        client = OutboundClient(address, user=other if stranger == "worker" else own)
         with pytest.raises(CheckError, match=r"belongs to the user|worker ended|cannot be reached"):
             await client.ask(question("http://127.0.0.1:1/"))
 
@@ -110,7 +110,7 @@ async def test_a_process_of_another_user_is_neither_the_worker_nor_the_operator(
 class Never:
     """Services that nobody may reach."""
 
-    async def ask(self, question: Question) -> Verdict:
+    async def ask(self, question: Question) -> ServiceVerdict:
         raise AssertionError("a stranger's question was asked")
 
 
@@ -134,7 +134,7 @@ LIES: Final[dict[str, bytes]] = {
 
 
 @asynccontextmanager
-async def says_bytes(answer: bytes) -> AsyncIterator[WorkerClient]:
+async def says_bytes(answer: bytes) -> AsyncIterator[OutboundClient]:
     """Run a worker that answers everything with some bytes."""
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -145,7 +145,7 @@ async def says_bytes(answer: bytes) -> AsyncIterator[WorkerClient]:
     listener = local_listener()
     address = listener.getsockname()
     async with await asyncio.start_unix_server(handle, sock=listener):
-        yield WorkerClient(address)
+        yield OutboundClient(address)
 
 
 @pytest.mark.parametrize("answer", LIES.values(), ids=LIES)
@@ -170,7 +170,7 @@ async def test_what_a_taken_over_worker_has_operators_read_is_one_printable_line
 
 async def test_a_worker_that_never_answers_costs_its_callers_a_bounded_time() -> None:
     listener = local_listener()
-    client = WorkerClient(listener.getsockname(), grace_s=0.05)
+    client = OutboundClient(listener.getsockname(), grace_s=0.05)
     with pytest.raises(CheckError, match="did not answer within"):
         await client.ask(question("http://service.example/", timeout_s=0.05))
     listener.close()
@@ -178,7 +178,7 @@ async def test_a_worker_that_never_answers_costs_its_callers_a_bounded_time() ->
 
 async def test_a_stuffed_request_is_not_sent() -> None:
     with pytest.raises(WorkerError, match=f"at most {messages.MAX_REQUEST}"):
-        await WorkerClient(b"nowhere").post("http://service.example/", {"text": "x" * messages.MAX_REQUEST}, 1.0)
+        await OutboundClient(b"nowhere").post("http://service.example/", {"text": "x" * messages.MAX_REQUEST}, 1.0)
 
 
 async def test_a_worker_that_ends_is_started_again_and_only_what_was_under_way_fails() -> None:
@@ -206,7 +206,7 @@ async def test_a_question_that_nobody_waits_for_any_more_frees_its_place() -> No
     began, ended = asyncio.Event(), asyncio.Event()
 
     class Slow:
-        async def ask(self, question: Question) -> Verdict:
+        async def ask(self, question: Question) -> ServiceVerdict:
             began.set()
             try:
                 await asyncio.sleep(30)
@@ -215,7 +215,7 @@ async def test_a_question_that_nobody_waits_for_any_more_frees_its_place() -> No
             raise AssertionError
 
     async with serving(Slow(), os.getuid()) as address, asyncio.timeout(10):
-        asked = asyncio.create_task(WorkerClient(address).ask(question("http://service.example/")))
+        asked = asyncio.create_task(OutboundClient(address).ask(question("http://service.example/")))
         await began.wait()
         asked.cancel()
         await ended.wait()
@@ -340,7 +340,7 @@ async def test_the_workers_own_socket_is_for_the_pods_group_and_replaces_what_wa
     worker = WorkerProcess(listen(path), OWN, {})
     worker.start()
     async with service(says("ok")) as url:
-        verdict = await WorkerClient(str(path)).ask(question(url))
+        verdict = await OutboundClient(str(path)).ask(question(url))
     await worker.close()
 
     assert verdict.passes

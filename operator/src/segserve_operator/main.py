@@ -36,7 +36,7 @@ from segserve_operator.adapters.kube.secrets import Secrets
 from segserve_operator.adapters.kube.view import PoolKey, View, audit, fill
 from segserve_operator.adapters.kube.write_through import WriteThroughApi
 from segserve_operator.adapters.notify.notifier import Notifier
-from segserve_operator.adapters.outbound.client import WorkerClient, own_worker
+from segserve_operator.adapters.outbound.client import OutboundClient, own_worker
 from segserve_operator.admission import MayPromote, admit, may_promote_by
 from segserve_operator.handlers import registry_of, settings_of
 from segserve_operator.metrics import Metrics, health_server
@@ -167,7 +167,7 @@ class Operator:
 
 
 async def assemble(
-    settings: OperatorSettings, api: AsyncKubeClient, metrics: Metrics, outbound: WorkerClient
+    settings: OperatorSettings, api: AsyncKubeClient, metrics: Metrics, outbound: OutboundClient
 ) -> Operator:
     """Put the parts together for the cluster that `api` reaches; `outbound` calls tenants' services."""
     modern = await api.has(DISRUPTION_BUDGETS)
@@ -237,11 +237,11 @@ async def _run(settings: OperatorSettings) -> None:
 
 
 @asynccontextmanager
-async def outbound_of(settings: OperatorSettings) -> AsyncIterator[WorkerClient]:
+async def outbound_of(settings: OperatorSettings) -> AsyncIterator[OutboundClient]:
     """Yield the client of the worker in the pod's other container, or of a child where there is no such container."""
     if settings.worker_socket:
         own = os.getuid()
-        yield WorkerClient(settings.worker_socket, own if settings.worker_user is None else settings.worker_user)
+        yield OutboundClient(settings.worker_socket, own if settings.worker_user is None else settings.worker_user)
         return
     hosts = (
         f"--gate-hosts={','.join(settings.gate_hosts)}",

@@ -39,7 +39,7 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class ServiceVerdict:
     """Values of a question's expressions, and what they were evaluated over, without what must not be shown."""
 
     passes: bool
@@ -50,7 +50,7 @@ class Verdict:
 class Services(Protocol):
     """Services of tenants."""
 
-    async def ask(self, question: Question) -> Verdict:
+    async def ask(self, question: Question) -> ServiceVerdict:
         """Send a question and evaluate its expressions; raises `CheckError` if that is no verdict."""
         ...
 

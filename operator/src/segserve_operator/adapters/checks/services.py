@@ -7,7 +7,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from segserve_common.http.urls import AddressCheck
-from segserve_operator.adapters.checks.context import Question, Verdict
+from segserve_operator.adapters.checks.context import Question, ServiceVerdict
 from segserve_operator.adapters.checks.expressions import evaluate
 from segserve_operator.adapters.checks.http import Reply, call
 from segserve_operator.adapters.checks.promql import SHOWN, numbers_of
@@ -23,7 +23,7 @@ class DirectServices:
         self._check_address = check_address
         self._evaluations: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
-    async def ask(self, question: Question) -> Verdict:
+    async def ask(self, question: Question) -> ServiceVerdict:
         """Send a question and evaluate its expressions; raises `CheckError` if that is no verdict."""
         is_query = question.kind == "promql"
         reply = await call(
@@ -39,7 +39,7 @@ class DirectServices:
         evaluation = self._evaluations.setdefault(question.pool, asyncio.Lock())
         async with evaluation:
             values = await evaluate(expressions, variables)
-        return Verdict(values["passCondition"], values["breachCondition"], shown)
+        return ServiceVerdict(values["passCondition"], values["breachCondition"], shown)
 
 
 def _numbers(reply: Reply) -> tuple[dict[str, Any], str]:

@@ -13,7 +13,7 @@ from weakref import WeakValueDictionary
 from pydantic import ValidationError
 
 from segserve_common.http.urls import RefusedError, UrlError
-from segserve_operator.adapters.checks.context import Question, Verdict
+from segserve_operator.adapters.checks.context import Question, ServiceVerdict
 from segserve_operator.adapters.outbound.messages import (
     MAX_REQUEST,
     MAX_RESPONSE,
@@ -24,7 +24,7 @@ from segserve_operator.adapters.outbound.messages import (
     Judged,
     Request,
     Response,
-    Send,
+    SendMessage,
     Sent,
     shortened,
     user_at,
@@ -48,7 +48,7 @@ def _nothing() -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class WorkerClient:
+class OutboundClient:
     """Asks services and sends notifications by the worker that listens at `address`, a Unix socket of the user `user`.
 
     `start` is called before each request; it may start a worker that does not run.
@@ -60,7 +60,7 @@ class WorkerClient:
     grace_s: float = GRACE_S
     _turns: WeakValueDictionary[str, asyncio.Semaphore] = field(default_factory=WeakValueDictionary)
 
-    async def ask(self, question: Question) -> Verdict:
+    async def ask(self, question: Question) -> ServiceVerdict:
         """Send a question and evaluate its expressions; raises `CheckError` if that is no verdict."""
         turns = self._turns.setdefault(question.pool, asyncio.Semaphore(QUESTIONS_OF_A_POOL))
         async with turns:
@@ -70,14 +70,14 @@ class WorkerClient:
                 raise CheckError(str(error)) from error
         match response:
             case Judged(passes, breaches, shown):
-                return Verdict(passes, breaches, shortened(shown))
+                return ServiceVerdict(passes, breaches, shortened(shown))
             case Failed(_, text):
                 raise CheckError(shortened(text))
         raise CheckError("the worker answers something else than a verdict")
 
     async def post(self, url: str, payload: Mapping[str, Any], timeout_s: float) -> int:
         """Post JSON and return the status of the response; raises as `Post` says."""
-        response = await self._call(Send(url, payload, timeout_s), timeout_s)
+        response = await self._call(SendMessage(url, payload, timeout_s), timeout_s)
         match response:
             case Sent(status):
                 return status
@@ -125,7 +125,7 @@ class WorkerClient:
             writer.close()
 
 
-def own_worker(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[WorkerProcess, WorkerClient]:
+def own_worker(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[WorkerProcess, OutboundClient]:
     """Return a worker that is a child of this process, started by its first request."""
     worker = WorkerProcess(local_listener(), arguments, environment)
-    return worker, WorkerClient(worker.listener.getsockname(), start=worker.start)
+    return worker, OutboundClient(worker.listener.getsockname(), start=worker.start)

@@ -34,7 +34,7 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True)
-class Send:
+class SendMessage:
     """A request to send a notification."""
 
     __pydantic_config__ = _STRICT
@@ -74,7 +74,7 @@ class Failed:
     kind: Literal["failed"] = "failed"
 
 
-Request: TypeAlias = Ask | Send
+Request: TypeAlias = Ask | SendMessage
 Response: TypeAlias = Judged | Sent | Failed
 REQUESTS: Final[TypeAdapter[Request]] = TypeAdapter(Annotated[Request, Field(discriminator="kind")])
 RESPONSES: Final[TypeAdapter[Response]] = TypeAdapter(Annotated[Response, Field(discriminator="kind")])
