@@ -26,6 +26,7 @@ from segserve_common.kube.names import (
     plan_name,
 )
 from segserve_common.kube.shards import content_of, unpack
+from segserve_operator.adapters.traffic.plans import PLANS, load_plan
 
 T = TypeVar("T")
 Json = dict[str, Any]
@@ -130,7 +131,12 @@ class ClusterPool:
     def routes(self) -> dict[str, Json]:
         """Return the routes that gateways are told, by model."""
         maps = self._maps(plan_name(self.pool, shard) for shard in range(SHARDS))
-        return {route["model"]: route for found in maps for route in unpack(content_of(found) or "")["routes"]}
+        plans = (load_plan(unpack(content_of(found) or "")) for found in maps)
+        return {
+            route["model"]: route
+            for plan in plans
+            for route in PLANS.dump_python(plan, mode="json", exclude_none=True)["routes"]
+        }
 
     def endpoints(self, model: str) -> list[str]:
         """Return the addresses that get a model's requests."""
