@@ -1,4 +1,4 @@
-"""What mutual TLS between gateway and servers adds to the pods of both.
+"""Parts of mutual TLS between gateway and servers in the pods of both.
 
 In a server's pod Triton listens on loopback, and an Envoy at the pod's address. That one alone has the servers' Secret
 mounted, and is yet another user than the agent and Triton. The kubelet starts no pod whose Secret lacks a file.
