@@ -206,6 +206,7 @@ def test_our_clients_stream_frames_as_the_definition_says_also_where_some_are_le
     for number, result in zip(LOST, results, strict=True):
         taken[number] = logits_of(frame(2, number))
         check(result.labels, DEFINITIONS.get(model, averages)(taken))
+    assert [result.continued for result in results] == [False, *[True] * (len(LOST) - 1)]
 
 
 @pytest.mark.parametrize("model", ["average", "admitted"])
@@ -249,6 +250,23 @@ def test_a_stream_that_makes_room_for_others_begins_anew(
         caller.ask("average", frame(0, 0), sequence_id=name, sequence_start=True)
 
     check(caller.ask("average", frame(0, 1), sequence_id="first"), logits_of(frame(0, 1)) > 0)
+
+
+def test_an_answer_says_that_its_streams_state_began_anew(video: Running) -> None:
+    with Client(video.url) as client:
+        # They have not ended, and there are as many as the server keeps.
+        others = [client.segment_stream(iter([frame(1, 0)]), model="average") for _ in range(4)]
+
+        def frames() -> Iterator[np.ndarray]:
+            yield from (frame(0, 0), frame(0, 1))
+            assert [next(other).continued for other in others] == [False] * 4
+            yield from (frame(0, 2), frame(0, 3))
+
+        found = [result.continued for result in client.segment_stream(frames(), model="average", stream_id="forgotten")]
+        alone = client.segment(frame(0, 0), model="average")
+
+    assert found == [False, True, False, True]
+    assert alone.continued is None
 
 
 @pytest.mark.parametrize("number", ["soon", -1])

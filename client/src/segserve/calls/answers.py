@@ -27,6 +27,7 @@ from segserve_common import MAX_IMAGE_PIXELS
 from segserve_common.errors import ProtocolError
 from segserve_common.kserve import InferAnswer, Tensor
 
+CONTINUED: Final = "CONTINUED"
 REVISION_HEADER: Final = "x-segserve-revision"
 SMALL_PIXELS: Final = 2**20
 _DETECTION: Final = ("REVISION", "SIZE", "BOXES", "SCORES", "CLASSES")
@@ -42,9 +43,10 @@ OUTPUTS: Final = {
 Size: TypeAlias = tuple[int, int]
 
 
-def wanted_outputs(info: ModelInfo, *, confidence: bool) -> tuple[str, ...]:
+def wanted_outputs(info: ModelInfo, *, confidence: bool, continued: bool = False) -> tuple[str, ...]:
     """Return the outputs to request: all that a result holds, and CONFIDENCE, which costs time, only with `confidence`.
 
+    With `continued` also what a model that keeps streams says of the image's stream.
     Raises `ProtocolError` for a model that lacks the outputs of segserve's contract.
     """
     names = next((names for mark, names in OUTPUTS.items() if mark in info.outputs), _DETECTION)
@@ -54,7 +56,8 @@ def wanted_outputs(info: ModelInfo, *, confidence: bool) -> tuple[str, ...]:
             f"model {info.model!r} does not have the outputs of a segserve model: it lacks "
             f"{', '.join(missing)} and has {', '.join(sorted(info.outputs)) or 'none'}"
         )
-    return (*names, "CONFIDENCE") if confidence and "CONFIDENCE" in info.outputs else names
+    more = {"CONFIDENCE": confidence, CONTINUED: continued}
+    return (*names, *(name for name, is_wanted in more.items() if is_wanted and name in info.outputs))
 
 
 def check_expected(expect: type[Result] | None, info: ModelInfo) -> None:
@@ -108,6 +111,13 @@ def read_revision(answer: InferAnswer) -> str:
     if len(items) != 1:
         raise ProtocolError(f"REVISION must be one text, got {len(items)}")
     return items[0].decode(errors="replace")
+
+
+def read_continued(answer: InferAnswer) -> bool | None:
+    """Return whether the server knew earlier frames of the image's stream; None if the answer does not say."""
+    if CONTINUED not in answer.outputs:
+        return None
+    return bool(_numbers(answer, CONTINUED, "INT32", 1)[0])
 
 
 def read_result(answer: InferAnswer, info: ModelInfo) -> Result:

@@ -15,7 +15,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 from uuid import uuid4
 
-from segserve.calls.answers import check_expected, check_size, read_result, read_revision, wanted_outputs
+from segserve.calls.answers import (
+    check_expected,
+    check_size,
+    read_continued,
+    read_result,
+    read_revision,
+    wanted_outputs,
+)
 from segserve.calls.credentials import REQUEST_ID, checked_request_id
 from segserve.calls.hooks import SILENT, ErrorEvent, Hooks, RequestEvent, RequestKind, ResponseEvent, RetryEvent
 from segserve.calls.steps import (
@@ -120,8 +127,10 @@ class Session:
         """Segment one image with one model."""
         model, cache = options.model, self.models
         with self._call("segment", model, options.timeout_s, options.request_id) as call:
+            if options.position is not None:
+                call.headers = {**call.headers, **options.position.headers()}
             info = yield from self._info(options, call)
-            outputs = wanted_outputs(info, confidence=options.confidence)
+            outputs = wanted_outputs(info, confidence=options.confidence, continued=options.position is not None)
             inputs = (to_pixel_format(image, info.pixels),)
             request = InferRequest(model, inputs, outputs, options.parameters(outputs), call.request_id)
             try:
@@ -139,7 +148,7 @@ class Session:
             call.revision = read_revision(answer)
             result = read_result(answer, (yield from self._info_of(call.revision, info, call)))
             check_size(result.size, image)
-            return replace(result, request_id=call.request_id)
+            return replace(result, request_id=call.request_id, continued=read_continued(answer))
 
     def model_info(self, model: str) -> Flow[ModelInfo]:
         """Fetch the info of the model that is served under a name."""

@@ -8,6 +8,7 @@ import re
 from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypeVar
+from urllib.parse import quote
 
 from segserve.results.values import ENCODINGS, Encoding
 from segserve_builder.spec.names import MODEL_NAME_MAX_LENGTH, MODEL_NAME_PATTERN, network_alias
@@ -21,6 +22,7 @@ T = TypeVar("T")
 
 TransportName: TypeAlias = Literal["http", "grpc"]
 StreamId: TypeAlias = str | int
+SEQUENCE_HEADER: Final = "x-sequence-id"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,10 @@ class StreamPosition:
         """Return the request parameters: those of Triton's sequences, and the frame's number."""
         flags = {"sequence_start": self.starts, "sequence_end": self.ends}
         return {"sequence_id": self.stream, "frame": self.number, **flags}
+
+    def headers(self) -> dict[str, str]:
+        """Return the header by which a gateway sends all frames of a stream to one server: the id, percent-encoded."""
+        return {SEQUENCE_HEADER: quote(str(self.stream), safe="")}
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,8 @@ class Segmentation:
     """A model's answer for one image: the revision that answered, `size` as (height, width), the model's classes.
 
     `request_id` is the id that the client sent in the request's headers; None for a result made without a request.
+    `continued` tells whether the server knew earlier frames of the image's stream: False for the first frame, and where
+    the stream's state began anew; None outside of a stream, and for a model that keeps none.
     """
 
     model: str
@@ -32,6 +34,7 @@ class Segmentation:
     size: tuple[int, int]
     classes: tuple[SegmentClass, ...]
     request_id: str | None = field(default=None, kw_only=True)
+    continued: bool | None = field(default=None, kw_only=True)
 
     def annotations(self) -> Iterator[Annotation]:
         """Yield each object, segment or class in the form that exports share; decodes no mask."""

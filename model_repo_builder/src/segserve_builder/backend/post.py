@@ -14,7 +14,14 @@ from segserve_builder.backend.responses import input_array, respond
 from segserve_builder.errors import BadImageError
 from segserve_builder.memory import limit_allocations
 from segserve_builder.steps.postprocess import Postprocess, request_from_parameters
-from segserve_builder.steps.public_outputs import GEOMETRY, GUIDE, REVISION, network_output, second_output
+from segserve_builder.steps.public_outputs import (
+    CONTINUED,
+    GEOMETRY,
+    GUIDE,
+    REVISION,
+    network_output,
+    second_output,
+)
 from segserve_builder.steps.step_options import PostOptions
 from segserve_builder.steps.streams import FRAME, Frame, Streams, frame_number, smoothing_of
 from segserve_builder.values import ResizeTransform
@@ -63,10 +70,13 @@ class TritonPythonModel:
         raw = {name: _required(request, tensor) for name, tensor in self._raw.items()}
         transform = ResizeTransform.from_numbers(_required(request, GEOMETRY.name))
         wanted = frozenset(request.requested_output_names())
+        # What is known of the stream now: the stages replace its history.
+        continued = np.array([frame is not None and frame.history is not None], np.int32)
+        known = {REVISION: self._revision, CONTINUED.name: continued}
+        ours = {name: known[name] for name in wanted & known.keys()}
         guide = _required(request, GUIDE.name) if self._guided else None
         second = {name: _required(request, tensor) for name, tensor in self._second.items()}
-        answer = self._postprocess(raw, transform, overrides, wanted - {REVISION}, guide, second, frame)
-        return answer | {REVISION: self._revision} if REVISION in wanted else answer
+        return self._postprocess(raw, transform, overrides, wanted - ours.keys(), guide, second, frame) | ours
 
 
 def _parameters(request: Any) -> dict[str, Any]:

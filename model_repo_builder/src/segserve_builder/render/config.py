@@ -15,10 +15,10 @@ from segserve_builder.steps.public_outputs import (
     GEOMETRY,
     GUIDE,
     NETWORK_INPUT,
-    PUBLIC_OUTPUTS,
     Task,
     network_output,
     public_inputs,
+    public_outputs,
     second_output,
 )
 from segserve_builder.steps.step_options import PARAMETER, NetOptions, PostOptions, PreOptions, StepOptions
@@ -63,9 +63,9 @@ def postprocess_config(options: PostOptions, task: Task) -> Any:
     if options.second_io is not None:
         raw += [_renamed(tensor, second_output(tensor.name), free_batch=True) for tensor in options.second_io.outputs]
     _add_inputs(config, [*raw, *_facts(options.pipeline.needs_guide)])
-    _add_outputs(config, PUBLIC_OUTPUTS[task])
-    config.metric_tags["revision"] = options.revision
     smoothing = smoothing_of(options.pipeline)
+    _add_outputs(config, public_outputs(task, streams=smoothing is not None))
+    config.metric_tags["revision"] = options.revision
     if smoothing is not None and smoothing.sequence_batcher:
         # The direct strategy would give each stream the whole step until it ends: this one takes requests by age.
         config.sequence_batching.oldest.max_candidate_sequences = smoothing.max_streams
@@ -89,7 +89,8 @@ def ensemble_config(
     config = _ensemble(pipeline.model, pipeline.revision)
     classes = [item.model_dump(exclude_none=True) for item in pipeline.classes]
     config.parameters["classes"].string_value = canonical_json(classes)
-    inputs, outputs = public_inputs(pipeline.input), PUBLIC_OUTPUTS[task]
+    inputs = public_inputs(pipeline.input)
+    outputs = public_outputs(task, streams=smoothing_of(pipeline) is not None)
     _add_inputs(config, inputs, optional=True)
     _add_outputs(config, outputs)
     raw = {tensor.name: network_output(tensor.name) for tensor in io.outputs}

@@ -36,6 +36,7 @@ class TemporalSmoothing(Stage):
     as the parameter `frame`: lost frames then reduce the weight of earlier ones, and late ones change nothing.
     """
 
+    version: ClassVar[int] = 2
     takes: ClassVar[frozenset[ValueType]] = frozenset({ValueType.LOGITS, ValueType.LABELS})
 
     method: Literal["exponential", "votes"] = Field(

@@ -16,7 +16,7 @@ from segserve_builder.stages.base import RequestOptions, Stage
 from segserve_builder.stages.temporal_smoothing import TemporalSmoothing
 from segserve_builder.steps.encode import ENCODINGS, encode
 from segserve_builder.steps.pipeline import Pipeline, named_postprocess
-from segserve_builder.steps.public_outputs import PUBLIC_OUTPUTS, Task, empty
+from segserve_builder.steps.public_outputs import Task, empty, public_outputs
 from segserve_builder.steps.streams import Frame, smoothing_of
 from segserve_builder.values import Candidates, Instances, KeypointDetections, ResizeTransform, ValueType
 
@@ -50,7 +50,8 @@ class Postprocess:
         self._pipeline = pipeline
         self._reader = _Reader(pipeline, io)
         self._second = None if pipeline.second is None or second is None else _Reader(pipeline.second, second)
-        self._empty = {tensor.name: empty(tensor) for tensor in PUBLIC_OUTPUTS[self._task]}
+        outputs = public_outputs(self._task, streams=smoothing_of(pipeline) is not None)
+        self._empty = {tensor.name: empty(tensor) for tensor in outputs}
 
     def __call__(
         self,
@@ -62,7 +63,7 @@ class Postprocess:
         second: Mapping[str, NDArray[Any]] | None = None,
         frame: Frame | None = None,
     ) -> dict[str, NDArray[Any]]:
-        """Return the public outputs named in `wanted` (REVISION is not made here) for one image.
+        """Return the public outputs named in `wanted` (REVISION and CONTINUED are not made here) for one image.
 
         `outputs` are the network's, by their own names, with a batch of one; they may be read-only. `guide` is the
         image at the network's resolution, for a pipeline that needs it (`Logits.guide`); `second` are the outputs of

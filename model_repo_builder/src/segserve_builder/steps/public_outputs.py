@@ -19,6 +19,9 @@ GUIDE: Final = TensorSpec("GUIDE", "UINT8", (None, None, 3))
 NETWORK_INPUT: Final = "NETWORK_INPUT"
 REVISION: Final = "REVISION"
 
+CONTINUED: Final = TensorSpec("CONTINUED", "INT32", (1,))
+"""Output of models that keep streams: 1 if the server knew earlier frames of the image's stream, else 0."""
+
 _REVISION: Final = TensorSpec(REVISION, "BYTES", (1,))
 _SIZE: Final = TensorSpec("SIZE", "INT32", (2,))
 _CLASSES: Final = TensorSpec("CLASSES", "INT32", (None,))
@@ -49,6 +52,11 @@ PUBLIC_OUTPUTS: Final[Mapping[Task, tuple[TensorSpec, ...]]] = {
     "detection": (_REVISION, _SIZE, _BOXES, _SCORES, _CLASSES),
     "keypoints": (_REVISION, _SIZE, _BOXES, _SCORES, _CLASSES, TensorSpec("KEYPOINTS", "FP32", (None, None, 3))),
 }
+
+
+def public_outputs(task: Task, *, streams: bool) -> tuple[TensorSpec, ...]:
+    """Return the outputs of a model, which may keep `streams`."""
+    return (*PUBLIC_OUTPUTS[task], CONTINUED) if streams else PUBLIC_OUTPUTS[task]
 
 
 def has_masks(task: Task) -> bool:

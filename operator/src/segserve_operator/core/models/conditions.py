@@ -29,6 +29,7 @@ from segserve_operator.core.models.pool import MAX_CANDIDATE_GROUPS
 from segserve_operator.core.models.quorum import ARTIFACT_REASONS, bad_servers, prevailing_report
 from segserve_operator.core.models.roles import settling
 from segserve_operator.core.models.slo import slo_of, slo_state
+from segserve_operator.core.models.streams import split_streams
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.record import RolloutState
 
@@ -86,7 +87,7 @@ def _conditions(
         serving,
         _ready(model, serving),
         progressing,
-        _degraded(model, roles, newest, serving, trouble, stall or _shut(model, world) or _bad_servers(roles, world)),
+        _degraded(model, roles, newest, serving, trouble, stall or _impaired(model, roles, world)),
         reconciling(progressing, stalled),
         stalled,
     )
@@ -106,6 +107,13 @@ def _bad_servers(roles: Roles, world: Observed) -> FailureReason | None:
     arrived = bad_servers(world.main, roles.stable.revision, world, or_all=True) if roles.stable and moving else None
     bad = (bad_servers(group, revision, world) for group, revision in roles.loaded_revisions())
     return next((each for each in (*bad, arrived) if each is not None), None)
+
+
+def _impaired(model: ModelObserved, roles: Roles, world: Observed) -> FailureReason | None:
+    """Return what is wrong with a model that serves."""
+    stable = world.revisions.get(roles.stable.revision) if roles.stable is not None else None
+    split = split_streams(stable.pipeline, None, world.pool) if stable is not None else None
+    return _shut(model, world) or split or _bad_servers(roles, world)
 
 
 def _shut(model: ModelObserved, world: Observed) -> FailureReason | None:

@@ -21,6 +21,7 @@ from segserve_operator.core.models.pool import Slots
 from segserve_operator.core.models.quorum import answers, blame, may_take_over, suffices
 from segserve_operator.core.models.slo import INTERVAL_S as SLO_LOOK_S
 from segserve_operator.core.models.slo import is_watched
+from segserve_operator.core.models.streams import STREAMS_SPLIT, split_streams
 from segserve_operator.core.models.update import is_outdated
 from segserve_operator.core.rollout.phases import Phase
 
@@ -105,13 +106,15 @@ def _worth_a_retry(candidate: Candidate, scope: Scope) -> bool:
         return False
     if candidate.failure.reason == CLASSES_CHANGED:
         return scope.model.wanted.allow_class_changes
+    if candidate.failure.reason == STREAMS_SPLIT:
+        return _refused_streams(scope) is None
     # After a restore there may be no record of it: that cures nothing.
     return scope.world.revisions.get(candidate.revision) not in (None, scope.model.wanted.assigned)
 
 
 def _new_candidate(roles: Roles, scope: Scope, revision: str) -> Candidate:
     now_s = scope.world.now_s
-    refused = _refused_classes(roles, scope)
+    refused = _refused_classes(roles, scope) or _refused_streams(scope)
     if refused is not None:
         return Candidate(revision, None, now_s, refused)
     return Candidate(revision, _group_for(roles, scope, revision), now_s)
@@ -143,6 +146,13 @@ def _refused_classes(roles: Roles, scope: Scope) -> FailureReason | None:
         "callers of the stable revision rely on these classes; set spec.allowClassChanges: true to allow the change"
     )
     return FailureReason(CLASSES_CHANGED, f"{'; '.join(changes)}: {advice}")
+
+
+def _refused_streams(scope: Scope) -> FailureReason | None:
+    wanted = scope.model.wanted
+    if wanted is None:
+        return None
+    return split_streams(wanted.assigned.pipeline, wanted.policy, scope.world.pool)
 
 
 def _follow_template(roles: Roles, scope: Scope) -> Roles:
