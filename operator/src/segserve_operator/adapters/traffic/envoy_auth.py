@@ -22,7 +22,10 @@ from segserve_operator.adapters.traffic.envoy_extensions import (
     details_filter,
     encode_extension,
     extension,
+    grpc_reply,
+    header_filter,
     header_matches,
+    http_reply,
     lua_filter,
     status_filter,
     unless,
@@ -229,18 +232,14 @@ def refusals(settings: AuthSettings | None) -> list[Json]:
     missing = f"credentials are missing: this gateway takes {' or '.join(takes)}"
     wrong = "credentials are wrong: %LOCAL_REPLY_BODY%"
     schemes = [*(["Bearer"] if spec.jwt else []), *(["ApiKey"] if spec.api_keys else [])]
-    challenge = _header("www-authenticate", ", ".join(f'{scheme} realm="segserve"' for scheme in schemes or ["Mutual"]))
-    status = _header("grpc-status", str(_UNAUTHENTICATED_STATUS))
-    grpc = {"header_filter": {"header": {"name": "content-type", "string_match": {"prefix": "application/grpc"}}}}
+    challenge = {"www-authenticate": ", ".join(f'{scheme} realm="segserve"' for scheme in schemes or ["Mutual"])}
+    grpc = header_filter("content-type", {"prefix": "application/grpc"})
     denied_token = details_filter(f".startsWith('{_TOKENS_DENIED}')")
     nobody = details_filter(f" == '{UNAUTHENTICATED}'")
     mappers = []
     for reason, text in ((nobody, missing), ({"or_filter": {"filters": [status_filter(401), denied_token]}}, wrong)):
-        plain = {"text_format_source": {"inline_string": text}}
-        of_grpc = {"filter": {"and_filter": {"filters": [reason, grpc]}}, "body_format_override": plain}
-        of_http = {"filter": reason, "body_format_override": {"json_format": {"error": text}}}
-        mappers.append({**of_grpc, "status_code": 401, "headers_to_add": [challenge, status]})
-        mappers.append({**of_http, "status_code": 401, "headers_to_add": [challenge]})
+        of_grpc = grpc_reply([reason, grpc], text, _UNAUTHENTICATED_STATUS, challenge)
+        mappers += [of_grpc | {"status_code": 401}, http_reply([reason], text, challenge) | {"status_code": 401}]
     return mappers
 
 
@@ -351,7 +350,3 @@ def _keys_config(lines: list[str]) -> Json:
     )
     config: Json = unless({"not_matcher": present}, basic)["typed_config"]
     return config
-
-
-def _header(key: str, value: str) -> Json:
-    return {"header": {"key": key, "value": value}, "append_action": _OVERWRITE}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
@@ -92,3 +93,36 @@ def details_filter(condition: str) -> Json:
         expression=f"response.code_details{condition}",
     )
     return {"extension_filter": cel}
+
+
+def grpc_reply(
+    filters: list[Json], text: str, status: int | None = None, headers: Mapping[str, str] | None = None
+) -> Json:
+    """Return the mapper of local replies that all these filters match to a gRPC status, with a text as its message."""
+    reply = {"filter": _all(filters), "body_format_override": {"text_format_source": {"inline_string": text}}}
+    # Without a status Envoy derives it from that of HTTP.
+    added = {**(headers or {}), **({"grpc-status": str(status)} if status is not None else {})}
+    return reply | _added(added)
+
+
+def http_reply(filters: list[Json], error: str, headers: Mapping[str, str] | None = None) -> Json:
+    """Return the mapper of local replies that all these filters match to a JSON object with an error."""
+    reply = {"filter": _all(filters), "body_format_override": {"json_format": {"error": error}}}
+    return reply | _added(headers or {})
+
+
+def _all(filters: list[Json]) -> Json:
+    return {"and_filter": {"filters": filters}} if len(filters) > 1 else filters[0]
+
+
+def header_filter(name: str, match: Json) -> Json:
+    """Return the filter of local replies to requests with a header that matches."""
+    return {"header_filter": {"header": {"name": name, "string_match": match}}}
+
+
+def _added(headers: Mapping[str, str]) -> Json:
+    values = [
+        {"header": {"key": key, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
+        for key, value in headers.items()
+    ]
+    return {"headers_to_add": values} if values else {}

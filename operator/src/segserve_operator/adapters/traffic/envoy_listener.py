@@ -19,6 +19,9 @@ from segserve_operator.adapters.traffic.envoy_auth import (
 from segserve_operator.adapters.traffic.envoy_bodies import BUFFER_BYTES, bounded_bodies
 from segserve_operator.adapters.traffic.envoy_extensions import (
     details_filter,
+    grpc_reply,
+    header_filter,
+    http_reply,
     extension,
     listening_address,
     lua_filter,
@@ -264,8 +267,8 @@ def _router() -> Json:
 
 def render_local_replies(max_request_bytes: int, *, internal: bool, auth: AuthSettings | None = None) -> Json:
     """Return the mapping of Envoy's own responses; the first mapper whose filters all match applies."""
-    grpc = _header("content-type", {"prefix": "application/grpc"})
-    compressed = _header("grpc-encoding", {"safe_regex": {"regex": "gzip|deflate"}})
+    grpc = header_filter("content-type", {"prefix": "application/grpc"})
+    compressed = header_filter("grpc-encoding", {"safe_regex": {"regex": "gzip|deflate"}})
     named = {"header_filter": {"header": {"name": MODEL_HEADER, "present_match": True}}}
     # The filter that extracts the name fails so on a message that is larger than its buffer.
     extraction_full = _details("grpc_field_extraction_FAILED_PRECONDITION")
@@ -289,52 +292,27 @@ def render_local_replies(max_request_bytes: int, *, internal: bool, auth: AuthSe
     return {
         "mappers": [
             *refusals(auth),
-            _grpc_reply([missing, named, grpc], unknown, _NOT_FOUND) | {"status_code": 404},
-            _grpc_reply([status_filter(404), grpc], "no such method: %REQ(:PATH)%"),
-            _grpc_reply([oversize, grpc], limit, _RESOURCE_EXHAUSTED),
-            _grpc_reply([status_filter(400), grpc, compressed], no_compression, _UNIMPLEMENTED),
-            _grpc_reply([status_filter(415), grpc], _BODY, _UNIMPLEMENTED),
-            _grpc_reply([status_filter(408), grpc], late, _DEADLINE_EXCEEDED),
-            _grpc_reply([status_filter(504), grpc], _BODY, _DEADLINE_EXCEEDED),
-            _grpc_reply([limited, grpc], limit_reached, headers={"grpc-retry-pushback-ms": str(1000 * RETRY_AFTER_S)}),
-            _grpc_reply([overflow, grpc], overload),
-            _grpc_reply([grpc], _BODY),
-            _http_reply([missing, named], unknown) | {"status_code": 404},
-            _http_reply([status_filter(404)], "no such path: %REQ(:PATH)%"),
-            _http_reply([oversize], limit) | {"status_code": 413},
-            _http_reply([limited], limit_reached),
-            _http_reply([overflow], overload),
-            _http_reply([status_filter(408)], late),
-            _http_reply([escaped_slash], no_slash),
-            _http_reply([status_filter(400)], f"bad request: %RESPONSE_CODE_DETAILS% {_BODY}"),
+            grpc_reply([missing, named, grpc], unknown, _NOT_FOUND) | {"status_code": 404},
+            grpc_reply([status_filter(404), grpc], "no such method: %REQ(:PATH)%"),
+            grpc_reply([oversize, grpc], limit, _RESOURCE_EXHAUSTED),
+            grpc_reply([status_filter(400), grpc, compressed], no_compression, _UNIMPLEMENTED),
+            grpc_reply([status_filter(415), grpc], _BODY, _UNIMPLEMENTED),
+            grpc_reply([status_filter(408), grpc], late, _DEADLINE_EXCEEDED),
+            grpc_reply([status_filter(504), grpc], _BODY, _DEADLINE_EXCEEDED),
+            grpc_reply([limited, grpc], limit_reached, headers={"grpc-retry-pushback-ms": str(1000 * RETRY_AFTER_S)}),
+            grpc_reply([overflow, grpc], overload),
+            grpc_reply([grpc], _BODY),
+            http_reply([missing, named], unknown) | {"status_code": 404},
+            http_reply([status_filter(404)], "no such path: %REQ(:PATH)%"),
+            http_reply([oversize], limit) | {"status_code": 413},
+            http_reply([limited], limit_reached),
+            http_reply([overflow], overload),
+            http_reply([status_filter(408)], late),
+            http_reply([escaped_slash], no_slash),
+            http_reply([status_filter(400)], f"bad request: %RESPONSE_CODE_DETAILS% {_BODY}"),
         ],
         "body_format": {"json_format": {"error": _BODY}},
     }
-
-
-def _grpc_reply(
-    filters: list[Json], text: str, status: int | None = None, headers: Mapping[str, str] | None = None
-) -> Json:
-    reply = {"filter": _all(filters), "body_format_override": {"text_format_source": {"inline_string": text}}}
-    # Without a status Envoy derives it from that of HTTP.
-    added = {**(headers or {}), **({"grpc-status": str(status)} if status is not None else {})}
-    values = [
-        {"header": {"key": key, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
-        for key, value in added.items()
-    ]
-    return reply | ({"headers_to_add": values} if values else {})
-
-
-def _http_reply(filters: list[Json], error: str) -> Json:
-    return {"filter": _all(filters), "body_format_override": {"json_format": {"error": error}}}
-
-
-def _all(filters: list[Json]) -> Json:
-    return {"and_filter": {"filters": filters}} if len(filters) > 1 else filters[0]
-
-
-def _header(name: str, match: Json) -> Json:
-    return {"header_filter": {"header": {"name": name, "string_match": match}}}
 
 
 def _details(start: str) -> Json:
