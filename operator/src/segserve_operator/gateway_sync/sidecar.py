@@ -111,9 +111,10 @@ class Sidecar:
         }
         for name, value in values.items():
             self._gauges[name].set(value)
-        certificates = self._traffic.certificates
-        if certificates is not None and certificates.expires_s is not None:
-            self._gauges["certificate"].set(certificates.expires_s)
+        shown = {"certificate": self._traffic.certificates, "server_tls": self._traffic.server_certificates}
+        for name, certificates in shown.items():
+            if certificates is not None and certificates.expires_s is not None:
+                self._gauges[name].set(certificates.expires_s)
         try:
             self._gauges["started"].set(int(self._traffic.epoch()) / 1e9)
             of_envoy = self._run(self._traffic.metrics(), _METRICS_S)
@@ -152,6 +153,10 @@ def _gauges() -> tuple[CollectorRegistry, dict[str, Gauge]]:
         "refusals": ("refusals_total", "Plans that Envoy refused."),
         "started": ("started_seconds", "Unix time of the start of Envoy, whose counts were zero then."),
         "certificate": ("certificate_expires_seconds", "Unix time at which the certificate expires; 0 without one."),
+        "server_tls": (
+            "server_tls_expires_seconds",
+            "Unix time at which the one for servers expires; 0 without one.",
+        ),
         "draining": ("draining", "Models in groups that get no new requests and have some in flight."),
     }
     return registry, {
