@@ -25,7 +25,8 @@ from fakes.triton import StubTriton
 from fakes.waiting import HANG_S
 from segserve_operator.adapters.traffic.envoy_auth import AuthSettings
 from segserve_operator.api.access import Auth
-from segserve_operator.core.traffic import AccessRule, Callers, Route, Share, TrafficPlan
+from segserve_operator.api.session_affinity import SessionAffinity
+from segserve_operator.core.traffic import AccessRule, Callers, Route, RouteAffinity, Share, TrafficPlan
 
 pytestmark = [pytest.mark.platform, pytest.mark.core, pytest.mark.asyncio(loop_scope="module")]
 
@@ -126,7 +127,7 @@ class Entrance:
     async def admit(self, *tables: tuple[AccessRule, ...] | None) -> None:
         share = Share("main", "r1", 100, (self.triton.endpoint,))
         routes = (
-            Route(model, (share,), steps=(STEP,), exposed=(f"{model}.network",), access=rules)
+            Route(model, (share,), (STEP,), (f"{model}.network",), access=rules, affinity=RouteAffinity())
             for model, rules in zip(MODELS, tables, strict=False)
         )
         await self.running.traffic.apply(TrafficPlan(tuple(routes), (self.triton.endpoint,)))
@@ -177,7 +178,11 @@ async def entrance(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[En
     spec = Auth.model_validate({"jwt": issuers, "apiKeys": keys, "anonymous": True})
     with StubTriton("old") as triton:
         async with (
-            running_gateway(folder, auth=AuthSettings(spec, (folder / "secrets",), folder / "auth")) as running,
+            running_gateway(
+                folder,
+                auth=AuthSettings(spec, (folder / "secrets",), folder / "auth"),
+                affinity=SessionAffinity(caller=True),
+            ) as running,
             httpx.AsyncClient(base_url=running.traffic.url, timeout=HANG_S, trust_env=False) as http,
             grpc.aio.insecure_channel(running.authority) as channel,
         ):
@@ -311,3 +316,24 @@ async def test_a_model_with_rules_is_for_nobody_at_a_gateway_that_asks_for_no_cr
                 answers = [(await client.post(f"/v2/models/{model}/infer", headers=headers)) for model in MODELS]
 
     assert [answer.status_code for answer in answers] == [404, 200, 200]
+
+
+async def test_a_caller_chooses_no_revision_where_his_name_is_the_id_whatever_headers_he_sends(
+    entrance: Entrance,
+) -> None:
+    """Both of his keys are of one caller, and a stream of his own is a stream of his own."""
+    shares = [Share(group, group, 50, (entrance.triton.endpoint,)) for group in ("main", "coins-new")]
+    affinity = RouteAffinity(last="coins-new", salt="coins-000001")
+    await entrance.running.traffic.apply(TrafficPlan((Route("coins", tuple(shares), affinity=affinity),)))
+
+    async def groups(*keys: str) -> set[str]:
+        found = set()
+        for number in range(40):
+            sent = {"x-segserve-part": str(number), "x-segserve-id": str(number), "x-camera": str(number)}
+            sent |= {"x-api-key": keys[number % len(keys)]} if keys else {}
+            answer = await entrance.http.post("/v2/models/coins/infer", headers=sent, content=b"{}")
+            found.add(answer.headers["x-segserve-group"])
+        return found
+
+    assert len(await groups(api_key("team-a", "s"), api_key("team-a+2", "t"))) == 1
+    assert await groups() == {"main", "coins-new"}
