@@ -68,9 +68,6 @@ _COMMON: Final = {
 }
 _NOT_OF_PYTHON: Final = ("site-packages", "dist-packages", "test", "idlelib", "tkinter", "ensurepip", "turtledemo")
 _NOT_OF_TRITON: Final = ("backends", "python_backend_stubs")
-_FOUND: Final = f"{_HOME}/python/lib/{_NAME}/site-packages/segserve.pth"
-"""What processes of the operator find that read no environment (`python -I`): there is no environment of packages."""
-
 _MAKERS: Final = (Path(__file__), Path(__file__).with_name("make_image.py"))
 _KEPT: Final = 3
 _IN_USE_S: Final = 1800
@@ -117,15 +114,17 @@ def _operator(base: tuple[Layer, ...]) -> Image:
     imported = (segserve, segserve_builder, segserve_common, segserve_operator)
     ours = [Path(package.__file__ or "").parent for package in imported]
     key = _digest(*map(code_digest, ours))
+    # For processes without an environment (`python -I`): the worker, and expressions.
+    library = f"lib{_NAME}.so.1.0"
+    found: list[Part] = [
+        Text(f"{_HOME}/python/lib/{_NAME}/site-packages/segserve.pth", f"{_HOME}/packages\n{_HOME}/code\n"),
+        Link(f"/usr/lib/{library}", f"{_HOME}/python/lib/{library}"),
+    ]
     layers = (
         *base,
         _layer("packages", _digest(packages.name), lambda at: write_layer(at, [Tree(packages, f"{_HOME}/packages")])),
         _layer("operator", key, lambda path: _write_code(path, ours)),
-        _layer(
-            "found",
-            _digest(_FOUND),
-            lambda path: write_layer(path, [Text(_FOUND, f"{_HOME}/packages\n{_HOME}/code\n")]),
-        ),
+        _layer("found", _digest("2", sys.version), lambda path: write_layer(path, found)),
         _examples(),
     )
     environment = {
