@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -19,10 +18,10 @@ from segserve_operator.adapters.traffic.envoy_auth import (
 from segserve_operator.adapters.traffic.envoy_bodies import BUFFER_BYTES, bounded_bodies
 from segserve_operator.adapters.traffic.envoy_extensions import (
     details_filter,
+    extension,
     grpc_reply,
     header_filter,
     http_reply,
-    extension,
     listening_address,
     lua_filter,
     status_filter,
