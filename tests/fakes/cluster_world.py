@@ -276,6 +276,7 @@ class ClusterWorld:
                 "name": name,
                 "namespace": NAMESPACE,
                 "labels": template["metadata"]["labels"],
+                "annotations": template["metadata"].get("annotations", {}),
                 # With the uid of the Deployment, for this cluster has no objects between it and its pods.
                 "ownerReferences": [
                     {
