@@ -69,7 +69,7 @@ class PoolCache:
     bundles: BackgroundBundles
     failures: dict[tuple[str, str], EffectFailure] = field(default_factory=dict)
     rollout_cache: RolloutCache = field(default_factory=RolloutCache)
-    false_alarms: dict[str, int] = field(default_factory=dict)
+    self_tested: dict[str, tuple[int, int]] = field(default_factory=dict)
     interner: ModelInterner = field(default_factory=ModelInterner)
     parsed: StoreCache = field(default_factory=StoreCache)
     decoded: FleetCache = field(default_factory=FleetCache)
@@ -133,13 +133,18 @@ class PoolReconciler:
         self._dependencies.metrics.observe(key.namespace, key.pool, states, cache.rollout_cache.records)
         for model, test in cache.rollout_cache.self_tests.items():
             # A self-test that began anew counts from zero, and a counter of Prometheus must not decrease.
-            new = test.false_alarms - cache.false_alarms.get(model, 0)
+            rounds, alarms = cache.self_tested.get(model, (0, 0))
             self._dependencies.metrics.self_tested(
-                key.namespace, key.pool, model, false_alarms=max(new, 0), dispersion=test.dispersion
+                key.namespace,
+                key.pool,
+                model,
+                rounds=max(test.rounds - rounds, 0),
+                false_alarms=max(test.false_alarms - alarms, 0),
+                dispersion=test.dispersion,
             )
-            cache.false_alarms[model] = test.false_alarms
-        for model in cache.false_alarms.keys() - cache.rollout_cache.self_tests.keys():
-            del cache.false_alarms[model]
+            cache.self_tested[model] = (test.rounds, test.false_alarms)
+        for model in cache.self_tested.keys() - cache.rollout_cache.self_tests.keys():
+            del cache.self_tested[model]
         # Statuses tell what failed in the next pass.
         writes = len(actions) + tidied + (attempts != _attempts(cache.failures))
         now_s = self._clock()

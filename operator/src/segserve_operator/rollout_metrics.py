@@ -48,6 +48,7 @@ class RolloutMetrics:
     decisions: Counter = field(init=False)
     quarantines: Counter = field(init=False)
     ends: Counter = field(init=False)
+    rounds: Counter = field(init=False)
     false_alarms: Counter = field(init=False)
     notifications: Counter = field(init=False)
     _began_s: float = field(init=False)
@@ -66,6 +67,7 @@ class RolloutMetrics:
         self.decisions = self._counter("decisions", "Decisions that changed something.", "signal")
         self.quarantines = self._counter("quarantines", "Candidates put at weight 0 without a verdict.")
         self.ends = self._counter("ends", "Rollouts that ended, by the phase in which they did.", "phase")
+        self.rounds = self._counter("self_test_rounds", "Comparisons of stable with itself that have ended.")
         self.false_alarms = self._counter("self_test_false_alarms", "Breaches of stable against itself.")
         text = "Messages to people, by what became of them."
         self.notifications = Counter("segserve_notifications", text, ["outcome"], registry=self.registry)
@@ -104,8 +106,11 @@ class RolloutMetrics:
             gauge.remove(*labels)
         self._shown = shown
 
-    def self_tested(self, namespace: str, pool: str, model: str, *, false_alarms: int, dispersion: float) -> None:
+    def self_tested(
+        self, namespace: str, pool: str, model: str, *, rounds: int, false_alarms: int, dispersion: float
+    ) -> None:
         """Add the results of the self-test since the last call."""
+        self.rounds.labels(namespace, pool, model).inc(rounds)
         self.false_alarms.labels(namespace, pool, model).inc(false_alarms)
         self.dispersion.labels(namespace, pool, model).set(dispersion)
 

@@ -161,6 +161,7 @@ def test_bad_requests_are_what_was_lost_before_a_quarantine_or_more(metrics: Rol
 
 def test_the_self_test_adds_up(metrics: RolloutMetrics) -> None:
     for alarms in (1, 0, 2):
-        metrics.self_tested("lab", "default", "coins", false_alarms=alarms, dispersion=1.5)
+        metrics.self_tested("lab", "default", "coins", rounds=2, false_alarms=alarms, dispersion=1.5)
     assert seen(metrics, "self_test_false_alarms_total") == {(): 3}
+    assert seen(metrics, "self_test_rounds_total") == {(): 6}
     assert seen(metrics, "dispersion") == {(): 1.5}

@@ -313,6 +313,11 @@ class SegmentationModelStatus(ApiValue):
         description="Percent of requests sent to the candidate; 100 if there is only a stable revision.",
     )
     slo: str | None = Field(default=None, max_length=40, description="State of the SLO: Met, Breached or Unknown.")
+    false_alarms: str | None = Field(
+        default=None,
+        max_length=80,
+        description="How often `rollout.selfTest` took stable for worse than itself, and the most that this may be.",
+    )
     rollout: RolloutStatus | None = Field(default=None, description="State of the latest rollout.")
     handled_annotations: tuple[Annotated[str, Field(max_length=512)], ...] = Field(
         default=(),

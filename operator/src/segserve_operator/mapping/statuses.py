@@ -52,6 +52,7 @@ def from_api(status: SegmentationModelStatus) -> ModelStatus:
         rollout=_standing(status.rollout),
         handled=status.handled_annotations,
         slo=status.slo or "",
+        false_alarms=status.false_alarms or "",
         read_generation=max((each.observed_generation or 0 for each in status.conditions), default=0),
     )
 
@@ -70,6 +71,7 @@ def to_api(status: ModelStatus, former: SegmentationModelStatus, now: datetime) 
         url=status.url or None,
         weight=status.weight,
         slo=status.slo or None,
+        false_alarms=status.false_alarms or None,
         rollout=_rollout_status(status.rollout),
         handled_annotations=status.handled[-MAX_HANDLED_ANNOTATIONS:],
     )

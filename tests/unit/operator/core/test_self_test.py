@@ -10,6 +10,7 @@ from fakes.observed_models import FAILURE, FIRST, NOW_S, SECOND, candidate, grou
 from segserve_operator.api.rollout_policy import ErrorRateGate, LatencyGate, RolloutPolicy, Slo
 from segserve_operator.core.models import self_test
 from segserve_operator.core.models.observed import ModelObserved, Roles, SelfTest
+from segserve_operator.core.models.planning import desired_state
 from segserve_operator.core.models.self_test import ROUND_S, self_tests
 from segserve_operator.core.models.slo import INTERVAL_S
 from segserve_operator.core.rollout.counters import Counters, Sample, Series, SeriesCounts
@@ -197,3 +198,22 @@ def test_dispersion_is_one_where_errors_are_not_judged(gates: tuple[LatencyGate,
     windows = [(answered(100 * window, failed=50 * (window // 5)),) * 2 for window in range(1, 20)]
 
     assert after(windows, coins=coins).dispersion == 1.0
+
+
+@pytest.mark.parametrize(
+    ("rounds", "alarms", "text"),
+    [
+        pytest.param(0, 0, "", id="nothing is told before a round has ended"),
+        pytest.param(24, 0, "0 of 24 (0 %, at most 14 %)", id="a day without an alarm leaves much possible"),
+        pytest.param(1000, 10, "10 of 1000 (1 %, at most 1.8 %)", id="six weeks at one in a hundred"),
+    ],
+)
+def test_the_empirical_rate_of_false_alarms_is_told_with_what_it_may_be(rounds: int, alarms: int, text: str) -> None:
+    assert self_test.false_alarm_text(SelfTest("main", rounds=rounds, false_alarms=alarms)) == text
+
+
+def test_a_status_tells_the_false_alarms_of_a_model_that_is_compared_with_itself() -> None:
+    known = replace(KNOWN, rounds=24)
+    for coins, told in ((COINS, "0 of 24 (0 %, at most 14 %)"), (model(FIRST, SERVED, slo=Slo()), "")):
+        seen = world(coins, groups=[group("main", FIRST)], samples=NEWS, self_tests={"coins": known})
+        assert desired_state(seen).statuses["coins"].false_alarms == told

@@ -28,6 +28,7 @@ from segserve_operator.core.models.observed import (
 from segserve_operator.core.models.pool import MAX_CANDIDATE_GROUPS
 from segserve_operator.core.models.quorum import ARTIFACT_REASONS, bad_servers, prevailing_report
 from segserve_operator.core.models.roles import settling
+from segserve_operator.core.models.self_test import false_alarm_text, tests_itself
 from segserve_operator.core.models.slo import slo_of, slo_state
 from segserve_operator.core.models.streams import split_streams
 from segserve_operator.core.rollout.phases import Phase
@@ -54,6 +55,7 @@ def status_of(
         rollout=update.state,
         handled=update.handled,
         slo=slo_state(watch, slo, world.now_s) if slo is not None and watch is not None else "",
+        false_alarms=false_alarm_text(world.self_tests.get(model.name)) if tests_itself(model) else "",
         read_generation=model.generation,
     )
 

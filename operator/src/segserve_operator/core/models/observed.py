@@ -137,7 +137,8 @@ class ModelStatus:
 
     `observed_generation` is the latest generation of the spec that serves, or that was refused; `read_generation` the
     one that the conditions are about. `rollout` is the state of the latest rollout, `handled` the texts of annotations
-    that were handled, and `slo` the state of the SLO: Met, Breached, Unknown, or empty without an SLO.
+    that were handled, and `slo` the state of the SLO: Met, Breached, Unknown, or empty without an SLO. `false_alarms`
+    says how often stable was taken for worse than itself; it is empty without a self-test that has ended.
     """
 
     observed_generation: int = 0
@@ -148,6 +149,7 @@ class ModelStatus:
     rollout: RolloutState | None = None
     handled: tuple[str, ...] = ()
     slo: str = ""
+    false_alarms: str = ""
     read_generation: int = 0
 
 

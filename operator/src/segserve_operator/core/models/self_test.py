@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Final
@@ -19,6 +20,7 @@ from segserve_operator.core.statistics.exceedance import ExceedanceState
 from segserve_operator.core.statistics.past import StablePast
 from segserve_operator.core.traffic import shadow_of
 
+_Z: Final = 1.96
 ROUND_S: Final = 3600.0
 """Length of one comparison, like that of a typical rollout; the next one starts anew."""
 
@@ -28,6 +30,16 @@ def tests_itself(model: ModelObserved) -> bool:
     state, wanted = model.status.rollout, model.wanted
     enabled = wanted is not None and wanted.policy is not None and wanted.policy.self_test
     return enabled and model.roles.candidate is None and (state is None or state.ended)
+
+
+def false_alarm_text(test: SelfTest | None) -> str:
+    """Return how often stable was taken for worse than itself, with the upper end of the 95 % interval (Wilson)."""
+    if test is None or not test.rounds:
+        return ""
+    share, rounds = test.false_alarms / test.rounds, test.rounds
+    middle = share + _Z**2 / (2 * rounds)
+    most = (middle + _Z * math.sqrt(share * (1 - share) / rounds + _Z**2 / (4 * rounds**2))) / (1 + _Z**2 / rounds)
+    return f"{test.false_alarms} of {rounds} ({100 * share:.2g} %, at most {100 * most:.2g} %)"
 
 
 def self_tests(models: Iterable[ModelObserved], world: Observed) -> dict[str, SelfTest]:
