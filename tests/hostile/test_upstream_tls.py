@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import grpc
 import httpx
@@ -27,6 +28,8 @@ from fakes.triton import StubTriton
 from fakes.waiting import HANG_S, eventually
 from segserve_operator.adapters.traffic.envoy_files import ConfigurationRejectedError
 from segserve_operator.core.traffic import Endpoint, Route, Share, TrafficPlan
+from segserve_operator.gateway_sync.follower import Follower
+from segserve_operator.gateway_sync.plan_shards import ShardContent
 
 pytestmark = [pytest.mark.platform, pytest.mark.core, pytest.mark.asyncio(loop_scope="module")]
 
@@ -248,6 +251,25 @@ async def test_a_gateway_without_a_certificate_keeps_its_plan_and_asks_no_server
                     asked = len(pod.triton.asked)
                     assert (await here.by_http(), await here.by_grpc()) == (200, "coins")
                     assert len(pod.triton.asked) == asked + 1
+
+
+async def test_a_sidecar_says_why_it_keeps_its_plan_and_follows_the_new_one_once_its_secret_has_come(
+    pod: Pod, tmp_path: Path
+) -> None:
+    secret, reports = MountedSecret(tmp_path / "secret"), list[dict[str, Any]]()
+    async with running_gateway(tmp_path / "gateway", server_tls=secret.folder) as waiting:
+        follower = Follower(waiting.traffic, "uid", reports.append)
+        follower.follow(ShardContent(plan(pod.sidecar.endpoint), {"0": "version"}, {}))
+        await asyncio.sleep(0)
+        await follower.one_pass()
+
+        assert follower.health.followed is None
+        assert set(reports[-1]["refused"]) == {"plan", "certificate"}
+        secret.write(identity_secret(pod.authority, GATEWAY))
+        await follower.one_pass()
+        assert reports[-1]["shards"] == {"0": "version"}
+        assert reports[-1]["refused"] == {}
+        assert await replace(pod, gateway=waiting).serves()
 
 
 async def test_a_server_whose_certificate_cannot_be_used_is_not_ready_until_it_can(pod: Pod, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from fakes.pools import MINIMAL, pool_context, with_defaults
 from segserve_common.kube.names import GRPC_PORT, HTTP_PORT, METRICS_PORT
 from segserve_operator.adapters.kube.objects import gateway_objects, group_objects, main_group
 from segserve_operator.api.errors import SpecError
+from segserve_operator.gateway_sync.settings import Settings
 
 TLS: dict[str, Any] = {"servers": {"secretName": "masks-servers"}, "gateway": {"secretName": "masks-gateway"}}
 SPIFFE = "spiffe://example.org/ns/vision/sa/masks"
@@ -194,6 +196,8 @@ def test_the_gateways_envoy_has_no_secret_and_its_sidecar_gives_it_certificates_
     assert mounts["envoy"]["tls"] == mounts["sync"]["tls"] == mounts["prepare"]["tls"]
     told = json.loads(environment(template, "sync")["SEGSERVE_GATEWAY"])["serverTls"]
     assert told == mounts["sync"]["server-tls"] == mounts["prepare"]["server-tls"]
+    given = {name: value or "0" for name, value in environment(template, "sync").items()}
+    assert Settings.of(given).gateway.server_tls == Path(told)
 
 
 def test_where_the_cluster_chooses_the_user_anybody_in_the_container_reads_the_secret() -> None:
