@@ -84,8 +84,10 @@ class InstalledOperator:
 
 
 @contextmanager
-def installed(cluster: Cluster, watched: Sequence[str], replicas: int = 1) -> Iterator[InstalledOperator]:
-    """Install the chart for the time of the block; the operator works in the namespaces `watched` alone."""
+def installed(
+    cluster: Cluster, watched: Sequence[str], replicas: int = 1, more: Sequence[str] = ()
+) -> Iterator[InstalledOperator]:
+    """Install the chart for the time of the block, with `more` values; it works in the namespaces `watched` alone."""
     with cluster.namespace("operator") as namespace:
         values = [
             f"watchNamespaces={{{','.join(watched)}}}",
@@ -96,6 +98,7 @@ def installed(cluster: Cluster, watched: Sequence[str], replicas: int = 1) -> It
             *image_values("operator", cluster.images.operator),
             *image_values("server", cluster.images.server),
             *image_values("envoy", cluster.images.envoy),
+            *more,
         ]
         version = ("--set-string", f"images.server.tritonVersion={TRITON_VERSION}")
         waiting = ("--wait", f"--timeout={HANG_S:g}s")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final
 
 import pytest
@@ -26,7 +29,7 @@ from faults.story import ENDED
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 RATE: Final = 20.0
-ROLLOUT: Final = {**POLICY, "steps": [{"weight": 50, "minDuration": "3m"}]}
+TOKEN: Final = "/var/run/secrets/kubernetes.io/serviceaccount/token"
 FAULTS: Final = {
     151: Fault(after=AT_FIRST, errors=0.05),
     152: Fault(after=AT_FIRST, errors=1.0),
@@ -36,11 +39,42 @@ FAULTS: Final = {
 
 
 def coins(area: int = 150, **spec: Any) -> Json:
-    return model(slo=dict(SLO), rollout=ROLLOUT, postprocess=smallest(area), keepPrevious="1m", **spec)
+    rollout = {**POLICY, "steps": [{"weight": 50, "minDuration": "3m"}]}
+    return model(**{"slo": dict(SLO), "rollout": rollout, "postprocess": smallest(area), "keepPrevious": "1m", **spec})
+
+
+class TenantService(ThreadingHTTPServer):
+    """A service of a tenant on this machine, which keeps what gates and notifications tell it."""
+
+    def __init__(self) -> None:
+        super().__init__(("0.0.0.0", 0), _Answer)
+        self.received: list[Json] = []
+
+
+class _Answer(BaseHTTPRequestHandler):
+    server: TenantService
+
+    def do_POST(self) -> None:
+        self.server.received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        self.send_response(200)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
 
 
 @pytest.fixture(scope="module")
-def rolling(cluster: Cluster) -> Iterator[ServedNamespace]:
+def tenant() -> Iterator[TenantService]:
+    with TenantService() as service:
+        threading.Thread(target=service.serve_forever, daemon=True).start()
+        yield service
+        service.shutdown()
+
+
+@pytest.fixture(scope="module")
+def rolling(cluster: Cluster, tenant: TenantService) -> Iterator[ServedNamespace]:
     """One model on a pool of one server and one gateway, whose servers know what to do wrong."""
     plan = text({revision_of(coins(area)): fault for area, fault in FAULTS.items()})
     pool = default_pool(
@@ -48,10 +82,12 @@ def rolling(cluster: Cluster) -> Iterator[ServedNamespace]:
         gateway={"replicas": 1, "requestTimeoutSeconds": 5},
         artifacts={"privateHosts": [cluster.host]},
         server={"drainSeconds": 3, "env": [{"name": VARIABLE, "value": plan}]},
+        notifications=[{"url": f"http://{cluster.host}:{tenant.server_port}/"}],
     )
     with ExitStack() as stack:
         name = stack.enter_context(cluster.namespace("rollouts"))
-        operator = stack.enter_context(installed(cluster, [name]))
+        hosts = [f"{part}.hosts={{{cluster.host}}}" for part in ("gates", "notifications")]
+        operator = stack.enter_context(installed(cluster, [name], more=hosts))
         found = ServedNamespace(cluster, operator, name)
         found.apply(pool, coins())
         found.wait_ready("coins")
@@ -116,3 +152,26 @@ def test_a_network_with_wrong_masks_never_answers_a_caller(rolling: ServedNamesp
     assert ended.phase == "RolledBack"
     assert ended.load.of(ended.candidate) == []
     assert [call for call in ended.load.calls if call.bad] == []
+
+
+def test_services_of_tenants_are_called_from_a_container_that_has_no_token(
+    rolling: ServedNamespace, cluster: Cluster, tenant: TenantService
+) -> None:
+    url = f"http://{cluster.host}:{tenant.server_port}/"
+    gate = {"gate": "webhook", "name": "own", "url": url, "passCondition": "status == 200", "breachCondition": "true"}
+    rollout = {**POLICY, "steps": [{"weight": 50}], "gates": [*POLICY["gates"], gate]}
+    candidate = coins(155, rollout=rollout)
+    ended = rolled_out(rolling, candidate)
+    asked = [each for each in tenant.received if each.get("gate") == "own" and each["candidate"] == ended.candidate]
+    rolling.cluster.wait(
+        "a notification", lambda: [each for each in tenant.received if each.get("revision") == ended.candidate]
+    )
+
+    def has_token(container: str) -> bool:
+        look = f"import os; print(os.path.exists({TOKEN!r}))"
+        target = ("-n", rolling.operator.namespace, "exec", "deployment/segserve", "-c", container)
+        return cluster.kubectl(*target, "--", "python3", "-c", look).strip() == "True"
+
+    assert ended.phase == "RolledBack"
+    assert asked
+    assert (has_token("operator"), has_token("worker")) == (True, False)
