@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 OUT: Final = ROOT / "bench/out/rollout_measured.json"
 KNOWN: Final = ROOT / "bench/out/rollout.json"
 HEALTHY_RUNS: Final = 500
-FAULTY_RUNS: Final = 200
+FAULTY_RUNS: Final = 150
 DRAWN_RUNS: Final = 250
 _RATES: Final = (100.0, 10.0, 1000.0)
 _FAULTS: Final = (
