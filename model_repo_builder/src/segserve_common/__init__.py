@@ -5,4 +5,4 @@ from __future__ import annotations
 from typing import Final
 
 MAX_IMAGE_PIXELS: Final = 1_000_000_000
-"""The largest image that a model's resource can allow; without a limit, a few bytes could claim all memory."""
+"""Upper bound of `spec.input.maxPixels`: without a limit, an answer of a few bytes could claim all memory."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from pycocotools import mask as coco
+from pydantic import ValidationError
 
 from segserve_builder.errors import GoldenError
 from segserve_builder.golden.judging import (
@@ -19,6 +20,8 @@ from segserve_builder.golden.judging import (
     load,
     record,
 )
+from segserve_builder.spec.model_spec import Input
+from segserve_common import MAX_IMAGE_PIXELS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -206,3 +209,9 @@ def test_an_answer_that_is_not_finite_is_refused() -> None:
 
     with pytest.raises(GoldenError, match="NaN or infinity"):
         check_builtin(answer, answer)
+
+
+def test_an_answer_may_be_as_large_as_the_largest_image_that_a_resource_allows() -> None:
+    assert Input(max_pixels=MAX_IMAGE_PIXELS).max_pixels == MAX_IMAGE_PIXELS
+    with pytest.raises(ValidationError):
+        Input(max_pixels=MAX_IMAGE_PIXELS + 1)

@@ -12,8 +12,6 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError
 
-from segserve_common import MAX_IMAGE_PIXELS
-
 SCHEMES: Final = ("az", "file", "gs", "hf", "http", "https", "models", "oci", "pvc", "s3")
 """Schemes of artifacts' URIs: the keys of the registry of sources, for what only checks and describes them."""
 
@@ -118,7 +116,7 @@ class Input(FrozenModel):
     max_pixels: int = Field(
         default=50_000_000,
         ge=1,
-        le=MAX_IMAGE_PIXELS,
+        le=1_000_000_000,
         description="Largest number of pixels of an image; larger ones are refused before decoding.",
     )
 
