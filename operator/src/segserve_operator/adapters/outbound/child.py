@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import faulthandler
 import os
 import resource
 import signal
@@ -21,6 +22,9 @@ from segserve_operator.adapters.outbound.server import WorkerServer
 
 MEMORY_BYTES: Final = 384 * 2**20
 """Address space; what is in use is a fifth of it. Expressions are evaluated in processes of their own."""
+
+STUCK_S: Final = 60.0
+"""Seconds after which a worker whose event loop stands still ends itself."""
 
 _STACK_BYTES: Final = 512 * 1024
 
@@ -63,7 +67,16 @@ async def serve(options: argparse.Namespace) -> None:
     )
     listener = socket.socket(fileno=options.listener)
     listener.setblocking(False)
+    watchdog = asyncio.create_task(end_once_stuck())
     await WorkerServer(DirectServices(gates), direct_post(receivers), options.user).run(listener, stopping)
+    watchdog.cancel()
+
+
+async def end_once_stuck() -> None:
+    """Have the process end, with a trace, once its event loop stands still; for a process of its own alone."""
+    while True:
+        faulthandler.dump_traceback_later(STUCK_S, exit=True)
+        await asyncio.sleep(STUCK_S / 10)
 
 
 def main() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import faulthandler
 import logging
 import socket
 from concurrent.futures import ThreadPoolExecutor
@@ -36,8 +35,6 @@ LOOKUPS: Final = 16
 """Names that are looked up at the same time, each in a thread."""
 
 REQUEST_S: Final = 10.0
-STUCK_S: Final = 60.0
-"""Seconds after which a worker whose event loop stands still ends itself."""
 
 log = logging.getLogger("segserve")
 
@@ -56,13 +53,11 @@ class WorkerServer:
         loop = asyncio.get_running_loop()
         loop.set_default_executor(ThreadPoolExecutor(LOOKUPS))
         server = await asyncio.start_unix_server(self._accept, sock=listener, limit=MAX_REQUEST)
-        alive = asyncio.create_task(_say_alive())
         await stopping.wait()
         server.close()
-        tasks = (alive, *self._connections)
-        for task in tasks:
+        for task in self._connections:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._connections, return_exceptions=True)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -117,13 +112,6 @@ class WorkerServer:
             return Failed("transient", "the worker's memory does not suffice")
         except (httpx.HTTPError, OSError) as error:
             return Failed("transient", shortened(str(error) or type(error).__name__))
-
-
-async def _say_alive() -> None:
-    """Have the process end, with a trace, once its event loop stands still."""
-    while True:
-        faulthandler.dump_traceback_later(STUCK_S, exit=True)
-        await asyncio.sleep(STUCK_S / 10)
 
 
 def _line(response: Response) -> bytes:
