@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -23,11 +23,25 @@ from fakes.cluster_world import NAMESPACE, ClusterWorld, model_manifest
 from fakes.mutations import Edit, Json, edited, edits, spec_schema
 from segserve_common.kube.kinds import DEPLOYMENTS, MODELS, PODS, POOLS, REVISIONS, SERVICES
 from segserve_common.kube.names import REVISION_LABEL
+from segserve_operator.adapters.kube.gateway import ClusterTraffic
 from segserve_operator.api.errors import SpecError
 from segserve_operator.api.loading import parse
 from segserve_operator.core.models.requests import VERBS
 
 pytestmark = pytest.mark.timeout(3600)  # `make test-all` gives them what tests on the cluster leave of the cores
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_gateway_is_called() -> Iterator[None]:
+    """Gateways have addresses in this world alone: a check that called one left a connection to a stranger's."""
+
+    async def nowhere(_: ClusterTraffic) -> None:
+        return None
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ClusterTraffic, "internal_url", nowhere)
+        yield
+
 
 MODEL_SCHEMA: Final = spec_schema("SegmentationModel")
 POOL_SCHEMA: Final = spec_schema("TritonPool", replicas=4)
