@@ -17,8 +17,6 @@ from segserve_operator.core.gates import (
     webhook,
 )
 from segserve_operator.core.gates.base import CheckedGateType, Edges, GateType, MeasuredGate, MeasuredGateType
-from segserve_operator.core.gates.error_rate import ErrorRate
-from segserve_operator.core.gates.latency import Latency
 from segserve_operator.core.statistics.past import StablePast
 
 __all__ = ["GATES", "checked_gate", "measured_gates", "started", "started_again"]
@@ -47,20 +45,12 @@ def measured_gates(policy: RolloutPolicy, slo: Slo, edges: Edges = EDGES_MS) -> 
 
 def started(gates: Mapping[str, MeasuredGate[Any]], past: StablePast, shape: tuple[int, ...] = ()) -> dict[str, Any]:
     """Return the gates' states at the start of a rollout, by name; those that compare with stable know its past."""
-    return {
-        name: gate.start(shape, past) if isinstance(gate, ErrorRate | Latency) else gate.start(shape)
-        for name, gate in gates.items()
-    }
+    return {name: gate.start(shape, past) for name, gate in gates.items()}
 
 
 def started_again(gates: Mapping[str, MeasuredGate[Any]], former: Mapping[str, Any]) -> dict[str, Any]:
     """Return the gates' states at the start of the same rollout, from later states of the same gates, by name."""
-    return {
-        name: gate.test.again(former[name])
-        if isinstance(gate, ErrorRate | Latency) and name in former
-        else gate.start()
-        for name, gate in gates.items()
-    }
+    return {name: gate.again(former[name]) if name in former else gate.start() for name, gate in gates.items()}
 
 
 def checked_gate(name: str) -> CheckedGateType | None:

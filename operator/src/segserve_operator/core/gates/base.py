@@ -12,6 +12,7 @@ import numpy as np
 from segserve_operator.api.rollout_policy import CheckedGateSpec, GateSpec, RolloutPolicy, Slo
 from segserve_operator.core.evidence import EvidenceWindow, Judgement
 from segserve_operator.core.gates.checks import CheckResult
+from segserve_operator.core.statistics.past import StablePast
 
 State = TypeVar("State")
 Edges: TypeAlias = tuple[float, ...]
@@ -45,8 +46,12 @@ class MeasuredGate(Protocol[State]):
     judged by the same code as one.
     """
 
-    def start(self, shape: tuple[int, ...] = ()) -> State:
-        """Return the state before any window."""
+    def start(self, shape: tuple[int, ...] = (), past: StablePast | None = None) -> State:
+        """Return the state before any window; `past` is stable's, for gates that compare with it."""
+        ...
+
+    def again(self, former: State) -> State:
+        """Return the state before any window of a rollout that begins as the one of a later state did."""
         ...
 
     def update(self, state: State, window: EvidenceWindow) -> State:

@@ -16,6 +16,7 @@ import numpy as np
 from segserve_operator.api.rollout_policy import BurnRateGate, RolloutPolicy, Slo
 from segserve_operator.core.evidence import CANDIDATE, EDGES_MS, STABLE, Bools, EvidenceWindow, Floats, Judgement
 from segserve_operator.core.gates.base import Edges, MeasuredGateType, Outcome, Verdict
+from segserve_operator.core.statistics.past import StablePast
 
 BUCKETS: Final = 48
 SHORT: Final = BUCKETS // 12
@@ -58,10 +59,14 @@ class BurnRate:
         """The shares of bad requests [streams] that the SLO allows."""
         return np.array([self.slo_rate, *(1.0 - quantile for quantile, _ in self.slo_ms)])
 
-    def start(self, shape: tuple[int, ...] = ()) -> BurnState:
-        """Return the state before any window."""
+    def start(self, shape: tuple[int, ...] = (), past: StablePast | None = None) -> BurnState:
+        """Return the state before any window; `past` changes nothing, since there is nothing to compare with."""
         buckets = np.zeros((*shape, len(self.budgets), BUCKETS))
         return BurnState(np.zeros(shape), np.zeros(shape), buckets, buckets)
+
+    def again(self, former: BurnState) -> BurnState:
+        """Return the state before any window of a rollout that begins as a former one did."""
+        return self.start(former.age_s.shape)
 
     def update(self, state: BurnState, window: EvidenceWindow) -> BurnState:
         """Return the state after one more window; counts only what serves nearly all requests, i.e. after promotion."""

@@ -37,6 +37,10 @@ class ErrorRate:
         """Return the state before any window; `past` is stable's."""
         return self.test.start(shape, past.errors if past is not None else None)
 
+    def again(self, former: ExceedanceState) -> ExceedanceState:
+        """Return the state before any window of a rollout with the same past of stable as a former one."""
+        return self.test.again(former)
+
     def update(self, state: ExceedanceState, window: EvidenceWindow) -> ExceedanceState:
         """Return the state after one more window."""
         bins: Floats = np.stack([window.requests - window.errors, window.errors], -1)

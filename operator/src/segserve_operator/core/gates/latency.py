@@ -73,6 +73,10 @@ class Latency:
         """Return the state before any window; `past` is stable's, of latencies with this gate's edges."""
         return self.test.start(shape, past.latencies if past is not None else None)
 
+    def again(self, former: ExceedanceState) -> ExceedanceState:
+        """Return the state before any window of a rollout with the same past of stable as a former one."""
+        return self.test.again(former)
+
     def update(self, state: ExceedanceState, window: EvidenceWindow) -> ExceedanceState:
         """Return the state after one more window; its latencies must have this gate's edges."""
         return self.test.update(state, window.latencies, window.seconds)

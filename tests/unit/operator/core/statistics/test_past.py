@@ -169,7 +169,7 @@ def test_a_candidate_that_stays_slow_is_judged_once_it_had_its_time() -> None:
 def test_a_replay_begins_with_the_same_past() -> None:
     start = LATENCY.start(past=known())
     later = LATENCY.update(start, window((190.0, 10.0), (9.0, 9.0), 30.0))
-    again = LATENCY.test.again(later)
+    again = LATENCY.again(later)
     assert all(np.array_equal(getattr(start, each.name), getattr(again, each.name)) for each in fields(ExceedanceState))
     assert later.total[STABLE].sum() > 0
 
