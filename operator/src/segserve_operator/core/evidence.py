@@ -63,5 +63,5 @@ class Judgement:
     enough: Bools
     harm: Floats
     excess: Floats
-    doubtful: Bools | bool = False
-    settling: Bools | bool = False
+    doubtful: Bools
+    settling: Bools

@@ -22,8 +22,17 @@ from segserve_operator.core.rollout.engine import (
 from segserve_operator.core.rollout.phases import Phase, Signal
 
 POLICY = Policy(levels=(0.01,), tolerances=(0.005,), bake_s=60.0)
-FINE = Judgement(np.array(-3.0), np.array(False), np.array(False), np.array(True), np.array(1e-4), np.array(0.0))
-NO_DATA = Judgement(np.array(0.0), np.array(False), np.array(False), np.array(False), np.array(1.0), np.array(0.0))
+FINE = Judgement(
+    breach=np.array(-3.0),
+    incident=np.array(False),
+    shared=np.array(False),
+    enough=np.array(True),
+    harm=np.array(1e-4),
+    excess=np.array(0.0),
+    doubtful=np.array(False),
+    settling=np.array(False),
+)
+NO_DATA = replace(FINE, breach=np.array(0.0), enough=np.array(False), harm=np.array(1.0))
 BAD = replace(FINE, breach=np.array(9.0), harm=np.array(0.5), excess=np.array(20.0))
 
 

@@ -30,6 +30,7 @@ HOLD, ROLLBACK, PROMOTE = OnUndecided.HOLD, OnUndecided.ROLLBACK, OnUndecided.PR
 def judgement(**changed: Any) -> Judgement:
     """Return what a gate makes of a candidate that is no worse than stable, but for what is changed."""
     known = {"breach": -3.0, "incident": False, "shared": False, "enough": True, "harm": 1e-4, "excess": 0.0}
+    known |= {"doubtful": False, "settling": False}
     return Judgement(**{name: np.array(value) for name, value in {**known, **changed}.items()})
 
 

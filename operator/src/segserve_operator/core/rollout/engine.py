@@ -243,7 +243,7 @@ def _signal(
     last = progress.step + 1 >= len(policy.steps)
     cold: Bools = np.zeros(phase.shape, bool)
     for judgement in judged:
-        cold = cold | np.asarray(judgement.settling)
+        cold = cold | judgement.settling
     # A paused rollout is not undecided: a person decided to hold it, so deadlines do not apply.
     late = _late(policy, progress, now_s) & ~goes_on & ~progress.paused
     given = {
@@ -277,7 +277,7 @@ def breached(policy: Policy, judged: Sequence[Judgement]) -> Bools:
     """Tell whether any gate has proof of a breach at its level."""
     proved: Bools = np.asarray(False)
     for judgement, level in zip(judged, policy.levels, strict=True):
-        settling = np.asarray(judgement.settling) & np.isfinite(judgement.breach)
+        settling = judgement.settling & np.isfinite(judgement.breach)
         proved = proved | ((judgement.breach >= -np.log(level)) & ~settling)
     return proved
 
@@ -302,7 +302,7 @@ def _suspect(progress: Progress, judged: Sequence[Judgement]) -> Bools:
     for each in judged:
         now = (each.breach >= SUSPICION) & np.isfinite(each.breach)
         suspected = suspected | (now & ~each.incident & (progress.phase == Phase.PROGRESSING))
-        cold = cold | (now & np.asarray(each.settling))
+        cold = cold | (now & each.settling)
     suspect: Bools = (suspected & (progress.quarantines == 0)) | cold
     return suspect
 
@@ -360,6 +360,6 @@ def affordable(policy: Policy, progress: Progress, judged: Sequence[Judgement]) 
     left = policy.max_bad_requests - (_excess(judged, progress) - progress.bad)
     return [
         (judgement.harm <= tolerance)
-        | ((judgement.harm * at_risk <= part * left) & (judgement.harm <= largest) & ~np.asarray(judgement.doubtful))
+        | ((judgement.harm * at_risk <= part * left) & (judgement.harm <= largest) & ~judgement.doubtful)
         for judgement, tolerance in zip(judged, policy.tolerances, strict=True)
     ]
