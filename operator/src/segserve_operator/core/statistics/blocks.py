@@ -61,6 +61,13 @@ def summed(logs: Floats) -> Floats:
     return total
 
 
+def redistributed(wealth: Floats, part: Floats | float) -> Floats:
+    """Return the log wealth [..., bets] after `part` (0 to 1) of each bet's is dealt to all alike: the fixed share."""
+    mean = summed(wealth)[..., None] - np.log(wealth.shape[-1])
+    after: Floats = np.log((1.0 - part) * np.exp(wealth - mean) + part) + mean
+    return after
+
+
 def staked(share: Floats, allowed: Floats, before: Floats, unsure: Floats) -> Floats:
     """Return the log factors [..., STAKES] of a block with this candidate's share; all arguments are [...].
 

@@ -8,8 +8,9 @@ parallel (a mixture), one of them on nothing, and each block redistributes a lit
 and Warmuth 1998), so that a regression that comes late finds money to bet with. Streams share the wealth by weight.
 
 All bets are made twice: against stable's own share, and against what is tolerated beyond it. A breach requires proof of
-the first and `TOLERATED` times less of the second. Candidates as good as stable are thus accused at the declared rate
-at most, and those that are worse but tolerable at `TOLERATED` times that; in exchange a bad one is found much sooner.
+the first and `TOLERATED` times less of the second (`KNOWN_TOLERATED` times less if stable's dependence is known).
+Candidates as good as stable are thus accused at the declared rate at most, and those that are worse but tolerable at
+that many times it; in exchange a bad one is found much sooner.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from segserve_operator.core.statistics.blocks import (
     harm_bound,
     likelihood,
     merged,
+    redistributed,
     refuted,
     staked,
     summed,
@@ -326,10 +328,7 @@ class Exceedance:
             factors.append(likelihood(share, worth, self._allowed(fresh.present), unsure, self.odds))
         most = refuted(share[..., 0, :], requests, above[..., STABLE, :], stable, fresh.spread)[..., None, :, None]
         moved = wealth + np.minimum(np.concatenate(factors, -1), most)
-        mean = summed(moved)[..., None] - np.log(self.bets)
-        dealt = np.clip(SWITCH * requests, SWITCH, MOST_SWITCH)[..., None, None]
-        after: Floats = np.log((1.0 - dealt) * np.exp(moved - mean) + dealt) + mean
-        return after
+        return redistributed(moved, np.clip(SWITCH * requests, SWITCH, MOST_SWITCH)[..., None, None])
 
     def _clustered(self, fresh: Baseline, state: ExceedanceState, level: Floats, times: Floats) -> Baseline:
         """Return what harm is measured against: where dependence is known, all of stable's past and its clusters.
@@ -365,10 +364,8 @@ class Exceedance:
         tolerable = np.where((floors > 0)[:, None], np.minimum(tolerable, beyond), tolerable)
         factors = np.stack([worse, tolerable], -3)
         moved = state.paired + np.concatenate([np.zeros((*factors.shape[:-1], 1)), factors], -1)
-        mean = summed(moved)[..., None] - np.log(1 + len(ODDS))
         dealt = np.clip(KNOWN_SWITCH * requests[CANDIDATE], 1e-5, MOST_KNOWN_SWITCH)[..., None, :, None]
-        after: Floats = np.log((1.0 - dealt) * np.exp(moved - mean) + dealt) + mean
-        return after
+        return redistributed(moved, dealt)
 
     def _allowed(self, share: Floats) -> Floats:
         """Return which shares above the edge [..., 2, S] are no worse than stable's [..., S], and which tolerable."""
