@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 
 from segserve_operator.core.evidence import CANDIDATE, Floats
-from segserve_operator.core.statistics.blocks import summed
+from segserve_operator.core.statistics.blocks import redistributed, summed
 
 TIMES: Final = (0.01, 0.5, 0.8, 1.0, 1.25, 2.0, 5.0)
 """Odds of going to the candidate relative to those written, each with its own wealth; 1 bets nothing."""
@@ -50,9 +50,7 @@ class SampleRatio:
         written = np.clip(np.asarray(weight_percent)[..., None] / 100.0 * slack, SMALLEST, 1.0 - SMALLEST)
         total, candidate = requests.sum(-1)[..., None], requests[..., CANDIDATE, None]
         ratio = candidate * np.log(times) - total * np.log1p(written * (times - 1.0))
-        moved = state.wealth + ratio / DISPERSION
-        mean = summed(moved)[..., None] - np.log(len(TIMES))
-        dealt = np.logaddexp(moved + np.log1p(-SWITCH), mean + np.log(SWITCH))
+        dealt = redistributed(state.wealth + ratio / DISPERSION, SWITCH)
         return SampleRatioState(np.where(total > 0, dealt, state.wealth))
 
     def evidence(self, state: SampleRatioState) -> Floats:
