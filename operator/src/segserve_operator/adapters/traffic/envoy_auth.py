@@ -32,6 +32,7 @@ from segserve_operator.adapters.traffic.envoy_extensions import (
     watched_extension,
 )
 from segserve_operator.adapters.traffic.envoy_messages import Json
+from segserve_operator.adapters.traffic.envoy_tls import TLS_SOCKET
 from segserve_operator.api.access import KEY_NAME, Auth, JwtIssuer, KeySet
 from segserve_operator.api.pod_template import SecretKey
 from segserve_operator.core.traffic import AccessRule, Callers
@@ -275,7 +276,7 @@ def _jwks_cluster(settings: AuthSettings, number: int, jwks: KeySet) -> Json:
     names = [{"san_type": kind, "matcher": {"exact": host}}]
     validation = {"trusted_ca": trusted, "match_typed_subject_alt_names": names}
     tls = extension(
-        "envoy.transport_sockets.tls",
+        TLS_SOCKET,
         "extensions.transport_sockets.tls.v3.UpstreamTlsContext",
         sni=host,
         common_tls_context={"validation_context": validation},

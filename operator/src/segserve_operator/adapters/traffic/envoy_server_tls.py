@@ -10,12 +10,11 @@ from segserve_operator.adapters.traffic.envoy_clusters import EnvoyCluster, Prot
 from segserve_operator.adapters.traffic.envoy_extensions import extension
 from segserve_operator.adapters.traffic.envoy_files import ConfigurationRejectedError
 from segserve_operator.adapters.traffic.envoy_messages import CLUSTER, SOCKET_MATCH, Json, encode, parse, parse_json
-from segserve_operator.adapters.traffic.envoy_tls import CERTIFICATE, CLIENT_CA, TlsFiles, watched_secret
-from segserve_operator.core.traffic import Endpoint, TrafficPlan
+from segserve_operator.adapters.traffic.envoy_tls import CERTIFICATE, CLIENT_CA, TLS_SOCKET, TlsFiles, watched_secret
+from segserve_operator.core.traffic import Endpoint
 
 SERVERS: Final = "servers"
 """Key of a gateway's report for what is wrong with the certificate that it shows to servers."""
-TLS_SOCKET: Final = "envoy.transport_sockets.tls"
 TLS_VERSION: Final = {"tls_minimum_protocol_version": "TLSv1_3", "tls_maximum_protocol_version": "TLSv1_3"}
 """Both ends are ours, so nothing older is needed; as a client Envoy speaks it only where that is said."""
 _MATCH: Final = "envoy.transport_socket_match"
@@ -37,12 +36,6 @@ def with_server_tls(
     if files is None:
         raise ConfigurationRejectedError("servers of the plan want TLS, for which this gateway has no certificate")
     return {name: EnvoyCluster(_secured(each.content, named, files), each.usable) for name, each in clusters.items()}
-
-
-def wants_tls(plan: TrafficPlan) -> bool:
-    """Tell whether some server of a plan has an identity."""
-    shares = (share for route in plan.routes for share in route.shares)
-    return any(at.identity for listed in (plan.servers, *(share.endpoints for share in shares)) for at in listed)
 
 
 def validation(identity: str, authorities: Json) -> Json:

@@ -12,6 +12,7 @@ from segserve_operator.adapters.traffic.envoy_messages import Json
 CERTIFICATE: Final = "certificate"
 CLIENT_CA: Final = "client_ca"
 """The names of the two resources that Envoy asks for."""
+TLS_SOCKET: Final = "envoy.transport_sockets.tls"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ def render_transport_socket(settings: TlsSettings, files: TlsFiles) -> Json:
     if settings.client_ca is not None:
         common["validation_context_sds_secret_config"] = watched_secret(CLIENT_CA, files.client_ca)
     return extension(
-        "envoy.transport_sockets.tls",
+        TLS_SOCKET,
         "extensions.transport_sockets.tls.v3.DownstreamTlsContext",
         common_tls_context=common,
         require_client_certificate=settings.client_ca is not None and settings.client_certificates == "required",
