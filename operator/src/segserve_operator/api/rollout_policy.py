@@ -17,6 +17,7 @@ from pydantic_core.core_schema import CoreSchema, tagged_union_schema
 
 from segserve_operator.api.checks import located
 from segserve_operator.api.meta import ApiValue, Duration, format_duration
+from segserve_operator.api.shadow import Shadow
 
 _MINUTES_10: Final = timedelta(minutes=10)
 
@@ -377,6 +378,10 @@ class RolloutPolicy(ApiValue):
                 )
             ),
         },
+    )
+    shadow: Shadow | None = Field(
+        default=None,
+        description="Ask the candidate copies of callers' requests before the first step. Default: no copies.",
     )
     alpha: float = Field(
         default=0.01,

@@ -19,6 +19,33 @@ EDGES_MS: Final = (*(float(f"{digits}e{power}") for power in range(-1, 4) for di
 """Edges of latency bins, in milliseconds: the E24 series. Envoy's own bins have two digits, so these are exact."""
 
 
+RATIOS: Final = (0.25, 0.33, 0.5, 0.66, 0.8, 0.9, 1.1, 1.25, 1.5, 2.0, 3.0, 4.0)
+"""Edges of bins of a pair's latencies, the candidate's divided by stable's."""
+DISAGREEMENTS: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+"""Edges of bins of how much the two answers of a pair differ: 1 - agreement, from 0 to 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """Requests of which both revisions were asked at the same moment. All arrays have the same leading axes.
+
+    failed [..., 2, 2]: pairs by whether stable failed (0, 1) and whether the candidate did. ratios [..., R + 1]: pairs
+    in which both answered, by the candidate's latency divided by stable's; bin i holds those of at least
+    `RATIOS[i - 1]` and less than `RATIOS[i]`. disagreements [..., D + 1]: pairs whose answers were compared, by how
+    much they differ, in bins between `DISAGREEMENTS`.
+    """
+
+    failed: Floats
+    ratios: Floats
+    disagreements: Floats
+
+    @classmethod
+    def nothing(cls, shape: tuple[int, ...] = ()) -> Pairs:
+        """Return no pairs."""
+        ratios, disagreements = len(RATIOS) + 1, len(DISAGREEMENTS) + 1
+        return cls(np.zeros((*shape, 2, 2)), np.zeros((*shape, ratios)), np.zeros((*shape, disagreements)))
+
+
 @dataclass(frozen=True, slots=True)
 class EvidenceWindow:
     """Requests counted between two moments. All arrays have the same leading axes: none, or [runs] in a simulation.
@@ -28,13 +55,15 @@ class EvidenceWindow:
     2, K + 1]: answers by latency. Bin i holds those of at least `edges[i - 1]` and less than `edges[i]` ms; the last
     bin also holds requests that timed out, that their callers gave up, or that hang: the latter as soon as they hang,
     and not again when they end. Failures without a server's answer are in no bin, so that the sum may be less than
-    `requests` or, while requests hang, more.
+    `requests` or, while requests hang, more. pairs: of a window in which both revisions were asked the same (Shadow),
+    what the pairs say; requests, errors and latencies are then those of the pairs, and of no caller.
     """
 
     seconds: Floats
     requests: Floats
     errors: Floats
     latencies: Floats
+    pairs: Pairs | None = None
 
     @classmethod
     def nothing(cls, shape: tuple[int, ...] = (), *, edges: int = len(EDGES_MS)) -> EvidenceWindow:

@@ -121,13 +121,28 @@ class RouteAffinity:
 
 
 @dataclass(frozen=True, slots=True)
+class Mirror:
+    """Requests of callers that two groups are asked too, beside the callers' way, for comparison; callers see nothing
+    of it.
+
+    `percent` of the inference requests are copied to the comparator of the gateway, which asks both groups at most
+    `requests_per_s` of them.
+    """
+
+    stable: str
+    candidate: str
+    percent: int
+    requests_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Route:
     """A model's requests, split over its shares; the weights sum to 100.
 
     `steps` are the names of the composing models that the heaviest share's group holds; clients such as
     perf_analyzer ask for their configuration. `exposed` names the bare networks that are public. `access` says who may
     use the model: any of these callers, nobody if it is empty, and whoever the gateway takes if it is None. Without an
-    `affinity` each request goes its own way.
+    `affinity` each request goes its own way. With a `mirror`, some are compared.
     """
 
     model: str
@@ -137,6 +152,7 @@ class Route:
     access: tuple[AccessRule, ...] | None = None
     limits: RouteLimits | None = None
     affinity: RouteAffinity | None = None
+    mirror: Mirror | None = None
 
     def __post_init__(self) -> None:
         total = sum(share.weight for share in self.shares)

@@ -34,16 +34,38 @@ class SeriesCounts:
 
 
 @dataclass(frozen=True, slots=True)
+class PairCounts:
+    """Counters of the pairs that one gateway's comparator asked two groups for, about one model.
+
+    `epoch` changes when the comparator starts anew, or compares other groups: it then counts from zero. failed: pairs
+    by (stable failed, candidate failed): neither, the candidate alone, stable alone, both. latencies: of stable and
+    candidate, as in `SeriesCounts`. ratios, disagreements: as in `core.evidence.Pairs`. dropped: copies that were not
+    asked, since others were under way or there were too many.
+    """
+
+    epoch: str
+    stable: str
+    candidate: str
+    failed: tuple[int, int, int, int] = (0, 0, 0, 0)
+    latencies: tuple[tuple[tuple[float, int], ...], tuple[tuple[float, int], ...]] = ((), ())
+    ratios: tuple[int, ...] = ()
+    disagreements: tuple[int, ...] = ()
+    dropped: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Counters:
     """Counters of one gateway. `epoch` changes when the gateway restarts and its counters start at zero again.
 
-    `at_s` is the time of reading and `began_s` that of its start, both Unix time.
+    `at_s` is the time of reading and `began_s` that of its start, both Unix time. `pairs` are its comparator's, if it
+    compares.
     """
 
     epoch: str
     at_s: float
     by_series: Mapping[Series, SeriesCounts] = field(default_factory=dict)
     began_s: float = 0.0
+    pairs: PairCounts | None = None
 
 
 Sample: TypeAlias = "Mapping[str, Counters]"

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, urlsplit
 
-from kubernetes.aio.client import V1PersistentVolumeClaimVolumeSource, V1SecretVolumeSource, V1Volume, V1VolumeMount
+from kubernetes.aio.client import V1PersistentVolumeClaimVolumeSource, V1Volume, V1VolumeMount
 
 from segserve_common.kube.names import CLAIMS_FOLDER, SECRETS_FOLDER
+from segserve_operator.adapters.kube.objects import pods
 from segserve_operator.mapping import artifact_access
 from segserve_operator.mapping.quantities import number
 
@@ -62,14 +63,9 @@ def _common(wanted: tuple[str, ...] | None, allowed: tuple[str, ...]) -> tuple[s
 def volumes(context: PoolContext) -> list[V1Volume]:
     """Return the volumes of Secrets and claims."""
     artifacts = context.spec.artifacts
-    # The group of the volumes may read them; without one, who reads them is not known before the pod runs.
-    mode = 0o440 if context.defaults.pod_user is not None else 0o444
+    # Optional: models that need no credentials are served even if the Secret is missing.
     secrets = [
-        V1Volume(
-            name=_volume_name("secret", name),
-            # Optional: models that need no credentials are served even if the Secret is missing.
-            secret=V1SecretVolumeSource(secret_name=name, optional=True, default_mode=mode),
-        )
+        pods.secret_volume(_volume_name("secret", name), name, context.defaults.pod_user)
         for name in _secrets(artifacts)
     ]
     claims = [

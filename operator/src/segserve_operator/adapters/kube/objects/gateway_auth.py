@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Any
 
-from kubernetes.aio.client import V1SecretVolumeSource, V1Volume, V1VolumeMount
+from kubernetes.aio.client import V1Volume, V1VolumeMount
 
 from segserve_common.kube.names import SECRETS_FOLDER
+from segserve_operator.adapters.kube.objects import pods
 
 if TYPE_CHECKING:
     from segserve_operator.adapters.kube.objects.context import PoolContext
@@ -15,13 +16,8 @@ if TYPE_CHECKING:
 
 def volumes(context: PoolContext) -> list[V1Volume]:
     """Return the volumes of the Secrets with callers' credentials."""
-    # The group of the volumes may read them; without one, who reads them is not known before the pod runs.
-    mode = 0o440 if context.defaults.pod_user is not None else 0o444
-    return [
-        # Optional: without the Secret the pod runs, and takes none of its credentials.
-        V1Volume(name=_volume(name), secret=V1SecretVolumeSource(secret_name=name, optional=True, default_mode=mode))
-        for name in _secrets(context)
-    ]
+    # Optional: without the Secret the pod runs, and takes none of its credentials.
+    return [pods.secret_volume(_volume(name), name, context.defaults.pod_user) for name in _secrets(context)]
 
 
 def sync_mounts(context: PoolContext) -> list[V1VolumeMount]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from kubernetes.aio.client import V1ContainerPort, V1SecretVolumeSource, V1ServicePort, V1Volume, V1VolumeMount
+from kubernetes.aio.client import V1ContainerPort, V1ServicePort, V1Volume, V1VolumeMount
 
 from segserve_common.kube.names import CERTIFICATE_FOLDER, CLIENT_CA_FOLDER, REDIRECT_PORT, RUN_FOLDER
 from segserve_operator.adapters.kube.objects import pods
@@ -45,13 +45,11 @@ def volumes(context: PoolContext) -> list[V1Volume]:
     """Return the volumes of the Secrets, and of what the sidecar gives to Envoy."""
     if not _has_folder(context):
         return []
-    # The group of the volumes may read them; without one, who reads them is not known before the pod runs.
-    mode = 0o440 if context.defaults.pod_user is not None else 0o444
     return [
         pods.folder(_FOLDER, "8Mi", memory=True),
         *(
             # Optional: without the Secret the pod runs, and the sidecar reports what is missing.
-            V1Volume(name=name, secret=V1SecretVolumeSource(secret_name=secret, optional=True, default_mode=mode))
+            pods.secret_volume(name, secret, context.defaults.pod_user)
             for name, secret, _ in _secrets(context)
         ),
     ]

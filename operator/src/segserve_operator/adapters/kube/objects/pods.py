@@ -27,6 +27,7 @@ from kubernetes.aio.client import (
     V1ProjectedVolumeSource,
     V1ResourceRequirements,
     V1SeccompProfile,
+    V1SecretVolumeSource,
     V1SecurityContext,
     V1ServiceAccountTokenProjection,
     V1TCPSocketAction,
@@ -139,6 +140,19 @@ def token_mount() -> V1VolumeMount:
 def folder(name: str, size: str | None = None, *, memory: bool = False) -> V1Volume:
     """Return an empty folder with the lifetime of the pod, in memory or on disk."""
     return V1Volume(name=name, empty_dir=V1EmptyDirVolumeSource(size_limit=size, medium="Memory" if memory else None))
+
+
+def secret_volume(name: str, secret: str, user: int | None, *, keys: Iterable[str] = ()) -> V1Volume:
+    """Return a Secret as a volume of a pod that runs as `user`.
+
+    The pod is started once the Secret has all `keys`; without keys it runs even if there is no such Secret.
+    """
+    items = listed(V1KeyToPath(key=key, path=key) for key in keys)
+    # The group of the volumes may read them; without one, who reads them is not known before the pod runs.
+    mode = 0o440 if user is not None else 0o444
+    optional = True if items is None else None
+    source = V1SecretVolumeSource(secret_name=secret, optional=optional, default_mode=mode, items=items)
+    return V1Volume(name=name, secret=source)
 
 
 def requirements(

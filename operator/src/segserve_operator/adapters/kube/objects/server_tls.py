@@ -15,11 +15,9 @@ from kubernetes.aio.client import (
     V1ContainerPort,
     V1DownwardAPIProjection,
     V1DownwardAPIVolumeFile,
-    V1KeyToPath,
     V1Lifecycle,
     V1ObjectFieldSelector,
     V1ProjectedVolumeSource,
-    V1SecretVolumeSource,
     V1Volume,
     V1VolumeMount,
     V1VolumeProjection,
@@ -127,7 +125,7 @@ def volumes(context: PoolContext) -> list[V1Volume]:
     ]
     projection = V1VolumeProjection(downward_api=V1DownwardAPIProjection(items=files))
     return [
-        _secret_volume(context, tls.servers, optional=False),
+        pods.secret_volume(_SECRET, tls.servers.secret_name, context.defaults.pod_user, keys=_KEYS),
         V1Volume(name=_FILES, projected=V1ProjectedVolumeSource(sources=[projection])),
     ]
 
@@ -136,7 +134,7 @@ def gateway_volumes(context: PoolContext) -> list[V1Volume]:
     """Return the volume of the gateway's Secret."""
     tls = context.spec.server_tls
     # Optional: without the Secret the pod runs, and the sidecar reports what is missing.
-    return [] if tls is None else [_secret_volume(context, tls.gateway, optional=True)]
+    return [] if tls is None else [pods.secret_volume(_SECRET, tls.gateway.secret_name, context.defaults.pod_user)]
 
 
 def gateway_mounts(context: PoolContext) -> list[V1VolumeMount]:
@@ -169,13 +167,3 @@ def _heap_bytes(resources: Resources | None) -> int:
 
 def _identity(context: PoolContext, party: TlsParty, role: str) -> str:
     return party.identity or f"{role}.{context.pool}.{context.namespace}.svc"
-
-
-def _secret_volume(context: PoolContext, party: TlsParty, *, optional: bool) -> V1Volume:
-    # The group of the volumes may read them; without one, who reads them is not known before the pod runs.
-    mode = 0o440 if context.defaults.pod_user is not None else 0o444
-    items = None if optional else [V1KeyToPath(key=key, path=key) for key in _KEYS]
-    secret = V1SecretVolumeSource(
-        secret_name=party.secret_name, optional=True if optional else None, default_mode=mode, items=items
-    )
-    return V1Volume(name=_SECRET, secret=secret)

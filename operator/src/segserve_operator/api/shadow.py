@@ -1,0 +1,27 @@
+"""The spec of Shadow: a candidate is asked copies of callers' requests before any caller gets its answer."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from pydantic import Field
+
+from segserve_operator.api.meta import ApiValue, Duration
+
+
+class Shadow(ApiValue):
+    """Copies of callers' requests that stable and the candidate are both asked before the first step."""
+
+    percent: int = Field(
+        default=10, ge=1, le=100, description="Percent of callers' inference requests that are copied."
+    )
+    max_requests_per_second: float = Field(
+        default=5.0, gt=0, le=1000, description="Most copies per second that each gateway asks both revisions."
+    )
+    min_requests: int = Field(
+        default=200, ge=20, le=100_000, description="Copies that both must have been asked before the first step."
+    )
+    max_duration: Duration = Field(
+        default=timedelta(minutes=10),
+        description="Longest time; then the steps begin with what is known, unless the candidate is probably worse.",
+    )
