@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -59,7 +58,6 @@ _HOOK_S: Final = 5
 """Additional wait of Envoy's hook, since the sidecar's hook may start late on a busy machine."""
 _GRACE_S: Final = 15
 """Part of the grace period beside the drain: start of the hooks, and end of the two processes."""
-_HEAP_SHARE: Final = Decimal("0.8")
 _SYNC: Final = ("python3", "-m", "segserve_operator.gateway_sync")
 
 
@@ -214,6 +212,5 @@ def _session_affinity(spec: SessionAffinity | None) -> dict[str, Any]:
 
 def _heap(resources: Resources | None) -> dict[str, int]:
     """Return the setting of Envoy's heap limit, empty without a memory limit."""
-    # Below the memory limit, so that Envoy refuses requests before the kernel kills it.
     limit = number(resources.limits.get("memory")) if resources is not None else None
-    return {"heapBytes": max(int(limit * _HEAP_SHARE), 2**26)} if limit is not None else {}
+    return {"heapBytes": pods.heap_bytes(limit)} if limit is not None else {}

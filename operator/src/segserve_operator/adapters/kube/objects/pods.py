@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from decimal import Decimal
 from itertools import chain
 from typing import Any, Final, TypeVar
 
@@ -50,6 +51,8 @@ _TOKEN_FOLDER: Final = "/var/run/secrets/kubernetes.io/serviceaccount"
 _TOKEN_SECONDS: Final = 3607  # as in the volume that Kubernetes itself adds to pods; the kubelet renews it
 _NODES: Final = "kubernetes.io/hostname"
 _ZONES: Final = "topology.kubernetes.io/zone"
+_HEAP_SHARE: Final = Decimal("0.8")
+_LEAST_HEAP_BYTES: Final = 2**26
 
 
 def pod_security(user: int | None) -> V1PodSecurityContext:
@@ -166,6 +169,11 @@ def requirements(
         limits={**dict(resources.limits), **most} or None,
         requests={**dict(resources.requests), **missing} or None,
     )
+
+
+def heap_bytes(limit: Decimal) -> int:
+    """Return Envoy's heap below `limit` bytes of its container's memory, so that it acts before the kernel kills it."""
+    return max(int(limit * _HEAP_SHARE), _LEAST_HEAP_BYTES)
 
 
 def tolerations(items: Iterable[api.Toleration]) -> list[V1Toleration] | None:

@@ -6,7 +6,6 @@ mounted, and is yet another user than the agent and Triton. The kubelet starts n
 
 from __future__ import annotations
 
-from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -47,7 +46,6 @@ _FILES_FOLDER: Final = "/etc/segserve/tls"
 _KEYS: Final = ("tls.crt", "tls.key", "ca.crt")
 _REQUESTS: Final = {"cpu": "50m", "memory": "64Mi", "ephemeral-storage": "32Mi"}
 _LIMITS: Final = {"memory": "256Mi"}
-_HEAP_SHARE: Final = Decimal("0.8")
 # Envoy goes on for as long as Triton finishes requests: it ends once nothing listens at the port of the metrics.
 _END: Final = f"while (: > /dev/tcp/127.0.0.1/{METRICS_PORT}) 2> /dev/null; do sleep 0.2; done"
 
@@ -158,11 +156,10 @@ def _annotation(file: str) -> str:
 
 
 def _heap_bytes(resources: Resources | None) -> int:
-    # Below the memory limit, so that Envoy ends connections before the kernel kills it.
     stated = resources.limits.get("memory") if resources is not None else None
     limit = number(stated or _LIMITS["memory"])
     assert limit is not None
-    return max(int(limit * _HEAP_SHARE), 2**26)
+    return pods.heap_bytes(limit)
 
 
 def _identity(context: PoolContext, party: TlsParty, role: str) -> str:
