@@ -14,6 +14,7 @@ from typing import Final
 from segserve_operator.adapters.traffic.envoy_clusters import TYPES, socket_address
 from segserve_operator.adapters.traffic.envoy_extensions import extension, watched_file
 from segserve_operator.adapters.traffic.envoy_messages import TYPE_PREFIX, Json
+from segserve_operator.adapters.traffic.envoy_overload import heap_action, monitors
 from segserve_operator.adapters.traffic.envoy_server_tls import TLS_VERSION, validation
 from segserve_operator.adapters.traffic.envoy_tls import CERTIFICATE, CLIENT_CA, TLS_SOCKET
 
@@ -29,8 +30,6 @@ _HANDSHAKE: Final = "5s"
 _IDLE: Final = "7200s"
 _BUFFER_BYTES: Final = 2**18
 _WORKERS: Final = 2
-_HEAP: Final = "envoy.resource_monitors.fixed_heap"
-_MAX_CONNECTIONS: Final = 10_000
 _SECRET: Final = f"{TYPE_PREFIX}envoy.extensions.transport_sockets.tls.v3.Secret"
 
 
@@ -94,18 +93,10 @@ def render_sidecar(settings: SidecarSettings) -> Json:
 
 
 def _overload(heap_bytes: int) -> Json:
-    monitors = "extensions.resource_monitors"
-    heap = extension(_HEAP, f"{monitors}.fixed_heap.v3.FixedHeapConfig", max_heap_size_bytes=heap_bytes)
-    connections = extension(
-        "envoy.resource_monitors.global_downstream_max_connections",
-        f"{monitors}.downstream_connections.v3.DownstreamConnectionsConfig",
-        max_active_downstream_connections=_MAX_CONNECTIONS,
-    )
-    full = {"name": _HEAP, "threshold": {"value": 0.95}}
     return {
         "refresh_interval": "0.25s",
-        "resource_monitors": [heap, connections],
-        "actions": [{"name": "envoy.overload_actions.stop_accepting_connections", "triggers": [full]}],
+        "resource_monitors": monitors(heap_bytes),
+        "actions": [heap_action("stop_accepting_connections", {"threshold": {"value": 0.95}})],
     }
 
 
