@@ -154,6 +154,13 @@ def socket_address(host: str, port: int) -> Json:
     return {"socket_address": {"address": host, "port_value": port}}
 
 
+def protocol_options(protocol: Protocol, **common: Json) -> Json:
+    """Return how a cluster speaks a protocol, with other fields of Envoy's `HttpProtocolOptions`."""
+    kind = "extensions.upstreams.http.v3.HttpProtocolOptions"
+    options = {"@type": f"{TYPES}.{kind}", **common, "explicit_http_config": _HTTP_OPTIONS[protocol]}
+    return {f"envoy.{kind}": options}
+
+
 def _cluster(upstream: Upstream, servers: bytes, max_requests: int, *, sticks: bool = False) -> EnvoyCluster:
     settings = _settings(upstream.protocol, max_requests, ejects=upstream.is_inference, sticks=sticks)
     cluster = parse(CLUSTER, settings)
@@ -182,12 +189,7 @@ def _settings(protocol: Protocol, max_requests: int, *, ejects: bool, sticks: bo
         "connect_timeout": "1s",
         # By a hash, a server that leaves moves only its own ids; a request without an id goes to any server.
         "lb_policy": "MAGLEV" if sticks else "LEAST_REQUEST",
-        "typed_extension_protocol_options": {
-            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
-                "@type": f"{TYPES}.extensions.upstreams.http.v3.HttpProtocolOptions",
-                "explicit_http_config": _HTTP_OPTIONS[protocol],
-            }
-        },
+        "typed_extension_protocol_options": protocol_options(protocol),
         "circuit_breakers": {
             "thresholds": [
                 {

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from segserve_operator.adapters.traffic.envoy_clusters import TYPES, socket_address
+from segserve_operator.adapters.traffic.envoy_clusters import protocol_options, socket_address
 from segserve_operator.adapters.traffic.envoy_extensions import extension, watched_file
 from segserve_operator.adapters.traffic.envoy_messages import TYPE_PREFIX, Json
 from segserve_operator.adapters.traffic.envoy_overload import heap_action, monitors
@@ -186,13 +186,9 @@ def _proof_cluster(settings: SidecarSettings) -> Json:
         "type": "STATIC",
         "connect_timeout": "1s",
         # It asks itself; a kept connection would prove the certificate of before.
-        "typed_extension_protocol_options": {
-            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
-                "@type": f"{TYPES}.extensions.upstreams.http.v3.HttpProtocolOptions",
-                "common_http_protocol_options": {"max_requests_per_connection": 1},
-                "explicit_http_config": {"http_protocol_options": {}},
-            }
-        },
+        "typed_extension_protocol_options": protocol_options(
+            "http", common_http_protocol_options={"max_requests_per_connection": 1}
+        ),
         "transport_socket": extension(TLS_SOCKET, kind, common_tls_context={}),
         "load_assignment": {"cluster_name": _PROOF, "endpoints": [{"lb_endpoints": [server]}]},
     }
