@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from segserve_operator.core.statistics.intervals import Z_95, wilson
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from bench.rollout.world import Floats
 
-_Z: Final = 1.959963984540054
 _DIGITS: Final = 5
 
 
@@ -50,12 +51,7 @@ class Outcomes:
 
 def share_of(count: int, runs: int) -> list[float]:
     """Return a share and its Wilson interval at 95 %."""
-    if not runs:
-        return [0.0, 0.0, 1.0]
-    share = count / runs
-    middle = (share + _Z**2 / (2 * runs)) / (1 + _Z**2 / runs)
-    half = _Z * np.sqrt(share * (1 - share) / runs + _Z**2 / (4 * runs**2)) / (1 + _Z**2 / runs)
-    return [round(float(each), _DIGITS) for each in (share, max(0.0, middle - half), min(1.0, middle + half))]
+    return [round(each, _DIGITS) for each in (count / max(runs, 1), *wilson(count, runs))]
 
 
 def accounted(excess: Floats, weights: Floats, ended_s: Floats, grid_s: float) -> Floats:
@@ -77,13 +73,13 @@ def _quantiles(values: Floats, which: Sequence[float]) -> list[list[float]] | No
     ordered = np.sort(values)
     found = []
     for q in which:
-        half = _Z * np.sqrt(count * q * (1 - q))
+        half = Z_95 * np.sqrt(count * q * (1 - q))
         at = [q * count, q * count - half, q * count + half]
         found.append([round(float(ordered[int(np.clip(each, 0, count - 1))]), 2) for each in at])
     return found
 
 
 def _mean(values: Floats) -> list[float]:
-    half = _Z * float(values.std()) / np.sqrt(len(values))
+    half = Z_95 * float(values.std()) / np.sqrt(len(values))
     middle = float(values.mean())
     return [float(f"{each:.5g}") for each in (middle, middle - half, middle + half)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Final
@@ -17,10 +16,10 @@ from segserve_operator.core.rollout.engine import breached
 from segserve_operator.core.rollout.windows import window_between
 from segserve_operator.core.statistics.baseline import spread_of
 from segserve_operator.core.statistics.exceedance import ExceedanceState
+from segserve_operator.core.statistics.intervals import wilson
 from segserve_operator.core.statistics.past import StablePast
 from segserve_operator.core.traffic import shadow_of
 
-_Z: Final = 1.96
 ROUND_S: Final = 3600.0
 """Length of one comparison, like that of a typical rollout; the next one starts anew."""
 
@@ -36,10 +35,8 @@ def false_alarm_text(test: SelfTest | None) -> str:
     """Return how often stable was taken for worse than itself, with the upper end of the 95 % interval (Wilson)."""
     if test is None or not test.rounds:
         return ""
-    share, rounds = test.false_alarms / test.rounds, test.rounds
-    middle = share + _Z**2 / (2 * rounds)
-    most = (middle + _Z * math.sqrt(share * (1 - share) / rounds + _Z**2 / (4 * rounds**2))) / (1 + _Z**2 / rounds)
-    return f"{test.false_alarms} of {rounds} ({100 * share:.2g} %, at most {100 * most:.2g} %)"
+    share, (_, most) = test.false_alarms / test.rounds, wilson(test.false_alarms, test.rounds)
+    return f"{test.false_alarms} of {test.rounds} ({100 * share:.2g} %, at most {100 * most:.2g} %)"
 
 
 def self_tests(models: Iterable[ModelObserved], world: Observed) -> dict[str, SelfTest]:
