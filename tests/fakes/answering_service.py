@@ -13,10 +13,10 @@ Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 @asynccontextmanager
 async def service(handler: Handler) -> AsyncIterator[str]:
-    """Run the service during the block; yield its URL."""
+    """Run the service during the block; yield its URL. A handler whose caller is gone is cancelled."""
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", handler)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=5)
+    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
     await runner.setup()
     try:
         await web.TCPSite(runner, "127.0.0.1", 0).start()

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from aiohttp import web
 
+from fakes.answering_service import Handler, service
 from segserve_common.api_errors import (
     ApiError,
     ConflictError,
@@ -26,25 +27,10 @@ from segserve_common.kube.config import KubeConfigError
 from segserve_common.kube.kinds import CONFIG_MAPS, DEPLOYMENTS, Json, Kind
 from segserve_common.kube.requests import METADATA_LIST, PAGE_SIZE, PAGE_SIZES
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-@asynccontextmanager
-async def serving(handler: Handler) -> AsyncIterator[str]:
-    app = web.Application()
-    app.router.add_route("*", "/{path:.*}", handler)
-    runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    try:
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-    finally:
-        await runner.cleanup()
-
 
 @asynccontextmanager
 async def answered(handler: Handler, *, timeout_s: float = 30.0) -> AsyncIterator[AsyncKubeClient]:
-    async with serving(handler) as url, AsyncKubeClient.connect(url=url, call_timeout_s=timeout_s) as api:
+    async with service(handler) as url, AsyncKubeClient.connect(url=url, call_timeout_s=timeout_s) as api:
         yield api
 
 
@@ -195,7 +181,7 @@ async def test_a_token_that_is_renewed_in_its_file_is_sent(tmp_path: Path) -> No
         tokens.append(request.headers["Authorization"])
         return web.json_response({"metadata": {}})
 
-    async with serving(handler) as url, AsyncKubeClient.connect(kubeconfig(tmp_path, url, tokenFile="token")) as api:
+    async with service(handler) as url, AsyncKubeClient.connect(kubeconfig(tmp_path, url, tokenFile="token")) as api:
         await api.get(CONFIG_MAPS, "a", "b")
         (tmp_path / "token").write_text("second")
         await api.get(CONFIG_MAPS, "a", "b")
@@ -266,7 +252,7 @@ async def test_each_request_is_told_with_its_outcome() -> None:
         assert seconds >= 0
         told.append((verb, kind.name, code))
 
-    async with serving(handler) as url, AsyncKubeClient.connect(url=url, on_call=on_call) as api:
+    async with service(handler) as url, AsyncKubeClient.connect(url=url, on_call=on_call) as api:
         await api.get(CONFIG_MAPS, "a", "b")
         with pytest.raises(NotFoundError):
             await api.patch(DEPLOYMENTS, "a", "b", {}, status=True)
