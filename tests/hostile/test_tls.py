@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from bench.ports import free_ports
 from fakes.gateway import RunningGateway, running_gateway
 from fakes.gateway_clients import served
 from fakes.mounted_secret import MountedSecret, tls_secret
+from fakes.repeated_calls import RepeatedCalls
 from fakes.triton import StubTriton
 from fakes.waiting import HANG_S, eventually
 from segserve import AsyncClient, SegserveError, Tls, TlsError
@@ -137,10 +137,7 @@ async def test_callers_of_http_choose_its_version(serving: Entrance, http2: bool
 
 async def test_a_plain_grpc_client_is_answered(serving: Entrance) -> None:
     async with serving.channel() as channel:
-        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-        answer = await stub.ModelInfer(pb.ModelInferRequest(model_name="coins"), timeout=HANG_S)
-
-    assert answer.model_version == "coins"
+        assert await infer(channel) == "coins"
 
 
 @pytest.mark.parametrize("options", [{}, {"transport": "grpc"}])
@@ -234,60 +231,31 @@ async def test_a_broken_renewal_does_not_replace_the_certificate_that_serves(ser
     assert (await serving.shown(), serving.certificates.can_serve) == (former, True)
 
 
-@dataclass
-class Load:
-    """Callers who connect anew for each request, and callers who keep their connection, until they are told to end."""
+async def post(client: httpx.AsyncClient) -> str:
+    try:
+        return str((await client.post(INFER, content=b"image")).status_code)
+    except httpx.HTTPError as error:
+        return repr(error)
 
-    entrance: Entrance
-    ended: bool = False
-    outcomes: Counter[str] = field(default_factory=Counter)
 
-    async def __aenter__(self) -> Load:
-        callers = (self._new_connections, self._new_connections, self._kept_connection, self._grpc)
-        self._tasks = [asyncio.create_task(caller()) for caller in callers]
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self.ended = True
-        await asyncio.gather(*self._tasks)
-
-    async def goes_on(self, more: int) -> None:
-        wanted = self.outcomes.total() + more
-
-        async def reached() -> bool:
-            return self.outcomes.total() >= wanted
-
-        await eventually(reached, f"{more} more requests")
-
-    async def _new_connections(self) -> None:
-        while not self.ended:
-            async with self.entrance.http() as client:
-                await self._post(client)
-
-    async def _kept_connection(self) -> None:
-        async with self.entrance.http() as client:
-            while not self.ended:
-                await self._post(client)
-
-    async def _post(self, client: httpx.AsyncClient) -> None:
-        try:
-            self.outcomes[str((await client.post(INFER, content=b"image")).status_code)] += 1
-        except httpx.HTTPError as error:
-            self.outcomes[repr(error)] += 1
-
-    async def _grpc(self) -> None:
-        async with self.entrance.channel() as channel:
-            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-            while not self.ended:
-                try:
-                    await stub.ModelInfer(pb.ModelInferRequest(model_name="coins"), timeout=HANG_S)
-                    self.outcomes["200"] += 1
-                except grpc.aio.AioRpcError as error:
-                    self.outcomes[repr(error.code())] += 1
+async def infer(channel: grpc.aio.Channel) -> str:
+    stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+    try:
+        return str((await stub.ModelInfer(pb.ModelInferRequest(model_name="coins"), timeout=HANG_S)).model_version)
+    except grpc.aio.AioRpcError as error:
+        return repr(error.code())
 
 
 async def test_certificates_are_renewed_under_load_without_a_failed_request(serving: Entrance) -> None:
-    async with Load(serving) as load:
+    async def connecting_anew() -> str:
+        async with serving.http() as client:
+            return await post(client)
+
+    async with (
+        serving.http() as client,
+        serving.channel() as channel,
+        RepeatedCalls(connecting_anew, connecting_anew, lambda: post(client), lambda: infer(channel)) as load,
+    ):
         for _ in range(4):
             former = await serving.shown()
             assert serving.renew(tls_secret(serving.authority.issue_cert("127.0.0.1"))) is None
@@ -298,7 +266,7 @@ async def test_certificates_are_renewed_under_load_without_a_failed_request(serv
             await eventually(renewed, "new connections are shown the new certificate")
             await load.goes_on(20)
 
-    assert set(load.outcomes) == {"200"}, load.outcomes
+    assert set(load.outcomes) == {"200", "coins"}, load.outcomes
 
 
 async def test_an_envoy_that_starts_beside_a_broken_secret_serves_with_the_last_good_one(serving: Entrance) -> None:

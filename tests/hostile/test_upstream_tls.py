@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from tritonclient.grpc import service_pb2_grpc
 from fakes.gateway import RunningGateway, running_gateway
 from fakes.issued import identity_secret
 from fakes.mounted_secret import MountedSecret
+from fakes.repeated_calls import RepeatedCalls
 from fakes.server_sidecar import POD, RunningSidecar, running_sidecar
 from fakes.triton import StubTriton
 from fakes.waiting import HANG_S, eventually
@@ -290,39 +290,6 @@ async def test_a_server_whose_certificate_cannot_be_used_is_not_ready_until_it_c
         await eventually(waiting.starts, "the Secret is good")
 
 
-@dataclass
-class Load:
-    """Callers of both protocols, each request on a connection of its own to the gateway or on a kept one."""
-
-    pod: Pod
-    ended: bool = False
-    outcomes: Counter[str] = field(default_factory=Counter)
-
-    async def __aenter__(self) -> Load:
-        self._tasks = [asyncio.create_task(each()) for each in (self._http, self._http, self._grpc)]
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self.ended = True
-        await asyncio.gather(*self._tasks)
-
-    async def goes_on(self, more: int) -> None:
-        wanted = self.outcomes.total() + more
-
-        async def reached() -> bool:
-            return self.outcomes.total() >= wanted
-
-        await eventually(reached, f"{more} more requests")
-
-    async def _http(self) -> None:
-        while not self.ended:
-            self.outcomes[str(await self.pod.by_http())] += 1
-
-    async def _grpc(self) -> None:
-        while not self.ended:
-            self.outcomes[await self.pod.by_grpc()] += 1
-
-
 async def loaded(gateway: RunningGateway) -> tuple[set[int], set[int]]:
     """Return the serial numbers of the certificates that the gateway shows to servers, and of the first authority."""
     transport = httpx.AsyncHTTPTransport(uds=str(gateway.folder / "admin.sock"))
@@ -360,7 +327,10 @@ async def test_both_sides_renew_certificates_and_authorities_under_load_without_
 
         await eventually(has_it, "the gateway has its new certificate")
 
-    async with Load(serving) as load:
+    async def by_http() -> str:
+        return str(await serving.by_http())
+
+    async with RepeatedCalls(by_http, by_http, serving.by_grpc) as load:
         # Both trust the new authority too; then both show its certificates; then they forget the old one.
         serving.sidecar.secret.write(identity_secret(old, SERVERS, new, old))
         await renew(old, new, old)
