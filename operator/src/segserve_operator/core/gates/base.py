@@ -58,6 +58,10 @@ class MeasuredGate(Protocol[State]):
         """Return the state after one more window. An empty window changes nothing."""
         ...
 
+    def after_shadow(self, state: State) -> State:
+        """Return the state with which a rollout goes on to callers: what Shadow's pairs proved, and nothing else."""
+        ...
+
     def judge(self, state: State) -> Judgement:
         """Return the judgement over all windows so far."""
         ...

@@ -83,6 +83,10 @@ class BurnRate:
         bad[..., 0] += np.where(alone[..., None], self._bad(window), 0.0)
         return BurnState(state.served_s + passed_s, age_s - steps * (self.long_s / BUCKETS), requests, bad)
 
+    def after_shadow(self, state: BurnState) -> BurnState:
+        """Return the state with which a rollout goes on to callers."""
+        return state
+
     def judge(self, state: BurnState) -> Judgement:
         """Return +inf as evidence if the budget burns, else -inf; harm and excess are 0: other gates watch them."""
         burns = self._burns(state)

@@ -46,6 +46,10 @@ class ErrorRate:
         bins: Floats = np.stack([window.requests - window.errors, window.errors], -1)
         return self.test.update(state, bins, window.seconds)
 
+    def after_shadow(self, state: ExceedanceState) -> ExceedanceState:
+        """Return the state with which a rollout goes on to callers."""
+        return state
+
     def judge(self, state: ExceedanceState) -> Judgement:
         """Return the judgement over all windows so far."""
         return self.test.judge(state)

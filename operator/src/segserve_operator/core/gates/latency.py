@@ -81,6 +81,10 @@ class Latency:
         """Return the state after one more window; its latencies must have this gate's edges."""
         return self.test.update(state, window.latencies, window.seconds)
 
+    def after_shadow(self, state: ExceedanceState) -> ExceedanceState:
+        """Return the state with which a rollout goes on to callers."""
+        return state
+
     def judge(self, state: ExceedanceState) -> Judgement:
         """Return the judgement over all windows so far."""
         return self.test.judge(state)
