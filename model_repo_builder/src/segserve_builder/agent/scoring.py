@@ -110,4 +110,5 @@ def report_of(golden_sha256: str, scores: GoldenScores) -> ScoreReport:
         iou=known.get("iou"),
         recall=known.get("recall"),
         ap=known.get("ap"),
+        ece=known.get("ece"),
     )

@@ -7,7 +7,9 @@ class's pixels that were found.
 Objects (instances, panoptic segments, boxes, keypoints): an image's quality, and a class's, is the panoptic quality of
 Kirillov et al. (2019), `sum of IoU of matched / (matched + (missed + false) / 2)`, with COCO's greedy matching at 0.5
 where the likeness is the IoU of masks or of boxes, or the object keypoint similarity. Recall is the share of labelled
-objects that were found, and AP the average precision of COCO (0.50 to 0.95, 101 points, 100 objects an image).
+objects that were found, and AP the average precision of COCO (0.50 to 0.95, 101 points, 100 objects an image). ECE is
+the expected calibration error of Naeini et al. (2015) for detections, as in Kueppers et al. (2020): how far scores are
+from the share of objects that match a labelled one, on average over tenths of the scores' range.
 """
 
 from __future__ import annotations
@@ -29,6 +31,9 @@ MATCH: Final = 0.5
 THRESHOLDS: Final = np.linspace(0.5, 0.95, 10)
 RECALLS: Final = np.linspace(0.0, 1.0, 101)
 MOST_OBJECTS: Final = 100
+CALIBRATION_BINS: Final = 10
+FEWEST_CALIBRATED: Final = 100
+"""Objects below which the error would be that of chance: a bin of ten objects is off by 0.15 if all is well."""
 _SIGMAS: Final = np.array([26, 25, 25, 35, 35, 79, 79, 72, 72, 62, 62, 107, 107, 87, 87, 89, 89]) / 1000.0
 """COCO's falloffs of a person's 17 keypoints; those of other objects have `_SIGMA`."""
 _SIGMA: Final = 0.05
@@ -55,7 +60,7 @@ class Regions:
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """Of one revision's answers: `images` [image], `classes` by id, `means` by metric (iou, recall, and ap of objects).
+    """Of one revision's answers: `images` [image], `classes` by id, `means` by metric (iou, recall, and ap and ece of objects, the latter of a hundred or more).
 
     All within 0 to 1; an image without anything to find or found has 1. Classes that no label shows are left out, and
     what cannot be measured is NaN.
@@ -82,7 +87,7 @@ def score_objects(labels: Sequence[Regions], answers: Sequence[Regions]) -> Qual
     """Score objects: `answers[i]` is to `labels[i]`'s image.
 
     They are compared by points where labels have them, else by masks, else by boxes. Answers without scores are taken
-    in their order, and have no AP.
+    in their order, and have neither AP nor ECE.
     """
     known = sorted({number for label in labels for number in label.classes})
     pairs = list(zip(labels, answers, strict=True))
@@ -101,6 +106,9 @@ def score_objects(labels: Sequence[Regions], answers: Sequence[Regions]) -> Qual
     }
     if all(answer.scores is not None for answer in answers):
         means["ap"] = _mean([_average_precision(matchings) for matchings in found.values()])
+        unknown = [_scores_of_others(answer, frozenset(known)) for answer in answers]
+        if (error := _calibration_error(every, np.concatenate([np.zeros(0), *unknown]))) is not None:
+            means["ece"] = error
     return Quality(images, classes, means)
 
 
@@ -215,6 +223,24 @@ def _panoptic(matchings: Sequence[_Matching], false: int = 0, empty: float = flo
 def _others(answer: Regions, known: frozenset[int]) -> int:
     """Return the number of objects of classes that no label contains."""
     return sum(number not in known for number in answer.classes)
+
+
+def _scores_of_others(answer: Regions, known: frozenset[int]) -> Floats:
+    """Return the scores of the objects of classes that no label contains: all are false."""
+    assert answer.scores is not None
+    return answer.scores[[number not in known for number in answer.classes]]
+
+
+def _calibration_error(matchings: Sequence[_Matching], false_scores: Floats) -> float | None:
+    """Return the expected calibration error (0 to 1) at the match of 0.5; None with too few objects to tell."""
+    scores = np.concatenate([*(matching.scores for matching in matchings), false_scores])
+    if len(scores) < FEWEST_CALIBRATED:
+        return None
+    at_match = int(np.argmin(np.abs(THRESHOLDS - MATCH)))
+    hits = np.concatenate([*(matching.hits[at_match] for matching in matchings), np.zeros(len(false_scores), bool)])
+    bins = np.minimum((np.clip(scores, 0.0, 1.0) * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    surplus = np.bincount(bins, weights=scores - hits, minlength=CALIBRATION_BINS)
+    return float(np.abs(surplus).sum() / len(scores))
 
 
 def _average_precision(matchings: Sequence[_Matching]) -> float:

@@ -218,6 +218,12 @@ class GoldenQualityGate(AlphaGateSpec, CheckedGateSpec):
         le=1,
         description="Lowest acceptable average precision as COCO defines it, 0 to 1. Default: no limit.",
     )
+    max_calibration_error: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Largest acceptable expected calibration error of objects' scores, 0 to 1. Default: no limit.",
+    )
     max_class_drop: float = Field(
         default=0.2,
         ge=0,
@@ -230,9 +236,9 @@ class GoldenQualityGate(AlphaGateSpec, CheckedGateSpec):
 
     @property
     def floors(self) -> tuple[str, ...]:
-        """The limits that are set, by their names in resources."""
+        """The limits that are set, by their names in resources; those that compare with stable are none."""
         named = self.model_dump(by_alias=True, exclude_none=True)
-        return tuple(name for name in named if name.startswith("min"))
+        return tuple(name for name in named if name.startswith("min") or name == "maxCalibrationError")
 
 
 class ResourceGate(CheckedGateSpec):

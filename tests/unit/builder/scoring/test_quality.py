@@ -213,3 +213,27 @@ def test_more_objects_than_coco_takes_are_the_surest() -> None:
     crowd = [(CAR, (40, 40, 45, 45), 0.9)] * 100 + [(CAR, (0, 0, 20, 20), 0.1)]
 
     assert score_objects([label], [objects(*crowd)]).means["recall"] == 0
+
+
+def test_calibration_error_is_how_far_scores_are_from_the_share_of_right_objects() -> None:
+    box, beside = (10, 10, 30, 30), (50, 10, 70, 30)
+    labels = [objects((CAR, box, 1.0))] * 100
+    # Of 100 objects with a score of 0.85, 85 are right; 100 others with 0.35 are all wrong.
+    right = [objects((CAR, box, 0.85), (CAR, beside, 0.35))] * 85
+    wrong = [objects((SIGN, box, 0.85), (CAR, beside, 0.35))] * 15
+
+    assert score_objects(labels, [*right, *wrong]).means["ece"] == pytest.approx(0.35 / 2)
+
+
+def test_scores_that_are_shares_of_right_objects_have_no_calibration_error() -> None:
+    labels = [objects((CAR, (10, 10, 30, 30), 1.0))] * 100
+    right = [objects((CAR, (10, 10, 30, 30), 0.7))] * 70
+
+    assert score_objects(labels, [*right, *[objects((CAR, (50, 10, 70, 30), 0.7))] * 30]).means["ece"] < 1e-9
+
+
+def test_few_objects_tell_nothing_about_calibration() -> None:
+    label = objects((CAR, (10, 10, 30, 30), 1.0))
+
+    assert "ece" not in score_objects([label] * 99, [label] * 99).means
+    assert "ece" in score_objects([label] * 100, [label] * 100).means

@@ -126,6 +126,22 @@ def test_a_floor_is_a_plain_rule_even_on_one_image(spec: dict[str, float], named
     assert named in seen.message
 
 
+def test_scores_that_are_too_far_from_the_truth_are_a_breach() -> None:
+    found = scores(0.9, 0.9, means={"iou": (0.9, 0.9), "ece": (0.21, 0.05)})
+
+    seen = golden(found, max_calibration_error=0.2)
+
+    assert (seen.outcome, seen.reason) == (Outcome.BREACH, "Miscalibrated")
+    assert "ece is 0.210; at most 0.200 is allowed" in seen.message
+    assert golden(found, max_calibration_error=0.25).outcome is Outcome.PASS
+
+
+def test_a_calibration_that_cannot_be_measured_is_undecided() -> None:
+    seen = golden(scores(0.9, 0.9), max_calibration_error=0.2)
+
+    assert (seen.outcome, seen.reason) == (Outcome.UNDECIDED, "NotMeasured")
+
+
 def test_a_lost_rare_class_is_a_breach_though_the_mean_is_well() -> None:
     seen = golden(scores(0.9, 0.9, classes={"road": (0.95, 0.95), "sign": (0.0, 0.7)}))
 

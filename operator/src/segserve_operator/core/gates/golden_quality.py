@@ -40,6 +40,12 @@ def judge(spec: GoldenQualityGate, result: CheckResult, policy: RolloutPolicy, l
     ]
     if broken:
         return Verdict(NAME, Outcome.BREACH, "BelowFloor", _about(scores, broken[0]), 1.0, numbers)
+    error, most = scores.means.get("ece", (math.nan, math.nan))[0], spec.max_calibration_error
+    if most is not None and math.isnan(error):
+        missing.append("ece")
+    elif most is not None and error > most:
+        message = f"ece is {error:.3f}; at most {most:.3f} is allowed"
+        return Verdict(NAME, Outcome.BREACH, "Miscalibrated", _about(scores, message), 1.0, numbers)
     if dropped := _dropped(spec, scores):
         return Verdict(NAME, Outcome.BREACH, "ClassLost", _about(scores, dropped), 1.0, numbers)
     if missing:

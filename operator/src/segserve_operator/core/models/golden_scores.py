@@ -228,6 +228,7 @@ def _means(reports: Sequence[ScoreReport]) -> dict[str, float]:
         "iou": [report.iou for report in reports],
         "recall": [report.recall for report in reports],
         "ap": [report.ap for report in reports],
+        "ece": [report.ece for report in reports],
     }
     measured = {name: [value for value in values if value is not None] for name, values in named.items()}
     return {name: _mean(values) for name, values in measured.items() if values}
