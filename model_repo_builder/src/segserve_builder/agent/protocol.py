@@ -177,8 +177,8 @@ class ScoreReport(FrozenModel):
     """Quality of a revision's answers to the golden set `golden_sha256`, on one server; without `images` not yet known.
 
     `qualities` are those of the first images in the set's own order, and `classes` those of the classes in its labels,
-    both packed. `iou`, `recall`, `ap` and `ece` are means over all. A CamelCase `reason` says why the latest replay has no
-    scores; those of an earlier one stay.
+    both packed. `iou`, `recall`, `ap` and `ece` are means over all. A CamelCase `reason` says why the latest replay has
+    no scores; those of an earlier one stay.
     """
 
     golden_sha256: str

@@ -60,7 +60,8 @@ class Regions:
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """Of one revision's answers: `images` [image], `classes` by id, `means` by metric (iou, recall, and ap and ece of objects, the latter of a hundred or more).
+    """Of one revision's answers: `images` [image], `classes` by id, `means` by metric: iou and recall, of
+    objects ap too, and ece of a hundred or more.
 
     All within 0 to 1; an image without anything to find or found has 1. Classes that no label shows are left out, and
     what cannot be measured is NaN.
