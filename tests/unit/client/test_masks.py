@@ -13,8 +13,9 @@ from PIL import Image, ImageDraw
 from pycocotools import mask as coco
 from scipy import ndimage
 
-from segserve.results.masks import EncodedMask, read_png
+from segserve.results.masks import EncodedMask
 from segserve_common.errors import ProtocolError
+from segserve_common.mask_encodings import read_png
 
 from .conftest import decoded, png, rle_counts
 

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import io
-import json
-import math
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Final, TypeAlias, TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from segserve.results.outlines import Part, outer_rings, trace
-from segserve_common.errors import ProtocolError
+from segserve_common.mask_encodings import Polygon, is_polygons, read_mask, read_polygons, run_length_counts
 from segserve_common.rle import run_lengths
-
-Polygon: TypeAlias = list[float]
-
-PNG_MAGIC: Final = b"\x89PNG\r\n\x1a\n"
 
 
 class Rle(TypedDict):
@@ -91,7 +84,7 @@ class EncodedMask:
     @cached_property
     def bitmap(self) -> NDArray[np.bool_]:
         """The mask, bool (H, W), read-only."""
-        bitmap = self._pixels()
+        bitmap = read_mask(self.data, self.height, self.width)
         if bitmap is None:
             # pycocotools' own decoding warns on numpy 2 and does not check the runs.
             bitmap = _columns(run_lengths(self.rle["counts"], self.height, self.width), self.height)
@@ -101,23 +94,11 @@ class EncodedMask:
     @cached_property
     def rle(self) -> Rle:
         """The mask as COCO compressed RLE."""
-        from pycocotools import mask as coco
-
-        bitmap = self._pixels()
-        if bitmap is not None:
-            return EncodedMask.of(bitmap).rle
-        if self._is_polygons:
-            # A polygon with two corners encloses nothing, and pycocotools rejects it.
-            parts = [polygon for polygon in self.polygons if len(polygon) >= 6]
-            if not parts:
-                return EncodedMask.empty(self.height, self.width).rle
-            return coco.merge(coco.frPyObjects(parts, self.height, self.width))  # type: ignore[no-any-return]
-        run_lengths(self.data, self.height, self.width)
-        return Rle(size=[self.height, self.width], counts=self.data)
+        return Rle(size=[self.height, self.width], counts=run_length_counts(self.data, self.height, self.width))
 
     def patch(self) -> Patch:
         """Decode only the mask's bounding rectangle, and cache nothing: for many masks of a large image."""
-        bitmap = self.__dict__.get("bitmap", self._pixels())
+        bitmap = self.__dict__.get("bitmap", read_mask(self.data, self.height, self.width))
         if bitmap is not None:
             return Patch.of(bitmap)
         runs = run_lengths(self.rle["counts"], self.height, self.width)
@@ -136,8 +117,8 @@ class EncodedMask:
 
         They have no holes; `parts` includes holes.
         """
-        if self._is_polygons:
-            return _read_polygons(self.data, self.height, self.width)
+        if is_polygons(self.data):
+            return read_polygons(self.data, self.height, self.width)
         patch = self.patch()
         corner = np.array((patch.x, patch.y))
         return [(ring + corner).ravel().tolist() for ring in outer_rings(patch.pixels)]
@@ -147,7 +128,7 @@ class EncodedMask:
 
         For a mask that the server sent as polygons, these are its polygons, without holes.
         """
-        if self._is_polygons:
+        if is_polygons(self.data):
             rings = (np.array(polygon).reshape(-1, 2) for polygon in self.polygons)
             return tuple(Part(ring) for ring in rings if len(ring) >= 3)
         patch = self.patch()
@@ -160,58 +141,11 @@ class EncodedMask:
 
         return int(coco.area(self.rle))
 
-    def _pixels(self) -> NDArray[np.bool_] | None:
-        """Return the bitmap of a mask sent as PNG or raw bytes, else None."""
-        if self.data.startswith(PNG_MAGIC):
-            return read_png(self.data, self.height, self.width) > 0
-        # Bytes below 0x20 occur in raw masks only, never in RLE or JSON.
-        if len(self.data) == self.height * self.width and self.data[0] <= 1:
-            return np.frombuffer(self.data, np.uint8).reshape(self.height, self.width) > 0
-        return None
-
-    @property
-    def _is_polygons(self) -> bool:
-        # `[` may start an RLE, but `]` cannot end one: its continuation bit is set.
-        return self.data.startswith(b"[") and self.data.endswith(b"]")
-
-
-def read_png(data: bytes, height: int, width: int) -> NDArray[Any]:
-    """Return the grey values or palette indices of a PNG, uint8 or uint16 (H, W); raises `ProtocolError` for other
-    files.
-    """
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-            if image.size != (width, height):
-                raise ProtocolError(f"expected a PNG of {width} x {height}, got {image.width} x {image.height}")
-            if image.mode not in {"1", "L", "P", "I;16", "I"}:
-                raise ProtocolError(f"a label PNG must have one channel, got mode {image.mode!r}")
-            pixels = np.asarray(image)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ProtocolError(f"the PNG cannot be read: {error}") from error
-    return pixels.astype(np.uint8 if image.mode in {"1", "L", "P"} else np.uint16)
-
 
 def _columns(runs: NDArray[np.int64], height: int) -> NDArray[np.bool_]:
     """Return full columns of a mask from their runs, bool (height, w)."""
     is_inside = np.arange(runs.size) % 2 == 1
     return np.repeat(is_inside, runs).reshape(-1, height).T
-
-
-def _read_polygons(data: bytes, height: int, width: int) -> list[Polygon]:
-    bound = max(height, width)
-    try:
-        polygons = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise ProtocolError(f"polygons must be JSON, got {data[:40]!r}") from error
-    for polygon in polygons:
-        if not isinstance(polygon, list) or len(polygon) % 2 or not all(type(n) in {int, float} for n in polygon):
-            raise ProtocolError(f"a polygon must be a list x, y, x, y, ..., got {str(polygon)[:80]}")
-        # pycocotools allocates memory for every pixel along an edge, inside the image or not.
-        if not all(math.isfinite(n) and -bound <= n <= 2 * bound for n in polygon):
-            raise ProtocolError(f"a polygon lies outside its image of {height} x {width}, got {str(polygon)[:80]}")
-    return [[float(number) for number in polygon] for polygon in polygons]
 
 
 def masks_of_labels(labels: NDArray[Any]) -> dict[int, EncodedMask]:
@@ -232,15 +166,3 @@ def masks_of_labels(labels: NDArray[Any]) -> dict[int, EncodedMask]:
             (rle,) = coco.frPyObjects([{"size": [height, width], "counts": runs}], height, width)
             masks[value] = EncodedMask(rle["counts"], height, width)
     return masks
-
-
-def read_labels(data: bytes, height: int, width: int) -> NDArray[Any]:
-    """Return a label map sent as PNG or raw little-endian bytes, uint8 or uint16 (H, W); raises `ProtocolError`
-    otherwise.
-    """
-    if data.startswith(PNG_MAGIC):
-        return read_png(data, height, width)
-    for dtype in (np.dtype("u1"), np.dtype("<u2")):
-        if len(data) == height * width * dtype.itemsize:
-            return np.frombuffer(data, dtype).reshape(height, width).copy()
-    raise ProtocolError(f"a label map of {len(data)} bytes does not fit an image of {height} x {width}")

@@ -13,7 +13,8 @@ from segserve.rendering.display import Row, object_rows, object_summary
 from segserve.results.annotation import Annotation
 from segserve.results.base import Segmentation
 from segserve.results.images import ImageLike
-from segserve.results.masks import EncodedMask, Polygon, Rle
+from segserve.results.masks import EncodedMask, Rle
+from segserve_common.mask_encodings import Polygon
 
 if TYPE_CHECKING:
     from PIL import Image

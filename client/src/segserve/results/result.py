@@ -14,8 +14,9 @@ from segserve.rendering.display import Row, area_rows, area_summary
 from segserve.results.annotation import Annotation
 from segserve.results.base import Segmentation
 from segserve.results.images import ImageLike
-from segserve.results.masks import EncodedMask, masks_of_labels, read_labels
+from segserve.results.masks import EncodedMask, masks_of_labels
 from segserve.results.objects import Detection, DetectionResult, InstanceResult, KeypointResult, Objects
+from segserve_common.mask_encodings import read_labels
 
 if TYPE_CHECKING:
     from PIL import Image
