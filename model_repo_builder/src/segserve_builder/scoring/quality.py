@@ -34,9 +34,9 @@ MOST_OBJECTS: Final = 100
 CALIBRATION_BINS: Final = 10
 FEWEST_CALIBRATED: Final = 100
 """Objects below which the error would be that of chance: a bin of ten objects is off by 0.15 if all is well."""
-_SIGMAS: Final = np.array([26, 25, 25, 35, 35, 79, 79, 72, 72, 62, 62, 107, 107, 87, 87, 89, 89]) / 1000.0
-"""COCO's falloffs of a person's 17 keypoints; those of other objects have `_SIGMA`."""
-_SIGMA: Final = 0.05
+SIGMAS: Final = np.array([26, 25, 25, 35, 35, 79, 79, 72, 72, 62, 62, 107, 107, 87, 87, 89, 89]) / 1000.0
+"""COCO's falloffs of a person's 17 keypoints; those of other objects have `SIGMA`."""
+SIGMA: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +194,7 @@ def _point_similarity(label: Regions, answer: Regions, true: NDArray[Any], seen:
     assert label.points is not None
     assert answer.points is not None
     expected, found = label.points[true], answer.points[seen]
-    sigmas = _SIGMAS if expected.shape[1] == len(_SIGMAS) else np.full(expected.shape[1], _SIGMA)
+    sigmas = SIGMAS if expected.shape[1] == len(SIGMAS) else np.full(expected.shape[1], SIGMA)
     squared = ((found[:, None, :, :2] - expected[None, :, :, :2]) ** 2).sum(-1)
     exponent = squared / (2 * sigmas) ** 2 / (_areas(label)[true][None, :, None] + np.spacing(1)) / 2
     visible = expected[None, :, :, 2] > 0
