@@ -1,0 +1,66 @@
+"""The comparator's entry point: `python3 -m segserve_builder.comparator FOLDER --gateway URL`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+from pathlib import Path
+from typing import Final
+
+from segserve_builder.comparator.folder import ComparatorFolder
+from segserve_builder.comparator.groups import GroupClient
+from segserve_builder.comparator.http_server import ByteBudget, serving
+from segserve_builder.comparator.service import Comparator
+from segserve_common.logs import LogSettings, start_logging
+
+MAX_REQUEST_BYTES: Final = 64 * 2**20
+HELD_BYTES: Final = 64 * 2**20
+"""Bodies of all copies together, or two of the largest."""
+
+
+def main() -> None:
+    """Ask two revisions the same requests, and count how their answers differ, until SIGTERM."""
+    arguments = _arguments()
+    start_logging(LogSettings.of(os.environ))
+    asyncio.run(_run(ComparatorFolder(arguments.folder), arguments.gateway, arguments.max_request_bytes))
+    logging.shutdown()
+
+
+async def _run(folder: ComparatorFolder, gateway: str, max_request_bytes: int) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    groups = GroupClient(gateway)
+    budget = ByteBudget(max(HELD_BYTES, 2 * max_request_bytes))
+    comparator = Comparator(folder, groups.ask, budget)
+    try:
+        async with (
+            serving(folder.control, comparator.control, max_body=0, budget=budget),
+            # The frame of a gRPC message comes on top.
+            serving(folder.copies, comparator.take, max_body=max_request_bytes + 5, budget=budget),
+        ):
+            follower = asyncio.create_task(comparator.follow())
+            await stop.wait()
+            follower.cancel()
+    finally:
+        await comparator.close()
+        await groups.close()
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python3 -m segserve_builder.comparator", description=main.__doc__)
+    parser.add_argument("folder", type=Path, help="folder of the sockets and of comparisons.json")
+    parser.add_argument(
+        "--gateway", required=True, help="the gateway's internal listener: http://host:port, or unix: and a path"
+    )
+    parser.add_argument(
+        "--max-request-bytes", type=int, default=MAX_REQUEST_BYTES, help="longest body of a copy, in bytes"
+    )
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,387 @@
+"""Copies of requests are asked of both groups, and counted by how they were answered."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import grpc
+import httpx
+import numpy as np
+import pytest
+from tritonclient.grpc import service_pb2 as pb
+
+from fakes.group_servers import GROUP, GroupServers, serve_grpc, serve_http
+from fakes.waiting import eventually
+from segserve_builder.comparator import service, tally
+from segserve_builder.comparator.copies import MODEL_INFER
+from segserve_builder.comparator.folder import ComparatorFolder
+from segserve_builder.comparator.groups import GroupClient
+from segserve_builder.comparator.http_server import ByteBudget, serving
+from segserve_builder.comparator.service import Comparator
+from segserve_common.files import write_private
+from segserve_common.kserve import HEADER_LENGTH, InferRequest, Tensor, encode_http, pack_bytes
+from segserve_operator.core import evidence
+from segserve_operator.core.rollout.counters import PairCounts
+
+COMPARISON = {"stable": "blue", "candidate": "green", "requests_per_s": 1000.0}
+INFER = "/v2/models/coins/infer"
+MAX_BODY = 2**20
+Protocol = str
+
+
+class Clock:
+    """A clock that a test sets."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@dataclass
+class World:
+    """A comparator, the groups that it asks, and a sender of copies as the gateway is."""
+
+    servers: GroupServers
+    comparator: Comparator
+    folder: ComparatorFolder
+    copies: httpx.AsyncClient
+    control: httpx.AsyncClient
+    budget: ByteBudget
+    clock: Clock
+    protocol: Protocol
+
+    def compare(self, **comparisons: dict[str, Any]) -> None:
+        write_private(self.folder.comparisons, json.dumps(comparisons))
+
+    async def pairs(self) -> dict[str, Any]:
+        return dict((await self.control.get("/pairs")).json())
+
+    async def send(self, content: bytes = b"an image", model: str = "coins") -> int:
+        """Send a copy; the clock goes on, so that the rate allows the next one."""
+        self.clock.now_s += 1e-2
+        reply = await self.copies.post(**copy_of(self.protocol, content, model))
+        return reply.status_code
+
+    async def send_all(self, count: int) -> None:
+        """Send copies that have room, and wait until they were asked."""
+        for number in range(count):
+            await self.send(b"image %d" % number)
+        await self.idle()
+
+    def asked(self) -> int:
+        return sum(map(len, self.servers.bodies.values()))
+
+    async def idle(self) -> None:
+        """Wait until no copy is held any more."""
+
+        async def nothing_is_held() -> bool:
+            return self.budget.held == 0
+
+        await eventually(nothing_is_held, "no copy is held")
+
+    async def warm_up(self) -> None:
+        await self.send()
+        await self.idle()
+        self.clock.now_s += service.WARM_UP_S
+
+
+def copy_of(protocol: Protocol, content: bytes, model: str = "coins") -> dict[str, Any]:
+    if protocol == "grpc":
+        message = pb.ModelInferRequest(model_name=model, raw_input_contents=[pack_bytes([content])])
+        message.inputs.add(name="IMAGE", datatype="BYTES", shape=[1])
+        return {
+            "url": MODEL_INFER,
+            "content": framed(message.SerializeToString()),
+            "headers": {"content-type": "application/grpc"},
+        }
+    headers, body = encode_http(InferRequest(model, (Tensor.of_items("IMAGE", [content]),)))
+    return {"url": f"/v2/models/{model}/infer", "content": body, "headers": headers}
+
+
+def framed(message: bytes) -> bytes:
+    return b"\0" + len(message).to_bytes(4, "big") + message
+
+
+def client_of(socket: Path) -> httpx.AsyncClient:
+    return httpx.AsyncClient(
+        transport=httpx.AsyncHTTPTransport(uds=str(socket)), base_url="http://comparator", timeout=60
+    )
+
+
+@asynccontextmanager
+async def comparing(folder: Path, protocol: Protocol, *, timeout_s: float = 60.0) -> AsyncIterator[World]:
+    async with AsyncExitStack() as stack:
+        servers, clock, budget = GroupServers({"blue": b"", "green": b""}), Clock(), ByteBudget(4 * MAX_BODY)
+        serve = serve_grpc if protocol == "grpc" else serve_http
+        url = await stack.enter_async_context(serve(servers, folder / "gateway.sock"))
+        groups = GroupClient(url, timeout_s=timeout_s)
+        stack.push_async_callback(groups.close)
+        paths = ComparatorFolder(folder)
+        comparator = Comparator(paths, groups.ask, budget, monotonic_s=clock)
+        stack.push_async_callback(comparator.close)
+        for path, handler in ((paths.copies, comparator.take), (paths.control, comparator.control)):
+            await stack.enter_async_context(serving(path, handler, max_body=MAX_BODY, budget=budget))
+        clients = [await stack.enter_async_context(client_of(path)) for path in (paths.copies, paths.control)]
+        yield World(servers, comparator, paths, clients[0], clients[1], budget, clock, protocol)
+
+
+@pytest.fixture(params=["http", "grpc"])
+async def world(request: pytest.FixtureRequest, short_folder: Path) -> AsyncIterator[World]:
+    async with comparing(short_folder, request.param) as compared:
+        compared.compare(coins=COMPARISON)
+        yield compared
+
+
+async def test_both_groups_are_asked_the_callers_bytes(world: World) -> None:
+    copy = copy_of(world.protocol, b"an image")
+
+    reply = await world.copies.post(**copy)
+    await world.idle()
+
+    sent = copy["content"] if world.protocol == "http" else copy["content"][5:]
+    assert reply.status_code in (200, 204)
+    assert world.servers.bodies == {"blue": [sent], "green": [sent]}
+
+
+async def test_what_the_body_needs_of_the_headers_goes_with_it_and_no_other(short_folder: Path) -> None:
+    async with comparing(short_folder, "http") as world:
+        world.compare(coins=COMPARISON)
+        copy = copy_of("http", b"an image")
+        secrets = {"authorization": "Bearer secret", "cookie": "a=b", "x-segserve-group": "other"}
+
+        await world.copies.post(copy["url"] + "?q=%2f", content=copy["content"], headers={**copy["headers"], **secrets})
+        await world.idle()
+
+    (headers,) = world.servers.headers["green"]
+    assert headers[HEADER_LENGTH.lower()] == copy["headers"][HEADER_LENGTH]
+    assert headers["content-type"] == copy["headers"]["Content-Type"]
+    assert headers["accept-encoding"] == "identity"
+    assert headers[GROUP] == "green"
+    assert not secrets.keys() & headers.keys() - {GROUP}
+    assert world.servers.paths == [f"{INFER}?q=%2f"] * 2
+
+
+async def test_the_first_pairs_warm_the_candidate_and_are_not_counted(world: World) -> None:
+    await world.send_all(service.WARM_UP_PAIRS)
+    assert (await world.pairs())["coins"]["failed"] == [0, 0, 0, 0]
+
+    await world.send_all(3)
+    assert (await world.pairs())["coins"]["failed"] == [3, 0, 0, 0]
+
+
+async def test_a_candidate_that_few_ask_is_warm_after_a_while(world: World) -> None:
+    await world.warm_up()
+    await world.send_all(1)
+
+    assert (await world.pairs())["coins"]["failed"] == [1, 0, 0, 0]
+
+
+HTTP_CELLS = [
+    (b"", b"", [1, 0, 0, 0]),
+    (b"", 500, [0, 1, 0, 0]),
+    (503, b"", [0, 0, 1, 0]),
+    (502, 500, [0, 0, 0, 1]),
+    (400, 400, [0, 0, 0, 0]),
+    (b"", 400, [0, 1, 0, 0]),
+    (400, b"", [0, 0, 1, 0]),
+    (400, 500, [0, 1, 0, 0]),
+    (b"", 404, [0, 0, 0, 0]),
+]
+CODE = grpc.StatusCode
+GRPC_CELLS = [
+    (b"", b"", [1, 0, 0, 0]),
+    (b"", CODE.INTERNAL, [0, 1, 0, 0]),
+    (CODE.UNKNOWN, b"", [0, 0, 1, 0]),
+    (CODE.UNAVAILABLE, CODE.DATA_LOSS, [0, 0, 0, 1]),
+    (CODE.INVALID_ARGUMENT, CODE.INVALID_ARGUMENT, [0, 0, 0, 0]),
+    (b"", CODE.INVALID_ARGUMENT, [0, 1, 0, 0]),
+    (CODE.INVALID_ARGUMENT, CODE.RESOURCE_EXHAUSTED, [0, 1, 0, 0]),
+    (b"", CODE.UNIMPLEMENTED, [0, 0, 0, 0]),
+]
+CELLS = [("http", *cell) for cell in HTTP_CELLS] + [("grpc", *cell) for cell in GRPC_CELLS]
+
+
+@pytest.mark.parametrize(("protocol", "stable", "candidate", "cell"), CELLS)
+async def test_a_pair_counts_in_the_cell_of_who_failed(
+    short_folder: Path, protocol: Protocol, stable: Any, candidate: Any, cell: list[int]
+) -> None:
+    async with comparing(short_folder, protocol) as world:
+        world.compare(coins=COMPARISON)
+        await world.warm_up()
+        world.servers.answers = {"blue": stable, "green": candidate}
+
+        await world.send_all(1)
+        pairs = (await world.pairs())["coins"]
+
+    assert pairs["failed"] == cell
+    answered = stable == candidate == b""
+    assert sum(pairs["ratios"]) == answered
+    assert [sum(count for _, count in side) for side in pairs["latencies"]] == [sum(cell)] * 2
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+async def test_a_group_that_never_answers_has_failed_and_stands_in_the_last_bin(
+    short_folder: Path, protocol: Protocol
+) -> None:
+    async with comparing(short_folder, protocol, timeout_s=0.2) as world:
+        world.compare(coins=COMPARISON)
+        world.comparator.refresh()
+        world.servers.answers["green"] = None
+        await world.send()
+        await world.idle()
+        world.clock.now_s += service.WARM_UP_S
+        await world.send_all(1)
+        pairs = (await world.pairs())["coins"]
+
+    assert pairs["failed"] == [0, 1, 0, 0]
+    assert pairs["latencies"][1] == [[tally.HUNG_MS, 1]]
+    assert pairs["ratios"] == [0] * len(pairs["ratios"])
+
+
+async def test_a_gateway_that_is_not_there_is_no_evidence(short_folder: Path) -> None:
+    async with comparing(short_folder, "http") as world:
+        world.compare(coins=COMPARISON)
+        await world.warm_up()
+        (short_folder / "gateway.sock").unlink()
+        world.comparator._ask = GroupClient(f"unix:{short_folder}/gone.sock").ask
+
+        await world.send()
+        await world.idle()
+
+        assert (await world.pairs())["coins"]["failed"] == [0, 0, 0, 0]
+
+
+async def test_a_model_that_is_not_compared_is_not_asked(world: World) -> None:
+    await world.send(model="other")
+    await world.idle()
+
+    assert world.asked() == 0
+    assert (await world.pairs()).keys() == {"coins"}
+
+
+async def test_other_groups_count_from_zero_under_another_epoch(world: World) -> None:
+    await world.warm_up()
+    await world.send_all(1)
+    before = (await world.pairs())["coins"]
+
+    world.compare(coins={**COMPARISON, "candidate": "red"})
+    after = (await world.pairs())["coins"]
+
+    assert before["failed"] == [1, 0, 0, 0]
+    assert after["failed"] == [0, 0, 0, 0]
+    assert after["candidate"] == "red"
+    assert after["epoch"] != before["epoch"]
+
+
+async def test_the_same_groups_at_another_rate_keep_their_counts(world: World) -> None:
+    await world.warm_up()
+    await world.send_all(1)
+    before = await world.pairs()
+
+    world.compare(coins={**COMPARISON, "requests_per_s": 2.0})
+
+    assert await world.pairs() == before
+
+
+async def test_a_comparison_that_comes_again_counts_from_zero(world: World) -> None:
+    await world.warm_up()
+    await world.send_all(1)
+    before = await world.pairs()
+    world.compare()
+    assert await world.pairs() == {}
+    world.compare(coins=COMPARISON)
+    after = await world.pairs()
+
+    assert after["coins"]["failed"] == [0, 0, 0, 0]
+    assert after["coins"]["epoch"] != before["coins"]["epoch"]
+
+
+async def test_copies_beyond_the_rate_are_dropped(world: World) -> None:
+    world.compare(coins={**COMPARISON, "requests_per_s": 2.0})
+    for _ in range(50):
+        await world.send()  # each a hundredth of a second later
+    await world.idle()
+
+    assert len(world.servers.bodies["green"]) == 1
+    assert (await world.pairs())["coins"]["dropped"] == 49
+
+
+async def test_copies_that_would_wait_too_long_are_dropped_and_nobody_waits_for_the_groups(world: World) -> None:
+    world.servers.answers = {"blue": None, "green": None}
+    most = service.PAIRS_PER_MODEL + service.WAITING_PER_MODEL
+
+    for _ in range(most + 7):
+        assert await world.send() in (200, 204)
+
+    async def are_asked() -> bool:
+        return world.asked() == 2 * service.PAIRS_PER_MODEL
+
+    await eventually(are_asked, "a few pairs are under way")
+    assert (await world.pairs())["coins"]["dropped"] == 7
+
+
+async def test_an_abort_ends_what_waits_and_what_is_under_way(world: World) -> None:
+    world.servers.answers = {"blue": None, "green": None}
+    for _ in range(service.PAIRS_PER_MODEL + 3):
+        await world.send()
+    assert world.budget.held > 0
+
+    world.compare()
+    assert await world.pairs() == {}
+
+    await world.idle()
+    assert len(world.servers.bodies["green"]) <= service.PAIRS_PER_MODEL
+
+
+async def test_a_request_of_a_stream_is_not_repeated(world: World) -> None:
+    if world.protocol == "grpc":
+        message = pb.ModelInferRequest(model_name="coins")
+        message.parameters["sequence_id"].string_param = "camera 7"
+        await world.copies.post(MODEL_INFER, content=framed(message.SerializeToString()))
+    else:
+        request = InferRequest("coins", (Tensor.of_items("IMAGE", [b"x"]),), parameters={"sequence_id": "camera 7"})
+        headers, body = encode_http(request)
+        await world.copies.post(INFER, headers=headers, content=body)
+
+    await world.idle()
+    assert world.asked() == 0
+    assert (await world.pairs())["coins"]["dropped"] == 1
+
+
+async def test_damaged_comparisons_compare_nothing(world: World) -> None:
+    assert (await world.pairs()).keys() == {"coins"}
+    world.folder.comparisons.write_text('{"coins": {"stable": "blue"')
+    assert await world.pairs() == {}
+    world.folder.comparisons.unlink()
+    assert await world.pairs() == {}
+
+
+async def test_it_tells_that_it_lives(world: World) -> None:
+    assert (await world.control.get("/live")).status_code == 200
+    assert (await world.control.get("/other")).status_code == 404
+    assert (await world.control.post("/pairs")).status_code == 405
+
+
+async def test_sockets_are_for_one_group_of_users(world: World) -> None:
+    for path in (world.folder.copies, world.folder.control):
+        assert path.stat().st_mode & 0o777 == 0o660
+
+
+async def test_the_counts_are_those_that_the_gateways_side_reads(world: World) -> None:
+    pairs = (await world.pairs())["coins"]
+
+    assert list(pairs) == [field.name for field in fields(PairCounts)]
+    nothing = evidence.Pairs.nothing()
+    assert np.size(pairs["failed"]) == nothing.failed.size
+    assert np.shape(pairs["ratios"]) == nothing.ratios.shape
+    assert np.shape(pairs["disagreements"]) == nothing.disagreements.shape
+    assert tally.RATIOS == evidence.RATIOS
+    assert tally.DISAGREEMENTS == evidence.DISAGREEMENTS
+    assert evidence.EDGES_MS[-1] <= tally.HUNG_MS
