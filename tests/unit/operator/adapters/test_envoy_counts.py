@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
@@ -17,7 +18,8 @@ from segserve_operator.adapters.traffic.envoy_counts import (
     series_counts,
     stats_pattern,
 )
-from segserve_operator.core.rollout.counters import Counters, Series, SeriesCounts
+from segserve_operator.adapters.traffic.pair_counts import pairs_json, parse_pairs
+from segserve_operator.core.rollout.counters import Counters, PairCounts, Series, SeriesCounts
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -130,6 +132,56 @@ def test_decoded_counts_have_the_times_of_the_operators_clock() -> None:
     encoded = wire.encode({"coins": Counters("77", 5000.0, by_series, 4000.0)}, uid="uid-1")
 
     assert wire.decode(encoded, 9000.0) == {"coins": Counters("uid-1/77", 9000.0, by_series, 8000.0)}
+
+
+PAIRS = PairCounts("7", "main", "coins-new", (5, 1, 0, 2), (((1.1, 5),), ((2.0, 6),)), (0, 3, 2), (1, 4), 3)
+
+
+def test_counts_of_pairs_go_with_those_of_a_model_and_a_gateway_without_any_says_nothing_of_them() -> None:
+    counts = {"coins": Counters("77", 5000.0, {}, 4000.0, PAIRS), "cells": Counters("77", 5000.0, {}, 4000.0)}
+
+    encoded = wire.encode(counts, uid="uid-1")
+
+    decoded = wire.decode(encoded, 9000.0)
+    assert decoded["coins"].pairs == PAIRS
+    assert decoded["cells"].pairs is None
+    assert "pairs" not in json.loads(encoded)["cells"]
+
+
+def test_the_pairs_of_a_later_gateway_may_have_more_fields() -> None:
+    assert parse_pairs({**pairs_json(PAIRS), "slices": {"north": 3}}) == PAIRS
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"epoch": None},
+        {"failed": [1, 2, 3]},
+        {"failed": [1, 2, 3, -1]},
+        {"latencies": [[], [[1e400, 1]]]},
+        {"ratios": list(range(1000))},
+        {"ratios": [2**63]},
+        {"stable": "x" * 1000},
+        {"dropped": 0.5},
+    ],
+)
+def test_damaged_pairs_are_no_evidence_and_take_nothing_else_with_them(changed: dict[str, Any]) -> None:
+    fields = {"epoch": "1", "age": 1.0, "tallies": [["main", "http", 5, 1, 1, 2, []]]}
+    text = json.dumps({"coins": {**fields, "pairs": {**pairs_json(PAIRS), **changed}}}).encode()
+
+    counts = wire.decode(text, 9000.0)["coins"]
+
+    assert counts.pairs is None
+    assert counts.by_series[Series("main", "http")].attempts == 5
+
+
+def test_as_many_pairs_as_there_can_be_fit_into_a_response() -> None:
+    bins = tuple((float(f"{digits}e{power}"), 10**6) for power in range(4) for digits in range(10, 100))
+    most = PairCounts("9" * 60, "m" * 63, "c" * 63, (10**6,) * 4, (bins, bins), (10**6,) * 20, (10**6,) * 20, 10**6)
+    series = {Series(f"{name}-{'x' * 50}", "http"): SeriesCounts(1, 1, 1, 1, bins[:200]) for name in ("a", "b")}
+    counts = {f"m{number:04}": Counters("1", 1.0, series, 0.0, most) for number in range(250)}
+
+    assert len(wire.encode(counts, uid="u" * 36)) < wire.FEW_BYTES + wire.BYTES_PER_MODEL * len(counts)
 
 
 @pytest.mark.parametrize("text", [b"", b"[]", b"{}x", b'{"coins": 3}', b'{"coins": {"epoch": "1", "tallies": [[1]]}}'])

@@ -21,7 +21,7 @@ from segserve_operator.adapters.traffic.plans import (
     load_plan,
     pack_plan,
 )
-from segserve_operator.core.traffic import AccessRule, Endpoint, Route, Share, TrafficPlan
+from segserve_operator.core.traffic import AccessRule, Endpoint, Mirror, Route, Share, TrafficPlan
 
 CONFIG_MAP_BYTES = 2**20
 SERVERS = tuple(
@@ -151,3 +151,17 @@ def test_a_gateway_that_knows_no_tls_of_servers_refuses_a_plan_with_some() -> No
 def test_a_plan_without_tls_of_servers_does_not_mention_it() -> None:
     assert "identity" not in str(dump_lists(plan(2, SERVERS[:3])))
     assert "identity" not in str(dump_plan(plan(2, SERVERS[:3])))
+
+
+def test_a_mirror_is_read_back_and_nothing_else_of_a_plan_tells_of_it() -> None:
+    """A gateway that knows none ignores the field: no caller sees a difference, so the format stays."""
+    told = plan(2, SERVERS[:3])
+    mirrored = replace(told.routes[1], mirror=Mirror("main", "m0001-bbbbbbbbbb", percent=10, requests_per_s=5.0))
+    copied = replace(told, routes=(told.routes[0], mirrored))
+
+    for write in (dump_plan, dump_lists, lambda each: unpack(pack_plan(each))):
+        with_mirror, without = write(copied), write(told)
+        assert load_plan(with_mirror) == copied
+        del with_mirror["routes"][1]["mirror"]
+        assert with_mirror == without
+        assert "mirror" not in json.dumps(without)

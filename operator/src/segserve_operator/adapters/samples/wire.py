@@ -13,6 +13,7 @@ from segserve_common.http.urls import RequestError
 from segserve_common.kube.names import SYNC_PORT
 from segserve_common.kube.shards import read_json
 from segserve_operator.adapters.traffic.envoy_admin import WITHOUT_TLS
+from segserve_operator.adapters.traffic.pair_counts import pairs_json, parse_pairs
 from segserve_operator.core.rollout.counters import Counters, Series, SeriesCounts
 
 PATH: Final = "/counts"
@@ -21,8 +22,9 @@ TIMEOUT_S: Final = 0.8
 """Samples are taken once a second; a later response is part of the next one."""
 
 FEW_BYTES: Final = 256 * 1024
-BYTES_PER_MODEL: Final = 16 * 1024
-"""Several times the counts of a model with two groups, each with 200 different latencies in both protocols."""
+BYTES_PER_MODEL: Final = 24 * 1024
+"""More than the counts of a model with two groups, each with 200 different latencies in both protocols, and of pairs
+with as many latencies as there are bins."""
 
 MAX_BYTES: Final = 8 * 2**20
 
@@ -36,6 +38,7 @@ def encode(counts: Mapping[str, Counters], *, uid: str) -> bytes:
             "tallies": [
                 [series.group, series.protocol, *_numbers(values)] for series, values in counters.by_series.items()
             ],
+            **({"pairs": pairs_json(counters.pairs)} if counters.pairs is not None else {}),
         }
         for model, counters in counts.items()
     }
@@ -80,7 +83,8 @@ def _counters(fields: Mapping[str, Any], now_s: float) -> Counters:
         )
         for group, protocol, attempts, failed, given_up, active, latencies in fields["tallies"]
     }
-    return Counters(fields["epoch"], now_s, by_series, now_s - fields["age"])
+    pairs = parse_pairs(fields["pairs"]) if "pairs" in fields else None
+    return Counters(fields["epoch"], now_s, by_series, now_s - fields["age"], pairs)
 
 
 def bracketed(host: str) -> str:

@@ -22,8 +22,10 @@ from segserve_operator.adapters.traffic.envoy_config import EnvoyFiles, command,
 from segserve_operator.adapters.traffic.envoy_counts import CumulativeStats, Stats, counts_by_model
 from segserve_operator.adapters.traffic.envoy_files import ConfigurationRejectedError, read_plan
 from segserve_operator.adapters.traffic.envoy_listener import EnvoySettings
+from segserve_operator.adapters.traffic.envoy_mirror import write_comparisons
 from segserve_operator.adapters.traffic.envoy_updater import EnvoyUpdater
 from segserve_operator.adapters.traffic.listener_certificates import ListenerCertificates, ServerTlsCertificates
+from segserve_operator.adapters.traffic.pair_counts import fetch_pairs
 from segserve_operator.core.rollout.counters import Counters, Sample
 from segserve_operator.core.traffic import TrafficPlan, TrafficState
 
@@ -83,7 +85,8 @@ class EnvoyTraffic:
         self._counting = asyncio.Lock()
         self._stats = CumulativeStats(self._files.totals)
         self._last_counted_s: dict[str, float] = {}
-        for socket in (str(self._files.admin_socket), self._settings.internal_socket or ""):
+        own = (self._files.admin_socket, self._files.comparator.copies, self._files.comparator.control)
+        for socket in (*map(str, own), self._settings.internal_socket or ""):
             if len(socket.encode()) > _SOCKET_PATH_BYTES:
                 raise ValueError(f"{socket!r} is too long for a socket's path (at most {_SOCKET_PATH_BYTES} bytes)")
 
@@ -116,6 +119,7 @@ class EnvoyTraffic:
         self.refresh_certificates()
         self.refresh_credentials()
         self._updater.write(plan)
+        write_comparisons(self._files.comparator, plan)
 
     def refresh_credentials(self) -> str | None:
         """Give Envoy what has changed in the Secrets with credentials; return what is wrong there, if anything is.
@@ -199,7 +203,10 @@ class EnvoyTraffic:
         if plan.needs_tls and own is not None and not own.can_serve:
             raise ConfigurationRejectedError("servers of the plan want TLS, and there is no certificate to show them")
         async with self._lock, self._admin(self._update_timeout_s) as admin:
-            return await self._updater.shift(admin, plan, superseded=superseded)
+            followed = await self._updater.shift(admin, plan, superseded=superseded)
+        if followed:
+            write_comparisons(self._files.comparator, plan)
+        return followed
 
     async def remove_unused(self) -> None:
         """Remove clusters that the plan no longer needs and that no request uses."""
@@ -209,7 +216,7 @@ class EnvoyTraffic:
     async def count(self, models: Collection[str]) -> dict[str, Counters]:
         """Return Envoy's counts since its start by model; a model without routes or requests is left out.
 
-        Raises `EnvoyUnreachableError` if Envoy does not answer.
+        With them are the comparator's counts of pairs, if it answers. Raises `EnvoyUnreachableError` if Envoy does not.
         """
         # Whoever reaches the port of a gateway pod may name models: those that there are not are forgotten at once.
         known = self._updater.models()
@@ -220,8 +227,12 @@ class EnvoyTraffic:
                 await admin.versions()
                 return {}
             epoch, stats = await self._read_stats(admin, counted)
-        at_s, began_s = time.time(), int(epoch) / 1e9
-        return {model: Counters(epoch, at_s, counts, began_s) for model, counts in counts_by_model(stats).items()}
+        pairs = await fetch_pairs(self._files.comparator)
+        at_s, began_s, by_model = time.time(), int(epoch) / 1e9, counts_by_model(stats)
+        return {
+            model: Counters(epoch, at_s, by_model.get(model, {}), began_s, pairs.get(model))
+            for model in by_model.keys() | (pairs.keys() & set(counted))
+        }
 
     async def samples(self, models: Mapping[str, tuple[str, str]]) -> dict[str, Sample]:
         """Return the sample of each model from this one gateway; it is empty while Envoy does not answer."""

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from segserve_builder.comparator.folder import ComparatorFolder
 from segserve_operator.adapters.traffic.envoy_auth import jwks_clusters
 from segserve_operator.adapters.traffic.envoy_extensions import watched_file
 from segserve_operator.adapters.traffic.envoy_listener import EnvoySettings, render_listeners
 from segserve_operator.adapters.traffic.envoy_messages import Json
+from segserve_operator.adapters.traffic.envoy_mirror import mirror_cluster
 from segserve_operator.adapters.traffic.envoy_overload import render_overload_manager
 from segserve_operator.adapters.traffic.envoy_routes import WEIGHTS_NAME
 from segserve_operator.adapters.traffic.envoy_tls import TlsFiles, render_transport_socket
@@ -23,6 +25,8 @@ _UNUSED_STATS: Final = (
     r"|(external|internal)\..*|retry\.upstream_rq_[0-9].*|upstream_rq_[0-9]{3}|grpc\.(request|response)_message_count)"
 )
 _HISTOGRAMS_EVERY_S: Final = 1
+COMPARATOR_FOLDER: Final = "pairs"
+"""Folder in that of a gateway which it shares with its comparator; a container has it alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +84,11 @@ class EnvoyFiles:
         return self.folder / "totals.json"
 
     @property
+    def comparator(self) -> ComparatorFolder:
+        """What this gateway and its comparator share."""
+        return ComparatorFolder(self.folder / COMPARATOR_FOLDER)
+
+    @property
     def plan(self) -> Path:
         """The traffic plan from which the other files were rendered."""
         return self.folder / "plan.json"
@@ -110,6 +119,7 @@ def render_bootstrap(settings: EnvoySettings, files: EnvoyFiles, *, timeout_s: f
     listeners = render_listeners(
         settings, watched_file(files.routes), timeout_s=timeout_s, tls=tls, limits=files.limits
     )
+    clusters = [*jwks_clusters(settings.auth), mirror_cluster(files.comparator)]
     return {
         "node": {"id": "gateway", "cluster": "segserve"},
         "admin": {
@@ -124,6 +134,6 @@ def render_bootstrap(settings: EnvoySettings, files: EnvoyFiles, *, timeout_s: f
         "stats_config": {"stats_matcher": {"exclusion_list": {"patterns": [{"safe_regex": {"regex": _UNUSED_STATS}}]}}},
         "dynamic_resources": {"cds_config": watched_file(files.clusters)},
         "layered_runtime": {"layers": [{"name": WEIGHTS_NAME, "rtds_layer": weights}]},
-        "static_resources": {"listeners": listeners, "clusters": jwks_clusters(settings.auth)},
+        "static_resources": {"listeners": listeners, "clusters": clusters},
         "overload_manager": render_overload_manager(settings.heap_bytes),
     }

@@ -25,10 +25,15 @@ def extension(name: str, kind: str, **options: Any) -> Json:
 
 def lua_filter(script: str, **constants: bool | int | str) -> Json:
     """Return the filter that runs a script of this folder, with these constants before it."""
-    given = "".join(f"local {name} = {json.dumps(value)}\n" for name, value in constants.items())
-    text = given + files("segserve_operator.adapters.traffic").joinpath(script).read_text()
+    text = lua_script(script, **constants)
     kind = "extensions.filters.http.lua.v3.Lua"
     return extension("envoy.filters.http.lua", kind, default_source_code={"inline_string": text})
+
+
+def lua_script(script: str, **constants: bool | int | str) -> str:
+    """Return the text of a script of this folder, with these constants before it."""
+    given = "".join(f"local {name} = {json.dumps(value)}\n" for name, value in constants.items())
+    return given + files("segserve_operator.adapters.traffic").joinpath(script).read_text()
 
 
 def watched_file(path: Path) -> Json:

@@ -28,6 +28,7 @@ from segserve_operator.adapters.traffic.envoy_extensions import (
 )
 from segserve_operator.adapters.traffic.envoy_limits import DETAILS, RETRY_AFTER_S, limits_filter
 from segserve_operator.adapters.traffic.envoy_messages import Json
+from segserve_operator.adapters.traffic.envoy_mirror import mirror_filters
 from segserve_operator.adapters.traffic.envoy_routes import (
     GROUP_HEADER,
     MODEL_HEADER,
@@ -194,7 +195,7 @@ def _http_filters(settings: EnvoySettings, listener: _Listener) -> list[Json]:
     after = [] if listener.internal else access_filters()
     # How much that caller may send to it.
     limits = [] if listener.limits is None else [limits_filter(listener.limits)]
-    public = [] if listener.internal else [_grpc_statuses()]
+    public = [] if listener.internal else [_grpc_statuses(), *mirror_filters(settings.max_request_bytes)]
     sizes = bounded_bodies(settings.max_request_bytes, streams=settings.streams)
     model = [_name_extraction(), lua_filter("route_key.lua", STREAMS=settings.streams)]
     if settings.streams:

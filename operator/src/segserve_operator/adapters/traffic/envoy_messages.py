@@ -196,11 +196,16 @@ _MESSAGES: Final[dict[str, dict[str, tuple[int, str]]]] = {
     },
     "envoy.config.route.v3.HashedHeader": {"header_name": (1, "string")},
     "envoy.config.route.v3.HashPolicy": {"header": (1, "envoy.config.route.v3.HashedHeader")},
+    "envoy.config.route.v3.RequestMirrorPolicy": {
+        "cluster_header": (5, "string"),
+        "disable_shadow_host_suffix_append": (6, "bool"),
+    },
     "envoy.config.route.v3.RouteAction": {
         "cluster": (1, "string"),
         "weighted_clusters": (3, "envoy.config.route.v3.WeightedCluster"),
         "timeout": (8, "duration"),
         "hash_policy": (15, "[]envoy.config.route.v3.HashPolicy"),
+        "request_mirror_policies": (30, "[]envoy.config.route.v3.RequestMirrorPolicy"),
     },
     "envoy.config.route.v3.DirectResponseAction": {
         "status": (1, "uint32"),
@@ -246,6 +251,7 @@ _MESSAGES: Final[dict[str, dict[str, tuple[int, str]]]] = {
     "envoy.config.rbac.v3.RBAC": {"action": (1, "RbacAction"), "policies": (2, "{}envoy.config.rbac.v3.Policy")},
     "envoy.extensions.filters.http.rbac.v3.RBAC": {"rules": (1, "envoy.config.rbac.v3.RBAC")},
     "envoy.extensions.filters.http.rbac.v3.RBACPerRoute": {"rbac": (2, "envoy.extensions.filters.http.rbac.v3.RBAC")},
+    "envoy.extensions.filters.http.lua.v3.LuaPerRoute": {"name": (2, "string")},
     "envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate": {},
     "envoy.config.route.v3.RetryHostPredicate": {"name": (1, "string"), "typed_config": (3, "any")},
     "envoy.config.route.v3.RetryPolicy": {

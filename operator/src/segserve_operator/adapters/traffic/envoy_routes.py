@@ -31,6 +31,7 @@ from segserve_operator.adapters.traffic.envoy_messages import (
     parse_json,
     to_json,
 )
+from segserve_operator.adapters.traffic.envoy_mirror import mirror_metadata, mirror_policy, mirror_script
 from segserve_operator.core.traffic import AccessRule, Callers, Route, Share
 
 ROUTES_NAME: Final = "models"
@@ -80,30 +81,33 @@ class RouteTable:
     def route_entries(self, route: Route, written: Route) -> dict[str, Json]:
         """Return the entries of one model; `written` is the same route with the weights to write into them."""
         marks = {**limits_of_route(route), **salt_of_route(route)}
-        guard = {} if route.access is None else {"typed_per_filter_config": access_of_route(route.access)}
+        access = {} if route.access is None else access_of_route(route.access)
+        guard, limited = _options(access, {}), _options(access, marks)
+        # Bare networks are not compared.
+        copied = _options({**access, **mirror_script(route)}, {**marks, **mirror_metadata(route)})
         # Models share steps, so these have no callers of their own: with rules, a model's are not public.
         steps = route.steps if route.access is None else ()
-        limited = {"metadata": {"filter_metadata": marks}} if marks else {}
         entries: dict[str, Json] = {}
         for protocol in PROTOCOLS:
             about = self.cluster_entry(Upstream("aside", protocol, route.model, heaviest(route).group), **guard)
             entries |= {f"{protocol}:about:{name}": about for name in (route.model, *steps, *route.exposed)}
-            entries[f"{protocol}:infer:{route.model}"] = self._split("infer", protocol, written, **guard, **limited)
+            inferred = self._split("infer", protocol, written, mirror_policy(route), **copied)
+            entries[f"{protocol}:infer:{route.model}"] = inferred
             for name in route.exposed:
-                entries[f"{protocol}:infer:{name}"] = self._split("network", protocol, written, **guard, **limited)
+                entries[f"{protocol}:infer:{name}"] = self._split("network", protocol, written, {}, **limited)
         return entries
 
     def cluster_entry(self, upstream: Upstream, **options: Json) -> Json:
         """Return the entry that sends all requests to one cluster."""
         return _entry(route={"cluster": upstream.name, "timeout": f"{self.timeout_s:.3f}s"}, **options)
 
-    def _split(self, purpose: Purpose, protocol: Protocol, route: Route, **options: Json) -> Json:
+    def _split(self, purpose: Purpose, protocol: Protocol, route: Route, more: Json, **options: Json) -> Json:
         parts = [
             {"name": name, "weight": weight, "response_headers_to_add": _response_headers(share)}
             for share, name, weight in weighted_clusters(route, purpose, protocol)
         ]
         clusters = {"clusters": parts, "runtime_key_prefix": _weights_prefix(route), **split_options(route)}
-        action = {"weighted_clusters": clusters, "timeout": f"{self.timeout_s:.3f}s", **hash_policy(route)}
+        action = {"weighted_clusters": clusters, "timeout": f"{self.timeout_s:.3f}s", **hash_policy(route), **more}
         return _entry(route=action, **server_headers(route), **options)
 
 
@@ -200,6 +204,12 @@ def _weights_prefix(written: Route) -> str:
     # table then never match in another.
     named = json.dumps([[share.group, share.weight, *(["shadow"] if share.shadow else [])] for share in written.shares])
     return f"segserve.{hashlib.sha256(named.encode()).hexdigest()[:8]}"
+
+
+def _options(filters: Json, metadata: Json) -> dict[str, Json]:
+    """Return the options of an entry: its configuration by filter, and what filters read of it."""
+    options = {"typed_per_filter_config": filters, "metadata": {"filter_metadata": metadata} if metadata else {}}
+    return {key: value for key, value in options.items() if value}
 
 
 def _entry(**action: Any) -> Json:
