@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import stat
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import grpc
+import psutil
 import pytest
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
@@ -14,12 +16,15 @@ from tritonclient.grpc import service_pb2_grpc
 from bench.ports import free_ports
 from fakes.gateway_clients import by_http, served
 from fakes.waiting import HANG_S, eventually
+from segserve_builder.comparator.folder import ComparatorFolder
 from segserve_operator.adapters.local import processes
+from segserve_operator.adapters.local.comparator import IDLE_S, LocalComparator
 from segserve_operator.adapters.local.files import StateFolder
 from segserve_operator.adapters.local.gateway import LocalGateway
 from segserve_operator.adapters.traffic.envoy_admin import internal_client
 from segserve_operator.api.triton_pool import Gateway
 from segserve_operator.core.rollout.counters import Series
+from segserve_operator.core.traffic import Mirror, TrafficPlan
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -94,3 +99,86 @@ async def test_an_envoy_that_an_earlier_version_started_on_other_files_is_replac
     await eventually(follows, "a new gateway follows the plan")
 
     assert not processes.is_alive(former)
+
+
+COMPARED = Mirror("main", "coins-new", percent=100, requests_per_s=1000.0)
+
+
+def compared(old: StubTriton, new: StubTriton) -> TrafficPlan:
+    told = served(old, new, 0)
+    return replace(told, routes=(replace(told.routes[0], mirror=COMPARED),))
+
+
+async def test_a_candidate_that_fails_is_seen_in_pairs_alone(
+    local: LocalGateway, old: StubTriton, new: StubTriton
+) -> None:
+    new.status = 503
+    await local.apply(compared(old, new))
+
+    async def seen() -> bool:
+        await asyncio.to_thread(by_http, local.url.removeprefix("http://"))
+        pairs = (await local.samples(GROUPS))["coins"]["local"].pairs
+        return pairs is not None and pairs.failed[1] >= 3
+
+    await eventually(seen, "pairs of which the candidate failed its half")
+
+    counted = (await local.samples(GROUPS))["coins"]["local"]
+    assert counted.pairs is not None
+    assert (counted.pairs.stable, counted.pairs.candidate) == ("main", "coins-new")
+    assert counted.pairs.failed[0] == counted.pairs.failed[2] == counted.pairs.failed[3] == 0
+    callers = counted.by_series[Series("main", "http")]
+    assert callers.failed == 0
+    assert set(counted.by_series) == {Series("main", "http")}
+
+
+async def test_a_comparator_that_is_killed_is_started_again_and_ended_with_the_platform(
+    local: LocalGateway, old: StubTriton, new: StubTriton, tmp_path: Path
+) -> None:
+    await local.apply(compared(old, new))
+    former = running_comparator(tmp_path)
+    assert former is not None
+    psutil.Process(former.pid).kill()
+
+    async def started_again() -> bool:
+        await local.observe()
+        running = running_comparator(tmp_path)
+        return running is not None and running != former
+
+    await eventually(started_again, "another comparator")
+    processes.end_marked_processes(tmp_path, grace_s=5)
+
+    assert running_comparator(tmp_path) is None
+
+
+async def test_a_comparator_ends_when_nothing_has_been_compared_for_a_while_and_not_before(tmp_path: Path) -> None:
+    now_s, state = [0.0], StateFolder(tmp_path)
+
+    def comparator() -> LocalComparator:
+        folder = ComparatorFolder(state.gateway / "pairs")
+        return LocalComparator(
+            state, folder, internal_url="unix:none", max_request_bytes=2**20, monotonic_s=lambda: now_s[0]
+        )
+
+    own = comparator()
+    own.keep(wanted=False)
+    assert running_comparator(tmp_path) is None
+    own.keep(wanted=True)
+    first = running_comparator(tmp_path)
+    now_s[0] = IDLE_S - 1
+    own.keep(wanted=False)
+    assert running_comparator(tmp_path) == first is not None
+    now_s[0] = IDLE_S
+    own.keep(wanted=False)
+    assert running_comparator(tmp_path) is None
+
+    # What an earlier supervisor has left is of no use to the next one, which may be of another version.
+    own.keep(wanted=True)
+    left = running_comparator(tmp_path)
+    comparator().keep(wanted=False)
+    assert left is not None
+    assert running_comparator(tmp_path) is None
+
+
+def running_comparator(folder: Path) -> processes.ProcessRecord | None:
+    record = processes.read_record(folder / "gateway/comparator.process.json")
+    return record if processes.is_alive(record) else None

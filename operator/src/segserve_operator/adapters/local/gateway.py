@@ -1,4 +1,4 @@
-"""The local gateway: Envoy as a child process, which a new supervisor adopts from an earlier one."""
+"""The local gateway: Envoy as a child process, which a new supervisor adopts, and its comparator."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ import psutil
 
 from segserve_operator.adapters.local import processes
 from segserve_operator.adapters.local.certificates import ensure_certificate
+from segserve_operator.adapters.local.comparator import LocalComparator
 from segserve_operator.adapters.local.files import StateFolder, config_folder
 from segserve_operator.adapters.local.triton import LOOPBACK, is_port_free
 from segserve_operator.adapters.traffic.envoy import EnvoyTraffic
 from segserve_operator.adapters.traffic.envoy_admin import UNIX_SCHEME
 from segserve_operator.adapters.traffic.envoy_auth import AuthSettings
 from segserve_operator.adapters.traffic.envoy_listener import EnvoySettings
+from segserve_operator.adapters.traffic.envoy_mirror import has_mirror
 from segserve_operator.adapters.traffic.envoy_tls import TlsSettings
 from segserve_operator.api.triton_pool import Gateway as GatewaySpec
 from segserve_operator.core.rollout.counters import Sample
@@ -45,6 +47,13 @@ class LocalGateway:
         self._internal = state.gateway / "internal.sock"
         self._spec = spec
         self._envoy = self._of(spec)
+        self._comparator = LocalComparator(
+            state,
+            self._envoy.comparator,
+            internal_url=f"{UNIX_SCHEME}{self._internal}",
+            max_request_bytes=spec.max_request_bytes,
+        )
+        self._compares = False
 
     def _of(self, spec: GatewaySpec) -> EnvoyTraffic:
         state, secrets = self._state, (self._state.secrets, config_folder() / "secrets")
@@ -80,11 +89,17 @@ class LocalGateway:
         self._envoy.refresh_certificates()
         self._keep_running()
         self._envoy.refresh_credentials()
-        return await self._envoy.observe()
+        state = await self._envoy.observe()
+        if state.plan is not None:
+            self._compares = has_mirror(state.plan)
+        self._comparator.keep(wanted=self._compares)
+        return state
 
     async def apply(self, plan: TrafficPlan) -> None:
         """Make Envoy follow a plan."""
         self._keep_running()
+        self._compares = has_mirror(plan)
+        self._comparator.keep(wanted=self._compares)
         await self._envoy.apply(plan)
 
     async def samples(self, models: Mapping[str, tuple[str, str]]) -> dict[str, Sample]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Final
 
+from segserve_builder.comparator.folder import ComparatorFolder
 from segserve_common.files import write_private
 from segserve_operator.adapters.traffic.envoy_admin import (
     EnvoyAdmin,
@@ -95,6 +96,11 @@ class EnvoyTraffic:
         """URL of the gateway; gRPC clients use its host and port."""
         scheme = "http" if self._settings.tls is None else "https"
         return f"{scheme}://{self._settings.host}:{self._settings.port}"
+
+    @property
+    def comparator(self) -> ComparatorFolder:
+        """What the gateway and its comparator share."""
+        return self._files.comparator
 
     @property
     def log(self) -> Path:
