@@ -2,96 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 import pytest
 
-from fakes.platform import CountedWrites, Crash, InMemoryFleet, World, assigned
+from fakes.platform import CountedWrites, Crash, InMemoryFleet, World
+from fakes.rollout_world import FIRST, POLICY, SECOND, THIRD, Rollout, answers, fails
 from segserve_operator.api.rollout_policy import (
-    ErrorRateGate,
-    LatencyGate,
     RolloutPolicy,
     RolloutStep,
     Slo,
     WebhookGate,
 )
-from segserve_operator.core.gates.checks import Check, CheckResult
-from segserve_operator.core.rollout.phases import ENDED, Phase
-from segserve_operator.core.rollout.record import Record, RolloutState
+from segserve_operator.core.gates.checks import CheckResult
+from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.replay import replay
 from segserve_operator.core.traffic import shadow_of
-
-FIRST, SECOND, THIRD = (assigned("coins", network) for network in "123")
-POLICY = RolloutPolicy(
-    gates=(ErrorRateGate(), LatencyGate()), bake_time=timedelta(seconds=30), deadline=timedelta(minutes=30)
-)
-
-
-@dataclass
-class Rollout:
-    """A model that is served, requests that come to it, and a change of it."""
-
-    world: World = field(default_factory=World)
-    requests_per_s: float = 50.0
-    errors: Mapping[str, float] = field(default_factory=dict)
-    """The share of requests that fails, by revision."""
-    slow_ms: Mapping[str, float] = field(default_factory=dict)
-    failed: dict[str, int] = field(default_factory=dict)
-    _owed: dict[tuple[str, str], float] = field(default_factory=dict)
-
-    async def begin(self, policy: RolloutPolicy = POLICY, told=SECOND) -> None:
-        self.world.store.apply(FIRST, policy=policy, slo=Slo())
-        await self.world.passes()
-        self.world.store.apply(told, policy=policy, slo=Slo())
-
-    async def second(self) -> None:
-        """Let a second's requests come, and one pass be made."""
-        for group, weight in self.world.traffic.groups_of("coins").items():
-            revision = FIRST.revision if group == "main" else group
-            sent = self._whole((group, "sent"), self.requests_per_s * weight / 100)
-            failed = min(self._whole((group, "failed"), sent * self.errors.get(revision, 0.0)), sent)
-            self.failed[revision] = self.failed.get(revision, 0) + failed
-            self.world.traffic.count("coins", group, sent, failed, self.slow_ms.get(revision, 20.0))
-        await self.world.passes(1)
-
-    async def until(self, done: Callable[[RolloutState], bool], seconds: int = 1200) -> RolloutState:
-        for _ in range(seconds):
-            await self.second()
-            if self.state is not None and done(self.state):
-                return self.state
-        raise AssertionError(f"after {seconds} s: {self.state}")
-
-    async def end(self, seconds: int = 1200) -> RolloutState:
-        return await self.until(lambda state: state.phase in ENDED, seconds)
-
-    def _whole(self, key: tuple[str, str], amount: float) -> int:
-        owed = self._owed.get(key, 0.0) + amount
-        self._owed[key] = owed - int(owed)
-        return int(owed)
-
-    @property
-    def state(self) -> RolloutState | None:
-        return self.world.store.objects["coins"].status.rollout
-
-    @property
-    def record(self) -> Record:
-        assert self.state is not None
-        return self.world.rollout_cache.records[self.state.rollout]
-
-    def ask(self, verb: str, value: str) -> None:
-        known = self.world.store.objects["coins"]
-        annotations = {**known.annotations, f"segserve.dev/{verb}": value}
-        self.world.store.objects["coins"] = replace(known, annotations=annotations)
-
-
-def answers(check: Check) -> CheckResult:
-    return CheckResult(check.key, 0.0, done=False, asked=(40, 40), failed=(0, 0))
-
-
-def fails(check: Check) -> CheckResult:
-    return CheckResult(check.key, 0.0, done=False, asked=(10, 10), failed=(0, 10))
 
 
 async def test_a_healthy_revision_goes_up_by_steps_and_is_promoted_and_the_old_one_is_kept() -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from segserve_builder.agent.protocol import (
 from segserve_builder.spec.model_spec import Artifact, Input, ModelClass, Output, Runtime
 from segserve_builder.steps.pipeline import Pipeline
 from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
+from segserve_operator.core.evidence import DISAGREEMENTS, RATIOS
 from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.gates.checks import Check, CheckResult
 from segserve_operator.core.models.events import Event
@@ -33,9 +35,9 @@ from segserve_operator.core.models.observed import (
     ServerObserved,
     Wanted,
 )
-from segserve_operator.core.rollout.counters import Counters, Sample, Series, SeriesCounts
+from segserve_operator.core.rollout.counters import Counters, PairCounts, Sample, Series, SeriesCounts
 from segserve_operator.core.rollout.record import Record, RolloutState
-from segserve_operator.core.traffic import Endpoint, TrafficPlan, TrafficState
+from segserve_operator.core.traffic import Endpoint, Mirror, TrafficPlan, TrafficState
 from segserve_operator.mapping.rollouts import HISTORY
 from segserve_operator.service import RolloutCache, Service
 
@@ -259,6 +261,8 @@ class RecordedTraffic:
     active: dict[tuple[str, str], int] = field(default_factory=dict)
     url: str = "http://127.0.0.1:8080"
     by_series: dict[tuple[str, str], SeriesCounts] = field(default_factory=dict)
+    pairs: dict[str, PairCounts] = field(default_factory=dict)
+    """What the gateway's comparator has counted, by model."""
     blind: bool = False
     clock: Callable[[], float] = field(default=lambda: 0.0)
 
@@ -273,7 +277,12 @@ class RecordedTraffic:
             return {}
         return {
             model: {
-                "gateway": Counters("first", self.clock(), {Series(g, "http"): self._tally(model, g) for g in groups})
+                "gateway": Counters(
+                    "first",
+                    self.clock(),
+                    {Series(g, "http"): self._tally(model, g) for g in groups},
+                    pairs=self.pairs.get(model),
+                )
             }
             for model, groups in models.items()
         }
@@ -289,11 +298,57 @@ class RecordedTraffic:
         latencies = tuple(sorted(bins.items()))
         self.by_series[model, group] = SeriesCounts(was.attempts + requests, was.failed + failed, latencies=latencies)
 
+    def mirror(self, model: str) -> Mirror | None:
+        """Return which of a model's requests are copied."""
+        routes = self.plan.routes if self.plan else ()
+        return next((route.mirror for route in routes if route.model == model), None)
+
+    def compare(
+        self, model: str, failed: tuple[int, int, int, int], latencies_ms: tuple[float, float] = (20.0, 20.0)
+    ) -> None:
+        """Let both groups of the model's mirror be asked copies, of which so many fail as in `PairCounts.failed`.
+
+        Answers take as long as `latencies_ms` says, of stable and the candidate.
+        """
+        mirror = self.mirror(model)
+        assert mirror is not None
+        epoch = f"{mirror.stable}/{mirror.candidate}"
+        was = self.pairs.get(model)
+        if was is None or was.epoch != epoch:
+            was = PairCounts(epoch, mirror.stable, mirror.candidate)
+        answered = (failed[0] + failed[1], failed[0] + failed[2])
+        self.pairs[model] = replace(
+            was,
+            failed=(
+                was.failed[0] + failed[0],
+                was.failed[1] + failed[1],
+                was.failed[2] + failed[2],
+                was.failed[3] + failed[3],
+            ),
+            latencies=(
+                _added(was.latencies[0], latencies_ms[0], answered[0]),
+                _added(was.latencies[1], latencies_ms[1], answered[1]),
+            ),
+            ratios=_counted(was.ratios, RATIOS, latencies_ms[1] / latencies_ms[0], failed[0]),
+            disagreements=_counted(was.disagreements, DISAGREEMENTS, 0.0, failed[0]),
+        )
+
     def groups_of(self, model: str) -> dict[str, int]:
         """Return the weight of every group that gets requests of a model."""
         routes = self.plan.routes if self.plan else ()
         shares = [share for route in routes if route.model == model for share in route.shares]
         return {share.group: share.weight for share in shares if share.weight}
+
+
+def _added(bins: tuple[tuple[float, int], ...], latency_ms: float, count: int) -> tuple[tuple[float, int], ...]:
+    former = dict(bins)
+    return tuple(sorted({**former, latency_ms: former.get(latency_ms, 0) + count}.items()))
+
+
+def _counted(bins: tuple[int, ...], edges: Sequence[float], value: float, count: int) -> tuple[int, ...]:
+    counts = list(bins or [0] * (len(edges) + 1))
+    counts[bisect_right(edges, value)] += count
+    return tuple(counts)
 
 
 @dataclass

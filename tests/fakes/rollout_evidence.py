@@ -19,13 +19,14 @@ from segserve_operator.core.rollout.counters import (
     HungRequests,
     InFlight,
     InFlightSample,
+    PairCounts,
     Series,
     SeriesCounts,
 )
 from segserve_operator.core.rollout.engine import Progress
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.plain import canonical
-from segserve_operator.core.rollout.record import Decision, Record, RolloutState, Row
+from segserve_operator.core.rollout.record import Decision, PairRow, Record, RolloutState, Row
 from segserve_operator.core.statistics.sample_ratio import SampleRatio
 
 STARTED_S = 1_790_000_000.0
@@ -95,7 +96,10 @@ def _rows(count: int) -> tuple[Row, ...]:
 def row(number: int) -> Row:
     """Return a row of evidence."""
     latencies = tuple((index, 1 + (number * index) % 997) for index in range(number % 7, len(EDGES_MS) + 1, 7))
-    return Row(STARTED_S + number + 0.1, 1 / 3, 25, (number, 3), (0, 1), (latencies, latencies[:3]))
+    # Every other one is of Shadow.
+    pairs = PairRow((number, 3, 2, 1), (latencies[:2], latencies[1:4]), ((6, number),), ((0, 3), (9, 1)))
+    at_s, counts = STARTED_S + number + 0.1, ((number, 3), (0, 1), (latencies, latencies[:3]))
+    return Row(at_s, 1 / 3, 25, *counts, pairs if number % 2 else None)
 
 
 def decision(sequence: int) -> Decision:
@@ -154,6 +158,7 @@ def _look(numbers: np.random.Generator) -> EvidenceWindow:
 
 def _count() -> Counters:
     tally = SeriesCounts(1000, 3, 1, 2, ((0.5, 3), (120.0, 990), (100_000.0, 1)))
-    return Counters(
-        "first", STARTED_S + 1 / 3, {Series("main", "http"): tally, Series("coins-2", "grpc"): SeriesCounts()}
-    )
+    bins = ((0.5, 3), (120.0, 990))
+    pairs = PairCounts("begun", "main", "coins-2", (990, 3, 2, 1), (bins, bins[:1]), (0,) * 6 + (7,), (5, 0, 1), 4)
+    by_series = {Series("main", "http"): tally, Series("coins-2", "grpc"): SeriesCounts()}
+    return Counters("first", STARTED_S + 1 / 3, by_series, pairs=pairs)

@@ -313,6 +313,7 @@ Gate: TypeAlias = Annotated[GateSpec, GetPydanticSchema(_gate_schema)]
 DEFAULT_GATES: Final = (ErrorRateGate(), LatencyGate(), BurnRateGate(), GoldenQualityGate())
 DEFAULT_STEPS: Final = (RolloutStep(weight=5), RolloutStep(weight=25), RolloutStep(weight=50))
 _ALL_AT_ONCE: Final = "steps are for the strategy canary; the other strategies switch all requests at once"
+_NO_SHADOW: Final = "the strategy immediate promotes a revision at once; shadow is for canary and blueGreen"
 _NO_STEP: Final = "the strategy canary needs at least one step; use blueGreen to switch without steps"
 _RISING: Final = "weights must increase from step to step"
 _GATE_TWICE: Final = "each gate and each name may be listed only once"
@@ -356,6 +357,7 @@ class RolloutPolicy(ApiValue):
                 f"self.steps.map(step, step.weight) == {_DEFAULT_WEIGHTS}",
                 _ALL_AT_ONCE,
             ),
+            ("self.strategy != 'immediate' || !has(self.shadow)", _NO_SHADOW),
         )
     )
 
@@ -446,4 +448,6 @@ class RolloutPolicy(ApiValue):
             raise located(_NO_STEP, "steps")
         if self.strategy != "canary" and self.steps not in ((), DEFAULT_STEPS):
             raise located(f"{_ALL_AT_ONCE}; {self.strategy} got {len(self.steps)}", "steps")
+        if self.strategy == "immediate" and self.shadow is not None:
+            raise located(_NO_SHADOW, "shadow")
         return self

@@ -24,6 +24,7 @@ class RolloutPhase(StrEnum):
 
     PENDING = "Pending"
     GOLDEN = "Golden"
+    SHADOW = "Shadow"
     PROGRESSING = "Progressing"
     QUARANTINED = "Quarantined"
     BAKING = "Baking"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 import numpy as np
@@ -32,18 +32,21 @@ class Pairs:
     failed [..., 2, 2]: pairs by whether stable failed (0, 1) and whether the candidate did. ratios [..., R + 1]: pairs
     in which both answered, by the candidate's latency divided by stable's; bin i holds those of at least
     `RATIOS[i - 1]` and less than `RATIOS[i]`. disagreements [..., D + 1]: pairs whose answers were compared, by how
-    much they differ, in bins between `DISAGREEMENTS`.
+    much they differ, in bins between `DISAGREEMENTS`. callers [...]: requests of callers meanwhile, which are in no
+    other number of the window.
     """
 
     failed: Floats
     ratios: Floats
     disagreements: Floats
+    callers: Floats = field(default_factory=lambda: np.zeros(()))
 
     @classmethod
     def nothing(cls, shape: tuple[int, ...] = ()) -> Pairs:
         """Return no pairs."""
         ratios, disagreements = len(RATIOS) + 1, len(DISAGREEMENTS) + 1
-        return cls(np.zeros((*shape, 2, 2)), np.zeros((*shape, ratios)), np.zeros((*shape, disagreements)))
+        counts = np.zeros((*shape, ratios)), np.zeros((*shape, disagreements))
+        return cls(np.zeros((*shape, 2, 2)), *counts, callers=np.zeros(shape))
 
 
 @dataclass(frozen=True, slots=True)

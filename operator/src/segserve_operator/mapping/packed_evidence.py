@@ -8,19 +8,17 @@ from typing import TYPE_CHECKING, Any, Final
 from segserve_common.kube.shards import pack, unpack
 from segserve_operator.core.gates import measured_gates
 from segserve_operator.core.gates.base import Outcome, Verdict
-from segserve_operator.core.rollout.counters import Counters, HungRequests, Series, SeriesCounts
+from segserve_operator.core.rollout.counters import Counters, HungRequests, PairCounts, Series, SeriesCounts
 from segserve_operator.core.rollout.engine import Progress
 from segserve_operator.core.rollout.plain import from_plain, to_plain
-from segserve_operator.core.rollout.record import Row
+from segserve_operator.core.rollout.record import PairRow, Row
 from segserve_operator.core.statistics.sample_ratio import SampleRatio
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
-    from segserve_operator.core.rollout.record import Decision, Record
-
-    Bins = tuple[tuple[int, int], ...]
+    from segserve_operator.core.rollout.record import Bins, Decision, Record
 
 CHUNK_ROWS: Final = 500
 _BATCH_ROWS: Final = 50
@@ -48,10 +46,21 @@ def pack_rows(rows: Iterable[Row]) -> str:
     """Return rows as packed text."""
     return pack(
         [
-            [row.at_s, row.seconds, row.weight, *row.requests, *row.errors, *(_gaps(bins) for bins in row.latencies)]
+            [
+                *(row.at_s, row.seconds, row.weight, *row.requests, *row.errors),
+                *(_gaps(bins) for bins in row.latencies),
+                *_pair_values(row.pairs),
+            ]
             for row in rows
         ]
     )
+
+
+def _pair_values(pairs: PairRow | None) -> list[Any]:
+    """Return a row's pairs as one more value; rows outside of Shadow stay as they were."""
+    if pairs is None:
+        return []
+    return [[*pairs.failed, *(_gaps(bins) for bins in (*pairs.latencies, pairs.ratios, pairs.disagreements))]]
 
 
 def unpack_rows(text: str) -> tuple[Row, ...]:
@@ -132,7 +141,13 @@ def _row(at_s: float, seconds: float, weight: int, *rest: Any) -> Row:
     # A newer release may have added numbers at the end, here and below.
     stable, candidate, stable_failed, candidate_failed, stable_bins, candidate_bins = rest[:6]
     latencies = (_bins(stable_bins), _bins(candidate_bins))
-    return Row(at_s, seconds, weight, (stable, candidate), (stable_failed, candidate_failed), latencies)
+    pairs = _pair_row(*rest[6]) if len(rest) > 6 else None
+    return Row(at_s, seconds, weight, (stable, candidate), (stable_failed, candidate_failed), latencies, pairs)
+
+
+def _pair_row(neither: int, candidate: int, stable: int, both: int, *rest: Any) -> PairRow:
+    stable_bins, candidate_bins, ratios, disagreements = map(_bins, rest[:4])
+    return PairRow((neither, candidate, stable, both), (stable_bins, candidate_bins), ratios, disagreements)
 
 
 def _count_value(count: Counters) -> list[Any]:
@@ -140,12 +155,14 @@ def _count_value(count: Counters) -> list[Any]:
         [series.group, series.protocol, tally.attempts, tally.failed, tally.given_up, tally.active, tally.latencies]
         for series, tally in count.by_series.items()
     ]
-    return [count.epoch, count.at_s, count.began_s, by_series]
+    pairs = [to_plain(count.pairs)] if count.pairs is not None else []
+    return [count.epoch, count.at_s, count.began_s, by_series, *pairs]
 
 
 def _count(value: Sequence[Any]) -> Counters:
     epoch, at_s, began_s, by_series = value[:4]
-    return Counters(epoch, at_s, dict(_tally(*each) for each in by_series), began_s)
+    pairs = from_plain(PairCounts("", "", ""), value[4]) if len(value) > 4 else None
+    return Counters(epoch, at_s, dict(_tally(*each) for each in by_series), began_s, pairs)
 
 
 def _tally(

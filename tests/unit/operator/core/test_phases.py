@@ -24,7 +24,8 @@ def test_what_protects_callers_is_a_move_from_every_phase(phase: Phase, signal: 
 def test_a_candidate_never_gets_requests_before_its_golden_images() -> None:
     ways = {phase for (phase, _), after in MOVES.items() if after is Phase.PROGRESSING}
 
-    assert ways == {Phase.GOLDEN, Phase.PROGRESSING, Phase.QUARANTINED}
+    assert ways == {Phase.GOLDEN, Phase.SHADOW, Phase.PROGRESSING, Phase.QUARANTINED}
+    assert {phase for (phase, _), after in MOVES.items() if after is Phase.SHADOW} == {Phase.GOLDEN}
     assert (Phase.PENDING, Signal.PROMOTE) not in MOVES
 
 
@@ -35,6 +36,22 @@ def test_many_rollouts_move_as_each_does_alone() -> None:
     for phase in Phase:
         for signal in Signal:
             assert together[phase, signal - 1] == MOVES.get((phase, signal), phase)
+
+
+def test_numbers_of_phases_and_signals_stay_as_records_hold_them() -> None:
+    assert [(phase.name, phase.value) for phase in Phase] == [
+        ("PENDING", 0),
+        ("GOLDEN", 1),
+        ("PROGRESSING", 2),
+        ("QUARANTINED", 3),
+        ("BAKING", 4),
+        ("SUCCEEDED", 5),
+        ("ROLLED_BACK", 6),
+        ("CANCELLED", 7),
+        ("SHADOW", 8),
+    ]
+    assert [signal.value for signal in Signal] == list(range(1, 18))
+    assert Signal.NONE == 14
 
 
 def test_labels_read_back() -> None:

@@ -25,11 +25,13 @@ from segserve_operator.core.models.requests import (
     with_handled,
 )
 from segserve_operator.core.models.sizes import has_grown, is_deferred
+from segserve_operator.core.models.streams import keeps_streams
 from segserve_operator.core.rollout import decisions
 from segserve_operator.core.rollout.counters import HungRequests
 from segserve_operator.core.rollout.decisions import DecisionInput, DecisionResult, caught_up, state_of
 from segserve_operator.core.rollout.engine import Progress
-from segserve_operator.core.rollout.phases import Signal
+from segserve_operator.core.rollout.pairs import pairs_between
+from segserve_operator.core.rollout.phases import Phase, Signal
 from segserve_operator.core.rollout.record import Record, RolloutState
 from segserve_operator.core.rollout.windows import window_between
 from segserve_operator.core.statistics.sample_ratio import SampleRatio
@@ -174,6 +176,9 @@ def _record(state: RolloutState, roles: Roles, model: ModelObserved, world: Obse
         wanted, watch = model.wanted, world.watches.get(model.name)
         policy, slo = (wanted.policy, wanted.slo) if wanted is not None else (None, None)
         policy, slo = policy or RolloutPolicy(), slo or Slo()
+        if wanted is not None and keeps_streams(wanted.assigned.pipeline):
+            # A copied frame would be one more of its stream, on stable's server as well.
+            policy = policy.model_copy(update={"shadow": None})
         is_stable = watch is not None and roles.stable is not None and watch.group == roles.stable.group
         record = Record(
             name=state.rollout,
@@ -205,8 +210,12 @@ def _decide(
     request: RolloutRequest | None,
 ) -> tuple[DecisionResult, RolloutState]:
     """Return the decision on all that is known now, and the state that follows from it."""
-    record, window = _with_window(record, state, roles, model, world)
-    record = _with_split(record, state, window, world.now_s)
+    before = record.seen
+    record, callers = _with_window(record, state, roles, model, world)
+    pairs: EvidenceWindow | None = None
+    if state.phase is Phase.SHADOW and callers is not None:
+        pairs = pairs_between(before, record.seen, *groups_of(state, roles), callers)
+    record = _with_split(record, state, callers, world.now_s)
     record = replace(record, verdicts=verdicts_with(record, state, model, world))
     signals = gather_signals(record, state, roles, model, world)
     verb = request.verb if request is not None else ""
@@ -214,7 +223,8 @@ def _decide(
     inputs = DecisionInput(
         now_s=world.now_s,
         signals=replace(signals, asked=int(VERB_SIGNALS.get(verb, Signal.NONE))),
-        window=window,
+        window=pairs or callers,
+        callers=callers if pairs is not None else None,
         paused=verb == "pause" or (state.paused and verb != "resume"),
         skipped=skipped,
         actor=request.text if request is not None else "segserve",

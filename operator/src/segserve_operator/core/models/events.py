@@ -31,6 +31,9 @@ SIGNALS: Final[Mapping[Signal, tuple[str, str]]] = {
     Signal.RESUMED: ("ProbesAnswered", "it answered segserve's own requests"),
     Signal.PROVED: ("Proved", "its servers have loaded and proved it, and every gateway knows them"),
     Signal.GOLDEN_PASSED: ("GoldenPassed", "the golden images were answered well enough"),
+    Signal.SHADOW_BEGINS: ("ShadowBegun", "it is asked copies of callers' requests; no caller has its answers"),
+    Signal.SHADOW_PASSED: ("ShadowPassed", "it answered copies of callers' requests no worse than stable"),
+    Signal.SHADOW_OVER: ("ShadowOver", "shadow.maxDuration has passed; the steps begin with what is known"),
     Signal.ADVANCE: ("StepDone", "the evidence allows the next weight"),
     Signal.CERTIFIED: ("Certified", "the evidence allows sending it all requests"),
     Signal.BAKED: ("Baked", "bakeTime has passed"),
@@ -125,7 +128,18 @@ def explanation(before: RolloutState, result: DecisionResult, roles: Roles) -> t
         return SIGNALS[result.signal]
     if result.wait is Wait.NOTHING:
         return "", ""
+    if phase is Phase.SHADOW and not _is_late(result):
+        return result.wait.value, _shadow(result)
     return _LATE if _is_late(result) else (result.wait.value, WAITS[result.wait])
+
+
+def _shadow(result: DecisionResult) -> str:
+    """Return how far Shadow is. Its figures change with the writes of the record alone."""
+    compared, shadow = int(result.record.progress.seen), result.record.policy.shadow
+    few = shadow is not None and compared < shadow.min_requests
+    counted = f"{compared} of {shadow.min_requests}" if shadow is not None and few else f"{compared}"
+    text = f"Shadow: {counted} requests compared, no caller has its answers"
+    return text if result.wait is Wait.DATA and few else f"{text}; {WAITS[result.wait]}"
 
 
 def _is_late(result: DecisionResult) -> bool:
@@ -200,6 +214,9 @@ def _changes(before: RolloutState, after: RolloutState, verdicts: Sequence[Verdi
 def _entered(before: RolloutState, after: RolloutState, verdicts: Sequence[Verdict]) -> Iterator[Event]:
     revision, age = after.revision, _age(after)
     match after.phase:
+        case Phase.SHADOW:
+            text = f"{revision} is asked copies of callers' requests, and no caller gets its answers"
+            yield Event("Normal", "ShadowStarted", text)
         case Phase.PROGRESSING if before.phase is Phase.QUARANTINED:
             share = f"{after.weight} % of callers' requests"
             text = f"{revision} answers segserve's own requests and gets {share} again"

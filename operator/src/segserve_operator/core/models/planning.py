@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from segserve_builder.agent.protocol import AssignedModel, Assignment
@@ -20,6 +20,7 @@ from segserve_operator.core.models.advance import RolloutUpdate, unchanged
 from segserve_operator.core.models.conditions import status_of
 from segserve_operator.core.models.events import Event, rollout_events, status_events
 from segserve_operator.core.models.golden_scores import with_scoring
+from segserve_operator.core.models.inputs import groups_of
 from segserve_operator.core.models.observed import (
     Candidate,
     ModelObserved,
@@ -41,7 +42,7 @@ from segserve_operator.core.models.slo import watches
 from segserve_operator.core.models.update import spread, with_template
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.record import Record, RolloutState
-from segserve_operator.core.traffic import AccessRule, Endpoint, Route, RouteAffinity, Share, TrafficPlan
+from segserve_operator.core.traffic import AccessRule, Endpoint, Mirror, Route, RouteAffinity, Share, TrafficPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,7 +243,23 @@ def _route(model: ModelObserved, roles: Roles, state: RolloutState | None, world
         access=_access(model, world),
         limits=model.limits,
         affinity=_affinity(roles, state, world),
+        mirror=_mirror(model, roles, state, shares, world),
     )
+
+
+def _mirror(
+    model: ModelObserved, roles: Roles, state: RolloutState | None, shares: Sequence[Share], world: Observed
+) -> Mirror | None:
+    """Return which requests are copied to stable and the candidate: some of them in Shadow, unless it is paused."""
+    if state is None or state.phase is not Phase.SHADOW or state.paused:
+        return None
+    record = world.records.get(state.rollout)
+    policy = record.policy if record is not None else model.wanted.policy if model.wanted is not None else None
+    stable, candidate = groups_of(state, roles)
+    answering = {share.group for share in shares if share.endpoints}
+    if policy is None or policy.shadow is None or not {stable, candidate} <= answering:
+        return None
+    return Mirror(stable, candidate, policy.shadow.percent, policy.shadow.max_requests_per_second)
 
 
 def _affinity(roles: Roles, state: RolloutState | None, world: Observed) -> RouteAffinity | None:

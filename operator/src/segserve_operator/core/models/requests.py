@@ -17,7 +17,7 @@ VERBS: Final = ("abort", "rollback", "pause", "promote", "resume", "skip-gate", 
 REQUESTED_BY: Final = f"{PREFIX}requested-by"
 """Annotation in which the admission webhook keeps who requested each verb, as a JSON object."""
 MAX_HANDLED: Final = 32
-_WATCHED: Final = (Phase.GOLDEN, Phase.PROGRESSING, Phase.QUARANTINED)
+_WATCHED: Final = (Phase.GOLDEN, Phase.SHADOW, Phase.PROGRESSING, Phase.QUARANTINED)
 PHASES: Final[Mapping[str, tuple[Phase, ...]]] = {
     "abort": (Phase.PENDING, *_WATCHED, Phase.BAKING),
     "pause": (Phase.PENDING, *_WATCHED, Phase.BAKING),

@@ -12,7 +12,7 @@ import numpy as np
 
 from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
 from segserve_operator.api.segmentation_rollout import MAX_DECISIONS
-from segserve_operator.core.evidence import EvidenceWindow, Judgement
+from segserve_operator.core.evidence import EvidenceWindow, Judgement, Pairs
 from segserve_operator.core.gates import measured_gates
 from segserve_operator.core.gates.base import MeasuredGate, Verdict
 from segserve_operator.core.rollout.chain import sealed
@@ -23,6 +23,7 @@ from segserve_operator.core.rollout.engine import (
     Signals,
     Transition,
     Wait,
+    excess_of,
     next_transition,
     watch,
     with_pause,
@@ -40,6 +41,7 @@ LOST: Final = "LOST"
 class DecisionInput:
     """Inputs of a decision besides the record: a window of evidence (or none), signals, and a person's request.
 
+    In Shadow the `window` is of pairs, and `callers` are the requests of callers meanwhile, which decide nothing.
     `skipped` are the gates to ignore, `paused` whether a person has paused the rollout. `actor` is who caused the
     decision, for the record, and `requested_by` the person, as the API server authenticated him.
     """
@@ -47,6 +49,7 @@ class DecisionInput:
     now_s: float
     signals: Signals = field(default_factory=Signals)
     window: EvidenceWindow | None = None
+    callers: EvidenceWindow | None = None
     paused: bool = False
     skipped: tuple[str, ...] = ()
     actor: str = "segserve"
@@ -111,7 +114,8 @@ def decide(record: Record, inputs: DecisionInput) -> DecisionResult:
     changed = signal is not Signal.NONE or bool(record.progress.paused) != inputs.paused
     rows = record.rows
     if inputs.window is not None:
-        rows = kept(rows, row_of(inputs.window, inputs.now_s, _weight(record)))
+        callers, shadow = inputs.callers or inputs.window, inputs.window if inputs.callers is not None else None
+        rows = kept(rows, row_of(callers, inputs.now_s, _weight(record), shadow))
     after = replace(record, progress=transition.progress, gates={**record.gates, **states}, rows=rows)
     if changed:
         after = _written_down(after, rules, inputs, transition, _encoded_inputs(before, progress, inputs))
@@ -140,12 +144,20 @@ def repeat(decision: Decision, policy: RolloutPolicy, slo: Slo) -> str:
     inputs = json.loads(decision.inputs)
     rules = Rules.of(policy, slo, tuple(inputs["skipped"]))
     before = {name: from_plain(gate.start(), inputs["gates"][name]) for name, gate in rules.gates.items()}
-    window = from_plain(EvidenceWindow.nothing(), inputs["look"]) if inputs["look"] is not None else None
+    window = _window_of(inputs["look"]) if inputs["look"] is not None else None
     progress = from_plain(Progress.begun(0.0), inputs["progress"])
     states, transition = _engine(
         rules, before, progress, window, from_plain(Signals(), inputs["heard"]), inputs["nowS"]
     )
     return decided_text(transition, rules.explain(states))
+
+
+def _window_of(look: Mapping[str, Any]) -> EvidenceWindow:
+    """Return a recorded window; those outside of Shadow have no pairs, and older ones do not name them."""
+    nothing = EvidenceWindow.nothing()
+    if look.get("pairs") is None:
+        return from_plain(nothing, {name: value for name, value in look.items() if name != "pairs"})
+    return from_plain(replace(nothing, pairs=Pairs.nothing()), look)
 
 
 def judge(rules: Rules, states: Mapping[str, Any]) -> list[Judgement]:
@@ -177,7 +189,18 @@ def _engine(
     if window is not None:
         states = {name: gate.update(before[name], window) for name, gate in rules.gates.items()}
         progress = watch(progress, window, now_s)
-    return states, next_transition(rules.policy, progress, judge(rules, states), signals, now_s)
+    transition = next_transition(rules.policy, progress, judge(rules, states), signals, now_s)
+    if int(progress.phase) == Phase.SHADOW != int(transition.progress.phase):
+        return after_shadow(rules, states, transition)
+    return states, transition
+
+
+def after_shadow(rules: Rules, states: Mapping[str, Any], transition: Transition) -> tuple[dict[str, Any], Transition]:
+    """Return gates and transition of a rollout that leaves Shadow: what failed there has harmed no caller."""
+    going_on = {name: gate.after_shadow(states[name]) for name, gate in rules.gates.items()}
+    progress = transition.progress
+    harmless = replace(progress, bad=excess_of(judge(rules, going_on), progress))
+    return going_on, replace(transition, progress=harmless)
 
 
 def _encoded_inputs(before: Mapping[str, Any], progress: Progress, inputs: DecisionInput) -> str:

@@ -47,11 +47,23 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
+class ShadowPolicy:
+    """How long the candidate is asked copies of callers' requests: `min_requests` of them, at most `maximum_s`.
+
+    With `skips_steps`, steps whose rate of requests it has had then are left out.
+    """
+
+    min_requests: float = 200.0
+    maximum_s: float = 600.0
+    skips_steps: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """The engine's policy for a rollout.
 
     `levels` are the gates' shares of alpha, `tolerances` the harm (a share of requests) that is negligible for each;
-    both in the order of the judgements.
+    both in the order of the judgements. Without `shadow`, the steps follow the golden images.
     """
 
     steps: tuple[Step, ...] = (Step(5), Step(25), Step(50))
@@ -65,6 +77,7 @@ class Policy:
     holdback: float = 5.0
     failures_in_a_row: float = 3.0
     max_quarantines: float = 3.0
+    shadow: ShadowPolicy | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +86,8 @@ class Progress:
 
     `step` is -1 before the first; `since_s`, `step_since_s`, `started_s` Unix time, and `resumed_s` too: when a person
     last ended a pause (0 is never). `failures` counts the candidate's failures in a row, `stable_answered_s` is when
-    stable last answered. `seen` are the candidate's requests in this step, `bad` its excess bad requests before the
-    last quarantine, `rate` all requests a second.
+    stable last answered. `seen` are the candidate's requests in this step (in Shadow: the copies that it was asked),
+    `bad` its excess bad requests before the last quarantine, `rate` all requests of callers a second.
     """
 
     phase: Ints
@@ -177,14 +190,15 @@ def with_pause(progress: Progress, paused: Bools, now_s: float) -> Progress:
 
 
 def watch(progress: Progress, window: EvidenceWindow, now_s: float) -> Progress:
-    """Add a window: consecutive failures, the rate, and the requests of this step."""
+    """Add a window: consecutive failures, callers' rate, and the requests of this step."""
     requests, errors = window.requests[..., CANDIDATE], window.errors[..., CANDIDATE]
     # The order within a window is unknown: if only some requests failed, none count as consecutive.
     in_a_row = np.where(errors >= requests, progress.failures + errors, 0.0)
     failures = np.where(requests > 0, in_a_row, progress.failures)
     answered = window.requests[..., STABLE] - window.errors[..., STABLE] > 0.5 * window.requests[..., STABLE]
     share = -np.expm1(-window.seconds / RATE_MEMORY_S)
-    rate = window.requests.sum(-1) / np.maximum(window.seconds, 1e-9)
+    callers = window.requests.sum(-1) if window.pairs is None else window.pairs.callers
+    rate = callers / np.maximum(window.seconds, 1e-9)
     return replace(
         progress,
         failures=failures,
@@ -204,9 +218,11 @@ def next_transition(
     phase = moved(progress.phase, signal)
     entered = legal(progress.phase, signal)
     step = np.where((phase == Phase.PROGRESSING) & (signal == Signal.ADVANCE), progress.step + 1, progress.step)
-    step = np.where(signal == Signal.GOLDEN_PASSED, 0, step).astype(np.int8)
+    step = np.where(signal == Signal.GOLDEN_PASSED, 0, step)
+    from_shadow = (signal == Signal.SHADOW_PASSED) | (signal == Signal.SHADOW_OVER)
+    begins = np.where(signal == Signal.SHADOW_PASSED, step_after_shadow(policy, progress, now_s), 0)
+    step = np.where(from_shadow, begins, step).astype(np.int8)
     quarantined = entered & (phase == Phase.QUARANTINED)
-    excess = _excess(judged, progress)
     after = replace(
         progress,
         phase=phase,
@@ -216,7 +232,7 @@ def next_transition(
         seen=np.where(entered, 0.0, progress.seen),
         failures=np.where(entered, 0.0, progress.failures),
         quarantines=progress.quarantines + quarantined,
-        bad=np.where(quarantined, excess, progress.bad),
+        bad=np.where(quarantined, excess_of(judged, progress), progress.bad),
     )
     return Transition(after, signal, weights(policy, phase, step), wait)
 
@@ -227,7 +243,8 @@ def _not_ahead(progress: Progress, now_s: float) -> Progress:
     return replace(progress, **{name: np.minimum(getattr(progress, name), now_s) for name in times})
 
 
-def _excess(judged: Sequence[Judgement], progress: Progress) -> Floats:
+def excess_of(judged: Sequence[Judgement], progress: Progress) -> Floats:
+    """Return the estimated number of requests that went wrong because of the candidate, by any gate."""
     most: Floats = np.maximum.reduce([np.zeros(progress.phase.shape), *(each.excess for each in judged)])
     return most
 
@@ -258,11 +275,18 @@ def _signal(
         Signal.PROMOTE: grown
         & (
             (np.asarray(heard.asked) == Signal.PROMOTE)
-            | (late & (policy.on_undecided is OnUndecided.PROMOTE) & (phase == Phase.PROGRESSING))
+            | (
+                late
+                & (policy.on_undecided is OnUndecided.PROMOTE)
+                & ((phase == Phase.PROGRESSING) | (phase == Phase.SHADOW))
+            )
         ),
         Signal.RESUMED: (np.asarray(heard.probes) > 0) & (progress.quarantines <= policy.max_quarantines) & ~cold,
         Signal.PROVED: np.asarray(heard.ready),
+        Signal.SHADOW_BEGINS: goes_on & (np.asarray(heard.golden) > 0) & (policy.shadow is not None),
         Signal.GOLDEN_PASSED: goes_on & (np.asarray(heard.golden) > 0),
+        Signal.SHADOW_PASSED: goes_on & shadow_passes(policy, progress, judged),
+        Signal.SHADOW_OVER: goes_on,
         Signal.ADVANCE: goes_on & ~last,
         Signal.CERTIFIED: goes_on & last,
         Signal.BAKED: goes_on,
@@ -287,7 +311,7 @@ def _fails(policy: Policy, progress: Progress, judged: Sequence[Judgement], hear
     answers = (now_s - progress.stable_answered_s < RATE_MEMORY_S) | (progress.phase == Phase.BAKING)
     in_a_row = (progress.failures >= policy.failures_in_a_row) & answers
     incident = np.logical_or.reduce([each.incident for each in judged]) if judged else np.asarray(False)
-    too_many = (_excess(judged, progress) - progress.bad >= policy.max_bad_requests) & ~incident
+    too_many = (excess_of(judged, progress) - progress.bad >= policy.max_bad_requests) & ~incident
     fails: Bools = in_a_row | too_many | _suspect(progress, judged) | np.asarray(heard.lost)
     return fails
 
@@ -326,19 +350,25 @@ def _waits(policy: Policy, progress: Progress, judged: Sequence[Judgement], hear
     asks = np.array([False, *(step.ask for step in policy.steps)])[at]
     # Without steps there is no evidence to collect before it gets all requests.
     progressing = (phase == Phase.PROGRESSING) & bool(policy.steps)
-    data = progress.seen < policy.min_requests
+    shadowing = (phase == Phase.SHADOW) & ~shadow_passes(policy, progress, judged)
+    shadowing = shadowing & ~_shadow_over(policy, progress, judged, now_s)
+    few = np.where(phase == Phase.SHADOW, policy.shadow.min_requests if policy.shadow else 0.0, policy.min_requests)
+    data = progress.seen < few
     incident = np.zeros(shape, bool)
     for each in judged:
         data, incident = data | ~each.enough, incident | each.shared
+    unproved = ~np.logical_and.reduce(affordable(policy, progress, judged))
+    unharmed = np.logical_and.reduce(_negligible(policy, judged))
+    before = (phase == Phase.GOLDEN) | (phase == Phase.SHADOW)
     reason = np.zeros(shape, np.int8)
     for wait, holds in (
-        (Wait.SERVERS, ((phase == Phase.PROGRESSING) | (phase == Phase.GOLDEN)) & ~np.asarray(heard.grown)),
+        (Wait.SERVERS, ((phase == Phase.PROGRESSING) | before) & ~np.asarray(heard.grown)),
         (Wait.PERSON, progressing & asks),
         (Wait.TIME, now_s - progress.step_since_s < shortest),
-        (Wait.DATA, progressing & data),
-        (Wait.HARM, progressing & ~np.logical_and.reduce(affordable(policy, progress, judged))),
-        (Wait.INCIDENT, (progressing | (phase == Phase.BAKING)) & incident),
-        (Wait.GATE, (progressing | (phase == Phase.GOLDEN)) & ~np.asarray(heard.allowed)),
+        (Wait.DATA, (progressing | shadowing) & data),
+        (Wait.HARM, (progressing & unproved) | (shadowing & ~unharmed)),
+        (Wait.INCIDENT, (progressing | shadowing | (phase == Phase.BAKING)) & incident),
+        (Wait.GATE, (progressing | before) & ~np.asarray(heard.allowed)),
         (Wait.PAUSED, progress.paused),
     ):
         reason = np.where(holds, np.int8(WAITS.index(wait)), reason)
@@ -357,9 +387,48 @@ def affordable(policy: Policy, progress: Progress, judged: Sequence[Judgement]) 
     part = np.where(at == len(policy.steps), 1.0, PART_AT_RISK)
     largest = np.where(at == len(policy.steps), LARGEST_HARM, 1.0)
     at_risk = progress.rate * following[at] / 100.0 * seconds
-    left = policy.max_bad_requests - (_excess(judged, progress) - progress.bad)
+    left = policy.max_bad_requests - (excess_of(judged, progress) - progress.bad)
     return [
-        (judgement.harm <= tolerance)
-        | ((judgement.harm * at_risk <= part * left) & (judgement.harm <= largest) & ~judgement.doubtful)
-        for judgement, tolerance in zip(judged, policy.tolerances, strict=True)
+        negligible | ((judgement.harm * at_risk <= part * left) & (judgement.harm <= largest) & ~judgement.doubtful)
+        for judgement, negligible in zip(judged, _negligible(policy, judged), strict=True)
     ]
+
+
+def _negligible(policy: Policy, judged: Sequence[Judgement]) -> list[Bools]:
+    """Tell for each gate whether the worst harm is negligible at any weight."""
+    return [judgement.harm <= tolerance for judgement, tolerance in zip(judged, policy.tolerances, strict=True)]
+
+
+def shadow_passes(policy: Policy, progress: Progress, judged: Sequence[Judgement]) -> Bools:
+    """Tell whether a candidate in Shadow was asked enough copies, and all gates have bounded its harm."""
+    few = policy.shadow.min_requests if policy.shadow is not None else np.inf
+    passes: Bools = (progress.phase == Phase.SHADOW) & (progress.seen >= few)
+    for judgement, negligible in zip(judged, _negligible(policy, judged), strict=True):
+        passes = passes & judgement.enough & ~judgement.shared & negligible
+    return passes
+
+
+def _shadow_over(policy: Policy, progress: Progress, judged: Sequence[Judgement], now_s: float) -> Bools:
+    """Tell whether Shadow's time is over; one that is probably worse stays until the rollout's deadline."""
+    longest_s = policy.shadow.maximum_s if policy.shadow is not None else 0.0
+    over: Bools = now_s - np.maximum(progress.step_since_s, progress.resumed_s) >= longest_s
+    for judgement, negligible in zip(judged, _negligible(policy, judged), strict=True):
+        over = over & (negligible | ~judgement.doubtful)
+    return over
+
+
+def step_after_shadow(policy: Policy, progress: Progress, now_s: float) -> Ints:
+    """Return the first step that a candidate in Shadow has to take: the first that brings more requests than Shadow's.
+
+    What a person wants to see, and what has a shortest duration, is not left out; nor is the last step.
+    """
+    step = np.zeros(progress.phase.shape, np.int8)
+    if policy.shadow is None or not policy.shadow.skips_steps:
+        return step
+    copies_per_s = progress.seen / np.maximum(now_s - progress.step_since_s, 1e-9)
+    for index, each in enumerate(policy.steps[:-1]):
+        covered = (progress.rate > 0) & (progress.rate * each.weight / 100.0 <= copies_per_s)
+        if each.ask or each.minimum_s > 0:
+            break
+        step = np.where((step == index) & covered, np.int8(index + 1), step)
+    return step

@@ -27,6 +27,11 @@ class Phase(IntEnum):
     ROLLED_BACK = 6
     CANCELLED = 7
     """The spec requires another revision."""
+    SHADOW = 8
+    """Between Golden and the first step: it is asked copies of callers' requests, and no caller gets its answers.
+
+    Records hold these numbers, so what came later has a later one.
+    """
 
     @property
     def label(self) -> str:
@@ -40,7 +45,7 @@ class Phase(IntEnum):
 
 
 class Signal(IntEnum):
-    """Reason for a move; if several apply, the first one here takes precedence."""
+    """Reason for a move; if several apply in a phase, the first one here takes precedence."""
 
     CANCEL = 1
     """The spec requires another revision."""
@@ -68,10 +73,16 @@ class Signal(IntEnum):
     BAKED = 13
     """bakeTime has passed."""
     NONE = 14
+    SHADOW_BEGINS = 15
+    """Golden images are passed, and copies of callers' requests come before the steps."""
+    SHADOW_PASSED = 16
+    """Enough copies were answered, and all gates bound its harm within their tolerances."""
+    SHADOW_OVER = 17
+    """shadow.maxDuration has passed, and it is not probably worse."""
 
 
 ENDED: Final = frozenset({Phase.SUCCEEDED, Phase.ROLLED_BACK, Phase.CANCELLED})
-_BEFORE: Final = (Phase.PENDING, Phase.GOLDEN, Phase.PROGRESSING, Phase.QUARANTINED)
+_BEFORE: Final = (Phase.PENDING, Phase.GOLDEN, Phase.SHADOW, Phase.PROGRESSING, Phase.QUARANTINED)
 _ACTIVE: Final = (*_BEFORE, Phase.BAKING)
 
 MOVES: Final[Mapping[tuple[Phase, Signal], Phase]] = {
@@ -79,9 +90,12 @@ MOVES: Final[Mapping[tuple[Phase, Signal], Phase]] = {
     **{(phase, Signal.ABORT): Phase.ROLLED_BACK for phase in _ACTIVE},
     **{(phase, Signal.BREACH): Phase.ROLLED_BACK for phase in _ACTIVE},
     **{(phase, Signal.GIVE_UP): Phase.ROLLED_BACK for phase in _BEFORE},
-    **{(phase, Signal.PROMOTE): Phase.BAKING for phase in (Phase.GOLDEN, Phase.PROGRESSING, Phase.QUARANTINED)},
+    **{(phase, Signal.PROMOTE): Phase.BAKING for phase in _BEFORE if phase is not Phase.PENDING},
     (Phase.PENDING, Signal.PROVED): Phase.GOLDEN,
     (Phase.GOLDEN, Signal.GOLDEN_PASSED): Phase.PROGRESSING,
+    (Phase.GOLDEN, Signal.SHADOW_BEGINS): Phase.SHADOW,
+    (Phase.SHADOW, Signal.SHADOW_PASSED): Phase.PROGRESSING,
+    (Phase.SHADOW, Signal.SHADOW_OVER): Phase.PROGRESSING,
     (Phase.PROGRESSING, Signal.ADVANCE): Phase.PROGRESSING,
     (Phase.PROGRESSING, Signal.CERTIFIED): Phase.BAKING,
     (Phase.PROGRESSING, Signal.QUARANTINE): Phase.QUARANTINED,

@@ -7,7 +7,7 @@ from typing import Final
 from segserve_operator.api.rollout_policy import AlphaGateSpec, RolloutPolicy
 from segserve_operator.core.gates import GATES
 from segserve_operator.core.gates.base import MeasuredGateType
-from segserve_operator.core.rollout.engine import OnUndecided, Policy, Step
+from segserve_operator.core.rollout.engine import OnUndecided, Policy, ShadowPolicy, Step
 
 STEP_S: Final = 60.0
 """Default minDuration of a step if evidence does not set the pace."""
@@ -41,6 +41,17 @@ def engine_policy(policy: RolloutPolicy) -> Policy:
         bake_s=policy.bake_time.total_seconds(),
         holdback=float(policy.holdback) if policy.strategy == "canary" else 0.0,
         max_quarantines=float(policy.max_quarantines),
+        shadow=_shadow(policy),
+    )
+
+
+def _shadow(policy: RolloutPolicy) -> ShadowPolicy | None:
+    if policy.shadow is None:
+        return None
+    return ShadowPolicy(
+        min_requests=float(policy.shadow.min_requests),
+        maximum_s=policy.shadow.max_duration.total_seconds(),
+        skips_steps=policy.pace == "evidence",
     )
 
 

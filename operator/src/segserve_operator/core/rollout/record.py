@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 
 from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
-from segserve_operator.core.evidence import EvidenceWindow, Floats
+from segserve_operator.core.evidence import DISAGREEMENTS, RATIOS, EvidenceWindow, Floats, Pairs
 from segserve_operator.core.gates.base import Verdict
 from segserve_operator.core.rollout.counters import Sample
 from segserve_operator.core.rollout.engine import Progress
@@ -20,6 +20,9 @@ LAST_WORDS_S: Final = 600.0
 AGES_S: Final = ((3600.0, 60.0), (120.0, 15.0))
 """(age, length) in seconds: rows older than the age are merged to that length."""
 _FINEST_S: Final = AGES_S[-1][1]
+
+Bins: TypeAlias = tuple[tuple[int, int], ...]
+"""(bin, count) of the bins that are not empty, in rising order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,15 +66,29 @@ class RolloutState:
 
 
 @dataclass(frozen=True, slots=True)
+class PairRow:
+    """A stored window's pairs: by whether stable and the candidate failed, as in `PairCounts`, and by bin."""
+
+    failed: tuple[int, int, int, int]
+    latencies: tuple[Bins, Bins] = ((), ())
+    ratios: Bins = ()
+    disagreements: Bins = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
-    """A stored window: (stable, candidate) counts, and latencies as (bin, count) of non-empty bins."""
+    """A stored window: (stable, candidate) counts of callers' requests, and their latencies by bin.
+
+    `pairs` are what both were asked beside callers' requests, in Shadow; they are in no other number.
+    """
 
     at_s: float
     seconds: float
     weight: int
     requests: tuple[int, int]
     errors: tuple[int, int]
-    latencies: tuple[tuple[tuple[int, int], ...], tuple[tuple[int, int], ...]] = ((), ())
+    latencies: tuple[Bins, Bins] = ((), ())
+    pairs: PairRow | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,26 +144,51 @@ class Record:
     verdicts: tuple[Verdict, ...] = ()
 
 
-def row_of(window: EvidenceWindow, at_s: float, weight: int) -> Row:
-    """Return a window (no leading axes) as a row."""
-    requests, errors = window.requests.astype(int).tolist(), window.errors.astype(int).tolist()
+def row_of(callers: EvidenceWindow, at_s: float, weight: int, shadow: EvidenceWindow | None = None) -> Row:
+    """Return a window of callers' requests (no leading axes), and one of Shadow's pairs meanwhile, as a row."""
+    requests, errors = callers.requests.astype(int).tolist(), callers.errors.astype(int).tolist()
+    stable, candidate = (_sparse(latencies) for latencies in callers.latencies)
+    seconds, pairs = float(callers.seconds), _pair_row(shadow) if shadow is not None else None
+    return Row(at_s, seconds, weight, tuple(requests), tuple(errors), (stable, candidate), pairs)
+
+
+def _pair_row(window: EvidenceWindow) -> PairRow | None:
+    if window.pairs is None:
+        return None
+    neither, candidate_alone, stable_alone, both = window.pairs.failed.astype(int).reshape(4).tolist()
     stable, candidate = (_sparse(latencies) for latencies in window.latencies)
-    return Row(at_s, float(window.seconds), weight, tuple(requests), tuple(errors), (stable, candidate))
+    return PairRow(
+        (neither, candidate_alone, stable_alone, both),
+        (stable, candidate),
+        _sparse(window.pairs.ratios),
+        _sparse(window.pairs.disagreements),
+    )
 
 
 def window_of(row: Row, bins: int) -> EvidenceWindow:
-    """Return a row as a window with `bins` latency bins."""
-    latencies = np.zeros((2, bins))
-    for role, role_latencies in enumerate(row.latencies):
-        for index, count in role_latencies:
-            latencies[role, index] = count
-    return EvidenceWindow(np.array(row.seconds), np.array(row.requests, float), np.array(row.errors, float), latencies)
+    """Return a row's evidence as a window with `bins` latency bins: its pairs if it has some, as Shadow's gates saw."""
+    seconds, requests, errors = np.array(row.seconds), np.array(row.requests, float), np.array(row.errors, float)
+    if row.pairs is None:
+        latencies = np.stack([_dense(each, bins) for each in row.latencies])
+        return EvidenceWindow(seconds, requests, errors, latencies)
+    failed = np.array(row.pairs.failed, float).reshape(2, 2)
+    ratios, disagreements = (
+        _dense(row.pairs.ratios, len(RATIOS) + 1),
+        _dense(row.pairs.disagreements, len(DISAGREEMENTS) + 1),
+    )
+    return EvidenceWindow(
+        seconds,
+        np.full(2, failed.sum()),
+        np.array([failed[1].sum(), failed[:, 1].sum()]),
+        np.stack([_dense(each, bins) for each in row.pairs.latencies]),
+        Pairs(failed, ratios, disagreements, requests.sum(-1)),
+    )
 
 
 def kept(rows: tuple[Row, ...], new: Row) -> tuple[Row, ...]:
     """Return the rows with a new one; older ones are merged when due.
 
-    Rows are merged if they lie in the same span of the clock and have the same weight.
+    Rows are merged if they lie in the same span of the clock, have the same weight, and all or none have pairs.
     """
     longer = (*rows, new)
     # Merging once per span instead of every second is cheaper.
@@ -157,9 +199,9 @@ def kept(rows: tuple[Row, ...], new: Row) -> tuple[Row, ...]:
 
 
 def _merged(rows: Iterable[Row], now_s: float) -> Iterator[Row]:
-    def place(row: Row) -> tuple[float, float, int]:
+    def place(row: Row) -> tuple[float, float, int, bool]:
         span_s = _span_s(row, now_s)
-        return span_s, row.at_s // span_s if span_s else row.at_s, row.weight
+        return span_s, row.at_s // span_s if span_s else row.at_s, row.weight, row.pairs is None
 
     for _, group in groupby(rows, place):
         yield _sum(tuple(group))
@@ -180,10 +222,24 @@ def _sum(rows: tuple[Row, ...]) -> Row:
         requests=(sum(row.requests[0] for row in rows), sum(row.requests[1] for row in rows)),
         errors=(sum(row.errors[0] for row in rows), sum(row.errors[1] for row in rows)),
         latencies=(stable, candidate),
+        pairs=_sum_of_pairs(tuple(row.pairs for row in rows if row.pairs is not None)),
     )
 
 
-def _added(latencies: Iterable[tuple[tuple[int, int], ...]]) -> tuple[tuple[int, int], ...]:
+def _sum_of_pairs(rows: tuple[PairRow, ...]) -> PairRow | None:
+    if not rows:
+        return None
+    neither, candidate_alone, stable_alone, both = (sum(row.failed[index] for row in rows) for index in range(4))
+    stable, candidate = (_added([row.latencies[role] for row in rows]) for role in (0, 1))
+    return PairRow(
+        (neither, candidate_alone, stable_alone, both),
+        (stable, candidate),
+        _added([row.ratios for row in rows]),
+        _added([row.disagreements for row in rows]),
+    )
+
+
+def _added(latencies: Iterable[Bins]) -> Bins:
     total: dict[int, int] = {}
     for bins in latencies:
         for index, count in bins:
@@ -191,5 +247,12 @@ def _added(latencies: Iterable[tuple[tuple[int, int], ...]]) -> tuple[tuple[int,
     return tuple(sorted(total.items()))
 
 
-def _sparse(latencies: Floats) -> tuple[tuple[int, int], ...]:
-    return tuple((int(index), int(latencies[index])) for index in np.flatnonzero(latencies))
+def _sparse(counts: Floats) -> Bins:
+    return tuple((int(index), int(counts[index])) for index in np.flatnonzero(counts))
+
+
+def _dense(bins: Bins, length: int) -> Floats:
+    counts = np.zeros(length)
+    for index, count in bins:
+        counts[index] = count
+    return counts

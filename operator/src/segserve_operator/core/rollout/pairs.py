@@ -1,0 +1,93 @@
+"""The window of evidence of Shadow: pairs of answers counted between two readings of the gateways' counters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from segserve_operator.core.evidence import CANDIDATE, DISAGREEMENTS, EDGES_MS, RATIOS, EvidenceWindow, Floats, Pairs
+from segserve_operator.core.rollout.counters import Counters, PairCounts, Sample
+
+
+@dataclass(frozen=True, slots=True)
+class _Increase:
+    """What one gateway's comparator has counted: as in `EvidenceWindow` and `Pairs`."""
+
+    failed: Floats
+    latencies: Floats
+    ratios: Floats
+    disagreements: Floats
+
+
+def pairs_between(
+    before: Sample,
+    after: Sample,
+    stable_group: str,
+    candidate_group: str,
+    callers: EvidenceWindow,
+    *,
+    edges: Sequence[float] = EDGES_MS,
+) -> EvidenceWindow:
+    """Return the pairs that were counted after `before` and up to `after`, instead of `callers`' requests meanwhile.
+
+    Pairs of other groups are no part of it. As with callers' requests, what a gateway had counted before its first
+    sample is not, unless it has started since `before`; a gateway that does not answer is missing in `after`, and what
+    it counts meanwhile is in the window after its return; counts of a new epoch, or that have fallen, began at zero.
+    """
+    nothing = Pairs.nothing()
+    total = _Increase(nothing.failed, np.zeros((2, len(edges) + 1)), nothing.ratios, nothing.disagreements)
+    newest_s = max((count.at_s for count in before.values()), default=None)
+    for name, now in after.items():
+        counted = now.pairs
+        if counted is None or (counted.stable, counted.candidate) != (stable_group, candidate_group):
+            continue
+        if name not in before and (newest_s is None or now.began_s < newest_s):
+            continue
+        new = _increase(_since(before.get(name), counted), counted, edges)
+        total = _Increase(
+            total.failed + new.failed,
+            total.latencies + new.latencies,
+            total.ratios + new.ratios,
+            total.disagreements + new.disagreements,
+        )
+    requests = np.full(2, total.failed.sum())
+    errors = np.array([total.failed[1].sum(), total.failed[:, 1].sum()])
+    pairs = Pairs(total.failed, total.ratios, total.disagreements, callers.requests.sum(-1))
+    return EvidenceWindow(callers.seconds, requests, errors, total.latencies, pairs)
+
+
+def _since(then: Counters | None, now: PairCounts) -> PairCounts:
+    """Return what a gateway's comparator had counted before; nothing if it began anew."""
+    former = then.pairs if then is not None else None
+    anew = PairCounts(now.epoch, now.stable, now.candidate)
+    if former is None or (former.epoch, former.stable, former.candidate) != (now.epoch, now.stable, now.candidate):
+        return anew
+    fallen = any(count < was for was, count in zip(former.failed, now.failed, strict=True))
+    return anew if fallen else former
+
+
+def _increase(then: PairCounts, now: PairCounts, edges: Sequence[float]) -> _Increase:
+    return _Increase(
+        np.subtract(now.failed, then.failed).reshape(2, 2).astype(float),
+        np.stack([_latencies(then, now, role, edges) for role in range(CANDIDATE + 1)]),
+        _bins(then.ratios, now.ratios, len(RATIOS) + 1),
+        _bins(then.disagreements, now.disagreements, len(DISAGREEMENTS) + 1),
+    )
+
+
+def _latencies(then: PairCounts, now: PairCounts, role: int, edges: Sequence[float]) -> Floats:
+    former, binned = dict(then.latencies[role]), np.zeros(len(edges) + 1)
+    for lower_ms, count in now.latencies[role]:
+        binned[np.searchsorted(edges, lower_ms, side="right")] += max(count - former.get(lower_ms, 0), 0)
+    return binned
+
+
+def _bins(then: Sequence[int], now: Sequence[int], length: int) -> Floats:
+    """Return the increase per bin; none of a comparator that counts in other bins."""
+    if len(now) != length:
+        return np.zeros(length)
+    former = np.array(then if len(then) == length else [0] * length)
+    more: Floats = np.maximum(np.array(now) - former, 0).astype(float)
+    return more

@@ -1,0 +1,162 @@
+"""Shadow in memory: a candidate is asked copies of callers' requests before any caller gets its answer."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from fakes.rollout_world import FIRST, POLICY, SECOND, Rollout
+from segserve_operator.api.shadow import Shadow
+from segserve_operator.core.models.events import SIGNALS
+from segserve_operator.core.rollout.phases import ENDED, Phase, Signal
+from segserve_operator.core.rollout.record import RolloutState
+from segserve_operator.core.rollout.replay import replay, what_if
+
+SHADOW = POLICY.model_copy(update={"shadow": Shadow(percent=20, max_requests_per_second=20, min_requests=100)})
+SHORT = Shadow(percent=20, max_requests_per_second=20, max_duration=timedelta(seconds=30))
+
+
+def is_in_shadow(state: RolloutState) -> bool:
+    return state.phase is Phase.SHADOW
+
+
+def has_left_shadow(state: RolloutState) -> bool:
+    return state.phase not in (Phase.PENDING, Phase.GOLDEN, Phase.SHADOW)
+
+
+async def test_a_candidate_that_fails_copies_is_rolled_back_and_no_caller_ever_had_its_answer() -> None:
+    rollout = Rollout(errors={SECOND.revision: 0.3})
+    await rollout.begin(SHADOW)
+    ended = await rollout.end()
+
+    assert (ended.phase, ended.weight) == (Phase.ROLLED_BACK, 0)
+    assert rollout.served == {FIRST.revision}
+    assert ended.quarantines == 0
+    assert rollout.world.traffic.mirror("coins") is None
+
+
+async def test_a_healthy_candidate_leaves_out_the_steps_whose_rate_of_requests_it_has_had_in_shadow() -> None:
+    rollout = Rollout(requests_per_s=50)
+    await rollout.begin(SHADOW)
+    began = await rollout.until(has_left_shadow, 600)
+    weights = {began.weight}
+    while rollout.state is not None and rollout.state.phase not in ENDED:
+        await rollout.second()
+        weights.add(rollout.world.traffic.groups_of("coins").get(SECOND.revision, 0))
+
+    assert rollout.state is not None
+    assert rollout.state.phase is Phase.SUCCEEDED
+    assert SIGNALS[Signal.SHADOW_PASSED][0] in {decision.reason for decision in rollout.record.decisions}
+    assert weights & {5, 25, 50} == {25, 50}  # 10 copies a second are more than 5 %, but less than 25 %, of 50
+
+
+async def test_in_shadow_callers_get_stable_alone_while_some_of_their_requests_are_copied_to_both() -> None:
+    rollout = Rollout()
+    await rollout.begin(SHADOW)
+    await rollout.until(is_in_shadow)
+    mirror = rollout.world.traffic.mirror("coins")
+
+    assert rollout.world.traffic.groups_of("coins") == {"main": 100}
+    assert mirror is not None
+    assert (mirror.stable, mirror.candidate, mirror.percent, mirror.requests_per_s) == ("main", SECOND.revision, 20, 20)
+
+
+async def test_without_a_comparator_the_steps_begin_as_without_shadow_once_its_time_is_over() -> None:
+    rollout = Rollout(compares=False)
+    await rollout.begin(SHADOW.model_copy(update={"shadow": SHORT}))
+    state = await rollout.until(has_left_shadow, 60)
+    ended = await rollout.end()
+
+    assert (state.phase, state.weight, state.reason) == (Phase.PROGRESSING, 5, "ShadowOver")
+    assert ended.phase is Phase.SUCCEEDED
+
+
+async def test_without_requests_the_steps_begin_once_the_time_of_shadow_is_over() -> None:
+    rollout = Rollout(requests_per_s=0)
+    await rollout.begin(SHADOW.model_copy(update={"shadow": SHORT}))
+    state = await rollout.until(has_left_shadow, 60)
+
+    assert (state.phase, state.weight) == (Phase.PROGRESSING, 5)
+
+
+async def test_a_pause_ends_the_copies_and_a_resume_brings_them_back() -> None:
+    rollout = Rollout(requests_per_s=5)
+    await rollout.begin(SHADOW.model_copy(update={"shadow": SHORT}))
+    await rollout.until(is_in_shadow)
+    rollout.ask("pause", SECOND.revision)
+    await rollout.until(lambda state: state.paused, 5)
+    for _ in range(120):
+        await rollout.second()
+
+    assert rollout.world.traffic.mirror("coins") is None
+    assert rollout.state is not None
+    assert rollout.state.phase is Phase.SHADOW
+
+    rollout.ask("resume", SECOND.revision)
+    await rollout.until(lambda state: not state.paused, 5)
+
+    assert rollout.world.traffic.mirror("coins") is not None
+
+
+async def test_a_person_can_end_shadow_both_ways() -> None:
+    for verb, phase in (("abort", Phase.ROLLED_BACK), ("promote", Phase.BAKING)):
+        rollout = Rollout(requests_per_s=5)
+        await rollout.begin(SHADOW)
+        await rollout.until(is_in_shadow)
+        rollout.ask(verb, SECOND.revision)
+        state = await rollout.until(has_left_shadow, 5)
+
+        assert state.phase is phase
+        assert rollout.world.traffic.mirror("coins") is None
+
+
+async def test_an_operator_that_starts_again_in_shadow_goes_on_with_the_pairs_that_it_knew() -> None:
+    rollout = Rollout(requests_per_s=20)
+    await rollout.begin(SHADOW)
+    await rollout.until(is_in_shadow)
+    for _ in range(20):
+        await rollout.second()
+    known = float(rollout.record.progress.seen)
+    rollout.world.restart()
+    await rollout.second()
+
+    assert float(rollout.record.progress.seen) >= known > 0
+    assert (await rollout.end()).phase is Phase.SUCCEEDED
+
+
+async def test_every_decision_of_a_rollout_with_shadow_is_repeated_bit_for_bit() -> None:
+    for errors in (0.0, 0.3):
+        rollout = Rollout(errors={SECOND.revision: errors})
+        await rollout.begin(SHADOW)
+        await rollout.end()
+        repeated = replay(rollout.record)
+
+        assert [each.sequence for each in repeated if not each.same] == []
+        assert {decision.phase for decision in rollout.record.decisions} >= {Phase.GOLDEN, Phase.SHADOW}
+
+
+async def test_blue_green_with_shadow_switches_at_once_after_it() -> None:
+    rollout = Rollout()
+    await rollout.begin(SHADOW.model_copy(update={"strategy": "blueGreen", "steps": ()}))
+    ended = await rollout.end()
+    phases = [decision.phase for decision in rollout.record.decisions]
+
+    assert ended.phase is Phase.SUCCEEDED
+    assert phases.index(Phase.SHADOW) < phases.index(Phase.BAKING)
+
+
+async def test_what_copies_showed_is_shown_again_to_another_policy() -> None:
+    rollout = Rollout(errors={SECOND.revision: 0.3})
+    await rollout.begin(SHADOW)
+    await rollout.end()
+
+    assert [each.phase for each in what_if(rollout.record, rollout.record.policy)] == [Phase.SHADOW, Phase.ROLLED_BACK]
+
+
+async def test_failed_copies_are_no_bad_requests_of_the_canary() -> None:
+    rollout = Rollout(copied_errors={SECOND.revision: 0.02})
+    tolerant = SHADOW.tolerance.model_copy(update={"error_percent": 10.0})
+    await rollout.begin(SHADOW.model_copy(update={"tolerance": tolerant, "max_bad_requests": 1}))
+    await rollout.until(is_in_shadow)
+    ended = await rollout.end()
+
+    assert (ended.phase, ended.quarantines) == (Phase.SUCCEEDED, 0)
