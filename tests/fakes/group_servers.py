@@ -23,11 +23,12 @@ GROUP = "x-segserve-group"
 class GroupServers:
     """What each group answers: bytes, a status (HTTP code or gRPC status), or nothing before `release`.
 
-    `bodies` and `headers` are of what each group was asked, in their order.
+    `reply_headers` are those of answers over HTTP; `bodies` and `headers` are of what each group was asked, in their
+    order.
     """
 
     answers: dict[str, bytes | int | grpc.StatusCode | None] = field(default_factory=dict)
-    reply_headers: dict[str, str] = field(default_factory=dict)
+    reply_headers: dict[str, dict[str, str]] = field(default_factory=dict)
     bodies: defaultdict[str, list[bytes]] = field(default_factory=lambda: defaultdict(list))
     headers: defaultdict[str, list[dict[str, str]]] = field(default_factory=lambda: defaultdict(list))
     paths: list[str] = field(default_factory=list)
@@ -43,7 +44,7 @@ class GroupServers:
             await self.release.wait()
             answer = b""
         if isinstance(answer, bytes):
-            return web.Response(body=answer, headers=self.reply_headers)
+            return web.Response(body=answer, headers=self.reply_headers.get(group))
         assert isinstance(answer, int)
         return web.Response(status=answer)
 

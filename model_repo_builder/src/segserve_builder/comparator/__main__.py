@@ -10,6 +10,7 @@ import signal
 from pathlib import Path
 from typing import Final
 
+from segserve_builder.comparator.comparing import AnswerComparer
 from segserve_builder.comparator.folder import ComparatorFolder
 from segserve_builder.comparator.groups import GroupClient
 from segserve_builder.comparator.http_server import ByteBudget, serving
@@ -35,7 +36,8 @@ async def _run(folder: ComparatorFolder, gateway: str, max_request_bytes: int) -
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     groups = GroupClient(gateway)
     budget = ByteBudget(max(HELD_BYTES, 2 * max_request_bytes))
-    comparator = Comparator(folder, groups.ask, budget)
+    comparer = AnswerComparer()
+    comparator = Comparator(folder, groups.ask, comparer.compare, budget)
     try:
         async with (
             serving(folder.control, comparator.control, max_body=0, budget=budget),
@@ -47,6 +49,7 @@ async def _run(folder: ComparatorFolder, gateway: str, max_request_bytes: int) -
             follower.cancel()
     finally:
         await comparator.close()
+        await comparer.close()
         await groups.close()
 
 

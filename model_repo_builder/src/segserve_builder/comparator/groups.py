@@ -16,7 +16,7 @@ import httpx
 from segserve_builder.comparator.copies import HEADER_LENGTH, MODEL_INFER, RequestCopy
 
 TIMEOUT_S: Final = 60.0
-MAX_ANSWER_BYTES: Final = 32 * 2**20
+MAX_ANSWER_BYTES: Final = 16 * 2**20
 """Larger answers are counted and not compared."""
 GRPC_FAULTS: Final = frozenset({2, 4, 8, 13, 14, 15})
 """As the gateway counts them: unknown, deadline exceeded, resource exhausted, internal, unavailable, data loss."""

@@ -7,11 +7,12 @@ import json
 import logging
 import random
 import time
+from bisect import insort
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Final, TypeAlias
-from urllib.parse import urlsplit
+from typing import Final, NamedTuple, Protocol, TypeAlias, cast
+from urllib.parse import parse_qs, urlsplit
 
 from pydantic import ValidationError
 
@@ -25,6 +26,16 @@ from segserve_builder.comparator.tally import PairTally
 Ask: TypeAlias = Callable[[RequestCopy, str], Awaitable[Answer]]
 """Asks a group, by its name, a copy."""
 
+
+class Compare(Protocol):
+    """Tells how much two answers agree, as `AnswerComparer.compare` does."""
+
+    async def __call__(
+        self, copy: RequestCopy, stable: Answer, candidate: Answer, *, keep_below: float
+    ) -> tuple[float, bytes] | None:
+        """Return the agreement, and a pair of a sheet if it is less than `keep_below`."""
+
+
 PAIRS_PER_MODEL: Final = 4
 PAIRS: Final = 8
 """Pairs under way at once, of a model and of all."""
@@ -33,10 +44,21 @@ WARM_UP_PAIRS: Final = 20
 WARM_UP_S: Final = 20.0
 REFRESH_S: Final = 0.2
 MAX_COMPARISONS_BYTES: Final = 2**20
+MOST_PAIRS: Final = 8
+"""As `sheet.MOST_PAIRS`, whose module needs numpy; this process does not."""
+SHEET_BYTES: Final = 64 * 2**20
+"""Of the kept pairs of all models."""
 _TAKEN: Final = HttpReply(204)
 _TAKEN_GRPC: Final = HttpReply(200, headers={"content-type": "application/grpc", "grpc-status": "0"})
 
 _log = logging.getLogger(__name__)
+
+
+class _KeptPair(NamedTuple):
+    """A pair for the sheet, as JSON."""
+
+    agreement: float
+    shown: bytes
 
 
 @dataclass(slots=True)
@@ -45,9 +67,14 @@ class _ComparedModel:
     tally: PairTally
     pacing: Pacing
     waiting: deque[RequestCopy] = field(default_factory=deque)
+    under_way: set[asyncio.Task[None]] = field(default_factory=set)
+    """Pairs that were not answered yet."""
     pairs: set[asyncio.Task[None]] = field(default_factory=set)
     asked: int = 0
     first_asked_s: float = 0.0
+    compared: int = 0
+    kept: list[_KeptPair] = field(default_factory=list)
+    """The pairs that agree least, the least first."""
 
     def is_warm(self, now_s: float) -> bool:
         """Tell whether the pair that is about to be asked counts, and count it among those asked."""
@@ -55,6 +82,16 @@ class _ComparedModel:
             self.first_asked_s = now_s
         self.asked += 1
         return self.asked > WARM_UP_PAIRS or now_s - self.first_asked_s >= WARM_UP_S
+
+    @property
+    def keep_below(self) -> float:
+        """The agreement of a pair that is worth keeping; equal answers have nothing to show."""
+        return self.kept[-1].agreement if len(self.kept) == MOST_PAIRS else 1.0
+
+    def keep(self, pair: _KeptPair) -> None:
+        """Keep a pair among those that agree least."""
+        insort(self.kept, pair, key=lambda kept: kept.agreement)
+        del self.kept[MOST_PAIRS:]
 
 
 class Comparator:
@@ -70,12 +107,14 @@ class Comparator:
         self,
         folder: ComparatorFolder,
         ask: Ask,
+        compare: Compare,
         budget: ByteBudget,
         *,
         monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._folder = folder
         self._ask = ask
+        self._compare = compare
         self._budget = budget
         self._monotonic_s = monotonic_s
         self._version: tuple[int, ...] | None = None
@@ -124,6 +163,8 @@ class Comparator:
                 self.refresh()
                 pairs = {name: model.tally.to_json() for name, model in self._models.items()}
                 return HttpReply(200, json.dumps(pairs).encode(), {"content-type": "application/json"})
+            case "/sheet":
+                return self._sheet(parse_qs(url.query).get("model", [""])[0])
             case _:
                 return HttpReply(404)
 
@@ -188,41 +229,83 @@ class Comparator:
         model.tally.dropped += 1
         return False
 
+    def _sheet(self, name: str) -> HttpReply:
+        """Return the `Sheet` of a model as JSON: its pairs are JSON already."""
+        self.refresh()
+        model = self._models.get(name)
+        if model is None:
+            return HttpReply(404)
+        fields = {"model": name, "stable": model.tally.stable, "candidate": model.tally.candidate}
+        head = json.dumps({**fields, "compared": model.compared})
+        parts = head[:-1].encode(), b', "pairs": [', b",".join(pair.shown for pair in model.kept), b"]}"
+        return HttpReply(200, b"".join(parts), {"content-type": "application/json"})
+
     def _start_pairs(self) -> None:
+        under_way = sum(len(model.under_way) for model in self._models.values())
         for model in self._models.values():
-            while model.waiting and len(model.pairs) < PAIRS_PER_MODEL and len(self._pairs) < PAIRS:
+            while model.waiting and len(model.under_way) < PAIRS_PER_MODEL and under_way < PAIRS:
                 self._start_pair(model, model.waiting.popleft())
+                under_way += 1
 
     def _start_pair(self, model: _ComparedModel, copy: RequestCopy) -> None:
-        pair = asyncio.create_task(self._ask_both(model, copy, counts=model.is_warm(self._monotonic_s())))
-        for pairs in (model.pairs, self._pairs):
+        pair = asyncio.create_task(self._pair(model, copy, counts=model.is_warm(self._monotonic_s())))
+        for pairs in (model.under_way, model.pairs, self._pairs):
             pairs.add(pair)
 
         def end(_: asyncio.Task[None]) -> None:
+            # One that is cancelled before it began has done nothing of this itself.
+            for pairs in (model.under_way, model.pairs, self._pairs):
+                pairs.discard(pair)
             self._budget.give_back(len(copy.body))
-            model.pairs.discard(pair)
-            self._pairs.discard(pair)
             self._start_pairs()
 
         pair.add_done_callback(end)
 
-    async def _ask_both(self, model: _ComparedModel, copy: RequestCopy, *, counts: bool) -> None:
+    async def _pair(self, model: _ComparedModel, copy: RequestCopy, *, counts: bool) -> None:
+        try:
+            stable, candidate = await self._ask_both(model, copy)
+            if counts:
+                model.tally.count(stable, candidate)
+            # The next ones are asked while these answers are compared.
+            model.under_way.discard(cast("asyncio.Task[None]", asyncio.current_task()))
+            self._start_pairs()
+            if counts and stable.kind is candidate.kind is AnswerKind.ANSWERED:
+                await self._compare_answers(model, copy, stable, candidate)
+        except Exception:
+            _log.exception("a pair was not counted")
+
+    async def _ask_both(self, model: _ComparedModel, copy: RequestCopy) -> tuple[Answer, Answer]:
         groups = [model.comparison.stable, model.comparison.candidate]
         order = random.sample((0, 1), 2)
         # Both are on their way before one of them answers; who is sent first is left to chance.
         asked = [asyncio.ensure_future(self._ask(copy, groups[side])) for side in order]
         try:
             answers = await asyncio.gather(*asked)
-        except Exception:
-            _log.exception("a pair was not asked")
-            return
         finally:
             for each in asked:
                 each.cancel()
         stable, candidate = (answers[order.index(side)] for side in (0, 1))
         if AnswerKind.HUNG in (stable.kind, candidate.kind):
             model.pacing.slow_down()
-        if stable.kind is not AnswerKind.HUNG and stable.has_latency:
+        if stable.has_latency:
             model.pacing.learn(stable.seconds)
-        if counts:
-            model.tally.count(stable, candidate)
+        return stable, candidate
+
+    async def _compare_answers(
+        self, model: _ComparedModel, copy: RequestCopy, stable: Answer, candidate: Answer
+    ) -> None:
+        compared = await self._compare(copy, stable, candidate, keep_below=model.keep_below)
+        if compared is None:
+            return
+        agreement, shown = compared
+        model.compared += 1
+        model.tally.count_disagreement(1 - agreement)
+        if shown and agreement < model.keep_below:
+            model.keep(_KeptPair(agreement, shown))
+            self._forget_beyond(SHEET_BYTES)
+
+    def _forget_beyond(self, limit: int) -> None:
+        """Forget the pairs that agree most, of any model, until the rest has at most so many bytes."""
+        while sum(len(pair.shown) for model in self._models.values() for pair in model.kept) > limit:
+            fullest = max((model for model in self._models.values() if model.kept), key=lambda m: m.kept[-1].agreement)
+            fullest.kept.pop()

@@ -2,134 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import grpc
-import httpx
 import numpy as np
 import pytest
 from tritonclient.grpc import service_pb2 as pb
 
-from fakes.group_servers import GROUP, GroupServers, serve_grpc, serve_http
+from fakes.compared_groups import COMPARISON, INFER, World, comparing, copy_of, framed
+from fakes.group_servers import GROUP
 from fakes.waiting import eventually
+from raw_inference import Protocol
 from segserve_builder.comparator import service, tally
 from segserve_builder.comparator.copies import MODEL_INFER
-from segserve_builder.comparator.folder import ComparatorFolder
 from segserve_builder.comparator.groups import GroupClient
-from segserve_builder.comparator.http_server import ByteBudget, serving
-from segserve_builder.comparator.service import Comparator
-from segserve_common.files import write_private
-from segserve_common.kserve import HEADER_LENGTH, InferRequest, Tensor, encode_http, pack_bytes
+from segserve_common.kserve import HEADER_LENGTH, InferRequest, Tensor, encode_http
 from segserve_operator.core import evidence
 from segserve_operator.core.rollout.counters import PairCounts
-
-COMPARISON = {"stable": "blue", "candidate": "green", "requests_per_s": 1000.0}
-INFER = "/v2/models/coins/infer"
-MAX_BODY = 2**20
-Protocol = str
-
-
-class Clock:
-    """A clock that a test sets."""
-
-    def __init__(self) -> None:
-        self.now_s = 1000.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
-@dataclass
-class World:
-    """A comparator, the groups that it asks, and a sender of copies as the gateway is."""
-
-    servers: GroupServers
-    comparator: Comparator
-    folder: ComparatorFolder
-    copies: httpx.AsyncClient
-    control: httpx.AsyncClient
-    budget: ByteBudget
-    clock: Clock
-    protocol: Protocol
-
-    def compare(self, **comparisons: dict[str, Any]) -> None:
-        write_private(self.folder.comparisons, json.dumps(comparisons))
-
-    async def pairs(self) -> dict[str, Any]:
-        return dict((await self.control.get("/pairs")).json())
-
-    async def send(self, content: bytes = b"an image", model: str = "coins") -> int:
-        """Send a copy; the clock goes on, so that the rate allows the next one."""
-        self.clock.now_s += 1e-2
-        reply = await self.copies.post(**copy_of(self.protocol, content, model))
-        return reply.status_code
-
-    async def send_all(self, count: int) -> None:
-        """Send copies that have room, and wait until they were asked."""
-        for number in range(count):
-            await self.send(b"image %d" % number)
-        await self.idle()
-
-    def asked(self) -> int:
-        return sum(map(len, self.servers.bodies.values()))
-
-    async def idle(self) -> None:
-        """Wait until no copy is held any more."""
-
-        async def nothing_is_held() -> bool:
-            return self.budget.held == 0
-
-        await eventually(nothing_is_held, "no copy is held")
-
-    async def warm_up(self) -> None:
-        await self.send()
-        await self.idle()
-        self.clock.now_s += service.WARM_UP_S
-
-
-def copy_of(protocol: Protocol, content: bytes, model: str = "coins") -> dict[str, Any]:
-    if protocol == "grpc":
-        message = pb.ModelInferRequest(model_name=model, raw_input_contents=[pack_bytes([content])])
-        message.inputs.add(name="IMAGE", datatype="BYTES", shape=[1])
-        return {
-            "url": MODEL_INFER,
-            "content": framed(message.SerializeToString()),
-            "headers": {"content-type": "application/grpc"},
-        }
-    headers, body = encode_http(InferRequest(model, (Tensor.of_items("IMAGE", [content]),)))
-    return {"url": f"/v2/models/{model}/infer", "content": body, "headers": headers}
-
-
-def framed(message: bytes) -> bytes:
-    return b"\0" + len(message).to_bytes(4, "big") + message
-
-
-def client_of(socket: Path) -> httpx.AsyncClient:
-    return httpx.AsyncClient(
-        transport=httpx.AsyncHTTPTransport(uds=str(socket)), base_url="http://comparator", timeout=60
-    )
-
-
-@asynccontextmanager
-async def comparing(folder: Path, protocol: Protocol, *, timeout_s: float = 60.0) -> AsyncIterator[World]:
-    async with AsyncExitStack() as stack:
-        servers, clock, budget = GroupServers({"blue": b"", "green": b""}), Clock(), ByteBudget(4 * MAX_BODY)
-        serve = serve_grpc if protocol == "grpc" else serve_http
-        url = await stack.enter_async_context(serve(servers, folder / "gateway.sock"))
-        groups = GroupClient(url, timeout_s=timeout_s)
-        stack.push_async_callback(groups.close)
-        paths = ComparatorFolder(folder)
-        comparator = Comparator(paths, groups.ask, budget, monotonic_s=clock)
-        stack.push_async_callback(comparator.close)
-        for path, handler in ((paths.copies, comparator.take), (paths.control, comparator.control)):
-            await stack.enter_async_context(serving(path, handler, max_body=MAX_BODY, budget=budget))
-        clients = [await stack.enter_async_context(client_of(path)) for path in (paths.copies, paths.control)]
-        yield World(servers, comparator, paths, clients[0], clients[1], budget, clock, protocol)
 
 
 @pytest.fixture(params=["http", "grpc"])

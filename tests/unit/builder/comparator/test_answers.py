@@ -1,0 +1,180 @@
+"""Answers of both groups are compared, and the pairs that differ most are kept for the sheet."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tritonclient.grpc import service_pb2 as pb
+
+from fakes.compared_groups import COMPARISON, World, comparing, copy_of
+from raw_inference import Protocol
+from segserve_builder.comparator import service, sheet
+from segserve_builder.comparator.answers import ExchangedPair, WireBody, compare_answers, read_answer, read_image
+from segserve_builder.comparator.comparing import AnswerComparer
+from segserve_builder.comparator.sheet import Sheet
+from segserve_common.kserve import BYTES, HEADER_LENGTH, Tensor
+
+
+def boxes(*rows: list[float]) -> dict[str, Tensor]:
+    """Return an answer of objects of one class."""
+    count = len(rows)
+    arrays = {
+        "SIZE": np.array([100, 100], "<i4"),
+        "BOXES": np.array(rows, "<f4").reshape(count, 4),
+        "CLASSES": np.zeros(count, "<i4"),
+        "SCORES": np.ones(count, "<f4"),
+    }
+    tensors = {name: Tensor.of_array(name, array) for name, array in arrays.items()}
+    return {**tensors, "REVISION": Tensor.of_items("REVISION", [b"coins-a"])}
+
+
+WHOLE, HALF, NOTHING = boxes([0, 0, 40, 40]), boxes([0, 0, 40, 20]), boxes([60, 60, 90, 90])
+
+
+def wire(protocol: Protocol, tensors: Mapping[str, Tensor]) -> WireBody:
+    if protocol == "grpc":
+        message = pb.ModelInferResponse(model_name="coins", raw_output_contents=[each.raw for each in tensors.values()])
+        for each in tensors.values():
+            message.outputs.add(name=each.name, datatype=each.datatype, shape=each.shape)
+        return WireBody(message.SerializeToString())
+    outputs = [
+        {"name": each.name, "datatype": each.datatype, "shape": each.shape}
+        | {"parameters": {"binary_data_size": len(each.raw)}}
+        for each in tensors.values()
+    ]
+    header = json.dumps({"model_name": "coins", "outputs": outputs}).encode()
+    return WireBody(header + b"".join(each.raw for each in tensors.values()), str(len(header)))
+
+
+def pair_of(protocol: Protocol, stable: WireBody, candidate: WireBody) -> ExchangedPair:
+    copy = copy_of(protocol, b"an encoded image")
+    if protocol == "grpc":
+        return ExchangedPair(protocol, 12.5, WireBody(copy["content"][5:]), stable, candidate)
+    return ExchangedPair(protocol, 12.5, WireBody(copy["content"], copy["headers"][HEADER_LENGTH]), stable, candidate)
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_answers_are_compared_over_both_protocols(protocol: Protocol) -> None:
+    stable = wire(protocol, WHOLE)
+
+    same, half, other = (
+        compare_answers(pair_of(protocol, stable, wire(protocol, each)), keep_below=0.0)
+        for each in (WHOLE, HALF, NOTHING)
+    )
+
+    assert (same.agreement, other.agreement) == (1.0, 0.0)
+    assert half.agreement == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_a_kept_pair_shows_the_image_and_both_answers(protocol: Protocol) -> None:
+    pair = pair_of(protocol, wire(protocol, WHOLE), wire(protocol, HALF))
+
+    kept = sheet.SheetPair.model_validate_json(compare_answers(pair, keep_below=1.0).sheet_pair)
+
+    assert kept.asked_at_s == 12.5
+    assert kept.image.tensor().to_items() == (b"an encoded image",)
+    assert {each.name: each.tensor() for each in kept.stable} == WHOLE
+    assert {each.name: each.tensor() for each in kept.candidate} == HALF
+
+
+def test_an_answer_in_json_alone_is_read() -> None:
+    outputs = [
+        {"name": "BOXES", "datatype": "FP32", "shape": [1, 4], "data": [0, 0, 40, 20]},
+        {"name": "REVISION", "datatype": "BYTES", "shape": [1], "data": ["coins-a"]},
+    ]
+
+    tensors = read_answer("http", WireBody(json.dumps({"outputs": outputs}).encode()))
+
+    assert tensors["BOXES"].to_array().tolist() == [[0, 0, 40, 20]]
+    assert tensors["REVISION"] == Tensor.of_items("REVISION", [b"coins-a"])
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_a_candidates_answer_that_cannot_be_read_agrees_in_nothing(protocol: Protocol) -> None:
+    good, bad = wire(protocol, WHOLE), WireBody(b"\xff not an answer", "999" if protocol == "http" else "")
+
+    assert compare_answers(pair_of(protocol, good, bad), keep_below=0.0).agreement == 0.0
+    assert compare_answers(pair_of(protocol, bad, good), keep_below=0.0).agreement is None
+
+
+def test_a_request_without_an_image_has_none_to_show() -> None:
+    request = {"inputs": [{"name": "TEXT", "datatype": BYTES, "shape": [1], "data": ["a"]}]}
+
+    assert read_image("http", WireBody(json.dumps(request).encode())) is None
+
+
+@pytest.fixture(params=["http", "grpc"])
+async def world(request: pytest.FixtureRequest, short_folder: Path) -> AsyncIterator[World]:
+    comparer = AnswerComparer()
+    async with comparing(short_folder, request.param, compare=comparer.compare) as compared:
+        compared.compare(coins=COMPARISON)
+        await compared.warm_up()
+        yield compared
+    await comparer.close()
+
+
+async def answered(world: World, candidate: Mapping[str, Tensor]) -> None:
+    """Send a copy, which stable answers with `WHOLE`."""
+    for group, tensors in (("blue", WHOLE), ("green", candidate)):
+        body = wire(world.protocol, tensors)
+        world.servers.answers[group] = body.content
+        world.servers.reply_headers[group] = {HEADER_LENGTH: body.header_length}
+    await world.send_all(1)
+
+
+async def shown(world: World) -> Sheet:
+    return Sheet.model_validate_json((await world.control.get("/sheet", params={"model": "coins"})).content)
+
+
+async def test_disagreements_are_counted_and_the_worst_pairs_are_shown_first(world: World) -> None:
+    for candidate in (WHOLE, HALF, NOTHING):
+        await answered(world, candidate)
+
+    found = await shown(world)
+    pairs = (await world.pairs())["coins"]
+    assert pairs["disagreements"] == [1, 0, 0, 0, 0, 0, 0, 0, 0, 2]
+    assert (found.stable, found.candidate, found.compared) == ("blue", "green", 3)
+    assert [pair.agreement for pair in found.pairs] == pytest.approx([0.0, 0.5])
+    assert found.pairs[0].image.tensor().to_items() == (b"image 0",)
+
+
+async def test_images_are_forgotten_with_their_comparison(world: World) -> None:
+    await answered(world, NOTHING)
+    assert len((await shown(world)).pairs) == 1
+
+    world.compare()
+    assert (await world.control.get("/sheet", params={"model": "coins"})).status_code == 404
+    world.compare(coins=COMPARISON)
+    assert (await shown(world)).pairs == ()
+
+
+@pytest.mark.parametrize("limit", [0, 10_000])
+async def test_what_is_kept_is_bounded_in_number_and_bytes(
+    short_folder: Path, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agreements = iter([0.5, 0.9, *[0.7] * 10, 0.1])
+
+    async def compare(*_: Any, keep_below: float) -> tuple[float, bytes]:
+        agreement = next(agreements)
+        assert keep_below <= 1.0
+        return agreement, json.dumps({"agreement": agreement}).encode()
+
+    monkeypatch.setattr(service, "SHEET_BYTES", limit)
+    async with comparing(short_folder, "http", compare=compare) as world:
+        world.compare(coins=COMPARISON)
+        await world.warm_up()
+        await world.send_all(13)
+        pairs = json.loads((await world.control.get("/sheet?model=coins")).content)["pairs"]
+
+    kept = [pair["agreement"] for pair in pairs]
+    assert kept == ([0.1, 0.5, *[0.7] * (service.MOST_PAIRS - 2)] if limit else [])
+
+
+def test_a_sheet_has_as_many_pairs_as_are_kept() -> None:
+    assert service.MOST_PAIRS == sheet.MOST_PAIRS
