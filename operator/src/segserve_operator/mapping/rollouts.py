@@ -116,11 +116,11 @@ def record_of(manifest: Mapping[str, Any], apart: tuple[Row, ...]) -> Record:
 
 
 def _evidence(rows: tuple[Row, ...]) -> str:
-    """Pack rows; if they are too large, because every bin has a large number, drop the latencies of the older ones."""
+    """Pack rows; if they are too large, because every bin has a large number, drop bins and pairs of the older ones."""
     text, bare = pack_rows(rows), 0
     while len(text) > _EVIDENCE_BYTES:
         bare += max((len(rows) - bare) // 2, 1)
-        text = pack_rows((*(replace(row, latencies=((), ())) for row in rows[:bare]), *rows[bare:]))
+        text = pack_rows((*(replace(row, latencies=((), ()), pairs=None) for row in rows[:bare]), *rows[bare:]))
     return text
 
 

@@ -33,6 +33,7 @@ DECISIONS: Final = 4
 COLOURS: Final = {
     Phase.PENDING: MOVING,
     Phase.GOLDEN: MOVING,
+    Phase.SHADOW: MOVING,
     Phase.PROGRESSING: MOVING,
     Phase.QUARANTINED: BAD,
     Phase.BAKING: GOOD,
@@ -161,11 +162,13 @@ def _cells(side: Side, view: RolloutView) -> list[Text]:
 def _steps(view: RolloutView, record: Record, outlook: Forecast | None) -> Iterator[Node]:
     """Yield the steps: done, current and to come, and the bake after them."""
     standing, weights = view.standing, words.steps(record)
+    if record.policy.shadow is not None:
+        yield _shadow(view, record)
     reached = {decision.weight: decision.at_s for decision in reversed(record.decisions)}
     for number_, weight in enumerate(weights):
         since = Text(f"reached {span(view.now_s - reached[weight])} ago" if weight in reached else "")
         if view.promoted or number_ < standing.step:
-            yield Node(Text(f"{weight} %"), GOOD, "done", since)
+            yield Node(Text(f"{weight} %"), GOOD, "done" if since else "left out", since)
         elif number_ > standing.step:
             yield Node(Text(f"{weight} %"), QUIET, "to come", Text(_conditions(record, number_)))
         elif standing.phase is Phase.PROGRESSING:
@@ -186,6 +189,19 @@ def _steps(view: RolloutView, record: Record, outlook: Forecast | None) -> Itera
         yield Node(
             Text("100 %" if done else f"{part:g} %"), GOOD if done else QUIET, "done" if done else "to come", detail
         )
+
+
+def _shadow(view: RolloutView, record: Record) -> Node:
+    """Return Shadow as the first of the steps: at 0 %, so that nobody has the candidate's answers."""
+    standing = view.standing
+    since_s = next((each.at_s for each in record.decisions if each.phase is Phase.SHADOW), None)
+    colour, state = (GOOD, "done") if standing.step >= 0 or view.promoted else (COLOURS[standing.phase], "stopped")
+    detail = f"began {span(view.now_s - since_s)} ago" if since_s is not None else ""
+    if standing.phase is Phase.SHADOW:
+        colour, state, detail = MOVING, "now", words.compared(view)
+    elif since_s is None:
+        colour, state = QUIET, "left out" if state == "done" or standing.ended else "to come"
+    return Node(Text("Shadow"), colour, state, Text(detail))
 
 
 def _now(view: RolloutView, record: Record, outlook: Forecast | None) -> str:

@@ -105,6 +105,12 @@ class RolloutView:
         """Whether the new revision is stable."""
         return self.standing.phase in _PROMOTED
 
+    @property
+    def compared(self) -> int:
+        """Number of callers' requests of which both revisions were asked copies, in Shadow."""
+        rows = () if self.record is None else self.record.rows
+        return sum(sum(row.pairs.failed) for row in rows if row.pairs is not None)
+
     def sides(self) -> tuple[Side, Side]:
         """Return the former revision and the new one, with their counts while both had requests."""
         recorded = () if self.record is None else self.record.rows

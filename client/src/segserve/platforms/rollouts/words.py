@@ -39,6 +39,8 @@ def headline(view: RolloutView, outlook: Forecast | None) -> str:
             text = f"no requests yet: its servers are loading and proving it, for {age} so far"
         case Phase.GOLDEN:
             text = "no requests yet: it is loaded, and its golden images are being judged"
+        case Phase.SHADOW:
+            text = f"no requests yet, {compared(view)} for {age}; {looks(view, outlook)}; {_until(view, outlook)}"
         case Phase.PROGRESSING:
             step_age = span(view.now_s - standing.step_since_s)
             text = f"{standing.weight} % of requests for {step_age}; {looks(view, outlook)}; {_until(view, outlook)}"
@@ -66,7 +68,7 @@ def why(view: RolloutView) -> str:
 
 def looks(view: RolloutView, outlook: Forecast | None) -> str:
     """Return how the candidate looks so far, with how many of its requests say so."""
-    counted, record = view.sides()[1].requests, view.record
+    counted, record = view.sides()[1].requests or view.compared, view.record
     if view.standing.reason == SPLIT_NOT_AS_WRITTEN:
         return view.standing.message
     if outlook is not None and outlook.wait is Wait.INCIDENT:
@@ -80,6 +82,12 @@ def looks(view: RolloutView, outlook: Forecast | None) -> str:
         if suspects := [verdict.gate for verdict in judged if suspicion(verdict) >= least]:
             return f"{phrase} ({', '.join(suspects)})"
     return f"healthy so far in {plural(counted, 'request')}"
+
+
+def compared(view: RolloutView) -> str:
+    """Return how many of the copies that Shadow asks for both revisions have been asked."""
+    shadow = view.record.policy.shadow if view.record is not None else None
+    return f"{view.compared:,} of {shadow.min_requests if shadow is not None else 0:,} copied requests compared"
 
 
 def suspicion(verdict: Verdict) -> float:
@@ -120,6 +128,8 @@ def awaited(view: RolloutView, outlook: Forecast | None) -> str:
     if outlook is None:
         return ""
     match outlook.wait:
+        case Wait.PERSON if standing.phase is Phase.SHADOW:
+            return f"you, as its masks differ: `segserve rollout sheet {name}` shows them, then `resume` or `abort`"
         case Wait.PERSON:
             return f"you: `segserve rollout resume {name}` goes on to {next_weight(view)}"
         case Wait.INCIDENT:
@@ -130,6 +140,9 @@ def awaited(view: RolloutView, outlook: Forecast | None) -> str:
             pass
     if standing.phase is Phase.GOLDEN:
         return "its golden images to be judged"
+    if standing.phase is Phase.SHADOW:
+        less = "proof that it is no worse than tolerated"
+        return less if outlook.wait is Wait.HARM else "copies of callers' requests to compare"
     if standing.phase is Phase.PROGRESSING:
         return _requests_awaited(view, outlook)
     return f"the end of the bake, in {left(view, outlook.end_s)}" if standing.phase is Phase.BAKING else ""
@@ -171,6 +184,8 @@ def next_weight(view: RolloutView) -> str:
     """Return the weight after the present step: `25 %`, or its promotion."""
     steps = view.record.policy.steps if view.record is not None else ()
     following = view.standing.step + 1
+    if view.standing.phase is Phase.SHADOW and view.record is not None and view.record.policy.strategy == "canary":
+        return "its first step"
     if view.record is None or view.record.policy.strategy != "canary" or following >= len(steps):
         return "its promotion"
     return f"{steps[following].weight} %"

@@ -10,6 +10,8 @@ from segserve_operator.api.rollout_policy import RolloutPolicy
 from segserve_operator.core.models.observed import ModelObserved, Observed, Roles
 from segserve_operator.core.models.quorum import suffices
 from segserve_operator.core.models.requests import RolloutRequest, next_request
+from segserve_operator.core.rollout.engine import step_after_shadow
+from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.policy import engine_policy
 from segserve_operator.core.rollout.record import RolloutState
 
@@ -75,6 +77,9 @@ def _next_weight(model: ModelObserved, state: RolloutState | None, world: Observ
         return _ALL
     following = [*(step.weight for step in engine_policy(policy).steps), _ALL]
     step = state.step if state is not None and not state.ended else -1
+    record = world.records.get(state.rollout) if state is not None else None
+    if state is not None and state.phase is Phase.SHADOW and record is not None:
+        step = int(step_after_shadow(engine_policy(policy), record.progress, world.now_s)) - 1
     return max(following[min(max(step + 1, 0), len(following) - 1)], state.weight if state is not None else 0)
 
 

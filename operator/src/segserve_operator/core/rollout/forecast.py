@@ -17,6 +17,7 @@ from segserve_operator.core.rollout.decisions import Rules, judge
 from segserve_operator.core.rollout.engine import (
     WAITS,
     Progress,
+    ShadowPolicy,
     Signals,
     Wait,
     affordable,
@@ -126,11 +127,27 @@ def forecast(record: Record, skipped: tuple[str, ...], now_s: float, *, seed: in
         left_s = float(progress.step_since_s) + rules.policy.bake_s - at_s
         return replace(found, next_s=max(left_s, 0.0), promoted_s=0.0, end_s=max(left_s, 0.0))
     moves = found.wait in (Wait.NOTHING, Wait.TIME, Wait.DATA, Wait.HARM)
+    if Phase(int(progress.phase)) is Phase.SHADOW and rules.policy.shadow is not None and moves:
+        return _until_steps(found, rules.policy.shadow, progress)
     if Phase(int(progress.phase)) is not Phase.PROGRESSING or not found.requests_per_second or not moves:
         return found
     left_s = max(float(progress.started_s), float(progress.resumed_s)) + rules.policy.deadline_s - at_s
     traffic = _Traffic.of(record, found.requests_per_second, seed)
     return _simulated(found, rules, states, progress, traffic, min(max(left_s, 0.0), HORIZON_S))
+
+
+def _until_steps(found: Forecast, shadow: ShadowPolicy, progress: Progress) -> Forecast:
+    """Return the forecast of a rollout in Shadow: until it has had enough copies, at the latest until its time is over.
+
+    Nobody knows how long one that is probably worse stays.
+    """
+    left_s = float(max(progress.step_since_s, progress.resumed_s)) + shadow.maximum_s - found.at_s
+    if left_s <= 0:
+        return found
+    missing = max(shadow.min_requests - float(progress.seen), 0.0)
+    copies_per_s = float(progress.seen) / max(found.at_s - float(progress.step_since_s), 1.0)
+    needed_s = missing / copies_per_s if copies_per_s and found.wait is Wait.DATA else left_s
+    return replace(found, next_s=min(needed_s, left_s), next_requests=missing)
 
 
 def _undecided(record: Record, skipped: tuple[str, ...]) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -128,7 +128,9 @@ def _followed(
     policy: RolloutPolicy, slo: Slo, edges: tuple[float, ...], traffic: _Traffic, lasts_s: float
 ) -> tuple[Floats, Floats]:
     """Return when each rollout was stopped and when promoted, in seconds from its first request; or infinity."""
-    engine, gates = engine_policy(policy), measured_gates(policy, slo, edges)
+    # Without Shadow: it is about what callers' requests alone find.
+    engine = replace(engine_policy(policy), shadow=None)
+    gates = measured_gates(policy, slo, edges)
     shape = (len(traffic.errors),)
     progress, states = Progress.begun(-HISTORY_S, shape), {name: gate.start(shape) for name, gate in gates.items()}
     first_s, stopped_s, promoted_s = (np.full(shape, np.inf) for _ in range(3))

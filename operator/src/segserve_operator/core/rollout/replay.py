@@ -10,7 +10,7 @@ import numpy as np
 from segserve_operator.api.rollout_policy import RolloutPolicy
 from segserve_operator.core.evidence import EDGES_MS
 from segserve_operator.core.gates import started_again
-from segserve_operator.core.rollout.decisions import Rules, judge, repeat
+from segserve_operator.core.rollout.decisions import Rules, after_shadow, judge, repeat
 from segserve_operator.core.rollout.engine import Progress, Signals, next_transition, watch
 from segserve_operator.core.rollout.phases import ENDED, Phase, Signal
 from segserve_operator.core.rollout.record import Record, window_of
@@ -56,7 +56,8 @@ def what_if(record: Record, policy: RolloutPolicy) -> tuple[WhatIf, ...]:
     """Return what another policy would have decided on the recorded requests.
 
     The requests were counted at the weights in force then, and are kept in rows of 1, 15 and 60 s, which limits the
-    resolution. Checks, probes and people's requests are assumed to be in order.
+    resolution. Pairs of Shadow are evidence in Shadow alone, and requests of callers elsewhere. Checks, probes and
+    people's requests are assumed to be in order.
     """
     return tuple(_decisions(record, policy))
 
@@ -67,11 +68,15 @@ def _decisions(record: Record, policy: RolloutPolicy) -> Iterator[WhatIf]:
     begun_s = record.rows[0].at_s - record.rows[0].seconds if record.rows else 0.0
     progress = replace(Progress.begun(begun_s), phase=np.array(Phase.GOLDEN, np.int8))
     for row in record.rows:
-        window = window_of(row, len(EDGES_MS) + 1)
-        states = {name: gate.update(states[name], window) for name, gate in rules.gates.items()}
-        transition = next_transition(
-            rules.policy, watch(progress, window, row.at_s), judge(rules, states), Signals(), row.at_s
-        )
+        phase = Phase(int(progress.phase))
+        in_shadow, to_shadow = phase is Phase.SHADOW, phase is Phase.GOLDEN and rules.policy.shadow is not None
+        if to_shadow or in_shadow == (row.pairs is not None):
+            window = window_of(row, len(EDGES_MS) + 1)
+            states = {name: gate.update(states[name], window) for name, gate in rules.gates.items()}
+            progress = watch(progress, window, row.at_s)
+        transition = next_transition(rules.policy, progress, judge(rules, states), Signals(), row.at_s)
+        if in_shadow and int(transition.progress.phase) != Phase.SHADOW:
+            states, transition = after_shadow(rules, states, transition)
         progress = transition.progress
         phase, signal = Phase(int(progress.phase)), Signal(int(transition.signal))
         if signal is not Signal.NONE:
