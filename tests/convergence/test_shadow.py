@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+from fakes.platform import InMemoryStore, World
 from fakes.rollout_world import FIRST, POLICY, SECOND, Rollout
 from segserve_operator.api.shadow import Shadow
 from segserve_operator.core.models.events import SIGNALS
+from segserve_operator.core.models.observed import PoolObserved
 from segserve_operator.core.rollout.phases import ENDED, Phase, Signal
 from segserve_operator.core.rollout.record import RolloutState
 from segserve_operator.core.rollout.replay import replay, what_if
@@ -68,6 +70,20 @@ async def test_without_a_comparator_the_steps_begin_as_without_shadow_once_its_t
 
     assert (state.phase, state.weight, state.reason) == (Phase.PROGRESSING, 5, "ShadowOver")
     assert ended.phase is Phase.SUCCEEDED
+
+
+async def test_a_pool_whose_gateways_have_no_comparator_is_told_so_as_long_as_that_matters() -> None:
+    rollout = Rollout(world=World(store=InMemoryStore(pool=PoolObserved("default", shadow=False))))
+    await rollout.begin(SHADOW.model_copy(update={"shadow": SHORT}))
+    await rollout.until(is_in_shadow)
+
+    assert rollout.world.traffic.mirror("coins") is None
+    assert rollout.world.condition("coins", "Degraded") == ("True", "NoComparator")
+    assert rollout.world.condition("coins", "Ready")[0] == "True"
+
+    await rollout.until(has_left_shadow, 60)
+
+    assert rollout.world.condition("coins", "Degraded") == ("False", "AsWanted")
 
 
 async def test_without_requests_the_steps_begin_once_the_time_of_shadow_is_over() -> None:

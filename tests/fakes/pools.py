@@ -113,6 +113,8 @@ spec:
     imagePullSecrets: [registry]
     resources: {requests: {cpu: 1, memory: 256Mi}, limits: {memory: 0.5Gi}}
     syncResources: {requests: {cpu: 10m}}
+    shadow: true
+    comparatorResources: {limits: {memory: 1Gi}}
     serviceType: LoadBalancer
     serviceAnnotations: {example.com/internal: "true"}
     nodeSelector: {kubernetes.io/os: linux}

@@ -38,6 +38,7 @@ TRITON_CONTAINER: Final = "triton"
 AGENT_CONTAINER: Final = "agent"
 ENVOY_CONTAINER: Final = "envoy"
 SYNC_CONTAINER: Final = "sync"
+COMPARATOR_CONTAINER: Final = "comparator"
 TLS_CONTAINER: Final = "tls"
 
 HTTP_PORT: Final = 8000

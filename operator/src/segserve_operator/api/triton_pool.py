@@ -225,6 +225,16 @@ class Gateway(ApiValue):
         description="Resources of the configuration sidecar. Default requests, of each that has neither a request nor "
         "a limit: 20m cpu, 96Mi memory, 64Mi ephemeral-storage.",
     )
+    shadow: bool = Field(
+        default=False,
+        description="Whether gateways can compare two revisions by copies of callers' requests, which rollout.shadow "
+        "of models needs on a cluster: each gets a comparator, which has these requests in memory.",
+    )
+    comparator_resources: Resources | None = Field(
+        default=None,
+        description="Resources of the comparator. Default requests, of each that has neither a request nor a limit: "
+        "50m cpu, 256Mi memory, 64Mi ephemeral-storage.",
+    )
     service_type: Literal["ClusterIP", "NodePort", "LoadBalancer"] = Field(
         default="ClusterIP", description="Type of the Service."
     )

@@ -96,6 +96,7 @@ class ClusterStore:
             ignored=self.contexts.ignored(self.key),
             credentials=credentials_of(context.spec.gateway),
             session_affinity=context.spec.gateway.session_affinity is not None,
+            shadow=context.spec.gateway.shadow,
         )
         kept = kept_condition(self.view, self.key, resource)
         return observed if kept is None else replace(observed, progress=kept)

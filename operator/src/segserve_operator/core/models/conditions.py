@@ -89,7 +89,7 @@ def _conditions(
         serving,
         _ready(model, serving),
         progressing,
-        _degraded(model, roles, newest, serving, trouble, stall or _impaired(model, roles, world)),
+        _degraded(model, roles, newest, serving, trouble, stall or _impaired(model, roles, state, world)),
         reconciling(progressing, stalled),
         stalled,
     )
@@ -111,11 +111,19 @@ def _bad_servers(roles: Roles, world: Observed) -> FailureReason | None:
     return next((each for each in (*bad, arrived) if each is not None), None)
 
 
-def _impaired(model: ModelObserved, roles: Roles, world: Observed) -> FailureReason | None:
+def _impaired(model: ModelObserved, roles: Roles, state: RolloutState | None, world: Observed) -> FailureReason | None:
     """Return what is wrong with a model that serves."""
     stable = world.revisions.get(roles.stable.revision) if roles.stable is not None else None
     split = split_streams(stable.pipeline, None, world.pool) if stable is not None else None
-    return _shut(model, world) or split or _bad_servers(roles, world)
+    return _shut(model, world) or split or _bad_servers(roles, world) or _not_compared(state, world)
+
+
+def _not_compared(state: RolloutState | None, world: Observed) -> FailureReason | None:
+    """Return that a rollout is in Shadow and nothing is compared: it goes on once shadow.maxDuration is over."""
+    if state is None or state.phase is not Phase.SHADOW or world.pool is None or world.pool.shadow:
+        return None
+    text = "rollout.shadow compares nothing, as the pool's gateways have no comparator: set spec.gateway.shadow of it"
+    return FailureReason("NoComparator", text)
 
 
 def _shut(model: ModelObserved, world: Observed) -> FailureReason | None:

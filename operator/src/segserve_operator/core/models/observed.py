@@ -392,7 +392,7 @@ class PoolObserved:
 
     `ignored` tells which fields of the spec this release does not know. `credentials` are the kinds that the gateway
     takes (those of `CredentialKind`); None if it is not known. With `session_affinity` it sends requests of one id
-    to one revision and one server.
+    to one revision and one server. Without `shadow` it has no comparator.
     """
 
     name: str = ""
@@ -414,6 +414,7 @@ class PoolObserved:
     ignored: FailureReason | None = None
     credentials: frozenset[CredentialKind] | None = None
     session_affinity: bool = False
+    shadow: bool = True
 
     @property
     def main(self) -> str:

@@ -251,7 +251,7 @@ def _mirror(
     model: ModelObserved, roles: Roles, state: RolloutState | None, shares: Sequence[Share], world: Observed
 ) -> Mirror | None:
     """Return which requests are copied to stable and the candidate: some of them in Shadow, unless it is paused."""
-    if state is None or state.phase is not Phase.SHADOW or state.paused:
+    if state is None or state.phase is not Phase.SHADOW or state.paused or world.pool is None or not world.pool.shadow:
         return None
     record = world.records.get(state.rollout)
     policy = record.policy if record is not None else model.wanted.policy if model.wanted is not None else None

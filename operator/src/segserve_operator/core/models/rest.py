@@ -99,6 +99,7 @@ def _common(world: Observed) -> tuple[object, ...]:
         pool.template,
         pool.credentials,
         pool.session_affinity,
+        pool.shadow,
         world.main,
         main,
         world.gateway_url,

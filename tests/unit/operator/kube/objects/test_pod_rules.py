@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+import os
+import subprocess
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from fakes.pools import FULL, MINIMAL, pool_context, with_defaults
+from fakes.waiting import HANG_S, until
+from segserve_common.kube.names import COMPARATOR_CONTAINER as COMPARATOR
 from segserve_common.logs import LogSettings
 from segserve_operator.adapters.kube.objects import PoolContext, gateway_objects, group_objects, main_group
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 TOKEN = "/var/run/secrets/kubernetes.io/serviceaccount"
 
@@ -73,13 +80,47 @@ def test_every_mount_is_of_a_volume_and_every_volume_is_mounted(template: dict[s
 
 @pytest.mark.parametrize("template", PODS)
 def test_a_slow_start_is_not_taken_for_a_death_and_a_death_is_seen_in_seconds(template: dict[str, Any]) -> None:
-    for container in template["spec"]["containers"]:
+    probed = [container for container in template["spec"]["containers"] if container["name"] != COMPARATOR]
+    for container in probed:
         startup, liveness = container["startupProbe"], container["livenessProbe"]
         assert startup["periodSeconds"] * startup["failureThreshold"] >= 60
         assert liveness["periodSeconds"] * liveness["failureThreshold"] >= 30
         if "readinessProbe" in container:
             ready = container["readinessProbe"]
             assert ready["periodSeconds"] * ready["failureThreshold"] <= 3
+
+
+FULL_GATEWAY = templates(FULL)["gateway"]
+
+
+def test_a_comparator_sees_nothing_of_the_gateway_but_the_folder_that_they_share() -> None:
+    comparator = containers(FULL_GATEWAY)[COMPARATOR]
+
+    assert {mount["mountPath"] for mount in comparator["volumeMounts"]} == {"/run/segserve/pairs", "/tmp"}
+    assert not any("valueFrom" in variable for variable in comparator["env"])
+    shared = [mount["name"] for name in ("envoy", "sync") for mount in containers(FULL_GATEWAY)[name]["volumeMounts"]]
+    assert shared.count("pairs") == 2
+    assert "pairs-tmp" not in shared
+    assert COMPARATOR not in containers(templates(MINIMAL)["gateway"])
+
+
+def test_a_comparator_that_ends_takes_no_gateway_out_of_service(tmp_path: Path) -> None:
+    """Its container goes on, so that the pod stays ready: it is started again in it, until the pod ends."""
+    comparator = containers(FULL_GATEWAY)[COMPARATOR]
+    assert not {"startupProbe", "livenessProbe", "readinessProbe"} & comparator.keys()
+    started = tmp_path / "started"
+    interpreter = tmp_path / "python3"
+    interpreter.write_text(f'#!/bin/sh\necho "$@" >> {started}\nexit 1\n')
+    interpreter.chmod(0o700)
+
+    command = [*comparator["command"], *comparator["args"]]
+    with subprocess.Popen(command, env={"PATH": f"{tmp_path}:{os.environ['PATH']}"}) as process:
+        until(lambda: started.exists() and len(started.read_text().splitlines()) >= 2, "the second start")
+        process.terminate()
+        assert process.wait(HANG_S) == 0
+
+    asked = "-m segserve_builder.comparator /run/segserve/pairs --gateway http://localhost:8081 --max-request-bytes"
+    assert started.read_text().startswith(f"{asked} 1048576\n{asked} 1048576\n")
 
 
 @pytest.mark.parametrize("template", SERVERS)

@@ -1,4 +1,4 @@
-"""All objects of a pool's gateway except its plan: Envoy, and the sidecar that configures it."""
+"""All objects of a pool's gateway except its plan: Envoy, the sidecar that configures it, and the comparator."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from segserve_common.kube.names import (
     plan_name,
     reports_name,
 )
-from segserve_operator.adapters.kube.objects import gateway_auth, gateway_tls, pods, server_tls
+from segserve_operator.adapters.kube.objects import comparator, gateway_auth, gateway_tls, pods, server_tls
 from segserve_operator.adapters.kube.objects.access import access_objects
 from segserve_operator.adapters.kube.objects.config_maps import gateway_reports
 from segserve_operator.adapters.kube.objects.context import gateway_selector, meta, rendered, stamped
@@ -112,12 +112,13 @@ def _template(context: PoolContext) -> Json:
         scheduler_name=gateway.scheduler_name,
         priority_class_name=gateway.priority_class_name,
         init_containers=[_sync_container(context, "prepare", "prepare")],
-        containers=[_envoy(context), _sync(context)],
+        containers=[_envoy(context), _sync(context), *comparator.containers(context)],
         volumes=[
             *(pods.folder("run"), pods.folder("tmp"), pods.token_volume()),
             *gateway_tls.volumes(context),
             *server_tls.gateway_volumes(context),
             *gateway_auth.volumes(context),
+            *comparator.volumes(context),
         ],
     )
     annotations = {**gateway.pod_annotations, "kubectl.kubernetes.io/default-container": ENVOY_CONTAINER}
@@ -149,6 +150,7 @@ def _envoy(context: PoolContext) -> V1Container:
             V1VolumeMount(name="run", mount_path=RUN_FOLDER),
             V1VolumeMount(name="tmp", mount_path=pods.TMP_FOLDER),
             *gateway_tls.envoy_mounts(context),
+            *comparator.mounts(context),
         ],
     )
 
@@ -200,6 +202,7 @@ def _sync_container(context: PoolContext, name: str, task: str) -> V1Container:
             *gateway_tls.sync_mounts(context),
             *server_tls.gateway_mounts(context),
             *gateway_auth.sync_mounts(context),
+            *comparator.mounts(context),
         ],
     )
 
