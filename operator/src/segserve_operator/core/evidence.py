@@ -19,7 +19,7 @@ EDGES_MS: Final = (*(float(f"{digits}e{power}") for power in range(-1, 4) for di
 """Edges of latency bins, in milliseconds: the E24 series. Envoy's own bins have two digits, so these are exact."""
 
 
-RATIOS: Final = (0.25, 0.33, 0.5, 0.66, 0.8, 0.9, 1.1, 1.25, 1.5, 2.0, 3.0, 4.0)
+RATIOS: Final = (0.25, 1 / 3, 0.5, 2 / 3, 0.8, 1 / 1.1, 1.1, 1.25, 1.5, 2.0, 3.0, 4.0)
 """Edges of bins of a pair's latencies, the candidate's divided by stable's."""
 DISAGREEMENTS: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 """Edges of bins of how much the two answers of a pair differ: 1 - agreement, from 0 to 1."""

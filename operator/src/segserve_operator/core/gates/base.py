@@ -12,6 +12,7 @@ import numpy as np
 from segserve_operator.api.rollout_policy import CheckedGateSpec, GateSpec, RolloutPolicy, Slo
 from segserve_operator.core.evidence import EvidenceWindow, Judgement
 from segserve_operator.core.gates.checks import CheckResult
+from segserve_operator.core.statistics.discordant import DiscordantState
 from segserve_operator.core.statistics.past import StablePast
 
 State = TypeVar("State")
@@ -132,6 +133,17 @@ def comparison(candidate: str, stable: str, judgement: Judgement, level: float) 
     return "; ".join(part for part in parts if part)
 
 
+def comparison_of_pairs(
+    state: DiscordantState, did: tuple[str, str], judgement: Judgement, level: float
+) -> tuple[str, dict[str, float]]:
+    """Return message and numbers of Shadow's pairs, by the first stream; `did` says what is counted of both."""
+    candidate, stable, neither = (float(count) for count in (state.total + state.pending)[0])
+    pairs = candidate + stable + neither
+    says = f"of {pairs:,.0f} pairs {did[0]} {_times(candidate)}", f"{did[1]} {_times(stable)}".strip()
+    numbers = {"pairs": pairs, "candidate_alone": candidate, "stable_alone": stable}
+    return comparison(*says, judgement, level), numbers
+
+
 def no_answer(gate: str, result: CheckResult) -> Verdict:
     """Return the verdict on a check without a usable result."""
     message = result.problem or ("the answer contains nothing to judge" if result.done else "no result yet")
@@ -149,6 +161,10 @@ def judge_by_expressions(gate: str, result: CheckResult, pass_condition: str, br
         return Verdict(gate, Outcome.PASS, "Passes", f"{pass_condition} is true: {result.shown}")
     message = f"neither {pass_condition} nor {breach_condition} is true: {result.shown}"
     return Verdict(gate, Outcome.UNDECIDED, "Neither", message)
+
+
+def _times(count: float) -> str:
+    return {0.0: "never", 1.0: "once"}.get(count, f"{count:,.0f} times")
 
 
 def _odds(log_evidence: float) -> str:

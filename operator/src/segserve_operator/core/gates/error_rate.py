@@ -9,8 +9,16 @@ import numpy as np
 
 from segserve_operator.api.rollout_policy import ErrorRateGate, RolloutPolicy, Slo
 from segserve_operator.core.evidence import CANDIDATE, STABLE, EvidenceWindow, Floats, Judgement
-from segserve_operator.core.gates.base import Edges, MeasuredGateType, Verdict, comparison, outcome_of
-from segserve_operator.core.statistics.exceedance import EvidenceStream, Exceedance, ExceedanceState
+from segserve_operator.core.gates.base import (
+    Edges,
+    MeasuredGateType,
+    Verdict,
+    comparison,
+    comparison_of_pairs,
+    outcome_of,
+)
+from segserve_operator.core.statistics.discordant import Discordant
+from segserve_operator.core.statistics.exceedance import EvidenceStream, Exceedance, ExceedanceState, pairs_of
 from segserve_operator.core.statistics.past import StablePast
 
 SWING: Final = 0.3
@@ -31,7 +39,8 @@ class ErrorRate:
     def test(self) -> Exceedance:
         """The test over bin 0, the answered requests, and bin 1, the failed ones."""
         beside_stable = EvidenceStream(0.75, tolerance=self.tolerance, swing=SWING)
-        return Exceedance((1.0,), (beside_stable, EvidenceStream(0.25, floor=self.slo_rate, swing=SWING)))
+        streams = beside_stable, EvidenceStream(0.25, floor=self.slo_rate, swing=SWING)
+        return Exceedance((1.0,), streams, pairs=Discordant((self.tolerance,), (1.0,)))
 
     def start(self, shape: tuple[int, ...] = (), past: StablePast | None = None) -> ExceedanceState:
         """Return the state before any window; `past` is stable's."""
@@ -44,11 +53,16 @@ class ErrorRate:
     def update(self, state: ExceedanceState, window: EvidenceWindow) -> ExceedanceState:
         """Return the state after one more window."""
         bins: Floats = np.stack([window.requests - window.errors, window.errors], -1)
-        return self.test.update(state, bins, window.seconds)
+        if window.pairs is None:
+            return self.test.update(state, bins, window.seconds)
+        failed = window.pairs.failed
+        counts = np.stack([failed[..., 0, 1], failed[..., 1, 0], failed[..., 0, 0] + failed[..., 1, 1]], -1)
+        # One comparison, for both nulls and for the certificate.
+        return self.test.update_pairs(state, bins, window.seconds, np.stack([counts] * 3, -2))
 
     def after_shadow(self, state: ExceedanceState) -> ExceedanceState:
         """Return the state with which a rollout goes on to callers."""
-        return state
+        return self.test.after_shadow(state)
 
     def judge(self, state: ExceedanceState) -> Judgement:
         """Return the judgement over all windows so far."""
@@ -72,6 +86,11 @@ class ErrorRate:
             f"{100 * rates[role]:.3g} % of {requests[role]:,.0f} requests" for role in (CANDIDATE, STABLE)
         )
         message = comparison(f"{candidate} failed", stable, judged, level)
+        if state.shadowed > 0:
+            message, asked = comparison_of_pairs(
+                pairs_of(state), ("the candidate alone failed", "alone"), judged, level
+            )
+            numbers |= asked
         return Verdict("errorRate", outcome, reason, message, progress, numbers)
 
 

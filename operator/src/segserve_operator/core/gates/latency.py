@@ -8,9 +8,18 @@ from typing import Final
 import numpy as np
 
 from segserve_operator.api.rollout_policy import LatencyGate, RolloutPolicy, Slo
-from segserve_operator.core.evidence import CANDIDATE, EDGES_MS, STABLE, EvidenceWindow, Floats, Judgement
-from segserve_operator.core.gates.base import Edges, MeasuredGateType, Verdict, comparison, outcome_of
-from segserve_operator.core.statistics.exceedance import EvidenceStream, Exceedance, ExceedanceState
+from segserve_operator.core.evidence import CANDIDATE, EDGES_MS, RATIOS, STABLE, EvidenceWindow, Floats, Judgement
+from segserve_operator.core.gates.base import (
+    Edges,
+    MeasuredGateType,
+    Verdict,
+    comparison,
+    comparison_of_pairs,
+    outcome_of,
+)
+from segserve_operator.core.statistics.blocks import tails
+from segserve_operator.core.statistics.discordant import Discordant, discordant
+from segserve_operator.core.statistics.exceedance import EvidenceStream, Exceedance, ExceedanceState, pairs_of
 from segserve_operator.core.statistics.past import StablePast
 
 RELATIVE: Final = 0.75
@@ -19,11 +28,17 @@ WARM_UP_S: Final = 20.0
 """Time in which caches and connections of a new server are cold; its first answers prove nothing."""
 SETTLING_S: Final = 120.0
 """Time in which a candidate may be cold, if stable's past is known: slowness then stops it but proves nothing."""
+SHADOW_SETTLING_S: Final = 180.0
+"""The same in Shadow, where waiting harms nobody."""
 ODDS: Final = (1.1, 1.4, 2.5)
 """Additional alternatives to bet on: ratio of the odds of being slow to the odds allowed."""
 SWINGS: Final = {0.5: 0.04, 0.95: 0.06, 0.99: 0.1}
 """Relative difference of the share of slow requests between two healthy servers, by quantile: the tail swings more than
 the median."""
+FIRST_RATIO: Final = 0.4
+"""Part of the evidence of pairs for the first ratio; the others share the rest."""
+TAIL_RATIOS: Final = (1.5, 2.0, 4.0)
+"""Ratios of a pair's latencies that are compared beside the first one: a few requests that take much longer."""
 P99_PART: Final = 0.2
 """Part of the tolerance that applies at p99: the tolerance is meant for p95, the slowest twentieth."""
 
@@ -35,6 +50,10 @@ class Latency:
     A request is slow above `stretch` times stable's own median, p95 or p99 of the past minutes, or above the SLO's
     milliseconds by quantile, rounded up to the next edge. `tolerance` is the share of requests that may be slow in
     addition to stable's.
+
+    Of pairs, those in which the candidate took a ratio longer are compared with those in which stable did: equal
+    revisions are as often the slower one, whatever the load. If all requests may take `stretch` times longer, a ratio
+    above is to be compared with as much below `stretch`.
     """
 
     tolerance: float
@@ -65,9 +84,27 @@ class Latency:
             )
         promised = [quantile for quantile, _ in self.slo_ms]
         counted = 3 + promised.index(max(promised, key=_strictest)) if promised else 1
+        ratios = len(self.ratios)
+        weights = (FIRST_RATIO, *((1.0 - FIRST_RATIO) / (ratios - 1) for _ in range(ratios - 1)))
         return Exceedance(
-            self.edges, tuple(streams), counted=counted, warm_up_s=WARM_UP_S, settling_s=SETTLING_S, odds=ODDS
+            self.edges,
+            tuple(streams),
+            counted=counted,
+            warm_up_s=WARM_UP_S,
+            settling_s=SETTLING_S,
+            shadow_settling_s=SHADOW_SETTLING_S,
+            odds=ODDS,
+            pairs=Discordant((self.tolerance,) * ratios, weights, certificates=2),
         )
+
+    @property
+    def ratios(self) -> tuple[float, ...]:
+        """The ratios of a pair's latencies that are compared: the first that is not tolerated, and larger ones.
+
+        Beyond all of `RATIOS` pairs prove nothing, and the ratio is infinite.
+        """
+        first = next((ratio for ratio in RATIOS if ratio > 1 and ratio >= self.stretch * (1 - 1e-9)), np.inf)
+        return (first, *(ratio for ratio in TAIL_RATIOS if ratio > first))
 
     def start(self, shape: tuple[int, ...] = (), past: StablePast | None = None) -> ExceedanceState:
         """Return the state before any window; `past` is stable's, of latencies with this gate's edges."""
@@ -79,11 +116,43 @@ class Latency:
 
     def update(self, state: ExceedanceState, window: EvidenceWindow) -> ExceedanceState:
         """Return the state after one more window; its latencies must have this gate's edges."""
-        return self.test.update(state, window.latencies, window.seconds)
+        if window.pairs is None:
+            return self.test.update(state, window.latencies, window.seconds)
+        counts = self._discordant(state, window.latencies, window.pairs.ratios)
+        return self.test.update_pairs(state, window.latencies, window.seconds, counts)
+
+    def _discordant(self, state: ExceedanceState, latencies: Floats, ratios: Floats) -> Floats:
+        """Return the counts of pairs [..., Q, 3]: by ratio, if slower than stable and than tolerated, and of harm.
+
+        Harm is certified of both: of requests that are slow, and of all that take longer than is tolerated.
+        """
+        test = self.test
+        slower, pairs = tails(ratios), ratios.sum(-1)
+        by_null = [
+            self._opposed(slower, pairs, ratio, stretch) for stretch in (1.0, self.stretch) for ratio in self.ratios
+        ]
+        at, known = test.edges_now(state)
+        slow = np.take_along_axis(tails(latencies), at[..., test.counted, None], -1)[..., 0]
+        of_slow = np.where(known[..., test.counted, None], discordant(slow, latencies.sum(-1).max(-1)), 0.0)
+        return np.stack([*by_null, of_slow, by_null[len(self.ratios)]], -2)
+
+    def _opposed(self, slower: Floats, pairs: Floats, ratio: float, stretch: float) -> Floats:
+        """Return the pairs [..., 3] in which the candidate took `ratio` times as long, and those on the other side.
+
+        `slower` [..., R + 2] counts pairs above each edge. The other side is as far below `stretch` as the ratio is
+        above it, or nearer.
+        """
+        if not np.isfinite(ratio):
+            return np.stack([np.zeros_like(pairs), np.zeros_like(pairs), pairs], -1)
+        edges = np.array(RATIOS)
+        above = slower[..., RATIOS.index(ratio) + 1]
+        mirrored = min(int(np.searchsorted(edges, stretch**2 / ratio * (1 - 1e-9))), RATIOS.index(ratio))
+        below = pairs - slower[..., mirrored + 1]
+        return np.stack([above, below, pairs - above - below], -1)
 
     def after_shadow(self, state: ExceedanceState) -> ExceedanceState:
         """Return the state with which a rollout goes on to callers."""
-        return state
+        return self.test.after_shadow(state)
 
     def judge(self, state: ExceedanceState) -> Judgement:
         """Return the judgement over all windows so far."""
@@ -106,6 +175,10 @@ class Latency:
             judged,
             level,
         )
+        if state.shadowed > 0 and np.isfinite(self.ratios[0]):
+            did = f"the candidate took {self.ratios[0]:g} times as long or longer", ""
+            message, asked = comparison_of_pairs(pairs_of(state), did, judged, level)
+            numbers |= asked
         return Verdict("latency", outcome, reason, message, progress, numbers)
 
     def _quantile(self, bins: Floats, quantile: float) -> float:

@@ -11,11 +11,16 @@ All bets are made twice: against stable's own share, and against what is tolerat
 the first and `TOLERATED` times less of the second (`KNOWN_TOLERATED` times less if stable's dependence is known).
 Candidates as good as stable are thus accused at the declared rate at most, and those that are worse but tolerable at
 that many times it; in exchange a bad one is found much sooner.
+
+In Shadow both are asked the same (`discordant`), and the evidence is the mean of three e-values: of pairs, of the same
+requests without regard to pairs, and 1. A mean of e-values is one however they depend on each other, and a product only
+if each is one given the other (Vovk and Wang 2021): so it is the mean while both see the same requests, and afterwards
+the product of what Shadow proved and of what callers' requests prove.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Final
 
 import numpy as np
@@ -24,7 +29,9 @@ from numpy.typing import NDArray
 from segserve_operator.core.evidence import CANDIDATE, STABLE, Bools, Floats, Judgement
 from segserve_operator.core.statistics.baseline import Baseline, baseline, dispersion, remembered, spread_of
 from segserve_operator.core.statistics.blocks import (
+    CEILING,
     CERTIFIED,
+    FLOOR,
     STAKES,
     certified,
     closing,
@@ -38,6 +45,7 @@ from segserve_operator.core.statistics.blocks import (
     tails,
 )
 from segserve_operator.core.statistics.concurrent import ODDS, independent, one_sample, two_sample
+from segserve_operator.core.statistics.discordant import Discordant, DiscordantState
 from segserve_operator.core.statistics.past import Past
 
 SWITCH: Final = 0.001
@@ -66,6 +74,11 @@ MOST_KNOWN_SWITCH: Final = 0.003
 """The same as `SWITCH` and `MOST_SWITCH`, per independent request, for bets at a known dependence."""
 PAST_REQUESTS: Final = 2000.0
 """Most requests that stable's past counts for, beside those of the rollout, where its latencies are expected."""
+SHADOW_WEIGHTS: Final = (0.5, 0.25, 0.25)
+"""Parts of the evidence in Shadow: of pairs, of requests, and of no bet, so that a fault that comes later is found."""
+UNKNOWN_WEIGHTS: Final = (0.75, 0.0, 0.25)
+"""The same if stable's dependence is unknown: blocks of pairs bear longer clusters than blocks of requests."""
+ONE_COMPARISON: Final = Discordant(tolerances=(0.0,), weights=(1.0,))
 ROUNDED: Final = 0.98
 """Edges are about a tenth apart: this tolerance keeps the edge nearest to 1.1 times the last one eligible."""
 
@@ -103,6 +116,8 @@ class ExceedanceState:
     clustered_s [..., S], past [..., B]: seconds of clustering in stable's past (`UNKNOWN` if that is too short), and
     its counts; constant during a rollout.
     paired [..., 2, S, K]: log wealth of the bets on both revisions in the same block, as `wealth`; only if it is known.
+    shadowed [...]: 1 while the candidate is in Shadow and was asked. carried [..., 2]: log evidence that Shadow left.
+    pairs_...: of Shadow's pairs, as `DiscordantState` says.
     """
 
     served_s: Floats
@@ -120,6 +135,13 @@ class ExceedanceState:
     clustered_s: Floats
     past: Floats
     paired: Floats
+    shadowed: Floats
+    carried: Floats
+    pairs_age_s: Floats
+    pairs_pending: Floats
+    pairs_total: Floats
+    pairs_wealth: Floats
+    pairs_harmless: Floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +150,8 @@ class Exceedance:
 
     The stream with the index `counted` defines a bad request, for harm and excess. The first `warm_up_s` are ignored if
     stable's past is unknown. If it is known, evidence of the first `settling_s` may stop the candidate but proves
-    nothing, and is dropped then.
+    nothing, and is dropped then. In Shadow that is so for `shadow_settling_s`, whatever is known. `pairs` is the test
+    of Shadow's pairs.
     """
 
     edges: tuple[float, ...]
@@ -136,7 +159,9 @@ class Exceedance:
     counted: int = 0
     warm_up_s: float = 0.0
     settling_s: float = 0.0
+    shadow_settling_s: float = 0.0
     odds: tuple[float, ...] = ()
+    pairs: Discordant = ONE_COMPARISON
 
     @property
     def bets(self) -> int:
@@ -163,6 +188,9 @@ class Exceedance:
             clustered_s=np.full((*shape, streams), UNKNOWN),
             past=np.zeros((*shape, bins)),
             paired=_untouched((*shape, 2, streams)),
+            shadowed=np.zeros(shape),
+            carried=np.zeros((*shape, 2)),
+            **_fields_of(self.pairs.start(shape)),
         )
         if past is None or not past.enough.any():
             return state
@@ -199,6 +227,50 @@ class Exceedance:
         cleared = replace(after, pending=np.zeros_like(pending), age_s=np.zeros_like(age_s))
         return _chosen(closes, cleared, replace(state, pending=pending, age_s=age_s))
 
+    def update_pairs(self, state: ExceedanceState, bins: Floats, seconds: Floats, counts: Floats) -> ExceedanceState:
+        """Take in a look of Shadow: both revisions' counts [..., 2, B], and those of pairs [..., Q, 3].
+
+        What fails in Shadow has harmed nobody, and is no excess.
+        """
+        after = self.update(state, bins, seconds)
+        pairs, known = pairs_of(state), _known(state)
+        settled: Bools = (state.served_s < self.shadow_settling_s) & (after.served_s >= self.shadow_settling_s)
+        if settled.any():
+            start = self.start(state.age_s.shape)
+            at = settled[..., None, None]
+            pairs = replace(
+                pairs,
+                pending=np.where(at, 0.0, pairs.pending),
+                wealth=np.where(at[..., None], start.pairs_wealth, pairs.wealth),
+            )
+            after = replace(after, paired=np.where(at[..., None], start.paired, after.paired))
+        clustered_s = np.where(known, state.clustered_s.max(-1), UNKNOWN)
+        spread = spread_of(state.squares, state.expected)[..., self.counted]
+        asked = counts.any((-2, -1))
+        return replace(
+            after,
+            excess=state.excess,
+            variance=state.variance,
+            shadowed=np.where(asked, 1.0, state.shadowed),
+            **_fields_of(self.pairs.update(pairs, counts, seconds, clustered_s, spread)),
+        )
+
+    def after_shadow(self, state: ExceedanceState) -> ExceedanceState:
+        """Return the state with which callers' requests follow: Shadow's evidence and certificate, and no levels.
+
+        If the candidate may still be cold, what is against it proves nothing.
+        """
+        shadowed = state.shadowed > 0
+        settled = shadowed & (state.served_s >= self.shadow_settling_s)
+        certified = np.clip(self.pairs.certified(pairs_of(state)), FLOOR, CEILING)
+        return replace(
+            self.again(state),
+            served_s=state.served_s,
+            carried=np.where(settled[..., None], self._evidence(state), 0.0),
+            harmless=np.where(shadowed[..., None], certified, 0.0),
+            pairs_total=state.pairs_total,
+        )
+
     def _warm(self, state: ExceedanceState, bins: Floats, seconds: Floats) -> tuple[Floats, Floats]:
         """Return the counts without those of a candidate that is still cold, and for how long it has served."""
         begun = (state.served_s > 0) | bins[..., CANDIDATE, :].any(-1)
@@ -225,11 +297,9 @@ class Exceedance:
         floors = np.array([stream.floor for stream in self.streams])
         alarmed: Bools = (state.alarm >= ALARM) & (floors > 0)
         incident = np.asarray(alarmed[..., STABLE, :].any(-1))
-        known = _known(state)
-        wealth = summed(state.wealth)
-        if known.any():
-            wealth = np.where(known[..., None, None], summed(state.paired), wealth)
-        worse, intolerable = np.moveaxis(summed(wealth + self._log_weights()), -1, 0)
+        known, shadowed = _known(state), state.shadowed > 0
+        worse, intolerable = np.moveaxis(self._evidence(state), -1, 0)
+        settling_s = np.where(shadowed, self.shadow_settling_s, self.settling_s)
         noise = EXCESS_DEVIATIONS * np.sqrt(state.variance)
         return Judgement(
             breach=np.minimum(worse, intolerable + np.where(known, KNOWN_TOLERATED, TOLERATED))
@@ -237,11 +307,25 @@ class Exceedance:
             incident=incident,
             shared=np.asarray(alarmed.all(-2).any(-1)),
             enough=(state.total.sum(-1) > 0).all(-1),
-            harm=harm_bound(state.harmless),
+            harm=np.where(shadowed, self.pairs.harm(pairs_of(state)), harm_bound(state.harmless)),
             excess=np.maximum(state.excess - noise, 0.0),
-            doubtful=known & (worse >= DOUBT),
-            settling=known & (state.served_s > 0) & (state.served_s < self.settling_s),
+            doubtful=(known | shadowed | state.carried.any(-1)) & (worse >= DOUBT),
+            settling=(known | shadowed) & (state.served_s > 0) & (state.served_s < settling_s),
         )
+
+    def _evidence(self, state: ExceedanceState) -> Floats:
+        """Return the log evidence [..., 2] of being worse than stable, and than what is tolerated."""
+        known = _known(state)
+        wealth = summed(state.wealth)
+        if known.any():
+            wealth = np.where(known[..., None, None], summed(state.paired), wealth)
+        found = summed(wealth + self._log_weights())
+        found = np.where(state.carried != 0, found + state.carried, found)
+        if not state.shadowed.any():
+            return found
+        weights = np.where(known[..., None], SHADOW_WEIGHTS, np.maximum(UNKNOWN_WEIGHTS, 1e-300))
+        parts = np.stack([self.pairs.evidence(pairs_of(state)), found, np.zeros_like(found)], -1)
+        return np.where(state.shadowed[..., None] > 0, summed(parts + np.log(weights)[..., None, :]), found)
 
     def edges_now(self, state: ExceedanceState) -> tuple[NDArray[np.intp], Bools]:
         """Return each stream's edge [..., 2, S] for (stable, candidate), and where it is known [..., S]."""
@@ -397,6 +481,15 @@ class Exceedance:
         }
 
 
+def pairs_of(state: ExceedanceState) -> DiscordantState:
+    """Return what is known of Shadow's pairs."""
+    return DiscordantState(*(getattr(state, f"pairs_{each.name}") for each in fields(DiscordantState)))
+
+
+def _fields_of(pairs: DiscordantState) -> dict[str, Floats]:
+    return {f"pairs_{each.name}": getattr(pairs, each.name) for each in fields(DiscordantState)}
+
+
 def _known(state: ExceedanceState) -> Bools:
     """Tell whether the dependence of stable's requests is known [...]."""
     known: Bools = np.asarray((state.clustered_s >= 0).all(-1))
@@ -440,8 +533,8 @@ def _chosen(closes: Bools, after: ExceedanceState, before: ExceedanceState) -> E
     """Return the first state where blocks close, else the second."""
     if closes.all():
         return after
-    fields = {}
+    chosen = {}
     for name in ExceedanceState.__dataclass_fields__:
         new, old = getattr(after, name), getattr(before, name)
-        fields[name] = np.where(closes.reshape(closes.shape + (1,) * (new.ndim - closes.ndim)), new, old)
-    return ExceedanceState(**fields)
+        chosen[name] = np.where(closes.reshape(closes.shape + (1,) * (new.ndim - closes.ndim)), new, old)
+    return ExceedanceState(**chosen)

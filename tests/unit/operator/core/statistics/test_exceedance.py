@@ -36,9 +36,8 @@ def measured(rows: list[tuple[int, int, float, float, int]]) -> list[EvidenceWin
 
 
 def together(windows: list[EvidenceWindow]) -> EvidenceWindow:
-    return EvidenceWindow(
-        *(np.stack([getattr(window, field.name) for window in windows]) for field in fields(EvidenceWindow))
-    )
+    counted = [each.name for each in fields(EvidenceWindow) if each.name != "pairs"]
+    return EvidenceWindow(*(np.stack([getattr(window, name) for window in windows]) for name in counted))
 
 
 def same(left: ExceedanceState, right: ExceedanceState) -> bool:
