@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import httpx
@@ -118,10 +119,12 @@ async def compare_nothing(*_: Any, keep_below: float) -> None:
 
 @asynccontextmanager
 async def comparing(
-    folder: Path, protocol: Protocol, *, timeout_s: float = 60.0, compare: Compare = compare_nothing
+    protocol: Protocol, *, timeout_s: float = 60.0, compare: Compare = compare_nothing
 ) -> AsyncIterator[World]:
     """Run a comparator and the groups that it asks over a protocol, during the block."""
     async with AsyncExitStack() as stack:
+        # The path of a socket has at most 107 characters, which leaves no room for a test's name.
+        folder = Path(stack.enter_context(TemporaryDirectory()))
         servers, clock, budget = GroupServers({"blue": b"", "green": b""}), Clock(), ByteBudget(4 * MAX_BODY)
         serve = serve_grpc if protocol == "grpc" else serve_http
         url = await stack.enter_async_context(serve(servers, folder / "gateway.sock"))

@@ -23,11 +23,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
+from tritonclient.grpc import service_pb2 as pb
 
+from raw_inference import PROTOCOLS
 from segserve.calls.answers import read_model_info, read_result
 from segserve.errors import SegserveError
 from segserve.results.result import SemanticResult
 from segserve_builder.agent.protocol import ModelReport, ModelState, read_reports
+from segserve_builder.comparator.answers import ExchangedPair, WireBody, compare_answers
+from segserve_builder.comparator.copies import MODEL_INFER, read_copy
+from segserve_builder.comparator.http_server import ReceivedRequest
 from segserve_builder.errors import BuilderError, GoldenError
 from segserve_builder.golden import judging
 from segserve_builder.imaging.decoding import decode_image
@@ -188,6 +193,31 @@ def framed(texts: dict[str, list[bytes]], numbers: dict[str, np.ndarray]) -> byt
     return b"".join([header, b"\n", *(each.raw for each in tensors)])
 
 
+def read_copied_request(data: bytes) -> None:
+    """Read what is a body over HTTP as well as a gRPC frame, which says how long it is."""
+    frame = b"\0" + len(data).to_bytes(4, "big") + data
+    for target, body in ((f"{MODEL_INFER}?a", frame), ("/v2/models/coins/infer", data)):
+        copy = read_copy(ReceivedRequest("POST", target, {}, body))
+        assert copy is None or len(copy.body) == len(data)
+
+
+def copied_requests() -> list[bytes]:
+    message = pb.ModelInferRequest(model_name="coins", raw_input_contents=[b"\1\0\0\0a"], id="7")
+    message.inputs.add(name="IMAGE", datatype="BYTES", shape=[1])
+    message.parameters["threshold"].double_param = 0.5
+    content: bytes = message.SerializeToString()
+    return [content]
+
+
+def compare_with_itself(data: bytes) -> None:
+    header, newline, _ = data.partition(b"\n")
+    answer = WireBody(data, str(len(header) + len(newline)))
+    for protocol in PROTOCOLS:
+        pair = ExchangedPair(protocol, 0.0, WireBody(b"{}"), answer, answer)
+        found = compare_answers(pair, keep_below=1.0)
+        assert found.agreement is None or 0.0 <= found.agreement <= 1.0
+
+
 def plan_sample() -> list[bytes]:
     servers = (Endpoint("10.0.0.1", 8000, 8001), Endpoint("10.0.0.2", 8000, 8001))
     share = Share("main-0a1b2c3d", "coins-aaaaaaaaaa", 100, servers)
@@ -247,6 +277,8 @@ READERS = {
     ),
     "a plan": Reader(lambda data: load_plan(json.loads(data)), plan_sample, (ValueError,)),
     "an answer": Reader(read_answer, answers, (SegserveError,)),
+    "a copied request": Reader(read_copied_request, copied_requests, ()),
+    "an answer that is compared": Reader(compare_with_itself, answers, ()),
 }
 
 

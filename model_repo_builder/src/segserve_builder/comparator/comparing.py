@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Final
 
 from segserve_builder.comparator.copies import RequestCopy
-from segserve_builder.comparator.frames import LENGTH, READY, Frame
+from segserve_builder.comparator.frames import LENGTH, READY, WorkerFrame
 from segserve_builder.comparator.groups import Answer
 from segserve_builder.comparator.http_server import ByteBudget
 
@@ -64,11 +64,11 @@ class AnswerComparer:
         }
         try:
             async with self._turn:
-                return await self._exchange(Frame(header, [copy.body, stable.content, candidate.content]))
+                return await self._exchange(WorkerFrame(header, [copy.body, stable.content, candidate.content]))
         finally:
             self._budget.give_back(size)
 
-    async def _exchange(self, question: Frame) -> tuple[float, bytes] | None:
+    async def _exchange(self, question: WorkerFrame) -> tuple[float, bytes] | None:
         is_done = False
         try:
             worker = self._worker or await self._start()
@@ -99,10 +99,10 @@ class AnswerComparer:
         return worker
 
 
-async def _ask(worker: asyncio.subprocess.Process, question: Frame) -> Frame:
+async def _ask(worker: asyncio.subprocess.Process, question: WorkerFrame) -> WorkerFrame:
     assert worker.stdin is not None
     assert worker.stdout is not None
     worker.stdin.writelines(question.pack())
     await worker.stdin.drain()
     header = json.loads(await worker.stdout.readexactly(LENGTH.unpack(await worker.stdout.readexactly(LENGTH.size))[0]))
-    return Frame(header, [await worker.stdout.readexactly(size) for size in header["sizes"]])
+    return WorkerFrame(header, [await worker.stdout.readexactly(size) for size in header["sizes"]])

@@ -15,7 +15,7 @@ READY: Final = b"\n"
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
+class WorkerFrame:
     """A header, and blobs behind it."""
 
     header: Mapping[str, Any]
@@ -27,10 +27,10 @@ class Frame:
         return [LENGTH.pack(len(header)), header, *self.blobs]
 
 
-def read_frame(stream: BinaryIO) -> Frame | None:
+def read_frame(stream: BinaryIO) -> WorkerFrame | None:
     """Read a frame; None at the end."""
     length = stream.read(LENGTH.size)
     if len(length) < LENGTH.size:
         return None
     header = json.loads(stream.read(LENGTH.unpack(length)[0]))
-    return Frame(header, [stream.read(size) for size in header["sizes"]])
+    return WorkerFrame(header, [stream.read(size) for size in header["sizes"]])

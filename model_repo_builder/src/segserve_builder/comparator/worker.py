@@ -13,7 +13,7 @@ import sys
 from typing import Final
 
 from segserve_builder.comparator.answers import ComparedAnswers, ExchangedPair, WireBody, compare_answers
-from segserve_builder.comparator.frames import READY, Frame, read_frame
+from segserve_builder.comparator.frames import READY, WorkerFrame, read_frame
 from segserve_common.logs import LogSettings, start_logging
 
 MEMORY_BYTES: Final = 768 * 2**20
@@ -38,7 +38,7 @@ def main() -> None:
         answers.flush()
 
 
-def _compared(frame: Frame) -> Frame:
+def _compared(frame: WorkerFrame) -> WorkerFrame:
     lengths = frame.header["header_lengths"]
     bodies = (WireBody(blob, length) for blob, length in zip(frame.blobs, lengths, strict=True))
     pair = ExchangedPair(frame.header["protocol"], frame.header["asked_at_s"], *bodies)
@@ -47,7 +47,7 @@ def _compared(frame: Frame) -> Frame:
     except Exception as error:  # of whatever the bytes make of the readers; MemoryError above all
         _log.warning("a pair was not compared: %s", type(error).__name__)
         found = ComparedAnswers(None)
-    return Frame({"agreement": found.agreement}, [found.sheet_pair])
+    return WorkerFrame({"agreement": found.agreement}, [found.sheet_pair])
 
 
 if __name__ == "__main__":

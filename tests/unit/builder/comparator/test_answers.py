@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -110,9 +109,9 @@ def test_a_request_without_an_image_has_none_to_show() -> None:
 
 
 @pytest.fixture(params=["http", "grpc"])
-async def world(request: pytest.FixtureRequest, short_folder: Path) -> AsyncIterator[World]:
+async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
     comparer = AnswerComparer()
-    async with comparing(short_folder, request.param, compare=comparer.compare) as compared:
+    async with comparing(request.param, compare=comparer.compare) as compared:
         compared.compare(coins=COMPARISON)
         await compared.warm_up()
         yield compared
@@ -155,9 +154,7 @@ async def test_images_are_forgotten_with_their_comparison(world: World) -> None:
 
 
 @pytest.mark.parametrize("limit", [0, 10_000])
-async def test_what_is_kept_is_bounded_in_number_and_bytes(
-    short_folder: Path, limit: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_what_is_kept_is_bounded_in_number_and_bytes(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     agreements = iter([0.5, 0.9, *[0.7] * 10, 0.1])
 
     async def compare(*_: Any, keep_below: float) -> tuple[float, bytes]:
@@ -166,7 +163,7 @@ async def test_what_is_kept_is_bounded_in_number_and_bytes(
         return agreement, json.dumps({"agreement": agreement}).encode()
 
     monkeypatch.setattr(service, "SHEET_BYTES", limit)
-    async with comparing(short_folder, "http", compare=compare) as world:
+    async with comparing("http", compare=compare) as world:
         world.compare(coins=COMPARISON)
         await world.warm_up()
         await world.send_all(13)

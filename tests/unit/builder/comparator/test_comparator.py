@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -25,8 +24,8 @@ from segserve_operator.core.rollout.counters import PairCounts
 
 
 @pytest.fixture(params=["http", "grpc"])
-async def world(request: pytest.FixtureRequest, short_folder: Path) -> AsyncIterator[World]:
-    async with comparing(short_folder, request.param) as compared:
+async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
+    async with comparing(request.param) as compared:
         compared.compare(coins=COMPARISON)
         yield compared
 
@@ -42,8 +41,8 @@ async def test_both_groups_are_asked_the_callers_bytes(world: World) -> None:
     assert world.servers.bodies == {"blue": [sent], "green": [sent]}
 
 
-async def test_what_the_body_needs_of_the_headers_goes_with_it_and_no_other(short_folder: Path) -> None:
-    async with comparing(short_folder, "http") as world:
+async def test_what_the_body_needs_of_the_headers_goes_with_it_and_no_other() -> None:
+    async with comparing("http") as world:
         world.compare(coins=COMPARISON)
         copy = copy_of("http", b"an image")
         secrets = {"authorization": "Bearer secret", "cookie": "a=b", "x-segserve-group": "other"}
@@ -102,9 +101,9 @@ CELLS = [("http", *cell) for cell in HTTP_CELLS] + [("grpc", *cell) for cell in 
 
 @pytest.mark.parametrize(("protocol", "stable", "candidate", "cell"), CELLS)
 async def test_a_pair_counts_in_the_cell_of_who_failed(
-    short_folder: Path, protocol: Protocol, stable: Any, candidate: Any, cell: list[int]
+    protocol: Protocol, stable: Any, candidate: Any, cell: list[int]
 ) -> None:
-    async with comparing(short_folder, protocol) as world:
+    async with comparing(protocol) as world:
         world.compare(coins=COMPARISON)
         await world.warm_up()
         world.servers.answers = {"blue": stable, "green": candidate}
@@ -119,10 +118,8 @@ async def test_a_pair_counts_in_the_cell_of_who_failed(
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
-async def test_a_group_that_never_answers_has_failed_and_stands_in_the_last_bin(
-    short_folder: Path, protocol: Protocol
-) -> None:
-    async with comparing(short_folder, protocol, timeout_s=0.2) as world:
+async def test_a_group_that_never_answers_has_failed_and_stands_in_the_last_bin(protocol: Protocol) -> None:
+    async with comparing(protocol, timeout_s=0.2) as world:
         world.compare(coins=COMPARISON)
         world.comparator.refresh()
         world.servers.answers["green"] = None
@@ -137,12 +134,11 @@ async def test_a_group_that_never_answers_has_failed_and_stands_in_the_last_bin(
     assert pairs["ratios"] == [0] * len(pairs["ratios"])
 
 
-async def test_a_gateway_that_is_not_there_is_no_evidence(short_folder: Path) -> None:
-    async with comparing(short_folder, "http") as world:
+async def test_a_gateway_that_is_not_there_is_no_evidence() -> None:
+    async with comparing("http") as world:
         world.compare(coins=COMPARISON)
         await world.warm_up()
-        (short_folder / "gateway.sock").unlink()
-        world.comparator._ask = GroupClient(f"unix:{short_folder}/gone.sock").ask
+        world.comparator._ask = GroupClient(f"unix:{world.folder.path}/gone.sock").ask
 
         await world.send()
         await world.idle()
