@@ -165,7 +165,9 @@ async def test_what_copies_showed_is_shown_again_to_another_policy() -> None:
     await rollout.begin(SHADOW)
     await rollout.end()
 
-    assert [each.phase for each in what_if(rollout.record, rollout.record.policy)] == [Phase.SHADOW, Phase.ROLLED_BACK]
+    bolder = rollout.record.policy.model_copy(update={"alpha": 0.2})
+
+    assert [each.phase for each in what_if(rollout.record, bolder)] == [Phase.SHADOW, Phase.ROLLED_BACK]
 
 
 async def test_failed_copies_are_no_bad_requests_of_the_canary() -> None:

@@ -56,7 +56,7 @@ def candidate(
 def state(told: AssignedModel, phase: Phase, **changes: Any) -> RolloutState:
     """Return where the rollout of a revision stands: with the weight that the phase has."""
     known = {
-        "step": 1 if phase >= Phase.PROGRESSING else -1,
+        "step": -1 if phase in (Phase.PENDING, Phase.GOLDEN, Phase.SHADOW) else 1,
         "sequence": 1,
         "started_s": THEN_S,
         "since_s": THEN_S,

@@ -71,6 +71,8 @@ def messages(kind: type, field: str, value: Any) -> list[str]:
         ),
         pytest.param({"strategy": "blueGreen"}, id="no steps, but those that are filled in"),
         pytest.param({"strategy": "immediate", "steps": []}, id="no steps"),
+        pytest.param({"shadow": {}}, id="a shadow"),
+        pytest.param({"strategy": "blueGreen", "shadow": {"percent": 100}}, id="a shadow before the switch"),
         pytest.param(
             {"gates": [{"gate": "latency", "alphaShare": 2.0}, WEBHOOK, PROMQL, {"gate": "resource"}]},
             id="gates of each kind",
@@ -95,6 +97,11 @@ def test_a_policy_that_the_types_take_breaks_no_rule(rollout: dict[str, Any]) ->
             {"strategy": "immediate", "steps": [{"weight": 5}]},
             "steps are for the strategy canary",
             id="steps of what has none",
+        ),
+        pytest.param(
+            {"strategy": "immediate", "shadow": {}},
+            "the strategy immediate promotes",
+            id="a shadow of nothing",
         ),
         pytest.param({"gates": [{"gate": "latency"}] * 2}, "listed only once", id="a gate twice"),
         pytest.param({"gates": [WEBHOOK, {**PROMQL, "name": "night"}]}, "listed only once", id="a name twice"),

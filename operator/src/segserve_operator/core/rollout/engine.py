@@ -366,7 +366,7 @@ def _waits(policy: Policy, progress: Progress, judged: Sequence[Judgement], hear
         (Wait.PERSON, progressing & asks),
         (Wait.TIME, now_s - progress.step_since_s < shortest),
         (Wait.DATA, (progressing | shadowing) & data),
-        (Wait.HARM, (progressing & unproved) | (shadowing & ~unharmed)),
+        (Wait.HARM, (progressing & unproved) | (shadowing & ~unharmed & ~data)),
         (Wait.INCIDENT, (progressing | shadowing | (phase == Phase.BAKING)) & incident),
         (Wait.GATE, (progressing | before) & ~np.asarray(heard.allowed)),
         (Wait.PAUSED, progress.paused),

@@ -146,7 +146,7 @@ def _until_steps(found: Forecast, shadow: ShadowPolicy, progress: Progress) -> F
         return found
     missing = max(shadow.min_requests - float(progress.seen), 0.0)
     copies_per_s = float(progress.seen) / max(found.at_s - float(progress.step_since_s), 1.0)
-    needed_s = missing / copies_per_s if copies_per_s and found.wait is Wait.DATA else left_s
+    needed_s = missing / copies_per_s if copies_per_s and missing else left_s
     return replace(found, next_s=min(needed_s, left_s), next_requests=missing)
 
 
