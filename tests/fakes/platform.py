@@ -304,11 +304,15 @@ class RecordedTraffic:
         return next((route.mirror for route in routes if route.model == model), None)
 
     def compare(
-        self, model: str, failed: tuple[int, int, int, int], latencies_ms: tuple[float, float] = (20.0, 20.0)
+        self,
+        model: str,
+        failed: tuple[int, int, int, int],
+        latencies_ms: tuple[float, float] = (20.0, 20.0),
+        disagreement: float = 0.0,
     ) -> None:
         """Let both groups of the model's mirror be asked copies, of which so many fail as in `PairCounts.failed`.
 
-        Answers take as long as `latencies_ms` says, of stable and the candidate.
+        Answers take as long as `latencies_ms` says, of stable and the candidate, and differ by `disagreement`.
         """
         mirror = self.mirror(model)
         assert mirror is not None
@@ -330,7 +334,7 @@ class RecordedTraffic:
                 _added(was.latencies[1], latencies_ms[1], answered[1]),
             ),
             ratios=_counted(was.ratios, RATIOS, latencies_ms[1] / latencies_ms[0], failed[0]),
-            disagreements=_counted(was.disagreements, DISAGREEMENTS, 0.0, failed[0]),
+            disagreements=_counted(was.disagreements, DISAGREEMENTS, disagreement, failed[0]),
         )
 
     def groups_of(self, model: str) -> dict[str, int]:

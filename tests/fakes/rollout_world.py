@@ -30,6 +30,8 @@ class Rollout:
     slow_ms: Mapping[str, float] = field(default_factory=dict)
     copied_errors: Mapping[str, float] | None = None
     """The share of copies that fails, by revision; as of callers' requests if it is None."""
+    disagreement: float = 0.0
+    """How much the answers of the candidate differ from those of stable, 0 to 1."""
     compares: bool = True
     """Whether the gateway has a comparator."""
     failed: dict[str, int] = field(default_factory=dict)
@@ -65,7 +67,7 @@ class Rollout:
         )
         failed = min(self._whole(("copies", "failed"), asked * wrong.get(mirror.candidate, 0.0)), asked)
         latencies_ms = (self.slow_ms.get(FIRST.revision, 20.0), self.slow_ms.get(mirror.candidate, 20.0))
-        self.world.traffic.compare("coins", (asked - failed, failed, 0, 0), latencies_ms)
+        self.world.traffic.compare("coins", (asked - failed, failed, 0, 0), latencies_ms, self.disagreement)
 
     async def until(self, done: Callable[[RolloutState], bool], seconds: int = 1200) -> RolloutState:
         for _ in range(seconds):

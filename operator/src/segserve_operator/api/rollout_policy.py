@@ -241,6 +241,22 @@ class GoldenQualityGate(AlphaGateSpec, CheckedGateSpec):
         return tuple(name for name in named if name.startswith("min") or name == "maxCalibrationError")
 
 
+class MaskAgreementGate(AlphaGateSpec):
+    """Compares the candidate's answers with stable's to the same images, without labels; needs `shadow`."""
+
+    gate: Literal["maskAgreement"] = Field(default="maskAgreement", description="Name of the gate.")
+    minimum: float = Field(
+        default=0.9,
+        gt=0,
+        le=0.999,
+        description="Lowest acceptable mean agreement with stable's answers, 0 to 1, where 1 is the same.",
+    )
+    on_breach: Literal["Hold", "Rollback", "Note"] = Field(
+        default="Hold",
+        description="What a proof of less does: Hold asks a person to resume or abort, Note only says so.",
+    )
+
+
 class ResourceGate(CheckedGateSpec):
     """Checks memory, restarts and queueing time of the candidate's servers."""
 
@@ -299,6 +315,7 @@ GATE_SPECS: Final[Mapping[str, type[GateSpec]]] = {
     "resource": ResourceGate,
     "webhook": WebhookGate,
     "promql": PromqlGate,
+    "maskAgreement": MaskAgreementGate,
 }
 """Specs of gates by name; the gates themselves are in `core.gates.GATES`."""
 
@@ -314,6 +331,7 @@ DEFAULT_GATES: Final = (ErrorRateGate(), LatencyGate(), BurnRateGate(), GoldenQu
 DEFAULT_STEPS: Final = (RolloutStep(weight=5), RolloutStep(weight=25), RolloutStep(weight=50))
 _ALL_AT_ONCE: Final = "steps are for the strategy canary; the other strategies switch all requests at once"
 _NO_SHADOW: Final = "the strategy immediate promotes a revision at once; shadow is for canary and blueGreen"
+_NO_PAIRS: Final = "the gate maskAgreement judges pairs of answers, which only rollout.shadow collects"
 _NO_STEP: Final = "the strategy canary needs at least one step; use blueGreen to switch without steps"
 _RISING: Final = "weights must increase from step to step"
 _GATE_TWICE: Final = "each gate and each name may be listed only once"
@@ -358,6 +376,7 @@ class RolloutPolicy(ApiValue):
                 _ALL_AT_ONCE,
             ),
             ("self.strategy != 'immediate' || !has(self.shadow)", _NO_SHADOW),
+            ("has(self.shadow) || !self.gates.exists(gate, gate.gate == 'maskAgreement')", _NO_PAIRS),
         )
     )
 
@@ -450,4 +469,6 @@ class RolloutPolicy(ApiValue):
             raise located(f"{_ALL_AT_ONCE}; {self.strategy} got {len(self.steps)}", "steps")
         if self.strategy == "immediate" and self.shadow is not None:
             raise located(_NO_SHADOW, "shadow")
+        if self.shadow is None and any(isinstance(gate, MaskAgreementGate) for gate in self.gates):
+            raise located(_NO_PAIRS, "gates")
         return self

@@ -74,6 +74,10 @@ def messages(kind: type, field: str, value: Any) -> list[str]:
         pytest.param({"shadow": {}}, id="a shadow"),
         pytest.param({"strategy": "blueGreen", "shadow": {"percent": 100}}, id="a shadow before the switch"),
         pytest.param(
+            {"shadow": {}, "gates": [{"gate": "maskAgreement", "minimum": 0.8, "onBreach": "Note"}]},
+            id="a gate that needs a shadow",
+        ),
+        pytest.param(
             {"gates": [{"gate": "latency", "alphaShare": 2.0}, WEBHOOK, PROMQL, {"gate": "resource"}]},
             id="gates of each kind",
         ),
@@ -103,6 +107,7 @@ def test_a_policy_that_the_types_take_breaks_no_rule(rollout: dict[str, Any]) ->
             "the strategy immediate promotes",
             id="a shadow of nothing",
         ),
+        pytest.param({"gates": [{"gate": "maskAgreement"}]}, "which only rollout.shadow collects", id="no pairs"),
         pytest.param({"gates": [{"gate": "latency"}] * 2}, "listed only once", id="a gate twice"),
         pytest.param({"gates": [WEBHOOK, {**PROMQL, "name": "night"}]}, "listed only once", id="a name twice"),
         pytest.param(

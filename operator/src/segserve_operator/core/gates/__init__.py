@@ -12,6 +12,7 @@ from segserve_operator.core.gates import (
     error_rate,
     golden_quality,
     latency,
+    mask_agreement,
     promql,
     resource,
     webhook,
@@ -29,6 +30,7 @@ GATES: Final[Mapping[str, GateType]] = {
     "resource": resource.GATE,
     "webhook": webhook.GATE,
     "promql": promql.GATE,
+    "maskAgreement": mask_agreement.GATE,
 }
 """Gate types by the name that resources use."""
 

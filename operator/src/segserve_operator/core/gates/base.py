@@ -28,6 +28,14 @@ class Outcome(StrEnum):
     UNDECIDED = "Undecided"
 
 
+class OnBreach(StrEnum):
+    """What a measured gate's proof does: roll back, hold the rollout in Shadow until a person decides, or nothing."""
+
+    ROLLBACK = "Rollback"
+    HOLD = "Hold"
+    NOTE = "Note"
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """A gate's outcome with the numbers behind it. `progress` is the evidence as a fraction (0 to 1) of its bound."""
@@ -78,13 +86,15 @@ class MeasuredGateType:
 
     `build` takes the gate's spec, the SLO, the rollout's policy and the latency edges. `tolerated_harm` returns the
     share of the candidate's requests (0 to 1) whose harm is negligible. A rule (`is_rule`) has evidence that is
-    infinite or none, and takes no alpha; any other gate tests, and its spec is an `AlphaGateSpec`.
+    infinite or none, and takes no alpha; any other gate tests, and its spec is an `AlphaGateSpec`. `on_breach` takes
+    the gate's spec.
     """
 
     spec: type[GateSpec]
     build: Callable[[Any, Slo, RolloutPolicy, Edges], MeasuredGate[Any]]
     tolerated_harm: Callable[[RolloutPolicy], float]
     is_rule: bool = False
+    on_breach: Callable[[Any], OnBreach] = lambda _: OnBreach.ROLLBACK
 
 
 @dataclass(frozen=True, slots=True)

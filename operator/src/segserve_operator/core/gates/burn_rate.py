@@ -70,6 +70,8 @@ class BurnRate:
 
     def update(self, state: BurnState, window: EvidenceWindow) -> BurnState:
         """Return the state after one more window; counts only what serves nearly all requests, i.e. after promotion."""
+        if window.pairs is not None:
+            return state  # no caller's
         held_back = HELD_BACK * window.requests[..., CANDIDATE]
         alone = (window.requests[..., STABLE] <= held_back) & (window.requests[..., CANDIDATE] > 0)
         begun = state.served_s > 0

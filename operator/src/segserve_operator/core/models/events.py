@@ -139,6 +139,8 @@ def _shadow(result: DecisionResult) -> str:
     few = shadow is not None and compared < shadow.min_requests
     counted = f"{compared} of {shadow.min_requests}" if shadow is not None and few else f"{compared}"
     text = f"Shadow: {counted} requests compared, no caller has its answers"
+    if result.wait is Wait.PERSON:
+        return f"{text}; its masks differ from stable's: look at `segserve rollout sheet`, then resume or abort it"
     return text if result.wait is Wait.DATA and few else f"{text}; {WAITS[result.wait]}"
 
 

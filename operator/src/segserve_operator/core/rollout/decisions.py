@@ -94,6 +94,7 @@ class Rules:
                 engine,
                 levels=tuple(compress(engine.levels, kept)),
                 tolerances=tuple(compress(engine.tolerances, kept)),
+                on_breach=tuple(compress(engine.on_breach, kept)),
             ),
             gates={name: gate for name, gate in gates.items() if name not in skipped},
         )

@@ -13,6 +13,7 @@ from typing import Final
 import numpy as np
 
 from segserve_operator.core.evidence import CANDIDATE, STABLE, Bools, EvidenceWindow, Floats, Ints, Judgement
+from segserve_operator.core.gates.base import OnBreach
 from segserve_operator.core.rollout.phases import Phase, Signal, legal, moved
 
 LOOKAHEAD_S: Final = 60.0
@@ -63,7 +64,8 @@ class Policy:
     """The engine's policy for a rollout.
 
     `levels` are the gates' shares of alpha, `tolerances` the harm (a share of requests) that is negligible for each;
-    both in the order of the judgements. Without `shadow`, the steps follow the golden images.
+    both in the order of the judgements, and so is `on_breach`, what the proof of each does (empty: each rolls back).
+    Without `shadow`, the steps follow the golden images.
     """
 
     steps: tuple[Step, ...] = (Step(5), Step(25), Step(50))
@@ -78,6 +80,7 @@ class Policy:
     failures_in_a_row: float = 3.0
     max_quarantines: float = 3.0
     shadow: ShadowPolicy | None = None
+    on_breach: tuple[OnBreach, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,13 +300,18 @@ def _signal(
     return signal
 
 
-def breached(policy: Policy, judged: Sequence[Judgement]) -> Bools:
-    """Tell whether any gate has proof of a breach at its level."""
+def breached(policy: Policy, judged: Sequence[Judgement], on_breach: OnBreach = OnBreach.ROLLBACK) -> Bools:
+    """Tell whether any gate has proof of a breach at its level, of those whose proof does `on_breach`."""
     proved: Bools = np.asarray(False)
-    for judgement, level in zip(judged, policy.levels, strict=True):
-        settling = judgement.settling & np.isfinite(judgement.breach)
-        proved = proved | ((judgement.breach >= -np.log(level)) & ~settling)
+    for judgement, level, does in zip(judged, policy.levels, _on_breach(policy), strict=True):
+        if does is on_breach:
+            settling = judgement.settling & np.isfinite(judgement.breach)
+            proved = proved | ((judgement.breach >= -np.log(level)) & ~settling)
     return proved
+
+
+def _on_breach(policy: Policy) -> tuple[OnBreach, ...]:
+    return policy.on_breach or (OnBreach.ROLLBACK,) * len(policy.levels)
 
 
 def _fails(policy: Policy, progress: Progress, judged: Sequence[Judgement], heard: Signals, now_s: float) -> Bools:
@@ -312,7 +320,9 @@ def _fails(policy: Policy, progress: Progress, judged: Sequence[Judgement], hear
     in_a_row = (progress.failures >= policy.failures_in_a_row) & answers
     incident = np.logical_or.reduce([each.incident for each in judged]) if judged else np.asarray(False)
     too_many = (excess_of(judged, progress) - progress.bad >= policy.max_bad_requests) & ~incident
-    fails: Bools = in_a_row | too_many | _suspect(progress, judged) | np.asarray(heard.lost)
+    # What holds or is noted is nothing that segserve's own requests could confirm.
+    rolls_back = [each for each, does in zip(judged, _on_breach(policy), strict=True) if does is OnBreach.ROLLBACK]
+    fails: Bools = in_a_row | too_many | _suspect(progress, rolls_back) | np.asarray(heard.lost)
     return fails
 
 
@@ -357,13 +367,14 @@ def _waits(policy: Policy, progress: Progress, judged: Sequence[Judgement], hear
     incident = np.zeros(shape, bool)
     for each in judged:
         data, incident = data | ~each.enough, incident | each.shared
+    asks = (progressing & asks) | ((phase == Phase.SHADOW) & breached(policy, judged, OnBreach.HOLD))
     unproved = ~np.logical_and.reduce(affordable(policy, progress, judged))
     unharmed = np.logical_and.reduce(_negligible(policy, judged))
     before = (phase == Phase.GOLDEN) | (phase == Phase.SHADOW)
     reason = np.zeros(shape, np.int8)
     for wait, holds in (
         (Wait.SERVERS, ((phase == Phase.PROGRESSING) | before) & ~np.asarray(heard.grown)),
-        (Wait.PERSON, progressing & asks),
+        (Wait.PERSON, asks),
         (Wait.TIME, now_s - progress.step_since_s < shortest),
         (Wait.DATA, (progressing | shadowing) & data),
         (Wait.HARM, (progressing & unproved) | (shadowing & ~unharmed & ~data)),

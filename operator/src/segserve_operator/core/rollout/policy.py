@@ -42,6 +42,9 @@ def engine_policy(policy: RolloutPolicy) -> Policy:
         holdback=float(policy.holdback) if policy.strategy == "canary" else 0.0,
         max_quarantines=float(policy.max_quarantines),
         shadow=_shadow(policy),
+        on_breach=tuple(
+            gate.on_breach(spec) for spec in policy.gates if isinstance(gate := GATES[spec.gate], MeasuredGateType)
+        ),
     )
 
 

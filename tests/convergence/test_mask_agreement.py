@@ -1,0 +1,101 @@
+"""The gate `maskAgreement` in memory: answers that differ hold a rollout in Shadow, roll it back, or are noted."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Literal
+
+import pytest
+
+from fakes.rollout_world import FIRST, POLICY, SECOND, Rollout
+from segserve_operator.api.rollout_policy import ErrorRateGate, LatencyGate, MaskAgreementGate, RolloutPolicy
+from segserve_operator.api.shadow import Shadow
+from segserve_operator.core.gates.base import Outcome, Verdict
+from segserve_operator.core.rollout.phases import Phase
+from segserve_operator.core.rollout.record import RolloutState
+from segserve_operator.core.rollout.replay import replay
+
+HELD = "PersonAsked"
+SHADOW = Shadow(percent=20, max_requests_per_second=20, min_requests=100, max_duration=timedelta(minutes=2))
+
+
+def policy(on_breach: Literal["Hold", "Rollback", "Note"] = "Hold") -> RolloutPolicy:
+    gates = (ErrorRateGate(), LatencyGate(), MaskAgreementGate(minimum=0.9, on_breach=on_breach))
+    return POLICY.model_copy(update={"shadow": SHADOW, "gates": gates})
+
+
+def is_held(state: RolloutState) -> bool:
+    return state.phase is Phase.SHADOW and state.reason == HELD
+
+
+def verdict_of(rollout: Rollout) -> Verdict:
+    return next(verdict for verdict in rollout.record.verdicts if verdict.gate == "maskAgreement")
+
+
+async def held(rollout: Rollout) -> RolloutState:
+    await rollout.begin(policy())
+    state = await rollout.until(is_held, 300)
+    for _ in range(150):
+        await rollout.second()
+    assert rollout.state is not None
+    assert is_held(rollout.state), "it goes on by itself"
+    return state
+
+
+async def test_masks_that_differ_hold_the_rollout_in_shadow_and_no_caller_has_an_answer_of_it() -> None:
+    rollout = Rollout(disagreement=0.3)
+    state = await held(rollout)
+
+    assert rollout.served == {FIRST.revision}
+    assert "segserve rollout sheet" in state.message
+    assert (verdict_of(rollout).outcome, verdict_of(rollout).reason) == (Outcome.UNDECIDED, "MasksDiffer")
+    assert [each.sequence for each in replay(rollout.record) if not each.same] == []
+
+
+@pytest.mark.parametrize(
+    ("verb", "value", "phase"),
+    [
+        ("resume", SECOND.revision, Phase.SUCCEEDED),
+        ("skip-gate", f"maskAgreement@{SECOND.revision}", Phase.SUCCEEDED),
+        ("abort", SECOND.revision, Phase.ROLLED_BACK),
+    ],
+)
+async def test_a_person_decides_about_masks_that_differ_and_is_asked_once(verb: str, value: str, phase: Phase) -> None:
+    rollout = Rollout(disagreement=0.3)
+    await held(rollout)
+    rollout.ask(verb, value)
+
+    assert (await rollout.end()).phase is phase
+
+
+async def test_masks_that_differ_roll_back_if_the_gate_says_so() -> None:
+    rollout = Rollout(disagreement=0.3)
+    await rollout.begin(policy("Rollback"))
+    ended = await rollout.end()
+
+    assert (ended.phase, ended.reason) == (Phase.ROLLED_BACK, "MasksDiffer")
+    assert rollout.served == {FIRST.revision}
+
+
+async def test_masks_that_differ_are_only_noted_if_the_gate_says_so() -> None:
+    rollout = Rollout(disagreement=0.3)
+    await rollout.begin(policy("Note"))
+
+    assert (await rollout.end()).phase is Phase.SUCCEEDED
+    assert verdict_of(rollout).reason == "MasksDiffer"
+
+
+async def test_masks_that_hardly_differ_are_promoted() -> None:
+    rollout = Rollout(disagreement=0.01)
+    await rollout.begin(policy())
+
+    assert (await rollout.end()).phase is Phase.SUCCEEDED
+    assert verdict_of(rollout).outcome is Outcome.PASS
+
+
+async def test_without_pairs_the_gate_holds_nothing_up() -> None:
+    rollout = Rollout(compares=False)
+    await rollout.begin(policy())
+
+    assert (await rollout.end()).phase is Phase.SUCCEEDED
+    assert verdict_of(rollout).reason == "NoData"

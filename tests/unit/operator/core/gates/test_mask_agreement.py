@@ -1,0 +1,112 @@
+"""The gate `maskAgreement`: evidence of pairs of answers, and what its verdict says."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from segserve_operator.core.evidence import DISAGREEMENTS, EvidenceWindow, Pairs
+from segserve_operator.core.gates.base import OnBreach, Outcome
+from segserve_operator.core.gates.mask_agreement import AgreementState, MaskAgreement
+
+GATE = MaskAgreement(minimum=0.9)
+LEVEL = 0.0025
+BINS = len(DISAGREEMENTS) + 1
+
+
+def window(*disagreements: float, answered: int | None = None) -> EvidenceWindow:
+    pairs = Pairs.nothing()
+    counts = np.bincount(np.searchsorted(DISAGREEMENTS, disagreements, side="right"), minlength=BINS).astype(float)
+    failed = np.array([[float(len(disagreements) if answered is None else answered), 0.0], [0.0, 0.0]])
+    return replace(EvidenceWindow.nothing(), pairs=replace(pairs, failed=failed, disagreements=counts))
+
+
+def seen(*windows: EvidenceWindow, gate: MaskAgreement = GATE) -> AgreementState:
+    state = gate.start()
+    for each in windows:
+        state = gate.update(state, each)
+    return state
+
+
+def proves(state: AgreementState, gate: MaskAgreement = GATE) -> bool:
+    return bool(gate.judge(state).breach >= -np.log(LEVEL))
+
+
+def test_masks_that_differ_by_a_third_are_proved_to_within_forty_pairs() -> None:
+    assert proves(seen(*[window(0.33)] * 40))
+
+
+def test_masks_that_differ_by_a_hundredth_pass_after_two_hundred_pairs() -> None:
+    state = seen(*[window(0.01, 0.012)] * 100)
+    assert not proves(state)
+    assert GATE.explain(state, LEVEL).outcome is Outcome.PASS
+
+
+def test_one_image_in_a_hundred_that_is_answered_quite_differently_is_tolerated() -> None:
+    assert not proves(seen(*[window(*[0.0] * 99, 1.0)] * 20))
+
+
+def test_one_image_in_three_that_is_answered_quite_differently_is_found() -> None:
+    assert proves(seen(*[window(0.0, 0.0, 1.0)] * 60))
+
+
+def test_a_pair_counts_as_the_least_that_its_bin_holds() -> None:
+    at_the_limit = seen(*[window(0.199)] * 1000, gate=MaskAgreement(minimum=0.9))
+    assert not proves(at_the_limit), "bins of 0.1 to 0.2 leave a mean disagreement of 0.1 possible"
+
+
+def test_healthy_candidates_at_the_limit_are_accused_as_rarely_as_declared() -> None:
+    level, runs = 0.05, 1000
+    generator = np.random.default_rng(2)
+    state, most = GATE.start((runs,)), np.zeros(runs)
+    for _ in range(40):
+        differs = generator.binomial(5, 0.2, runs)
+        counts = np.zeros((runs, BINS))
+        counts[:, 0], counts[:, -1] = 5 - differs, differs
+        pairs = replace(Pairs.nothing((runs,)), disagreements=counts)
+        state = GATE.update(state, replace(EvidenceWindow.nothing((runs,)), pairs=pairs))
+        most = np.maximum(most, GATE.judge(state).breach)
+    assert (most >= -np.log(level)).mean() <= level
+
+
+def test_without_pairs_it_is_undecided_and_holds_nothing_up() -> None:
+    state = seen(EvidenceWindow.nothing())
+    judged, verdict = GATE.judge(state), GATE.explain(state, LEVEL)
+    assert (verdict.outcome, verdict.reason) == (Outcome.UNDECIDED, "NoData")
+    assert judged.enough
+    assert judged.breach == pytest.approx(0.0)
+    assert judged.harm == judged.excess == 0
+
+
+def test_pairs_of_which_none_can_be_compared_are_said_to_be_so() -> None:
+    verdict = GATE.explain(seen(window(answered=50)), LEVEL)
+    assert (verdict.outcome, verdict.reason) == (Outcome.UNDECIDED, "NotComparable")
+    assert "none of 50 pairs could be compared" in verdict.message
+
+
+@pytest.mark.parametrize(
+    ("on_breach", "outcome", "word"),
+    [
+        (OnBreach.HOLD, Outcome.UNDECIDED, "segserve rollout sheet"),
+        (OnBreach.ROLLBACK, Outcome.BREACH, "masks agree by at most 0.800"),
+        (OnBreach.NOTE, Outcome.UNDECIDED, "noted only"),
+    ],
+)
+def test_only_a_proof_that_rolls_back_is_a_breach(on_breach: OnBreach, outcome: Outcome, word: str) -> None:
+    gate = MaskAgreement(0.9, on_breach)
+    verdict = gate.explain(seen(*[window(0.2)] * 100, gate=gate), LEVEL)
+    assert (verdict.outcome, verdict.reason) == (outcome, "MasksDiffer")
+    assert word in verdict.message
+
+
+def test_what_shadow_proved_is_kept_and_callers_requests_change_nothing() -> None:
+    state = GATE.after_shadow(seen(*[window(0.5)] * 40))
+    after = GATE.update(state, replace(EvidenceWindow.nothing(), requests=np.array([100.0, 100.0])))
+    assert proves(after)
+    assert GATE.explain(after, LEVEL) == GATE.explain(state, LEVEL)
+
+
+def test_a_rollout_that_begins_again_has_no_pairs() -> None:
+    assert not GATE.again(seen(window(0.5))).disagreements.any()
