@@ -14,7 +14,7 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
 from bench.ports import free_ports
-from fakes.gateway_clients import by_http, served
+from fakes.gateway_clients import by_grpc, by_http, served
 from fakes.waiting import HANG_S, eventually
 from segserve_builder.comparator.folder import ComparatorFolder
 from segserve_operator.adapters.local import processes
@@ -23,11 +23,11 @@ from segserve_operator.adapters.local.files import StateFolder
 from segserve_operator.adapters.local.gateway import LocalGateway
 from segserve_operator.adapters.traffic.envoy_admin import internal_client
 from segserve_operator.api.triton_pool import Gateway
-from segserve_operator.core.rollout.counters import Series
+from segserve_operator.core.rollout.counters import Protocol, Series
 from segserve_operator.core.traffic import Mirror, TrafficPlan
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
     from fakes.triton import StubTriton
@@ -109,14 +109,15 @@ def compared(old: StubTriton, new: StubTriton) -> TrafficPlan:
     return replace(told, routes=(replace(told.routes[0], mirror=COMPARED),))
 
 
+@pytest.mark.parametrize(("protocol", "call"), [("http", by_http), ("grpc", by_grpc)])
 async def test_a_candidate_that_fails_is_seen_in_pairs_alone(
-    local: LocalGateway, old: StubTriton, new: StubTriton
+    local: LocalGateway, old: StubTriton, new: StubTriton, protocol: Protocol, call: Callable[[str], str]
 ) -> None:
-    new.status = 503
+    new.status, new.grpc_status = 503, grpc.StatusCode.INTERNAL
     await local.apply(compared(old, new))
 
     async def seen() -> bool:
-        await asyncio.to_thread(by_http, local.url.removeprefix("http://"))
+        await asyncio.to_thread(call, local.url.removeprefix("http://"))
         pairs = (await local.samples(GROUPS))["coins"]["local"].pairs
         return pairs is not None and pairs.failed[1] >= 3
 
@@ -126,9 +127,8 @@ async def test_a_candidate_that_fails_is_seen_in_pairs_alone(
     assert counted.pairs is not None
     assert (counted.pairs.stable, counted.pairs.candidate) == ("main", "coins-new")
     assert counted.pairs.failed[0] == counted.pairs.failed[2] == counted.pairs.failed[3] == 0
-    callers = counted.by_series[Series("main", "http")]
-    assert callers.failed == 0
-    assert set(counted.by_series) == {Series("main", "http")}
+    assert counted.by_series.keys() == {Series("main", protocol)}
+    assert counted.by_series[Series("main", protocol)].failed == 0
 
 
 async def test_a_comparator_that_is_killed_is_started_again_and_ended_with_the_platform(
