@@ -59,7 +59,7 @@ class FaultyPlatform:
 
     def start_supervisor(self) -> None:
         """Start the supervisor and return once it has looked at everything."""
-        _launch(self.running.state, self.plan)
+        launch(self.running.state, self.plan)
 
     def kill_supervisor(self) -> None:
         """Kill it; servers and gateway run on."""
@@ -111,7 +111,8 @@ def faulty_platform(*models: Json, timeout_s: int = TIMEOUT_S) -> Iterator[Fault
         shutil.rmtree(state, ignore_errors=True)
 
 
-def _launch(state: Path, plan: Plan) -> None:
+def launch(state: Path, plan: Plan) -> None:
+    """Start the supervisor of a state folder whose servers follow a plan; return once it has looked at everything."""
     ours = {VARIABLE: str(plan.path), "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     with (state / "segserve.log").open("ab") as log:
         child = subprocess.Popen(
