@@ -27,6 +27,8 @@ _SERVER_ERROR: Final = 500
 # The gateway says that it knows no such group by 404, of which gRPC makes the first.
 _GRPC_NOT_FOUND: Final = (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.NOT_FOUND)
 _TOO_LARGE: Final = "larger than max"
+_NOT_CONNECTED: Final = "failed to connect"
+"""Parts of what gRPC itself says, without a word from the gateway."""
 _CHANNEL: Final = (
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", MAX_ANSWER_BYTES),
@@ -135,8 +137,11 @@ class GroupClient:
             content = await self._infer(copy.body, metadata=((_GROUP_HEADER, group),))
         except grpc.aio.AioRpcError as error:
             seconds = time.perf_counter() - began_s
-            if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and _TOO_LARGE in (error.details() or ""):
+            details = error.details() or ""
+            if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and _TOO_LARGE in details:
                 return Answer(AnswerKind.ANSWERED, seconds)
+            if error.code() is grpc.StatusCode.UNAVAILABLE and _NOT_CONNECTED in details:
+                return Answer(AnswerKind.UNREACHED, seconds, has_latency=False)
             return Answer(_grpc_kind(error.code()), seconds)
         return Answer(AnswerKind.ANSWERED, time.perf_counter() - began_s, content)
 

@@ -17,7 +17,7 @@ from fakes.waiting import eventually
 from raw_inference import Protocol
 from segserve_builder.comparator import service, tally
 from segserve_builder.comparator.copies import MODEL_INFER
-from segserve_builder.comparator.groups import GroupClient
+from segserve_builder.comparator.groups import MAX_ANSWER_BYTES, GroupClient
 from segserve_common.kserve import HEADER_LENGTH, InferRequest, Tensor, encode_http
 from segserve_operator.core import evidence
 from segserve_operator.core.rollout.counters import PairCounts
@@ -134,16 +134,27 @@ async def test_a_group_that_never_answers_has_failed_and_stands_in_the_last_bin(
     assert pairs["ratios"] == [0] * len(pairs["ratios"])
 
 
-async def test_a_gateway_that_is_not_there_is_no_evidence() -> None:
-    async with comparing("http") as world:
+async def test_a_gateway_that_is_not_there_is_no_evidence(world: World) -> None:
+    await world.warm_up()
+    gone = GroupClient(f"unix:{world.folder.path}/gone.sock")
+    world.comparator._ask = gone.ask
+
+    await world.send_all(1)
+    await gone.close()
+
+    pairs = (await world.pairs())["coins"]
+    assert pairs["failed"] == [0, 0, 0, 0]
+    assert pairs["latencies"] == [[], []]
+
+
+async def test_answers_over_grpc_may_be_larger_than_are_held() -> None:
+    async with comparing("grpc") as world:
         world.compare(coins=COMPARISON)
         await world.warm_up()
-        world.comparator._ask = GroupClient(f"unix:{world.folder.path}/gone.sock").ask
+        world.servers.answers["green"] = b"a" * (MAX_ANSWER_BYTES + 1)
+        await world.send_all(1)
 
-        await world.send()
-        await world.idle()
-
-        assert (await world.pairs())["coins"]["failed"] == [0, 0, 0, 0]
+        assert (await world.pairs())["coins"]["failed"] == [1, 0, 0, 0]
 
 
 async def test_a_model_that_is_not_compared_is_not_asked(world: World) -> None:
