@@ -137,6 +137,16 @@ class LocalPlatform:
         path = bundle_file(self.store.state, rollout)
         return path.read_bytes() if path.is_file() else None
 
+    def sheet(self, model: str) -> bytes | None:
+        """Ask the comparator beside the gateway."""
+        from segserve_common.http.urls import RequestError
+        from segserve_operator.adapters.local.comparator import fetch_sheet
+
+        try:
+            return fetch_sheet(self.store.state, model)
+        except RequestError as error:
+            raise ControlError(str(error)) from error
+
     def annotate(self, kind: str, name: str, annotations: Mapping[str, str]) -> None:
         """Write the annotations into the user's part of the file."""
         with _known():

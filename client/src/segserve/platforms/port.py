@@ -208,6 +208,13 @@ class Platform(Protocol):
         """Return the bundle of a rollout that was rolled back, as .tar.gz; None if there is none."""
         ...
 
+    def sheet(self, model: str) -> bytes | None:
+        """Return the pairs of answers that differ most in Shadow, as JSON; None if none are compared.
+
+        Raises `ControlError` on a platform that cannot show them.
+        """
+        ...
+
     def annotate(self, kind: str, name: str, annotations: Mapping[str, str]) -> None:
         """Set annotations of a resource and keep its others; raises `NotFoundError`."""
         ...

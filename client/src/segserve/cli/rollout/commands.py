@@ -256,6 +256,29 @@ rollout.command()(bundle)
 
 @rollout.command()
 @with_platform_options
+def sheet(
+    platform_options: PlatformOptions,
+    name: Name,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="Folder to write. Default: NAME-sheet.")
+    ] = None,
+) -> None:
+    """Draw the images on which candidate and stable differ most: image, stable, candidate, difference, and figures.
+
+    Only while the rollout is in Shadow; pictures and a page, index.html, are written. Callers' images stay in the
+    memory of the gateway until then.
+    """
+    with needs("local"):
+        from segserve.cli.rollout.sheet import PAGE, fetch_sheet, write_sheet
+    content, classes = fetch_sheet(selected_platform(platform_options), name)
+    folder = output or Path(f"{name}-sheet")
+    for line in write_sheet(content, classes, folder):
+        typer.echo(line)
+    typer.echo(f"{folder / PAGE}: {len(content.pairs)} of {content.compared:,} pairs")
+
+
+@rollout.command()
+@with_platform_options
 def promote(platform_options: PlatformOptions, name: Name, timeout: Timeout = "10s") -> None:
     """Promote the candidate now, regardless of its gates."""
     _ask(platform_options, name, "promote", timeout)

@@ -125,6 +125,13 @@ class ClusterPlatform:
             return None
         return base64.b64decode(config_map["binaryData"][BUNDLE_KEY])
 
+    def sheet(self, model: str) -> bytes | None:
+        """Raise `ControlError`: callers' images stay in the memory of the gateway's pod."""
+        raise ControlError(
+            f"the sheet of {model} cannot be fetched from a cluster: callers' images stay in the memory of the "
+            "gateway's pod, behind a UNIX socket; on this machine (`segserve up`) it can"
+        )
+
     def annotate(self, kind: str, name: str, annotations: Mapping[str, str]) -> None:
         """Merge annotations into those of an object."""
         self._get(kind, name)

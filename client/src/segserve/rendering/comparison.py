@@ -1,0 +1,145 @@
+"""Two answers to one image beside each other: the image, both answers, and where they differ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segserve.rendering.canvas import Canvas, Writer
+from segserve.rendering.display import printable
+from segserve.rendering.palette import OKABE_ITO
+from segserve.results.annotation import AnnotatedResult, Annotation, is_background
+from segserve.results.images import ImageLike, picture
+from segserve.results.masks import Patch
+from segserve.results.values import Colour
+
+if TYPE_CHECKING:
+    from PIL import Image, ImageDraw, ImageFont
+
+    from segserve.results.result import Result
+
+STABLE_ONLY: Final = OKABE_ITO[0]
+CANDIDATE_ONLY: Final = OKABE_ITO[5]
+OTHER_CLASS: Final = OKABE_ITO[6]
+SIDE_PX: Final = 480
+"""Longest side of each of the four panels."""
+_BACKGROUND: Final = (255, 255, 255)
+_TEXT: Final = (20, 20, 20)
+_FONT_PX: Final = 15
+_LINE_PX: Final = 21
+_MARGIN_PX: Final = 10
+_PALE: Final = 0.35
+"""How much of the image is left where the answers are compared."""
+_LINE_CHARACTERS: Final = 200
+_DIFFERENCE: Final = "difference:"
+_LEGEND: Final[tuple[tuple[Colour, str], ...]] = (
+    (STABLE_ONLY, "stable only"),
+    (CANDIDATE_ONLY, "candidate only"),
+    (OTHER_CLASS, "other class"),
+)
+
+
+def draw_comparison(image: ImageLike, stable: Result, candidate: Result, figures: Sequence[str]) -> Image.Image:
+    """Return four panels in a row, with the lines of text `figures` below: image, stable, candidate, difference.
+
+    Raises `BadRequestError` if the size of `image` differs from that of an answer.
+    """
+    shown = picture(image)
+    panels = {
+        "image": shown.copy(),
+        f"stable {stable.revision}": stable.overlay(shown, legend=True),
+        f"candidate {candidate.revision}": candidate.overlay(shown, legend=True),
+        _DIFFERENCE: draw_difference(shown, stable, candidate),
+    }
+    return _side_by_side(panels, figures)
+
+
+def draw_difference(image: ImageLike, stable: AnnotatedResult, candidate: AnnotatedResult) -> Image.Image:
+    """Return the image, pale and grey, and on it what only one of the answers has, by class.
+
+    Pixels that each gives to another class have a third colour. Objects without masks are drawn as boxes of both.
+    """
+    from PIL import Image
+
+    grey = picture(image).convert("L").convert("RGB")
+    pale = Image.blend(Image.new("RGB", grey.size, _BACKGROUND), grey, _PALE)
+    sides = [[found for found in each.annotations() if not is_background(found.class_name)]
+             for each in (stable, candidate)]  # fmt: skip
+    if any(found.mask is None for side in sides for found in side):
+        return _boxes(pale, sides)
+    only = [np.zeros((pale.height, pale.width), bool) for _ in sides]
+    for number in sorted({found.class_id for side in sides for found in side}):
+        ours, theirs = (_mask((found for found in side if found.class_id == number), only[0].shape) for side in sides)
+        only[0] |= ours & ~theirs
+        only[1] |= theirs & ~ours
+    canvas = Canvas(pale)
+    for mask, colour in (
+        (only[0] & ~only[1], STABLE_ONLY),
+        (only[1] & ~only[0], CANDIDATE_ONLY),
+        (only[0] & only[1], OTHER_CLASS),
+    ):
+        canvas.fill(Patch.of(mask), colour, 1.0)
+    return canvas.finished()
+
+
+def _mask(found: Iterable[Annotation], shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    whole = np.zeros(shape, bool)
+    for one in found:
+        assert one.mask is not None
+        patch = one.mask.patch()
+        whole[patch.window] |= patch.pixels
+    return whole
+
+
+def _boxes(pale: Image.Image, sides: Sequence[Sequence[Annotation]]) -> Image.Image:
+    writer = Writer(pale)
+    for side, colour in zip(sides, (STABLE_ONLY, CANDIDATE_ONLY), strict=True):
+        for found in side:
+            writer.box(found.box, colour)
+            if found.points is not None:
+                writer.points(found.points[:, :2].tolist(), colour)
+    return writer.image
+
+
+def _side_by_side(panels: dict[str, Image.Image], figures: Sequence[str]) -> Image.Image:
+    from PIL import Image, ImageDraw, ImageFont
+
+    width, height = next(iter(panels.values())).size
+    scale = SIDE_PX / max(width, height)
+    size = (max(round(width * scale), 1), max(round(height * scale), 1))
+    # Small images stay as sharp as their pixels.
+    filter_ = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
+    top = _MARGIN_PX + _LINE_PX
+    sheet = Image.new(
+        "RGB",
+        (len(panels) * (size[0] + _MARGIN_PX) + _MARGIN_PX, top + size[1] + _MARGIN_PX + _LINE_PX * len(figures) + 6),
+        _BACKGROUND,
+    )
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_FONT_PX)
+    for index, (title, panel) in enumerate(panels.items()):
+        left = _MARGIN_PX + index * (size[0] + _MARGIN_PX)
+        draw.text((left, _MARGIN_PX // 2), _fitting(title, size[0], draw, font), fill=_TEXT, font=font)
+        if title == _DIFFERENCE:
+            x = left + draw.textlength(title, font) + _MARGIN_PX
+            for colour, name in _LEGEND:
+                draw.rectangle((x, _MARGIN_PX, x + _FONT_PX - 3, _MARGIN_PX + _FONT_PX - 3), fill=colour)
+                draw.text((x + _FONT_PX + 2, _MARGIN_PX // 2), name, fill=_TEXT, font=font)
+                x += _FONT_PX + 2 + draw.textlength(name, font) + _MARGIN_PX
+        sheet.paste(panel.convert("RGB").resize(size, filter_), (left, top))
+    for number, line in enumerate(figures):
+        place = (_MARGIN_PX, top + size[1] + _MARGIN_PX + number * _LINE_PX)
+        draw.text(place, _fitting(line, sheet.width - 2 * _MARGIN_PX, draw, font), fill=_TEXT, font=font)
+    return sheet
+
+
+def _fitting(
+    text: str, width: int, draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont | ImageFont.ImageFont
+) -> str:
+    """Return as much of a text as fits into `width` pixels."""
+    shown = printable(text, _LINE_CHARACTERS)
+    while shown and draw.textlength(shown, font) > width:
+        shown = shown[:-2] + "…" if len(shown) > 2 else ""
+    return shown
