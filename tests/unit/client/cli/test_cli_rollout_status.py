@@ -24,14 +24,16 @@ from segserve.cli.rollout import commands
 from segserve.cli.rollout.power import Outlook
 from segserve.cli.rollout.render import RolloutTree, bar
 from segserve.cli.rollout.status import Forecasts, follow
+from segserve.platforms.rollouts.rollout_view import RolloutView
 from segserve.platforms.rollouts.words import about, latency, span
 from segserve_operator.api.rollout_policy import Slo
+from segserve_operator.api.shadow import Shadow
 from segserve_operator.core.evidence import EDGES_MS
 from segserve_operator.core.gates.base import Outcome, Verdict
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.power import DetectedRegression as Power
 from segserve_operator.core.rollout.power import Preview
-from segserve_operator.core.rollout.record import Row
+from segserve_operator.core.rollout.record import PairRow, Row
 
 from .conftest import Command
 from .rollout_platform import RolloutPlatform
@@ -124,6 +126,55 @@ def test_steps_are_done_current_and_to_come() -> None:
         "│ ├─ 50 % ○ to come",
         "│ └─ 95 % ○ to come promotion, in about 4 min, then watched for 10m",
     ]
+
+
+def in_shadow() -> RolloutView:
+    """Return a rollout that was asked 120 copies in 27 s."""
+    found = records.record()
+    policy = found.policy.model_copy(update={"shadow": Shadow()})
+    row = Row(records.STARTED_S + 68, 27.0, 0, (1080, 0), (0, 0), pairs=PairRow((120, 0, 0, 0)))
+    progress = replace(
+        found.progress,
+        phase=np.array(Phase.SHADOW, np.int8),
+        step=np.array(-1, np.int8),
+        seen=np.array(120.0),
+        step_since_s=np.array(records.STARTED_S + 41),
+    )
+    begun = replace(found.decisions[2], signal="SHADOW_BEGINS", phase=Phase.SHADOW, weight=0)
+    decisions = (*found.decisions[:2], begun)
+    found = replace(found, policy=policy, progress=progress, rows=(row,), decisions=decisions, verdicts=(), gates={})
+    at = records.standing(
+        found, weight=0, step=-1, since_s=records.STARTED_S + 41, step_since_s=records.STARTED_S + 41, reason=""
+    )
+    return RolloutView("coins", at, records.STABLE, found, records.STARTED_S + 68)
+
+
+def test_shadow_says_how_many_copies_are_compared_and_how_long_it_takes() -> None:
+    lines = [words(line) for line in drawn(in_shadow(), width=400)]
+
+    at = next(number for number, line in enumerate(lines) if "steps" in line)
+    assert lines[0] == (
+        "coins: no requests yet, 120 of 200 copied requests compared for 27s; healthy so far in 120 requests; "
+        "about 20 s to its first step at this rate."
+    )
+    assert lines[at + 1 : at + 3] == ["│ ├─ Shadow ◐ now 120 of 200 copied requests compared", "│ ├─ 5 % ○ to come"]
+    assert any("waits for ◐ copies of callers' requests to compare" in line for line in lines)
+
+
+def test_shadow_is_done_afterwards_and_steps_that_it_left_out_are_named() -> None:
+    view = in_shadow()
+    first = replace(view.record.decisions[2], sequence=4, signal="SHADOW_PASSED", phase=Phase.PROGRESSING, weight=25)
+    record = replace(view.record, decisions=(*view.record.decisions, replace(first, at_s=records.STARTED_S + 60)))
+    standing = replace(view.standing, phase=Phase.PROGRESSING, step=1, weight=25)
+    lines = [words(line) for line in drawn(replace(view, standing=standing, record=record))]
+
+    at = next(number for number, line in enumerate(lines) if "steps" in line)
+    assert lines[at + 1] == "│ ├─ Shadow ● done began 27s ago"
+    assert lines[at + 2] == "│ ├─ 5 % ● left out"
+    assert lines[at + 3].startswith("│ ├─ 25 % ◐ now")
+
+    lost = replace(view.standing, phase=Phase.ROLLED_BACK)
+    assert "Shadow ✗ stopped began 27s ago" in said(replace(view, standing=lost))
 
 
 def test_each_gate_says_what_it_found_and_what_it_lacks_without_statistics() -> None:
