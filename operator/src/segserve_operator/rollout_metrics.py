@@ -32,8 +32,8 @@ class _Known:
 class RolloutMetrics:
     """Gauges of running rollouts, and counters of decisions. `clock` returns Unix time in seconds.
 
-    A running rollout with g gates has 6 + g series, and none once it has ended. Counters stay for as long as the
-    process runs, at most one series a model and kind of decision; they count what happens while it runs.
+    A running rollout with g gates has 6 + g series, one more in Shadow, and none once it has ended. Counters stay for
+    as long as the process runs, at most one series a model and kind of decision; they count what happens while it runs.
     """
 
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)
@@ -43,6 +43,7 @@ class RolloutMetrics:
     held: Gauge = field(init=False)
     evidence: Gauge = field(init=False)
     bad_requests: Gauge = field(init=False)
+    compared: Gauge = field(init=False)
     look_age: Gauge = field(init=False)
     dispersion: Gauge = field(init=False)
     decisions: Counter = field(init=False)
@@ -62,6 +63,7 @@ class RolloutMetrics:
         self.held = self._gauge("held", "1 where a rollout waits for a person or the end of an incident.", "reason")
         self.evidence = self._gauge("evidence", "Evidence against the candidate as a share of its bound.", "gate")
         self.bad_requests = self._gauge("bad_requests", "Requests that went wrong because of the candidate.")
+        self.compared = self._gauge("compared", "Copies of callers' requests that both revisions had in Shadow.")
         self.look_age = self._gauge("look_seconds", "Time since the gateways' counts were last looked at.")
         self.dispersion = self._gauge("dispersion", "Variance of stable's failures over that of independent ones.")
         self.decisions = self._counter("decisions", "Decisions that changed something.", "signal")
@@ -144,6 +146,8 @@ class RolloutMetrics:
             values.append((self.held, 1, (*key, hold)))
         if record is not None:
             values.append((self.bad_requests, _bad_requests(record), key))
+            if state.phase is Phase.SHADOW:
+                values.append((self.compared, float(record.progress.seen), key))
             values += [(self.evidence, verdict.progress, (*key, verdict.gate)) for verdict in record.verdicts]
         if record is not None and record.rows:
             values.append((self.look_age, max(self.clock() - record.rows[-1].at_s, 0.0), key))

@@ -165,3 +165,17 @@ def test_the_self_test_adds_up(metrics: RolloutMetrics) -> None:
     assert seen(metrics, "self_test_false_alarms_total") == {(): 3}
     assert seen(metrics, "self_test_rounds_total") == {(): 6}
     assert seen(metrics, "dispersion") == {(): 1.5}
+
+
+def test_in_shadow_the_copies_that_were_compared_are_counted_and_no_bad_requests(metrics: RolloutMetrics) -> None:
+    progress = replace(RECORD.progress, phase=np.array(Phase.SHADOW, np.int8), seen=np.array(120.0))
+    states = {"coins": replace(STANDING, phase=Phase.SHADOW, step=-1, weight=0)}
+    metrics.observe("prod", "default", states, {RECORD.name: replace(RECORD, progress=progress, verdicts=())})
+
+    assert seen(metrics, "compared") == {(): 120.0}
+    assert seen(metrics, "phase") == {("Shadow",): 1.0}
+    assert seen(metrics, "bad_requests") == {(): 0.0}
+
+    metrics.observe("prod", "default", {"coins": STANDING}, {RECORD.name: RECORD})
+
+    assert seen(metrics, "compared") == {}

@@ -369,7 +369,7 @@ def _waits(policy: Policy, progress: Progress, judged: Sequence[Judgement], hear
         data, incident = data | ~each.enough, incident | each.shared
     asks = (progressing & asks) | ((phase == Phase.SHADOW) & breached(policy, judged, OnBreach.HOLD))
     unproved = ~np.logical_and.reduce(affordable(policy, progress, judged))
-    unharmed = np.logical_and.reduce(_negligible(policy, judged))
+    harmless = np.logical_and.reduce(_negligible(policy, judged))
     before = (phase == Phase.GOLDEN) | (phase == Phase.SHADOW)
     reason = np.zeros(shape, np.int8)
     for wait, holds in (
@@ -377,7 +377,7 @@ def _waits(policy: Policy, progress: Progress, judged: Sequence[Judgement], hear
         (Wait.PERSON, asks),
         (Wait.TIME, now_s - progress.step_since_s < shortest),
         (Wait.DATA, (progressing | shadowing) & data),
-        (Wait.HARM, (progressing & unproved) | (shadowing & ~unharmed & ~data)),
+        (Wait.HARM, (progressing & unproved) | (shadowing & ~harmless & ~data)),
         (Wait.INCIDENT, (progressing | shadowing | (phase == Phase.BAKING)) & incident),
         (Wait.GATE, (progressing | before) & ~np.asarray(heard.allowed)),
         (Wait.PAUSED, progress.paused),
