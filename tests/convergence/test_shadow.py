@@ -33,6 +33,9 @@ async def test_a_candidate_that_fails_copies_is_rolled_back_and_no_caller_ever_h
     assert (ended.phase, ended.weight) == (Phase.ROLLED_BACK, 0)
     assert rollout.served == {FIRST.revision}
     assert ended.quarantines == 0
+    assert "requests" in ended.message
+    assert ended.message == rollout.record.verdicts[0].message
+    assert "no requests yet" not in ended.message
     assert rollout.world.traffic.mirror("coins") is None
 
 

@@ -191,15 +191,20 @@ def _engine(
         states = {name: gate.update(before[name], window) for name, gate in rules.gates.items()}
         progress = watch(progress, window, now_s)
     transition = next_transition(rules.policy, progress, judge(rules, states), signals, now_s)
-    if int(progress.phase) == Phase.SHADOW != int(transition.progress.phase):
-        return after_shadow(rules, states, transition)
-    return states, transition
+    return after_shadow(rules, states, progress, transition)
 
 
-def after_shadow(rules: Rules, states: Mapping[str, Any], transition: Transition) -> tuple[dict[str, Any], Transition]:
-    """Return gates and transition of a rollout that leaves Shadow: what failed there has harmed no caller."""
-    going_on = {name: gate.after_shadow(states[name]) for name, gate in rules.gates.items()}
+def after_shadow(
+    rules: Rules, states: dict[str, Any], before: Progress, transition: Transition
+) -> tuple[dict[str, Any], Transition]:
+    """Return gates and transition, of a rollout that goes on from Shadow to callers as these begin with it.
+
+    What failed in Shadow has harmed none of them.
+    """
     progress = transition.progress
+    if int(before.phase) != Phase.SHADOW or int(progress.phase) not in (Phase.PROGRESSING, Phase.BAKING):
+        return states, transition
+    going_on = {name: gate.after_shadow(states[name]) for name, gate in rules.gates.items()}
     harmless = replace(progress, bad=excess_of(judge(rules, going_on), progress))
     return going_on, replace(transition, progress=harmless)
 

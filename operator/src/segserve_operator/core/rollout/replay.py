@@ -75,8 +75,7 @@ def _decisions(record: Record, policy: RolloutPolicy) -> Iterator[WhatIf]:
             states = {name: gate.update(states[name], window) for name, gate in rules.gates.items()}
             progress = watch(progress, window, row.at_s)
         transition = next_transition(rules.policy, progress, judge(rules, states), Signals(), row.at_s)
-        if in_shadow and int(transition.progress.phase) != Phase.SHADOW:
-            states, transition = after_shadow(rules, states, transition)
+        states, transition = after_shadow(rules, states, progress, transition)
         progress = transition.progress
         phase, signal = Phase(int(progress.phase)), Signal(int(transition.signal))
         if signal is not Signal.NONE:
