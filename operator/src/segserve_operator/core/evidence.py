@@ -21,7 +21,7 @@ EDGES_MS: Final = (*(float(f"{digits}e{power}") for power in range(-1, 4) for di
 
 RATIOS: Final = (0.25, 1 / 3, 0.5, 2 / 3, 0.8, 1 / 1.1, 1.1, 1.25, 1.5, 2.0, 3.0, 4.0)
 """Edges of bins of a pair's latencies, the candidate's divided by stable's."""
-DISAGREEMENTS: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+DISAGREEMENTS: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.35, 0.5, 0.75, 0.95)
 """Edges of bins of how much the two answers of a pair differ: 1 - agreement, from 0 to 1."""
 
 

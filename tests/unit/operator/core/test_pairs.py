@@ -40,7 +40,7 @@ def test_a_window_of_pairs_has_the_requests_of_both_revisions_and_no_callers() -
     then = PairCounts("1", "main", "coins-new", (10, 0, 0, 0), (((100.0, 10),), ((110.0, 10),)), (0,) * 13, (0,) * 10)
     bins = ((100.0, 15), (250.0, 2)), ((110.0, 16),)
     now = replace(
-        then, failed=(15, 3, 1, 2), latencies=bins, ratios=(0,) * 6 + (5,) + (0,) * 6, disagreements=(5,) * 10
+        then, failed=(15, 3, 1, 2), latencies=bins, ratios=(0,) * 6 + (5,) + (0,) * 6, disagreements=(5,) * 14
     )
     found = window({"a": count(0, then)}, {"a": count(2, now)})
 
@@ -52,7 +52,7 @@ def test_a_window_of_pairs_has_the_requests_of_both_revisions_and_no_callers() -
     assert found.latencies[0, np.searchsorted(EDGES_MS, 100.0, side="right")] == 5
     assert found.latencies.sum() == 5 + 2 + 6
     assert found.pairs.ratios[np.searchsorted(RATIOS, 1.0, side="right")] == 5
-    assert found.pairs.disagreements.tolist() == [5] * 10
+    assert found.pairs.disagreements.tolist() == [5] * 14
 
 
 def test_pairs_of_all_gateways_are_added_up() -> None:

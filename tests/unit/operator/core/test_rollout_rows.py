@@ -33,7 +33,7 @@ def test_a_look_is_the_same_read_back_from_its_row() -> None:
 
 def pairs(seconds: float = 1.0) -> EvidenceWindow:
     """Return what copies showed while callers had as many requests as in `window`."""
-    compared = Pairs(np.array([[5.0, 2.0], [1.0, 0.0]]), np.arange(13.0), np.arange(10.0), np.array(10.0))
+    compared = Pairs(np.array([[5.0, 2.0], [1.0, 0.0]]), np.arange(13.0), np.arange(14.0), np.array(10.0))
     latencies = np.zeros((2, 6))
     latencies[0, 1], latencies[1, 2] = 7, 6
     return EvidenceWindow(np.array(seconds), np.full(2, 8.0), np.array([1.0, 2.0]), latencies, compared)
