@@ -109,7 +109,7 @@ def agreement(stable: Answer, candidate: Answer) -> Agreement | None:
 
 @dataclass(frozen=True, slots=True)
 class _Regions:
-    """What an answer shows: of each of the N regions its class and weight, and at least one form of it.
+    """Regions that an answer shows: of each of N its class and weight, and at least one form of it.
 
     `masks` are RLE, `boxes` [N, 4] x1 y1 x2 y2, `points` [N, K, 3]; `labels` (H, W) holds the regions' `ids` [N].
     """
