@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import numpy as np
 
 from bench.rollout.outcomes import Outcomes
+from bench.rollout.pairs import PairedWorld
 from bench.rollout.series import WEIGHTS
 from bench.rollout.world import CANDIDATE, EDGES_MS, STABLE
 from segserve_operator.api.rollout_policy import RolloutPolicy, RolloutStep, Slo
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from bench.rollout.world import Counted, Floats, World
+    from segserve_operator.api.shadow import Shadow
     from segserve_operator.core.gates.base import MeasuredGate
     from segserve_operator.core.rollout.engine import Policy
 
@@ -55,7 +57,7 @@ class Runs:
     """All that goes on of the runs that have not ended; every array [runs, ...].
 
     `number` is which run of all it is, `held` what was counted while nothing was measured, `asked` and `failed` our own
-    requests to (stable, candidate) in this quarantine.
+    requests to (stable, candidate) in this quarantine. `copies` are the pairs asked in Shadow.
     """
 
     number: NDArray[np.int64]
@@ -65,22 +67,34 @@ class Runs:
     held: EvidenceWindow
     asked: Floats
     failed: Floats
+    copies: Floats
 
 
 def our_outcomes(world: World, pace: str, golden: NDArray[np.int8], horizon_s: float) -> Outcomes:
     """Return what the engine does with a world's runs; `golden` [runs] is what the labelled images say of each."""
+    return outcomes_of(world, PACES[pace], golden, horizon_s)[0]
+
+
+def outcomes_of(
+    world: World, policy: RolloutPolicy, golden: NDArray[np.int8], horizon_s: float
+) -> tuple[Outcomes, Floats]:
+    """Return the same with any policy, and how many copies each run's Shadow asked; it needs a `PairedWorld`."""
     rate, slo = world.setting.rate, Slo(error_percent=1.0, p95_milliseconds=world.setting.slo_ms)
-    policy = PACES[pace]
     engine, gates = engine_policy(policy), measured_gates(policy, slo, EDGES_MS)
     runs = len(golden)
-    outcomes = Outcomes(np.full(runs, np.inf), np.full(runs, np.inf), np.zeros(runs))
+    outcomes, copies = Outcomes(np.full(runs, np.inf), np.full(runs, np.inf), np.zeros(runs)), np.zeros(runs)
     left = _begun(gates, golden, _past(world, runs))
-    for now_s, seconds in windows(rate, horizon_s):
+    shadow_s = 0.0 if engine.shadow is None else engine.shadow.maximum_s
+    for now_s, seconds in windows(rate, horizon_s, shadow_s):
         weight = weights(engine, left.progress.phase, left.progress.step) / 100.0
         if now_s >= 0:
             outcomes.excess[left.number] += world.excess(now_s) * seconds * weight
         before = left.progress.phase
-        left = _measured(left, world, gates, weight, now_s, seconds)
+        if policy.shadow is not None and isinstance(world, PairedWorld) and (before == Phase.SHADOW).any():
+            left = _shadowed(left, world, gates, policy.shadow, now_s, seconds)
+            copies[left.number] = left.copies
+        if (before != Phase.SHADOW).any():
+            left = _measured(left, world, gates, weight, now_s, seconds)
         left = _decided(left, gates, engine, now_s + seconds)
         _note(outcomes, before, left, now_s + seconds)
         going = ~np.isin(left.progress.phase, [int(phase) for phase in ENDED])
@@ -91,20 +105,20 @@ def our_outcomes(world: World, pace: str, golden: NDArray[np.int8], horizon_s: f
     held = left.number[left.progress.phase == Phase.QUARANTINED]
     # Weight 0 and no verdict: a person's word is waited for.
     outcomes.rolled_back_s[held], outcomes.promoted_s[held] = np.inf, np.inf
-    return outcomes
+    return outcomes, copies
 
 
-def windows(rate: float, horizon_s: float) -> Iterator[tuple[float, float]]:
+def windows(rate: float, horizon_s: float, shadow_s: float = 0.0) -> Iterator[tuple[float, float]]:
     """Yield the begin and the length of each look: a second while seconds matter, longer for slow or old rollouts.
 
-    Before 0 the candidate has no requests.
+    Before 0 the candidate has no requests, and callers' may come `shadow_s` later.
     """
     now_s, length_s = -GOLDEN_S, 5.0
     while now_s < horizon_s:
         if now_s >= 0:
             fine_s = 0.0 if rate < 10 else 30.0 if rate < 100 else 60.0
-            slow_s = 15.0 if now_s < 1800 else 30.0
-            length_s = slow_s if rate < 1 or now_s >= 600 else 1.0 if now_s < fine_s else 5.0
+            slow_s = 15.0 if now_s < 1800 + shadow_s else 30.0
+            length_s = slow_s if rate < 1 or now_s >= 600 + shadow_s else 1.0 if now_s < fine_s else 5.0
         yield now_s, length_s
         now_s += length_s
 
@@ -131,6 +145,22 @@ def _begun(gates: Mapping[str, MeasuredGate[Any]], golden: NDArray[np.int8], pas
         held=EvidenceWindow.nothing(shape, edges=len(EDGES_MS)),
         asked=np.zeros((runs, 2)),
         failed=np.zeros((runs, 2)),
+        copies=np.zeros(runs),
+    )
+
+
+def _shadowed(
+    left: Runs, world: PairedWorld, gates: Mapping[str, MeasuredGate[Any]], shadow: Shadow, now_s: float, seconds: float
+) -> Runs:
+    """Take in the pairs of the runs in Shadow; what is not measured is lost."""
+    rate = np.minimum(world.rate(now_s) * shadow.percent / 100, shadow.max_requests_per_second)
+    window, measured = world.pairs(now_s, seconds, np.where(left.progress.phase == Phase.SHADOW, rate, 0.0))
+    seen = masked(window, measured & (left.progress.phase == Phase.SHADOW))
+    return replace(
+        left,
+        gates={name: gate.update(left.gates[name], seen) for name, gate in gates.items()},
+        progress=watch(left.progress, seen, now_s + seconds),
+        copies=left.copies + window.requests[:, CANDIDATE],
     )
 
 
@@ -139,6 +169,8 @@ def _measured(
 ) -> Runs:
     """Take in what the gateways have counted. What is not measured comes with the first look that is."""
     window, held = _next_window(world.count(now_s, seconds, weight), left.held, seconds)
+    # In Shadow callers' requests are no evidence.
+    window = masked(window, left.progress.phase != Phase.SHADOW)
     quarantined = (left.progress.phase == Phase.QUARANTINED)[:, None]
     fresh = np.where(quarantined[:, 0], PROBES_A_SECOND * seconds, 0.0)
     failures = np.stack([world.probes(now_s, fresh, role) for role in (STABLE, CANDIDATE)], -1)
@@ -180,7 +212,14 @@ def _decided(left: Runs, gates: Mapping[str, MeasuredGate[Any]], engine: Policy,
         forbidden=started & (left.golden < 0),
         allowed=started & (left.golden > 0),
     )
-    return replace(left, progress=next_transition(engine, left.progress, judged, heard, now_s).progress)
+    progress = next_transition(engine, left.progress, judged, heard, now_s).progress
+    goes_on = (left.progress.phase == Phase.SHADOW) & (progress.phase != Phase.SHADOW)
+    if not goes_on.any():
+        return replace(left, progress=progress)
+    after = {
+        name: chosen(goes_on, gate.after_shadow(left.gates[name]), left.gates[name]) for name, gate in gates.items()
+    }
+    return replace(left, progress=progress, gates=after)
 
 
 def _probes(left: Runs, now_s: float) -> NDArray[np.int8]:
@@ -214,6 +253,32 @@ def _finished(
         outcomes.excess[left.number[succeeded]] += later[succeeded]
     world.keep(going)
     return taken(left, going)
+
+
+def masked(window: EvidenceWindow, which: NDArray[np.bool_]) -> EvidenceWindow:
+    """Return the window with nothing in it of other runs than these."""
+    return chosen(which, window, replace(window, **_nothing_like(window)))
+
+
+def _nothing_like(value: Any) -> dict[str, Any]:
+    found = {}
+    for field in fields(value):
+        each = getattr(value, field.name)
+        if each is not None:
+            found[field.name] = replace(each, **_nothing_like(each)) if is_dataclass(each) else np.zeros_like(each)
+    return found
+
+
+def chosen(which: NDArray[np.bool_], first: T, second: T) -> T:
+    """Return the first value's runs where `which`, else the second's, of all arrays in a dataclass."""
+    changed: dict[str, Any] = {}
+    for field in fields(first):  # type: ignore[arg-type]
+        one, other = getattr(first, field.name), getattr(second, field.name)
+        if is_dataclass(one):
+            changed[field.name] = chosen(which, one, other)
+        elif one is not None:
+            changed[field.name] = np.where(which.reshape(which.shape + (1,) * (one.ndim - 1)), one, other)
+    return replace(first, **changed)  # type: ignore[type-var]
 
 
 def taken(value: T, which: NDArray[np.bool_]) -> T:

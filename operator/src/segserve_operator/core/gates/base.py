@@ -133,11 +133,15 @@ def outcome_of(judgement: Judgement, level: float) -> tuple[Outcome, str, float]
 
 def comparison(candidate: str, stable: str, judgement: Judgement, level: float) -> str:
     """Return a message with both figures, the odds against the candidate, the odds required and the harm possible."""
+    return _with_odds(f"{candidate}, stable {stable}", judgement, level)
+
+
+def _with_odds(figures: str, judgement: Judgement, level: float) -> str:
     if not bool(judgement.enough):
         return "no requests yet that both revisions had at the same time"
     odds = f"evidence {_odds(float(judgement.breach))} of 1:{1 / level:,.0f}"
     harm = f"at most {100 * float(judgement.harm):.3g} % of its requests are worse off" if judgement.harm < 1 else ""
-    parts = [f"{candidate}, stable {stable}", odds, harm]
+    parts = [figures, odds, harm]
     if bool(judgement.incident):
         parts.append("both miss the SLO: an incident" if judgement.shared else "stable misses the SLO")
     return "; ".join(part for part in parts if part)
@@ -149,9 +153,9 @@ def comparison_of_pairs(
     """Return message and numbers of Shadow's pairs, by the first stream; `did` says what is counted of both."""
     candidate, stable, neither = (float(count) for count in (state.total + state.pending)[0])
     pairs = candidate + stable + neither
-    says = f"of {pairs:,.0f} pairs {did[0]} {_times(candidate)}", f"{did[1]} {_times(stable)}".strip()
+    says = f"of {pairs:,.0f} pairs {did[0]} {_times(candidate)}, {did[1]} {_times(stable)}"
     numbers = {"pairs": pairs, "candidate_alone": candidate, "stable_alone": stable}
-    return comparison(*says, judgement, level), numbers
+    return _with_odds(says, judgement, level), numbers
 
 
 def no_answer(gate: str, result: CheckResult) -> Verdict:

@@ -21,6 +21,8 @@ from segserve_operator.core.statistics.discordant import Discordant
 from segserve_operator.core.statistics.exceedance import EvidenceStream, Exceedance, ExceedanceState, pairs_of
 from segserve_operator.core.statistics.past import StablePast
 
+SHADOW_TOLERATED: Final = float(np.log(150.0))
+"""In Shadow: it takes evidence that the harm is more than is tolerated, since waiting for it harms nobody."""
 SWING: Final = 0.3
 """Relative difference of error rates between two healthy servers: each has better and worse half minutes."""
 
@@ -40,7 +42,9 @@ class ErrorRate:
         """The test over bin 0, the answered requests, and bin 1, the failed ones."""
         beside_stable = EvidenceStream(0.75, tolerance=self.tolerance, swing=SWING)
         streams = beside_stable, EvidenceStream(0.25, floor=self.slo_rate, swing=SWING)
-        return Exceedance((1.0,), streams, pairs=Discordant((self.tolerance,), (1.0,)))
+        return Exceedance(
+            (1.0,), streams, shadow_tolerated=SHADOW_TOLERATED, pairs=Discordant((self.tolerance,), (1.0,))
+        )
 
     def start(self, shape: tuple[int, ...] = (), past: StablePast | None = None) -> ExceedanceState:
         """Return the state before any window; `past` is stable's."""
@@ -88,7 +92,7 @@ class ErrorRate:
         message = comparison(f"{candidate} failed", stable, judged, level)
         if state.shadowed > 0:
             message, asked = comparison_of_pairs(
-                pairs_of(state), ("the candidate alone failed", "alone"), judged, level
+                pairs_of(state), ("the candidate alone failed", "stable alone"), judged, level
             )
             numbers |= asked
         return Verdict("errorRate", outcome, reason, message, progress, numbers)

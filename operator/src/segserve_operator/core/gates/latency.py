@@ -52,8 +52,8 @@ class Latency:
     addition to stable's.
 
     Of pairs, those in which the candidate took a ratio longer are compared with those in which stable did: equal
-    revisions are as often the slower one, whatever the load. If all requests may take `stretch` times longer, a ratio
-    above is to be compared with as much below `stretch`.
+    revisions are as often the slower one, whatever the load. As all requests may take `stretch` times longer, a ratio
+    is opposed to one as far below `stretch` as it is above.
     """
 
     tolerance: float
@@ -128,13 +128,15 @@ class Latency:
         """
         test = self.test
         slower, pairs = tails(ratios), ratios.sum(-1)
-        by_null = [
-            self._opposed(slower, pairs, ratio, stretch) for stretch in (1.0, self.stretch) for ratio in self.ratios
-        ]
+        first, *others = self.ratios
+        # What is tolerated of all requests is no difference in either null; of a few in the tail it is one.
+        strict = self._opposed(slower, pairs, first, self.stretch)
+        worse = [strict, *(self._opposed(slower, pairs, ratio, 1.0) for ratio in others)]
+        tolerated = [strict, *(self._opposed(slower, pairs, ratio, self.stretch) for ratio in others)]
         at, known = test.edges_now(state)
         slow = np.take_along_axis(tails(latencies), at[..., test.counted, None], -1)[..., 0]
         of_slow = np.where(known[..., test.counted, None], discordant(slow, latencies.sum(-1).max(-1)), 0.0)
-        return np.stack([*by_null, of_slow, by_null[len(self.ratios)]], -2)
+        return np.stack([*worse, *tolerated, of_slow, strict], -2)
 
     def _opposed(self, slower: Floats, pairs: Floats, ratio: float, stretch: float) -> Floats:
         """Return the pairs [..., 3] in which the candidate took `ratio` times as long, and those on the other side.
@@ -176,7 +178,7 @@ class Latency:
             level,
         )
         if state.shadowed > 0 and np.isfinite(self.ratios[0]):
-            did = f"the candidate took {self.ratios[0]:g} times as long or longer", ""
+            did = f"the candidate took {self.ratios[0]:g} times as long or longer", "less"
             message, asked = comparison_of_pairs(pairs_of(state), did, judged, level)
             numbers |= asked
         return Verdict("latency", outcome, reason, message, progress, numbers)

@@ -57,7 +57,11 @@ TOLERATED: Final = np.log(15.0)
 KNOWN_TOLERATED: Final = np.log(400.0)
 """The same, if stable's dependence is known: one that is tolerable at the very edge may be accused more often."""
 DOUBT: Final = np.log(4.0)
-"""Log evidence that the candidate is worse from which on no budget is risked for it."""
+"""Log evidence that the candidate is worse from which on no budget is risked for it..."""
+SHADOW_DOUBT: Final = np.log(1.5)
+"""...and in Shadow, where it costs nothing to wait for more, unless the odds are..."""
+SHADOW_TOLERABLE: Final = np.log(2.0)
+"""...so high that it is tolerable."""
 ALARM_BET: Final = 0.3
 ALARM: Final = np.log(10.0)
 """Log evidence from which on a revision is out of bounds; less than a proof against a candidate..."""
@@ -151,7 +155,7 @@ class Exceedance:
     The stream with the index `counted` defines a bad request, for harm and excess. The first `warm_up_s` are ignored if
     stable's past is unknown. If it is known, evidence of the first `settling_s` may stop the candidate but proves
     nothing, and is dropped then. In Shadow that is so for `shadow_settling_s`, whatever is known. `pairs` is the test
-    of Shadow's pairs.
+    of Shadow's pairs, and `shadow_tolerated` takes the place of `KNOWN_TOLERATED` there.
     """
 
     edges: tuple[float, ...]
@@ -160,6 +164,7 @@ class Exceedance:
     warm_up_s: float = 0.0
     settling_s: float = 0.0
     shadow_settling_s: float = 0.0
+    shadow_tolerated: float = float(KNOWN_TOLERATED)
     odds: tuple[float, ...] = ()
     pairs: Discordant = ONE_COMPARISON
 
@@ -300,16 +305,21 @@ class Exceedance:
         known, shadowed = _known(state), state.shadowed > 0
         worse, intolerable = np.moveaxis(self._evidence(state), -1, 0)
         settling_s = np.where(shadowed, self.shadow_settling_s, self.settling_s)
+        tolerated = np.where(shadowed, self.shadow_tolerated, np.where(known, KNOWN_TOLERATED, TOLERATED))
         noise = EXCESS_DEVIATIONS * np.sqrt(state.variance)
         return Judgement(
-            breach=np.minimum(worse, intolerable + np.where(known, KNOWN_TOLERATED, TOLERATED))
+            breach=np.minimum(worse, intolerable + tolerated)
             - np.where(incident, WHILE_INCIDENT, 0.0),
             incident=incident,
             shared=np.asarray(alarmed.all(-2).any(-1)),
             enough=(state.total.sum(-1) > 0).all(-1),
             harm=np.where(shadowed, self.pairs.harm(pairs_of(state)), harm_bound(state.harmless)),
             excess=np.maximum(state.excess - noise, 0.0),
-            doubtful=(known | shadowed | state.carried.any(-1)) & (worse >= DOUBT),
+            doubtful=np.where(
+                shadowed,
+                (worse >= SHADOW_DOUBT) & (intolerable > -SHADOW_TOLERABLE),
+                (known | state.carried.any(-1)) & (worse >= DOUBT),
+            ),
             settling=(known | shadowed) & (state.served_s > 0) & (state.served_s < settling_s),
         )
 

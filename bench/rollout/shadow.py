@@ -1,0 +1,216 @@
+"""Rollouts with Shadow before the first step: `python -m bench.rollout.shadow`, cell by cell, kept in its file.
+
+The figures go to bench/out/rollout_shadow.json and, beside those without Shadow and the peers' of the other two files
+there, into docs/evidence/decisions.md. `--report` only writes the tables anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from bench.platform import ROOT
+from bench.rollout import measured
+from bench.rollout.cells import DRAWN_NAME, HORIZON_S, SLO_MS, Cell
+from bench.rollout.conditions import CONDITIONS, STEADY
+from bench.rollout.faults import FAULTS, NONE
+from bench.rollout.figures import TOLERATED, WITHIN, Results
+from bench.rollout.ours import PACES, outcomes_of
+from bench.rollout.pairs import OWN, PairedWorld
+from bench.rollout.quality import golden
+from bench.rollout.report import DOCUMENT, between
+from segserve_operator.api.shadow import Shadow
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    Found = Mapping[str, Any]
+
+OUT: Final = ROOT / "bench/out/rollout_shadow.json"
+HEALTHY_RUNS: Final = 400
+FAULTY_RUNS: Final = 100
+DRAWN_RUNS: Final = 260
+SHADOW: Final = Shadow()
+"""As by default: a tenth of the requests, at most 5 a second, for at most ten minutes."""
+GOAL: Final = 0.5
+"""Of the best peer's excess bad requests, in nine of ten cells..."""
+LIMIT: Final = 1.0
+"""...and of all."""
+_RATES: Final = (10.0, 100.0, 1000.0)
+_FAULTS: Final = (
+    *("errors+1", "errors+2", "errors+5", "errors+20", "errors+100"),
+    *("latency-x1.25", "latency-x1.5", "latency-x2", "latency-x3", "tail", "delayed", "leak"),
+)
+_FIRST: Final = (STEADY, "pauses", "bursts-30s", "cold-30s")
+
+
+def cells() -> Iterator[Cell]:
+    """Yield the cells, the most telling first."""
+    for rate in _RATES:
+        yield from (Cell(rate, STEADY, fault) for fault in _FAULTS)
+    for rate in _RATES:
+        yield from (Cell(rate, name) for name in _FIRST)
+    for rate in (10.0, 100.0):
+        for condition in ("diurnal", "incident", "outage", "bursts-0.02", "autocorrelation"):
+            yield from (Cell(rate, condition, fault) for fault in ("errors+1", "errors+5", "latency-x1.25"))
+    yield from (Cell(1.0, STEADY, fault) for fault in (NONE, "errors+5", "errors+20", "latency-x1.5", "latency-x3"))
+    named = [name for name in CONDITIONS if not name.startswith(DRAWN_NAME) and name not in _FIRST]
+    yield from (Cell(100.0, name) for name in named)
+    yield from (Cell(100.0, name) for name in CONDITIONS if name.startswith(DRAWN_NAME))
+    yield from (Cell(10.0, name) for name in named)
+
+
+def figures_of(cell: Cell, runs: int, own: float = OWN) -> dict[str, Any]:
+    """Return the figures of one cell, with the mean number of copies of a rollout."""
+    seed = int.from_bytes(hashlib.sha256(f"shadow {cell.name}".encode()).digest()[:8], "big")
+    rng = np.random.default_rng(seed)
+    policy = PACES["evidence"].model_copy(update={"shadow": SHADOW})
+    images = golden(cell.setting.fault, runs, policy, rng)
+    world = PairedWorld(cell.setting, runs, rng, own=own)
+    # Callers' first request comes later by up to Shadow's length: what a fault does to them counts for as long.
+    outcomes, copies = outcomes_of(world, policy, images, HORIZON_S + SHADOW.max_duration.total_seconds())
+    return {**outcomes.figures(FAULTS[cell.fault].onset_s), "copies": float(f"{copies.mean():.4g}")}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the cells that are missing until the time is over, and write the tables."""
+    parser = argparse.ArgumentParser(prog="python -m bench.rollout.shadow", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=60.0, help="begin no cell after so many minutes")
+    parser.add_argument("--report", action="store_true", help="only write the tables anew")
+    told = parser.parse_args(arguments)
+    began_s, found = time.monotonic(), _read()
+    for cell in cells():
+        if told.report or time.monotonic() - began_s > 60.0 * told.minutes:
+            break
+        if cell.name in found:
+            continue
+        drawn = cell.condition.startswith(DRAWN_NAME)
+        runs = DRAWN_RUNS if drawn else HEALTHY_RUNS if cell.fault == NONE else FAULTY_RUNS
+        began_cell_s = time.process_time()
+        found[cell.name] = figures_of(cell, runs) | {"seconds": 0.0}
+        found[cell.name]["seconds"] = round(time.process_time() - began_cell_s, 1)
+        OUT.write_text(json.dumps(found, separators=(",", ":")).replace("},", "},\n") + "\n")
+        print(cell.name, f"{time.monotonic() - began_s:.0f} s", flush=True)
+    text, before = DOCUMENT.read_text(), Results.of(json.loads(measured.KNOWN.read_text()))
+    for name, table in {
+        "shadow": summary(found, before),
+        "shadow healthy": healthy_table(found),
+        "shadow faults": faults_table(found, before),
+        "shadow drawn": drawn_text(found),
+    }.items():
+        text = between(text, name, table)
+    DOCUMENT.write_text(text)
+
+
+def compared(found: Found, before: Results) -> Iterator[tuple[Cell, str, float, float]]:
+    """Yield the cells with a fault beyond tolerance that a peer knows, with the best one, its harm and ours by it."""
+    for cell in cells():
+        former = before.cells.get((cell.rate, cell.condition, cell.fault, SLO_MS))
+        if cell.name not in found or cell.fault == NONE or cell.fault in TOLERATED or former is None:
+            continue
+        best = before.compared(former).best
+        if best and (peer := former["peers"]["tuned"][best]["excess"][0]) > 0:
+            yield cell, best, peer, found[cell.name]["excess"][0] / peer
+
+
+def summary(found: Found, before: Results) -> str:
+    """Return how many cells reach the goals, and what was run."""
+    factors = [factor for *_, factor in compared(found, before)]
+    healthy = [cell for cell in cells() if cell.name in found and cell.fault == NONE]
+    shares = [found[cell.name]["rolled_back"] for cell in healthy]
+    runs = sum(found[cell.name]["runs"] for cell in cells() if cell.name in found)
+    minutes = sum(found[cell.name]["seconds"] for cell in cells() if cell.name in found) / 60
+    return "\n".join(
+        [
+            f"- At most {GOAL:g}x the best peer's harm in {sum(each <= GOAL for each in factors)} of {len(factors)}"
+            f" cells with a fault, more than {LIMIT:g}x in {sum(each > LIMIT for each in factors)}.",
+            f"- Healthy candidates rolled back: at most {100 * max(share[0] for share in shares):.2g} % in any of"
+            f" {len(shares)} cells, of which {sum(share[0] == 0 for share in shares)} had none; the upper end of the"
+            f" interval is above 1.5 % in {sum(share[2] > WITHIN for share in shares)}.",
+            f"- {runs:,} rollouts, {minutes:.0f} minutes of one core.",
+        ]
+    )
+
+
+def healthy_table(found: Found) -> str:
+    """Return how many of 100 healthy candidates were rolled back, when the others were promoted, and the copies."""
+    rows = []
+    for cell in cells():
+        if cell.name not in found or cell.fault != NONE or cell.condition.startswith(DRAWN_NAME):
+            continue
+        mine = found[cell.name]
+        low, middle, high = (f"{100 * each:.2g}" for each in np.array(mine["rolled_back"])[[1, 0, 2]])
+        median = f"{mine['promotion_s'][0][0]:.0f} s" if mine["promotion_s"] else ""
+        share = f"{100 * mine['promoted'][0]:.0f}"
+        rows.append(
+            (
+                CONDITIONS[cell.condition].says,
+                f"{cell.rate:g}",
+                f"{middle} ({low} to {high})",
+                share,
+                median,
+                f"{mine['copies']:,.0f}",
+            )
+        )
+    return _table(("traffic", "rps", "rolled back, %", "promoted in 40 min, %", "median", "copies"), rows)
+
+
+def faults_table(found: Found, before: Results) -> str:
+    """Return the excess bad requests of callers for each fault, beside those without Shadow and of the best peer."""
+    unshadowed = json.loads(measured.OUT.read_text())
+    rows = []
+    for cell, best, peer, factor in compared(found, before):
+        mine, alone = found[cell.name], unshadowed.get(cell.name)
+        shown = f"{factor:.2f}x"
+        rows.append(
+            (
+                FAULTS[cell.fault].says,
+                CONDITIONS[cell.condition].says,
+                f"{cell.rate:g}",
+                f"{mine['excess'][0]:.3g} ({max(mine['excess'][1], 0.0):.3g} to {mine['excess'][2]:.3g})",
+                f"{alone['excess'][0]:.3g}" if alone else "",
+                f"{best}: {peer:.3g}",
+                f"**{shown}**" if factor > GOAL else shown,
+                f"{100 * mine['rolled_back'][0]:.0f}",
+                f"{mine['detection_s'][0][0]:.0f} s" if mine["detection_s"] else "",
+                f"{mine['copies']:,.0f}",
+            )
+        )
+    head: tuple[str, ...] = ("fault", "traffic", "rps", "excess bad", "without Shadow", "best peer", "ours / peer")
+    return _table((*head, "rolled back, %", "median", "copies"), rows)
+
+
+def drawn_text(found: Found) -> str:
+    """Return the worst of the worlds drawn at random."""
+    seen = [cell for cell in cells() if cell.condition.startswith(DRAWN_NAME) and cell.name in found]
+    if not seen:
+        return "No world drawn at random was run."
+    worst = max(seen, key=lambda cell: found[cell.name]["rolled_back"][0])
+    shares, high = [found[cell.name]["rolled_back"][0] for cell in seen], found[worst.name]["rolled_back"]
+    return (
+        f"{len(seen)} worlds drawn at random, {found[worst.name]['runs']} healthy rollouts each at {worst.rate:g}"
+        f" requests a second: worst {100 * high[0]:.2g} ({100 * high[1]:.2g} to {100 * high[2]:.2g}) % rolled back"
+        f" ({CONDITIONS[worst.condition].says}); all together {100 * sum(shares) / len(shares):.2g} %, none at all in"
+        f" {sum(share == 0 for share in shares)}."
+    )
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows))
+
+
+def _read() -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(OUT.read_text())
+    except FileNotFoundError:
+        return {}
+    return found
+
+
+if __name__ == "__main__":
+    main()
