@@ -21,6 +21,7 @@ from segserve_builder.comparator.copies import MODEL_INFER
 from segserve_builder.comparator.folder import ComparatorFolder
 from segserve_builder.comparator.groups import GroupClient
 from segserve_builder.comparator.http_server import ByteBudget, serving
+from segserve_builder.comparator.pacing import Pacing
 from segserve_builder.comparator.service import Comparator, Compare
 from segserve_common.files import write_private
 from segserve_common.kserve import InferRequest, Tensor, encode_http, pack_bytes
@@ -113,6 +114,13 @@ def client_of(socket: Path) -> httpx.AsyncClient:
     )
 
 
+def at_full_rate(requests_per_s: float) -> Pacing:
+    """Return a pacing that need not learn how long stable takes before it asks as often as it may."""
+    pacing = Pacing(requests_per_s)
+    pacing.share = 1.0
+    return pacing
+
+
 async def compare_nothing(*_: Any, keep_below: float) -> None:
     """Compare as if no answers could be compared."""
 
@@ -131,7 +139,7 @@ async def comparing(
         groups = GroupClient(url, timeout_s=timeout_s)
         stack.push_async_callback(groups.close)
         paths = ComparatorFolder(folder)
-        comparator = Comparator(paths, groups.ask, compare, budget, monotonic_s=clock)
+        comparator = Comparator(paths, groups.ask, compare, budget, pace=at_full_rate, monotonic_s=clock)
         stack.push_async_callback(comparator.close)
         for path, handler in ((paths.copies, comparator.take), (paths.control, comparator.control)):
             await stack.enter_async_context(serving(path, handler, max_body=MAX_BODY, budget=budget))

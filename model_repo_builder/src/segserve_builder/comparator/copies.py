@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Final, Literal, TypeAlias
 
 from segserve_builder.comparator.http_server import ReceivedRequest
@@ -16,6 +17,8 @@ HEADER_LENGTH: Final = "inference-header-content-length"
 """As `segserve_common.kserve` has it, without its numpy: this process only passes on what others compute with."""
 _INFER: Final = re.compile(r"/v2/models/(?P<model>[^/]+)(/versions/[0-9]+)?/infer")
 _FRAME_BYTES: Final = 5
+_NAMES_BYTES: Final = 512
+"""Of a gRPC message: its tensors come last, and what differs between requests for one image is a short id."""
 _MAX_FIELDS: Final = 10_000
 """A message that asks has some dozen fields; to walk through millions would keep copies of others waiting."""
 _SEQUENCE: Final = b"sequence_id"
@@ -37,6 +40,12 @@ class RequestCopy:
     content_type: str = ""
     header_length: str = ""
     in_stream: bool = False
+
+
+def image_digest(copy: RequestCopy) -> bytes:
+    """Return a digest of what a copy has behind its names and ids: equal images have equal ones."""
+    names = int(copy.header_length) if copy.header_length.isdecimal() else min(_NAMES_BYTES, len(copy.body) // 2)
+    return blake2b(copy.body[names:], digest_size=16).digest()
 
 
 def read_copy(request: ReceivedRequest) -> RequestCopy | None:

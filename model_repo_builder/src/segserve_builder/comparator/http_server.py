@@ -136,6 +136,8 @@ class _Connection(asyncio.Protocol):
     def _proceed(self, event: h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]) -> bool:
         """Take the next event of a connection; return whether another one may be there already."""
         match event:
+            case h11.Request(method=b"CONNECT"):
+                self._refuse(405)
             case h11.Request():
                 self._begin(event)
             case h11.Data():

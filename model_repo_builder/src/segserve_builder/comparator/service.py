@@ -16,7 +16,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from pydantic import ValidationError
 
-from segserve_builder.comparator.copies import RequestCopy, model_of, read_copy
+from segserve_builder.comparator.copies import RequestCopy, image_digest, model_of, read_copy
 from segserve_builder.comparator.folder import COMPARISONS, ComparatorFolder, Comparison
 from segserve_builder.comparator.groups import Answer, AnswerKind
 from segserve_builder.comparator.http_server import ByteBudget, HttpReply, ReceivedRequest
@@ -55,10 +55,11 @@ _log = logging.getLogger(__name__)
 
 
 class _KeptPair(NamedTuple):
-    """A pair for the sheet, as JSON."""
+    """A pair for the sheet, as JSON; `image` is a digest of the image that was asked."""
 
     agreement: float
     shown: bytes
+    image: bytes
 
 
 @dataclass(slots=True)
@@ -89,7 +90,11 @@ class _ComparedModel:
         return self.kept[-1].agreement if len(self.kept) == MOST_PAIRS else 1.0
 
     def keep(self, pair: _KeptPair) -> None:
-        """Keep a pair among those that agree least."""
+        """Keep a pair among those that agree least, one of each image."""
+        same = next((kept for kept in self.kept if kept.image == pair.image), None)
+        if same is not None and same.agreement <= pair.agreement:
+            return
+        self.kept = [kept for kept in self.kept if kept is not same]
         insort(self.kept, pair, key=lambda kept: kept.agreement)
         del self.kept[MOST_PAIRS:]
 
@@ -110,12 +115,14 @@ class Comparator:
         compare: Compare,
         budget: ByteBudget,
         *,
+        pace: Callable[[float], Pacing] = Pacing,
         monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._folder = folder
         self._ask = ask
         self._compare = compare
         self._budget = budget
+        self._pace = pace
         self._monotonic_s = monotonic_s
         self._version: tuple[int, ...] | None = None
         self._models: dict[str, _ComparedModel] = {}
@@ -207,7 +214,7 @@ class Comparator:
     def _begin(self, name: str, comparison: Comparison) -> None:
         epoch = f"{time.time_ns()}:{comparison.stable}:{comparison.candidate}"
         tally = PairTally(epoch, comparison.stable, comparison.candidate)
-        self._models[name] = _ComparedModel(comparison, tally, Pacing(comparison.requests_per_s))
+        self._models[name] = _ComparedModel(comparison, tally, self._pace(comparison.requests_per_s))
         _log.info("%s: comparing %s with %s", name, comparison.candidate, comparison.stable)
 
     def _forget(self, name: str) -> None:
@@ -301,7 +308,7 @@ class Comparator:
         model.compared += 1
         model.tally.count_disagreement(1 - agreement)
         if shown and agreement < model.keep_below:
-            model.keep(_KeptPair(agreement, shown))
+            model.keep(_KeptPair(agreement, shown, image_digest(copy)))
             self._forget_beyond(SHEET_BYTES)
 
     def _forget_beyond(self, limit: int) -> None:

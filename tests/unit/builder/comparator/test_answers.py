@@ -118,13 +118,14 @@ async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
     await comparer.close()
 
 
-async def answered(world: World, candidate: Mapping[str, Tensor]) -> None:
+async def answered(world: World, candidate: Mapping[str, Tensor], image: bytes = b"image 0") -> None:
     """Send a copy, which stable answers with `WHOLE`."""
     for group, tensors in (("blue", WHOLE), ("green", candidate)):
         body = wire(world.protocol, tensors)
         world.servers.answers[group] = body.content
         world.servers.reply_headers[group] = {HEADER_LENGTH: body.header_length}
-    await world.send_all(1)
+    await world.send(image)
+    await world.idle()
 
 
 async def shown(world: World) -> Sheet:
@@ -132,15 +133,23 @@ async def shown(world: World) -> Sheet:
 
 
 async def test_disagreements_are_counted_and_the_worst_pairs_are_shown_first(world: World) -> None:
-    for candidate in (WHOLE, HALF, NOTHING):
-        await answered(world, candidate)
+    for image, candidate in enumerate((WHOLE, HALF, NOTHING)):
+        await answered(world, candidate, b"image %d" % image)
 
     found = await shown(world)
     pairs = (await world.pairs())["coins"]
     assert pairs["disagreements"] == [1, *[0] * 10, 1, 0, 1]
     assert (found.stable, found.candidate, found.compared) == ("blue", "green", 3)
     assert [pair.agreement for pair in found.pairs] == pytest.approx([0.0, 0.5])
-    assert found.pairs[0].image.tensor().to_items() == (b"image 0",)
+    assert found.pairs[0].image.tensor().to_items() == (b"image 2",)
+
+
+async def test_a_sheet_shows_each_image_once_however_often_it_comes(world: World) -> None:
+    for candidate in (HALF, NOTHING, HALF):
+        await answered(world, candidate)
+
+    found = await shown(world)
+    assert (found.compared, [pair.agreement for pair in found.pairs]) == (3, pytest.approx([0.0]))
 
 
 async def test_images_are_forgotten_with_their_comparison(world: World) -> None:
