@@ -70,14 +70,22 @@ BROKEN = {
     "a chunk whose size is none": request(INFER, CHUNKED) + b"xyz\r\nabc\r\n0\r\n\r\n",
     "a chunk of more than all bytes": request(INFER, CHUNKED) + b"ffffffffffffffffffff\r\nabc",
     "a chunk that ends early": request(INFER, CHUNKED) + b"ff\r\nabc",
+    "a tunnel": b"CONNECT a:1 HTTP/1.1\r\nhost: a\r\n\r\n" + b"abc",
+    "another protocol": request("/", "connection: upgrade", "upgrade: websocket", "content-length: 0") + b"abc",
+    "a head and nothing else": b"HEAD / HTTP/1.0\r\n\r\n",
+    "an expectation": request(INFER, "expect: 100-continue", "content-length: 3"),
+    "two requests and half a third": request("/", "content-length: 1") + b"a" + request("/") + b"POST",
     "a body of tiny chunks": request(INFER, CHUNKED) + b"1\r\na\r\n" * (http_server.MAX_PARTS + 1),
 }
 
 
 @pytest.mark.parametrize("sent", BROKEN.values(), ids=BROKEN.keys())
-async def test_broken_framing_is_no_copy_and_the_next_one_is_taken(world: World, sent: bytes) -> None:
+async def test_broken_framing_is_no_copy_and_the_next_one_is_taken(
+    world: World, sent: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
     await write(world.folder.copies, sent)
     assert world.budget.held == 0
+    assert [record for record in caplog.records if record.levelname in ("ERROR", "CRITICAL")] == []
 
     assert await world.send() == 204
     await world.idle()
