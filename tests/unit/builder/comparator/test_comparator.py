@@ -134,6 +134,18 @@ async def test_a_group_that_never_answers_has_failed_and_stands_in_the_last_bin(
     assert pairs["ratios"] == [0] * len(pairs["ratios"])
 
 
+async def test_after_a_pair_that_hangs_half_as_many_are_asked() -> None:
+    async with comparing("http", timeout_s=0.1) as world:
+        world.compare(coins={**COMPARISON, "requests_per_s": 100.0})
+        world.servers.answers["green"] = None
+        await world.send_all(1)
+        world.servers.answers["green"] = b""
+
+        await world.send_all(20)  # each a hundredth of a second later
+
+        assert (await world.pairs())["coins"]["dropped"] == 10
+
+
 async def test_a_gateway_that_is_not_there_is_no_evidence(world: World) -> None:
     await world.warm_up()
     gone = GroupClient(f"unix:{world.folder.path}/gone.sock")
