@@ -44,10 +44,10 @@ def rehearse(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     new, old = write(tmp_path / "new.yaml", change.second), write(tmp_path / "old.yaml", change.first)
 
     def run(fault: Fault) -> tuple[int, dict[str, Any]]:
-        def launch_faulty(state: StateFolder) -> None:
+        def launch_faulty(state: StateFolder, speed: float) -> None:
             plan = Plan(state.root / "faults.json")
             plan.set(**{revision_of(change.second): fault})
-            launch(state.root, plan)
+            launch(state.root, plan, speed)
 
         monkeypatch.setattr(lifecycle, "launch", launch_faulty)
         arguments = ["--traffic", images, "--rate", 5, "--speed", 4, "--lead", "1s", "-o", "json"]

@@ -111,12 +111,12 @@ def faulty_platform(*models: Json, timeout_s: int = TIMEOUT_S) -> Iterator[Fault
         shutil.rmtree(state, ignore_errors=True)
 
 
-def launch(state: Path, plan: Plan) -> None:
+def launch(state: Path, plan: Plan, speed: float = 1.0) -> None:
     """Start the supervisor of a state folder whose servers follow a plan; return once it has looked at everything."""
     ours = {VARIABLE: str(plan.path), "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     with (state / "segserve.log").open("ab") as log:
         child = subprocess.Popen(
-            [sys.executable, "-m", "faults.supervisor", str(state), str(state / "code")],
+            [sys.executable, "-m", "faults.supervisor", str(state), str(state / "code"), str(speed)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -1,7 +1,8 @@
 """The local platform's supervisor with servers that can be made to misbehave: `python -m faults.supervisor STATE CODE`.
 
 It differs from the shipped one in the folder of the servers' code, which is the same code with `inside` beside it, and
-in its clock, which is ahead by the seconds that the file `clock-step` of the state folder tells.
+in its clock, which is ahead by the seconds that the file `clock-step` of the state folder tells. A third argument is
+the speed of that clock.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import logging
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -32,12 +34,12 @@ def code_with_faults(folder: Path, runtime: RuntimeEnvironment) -> Path:
     return folder
 
 
-def stepped(state: StateFolder) -> float:
+def stepped(state: StateFolder, clock: Callable[[], float] = time.time) -> float:
     """Return the time, as a clock tells it that somebody may have set."""
     try:
-        return time.time() + float((state.root / CLOCK_STEP).read_text())
+        return clock() + float((state.root / CLOCK_STEP).read_text())
     except FileNotFoundError:
-        return time.time()
+        return clock()
 
 
 def main() -> None:
@@ -48,8 +50,9 @@ def main() -> None:
     with supervisor.only_supervisor(state):
         runtime = ensure_runtime(cache_folder())
         runtime = replace(runtime, code=code_with_faults(Path(sys.argv[2]), runtime))
-        platform = supervisor.Supervisor(state, cache_folder(), LocalStore(state).pool(), runtime)
-        platform.service = replace(platform.service, clock=lambda: stepped(state))
+        speed = float(sys.argv[3]) if len(sys.argv) > 3 else 1.0
+        platform = supervisor.Supervisor(state, cache_folder(), LocalStore(state).pool(), runtime, speed)
+        platform.service = replace(platform.service, clock=lambda: stepped(state, platform.clock))
         asyncio.run(supervisor._run(platform))
         state.platform.unlink(missing_ok=True)
 

@@ -186,8 +186,11 @@ def apply_files(files: list[Path], port: int | None, *, tls: bool | None = None)
     return [each.resource.metadata.name for each in resources if each.resource.kind == MODEL]
 
 
-def launch(state: StateFolder) -> None:
-    """Start a supervisor if none runs, and return once it has observed everything."""
+def launch(state: StateFolder, speed: float = 1.0) -> None:
+    """Start a supervisor if none runs, and return once it has observed everything.
+
+    Its decisions are made by a clock that is `speed` times as fast.
+    """
     from segserve_operator.adapters.local.processes import marked_environment
     from segserve_operator.local_platform.supervisor import read_platform
 
@@ -196,7 +199,7 @@ def launch(state: StateFolder) -> None:
     state.create()
     with state.log.open("ab") as log:
         child = subprocess.Popen(
-            [sys.executable, "-m", "segserve_operator.local_platform", str(state.root)],
+            [sys.executable, "-m", "segserve_operator.local_platform", str(state.root), str(speed)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

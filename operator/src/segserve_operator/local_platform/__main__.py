@@ -1,4 +1,7 @@
-"""The supervisor's process: `python -m segserve_operator.local_platform STATE_FOLDER`."""
+"""The supervisor's process: `python -m segserve_operator.local_platform STATE_FOLDER [SPEED]`.
+
+With a speed, decisions are made by a clock that is as many times faster: `segserve rollout rehearse`.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,9 @@ def main() -> None:
     """Run the supervisor of the given state folder until SIGTERM."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    state = StateFolder(Path(sys.argv[1]).resolve())
+    state, speed = StateFolder(Path(sys.argv[1]).resolve()), float(sys.argv[2]) if len(sys.argv) > 2 else 1.0
     try:
-        supervise(state, cache_folder(), LocalStore(state).pool(), logging.getLogger("segserve").info)
+        supervise(state, cache_folder(), LocalStore(state).pool(), logging.getLogger("segserve").info, speed)
     except Exception as error:
         logging.getLogger("segserve").exception("the supervisor ends")
         sys.exit(f"{type(error).__name__}: {error}")

@@ -11,8 +11,8 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
@@ -38,10 +38,13 @@ from segserve_operator.adapters.traffic.envoy_admin import EnvoyUnreachableError
 from segserve_operator.api.errors import SpecError
 from segserve_operator.api.triton_pool import TritonPool
 from segserve_operator.core.models.actions import Action
-from segserve_operator.service import ActionLog, Service
+from segserve_operator.core.rollout.counters import Sample
+from segserve_operator.core.traffic import TrafficPlan, TrafficState
+from segserve_operator.service import ActionLog, Service, Traffic
 
 POLL_S: Final = 0.1
 PASS_INTERVAL_S: Final = 1.0
+SHORTEST_PASS_INTERVAL_S: Final = 0.2
 STOP_GRACE_S: Final = 10.0
 LOG_CHECK_INTERVAL_S: Final = 60.0
 MAX_LOG_BYTES: Final = 20 * 2**20
@@ -79,28 +82,92 @@ def read_platform(state: StateFolder) -> PlatformRecord | None:
     return None
 
 
-class Supervisor:
-    """Runs a pass of the service after each change of a file, and at least once a second."""
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """The time of decisions: Unix time in seconds, which from `begun_s` on runs `speed` times as fast."""
 
-    def __init__(self, state: StateFolder, cache: Path, pool: TritonPool, runtime: RuntimeEnvironment) -> None:
+    begun_s: float
+    speed: float = 1.0
+
+    def __call__(self) -> float:
+        """Return the time now."""
+        return self.at(time.time())
+
+    def at(self, time_s: float) -> float:
+        """Return what this clock shows at a Unix time."""
+        return time_s if self.speed == 1.0 else self.begun_s + (time_s - self.begun_s) * self.speed
+
+
+@dataclass(frozen=True, slots=True)
+class FasterTraffic:
+    """A gateway whose counts are dated by a faster clock.
+
+    What is under way is not counted: latencies are real, so that a request would seem to hang too soon.
+    """
+
+    gateway: Traffic
+    clock: Clock
+
+    @property
+    def url(self) -> str:
+        """Base URL for clients."""
+        return self.gateway.url
+
+    async def observe(self) -> TrafficState:
+        """Return the plan in force and the requests in flight."""
+        return await self.gateway.observe()
+
+    async def apply(self, plan: TrafficPlan) -> None:
+        """Put a plan into force."""
+        await self.gateway.apply(plan)
+
+    async def samples(self, models: Mapping[str, tuple[str, str]]) -> Mapping[str, Sample]:
+        """Return the gateway's counters as if they had been read at the clock's times."""
+        read = await self.gateway.samples(models)
+        return {
+            model: {
+                name: replace(
+                    counters,
+                    at_s=self.clock.at(counters.at_s),
+                    began_s=self.clock.at(counters.began_s),
+                    by_series={series: replace(each, active=0) for series, each in counters.by_series.items()},
+                )
+                for name, counters in sample.items()
+            }
+            for model, sample in read.items()
+        }
+
+
+class Supervisor:
+    """Runs a pass of the service after each change of a file, and at least once a second.
+
+    Decisions are made by a clock that is `speed` times as fast; servers, gateway and checks know nothing of it.
+    """
+
+    def __init__(
+        self, state: StateFolder, cache: Path, pool: TritonPool, runtime: RuntimeEnvironment, speed: float = 1.0
+    ) -> None:
         self.state = state
+        self.clock = clock = Clock(time.time(), speed)
+        self._pass_interval_s = max(PASS_INTERVAL_S / speed, SHORTEST_PASS_INTERVAL_S)
         self._store = LocalStore(state)
         self.gateway = LocalGateway(state, pool.spec.gateway)
         access = local_access(pool.spec.artifacts)
         self.worker, services = own_worker(["--own-services"], os.environ)
         self.check_runner = BackgroundCheckRunner(
-            CheckContext(InternalGateway(self.gateway.internal_url), LocalResources(state), time.time, services)
+            CheckContext(InternalGateway(self.gateway.internal_url), LocalResources(state), clock, services)
         )
         self.notifier = Notifier(post=services.post)
         self.bundles = BackgroundBundles(LocalBundles(state))
+        traffic: Traffic = self.gateway if speed == 1.0 else FasterTraffic(self.gateway, clock)
         self.service = Service(
             store=self._store,
             fleet=LocalFleet(state, runtime, cache, access),
-            traffic=self.gateway,
-            clock=time.time,
+            traffic=traffic,
+            clock=clock,
             check_runner=self.check_runner,
             bundles=self.bundles,
-            announcer=PoolAnnouncer(self.notifier, "", lambda: targets(pool.spec, ""), time.time),
+            announcer=PoolAnnouncer(self.notifier, "", lambda: targets(pool.spec, ""), clock),
         )
         self.action_log = ActionLog()
         self.stopping = asyncio.Event()
@@ -113,7 +180,7 @@ class Supervisor:
         last_mtimes, passed_s, logs_checked_s = None, 0.0, 0.0
         while not self.stopping.is_set():
             mtimes = self._mtimes()
-            if mtimes != last_mtimes or time.monotonic() - passed_s > PASS_INTERVAL_S:
+            if mtimes != last_mtimes or time.monotonic() - passed_s > self._pass_interval_s:
                 last_mtimes, passed_s = mtimes, time.monotonic()
                 if await self._pass():
                     passed_s = float("-inf")  # its writes may allow further actions at once
@@ -187,12 +254,12 @@ def only_supervisor(state: StateFolder) -> Iterator[None]:
         yield
 
 
-def supervise(state: StateFolder, cache: Path, pool: TritonPool, progress: OnStep) -> None:
+def supervise(state: StateFolder, cache: Path, pool: TritonPool, progress: OnStep, speed: float = 1.0) -> None:
     """Run a supervisor in this process until SIGTERM or SIGINT. Its servers keep running: `end` stops them."""
     with only_supervisor(state):
         # The command that starts a supervisor has compiled the kernels that its models need.
         runtime = ensure_runtime(cache, progress, kernels=())
-        asyncio.run(_run(Supervisor(state, cache, pool, runtime)))
+        asyncio.run(_run(Supervisor(state, cache, pool, runtime, speed)))
         state.platform.unlink(missing_ok=True)
 
 

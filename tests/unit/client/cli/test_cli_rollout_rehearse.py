@@ -1,4 +1,4 @@
-"""`rollout rehearse`: which two versions it takes, a policy in less time, its report, its exit codes and its errors."""
+"""`rollout rehearse`: its two versions, a policy for a faster clock, its report, its exit codes and its errors."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import socket
 import tempfile
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +64,7 @@ def parsed(*documents: dict[str, Any]) -> list[ParsedResource]:
 # The two versions.
 
 
-def test_both_versions_get_the_new_policy_in_less_time_and_the_pool_of_the_file() -> None:
+def test_both_versions_get_the_new_policy_for_the_faster_clock_and_the_pool_of_the_file() -> None:
     pool = {"apiVersion": "segserve.dev/v1alpha1", "kind": "TritonPool", "metadata": {"name": "tuned"}}
     old = coins(pool="elsewhere")
     del old["spec"]["rollout"], old["spec"]["slo"]
@@ -77,9 +76,8 @@ def test_both_versions_get_the_new_policy_in_less_time_and_the_pool_of_the_file(
     assert [each.resource.metadata.name for each in found.pools] == ["tuned"]
     assert {each.spec.pool for each in (stable, candidate)} == {"tuned"}
     assert stable.spec.rollout == candidate.spec.rollout
-    assert stable.spec.rollout is not None
-    assert stable.spec.rollout.bake_time == timedelta(seconds=90)
-    assert found.policy.bake_time == timedelta(minutes=15)
+    assert stable.spec.rollout == faster(found.policy, 10)
+    assert stable.spec.progress_deadline == 10 * model_of(parsed(coins())[0]).spec.progress_deadline
     assert stable.metadata.annotations == {}
     assert stable.assigned.revision == model_of(parsed(old)[0]).assigned.revision
 
@@ -146,16 +144,14 @@ def test_addresses_that_are_relative_to_a_cluster_name_the_option() -> None:
         stable_of(manifest, "the cluster")
 
 
-# A policy in less time.
+# A policy for a faster clock.
 
 
-def test_all_times_of_a_policy_are_divided_but_the_latencies_of_services() -> None:
+def test_only_what_is_done_in_real_time_changes_with_the_clock_of_decisions() -> None:
     policy = RolloutPolicy.model_validate(
         {
-            "steps": [{"weight": 5, "minDuration": "5m", "maxDuration": "1h"}, {"weight": 50}],
-            "deadline": "6h",
-            "bakeTime": "10m",
-            "shadow": {"maxDuration": "20m", "maxRequestsPerSecond": 5, "minRequests": 300},
+            "steps": [{"weight": 5, "minDuration": "5m"}, {"weight": 50}],
+            "shadow": {"maxDuration": "20m", "maxRequestsPerSecond": 5},
             "gates": [
                 {"gate": "burnRate", "longWindow": "10m"},
                 {"gate": "goldenQuality", "interval": "5m"},
@@ -165,26 +161,17 @@ def test_all_times_of_a_policy_are_divided_but_the_latencies_of_services() -> No
         }
     )
 
-    divided = faster(policy, 10).to_dict()
+    changed = faster(policy, 10).to_dict()
 
-    assert divided["steps"][0].items() >= {"minDuration": "30s", "maxDuration": "6m"}.items()
-    assert divided["steps"][1].keys() & {"minDuration", "maxDuration"} == set()
-    assert (divided["deadline"], divided["bakeTime"]) == ("36m", "1m")
-    assert {key: divided["shadow"][key] for key in ("maxDuration", "maxRequestsPerSecond", "minRequests")} == {
-        "maxDuration": "2m",
-        "maxRequestsPerSecond": 50.0,
-        "minRequests": 300,
-    }
-    gates = {gate["gate"]: gate for gate in divided["gates"]}
-    assert gates["burnRate"]["longWindow"] == "1m"
+    gates = {gate["gate"]: gate for gate in changed["gates"]}
     assert [gates[name]["interval"] for name in ("goldenQuality", "resource", "webhook")] == ["30s", "1s", "6s"]
+    assert changed["shadow"]["maxRequestsPerSecond"] == 50
+    assert gates["burnRate"]["longWindow"] == "10m"
     assert gates["webhook"]["timeout"] == "10s"
-
-
-def test_steps_that_wait_by_default_wait_for_less_too() -> None:
-    policy = RolloutPolicy.model_validate({"pace": "steps"})
-
-    assert [step["minDuration"] for step in faster(policy, 20).to_dict()["steps"]] == ["3s", "3s", "3s"]
+    assert changed["shadow"]["maxDuration"] == "20m"
+    assert {key: changed[key] for key in ("steps", "bakeTime", "deadline")} == {
+        key: policy.to_dict()[key] for key in ("steps", "bakeTime", "deadline")
+    }
 
 
 @pytest.mark.parametrize("speed", [1, 7, 1000])
@@ -220,12 +207,12 @@ def shown(phase: Phase, asked: tuple[CallResult, ...] = HEALTHY, speed: float = 
     return report(view, CallerTraffic(asked, 10.0), SLO, speed)
 
 
-def test_times_are_those_of_a_rollout_without_speed_where_servers_load_no_faster() -> None:
+def test_times_are_those_of_the_decisions_clock_but_servers_load_in_real_time() -> None:
     found = shown(Phase.SUCCEEDED)
 
-    assert found.promoted_s == 29 + 10 * 300
-    assert found.ended_s == 29 + 10 * 400
-    assert [moment.after_s for moment in found.moments[:3]] == [0, 29, 29 + 10 * 12]
+    assert found.promoted_s == 2.9 + 300
+    assert found.ended_s == 2.9 + 400
+    assert [moment.after_s for moment in found.moments[:3]] == [0, 2.9, 2.9 + 12]
     assert shown(Phase.SUCCEEDED, speed=1).ended_s == 429
 
 
@@ -234,7 +221,7 @@ def test_a_promotion_says_when_and_that_nobody_was_harmed() -> None:
 
     assert (found.verdict, found.exit_code) == (RehearsalVerdict.PROMOTED, 0)
     assert found.headline() == (
-        "coins: would be promoted after 50m29s, and its rollout would succeed after 1h7m; no request was harmed."
+        "coins: would be promoted after 5m3s, and its rollout would succeed after 6m43s; no request was harmed."
     )
 
 
@@ -255,7 +242,7 @@ def test_a_rollback_says_why_and_counts_the_harmed_beyond_the_share_of_stable() 
     assert (candidate.requests, candidate.slow, candidate.failed, candidate.refused) == (90, 8, 10, 2)
     assert found.harmed == 18
     assert (found.verdict, found.exit_code, found.promoted_s) == (RehearsalVerdict.ROLLED_BACK, 3, None)
-    assert found.headline() == "coins: would be rolled back after 1h7m: it failed; 18 requests harmed."
+    assert found.headline() == "coins: would be rolled back after 6m43s: it failed; 18 requests harmed."
 
 
 def test_one_harmed_request_is_one_request() -> None:

@@ -69,7 +69,8 @@ def rehearse(
         float,
         typer.Option(
             min=1.0, max=1000.0,
-            help="Divide the policy's times and the time between requests by this. The load is as many times higher.",
+            help="Let the clock of all decisions, and with it the requests, run as many times faster. The load is as "
+            "many times higher; latencies are real.",
         ),
     ] = 10.0,
     lead: Annotated[
@@ -150,7 +151,7 @@ def _perform(
             lifecycle.install_runtime()
             with _progress() as say:
                 say(f"starting a platform that serves the stable {name}")
-                lifecycle.launch(state)
+                lifecycle.launch(state, speed)
                 wait_serving(platform, name, time.monotonic() + START_S, f"{START_S} s")
                 with platform.gateway(name) as url:
                     assert url is not None, "it serves"

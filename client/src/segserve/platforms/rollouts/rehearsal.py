@@ -1,7 +1,6 @@
-"""A rehearsed rollout: the resources for a platform of its own, with a policy in less time, and what it showed.
+"""A rehearsed rollout: the resources for a platform of its own, and what it showed.
 
-`speed` divides the times of the policy and the spacing of requests. Reports give times as a rollout without it has
-them.
+The clock of its decisions runs `speed` times as fast as servers, gateway and checks, which know only real time.
 """
 
 from __future__ import annotations
@@ -12,27 +11,24 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Final
-
-from pydantic import BaseModel
+from typing import Final
 
 from segserve.platforms.errors import InvalidResourceError
 from segserve.platforms.port import MODEL, POOL, Json, ParsedResource
 from segserve.platforms.rollouts.rollout_view import RolloutView
 from segserve.platforms.rollouts.words import GateWords, gates, plural, span, why
 from segserve_operator.api.loading import parse
-from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
+from segserve_operator.api.meta import format_duration
+from segserve_operator.api.rollout_policy import CheckedGateSpec, RolloutPolicy, Slo
 from segserve_operator.api.segmentation_model import SegmentationModel
-from segserve_operator.api.shadow import Shadow
 from segserve_operator.core.models.events import hold_of
 from segserve_operator.core.rollout.engine import Wait
 from segserve_operator.core.rollout.phases import Phase
-from segserve_operator.core.rollout.policy import STEP_S
 from segserve_operator.core.rollout.record import RolloutState
 
 DEFAULT_POOL: Final = "default"
-_REAL_TIMES: Final = frozenset({"timeout"})
-"""Durations of a policy that are latencies of services, which `speed` does not change."""
+MOST_COPIES: Final = 1000.0
+"""Largest rate of copies that a policy may have."""
 LATE_S: Final = 1.0
 
 
@@ -84,6 +80,8 @@ def rehearsal_of(new: Sequence[ParsedResource], stable: Sequence[ParsedResource]
         "pool": pools[0].resource.metadata.name if pools else DEFAULT_POOL,
         "slo": None if after.spec.slo is None else after.spec.slo.to_dict(),
         "rollout": faster(policy, speed).to_dict(),
+        # Servers load no faster.
+        "progressDeadline": format_duration(after.spec.progress_deadline * speed),
     }
     return Rehearsal(
         name,
@@ -137,36 +135,22 @@ def stable_of(manifest: Json, place: str) -> ParsedResource:
 
 
 def faster(policy: RolloutPolicy, speed: float) -> RolloutPolicy:
-    """Return the policy with its times divided by `speed`, in whole seconds of at least one.
+    """Return the policy for a clock that is `speed` times as fast, with what is done in real time changed accordingly.
 
-    Timeouts of services stay. Rates per second are multiplied: copies per rehearsed minute stay the same.
+    These are the intervals of checks (in whole seconds of at least one) and the copies per second in Shadow.
     """
-    steps = policy.steps
-    if policy.pace == "steps":  # a default that does not stand in the policy
-        steps = tuple(
-            step if step.min_duration is not None else step.model_copy(update={"min_duration": timedelta(0, STEP_S)})
-            for step in steps
+    gates = tuple(
+        gate.model_copy(update={"interval": timedelta(seconds=max(round(gate.interval.total_seconds() / speed), 1))})
+        if isinstance(gate, CheckedGateSpec)
+        else gate
+        for gate in policy.gates
+    )
+    shadow = policy.shadow
+    if shadow is not None:
+        shadow = shadow.model_copy(
+            update={"max_requests_per_second": min(shadow.max_requests_per_second * speed, MOST_COPIES)}
         )
-    divided = _divided(policy.model_copy(update={"steps": steps}), speed)
-    assert isinstance(divided, RolloutPolicy)
-    return divided
-
-
-def _divided(value: Any, speed: float) -> Any:
-    match value:
-        case timedelta():
-            seconds = value.total_seconds() / speed
-            return timedelta(seconds=max(round(seconds), 1) if seconds else 0)
-        case BaseModel():
-            names = type(value).model_fields.keys() - _REAL_TIMES
-            changed = {name: _divided(getattr(value, name), speed) for name in names}
-            if isinstance(value, Shadow):
-                changed["max_requests_per_second"] = min(value.max_requests_per_second * speed, 1000.0)
-            return value.model_copy(update=changed)
-        case tuple():
-            return tuple(_divided(each, speed) for each in value)
-        case _:
-            return value
+    return policy.model_copy(update={"gates": gates, "shadow": shadow})
 
 
 def _changed(written: ParsedResource, spec: Json, annotations: Mapping[str, str]) -> ParsedResource:
@@ -180,7 +164,7 @@ def _changed(written: ParsedResource, spec: Json, annotations: Mapping[str, str]
 
 
 class CallOutcome(StrEnum):
-    """The outcome of one request: an answer, a failure of the server or no answer in time, or a refusal of the request."""
+    """The outcome of one request: an answer, a failure or no answer in time, or a refusal of the request."""
 
     ANSWERED = "answered"
     FAILED = "failed"
@@ -243,7 +227,7 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class RehearsalReport:
-    """The result of a rehearsal; times are those of a rollout without `speed`.
+    """The result of a rehearsal; times are those of a rollout at `speed` 1.
 
     `harmed` estimates the requests that failed, were refused or were slow because of the candidate: its own beyond
     stable's share. `late_s` is the most that a request was sent too late, `unsent` were not sent at all.
@@ -351,7 +335,9 @@ def report(view: RolloutView, traffic: CallerTraffic, slo: Slo, speed: float) ->
         caller_side("stable", view.stable, traffic.calls, slo),
         caller_side("candidate", standing.revision, traffic.calls, slo),
     )
-    ended_at_s = standing.since_s if standing.ended else view.now_s
+    # The rows' clock is the one of the decisions.
+    rows = view.record.rows if view.record is not None else ()
+    ended_at_s = standing.since_s if standing.ended or not rows else max(rows[-1].at_s, standing.step_since_s)
     promotions = [moment.after_s for moment in moments if moment.phase is Phase.BAKING]
     return RehearsalReport(
         view.model,
@@ -388,11 +374,11 @@ def _moments(view: RolloutView, speed: float) -> Iterator[Moment]:
 
 
 def _after_s(view: RolloutView, at_s: float, speed: float) -> float:
-    """Return when something would have happened, in seconds since the start: servers load no faster with `speed`."""
+    """Return when something would have happened, in seconds since the start: its servers load in real time."""
     started_s = view.standing.started_s
     decisions = view.record.decisions if view.record is not None else ()
     loaded_s = min((each.at_s for each in decisions if each.phase is not Phase.PENDING), default=at_s)
-    return max(min(at_s, loaded_s) - started_s, 0.0) + max(at_s - loaded_s, 0.0) * speed
+    return max(min(at_s, loaded_s) - started_s, 0.0) / speed + max(at_s - loaded_s, 0.0)
 
 
 def caller_side(role: str, revision: str, calls: Iterable[CallResult], slo: Slo) -> CallerSide:
