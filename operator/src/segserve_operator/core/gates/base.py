@@ -29,7 +29,7 @@ class Outcome(StrEnum):
 
 
 class OnBreach(StrEnum):
-    """What a measured gate's proof does: roll back, hold the rollout in Shadow until a person decides, or nothing."""
+    """Effects of a measured gate's proof: roll back, hold the rollout in Shadow until a person decides, or nothing."""
 
     ROLLBACK = "Rollback"
     HOLD = "Hold"

@@ -13,7 +13,7 @@ from segserve_operator.core.rollout.counters import Counters, PairCounts, Sample
 
 @dataclass(frozen=True, slots=True)
 class _Increase:
-    """What one gateway's comparator has counted: as in `EvidenceWindow` and `Pairs`."""
+    """Counts of one gateway's comparator between two samples: as in `EvidenceWindow` and `Pairs`."""
 
     failed: Floats
     latencies: Floats
