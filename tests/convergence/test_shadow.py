@@ -65,6 +65,23 @@ async def test_in_shadow_callers_get_stable_alone_while_some_of_their_requests_a
     assert (mirror.stable, mirror.candidate, mirror.percent, mirror.requests_per_s) == ("main", SECOND.revision, 20, 20)
 
 
+async def test_a_status_says_how_many_copies_are_compared_and_what_is_awaited() -> None:
+    rollout, said = Rollout(requests_per_s=20), []
+    await rollout.begin(SHADOW)
+    await rollout.until(is_in_shadow)
+    while rollout.state is not None and rollout.state.phase is Phase.SHADOW:
+        await rollout.second()
+        said.append((rollout.state.reason, rollout.state.message))
+
+    compared = "requests compared, no caller has its answers"
+    assert any(reason == "TooFewRequests" and text.endswith(f" of 100 {compared}") for reason, text in said), said
+    assert any(
+        reason == "HarmNotBounded" and text.endswith(f" {compared}; it could still be worse than tolerated")
+        for reason, text in said
+    ), said
+    assert rollout.world.condition("coins", "Progressing")[0] == "True"
+
+
 async def test_without_a_comparator_the_steps_begin_as_without_shadow_once_its_time_is_over() -> None:
     rollout = Rollout(compares=False)
     await rollout.begin(SHADOW.model_copy(update={"shadow": SHORT}))

@@ -141,6 +141,8 @@ def _shadow(result: DecisionResult) -> str:
     text = f"Shadow: {counted} requests compared, no caller has its answers"
     if result.wait is Wait.PERSON:
         return f"{text}; its masks differ from stable's: look at `segserve rollout sheet`, then resume or abort it"
+    if result.wait is Wait.HARM:
+        return f"{text}; it could still be worse than tolerated"
     return text if result.wait is Wait.DATA and few else f"{text}; {WAITS[result.wait]}"
 
 
