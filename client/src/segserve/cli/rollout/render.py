@@ -200,7 +200,7 @@ def _shadow(view: RolloutView, record: Record) -> Node:
     if standing.phase is Phase.SHADOW:
         colour, state, detail = MOVING, "now", words.compared(view)
     elif since_s is None:
-        colour, state = QUIET, "left out" if state == "done" or standing.ended else "to come"
+        colour, state = QUIET, "left out" if state == "done" else "to come"
     return Node(Text("Shadow"), colour, state, Text(detail))
 
 
