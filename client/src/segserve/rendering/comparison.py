@@ -50,8 +50,8 @@ def draw_comparison(image: ImageLike, stable: Result, candidate: Result, figures
     shown = picture(image)
     panels = {
         "image": shown.copy(),
-        f"stable {stable.revision}": stable.overlay(shown, legend=True),
-        f"candidate {candidate.revision}": candidate.overlay(shown, legend=True),
+        f"stable {stable.revision}": stable.overlay(shown, labels=False, legend=True),
+        f"candidate {candidate.revision}": candidate.overlay(shown, labels=False, legend=True),
         _DIFFERENCE: draw_difference(shown, stable, candidate),
     }
     return _side_by_side(panels, figures)
