@@ -149,13 +149,13 @@ def in_shadow() -> RolloutView:
     return RolloutView("coins", at, records.STABLE, found, records.STARTED_S + 68)
 
 
-def test_shadow_says_how_many_copies_are_compared_and_how_long_it_takes() -> None:
+def test_shadow_says_how_many_copies_are_compared_and_how_long_it_takes_at_most() -> None:
     lines = [words(line) for line in drawn(in_shadow(), width=400)]
 
     at = next(number for number, line in enumerate(lines) if "steps" in line)
     assert lines[0] == (
         "coins: no requests yet, 120 of 200 copied requests compared for 27s; healthy so far in 120 requests; "
-        "about 20 s to its first step at this rate."
+        "at most 9m33s to its first step."
     )
     assert lines[at + 1 : at + 3] == ["│ ├─ Shadow ◐ now 120 of 200 copied requests compared", "│ ├─ 5 % ○ to come"]
     assert any("waits for ◐ copies of callers' requests to compare" in line for line in lines)

@@ -242,12 +242,12 @@ def test_a_model_that_keeps_streams_has_no_shadow_since_a_copy_would_be_one_more
     assert [record.policy.shadow for record in update.records] == [None]
 
 
-def test_the_forecast_of_shadow_is_when_enough_copies_are_asked_at_the_latest_its_longest_time() -> None:
-    def next_s(copies: float) -> float:
+def test_the_forecast_of_shadow_is_its_longest_time_and_the_copies_that_are_missing() -> None:
+    def found(copies: float, now_s: float = 1100.0) -> tuple[float, float]:
         record = Record("coins-1", "coins", "old", "new", COPIED, Slo(), progress(seen=copies))
-        return forecast(record, (), 1100.0).next_s
+        outlook = forecast(record, (), now_s)
+        return outlook.next_s, outlook.next_requests
 
-    assert next_s(50) == pytest.approx(300.0)  # 150 more, of which half a second brings one
-    assert next_s(1) == pytest.approx(500.0)
-    assert next_s(0) == pytest.approx(500.0)
-    assert next_s(250) == pytest.approx(500.0)  # the gates' proof is awaited
+    assert found(50) == (500.0, 150.0)
+    assert found(250) == (500.0, 0.0)
+    assert found(250, 1700.0)[0] == np.inf

@@ -103,6 +103,8 @@ def _until(view: RolloutView, outlook: Forecast | None) -> str:
         return f"it waits for {missing}" if missing else "nothing is recorded of it yet"
     if view.standing.phase is Phase.BAKING:
         return f"watched for another {left(view, outlook.end_s)}"
+    if view.standing.phase is Phase.SHADOW:
+        return f"at most {left(view, outlook.next_s)} to {next_weight(view)}"
     next_s, end_s = left_s(view, outlook.next_s), left_s(view, outlook.end_s)
     text = f"{about(next_s)} to {next_weight(view)}" if next_s >= SOON_S else f"{next_weight(view)} any moment now"
     end = "" if math.isinf(end_s) or later_pauses(view) else f" and {about(end_s)} to the end"

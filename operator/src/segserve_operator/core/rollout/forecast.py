@@ -58,8 +58,8 @@ class Forecast:
 
     Infinity means unknown: without requests, if it waits for something else than time and requests, or if most of the
     simulated rollouts do not get there; `fails` if that is because most are stopped. `next_s` is the median time to the
-    next weight, `next_requests` how many requests the candidate gets until then, `promoted_s` the median time to the
-    promotion, and `end_s` to the end of the bake.
+    next weight, in Shadow the longest, `next_requests` how many requests the candidate gets until then, `promoted_s`
+    the median time to the promotion, and `end_s` to the end of the bake.
     """
 
     at_s: float
@@ -137,17 +137,13 @@ def forecast(record: Record, skipped: tuple[str, ...], now_s: float, *, seed: in
 
 
 def _until_steps(found: Forecast, shadow: ShadowPolicy, progress: Progress) -> Forecast:
-    """Return the forecast of a rollout in Shadow: until it has had enough copies, at the latest until its time is over.
+    """Return the forecast of a rollout in Shadow: the steps begin when its time is over, at the latest.
 
     Nobody knows how long one that is probably worse stays.
     """
     left_s = float(max(progress.step_since_s, progress.resumed_s)) + shadow.maximum_s - found.at_s
-    if left_s <= 0:
-        return found
     missing = max(shadow.min_requests - float(progress.seen), 0.0)
-    copies_per_s = float(progress.seen) / max(found.at_s - float(progress.step_since_s), 1.0)
-    needed_s = missing / copies_per_s if copies_per_s and missing else left_s
-    return replace(found, next_s=min(needed_s, left_s), next_requests=missing)
+    return replace(found, next_s=left_s, next_requests=missing) if left_s > 0 else found
 
 
 def _undecided(record: Record, skipped: tuple[str, ...]) -> tuple[str, ...]:
