@@ -87,7 +87,7 @@ def _length(head: bytes) -> int:
 
 
 @contextmanager
-def _server(delay_s: float) -> Iterator[Endpoint]:
+def standing_server(delay_s: float) -> Iterator[Endpoint]:
     """Run the server in a process of its own."""
     ready: SimpleQueue[int] = _PROCESSES.SimpleQueue()
     process = _PROCESSES.Process(target=_serve, args=(delay_s, ready))
@@ -105,7 +105,7 @@ def _flood(port: int, seconds: float, ended: SimpleQueue[dict[int, int]]) -> Non
     statuses: dict[int, int] = {}
 
     async def send(end_s: float) -> None:
-        caller, due_s = _Caller(port, None, "127.0.0.3"), time.perf_counter()
+        caller, due_s = Caller(port, None, "127.0.0.3"), time.perf_counter()
         while due_s < end_s:
             await asyncio.sleep(max(0.0, due_s - time.perf_counter()))
             status, _ = await caller.call(b"image")
@@ -174,7 +174,7 @@ async def _gateway(
         process.wait()
 
 
-class _Caller:
+class Caller:
     """One connection."""
 
     def __init__(self, port: int, context: ssl.SSLContext | None = None, address: str = "127.0.0.1") -> None:
@@ -214,13 +214,13 @@ async def cost() -> dict[str, dict[str, float]]:
             "tls": (authority.parent, None, None), "tls and limits": (authority.parent, ENOUGH, None),
             "tls with servers": (None, None, own),
         }  # fmt: skip
-        with _server(0) as server, _sidecar(Path(folder) / "sidecar", server, own) as secured:
+        with standing_server(0) as server, _sidecar(Path(folder) / "sidecar", server, own) as secured:
             for turn in range(ROUNDS):
                 for number, (name, (tls, limits, server_tls)) in enumerate(ways.items()):
                     asked = server if server_tls is None else secured
                     at = Path(folder) / f"g{turn}{number}"
                     async with _gateway(at, asked, tls=tls, limits=limits, server_tls=server_tls) as port:
-                        caller = _Caller(port, context if tls is not None else None, "127.0.0.1")
+                        caller = Caller(port, context if tls is not None else None, "127.0.0.1")
                         for _ in range(50):
                             await caller.call(bytes(BODY_BYTES))
                         outcomes = [await caller.call(bytes(BODY_BYTES)) for _ in range(CALLS)]
@@ -238,13 +238,13 @@ async def cost() -> dict[str, dict[str, float]]:
 async def neighbour(limits: RouteLimits | None, *, flood: bool) -> dict[str, float]:
     """Return the times of a calm caller, and what became of the other's requests."""
     calm, ended = list[tuple[int, float]](), _PROCESSES.SimpleQueue()
-    with tempfile.TemporaryDirectory() as folder, _server(SERVER_S) as server:
+    with tempfile.TemporaryDirectory() as folder, standing_server(SERVER_S) as server:
         async with _gateway(Path(folder) / "g", server, tls=None, limits=limits) as port:
             other = _PROCESSES.Process(target=_flood, args=(port, NEIGHBOUR_S + 2, ended))
             if flood:
                 other.start()
                 await asyncio.sleep(1.0)
-            caller, end_s = _Caller(port, None, "127.0.0.2"), time.perf_counter() + NEIGHBOUR_S
+            caller, end_s = Caller(port, None, "127.0.0.2"), time.perf_counter() + NEIGHBOUR_S
             while time.perf_counter() < end_s:
                 calm.append(await caller.call(b"image"))
                 await asyncio.sleep(1 / CALM_PER_S)
