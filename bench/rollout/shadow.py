@@ -33,10 +33,15 @@ if TYPE_CHECKING:
 
 OUT: Final = ROOT / "bench/out/rollout_shadow.json"
 HEALTHY_RUNS: Final = 400
+MANY_RUNS: Final = 1000
+"""Where some are rolled back, so that 400 do not bound the share."""
 FAULTY_RUNS: Final = 100
 DRAWN_RUNS: Final = 260
 SHADOW: Final = Shadow()
 """As by default: a tenth of the requests, at most 5 a second, for at most ten minutes."""
+HALF: Final = Shadow(percent=50)
+HALF_FAULTS: Final = ("errors+1", "tail")
+"""Small faults at 10 requests a second, of which a tenth is few: with more copies."""
 GOAL: Final = 0.5
 """Of the best peer's excess bad requests, in nine of ten cells..."""
 LIMIT: Final = 1.0
@@ -65,11 +70,11 @@ def cells() -> Iterator[Cell]:
     yield from (Cell(10.0, name) for name in named)
 
 
-def figures_of(cell: Cell, runs: int, own: float = OWN) -> dict[str, Any]:
+def figures_of(cell: Cell, runs: int, own: float = OWN, shadow: Shadow = SHADOW) -> dict[str, Any]:
     """Return the figures of one cell, with the mean number of copies of a rollout."""
     seed = int.from_bytes(hashlib.sha256(f"shadow {cell.name}".encode()).digest()[:8], "big")
     rng = np.random.default_rng(seed)
-    policy = PACES["evidence"].model_copy(update={"shadow": SHADOW})
+    policy = PACES["evidence"].model_copy(update={"shadow": shadow})
     images = golden(cell.setting.fault, runs, policy, rng)
     world = PairedWorld(cell.setting, runs, rng, own=own)
     # Callers' first request comes later by up to Shadow's length: what a fault does to them counts for as long.
@@ -89,13 +94,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
             break
         if cell.name in found:
             continue
-        drawn = cell.condition.startswith(DRAWN_NAME)
-        runs = DRAWN_RUNS if drawn else HEALTHY_RUNS if cell.fault == NONE else FAULTY_RUNS
         began_cell_s = time.process_time()
-        found[cell.name] = figures_of(cell, runs) | {"seconds": 0.0}
+        found[cell.name] = figures_of(cell, _runs(cell)) | {"seconds": 0.0}
         found[cell.name]["seconds"] = round(time.process_time() - began_cell_s, 1)
         OUT.write_text(json.dumps(found, separators=(",", ":")).replace("},", "},\n") + "\n")
         print(cell.name, f"{time.monotonic() - began_s:.0f} s", flush=True)
+    for name in () if told.report else HALF_FAULTS:
+        cell = Cell(10.0, STEADY, name)
+        if half_of(cell) not in found:
+            found[half_of(cell)] = figures_of(cell, FAULTY_RUNS, shadow=HALF)
+            OUT.write_text(json.dumps(found, separators=(",", ":")).replace("},", "},\n") + "\n")
     text, before = DOCUMENT.read_text(), Results.of(json.loads(measured.KNOWN.read_text()))
     for name, table in {
         "shadow": summary(found, before),
@@ -105,6 +113,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }.items():
         text = between(text, name, table)
     DOCUMENT.write_text(text)
+
+
+def _runs(cell: Cell) -> int:
+    if cell.fault != NONE:
+        return FAULTY_RUNS
+    if cell.condition.startswith(DRAWN_NAME):
+        return DRAWN_RUNS
+    return MANY_RUNS if cell.condition == "bursts-30s" and cell.rate < 1000 else HEALTHY_RUNS
+
+
+def half_of(cell: Cell) -> str:
+    """Return the name of a cell's figures with more copies."""
+    return f"{cell.name}-half"
 
 
 def compared(found: Found, before: Results) -> Iterator[tuple[Cell, str, float, float]]:
@@ -132,6 +153,12 @@ def summary(found: Found, before: Results) -> str:
             f"- Healthy candidates rolled back: at most {100 * max(share[0] for share in shares):.2g} % in any of"
             f" {len(shares)} cells, of which {sum(share[0] == 0 for share in shares)} had none; the upper end of the"
             f" interval is above 1.5 % in {sum(share[2] > WITHIN for share in shares)}.",
+            *(
+                f"- {FAULTS[name].says} at 10 requests a second with `percent: 50`: {half['excess'][0]:.2g} excess bad"
+                f" requests, {half['copies']:,.0f} copies."
+                for name in HALF_FAULTS
+                if (half := found.get(half_of(Cell(10.0, STEADY, name))))
+            ),
             f"- {runs:,} rollouts, {minutes:.0f} minutes of one core.",
         ]
     )
