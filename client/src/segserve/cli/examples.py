@@ -67,6 +67,7 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
     ),
     "rollout verify": ("segserve rollout verify coins --key operator.pub.pem",),
     "rollout bundle": ("segserve rollout bundle coins", "segserve rollout bundle coins -o - | tar -tzf -"),
+    "rollout sheet": ("segserve rollout sheet coins -o coins-sheet/",),
     "rollout promote": ("segserve rollout promote coins",),
     "rollout abort": ("segserve rollout abort coins --timeout 30s",),
     "rollout pause": ("segserve rollout pause coins",),
