@@ -308,8 +308,7 @@ class Exceedance:
         tolerated = np.where(shadowed, self.shadow_tolerated, np.where(known, KNOWN_TOLERATED, TOLERATED))
         noise = EXCESS_DEVIATIONS * np.sqrt(state.variance)
         return Judgement(
-            breach=np.minimum(worse, intolerable + tolerated)
-            - np.where(incident, WHILE_INCIDENT, 0.0),
+            breach=np.minimum(worse, intolerable + tolerated) - np.where(incident, WHILE_INCIDENT, 0.0),
             incident=incident,
             shared=np.asarray(alarmed.all(-2).any(-1)),
             enough=(state.total.sum(-1) > 0).all(-1),
