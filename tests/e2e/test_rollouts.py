@@ -12,8 +12,8 @@ import pytest
 from fakes.watching import segserve
 from faults.plan import Fault
 from faults.platform import revision_of
-from faults.scenarios import PROOF, Change, same_network
-from faults.story import ENDED, Story
+from faults.scenarios import PROOF, Change, coins, same_network
+from faults.story import ENDED, SHARING, Story
 
 pytestmark = [pytest.mark.platform, pytest.mark.timeout(600)]
 
@@ -22,6 +22,7 @@ GATES = [{"gate": "errorRate"}, {"gate": "goldenQuality", "interval": "1m"}]
 HALF = {"steps": [{"weight": 50}], "bakeTime": "5s", "gates": GATES}
 FOR_EVER = {"steps": [{"weight": 50, "pause": True}], "bakeTime": "5m", "gates": GATES}
 SHARED = ("Quarantined", "RolledBack")
+SHADOWED = ["Shadow", "RolledBack"]
 Told = tuple[Story, Change]
 
 
@@ -135,4 +136,37 @@ def test_a_person_aborts_a_rollout_and_the_candidate_gets_no_further_request(tel
 
     assert of_candidate
     assert len(story.load.of(story.candidate)) == of_candidate
+    assert [call for call in story.load.calls if call.bad] == []
+
+
+def test_who_fails_copies_of_requests_is_rolled_back_before_any_caller_and_who_does_not_is_promoted(
+    tmp_path: Path,
+) -> None:
+    """By a fast clock: bets on a candidate allow for stable's past, which has to be ten minutes long."""
+    shadow = {"percent": 100, "maxRequestsPerSecond": 50, "minRequests": 40, "maxDuration": "20h"}
+    policy = {**HALF, "gates": [{"gate": "errorRate"}], "bakeTime": "5m", "deadline": "30h", "shadow": shadow}
+    change = same_network(policy, tmp_path)
+    third = coins({**policy, "tolerance": {"errorPercent": 20}}, area=152)
+    for manifest in (change.first, change.second, third):
+        manifest["spec"]["progressDeadline"] = "10h"
+    with Story(change.first, 20, change.pictures, speed=60).begun() as story:
+        story.load.answered(250)
+        story.apply(change.second)
+        with story.watching():
+            assert story.reaches("Shadow", *ENDED)
+            story.platform.plan.set(**{story.candidate: Fault(errors=0.5)})
+            assert story.reaches(*ENDED), story.stages
+
+        assert [stage.phase for stage in story.stages if stage.phase in (*SHADOWED, *SHARING, *ENDED)] == SHADOWED
+        assert {stage.weight for stage in story.stages} == {0}
+        assert story.load.of(story.candidate) == []
+
+        refused, story.stages = story.candidate, []
+        story.apply(third)
+        with story.watching():
+            assert story.reaches(*ENDED), story.stages
+
+    assert story.stages[-1].phase == "Succeeded", story.stages
+    assert story.first_of("Shadow")
+    assert story.load.of(refused) == []
     assert [call for call in story.load.calls if call.bad] == []

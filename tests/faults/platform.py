@@ -40,6 +40,7 @@ class FaultyPlatform:
 
     running: Running
     plan: Plan
+    speed: float = 1.0
 
     @property
     def watched(self) -> Watched:
@@ -59,7 +60,7 @@ class FaultyPlatform:
 
     def start_supervisor(self) -> None:
         """Start the supervisor and return once it has looked at everything."""
-        launch(self.running.state, self.plan)
+        launch(self.running.state, self.plan, self.speed)
 
     def kill_supervisor(self) -> None:
         """Kill it; servers and gateway run on."""
@@ -93,11 +94,14 @@ def revision_of(manifest: Json) -> str:
 
 
 @contextmanager
-def faulty_platform(*models: Json, timeout_s: int = TIMEOUT_S) -> Iterator[FaultyPlatform]:
-    """Serve models for the time of the block, on a platform with a state folder and a port of its own."""
+def faulty_platform(*models: Json, timeout_s: int = TIMEOUT_S, speed: float = 1.0) -> Iterator[FaultyPlatform]:
+    """Serve models for the time of the block, on a platform with a state folder and a port of its own.
+
+    Its decisions are made by a clock that is `speed` times as fast.
+    """
     # Not below a test's own folder: the path of Envoy's admin socket must stay short.
     state, port = Path(tempfile.mkdtemp(prefix="segserve-")), free_port()
-    found = FaultyPlatform(Running(f"http://127.0.0.1:{port}", state), Plan(state / "faults.json"))
+    found = FaultyPlatform(Running(f"http://127.0.0.1:{port}", state), Plan(state / "faults.json"), speed)
     try:
         gateway = {"port": port, "requestTimeoutSeconds": timeout_s}
         pool = {"apiVersion": "segserve.dev/v1alpha1", "kind": "TritonPool", "metadata": {"name": "default"}}

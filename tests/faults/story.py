@@ -49,6 +49,8 @@ class Story:
     rate: float
     pictures: Sequence[bytes] = field(default_factory=pictures, repr=False)
     slow_ms: float = float("inf")
+    speed: float = 1.0
+    """Of the clock by which decisions are made."""
     stages: list[Stage] = field(default_factory=list)
     platform: FaultyPlatform = field(init=False)
     load: RolloutLoad = field(init=False)
@@ -68,7 +70,7 @@ class Story:
     def begun(self) -> Iterator[Self]:
         """Serve, and let callers come, for the time of the block."""
         with ExitStack() as stack:
-            self.platform = stack.enter_context(faulty_platform(self.first))
+            self.platform = stack.enter_context(faulty_platform(self.first, speed=self.speed))
             load = RolloutLoad(self.platform.running.url, self.model, self.rate, pictures=self.pictures)
             self.load = stack.enter_context(load)
             yield self
