@@ -16,7 +16,7 @@ from bench.rollout.cells import DRAWN_NAME, Cell, our_part
 from bench.rollout.conditions import CONDITIONS, STEADY
 from bench.rollout.faults import FAULTS, NONE
 from bench.rollout.figures import WITHIN, Results
-from bench.rollout.report import DOCUMENT, between
+from bench.rollout.report import DOCUMENT, between, former_figures, markdown_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=60.0, help="begin no cell after so many minutes")
     parser.add_argument("--report", action="store_true", help="only write the tables anew")
     told = parser.parse_args(arguments)
-    began_s, found = time.monotonic(), _read()
+    began_s, found = time.monotonic(), former_figures(OUT)
     for cell in cells():
         if told.report or time.monotonic() - began_s > 60.0 * told.minutes:
             break
@@ -94,7 +94,7 @@ def healthy_table(found: Mapping[str, Any], before: Results) -> str:
             )
         )
     head = ("traffic", "rps", "rolled back, %", "without a past", "promoted in 30 min, %", "median")
-    return _table(head, rows)
+    return markdown_table(head, rows)
 
 
 def faults_table(found: Mapping[str, Any], before: Results) -> str:
@@ -116,7 +116,9 @@ def faults_table(found: Mapping[str, Any], before: Results) -> str:
                 f"{mine[0] / peer:.2f}x" if peer else "",
             )
         )
-    return _table(("fault, steady traffic", "rps", "excess bad", "without a past", "best peer", "ours / peer"), rows)
+    return markdown_table(
+        ("fault, steady traffic", "rps", "excess bad", "without a past", "best peer", "ours / peer"), rows
+    )
 
 
 def drawn_text(found: Mapping[str, Any]) -> str:
@@ -142,18 +144,6 @@ def drawn_text(found: Mapping[str, Any]) -> str:
 
 def _share(share: Sequence[float]) -> str:
     return f"{100 * share[0]:.2g} ({100 * share[1]:.2g} to {100 * share[2]:.2g})"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows))
-
-
-def _read() -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads(OUT.read_text())
-    except FileNotFoundError:
-        return {}
-    return found
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,7 +14,8 @@ from bench.rollout.ours import ALPHA, PACES
 from bench.rollout.peers import PEERS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from bench.rollout.figures import Compared, Row
 
@@ -53,13 +55,13 @@ def between(text: str, name: str, table: str) -> str:
 def healthy_table(results: Results) -> str:
     """Return how many of 100 healthy rollouts were rolled back."""
     head = ("traffic", "rps", *(f"ours, {pace}" for pace in PACES), *PEERS)
-    return _table(head, map(_healthy_row, results.healthy()))
+    return markdown_table(head, map(_healthy_row, results.healthy()))
 
 
 def documented_table(results: Results) -> str:
     """Return the same for the peers' own examples."""
     head = ("traffic", "rps", *PEERS)
-    return _table(
+    return markdown_table(
         head,
         (
             (*_about(row), *(_false(row["peers"]["documented"][peer]["rolled_back"]) for peer in PEERS))
@@ -72,7 +74,7 @@ def rules_table(results: Results) -> str:
     """Return what each tuned rule amounts to over all faults: nobody knows beforehand which fault it will be."""
     rows = [row for row in results.faulty(steady=True) if row["fault"] not in TOLERATED and not _of_quality(row)]
     head = ("rule", "harm / segserve's: all faults", "worst fault", "cells with less harm", "worst false rollbacks")
-    return _table(head, (_rule_row(results, rows, peer) for peer in PEERS)) if rows else ""
+    return markdown_table(head, (_rule_row(results, rows, peer) for peer in PEERS)) if rows else ""
 
 
 def _rule_row(results: Results, rows: Sequence[Row], peer: str) -> Sequence[str]:
@@ -100,13 +102,13 @@ def faults_table(results: Results, *, steady: bool) -> str:
         _fault_row(results.compared(row), results.compared(row, "steps"), steady)
         for row in results.faulty(steady=steady)
     )
-    return _table((*where, *head), rows)
+    return markdown_table((*where, *head), rows)
 
 
 def promotion_table(results: Results) -> str:
     """Return how long healthy rollouts take, and how many are neither promoted nor rolled back."""
     head = ("traffic", "rps", *(f"ours, {pace}: p50; p90" for pace in PACES), "undecided", "Flagger: p50; p90")
-    return _table(
+    return markdown_table(
         head,
         (
             (
@@ -227,6 +229,16 @@ def _times(quantiles: Sequence[Sequence[float]] | None, *, one: bool = False) ->
     return shown[0] if one else "; ".join(shown)
 
 
-def _table(head: Sequence[str], rows: Iterator[Sequence[str]] | map[Sequence[str]]) -> str:
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table of Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def former_figures(path: Path) -> dict[str, Any]:
+    """Return the figures by cell that an earlier run wrote; none if there was no run."""
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    return found

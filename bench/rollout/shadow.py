@@ -23,7 +23,7 @@ from bench.rollout.figures import TOLERATED, WITHIN, Results
 from bench.rollout.ours import PACES, outcomes_of
 from bench.rollout.pairs import OWN, PairedWorld
 from bench.rollout.quality import golden
-from bench.rollout.report import DOCUMENT, between
+from bench.rollout.report import DOCUMENT, between, former_figures, markdown_table
 from segserve_operator.api.shadow import Shadow
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=60.0, help="begin no cell after so many minutes")
     parser.add_argument("--report", action="store_true", help="only write the tables anew")
     told = parser.parse_args(arguments)
-    began_s, found = time.monotonic(), _read()
+    began_s, found = time.monotonic(), former_figures(OUT)
     for cell in cells():
         if told.report or time.monotonic() - began_s > 60.0 * told.minutes:
             break
@@ -184,7 +184,7 @@ def healthy_table(found: Found) -> str:
                 f"{mine['copies']:,.0f}",
             )
         )
-    return _table(("traffic", "rps", "rolled back, %", "promoted in 40 min, %", "median", "copies"), rows)
+    return markdown_table(("traffic", "rps", "rolled back, %", "promoted in 40 min, %", "median", "copies"), rows)
 
 
 def faults_table(found: Found, before: Results) -> str:
@@ -209,7 +209,7 @@ def faults_table(found: Found, before: Results) -> str:
             )
         )
     head: tuple[str, ...] = ("fault", "traffic", "rps", "excess bad", "without Shadow", "best peer", "ours / peer")
-    return _table((*head, "rolled back, %", "median", "copies"), rows)
+    return markdown_table((*head, "rolled back, %", "median", "copies"), rows)
 
 
 def drawn_text(found: Found) -> str:
@@ -225,18 +225,6 @@ def drawn_text(found: Found) -> str:
         f" ({CONDITIONS[worst.condition].says}); all together {100 * sum(shares) / len(shares):.2g} %, none at all in"
         f" {sum(share == 0 for share in shares)}."
     )
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows))
-
-
-def _read() -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads(OUT.read_text())
-    except FileNotFoundError:
-        return {}
-    return found
 
 
 if __name__ == "__main__":
