@@ -11,9 +11,10 @@ import pytest
 
 from fakes.observed_models import FIRST, SECOND, candidate, group, holder, model, rollout_record, state, world
 from segserve_builder.steps.pipeline import PostprocessStep
-from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
+from segserve_operator.api.rollout_policy import MaskAgreementGate, RolloutPolicy, Slo
 from segserve_operator.api.shadow import Shadow
 from segserve_operator.core.evidence import EvidenceWindow, Judgement, Pairs
+from segserve_operator.core.gates import measured_gates
 from segserve_operator.core.models.advance import advance
 from segserve_operator.core.models.observed import GroupObserved, Observed, PoolObserved, Roles
 from segserve_operator.core.models.planning import desired_state
@@ -251,3 +252,18 @@ def test_the_forecast_of_shadow_is_its_longest_time_and_the_copies_that_are_miss
     assert found(50) == (500.0, 150.0)
     assert found(250) == (500.0, 0.0)
     assert found(250, 1700.0)[0] == np.inf
+
+
+def test_the_forecast_of_masks_that_a_person_has_to_look_at_is_that_person_and_no_time() -> None:
+    policy = COPIED.model_copy(update={"gates": (MaskAgreementGate(),)})
+    gate = measured_gates(policy, Slo())["maskAgreement"]
+    pairs = Pairs.nothing()
+    differ = replace(pairs, failed=pairs.failed + np.diag([40.0, 0.0]), disagreements=pairs.disagreements.copy())
+    differ.disagreements[-1] = 40.0
+    window = replace(EvidenceWindow.nothing(), pairs=differ)
+    states = {"maskAgreement": gate.update(gate.start(), window)}
+    record = Record("coins-1", "coins", "old", "new", policy, Slo(), progress(seen=40.0), gates=states)
+    outlook = forecast(record, (), 1100.0)
+
+    assert (outlook.wait, outlook.next_s) == (Wait.PERSON, np.inf)
+    assert forecast(record, ("maskAgreement",), 1100.0).wait is Wait.DATA

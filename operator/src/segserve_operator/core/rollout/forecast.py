@@ -12,7 +12,7 @@ import numpy as np
 from segserve_operator.api.rollout_policy import CheckedGateSpec, gate_name
 from segserve_operator.core.evidence import CANDIDATE, EDGES_MS, STABLE, EvidenceWindow, Floats, Judgement
 from segserve_operator.core.gates import checked_gate
-from segserve_operator.core.gates.base import Outcome
+from segserve_operator.core.gates.base import OnBreach, Outcome
 from segserve_operator.core.rollout.decisions import Rules, judge
 from segserve_operator.core.rollout.engine import (
     WAITS,
@@ -21,6 +21,7 @@ from segserve_operator.core.rollout.engine import (
     Signals,
     Wait,
     affordable,
+    breached,
     next_transition,
     watch,
     weights,
@@ -128,6 +129,9 @@ def forecast(record: Record, skipped: tuple[str, ...], now_s: float, *, seed: in
         return replace(found, next_s=max(left_s, 0.0), promoted_s=0.0, end_s=max(left_s, 0.0))
     moves = found.wait in (Wait.NOTHING, Wait.TIME, Wait.DATA, Wait.HARM)
     if Phase(int(progress.phase)) is Phase.SHADOW and rules.policy.shadow is not None and moves:
+        if breached(rules.policy, judged, OnBreach.HOLD):
+            # Whatever else is still missing: in the end a person decides.
+            return replace(found, wait=Wait.PERSON)
         return _until_steps(found, rules.policy.shadow, progress)
     if Phase(int(progress.phase)) is not Phase.PROGRESSING or not found.requests_per_second or not moves:
         return found
