@@ -121,8 +121,8 @@ def _section(number: int, name: str, figures: Iterable[str]) -> str:
 
 
 def _page(sheet: Sheet, sections: Iterable[str]) -> str:
-    model, stable, candidate = (escape(printable(text, 200)) for text in (sheet.model, sheet.stable, sheet.candidate))
-    about = f"The {len(sheet.pairs)} pairs of {sheet.compared:,} on which {candidate} differs most from {stable}."
+    model, candidate = (escape(printable(text, 200)) for text in (sheet.model, sheet.candidate))
+    about = f"The {len(sheet.pairs)} pairs of {sheet.compared:,} on which {candidate} differs most from stable."
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{model}: sheet</title><style>{_STYLE}</style>'
         f"<h1>{model}</h1><p>{about} Agreement is no quality: look which one is right.</p>{''.join(sections)}</html>\n"
