@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,7 +127,11 @@ async def compare_nothing(*_: Any, keep_below: float) -> None:
 
 @asynccontextmanager
 async def comparing(
-    protocol: Protocol, *, timeout_s: float = 60.0, compare: Compare = compare_nothing
+    protocol: Protocol,
+    *,
+    timeout_s: float = 60.0,
+    compare: Compare = compare_nothing,
+    pace: Callable[[float], Pacing] = at_full_rate,
 ) -> AsyncIterator[World]:
     """Run a comparator and the groups that it asks over a protocol, during the block."""
     async with AsyncExitStack() as stack:
@@ -139,7 +143,7 @@ async def comparing(
         groups = GroupClient(url, timeout_s=timeout_s)
         stack.push_async_callback(groups.close)
         paths = ComparatorFolder(folder)
-        comparator = Comparator(paths, groups.ask, compare, budget, pace=at_full_rate, monotonic_s=clock)
+        comparator = Comparator(paths, groups.ask, compare, budget, pace=pace, monotonic_s=clock)
         stack.push_async_callback(comparator.close)
         for path, handler in ((paths.copies, comparator.take), (paths.control, comparator.control)):
             await stack.enter_async_context(serving(path, handler, max_body=MAX_BODY, budget=budget))

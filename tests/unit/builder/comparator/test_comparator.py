@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from tritonclient.grpc import service_pb2 as pb
 
-from fakes.compared_groups import COMPARISON, INFER, World, comparing, copy_of, framed
+from fakes.compared_groups import COMPARISON, INFER, World, at_full_rate, comparing, copy_of, framed
 from fakes.group_servers import GROUP
 from fakes.waiting import eventually
 from raw_inference import Protocol
 from segserve_builder.comparator import service, tally
 from segserve_builder.comparator.copies import MODEL_INFER
 from segserve_builder.comparator.groups import MAX_ANSWER_BYTES, GroupClient
+from segserve_builder.comparator.pacing import Pacing
 from segserve_common.kserve import HEADER_LENGTH, InferRequest, Tensor, encode_http
 from segserve_operator.core import evidence
 from segserve_operator.core.rollout.counters import PairCounts
@@ -119,7 +120,7 @@ async def test_a_pair_counts_in_the_cell_of_who_failed(
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
 async def test_a_group_that_never_answers_has_failed_and_stands_in_the_last_bin(protocol: Protocol) -> None:
-    async with comparing(protocol, timeout_s=0.2) as world:
+    async with comparing(protocol, timeout_s=1.0) as world:
         world.compare(coins=COMPARISON)
         world.comparator.refresh()
         world.servers.answers["green"] = None
@@ -135,15 +136,18 @@ async def test_a_group_that_never_answers_has_failed_and_stands_in_the_last_bin(
 
 
 async def test_after_a_pair_that_hangs_half_as_many_are_asked() -> None:
-    async with comparing("http", timeout_s=0.1) as world:
-        world.compare(coins={**COMPARISON, "requests_per_s": 100.0})
+    pacings: list[Pacing] = []
+
+    def pace(requests_per_s: float) -> Pacing:
+        pacings.append(at_full_rate(requests_per_s))
+        return pacings[-1]
+
+    async with comparing("http", timeout_s=0.1, pace=pace) as world:
+        world.compare(coins=COMPARISON)
         world.servers.answers["green"] = None
         await world.send_all(1)
-        world.servers.answers["green"] = b""
 
-        await world.send_all(20)  # each a hundredth of a second later
-
-        assert (await world.pairs())["coins"]["dropped"] == 10
+        assert [pacing.share for pacing in pacings] == [0.5]
 
 
 async def test_a_gateway_that_is_not_there_is_no_evidence(world: World) -> None:
