@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import httpx
 import pytest
 
 from fakes.callers import EIGHT, Load
@@ -142,12 +143,25 @@ def test_a_deleted_gateway_is_back_soon(served: ServedNamespace) -> None:
     """Whom kube-proxy sends nowhere meanwhile is this cluster's to say: newer ones send callers to pods that end."""
     name = object_name("default", GATEWAY)
     former = served.get("deployment", name)
+    assert former is not None
     served.delete("deployment", name, wait=False)
 
-    served.cluster.wait("two other gateways and all models answer", lambda: is_whole_again(served))
+    def is_made_anew() -> bool:
+        made = served.get("deployment", name)
+        if made is None or made["metadata"]["uid"] == former["metadata"]["uid"] or not is_whole_again(served):
+            return False
+        labels = f"{POOL_LABEL}=default,{COMPONENT_LABEL}={GATEWAY}"
+        pods = served.cluster.get(served.name, "pods", labels=labels)
+        # Once its former pods are gone, only the others can answer, to which kube-proxy sends somewhat later.
+        return len(pods) == 2 and httpx.get(f"{served.url()}/v2/health/ready", trust_env=False).is_success
 
-    assert former is not None
-    assert (served.get("deployment", name) or former)["metadata"]["uid"] != former["metadata"]["uid"]
+    def is_reached() -> bool:
+        try:
+            return is_made_anew()
+        except httpx.TransportError as error:
+            raise AssertionError(f"the gateway cannot be reached: {error}") from error
+
+    served.cluster.wait("two other gateways and all models answer", is_reached)
     with calls(served, "deployments"):
         pass
 
