@@ -73,6 +73,13 @@ class EvidenceWindow:
         """Return an empty window."""
         return cls(np.zeros(shape), np.zeros((*shape, 2)), np.zeros((*shape, 2)), np.zeros((*shape, 2, edges + 1)))
 
+    @classmethod
+    def of_pairs(cls, seconds: Floats, latencies: Floats, pairs: Pairs) -> EvidenceWindow:
+        """Return the window in which both revisions were asked the same (no leading axes)."""
+        failed = pairs.failed
+        errors = np.array([failed[1].sum(), failed[:, 1].sum()])
+        return cls(seconds, np.full(2, failed.sum()), errors, latencies, pairs)
+
 
 @dataclass(frozen=True, slots=True)
 class Judgement:

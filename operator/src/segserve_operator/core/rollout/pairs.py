@@ -9,6 +9,7 @@ import numpy as np
 
 from segserve_operator.core.evidence import CANDIDATE, DISAGREEMENTS, EDGES_MS, RATIOS, EvidenceWindow, Floats, Pairs
 from segserve_operator.core.rollout.counters import Counters, PairCounts, Sample
+from segserve_operator.core.rollout.windows import first_reference
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,24 +44,21 @@ def pairs_between(
         counted = now.pairs
         if counted is None or (counted.stable, counted.candidate) != (stable_group, candidate_group):
             continue
-        if name not in before and (newest_s is None or now.began_s < newest_s):
-            continue
-        new = _increase(_since(before.get(name), counted), counted, edges)
+        then = before.get(name, first_reference(now, newest_s))
+        new = _increase(_since(then, counted), counted, edges)
         total = _Increase(
             total.failed + new.failed,
             total.latencies + new.latencies,
             total.ratios + new.ratios,
             total.disagreements + new.disagreements,
         )
-    requests = np.full(2, total.failed.sum())
-    errors = np.array([total.failed[1].sum(), total.failed[:, 1].sum()])
     pairs = Pairs(total.failed, total.ratios, total.disagreements, callers.requests.sum(-1))
-    return EvidenceWindow(callers.seconds, requests, errors, total.latencies, pairs)
+    return EvidenceWindow.of_pairs(callers.seconds, total.latencies, pairs)
 
 
-def _since(then: Counters | None, now: PairCounts) -> PairCounts:
+def _since(then: Counters, now: PairCounts) -> PairCounts:
     """Return what a gateway's comparator had counted before; nothing if it began anew."""
-    former = then.pairs if then is not None else None
+    former = then.pairs
     anew = PairCounts(now.epoch, now.stable, now.candidate)
     if former is None or (former.epoch, former.stable, former.candidate) != (now.epoch, now.stable, now.candidate):
         return anew

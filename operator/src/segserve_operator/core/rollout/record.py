@@ -176,13 +176,8 @@ def window_of(row: Row, bins: int) -> EvidenceWindow:
         _dense(row.pairs.ratios, len(RATIOS) + 1),
         _dense(row.pairs.disagreements, len(DISAGREEMENTS) + 1),
     )
-    return EvidenceWindow(
-        seconds,
-        np.full(2, failed.sum()),
-        np.array([failed[1].sum(), failed[:, 1].sum()]),
-        np.stack([_dense(each, bins) for each in row.pairs.latencies]),
-        Pairs(failed, ratios, disagreements, requests.sum(-1)),
-    )
+    latencies = np.stack([_dense(each, bins) for each in row.pairs.latencies])
+    return EvidenceWindow.of_pairs(seconds, latencies, Pairs(failed, ratios, disagreements, requests.sum(-1)))
 
 
 def kept(rows: tuple[Row, ...], new: Row) -> tuple[Row, ...]:

@@ -78,7 +78,7 @@ def window_between(
     newest_s = max((count.at_s for count in before.values()), default=None)
     window = EvidenceWindow.nothing(edges=len(edges))
     for name, now in after.items():
-        then = before.get(name, _first(now, newest_s))
+        then = before.get(name, first_reference(now, newest_s))
         arms = (_between(then, now, names[0]), _between(then, now, names[1]))
         held = _continued(hung_before.of(name) if then.epoch == now.epoch else InFlight(), now.at_s, arms)
         latencies = np.stack([_binned(arm, edges) for arm in arms])
@@ -93,7 +93,7 @@ def window_between(
     )
 
 
-def _first(now: Counters, newest_s: float | None) -> Counters:
+def first_reference(now: Counters, newest_s: float | None) -> Counters:
     """Return the reference for an unknown gateway: zero if it is new, else itself."""
     if newest_s is not None and now.began_s >= newest_s:
         return Counters(now.epoch, newest_s)
