@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final, TypeAlias
 import httpx
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from segserve_builder.comparator.folder import ComparatorFolder
+from segserve_builder.comparator.folder import COMPARISONS, ComparatorFolder
 from segserve_common.http.guard import get_bounded
 from segserve_common.http.urls import RequestError
 from segserve_operator.adapters.traffic.envoy_admin import WITHOUT_TLS
@@ -55,8 +55,8 @@ def parse_pairs(value: Any) -> PairCounts | None:
 
 
 async def fetch_pairs(folder: ComparatorFolder) -> dict[str, PairCounts]:
-    """Return the comparator's counts by model; empty if there is none, or it does not answer in time."""
-    if not folder.control.exists():
+    """Return the comparator's counts by model; empty if nothing is compared, or it does not answer in time."""
+    if not _is_comparing(folder):
         return {}
     transport = httpx.AsyncHTTPTransport(uds=str(folder.control), verify=WITHOUT_TLS)
     async with httpx.AsyncClient(transport=transport, timeout=TIMEOUT_S, trust_env=False) as client:
@@ -68,3 +68,11 @@ async def fetch_pairs(folder: ComparatorFolder) -> dict[str, PairCounts]:
             return {}
     said = answer.items() if isinstance(answer, Mapping) else ()
     return {model: counts for model, value in said if (counts := parse_pairs(value)) is not None}
+
+
+def _is_comparing(folder: ComparatorFolder) -> bool:
+    # On a cluster the comparator runs all the time, and counts are read every second: most of them have no pairs.
+    try:
+        return bool(COMPARISONS.validate_json(folder.comparisons.read_bytes()))
+    except (OSError, ValidationError):
+        return False
