@@ -16,7 +16,8 @@ from bench.rollout.cells import DRAWN_NAME, Cell, our_part
 from bench.rollout.conditions import CONDITIONS, STEADY
 from bench.rollout.faults import FAULTS, NONE
 from bench.rollout.figures import WITHIN, Results
-from bench.rollout.report import DOCUMENT, between, former_figures, markdown_table
+from bench.rollout.report import markdown_table, put_into_document
+from bench.rollout.running import read
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=60.0, help="begin no cell after so many minutes")
     parser.add_argument("--report", action="store_true", help="only write the tables anew")
     told = parser.parse_args(arguments)
-    began_s, found = time.monotonic(), former_figures(OUT)
+    began_s, found = time.monotonic(), read(OUT)
     for cell in cells():
         if told.report or time.monotonic() - began_s > 60.0 * told.minutes:
             break
@@ -66,14 +67,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         OUT.write_text(json.dumps(found, separators=(",", ":")).replace("},", "},\n") + "\n")
         print(cell.name, f"{time.monotonic() - began_s:.0f} s", flush=True)
     before = Results.of(json.loads(KNOWN.read_text()))
-    text = DOCUMENT.read_text()
-    for name, table in {
-        "measured": healthy_table(found, before),
-        "measured faults": faults_table(found, before),
-        "drawn": drawn_text(found),
-    }.items():
-        text = between(text, name, table)
-    DOCUMENT.write_text(text)
+    put_into_document(
+        {
+            "measured": healthy_table(found, before),
+            "measured faults": faults_table(found, before),
+            "drawn": drawn_text(found),
+        }
+    )
 
 
 def healthy_table(found: Mapping[str, Any], before: Results) -> str:

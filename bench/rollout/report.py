@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,7 +14,6 @@ from bench.rollout.peers import PEERS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
-    from pathlib import Path
 
     from bench.rollout.figures import Compared, Row
 
@@ -28,8 +26,7 @@ LEAST_HARM: Final = 0.01
 def write_tables(found: Mapping[str, Any]) -> None:
     """Put each table between its marks."""
     results = Results.of(found)
-    text = DOCUMENT.read_text()
-    for name, table in {
+    tables = {
         "healthy": healthy_table(results),
         "documented": documented_table(results),
         "rules": rules_table(results),
@@ -38,7 +35,14 @@ def write_tables(found: Mapping[str, Any]) -> None:
         "promotion": promotion_table(results),
         "losses": losses(results),
         "run": run_text(found),
-    }.items():
+    }
+    put_into_document(tables)
+
+
+def put_into_document(tables: Mapping[str, str]) -> None:
+    """Put tables between the marks of their names."""
+    text = DOCUMENT.read_text()
+    for name, table in tables.items():
         text = between(text, name, table)
     DOCUMENT.write_text(text)
 
@@ -233,12 +237,3 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a table of Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def former_figures(path: Path) -> dict[str, Any]:
-    """Return the figures by cell that an earlier run wrote; none if there was no run."""
-    try:
-        found: dict[str, Any] = json.loads(path.read_text())
-    except FileNotFoundError:
-        return {}
-    return found

@@ -23,7 +23,8 @@ from bench.rollout.figures import TOLERATED, WITHIN, Results
 from bench.rollout.ours import PACES, outcomes_of
 from bench.rollout.pairs import OWN, PairedWorld
 from bench.rollout.quality import golden
-from bench.rollout.report import DOCUMENT, between, former_figures, markdown_table
+from bench.rollout.report import markdown_table, put_into_document
+from bench.rollout.running import read
 from segserve_operator.api.shadow import Shadow
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=60.0, help="begin no cell after so many minutes")
     parser.add_argument("--report", action="store_true", help="only write the tables anew")
     told = parser.parse_args(arguments)
-    began_s, found = time.monotonic(), former_figures(OUT)
+    began_s, found = time.monotonic(), read(OUT)
     for cell in cells():
         if told.report or time.monotonic() - began_s > 60.0 * told.minutes:
             break
@@ -104,15 +105,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if half_of(cell) not in found:
             found[half_of(cell)] = figures_of(cell, FAULTY_RUNS, shadow=HALF)
             OUT.write_text(json.dumps(found, separators=(",", ":")).replace("},", "},\n") + "\n")
-    text, before = DOCUMENT.read_text(), Results.of(json.loads(measured.KNOWN.read_text()))
-    for name, table in {
+    before = Results.of(json.loads(measured.KNOWN.read_text()))
+    tables = {
         "shadow": summary(found, before),
         "shadow healthy": healthy_table(found),
         "shadow faults": faults_table(found, before),
         "shadow drawn": drawn_text(found),
-    }.items():
-        text = between(text, name, table)
-    DOCUMENT.write_text(text)
+    }
+    put_into_document(tables)
 
 
 def _runs(cell: Cell) -> int:
