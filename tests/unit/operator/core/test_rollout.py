@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
+from fakes.judgements import judgement
 from segserve_operator.core.evidence import EvidenceWindow, Judgement
 from segserve_operator.core.rollout.engine import (
     WAITS,
@@ -22,16 +23,7 @@ from segserve_operator.core.rollout.engine import (
 from segserve_operator.core.rollout.phases import Phase, Signal
 
 POLICY = Policy(levels=(0.01,), tolerances=(0.005,), bake_s=60.0)
-FINE = Judgement(
-    breach=np.array(-3.0),
-    incident=np.array(False),
-    shared=np.array(False),
-    enough=np.array(True),
-    harm=np.array(1e-4),
-    excess=np.array(0.0),
-    doubtful=np.array(False),
-    settling=np.array(False),
-)
+FINE = judgement()
 NO_DATA = replace(FINE, breach=np.array(0.0), enough=np.array(False), harm=np.array(1.0))
 BAD = replace(FINE, breach=np.array(9.0), harm=np.array(0.5), excess=np.array(20.0))
 

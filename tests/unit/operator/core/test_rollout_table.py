@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import pytest
 
+from fakes.judgements import judgement
 from segserve_operator.core.evidence import Judgement
 from segserve_operator.core.rollout.engine import (
     WAITS,
@@ -25,13 +26,6 @@ from segserve_operator.core.rollout.phases import ENDED, Phase, Signal
 NOW_S: Final = 1_000_000.0
 HOUR_S: Final = 3600.0
 HOLD, ROLLBACK, PROMOTE = OnUndecided.HOLD, OnUndecided.ROLLBACK, OnUndecided.PROMOTE
-
-
-def judgement(**changed: Any) -> Judgement:
-    """Return what a gate makes of a candidate that is no worse than stable, but for what is changed."""
-    known = {"breach": -3.0, "incident": False, "shared": False, "enough": True, "harm": 1e-4, "excess": 0.0}
-    known |= {"doubtful": False, "settling": False}
-    return Judgement(**{name: np.array(value) for name, value in {**known, **changed}.items()})
 
 
 GOOD: Final = judgement()

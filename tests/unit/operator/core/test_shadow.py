@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fakes.judgements import judgement
 from fakes.observed_models import FIRST, SECOND, candidate, group, holder, model, rollout_record, state, world
 from segserve_builder.steps.pipeline import PostprocessStep
 from segserve_operator.api.rollout_policy import MaskAgreementGate, RolloutPolicy, Slo
@@ -38,16 +39,7 @@ from segserve_operator.core.rollout.record import Record
 from segserve_operator.core.traffic import Mirror
 
 POLICY = Policy(levels=(0.01,), tolerances=(0.005,), shadow=ShadowPolicy(min_requests=200, maximum_s=600))
-FINE = Judgement(
-    breach=np.array(-3.0),
-    incident=np.array(False),
-    shared=np.array(False),
-    enough=np.array(True),
-    harm=np.array(1e-4),
-    excess=np.array(0.0),
-    doubtful=np.array(False),
-    settling=np.array(False),
-)
+FINE = judgement()
 UNPROVED = replace(FINE, harm=np.array(0.5))
 DOUBTFUL = replace(UNPROVED, doubtful=np.array(True))
 BAD = replace(DOUBTFUL, breach=np.array(9.0))
