@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import pickle
 import stat
+import threading
 from pathlib import Path
 from typing import Any
 
 import cloudpickle
-import distributed
 import pytest
 
-from segserve import Client
+from segserve import BadRequestError, Client
 from segserve.tiled import clusters
 from segserve.tiled.clusters import ClientFactory
 
@@ -41,10 +41,19 @@ def test_another_user_runs_no_code_in_a_local_cluster() -> None:
         assert cluster.submit(os.getuid).result() == os.getuid()
 
         for stranger in (address, address.replace("tls://", "tcp://")):
-            with pytest.raises((OSError, TypeError)):
-                distributed.Client(stranger, timeout=1)
+            with pytest.raises(BadRequestError, match="no Dask scheduler answers at"):
+                clusters.connected(stranger, timeout_s=1)
 
     assert all(each.startswith("tls://") for each in addresses)
+
+
+def test_a_client_that_found_no_scheduler_is_closed_before_another_one_starts() -> None:
+    before = set(threading.enumerate())
+
+    with pytest.raises(BadRequestError, match="no Dask scheduler answers at"):
+        clusters.connected("tcp://127.0.0.1:1", timeout_s=0.2)
+
+    assert not [thread for thread in set(threading.enumerate()) - before if thread.name == "IO loop"]
 
 
 def test_the_task_graph_has_no_credentials_and_workers_have_them(tmp_path: Path) -> None:

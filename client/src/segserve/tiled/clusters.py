@@ -243,17 +243,34 @@ def _cluster(scheduler: Any, in_flight: int) -> Iterator[Any]:
         ):
             yield client
     elif isinstance(scheduler, str):
-        try:
-            client = distributed.Client(scheduler, timeout=10)
-        except (OSError, TimeoutError, ValueError) as error:
-            raise BadRequestError(f"no Dask scheduler answers at {scheduler!r}: {error}") from error
-        with client:
+        with connected(scheduler, timeout_s=10) as client:
             yield client
     else:
         raise BadRequestError(
             f"scheduler must be a dask.distributed Client, a scheduler's address or {LOCAL!r}, "
             f"got {type(scheduler).__name__}"
         )
+
+
+def connected(address: str, timeout_s: float) -> Any:
+    """Return a dask.distributed client of the scheduler at an address; BadRequestError if none answers there."""
+    distributed = _distributed()
+
+    class Client(distributed.Client):  # type: ignore[misc, name-defined]
+        def start(self, **options: Any) -> None:
+            try:
+                super().start(**options)
+            except BaseException:
+                # Otherwise it is closed whenever it is garbage, and Dask deadlocks if that is while another one starts.
+                self.close()
+                # A client that is closed before it has started keeps the thread of its loop.
+                self._loop_runner.stop()
+                raise
+
+    try:
+        return Client(address, timeout=timeout_s)
+    except (OSError, TimeoutError, TypeError, ValueError) as error:
+        raise BadRequestError(f"no Dask scheduler answers at {address!r}: {error}") from error
 
 
 def _distributed() -> Any:
