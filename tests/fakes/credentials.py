@@ -52,7 +52,8 @@ class Issuer:
 
         With `secret` it is signed by HMAC with that, and not at all if its algorithm is `none`.
         """
-        good = {"iss": self.name, "aud": AUDIENCE, "sub": "ann", "exp": int(time.time()) + 300}
+        # Many are made when their module is imported, and sent by a test much later.
+        good = {"iss": self.name, "aud": AUDIENCE, "sub": "ann", "exp": int(time.time()) + 86400}
         held = {key: value for key, value in {**good, **claims}.items() if value is not None}
         head = {"typ": "JWT", "alg": "RS256", "kid": self.kid, **(header or {})}
         signed = f"{b64(json.dumps(head).encode())}.{b64(json.dumps(held).encode())}"
