@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 from segserve_builder.comparator.groups import Answer, AnswerKind
@@ -13,8 +13,28 @@ RATIOS: Final = (0.25, 1 / 3, 0.5, 2 / 3, 0.8, 1 / 1.1, 1.1, 1.25, 1.5, 2.0, 3.0
 """Edges of bins of a pair's latencies, the candidate's divided by stable's."""
 DISAGREEMENTS: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.35, 0.5, 0.75, 0.95)
 """Edges of bins of how much the two answers of a pair differ: 1 - agreement, from 0 to 1."""
+SHIFTS: Final = (-0.5, -0.3, -0.2, -0.15, -0.1, -0.05, -0.02, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5)
+"""Edges of bins of a pair's shift of confidence, the mean score of the candidate's objects less that of stable's."""
 HUNG_MS: Final = 100_000
 """Lower edge of the last bin, in milliseconds: of answers that never came."""
+
+
+@dataclass(slots=True)
+class LoadTally:
+    """What a load test found: the fields of `core.rollout.counters.LoadCounts`, which says what they mean."""
+
+    ended: bool = False
+    stopped: bool = False
+    wanted_per_s: float = 0.0
+    asked_per_s: float = 0.0
+    answered_per_s: float = 0.0
+    asked: int = 0
+    failed: int = 0
+    latencies: Counter[int] = field(default_factory=Counter)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the counts as the JSON of `LoadCounts`."""
+        return {**asdict(self), "can": True, "latencies": sorted(self.latencies.items())}
 
 
 @dataclass(slots=True)
@@ -32,6 +52,9 @@ class PairTally:
     ratios: list[int] = field(default_factory=lambda: [0] * (len(RATIOS) + 1))
     disagreements: list[int] = field(default_factory=lambda: [0] * (len(DISAGREEMENTS) + 1))
     dropped: int = 0
+    baseline: list[int] = field(default_factory=lambda: [0] * (len(DISAGREEMENTS) + 1))
+    shifts: list[int] = field(default_factory=lambda: [0] * (len(SHIFTS) + 1))
+    load: LoadTally = field(default_factory=LoadTally)
 
     def count(self, stable: Answer, candidate: Answer) -> None:
         """Count a pair of answers."""
@@ -53,6 +76,14 @@ class PairTally:
         """Count how much two answers differ, from 0 to 1."""
         self.disagreements[bisect_right(DISAGREEMENTS, disagreement)] += 1
 
+    def count_baseline(self, disagreement: float) -> None:
+        """Count how much two answers of stable differ, from 0 to 1."""
+        self.baseline[bisect_right(DISAGREEMENTS, disagreement)] += 1
+
+    def count_shift(self, shift: float) -> None:
+        """Count how much more confident the candidate is, from -1 to 1."""
+        self.shifts[bisect_right(SHIFTS, shift)] += 1
+
     def to_json(self) -> dict[str, Any]:
         """Return the counts as the JSON of `PairCounts`."""
         return {
@@ -64,6 +95,9 @@ class PairTally:
             "ratios": self.ratios,
             "disagreements": self.disagreements,
             "dropped": self.dropped,
+            "baseline": self.baseline,
+            "shifts": self.shifts,
+            "load": self.load.to_json(),
         }
 
 

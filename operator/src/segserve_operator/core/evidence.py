@@ -23,6 +23,35 @@ RATIOS: Final = (0.25, 1 / 3, 0.5, 2 / 3, 0.8, 1 / 1.1, 1.1, 1.25, 1.5, 2.0, 3.0
 """Edges of bins of a pair's latencies, the candidate's divided by stable's."""
 DISAGREEMENTS: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.35, 0.5, 0.75, 0.95)
 """Edges of bins of how much the two answers of a pair differ: 1 - agreement, from 0 to 1."""
+SHIFTS: Final = (-0.5, -0.3, -0.2, -0.15, -0.1, -0.05, -0.02, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5)
+"""Edges of bins of a pair's shift of confidence, the mean score of the candidate's objects less that of stable's."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadEvidence:
+    """What candidates did when they were asked at the rate of their first step. All arrays have the same leading axes.
+
+    able, ended, stopped [...]: gateways whose comparator can ask so, of those the ones that have ended, and of these
+    the ones that gave up, since stable became slower. wanted_per_s, asked_per_s, answered_per_s [...]: requests a
+    second that the ended ones should have asked for, did ask for, and had answers to. asked, failed [...]: requests,
+    and those among them that failed or hung. latencies [..., K + 1]: answers by latency, as in `EvidenceWindow`; what
+    hung is in the last bin.
+    """
+
+    able: Floats
+    ended: Floats
+    stopped: Floats
+    wanted_per_s: Floats
+    asked_per_s: Floats
+    answered_per_s: Floats
+    asked: Floats
+    failed: Floats
+    latencies: Floats
+
+    @classmethod
+    def nothing(cls, shape: tuple[int, ...] = (), *, edges: int = len(EDGES_MS)) -> LoadEvidence:
+        """Return what is known before anybody was asked."""
+        return cls(*(np.zeros(shape) for _ in range(8)), np.zeros((*shape, edges + 1)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +62,9 @@ class Pairs:
     in which both answered, by the candidate's latency divided by stable's; bin i holds those of at least
     `RATIOS[i - 1]` and less than `RATIOS[i]`. disagreements [..., D + 1]: pairs whose answers were compared, by how
     much they differ, in bins between `DISAGREEMENTS`. callers [...]: requests of callers meanwhile, which are in no
-    other number of the window.
+    other number of the window. baseline [..., D + 1]: two answers of stable alone to the same request, by how much they
+    differ. shifts [..., S + 1]: pairs whose answers have scores, by the shift of confidence, in bins between `SHIFTS`.
+    load: what there is by now, not what is new in this window.
     """
 
     failed: Floats
@@ -41,12 +72,23 @@ class Pairs:
     disagreements: Floats
     callers: Floats = field(default_factory=lambda: np.zeros(()))
 
+    baseline: Floats = field(default_factory=lambda: np.zeros(len(DISAGREEMENTS) + 1))
+    shifts: Floats = field(default_factory=lambda: np.zeros(len(SHIFTS) + 1))
+    load: LoadEvidence = field(default_factory=LoadEvidence.nothing)
+
     @classmethod
     def nothing(cls, shape: tuple[int, ...] = ()) -> Pairs:
         """Return no pairs."""
         ratios, disagreements = len(RATIOS) + 1, len(DISAGREEMENTS) + 1
         counts = np.zeros((*shape, ratios)), np.zeros((*shape, disagreements))
-        return cls(np.zeros((*shape, 2, 2)), *counts, callers=np.zeros(shape))
+        return cls(
+            np.zeros((*shape, 2, 2)),
+            *counts,
+            callers=np.zeros(shape),
+            baseline=np.zeros((*shape, disagreements)),
+            shifts=np.zeros((*shape, len(SHIFTS) + 1)),
+            load=LoadEvidence.nothing(shape),
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,7 +60,8 @@ def _pair_values(pairs: PairRow | None) -> list[Any]:
     """Return a row's pairs as one more value; rows outside of Shadow stay as they were."""
     if pairs is None:
         return []
-    return [[*pairs.failed, *(_gaps(bins) for bins in (*pairs.latencies, pairs.ratios, pairs.disagreements))]]
+    bins = (*pairs.latencies, pairs.ratios, pairs.disagreements, pairs.baseline, pairs.shifts)
+    return [[*pairs.failed, *map(_gaps, bins)]]
 
 
 def unpack_rows(text: str) -> tuple[Row, ...]:
@@ -146,8 +147,9 @@ def _row(at_s: float, seconds: float, weight: int, *rest: Any) -> Row:
 
 
 def _pair_row(neither: int, candidate: int, stable: int, both: int, *rest: Any) -> PairRow:
-    stable_bins, candidate_bins, ratios, disagreements = map(_bins, rest[:4])
-    return PairRow((neither, candidate, stable, both), (stable_bins, candidate_bins), ratios, disagreements)
+    # Those of an earlier release end before the last two.
+    stable_bins, candidate_bins, *bins = map(_bins, rest[:6])
+    return PairRow((neither, candidate, stable, both), (stable_bins, candidate_bins), *bins)
 
 
 def _count_value(count: Counters) -> list[Any]:

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Final, TypeAlias
 
 import httpx
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from segserve_builder.comparator.folder import COMPARISONS, ComparatorFolder
 from segserve_common.http.guard import get_bounded
 from segserve_common.http.urls import RequestError
 from segserve_operator.adapters.traffic.envoy_admin import WITHOUT_TLS
-from segserve_operator.core.rollout.counters import PairCounts
+from segserve_operator.core.rollout.counters import LoadCounts, PairCounts
 
 TIMEOUT_S: Final = 0.3
 """A comparator that takes longer is left out of a sample."""
@@ -23,7 +23,28 @@ _Name: TypeAlias = Annotated[str, Field(max_length=300)]
 _Bins: TypeAlias = Annotated[
     tuple[tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], _Count], ...], Field(max_length=500)
 ]
+_Rate: TypeAlias = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 _Histogram: TypeAlias = Annotated[tuple[_Count, ...], Field(max_length=50)]
+
+
+class _Load(BaseModel):
+    """The fields of `LoadCounts`."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, from_attributes=True)
+
+    can: bool = False
+    ended: bool = False
+    stopped: bool = False
+    wanted_per_s: _Rate = 0.0
+    asked_per_s: _Rate = 0.0
+    answered_per_s: _Rate = 0.0
+    asked: _Count = 0
+    failed: _Count = 0
+    latencies: _Bins = ()
+
+
+def _read_load(value: Any) -> LoadCounts:
+    return LoadCounts(**dict(_Load.model_validate(value)))
 
 
 class _Pairs(BaseModel):
@@ -39,6 +60,9 @@ class _Pairs(BaseModel):
     ratios: _Histogram = ()
     disagreements: _Histogram = ()
     dropped: _Count = 0
+    baseline: _Histogram = ()
+    shifts: _Histogram = ()
+    load: Annotated[LoadCounts, BeforeValidator(_read_load)] = LoadCounts()
 
 
 def pairs_json(counts: PairCounts) -> dict[str, Any]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from segserve_operator.core.evidence import CANDIDATE, DISAGREEMENTS, EDGES_MS, RATIOS, EvidenceWindow, Floats, Pairs
 from segserve_operator.core.rollout.counters import Counters, PairCounts, Sample
+from segserve_operator.core.rollout.load import load_of
 from segserve_operator.core.rollout.windows import first_reference
 
 
@@ -39,12 +40,14 @@ def pairs_between(
     """
     nothing = Pairs.nothing()
     total = _Increase(nothing.failed, np.zeros((2, len(edges) + 1)), nothing.ratios, nothing.disagreements)
+    compared: list[tuple[PairCounts, PairCounts]] = []
     newest_s = max((count.at_s for count in before.values()), default=None)
     for name, now in after.items():
         counted = now.pairs
         if counted is None or (counted.stable, counted.candidate) != (stable_group, candidate_group):
             continue
         then = before.get(name, first_reference(now, newest_s))
+        compared.append((_since(then, counted), counted))
         new = _increase(_since(then, counted), counted, edges)
         total = _Increase(
             total.failed + new.failed,
@@ -53,6 +56,12 @@ def pairs_between(
             total.disagreements + new.disagreements,
         )
     pairs = Pairs(total.failed, total.ratios, total.disagreements, callers.requests.sum(-1))
+    pairs = replace(
+        pairs,
+        baseline=sum((_bins(was.baseline, at.baseline, len(pairs.baseline)) for was, at in compared), pairs.baseline),
+        shifts=sum((_bins(was.shifts, at.shifts, len(pairs.shifts)) for was, at in compared), pairs.shifts),
+        load=load_of([at.load for _, at in compared], edges),
+    )
     return EvidenceWindow.of_pairs(callers.seconds, total.latencies, pairs)
 
 

@@ -10,7 +10,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 
 from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
-from segserve_operator.core.evidence import DISAGREEMENTS, RATIOS, EvidenceWindow, Floats, Pairs
+from segserve_operator.core.evidence import DISAGREEMENTS, RATIOS, SHIFTS, EvidenceWindow, Floats, Pairs
 from segserve_operator.core.gates.base import Verdict
 from segserve_operator.core.rollout.counters import Sample
 from segserve_operator.core.rollout.engine import Progress
@@ -73,6 +73,8 @@ class PairRow:
     latencies: tuple[Bins, Bins] = ((), ())
     ratios: Bins = ()
     disagreements: Bins = ()
+    baseline: Bins = ()
+    shifts: Bins = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +164,8 @@ def _pair_row(window: EvidenceWindow) -> PairRow | None:
         (stable, candidate),
         _sparse(window.pairs.ratios),
         _sparse(window.pairs.disagreements),
+        _sparse(window.pairs.baseline),
+        _sparse(window.pairs.shifts),
     )
 
 
@@ -177,7 +181,15 @@ def window_of(row: Row, bins: int) -> EvidenceWindow:
         _dense(row.pairs.disagreements, len(DISAGREEMENTS) + 1),
     )
     latencies = np.stack([_dense(each, bins) for each in row.pairs.latencies])
-    return EvidenceWindow.of_pairs(seconds, latencies, Pairs(failed, ratios, disagreements, requests.sum(-1)))
+    pairs = Pairs(
+        failed,
+        ratios,
+        disagreements,
+        requests.sum(-1),
+        baseline=_dense(row.pairs.baseline, len(DISAGREEMENTS) + 1),
+        shifts=_dense(row.pairs.shifts, len(SHIFTS) + 1),
+    )
+    return EvidenceWindow.of_pairs(seconds, latencies, pairs)
 
 
 def kept(rows: tuple[Row, ...], new: Row) -> tuple[Row, ...]:
@@ -231,6 +243,8 @@ def _sum_of_pairs(rows: tuple[PairRow, ...]) -> PairRow | None:
         (stable, candidate),
         _added([row.ratios for row in rows]),
         _added([row.disagreements for row in rows]),
+        _added([row.baseline for row in rows]),
+        _added([row.shifts for row in rows]),
     )
 
 
