@@ -13,7 +13,7 @@ class Shadow(ApiValue):
     """Copies of callers' requests that stable and the candidate are both asked before the first step."""
 
     percent: int = Field(
-        default=10, ge=1, le=100, description="Percent of callers' inference requests that are copied."
+        default=50, ge=1, le=100, description="Percent of callers' inference requests that are copied."
     )
     max_requests_per_second: float = Field(
         default=5.0, gt=0, le=1000, description="Most copies per second that each gateway asks both revisions."
