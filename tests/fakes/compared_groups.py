@@ -60,10 +60,11 @@ class World:
     async def pairs(self) -> dict[str, Any]:
         return dict((await self.control.get("/pairs")).json())
 
-    async def send(self, content: bytes = b"an image", model: str = "coins") -> int:
+    async def send(self, content: bytes = b"an image", model: str = "coins", **headers: str) -> int:
         """Send a copy; the clock goes on, so that the rate allows the next one."""
         self.clock.now_s += 1e-2
-        reply = await self.copies.post(**copy_of(self.protocol, content, model))
+        copy = copy_of(self.protocol, content, model)
+        reply = await self.copies.post(**{**copy, "headers": {**copy["headers"], **headers}})
         return reply.status_code
 
     async def send_all(self, count: int) -> None:

@@ -112,6 +112,22 @@ async def test_nothing_but_whole_inferences_of_the_model_is_copied(
         assert [copy.body for copy in comparator.copies] == [b"last"]
 
 
+async def test_a_copy_has_the_label_of_its_request_and_no_other_header_of_segserves_own(
+    gateway: RunningGateway, old: StubTriton, new: StubTriton
+) -> None:
+    own = ("x-segserve-key", "x-segserve-slic", "x-segserve-slices", "X-Segserve-Slide", "x-segserve-sl-ice")
+    async with running_comparator(shared_with(gateway)) as comparator:
+        await gateway.traffic.apply(plan(old, new))
+
+        headers = {"X-Segserve-Slice": "camera-7", "baggage": "segserve.slice=x", **dict.fromkeys(own, "forged")}
+        assert (await ask(gateway, INFER, content=b"image", headers=headers)).status_code == 200
+        await arrived(comparator, 1)
+
+    copied = comparator.copies[0].headers
+    assert (copied["x-segserve-slice"], copied["baggage"]) == ("camera-7", "segserve.slice=x")
+    assert "forged" not in copied.values()
+
+
 async def test_a_caller_cannot_ask_for_a_copy(gateway: RunningGateway, old: StubTriton, new: StubTriton) -> None:
     async with running_comparator(shared_with(gateway)) as comparator:
         await gateway.traffic.apply(plan(old, new, mirror=None))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Final, Literal, TypeAlias
+from urllib.parse import unquote
 
 from segserve_builder.comparator.http_server import ReceivedRequest
 
@@ -23,6 +24,15 @@ _MAX_FIELDS: Final = 10_000
 """A message that asks has some dozen fields; to walk through millions would keep copies of others waiting."""
 _SEQUENCE: Final = b"sequence_id"
 _MODEL_NAME, _PARAMETERS = 1, 4
+_KEY, _VALUE, _STRING_PARAMETER = 1, 2, 3
+"""Fields of an entry of a message's parameters, and of the value in it."""
+SLICE_HEADER: Final = "x-segserve-slice"
+OTHER: Final = "other"
+"""The label of requests whose own cannot be taken."""
+_SLICE: Final = b"segserve_slice"
+_JSON_SLICE: Final = re.compile(rb'"segserve_slice"\s*:\s*"([^"\\]*)"')
+_BAGGAGE_KEY: Final = "segserve.slice"
+_LABEL: Final = re.compile(r"[A-Za-z0-9._-]{1,40}")
 _VARINT, _FIXED_64, _BYTES, _FIXED_32 = 0, 1, 2, 5
 
 
@@ -30,7 +40,8 @@ _VARINT, _FIXED_64, _BYTES, _FIXED_32 = 0, 1, 2, 5
 class RequestCopy:
     """An inference as a caller sent it: over HTTP a body and what its headers say of it, over gRPC a message.
 
-    in_stream: it continues a stream, whose next image only the caller may send.
+    in_stream: it continues a stream, whose next image only the caller may send. slice: the label by which the caller
+    says where it comes from, empty without one.
     """
 
     model: str
@@ -40,6 +51,7 @@ class RequestCopy:
     content_type: str = ""
     header_length: str = ""
     in_stream: bool = False
+    slice: str = ""
 
 
 def image_digest(copy: RequestCopy) -> bytes:
@@ -54,7 +66,7 @@ def read_copy(request: ReceivedRequest) -> RequestCopy | None:
     if request.body is None or request.method != "POST":
         return None
     if path == MODEL_INFER:
-        return _grpc_copy(request.body)
+        return _grpc_copy(request)
     match = _INFER.fullmatch(path)
     if match is None:
         return None
@@ -67,6 +79,7 @@ def read_copy(request: ReceivedRequest) -> RequestCopy | None:
         request.headers.get("content-type", ""),
         header_length,
         _continues_stream(request.body, header_length),
+        slice_of(request.headers, _json_label(request.body, header_length)),
     )
 
 
@@ -76,30 +89,70 @@ def model_of(request: ReceivedRequest) -> str | None:
     return None if match is None else match["model"]
 
 
-def _continues_stream(body: bytes, header_length: str) -> bool:
+def slice_of(headers: Mapping[str, str], parameter: bytes = b"") -> str:
+    """Return the label of a request: of its header, else of its parameter, else of its OpenTelemetry baggage.
+
+    Empty if it has none; `other` if it is not 1 to 40 letters, digits, dots, underscores and hyphens.
+    """
+    label = headers.get(SLICE_HEADER, "") or parameter.decode("utf-8", "replace") or _of_baggage(headers)
+    return label if not label or _LABEL.fullmatch(label) else OTHER
+
+
+def _of_baggage(headers: Mapping[str, str]) -> str:
+    """Return the value of the key in a header as W3C's Baggage has it: `key=value;property, key=value`."""
+    for member in headers.get("baggage", "").split(","):
+        key, _, value = member.partition(";")[0].partition("=")
+        if key.strip() == _BAGGAGE_KEY:
+            return unquote(value.strip())
+    return ""
+
+
+def _json_label(body: bytes, header_length: str) -> bytes:
+    match = _JSON_SLICE.search(body, 0, _json_end(body, header_length))
+    return b"" if match is None else match[1]
+
+
+def _json_end(body: bytes, header_length: str) -> int:
     is_length = header_length.isascii() and header_length.isdecimal() and len(header_length) <= 18
-    end = int(header_length) if is_length else len(body)
+    return int(header_length) if is_length else len(body)
+
+
+def _continues_stream(body: bytes, header_length: str) -> bool:
+    end = _json_end(body, header_length)
     # Whoever escapes a letter may hide the word, so that he is not compared either.
     return body.find(_SEQUENCE, 0, end) >= 0 or body.find(b"\\u", 0, end) >= 0
 
 
-def _grpc_copy(body: bytes) -> RequestCopy | None:
+def _grpc_copy(request: ReceivedRequest) -> RequestCopy | None:
+    body = request.body
+    assert body is not None
     if len(body) < _FRAME_BYTES or body[0] or int.from_bytes(body[1:_FRAME_BYTES], "big") != len(body) - _FRAME_BYTES:
         return None  # compressed, cut off, or more than one message
     message = body[_FRAME_BYTES:]
     models: list[bytes] = []
-    in_stream = False
+    in_stream, label = False, b""
     try:
         for number, start, end in _fields(message):
             if number == _MODEL_NAME:
                 models.append(message[start:end])
             elif number == _PARAMETERS:
                 in_stream |= message.find(_SEQUENCE, start, end) >= 0
+                if message.find(_SLICE, start, end) >= 0:
+                    label = _text_parameter(message[start:end]) or label
         # Readers differ about a message that names two: the gateway may have chosen its route by the other.
         (model,) = (name.decode() for name in models)
     except ValueError:
         return None
-    return RequestCopy(model, "grpc", MODEL_INFER, message, in_stream=in_stream)
+    return RequestCopy(model, "grpc", MODEL_INFER, message, in_stream=in_stream, slice=slice_of(request.headers, label))
+
+
+def _text_parameter(entry: bytes) -> bytes:
+    """Return the text of the parameter with a request's label, from an entry of a map of parameters."""
+    fields = {number: entry[start:end] for number, start, end in _fields(entry)}
+    if fields.get(_KEY) != _SLICE:
+        return b""
+    value = fields.get(_VALUE, b"")
+    return {number: value[start:end] for number, start, end in _fields(value)}.get(_STRING_PARAMETER, b"")
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, int, int]]:

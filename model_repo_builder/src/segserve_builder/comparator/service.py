@@ -9,22 +9,29 @@ import random
 import time
 from bisect import insort
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple, Protocol, TypeAlias, cast
+from functools import partial
+from typing import Any, Final, NamedTuple, Protocol, cast
 from urllib.parse import parse_qs, urlsplit
 
 from pydantic import ValidationError
 
+from segserve_builder.comparator.comparing import AnswerComparison
 from segserve_builder.comparator.copies import RequestCopy, image_digest, model_of, read_copy
 from segserve_builder.comparator.folder import COMPARISONS, ComparatorFolder, Comparison
 from segserve_builder.comparator.groups import Answer, AnswerKind
 from segserve_builder.comparator.http_server import ByteBudget, HttpReply, ReceivedRequest
+from segserve_builder.comparator.load import LOAD_TIMING, LoadTest, LoadTiming
 from segserve_builder.comparator.pacing import Pacing
-from segserve_builder.comparator.tally import PairTally
+from segserve_builder.comparator.tally import LoadTally, PairTally
 
-Ask: TypeAlias = Callable[[RequestCopy, str], Awaitable[Answer]]
-"""Asks a group, by its name, a copy."""
+
+class Ask(Protocol):
+    """Asks a group, by its name, a copy, as `GroupClient.ask` does."""
+
+    async def __call__(self, copy: RequestCopy, group: str, *, keeps: bool = True) -> Answer:
+        """Return how the group answers, with the content if the caller `keeps` it."""
 
 
 class Compare(Protocol):
@@ -32,7 +39,7 @@ class Compare(Protocol):
 
     async def __call__(
         self, copy: RequestCopy, stable: Answer, candidate: Answer, *, keep_below: float
-    ) -> tuple[float, bytes] | None:
+    ) -> AnswerComparison | None:
         """Return the agreement, and a pair of a sheet if it is less than `keep_below`."""
 
 
@@ -42,6 +49,9 @@ PAIRS: Final = 8
 WAITING_PER_MODEL: Final = 16
 WARM_UP_PAIRS: Final = 20
 WARM_UP_S: Final = 20.0
+MAX_BASELINES: Final = 200
+BASELINE_INTERVAL: Final = 3
+"""Of so many copies one is asked of stable twice, and all while the candidate warms up, until there are enough."""
 REFRESH_S: Final = 0.2
 MAX_COMPARISONS_BYTES: Final = 2**20
 MOST_PAIRS: Final = 8
@@ -76,6 +86,10 @@ class _ComparedModel:
     compared: int = 0
     kept: list[_KeptPair] = field(default_factory=list)
     """The pairs that agree least, the least first."""
+    baselines: int = 0
+    """Copies that stable was asked twice."""
+    load: LoadTest | None = None
+    load_task: asyncio.Task[None] | None = None
 
     def is_warm(self, now_s: float) -> bool:
         """Tell whether the pair that is about to be asked counts, and count it among those asked."""
@@ -83,6 +97,19 @@ class _ComparedModel:
             self.first_asked_s = now_s
         self.asked += 1
         return self.asked > WARM_UP_PAIRS or now_s - self.first_asked_s >= WARM_UP_S
+
+    def is_baseline(self, *, counts: bool) -> bool:
+        """Tell whether the copy is for a comparison of stable with itself, and count it if so."""
+        due = not counts or self.asked % BASELINE_INTERVAL == 0
+        if not self.comparison.has_baseline or self.baselines >= MAX_BASELINES or not due:
+            return False
+        self.baselines += 1
+        return True
+
+    @property
+    def wants_load(self) -> bool:
+        """Whether the candidate is to be asked at a rate, and was not yet."""
+        return self.comparison.load_per_s > 0 and not self.tally.load.ended
 
     @property
     def keep_below(self) -> float:
@@ -102,6 +129,9 @@ class _ComparedModel:
 class Comparator:
     """Asks two groups the copies of a model's requests while `comparisons.json` names them.
 
+    Where a comparison wants it, some copies are asked of stable twice instead, and for a while of the candidate alone,
+    at the rate of its first step; no pairs are asked meanwhile.
+
     A copy is dropped where the model's rate is reached, where too many wait, and where it continues a stream. The first
     pairs of a comparison only warm the candidate up, and are not counted: at most `WARM_UP_PAIRS`, in at most
     `WARM_UP_S`. What is kept of a model is forgotten with its comparison, and the next one counts from zero. `budget`
@@ -116,9 +146,11 @@ class Comparator:
         budget: ByteBudget,
         *,
         pace: Callable[[float], Pacing] = Pacing,
+        load_timing: LoadTiming = LOAD_TIMING,
         monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._folder = folder
+        self._load_timing = load_timing
         self._ask = ask
         self._compare = compare
         self._budget = budget
@@ -190,6 +222,8 @@ class Comparator:
             else:
                 model.comparison = comparison
                 model.pacing.requests_per_s = comparison.requests_per_s
+                if model.load_task is not None and not comparison.load_per_s:
+                    model.load_task.cancel()
         for name in comparisons.keys() - self._models.keys():
             self._begin(name, comparisons[name])
 
@@ -230,6 +264,11 @@ class Comparator:
             self._models[name].tally.dropped += 1
 
     def _admit(self, model: _ComparedModel, copy: RequestCopy) -> bool:
+        if model.wants_load:
+            if not copy.in_stream:
+                self._use_for_load(model, copy)
+            model.tally.dropped += 1
+            return False
         has_room = len(model.waiting) < WAITING_PER_MODEL
         if not copy.in_stream and has_room and model.pacing.admits(self._monotonic_s()):
             return True
@@ -268,18 +307,88 @@ class Comparator:
 
         pair.add_done_callback(end)
 
+    def _use_for_load(self, model: _ComparedModel, copy: RequestCopy) -> None:
+        """Keep a copy for the load test, begin it, or ask stable for its time while the test goes on."""
+        if model.load is None:
+            if model.under_way or model.waiting or any(each.load is not None for each in self._models.values()):
+                return
+            model.load = LoadTest(
+                model.comparison.load_per_s,
+                partial(self._ask, group=model.comparison.candidate, keeps=False),
+                calm_s=model.pacing.calm_s,
+                timing=self._load_timing,
+            )
+        size = len(copy.body)
+        if model.load.has_room(copy) and self._budget.take(size):
+            model.load.copies.append(copy)
+        if model.load_task is None and model.load.copies:
+            model.load_task = self._start(model, self._load(model, model.load), lambda: self._end_load(model))
+        elif model.load.watches(self._monotonic_s()) and self._budget.take(size):
+            self._start(model, self._watch_stable(model, model.load, copy), lambda: self._budget.give_back(size))
+
+    def _start(
+        self, model: _ComparedModel, work: Coroutine[Any, Any, None], end: Callable[[], None]
+    ) -> asyncio.Task[None]:
+        """Start work that ends with the comparison; `end` is called even if it never began."""
+        task = asyncio.create_task(work)
+        for tasks in (model.pairs, self._pairs):
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+        task.add_done_callback(lambda _: end())
+        return task
+
+    async def _load(self, model: _ComparedModel, test: LoadTest) -> None:
+        try:
+            model.tally.load = await test.run()
+        except Exception:
+            _log.exception("a load test has failed")
+            model.tally.load = LoadTally(ended=True, stopped=True)
+
+    def _end_load(self, model: _ComparedModel) -> None:
+        if model.load is not None:
+            self._budget.give_back(sum(len(copy.body) for copy in model.load.copies))
+        model.load = model.load_task = None
+
+    async def _watch_stable(self, model: _ComparedModel, test: LoadTest, copy: RequestCopy) -> None:
+        stable = await self._ask(copy, model.comparison.stable, keeps=False)
+        if stable.has_latency or stable.kind is AnswerKind.HUNG:
+            test.learn(stable.seconds)
+
     async def _pair(self, model: _ComparedModel, copy: RequestCopy, *, counts: bool) -> None:
         try:
+            if model.is_baseline(counts=counts):
+                await self._compare_stable(model, copy, warms=not counts)
+                return
             stable, candidate = await self._ask_both(model, copy)
             if counts:
-                model.tally.count(stable, candidate)
-            # The next ones are asked while these answers are compared.
-            model.under_way.discard(cast("asyncio.Task[None]", asyncio.current_task()))
-            self._start_pairs()
+                model.tally.count(stable, candidate, copy.slice)
+            self._make_room(model)
             if counts and stable.kind is candidate.kind is AnswerKind.ANSWERED:
                 await self._compare_answers(model, copy, stable, candidate)
         except Exception:
             _log.exception("a pair was not counted")
+
+    def _make_room(self, model: _ComparedModel) -> None:
+        """Let the next copies be asked while this one's answers are compared."""
+        model.under_way.discard(cast("asyncio.Task[None]", asyncio.current_task()))
+        self._start_pairs()
+
+    async def _compare_stable(self, model: _ComparedModel, copy: RequestCopy, *, warms: bool) -> None:
+        """Compare two answers of stable; if it `warms`, the candidate is asked too, and nobody looks at its answer."""
+        comparison = model.comparison
+        groups = [comparison.stable, comparison.stable, *([comparison.candidate] if warms else [])]
+        asked = [asyncio.ensure_future(self._ask(copy, group)) for group in groups]
+        try:
+            first, second = (await asyncio.gather(*asked))[:2]
+        finally:
+            for each in asked:
+                each.cancel()
+        self._learn(model, first, second)
+        self._make_room(model)
+        if first.kind is second.kind is AnswerKind.ANSWERED:
+            compared = await self._compare(copy, first, second, keep_below=0.0)
+            if compared is not None:
+                model.tally.count_baseline(1 - compared.agreement)
 
     async def _ask_both(self, model: _ComparedModel, copy: RequestCopy) -> tuple[Answer, Answer]:
         groups = [model.comparison.stable, model.comparison.candidate]
@@ -292,11 +401,14 @@ class Comparator:
             for each in asked:
                 each.cancel()
         stable, candidate = (answers[order.index(side)] for side in (0, 1))
-        if AnswerKind.HUNG in (stable.kind, candidate.kind):
+        self._learn(model, stable, candidate)
+        return stable, candidate
+
+    def _learn(self, model: _ComparedModel, stable: Answer, other: Answer) -> None:
+        if AnswerKind.HUNG in (stable.kind, other.kind):
             model.pacing.slow_down()
         if stable.has_latency:
             model.pacing.learn(stable.seconds)
-        return stable, candidate
 
     async def _compare_answers(
         self, model: _ComparedModel, copy: RequestCopy, stable: Answer, candidate: Answer
@@ -304,9 +416,11 @@ class Comparator:
         compared = await self._compare(copy, stable, candidate, keep_below=model.keep_below)
         if compared is None:
             return
-        agreement, shown = compared
+        agreement, shown, shift = compared
+        if shift is not None:
+            model.tally.count_shift(shift)
         model.compared += 1
-        model.tally.count_disagreement(1 - agreement)
+        model.tally.count_disagreement(1 - agreement, copy.slice)
         if shown and agreement < model.keep_below:
             model.keep(_KeptPair(agreement, shown, image_digest(copy)))
             self._forget_beyond(SHEET_BYTES)

@@ -54,6 +54,33 @@ class LoadEvidence:
         return cls(*(np.zeros(shape) for _ in range(8)), np.zeros((*shape, edges + 1)))
 
 
+MAX_SLICES: Final = 200
+"""Labels of requests that a model's pairs are divided by; pairs of further ones are counted as `OTHER`."""
+OTHER: Final = "other"
+MAX_LABEL_LENGTH: Final = 40
+
+
+@dataclass(frozen=True, slots=True)
+class SlicePairs:
+    """Pairs by the label of their request (camera, site, scanner); those without one are in no slice.
+
+    names: of S slices. failed [..., S, 2, 2], ratios [..., S, R + 1], disagreements [..., S, D + 1]: as in `Pairs`.
+    Without slices the arrays hold nothing, in whatever shape.
+    """
+
+    names: tuple[str, ...]
+    failed: Floats
+    ratios: Floats
+    disagreements: Floats
+
+    @classmethod
+    def nothing(cls, names: tuple[str, ...] = (), shape: tuple[int, ...] = ()) -> SlicePairs:
+        """Return no pairs of these slices."""
+        each = (*shape, len(names))
+        ratios, disagreements = np.zeros((*each, len(RATIOS) + 1)), np.zeros((*each, len(DISAGREEMENTS) + 1))
+        return cls(names, np.zeros((*each, 2, 2)), ratios, disagreements)
+
+
 @dataclass(frozen=True, slots=True)
 class Pairs:
     """Requests of which both revisions were asked at the same moment. All arrays have the same leading axes.
@@ -62,8 +89,9 @@ class Pairs:
     in which both answered, by the candidate's latency divided by stable's; bin i holds those of at least
     `RATIOS[i - 1]` and less than `RATIOS[i]`. disagreements [..., D + 1]: pairs whose answers were compared, by how
     much they differ, in bins between `DISAGREEMENTS`. callers [...]: requests of callers meanwhile, which are in no
-    other number of the window. baseline [..., D + 1]: two answers of stable alone to the same request, by how much they
-    differ. shifts [..., S + 1]: pairs whose answers have scores, by the shift of confidence, in bins between `SHIFTS`.
+    other number of the window. slices: the same pairs by the labels of their requests. baseline [..., D + 1]: two
+    answers of stable alone to the same request, by how much they differ. shifts [..., S + 1]: pairs whose answers have
+    scores, by the shift of confidence, in bins between `SHIFTS`.
     load: what there is by now, not what is new in this window.
     """
 
@@ -71,7 +99,7 @@ class Pairs:
     ratios: Floats
     disagreements: Floats
     callers: Floats = field(default_factory=lambda: np.zeros(()))
-
+    slices: SlicePairs = field(default_factory=SlicePairs.nothing)
     baseline: Floats = field(default_factory=lambda: np.zeros(len(DISAGREEMENTS) + 1))
     shifts: Floats = field(default_factory=lambda: np.zeros(len(SHIFTS) + 1))
     load: LoadEvidence = field(default_factory=LoadEvidence.nothing)

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any, Final
 from segserve_common.kube.shards import pack, unpack
 from segserve_operator.core.gates import measured_gates
 from segserve_operator.core.gates.base import Outcome, Verdict
-from segserve_operator.core.rollout.counters import Counters, HungRequests, PairCounts, Series, SeriesCounts
+from segserve_operator.core.rollout.counters import (
+    Counters,
+    HungRequests,
+    PairCounts,
+    Series,
+    SeriesCounts,
+    SliceCounts,
+)
 from segserve_operator.core.rollout.engine import Progress
 from segserve_operator.core.rollout.plain import from_plain, to_plain
 from segserve_operator.core.rollout.record import PairRow, Row
@@ -163,8 +170,13 @@ def _count_value(count: Counters) -> list[Any]:
 
 def _count(value: Sequence[Any]) -> Counters:
     epoch, at_s, began_s, by_series = value[:4]
-    pairs = from_plain(PairCounts("", "", ""), value[4]) if len(value) > 4 else None
+    pairs = _pair_counts(value[4]) if len(value) > 4 else None
     return Counters(epoch, at_s, dict(_tally(*each) for each in by_series), began_s, pairs)
+
+
+def _pair_counts(value: Mapping[str, Any]) -> PairCounts:
+    counts = from_plain(PairCounts("", "", ""), value)
+    return replace(counts, slices=tuple(SliceCounts(*each[:4]) for each in counts.slices))
 
 
 def _tally(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any
 
 import grpc
@@ -15,13 +15,13 @@ from fakes.compared_groups import COMPARISON, INFER, World, at_full_rate, compar
 from fakes.group_servers import GROUP
 from fakes.waiting import eventually
 from raw_inference import Protocol
-from segserve_builder.comparator import service, tally
+from segserve_builder.comparator import copies, service, tally
 from segserve_builder.comparator.copies import MODEL_INFER
 from segserve_builder.comparator.groups import MAX_ANSWER_BYTES, GroupClient
 from segserve_builder.comparator.pacing import Pacing
 from segserve_common.kserve import HEADER_LENGTH, InferRequest, Tensor, encode_http
 from segserve_operator.core import evidence
-from segserve_operator.core.rollout.counters import PairCounts
+from segserve_operator.core.rollout.counters import PairCounts, SliceCounts
 
 
 @pytest.fixture(params=["http", "grpc"])
@@ -299,4 +299,6 @@ async def test_the_counts_are_those_that_the_gateways_side_reads(world: World) -
     assert np.shape(pairs["disagreements"]) == nothing.disagreements.shape
     assert tally.RATIOS == evidence.RATIOS
     assert tally.DISAGREEMENTS == evidence.DISAGREEMENTS
+    assert (tally.MAX_SLICES, copies.OTHER) == (evidence.MAX_SLICES, evidence.OTHER)
+    assert list(asdict(tally.SliceTally())) == list(SliceCounts._fields[1:])
     assert evidence.EDGES_MS[-1] <= tally.HUNG_MS

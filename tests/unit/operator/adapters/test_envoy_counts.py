@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,7 +20,8 @@ from segserve_operator.adapters.traffic.envoy_counts import (
     stats_pattern,
 )
 from segserve_operator.adapters.traffic.pair_counts import pairs_json, parse_pairs
-from segserve_operator.core.rollout.counters import Counters, PairCounts, Series, SeriesCounts
+from segserve_operator.core.evidence import MAX_LABEL_LENGTH, MAX_SLICES
+from segserve_operator.core.rollout.counters import Counters, PairCounts, Series, SeriesCounts, SliceCounts
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -135,6 +137,7 @@ def test_decoded_counts_have_the_times_of_the_operators_clock() -> None:
 
 
 PAIRS = PairCounts("7", "main", "coins-new", (5, 1, 0, 2), (((1.1, 5),), ((2.0, 6),)), (0, 3, 2), (1, 4), 3)
+NORTH = SliceCounts("north", (4, 1, 0, 0), (0, 3, 2), (1, 4))
 
 
 def test_counts_of_pairs_go_with_those_of_a_model_and_a_gateway_without_any_says_nothing_of_them() -> None:
@@ -149,7 +152,17 @@ def test_counts_of_pairs_go_with_those_of_a_model_and_a_gateway_without_any_says
 
 
 def test_the_pairs_of_a_later_gateway_may_have_more_fields() -> None:
-    assert parse_pairs({**pairs_json(PAIRS), "slices": {"north": 3}}) == PAIRS
+    assert parse_pairs({**pairs_json(PAIRS), "sites": {"north": 3}}) == PAIRS
+
+
+def test_pairs_are_read_with_their_slices_and_those_of_a_former_gateway_without() -> None:
+    sliced = replace(PAIRS, slices=(NORTH, SliceCounts("south")))
+    later = pairs_json(sliced)
+    later["slices"][0]["pixels"] = 5
+    former = {name: value for name, value in pairs_json(PAIRS).items() if name != "slices"}
+
+    assert parse_pairs(later) == sliced
+    assert parse_pairs(former) == PAIRS
 
 
 @pytest.mark.parametrize(
@@ -163,6 +176,9 @@ def test_the_pairs_of_a_later_gateway_may_have_more_fields() -> None:
         {"ratios": [2**63]},
         {"stable": "x" * 1000},
         {"dropped": 0.5},
+        {"slices": [{"name": "n" * 41}]},
+        {"slices": [{"name": "north", "failed": [1, 2, 3, -1]}]},
+        {"slices": [{"name": f"{number}"} for number in range(202)]},
     ],
 )
 def test_damaged_pairs_are_no_evidence_and_take_nothing_else_with_them(changed: dict[str, Any]) -> None:
@@ -178,8 +194,10 @@ def test_damaged_pairs_are_no_evidence_and_take_nothing_else_with_them(changed: 
 def test_as_many_pairs_as_there_can_be_fit_into_a_response() -> None:
     bins = tuple((float(f"{digits}e{power}"), 10**6) for power in range(4) for digits in range(10, 100))
     most = PairCounts("9" * 60, "m" * 63, "c" * 63, (10**6,) * 4, (bins, bins), (10**6,) * 20, (10**6,) * 20, 10**6)
+    labels = (f"{number:0{MAX_LABEL_LENGTH}}" for number in range(MAX_SLICES + 1))
+    most = replace(most, slices=tuple(SliceCounts(name, (10**6,) * 4, (10**6,) * 13, (10**6,) * 14) for name in labels))
     series = {Series(f"{name}-{'x' * 50}", "http"): SeriesCounts(1, 1, 1, 1, bins[:200]) for name in ("a", "b")}
-    counts = {f"m{number:04}": Counters("1", 1.0, series, 0.0, most) for number in range(250)}
+    counts = {f"m{number:04}": Counters("1", 1.0, series, 0.0, most) for number in range(60)}
 
     assert len(wire.encode(counts, uid="u" * 36)) < wire.FEW_BYTES + wire.BYTES_PER_MODEL * len(counts)
 

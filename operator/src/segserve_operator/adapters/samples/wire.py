@@ -22,9 +22,9 @@ TIMEOUT_S: Final = 0.8
 """Samples are taken once a second; a later response is part of the next one."""
 
 FEW_BYTES: Final = 256 * 1024
-BYTES_PER_MODEL: Final = 24 * 1024
+BYTES_PER_MODEL: Final = 96 * 1024
 """More than the counts of a model with two groups, each with 200 different latencies in both protocols, and of pairs
-with as many latencies as there are bins."""
+with as many latencies as there are bins and as many labels as are counted."""
 
 MAX_BYTES: Final = 8 * 2**20
 

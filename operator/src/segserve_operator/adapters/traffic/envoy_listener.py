@@ -58,6 +58,10 @@ _RESOURCE_EXHAUSTED: Final = 8
 _UNIMPLEMENTED: Final = 12
 _AFTER_TIMEOUT_S: Final = 5.0
 _BODY: Final = "%LOCAL_REPLY_BODY%"
+# RE2 knows no lookahead: what differs from the word at its first letter, its second, and so on, or is longer.
+_SLICE: Final = "slice"
+_DIFFERENT: Final = "|".join(f"{_SLICE[:at]}([^{letter}].*)?" for at, letter in enumerate(_SLICE))
+_OURS_BUT_THE_SLICE: Final = f"(?i)x-segserve-({_DIFFERENT}|{_SLICE}.+)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,9 +214,11 @@ def _seconds(value: float) -> str:
 
 
 def _stripped_headers(*, keep_group: bool) -> Json:
-    """Remove request headers that only Envoy and segserve may set."""
+    """Remove request headers that only Envoy and segserve may set; a request's label is its caller's."""
     ours = (
-        [{"exact": ROUTE_HEADER}, {"exact": MODEL_HEADER}] if keep_group else [{"prefix": "x-segserve-", **_ANY_CASE}]
+        [{"exact": ROUTE_HEADER}, {"exact": MODEL_HEADER}]
+        if keep_group
+        else [{"safe_regex": {"regex": _OURS_BUT_THE_SLICE}}]
     )
     matches = [{"prefix": "x-envoy-", **_ANY_CASE}, *ours]
     return extension(

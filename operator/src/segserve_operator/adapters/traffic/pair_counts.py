@@ -13,11 +13,12 @@ from segserve_builder.comparator.folder import COMPARISONS, ComparatorFolder
 from segserve_common.http.guard import get_bounded
 from segserve_common.http.urls import RequestError
 from segserve_operator.adapters.traffic.envoy_admin import WITHOUT_TLS
-from segserve_operator.core.rollout.counters import LoadCounts, PairCounts
+from segserve_operator.core.evidence import MAX_LABEL_LENGTH, MAX_SLICES
+from segserve_operator.core.rollout.counters import LoadCounts, PairCounts, SliceCounts
 
 TIMEOUT_S: Final = 0.3
 """A comparator that takes longer is left out of a sample."""
-MAX_BYTES: Final = 2**20
+MAX_BYTES: Final = 4 * 2**20
 _Count: TypeAlias = Annotated[int, Field(ge=0, lt=2**53)]
 _Name: TypeAlias = Annotated[str, Field(max_length=300)]
 _Bins: TypeAlias = Annotated[
@@ -25,6 +26,17 @@ _Bins: TypeAlias = Annotated[
 ]
 _Rate: TypeAlias = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 _Histogram: TypeAlias = Annotated[tuple[_Count, ...], Field(max_length=50)]
+
+
+class _Slice(BaseModel):
+    """The fields of `SliceCounts`."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    name: Annotated[str, Field(min_length=1, max_length=MAX_LABEL_LENGTH)]
+    failed: tuple[_Count, _Count, _Count, _Count] = (0, 0, 0, 0)
+    ratios: _Histogram = ()
+    disagreements: _Histogram = ()
 
 
 class _Load(BaseModel):
@@ -60,6 +72,7 @@ class _Pairs(BaseModel):
     ratios: _Histogram = ()
     disagreements: _Histogram = ()
     dropped: _Count = 0
+    slices: Annotated[tuple[_Slice, ...], Field(max_length=MAX_SLICES + 1)] = ()
     baseline: _Histogram = ()
     shifts: _Histogram = ()
     load: Annotated[LoadCounts, BeforeValidator(_read_load)] = LoadCounts()
@@ -73,7 +86,8 @@ def pairs_json(counts: PairCounts) -> dict[str, Any]:
 def parse_pairs(value: Any) -> PairCounts | None:
     """Return the counts in a JSON value; None for anything else, since without pairs there is just no such evidence."""
     try:
-        return PairCounts(**dict(_Pairs.model_validate(value)))
+        pairs = _Pairs.model_validate(value)
+        return PairCounts(**{**dict(pairs), "slices": tuple(SliceCounts(**dict(each)) for each in pairs.slices)})
     except ValidationError:
         return None
 

@@ -33,6 +33,15 @@ class SeriesCounts:
     latencies: tuple[tuple[float, int], ...] = ()
 
 
+class SliceCounts(NamedTuple):
+    """Counters of the pairs with one label, as in `PairCounts`."""
+
+    name: str
+    failed: tuple[int, int, int, int] = (0, 0, 0, 0)
+    ratios: tuple[int, ...] = ()
+    disagreements: tuple[int, ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class LoadCounts:
     """What one gateway's comparator found when it asked the candidate alone at the rate of the first step.
@@ -61,7 +70,8 @@ class PairCounts:
     `epoch` changes when the comparator starts anew, or compares other groups: it then counts from zero. failed: pairs
     by (stable failed, candidate failed): neither, the candidate alone, stable alone, both. latencies: of stable and
     candidate, as in `SeriesCounts`. ratios, disagreements: as in `core.evidence.Pairs`. dropped: copies that were not
-    asked, since others were under way or there were too many.
+    asked, since others were under way or there were too many. slices: the same pairs by the labels of their requests;
+    those without a label are in none.
     """
 
     epoch: str
@@ -75,6 +85,7 @@ class PairCounts:
     baseline: tuple[int, ...] = ()
     shifts: tuple[int, ...] = ()
     load: LoadCounts = LoadCounts()
+    slices: tuple[SliceCounts, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
-from segserve_operator.core.evidence import CANDIDATE, DISAGREEMENTS, EDGES_MS, RATIOS, EvidenceWindow, Floats, Pairs
-from segserve_operator.core.rollout.counters import Counters, PairCounts, Sample
+from segserve_operator.core.evidence import (
+    CANDIDATE,
+    DISAGREEMENTS,
+    EDGES_MS,
+    MAX_SLICES,
+    OTHER,
+    RATIOS,
+    EvidenceWindow,
+    Floats,
+    Pairs,
+    SlicePairs,
+)
+from segserve_operator.core.rollout.counters import Counters, PairCounts, Sample, SliceCounts
 from segserve_operator.core.rollout.load import load_of
 from segserve_operator.core.rollout.windows import first_reference
 
@@ -19,6 +31,14 @@ class _Increase:
 
     failed: Floats
     latencies: Floats
+    ratios: Floats
+    disagreements: Floats
+
+
+class _SliceIncrease(NamedTuple):
+    """The same of the pairs with one label."""
+
+    failed: Floats
     ratios: Floats
     disagreements: Floats
 
@@ -61,6 +81,7 @@ def pairs_between(
         baseline=sum((_bins(was.baseline, at.baseline, len(pairs.baseline)) for was, at in compared), pairs.baseline),
         shifts=sum((_bins(was.shifts, at.shifts, len(pairs.shifts)) for was, at in compared), pairs.shifts),
         load=load_of([at.load for _, at in compared], edges),
+        slices=_slices(compared),
     )
     return EvidenceWindow.of_pairs(callers.seconds, total.latencies, pairs)
 
@@ -82,6 +103,27 @@ def _increase(then: PairCounts, now: PairCounts, edges: Sequence[float]) -> _Inc
         _bins(then.ratios, now.ratios, len(RATIOS) + 1),
         _bins(then.disagreements, now.disagreements, len(DISAGREEMENTS) + 1),
     )
+
+
+def _slices(compared: Sequence[tuple[PairCounts, PairCounts]]) -> SlicePairs:
+    """Return the increase by label; labels beyond `MAX_SLICES` of all gateways are `OTHER`."""
+    total: dict[str, _SliceIncrease] = {}
+    for then, now in compared:
+        former = {each.name: each for each in then.slices}
+        for each in now.slices:
+            was = former.get(each.name, SliceCounts(each.name))
+            new = _SliceIncrease(
+                np.maximum(np.subtract(each.failed, was.failed), 0).reshape(2, 2).astype(float),
+                _bins(was.ratios, each.ratios, len(RATIOS) + 1),
+                _bins(was.disagreements, each.disagreements, len(DISAGREEMENTS) + 1),
+            )
+            if any(counts.any() for counts in new):
+                name = each.name if each.name in total or len(total.keys() - {OTHER}) < MAX_SLICES else OTHER
+                total[name] = _SliceIncrease(*map(np.add, total[name], new)) if name in total else new
+    if not total:
+        return SlicePairs.nothing()
+    names = tuple(sorted(total))
+    return SlicePairs(names, *(np.stack(counts) for counts in zip(*(total[name] for name in names), strict=True)))
 
 
 def _latencies(then: PairCounts, now: PairCounts, role: int, edges: Sequence[float]) -> Floats:
