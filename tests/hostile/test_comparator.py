@@ -25,7 +25,7 @@ from fakes.group_servers import GroupServers, serve_http
 from fakes.waiting import eventually
 from raw_inference import png_header
 from segserve_builder.comparator import http_server, service
-from segserve_builder.comparator.comparing import AnswerComparer
+from segserve_builder.comparator.comparing import AnswerComparer, AnswerComparison
 from segserve_builder.comparator.copies import MODEL_INFER, RequestCopy
 from segserve_builder.comparator.folder import ComparatorFolder
 from segserve_builder.comparator.groups import MAX_ANSWER_BYTES, Answer, AnswerKind
@@ -228,7 +228,7 @@ async def test_the_worst_answers_are_not_compared_and_the_next_pair_is() -> None
     try:
         found = {name: await comparer.compare(copy, each, each, keep_below=0.0) for name, each in worst_answers()}
         assert dict.fromkeys(found) == found
-        assert await comparer.compare(copy, BOXES, BOXES, keep_below=0.0) == (1.0, b"")
+        assert await comparer.compare(copy, BOXES, BOXES, keep_below=0.0) == AnswerComparison(1.0)
     finally:
         await comparer.close()
 
@@ -237,14 +237,14 @@ async def test_a_worker_that_dies_or_takes_too_long_costs_one_pair() -> None:
     comparer = AnswerComparer()
     copy = RequestCopy("coins", "http", INFER, b"{}")
     try:
-        assert await comparer.compare(copy, BOXES, BOXES, keep_below=0.0) == (1.0, b"")
+        assert await comparer.compare(copy, BOXES, BOXES, keep_below=0.0) == AnswerComparison(1.0)
         for number in (signal.SIGKILL, signal.SIGSTOP):
             assert comparer._worker is not None
             comparer._worker.send_signal(number)
             comparer._timeout_s = 0.2
             assert await comparer.compare(copy, BOXES, BOXES, keep_below=0.0) is None
             comparer._timeout_s = 60.0
-            assert await comparer.compare(copy, BOXES, BOXES, keep_below=0.0) == (1.0, b"")
+            assert await comparer.compare(copy, BOXES, BOXES, keep_below=0.0) == AnswerComparison(1.0)
     finally:
         await comparer.close()
 

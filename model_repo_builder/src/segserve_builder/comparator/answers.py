@@ -13,7 +13,7 @@ from tritonclient.grpc import service_pb2
 
 from segserve_builder.comparator.copies import CopyProtocol
 from segserve_builder.comparator.sheet import MOST_PAIR_BYTES, SheetPair
-from segserve_builder.scoring.agreement import Agreement, agreement
+from segserve_builder.scoring.agreement import Agreement, Answer, agreement
 from segserve_common.errors import ProtocolError, SegserveError
 from segserve_common.kserve import BYTES, DTYPES, Tensor, decode_http, decode_raw, json_object
 
@@ -41,10 +41,14 @@ class ExchangedPair:
 
 @dataclass(frozen=True, slots=True)
 class ComparedAnswers:
-    """How much two answers agree, None if they cannot be compared; a pair of a sheet as JSON if it is to be kept."""
+    """How much two answers agree, None if they cannot be compared; a pair of a sheet as JSON if it is to be kept.
+
+    `shift` is how much higher the candidate's mean score is, -1 to 1; None if one of them has no scores.
+    """
 
     agreement: float | None
     sheet_pair: bytes = b""
+    shift: float | None = None
 
 
 def compare_answers(pair: ExchangedPair, *, keep_below: float) -> ComparedAnswers:
@@ -59,14 +63,39 @@ def compare_answers(pair: ExchangedPair, *, keep_below: float) -> ComparedAnswer
         return ComparedAnswers(None)
     try:
         candidate = read_answer(pair.protocol, pair.candidate)
-        found = agreement(expected, _arrays(candidate))
+        answered = _arrays(candidate)
+        found = agreement(expected, answered)
     except _MALFORMED:
-        candidate, found = {}, Agreement(0.0)
+        candidate, answered, found = {}, {}, Agreement(0.0)
     if found is None:
         return ComparedAnswers(None)
     if found.value >= keep_below:
-        return ComparedAnswers(found.value)
-    return ComparedAnswers(found.value, _sheet_pair(pair, stable, candidate, found))
+        return ComparedAnswers(found.value, shift=confidence_shift(expected, answered))
+    return ComparedAnswers(
+        found.value, _sheet_pair(pair, stable, candidate, found), confidence_shift(expected, answered)
+    )
+
+
+def confidence_shift(stable: Answer, candidate: Answer) -> float | None:
+    """Return how much higher the candidate's mean score is than stable's; None if one of them shows none."""
+    try:
+        scores = _mean_score(stable), _mean_score(candidate)
+    except _MALFORMED:
+        return None
+    return None if scores[0] is None or scores[1] is None else scores[1] - scores[0]
+
+
+def _mean_score(answer: Answer) -> float | None:
+    """Return the mean score of objects, or the mean confidence of classes weighed by their pixels; 0 to 1."""
+    name = next((each for each in ("SCORES", "CONFIDENCE") if each in answer), None)
+    if name is None:
+        return None
+    scores = answer[name].astype(np.float64).ravel()
+    areas = answer["AREAS"].astype(np.float64).ravel() if "AREAS" in answer else np.ones(len(scores))
+    counts = np.isfinite(scores) & (areas[: len(scores)] > 0) if len(areas) == len(scores) else np.zeros(0, bool)
+    if not counts.any():
+        return None
+    return float(np.clip(np.average(scores[counts], weights=areas[counts]), 0.0, 1.0))
 
 
 def read_answer(protocol: CopyProtocol, answer: WireBody) -> Mapping[str, Tensor]:

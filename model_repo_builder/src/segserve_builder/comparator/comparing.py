@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from contextlib import suppress
-from typing import Final
+from typing import Final, NamedTuple
 
 from segserve_builder.comparator.copies import RequestCopy
 from segserve_builder.comparator.frames import LENGTH, READY, WorkerFrame
@@ -25,6 +25,14 @@ _ONE_THREAD: Final = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "
 _BUFFER_BYTES: Final = 2**20
 
 _log = logging.getLogger(__name__)
+
+
+class AnswerComparison(NamedTuple):
+    """How much two answers agree, a pair of a sheet as JSON or nothing, and the shift of confidence if there is one."""
+
+    agreement: float
+    shown: bytes = b""
+    shift: float | None = None
 
 
 class AnswerComparer:
@@ -46,7 +54,7 @@ class AnswerComparer:
 
     async def compare(
         self, copy: RequestCopy, stable: Answer, candidate: Answer, *, keep_below: float
-    ) -> tuple[float, bytes] | None:
+    ) -> AnswerComparison | None:
         """Return how much two answers agree, and a pair of a sheet as JSON, empty unless it agrees less than that.
 
         None if they cannot be compared, if that took too long, or if too many wait.
@@ -68,7 +76,7 @@ class AnswerComparer:
         finally:
             self._budget.give_back(size)
 
-    async def _exchange(self, question: WorkerFrame) -> tuple[float, bytes] | None:
+    async def _exchange(self, question: WorkerFrame) -> AnswerComparison | None:
         is_done = False
         try:
             worker = self._worker or await self._start()
@@ -83,7 +91,7 @@ class AnswerComparer:
             if not is_done:
                 await self.close()
         agreement = answer.header["agreement"]
-        return None if agreement is None else (agreement, answer.blobs[0])
+        return None if agreement is None else AnswerComparison(agreement, answer.blobs[0], answer.header["shift"])
 
     async def _start(self) -> asyncio.subprocess.Process:
         worker = self._worker = await asyncio.create_subprocess_exec(

@@ -92,25 +92,24 @@ class GroupClient:
         await self._http.aclose()
         await self._channel.close()
 
-    async def ask(self, copy: RequestCopy, group: str) -> Answer:
-        """Return how a group answers."""
+    async def ask(self, copy: RequestCopy, group: str, *, keeps: bool = True) -> Answer:
+        """Return how a group answers; over HTTP without the content, unless the caller `keeps` it."""
         began_s = time.perf_counter()
         try:
             async with asyncio.timeout(self._timeout_s):
                 if copy.protocol == "grpc":
                     return await self._ask_grpc(copy, group, began_s)
-                return await self._ask_http(copy, group, began_s)
+                return await self._ask_http(copy, group, began_s, is_kept=keeps)
         except TimeoutError:
             return Answer(AnswerKind.HUNG, time.perf_counter() - began_s, has_latency=False)
 
-    async def _ask_http(self, copy: RequestCopy, group: str, began_s: float) -> Answer:
+    async def _ask_http(self, copy: RequestCopy, group: str, began_s: float, *, is_kept: bool) -> Answer:
         headers = {"accept-encoding": "identity", _GROUP_HEADER: group}
         headers |= {"content-type": copy.content_type} if copy.content_type else {}
         headers |= {HEADER_LENGTH: copy.header_length} if copy.header_length else {}
         # The target as it came: httpx would normalise it.
         target = {"target": copy.target.encode("latin-1")}
         body = bytearray()
-        is_kept = True
         try:
             request = self._http.build_request("POST", "/", headers=headers, content=copy.body, extensions=target)
             reply = await self._http.send(request, stream=True)

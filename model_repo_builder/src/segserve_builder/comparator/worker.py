@@ -47,7 +47,7 @@ def _compared(frame: WorkerFrame) -> WorkerFrame:
     except Exception as error:  # of whatever the bytes make of the readers; MemoryError above all
         _log.warning("a pair was not compared: %s", type(error).__name__)
         found = ComparedAnswers(None)
-    return WorkerFrame({"agreement": found.agreement}, [found.sheet_pair])
+    return WorkerFrame({"agreement": found.agreement, "shift": found.shift}, [found.sheet_pair])
 
 
 if __name__ == "__main__":

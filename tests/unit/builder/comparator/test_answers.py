@@ -13,8 +13,15 @@ from tritonclient.grpc import service_pb2 as pb
 from fakes.compared_groups import COMPARISON, World, comparing, copy_of
 from raw_inference import Protocol
 from segserve_builder.comparator import service, sheet
-from segserve_builder.comparator.answers import ExchangedPair, WireBody, compare_answers, read_answer, read_image
-from segserve_builder.comparator.comparing import AnswerComparer
+from segserve_builder.comparator.answers import (
+    ExchangedPair,
+    WireBody,
+    compare_answers,
+    confidence_shift,
+    read_answer,
+    read_image,
+)
+from segserve_builder.comparator.comparing import AnswerComparer, AnswerComparison
 from segserve_builder.comparator.sheet import Sheet
 from segserve_common.kserve import BYTES, HEADER_LENGTH, Tensor
 
@@ -80,6 +87,46 @@ def test_a_kept_pair_shows_the_image_and_both_answers(protocol: Protocol) -> Non
     assert kept.image.tensor().to_items() == (b"an encoded image",)
     assert {each.name: each.tensor() for each in kept.stable} == WHOLE
     assert {each.name: each.tensor() for each in kept.candidate} == HALF
+
+
+SIZE = Tensor.of_array("SIZE", np.array([100, 100], "<i4"))
+
+
+def scored(*scores: float) -> dict[str, Tensor]:
+    rows = [[0.0, 0.0, 40.0, 40.0]] * len(scores)
+    return {**boxes(*rows), "SCORES": Tensor.of_array("SCORES", np.array(scores, "<f4"))}
+
+
+def mapped(confidences: list[float], areas: list[int]) -> dict[str, Tensor]:
+    """Return an answer of a label map, with the mean confidence of each class."""
+    return {
+        "SIZE": SIZE,
+        "LABELS": Tensor.of_array("LABELS", np.zeros((100, 100), "u1")),
+        "CLASSES": Tensor.of_array("CLASSES", np.arange(len(areas), dtype="<i4")),
+        "AREAS": Tensor.of_array("AREAS", np.array(areas, "<i8")),
+        "CONFIDENCE": Tensor.of_array("CONFIDENCE", np.array(confidences, "<f4")),
+    }
+
+
+@pytest.mark.parametrize(
+    ("stable", "candidate", "shift"),
+    [
+        (scored(0.9, 0.7), scored(0.5, 0.5), -0.3),
+        (scored(0.5), scored(0.9, 0.9), 0.4),
+        (scored(0.5), scored(), None),
+        (scored(0.5), scored(float("nan")), None),
+        (mapped([0.9, 0.5], [9000, 1000]), mapped([0.7, 0.5], [9000, 1000]), -0.18),
+        ({"SIZE": SIZE, "BOXES": WHOLE["BOXES"]}, WHOLE, None),
+    ],
+)
+def test_the_shift_of_confidence_is_that_of_the_mean_score(
+    stable: dict[str, Tensor], candidate: dict[str, Tensor], shift: float | None
+) -> None:
+    arrays = [
+        {name: each.to_array() for name, each in answer.items() if name != "REVISION"} for answer in (stable, candidate)
+    ]
+
+    assert confidence_shift(*arrays) == (None if shift is None else pytest.approx(shift, abs=1e-6))
 
 
 def test_an_answer_in_json_alone_is_read() -> None:
@@ -166,10 +213,10 @@ async def test_images_are_forgotten_with_their_comparison(world: World) -> None:
 async def test_what_is_kept_is_bounded_in_number_and_bytes(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     agreements = iter([0.5, 0.9, *[0.7] * 10, 0.1])
 
-    async def compare(*_: Any, keep_below: float) -> tuple[float, bytes]:
+    async def compare(*_: Any, keep_below: float) -> AnswerComparison:
         agreement = next(agreements)
         assert keep_below <= 1.0
-        return agreement, json.dumps({"agreement": agreement}).encode()
+        return AnswerComparison(agreement, json.dumps({"agreement": agreement}).encode())
 
     monkeypatch.setattr(service, "SHEET_BYTES", limit)
     async with comparing("http", compare=compare) as world:
