@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from bench.ports import free_port
 from fakes.kserve import Fault, Gateway
 from fakes.tcp_relay import TcpRelay
 from segserve import (
@@ -287,12 +288,6 @@ def test_a_client_that_cannot_cross_a_fork_says_so(photo: bytes) -> None:
 
     for client in clients:
         assert child(lambda client=client: use(client)) == ForkedClientError.__name__
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @BOTH
