@@ -242,7 +242,7 @@ def test_what_has_had_no_rollout_says_so(call: Caller, harness: Harness) -> None
             call(f"rollouts.{verb}", "coins")
     with pytest.raises(NotFoundError, match="no record of a rollout 'coins-1'"):
         call("rollouts.get", "coins-1")
-    with pytest.raises(NotFoundError, match="only rollbacks leave one"):
+    with pytest.raises(NotFoundError, match="only rollbacks and verdicts leave one"):
         call("rollouts.bundle", "coins-1")
 
 

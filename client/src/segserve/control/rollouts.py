@@ -47,7 +47,7 @@ class Rollouts:
         return standing(self._platform().model(model))
 
     def promote(self, model: str, *, timeout_s: float = ANSWER_S) -> RolloutStatus:
-        """Send all requests to the new revision now, regardless of its gates."""
+        """Send all requests to the new revision now, regardless of its gates; roll out one that was only judged."""
         return self._ask(model, "promote", timeout_s)
 
     def abort(self, model: str, *, timeout_s: float = ANSWER_S) -> RolloutStatus:
@@ -75,7 +75,7 @@ class Rollouts:
         return self._ask(model, "skip-gate", timeout_s, gate)
 
     def wait(self, model: str, *, timeout_s: float = WAIT_S) -> RolloutStatus:
-        """Return the state of a model's rollout once it has ended with its revision in service.
+        """Return the state of a model's rollout once it has ended with its revision in service, or only judged it.
 
         Also waits for a rollout that is about to start. Raises `NotServingError` with the cause if it ended otherwise,
         `NotFoundError` if none is to come, `NoPlatformError` if no platform runs, and `WaitTimeoutError`.
@@ -89,7 +89,7 @@ class Rollouts:
         content = self._platform().bundle(name)
         if content is None:
             raise NotFoundError(
-                f"no bundle of rollout {name!r}: only rollbacks leave one, and only the newest are kept"
+                f"no bundle of rollout {name!r}: only rollbacks and verdicts leave one, and only the newest are kept"
             )
         return content
 
@@ -108,10 +108,10 @@ def standing(model: Json) -> RolloutStatus:
 
 
 def succeeded(model: Json | None) -> RolloutStatus:
-    """Return the state of a model's ended rollout; raises `NotServingError` if it did not succeed."""
+    """Return the state of a model's ended rollout; raises `NotServingError` if it was rolled back or cancelled."""
     assert model is not None, "`reached` raises for a deleted model"
     rollout = standing(model)
-    if rollout.phase is not RolloutPhase.SUCCEEDED:
+    if rollout.phase not in (RolloutPhase.SUCCEEDED, RolloutPhase.JUDGED):
         cause = ": ".join(filter(None, (rollout.reason, rollout.message)))
         name = model["metadata"]["name"]
         raise NotServingError(
@@ -145,7 +145,7 @@ class AsyncRollouts:
         return await asyncio.to_thread(self._rollouts.status, model)
 
     async def promote(self, model: str, *, timeout_s: float = ANSWER_S) -> RolloutStatus:
-        """Send all requests to the new revision now, regardless of its gates."""
+        """Send all requests to the new revision now, regardless of its gates; roll out one that was only judged."""
         return await self._ask(model, "promote", timeout_s)
 
     async def abort(self, model: str, *, timeout_s: float = ANSWER_S) -> RolloutStatus:
@@ -173,9 +173,7 @@ class AsyncRollouts:
         return await self._ask(model, "skip-gate", timeout_s, gate)
 
     async def wait(self, model: str, *, timeout_s: float = WAIT_S) -> RolloutStatus:
-        """Return the state of a model's rollout once it has ended with its revision in service, as `Rollouts.wait`
-        does.
-        """
+        """Return the state of a model's rollout once it has ended, as `Rollouts.wait` does."""
         platform = await asyncio.to_thread(self._platform)
         await asyncio.to_thread(check_runs, platform, model)
         return succeeded(await wait_for_async(platform, Ended(model), timeout_s))

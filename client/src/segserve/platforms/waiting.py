@@ -49,7 +49,8 @@ def readiness(manifest: Mapping[str, Any]) -> Readiness:
     ready, moving = condition(manifest, "Ready"), condition(manifest, "Progressing")
     # During the switch to the newest revision, the previous one still answers some requests.
     if ready["status"] == "True" and ready["reason"] != "Switching" and moving["status"] == "False":
-        return Readiness(serves=True, failed=False, text=ready.get("message", ""))
+        judged = moving["reason"] == "Judged"
+        return Readiness(serves=True, failed=False, text=(moving if judged else ready).get("message", ""))
     newest = next((said for said in (degraded, moving) if said["status"] == "True"), ready)
     return Readiness(serves=False, failed=False, text=_said(newest))
 

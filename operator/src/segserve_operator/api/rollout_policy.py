@@ -329,7 +329,8 @@ def _gate_schema(_source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
 Gate: TypeAlias = Annotated[GateSpec, GetPydanticSchema(_gate_schema)]
 DEFAULT_GATES: Final = (ErrorRateGate(), LatencyGate(), BurnRateGate(), GoldenQualityGate())
 DEFAULT_STEPS: Final = (RolloutStep(weight=5), RolloutStep(weight=25), RolloutStep(weight=50))
-_ALL_AT_ONCE: Final = "steps are for the strategy canary; the other strategies switch all requests at once"
+_ALL_AT_ONCE: Final = "steps are for the strategy canary; blueGreen and immediate switch all requests at once"
+_SERVES_NOBODY: Final = "the strategy shadow promotes nothing by itself: onUndecided must be Hold or Rollback"
 _NO_SHADOW: Final = "the strategy immediate promotes a revision at once; shadow is for canary and blueGreen"
 _NO_PAIRS: Final = "the gate maskAgreement judges pairs of answers, which only rollout.shadow collects"
 _NO_STEP: Final = "the strategy canary needs at least one step; use blueGreen to switch without steps"
@@ -371,19 +372,24 @@ class RolloutPolicy(ApiValue):
         json_schema_extra=_rules(
             ("self.strategy != 'canary' || self.steps.size() > 0", _NO_STEP),
             (
-                "self.strategy == 'canary' || self.steps.size() == 0 || "
+                "self.strategy in ['canary', 'shadow'] || self.steps.size() == 0 || "
                 f"self.steps.map(step, step.weight) == {_DEFAULT_WEIGHTS}",
                 _ALL_AT_ONCE,
             ),
             ("self.strategy != 'immediate' || !has(self.shadow)", _NO_SHADOW),
-            ("has(self.shadow) || !self.gates.exists(gate, gate.gate == 'maskAgreement')", _NO_PAIRS),
+            (
+                "has(self.shadow) || self.strategy == 'shadow' || "
+                "!self.gates.exists(gate, gate.gate == 'maskAgreement')",
+                _NO_PAIRS,
+            ),
+            ("self.strategy != 'shadow' || self.onUndecided != 'Promote'", _SERVES_NOBODY),
         )
     )
 
-    strategy: Literal["canary", "blueGreen", "immediate"] = Field(
+    strategy: Literal["canary", "blueGreen", "immediate", "shadow"] = Field(
         default="canary",
         description="canary shifts requests in steps; blueGreen switches at once after the golden images; immediate "
-        "at once after the proof.",
+        "at once after the proof; shadow judges by copies of callers' requests and promotes only if a person asks.",
     )
     pace: Literal["evidence", "steps"] = Field(
         default="evidence",
@@ -465,10 +471,27 @@ class RolloutPolicy(ApiValue):
     def _check_steps_suit(self) -> Self:
         if self.strategy == "canary" and not self.steps:
             raise located(_NO_STEP, "steps")
-        if self.strategy != "canary" and self.steps not in ((), DEFAULT_STEPS):
+        if self.strategy not in ("canary", "shadow") and self.steps not in ((), DEFAULT_STEPS):
             raise located(f"{_ALL_AT_ONCE}; {self.strategy} got {len(self.steps)}", "steps")
         if self.strategy == "immediate" and self.shadow is not None:
             raise located(_NO_SHADOW, "shadow")
-        if self.shadow is None and any(isinstance(gate, MaskAgreementGate) for gate in self.gates):
+        compares = self.shadow is not None or self.strategy == "shadow"
+        if not compares and any(isinstance(gate, MaskAgreementGate) for gate in self.gates):
             raise located(_NO_PAIRS, "gates")
         return self
+    def judging(self) -> Self:
+        """Return the policy with what its strategy needs: copies, for one that judges by them alone."""
+        lacks = self.strategy == "shadow" and self.shadow is None
+        return self.model_copy(update={"shadow": Shadow()}) if lacks else self
+
+    def promoting(self) -> Self:
+        """Return the policy by which a person's promotion rolls out what was only judged: by the steps, if any."""
+        if self.strategy != "shadow":
+            return self
+        gates = tuple(gate for gate in self.gates if not isinstance(gate, MaskAgreementGate))
+        return self.model_copy(
+            update={"strategy": "canary" if self.steps else "blueGreen", "shadow": None, "gates": gates}
+        )
+
+        if self.strategy == "shadow" and self.on_undecided == "Promote":
+            raise located(_SERVES_NOBODY, "onUndecided")

@@ -241,6 +241,7 @@ class CandidateState(StrEnum):
 
     PENDING = "Pending"
     FAILED = "Failed"
+    JUDGED = "Judged"
 
 
 class RoleStatus(ApiValue):
@@ -256,10 +257,15 @@ class CandidateStatus(ApiValue):
 
     revision: str = Field(description="Name of the revision.")
     group: str | None = Field(
-        default=None, description="Group of servers that proves it; absent after a failure and while it waits for one."
+        default=None,
+        description="Group of servers that proves it; absent after a failure or verdict and while it waits for one.",
     )
     since: Timestamp = Field(description="Time at which it got the role and the group.")
-    state: CandidateState = Field(description="Pending until it gets traffic; Failed until the spec changes.")
+    state: CandidateState = Field(
+        description="Pending until it gets traffic; Failed until the spec changes; Judged, if its strategy promotes "
+        "nothing by itself, until a person promotes it or the spec changes."
+    )
+    promoted: bool = Field(default=False, description="Whether a person asked to roll out what was Judged.")
     reason: str | None = Field(
         default=None, description="Why it failed, or why it gave its group up, as one CamelCase word."
     )

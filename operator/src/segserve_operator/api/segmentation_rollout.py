@@ -31,6 +31,7 @@ class RolloutPhase(StrEnum):
     SUCCEEDED = "Succeeded"
     ROLLED_BACK = "RolledBack"
     CANCELLED = "Cancelled"
+    JUDGED = "Judged"
 
 
 class RolloutStatus(ApiValue):

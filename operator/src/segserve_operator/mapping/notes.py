@@ -11,7 +11,7 @@ from segserve_common.canonical import canonical_json
 from segserve_common.kube.names import ROLE_ANNOTATION, ROLE_LABEL
 from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.models.restore import RevisionNote, RoleName
-from segserve_operator.core.rollout.phases import Phase
+from segserve_operator.core.rollout.phases import ENDED, Phase
 from segserve_operator.core.rollout.record import Record
 
 _MESSAGE_LENGTH: Final = 1024
@@ -50,6 +50,6 @@ def note_of(metadata: Mapping[str, Any]) -> RevisionNote | None:
 
 
 def outcome_of(record: Record) -> str:
-    """Return how a rollout ended, as a label's value: RolledBack, Succeeded or Cancelled; empty while it goes on."""
+    """Return how a rollout ended, as a label's value such as RolledBack or Succeeded; empty while it goes on."""
     phase = Phase(int(record.progress.phase))
-    return phase.label if phase in (Phase.ROLLED_BACK, Phase.SUCCEEDED, Phase.CANCELLED) else ""
+    return phase.label if phase in ENDED else ""

@@ -143,10 +143,10 @@ def _holder(role: RoleStatus | None) -> RoleHolder | None:
 def _candidate(role: CandidateStatus | None) -> Candidate | None:
     if role is None:
         return None
-    failed = role.state is CandidateState.FAILED
+    failed = role.state is not CandidateState.PENDING
     failure = FailureReason(role.reason or "Failed", role.message or "") if failed else None
     stalled = FailureReason(role.reason, role.message or "") if role.reason and not failed else None
-    return Candidate(role.revision, role.group, role.since.timestamp(), failure, stalled)
+    return Candidate(role.revision, role.group, role.since.timestamp(), failure, stalled, role.promoted)
 
 
 def _standing(status: RolloutStatus | None) -> RolloutState | None:
@@ -202,12 +202,14 @@ def _role_status(holder: RoleHolder | None) -> RoleStatus | None:
 def _candidate_status(candidate: Candidate | None) -> CandidateStatus | None:
     if candidate is None:
         return None
-    failure, told = candidate.failure, candidate.failure or candidate.stalled
+    told = candidate.failure or candidate.stalled
+    state = CandidateState.FAILED if candidate.failure is not None else CandidateState.PENDING
     return CandidateStatus(
         revision=candidate.revision,
         group=candidate.group,
         since=_time(candidate.since_s),
-        state=CandidateState.FAILED if failure is not None else CandidateState.PENDING,
+        state=CandidateState.JUDGED if candidate.judged else state,
+        promoted=candidate.promoted,
         reason=told.reason if told is not None else None,
         message=told.message if told is not None else None,
     )

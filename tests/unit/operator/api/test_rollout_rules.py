@@ -73,6 +73,8 @@ def messages(kind: type, field: str, value: Any) -> list[str]:
         pytest.param({"strategy": "immediate", "steps": []}, id="no steps"),
         pytest.param({"shadow": {}}, id="a shadow"),
         pytest.param({"strategy": "blueGreen", "shadow": {"percent": 100}}, id="a shadow before the switch"),
+        pytest.param({"strategy": "shadow", "steps": [{"weight": 10}]}, id="a shadow alone, and steps for a person"),
+        pytest.param({"strategy": "shadow", "gates": [{"gate": "maskAgreement"}]}, id="a shadow that is not written"),
         pytest.param(
             {"shadow": {}, "gates": [{"gate": "maskAgreement", "minimum": 0.8, "onBreach": "Note"}]},
             id="a gate that needs a shadow",
@@ -108,6 +110,9 @@ def test_a_policy_that_the_types_take_breaks_no_rule(rollout: dict[str, Any]) ->
             id="a shadow of nothing",
         ),
         pytest.param({"gates": [{"gate": "maskAgreement"}]}, "which only rollout.shadow collects", id="no pairs"),
+        pytest.param(
+            {"strategy": "shadow", "onUndecided": "Promote"}, "promotes nothing by itself", id="a shadow that promotes"
+        ),
         pytest.param({"gates": [{"gate": "latency"}] * 2}, "listed only once", id="a gate twice"),
         pytest.param({"gates": [WEBHOOK, {**PROMQL, "name": "night"}]}, "listed only once", id="a name twice"),
         pytest.param(

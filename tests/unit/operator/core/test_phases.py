@@ -49,8 +49,9 @@ def test_numbers_of_phases_and_signals_stay_as_records_hold_them() -> None:
         ("ROLLED_BACK", 6),
         ("CANCELLED", 7),
         ("SHADOW", 8),
+        ("JUDGED", 9),
     ]
-    assert [signal.value for signal in Signal] == list(range(1, 18))
+    assert [signal.value for signal in Signal] == list(range(1, 20))
     assert Signal.NONE == 14
 
 

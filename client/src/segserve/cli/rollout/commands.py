@@ -35,7 +35,7 @@ def bundle(
         ),
     ] = None,
 ) -> None:
-    """Fetch the bundle of a rollout that was rolled back, as .tar.gz: record, verdicts, logs of the servers."""
+    """Fetch the bundle of a rollout that was rolled back or judged, as .tar.gz: record, verdicts, servers' logs."""
     with needs("local"):
         rollout, content = fetch_bundle(selected_platform(platform_options), name)
     if output == STANDARD_OUTPUT:
@@ -57,7 +57,9 @@ def fetch_bundle(platform: Platform, name: str) -> tuple[str, bytes]:
     rollout = _latest(platform, name)
     content = platform.bundle(rollout)
     if content is None:
-        raise CommandError(f"no bundle of rollout {rollout!r}: only rollbacks leave one, and only the newest are kept")
+        raise CommandError(
+            f"no bundle of rollout {rollout!r}: only rollbacks and verdicts leave one, and only the newest are kept"
+        )
     return rollout, content
 
 
@@ -93,7 +95,7 @@ def status(
     """Show a model's rollout: how it goes and how long it takes, both revisions, the steps, and what each gate says.
 
     With -o wide also the statistics: the evidence of each gate, and all decisions. Exit code 1 if it ended without its
-    revision in service.
+    revision in service; of a rollout that only judges, 0 for judged well, 1 for worse and 4 for undecided.
     """
     if watch and output in NOT_LIVE:
         raise typer.BadParameter(f"-w supports only -o table and -o wide, got {output}")
@@ -113,7 +115,7 @@ def status(
                 console.print(shown)
             else:
                 print_whole(console, shown)
-    raise typer.Exit(1 if view.failed else 0)
+    raise typer.Exit(view.exit_code)
 
 
 @rollout.command("list")
@@ -280,7 +282,7 @@ def sheet(
 @rollout.command()
 @with_platform_options
 def promote(platform_options: PlatformOptions, name: Name, timeout: Timeout = "10s") -> None:
-    """Promote the candidate now, regardless of its gates."""
+    """Promote the candidate now, regardless of its gates; roll out one that was only judged."""
     _ask(platform_options, name, "promote", timeout)
 
 

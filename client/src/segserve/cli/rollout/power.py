@@ -14,6 +14,7 @@ from segserve.platforms.manifests import read_files
 from segserve.platforms.rollouts.words import span
 from segserve_operator.api.rollout_policy import RolloutPolicy, Slo, gate_name
 from segserve_operator.api.segmentation_model import SegmentationModel
+from segserve_operator.api.shadow import Shadow
 from segserve_operator.core.rollout.power import Preview, preview
 from segserve_operator.core.rollout.record import Record
 
@@ -35,13 +36,16 @@ def _preview(model: SegmentationModel, rps: float, minutes: float) -> str:
     name, policy = model.metadata.name, model.spec.rollout
     if policy is None:
         return f"{name}: no `spec.rollout`: a new revision is promoted as soon as it is ready, whatever callers see"
-    text = preview(policy, model.spec.slo or Slo(), rps, minutes).text()
-    return f"{name}: {_how(policy)}\n{text}"
+    text = preview(policy.promoting(), model.spec.slo or Slo(), rps, minutes).text()
+    after = "if a person promotes it, " if policy.strategy == "shadow" else ""
+    return f"{name}: {_how(policy)}\n{after}{text}"
 
 
 def _how(policy: RolloutPolicy) -> str:
     gates = ", ".join(gate_name(gate) for gate in policy.gates) or "none"
     steps = ", ".join(f"{step.weight} %" for step in policy.steps) if policy.strategy == "canary" else "all at once"
+    if policy.strategy == "shadow":
+        steps = f"no requests, a verdict within {span((policy.shadow or Shadow()).max_duration.total_seconds())}"
     return f"{policy.strategy}, {steps}; gates: {gates}; alpha {100 * policy.alpha:g} %"
 
 

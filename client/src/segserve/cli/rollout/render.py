@@ -40,6 +40,7 @@ COLOURS: Final = {
     Phase.SUCCEEDED: GOOD,
     Phase.ROLLED_BACK: BAD,
     Phase.CANCELLED: QUIET,
+    Phase.JUDGED: QUIET,
 }
 OUTCOMES: Final = {Outcome.PASS: GOOD, Outcome.BREACH: BAD, Outcome.UNDECIDED: MOVING}
 _AT_DEADLINE: Final = {"Hold": "it waits for you", "Rollback": "it is rolled back", "Promote": "it is promoted"}
@@ -175,6 +176,8 @@ def _steps(view: RolloutView, record: Record, outlook: Forecast | None) -> Itera
             yield Node(Text(f"{weight} %"), MOVING, "now", Text(_now(view, record, outlook)))
         else:
             yield Node(Text(f"{weight} %"), COLOURS[standing.phase], "stopped", since)
+    if record.policy.strategy == "shadow" and not view.promoted:
+        return
     watched = f"watched for {span(record.policy.bake_time.total_seconds())}"
     part = 100 - record.policy.holdback if weights else 100
     if standing.phase is Phase.BAKING:
@@ -195,7 +198,8 @@ def _shadow(view: RolloutView, record: Record) -> Node:
     """Return Shadow as the first of the steps: at 0 %, so that nobody has the candidate's answers."""
     standing = view.standing
     since_s = next((each.at_s for each in record.decisions if each.phase is Phase.SHADOW), None)
-    colour, state = (GOOD, "done") if standing.step >= 0 or view.promoted else (COLOURS[standing.phase], "stopped")
+    done = standing.step >= 0 or view.promoted or standing.phase is Phase.JUDGED
+    colour, state = (GOOD, "done") if done else (COLOURS[standing.phase], "stopped")
     detail = f"began {span(view.now_s - since_s)} ago" if since_s is not None else ""
     if standing.phase is Phase.SHADOW:
         colour, state, detail = MOVING, "now", words.compared(view)
@@ -257,9 +261,12 @@ def _deadline(view: RolloutView, record: Record) -> str:
     if standing.paused:
         return f"{span(policy.deadline.total_seconds())} after it is resumed"
     left_s = standing.undecided_since_s + policy.deadline.total_seconds() - view.now_s
+    follows = _AT_DEADLINE[policy.on_undecided]
+    if policy.strategy == "shadow" and policy.on_undecided == "Hold" and standing.phase is Phase.SHADOW:
+        follows = "it ends without a verdict"
     if left_s <= 0:
-        return f"passed: undecided for {span(policy.deadline.total_seconds())}, so {_AT_DEADLINE[policy.on_undecided]}"
-    return f"in {span(left_s)}, then {_AT_DEADLINE[policy.on_undecided]}"
+        return f"passed: undecided for {span(policy.deadline.total_seconds())}, so {follows}"
+    return f"in {span(left_s)}, then {follows}"
 
 
 def _decisions(view: RolloutView, *, wide: bool) -> Node:

@@ -16,7 +16,7 @@ from segserve.platforms.waiting import wait_for
 from segserve_operator.api.rollout_policy import RolloutPolicy, gate_name
 from segserve_operator.api.segmentation_model import SegmentationModel, SegmentationModelStatus
 from segserve_operator.core.models.observed import ModelStatus
-from segserve_operator.core.models.requests import PREFIX, VERBS, RolloutRequest, refusal
+from segserve_operator.core.models.requests import PREFIX, VERBS, RolloutRequest, promotes_judged, refusal
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.record import RolloutState
 from segserve_operator.mapping.statuses import from_api
@@ -46,27 +46,30 @@ def request_action(platform: Platform, name: str, verb: str, gate: str = "") -> 
     Raises `ConflictError` if the action is not possible now.
     """
     model = platform.model(name)
-    request, former = _request(model, verb, gate, platform.user()), _status(model).rollout
+    status = _status(model)
+    request, former = _request(model, verb, gate, platform.user()), status.rollout
+    restarts = verb == "retry" or promotes_judged(request, status.roles)
     platform.annotate(MODEL, name, {PREFIX + verb: request.value})
-    return Handled(name, request, former.rollout if former is not None else "")
+    return Handled(name, request, former.rollout if former is not None else "", restarts)
 
 
 @dataclass(frozen=True, slots=True)
 class Handled:
-    """A request was handled by the platform; for a retry, a rollout other than `former` has begun or none can."""
+    """A request was handled by the platform; where that `restarts`, a rollout other than `former` begun or none can."""
 
     name: str
     request: RolloutRequest
     former: str = ""
+    restarts: bool = False
     kind: str = MODEL
 
     def reached(self, manifest: Json | None) -> bool:
-        """Look for the request among the handled ones, and for the rollout of a retry."""
+        """Look for the request among the handled ones, and for the rollout that it starts."""
         if manifest is None:
             raise NotFoundError(f"{self.name} was deleted", model=self.name)
         if self.request.text not in ((manifest.get("status") or {}).get("handledAnnotations") or ()):
             return False
-        return self.request.verb != "retry" or self._has_retried(manifest)
+        return not self.restarts or self._has_retried(manifest)
 
     def _has_retried(self, manifest: Json) -> bool:
         status = _status(manifest)
@@ -128,6 +131,8 @@ def _revision(status: ModelStatus, verb: str) -> str:
         case "retry":
             failed = roles.candidate is not None and roles.candidate.failure is not None
             return roles.candidate.revision if roles.candidate is not None and failed else ""
+        case "promote" if roles.candidate is not None and roles.candidate.judged:
+            return roles.candidate.revision
         case _:
             return standing.revision if standing is not None and not standing.ended else ""
 
@@ -190,7 +195,8 @@ def _is_met(request: RolloutRequest, standing: RolloutState) -> bool:
     """Return whether a rollout is in the state that a handled request asked for; True for actions that take longer."""
     match request.verb:
         case "promote":
-            return standing.phase in (Phase.BAKING, Phase.SUCCEEDED)
+            # What was only judged starts anew.
+            return standing.phase in (Phase.PENDING, Phase.GOLDEN, Phase.BAKING, Phase.SUCCEEDED)
         case "abort":
             return standing.phase is Phase.ROLLED_BACK
         case "pause" | "resume":

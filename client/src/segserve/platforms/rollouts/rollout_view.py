@@ -13,8 +13,9 @@ from segserve.platforms.port import MODEL, Json, Platform
 from segserve.platforms.waiting import is_seen
 from segserve_operator.api.segmentation_model import SegmentationModelStatus
 from segserve_operator.core.evidence import CANDIDATE, EDGES_MS, STABLE
+from segserve_operator.core.models.events import SIGNALS
 from segserve_operator.core.rollout.forecast import present, recent
-from segserve_operator.core.rollout.phases import Phase
+from segserve_operator.core.rollout.phases import Phase, Signal
 from segserve_operator.core.rollout.record import Record, RolloutState, Row
 from segserve_operator.mapping import rollouts
 from segserve_operator.mapping.packed_evidence import UnreadableRecordError, unpack_rows
@@ -23,6 +24,8 @@ from segserve_operator.mapping.statuses import from_api
 REREAD_S: Final = 1.0
 SETTLED_S: Final = 5.0
 """Time after a change of weight from which on the counts since then show the present rates."""
+UNDECIDED_CODE: Final = 4
+"""Exit code of a rollout whose revision is neither promoted nor rolled back."""
 _PROMOTED: Final = frozenset({Phase.BAKING, Phase.SUCCEEDED})
 
 
@@ -99,6 +102,13 @@ class RolloutView:
     def failed(self) -> bool:
         """Whether it ended without its revision in service."""
         return self.over and self.standing.phase is not Phase.SUCCEEDED
+
+    @property
+    def exit_code(self) -> int:
+        """What `rollout status` exits with: 1 if it ended badly, 4 if it ended undecided, else 0."""
+        if self.over and self.standing.phase is Phase.JUDGED:
+            return 0 if self.standing.reason == SIGNALS[Signal.JUDGED_WELL][0] else UNDECIDED_CODE
+        return int(self.failed)
 
     @property
     def promoted(self) -> bool:

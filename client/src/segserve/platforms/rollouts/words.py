@@ -55,6 +55,8 @@ def headline(view: RolloutView, outlook: Forecast | None) -> str:
             text = f"rolled back after {took}: {why(view)}; {view.stable or 'the former revision'} has all requests"
         case Phase.CANCELLED:
             text = f"cancelled after {took}: {why(view)}"
+        case Phase.JUDGED:
+            text = f"{standing.message}; {view.stable or 'the former revision'} has all requests"
     return f"{view.model}: {text}."
 
 
@@ -186,8 +188,9 @@ def next_weight(view: RolloutView) -> str:
     """Return the weight after the present step: `25 %`, or its promotion."""
     steps = view.record.policy.steps if view.record is not None else ()
     following = view.standing.step + 1
-    if view.standing.phase is Phase.SHADOW and view.record is not None and view.record.policy.strategy == "canary":
-        return "its first step"
+    if view.standing.phase is Phase.SHADOW and view.record is not None:
+        follows = {"canary": "its first step", "shadow": "its verdict"}
+        return follows.get(view.record.policy.strategy, "its promotion")
     if view.record is None or view.record.policy.strategy != "canary" or following >= len(steps):
         return "its promotion"
     return f"{steps[following].weight} %"

@@ -24,6 +24,7 @@ from segserve_operator.adapters.kube.objects.revision import has_role, owner_ref
 from segserve_operator.adapters.kube.pods import is_terminating
 from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.models.restore import ROLLED_BACK, is_blank, notes_of, with_roles_of
+from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.mapping.notes import note_of
 
 if TYPE_CHECKING:
@@ -125,10 +126,10 @@ class RoleNotes:
         return restored
 
     async def _rolled_back(self, name: str) -> FailureReason | None:
-        """Return why a rollout was rolled back, None if it was not."""
+        """Return why a rollout was rolled back, or the verdict of one that only judged; None otherwise."""
         with suppress(NotFoundError):
             metadata = (await self.api.get(ROLLOUTS, self.key.namespace, name))["metadata"]
-            if (metadata.get("labels") or {}).get(OUTCOME_LABEL) == ROLLED_BACK:
+            if (metadata.get("labels") or {}).get(OUTCOME_LABEL) in (ROLLED_BACK, Phase.JUDGED.label):
                 reason, _, message = (metadata.get("annotations") or {}).get(OUTCOME_ANNOTATION, "").partition(": ")
                 return FailureReason(reason if reason.isidentifier() else ROLLED_BACK, message or "it was rolled back")
         return None

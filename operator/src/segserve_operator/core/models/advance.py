@@ -20,6 +20,7 @@ from segserve_operator.core.models.requests import (
     VERB_SIGNALS,
     RolloutRequest,
     next_request,
+    promotes_judged,
     refusal,
     requester,
     with_handled,
@@ -53,8 +54,9 @@ MAX_HUNG_AFTER_S: Final = 10.0
 class RolloutUpdate:
     """The outcome of one pass for a model's rollout.
 
-    `records` are those with new evidence. `retry`: a failed candidate is tried again. `return_to_previous`: the stable
-    revision is replaced by the previous one although no rollout is in progress.
+    `records` are those with new evidence. `retry`: a failed candidate is tried again. `promote`: one that was only
+    judged is rolled out. `return_to_previous`: the stable revision is replaced by the previous one although no rollout
+    is in progress.
     """
 
     state: RolloutState | None = None
@@ -63,6 +65,7 @@ class RolloutUpdate:
     handled: tuple[str, ...] = ()
     events: tuple[Event, ...] = ()
     retry: bool = False
+    promote: bool = False
     return_to_previous: bool = False
 
 
@@ -164,8 +167,13 @@ def _handle_request(
         event = Event("Warning", "RequestRefused", refused)
     else:
         event = Event("Normal", "RequestTaken", request.text)
-    retry = refused is None and request.verb == "retry"
-    update = RolloutUpdate(state, handled=with_handled(handled, request), events=(event,), retry=retry)
+    update = RolloutUpdate(
+        state,
+        handled=with_handled(handled, request),
+        events=(event,),
+        retry=refused is None and request.verb == "retry",
+        promote=refused is None and promotes_judged(request, roles),
+    )
     return update, request if refused is None else None
 
 
@@ -176,6 +184,8 @@ def _record(state: RolloutState, roles: Roles, model: ModelObserved, world: Obse
         wanted, watch = model.wanted, world.watches.get(model.name)
         policy, slo = (wanted.policy, wanted.slo) if wanted is not None else (None, None)
         policy, slo = policy or RolloutPolicy(), slo or Slo()
+        candidate = roles.candidate
+        policy = policy.promoting() if candidate is not None and candidate.promoted else policy.judging()
         if wanted is not None and keeps_streams(wanted.assigned.pipeline):
             # A copied frame would be one more of its stream, on stable's server as well.
             policy = policy.model_copy(update={"shadow": None})

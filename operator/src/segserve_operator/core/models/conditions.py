@@ -18,10 +18,12 @@ from segserve_operator.core.models.kstatus import (
     stalled_condition,
 )
 from segserve_operator.core.models.observed import (
+    Candidate,
     ModelObserved,
     ModelStatus,
     Observed,
     ObservedCondition,
+    RoleHolder,
     Roles,
     SloWatch,
 )
@@ -95,9 +97,14 @@ def _conditions(
     )
 
 
+def _newest_role(roles: Roles) -> Candidate | RoleHolder | None:
+    """Return the candidate, unless it was only judged and has left its servers, else stable."""
+    return roles.candidate if roles.candidate is not None and not roles.candidate.judged else roles.stable
+
+
 def _newest(roles: Roles, world: Observed) -> ModelReport | None:
     """Return the report on the newest revision: the candidate, else stable."""
-    newest = roles.candidate or roles.stable
+    newest = _newest_role(roles)
     if newest is None or newest.group is None:
         return None
     return prevailing_report(newest.group, newest.revision, world)
@@ -138,7 +145,7 @@ def _shut(model: ModelObserved, world: Observed) -> FailureReason | None:
 
 def _trial(model: ModelObserved, roles: Roles, report: ModelReport | None, world: Observed) -> TrialProgress | None:
     """Return the trial of the spec's golden set on the newest revision, if servers have proved that with another."""
-    newest = roles.candidate or roles.stable
+    newest = _newest_role(roles)
     if newest is None or report is None or report.state is not ModelState.READY:
         return None
     return trial_of(newest.revision, model, world)
@@ -146,7 +153,7 @@ def _trial(model: ModelObserved, roles: Roles, report: ModelReport | None, world
 
 def _problem(roles: Roles, report: ModelReport | None, world: Observed) -> tuple[str, str] | None:
     """Return why the servers of the newest revision's group do not become ready, if it waits for them."""
-    newest = roles.candidate or roles.stable
+    newest = _newest_role(roles)
     if newest is None or newest.group is None or world.complete(newest.group, newest.revision):
         return None
     problem = problem_for_model(newest.group, world)
@@ -154,7 +161,7 @@ def _problem(roles: Roles, report: ModelReport | None, world: Observed) -> tuple
 
 
 def _failed(roles: Roles, report: ModelReport | None) -> tuple[str, str] | None:
-    if roles.candidate is not None and roles.candidate.failure is not None:
+    if roles.candidate is not None and roles.candidate.failure is not None and not roles.candidate.judged:
         return roles.candidate.failure.reason, roles.candidate.failure.message
     if report is not None and report.state is ModelState.FAILED:
         return report.reason, report.message
@@ -312,6 +319,9 @@ def _at_rest(model: ModelObserved, roles: Roles, serving: ObservedCondition) -> 
         text = f"{roles.previous.revision} serves again once a server of group {roles.previous.group} answers for it"
         return ObservedCondition("Progressing", "True", "Returning", text)
     candidate = roles.candidate
+    if model.problem is None and candidate is not None and candidate.judged and candidate.failure is not None:
+        text = f"{candidate.revision} gets no requests: {candidate.failure.message}"
+        return ObservedCondition("Progressing", "False", Phase.JUDGED.label, text)
     refused = model.problem or (candidate.failure if candidate is not None else None)
     if refused is not None:
         text = f"{refused.reason}: another spec is needed, or a retry"

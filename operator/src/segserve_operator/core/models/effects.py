@@ -157,9 +157,9 @@ def _group_effects(desired: DesiredState, world: Observed) -> Iterator[tuple[Eff
 
 
 def _bundle(record: Record, roles: Roles) -> SaveBundle | None:
-    """Return what keeps the evidence of a rollout that is rolled back now; `roles` are those before."""
+    """Return what keeps the evidence of a rollout that ends without a promotion now; `roles` are those before."""
     candidate = roles.candidate or roles.stable
-    if record.progress.phase != Phase.ROLLED_BACK or candidate is None or candidate.group is None:
+    if record.progress.phase not in (Phase.ROLLED_BACK, Phase.JUDGED) or candidate is None or candidate.group is None:
         return None
     return SaveBundle(record, candidate.group) if candidate.revision == record.candidate else None
 

@@ -8,6 +8,7 @@ from itertools import chain, islice
 from typing import Final, Literal
 
 from segserve_operator.core.gates.base import Outcome, Verdict
+from segserve_operator.core.gates.mask_agreement import MASKS_DIFFER
 from segserve_operator.core.models.golden_scores import UNAVAILABLE
 from segserve_operator.core.models.observed import ModelStatus, ObservedCondition, Roles
 from segserve_operator.core.rollout.decisions import DecisionResult
@@ -34,6 +35,8 @@ SIGNALS: Final[Mapping[Signal, tuple[str, str]]] = {
     Signal.SHADOW_BEGINS: ("ShadowBegun", "it is asked copies of callers' requests; no caller has its answers"),
     Signal.SHADOW_PASSED: ("ShadowPassed", "it answered copies of callers' requests no worse than stable"),
     Signal.SHADOW_OVER: ("ShadowOver", "shadow.maxDuration has passed; the steps begin with what is known"),
+    Signal.JUDGED_WELL: ("JudgedWell", "it answered copies of callers' requests no worse than stable"),
+    Signal.JUDGED_UNDECIDED: ("JudgedUndecided", "Shadow's time is over without proof for or against it"),
     Signal.ADVANCE: ("StepDone", "the evidence allows the next weight"),
     Signal.CERTIFIED: ("Certified", "the evidence allows sending it all requests"),
     Signal.BAKED: ("Baked", "bakeTime has passed"),
@@ -54,6 +57,8 @@ _PROBING: Final = ("Probing", "weight 0: segserve's own requests find out whethe
 _TOO_OFTEN: Final = (TOO_OFTEN, "weight 0: quarantined more often than maxQuarantines; a person has to decide")
 HELD: Final = frozenset({Wait.INCIDENT, Wait.PERSON, Wait.PAUSED, DEADLINE_PASSED, TOO_OFTEN})
 """Reasons that hold a rollout until a person acts or an incident is over."""
+LIKELY: Final = 0.5
+"""Share of the evidence for a rollback from which on a candidate looks worse."""
 _NUMBERS: Final = 6
 _HOUR_S: Final = 3600
 _MINUTE_S: Final = 60
@@ -118,6 +123,8 @@ def explanation(before: RolloutState, result: DecisionResult, roles: Roles) -> t
     if result.signal is Signal.QUARANTINE:
         return _quarantine(result)
     phase = Phase(int(result.record.progress.phase))
+    if phase is Phase.JUDGED:
+        return SIGNALS[result.signal][0], _judged(result)
     if result.signal is not Signal.NONE and phase is not before.phase:
         return SIGNALS[result.signal]
     if phase is Phase.PENDING:
@@ -144,6 +151,28 @@ def _shadow(result: DecisionResult) -> str:
     if result.wait is Wait.HARM:
         return f"{text}; it could still be worse than tolerated"
     return text if result.wait is Wait.DATA and few else f"{text}; {WAITS[result.wait]}"
+
+
+def _judged(result: DecisionResult) -> str:
+    """Return the verdict of a rollout that promotes nothing by itself, what it rests on, and what a person may do."""
+    record, model = result.record, result.record.model
+    compared = f"{int(record.progress.seen):,} copies of callers' requests"
+    if result.signal is Signal.JUDGED_WELL:
+        return (
+            f"judged well: in {compared} each gate bounds its harm within tolerance; "
+            f"`segserve rollout promote {model}` rolls it out"
+        )
+    if not record.progress.seen:
+        return f"undecided: none of callers' requests was copied; `segserve rollout retry {model}` judges it anew"
+    verdicts = record.decisions[-1].verdicts
+    worse = [each.gate for each in verdicts if each.outcome is not Outcome.PASS and each.progress >= LIKELY]
+    why = f"it looks worse ({', '.join(worse)})" if worse else "they prove neither harm nor its absence"
+    if any(each.reason == MASKS_DIFFER for each in verdicts):
+        why = "its masks differ from stable's"
+    return (
+        f"undecided: {compared} were compared, and {why}; `segserve rollout retry {model}` judges it anew, "
+        "`promote` rolls it out"
+    )
 
 
 def _is_late(result: DecisionResult) -> bool:
@@ -243,6 +272,8 @@ def _entered(before: RolloutState, after: RolloutState, verdicts: Sequence[Verdi
             yield Event("Warning", "RolledBack", text)
         case Phase.CANCELLED:
             yield _cancelled(after)
+        case Phase.JUDGED:
+            yield Event("Normal", Phase.JUDGED.label, f"{revision} has a verdict after {age}{_because(after)}")
 
 
 def _held(before: RolloutState, after: RolloutState) -> Iterator[Event]:

@@ -23,7 +23,7 @@ def stall_of(
     candidate = roles.candidate
     if model.problem is not None:
         return model.problem
-    if candidate is not None and candidate.failure is not None:
+    if candidate is not None and candidate.failure is not None and not candidate.judged:
         return candidate.failure
     if state is not None and hold_of(state) in (DEADLINE_PASSED, TOO_OFTEN):
         return FailureReason(state.reason, state.message)
@@ -49,10 +49,11 @@ def reconciling(progressing: ObservedCondition, stalled: ObservedCondition) -> O
 
 
 def observed_generation(model: ModelObserved, roles: Roles, stall: FailureReason | None) -> int:
-    """Return the latest generation of the spec that serves, or that a condition says is refused or late."""
+    """Return the latest generation of the spec that serves, was judged, or that a condition says is refused or late."""
     wanted = model.wanted.assigned.revision if model.wanted is not None else None
     serves = roles.stable is not None and roles.stable.revision == wanted and roles.candidate is None
-    if serves or stall is not None or model.deleting:
+    judged = roles.candidate is not None and roles.candidate.judged and roles.candidate.revision == wanted
+    if serves or judged or stall is not None or model.deleting:
         return model.generation
     return min(model.status.observed_generation, model.generation)
 

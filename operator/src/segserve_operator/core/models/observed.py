@@ -23,6 +23,8 @@ _NO_PAST: Final = StablePast.none()
 MAIN: Final = "main"
 CANARY: Final = "canary"
 PROGRESS_DEADLINE_S: Final = 600.0
+JUDGED_REASONS: Final[Mapping[str, str]] = {"JudgedWell": "shadow", "JudgedUndecided": "shadow"}
+"""The strategy by reason of a candidate that was judged and not promoted."""
 Truth = Literal["True", "False", "Unknown"]
 _PROGRESS: Final = (
     ModelState.FAILED,
@@ -85,10 +87,11 @@ class RoleHolder:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A revision that is to become stable. One that failed, or waits for a slot, has no group.
+    """A revision that is to become stable. One that failed, was only judged, or waits for a slot, has no group.
 
-    `since_s` is when it got the role, its group, or gave that up. `stalled` is why it gave its group up: others go
-    first until it gets another.
+    `since_s` is when it got the role, its group, or gave that up. `failure` is also why one that was `judged` goes no
+    further. `stalled` is why it gave its group up: others go first until it gets another. `promoted`: a person has
+    asked to roll out what was judged.
     """
 
     revision: str
@@ -96,6 +99,12 @@ class Candidate:
     since_s: float
     failure: FailureReason | None = None
     stalled: FailureReason | None = None
+    promoted: bool = False
+
+    @property
+    def judged(self) -> bool:
+        """Whether it has a verdict of a rollout that promotes nothing by itself, and waits for a person."""
+        return self.failure is not None and self.failure.reason in JUDGED_REASONS
 
 
 @dataclass(frozen=True, slots=True)

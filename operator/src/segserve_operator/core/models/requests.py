@@ -113,6 +113,8 @@ def refusal(
     if request.verb == "retry":
         failed = roles.candidate if roles.candidate is not None and roles.candidate.failure is not None else None
         return _other(request, failed.revision if failed is not None else None, "has failed")
+    if promotes_judged(request, roles):
+        return None
     if state is None or state.ended:
         return f"{request.verb}: no rollout is in progress"
     if request.revision != state.revision:
@@ -122,6 +124,13 @@ def refusal(
     if request.verb == "skip-gate" and request.gate not in gates:
         return f"skip-gate: unknown gate {request.gate!r}; known: {', '.join(gates) or 'none'}"
     return None
+
+
+def promotes_judged(request: RolloutRequest, roles: Roles) -> bool:
+    """Tell whether a request is to roll out a revision that was only judged."""
+    candidate = roles.candidate
+    judged = candidate is not None and candidate.judged and candidate.revision == request.revision
+    return judged and request.verb == "promote"
 
 
 def _rollback_refusal(request: RolloutRequest, roles: Roles, *, can_return: bool) -> str | None:

@@ -16,7 +16,7 @@ from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.models.advance import RolloutUpdate, advance, with_checks
 from segserve_operator.core.models.deadlines import deadline_s, is_overdue, overdue_reason, waited_out_s
 from segserve_operator.core.models.golden import golden_of, trial_of
-from segserve_operator.core.models.observed import Candidate, ModelObserved, Observed, RoleHolder, Roles
+from segserve_operator.core.models.observed import JUDGED_REASONS, Candidate, ModelObserved, Observed, RoleHolder, Roles
 from segserve_operator.core.models.pool import Slots
 from segserve_operator.core.models.quorum import answers, blame, may_take_over, suffices
 from segserve_operator.core.models.slo import INTERVAL_S as SLO_LOOK_S
@@ -85,7 +85,7 @@ def _follow_spec(roles: Roles, scope: Scope) -> Roles:
     if candidate.group is None and candidate.failure is None:
         group = _group_for(roles, scope, wanted)
         if group is not None:
-            return replace(roles, candidate=Candidate(wanted, group, scope.world.now_s))
+            return replace(roles, candidate=replace(candidate, group=group, since_s=scope.world.now_s, stalled=None))
     return roles
 
 
@@ -108,6 +108,10 @@ def _worth_a_retry(candidate: Candidate, scope: Scope) -> bool:
         return scope.model.wanted.allow_class_changes
     if candidate.failure.reason == STREAMS_SPLIT:
         return _refused_streams(scope) is None
+    if candidate.judged:
+        # Another strategy is a new question, the same one has its answer.
+        policy = scope.model.wanted.policy
+        return policy is None or policy.strategy != JUDGED_REASONS[candidate.failure.reason]
     # After a restore there may be no record of it: that cures nothing.
     return scope.world.revisions.get(candidate.revision) not in (None, scope.model.wanted.assigned)
 
@@ -189,7 +193,8 @@ def _give_up_slot(roles: Roles, scope: Scope) -> Roles:
     if not is_overdue(scope.model, candidate, scope.world):
         return roles
     reason = overdue_reason(scope.model, candidate.revision, candidate.group, scope.world)
-    return replace(roles, candidate=Candidate(candidate.revision, None, scope.world.now_s, stalled=reason))
+    waiting = replace(candidate, group=None, since_s=scope.world.now_s, stalled=reason)
+    return replace(roles, candidate=waiting)
 
 
 def _promoted(roles: Roles, candidate: Candidate, now_s: float) -> Roles:
@@ -218,13 +223,15 @@ def _follow_rollout(roles: Roles, update: RolloutUpdate, scope: Scope) -> Roles:
         return _returned(roles, FailureReason("RolledBack", "a person returned to the former revision"), now_s)
     if update.retry and candidate is not None:
         return replace(roles, candidate=_new_candidate(roles, scope, candidate.revision))
+    if update.promote and candidate is not None:
+        return replace(roles, candidate=replace(_new_candidate(roles, scope, candidate.revision), promoted=True))
     if state is None or (state.ended and state == scope.model.status.rollout):
         # The roles of a rollout that ended earlier were written with its end; its revision may be required again since.
         return roles
     if candidate is not None and candidate.revision == state.revision:
         if state.phase in (Phase.BAKING, Phase.SUCCEEDED) and candidate.group is not None:
             return _promoted(roles, candidate, now_s)
-        if state.phase is Phase.ROLLED_BACK and candidate.failure is None:
+        if state.phase in (Phase.ROLLED_BACK, Phase.JUDGED) and candidate.failure is None:
             failed = replace(candidate, group=None, failure=FailureReason(state.reason, state.message))
             return replace(roles, candidate=failed)
         return roles

@@ -75,11 +75,13 @@ def _next_weight(model: ModelObserved, state: RolloutState | None, world: Observ
     policy = _policy(model, state, world)
     if policy is None or policy.on_undecided == "Promote" or (request is not None and request.verb == "promote"):
         return _ALL
-    following = [*(step.weight for step in engine_policy(policy).steps), _ALL]
+    engine = engine_policy(policy)
+    # What is only judged gets no requests, and one server answers the copies.
+    following = [*(step.weight for step in engine.steps), _ALL if engine.serves else 1]
     step = state.step if state is not None and not state.ended else -1
     record = world.records.get(state.rollout) if state is not None else None
     if state is not None and state.phase is Phase.SHADOW and record is not None:
-        step = int(step_after_shadow(engine_policy(policy), record.progress, world.now_s)) - 1
+        step = int(step_after_shadow(engine, record.progress, world.now_s)) - 1
     return max(following[min(max(step + 1, 0), len(following) - 1)], state.weight if state is not None else 0)
 
 

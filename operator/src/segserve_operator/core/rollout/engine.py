@@ -65,7 +65,8 @@ class Policy:
 
     `levels` are the gates' shares of alpha, `tolerances` the harm (a share of requests) that is negligible for each;
     both in the order of the judgements, and so is `on_breach`, what the proof of each does (empty: each rolls back).
-    Without `shadow`, the steps follow the golden images.
+    Without `shadow`, the steps follow the golden images. If it does not `serve`, Shadow ends with a verdict, and only a
+    person gives the candidate requests.
     """
 
     steps: tuple[Step, ...] = (Step(5), Step(25), Step(50))
@@ -81,6 +82,7 @@ class Policy:
     max_quarantines: float = 3.0
     shadow: ShadowPolicy | None = None
     on_breach: tuple[OnBreach, ...] = ()
+    serves: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +234,7 @@ def next_transition(
         step=step,
         since_s=np.where(phase != progress.phase, now_s, progress.since_s),
         step_since_s=np.where(entered, now_s, progress.step_since_s),
-        seen=np.where(entered, 0.0, progress.seen),
+        seen=np.where(entered & (phase != Phase.JUDGED), 0.0, progress.seen),
         failures=np.where(entered, 0.0, progress.failures),
         quarantines=progress.quarantines + quarantined,
         bad=np.where(quarantined, excess_of(judged, progress), progress.bad),
@@ -281,15 +283,18 @@ def _signal(
             | (
                 late
                 & (policy.on_undecided is OnUndecided.PROMOTE)
+                & policy.serves
                 & ((phase == Phase.PROGRESSING) | (phase == Phase.SHADOW))
             )
         ),
         Signal.RESUMED: (np.asarray(heard.probes) > 0) & (progress.quarantines <= policy.max_quarantines) & ~cold,
         Signal.PROVED: np.asarray(heard.ready),
         Signal.SHADOW_BEGINS: goes_on & (np.asarray(heard.golden) > 0) & (policy.shadow is not None),
-        Signal.GOLDEN_PASSED: goes_on & (np.asarray(heard.golden) > 0),
-        Signal.SHADOW_PASSED: goes_on & shadow_passes(policy, progress, judged),
-        Signal.SHADOW_OVER: goes_on,
+        Signal.GOLDEN_PASSED: goes_on & (np.asarray(heard.golden) > 0) & policy.serves,
+        Signal.JUDGED_WELL: goes_on & shadow_passes(policy, progress, judged) & (not policy.serves),
+        Signal.JUDGED_UNDECIDED: _ends_undecided(policy, progress, judged, now_s),
+        Signal.SHADOW_PASSED: goes_on & shadow_passes(policy, progress, judged) & policy.serves,
+        Signal.SHADOW_OVER: goes_on & policy.serves,
         Signal.ADVANCE: goes_on & ~last,
         Signal.CERTIFIED: goes_on & last,
         Signal.BAKED: goes_on,
@@ -426,6 +431,13 @@ def _shadow_over(policy: Policy, progress: Progress, judged: Sequence[Judgement]
     for judgement, negligible in zip(judged, _negligible(policy, judged), strict=True):
         over = over & (negligible | ~judgement.doubtful)
     return over
+
+
+def _ends_undecided(policy: Policy, progress: Progress, judged: Sequence[Judgement], now_s: float) -> Bools:
+    """Tell whether a candidate that is not to serve has had Shadow's time, whatever it still waits for."""
+    over = _shadow_over(policy, progress, judged, now_s)
+    ends: Bools = (over | _late(policy, progress, now_s)) & ~progress.paused & (not policy.serves)
+    return ends
 
 
 def step_after_shadow(policy: Policy, progress: Progress, now_s: float) -> Ints:

@@ -32,6 +32,8 @@ class Phase(IntEnum):
 
     Records hold these numbers, so what came later has a later one.
     """
+    JUDGED = 9
+    """It has a verdict and no requests, as its policy promotes nothing by itself. A person may still promote it."""
 
     @property
     def label(self) -> str:
@@ -79,9 +81,13 @@ class Signal(IntEnum):
     """Enough copies were answered, and all gates bound its harm within their tolerances."""
     SHADOW_OVER = 17
     """shadow.maxDuration has passed, and it is not probably worse."""
+    JUDGED_WELL = 18
+    """As SHADOW_PASSED, of a rollout that promotes nothing by itself."""
+    JUDGED_UNDECIDED = 19
+    """Shadow's time is over without proof for or against it, of a rollout that promotes nothing by itself."""
 
 
-ENDED: Final = frozenset({Phase.SUCCEEDED, Phase.ROLLED_BACK, Phase.CANCELLED})
+ENDED: Final = frozenset({Phase.SUCCEEDED, Phase.ROLLED_BACK, Phase.CANCELLED, Phase.JUDGED})
 _BEFORE: Final = (Phase.PENDING, Phase.GOLDEN, Phase.SHADOW, Phase.PROGRESSING, Phase.QUARANTINED)
 _ACTIVE: Final = (*_BEFORE, Phase.BAKING)
 
@@ -96,6 +102,8 @@ MOVES: Final[Mapping[tuple[Phase, Signal], Phase]] = {
     (Phase.GOLDEN, Signal.SHADOW_BEGINS): Phase.SHADOW,
     (Phase.SHADOW, Signal.SHADOW_PASSED): Phase.PROGRESSING,
     (Phase.SHADOW, Signal.SHADOW_OVER): Phase.PROGRESSING,
+    (Phase.SHADOW, Signal.JUDGED_WELL): Phase.JUDGED,
+    (Phase.SHADOW, Signal.JUDGED_UNDECIDED): Phase.JUDGED,
     (Phase.PROGRESSING, Signal.ADVANCE): Phase.PROGRESSING,
     (Phase.PROGRESSING, Signal.CERTIFIED): Phase.BAKING,
     (Phase.PROGRESSING, Signal.QUARANTINE): Phase.QUARANTINED,

@@ -45,12 +45,14 @@ def engine_policy(policy: RolloutPolicy) -> Policy:
         on_breach=tuple(
             gate.on_breach(spec) for spec in policy.gates if isinstance(gate := GATES[spec.gate], MeasuredGateType)
         ),
+        serves=policy.strategy != "shadow",
     )
 
 
 def _shadow(policy: RolloutPolicy) -> ShadowPolicy | None:
     if policy.shadow is None:
-        return None
+        # What is only to be judged by copies, and cannot be asked any, ends without a verdict.
+        return ShadowPolicy(maximum_s=0.0) if policy.strategy == "shadow" else None
     return ShadowPolicy(
         min_requests=float(policy.shadow.min_requests),
         maximum_s=policy.shadow.max_duration.total_seconds(),
