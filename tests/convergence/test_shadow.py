@@ -7,6 +7,7 @@ from datetime import timedelta
 from fakes.platform import InMemoryStore, World
 from fakes.rollout_world import FIRST, POLICY, SECOND, Rollout
 from segserve_operator.api.shadow import Shadow
+from segserve_operator.core.gates.checks import Check, CheckResult
 from segserve_operator.core.models.events import SIGNALS
 from segserve_operator.core.models.observed import PoolObserved
 from segserve_operator.core.rollout.phases import ENDED, Phase, Signal
@@ -112,6 +113,69 @@ async def test_without_requests_the_steps_begin_once_the_time_of_shadow_is_over(
     state = await rollout.until(has_left_shadow, 60)
 
     assert (state.phase, state.weight) == (Phase.PROGRESSING, 5)
+
+
+def replays(rollout: Rollout, replayed: tuple[int, int, int, int]) -> None:
+    """Let segserve's own requests be answered so."""
+
+    def answer(check: Check) -> CheckResult:
+        rollout.world.traffic.replay("coins", replayed)
+        return CheckResult(check.key, rollout.world.now_s, asked=(sum(replayed), sum(replayed)))
+
+    rollout.world.found.answers["replay"] = answer
+
+
+async def shadow_s(rollout: Rollout) -> tuple[RolloutState, float]:
+    """Return the state after Shadow, and how many seconds it took."""
+    began = await rollout.until(is_in_shadow)
+    state = await rollout.until(has_left_shadow, 700)
+    return state, state.since_s - began.since_s
+
+
+async def test_where_nobody_calls_the_golden_images_are_replayed_and_the_steps_begin_at_once() -> None:
+    rollout = Rollout(requests_per_s=0)
+    replays(rollout, (8, 0, 0, 0))
+    await rollout.begin(SHADOW)
+    state, seconds = await shadow_s(rollout)
+
+    assert (state.phase, state.weight, state.reason) == (Phase.PROGRESSING, 5, "ShadowUnused")
+    assert 60 <= seconds <= 65
+    assert [check.purpose for check in rollout.world.found.begun].count("replay") == 1
+    assert ("replay", "Replayed") in {(each.gate, each.reason) for each in rollout.record.verdicts}
+    assert float(rollout.record.progress.seen) == 0
+    assert all(each.same for each in replay(rollout.record))
+
+
+async def test_a_candidate_that_fails_the_golden_images_is_stopped_where_nobody_calls() -> None:
+    for replayed, phase in (((5, 3, 0, 0), Phase.ROLLED_BACK), ((4, 3, 0, 1), Phase.PROGRESSING)):
+        rollout = Rollout(requests_per_s=0)
+        replays(rollout, replayed)
+        await rollout.begin(SHADOW)
+        state, _ = await shadow_s(rollout)
+
+        assert (state.phase, state.reason) == (phase, "ReplayFailed" if phase in ENDED else "ShadowUnused")
+        assert ("5 of 8" in state.message) is (phase is Phase.ROLLED_BACK)
+
+
+async def test_images_that_cannot_be_replayed_keep_nobody_waiting() -> None:
+    rollout = Rollout(requests_per_s=0)
+    rollout.world.found.answers["replay"] = lambda check: CheckResult(check.key, 0.0, problem="no comparator")
+    await rollout.begin(SHADOW)
+    state, seconds = await shadow_s(rollout)
+
+    assert (state.phase, state.reason) == (Phase.PROGRESSING, "ShadowUnused")
+    assert seconds <= 65
+
+
+async def test_slow_traffic_is_waited_for_and_nothing_is_replayed() -> None:
+    rollout = Rollout(requests_per_s=0.1)
+    replays(rollout, (8, 0, 0, 0))
+    await rollout.begin(SHADOW)
+    state, seconds = await shadow_s(rollout)
+
+    assert (state.phase, state.reason) == (Phase.PROGRESSING, "ShadowOver")
+    assert seconds >= 600
+    assert not [check for check in rollout.world.found.begun if check.purpose == "replay"]
 
 
 async def test_a_pause_ends_the_copies_and_a_resume_brings_them_back() -> None:

@@ -48,7 +48,7 @@ class InternalListener:
         body = await request.read()
         header = json.loads(body[: int(request.headers["Inference-Header-Content-Length"])])
         size = header["inputs"][0]["parameters"]["binary_data_size"]
-        asked = Asked(request.headers["x-segserve-group"], body[-size + 4 :], header["parameters"])
+        asked = Asked(request.headers["x-segserve-group"], body[-size + 4 :], header.get("parameters", {}))
         self.asked.append(asked)
         if asked.group in self.hangs:
             self.in_flight += 1

@@ -43,6 +43,7 @@ async def _run(folder: ComparatorFolder, gateway: str, max_request_bytes: int) -
             serving(folder.control, comparator.control, max_body=0, budget=budget),
             # The frame of a gRPC message comes on top.
             serving(folder.copies, comparator.take, max_body=max_request_bytes + 5, budget=budget),
+            serving(folder.replays, comparator.take_replay, max_body=max_request_bytes, budget=budget),
         ):
             follower = asyncio.create_task(comparator.follow())
             await stop.wait()

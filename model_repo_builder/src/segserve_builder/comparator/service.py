@@ -10,7 +10,7 @@ import time
 from bisect import insort
 from collections import deque
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final, NamedTuple, Protocol, cast
 from urllib.parse import parse_qs, urlsplit
@@ -48,6 +48,8 @@ PAIRS: Final = 8
 """Pairs under way at once, of a model and of all."""
 WAITING_PER_MODEL: Final = 16
 WARM_UP_PAIRS: Final = 20
+MOST_REPLAYS: Final = 64
+"""Of segserve's own requests, of one comparison."""
 WARM_UP_S: Final = 20.0
 MAX_BASELINES: Final = 200
 BASELINE_INTERVAL: Final = 3
@@ -83,6 +85,7 @@ class _ComparedModel:
     pairs: set[asyncio.Task[None]] = field(default_factory=set)
     asked: int = 0
     first_asked_s: float = 0.0
+    replays: int = 0
     compared: int = 0
     kept: list[_KeptPair] = field(default_factory=list)
     """The pairs that agree least, the least first."""
@@ -189,6 +192,21 @@ class Comparator:
             model.waiting.append(copy)
             self._start_pairs()
         return _TAKEN if copy is None or copy.protocol == "http" else _TAKEN_GRPC
+
+    def take_replay(self, request: ReceivedRequest) -> HttpReply:
+        """Take a request of segserve's own, and say whether it will be asked."""
+        copy = read_copy(request)
+        self.refresh()
+        model = self._models.get(copy.model) if copy is not None else None
+        has_room = model is not None and len(model.waiting) < WAITING_PER_MODEL and model.replays < MOST_REPLAYS
+        if copy is None or model is None or not has_room:
+            self._budget.give_back(len(request.body or b""))
+            return HttpReply(429 if request.body is None or model is not None else 404)
+        self._budget.give_back(len(request.body or b"") - len(copy.body))
+        model.replays += 1
+        model.waiting.append(replace(copy, replayed=True))
+        self._start_pairs()
+        return _TAKEN
 
     def control(self, request: ReceivedRequest) -> HttpReply:
         """Answer a question of the gateway's side."""
@@ -356,14 +374,16 @@ class Comparator:
 
     async def _pair(self, model: _ComparedModel, copy: RequestCopy, *, counts: bool) -> None:
         try:
-            if model.is_baseline(counts=counts):
+            if not copy.replayed and model.is_baseline(counts=counts):
                 await self._compare_stable(model, copy, warms=not counts)
                 return
             stable, candidate = await self._ask_both(model, copy)
-            if counts:
+            if copy.replayed:
+                model.tally.count_replayed(stable, candidate)
+            elif counts:
                 model.tally.count(stable, candidate, copy.slice)
             self._make_room(model)
-            if counts and stable.kind is candidate.kind is AnswerKind.ANSWERED:
+            if (counts or copy.replayed) and stable.kind is candidate.kind is AnswerKind.ANSWERED:
                 await self._compare_answers(model, copy, stable, candidate)
         except Exception:
             _log.exception("a pair was not counted")
@@ -417,10 +437,11 @@ class Comparator:
         if compared is None:
             return
         agreement, shown, shift = compared
-        if shift is not None:
-            model.tally.count_shift(shift)
         model.compared += 1
-        model.tally.count_disagreement(1 - agreement, copy.slice)
+        if not copy.replayed:
+            model.tally.count_disagreement(1 - agreement, copy.slice)
+            if shift is not None:
+                model.tally.count_shift(shift)
         if shown and agreement < model.keep_below:
             model.keep(_KeptPair(agreement, shown, image_digest(copy)))
             self._forget_beyond(SHEET_BYTES)

@@ -68,16 +68,17 @@ class PairTally:
     baseline: list[int] = field(default_factory=lambda: [0] * (len(DISAGREEMENTS) + 1))
     shifts: list[int] = field(default_factory=lambda: [0] * (len(SHIFTS) + 1))
     load: LoadTally = field(default_factory=LoadTally)
+    replayed: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
 
     def count(self, stable: Answer, candidate: Answer, label: str = "") -> None:
         """Count a pair of answers to a request with this label; without one it is in no slice."""
         kinds = (stable.kind, candidate.kind)
-        if AnswerKind.UNREACHED in kinds or kinds == (AnswerKind.REFUSED, AnswerKind.REFUSED):
+        cell = _cell(*kinds)
+        if cell is None:
             return
-        failed = tuple(_failed(*each) for each in (kinds, kinds[::-1]))
         parts = (self, *self._slices(label))
         for part in parts:
-            part.failed[2 * failed[0] + failed[1]] += 1
+            part.failed[cell] += 1
         for answer, latencies in zip((stable, candidate), self.latencies, strict=True):
             if answer.kind is AnswerKind.HUNG:
                 latencies[HUNG_MS] += 1
@@ -87,6 +88,12 @@ class PairTally:
             ratio = candidate.seconds / max(stable.seconds, 1e-9)
             for part in parts:
                 part.ratios[bisect_right(RATIOS, ratio)] += 1
+
+    def count_replayed(self, stable: Answer, candidate: Answer) -> None:
+        """Count a pair of answers to a request of segserve's own: the same few images are no evidence about callers."""
+        cell = _cell(stable.kind, candidate.kind)
+        if cell is not None:
+            self.replayed[cell] += 1
 
     def count_disagreement(self, disagreement: float, label: str = "") -> None:
         """Count how much two answers differ, from 0 to 1."""
@@ -124,6 +131,7 @@ class PairTally:
             "shifts": self.shifts,
             "load": self.load.to_json(),
             "slices": [{"name": name, **asdict(counts)} for name, counts in self.slices.items()],
+            "replayed": self.replayed,
         }
 
 
@@ -132,6 +140,14 @@ def lower_edge_ms(seconds: float) -> int:
     whole_ms = min(int(seconds * 1000), HUNG_MS)
     power = int(10 ** max(len(str(whole_ms)) - 2, 0))
     return whole_ms // power * power
+
+
+def _cell(stable: AnswerKind, candidate: AnswerKind) -> int | None:
+    """Return which of the four numbers of `failed` a pair belongs to, None if it is in none of them."""
+    kinds = (stable, candidate)
+    if AnswerKind.UNREACHED in kinds or kinds == (AnswerKind.REFUSED, AnswerKind.REFUSED):
+        return None
+    return 2 * _failed(stable, candidate) + _failed(candidate, stable)
 
 
 def _failed(own: AnswerKind, other: AnswerKind) -> bool:

@@ -13,10 +13,12 @@ import signal
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
+from segserve_builder.golden.judging import cached_images
 from segserve_builder.render.tritonserver import sweep_shm
 from segserve_common.files import write_private
 from segserve_operator.adapters.bundles.background import BackgroundBundles
@@ -155,7 +157,13 @@ class Supervisor:
         access = local_access(pool.spec.artifacts)
         self.worker, services = own_worker(["--own-services"], os.environ)
         self.check_runner = BackgroundCheckRunner(
-            CheckContext(InternalGateway(self.gateway.internal_url), LocalResources(state), clock, services)
+            CheckContext(
+                InternalGateway(self.gateway.internal_url),
+                LocalResources(state),
+                clock,
+                services,
+                golden_images=partial(cached_images, cache),
+            )
         )
         self.notifier = Notifier(post=services.post)
         self.bundles = BackgroundBundles(LocalBundles(state))

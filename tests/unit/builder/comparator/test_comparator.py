@@ -7,6 +7,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 import grpc
+import httpx
 import numpy as np
 import pytest
 from tritonclient.grpc import service_pb2 as pb
@@ -116,6 +117,24 @@ async def test_a_pair_counts_in_the_cell_of_who_failed(
     answered = stable == candidate == b""
     assert sum(pairs["ratios"]) == answered
     assert [sum(count for _, count in side) for side in pairs["latencies"]] == [sum(cell)] * 2
+
+
+async def test_segserves_own_images_are_asked_of_both_and_counted_apart_from_callers() -> None:
+    async with comparing("http") as world:
+        world.compare(coins=COMPARISON)
+        world.servers.answers["green"] = 500
+        transport = httpx.AsyncHTTPTransport(uds=str(world.folder.replays))
+        async with httpx.AsyncClient(transport=transport, base_url="http://comparator", trust_env=False) as client:
+            taken = [await client.post(**copy_of("http", b"golden")) for _ in range(2)]
+            other = await client.post(**copy_of("http", b"golden", "cells"))
+        await world.idle()
+        pairs = (await world.pairs())["coins"]
+
+    assert [reply.status_code for reply in (*taken, other)] == [204, 204, 404]
+    assert pairs["replayed"] == [0, 2, 0, 0]
+    assert pairs["failed"] == [0, 0, 0, 0]
+    assert pairs["latencies"] == [[], []]
+    assert pairs["dropped"] == 0
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])

@@ -68,7 +68,7 @@ class LocalComparator:
     def _start(self, now_s: float) -> None:
         self._started_s, self._is_own = now_s, True
         self._folder.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for socket in (self._folder.copies, self._folder.control):
+        for socket in (self._folder.copies, self._folder.replays, self._folder.control):
             socket.unlink(missing_ok=True)  # one that was killed leaves them
         processes.start(
             [sys.executable, "-m", "segserve_builder.comparator", str(self._folder.path), *self._arguments],

@@ -11,7 +11,7 @@ from segserve_operator.adapters.traffic.envoy_auth import jwks_clusters
 from segserve_operator.adapters.traffic.envoy_extensions import watched_file
 from segserve_operator.adapters.traffic.envoy_listener import EnvoySettings, render_listeners
 from segserve_operator.adapters.traffic.envoy_messages import Json
-from segserve_operator.adapters.traffic.envoy_mirror import mirror_cluster
+from segserve_operator.adapters.traffic.envoy_mirror import mirror_clusters
 from segserve_operator.adapters.traffic.envoy_overload import render_overload_manager
 from segserve_operator.adapters.traffic.envoy_routes import WEIGHTS_NAME
 from segserve_operator.adapters.traffic.envoy_tls import TlsFiles, render_transport_socket
@@ -119,7 +119,7 @@ def render_bootstrap(settings: EnvoySettings, files: EnvoyFiles, *, timeout_s: f
     listeners = render_listeners(
         settings, watched_file(files.routes), timeout_s=timeout_s, tls=tls, limits=files.limits
     )
-    clusters = [*jwks_clusters(settings.auth), mirror_cluster(files.comparator)]
+    clusters = [*jwks_clusters(settings.auth), *mirror_clusters(files.comparator)]
     return {
         "node": {"id": "gateway", "cluster": "segserve"},
         "admin": {

@@ -28,7 +28,7 @@ from segserve_operator.adapters.traffic.envoy_extensions import (
 )
 from segserve_operator.adapters.traffic.envoy_limits import DETAILS, RETRY_AFTER_S, limits_filter
 from segserve_operator.adapters.traffic.envoy_messages import Json
-from segserve_operator.adapters.traffic.envoy_mirror import mirror_filters
+from segserve_operator.adapters.traffic.envoy_mirror import mirror_filters, replay_names
 from segserve_operator.adapters.traffic.envoy_routes import (
     GROUP_HEADER,
     MODEL_HEADER,
@@ -201,7 +201,7 @@ def _http_filters(settings: EnvoySettings, listener: _Listener) -> list[Json]:
     limits = [] if listener.limits is None else [limits_filter(listener.limits)]
     public = [] if listener.internal else [_grpc_statuses(), *mirror_filters(settings.max_request_bytes)]
     sizes = bounded_bodies(settings.max_request_bytes, streams=settings.streams)
-    model = [_name_extraction(), lua_filter("route_key.lua", STREAMS=settings.streams)]
+    model = [_name_extraction(), lua_filter("route_key.lua", STREAMS=settings.streams, **replay_names())]
     if settings.streams:
         model.insert(0, lua_filter("stream_messages.lua", MAX_MESSAGE_BYTES=settings.max_request_bytes))
     if not listener.internal:

@@ -9,6 +9,7 @@ dropped, so that they hold little memory.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Final
 
 from segserve_builder.comparator.folder import COMPARISONS, ComparatorFolder, Comparison
@@ -27,6 +28,10 @@ MIRROR_HEADER: Final = "x-segserve-mirror"
 """Header of a request that is copied; its value is the comparator's cluster."""
 CLUSTER: Final = "//comparator/http"
 """Name of the comparator's cluster: as all names of clusters are, of no model."""
+REPLAYS: Final = "//comparator/replays"
+"""Name of the cluster of segserve's own requests, which no caller can reach."""
+REPLAY_GROUP: Final = "~comparator"
+"""What segserve's own requests name instead of a group, at the internal listener; no group can have this name."""
 MAX_COPIES: Final = 4
 """Copies under way at once, and as many that wait; the next ones are dropped."""
 MAX_COPY_S: Final = 2.0
@@ -48,20 +53,29 @@ def mirror_filters(max_request_bytes: int) -> list[Json]:
     return [chosen, unless({"not_matcher": marked}, held)]
 
 
-def mirror_cluster(folder: ComparatorFolder) -> Json:
-    """Return the comparator's cluster. It is always there, so that a mirror is a change of routes alone."""
+def mirror_clusters(folder: ComparatorFolder) -> list[Json]:
+    """Return the comparator's clusters. They are always there, so that a mirror is a change of routes alone."""
+    return [_cluster(CLUSTER, folder.copies), _cluster(REPLAYS, folder.replays)]
+
+
+def _cluster(name: str, socket: Path) -> Json:
     limits = {"max_connections": MAX_COPIES, "max_pending_requests": MAX_COPIES, "max_requests": MAX_COPIES}
-    server = {"endpoint": {"address": {"pipe": {"path": str(folder.copies)}}}}
+    server = {"endpoint": {"address": {"pipe": {"path": str(socket)}}}}
     return {
-        "name": CLUSTER,
+        "name": name,
         "type": "STATIC",
         "connect_timeout": "0.250s",
         "typed_extension_protocol_options": protocol_options(
             "http", common_http_protocol_options={"max_stream_duration": f"{MAX_COPY_S:.3f}s"}
         ),
         "circuit_breakers": {"thresholds": [limits]},
-        "load_assignment": {"cluster_name": CLUSTER, "endpoints": [{"lb_endpoints": [server]}]},
+        "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [server]}]},
     }
+
+
+def replay_names() -> dict[str, str]:
+    """Return what the internal listener's script has to know of segserve's own requests to the comparator."""
+    return {"REPLAY_GROUP": REPLAY_GROUP, "REPLAYS": REPLAYS}
 
 
 def mirror_policy(route: Route) -> Json:

@@ -76,6 +76,7 @@ class _Pairs(BaseModel):
     baseline: _Histogram = ()
     shifts: _Histogram = ()
     load: Annotated[LoadCounts, BeforeValidator(_read_load)] = LoadCounts()
+    replayed: tuple[_Count, _Count, _Count, _Count] = (0, 0, 0, 0)
 
 
 def pairs_json(counts: PairCounts) -> dict[str, Any]:

@@ -5,6 +5,7 @@
 -- x-segserve-model is the name for the error message where the table has no such entry.
 -- Where the request names a group, which it can at the internal listener only, the key is the name of the cluster:
 --   <model>/<group>/aside/http, <model>/<group>/aside/grpc
+-- or, where it names REPLAY_GROUP, the comparator's cluster for segserve's own requests.
 
 local EXTRACTION = "envoy.filters.http.grpc_field_extraction"
 local SERVICE = "/inference.GRPCInferenceService/"
@@ -69,7 +70,9 @@ function envoy_on_request(handle)
   end
   if kind ~= nil then
     headers:replace("x-segserve-model", shown(model))
-    if group ~= nil then
+    if group == REPLAY_GROUP then
+      headers:replace("x-segserve-route", REPLAYS)
+    elseif group ~= nil then
       headers:replace("x-segserve-group", shown(group))
       headers:replace("x-segserve-route", model .. "/" .. shown(group) .. "/aside/" .. protocol)
     else

@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 
 from segserve_operator.api.rollout_policy import CheckedGateSpec
 
-Purpose: TypeAlias = Literal["probe", "check"]
+Purpose: TypeAlias = Literal["probe", "check", "replay"]
 Pair: TypeAlias = tuple[float, float]
 
 
@@ -21,6 +21,8 @@ class Check:
 
     probe: send both groups the built-in image repeatedly for `seconds`, while quarantined.
     check: whatever the gate `gate` needs (resource, webhook, promql).
+    replay: in Shadow, give the comparator the images of the golden set `golden` (its digest; the built-in image if it
+    is empty, or if nobody has them here) as if callers had sent them.
 
     `spec` is the gate that the check is for; `phase` and `weight` (percent) are passed to webhooks.
     """
@@ -38,6 +40,7 @@ class Check:
     spec: CheckedGateSpec | None = None
     phase: str = ""
     weight: int = 0
+    golden: str = ""
 
     @property
     def sides(self) -> tuple[tuple[str, str], tuple[str, str]]:

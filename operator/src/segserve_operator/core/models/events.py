@@ -41,6 +41,10 @@ SIGNALS: Final[Mapping[Signal, tuple[str, str]]] = {
     Signal.CERTIFIED: ("Certified", "the evidence allows sending it all requests"),
     Signal.BAKED: ("Baked", "bakeTime has passed"),
 }
+UNUSED_SHADOW: Final = (
+    "ShadowUnused",
+    "no requests of callers came that could be copied; the steps begin without that evidence",
+)
 WAITS: Final[Mapping[Wait, str]] = {
     Wait.SERVERS: "too few servers answer for the next weight",
     Wait.PERSON: "the step waits for a person to resume it",
@@ -125,6 +129,8 @@ def explanation(before: RolloutState, result: DecisionResult, roles: Roles) -> t
     phase = Phase(int(result.record.progress.phase))
     if phase is Phase.JUDGED:
         return SIGNALS[result.signal][0], _judged(result)
+    if result.signal is Signal.SHADOW_OVER and _is_unused(before, result):
+        return UNUSED_SHADOW
     if result.signal is not Signal.NONE and phase is not before.phase:
         return SIGNALS[result.signal]
     if phase is Phase.PENDING:
@@ -138,6 +144,11 @@ def explanation(before: RolloutState, result: DecisionResult, roles: Roles) -> t
     if phase is Phase.SHADOW and not _is_late(result):
         return result.wait.value, _shadow(result)
     return _LATE if _is_late(result) else (result.wait.value, WAITS[result.wait])
+
+
+def _is_unused(before: RolloutState, result: DecisionResult) -> bool:
+    shadow, began_s = result.record.policy.shadow, max(before.step_since_s, before.resumed_s)
+    return shadow is not None and result.at_s - began_s < shadow.max_duration.total_seconds()
 
 
 def _shadow(result: DecisionResult) -> str:

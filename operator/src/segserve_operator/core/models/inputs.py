@@ -17,6 +17,7 @@ from segserve_operator.core.models.deadlines import is_overdue
 from segserve_operator.core.models.golden_scores import gave_up, golden_gates, golden_verdicts, is_golden
 from segserve_operator.core.models.observed import ModelObserved, Observed, Roles, SloWatch
 from segserve_operator.core.models.quorum import may_take_over
+from segserve_operator.core.models.replays import REPLAY, is_replaying, replay_key, replay_outcome, replay_verdict
 from segserve_operator.core.models.self_test import tests_itself
 from segserve_operator.core.models.sizes import has_grown
 from segserve_operator.core.models.slo import is_due, is_watched
@@ -84,6 +85,7 @@ def gather_signals(record: Record, state: RolloutState, roles: Roles, model: Mod
             not _is_unknown(model) and all(_allows(verdict, record, state, model, world) for verdict in verdicts)
         ),
         superseded=np.array(superseded),
+        replayed=np.array(replay_outcome(record, state, groups_of(state, roles), model.name, world), np.int8),
     )
 
 
@@ -94,6 +96,8 @@ def verdicts_with(record: Record, state: RolloutState, model: ModelObserved, wor
     groups = groups_of(state, model.roles)
     for verdict in golden_verdicts(record, state, groups, model, world, shares):
         verdicts[verdict.gate] = verdict
+    if (replayed := replay_verdict(record, state, groups, world)) is not None:
+        verdicts[replayed.gate] = replayed
     for gate in _checked_gates(record, state, model):
         result, gate_type = world.check_results.get(_key(state, gate)), checked_gate(gate.gate)
         if result is not None and result.done and gate_type is not None:
@@ -130,6 +134,10 @@ def checks(
         for gate in _checked_gates(record, state, model)
         if not is_golden(gate)
     )
+    if is_replaying(state, record, world):
+        golden = model.wanted.assigned.golden if model.wanted is not None else None
+        images = golden.sha256 if golden is not None else ""
+        return (replace(template, key=replay_key(state), purpose=REPLAY, golden=images), *gates)
     if state.phase is not Phase.QUARANTINED:
         return tuple(gates)
     return (replace(template, key=_probe_key(state), purpose="probe", seconds=LONGEST_S), *gates)

@@ -24,6 +24,10 @@ LARGEST_HARM: Final = 0.05
 SUSPICION: Final = float(np.log(20.0))
 """Log evidence from which on the candidate is probed with segserve's own requests: 1 in 20 is suspicious, not proof."""
 RATE_MEMORY_S: Final = 60.0
+QUIET_S: Final = 60.0
+"""Time of Shadow without a request of a caller, after which none is waited for any more."""
+QUIET_PER_S: Final = 0.005
+"""Rate of callers' requests below which the last one was more than a minute ago: one raises it by 1 / 60."""
 
 
 class OnUndecided(StrEnum):
@@ -139,7 +143,8 @@ class Signals:
     server serves it. `golden`: golden images passed (1), failed (-1), or neither (0). `probes`: segserve's own requests
     in quarantine are answered (1), fail (-1), or neither (0). `forbidden`: a checked gate breaches; `allowed`: all
     checked gates pass. `asked`: a person's request (ABORT, PROMOTE, or ADVANCE to resume), else `Signal.NONE`.
-    `superseded`: the spec requires another revision.
+    `superseded`: the spec requires another revision. `replayed`: in Shadow, segserve's own requests to both are
+    answered, or cannot be made (1), the candidate alone fails them (-1), or neither (0).
     """
 
     ready: Bools | bool = True
@@ -151,6 +156,7 @@ class Signals:
     allowed: Bools | bool = True
     asked: Ints | int = Signal.NONE
     superseded: Bools | bool = False
+    replayed: Ints | int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,7 +279,8 @@ def _signal(
         Signal.ABORT: np.asarray(heard.asked) == Signal.ABORT,
         Signal.BREACH: np.asarray(heard.forbidden)
         | breached(policy, judged)
-        | ((phase == Phase.GOLDEN) & (np.asarray(heard.golden) < 0)),
+        | ((phase == Phase.GOLDEN) & (np.asarray(heard.golden) < 0))
+        | ((phase == Phase.SHADOW) & (np.asarray(heard.replayed) < 0)),
         Signal.CONFIRMED: np.asarray(heard.probes) < 0,
         Signal.QUARANTINE: _fails(policy, progress, judged, heard, now_s),
         Signal.GIVE_UP: late & (policy.on_undecided is OnUndecided.ROLLBACK),
@@ -366,7 +373,9 @@ def _waits(policy: Policy, progress: Progress, judged: Sequence[Judgement], hear
     # Without steps there is no evidence to collect before it gets all requests.
     progressing = (phase == Phase.PROGRESSING) & bool(policy.steps)
     shadowing = (phase == Phase.SHADOW) & ~shadow_passes(policy, progress, judged)
-    shadowing = shadowing & ~_shadow_over(policy, progress, judged, now_s)
+    # A rollout that only judges has nothing else to wait for.
+    unused = is_quiet(progress, now_s) & (np.asarray(heard.replayed) > 0) & policy.serves
+    shadowing = shadowing & ~_shadow_over(policy, progress, judged, now_s) & ~unused
     few = np.where(phase == Phase.SHADOW, policy.shadow.min_requests if policy.shadow else 0.0, policy.min_requests)
     data = progress.seen < few
     incident = np.zeros(shape, bool)
@@ -422,6 +431,13 @@ def shadow_passes(policy: Policy, progress: Progress, judged: Sequence[Judgement
     for judgement, negligible in zip(judged, _negligible(policy, judged), strict=True):
         passes = passes & judgement.enough & ~judgement.shared & negligible
     return passes
+
+
+def is_quiet(progress: Progress, now_s: float) -> Bools:
+    """Tell whether callers bring no requests to a rollout in Shadow, so that there is nothing to be copied."""
+    since_s = np.maximum(progress.step_since_s, progress.resumed_s)
+    unused: Bools = (progress.phase == Phase.SHADOW) & (progress.seen == 0) & (now_s - since_s >= QUIET_S)
+    return unused & (progress.rate < QUIET_PER_S)
 
 
 def _shadow_over(policy: Policy, progress: Progress, judged: Sequence[Judgement], now_s: float) -> Bools:
