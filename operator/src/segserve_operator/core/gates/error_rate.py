@@ -23,6 +23,8 @@ from segserve_operator.core.statistics.past import StablePast
 
 SHADOW_TOLERATED: Final = float(np.log(150.0))
 """In Shadow: it takes evidence that the harm is more than is tolerated, since waiting for it harms nobody."""
+ASSUMED_S: Final = 3.0
+"""Seconds of pairs that count as one where stable's past is unknown: one interruption of half a minute is no proof."""
 SWING: Final = 0.3
 """Relative difference of error rates between two healthy servers: each has better and worse half minutes."""
 
@@ -42,9 +44,8 @@ class ErrorRate:
         """The test over bin 0, the answered requests, and bin 1, the failed ones."""
         beside_stable = EvidenceStream(0.75, tolerance=self.tolerance, swing=SWING)
         streams = beside_stable, EvidenceStream(0.25, floor=self.slo_rate, swing=SWING)
-        return Exceedance(
-            (1.0,), streams, shadow_tolerated=SHADOW_TOLERATED, pairs=Discordant((self.tolerance,), (1.0,))
-        )
+        pairs = Discordant((self.tolerance,), (1.0,), assumed_s=ASSUMED_S)
+        return Exceedance((1.0,), streams, shadow_tolerated=SHADOW_TOLERATED, pairs=pairs)
 
     def start(self, shape: tuple[int, ...] = (), past: StablePast | None = None) -> ExceedanceState:
         """Return the state before any window; `past` is stable's."""

@@ -146,6 +146,8 @@ class ExceedanceState:
     pairs_total: Floats
     pairs_wealth: Floats
     pairs_harmless: Floats
+    pairs_assumed_s: Floats
+    pairs_quick: Floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,14 +199,20 @@ class Exceedance:
             carried=np.zeros((*shape, 2)),
             **_fields_of(self.pairs.start(shape)),
         )
-        if past is None or not past.enough.any():
+        if past is None:
+            return state
+        # A state without any past is one of before this assumption was made, and is judged as it was then.
+        state = replace(state, pairs_assumed_s=np.full(shape, self.pairs.assumed_s))
+        if not past.enough.any():
             return state
         at, known = self.edges_now(replace(state, memory=past.counts))
         known = known & past.enough[..., None]
         at = at[..., STABLE, :]
+        clustered_s = np.where(known.all(-1, keepdims=True), past.clustered_s(at), UNKNOWN)
         return replace(
             state,
-            clustered_s=np.where(known.all(-1, keepdims=True), past.clustered_s(at), UNKNOWN),
+            clustered_s=clustered_s,
+            pairs_assumed_s=np.where((clustered_s >= 0).all(-1), 0.0, state.pairs_assumed_s),
             past=past.counts * np.minimum(PAST_REQUESTS / np.maximum(past.counts.sum(-1, keepdims=True), 1.0), 1.0),
         )
 
@@ -213,7 +221,8 @@ class Exceedance:
         start = self.start(former.age_s.shape)
         if former.past.shape != start.past.shape or former.clustered_s.shape != start.clustered_s.shape:
             return start
-        return replace(start, clustered_s=former.clustered_s, past=former.past)
+        assumed_s = former.pairs_assumed_s
+        return replace(start, clustered_s=former.clustered_s, past=former.past, pairs_assumed_s=assumed_s)
 
     def update(self, state: ExceedanceState, bins: Floats, seconds: Floats) -> ExceedanceState:
         """Take in a look's counts [..., 2, B] of (stable, candidate); seconds [...]."""
@@ -247,6 +256,7 @@ class Exceedance:
                 pairs,
                 pending=np.where(at, 0.0, pairs.pending),
                 wealth=np.where(at[..., None], start.pairs_wealth, pairs.wealth),
+                quick=np.where(at[..., None], start.pairs_quick, pairs.quick),
             )
             after = replace(after, paired=np.where(at[..., None], start.paired, after.paired))
         clustered_s = np.where(known, state.clustered_s.max(-1), UNKNOWN)

@@ -80,6 +80,25 @@ def test_no_bet_on_independent_pairs_wins_on_average_under_its_null(null: int, s
     assert mean <= 1 + 1e-9
 
 
+@pytest.mark.parametrize("stable", [0.0, 0.05, 0.4])
+@pytest.mark.parametrize("null", [0, 1], ids=["no worse", "tolerable"])
+def test_no_quick_bet_wins_on_average_if_as_many_pairs_as_assumed_are_one(null: int, stable: float) -> None:
+    """Clusters of equal pairs, as many as pairs are divided by: 1 + 5 a second * 3 s."""
+    candidate, each, clusters = stable + null * TOLERANCE, 16, 3
+    start = replace(TEST.start(), assumed_s=np.array(3.0))
+    mean = 0.0
+    for bad, other in product(range(clusters + 1), repeat=2):
+        if (neither := clusters - bad - other) < 0:
+            continue
+        ways = factorial(clusters) / (factorial(bad) * factorial(other) * factorial(neither))
+        chance = ways * candidate**bad * stable**other * (1 - candidate - stable) ** neither
+        counts = np.array([(each * bad, each * other, each * neither)] * 3, float)
+        seconds = np.array(clusters * each / 5.0)
+        found = TEST.update(start, counts, seconds, np.array(UNKNOWN), np.array(1.0))
+        mean += chance * np.exp(found.quick[null, 0]).sum()
+    assert mean <= 1 + 1e-9
+
+
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 2**31), st.integers(0, 2))
 def test_no_bet_on_a_block_wins_on_average_if_equal_revisions_may_change_places(seed: int, additional: int) -> None:
@@ -148,7 +167,7 @@ def shadow(
     each by itself is four times slower for so long, every three minutes), cold (times slower, fading with 30 s).
     """
     random = np.random.default_rng(seed)
-    state = gate.start((runs,), watched(runs=(runs,)) if known else None)
+    state = gate.start((runs,), watched(runs=(runs,)) if known else StablePast.none(shape=(runs,)))
     if world.get("pause"):
         state = replace(state, clustered_s=np.full_like(state.clustered_s, 0.4 * world["pause"] if known else UNKNOWN))
     breached, phases = np.full(runs, np.inf), random.uniform(0, 180, (runs, 2))
@@ -203,6 +222,35 @@ def test_half_of_bad_candidates_are_found_in_shadow_within(gate: Any, world: dic
     breached, state = shadow(gate, runs=30, seconds=int(within_s), **world)
     assert np.median(breached) <= within_s
     assert (gate.judge(state).excess == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("more", "within_s"), [pytest.param(0.99, 45, id="all fail"), pytest.param(0.4, 120, id="two of five fail")]
+)
+def test_plain_failure_is_found_in_shadow_without_stables_past_within(more: float, within_s: int) -> None:
+    breached, _ = shadow(GATE, runs=30, seconds=within_s, known=False, more=more)
+    assert np.isfinite(breached).all()
+
+
+def test_one_interruption_of_half_a_minute_is_no_proof_without_stables_past() -> None:
+    state = GATE.start((), StablePast.none())
+    for second in range(300):
+        failed = [[0, 5], [0, 0]] if 60 <= second < 90 else [[5, 0], [0, 0]]
+        state = GATE.update(state, of_pairs(failed, seconds=1.0))
+        assert GATE.judge(state).breach < PROOF
+
+
+def test_states_of_before_are_judged_without_the_assumption_about_clusters() -> None:
+    """Records must repeat: states that name no such assumption make none, and new ones do unless the past is known."""
+    fails = of_pairs([[0, 25], [0, 0]])
+    new, former = GATE.start((), StablePast.none()), GATE.start()
+    stored = {name: value for name, value in to_plain(former).items() if name not in ("pairs_assumed_s", "pairs_quick")}
+    read = from_plain(GATE.start(), stored)
+    for _ in range(10):
+        new, former, read = (GATE.update(state, fails) for state in (new, former, read))
+    assert GATE.judge(new).breach >= PROOF > GATE.judge(former).breach == GATE.judge(read).breach
+    assert GATE.again(new).pairs_assumed_s > 0 == GATE.again(former).pairs_assumed_s
+    assert GATE.start((), watched()).pairs_assumed_s == 0
 
 
 @pytest.mark.parametrize("own", [0.03, 0.1, 0.35])
