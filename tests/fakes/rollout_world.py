@@ -10,6 +10,7 @@ from fakes.platform import World, assigned
 from segserve_builder.agent.protocol import AssignedModel
 from segserve_operator.api.rollout_policy import ErrorRateGate, LatencyGate, RolloutPolicy, Slo
 from segserve_operator.core.gates.checks import Check, CheckResult
+from segserve_operator.core.rollout.counters import LoadCounts
 from segserve_operator.core.rollout.phases import ENDED
 from segserve_operator.core.rollout.record import Record, RolloutState
 
@@ -32,6 +33,8 @@ class Rollout:
     """The share of copies that fails, by revision; as of callers' requests if it is None."""
     disagreement: float = 0.0
     """How much the answers of the candidate differ from those of stable, 0 to 1."""
+    load: LoadCounts = field(default_factory=LoadCounts)
+    """What comes of asking the candidate alone, as soon as the gateway is told to."""
     compares: bool = True
     """Whether the gateway has a comparator."""
     failed: dict[str, int] = field(default_factory=dict)
@@ -68,6 +71,9 @@ class Rollout:
         failed = min(self._whole(("copies", "failed"), asked * wrong.get(mirror.candidate, 0.0)), asked)
         latencies_ms = (self.slow_ms.get(FIRST.revision, 20.0), self.slow_ms.get(mirror.candidate, 20.0))
         self.world.traffic.compare("coins", (asked - failed, failed, 0, 0), latencies_ms, self.disagreement)
+        pairs = self.world.traffic.pairs["coins"]
+        load = LoadCounts(can=self.load.can) if not (mirror.load_per_s or pairs.load.ended) else self.load
+        self.world.traffic.pairs["coins"] = replace(pairs, load=load)
 
     async def until(self, done: Callable[[RolloutState], bool], seconds: int = 1200) -> RolloutState:
         for _ in range(seconds):

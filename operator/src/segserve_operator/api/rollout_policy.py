@@ -11,7 +11,16 @@ from datetime import timedelta
 from itertools import combinations, pairwise
 from typing import Annotated, Final, Literal, Self, TypeAlias
 
-from pydantic import AfterValidator, ConfigDict, Field, GetCoreSchemaHandler, GetPydanticSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetPydanticSchema,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic.config import JsonDict
 from pydantic_core.core_schema import CoreSchema, tagged_union_schema
 
@@ -257,6 +266,16 @@ class MaskAgreementGate(AlphaGateSpec):
     )
 
 
+class LoadTestGate(GateSpec):
+    """Judges how the candidate bears the rate of its first step; declared by `shadow.loadTest`."""
+
+    gate: Literal["loadTest"] = Field(default="loadTest", description="Name of the gate.")
+    on_breach: Literal["Hold", "Rollback", "Note"] = Field(
+        default="Hold",
+        description="What clear failures or slowness do: Hold asks a person to resume or abort, Note only says so.",
+    )
+
+
 class ResourceGate(CheckedGateSpec):
     """Checks memory, restarts and queueing time of the candidate's servers."""
 
@@ -316,6 +335,7 @@ GATE_SPECS: Final[Mapping[str, type[GateSpec]]] = {
     "webhook": WebhookGate,
     "promql": PromqlGate,
     "maskAgreement": MaskAgreementGate,
+    "loadTest": LoadTestGate,
 }
 """Specs of gates by name; the gates themselves are in `core.gates.GATES`."""
 
@@ -449,6 +469,7 @@ class RolloutPolicy(ApiValue):
     )
     gates: Annotated[tuple[Gate, ...], AfterValidator(_check_gates)] = Field(
         default=DEFAULT_GATES,
+        validate_default=True,
         max_length=16,
         description="Gates that judge the candidate.",
         json_schema_extra={
@@ -467,6 +488,14 @@ class RolloutPolicy(ApiValue):
         default=False, description="Split stable's requests against itself and publish the rate of false alarms."
     )
 
+    @field_validator("gates")
+    @classmethod
+    def _add_load_test(cls, gates: tuple[GateSpec, ...], info: ValidationInfo) -> tuple[GateSpec, ...]:
+        shadow = info.data.get("shadow")
+        if shadow is None or not shadow.load_test or any(isinstance(gate, LoadTestGate) for gate in gates):
+            return gates
+        return (*gates, LoadTestGate())
+
     @model_validator(mode="after")
     def _check_steps_suit(self) -> Self:
         if self.strategy == "canary" and not self.steps:
@@ -479,6 +508,7 @@ class RolloutPolicy(ApiValue):
         if not compares and any(isinstance(gate, MaskAgreementGate) for gate in self.gates):
             raise located(_NO_PAIRS, "gates")
         return self
+
     def judging(self) -> Self:
         """Return the policy with what its strategy needs: copies, for one that judges by them alone."""
         lacks = self.strategy == "shadow" and self.shadow is None

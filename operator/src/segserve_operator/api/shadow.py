@@ -25,3 +25,7 @@ class Shadow(ApiValue):
         default=timedelta(minutes=10),
         description="Longest time; then the steps begin with what is known, unless the candidate is probably worse.",
     )
+    load_test: bool = Field(
+        default=False,
+        description="Ask the candidate alone for half a minute at the rate of its first step; judged by the gate loadTest.",
+    )

@@ -14,6 +14,7 @@ from segserve_operator.api.rollout_policy import Slo, gate_name
 from segserve_operator.core.evidence import EDGES_MS
 from segserve_operator.core.gates import GATES
 from segserve_operator.core.gates.base import CheckedGateType, Outcome, Verdict
+from segserve_operator.core.gates.load import UNDER_LOAD, is_awaited
 from segserve_operator.core.models.events import DEADLINE_PASSED, SPLIT_NOT_AS_WRITTEN, TOO_OFTEN
 from segserve_operator.core.models.requests import RolloutRequest
 from segserve_operator.core.rollout.engine import Wait
@@ -133,7 +134,7 @@ def awaited(view: RolloutView, outlook: Forecast | None) -> str:
         return ""
     match outlook.wait:
         case Wait.PERSON if standing.phase is Phase.SHADOW:
-            return f"you, as its masks differ: `segserve rollout sheet {name}` shows them, then `resume` or `abort`"
+            return _decision_awaited(view)
         case Wait.PERSON:
             return f"you: `segserve rollout resume {name}` goes on to {next_weight(view)}"
         case Wait.INCIDENT:
@@ -145,11 +146,25 @@ def awaited(view: RolloutView, outlook: Forecast | None) -> str:
     if standing.phase is Phase.GOLDEN:
         return "its golden images to be judged"
     if standing.phase is Phase.SHADOW:
-        less = "proof that it is no worse than tolerated"
-        return less if outlook.wait is Wait.HARM else "copies of callers' requests to compare"
+        return _copies_awaited(view, outlook)
     if standing.phase is Phase.PROGRESSING:
         return _requests_awaited(view, outlook)
     return f"the end of the bake, in {left(view, outlook.end_s)}" if standing.phase is Phase.BAKING else ""
+
+
+def _decision_awaited(view: RolloutView) -> str:
+    """Return what a person has to decide in Shadow."""
+    verdicts = view.record.verdicts if view.record is not None else ()
+    if any(verdict.reason in UNDER_LOAD for verdict in verdicts):
+        return f"you, as it does not bear the rate of its first step: `segserve rollout resume {view.model}` or `abort`"
+    return f"you, as its masks differ: `segserve rollout sheet {view.model}` shows them, then `resume` or `abort`"
+
+
+def _copies_awaited(view: RolloutView, outlook: Forecast) -> str:
+    if view.record is not None and is_awaited(view.record.gates):
+        return "the end of its load test, at the rate of its first step"
+    less = "proof that it is no worse than tolerated"
+    return less if outlook.wait is Wait.HARM else "copies of callers' requests to compare"
 
 
 def _requests_awaited(view: RolloutView, outlook: Forecast) -> str:

@@ -103,7 +103,11 @@ def write_comparisons(folder: ComparatorFolder, plan: TrafficPlan) -> None:
     """Tell the comparator what to compare, if that is something else than before."""
     compared = {
         route.model: Comparison(
-            stable=route.mirror.stable, candidate=route.mirror.candidate, requests_per_s=route.mirror.requests_per_s
+            stable=route.mirror.stable,
+            candidate=route.mirror.candidate,
+            requests_per_s=route.mirror.requests_per_s,
+            has_baseline=route.mirror.has_baseline,
+            load_per_s=route.mirror.load_per_s,
         )
         for route in plan.routes
         if route.mirror is not None

@@ -12,6 +12,7 @@ from segserve_operator.core.gates import (
     error_rate,
     golden_quality,
     latency,
+    load,
     mask_agreement,
     promql,
     resource,
@@ -31,6 +32,7 @@ GATES: Final[Mapping[str, GateType]] = {
     "webhook": webhook.GATE,
     "promql": promql.GATE,
     "maskAgreement": mask_agreement.GATE,
+    "loadTest": load.GATE,
 }
 """Gate types by the name that resources use."""
 

@@ -8,10 +8,11 @@ from itertools import chain, islice
 from typing import Final, Literal
 
 from segserve_operator.core.gates.base import Outcome, Verdict
+from segserve_operator.core.gates.load import UNDER_LOAD, is_awaited
 from segserve_operator.core.gates.mask_agreement import MASKS_DIFFER
 from segserve_operator.core.models.golden_scores import UNAVAILABLE
 from segserve_operator.core.models.observed import ModelStatus, ObservedCondition, Roles
-from segserve_operator.core.rollout.decisions import DecisionResult
+from segserve_operator.core.rollout.decisions import DecisionResult, with_verdicts
 from segserve_operator.core.rollout.engine import Wait
 from segserve_operator.core.rollout.phases import Phase, Signal
 from segserve_operator.core.rollout.record import RolloutState
@@ -158,10 +159,19 @@ def _shadow(result: DecisionResult) -> str:
     counted = f"{compared} of {shadow.min_requests}" if shadow is not None and few else f"{compared}"
     text = f"Shadow: {counted} requests compared, no caller has its answers"
     if result.wait is Wait.PERSON:
-        return f"{text}; its masks differ from stable's: look at `segserve rollout sheet`, then resume or abort it"
+        return f"{text}; {_held_by(result)}"
+    if result.wait is Wait.DATA and not few and is_awaited(result.record.gates):
+        return f"{text}; it is asked at the rate of its first step"
     if result.wait is Wait.HARM:
         return f"{text}; it could still be worse than tolerated"
     return text if result.wait is Wait.DATA and few else f"{text}; {WAITS[result.wait]}"
+
+
+def _held_by(result: DecisionResult) -> str:
+    """Return what a person has to decide about in Shadow."""
+    verdicts = with_verdicts(result.record, result.skipped).verdicts
+    load = next((each.message for each in verdicts if each.reason in UNDER_LOAD), None)
+    return load or "its masks differ from stable's: look at `segserve rollout sheet`, then resume or abort it"
 
 
 def _judged(result: DecisionResult) -> str:

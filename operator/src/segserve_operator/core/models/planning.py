@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from segserve_builder.agent.protocol import AssignedModel, Assignment
 from segserve_builder.spec.names import network_alias
 from segserve_operator.core.failure import STATUS_UNREADABLE
+from segserve_operator.core.gates import load
 from segserve_operator.core.gates.base import Verdict
 from segserve_operator.core.gates.checks import Check
 from segserve_operator.core.models.actions import (
@@ -40,7 +41,9 @@ from segserve_operator.core.models.self_test import self_tests, tests_itself
 from segserve_operator.core.models.sizes import sizes, with_sizes
 from segserve_operator.core.models.slo import watches
 from segserve_operator.core.models.update import spread, with_template
+from segserve_operator.core.rollout.load import load_per_s
 from segserve_operator.core.rollout.phases import Phase
+from segserve_operator.core.rollout.policy import engine_policy
 from segserve_operator.core.rollout.record import Record, RolloutState
 from segserve_operator.core.traffic import AccessRule, Endpoint, Mirror, Route, RouteAffinity, Share, TrafficPlan
 
@@ -259,7 +262,23 @@ def _mirror(
     answering = {share.group for share in shares if share.endpoints}
     if policy is None or policy.shadow is None or not {stable, candidate} <= answering:
         return None
-    return Mirror(stable, candidate, policy.shadow.percent, policy.shadow.max_requests_per_second)
+    shadow = policy.shadow
+    return Mirror(
+        stable,
+        candidate,
+        shadow.percent,
+        shadow.max_requests_per_second,
+        load_per_s=_load_per_s(record, state, world) if shadow.load_test and record is not None else 0.0,
+    )
+
+
+def _load_per_s(record: Record, state: RolloutState, world: Observed) -> float:
+    """Return how often each gateway is to ask the candidate alone, once enough pairs are counted; 0 is not at all."""
+    policy, test = engine_policy(record.policy), record.gates.get(load.NAME)
+    few = policy.shadow is None or float(record.progress.seen) < policy.shadow.min_requests
+    if few or test is None or bool(test.is_done) or load.NAME in state.skipped:
+        return 0.0
+    return load_per_s(policy, record.progress, max(len(record.seen), 1), world.now_s)
 
 
 def _affinity(roles: Roles, state: RolloutState | None, world: Observed) -> RouteAffinity | None:

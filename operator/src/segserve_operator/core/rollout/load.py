@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
 
 from segserve_operator.core.evidence import LoadEvidence
 from segserve_operator.core.rollout.counters import LoadCounts
-from segserve_operator.core.rollout.engine import Policy, Progress, step_after_shadow
+from segserve_operator.core.rollout.engine import RATE_MEMORY_S, Policy, Progress, step_after_shadow
 
 MIN_PER_S: Final = 1.0
 _DIGITS: Final = (1.0, 1.2, 1.5, 1.8, 2.2, 2.7, 3.3, 3.9, 4.7, 5.6, 6.8, 8.2, 10.0)
 """Of the rates, the E12 series: gateways are told of a new one only if callers' rate has changed notably."""
 
 
-def load_per_s(policy: Policy, progress: Progress, now_s: float) -> float:
-    """Return the requests a second that the step after Shadow brings at callers' present rate, rounded up."""
-    step = int(step_after_shadow(policy, progress, now_s))
+def load_per_s(policy: Policy, progress: Progress, gateways: int, now_s: float) -> float:
+    """Return a gateway's part of the requests a second that the first step brings at callers' present rate, rounded up.
+
+    That is the step after Shadow, for which the candidate's servers are made ready.
+    """
+    # A mean that began at zero: as long as it is young, it is too small.
+    known = -np.expm1(-max(now_s - float(progress.started_s), 1.0) / RATE_MEMORY_S)
+    callers = np.asarray(progress.rate / known)
+    step = int(step_after_shadow(policy, replace(progress, rate=callers), now_s))
     weight = policy.steps[step].weight if policy.steps else 100.0
-    rate = max(float(progress.rate) * weight / 100.0, MIN_PER_S)
+    rate = max(float(callers) * weight / 100.0 / gateways, MIN_PER_S)
     decade = 10.0 ** np.floor(np.log10(rate))
     return float(decade * next(digits for digits in _DIGITS if digits >= rate / decade * (1 - 1e-9)))
 
