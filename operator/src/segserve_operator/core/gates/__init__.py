@@ -16,6 +16,7 @@ from segserve_operator.core.gates import (
     mask_agreement,
     promql,
     resource,
+    slices,
     webhook,
 )
 from segserve_operator.core.gates.base import CheckedGateType, Edges, GateType, MeasuredGate, MeasuredGateType
@@ -32,6 +33,7 @@ GATES: Final[Mapping[str, GateType]] = {
     "webhook": webhook.GATE,
     "promql": promql.GATE,
     "maskAgreement": mask_agreement.GATE,
+    "slices": slices.GATE,
     "loadTest": load.GATE,
 }
 """Gate types by the name that resources use."""

@@ -49,7 +49,7 @@ class Verdict:
 
 
 class MeasuredGate(Protocol[State]):
-    """Judges requests counted at the gateways. Pure; a state is a frozen dataclass of float64 arrays.
+    """Judges requests counted at the gateways. Pure; a state is a frozen dataclass of float64 arrays, and of names.
 
     All arrays have leading axes, none for one rollout and [runs] in a simulation, so that ten thousand rollouts are
     judged by the same code as one.

@@ -138,6 +138,10 @@ class Latency:
         of_slow = np.where(known[..., test.counted, None], discordant(slow, latencies.sum(-1).max(-1)), 0.0)
         return np.stack([*worse, *tolerated, of_slow, strict], -2)
 
+    def slower(self, ratios: Floats) -> Floats:
+        """Return pairs [..., 3] of `ratios` [..., R + 1]: the candidate took too long, as many times less, neither."""
+        return self._opposed(tails(ratios), ratios.sum(-1), self.ratios[0], self.stretch)
+
     def _opposed(self, slower: Floats, pairs: Floats, ratio: float, stretch: float) -> Floats:
         """Return the pairs [..., 3] in which the candidate took `ratio` times as long, and those on the other side.
 

@@ -1,0 +1,253 @@
+"""The gate `slices`: whether the candidate is worse for requests of one label (camera, site, scanner), in Shadow.
+
+Each label's pairs are one slice. The null of a slice says that its candidate is worse by no more than is tolerated: by
+failures, by pairs that take longer, and, if the spec says how much at least, by agreement of the masks. The evidence
+against it is the mean of theirs, an e-value of their intersection. Among the slices e-BH bounds the share of false
+discoveries (`statistics.e_bh`), and any discovery is a breach. The number of slices is that of the labels with pairs so
+far; who asks under which label must not depend on how the candidate answers.
+
+Later windows than Shadow's have no labels, and change nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segserve_operator.api.rollout_policy import RolloutPolicy, SlicesGate, Slo
+from segserve_operator.core.evidence import (
+    DISAGREEMENTS,
+    MAX_SLICES,
+    OTHER,
+    Bools,
+    EvidenceWindow,
+    Floats,
+    Judgement,
+    SlicePairs,
+)
+from segserve_operator.core.gates.base import Edges, MeasuredGateType, Outcome, Verdict
+from segserve_operator.core.gates.error_rate import ErrorRate
+from segserve_operator.core.gates.latency import SHADOW_SETTLING_S, Latency
+from segserve_operator.core.statistics import sliced
+from segserve_operator.core.statistics.blocks import summed
+from segserve_operator.core.statistics.bounded_mean import log_wealth
+from segserve_operator.core.statistics.e_bh import discoveries, strongest
+from segserve_operator.core.statistics.past import StablePast
+
+NAME: Final = "slices"
+ERRORS, SLOW = 0, 1
+KINDS: Final = 2
+"""Kinds of discordant pairs: the candidate alone failed, and the candidate took longer than tolerated."""
+DOUBT: Final = float(np.log(4.0))
+"""Evidence from which on Shadow lasts longer, for more: a slice needs its time."""
+NAMED: Final = 3
+"""Slices that a message names; of more it says how many."""
+_LEAST: Final = np.array((0.0, *DISAGREEMENTS))
+
+
+@dataclass(frozen=True, slots=True)
+class SlicesState:
+    """Evidence by slice; all but the names is float64 with leading axes [...]. S slices, J bets, D edges.
+
+    served_s, age_s [...]: since the first pairs, and of the open block. over [...]: 1 once Shadow is over.
+    clustered_s [..., 2]: seconds in which stable's failures and slow answers come together, negative if unknown;
+    constant during a rollout. names: of S slices, in the order in which they came.
+    pending, total [..., S, 2, 3]: pairs of the open block and of all, by kind: bad for the candidate alone, for stable
+    alone, and others. wealth [..., S, 2, J]: log of each bet's. disagreements [..., S, D + 1]: as in `Pairs`.
+    """
+
+    served_s: Floats
+    age_s: Floats
+    over: Floats
+    clustered_s: Floats
+    names: tuple[str, ...]
+    pending: Floats
+    total: Floats
+    wealth: Floats
+    disagreements: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Slices:
+    """Finds slices that are worse than `errors` and `latency` tolerate, or agree less than `min_agreement` (0 to 1)."""
+
+    errors: ErrorRate
+    latency: Latency
+    min_agreement: float | None = None
+
+    def start(self, shape: tuple[int, ...] = (), past: StablePast | None = None) -> SlicesState:
+        """Return the state before any window; `past` is stable's."""
+        gates = self.errors.start(shape, past), self.latency.start(shape, past)
+        clustered_s = np.stack([state.clustered_s.max(-1) for state in gates], -1)
+        return _begun(clustered_s, shape)
+
+    def again(self, former: SlicesState) -> SlicesState:
+        """Return the state before any window of a rollout with the same past of stable as a former one."""
+        return _begun(former.clustered_s, former.age_s.shape)
+
+    def update(self, state: SlicesState, window: EvidenceWindow) -> SlicesState:
+        """Return the state after one more window."""
+        if window.pairs is None:
+            return state
+        begun = (state.served_s > 0) | window.pairs.failed.any((-2, -1))
+        served_s = np.where(begun, state.served_s + window.seconds, 0.0)
+        if window.pairs.slices.names:
+            state = self._with_pairs(state, window.pairs.slices)
+        if not state.names:
+            return replace(state, served_s=served_s)
+        state = replace(state, served_s=served_s, age_s=state.age_s + np.where(begun, window.seconds, 0.0))
+        closes: Bools = state.age_s >= sliced.BLOCK_S
+        if not closes.any():
+            return state
+        at = closes[..., None, None, None]
+        wealth = sliced.after_block(
+            state.wealth,
+            state.pending,
+            np.array([self.errors.tolerance, self.latency.tolerance]),
+            state.age_s[..., None, None],
+            state.clustered_s[..., None, :],
+        )
+        return replace(
+            state,
+            age_s=np.where(closes, 0.0, state.age_s),
+            pending=np.where(at, 0.0, state.pending),
+            wealth=np.where(at, wealth, state.wealth),
+        )
+
+    def _with_pairs(self, state: SlicesState, new: SlicePairs) -> SlicesState:
+        """Return the state with a window's pairs in the open block."""
+        state, at = _with_names(state, new.names)
+        failed = new.failed
+        errors = np.stack([failed[..., 0, 1], failed[..., 1, 0], failed[..., 0, 0] + failed[..., 1, 1]], -1)
+        # What is slow while it is cold proves nothing.
+        warm = (state.served_s >= SHADOW_SETTLING_S)[..., None, None]
+        counts = np.stack([errors, np.where(warm, self.latency.slower(new.ratios), 0.0)], -2)
+        state = replace(state, pending=state.pending.copy(), total=state.total.copy())
+        np.add.at(state.pending, (..., at, slice(None), slice(None)), counts)
+        np.add.at(state.total, (..., at, slice(None), slice(None)), counts)
+        disagreements = state.disagreements.copy()
+        np.add.at(disagreements, (..., at, slice(None)), new.disagreements)
+        return replace(state, disagreements=disagreements)
+
+    def after_shadow(self, state: SlicesState) -> SlicesState:
+        """Return the state with which a rollout goes on to callers: all of it, as a record; it holds up no step."""
+        return replace(state, over=np.ones_like(state.over))
+
+    def judge(self, state: SlicesState) -> Judgement:
+        """Return the evidence; never that there is too little of it, as requests need not have labels."""
+        no, nothing = np.zeros(state.over.shape, bool), np.zeros(state.over.shape)
+        breach = strongest(self.evidence(state)) if state.names else nothing
+        doubtful: Bools = (breach >= DOUBT) & (state.over == 0)
+        return Judgement(
+            breach=breach,
+            incident=no,
+            shared=no,
+            enough=~no,
+            harm=np.where(doubtful, 1.0, 0.0),
+            excess=nothing,
+            doubtful=doubtful,
+            settling=no,
+        )
+
+    def evidence(self, state: SlicesState) -> Floats:
+        """Return the log evidence [..., S] against each slice."""
+        kinds = self._kinds(state)
+        return summed(kinds) - np.log(kinds.shape[-1])
+
+    def _kinds(self, state: SlicesState) -> Floats:
+        """Return the log evidence [..., S, 2 or 3] by kind: failures, slow answers and masks."""
+        kinds = sliced.evidence(state.wealth)
+        if self.min_agreement is None:
+            return kinds
+        masks = log_wealth(state.disagreements, _LEAST, 1.0 - self.min_agreement)
+        return np.concatenate([kinds, masks[..., None]], -1)
+
+    def explain(self, state: SlicesState, level: float) -> Verdict:
+        """Return the verdict on one rollout, with the slices that are worse."""
+        if not state.names:
+            message = "no pair had a label yet: requests say theirs in the header x-segserve-slice"
+            return Verdict(NAME, Outcome.UNDECIDED, "NoLabels", message)
+        evidence = self.evidence(state)
+        worse, found = discoveries(evidence, level), float(strongest(evidence))
+        order = np.argsort(-evidence, kind="stable")
+        numbers = {"slices": float(len(state.names)), "worse": float(worse.sum()), "evidence": found}
+        if worse.any():
+            named = "; ".join(self._figures(state, int(index)) for index in order[: min(int(worse.sum()), NAMED)])
+            more = int(worse.sum()) - NAMED
+            also = f"; and in {more} more of {len(state.names)} slices" if more > 0 else ""
+            return Verdict(NAME, Outcome.BREACH, "SliceWorse", f"worse for {named}{also}", 1.0, numbers)
+        progress = float(np.clip(found / -np.log(level), 0.0, 1.0))
+        message = f"not proved worse in any of {_counted(len(state.names), 'slice')}"
+        if progress >= 0.2:
+            odds = f"evidence 1:{np.exp(np.clip(found, 0.0, 25.0)):,.0f} of 1:{1 / level:,.0f}"
+            message = f"{message}; most is against {self._figures(state, int(order[0]))}; {odds}"
+        return Verdict(NAME, Outcome.PASS, "NoWorse", message, progress, numbers)
+
+    def _figures(self, state: SlicesState, index: int) -> str:
+        """Return a slice's name, and the figures of the kind with the most evidence."""
+        name, kind = state.names[index], int(self._kinds(state)[index].argmax())
+        if kind >= KINDS:
+            counts = state.disagreements[index]
+            agreement = 1.0 - float(counts @ _LEAST) / float(counts.sum())
+            required = f"({self.min_agreement:g} is required)"
+            return f"{name}: masks agree by at most {agreement:.3f} on average in {counts.sum():,.0f} pairs {required}"
+        candidate, stable, neither = (float(count) for count in state.total[index, kind])
+        did = "failed" if kind == ERRORS else f"took {self.latency.ratios[0]:g} times as long or longer"
+        of = f"on {candidate:,.0f} of {candidate + stable + neither:,.0f}"
+        return f"{name}: the candidate alone {did} {of}, stable alone on {stable:,.0f}"
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _begun(clustered_s: Floats, shape: tuple[int, ...]) -> SlicesState:
+    """Return the state before any window."""
+    nothing = np.zeros(shape)
+    return SlicesState(nothing, nothing, nothing, clustered_s, (), *_empty(shape, 0))
+
+
+def _empty(shape: tuple[int, ...], slices: int) -> tuple[Floats, Floats, Floats, Floats]:
+    counts = np.zeros((*shape, slices, KINDS, 3))
+    wealth = sliced.started((*shape, slices, KINDS))
+    return counts, counts, wealth, np.zeros((*shape, slices, len(_LEAST)))
+
+
+def _with_names(state: SlicesState, names: tuple[str, ...]) -> tuple[SlicesState, NDArray[np.intp]]:
+    """Return the state with slices of these names too, and the index of each; those beyond the limit are `OTHER`."""
+    known = list(state.names)
+    for name in names:
+        if name not in known:
+            # The last place is kept for the others.
+            known.append(name if len(set(known) - {OTHER}) < MAX_SLICES else OTHER)
+    known = list(dict.fromkeys(known))
+    at = np.array([known.index(name) if name in known else known.index(OTHER) for name in names], np.intp)
+    if len(known) == len(state.names):
+        return state, at
+    grown = []
+    former = (state.pending, state.total, state.wealth, state.disagreements)
+    for empty, old in zip(_empty(state.over.shape, len(known)), former, strict=True):
+        array = empty.copy()
+        if state.names:
+            array[..., : len(state.names), *(slice(None),) * (array.ndim - state.over.ndim - 1)] = old
+        grown.append(array)
+    pending, total, wealth, disagreements = grown
+    return replace(
+        state, names=tuple(known), pending=pending, total=total, wealth=wealth, disagreements=disagreements
+    ), at
+
+
+def _build(spec: SlicesGate, slo: Slo, policy: RolloutPolicy, edges: Edges) -> Slices:
+    tolerance = policy.tolerance
+    return Slices(
+        ErrorRate(slo.error_percent / 100, tolerance.error_percent / 100),
+        Latency(tolerance.slow_percent / 100, 1 + tolerance.latency_percent / 100, slo.latencies, edges),
+        spec.min_agreement,
+    )
+
+
+# A slice's share of all requests is not known here: the gate reports no harm, and is in doubt or is not.
+GATE: Final = MeasuredGateType(SlicesGate, _build, lambda _: 0.5)
