@@ -277,7 +277,7 @@ class LoadTestGate(GateSpec):
 
 
 class SlicesGate(AlphaGateSpec):
-    """Compares failures, latencies and masks by the label of requests (camera, site, scanner); judges pairs of Shadow."""
+    """Compares failures, latencies and masks by the label of requests (camera, site, scanner); by pairs of Shadow."""
 
     gate: Literal["slices"] = Field(default="slices", description="Name of the gate.")
     min_agreement: float | None = Field(
@@ -347,6 +347,7 @@ GATE_SPECS: Final[Mapping[str, type[GateSpec]]] = {
     "webhook": WebhookGate,
     "promql": PromqlGate,
     "maskAgreement": MaskAgreementGate,
+    "slices": SlicesGate,
     "loadTest": LoadTestGate,
 }
 """Specs of gates by name; the gates themselves are in `core.gates.GATES`."""
