@@ -154,6 +154,12 @@ class Tolerance(ApiValue):
         le=1,
         description="Decrease of the mean intersection over union on labelled images, 0 to 1.",
     )
+    agreement: float = Field(
+        default=0.1,
+        ge=0.01,
+        le=0.9,
+        description="Decrease of the mean agreement with stable's answers from that of stable with itself, 0 to 1.",
+    )
 
 
 class GateSpec(ApiValue):
@@ -254,11 +260,18 @@ class MaskAgreementGate(AlphaGateSpec):
     """Compares the candidate's answers with stable's to the same images, without labels; needs `shadow`."""
 
     gate: Literal["maskAgreement"] = Field(default="maskAgreement", description="Name of the gate.")
-    minimum: float = Field(
-        default=0.9,
+    minimum: float | None = Field(
+        default=None,
         gt=0,
         le=0.999,
-        description="Lowest acceptable mean agreement with stable's answers, 0 to 1, where 1 is the same.",
+        description="Lowest acceptable mean agreement with stable's answers, 0 to 1, where 1 is the same. Default: "
+        "learnt from two answers of stable to the same image, less tolerance.agreement.",
+    )
+    max_confidence_shift: float | None = Field(
+        default=None,
+        ge=0.01,
+        le=1,
+        description="Largest acceptable difference of the mean score from stable's, 0 to 1. Default: no limit.",
     )
     on_breach: Literal["Hold", "Rollback", "Note"] = Field(
         default="Hold",

@@ -27,5 +27,5 @@ class Shadow(ApiValue):
     )
     load_test: bool = Field(
         default=False,
-        description="Ask the candidate alone for half a minute at the rate of its first step; judged by the gate loadTest.",
+        description="Ask the candidate alone, for 30 s, at the rate of its first step; the gate loadTest judges it.",
     )

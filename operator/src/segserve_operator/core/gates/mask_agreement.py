@@ -7,28 +7,44 @@ images before, the expected disagreement is at most 1 - minimum. Where that chan
 ones), the mean over such an hour must be within the limit too, or a healthy candidate is held more often. A pass is
 proved in the same way, with the most disagreement of each bin.
 
+Without a `minimum` the limit is learnt: comparators ask stable some requests twice, and the candidate may differ from
+stable by `tolerance` more than stable does from itself. How much that is nobody knows exactly. For every mean m that it
+might have, there is a bet that it is less, and one that the candidate's is more than m + tolerance, on other images:
+under the null the product of both for the true m is a supermartingale, so the least product over all m is evidence at
+any time. Before stable was asked twice, m is taken to be 0.
+
+Confidence, if it is bounded: the mean shift of scores is tested in both directions, and the evidence is the mean of
+that and the masks'.
+
 Only Shadow's pairs are evidence: later windows have none, and change nothing.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
 from segserve_operator.api.rollout_policy import MaskAgreementGate, RolloutPolicy, Slo
-from segserve_operator.core.evidence import DISAGREEMENTS, EvidenceWindow, Floats, Judgement
+from segserve_operator.core.evidence import DISAGREEMENTS, SHIFTS, EvidenceWindow, Floats, Judgement
 from segserve_operator.core.gates.base import Edges, MeasuredGateType, OnBreach, Outcome, Verdict
 from segserve_operator.core.statistics.bounded_mean import log_wealth
 from segserve_operator.core.statistics.past import StablePast
 
 NAME: Final = "maskAgreement"
 MASKS_DIFFER: Final = "MasksDiffer"
-"""The reason of a verdict whose proof there is, whatever follows from it."""
+CONFIDENCE_SHIFTED: Final = "ConfidenceShifted"
+"""The reasons of verdicts whose proof there is, whatever follows from it."""
 _LEAST: Final = np.array((0.0, *DISAGREEMENTS))
 _MOST: Final = np.array((*DISAGREEMENTS, 1.0))
 """The least and the most disagreement of each bin."""
+_LOWEST: Final = np.array((-1.0, *SHIFTS))
+_HIGHEST: Final = np.array((*SHIFTS, 1.0))
+"""The lowest and the highest shift of each bin."""
+_OWN: Final = (0.0, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.12, 0.15, 0.2, 0.25, 0.3, 0.4, 0.6, 0.8)
+"""Mean disagreements of stable with itself between which the least product is sought."""
 _ADVICE: Final = {
     OnBreach.HOLD: "; a person decides: `segserve rollout sheet` shows the images, resume goes on, abort stops it",
     OnBreach.ROLLBACK: "",
@@ -38,22 +54,30 @@ _ADVICE: Final = {
 
 @dataclass(frozen=True, slots=True)
 class AgreementState:
-    """answered [...]: pairs that both answered; disagreements [..., D + 1]: those compared, as in `Pairs`."""
+    """answered [...]: pairs that both answered; the rest [..., D + 1 or S + 1]: those compared, as in `Pairs`."""
 
     answered: Floats
     disagreements: Floats
+    baseline: Floats
+    shifts: Floats
 
 
 @dataclass(frozen=True, slots=True)
 class MaskAgreement:
-    """Finds a mean agreement below `minimum` (0 to 1); `on_breach` says what its verdict calls it."""
+    """Finds a mean agreement below `minimum` (0 to 1), or by `tolerance` below stable's with itself if it is None.
 
-    minimum: float
+    It also finds a mean shift of confidence of more than `max_shift`. `on_breach` says what its verdict calls it.
+    """
+
+    minimum: float | None
     on_breach: OnBreach = OnBreach.HOLD
+    tolerance: float = 0.1
+    max_shift: float | None = None
 
     def start(self, shape: tuple[int, ...] = (), past: StablePast | None = None) -> AgreementState:
         """Return the state before any window; `past` changes nothing: it has no pairs."""
-        return AgreementState(np.zeros(shape), np.zeros((*shape, len(_LEAST))))
+        bins = (*shape, len(_LEAST))
+        return AgreementState(np.zeros(shape), np.zeros(bins), np.zeros(bins), np.zeros((*shape, len(_LOWEST))))
 
     def again(self, former: AgreementState) -> AgreementState:
         """Return the state before any window of a rollout that begins as a former one did."""
@@ -64,7 +88,10 @@ class MaskAgreement:
         if window.pairs is None:
             return state
         return AgreementState(
-            state.answered + window.pairs.failed[..., 0, 0], state.disagreements + window.pairs.disagreements
+            state.answered + window.pairs.failed[..., 0, 0],
+            state.disagreements + window.pairs.disagreements,
+            state.baseline + window.pairs.baseline,
+            state.shifts + window.pairs.shifts,
         )
 
     def after_shadow(self, state: AgreementState) -> AgreementState:
@@ -76,7 +103,7 @@ class MaskAgreement:
         nothing = np.zeros(state.answered.shape)
         no = np.zeros(state.answered.shape, bool)
         return Judgement(
-            breach=log_wealth(state.disagreements, _LEAST, 1.0 - self.minimum),
+            breach=self._evidence(state),
             incident=no,
             shared=no,
             enough=~no,
@@ -89,7 +116,9 @@ class MaskAgreement:
     def explain(self, state: AgreementState, level: float) -> Verdict:
         """Return the verdict on one rollout, with the mean agreement that the bins leave possible."""
         answered, compared = float(state.answered), float(state.disagreements.sum())
-        numbers = {"pairs": answered, "compared": compared, "minimum": self.minimum}
+        own = _mean(state.baseline, _LEAST)
+        minimum = 1.0 - own - self.tolerance if self.minimum is None else self.minimum
+        numbers = {"pairs": answered, "compared": compared, "minimum": minimum}
         if not compared:
             if answered:
                 message = f"none of {answered:,.0f} pairs could be compared: their outputs or sizes differ"
@@ -100,23 +129,79 @@ class MaskAgreement:
         low = float(state.disagreements[-1] / compared)
         numbers |= {"agreement": agreement, "half": low, "evidence": evidence}
         message = (
-            f"masks agree by at most {agreement:.3f} on average in {compared:,.0f} pairs ({self.minimum:g} is required)"
+            f"masks agree by at most {agreement:.3f} on average in {compared:,.0f} pairs ({minimum:.4g} is required)"
         )
+        if self.minimum is None:
+            numbers["stable_twice"] = twice = float(state.baseline.sum())
+            message = f"{message}; stable agrees with itself by {1.0 - own:.3f} in {twice:,.0f}" if twice else message
         if low:
             message = f"{message}; by half or less in {100 * low:.3g} % of them"
         bound = -np.log(level)
+        if self.max_shift is not None and state.shifts.any():
+            shift = _mean_shift(state.shifts)
+            numbers["confidence_shift"] = shift
+            towards = "higher" if shift > 0 else "lower"
+            message = (
+                f"{message}; its scores are {abs(shift):.3f} {towards} than stable's on average "
+                f"({self.max_shift:g} is allowed)"
+            )
+            if evidence >= bound and self._shifts(state, self.max_shift) > self._differs(state):
+                return self._proof(CONFIDENCE_SHIFTED, message, numbers)
         if evidence >= bound:
-            outcome = Outcome.BREACH if self.on_breach is OnBreach.ROLLBACK else Outcome.UNDECIDED
-            return Verdict(NAME, outcome, MASKS_DIFFER, f"{message}{_ADVICE[self.on_breach]}", 1.0, numbers)
-        if log_wealth(state.disagreements, 1.0 - _MOST, self.minimum) >= bound:
+            return self._proof(MASKS_DIFFER, message, numbers)
+        certain = 1.0 - self.tolerance if self.minimum is None else self.minimum
+        if log_wealth(state.disagreements, 1.0 - _MOST, certain) >= bound:
             return Verdict(NAME, Outcome.PASS, "MasksAgree", message, numbers=numbers)
         message = f"{message}; evidence against 1:{np.exp(max(evidence, 0.0)):,.0f} of 1:{1 / level:,.0f}"
         progress = float(np.clip(evidence / bound, 0.0, 1.0)) if self.on_breach is OnBreach.ROLLBACK else 0.0
         return Verdict(NAME, Outcome.UNDECIDED, "NotProved", message, progress, numbers)
 
+    def _proof(self, reason: str, message: str, numbers: Mapping[str, float]) -> Verdict:
+        outcome = Outcome.BREACH if self.on_breach is OnBreach.ROLLBACK else Outcome.UNDECIDED
+        return Verdict(NAME, outcome, reason, f"{message}{_ADVICE[self.on_breach]}", 1.0, numbers)
 
-def _build(spec: MaskAgreementGate, _slo: Slo, _policy: RolloutPolicy, _edges: Edges) -> MaskAgreement:
-    return MaskAgreement(spec.minimum, _on_breach(spec))
+    def _evidence(self, state: AgreementState) -> Floats:
+        masks = self._differs(state)
+        if self.max_shift is None:
+            return masks
+        both: Floats = np.logaddexp(masks, self._shifts(state, self.max_shift)) - np.log(2.0)
+        return both
+
+    def _differs(self, state: AgreementState) -> Floats:
+        """Return the log evidence [...] that the masks differ by more than is allowed."""
+        if self.minimum is not None:
+            return log_wealth(state.disagreements, _LEAST, 1.0 - self.minimum)
+        # Between two values of m the product is at least this: the first grows with m, and the second falls.
+        limits = [min(own + self.tolerance, 1.0) for own in (*_OWN[1:], 1.0)]
+        products = [
+            log_wealth(state.baseline, 1.0 - _MOST, 1.0 - own) + log_wealth(state.disagreements, _LEAST, limit)
+            for own, limit in zip(_OWN, limits, strict=True)
+        ]
+        known = state.baseline.sum(-1) > 0
+        return np.where(known, np.min(products, 0), log_wealth(state.disagreements, _LEAST, self.tolerance))
+
+    def _shifts(self, state: AgreementState, most: float) -> Floats:
+        """Return the log evidence [...] that the mean shift is more than `most` in one direction."""
+        limit = (1.0 + most) / 2.0
+        up = log_wealth(state.shifts, (1.0 + _LOWEST) / 2.0, limit)
+        down = log_wealth(state.shifts, (1.0 - _HIGHEST) / 2.0, limit)
+        either: Floats = np.logaddexp(up, down) - np.log(2.0)
+        return either
+
+
+def _mean(counts: Floats, values: Floats) -> float:
+    """Return the mean of counted values, 0 without any."""
+    return float(counts @ values / max(counts.sum(), 1.0))
+
+
+def _mean_shift(shifts: Floats) -> float:
+    """Return the mean shift that the bins prove: the nearest to zero that they leave possible."""
+    lowest, highest = _mean(shifts, _LOWEST), _mean(shifts, _HIGHEST)
+    return lowest if lowest > 0 else min(highest, 0.0)
+
+
+def _build(spec: MaskAgreementGate, _slo: Slo, policy: RolloutPolicy, _edges: Edges) -> MaskAgreement:
+    return MaskAgreement(spec.minimum, _on_breach(spec), policy.tolerance.agreement, spec.max_confidence_shift)
 
 
 def _on_breach(spec: MaskAgreementGate) -> OnBreach:

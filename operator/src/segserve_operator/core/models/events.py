@@ -9,7 +9,7 @@ from typing import Final, Literal
 
 from segserve_operator.core.gates.base import Outcome, Verdict
 from segserve_operator.core.gates.load import UNDER_LOAD, is_awaited
-from segserve_operator.core.gates.mask_agreement import MASKS_DIFFER
+from segserve_operator.core.gates.mask_agreement import CONFIDENCE_SHIFTED, MASKS_DIFFER
 from segserve_operator.core.models.golden_scores import UNAVAILABLE
 from segserve_operator.core.models.observed import ModelStatus, ObservedCondition, Roles
 from segserve_operator.core.rollout.decisions import DecisionResult, with_verdicts
@@ -167,10 +167,14 @@ def _shadow(result: DecisionResult) -> str:
     return text if result.wait is Wait.DATA and few else f"{text}; {WAITS[result.wait]}"
 
 
+OTHER_HOLDS: Final = UNDER_LOAD | {CONFIDENCE_SHIFTED}
+"""Reasons of verdicts that hold a rollout in Shadow, and say what a person has to decide."""
+
+
 def _held_by(result: DecisionResult) -> str:
     """Return what a person has to decide about in Shadow."""
     verdicts = with_verdicts(result.record, result.skipped).verdicts
-    load = next((each.message for each in verdicts if each.reason in UNDER_LOAD), None)
+    load = next((each.message for each in verdicts if each.reason in OTHER_HOLDS), None)
     return load or "its masks differ from stable's: look at `segserve rollout sheet`, then resume or abort it"
 
 

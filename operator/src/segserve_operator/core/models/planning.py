@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from segserve_builder.agent.protocol import AssignedModel, Assignment
 from segserve_builder.spec.names import network_alias
+from segserve_operator.api.rollout_policy import MaskAgreementGate
 from segserve_operator.core.failure import STATUS_UNREADABLE
 from segserve_operator.core.gates import load
 from segserve_operator.core.gates.base import Verdict
@@ -268,6 +269,7 @@ def _mirror(
         candidate,
         shadow.percent,
         shadow.max_requests_per_second,
+        has_baseline=any(isinstance(gate, MaskAgreementGate) and gate.minimum is None for gate in policy.gates),
         load_per_s=_load_per_s(record, state, world) if shadow.load_test and record is not None else 0.0,
     )
 

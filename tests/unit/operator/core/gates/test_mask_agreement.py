@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from segserve_operator.core.evidence import DISAGREEMENTS, EvidenceWindow, Pairs
+from segserve_operator.core.evidence import DISAGREEMENTS, SHIFTS, EvidenceWindow, Pairs
 from segserve_operator.core.gates.base import OnBreach, Outcome
 from segserve_operator.core.gates.mask_agreement import AgreementState, MaskAgreement
 
@@ -110,3 +110,86 @@ def test_what_shadow_proved_is_kept_and_callers_requests_change_nothing() -> Non
 
 def test_a_rollout_that_begins_again_has_no_pairs() -> None:
     assert not GATE.again(seen(window(0.5))).disagreements.any()
+
+
+LEARNT = MaskAgreement(minimum=None)
+
+
+def twice(*disagreements: float) -> EvidenceWindow:
+    """Return two answers of stable to each of some requests, that differ so much."""
+    counts = np.bincount(np.searchsorted(DISAGREEMENTS, disagreements, side="right"), minlength=BINS).astype(float)
+    return replace(EvidenceWindow.nothing(), pairs=replace(Pairs.nothing(), baseline=counts))
+
+
+def test_a_stable_that_differs_from_itself_is_the_measure_of_its_candidate() -> None:
+    noisy = seen(*[twice(0.15, 0.25)] * 50, *[window(0.2, 0.25)] * 200, gate=LEARNT)
+
+    assert not proves(noisy, LEARNT)
+    assert proves(seen(*[window(0.2, 0.25)] * 200)), "a minimum of 0.9 would hold it"
+    assert "stable agrees with itself by 0.825 in 100" in LEARNT.explain(noisy, LEVEL).message
+
+
+def test_beyond_what_stable_differs_from_itself_a_candidate_is_held() -> None:
+    state = seen(*[twice(0.0005)] * 100, *[window(0.36)] * 200, gate=LEARNT)
+
+    assert proves(state, LEARNT)
+    assert LEARNT.explain(state, LEVEL).numbers["minimum"] == pytest.approx(0.9)
+
+
+def test_as_long_as_stable_was_not_asked_twice_it_is_taken_to_agree_with_itself() -> None:
+    windows = [window(0.33)] * 40
+
+    assert LEARNT.judge(seen(*windows, gate=LEARNT)).breach == pytest.approx(float(GATE.judge(seen(*windows)).breach))
+
+
+def test_few_answers_of_stable_prove_less_than_many() -> None:
+    few, many = (seen(*[twice(0.0)] * count, *[window(0.33)] * 60, gate=LEARNT) for count in (5, 200))
+
+    assert float(LEARNT.judge(few).breach) < float(LEARNT.judge(many).breach)
+
+
+def test_healthy_candidates_of_a_noisy_stable_are_accused_as_rarely_as_declared() -> None:
+    level, runs = 0.05, 500
+    generator = np.random.default_rng(3)
+    state, most = LEARNT.start((runs,)), np.zeros(runs)
+    for _ in range(30):
+        counts = []
+        for mean in (0.1, 0.2):  # the candidate differs by the tolerance more
+            differs = generator.binomial(5, mean / 0.95, runs)
+            each = np.zeros((runs, BINS))
+            each[:, 0], each[:, -1] = 5 - differs, differs
+            counts.append(each)
+        pairs = replace(Pairs.nothing((runs,)), baseline=counts[0], disagreements=counts[1])
+        state = LEARNT.update(state, replace(EvidenceWindow.nothing((runs,)), pairs=pairs))
+        most = np.maximum(most, LEARNT.judge(state).breach)
+    assert (most >= -np.log(level)).mean() <= level
+
+
+CONFIDENT = MaskAgreement(minimum=0.9, max_shift=0.1)
+
+
+def shifted(*shifts: float, disagreement: float = 0.0) -> EvidenceWindow:
+    counts = np.bincount(np.searchsorted(SHIFTS, shifts, side="right"), minlength=len(SHIFTS) + 1).astype(float)
+    same = window(*[disagreement] * len(shifts))
+    assert same.pairs is not None
+    return replace(same, pairs=replace(same.pairs, shifts=counts))
+
+
+@pytest.mark.parametrize(("shift", "towards"), [(0.4, "0.300 higher"), (-0.4, "0.300 lower")])
+def test_scores_that_shift_by_more_than_is_allowed_are_found_in_both_directions(shift: float, towards: str) -> None:
+    state = seen(*[shifted(shift, shift)] * 50, gate=CONFIDENT)
+    verdict = CONFIDENT.explain(state, LEVEL)
+
+    assert proves(state, CONFIDENT)
+    assert (verdict.outcome, verdict.reason) == (Outcome.UNDECIDED, "ConfidenceShifted")
+    assert f"its scores are {towards} than stable's on average (0.1 is allowed)" in verdict.message
+
+
+def test_scores_that_shift_here_up_and_there_down_have_not_shifted() -> None:
+    assert not proves(seen(*[shifted(0.25, -0.25, 0.04)] * 100, gate=CONFIDENT), CONFIDENT)
+
+
+def test_masks_that_differ_are_found_beside_scores_that_do_not_shift() -> None:
+    state = seen(*[shifted(0.0, 0.0, disagreement=0.33)] * 50, gate=CONFIDENT)
+
+    assert CONFIDENT.explain(state, LEVEL).reason == "MasksDiffer"
