@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from fakes.platform import assigned
 from segserve_builder.agent.protocol import AssignedModel, Assignment, ModelReport, ModelState
@@ -22,10 +22,14 @@ from segserve_operator.core.models.observed import (
     ServerObserved,
     Wanted,
 )
+from segserve_operator.core.rollout.batches import answered
+from segserve_operator.core.rollout.decisions import Deciding, decide_all
 from segserve_operator.core.rollout.engine import Progress
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.record import Record, RolloutState
 from segserve_operator.core.traffic import Endpoint, Route, Share, TrafficPlan, TrafficState
+
+T = TypeVar("T")
 
 NOW_S = 1_000_020.0
 THEN_S = NOW_S - 60.0
@@ -38,6 +42,11 @@ FAILURE = FailureReason("LoadFailed", "Triton said no")
 _KNOWN = {told.revision: told for told in (FIRST, SECOND, THIRD, CELLS)}
 _STATES = (ModelState.FETCHING, ModelState.LOADING, ModelState.PROVING, ModelState.READY)
 _WEIGHTS = {Phase.PROGRESSING: 25, Phase.BAKING: 95, Phase.SUCCEEDED: 100}
+
+
+def decided(routine: Deciding[T]) -> T:
+    """Return what a routine comes to, with its decisions made at once."""
+    return answered({"coins": routine}, decide_all)["coins"]
 
 
 def holder(told: AssignedModel, group: str = "", *, since_s: float = THEN_S) -> RoleHolder:

@@ -17,6 +17,7 @@ from fakes.observed_models import (
     THEN_S,
     THIRD,
     candidate,
+    decided,
     group,
     holder,
     lost,
@@ -75,7 +76,7 @@ def seen(observed: ModelObserved, *, groups: Any = (MAIN, OWN), records: Any = N
 
 def rolled(observed: ModelObserved, roles: Roles | None = None, **changes: Any) -> RolloutUpdate:
     """Return what a pass makes of it; `roles` are those that the spec asks for by now, if others than before."""
-    return advance(observed, roles or observed.roles, seen(observed, **changes))
+    return decided(advance(observed, roles or observed.roles, seen(observed, **changes)))
 
 
 def where(found: RolloutUpdate) -> tuple[Phase, int, str] | None:
@@ -411,7 +412,7 @@ def test_a_rollout_whose_record_is_lost_goes_on_where_its_status_says_by_the_pol
 
 def test_a_record_that_is_lost_with_spec_and_stable_has_the_defaults() -> None:
     observed = replace(model(None, Roles(None, candidate(SECOND))), status=replace(coins(PROGRESSING).status))
-    found = record_of(advance(observed, Roles(None, candidate(SECOND)), seen(observed)))
+    found = record_of(rolled(observed, Roles(None, candidate(SECOND))))
 
     assert (found.policy, found.slo, found.stable) == (RolloutPolicy(), Slo(), "")
 

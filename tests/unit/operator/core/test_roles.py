@@ -15,6 +15,7 @@ from fakes.observed_models import (
     SECOND,
     THIRD,
     candidate,
+    decided,
     failed,
     group,
     holder,
@@ -82,7 +83,7 @@ def of_template(name: str, *, shared: bool = False) -> PoolObserved:
 def roles_after(seen: Observed) -> Roles:
     """Return the roles of coins after one pass."""
     coins = next(each for each in seen.models if each.name == "coins")
-    return next_roles(coins, seen, slots(seen))[0]
+    return decided(next_roles(coins, seen, slots(seen)))[0]
 
 
 def others(count: int) -> list[ModelObserved]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fakes.judgements import judgement
-from fakes.observed_models import FIRST, SECOND, candidate, group, holder, model, rollout_record, state, world
+from fakes.observed_models import FIRST, SECOND, candidate, decided, group, holder, model, rollout_record, state, world
 from segserve_builder.steps.pipeline import PostprocessStep
 from segserve_operator.api.rollout_policy import MaskAgreementGate, RolloutPolicy, Slo
 from segserve_operator.api.shadow import Shadow
@@ -230,7 +230,7 @@ def test_a_model_that_keeps_streams_has_no_shadow_since_a_copy_would_be_one_more
     votes = tuple(map(PostprocessStep.model_validate, steps))
     told = SECOND.model_copy(update={"pipeline": SECOND.pipeline.model_copy(update={"postprocess": votes})})
     coins = model(told, CHANGING, rollout=state(told, Phase.PENDING), policy=COPIED)
-    update = advance(coins, CHANGING, world(coins, groups=GROUPS, now_s=1100.0))
+    update = decided(advance(coins, CHANGING, world(coins, groups=GROUPS, now_s=1100.0)))
 
     assert [record.policy.shadow for record in update.records] == [None]
 

@@ -29,7 +29,7 @@ from segserve_operator.core.models.sizes import has_grown, is_deferred
 from segserve_operator.core.models.streams import keeps_streams
 from segserve_operator.core.rollout import decisions
 from segserve_operator.core.rollout.counters import HungRequests
-from segserve_operator.core.rollout.decisions import DecisionInput, DecisionResult, caught_up, state_of
+from segserve_operator.core.rollout.decisions import Deciding, DecisionInput, DecisionResult, caught_up, state_of
 from segserve_operator.core.rollout.engine import Progress
 from segserve_operator.core.rollout.pairs import pairs_between
 from segserve_operator.core.rollout.phases import Phase, Signal
@@ -69,9 +69,12 @@ class RolloutUpdate:
     return_to_previous: bool = False
 
 
-def advance(model: ModelObserved, roles: Roles, world: Observed) -> RolloutUpdate:
-    """Advance a model's rollout by one window of evidence; `roles` follow from the spec and the servers."""
-    state, superseded = _current(model, roles, world)
+def advance(model: ModelObserved, roles: Roles, world: Observed) -> Deciding[RolloutUpdate]:
+    """Advance a model's rollout by one window of evidence; `roles` follow from the spec and the servers.
+
+    Returns the update, and asks for decisions before, so that those of many models can be made together.
+    """
+    state, superseded = yield from _current(model, roles, world)
     if state is None or state.ended:
         update, request = _handle_request(model, roles, state, (), world)
         return replace(
@@ -81,7 +84,7 @@ def advance(model: ModelObserved, roles: Roles, world: Observed) -> RolloutUpdat
         )
     record = _record(state, roles, model, world)
     update, request = _handle_request(model, roles, state, tuple(map(gate_name, record.policy.gates)), world)
-    result, after = _decide(state, record, roles, model, world, request)
+    result, after = yield from _decide(state, record, roles, model, world, request)
     latest = result.record
     if result.changed or is_due(record, world):
         latest = decisions.with_verdicts(latest, after.skipped)
@@ -124,12 +127,14 @@ def is_due(record: Record, world: Observed, *, active: bool = True) -> bool:
     return active and abs(world.now_s - written[1]) >= interval_s
 
 
-def _current(model: ModelObserved, roles: Roles, world: Observed) -> tuple[RolloutState | None, tuple[Record, ...]]:
+def _current(
+    model: ModelObserved, roles: Roles, world: Observed
+) -> Deciding[tuple[RolloutState | None, tuple[Record, ...]]]:
     """Return the rollout in progress, and the final record of one that it supersedes."""
     state = model.status.rollout
     ended: tuple[Record, ...] = ()
     if state is not None and not state.ended and not is_about(state, roles):
-        result, state = _decide(state, _record(state, roles, model, world), roles, model, world, None)
+        result, state = yield from _decide(state, _record(state, roles, model, world), roles, model, world, None)
         ended = (result.record,)
     return (_started(roles, world) if _starts(state, model, roles) else state), ended
 
@@ -218,7 +223,7 @@ def _decide(
     model: ModelObserved,
     world: Observed,
     request: RolloutRequest | None,
-) -> tuple[DecisionResult, RolloutState]:
+) -> Deciding[tuple[DecisionResult, RolloutState]]:
     """Return the decision on all that is known now, and the state that follows from it."""
     before = record.seen
     record, callers = _with_window(record, state, roles, model, world)
@@ -240,7 +245,7 @@ def _decide(
         actor=request.text if request is not None else "segserve",
         requested_by=requester(model.annotations, verb),
     )
-    result = decisions.decide(record, inputs)
+    result = yield record, inputs
     reason, message = explanation(state, result, roles)
     if result.changed:
         result = decisions.with_reason(result, reason, message)

@@ -42,6 +42,8 @@ from segserve_operator.core.models.self_test import self_tests, tests_itself
 from segserve_operator.core.models.sizes import sizes, with_sizes
 from segserve_operator.core.models.slo import watches
 from segserve_operator.core.models.update import spread, with_template
+from segserve_operator.core.rollout.batches import answered
+from segserve_operator.core.rollout.decisions import decide_all
 from segserve_operator.core.rollout.load import load_per_s
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.policy import engine_policy
@@ -84,14 +86,11 @@ def desired_state(
     """
     seen, world = world, with_sizes(with_template(world))
     free, still = slots(world), former.still(world) if former is not None else {}
-    decided = {
-        model.name: (model.roles, unchanged(model, world))
-        if model.name in unrecorded or model.name in still
-        else next_roles(model, world, free)
-        for model in world.models
-    }
-    roles = {name: new for name, (new, _) in decided.items()}
-    updates = {name: update for name, (_, update) in decided.items()}
+    changing = [model for model in world.models if model.name not in unrecorded and model.name not in still]
+    decided = answered({model.name: next_roles(model, world, free) for model in changing}, decide_all)
+    decided |= {m.name: (m.roles, unchanged(m, world)) for m in world.models if m.name not in decided}
+    roles = {model.name: decided[model.name][0] for model in world.models}
+    updates = {model.name: decided[model.name][1] for model in world.models}
     slo_watches = watches(world.models, world)
     held = {name for name in roles if any(group.holds(name) for group in world.groups.values())}
     smaller = sizes(roles, {name: update.state for name, update in updates.items()}, world)

@@ -23,6 +23,7 @@ from segserve_operator.core.models.slo import INTERVAL_S as SLO_LOOK_S
 from segserve_operator.core.models.slo import is_watched
 from segserve_operator.core.models.streams import STREAMS_SPLIT, split_streams
 from segserve_operator.core.models.update import is_outdated
+from segserve_operator.core.rollout.decisions import Deciding
 from segserve_operator.core.rollout.phases import Phase
 
 CLASSES_CHANGED: Final = "ClassesChanged"
@@ -43,8 +44,8 @@ class Scope:
         return self.model.wanted.assigned.revision if self.model.wanted else None
 
 
-def next_roles(model: ModelObserved, world: Observed, slots: Slots) -> tuple[Roles, RolloutUpdate]:
-    """Return the desired roles of a model and the update of its rollout.
+def next_roles(model: ModelObserved, world: Observed, slots: Slots) -> Deciding[tuple[Roles, RolloutUpdate]]:
+    """Return the desired roles of a model and the update of its rollout; asks for decisions before, as `advance` does.
 
     A model that is being deleted, or has no pool, has no roles. Only candidates with a free slot get a group of their
     own; the others wait.
@@ -55,7 +56,7 @@ def next_roles(model: ModelObserved, world: Observed, slots: Slots) -> tuple[Rol
     roles = model.roles
     for rule in _RULES_BEFORE_ROLLOUT:
         roles = rule(roles, scope)
-    update = advance(model, roles, world)
+    update = yield from advance(model, roles, world)
     roles = _follow_rollout(roles, update, scope)
     for rule in _RULES_AFTER_ROLLOUT:
         roles = rule(roles, scope)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Generator, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import compress
-from typing import Any, Final
+from typing import Any, Final, TypeAlias, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
 from segserve_operator.api.segmentation_rollout import MAX_DECISIONS
 from segserve_operator.core.evidence import EvidenceWindow, Judgement, Pairs
 from segserve_operator.core.gates import measured_gates
 from segserve_operator.core.gates.base import MeasuredGate, Verdict
+from segserve_operator.core.rollout.batches import at_once, taken_apart
 from segserve_operator.core.rollout.chain import sealed
 from segserve_operator.core.rollout.engine import (
     WAITS,
@@ -32,6 +34,8 @@ from segserve_operator.core.rollout.phases import Phase, Signal
 from segserve_operator.core.rollout.plain import canonical, from_plain
 from segserve_operator.core.rollout.policy import engine_policy
 from segserve_operator.core.rollout.record import Decision, Record, RolloutState, kept, row_of
+
+T = TypeVar("T")
 
 LOST: Final = "LOST"
 """Signal of a decision whose process stopped before writing it."""
@@ -77,6 +81,10 @@ class DecisionResult:
         return WAITS[int(self.transition.waits_for)]
 
 
+Deciding: TypeAlias = Generator[tuple[Record, DecisionInput], DecisionResult, T]
+"""A routine that asks for decisions: each on a record and new inputs."""
+
+
 @dataclass(frozen=True, slots=True)
 class Rules:
     """A rollout's policy in executable form: the engine's policy and the measured gates."""
@@ -107,19 +115,28 @@ class Rules:
 
 def decide(record: Record, inputs: DecisionInput) -> DecisionResult:
     """Update the record with the inputs, and decide."""
-    rules = Rules.of(record.policy, record.slo, inputs.skipped)
-    before = {name: record.gates.get(name) or gate.start() for name, gate in rules.gates.items()}
-    progress = with_pause(record.progress, np.array(inputs.paused), inputs.now_s)
-    states, transition = _engine(rules, before, progress, inputs.window, inputs.signals, inputs.now_s)
+    return decide_all([(record, inputs)])[0]
+
+
+def decide_all(questions: Sequence[tuple[Record, DecisionInput]]) -> list[DecisionResult]:
+    """Update each record with its inputs, and decide; of equal policies together, which changes no result."""
+    cases = [_Case.of(record, inputs) for record, inputs in questions]
+    decided = zip(questions, cases, _engine(cases), strict=True)
+    return [_result(record, inputs, case, made) for (record, inputs), case, made in decided]
+
+
+def _result(record: Record, inputs: DecisionInput, case: _Case, made: _Made) -> DecisionResult:
+    transition = made.transition
     signal = Signal(int(transition.signal))
     changed = signal is not Signal.NONE or bool(record.progress.paused) != inputs.paused
     rows = record.rows
     if inputs.window is not None:
         callers, shadow = inputs.callers or inputs.window, inputs.window if inputs.callers is not None else None
         rows = kept(rows, row_of(callers, inputs.now_s, _weight(record), shadow))
-    after = replace(record, progress=transition.progress, gates={**record.gates, **states}, rows=rows)
+    after = replace(record, progress=transition.progress, gates={**record.gates, **made.gates}, rows=rows)
     if changed:
-        after = _written_down(after, rules, inputs, transition, _encoded_inputs(before, progress, inputs))
+        encoded = _encoded_inputs(case.known.gates, case.known.progress, inputs)
+        after = _written_down(after, case.rules, inputs, transition, encoded)
     return DecisionResult(after, transition, changed, inputs.skipped, inputs.now_s)
 
 
@@ -144,13 +161,14 @@ def repeat(decision: Decision, policy: RolloutPolicy, slo: Slo) -> str:
     """
     inputs = json.loads(decision.inputs)
     rules = Rules.of(policy, slo, tuple(inputs["skipped"]))
-    before = {name: from_plain(gate.start(), inputs["gates"][name]) for name, gate in rules.gates.items()}
-    window = _window_of(inputs["look"]) if inputs["look"] is not None else None
-    progress = from_plain(Progress.begun(0.0), inputs["progress"])
-    states, transition = _engine(
-        rules, before, progress, window, from_plain(Signals(), inputs["heard"]), inputs["nowS"]
+    known = _Known(
+        gates={name: from_plain(gate.start(), inputs["gates"][name]) for name, gate in rules.gates.items()},
+        progress=from_plain(Progress.begun(0.0), inputs["progress"]),
+        window=_window_of(inputs["look"]) if inputs["look"] is not None else None,
+        signals=from_plain(Signals(), inputs["heard"]),
     )
-    return decided_text(transition, rules.explain(states))
+    (made,) = _engine([_Case(rules, known, inputs["nowS"])])
+    return decided_text(made.transition, rules.explain(made.gates))
 
 
 def _window_of(look: Mapping[str, Any]) -> EvidenceWindow:
@@ -178,20 +196,67 @@ def decided_text(transition: Transition, verdicts: tuple[Verdict, ...]) -> str:
     )
 
 
-def _engine(
-    rules: Rules,
-    before: Mapping[str, Any],
-    progress: Progress,
-    window: EvidenceWindow | None,
-    signals: Signals,
-    now_s: float,
-) -> tuple[dict[str, Any], Transition]:
-    states = dict(before)
-    if window is not None:
-        states = {name: gate.update(before[name], window) for name, gate in rules.gates.items()}
-        progress = watch(progress, window, now_s)
-    transition = next_transition(rules.policy, progress, judge(rules, states), signals, now_s)
-    return after_shadow(rules, states, progress, transition)
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What the engine decides from, besides the policy and the time."""
+
+    gates: Mapping[str, Any]
+    progress: Progress
+    window: EvidenceWindow | None
+    signals: Signals
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """The gates' states and the transition that the engine makes of it."""
+
+    gates: dict[str, Any]
+    transition: Transition
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """One rollout to decide on."""
+
+    rules: Rules
+    known: _Known
+    now_s: float
+
+    @classmethod
+    def of(cls, record: Record, inputs: DecisionInput) -> _Case:
+        rules = Rules.of(record.policy, record.slo, inputs.skipped)
+        gates = {name: record.gates.get(name) or gate.start() for name, gate in rules.gates.items()}
+        progress = with_pause(record.progress, np.array(inputs.paused), inputs.now_s)
+        return cls(rules, _Known(gates, progress, inputs.window, inputs.signals), inputs.now_s)
+
+    def kind(self, arrays: list[NDArray[Any]]) -> Hashable:
+        """Return what cases have in common that are decided at once; their arrays are appended to `arrays`."""
+        return self.rules.policy, tuple(self.rules.gates.items()), self.now_s, taken_apart(self.known, arrays)
+
+    def decide(self, known: _Known) -> _Made:
+        """Return what the engine makes of this, or of as much of many rollouts, whose arrays have leading axes."""
+        gates, progress = dict(known.gates), known.progress
+        if known.window is not None:
+            gates = {name: gate.update(known.gates[name], known.window) for name, gate in self.rules.gates.items()}
+            progress = watch(progress, known.window, self.now_s)
+        judged = judge(self.rules, gates)
+        return _Made(gates, next_transition(self.rules.policy, progress, judged, known.signals, self.now_s))
+
+
+def _engine(cases: Sequence[_Case]) -> list[_Made]:
+    kinds: dict[Hashable, dict[int, list[NDArray[Any]]]] = {}
+    for index, case in enumerate(cases):
+        arrays: list[NDArray[Any]] = []
+        kinds.setdefault(case.kind(arrays), {})[index] = arrays
+    made: dict[int, _Made] = {}
+    for alike in kinds.values():
+        first = cases[next(iter(alike))]
+        made |= zip(alike, at_once(first.decide, first.known, tuple(alike.values())), strict=True)
+    return [_gone_on(cases[index], made[index]) for index in range(len(cases))]
+
+
+def _gone_on(case: _Case, made: _Made) -> _Made:
+    return _Made(*after_shadow(case.rules, made.gates, case.known.progress, made.transition))
 
 
 def after_shadow(

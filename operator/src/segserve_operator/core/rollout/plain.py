@@ -21,7 +21,8 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): to_plain(item) for key, item in value.items()}
     if isinstance(value, (np.ndarray, np.generic)):
-        return to_plain(value.tolist())
+        plain = value.tolist()
+        return plain if np.isfinite(value).all() else to_plain(plain)
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, (list, tuple)):

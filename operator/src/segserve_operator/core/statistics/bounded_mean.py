@@ -27,7 +27,8 @@ def log_wealth(counts: Floats, values: Floats, limit: float) -> Floats:
     """
     stakes = np.array(STAKES)
     growth = np.log1p(stakes[:, None] * (np.asarray(values) / limit - 1.0))
-    wealth = counts @ growth.T
+    # Row by row: one product of matrices adds up in another order for many rows than for one.
+    wealth = (growth @ counts[..., None])[..., 0]
     best = wealth.max(-1)
     mixed: Floats = best + np.log(np.exp(wealth - best[..., None]).mean(-1))
     return mixed
