@@ -164,6 +164,7 @@ class Judgement:
     excess: estimated number of such requests so far.
     doubtful: it is probably worse than stable: no budget is risked for it.
     settling: the candidate may still be cold: what is against it stops it for that long, and proves nothing.
+    surging: it suddenly fails more often than is allowed. That proves nothing, and stops it until it has been probed.
     """
 
     breach: Floats
@@ -174,3 +175,8 @@ class Judgement:
     excess: Floats
     doubtful: Bools
     settling: Bools
+    surging: Bools = field(default_factory=lambda: np.asarray(False))
+
+    def __post_init__(self) -> None:
+        # Rules know no surge, and their judgements have the same axes as others.
+        object.__setattr__(self, "surging", np.broadcast_to(self.surging, np.shape(self.settling)))

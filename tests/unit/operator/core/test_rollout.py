@@ -14,6 +14,7 @@ from segserve_operator.core.rollout.engine import (
     OnUndecided,
     Policy,
     Progress,
+    ShadowPolicy,
     Signals,
     Step,
     next_transition,
@@ -203,6 +204,7 @@ def test_many_rollouts_are_decided_as_each_is_alone() -> None:
         excess=rng.uniform(0, 120, runs),
         doubtful=rng.random(runs) < 0.3,
         settling=rng.random(runs) < 0.3,
+        surging=rng.random(runs) < 0.2,
     )
     together = next_transition(POLICY, many, (judged,), Signals(), 1000.0)
 
@@ -216,6 +218,15 @@ def test_many_rollouts_are_decided_as_each_is_alone() -> None:
             together.progress.phase[run],
             together.progress.step[run],
         )
+
+
+def test_a_sudden_excess_of_failures_quarantines_whoever_serves_callers_unless_stable_fails_too() -> None:
+    surging = judgement(surging=True)
+    assert after(progress(), surging) == (Phase.QUARANTINED, Signal.QUARANTINE, 0.0)
+    assert after(progress(Phase.BAKING, 2), surging) == (Phase.QUARANTINED, Signal.QUARANTINE, 0.0)
+    assert after(progress(), judgement(surging=True, incident=True))[1] is not Signal.QUARANTINE
+    shadowed = after(progress(Phase.SHADOW, -1), surging, policy=replace(POLICY, shadow=ShadowPolicy()))
+    assert shadowed[0] is Phase.SHADOW
 
 
 def test_weights_follow_from_phase_and_step_alone() -> None:

@@ -45,7 +45,7 @@ class ErrorRate:
         beside_stable = EvidenceStream(0.75, tolerance=self.tolerance, swing=SWING)
         streams = beside_stable, EvidenceStream(0.25, floor=self.slo_rate, swing=SWING)
         pairs = Discordant((self.tolerance,), (1.0,), assumed_s=ASSUMED_S)
-        return Exceedance((1.0,), streams, shadow_tolerated=SHADOW_TOLERATED, pairs=pairs)
+        return Exceedance((1.0,), streams, shadow_tolerated=SHADOW_TOLERATED, pairs=pairs, surges=True)
 
     def start(self, shape: tuple[int, ...] = (), past: StablePast | None = None) -> ExceedanceState:
         """Return the state before any window; `past` is stable's."""

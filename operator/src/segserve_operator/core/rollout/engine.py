@@ -335,7 +335,17 @@ def _fails(policy: Policy, progress: Progress, judged: Sequence[Judgement], hear
     # What holds or is noted is nothing that segserve's own requests could confirm.
     rolls_back = [each for each, does in zip(judged, _on_breach(policy), strict=True) if does is OnBreach.ROLLBACK]
     fails: Bools = in_a_row | too_many | _suspect(progress, rolls_back) | np.asarray(heard.lost)
-    return fails
+    stops: Bools = fails | _surges(progress, rolls_back)
+    return stops
+
+
+def _surges(progress: Progress, judged: Sequence[Judgement]) -> Bools:
+    """Tell whether a candidate that serves callers suddenly fails, and stable is not known to fail as well."""
+    surging: Bools = np.zeros(progress.phase.shape, bool)
+    for each in judged:
+        surging = surging | (each.surging & ~each.incident)
+    serves: Bools = (progress.phase == Phase.PROGRESSING) | (progress.phase == Phase.BAKING)
+    return surging & serves
 
 
 def _suspect(progress: Progress, judged: Sequence[Judgement]) -> Bools:

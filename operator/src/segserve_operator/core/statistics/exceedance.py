@@ -16,6 +16,14 @@ In Shadow both are asked the same (`discordant`), and the evidence is the mean o
 requests without regard to pairs, and 1. A mean of e-values is one however they depend on each other, and a product only
 if each is one given the other (Vovk and Wang 2021): so it is the mean while both see the same requests, and afterwards
 the product of what Shadow proved and of what callers' requests prove.
+
+A fault that begins late meets many requests of the candidate and, in a bake, few of stable: until these exclude an
+incident of both, callers are harmed. `surge` does not wait for them, and is no proof. It is a CUSUM of e-values (Page
+1954; e-detectors: Shin, Ramdas and Rinaldo 2022): each look multiplies it by the likelihood ratio of the candidate's
+requests, divided by stable's clusters, against the share that is allowed by stable's past, and it begins anew where it
+falls below 1. As it is at most the sum over all beginnings, it takes `SURGE` looks on average or more until it reaches
+`SURGE` while the candidate keeps to that share, and far more for one that is as good as stable. It has the candidate
+quarantined; segserve's own requests to both then tell an incident from a fault, and callers meanwhile have stable.
 """
 
 from __future__ import annotations
@@ -71,6 +79,13 @@ WHILE_INCIDENT: Final = np.log(10.0)
 """Additional log evidence required while stable is out of bounds, which may last only a moment."""
 EXCESS_DEVIATIONS: Final = 3.0
 """The excess counts only beyond this many standard deviations of chance."""
+SURGE: Final = np.log(1000.0)
+"""Log of the mean number of looks between two false alarms of a candidate at the edge of what is allowed."""
+MAX_SURGE: Final = SURGE + np.log(len(ODDS)) + 0.5
+SURGE_FADES: Final = 0.5
+"""What is taken from it for each second without the candidate's requests: after a quarantine it is below its limit."""
+NO_SURGE: Final = -1.0
+"""In its place in states that have none: of before, or without stable's past."""
 UNKNOWN: Final = -1.0
 """In place of seconds of clustering: stable's past is too short to know."""
 KNOWN_SWITCH: Final = 0.0003
@@ -122,6 +137,7 @@ class ExceedanceState:
     paired [..., 2, S, K]: log wealth of the bets on both revisions in the same block, as `wealth`; only if it is known.
     shadowed [...]: 1 while the candidate is in Shadow and was asked. carried [..., 2]: log evidence that Shadow left.
     pairs_...: of Shadow's pairs, as `DiscordantState` says.
+    surge [..., K]: log of the CUSUM against each alternative, 0 to `MAX_SURGE`; `NO_SURGE` where there is none.
     """
 
     served_s: Floats
@@ -148,6 +164,7 @@ class ExceedanceState:
     pairs_harmless: Floats
     pairs_assumed_s: Floats
     pairs_quick: Floats
+    surge: Floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +174,8 @@ class Exceedance:
     The stream with the index `counted` defines a bad request, for harm and excess. The first `warm_up_s` are ignored if
     stable's past is unknown. If it is known, evidence of the first `settling_s` may stop the candidate but proves
     nothing, and is dropped then. In Shadow that is so for `shadow_settling_s`, whatever is known. `pairs` is the test
-    of Shadow's pairs, and `shadow_tolerated` takes the place of `KNOWN_TOLERATED` there.
+    of Shadow's pairs, and `shadow_tolerated` takes the place of `KNOWN_TOLERATED` there. One that `surges` has the
+    candidate quarantined by a sudden excess.
     """
 
     edges: tuple[float, ...]
@@ -169,6 +187,7 @@ class Exceedance:
     shadow_tolerated: float = float(KNOWN_TOLERATED)
     odds: tuple[float, ...] = ()
     pairs: Discordant = ONE_COMPARISON
+    surges: bool = False
 
     @property
     def bets(self) -> int:
@@ -198,6 +217,7 @@ class Exceedance:
             shadowed=np.zeros(shape),
             carried=np.zeros((*shape, 2)),
             **_fields_of(self.pairs.start(shape)),
+            surge=np.full((*shape, len(ODDS)), NO_SURGE),
         )
         if past is None:
             return state
@@ -212,6 +232,7 @@ class Exceedance:
         return replace(
             state,
             clustered_s=clustered_s,
+            surge=np.where(self.surges & (clustered_s >= 0).all(-1, keepdims=True), 0.0, state.surge),
             pairs_assumed_s=np.where((clustered_s >= 0).all(-1), 0.0, state.pairs_assumed_s),
             past=past.counts * np.minimum(PAST_REQUESTS / np.maximum(past.counts.sum(-1, keepdims=True), 1.0), 1.0),
         )
@@ -221,14 +242,20 @@ class Exceedance:
         start = self.start(former.age_s.shape)
         if former.past.shape != start.past.shape or former.clustered_s.shape != start.clustered_s.shape:
             return start
-        assumed_s = former.pairs_assumed_s
-        return replace(start, clustered_s=former.clustered_s, past=former.past, pairs_assumed_s=assumed_s)
+        return replace(
+            start,
+            clustered_s=former.clustered_s,
+            past=former.past,
+            pairs_assumed_s=former.pairs_assumed_s,
+            surge=np.minimum(former.surge, 0.0),
+        )
 
     def update(self, state: ExceedanceState, bins: Floats, seconds: Floats) -> ExceedanceState:
         """Take in a look's counts [..., 2, B] of (stable, candidate); seconds [...]."""
         if self.warm_up_s > 0:
             bins, served_s = self._warm(state, bins, seconds)
             state = self._settled(replace(state, served_s=served_s), state.served_s)
+        state = replace(state, surge=self._surge(state, bins, seconds))
         state, bins = _begun(state, bins, seconds)
         pending, age_s = merged(state.pending, state.age_s, bins, seconds)
         counts = pending.sum(-1)
@@ -292,6 +319,27 @@ class Exceedance:
         cold = ((state.served_s < self.warm_up_s) & ~_known(state))[..., None] & (np.arange(2) == CANDIDATE)
         return np.where(cold[..., None], 0.0, bins), np.where(begun, state.served_s + seconds, 0.0)
 
+    def _surge(self, state: ExceedanceState, bins: Floats, seconds: Floats) -> Floats:
+        """Return the log of the CUSUM [..., K] after a look."""
+        on: Bools = np.asarray((state.surge >= 0).all(-1))
+        if not on.any():
+            return state.surge
+        stream, requests = self.streams[self.counted], bins[..., CANDIDATE, :].sum(-1)
+        edges, known = self.edges_now(state)
+        at = edges[..., self.counted]
+        above = np.take_along_axis(tails(bins), at[..., None], -1)[..., CANDIDATE, 0]
+        expected = _expected(state)
+        usual = np.take_along_axis(tails(expected), at[..., STABLE, None], -1)[..., 0]
+        level = (usual + 0.5) / (expected.sum(-1) + 1.0)
+        floor = max(each.floor for each in self.streams if each.at == stream.at)
+        allowed = np.maximum(level + stream.tolerance, floor)
+        times = independent(requests, seconds, np.maximum(state.clustered_s[..., self.counted], 0.0))
+        moved = np.clip(state.surge + one_sample(above / times, requests / times, allowed), 0.0, MAX_SURGE)
+        idle = np.maximum(state.surge - (SURGE_FADES * seconds)[..., None], 0.0)
+        after = np.where((requests > 0)[..., None], moved, idle)
+        found: Floats = np.where((on & known[..., self.counted])[..., None], after, state.surge)
+        return found
+
     def _settled(self, state: ExceedanceState, before_s: Floats) -> ExceedanceState:
         """Return the state without the evidence of the candidate's first seconds, once they are over."""
         over: Bools = _known(state) & (before_s < self.settling_s) & (state.served_s >= self.settling_s)
@@ -329,6 +377,7 @@ class Exceedance:
                 (worse >= SHADOW_DOUBT) & (intolerable > -SHADOW_TOLERABLE),
                 (known | state.carried.any(-1)) & (worse >= DOUBT),
             ),
+            surging=summed(state.surge) - np.log(len(ODDS)) >= SURGE,
             settling=(known | shadowed) & (state.served_s > 0) & (state.served_s < settling_s),
         )
 

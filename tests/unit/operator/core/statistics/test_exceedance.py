@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segserve_operator.core.evidence import EvidenceWindow
+from segserve_operator.core.evidence import EDGES_MS, EvidenceWindow
 from segserve_operator.core.gates.error_rate import ErrorRate
 from segserve_operator.core.gates.latency import Latency
 from segserve_operator.core.statistics.exceedance import TOLERATED, ExceedanceState
+from segserve_operator.core.statistics.past import StablePast
 
 GATE = ErrorRate(slo_rate=0.01, tolerance=0.005)
 EDGES = (50.0, 75.0, 100.0, 110.0, 120.0, 150.0, 200.0, 300.0, 500.0)
@@ -228,3 +229,54 @@ def test_the_excess_counts_what_stable_would_have_answered() -> None:
     assert GATE.judge(bad).excess == pytest.approx(np.full(50, 0.1 * 50 * 100), rel=0.5)
     _, fine = rollouts(runs=50, seconds=300, both=0.3)
     assert (GATE.judge(fine).excess < 20).all()
+
+
+def surges(runs: int, looks: int, candidate: float, known: bool = True) -> np.ndarray:
+    """After how many looks of a second each of some bakes surges (infinity: never): 95 and 5 requests a second."""
+    random, share = np.random.default_rng(4), 0.01
+    past = StablePast.none(shape=(runs,))
+    for _ in range(120 if known else 0):
+        failed = random.binomial(1500, share, runs).astype(float)
+        asked = np.stack([np.full(runs, 1500.0), np.zeros(runs)], -1)
+        errors = np.stack([failed, np.zeros(runs)], -1)
+        past = past.added(EvidenceWindow(np.full(runs, 15.0), asked, errors, np.zeros((runs, 2, len(EDGES_MS) + 1))))
+    state, surged = GATE.start((runs,), past), np.full(runs, np.inf)
+    for look in range(1, looks + 1):
+        requests = np.broadcast_to([5.0, 95.0], (runs, 2))
+        errors = random.binomial(requests.astype(int), [share, candidate]).astype(float)
+        state = GATE.update(state, EvidenceWindow(np.ones(runs), requests, errors, np.zeros(0)))
+        surged = np.where(np.isinf(surged) & GATE.judge(state).surging, look, surged)
+    return surged
+
+
+def test_a_candidate_that_fails_suddenly_surges_within_seconds_however_few_requests_stable_has() -> None:
+    assert np.median(surges(40, 10, candidate=0.2)) <= 3
+    assert np.isinf(surges(40, 10, candidate=1.0, known=False)).all()
+
+
+def test_a_candidate_at_the_edge_of_what_is_allowed_surges_once_in_a_thousand_looks_on_average_or_less() -> None:
+    """Of n looks at most n / 1000 rollouts surge; the gate allows half a point beyond stable's one percent."""
+    assert np.isfinite(surges(100, 100, candidate=0.015)).mean() <= 0.1
+    assert np.isinf(surges(100, 100, candidate=0.01)).all()
+
+
+def test_a_surge_is_over_when_the_candidate_has_had_no_requests_for_some_seconds() -> None:
+    state = replace(GATE.start(), clustered_s=np.zeros(2), surge=np.zeros(6))
+    fails = EvidenceWindow(np.array(1.0), np.array([5.0, 95.0]), np.array([0.0, 95.0]), np.zeros(0))
+    quiet = replace(fails, requests=np.array([100.0, 0.0]), errors=np.zeros(2))
+    for _ in range(30):
+        state = GATE.update(state, fails)
+    assert GATE.judge(state).surging
+    for _ in range(5):
+        state = GATE.update(state, quiet)
+    assert not GATE.judge(state).surging
+
+
+def test_states_of_before_and_the_test_of_latencies_know_no_surge() -> None:
+    fails = EvidenceWindow(np.array(1.0), np.array([5.0, 95.0]), np.array([0.0, 95.0]), np.zeros((2, len(EDGES) + 1)))
+    for gate in (GATE, LATENCY):
+        state = replace(gate.start(), clustered_s=np.zeros_like(gate.start().clustered_s))
+        for _ in range(10):
+            state = gate.update(state, fails)
+        assert not gate.judge(state).surging
+        assert not gate.judge(gate.again(state)).surging
