@@ -128,7 +128,8 @@ def test_what_an_earlier_process_decided_is_not_counted_again(metrics: RolloutMe
 
 def test_an_end_is_an_increase_from_zero(metrics: RolloutMetrics) -> None:
     metrics.observe("lab", "default", {"coins": STANDING}, {"coins-7f": RECORD})
-    assert seen(metrics, "ends_total") == {("RolledBack",): 0, ("Succeeded",): 0, ("Cancelled",): 0}
+    ends = ("RolledBack", "Succeeded", "Cancelled", "Judged")
+    assert seen(metrics, "ends_total") == {(end,): 0 for end in ends}
     for _ in range(2):
         metrics.observe("lab", "default", {"coins": replace(STANDING, phase=Phase.ROLLED_BACK)}, {"coins-7f": RECORD})
     assert seen(metrics, "ends_total")[("RolledBack",)] == 1

@@ -24,6 +24,7 @@ from pydantic import (
 from pydantic.config import JsonDict
 from pydantic_core.core_schema import CoreSchema, tagged_union_schema
 
+from segserve_operator.api.ab_test import AbTest
 from segserve_operator.api.checks import located
 from segserve_operator.api.meta import ApiValue, Duration, format_duration
 from segserve_operator.api.shadow import Shadow
@@ -279,16 +280,6 @@ class MaskAgreementGate(AlphaGateSpec):
     )
 
 
-class LoadTestGate(GateSpec):
-    """Judges how the candidate bears the rate of its first step; declared by `shadow.loadTest`."""
-
-    gate: Literal["loadTest"] = Field(default="loadTest", description="Name of the gate.")
-    on_breach: Literal["Hold", "Rollback", "Note"] = Field(
-        default="Hold",
-        description="What clear failures or slowness do: Hold asks a person to resume or abort, Note only says so.",
-    )
-
-
 class SlicesGate(AlphaGateSpec):
     """Compares failures, latencies and masks by the label of requests (camera, site, scanner); by pairs of Shadow."""
 
@@ -298,6 +289,16 @@ class SlicesGate(AlphaGateSpec):
         gt=0,
         le=0.999,
         description="Lowest acceptable mean agreement with stable's answers in each slice, 0 to 1. Default: no limit.",
+    )
+
+
+class LoadTestGate(GateSpec):
+    """Judges how the candidate bears the rate of its first step; declared by `shadow.loadTest`."""
+
+    gate: Literal["loadTest"] = Field(default="loadTest", description="Name of the gate.")
+    on_breach: Literal["Hold", "Rollback", "Note"] = Field(
+        default="Hold",
+        description="What clear failures or slowness do: Hold asks a person to resume or abort, Note only says so.",
     )
 
 
@@ -360,8 +361,8 @@ GATE_SPECS: Final[Mapping[str, type[GateSpec]]] = {
     "webhook": WebhookGate,
     "promql": PromqlGate,
     "maskAgreement": MaskAgreementGate,
-    "slices": SlicesGate,
     "loadTest": LoadTestGate,
+    "slices": SlicesGate,
 }
 """Specs of gates by name; the gates themselves are in `core.gates.GATES`."""
 
@@ -376,7 +377,9 @@ Gate: TypeAlias = Annotated[GateSpec, GetPydanticSchema(_gate_schema)]
 DEFAULT_GATES: Final = (ErrorRateGate(), LatencyGate(), BurnRateGate(), GoldenQualityGate())
 DEFAULT_STEPS: Final = (RolloutStep(weight=5), RolloutStep(weight=25), RolloutStep(weight=50))
 _ALL_AT_ONCE: Final = "steps are for the strategy canary; blueGreen and immediate switch all requests at once"
-_SERVES_NOBODY: Final = "the strategy shadow promotes nothing by itself: onUndecided must be Hold or Rollback"
+_SERVES_NOBODY: Final = "shadow and abTest promote nothing by themselves: onUndecided must be Hold or Rollback"
+_AB_TEST: Final = "the strategy abTest needs rollout.abTest, and the other strategies take none"
+_OF_PAIRS: Final = frozenset({"maskAgreement", "loadTest", "slices"})
 _NO_SHADOW: Final = "the strategy immediate promotes a revision at once; shadow is for canary and blueGreen"
 _NO_PAIRS: Final = "the gate maskAgreement judges pairs of answers, which only rollout.shadow collects"
 _NO_STEP: Final = "the strategy canary needs at least one step; use blueGreen to switch without steps"
@@ -418,7 +421,7 @@ class RolloutPolicy(ApiValue):
         json_schema_extra=_rules(
             ("self.strategy != 'canary' || self.steps.size() > 0", _NO_STEP),
             (
-                "self.strategy in ['canary', 'shadow'] || self.steps.size() == 0 || "
+                "self.strategy in ['canary', 'shadow', 'abTest'] || self.steps.size() == 0 || "
                 f"self.steps.map(step, step.weight) == {_DEFAULT_WEIGHTS}",
                 _ALL_AT_ONCE,
             ),
@@ -428,14 +431,16 @@ class RolloutPolicy(ApiValue):
                 "!self.gates.exists(gate, gate.gate == 'maskAgreement')",
                 _NO_PAIRS,
             ),
-            ("self.strategy != 'shadow' || self.onUndecided != 'Promote'", _SERVES_NOBODY),
+            ("!(self.strategy in ['shadow', 'abTest']) || self.onUndecided != 'Promote'", _SERVES_NOBODY),
+            ("(self.strategy == 'abTest') == has(self.abTest)", _AB_TEST),
         )
     )
 
-    strategy: Literal["canary", "blueGreen", "immediate", "shadow"] = Field(
+    strategy: Literal["canary", "blueGreen", "immediate", "shadow", "abTest"] = Field(
         default="canary",
         description="canary shifts requests in steps; blueGreen switches at once after the golden images; immediate "
-        "at once after the proof; shadow judges by copies of callers' requests and promotes only if a person asks.",
+        "at once after the proof. With the others a person promotes: shadow judges by copies of callers' requests; "
+        "abTest divides callers by id for a time and compares a metric.",
     )
     pace: Literal["evidence", "steps"] = Field(
         default="evidence",
@@ -462,6 +467,7 @@ class RolloutPolicy(ApiValue):
         default=None,
         description="Ask the candidate copies of callers' requests before the first step. Default: no copies.",
     )
+    ab_test: AbTest | None = Field(default=None, description="The test of the strategy abTest.")
     alpha: float = Field(
         default=0.01,
         ge=1e-6,
@@ -514,6 +520,24 @@ class RolloutPolicy(ApiValue):
         default=False, description="Split stable's requests against itself and publish the rate of false alarms."
     )
 
+    def judging(self) -> Self:
+        """Return the policy with what its strategy needs: copies, for one that judges by them alone."""
+        lacks = self.strategy == "shadow" and self.shadow is None
+        return self.model_copy(update={"shadow": Shadow()}) if lacks else self
+
+    def promoting(self) -> Self:
+        """Return the policy by which a person's promotion rolls out what was only judged: by the steps, if any."""
+        if self.strategy not in ("shadow", "abTest"):
+            return self
+        strategy = "canary" if self.steps else "blueGreen"
+        gates = tuple(gate for gate in self.gates if gate.gate not in _OF_PAIRS)
+        return self.model_copy(update={"strategy": strategy, "shadow": None, "ab_test": None, "gates": gates})
+
+    @property
+    def longest(self) -> timedelta:
+        """The longest time without a decision: the deadline, after the time that an A/B test takes."""
+        return self.deadline + (self.ab_test.duration if self.ab_test is not None else timedelta())
+
     @field_validator("gates")
     @classmethod
     def _add_load_test(cls, gates: tuple[GateSpec, ...], info: ValidationInfo) -> tuple[GateSpec, ...]:
@@ -526,28 +550,15 @@ class RolloutPolicy(ApiValue):
     def _check_steps_suit(self) -> Self:
         if self.strategy == "canary" and not self.steps:
             raise located(_NO_STEP, "steps")
-        if self.strategy not in ("canary", "shadow") and self.steps not in ((), DEFAULT_STEPS):
+        if self.strategy not in ("canary", "shadow", "abTest") and self.steps not in ((), DEFAULT_STEPS):
             raise located(f"{_ALL_AT_ONCE}; {self.strategy} got {len(self.steps)}", "steps")
         if self.strategy == "immediate" and self.shadow is not None:
             raise located(_NO_SHADOW, "shadow")
         compares = self.shadow is not None or self.strategy == "shadow"
         if not compares and any(isinstance(gate, MaskAgreementGate) for gate in self.gates):
             raise located(_NO_PAIRS, "gates")
-        return self
-
-    def judging(self) -> Self:
-        """Return the policy with what its strategy needs: copies, for one that judges by them alone."""
-        lacks = self.strategy == "shadow" and self.shadow is None
-        return self.model_copy(update={"shadow": Shadow()}) if lacks else self
-
-    def promoting(self) -> Self:
-        """Return the policy by which a person's promotion rolls out what was only judged: by the steps, if any."""
-        if self.strategy != "shadow":
-            return self
-        gates = tuple(gate for gate in self.gates if not isinstance(gate, MaskAgreementGate))
-        return self.model_copy(
-            update={"strategy": "canary" if self.steps else "blueGreen", "shadow": None, "gates": gates}
-        )
-
-        if self.strategy == "shadow" and self.on_undecided == "Promote":
+        if self.strategy in ("shadow", "abTest") and self.on_undecided == "Promote":
             raise located(_SERVES_NOBODY, "onUndecided")
+        if (self.strategy == "abTest") != (self.ab_test is not None):
+            raise located(_AB_TEST, "abTest")
+        return self

@@ -265,7 +265,7 @@ class CandidateStatus(ApiValue):
         description="Pending until it gets traffic; Failed until the spec changes; Judged, if its strategy promotes "
         "nothing by itself, until a person promotes it or the spec changes."
     )
-    promoted: bool = Field(default=False, description="Whether a person asked to roll out what was Judged.")
+    promoted: bool | None = Field(default=None, description="True if a person asked to roll out what was Judged.")
     reason: str | None = Field(
         default=None, description="Why it failed, or why it gave its group up, as one CamelCase word."
     )

@@ -146,7 +146,7 @@ def _candidate(role: CandidateStatus | None) -> Candidate | None:
     failed = role.state is not CandidateState.PENDING
     failure = FailureReason(role.reason or "Failed", role.message or "") if failed else None
     stalled = FailureReason(role.reason, role.message or "") if role.reason and not failed else None
-    return Candidate(role.revision, role.group, role.since.timestamp(), failure, stalled, role.promoted)
+    return Candidate(role.revision, role.group, role.since.timestamp(), failure, stalled, bool(role.promoted))
 
 
 def _standing(status: RolloutStatus | None) -> RolloutState | None:
@@ -209,7 +209,7 @@ def _candidate_status(candidate: Candidate | None) -> CandidateStatus | None:
         group=candidate.group,
         since=_time(candidate.since_s),
         state=CandidateState.JUDGED if candidate.judged else state,
-        promoted=candidate.promoted,
+        promoted=candidate.promoted or None,
         reason=told.reason if told is not None else None,
         message=told.message if told is not None else None,
     )

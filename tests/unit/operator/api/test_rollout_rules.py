@@ -74,6 +74,10 @@ def messages(kind: type, field: str, value: Any) -> list[str]:
         pytest.param({"shadow": {}}, id="a shadow"),
         pytest.param({"strategy": "blueGreen", "shadow": {"percent": 100}}, id="a shadow before the switch"),
         pytest.param({"strategy": "shadow", "steps": [{"weight": 10}]}, id="a shadow alone, and steps for a person"),
+        pytest.param(
+            {"strategy": "abTest", "abTest": {"duration": "1h", "metric": "slowRate", "slowMilliseconds": 250.0}},
+            id="a test",
+        ),
         pytest.param({"strategy": "shadow", "gates": [{"gate": "maskAgreement"}]}, id="a shadow that is not written"),
         pytest.param(
             {"shadow": {}, "gates": [{"gate": "maskAgreement", "minimum": 0.8, "onBreach": "Note"}]},
@@ -109,9 +113,18 @@ def test_a_policy_that_the_types_take_breaks_no_rule(rollout: dict[str, Any]) ->
             "the strategy immediate promotes",
             id="a shadow of nothing",
         ),
+        pytest.param({"strategy": "abTest"}, "needs rollout.abTest", id="a test of nothing"),
+        pytest.param({"abTest": {"duration": "1h"}}, "needs rollout.abTest", id="a test in a canary"),
+        pytest.param(
+            {"strategy": "abTest", "abTest": {"duration": "1h", "slowMilliseconds": 9.0}},
+            "the metric slowRate needs",
+            id="a limit of no metric",
+        ),
         pytest.param({"gates": [{"gate": "maskAgreement"}]}, "which only rollout.shadow collects", id="no pairs"),
         pytest.param(
-            {"strategy": "shadow", "onUndecided": "Promote"}, "promotes nothing by itself", id="a shadow that promotes"
+            {"strategy": "shadow", "onUndecided": "Promote"},
+            "promote nothing by themselves",
+            id="a shadow that promotes",
         ),
         pytest.param({"gates": [{"gate": "latency"}] * 2}, "listed only once", id="a gate twice"),
         pytest.param({"gates": [WEBHOOK, {**PROMQL, "name": "night"}]}, "listed only once", id="a name twice"),

@@ -37,7 +37,7 @@ def _preview(model: SegmentationModel, rps: float, minutes: float) -> str:
     if policy is None:
         return f"{name}: no `spec.rollout`: a new revision is promoted as soon as it is ready, whatever callers see"
     text = preview(policy.promoting(), model.spec.slo or Slo(), rps, minutes).text()
-    after = "if a person promotes it, " if policy.strategy == "shadow" else ""
+    after = "if a person promotes it, " if policy.strategy in ("shadow", "abTest") else ""
     return f"{name}: {_how(policy)}\n{after}{text}"
 
 
@@ -46,6 +46,8 @@ def _how(policy: RolloutPolicy) -> str:
     steps = ", ".join(f"{step.weight} %" for step in policy.steps) if policy.strategy == "canary" else "all at once"
     if policy.strategy == "shadow":
         steps = f"no requests, a verdict within {span((policy.shadow or Shadow()).max_duration.total_seconds())}"
+    if policy.ab_test is not None:
+        steps = f"{policy.ab_test.weight} % of ids for {span(policy.ab_test.duration.total_seconds())}"
     return f"{policy.strategy}, {steps}; gates: {gates}; alpha {100 * policy.alpha:g} %"
 
 

@@ -140,7 +140,7 @@ def step_of(view: RolloutView) -> str:
     """Return the current step and the number of steps, with trailing space; empty if there is no current step."""
     if view.standing.phase is not Phase.PROGRESSING:
         return ""
-    steps = f" of {len(view.record.policy.steps)}" if view.record is not None else ""
+    steps = f" of {len(words.steps(view.record))}" if view.record is not None else ""
     return f"step {view.standing.step + 1}{steps}  "
 
 
@@ -176,7 +176,7 @@ def _steps(view: RolloutView, record: Record, outlook: Forecast | None) -> Itera
             yield Node(Text(f"{weight} %"), MOVING, "now", Text(_now(view, record, outlook)))
         else:
             yield Node(Text(f"{weight} %"), COLOURS[standing.phase], "stopped", since)
-    if record.policy.strategy == "shadow" and not view.promoted:
+    if record.policy.strategy in ("shadow", "abTest") and not view.promoted:
         return
     watched = f"watched for {span(record.policy.bake_time.total_seconds())}"
     part = 100 - record.policy.holdback if weights else 100
@@ -216,6 +216,8 @@ def _now(view: RolloutView, record: Record, outlook: Forecast | None) -> str:
 
 
 def _conditions(record: Record, index: int) -> str:
+    if record.policy.ab_test is not None:
+        return f"for {span(record.policy.ab_test.duration.total_seconds())}, then its result"
     step = record.policy.steps[index]
     least = f"at least {span(step.min_duration.total_seconds())}" if step.min_duration is not None else ""
     return ", ".join(filter(None, (least, "then waits for you" if step.pause else "")))
@@ -259,13 +261,13 @@ def _deadline(view: RolloutView, record: Record) -> str:
     if standing.phase is Phase.BAKING:
         return "none: it has been promoted"
     if standing.paused:
-        return f"{span(policy.deadline.total_seconds())} after it is resumed"
-    left_s = standing.undecided_since_s + policy.deadline.total_seconds() - view.now_s
+        return f"{span(policy.longest.total_seconds())} after it is resumed"
+    left_s = standing.undecided_since_s + policy.longest.total_seconds() - view.now_s
     follows = _AT_DEADLINE[policy.on_undecided]
     if policy.strategy == "shadow" and policy.on_undecided == "Hold" and standing.phase is Phase.SHADOW:
         follows = "it ends without a verdict"
     if left_s <= 0:
-        return f"passed: undecided for {span(policy.deadline.total_seconds())}, so {follows}"
+        return f"passed: undecided for {span(policy.longest.total_seconds())}, so {follows}"
     return f"in {span(left_s)}, then {follows}"
 
 

@@ -108,6 +108,8 @@ def _until(view: RolloutView, outlook: Forecast | None) -> str:
         return f"watched for another {left(view, outlook.end_s)}"
     if view.standing.phase is Phase.SHADOW:
         return f"at most {left(view, outlook.next_s)} to {next_weight(view)}"
+    if view.record is not None and view.record.policy.ab_test is not None:
+        return f"{left(view, outlook.next_s)} to {next_weight(view)}"
     next_s, end_s = left_s(view, outlook.next_s), left_s(view, outlook.end_s)
     text = f"{about(next_s)} to {next_weight(view)}" if next_s >= SOON_S else f"{next_weight(view)} any moment now"
     end = "" if math.isinf(end_s) or later_pauses(view) else f" and {about(end_s)} to the end"
@@ -201,10 +203,12 @@ def _quarantine(view: RolloutView) -> str:
 
 def next_weight(view: RolloutView) -> str:
     """Return the weight after the present step: `25 %`, or its promotion."""
+    if view.record is not None and view.record.policy.ab_test is not None and view.standing.step >= 0:
+        return "the end of its test"
     steps = view.record.policy.steps if view.record is not None else ()
     following = view.standing.step + 1
     if view.standing.phase is Phase.SHADOW and view.record is not None:
-        follows = {"canary": "its first step", "shadow": "its verdict"}
+        follows = {"canary": "its first step", "shadow": "its verdict", "abTest": "its test"}
         return follows.get(view.record.policy.strategy, "its promotion")
     if view.record is None or view.record.policy.strategy != "canary" or following >= len(steps):
         return "its promotion"
@@ -408,6 +412,8 @@ def stale_s(view: RolloutView) -> float:
 
 def steps(record: Record) -> tuple[int, ...]:
     """Return the weights of a rollout's steps; none if it goes over all at once."""
+    if record.policy.ab_test is not None:
+        return (record.policy.ab_test.weight,)
     return tuple(step.weight for step in record.policy.steps) if record.policy.strategy == "canary" else ()
 
 

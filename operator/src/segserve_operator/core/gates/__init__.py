@@ -8,6 +8,7 @@ from typing import Any, Final
 from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
 from segserve_operator.core.evidence import EDGES_MS
 from segserve_operator.core.gates import (
+    ab_test,
     burn_rate,
     error_rate,
     golden_quality,
@@ -33,20 +34,21 @@ GATES: Final[Mapping[str, GateType]] = {
     "webhook": webhook.GATE,
     "promql": promql.GATE,
     "maskAgreement": mask_agreement.GATE,
-    "slices": slices.GATE,
     "loadTest": load.GATE,
+    "slices": slices.GATE,
 }
 """Gate types by the name that resources use."""
 
 
 def measured_gates(policy: RolloutPolicy, slo: Slo, edges: Edges = EDGES_MS) -> dict[str, MeasuredGate[Any]]:
-    """Return the policy's gates that measure requests, by name and in the policy's order."""
+    """Return the policy's gates that measure requests, by name in its order; last, its test's result."""
     declared = ((spec, GATES[spec.gate]) for spec in policy.gates)
+    test = {ab_test.NAME: ab_test.build(policy.ab_test, edges)} if policy.ab_test is not None else {}
     return {
         spec.gate: gate_type.build(spec, slo, policy, edges)
         for spec, gate_type in declared
         if isinstance(gate_type, MeasuredGateType)
-    }
+    } | test
 
 
 def started(gates: Mapping[str, MeasuredGate[Any]], past: StablePast, shape: tuple[int, ...] = ()) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Final, Literal
 
+from segserve_operator.api.meta import format_duration
+from segserve_operator.core.gates import ab_test
 from segserve_operator.core.gates.base import Outcome, Verdict
 from segserve_operator.core.gates.load import UNDER_LOAD, is_awaited
 from segserve_operator.core.gates.mask_agreement import CONFIDENCE_SHIFTED, MASKS_DIFFER
@@ -38,6 +40,7 @@ SIGNALS: Final[Mapping[Signal, tuple[str, str]]] = {
     Signal.SHADOW_OVER: ("ShadowOver", "shadow.maxDuration has passed; the steps begin with what is known"),
     Signal.JUDGED_WELL: ("JudgedWell", "it answered copies of callers' requests no worse than stable"),
     Signal.JUDGED_UNDECIDED: ("JudgedUndecided", "Shadow's time is over without proof for or against it"),
+    Signal.TESTED: ("Tested", "the time of the A/B test is over"),
     Signal.ADVANCE: ("StepDone", "the evidence allows the next weight"),
     Signal.CERTIFIED: ("Certified", "the evidence allows sending it all requests"),
     Signal.BAKED: ("Baked", "bakeTime has passed"),
@@ -128,6 +131,8 @@ def explanation(before: RolloutState, result: DecisionResult, roles: Roles) -> t
     if result.signal is Signal.QUARANTINE:
         return _quarantine(result)
     phase = Phase(int(result.record.progress.phase))
+    if result.signal is Signal.TESTED:
+        return _tested(result)
     if phase is Phase.JUDGED:
         return SIGNALS[result.signal][0], _judged(result)
     if result.signal is Signal.SHADOW_OVER and _is_unused(before, result):
@@ -178,6 +183,15 @@ def _held_by(result: DecisionResult) -> str:
     return load or "its masks differ from stable's: look at `segserve rollout sheet`, then resume or abort it"
 
 
+def _tested(result: DecisionResult) -> tuple[str, str]:
+    """Return the result of an A/B test: its reason, and what was measured, for how long and how sure."""
+    record, test = result.record, result.record.policy.ab_test
+    verdict = next(each for each in record.decisions[-1].verdicts if each.gate == ab_test.NAME)
+    weight, duration = (test.weight, format_duration(test.duration)) if test is not None else (0, "")
+    text = f"tested with {weight} % of ids for {duration}: {verdict.message}; stable has all requests again"
+    return verdict.reason, f"{text}; `segserve rollout promote {record.model}` rolls it out"
+
+
 def _judged(result: DecisionResult) -> str:
     """Return the verdict of a rollout that promotes nothing by itself, what it rests on, and what a person may do."""
     record, model = result.record, result.record.model
@@ -203,7 +217,7 @@ def _judged(result: DecisionResult) -> str:
 def _is_late(result: DecisionResult) -> bool:
     progress = result.record.progress
     undecided_s = result.at_s - float(max(progress.started_s, progress.resumed_s))
-    return result.wait is not Wait.PAUSED and undecided_s >= result.record.policy.deadline.total_seconds()
+    return result.wait is not Wait.PAUSED and undecided_s >= result.record.policy.longest.total_seconds()
 
 
 def _breach(result: DecisionResult, roles: Roles) -> tuple[str, str]:

@@ -23,7 +23,13 @@ _NO_PAST: Final = StablePast.none()
 MAIN: Final = "main"
 CANARY: Final = "canary"
 PROGRESS_DEADLINE_S: Final = 600.0
-JUDGED_REASONS: Final[Mapping[str, str]] = {"JudgedWell": "shadow", "JudgedUndecided": "shadow"}
+JUDGED_REASONS: Final[Mapping[str, str]] = {
+    "JudgedWell": "shadow",
+    "JudgedUndecided": "shadow",
+    "TestedBetter": "abTest",
+    "TestedWorse": "abTest",
+    "TestedUndecided": "abTest",
+}
 """The strategy by reason of a candidate that was judged and not promoted."""
 Truth = Literal["True", "False", "Unknown"]
 _PROGRESS: Final = (

@@ -21,7 +21,7 @@ from segserve_operator.core.models.pool import Slots
 from segserve_operator.core.models.quorum import answers, blame, may_take_over, suffices
 from segserve_operator.core.models.slo import INTERVAL_S as SLO_LOOK_S
 from segserve_operator.core.models.slo import is_watched
-from segserve_operator.core.models.streams import STREAMS_SPLIT, split_streams
+from segserve_operator.core.models.streams import STREAMS_SPLIT, TEST_NEEDS_AFFINITY, split_streams, untestable
 from segserve_operator.core.models.update import is_outdated
 from segserve_operator.core.rollout.decisions import Deciding
 from segserve_operator.core.rollout.phases import Phase
@@ -107,7 +107,7 @@ def _worth_a_retry(candidate: Candidate, scope: Scope) -> bool:
         return False
     if candidate.failure.reason == CLASSES_CHANGED:
         return scope.model.wanted.allow_class_changes
-    if candidate.failure.reason == STREAMS_SPLIT:
+    if candidate.failure.reason in (STREAMS_SPLIT, TEST_NEEDS_AFFINITY):
         return _refused_streams(scope) is None
     if candidate.judged:
         # Another strategy is a new question, the same one has its answer.
@@ -157,7 +157,9 @@ def _refused_streams(scope: Scope) -> FailureReason | None:
     wanted = scope.model.wanted
     if wanted is None:
         return None
-    return split_streams(wanted.assigned.pipeline, wanted.policy, scope.world.pool)
+    split = split_streams(wanted.assigned.pipeline, wanted.policy, scope.world.pool)
+    # A first revision has nobody to be tested against.
+    return split or (untestable(wanted.policy, scope.world.pool) if scope.model.roles.stable is not None else None)
 
 
 def _follow_template(roles: Roles, scope: Scope) -> Roles:

@@ -70,7 +70,7 @@ class Policy:
     `levels` are the gates' shares of alpha, `tolerances` the harm (a share of requests) that is negligible for each;
     both in the order of the judgements, and so is `on_breach`, what the proof of each does (empty: each rolls back).
     Without `shadow`, the steps follow the golden images. If it does not `serve`, Shadow ends with a verdict, and only a
-    person gives the candidate requests.
+    person gives the candidate requests. If it `tests`, its only step ends after its shortest duration with a result.
     """
 
     steps: tuple[Step, ...] = (Step(5), Step(25), Step(50))
@@ -87,6 +87,7 @@ class Policy:
     shadow: ShadowPolicy | None = None
     on_breach: tuple[OnBreach, ...] = ()
     serves: bool = True
+    tests: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,7 +291,7 @@ def _signal(
             | (
                 late
                 & (policy.on_undecided is OnUndecided.PROMOTE)
-                & policy.serves
+                & (policy.serves and not policy.tests)
                 & ((phase == Phase.PROGRESSING) | (phase == Phase.SHADOW))
             )
         ),
@@ -302,8 +303,9 @@ def _signal(
         Signal.JUDGED_UNDECIDED: _ends_undecided(policy, progress, judged, now_s),
         Signal.SHADOW_PASSED: goes_on & shadow_passes(policy, progress, judged) & policy.serves,
         Signal.SHADOW_OVER: goes_on & policy.serves,
+        Signal.TESTED: _test_over(policy, progress, now_s),
         Signal.ADVANCE: goes_on & ~last,
-        Signal.CERTIFIED: goes_on & last,
+        Signal.CERTIFIED: goes_on & last & (not policy.tests),
         Signal.BAKED: goes_on,
     }
     signal = np.full(phase.shape, Signal.NONE, np.int8)
@@ -464,6 +466,14 @@ def _ends_undecided(policy: Policy, progress: Progress, judged: Sequence[Judgeme
     over = _shadow_over(policy, progress, judged, now_s)
     ends: Bools = (over | _late(policy, progress, now_s)) & ~progress.paused & (not policy.serves)
     return ends
+
+
+def _test_over(policy: Policy, progress: Progress, now_s: float) -> Bools:
+    """Tell whether an A/B test has had its time; a paused one goes on until it is resumed."""
+    if not policy.tests:
+        return np.zeros(progress.phase.shape, bool)
+    over: Bools = (now_s - progress.step_since_s >= policy.steps[0].minimum_s) & ~progress.paused
+    return over
 
 
 def step_after_shadow(policy: Policy, progress: Progress, now_s: float) -> Ints:

@@ -127,6 +127,9 @@ def forecast(record: Record, skipped: tuple[str, ...], now_s: float, *, seed: in
     if Phase(int(progress.phase)) is Phase.BAKING:
         left_s = float(progress.step_since_s) + rules.policy.bake_s - at_s
         return replace(found, next_s=max(left_s, 0.0), promoted_s=0.0, end_s=max(left_s, 0.0))
+    if rules.policy.tests and Phase(int(progress.phase)) is Phase.PROGRESSING:
+        left_s = float(progress.step_since_s) + rules.policy.steps[0].minimum_s - at_s
+        return replace(found, measuring=(), next_s=max(left_s, 0.0))
     moves = found.wait in (Wait.NOTHING, Wait.TIME, Wait.DATA, Wait.HARM)
     if Phase(int(progress.phase)) is Phase.SHADOW and rules.policy.shadow is not None and moves:
         if breached(rules.policy, judged, OnBreach.HOLD):

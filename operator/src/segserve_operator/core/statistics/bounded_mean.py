@@ -19,6 +19,8 @@ from segserve_operator.core.evidence import Floats
 STAKES: Final = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 15 / 16)
 """Parts of the wealth that are staked; with all of it, the first value of 0 would end the bet."""
 
+_HALVINGS: Final = 30
+
 
 def log_wealth(counts: Floats, values: Floats, limit: float) -> Floats:
     """Return the log evidence [...] that the mean exceeds `limit` (0 to 1): `counts` [..., V] of each of `values` [V].
@@ -32,3 +34,38 @@ def log_wealth(counts: Floats, values: Floats, limit: float) -> Floats:
     best = wealth.max(-1)
     mixed: Floats = best + np.log(np.exp(wealth - best[..., None]).mean(-1))
     return mixed
+
+
+def shared_out(values: Floats, grid: Floats) -> Floats:
+    """Return each of `values` [...] as parts [..., V] of one, at the two of `grid` [V] beside it, with the same mean.
+
+    The logarithm is concave: bets win less on the parts than on the value, so that no evidence is won by it.
+    """
+    at = np.clip(np.searchsorted(grid, values, side="right") - 1, 0, len(grid) - 2)
+    upper = np.clip((values - grid[at]) / (grid[at + 1] - grid[at]), 0.0, 1.0)
+    numbers = np.arange(len(grid))
+    parts: Floats = (numbers == at[..., None]) * (1.0 - upper)[..., None]
+    return parts + (numbers == at[..., None] + 1) * upper[..., None]
+
+
+def interval(counts: Floats, values: Floats, level: float) -> tuple[Floats, Floats]:
+    """Return the interval (low, high) [...] of the mean of values in [0, 1], `counts` [..., V] of each of `values` [V].
+
+    With a probability of at least 1 - `level` it holds the mean at all moments together, if given all values before the
+    mean is always the same: a confidence sequence. It consists of the means that no bet at half the level refutes.
+    """
+    return _least(counts, values, level / 2.0), 1.0 - _least(counts, 1.0 - values, level / 2.0)
+
+
+def _least(counts: Floats, values: Floats, level: float) -> Floats:
+    """Return the least mean [...] that the bet that the mean exceeds it does not refute, by bisection."""
+    stakes = np.array(STAKES)
+    low, high = np.zeros(counts.shape[:-1]), np.ones(counts.shape[:-1])
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2.0
+        growth = np.log1p(stakes[:, None] * (values / middle[..., None, None] - 1.0))
+        wealth = (counts[..., None, :] * growth).sum(-1)
+        best = wealth.max(-1)
+        refuted = best + np.log(np.exp(wealth - best[..., None]).mean(-1)) >= -np.log(level)
+        low, high = np.where(refuted, middle, low), np.where(refuted, high, middle)
+    return low

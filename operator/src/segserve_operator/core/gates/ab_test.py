@@ -1,0 +1,148 @@
+"""The result of an A/B test: the difference of a metric between two revisions, with an interval for every moment.
+
+It judges nothing, the guard gates beside it do. Requests of both revisions are counted in the same short blocks of
+time, and the difference of their two shares is one value: what hits both at that moment cancels, and requests within a
+block may depend on each other. The interval holds the mean of these differences at all moments together with the
+declared confidence (`core.statistics.bounded_mean`), so that it may be looked at whenever one likes.
+
+What differs between the ids that fell to each revision, rather than between the revisions, is part of the difference.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from segserve_operator.api.ab_test import AbTest
+from segserve_operator.core.evidence import CANDIDATE, EDGES_MS, STABLE, EvidenceWindow, Floats, Judgement
+from segserve_operator.core.gates.base import Edges, Outcome, Verdict
+from segserve_operator.core.statistics.bounded_mean import interval, shared_out
+from segserve_operator.core.statistics.past import StablePast
+
+NAME: Final = "abTest"
+BETTER, WORSE, OPEN = "TestedBetter", "TestedWorse", "TestedUndecided"
+"""Reasons: the interval is below zero, above it, or holds it. Less of either metric is better."""
+BLOCK_S: Final = 10.0
+BLOCK_REQUESTS: Final = 10.0
+"""Requests of each revision that a block has at least, unless it has lasted for `LONGEST_BLOCK_S`."""
+LONGEST_BLOCK_S: Final = 120.0
+_SMALL: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
+DIFFERENCES: Final = np.array((*(-each for each in reversed(_SMALL)), 0.0, *_SMALL))
+"""The differences, from -1 to 1, that values are shared out to."""
+_VALUES: Final = (DIFFERENCES + 1.0) / 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class AbTestState:
+    """counts [..., V]: blocks by difference, as `DIFFERENCES`. requests, hits [..., 2]: of whole blocks, by revision.
+
+    seconds [...] and pending, pending_hits [..., 2]: the present block.
+    """
+
+    counts: Floats
+    requests: Floats
+    hits: Floats
+    seconds: Floats
+    pending: Floats
+    pending_hits: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class AbTestResult:
+    """Compares the share of failed requests, or of those slower than `slow_ms`, at `confidence` (0 to 1)."""
+
+    slow_ms: float | None = None
+    confidence: float = 0.95
+    edges: tuple[float, ...] = EDGES_MS
+
+    def start(self, shape: tuple[int, ...] = (), past: StablePast | None = None) -> AbTestState:
+        """Return the state before any window; `past` changes nothing: the other revision had no part in it."""
+        both = np.zeros((*shape, 2))
+        return AbTestState(np.zeros((*shape, len(DIFFERENCES))), both, both, np.zeros(shape), both, both)
+
+    def again(self, former: AbTestState) -> AbTestState:
+        """Return the state before any window of a rollout that begins as a former one did."""
+        return self.start(former.seconds.shape)
+
+    def update(self, state: AbTestState, window: EvidenceWindow) -> AbTestState:
+        """Return the state after one more window. Blocks in which a revision had no requests are left out."""
+        if window.pairs is not None:
+            return state  # no caller's
+        seconds = state.seconds + window.seconds
+        pending = state.pending + window.requests
+        hits = state.pending_hits + self._hits(window)
+        full = (seconds >= BLOCK_S) & (pending >= BLOCK_REQUESTS).all(-1)
+        ends = full | (seconds >= LONGEST_BLOCK_S)
+        counted = ends & (pending > 0).all(-1)
+        shares = hits / np.maximum(pending, 1.0)
+        value = np.clip(shares[..., CANDIDATE] - shares[..., STABLE], -1.0, 1.0)
+        more = shared_out(value, DIFFERENCES) * counted[..., None]
+        return AbTestState(
+            state.counts + more,
+            state.requests + pending * counted[..., None],
+            state.hits + hits * counted[..., None],
+            np.where(ends, 0.0, seconds),
+            np.where(ends[..., None], 0.0, pending),
+            np.where(ends[..., None], 0.0, hits),
+        )
+
+    def after_shadow(self, state: AbTestState) -> AbTestState:
+        """Return the state with which a rollout goes on to callers."""
+        return state
+
+    def judge(self, state: AbTestState) -> Judgement:
+        """Return that there is nothing against the candidate: the guard gates judge it."""
+        shape = state.seconds.shape
+        nothing, no = np.zeros(shape), np.zeros(shape, bool)
+        return Judgement(
+            breach=np.full(shape, -np.inf),
+            incident=no,
+            shared=no,
+            enough=~no,
+            harm=nothing,
+            excess=nothing,
+            doubtful=no,
+            settling=no,
+        )
+
+    def difference(self, state: AbTestState) -> tuple[Floats, Floats]:
+        """Return the interval (low, high) [...] of the candidate's metric less stable's; -1 to 1 of no blocks."""
+        low, high = interval(state.counts, _VALUES, 1.0 - self.confidence)
+        return 2.0 * low - 1.0, 2.0 * high - 1.0
+
+    def explain(self, state: AbTestState, level: float) -> Verdict:
+        """Return the result so far; `level` is a gate's and does not matter."""
+        what = "failed" if self.slow_ms is None else f"took longer than {self.slow_ms:g} ms"
+        numbers = {
+            "blocks": float(state.counts.sum()),
+            "stable_requests": float(state.requests[STABLE]),
+            "candidate_requests": float(state.requests[CANDIDATE]),
+        }
+        if not numbers["blocks"]:
+            return Verdict(NAME, Outcome.UNDECIDED, OPEN, "both revisions have not had requests yet", 0.0, numbers)
+        low, high = (float(bound) for bound in self.difference(state))
+        stable, candidate = (float(share) for share in state.hits / np.maximum(state.requests, 1.0))
+        mean = float(state.counts @ DIFFERENCES) / numbers["blocks"]
+        numbers |= {"stable": stable, "candidate": candidate, "difference": mean, "low": low, "high": high}
+        message = (
+            f"{100 * candidate:.3g} % of its requests {what}, of stable's {100 * stable:.3g} %: "
+            f"{100 * mean:+.3g} points, {100 * self.confidence:g} % interval {100 * low:+.3g} to {100 * high:+.3g}"
+        )
+        reason = BETTER if high < 0 else WORSE if low > 0 else OPEN
+        said = {BETTER: "better", WORSE: "worse", OPEN: "no difference is proved"}[reason]
+        outcome = Outcome.PASS if reason == BETTER else Outcome.UNDECIDED
+        return Verdict(NAME, outcome, reason, f"{message}: {said}", 0.0, numbers)
+
+    def _hits(self, window: EvidenceWindow) -> Floats:
+        if self.slow_ms is None:
+            return window.errors
+        slow: Floats = window.latencies[..., 1 + int(np.searchsorted(self.edges, self.slow_ms * (1 - 1e-9))) :].sum(-1)
+        # Latencies come with the next window: a share is never above one.
+        return slow
+
+
+def build(spec: AbTest, edges: Edges) -> AbTestResult:
+    """Return the result of the test that a policy declares."""
+    return AbTestResult(spec.slow_milliseconds, spec.confidence_percent / 100.0, edges)

@@ -1,0 +1,127 @@
+"""The strategy abTest in memory: both revisions get callers by id for a time; there is a result and no promotion."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from fakes.platform import InMemoryStore, World
+from fakes.rollout_world import FIRST, POLICY, SECOND, Rollout
+from segserve_operator.api.ab_test import AbTest
+from segserve_operator.api.rollout_policy import RolloutPolicy
+from segserve_operator.core.gates.base import Verdict
+from segserve_operator.core.models.observed import PoolObserved, PoolStatus
+from segserve_operator.core.rollout.phases import ENDED, Phase
+from segserve_operator.core.rollout.replay import replay
+
+AFFINE = PoolObserved("default", status=PoolStatus(), session_affinity=True)
+# What is tested here differs more than a guard of callers tolerates.
+TOLERANT = POLICY.tolerance.model_copy(update={"error_percent": 50.0})
+TEST = POLICY.model_copy(
+    update={
+        "strategy": "abTest",
+        "ab_test": AbTest(weight=30, duration=timedelta(minutes=4)),
+        "gates": (),
+        "tolerance": TOLERANT,
+        "max_bad_requests": 100_000,
+    }
+)
+
+
+def affine(**world: object) -> Rollout:
+    return Rollout(world=World(store=InMemoryStore(pool=AFFINE)), **world)  # type: ignore[arg-type]
+
+
+async def after_a_test(policy: RolloutPolicy = TEST, **world: object) -> Rollout:
+    rollout = affine(**world)
+    await rollout.begin(policy)
+    await rollout.end()
+    return rollout
+
+
+def result(rollout: Rollout) -> Verdict:
+    return next(verdict for verdict in rollout.record.verdicts if verdict.gate == "abTest")
+
+
+@pytest.mark.parametrize(
+    ("errors", "reason"),
+    [
+        ({FIRST.revision: 0.8}, "TestedBetter"),
+        ({SECOND.revision: 0.8}, "TestedWorse"),
+        ({FIRST.revision: 0.1, SECOND.revision: 0.1}, "TestedUndecided"),
+    ],
+)
+async def test_after_its_time_there_is_a_result_with_an_interval_and_stable_has_all_requests_again(
+    errors: dict[str, float], reason: str
+) -> None:
+    rollout = affine(errors=errors)
+    await rollout.begin(TEST)
+    await rollout.until(lambda state: state.phase is Phase.PROGRESSING)
+    assert rollout.world.traffic.groups_of("coins") == {"main": 70, SECOND.revision: 30}
+    begun_s = rollout.world.now_s
+    ended = await rollout.end()
+    for _ in range(5):
+        await rollout.second()
+    low, high = result(rollout).numbers["low"], result(rollout).numbers["high"]
+
+    assert (ended.phase, ended.reason, ended.weight) == (Phase.JUDGED, reason, 0)
+    assert rollout.world.now_s - begun_s >= 240
+    assert low <= errors.get(SECOND.revision, 0.0) - errors.get(FIRST.revision, 0.0) <= high
+    assert "95 % interval" in ended.message
+    assert rollout.world.traffic.groups_of("coins") == {"main": 100}
+    assert rollout.world.condition("coins", "Degraded") == ("False", "AsWanted")
+    assert [each.sequence for each in replay(rollout.record) if not each.same] == []
+
+
+async def test_a_guard_gate_ends_the_test_of_a_candidate_that_harms_callers() -> None:
+    guarded = TEST.model_copy(update={"gates": POLICY.gates, "tolerance": POLICY.tolerance, "max_bad_requests": 50})
+    rollout = affine(errors={SECOND.revision: 0.5})
+    await rollout.begin(guarded)
+    state = await rollout.until(lambda state: state.phase not in (Phase.PENDING, Phase.GOLDEN, Phase.PROGRESSING))
+
+    assert state.phase is Phase.QUARANTINED
+    assert rollout.world.traffic.groups_of("coins")["main"] == 100
+
+
+async def test_without_ids_a_test_is_refused_until_the_gateway_knows_them() -> None:
+    rollout = Rollout()
+    await rollout.begin(TEST)
+    for _ in range(5):
+        await rollout.second()
+
+    assert rollout.world.condition("coins", "Degraded") == ("True", "ABTestNeedsAffinity")
+    assert rollout.world.traffic.groups_of("coins") == {"main": 100}
+
+    assert rollout.world.store.pool is not None
+    rollout.world.store.pool = replace(rollout.world.store.pool, session_affinity=True)
+    state = await rollout.until(lambda state: state.phase is Phase.PROGRESSING, 30)
+
+    assert state.weight == 30
+
+
+async def test_a_person_promotes_what_was_tested_and_nobody_else_does() -> None:
+    rollout = await after_a_test(errors={FIRST.revision: 0.8})
+    for _ in range(60):
+        await rollout.second()
+    assert rollout.state is not None
+    assert rollout.state.phase is Phase.JUDGED
+    rollout.ask("promote", SECOND.revision)
+    await rollout.until(lambda state: state.phase not in ENDED, 20)
+
+    assert (await rollout.end()).phase is Phase.SUCCEEDED
+
+
+async def test_a_paused_test_ends_when_it_is_resumed() -> None:
+    rollout = affine(requests_per_s=2)
+    await rollout.begin(TEST)
+    await rollout.until(lambda state: state.phase is Phase.PROGRESSING)
+    rollout.ask("pause", SECOND.revision)
+    for _ in range(250):
+        await rollout.second()
+    assert rollout.state is not None
+    assert rollout.state.weight == 30
+    rollout.ask("resume", SECOND.revision)
+
+    assert (await rollout.end(5)).reason == "TestedUndecided"
