@@ -54,7 +54,7 @@ class World:
     clock: Clock
     protocol: Protocol
 
-    def compare(self, **comparisons: dict[str, Any]) -> None:
+    def compare(self, **comparisons: dict[str, Any] | None) -> None:
         write_private(self.folder.comparisons, json.dumps(comparisons))
 
     async def pairs(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import asyncio
 import logging
 import os
 import signal
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +19,8 @@ from segserve_builder.comparator.service import Comparator
 from segserve_common.logs import LogSettings, start_logging
 
 MAX_REQUEST_BYTES: Final = 64 * 2**20
+SHEETS_CONNECTIONS: Final = 2
+"""At the port for sheets: each may hold a whole one."""
 HELD_BYTES: Final = 64 * 2**20
 """Bodies of all copies together, or two of the largest."""
 
@@ -26,11 +29,12 @@ def main() -> None:
     """Ask two revisions the same requests, and count how their answers differ, until SIGTERM."""
     arguments = _arguments()
     start_logging(LogSettings.of(os.environ))
-    asyncio.run(_run(ComparatorFolder(arguments.folder), arguments.gateway, arguments.max_request_bytes))
+    folder = ComparatorFolder(arguments.folder)
+    asyncio.run(_run(folder, arguments.gateway, arguments.max_request_bytes, arguments.sheets_port))
     logging.shutdown()
 
 
-async def _run(folder: ComparatorFolder, gateway: str, max_request_bytes: int) -> None:
+async def _run(folder: ComparatorFolder, gateway: str, max_request_bytes: int, sheets_port: int | None) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -39,12 +43,18 @@ async def _run(folder: ComparatorFolder, gateway: str, max_request_bytes: int) -
     comparer = AnswerComparer()
     comparator = Comparator(folder, groups.ask, comparer.compare, budget)
     try:
-        async with (
-            serving(folder.control, comparator.control, max_body=0, budget=budget),
-            # The frame of a gRPC message comes on top.
-            serving(folder.copies, comparator.take, max_body=max_request_bytes + 5, budget=budget),
-            serving(folder.replays, comparator.take_replay, max_body=max_request_bytes, budget=budget),
-        ):
+        async with AsyncExitStack() as stack:
+            for at, handler, max_body in (
+                (folder.control, comparator.control, 0),
+                (folder.copies, comparator.take, max_request_bytes + 5),  # the frame of a gRPC message comes on top
+                (folder.replays, comparator.take_replay, max_request_bytes),
+            ):
+                await stack.enter_async_context(serving(at, handler, max_body=max_body, budget=budget))
+            if sheets_port is not None:
+                shown = serving(
+                    sheets_port, comparator.show, max_body=0, budget=budget, max_connections=SHEETS_CONNECTIONS
+                )
+                await stack.enter_async_context(shown)
             follower = asyncio.create_task(comparator.follow())
             await stop.wait()
             follower.cancel()
@@ -63,6 +73,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--max-request-bytes", type=int, default=MAX_REQUEST_BYTES, help="longest body of a copy, in bytes"
     )
+    parser.add_argument("--sheets-port", type=int, help="port of loopback that shows sheets. Default: none")
     return parser.parse_args()
 
 

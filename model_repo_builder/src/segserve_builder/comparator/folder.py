@@ -25,8 +25,8 @@ class Comparison(BaseModel):
     load_per_s: float = 0.0
 
 
-COMPARISONS: Final = TypeAdapter(dict[str, Comparison])
-"""Comparisons by model."""
+COMPARISONS: Final = TypeAdapter(dict[str, Comparison | None])
+"""Comparisons by model; None of one that has ended, and whose pairs may be kept for a while."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""A small HTTP/1.1 server on a UNIX socket, which takes each request whole and answers it at once."""
+"""A small HTTP/1.1 server on a UNIX socket or a port of loopback: takes each request whole, and answers at once."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ MAX_HEADER_BYTES: Final = 128 * 1024
 MAX_PARTS: Final = 100_000
 """A body comes in at most so many parts: one of millions of tiny ones would keep the server from all others."""
 REQUEST_TIMEOUT_S: Final = 30.0
+LOOPBACK: Final = "127.0.0.1"
 SOCKET_MODE: Final = 0o660
 """A gateway, its sidecar and its comparator may be different users of one group; the folder keeps others out."""
 
@@ -69,18 +70,33 @@ RequestHandler: TypeAlias = Callable[[ReceivedRequest], HttpReply]
 
 
 @asynccontextmanager
-async def serving(path: Path, handler: RequestHandler, *, max_body: int, budget: ByteBudget) -> AsyncIterator[None]:
-    """Serve at the socket `path` during the block; bodies have at most `max_body` bytes, all together `budget`."""
+async def serving(
+    at: Path | int,
+    handler: RequestHandler,
+    *,
+    max_body: int,
+    budget: ByteBudget,
+    max_connections: int = MAX_CONNECTIONS,
+) -> AsyncIterator[None]:
+    """Serve at a socket, or at a port of loopback, during the block.
+
+    Bodies have at most `max_body` bytes, all together `budget`.
+    """
     connections: set[_Connection] = set()
+
+    def connect() -> _Connection:
+        return _Connection(connections, handler, max_body, budget, max_connections)
+
     loop = asyncio.get_running_loop()
-    # The socket is nobody else's from its first moment.
-    former = os.umask(0o777 & ~SOCKET_MODE)
-    try:
-        server = await loop.create_unix_server(
-            lambda: _Connection(connections, handler, max_body, budget), str(path), backlog=MAX_CONNECTIONS
-        )
-    finally:
-        os.umask(former)
+    if isinstance(at, int):
+        server = await loop.create_server(connect, LOOPBACK, at)
+    else:
+        # The socket is nobody else's from its first moment.
+        former = os.umask(0o777 & ~SOCKET_MODE)
+        try:
+            server = await loop.create_unix_server(connect, str(at), backlog=MAX_CONNECTIONS)
+        finally:
+            os.umask(former)
     try:
         yield
     finally:
@@ -88,18 +104,25 @@ async def serving(path: Path, handler: RequestHandler, *, max_body: int, budget:
         for connection in tuple(connections):
             connection.abort()
         await server.wait_closed()
-        with contextlib.suppress(OSError):
-            path.unlink()
+        if isinstance(at, Path):
+            with contextlib.suppress(OSError):
+                at.unlink()
 
 
 class _Connection(asyncio.Protocol):
     def __init__(
-        self, connections: set[_Connection], handler: RequestHandler, max_body: int, budget: ByteBudget
+        self,
+        connections: set[_Connection],
+        handler: RequestHandler,
+        max_body: int,
+        budget: ByteBudget,
+        max_connections: int,
     ) -> None:
         self._connections = connections
         self._handler = handler
         self._max_body = max_body
         self._budget = budget
+        self._max_connections = max_connections
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEADER_BYTES)
         self._transport: asyncio.Transport
         self._request: h11.Request | None = None
@@ -110,7 +133,7 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
-        if len(self._connections) >= MAX_CONNECTIONS:
+        if len(self._connections) >= self._max_connections:
             transport.abort()
         self._connections.add(self)
 

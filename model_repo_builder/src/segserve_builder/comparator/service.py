@@ -22,6 +22,7 @@ from segserve_builder.comparator.copies import RequestCopy, image_digest, model_
 from segserve_builder.comparator.folder import COMPARISONS, ComparatorFolder, Comparison
 from segserve_builder.comparator.groups import Answer, AnswerKind
 from segserve_builder.comparator.http_server import ByteBudget, HttpReply, ReceivedRequest
+from segserve_builder.comparator.kept import KeptSheet, KeptSheets
 from segserve_builder.comparator.load import LOAD_TIMING, LoadTest, LoadTiming
 from segserve_builder.comparator.pacing import Pacing
 from segserve_builder.comparator.tally import LoadTally, PairTally
@@ -119,6 +120,11 @@ class _ComparedModel:
         """The agreement of a pair that is worth keeping; equal answers have nothing to show."""
         return self.kept[-1].agreement if len(self.kept) == MOST_PAIRS else 1.0
 
+    def sheet(self, name: str) -> KeptSheet:
+        """Return the sheet of what is compared of the model `name`."""
+        shown = [pair.shown for pair in self.kept]
+        return KeptSheet(name, self.tally.stable, self.tally.candidate, self.compared, shown)
+
     def keep(self, pair: _KeptPair) -> None:
         """Keep a pair among those that agree least, one of each image."""
         same = next((kept for kept in self.kept if kept.image == pair.image), None)
@@ -137,8 +143,9 @@ class Comparator:
 
     A copy is dropped where the model's rate is reached, where too many wait, and where it continues a stream. The first
     pairs of a comparison only warm the candidate up, and are not counted: at most `WARM_UP_PAIRS`, in at most
-    `WARM_UP_S`. What is kept of a model is forgotten with its comparison, and the next one counts from zero. `budget`
-    holds the bodies of copies, which are taken from it before they come here.
+    `WARM_UP_S`. What is kept of a model is forgotten with its comparison, and the next one counts from zero; where the
+    comparisons say that one has ended, its sheet is kept for `KEPT_S`. `budget` holds the bodies of copies, which are
+    taken from it before they come here.
     """
 
     def __init__(
@@ -161,18 +168,21 @@ class Comparator:
         self._monotonic_s = monotonic_s
         self._version: tuple[int, ...] | None = None
         self._models: dict[str, _ComparedModel] = {}
+        self._ended = KeptSheets()
         self._pairs: set[asyncio.Task[None]] = set()
 
     async def follow(self) -> None:
         """Read the comparisons again whenever they are replaced, for ever."""
         while True:
             self.refresh()
+            self._ended.forget_old(self._monotonic_s())
             await asyncio.sleep(REFRESH_S)
 
     async def close(self) -> None:
         """End all pairs."""
         for model in tuple(self._models):
             self._forget(model)
+        self._ended.forget_others(())
         await asyncio.gather(*self._pairs, return_exceptions=True)
 
     def take(self, request: ReceivedRequest) -> HttpReply:
@@ -225,6 +235,11 @@ class Comparator:
             case _:
                 return HttpReply(404)
 
+    def show(self, request: ReceivedRequest) -> HttpReply:
+        """Answer a question of whoever may see callers' images, and nothing else."""
+        is_sheet = urlsplit(request.target).path == "/sheet"
+        return self.control(request) if is_sheet else HttpReply(404)
+
     def refresh(self) -> None:
         """Read the comparisons if they were replaced since."""
         version = self._current_version()
@@ -236,14 +251,16 @@ class Comparator:
             comparison = comparisons.get(name)
             groups = (model.comparison.stable, model.comparison.candidate)
             if comparison is None or (comparison.stable, comparison.candidate) != groups:
-                self._forget(name)
+                self._forget(name, keep=name in comparisons and comparison is None)
             else:
                 model.comparison = comparison
                 model.pacing.requests_per_s = comparison.requests_per_s
                 if model.load_task is not None and not comparison.load_per_s:
                     model.load_task.cancel()
-        for name in comparisons.keys() - self._models.keys():
-            self._begin(name, comparisons[name])
+        self._ended.forget_others([name for name, comparison in comparisons.items() if comparison is None])
+        for name, comparison in comparisons.items():
+            if comparison is not None and name not in self._models:
+                self._begin(name, comparison)
 
     def _current_version(self) -> tuple[int, ...] | None:
         try:
@@ -252,7 +269,7 @@ class Comparator:
             return None
         return status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size
 
-    def _read(self) -> dict[str, Comparison]:
+    def _read(self) -> dict[str, Comparison | None]:
         """Return the comparisons; none of a file that is missing or damaged: what is asked must be meant."""
         try:
             with self._folder.comparisons.open("rb") as file:
@@ -269,8 +286,10 @@ class Comparator:
         self._models[name] = _ComparedModel(comparison, tally, self._pace(comparison.requests_per_s))
         _log.info("%s: comparing %s with %s", name, comparison.candidate, comparison.stable)
 
-    def _forget(self, name: str) -> None:
+    def _forget(self, name: str, *, keep: bool = False) -> None:
         model = self._models.pop(name)
+        if keep:
+            self._ended.add(replace(model.sheet(name), ended_at_s=time.time(), since_s=self._monotonic_s()))
         for copy in model.waiting:
             self._budget.give_back(len(copy.body))
         for pair in model.pairs:
@@ -294,15 +313,14 @@ class Comparator:
         return False
 
     def _sheet(self, name: str) -> HttpReply:
-        """Return the `Sheet` of a model as JSON: its pairs are JSON already."""
+        """Return the `Sheet` of a model as JSON."""
         self.refresh()
+        self._ended.forget_old(self._monotonic_s())
         model = self._models.get(name)
-        if model is None:
+        sheet = model.sheet(name) if model is not None else self._ended.get(name)
+        if sheet is None:
             return HttpReply(404)
-        fields = {"model": name, "stable": model.tally.stable, "candidate": model.tally.candidate}
-        head = json.dumps({**fields, "compared": model.compared})
-        parts = head[:-1].encode(), b', "pairs": [', b",".join(pair.shown for pair in model.kept), b"]}"
-        return HttpReply(200, b"".join(parts), {"content-type": "application/json"})
+        return HttpReply(200, sheet.to_json(), {"content-type": "application/json"})
 
     def _start_pairs(self) -> None:
         under_way = sum(len(model.under_way) for model in self._models.values())
@@ -447,7 +465,13 @@ class Comparator:
             self._forget_beyond(SHEET_BYTES)
 
     def _forget_beyond(self, limit: int) -> None:
-        """Forget the pairs that agree most, of any model, until the rest has at most so many bytes."""
-        while sum(len(pair.shown) for model in self._models.values() for pair in model.kept) > limit:
+        """Forget pairs until the rest has so many bytes: first of ended comparisons, then those that agree most."""
+        while self._kept_bytes() > limit:
+            if self._ended.forget_one():
+                continue
             fullest = max((model for model in self._models.values() if model.kept), key=lambda m: m.kept[-1].agreement)
             fullest.kept.pop()
+
+    def _kept_bytes(self) -> int:
+        under_way = sum(len(pair.shown) for model in self._models.values() for pair in model.kept)
+        return under_way + sum(sheet.size for sheet in self._ended)

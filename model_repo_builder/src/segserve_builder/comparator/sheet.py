@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from typing import Final, Self
 
 from pydantic import Base64Bytes, BaseModel, ConfigDict, Field
@@ -73,10 +74,23 @@ class Sheet(_Json):
     """At most `MOST_PAIRS` pairs of one comparison, the one that agrees least first.
 
     `stable` and `candidate` are the groups. `compared` is the number of pairs that the worst were chosen from.
+    `ended_at_s` is the Unix time at which comparing ended, None while it goes on.
     """
 
     model: str
     stable: str
     candidate: str
     compared: int = 0
+    ended_at_s: float | None = None
     pairs: tuple[SheetPair, ...] = ()
+
+    @classmethod
+    def merged(cls, sheets: Sequence[Self]) -> Self:
+        """Return the worst pairs of several gateways' sheets, one of each image, of the comparison that ended last."""
+        last = max(sheets, key=lambda sheet: math.inf if sheet.ended_at_s is None else sheet.ended_at_s)
+        same = [each for each in sheets if (each.stable, each.candidate) == (last.stable, last.candidate)]
+        by_image: dict[bytes, SheetPair] = {}
+        for pair in sorted((pair for each in same for pair in each.pairs), key=lambda pair: pair.agreement):
+            by_image.setdefault(pair.image.raw, pair)
+        pairs = tuple(by_image.values())[:MOST_PAIRS]
+        return last.model_copy(update={"compared": sum(each.compared for each in same), "pairs": pairs})

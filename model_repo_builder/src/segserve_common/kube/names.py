@@ -48,6 +48,8 @@ AGENT_PORT: Final = 8010
 SYNC_PORT: Final = 8011
 INTERNAL_PORT: Final = 8081
 REDIRECT_PORT: Final = 8082
+SHEETS_PORT: Final = 8083
+"""Of loopback in a gateway's pod: only `pods/portforward` reaches it."""
 
 BUNDLE_KEY: Final = "bundle.tar.gz"
 """Key of a rollout's bundle in its ConfigMap."""

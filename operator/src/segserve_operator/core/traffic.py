@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Final, Self
+from typing import Final, Literal, Self
 
 from segserve_operator.core.failure import FailureReason
 
@@ -145,7 +145,8 @@ class Route:
     `steps` are the names of the composing models that the heaviest share's group holds; clients such as
     perf_analyzer ask for their configuration. `exposed` names the bare networks that are public. `access` says who may
     use the model: any of these callers, nobody if it is empty, and whoever the gateway takes if it is None. Without an
-    `affinity` each request goes its own way. With a `mirror`, some are compared.
+    `affinity` each request goes its own way. With a `mirror`, some are compared; with `keeps_pairs`, what was compared
+    before may be kept in memory for a person to look at.
     """
 
     model: str
@@ -156,6 +157,7 @@ class Route:
     limits: RouteLimits | None = None
     affinity: RouteAffinity | None = None
     mirror: Mirror | None = None
+    keeps_pairs: Literal[True] | None = None
 
     def __post_init__(self) -> None:
         total = sum(share.weight for share in self.shares)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from tritonclient.grpc import service_pb2 as pb
 
 from fakes.compared_groups import COMPARISON, World, comparing, copy_of
 from raw_inference import Protocol
-from segserve_builder.comparator import service, sheet
+from segserve_builder.comparator import kept, service, sheet
 from segserve_builder.comparator.answers import (
     ExchangedPair,
     WireBody,
@@ -22,6 +24,7 @@ from segserve_builder.comparator.answers import (
     read_image,
 )
 from segserve_builder.comparator.comparing import AnswerComparer, AnswerComparison
+from segserve_builder.comparator.http_server import serving
 from segserve_builder.comparator.sheet import Sheet
 from segserve_common.kserve import BYTES, HEADER_LENGTH, Tensor
 
@@ -81,12 +84,12 @@ def test_answers_are_compared_over_both_protocols(protocol: Protocol) -> None:
 def test_a_kept_pair_shows_the_image_and_both_answers(protocol: Protocol) -> None:
     pair = pair_of(protocol, wire(protocol, WHOLE), wire(protocol, HALF))
 
-    kept = sheet.SheetPair.model_validate_json(compare_answers(pair, keep_below=1.0).sheet_pair)
+    held = sheet.SheetPair.model_validate_json(compare_answers(pair, keep_below=1.0).sheet_pair)
 
-    assert kept.asked_at_s == 12.5
-    assert kept.image.tensor().to_items() == (b"an encoded image",)
-    assert {each.name: each.tensor() for each in kept.stable} == WHOLE
-    assert {each.name: each.tensor() for each in kept.candidate} == HALF
+    assert held.asked_at_s == 12.5
+    assert held.image.tensor().to_items() == (b"an encoded image",)
+    assert {each.name: each.tensor() for each in held.stable} == WHOLE
+    assert {each.name: each.tensor() for each in held.candidate} == HALF
 
 
 SIZE = Tensor.of_array("SIZE", np.array([100, 100], "<i4"))
@@ -209,6 +212,69 @@ async def test_images_are_forgotten_with_their_comparison(world: World) -> None:
     assert (await shown(world)).pairs == ()
 
 
+async def sheet_status(world: World) -> int:
+    return (await world.control.get("/sheet", params={"model": "coins"})).status_code
+
+
+async def test_after_shadow_the_images_are_kept_for_an_hour_and_nothing_more_is_asked(world: World) -> None:
+    await answered(world, NOTHING)
+    world.compare(coins=None)
+    assert await world.pairs() == {}
+    await world.send()
+    await world.idle()
+
+    found = await shown(world)
+    assert (found.candidate, found.compared, len(found.pairs)) == ("green", 1, 1)
+    assert found.ended_at_s is not None
+    world.clock.now_s += kept.KEPT_S
+    assert await sheet_status(world) == 404
+
+
+@pytest.mark.parametrize("then", [{}, {"coins": {**COMPARISON, "candidate": "red"}}])
+async def test_kept_images_are_forgotten_with_the_model_at_an_abort_and_by_the_next_rollout(
+    world: World, then: dict[str, Any]
+) -> None:
+    """A gateway tells its comparator nothing of a model that was deleted, or whose rollout a person aborted."""
+    await answered(world, NOTHING)
+    world.compare(coins=None)
+    assert await sheet_status(world) == 200
+    world.compare(**then)
+    await world.pairs()
+    world.compare(coins=None)
+
+    assert await sheet_status(world) == 404
+
+
+async def test_images_of_ended_comparisons_go_first_where_there_are_too_many(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await answered(world, NOTHING)
+    world.compare(coins=None, disks=COMPARISON)
+    assert await sheet_status(world) == 200
+    monkeypatch.setattr(service, "SHEET_BYTES", 0)
+    world.comparator._forget_beyond(0)
+
+    assert await sheet_status(world) == 404
+
+
+async def test_a_port_of_loopback_shows_sheets_and_nothing_else(world: World) -> None:
+    await answered(world, NOTHING)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    async with (
+        serving(port, world.comparator.show, max_body=0, budget=world.budget, max_connections=1),
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client,
+    ):
+        found = Sheet.model_validate_json((await client.get("/sheet?model=coins")).content)
+        refused = [(await client.get(path)).status_code for path in ("/pairs", "/live", "/sheet?model=other")]
+        with pytest.raises(httpx.TransportError):
+            async with httpx.AsyncClient(trust_env=False) as second:
+                await second.get(f"http://127.0.0.1:{port}/sheet?model=coins")
+
+    assert len(found.pairs) == 1
+    assert refused == [404, 404, 404]
+
+
 @pytest.mark.parametrize("limit", [0, 10_000])
 async def test_what_is_kept_is_bounded_in_number_and_bytes(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     agreements = iter([0.5, 0.9, *[0.7] * 10, 0.1])
@@ -225,8 +291,8 @@ async def test_what_is_kept_is_bounded_in_number_and_bytes(limit: int, monkeypat
         await world.send_all(13)
         pairs = json.loads((await world.control.get("/sheet?model=coins")).content)["pairs"]
 
-    kept = [pair["agreement"] for pair in pairs]
-    assert kept == ([0.1, 0.5, *[0.7] * (service.MOST_PAIRS - 2)] if limit else [])
+    agreed = [pair["agreement"] for pair in pairs]
+    assert agreed == ([0.1, 0.5, *[0.7] * (service.MOST_PAIRS - 2)] if limit else [])
 
 
 def test_a_sheet_has_as_many_pairs_as_are_kept() -> None:

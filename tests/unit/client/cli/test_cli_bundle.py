@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import base64
+import json
 from pathlib import Path
 
 import pytest
 
+from fakes import sheets
 from fakes.kube_http import FakeServer
 from segserve.cli.errors import CommandError
+from segserve.cli.rollout.bundle_sheet import with_sheet
 from segserve.cli.rollout.commands import fetch_bundle
 from segserve.platforms.errors import ControlError
 from segserve.platforms.local import LocalPlatform
 from segserve.platforms.port import Json, Platform
+from segserve_builder.comparator.sheet import Sheet
+from segserve_common.kserve import Tensor
 from segserve_common.kube.names import BUNDLE_KEY, bundle_name
+from segserve_operator.adapters.bundles.archive import packed, unpacked
 from segserve_operator.adapters.bundles.local import bundle_file
 from segserve_operator.adapters.local.files import STATE_VARIABLE, StateFolder
 
@@ -79,3 +85,52 @@ def test_a_file_that_cannot_be_written_is_one_line(here: Platform, command: Comm
     code, _, error = command("rollout", "bundle", ROLLOUT, "-o", tmp_path / "no/such/folder.tar.gz")
     assert (code, error.count("\n")) == (1, 1)
     assert "cannot be written" in error
+
+
+class Compared:
+    """A platform whose model had its latest rollout in Shadow."""
+
+    def __init__(self, told: Sheet | None, latest: str = ROLLOUT) -> None:
+        self._told, self._latest = told, latest
+
+    def rollout(self, name: str) -> Json:
+        return {"metadata": {"name": name}, "spec": {"model": "coins"}}
+
+    def model(self, name: str) -> Json:
+        return model(name, self._latest)
+
+    def sheet(self, _: str) -> bytes | None:
+        return None if self._told is None else self._told.model_dump_json().encode()
+
+
+SHEET = sheets.sheet(
+    sheets.pair(
+        Tensor.of_items("IMAGE", [sheets.photo()]), sheets.labels("1", (40, 60, 25)), sheets.labels("2", (90, 60, 25))
+    )
+)
+
+
+def test_a_bundle_has_the_figures_of_the_sheet_and_no_image_unless_asked_for() -> None:
+    stored = packed({"record.json": b"{}"})
+    bare, said = with_sheet(Compared(SHEET), ROLLOUT, stored, with_images=False)  # type: ignore[arg-type]
+    whole, _ = with_sheet(Compared(SHEET), ROLLOUT, stored, with_images=True)  # type: ignore[arg-type]
+
+    (pair,) = json.loads(unpacked(bare)["sheet.json"])["pairs"]
+    assert set(unpacked(bare)) == {"record.json", "sheet.json"}
+    assert pair["agreement"] == SHEET.pairs[0].agreement
+    assert not {"image", "stable", "candidate"} & pair.keys()
+    assert "1 of 212 pairs, without images: --with-images adds them" in said
+    assert set(unpacked(whole)) - set(unpacked(bare)) == {"sheet/index.html", "sheet/pair-1.png"}
+
+
+@pytest.mark.parametrize(
+    ("platform", "why"),
+    [
+        pytest.param(Compared(None), "no sheet of coins", id="nothing is kept any more"),
+        pytest.param(Compared(SHEET, "coins-abc-00000002"), "only the latest rollout", id="another one came since"),
+    ],
+)
+def test_a_bundle_without_a_sheet_is_as_it_was_and_says_why(platform: Compared, why: str) -> None:
+    assert with_sheet(platform, ROLLOUT, CONTENT, with_images=False)[0] == CONTENT  # type: ignore[arg-type]
+    with pytest.raises(CommandError, match=why):
+        with_sheet(platform, ROLLOUT, CONTENT, with_images=True)  # type: ignore[arg-type]

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +25,13 @@ from segserve.rendering.comparison import CANDIDATE_ONLY, OTHER_CLASS, STABLE_ON
 from segserve_builder.comparator.folder import ComparatorFolder
 from segserve_builder.comparator.sheet import Sheet
 from segserve_common.kserve import Tensor
+from segserve_common.kube.names import COMPONENT_LABEL, GATEWAY, MANAGED_LABELS, POOL_LABEL, SHEETS_PORT
 from segserve_operator.adapters.local.files import STATE_VARIABLE, StateFolder, write_yaml
 from segserve_operator.adapters.traffic.envoy_config import EnvoyFiles
 
 from .conftest import MODELS, Command
+
+PODS = "api/v1/pods"
 
 IMAGE = Tensor.of_items("IMAGE", [sheets.photo()])
 LEFT, RIGHT, SMALL = (40, 60, 25), (110, 60, 25), (80, 100, 8)
@@ -103,10 +111,78 @@ def test_outside_of_shadow_there_is_none(folder: ComparatorFolder, command: Comm
     assert "while a rollout with spec.rollout.shadow is in Shadow" in complained
 
 
-def test_on_a_cluster_it_says_why_it_cannot(server: FakeServer) -> None:
-    server.put(MODELS, records.coins(records.standing()))
+def gateway_pod(name: str, container: str = "comparator", phase: str = "Running") -> dict[str, Any]:
+    labels = {**MANAGED_LABELS, POOL_LABEL: "default", COMPONENT_LABEL: GATEWAY}
+    spec = {"containers": [{"name": container}]}
+    return {"metadata": {"name": name, "labels": labels}, "spec": spec, "status": {"phase": phase}}
 
-    with pytest.raises(ControlError, match="memory of the gateway's pod"):
+
+@contextmanager
+def forwarding(bin_folder: Path, content: Mapping[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let a `kubectl` forward the port of a pod to a comparator that tells what is of that pod."""
+
+    class Comparator(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            told = content.get(self.server.server_name)  # type: ignore[attr-defined]
+            self.send_response(200 if told and self.path == "/sheet?model=coins" else 404)
+            self.send_header("Content-Length", str(len(told or b"")))
+            self.end_headers()
+            self.wfile.write(told or b"")
+
+        def log_message(self, *_: Any) -> None:
+            """Say nothing."""
+
+    with ExitStack() as stack:
+        bin_folder.mkdir()
+        cases = ""
+        for pod in content:
+            listener = stack.enter_context(ThreadingHTTPServer(("127.0.0.1", 0), Comparator))
+            listener.server_name = pod
+            threading.Thread(target=listener.serve_forever).start()
+            stack.callback(listener.shutdown)
+            cases += f'*"pod/{pod} :{SHEETS_PORT}") echo "Forwarding from 127.0.0.1:{listener.server_port} -> 1";; '
+        refused = 'echo "Error from server (Forbidden): pods is forbidden"; exit 1'
+        (bin_folder / "kubectl").write_text(f'#!/bin/sh\ncase "$*" in {cases} *) {refused};; esac\nexec sleep 60\n')
+        (bin_folder / "kubectl").chmod(0o755)
+        monkeypatch.setenv("PATH", f"{bin_folder}:{os.environ['PATH']}")
+        yield
+
+
+def test_from_a_cluster_comes_the_worst_of_all_gateways(
+    server: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.put(MODELS, records.coins(records.standing()))
+    starting = gateway_pod("c", phase="Pending")
+    server.put(PODS, gateway_pod("a"), gateway_pod("b"), starting)
+    by_agreement = tuple(sorted(ALL.pairs, key=lambda pair: pair.agreement))
+    former = ALL.model_copy(update={"candidate": "coins-1", "ended_at_s": 1.0, "pairs": by_agreement[:1]})
+    here = ALL.model_copy(update={"pairs": by_agreement[:2], "ended_at_s": 5.0})
+    told = {"a": former.model_dump_json().encode(), "b": here.model_dump_json().encode()}
+    with forwarding(tmp_path / "bin", told, monkeypatch):
+        sheet, _ = fetch_sheet(server.platform(), "coins")
+
+    assert (sheet.candidate, sheet.ended_at_s) == ("coins-2", 5.0)
+    assert [pair.agreement for pair in sheet.pairs] == [by_agreement[0].agreement]  # the image is the same
+
+
+def test_on_a_cluster_without_a_comparator_it_says_what_to_set(server: FakeServer) -> None:
+    server.put(MODELS, records.coins(records.standing()))
+    server.put(PODS, gateway_pod("a", container="envoy"))
+
+    with pytest.raises(ControlError, match=r"set spec\.gateway\.shadow"):
+        fetch_sheet(server.platform(), "coins")
+
+
+def test_who_may_not_forward_ports_sees_no_image(
+    server: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.put(MODELS, records.coins(records.standing()))
+    server.put(PODS, gateway_pod("a"))
+
+    with (
+        forwarding(tmp_path / "bin", {}, monkeypatch),
+        pytest.raises(ControlError, match=r"port-forward pod/a: Error from server \(Forbidden\)"),
+    ):
         fetch_sheet(server.platform(), "coins")
 
 

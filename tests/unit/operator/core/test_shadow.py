@@ -215,6 +215,29 @@ def test_nothing_is_copied_while_a_person_pauses_it_or_one_of_both_does_not_answ
     assert mirror(seen(Phase.SHADOW, groups=[group("main", FIRST)])) is None
 
 
+def rolled_back(reason: str) -> Observed:
+    """Return a world in which the second revision was rolled back, and the first one is wanted again."""
+    rollout = state(SECOND, Phase.ROLLED_BACK, reason=reason)
+    coins = model(FIRST, Roles(CHANGING.stable), rollout=rollout, policy=COPIED)
+    return replace(seen(Phase.SHADOW), models=(coins,))
+
+
+def keeps_pairs(at: Observed) -> bool:
+    traffic = desired_state(at).traffic
+    assert traffic is not None
+    return traffic.routes[0].keeps_pairs is True
+
+
+def test_what_was_compared_may_be_kept_after_shadow_but_not_after_an_abort_nor_into_the_next_rollout() -> None:
+    for phase in (Phase.SHADOW, Phase.PROGRESSING, Phase.QUARANTINED):
+        assert keeps_pairs(seen(phase)), phase
+    assert keeps_pairs(seen(Phase.SHADOW, paused=True))
+    assert keeps_pairs(rolled_back("MasksDiffer"))
+    assert not keeps_pairs(rolled_back("Aborted"))
+    assert not keeps_pairs(seen(Phase.PENDING))
+    assert not keeps_pairs(replace(seen(Phase.PROGRESSING), pool=PoolObserved(replicas=4, shadow=False)))
+
+
 def test_in_shadow_a_candidate_gets_the_servers_for_the_step_that_follows() -> None:
     at = seen(Phase.SHADOW)
     record = next(iter(at.records.values()))

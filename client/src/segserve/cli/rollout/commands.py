@@ -34,10 +34,18 @@ def bundle(
             "--output", "-o", metavar="FILE", help="Output file, or - for standard output. Default: ROLLOUT.tar.gz."
         ),
     ] = None,
+    with_images: Annotated[
+        bool,
+        typer.Option("--with-images", help="Add the images of the sheet too: callers' data, for an hour after Shadow."),
+    ] = False,
 ) -> None:
     """Fetch the bundle of a rollout that was rolled back or judged, as .tar.gz: record, verdicts, servers' logs."""
     with needs("local"):
-        rollout, content = fetch_bundle(selected_platform(platform_options), name)
+        from segserve.cli.rollout.bundle_sheet import with_sheet
+
+        platform = selected_platform(platform_options)
+        rollout, content = fetch_bundle(platform, name)
+        content, about_sheet = with_sheet(platform, rollout, content, with_images=with_images)
     if output == STANDARD_OUTPUT:
         sys.stdout.buffer.write(content)
         return
@@ -47,6 +55,7 @@ def bundle(
     except OSError as error:
         raise CommandError(f"{path} cannot be written: {error.strerror}") from error
     typer.echo(f"{path}: {len(content):,} bytes of rollout {rollout}")
+    typer.echo(about_sheet)
 
 
 def fetch_bundle(platform: Platform, name: str) -> tuple[str, bytes]:
@@ -267,8 +276,8 @@ def sheet(
 ) -> None:
     """Draw the images on which candidate and stable differ most: image, stable, candidate, difference, and figures.
 
-    Only while the rollout is in Shadow; pictures and a page, index.html, are written. Callers' images stay in the
-    memory of the gateway until then.
+    While the rollout is in Shadow, and for an hour after; pictures and a page, index.html, are written. Callers' images
+    are in the memory of the gateways alone. From a cluster it takes the right to forward ports to their pods.
     """
     with needs("local"):
         from segserve.cli.rollout.sheet import PAGE, fetch_sheet, write_sheet

@@ -40,7 +40,7 @@ def fetch_sheet(platform: Platform, model: str) -> tuple[Sheet, tuple[SegmentCla
     if content is None:
         raise CommandError(
             f"no sheet of {model}: pairs are compared while a rollout with spec.rollout.shadow is in Shadow, and "
-            "forgotten when it leaves it or is paused"
+            "forgotten an hour after, at an abort, and when the next rollout begins"
         )
     try:
         sheet = Sheet.model_validate_json(content)
@@ -79,8 +79,7 @@ def write_sheet(sheet: Sheet, classes: tuple[SegmentClass, ...], folder: Path) -
 
 def figures_of(pair: SheetPair, names: Mapping[int, str]) -> list[str]:
     """Return the figures of a pair as lines of text."""
-    asked_at = datetime.fromtimestamp(pair.asked_at_s, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-    lines = [f"agreement {pair.agreement:.3f}, asked at {asked_at}"]
+    lines = [f"agreement {pair.agreement:.3f}, asked at {_time(pair.asked_at_s)}"]
     worst = sorted(pair.classes.items(), key=lambda item: item[1])[:_CLASSES]
     if worst:
         shown = ", ".join(f"{_name(number, names)} {value:.3f}" for number, value in worst)
@@ -90,6 +89,10 @@ def figures_of(pair: SheetPair, names: Mapping[int, str]) -> list[str]:
             by_size = ", ".join(f"{count} {size}" for count, size in zip(counts, _SIZES, strict=True) if count)
             lines.append(f"only {side} has: {by_size}")
     return lines
+
+
+def _time(at_s: float) -> str:
+    return datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def _name(number: int, names: Mapping[int, str]) -> str:
@@ -123,6 +126,8 @@ def _section(number: int, name: str, figures: Iterable[str]) -> str:
 def _page(sheet: Sheet, sections: Iterable[str]) -> str:
     model, candidate = (escape(printable(text, 200)) for text in (sheet.model, sheet.candidate))
     about = f"The {len(sheet.pairs)} pairs of {sheet.compared:,} on which {candidate} differs most from stable."
+    if sheet.ended_at_s is not None:
+        about += f" Comparing ended at {_time(sheet.ended_at_s)}."
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{model}: sheet</title><style>{_STYLE}</style>'
         f"<h1>{model}</h1><p>{about} Agreement is no quality: look which one is right.</p>{''.join(sections)}</html>\n"

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 REACH_S: Final = 1.0
 FORWARD_S: Final = 15.0
+LOCAL_PORT: Final = 8080
 _FORWARDED: Final = re.compile(r"Forwarding from 127\.0\.0\.1:(\d+) ->")
 
 
@@ -94,22 +95,35 @@ def answers(url: str) -> bool:
 def forwarded(client: ContextClient, service: Json, kubectl_options: list[str]) -> Iterator[str]:
     """Forward a free port of this machine to a Service for the duration of the block, and yield its URL."""
     name, port = service["metadata"]["name"], service["spec"]["ports"][0]["port"]
+    advice = f", then SEGSERVE_URL=http://127.0.0.1:{LOCAL_PORT} names it"
+    with forwarded_port(client, f"service/{name}", port, kubectl_options, advice) as url:
+        yield url
+
+
+@contextmanager
+def forwarded_port(
+    client: ContextClient, target: str, port: int, kubectl_options: list[str], advice: str = ""
+) -> Iterator[str]:
+    """Forward a free port of this machine to one of a `service/NAME` or `pod/NAME` for the duration of the block.
+
+    Yields the URL. `advice` continues what the user of a machine without kubectl is told.
+    """
     kubectl = shutil.which("kubectl")
     if kubectl is None:
         raise ControlError(
-            f"service {name!r} of namespace {client.namespace!r} cannot be reached from here, and there is no kubectl "
+            f"{target} of namespace {client.namespace!r} cannot be reached from here, and there is no kubectl "
             f"to forward a port with; where there is one, run `kubectl -n {client.namespace} port-forward "
-            f"service/{name} 8080:{port}`, then SEGSERVE_URL=http://127.0.0.1:8080 names it"
+            f"{target} {LOCAL_PORT}:{port}`{advice}"
         )
-    command = [kubectl, *kubectl_options, "port-forward", "--address", "127.0.0.1", f"service/{name}", f":{port}"]
+    command = [kubectl, *kubectl_options, "port-forward", "--address", "127.0.0.1", target, f":{port}"]
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as child:
         try:
-            yield f"http://127.0.0.1:{_forwarded_port(child, name)}"
+            yield f"http://127.0.0.1:{_port_of(child, target)}"
         finally:
             child.terminate()
 
 
-def _forwarded_port(child: subprocess.Popen[bytes], name: str) -> int:
+def _port_of(child: subprocess.Popen[bytes], target: str) -> int:
     """Return the port that kubectl prints once it listens."""
     assert child.stdout is not None
     deadline_s, output = time.monotonic() + FORWARD_S, b""
@@ -124,4 +138,4 @@ def _forwarded_port(child: subprocess.Popen[bytes], name: str) -> int:
                 return int(match[1])
             if not part:
                 break
-    raise ControlError(f"kubectl port-forward service/{name}: {output.decode(errors='replace').strip() or 'no answer'}")
+    raise ControlError(f"kubectl port-forward {target}: {output.decode(errors='replace').strip() or 'no answer'}")

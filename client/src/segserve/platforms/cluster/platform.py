@@ -126,11 +126,11 @@ class ClusterPlatform:
         return base64.b64decode(config_map["binaryData"][BUNDLE_KEY])
 
     def sheet(self, model: str) -> bytes | None:
-        """Raise `ControlError`: callers' images stay in the memory of the gateway's pod."""
-        raise ControlError(
-            f"the sheet of {model} cannot be fetched from a cluster: callers' images stay in the memory of the "
-            "gateway's pod, behind a UNIX socket; on this machine (`segserve up`) it can"
-        )
+        """Ask the comparators of the pool's gateways, through ports that `kubectl port-forward` forwards."""
+        from segserve.platforms.cluster.sheets import fetch_sheet  # needs what reads images
+
+        pool = self._get(MODEL, model)["spec"].get("pool", "default")
+        return fetch_sheet(self.client, pool, model, self._kubectl_options())
 
     def annotate(self, kind: str, name: str, annotations: Mapping[str, str]) -> None:
         """Merge annotations into those of an object."""

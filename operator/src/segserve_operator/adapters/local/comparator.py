@@ -10,9 +10,9 @@ from typing import Final
 
 import httpx
 
+from segserve_builder.comparator import fetching
 from segserve_builder.comparator.folder import ComparatorFolder
-from segserve_builder.comparator.sheet import MOST_PAIR_BYTES, MOST_PAIRS
-from segserve_common.http.urls import RequestError
+from segserve_builder.comparator.kept import KEPT_S
 from segserve_operator.adapters.local import processes
 from segserve_operator.adapters.local.files import StateFolder
 from segserve_operator.adapters.traffic.envoy_config import EnvoyFiles
@@ -21,9 +21,6 @@ IDLE_S: Final = 60.0
 """How long it goes on when nothing is compared: a rollout may be tried again at once."""
 START_INTERVAL_S: Final = 1.0
 END_GRACE_S: Final = 5.0
-SHEET_TIMEOUT_S: Final = 30.0
-MAX_SHEET_BYTES: Final = 2 * MOST_PAIRS * MOST_PAIR_BYTES
-"""Of a sheet as JSON: its bytes are in base64."""
 
 
 class LocalComparator:
@@ -50,15 +47,15 @@ class LocalComparator:
         self._wanted_s = float("-inf")
         self._is_own = False
 
-    def keep(self, *, wanted: bool) -> None:
-        """Look after the process, as often as the supervisor passes."""
+    def keep(self, *, wanted: bool, keeps_pairs: bool = False) -> None:
+        """Look after the process, as often as the supervisor passes; if it has pairs to keep, it goes on longer."""
         now_s = self._monotonic_s()
         if wanted:
             self._wanted_s = now_s
         running = processes.read_record(self._record)
         alive = processes.is_alive(running)
         # What an earlier supervisor started may be of another version of segserve.
-        if alive and (not self._is_own or now_s - self._wanted_s >= IDLE_S):
+        if alive and (not self._is_own or now_s - self._wanted_s >= (KEPT_S if keeps_pairs else IDLE_S)):
             processes.end(running, grace_s=END_GRACE_S)
             alive = False
         # One that ends at once is started once per interval.
@@ -82,29 +79,8 @@ class LocalComparator:
 def fetch_sheet(state: StateFolder, model: str) -> bytes | None:
     """Return the sheet of a model's pairs that differ most, `comparator.sheet.Sheet` as JSON.
 
-    None if there is no comparator, or if it compares nothing of this model. Raises `RequestError` if it answers
-    otherwise than with a sheet of at most `MAX_SHEET_BYTES`.
+    None if there is no comparator, or if it has no pairs of this model. Raises `RequestError` if it answers otherwise
+    than with a sheet within bounds.
     """
     socket = EnvoyFiles(state.gateway).comparator.control
-    if not socket.exists():
-        return None
-    transport = httpx.HTTPTransport(uds=str(socket))
-    received = bytearray()
-    try:
-        with (
-            httpx.Client(transport=transport, timeout=SHEET_TIMEOUT_S, trust_env=False) as client,
-            client.stream("GET", "http://comparator/sheet", params={"model": model}) as response,
-        ):
-            if response.status_code == httpx.codes.NOT_FOUND:
-                return None
-            if response.status_code != httpx.codes.OK:
-                raise RequestError(f"the comparator answered {response.status_code}")
-            for part in response.iter_raw():
-                received += part
-                if len(received) > MAX_SHEET_BYTES:
-                    raise RequestError(f"the comparator's sheet has more than {MAX_SHEET_BYTES:,} bytes")
-    except httpx.ConnectError:
-        return None  # its process has ended and left the socket
-    except httpx.HTTPError as error:
-        raise RequestError(f"the comparator cannot be asked: {error or type(error).__name__}") from error
-    return bytes(received)
+    return fetching.fetch_sheet(httpx.HTTPTransport(uds=str(socket)), model) if socket.exists() else None

@@ -19,7 +19,7 @@ from segserve_operator.adapters.traffic.envoy import EnvoyTraffic
 from segserve_operator.adapters.traffic.envoy_admin import UNIX_SCHEME
 from segserve_operator.adapters.traffic.envoy_auth import AuthSettings
 from segserve_operator.adapters.traffic.envoy_listener import EnvoySettings
-from segserve_operator.adapters.traffic.envoy_mirror import has_mirror
+from segserve_operator.adapters.traffic.envoy_mirror import has_mirror, keeps_pairs
 from segserve_operator.adapters.traffic.envoy_tls import TlsSettings
 from segserve_operator.api.triton_pool import Gateway as GatewaySpec
 from segserve_operator.core.rollout.counters import Sample
@@ -53,7 +53,7 @@ class LocalGateway:
             internal_url=f"{UNIX_SCHEME}{self._internal}",
             max_request_bytes=spec.max_request_bytes,
         )
-        self._compares = False
+        self._plan: TrafficPlan | None = None
 
     def _of(self, spec: GatewaySpec) -> EnvoyTraffic:
         state, secrets = self._state, (self._state.secrets, config_folder() / "secrets")
@@ -90,16 +90,15 @@ class LocalGateway:
         self._keep_running()
         self._envoy.refresh_credentials()
         state = await self._envoy.observe()
-        if state.plan is not None:
-            self._compares = has_mirror(state.plan)
-        self._comparator.keep(wanted=self._compares)
+        self._plan = state.plan if state.plan is not None else self._plan
+        self._keep_comparator()
         return state
 
     async def apply(self, plan: TrafficPlan) -> None:
         """Make Envoy follow a plan."""
         self._keep_running()
-        self._compares = has_mirror(plan)
-        self._comparator.keep(wanted=self._compares)
+        self._plan = plan
+        self._keep_comparator()
         await self._envoy.apply(plan)
 
     async def samples(self, models: Mapping[str, tuple[str, str]]) -> dict[str, Sample]:
@@ -109,6 +108,9 @@ class LocalGateway:
     async def internal_url(self) -> str | None:
         """Return the URL for segserve's own requests; None if Envoy does not run, or an earlier version started it."""
         return f"{UNIX_SCHEME}{self._internal}" if self._internal.exists() else None
+
+    def _keep_comparator(self) -> None:
+        self._comparator.keep(wanted=has_mirror(self._plan), keeps_pairs=keeps_pairs(self._plan))
 
     def _keep_running(self) -> None:
         # An Envoy that ends at once is started once per interval, however often the supervisor passes.

@@ -101,7 +101,8 @@ def mirror_metadata(route: Route) -> Json:
 
 def write_comparisons(folder: ComparatorFolder, plan: TrafficPlan) -> None:
     """Tell the comparator what to compare, if that is something else than before."""
-    compared = {
+    compared: dict[str, Comparison | None] = {route.model: None for route in plan.routes if route.keeps_pairs}
+    compared |= {
         route.model: Comparison(
             stable=route.mirror.stable,
             candidate=route.mirror.candidate,
@@ -120,6 +121,11 @@ def write_comparisons(folder: ComparatorFolder, plan: TrafficPlan) -> None:
     if text != former:
         folder.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_private(folder.comparisons, text)
+
+
+def keeps_pairs(plan: TrafficPlan | None) -> bool:
+    """Tell whether pairs of an ended comparison may be kept."""
+    return plan is not None and any(route.keeps_pairs for route in plan.routes)
 
 
 def has_mirror(plan: TrafficPlan | None) -> bool:

@@ -112,6 +112,6 @@ async def fetch_pairs(folder: ComparatorFolder) -> dict[str, PairCounts]:
 def _is_comparing(folder: ComparatorFolder) -> bool:
     # On a cluster the comparator runs all the time, and counts are read every second: most of them have no pairs.
     try:
-        return bool(COMPARISONS.validate_json(folder.comparisons.read_bytes()))
+        return any(COMPARISONS.validate_json(folder.comparisons.read_bytes()).values())
     except (OSError, ValidationError):
         return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Final, Literal
 
 from segserve_builder.agent.protocol import AssignedModel, Assignment
 from segserve_builder.spec.names import network_alias
@@ -20,7 +21,7 @@ from segserve_operator.core.models.actions import (
 )
 from segserve_operator.core.models.advance import RolloutUpdate, unchanged
 from segserve_operator.core.models.conditions import status_of
-from segserve_operator.core.models.events import Event, rollout_events, status_events
+from segserve_operator.core.models.events import SIGNALS, Event, rollout_events, status_events
 from segserve_operator.core.models.golden_scores import with_scoring
 from segserve_operator.core.models.inputs import groups_of
 from segserve_operator.core.models.observed import (
@@ -45,10 +46,12 @@ from segserve_operator.core.models.update import spread, with_template
 from segserve_operator.core.rollout.batches import answered
 from segserve_operator.core.rollout.decisions import decide_all
 from segserve_operator.core.rollout.load import load_per_s
-from segserve_operator.core.rollout.phases import Phase
+from segserve_operator.core.rollout.phases import Phase, Signal
 from segserve_operator.core.rollout.policy import engine_policy
 from segserve_operator.core.rollout.record import Record, RolloutState
 from segserve_operator.core.traffic import AccessRule, Endpoint, Mirror, Route, RouteAffinity, Share, TrafficPlan
+
+_ABORTED: Final = SIGNALS[Signal.ABORT][0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,6 +250,7 @@ def _route(model: ModelObserved, roles: Roles, state: RolloutState | None, world
         limits=model.limits,
         affinity=_affinity(roles, state, world),
         mirror=_mirror(model, roles, state, shares, world),
+        keeps_pairs=_keeps_pairs(model, state, world),
     )
 
 
@@ -280,6 +284,16 @@ def _load_per_s(record: Record, state: RolloutState, world: Observed) -> float:
     if few or test is None or bool(test.is_done) or load.NAME in state.skipped:
         return 0.0
     return load_per_s(policy, record.progress, max(len(record.seen), 1), world.now_s)
+
+
+def _keeps_pairs(model: ModelObserved, state: RolloutState | None, world: Observed) -> Literal[True] | None:
+    """Return whether what Shadow compared may be kept: until the next rollout, unless a person aborted this one."""
+    if state is None or state.phase in (Phase.PENDING, Phase.GOLDEN) or world.pool is None or not world.pool.shadow:
+        return None
+    record = world.records.get(state.rollout)
+    policy = record.policy if record is not None else model.wanted.policy if model.wanted is not None else None
+    aborted = state.phase is Phase.ROLLED_BACK and state.reason == _ABORTED
+    return True if policy is not None and policy.shadow is not None and not aborted else None
 
 
 def _affinity(roles: Roles, state: RolloutState | None, world: Observed) -> RouteAffinity | None:

@@ -102,6 +102,7 @@ def test_a_comparator_sees_nothing_of_the_gateway_but_the_folder_that_they_share
     assert shared.count("pairs") == 2
     assert "pairs-tmp" not in shared
     assert COMPARATOR not in containers(templates(MINIMAL)["gateway"])
+    assert "ports" not in comparator
 
 
 def test_a_comparator_that_ends_takes_no_gateway_out_of_service(tmp_path: Path) -> None:
@@ -120,7 +121,7 @@ def test_a_comparator_that_ends_takes_no_gateway_out_of_service(tmp_path: Path) 
         assert process.wait(HANG_S) == 0
 
     asked = "-m segserve_builder.comparator /run/segserve/pairs --gateway http://localhost:8081 --max-request-bytes"
-    assert started.read_text().startswith(f"{asked} 1048576\n{asked} 1048576\n")
+    assert started.read_text().startswith(f"{asked} 1048576 --sheets-port 8083\n" * 2)
 
 
 @pytest.mark.parametrize("template", SERVERS)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from kubernetes.aio.client import V1Container, V1EnvVar, V1Volume, V1VolumeMount
 
-from segserve_common.kube.names import COMPARATOR_CONTAINER, INTERNAL_PORT, RUN_FOLDER
+from segserve_common.kube.names import COMPARATOR_CONTAINER, INTERNAL_PORT, RUN_FOLDER, SHEETS_PORT
 from segserve_operator.adapters.kube.objects import pods
 from segserve_operator.adapters.traffic.envoy_config import COMPARATOR_FOLDER
 from segserve_operator.api.pod_template import Resources
@@ -48,6 +48,7 @@ def containers(context: PoolContext) -> list[V1Container]:
         args=[
             *("--gateway", f"http://localhost:{INTERNAL_PORT}"),
             *("--max-request-bytes", str(gateway.max_request_bytes)),
+            *("--sheets-port", str(SHEETS_PORT)),
         ],
         env=[V1EnvVar(name=name, value=value) for name, value in variables.items()],
         resources=pods.requirements(gateway.comparator_resources or Resources(), _REQUESTS),
