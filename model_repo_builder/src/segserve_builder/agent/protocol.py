@@ -177,8 +177,9 @@ class ScoreReport(FrozenModel):
     """Quality of a revision's answers to the golden set `golden_sha256`, on one server; without `images` not yet known.
 
     `qualities` are those of the first images in the set's own order, and `classes` those of the classes in its labels,
-    both packed. `iou`, `recall`, `ap` and `ece` are means over all. A CamelCase `reason` says why the latest replay has
-    no scores; those of an earlier one stay.
+    both packed; `slices` are the names of those images' slices, and `sliced` which image is of which. `iou`, `recall`,
+    `ap` and `ece` are means over all. A CamelCase `reason` says why the latest replay has no scores; those of an
+    earlier one stay.
     """
 
     golden_sha256: str
@@ -187,12 +188,17 @@ class ScoreReport(FrozenModel):
     qualities: str = ""
     classes: str = ""
     classes_left_out: int = 0
+    slices: tuple[str, ...] = ()
+    sliced: str = ""
     iou: float | None = None
     recall: float | None = None
     ap: float | None = None
     ece: float | None = None
     reason: str = ""
     message: str = ""
+
+
+MAX_GOLDEN_SLICES: Final = 32
 
 
 def pack_qualities(qualities: Sequence[float]) -> str:
@@ -215,6 +221,28 @@ def unpack_classes(text: str) -> dict[int, float]:
     """Return the qualities that `pack_classes` packed; raises ValueError if the text is something else."""
     numbers = _unpacked(text, 2)
     return dict(zip(numbers[::2], map(_quality, numbers[1::2]), strict=True))
+
+
+def pack_slices(slices: Sequence[str]) -> tuple[tuple[str, ...], str]:
+    """Return the names of images' slices ("" is none), and base64 of one byte for each image; both empty without any.
+
+    Slices beyond the 32nd are `other`.
+    """
+    names = list(dict.fromkeys(name for name in slices if name))
+    kept = (*names[:MAX_GOLDEN_SLICES], *(["other"] if len(names) > MAX_GOLDEN_SLICES else []))
+    if not kept:
+        return (), ""
+    numbers = {name: min(at, len(kept)) for at, name in enumerate(names, start=1)}
+    return kept, base64.b64encode(bytes(numbers.get(name, 0) for name in slices)).decode()
+
+
+def unpack_slices(names: Sequence[str], sliced: str) -> tuple[str, ...]:
+    """Return the slice of each image that `pack_slices` packed; raises ValueError if the text is something else."""
+    known = ("", *names)
+    numbers = base64.b64decode(sliced, validate=True)
+    if any(number >= len(known) for number in numbers):
+        raise ValueError(f"an image of slice {max(numbers)}; there are {len(names)}")
+    return tuple(known[number] for number in numbers)
 
 
 def _units(quality: float) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from segserve_builder.agent.protocol import GoldenScoring, ScoreReport, pack_classes, pack_qualities
+from segserve_builder.agent.protocol import GoldenScoring, ScoreReport, pack_classes, pack_qualities, pack_slices
 from segserve_common.backoff import Backoff
 
 if TYPE_CHECKING:
@@ -100,6 +100,7 @@ def report_of(golden_sha256: str, scores: GoldenScores) -> ScoreReport:
     """Return scores as they are reported: the first `MAX_IMAGES` images and `MAX_CLASSES` classes, all in the means."""
     classes = sorted(scores.quality.classes.items())
     known = {name: round(mean, 6) for name, mean in scores.quality.means.items() if not math.isnan(mean)}
+    slices, sliced = pack_slices(scores.slices[:MAX_IMAGES])
     return ScoreReport(
         golden_sha256=golden_sha256,
         images=len(scores.images),
@@ -107,6 +108,8 @@ def report_of(golden_sha256: str, scores: GoldenScores) -> ScoreReport:
         qualities=pack_qualities(scores.images[:MAX_IMAGES]),
         classes=pack_classes(classes[:MAX_CLASSES]),
         classes_left_out=max(len(classes) - MAX_CLASSES, 0),
+        slices=slices,
+        sliced=sliced,
         iou=known.get("iou"),
         recall=known.get("recall"),
         ap=known.get("ap"),

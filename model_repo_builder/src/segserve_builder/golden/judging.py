@@ -117,6 +117,7 @@ class Case(_Json):
     """One image of the set with its expected answer, and optionally labels, by which rollouts measure quality.
 
     Labels of a semantic model may be a PNG instead, `labelMap`, whose pixels are class ids; other values are ignored.
+    `slice` says where the image comes from, such as a camera: rollouts measure quality for each slice as well.
     """
 
     image: Annotated[str, AfterValidator(_inside)]
@@ -124,6 +125,7 @@ class Case(_Json):
     expected: Expected
     labels: GoldenLabels | None = None
     label_map: Annotated[str, AfterValidator(_inside)] | None = Field(None, alias="labelMap")
+    slice: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,40}$")] | None = None
 
     @model_validator(mode="after")
     def _labelled_once(self) -> Self:

@@ -26,11 +26,13 @@ class GoldenScores:
 
     `images` [image] is NaN where the revision gave no readable answer; such an image counts as answered without regions
     in `quality`. `labelled` is False if an image has no labels, so that its expected answer stands in for them.
+    `slices` [image] says where it comes from, "" if the set does not.
     """
 
     quality: Quality
     images: tuple[float, ...]
     labelled: bool
+    slices: tuple[str, ...] = ()
 
     @property
     def lacks_answers(self) -> bool:
@@ -59,6 +61,7 @@ def replay(images: GoldenImages, infer: Infer, wait: Callable[[float], object]) 
         quality=quality,
         images=tuple(value if index in answers else np.nan for index, value in enumerate(quality.images)),
         labelled=all(image.labelled for image in images.images),
+        slices=tuple(image.case.slice or "" for image in images.images),
     )
 
 

@@ -16,14 +16,17 @@ from fakes.artifact_server import artifact_server
 from fakes.golden_pictures import Pictures, semantic
 from segserve_builder.agent.decide import next_actions, reports
 from segserve_builder.agent.protocol import (
+    MAX_GOLDEN_SLICES,
     AssignedModel,
     GoldenScoring,
     ModelReport,
     ScoreReport,
     pack_classes,
     pack_qualities,
+    pack_slices,
     unpack_classes,
     unpack_qualities,
+    unpack_slices,
 )
 from segserve_builder.agent.runner import ActionResult, ActionRunner
 from segserve_builder.agent.scoring import (
@@ -263,11 +266,23 @@ def test_what_is_no_packed_quality_is_refused(text: str) -> None:
         unpack_classes(text)
 
 
+def test_slices_of_images_are_packed_and_those_beyond_the_limit_are_other() -> None:
+    few = ["north", "", "south", "north"]
+    many = [f"site-{number}" for number in range(MAX_GOLDEN_SLICES + 3)]
+
+    assert unpack_slices(*pack_slices(few)) == tuple(few)
+    assert unpack_slices(*pack_slices(many)) == (*many[:MAX_GOLDEN_SLICES], "other", "other", "other")
+    assert pack_slices(["", ""]) == ((), "")
+    with pytest.raises(ValueError, match="an image of slice 2; there are 1"):
+        unpack_slices(("north",), pack_slices(few)[1])
+
+
 def test_a_report_of_a_large_set_with_many_classes_is_bounded_and_its_means_are_over_all() -> None:
     rng = np.random.default_rng(0)
     images = tuple(rng.random(5000))
     classes = {number: float(quality) for number, quality in enumerate(rng.random(1200))}
-    large = report_of("a" * 64, GoldenScores(Quality(images, classes, {"iou": 0.5}), images, labelled=True))
+    sites = tuple(f"{number % 100:030}" for number in range(5000))
+    large = report_of("a" * 64, GoldenScores(Quality(images, classes, {"iou": 0.5}), images, True, sites))
     usual = report_of(
         "a" * 64, GoldenScores(Quality(images[:50], dict(list(classes.items())[:20]), {"iou": 0.5}), images[:50], True)
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -96,6 +97,42 @@ def test_a_drop_that_few_images_cannot_prove_is_undecided() -> None:
 
     assert (seen.outcome, seen.reason) == (Outcome.UNDECIDED, "LooksWorse")
     assert 0 <= seen.progress < 1
+
+
+def sliced(drop: float, images: int = 30, slices: int = 10) -> Scores:
+    """Return scores of as many images of each site, of which the candidate is worse on site-3 alone."""
+    found = scores(0.9, 0.9, images=images * slices)
+    names = tuple(f"site-{number % slices}" for number in range(images * slices))
+    paired = tuple(
+        (own - drop if name == "site-3" else own, other) for name, (own, other) in zip(names, found.paired, strict=True)
+    )
+    return replace(found, paired=paired, slices=names)
+
+
+def test_a_drop_on_the_images_of_one_site_is_a_breach_and_the_site_is_named() -> None:
+    assert golden(replace(sliced(0.09), slices=())).outcome is Outcome.PASS
+
+    seen = golden(sliced(0.09))
+
+    assert (seen.outcome, seen.reason) == (Outcome.BREACH, "WorseInSlice")
+    assert seen.message.startswith("mean quality of slice 'site-3' changes by -0.0899 on 30 images")
+    assert seen.numbers["slice.site-3.stable"] - seen.numbers["slice.site-3"] == pytest.approx(0.09, abs=0.01)
+
+
+def test_each_site_is_reported_and_a_small_drop_on_few_of_its_images_is_undecided() -> None:
+    seen = golden(sliced(0.05, images=8))
+
+    assert (seen.outcome, seen.reason) == (Outcome.UNDECIDED, "LooksWorse")
+    assert "'site-3'" in seen.message
+    assert {f"slice.site-{number}" for number in range(10)} <= seen.numbers.keys()
+
+
+def test_sites_that_are_as_good_pass_and_one_with_two_images_is_not_judged() -> None:
+    found = sliced(0.0)
+    few = replace(found, slices=("rare", "rare", *found.slices[2:]))
+
+    assert golden(few).outcome is Outcome.PASS
+    assert "slice.rare" not in golden(few).numbers
 
 
 def test_a_drop_within_tolerance_passes() -> None:

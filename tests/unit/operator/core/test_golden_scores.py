@@ -33,6 +33,7 @@ from segserve_builder.agent.protocol import (
     ModelReport,
     ProofReport,
     ScoreReport,
+    pack_slices,
 )
 from segserve_builder.spec.model_spec import Golden
 from segserve_operator.api.rollout_policy import ErrorRateGate, GoldenQualityGate, RolloutPolicy
@@ -176,6 +177,22 @@ def test_the_mean_over_servers_is_compared_image_by_image() -> None:
     assert found.numbers["meanChange"] == pytest.approx(rows[:3].mean() - rows[3:].mean(), abs=1e-4)
     assert found.numbers["iou"] == pytest.approx(rows[:3].mean(), abs=1e-4)
     assert found.numbers["iou.stable"] == pytest.approx(rows[3:].mean(), abs=1e-4)
+
+
+def test_a_candidate_that_is_worse_on_one_sites_images_is_stopped_whichever_images_stable_did_not_answer() -> None:
+    rng = np.random.default_rng(1)
+    names = ["north" if number % 10 else "south" for number in range(80)]
+    slices, packed = pack_slices(names)
+    rows = 0.9 + 0.01 * rng.standard_normal((2, 80))
+    rows[1, [name == "south" for name in names]] -= 0.4
+    rows[0, 5:11] = math.nan
+    stable, own = (score_report(SHA, list(row)).model_copy(update={"slices": slices, "sliced": packed}) for row in rows)
+    found = verdict(*seen(groups=pair(stable, own)))
+
+    assert found is not None
+    assert (found.outcome, found.reason) == (Outcome.BREACH, "WorseInSlice")
+    assert "slice 'south' changes by -0." in found.message
+    assert "on 7 images" in found.message
 
 
 def test_images_without_an_answer_count_against_the_candidate_and_are_not_compared_with_stable() -> None:

@@ -6,6 +6,9 @@ Whether the candidate is worse in general is tested on single images, paired wit
 points, 50 one of 10, and 20 one of 20. Odds of 20 to 1 without proof are Undecided: that concerns one in twenty
 candidates at the edge of the tolerance and hardly any that equal stable. Replaying the same images adds no evidence, so
 every replay is judged by itself.
+
+If images say where they come from, each such slice with enough of them is tested in the same way. Half of the gate's
+share of alpha is then for all images together, and the other half is divided among the slices (Bonferroni).
 """
 
 from __future__ import annotations
@@ -17,9 +20,10 @@ from typing import Final
 import numpy as np
 
 from segserve_operator.api.rollout_policy import GoldenQualityGate, RolloutPolicy
+from segserve_operator.core.evidence import Floats
 from segserve_operator.core.gates.base import CheckedGateType, Outcome, Verdict, no_answer
 from segserve_operator.core.gates.checks import CheckResult, Scores
-from segserve_operator.core.statistics.paired import proved_worse, worse
+from segserve_operator.core.statistics.paired import FEWEST, proved_worse, worse
 
 NAME: Final = "goldenQuality"
 SUSPECT: Final = math.log(20.0)
@@ -51,7 +55,45 @@ def judge(spec: GoldenQualityGate, result: CheckResult, policy: RolloutPolicy, l
     if missing:
         message = f"{' and '.join(missing)} cannot be measured on these images"
         return Verdict(NAME, Outcome.UNDECIDED, "NotMeasured", _about(scores, message), numbers=numbers)
-    return _paired(scores, policy.tolerance.iou, level, numbers)
+    slices = _slices(scores)
+    if not slices:
+        return _paired(scores, policy.tolerance.iou, level, numbers)
+    for name, pairs in slices.items():
+        means = pairs.mean(0)
+        numbers |= {f"slice.{name}": float(means[0]), f"slice.{name}.stable": float(means[1])}
+    verdict = _paired(scores, policy.tolerance.iou, level / 2, numbers)
+    if verdict.outcome is Outcome.BREACH:
+        return verdict
+    return _sliced(scores, slices, policy.tolerance.iou, level / 2, verdict)
+
+
+def _slices(scores: Scores) -> dict[str, Floats]:
+    """Return the pairs [n, 2] of (candidate, stable) of each slice that has enough images to be tested."""
+    of_slice: dict[str, list[tuple[float, float]]] = {}
+    for name, pair in zip(scores.slices, scores.paired, strict=False):
+        if name:
+            of_slice.setdefault(name, []).append(pair)
+    return {name: np.array(pairs) for name, pairs in sorted(of_slice.items()) if len(pairs) >= FEWEST}
+
+
+def _sliced(scores: Scores, slices: dict[str, Floats], tolerance: float, level: float, otherwise: Verdict) -> Verdict:
+    """Return the verdict on the slice with the most evidence if it is worse, else that on all images."""
+    found = {name: proved_worse(pairs[:, 0] - pairs[:, 1], pairs[:, 1], tolerance) for name, pairs in slices.items()}
+    worst = max(found, key=lambda name: found[name])
+    bound = math.log(len(slices) / level) if level > 0 else math.inf
+    differences = slices[worst][:, 0] - slices[worst][:, 1]
+    message = (
+        f"mean quality of slice {worst!r} changes by {float(differences.mean()):+.4f} on {len(differences)} images "
+        f"({-tolerance:+.4f} is tolerated)"
+    )
+    if found[worst] >= bound:
+        return Verdict(NAME, Outcome.BREACH, "WorseInSlice", _about(scores, message), 1.0, otherwise.numbers)
+    suspected = worse(differences, tolerance) >= SUSPECT + math.log(len(slices))
+    if suspected and otherwise.outcome is Outcome.PASS:
+        progress = min(max(found[worst] / bound, otherwise.progress), 1.0)
+        message = _about(scores, f"{message}, too few to prove it")
+        return Verdict(NAME, Outcome.UNDECIDED, "LooksWorse", message, progress, otherwise.numbers)
+    return otherwise
 
 
 def _paired(scores: Scores, tolerance: float, level: float, numbers: dict[str, float]) -> Verdict:

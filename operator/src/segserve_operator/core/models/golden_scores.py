@@ -21,6 +21,7 @@ from segserve_builder.agent.protocol import (
     ScoreReport,
     unpack_classes,
     unpack_qualities,
+    unpack_slices,
 )
 from segserve_operator.api.rollout_policy import CheckedGateSpec, RolloutPolicy, gate_name
 from segserve_operator.core.gates import checked_gate
@@ -173,6 +174,7 @@ def _answers(who: str, revision: str, group: str, sha256: str, world: Observed) 
 @lru_cache(maxsize=4096)
 def _is_readable(score: ScoreReport) -> bool:
     try:
+        unpack_slices(score.slices, score.sliced)
         return bool(unpack_qualities(score.qualities)) and unpack_classes(score.classes) is not None
     except ValueError:
         return False
@@ -195,6 +197,9 @@ def _scores(candidate: Sequence[ScoreReport], stable: Sequence[ScoreReport], nam
         for own, other in zip(images, former, strict=False)
         if not np.isnan(other)
     )
+    # The set is the same on all servers; the first ones' images are those of each.
+    slices = unpack_slices(candidate[0].slices, candidate[0].sliced)
+    compared = ~np.isnan(former[: len(images)])
     classes, former_classes = _classes(candidate), _classes(stable) if paired else {}
     means, former_means = _means(candidate), _means(stable) if paired else {}
     return Scores(
@@ -205,6 +210,7 @@ def _scores(candidate: Sequence[ScoreReport], stable: Sequence[ScoreReport], nam
         },
         means={name: (value, former_means.get(name, np.nan)) for name, value in means.items()},
         labelled=all(report.labelled for report in candidate),
+        slices=tuple(name for name, is_paired in zip(slices, compared, strict=False) if is_paired),
     )
 
 
