@@ -6,9 +6,8 @@ bench/out/rollout.json, into docs/evidence/decisions.md. `--report` only writes 
 
 from __future__ import annotations
 
-import argparse
 import json
-import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from bench.platform import ROOT
@@ -17,7 +16,7 @@ from bench.rollout.conditions import CONDITIONS, STEADY
 from bench.rollout.faults import FAULTS, NONE
 from bench.rollout.figures import WITHIN, Results
 from bench.rollout.report import markdown_table, put_into_document
-from bench.rollout.running import read
+from bench.rollout.running import minutes_told, run_missing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -51,21 +50,8 @@ def cells() -> Iterator[Cell]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the cells that are missing until the time is over, and write the tables."""
-    parser = argparse.ArgumentParser(prog="python -m bench.rollout.measured", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=60.0, help="begin no cell after so many minutes")
-    parser.add_argument("--report", action="store_true", help="only write the tables anew")
-    told = parser.parse_args(arguments)
-    began_s, found = time.monotonic(), read(OUT)
-    for cell in cells():
-        if told.report or time.monotonic() - began_s > 60.0 * told.minutes:
-            break
-        if cell.name in found:
-            continue
-        drawn = cell.condition.startswith(DRAWN_NAME)
-        runs = DRAWN_RUNS if drawn else HEALTHY_RUNS if cell.fault == NONE else FAULTY_RUNS
-        found[cell.name] = our_part(cell, runs, ("evidence",))["evidence"]
-        OUT.write_text(json.dumps(found, separators=(",", ":")).replace("},", "},\n") + "\n")
-        print(cell.name, f"{time.monotonic() - began_s:.0f} s", flush=True)
+    named = ((cell.name, partial(_figures, cell)) for cell in cells())
+    found = run_missing(named, OUT, minutes_told("python -m bench.rollout.measured", __doc__, arguments))
     before = Results.of(json.loads(KNOWN.read_text()))
     put_into_document(
         {
@@ -74,6 +60,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "drawn": drawn_text(found),
         }
     )
+
+
+def _figures(cell: Cell) -> dict[str, Any]:
+    drawn = cell.condition.startswith(DRAWN_NAME)
+    runs = DRAWN_RUNS if drawn else HEALTHY_RUNS if cell.fault == NONE else FAULTY_RUNS
+    return dict(our_part(cell, runs, ("evidence",))["evidence"])
 
 
 def healthy_table(found: Mapping[str, Any], before: Results) -> str:

@@ -12,6 +12,7 @@ from bench.rollout.outcomes import Outcomes
 from bench.rollout.pairs import PairedWorld
 from bench.rollout.series import WEIGHTS
 from bench.rollout.world import CANDIDATE, EDGES_MS, STABLE
+from segserve_builder.comparator.pacing import FEW, FIRST_PER_S
 from segserve_operator.api.rollout_policy import RolloutPolicy, RolloutStep, Slo
 from segserve_operator.core.evidence import EvidenceWindow
 from segserve_operator.core.gates import measured_gates, started
@@ -38,6 +39,9 @@ PAST_S: Final = 1800.0
 """For so long before that stable was watched, every 15 s."""
 GOLDEN_S: Final = 60.0
 """For so long the golden images are asked before the first request, and stable is watched."""
+
+FINE_S: Final = 60.0
+"""For so long from a fault's onset each second is looked at, as the operator does."""
 
 PACES: Final[Mapping[str, RolloutPolicy]] = {
     "evidence": RolloutPolicy(alpha=ALPHA),
@@ -76,16 +80,19 @@ def our_outcomes(world: World, pace: str, golden: NDArray[np.int8], horizon_s: f
 
 
 def outcomes_of(
-    world: World, policy: RolloutPolicy, golden: NDArray[np.int8], horizon_s: float
+    world: World, policy: RolloutPolicy, golden: NDArray[np.int8], horizon_s: float, past_s: float = PAST_S
 ) -> tuple[Outcomes, Floats]:
-    """Return the same with any policy, and how many copies each run's Shadow asked; it needs a `PairedWorld`."""
+    """Return the same with any policy, and how many copies each run's Shadow asked; it needs a `PairedWorld`.
+
+    Stable was watched for `past_s` before.
+    """
     rate, slo = world.setting.rate, Slo(error_percent=1.0, p95_milliseconds=world.setting.slo_ms)
     engine, gates = engine_policy(policy), measured_gates(policy, slo, EDGES_MS)
     runs = len(golden)
     outcomes, copies = Outcomes(np.full(runs, np.inf), np.full(runs, np.inf), np.zeros(runs)), np.zeros(runs)
-    left = _begun(gates, golden, _past(world, runs))
+    left = _begun(gates, golden, _past(world, runs, past_s))
     shadow_s = 0.0 if engine.shadow is None else engine.shadow.maximum_s
-    for now_s, seconds in windows(rate, horizon_s, shadow_s):
+    for now_s, seconds in windows(rate, horizon_s, shadow_s, world.setting.fault.onset_s):
         weight = weights(engine, left.progress.phase, left.progress.step) / 100.0
         if now_s >= 0:
             outcomes.excess[left.number] += world.excess(now_s) * seconds * weight
@@ -108,25 +115,29 @@ def outcomes_of(
     return outcomes, copies
 
 
-def windows(rate: float, horizon_s: float, shadow_s: float = 0.0) -> Iterator[tuple[float, float]]:
+def windows(
+    rate: float, horizon_s: float, shadow_s: float = 0.0, onset_s: float = 0.0
+) -> Iterator[tuple[float, float]]:
     """Yield the begin and the length of each look: a second while seconds matter, longer for slow or old rollouts.
 
-    Before 0 the candidate has no requests, and callers' may come `shadow_s` later.
+    Seconds matter from the first request, and from a fault's onset. Before 0 the candidate has no requests, and
+    callers' may come `shadow_s` later.
     """
     now_s, length_s = -GOLDEN_S, 5.0
     while now_s < horizon_s:
         if now_s >= 0:
             fine_s = 0.0 if rate < 10 else 30.0 if rate < 100 else 60.0
             slow_s = 15.0 if now_s < 1800 + shadow_s else 30.0
-            length_s = slow_s if rate < 1 or now_s >= 600 + shadow_s else 1.0 if now_s < fine_s else 5.0
+            fine = now_s < fine_s or (rate >= 10 and onset_s <= now_s < onset_s + FINE_S)
+            length_s = slow_s if rate < 1 or now_s >= 600 + shadow_s else 1.0 if fine else 5.0
         yield now_s, length_s
         now_s += length_s
 
 
-def _past(world: World, runs: int) -> StablePast:
+def _past(world: World, runs: int, past_s: float) -> StablePast:
     """Return what was counted of stable before the rollout, as the operator keeps it."""
     past, alone = StablePast.none(len(EDGES_MS), (runs,)), np.zeros(runs)
-    for now_s in np.arange(-GOLDEN_S - PAST_S, -GOLDEN_S, SCALES_S[0]):
+    for now_s in np.arange(-GOLDEN_S - past_s, -GOLDEN_S, SCALES_S[0]):
         counted = world.count(float(now_s), SCALES_S[0], alone)
         past = past.added(
             EvidenceWindow(np.full(runs, SCALES_S[0]), counted.requests, counted.errors, counted.latencies)
@@ -153,7 +164,10 @@ def _shadowed(
     left: Runs, world: PairedWorld, gates: Mapping[str, MeasuredGate[Any]], shadow: Shadow, now_s: float, seconds: float
 ) -> Runs:
     """Take in the pairs of the runs in Shadow; what is not measured is lost."""
-    rate = np.minimum(world.rate(now_s) * shadow.percent / 100, shadow.max_requests_per_second)
+    # The comparator begins with few and asks twice as many after each `FEW`, since stable stays as fast here.
+    paced = FIRST_PER_S * 2.0 ** np.minimum(left.copies // FEW, 10)
+    most = np.minimum(shadow.max_requests_per_second, paced)
+    rate = np.minimum(world.rate(now_s) * shadow.percent / 100, most)
     window, measured = world.pairs(now_s, seconds, np.where(left.progress.phase == Phase.SHADOW, rate, 0.0))
     seen = masked(window, measured & (left.progress.phase == Phase.SHADOW))
     return replace(
@@ -264,19 +278,21 @@ def _nothing_like(value: Any) -> dict[str, Any]:
     found = {}
     for field in fields(value):
         each = getattr(value, field.name)
-        if each is not None:
-            found[field.name] = replace(each, **_nothing_like(each)) if is_dataclass(each) else np.zeros_like(each)
+        if is_dataclass(each) and not isinstance(each, type):
+            found[field.name] = replace(each, **_nothing_like(each))
+        elif isinstance(each, np.ndarray):
+            found[field.name] = np.zeros_like(each)
     return found
 
 
 def chosen(which: NDArray[np.bool_], first: T, second: T) -> T:
-    """Return the first value's runs where `which`, else the second's, of all arrays in a dataclass."""
+    """Return the first value's runs where `which`, else the second's, of all arrays [runs, ...] in a dataclass."""
     changed: dict[str, Any] = {}
     for field in fields(first):  # type: ignore[arg-type]
         one, other = getattr(first, field.name), getattr(second, field.name)
         if is_dataclass(one):
             changed[field.name] = chosen(which, one, other)
-        elif one is not None:
+        elif isinstance(one, np.ndarray) and one.shape[:1] == which.shape:
             changed[field.name] = np.where(which.reshape(which.shape + (1,) * (one.ndim - 1)), one, other)
     return replace(first, **changed)  # type: ignore[type-var]
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from bench.rollout.world import CANDIDATE, EDGES_MS, MEDIAN_MS, SPREAD, STABLE, World
-from segserve_operator.core.evidence import DISAGREEMENTS, RATIOS, EvidenceWindow, Pairs
+from segserve_operator.core.evidence import RATIOS, EvidenceWindow, Pairs
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -55,10 +56,10 @@ class PairedWorld(World):
         answered = asked & ~failed.any(-1)
         latencies = [_counted(np.exp(logs[..., role]) * MEDIAN_MS, EDGES_MS, asked) for role in (STABLE, CANDIDATE)]
         kinds = 2.0 * failed[..., STABLE] + failed[..., CANDIDATE]
-        pairs = Pairs(
+        pairs = replace(
+            Pairs.nothing((runs,)),
             failed=_counted(kinds, (1, 2, 3), asked).reshape(runs, 2, 2),
             ratios=_counted(np.exp(logs[..., CANDIDATE] - logs[..., STABLE]), RATIOS, answered),
-            disagreements=np.zeros((runs, len(DISAGREEMENTS) + 1)),
             callers=callers,
         )
         errors_of_both = (failed & asked[..., None]).sum(1).astype(float)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import time
@@ -14,7 +15,7 @@ from bench.rollout import tuning
 from bench.rollout.cells import our_part, peers_part, version_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
     from bench.rollout.cells import Cell
@@ -47,6 +48,36 @@ def run(
         for done, job in enumerate(as_completed(jobs), 1):
             print(f"{done} of {len(jobs)}: {jobs[job].name} in {job.result():.0f} s", flush=True)
     return missing
+
+
+def minutes_told(program: str, description: str | None, arguments: Sequence[str] | None = None) -> float:
+    """Return for how many minutes cells are to begin, by the command line; 0 to write the tables anew alone."""
+    parser = argparse.ArgumentParser(prog=program, description=description)
+    parser.add_argument("--minutes", type=float, default=60.0, help="begin no cell after so many minutes")
+    parser.add_argument("--report", action="store_true", help="only write the tables anew")
+    told = parser.parse_args(arguments)
+    return 0.0 if told.report else float(told.minutes)
+
+
+def run_missing(
+    named: Iterable[tuple[str, Callable[[], dict[str, Any]]]], path: Path, minutes: float
+) -> dict[str, Any]:
+    """Return the figures that a file has by name, after those of `named` that it lacks were made and written to it.
+
+    None is begun after so many minutes.
+    """
+    began_s, found = time.monotonic(), read(path)
+    for name, figures in named:
+        if time.monotonic() - began_s >= 60.0 * minutes:
+            break
+        if name in found:
+            continue
+        began_cell_s = time.process_time()
+        found[name] = figures()
+        found[name]["seconds"] = round(time.process_time() - began_cell_s, 1)
+        path.write_text(json.dumps(found, separators=(",", ":")).replace("},", "},\n") + "\n")
+        print(name, f"{time.monotonic() - began_s:.0f} s", flush=True)
+    return found
 
 
 def simulate(cell: Cell, folder: Path, parts: Sequence[str] = PARTS, share: float = 1.0) -> float:

@@ -6,10 +6,10 @@ there, into docs/evidence/decisions.md. `--report` only writes the tables anew.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
-import time
+from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -20,15 +20,15 @@ from bench.rollout.cells import DRAWN_NAME, HORIZON_S, SLO_MS, Cell
 from bench.rollout.conditions import CONDITIONS, STEADY
 from bench.rollout.faults import FAULTS, NONE
 from bench.rollout.figures import TOLERATED, WITHIN, Results
-from bench.rollout.ours import PACES, outcomes_of
+from bench.rollout.ours import PACES, PAST_S, outcomes_of
 from bench.rollout.pairs import OWN, PairedWorld
 from bench.rollout.quality import golden
 from bench.rollout.report import markdown_table, put_into_document
-from bench.rollout.running import read
+from bench.rollout.running import minutes_told, run_missing
 from segserve_operator.api.shadow import Shadow
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     Found = Mapping[str, Any]
 
@@ -39,10 +39,12 @@ MANY_RUNS: Final = 1000
 FAULTY_RUNS: Final = 100
 DRAWN_RUNS: Final = 260
 SHADOW: Final = Shadow()
-"""As by default: a tenth of the requests, at most 5 a second, for at most ten minutes."""
-HALF: Final = Shadow(percent=50)
-HALF_FAULTS: Final = ("errors+1", "tail")
-"""Small faults at 10 requests a second, of which a tenth is few: with more copies."""
+"""As by default: half of the requests, at most 5 a second, for at most ten minutes."""
+UNKNOWN_S: Final = 900.0
+LONG: Final = Shadow(min_requests=100_000, max_duration=timedelta(seconds=UNKNOWN_S))
+"""A Shadow that does not pass, for what it proves where stable's past is unknown."""
+UNKNOWN_RUNS: Final = 200
+UNKNOWN_FAULTS: Final = ("errors+5", "errors+20", "errors+50", "errors+100")
 GOAL: Final = 0.5
 """Of the best peer's excess bad requests, in nine of ten cells..."""
 LIMIT: Final = 1.0
@@ -73,43 +75,55 @@ def cells() -> Iterator[Cell]:
 
 def figures_of(cell: Cell, runs: int, own: float = OWN, shadow: Shadow = SHADOW) -> dict[str, Any]:
     """Return the figures of one cell, with the mean number of copies of a rollout."""
+    # Callers' first request comes later by up to Shadow's length: what a fault does to them counts for as long.
+    return _figures(cell, runs, shadow, HORIZON_S + SHADOW.max_duration.total_seconds(), own)
+
+
+def unknown_figures_of(cell: Cell, runs: int) -> dict[str, Any]:
+    """Return the figures of a long Shadow alone, where nothing is known of stable's past."""
+    return _figures(cell, runs, LONG, UNKNOWN_S, past_s=0.0)
+
+
+def _figures(
+    cell: Cell, runs: int, shadow: Shadow, horizon_s: float, own: float = OWN, past_s: float = PAST_S
+) -> dict[str, Any]:
     seed = int.from_bytes(hashlib.sha256(f"shadow {cell.name}".encode()).digest()[:8], "big")
     rng = np.random.default_rng(seed)
     policy = PACES["evidence"].model_copy(update={"shadow": shadow})
     images = golden(cell.setting.fault, runs, policy, rng)
     world = PairedWorld(cell.setting, runs, rng, own=own)
-    # Callers' first request comes later by up to Shadow's length: what a fault does to them counts for as long.
-    outcomes, copies = outcomes_of(world, policy, images, HORIZON_S + SHADOW.max_duration.total_seconds())
+    outcomes, copies = outcomes_of(world, policy, images, horizon_s, past_s)
     return {**outcomes.figures(FAULTS[cell.fault].onset_s), "copies": float(f"{copies.mean():.4g}")}
+
+
+def unknown_cells() -> Iterator[Cell]:
+    """Yield the cells of rollouts that know nothing of stable's past."""
+    yield from (Cell(rate, STEADY, fault) for rate in (10.0, 100.0) for fault in UNKNOWN_FAULTS)
+    yield from (Cell(100.0, name) for name in CONDITIONS if not name.startswith(DRAWN_NAME))
+
+
+def unknown_name(cell: Cell) -> str:
+    """Return the name of a cell's figures where nothing is known of stable's past."""
+    return f"{cell.name}-unknown"
+
+
+def _named() -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+    for cell in unknown_cells():
+        runs = UNKNOWN_RUNS if cell.fault == NONE else FAULTY_RUNS
+        yield unknown_name(cell), partial(unknown_figures_of, cell, runs)
+    for cell in cells():
+        yield cell.name, partial(figures_of, cell, _runs(cell))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the cells that are missing until the time is over, and write the tables."""
-    parser = argparse.ArgumentParser(prog="python -m bench.rollout.shadow", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=60.0, help="begin no cell after so many minutes")
-    parser.add_argument("--report", action="store_true", help="only write the tables anew")
-    told = parser.parse_args(arguments)
-    began_s, found = time.monotonic(), read(OUT)
-    for cell in cells():
-        if told.report or time.monotonic() - began_s > 60.0 * told.minutes:
-            break
-        if cell.name in found:
-            continue
-        began_cell_s = time.process_time()
-        found[cell.name] = figures_of(cell, _runs(cell)) | {"seconds": 0.0}
-        found[cell.name]["seconds"] = round(time.process_time() - began_cell_s, 1)
-        OUT.write_text(json.dumps(found, separators=(",", ":")).replace("},", "},\n") + "\n")
-        print(cell.name, f"{time.monotonic() - began_s:.0f} s", flush=True)
-    for name in () if told.report else HALF_FAULTS:
-        cell = Cell(10.0, STEADY, name)
-        if half_of(cell) not in found:
-            found[half_of(cell)] = figures_of(cell, FAULTY_RUNS, shadow=HALF)
-            OUT.write_text(json.dumps(found, separators=(",", ":")).replace("},", "},\n") + "\n")
+    found = run_missing(_named(), OUT, minutes_told("python -m bench.rollout.shadow", __doc__, arguments))
     before = Results.of(json.loads(measured.KNOWN.read_text()))
     tables = {
         "shadow": summary(found, before),
         "shadow healthy": healthy_table(found),
         "shadow faults": faults_table(found, before),
+        "shadow unknown": unknown_text(found),
         "shadow drawn": drawn_text(found),
     }
     put_into_document(tables)
@@ -121,11 +135,6 @@ def _runs(cell: Cell) -> int:
     if cell.condition.startswith(DRAWN_NAME):
         return DRAWN_RUNS
     return MANY_RUNS if cell.condition == "bursts-30s" and cell.rate < 1000 else HEALTHY_RUNS
-
-
-def half_of(cell: Cell) -> str:
-    """Return the name of a cell's figures with more copies."""
-    return f"{cell.name}-half"
 
 
 def compared(found: Found, before: Results) -> Iterator[tuple[Cell, str, float, float]]:
@@ -153,12 +162,6 @@ def summary(found: Found, before: Results) -> str:
             f"- Healthy candidates rolled back: at most {100 * max(share[0] for share in shares):.2g} % in any of"
             f" {len(shares)} cells, of which {sum(share[0] == 0 for share in shares)} had none; the upper end of the"
             f" interval is above 1.5 % in {sum(share[2] > WITHIN for share in shares)}.",
-            *(
-                f"- {FAULTS[name].says} at 10 requests a second with `percent: 50`: {half['excess'][0]:.2g} excess bad"
-                f" requests, {half['copies']:,.0f} copies."
-                for name in HALF_FAULTS
-                if (half := found.get(half_of(Cell(10.0, STEADY, name))))
-            ),
             f"- {runs:,} rollouts, {minutes:.0f} minutes of one core.",
         ]
     )
@@ -210,6 +213,31 @@ def faults_table(found: Found, before: Results) -> str:
         )
     head: tuple[str, ...] = ("fault", "traffic", "rps", "excess bad", "without Shadow", "best peer", "ours / peer")
     return markdown_table((*head, "rolled back, %", "median", "copies"), rows)
+
+
+def unknown_text(found: Found) -> str:
+    """Return what a long Shadow finds without stable's past, and how often it rolls back healthy candidates."""
+    lines = []
+    for cell in unknown_cells():
+        mine = found.get(unknown_name(cell))
+        if cell.fault != NONE and mine and mine["detection_s"]:
+            (median, _, _), (most, _, _) = mine["detection_s"]
+            share = 100 * mine["rolled_back"][0]
+            lines.append(
+                (FAULTS[cell.fault].says, f"{cell.rate:g}", f"{share:.0f}", f"{median:.0f} s", f"{most:.0f} s")
+            )
+    healthy = [mine for cell in unknown_cells() if cell.fault == NONE and (mine := found.get(unknown_name(cell)))]
+    table = markdown_table(("fault", "rps", "rolled back, %", "median", "90 %"), lines)
+    if not healthy:
+        return table
+    worst = max(mine["rolled_back"][0] for mine in healthy)
+    high = max(mine["rolled_back"][2] for mine in healthy)
+    runs = min(mine["runs"] for mine in healthy)
+    return (
+        f"{table}\n\nOf healthy candidates, {runs} in each of {len(healthy)} worlds at 100 requests a second, at most"
+        f" {100 * worst:.2g} % were rolled back in a Shadow of {UNKNOWN_S / 60:.0f} minutes (the upper end of the"
+        f" interval is {100 * high:.2g} %)."
+    )
 
 
 def drawn_text(found: Found) -> str:

@@ -13,14 +13,16 @@ from bench.rollout import running
 from bench.rollout.cells import Cell, chosen_cells, every_cell
 from bench.rollout.conditions import CONDITIONS, DRAWN, STEADY, Condition, drawn
 from bench.rollout.faults import FAULTS, NONE
-from bench.rollout.ours import our_outcomes
+from bench.rollout.ours import PACES, our_outcomes, outcomes_of, windows
 from bench.rollout.outcomes import Outcomes, accounted, share_of
+from bench.rollout.pairs import PairedWorld
 from bench.rollout.peers import Limits, Tuning, peers_outcomes
 from bench.rollout.report import between
 from bench.rollout.rules import alarm, argo, burn_rate, flagger, group_sequential, kayenta, msprt
 from bench.rollout.series import Series, quantile_ms, scraped
 from bench.rollout.tuning import plain, read, tuned
 from bench.rollout.world import BASE_ERRORS, CANDIDATE, EDGES_MS, STABLE, Setting, World, excess_share
+from segserve_operator.api.shadow import Shadow
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -435,3 +437,32 @@ def test_a_table_replaces_what_is_between_its_marks_alone() -> None:
     assert between(text, "x", "new") == text.replace("old", "new")
     with pytest.raises(ValueError, match="no marks"):
         between("a", "x", "new")
+
+
+def test_cells_that_a_file_lacks_are_made_and_kept_and_none_begins_after_the_time(tmp_path: Path) -> None:
+    path, made = tmp_path / "cells.json", []
+
+    def figures(name: str) -> dict[str, float]:
+        made.append(name)
+        return {"runs": 1.0}
+
+    first = running.run_missing([("a", lambda: figures("a"))], path, minutes=1.0)
+    both = [("a", lambda: figures("a")), ("b", lambda: figures("b"))]
+    assert running.run_missing(both, path, minutes=0.0) == first
+    assert set(running.run_missing(both, path, minutes=1.0)) == {"a", "b"} == set(json.loads(path.read_text()))
+    assert made == ["a", "b"]
+
+
+def test_copies_begin_with_one_a_second_and_become_as_many_as_shadow_allows() -> None:
+    here = PairedWorld(replace(STEADY_10, rate=100.0), 200, np.random.default_rng(1))
+    policy = PACES["evidence"].model_copy(update={"shadow": Shadow(min_requests=100_000)})
+    copies = outcomes_of(here, policy, np.zeros(200, np.int8) + 1, 60.0)[1]
+
+    assert 5 * 60 * 0.75 < copies.mean() < 5 * 60
+
+
+def test_a_faults_onset_is_looked_at_each_second() -> None:
+    lengths = dict(windows(100.0, 600.0, onset_s=300.0))
+
+    assert lengths[200.0] == 5.0
+    assert {lengths[at] for at in np.arange(300.0, 360.0)} == {1.0}
