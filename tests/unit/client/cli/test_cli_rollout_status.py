@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from segserve.cli.rollout.render import RolloutTree, bar
 from segserve.cli.rollout.status import Forecasts, follow
 from segserve.platforms.rollouts.rollout_view import RolloutView
 from segserve.platforms.rollouts.words import about, latency, span
+from segserve_operator.api.ab_test import AbTest
 from segserve_operator.api.rollout_policy import Slo
 from segserve_operator.api.shadow import Shadow
 from segserve_operator.core.evidence import EDGES_MS
@@ -175,6 +177,44 @@ def test_shadow_is_done_afterwards_and_steps_that_it_left_out_are_named() -> Non
 
     lost = replace(view.standing, phase=Phase.ROLLED_BACK)
     assert "Shadow ✗ stopped began 27s ago" in said(replace(view, standing=lost))
+
+
+def test_a_rollout_that_only_judges_awaits_its_verdict_and_shows_no_promotion_to_come() -> None:
+    view = in_shadow()
+    record = replace(view.record, policy=view.record.policy.model_copy(update={"strategy": "shadow"}))
+    lines = [words(line) for line in drawn(replace(view, record=record), width=400)]
+
+    assert lines[0].endswith("at most 9m33s to its verdict.")
+    assert not any("promotion" in line or "to come" in line for line in lines)
+
+    standing = replace(view.standing, phase=Phase.JUDGED, reason="JudgedWell", message="judged well: in 120 copies")
+    judged = replace(view, record=record, standing=standing)
+    text = said(judged)
+
+    assert text.startswith(f"coins: judged well: in 120 copies; {records.STABLE} has all requests.")
+    assert "Shadow ● done" in text
+
+
+@pytest.mark.parametrize(
+    ("reason", "code"),
+    [("JudgedWell", 0), ("JudgedUndecided", 4), ("TestedBetter", 0), ("TestedWorse", 1), ("TestedUndecided", 4)],
+)
+def test_a_verdict_is_told_by_the_exit_code(reason: str, code: int) -> None:
+    view = in_shadow()
+
+    assert replace(view, standing=replace(view.standing, phase=Phase.JUDGED, reason=reason)).exit_code == code
+
+
+def test_an_ab_test_says_how_long_it_still_takes() -> None:
+    view, test = records.seen(), AbTest(weight=25, duration=timedelta(hours=2))
+    policy = view.record.policy.model_copy(update={"strategy": "abTest", "ab_test": test, "steps": ()})
+    progress = replace(view.record.progress, step=np.array(0, np.int8))
+    record = replace(view.record, policy=policy, progress=progress)
+    lines = [words(line) for line in drawn(replace(view, record=record, standing=replace(view.standing, step=0)))]
+
+    assert re.search(r"to the end of its test\.$", lines[0]), lines[0]
+    assert any("25 % ◐ now" in line and "for 2h, then its result" in line for line in lines), lines
+    assert not any("to come" in line for line in lines)
 
 
 def test_each_gate_says_what_it_found_and_what_it_lacks_without_statistics() -> None:

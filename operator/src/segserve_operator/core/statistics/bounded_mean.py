@@ -44,8 +44,9 @@ def shared_out(values: Floats, grid: Floats) -> Floats:
     at = np.clip(np.searchsorted(grid, values, side="right") - 1, 0, len(grid) - 2)
     upper = np.clip((values - grid[at]) / (grid[at + 1] - grid[at]), 0.0, 1.0)
     numbers = np.arange(len(grid))
-    parts: Floats = (numbers == at[..., None]) * (1.0 - upper)[..., None]
-    return parts + (numbers == at[..., None] + 1) * upper[..., None]
+    lower: Floats = (numbers == at[..., None]) * (1.0 - upper)[..., None]
+    parts: Floats = lower + (numbers == at[..., None] + 1) * upper[..., None]
+    return parts
 
 
 def interval(counts: Floats, values: Floats, level: float) -> tuple[Floats, Floats]:
