@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
@@ -33,14 +33,15 @@ class Asked:
 class StubTriton:
     """Runs in a thread of its own while it is entered.
 
-    `delay_s` is the least time that an inference takes, and between `hold` and `release` none ends. The next `resets`
-    HTTP requests are cut off without an answer; `status` is what HTTP answers have, `grpc_status` what inferences by
-    gRPC end with: `late`, once an answer has begun. `streamed` are the models that messages of streams have named.
-    `in_flight` inferences have arrived and have not ended.
+    `delay_s` is the least time that an inference takes, one after the other if it is `serial`, and between `hold` and
+    `release` none ends. The next `resets` HTTP requests are cut off without an answer; `status` is what HTTP answers
+    have, `grpc_status` what inferences by gRPC end with: `late`, once an answer has begun. `streamed` are the models
+    that messages of streams have named. `in_flight` inferences have arrived and have not ended.
     """
 
     name: str
     delay_s: float = 0.0
+    serial: bool = False
     resets: int = 0
     status: int = 200
     grpc_status: grpc.StatusCode = grpc.StatusCode.OK
@@ -49,6 +50,7 @@ class StubTriton:
     methods: list[str] = field(default_factory=list)
     streamed: list[str] = field(default_factory=list)
     in_flight: int = field(default=0, init=False)
+    _turn: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
 
     def __enter__(self) -> Self:
         self._loop = asyncio.new_event_loop()
@@ -77,7 +79,8 @@ class StubTriton:
         """Take the time of one inference."""
         self.in_flight += 1
         try:
-            await asyncio.sleep(self.delay_s)
+            async with self._turn if self.serial else nullcontext():
+                await asyncio.sleep(self.delay_s)
             await self._may_answer.wait()
         finally:
             self.in_flight -= 1

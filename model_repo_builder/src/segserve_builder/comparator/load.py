@@ -24,7 +24,7 @@ MAX_BYTES_PER_S: Final = 48 * 2**20
 """Of requests: the gateway passes them on beside callers' ones."""
 MAX_IN_FLIGHT: Final = 64
 MAX_ANSWER_BYTES: Final = 64 * 2**20
-"""Of all answers under way: so many, of the size of the largest so far, are asked for at once."""
+"""Of all answers under way over gRPC, which holds them: so many, as large as the largest so far, are asked for."""
 FEW_IN_FLIGHT: Final = 4
 MAX_COPIES: Final = 8
 MAX_COPIES_BYTES: Final = 16 * 2**20
@@ -68,7 +68,7 @@ class LoadTest:
         self._watched_s = float("-inf")
         self._disturbs = asyncio.Event()
         self._under_way: set[asyncio.Task[None]] = set()
-        self._largest_answer = MAX_ANSWER_BYTES // FEW_IN_FLIGHT
+        self._largest_answer = 0
         self._answers = 0
         self._tally = LoadTally()
 
@@ -147,7 +147,7 @@ class LoadTest:
             raise
         self._answers += answer.kind is AnswerKind.ANSWERED
         if answer.content is not None:
-            self._largest_answer = max(len(answer.content), 1)
+            self._largest_answer = max(len(answer.content), self._largest_answer)
         if tally is not None and answer.kind not in (AnswerKind.UNREACHED, AnswerKind.REFUSED):
             tally.asked += 1
             tally.failed += answer.kind in (AnswerKind.FAILED, AnswerKind.HUNG)
@@ -161,6 +161,10 @@ class LoadTest:
         return min(self._wanted_per_s, MAX_PER_S, MAX_BYTES_PER_S / max(size, 1.0))
 
     def _most_in_flight(self) -> int:
+        if all(copy.protocol == "http" for copy in self.copies):
+            return MAX_IN_FLIGHT  # nobody holds their answers
+        if not self._largest_answer:
+            return FEW_IN_FLIGHT
         return min(MAX_IN_FLIGHT, max(FEW_IN_FLIGHT, MAX_ANSWER_BYTES // self._largest_answer))
 
     async def _wait(self, seconds: float, *, until_answered: bool = False) -> None:
