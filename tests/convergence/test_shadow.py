@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 
 from fakes.platform import InMemoryStore, World
@@ -113,6 +114,64 @@ async def test_without_requests_the_steps_begin_once_the_time_of_shadow_is_over(
     state = await rollout.until(has_left_shadow, 60)
 
     assert (state.phase, state.weight) == (Phase.PROGRESSING, 5)
+
+
+BY_DEFAULT = POLICY.model_copy(update={"shadow": None})
+
+
+async def test_a_model_with_an_slo_has_shadow_unless_it_says_no() -> None:
+    for policy, has_shadow in (
+        (BY_DEFAULT, True),
+        (BY_DEFAULT.model_copy(update={"strategy": "blueGreen", "steps": ()}), True),
+        (BY_DEFAULT.model_copy(update={"strategy": "immediate", "steps": ()}), False),
+        (BY_DEFAULT.model_copy(update={"shadow": Shadow(enabled=False)}), False),
+    ):
+        rollout = Rollout()
+        await rollout.begin(policy)
+        await rollout.end(3000)
+        phases = {decision.phase for decision in rollout.record.decisions}
+
+        assert (Phase.SHADOW in phases) is has_shadow, policy
+
+
+async def test_a_model_without_an_slo_has_shadow_only_if_it_asks_for_it() -> None:
+    rollout = Rollout()
+    rollout.world.store.apply(FIRST, policy=BY_DEFAULT)
+    await rollout.world.passes()
+    rollout.world.store.apply(SECOND, policy=BY_DEFAULT)
+    await rollout.until(lambda state: state.phase is Phase.PROGRESSING, 30)
+
+    assert rollout.record.policy.shadow is None
+
+
+async def test_where_nothing_is_compared_nobody_waits_for_what_he_did_not_ask_for() -> None:
+    rollout = Rollout(world=World(store=InMemoryStore(pool=PoolObserved("default", shadow=False))))
+    await rollout.begin(BY_DEFAULT)
+    state = await rollout.until(has_left_shadow, 30)
+
+    assert (state.phase, state.weight) == (Phase.PROGRESSING, 5)
+    assert Phase.SHADOW not in {decision.phase for decision in rollout.record.decisions}
+    assert rollout.world.condition("coins", "Degraded")[0] == "False"
+
+
+async def test_a_rollout_that_began_under_a_release_without_that_default_goes_on_as_it_began() -> None:
+    for phase in (Phase.PENDING, Phase.GOLDEN, Phase.PROGRESSING):
+        rollout = Rollout()
+        await rollout.begin()
+        await rollout.until(lambda state, phase=phase: state.phase is phase, 60)
+        store = rollout.world.store
+        # Spec and record as that release left them: neither says anything of Shadow.
+        wanted = store.objects["coins"].wanted
+        assert wanted is not None
+        store.objects["coins"] = replace(store.objects["coins"], wanted=replace(wanted, policy=BY_DEFAULT))
+        name = rollout.record.name
+        if name in store.rollout_records:
+            store.rollout_records[name] = replace(store.rollout_records[name], policy=BY_DEFAULT)
+        rollout.world.restart()
+        ended = await rollout.end()
+
+        assert (ended.phase, rollout.record.name) == (Phase.SUCCEEDED, name)
+        assert Phase.SHADOW not in {decision.phase for decision in rollout.record.decisions}, phase
 
 
 def replays(rollout: Rollout, replayed: tuple[int, int, int, int]) -> None:

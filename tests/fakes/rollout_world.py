@@ -9,6 +9,7 @@ from datetime import timedelta
 from fakes.platform import World, assigned
 from segserve_builder.agent.protocol import AssignedModel
 from segserve_operator.api.rollout_policy import ErrorRateGate, LatencyGate, RolloutPolicy, Slo
+from segserve_operator.api.shadow import Shadow
 from segserve_operator.core.gates.checks import Check, CheckResult
 from segserve_operator.core.rollout.counters import LoadCounts
 from segserve_operator.core.rollout.phases import ENDED
@@ -16,7 +17,10 @@ from segserve_operator.core.rollout.record import Record, RolloutState
 
 FIRST, SECOND, THIRD = (assigned("coins", network) for network in "123")
 POLICY = RolloutPolicy(
-    gates=(ErrorRateGate(), LatencyGate()), bake_time=timedelta(seconds=30), deadline=timedelta(minutes=30)
+    gates=(ErrorRateGate(), LatencyGate()),
+    bake_time=timedelta(seconds=30),
+    deadline=timedelta(minutes=30),
+    shadow=Shadow(enabled=False),
 )
 
 

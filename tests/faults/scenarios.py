@@ -47,6 +47,8 @@ POLICY: Final[Mapping[str, Any]] = MappingProxyType(
         "onUndecided": "Hold",
         "bakeTime": "30s",
         "gates": list(GATES),
+        # Most stories are about what callers' own requests show.
+        "shadow": {"enabled": False},
     }
 )
 OUTAGE_S: Final = 20.0

@@ -377,11 +377,13 @@ Gate: TypeAlias = Annotated[GateSpec, GetPydanticSchema(_gate_schema)]
 DEFAULT_GATES: Final = (ErrorRateGate(), LatencyGate(), BurnRateGate(), GoldenQualityGate())
 DEFAULT_STEPS: Final = (RolloutStep(weight=5), RolloutStep(weight=25), RolloutStep(weight=50))
 _ALL_AT_ONCE: Final = "steps are for the strategy canary; blueGreen and immediate switch all requests at once"
+_NOT_JUDGED: Final = "the strategy shadow judges by copies of callers' requests: shadow.enabled must not be false"
 _SERVES_NOBODY: Final = "shadow and abTest promote nothing by themselves: onUndecided must be Hold or Rollback"
 _AB_TEST: Final = "the strategy abTest needs rollout.abTest, and the other strategies take none"
 _OF_PAIRS: Final = frozenset({"maskAgreement", "loadTest", "slices"})
 _NO_SHADOW: Final = "the strategy immediate promotes a revision at once; shadow is for canary and blueGreen"
 _NO_PAIRS: Final = "the gate maskAgreement judges pairs of answers, which only rollout.shadow collects"
+_IS_ON: Final = "has(self.shadow) && (!has(self.shadow.enabled) || self.shadow.enabled)"
 _NO_STEP: Final = "the strategy canary needs at least one step; use blueGreen to switch without steps"
 _RISING: Final = "weights must increase from step to step"
 _GATE_TWICE: Final = "each gate and each name may be listed only once"
@@ -425,14 +427,14 @@ class RolloutPolicy(ApiValue):
                 f"self.steps.map(step, step.weight) == {_DEFAULT_WEIGHTS}",
                 _ALL_AT_ONCE,
             ),
-            ("self.strategy != 'immediate' || !has(self.shadow)", _NO_SHADOW),
+            (f"self.strategy != 'immediate' || !({_IS_ON})", _NO_SHADOW),
             (
-                "has(self.shadow) || self.strategy == 'shadow' || "
-                "!self.gates.exists(gate, gate.gate == 'maskAgreement')",
+                f"({_IS_ON}) || self.strategy == 'shadow' || !self.gates.exists(gate, gate.gate == 'maskAgreement')",
                 _NO_PAIRS,
             ),
             ("!(self.strategy in ['shadow', 'abTest']) || self.onUndecided != 'Promote'", _SERVES_NOBODY),
             ("(self.strategy == 'abTest') == has(self.abTest)", _AB_TEST),
+            (f"self.strategy != 'shadow' || !has(self.shadow) || ({_IS_ON})", _NOT_JUDGED),
         )
     )
 
@@ -465,7 +467,8 @@ class RolloutPolicy(ApiValue):
     )
     shadow: Shadow | None = Field(
         default=None,
-        description="Ask the candidate copies of callers' requests before the first step. Default: no copies.",
+        description="Ask the candidate copies of callers' requests before the first step. Default: with the values "
+        "below where spec.slo is set and the gateway has a comparator.",
     )
     ab_test: AbTest | None = Field(default=None, description="The test of the strategy abTest.")
     alpha: float = Field(
@@ -525,6 +528,14 @@ class RolloutPolicy(ApiValue):
         lacks = self.strategy == "shadow" and self.shadow is None
         return self.model_copy(update={"shadow": Shadow()}) if lacks else self
 
+    def shadowed(self, *, by_default: bool) -> Self:
+        """Return the policy with the Shadow that it gets: the default one if it says nothing, none if it says no."""
+        if self.shadow is not None and not self.shadow.enabled:
+            return self.model_copy(update={"shadow": None})
+        if self.shadow is None and by_default and self.strategy in ("canary", "blueGreen"):
+            return self.model_copy(update={"shadow": Shadow()})
+        return self
+
     def promoting(self) -> Self:
         """Return the policy by which a person's promotion rolls out what was only judged: by the steps, if any."""
         if self.strategy not in ("shadow", "abTest"):
@@ -542,7 +553,11 @@ class RolloutPolicy(ApiValue):
     @classmethod
     def _add_load_test(cls, gates: tuple[GateSpec, ...], info: ValidationInfo) -> tuple[GateSpec, ...]:
         shadow = info.data.get("shadow")
-        if shadow is None or not shadow.load_test or any(isinstance(gate, LoadTestGate) for gate in gates):
+        if (
+            shadow is None
+            or not (shadow.enabled and shadow.load_test)
+            or any(isinstance(gate, LoadTestGate) for gate in gates)
+        ):
             return gates
         return (*gates, LoadTestGate())
 
@@ -552,9 +567,12 @@ class RolloutPolicy(ApiValue):
             raise located(_NO_STEP, "steps")
         if self.strategy not in ("canary", "shadow", "abTest") and self.steps not in ((), DEFAULT_STEPS):
             raise located(f"{_ALL_AT_ONCE}; {self.strategy} got {len(self.steps)}", "steps")
-        if self.strategy == "immediate" and self.shadow is not None:
+        is_on = self.shadow is not None and self.shadow.enabled
+        if self.strategy == "immediate" and is_on:
             raise located(_NO_SHADOW, "shadow")
-        compares = self.shadow is not None or self.strategy == "shadow"
+        if self.strategy == "shadow" and self.shadow is not None and not is_on:
+            raise located(_NOT_JUDGED, "shadow", "enabled")
+        compares = is_on or self.strategy == "shadow"
         if not compares and any(isinstance(gate, MaskAgreementGate) for gate in self.gates):
             raise located(_NO_PAIRS, "gates")
         if self.strategy in ("shadow", "abTest") and self.on_undecided == "Promote":

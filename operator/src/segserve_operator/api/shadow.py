@@ -12,6 +12,7 @@ from segserve_operator.api.meta import ApiValue, Duration
 class Shadow(ApiValue):
     """Copies of callers' requests that stable and the candidate are both asked before the first step."""
 
+    enabled: bool = Field(default=True, description="false is no Shadow, where there would be one by default.")
     percent: int = Field(
         default=50, ge=1, le=100, description="Percent of callers' inference requests that are copied."
     )

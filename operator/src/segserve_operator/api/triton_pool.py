@@ -227,8 +227,8 @@ class Gateway(ApiValue):
     )
     shadow: bool = Field(
         default=False,
-        description="Whether gateways can compare two revisions by copies of callers' requests, which rollout.shadow "
-        "of models needs on a cluster: each gets a comparator, which has these requests in memory.",
+        description="Whether gateways can compare two revisions by copies of callers' requests, which Shadow of "
+        "models' rollouts needs on a cluster: each gets a comparator, which has these requests in memory.",
     )
     comparator_resources: Resources | None = Field(
         default=None,

@@ -72,6 +72,8 @@ def messages(kind: type, field: str, value: Any) -> list[str]:
         pytest.param({"strategy": "blueGreen"}, id="no steps, but those that are filled in"),
         pytest.param({"strategy": "immediate", "steps": []}, id="no steps"),
         pytest.param({"shadow": {}}, id="a shadow"),
+        pytest.param({"shadow": {"enabled": False}}, id="no shadow"),
+        pytest.param({"strategy": "immediate", "shadow": {"enabled": False}}, id="no shadow of nothing"),
         pytest.param({"strategy": "blueGreen", "shadow": {"percent": 100}}, id="a shadow before the switch"),
         pytest.param({"strategy": "shadow", "steps": [{"weight": 10}]}, id="a shadow alone, and steps for a person"),
         pytest.param(
@@ -121,6 +123,14 @@ def test_a_policy_that_the_types_take_breaks_no_rule(rollout: dict[str, Any]) ->
             id="a limit of no metric",
         ),
         pytest.param({"gates": [{"gate": "maskAgreement"}]}, "which only rollout.shadow collects", id="no pairs"),
+        pytest.param(
+            {"shadow": {"enabled": False}, "gates": [{"gate": "maskAgreement"}]},
+            "which only rollout.shadow collects",
+            id="pairs of a shadow that is off",
+        ),
+        pytest.param(
+            {"strategy": "shadow", "shadow": {"enabled": False}}, "must not be false", id="a shadow alone that is off"
+        ),
         pytest.param(
             {"strategy": "shadow", "onUndecided": "Promote"},
             "promote nothing by themselves",

@@ -38,7 +38,20 @@ def _preview(model: SegmentationModel, rps: float, minutes: float) -> str:
         return f"{name}: no `spec.rollout`: a new revision is promoted as soon as it is ready, whatever callers see"
     text = preview(policy.promoting(), model.spec.slo or Slo(), rps, minutes).text()
     after = "if a person promotes it, " if policy.strategy in ("shadow", "abTest") else ""
-    return f"{name}: {_how(policy)}\n{after}{text}"
+    before = _shadow(policy.shadowed(by_default=model.spec.slo is not None), rps)
+    return f"{name}: {_how(policy)}\n{before}{after}{text}"
+
+
+def _shadow(policy: RolloutPolicy, rps: float) -> str:
+    """Return how long Shadow takes before the first step, as a line; empty without one."""
+    shadow = policy.shadow
+    if shadow is None or policy.strategy == "shadow":
+        return ""
+    copies_per_s = min(rps * shadow.percent / 100, shadow.max_requests_per_second)
+    longest_s, shortest_s = shadow.max_duration.total_seconds(), shadow.min_requests / copies_per_s
+    shortest = f"{span(shortest_s)} to " if shortest_s < longest_s else ""
+    asked = f"{copies_per_s:.2g} copies a second and no request of a caller"
+    return f"first {shortest}{span(longest_s)} of Shadow, where the gateway compares: {asked}\n"
 
 
 def _how(policy: RolloutPolicy) -> str:

@@ -73,6 +73,8 @@ def rehearsal_of(new: Sequence[ParsedResource], stable: Sequence[ParsedResource]
             f"{candidate.source} and {former.source} describe the same revision {revision}; there is nothing to roll "
             "out"
         )
+    if policy.shadow is None:
+        policy = policy.shadowed(by_default=after.spec.slo is not None)
     pools = [each for each in new if each.resource.kind == POOL] or [
         each for each in stable if each.resource.kind == POOL
     ]
@@ -146,7 +148,7 @@ def faster(policy: RolloutPolicy, speed: float) -> RolloutPolicy:
         for gate in policy.gates
     )
     shadow = policy.shadow
-    if shadow is not None:
+    if shadow is not None and shadow.enabled:
         shadow = shadow.model_copy(
             update={"max_requests_per_second": min(shadow.max_requests_per_second * speed, MOST_COPIES)}
         )

@@ -188,9 +188,13 @@ def _record(state: RolloutState, roles: Roles, model: ModelObserved, world: Obse
     if record is None:
         wanted, watch = model.wanted, world.watches.get(model.name)
         policy, slo = (wanted.policy, wanted.slo) if wanted is not None else (None, None)
+        # A gateway that compares nothing is no reason to wait where nobody asked for Shadow.
+        by_default = slo is not None and world.pool is not None and world.pool.shadow
         policy, slo = policy or RolloutPolicy(), slo or Slo()
         candidate = roles.candidate
-        policy = policy.promoting() if candidate is not None and candidate.promoted else policy.judging()
+        is_promoted = candidate is not None and candidate.promoted
+        policy = policy.promoting() if is_promoted else policy.judging()
+        policy = policy.shadowed(by_default=by_default and not is_promoted)
         if wanted is not None and keeps_streams(wanted.assigned.pipeline):
             # A copied frame would be one more of its stream, on stable's server as well.
             policy = policy.model_copy(update={"shadow": None})

@@ -14,7 +14,6 @@ from segserve_operator.core.gates import measured_gates
 from segserve_operator.core.rollout.engine import Progress, Signals, next_transition, watch, weights
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.policy import engine_policy
-from segserve_operator.core.rollout.slice_power import JudgedSlice, judged_slices
 
 ERRORS: Final = (0.01, 0.02, 0.05, 0.2)
 SLOWER: Final = (1.25, 1.5, 2.0, 3.0)
@@ -49,16 +48,12 @@ class DetectedRegression:
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """Detection of each regression, and the median time until a healthy candidate is promoted (infinity: never).
-
-    `slices` are the smallest that Shadow can judge, with the gate of that name.
-    """
+    """Detection of each regression, and the median time until a healthy candidate is promoted (infinity: never)."""
 
     requests_per_second: float
     minutes: float
     rows: tuple[DetectedRegression, ...]
     promoted_s: float
-    slices: tuple[JudgedSlice, ...] = ()
 
     def text(self) -> str:
         """Return a summary in a few lines."""
@@ -66,7 +61,6 @@ class Preview:
         for what in dict.fromkeys(row.what for row in self.rows):
             rows = [row for row in self.rows if row.what == what]
             lines += [f"  {what} {row.size}: {row.detection}" for row in rows]
-        lines += [f"  {judged.text()}" for judged in self.slices]
         healthy = f"in about {_about(self.promoted_s)}" if math.isfinite(self.promoted_s) else "not in that time"
         return "\n".join([*lines, f"  a healthy revision is promoted {healthy}"])
 
@@ -104,8 +98,7 @@ def preview(
         for (what, size, _, _), each in zip(kinds, stopped_s.reshape(len(kinds), RUNS), strict=True)
     ]
     healthy = float(np.quantile(promoted_s[:RUNS], 0.5, method="inverted_cdf"))
-    slices = judged_slices(policy, slo, requests_per_second, base, seed)
-    return Preview(requests_per_second, minutes, tuple(rows[1:]), healthy, slices)
+    return Preview(requests_per_second, minutes, tuple(rows[1:]), healthy)
 
 
 @dataclass(frozen=True, slots=True)

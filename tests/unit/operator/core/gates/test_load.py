@@ -17,7 +17,9 @@ BINS = len(EDGES_MS) + 1
 
 
 def gate(slo: Slo | None = None, on_breach: OnBreach = OnBreach.HOLD) -> Load:
-    built = GATE.build(LoadTestGate(on_breach=on_breach.value), slo or Slo(p95_milliseconds=250), RolloutPolicy(), EDGES_MS)
+    built = GATE.build(
+        LoadTestGate(on_breach=on_breach.value), slo or Slo(p95_milliseconds=250), RolloutPolicy(), EDGES_MS
+    )
     assert isinstance(built, Load)
     return built
 
