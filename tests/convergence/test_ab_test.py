@@ -61,6 +61,7 @@ async def test_after_its_time_there_is_a_result_with_an_interval_and_stable_has_
     await rollout.until(lambda state: state.phase is Phase.PROGRESSING)
     assert rollout.world.traffic.groups_of("coins") == {"main": 70, SECOND.revision: 30}
     begun_s = rollout.world.now_s
+    await rollout.until(lambda state: state.reason == "MinimumTime", 30)
     ended = await rollout.end()
     for _ in range(5):
         await rollout.second()

@@ -142,12 +142,16 @@ def test_a_person_aborts_a_rollout_and_the_candidate_gets_no_further_request(tel
 def test_who_fails_copies_of_requests_is_rolled_back_before_any_caller_and_who_does_not_is_promoted(
     tmp_path: Path,
 ) -> None:
-    """By a fast clock: bets on a candidate allow for stable's past, which has to be ten minutes long."""
+    """By a fast clock: bets on a candidate allow for stable's past, which has to be ten minutes long.
+
+    What is only to be judged by copies has a verdict then, and no caller.
+    """
     shadow = {"percent": 100, "maxRequestsPerSecond": 50, "minRequests": 40, "maxDuration": "20h"}
     policy = {**HALF, "gates": [{"gate": "errorRate"}], "bakeTime": "5m", "deadline": "30h", "shadow": shadow}
     change = same_network(policy, tmp_path)
     third = coins({**policy, "tolerance": {"errorPercent": 20}}, area=152)
-    for manifest in (change.first, change.second, third):
+    judged = coins({**policy, "tolerance": {"errorPercent": 20}, "strategy": "shadow"}, area=153)
+    for manifest in (change.first, change.second, third, judged):
         manifest["spec"]["progressDeadline"] = "10h"
     with Story(change.first, 20, change.pictures, speed=60).begun() as story:
         story.load.answered(250)
@@ -166,7 +170,19 @@ def test_who_fails_copies_of_requests_is_rolled_back_before_any_caller_and_who_d
         with story.watching():
             assert story.reaches(*ENDED), story.stages
 
-    assert story.stages[-1].phase == "Succeeded", story.stages
-    assert story.first_of("Shadow")
+        assert story.stages[-1].phase == "Succeeded", story.stages
+        assert story.first_of("Shadow")
+
+        story.stages.clear()
+        story.apply(judged)
+        with story.watching():
+            assert story.reaches(*ENDED), story.stages
+        status = segserve(story.platform.running.state, "rollout", "status", "coins")
+
+    assert story.stages[-1].phase == "Judged", story.stages
+    assert {stage.weight for stage in story.stages} == {0}
+    assert story.load.of(story.candidate) == []
+    assert "judged well" in status.stdout
+    assert status.returncode == 0
     assert story.load.of(refused) == []
     assert [call for call in story.load.calls if call.bad] == []

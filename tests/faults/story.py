@@ -21,7 +21,7 @@ Json = dict[str, Any]
 
 BEFORE_S: Final = 20.0
 LOOK_S: Final = 0.01
-ENDED: Final = ("Succeeded", "RolledBack", "Cancelled")
+ENDED: Final = ("Succeeded", "RolledBack", "Cancelled", "Judged")
 SHARING: Final = ("Progressing", "Quarantined", "Baking")
 HELD: Final = "held"
 LOADER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

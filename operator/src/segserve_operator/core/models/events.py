@@ -147,9 +147,17 @@ def explanation(before: RolloutState, result: DecisionResult, roles: Roles) -> t
         return SIGNALS[result.signal]
     if result.wait is Wait.NOTHING:
         return "", ""
-    if phase is Phase.SHADOW and not _is_late(result):
+    return _waiting(result, phase)
+
+
+def _waiting(result: DecisionResult, phase: Phase) -> tuple[str, str]:
+    if _is_late(result):
+        return _LATE
+    if phase is Phase.SHADOW:
         return result.wait.value, _shadow(result)
-    return _LATE if _is_late(result) else (result.wait.value, WAITS[result.wait])
+    if result.wait is Wait.TIME and result.record.policy.ab_test is not None and phase is Phase.PROGRESSING:
+        return result.wait.value, "both revisions get callers by id until the A/B test has had its time"
+    return result.wait.value, WAITS[result.wait]
 
 
 def _is_unused(before: RolloutState, result: DecisionResult) -> bool:

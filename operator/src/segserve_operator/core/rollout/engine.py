@@ -384,6 +384,8 @@ def _waits(policy: Policy, progress: Progress, judged: Sequence[Judgement], hear
     asks = np.array([False, *(step.ask for step in policy.steps)])[at]
     # Without steps there is no evidence to collect before it gets all requests.
     progressing = (phase == Phase.PROGRESSING) & bool(policy.steps)
+    # A test leads to no larger weight: it only takes its time.
+    weighs = progressing & (not policy.tests)
     shadowing = (phase == Phase.SHADOW) & ~shadow_passes(policy, progress, judged)
     # A rollout that only judges has nothing else to wait for.
     unused = is_quiet(progress, now_s) & (np.asarray(heard.replayed) > 0) & policy.serves
@@ -402,8 +404,8 @@ def _waits(policy: Policy, progress: Progress, judged: Sequence[Judgement], hear
         (Wait.SERVERS, ((phase == Phase.PROGRESSING) | before) & ~np.asarray(heard.grown)),
         (Wait.PERSON, asks),
         (Wait.TIME, now_s - progress.step_since_s < shortest),
-        (Wait.DATA, (progressing | shadowing) & data),
-        (Wait.HARM, (progressing & unproved) | (shadowing & ~harmless & ~data)),
+        (Wait.DATA, (weighs | shadowing) & data),
+        (Wait.HARM, (weighs & unproved) | (shadowing & ~harmless & ~data)),
         (Wait.INCIDENT, (progressing | shadowing | (phase == Phase.BAKING)) & incident),
         (Wait.GATE, (progressing | before) & ~np.asarray(heard.allowed)),
         (Wait.PAUSED, progress.paused),
