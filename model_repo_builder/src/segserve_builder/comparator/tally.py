@@ -76,7 +76,7 @@ class PairTally:
         cell = _cell(*kinds)
         if cell is None:
             return
-        parts = (self, *self._slices(label))
+        parts = self._parts(label)
         for part in parts:
             part.failed[cell] += 1
         for answer, latencies in zip((stable, candidate), self.latencies, strict=True):
@@ -97,16 +97,16 @@ class PairTally:
 
     def count_disagreement(self, disagreement: float, label: str = "") -> None:
         """Count how much two answers differ, from 0 to 1."""
-        for part in (self, *self._slices(label)):
+        for part in self._parts(label):
             part.disagreements[bisect_right(DISAGREEMENTS, disagreement)] += 1
 
-    def _slices(self, label: str) -> tuple[SliceTally, ...]:
-        """Return the slice of a label, which begins with its first pair; none without a label."""
+    def _parts(self, label: str) -> tuple[PairTally | SliceTally, ...]:
+        """Return what counts a pair: all pairs, and the slice of a label, which begins with its first pair."""
         if not label:
-            return ()
+            return (self,)
         labels = len(self.slices.keys() - {OTHER})
         name = label if label in self.slices or labels < MAX_SLICES else OTHER
-        return (self.slices.setdefault(name, SliceTally()),)
+        return self, self.slices.setdefault(name, SliceTally())
 
     def count_baseline(self, disagreement: float) -> None:
         """Count how much two answers of stable differ, from 0 to 1."""

@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from segserve_operator.api.rollout_policy import RolloutPolicy, SlicesGate, Slo
 from segserve_operator.core.evidence import (
@@ -119,18 +118,20 @@ class Slices:
 
     def _with_pairs(self, state: SlicesState, new: SlicePairs) -> SlicesState:
         """Return the state with a window's pairs in the open block."""
-        state, at = _with_names(state, new.names)
+        state, placed = _with_names(state, new.names)
         failed = new.failed
         errors = np.stack([failed[..., 0, 1], failed[..., 1, 0], failed[..., 0, 0] + failed[..., 1, 1]], -1)
         # What is slow while it is cold proves nothing.
         warm = (state.served_s >= SHADOW_SETTLING_S)[..., None, None]
         counts = np.stack([errors, np.where(warm, self.latency.slower(new.ratios), 0.0)], -2)
-        state = replace(state, pending=state.pending.copy(), total=state.total.copy())
-        np.add.at(state.pending, (..., at, slice(None), slice(None)), counts)
-        np.add.at(state.total, (..., at, slice(None), slice(None)), counts)
-        disagreements = state.disagreements.copy()
-        np.add.at(disagreements, (..., at, slice(None)), new.disagreements)
-        return replace(state, disagreements=disagreements)
+        at_once = np.einsum("ns,...nkc->...skc", placed, counts)
+        disagreements = np.einsum("ns,...nd->...sd", placed, new.disagreements)
+        return replace(
+            state,
+            pending=state.pending + at_once,
+            total=state.total + at_once,
+            disagreements=state.disagreements + disagreements,
+        )
 
     def after_shadow(self, state: SlicesState) -> SlicesState:
         """Return the state with which a rollout goes on to callers: all of it, as a record; it holds up no step."""
@@ -155,7 +156,8 @@ class Slices:
     def evidence(self, state: SlicesState) -> Floats:
         """Return the log evidence [..., S] against each slice."""
         kinds = self._kinds(state)
-        return summed(kinds) - np.log(kinds.shape[-1])
+        mean: Floats = summed(kinds) - np.log(kinds.shape[-1])
+        return mean
 
     def _kinds(self, state: SlicesState) -> Floats:
         """Return the log evidence [..., S, 2 or 3] by kind: failures, slow answers and masks."""
@@ -210,34 +212,32 @@ def _begun(clustered_s: Floats, shape: tuple[int, ...]) -> SlicesState:
     return SlicesState(nothing, nothing, nothing, clustered_s, (), *_empty(shape, 0))
 
 
-def _empty(shape: tuple[int, ...], slices: int) -> tuple[Floats, Floats, Floats, Floats]:
+def _empty(shape: tuple[int, ...], slices: int) -> tuple[Floats, ...]:
     counts = np.zeros((*shape, slices, KINDS, 3))
     wealth = sliced.started((*shape, slices, KINDS))
     return counts, counts, wealth, np.zeros((*shape, slices, len(_LEAST)))
 
 
-def _with_names(state: SlicesState, names: tuple[str, ...]) -> tuple[SlicesState, NDArray[np.intp]]:
-    """Return the state with slices of these names too, and the index of each; those beyond the limit are `OTHER`."""
-    known = list(state.names)
+def _with_names(state: SlicesState, names: tuple[str, ...]) -> tuple[SlicesState, Floats]:
+    """Return the state with slices of these names too, and 1 where a name [n] is that of a slice [n, S].
+
+    Names beyond the limit are `OTHER`.
+    """
+    known = dict.fromkeys(state.names)
     for name in names:
-        if name not in known:
-            # The last place is kept for the others.
-            known.append(name if len(set(known) - {OTHER}) < MAX_SLICES else OTHER)
-    known = list(dict.fromkeys(known))
-    at = np.array([known.index(name) if name in known else known.index(OTHER) for name in names], np.intp)
-    if len(known) == len(state.names):
-        return state, at
-    grown = []
+        known.setdefault(name if name in known or len(known.keys() - {OTHER}) < MAX_SLICES else OTHER)
+    indices = {name: at for at, name in enumerate(known)}
+    placed = np.zeros((len(names), len(known)))
+    placed[np.arange(len(names)), [indices[name if name in indices else OTHER] for name in names]] = 1.0
+    more = _empty(state.over.shape, len(known) - len(state.names))
     former = (state.pending, state.total, state.wealth, state.disagreements)
-    for empty, old in zip(_empty(state.over.shape, len(known)), former, strict=True):
-        array = empty.copy()
-        if state.names:
-            array[..., : len(state.names), *(slice(None),) * (array.ndim - state.over.ndim - 1)] = old
-        grown.append(array)
-    pending, total, wealth, disagreements = grown
-    return replace(
-        state, names=tuple(known), pending=pending, total=total, wealth=wealth, disagreements=disagreements
-    ), at
+    if state.names:
+        more = tuple(np.concatenate(both, state.over.ndim) for both in zip(former, more, strict=True))
+    pending, total, wealth, disagreements = more
+    return (
+        replace(state, names=tuple(known), pending=pending, total=total, wealth=wealth, disagreements=disagreements),
+        placed,
+    )
 
 
 def _build(spec: SlicesGate, slo: Slo, policy: RolloutPolicy, edges: Edges) -> Slices:

@@ -14,6 +14,7 @@ from segserve_operator.core.gates import measured_gates
 from segserve_operator.core.rollout.engine import Progress, Signals, next_transition, watch, weights
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.policy import engine_policy
+from segserve_operator.core.rollout.slice_power import JudgedSlice, judged_slices
 
 ERRORS: Final = (0.01, 0.02, 0.05, 0.2)
 SLOWER: Final = (1.25, 1.5, 2.0, 3.0)
@@ -48,12 +49,16 @@ class DetectedRegression:
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """Detection of each regression, and the median time until a healthy candidate is promoted (infinity: never)."""
+    """Detection of each regression, and the median time until a healthy candidate is promoted (infinity: never).
+
+    `slices` are the smallest that Shadow can judge, with the gate of that name.
+    """
 
     requests_per_second: float
     minutes: float
     rows: tuple[DetectedRegression, ...]
     promoted_s: float
+    slices: tuple[JudgedSlice, ...] = ()
 
     def text(self) -> str:
         """Return a summary in a few lines."""
@@ -61,6 +66,7 @@ class Preview:
         for what in dict.fromkeys(row.what for row in self.rows):
             rows = [row for row in self.rows if row.what == what]
             lines += [f"  {what} {row.size}: {row.detection}" for row in rows]
+        lines += [f"  {judged.text()}" for judged in self.slices]
         healthy = f"in about {_about(self.promoted_s)}" if math.isfinite(self.promoted_s) else "not in that time"
         return "\n".join([*lines, f"  a healthy revision is promoted {healthy}"])
 
@@ -98,7 +104,8 @@ def preview(
         for (what, size, _, _), each in zip(kinds, stopped_s.reshape(len(kinds), RUNS), strict=True)
     ]
     healthy = float(np.quantile(promoted_s[:RUNS], 0.5, method="inverted_cdf"))
-    return Preview(requests_per_second, minutes, tuple(rows[1:]), healthy)
+    slices = judged_slices(policy, slo, requests_per_second, base, seed)
+    return Preview(requests_per_second, minutes, tuple(rows[1:]), healthy, slices)
 
 
 @dataclass(frozen=True, slots=True)

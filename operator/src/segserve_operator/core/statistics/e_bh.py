@@ -15,7 +15,8 @@ from segserve_operator.core.evidence import Bools, Floats
 
 def strongest(logs: Floats) -> Floats:
     """Return the log of 1 / a [...] for the least level a at which something is a discovery, from logs [..., K]."""
-    return _scores(logs).max(-1)
+    most: Floats = _scores(logs).max(-1)
+    return most
 
 
 def discoveries(logs: Floats, level: float) -> Bools:

@@ -54,7 +54,7 @@ def after_block(wealth: Floats, counts: Floats, tolerance: Floats, age_s: Floats
         + neither * np.log1p(-stakes * allowed)
     )
     after = np.floor((wealth + factors / times[..., None]) * 1e4) / 1e4
-    bet: Floats = np.where(counts.any(-1)[..., None], after, wealth)
+    bet: Floats = np.where((counts.sum(-1) > 0)[..., None], after, wealth)
     return bet
 
 
