@@ -51,7 +51,18 @@ class LoadEvidence:
     @classmethod
     def nothing(cls, shape: tuple[int, ...] = (), *, edges: int = len(EDGES_MS)) -> LoadEvidence:
         """Return what is known before anybody was asked."""
-        return cls(*(np.zeros(shape) for _ in range(8)), np.zeros((*shape, edges + 1)))
+        none = np.zeros(shape)
+        return cls(
+            able=none,
+            ended=none,
+            stopped=none,
+            wanted_per_s=none,
+            asked_per_s=none,
+            answered_per_s=none,
+            asked=none,
+            failed=none,
+            latencies=np.zeros((*shape, edges + 1)),
+        )
 
 
 MAX_SLICES: Final = 200
