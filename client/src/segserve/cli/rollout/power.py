@@ -36,9 +36,10 @@ def _preview(model: SegmentationModel, rps: float, minutes: float) -> str:
     name, policy = model.metadata.name, model.spec.rollout
     if policy is None:
         return f"{name}: no `spec.rollout`: a new revision is promoted as soon as it is ready, whatever callers see"
-    text = preview(policy.promoting(), model.spec.slo or Slo(), rps, minutes).text()
+    shadowed = policy.shadowed(by_default=model.spec.slo is not None)
+    text = preview(shadowed.promoting(), model.spec.slo or Slo(), rps, minutes).text()
     after = "if a person promotes it, " if policy.strategy in ("shadow", "abTest") else ""
-    before = _shadow(policy.shadowed(by_default=model.spec.slo is not None), rps)
+    before = _shadow(shadowed, rps)
     return f"{name}: {_how(policy)}\n{before}{after}{text}"
 
 
