@@ -25,7 +25,7 @@ BASE ?= HEAD
 MINUTES ?= 10
 
 .PHONY: by-apt by-pip on-cluster beside-cluster cluster-build cluster-up cluster-down cluster-images e2e-kind
-.PHONY: help demo docs test test-all test-client test-busy check fuzz lint kernels peers bench bench-client bench-stages bench-tiled oracles prove crds dashboards system clean locks zoo zoo-report
+.PHONY: help demo demo-rollout docs test test-all test-client test-busy check fuzz lint kernels peers bench bench-client bench-stages bench-tiled oracles prove crds dashboards system clean locks zoo zoo-report
 
 help:  ## Show what there is to make
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -78,6 +78,9 @@ oracles: $(VENV)-debian/stamp  ## What answers are compared with: Debian's torch
 
 demo: $(VENV)/local.stamp  ## Serve the three coin networks and show what they find in a photograph
 	@$(BIN)/segserve demo --output $(OUT) $(if $(PORT),--port $(PORT))
+
+demo-rollout: $(VENV)/local.stamp  ## Roll out a bad and a good version of the coins: one is stopped by copies of requests, with the images that show why (3 minutes)
+	@$(BIN)/python examples/coins/rollout_demo.py $(OUT)/rollout-sheet
 
 test: $(VENV)/dev.stamp  ## Lint, types, layers, quick tests, the core of those on the real Triton and Envoy (15 minutes from nothing; no root)
 	$(MAKE) --jobs 2 lint kernels
