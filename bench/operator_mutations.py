@@ -54,7 +54,7 @@ OF_TIME: Final = ("progressDeadline",)
 OF_POOL: Final = ("replicas", "isolation", "minReady", "update")
 CONDITIONS: Final = ("ArtifactVerified", "RevisionLoaded", "GoldenPassed", "Ready", "Progressing", "Degraded")
 _OF_ANOTHER_TYPE: Final = "failed to create typed patch object"
-STAGES: Final = ("Pending", "Golden", "Progressing", "Quarantined", "Baking")
+STAGES: Final = ("Pending", "Golden", "Shadow", "Progressing", "Quarantined", "Baking")
 
 
 def base_spec(area: int = 150) -> Json:
@@ -186,18 +186,23 @@ class Side:
         self.pool.cluster.client.patch(MODELS, name, patch, namespace=self.pool.namespace)
 
     def status(self, name: str) -> Json:
-        """Return a model's status."""
-        found = self.pool.cluster.get(self.pool.namespace, "segmentationmodel", name) or {}
+        """Return a model's status; nothing if it is about a former spec."""
+        found = self._live(name)
         status: Json = found.get("status") or {}
-        stable = (status.get("roles") or {}).get("stable")
+        return status if status.get("observedGeneration") == found["metadata"]["generation"] else {}
+
+    def _live(self, name: str) -> Json:
+        found: Json = self.pool.cluster.get(self.pool.namespace, "segmentationmodel", name) or {}
+        stable = ((found.get("status") or {}).get("roles") or {}).get("stable")
         if stable:
             self.served.setdefault(name, set()).add(stable["revision"])
-        return status if status.get("observedGeneration") == found["metadata"]["generation"] else {}
+        return found
 
     def promote(self) -> None:
         """Promote the rollouts in progress, for which there are no requests here."""
         for name in self.specs:
-            rollout = self.status(name).get("rollout") or {}
+            # A rollout in progress is of a spec that does not count as observed yet.
+            rollout = (self._live(name).get("status") or {}).get("rollout") or {}
             if rollout.get("phase") in STAGES:
                 self.annotate(name, "promote", rollout["revision"])
 

@@ -1,4 +1,6 @@
-"""Measures the operator: `python -m bench.operator [--sizes 1,100,1000] [applying weights many fleet]`; all by default.
+"""Measures the operator: `python -m bench.operator [--sizes 1,100,1000] [PART ...]`; all parts by default.
+
+The parts are applying, weights, many, fleet and looks.
 
 Writes bench/out/operator.json and the table of docs/evidence/performance.md. Only what is named is measured again; the
 rest of the file stays.
@@ -18,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import psutil
 
+from bench.operator.looks import looks
 from bench.operator.report import WEIGHT_GOALS_MS, write_table
 from bench.operator.scenarios import applying, fleet, many
 from bench.operator.weights import weights
@@ -50,7 +53,8 @@ def main(arguments: list[str]) -> None:
         parser.error(f"unknown parts {', '.join(sorted(unknown))}; known are {', '.join(PARTS)}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))  # servers are ended in any case
     found: dict[str, Any] = json.loads(OUT.read_text()) if OUT.is_file() else {}
-    found["machine"] = _machine()
+    if not told.parts or "machine" not in found:
+        found["machine"] = _machine()
     for part in told.parts or PARTS:
         began_s = time.monotonic()
         PARTS[part](found, told)
@@ -83,11 +87,18 @@ def _fleet(found: dict[str, Any], told: argparse.Namespace) -> None:
     found["fleet"] = _shown(fleet(*told.fleet, FLEET_S))
 
 
+def _looks(found: dict[str, Any], told: argparse.Namespace) -> None:
+    models, a_pool, rollouts = told.fleet
+    load = round(os.getloadavg()[0], 1)
+    found["looks"] = _shown(looks(models // a_pool * rollouts, rollouts) | {"load": load})
+
+
 PARTS: Final[Mapping[str, Callable[[dict[str, Any], argparse.Namespace], None]]] = {
     "applying": _applying,
     "weights": _weights,
     "many": _many,
     "fleet": _fleet,
+    "looks": _looks,
 }
 
 

@@ -43,6 +43,10 @@ def _rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         yield _rest_row(hour)
     if fleet := found.get("fleet"):
         yield from _fleet_rows(fleet)
+    if row := found.get("looks"):
+        shown = f"{_missed(row['cpu_s'], LOOK_GOAL_S, 's')} of CPU; {row['one_by_one_cpu_s']:g} s one by one"
+        what = f"decisions of a look at {row['rollouts']:,} rollouts, {row['a_pool']} at once (load {row['load']:g})"
+        yield what, shown, f"{LOOK_GOAL_S:g} s"
     for size, row in found.get("weights", {}).items():
         goal = WEIGHT_GOALS_MS[size]
         shown = f"{_missed(row['ms'], goal, 'ms')}, worst of {row['flips']}: {row['worst_ms']:g} ms"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from functools import cache
 from typing import Any, TypeVar
 
 import numpy as np
@@ -24,9 +26,9 @@ def taken_apart(value: Any, arrays: list[NDArray[Any]]) -> Hashable:
     if isinstance(value, np.ndarray):
         arrays.append(value)
         return value.dtype.char, value.shape
-    fields = getattr(value, "__dataclass_fields__", None)
-    if fields is not None:
-        return type(value), *[taken_apart(getattr(value, name), arrays) for name in fields]
+    names = _fields(value.__class__)
+    if names is not None:
+        return type(value), *[taken_apart(getattr(value, name), arrays) for name in names]
     if isinstance(value, (bool, int, float, np.generic)):
         return taken_apart(np.asarray(value), arrays)
     if isinstance(value, tuple):
@@ -39,17 +41,25 @@ def taken_apart(value: Any, arrays: list[NDArray[Any]]) -> Hashable:
 def put_together(like: T, arrays: Iterator[NDArray[Any]]) -> T:
     """Return a value like `like`, of other arrays in the order of `taken_apart`."""
     made: Any = like
-    if isinstance(like, (np.ndarray, bool, int, float, np.generic)):
+    names = _fields(made.__class__)
+    if names is not None:
+        parts = [getattr(like, name) for name in names]
+        # Most are arrays: asked here, since this is done for each number of each rollout in each look.
+        made = type(like)(*[next(arrays) if type(part) is np.ndarray else put_together(part, arrays) for part in parts])
+    elif isinstance(like, (np.ndarray, bool, int, float, np.generic)):
         made = next(arrays)
     elif isinstance(like, Mapping):
         made = {name: put_together(each, arrays) for name, each in like.items()}
     elif isinstance(like, tuple):
-        made = tuple(put_together(each, arrays) for each in like)
-    elif hasattr(like, "__dataclass_fields__"):
-        fields = like.__dataclass_fields__
-        made = type(like)(**{name: put_together(getattr(like, name), arrays) for name in fields})
+        made = tuple([put_together(each, arrays) for each in like])
     result: T = made
     return result
+
+
+@cache
+def _fields(kind: type) -> tuple[str, ...] | None:
+    """Return the names of a dataclass's fields, None for any other type."""
+    return tuple(field.name for field in fields(kind)) if is_dataclass(kind) else None
 
 
 def at_once(compute: Callable[[T], Result], like: T, values: Sequence[Sequence[NDArray[Any]]]) -> list[Result]:
@@ -63,7 +73,7 @@ def at_once(compute: Callable[[T], Result], like: T, values: Sequence[Sequence[N
     parts: list[NDArray[Any]] = []
     taken_apart(result, parts)
     # Copies: views would keep the arrays of all the others in memory.
-    return [put_together(result, (part[index, ...].copy() for part in parts)) for index in range(len(values))]
+    return [put_together(result, iter([part[at, ...].copy() for part in parts])) for at in range(len(values))]
 
 
 def answered(
