@@ -28,7 +28,7 @@ from segserve_builder.comparator.pacing import Pacing
 from segserve_builder.comparator.tally import LoadTally, PairTally
 
 
-class Ask(Protocol):
+class AskGroup(Protocol):
     """Asks a group, by its name, a copy, as `GroupClient.ask` does."""
 
     async def __call__(self, copy: RequestCopy, group: str, *, keeps: bool = True) -> Answer:
@@ -151,7 +151,7 @@ class Comparator:
     def __init__(
         self,
         folder: ComparatorFolder,
-        ask: Ask,
+        ask: AskGroup,
         compare: Compare,
         budget: ByteBudget,
         *,

@@ -33,7 +33,7 @@ class SliceTally:
 
 @dataclass(slots=True)
 class LoadTally:
-    """What a load test found: the fields of `core.rollout.counters.LoadCounts`, which says what they mean."""
+    """Results of a load test: the fields of `core.rollout.counters.LoadCounts`, which says what they mean."""
 
     ended: bool = False
     stopped: bool = False

@@ -29,7 +29,7 @@ SHIFTS: Final = (-0.5, -0.3, -0.2, -0.15, -0.1, -0.05, -0.02, 0.02, 0.05, 0.1, 0
 
 @dataclass(frozen=True, slots=True)
 class LoadEvidence:
-    """What candidates did when they were asked at the rate of their first step. All arrays have the same leading axes.
+    """Answers of candidates at the rate of their first step. All arrays have the same leading axes.
 
     able, ended, stopped [...]: gateways whose comparator can ask so, of those the ones that have ended, and of these
     the ones that gave up, since stable became slower. wanted_per_s, asked_per_s, answered_per_s [...]: requests a

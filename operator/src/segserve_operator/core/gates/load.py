@@ -39,7 +39,7 @@ _ADVICE: Final = {
 
 @dataclass(frozen=True, slots=True)
 class LoadState:
-    """What Shadow's pairs and the test showed so far.
+    """Counts of Shadow's pairs and of the test so far.
 
     latencies [..., 2, K + 1], pairs, pairs_failed [...]: of stable and the candidate, and the candidate's failures, at
     the rate of the copies. awaited [...]: 1 while a gateway's test has not ended. The rest is as in `LoadEvidence`.

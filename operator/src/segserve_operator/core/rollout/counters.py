@@ -44,7 +44,7 @@ class SliceCounts(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class LoadCounts:
-    """What one gateway's comparator found when it asked the candidate alone at the rate of the first step.
+    """Counters of one gateway's comparator that asked the candidate alone, at the rate of the first step.
 
     can: this comparator is of a release that can do so; all else is of a test that has `ended`. stopped: it gave up,
     as stable became slower. wanted_per_s, asked_per_s, answered_per_s: requests a second. failed: those of `asked` that

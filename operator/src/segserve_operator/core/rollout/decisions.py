@@ -198,7 +198,7 @@ def decided_text(transition: Transition, verdicts: tuple[Verdict, ...]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """What the engine decides from, besides the policy and the time."""
+    """Inputs of the engine besides the policy and the time."""
 
     gates: Mapping[str, Any]
     progress: Progress
