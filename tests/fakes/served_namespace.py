@@ -7,12 +7,15 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from fakes.callers import EIGHT, Load
 from fakes.cluster import Cluster, Json
 from fakes.installed_operator import InstalledOperator
 from fakes.waiting import HANG_S
+from segserve.platforms import port
+from segserve.platforms.cluster.platform import ClusterPlatform
 from segserve_common.kube.names import (
     COMPONENT_LABEL,
     GATEWAY,
@@ -41,6 +44,10 @@ class ServedNamespace:
     cluster: Cluster
     operator: InstalledOperator
     name: str
+
+    def platform(self) -> ClusterPlatform:
+        """Return the namespace as commands see it."""
+        return ClusterPlatform.connect(port.Cluster(namespace=self.name, kubeconfig=Path(self.cluster.kubeconfig)))
 
     def story(self) -> str:
         """Return what a person needs to understand a failure."""

@@ -26,8 +26,9 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     """Remember failures, for what is told of a namespace when it goes."""
     report = yield
     item.stash[_FAILED] = report.failed or item.stash.get(_FAILED, False)
-    served = getattr(item, "funcargs", {}).get("served")
-    if report.failed and isinstance(served, ServedNamespace):
+    used = getattr(item, "funcargs", {}).values()
+    served = next((each for each in used if isinstance(each, ServedNamespace)), None)
+    if report.failed and served is not None:
         crash = report.longreprtext.splitlines()[-12:]  # again below the story, which is long: ends of logs are kept
         report.sections.append((f"namespace {served.name}", "\n".join([served.story(), *crash])))
     return report
