@@ -17,6 +17,8 @@ from segserve_operator.core.rollout.replay import replay
 
 HELD = "PersonAsked"
 SHADOW = Shadow(percent=20, max_requests_per_second=20, min_requests=100, max_duration=timedelta(minutes=2))
+LONGER_S = 100
+"""Longer than Shadow takes at twenty copies a second."""
 
 
 def policy(on_breach: Literal["Hold", "Rollback", "Note"] = "Hold") -> RolloutPolicy:
@@ -99,3 +101,24 @@ async def test_without_pairs_the_gate_holds_nothing_up() -> None:
 
     assert (await rollout.end()).phase is Phase.SUCCEEDED
     assert verdict_of(rollout).reason == "NoData"
+
+
+async def test_shadow_waits_for_answers_that_are_compared_late() -> None:
+    rollout = Rollout(disagreement=None)
+    shadow = SHADOW.model_copy(update={"percent": 100, "max_duration": timedelta(minutes=30)})
+    await rollout.begin(policy().model_copy(update={"shadow": shadow}))
+    for _ in range(LONGER_S):
+        await rollout.second()
+    assert verdict_of(rollout).reason == "NotComparable"
+    rollout.disagreement = 0.3
+
+    await rollout.until(is_held, 60)
+    assert rollout.served == {FIRST.revision}
+
+
+async def test_answers_that_are_never_compared_hold_a_rollout_no_longer_than_shadow_may_last() -> None:
+    rollout = Rollout(disagreement=None)
+    await rollout.begin(policy())
+
+    assert (await rollout.end()).phase is Phase.SUCCEEDED
+    assert verdict_of(rollout).reason == "NotComparable"

@@ -308,11 +308,12 @@ class RecordedTraffic:
         model: str,
         failed: tuple[int, int, int, int],
         latencies_ms: tuple[float, float] = (20.0, 20.0),
-        disagreement: float = 0.0,
+        disagreement: float | None = 0.0,
     ) -> None:
         """Let both groups of the model's mirror be asked copies, of which so many fail as in `PairCounts.failed`.
 
-        Answers take as long as `latencies_ms` says, of stable and the candidate, and differ by `disagreement`.
+        Answers take as long as `latencies_ms` says, of stable and the candidate, and differ by `disagreement`;
+        they are not compared if it is None.
         """
         mirror = self.mirror(model)
         assert mirror is not None
@@ -334,7 +335,9 @@ class RecordedTraffic:
                 _added(was.latencies[1], latencies_ms[1], answered[1]),
             ),
             ratios=_counted(was.ratios, RATIOS, latencies_ms[1] / latencies_ms[0], failed[0]),
-            disagreements=_counted(was.disagreements, DISAGREEMENTS, disagreement, failed[0]),
+            disagreements=was.disagreements
+            if disagreement is None
+            else _counted(was.disagreements, DISAGREEMENTS, disagreement, failed[0]),
         )
 
     def replay(self, model: str, replayed: tuple[int, int, int, int]) -> None:

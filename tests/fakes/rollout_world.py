@@ -35,8 +35,8 @@ class Rollout:
     slow_ms: Mapping[str, float] = field(default_factory=dict)
     copied_errors: Mapping[str, float] | None = None
     """The share of copies that fails, by revision; as of callers' requests if it is None."""
-    disagreement: float = 0.0
-    """How much the answers of the candidate differ from those of stable, 0 to 1."""
+    disagreement: float | None = 0.0
+    """How much the answers of the candidate differ from those of stable, 0 to 1; None: they are not compared."""
     load: LoadCounts = field(default_factory=LoadCounts)
     """What comes of asking the candidate alone, as soon as the gateway is told to."""
     compares: bool = True

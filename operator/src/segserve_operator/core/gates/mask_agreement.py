@@ -22,7 +22,7 @@ Only Shadow's pairs are evidence: later windows have none, and change nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -45,6 +45,8 @@ _HIGHEST: Final = np.array((*SHIFTS, 1.0))
 """The lowest and the highest shift of each bin."""
 _OWN: Final = (0.0, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.12, 0.15, 0.2, 0.25, 0.3, 0.4, 0.6, 0.8)
 """Mean disagreements of stable with itself between which the least product is sought."""
+FEWEST: Final = 20.0
+"""Pairs that must have been compared before Shadow goes on; of fewer that both answered, half."""
 _ADVICE: Final = {
     OnBreach.HOLD: "; a person decides: `segserve rollout sheet` shows the images, resume goes on, abort stops it",
     OnBreach.ROLLBACK: "",
@@ -54,9 +56,14 @@ _ADVICE: Final = {
 
 @dataclass(frozen=True, slots=True)
 class AgreementState:
-    """answered [...]: pairs that both answered; the rest [..., D + 1 or S + 1]: those compared, as in `Pairs`."""
+    """The pairs so far.
+
+    answered [...]: those that both answered. awaited [...]: 1 while too few of them have been compared. The rest
+    [..., D + 1 or S + 1]: those compared, as in `Pairs`.
+    """
 
     answered: Floats
+    awaited: Floats
     disagreements: Floats
     baseline: Floats
     shifts: Floats
@@ -76,37 +83,42 @@ class MaskAgreement:
 
     def start(self, shape: tuple[int, ...] = (), past: StablePast | None = None) -> AgreementState:
         """Return the state before any window; `past` changes nothing: it has no pairs."""
-        bins = (*shape, len(_LEAST))
-        return AgreementState(np.zeros(shape), np.zeros(bins), np.zeros(bins), np.zeros((*shape, len(_LOWEST))))
+        none, bins = np.zeros(shape), np.zeros((*shape, len(_LEAST)))
+        return AgreementState(none, none, bins, bins, np.zeros((*shape, len(_LOWEST))))
 
     def again(self, former: AgreementState) -> AgreementState:
         """Return the state before any window of a rollout that begins as a former one did."""
         return self.start(former.answered.shape)
 
     def update(self, state: AgreementState, window: EvidenceWindow) -> AgreementState:
-        """Return the state after one more window."""
+        """Return the state after one more window. Requests of callers end all waiting: Shadow is over."""
         if window.pairs is None:
-            return state
+            return self.after_shadow(state)
+        answered = state.answered + window.pairs.failed[..., 0, 0]
+        disagreements = state.disagreements + window.pairs.disagreements
+        # Masks are compared after the answers were counted, and later where processors are short.
+        awaited = disagreements.sum(-1) < np.minimum(FEWEST, answered / 2)
         return AgreementState(
-            state.answered + window.pairs.failed[..., 0, 0],
-            state.disagreements + window.pairs.disagreements,
+            answered,
+            np.where(awaited, 1.0, 0.0),
+            disagreements,
             state.baseline + window.pairs.baseline,
             state.shifts + window.pairs.shifts,
         )
 
     def after_shadow(self, state: AgreementState) -> AgreementState:
-        """Return the state with which a rollout goes on to callers: all of it, as a record of what was compared."""
-        return state
+        """Return the state with which a rollout goes on to callers: what was compared, as a record."""
+        return replace(state, awaited=np.zeros(state.awaited.shape))
 
     def judge(self, state: AgreementState) -> Judgement:
-        """Return the evidence; never that there is too little of it, as a rollout may have no pairs. Harm is none."""
+        """Return the evidence, which is too little only while pairs wait to be compared. Harm is none."""
         nothing = np.zeros(state.answered.shape)
         no = np.zeros(state.answered.shape, bool)
         return Judgement(
             breach=self._evidence(state),
             incident=no,
             shared=no,
-            enough=~no,
+            enough=state.awaited == 0,
             harm=nothing,
             excess=nothing,
             doubtful=no,

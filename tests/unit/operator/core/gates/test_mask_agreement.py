@@ -86,6 +86,13 @@ def test_pairs_of_which_none_can_be_compared_are_said_to_be_so() -> None:
     assert "none of 50 pairs could be compared" in verdict.message
 
 
+def test_while_half_of_few_pairs_are_not_compared_there_is_too_little_evidence() -> None:
+    waits = [not GATE.judge(seen(window(answered=8), *[window(0.0)] * count)).enough for count in (0, 7, 8)]
+    assert waits == [True, True, False]
+    assert GATE.judge(seen(window(answered=5000), *[window(0.0)] * 20)).enough
+    assert GATE.judge(GATE.after_shadow(seen(window(answered=50)))).enough
+
+
 @pytest.mark.parametrize(
     ("on_breach", "outcome", "word"),
     [
