@@ -541,8 +541,12 @@ class RolloutPolicy(ApiValue):
         if self.strategy not in ("shadow", "abTest"):
             return self
         strategy = "canary" if self.steps else "blueGreen"
+        return self.without_pairs().model_copy(update={"strategy": strategy, "ab_test": None})
+
+    def without_pairs(self) -> Self:
+        """Return the policy without Shadow, and without the gates that judge its pairs alone."""
         gates = tuple(gate for gate in self.gates if gate.gate not in _OF_PAIRS)
-        return self.model_copy(update={"strategy": strategy, "shadow": None, "ab_test": None, "gates": gates})
+        return self.model_copy(update={"shadow": None, "gates": gates})
 
     @property
     def longest(self) -> timedelta:

@@ -12,7 +12,7 @@ import pytest
 from fakes.judgements import judgement
 from fakes.observed_models import FIRST, SECOND, candidate, decided, group, holder, model, rollout_record, state, world
 from segserve_builder.steps.pipeline import PostprocessStep
-from segserve_operator.api.rollout_policy import MaskAgreementGate, RolloutPolicy, Slo
+from segserve_operator.api.rollout_policy import ErrorRateGate, MaskAgreementGate, RolloutPolicy, Slo
 from segserve_operator.api.shadow import Shadow
 from segserve_operator.core.evidence import EvidenceWindow, Judgement, Pairs
 from segserve_operator.core.gates import measured_gates
@@ -252,10 +252,13 @@ def test_a_model_that_keeps_streams_has_no_shadow_since_a_copy_would_be_one_more
     steps = ({"argmax": {}}, {"temporalSmoothing": {"method": "votes"}})
     votes = tuple(map(PostprocessStep.model_validate, steps))
     told = SECOND.model_copy(update={"pipeline": SECOND.pipeline.model_copy(update={"postprocess": votes})})
-    coins = model(told, CHANGING, rollout=state(told, Phase.PENDING), policy=COPIED)
-    update = decided(advance(coins, CHANGING, world(coins, groups=GROUPS, now_s=1100.0)))
+    policy = COPIED.model_copy(update={"gates": (ErrorRateGate(), MaskAgreementGate())})
+    coins = model(told, CHANGING, rollout=state(told, Phase.PENDING), policy=policy)
+    (record,) = decided(advance(coins, CHANGING, world(coins, groups=GROUPS, now_s=1100.0))).records
 
-    assert [record.policy.shadow for record in update.records] == [None]
+    assert record.policy.shadow is None
+    # What is written must be what may be read: gates that judge pairs alone need Shadow.
+    assert [gate.gate for gate in RolloutPolicy.model_validate(record.policy.model_dump()).gates] == ["errorRate"]
 
 
 def test_the_forecast_of_shadow_is_its_longest_time_and_the_copies_that_are_missing() -> None:

@@ -197,7 +197,7 @@ def _record(state: RolloutState, roles: Roles, model: ModelObserved, world: Obse
         policy = policy.shadowed(by_default=by_default and not is_promoted)
         if wanted is not None and keeps_streams(wanted.assigned.pipeline):
             # A copied frame would be one more of its stream, on stable's server as well.
-            policy = policy.model_copy(update={"shadow": None})
+            policy = policy.without_pairs()
         is_stable = watch is not None and roles.stable is not None and watch.group == roles.stable.group
         record = Record(
             name=state.rollout,
