@@ -55,7 +55,7 @@ def request_action(platform: Platform, name: str, verb: str, gate: str = "") -> 
 
 @dataclass(frozen=True, slots=True)
 class Handled:
-    """A request was handled by the platform; where that `restarts`, a rollout other than `former` begun or none can."""
+    """A request was handled by the platform; if it `restarts`, a rollout other than `former` has begun, or none can."""
 
     name: str
     request: RolloutRequest
