@@ -127,11 +127,19 @@ async def test_a_model_with_an_slo_has_shadow_unless_it_says_no() -> None:
         (BY_DEFAULT.model_copy(update={"shadow": Shadow(enabled=False)}), False),
     ):
         rollout = Rollout()
-        await rollout.begin(policy)
+        await rollout.begin(policy, watched=True)
         await rollout.end(3000)
         phases = {decision.phase for decision in rollout.record.decisions}
 
         assert (Phase.SHADOW in phases) is has_shadow, policy
+
+
+async def test_who_has_not_been_watched_yet_has_shadow_only_if_it_asks_for_it() -> None:
+    rollout = Rollout()
+    await rollout.begin(BY_DEFAULT)
+    await rollout.until(lambda state: state.phase is Phase.PROGRESSING, 30)
+
+    assert rollout.record.policy.shadow is None
 
 
 async def test_a_model_without_an_slo_has_shadow_only_if_it_asks_for_it() -> None:
@@ -146,7 +154,7 @@ async def test_a_model_without_an_slo_has_shadow_only_if_it_asks_for_it() -> Non
 
 async def test_where_nothing_is_compared_nobody_waits_for_what_he_did_not_ask_for() -> None:
     rollout = Rollout(world=World(store=InMemoryStore(pool=PoolObserved("default", shadow=False))))
-    await rollout.begin(BY_DEFAULT)
+    await rollout.begin(BY_DEFAULT, watched=True)
     state = await rollout.until(has_left_shadow, 30)
 
     assert (state.phase, state.weight) == (Phase.PROGRESSING, 5)
@@ -157,7 +165,7 @@ async def test_where_nothing_is_compared_nobody_waits_for_what_he_did_not_ask_fo
 async def test_a_rollout_that_began_under_a_release_without_that_default_goes_on_as_it_began() -> None:
     for phase in (Phase.PENDING, Phase.GOLDEN, Phase.PROGRESSING):
         rollout = Rollout()
-        await rollout.begin()
+        await rollout.begin(watched=True)
         await rollout.until(lambda state, phase=phase: state.phase is phase, 60)
         store = rollout.world.store
         # Spec and record as that release left them: neither says anything of Shadow.

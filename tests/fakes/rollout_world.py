@@ -6,14 +6,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
+import numpy as np
+
 from fakes.platform import World, assigned
 from segserve_builder.agent.protocol import AssignedModel
 from segserve_operator.api.rollout_policy import ErrorRateGate, LatencyGate, RolloutPolicy, Slo
 from segserve_operator.api.shadow import Shadow
+from segserve_operator.core.evidence import EDGES_MS, STABLE, EvidenceWindow
 from segserve_operator.core.gates.checks import Check, CheckResult
 from segserve_operator.core.rollout.counters import LoadCounts
 from segserve_operator.core.rollout.phases import ENDED
 from segserve_operator.core.rollout.record import Record, RolloutState
+from segserve_operator.core.statistics.past import StablePast
 
 FIRST, SECOND, THIRD = (assigned("coins", network) for network in "123")
 POLICY = RolloutPolicy(
@@ -46,10 +50,27 @@ class Rollout:
     """Revisions whose answers callers got."""
     _owed: dict[tuple[str, str], float] = field(default_factory=dict)
 
-    async def begin(self, policy: RolloutPolicy = POLICY, told: AssignedModel = SECOND) -> None:
+    async def begin(
+        self, policy: RolloutPolicy = POLICY, told: AssignedModel = SECOND, *, watched: bool = False
+    ) -> None:
+        """Let a model be served, for half an hour of requests if it was `watched`, and be changed."""
         self.world.store.apply(FIRST, policy=policy, slo=Slo())
         await self.world.passes()
+        if watched:
+            cache = self.world.rollout_cache
+            cache.watches = {"coins": replace(cache.watches["coins"], past=self._past())}
         self.world.store.apply(told, policy=policy, slo=Slo())
+
+    def _past(self) -> StablePast:
+        past, window = StablePast.none(), EvidenceWindow.nothing()
+        sent = 15.0 * self.requests_per_s
+        latencies = window.latencies.copy()
+        latencies[STABLE, np.searchsorted(EDGES_MS, 20.0, side="right")] = sent
+        for _ in range(120):
+            past = past.added(
+                replace(window, seconds=np.array(15.0), requests=np.array([sent, 0.0]), latencies=latencies)
+            )
+        return past
 
     async def second(self) -> None:
         """Let a second's requests come, and one pass be made."""

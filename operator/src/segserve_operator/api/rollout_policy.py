@@ -468,7 +468,7 @@ class RolloutPolicy(ApiValue):
     shadow: Shadow | None = Field(
         default=None,
         description="Ask the candidate copies of callers' requests before the first step. Default: with the values "
-        "below where spec.slo is set and the gateway has a comparator.",
+        "below where spec.slo is set, the gateway has a comparator, and stable has been watched for ten minutes.",
     )
     ab_test: AbTest | None = Field(default=None, description="The test of the strategy abTest.")
     alpha: float = Field(

@@ -188,8 +188,12 @@ def _record(state: RolloutState, roles: Roles, model: ModelObserved, world: Obse
     if record is None:
         wanted, watch = model.wanted, world.watches.get(model.name)
         policy, slo = (wanted.policy, wanted.slo) if wanted is not None else (None, None)
-        # A gateway that compares nothing is no reason to wait where nobody asked for Shadow.
-        by_default = slo is not None and world.pool is not None and world.pool.shadow
+        is_stable = watch is not None and roles.stable is not None and watch.group == roles.stable.group
+        past = watch.past if watch is not None and is_stable else None
+        # A gateway that compares nothing is no reason to wait where nobody asked for Shadow. Nor is one begun without
+        # stable's past: the steps after it are larger, and would take clusters of failures for faults.
+        compares = world.pool is not None and world.pool.shadow
+        by_default = slo is not None and compares and past is not None and bool(past.errors.enough)
         policy, slo = policy or RolloutPolicy(), slo or Slo()
         candidate = roles.candidate
         is_promoted = candidate is not None and candidate.promoted
@@ -198,7 +202,6 @@ def _record(state: RolloutState, roles: Roles, model: ModelObserved, world: Obse
         if wanted is not None and keeps_streams(wanted.assigned.pipeline):
             # A copied frame would be one more of its stream, on stable's server as well.
             policy = policy.without_pairs()
-        is_stable = watch is not None and roles.stable is not None and watch.group == roles.stable.group
         record = Record(
             name=state.rollout,
             model=model.name,
@@ -207,7 +210,7 @@ def _record(state: RolloutState, roles: Roles, model: ModelObserved, world: Obse
             policy=policy,
             slo=slo,
             progress=Progress.begun(state.started_s),
-            gates=started(measured_gates(policy, slo), watch.past) if watch is not None and is_stable else {},
+            gates=started(measured_gates(policy, slo), past) if past is not None else {},
         )
     return caught_up(record, state)
 
