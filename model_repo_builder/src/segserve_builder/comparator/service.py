@@ -330,18 +330,14 @@ class Comparator:
                 under_way += 1
 
     def _start_pair(self, model: _ComparedModel, copy: RequestCopy) -> None:
-        pair = asyncio.create_task(self._pair(model, copy, counts=model.is_warm(self._monotonic_s())))
-        for pairs in (model.under_way, model.pairs, self._pairs):
-            pairs.add(pair)
-
-        def end(_: asyncio.Task[None]) -> None:
+        def end() -> None:
             # One that is cancelled before it began has done nothing of this itself.
-            for pairs in (model.under_way, model.pairs, self._pairs):
-                pairs.discard(pair)
+            model.under_way.discard(pair)
             self._budget.give_back(len(copy.body))
             self._start_pairs()
 
-        pair.add_done_callback(end)
+        pair = self._start(model, self._pair(model, copy, counts=model.is_warm(self._monotonic_s())), end)
+        model.under_way.add(pair)
 
     def _use_for_load(self, model: _ComparedModel, copy: RequestCopy) -> None:
         """Keep a copy for the load test, begin it, or ask stable for its time while the test goes on."""
