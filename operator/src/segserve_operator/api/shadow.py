@@ -30,3 +30,7 @@ class Shadow(ApiValue):
         default=False,
         description="Ask the candidate alone, for 30 s, at the rate of its first step; the gate loadTest judges it.",
     )
+
+    def copies_per_second(self, requests_per_second: float) -> float:
+        """Return how many copies a gateway takes at most, of so many requests of callers."""
+        return min(requests_per_second * self.percent / 100, self.max_requests_per_second)

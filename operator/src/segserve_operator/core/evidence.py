@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
@@ -23,6 +24,8 @@ RATIOS: Final = (0.25, 1 / 3, 0.5, 2 / 3, 0.8, 1 / 1.1, 1.1, 1.25, 1.5, 2.0, 3.0
 """Edges of bins of a pair's latencies, the candidate's divided by stable's."""
 DISAGREEMENTS: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.35, 0.5, 0.75, 0.95)
 """Edges of bins of how much the two answers of a pair differ: 1 - agreement, from 0 to 1."""
+LEAST_DISAGREEMENTS: Final = np.array((0.0, *DISAGREEMENTS))
+"""The least disagreement of each bin."""
 SHIFTS: Final = (-0.5, -0.3, -0.2, -0.15, -0.1, -0.05, -0.02, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5)
 """Edges of bins of a pair's shift of confidence, the mean score of the candidate's objects less that of stable's."""
 
@@ -69,6 +72,11 @@ MAX_SLICES: Final = 200
 """Labels of requests that a model's pairs are divided by; pairs of further ones are counted as `OTHER`."""
 OTHER: Final = "other"
 MAX_LABEL_LENGTH: Final = 40
+
+
+def slice_name(label: str, known: Collection[str]) -> str:
+    """Return the slice of a label beside those that are known: its own, or `OTHER` if there are enough."""
+    return label if label in known or len(set(known) - {OTHER}) < MAX_SLICES else OTHER
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +195,21 @@ class Judgement:
     doubtful: Bools
     settling: Bools
     surging: Bools = field(default_factory=lambda: np.asarray(False))
+
+    @classmethod
+    def of_evidence(cls, breach: Floats, enough: Bools | None = None) -> Judgement:
+        """Return the judgement of a gate that has evidence and knows nothing else, such as harm or an incident."""
+        nothing, no = np.zeros(np.shape(breach)), np.zeros(np.shape(breach), bool)
+        return cls(
+            breach=breach,
+            incident=no,
+            shared=no,
+            enough=~no if enough is None else enough,
+            harm=nothing,
+            excess=nothing,
+            doubtful=no,
+            settling=no,
+        )
 
     def __post_init__(self) -> None:
         # Rules know no surge, and their judgements have the same axes as others.

@@ -48,7 +48,7 @@ def _shadow(policy: RolloutPolicy, rps: float) -> str:
     shadow = policy.shadow
     if shadow is None or policy.strategy == "shadow":
         return ""
-    copies_per_s = min(rps * shadow.percent / 100, shadow.max_requests_per_second)
+    copies_per_s = shadow.copies_per_second(rps)
     longest_s, shortest_s = shadow.max_duration.total_seconds(), shadow.min_requests / copies_per_s
     shortest = f"{span(shortest_s)} to " if shortest_s < longest_s else ""
     asked = f"{copies_per_s:.2g} copies a second and no request of a caller"

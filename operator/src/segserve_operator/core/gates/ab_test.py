@@ -94,18 +94,7 @@ class AbTestResult:
 
     def judge(self, state: AbTestState) -> Judgement:
         """Return that there is nothing against the candidate: the guard gates judge it."""
-        shape = state.seconds.shape
-        nothing, no = np.zeros(shape), np.zeros(shape, bool)
-        return Judgement(
-            breach=np.full(shape, -np.inf),
-            incident=no,
-            shared=no,
-            enough=~no,
-            harm=nothing,
-            excess=nothing,
-            doubtful=no,
-            settling=no,
-        )
+        return Judgement.of_evidence(np.full(state.seconds.shape, -np.inf))
 
     def difference(self, state: AbTestState) -> tuple[Floats, Floats]:
         """Return the interval (low, high) [...] of the candidate's metric less stable's; -1 to 1 of no blocks."""

@@ -91,18 +91,7 @@ class BurnRate:
 
     def judge(self, state: BurnState) -> Judgement:
         """Return +inf as evidence if the budget burns, else -inf; harm and excess are 0: other gates watch them."""
-        burns = self._burns(state)
-        nothing = np.zeros(burns.shape)
-        return Judgement(
-            breach=np.where(burns, np.inf, -np.inf),
-            incident=np.zeros(burns.shape, bool),
-            shared=np.zeros(burns.shape, bool),
-            enough=np.ones(burns.shape, bool),
-            harm=nothing,
-            excess=nothing,
-            doubtful=np.zeros(burns.shape, bool),
-            settling=np.zeros(burns.shape, bool),
-        )
+        return Judgement.of_evidence(np.where(self._burns(state), np.inf, -np.inf))
 
     def explain(self, state: BurnState, level: float) -> Verdict:
         """Return the verdict on one rollout; a rule ignores `level`."""

@@ -17,7 +17,7 @@ from segserve_operator.core.gates.base import (
     comparison_of_pairs,
     outcome_of,
 )
-from segserve_operator.core.statistics.discordant import Discordant
+from segserve_operator.core.statistics.discordant import Discordant, failures
 from segserve_operator.core.statistics.exceedance import EvidenceStream, Exceedance, ExceedanceState, pairs_of
 from segserve_operator.core.statistics.past import StablePast
 
@@ -60,8 +60,7 @@ class ErrorRate:
         bins: Floats = np.stack([window.requests - window.errors, window.errors], -1)
         if window.pairs is None:
             return self.test.update(state, bins, window.seconds)
-        failed = window.pairs.failed
-        counts = np.stack([failed[..., 0, 1], failed[..., 1, 0], failed[..., 0, 0] + failed[..., 1, 1]], -1)
+        counts = failures(window.pairs.failed)
         # One comparison, for both nulls and for the certificate.
         return self.test.update_pairs(state, bins, window.seconds, np.stack([counts] * 3, -2))
 

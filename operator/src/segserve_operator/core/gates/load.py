@@ -119,17 +119,8 @@ class Load:
 
     def judge(self, state: LoadState) -> Judgement:
         """Return the judgement: infinite evidence of what is clearly out of bounds, else none. Harm is none."""
-        no = np.zeros(state.pairs.shape, bool)
-        return Judgement(
-            breach=np.where(self._fails(state) | self._is_slow(state), np.inf, 0.0),
-            incident=no,
-            shared=no,
-            enough=state.awaited == 0,
-            harm=np.zeros(state.pairs.shape),
-            excess=np.zeros(state.pairs.shape),
-            doubtful=no,
-            settling=no,
-        )
+        breach = np.where(self._fails(state) | self._is_slow(state), np.inf, 0.0)
+        return Judgement.of_evidence(breach, enough=state.awaited == 0)
 
     def explain(self, state: LoadState, level: float) -> Verdict:
         """Return the verdict on one rollout, with the rate, both p95 and what the servers lack."""

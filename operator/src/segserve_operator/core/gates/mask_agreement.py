@@ -28,7 +28,14 @@ from typing import Final
 import numpy as np
 
 from segserve_operator.api.rollout_policy import MaskAgreementGate, RolloutPolicy, Slo
-from segserve_operator.core.evidence import DISAGREEMENTS, SHIFTS, EvidenceWindow, Floats, Judgement
+from segserve_operator.core.evidence import (
+    DISAGREEMENTS,
+    LEAST_DISAGREEMENTS,
+    SHIFTS,
+    EvidenceWindow,
+    Floats,
+    Judgement,
+)
 from segserve_operator.core.gates.base import Edges, MeasuredGateType, OnBreach, Outcome, Verdict
 from segserve_operator.core.statistics.bounded_mean import log_wealth
 from segserve_operator.core.statistics.past import StablePast
@@ -37,9 +44,8 @@ NAME: Final = "maskAgreement"
 MASKS_DIFFER: Final = "MasksDiffer"
 CONFIDENCE_SHIFTED: Final = "ConfidenceShifted"
 """The reasons of verdicts whose proof there is, whatever follows from it."""
-_LEAST: Final = np.array((0.0, *DISAGREEMENTS))
 _MOST: Final = np.array((*DISAGREEMENTS, 1.0))
-"""The least and the most disagreement of each bin."""
+"""The most disagreement of each bin."""
 _LOWEST: Final = np.array((-1.0, *SHIFTS))
 _HIGHEST: Final = np.array((*SHIFTS, 1.0))
 """The lowest and the highest shift of each bin."""
@@ -83,7 +89,7 @@ class MaskAgreement:
 
     def start(self, shape: tuple[int, ...] = (), past: StablePast | None = None) -> AgreementState:
         """Return the state before any window; `past` changes nothing: it has no pairs."""
-        none, bins = np.zeros(shape), np.zeros((*shape, len(_LEAST)))
+        none, bins = np.zeros(shape), np.zeros((*shape, len(LEAST_DISAGREEMENTS)))
         return AgreementState(none, none, bins, bins, np.zeros((*shape, len(_LOWEST))))
 
     def again(self, former: AgreementState) -> AgreementState:
@@ -112,23 +118,12 @@ class MaskAgreement:
 
     def judge(self, state: AgreementState) -> Judgement:
         """Return the evidence, which is too little only while pairs wait to be compared. Harm is none."""
-        nothing = np.zeros(state.answered.shape)
-        no = np.zeros(state.answered.shape, bool)
-        return Judgement(
-            breach=self._evidence(state),
-            incident=no,
-            shared=no,
-            enough=state.awaited == 0,
-            harm=nothing,
-            excess=nothing,
-            doubtful=no,
-            settling=no,
-        )
+        return Judgement.of_evidence(self._evidence(state), enough=state.awaited == 0)
 
     def explain(self, state: AgreementState, level: float) -> Verdict:
         """Return the verdict on one rollout, with the mean agreement that the bins leave possible."""
         answered, compared = float(state.answered), float(state.disagreements.sum())
-        own = _mean(state.baseline, _LEAST)
+        own = _mean(state.baseline, LEAST_DISAGREEMENTS)
         minimum = 1.0 - own - self.tolerance if self.minimum is None else self.minimum
         numbers = {"pairs": answered, "compared": compared, "minimum": minimum}
         if not compared:
@@ -137,7 +132,7 @@ class MaskAgreement:
                 return Verdict(NAME, Outcome.UNDECIDED, "NotComparable", message, numbers=numbers)
             return Verdict(NAME, Outcome.UNDECIDED, "NoData", "no pairs yet that both answered", numbers=numbers)
         evidence = float(self.judge(state).breach)
-        agreement = 1.0 - float(state.disagreements @ _LEAST) / compared
+        agreement = 1.0 - float(state.disagreements @ LEAST_DISAGREEMENTS) / compared
         low = float(state.disagreements[-1] / compared)
         numbers |= {"agreement": agreement, "half": low, "evidence": evidence}
         message = (
@@ -182,15 +177,18 @@ class MaskAgreement:
     def _differs(self, state: AgreementState) -> Floats:
         """Return the log evidence [...] that the masks differ by more than is allowed."""
         if self.minimum is not None:
-            return log_wealth(state.disagreements, _LEAST, 1.0 - self.minimum)
+            return log_wealth(state.disagreements, LEAST_DISAGREEMENTS, 1.0 - self.minimum)
         # Between two values of m the product is at least this: the first grows with m, and the second falls.
         limits = [min(own + self.tolerance, 1.0) for own in (*_OWN[1:], 1.0)]
         products = [
-            log_wealth(state.baseline, 1.0 - _MOST, 1.0 - own) + log_wealth(state.disagreements, _LEAST, limit)
+            log_wealth(state.baseline, 1.0 - _MOST, 1.0 - own)
+            + log_wealth(state.disagreements, LEAST_DISAGREEMENTS, limit)
             for own, limit in zip(_OWN, limits, strict=True)
         ]
         known = state.baseline.sum(-1) > 0
-        return np.where(known, np.min(products, 0), log_wealth(state.disagreements, _LEAST, self.tolerance))
+        return np.where(
+            known, np.min(products, 0), log_wealth(state.disagreements, LEAST_DISAGREEMENTS, self.tolerance)
+        )
 
     def _shifts(self, state: AgreementState, most: float) -> Floats:
         """Return the log evidence [...] that the mean shift is more than `most` in one direction."""

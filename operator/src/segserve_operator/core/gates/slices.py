@@ -18,14 +18,14 @@ import numpy as np
 
 from segserve_operator.api.rollout_policy import RolloutPolicy, SlicesGate, Slo
 from segserve_operator.core.evidence import (
-    DISAGREEMENTS,
-    MAX_SLICES,
+    LEAST_DISAGREEMENTS,
     OTHER,
     Bools,
     EvidenceWindow,
     Floats,
     Judgement,
     SlicePairs,
+    slice_name,
 )
 from segserve_operator.core.gates.base import Edges, MeasuredGateType, Outcome, Verdict
 from segserve_operator.core.gates.error_rate import ErrorRate
@@ -33,6 +33,7 @@ from segserve_operator.core.gates.latency import SHADOW_SETTLING_S, Latency
 from segserve_operator.core.statistics import sliced
 from segserve_operator.core.statistics.blocks import summed
 from segserve_operator.core.statistics.bounded_mean import log_wealth
+from segserve_operator.core.statistics.discordant import failures
 from segserve_operator.core.statistics.e_bh import discoveries, strongest
 from segserve_operator.core.statistics.past import StablePast
 
@@ -44,7 +45,6 @@ DOUBT: Final = float(np.log(4.0))
 """Evidence from which on Shadow lasts longer, for more: a slice needs its time."""
 NAMED: Final = 3
 """Slices that a message names; of more it says how many."""
-_LEAST: Final = np.array((0.0, *DISAGREEMENTS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,11 +119,9 @@ class Slices:
     def _with_pairs(self, state: SlicesState, new: SlicePairs) -> SlicesState:
         """Return the state with a window's pairs in the open block."""
         state, placed = _with_names(state, new.names)
-        failed = new.failed
-        errors = np.stack([failed[..., 0, 1], failed[..., 1, 0], failed[..., 0, 0] + failed[..., 1, 1]], -1)
         # What is slow while it is cold proves nothing.
         warm = (state.served_s >= SHADOW_SETTLING_S)[..., None, None]
-        counts = np.stack([errors, np.where(warm, self.latency.slower(new.ratios), 0.0)], -2)
+        counts = np.stack([failures(new.failed), np.where(warm, self.latency.slower(new.ratios), 0.0)], -2)
         at_once = np.einsum("ns,...nkc->...skc", placed, counts)
         disagreements = np.einsum("ns,...nd->...sd", placed, new.disagreements)
         return replace(
@@ -139,19 +137,9 @@ class Slices:
 
     def judge(self, state: SlicesState) -> Judgement:
         """Return the evidence; never that there is too little of it, as requests need not have labels."""
-        no, nothing = np.zeros(state.over.shape, bool), np.zeros(state.over.shape)
-        breach = strongest(self.evidence(state)) if state.names else nothing
+        breach = strongest(self.evidence(state)) if state.names else np.zeros(state.over.shape)
         doubtful: Bools = (breach >= DOUBT) & (state.over == 0)
-        return Judgement(
-            breach=breach,
-            incident=no,
-            shared=no,
-            enough=~no,
-            harm=np.where(doubtful, 1.0, 0.0),
-            excess=nothing,
-            doubtful=doubtful,
-            settling=no,
-        )
+        return replace(Judgement.of_evidence(breach), harm=np.where(doubtful, 1.0, 0.0), doubtful=doubtful)
 
     def evidence(self, state: SlicesState) -> Floats:
         """Return the log evidence [..., S] against each slice."""
@@ -164,7 +152,7 @@ class Slices:
         kinds = sliced.evidence(state.wealth)
         if self.min_agreement is None:
             return kinds
-        masks = log_wealth(state.disagreements, _LEAST, 1.0 - self.min_agreement)
+        masks = log_wealth(state.disagreements, LEAST_DISAGREEMENTS, 1.0 - self.min_agreement)
         return np.concatenate([kinds, masks[..., None]], -1)
 
     def explain(self, state: SlicesState, level: float) -> Verdict:
@@ -193,7 +181,7 @@ class Slices:
         name, kind = state.names[index], int(self._kinds(state)[index].argmax())
         if kind >= KINDS:
             counts = state.disagreements[index]
-            agreement = 1.0 - float(counts @ _LEAST) / float(counts.sum())
+            agreement = 1.0 - float(counts @ LEAST_DISAGREEMENTS) / float(counts.sum())
             required = f"({self.min_agreement:g} is required)"
             return f"{name}: masks agree by at most {agreement:.3f} on average in {counts.sum():,.0f} pairs {required}"
         candidate, stable, neither = (float(count) for count in state.total[index, kind])
@@ -215,7 +203,7 @@ def _begun(clustered_s: Floats, shape: tuple[int, ...]) -> SlicesState:
 def _empty(shape: tuple[int, ...], slices: int) -> tuple[Floats, ...]:
     counts = np.zeros((*shape, slices, KINDS, 3))
     wealth = sliced.started((*shape, slices, KINDS))
-    return counts, counts, wealth, np.zeros((*shape, slices, len(_LEAST)))
+    return counts, counts, wealth, np.zeros((*shape, slices, len(LEAST_DISAGREEMENTS)))
 
 
 def _with_names(state: SlicesState, names: tuple[str, ...]) -> tuple[SlicesState, Floats]:
@@ -225,7 +213,7 @@ def _with_names(state: SlicesState, names: tuple[str, ...]) -> tuple[SlicesState
     """
     known = dict.fromkeys(state.names)
     for name in names:
-        known.setdefault(name if name in known or len(known.keys() - {OTHER}) < MAX_SLICES else OTHER)
+        known.setdefault(slice_name(name, known))
     indices = {name: at for at, name in enumerate(known)}
     placed = np.zeros((len(names), len(known)))
     placed[np.arange(len(names)), [indices[name if name in indices else OTHER] for name in names]] = 1.0

@@ -192,8 +192,7 @@ def _record(state: RolloutState, roles: Roles, model: ModelObserved, world: Obse
         past = watch.past if watch is not None and is_stable else None
         # A gateway that compares nothing is no reason to wait where nobody asked for Shadow. Nor is one begun without
         # stable's past: the steps after it are larger, and would take clusters of failures for faults.
-        compares = world.pool is not None and world.pool.shadow
-        by_default = slo is not None and compares and past is not None and bool(past.errors.enough)
+        by_default = slo is not None and world.compares and past is not None and bool(past.errors.enough)
         policy, slo = policy or RolloutPolicy(), slo or Slo()
         candidate = roles.candidate
         is_promoted = candidate is not None and candidate.promoted

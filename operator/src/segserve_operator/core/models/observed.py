@@ -13,6 +13,7 @@ from segserve_builder.agent.protocol import AssignedModel, Assignment, ModelRepo
 from segserve_operator.api.pool_update import Update
 from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
 from segserve_operator.core.failure import FailureReason, shortened
+from segserve_operator.core.gates import ab_test
 from segserve_operator.core.gates.checks import CheckResult
 from segserve_operator.core.rollout.counters import HungRequests, Sample
 from segserve_operator.core.rollout.record import Record, RolloutState
@@ -26,9 +27,7 @@ PROGRESS_DEADLINE_S: Final = 600.0
 JUDGED_REASONS: Final[Mapping[str, str]] = {
     "JudgedWell": "shadow",
     "JudgedUndecided": "shadow",
-    "TestedBetter": "abTest",
-    "TestedWorse": "abTest",
-    "TestedUndecided": "abTest",
+    **dict.fromkeys((ab_test.BETTER, ab_test.WORSE, ab_test.OPEN), "abTest"),
 }
 """The strategy by reason of a candidate that was judged and not promoted."""
 Truth = Literal["True", "False", "Unknown"]
@@ -497,6 +496,11 @@ class Observed:
     def main(self) -> str:
         """The name of the main group."""
         return self.pool.main if self.pool is not None else MAIN
+
+    @property
+    def compares(self) -> bool:
+        """Whether the pool's gateways have comparators."""
+        return self.pool is not None and self.pool.shadow
 
     def complete(self, group: str, revision: str) -> bool:
         """Tell whether all servers of a group serve exactly that revision."""

@@ -258,7 +258,7 @@ def _mirror(
     model: ModelObserved, roles: Roles, state: RolloutState | None, shares: Sequence[Share], world: Observed
 ) -> Mirror | None:
     """Return which requests are copied to stable and the candidate: some of them in Shadow, unless it is paused."""
-    if state is None or state.phase is not Phase.SHADOW or state.paused or world.pool is None or not world.pool.shadow:
+    if state is None or state.phase is not Phase.SHADOW or state.paused or not world.compares:
         return None
     record = world.records.get(state.rollout)
     policy = record.policy if record is not None else model.wanted.policy if model.wanted is not None else None
@@ -288,7 +288,7 @@ def _load_per_s(record: Record, state: RolloutState, world: Observed) -> float:
 
 def _keeps_pairs(model: ModelObserved, state: RolloutState | None, world: Observed) -> Literal[True] | None:
     """Return whether what Shadow compared may be kept: until the next rollout, unless a person aborted this one."""
-    if state is None or state.phase in (Phase.PENDING, Phase.GOLDEN) or world.pool is None or not world.pool.shadow:
+    if state is None or state.phase in (Phase.PENDING, Phase.GOLDEN) or not world.compares:
         return None
     record = world.records.get(state.rollout)
     policy = record.policy if record is not None else model.wanted.policy if model.wanted is not None else None

@@ -26,8 +26,7 @@ def replay_key(state: RolloutState) -> str:
 def is_replaying(state: RolloutState, record: Record, world: Observed) -> bool:
     """Tell whether a rollout in Shadow has nothing to be copied, although its gateways would compare it."""
     in_shadow = state.phase is Phase.SHADOW and record.policy.shadow is not None and not state.paused
-    compares = world.pool is not None and world.pool.shadow
-    return in_shadow and compares and bool(is_quiet(record.progress, world.now_s))
+    return in_shadow and world.compares and bool(is_quiet(record.progress, world.now_s))
 
 
 def replay_outcome(record: Record, state: RolloutState, groups: tuple[str, str], model: str, world: Observed) -> int:

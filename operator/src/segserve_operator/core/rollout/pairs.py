@@ -12,13 +12,12 @@ from segserve_operator.core.evidence import (
     CANDIDATE,
     DISAGREEMENTS,
     EDGES_MS,
-    MAX_SLICES,
-    OTHER,
     RATIOS,
     EvidenceWindow,
     Floats,
     Pairs,
     SlicePairs,
+    slice_name,
 )
 from segserve_operator.core.rollout.counters import Counters, PairCounts, Sample, SliceCounts
 from segserve_operator.core.rollout.load import load_of
@@ -118,7 +117,7 @@ def _slices(compared: Sequence[tuple[PairCounts, PairCounts]]) -> SlicePairs:
                 _bins(was.disagreements, each.disagreements, len(DISAGREEMENTS) + 1),
             )
             if any(counts.any() for counts in new):
-                name = each.name if each.name in total or len(total.keys() - {OTHER}) < MAX_SLICES else OTHER
+                name = slice_name(each.name, total)
                 total[name] = _SliceIncrease(*map(np.add, total[name], new)) if name in total else new
     if not total:
         return SlicePairs.nothing()

@@ -51,7 +51,7 @@ def judged_slices(
     if shadow is None or level is None or not isinstance(gate, Slices):
         return ()
     shares = np.array(SHARES)
-    pairs_per_s = min(requests_per_second * shadow.percent / 100.0, shadow.max_requests_per_second)
+    pairs_per_s = shadow.copies_per_second(requests_per_second)
     proof = np.log(np.minimum(np.round(1.0 / shares), MAX_SLICES)) - np.log(level)
     random, found = np.random.default_rng(seed), []
     names, nothing = tuple(map(str, SHARES)), Pairs.nothing((RUNS,))

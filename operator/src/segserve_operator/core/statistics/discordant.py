@@ -155,7 +155,7 @@ class Discordant:
     def _factors(self, pending: Floats, known: Bools, times: Floats) -> Floats:
         """Return the log factors [..., 2, S, J] of a block."""
         counts, allowed = self._of_streams(pending)
-        single = _by_pair(counts, allowed, STAKES) / times[..., None, None, None]
+        single = by_pair(counts, allowed, STAKES) / times[..., None, None, None]
         factors = np.where(known[..., None, None, None], single, _by_block(counts, allowed))
         return np.concatenate([np.zeros((*factors.shape[:-1], 1)), factors], -1)
 
@@ -166,7 +166,7 @@ class Discordant:
         if not bets.any():
             return state.quick
         times = 1.0 + pairs / np.maximum(seconds, 1e-9) * state.assumed_s
-        factors = _by_pair(*self._of_streams(counts), QUICK_STAKES) / times[..., None, None, None]
+        factors = by_pair(*self._of_streams(counts), QUICK_STAKES) / times[..., None, None, None]
         moved = state.quick + np.concatenate([np.zeros((*factors.shape[:-1], 1)), factors], -1)
         dealt = np.clip(SWITCH * pairs / times, LEAST_SWITCH, MOST_SWITCH)[..., None, None, None]
         return np.where(bets[..., None, None, None], redistributed(moved, dealt), state.quick)
@@ -188,7 +188,12 @@ def discordant(bad: Floats, pairs: Floats) -> Floats:
     return np.concatenate([alone, np.maximum(pairs[..., None] - alone.sum(-1, keepdims=True), 0.0)], -1)
 
 
-def _by_pair(counts: Floats, allowed: Floats, parts: tuple[float, ...]) -> Floats:
+def failures(failed: Floats) -> Floats:
+    """Return counts [..., 3] of pairs `failed` [..., 2, 2]: the candidate alone, stable alone, neither or both."""
+    return np.stack([failed[..., 0, 1], failed[..., 1, 0], failed[..., 0, 0] + failed[..., 1, 1]], -1)
+
+
+def by_pair(counts: Floats, allowed: Floats, parts: tuple[float, ...]) -> Floats:
     """Return the log of the product of 1 + stake (x - allowed) over pairs, [..., parts]."""
     allowed = allowed[..., None]
     stakes = np.array(parts) / (1.0 + allowed)

@@ -21,6 +21,7 @@ import numpy as np
 
 from segserve_operator.core.evidence import Floats
 from segserve_operator.core.statistics.blocks import summed
+from segserve_operator.core.statistics.discordant import by_pair
 
 STAKES: Final = (0.06, 0.2, 0.5, 0.9)
 BLOCK_S: Final = 20.0
@@ -45,14 +46,7 @@ def after_block(wealth: Floats, counts: Floats, tolerance: Floats, age_s: Floats
     """
     known_s = np.where(clustered_s >= 0, np.maximum(clustered_s, LEAST_S), ASSUMED_S)
     times = 1.0 + counts.sum(-1) / np.maximum(age_s, 1e-9) * known_s
-    allowed = np.asarray(tolerance)[..., None]
-    stakes = np.array(STAKES) / (1.0 + allowed)
-    candidate, stable, neither = np.moveaxis(counts[..., None], -2, 0)
-    factors = (
-        candidate * np.log1p(stakes * (1.0 - allowed))
-        + stable * np.log1p(-stakes * (1.0 + allowed))
-        + neither * np.log1p(-stakes * allowed)
-    )
+    factors = by_pair(counts, np.asarray(tolerance), STAKES)
     after = np.floor((wealth + factors / times[..., None]) * 1e4) / 1e4
     bet: Floats = np.where((counts.sum(-1) > 0)[..., None], after, wealth)
     return bet
