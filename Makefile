@@ -25,7 +25,7 @@ BASE ?= HEAD
 MINUTES ?= 10
 
 .PHONY: by-apt by-pip on-cluster beside-cluster cluster-build cluster-up cluster-down cluster-images e2e-kind
-.PHONY: help demo demo-rollout docs test test-all test-client test-busy check fuzz lint kernels peers bench bench-client bench-stages bench-tiled oracles prove crds dashboards system clean locks zoo zoo-report
+.PHONY: help demo demo-rollout docs test test-all test-client test-busy check fuzz lint kernels peers bench bench-client bench-density bench-scaling bench-stages bench-tiled oracles prove crds dashboards system clean locks zoo zoo-report
 
 help:  ## Show what there is to make
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -94,7 +94,6 @@ test-all: $(VENV)/dev.stamp  ## Everything: oracles, numpy 1.26, all of the plat
 	$(MACHINE) compare $(OUT)/machine.json
 	$(MAKE) --jobs 2 by-apt by-pip
 	$(MACHINE) save $(OUT)/machine.json
-	$(PYTEST) --not-run $(NOT_RUN) -m 'not cluster and not ($(FOR_ANYBODY))'
 	$(MAKE) --jobs 2 on-cluster beside-cluster
 	$(MACHINE) compare $(OUT)/machine.json
 	@[ ! -s $(NOT_RUN) ] || { echo "==== NOT RUN HERE ===="; cat $(NOT_RUN); }
@@ -105,12 +104,13 @@ by-apt: oracles
 
 by-pip: peers $(VENV)-numpy1/stamp
 
-# Tests on the cluster wait half of their time. What they leave of the cores goes to tests that only calculate: those
-# give way at once, and their own time is of no interest to them.
+# Tests on the cluster wait half of their time. What they leave of the cores goes to the rest on local servers, which
+# gives way to them, and then to tests that only calculate.
 on-cluster:
 	$(BIN)/pytest --not-run $(NOT_RUN) $(ON_CLUSTER)
 
 beside-cluster:
+	nice -n 5 $(PYTEST) --not-run $(NOT_RUN) -m 'not cluster and not ($(FOR_ANYBODY))'
 	nice -n 19 $(VENV)-numpy1/bin/pytest $(SPREAD) --not-run $(NOT_RUN) tests/unit/builder $(OUTSIDE_TRITON:%=--ignore-glob='*/builder/%')
 	nice -n 19 $(PYTEST) --hypothesis-profile thorough --dist load tests/convergence/test_mutations.py
 
@@ -160,7 +160,7 @@ bench: $(VENV)/dev.stamp system  ## The whole request against the bare network; 
 
 bench-operator: $(VENV)/dev.stamp  ## What the operator costs; writes bench/out/operator.json and its table (30 minutes; needs the cluster's binaries)
 	$(CLUSTER)/build.sh
-	$(BIN)/python -m bench.operator
+	PYTHONPATH=tests $(BIN)/python -m bench.operator
 
 bench-stages: oracles  ## Every stage beside its peers; writes bench/out/stages.json and the table of docs/evidence/performance.md
 	$(BIN)/python -m bench.stages
@@ -169,9 +169,17 @@ bench-rollout: $(VENV)/dev.stamp  ## Simulate rollouts beside other tools' rules
 	$(BIN)/python -m bench.rollout $(if $(FULL),--full) $(if $(SHARD),--shard $(SHARD))
 	$(BIN)/python -m bench.rollout.measured
 	$(BIN)/python -m bench.rollout.shadow
+	PYTHONPATH=tests $(BIN)/python -m bench.rehearsal --only simulated
+	$(BIN)/python -m bench.rollout.alarms
+
+bench-scaling: $(VENV)/dev.stamp  ## Simulate autoscaling beside HPA's, KEDA's and Knative's algorithms; writes bench/out/scaling.json and docs/images/scaling.svg
+	$(BIN)/python -m bench.scaling --seeds 5
 
 bench-client: $(VENV)/dev.stamp system  ## The client beside tritonclient and httpx, decoding beside supervision; writes bench/out/client.json
 	$(BIN)/python -m bench.client
+
+bench-density: $(VENV)/dev.stamp system  ## Memory of further models, with processes of their own and shared ones; writes bench/out/density.json
+	$(BIN)/python -m bench.density
 
 bench-tiled: $(VENV)/dev.stamp system  ## An image of 20,000 x 20,000 through the gateway: memory, speed; writes bench/out/tiled.json
 	$(BIN)/python -m bench.tiled
@@ -194,9 +202,10 @@ prove: zoo zoo-report bench-stages  ## Long runs whose results are committed: th
 	PYTHONPATH=tests $(BIN)/python -m bench.operator_soak
 	PYTHONPATH=tests $(BIN)/python -m bench.operator_mutations
 	PYTHONPATH=tests $(BIN)/python -m bench.rollout_faults
+	PYTHONPATH=tests $(BIN)/python -m bench.rehearsal --only real
 
-dashboards: $(VENV)/dev.stamp  ## Write the Grafana dashboard of rollouts
-	$(BIN)/python -m charts.rollout_dashboard
+dashboards: $(VENV)/dev.stamp  ## Write the Grafana dashboards and the alerts of the chart
+	$(BIN)/python -m charts.monitoring
 
 crds: $(VENV)/dev.stamp  ## Write the custom resource definitions, their reference, and the base of kustomize
 	$(BIN)/python -m segserve_operator.api.crd crds

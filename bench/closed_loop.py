@@ -12,10 +12,11 @@ import numpy as np
 
 @dataclass(slots=True)
 class Latencies:
-    """Latencies of one target in ms, their median in each round, and the duration of all rounds together."""
+    """Latencies of one target in ms, by round their median and this process's CPU time of a call, and the duration."""
 
     ms: list[float] = field(default_factory=list)
     medians_ms: list[float] = field(default_factory=list)
+    cpu_ms: list[float] = field(default_factory=list)
     seconds: float = 0.0
 
     def percentile(self, percent: float) -> float:
@@ -28,6 +29,10 @@ class Latencies:
     def median_ratio(self, other: Latencies) -> float:
         """Return the median ratio of the two medians over rounds, in which slow changes of the machine cancel out."""
         return float(np.median(np.divide(self.medians_ms, other.medians_ms)))
+
+    def cpu_ratio(self, other: Latencies) -> float:
+        """Return the median ratio of CPU times over rounds, for a machine on which others take turns."""
+        return float(np.median(np.divide(self.cpu_ms, other.cpu_ms)))
 
     def to_json(self) -> dict[str, float]:
         return {
@@ -50,11 +55,12 @@ def measure(
         for turn in range(rounds):
             order = list(targets)[turn % len(targets) :] + list(targets)[: turn % len(targets)]
             for name in order:
-                start = time.perf_counter()
+                start, cpu_start = time.perf_counter(), time.process_time()
                 futures = [threads.submit(_calls, targets[name], calls // concurrency) for _ in range(concurrency)]
                 ms = [each for future in futures for each in future.result()]
                 latencies[name].ms += ms
                 latencies[name].medians_ms.append(float(np.median(ms)))
+                latencies[name].cpu_ms.append(1000 * (time.process_time() - cpu_start) / len(ms))
                 latencies[name].seconds += time.perf_counter() - start
     return latencies
 

@@ -29,7 +29,17 @@ from typing import Any, Final
 from rich.console import Console
 from rich.table import Table
 
-from bench.gateway_parts import Plans, RunningEnvoy, gateway, only_main, packed_shard, plan, server, sidecar
+from bench.gateway_parts import (
+    Plans,
+    RunningEnvoy,
+    gateway,
+    only_main,
+    packed_shard,
+    plan,
+    rewritten_bytes,
+    server,
+    sidecar,
+)
 from bench.platform import ROOT
 from segserve_common.kube.names import SHARDS
 from segserve_common.kube.shards import shard_of, version_of
@@ -70,7 +80,12 @@ async def by_server(models: int, old: Endpoint) -> dict[str, float]:
         traffic = running.settings.traffic()
         await traffic.apply(on(servers))
         changes = [await _change(running, traffic, on(held)) for held in (servers[:-1], servers) * 2]
-    return {**_medians(f"server_of_{SERVERS}", changes), f"envoy_mib_{SERVERS}_servers": round(rss_mib, 1)}
+    rewritten = rewritten_bytes(on(servers), on(servers[:-1]))
+    return {
+        **_medians(f"server_of_{SERVERS}", changes),
+        f"envoy_mib_{SERVERS}_servers": round(rss_mib, 1),
+        **{f"server_of_{SERVERS}_{name}": size for name, size in rewritten.items()},
+    }
 
 
 async def _change(running: RunningEnvoy, traffic: EnvoyTraffic, next_plan: TrafficPlan) -> tuple[float, float, float]:

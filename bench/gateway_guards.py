@@ -141,8 +141,14 @@ def _own_authority(folder: Path) -> Path:
 def _sidecar(folder: Path, server: Endpoint, certificate: Path) -> Iterator[Endpoint]:
     """Run the Envoy of a server's pod in front of the server, with the same certificate as the gateway's."""
     http, grpc, metrics = free_ports(3)
-    ports = {"http": (http, server.http_port), "grpc": (grpc, server.grpc_port), "metrics": (metrics, server.http_port)}
-    settings = SidecarSettings("127.0.0.1", **ports, gateway=IDENTITY, secrets=folder)
+    settings = SidecarSettings(
+        "127.0.0.1",
+        http=(http, server.http_port),
+        grpc=(grpc, server.grpc_port),
+        metrics=(metrics, server.http_port),
+        gateway=IDENTITY,
+        secrets=folder,
+    )
     folder.mkdir()
     for name, text in secret_files(certificate).items():
         (folder / name).write_text(text)

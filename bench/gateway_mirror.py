@@ -21,10 +21,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import psutil
 
@@ -137,32 +137,38 @@ async def measure() -> dict[str, dict[str, dict[str, float]]]:
                         caller, body = Caller(port), bytes(length)
                         for _ in range(50):
                             await caller.call(body)
-                        before_s = _processor_s(envoy)
+                        before_s = processor_s(envoy)
                         outcomes = [await caller.call(body) for _ in range(CALLS[size])]
-                        used.setdefault((size, name), []).append((_processor_s(envoy) - before_s) / CALLS[size])
+                        used.setdefault((size, name), []).append((processor_s(envoy) - before_s) / CALLS[size])
                         assert {status for status, _ in outcomes} == {200}, name
                         took.setdefault((size, name), []).append([1e3 * spent_s for _, spent_s in outcomes])
     found: dict[str, dict[str, dict[str, float]]] = {}
     for (size, name), rounds in took.items():
-        quantiles = [statistics.quantiles(each, n=100) for each in rounds]
-        named = {f"p{at}_ms": round(statistics.median(each[at - 1] for each in quantiles), 3) for at in (50, 99)}
-        found.setdefault(size, {})[name] = {**named, "envoy_us": round(1e6 * statistics.median(used[size, name]))}
+        found.setdefault(size, {})[name] = summary(rounds, statistics.median(used[size, name]))
     return found
 
 
-def _processor_s(process: psutil.Process) -> float:
+def summary(rounds_ms: list[list[float]], envoy_s: float) -> dict[str, float]:
+    """Return the medians of the rounds' quantiles, and Envoy's processor time for a request."""
+    quantiles = [statistics.quantiles(each, n=100) for each in rounds_ms]
+    named = {f"p{at}_ms": round(statistics.median(each[at - 1] for each in quantiles), 3) for at in (50, 99)}
+    return {**named, "envoy_us": round(1e6 * envoy_s)}
+
+
+def processor_s(process: psutil.Process) -> float:
+    """Return the processor time that a process has used."""
     times = process.cpu_times()
     return float(times.user + times.system)
 
 
-def main() -> None:
-    """Measure, print, and write the file."""
+def publish(measure: Callable[[], Coroutine[Any, Any, Any]], file: Path) -> None:
+    """Measure, print, and write the file, with the load of the machine before and after."""
     before = os.getloadavg()[0]
     found = {"times": asyncio.run(measure()), "load_average": [round(before, 1), round(os.getloadavg()[0], 1)]}
     text = json.dumps(found, indent=2)
     print(text)
-    OUT.write_text(text + "\n")
+    file.write_text(text + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    publish(measure, OUT)

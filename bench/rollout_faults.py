@@ -1,10 +1,11 @@
 """Outcomes of rollouts: of candidates with every kind of fault, and of healthy ones on a disturbed platform.
 
-    PYTHONPATH=tests python -m bench.rollout_faults [--go-on] [--only NAME]
+    PYTHONPATH=tests python -m bench.rollout_faults [--shadow on|off|both] [--go-on] [--only NAME]
 
-Runs in real time on its own local platforms, about three hours; writes bench/out/rollout_faults.json and the tables of
-docs/evidence/reliability.md after each run. Exits with 1 if an outcome is not one of those declared. `--go-on` skips
-scenarios that have a result; `--only` runs those whose name and rate contain the text, and keeps other results.
+Runs in real time on its own local platforms, about seven hours, each scenario with Shadow before its steps and without;
+writes bench/out/rollout_faults.json and the tables of docs/evidence/reliability.md after each run. Exits with 1 if an
+outcome is not one of those declared. `--go-on` skips scenarios that have a result; `--only` runs those whose name and
+rate contain the text, and keeps other results, as `--shadow on` and `--shadow off` do.
 """
 
 from __future__ import annotations
@@ -12,17 +13,26 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from enum import StrEnum
 from typing import Any, Final
 
 import typer
 from rich.console import Console
 
 from bench.platform import ROOT
-from faults.scenarios import ALL, FAULTS, HEALTHY, Scenario, run
+from faults.scenarios import FAULTS, HEALTHY, Scenario, run
 
 OUT: Final = ROOT / "bench/out/rollout_faults.json"
 DOCUMENT: Final = ROOT / "docs/evidence/reliability.md"
 Json = dict[str, Any]
+
+
+class ShadowChoice(StrEnum):
+    """Whether the candidates are asked copies before their steps."""
+
+    ON = "on"
+    OFF = "off"
+    BOTH = "both"
 
 
 def publish(results: Json) -> None:
@@ -38,12 +48,33 @@ def publish(results: Json) -> None:
 
 
 def table(scenarios: Iterable[Scenario], results: Json) -> Iterator[str]:
-    """Yield the lines of a table."""
+    """Yield the lines of a table, and what of it was not run."""
     yield f"| {' | '.join(COLUMNS)} |"
     yield f"|{'---|' * len(COLUMNS)}"
-    for scenario in scenarios:
+    both = list(with_shadow(scenarios, ShadowChoice.BOTH))
+    for scenario in both:
         if scenario.key in results:
             yield _line(scenario, results[scenario.key])
+    missing = [scenario for scenario in both if scenario.key not in results]
+    if missing:
+        yield from ("", f"{len(both) - len(missing)} of {len(both)} were run.")
+    for has_shadow, words in ((False, "without Shadow"), (True, "with Shadow")):
+        rates: dict[str, list[str]] = {}
+        for scenario in missing:
+            if scenario.has_shadow is has_shadow:
+                rates.setdefault(scenario.name, []).append(f"{scenario.rate:g}")
+        if rates:
+            shown = "; ".join(f"{name} ({', '.join(each)}/s)" for name, each in rates.items())
+            yield from ("", f"Not run {words}: {shown}.")
+
+
+def with_shadow(scenarios: Iterable[Scenario], shadow: ShadowChoice) -> Iterator[Scenario]:
+    """Yield scenarios without Shadow, with it, or each in both ways."""
+    for scenario in scenarios:
+        if shadow is not ShadowChoice.ON:
+            yield scenario
+        if shadow is not ShadowChoice.OFF:
+            yield scenario.shadowed()
 
 
 def _line(scenario: Scenario, result: Json) -> str:
@@ -54,6 +85,7 @@ def _line(scenario: Scenario, result: Json) -> str:
     cells = (
         scenario.name,
         f"{scenario.rate:g}",
+        "on" if scenario.has_shadow else "off",
         f"{WORDS[result['outcome']]}{at}{wrong}",
         f"{last['second']:.0f} s",
         "" if zero_s is None else f"{zero_s:.1f} s",
@@ -70,6 +102,7 @@ def _ms(number: float | None) -> str:
 COLUMNS: Final = (
     "candidate",
     "requests/s",
+    "Shadow",
     "outcome",
     "after",
     "first bad answer to weight 0",
@@ -93,10 +126,12 @@ def prove(scenarios: Sequence[Scenario], results: Json) -> bool:
     return as_declared
 
 
-def main(go_on: bool = False, only: str = "") -> None:
+def main(go_on: bool = False, only: str = "", shadow: ShadowChoice = ShadowChoice.BOTH) -> None:
     """Run all scenarios, or those whose name and rate contain a text, as in `hang, 10/s`."""
-    results: Json = json.loads(OUT.read_text()) if (go_on or only) and OUT.exists() else {}
-    chosen = [each for each in ALL if only in each.key and not (go_on and each.key in results)]
+    keeps = go_on or only or shadow is not ShadowChoice.BOTH
+    results: Json = json.loads(OUT.read_text()) if keeps and OUT.exists() else {}
+    scenarios = with_shadow((*FAULTS, *HEALTHY), shadow)
+    chosen = [each for each in scenarios if only in each.key and not (go_on and each.key in results)]
     sys.exit(0 if prove(chosen, results) else 1)
 
 

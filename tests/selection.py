@@ -12,12 +12,19 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from tools import TOOLS
 
-settings.register_profile("repeatable", derandomize=True, deadline=None, print_blob=True)
-settings.register_profile("fuzz", derandomize=False, deadline=None, print_blob=True)
+# How long examples take, and take to be made, is the machine's matter.
+settings.register_profile(
+    "repeatable",
+    derandomize=True,
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile("fuzz", settings.get_profile("repeatable"), derandomize=False)
 settings.register_profile("thorough", settings.get_profile("repeatable"), max_examples=2000)
 settings.load_profile("repeatable")
 

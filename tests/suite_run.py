@@ -25,8 +25,9 @@ import pytest
 
 from cluster.node import default_node
 from segserve_common.files import write_private
+from segserve_common.process_record import ProcessRecord
 from segserve_operator.adapters.local.files import StateFolder
-from segserve_operator.adapters.local.processes import ProcessRecord, is_alive
+from segserve_operator.adapters.local.processes import current_process, is_alive
 from segserve_operator.adapters.local.step_environments import sweep_step_environments
 from tools import CACHE
 
@@ -43,11 +44,9 @@ _OWN: Final = pytest.StashKey["_Started"]()
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run by the process that it ends with, the machine that knows that process, and its folder."""
+    """A run by the process that it ends with, the namespace that knows that process, and its folder."""
 
-    pid: int
-    create_time: float
-    boot: str
+    process: ProcessRecord
     namespace: str
     folder: str
 
@@ -64,9 +63,9 @@ class Run:
     @property
     def is_alive(self) -> bool:
         """Whether its owner runs; one of a container beside this one may, as far as can be seen from here."""
-        if self.boot != _boot():
+        if self.process.boot_id != current_process().boot_id:
             return False
-        return self.namespace != _namespace() or is_alive(ProcessRecord(self.pid, self.create_time))
+        return self.namespace != _namespace() or is_alive(self.process)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +86,10 @@ def recorded(folder: Path) -> list[Run]:
 
 def read_run(record: Path) -> Run | None:
     """Return the run of a record of this user's; None where there is none."""
-    with contextlib.suppress(OSError, ValueError, TypeError):
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         if record.stat().st_uid == os.geteuid():
-            return Run(**json.loads(record.read_text()))
+            found = json.loads(record.read_text())
+            return Run(**found | {"process": ProcessRecord.from_fields(found["process"])})
     return None
 
 
@@ -119,10 +119,9 @@ def begin() -> Run:
             with _claimed(run) as is_there:
                 if is_there:
                     remove(run)
-    own = psutil.Process()
     # Short: the paths of Unix sockets lie below it.
     folder = temporary / f"{_PREFIX}{uuid.uuid4().hex[:8]}"
-    run = Run(own.pid, own.create_time(), _boot(), _namespace(), str(folder))
+    run = Run(current_process(), _namespace(), str(folder))
     write_private(run.record, json.dumps(asdict(run)))
     folder.mkdir(mode=0o700)
     return run
@@ -204,10 +203,6 @@ def _claimed(run: Run) -> Iterator[bool]:
     with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield run.record.exists()
-
-
-def _boot() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def _namespace() -> str:

@@ -1,11 +1,12 @@
 #!/bin/sh
-# Makes sure of what the tests need of the system: curl, Prometheus, a registry of images, the library that NVIDIA's
-# perf_analyzer is linked to, and Debian's torchvision, which is an oracle of the stages.
+# Makes sure of what the tests need of the system: curl, Prometheus and its Alertmanager, a registry of images, the
+# library that NVIDIA's perf_analyzer is linked to, and Debian's torchvision, which is an oracle of the stages.
 set -eu
 
 missing=
 command -v curl >/dev/null || missing="$missing curl"
 command -v prometheus >/dev/null || missing="$missing prometheus"
+command -v amtool >/dev/null || missing="$missing prometheus-alertmanager"
 command -v docker-registry >/dev/null || missing="$missing docker-registry"
 PATH="$PATH:/sbin:/usr/sbin" ldconfig -p | grep -q 'libb64\.so\.0d ' || missing="$missing libb64-0d"
 /usr/bin/python3 -c 'import importlib.util as u, sys; sys.exit(not u.find_spec("torchvision"))' 2>/dev/null \

@@ -13,6 +13,8 @@ ROOT: Final = Path(__file__).parent.parent
 DEBIAN_PYTHON: Final = ROOT / ".venv-debian/bin/python"
 PEERS: Final = ROOT / ".venv-peers/bin"
 CACHE: Final = Path.home() / ".cache/segserve"
+_IPV6: Final = Path("/proc/net/if_inet6")
+KUBECTL: Final = CACHE / "kubernetes-1.20.2/bin/kubectl"
 AZURITE: Final = CACHE / "azurite-3.37.0/node_modules/.bin/azurite-blob"
 
 
@@ -33,8 +35,8 @@ def _library(name: str) -> bool:
     return True
 
 
-def _program(name: str) -> Tool:
-    return Tool(name, lambda: shutil.which(name) is not None, f"Debian: apt-get install {name}")
+def _program(name: str, package: str = "") -> Tool:
+    return Tool(name, lambda: shutil.which(name) is not None, f"Debian: apt-get install {package or name}")
 
 
 TOOLS: Final[Mapping[str, Tool]] = {
@@ -42,7 +44,11 @@ TOOLS: Final[Mapping[str, Tool]] = {
     "peers": Tool("the environment of peers", (PEERS / "python").is_file, "make peers"),
     "azurite": Tool("Azurite", AZURITE.is_file, "make system"),
     "curl": _program("curl"),
+    "kubectl": Tool("kubectl of the tests' Kubernetes", KUBECTL.is_file, "make cluster-build"),
     "docker-registry": _program("docker-registry"),
     "prometheus": _program("prometheus"),
+    "promtool": _program("promtool", "prometheus"),
+    "amtool": _program("amtool", "prometheus-alertmanager"),
+    "ipv6": Tool("IPv6", lambda: bool(_IPV6.exists() and _IPV6.read_text()), "a kernel that has IPv6 switched on"),
     "libb64": Tool("perf_analyzer's libb64", lambda: _library("libb64.so.0d"), "Debian: apt-get install libb64-0d"),
 }

@@ -15,10 +15,11 @@ from typing import Any
 
 import grpc
 import httpx
+from google.protobuf import json_format
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from segserve.transports.grpc import to_grpc
-from segserve_common.kserve import InferRequest, encode_http
+from segserve_common.kserve import InferAnswer, InferRequest, encode_http
 
 SERVICE = "inference.GRPCInferenceService"
 HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -47,6 +48,28 @@ class Recording:
             self._write("config.grpc", config_message.SerializeToString())
             _, message = to_grpc(stub, request)
             self._write("answer.grpc", stub.ModelInfer(message).SerializeToString())
+
+    def make_up(self, model: str, answer: InferAnswer) -> None:
+        """Write a response that no server gave, for a machine that runs none."""
+        message = service_pb2.ModelInferResponse(model_name=model, model_version="1")
+        config = service_pb2.ModelConfigResponse()
+        config.config.name = model
+        (revision,) = answer["REVISION"].to_items()
+        config.config.parameters["revision"].string_value = revision.decode()
+        header: dict[str, Any] = {"model_name": model, "model_version": "1", "outputs": []}
+        for name, tensor in answer.outputs.items():
+            config.config.output.add(name=name)
+            about = {"name": name, "datatype": tensor.datatype, "shape": tensor.shape}
+            message.outputs.add(**about)
+            message.raw_output_contents.append(tensor.raw)
+            header["outputs"].append({**about, "parameters": {"binary_data_size": len(tensor.raw)}})
+        text = json.dumps(header).encode()
+        plain = json_format.MessageToDict(config.config, preserving_proto_field_name=True)
+        self._write("config.json", json.dumps(plain).encode())
+        self._write("answer.http", text + b"".join(message.raw_output_contents))
+        self._write("answer.length", str(len(text)).encode())
+        self._write("config.grpc", config.SerializeToString())
+        self._write("answer.grpc", message.SerializeToString())
 
     def read(self, name: str) -> bytes:
         return (self.folder / name).read_bytes()

@@ -23,12 +23,12 @@ COUNT: Final = 100
 INFO: Final = ModelInfo("discs", frozenset({"MASKS"}), "discs-aaaaaaaaaa")
 
 
-def masks() -> np.ndarray:
-    """Return discs of many sizes, bool (COUNT, HEIGHT, WIDTH)."""
+def masks(count: int = COUNT, height: int = HEIGHT, width: int = WIDTH, largest: int = 200) -> np.ndarray:
+    """Return discs of radiuses from 10 to `largest`, bool (count, height, width)."""
     random = np.random.default_rng(0)
-    rows, columns = np.ogrid[:HEIGHT, :WIDTH]
-    places = zip(random.integers(0, HEIGHT, COUNT), random.integers(0, WIDTH, COUNT), strict=True)
-    sizes = random.integers(10, 200, COUNT)
+    rows, columns = np.ogrid[:height, :width]
+    places = zip(random.integers(0, height, count), random.integers(0, width, count), strict=True)
+    sizes = random.integers(10, largest, count)
     return np.stack(
         [(rows - y) ** 2 + (columns - x) ** 2 < size**2 for (y, x), size in zip(places, sizes, strict=True)]
     )
@@ -36,12 +36,13 @@ def masks() -> np.ndarray:
 
 def answer(bitmaps: np.ndarray) -> InferAnswer:
     """Return the response of a model with these masks."""
+    count, *size = bitmaps.shape
     counts = [coco.encode(np.asfortranarray(bitmap.astype(np.uint8)))["counts"] for bitmap in bitmaps]
     numbers = {
-        "SIZE": np.array([HEIGHT, WIDTH], np.int32),
+        "SIZE": np.array(size, np.int32),
         "BOXES": sv.mask_to_xyxy(bitmaps).astype(np.float32),
-        "SCORES": np.linspace(1, 0, COUNT, dtype=np.float32),
-        "CLASSES": np.zeros(COUNT, np.int32),
+        "SCORES": np.linspace(1, 0, count, dtype=np.float32),
+        "CLASSES": np.zeros(count, np.int32),
     }
     items = {"REVISION": [b"discs-aaaaaaaaaa"], "MASKS": counts}
     tensors = {name: Tensor.of_array(name, array) for name, array in numbers.items()}
@@ -74,6 +75,8 @@ def targets(result: InstanceResult) -> dict[str, Callable[[], Any]]:
         "all masks, supervision": lambda: [sv.rle_to_mask(one["counts"].decode(), (WIDTH, HEIGHT)) for one in encoded],
         "areas, segserve": lambda: fresh(result).areas,
         "areas, pycocotools": lambda: coco.area(encoded),
+        "boxes of masks, segserve": lambda: fresh(result).mask_boxes,
+        "boxes of masks, pycocotools": lambda: coco.toBbox(encoded),
         "supervision Detections, segserve": lambda: fresh(result).to_supervision(),
         "supervision Detections, pycocotools by hand": by_hand,
     }
@@ -87,6 +90,12 @@ def check(calls: dict[str, Callable[[], Any]], bitmaps: np.ndarray) -> None:
     detections = [calls[f"supervision Detections, {name}"]() for name in ("segserve", "pycocotools by hand")]
     if not all(np.array_equal(np.asarray(each.mask), bitmaps) for each in detections):
         raise SystemExit("the Detections have other masks")
+    x, y, width, height = calls["boxes of masks, pycocotools"]().T
+    boxes = np.stack([x, y, x + width, y + height], 1)
+    if not np.array_equal(calls["boxes of masks, segserve"](), boxes):
+        raise SystemExit("the masks have other boxes")
+    if not np.array_equal(calls["areas, segserve"](), calls["areas, pycocotools"]()):
+        raise SystemExit("the masks have other areas")
 
 
 def decoding(rounds: int) -> dict[str, Any]:

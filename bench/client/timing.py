@@ -16,7 +16,10 @@ IN_FLIGHT: Final = (1, 8, 64)
 
 
 def one_by_one(address: Address, calls: int) -> dict[str, Any]:
-    """Return the median milliseconds of a call by each library, and the ratios over alternating rounds."""
+    """Return the median milliseconds of a call by each library, and the ratios over alternating rounds.
+
+    Beside the latencies also the CPU time of this process, which others on the machine disturb less.
+    """
     targets = one_call(address)
     check(targets)
     per_round = 20
@@ -27,25 +30,36 @@ def one_by_one(address: Address, calls: int) -> dict[str, Any]:
         "ratios": {
             f"{ours} / {other}": round(latencies[ours].median_ratio(latencies[other]), 3) for ours, other in PAIRS
         },
+        "cpu_ms": {name: round(float(np.median(each.cpu_ms)), 3) for name, each in latencies.items()},
+        "cpu_ratios": {
+            f"{ours} / {other}": round(latencies[ours].cpu_ratio(latencies[other]), 3) for ours, other in PAIRS
+        },
     }
 
 
-def many_at_once(address: Address, images: Mapping[int, int], rounds: int) -> dict[str, dict[str, float]]:
-    """Return images per second by library and number in flight, as medians of alternating rounds.
+def many_at_once(address: Address, images: Mapping[int, int], rounds: int) -> dict[str, Any]:
+    """Return images per second and CPU time of this process for an image, as medians of alternating rounds.
 
-    `images` is the number of images in a round, by number in flight.
+    `images` is the number of images in a round, by number in flight. All numbers in flight take turns in each round:
+    measured one after the other, they would meet different loads of the machine. The ratios compare the most in flight
+    with the number before.
     """
     runs = many_calls(address)
-    rates: dict[str, dict[str, float]] = {name: {} for name in runs}
-    for in_flight, count in images.items():
-        seconds: dict[str, list[float]] = {name: [] for name in runs}
-        for turn in range(rounds + 1):
-            for name, run in runs.items():
-                start = time.perf_counter()
-                if not run(count, in_flight):
-                    raise SystemExit(f"{name} got nothing")
-                if turn:  # the first round opens connections
-                    seconds[name].append(time.perf_counter() - start)
-        for name, each in seconds.items():
-            rates[name][str(in_flight)] = round(count / float(np.median(each)), 1)
-    return rates
+    seconds: dict[tuple[str, int], list[float]] = {(name, in_flight): [] for name in runs for in_flight in images}
+    cpu_s: dict[tuple[str, int], list[float]] = {key: [] for key in seconds}
+    for turn in range(rounds + 1):
+        for (name, in_flight), kept in seconds.items():
+            start, cpu_start = time.perf_counter(), time.process_time()
+            if not runs[name](images[in_flight], in_flight):
+                raise SystemExit(f"{name} got nothing")
+            if turn:  # the first round opens connections
+                kept.append((time.perf_counter() - start) / images[in_flight])
+                cpu_s[name, in_flight].append((time.process_time() - cpu_start) / images[in_flight])
+    *_, fewer, most = images
+    return {
+        "rates": {name: {str(n): round(1 / float(np.median(seconds[name, n])), 1) for n in images} for name in runs},
+        "cpu_ms": {name: {str(n): round(1000 * float(np.median(cpu_s[name, n])), 3) for n in images} for name in runs},
+        f"rate at {most} / {fewer}": {
+            name: round(float(np.median(np.divide(seconds[name, fewer], seconds[name, most]))), 3) for name in runs
+        },
+    }

@@ -1,4 +1,6 @@
-"""Measures the operator: `python -m bench.operator [--sizes 1,100,1000] [PART ...]`; all parts by default.
+"""Measures the operator; all parts by default.
+
+    PYTHONPATH=tests python -m bench.operator [--sizes 1,100,1000] [--go-on] [PART ...]
 
 The parts are applying, weights, many, fleet and looks.
 
@@ -12,6 +14,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import signal
 import sys
 import time
@@ -38,6 +41,8 @@ REST_AT: Final = 1000
 FLEET_S: Final = 60.0
 FLEET: Final = (10_000, 50, 8)
 """Models, models of a pool, and how many of these are rolled out at once."""
+KEPT: Final = Path("/dev/shm/segserve-bench-fleet")
+"""The cluster's objects while a fleet is measured: in memory, since it is the operator that is measured."""
 SIZES: Final = (1, 100, 1000, 10_000)
 
 
@@ -47,6 +52,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"one of {', '.join(PARTS)}; all by default")
     parser.add_argument("--sizes", type=_sizes, default=SIZES, metavar="N,N", help="how many models there are")
     parser.add_argument("--fleet", type=_sizes, default=FLEET, metavar="N,N,N", help="models, of a pool, rolled out")
+    parser.add_argument(
+        "--go-on", action="store_true", help="continue with a fleet whose measurement was ended, instead of a new one"
+    )
     parser.add_argument("--rest-seconds", type=float, default=130.0, help="how long the operator is watched at rest")
     told = parser.parse_args(arguments)
     if unknown := set(told.parts) - PARTS.keys():
@@ -84,13 +92,22 @@ def _weights(found: dict[str, Any], told: argparse.Namespace) -> None:
 
 
 def _fleet(found: dict[str, Any], told: argparse.Namespace) -> None:
-    found["fleet"] = _shown(fleet(*told.fleet, FLEET_S))
+    models, a_pool, rollouts = told.fleet
+    known = found.get("fleet", {}) if told.go_on else {}
+    if known and (known["models"], known["rollouts"]) != (models, models // a_pool * rollouts):
+        raise SystemExit(f"the fleet to go on with has {known['models']} models and {known['rollouts']} rollouts")
+    if not told.go_on:
+        shutil.rmtree(KEPT, ignore_errors=True)
+    for measured in fleet(models, a_pool, rollouts, FLEET_S, KEPT, known):
+        found["fleet"] = _shown(measured)
+        OUT.write_text(json.dumps(found, indent=1) + "\n")
+    shutil.rmtree(KEPT)
 
 
 def _looks(found: dict[str, Any], told: argparse.Namespace) -> None:
     models, a_pool, rollouts = told.fleet
     load = round(os.getloadavg()[0], 1)
-    found["looks"] = _shown(looks(models // a_pool * rollouts, rollouts) | {"load": load})
+    found["looks"] = _shown(looks(models // a_pool * rollouts, rollouts, a_pool) | {"load": load})
 
 
 PARTS: Final[Mapping[str, Callable[[dict[str, Any], argparse.Namespace], None]]] = {

@@ -18,12 +18,13 @@ import time
 from collections import defaultdict
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import web
 
-from bench.operator.watching import watched
+from bench.operator.watching import RETRY_S, until_answered, watched
 from segserve_builder.agent.protocol import ModelReport, ModelState
 from segserve_common.api_errors import ApiError, ConflictError, NotFoundError
 from segserve_common.kube.async_client import AsyncKubeClient
@@ -50,7 +51,6 @@ if TYPE_CHECKING:
 
 REPORTS_S: Final = 0.2
 """Agents and sidecars write at most so often."""
-RETRY_S: Final = 0.1
 STARTED_S: Final = time.time()
 CALLS_PER_S: Final = 20
 """The load of each model whose counts are asked for."""
@@ -92,7 +92,7 @@ class Around:
     real_gateways: str | None
     _groups: dict[Group, Members] = field(default_factory=lambda: defaultdict(Members))
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
-    _addresses: int = 0
+    _addresses: dict[tuple[str, str], str] = field(default_factory=dict)
     _sites: dict[str, web.AppRunner] = field(default_factory=dict)
     _gateways: dict[str, Members] = field(default_factory=dict)
     _routes: dict[str, dict[str, Json]] = field(default_factory=dict)
@@ -115,7 +115,10 @@ class Around:
         return web.Response(body=wire.encode(counts, uid=next(iter(members.pods.values()))))
 
     async def run(self) -> None:
-        """Go on until cancelled."""
+        """Go on until cancelled, with the pods that an earlier process has left."""
+        for pod in await self.api.list(PODS, None, MANAGED_LABELS):
+            if address := (pod.get("status") or {}).get("podIP"):
+                self._addresses[pod["metadata"]["namespace"], pod["metadata"]["name"]] = address
         await asyncio.gather(self._follow_deployments(), self._follow_config_maps())
 
     async def _follow_deployments(self) -> None:
@@ -163,8 +166,10 @@ class Around:
         return group.name == GATEWAY and group.namespace == self.real_gateways
 
     async def _run_pod(self, group: Group, name: str, deployment: str, template: Json) -> str:
-        self._addresses += 1
-        address = f"127.1.{self._addresses // 250}.{self._addresses % 250 + 1}"
+        used = {*self._addresses.values()}
+        free = (f"127.1.{number // 250}.{number % 250 + 1}" for number in range(1, 62_500))
+        address = self._addresses.get((group.namespace, name)) or next(each for each in free if each not in used)
+        self._addresses[group.namespace, name] = address
         if group.name == GATEWAY:
             self._gateways[address] = self._groups[group]
         elif group.namespace == self.real_gateways:
@@ -175,7 +180,7 @@ class Around:
         metadata = {"name": name, "namespace": group.namespace, "labels": labels, "ownerReferences": [owner]}
         manifest = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}
         with suppress(ConflictError):
-            await self.api.create(PODS, group.namespace, manifest)
+            await until_answered(partial(self.api.create, PODS, group.namespace, manifest))
         containers = [
             {
                 "name": container["name"],
@@ -189,13 +194,15 @@ class Around:
         ]
         conditions = [{"type": kind, "status": "True"} for kind in ("Ready", "ContainersReady")]
         status = {"phase": "Running", "podIP": address, "conditions": conditions, "containerStatuses": containers}
-        live = await self.api.patch(PODS, group.namespace, name, {"status": status}, status=True)
+        patch = partial(self.api.patch, PODS, group.namespace, name, {"status": status}, status=True)
+        live = await until_answered(patch)
         return str(live["metadata"]["uid"])
 
     async def _end(self, group: Group) -> None:
         members = self._groups.pop(group, None)
         for name in members.pods if members is not None else ():
-            await self.api.delete(PODS, group.namespace, name)
+            await until_answered(partial(self.api.delete, PODS, group.namespace, name))
+            self._addresses.pop((group.namespace, name), None)
             if name in self._sites:
                 await self._sites.pop(name).cleanup()
 

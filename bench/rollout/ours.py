@@ -15,7 +15,7 @@ from bench.rollout.world import CANDIDATE, EDGES_MS, STABLE
 from segserve_builder.comparator.pacing import FEW, FIRST_PER_S
 from segserve_operator.api.rollout_policy import RolloutPolicy, RolloutStep, Slo
 from segserve_operator.core.evidence import EvidenceWindow
-from segserve_operator.core.gates import measured_gates, started
+from segserve_operator.core.gates import informed, measured_gates, started
 from segserve_operator.core.gates.checks import CheckResult
 from segserve_operator.core.gates.probe import probe_outcome
 from segserve_operator.core.rollout.engine import Progress, Signals, next_transition, watch, weights
@@ -61,7 +61,7 @@ class Runs:
     """All that goes on of the runs that have not ended; every array [runs, ...].
 
     `number` is which run of all it is, `held` what was counted while nothing was measured, `asked` and `failed` our own
-    requests to (stable, candidate) in this quarantine. `copies` are the pairs asked in Shadow.
+    requests to (stable, candidate) in this quarantine. `copies` are the pairs asked in Shadow. `past` is stable's.
     """
 
     number: NDArray[np.int64]
@@ -72,6 +72,7 @@ class Runs:
     asked: Floats
     failed: Floats
     copies: Floats
+    past: StablePast
 
 
 def our_outcomes(world: World, pace: str, golden: NDArray[np.int8], horizon_s: float) -> Outcomes:
@@ -84,7 +85,7 @@ def outcomes_of(
 ) -> tuple[Outcomes, Floats]:
     """Return the same with any policy, and how many copies each run's Shadow asked; it needs a `PairedWorld`.
 
-    Stable was watched for `past_s` before.
+    Stable was watched for `past_s` before; where that is short, Shadow waits for more of it.
     """
     rate, slo = world.setting.rate, Slo(error_percent=1.0, p95_milliseconds=world.setting.slo_ms)
     engine, gates = engine_policy(policy), measured_gates(policy, slo, EDGES_MS)
@@ -92,6 +93,7 @@ def outcomes_of(
     outcomes, copies = Outcomes(np.full(runs, np.inf), np.full(runs, np.inf), np.zeros(runs)), np.zeros(runs)
     left = _begun(gates, golden, _past(world, runs, past_s))
     shadow_s = 0.0 if engine.shadow is None else engine.shadow.maximum_s
+    learns = engine.shadow is not None and past_s < PAST_S
     for now_s, seconds in windows(rate, horizon_s, shadow_s, world.setting.fault.onset_s):
         weight = weights(engine, left.progress.phase, left.progress.step) / 100.0
         if now_s >= 0:
@@ -100,8 +102,10 @@ def outcomes_of(
         if policy.shadow is not None and isinstance(world, PairedWorld) and (before == Phase.SHADOW).any():
             left = _shadowed(left, world, gates, policy.shadow, now_s, seconds)
             copies[left.number] = left.copies
-        if (before != Phase.SHADOW).any():
-            left = _measured(left, world, gates, weight, now_s, seconds)
+        if learns or (before != Phase.SHADOW).any():
+            counted = world.count(now_s, seconds, weight)
+            left = _informed(left, gates, counted, seconds) if learns else left
+            left = _measured(left, world, gates, counted, now_s, seconds)
         left = _decided(left, gates, engine, now_s + seconds)
         _note(outcomes, before, left, now_s + seconds)
         going = ~np.isin(left.progress.phase, [int(phase) for phase in ENDED])
@@ -157,7 +161,17 @@ def _begun(gates: Mapping[str, MeasuredGate[Any]], golden: NDArray[np.int8], pas
         asked=np.zeros((runs, 2)),
         failed=np.zeros((runs, 2)),
         copies=np.zeros(runs),
+        past=past,
     )
+
+
+def _informed(left: Runs, gates: Mapping[str, MeasuredGate[Any]], counted: Counted, seconds: float) -> Runs:
+    """Add what was counted of stable to its past, and tell the gates of the runs whose candidate is not stable yet."""
+    window = EvidenceWindow(np.full(len(left.number), seconds), counted.requests, counted.errors, counted.latencies)
+    past = left.past.added(masked(window, counted.measured))
+    before = np.isin(left.progress.phase, (Phase.SHADOW, Phase.PROGRESSING))
+    told = informed(gates, left.gates, past)
+    return replace(left, past=past, gates={name: chosen(before, told[name], left.gates[name]) for name in told})
 
 
 def _shadowed(
@@ -179,10 +193,10 @@ def _shadowed(
 
 
 def _measured(
-    left: Runs, world: World, gates: Mapping[str, MeasuredGate[Any]], weight: Floats, now_s: float, seconds: float
+    left: Runs, world: World, gates: Mapping[str, MeasuredGate[Any]], counted: Counted, now_s: float, seconds: float
 ) -> Runs:
     """Take in what the gateways have counted. What is not measured comes with the first look that is."""
-    window, held = _next_window(world.count(now_s, seconds, weight), left.held, seconds)
+    window, held = _next_window(counted, left.held, seconds)
     # In Shadow callers' requests are no evidence.
     window = masked(window, left.progress.phase != Phase.SHADOW)
     quarantined = (left.progress.phase == Phase.QUARANTINED)[:, None]

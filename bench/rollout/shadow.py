@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -40,11 +39,7 @@ FAULTY_RUNS: Final = 100
 DRAWN_RUNS: Final = 260
 SHADOW: Final = Shadow()
 """As by default: half of the requests, at most 5 a second, for at most ten minutes."""
-UNKNOWN_S: Final = 900.0
-LONG: Final = Shadow(min_requests=100_000, max_duration=timedelta(seconds=UNKNOWN_S))
-"""A Shadow that does not pass, for what it proves where stable's past is unknown."""
-UNKNOWN_RUNS: Final = 200
-UNKNOWN_FAULTS: Final = ("errors+5", "errors+20", "errors+50", "errors+100")
+UNKNOWN_FAULTS: Final = ("errors+1", "errors+5", "errors+20", "errors+50", "errors+100", "latency-x1.5")
 GOAL: Final = 0.5
 """Of the best peer's excess bad requests, in nine of ten cells..."""
 LIMIT: Final = 1.0
@@ -73,20 +68,12 @@ def cells() -> Iterator[Cell]:
     yield from (Cell(10.0, name) for name in named)
 
 
-def figures_of(cell: Cell, runs: int, own: float = OWN, shadow: Shadow = SHADOW) -> dict[str, Any]:
-    """Return the figures of one cell, with the mean number of copies of a rollout."""
-    # Callers' first request comes later by up to Shadow's length: what a fault does to them counts for as long.
-    return _figures(cell, runs, shadow, HORIZON_S + SHADOW.max_duration.total_seconds(), own)
-
-
-def unknown_figures_of(cell: Cell, runs: int) -> dict[str, Any]:
-    """Return the figures of a long Shadow alone, where nothing is known of stable's past."""
-    return _figures(cell, runs, LONG, UNKNOWN_S, past_s=0.0)
-
-
-def _figures(
-    cell: Cell, runs: int, shadow: Shadow, horizon_s: float, own: float = OWN, past_s: float = PAST_S
+def figures_of(
+    cell: Cell, runs: int, own: float = OWN, shadow: Shadow = SHADOW, past_s: float = PAST_S
 ) -> dict[str, Any]:
+    """Return the figures of one cell, with the mean number of copies of a rollout; stable was watched for `past_s`."""
+    # Callers' first request comes later by up to Shadow's length: what a fault does to them counts for as long.
+    horizon_s = HORIZON_S + SHADOW.max_duration.total_seconds()
     seed = int.from_bytes(hashlib.sha256(f"shadow {cell.name}".encode()).digest()[:8], "big")
     rng = np.random.default_rng(seed)
     policy = PACES["evidence"].model_copy(update={"shadow": shadow})
@@ -97,20 +84,21 @@ def _figures(
 
 
 def unknown_cells() -> Iterator[Cell]:
-    """Yield the cells of rollouts that know nothing of stable's past."""
+    """Yield the cells of rollouts that know nothing of stable's past when they begin, the most telling first."""
+    yield from (Cell(rate, name) for rate in (100.0, 10.0) for name in ("bursts-30s", "pauses", STEADY))
     yield from (Cell(rate, STEADY, fault) for rate in (10.0, 100.0) for fault in UNKNOWN_FAULTS)
-    yield from (Cell(100.0, name) for name in CONDITIONS if not name.startswith(DRAWN_NAME))
+    others = (name for name in CONDITIONS if not name.startswith(DRAWN_NAME))
+    yield from (Cell(100.0, name) for name in others if name not in ("bursts-30s", "pauses", STEADY))
 
 
 def unknown_name(cell: Cell) -> str:
-    """Return the name of a cell's figures where nothing is known of stable's past."""
-    return f"{cell.name}-unknown"
+    """Return the name of a cell's figures where nothing is known of stable's past at first."""
+    return f"{cell.name}-without-past"
 
 
 def _named() -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
     for cell in unknown_cells():
-        runs = UNKNOWN_RUNS if cell.fault == NONE else FAULTY_RUNS
-        yield unknown_name(cell), partial(unknown_figures_of, cell, runs)
+        yield unknown_name(cell), partial(figures_of, cell, _runs(cell), past_s=0.0)
     for cell in cells():
         yield cell.name, partial(figures_of, cell, _runs(cell))
 
@@ -216,27 +204,25 @@ def faults_table(found: Found, before: Results) -> str:
 
 
 def unknown_text(found: Found) -> str:
-    """Return what a long Shadow finds without stable's past, and how often it rolls back healthy candidates."""
-    lines = []
+    """Return what becomes of rollouts that know nothing of stable's past when they begin."""
+    faulty, healthy = [], []
     for cell in unknown_cells():
         mine = found.get(unknown_name(cell))
-        if cell.fault != NONE and mine and mine["detection_s"]:
-            (median, _, _), (most, _, _) = mine["detection_s"]
-            share = 100 * mine["rolled_back"][0]
-            lines.append(
-                (FAULTS[cell.fault].says, f"{cell.rate:g}", f"{share:.0f}", f"{median:.0f} s", f"{most:.0f} s")
-            )
-    healthy = [mine for cell in unknown_cells() if cell.fault == NONE and (mine := found.get(unknown_name(cell)))]
-    table = markdown_table(("fault", "rps", "rolled back, %", "median", "90 %"), lines)
-    if not healthy:
-        return table
-    worst = max(mine["rolled_back"][0] for mine in healthy)
-    high = max(mine["rolled_back"][2] for mine in healthy)
-    runs = min(mine["runs"] for mine in healthy)
-    return (
-        f"{table}\n\nOf healthy candidates, {runs} in each of {len(healthy)} worlds at 100 requests a second, at most"
-        f" {100 * worst:.2g} % were rolled back in a Shadow of {UNKNOWN_S / 60:.0f} minutes (the upper end of the"
-        f" interval is {100 * high:.2g} %)."
+        if mine is None:
+            continue
+        share, low, high = (f"{100 * each:.2g}" for each in mine["rolled_back"])
+        rate, times = f"{cell.rate:g}", [f"{each[0]:.0f} s" for each in mine["detection_s"] or ()]
+        if cell.fault != NONE:
+            faulty.append((FAULTS[cell.fault].says, rate, share, *(times or ("", "")), f"{mine['excess'][0]:.3g}"))
+            continue
+        promoted = f"{100 * mine['promoted'][0]:.0f}"
+        median = f"{mine['promotion_s'][0][0]:.0f} s" if mine["promotion_s"] else ""
+        healthy.append((CONDITIONS[cell.condition].says, rate, f"{share} ({low} to {high})", promoted, median))
+    return "\n\n".join(
+        (
+            markdown_table(("fault", "rps", "rolled back, %", "median", "90 %", "excess bad"), faulty),
+            markdown_table(("traffic", "rps", "rolled back, %", "promoted in 40 min, %", "median"), healthy),
+        )
     )
 
 

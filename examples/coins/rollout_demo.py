@@ -24,7 +24,8 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from segserve.cli import lifecycle
-from segserve.cli.rollout.sheet import PAGE, fetch_sheet, write_sheet
+from segserve.cli.picture_pages import PAGE
+from segserve.cli.rollout.sheet import fetch_sheet, write_sheet
 from segserve.cli.rollout.traffic import RecordedCallers, gateway_client, read_recording
 from segserve.platforms.local import LocalPlatform
 from segserve.platforms.manifests import read_files

@@ -5,12 +5,19 @@
 set -euo pipefail
 . "$(dirname "$0")/env.sh"
 [ ! -d "$KT_RUN/crd-server" ] || "$KT_HERE/crd-server.sh" stop
+if [ -e "$KT_RUN/second/settings" ]; then (set -a; . "$KT_RUN/second/settings"; "$KT_HERE/down.sh" --quiet); fi
 if alive; then
   pid=$(cat "$KT_RUN/node.pid")
   kill -KILL "$pid"
   for _ in $(seq 200); do [ -e "/proc/$pid" ] || break; sleep 0.05; done
 fi
-ip link del "$KT_LINK" 2>/dev/null || true
+if joins; then
+  # the link goes with its other end, but only after a while; and a node that was lost leaves a route to nowhere
+  first ip link del "$KT_LINK" 2>/dev/null || true
+  first ip route del blackhole "$KT_POD_CIDR" 2>/dev/null || true
+else
+  ip link del "$KT_LINK" 2>/dev/null || true
+fi
 # cgroups go from the leaves up; a just ended process may hold one for a moment
 for _ in $(seq 50); do
   find /sys/fs/cgroup/*/"$KT_CGROUP" -depth -type d -exec rmdir {} + 2>/dev/null || true

@@ -25,10 +25,13 @@ done
 [ -z "${SEGSERVE_TEST_RUN-}" ] || echo "$SEGSERVE_TEST_RUN" >"$KT_RUN/test-run"  # who has to end it
 mkdir -p "$KT_STORE"
 cd "$KT_RUN"
+! joins || set | grep '^KT_[A-Z_]*=' >settings  # for down.sh, which ends it with the first node
 
 # -- certificates: one CA; every component has its own identity ----------------
-openssl ecparam -name prime256v1 -genkey -noout -out pki/ca.key
-openssl req -x509 -new -key pki/ca.key -subj /CN=kt-ca -days 30 -out pki/ca.crt
+if joins; then cp -p "$KT_JOIN"/pki/ca.* pki; cp -p "$KT_JOIN/admin.conf" .; else
+  openssl ecparam -name prime256v1 -genkey -noout -out pki/ca.key
+  openssl req -x509 -new -key pki/ca.key -subj /CN=kt-ca -days 30 -out pki/ca.crt
+fi
 cert() { # NAME SUBJECT [SUBJECT-ALT-NAMES]
   openssl ecparam -name prime256v1 -genkey -noout -out "pki/$1.key"
   openssl req -new -key "pki/$1.key" -subj "$2" |
@@ -39,18 +42,18 @@ kubeconfig() { # NAME FILE
   cat >"$2" <<Y
 apiVersion: v1
 kind: Config
-clusters: [{name: kt, cluster: {server: "https://$KT_NODE_IP:6443", certificate-authority-data: $(base64 -w0 pki/ca.crt)}}]
+clusters: [{name: kt, cluster: {server: "https://$KT_API_IP:6443", certificate-authority-data: $(base64 -w0 pki/ca.crt)}}]
 users: [{name: $1, user: {client-certificate-data: $(base64 -w0 "pki/$1.crt"), client-key-data: $(base64 -w0 "pki/$1.key")}}]
 contexts: [{name: kt, context: {cluster: kt, user: $1}}]
 current-context: kt
 Y
 }
-cert apiserver /CN=kube-apiserver "IP:127.0.0.1,IP:$KT_NODE_IP,IP:$KT_SERVICE_IP,DNS:localhost,DNS:kubernetes,DNS:kubernetes.default,DNS:kubernetes.default.svc,DNS:kubernetes.default.svc.cluster.local"
-cert admin /O=system:masters/CN=admin
+joins || cert apiserver /CN=kube-apiserver "IP:127.0.0.1,IP:$KT_NODE_IP,IP:$KT_SERVICE_IP,DNS:localhost,DNS:kubernetes,DNS:kubernetes.default,DNS:kubernetes.default.svc,DNS:kubernetes.default.svc.cluster.local"
+joins || { cert admin /O=system:masters/CN=admin; kubeconfig admin admin.conf; }
 cert kubelet "/O=system:nodes/CN=system:node:$KT_NODE" "IP:$KT_NODE_IP,DNS:$KT_NODE"
 for c in kube-controller-manager kube-scheduler kube-proxy; do cert $c /CN=system:$c; kubeconfig $c $c.conf; done
-kubeconfig admin admin.conf; kubeconfig kubelet kubelet.conf
-openssl genrsa -out pki/sa.key 2048 2>/dev/null; openssl rsa -in pki/sa.key -pubout -out pki/sa.pub 2>/dev/null
+kubeconfig kubelet kubelet.conf
+joins || { openssl genrsa -out pki/sa.key 2048 2>/dev/null; openssl rsa -in pki/sa.key -pubout -out pki/sa.pub 2>/dev/null; }
 lap certificates
 
 # -- configuration -------------------------------------------------------------
@@ -102,7 +105,7 @@ failSwapOn: false
 maxOpenFiles: $(ulimit -Hn)
 oomScoreAdj: 0
 resolvConf: $KT_RUN/resolv.conf
-clusterDNS: ["$KT_NODE_IP"]
+clusterDNS: ["$KT_API_IP"]
 clusterDomain: cluster.local
 evictionHard: {memory.available: "0%", nodefs.available: "0%", nodefs.inodesFree: "0%", imagefs.available: "0%"}
 imageGCHighThresholdPercent: 100
@@ -119,18 +122,29 @@ for c in /sys/fs/cgroup/*/; do
   mkdir -p "$c$KT_CGROUP"
   for f in cpuset.cpus cpuset.mems; do [ ! -e "$c$f" ] || cat "$c$f" >"$c$KT_CGROUP/$f"; done
 done
+# Else all pods together get as much of a busy machine's processors as one of its other sessions.
+echo 10240 >"/sys/fs/cgroup/cpu/$KT_CGROUP/cpu.shares"
 setsid unshare --mount --net --uts --ipc --pid --fork --mount-proc --propagation private "$KT_BIN/kt-init" </dev/null >log/init.log 2>&1 &
 parent=$!
 for _ in $(seq 100); do child=$(cat "/proc/$parent/task/$parent/children" 2>/dev/null || true)
   [ -n "$child" ] && [ "$(cat "/proc/${child% }/comm" 2>/dev/null)" = kt-init ] && break; sleep 0.02; done
 echo "${child% }" >node.pid; alive
-ip link add "$KT_LINK" type veth peer name eth0 netns "$(cat node.pid)"
-ip addr add "$KT_HOST_IP/30" dev "$KT_LINK"; ip link set "$KT_LINK" up
-ip route add "$KT_POD_CIDR" via "$KT_NODE_IP"; ip route add "$KT_SERVICE_CIDR" via "$KT_NODE_IP"
+if joins; then
+  # by the first node, which forwards: a link between the two, and routes to the pods of each
+  first ip link add "$KT_LINK" type veth peer name eth0 netns "$(cat node.pid)"
+  first ip addr add "$KT_HOST_IP/30" dev "$KT_LINK"; first ip link set "$KT_LINK" up
+  first ip route replace "$KT_POD_CIDR" via "$KT_NODE_IP"
+  ip route replace "$KT_POD_CIDR" via "$KT_API_IP"; ip route replace "$KT_NODE_IP" via "$KT_API_IP"
+else
+  ip link add "$KT_LINK" type veth peer name eth0 netns "$(cat node.pid)"
+  ip addr add "$KT_HOST_IP/30" dev "$KT_LINK"; ip link set "$KT_LINK" up
+  ip route add "$KT_POD_CIDR" via "$KT_NODE_IP"; ip route add "$KT_SERVICE_CIDR" via "$KT_NODE_IP"
+fi
 node sh -eu -c "
   ip link set lo up; ip addr add $KT_NODE_IP/30 dev eth0; ip link set eth0 up
   # Services need some route (kube-proxy rewrites them before they leave); the rest of the world gets none
   ip link add void0 type bridge; ip link set void0 up; ip route add $KT_SERVICE_CIDR dev void0; ip route add unreachable default
+  [ -z '$KT_JOIN' ] || for there in $KT_FIRST; do ip route add \$there via $KT_HOST_IP; done
   echo 1 >/proc/sys/net/ipv4/ip_forward; echo 1 >/proc/sys/net/bridge/bridge-nf-call-iptables
   hostname $KT_NODE
   mount -t tmpfs -o size=512m tmpfs $KT_RUN/etcd
@@ -145,15 +159,15 @@ lap namespaces
 # -- the components ---------------------------------------------------------------
 wait_for() { local what=$1; shift; for _ in $(seq 600); do "$@" >/dev/null 2>&1 && { lap "$what"; return; }; sleep 0.1; done; echo "not in 60 s: $what" >&2; return 1; }
 
-start etcd etcd --name kt --data-dir etcd --listen-client-urls http://127.0.0.1:2379 --advertise-client-urls http://127.0.0.1:2379 \
+joins || start etcd etcd --name kt --data-dir etcd --listen-client-urls http://127.0.0.1:2379 --advertise-client-urls http://127.0.0.1:2379 \
   --listen-peer-urls http://127.0.0.1:2380 --logger zap --log-level warn
 # The API server remembers all since its start. With this before it there is a version that it never knew, the first.
 written() { node bash -c 'said="{\"key\":\"Zmlyc3Q=\",\"value\":\"MQ==\"}"; exec 3<>/dev/tcp/127.0.0.1/2379 &&
   printf "POST /v3/kv/put HTTP/1.0\r\ncontent-length: %d\r\n\r\n%s" ${#said} "$said" >&3 && grep -q revision <&3'; }
-wait_for "etcd written" written
+joins || wait_for "etcd written" written
 rm -rf "$KT_STORE/io.containerd.grpc.v1.cri"
 start containerd containerd --config containerd.toml
-start kube-apiserver "$KT_BIN/kube-apiserver" --etcd-servers http://127.0.0.1:2379 --bind-address 0.0.0.0 --secure-port 6443 \
+joins || start kube-apiserver "$KT_BIN/kube-apiserver" --etcd-servers http://127.0.0.1:2379 --bind-address 0.0.0.0 --secure-port 6443 \
   --advertise-address "$KT_NODE_IP" --service-cluster-ip-range "$KT_SERVICE_CIDR" --allow-privileged=true \
   --authorization-mode Node,RBAC --enable-admission-plugins NodeRestriction --client-ca-file pki/ca.crt \
   --tls-cert-file pki/apiserver.crt --tls-private-key-file pki/apiserver.key \
@@ -166,14 +180,14 @@ for container in $(ctr_ containers list -q); do ctr_ containers rm "$container";
 (for image in "$KT_IMAGES"/*.tar; do ctr_ images import "$image"; done; lap "images imported" >&3) 3>&1 >log/import.log 2>&1 &
 import=$!
 wait_for "API ready" kctl get --raw /readyz
-start kube-controller-manager "$KT_BIN/kube-controller-manager" --kubeconfig kube-controller-manager.conf --leader-elect=false --bind-address 127.0.0.1 \
+joins || start kube-controller-manager "$KT_BIN/kube-controller-manager" --kubeconfig kube-controller-manager.conf --leader-elect=false --bind-address 127.0.0.1 \
   --use-service-account-credentials --service-account-private-key-file pki/sa.key --root-ca-file pki/ca.crt \
   --cluster-signing-cert-file pki/ca.crt --cluster-signing-key-file pki/ca.key \
   --kube-api-qps 200 --kube-api-burst 400
-start kube-scheduler "$KT_BIN/kube-scheduler" --kubeconfig kube-scheduler.conf --leader-elect=false --bind-address 127.0.0.1
+joins || start kube-scheduler "$KT_BIN/kube-scheduler" --kubeconfig kube-scheduler.conf --leader-elect=false --bind-address 127.0.0.1
 start kubelet env AWS_EC2_METADATA_DISABLED=true "$KT_BIN/kubelet" --config kubelet.yaml --kubeconfig kubelet.conf --hostname-override "$KT_NODE" --node-ip "$KT_NODE_IP" \
-  --root-dir "$KT_RUN/kubelet" --cert-dir "$KT_RUN/pki" --container-runtime remote --container-runtime-endpoint "unix://$KT_RUN/containerd.sock"
-start kube-dns /usr/bin/python3 "$KT_HERE/kube_dns.py" --listen "$KT_NODE_IP" --server "https://$KT_NODE_IP:6443" --pki pki
+  --root-dir "$KT_RUN/kubelet" --cert-dir "$KT_RUN/pki" ${KT_TAINTS:+--register-with-taints "$KT_TAINTS"} --container-runtime remote --container-runtime-endpoint "unix://$KT_RUN/containerd.sock"
+joins || start kube-dns /usr/bin/python3 "$KT_HERE/kube_dns.py" --listen "$KT_NODE_IP" --server "https://$KT_NODE_IP:6443" --pki pki
 wait_for "default service account" kctl get serviceaccount default
 wait_for "node registered" kctl get node "$KT_NODE"   # kube-proxy started earlier backs off for up to half a minute
 start kube-proxy "$KT_BIN/kube-proxy" --kubeconfig kube-proxy.conf --hostname-override "$KT_NODE" --proxy-mode iptables --cluster-cidr "$KT_POD_CIDR" \

@@ -12,6 +12,7 @@ import pytest
 
 from fakes.golden_pictures import check_of, context_of
 from fakes.platform import Found
+from fakes.waiting import HANG_S
 from segserve_operator import service
 from segserve_operator.adapters.checks.runner import KINDS, BackgroundCheckRunner
 from segserve_operator.api.rollout_policy import WebhookGate
@@ -98,7 +99,7 @@ async def asked(
 
 async def pass_until(asked: Asked, holds: Any, *orders: Check) -> None:
     """Make passes that order these things until it holds."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(HANG_S):
         while not holds():
             asked.check_runner.schedule(orders)
             await asked.pass_time(EVERY_S / 4)

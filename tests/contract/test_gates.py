@@ -31,7 +31,7 @@ from segserve_operator.core.gates import GATES, error_rate, measured_gates
 from segserve_operator.core.gates.base import CheckedGateType, MeasuredGateType, Outcome, Verdict, no_answer
 from segserve_operator.core.gates.checks import CheckResult
 from segserve_operator.core.models.inputs import checks, gather_signals, verdicts_with
-from segserve_operator.core.models.observed import Roles
+from segserve_operator.core.models.observed import PoolObserved, Roles
 from segserve_operator.core.rollout.decisions import Rules
 from segserve_operator.core.rollout.engine import Progress
 from segserve_operator.core.rollout.phases import Phase
@@ -45,6 +45,7 @@ OWN: dict[str, dict[str, Any]] = {
 }
 CHECKED = [name for name, gate in GATES.items() if isinstance(gate, CheckedGateType)]
 MEASURED = [name for name, gate in GATES.items() if isinstance(gate, MeasuredGateType)]
+POOL = PoolObserved("default", shadow=True)
 ROLES = Roles(holder(FIRST, "main"), candidate(SECOND))
 PROGRESSING = state(SECOND, Phase.PROGRESSING, weight=5)
 
@@ -108,10 +109,10 @@ def test_a_gate_that_tests_declares_a_share_of_alpha_and_gets_it(name: str) -> N
     assert alpha_shares(with_gates(spec)) == ({} if GATES[name].is_rule else {name: pytest.approx(0.03)})
 
 
-class DriftGate(AlphaGateSpec):
+class SharpnessGate(AlphaGateSpec):
     """A measured gate that somebody adds."""
 
-    gate: Literal["drift"] = Field("drift", description="Name of the gate.")
+    gate: Literal["sharpness"] = Field("sharpness", description="Name of the gate.")
 
 
 class AuditGate(CheckedGateSpec):
@@ -130,8 +131,8 @@ def judge_audit(spec: AuditGate, result: CheckResult, _policy: RolloutPolicy, _l
 @pytest.fixture
 def added(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Two gates more: a spec and a registry entry each, and nothing else."""
-    drift = MeasuredGateType(DriftGate, error_rate.GATE.build, lambda _: 0.07)
-    for name, gate in {"drift": drift, "audit": CheckedGateType(AuditGate, judge_audit)}.items():
+    sharpness = MeasuredGateType(SharpnessGate, error_rate.GATE.build, lambda _: 0.07)
+    for name, gate in {"sharpness": sharpness, "audit": CheckedGateType(AuditGate, judge_audit)}.items():
         monkeypatch.setitem(GATES, name, gate)  # type: ignore[arg-type]
         monkeypatch.setitem(GATE_SPECS, name, gate.spec)  # type: ignore[arg-type]
     rebuild()
@@ -150,15 +151,15 @@ def rebuild() -> None:
 @pytest.fixture
 def policy(added: None) -> RolloutPolicy:
     return RolloutPolicy.model_validate(
-        {"alpha": 0.03, "gates": [{"gate": "errorRate"}, {"gate": "drift", "alphaShare": 2.0},
+        {"alpha": 0.03, "gates": [{"gate": "errorRate"}, {"gate": "sharpness", "alphaShare": 2.0},
                                   {"gate": "audit", "auditor": "Ada", "interval": "30s"}]}
     )  # fmt: skip
 
 
 def test_an_added_gate_is_parsed_and_written_like_any_other(policy: RolloutPolicy) -> None:
-    assert [type(gate).__name__ for gate in policy.gates] == ["ErrorRateGate", "DriftGate", "AuditGate"]
+    assert [type(gate).__name__ for gate in policy.gates] == ["ErrorRateGate", "SharpnessGate", "AuditGate"]
     assert policy.to_dict()["gates"][1:] == [
-        {"gate": "drift", "alphaShare": 2.0},
+        {"gate": "sharpness", "alphaShare": 2.0},
         {"gate": "audit", "auditor": "Ada", "interval": "30s"},
     ]
 
@@ -168,7 +169,7 @@ def test_an_added_gate_is_in_the_definition_with_its_own_fields() -> None:
     schema = structural_schema(SegmentationModel)["properties"]["spec"]["properties"]["rollout"]["properties"]
     item = schema["gates"]["items"]
 
-    assert {"drift", "audit"} <= set(item["properties"]["gate"]["enum"])
+    assert {"sharpness", "audit"} <= set(item["properties"]["gate"]["enum"])
     assert "audit needs auditor" in [rule["message"] for rule in item["x-kubernetes-validations"]]
 
 
@@ -229,3 +230,32 @@ def record_with(policy: RolloutPolicy) -> Record:
         slo=Slo(),
         progress=Progress.begun(1000.0),
     )
+
+
+@pytest.mark.parametrize("name", ["slices", "replay"])
+def test_a_gate_of_a_user_keeps_the_name_that_a_later_gate_of_segserve_got(name: str) -> None:
+    own = {"gate": "webhook", "name": name, "url": "http://own.example/"}
+    policy = RolloutPolicy.model_validate({"shadow": {}, "gates": [{"gate": "errorRate"}, own]})
+    observed, record = model(SECOND, ROLES, policy=policy), record_with(policy)
+    quiet = replace(state(SECOND, Phase.SHADOW), since_s=-1000.0, step_since_s=-1000.0)
+    groups = [group("main", FIRST), group(SECOND.revision, SECOND)]
+    asked = checks(quiet, record, ROLES, observed, replace(world(observed, groups=groups), pool=POOL))
+    after = replace(
+        world(observed, groups=groups),
+        check_results={check.key: CheckResult(check.key, 0.0, passes=False, breaches=True) for check in asked},
+    )
+    judged = replace(record, verdicts=verdicts_with(record, PROGRESSING, observed, after))
+    read = record_of({**manifest_of(judged), "status": status_of(judged, datetime.now(UTC))}, ())
+
+    assert len({check.key for check in asked}) == len(asked)
+    assert [check.gate for check in asked if check.purpose == "check"] == [name]
+    assert {each.gate: each.reason for each in read.verdicts}[name] == "Breaches"
+    assert gather_signals(judged, PROGRESSING, ROLES, observed, after).forbidden
+    assert list(Rules.of(read.policy, Slo()).gates) == ["errorRate"]
+
+
+def test_a_name_that_two_gates_of_a_policy_would_have_is_refused() -> None:
+    own = {"gate": "webhook", "name": "slices", "url": "http://own.example/"}
+
+    with pytest.raises(ValueError, match=r"gates\[0\] is 'slices' already"):
+        RolloutPolicy.model_validate({"gates": [{"gate": "slices"}, own]})

@@ -104,16 +104,17 @@ async def test_what_is_not_there_is_not_found(server: Server, name: str) -> None
         await server.api.patch(CONFIG_MAPS, server.namespace, name, {"data": {}})
     with pytest.raises(NotFoundError):
         await server.api.patch(THINGS, server.namespace, name, {"status": {}}, status=True)
-    await server.api.delete(CONFIG_MAPS, server.namespace, name)
-    await server.api.delete(CONFIG_MAPS, server.namespace, name, uid="none")
+    assert not await server.api.delete(CONFIG_MAPS, server.namespace, name)
+    assert not await server.api.delete(CONFIG_MAPS, server.namespace, name, uid="none")
 
 
 async def test_only_the_object_of_the_uid_is_deleted(server: Server, name: str) -> None:
     made = await server.api.create(CONFIG_MAPS, server.namespace, config(name))
 
-    await server.api.delete(CONFIG_MAPS, server.namespace, name, uid="11111111-1111-1111-1111-111111111111")
+    other = "11111111-1111-1111-1111-111111111111"
+    assert not await server.api.delete(CONFIG_MAPS, server.namespace, name, uid=other)
     assert not await gone(server, CONFIG_MAPS, name)
-    await server.api.delete(CONFIG_MAPS, server.namespace, name, uid=made["metadata"]["uid"])
+    assert not await server.api.delete(CONFIG_MAPS, server.namespace, name, uid=made["metadata"]["uid"])
     assert await gone(server, CONFIG_MAPS, name)
 
 

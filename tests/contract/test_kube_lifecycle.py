@@ -15,9 +15,9 @@ async def test_a_finalizer_keeps_a_deleted_object_until_it_is_taken_off(server: 
     held = {"finalizers": ["segserve.dev/test"]}
     made = await server.api.create(THINGS, server.namespace, thing(name, metadata=held, spec={"a": 1}))
 
-    await server.api.delete(THINGS, server.namespace, name)
+    assert await server.api.delete(THINGS, server.namespace, name)
     deleted = await server.api.get(THINGS, server.namespace, name)
-    await server.api.delete(THINGS, server.namespace, name)
+    assert await server.api.delete(THINGS, server.namespace, name)
     again = await server.api.get(THINGS, server.namespace, name)
 
     assert deleted["metadata"]["deletionTimestamp"]

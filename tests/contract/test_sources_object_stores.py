@@ -17,6 +17,7 @@ import obstore
 import pytest
 
 from fakes.object_servers import BUCKET, SERVERS, ObjectServer, needed, s3_server
+from fakes.waiting import HANG_S
 from segserve_builder.errors import (
     ArtifactMissingError,
     ArtifactTooLargeError,
@@ -248,7 +249,7 @@ def test_marks_of_folders_are_no_files(tmp_path: Path) -> None:
         for key in ("folder/", "folder/sub/", "folder/empty.txt", "folder/sub/a"):
             request = urllib.request.Request(f"{server.endpoint}/{BUCKET}/{key}", b"" if key[-1] != "a" else b"a")
             request.method = "PUT"
-            urllib.request.urlopen(request, timeout=10).close()
+            urllib.request.urlopen(request, timeout=HANG_S).close()
 
         found = list(server.source.files(f"s3://{BUCKET}/folder", server.access(tmp_path / "keys")))
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,12 +24,16 @@ from hypothesis import strategies as st
 from fakes.cluster_world import KEY, NAMESPACE, ClusterWorld
 from fakes.written_objects import repacked, written_objects
 from segserve_builder.agent.protocol import AssignedModel, ModelReport, ModelState, read_reports
+from segserve_builder.capture.rule import CaptureRule
 from segserve_common.kube.kinds import CHILDREN, MODELS, POOLS, REVISIONS, ROLLOUTS
 from segserve_common.kube.names import REVISION_LABEL
+from segserve_operator.adapters.kube.gateway import ClusterTraffic
+from segserve_operator.adapters.traffic.plans import dump_plan, load_plan
 from segserve_operator.api.errors import SpecError
 from segserve_operator.api.loading import parse
 from segserve_operator.api.segmentation_model import SegmentationModel
 from segserve_operator.core.rollout.phases import Phase
+from segserve_operator.core.traffic import Endpoint, Route, Share, TrafficPlan
 from segserve_operator.mapping.reading import read_status
 from segserve_operator.mapping.rollouts import record_of
 from segserve_operator.mapping.statuses import from_api
@@ -247,6 +253,27 @@ async def test_an_operator_that_was_rolled_back_keeps_the_endpoints_of_agents_th
     assert world.condition("coins", "Ready") == ("True", "Serving")
 
 
+CAPTURES: dict[str, Json] = {
+    "a reason": {"when": ["error", "surprise"]},
+    "a way to redact": {"redact": {"ids": [1], "method": "pixelate"}},
+    "a kind of pixels": {"dtype": "FLOAT32"},
+    "no field that is known": {"group": None},
+}
+
+
+@pytest.mark.parametrize("change", CAPTURES.values(), ids=CAPTURES)
+def test_a_gateway_routes_by_a_plan_whose_capture_is_of_a_newer_release_and_captures_nothing(change: Json) -> None:
+    shares = (Share("main", "coins-1", 100, (Endpoint("10.0.0.1", 8000, 8001),)),)
+    rule = CaptureRule(group="main", revision="coins-1", share=0.1, per_minute=6, sink="", retention_s=1, max_pixels=1)
+    plan = TrafficPlan((Route("cells", shares, capture=rule), Route("coins", shares, capture=rule)))
+    written = dump_plan(plan)
+    assert load_plan(written) == plan
+    written["routes"][1]["capture"] |= change
+
+    cells, coins = load_plan(written).routes
+    assert (cells, coins) == (plan.routes[0], replace(plan.routes[1], capture=None))
+
+
 async def test_a_server_whose_report_cannot_be_read_gets_no_revision_that_it_did_not_serve() -> None:
     objects = json.loads(own_objects())
     for report in report_maps(objects):
@@ -383,6 +410,58 @@ async def test_a_pool_with_a_field_that_only_a_newer_release_knows_goes_on_and_s
 
     assert world.pool_condition("Degraded") == ("True", "UnknownField")
     assert {model: {r: (w, 3) for r, (w, _) in shares.items()} for model, shares in before.items()} == answered(world)
+
+
+SCALED: dict[str, Json] = {
+    "one more field": {"burst": {"servers": 3}},
+    "a reason that became a list": {"reason": ["MoreRequests"]},
+    "a number that became a mapping": {"desired": {"main": 4}},
+}
+
+
+async def scaled(monkeypatch: pytest.MonkeyPatch) -> ClusterWorld:
+    """Return a pool of two servers by its replicas that requests have brought to four."""
+
+    async def loads(_: ClusterTraffic) -> Mapping[str, None]:
+        return {"gateway-0": None}
+
+    monkeypatch.setattr(ClusterTraffic, "loads", loads)
+    world = world_with(json.loads(own_objects()))
+    scaling = {"minimum": 4, "maximum": 6, "target": {"concurrency": 4}}
+    world.kube.edit(POOLS, NAMESPACE, KEY.pool, {"spec": {"scaling": scaling}})
+    await world.turns(8)
+    world.kube.edit(POOLS, NAMESPACE, KEY.pool, {"spec": {"scaling": {"minimum": 1}}})
+    await world.turns(4)
+    return world
+
+
+def stable_servers(world: ClusterWorld) -> set[int]:
+    return {max(count for _, count in shares.values()) for shares in answered(world).values()}
+
+
+@pytest.mark.parametrize("change", SCALED.values(), ids=SCALED)
+async def test_a_new_operator_gives_up_no_server_whatever_it_can_read_of_how_many_are_wanted(
+    change: Json, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = await scaled(monkeypatch)
+    assert stable_servers(world) == {4}
+    world.kube.edit_status(POOLS, NAMESPACE, KEY.pool, {"status": {"scaling": change}})
+    world.restart()
+    await world.turns(8)
+
+    assert stable_servers(world) == {4}
+
+
+async def test_a_target_that_only_a_newer_release_knows_ends_no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = await scaled(monkeypatch)
+    target = {"concurrency": None, "gpuUtilization": 70}
+    world.kube.edit(POOLS, NAMESPACE, KEY.pool, {"spec": {"scaling": {"target": target}}})
+    world.restart()
+    for _ in range(8):
+        with suppress(SpecError):
+            await world.turns(1)
+
+    assert stable_servers(world) == {4}
 
 
 PHASES = [

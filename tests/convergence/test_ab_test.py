@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from fakes.platform import InMemoryStore, World
 from fakes.rollout_world import FIRST, POLICY, SECOND, Rollout
-from segserve_operator.api.ab_test import AbTest
+from segserve_operator.api.ab_test import AbTest, AbTestQuery
 from segserve_operator.api.rollout_policy import RolloutPolicy
 from segserve_operator.core.gates.base import Verdict
+from segserve_operator.core.gates.checks import CheckResult
 from segserve_operator.core.models.observed import PoolObserved, PoolStatus
 from segserve_operator.core.rollout.phases import ENDED, Phase
 from segserve_operator.core.rollout.replay import replay
+from segserve_operator.mapping.rollouts import manifest_of, record_of, status_of
 
 AFFINE = PoolObserved("default", status=PoolStatus(), session_affinity=True)
 # What is tested here differs more than a guard of callers tolerates.
@@ -126,3 +128,68 @@ async def test_a_paused_test_ends_when_it_is_resumed() -> None:
     rollout.ask("resume", SECOND.revision)
 
     assert (await rollout.end(5)).reason == "TestedUndecided"
+
+
+BY_QUERY = AbTest(
+    duration=timedelta(minutes=4),
+    metric="promql",
+    promql=AbTestQuery(
+        address="http://prometheus",
+        query='wrong{revision="{revision}"}',
+        minimum=0,
+        maximum=1,
+        interval=timedelta(seconds=2),
+    ),
+)
+
+
+def asked_by_query(candidate: float) -> Rollout:
+    """Return a rollout in which Prometheus has 0.2 for stable, and this value for the candidate."""
+    rollout = affine()
+    rollout.world.found.answers["abTest"] = lambda check: CheckResult(
+        check.key, rollout.world.now_s, values=(0.2, candidate), shown="values"
+    )
+    return rollout
+
+
+async def test_a_test_by_a_query_compares_its_values_once_each_and_replays_to_the_same_result() -> None:
+    rollout = asked_by_query(0.9)
+    await rollout.begin(TEST.model_copy(update={"ab_test": BY_QUERY}))
+    ended = await rollout.end()
+    asked = [check for check in rollout.world.found.begun if check.purpose == "abTest"]
+    numbers = result(rollout).numbers
+
+    assert ended.reason == "TestedWorse"
+    assert (numbers["stable"], numbers["candidate"]) == pytest.approx((0.2, 0.9))
+    assert len(asked) - 2 <= numbers["values"] <= len(asked)
+    about = {(check.stable, check.candidate, check.phase) for check in asked}
+    assert about == {(FIRST.revision, SECOND.revision, "Progressing")}
+    assert [each.sequence for each in replay(rollout.record) if not each.same] == []
+
+
+async def test_a_query_without_an_answer_leaves_the_test_undecided_and_says_why() -> None:
+    rollout = affine()
+    rollout.world.found.answers["abTest"] = lambda check: CheckResult(
+        check.key, rollout.world.now_s, problem="Prometheus is away"
+    )
+    await rollout.begin(TEST.model_copy(update={"ab_test": BY_QUERY}))
+    ended = await rollout.end()
+    said = {verdict.gate: verdict.message for verdict in rollout.record.verdicts}
+
+    assert ended.reason == "TestedUndecided"
+    assert said["abTestQuery"] == "Prometheus is away"
+
+
+async def test_a_test_by_a_percentile_finds_the_slower_revision_and_its_record_can_be_read_again() -> None:
+    test = AbTest(duration=timedelta(minutes=4), metric="p50Latency")
+    tolerant = TOLERANT.model_copy(update={"slow_percent": 50.0, "latency_percent": 1000.0})
+    rollout = affine(slow_ms={SECOND.revision: 60.0})
+    await rollout.begin(TEST.model_copy(update={"ab_test": test, "tolerance": tolerant}))
+    ended = await rollout.end()
+    record = rollout.record
+    read = record_of({**manifest_of(record), "status": status_of(record, datetime.now(UTC))}, ())
+
+    assert ended.reason == "TestedWorse"
+    assert result(rollout).numbers["low"] <= 40.0 <= result(rollout).numbers["high"]
+    assert read.policy == record.policy
+    assert [each.sequence for each in replay(read) if not each.same] == []

@@ -7,11 +7,11 @@ import random
 import pytest
 
 from convergence.test_cluster import final_state, story, undisturbed
-from fakes.cluster_world import NAMESPACE, ClusterWorld, model_manifest
+from fakes.cluster_world import KEY, NAMESPACE, ClusterWorld, model_manifest
 from fakes.kube_faults import Call, Faulty, refusal
 from segserve_common.api_errors import ConflictError, ThrottledError, UnavailableError
-from segserve_common.kube.kinds import MODELS, PODS
-from segserve_common.kube.names import COMPONENT_LABEL, SERVER
+from segserve_common.kube.kinds import MODELS, PODS, POOLS
+from segserve_common.kube.names import COMPONENT_LABEL, GATEWAY, SERVER
 
 LOST = {"type": "Ready", "status": "False", "reason": "NodeLost", "lastTransitionTime": "2020-01-01T00:00:00Z"}
 ERRORS = (ConflictError, ThrottledError, UnavailableError)
@@ -28,8 +28,12 @@ async def served(replicas: int = 3) -> ClusterWorld:
 
 def servers(world: ClusterWorld) -> list[str]:
     """Return the names of the servers' pods."""
+    return pods_of(world, SERVER)
+
+
+def pods_of(world: ClusterWorld, component: str) -> list[str]:
     pods = world.kube.all(PODS, NAMESPACE)
-    return [pod["metadata"]["name"] for pod in pods if pod["metadata"]["labels"][COMPONENT_LABEL] == SERVER]
+    return [pod["metadata"]["name"] for pod in pods if pod["metadata"]["labels"][COMPONENT_LABEL] == component]
 
 
 def reached(world: ClusterWorld) -> int:
@@ -63,6 +67,42 @@ async def test_a_node_that_is_lost_takes_its_server_out_and_holds_no_change_up()
     assert world.status("coins")["roles"]["stable"]["revision"] != first
     assert sum(world.weights("coins").values()) == 100
     assert world.condition("coins", "Ready") == ("True", "Serving")
+
+
+def cut_off(world: ClusterWorld, name: str) -> str:
+    """Lose a node as the node controller leaves its pod, with the kubelet's last words; return the node."""
+    pod = world.kube.peek(PODS, NAMESPACE, name)
+    kept = [each for each in pod["status"]["conditions"] if each["type"] != "Ready"]
+    world.kube.edit_status(PODS, NAMESPACE, name, {"status": {"conditions": [*kept, LOST]}})
+    return str(pod["spec"]["nodeName"])
+
+
+@pytest.mark.parametrize(
+    ("component", "serving", "degraded"),
+    [(SERVER, 2, ("True", "NodeLost")), (GATEWAY, 3, ("False", "AsWanted"))],
+)
+async def test_a_change_settles_while_the_pod_of_a_lost_node_stays(
+    component: str, serving: int, degraded: tuple[str, str]
+) -> None:
+    world = await served()
+    lost = pods_of(world, component)[0]
+    node = cut_off(world, lost)
+    await world.turns(3, seconds_each=30)
+
+    assert reached(world) == serving
+    assert world.condition("coins", "Degraded") == degraded
+    assert node in world.pool_message("Degraded")
+
+    world.apply(model_manifest("coins", "2", keepPrevious="30s"))
+    await world.turns(60, seconds_each=30)
+
+    assert lost in pods_of(world, component)
+    assert world.condition("coins", "Progressing") == ("False", "Idle")
+    assert (
+        world.status("coins")["roles"]["stable"]["group"]
+        == world.kube.peek(POOLS, NAMESPACE, KEY.pool)["status"]["mainGroup"]
+    )
+    assert reached(world) == serving
 
 
 async def test_the_last_server_is_lost_with_its_node_and_the_model_says_that_nobody_serves_it() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, TypeVar
 
 import pytest
@@ -16,14 +17,16 @@ from segserve_common.api_errors import (
     ConflictError,
     GoneError,
     InvalidError,
+    NotFoundError,
     ThrottledError,
     UnavailableError,
 )
 from segserve_common.kube.kinds import MODELS, Json, Kind
-from segserve_operator.adapters.kube.view import audit
+from segserve_operator.adapters.kube.view import View, audit
 
 Answer = TypeVar("Answer")
 ERRORS = {
+    "404": NotFoundError,
     "409": ConflictError,
     "410": GoneError,
     "422": InvalidError,
@@ -53,9 +56,9 @@ class EveryWriteFailsOnce(Faulty):
         call = super().patch(kind, namespace, name, patch, status=status)
         return await self._once(f"patch {name} {status}", kind, patch, call)
 
-    async def delete(self, kind: Kind, namespace: str, name: str, *, uid: str | None = None) -> None:
+    async def delete(self, kind: Kind, namespace: str, name: str, *, uid: str | None = None) -> bool:
         """Delete an object."""
-        await self._once("delete", kind, {"name": name}, super().delete(kind, namespace, name, uid=uid))
+        return await self._once("delete", kind, {"name": name}, super().delete(kind, namespace, name, uid=uid))
 
     async def _once(self, verb: str, kind: Kind, content: Json, call: Coroutine[Any, Any, Answer]) -> Answer:
         key = f"{verb} {kind.name} {_without_times(content)}"
@@ -120,6 +123,32 @@ async def test_a_process_that_dies_while_its_view_lags_leaves_nothing_wrong(numb
     await story(world, turns=60)
 
     assert final_state(world) == expected
+
+
+@pytest.mark.parametrize("change", ["edit", "delete", "foreign delete"])
+async def test_what_went_before_the_watch_began_is_not_written_for_ever(change: str) -> None:
+    world = ClusterWorld()
+    world.apply_pool()
+    world.apply(model_manifest("coins", keepPrevious="0s"))
+    await world.turns(10)
+    for watch in world.kube.watches:
+        watch.callback = partial(_all_but_ends, world.view)
+    match change:
+        case "edit":
+            world.apply(model_manifest("coins", "2", keepPrevious="0s"))
+        case "delete":
+            world.delete(MODELS, "coins")
+        case _:
+            world.delete(MODELS, "coins")
+            world.kube.edit(MODELS, "tests", "coins", {"metadata": {"finalizers": None}})
+    await world.turns(12)
+
+    assert [await world.run_pass() for _ in range(3)] == [0, 0, 0]
+
+
+def _all_but_ends(view: View, event: str, kind: Kind, item: Json) -> None:
+    if event != "DELETED":
+        view.take(kind, item)
 
 
 async def test_what_no_event_told_of_is_found_by_the_audit() -> None:

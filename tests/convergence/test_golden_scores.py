@@ -2,58 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from fakes.cluster_world import KEY, NAMESPACE, ClusterWorld, model_manifest
+from fakes.counting_gateways import count_requests
 from segserve_builder import sources
 from segserve_common.kube.kinds import CONFIG_MAPS, MODELS, REVISIONS, ROLLOUTS
 from segserve_common.kube.names import SHARDS, assignment_name
 from segserve_common.kube.shards import content_of, unpack
-from segserve_operator.adapters.kube.gateway import ClusterTraffic
-from segserve_operator.core.rollout.counters import Counters, Sample, Series, SeriesCounts
 
 GOLDEN = {"uri": "s3://private/golden", "sha256": "1" * 64}
-REQUESTS_PER_S = 100
 
 
 @pytest.fixture
 async def world(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ClusterWorld]:
     """A pool whose gateways count requests, and an operator that must not fetch anything."""
-    world, counts = ClusterWorld(), dict[tuple[str, str], int]()
-
-    async def samples(_: ClusterTraffic, models: Mapping[str, tuple[str, str]]) -> Mapping[str, Sample]:
-        for model in models:
-            for group, weight in world.weights(model).items():
-                counts[model, group] = counts.get((model, group), 0) + REQUESTS_PER_S * weight // 100
-        return {
-            model: {
-                "gateway": Counters(
-                    "first", world.now_s, {_series(each): _answered(counts, model, each) for each in both}
-                )
-            }
-            for model, both in models.items()
-        }
+    world = ClusterWorld()
 
     def fetched(*arguments: Any) -> Any:
         raise AssertionError(f"the operator fetches {arguments}")
 
-    monkeypatch.setattr(ClusterTraffic, "samples", samples)
+    count_requests(world, monkeypatch)
     monkeypatch.setattr(sources, "fetch_folder", fetched)
     world.apply_pool(replicas=2)
     yield world
     await world.passes.close()
-
-
-def _series(group: str) -> Series:
-    return Series(group, "http")
-
-
-def _answered(counts: Mapping[tuple[str, str], int], model: str, group: str) -> SeriesCounts:
-    count = counts.get((model, group), 0)
-    return SeriesCounts(count, 0, latencies=((20.0, count),))
 
 
 async def changed(world: ClusterWorld, **spec: Any) -> None:
@@ -211,3 +187,21 @@ async def test_another_golden_set_during_a_rollout_is_scored_by_both(world: Clus
 
     assert set().union(*scored(world).values()) == {"2" * 64}
     assert len(scored(world)) == 2
+
+
+async def test_where_nobody_calls_shadow_asks_servers_for_their_private_set_without_any_gate_for_it(
+    world: ClusterWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count_requests(world, monkeypatch, per_pass=0)
+    world.apply_pool(replicas=2, gateway={"shadow": True})
+    # Neither answers the first image, whose fault that is.
+    nothing = float("nan")
+    world.qualities = {"1": [nothing] + [0.9] * 12, "2": [nothing] + [0.9] * 9 + [nothing] * 3}
+    await changed(world, rollout={"gates": [{"gate": "errorRate"}], "shadow": {}})
+    state = await ended(world)
+    await world.turns(5)
+
+    assert (state["phase"], state["reason"]) == ("RolledBack", "ReplayFailed")
+    assert "9 of 12 images" in state["message"]
+    assert list(world.weights("coins").values()) == [100]
+    assert scored(world) == {}

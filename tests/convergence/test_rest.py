@@ -7,12 +7,14 @@ from collections.abc import Callable
 import pytest
 
 from fakes.cluster_world import NAMESPACE, ClusterWorld, model_manifest
+from fakes.loaded_gateways import LoadedGateways
 from segserve_common.kube.kinds import MODELS, PODS
 from segserve_operator import service
 from segserve_operator.core.models import planning
 from segserve_operator.core.models.observed import Observed
 from segserve_operator.core.models.planning import DesiredState
 from segserve_operator.core.models.rest import Rest
+from segserve_operator.core.models.streams import STREAMS_SPLIT
 
 COMPARED = ("statuses", "revisions", "groups", "traffic", "forgotten", "pool", "checks", "answers", "replicas")
 
@@ -30,7 +32,7 @@ def remembered(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         for name in COMPARED:
             assert getattr(with_rest, name) == getattr(without, name), name
         assert with_rest.records.keys() == without.records.keys()
-        counts.append(len(former.still(world)) if former is not None else 0)
+        counts.append(len(former.still(world, with_rest.drifts)) if former is not None else 0)
         return with_rest
 
     monkeypatch.setattr(service, "desired_state", both)
@@ -47,6 +49,16 @@ def edit_the_golden_set(world: ClusterWorld) -> None:
     world.apply(model_manifest("cells", golden=golden))
 
 
+SAMPLES = {"sink": "s3://bucket/samples"}
+
+
+def redact_by_another(world: ClusterWorld) -> None:
+    redact = {"classes": ["coin"], "model": "coins"}
+    world.apply_pool(gateway={"capture": True})
+    world.apply(model_manifest("cells", capture={**SAMPLES, "redact": redact}))
+    world.apply(model_manifest("coins", "2"))
+
+
 EVENTS: dict[str, Callable[[ClusterWorld], None]] = {
     "another revision": lambda world: world.apply(model_manifest("coins", "2")),
     "a refused revision": lambda world: world.apply(model_manifest("coins", "3")),
@@ -57,6 +69,9 @@ EVENTS: dict[str, Callable[[ClusterWorld], None]] = {
     ),
     "a server that fails": lose_a_server,
     "more servers": lambda world: world.apply_pool(replicas=3, minReady=3),
+    "samples": lambda world: world.apply(model_manifest("cells", capture=SAMPLES)),
+    "samples that another model redacts, whose revision then changes": redact_by_another,
+    "a watch for drift": lambda world: world.apply(model_manifest("cells", drift={})),
     "a deletion": lambda world: world.delete(MODELS, "roads"),
     "another template": lambda world: world.apply_pool(server={"nodeSelector": {"zone": "b"}}),
 }
@@ -76,3 +91,23 @@ async def test_settled_models_are_not_decided_again_and_all_decisions_are_as_if_
     event(world)
     await world.turns(12)
     await world.turns(4, seconds_each=400)
+
+
+async def test_a_settled_model_that_keeps_streams_says_so_once_there_may_be_more_servers(
+    remembered: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = ClusterWorld()
+    LoadedGateways(world, "coins").attach(monkeypatch)
+    scaling = {"maximum": 1, "target": {"concurrency": 4}}
+    world.apply_pool(scaling=scaling)
+    votes = [{"argmax": {}}, {"temporalSmoothing": {"method": "votes"}}]
+    world.apply(model_manifest("coins", postprocess=votes, keepPrevious="0s"))
+    # A pool that follows requests is decided about each half minute while nothing changes.
+    await world.turns(12)
+    await world.turns(2, seconds_each=31)
+    assert remembered[-1] == 1
+
+    world.apply_pool(scaling={**scaling, "maximum": 4})
+    await world.turns(4)
+
+    assert world.condition("coins", "Degraded") == ("True", STREAMS_SPLIT)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import timedelta
 
-from fakes.platform import InMemoryStore, World
+from fakes.platform import InMemoryStore, Verdict, World
 from fakes.rollout_world import FIRST, POLICY, SECOND, Rollout
+from segserve_builder.spec.model_spec import Golden
 from segserve_operator.api.shadow import Shadow
 from segserve_operator.core.gates.checks import Check, CheckResult
 from segserve_operator.core.models.events import SIGNALS
@@ -142,6 +143,37 @@ async def test_who_has_not_been_watched_yet_has_shadow_only_if_it_asks_for_it() 
     assert rollout.record.policy.shadow is None
 
 
+async def test_shadow_goes_on_until_it_is_known_how_stables_requests_cluster() -> None:
+    rollout = Rollout()
+    await rollout.begin(SHADOW, watched=False)
+    state, seconds = await shadow_s(rollout)
+    ended = await rollout.end()
+
+    assert (state.phase, state.reason) == (Phase.PROGRESSING, SIGNALS[Signal.SHADOW_PASSED][0])
+    assert seconds > 400
+    assert ended.phase is Phase.SUCCEEDED
+    assert all(each.same for each in replay(rollout.record))
+
+
+async def test_one_that_fails_copies_is_stopped_before_stable_is_known() -> None:
+    rollout = Rollout(errors={SECOND.revision: 0.9})
+    await rollout.begin(SHADOW, watched=False)
+    ended = await rollout.end(300)
+
+    assert ended.phase is Phase.ROLLED_BACK
+    assert rollout.served == {FIRST.revision}
+
+
+async def test_a_shadow_that_is_over_before_stable_is_known_leads_to_the_first_step() -> None:
+    rollout = Rollout(requests_per_s=50)
+    await rollout.begin(SHADOW.model_copy(update={"shadow": SHORT}), watched=False)
+    state = await rollout.until(has_left_shadow, 120)
+
+    assert (state.phase, state.weight, state.reason) == (Phase.PROGRESSING, 5, "ShadowOver")
+    assert (await rollout.end(3000)).phase is Phase.SUCCEEDED
+    assert all(each.same for each in replay(rollout.record))
+
+
 async def test_a_model_without_an_slo_has_shadow_only_if_it_asks_for_it() -> None:
     rollout = Rollout()
     rollout.world.store.apply(FIRST, policy=BY_DEFAULT)
@@ -208,7 +240,7 @@ async def test_where_nobody_calls_the_golden_images_are_replayed_and_the_steps_b
     assert (state.phase, state.weight, state.reason) == (Phase.PROGRESSING, 5, "ShadowUnused")
     assert 60 <= seconds <= 65
     assert [check.purpose for check in rollout.world.found.begun].count("replay") == 1
-    assert ("replay", "Replayed") in {(each.gate, each.reason) for each in rollout.record.verdicts}
+    assert ("shadowReplay", "Replayed") in {(each.gate, each.reason) for each in rollout.record.verdicts}
     assert float(rollout.record.progress.seen) == 0
     assert all(each.same for each in replay(rollout.record))
 
@@ -232,6 +264,71 @@ async def test_images_that_cannot_be_replayed_keep_nobody_waiting() -> None:
 
     assert (state.phase, state.reason) == (Phase.PROGRESSING, "ShadowUnused")
     assert seconds <= 65
+
+
+WITH_SET = SECOND.model_copy(update={"golden": Golden(uri="s3://private/golden", sha256="1" * 64)})
+UNANSWERED = float("nan")
+
+
+def asks_for_scores(rollout: Rollout) -> set[str]:
+    """Return the revisions whose servers are asked to score a golden set."""
+    assignments = [group.assignment for group in rollout.world.fleet.members.values()]
+    return {each.revision for told in assignments for each in told.models if each.scoring is not None}
+
+
+async def test_where_nobody_calls_servers_are_asked_the_golden_set_that_they_alone_can_fetch() -> None:
+    rollout = Rollout(requests_per_s=0)
+    rollout.world.fleet.qualities = {FIRST.revision: [0.9] * 12, SECOND.revision: [0.1] * 11 + [UNANSWERED]}
+    replays(rollout, (8, 0, 0, 0))
+    await rollout.begin(SHADOW, WITH_SET)
+    await rollout.until(is_in_shadow)
+    before = asks_for_scores(rollout)
+    await rollout.until(lambda _: bool(asks_for_scores(rollout)), 70)
+    asked = asks_for_scores(rollout)
+    state = await rollout.until(has_left_shadow, 10)
+    await rollout.second()
+    replayed = next(each for each in rollout.record.verdicts if each.gate == "shadowReplay")
+
+    assert (before, asked) == (set(), {FIRST.revision, SECOND.revision})
+    assert (state.phase, state.reason) == (Phase.PROGRESSING, "ShadowUnused")
+    assert replayed.reason == "Replayed"
+    assert "19 of 20 images" in replayed.message
+    assert asks_for_scores(rollout) == set()
+    assert all(each.same for each in replay(rollout.record))
+
+
+async def test_a_candidate_that_alone_answers_no_golden_images_of_its_servers_is_stopped_where_nobody_calls() -> None:
+    for stable, phase in ((0.9, Phase.ROLLED_BACK), (UNANSWERED, Phase.PROGRESSING)):
+        rollout = Rollout(requests_per_s=0)
+        failing = {SECOND.revision: [0.9] * 9 + [UNANSWERED] * 3, FIRST.revision: [0.9] * 11 + [stable]}
+        rollout.world.fleet.qualities = failing
+        replays(rollout, (8, 0, 0, 0))
+        await rollout.begin(SHADOW, WITH_SET)
+        state, _ = await shadow_s(rollout)
+
+        assert (state.phase, state.reason) == (phase, "ReplayFailed" if phase in ENDED else "ShadowUnused")
+
+
+async def test_a_golden_set_that_servers_cannot_score_keeps_nobody_waiting() -> None:
+    rollout = Rollout(requests_per_s=0)
+    rollout.world.fleet.verdicts[WITH_SET.golden.sha256] = Verdict("SourceUnauthorized")
+    replays(rollout, (8, 0, 0, 0))
+    await rollout.begin(SHADOW, WITH_SET)
+    state, seconds = await shadow_s(rollout)
+
+    assert (state.phase, state.reason) == (Phase.PROGRESSING, "ShadowUnused")
+    assert 60 <= seconds <= 65
+
+
+async def test_without_a_comparator_that_takes_images_the_servers_answers_are_known() -> None:
+    rollout = Rollout(requests_per_s=0)
+    rollout.world.fleet.qualities = {FIRST.revision: [0.9] * 12, SECOND.revision: [UNANSWERED] * 12}
+    rollout.world.found.answers["replay"] = lambda check: CheckResult(check.key, 0.0, problem="no comparator")
+    await rollout.begin(SHADOW, WITH_SET)
+    state, _ = await shadow_s(rollout)
+
+    assert (state.phase, state.reason) == (Phase.ROLLED_BACK, "ReplayFailed")
+    assert "0 of 12 images" in state.message
 
 
 async def test_slow_traffic_is_waited_for_and_nothing_is_replayed() -> None:

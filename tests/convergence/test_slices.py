@@ -11,7 +11,7 @@ from segserve_operator.api.shadow import Shadow
 from segserve_operator.core.gates.base import Verdict
 from segserve_operator.core.rollout.counters import SliceCounts
 from segserve_operator.core.rollout.phases import Phase
-from segserve_operator.core.rollout.replay import replay
+from segserve_operator.core.rollout.replay import replay, what_if
 
 CAMERAS = 5
 SHADOW = Shadow(percent=20, max_requests_per_second=20, min_requests=100, max_duration=timedelta(minutes=2))
@@ -70,3 +70,13 @@ async def test_requests_without_labels_hold_nothing_up() -> None:
 
     assert (await rollout.end()).phase is Phase.SUCCEEDED
     assert verdict_of(rollout).reason == "NoLabels"
+
+
+async def test_a_record_without_the_gate_shows_what_the_gate_would_have_decided() -> None:
+    rollout = LabelledRollout(broken=3)
+    long = SHADOW.model_copy(update={"min_requests": 10_000, "max_duration": timedelta(minutes=10)})
+    await rollout.begin(policy().model_copy(update={"shadow": long, "gates": (ErrorRateGate(), LatencyGate())}))
+    ended = await rollout.end()
+
+    assert ended.phase is Phase.SUCCEEDED
+    assert [each.phase for each in what_if(rollout.record, policy())] == [Phase.SHADOW, Phase.ROLLED_BACK]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from fakes.agent_group import Group, assigned, wait_for, with_golden, write_network
+from fakes.agent_group import Group, assigned, end, wait_for, with_golden, write_network
 from fakes.waiting import HANG_S
 from segserve_builder.agent.protocol import AssignedModel, ModelReport, ModelState
 from segserve_builder.agent.state import LOADS_ALLOWED
@@ -21,6 +23,21 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 pytestmark = pytest.mark.platform
+
+# Python reads this as `sitecustomize`: a network's step stops in the middle of its load, once.
+STOPS_ONCE = """
+import os, signal, sys
+from pathlib import Path
+
+
+class Stop:
+    def find_spec(name, path, target=None):
+        if name == "onnxruntime" and (flag := Path(__file__).with_name("stops")).exists():
+            flag.unlink()
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+sys.meta_path.insert(0, Stop)
+"""
 
 
 @pytest.fixture(scope="session")
@@ -190,6 +207,28 @@ def test_a_killed_step_is_repaired_and_proved_without_touching_the_others(group:
     assert after[steps[1]] != before[steps[1]]
     assert {after[step] for step in (steps[0], steps[2])} == {before[step] for step in (steps[0], steps[2])}
     assert group.bright_share("coins") == 0.5
+
+
+def test_a_step_that_triton_took_for_dead_while_it_loaded_is_loaded_again(
+    group: Group, coins: AssignedModel, tmp_path: Path
+) -> None:
+    """Triton waits for the end of such a process, though it may be well: for ever."""
+    whole = group.runtime
+    code = shutil.copytree(whole.code, tmp_path / "code")
+    (code / "sitecustomize.py").write_text(STOPS_ONCE)
+    (code / "stops").touch()
+    assert group.triton is not None
+    end(group.triton)
+    group.runtime = replace(whole, code=code)
+    group.start_triton()
+    group.runtime = whole
+
+    group.assign(coins)
+
+    group.wait(coins, ModelState.READY)
+    assert not (code / "stops").exists()
+    assert group.bright_share("coins") == 0.5
+    end(group.triton)  # its code goes with the test
 
 
 def test_a_network_that_was_changed_in_the_repository_is_not_loaded_but_published_again(

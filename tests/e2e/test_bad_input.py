@@ -81,6 +81,11 @@ REFUSED: dict[str, tuple[RawRequest, str]] = {
     ),
     "another input": (RawRequest([image(PNG, name="PICTURE")]), "unexpected inference input 'PICTURE'"),
     "an input twice": (RawRequest([image(PNG), image(PNG)]), "'IMAGE' already exists"),
+    # By these words the client asks again without it, as in a rollout only one revision may have it.
+    "an output of models that flag images": (
+        RawRequest([image(PNG)], outputs=["SIZE", "OUT_OF_DISTRIBUTION"]),
+        "unexpected inference output 'OUT_OF_DISTRIBUTION'",
+    ),
     "an output that there is not": (RawRequest([image(PNG)], outputs=["BOXES"]), "unexpected inference output 'BOXES'"),
     "IMAGE and PIXELS": (RawRequest([image(PNG), pixels(PIXELS)]), "exactly one of IMAGE and PIXELS ... both"),
     "neither": (RawRequest([]), "exactly one of IMAGE and PIXELS ... neither"),

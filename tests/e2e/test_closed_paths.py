@@ -41,7 +41,8 @@ CLOSED = [
     "/v2/logging?x=/v2/health/live",
     "/v2/models/stats/../../logging",
     "//v2/logging",
-    "/metrics",
+    "/metrics/",
+    "/metrics/../v2/logging",
     "/stats",
     "/config_dump",
 ]

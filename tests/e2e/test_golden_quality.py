@@ -35,7 +35,7 @@ from segserve_operator.core.gates.base import Outcome
 from segserve_operator.core.gates.checks import Check, CheckResult
 from segserve_operator.core.gates.probe import probe_outcome
 
-pytestmark = [pytest.mark.platform, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.platform
 
 COINS = MODELS.parent
 NAME = "scored"

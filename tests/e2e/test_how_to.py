@@ -12,7 +12,7 @@ import pytest
 
 from bench.platform import ROOT, Running
 
-pytestmark = pytest.mark.platform
+pytestmark = [pytest.mark.platform, pytest.mark.timeout(600)]
 
 SCRIPTS = sorted((ROOT / "docs/how-to").glob("*.py"))
 

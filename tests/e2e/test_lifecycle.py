@@ -25,7 +25,7 @@ import pytest
 import tritonclient.grpc
 import yaml
 
-from bench.platform import MODELS, Running, platform
+from bench.platform import MODELS, TIMEOUT, Running, platform
 from bench.ports import free_port
 from fakes.callers import COIN_PIXELS, PHOTO
 from fakes.waiting import HANG_S, until
@@ -76,7 +76,7 @@ class Bed:
         return Running(f"http://127.0.0.1:{self.port}", self.state)
 
     def up(self, *arguments: str) -> None:
-        done = self.segserve("up", "--detach", "--port", str(self.port), *arguments)
+        done = self.segserve("up", "--detach", "--timeout", TIMEOUT, "--port", str(self.port), *arguments)
         assert done.returncode == 0, done.stderr
 
     def coins(self) -> tuple[str, int]:

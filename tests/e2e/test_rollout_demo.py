@@ -13,7 +13,7 @@ import pytest
 
 from bench.platform import ROOT
 
-pytestmark = [pytest.mark.platform, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.platform
 
 
 def test_the_demo_stops_the_bad_version_with_its_sheet_and_promotes_the_good_one(tmp_path: Path) -> None:

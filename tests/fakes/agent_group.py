@@ -26,6 +26,7 @@ from segserve_builder.agent.protocol import AssignedModel, Assignment, ModelRepo
 from segserve_builder.agent.server import TritonServer
 from segserve_builder.render.tritonserver import Ports, sweep_shm
 from segserve_builder.sources import folder_digest
+from segserve_common.process_record import ProcessRecord
 from segserve_operator.adapters.local.runtime import RuntimeEnvironment
 from segserve_operator.adapters.local.triton import runtime_environment, triton_command
 from suite_run import shm_prefix
@@ -102,8 +103,7 @@ class Group:
             api_secret=secret.obtain(self.secret),
         )
         self.triton = self._start(command.argv, command.environment, "triton.log")
-        created = psutil.Process(self.triton.pid).create_time()
-        (self.folder / "triton.json").write_text(json.dumps({"pid": self.triton.pid, "create_time": created}))
+        (self.folder / "triton.json").write_text(ProcessRecord.of(self.triton.pid).to_json())
 
     def start_agent(self) -> None:
         argv = [

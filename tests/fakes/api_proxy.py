@@ -20,7 +20,14 @@ from fakes.kube_connection import context_of_file, ssl_context_of
 from fakes.waiting import HANG_S, connections_are_closed
 
 _HOP = {"connection", "content-length", "host", "keep-alive", "transfer-encoding", "upgrade", "authorization"}
-_REASONS = {409: "Conflict", 410: "Expired", 422: "Invalid", 429: "TooManyRequests", 500: "InternalError"}
+_REASONS = {
+    403: "Forbidden",
+    409: "Conflict",
+    410: "Expired",
+    422: "Invalid",
+    429: "TooManyRequests",
+    500: "InternalError",
+}
 
 
 @dataclass(eq=False)
@@ -44,6 +51,7 @@ class ApiProxy:
         self._ssl = ssl_context_of(context.configuration())
         self._host, self._port = host, port
         self.calls: list[Call] = []
+        self.latency_s = 0.0  # of each answer, and of the start of each watch
         self.watch_delay_s = 0.0
         self.watch_silent = False
         self._watchers: set[_Watcher] = set()
@@ -71,7 +79,7 @@ class ApiProxy:
     def heal(self) -> None:
         """Pass everything on from now on."""
         self._rules.clear()
-        self.watch_delay_s, self.watch_silent = 0.0, False
+        self.latency_s, self.watch_delay_s, self.watch_silent = 0.0, 0.0, False
 
     def reset_watches(self) -> None:
         """Break the connections of all watches."""
@@ -143,7 +151,9 @@ class ApiProxy:
         call = Call(len(self.calls) + 1, request.method, request.path, request.query_string, agent)
         self.calls.append(call)
         body = await request.read()
-        match self._due(call):
+        due = self._due(call)
+        await asyncio.sleep(self.latency_s)
+        match due:
             case Kill(strike, after):
                 if after:
                     await self._pass_on(request, body)

@@ -6,6 +6,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -95,3 +96,21 @@ class Load:
     def _failed(self, transport: str, error: Exception) -> None:
         self.failures.append(f"{time.strftime('%H:%M:%S')} {transport}: {type(error).__name__}: {error}")
         time.sleep(0.05)
+
+
+@dataclass
+class SteadyCaller:
+    """Asks models one after the other for an image, which may be replaced meanwhile; errors of segserve pass by."""
+
+    url: str
+    models: Sequence[str]
+    image: bytes
+    pause_s: float
+
+    def call(self, ended: threading.Event) -> None:
+        """Call until the event is set."""
+        with Client(self.url, retries=0) as client:
+            while not ended.wait(self.pause_s):
+                for model in self.models:
+                    with suppress(SegserveError):
+                        client.segment(self.image, model=model)

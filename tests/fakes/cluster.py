@@ -7,7 +7,7 @@ import subprocess
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar
 
 import pytest
 
+from cluster.make_image import Image
 from cluster.node import API_SERVER, KUBELET, Node, Process
 from fakes.cluster_reads import ClusterReads
 from fakes.kube_connection import client_of_file
@@ -196,6 +197,10 @@ class Cluster:
         """Return how often a container was started again."""
         return int(self._container(namespace, pod, container)["restartCount"])
 
+    def ended_by(self, namespace: str, pod: str, container: str) -> str:
+        """Return why a container ended before it was started again, as Kubernetes says it; empty where it never did."""
+        return str(self._container(namespace, pod, container)["lastState"].get("terminated", {}).get("reason", ""))
+
     @contextmanager
     def kubelet_down(self) -> Iterator[None]:
         """Kill the kubelet and start it again at the end of the block."""
@@ -205,6 +210,19 @@ class Cluster:
             yield
         finally:
             node.restart(KUBELET)
+
+    @contextmanager
+    def second_node(self, images: Sequence[Image]) -> Iterator[Node]:
+        """Have a second node join for the time of the block; it is gone at its end, if it was not lost before."""
+        node, name = self._own().second(), self._own().second().settings["KT_NODE"]
+        node.start()
+        try:
+            node.load(images)
+            self.wait_condition("default", "nodes", name, "Ready")
+            yield node
+        finally:
+            node.stop()
+            self.kubectl("delete", "node", name, check=False)
 
     @contextmanager
     def api_paused(self) -> Iterator[None]:
@@ -235,4 +253,6 @@ class Cluster:
         raise AssertionError(f"pod {pod} has no container {container!r}, only {[each['name'] for each in known]}")
 
     def _container_id(self, namespace: str, pod: str, container: str) -> str:
-        return str(self._container(namespace, pod, container)["containerID"]).removeprefix("containerd://")
+        status = self._container(namespace, pod, container)
+        assert status.get("containerID"), f"{container} of {pod} does not exist yet: {status}"
+        return str(status["containerID"]).removeprefix("containerd://")

@@ -1,4 +1,4 @@
-"""Eight clients of both protocols that note every request: when it was on its way, and what became of it."""
+"""Clients of both protocols that note every request: when it was on its way, and what became of it."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def strike() -> Iterator[Callable[[], Strike]]:
 
 @dataclass
 class Load:
-    """Asks for `coins` from eight threads, without retries of their own, until it is left.
+    """Asks for `coins` from so many threads, without retries of their own, until it is left.
 
     Half the clients are segserve's and half are plain ones; half speak HTTP and half gRPC. `reconnects`: each request
     on a connection of its own.
@@ -81,12 +81,13 @@ class Load:
     model: str = "coins"
     pause_s: float = 0.05
     reconnects: bool = False
+    clients: int = CLIENTS
     requests: list[Request] = field(default_factory=list)
 
     def __enter__(self) -> Self:
         self._ended = threading.Event()
         kinds = itertools.cycle((self._segserve_http, self._segserve_grpc, self._plain_http, self._plain_grpc))
-        self._threads = [threading.Thread(target=next(kinds), daemon=True) for _ in range(CLIENTS)]
+        self._threads = [threading.Thread(target=next(kinds), daemon=True) for _ in range(self.clients)]
         self._picture = picture()
         self._right: int | None = None
         for thread in self._threads:

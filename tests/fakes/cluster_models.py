@@ -14,15 +14,16 @@ Json = dict[str, Any]
 EXAMPLES: Final = Path(__file__).parents[2] / "examples"
 SEMANTIC: Final = "coins"
 API: Final = "segserve.dev/v1alpha1"
-_LITTLE: Final = {"requests": {"cpu": "10m", "memory": "64Mi"}}
+LITTLE: Final = {"requests": {"cpu": "10m", "memory": "64Mi"}}
+"""What a container asks for, so that many pools have room on one node."""
 _SERVER: Final = {
-    "resources": _LITTLE,
-    "agentResources": _LITTLE,
+    "resources": LITTLE,
+    "agentResources": LITTLE,
     "sharedMemory": "256Mi",
     "drainSeconds": 3,
     "exitTimeoutSeconds": 10,
 }
-_GATEWAY: Final = {"workers": 1, "resources": _LITTLE, "syncResources": _LITTLE, "drainSeconds": 3}
+_GATEWAY: Final = {"workers": 1, "resources": LITTLE, "syncResources": LITTLE, "drainSeconds": 3}
 
 
 def pool(name: str = "default", *, server: Json | None = None, gateway: Json | None = None, **spec: Any) -> Json:

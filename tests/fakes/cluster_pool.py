@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import yaml
 
 from fakes.cluster import Cluster
+from fakes.cluster_models import LITTLE
 from fakes.waiting import HANG_S
 from segserve_common.kube.names import (
     COMPONENT_LABEL,
@@ -58,6 +59,14 @@ def pool_manifest(**spec: Any) -> Json:
     }
 
 
+def small_pool() -> Json:
+    """Return a pool of one server and one gateway that end at once, many of which have room on a node."""
+    return pool_manifest(
+        gateway={"replicas": 1, "drainSeconds": 0, "resources": LITTLE, "syncResources": LITTLE},
+        server={"drainSeconds": 0, "resources": LITTLE, "agentResources": LITTLE},
+    )
+
+
 def coins_manifest(name: str = "coins", min_area: int = 150, **spec: Any) -> Json:
     """Return the example's semantic network under a name; another smallest region is another revision."""
     documents = yaml.safe_load_all((EXAMPLE / "model.yaml").read_text())
@@ -79,11 +88,14 @@ class ClusterPool:
     pool: str = "default"
 
     def wait(self, what: str, look: Callable[[], T | None], timeout_s: float = HANG_S) -> T:
-        """Return the first true value of `look`; what fails tells the whole story."""
+        """Return the first true value of `look`; what fails tells the whole story, and again what failed below it."""
         try:
             return self.cluster.wait(what, look, timeout_s)
         except AssertionError as error:
-            raise AssertionError(f"{error}\n{self.cluster.story(self.namespace)}\n{self.told()}") from None
+            if self.namespace in str(error):  # a wait within a wait: the story has been told
+                raise
+            story = f"==== namespace {self.namespace}\n{self.cluster.story(self.namespace)}\n{self.told()}"
+            raise AssertionError(f"{error}\n{story}\n{error}") from None
 
     def apply(self, *manifests: Json) -> None:
         """Apply objects."""

@@ -10,11 +10,13 @@ from fakes.golden_scores import score_report
 from fakes.kube import FakeKube
 from fakes.kube_faults import Crash
 from segserve_builder.agent.protocol import (
+    AnswersReport,
     GoldenScoring,
     GoldenTrial,
     ModelReport,
     ModelState,
     ProofReport,
+    ReferenceReport,
     ScoreReport,
     TrialReport,
 )
@@ -60,8 +62,8 @@ from segserve_operator.adapters.kube.write_through import WriteThroughApi
 from segserve_operator.adapters.notify.notifier import Notifier
 from segserve_operator.adapters.notify.post import direct_post
 from segserve_operator.adapters.traffic.plans import PLANS, load_plan
+from segserve_operator.metrics import Metrics
 from segserve_operator.reconciler import Dependencies, PoolReconciler
-from segserve_operator.rollout_metrics import RolloutMetrics
 
 NAMESPACE = "tests"
 DEFAULTS = Defaults(server_image="server:1", triton_version="26.04", envoy_image="envoy:1", operator_image="operator:1")
@@ -105,6 +107,16 @@ class ClusterWorld:
     """The quality of a network's answers to golden images, all .9 unless said otherwise; by its character."""
     scoring: bool = True
     """Whether agents are of a version that scores golden sets; others refuse an assignment that asks for it."""
+    counting: bool = True
+    """Whether agents are of a version that reports counts of answers; others refuse an assignment that asks for it."""
+    referring: bool = True
+    """Whether agents are of a version that makes references of drift."""
+    references: dict[str, ReferenceReport] = field(default_factory=dict)
+    """The references that agents make, by the digest of the file or golden set."""
+    answers: dict[str, dict[str, tuple[int, ...]]] = field(default_factory=dict)
+    """What each server has counted of a network's answers; by its character."""
+    slices: dict[str, dict[str, dict[str, tuple[int, ...]]]] = field(default_factory=dict)
+    """The part of it that is of each slice."""
     unpullable: set[str] = field(default_factory=set)
     """Images that no kubelet gets."""
     homeless: set[str] = field(default_factory=set)
@@ -138,7 +150,17 @@ class ClusterWorld:
             watch.close()
         kinds = (MODELS, POOLS, *CHILDREN, *(GATEWAY_ROUTES if self.has_gateway_api else ()))
         self.view = View(kinds, known=KnownObjects())
-        outside = Dependencies(NoLogs(), Notifier(post=direct_post(own_service)), RolloutMetrics(), self.services)
+        self.metrics = Metrics()
+        self.metrics.rollouts.clock = lambda: self.now_s
+        notifier = Notifier(post=direct_post(own_service))
+        outside = Dependencies(
+            NoLogs(),
+            notifier,
+            self.metrics.rollouts,
+            self.services,
+            drift=self.metrics.drift,
+            scaling=self.metrics.scaling,
+        )
         self.passes = PoolReconciler(
             WriteThroughApi(self.api, self.view), self.view, self.defaults, outside, lambda: self.now_s
         )
@@ -146,17 +168,21 @@ class ClusterWorld:
 
     async def run_pass(self, key: PoolKey = KEY) -> int:
         """Make a pass as the worker does: an error ends it, and the next one tries again. Return its writes."""
-        if not self.filled:
-            await fill(self.view, self.kube, [None])
-            self.kube.subscribe(self._feed, self.view.kinds, self.delay_s)
-            self.filled = True
-        self.kube.deliver()
+        await self.look()
         try:
             writes = (await self.passes.reconcile(key)).writes
             await self.passes.finish_bundles()
             return writes
         except ApiError:
             return -1
+
+    async def look(self) -> None:
+        """Let the operator see the cluster."""
+        if not self.filled:
+            await fill(self.view, self.kube, [None])
+            self.kube.subscribe(self._feed, self.view.kinds, self.delay_s)
+            self.filled = True
+        self.kube.deliver()
 
     def _feed(self, event: str, kind: Kind, found: Json) -> None:
         if event == "DELETED":
@@ -210,7 +236,7 @@ class ClusterWorld:
             self._keep_pods(deployment, pods)
         for pod in self.kube.all(PODS, NAMESPACE):
             labels = pod["metadata"]["labels"]
-            if pod["status"]["phase"] != "Running":
+            if pod["status"]["phase"] != "Running" or is_lost(pod):
                 continue
             if labels[COMPONENT_LABEL] == GATEWAY:
                 await self._follow(pod)
@@ -309,7 +335,12 @@ class ClusterWorld:
             told += unpack(content)
         name, image = pod["metadata"]["name"], pod["spec"]["containers"][0]["image"]
         reason = self.bad_pods.get(name) or self.fails_with.get(image)
-        models = [self._said(model, reason).model_dump(mode="json", by_alias=True) for model in told]
+        reports = [self._said(model, reason) for model in told]
+        for number, report in enumerate(reports):
+            file = report.reference if report.reference is not None and report.reference.content else None
+            if file is not None and any(each.reference == file for each in reports[:number]):
+                reports[number] = report.model_copy(update={"reference": None})  # a report has a file once
+        models = [report.model_dump(mode="json", by_alias=True) for report in reports]
         await self._report(group, pod, {"serverReady": True, "models": models})
 
     def _said(self, told: Json, reason: str | None = None) -> ModelReport:
@@ -327,10 +358,23 @@ class ClusterWorld:
             proved=self._proof(told) if reason is None else None,
             trial=self._trial(told["trial"]) if "trial" in told else None,
             scores=self._scores(told["scoring"], network) if "scoring" in told else None,
+            answers=self._answers(network) if "counting" in told else None,
+            reference=self._reference(told) if "reference" in told.get("counting", ()) else None,
         )
 
     def _proof(self, told: Json) -> ProofReport:
-        return ProofReport(golden_sha256=(told.get("golden") or {}).get("sha256"), can_score=self.scoring)
+        sha256 = (told.get("golden") or {}).get("sha256")
+        return ProofReport(
+            golden_sha256=sha256, can_score=self.scoring, can_count=self.counting, can_refer=self.referring
+        )
+
+    def _answers(self, network: str) -> AnswersReport:
+        assert self.counting, "an agent of an earlier version refuses the whole assignment"
+        return AnswersReport(histograms=self.answers.get(network, {}), slices=self.slices.get(network, {}))
+
+    def _reference(self, told: Json) -> ReferenceReport | None:
+        assert self.referring, "an agent of an earlier version makes no reference"
+        return self.references.get((told["counting"]["reference"].get("file") or told["golden"])["sha256"])
 
     def _scores(self, told: Json, network: str) -> ScoreReport:
         assert self.scoring, "an agent of an earlier version refuses the whole assignment"
@@ -469,3 +513,8 @@ def _condition(status: Mapping[str, Any], kind: str) -> tuple[str, str]:
 
 
 __all__ = ["AGENT_CONTAINER", "KEY", "NAMESPACE", "TRITON_CONTAINER", "ClusterWorld", "model_manifest"]
+
+
+def is_lost(pod: Json) -> bool:
+    """Tell whether a pod's node does not report any more."""
+    return any(condition.get("reason") == "NodeLost" for condition in pod["status"].get("conditions", ()))

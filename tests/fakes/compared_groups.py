@@ -16,7 +16,7 @@ from tritonclient.grpc import service_pb2 as pb
 from fakes.group_servers import GroupServers, serve_grpc, serve_http
 from fakes.waiting import eventually
 from raw_inference import Protocol
-from segserve_builder.comparator import service
+from segserve_builder.comparator import compared_model
 from segserve_builder.comparator.copies import MODEL_INFER
 from segserve_builder.comparator.folder import ComparatorFolder
 from segserve_builder.comparator.groups import GroupClient
@@ -87,20 +87,22 @@ class World:
     async def warm_up(self) -> None:
         await self.send()
         await self.idle()
-        self.clock.now_s += service.WARM_UP_S
+        self.clock.now_s += compared_model.WARM_UP_S
 
 
-def copy_of(protocol: Protocol, content: bytes, model: str = "coins") -> dict[str, Any]:
+def copy_of(protocol: Protocol, content: bytes, model: str = "coins", outputs: tuple[str, ...] = ()) -> dict[str, Any]:
     """Return a request about an encoded image, as `httpx` takes it."""
     if protocol == "grpc":
         message = pb.ModelInferRequest(model_name=model, raw_input_contents=[pack_bytes([content])])
         message.inputs.add(name="IMAGE", datatype="BYTES", shape=[1])
+        for name in outputs:
+            message.outputs.add(name=name)
         return {
             "url": MODEL_INFER,
             "content": framed(message.SerializeToString()),
             "headers": {"content-type": "application/grpc"},
         }
-    headers, body = encode_http(InferRequest(model, (Tensor.of_items("IMAGE", [content]),)))
+    headers, body = encode_http(InferRequest(model, (Tensor.of_items("IMAGE", [content]),), outputs))
     return {"url": f"/v2/models/{model}/infer", "content": body, "headers": headers}
 
 

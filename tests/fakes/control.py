@@ -10,11 +10,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-import psutil
 import yaml
 
 from fakes import rollout_records as records
@@ -22,6 +22,7 @@ from fakes.kube_http import FakeServer
 from segserve import AsyncClient, Client, Local
 from segserve.platforms.port import Platform
 from segserve_common.files import write_private
+from segserve_common.process_record import ProcessRecord
 from segserve_operator.adapters.local.files import StateFolder, write_yaml
 from segserve_operator.adapters.local.rollouts import RolloutFiles
 from segserve_operator.api.segmentation_model import SegmentationModelStatus
@@ -81,8 +82,8 @@ class LocalHarness:
 
     def __init__(self, folder: Path) -> None:
         self.state = StateFolder(folder)
-        me = psutil.Process()
-        found = {"pid": os.getpid(), "createTime": me.create_time(), "url": "http://127.0.0.1:1", "observed": True}
+        own = asdict(ProcessRecord.of(os.getpid()))
+        found = {"process": own, "url": "http://127.0.0.1:1", "observed": True}
         folder.mkdir(exist_ok=True)
         write_private(self.state.platform, json.dumps(found))
 

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fakes.api_proxy import ApiProxy
 from fakes.api_proxy_rules import Answer, Call, Hang, Kill, Rule
 from fakes.cluster import Cluster
-from fakes.cluster_pool import ClusterPool, coins_manifest, pool_manifest
+from fakes.cluster_pool import ClusterPool, coins_manifest, small_pool
 from fakes.operator_process import OperatorProcess
 
 Json = dict[str, Any]
 
 STAGES = ("apply", "edit", "delete")
-WITHIN_S = 150.0
+WITHIN_S = 300.0
+LONG_FAULT = "every answer 5 s late, and every tenth a 500, for ten minutes"
+LONG_FAULT_S = 600.0
 AREAS = (150, 151)
 
 
@@ -91,14 +95,33 @@ class Story:
         """
         hits, first = [0], len(self.proxy.writes)
         self.proxy.add(*(_counted(rule, hits) for rule in rules))
-        began_s = time.monotonic()
-        self.act(stage)
-        self.pool.wait(f"the {stage} ends as undisturbed", self._is_as_undisturbed, WITHIN_S)
-        seconds = time.monotonic() - began_s
+        seconds = self._end(stage)
         self.proxy.heal()
         self._calm(first)
         assert self._is_as_undisturbed()
         return Outcome(round(seconds, 1), hits[0])
+
+    def endure(self, seconds: float) -> Outcome:
+        """Make one stage after the other while `LONG_FAULT` lasts; the outcome has the time of the slowest."""
+        hits, first, slowest_s = [0], len(self.proxy.writes), 0.0
+        until_s = time.monotonic() + seconds
+        self.proxy.latency_s = 5.0
+        self.proxy.add(_counted(Rule(Answer(500), times=None, fits=_every_tenth()), hits))
+        for stage in itertools.cycle(STAGES):
+            slowest_s = max(slowest_s, self._end(stage, seconds))
+            if time.monotonic() > until_s:
+                break
+        self.proxy.heal()
+        self._calm(first)
+        assert self._is_as_undisturbed()
+        return Outcome(round(slowest_s, 1), hits[0])
+
+    def _end(self, stage: str, within_s: float = WITHIN_S) -> float:
+        """Make a stage, and return after how many seconds it has ended as undisturbed."""
+        began_s = time.monotonic()
+        self.act(stage)
+        self.pool.wait(f"the {stage} ends as undisturbed", self._is_as_undisturbed, within_s)
+        return time.monotonic() - began_s
 
     def die(self, point: Point) -> Outcome:
         """Make a stage in which the operator is killed at a point, and started again at once."""
@@ -138,14 +161,21 @@ class Story:
         def rests() -> bool:
             seen = len(self.proxy.writes)
             for _ in range(2):  # the first pass that is seen may have begun before
-                passes = leader.passes()
+                process, passes = leader.pid, leader.passes()
                 self.pool.touch()
-                self.pool.wait("a pass of the operator", lambda former=passes: leader.passes() > former)
+                self.pool.wait("a pass of the operator", partial(_has_passed, leader, process, passes))
             last = self.proxy.writes[first:][-5:]
             assert len(self.proxy.writes) == seen, f"it never rests: {last}"
             return True
 
         self.pool.wait("the operator rests", rests)
+
+
+def _has_passed(leader: OperatorProcess, process: int, passes: int) -> bool:
+    """Tell whether a process has made more passes than it had, or has been succeeded by another."""
+    assert leader.is_alive, "the operator has ended by itself"
+    assert leader.passes() > passes or leader.pid != process, f"{leader.passes()} passes, {passes} of them before"
+    return True
 
 
 def _revisions(found: Json) -> list[str]:
@@ -192,6 +222,12 @@ def _first_write_of_each() -> Callable[[Call], bool]:
     return fits
 
 
+def _every_tenth() -> Callable[[Call], bool]:
+    """Return what fits each tenth call."""
+    numbers = itertools.count(1)
+    return lambda _: next(numbers) % 10 == 0
+
+
 def _each(action: Answer) -> Callable[[ApiProxy], tuple[Rule, ...]]:
     return lambda _: (Rule(action, times=None, fits=_first_write_of_each()),)
 
@@ -225,6 +261,7 @@ def _expired(proxy: ApiProxy) -> tuple[Rule, ...]:
 
 
 FAULTS: Mapping[str, Callable[[ApiProxy], tuple[Rule, ...]]] = {
+    "403 to the first write of each object": _each(Answer(403)),
     "409 to the first write of each object": _each(Answer(409)),
     "410 to the first write of each object": _each(Answer(410)),
     "422 to the first write of each object": _each(Answer(422)),
@@ -248,8 +285,8 @@ def story(cluster: Cluster, folder: Path) -> Iterator[Story]:
         operator = OperatorProcess(kubeconfig, (namespace,), cluster.images, folder / "operator.log")
         pool = ClusterPool(cluster, namespace, operator.tail)
         with operator.running():
-            pool.apply(pool_manifest(gateway={"replicas": 1, "drainSeconds": 0}, server={"drainSeconds": 0}))
-            pool.wait("the pool is whole", lambda: _is_up(pool), 180)
+            pool.apply(small_pool())
+            pool.wait("the pool is whole", lambda: _is_up(pool), WITHIN_S)
             yield Story(pool, proxy, operator)
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from segserve_operator.adapters.traffic.envoy_tls import TlsSettings
     from segserve_operator.api.session_affinity import SessionAffinity
+    from segserve_operator.api.telemetry import AccessLog, CallerMetrics, Tracing
 
 
 @dataclass
@@ -110,6 +111,7 @@ class RunningGateway(EnvoyProcess):
 async def running_gateway(
     folder: Path,
     *,
+    host: str = "127.0.0.1",
     timeout_s: float = 60.0,
     max_request_bytes: int = 2**21,
     tls: TlsSettings | None = None,
@@ -117,10 +119,16 @@ async def running_gateway(
     affinity: SessionAffinity | None = None,
     streams: bool = True,
     server_tls: Path | None = None,
+    access_log: AccessLog | None = None,
+    caller_metrics: CallerMetrics | None = None,
+    tracing: Tracing | None = None,
+    capture: bool = False,
+    plain_http: bool = False,
 ) -> AsyncIterator[RunningGateway]:
-    """Run Envoy on a free port, in `folder`."""
+    """Run Envoy on a free port of `host`, in `folder`."""
     port, internal_port = free_ports(2)
     gateway = EnvoySettings(
+        host=host,
         port=port,
         max_request_bytes=max_request_bytes,
         internal_port=internal_port,
@@ -128,6 +136,12 @@ async def running_gateway(
         auth=auth,
         affinity=affinity,
         streams=streams,
+        access_log=access_log,
+        access_log_file=folder / "access.log",
+        caller_metrics=caller_metrics,
+        tracing=tracing,
+        capture=capture,
+        plain_http=plain_http,
     )
     running = RunningGateway(folder, EnvoyTraffic(folder, gateway, server_tls=server_tls, timeout_s=timeout_s), gateway)
     try:

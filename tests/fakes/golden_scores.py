@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,8 +12,11 @@ from segserve_builder.agent.protocol import ScoreReport, pack_classes, pack_qual
 def score_report(
     sha256: str, qualities: Sequence[float], classes: Mapping[int, float] | None = None, **more: Any
 ) -> ScoreReport:
-    """Return scores of a golden set: the quality of each image, and of each class as of all images unless given."""
-    mean = sum(qualities) / len(qualities)
+    """Return scores of a golden set: the quality of each image, NaN if it was not answered, and of each class.
+
+    Each of two classes is as good as all images together, unless `classes` are given.
+    """
+    mean = sum(quality for quality in qualities if not math.isnan(quality)) / len(qualities)
     by_class = {0: mean, 1: mean} if classes is None else classes
     known: dict[str, Any] = {
         "images": len(qualities),

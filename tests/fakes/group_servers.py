@@ -23,6 +23,7 @@ GROUP = "x-segserve-group"
 class GroupServers:
     """What each group answers: bytes, a status (HTTP code or gRPC status), or nothing before `release`.
 
+    `words` are those of every error.
     `reply_headers` are those of answers over HTTP; `bodies` and `headers` are of what each group was asked, in their
     order.
     """
@@ -32,6 +33,7 @@ class GroupServers:
     bodies: defaultdict[str, list[bytes]] = field(default_factory=lambda: defaultdict(list))
     headers: defaultdict[str, list[dict[str, str]]] = field(default_factory=lambda: defaultdict(list))
     paths: list[str] = field(default_factory=list)
+    words: str = "as the test says"
     release: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def answer_http(self, request: web.Request) -> web.StreamResponse:
@@ -46,7 +48,7 @@ class GroupServers:
         if isinstance(answer, bytes):
             return web.Response(body=answer, headers=self.reply_headers.get(group))
         assert isinstance(answer, int)
-        return web.Response(status=answer)
+        return web.Response(status=answer, text=self.words)
 
     async def answer_grpc(self, message: bytes, context: Any) -> bytes:
         metadata = {name: str(value) for name, value in context.invocation_metadata()}
@@ -58,7 +60,7 @@ class GroupServers:
             await self.release.wait()
             answer = b""
         if isinstance(answer, grpc.StatusCode):
-            await context.abort(answer, "as the test says")
+            await context.abort(answer, self.words)
         assert isinstance(answer, bytes)
         return answer
 

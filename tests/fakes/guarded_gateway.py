@@ -1,4 +1,4 @@
-"""The real Envoy for many hostile tests at once: with short waits, in front of one stand-in for Triton."""
+"""The real Envoy for many hostile tests at once, in front of one stand-in for Triton."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fakes.waiting import HANG_S
 from segserve_operator.adapters.traffic.envoy import EnvoyTraffic
 from segserve_operator.adapters.traffic.envoy_listener import CallerTimeouts, EnvoySettings
 
-WAITS = CallerTimeouts(headers_s=0.5, body_s=1.0, idle_s=0.5)
+PATIENT = CallerTimeouts()
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def guarded_gateway(
     max_request_bytes: int = LIMIT,
     heap_bytes: int = 2**31,
     streams: bool = False,
-    waits: CallerTimeouts = WAITS,
+    waits: CallerTimeouts = PATIENT,
 ) -> Iterator[Guarded]:
     """Run Envoy on a free port, in `folder`."""
     port, internal_port = free_ports(2)

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     import trustme
 
 
-def issued(authority: trustme.CA, *, uri: str = "", dns: str = "", subject: str = "x") -> tuple[bytes, bytes]:
+def issued(
+    authority: trustme.CA, *, uri: str = "", dns: str = "", subject: str = "x", lasts: timedelta = timedelta(hours=1)
+) -> tuple[bytes, bytes]:
     """Return (certificate, key) in PEM."""
     signer = load_pem_private_key(authority.private_key_pem.bytes(), password=None)
     assert isinstance(signer, ec.EllipticCurvePrivateKey)
@@ -30,7 +32,7 @@ def issued(authority: trustme.CA, *, uri: str = "", dns: str = "", subject: str 
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - timedelta(hours=1))
-        .not_valid_after(now + timedelta(hours=1))
+        .not_valid_after(now + lasts)
     )
     if names:
         builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)

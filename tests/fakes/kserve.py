@@ -12,14 +12,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import grpc
 import numpy as np
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import deserialize_bytes_tensor, np_to_triton_dtype, serialize_byte_tensor
 
+from fakes.waiting import HANG_S
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 Arrays = dict[str, np.ndarray]
 DTYPES = {"UINT8": np.uint8, "UINT16": np.uint16, "FP32": np.float32}
@@ -54,10 +57,12 @@ class Model:
 class Fault:
     """What happens to one inference instead of an answer; the fields that are set apply, in this order.
 
-    With `hang_up` there is an answer, after which the connection is closed without a word.
+    Until `hold` is set nothing happens. With `hang_up` there is an answer, after which the connection is closed without
+    a word.
     """
 
     delay_s: float = 0.0
+    hold: threading.Event | None = None
     drop: bool = False
     hang_up: bool = False
     truncate_to: int | None = None
@@ -67,6 +72,12 @@ class Fault:
     grpc: str | None = None
     message: str = ""
     headers: dict[str, str] = field(default_factory=dict)
+
+    def wait(self) -> None:
+        """Return when the inference may go on."""
+        time.sleep(self.delay_s)
+        if self.hold is not None:
+            self.hold.wait(HANG_S)
 
 
 @dataclass
@@ -96,6 +107,11 @@ class Gateway:
         model = self.models[asked.model]
         answer = model.answer(asked)
         return {name: answer[name] for name in asked.outputs or model.outputs}
+
+    def refusal(self, model: str, outputs: Sequence[str]) -> str:
+        """Return Triton's words for the first output that a model lacks, or nothing."""
+        lacking = [name for name in outputs if name not in self.models[model].outputs]
+        return f"unexpected inference output '{lacking[0]}' for model '{model}'" if lacking else ""
 
     @contextmanager
     def http(self, tls: ssl.SSLContext | None = None) -> Iterator[str]:
@@ -160,7 +176,7 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        name = self.path.split("/")[3]
+        name = urlsplit(self.path).path.split("/")[3]
         model = self.gateway.config(name)
         if model is None:
             return self._error(404, f"Request for unknown model: '{name}' is not found")
@@ -175,17 +191,21 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
         fault = self.gateway.next_fault() or Fault()
-        time.sleep(fault.delay_s)
+        fault.wait()
         if fault.drop:
             self.close_connection = True
             return None
         if fault.http is not None:
             return self._error(fault.http, fault.message, fault.headers)
-        name = self.path.split("/")[3]
+        name = urlsplit(self.path).path.split("/")[3]
         if name not in self.gateway.models:
             return self._error(404, f"Request for unknown model: '{name}' is not found")
         length = int(self.headers["Inference-Header-Content-Length"])
-        answer, header_length = self._answer(name, json.loads(body[:length]), body[length:])
+        header = json.loads(body[:length])
+        refusal = self.gateway.refusal(name, [entry["name"] for entry in header.get("outputs", ())])
+        if refusal:
+            return self._error(400, refusal)
+        answer, header_length = self._answer(name, header, body[length:])
         self.close_connection = fault.hang_up
         return self._faulty(fault, answer, header_length)
 
@@ -254,7 +274,7 @@ class _Service(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
         fault = self.gateway.next_fault() or Fault()
-        time.sleep(fault.delay_s)
+        fault.wait()
         if fault.grpc is not None:
             context.set_trailing_metadata(tuple(fault.headers.items()))
             context.abort(grpc.StatusCode[fault.grpc], fault.message)
@@ -266,6 +286,8 @@ class _Service(service_pb2_grpc.GRPCInferenceServiceServicer):
             key: getattr(value, value.WhichOneof("parameter_choice")) for key, value in request.parameters.items()
         }
         outputs, headers = [output.name for output in request.outputs], dict(context.invocation_metadata())
+        if refusal := self.gateway.refusal(request.model_name, outputs):
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, refusal)
         asked = Asked(request.model_name, inputs, outputs, parameters, headers)
         answer = service_pb2.ModelInferResponse(model_name=request.model_name)
         for key, array in self.gateway.answer(asked).items():

@@ -90,11 +90,13 @@ class FakeKube:
         change = self.edit_status if status else self.edit
         return change(kind, namespace, name, patch, manager=FIELD_MANAGER)
 
-    async def delete(self, kind: Kind, namespace: str, name: str, *, uid: str | None = None) -> None:
+    async def delete(self, kind: Kind, namespace: str, name: str, *, uid: str | None = None) -> bool:
         await asyncio.sleep(0)
         live = self.peek(kind, namespace, name)
-        if live is not None and uid in (None, live["metadata"]["uid"]):
-            self.remove(kind, namespace, name)
+        if live is None or uid not in (None, live["metadata"]["uid"]):
+            return False
+        self.remove(kind, namespace, name)
+        return self.peek(kind, namespace, name) is not None
 
     def peek(self, kind: Kind, namespace: str, name: str) -> Json | None:
         """Return an object, or None where there is none."""

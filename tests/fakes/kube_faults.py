@@ -132,8 +132,8 @@ class Faulty:
         verb = "status" if status else "patch"
         return await self._do(verb, kind, name, lambda: self._api.patch(kind, namespace, name, patch, status=status))
 
-    async def delete(self, kind: Kind, namespace: str, name: str, *, uid: str | None = None) -> None:
-        await self._do("delete", kind, name, lambda: self._api.delete(kind, namespace, name, uid=uid))
+    async def delete(self, kind: Kind, namespace: str, name: str, *, uid: str | None = None) -> bool:
+        return await self._do("delete", kind, name, lambda: self._api.delete(kind, namespace, name, uid=uid))
 
     async def _do(self, verb: str, kind: Kind, name: str, make: Callable[[], Awaitable[Answer]]) -> Answer:
         call = Call(len(self.calls) + 1, verb, kind, name)

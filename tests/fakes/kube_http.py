@@ -143,7 +143,9 @@ class FakeServer:
         inside = f"{root}/namespaces/{namespace}" if rest else f"{root}/namespaces/"
         found = [v for k, v in self.objects.items() if k.startswith(inside) and k.split("/")[-2] == plural]
         wanted = dict(part.split("=") for part in request.url.params.get("labelSelector", "").split(",") if part)
-        return [v for v in found if wanted.items() <= v["metadata"].get("labels", {}).items()]
+        fields = dict(part.split("=") for part in request.url.params.get("fieldSelector", "").split(",") if part)
+        labelled = [v for v in found if wanted.items() <= v["metadata"].get("labels", {}).items()]
+        return [v for v in labelled if all(_field(v, path) == value for path, value in fields.items())]
 
     def _watch(self, found: list[Json]) -> httpx.Response:
         """Send all objects, and an expired version: whoever follows lists them again."""
@@ -164,3 +166,10 @@ class FakeServer:
         if "dryRun" not in request.url.params:
             self.objects[path] = now
         return httpx.Response(200, json=now)
+
+
+def _field(item: Json, path: str) -> str:
+    value: Any = item
+    for key in path.split("."):
+        value = value.get(key, {})
+    return str(value)

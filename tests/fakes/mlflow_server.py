@@ -19,7 +19,7 @@ from bench.ports import free_port
 from tools import PEERS
 
 MLFLOW = PEERS / "mlflow"
-_PATIENCE_S = 240.0
+_PATIENCE_S = 480.0
 
 
 @dataclass(frozen=True)

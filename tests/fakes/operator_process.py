@@ -25,7 +25,8 @@ TRITON_VERSION = "24.10"
 class OperatorProcess:
     """`python -m segserve_operator` for some namespaces; what it says is added to `log`.
 
-    The first namespace holds its Lease. `name` is who it is in the election: one that is started again keeps it.
+    The first namespace holds its Lease. `name` is who it is in the election: one that is started again keeps it. Its
+    clock is ahead by the seconds in the file `clock`, if there is one.
     """
 
     kubeconfig: Path
@@ -33,13 +34,15 @@ class OperatorProcess:
     images: ImageNames
     log: Path
     name: str = "operator"
+    clock: Path | None = None
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
     _port: int = field(default_factory=free_port, init=False)
 
     def start(self) -> Self:
         """Start it; it works some seconds later."""
         with self.log.open("ab") as said:
-            command = [sys.executable, "-m", "segserve_operator"]
+            module = ["segserve_operator"] if self.clock is None else ["faults.stepped_operator", str(self.clock)]
+            command = [sys.executable, "-m", *module]
             self._process = subprocess.Popen(
                 command, env=self._environment(), stdin=subprocess.DEVNULL, stdout=said, stderr=said
             )
@@ -111,6 +114,8 @@ class OperatorProcess:
     def _environment(self) -> dict[str, str]:
         inherited = {name: text for name, text in os.environ.items() if not name.startswith("SEGSERVE_")}
         return inherited | {
+            # Where the module is that sets its clock.
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
             "KUBECONFIG": str(self.kubeconfig),
             "POD_NAME": self.name,
             "SEGSERVE_NAMESPACES": ",".join(self.namespaces),

@@ -24,6 +24,7 @@ from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
 from segserve_operator.core.evidence import DISAGREEMENTS, RATIOS
 from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.gates.checks import Check, CheckResult
+from segserve_operator.core.models.actions import Announce, AnnounceDrift
 from segserve_operator.core.models.events import Event
 from segserve_operator.core.models.observed import (
     EffectFailure,
@@ -36,7 +37,8 @@ from segserve_operator.core.models.observed import (
     Wanted,
 )
 from segserve_operator.core.rollout.counters import Counters, PairCounts, Sample, Series, SeriesCounts
-from segserve_operator.core.rollout.record import Record, RolloutState
+from segserve_operator.core.rollout.record import Record
+from segserve_operator.core.scaling import GatewayLoad
 from segserve_operator.core.traffic import Endpoint, Mirror, TrafficPlan, TrafficState
 from segserve_operator.mapping.rollouts import HISTORY
 from segserve_operator.service import RolloutCache, Service
@@ -287,6 +289,13 @@ class RecordedTraffic:
             for model, groups in models.items()
         }
 
+    async def loads(self) -> Mapping[str, GatewayLoad | None]:
+        if self.blind:
+            return {"gateway": None}
+        in_flight = sum(self.active.values())
+        arrived = in_flight + sum(each.attempts for each in self.by_series.values())
+        return {"gateway": GatewayLoad("first", self.clock(), 0.0, arrived, in_flight)}
+
     def _tally(self, model: str, group: str) -> SeriesCounts:
         return self.by_series.get((model, group), SeriesCounts())
 
@@ -422,8 +431,9 @@ class Announced:
 
     told: list[tuple[str, str]] = field(default_factory=list)
 
-    def announce(self, model: str, state: RolloutState, events: Collection[Event], url: str) -> None:
-        self.told += [(model, event.reason) for event in events]
+    def announce(self, announcement: Announce | AnnounceDrift) -> None:
+        events = (announcement.event,) if isinstance(announcement, AnnounceDrift) else announcement.events
+        self.told += [(announcement.model, event.reason) for event in events]
 
 
 @dataclass

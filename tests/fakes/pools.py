@@ -32,6 +32,12 @@ metadata: {name: gpus, namespace: vision, uid: 2c3d}
 spec:
   replicas: 3
   minReady: 75%
+  scaling:
+    minimum: 2
+    maximum: 12
+    target: {queueMilliseconds: 50}
+    scaleDownDelay: 10m
+    schedule: [{days: [Mon, Fri], start: "07:30", duration: 10h, timeZone: Europe/Berlin, minimum: 6}]
   isolation: shared
   update:
     strategy: RollingUpdate
@@ -105,8 +111,12 @@ spec:
       mtls: {caSecretRef: {name: callers-ca, key: ca.crt}}
       anonymous: true
     sessionAffinity: {header: x-camera, cookie: visitor, caller: true}
+    accessLog: {samplingRatio: 0.01}
+    callerMetrics: {most: 20, sliceByCaller: true}
+    tracing: {endpoint: "http://collector.observability:4318", samplingRatio: 0.5}
     maxRequestBytes: 1048576
     streams: true
+    plainHttp: true
     requestTimeoutSeconds: 10
     replicas: 3
     workers: 4
@@ -115,6 +125,8 @@ spec:
     syncResources: {requests: {cpu: 10m}}
     shadow: true
     comparatorResources: {limits: {memory: 1Gi}}
+    capture: true
+    captureResources: {limits: {memory: 2Gi}}
     serviceType: LoadBalancer
     serviceAnnotations: {example.com/internal: "true"}
     nodeSelector: {kubernetes.io/os: linux}
@@ -134,6 +146,7 @@ spec:
     servers: {secretName: gpus-servers-tls, identity: "spiffe://example.org/ns/vision/sa/gpus-servers"}
     gateway: {secretName: gpus-gateway-tls, identity: gpus.example.org}
     resources: {limits: {memory: 128Mi}, requests: {cpu: 20m}}
+  cost: {cpuHour: 0.04, gpuHour: 2.5, memoryGiBHour: 0.005, currency: EUR, monthlyBudget: 900}
   notifications:
     - {url: "https://hooks.example.com/rollouts", format: json}
     - {secretRef: {name: hooks, key: slack}, format: slack}

@@ -27,7 +27,7 @@ EXAMPLE: Final = Path(__file__).parents[2] / "examples/coins/coins.png"
 HEADER: Final = "x-segserve-revision"
 OUTPUTS: Final = ("AREAS", "CLASSES", "LABELS", "SIZE")
 """Without CLASSES and SIZE, masks could not be compared in Shadow."""
-PATIENCE_S: Final = 20.0
+PATIENCE_S: Final = 75.0
 SIDE_PX: Final = 96
 STEP_PX: Final = 28
 

@@ -51,12 +51,16 @@ class Rollout:
     _owed: dict[tuple[str, str], float] = field(default_factory=dict)
 
     async def begin(
-        self, policy: RolloutPolicy = POLICY, told: AssignedModel = SECOND, *, watched: bool = False
+        self, policy: RolloutPolicy = POLICY, told: AssignedModel = SECOND, *, watched: bool | None = None
     ) -> None:
-        """Let a model be served, for half an hour of requests if it was `watched`, and be changed."""
+        """Let a model be served, for half an hour of requests if it was `watched`, and be changed.
+
+        By default it was where the policy asks for Shadow, which waits for what is known of stable.
+        """
         self.world.store.apply(FIRST, policy=policy, slo=Slo())
         await self.world.passes()
-        if watched:
+        asks = policy.shadow is not None and policy.shadow.enabled
+        if asks if watched is None else watched:
             cache = self.world.rollout_cache
             cache.watches = {"coins": replace(cache.watches["coins"], past=self._past())}
         self.world.store.apply(told, policy=policy, slo=Slo())

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import json
+import os
+import socket
+import struct
 import threading
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import grpc
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
 from fakes.waiting import HANG_S
+from segserve_operator.adapters.samples.wire import bracketed
 from segserve_operator.core.traffic import Endpoint
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+_SO_ATTACH_FILTER: Final = 26
+"""Of Linux's `asm-generic/socket.h`."""
 
 
 @dataclass
@@ -31,21 +40,25 @@ class Asked:
 
 @dataclass
 class StubTriton:
-    """Runs in a thread of its own while it is entered.
+    """Runs in a thread of its own while it is entered, and listens on `host`.
 
     `delay_s` is the least time that an inference takes, one after the other if it is `serial`, and between `hold` and
     `release` none ends. The next `resets` HTTP requests are cut off without an answer; `status` is what HTTP answers
-    have, `grpc_status` what inferences by gRPC end with: `late`, once an answer has begun. `streamed` are the models
-    that messages of streams have named. `in_flight` inferences have arrived and have not ended.
+    have, `grpc_status` what inferences by gRPC end with: `late`, once an answer has begun. `said` are headers and body
+    of the next HTTP answers, `body` is that of the last HTTP request. `streamed` are the models that messages of
+    streams have named. `in_flight` inferences have arrived and have not ended.
     """
 
     name: str
+    host: str = "127.0.0.1"
     delay_s: float = 0.0
     serial: bool = False
     resets: int = 0
     status: int = 200
     grpc_status: grpc.StatusCode = grpc.StatusCode.OK
     late: bool = False
+    said: tuple[dict[str, str], bytes] | None = None
+    body: bytes = b""
     asked: list[Asked] = field(default_factory=list)
     methods: list[str] = field(default_factory=list)
     streamed: list[str] = field(default_factory=list)
@@ -75,6 +88,15 @@ class StubTriton:
         """Answer all that are held, and those that come."""
         self._loop.call_soon_threadsafe(self._may_answer.set)
 
+    def lose(self) -> None:
+        """Lose all packets of callers from now on, as a node without power does: nothing is acknowledged or closed."""
+        code = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))  # BPF_RET: keep no byte
+        drop = struct.pack("HP", 1, ctypes.addressof(code))
+        for entry in Path("/proc/self/fd").iterdir():
+            with suppress(OSError), socket.socket(fileno=os.dup(int(entry.name))) as each:
+                if each.getsockname()[1:2] in ((self.endpoint.http_port,), (self.endpoint.grpc_port,)):
+                    each.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, drop)
+
     async def work(self) -> None:
         """Take the time of one inference."""
         self.in_flight += 1
@@ -88,11 +110,11 @@ class StubTriton:
     async def _start(self) -> Endpoint:
         self._grpc = grpc.aio.server(options=[("grpc.max_receive_message_length", -1)])
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(_Service(self), self._grpc)
-        grpc_port = self._grpc.add_insecure_port("127.0.0.1:0")
+        grpc_port = self._grpc.add_insecure_port(f"{bracketed(self.host)}:0")
         await self._grpc.start()
         self._connections: set[asyncio.Task[None]] = set()
-        self._http = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        return Endpoint("127.0.0.1", self._http.sockets[0].getsockname()[1], grpc_port)
+        self._http = await asyncio.start_server(self._serve, self.host, 0)
+        return Endpoint(self.host, self._http.sockets[0].getsockname()[1], grpc_port)
 
     async def _stop(self) -> None:
         self._http.close()
@@ -112,7 +134,7 @@ class StubTriton:
         writer.close()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        asked = await _read(reader)
+        asked, self.body = await _read(reader)
         self.asked.append(asked)
         if self.resets:
             self.resets -= 1
@@ -121,18 +143,18 @@ class StubTriton:
         if asked.path.partition("?")[0].endswith("/infer"):
             await self.work()
         answer = {"model_name": "any", "model_version": self.name, "outputs": []}
-        body = json.dumps(answer).encode()
-        head = f"HTTP/1.1 {self.status} Said\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
-        writer.write(head.encode() + body)
+        headers, body = self.said or ({}, json.dumps(answer).encode())
+        headers = {"content-type": "application/json", "content-length": str(len(body)), **headers}
+        lines = [f"HTTP/1.1 {self.status} Said", *(f"{name}: {value}" for name, value in headers.items())]
+        writer.write("\r\n".join([*lines, "", ""]).encode() + body)
         await writer.drain()
 
 
-async def _read(reader: asyncio.StreamReader) -> Asked:
+async def _read(reader: asyncio.StreamReader) -> tuple[Asked, bytes]:
     first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode().strip().split("\r\n")
     headers = dict(line.lower().split(": ", 1) for line in lines if ": " in line)
     size = int(headers.get("content-length", 0))
-    await reader.readexactly(size)
-    return Asked(first.split(" ")[1], headers, size)
+    return Asked(first.split(" ")[1], headers, size), await reader.readexactly(size)
 
 
 class _Service(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]

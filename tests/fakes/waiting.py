@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Final, TypeVar
 
 T = TypeVar("T")
 
-HANG_S: Final = 120.0
+HANG_S: Final = 300.0
 """Longer than anything takes on a machine whose cores are busy with something else."""
 _POLL_S: Final = 0.03
 
@@ -22,6 +24,19 @@ def until(look: Callable[[], T], what: str, *, within_s: float = HANG_S) -> T:
             raise AssertionError(f"not within {within_s:g} s: {what}; last seen: {found!r}")
         time.sleep(_POLL_S)
     return found
+
+
+@contextmanager
+def meanwhile(action: Callable[[threading.Event], None]) -> Iterator[None]:
+    """Run `action` in a thread for the duration of the block; the event that it is given is set at the block's end."""
+    ended = threading.Event()
+    thread = threading.Thread(target=action, args=(ended,))
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 async def connections_are_closed() -> None:

@@ -23,13 +23,16 @@ from faults.plan import VARIABLE, Plan
 from faults.supervisor import CLOCK_STEP
 from segserve_common.files import write_private
 from segserve_operator.adapters.local import processes
-from segserve_operator.adapters.local.files import StateFolder
+from segserve_operator.adapters.local.files import StateFolder, cache_folder
+from segserve_operator.adapters.local.runtime import ensure_runtime
 from segserve_operator.core.models.observed import Wanted
 from segserve_operator.local_platform.supervisor import read_platform
 from segserve_operator.mapping.specs import wanted_of
 
 TIMEOUT_S: Final = 5
 """A request that is not answered by then fails: what hangs is known by that."""
+PATIENT_S: Final = 60
+"""Where nothing hangs, only the machine is busy."""
 
 Json = dict[str, Any]
 
@@ -94,7 +97,7 @@ def revision_of(manifest: Json) -> str:
 
 
 @contextmanager
-def faulty_platform(*models: Json, timeout_s: int = TIMEOUT_S, speed: float = 1.0) -> Iterator[FaultyPlatform]:
+def faulty_platform(*models: Json, timeout_s: int, speed: float = 1.0) -> Iterator[FaultyPlatform]:
     """Serve models for the time of the block, on a platform with a state folder and a port of its own.
 
     Its decisions are made by a clock that is `speed` times as fast.
@@ -108,7 +111,7 @@ def faulty_platform(*models: Json, timeout_s: int = TIMEOUT_S, speed: float = 1.
         found.apply(pool | {"spec": {"gateway": gateway}}, *models)
         found.start_supervisor()
         for model in models:
-            found.running.segserve("wait", model["metadata"]["name"], "--for=Ready", "--timeout=180s")
+            found.running.segserve("wait", model["metadata"]["name"], "--for=Ready")
         yield found
     finally:
         found.running.segserve("down")
@@ -117,6 +120,8 @@ def faulty_platform(*models: Json, timeout_s: int = TIMEOUT_S, speed: float = 1.
 
 def launch(state: Path, plan: Plan, speed: float = 1.0) -> None:
     """Start the supervisor of a state folder whose servers follow a plan; return once it has looked at everything."""
+    # Not by the supervisor: pip would take the packages of its PYTHONPATH for installed ones.
+    ensure_runtime(cache_folder())
     ours = {VARIABLE: str(plan.path), "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     with (state / "segserve.log").open("ab") as log:
         child = subprocess.Popen(

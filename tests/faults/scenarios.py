@@ -7,7 +7,7 @@ import io
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -24,6 +24,7 @@ from fakes.rollout_load import pictures
 from faults.golden_sets import Labelled, recorded
 from faults.networks import artifact, with_other_weights, without_class
 from faults.plan import Fault
+from faults.platform import TIMEOUT_S
 from faults.story import Story
 
 Json = dict[str, Any]
@@ -51,6 +52,9 @@ POLICY: Final[Mapping[str, Any]] = MappingProxyType(
         "shadow": {"enabled": False},
     }
 )
+SHADOW: Final[Mapping[str, Any]] = MappingProxyType({"percent": 100, "minRequests": 40, "maxDuration": "2m"})
+SHADOW_S: Final = 150.0
+"""How much longer a rollout with such a Shadow may take."""
 OUTAGE_S: Final = 20.0
 RATES: Final = (1.0, 10.0, 50.0)
 
@@ -70,10 +74,10 @@ class Change:
 
 @dataclass(frozen=True)
 class Scenario:
-    """One run: the fault of the candidate, from its first share on or (`at_once`) from its load on; and its callers.
+    """One run: the fault of the candidate, from its first request on or (`at_once`) from its load on; and its callers.
 
-    `change` is what the candidate changes; `event` happens once it has a share. `wanted` are the outcomes that were
-    declared right. `slow_ms` makes an answer that took longer a bad one.
+    `change` is what the candidate changes; `event` happens once it is asked. `wanted` are the outcomes that were
+    declared right. `slow_ms` makes an answer that took longer a bad one. has_shadow: its first requests are copies.
     """
 
     name: str
@@ -86,11 +90,17 @@ class Scenario:
     policy: Mapping[str, Any] = field(default_factory=dict)
     slow_ms: float = float("inf")
     limit_s: float = 420.0
+    has_shadow: bool = False
 
     @property
     def key(self) -> str:
         """What the results call it."""
-        return f"{self.name}, {self.rate:g}/s"
+        return f"{self.name}, {self.rate:g}/s{', Shadow' if self.has_shadow else ''}"
+
+    def shadowed(self) -> Scenario:
+        """Return the same with Shadow before its first step."""
+        policy = {**self.policy, "shadow": dict(SHADOW)}
+        return replace(self, policy=policy, limit_s=self.limit_s + SHADOW_S, has_shadow=True)
 
 
 def change(scenario: Scenario, folder: Path) -> Change:
@@ -164,7 +174,7 @@ def run(scenario: Scenario) -> Json:
     """Play a scenario on a platform of its own, and return what was seen."""
     with tempfile.TemporaryDirectory() as name:
         changed = change(scenario, Path(name))
-        story = Story(changed.first, scenario.rate, changed.pictures, slow_ms=scenario.slow_ms)
+        story = Story(changed.first, scenario.rate, changed.pictures, slow_ms=scenario.slow_ms, timeout_s=TIMEOUT_S)
         return story.play(
             changed.second,
             fault=scenario.fault,
@@ -270,4 +280,3 @@ HEALTHY: Final = (
     _healthy("clock set an hour ahead, then back", clock_steps),
     _healthy("gateway killed", gateway_restart),
 )
-ALL: Final = (*FAULTS, *HEALTHY)

@@ -6,16 +6,16 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
 import yaml
 
 from fakes.rollout_load import Call, RolloutLoad, p95_ms, pictures
-from fakes.waiting import HANG_S
+from fakes.waiting import HANG_S, meanwhile
 from faults.plan import Fault
-from faults.platform import FaultyPlatform, faulty_platform, revision_of
+from faults.platform import PATIENT_S, FaultyPlatform, faulty_platform, revision_of
 
 Json = dict[str, Any]
 
@@ -23,6 +23,7 @@ BEFORE_S: Final = 20.0
 LOOK_S: Final = 0.01
 ENDED: Final = ("Succeeded", "RolledBack", "Cancelled", "Judged")
 SHARING: Final = ("Progressing", "Quarantined", "Baking")
+ASKED: Final = ("Shadow", *SHARING)
 HELD: Final = "held"
 LOADER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -51,6 +52,7 @@ class Story:
     slow_ms: float = float("inf")
     speed: float = 1.0
     """Of the clock by which decisions are made."""
+    timeout_s: int = PATIENT_S
     stages: list[Stage] = field(default_factory=list)
     platform: FaultyPlatform = field(init=False)
     load: RolloutLoad = field(init=False)
@@ -70,7 +72,7 @@ class Story:
     def begun(self) -> Iterator[Self]:
         """Serve, and let callers come, for the time of the block."""
         with ExitStack() as stack:
-            self.platform = stack.enter_context(faulty_platform(self.first, speed=self.speed))
+            self.platform = stack.enter_context(faulty_platform(self.first, timeout_s=self.timeout_s, speed=self.speed))
             load = RolloutLoad(self.platform.running.url, self.model, self.rate, pictures=self.pictures)
             self.load = stack.enter_context(load)
             yield self
@@ -92,10 +94,10 @@ class Story:
                 self.platform.plan.set(**{revision_of(second): fault})
             self.apply(second)
             with self.watching():
-                sharing = self.reaches(*SHARING, *ENDED, within_s=limit_s)
+                asked = self.reaches(*ASKED, *ENDED, within_s=limit_s)
                 if fault is not None and not at_once:
                     self.platform.plan.set(**{self.candidate: fault})
-                if event is not None and sharing:
+                if event is not None and asked:
                     event(self)
                 self.reaches(*ENDED, within_s=began_s + limit_s - time.time())
                 time.sleep(2)  # for the requests under way
@@ -108,17 +110,9 @@ class Story:
 
     # Following the status.
 
-    @contextmanager
-    def watching(self) -> Iterator[None]:
+    def watching(self) -> AbstractContextManager[None]:
         """Note every stage of the rollout, with the time at which its file was written."""
-        ended = threading.Event()
-        thread = threading.Thread(target=self._watch, args=(ended,))
-        thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            thread.join()
+        return meanwhile(self._watch)
 
     def reaches(self, *phases: str, within_s: float = HANG_S) -> Stage | None:
         """Return the first stage of one of these phases, once there is one; None after the time."""

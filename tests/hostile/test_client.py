@@ -21,6 +21,7 @@ import pytest
 from PIL import Image
 
 from fakes.kserve import Arrays, Asked, Gateway, Model, items
+from fakes.waiting import HANG_S
 from segserve import AnswerTooLargeError, AsyncClient, BadRequestError, Client, ProtocolError, SegserveError
 
 LIMIT = 2**20
@@ -57,13 +58,13 @@ def ask(request: pytest.FixtureRequest) -> Ask:
     """Segment an image and return the error."""
 
     def by_client(url: str, image: Any = None, **options: Any) -> SegserveError:
-        with Client(url, retries=0, timeout_s=20, **options) as client, pytest.raises(SegserveError) as error:
+        with Client(url, retries=0, timeout_s=HANG_S, **options) as client, pytest.raises(SegserveError) as error:
             client.segment(photo() if image is None else image, model="coins")
         return error.value
 
     def by_async_client(url: str, image: Any = None, **options: Any) -> SegserveError:
         async def run() -> None:
-            async with AsyncClient(url, retries=0, timeout_s=20, **options) as client:
+            async with AsyncClient(url, retries=0, timeout_s=HANG_S, **options) as client:
                 await client.segment(photo() if image is None else image, model="coins")
 
         with pytest.raises(SegserveError) as error:
@@ -96,13 +97,13 @@ class Flood:
             thread = threading.Thread(target=self._flood, args=(server,), daemon=True)
             thread.start()
             yield f"http://127.0.0.1:{server.getsockname()[1]}"
-            thread.join(20)
+            thread.join(HANG_S)
             assert not thread.is_alive(), "the caller still listens"
 
     def _flood(self, server: socket.socket) -> None:
         connection, _ = server.accept()
         with connection:
-            connection.settimeout(20)
+            connection.settimeout(HANG_S)
             connection.recv(2**16)
             try:
                 connection.sendall(b"HTTP/1.1 200 OK\r\n" + self._head + b"\r\n")

@@ -20,6 +20,7 @@ import pytest
 
 from fakes.cluster_world import KEY, NAMESPACE, ClusterWorld, model_manifest
 from fakes.limited_process import MIB, run_within
+from fakes.waiting import HANG_S
 from segserve_common.http.guard import get_bounded
 from segserve_common.http.urls import RequestError
 from segserve_common.kube.kinds import CONFIG_MAPS, PODS, POOLS, REVISIONS, Json
@@ -172,10 +173,10 @@ def read_bombs(url: str) -> None:
 
 
 async def _read_bombs(url: str) -> None:
-    async with httpx.AsyncClient(timeout=20, trust_env=False) as client:
+    async with httpx.AsyncClient(timeout=HANG_S, trust_env=False) as client:
         for path in ("", "/endless"):
             with pytest.raises(RequestError, match=r"compressed|more than"):
-                await get_bounded(client, url + path, max_bytes=8 * MIB, timeout_s=20)
+                await get_bounded(client, url + path, max_bytes=8 * MIB, timeout_s=HANG_S)
 
 
 def test_a_pods_answer_that_unpacks_to_much_or_never_ends_is_given_up() -> None:

@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-import psutil
 import pytest
 
 from fakes.pools import FULL, MINIMAL, pool_context, with_defaults
 from segserve_builder.agent import secret
 from segserve_builder.cluster.process_link import LauncherLink, LinkedProcesses, _address
+from segserve_common.process_record import ProcessRecord
 from segserve_operator.adapters.kube.objects import group_objects, main_group
 
 SHARED: Final = {"run", "cache"}
@@ -84,7 +84,7 @@ def test_the_secret_of_tritons_management_is_for_its_user_and_group_alone(tmp_pa
 def link(tmp_path: Path) -> Iterator[LauncherLink]:
     """A launcher whose Triton is this very process."""
     record = tmp_path / "triton.process.json"
-    record.write_text(json.dumps({"pid": os.getpid(), "create_time": psutil.Process().create_time()}))
+    record.write_text(ProcessRecord.of(os.getpid()).to_json())
     made = LauncherLink(tmp_path, record)
     yield made
     made.close()
@@ -97,6 +97,23 @@ def test_the_agent_learns_what_it_saw_before(link: LauncherLink, tmp_path: Path)
     assert processes.short_of({"a-step-that-has-no-process": 1}) == {"a-step-that-has-no-process"}
     assert processes.short_of({}) == frozenset()
     assert (processes.resident_bytes() or 0) > 2**20
+
+
+def test_the_agent_learns_what_the_processes_use(link: LauncherLink, tmp_path: Path) -> None:
+    found = LinkedProcesses(tmp_path).uses()
+
+    assert found is not None
+    server = {key: use for key, use in found.processes.items() if key != "launcher"}
+    assert {use.step for use in server.values()} == {""}
+    assert all(use.memory_bytes > 0 for use in server.values())
+    assert "launcher" in found.processes
+    assert found.look_cpu_s > 0
+
+
+def test_of_a_launcher_that_ended_nothing_is_known(link: LauncherLink, tmp_path: Path) -> None:
+    link.close()
+
+    assert LinkedProcesses(tmp_path).uses() is None
 
 
 def test_a_launcher_that_ended_has_no_server(link: LauncherLink, tmp_path: Path) -> None:

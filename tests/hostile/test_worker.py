@@ -25,6 +25,7 @@ from fakes.answering_service import says, service
 from fakes.cluster_world import KEY, NAMESPACE, ClusterWorld, model_manifest
 from fakes.golden_pictures import check_of
 from fakes.limited_process import MIB, run_within
+from fakes.waiting import HANG_S
 from segserve_common.kube.kinds import POOLS
 from segserve_operator.adapters.checks.context import CheckContext, Question, Services, ServiceVerdict
 from segserve_operator.adapters.checks.runner import BackgroundCheckRunner
@@ -214,7 +215,7 @@ async def test_a_question_that_nobody_waits_for_any_more_frees_its_place() -> No
                 ended.set()
             raise AssertionError
 
-    async with serving(Slow(), os.getuid()) as address, asyncio.timeout(10):
+    async with serving(Slow(), os.getuid()) as address, asyncio.timeout(HANG_S):
         asked = asyncio.create_task(OutboundClient(address).ask(question("http://service.example/")))
         await began.wait()
         asked.cancel()
@@ -323,7 +324,7 @@ async def _attackers() -> AsyncIterator[dict[str, str]]:
 
 
 async def _concluded(runner: BackgroundCheckRunner, checks: list[Check]) -> dict[str, str]:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(HANG_S):
         while runner.check_results().keys() != {check.key for check in checks}:
             await asyncio.sleep(0.02)
     return {key: result.problem for key, result in runner.check_results().items()}

@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from segserve_common.process_record import ProcessRecord
 from suite_run import RUN_VARIABLE, Run, begin, goes_on, remove
 
 TESTS = Path(__file__).parents[1]
@@ -130,7 +131,7 @@ def test_a_run_that_goes_on_keeps_what_it_has(start: Callable[[], Started]) -> N
 def test_a_run_says_what_it_left(start: Callable[[], Started]) -> None:
     killed = start()
     killed.kill()
-    record = Run(killed.owner.pid, 0.0, "", "", str(killed.folder))
+    record = Run(ProcessRecord(killed.owner.pid, 0, ""), "", str(killed.folder))
 
     left = remove(record)
 

@@ -17,12 +17,14 @@ if TYPE_CHECKING:
         AuthenticationError,
         ConnectionLostError,
         ConnectTimeoutError,
+        DatasetError,
         DeadlineExceededError,
         ForkedClientError,
         GatewayUnreachableError,
         ImageTooLargeError,
         MissingExtraError,
         ModelNotFoundError,
+        OutOfDistributionError,
         OverloadedError,
         PermissionDeniedError,
         PlainHttpCredentialsError,
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
         TlsError,
         WriteTimeoutError,
     )
+    from segserve.evaluation.report import EvaluationReport
+    from segserve.evaluation.running import evaluate
     from segserve.platforms.errors import (
         ConflictError,
         ControlError,
@@ -58,7 +62,7 @@ if TYPE_CHECKING:
         KeypointResult,
     )
     from segserve.results.result import PanopticResult, PanopticSegment, Result, SemanticResult
-    from segserve.results.values import ModelInfo, SegmentClass
+    from segserve.results.values import ModelInfo, OutOfDistribution, SegmentClass
     from segserve_common.errors import BadRequestError, ProtocolError, SegserveError
 
 __all__ = [
@@ -72,10 +76,12 @@ __all__ = [
     "ConnectTimeoutError",
     "ConnectionLostError",
     "ControlError",
+    "DatasetError",
     "DeadlineExceededError",
     "Detection",
     "DetectionResult",
     "ErrorEvent",
+    "EvaluationReport",
     "Failure",
     "ForbiddenError",
     "ForkedClientError",
@@ -95,6 +101,8 @@ __all__ = [
     "NotFoundError",
     "NotInstalledError",
     "NotServingError",
+    "OutOfDistribution",
+    "OutOfDistributionError",
     "OverloadedError",
     "PanopticResult",
     "PanopticSegment",
@@ -121,6 +129,7 @@ __all__ = [
     "TlsError",
     "WaitTimeoutError",
     "WriteTimeoutError",
+    "evaluate",
 ]
 
 _HOMES: Final = {
@@ -132,6 +141,7 @@ _HOMES: Final = {
     "Detection": "results.objects",
     "DetectionResult": "results.objects",
     "ErrorEvent": "calls.hooks",
+    "EvaluationReport": "evaluation.report",
     "Failure": "calls.many",
     "ForbiddenError": "platforms.errors",
     "Hooks": "calls.hooks",
@@ -146,6 +156,7 @@ _HOMES: Final = {
     "NotFoundError": "platforms.errors",
     "NotInstalledError": "platforms.errors",
     "NotServingError": "platforms.errors",
+    "OutOfDistribution": "results.values",
     "PanopticResult": "results.result",
     "PanopticSegment": "results.result",
     "PlatformUnreachableError": "platforms.errors",
@@ -158,6 +169,7 @@ _HOMES: Final = {
     "Timeouts": "calls.steps",
     "Tls": "calls.credentials",
     "WaitTimeoutError": "platforms.errors",
+    "evaluate": "evaluation.running",
 }
 
 

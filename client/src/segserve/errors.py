@@ -11,6 +11,8 @@ from segserve_common.errors import SegserveError as SegserveError
 
 # The words of a server for an image beyond `input.maxPixels`, or beyond the memory of one of its steps.
 TOO_LARGE_WORDS: Final = re.compile(r"\(input\.maxPixels\)|needs more memory than")
+# The words of a model that refuses images which are unlike those that it was made for.
+UNLIKE_WORDS: Final = re.compile(r"\(outOfDistribution\.threshold\)")
 # gRPC has one status for both a message that is too large and a caller that exceeds its rate.
 RATE_WORDS: Final = re.compile(r"rate.?limit|quota|too many requests", re.IGNORECASE)
 
@@ -117,12 +119,20 @@ class ImageTooLargeError(BadRequestError):
     """An image or result that is too large as a whole: for its model (400, INVALID_ARGUMENT), or for this process."""
 
 
+class OutOfDistributionError(BadRequestError):
+    """The image is unlike those that the model was made for, which refuses such ones (400, INVALID_ARGUMENT)."""
+
+
+class DatasetError(SegserveError):
+    """Labelled images that cannot be used to evaluate a model: missing, unreadable, or of other classes."""
+
+
 class CheckpointError(SegserveError):
     """The folder holds another run or is damaged; nothing in it was changed."""
 
 
 class RevisionChangedError(SegserveError):
-    """Another revision started to answer while tiles were being sent."""
+    """Another revision started to answer while tiles, or the images of an evaluation, were being sent."""
 
 
 class WorkersLostError(SegserveError):
@@ -174,4 +184,6 @@ def grpc_error(status: str, message: str, **context: Any) -> SegserveError:
 
 
 def _refused(message: str) -> type[BadRequestError]:
+    if UNLIKE_WORDS.search(message):
+        return OutOfDistributionError
     return ImageTooLargeError if TOO_LARGE_WORDS.search(message) else BadRequestError

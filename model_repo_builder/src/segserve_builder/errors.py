@@ -34,6 +34,16 @@ class PipelineError(BuilderError):
     reason = "PipelineInvalid"
 
 
+class ScoreError(PipelineError):
+    """The score of `outOfDistribution` does not fit what the stages give."""
+
+
+class DriftReferenceError(BuilderError):
+    """A file is no reference of drift, or it cannot be made of a model's golden images."""
+
+    reason = "ReferenceInvalid"
+
+
 class OtherVersionError(BuilderError):
     """A revision was named by another version of segserve, whose stages may answer differently."""
 
@@ -153,6 +163,10 @@ class StepConflictError(PublishError):
 
     reason = "StepConflict"
     retryable = False
+
+
+class SinkError(BuilderError):
+    """Samples cannot be written to a place, or read from it."""
 
 
 class GoldenError(BuilderError):

@@ -62,9 +62,19 @@ def limit_allocations(environment: Mapping[str, str] = os.environ) -> int | None
 
 def allow_allocations(limit_bytes: int) -> None:
     """Let this process allocate so many bytes beyond what it has allocated now, in place of an earlier limit."""
+    allow_total(process_bytes("VmData") + limit_bytes)
+
+
+def total_allowed() -> int:
+    """Return how many bytes this process may have allocated at a time; negative without a limit."""
+    return resource.getrlimit(resource.RLIMIT_DATA)[0]
+
+
+def allow_total(total_bytes: int) -> None:
+    """Let this process have allocated so many bytes at a time, in place of an earlier limit."""
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    wanted = process_bytes("VmData") + limit_bytes
-    resource.setrlimit(resource.RLIMIT_DATA, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
+    wanted = total_bytes if hard == resource.RLIM_INFINITY else min(total_bytes, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (wanted, hard))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import astuple, dataclass, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol, Self, TypeAlias
 
 if TYPE_CHECKING:
     import numpy as np
@@ -84,8 +84,8 @@ class ResizeTransform:
 
     @classmethod
     def from_numbers(cls, numbers: Any) -> ResizeTransform:
-        """Return the transform of the eight numbers in the tensor GEOMETRY."""
-        return cls(*(int(number) for number in numbers))
+        """Return the transform of the first eight numbers in the tensor GEOMETRY."""
+        return cls(*numbers[:8].tolist())
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +104,21 @@ class Image:
 
     pixels: NDArray[Any]
     transform: ResizeTransform
+
+
+class ImageStatistics(NamedTuple):
+    """Statistics of an image as decoded, from a grid of its pixels.
+
+    `brightness` is the mean, from 0 (black) to 1; `contrast` the standard deviation and `detail` the median of the
+    absolute Laplacian divided by four, both as shares of the mean; `vertical_gradients` the vertical ones' share in the
+    energy of all gradients; `top_brightness` the upper half's share in the sum of both halves' means.
+    """
+
+    brightness: float
+    contrast: float
+    detail: float
+    vertical_gradients: float
+    top_brightness: float
 
 
 @dataclass(frozen=True, slots=True)

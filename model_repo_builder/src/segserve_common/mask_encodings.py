@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segserve_common.errors import ProtocolError
-from segserve_common.rle import run_lengths
+from segserve_common.rle import RunLengths
 
 Polygon: TypeAlias = list[float]
 
@@ -22,8 +22,7 @@ def read_mask(data: bytes, height: int, width: int) -> NDArray[np.bool_] | None:
     """Return the bitmap (H, W) of a mask sent as PNG or raw bytes, None for other encodings."""
     if data.startswith(PNG_MAGIC):
         return read_png(data, height, width) > 0
-    # Bytes below 0x20 occur in raw masks only, never in RLE or JSON.
-    if len(data) == height * width and data[0] <= 1:
+    if _is_raw(data, height, width):
         return np.frombuffer(data, np.uint8).reshape(height, width) > 0
     return None
 
@@ -31,6 +30,16 @@ def read_mask(data: bytes, height: int, width: int) -> NDArray[np.bool_] | None:
 def is_polygons(data: bytes) -> bool:
     """Return whether a mask is sent as polygons: `[` may start an RLE, but `]`, which continues, cannot end one."""
     return data.startswith(b"[") and data.endswith(b"]")
+
+
+def is_run_lengths(data: bytes, height: int, width: int) -> bool:
+    """Return whether a mask is sent as RLE counts, which are not checked, or as what is no mask."""
+    return not (data.startswith(PNG_MAGIC) or _is_raw(data, height, width) or is_polygons(data))
+
+
+def _is_raw(data: bytes, height: int, width: int) -> bool:
+    # Bytes below 0x20 occur in raw masks only, never in RLE or JSON.
+    return len(data) == height * width and data[0] <= 1
 
 
 def read_png(data: bytes, height: int, width: int) -> NDArray[Any]:
@@ -90,7 +99,7 @@ def run_length_counts(data: bytes, height: int, width: int) -> bytes:
     if bitmap is not None:
         return coco.encode(np.asfortranarray(bitmap, dtype=np.uint8))["counts"]  # type: ignore[no-any-return]
     if not is_polygons(data):
-        run_lengths(data, height, width)
+        RunLengths.read([data], height, width)
         return data
     # A polygon with two corners encloses nothing, and pycocotools rejects it.
     parts = [polygon for polygon in read_polygons(data, height, width) if len(polygon) >= 6]
@@ -98,3 +107,30 @@ def run_length_counts(data: bytes, height: int, width: int) -> bytes:
         (rle,) = coco.frPyObjects([{"size": [height, width], "counts": [height * width]}], height, width)
         return rle["counts"]  # type: ignore[no-any-return]
     return coco.merge(coco.frPyObjects(parts, height, width))["counts"]  # type: ignore[no-any-return]
+
+
+def annotation_counts(segmentation: Any, height: int, width: int) -> bytes:
+    """Return a COCO annotation's `segmentation` as compressed RLE counts: polygons, run lengths as text or numbers.
+
+    Raises `ProtocolError` for one that is not of this image.
+    """
+    from pycocotools import mask as coco
+
+    if isinstance(segmentation, list):
+        return run_length_counts(json.dumps(segmentation).encode(), height, width)
+    if not isinstance(segmentation, dict) or not {"size", "counts"} <= segmentation.keys():
+        raise ProtocolError(f"a segmentation must be polygons, or size and counts, got {str(segmentation)[:80]}")
+    size, counts = segmentation["size"], segmentation["counts"]
+    if size != [height, width]:
+        raise ProtocolError(f"run lengths of the size {str(size)[:40]} are not of an image of {height} x {width}")
+    if isinstance(counts, str):
+        data = counts.encode()
+        RunLengths.read([data], height, width)
+        return data
+    # pycocotools checks neither.
+    if not (isinstance(counts, list) and all(type(run) is int and run >= 0 for run in counts)):
+        raise ProtocolError(f"run lengths must be whole numbers from 0 on, got {str(counts)[:80]}")
+    if sum(counts) != height * width:
+        raise ProtocolError(f"run lengths cover {sum(counts)} pixels, but the image is {height} x {width}")
+    encoded: bytes = coco.frPyObjects({"size": [height, width], "counts": counts}, height, width)["counts"]
+    return encoded

@@ -12,6 +12,7 @@ import kopf
 
 from segserve_common.api_errors import ApiError
 from segserve_common.kube.kinds import MODELS, SUBJECT_REVIEWS
+from segserve_operator.api.evaluation import EVALUATION
 from segserve_operator.core.models.requests import PREFIX, REQUESTED_BY, VERBS, requesters
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ async def stamp(
     stored, given = before.get(REQUESTED_BY), after.get(REQUESTED_BY)
     if old is not None and given is not None and given != stored:
         raise RequestRefusedError(f"the annotation {REQUESTED_BY} is written by segserve's admission webhook alone")
-    changed = [verb for verb in VERBS if after.get(PREFIX + verb) not in (None, before.get(PREFIX + verb))]
+    stamped_verbs = (*VERBS, EVALUATION)
+    changed = [verb for verb in stamped_verbs if after.get(PREFIX + verb) not in (None, before.get(PREFIX + verb))]
     namespace, name = new["metadata"].get("namespace", ""), new["metadata"].get("name", "")
     for verb in changed:
         if verb in PRIVILEGED and not await may_promote(user, namespace, name):

@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 
     from segserve_operator.adapters.kube.api import Api
 
+FIRST_AUDIT_S: Final = 5.0
+"""Time until the watches have begun: of what was deleted since the view was filled they say nothing."""
 AUDIT_S: Final = 60.0
 SILENCE_S: Final = 300.0
 START_PAUSE_S: Final = 2.0
@@ -123,8 +125,10 @@ class Operator:
             self.worker.enqueue(key)
 
     async def _audit(self) -> None:
+        pause_s = FIRST_AUDIT_S
         while True:
-            await asyncio.sleep(AUDIT_S)
+            await asyncio.sleep(pause_s)
+            pause_s = AUDIT_S
             try:
                 for key in await audit(self.view, self.api, self.scopes):
                     self.worker.enqueue(key)
@@ -152,10 +156,11 @@ class Operator:
         )
 
     def _refresh(self) -> None:
-        self.metrics.leader.set(self.lease.is_held())
-        self.metrics.watch_age.set(time.monotonic() - self.audited_at_s)
+        self.metrics.resources.leader.set(self.lease.is_held())
+        self.metrics.resources.watch_age.set(time.monotonic() - self.audited_at_s)
         self.metrics.observe(self.view)
-        self.metrics.observe_failures(self.reconciler.failures())
+        failures = {(key.namespace, key.pool): each for key, each in self.reconciler.failures().items()}
+        self.metrics.resources.observe_failures(failures)
 
     def _trouble(self) -> str | None:
         """Return why a new process would do better: this one has not even tried to see the cluster for long.
@@ -192,6 +197,8 @@ async def assemble(
             read=Secrets(api).read,
         ),
         metrics=metrics.rollouts,
+        drift=metrics.drift,
+        scaling=metrics.scaling,
         services=outbound,
         prometheus=settings.samples_prometheus,
         sign=signer(Path(settings.signing_key)) if settings.signing_key else None,
@@ -214,6 +221,7 @@ def _defaults(settings: OperatorSettings, *, modern: bool) -> Defaults:
         image_pull_secrets=settings.image_pull_secrets,
         pod_user=settings.pod_user,
         logging=settings.logging,
+        server_log_format=settings.server_log_format,
         artifact_base=settings.artifact_base,
         artifact_schemes=settings.artifact_schemes,
         artifact_hosts=settings.artifact_hosts,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,13 +12,16 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, G
 
 from segserve_common.http.listening import listen_anywhere
 from segserve_common.kube.kinds import MODELS, POOLS, Kind
-from segserve_operator.adapters.kube.view import PoolKey, View
-from segserve_operator.api.rollout_policy import Slo
-from segserve_operator.core.models.observed import EffectFailure
+from segserve_operator.adapters.kube.view import View
+from segserve_operator.cost_metrics import CostMetrics
+from segserve_operator.drift_metrics import DriftMetrics
+from segserve_operator.evaluation_metrics import EvaluationMetrics
+from segserve_operator.resource_metrics import ResourceMetrics
 from segserve_operator.rollout_metrics import RolloutMetrics
+from segserve_operator.scaling_metrics import ScalingMetrics
+from segserve_operator.slo_metrics import SloMetrics
 from segserve_operator.stored_sizes import StoredSizes
 
-_DEFAULT_ERROR_PERCENT = Slo().error_percent
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 
 
@@ -30,14 +33,14 @@ class Metrics:
     passes: Counter = field(init=False)
     pass_seconds: Histogram = field(init=False)
     requests: Counter = field(init=False)
-    leader: Gauge = field(init=False)
-    watch_age: Gauge = field(init=False)
-    models: Gauge = field(init=False)
+    resources: ResourceMetrics = field(init=False)
     pools: Gauge = field(init=False)
-    groups: Gauge = field(init=False)
-    slo: Gauge = field(init=False)
-    failing: Gauge = field(init=False)
+    slo: SloMetrics = field(init=False)
+    cost: CostMetrics = field(init=False)
+    scaling: ScalingMetrics = field(init=False)
     rollouts: RolloutMetrics = field(init=False)
+    drift: DriftMetrics = field(init=False)
+    evaluation: EvaluationMetrics = field(init=False)
     stored: StoredSizes = field(init=False)
 
     def __post_init__(self) -> None:
@@ -50,18 +53,14 @@ class Metrics:
             ["verb", "kind", "code"],
             registry=to,
         )
-        self.leader = Gauge("segserve_is_leader", "1 where this process may write.", registry=to)
-        self.watch_age = Gauge("segserve_watch_age_seconds", "Time since the view was last audited.", registry=to)
-        self.models = Gauge("segserve_models", "Models.", ["namespace", "pool", "ready"], registry=to)
+        self.resources = ResourceMetrics(to)
         self.pools = Gauge("segserve_pools", "Pools.", ["namespace", "ready"], registry=to)
-        of_model = ["namespace", "pool", "model"]
-        text = "1 for the group in which a model with an SLO or a rollout has a revision of that role."
-        self.groups = Gauge("segserve_model_group", text, [*of_model, "group", "role"], registry=to)
-        text = "Share of requests that may fail, as a model's SLO says."
-        self.slo = Gauge("segserve_slo_error_ratio", text, of_model, registry=to)
-        text = "Writes that failed and are tried again, by the kind of the action."
-        self.failing = Gauge("segserve_failing_effects", text, ["namespace", "pool", "effect"], registry=to)
+        self.slo = SloMetrics(to)
+        self.cost = CostMetrics(to)
+        self.scaling = ScalingMetrics(to)
         self.rollouts = RolloutMetrics(to)
+        self.drift = DriftMetrics(to)
+        self.evaluation = EvaluationMetrics(to)
         self.stored = StoredSizes(to)
 
     def passed(self, outcome: str, seconds: float) -> None:
@@ -75,32 +74,32 @@ class Metrics:
 
     def observe(self, view: View) -> None:
         """Set the gauges to the current numbers of objects."""
-        for gauge in (self.models, self.pools, self.groups, self.slo):
-            gauge.clear()
+        self.resources.clear()
+        self.pools.clear()
+        self.slo.clear()
+        self.cost.clear()
+        self.scaling.clear()
+        self.evaluation.clear()
         for key in view.pools():
             for model in view.of_pool(MODELS, key):
-                self.models.labels(key.namespace, key.pool, _ready(model)).inc()
                 self._look_at((key.namespace, key.pool, model["metadata"]["name"]), model)
             for pool in view.of_pool(POOLS, key):
                 self.pools.labels(key.namespace, _ready(pool)).inc()
+                self.cost.observe(key.namespace, key.pool, (pool.get("spec") or {}).get("cost") or {})
+                self.scaling.observe(key.namespace, key.pool, pool)
         self.rollouts.show()
+        self.drift.show()
         self.stored.observe(view)
-
-    def observe_failures(self, failures: Mapping[PoolKey, Collection[EffectFailure]]) -> None:
-        """Set the gauge to the current numbers of failing effects."""
-        self.failing.clear()
-        for key, each in failures.items():
-            for failure in each:
-                self.failing.labels(key.namespace, key.pool, failure.kind).inc()
 
     def _look_at(self, labels: tuple[str, str, str], model: Mapping[str, Any]) -> None:
         spec, roles = model.get("spec") or {}, (model.get("status") or {}).get("roles") or {}
         if "slo" in spec:
-            self.slo.labels(*labels).set((spec["slo"] or {}).get("errorPercent", _DEFAULT_ERROR_PERCENT) / 100)
-        if "slo" in spec or "rollout" in spec:
-            for role, holder in roles.items():
-                if holder and holder.get("group"):
-                    self.groups.labels(*labels, holder["group"], role).set(1)
+            self.slo.observe(labels, spec["slo"] or {})
+        watched = roles if "slo" in spec or "rollout" in spec else {}
+        groups = {role: holder["group"] for role, holder in watched.items() if holder and holder.get("group")}
+        self.resources.observe(labels, _ready(model), groups)
+        stable = (roles.get("stable") or {}).get("revision")
+        self.evaluation.observe(labels, model["metadata"].get("annotations") or {}, stable)
 
 
 def _ready(item: Mapping[str, Any]) -> str:

@@ -30,15 +30,19 @@ from segserve_operator.adapters.notify.messages import Target
 from segserve_operator.adapters.notify.notifier import Notifier, PoolAnnouncer, targets
 from segserve_operator.core.models.observed import EffectFailure
 from segserve_operator.core.models.roles import next_due_s
+from segserve_operator.core.models.scaling import NO_COUNTS_S
 from segserve_operator.core.rollout.chain import Sign
 from segserve_operator.core.traffic import TrafficPlan
+from segserve_operator.drift_metrics import DriftMetrics
 from segserve_operator.rollout_metrics import RolloutMetrics
+from segserve_operator.scaling_metrics import ScalingMetrics
 from segserve_operator.service import ActionLog, RolloutCache, Service
-from segserve_operator.worker import ReconcileResult
+from segserve_operator.worker import RESYNC_S, ReconcileResult
 
 MIN_DUE_S: Final = 1.0
 GUARD_RETRY_S: Final = 1.0
 BUNDLE_LOOK_S: Final = 1.0
+SCALING_LOOK_S: Final = 1.0
 BUNDLES_GRACE_S: Final = 3.0
 
 log = logging.getLogger("segserve")
@@ -58,6 +62,8 @@ class Dependencies:
     services: Services
     prometheus: str = ""
     sign: Sign | None = None
+    drift: DriftMetrics = field(default_factory=DriftMetrics)
+    scaling: ScalingMetrics = field(default_factory=ScalingMetrics)
 
 
 @dataclass(slots=True)
@@ -74,7 +80,10 @@ class PoolCache:
     parsed: StoreCache = field(default_factory=StoreCache)
     decoded: FleetCache = field(default_factory=FleetCache)
     plans: dict[str, TrafficPlan] = field(default_factory=dict)
+    silent: set[str] = field(default_factory=set)
     action_log: ActionLog = field(default_factory=ActionLog)
+    settled: tuple[int, float] | None = None
+    """After a pass that wrote nothing: how often the pool's objects had changed, and when the next pass is due."""
 
 
 class PoolReconciler:
@@ -98,7 +107,7 @@ class PoolReconciler:
         attempts = _attempts(cache.failures)
         store = ClusterStore(self._api, self._view, self._contexts, key, cache.parsed, cache.interner, self._clock)
         fleet = ClusterFleet(self._api, self._view, self._contexts, key, cache.decoded, cache.interner, self._clock)
-        traffic = self._traffic(key, cache.plans)
+        traffic = self._traffic(key, cache.plans, cache.silent)
         service = Service(
             store=store,
             fleet=fleet,
@@ -110,6 +119,12 @@ class PoolReconciler:
             rollout_cache=cache.rollout_cache,
             failures=cache.failures,
         )
+        changes = self._view.changes(key)
+        settled, cache.settled = cache.settled, None
+        if settled is not None and settled[0] == changes and self._clock() < settled[1] and await service.keeps_size():
+            cache.settled = settled
+            self._show_requests(key, cache)
+            return ReconcileResult(0, SCALING_LOOK_S)
         try:
             actions = await service.run_once()
         except ApiError:
@@ -131,6 +146,7 @@ class PoolReconciler:
         tidied += await store.keep_notes(models)
         states = {model.name: model.status.rollout for model in models if model.status.rollout is not None}
         self._dependencies.metrics.observe(key.namespace, key.pool, states, cache.rollout_cache.records)
+        self._dependencies.drift.observe(key.namespace, key.pool, cache.rollout_cache.drifts)
         for model, test in cache.rollout_cache.self_tests.items():
             # A self-test that began anew counts from zero, and a counter of Prometheus must not decrease.
             rounds, alarms = cache.self_tested.get(model, (0, 0))
@@ -153,11 +169,21 @@ class PoolReconciler:
         if cache.bundles.reading():
             due_s.append(BUNDLE_LOOK_S)
         at_rest = cache.rollout_cache.at_rest and not writes and not fleet.waits_for_agents()
+        self._show_requests(key, cache)
+        context = self._contexts.get(key)
+        if context is not None and context.spec.scaling is not None:
+            cache.settled = (changes, now_s + min(*due_s, RESYNC_S)) if not writes else None
+            due_s.append(SCALING_LOOK_S)
         return ReconcileResult(writes, min(due_s), at_rest=at_rest)
+
+    def _show_requests(self, key: PoolKey, cache: PoolCache) -> None:
+        counted = cache.rollout_cache.load.history
+        is_counted = self._clock() - counted.at_s <= NO_COUNTS_S
+        self._dependencies.scaling.observe_requests(key.namespace, key.pool, counted if is_counted else None)
 
     def _begin(self, key: PoolKey) -> PoolCache:
         plans: dict[str, TrafficPlan] = {}
-        traffic = self._traffic(key, plans)
+        traffic = self._traffic(key, plans, set())
         context = CheckContext(
             InternalGateway(traffic.internal_url),
             ClusterResources(self._view, key),
@@ -171,9 +197,9 @@ class PoolReconciler:
         bundles = BackgroundBundles(ClusterBundles(self._api, self._dependencies.logs, key), self._bundle_slots)
         return self._caches.setdefault(key, PoolCache(BackgroundCheckRunner(context), announcer, bundles, plans=plans))
 
-    def _traffic(self, key: PoolKey, plans: dict[str, TrafficPlan]) -> ClusterTraffic:
+    def _traffic(self, key: PoolKey, plans: dict[str, TrafficPlan], silent: set[str]) -> ClusterTraffic:
         prometheus = self._dependencies.prometheus
-        return ClusterTraffic(self._api, self._view, self._contexts, key, plans, prometheus=prometheus)
+        return ClusterTraffic(self._api, self._view, self._contexts, key, plans, silent, prometheus=prometheus)
 
     def _notification_targets(self, key: PoolKey) -> tuple[Target, ...]:
         context = self._contexts.get(key)
@@ -187,6 +213,8 @@ class PoolReconciler:
             cache.check_runner.schedule(())
             cache.bundles.cancel()
             self._dependencies.metrics.observe(key.namespace, key.pool, {}, {})
+            self._dependencies.drift.observe(key.namespace, key.pool, {})
+            self._dependencies.scaling.observe_requests(key.namespace, key.pool, None)
         return wanted
 
     def failures(self) -> Mapping[PoolKey, Collection[EffectFailure]]:

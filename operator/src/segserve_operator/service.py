@@ -8,18 +8,21 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final, Protocol
 
 from segserve_builder.agent.protocol import AssignedModel, Assignment
 from segserve_common.api_errors import ForbiddenError, InvalidError, UnavailableError
 from segserve_operator.adapters.kube.api import NotLeaderError
+from segserve_operator.core.drift.comparison import RevisionComparison
+from segserve_operator.core.drift.watch import DriftWatch
 from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.gates.checks import Check, CheckResult
 from segserve_operator.core.models.actions import (
     Action,
     Announce,
+    AnnounceDrift,
     Assign,
     DropRevision,
     Effect,
@@ -60,13 +63,20 @@ from segserve_operator.core.models.observed import (
 from segserve_operator.core.models.planning import DesiredState, desired_state, intents
 from segserve_operator.core.models.rest import Rest
 from segserve_operator.core.models.restore import with_presumed_reports
+from segserve_operator.core.models.scaling import with_scaling
 from segserve_operator.core.rollout.counters import Sample
-from segserve_operator.core.rollout.record import Record, RolloutState
+from segserve_operator.core.rollout.record import Record
+from segserve_operator.core.scaling import GatewayLoad, PoolLoad
 from segserve_operator.core.traffic import TrafficPlan, TrafficState
 
 MAX_CONCURRENT_WRITES: Final = 16
 MESSAGE_LENGTH: Final = 1000
 QUOTA: Final = "exceeded quota"
+LOAD_INTERVAL_S: Final = 0.5
+"""Shortest time between two readings of the gateways' totals."""
+PATIENT_LOOKS: Final = 5
+SILENT_INTERVAL_S: Final = 15.0
+"""Time between two readings once no gateway has answered so many of them: each waits for all that do not answer."""
 DEFECTS: Final = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
 
 
@@ -77,30 +87,45 @@ log = logging.getLogger("segserve")
 class RolloutCache:
     """The newest records of rollouts, by name. Losing it loses only the evidence since the last write.
 
-    `written` is the sequence of the last decision in the store and the time of that write (Unix seconds), by name;
-    `watches` are the last hour of each model's SLO, `self_tests` the comparisons of stable with itself. `at_rest` tells
-    whether the last pass found nothing that becomes due as time passes, `rest` the models that it found settled.
+    `written` is the sequence of the last decision in the store and the time of that write (Unix seconds), by name, and
+    `stored` what the store had in the last pass; `watches` are the last hour of each model's SLO, `self_tests` the
+    comparisons of stable with itself, `drifts` those with references, `comparisons` those of two revisions' answers by
+    rollout, `load` the requests of the pool, of which no gateway told anything in the last `unanswered` readings, the
+    last at `read_s` (Unix seconds). `at_rest` tells whether the last pass found nothing that becomes due as
+    time passes, `rest` the models that it found settled; `world` is what it saw of a pool that follows requests.
     """
 
     records: dict[str, Record] = field(default_factory=dict)
     written: dict[str, tuple[int, float]] = field(default_factory=dict)
+    stored: Mapping[str, Record] = field(default_factory=dict)
     watches: Mapping[str, SloWatch] = field(default_factory=dict)
     self_tests: Mapping[str, SelfTest] = field(default_factory=dict)
+    drifts: Mapping[str, DriftWatch] = field(default_factory=dict)
+    comparisons: Mapping[str, RevisionComparison] = field(default_factory=dict)
+    load: PoolLoad = field(default_factory=PoolLoad)
+    unanswered: int = 0
+    read_s: float = 0.0
     at_rest: bool = False
     rest: Rest = field(default_factory=Rest)
+    world: Observed | None = None
 
     def take(self, stored: Mapping[str, Record], now_s: float) -> None:
         """Adopt records from the store that are newer: at the start, or after another process was the leader."""
         for name, record in stored.items():
             cached = self.records.get(name)
+            if cached is not None and self.stored.get(name) is record:
+                continue
             if cached is None or _age(cached) < _age(record):
                 self.records[name] = record
                 self.written[name] = (record.sequence, now_s)
+        self.stored = stored
 
-    def keep(self, desired: DesiredState) -> None:
+    def keep(self, desired: DesiredState, world: Observed) -> None:
         """Keep the results of a pass, and drop records that no status names any more."""
-        self.watches, self.self_tests = desired.watches, desired.self_tests
+        self.watches, self.self_tests, self.drifts = desired.watches, desired.self_tests, desired.drifts
+        self.comparisons, self.load = desired.comparisons, desired.load
         self.at_rest, self.rest = desired.at_rest, desired.rest
+        self.world = world if world.pool is not None and world.pool.scaling is not None else None
         states = (status.rollout for status in desired.statuses.values())
         named = {state.rollout for state in states if state is not None}
         self.records.update(desired.records)
@@ -206,6 +231,10 @@ class Traffic(Protocol):
         """Return the gateways' counters of models, for two groups each; a gateway that does not answer is left out."""
         ...
 
+    async def loads(self) -> Mapping[str, GatewayLoad | None]:
+        """Return the totals of callers' requests by gateway; None for one that takes requests and does not answer."""
+        ...
+
 
 class CheckRunner(Protocol):
     """Runner of checks in the background."""
@@ -234,8 +263,8 @@ class Bundles(Protocol):
 class Announcer(Protocol):
     """Sends notifications out of the platform, in the background."""
 
-    def announce(self, model: str, state: RolloutState, events: Collection[Event], url: str) -> None:
-        """Send the events of a model's rollout; `url` is where the model answers."""
+    def announce(self, announcement: Announce | AnnounceDrift) -> None:
+        """Send the events of a model's rollout, or of its drift."""
         ...
 
 
@@ -262,11 +291,11 @@ class Service:
         now_s = float(int(self.clock()))
         models = await self.store.models()
         self.rollout_cache.take(await self.store.rollouts(now_s), now_s)
-        traffic = await self.traffic.observe()
+        traffic, pool = await self.traffic.observe(), await self.store.observed_pool()
         return Observed(
             now_s=now_s,
             gateway_url=self.traffic.url,
-            pool=await self.store.observed_pool(),
+            pool=pool,
             models=models,
             revisions=await self.store.revisions(),
             groups=with_presumed_reports(await self.fleet.groups(), traffic),
@@ -277,9 +306,44 @@ class Service:
             check_results=self.check_runner.check_results(),
             watches=self.rollout_cache.watches,
             self_tests=self.rollout_cache.self_tests,
+            drifts=self.rollout_cache.drifts,
+            comparisons=self.rollout_cache.comparisons,
             failures=dict(self.failures),
             read=self.bundles.reading(),
+            gateway_loads=await self._gateway_loads(pool),
+            load=self.rollout_cache.load,
         )
+
+    async def _gateway_loads(self, pool: PoolObserved | None) -> Mapping[str, GatewayLoad | None] | None:
+        """Return the gateways' totals if the number of servers follows from them; None if it is too soon again."""
+        if pool is None or pool.scaling is None:
+            return None
+        cache, now_s = self.rollout_cache, self.clock()
+        is_patient = cache.unanswered >= PATIENT_LOOKS and abs(now_s - cache.read_s) < SILENT_INTERVAL_S
+        if is_patient or abs(now_s - cache.load.history.at_s) < LOAD_INTERVAL_S:
+            return None
+        loads = await self.traffic.loads()
+        cache.unanswered = cache.unanswered + 1 if loads and not any(loads.values()) else 0
+        cache.read_s = now_s
+        return loads
+
+    async def keeps_size(self) -> bool:
+        """Count the requests since the last pass, and tell whether the pool keeps its number of servers with them.
+
+        Nothing else is read, and nothing is kept if it does not: then a pass decides.
+        """
+        former, pool = self.rollout_cache.world, await self.store.observed_pool()
+        if former is None or pool is None or pool.status is None:
+            return False
+        now_s, loads = float(int(self.clock())), await self._gateway_loads(pool)
+        world = with_scaling(replace(former, now_s=now_s, pool=pool, gateway_loads=loads, load=self.rollout_cache.load))
+        scaled = world.pool
+        if scaled is None or scaled.scaled != pool.status.scaling:
+            return False
+        if scaled.scaling_active not in pool.status.conditions:
+            return False
+        self.rollout_cache.load = world.load
+        return True
 
     async def run_once(self) -> tuple[Action, ...]:
         """Make one pass and return the actions taken, none if the world is as desired.
@@ -295,7 +359,7 @@ class Service:
         held = await self._write_intents(wanted, outcome)
         if held:
             desired = desired_state(world, held)
-        self.rollout_cache.keep(desired)
+        self.rollout_cache.keep(desired, world)
         self.check_runner.schedule(desired.checks)
         for stage in effects(desired, world):
             permitted_stage = [tuple(outcome.ready(sequence)) for sequence in stage]
@@ -369,8 +433,8 @@ class Service:
                 await self.fleet.stop(group)
             case SaveBundle(record, group):
                 self.bundles.save(record, group)
-            case Announce(model, state, events, url):
-                self.announcer.announce(model, state, events, url)
+            case Announce() | AnnounceDrift():
+                self.announcer.announce(effect)
             case Forget(model):
                 await self.store.forget(model)
             case DropRevision(revision):

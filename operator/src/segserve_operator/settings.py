@@ -49,7 +49,8 @@ class OperatorSettings:
     if it is None), and is a child of the operator if there is no socket.
     The holder of the Lease `lease_name` in `lease_namespace` leads, under the identity `pod_name`, which is unique.
     `image_pull_secrets` are Secrets of each pool's namespace. `pod_user` is the user, group and fsGroup of pools' pods,
-    None if the cluster chooses. `logging` is that of the operator, agents and sidecars.
+    None if the cluster chooses. `logging` is that of the operator, agents and sidecars,
+    `server_log_format` that of Triton.
     Pools' pods reach what `egress` says, anything if it is None. Decisions of rollouts are signed with the Ed25519 key
     in the file `signing_key`, if it is set. The admission webhook is served with the certificate in the folder
     `admission_keys`, if it is set.
@@ -66,6 +67,7 @@ class OperatorSettings:
     image_pull_secrets: tuple[str, ...] = ()
     pod_user: int | None = POD_USER
     logging: LogSettings = field(default_factory=LogSettings)
+    server_log_format: LogFormat = "text"
     lease_namespace: str = "default"
     lease_name: str = "segserve-operator"
     cluster_domain: str = "cluster.local"
@@ -105,6 +107,9 @@ class OperatorSettings:
             logging=LogSettings(
                 cast("LogFormat", read.one_of(FORMAT_VARIABLE, _DEFAULT.logging.format, FORMATS)),
                 cast("LogLevel", read.one_of(LEVEL_VARIABLE, _DEFAULT.logging.level, LEVELS)),
+            ),
+            server_log_format=cast(
+                "LogFormat", read.one_of("SEGSERVE_SERVER_LOG_FORMAT", _DEFAULT.server_log_format, FORMATS)
             ),
             lease_namespace=read.name("SEGSERVE_LEASE_NAMESPACE", _DEFAULT.lease_namespace),
             lease_name=read.domain("SEGSERVE_LEASE_NAME", _DEFAULT.lease_name),

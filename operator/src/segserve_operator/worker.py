@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Hashable
 from contextlib import suppress
@@ -20,8 +21,8 @@ REST_S: Final = 300.0
 PASS_TIMEOUT_S: Final = 120.0
 BACKOFF: Final = Backoff(first_s=0.1, longest_s=30.0, jitter=(0.7, 1.0))
 DEBOUNCE_S: Final = 0.02
-CALM_PASSES: Final = 10
-"""Passes with writes in a row, after which the delay before the next one grows up to 5 s."""
+CALM_PASSES: Final = 20
+"""Passes with writes beyond one a second, after which the delay before the next one grows."""
 BUSY_BACKOFF: Final = Backoff(first_s=2 * DEBOUNCE_S, longest_s=5.0)
 CONCURRENT_PASSES: Final = 8
 
@@ -60,6 +61,8 @@ class Worker(Generic[Key]):
     wanted: Callable[[Key], bool]
     may_run: Callable[[], bool]
     observer: Observer
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], Awaitable[object]] = asyncio.sleep
     _events: dict[Key, asyncio.Event] = field(default_factory=dict)
     _tasks: dict[Key, asyncio.Task[None]] = field(default_factory=dict)
     _slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(CONCURRENT_PASSES))
@@ -79,13 +82,14 @@ class Worker(Generic[Key]):
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _reconcile(self, key: Key) -> None:
-        event, failures, busy, wait_s = self._events[key], 0, 0, RESYNC_S
+        event, failures, wait_s = self._events[key], 0, RESYNC_S
+        busy, wrote_s = 0.0, self.clock()
         while self.wanted(key):
             with suppress(TimeoutError):
                 await asyncio.wait_for(event.wait(), wait_s)
             if not self.may_run():
                 wait_s = 1.0
-                await asyncio.sleep(DEBOUNCE_S)
+                await self.sleep(DEBOUNCE_S)
                 event.clear()
                 continue
             event.clear()
@@ -94,19 +98,24 @@ class Worker(Generic[Key]):
                 failures, wait_s = failures + 1, 0.0
                 # Events do not shorten the delay: a key that keeps failing must not keep the API server busy.
                 retry_after_s = float(getattr(outcome, "retry_after_s", 0.0))
-                await asyncio.sleep(max(retry_after_s, BACKOFF.delay_s(failures)))
+                await self.sleep(max(retry_after_s, BACKOFF.delay_s(failures)))
                 continue
-            failures, busy = 0, (busy + 1 if outcome.writes else 0)
-            wait_s = min(outcome.due_s, REST_S if outcome.at_rest else RESYNC_S)
+            failures, wait_s = 0, min(outcome.due_s, REST_S if outcome.at_rest else RESYNC_S)
+            delay_s = DEBOUNCE_S
             if outcome.writes:
                 event.set()
-            # A key that never settles is a bug of ours; limit what it costs the API server to a write in 5 s.
-            await asyncio.sleep(BUSY_BACKOFF.delay_s(busy - CALM_PASSES) if busy > CALM_PASSES else DEBOUNCE_S)
+                now_s = self.clock()
+                busy, wrote_s = max(0.0, busy - (now_s - wrote_s)) + 1, now_s
+                # A key that never settles is a bug of ours; limit what it costs the API server to about a pass a
+                # second. Many models, each of which has something to write, are none: they must not slow each other.
+                if busy > CALM_PASSES:
+                    delay_s = BUSY_BACKOFF.delay_s(math.ceil(busy - CALM_PASSES))
+            await self.sleep(delay_s)
         del self._events[key], self._tasks[key]
 
     async def _attempt(self, key: Key) -> ReconcileResult | Exception:
         async with self._slots:
-            started_s = time.monotonic()
+            started_s = self.clock()
             try:
                 async with asyncio.timeout(PASS_TIMEOUT_S):
                     outcome: ReconcileResult | Exception = await self.run_pass(key)
@@ -116,5 +125,5 @@ class Worker(Generic[Key]):
                 log.debug("the pass of %s failed", key, exc_info=True)
                 outcome = error
             name = type(outcome).__name__ if isinstance(outcome, Exception) else "ok"
-            self.observer.passed(name, time.monotonic() - started_s)
+            self.observer.passed(name, self.clock() - started_s)
             return outcome

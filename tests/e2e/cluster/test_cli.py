@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
-import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -16,7 +11,8 @@ import pytest
 from fakes.callers import COIN_PIXELS
 from fakes.cluster import Cluster
 from fakes.served_namespace import ServedNamespace
-from fakes.waiting import HANG_S, until
+from fakes.terminal import Terminal
+from fakes.waiting import HANG_S
 from segserve import Client, InvalidResourceError, NotFoundError
 from segserve.platforms import port
 from segserve.platforms.cluster.gateway import forwarded
@@ -28,39 +24,6 @@ pytestmark = pytest.mark.cluster
 
 EXAMPLE = Path(__file__).parents[3] / "examples/coins"
 NAMES = ["coins", "coins-instances", "coins-twostage"]
-
-
-@dataclass(frozen=True)
-class Terminal:
-    """A shell whose kubeconfig is the cluster's, in which `segserve` and kubectl are installed."""
-
-    cluster: Cluster
-    namespace: str
-
-    def __call__(self, *arguments: object, program: tuple[str, ...] = (sys.executable, "-m", "segserve.cli"),
-                 stdin: str = "") -> subprocess.CompletedProcess[str]:  # fmt: skip
-        command = [*program, *map(str, arguments), "--namespace", self.namespace]
-        return subprocess.run(command, env=self.environment, input=stdin, capture_output=True, text=True, check=False)
-
-    def watch(self, *arguments: str, pattern: str, folder: Path) -> str:
-        """Return what a command that has no end has printed, once that matches; `folder` keeps it."""
-        command = [sys.executable, "-m", "segserve.cli", *arguments, "--namespace", self.namespace]
-        printed = folder / "printed"
-        with printed.open("w") as output, subprocess.Popen(command, env=self.environment, stdout=output) as child:
-            try:
-                until(lambda: re.search(pattern, printed.read_text(), re.MULTILINE), f"{pattern!r} is printed")
-            finally:
-                child.terminate()
-        return printed.read_text()
-
-    @property
-    def environment(self) -> dict[str, str]:
-        kept = {name: text for name, text in os.environ.items() if not name.startswith("SEGSERVE_")}
-        tools = (str(Path(self.cluster.kubectl_path).parent), str(Path(sys.executable).parent), os.environ["PATH"])
-        paths = os.pathsep.join(tools)
-        # kubectl keeps a cache in the home.
-        home = tempfile.gettempdir()
-        return kept | {"KUBECONFIG": str(self.cluster.kubeconfig), "PATH": paths, "COLUMNS": "200", "HOME": home}
 
 
 @pytest.fixture

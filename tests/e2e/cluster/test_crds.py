@@ -352,6 +352,19 @@ def test_a_pool_is_scaled_through_its_scale_subresource(api: CrdApi) -> None:
     assert api.get(POOLS, "default")["spec"]["replicas"] == 5
 
 
+def test_a_pool_that_follows_requests_is_not_scaled_beyond_its_maximum(api: CrdApi) -> None:
+    api.create(POOLS, pool(scaling={"maximum": 4, "target": {"concurrency": 2}}))
+    scale = api.get(POOLS, "default", subresource="scale")
+
+    scale["spec"]["replicas"] = 5
+    with pytest.raises(RefusedError, match=r"replicas must not be above scaling\.maximum"):
+        api.replace(POOLS, "default", scale, subresource="scale")
+
+    scale["spec"]["replicas"] = 4
+    api.replace(POOLS, "default", scale, subresource="scale")
+    assert api.get(POOLS, "default")["spec"]["scaling"]["minimum"] == 1
+
+
 def test_an_upgrade_keeps_the_models_and_pools_that_are_stored(api: CrdApi) -> None:
     (first,) = load(ROOT / "tests/golden/crds/first_tritonpools.yaml")
     for definition in (first, cut_down(present(MODELS), "keepPrevious", "allowClassChanges", "expose")):

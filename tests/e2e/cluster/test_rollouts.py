@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Final
@@ -102,9 +103,12 @@ def rolling(cluster: Cluster, tenant: TenantService) -> Iterator[ServedNamespace
         yield found
 
 
-def shadowed(area: int, copies: int) -> Json:
-    """Return a candidate that is asked so many copies before its first step, if its masks do not stop it."""
-    shadow = {"percent": 100, "maxRequestsPerSecond": 5, "minRequests": copies, "maxDuration": "10m"}
+def shadowed(area: int, longest: str) -> Json:
+    """Return a candidate that is asked copies for so long before its first step, if its masks do not stop it.
+
+    Stable is not watched for long enough here to be known, which Shadow waits for.
+    """
+    shadow = {"percent": 100, "maxRequestsPerSecond": 5, "minRequests": 40, "maxDuration": longest}
     gates = [{"gate": "errorRate"}, {"gate": "maskAgreement", "minimum": 0.9, "onBreach": "Rollback"}]
     rollout = {**WITHOUT_SHADOW, "steps": [{"weight": 50, "pause": True}], "gates": gates, "shadow": shadow}
     return coins(area, rollout={**rollout, "tolerance": {"errorPercent": 20}})
@@ -181,7 +185,7 @@ def test_copies_stop_a_candidate_with_wrong_masks_before_any_caller_and_let_a_go
 ) -> None:
     """What differed is there afterwards for who may forward ports; the pod's network leads nobody else there."""
     # The bad one waits for its masks: on a busy machine they are compared long after the first answers.
-    bad, good = shadowed(156, copies=5000), shadowed(157, copies=40)
+    bad, good = shadowed(156, longest="1h"), shadowed(157, longest="1m")
     ended = rolled_out(rolling, bad)
     said = rolling.status("coins")["rollout"]
     monkeypatch.setenv("PATH", f"{Path(rolling.cluster.kubectl_path).parent}:{os.environ['PATH']}")
@@ -204,6 +208,28 @@ def test_copies_stop_a_candidate_with_wrong_masks_before_any_caller_and_let_a_go
     assert (began, phase) == ("Shadow", "Progressing")
     # On a busy machine some may have no answer in time, but none has a wrong one.
     assert [call for call in (*ended.load.calls, *load.calls) if call.bad and not call.error] == []
+
+
+def test_where_nobody_calls_servers_are_asked_the_golden_set_that_they_fetched(
+    rolling: ServedNamespace, cluster: Cluster, artifacts: ArtifactServer
+) -> None:
+    """More images than the built-in one, which the operator sends at most eight times."""
+    rollout = {**WITHOUT_SHADOW, "steps": [{"weight": 50, "pause": True}], "gates": [{"gate": "errorRate"}]}
+    candidate = coins(158, rollout={**rollout, "shadow": {"maxDuration": "10m"}})
+    images = [replace(labelled_coins(), name=f"coins-{number}") for number in range(12)]
+    golden = recorded(candidate, COINS / "coins-unet.onnx", images, artifacts.folder / "replayed")
+    candidate["spec"]["golden"] = golden | {"uri": f"{artifacts.url}/replayed/"}
+    rolling.apply(candidate)
+    phase = reached(rolling, revision_of(candidate), "Progressing", *ENDED)
+    name = rolling.status("coins")["rollout"]["name"]
+    record = json.loads(cluster.kubectl("-n", rolling.name, "get", "segmentationrollout", name, "-o", "json"))
+    replayed = next(each for each in record["status"]["verdicts"] if each["gate"] == "shadowReplay")
+    counted = re.search(r"answered (\d+) of (\d+) images", replayed["message"])
+
+    assert phase == "Progressing"
+    assert replayed["reason"] == "Replayed"
+    assert counted is not None
+    assert int(counted[1]) == int(counted[2]) >= 12
 
 
 def test_services_of_tenants_are_called_from_a_container_that_has_no_token(

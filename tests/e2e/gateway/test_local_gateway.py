@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import stat
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -18,10 +19,11 @@ from fakes.gateway_clients import by_grpc, by_http, served
 from fakes.waiting import HANG_S, eventually
 from segserve_builder.comparator.folder import ComparatorFolder
 from segserve_operator.adapters.local import processes
-from segserve_operator.adapters.local.comparator import IDLE_S, LocalComparator
+from segserve_operator.adapters.local.comparator import IDLE_S, CopyService, local_comparator
 from segserve_operator.adapters.local.files import StateFolder
 from segserve_operator.adapters.local.gateway import LocalGateway
-from segserve_operator.adapters.traffic.envoy_admin import internal_client
+from segserve_operator.adapters.traffic.envoy_admin import EnvoyUnreachableError, internal_client
+from segserve_operator.api.telemetry import AccessLog
 from segserve_operator.api.triton_pool import Gateway
 from segserve_operator.core.rollout.counters import Protocol, Series
 from segserve_operator.core.traffic import Mirror, TrafficPlan
@@ -153,9 +155,9 @@ async def test_a_comparator_that_is_killed_is_started_again_and_ended_with_the_p
 async def test_a_comparator_ends_when_nothing_has_been_compared_for_a_while_and_not_before(tmp_path: Path) -> None:
     now_s, state = [0.0], StateFolder(tmp_path)
 
-    def comparator() -> LocalComparator:
+    def comparator() -> CopyService:
         folder = ComparatorFolder(state.gateway / "pairs")
-        return LocalComparator(
+        return local_comparator(
             state, folder, internal_url="unix:none", max_request_bytes=2**20, monotonic_s=lambda: now_s[0]
         )
 
@@ -182,3 +184,34 @@ async def test_a_comparator_ends_when_nothing_has_been_compared_for_a_while_and_
 def running_comparator(folder: Path) -> processes.ProcessRecord | None:
     record = processes.read_record(folder / "gateway/comparator.process.json")
     return record if processes.is_alive(record) else None
+
+
+async def test_its_access_log_is_turned_on_and_off_while_it_runs(
+    local: LocalGateway, old: StubTriton, tmp_path: Path
+) -> None:
+    port = int(local.url.rpartition(":")[2])
+    log = tmp_path / "gateway/access.log"
+
+    async def answers() -> bool:
+        with suppress(EnvoyUnreachableError):  # it is started anew
+            await local.apply(served(old))
+            return (await local.observe()).plan is not None
+        return False
+
+    async def is_logged() -> bool:
+        if await answers():
+            await asyncio.to_thread(by_http, local.url.removeprefix("http://"))
+        return log.exists() and bool(log.read_text())
+
+    async def is_another() -> bool:
+        return await answers() and processes.read_record(tmp_path / "gateway/envoy.process.json") != logging
+
+    local.follow(Gateway(port=port, access_log=AccessLog(sampling_ratio=1.0)))
+    await eventually(is_logged, "requests are in the log")
+    logging = processes.read_record(tmp_path / "gateway/envoy.process.json")
+    local.follow(Gateway(port=port))
+    await eventually(is_another, "an Envoy without the log answers")
+    before = log.read_text()
+    await asyncio.to_thread(by_http, local.url.removeprefix("http://"))
+    await asyncio.sleep(2)  # a log's lines are written within a second
+    assert log.read_text() == before

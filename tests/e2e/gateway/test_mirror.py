@@ -149,12 +149,14 @@ async def test_only_the_share_and_the_rate_of_a_mirror_is_copied(
         await gateway.traffic.apply(plan(old, new, replace(ALL, percent=30)))
         for _ in range(400):
             await asyncio.to_thread(by_http, gateway.authority)
+        await copies_have_ended(gateway)
         share = len(comparator.copies) / 400
         began_s, before = time.monotonic(), len(comparator.copies)
         await gateway.traffic.apply(plan(old, new, replace(ALL, requests_per_s=2.0)))
         for _ in range(100):
             await asyncio.to_thread(by_http, gateway.authority)
         most = 2 + 2.0 * (time.monotonic() - began_s)
+        await copies_have_ended(gateway)
 
         assert abs(share - 0.3) < 0.1
         assert len(comparator.copies) - before <= most
@@ -264,6 +266,13 @@ async def test_a_comparator_that_tells_nothing_of_use_leaves_out_pairs_alone(
 async def copies_under_way(gateway: RunningGateway) -> int:
     async with EnvoyAdmin(EnvoyFiles(gateway.folder).admin_socket, timeout_s=HANG_S) as admin:
         return (await admin.active([CLUSTER])).get(CLUSTER, 0)
+
+
+async def copies_have_ended(gateway: RunningGateway) -> None:
+    async def none_is_under_way() -> bool:
+        return not await copies_under_way(gateway)
+
+    await eventually(none_is_under_way, "no copy is under way")
 
 
 async def attempts(gateway: RunningGateway) -> dict[str, int]:

@@ -52,8 +52,8 @@ class _Faulty:
         super().initialize(args)
         self._plan = Plan(os.environ[VARIABLE], self._revision[0].decode())
         self._served, self._leaked, self._fault = 0, [], WELL
-        self._right = self._postprocess
-        self._postprocess = self._spoiled
+        self._right = self._postprocess.value
+        self._postprocess.value = self._spoiled
         time.sleep(self._plan.now().get("load_s", 0))
 
     def execute(self, requests):

@@ -6,21 +6,30 @@ import importlib
 import json
 import subprocess
 import sys
-from dataclasses import dataclass, field
+import threading
+from dataclasses import replace
 from types import ModuleType, SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from fakes.collector import collector
+from fakes.triton_python import FakeError, FakeMetricFamily, FakeRequest, FakeTensor, triton_python
+from fakes.waiting import until
 from segserve_builder.errors import BadImageError
 from segserve_builder.families.base import NetworkIO, TensorSpec
+from segserve_builder.spec.model_spec import COUNTED, ModelClass, OutOfDistributionPolicy
+from segserve_builder.spec.names import AGENT_REQUEST_ID, TRACES_VARIABLE
 from segserve_builder.stages.base import RequestOptions
-from segserve_builder.steps.pipeline import Pipeline
-from segserve_builder.steps.step_options import NetOptions, PostOptions, PreOptions
-from segserve_builder.values import ResizeTransform
+from segserve_builder.steps.answer_metrics import Measures
+from segserve_builder.steps.embedding import coordinates, unscaled
+from segserve_builder.steps.pipeline import Cascade, LightNetwork, Pipeline
+from segserve_builder.steps.postprocess import slice_of_parameters
+from segserve_builder.steps.step_options import HeavyOptions, NetOptions, PostOptions, PreOptions
+from segserve_builder.values import ImageStatistics, ResizeTransform
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -68,64 +77,11 @@ def test_steps_need_nothing_but_the_copy_of_the_builder_that_they_run_from() -> 
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@dataclass
-class FakeTensor:
-    name: str
-    array: NDArray[Any]
-
-    def as_numpy(self) -> NDArray[Any]:
-        return self.array
-
-
-class FakeError:
-    INVALID_ARG, INTERNAL = "INVALID_ARG", "INTERNAL"
-
-    def __init__(self, message: str, code: str) -> None:
-        self.message, self.code = message, code
-
-
-@dataclass
-class FakeResponse:
-    output_tensors: list[FakeTensor]
-    error: FakeError | None = None
-
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        assert self.error is None, self.error.message
-        return {tensor.name: tensor.array for tensor in self.output_tensors}
-
-
-@dataclass
-class FakeRequest:
-    inputs: dict[str, NDArray[Any]]
-    wanted: list[str] = field(default_factory=list)
-    given: str = "{}"
-
-    def parameters(self) -> str:
-        return self.given
-
-    def requested_output_names(self) -> list[str]:
-        return self.wanted
-
-
-def input_tensor(request: FakeRequest, name: str) -> FakeTensor | None:
-    array = request.inputs.get(name)
-    return None if array is None else FakeTensor(name, array)
-
-
 @pytest.fixture
-def log(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def log() -> Iterator[list[str]]:
     """Triton's Python module, faked; what the shims log into it."""
-    lines: list[str] = []
-    fake = ModuleType("triton_python_backend_utils")
-    fake.Tensor = FakeTensor
-    fake.InferenceResponse = FakeResponse
-    fake.TritonError = FakeError
-    fake.Logger = SimpleNamespace(log_error=lines.append)
-    fake.get_input_tensor_by_name = input_tensor
-    monkeypatch.setitem(sys.modules, fake.__name__, fake)
-    yield lines
-    for name in ("responses", *SHIMS):
-        sys.modules.pop(f"segserve_builder.backend.{name}", None)
+    with triton_python() as lines:
+        yield lines
 
 
 def shim(kind: str, options: Any, folder: Path | None = None) -> Any:
@@ -166,7 +122,7 @@ def test_a_bad_image_is_its_callers_fault_and_harms_no_other(pre: Any, log: list
 
 
 def test_a_request_with_neither_or_both_is_its_callers_fault(pre: Any) -> None:
-    both = FakeRequest({"PIXELS": np.zeros((3, 4, 1), np.uint8)} | encoded(b"x").inputs)
+    both = FakeRequest({"PIXELS": np.zeros((3, 4, 1), np.uint8)} | encoded(b"x").inputs_by_name)
 
     assert [response.error.code for response in pre.execute([FakeRequest({}), both])] == ["INVALID_ARG"] * 2
 
@@ -179,12 +135,14 @@ def test_a_fault_of_ours_is_internal_on_one_line_and_traced_in_the_log(
 
     monkeypatch.setattr(pre, "_preprocess", broken)
 
-    error = pre.execute([encoded(b"x")])[0].error
+    request = encoded(b"x")
+    request.id = "order-1\nE9999 forged"
+    error = pre.execute([request])[0].error
 
     assert error.code == "INTERNAL"
     assert error.message.startswith("ZeroDivisionError: first line second line")
     assert len(error.message) < 600
-    assert "Traceback" in log[0]
+    assert log[0].startswith("step 'segserve--step--0123456789', request 'order-1\\nE9999 forged': Traceback")
 
 
 def test_an_image_that_needs_too_much_memory_is_its_callers_fault_and_its_size_is_named(
@@ -253,10 +211,15 @@ def test_requests_of_unequal_shapes_are_still_answered_in_order(net: Any) -> Non
     assert [float(response.arrays()["y"].min()) for response in responses] == [1, 2, 3]
 
 
-def test_a_request_that_fails_the_batch_fails_alone(net: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_that_fails_the_batch_fails_alone_and_the_log_names_it(
+    net: Any, log: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(net, "_session", RecordedSession())
+    requests = [image(1), image(13), image(3), FakeRequest({})]
+    for number, request in enumerate(requests):
+        request.id = f"order-{number}"
 
-    responses = net.execute([image(1), image(13), image(3), FakeRequest({})])
+    responses = net.execute(requests)
 
     assert [response.error and response.error.code for response in responses] == [
         None,
@@ -264,6 +227,42 @@ def test_a_request_that_fails_the_batch_fails_alone(net: Any, monkeypatch: pytes
         None,
         "INVALID_ARG",
     ]
+    assert [line.partition(":")[0] for line in log] == ["step 'segserve--step--0123456789', request 'order-1'"]
+
+
+def test_each_traced_request_of_a_batch_has_a_span_with_the_batchs_size_below_the_steps(
+    net: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = [image(1), image(2, items=3), image(3)]
+    requests[0].context = json.dumps({"traceparent": f"00-{'1a' * 16}-{'2b' * 8}-01"})
+    requests[2].context = json.dumps({"traceparent": f"00-{'3c' * 16}-{'4d' * 8}-01", "tracestate": "a=b"})
+    with collector() as received:
+        monkeypatch.setenv(TRACES_VARIABLE, f"{received.url}/v1/traces")
+        assert [response.error for response in net.execute(requests)] == [None] * 3
+        spans = until(lambda: received.spans if len(received.spans) == 2 else None, "the spans of the batch")
+
+    sizes = {"segserve.batch_size": "5", "segserve.batch_requests": "3"}
+    assert [(span.trace, span.parent, span.name, span.attributes) for span in spans] == [
+        ("1a" * 16, "2b" * 8, "batch", sizes),
+        ("3c" * 16, "4d" * 8, "batch", sizes),
+    ]
+    assert {span.service for span in spans} == {"segserve-triton"}
+    assert len({span.id for span in spans}) == 2
+
+
+@pytest.mark.parametrize("context", ["", "{}", "[]", "no JSON", '{"traceparent": "00-1a"}'])
+def test_a_request_without_a_readable_trace_context_is_answered_and_has_no_span(
+    net: Any, monkeypatch: pytest.MonkeyPatch, context: str
+) -> None:
+    requests = [image(1), image(2)]
+    requests[0].context = context
+    requests[1].context = json.dumps({"traceparent": f"00-{'3c' * 16}-{'4d' * 8}-01"})
+    with collector() as received:
+        monkeypatch.setenv(TRACES_VARIABLE, f"{received.url}/v1/traces")
+        assert [response.error for response in net.execute(requests)] == [None] * 2
+        spans = until(lambda: list(received.spans), "the span of the other request")
+
+    assert [span.trace for span in spans] == ["3c" * 16]
 
 
 def test_a_tensor_that_onnx_runtime_refuses_is_its_callers_fault(net: Any) -> None:
@@ -278,8 +277,11 @@ class FakePostprocess:
     def __init__(self, pipeline: Pipeline, io: NetworkIO, second: NetworkIO | None) -> None:
         self.calls: list[tuple[Any, ...]] = []
 
-    def __call__(self, outputs, transform, request, wanted, guide, second, frame) -> dict[str, NDArray[Any]]:
-        self.calls.append((outputs, transform, request, wanted))
+    def value(self, outputs, transform, request, guide, second, frame) -> Any:
+        return outputs, transform
+
+    def encoded(self, value: Any, request: RequestOptions, wanted: frozenset[str]) -> dict[str, NDArray[Any]]:
+        self.calls.append((*value, request, wanted))
         return {name: np.zeros(1, np.int32) for name in wanted}
 
 
@@ -293,6 +295,7 @@ def fake_request(parameters: dict[str, Any], output: Output) -> RequestOptions:
 def post(log: list[str], monkeypatch: pytest.MonkeyPatch) -> Any:
     fake = ModuleType("segserve_builder.steps.postprocess")
     fake.Postprocess, fake.request_from_parameters = FakePostprocess, fake_request
+    fake.slice_of_parameters = slice_of_parameters
     monkeypatch.setitem(sys.modules, fake.__name__, fake)
     options = PostOptions(revision=PIPELINE.revision, pipeline=PIPELINE, stage_versions=(), family_version=1, io=IO)
     return shim("post", options)
@@ -324,3 +327,368 @@ def test_a_bad_parameter_or_a_missing_tensor_is_its_callers_fault(post: Any) -> 
     codes = [response.error.code for response in post.execute([raw(["SIZE"], '{"nonsense": 1}'), lacking])]
 
     assert codes == ["INVALID_ARG", "INVALID_ARG"]
+
+
+COIN = ModelClass(id=1, name="coin")
+TWO_CLASSES = PIPELINE.model_copy(update={"classes": (*PIPELINE.classes, COIN)})
+IMAGE_STATISTICS = ImageStatistics(0.5, 0.4, 0.02, 0.5, 0.5)
+GEOMETRY = np.array(ResizeTransform.of(3, 4).to_numbers(), np.int32)
+OWN = f"model=coins,revision={TWO_CLASSES.revision}"
+
+
+def counting_post() -> Any:
+    return shim("post", PostOptions.of(TWO_CLASSES, IO, metrics=COUNTED))
+
+
+def measured(parameters: str = "{}", request_id: str = "") -> FakeRequest:
+    inputs = {
+        "NETWORK_OUTPUT_y": np.ones((1, 2, 3, 4), np.float32),
+        "GEOMETRY": np.concatenate([GEOMETRY, Measures(IMAGE_STATISTICS, 1.0, 1.25, 0.0).to_numbers()]),
+    }
+    return FakeRequest(inputs, ["SIZE"], parameters, request_id)
+
+
+def test_answers_are_counted_and_failed_requests_and_tests_by_agents_are_not(log: list[str]) -> None:
+    post = counting_post()
+
+    responses = post.execute(
+        [measured(), measured(parameters='{"nonsense": 1}'), measured(request_id=AGENT_REQUEST_ID), measured()]
+    )
+    post.finalize()
+
+    assert [response.error and response.error.code for response in responses] == [None, "INVALID_ARG", None, None]
+    assert FakeMetricFamily.sums["segserve_answers_total", OWN] == 2
+    assert FakeMetricFamily.sums["segserve_image_pixels_sum", OWN] == 2 * 3 * 4
+    assert FakeMetricFamily.sums["segserve_step_seconds_sum", f"{OWN},step=pre"] == 2 * 0.25
+    assert log == []
+
+
+@pytest.mark.parametrize(
+    ("parameters", "label"),
+    [
+        ('{"x-segserve-slice": "north"}', "north"),
+        ('{"X-Segserve-Slice": "north", "segserve_slice": "south"}', "north"),
+        ('{"segserve_slice": "south"}', "south"),
+        ('{"segserve_slice": "elsewhere"}', "other"),
+        ('{"x-segserve-slice": "caf\udce9"}', "other"),
+        ("{}", "other"),
+    ],
+)
+def test_a_request_counts_for_the_slice_that_its_header_names_or_its_parameter(
+    parameters: str, label: str, log: list[str]
+) -> None:
+    sliced = COUNTED.model_copy(update={"slices": ("north", "south")})
+    pipeline = TWO_CLASSES.model_copy(update={"model": f"sliced{len(parameters)}"})
+    post = shim("post", PostOptions.of(pipeline, IO, metrics=sliced))
+
+    (response,) = post.execute([measured(parameters)])
+    post.finalize()
+
+    assert response.error is None
+    of_slice = f"model={pipeline.model},revision={pipeline.revision},slice={label}"
+    assert FakeMetricFamily.sums["segserve_answers_total", of_slice] == 1
+    assert log == []
+
+
+def test_an_answer_that_cannot_be_counted_is_answered_and_the_log_says_why(log: list[str]) -> None:
+    post, request = counting_post(), measured()
+    request.inputs_by_name["GEOMETRY"] = GEOMETRY
+
+    (response,) = post.execute([request])
+    post.finalize()
+
+    assert response.arrays()["SIZE"].tolist() == [3, 4]
+    assert "Measures" in log[0]
+
+
+def test_answers_that_cannot_be_summed_are_in_the_log_and_later_ones_are_told(log: list[str]) -> None:
+    post = counting_post()
+    post.execute([measured()])
+    ((_, _, seconds, contents, label),) = post._metrics._kept
+    post._metrics._kept = [(12, "dark", seconds, contents, label)]
+    post._report.send(0.0)
+
+    post.execute([measured()])
+    post.finalize()
+
+    assert "answers were not counted" in log[0]
+    assert FakeMetricFamily.sums["segserve_step_seconds_count", f"{OWN},step=pre"] == 1
+
+
+def judging_post(on_flag: Literal["Count", "Flag", "Refuse"], threshold: float) -> Any:
+    """Return the step of a model whose answers are sure to one half, so that each image's score is 0.5."""
+    policy = OutOfDistributionPolicy(score="maxSoftmax", threshold=threshold, on_flag=on_flag)
+    pipeline = TWO_CLASSES.model_copy(update={"out_of_distribution": policy})
+    return shim("post", PostOptions.of(pipeline, IO, metrics=COUNTED))
+
+
+def judged(name: str, **labels: str) -> float:
+    """Return a metric's sum over the judging models' revisions."""
+    wanted = [f"{key}={value}" for key, value in labels.items()]
+    found = [value for (each, told), value in FakeMetricFamily.sums.items() if each == name]
+    by_label = [
+        value
+        for (each, told), value in FakeMetricFamily.sums.items()
+        if each == name and all(part in told.split(",") for part in wanted)
+    ]
+    return sum(by_label if labels else found)
+
+
+@pytest.mark.parametrize(("threshold", "flagged"), [(0.4, 1), (0.6, 0)])
+def test_a_model_that_flags_says_score_and_threshold_and_counts(log: list[str], threshold: float, flagged: int) -> None:
+    post, request = judging_post("Flag", threshold), measured()
+    request.wanted = ["SIZE", "OUT_OF_DISTRIBUTION"]
+
+    (response,) = post.execute([request])
+    post.finalize()
+
+    assert response.arrays()["OUT_OF_DISTRIBUTION"].tolist() == pytest.approx([0.5, threshold])
+    assert judged("segserve_out_of_distribution_total") == flagged
+    assert judged("segserve_out_of_distribution_margin_bucket", le="0") == 1 - flagged
+    assert judged("segserve_out_of_distribution_margin_count") == 1
+    assert judged("segserve_answers_total") == 1
+
+
+def test_a_model_that_judges_the_images_detail_refuses_one_of_less_than_usual(log: list[str]) -> None:
+    usual = min(4 * IMAGE_STATISTICS.detail, 1.0)
+    policy = OutOfDistributionPolicy(score="detailChange", usual_detail=usual, threshold=0.5, on_flag="Refuse")
+    pipeline = TWO_CLASSES.model_copy(update={"out_of_distribution": policy})
+
+    (refused,) = shim("post", PostOptions.of(pipeline, IO, metrics=COUNTED)).execute([measured()])
+
+    score = np.log(usual / IMAGE_STATISTICS.detail)
+    assert refused.error.code == "INVALID_ARG"
+    assert f"detailChange is {score:.4g}, allowed is at most 0.5" in refused.error.message
+
+
+def test_a_model_with_an_embedding_counts_it_and_refuses_images_far_from_usual_ones(log: list[str]) -> None:
+    usual, strange = (np.eye(16, dtype=np.float32)[None, channel] for channel in (0, 5))
+    plain = unscaled("features")
+    embedding = plain.model_copy(update={"mean": tuple(coordinates(usual, "NCHW", plain).tolist())})
+    policy = OutOfDistributionPolicy(score="featureDistance", threshold=1.0, on_flag="Refuse")
+    pipeline = TWO_CLASSES.model_copy(update={"out_of_distribution": policy, "embedding": embedding})
+    io = replace(IO, outputs=(*IO.outputs, TensorSpec("features", "FP32", (None, 16))))
+    requests = [measured(), measured()]
+    for request, features in zip(requests, (usual, strange), strict=True):
+        request.inputs_by_name["NETWORK_OUTPUT_features"] = features
+    post = shim("post", PostOptions.of(pipeline, io, metrics=COUNTED))
+
+    answered, refused = post.execute(requests)
+    post.finalize()
+
+    assert answered.error is None
+    assert "featureDistance is " in refused.error.message
+    assert judged("segserve_embedding_distance_count") == judged("segserve_answers_total") == 1
+    assert judged("segserve_embedding_count", direction="7") == 1
+
+
+@pytest.mark.parametrize("features", [np.full((1, 16), np.nan, np.float32), np.ones((1, 3), np.float32)])
+def test_an_embedding_that_is_only_counted_fails_no_answer(log: list[str], features: NDArray[Any]) -> None:
+    pipeline = TWO_CLASSES.model_copy(update={"embedding": unscaled("features")})
+    io = replace(IO, outputs=(*IO.outputs, TensorSpec("features", "FP32", (None, None))))
+    request = measured()
+    request.inputs_by_name["NETWORK_OUTPUT_features"] = features
+
+    (answered,) = shim("post", PostOptions.of(pipeline, io, metrics=COUNTED)).execute([request])
+
+    assert answered.error is None
+    assert answered.arrays()["SIZE"].tolist() == [3, 4]
+    assert "embedding" in log[0]
+
+
+def test_a_model_that_refuses_tells_the_score_and_still_passes_the_tests_of_its_agent(log: list[str]) -> None:
+    post = judging_post("Refuse", 0.4)
+
+    refused, tested = post.execute([measured(), measured(request_id=AGENT_REQUEST_ID)])
+    post.finalize()
+
+    assert refused.error.code == "INVALID_ARG"
+    assert "maxSoftmax is 0.5, allowed is at most 0.4" in refused.error.message
+    assert tested.error is None
+    assert judged("segserve_out_of_distribution_total") == 1
+    assert judged("segserve_answers_total") == 0
+
+
+def test_a_score_is_judged_in_the_precision_that_callers_are_told_it_in(log: list[str]) -> None:
+    post, request = judging_post("Refuse", 0.5 - 1e-9), measured()
+    request.wanted = ["SIZE", "OUT_OF_DISTRIBUTION"]
+
+    (response,) = post.execute([request])
+    post.finalize()
+
+    assert response.error is None
+    assert judged("segserve_out_of_distribution_total") == 0
+
+
+def test_a_header_of_any_bytes_hides_no_other_parameter(log: list[str]) -> None:
+    parameters = '{"x-segserve-slice": "caf\udce9", "nonsense": 1}'
+
+    (response,) = counting_post().execute([measured(parameters)])
+
+    assert "parameter 'nonsense' is not allowed" in response.error.message
+
+
+def test_a_model_that_judges_no_images_has_no_series_of_them(log: list[str]) -> None:
+    post = counting_post()
+    post.execute([measured()])
+    post.finalize()
+
+    assert not [name for name, _ in FakeMetricFamily.sums if "out_of_distribution" in name]
+
+
+def test_a_server_that_keeps_no_metrics_answers(log: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeMetricFamily, "refuses", True)
+    post = counting_post()
+
+    (response,) = post.execute([measured()])
+    post.finalize()
+
+    assert response.error is None
+    assert "metrics are off" in log[0]
+
+
+def test_processes_of_a_revision_sum_in_one_series(log: list[str]) -> None:
+    posts = [counting_post(), counting_post()]
+    for post in posts:
+        post.execute([measured()] * 3)
+    for post in posts:
+        post.finalize()
+
+    assert FakeMetricFamily.sums["segserve_answers_total", OWN] == 6
+
+
+def test_the_first_step_tells_brightness_times_and_its_first_request(log: list[str]) -> None:
+    pre = shim("pre", PreOptions.of(PIPELINE, IO, measures=True))
+    pixels = FakeRequest({"PIXELS": np.full((300, 400, 1), 51, np.uint8)})
+
+    geometries = [response.arrays()["GEOMETRY"] for response in pre.execute([pixels, pixels])]
+
+    first, second = (Measures.from_geometry(each) for each in geometries)
+    assert (first.image.brightness, first.first, second.first) == (pytest.approx(0.2), 1, 0)
+    assert first.started_s <= first.ended_s <= second.started_s <= second.ended_s
+    assert ResizeTransform.from_numbers(geometries[0]) == ResizeTransform.of(300, 400)
+    assert geometries[0].dtype == np.int32
+
+
+class FakeInferenceRequest:
+    """Asks a heavy network that answers with its own SIZE, or refuses images of one byte."""
+
+    asked: ClassVar[list[dict[str, Any]]] = []
+
+    def __init__(self, **given: Any) -> None:
+        assert all(isinstance(value, bool | int | str) for value in given["parameters"].values()), "as Triton has it"
+        self.given = given
+
+    def request_id(self) -> str:
+        return str(self.given["request_id"])
+
+    def exec(self) -> Any:
+        self.asked.append(self.given)
+        if len(self.given["inputs"][0].as_numpy()[0]) == 1:
+            refused = SimpleNamespace(
+                message=lambda: "in ensemble 'segserve--heavy--0', no image", code=lambda: FakeError.INVALID_ARG
+            )
+            return SimpleNamespace(has_error=lambda: True, error=lambda: refused)
+        tensors = [FakeTensor("SIZE", np.array([7, 7], np.int32))]
+        return SimpleNamespace(has_error=lambda: False, output_tensors=lambda: tensors)
+
+
+@pytest.fixture
+def cascade(log: list[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The last step of a light network whose answers of coins are not enough."""
+    fake = sys.modules["triton_python_backend_utils"]
+    monkeypatch.setattr(FakeInferenceRequest, "asked", [])
+    fake.InferenceRequest, fake.TRITONSERVER_RESPONSE_COMPLETE_FINAL = FakeInferenceRequest, 1
+    light = LightNetwork(artifact_sha256="b" * 64, family="semantic-logits")
+    rule = Cascade(light=light, when="class", classes=(1,), threshold=0.5)
+    options = PostOptions.of(TWO_CLASSES, IO, metrics=COUNTED)
+    heavy = HeavyOptions(cascade=rule, model="segserve--heavy--0", max_requests=1, max_queue_size=3)
+    return shim("post", options.model_copy(update={"heavy": heavy}))
+
+
+def seen(coin: bool, image: bytes = b"image", parameters: str = "{}", request_id: str = "") -> FakeRequest:
+    """A request whose image shows a coin to the light network, or none."""
+    request = measured(parameters, request_id)
+    logits = np.zeros((1, 2, 3, 4), np.float32)
+    logits[0, int(coin)] = 9
+    tensors = {**request.inputs_by_name, "NETWORK_OUTPUT_y": logits, **encoded(image).inputs_by_name}
+    return replace(request, inputs_by_name=tensors)
+
+
+def sizes(*requests: FakeRequest) -> list[list[int]]:
+    return [response.arrays()["SIZE"].tolist() for request in requests for response in request.sent]
+
+
+def test_a_light_answer_that_is_enough_is_given_and_else_the_heavy_network_is_asked(cascade: Any) -> None:
+    requests = [seen(coin=False), seen(coin=True, parameters='{"encoding": "rle"}', request_id="order-1")]
+
+    assert cascade.execute(requests) == [None, None]
+    cascade.finalize()
+
+    assert sizes(*requests) == [[3, 4], [7, 7]]
+    (asked,) = FakeInferenceRequest.asked
+    assert (asked["model_name"], asked["request_id"]) == ("segserve--heavy--0", "order-1")
+    assert (asked["parameters"], asked["requested_output_names"]) == ({"encoding": "rle"}, ["SIZE"])
+    assert [tensor.name for tensor in asked["inputs"]] == ["IMAGE"]
+
+
+def test_numbers_reach_the_heavy_network_as_text_where_triton_takes_none(cascade: Any) -> None:
+    request = seen(coin=True, parameters='{"score_threshold": 0.25, "max_detections": 5}')
+
+    cascade._heavy.send([request], [None])
+    cascade.finalize()
+
+    assert FakeInferenceRequest.asked[0]["parameters"] == {"score_threshold": "0.25", "max_detections": 5}
+
+
+def test_requests_are_counted_by_the_network_that_answers_and_the_light_ones_as_answers(cascade: Any) -> None:
+    cascade.execute([seen(coin=False), seen(coin=True), seen(coin=True), seen(coin=True, request_id=AGENT_REQUEST_ID)])
+    cascade.finalize()
+
+    assert FakeMetricFamily.sums["segserve_cascade_answers_total", f"{OWN},tier=light"] == 1
+    assert FakeMetricFamily.sums["segserve_cascade_answers_total", f"{OWN},tier=heavy"] == 2
+    assert FakeMetricFamily.sums["segserve_answers_total", OWN] == 1
+
+
+def test_an_error_of_the_heavy_network_is_the_callers_and_harms_no_other(cascade: Any) -> None:
+    bad, good = seen(coin=True, image=b"x"), seen(coin=True)
+
+    cascade.execute([bad, good])
+    cascade.finalize()
+
+    assert [(response.error.message, response.error.code) for response in bad.sent] == [("no image", "INVALID_ARG")]
+    assert sizes(good) == [[7, 7]]
+
+
+def test_requests_beyond_the_heavy_networks_queue_are_refused_and_light_answers_go_on(
+    cascade: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_answer, answer = threading.Event(), FakeInferenceRequest.exec
+
+    def slow(call: FakeInferenceRequest) -> Any:
+        may_answer.wait(30)
+        return answer(call)
+
+    monkeypatch.setattr(FakeInferenceRequest, "exec", slow)
+    taken, refused, light = [seen(coin=True) for _ in range(4)], seen(coin=True), seen(coin=False)
+
+    cascade.execute([*taken, refused, light])
+    (response,) = refused.sent
+    assert (response.error.code, sizes(light)) == ("UNAVAILABLE", [[3, 4]])
+    assert response.error.message == "3 requests wait for the heavy network already (runtime.maxQueueSize)"
+    may_answer.set()
+    cascade.finalize()
+    assert sizes(*taken) == [[7, 7]] * 4
+
+
+def test_an_agent_asks_either_network_alone_and_a_caller_may_not(cascade: Any) -> None:
+    heavy = seen(coin=False, parameters='{"cascade": "heavy"}', request_id=AGENT_REQUEST_ID)
+    light = seen(coin=True, parameters='{"cascade": "light"}', request_id=AGENT_REQUEST_ID)
+    caller = seen(coin=False, parameters='{"cascade": "heavy"}')
+
+    cascade.execute([heavy, light, caller])
+    cascade.finalize()
+
+    assert sizes(heavy, light) == [[7, 7], [3, 4]]
+    assert FakeInferenceRequest.asked[0]["parameters"] == {}
+    assert "parameter 'cascade' is not allowed" in caller.sent[0].error.message

@@ -92,6 +92,15 @@ def test_outputs_that_are_not_read_stay_empty() -> None:
     assert answer["CONFIDENCE"].shape == (0,)
 
 
+def test_an_output_that_another_revision_may_have_can_be_named() -> None:
+    asked = request_from_parameters({"outputs": "AREAS,OUT_OF_DISTRIBUTION,CONTINUED"}, Output())
+    logits = np.zeros((1, 1, 32, 48), np.float32)
+
+    answer = step(pipeline("semantic-logits"))({"logits": logits}, TRANSFORM, asked, frozenset({"AREAS"}))
+
+    assert answer.keys() == {"AREAS"}
+
+
 def test_an_output_that_the_task_does_not_have_cannot_be_read() -> None:
     asked = request_from_parameters({"outputs": "BOXES"}, Output())
 
@@ -242,6 +251,10 @@ def test_parameters_are_read_as_numbers_or_as_text(parameters: dict[str, Any], r
 def test_malformed_parameters_are_the_callers_fault(parameters: dict[str, Any], says: str) -> None:
     with pytest.raises(BadImageError, match=says):
         request_from_parameters(parameters, Output())
+
+
+def test_a_callers_label_of_its_image_is_no_option() -> None:
+    assert request_from_parameters({"segserve_slice": "camera-7"}, Output()) == RequestOptions()
 
 
 def test_a_parameter_that_the_model_does_not_let_override_is_refused() -> None:

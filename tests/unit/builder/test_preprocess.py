@@ -239,3 +239,20 @@ def test_options_are_read_without_numpy_or_opencv() -> None:
     code = "import sys, segserve_builder.steps.preprocess_rules; print({'numpy', 'cv2', 'PIL'} & set(sys.modules))"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "set()"
+
+
+def test_an_image_is_measured_without_numba_or_scipy() -> None:
+    import subprocess
+    import sys
+
+    code = """
+import sys
+import numpy as np
+from segserve_builder.families.base import TensorSpec
+from segserve_builder.spec.model_spec import Input
+from segserve_builder.steps.preprocess import Preprocess
+run = Preprocess([], Input(), TensorSpec("images", "UINT8", (None, 3, None, None)), "NCHW", measures=True)
+print(run(None, np.full((30, 44, 3), 255, np.uint8)).statistics.brightness, {"numba", "scipy"} & set(sys.modules))
+"""
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "1.0 set()"

@@ -10,7 +10,9 @@ from typing import Any, Final
 import pytest
 import yaml
 
-from charts import rollout_dashboard
+from charts.monitoring.__main__ import written
+from charts.monitoring.rules import BURNS, RUNBOOKS
+from segserve_builder.steps.answer_metrics import METRIC_FAMILIES
 from segserve_common.kube.names import AGENT_PORT, GATEWAY, METRICS_PORT, SERVER, SYNC_PORT
 from segserve_operator.adapters.traffic.envoy_clusters import Upstream
 from segserve_operator.adapters.traffic.envoy_counts import FAULTS
@@ -20,9 +22,11 @@ from segserve_operator.metrics import Metrics
 from .conftest import CHART, Render, of_kind, the
 from .test_chart import SETS
 
+DOCS: Final = CHART.parents[1] / "docs"
 OF_OTHERS: Final = {
     "envoy_cluster_upstream_rq_completed",
     "envoy_cluster_upstream_rq_xx",
+    "envoy_http_downstream_cx_active",
     "envoy_http_downstream_rq_xx",
     "envoy_cluster_upstream_rq_total",
     "envoy_cluster_upstream_rq_time_bucket",
@@ -30,8 +34,34 @@ OF_OTHERS: Final = {
     "envoy_cluster_upstream_rq_pending_overflow",
     "envoy_server_live",
     "envoy_server_memory_allocated",
+    "nv_cpu_memory_total_bytes",
+    "nv_cpu_memory_used_bytes",
+    "nv_cpu_utilization",
+    "nv_gpu_memory_total_bytes",
+    "nv_gpu_memory_used_bytes",
+    "nv_gpu_power_usage",
+    "nv_gpu_utilization",
+    "nv_inference_compute_infer_duration_us",
+    "nv_inference_count",
+    "nv_inference_exec_count",
+    "nv_inference_pending_request_count",
     "nv_inference_queue_duration_us",
+    "nv_inference_request_failure",
     "nv_inference_request_success",
+    "segserve_agent_models",
+    "segserve_agent_probe_seconds",
+    "segserve_agent_server_memory_bytes",
+    "segserve_agent_server_ready",
+    "segserve_cost_cpu_seconds_total",
+    "segserve_cost_gpu_seconds_total",
+    "segserve_cost_memory_byte_seconds_total",
+    "segserve_cost_requests_total",
+    "segserve_gateway_api_contact_age_seconds",
+    "segserve_gateway_certificate_expires_seconds",
+    "segserve_gateway_pass_age_seconds",
+    "segserve_gateway_refusals_total",
+    "segserve_gateway_server_tls_expires_seconds",
+    "segserve_gateway_shifts_total",
 }
 
 
@@ -63,7 +93,7 @@ def dashboards() -> list[dict[str, Any]]:
 def queries() -> Iterator[str]:
     yield from (rule["expr"] for rule in rules())
     for dashboard in dashboards():
-        yield from (target["expr"] for panel in dashboard["panels"] for target in panel["targets"])
+        yield from (target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ()))
         variables = dashboard["templating"]["list"]
         yield from (variable["query"]["query"] for variable in variables if variable["type"] == "query")
 
@@ -79,11 +109,12 @@ def recorded_of(query: str) -> set[str]:
 
 def test_every_query_asks_for_a_metric() -> None:
     assert [*queries()]
-    assert [query for query in queries() if not metrics_of(query) | recorded_of(query)] == []
+    asked = (query for query in queries() if not query.startswith(("ALERTS{", "count(ALERTS{")))
+    assert [query for query in asked if not metrics_of(query) | recorded_of(query)] == []
 
 
 def test_a_query_asks_for_metrics_that_somebody_has() -> None:
-    known = of_the_operator() | OF_OTHERS
+    known = of_the_operator() | OF_OTHERS | {name for family in METRIC_FAMILIES for name in family.counters}
 
     assert {query: metrics_of(query) - known for query in queries() if not metrics_of(query) <= known} == {}
 
@@ -105,28 +136,29 @@ def test_failures_of_grpc_are_those_that_a_rollout_counts() -> None:
 
 def test_recorded_series_are_of_models_and_groups_as_clusters_are_named() -> None:
     name = Upstream("infer", "grpc", "coins", "canary-7f").name
-    for query in recorded().values():
-        assert re.search(r"sum by \(namespace, pool, model, group\)", query)
+    split = [query for query in recorded().values() if "envoy_cluster_name" in query]
+    assert len(split) == 3
+    for query in split:
+        assert re.search(r"sum by \(namespace, pool, model, group(, le)?\)", query)
         for pattern in re.findall(r'envoy_cluster_name=~"([^"]+)"', query):
             assert re.fullmatch(pattern, name) or pattern.endswith("/http")
         found = [(label, group) for label, group in re.findall(r'"(\w+)", "\$(\d)", "envoy_cluster_name"', query)]
         assert found == [("model", "1"), ("group", "2")]
-        (split,) = set(re.findall(r'"envoy_cluster_name", "([^"]+)"', query))
-        matched = re.fullmatch(split, name)
+        (pattern,) = set(re.findall(r'"envoy_cluster_name", "([^"]+)"', query))
+        matched = re.fullmatch(pattern, name)
         assert matched is not None
         assert matched.groups() == ("coins", "canary-7f")
 
 
-@pytest.mark.parametrize(("factor", "windows"), [("14.4", ["1h", "5m"]), ("6", ["6h", "30m"])])
-def test_an_slo_burns_where_it_does_over_a_long_and_a_short_window(factor: str, windows: list[str]) -> None:
-    (query,) = [rule["expr"] for rule in alerts() if f"{factor} * max" in rule["expr"]]
-    for name in ("failures", "requests"):
-        assert re.findall(rf"segserve:model_{name}:rate2m\[(\w+)\]", query) == windows
-    assert query.count(f"{factor} * max") == 2
+def test_the_files_are_what_their_code_says() -> None:
+    files = dict(written())
+    assert {path: path.read_text() for path in files} == files
+    assert {path for path in files if path.suffix == ".json"} == {*(CHART / "files/dashboards").iterdir()}
 
 
-def test_the_dashboard_of_rollouts_is_what_its_code_says() -> None:
-    assert json.loads(rollout_dashboard.FILE.read_text()) == rollout_dashboard.dashboard()
+def test_every_window_of_a_burn_is_recorded() -> None:
+    windows = {window for burn in BURNS for window in (burn.long, burn.short)}
+    assert {f"segserve:slo_burn:rate{window}" for window in windows} <= recorded().keys()
 
 
 def test_panels_do_not_overlap() -> None:
@@ -136,7 +168,7 @@ def test_panels_do_not_overlap() -> None:
             at = panel["gridPos"]
             cells = {(x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])}
             assert not cells & taken
-            assert at["x"] + at["w"] <= 24
+            assert at["x"] + at["w"] <= 24, panel["title"]
             taken |= cells
 
 
@@ -153,19 +185,41 @@ def test_there_is_an_alert_for_each_thing_that_people_have_to_know() -> None:
         "SegservePoolDegraded",
         "SegserveEffectsFailing",
         "SegserveGatewayErrors",
+        "SegserveDrifting",
+        "SegserveQualityFell",
         "SegserveRolloutHeld",
         "SegserveRolloutRolledBack",
         "SegserveRolloutBlind",
         "SegserveStoredObjectLarge",
         "SegserveSloBurn",
+        "SegserveGatewayStale",
+        "SegserveCertificateExpires",
+        "SegserveServerNotReady",
+        "SegserveScalingAtMaximum",
+        "SegserveGpuMemoryHigh",
+        "SegserveRolloutRunning",
+        "SegserveBudgetExceeded",
+        "SegserveClassGone",
+        "SegserveAnswersEmpty",
     }
     for rule in alerts():
-        assert rule["labels"]["severity"] in ("critical", "warning")
+        assert rule["labels"]["severity"] in ("critical", "warning", "info")
         assert {"summary", "description"} <= rule["annotations"].keys()
 
 
+def test_every_alert_has_a_runbook_and_every_runbook_an_alert() -> None:
+    page = (DOCS / RUNBOOKS).with_suffix(".md").read_text()
+    headings = set(re.findall(r"^### (Segserve\w+)$", page, re.MULTILINE))
+
+    assert {rule["annotations"]["runbook_url"] for rule in alerts()} == {
+        f"{RUNBOOKS}#{name.lower()}" for name in headings
+    }
+    for text in re.split(r"^### Segserve", page, flags=re.MULTILINE)[1:]:
+        assert all(f"**{part}.**" in text for part in ("Means", "See", "Do")), text
+
+
 def test_dashboards_can_be_told_apart_and_arrive_as_they_are(render: Render) -> None:
-    assert len({dashboard["uid"] for dashboard in dashboards()}) == len(dashboards()) == 3
+    assert len({dashboard["uid"] for dashboard in dashboards()}) == len(dashboards()) == 8
     found = the(render(SETS["monitoring"]), "ConfigMap")
     assert found["metadata"]["labels"]["grafana_dashboard"] == "1"
     assert [json.loads(found["data"][name]) for name in sorted(found["data"])] == dashboards()
@@ -174,6 +228,17 @@ def test_dashboards_can_be_told_apart_and_arrive_as_they_are(render: Render) -> 
 def test_alerts_arrive_as_they_are(render: Render) -> None:
     spec = the(render(SETS["monitoring"]), "PrometheusRule")["spec"]
     assert spec == yaml.safe_load((CHART / "files/alerts.yaml").read_text())
+
+
+def test_runbooks_are_linked_to_where_the_documentation_is(render: Render) -> None:
+    rule = {"enabled": True, "docsUrl": "https://docs.example.com/segserve/"}
+    spec = the(render({"monitoring": {"prometheusRule": rule}}), "PrometheusRule")["spec"]
+    links = {
+        rule["annotations"]["runbook_url"] for group in spec["groups"] for rule in group["rules"] if "alert" in rule
+    }
+
+    assert "https://docs.example.com/segserve/how-to/alerts.html#segservesloburn" in links
+    assert all(link.startswith("https://docs.example.com/segserve/how-to/") for link in links)
 
 
 def test_pods_are_asked_at_the_ports_that_they_have(render: Render) -> None:

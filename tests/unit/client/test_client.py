@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pytest
 
-from fakes.kserve import Fault, Model, items
+from fakes.kserve import Asked, Fault, Model, items
 from segserve import (
     AsyncClient,
     AuthenticationError,
@@ -36,7 +37,7 @@ from .conftest import HEIGHT, SEMANTIC, WIDTH, coin_masks, instance_answer, para
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from fakes.kserve import Gateway
+    from fakes.kserve import Arrays, Gateway
 
     from .conftest import Served
 
@@ -217,10 +218,11 @@ def test_a_port_where_nothing_listens_is_an_unreachable_gateway(
 def test_an_answer_that_is_late_is_a_timeout_and_not_asked_for_again(
     served: Served, photo: bytes, segment: Segment
 ) -> None:
-    served.gateway.faults.append(Fault(delay_s=1.5))
+    served.gateway.faults.append(Fault(hold=(answers := threading.Event())))
 
     with pytest.raises(RequestTimeoutError):
-        segment(served, photo, model="coins", timeout_s=0.5)
+        segment(served, photo, model="coins", timeout_s=1.5)
+    answers.set()
     assert served.gateway.inferences == 1
 
 
@@ -325,6 +327,33 @@ def test_a_name_that_goes_to_a_model_with_other_outputs_is_asked_about_again_aft
         assert isinstance(client.segment(photo, model="coins"), InstanceResult)
 
 
+FLAG_MODEL = [*SEMANTIC, "OUT_OF_DISTRIBUTION"]
+
+
+def revision_answer(name: str) -> Callable[[Asked], Arrays]:
+    """Return the answers of a revision, which flags no image; it has the score if the name ends in `flag`."""
+
+    def answer(asked: Asked) -> Arrays:
+        score = {"OUT_OF_DISTRIBUTION": np.array([0.1, 0.5], np.float32)} if name.endswith("flag") else {}
+        return semantic_answer(asked) | score | {"REVISION": items(name.encode())}
+
+    return answer
+
+
+def test_while_a_revision_without_scores_of_images_rolls_out_no_call_fails_and_later_ones_have_them_again(
+    served: Served, photo: bytes
+) -> None:
+    names = {"coins-flag": FLAG_MODEL, "coins-plain": SEMANTIC}
+    revisions = {name: Model(outputs, parameters(name), revision_answer(name)) for name, outputs in names.items()}
+    told = []
+    with Client(served.url, transport=served.transport) as client:
+        for name in ("flag", "flag", "plain", "plain", "flag", "flag", "plain", "flag", "flag"):
+            served.gateway.models["coins"] = revisions[f"coins-{name}"]
+            told.append(client.segment(photo, model="coins").out_of_distribution is not None)
+
+    assert told == [True, True, False, False, False, True, False, False, True]
+
+
 def test_model_info_tells_revision_and_classes(served: Served) -> None:
     with Client(served.url, transport=served.transport) as client:
         info = client.model_info("coins")
@@ -338,6 +367,7 @@ def test_model_info_tells_revision_and_classes(served: Served) -> None:
         pytest.param(lambda: Client("ftp://host"), "'ftp://host'", id="another scheme"),
         pytest.param(lambda: Client("http://host:port"), "'http://host:port'", id="a port that is no number"),
         pytest.param(lambda: Client("http://"), "'http://'", id="no host"),
+        pytest.param(lambda: Client("http://a..b"), r"'http://a\.\.b'", id="a host that cannot be looked up"),
         pytest.param(lambda: Client(transport="udp"), "'udp'", id="another transport"),  # type: ignore[arg-type]
         pytest.param(lambda: Client("http://h/prefix", transport="grpc"), "path prefix", id="a path with gRPC"),
         pytest.param(lambda: Client(timeout_s=0), "timeout_s", id="no time"),

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from segserve.transports import pool
-from segserve.transports.pool import _Idle
+from segserve.transports.pool import AsyncConnectionPool, ConnectionPool, _Idle
 
 
 def kept(monkeypatch: pytest.MonkeyPatch) -> tuple[_Idle[str], list[float]]:
@@ -61,3 +61,33 @@ def test_a_client_that_is_given_back_may_be_taken_by_another_thread_at_any_momen
     other.join()
 
     assert (old, taken) == (None, ["a"])
+
+
+class Kept:
+    """A connection that knows whether it was closed."""
+
+    is_closed = False
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+class AsyncKept:
+    is_closed = False
+
+    async def close(self) -> None:
+        self.is_closed = True
+
+
+async def test_a_connection_in_use_while_its_pool_is_closed_is_closed_after_its_request() -> None:
+    connections, others = ConnectionPool(Kept, shared=False), AsyncConnectionPool(AsyncKept, shared=False)
+
+    with connections.acquire(30) as one:
+        connections.close()
+        assert not one.is_closed
+    async with others.acquire(30) as other:
+        await others.close()
+        assert not other.is_closed
+
+    assert one.is_closed
+    assert other.is_closed

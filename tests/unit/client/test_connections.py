@@ -18,6 +18,7 @@ import pytest
 from bench.ports import free_port
 from fakes.kserve import Fault, Gateway
 from fakes.tcp_relay import TcpRelay
+from fakes.waiting import eventually, until
 from segserve import (
     AsyncClient,
     BadRequestError,
@@ -26,6 +27,7 @@ from segserve import (
     ConnectTimeoutError,
     DeadlineExceededError,
     ForkedClientError,
+    GatewayUnreachableError,
     MissingExtraError,
     PoolTimeoutError,
     ReadTimeoutError,
@@ -116,17 +118,14 @@ def test_requests_beyond_all_connections_wait_for_one(
     gateway: Gateway, photo: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pool, "MAX_CONNECTIONS", 1)
-    gateway.faults.append(Fault(delay_s=1.0))
-    busy = threading.Event()
+    gateway.faults.append(Fault(hold=(answers := threading.Event())))
     with gateway.http() as url, Client(url) as client, ThreadPoolExecutor(1) as threads:
         client.model_info("coins")
-        occupied = client.with_options(hooks=Hooks(on_request=lambda _: busy.set()))
-        first = threads.submit(occupied.segment, photo, model="coins")
-        busy.wait(5)
-        while client._transport._pool._free._value:  # type: ignore[attr-defined]
-            pass
+        first = threads.submit(client.segment, photo, model="coins")
+        until(lambda: gateway.inferences, "the first request has the connection")
         with pytest.raises(PoolTimeoutError):
             client.segment(photo, model="coins", timeout_s=Timeouts(pool_s=0.1))
+        answers.set()
         assert client.segment(photo, model="coins").model == first.result().model
 
 
@@ -134,14 +133,19 @@ async def test_tasks_beyond_all_connections_wait_for_one(
     gateway: Gateway, photo: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pool, "MAX_CONNECTIONS", 1)
-    gateway.faults.append(Fault(delay_s=1.0))
+    gateway.faults.append(Fault(hold=(answers := threading.Event())))
+
+    async def is_asked() -> bool:
+        return bool(gateway.inferences)
+
     with gateway.http() as url:
         async with AsyncClient(url) as client:
             await client.model_info("coins")
             first = asyncio.create_task(client.segment(photo, model="coins", request_id="first"))
-            await asyncio.sleep(0.3)
+            await eventually(is_asked, "the first request has the connection")
             with pytest.raises(PoolTimeoutError):
                 await client.segment(photo, model="coins", timeout_s=Timeouts(pool_s=0.1))
+            answers.set()
             assert (await client.segment(photo, model="coins")).model == (await first).model
 
 
@@ -181,18 +185,17 @@ def test_a_connection_that_the_gateway_closed_while_it_was_idle_is_no_error(
         async with AsyncClient(url, retries=0) as client:
             for _ in range(4):
                 await client.segment(photo, model="coins")
-                await asyncio.sleep(0.05)
+                until(lambda: not sockets_to(url), "the connection is closed")
 
     gateway.faults.extend([Fault(hang_up=True)] * 4)
     with gateway.http() as url:
         if segment is segment_in_tasks:
             asyncio.run(in_tasks(url))
             return
-        closed = threading.Event()
         with Client(url, retries=0) as client:
             for _ in range(4):
                 client.segment(photo, model="coins")
-                closed.wait(0.05)
+                until(lambda: not sockets_to(url), "the connection is closed")
 
 
 def test_connections_are_kept_and_close_with_the_client(gateway: Gateway, photo: bytes) -> None:
@@ -329,6 +332,21 @@ def _coins() -> Gateway:
     from .conftest import SEMANTIC, Model, parameters, semantic_answer
 
     return Gateway(models={"coins": Model(SEMANTIC, parameters("coins-aaaaaaaaaa"), semantic_answer)})
+
+
+@BOTH
+def test_a_proxy_of_the_environment_gets_what_is_for_another_machine(
+    gateway: Gateway, segment: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    image = np.zeros((800, 800, 3), np.uint8)
+    with gateway.http() as proxy:
+        monkeypatch.setenv("http_proxy", proxy)
+        assert segment("http://gateway.invalid", image).model == "coins"
+        monkeypatch.setenv("no_proxy", "gateway.invalid")
+        with pytest.raises(GatewayUnreachableError):
+            segment("http://gateway.invalid", image, retries=0)
 
 
 def test_http2_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

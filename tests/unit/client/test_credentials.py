@@ -245,12 +245,16 @@ def test_who_does_not_trust_or_is_not_trusted_is_told_and_nothing_is_asked(
     gateway: Gateway, photo: bytes, authority: Authority, transport: Any, known: bool, kind: type[SegserveError]
 ) -> None:
     tls = authority.stranger if known else None
-    with (
-        authority.serve(gateway, transport) as url,
-        Client(url, transport=transport, tls=tls) as client,
-        pytest.raises(kind),
-    ):
-        client.segment(photo, model="coins")
+
+    async def in_tasks(url: str) -> None:
+        async with AsyncClient(url, transport=transport, tls=tls) as client:
+            await client.segment(photo, model="coins")
+
+    with authority.serve(gateway, transport) as url:
+        with Client(url, transport=transport, tls=tls) as client, pytest.raises(kind):
+            client.segment(photo, model="coins")
+        with pytest.raises(kind):
+            asyncio.run(in_tasks(url))
 
     assert not gateway.asked
 

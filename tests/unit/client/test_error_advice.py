@@ -8,10 +8,10 @@ import json
 import os
 import socket
 import warnings
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import psutil
 import pytest
 from PIL import Image
 
@@ -37,6 +37,7 @@ from segserve.platforms.port import Local
 from segserve.results.images import image_size, image_tensor
 from segserve.transports.base import deadline_exceeded
 from segserve_common.kserve import InferRequest, Tensor
+from segserve_common.process_record import ProcessRecord
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -234,10 +235,10 @@ def platform(tmp_path: Path, gateway: Gateway) -> Any:
         folder.mkdir(parents=True)
         (folder / "spec.yaml").write_text(json.dumps({"metadata": {"name": name, "generation": 1}, "spec": {}}))
         (folder / "status.yaml").write_text(json.dumps(status))
-    own = psutil.Process()
+    own = asdict(ProcessRecord.of(os.getpid()))
 
     def at(url: str) -> Local:
-        record = {"pid": os.getpid(), "createTime": own.create_time(), "url": url, "observed": True}
+        record = {"process": own, "url": url, "observed": True}
         (tmp_path / "platform.json").write_text(json.dumps(record))
         return Local(tmp_path)
 

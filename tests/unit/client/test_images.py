@@ -16,6 +16,7 @@ import requests
 import torch
 from PIL import Image
 
+from fakes.waiting import HANG_S
 from segserve.results.images import image_tensor, picture, to_pixel_format
 from segserve.results.values import PixelFormat
 from segserve_builder.imaging.decoding import decode_image
@@ -76,7 +77,7 @@ def test_a_response_is_sent_as_the_image_that_it_holds() -> None:
     data = png(PIXELS)
     with site(data) as url, urlopen(url) as opened, httpx.Client() as client, client.stream("GET", url) as stream:
         stream.read()
-        forms = [httpx.get(url), requests.get(url, timeout=5), opened, stream]
+        forms = [httpx.get(url, timeout=HANG_S), requests.get(url, timeout=HANG_S), opened, stream]
         assert [image_tensor(form).to_items() for form in forms] == [(data,)] * 4
 
 
@@ -85,7 +86,7 @@ def test_a_response_that_holds_no_image_is_refused() -> None:
         with pytest.raises(BadRequestError, match="HTTP status is 404"):
             image_tensor(httpx.get(f"{url}/none"))
         with pytest.raises(BadRequestError, match="HTTP status is 404"):
-            image_tensor(requests.get(f"{url}/none", timeout=5))
+            image_tensor(requests.get(f"{url}/none", timeout=HANG_S))
         with pytest.raises(BadRequestError, match="read the response before"):
             image_tensor(stream)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import timedelta, timezone
 from pathlib import Path
 
 import pytest
 
 from segserve.platforms.local import LocalPlatform
+from segserve.platforms.log_records import log_records
 from segserve.platforms.port import Local, LogRequest
 from segserve_operator.adapters.local.files import bound_log
 
@@ -137,3 +139,50 @@ def test_no_lines_of_the_past_are_shown_where_none_are_asked_for(log: Path, tmp_
     lines = LocalPlatform(Local(tmp_path)).logs(LogRequest(container="triton", follow=False, lines=0))
 
     assert list(lines) == []
+
+
+def test_logs_of_all_kinds_are_objects_with_their_origin() -> None:
+    lines = [
+        'gateway/access | {"request_id": "order-1", "response_code": 503}',
+        "groups/main/triton | I1122 17:22:37.225138 4949 server.cc:604] ",
+        "groups/main/triton | +---+",
+        "groups/main/agent | no level",
+        "groups/main/triton | E1122 17:22:37.225138 4949 server.cc:1] \"step 'a', request 'order-1': it failed\"",
+        "segserve | 2026-11-22 17:22:37,225 WARNING the gateway ended",
+        "gateway/envoy | {not JSON",
+    ]
+
+    records = list(log_records(lines))
+
+    told = [(record["origin"], record.get("level"), record.get("message")) for record in records]
+    assert told == [
+        ("gateway/access", None, None),
+        ("groups/main/agent", None, "no level"),
+        ("groups/main/triton", "info", "+---+\n"),
+        ("groups/main/triton", "error", "it failed"),
+        ("segserve", "warning", "the gateway ended"),
+        ("gateway/envoy", None, "{not JSON"),
+    ]
+    assert {record.get("request_id") for record in records} == {"order-1", None}
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        pytest.param(
+            "2026-11-22 17:22:37,225 INFO it runs", ("2026-11-22T12:22:37.225+00:00", None, "it runs"), id="ours"
+        ),
+        pytest.param(
+            "2026-11-22 17:22:37,225 INFO segserve_builder.comparator.loop it runs",
+            ("2026-11-22T12:22:37.225+00:00", "segserve_builder.comparator.loop", "it runs"),
+            id="with the logger",
+        ),
+        pytest.param(
+            "2026-02-30 17:22:37,225 INFO no day", (None, None, "2026-02-30 17:22:37,225 INFO no day"), id="no day"
+        ),
+    ],
+)
+def test_a_line_of_ours_is_read_in_the_time_zone_of_who_wrote_it(line: str, told: tuple[str | None, ...]) -> None:
+    (record,) = log_records([f"pod | {line}"], timezone(timedelta(hours=5)))
+
+    assert (record.get("time"), record.get("logger"), record["message"]) == told

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from pycocotools import mask as coco
 from scipy import ndimage
 
-from segserve.results.masks import EncodedMask
+from segserve.results.masks import EncodedMask, largest_first, runs_of
 from segserve_common.errors import ProtocolError
 from segserve_common.mask_encodings import read_png
 
@@ -39,11 +39,37 @@ def test_rle_png_and_raw_give_the_same_bitmap_rle_and_area(bitmap: np.ndarray) -
 @given(bitmaps)
 def test_a_patch_is_the_mask_in_its_own_rectangle_whatever_the_encoding(bitmap: np.ndarray) -> None:
     for data in (rle_counts(bitmap), png(bitmap.astype(np.uint8)), bitmap.astype(np.uint8).tobytes()):
-        patch = EncodedMask(data, *bitmap.shape).patch()
+        mask = EncodedMask(data, *bitmap.shape)
+        patch = mask.patch()
+        assert mask.box == patch.box
         again = np.zeros_like(bitmap)
         again[patch.window] = patch.pixels
         np.testing.assert_array_equal(again, bitmap)
         assert not bitmap.any() or all(side.any() for side in (*patch.pixels[[0, -1]], *patch.pixels.T[[0, -1]]))
+
+
+@given(st.lists(hnp.arrays(np.bool_, (7, 9)), min_size=1, max_size=6))
+def test_masks_that_are_read_together_are_the_same_as_one_by_one(bitmaps: list[np.ndarray]) -> None:
+    data = [
+        (rle_counts(each), png(each.astype(np.uint8)), each.astype(np.uint8).tobytes())[number % 3]
+        for number, each in enumerate(bitmaps)
+    ]
+    together, alone = ([EncodedMask(each, 7, 9) for each in data] for _ in range(2))
+
+    assert runs_of(together).areas().tolist() == [mask.area for mask in alone]
+    assert [(mask.rle, mask.area, mask.box) for mask in together] == [(mask.rle, mask.area, mask.box) for mask in alone]
+    by_area = sorted(enumerate(alone), key=lambda item: -item[1].area)
+    assert [number for number, _ in largest_first(dict(enumerate(together)))] == [number for number, _ in by_area]
+
+
+def test_a_wrong_mask_among_many_leaves_none_of_them_unchecked() -> None:
+    masks = [EncodedMask(data, 4, 4) for data in (rle_counts(np.eye(4, dtype=bool)), b"PPPP0")]
+
+    for _ in range(2):
+        with pytest.raises(ProtocolError):
+            runs_of(masks)
+    with pytest.raises(ProtocolError):
+        _ = masks[1].rle
 
 
 def test_a_patch_decodes_only_the_masks_own_columns() -> None:

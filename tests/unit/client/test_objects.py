@@ -12,6 +12,7 @@ from rich.console import Console
 from segserve import (
     BadRequestError,
     DetectionResult,
+    Instance,
     InstanceResult,
     KeypointDetection,
     KeypointResult,
@@ -135,3 +136,14 @@ def test_the_table_counts_objects_and_shows_areas_only_where_there_are_masks(res
 
     lines = [line.strip() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
     assert all(any(part == line for line in lines) for part in said), lines
+
+
+def test_areas_and_boxes_of_masks_come_in_the_order_of_the_instances_whatever_their_encodings() -> None:
+    bitmaps = np.zeros((3, *SIZE), np.bool_)
+    bitmaps[0, 5:9, 70:80] = bitmaps[2, 59, :3] = True
+    encoded = [EncodedMask.of(bitmaps[0]), EncodedMask(bitmaps[1].tobytes(), *SIZE), EncodedMask.of(bitmaps[2])]
+    result = about(InstanceResult, instances=tuple(Instance((0, 0, 1, 1), 0.5, 1, "dog", each) for each in encoded))
+    assert isinstance(result, InstanceResult)
+
+    assert result.areas.tolist() == [40, 0, 3]
+    assert result.mask_boxes.tolist() == [[70, 5, 80, 9], [0, 0, 0, 0], [0, 59, 3, 60]]

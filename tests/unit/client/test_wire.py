@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 
+from segserve.calls.endpoint import GatewayEndpoint
 from segserve.calls.steps import ConfigRequest
+from segserve.transports.base import Connection
 from segserve.transports.grpc import to_grpc
 from segserve.transports.http import to_http
 from segserve_common.errors import BadRequestError, ProtocolError
@@ -29,6 +31,7 @@ from segserve_common.kserve import (
     unpack_bytes,
 )
 
+GATEWAY = Connection(GatewayEndpoint.parse("http://gateway.example"))
 arrays = st.sampled_from(list(DTYPES.values())).flatmap(
     lambda dtype: hnp.arrays(dtype, hnp.array_shapes(min_dims=1, max_dims=4, min_side=0, max_side=4))
 )
@@ -226,9 +229,9 @@ def test_a_parameter_that_json_cannot_carry_is_refused_before_it_is_sent() -> No
     [("coins", "/v2/models/coins/config"), ("a/../b?c", "/v2/models/a%2F..%2Fb%3Fc/config")],
 )
 def test_a_models_name_cannot_leave_its_place_in_the_path(model: str, path: str) -> None:
-    assert to_http(ConfigRequest(model)).path == path
+    assert to_http(ConfigRequest(model), GATEWAY, {}).url.raw_path == path.encode()
 
 
 def test_an_empty_name_is_refused() -> None:
     with pytest.raises(BadRequestError, match="empty"):
-        to_http(ConfigRequest(""))
+        to_http(ConfigRequest(""), GATEWAY, {})

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import pytest
 
+from fakes.waiting import HANG_S
 from segserve_builder.cluster.probe_server import ProbeServer, probe_response
 from segserve_common.http.listening import any_address, listen_anywhere
 
@@ -22,7 +23,7 @@ def test_probes_are_answered_on_ipv4_and_on_ipv6(host: str) -> None:
     server = ProbeServer(0, {"/live": lambda: probe_response(True, "well")})
     server.start()
     try:
-        with urllib.request.urlopen(f"http://{host}:{server.port}/live", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://{host}:{server.port}/live", timeout=HANG_S) as answer:
             assert answer.read() == b"well\n"
     finally:
         server.stop()

@@ -2,15 +2,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import cv2
 import numpy as np
 import onnxruntime
 import pytest
+import yaml
 from in_process import RESOURCES, in_process, resources
 from make_golden import PHOTOGRAPH, score_of
 from refresh import with_digests
 
+from fakes.docs import ROOT, blocks
 from segserve_builder.golden.judging import compare, load
 from segserve_builder.stages.base import RequestOptions
+from segserve_builder.steps.in_process import InProcessModel
+from segserve_operator.api.segmentation_model import SegmentationModelSpec
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,6 +45,25 @@ def test_the_golden_set_is_answered(name: str) -> None:
     for case in load(FOLDER / golden.uri).cases:
         image = (FOLDER / golden.uri / case.image).read_bytes()
         compare(case, model.answer(image, RequestOptions(encoding="rle")))
+
+
+def counting(min_distance: int | None) -> InProcessModel:
+    """The model of the page on counting, with another least distance."""
+    (block,) = blocks(ROOT / "docs/how-to/count-objects.md", "yaml")
+    spec = yaml.safe_load(block.text)["spec"]
+    spec["artifact"]["sha256"] = MODELS["coins"].spec.artifact.sha256
+    spec["postprocess"][1]["instances"]["minDistance"] = min_distance
+    return InProcessModel(SegmentationModelSpec.model_validate(spec).pipeline("counted"), artifact("coins"))
+
+
+@pytest.mark.parametrize(("min_distance", "inverted", "found"), [(None, False, 24), (16, False, 24), (16, True, 24)])
+def test_the_unet_counts_the_coins(min_distance: int | None, inverted: bool, found: int) -> None:
+    grey = cv2.imread(str(PHOTOGRAPH), cv2.IMREAD_GRAYSCALE)
+    file = cv2.imencode(".png", 255 - grey if inverted else grey)[1].tobytes()
+
+    score = score_of(counting(min_distance).answer(file, RequestOptions(encoding="rle")))
+
+    assert (score.found, score.false) == (found, 0)
 
 
 def test_the_digests_of_model_yaml_are_those_of_the_files() -> None:

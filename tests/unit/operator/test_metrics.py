@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from segserve_common.kube.kinds import MODELS, POOLS
-from segserve_operator.adapters.kube.view import PoolKey, View
+from segserve_operator.adapters.kube.view import View
 from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.models.observed import EffectFailure
 from segserve_operator.metrics import Metrics
+from segserve_operator.slo_metrics import latency_weights
 
 ROLES = {
     "stable": {"revision": "r1", "group": "main-7f"},
@@ -58,13 +59,59 @@ def test_an_slo_is_told_as_the_share_of_requests_that_may_fail(slo: dict[str, fl
     assert found == {("lab", "default", "coins"): pytest.approx(ratio)}
 
 
+def test_each_latency_of_an_slo_is_told_with_the_share_of_requests_that_may_be_slower() -> None:
+    metrics = looked({"slo": {"p95Milliseconds": 250, "p99Milliseconds": 800}})
+    of_model = ("lab", "default", "coins")
+
+    assert seen(metrics, "segserve_slo_slow_ratio") == {(*of_model, "p95"): 0.05, (*of_model, "p99"): 0.01}
+    assert seen(metrics, "segserve_slo_latency_seconds") == {(*of_model, "p95"): 0.25, (*of_model, "p99"): 0.8}
+    assert seen(metrics, "segserve_slo_latency_weight") == {
+        (*of_model, "p95", "250"): 1,
+        (*of_model, "p99", "500"): pytest.approx(0.4),
+        (*of_model, "p99", "1000"): pytest.approx(0.6),
+    }
+
+
+@pytest.mark.parametrize("latency_ms", [0.2, 0.5, 3, 100, 101, 99_999, 100_000])
+def test_the_requests_below_a_latency_are_interpolated_between_the_edges_beside_it(latency_ms: float) -> None:
+    weights = dict(latency_weights(latency_ms))
+
+    assert sum(edge * weight for edge, weight in weights.items()) == pytest.approx(latency_ms)
+    assert all(0 < weight <= 1 for weight in weights.values())
+
+
 def test_writes_that_fail_are_counted_by_kind_until_they_succeed() -> None:
-    reason, key, metrics = FailureReason("Forbidden", "exceeded quota"), PoolKey("lab", "default"), Metrics()
+    reason, key, metrics = FailureReason("Forbidden", "exceeded quota"), ("lab", "default"), Metrics()
     failures = [EffectFailure("StartGroup", group, reason, 1, 0.0, reported=True) for group in ("r1-7f", "r2-7f")]
-    metrics.observe_failures({key: failures})
+    metrics.resources.observe_failures({key: failures})
 
     assert seen(metrics, "segserve_failing_effects") == {("lab", "default", "StartGroup"): 2}
 
-    metrics.observe_failures({key: []})
+    metrics.resources.observe_failures({key: []})
 
     assert seen(metrics, "segserve_failing_effects") == {}
+
+
+def test_a_pool_that_follows_requests_is_told_with_its_servers_and_other_pools_are_not() -> None:
+    view, metrics = View((MODELS, POOLS)), Metrics()
+    pools = {"a": ({"scaling": {"maximum": 4}}, {"scaling": {"desired": 2, "startupSeconds": 40}}), "b": ({}, {})}
+    for name, (spec, status) in pools.items():
+        metadata = {"name": name, "namespace": "lab", "uid": name, "resourceVersion": "1"}
+        view.take(POOLS, {"metadata": metadata, "spec": spec, "status": status})
+    metrics.observe(view)
+    metrics.observe(view)
+
+    assert seen(metrics, "segserve_scaling_desired_servers") == {("lab", "a"): 2}
+    assert seen(metrics, "segserve_scaling_maximum_servers") == {("lab", "a"): 4}
+    assert seen(metrics, "segserve_scaling_startup_seconds") == {("lab", "a"): 40}
+
+
+def test_what_another_release_wrote_of_a_pools_servers_ends_no_scrape() -> None:
+    view, metrics = View((MODELS, POOLS)), Metrics()
+    metadata = {"name": "a", "namespace": "lab", "uid": "a", "resourceVersion": "1"}
+    status = {"scaling": {"desired": {"main": 4}, "startupSeconds": "40"}}
+    view.take(POOLS, {"metadata": metadata, "spec": {"scaling": {"maximum": 4}}, "status": status})
+    metrics.observe(view)
+
+    assert seen(metrics, "segserve_scaling_maximum_servers") == {("lab", "a"): 4}
+    assert seen(metrics, "segserve_scaling_desired_servers") == {}

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from segserve_operator.worker import ReconcileResult, Worker
+from fakes.waiting import HANG_S
+from segserve_operator.worker import DEBOUNCE_S, ReconcileResult, Worker
 
 
 @dataclass
@@ -49,7 +50,7 @@ async def working(passes: PoolReconciler) -> AsyncIterator[Worker[str]]:
 
 
 async def until(what: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(HANG_S):
         while not what():
             await asyncio.sleep(0.01)
 
@@ -82,6 +83,31 @@ async def test_a_pass_that_wrote_is_followed_by_another_until_nothing_is_left_to
         await asyncio.sleep(0.2)
 
     assert len(passes.made) == 3
+
+
+@pytest.mark.parametrize(("pass_s", "later_s"), [(0.01, 1.0), (1.2, 1.2 + DEBOUNCE_S)])
+async def test_a_key_that_writes_at_once_for_long_is_slowed_to_a_pass_a_second(pass_s: float, later_s: float) -> None:
+    now_s = 0.0
+
+    async def run(_: str) -> ReconcileResult:
+        nonlocal now_s
+        now_s += pass_s
+        began_s.append(now_s)
+        return ReconcileResult(writes=1)
+
+    async def sleep(seconds: float) -> None:
+        nonlocal now_s
+        now_s += seconds
+        await asyncio.sleep(0)
+
+    began_s: list[float] = []
+    worker = Worker(run, lambda _: len(began_s) < 200, lambda: True, PoolReconciler(), clock=lambda: now_s, sleep=sleep)
+    worker.enqueue("pool")
+    await until(lambda: len(began_s) == 200)
+    await worker.stop()
+
+    assert began_s[19] - began_s[0] == pytest.approx(19 * (pass_s + DEBOUNCE_S))
+    assert (began_s[-1] - began_s[99]) / 100 == pytest.approx(later_s, rel=0.1)
 
 
 async def test_a_failed_pass_is_tried_again_without_being_asked() -> None:

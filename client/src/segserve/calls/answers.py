@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -22,12 +22,15 @@ from segserve.results.objects import (
     KeypointResult,
 )
 from segserve.results.result import PanopticResult, PanopticSegment, Result, SemanticResult
-from segserve.results.values import Colour, ModelInfo, PixelFormat, SegmentClass
+from segserve.results.values import Colour, ModelInfo, OutOfDistribution, PixelFormat, Rectangle, SegmentClass
 from segserve_common import MAX_IMAGE_PIXELS
 from segserve_common.errors import ProtocolError
 from segserve_common.kserve import InferAnswer, Tensor
 
 CONTINUED: Final = "CONTINUED"
+OUT_OF_DISTRIBUTION: Final = "OUT_OF_DISTRIBUTION"
+OPTIONAL_OUTPUTS: Final = (CONTINUED, OUT_OF_DISTRIBUTION)
+"""Outputs that one revision of a model may have and another lack."""
 REVISION_HEADER: Final = "x-segserve-revision"
 SMALL_PIXELS: Final = 2**20
 _DETECTION: Final = ("REVISION", "SIZE", "BOXES", "SCORES", "CLASSES")
@@ -56,7 +59,7 @@ def wanted_outputs(info: ModelInfo, *, confidence: bool, continued: bool = False
             f"model {info.model!r} does not have the outputs of a segserve model: it lacks "
             f"{', '.join(missing)} and has {', '.join(sorted(info.outputs)) or 'none'}"
         )
-    more = {"CONFIDENCE": confidence, CONTINUED: continued}
+    more = {"CONFIDENCE": confidence, CONTINUED: continued, OUT_OF_DISTRIBUTION: True}
     return (*names, *(name for name, is_wanted in more.items() if is_wanted and name in info.outputs))
 
 
@@ -113,25 +116,42 @@ def read_revision(answer: InferAnswer) -> str:
     return items[0].decode(errors="replace")
 
 
-def read_continued(answer: InferAnswer) -> bool | None:
+def _read_continued(answer: InferAnswer) -> bool | None:
     """Return whether the server knew earlier frames of the image's stream; None if the answer does not say."""
     if CONTINUED not in answer.outputs:
         return None
     return bool(_numbers(answer, CONTINUED, "INT32", 1)[0])
 
 
-def read_result(answer: InferAnswer, info: ModelInfo) -> Result:
+def _read_out_of_distribution(answer: InferAnswer) -> OutOfDistribution | None:
+    """Return how unlike the model's usual images the image is; None if the answer does not say."""
+    if OUT_OF_DISTRIBUTION not in answer.outputs:
+        return None
+    numbers = _numbers(answer, OUT_OF_DISTRIBUTION, "FP32", None).tolist()
+    if len(numbers) not in (0, 2):
+        raise ProtocolError(f"{OUT_OF_DISTRIBUTION} must be a score and a threshold, or nothing, got {numbers}")
+    return OutOfDistribution(*numbers) if numbers else None
+
+
+def read_result(answer: InferAnswer, info: ModelInfo, *, request_id: str | None = None) -> Result:
     """Return the typed result of an answer; class names and colours come from `info`.
 
     Raises `ProtocolError` for a malformed answer. Masks are decoded lazily and are not checked here.
     """
-    revision = read_revision(answer)
-    height, width = (int(number) for number in _numbers(answer, "SIZE", "INT32", 2))
+    height, width = _numbers(answer, "SIZE", "INT32", 2).tolist()
     if height < 1 or width < 1 or height * width > MAX_IMAGE_PIXELS:
         raise ProtocolError(f"SIZE must be the height and width of an image, got {height} x {width}")
     mark = next((mark for mark in OUTPUTS if mark in answer.outputs), "BOXES")
     _, read = _READERS[mark]
-    return read(answer, info, revision, (height, width))
+    about = {
+        "model": info.model,
+        "revision": read_revision(answer),
+        "size": (height, width),
+        "request_id": request_id,
+        "continued": _read_continued(answer),
+        "out_of_distribution": _read_out_of_distribution(answer),
+    }
+    return read(answer, info, about)
 
 
 def check_size(size: Size, image: Tensor) -> None:
@@ -149,26 +169,19 @@ def check_size(size: Size, image: Tensor) -> None:
         )
 
 
-def _read_detections(answer: InferAnswer, info: ModelInfo, revision: str, size: Size) -> DetectionResult:
-    detections = tuple(_detections(answer, info))
-    return DetectionResult(
-        info.model, revision, size, _all_classes(info, [one.class_id for one in detections]), detections
-    )
+def _read_detections(answer: InferAnswer, info: ModelInfo, about: Mapping[str, Any]) -> DetectionResult:
+    rows, classes = _read_boxes(answer, info)
+    return DetectionResult(classes=classes, detections=tuple(Detection(*row) for row in rows), **about)
 
 
-def _read_keypoints(answer: InferAnswer, info: ModelInfo, revision: str, size: Size) -> KeypointResult:
-    boxes = list(_detections(answer, info))
-    points = _numbers(answer, "KEYPOINTS", "FP32", len(boxes), None, 3)
-    detections = tuple(
-        KeypointDetection(one.box, one.score, one.class_id, one.class_name, own)
-        for one, own in zip(boxes, points, strict=True)
-    )
-    return KeypointResult(
-        info.model, revision, size, _all_classes(info, [one.class_id for one in detections]), detections
-    )
+def _read_keypoints(answer: InferAnswer, info: ModelInfo, about: Mapping[str, Any]) -> KeypointResult:
+    rows, classes = _read_boxes(answer, info)
+    points = _numbers(answer, "KEYPOINTS", "FP32", len(rows), None, 3)
+    detections = tuple(KeypointDetection(*row, own) for row, own in zip(rows, points, strict=True))
+    return KeypointResult(classes=classes, detections=detections, **about)
 
 
-def _read_panoptic(answer: InferAnswer, info: ModelInfo, revision: str, size: Size) -> PanopticResult:
+def _read_panoptic(answer: InferAnswer, info: ModelInfo, about: Mapping[str, Any]) -> PanopticResult:
     (table,) = answer["SEGMENTS"].to_items() or (b"[]",)
     try:
         segments = tuple(_segment(row, info) for row in json.loads(table))
@@ -181,13 +194,11 @@ def _read_panoptic(answer: InferAnswer, info: ModelInfo, revision: str, size: Si
             f"got {len(labels)} LABELS and {len(masks)} MASKS"
         )
     return PanopticResult(
-        model=info.model,
-        revision=revision,
-        size=size,
         classes=_all_classes(info, [segment.class_id for segment in segments]),
         segments=segments,
         encoded=labels[0] if labels else None,
-        encoded_masks={one.id: EncodedMask(mask, *size) for one, mask in zip(segments, masks, strict=False)},
+        encoded_masks={one.id: EncodedMask(mask, *about["size"]) for one, mask in zip(segments, masks, strict=False)},
+        **about,
     )
 
 
@@ -205,27 +216,29 @@ def _segment(row: Mapping[str, Any], info: ModelInfo) -> PanopticSegment:
     )
 
 
-def _detections(answer: InferAnswer, info: ModelInfo) -> Iterator[Detection]:
+def _read_boxes(
+    answer: InferAnswer, info: ModelInfo
+) -> tuple[list[tuple[Rectangle, float, int, str]], tuple[SegmentClass, ...]]:
+    """Return box, score, class id and class name of each object, and the classes of the result."""
     scores = _numbers(answer, "SCORES", "FP32", None).tolist()
     boxes = _numbers(answer, "BOXES", "FP32", len(scores), 4).tolist()
     class_ids = _numbers(answer, "CLASSES", "INT32", len(scores)).tolist()
-    for (x1, y1, x2, y2), score, class_id in zip(boxes, scores, class_ids, strict=True):
-        yield Detection((x1, y1, x2, y2), score, class_id, info.class_of(class_id).name)
+    classes = _all_classes(info, class_ids)
+    names = {known.id: known.name for known in classes}
+    return list(zip(map(tuple, boxes), scores, class_ids, [names[each] for each in class_ids], strict=True)), classes
 
 
-def _read_instances(answer: InferAnswer, info: ModelInfo, revision: str, size: Size) -> InstanceResult:
-    masks, boxes = answer["MASKS"].to_items(), list(_detections(answer, info))
-    if len(masks) != len(boxes):
-        raise ProtocolError(f"expected a mask for each of {len(boxes)} boxes, got {len(masks)} MASKS")
-    instances = tuple(
-        Instance(one.box, one.score, one.class_id, one.class_name, EncodedMask(mask, *size))
-        for one, mask in zip(boxes, masks, strict=True)
-    )
-    classes = _all_classes(info, [one.class_id for one in boxes])
-    return InstanceResult(info.model, revision, size, classes, instances)
+def _read_instances(answer: InferAnswer, info: ModelInfo, about: Mapping[str, Any]) -> InstanceResult:
+    rows, classes = _read_boxes(answer, info)
+    masks = answer["MASKS"].to_items()
+    if len(masks) != len(rows):
+        raise ProtocolError(f"expected a mask for each of {len(rows)} boxes, got {len(masks)} MASKS")
+    height, width = about["size"]
+    instances = [Instance(*row, EncodedMask(mask, height, width)) for row, mask in zip(rows, masks, strict=True)]
+    return InstanceResult(classes=classes, instances=tuple(instances), **about)
 
 
-def _read_semantic(answer: InferAnswer, info: ModelInfo, revision: str, size: Size) -> SemanticResult:
+def _read_semantic(answer: InferAnswer, info: ModelInfo, about: Mapping[str, Any]) -> SemanticResult:
     areas = _numbers(answer, "AREAS", "INT64", None).tolist()
     class_ids = _numbers(answer, "CLASSES", "INT32", len(areas)).tolist()
     labels, masks = answer["LABELS"].to_items(), answer["MASKS"].to_items()
@@ -239,18 +252,16 @@ def _read_semantic(answer: InferAnswer, info: ModelInfo, revision: str, size: Si
         values = _numbers(answer, "CONFIDENCE", "FP32", len(areas)).tolist()
         confidence = dict(zip(names, values, strict=True))
     return SemanticResult(
-        model=info.model,
-        revision=revision,
-        size=size,
         classes=_all_classes(info, class_ids),
         areas=dict(zip(names, areas, strict=True)),
         confidence=confidence,
         encoded=labels[0] if labels else None,
-        encoded_masks={key: EncodedMask(mask, *size) for key, mask in zip(class_ids, masks, strict=False)},
+        encoded_masks={key: EncodedMask(mask, *about["size"]) for key, mask in zip(class_ids, masks, strict=False)},
+        **about,
     )
 
 
-_READERS: Final[Mapping[str, tuple[type[Result], Callable[[InferAnswer, ModelInfo, str, Size], Result]]]] = {
+_READERS: Final[Mapping[str, tuple[type[Result], Callable[[InferAnswer, ModelInfo, Mapping[str, Any]], Result]]]] = {
     "KEYPOINTS": (KeypointResult, _read_keypoints),
     "SEGMENTS": (PanopticResult, _read_panoptic),
     "AREAS": (SemanticResult, _read_semantic),
@@ -262,21 +273,25 @@ _READERS: Final[Mapping[str, tuple[type[Result], Callable[[InferAnswer, ModelInf
 
 def _all_classes(info: ModelInfo, class_ids: Iterable[int]) -> tuple[SegmentClass, ...]:
     """Return the model's classes by id, and any class in the answer that the model does not name."""
-    ids = {segment_class.id for segment_class in info.classes} | set(class_ids)
-    return tuple(info.class_of(class_id) for class_id in sorted(ids))
+    classes = {known.id: known for known in info.classes}
+    for class_id in class_ids:
+        if class_id not in classes:
+            classes[class_id] = info.class_of(class_id)
+    return tuple(classes[class_id] for class_id in sorted(classes))
 
 
 def _numbers(answer: InferAnswer, name: str, datatype: str, *shape: int | None) -> NDArray[Any]:
     tensor = answer[name]
-    fits = len(tensor.shape) == len(shape) and all(
-        expected in (None, actual) for actual, expected in zip(tensor.shape, shape, strict=True)
+    fits = tensor.shape == shape or (
+        len(tensor.shape) == len(shape)
+        and all(expected in (None, actual) for actual, expected in zip(tensor.shape, shape, strict=True))
     )
     if tensor.datatype != datatype or not fits:
         expected = [-1 if side is None else side for side in shape]
         raise ProtocolError(f"{name} must be {datatype} {expected}, got {tensor.datatype} {list(tensor.shape)}")
     numbers = tensor.to_array()
     # Neither JSON nor a drawing can hold NaN or infinity.
-    if not np.isfinite(numbers).all():
+    if numbers.dtype.kind == "f" and not np.isfinite(numbers).all():
         raise ProtocolError(f"{name} has numbers that are not finite")
     return numbers
 

@@ -35,6 +35,7 @@ class GatewayEndpoint:
         try:
             parts = urlsplit(text if "://" in text else f"http://{text}")
             port = parts.port
+            (parts.hostname or "").encode("idna")  # as a look-up does, whose error would have no type of ours
         except ValueError as error:
             raise BadRequestError(f"not a URL: {_shown(text)!r}: {_shown(str(error))}") from None
         if parts.scheme not in _PORTS or not parts.hostname or parts.query or parts.fragment or "@" in parts.netloc:

@@ -6,6 +6,7 @@ error into the flow. `Client` and `AsyncClient` differ in nothing else.
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import time
@@ -13,12 +14,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
-from uuid import uuid4
 
 from segserve.calls.answers import (
+    OPTIONAL_OUTPUTS,
     check_expected,
     check_size,
-    read_continued,
     read_result,
     read_revision,
     wanted_outputs,
@@ -130,11 +130,8 @@ class Session:
             if options.position is not None:
                 call.headers = {**call.headers, **options.position.headers()}
             info = yield from self._info(options, call)
-            outputs = wanted_outputs(info, confidence=options.confidence, continued=options.position is not None)
-            inputs = (to_pixel_format(image, info.pixels),)
-            request = InferRequest(model, inputs, outputs, options.parameters(outputs), call.request_id)
             try:
-                answer = yield from self._attempts(request, call)
+                answer = yield from self._answer(image, options, info, call)
             except (BadRequestError, ModelNotFoundError) as error:
                 # A model with other inputs or outputs may have taken over the name. Errors about the image itself keep
                 # the cache: the next call would otherwise pay for another configuration request.
@@ -146,12 +143,17 @@ class Session:
                 _explain_size(error, image)
                 raise
             call.revision = read_revision(answer)
-            result = read_result(answer, (yield from self._info_of(call.revision, info, call)))
+            answered = yield from self._info_of(call.revision, info, call)
+            if answered.revision == call.revision:
+                # The revision that answers now says best which outputs the next one has.
+                cache.latest[model] = answered
+            result = read_result(answer, answered, request_id=call.request_id)
             check_size(result.size, image)
-            return replace(result, request_id=call.request_id, continued=read_continued(answer))
+            return result
 
     def model_info(self, model: str) -> Flow[ModelInfo]:
         """Fetch the info of the model that is served under a name."""
+        check_model_name(model)
         with self._call("model_info", model) as call:
             return (yield from self._fetch(model, call))
 
@@ -160,10 +162,9 @@ class Session:
         self, name: str, model: str, timeout_s: float | Timeouts | None = None, request_id: str | None = None
     ) -> Iterator[Call]:
         """Start a call; at its end, annotate its error, run the hooks and end the span."""
-        check_model_name(model)
         policy = self.policy
         timeouts = policy.timeouts.changed(timeout_s)
-        request_id = uuid4().hex if request_id is None else checked_request_id(request_id)
+        request_id = os.urandom(16).hex() if request_id is None else checked_request_id(request_id)
         headers = {**policy.headers, REQUEST_ID: request_id}
         span = None
         if self.telemetry is not None:
@@ -196,6 +197,22 @@ class Session:
         info = yield from self._fetch(options.model, call)
         check_expected(options.expect, info)
         return info
+
+    def _answer(self, image: Tensor, options: SegmentOptions, info: ModelInfo, call: Call) -> Flow[InferAnswer]:
+        """Ask for an image's answer; during a rollout the other revision may lack an output that `info` has."""
+        outputs = wanted_outputs(info, confidence=options.confidence, continued=options.position is not None)
+        inputs = (to_pixel_format(image, info.pixels),)
+        request = InferRequest(options.model, inputs, outputs, options.parameters(outputs), call.request_id)
+        answer: InferAnswer
+        try:
+            answer = yield from self._attempts(request, call)
+        except BadRequestError as error:
+            if not any(name in error.message for name in OPTIONAL_OUTPUTS if name in outputs):
+                raise
+            outputs = tuple(name for name in outputs if name not in OPTIONAL_OUTPUTS)
+            request = replace(request, outputs=outputs, parameters=options.parameters(outputs))
+            answer = yield from self._attempts(request, call)
+        return answer
 
     def _info_of(self, revision: str, cached: ModelInfo, call: Call) -> Flow[ModelInfo]:
         """Return the info of the revision that answered, or the cached one if that cannot be fetched.

@@ -13,15 +13,22 @@ from segserve.cli import (
     batch,
     building,
     calibrating,
+    comparing,
+    cost,
     demo,
     doctor,
+    drift,
+    evaluating,
     explain,
     exporting,
     lifecycle,
     predict,
     resources,
+    samples,
     schema,
+    top,
     version,
+    why,
 )
 from segserve.cli.errors import plain, user_errors
 from segserve.cli.examples import epilog
@@ -57,12 +64,24 @@ def completion(
 
 COMMANDS: Final[dict[str, tuple[Callable[..., Any], ...]]] = {
     "Start here": (demo.demo, init.init, predict.predict, batch.batch),
-    "Models": (resources.apply, resources.get, resources.describe, resources.wait, resources.delete),
+    "Models": (
+        resources.apply,
+        resources.get,
+        resources.describe,
+        top.top,
+        cost.cost,
+        why.why,
+        why.trace,
+        resources.wait,
+        resources.delete,
+    ),
     "Local platform": (lifecycle.up, lifecycle.down, doctor.doctor, lifecycle.logs),
     "Tools": (
         exporting.export,
         building.build,
         calibrating.calibrate,
+        evaluating.eval_,
+        comparing.diff,
         building.crds,
         schema.schema,
         explain.explain,
@@ -92,9 +111,12 @@ def segserve(
 
 for _panel, _commands in COMMANDS.items():
     for _command in _commands:
-        app.command(rich_help_panel=_panel, epilog=epilog(_command.__name__))(_command)
+        _title = _command.__name__.rstrip("_")  # `eval_`, because Python has an `eval` of its own
+        app.command(_title, rich_help_panel=_panel, epilog=epilog(_title))(_command)
 for _name, _group, _panel in (
     ("rollout", rollouts.rollout, "Models"),
+    ("samples", samples.samples, "Models"),
+    ("drift", drift.drift, "Models"),
     ("golden", building.golden, "Tools"),
     ("runtime", building.runtime, "Local platform"),
 ):

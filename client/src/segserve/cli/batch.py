@@ -25,18 +25,25 @@ from segserve.cli.options import (
     with_advice,
     with_platform_options,
 )
+from segserve.cli.top import Prometheus, metrics_source
+from segserve.platforms.errors import ControlError
 from segserve_common.errors import SegserveError
 
 if TYPE_CHECKING:
     from segserve.client import Client
+    from segserve.platforms.metrics import MetricsSource
     from segserve.tiled import TiledObjects, TiledOptions, TiledSemanticResult
+    from segserve.tiled.results import TiledResult
 
 BatchFormat: TypeAlias = Literal["zarr", "tiff", "png", "coco", "geojson"]
+LengthUnit: TypeAlias = Literal["m", "ft", "us-ft"]
+"""As PROJ names them."""
 
 LARGE: Final = IMAGES | {".npy", ".svs", ".btf"}
 SUFFIXES: Final[dict[BatchFormat, str]] = {
     "zarr": "", "tiff": ".tif", "png": ".png", "coco": ".coco.json", "geojson": ".geojson",
 }  # fmt: skip
+METRES: Final[dict[LengthUnit, float]] = {"m": 1.0, "ft": 0.3048, "us-ft": 1200 / 3937}
 OF_OBJECTS: Final = frozenset({"coco", "geojson"})
 OF_MAPS: Final = frozenset({"tiff", "png"})
 
@@ -47,6 +54,14 @@ class ExportTarget:
 
     form: BatchFormat
     affine: tuple[float, ...] | None
+    unit: LengthUnit | None
+
+    @property
+    def affine_metres(self) -> tuple[float, ...] | None:
+        """The affine in metres; None if its unit is unknown, as that of degrees is."""
+        if self.affine is None or self.unit is None:
+            return None
+        return tuple(METRES[self.unit] * each for each in self.affine)
 
 
 @with_platform_options
@@ -79,7 +94,15 @@ def batch(
         tuple[float, float, float, float, float, float] | None,
         typer.Option(
             metavar="A B C D E F",
-            help="World coordinates for geojson: x = A column + B row + C, y = D column + E row + F.",
+            help="World coordinates of geojson: x = A column + B row + C, y = D column + E row + F.",
+            show_default=False,
+            rich_help_panel="Output",
+        ),
+    ] = None,
+    affine_unit: Annotated[
+        LengthUnit | None,
+        typer.Option(
+            help="Unit of --affine in a projected CRS: adds areas in km². Default: none, as for degrees.",
             show_default=False,
             rich_help_panel="Output",
         ),
@@ -109,6 +132,7 @@ def batch(
         ),
     ] = None,
     url: GatewayUrl = None,
+    prometheus: Prometheus = None,
     timeout: Annotated[
         str, typer.Option(help="Timeout of each tile, such as 90s or 2m; a plain number is in seconds.")
     ] = "60s",
@@ -124,8 +148,11 @@ def batch(
 
     paths = large_images(images)
     folders = result_folders(paths, out)
-    if affine is not None and form != "geojson":
-        raise CommandError(f"--affine needs --format geojson, got --format {form}")
+    if affine is not None and not affine[0] * affine[4] - affine[1] * affine[3]:
+        raise CommandError(f"--affine must give pixels an area; {' '.join(f'{each:g}' for each in affine)} gives none")
+    if affine_unit is not None and affine is None:
+        raise CommandError(f"--affine-unit {affine_unit} needs --affine")
+    exported = ExportTarget(form, affine, affine_unit)
     options = TiledOptions(
         tile=tile,
         overlap=overlap,
@@ -142,12 +169,13 @@ def batch(
             Client(address, platform=platform_ref(platform_options)) as client,
         ):
             options["id_map"] = _checked(client, name, form, id_map=id_map)
-            failed = sum(
-                not _segment(client, name, image, folders[image], ExportTarget(form, affine), options, scheduler)
-                for image in paths
-            )
+            found = [_segment(client, name, image, folders[image], exported, options, scheduler) for image in paths]
     except HOPELESS as error:
         raise with_advice(error, platform_options, name) from error
+    results = [result for result in found if result is not None]
+    if exported.affine_metres is not None and results and (url is None or prometheus is not None):
+        _print_cost(metrics_source(platform_options, prometheus), results, exported.affine_metres, tile, overlap)
+    failed = len(paths) - len(results)
     if failed:
         typer.echo(f"{failed} of {len(paths)} images failed", err=True)
         raise typer.Exit(1)
@@ -216,8 +244,8 @@ def _segment(
     exported: ExportTarget,
     options: TiledOptions,
     scheduler: str | None,
-) -> bool:
-    """Segment one image and print the outcome; returns False on failure."""
+) -> TiledResult | None:
+    """Segment one image and print the outcome; returns None on failure."""
     began_s = time.monotonic()
     try:
         result = client.segment_tiled(image, model=model, scheduler=scheduler, **(options | {"out": folder}))
@@ -226,13 +254,41 @@ def _segment(
         raise
     except (SegserveError, OSError) as error:
         typer.echo(plain(f"error: {image}: {error}"), err=True)
-        return False
+        return None
     height, width = result.size
+    metres = exported.affine_metres
+    area = f" ({result.square_kilometres(metres):.3g} km²)" if metres is not None else ""
     typer.echo(
-        f"{image.name}: {width} x {height}, {_found(result)}, {_counted(result.tiles, 'tile')} ({result.sent} sent), "
-        f"{time.monotonic() - began_s:.1f} s: {written}"
+        f"{image.name}: {width} x {height}{area}, {_found(result)}, {_counted(result.tiles, 'tile')} ({result.sent} "
+        f"sent), {time.monotonic() - began_s:.1f} s: {written}"
     )
-    return True
+    return result
+
+
+def _print_cost(
+    source: MetricsSource, results: Sequence[TiledResult], affine: Sequence[float], tile: int, overlap: int
+) -> None:
+    """Print what the images cost at the mean price of a megapixel so far, if the pool has prices."""
+    from segserve.platforms.costs import cost_rows
+    from segserve.tiled.grid import Grid
+
+    model, area = results[0].model, sum(result.square_kilometres(affine) for result in results)
+    try:
+        rows = [row for row in cost_rows(source.snapshot()) if row.model == model and row.use.megapixels]
+    except ControlError:
+        if source.prometheus is not None:
+            raise
+        return
+    money, megapixels = sum(row.prices.money(row.use) for row in rows), sum(row.use.megapixels for row in rows)
+    if not money:
+        return
+    grids = (Grid(*result.size, tile, overlap) for result in results)
+    sent = sum(each.window.area for grid in grids for each in grid) / 1e6
+    cost, currency = money / megapixels * sent, rows[0].prices.currency
+    typer.echo(
+        f"{_counted(len(results), 'image')} of {area:.3g} km² in {sent:.3g} megapixels of tiles: {cost:.3g} "
+        f"{currency}, {cost / area:.3g} {currency} a km², as {model} has cost so far"
+    )
 
 
 def _found(result: TiledSemanticResult | TiledObjects) -> str:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 from urllib.parse import urlsplit
 
 import typer
 
+from segserve.cli.calibrating import loaded, named_model
+from segserve.cli.cascading import cascade
 from segserve.cli.errors import CommandError, needs
 from segserve.cli.image_files import images_in
 from segserve.cli.installation import installation_progress
-from segserve.cli.options import model_names
+from segserve.cli.options import ModelOfFile
 from segserve.cli.terminal import spinner
 from segserve.platforms.manifests import read_files
 
@@ -19,13 +21,14 @@ if TYPE_CHECKING:
     from segserve_operator.api.segmentation_model import SegmentationModel
 
 
+ImageScore: TypeAlias = Literal["maxSoftmax", "energy", "detail", "detailChange", "featureDistance"]
+"""The scores of `spec.outOfDistribution`."""
+
+
 def record(
     images: Annotated[Path, typer.Argument(metavar="IMAGE_FOLDER", help="Folder of images; the first three are used.")],
     file: Annotated[Path, typer.Option("--filename", "-f", help="Resource file; its digest is updated.")],
-    model: Annotated[
-        str | None,
-        typer.Option(help="Model to use if the file has several.", show_default=False, autocompletion=model_names),
-    ] = None,
+    model: ModelOfFile = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -43,10 +46,9 @@ def record(
     """
     files = images_in(images)
     with needs("builder"):
-        from segserve.cli.calibrating import loaded
         from segserve.cli.init.writing import write_golden, write_previews
 
-        resource = _chosen(file, model)
+        resource = named_model(file, model)
         folder = _folder(resource, output)
         _clear(folder)
         pipeline = resource.spec.pipeline(resource.metadata.name)
@@ -56,19 +58,6 @@ def record(
     for image, result in zip(files, results, strict=False):
         typer.echo(f"{image.name}: {result!r}")
     typer.echo(_pinned(file, resource, folder, digest))
-
-
-def _chosen(file: Path, name: str | None) -> SegmentationModel:
-    from segserve_operator.api.segmentation_model import SegmentationModel
-
-    manifests = [written.complete() for written in read_files([file])]
-    models = {each["metadata"]["name"]: each for each in manifests if each["kind"] == "SegmentationModel"}
-    if name is None and len(models) == 1:
-        (name,) = models
-    if name not in models:
-        problem = "several models" if name is None else f"no model {name!r}"
-        raise CommandError(f"{file} has {problem}; select one with --model: {', '.join(models) or 'none'}")
-    return SegmentationModel.model_validate(models[name])
 
 
 def _folder(resource: SegmentationModel, output: Path | None) -> Path:
@@ -147,6 +136,8 @@ def build(
                 cache_folder(),
                 assigned.second_artifact,
                 access,
+                metrics=assigned.metrics,
+                light=assigned.light_artifact,
             )
             typer.echo(f"{assigned.revision} written to {output}")
 
@@ -180,6 +171,90 @@ def golden_digest(folder: Annotated[Path, typer.Argument(help="Folder with golde
 
 
 golden.command("record")(record)
+golden.command("cascade")(cascade)
+
+
+@golden.command("threshold")
+def golden_threshold(
+    images: Annotated[
+        Path, typer.Argument(metavar="IMAGE_FOLDER", help="Folder of images as callers send them, such as samples.")
+    ],
+    file: Annotated[Path, typer.Option("--filename", "-f", help="Resource file.")],
+    score: Annotated[ImageScore, typer.Option(help="Score to find the threshold of.")] = "maxSoftmax",
+    false_positive_rate: Annotated[
+        float, typer.Option(min=0.0001, max=0.5, help="Most of such images that are flagged, as a share.")
+    ] = 0.01,
+    embedding: Annotated[
+        str | None,
+        typer.Option(
+            metavar="OUTPUT",
+            help="Output of the network to make spec.embedding of, for the score featureDistance. Default: the file's; "
+            "give other images then than those that it was made of.",
+            show_default=False,
+        ),
+    ] = None,
+    model: ModelOfFile = None,
+) -> None:
+    """Find the threshold of spec.outOfDistribution: the score that few usual images exceed.
+
+    It is the conformal quantile: a further image of the same kind is flagged with at most the given rate, on average
+    over folders of so many images. They should not be of the training set, of which networks are surer. The network
+    runs in this process. For the score detailChange every fourth image tells the usual detail, and the others the
+    threshold. With --embedding the first half of the images, sorted by name, tells what embeddings are usual, and the
+    others the threshold: name them so that frames of one scene are in one half, and each camera is in both.
+    """
+    found = images_in(images)
+    if embedding is not None and score != "featureDistance":
+        raise CommandError(f"--embedding is for --score featureDistance, not for {score}")
+    with needs("builder"):
+        import numpy as np
+        import yaml
+
+        from segserve_builder.errors import BadImageError
+        from segserve_builder.spec.model_spec import OutOfDistributionPolicy
+        from segserve_builder.steps.embedding import unscaled
+        from segserve_builder.steps.out_of_distribution import (
+            conformal_threshold,
+            detail_change_threshold,
+            usual_embedding,
+        )
+
+        resource = named_model(file, model)
+        measured = "detail" if score == "detailChange" else score
+        policy = OutOfDistributionPolicy.model_validate({"score": measured, "threshold": 0.0})
+        changes: dict[str, Any] = {"out_of_distribution": policy}
+        if embedding is not None:
+            changes["embedding"] = unscaled(embedding)
+        elif score == "featureDistance" and resource.spec.embedding is None:
+            raise CommandError("--score featureDistance needs --embedding OUTPUT, or spec.embedding in the file")
+        pipeline = resource.spec.pipeline(resource.metadata.name)
+        with spinner(f"running {resource.metadata.name}'s network on images of {images}"):
+            network = loaded(resource, pipeline.model_copy(update=changes))
+            values: list[Any] = []
+            for path in found:
+                try:
+                    values.append((network.score if embedding is None else network.embedding)(path.read_bytes()))
+                except BadImageError as error:
+                    raise CommandError(f"{path}: {error}") from error
+            known = [each for each in values if each is not None]
+    added: dict[str, Any] = {}
+    judged: dict[str, Any] = {"score": score}
+    try:
+        if embedding is not None:
+            usual, known, judged["threshold"] = usual_embedding(embedding, np.array(known), false_positive_rate)
+            added["embedding"] = usual.model_dump(mode="json", by_alias=True)
+        elif score == "detailChange":
+            judged["usualDetail"], judged["threshold"] = detail_change_threshold(known, false_positive_rate)
+        else:
+            judged["threshold"] = conformal_threshold(known, false_positive_rate)
+    except ValueError as error:
+        raise CommandError(f"{images}: {error}, of {len(found)} images") from error
+    typer.echo(f"{resource.metadata.name}: {len(known)} images with a score, from {min(known):.4g} to {max(known):.4g}")
+    added["outOfDistribution"] = judged
+    for field, value in added.items():
+        # Not as JSON, whose 1e-07 is a string in YAML 1.1.
+        text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=float("inf"))
+        typer.echo(f"add to spec: {field}: {text.strip()}")
 
 
 @runtime.command("install")

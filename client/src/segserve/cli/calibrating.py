@@ -140,6 +140,20 @@ def _labelled_pixels(
         yield logits_at(value.values, rows, columns, *np.divmod(chosen, place.width)), own, value.temperature
 
 
+def named_model(file: Path, name: str | None) -> SegmentationModel:
+    """Return the named model of a resource file, or its only one."""
+    from segserve_operator.api.segmentation_model import SegmentationModel
+
+    manifests = [written.complete() for written in read_files([file])]
+    models = {each["metadata"]["name"]: each for each in manifests if each["kind"] == "SegmentationModel"}
+    if name is None and len(models) == 1:
+        (name,) = models
+    if name not in models:
+        problem = "several models" if name is None else f"no model {name!r}"
+        raise CommandError(f"{file} has {problem}; select one with --model: {', '.join(models) or 'none'}")
+    return SegmentationModel.model_validate(models[name])
+
+
 def loaded(resource: SegmentationModel, pipeline: Pipeline) -> InProcessModel:
     """Return a resource's pipeline with its artifacts, ready to run in this process."""
     from segserve_builder.sources import fetch

@@ -14,7 +14,7 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
     "up": ("segserve up -f model.yaml", "segserve up --detach -f model.yaml", "segserve up --port 9000"),
     "down": ("segserve down", "segserve down --keep"),
     "doctor": ("segserve doctor", "segserve doctor --context prod", "segserve doctor -o json"),
-    "logs": ("segserve logs", "segserve logs coins -c triton -f"),
+    "logs": ("segserve logs", "segserve logs coins -c triton -f", "segserve logs -o json"),
     "cleanup": ("segserve cleanup -n vision", "segserve cleanup -A --yes"),
     "apply": (
         "segserve apply -f model.yaml",
@@ -24,6 +24,15 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
     "delete": ("segserve delete coins", "segserve delete -f model.yaml --no-wait"),
     "get": ("segserve get -w", "segserve get coins -o yaml", "segserve get -o wide -n vision"),
     "describe": ("segserve describe coins",),
+    "why": ("segserve why coins", "segserve why coins --since 4h -n vision", "segserve why coins -o json"),
+    "top": ("segserve top", "segserve top --once -o json", "segserve top --prometheus http://localhost:9090 -n vision"),
+    "cost": (
+        "segserve cost",
+        "segserve cost coins --by slice",
+        "segserve cost --pixel-metres 0.1 -o json",
+        "segserve cost -o opencost --prometheus http://localhost:9090",
+    ),
+    "trace": ("segserve trace order-1234", "segserve trace order-1234 --since 24h -o json"),
     "wait": ("segserve wait coins --timeout 5m", "segserve wait coins --for delete"),
     "predict": (
         "segserve predict coins photo.jpg -o overlay.png",
@@ -50,8 +59,28 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
         "segserve export net.py:make --weights best.pth --family semantic-logits --classes background,road "
         "--name roads --images photos/ -o roads/",
     ),
+    "eval": (
+        "segserve eval coins --data annotations.json",
+        "segserve eval streets --data val/ -o streets-val/ --classes road,car --score-threshold 0.01",
+    ),
+    "diff": (
+        "segserve diff coins coins-next photos/",
+        "segserve diff coins coins-next 'photos/*.jpg' -o sheet/ --at-least 0.95",
+    ),
     "calibrate": ("segserve calibrate photos/ labels/ -f model.yaml",),
+    "samples list": ("segserve samples list coins --by diversity --limit 20", "segserve samples list coins -o json"),
+    "samples show": ("segserve samples show coins 1763800000000-0123456789abcdef --image sample.jpg",),
+    "samples export": ("segserve samples export coins --out labels/ --to coco --limit 100",),
+    "samples label-back": ("segserve samples label-back coins labels/corrected.json --golden golden/",),
+    "samples evaluate": ("segserve samples evaluate coins --golden golden/",),
+    "samples delete": (
+        "segserve samples delete coins --request-id 7d1c3e9a-6a0a-4c7e-9d0e-3c9a1f1c2b11",
+        "segserve samples delete coins --older-than 720h",
+    ),
+    "drift export": ("segserve drift export coins -o reference.yaml", "segserve drift export coins -o reference.json"),
     "golden record": ("segserve golden record photos/ -f model.yaml",),
+    "golden cascade": ("segserve golden cascade -f model.yaml --max-loss 0.01",),
+    "golden threshold": ("segserve golden threshold photos/ -f model.yaml",),
     "golden digest": ("segserve golden digest golden/",),
     "runtime install": ("segserve runtime install",),
     "rollout status": ("segserve rollout status coins -w", "segserve rollout status coins -o json"),

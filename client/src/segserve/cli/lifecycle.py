@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Container, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
+from datetime import UTC
 from enum import StrEnum
 from pathlib import Path
 from types import FrameType
@@ -24,6 +26,7 @@ from segserve.cli.installation import installation_progress
 from segserve.cli.models_view import models_table
 from segserve.cli.options import (
     PlatformOptions,
+    ReportFormat,
     is_local,
     model_names,
     seconds,
@@ -34,6 +37,7 @@ from segserve.cli.resources import check_local_files
 from segserve.cli.startup import Startup
 from segserve.cli.terminal import activity
 from segserve.platforms.local import POLL_S, LocalPlatform, check_state_folder, local_store
+from segserve.platforms.log_records import log_records
 from segserve.platforms.manifests import check_kinds, read_files
 from segserve.platforms.port import MODEL, Cluster, Json, Local, LogRequest
 from segserve.platforms.waiting import Serving, readiness
@@ -43,7 +47,7 @@ if TYPE_CHECKING:
     from segserve_operator.adapters.local.runtime import RuntimeEnvironment
     from segserve_operator.local_platform.supervisor import PlatformRecord
 
-START_S: Final = 30.0
+START_S: Final = 120.0
 PORTS: Final = range(1, 65536)
 
 
@@ -73,6 +77,14 @@ def up(
             "one. Default: as before."
         ),
     ] = None,
+    access_log: Annotated[
+        str | None,
+        typer.Option(
+            metavar="off|errors|all|SHARE",
+            help="Which requests the gateway logs: those that fail, and of the others all or a share such as 0.01. "
+            "`segserve trace` reads it. Default: as before.",
+        ),
+    ] = None,
     timeout: Annotated[
         str,
         typer.Option(help="With --detach: timeout for the models, such as 90s or 2m; a plain number is in seconds."),
@@ -91,8 +103,11 @@ def up(
         raise typer.BadParameter("--forget is for the end of a foreground platform; with --detach, use `segserve down`")
     timeout_s = seconds(timeout)
     # Input is checked first: the installation may take minutes.
+    logged_share = _logged_share(access_log)
     names = apply_files(files or [], port, tls=tls)
     require_api_key(auth)
+    if access_log is not None:
+        local_store().set_gateway_access_log(logged_share)
     install_runtime()
     state = local_store().state
     startup = Startup(names)
@@ -106,6 +121,16 @@ def up(
             show_until_interrupted(state)
         finally:
             end_platform(state, keep=not forget)
+
+
+def _logged_share(text: str | None) -> float | None:
+    """Return the share of requests without an error that is to be logged; None for no log."""
+    if text is None or text == "off":
+        return None
+    with suppress(ValueError):
+        if 0 <= (share := float({"errors": "0", "all": "1"}.get(text, text))) <= 1:
+            return share
+    raise typer.BadParameter(f"--access-log must be off, errors, all, or a share from 0 to 1, got {text!r}")
 
 
 @contextmanager
@@ -208,9 +233,14 @@ def launch(state: StateFolder, speed: float = 1.0) -> None:
         )
     deadline_s = time.monotonic() + START_S
     while (record := read_platform(state)) is None or not record.observed:
-        if child.poll() is not None or time.monotonic() > deadline_s:
+        if child.poll() is not None:
             last = state.log.read_text().strip().splitlines()[-1:]
             raise CommandError(f"the platform did not start: {''.join(last)} (full log: {state.log})")
+        if time.monotonic() > deadline_s:
+            raise CommandError(
+                f"the platform did not start within {START_S:g} s, and still tries to: `segserve get` shows when it "
+                f"has, and `segserve down` ends it (log: {state.log})"
+            )
         time.sleep(POLL_S / 4)
 
 
@@ -325,10 +355,17 @@ def logs(
     ] = False,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Follow the logs.")] = False,
     lines: Annotated[int, typer.Option("--tail", min=0, help="Initial lines of each log.")] = 50,
+    output: Annotated[
+        ReportFormat, typer.Option("--output", "-o", help="Output format; json is an object a line.")
+    ] = ReportFormat.TEXT,
 ) -> None:
     """Show the logs of gateway, servers and agents, each line with its origin."""
     shown = plain if sys.stdout.isatty() else str
-    for line in selected_platform(platform_options).logs(LogRequest(name, container, previous, follow, lines)):
+    logged = selected_platform(platform_options).logs(LogRequest(name, container, previous, follow, lines))
+    if output is ReportFormat.JSON:
+        # Pods write their times in UTC, programs of this machine in its own zone.
+        logged = map(json.dumps, log_records(logged, None if is_local(platform_options) else UTC))
+    for line in logged:
         typer.echo(shown(line))
 
 

@@ -12,8 +12,9 @@ import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Final, get_type_hints
+from typing import Annotated, Any, Final, TypeAlias, get_type_hints
 
 import typer
 
@@ -31,6 +32,14 @@ PATIENCE_S: Final = 1.0
 """How long completion waits for a cluster."""
 HOPELESS: Final = (ModelNotFoundError, GatewayUnreachableError)
 """Errors that affect every image alike."""
+
+
+class ReportFormat(StrEnum):
+    """Formats of what a command tells."""
+
+    TEXT = "text"
+    JSON = "json"
+
 
 _OPTIONS: Final = {
     "local": (
@@ -139,6 +148,12 @@ def model_names(ctx: typer.Context, incomplete: str) -> list[str]:
     except typer.BadParameter:
         return []
     return [name for name in known_models(platform_options) if name.startswith(incomplete)]
+
+
+ModelOfFile: TypeAlias = Annotated[
+    str | None,
+    typer.Option(help="Model to use if the file has several.", show_default=False, autocompletion=model_names),
+]
 
 
 def known_models(platform_options: PlatformOptions) -> list[str]:

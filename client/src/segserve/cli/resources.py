@@ -120,6 +120,8 @@ def check_local_files(resources: Iterable[ParsedResource], base: Path | None = N
             then = (
                 "the copy in the cache is used as long as it is kept"
                 if is_cached
+                else "drift is not watched until it does"
+                if named.field.startswith("spec.drift")
                 else "the model cannot be served until it does"
             )
             typer.echo(f"warning: {missing}; {then}", err=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from segserve.results.annotation import Annotation
+from segserve.results.masks import runs_of
 from segserve.results.values import SegmentClass
 
 
@@ -22,6 +23,8 @@ class Entry:
 
 def data_set(entries: Sequence[Entry], classes: Iterable[SegmentClass]) -> dict[str, Any]:
     """Return images, categories and annotations, numbered from 1, with RLE counts as text."""
+    for entry in entries:
+        runs_of([one.mask for one in entry.found if one.mask is not None])  # all at once, for their areas and RLE
     annotations = [(entry.image_id, one) for entry in entries for one in entry.found]
     return {
         "images": [image_entry(entry.image_id, entry.size, entry.file_name) for entry in entries],

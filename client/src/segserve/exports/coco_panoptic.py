@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from segserve.exports.coco import image_entry
 from segserve.rendering.palette import class_colour
 from segserve.results.annotation import AnnotatedResult
+from segserve.results.masks import runs_of
 
 
 def data_set(
@@ -29,9 +30,11 @@ def data_set(
     listed = np.where(np.isin(ids, [one.number for one in segments]), ids, 0)
     class_is_thing = {one.class_id: is_thing[one.number] for one in segments}
     name = str(image_id) if file_name is None else PurePath(file_name).stem
+    masks = {one.number: one.mask for one in segments if one.mask is not None}
+    boxes = dict(zip(masks, runs_of(list(masks.values())).boxes().tolist(), strict=True))
     table = []
     for one in segments:
-        x1, y1, x2, y2 = (0, 0, 0, 0) if one.mask is None else one.mask.patch().box
+        x1, y1, x2, y2 = boxes.get(one.number, (0, 0, 0, 0))
         row = {"id": one.number, "category_id": one.class_id, "area": int(pixels[one.number]), "iscrowd": 0}
         table.append(row | {"bbox": [x1, y1, x2 - x1, y2 - y1], "score": one.score})
     document = {

@@ -8,6 +8,7 @@ import numpy as np
 
 from segserve.errors import MissingExtraError
 from segserve.results.annotation import AnnotatedResult, Annotation
+from segserve.results.masks import runs_of
 
 if TYPE_CHECKING:
     from supervision import Detections, KeyPoints
@@ -59,7 +60,7 @@ def _compact(annotations: list[Annotation], size: tuple[int, int]) -> CompactMas
 
     masks = [one.mask for one in annotations if one.mask is not None]
     # CompactMask's boxes include their last pixels.
-    boxes = np.array([mask.patch().box for mask in masks], np.float32).reshape(-1, 4) - (0, 0, 1, 1)
+    boxes = runs_of(masks).boxes().astype(np.float32) - (0, 0, 1, 1)
     return CompactMask.from_coco_rle([mask.rle for mask in masks], boxes, size)
 
 

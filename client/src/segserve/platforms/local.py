@@ -5,7 +5,7 @@ from __future__ import annotations
 import getpass
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
 
@@ -20,6 +20,7 @@ from segserve.platforms.port import (
     Local,
     LogRequest,
     ParsedResource,
+    PlatformEvent,
     PlatformVersion,
 )
 
@@ -185,6 +186,34 @@ class LocalPlatform:
             if not request.follow:
                 return
             time.sleep(POLL_S)
+
+    def events(self, model: str) -> list[PlatformEvent]:
+        """Read the events of the model and its pool, and when the processes that serve it started."""
+        from segserve_operator.adapters.local.processes import read_record
+
+        state = self.store.state
+        found = [
+            PlatformEvent(at_s, about, event.kind == "Warning", event.reason, event.message)
+            for about, at_s, event in self.store.events(model)
+        ]
+        groups = {holder.get("group") for holder in (self.model(model).get("status") or {}).get("roles", {}).values()}
+        processes = [(f"server {group}", state.groups / group) for group in sorted(filter(None, groups))]
+        for about, folder in (*processes, ("gateway", state.gateway)):
+            for path in sorted(folder.glob("*.process.json")):
+                if (process := read_record(path)) is not None:
+                    name = path.name.removesuffix(".process.json")
+                    found.append(PlatformEvent(process.started_at_s, about, False, "Started", f"{name} was started"))
+        return found
+
+    def access_log(self, since_s: float) -> Iterator[str] | None:
+        """Read the file of the gateway's log."""
+        if self.store.pool().spec.gateway.access_log is None:
+            return None
+        return self._access_log()
+
+    def _access_log(self) -> Iterator[str]:
+        with suppress(FileNotFoundError), self.store.state.access_log.open(errors="replace") as file:
+            yield from file
 
     def ca_file(self) -> str | None:
         """Return the file of the gateway's private authority; None if it has none, or is down."""

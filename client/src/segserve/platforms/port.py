@@ -120,6 +120,18 @@ class LogRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class PlatformEvent:
+    """Something that happened at a Unix time; `about` is a model, a pool, a server or a gateway, with its name."""
+
+    at_s: float
+    about: str
+    warning: bool
+    reason: str
+    message: str
+    count: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class DoctorCheck:
     """One requirement of a platform: its name, what was found, and advice if it is not met.
 
@@ -231,6 +243,14 @@ class Platform(Protocol):
         """Yield log lines, each with its origin; without end if they are followed."""
         ...
 
+    def events(self, model: str) -> list[PlatformEvent]:
+        """Return the events of a model and of its pool, edits of both, and starts and ends of servers and gateways."""
+        ...
+
+    def access_log(self, since_s: float) -> Iterator[str] | None:
+        """Return the lines of the gateways' access logs since a Unix time, and others between; None if none is kept."""
+        ...
+
     def gateway(self, model: str) -> AbstractContextManager[str | None]:
         """Make the gateway of a model reachable inside the block; yields its URL, or None for the default URL."""
         ...
@@ -246,11 +266,14 @@ class Platform(Protocol):
 
 def _addressed(spec: Json) -> Iterator[tuple[str, Json]]:
     """Yield the parts of a model's spec that name a file or folder, each with its field."""
-    second = spec.get("instances") or {}
+    second, drift = spec.get("instances") or {}, spec.get("drift") or {}
+    light = (spec.get("cascade") or {}).get("light") or {}
     parts = {
         "artifact": spec.get("artifact"),
         "golden": spec.get("golden"),
         "instances.artifact": second.get("artifact"),
+        "cascade.light.artifact": light.get("artifact"),
+        "drift.reference.file": (drift.get("reference") or {}).get("file"),
     }
     yield from ((field, named) for field, named in parts.items() if named is not None)
 

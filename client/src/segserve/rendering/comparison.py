@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -10,14 +11,14 @@ from numpy.typing import NDArray
 
 from segserve.rendering.canvas import Canvas, Writer
 from segserve.rendering.display import printable
+from segserve.rendering.drawing import Style, draw_annotations
 from segserve.rendering.palette import OKABE_ITO
 from segserve.results.annotation import AnnotatedResult, Annotation, is_background
 from segserve.results.images import ImageLike, picture
 from segserve.results.masks import Patch
-from segserve.results.values import Colour
 
 if TYPE_CHECKING:
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image, ImageFont
 
     from segserve.results.result import Result
 
@@ -34,27 +35,50 @@ _MARGIN_PX: Final = 10
 _PALE: Final = 0.35
 """How much of the image is left where the answers are compared."""
 _LINE_CHARACTERS: Final = 200
+_KEY_PX: Final = _FONT_PX + 2
+"""Width of a colour of the legend."""
+_NAME_PX: Final = 160
+"""Longest name in the legend."""
 _DIFFERENCE: Final = "difference:"
-_LEGEND: Final[tuple[tuple[Colour, str], ...]] = (
-    (STABLE_ONLY, "stable only"),
-    (CANDIDATE_ONLY, "candidate only"),
-    (OTHER_CLASS, "other class"),
-)
+_OVERLAY: Final = Style(alpha=0.45, labels=False, contour=True, legend=True)
 
 
-def draw_comparison(image: ImageLike, stable: Result, candidate: Result, figures: Sequence[str]) -> Image.Image:
+def draw_comparison(
+    image: ImageLike,
+    stable: Result,
+    candidate: Result,
+    figures: Sequence[str],
+    names: tuple[str, str] = ("stable", "candidate"),
+) -> Image.Image:
     """Return four panels in a row, with the lines of text `figures` below: image, stable, candidate, difference.
 
-    Raises `BadRequestError` if the size of `image` differs from that of an answer.
+    `names` are those of the answers. Raises `BadRequestError` if the size of `image` differs from that of an answer.
     """
     shown = picture(image)
-    panels = {
-        "image": shown.copy(),
-        f"stable {stable.revision}": stable.overlay(shown, labels=False, legend=True),
-        f"candidate {candidate.revision}": candidate.overlay(shown, labels=False, legend=True),
-        _DIFFERENCE: draw_difference(shown, stable, candidate),
-    }
-    return _side_by_side(panels, figures)
+    panels = [
+        ("image", shown.copy()),
+        (f"{names[0]} {stable.revision}", stable.overlay(shown, labels=False, legend=True)),
+        (f"{names[1]} {candidate.revision}", candidate.overlay(shown, labels=False, legend=True)),
+        (_DIFFERENCE, draw_difference(shown, stable, candidate)),
+    ]
+    return _side_by_side(panels, figures, names)
+
+
+def draw_label_comparison(
+    image: ImageLike, labels: AnnotatedResult, answer: AnnotatedResult, figures: Sequence[str]
+) -> Image.Image:
+    """Return panels as `draw_comparison` does, of an image's labels and of the answer to it; `background` is not drawn.
+
+    Raises `BadRequestError` if the size of `image` differs from that of the labels or the answer.
+    """
+    shown = picture(image)
+    panels = [
+        ("image", shown.copy()),
+        ("labels", draw_annotations(labels, shown, _OVERLAY)),
+        (f"answer {answer.revision}", draw_annotations(answer, shown, _OVERLAY)),
+        (_DIFFERENCE, draw_difference(shown, labels, answer)),
+    ]
+    return _side_by_side(panels, figures, ("labels", "answer"))
 
 
 def draw_difference(image: ImageLike, stable: AnnotatedResult, candidate: AnnotatedResult) -> Image.Image:
@@ -104,42 +128,50 @@ def _boxes(pale: Image.Image, sides: Sequence[Sequence[Annotation]]) -> Image.Im
     return writer.image
 
 
-def _side_by_side(panels: dict[str, Image.Image], figures: Sequence[str]) -> Image.Image:
+def _side_by_side(
+    panels: Sequence[tuple[str, Image.Image]], figures: Sequence[str], names: tuple[str, str]
+) -> Image.Image:
     from PIL import Image, ImageDraw, ImageFont
 
-    width, height = next(iter(panels.values())).size
+    width, height = panels[0][1].size
     scale = SIDE_PX / max(width, height)
     size = (max(round(width * scale), 1), max(round(height * scale), 1))
     # Small images stay as sharp as their pixels.
     filter_ = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
-    top = _MARGIN_PX + _LINE_PX
+    top, font = _MARGIN_PX + _LINE_PX, ImageFont.load_default(_FONT_PX)
+    only = [f"{_fitting(name, _NAME_PX, font)} only" for name in names]
+    legend = list(zip((STABLE_ONLY, CANDIDATE_ONLY, OTHER_CLASS), (*only, "other class"), strict=True))
+    last = (len(panels) - 1) * (size[0] + _MARGIN_PX) + _MARGIN_PX
+    x = last + math.ceil(font.getlength(_DIFFERENCE)) + _MARGIN_PX
+    # Beside narrow panels the legend needs more room than the last of them.
+    legend_px = x - last + sum(math.ceil(_KEY_PX + font.getlength(name) + _MARGIN_PX) for _, name in legend)
     sheet = Image.new(
         "RGB",
-        (len(panels) * (size[0] + _MARGIN_PX) + _MARGIN_PX, top + size[1] + _MARGIN_PX + _LINE_PX * len(figures) + 6),
+        (
+            last + max(size[0] + _MARGIN_PX, legend_px),
+            top + size[1] + _MARGIN_PX + _LINE_PX * len(figures) + 6,
+        ),
         _BACKGROUND,
     )
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_FONT_PX)
-    for index, (title, panel) in enumerate(panels.items()):
+    draw = ImageDraw.Draw(sheet)
+    for index, (title, panel) in enumerate(panels):
         left = _MARGIN_PX + index * (size[0] + _MARGIN_PX)
-        draw.text((left, _MARGIN_PX // 2), _fitting(title, size[0], draw, font), fill=_TEXT, font=font)
-        if title == _DIFFERENCE:
-            x = left + draw.textlength(title, font) + _MARGIN_PX
-            for colour, name in _LEGEND:
-                draw.rectangle((x, _MARGIN_PX, x + _FONT_PX - 3, _MARGIN_PX + _FONT_PX - 3), fill=colour)
-                draw.text((x + _FONT_PX + 2, _MARGIN_PX // 2), name, fill=_TEXT, font=font)
-                x += _FONT_PX + 2 + draw.textlength(name, font) + _MARGIN_PX
+        shown = title if title == _DIFFERENCE else _fitting(title, size[0], font)
+        draw.text((left, _MARGIN_PX // 2), shown, fill=_TEXT, font=font)
         sheet.paste(panel.convert("RGB").resize(size, filter_), (left, top))
+    for colour, name in legend:
+        draw.rectangle((x, _MARGIN_PX, x + _FONT_PX - 3, _MARGIN_PX + _FONT_PX - 3), fill=colour)
+        draw.text((x + _KEY_PX, _MARGIN_PX // 2), name, fill=_TEXT, font=font)
+        x += math.ceil(_KEY_PX + font.getlength(name) + _MARGIN_PX)
     for number, line in enumerate(figures):
         place = (_MARGIN_PX, top + size[1] + _MARGIN_PX + number * _LINE_PX)
-        draw.text(place, _fitting(line, sheet.width - 2 * _MARGIN_PX, draw, font), fill=_TEXT, font=font)
+        draw.text(place, _fitting(line, sheet.width - 2 * _MARGIN_PX, font), fill=_TEXT, font=font)
     return sheet
 
 
-def _fitting(
-    text: str, width: int, draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont | ImageFont.ImageFont
-) -> str:
+def _fitting(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
     """Return as much of a text as fits into `width` pixels."""
     shown = printable(text, _LINE_CHARACTERS)
-    while shown and draw.textlength(shown, font) > width:
+    while shown and font.getlength(shown) > width:
         shown = shown[:-2] + "…" if len(shown) > 2 else ""
     return shown

@@ -62,6 +62,20 @@ def draw_detections(result: AnnotatedResult, image: ImageLike, style: Style, col
     return _labelled(result.classes, writer.image, drawn, style)
 
 
+def draw_annotations(result: AnnotatedResult, image: ImageLike, style: Style) -> Image.Image:
+    """Return the image with all that is found drawn on it in the colours of classes, except the background."""
+    canvas = Canvas(_matching(image, result.size))
+    drawn = [each for each in _coloured(result, "class") if not is_background(each[0].class_name)]
+    for one, colour in reversed(drawn):
+        if one.mask is not None:
+            _paint(canvas, one.mask.patch(), colour, style)
+    writer = Writer(canvas.finished())
+    for one, colour in reversed(drawn):
+        if one.mask is None:
+            writer.box(one.box, colour)
+    return _labelled(result.classes, writer.image, drawn, style)
+
+
 def draw_labels(
     areas: Mapping[SegmentClass, int], mask_of: Callable[[int], NDArray[np.bool_]], image: ImageLike, style: Style,
     size: tuple[int, int],

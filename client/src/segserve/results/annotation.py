@@ -38,7 +38,7 @@ class Annotation:
         """The model's box, or else the mask's bounding box."""
         if self.own_box is not None:
             return self.own_box
-        x1, y1, x2, y2 = (0, 0, 0, 0) if self.mask is None else self.mask.patch().box
+        x1, y1, x2, y2 = (0, 0, 0, 0) if self.mask is None else self.mask.box
         return float(x1), float(y1), float(x2), float(y2)
 
     @property

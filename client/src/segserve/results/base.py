@@ -11,7 +11,7 @@ from segserve.rendering.display import Row, one_line, table
 from segserve.results.annotation import Annotation
 from segserve.results.images import ImageLike
 from segserve.results.outlines import Part
-from segserve.results.values import SegmentClass, Shapes
+from segserve.results.values import OutOfDistribution, SegmentClass, Shapes
 from segserve_common.errors import BadRequestError
 
 if TYPE_CHECKING:
@@ -26,7 +26,8 @@ class Segmentation:
 
     `request_id` is the id that the client sent in the request's headers; None for a result made without a request.
     `continued` tells whether the server knew earlier frames of the image's stream: False for the first frame, and where
-    the stream's state began anew; None outside of a stream, and for a model that keeps none.
+    the stream's state began anew; None outside of a stream, and for a model that keeps none. `out_of_distribution` is
+    known of models that flag images (`spec.outOfDistribution`), unless the answer tells nothing.
     """
 
     model: str
@@ -35,6 +36,7 @@ class Segmentation:
     classes: tuple[SegmentClass, ...]
     request_id: str | None = field(default=None, kw_only=True)
     continued: bool | None = field(default=None, kw_only=True)
+    out_of_distribution: OutOfDistribution | None = field(default=None, kw_only=True)
 
     def annotations(self) -> Iterator[Annotation]:
         """Yield each object, segment or class in the form that exports share; decodes no mask."""

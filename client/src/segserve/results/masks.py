@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypedDict
@@ -10,8 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segserve.results.outlines import Part, outer_rings, trace
-from segserve_common.mask_encodings import Polygon, is_polygons, read_mask, read_polygons, run_length_counts
-from segserve_common.rle import run_lengths
+from segserve_common.mask_encodings import (
+    Polygon,
+    is_polygons,
+    is_run_lengths,
+    read_mask,
+    read_polygons,
+    run_length_counts,
+)
+from segserve_common.rle import RunLengths, run_lengths
 
 
 class Rle(TypedDict):
@@ -87,7 +95,7 @@ class EncodedMask:
         bitmap = read_mask(self.data, self.height, self.width)
         if bitmap is None:
             # pycocotools' own decoding warns on numpy 2 and does not check the runs.
-            bitmap = _columns(run_lengths(self.rle["counts"], self.height, self.width), self.height)
+            bitmap = _columns(run_lengths(self._counts, self.height, self.width), self.height)
         bitmap.flags.writeable = False
         return bitmap
 
@@ -101,7 +109,7 @@ class EncodedMask:
         bitmap = self.__dict__.get("bitmap", read_mask(self.data, self.height, self.width))
         if bitmap is not None:
             return Patch.of(bitmap)
-        runs = run_lengths(self.rle["counts"], self.height, self.width)
+        runs = run_lengths(self._counts, self.height, self.width)
         filled = np.flatnonzero(runs[1::2]) * 2 + 1
         if filled.size == 0:
             return Patch(0, 0, np.zeros((0, 0), np.bool_))
@@ -140,6 +148,39 @@ class EncodedMask:
         from pycocotools import mask as coco
 
         return int(coco.area(self.rle))
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """The bounding box of the mask's pixels as x1, y1, x2, y2; x2 and y2 are exclusive."""
+        x1, y1, x2, y2 = runs_of([self]).boxes()[0].tolist()
+        return x1, y1, x2, y2
+
+    @property
+    def _counts(self) -> bytes:
+        """The RLE counts, which only those who read the runs check."""
+        is_sent = is_run_lengths(self.data, self.height, self.width)
+        return self.data if is_sent else self.rle["counts"]
+
+
+def runs_of(masks: Sequence[EncodedMask]) -> RunLengths:
+    """Return the runs of masks of one image, from which areas and boxes follow without a bitmap.
+
+    Reading many at once takes far less time than one by one; afterwards the `rle` of each is known to be right.
+    """
+    height, width = (masks[0].height, masks[0].width) if masks else (0, 0)
+    counts = [mask._counts for mask in masks]
+    runs = RunLengths.read(counts, height, width)
+    for mask, each in zip(masks, counts, strict=True):
+        mask.__dict__.setdefault("rle", Rle(size=[height, width], counts=each))
+    return runs
+
+
+def largest_first(masks: Mapping[int, EncodedMask]) -> Iterator[tuple[int, EncodedMask]]:
+    """Yield masks of one image, with their ids, by their areas."""
+    ids = list(masks)
+    areas = runs_of(list(masks.values())).areas()
+    for index in np.argsort(-areas, kind="stable").tolist():
+        yield ids[index], masks[ids[index]]
 
 
 def _columns(runs: NDArray[np.int64], height: int) -> NDArray[np.bool_]:

@@ -13,7 +13,7 @@ from segserve.rendering.display import Row, object_rows, object_summary
 from segserve.results.annotation import Annotation
 from segserve.results.base import Segmentation
 from segserve.results.images import ImageLike
-from segserve.results.masks import EncodedMask, Rle
+from segserve.results.masks import EncodedMask, Rle, runs_of
 from segserve_common.mask_encodings import Polygon
 
 if TYPE_CHECKING:
@@ -76,8 +76,9 @@ class Objects(Segmentation, Generic[Found]):
     @property
     def areas(self) -> NDArray[Any]:
         """Areas of the masks in pixels, int64 (N,); without masks those of the boxes, float64."""
-        areas = [found.area for found in self.annotations()]
-        return np.array(areas) if areas else np.zeros(0, np.int64)
+        found = list(self.annotations())
+        masks = [one.mask for one in found if one.mask is not None]
+        return runs_of(masks).areas() if len(masks) == len(found) else np.array([one.area for one in found])
 
     def summary(self) -> list[str]:
         """Return the classes by number of objects, as in `24 coin`."""
@@ -152,6 +153,19 @@ class InstanceResult(Objects[Instance]):
             masks[index] = one.mask
         return masks
 
+    @property
+    def areas(self) -> NDArray[Any]:
+        """Areas of the masks in pixels, int64 (N,). No mask is decoded. Raises `ProtocolError` for a malformed mask."""
+        return runs_of([one.encoded for one in self]).areas()
+
+    @property
+    def mask_boxes(self) -> NDArray[np.int64]:
+        """Bounding boxes of the masks' pixels as x1, y1, x2, y2, int64 (N, 4); x2 and y2 are exclusive.
+
+        `boxes` are the model's own. No mask is decoded. Raises `ProtocolError` for a malformed mask.
+        """
+        return runs_of([one.encoded for one in self]).boxes()
+
     def annotations(self) -> Iterator[Annotation]:
         """Yield the instances in the form that exports share."""
         for number, one in enumerate(self, 1):
@@ -178,8 +192,9 @@ class InstanceResult(Objects[Instance]):
         style = Style(alpha, labels, contour, bool(legend))
         return draw_instances(self, image, style, colour_by or ("class" if legend else "instance"))
 
-    def _row(self, index: int, found: Instance) -> dict[str, Any]:
-        return super()._row(index, found) | {"area": found.area}
+    def to_rows(self) -> list[dict[str, Any]]:
+        """Return a flat row per object, for `csv.DictWriter` or a data frame; `area` is the mask's, in pixels."""
+        return [row | {"area": area} for row, area in zip(super().to_rows(), self.areas.tolist(), strict=True)]
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -14,7 +14,7 @@ from segserve.rendering.display import Row, area_rows, area_summary
 from segserve.results.annotation import Annotation
 from segserve.results.base import Segmentation
 from segserve.results.images import ImageLike
-from segserve.results.masks import EncodedMask, masks_of_labels
+from segserve.results.masks import EncodedMask, largest_first, masks_of_labels
 from segserve.results.objects import Detection, DetectionResult, InstanceResult, KeypointResult, Objects
 from segserve_common.mask_encodings import read_labels
 
@@ -56,7 +56,7 @@ class PanopticResult(Objects[PanopticSegment]):
             ids = read_labels(self.encoded, *self.size)
         else:
             ids = np.zeros(self.size, np.uint16 if max(self.encoded_masks, default=0) > 255 else np.uint8)
-            for segment_id, mask in sorted(self.encoded_masks.items(), key=lambda item: -item[1].area):
+            for segment_id, mask in largest_first(self.encoded_masks):
                 ids[mask.bitmap] = segment_id
         ids.flags.writeable = False
         return ids
@@ -136,7 +136,7 @@ class SemanticResult(Segmentation):
         else:
             labels = np.zeros(self.size, np.uint16 if max(self.encoded_masks, default=0) > 255 else np.uint8)
             # Polygons have no holes: masks inside them are smaller, and painted later.
-            for class_id, mask in sorted(self.encoded_masks.items(), key=lambda item: -item[1].area):
+            for class_id, mask in largest_first(self.encoded_masks):
                 labels[mask.bitmap] = class_id
         labels.flags.writeable = False
         return labels

@@ -24,6 +24,19 @@ class SegmentClass:
 
 
 @dataclass(frozen=True, slots=True)
+class OutOfDistribution:
+    """How unlike the images that its model was made for an image is: higher scores are stranger."""
+
+    score: float
+    threshold: float
+
+    @property
+    def flagged(self) -> bool:
+        """Whether the image is stranger than the model's resource allows."""
+        return self.score > self.threshold
+
+
+@dataclass(frozen=True, slots=True)
 class PixelFormat:
     """The arrays that a model accepts: 1 channel (grey) or 3 (RGB), dtype UINT8 or UINT16."""
 

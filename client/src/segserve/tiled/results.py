@@ -46,6 +46,12 @@ class TiledResult:
         """The revision that answered; the first by name if there were several."""
         return self.revisions[0]
 
+    def square_kilometres(self, affine: Sequence[float]) -> float:
+        """Return the area on the ground. `affine` maps pixels to metres, in the order of rasterio's `transform`."""
+        a, b, _, d, e, *_ = affine
+        height, width = self.size
+        return abs(a * e - b * d) * height * width / 1e6
+
 
 @dataclass(frozen=True, eq=False)
 class TiledSemanticResult(TiledResult):

@@ -42,7 +42,8 @@ OPTIONS: Final = (
     ("grpc.dns_min_time_between_resolutions_ms", 5_000),
     # Reconnect within seconds of the gateway's return; the default is up to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 1_000),
+    # So long a connection may take: with TLS it is four ways there and back, of a slow network too.
+    ("grpc.min_reconnect_backoff_ms", 5_000),
     ("grpc.max_reconnect_backoff_ms", 2_000),
     # Pings detect a network that vanished without closing connections. Servers allow no more than this by default.
     ("grpc.keepalive_time_ms", 30_000),

@@ -1,19 +1,22 @@
-"""The HTTP transport: KServe v2 with Triton's binary tensors, over httpx, whose errors become the client's."""
+"""The HTTP transport: KServe v2 with Triton's binary tensors; errors of connections become the client's."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import ssl
 import time
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from gzip import compress
 from importlib.util import find_spec
 from typing import Any, Final
+from urllib.request import getproxies
 
+import httpcore
 import httpx
 
 from segserve.calls.answers import REVISION_HEADER, read_model_info, read_pixel_format
@@ -33,6 +36,7 @@ from segserve.errors import (
 from segserve.results.images import PIXELS
 from segserve.results.values import ModelInfo, PixelFormat
 from segserve.transports.base import Connection, answer_too_large, check_process, deadline, deadline_exceeded
+from segserve.transports.http1 import CHUNK_BYTES, AsyncHttp1Connection, Http1Connection, HttpRequest, Receiver
 from segserve.transports.pool import LIMITS, AsyncConnectionPool, ConnectionPool
 from segserve_common.backoff import retry_after_s
 from segserve_common.errors import BadRequestError, ProtocolError, SegserveError
@@ -46,14 +50,16 @@ from segserve_common.kserve import (
     model_path,
 )
 
-# The error of each phase, and the timeout that applies to it.
-_PHASES: Final[dict[type[httpx.TimeoutException], tuple[type[SegserveError], str]]] = {
-    httpx.ConnectTimeout: (ConnectTimeoutError, "connect_s"),
-    httpx.ReadTimeout: (ReadTimeoutError, "read_s"),
-    httpx.WriteTimeout: (WriteTimeoutError, "write_s"),
-    httpx.PoolTimeout: (PoolTimeoutError, "pool_s"),
+# The error of each phase, and the timeout that applies to it, by the name that httpx and httpcore have for it.
+_PHASES: Final[dict[str, tuple[type[SegserveError], str]]] = {
+    "ConnectTimeout": (ConnectTimeoutError, "connect_s"),
+    "ReadTimeout": (ReadTimeoutError, "read_s"),
+    "WriteTimeout": (WriteTimeoutError, "write_s"),
+    "PoolTimeout": (PoolTimeoutError, "pool_s"),
 }
-_NOT_CONNECTED: Final = (httpx.ConnectError, httpx.ProxyError, httpx.UnsupportedProtocol)
+_NOT_CONNECTED: Final = (httpx.ConnectError, httpx.ProxyError, httpx.UnsupportedProtocol, httpcore.ConnectError)
+# For tasks, httpcore translates no error of TLS after the handshake, which is when a gateway refuses a certificate.
+_BROKEN: Final = (httpx.TransportError, httpcore.NetworkError, httpcore.ProtocolError, ssl.SSLError)
 # SSL errors that mean a lost connection rather than a failed handshake.
 _CONNECTION_ENDED: Final = (ssl.SSLEOFError, ssl.SSLZeroReturnError)
 
@@ -61,8 +67,8 @@ _CONNECTION_ENDED: Final = (ssl.SSLEOFError, ssl.SSLZeroReturnError)
 # only on request. Arrays of pixels are worth compressing from this size on.
 GZIP_BYTES: Final = 16 * 1024
 GZIP_LEVEL: Final = 1
-# Bodies are sent in chunks of this size; the deadline is checked between them.
-CHUNK_BYTES: Final = 2**20
+_HEADER_LENGTH: Final = HEADER_LENGTH.lower()
+_GZIP_WINDOW: Final = 16 + zlib.MAX_WBITS
 # Others expand a chunk a hundred thousand times, and a list of them multiplies.
 _ENCODINGS: Final = ("identity", "gzip")
 
@@ -75,41 +81,31 @@ def phase_timeouts(step: Send) -> dict[str, float]:
 
 
 @contextmanager
-def typed_errors(endpoint: GatewayEndpoint, step: Send) -> Iterator[None]:
-    """Translate httpx's errors to the client's."""
+def typed_errors(
+    endpoint: GatewayEndpoint, step: Send, request: HttpRequest, deadline_s: float = math.inf
+) -> Iterator[None]:
+    """Translate the errors of httpx and httpcore to the client's."""
     try:
         yield
-    except httpx.TimeoutException as error:
-        raise _timeout(endpoint, step, error) from error
-    except httpx.DecodingError as error:
-        raise ProtocolError(f"the answer cannot be decompressed: {error}") from error
-    except httpx.TransportError as error:
-        raise _unreachable(endpoint, error) from error
+    except (httpx.TimeoutException, httpcore.TimeoutException) as error:
+        kind, phase = _PHASES[type(error).__name__]
+        limit_s = getattr(step.timeouts, phase)
+        if limit_s is None or limit_s >= step.timeout_s or time.monotonic() >= deadline_s:
+            raise deadline_exceeded(endpoint, step) from error
+        raise kind(f"no progress with {endpoint.url} for {phase}={limit_s!r}") from error
+    except _BROKEN as error:
+        raise _unreachable(endpoint, error, len(request.body or b"")) from error
 
 
-def _timeout(endpoint: GatewayEndpoint, step: Send, error: httpx.TimeoutException) -> SegserveError:
-    kind, phase = _PHASES[type(error)]
-    limit_s = getattr(step.timeouts, phase)
-    if limit_s is None or limit_s >= step.timeout_s:
-        return deadline_exceeded(endpoint, step)
-    return kind(f"no progress with {endpoint.url} for {phase}={limit_s!r}")
-
-
-def _unreachable(endpoint: GatewayEndpoint, error: httpx.TransportError) -> SegserveError:
+def _unreachable(endpoint: GatewayEndpoint, error: Exception, size: int) -> SegserveError:
     cause = str(error) or type(error).__name__
     if _refused_by_tls(error):
         return TlsError(f"TLS handshake with {endpoint.url} failed: {cause}")
     if isinstance(error, _NOT_CONNECTED):
         return GatewayUnreachableError(f"cannot reach {endpoint.url}: {cause}")
-    return ConnectionLostError(f"lost the connection to {endpoint.url}: {cause}{_size_hint(error)}")
-
-
-def _size_hint(error: httpx.TransportError) -> str:
     # A gateway answers a body that is too large before its end; who only sends until then sees the reset alone.
-    size = int(error.request.headers.get("content-length", 0))
-    if size <= CHUNK_BYTES:
-        return ""
-    return f"; a request above the gateway's maxRequestBytes ends so, too: this one has {size} bytes"
+    hint = f"; a request above the gateway's maxRequestBytes ends so, too: this one has {size} bytes"
+    return ConnectionLostError(f"lost the connection to {endpoint.url}: {cause}{hint if size > CHUNK_BYTES else ''}")
 
 
 def _refused_by_tls(error: BaseException | None) -> bool:
@@ -118,16 +114,6 @@ def _refused_by_tls(error: BaseException | None) -> bool:
             return not isinstance(error, _CONNECTION_ENDED)
         error = error.__cause__ or error.__context__
     return False
-
-
-@dataclass(frozen=True, slots=True)
-class HttpRequest:
-    """An HTTP request; `path` starts at the gateway's prefix, `body` is None for GET."""
-
-    method: str
-    path: str
-    headers: Mapping[str, str] = field(default_factory=dict)
-    body: bytes | None = None
 
 
 class HttpTransport:
@@ -141,41 +127,30 @@ class HttpTransport:
         """Send the request and read the answer; a body that trickles in or out is abandoned at the deadline too."""
         if self._process != os.getpid():
             self._open()
-        deadline_s = time.monotonic() + step.timeout_s
-        endpoint, timeouts = self._connection.endpoint, phase_timeouts(step)
-        request = to_http(step.request, gzip=self._connection.gzip)
-        headers = {**request.headers, **step.headers, **self._connection.credentials.headers()}
-        content: bytes | Iterator[bytes] | None = request.body
-        if request.body is not None and len(request.body) > CHUNK_BYTES:
-            # With a known length, httpx does not fall back to chunked transfer encoding.
-            headers["Content-Length"] = str(len(request.body))
-            content = _chunks(request.body, endpoint, step, deadline_s)
-        answer = _Answer(self._connection)
+        deadline_s, timeouts = time.monotonic() + step.timeout_s, phase_timeouts(step)
+        answer = _Answer(self._connection, step, deadline_s)
+        headers = {**step.headers, **self._connection.credentials.headers()}
+        request = to_http(step.request, self._connection, headers)
         with (
-            typed_errors(endpoint, step),
-            self._pool.acquire(timeouts["pool"]) as client,
-            client.stream(
-                request.method,
-                _absolute(endpoint, request.path),
-                headers=headers,
-                content=content,
-                extensions={"timeout": timeouts},
-            ) as response,
+            typed_errors(self._connection.endpoint, step, request, deadline_s),
+            self._pool.acquire(timeouts["pool"]) as connection,
         ):
-            answer.begin(response.headers)
-            for chunk in response.iter_bytes():
-                answer.add(chunk)
-                if time.monotonic() > deadline_s:
-                    raise deadline_exceeded(endpoint, step)
-        return from_http(step.request, response.status_code, response.headers, answer.body())
+            connection.exchange(request, timeouts, answer)
+        return from_http(step.request, answer.status, answer.headers, answer.body())
 
     def close(self) -> None:
         """Close the connections."""
         self._pool.close()
 
     def _open(self) -> None:
-        arguments = _client_arguments(self._connection)
-        self._pool = ConnectionPool(lambda: httpx.Client(**arguments), shared=self._connection.http2)
+        arguments, is_direct = _client_arguments(self._connection), _is_direct(self._connection)
+
+        def make() -> Http1Connection | _HttpxConnection:
+            if is_direct:
+                return Http1Connection(arguments["verify"])
+            return _HttpxConnection(httpx.Client(**arguments))
+
+        self._pool = ConnectionPool(make, shared=self._connection.http2)
         self._process = os.getpid()
 
 
@@ -184,82 +159,147 @@ class AsyncHttpTransport:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        arguments = _client_arguments(connection)
-        self._pool = AsyncConnectionPool(lambda: httpx.AsyncClient(**arguments), shared=connection.http2)
+        arguments, is_direct = _client_arguments(connection), _is_direct(connection)
+
+        def make() -> AsyncHttp1Connection | _AsyncHttpxConnection:
+            if is_direct:
+                return AsyncHttp1Connection(arguments["verify"])
+            return _AsyncHttpxConnection(httpx.AsyncClient(**arguments))
+
+        self._pool = AsyncConnectionPool(make, shared=connection.http2)
         self._process = os.getpid()
 
     async def send(self, step: Send) -> ModelInfo | InferAnswer:
         """Send the request and read the answer."""
         check_process(self._process)
-        endpoint, timeouts = self._connection.endpoint, phase_timeouts(step)
-        request = to_http(step.request, gzip=self._connection.gzip)
-        async with deadline(endpoint, step):
-            headers = {**request.headers, **step.headers, **await self._connection.credentials.async_headers()}
-            answer = _Answer(self._connection)
-            with typed_errors(endpoint, step):
-                async with (
-                    self._pool.acquire(timeouts["pool"]) as client,
-                    client.stream(
-                        request.method,
-                        _absolute(endpoint, request.path),
-                        headers=headers,
-                        content=request.body,
-                        extensions={"timeout": timeouts},
-                    ) as response,
-                ):
-                    answer.begin(response.headers)
-                    async for chunk in response.aiter_bytes():
-                        answer.add(chunk)
-        return from_http(step.request, response.status_code, response.headers, answer.body())
+        async with deadline(self._connection.endpoint, step):
+            answer, timeouts = _Answer(self._connection, step), phase_timeouts(step)
+            headers = {**step.headers, **await self._connection.credentials.async_headers()}
+            request = to_http(step.request, self._connection, headers)
+            with typed_errors(self._connection.endpoint, step, request):
+                async with self._pool.acquire(timeouts["pool"]) as connection:
+                    await connection.exchange(request, timeouts, answer)
+        return from_http(step.request, answer.status, answer.headers, answer.body())
 
     async def close(self) -> None:
         """Close the connections."""
         await self._pool.close()
 
 
-class _Answer:
-    """The body of an answer as it arrives, up to the client's bound; a compressed chunk may be 64 MiB beyond it."""
+class _HttpxConnection:
+    """An httpx client, for HTTP/2 and for requests by a proxy."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, client: httpx.Client) -> None:
+        self._client = client
+
+    def exchange(self, request: HttpRequest, timeouts: Mapping[str, float], receiver: Receiver) -> None:
+        with self._client.stream(**_httpx_arguments(request, timeouts, receiver)) as response:
+            receiver.begin(response.status_code, dict(response.headers))
+            for chunk in response.iter_raw():
+                receiver.left_s()
+                receiver.add(chunk)
+
+    def close(self) -> None:
+        self._client.close()
+
+
+class _AsyncHttpxConnection:
+    def __init__(self, client: httpx.AsyncClient) -> None:
+        self._client = client
+
+    async def exchange(self, request: HttpRequest, timeouts: Mapping[str, float], receiver: Receiver) -> None:
+        async with self._client.stream(**_httpx_arguments(request, timeouts, None)) as response:
+            receiver.begin(response.status_code, dict(response.headers))
+            async for chunk in response.aiter_raw():
+                receiver.add(chunk)
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+
+def _httpx_arguments(request: HttpRequest, timeouts: Mapping[str, float], receiver: Receiver | None) -> dict[str, Any]:
+    headers, content = dict(request.headers), request.body
+    arguments = {"method": request.method, "url": request.url, "extensions": {"timeout": dict(timeouts)}}
+    if receiver is None or content is None or len(content) <= CHUNK_BYTES:
+        return {**arguments, "headers": headers, "content": content}
+
+    def chunks(whole: memoryview) -> Iterator[memoryview]:
+        for start in range(0, len(whole), CHUNK_BYTES):
+            receiver.left_s()
+            yield whole[start : start + CHUNK_BYTES]
+
+    # With a known length, httpx does not fall back to chunked transfer encoding.
+    headers["Content-Length"] = str(len(content))
+    return {**arguments, "headers": headers, "content": chunks(memoryview(content))}
+
+
+class _Answer:
+    """An answer as it arrives, its body uncompressed and bounded by the client's `max_answer_bytes`."""
+
+    def __init__(self, connection: Connection, step: Send, deadline_s: float = math.inf) -> None:
         self._endpoint, self._limit = connection.endpoint, connection.max_answer_bytes
+        self._step, self._deadline_s = step, deadline_s
         self._chunks: list[bytes] = []
         self._size = 0
+        self._gzip: Any = None
+        self.status = 0
+        self.headers: Mapping[str, str] = {}
 
-    def begin(self, headers: Mapping[str, str]) -> None:
+    def begin(self, status: int, headers: Mapping[str, str]) -> None:
         """Refuse a body that is announced as too large, or compressed in a way that was not asked for."""
+        self.status, self.headers = status, headers
         encoding = headers.get("content-encoding", "identity").strip().lower()
         if encoding not in _ENCODINGS:
             raise ProtocolError(f"Content-Encoding must be one of {', '.join(_ENCODINGS)}, got {encoding!r}")
+        if encoding == "gzip":
+            self._gzip = zlib.decompressobj(_GZIP_WINDOW)
         length = headers.get("content-length", "")
         if length.isdecimal() and int(length) > self._limit:
             raise answer_too_large(self._endpoint, f"{length} bytes", self._limit)
 
     def add(self, chunk: bytes) -> None:
-        """Keep a chunk."""
+        """Keep a part of the body."""
+        if self._gzip is not None:
+            try:
+                chunk = self._gzip.decompress(chunk, self._limit - self._size + 1)
+            except zlib.error as error:
+                raise ProtocolError(f"the answer cannot be decompressed: {error}") from error
         self._size += len(chunk)
         if self._size > self._limit:
             self._chunks.clear()
             raise answer_too_large(self._endpoint, f"{self._size} bytes and more", self._limit)
         self._chunks.append(chunk)
+        if len(self._chunks) > 1000 + self._size // 4096:
+            # A list of chunks of a few bytes each would take many times their size.
+            self._chunks = [b"".join(self._chunks)]
+
+    def left_s(self) -> float:
+        """Return the seconds that are left; raises `DeadlineExceededError` if the request's time is over."""
+        left_s = self._deadline_s - time.monotonic()
+        if left_s <= 0:
+            raise deadline_exceeded(self._endpoint, self._step)
+        return left_s
 
     def body(self) -> bytes:
         """Return the whole body."""
         return self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
 
 
-def to_http(request: ConfigRequest | InferRequest, *, gzip: bool = False) -> HttpRequest:
-    """Return the HTTP form of a request; `gzip` compresses arrays of pixels.
+def to_http(request: ConfigRequest | InferRequest, connection: Connection, headers: Mapping[str, str]) -> HttpRequest:
+    """Return the HTTP form of a request; the connection's `gzip` compresses arrays of pixels.
 
     Raises `BadRequestError` for an empty model name and for parameters that JSON cannot hold.
     """
     path = model_path(request.model)
+    headers = {"accept-encoding": "gzip" if connection.gzip else "identity", "user-agent": "segserve", **headers}
     if isinstance(request, ConfigRequest):
-        return HttpRequest("GET", f"{path}/config")
-    headers, body = encode_http(request)
-    encoded = HttpRequest("POST", f"{path}/infer", headers, body)
-    if gzip and len(body) > GZIP_BYTES and any(tensor.name == PIXELS for tensor in request.inputs):
-        return replace(encoded, headers={**headers, "Content-Encoding": "gzip"}, body=compress(body, GZIP_LEVEL))
-    return encoded
+        return HttpRequest("GET", _absolute(connection.endpoint, f"{path}/config"), headers, None)
+    about_body, body = encode_http(request)
+    headers |= about_body
+    if connection.gzip and len(body) > GZIP_BYTES and any(tensor.name == PIXELS for tensor in request.inputs):
+        headers["Content-Encoding"] = "gzip"
+        body = compress(body, GZIP_LEVEL)
+    return HttpRequest("POST", _absolute(connection.endpoint, f"{path}/infer"), headers, body)
 
 
 def from_http(
@@ -276,22 +316,16 @@ def from_http(
         )
     if isinstance(request, ConfigRequest):
         return _model_info(request.model, json_object(body))
-    return decode_http(body, headers.get(HEADER_LENGTH))
+    return decode_http(body, headers.get(_HEADER_LENGTH))
 
 
 @lru_cache(maxsize=4096)
 def _absolute(endpoint: GatewayEndpoint, path: str) -> httpx.URL:
     """Return the URL of a path, parsed once: httpx would parse it three times per request."""
-    return httpx.URL(endpoint.url + path)
-
-
-def _chunks(body: bytes, endpoint: GatewayEndpoint, step: Send, deadline_s: float) -> Iterator[bytes]:
-    """Yield the body in chunks, so that a slow upload ends at the deadline too."""
-    whole = memoryview(body)
-    for start in range(0, len(body), CHUNK_BYTES):
-        if time.monotonic() > deadline_s:
-            raise deadline_exceeded(endpoint, step)
-        yield whole[start : start + CHUNK_BYTES]  # type: ignore[misc]
+    try:
+        return httpx.URL(endpoint.url + path)
+    except httpx.InvalidURL as error:
+        raise BadRequestError(f"not a URL: {endpoint.url!r}: {error}") from error
 
 
 def _model_info(model: str, config: Mapping[str, Any]) -> ModelInfo:
@@ -328,12 +362,18 @@ def _error_text(body: bytes) -> str:
     return body[:300].decode(errors="replace").strip()
 
 
+def _is_direct(connection: Connection) -> bool:
+    """Return whether requests go to the gateway itself over HTTP/1.1; for a proxy, httpx knows the environment."""
+    endpoint, proxies = connection.endpoint, getproxies()
+    is_by_proxy = not endpoint.is_loopback and any(proxies.get(name) for name in (endpoint.scheme, "all"))
+    return not connection.http2 and not is_by_proxy
+
+
 def _client_arguments(connection: Connection) -> dict[str, Any]:
     endpoint, http2 = connection.endpoint, connection.http2
     if http2 and find_spec("h2") is None:
         raise MissingExtraError("http2 needs a package that is not installed: pip install 'segserve[http2]'")
     return {
-        "headers": {"Accept-Encoding": "gzip" if connection.gzip else "identity"},
         "trust_env": not endpoint.is_loopback,
         # One context for all clients: making one takes longer than a request.
         "verify": _tls_context(connection),
@@ -350,11 +390,13 @@ def _tls_context(connection: Connection) -> ssl.SSLContext:
         # Never used. Reading all authorities would take longer than some calls, so this context trusts nobody.
         return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     if tls is None:
-        return httpx.create_ssl_context(trust_env=not connection.endpoint.is_loopback)
-    try:
-        context = ssl.create_default_context(cafile=tls.ca_file)
-        if tls.certificate_file is not None:
-            context.load_cert_chain(tls.certificate_file, tls.key_file)
-    except (OSError, ValueError) as error:
-        raise BadRequestError(f"{tls!r} cannot be used: {error}") from error
+        context = httpx.create_ssl_context(trust_env=not connection.endpoint.is_loopback)
+    else:
+        try:
+            context = ssl.create_default_context(cafile=tls.ca_file)
+            if tls.certificate_file is not None:
+                context.load_cert_chain(tls.certificate_file, tls.key_file)
+        except (OSError, ValueError) as error:
+            raise BadRequestError(f"{tls!r} cannot be used: {error}") from error
+    context.set_alpn_protocols(["http/1.1"])  # httpx sets its own
     return context

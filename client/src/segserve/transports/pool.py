@@ -1,7 +1,7 @@
 """A pool of kept connections, one for each request in flight.
 
 httpx's own pool scans all its connections on every request; with 64 of them that takes longer than the rest of a
-call. So here each connection is an httpx client of its own, and the most recently used one is taken first.
+call. So here each connection is by itself, an httpx client as well, and the most recently used one is taken first.
 """
 
 from __future__ import annotations
@@ -12,13 +12,32 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, Protocol, TypeVar
 
 import httpx
 
 from segserve.transports.base import check_open
 
+
+class Closable(Protocol):
+    """A connection for threads."""
+
+    def close(self) -> None:
+        """Close the connection."""
+        ...
+
+
+class AsyncClosable(Protocol):
+    """A connection for tasks."""
+
+    async def close(self) -> None:
+        """Close the connection."""
+        ...
+
+
 ClientT = TypeVar("ClientT")
+SyncT = TypeVar("SyncT", bound=Closable)
+AsyncT = TypeVar("AsyncT", bound=AsyncClosable)
 
 MAX_CONNECTIONS: Final = 256
 # Shorter than any gateway keeps an idle connection.
@@ -78,16 +97,16 @@ class _Shared(Generic[ClientT]):
         yield self._client
 
 
-class ConnectionPool:
+class ConnectionPool(Generic[SyncT]):
     """Connections for threads, for at most `MAX_CONNECTIONS` concurrent requests; `shared`: one connection for all."""
 
-    def __init__(self, make: Callable[[], httpx.Client], *, shared: bool) -> None:
+    def __init__(self, make: Callable[[], SyncT], *, shared: bool) -> None:
         self._idle = _Shared(make) if shared else _Idle(make)
         self._free = threading.Semaphore(MAX_CONNECTIONS)
         self._closed = False
 
     @contextmanager
-    def acquire(self, wait_s: float) -> Iterator[httpx.Client]:
+    def acquire(self, wait_s: float) -> Iterator[SyncT]:
         """Lend a client for the block; raises `httpx.PoolTimeout` if none is free within `wait_s` seconds."""
         check_open(self._closed)
         if not self._free.acquire(timeout=wait_s):
@@ -100,6 +119,8 @@ class ConnectionPool:
                 old = self._idle.give(client)
                 if old is not None:
                     old.close()
+                if self._closed:
+                    self.close()  # it was closed while this client was in use
         finally:
             self._free.release()
 
@@ -110,16 +131,16 @@ class ConnectionPool:
             client.close()
 
 
-class AsyncConnectionPool:
+class AsyncConnectionPool(Generic[AsyncT]):
     """Connections for the tasks of an event loop; see `ConnectionPool`."""
 
-    def __init__(self, make: Callable[[], httpx.AsyncClient], *, shared: bool) -> None:
+    def __init__(self, make: Callable[[], AsyncT], *, shared: bool) -> None:
         self._idle = _Shared(make) if shared else _Idle(make)
         self._free = asyncio.Semaphore(MAX_CONNECTIONS)
         self._closed = False
 
     @asynccontextmanager
-    async def acquire(self, wait_s: float) -> AsyncIterator[httpx.AsyncClient]:
+    async def acquire(self, wait_s: float) -> AsyncIterator[AsyncT]:
         """Lend a client for the block; raises `httpx.PoolTimeout` if none is free within `wait_s` seconds."""
         check_open(self._closed)
         try:
@@ -134,7 +155,9 @@ class AsyncConnectionPool:
             finally:
                 old = self._idle.give(client)
                 if old is not None:
-                    await old.aclose()
+                    await old.close()
+                if self._closed:
+                    await self.close()
         finally:
             self._free.release()
 
@@ -142,4 +165,4 @@ class AsyncConnectionPool:
         """Close the connections."""
         self._closed = True
         for client in self._idle.all():
-            await client.aclose()
+            await client.close()

@@ -7,12 +7,14 @@ import logging
 import os
 import signal
 import threading
+from functools import partial
 from pathlib import Path
 
 from segserve_builder.agent import secret
+from segserve_builder.agent.cost import COSTS_FILE, CostAccountant, CostLedger
 from segserve_builder.agent.loop import Agent
 from segserve_builder.agent.observer import ServerObserver
-from segserve_builder.agent.processes import StepProcesses
+from segserve_builder.agent.processes import ServerUse, StepProcesses, gpu_count, server_use
 from segserve_builder.agent.runner import ActionRunner
 from segserve_builder.agent.server import Repository, TritonServer
 from segserve_builder.sources.access import ACCESS_VARIABLE, LOCAL, Access
@@ -29,8 +31,12 @@ def main() -> None:
     configured = os.environ.get(ACCESS_VARIABLE)
     access = Access.model_validate_json(configured) if configured else LOCAL
     runner = ActionRunner(server, repository, arguments.cache, folder / "triton.log", access=access)
-    agent = Agent(folder, runner, observer)
+    agent = Agent(folder, runner, observer, metrics_port=arguments.metrics)
     stop = threading.Event()
+    if arguments.pid_file:
+        ledger = CostLedger(folder / COSTS_FILE)
+        uses = partial(_uses, arguments.pid_file)
+        CostAccountant(ledger, uses, server.counts, agent.served, runner.tests).start(stop)
 
     def end(*_: object) -> None:
         stop.set()
@@ -44,10 +50,16 @@ def main() -> None:
     os._exit(0)
 
 
+def _uses(record: Path) -> ServerUse | None:
+    uses = server_use(record)
+    return None if uses is None else ServerUse(uses, gpu_count())
+
+
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m segserve_builder.agent", description=main.__doc__)
     parser.add_argument("--group-dir", type=Path, required=True, help="folder of assignment, report and repository")
     parser.add_argument("--grpc", type=int, required=True, help="the server's gRPC port, on loopback")
+    parser.add_argument("--metrics", type=int, help="the server's port of metrics, on loopback")
     parser.add_argument("--cache", type=Path, required=True, help="folder of verified artifacts")
     parser.add_argument(
         "--pid-file", type=Path, help="record of the server's process, to watch it and its steps' processes"

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 
-from segserve_builder.agent.protocol import ModelReport, ModelState, ProofReport, TrialReport
+from segserve_builder.agent.protocol import ModelReport, ModelState, ProofReport, ReferenceReport, TrialReport
 from segserve_builder.agent.state import (
     LOADING,
+    OPENING_S,
     READY,
     Action,
     AgentState,
@@ -17,6 +18,7 @@ from segserve_builder.agent.state import (
     Prepared,
     Proof,
     Prove,
+    Refer,
     Remove,
     RepairStep,
     Score,
@@ -26,42 +28,55 @@ from segserve_builder.agent.state import (
     Unload,
     is_loaded,
 )
+from segserve_builder.spec.members import OPENING
 from segserve_builder.spec.names import STEP_PREFIX, network_alias
 
 
 def next_actions(
     assignment: Sequence[AssignedRevision], snapshot: ServerSnapshot, state: AgentState, now_s: float
 ) -> tuple[Action, ...]:
-    """Return the actions to start now; none on a subject that an action is running on. Deterministic."""
+    """Return the actions to start now, one on each subject that no action is running on. Deterministic."""
     actions: list[Action] = []
+    waiting: list[tuple[float, bool, Score | Refer]] = []
     for assigned in assignment:
         failure = state.failures.get(assigned.revision)
         if failure is None or failure.is_due(now_s):
-            actions += (
-                _advance(assigned, snapshot, state)
-                or _try(assigned, snapshot, state, now_s)
-                or _score(assigned, snapshot, state, now_s)
-            )
+            first = _advance(assigned, snapshot, state, now_s) or _try(assigned, snapshot, state, now_s)
+            actions += first
+            if not first and _is_proved(assigned, state) and is_loaded(assigned, snapshot, state):
+                waiting += _replays(assigned, state, now_s)
+    # Those that wait for longest come first, else a few would keep all others out; rollouts wait for scores.
+    actions += [action for *_, action in sorted(waiting, key=lambda each: each[:2])]
     if snapshot.ready:
         actions += _garbage_collect(assignment, snapshot, state)
     busy = {action.subject for action in state.running}
-    return tuple(action for action in dict.fromkeys(actions) if action.subject not in busy)
+    started = []
+    for action in actions:
+        if action.subject not in busy:
+            busy.add(action.subject)
+            started.append(action)
+    return tuple(started)
 
 
 def reports(
     assignment: Sequence[AssignedRevision], snapshot: ServerSnapshot, state: AgentState
 ) -> tuple[ModelReport, ...]:
     """Return a report for each assigned revision, and for each unassigned model that is still published."""
-    names = {assigned.model for assigned in assignment}
+    names, references = {assigned.model for assigned in assignment}, state.references.reported()
     leaving = [
         ModelReport(model=name, revision=ensemble.revision, state=ModelState.UNLOADING, loaded=snapshot.is_active(name))
         for name, ensemble in sorted(snapshot.published.items())
         if name not in names and "." not in name  # `<model>.network` is reported with its model
     ]
-    return (*(_report(assigned, snapshot, state) for assigned in assignment), *leaving)
+    return (
+        *(_report(assigned, snapshot, state, references.get(assigned.revision)) for assigned in assignment),
+        *leaving,
+    )
 
 
-def _report(assigned: AssignedRevision, snapshot: ServerSnapshot, state: AgentState) -> ModelReport:
+def _report(
+    assigned: AssignedRevision, snapshot: ServerSnapshot, state: AgentState, reference: ReferenceReport | None
+) -> ModelReport:
     prepared = state.prepared.get(assigned.revision)
     failure = state.failures.get(assigned.revision)
     proof = state.proofs.get(assigned.revision)
@@ -76,6 +91,9 @@ def _report(assigned: AssignedRevision, snapshot: ServerSnapshot, state: AgentSt
         message = state.progress.get(assigned.revision, "")
     elif stage is ModelState.LOADING and not snapshot.ready:
         reason, message = "ServerNotReady", "Triton does not respond"
+    elif stage is ModelState.LOADING and prepared is not None:
+        waited = [member for member, failure in prepared.outcomes(snapshot.opened).items() if failure is None]
+        message = f"{', '.join(waited)} {OPENING}" if waited else ""
     elif stage is ModelState.READY and prepared is not None:
         deaths = [_death(step, snapshot) for step in prepared.steps if step in snapshot.deaths]
         message = f"{'; '.join(deaths)}; it was reloaded" if deaths else ""
@@ -95,11 +113,14 @@ def _report(assigned: AssignedRevision, snapshot: ServerSnapshot, state: AgentSt
         proved=_proof_report(proof) if proof is not None else None,
         trial=_trial_report(assigned, state),
         scores=state.replays.report(assigned.revision),
+        answers=state.answers.report(assigned.revision),
+        reference=reference,
     )
 
 
 def _proof_report(proof: Proof) -> ProofReport:
-    return ProofReport(golden_sha256=proof.golden_sha256, images=proof.images, can_score=True)
+    can = dict.fromkeys(("can_score", "can_count", "can_refer"), True)
+    return ProofReport(golden_sha256=proof.golden_sha256, images=proof.images, cascade_loss=proof.cascade_loss, **can)
 
 
 def _trial_report(assigned: AssignedRevision, state: AgentState) -> TrialReport | None:
@@ -123,7 +144,7 @@ def _death(step: str, snapshot: ServerSnapshot) -> str:
 
 
 def _model_state(assigned: AssignedRevision, snapshot: ServerSnapshot, state: AgentState) -> ModelState:
-    if assigned.revision in state.failures:
+    if assigned.revision in state.failures and assigned.revision not in state.proofs:
         return ModelState.FAILED
     if assigned.revision not in state.prepared:
         return ModelState.FETCHING
@@ -132,28 +153,38 @@ def _model_state(assigned: AssignedRevision, snapshot: ServerSnapshot, state: Ag
     return ModelState.READY if assigned.revision in state.proofs else ModelState.PROVING
 
 
-def _advance(assigned: AssignedRevision, snapshot: ServerSnapshot, state: AgentState) -> list[Action]:
+def _advance(assigned: AssignedRevision, snapshot: ServerSnapshot, state: AgentState, now_s: float) -> list[Action]:
     prepared = state.prepared.get(assigned.revision)
     if prepared is None or prepared.assigned != assigned:
         return [Prepare(assigned.revision, assigned.model)]
     leaving = {action.name for action in state.running if isinstance(action, Unload | Remove)}
-    if not snapshot.ready or leaving.intersection({*prepared.steps, *prepared.tree.public}):
+    if not snapshot.ready or leaving.intersection({*prepared.folders, *prepared.tree.public}):
         return []
-    if not snapshot.folders.issuperset(prepared.steps):
+    if not snapshot.folders.issuperset(prepared.folders):
         return [Prepare(assigned.revision, assigned.model)]
     if steps := _steps_to_load(prepared, snapshot):
         return steps
     if any(snapshot.states.get(step) == LOADING for step in prepared.steps):
         return []
-    if not all(snapshot.serves(name, assigned.revision) for name in prepared.tree.public):
-        return [Serve(assigned.revision, assigned.model)]
+    if not all(snapshot.serves(name, assigned.revision, prepared.folders) for name in prepared.tree.public):
+        # The former steps serve until all members are open; `Serve` fails with one that cannot be, or takes too long.
+        outcomes = prepared.outcomes(snapshot.opened).values()
+        is_open = all(outcome == "" for outcome in outcomes)
+        if not is_open and is_loaded(assigned, snapshot, state) and not _is_proved(assigned, state):
+            return [Prove(assigned.revision, assigned.model)]
+        opening_s = now_s - state.opening_since_s.get(assigned.revision, now_s)
+        is_opening = None in outcomes and opening_s < OPENING_S
+        return [] if is_opening else [Serve(assigned.revision, assigned.model)]
     return [] if _is_proved(assigned, state) else [Prove(assigned.revision, assigned.model)]
 
 
 def _steps_to_load(prepared: Prepared, snapshot: ServerSnapshot) -> list[Action]:
     repairs = [RepairStep(step) for step in prepared.steps if step in snapshot.dead]
-    loads = [LoadStep(step) for step in prepared.steps if snapshot.states.get(step) not in (READY, LOADING)]
-    return [*repairs, *loads]
+    missing = [step for step in prepared.steps if snapshot.states.get(step) not in (READY, LOADING)]
+    heavy = prepared.tree.heavy
+    if heavy in missing and any(snapshot.states.get(step) != READY for step in prepared.steps if step != heavy):
+        missing.remove(heavy)  # Triton would load its steps again, which are yet loading
+    return [*repairs, *map(LoadStep, missing)]
 
 
 def _is_proved(assigned: AssignedRevision, state: AgentState) -> bool:
@@ -172,12 +203,15 @@ def _try(assigned: AssignedRevision, snapshot: ServerSnapshot, state: AgentState
     return [Try(assigned.revision, assigned.model, assigned.trial.spec.golden)]
 
 
-def _score(assigned: AssignedRevision, snapshot: ServerSnapshot, state: AgentState, now_s: float) -> list[Action]:
-    """Return the replay of the golden set that a proved revision is scored on, if one is due."""
-    proved = _is_proved(assigned, state) and is_loaded(assigned, snapshot, state)
-    if assigned.scoring is None or not proved or not state.replays.is_due(assigned.revision, now_s):
-        return []
-    return [Score(assigned.revision, assigned.model, assigned.scoring.golden)]
+def _replays(
+    assigned: AssignedRevision, state: AgentState, now_s: float
+) -> Iterator[tuple[float, bool, Score | Refer]]:
+    """Yield what is to be replayed to or read for a proved revision, with since when it is due and its rank then."""
+    revision, model = assigned.revision, assigned.model
+    if assigned.scoring is not None and (due_s := state.replays.due_s(revision)) <= now_s:
+        yield due_s, False, Score(revision, model, assigned.scoring.golden)
+    if assigned.reference is not None and (due_s := state.references.due_s(revision)) <= now_s:
+        yield due_s, True, Refer(revision, model, assigned.reference)
 
 
 def _garbage_collect(
@@ -190,12 +224,16 @@ def _garbage_collect(
         step
         for assigned in assignment
         if (prepared := state.prepared.get(assigned.revision))
-        for step in prepared.steps
+        for step in prepared.folders
     }
     # Until all revisions are proved or failed, an old one's steps may be needed again and a new one's are not known.
     settled = all(
         assigned.revision in state.failures
-        or (is_loaded(assigned, snapshot, state) and assigned.revision in state.proofs)
+        or (
+            is_loaded(assigned, snapshot, state)
+            and assigned.revision in state.proofs
+            and state.prepared[assigned.revision].assigned == assigned
+        )
         for assigned in assignment
     )
     for name in sorted(present):
@@ -210,7 +248,7 @@ def _garbage_collect(
 
 def _outlived(name: str, leaving: frozenset[str] | set[str], snapshot: ServerSnapshot) -> bool:
     """Tell whether steps of the ensemble `name` are yet to be removed: its folder, which names them, goes last."""
-    return name in snapshot.published and bool(snapshot.published[name].steps & leaving)
+    return name in snapshot.published and bool(snapshot.published[name].folders & leaving)
 
 
 def _public_names(assigned: AssignedRevision) -> tuple[str, ...]:

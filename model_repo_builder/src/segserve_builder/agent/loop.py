@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +16,8 @@ from queue import SimpleQueue
 from typing import Final, TypeAlias
 
 from segserve_builder.agent import decide
+from segserve_builder.agent.answer_counts import AnswerCounts
+from segserve_builder.agent.cost import Owner, ServedRevision
 from segserve_builder.agent.observer import ServerObserver
 from segserve_builder.agent.protocol import Assignment, ModelReport, ModelState, Report
 from segserve_builder.agent.runner import LOAD_FAILED, ActionFailure, ActionResult, ActionRunner
@@ -28,15 +31,18 @@ from segserve_builder.agent.state import (
     Prepared,
     Probe,
     Prove,
+    Refer,
     RepairStep,
     Score,
     Serve,
     ServerSnapshot,
     Try,
+    is_loaded,
 )
 from segserve_builder.errors import FilesChangedError
 from segserve_builder.render.repository import sweep
 from segserve_builder.sources.cache import FileLocks
+from segserve_builder.steps.crash_record import crashed_members
 from segserve_common.files import replace_file
 
 TICK_S: Final = 0.5
@@ -45,6 +51,11 @@ PROBE_INTERVAL_S: Final = 5.0
 PROBE_SHARE: Final = 0.02
 WORKERS: Final = 8
 TAKEOVER_S: Final = 3.0
+LONG_LOAD_S: Final = 10.0
+"""The processes of a step that takes longer to load are looked at."""
+LOOK_INTERVAL_S: Final = 2.0
+RENEWED_S: Final = 60.0
+"""A member that fails a probe is opened anew before that: if it fails then, its shared step's process is replaced."""
 _DIED: Final = ActionFailure("StepDied", "a process of the model died while it answered golden images", retryable=True)
 _LOST_SERVER: Final = ActionFailure("ServerNotReady", "Triton stopped responding meanwhile", retryable=True)
 _LOG = logging.getLogger(__name__)
@@ -74,20 +85,27 @@ class AgentHealth:
 class Agent:
     """Keeps one Triton equal to `assignment.json` in `folder`, and writes `report.json` there.
 
-    `on_report` is called with every change of that report, but not for its heartbeats.
+    `on_report` is called with every change of that report, but not for its heartbeats. At `metrics_port` on loopback
+    the server tells what its steps count of answers.
     """
 
     def __init__(
-        self, folder: Path, runner: ActionRunner, observer: ServerObserver, on_report: OnReport = lambda *_: None
+        self,
+        folder: Path,
+        runner: ActionRunner,
+        observer: ServerObserver,
+        on_report: OnReport = lambda *_: None,
+        metrics_port: int | None = None,
     ) -> None:
         self._runner = runner
         self._observer = observer
         self._assignment_file = AssignmentFile(folder / "assignment.json")
         self._report_file = ReportFile(folder / "report.json", on_report)
         self.health = AgentHealth(time.monotonic())
-        self._state = AgentState()
+        self._state = AgentState(answers=AnswerCounts(metrics_port))
         self._assignment: tuple[AssignedRevision, ...] = ()
         self._next_probe_s = 0.0
+        self._next_look_s = 0.0
         self._last_probed: list[str] = []
         self._results: SimpleQueue[ActionResult] = SimpleQueue()
         self._progress: SimpleQueue[tuple[str, str]] = SimpleQueue()
@@ -110,6 +128,21 @@ class Agent:
         """Start the next pass at once."""
         self._wake.set()
 
+    def served(self) -> list[ServedRevision]:
+        """Return the revisions that the server has, for another thread."""
+        snapshot = self._observer.last
+        return [
+            ServedRevision(
+                Owner(each.assigned.model, each.assigned.revision),
+                each.steps,
+                each.tree.native,
+                counter=each.assigned.model if each.tree.members else each.steps[-1],
+            )
+            for each in list(self._state.prepared.values())
+            # The public name counts requests of the former revision until it stands for this one.
+            if not each.tree.members or snapshot.serves(each.assigned.model, each.assigned.revision)
+        ]
+
     def _pass(self) -> None:
         now_s = time.monotonic()
         while not self._progress.empty():
@@ -125,6 +158,7 @@ class Agent:
         self._file_locks.keep(path for spec in specs for path in self._runner.objects(spec))
         snapshot = self._observer.take(self._state)
         self._state.invalidate_proofs(self._assignment, snapshot)
+        self._state.follow_openings(snapshot, now_s)
         if assignment is None:
             self._report(snapshot.ready, ())
             return
@@ -132,6 +166,11 @@ class Agent:
             self._start(action, now_s)
         if now_s >= self._next_probe_s:
             self._start_probe(snapshot, now_s)
+        if now_s >= self._next_look_s:
+            self._end_idle_loads(now_s)
+        if snapshot.ready and self._state.answers.start(now_s):
+            self._workers.submit(self._state.answers.read)
+        self._state.references.rotate(now_s)
         self._report(snapshot.ready, decide.reports(assignment, snapshot, self._state), has_assignment=True)
 
     def _report(self, ready: bool, models: tuple[ModelReport, ...], *, has_assignment: bool = False) -> None:
@@ -139,15 +178,20 @@ class Agent:
         self.health = AgentHealth(time.monotonic(), has_assignment, ready, models, self.health.probe_s)
 
     def _start(self, action: Action, now_s: float) -> None:
-        revision = action.revision if isinstance(action, Prepare | Serve | Prove | Try | Score | Probe) else ""
+        revision = action.revision if isinstance(action, Prepare | Serve | Prove | Try | Score | Refer | Probe) else ""
         assigned = next((model for model in self._assignment if model.revision == revision), None)
         self._state.start(action, now_s)
         self._workers.submit(self._carry_out, action, assigned, self._state.prepared.get(revision))
 
     def _carry_out(self, action: Action, assigned: AssignedRevision | None, prepared: Prepared | None) -> None:
-        revision = assigned.revision if assigned is not None else ""
-        self._results.put(self._runner.carry_out(action, assigned, prepared, partial(self._on_progress, revision)))
+        on_progress = partial(self._on_progress, assigned.revision if assigned is not None else "")
+        is_ordered = partial(self._orders, action) if isinstance(action, Score | Refer) else lambda: True
+        self._results.put(self._runner.carry_out(action, assigned, prepared, on_progress, is_ordered))
         self._wake.set()
+
+    def _orders(self, action: Score | Refer) -> bool:
+        """Tell whether the present assignment asks for what an action does; any thread may ask."""
+        return any(each.revision == action.revision and each.orders(action) for each in self._assignment)
 
     def _on_progress(self, revision: str, text: str) -> None:
         _LOG.info("%s: %s", revision, text)
@@ -165,15 +209,29 @@ class Agent:
         self._next_probe_s = now_s + PROBE_INTERVAL_S
         self._start(Probe(free[model].revision, model), now_s)
 
+    def _end_idle_loads(self, now_s: float) -> None:
+        self._next_look_s = now_s + LOOK_INTERVAL_S
+        # While a step is repaired, its other processes answer callers.
+        loading = {
+            action.name: now_s - since_s if isinstance(action, RepairStep) else math.inf
+            for action, since_s in self._state.running.items()
+            if isinstance(action, LoadStep | RepairStep) and now_s - since_s >= LONG_LOAD_S
+        }
+        for step in self._observer.end_idle(loading):
+            _LOG.warning("%s: Triton does not go on with loading it; its process was ended, to load it again", step)
+
     def _absorb(self, result: ActionResult, now_s: float) -> None:
         state, action = self._state, result.action
-        state.running.discard(action)
+        state.running.pop(action, None)
         self._observer.learn(result.ensembles)
         if isinstance(action, Try):
             self._absorb_trial(action, result, now_s)
             return
         if isinstance(action, Score):
             self._absorb_scores(action, result, now_s)
+            return
+        if isinstance(action, Refer):
+            self._absorb_reference(action, result, now_s)
             return
         if result.failure is not None:
             self._absorb_failure(action, result.failure, now_s)
@@ -187,12 +245,30 @@ class Agent:
             state.serve(action.revision, now_s)
         elif isinstance(action, RepairStep):
             self._observer.clear(action.name)
+            self._part_crashed(action.name)
         elif isinstance(action, Probe):
             self.health = replace(self.health, probe_s=result.duration_s)
             # Slow networks are probed less often, so that probes take at most a small share of the server's time.
             self._next_probe_s = now_s + max(PROBE_INTERVAL_S, result.duration_s / PROBE_SHARE)
             if not self._has_dead_steps(action.revision):
-                self._observer.suspect(result.suspects)
+                self._observer.suspect(result.suspects | self._failing_on(action.revision, result.failing, now_s))
+
+    def _failing_on(self, revision: str, failing: frozenset[str], now_s: float) -> frozenset[str]:
+        """Return the steps of a failed probe once another one failed so long before that its member was opened anew."""
+        since_s = self._state.failing_since_s
+        if not failing:
+            since_s.pop(revision, None)
+        elif now_s - since_s.setdefault(revision, now_s) > RENEWED_S:
+            del since_s[revision]
+            return failing
+        return frozenset()
+
+    def _part_crashed(self, step: str) -> None:
+        """Have revisions prepared anew, with processes of their own, that ended the process of a shared step."""
+        crashed = crashed_members(self._runner.repository.root)
+        for assigned in self._state.users(step):
+            if not crashed.isdisjoint(self._state.prepared[assigned.revision].tree.members):
+                self._state.prepared.pop(assigned.revision)
 
     def _absorb_failure(self, action: Action, failure: ActionFailure, now_s: float) -> None:
         state = self._state
@@ -201,18 +277,30 @@ class Agent:
             state.crashes[action.revision] += 1
             if state.crashes[action.revision] < CRASHES_ALLOWED:
                 return
+            failure = replace(failure, retryable=False)
         concerned: Sequence[AssignedRevision] = ()
         if isinstance(action, LoadStep | RepairStep):
             concerned = state.users(action.name)
         elif isinstance(action, Prepare | Serve | Prove):
             concerned = [assigned for assigned in self._assignment if assigned.revision == action.revision]
+        snapshot = self._observer.take(state)
         for assigned in concerned:
+            # What cannot be changed, such as its metrics, goes on as it was.
+            serves = isinstance(action, Prepare | LoadStep | Serve) and is_loaded(assigned, snapshot, state)
             if failure.reason == FilesChangedError.reason and isinstance(action, LoadStep | RepairStep):
                 state.prepared.pop(assigned.revision, None)  # it is published anew
             if failure.reason == LOAD_FAILED:
-                state.fail_load(assigned, failure.reason, failure.message, now_s)
+                state.fail_load(assigned, failure.reason, failure.message, now_s, serves=serves)
                 continue
-            state.fail(assigned, failure.reason, failure.message, retry_from_s=now_s if failure.retryable else None)
+            # A proof with the former steps says nothing about the shared ones, which have not opened all members yet.
+            prepared = state.prepared.get(assigned.revision) if isinstance(action, Prove) else None
+            by_former = (
+                prepared is not None
+                and bool(prepared.tree.members)
+                and not snapshot.serves(assigned.model, assigned.revision, prepared.folders)
+            )
+            retry_from_s = now_s if failure.retryable or by_former else None
+            state.fail(assigned, failure.reason, failure.message, retry_from_s=retry_from_s, serves=serves)
 
     def _absorb_trial(self, action: Try, result: ActionResult, now_s: float) -> None:
         trial = next((each.trial for each in self._assignment if each.revision == action.revision), None)
@@ -227,8 +315,7 @@ class Agent:
         self._state.fail_trial(trial, failure.reason, failure.message, retry_from_s=retry_from_s, died=died)
 
     def _absorb_scores(self, action: Score, result: ActionResult, now_s: float) -> None:
-        assigned = next((each for each in self._assignment if each.revision == action.revision), None)
-        if assigned is None or assigned.scoring is None or assigned.scoring.golden != action.golden:
+        if not self._orders(action):
             return
         died = self._died_since(action.revision, time.time() - result.duration_s)
         if result.scores is not None and not (died and result.scores.lacks_answers):
@@ -238,6 +325,24 @@ class Agent:
         died = died or result.failure is None
         self._state.replays.fail(
             action.revision, failure.reason, failure.message, now_s, retryable=failure.retryable, died=died
+        )
+
+    def _absorb_reference(self, action: Refer, result: ActionResult, now_s: float) -> None:
+        if not self._orders(action):
+            return
+        if result.reference is not None:
+            self._state.references.keep(action.revision, result.reference)
+            return
+        failure = result.failure or _LOST_SERVER
+        died = result.failure is None or self._died_since(action.revision, time.time() - result.duration_s)
+        self._state.references.fail(
+            action.revision,
+            failure.reason,
+            failure.message,
+            now_s,
+            result.duration_s,
+            retryable=failure.retryable,
+            died=died,
         )
 
     def _died_since(self, revision: str, since_s: float) -> bool:

@@ -10,6 +10,7 @@ from typing import Final
 from segserve_builder.agent.processes import ProcessWatch
 from segserve_builder.agent.server import Repository, TritonError, TritonServer, TritonUnreachableError
 from segserve_builder.agent.state import READY, AgentState, Ensemble, RepairStep, ServerSnapshot
+from segserve_builder.steps.crash_record import opened_members
 
 UNANSWERED_GRACE_S: Final = 10.0
 """How long the last snapshot stands for a server that does not respond in time."""
@@ -26,6 +27,11 @@ class ServerObserver:
         self._suspects: set[str] = set()
         self._last = ServerSnapshot(ready=False)
         self._answered_s = time.monotonic() - UNANSWERED_GRACE_S
+
+    @property
+    def last(self) -> ServerSnapshot:
+        """The last snapshot; any thread may ask."""
+        return self._last
 
     def take(self, state: AgentState) -> ServerSnapshot:
         """Return a snapshot taken now."""
@@ -44,6 +50,10 @@ class ServerObserver:
         """Stop suspecting a step that has been reloaded."""
         self._suspects.discard(step)
 
+    def end_idle(self, loading: Mapping[str, float]) -> frozenset[str]:
+        """End processes of the steps `loading` that have been idle for long: see `ProcessWatch`."""
+        return self._processes.end_idle(loading) if loading and self._processes is not None else frozenset()
+
     def _snapshot(self, state: AgentState) -> ServerSnapshot:
         files = ServerSnapshot(ready=False, published=self._repository.ensembles(), folders=self._repository.folders())
         try:
@@ -57,7 +67,9 @@ class ServerObserver:
                 self._query(name)
         dead = self._dead(states, state)
         deaths = {} if self._processes is None else dict(self._processes.deaths)
-        return replace(files, ready=True, states=states, loaded=dict(self._loaded), dead=dead, deaths=deaths)
+        opened = opened_members(self._repository.root)
+        loaded = dict(self._loaded)
+        return replace(files, ready=True, states=states, loaded=loaded, dead=dead, deaths=deaths, opened=opened)
 
     def _without_answer(self, files: ServerSnapshot, error: TritonError) -> ServerSnapshot:
         ended = self._processes is not None and self._processes.server_runs() is False

@@ -2,20 +2,44 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import psutil
 
 from segserve_builder.agent.state import StepDeath
+from segserve_common.process_record import ProcessRecord
 
 _STUB: Final = "triton_python_backend_stub"
 _ENDED: Final = frozenset({psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD})
+_AT_WORK: Final = frozenset({psutil.STATUS_RUNNING, psutil.STATUS_DISK_SLEEP})
+IDLE_S: Final = 20.0
+IDLE_CPU_S: Final = 0.1
+"""A process that waits for Triton uses a tenth of this in `IDLE_S`, one that loads far more, also on a busy machine."""
+
+
+class ProcessUse(NamedTuple):
+    """The use of a process: the step that it runs ("" for the server itself), CPU time so far, and memory.
+
+    Memory that it shares with others counts in parts.
+    """
+
+    step: str
+    cpu_s: float
+    memory_bytes: float
+
+
+class ServerUse(NamedTuple):
+    """The use of a server's processes, its number of GPUs, and the CPU time that another process took to look."""
+
+    processes: Mapping[str, ProcessUse]
+    gpus: int
+    look_cpu_s: float = 0.0
 
 
 class ProcessWatch(Protocol):
@@ -34,14 +58,23 @@ class ProcessWatch(Protocol):
         """Return the steps with fewer live processes than `needed` says; none if that is not known."""
         ...
 
+    def end_idle(self, loading: Mapping[str, float]) -> frozenset[str]:
+        """End processes of the steps `loading` that have been idle for `IDLE_S`, and return their steps.
+
+        `loading` says how old, in seconds, the processes are at most that a load has started. Called again and again.
+        """
+        ...
+
 
 class StepProcesses:
-    """The stub processes of the Triton that `pid_file` records (`pid`, `create_time`)."""
+    """The stub processes of the Triton that `pid_file` records."""
 
     def __init__(self, pid_file: Path) -> None:
         self._pid_file = pid_file
         self._server: psutil.Process | None = None
+        self._record: ProcessRecord | None = None
         self._stubs: dict[str, list[psutil.Process]] = {}
+        self._seen: dict[ProcessRecord, tuple[float, float]] = {}
         self.deaths: dict[str, StepDeath] = {}
         """The last death of each step whose end could be read."""
 
@@ -61,8 +94,36 @@ class StepProcesses:
         if not short:
             return short
         self._explain(short)
-        self._scan()
+        self._stubs = self._find_stubs()
         return self._short(needed)
+
+    def end_idle(self, loading: Mapping[str, float]) -> frozenset[str]:
+        """End processes of the steps `loading` that have been idle for `IDLE_S`, and return their steps.
+
+        Triton takes a process that does not run for a second while it initializes for dead, and then waits, for ever,
+        for the end of what is well and waits for Triton (`StubLauncher::Launch` in Triton's stub_launcher.cc).
+        """
+        now_s, seen, ended = time.monotonic(), {}, set()
+        stubs = self._find_stubs() if loading and self._find_server() is not None else {}
+        for step in loading.keys() & stubs.keys():
+            young = []
+            for process in stubs[step]:
+                with suppress(psutil.Error, OSError):
+                    record, times = ProcessRecord.of(process.pid), process.cpu_times()
+                    used_s, since_s = self._seen.get(record, (-IDLE_CPU_S, now_s))
+                    if process.status() in _AT_WORK or times.user + times.system - used_s >= IDLE_CPU_S:
+                        used_s, since_s = times.user + times.system, now_s
+                    if record.age_s <= loading[step]:
+                        seen[record] = used_s, since_s
+                        young.append((process, since_s))
+            # Instances that are loaded are idle while another one of the step still loads.
+            if young and all(now_s - since_s >= IDLE_S for _, since_s in young):
+                for process, _ in young:
+                    with suppress(psutil.Error):
+                        process.kill()
+                ended.add(step)
+        self._seen = seen
+        return frozenset(ended)
 
     def _short(self, needed: Mapping[str, int]) -> frozenset[str]:
         alive = {step: sum(map(_is_alive, self._stubs.get(step, ()))) for step in needed}
@@ -75,28 +136,22 @@ class StepProcesses:
                 if cause is not None:
                     self.deaths[step] = StepDeath(time.time(), cause)
 
-    def _scan(self) -> None:
-        self._stubs = {}
-        if self._server is None:
-            return
-        try:
-            children = self._server.children()
-        except psutil.Error:
-            return
-        for child in children:
-            step = _step_of(child)
-            if step is not None:
-                self._stubs.setdefault(step, []).append(child)
+    def _find_stubs(self) -> dict[str, list[psutil.Process]]:
+        stubs: dict[str, list[psutil.Process]] = {}
+        with suppress(psutil.Error):
+            for child in () if self._server is None else self._server.children():
+                step = _step_of(child)
+                if step is not None:
+                    stubs.setdefault(step, []).append(child)
+        return stubs
 
     def _find_server(self) -> psutil.Process | None:
         try:
-            record = json.loads(self._pid_file.read_text())
-            pid, created = int(record["pid"]), float(record["create_time"])
-            known = self._server
-            if known is None or known.pid != pid or abs(known.create_time() - created) > 0.05:
-                self._server = _process(pid, created)
+            record = ProcessRecord.from_json(self._pid_file.read_text())
+            if self._server is None or record != self._record:
+                self._server, self._record = _process(record), record
                 self._stubs = {}
-        except (OSError, ValueError, KeyError, psutil.Error):
+        except (OSError, ValueError, psutil.Error):
             self._server = None
         return self._server
 
@@ -106,14 +161,39 @@ def resident_bytes(pid_file: Path) -> float | None:
 
     Pages that processes share are counted once for each: only changes of the sum are meaningful.
     """
-    try:
-        record = json.loads(pid_file.read_text())
-        server = _process(int(record["pid"]), float(record["create_time"]))
-        members = [] if server is None else [server, *server.children(recursive=True)]
-    except (OSError, ValueError, KeyError, psutil.Error):
-        return None
-    sizes = [size for member in members if (size := _resident_bytes(member)) is not None]
+    sizes = [size for member in _members(pid_file) if (size := _resident_bytes(member)) is not None]
     return float(sum(sizes)) if sizes else None
+
+
+def _members(pid_file: Path) -> list[psutil.Process]:
+    """Return the recorded server and its descendants; none if it does not run."""
+    try:
+        server = _process(ProcessRecord.from_json(pid_file.read_text()))
+        return [] if server is None else [server, *server.children(recursive=True)]
+    except (OSError, ValueError, psutil.Error):
+        return []
+
+
+def server_use(pid_file: Path) -> dict[str, ProcessUse] | None:
+    """Return what the recorded server and its descendants use, by process; None if it does not run."""
+    uses: dict[str, ProcessUse] = {}
+    for member in _members(pid_file):
+        with suppress(psutil.Error, OSError):
+            times, key = member.cpu_times(), f"{member.pid}@{ProcessRecord.of(member.pid).start_ticks}"
+            uses[key] = ProcessUse(_step_of(member) or "", times.user + times.system, _proportional_bytes(member))
+    return uses or None
+
+
+def _proportional_bytes(process: psutil.Process) -> float:
+    try:
+        return float(process.memory_full_info().pss)
+    except psutil.AccessDenied:
+        return float(process.memory_info().rss)
+
+
+def gpu_count() -> int:
+    """Return the number of NVIDIA devices that this container has."""
+    return sum(path.name.removeprefix("nvidia").isdigit() for path in Path("/dev").glob("nvidia*"))
 
 
 def _resident_bytes(process: psutil.Process) -> int | None:
@@ -123,10 +203,9 @@ def _resident_bytes(process: psutil.Process) -> int | None:
         return None
 
 
-def _process(pid: int, created: float) -> psutil.Process | None:
-    # The number may be another process's by now; the time of the start tells them apart.
-    process = psutil.Process(pid)
-    return process if abs(process.create_time() - created) <= 0.05 else None
+def _process(record: ProcessRecord) -> psutil.Process | None:
+    process = psutil.Process(record.pid)
+    return process if record.is_present else None
 
 
 def _is_alive(process: psutil.Process) -> bool:

@@ -14,11 +14,11 @@ import struct
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from enum import StrEnum
-from typing import Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, PrivateAttr, ValidationError
 
-from segserve_builder.spec.model_spec import Artifact, FrozenModel, Golden
+from segserve_builder.spec.model_spec import Artifact, FrozenModel, Golden, ModelMetrics, ReferenceFile
 from segserve_builder.spec.reading import read_tolerantly
 from segserve_builder.steps.pipeline import Pipeline
 from segserve_common.canonical import canonical_json
@@ -47,6 +47,23 @@ class GoldenScoring(FrozenModel):
     round: int = 0
 
 
+class ReferenceSource(FrozenModel):
+    """The source of a reference of drift: the answers to the revision's golden images, or a file."""
+
+    file: ReferenceFile | None = None
+
+
+class AnswerCounting(FrozenModel):
+    """That servers report what their steps count of a revision's answers, and how often.
+
+    With `reference` they report that once too. An agent of an earlier version, without `ProofReport.can_refer`, leaves
+    it out.
+    """
+
+    interval_s: float = Field(gt=0)
+    reference: ReferenceSource | None = None
+
+
 class AssignedModel(FrozenModel):
     """One revision that a group's servers hold under the model's public name."""
 
@@ -60,11 +77,26 @@ class AssignedModel(FrozenModel):
     second_artifact: Artifact | None = None
     """The file of the pipeline's second network, if it has one."""
 
+    light_artifact: Artifact | None = None
+    """The file of its cascade's light network, if it has one."""
+
+    metrics: ModelMetrics = ModelMetrics()
+    """What the steps count of answers; it changes neither the revision nor an answer."""
+
+    processes: Literal["own", "shared"] | None = None
+    """Whether its steps share processes with other models'; it changes neither the revision nor an answer.
+
+    None by default: records are named by all their fields that are not None, and keep their names.
+    """
+
     trial: GoldenTrial | None = None
     """What the revision is tried with while it serves, whatever the outcome. Assignments have it, records never do."""
 
     scoring: GoldenScoring | None = None
     """What the revision is scored on during a rollout. Assignments have it, records never do."""
+
+    counting: AnswerCounting | None = None
+    """That its answers are watched for drift. Assignments have it, records never do."""
 
     _stored: str | None = PrivateAttr(default=None)
     """The canonical JSON of one that another release wrote and that this one does not know in full."""
@@ -151,12 +183,17 @@ class ModelState(StrEnum):
 class ProofReport(FrozenModel):
     """Proof of a revision: the digest of its golden set, None for the built-in image, and the number of images.
 
-    `can_score` is False from an agent of a version that scores no golden sets: it would refuse such an assignment.
+    `can_score` is False from an agent of a version that scores no golden sets: it would refuse such an assignment;
+    `can_count` is False from one that reports no counts of answers, `can_refer` from one that makes no references.
+    `cascade_loss` is the bound of a cascade's expected loss, if its spec declares one.
     """
 
     golden_sha256: str | None = None
     images: int = 1
+    cascade_loss: float | None = None
     can_score: bool = False
+    can_count: bool = False
+    can_refer: bool = False
 
 
 class TrialReport(FrozenModel):
@@ -194,6 +231,63 @@ class ScoreReport(FrozenModel):
     recall: float | None = None
     ap: float | None = None
     ece: float | None = None
+    reason: str = ""
+    message: str = ""
+
+
+MAX_HISTOGRAMS: Final = 64
+"""Most histograms of one revision, without those of slices; agents report as many at most."""
+MAX_SLICE_HISTOGRAMS: Final = 128
+"""Most histograms of all slices of a revision together."""
+MAX_REPORTED_SLICES: Final = 18
+"""So that each has histograms of its images and of empty answers."""
+MAX_BUCKETS: Final = 16
+Bucket = Annotated[int, Field(ge=0, le=2**53)]
+CountedHistograms = Annotated[
+    Mapping[
+        Annotated[str, Field(max_length=128)],
+        Annotated[tuple[Bucket, ...], Field(min_length=2, max_length=MAX_BUCKETS)],
+    ],
+    Field(max_length=MAX_HISTOGRAMS),
+]
+
+
+class AnswersReport(FrozenModel):
+    """Counts by one server of a revision's answers since it started: observations by bucket, by histogram.
+
+    `slices` are those of requests with the labels that `ModelMetrics.slices` declares, of the first ones.
+    """
+
+    histograms: CountedHistograms = Field(default={})
+    slices: Annotated[
+        Mapping[Annotated[str, Field(max_length=40)], CountedHistograms], Field(max_length=MAX_REPORTED_SLICES)
+    ] = {}
+
+
+MAX_REFERENCE_LENGTH: Final = 131_072
+"""Longest packed content of a file with a reference; one of 192 histograms takes about half of it."""
+
+
+class ReferenceReport(FrozenModel):
+    """A reference of drift, of the file or golden set with the digest `sha256`; a `reason` says why there is none.
+
+    Of a file it has the JSON as `pack` makes it, `content`. Of `images` that were answered it has the `histograms`
+    together, and of how many independent images each of them is (`observations`). Where an image has several
+    observations, `image_shares` are the means over images of the shares of the buckets.
+    """
+
+    sha256: str
+    content: Annotated[str, Field(max_length=MAX_REFERENCE_LENGTH)] = ""
+    images: int = 0
+    histograms: CountedHistograms = Field(default={})
+    observations: Annotated[Mapping[str, float], Field(max_length=MAX_HISTOGRAMS)] = {}
+    image_shares: Annotated[
+        Mapping[
+            Annotated[str, Field(max_length=128)],
+            Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], Field(max_length=MAX_BUCKETS)],
+        ],
+        Field(max_length=MAX_HISTOGRAMS),
+    ] = {}
     reason: str = ""
     message: str = ""
 
@@ -285,6 +379,12 @@ class ModelReport(FrozenModel):
     trial: TrialReport | None = None
     scores: ScoreReport | None = None
     """The outcome of `AssignedModel.scoring`; None unless it was asked for."""
+
+    answers: AnswersReport | None = None
+    """The outcome of `AssignedModel.counting`; None unless it was asked for."""
+
+    reference: ReferenceReport | None = None
+    """The outcome of `AnswerCounting.reference`; None before it, and unless it was asked for."""
 
     @classmethod
     def read(cls, plain: Mapping[str, Any]) -> Self:

@@ -6,13 +6,16 @@ import dataclasses
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from segserve_builder import sources
-from segserve_builder.agent.protocol import AssignedModel, GoldenScoring
+from segserve_builder.agent.protocol import AssignedModel, GoldenScoring, ReferenceReport
+from segserve_builder.agent.references import ReferenceOrigin, count_golden, read_reference, sampled
 from segserve_builder.agent.server import (
     RawAnswer,
     Repository,
@@ -34,6 +37,7 @@ from segserve_builder.agent.state import (
     Probe,
     Proof,
     Prove,
+    Refer,
     Remove,
     RepairStep,
     Score,
@@ -49,19 +53,28 @@ from segserve_builder.render.target import EMBEDDED, RenderTarget
 from segserve_builder.sources import signatures
 from segserve_builder.sources.access import LOCAL, Access
 from segserve_builder.sources.cache import evict, folder_path, object_path
-from segserve_builder.spec.model_spec import Artifact, Signature
+from segserve_builder.spec.members import NOT_OPENED, OPENING, is_shared
+from segserve_builder.spec.model_spec import Artifact, ReferenceFile, Signature
+from segserve_builder.steps.cascade import HEAVY, LIGHT, TIER
+from segserve_builder.steps.crash_record import crashed_members, opened_members, part_running
 from segserve_builder.steps.pipeline import Pipeline
 from segserve_builder.steps.postprocess import check_postprocess
 from segserve_builder.steps.public_outputs import has_masks
+from segserve_common.backoff import Backoff, RetryDelays
 
 if TYPE_CHECKING:
     from segserve_builder.scoring.replay import GoldenScores
 
 OnProgress: TypeAlias = "Callable[[str], None]"
+IsOrdered: TypeAlias = "Callable[[], bool]"
 
 LOAD_FAILED: Final = "LoadFailed"
+UNHEALTHY: Final = "is not healthy"
+"""Said by Triton of a step whose process has died, or waited for a core for longer than a second."""
 PROOF_S: Final = 120.0
 PROBE_S: Final = 30.0
+OPENING_BACKOFF: Final = Backoff(first_s=0.02, longest_s=0.5)
+"""Between two requests to a shared step that opens a member."""
 LARGE_BYTES: Final = 64 * 10**6
 """Progress of smaller files is not reported: they arrive before anybody reads it."""
 _PROGRESS_STEPS: Final = 20
@@ -80,15 +93,20 @@ class ActionFailure:
 
 @dataclass(frozen=True, slots=True)
 class ActionResult:
-    """The result of an action. `suspects` are steps that did not respond to a probe."""
+    """The result of an action.
+
+    `suspects` are steps that did not respond to a probe, and `failing` shared ones with a member that failed it.
+    """
 
     action: Action
     failure: ActionFailure | None = None
     prepared: Prepared | None = None
     proof: Proof | None = None
     scores: GoldenScores | None = None
+    reference: ReferenceReport | None = None
     ensembles: Mapping[str, Ensemble] = field(default_factory=dict)
     suspects: frozenset[str] = frozenset()
+    failing: frozenset[str] = frozenset()
     duration_s: float = 0.0
 
 
@@ -107,6 +125,8 @@ class ActionRunner:
     """Where artifacts and golden sets may be downloaded from."""
     stopping: threading.Event = field(default_factory=threading.Event)
     """Ends a replay between two images."""
+    tests: Counter[str] = field(default_factory=Counter)
+    """Requests that the server has answered to this runner, by revision."""
     steps: PublishedSteps = field(init=False)
 
     def __post_init__(self) -> None:
@@ -118,13 +138,15 @@ class ActionRunner:
         assigned: AssignedRevision | None,
         prepared: Prepared | None,
         on_progress: OnProgress = lambda _: None,
+        is_ordered: IsOrdered = lambda: True,
     ) -> ActionResult:
         """Run the action and return its result; never raises. `assigned` and `prepared` are those of its revision.
 
-        `on_progress` is called with messages about a long download.
+        `on_progress` is called with messages about a long download. A replay of golden images ends once `is_ordered`
+        says that nobody asks for it any more.
         """
         started_s = time.monotonic()
-        result = self._attempt(action, assigned, prepared, on_progress)
+        result = self._attempt(action, assigned, prepared, on_progress, is_ordered)
         duration_s = time.monotonic() - started_s
         if result.failure is not None:
             _LOG.warning("%s: %s: %s", action, result.failure.reason, result.failure.message)
@@ -133,10 +155,15 @@ class ActionRunner:
         return dataclasses.replace(result, duration_s=duration_s)
 
     def _attempt(
-        self, action: Action, assigned: AssignedRevision | None, prepared: Prepared | None, on_progress: OnProgress
+        self,
+        action: Action,
+        assigned: AssignedRevision | None,
+        prepared: Prepared | None,
+        on_progress: OnProgress,
+        is_ordered: IsOrdered,
     ) -> ActionResult:
         try:
-            return self._do(action, assigned, prepared, on_progress)
+            return self._do(action, assigned, prepared, on_progress, is_ordered)
         except TritonUnreachableError:
             return ActionResult(action)  # the next snapshot shows it, with its consequences
         except BuilderError as error:
@@ -150,7 +177,12 @@ class ActionRunner:
             return ActionResult(action, ActionFailure("AgentError", f"{type(error).__name__}: {error}", retryable=True))
 
     def _do(
-        self, action: Action, assigned: AssignedRevision | None, prepared: Prepared | None, on_progress: OnProgress
+        self,
+        action: Action,
+        assigned: AssignedRevision | None,
+        prepared: Prepared | None,
+        on_progress: OnProgress,
+        is_ordered: IsOrdered,
     ) -> ActionResult:
         match action:
             case Prepare() if assigned is not None:
@@ -172,7 +204,9 @@ class ActionRunner:
                 tried = dataclasses.replace(prepared, assigned=assigned.trial, golden=folder)
                 return ActionResult(action, prepared=tried, proof=self._prove(tried))
             case Score() if assigned is not None and assigned.scoring is not None and prepared is not None:
-                return ActionResult(action, scores=self._score(assigned, assigned.scoring, prepared))
+                return ActionResult(action, scores=self._score(assigned, assigned.scoring, prepared, is_ordered))
+            case Refer() if prepared is not None:
+                return ActionResult(action, reference=self._reference(action.origin, prepared, is_ordered))
             case Probe() if prepared is not None:
                 return self._probe(action, prepared)
             case Unload(name):
@@ -189,7 +223,9 @@ class ActionRunner:
             )
         first = self._resolved(spec.artifact)
         second = self._resolved(spec.second_artifact) if spec.second_artifact is not None else None
-        tree = build_tree(
+        light = self._resolved(spec.light_artifact) if spec.light_artifact is not None else None
+        build = partial(
+            build_tree,
             spec.pipeline,
             first,
             spec.expose,
@@ -198,15 +234,22 @@ class ActionRunner:
             self.target,
             self.access,
             DownloadProgress(on_progress),
+            spec.metrics,
+            light,
         )
+        tree = build(shared=spec.processes == "shared")
+        if not crashed_members(self.repository.root).isdisjoint(tree.members):
+            tree = build(shared=False)
         folder = self._golden_folder(assigned)
         if self.access.max_cache_bytes is not None:
             evict(self.cache, self.access.max_cache_bytes)
-        for name, files in tree.steps.items():
+        for name, files in {**tree.members, **tree.steps}.items():
             self.steps.publish(name, files)
-        runtimes = (network.runtime for network in spec.pipeline.networks)
+        pipelines = (*spec.pipeline.networks, *([] if spec.pipeline.light is None else [spec.pipeline.light]))
+        runtimes = (network.runtime for network in pipelines)
         copies = dict(zip(tree.networks, (runtime.instances for runtime in runtimes), strict=True))
-        processes = dict.fromkeys(tree.steps, 1) | copies | dict.fromkeys(tree.native, 0)
+        inside = (*tree.native, *([] if tree.heavy is None else [tree.heavy]))
+        processes = dict.fromkeys(tree.steps, 1) | copies | dict.fromkeys(inside, 0)
         return Prepared(assigned, tree, processes, folder)
 
     def _resolved(self, artifact: Artifact) -> Artifact:
@@ -220,6 +263,8 @@ class ActionRunner:
         yield object_path(self.cache, spec.artifact.sha256)
         if spec.second_artifact is not None:
             yield object_path(self.cache, spec.second_artifact.sha256)
+        if spec.light_artifact is not None:
+            yield object_path(self.cache, spec.light_artifact.sha256)
         if spec.golden is not None:
             yield folder_path(self.cache, spec.golden.sha256)
 
@@ -262,6 +307,10 @@ class ActionRunner:
         return f"{message}: {logged}" if logged else " ".join(message.partition("\n\nAt:")[0].split())
 
     def _serve(self, prepared: Prepared) -> dict[str, Ensemble]:
+        outcomes = prepared.outcomes(opened_members(self.repository.root))
+        for member, failure in outcomes.items():
+            if failure != "":
+                raise TritonRefusedError("UNAVAILABLE", failure or f"{member} {OPENING}")
         ensembles = {}
         for name, files in prepared.tree.public.items():
             replace(files, self.repository.root / name)
@@ -274,19 +323,47 @@ class ActionRunner:
         return ensembles
 
     def _prove(self, prepared: Prepared) -> Proof:
+        cascade = prepared.assigned.spec.pipeline.cascade
+        tiers: list[dict[str, Any]] = [{}] if cascade is None else [{TIER: tier} for tier in (HEAVY, LIGHT)]
         if prepared.assigned.spec.golden is None:
             image = golden.builtin_image()
-            golden.check_builtin(self._infer(prepared, image), self._infer(prepared, image))
+            for tier in tiers:
+                golden.check_builtin(self._infer(prepared, image, tier), self._infer(prepared, image, tier))
             return Proof("builtin", None)
-        pipeline = prepared.assigned.spec.pipeline
-        as_rle = {"encoding": "rle"} if _has_masks(pipeline) and "encoding" in pipeline.output.overrides else {}
+        # The expected answers are those of the model's own network, whatever its cascade makes of an image.
+        parameters = {**_as_rle(prepared), **tiers[0]}
         images = 0
         for case, image in _cases(prepared):
-            golden.compare(case, self._infer(prepared, image, as_rle))
+            golden.compare(case, self._infer(prepared, image, parameters))
             images += 1
-        return Proof("golden", prepared.assigned.spec.golden.sha256, images)
+        bound = None
+        if cascade is not None and cascade.max_loss is not None:
+            bound = self._cascade_loss(prepared, cascade.max_loss)
+        return Proof("golden", prepared.assigned.spec.golden.sha256, images, bound)
 
-    def _score(self, assigned: AssignedRevision, scoring: GoldenScoring, prepared: Prepared) -> GoldenScores:
+    def _cascade_loss(self, prepared: Prepared, max_loss: float) -> float:
+        """Return the bound of what the cascade loses; raises `GoldenError` if that is more than was declared."""
+        from segserve_builder.golden.risk_control import check_loss
+        from segserve_builder.scoring.cascade_loss import cascade_losses
+        from segserve_builder.scoring.regions import read_golden_images
+
+        spec = prepared.assigned.spec
+        assert prepared.golden is not None
+        assert spec.golden is not None
+        images = read_golden_images(prepared.golden, spec.golden.sha256, spec.pipeline)
+        losses = cascade_losses(
+            images,
+            lambda image: self._infer(prepared, image, {**images.parameters, TIER: HEAVY}),
+            lambda image: self._infer(prepared, image, images.parameters),
+        )
+        try:
+            return check_loss(losses, max_loss)
+        except ValueError as error:
+            raise GoldenError(f"cascade.maxLoss: {error}") from error
+
+    def _score(
+        self, assigned: AssignedRevision, scoring: GoldenScoring, prepared: Prepared, is_ordered: IsOrdered
+    ) -> GoldenScores:
         from segserve_builder.scoring.regions import read_golden_images
         from segserve_builder.scoring.replay import replay
 
@@ -295,8 +372,7 @@ class ActionRunner:
         assert folder is not None
 
         def infer(image: bytes, parameters: Mapping[str, Any]) -> RawAnswer | None:
-            if self.stopping.is_set():
-                raise TritonUnreachableError("the agent stops")
+            self._check_ordered(is_ordered)
             try:
                 return self._infer(prepared, image, parameters)
             except TritonRefusedError as error:
@@ -306,26 +382,78 @@ class ActionRunner:
 
         return replay(read_golden_images(folder, scoring.golden.sha256, spec.pipeline), infer, self.stopping.wait)
 
+    def _reference(self, origin: ReferenceOrigin, prepared: Prepared, is_ordered: IsOrdered) -> ReferenceReport:
+        if isinstance(origin, ReferenceFile):
+            return read_reference(origin, self.base, self.cache, self.access)
+        folder = prepared.golden
+        assert folder is not None
+
+        def answered() -> Iterator[tuple[str, bytes, RawAnswer]]:
+            for case in sampled(golden.load(folder).cases, origin.sha256):
+                self._check_ordered(is_ordered)
+                image = (folder / case.image).read_bytes()
+                yield case.image, image, self._infer(prepared, image, _as_rle(prepared))
+
+        return count_golden(prepared.assigned.spec, origin.sha256, answered())
+
+    def _check_ordered(self, is_ordered: IsOrdered) -> None:
+        if self.stopping.is_set() or not is_ordered():
+            raise TritonUnreachableError("the agent stops, or nobody asks for the answers any more")
+
     def _infer(self, prepared: Prepared, image: bytes, parameters: Mapping[str, Any] | None = None) -> RawAnswer:
-        answer = self.server.infer(prepared.assigned.model, image, parameters or {}, PROOF_S)
+        answer = self._answer(prepared, image, parameters or {})
+        self.tests[prepared.assigned.revision] += 1
         revisions = [bytes(revision).decode(errors="replace") for revision in answer.get("REVISION", ())]
         if revisions != [prepared.assigned.revision]:
             raise GoldenError(f"REVISION is {revisions!r}; expected {prepared.assigned.revision!r}")
         return answer
 
+    def _answer(self, prepared: Prepared, image: bytes, parameters: Mapping[str, Any]) -> RawAnswer:
+        """Return the server's answer, once its shared steps have opened the revision's members."""
+        give_up_s, delays = time.monotonic() + PROOF_S, RetryDelays(OPENING_BACKOFF)
+        while True:
+            try:
+                return self.server.infer(prepared.assigned.model, image, parameters, PROOF_S)
+            except TritonRefusedError as error:
+                opens = error.status == "UNAVAILABLE" and OPENING in str(error)
+                if not opens or time.monotonic() > give_up_s or self.stopping.wait(delays.next_s()):
+                    raise
+
     def _probe(self, action: Probe, prepared: Prepared) -> ActionResult:
-        model = prepared.assigned.model
+        model, heavy = prepared.assigned.model, prepared.tree.heavy
+        if heavy is None:
+            return self._probe_network(action, prepared, model)
+        # By itself: while the heavy network hangs, the light one's answers go on.
+        light = self._probe_network(action, prepared, model, {TIER: LIGHT})
+        return light if light.suspects or light.failing else self._probe_network(action, prepared, heavy)
+
+    def _probe_network(
+        self, action: Probe, prepared: Prepared, model: str, parameters: Mapping[str, Any] | None = None
+    ) -> ActionResult:
         image = golden.builtin_image() if prepared.golden is None else next(_cases(prepared))[1]
+        own = frozenset(step for step in prepared.steps if not is_shared(step) and step != prepared.tree.heavy)
+        shared = {step: self.server.answered(step) for step in prepared.steps if is_shared(step)}
         answered = self.server.answered(model)
         try:
-            self.server.infer(model, image, {}, PROBE_S)
+            self.server.infer(model, image, parameters or {}, PROBE_S)
+            self.tests[prepared.assigned.revision] += 1
         except TritonTimeoutError:
             # Load can delay a probe, but then other requests are answered meanwhile.
             stuck = self.server.answered(model) == answered
-            return ActionResult(action, suspects=frozenset(prepared.steps if stuck else ()))
+            still = [step for step, before in shared.items() if self.server.answered(step) == before]
+            if stuck:
+                for step in still:  # what hangs there would hang in the next process
+                    part_running(self.repository.root, step)
+            return ActionResult(action, suspects=own.union(still) if stuck else frozenset())
         except TritonRefusedError as error:
             broken = error.status in ("INTERNAL", "UNKNOWN")
-            return ActionResult(action, suspects=frozenset(prepared.steps if broken else ()))
+            if broken and (failed := [member for member in prepared.tree.members if member in str(error)]):
+                # Its step opens it anew: nothing is wrong with what other models use, unless that does not help.
+                failing = frozenset(prepared.tree.member_steps[member] for member in failed)
+                return ActionResult(action, failing=failing)
+            # Triton names a step whose process has ended.
+            ended = frozenset(step for step in shared if step in str(error))
+            return ActionResult(action, suspects=(ended or own) if broken else frozenset())
         return ActionResult(action, ensembles={model: self.server.ensemble(model)})
 
     def _refusal(self, action: Action, error: TritonError) -> ActionFailure | None:
@@ -334,8 +462,11 @@ class ActionRunner:
                 return ActionFailure(LOAD_FAILED, str(error), retryable=True)
             case RepairStep():
                 return ActionFailure("RepairFailed", str(error), retryable=True)
-            case Prove() | Try() | Score():
-                passing = isinstance(error, TritonRefusedError) and error.status == "UNAVAILABLE"
+            case Prove() if NOT_OPENED in str(error):
+                return ActionFailure(LOAD_FAILED, str(error), retryable=True)
+            case Prove() | Try() | Score() | Refer():
+                refused = isinstance(error, TritonRefusedError) and error.status == "UNAVAILABLE"
+                passing = refused or UNHEALTHY in str(error)
                 return ActionFailure("ProofFailed", str(error), retryable=passing)
             case Unload():
                 return None  # it was not loaded any more: the next snapshot shows it
@@ -344,6 +475,12 @@ class ActionRunner:
 
 def _has_masks(pipeline: Pipeline) -> bool:
     return has_masks(check_postprocess(pipeline))
+
+
+def _as_rle(prepared: Prepared) -> Mapping[str, Any]:
+    """Return the parameters of a request whose masks are to be run lengths, as golden images are compared by."""
+    pipeline = prepared.assigned.spec.pipeline
+    return {"encoding": "rle"} if _has_masks(pipeline) and "encoding" in pipeline.output.overrides else {}
 
 
 def _cases(prepared: Prepared) -> Iterator[tuple[golden.Case, bytes]]:

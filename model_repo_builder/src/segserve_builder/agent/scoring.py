@@ -41,18 +41,23 @@ class Replays:
         Another request for the same set is due at once, and the former scores stay until it is done.
         """
         for revision in [revision for revision in self._requested if revision not in requested]:
-            self.forget(revision)
+            self._forget(revision)
             del self._requested[revision]
         for revision, scoring in requested.items():
             former = self._requested.get(revision)
             if former is None or former.golden != scoring.golden:
-                self.forget(revision)
+                self._forget(revision)
             elif former.round != scoring.round:
                 self._restart(revision)
             self._requested[revision] = scoring
 
-    def forget(self, revision: str) -> None:
-        """Forget the scores of a revision, which the server no longer holds."""
+    def lose(self, revision: str) -> None:
+        """Forget the scores of a revision that the server no longer holds, unless it was given up for its deaths."""
+        if self._deaths[revision] < DEATHS_ALLOWED:
+            for table in (self._reports, self._due_s, self._failures):
+                table.pop(revision, None)
+
+    def _forget(self, revision: str) -> None:
         self._reports.pop(revision, None)
         self._restart(revision)
 
@@ -61,9 +66,9 @@ class Replays:
         self._failures.pop(revision, None)
         self._deaths.pop(revision, None)
 
-    def is_due(self, revision: str, now_s: float) -> bool:
-        """Tell whether to replay the requested set to a revision now."""
-        return revision in self._requested and now_s >= self._due_s.get(revision, -math.inf)
+    def due_s(self, revision: str) -> float:
+        """Return from when on to replay the requested set to a revision; never one without a request."""
+        return self._due_s.get(revision, -math.inf) if revision in self._requested else math.inf
 
     def report(self, revision: str) -> ScoreReport | None:
         """Return the latest outcome, without scores before the first; None if none is requested."""
@@ -92,8 +97,12 @@ class Replays:
         self._deaths[revision] += died
         retry = (retryable or died) and self._deaths[revision] < DEATHS_ALLOWED
         self._due_s[revision] = now_s + RETRIES.delay_s(self._failures[revision]) if retry else math.inf
-        shown = message if len(message) <= MAX_MESSAGE else f"{message[: MAX_MESSAGE - 1]}…"
-        self._reports[revision] = former.model_copy(update={"reason": reason, "message": shown})
+        self._reports[revision] = former.model_copy(update={"reason": reason, "message": shortened(message)})
+
+
+def shortened(message: str) -> str:
+    """Return a message as it is reported: its first `MAX_MESSAGE` characters."""
+    return message if len(message) <= MAX_MESSAGE else f"{message[: MAX_MESSAGE - 1]}…"
 
 
 def report_of(golden_sha256: str, scores: GoldenScores) -> ScoreReport:

@@ -5,18 +5,20 @@ Every call has a deadline and raises `TritonError`s.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 from uuid import uuid4
 
 from segserve_builder.agent.state import Ensemble
-from segserve_builder.render.config import VERSION
+from segserve_builder.render.config import CONDITIONAL, VERSION
 from segserve_builder.render.tree import CONFIG_FILE
-from segserve_builder.spec.names import STEP_PREFIX
+from segserve_builder.spec.members import member_of
+from segserve_builder.spec.names import AGENT_REQUEST_ID, STEP_PREFIX
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -32,12 +34,26 @@ _CHANNEL: Final = [
     ("grpc.max_receive_message_length", -1),
     # A restarted server must be noticed at once; gRPC would back off for up to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    # So long a connection may take: on a busy machine both ends wait for a core.
+    ("grpc.min_reconnect_backoff_ms", 10_000),
     ("grpc.max_reconnect_backoff_ms", 300),
 ]
 
 TAIL_BYTES: Final = 256 * 1024
 _ERROR: Final = re.compile(r"^E\d{4} \S+ +\d+ \S+\] (?P<text>.*)$")
+
+
+class StepCounts(NamedTuple):
+    """Requests that a model of Triton has answered since it was loaded, and the time in which it computed them."""
+
+    requests: float
+    computed_s: float
+
+    def since(self, before: StepCounts | None) -> StepCounts:
+        """Return what was added since; a model that was loaded again began anew."""
+        if before is None or self.requests < before.requests:
+            return self
+        return StepCounts(self.requests - before.requests, max(self.computed_s - before.computed_s, 0.0))
 
 
 class TritonError(Exception):
@@ -105,6 +121,18 @@ class TritonServer:
             )
         return sum(int(model.inference_stats.success.count) for model in statistics.model_stats)
 
+    def counts(self) -> dict[str, StepCounts]:
+        """Return the counts of all models; a batch is computed once, however many requests it has."""
+        with self._typed_errors():
+            statistics = self._client.get_inference_statistics(headers=self._headers, client_timeout=QUERY_TIMEOUT_S)
+        return {
+            model.name: StepCounts(
+                float(model.inference_stats.success.count),
+                sum(b.compute_input.ns + b.compute_infer.ns + b.compute_output.ns for b in model.batch_stats) / 1e9,
+            )
+            for model in statistics.model_stats
+        }
+
     def infer(self, model: str, image: bytes, parameters: Mapping[str, Any], timeout_s: float) -> RawAnswer:
         """Return all outputs of `model` for one encoded image, by name.
 
@@ -119,6 +147,7 @@ class TritonServer:
             result = self._client.infer(
                 model,
                 [tensor],
+                request_id=AGENT_REQUEST_ID,
                 parameters=dict(parameters),
                 headers=self._headers,
                 client_timeout=timeout_s,
@@ -156,9 +185,15 @@ class TritonServer:
 
 def ensemble_of(config: Any) -> Ensemble:
     """Return the ensemble that a ModelConfig message describes; without revision and steps if it is not one of ours."""
-    steps = frozenset(step.model_name for step in config.ensemble_scheduling.step)
+    scheduled = config.ensemble_scheduling.step
+    steps = frozenset(step.model_name for step in scheduled)
+    if CONDITIONAL in config.parameters:
+        steps |= frozenset(json.loads(config.parameters[CONDITIONAL].string_value))
+    members = frozenset(
+        member for step in scheduled if (member := member_of(step.model_name, step.input_map, step.output_map))
+    )
     revision = config.parameters["revision"].string_value if "revision" in config.parameters else ""
-    return Ensemble(revision, steps)
+    return Ensemble(revision, steps, members)
 
 
 class Repository:

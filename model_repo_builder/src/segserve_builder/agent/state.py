@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
-from segserve_builder.agent.protocol import AssignedModel, GoldenScoring
+from segserve_builder.agent.answer_counts import AnswerCounts
+from segserve_builder.agent.protocol import AnswerCounting, AssignedModel, GoldenScoring
+from segserve_builder.agent.references import ReferenceOrigin, References
 from segserve_builder.agent.scoring import Replays
 from segserve_builder.render.tree import Tree
-from segserve_builder.spec.model_spec import Golden
+from segserve_builder.spec.model_spec import Golden, ReferenceFile
 from segserve_common.backoff import Backoff
 
 READY = "READY"
@@ -24,6 +26,8 @@ LOAD_BACKOFF: Final = Backoff(first_s=2.0, longest_s=300.0)
 """Delay before a load that Triton refused is tried again."""
 LOADS_ALLOWED: Final = 3
 """Loads that Triton may refuse before others need not wait for this server; it goes on trying."""
+OPENING_S: Final = 120.0
+"""How long a revision's shared steps may take to open its members before that is a failed load."""
 CRASHES_ALLOWED: Final = 3
 """Proofs that may die with a step's process before the revision counts as failed."""
 
@@ -34,7 +38,7 @@ ProofKind: TypeAlias = Literal["golden", "builtin"]
 class AssignedRevision:
     """An assigned model with the name of its revision, a digest that is too costly to compute in every pass.
 
-    A trial, which is the same revision with another golden set, and a scoring do not count in comparisons.
+    A trial, which is the same revision with another golden set, a scoring and a counting do not count in comparisons.
     """
 
     revision: str
@@ -42,16 +46,17 @@ class AssignedRevision:
     spec: AssignedModel
     trial: AssignedRevision | None = field(default=None, compare=False)
     scoring: GoldenScoring | None = field(default=None, compare=False)
+    counting: AnswerCounting | None = field(default=None, compare=False)
 
     @classmethod
     def of(cls, spec: AssignedModel) -> AssignedRevision:
         """Return the assigned model with its revision's name."""
-        if spec.trial is None and spec.scoring is None:
+        if spec.trial is None and spec.scoring is None and spec.counting is None:
             return cls(spec.revision, spec.model, spec)
-        own = spec.model_copy(update={"trial": None, "scoring": None})
+        own = spec.model_copy(update={"trial": None, "scoring": None, "counting": None})
         tried = own.model_copy(update={"golden": spec.trial.golden}) if spec.trial is not None else None
         trial = cls(spec.revision, spec.model, tried) if tried is not None else None
-        return cls(spec.revision, spec.model, own, trial, spec.scoring)
+        return cls(spec.revision, spec.model, own, trial, spec.scoring, spec.counting)
 
     @property
     def specs(self) -> tuple[AssignedModel, ...]:
@@ -60,6 +65,18 @@ class AssignedRevision:
         if self.scoring is None:
             return (self.spec, *trial)
         return (self.spec, *trial, self.spec.model_copy(update={"golden": self.scoring.golden}))
+
+    @property
+    def reference(self) -> ReferenceOrigin | None:
+        """What a reference of drift is to be made of; None if none is asked for, or if it has no golden set."""
+        source = self.counting.reference if self.counting is not None else None
+        return (source.file or self.spec.golden) if source is not None else None
+
+    def orders(self, action: Score | Refer) -> bool:
+        """Tell whether this golden set or file is what is asked for now."""
+        if isinstance(action, Refer):
+            return self.reference == action.origin
+        return self.scoring is not None and self.scoring.golden == action.golden
 
     @property
     def golden_sha256(self) -> str | None:
@@ -147,6 +164,18 @@ class Score(_OnRevision):
         return "golden scores"
 
 
+@dataclass(frozen=True, slots=True)
+class Refer(_OnRevision):
+    """Read the file of a reference of drift, or count the answers to a proved revision's golden images."""
+
+    origin: ReferenceOrigin
+
+    @property
+    def subject(self) -> str:
+        """That of `Score` for golden images, which are answered one after the other; files are read so, too."""
+        return "reference files" if isinstance(self.origin, ReferenceFile) else "golden scores"
+
+
 class Probe(_OnRevision):
     """Send one request to a proved revision, to check that it still answers."""
 
@@ -165,15 +194,21 @@ class Remove(_OnName):
     __slots__ = ()
 
 
-Action: TypeAlias = Prepare | LoadStep | RepairStep | Serve | Prove | Try | Score | Probe | Unload | Remove
+Action: TypeAlias = Prepare | LoadStep | RepairStep | Serve | Prove | Try | Score | Refer | Probe | Unload | Remove
 
 
 @dataclass(frozen=True, slots=True)
 class Ensemble:
-    """The revision behind a public name, and the steps it calls."""
+    """The revision behind a public name, the steps it calls, and the members of shared ones that it asks them for."""
 
     revision: str
     steps: frozenset[str]
+    members: frozenset[str] = frozenset()
+
+    @property
+    def folders(self) -> frozenset[str]:
+        """The names in the repository of all that it needs."""
+        return self.steps | self.members
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +226,8 @@ class ServerSnapshot:
     `states` are the repository index's, by model name; `loaded` are the ready ensembles as the server reports them,
     `published` all ensembles as the repository's files describe them; `folders` are the names in the repository,
     `dead` the steps that Triton reports as ready although a process of theirs has died, and `deaths` the last death of
-    every step that ever had one and was explained.
+    every step that ever had one and was explained. `opened` are, by shared step, the members that it has opened, as "",
+    and why others cannot be.
     """
 
     ready: bool
@@ -201,22 +237,28 @@ class ServerSnapshot:
     folders: frozenset[str] = frozenset()
     dead: frozenset[str] = frozenset()
     deaths: Mapping[str, StepDeath] = field(default_factory=dict)
+    opened: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def is_active(self, name: str) -> bool:
         """Tell whether the server may still run requests of the model `name`."""
         return self.states.get(name) in (READY, LOADING, UNLOADING)
 
     def used_steps(self) -> frozenset[str]:
-        """Return the steps that active ensembles call, according to the server or to the files."""
+        """Return the steps that active ensembles call, and their members, according to the server or to the files."""
         active = [name for name in {*self.loaded, *self.published} if self.is_active(name)]
         sources = (self.loaded, self.published)
         ensembles = [source[name] for source in sources for name in active if name in source]
-        return frozenset(step for ensemble in ensembles for step in ensemble.steps)
+        return frozenset(name for ensemble in ensembles for name in ensemble.folders)
 
-    def serves(self, name: str, revision: str) -> bool:
-        """Tell whether the public name `name` is ready and stands for `revision`."""
+    def serves(self, name: str, revision: str, folders: Collection[str] | None = None) -> bool:
+        """Tell whether the public name `name` is ready and stands for `revision`, and needs nothing but `folders`.
+
+        Metrics change a revision's steps and not its name: what serves with the former steps does serve.
+        """
         ensemble = self.loaded.get(name)
-        return self.states.get(name) == READY and ensemble is not None and ensemble.revision == revision
+        if self.states.get(name) != READY or ensemble is None or ensemble.revision != revision:
+            return False
+        return folders is None or ensemble.folders <= set(folders)
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,14 +275,31 @@ class Prepared:
         """The names of the steps."""
         return tuple(self.processes)
 
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """The names in the repository of the steps, and of the members of those that are shared."""
+        return (*self.processes, *self.tree.members)
+
+    def outcomes(self, opened: Mapping[str, Mapping[str, str]]) -> dict[str, str | None]:
+        """Return what became of each member, of those in `opened` by step: "" once it is open, None before that.
+
+        A shared step that cannot say it is not waited for.
+        """
+        steps = self.tree.member_steps
+        return {member: opened[step].get(member) for member, step in steps.items() if step in opened}
+
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """How a revision was proved, with the sha256 of its golden set if it has one, and the number of images."""
+    """How a revision was proved, with the sha256 of its golden set if it has one, and the number of images.
+
+    `cascade_loss` is the bound of its cascade's expected loss, if the spec declares one.
+    """
 
     kind: ProofKind
     golden_sha256: str | None
     images: int = 1
+    cascade_loss: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,24 +346,35 @@ class AgentState:
     trial_proofs: dict[str, TrialProof] = field(default_factory=dict)
     trial_failures: dict[str, RevisionFailure] = field(default_factory=dict)
     replays: Replays = field(default_factory=Replays)
+    answers: AnswerCounts = field(default_factory=AnswerCounts)
+    references: References = field(default_factory=References)
     load_s: dict[str, float] = field(default_factory=dict)
-    running: set[Action] = field(default_factory=set)
+    running: dict[Action, float] = field(default_factory=dict)
+    """When actions that run were started."""
     crashes: Counter[str] = field(default_factory=Counter)
     progress: dict[str, str] = field(default_factory=dict)
     """Progress messages of revisions that are being prepared."""
+    failing_since_s: dict[str, float] = field(default_factory=dict)
+    """The first failed probe of revisions whose members are opened anew since."""
+    opening_since_s: dict[str, float] = field(default_factory=dict)
+    """Since when revisions wait for members that are not open."""
 
     _load_started_s: dict[str, float] = field(default_factory=dict)
 
     def keep_only(self, assignment: Sequence[AssignedRevision]) -> None:
         """Forget revisions that are no longer assigned, and failures of those whose assignment has changed."""
         by_revision = {model.revision: model for model in assignment}
-        for table in (self.prepared, self.proofs, self.load_s, self.crashes, self.progress, self._load_started_s):
+        told = (self.load_s, self.progress, self.failing_since_s, self._load_started_s)
+        for table in (self.prepared, self.proofs, self.crashes, *told):
             for revision in table.keys() - by_revision.keys():
                 del table[revision]
         for revision, failure in tuple(self.failures.items()):
             if by_revision.get(revision) != failure.assigned:
                 del self.failures[revision]
         self._follow_trials(by_revision)
+        counted = [(each, each.counting) for each in assignment if each.counting is not None]
+        self.answers.follow({each.revision: (each.spec, counting) for each, counting in counted})
+        self.references.follow({each.revision: each.reference for each in assignment if each.reference is not None})
         self.replays.follow({model.revision: model.scoring for model in assignment if model.scoring is not None})
 
     def _follow_trials(self, by_revision: Mapping[str, AssignedRevision]) -> None:
@@ -328,23 +398,40 @@ class AgentState:
             if not is_loaded(assigned, snapshot, self):
                 self.proofs.pop(assigned.revision, None)
                 self.trial_proofs.pop(assigned.revision, None)
-                self.replays.forget(assigned.revision)
+                self.replays.lose(assigned.revision)
+                self.references.lose(assigned.revision)
+
+    def follow_openings(self, snapshot: ServerSnapshot, now_s: float) -> None:
+        """Record since when revisions wait for members to be opened."""
+        self.opening_since_s = {
+            revision: self.opening_since_s.get(revision, now_s)
+            for revision, prepared in self.prepared.items()
+            if None in prepared.outcomes(snapshot.opened).values()
+        }
 
     def users(self, step: str) -> list[AssignedRevision]:
         """Return the assigned models that use a step."""
         return [prepared.assigned for prepared in self.prepared.values() if step in prepared.steps]
 
-    def fail(self, assigned: AssignedRevision, reason: str, message: str, *, retry_from_s: float | None) -> None:
-        """Record why a revision is not served; `retry_from_s` is the current time if a retry may help, else None."""
+    def fail(
+        self, assigned: AssignedRevision, reason: str, message: str, *, retry_from_s: float | None, serves: bool = False
+    ) -> None:
+        """Record why a revision is not served as assigned; `retry_from_s` is the current time if a retry may help.
+
+        It stays proved if it `serves` as it was assigned before.
+        """
         earlier = self.failures.get(assigned.revision)
         attempts = earlier.attempts + 1 if earlier is not None else 1
         retry_at_s = None if retry_from_s is None else retry_from_s + BACKOFF.delay_s(attempts)
         verified = assigned.revision in self.prepared
         self.failures[assigned.revision] = RevisionFailure(assigned, reason, message, attempts, retry_at_s, verified)
-        self.proofs.pop(assigned.revision, None)
+        if not serves:
+            self.proofs.pop(assigned.revision, None)
 
-    def fail_load(self, assigned: AssignedRevision, reason: str, message: str, now_s: float) -> None:
-        """Record that Triton refused to load a revision.
+    def fail_load(
+        self, assigned: AssignedRevision, reason: str, message: str, now_s: float, *, serves: bool = False
+    ) -> None:
+        """Record that Triton refused to load a revision, with `serves` as of `fail`.
 
         Perhaps memory is short only now: it is tried again for as long as it is assigned, which after `LOADS_ALLOWED`
         attempts nobody should wait for.
@@ -362,7 +449,8 @@ class AgentState:
             published=assigned.revision in self.prepared,
             given_up=attempts >= LOADS_ALLOWED,
         )
-        self.proofs.pop(assigned.revision, None)
+        if not serves:
+            self.proofs.pop(assigned.revision, None)
 
     def fail_trial(
         self, trial: AssignedRevision, reason: str, message: str, *, retry_from_s: float | None, died: bool = False
@@ -381,7 +469,7 @@ class AgentState:
 
     def start(self, action: Action, now_s: float) -> None:
         """Record that an action is running."""
-        self.running.add(action)
+        self.running[action] = now_s
         if isinstance(action, LoadStep | RepairStep):
             for assigned in self.users(action.name):
                 self._load_started_s.setdefault(assigned.revision, now_s)
@@ -395,6 +483,8 @@ class AgentState:
 
     def serve(self, revision: str, now_s: float) -> None:
         """Record that a revision is loaded, and how long that took."""
+        if revision in self.proofs:  # it served before with other steps, and is not proved again
+            self.failures.pop(revision, None)
         started_s = self._load_started_s.pop(revision, None)
         if started_s is not None:
             self.load_s[revision] = round(now_s - started_s, 3)
@@ -404,6 +494,7 @@ class AgentState:
         self.proofs[revision] = proof
         self.failures.pop(revision, None)
         self.crashes.pop(revision, None)
+        self.failing_since_s.pop(revision, None)
 
     def pass_trial(self, tried: Prepared, proof: Proof) -> None:
         """Record that a revision gave the answers of the set on trial."""
@@ -412,8 +503,10 @@ class AgentState:
 
 
 def is_loaded(assigned: AssignedRevision, snapshot: ServerSnapshot, state: AgentState) -> bool:
-    """Tell whether the model's public name stands for the revision, with all its steps ready and alive."""
-    prepared = state.prepared.get(assigned.revision)
-    if prepared is None or not snapshot.ready or not snapshot.serves(assigned.model, assigned.revision):
+    """Tell whether the model's public name stands for the revision, with all steps that it calls ready and alive."""
+    if assigned.revision not in state.prepared or not snapshot.ready:
         return False
-    return all(snapshot.states.get(step) == READY and step not in snapshot.dead for step in prepared.steps)
+    if not snapshot.serves(assigned.model, assigned.revision):
+        return False
+    steps = snapshot.loaded[assigned.model].steps
+    return all(snapshot.states.get(step) == READY and step not in snapshot.dead for step in steps)

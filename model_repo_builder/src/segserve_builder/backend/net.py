@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from segserve_builder.backend.batch_spans import batch_spans
 from segserve_builder.backend.responses import error_response, input_array, response
 from segserve_builder.errors import BadImageError, ImageMemoryError
 from segserve_builder.memory import is_out_of_memory, limit_allocations
@@ -19,13 +20,16 @@ from segserve_builder.steps.step_options import MODEL_FILE, NetOptions
 
 
 class TritonPythonModel:
-    """Runs the ONNX file beside the step's code with ONNX Runtime."""
+    """Runs the ONNX file beside the step's code with ONNX Runtime; a `shared` one is a member of a shared step."""
+
+    def __init__(self, *, shared: bool = False) -> None:
+        self._shared = shared
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the network."""
         self._options = NetOptions.from_model_config(args["model_config"])
         folder = Path(args["model_repository"]) / args["model_version"]
-        self._session = NetworkSession(folder / MODEL_FILE, self._options)
+        self._session = NetworkSession(folder / MODEL_FILE, self._options, shared=self._shared)
         self._rows = 2 if self._options.layout == "NCHW" else 1
         if self._options.inference:
             # Loads its kernels now: a proof reaches one instance only, the others' first requests are callers'.
@@ -34,27 +38,28 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Return one response per request, in order."""
-        arrays = [input_array(request, self._options.input) for request in requests]
+        given = [(request.request_id(), input_array(request, self._options.input)) for request in requests]
         responses: list[Any] = []
-        for _, group in groupby(arrays, key=lambda array: None if array is None else array.shape[1:]):
-            responses += self._answer_together(list(group))
+        with batch_spans(requests, sum(len(array) for _, array in given if array is not None)):
+            for _, group in groupby(given, key=lambda each: None if each[1] is None else each[1].shape[1:]):
+                responses += self._answer_together(list(group))
         return responses
 
-    def _answer_together(self, arrays: list[NDArray[Any] | None]) -> list[Any]:
-        present = [array for array in arrays if array is not None]
-        if len(present) == len(arrays):
+    def _answer_together(self, given: list[tuple[str, NDArray[Any] | None]]) -> list[Any]:
+        present = [array for _, array in given if array is not None]
+        if len(present) == len(given):
             try:
                 return [response(outputs) for outputs in self._run(present)]
             except Exception as error:
-                if len(arrays) == 1:
-                    return [error_response(self._blamed(error, present[0]))]
+                if len(given) == 1:
+                    return [error_response(self._blamed(error, present[0]), given[0][0])]
         # One of them may have made the others fail, so each is run by itself.
-        return [self._answer_alone(array) for array in arrays]
+        return [self._answer_alone(*each) for each in given]
 
-    def _answer_alone(self, array: NDArray[Any] | None) -> Any:
+    def _answer_alone(self, request_id: str, array: NDArray[Any] | None) -> Any:
         if array is None:
             return error_response(BadImageError(f"the input {self._options.input!r} is missing"))
-        return self._answer_together([array])[0]
+        return self._answer_together([(request_id, array)])[0]
 
     def _run(self, arrays: Sequence[NDArray[Any]]) -> list[dict[str, NDArray[Any]]]:
         batch = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)

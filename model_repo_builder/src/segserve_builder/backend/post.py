@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import time
-from functools import partial
+from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from segserve_builder.backend.responses import input_array, respond
+from segserve_builder.backend.heavy import HeavyModel
+from segserve_builder.backend.metrics import MetricsReporter
+from segserve_builder.backend.responses import input_array, log_error, parameters_of, respond
 from segserve_builder.errors import BadImageError
 from segserve_builder.memory import limit_allocations
-from segserve_builder.steps.postprocess import Postprocess, request_from_parameters
+from segserve_builder.spec.model_spec import OF_DETAIL, OutOfDistributionPolicy
+from segserve_builder.spec.names import AGENT_REQUEST_ID
+from segserve_builder.steps.answer_metrics import AnswerMetrics, Measures
+from segserve_builder.steps.cascade import HEAVY, LIGHT, TIER, light_score
+from segserve_builder.steps.embedding import coordinates
+from segserve_builder.steps.out_of_distribution import FlaggedImageError, score_of
+from segserve_builder.steps.postprocess import Postprocess, request_from_parameters, slice_of_parameters
 from segserve_builder.steps.public_outputs import (
     CONTINUED,
     GEOMETRY,
     GUIDE,
+    OUT_OF_DISTRIBUTION,
     REVISION,
     network_output,
     second_output,
@@ -28,13 +37,23 @@ from segserve_builder.values import ResizeTransform
 
 
 class TritonPythonModel:
-    """Postprocesses one image per request, and computes only the requested outputs."""
+    """Postprocesses one image per request, and computes only the requested outputs.
+
+    Those of one process have one reporter of metrics.
+    """
+
+    def __init__(self, reporter: MetricsReporter | None = None) -> None:
+        self._reporter = reporter or MetricsReporter()
 
     def initialize(self, args: dict[str, str]) -> None:
         """Build the pipeline's last step from its options."""
         options = PostOptions.from_model_config(args["model_config"])
         self._output = options.pipeline.output
         self._guided = options.pipeline.needs_guide
+        self._unlike = options.pipeline.out_of_distribution
+        self._embedding, self._layout = options.pipeline.embedding, options.io.layout
+        self._pipeline = options.pipeline
+        self._heavy = None if options.heavy is None else HeavyModel(options.heavy, options.pipeline.input)
         self._revision = np.array([options.revision.encode()], np.object_)
         self._raw = {tensor.name: network_output(tensor.name) for tensor in options.io.outputs}
         second = () if options.second_io is None else options.second_io.outputs
@@ -42,17 +61,34 @@ class TritonPythonModel:
         self._postprocess = Postprocess(options.pipeline, options.io, options.second_io)
         smoothing = smoothing_of(options.pipeline)
         self._streams = None if smoothing is None else Streams.of(smoothing, time.monotonic)
+        self._metrics, self._report = None, None
+        self._has_miscounted = False
+        if options.metrics.answers:
+            self._metrics = AnswerMetrics(options.pipeline, options.metrics, tiers=options.heavy is not None)
+            try:
+                self._report = self._reporter.add(self._metrics, options.pipeline.model, options.revision)
+            except Exception as error:  # a server without metrics serves all the same
+                self._metrics = None
+                log_error(error)
         self._limit_bytes = limit_allocations()
+
+    def finalize(self) -> None:
+        """Wait for the heavy network's answers, and report what was counted last."""
+        if self._heavy is not None:
+            self._heavy.close()
+        if self._report is not None:
+            self._reporter.remove(self._report)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Return one response per request, in order."""
         answer = self._answer if self._streams is None else partial(self._answer_frame, self._streams)
-        return respond(requests, answer, _describe, self._limit_bytes)
+        responses = respond(requests, answer, _describe, self._limit_bytes)
+        return responses if self._heavy is None else self._heavy.send(requests, responses)
 
-    def _answer_frame(self, streams: Streams, request: Any) -> dict[str, NDArray[Any]]:
+    def _answer_frame(self, streams: Streams, request: Any) -> dict[str, NDArray[Any]] | None:
         """Answer a frame of a stream; a frame that fails leaves the stream's history unchanged."""
         stream, flags = request.correlation_id(), request.flags()
-        parameters = _parameters(request)
+        parameters = parameters_of(request)
         number = frame_number(parameters.pop(FRAME)) if FRAME in parameters else None
         frame = streams.frame(stream, flags, number)
         answer = self._answered(request, parameters, frame)
@@ -60,28 +96,100 @@ class TritonPythonModel:
             streams.keep(stream, flags, frame)
         return answer
 
-    def _answer(self, request: Any) -> dict[str, NDArray[Any]]:
-        return self._answered(request, _parameters(request))
+    def _answer(self, request: Any) -> dict[str, NDArray[Any]] | None:
+        return self._answered(request, parameters_of(request))
 
     def _answered(
         self, request: Any, parameters: dict[str, Any], frame: Frame | None = None
-    ) -> dict[str, NDArray[Any]]:
+    ) -> dict[str, NDArray[Any]] | None:
+        """Return the public outputs; None if the heavy network is to answer."""
+        started_s = time.monotonic()
+        is_test = request.request_id() == AGENT_REQUEST_ID
+        tier = parameters.pop(TIER, None) if self._heavy is not None and is_test else None
         overrides = request_from_parameters(parameters, self._output)
         raw = {name: _required(request, tensor) for name, tensor in self._raw.items()}
-        transform = ResizeTransform.from_numbers(_required(request, GEOMETRY.name))
+        geometry = _required(request, GEOMETRY.name)
+        transform = ResizeTransform.from_numbers(geometry)
         wanted = frozenset(request.requested_output_names())
         # What is known of the stream now: the stages replace its history.
         continued = np.array([frame is not None and frame.history is not None], np.int32)
         known = {REVISION: self._revision, CONTINUED.name: continued}
+        late = wanted & {OUT_OF_DISTRIBUTION.name}
         ours = {name: known[name] for name in wanted & known.keys()}
         guide = _required(request, GUIDE.name) if self._guided else None
         second = {name: _required(request, tensor) for name, tensor in self._second.items()}
-        return self._postprocess(raw, transform, overrides, wanted - ours.keys(), guide, second, frame) | ours
+        value = self._postprocess.value(raw, transform, overrides, guide, second, frame)
+        if self._heavy is not None:
+            cascade = self._heavy.cascade
+            if tier is None:
+                score = light_score(cascade, value, self._pipeline, transform)
+                tier = LIGHT if score < cascade.threshold else HEAVY
+            if self._metrics is not None and not is_test:
+                self._metrics.count_tier(tier)
+            if tier == HEAVY:
+                return None
+        outputs = self._postprocess.encoded(value, overrides, wanted - ours.keys() - late)
+        # Found where it is needed: one that is only counted fails no answer.
+        embedding = cache(partial(self._coordinates, raw))
+        if self._unlike is not None:
+            ours |= dict.fromkeys(late, self._scored(self._unlike, request, value, geometry, embedding))
+        if self._metrics is not None:
+            times_s = (started_s, time.monotonic())
+            label = slice_of_parameters(parameters)
+            self._count(self._metrics, request, value, outputs, transform, geometry, times_s, label, embedding)
+        return outputs | ours
 
+    def _coordinates(self, raw: dict[str, NDArray[Any]]) -> NDArray[Any] | None:
+        if self._embedding is None:
+            return None
+        return coordinates(raw[self._embedding.output], self._layout, self._embedding)
 
-def _parameters(request: Any) -> dict[str, Any]:
-    parameters: dict[str, Any] = json.loads(request.parameters() or "{}")
-    return parameters
+    def _scored(
+        self,
+        unlike: OutOfDistributionPolicy,
+        request: Any,
+        value: Any,
+        geometry: NDArray[Any],
+        embedding: Callable[[], NDArray[Any] | None],
+    ) -> NDArray[np.float32]:
+        """Return the output OUT_OF_DISTRIBUTION; raises `FlaggedImageError` for an image that is refused."""
+        image = Measures.from_geometry(geometry).image if unlike.score in OF_DETAIL else None
+        features = embedding() if unlike.score == "featureDistance" else None
+        score = score_of(unlike.score, value, image, unlike.usual_detail, features)
+        told = np.array([] if score is None else [score, unlike.threshold], np.float32)
+        # An agent's built-in image is none of the model's, and some golden images are flagged by definition.
+        if score is None or request.request_id() == AGENT_REQUEST_ID:
+            return told
+        # Decided as a caller decides by the output, whose numbers are rounded.
+        margin = float(told[0]) - float(told[1])
+        if self._metrics is not None:
+            self._metrics.count_score(margin)
+        if unlike.on_flag == "Refuse" and margin > 0:
+            raise FlaggedImageError(score, unlike)
+        return told
+
+    def _count(
+        self,
+        metrics: AnswerMetrics,
+        request: Any,
+        value: Any,
+        outputs: dict[str, NDArray[Any]],
+        transform: ResizeTransform,
+        geometry: NDArray[Any],
+        times_s: tuple[float, float],
+        label: str,
+        embedding: Callable[[], NDArray[Any] | None],
+    ) -> None:
+        try:
+            measures = Measures.from_geometry(geometry)
+            is_test = request.request_id() == AGENT_REQUEST_ID
+            metrics.count(
+                value, outputs, transform, measures, times_s, is_test=is_test, label=label, embedding=embedding()
+            )
+        except Exception as error:  # an answer matters more than its metrics, and than a log of each one
+            if not self._has_miscounted:
+                log_error(error)
+            self._has_miscounted = True
 
 
 def _describe(request: Any) -> str:

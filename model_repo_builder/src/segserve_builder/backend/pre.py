@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 
 from segserve_builder.backend.responses import input_array, respond
 from segserve_builder.memory import limit_allocations
+from segserve_builder.steps.answer_metrics import Measures
 from segserve_builder.steps.preprocess import Preprocess
 from segserve_builder.steps.public_outputs import GEOMETRY, GUIDE, NETWORK_INPUT
 from segserve_builder.steps.step_options import PreOptions
@@ -21,7 +23,10 @@ class TritonPythonModel:
         """Build the pipeline's first step from its options."""
         options = PreOptions.from_model_config(args["model_config"])
         network, layout = options.network_input, options.layout
-        self._preprocess = Preprocess(options.preprocess, options.input, network, layout, guided=options.guided)
+        self._is_first = True
+        self._preprocess = Preprocess(
+            options.preprocess, options.input, network, layout, guided=options.guided, measures=options.measures
+        )
         self._limit_bytes = limit_allocations()
 
     def execute(self, requests: list[Any]) -> list[Any]:
@@ -29,6 +34,7 @@ class TritonPythonModel:
         return respond(requests, self._answer, _describe, self._limit_bytes)
 
     def _answer(self, request: Any) -> dict[str, NDArray[Any]]:
+        started_s = time.monotonic()
         encoded = input_array(request, "IMAGE")
         image = None if encoded is None else bytes(encoded.item())
         network_input = self._preprocess(image, input_array(request, "PIXELS"))
@@ -36,7 +42,13 @@ class TritonPythonModel:
             NETWORK_INPUT: network_input.tensor,
             GEOMETRY.name: np.array(network_input.transform.to_numbers(), np.int32),
         }
-        return tensors if network_input.guide is None else tensors | {GUIDE.name: network_input.guide}
+        if network_input.guide is not None:
+            tensors[GUIDE.name] = network_input.guide
+        if network_input.statistics is not None:
+            measures = Measures(network_input.statistics, started_s, time.monotonic(), float(self._is_first))
+            tensors[GEOMETRY.name] = np.concatenate([tensors[GEOMETRY.name], measures.to_numbers()])
+            self._is_first = False
+        return tensors
 
 
 def _describe(request: Any) -> str:

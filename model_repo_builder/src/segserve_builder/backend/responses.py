@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import triton_python_backend_utils as pb_utils
@@ -16,24 +21,49 @@ if TYPE_CHECKING:
 MESSAGE_MAX_LENGTH: Final = 500
 
 
+@dataclass(slots=True)
+class RunningMember:
+    """The member of a shared step that runs, which errors name; `has_failed` once one was not its caller's."""
+
+    name: str
+    has_failed: bool = False
+
+
+_MEMBER: Final[ContextVar[RunningMember | None]] = ContextVar("member", default=None)
+
+
+@contextmanager
+def running_member(name: str) -> Iterator[RunningMember]:
+    """Name a member in the errors of the context."""
+    member = RunningMember(name)
+    token = _MEMBER.set(member)
+    try:
+        yield member
+    finally:
+        _MEMBER.reset(token)
+
+
 def respond(
     requests: Iterable[Any],
-    answer: Callable[[Any], Mapping[str, NDArray[Any]]],
+    answer: Callable[[Any], Mapping[str, NDArray[Any]] | None],
     describe: Callable[[Any], str],
     limit_bytes: int | None,
 ) -> list[Any]:
     """Answer each request by itself, so that a failing one does not affect others.
 
-    `answer` returns arrays of the outputs' dtypes and shapes by name; `describe` names a request's work, with the
-    image's size, for the error of one that needs more than `limit_bytes` of memory.
+    `answer` returns arrays of the outputs' dtypes and shapes by name, None for a request that another model is to
+    answer; `describe` names a request's work, with the image's size, for the error of one that needs more than
+    `limit_bytes` of memory.
     """
     responses = []
     for request in requests:
         try:
-            responses.append(response(answer(request)))
+            outputs = answer(request)
+            responses.append(None if outputs is None else response(outputs))
         except Exception as error:
-            too_large = is_out_of_memory(error)
-            responses.append(error_response(ImageMemoryError(describe(request), limit_bytes) if too_large else error))
+            if is_out_of_memory(error):
+                error = ImageMemoryError(describe(request), limit_bytes)
+            responses.append(error_response(error, request.request_id()))
     return responses
 
 
@@ -45,17 +75,41 @@ def response(outputs: Mapping[str, NDArray[Any]]) -> Any:
     return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in outputs.items()])
 
 
-def error_response(error: Exception) -> Any:
+def error_response(error: Exception, request_id: str = "") -> Any:
     """Return the response of a failed request: INVALID_ARG if the caller can correct it, else INTERNAL.
 
-    Callers get one line; the traceback goes to the server's log.
+    Callers get one line; the traceback goes to the server's log, after the request's id.
     """
     if isinstance(error, BadImageError):
         return _failed(_one_line(error), pb_utils.TritonError.INVALID_ARG)
+    log_error(error, request_id)
+    about = ""
+    if (member := _MEMBER.get()) is not None:
+        member.has_failed = True
+        about = f"{member.name}: "
+    return _failed(f"{about}{type(error).__name__}: {_one_line(error)}", pb_utils.TritonError.INTERNAL)
+
+
+def unavailable_response(message: str) -> Any:
+    """Return the response of a request that may succeed when it is sent again."""
+    return _failed(_one_line(message), pb_utils.TritonError.UNAVAILABLE)
+
+
+def log_error(error: Exception, request_id: str = "") -> None:
+    """Write an error with its traceback to the server's log; the id is its caller's, and may be any text.
+
+    `segserve_common.triton_log` reads what stands before the traceback.
+    """
     import traceback
 
-    pb_utils.Logger.log_error("".join(traceback.format_exception(error)))
-    return _failed(f"{type(error).__name__}: {_one_line(error)}", pb_utils.TritonError.INTERNAL)
+    member = _MEMBER.get()
+    about = {
+        "step": Path(pb_utils.get_model_dir()).parent.name,
+        "member": "" if member is None else member.name,
+        "request": request_id,
+    }
+    context = ", ".join(f"{kind} {name!r}" for kind, name in about.items() if name)
+    pb_utils.Logger.log_error(f"{context}: " + "".join(traceback.format_exception(error)))
 
 
 def input_array(request: Any, name: str) -> NDArray[Any] | None:
@@ -67,9 +121,20 @@ def input_array(request: Any, name: str) -> NDArray[Any] | None:
     return None if tensor is None else tensor.as_numpy()
 
 
+def parameters_of(request: Any) -> dict[str, Any]:
+    """Return the parameters that a request came with."""
+    try:
+        text = request.parameters()
+    except UnicodeDecodeError as error:
+        # A forwarded header may be of any bytes.
+        text = error.object.decode(errors="replace")
+    parameters: dict[str, Any] = json.loads(text or "{}")
+    return parameters
+
+
 def _failed(message: str, code: Any) -> Any:
     return pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError(message, code))
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:MESSAGE_MAX_LENGTH]
+def _one_line(said: Exception | str) -> str:
+    return " ".join(str(said).split())[:MESSAGE_MAX_LENGTH]

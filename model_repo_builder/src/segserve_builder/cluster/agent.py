@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from segserve_builder.agent import secret
+from segserve_builder.agent.cost import CostAccountant, CostLedger
 from segserve_builder.agent.loop import Agent
 from segserve_builder.agent.observer import ServerObserver
 from segserve_builder.agent.runner import ActionRunner
@@ -67,12 +68,15 @@ class Pod:
         runner = ActionRunner(server, repository, settings.cache, folder.log, *sources)
         processes = LinkedProcesses(folder.root)
         observer = ServerObserver(server, repository, processes)
-        self.agent = Agent(settings.own_folder, runner, observer, self._report)
+        self.agent = Agent(settings.own_folder, runner, observer, self._report, settings.ports.metrics)
         self._sender = ReportSender(client, reports_name(pool, group), settings.pod, report_name(settings.pod))
         names = [assignment_name(pool, group, shard) for shard in range(SHARDS)]
         self._inbox = AssignmentInbox(names, settings.own_folder / "assignment.json", self._reject)
         self._watch = ConfigMapWatch(client, names, self._take)
-        metrics = AgentMetrics(lambda: self.agent.health, self._watch.contact_age_s, processes.resident_bytes)
+        self._costs = CostAccountant(CostLedger(), processes.uses, server.counts, self.agent.served, runner.tests)
+        metrics = AgentMetrics(
+            lambda: self.agent.health, self._watch.contact_age_s, processes.resident_bytes, self._costs.ledger
+        )
         handlers = {"/live": self._live, "/ready": self._ready, "/metrics": metrics.answer}
         self.probes = ProbeServer(settings.probe_port, handlers)
 
@@ -81,6 +85,7 @@ class Pod:
         self.probes.start()
         self._sender.start()
         self._watch.start()
+        self._costs.start(stop)
         self.agent.run(stop)
         self._sender.stop()
         self._watch.stop()

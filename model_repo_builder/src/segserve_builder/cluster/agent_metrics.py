@@ -6,16 +6,18 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
+from segserve_builder.agent.cost_metrics import cost_families
 from segserve_builder.agent.protocol import ModelState
 from segserve_builder.cluster.probe_server import ProbeResponse
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from segserve_builder.agent.cost import CostLedger
     from segserve_builder.agent.loop import AgentHealth
 
 
@@ -31,10 +33,12 @@ class AgentMetrics(Collector):
         health: Callable[[], AgentHealth],
         api_age_s: Callable[[], float],
         memory_bytes: Callable[[], float | None],
+        ledger: CostLedger | None = None,
     ) -> None:
         self._health = health
         self._api_age_s = api_age_s
         self._memory_bytes = memory_bytes
+        self._ledger = ledger
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
 
@@ -42,7 +46,7 @@ class AgentMetrics(Collector):
         """Return the metrics in Prometheus' text format."""
         return ProbeResponse(200, generate_latest(self._registry), CONTENT_TYPE_LATEST)
 
-    def collect(self) -> Iterable[GaugeMetricFamily]:
+    def collect(self) -> Iterable[Metric]:
         """Return the present values."""
         health = self._health()
         models = GaugeMetricFamily("segserve_agent_models", "Assigned and leaving models.", labels=["state"])
@@ -55,7 +59,7 @@ class AgentMetrics(Collector):
             "Seconds since the Kubernetes API last said anything.",
             value=self._api_age_s(),
         )
-        families = [models, ready, silence]
+        families: list[Metric] = [models, ready, silence]
         if health.probe_s is not None:
             name = "segserve_agent_probe_seconds"
             families.append(GaugeMetricFamily(name, "How long the last probe's inference took.", value=health.probe_s))
@@ -63,4 +67,6 @@ class AgentMetrics(Collector):
         if memory_bytes is not None:
             name = "segserve_agent_server_memory_bytes"
             families.append(GaugeMetricFamily(name, "Resident memory of Triton and its steps.", value=memory_bytes))
+        if self._ledger is not None:
+            families += cost_families(dict(self._ledger.costs), self._ledger.seconds)
         return families

@@ -39,16 +39,18 @@ def probe_response(ok: bool, why: str) -> ProbeResponse:
 class ProbeServer:
     """Serves GET requests for the paths of `handlers` and `query_handlers`, each of up to 64 in its own thread.
 
-    The latter get the parsed query. Port 0 chooses a free port.
+    The latter get the parsed query. It serves at a port, of which 0 chooses a free one, or a socket that listens.
     """
 
     def __init__(
         self,
-        port: int,
+        at: int | socket.socket,
         handlers: Mapping[str, Callable[[], ProbeResponse]],
         query_handlers: Mapping[str, Callable[[Query], ProbeResponse]] | None = None,
     ) -> None:
-        self._server = _Server(listen_anywhere(port), _handler(handlers, query_handlers or {}))
+        self._server = _Server(
+            listen_anywhere(at) if isinstance(at, int) else at, _handler(handlers, query_handlers or {})
+        )
         self._thread = threading.Thread(target=self._server.serve_forever, name="probes", daemon=True)
 
     @property

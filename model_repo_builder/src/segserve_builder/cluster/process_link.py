@@ -1,7 +1,7 @@
 """Questions of the agent about Triton's processes, which its container cannot see, and the launcher's answers.
 
 They share the pod's network alone, so the launcher listens on an abstract socket, whose name follows from the folder
-that both have. Whoever else could ask learns which steps run, and nothing can be changed.
+that both have. Whoever else could ask learns which steps run, and can end one that is idle.
 """
 
 from __future__ import annotations
@@ -10,10 +10,18 @@ import hashlib
 import json
 import socket
 import threading
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from segserve_builder.agent.processes import StepProcesses, resident_bytes
+from segserve_builder.agent.processes import (
+    ProcessUse,
+    ServerUse,
+    StepProcesses,
+    gpu_count,
+    resident_bytes,
+    server_use,
+)
 from segserve_builder.agent.state import StepDeath
 
 if TYPE_CHECKING:
@@ -56,6 +64,15 @@ class LauncherLink:
     def _answer(self, question: Mapping[str, Any]) -> dict[str, Any]:
         if question.get("memory"):
             return {"residentBytes": resident_bytes(self._record)}
+        if question.get("use"):
+            began_s = time.thread_time()
+            uses = server_use(self._record)
+            own = {"launcher": ProcessUse("", time.process_time(), 0.0)}
+            took_s = time.thread_time() - began_s
+            return {"uses": None if uses is None else {**uses, **own}, "gpus": gpu_count(), "lookCpuS": took_s}
+        if "loading" in question:
+            loading = {str(step): float(age_s) for step, age_s in question["loading"].items()}
+            return {"ended": sorted(self._processes.end_idle(loading))}
         needed = {str(step): int(count) for step, count in question["needed"].items()}
         short = sorted(self._processes.short_of(needed)) if needed else []
         deaths = {step: [death.at_s, death.cause] for step, death in self._processes.deaths.items()}
@@ -91,12 +108,30 @@ class LinkedProcesses:
         self.deaths |= {step: death for step, death in deaths.items() if step in needed}
         return short
 
+    def end_idle(self, loading: Mapping[str, float]) -> frozenset[str]:
+        """End idle processes of the steps `loading`, and return their steps: see `StepProcesses`."""
+        try:
+            return frozenset(map(str, self._ask({"loading": dict(loading)})["ended"])) & loading.keys()
+        except (OSError, ValueError, KeyError, TypeError):
+            return frozenset()
+
     def resident_bytes(self) -> float | None:
         """Return the memory of the server and its steps in bytes, None if it is not known."""
         try:
             found = self._ask({"memory": True})["residentBytes"]
             return None if found is None else float(found)
         except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def uses(self) -> ServerUse | None:
+        """Return the use of the server's processes; None if that is not known."""
+        try:
+            answer = self._ask({"use": True})
+            uses = {str(key): ProcessUse(str(step), float(cpu), float(memory))
+                    for key, (step, cpu, memory) in answer["uses"].items()}  # fmt: skip
+            # A launcher of an earlier release does not say how long it looked.
+            return ServerUse(uses, int(answer["gpus"]), float(answer.get("lookCpuS", 0.0)))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
     def _ask(self, question: Mapping[str, Any]) -> dict[str, Any]:

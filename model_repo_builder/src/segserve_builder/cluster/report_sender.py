@@ -46,6 +46,7 @@ class ReportSender:
         self._answered_s: float | None = None
         self._stopped = False
         self._requested = False
+        self._is_shortened = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name=f"report to {name}", daemon=True)
 
@@ -61,11 +62,20 @@ class ReportSender:
         self._thread.join(JOIN_S)
 
     def send(self, report: Any) -> None:
-        """Make a JSON value the newest report; returns at once. One that no ConfigMap holds loses its messages."""
+        """Make a JSON value the newest report; returns at once.
+
+        One that no ConfigMap holds loses its references of drift, then its counts of answers, and then its messages.
+        """
         content = pack(report)
-        if len(content) > MAX_LENGTH:
-            models = [{name: part for name, part in model.items() if name != "message"} for model in report["models"]]
-            content = pack({**report, "models": models})
+        if len(content) > MAX_LENGTH and not self._is_shortened:
+            self._is_shortened = True
+            text = "the report to %s is too long: it loses references of drift, then counts of answers, then messages"
+            _log.warning(text, self._name)
+        for part in ("reference", "answers", "message"):
+            if len(content) > MAX_LENGTH:
+                models = [{name: each for name, each in model.items() if name != part} for model in report["models"]]
+                report = {**report, "models": models}
+                content = pack(report)
         with self._changed:
             if content != self._newest:
                 self._newest = content

@@ -11,10 +11,14 @@ from pydantic import ValidationError
 from segserve_builder.render.target import RenderTarget
 from segserve_builder.render.tritonserver import Ports
 from segserve_builder.sources.access import ACCESS_VARIABLE, Access
+from segserve_builder.spec.names import TRACES_VARIABLE
 from segserve_common.kube.names import AGENT_PORT, CACHE_FOLDER, GRPC_PORT, HTTP_PORT, METRICS_PORT, RUN_FOLDER
+from segserve_common.logs import LogSettings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from segserve_common.logs import LogFormat
 
 ANY_ADDRESS: Final = "0.0.0.0"
 ANY_IPV6_ADDRESS: Final = "::"
@@ -44,7 +48,7 @@ class PodFolder:
 
     @property
     def record(self) -> Path:
-        """Triton's process as JSON: `pid`, `create_time`."""
+        """The record of Triton's process."""
         return self.root / "triton.process.json"
 
     @property
@@ -66,6 +70,8 @@ class TritonSettings:
     shm_prefix: str
     target: RenderTarget
     max_request_bytes: int | None
+    traces_url: str | None
+    log_format: LogFormat
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> Self:
@@ -81,6 +87,8 @@ class TritonSettings:
             shm_prefix=environment.get("SEGSERVE_SHM_PREFIX") or "segserve-",
             target=_target(environment),
             max_request_bytes=int(max_request_bytes) if max_request_bytes else None,
+            traces_url=environment.get(TRACES_VARIABLE) or None,
+            log_format=LogSettings.of(environment).format,
         )
 
 

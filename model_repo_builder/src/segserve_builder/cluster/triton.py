@@ -8,18 +8,23 @@ import signal
 import subprocess
 import sys
 import threading
+from collections import defaultdict
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
-
-import psutil
+from datetime import UTC, datetime
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
 from segserve_builder.agent import secret
+from segserve_builder.agent.server import Repository
 from segserve_builder.cluster.bounded_log import BoundedLog
 from segserve_builder.cluster.process_link import LauncherLink
 from segserve_builder.cluster.settings import TritonSettings
 from segserve_builder.memory import STEP_LIMIT_VARIABLE, step_limit_bytes
 from segserve_builder.render.tritonserver import SILENT, STEP_ENVIRONMENT, server_arguments, sweep_shm
+from segserve_builder.steps.crash_record import forget_crashes
 from segserve_common.files import replace_file
+from segserve_common.process_record import ProcessRecord
+from segserve_common.triton_log import TritonLogReader
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,9 +32,14 @@ if TYPE_CHECKING:
     from types import FrameType
     from typing import IO
 
+    from segserve_builder.agent.state import Ensemble
+
 PAUSE_AFTER_CRASH_S: Final = 3.0
 _HTTP_LIMIT_SINCE: Final = (25, 7)
 _READ_BYTES: Final = 64 * 1024
+_MAX_LINE_BYTES: Final = 2**20
+OWNERS_INTERVAL_S: Final = 5.0
+"""Time between two looks at which model has a step, for lines of JSON."""
 _SHARED_MODE: Final = 0o775
 """Of the repository: the agent is another user of the same group."""
 
@@ -55,6 +65,7 @@ def arguments(settings: TritonSettings, api_secret: str) -> tuple[str, ...]:
         ports=settings.ports,
         exit_timeout_s=settings.exit_timeout_s,
         shm_prefix=settings.shm_prefix,
+        traces_url=settings.traces_url,
     )
     return (*common, *secret.server_arguments(api_secret), *newer)
 
@@ -89,6 +100,7 @@ class Launcher:
         if self._ending.is_set():
             return 0
         sweep_shm(self._settings.shm_prefix)
+        forget_crashes(folder.repository)
         return self._serve()
 
     def _serve(self) -> int:
@@ -107,7 +119,12 @@ class Launcher:
             server.terminate()  # the signal came just before there was a server
         _write_record(folder.record, server.pid)
         link = LauncherLink(folder.root, folder.record)
-        tee = threading.Thread(target=_tee, args=(server.stdout, log), name="log", daemon=True)
+        shown = None
+        if self._settings.log_format == "json":
+            shown = JsonLog()
+            follow = partial(shown.follow, Repository(folder.repository), self._ending)
+            threading.Thread(target=follow, name="owners", daemon=True).start()
+        tee = threading.Thread(target=_tee, args=(server.stdout, log, shown), name="log", daemon=True)
         tee.start()
         code = _wait_for(server)
         link.close()
@@ -121,7 +138,7 @@ class Launcher:
 
 
 def _write_record(path: Path, pid: int) -> None:
-    replace_file(path, json.dumps({"pid": pid, "create_time": psutil.Process(pid).create_time()}))
+    replace_file(path, ProcessRecord.of(pid).to_json())
 
 
 def _wait_for(server: subprocess.Popen[bytes]) -> int:
@@ -133,13 +150,68 @@ def _wait_for(server: subprocess.Popen[bytes]) -> int:
             return code if code >= 0 else 128 - code
 
 
-def _tee(source: IO[bytes], log: BoundedLog) -> None:
-    while data := source.read(_READ_BYTES):
-        # Continue after an error of the log: a full pipe would block the server.
+class JsonLog:
+    """Makes lines of JSON of Triton's output, which may come in pieces."""
+
+    def __init__(self) -> None:
+        self._owners: Mapping[str, Mapping[str, str]] = {}
+        self._reader = TritonLogReader(lambda step: self._owners.get(step, {}))
+        self._rest = b""
+
+    def convert(self, data: bytes) -> bytes:
+        """Return the lines that are whole with `data`, without which the output has ended."""
+        *lines, self._rest = (self._rest + (data or b"\n")).split(b"\n")
+        if len(self._rest) > _MAX_LINE_BYTES:
+            lines, self._rest = [*lines, self._rest], b""
+        now = datetime.now(UTC)
+        records = [record for line in lines for record in self._read(line.decode(errors="replace"), now)]
+        if not data:
+            records += self._reader.flush()
+        written = {"time": now.isoformat(timespec="milliseconds")}
+        return "".join(json.dumps(written | record) + "\n" for record in records).encode()
+
+    def follow(self, repository: Repository, ending: threading.Event) -> None:
+        """Keep up with the models that steps belong to, until the end.
+
+        Reading a repository takes too long for the thread that empties Triton's pipe: a full one blocks the server.
+        """
+        while not ending.is_set():
+            with suppress(OSError):
+                self._owners = _owners(repository.ensembles())
+            ending.wait(OWNERS_INTERVAL_S)
+
+    def _read(self, line: str, now: datetime) -> list[dict[str, Any]]:
+        try:
+            return self._reader.read(line, now)
+        except Exception:  # the lines around it are written
+            return [{"level": "info", "logger": "triton", "message": line}]
+
+
+def _owners(ensembles: Mapping[str, Ensemble]) -> dict[str, dict[str, str]]:
+    """Return `model` and `revision` of each step, and each member of a shared one, that only one model has."""
+    names: defaultdict[str, set[str]] = defaultdict(set)
+    for name, ensemble in ensembles.items():
+        for folder in ensemble.folders:
+            names[folder].add(name)
+    owners = {}
+    for folder, having in names.items():
+        # A model's bare network is an ensemble of the same steps.
+        models = [name for name in having if name.rpartition(".")[0] not in having]
+        if len(models) == 1:
+            owners[folder] = {"model": models[0], "revision": ensembles[models[0]].revision}
+    return owners
+
+
+def _tee(source: IO[bytes], log: BoundedLog, shown: JsonLog | None) -> None:
+    ended = False
+    while not ended:
+        data = source.read(_READ_BYTES)
+        ended = not data
+        # Continue after an error of the log, whatever a line has in it: a full pipe would block the server.
         with suppress(OSError):
             log.write(data)
-        with suppress(OSError):
-            sys.stdout.buffer.write(data)
+        with suppress(Exception):
+            sys.stdout.buffer.write(data if shown is None else shown.convert(data))
             sys.stdout.buffer.flush()
 
 

@@ -18,7 +18,7 @@ from segserve_common.errors import ProtocolError, SegserveError
 from segserve_common.kserve import BYTES, DTYPES, Tensor, decode_http, decode_raw, json_object
 
 _IMAGES: Final = ("IMAGE", "PIXELS")
-_MALFORMED: Final = (SegserveError, ValueError, TypeError, LookupError, OverflowError, RecursionError)
+MALFORMED: Final = (SegserveError, ValueError, TypeError, LookupError, OverflowError, RecursionError)
 
 
 class WireBody(NamedTuple):
@@ -58,14 +58,14 @@ def compare_answers(pair: ExchangedPair, *, keep_below: float) -> ComparedAnswer
     """
     try:
         stable = read_answer(pair.protocol, pair.stable)
-        expected = _arrays(stable)
-    except _MALFORMED:
+        expected = answer_arrays(stable)
+    except MALFORMED:
         return ComparedAnswers(None)
     try:
         candidate = read_answer(pair.protocol, pair.candidate)
-        answered = _arrays(candidate)
+        answered = answer_arrays(candidate)
         found = agreement(expected, answered)
-    except _MALFORMED:
+    except MALFORMED:
         candidate, answered, found = {}, {}, Agreement(0.0)
     if found is None:
         return ComparedAnswers(None)
@@ -80,7 +80,7 @@ def confidence_shift(stable: Answer, candidate: Answer) -> float | None:
     """Return how much higher the candidate's mean score is than stable's; None if one of them shows none."""
     try:
         scores = _mean_score(stable), _mean_score(candidate)
-    except _MALFORMED:
+    except MALFORMED:
         return None
     return None if scores[0] is None or scores[1] is None else scores[1] - scores[0]
 
@@ -124,6 +124,18 @@ def read_image(protocol: CopyProtocol, request: WireBody) -> Tensor | None:
     return next((image for image in images if image.name in _IMAGES), None)
 
 
+def read_parameters(protocol: CopyProtocol, request: WireBody) -> dict[str, Any]:
+    """Return the parameters of a request; raises as `read_image` does."""
+    if protocol == "grpc":
+        stated = _message("ModelInferRequest", request.content).parameters
+        return {
+            name: getattr(value, value.WhichOneof("parameter_choice") or "", None) for name, value in stated.items()
+        }
+    length = int(request.header_length or len(request.content))
+    parameters = json_object(request.content[:length]).get("parameters", {})
+    return dict(parameters)
+
+
 def _message(kind: str, content: bytes) -> Any:
     try:
         return getattr(service_pb2, kind).FromString(content)
@@ -150,7 +162,8 @@ def _tensor_of_json(output: Mapping[str, Any]) -> Tensor:
     return Tensor.of_array(name, np.array(output["data"], DTYPES[datatype]).reshape(shape))
 
 
-def _arrays(tensors: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
+def answer_arrays(tensors: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
+    """Return the values of tensors; BYTES as arrays of objects."""
     return {name: _array(tensor) for name, tensor in tensors.items()}
 
 
@@ -169,7 +182,7 @@ def _sheet_pair(
     """Return a pair as JSON; nothing if it is too large for a sheet, or has no image to be shown."""
     try:
         image = read_image(pair.protocol, pair.request)
-    except _MALFORMED:
+    except MALFORMED:
         return b""
     tensors = [*stable.values(), *candidate.values()]
     if image is None or len(image.raw) + sum(len(tensor.raw) for tensor in tensors) > MOST_PAIR_BYTES:

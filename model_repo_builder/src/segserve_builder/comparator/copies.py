@@ -1,7 +1,11 @@
-"""Copies of callers' requests, and the little that is read of them before they are asked."""
+"""Copies of callers' requests, and the little that is read of them before they are asked.
+
+A copy asks for no output that the other revision may lack: neither would be compared, and Triton refuses the request.
+"""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,6 +14,7 @@ from typing import Final, Literal, TypeAlias
 from urllib.parse import unquote
 
 from segserve_builder.comparator.http_server import ReceivedRequest
+from segserve_builder.spec.names import OPTIONAL_OUTPUTS, SLICE_HEADER
 
 CopyProtocol: TypeAlias = Literal["http", "grpc"]
 
@@ -23,10 +28,13 @@ _NAMES_BYTES: Final = 512
 _MAX_FIELDS: Final = 10_000
 """A message that asks has some dozen fields; to walk through millions would keep copies of others waiting."""
 _SEQUENCE: Final = b"sequence_id"
-_MODEL_NAME, _PARAMETERS = 1, 4
+_MOST_JSON_BYTES: Final = 2**20
+"""Of a body whose list of outputs is rewritten; parsing a larger one would keep copies of others waiting."""
+_OPTIONAL: Final = tuple(name.encode() for name in OPTIONAL_OUTPUTS)
+_MODEL_NAME, _PARAMETERS, _REQUESTED_OUTPUT = 1, 4, 6
+_OUTPUT_NAME: Final = 1
 _KEY, _VALUE, _STRING_PARAMETER = 1, 2, 3
 """Fields of an entry of a message's parameters, and of the value in it."""
-SLICE_HEADER: Final = "x-segserve-slice"
 OTHER: Final = "other"
 """The label of requests whose own cannot be taken."""
 _SLICE: Final = b"segserve_slice"
@@ -72,15 +80,19 @@ def read_copy(request: ReceivedRequest) -> RequestCopy | None:
     if match is None:
         return None
     header_length = request.headers.get(HEADER_LENGTH, "")
+    try:
+        body, header_length = _json_of_both(request.body, header_length)
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        return None
     return RequestCopy(
         match["model"],
         "http",
         request.target,
-        request.body,
+        body,
         request.headers.get("content-type", ""),
         header_length,
-        _continues_stream(request.body, header_length),
-        slice_of(request.headers, _json_label(request.body, header_length)),
+        _continues_stream(body, header_length),
+        slice_of(request.headers, _json_label(body, header_length)),
     )
 
 
@@ -118,6 +130,20 @@ def _json_end(body: bytes, header_length: str) -> int:
     return int(header_length) if is_length else len(body)
 
 
+def _json_of_both(body: bytes, header_length: str) -> tuple[bytes, str]:
+    """Return a body that asks for no optional output, and its header's length; an error for what is malformed."""
+    end = _json_end(body, header_length)
+    if all(body.find(name, 0, end) < 0 for name in _OPTIONAL):
+        return body, header_length
+    if end > _MOST_JSON_BYTES:
+        raise ValueError("too long to be rewritten")
+    content = json.loads(body[:end])
+    asked = content.get("outputs", [])
+    content["outputs"] = [output for output in asked if output["name"] not in OPTIONAL_OUTPUTS]
+    header = json.dumps(content).encode()
+    return header + body[end:], str(len(header)) if header_length else ""
+
+
 def _continues_stream(body: bytes, header_length: str) -> bool:
     end = _json_end(body, header_length)
     # Whoever escapes a letter may hide the word, so that he is not compared either.
@@ -132,8 +158,13 @@ def _grpc_copy(request: ReceivedRequest) -> RequestCopy | None:
     message = body[_FRAME_BYTES:]
     models: list[bytes] = []
     in_stream, label = False, b""
+    kept: list[bytes] = []
+    kept_to = 0
     try:
-        for number, start, end in _fields(message):
+        for number, begin, start, end in _fields(message):
+            if number == _REQUESTED_OUTPUT and _names_optional(message[start:end]):
+                kept.append(message[kept_to:begin])
+                kept_to = end
             if number == _MODEL_NAME:
                 models.append(message[start:end])
             elif number == _PARAMETERS:
@@ -144,31 +175,40 @@ def _grpc_copy(request: ReceivedRequest) -> RequestCopy | None:
         (model,) = (name.decode() for name in models)
     except ValueError:
         return None
+    message = b"".join((*kept, message[kept_to:])) if kept else message
     return RequestCopy(model, "grpc", MODEL_INFER, message, in_stream=in_stream, slice=slice_of(request.headers, label))
+
+
+def _names_optional(output: bytes) -> bool:
+    return any(number == _OUTPUT_NAME and output[start:end] in _OPTIONAL for number, _, start, end in _fields(output))
 
 
 def _text_parameter(entry: bytes) -> bytes:
     """Return the text of the parameter with a request's label, from an entry of a map of parameters."""
-    fields = {number: entry[start:end] for number, start, end in _fields(entry)}
+    fields = {number: entry[start:end] for number, _, start, end in _fields(entry)}
     if fields.get(_KEY) != _SLICE:
         return b""
     value = fields.get(_VALUE, b"")
-    return {number: value[start:end] for number, start, end in _fields(value)}.get(_STRING_PARAMETER, b"")
+    return {number: value[start:end] for number, _, start, end in _fields(value)}.get(_STRING_PARAMETER, b"")
 
 
-def _fields(message: bytes) -> Iterator[tuple[int, int, int]]:
-    """Yield number, start and end of the fields that are bytes; raises `ValueError` for anything malformed."""
+def _fields(message: bytes) -> Iterator[tuple[int, int, int, int]]:
+    """Yield the fields that are bytes: number, where the field begins, and where its content begins and ends.
+
+    Raises `ValueError` for anything malformed.
+    """
     at = 0
     for _ in range(_MAX_FIELDS):
         if at == len(message):
             return
+        begin = at
         key, at = _varint(message, at)
         number, kind = key >> 3, key & 7
         if kind == _BYTES:
             size, start = _varint(message, at)
             at = start + size
             if at <= len(message):
-                yield number, start, at
+                yield number, begin, start, at
         elif kind == _VARINT:
             _, at = _varint(message, at)
         elif kind in (_FIXED_64, _FIXED_32):

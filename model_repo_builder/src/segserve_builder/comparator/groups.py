@@ -14,6 +14,7 @@ import grpc.aio
 import httpx
 
 from segserve_builder.comparator.copies import HEADER_LENGTH, MODEL_INFER, RequestCopy
+from segserve_builder.spec.names import FLAGGED_WORDS
 
 TIMEOUT_S: Final = 60.0
 MAX_ANSWER_BYTES: Final = 16 * 2**20
@@ -36,7 +37,9 @@ _CHANNEL: Final = (
     # What is retried fails less than callers see; a gateway that starts again must be found at once.
     ("grpc.enable_retries", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    # So long a connection may take: on a busy machine both ends wait for a core. It is less than a request may take, as
+    # a gateway that is not reached says nothing about a group.
+    ("grpc.min_reconnect_backoff_ms", 2_000),
     ("grpc.max_reconnect_backoff_ms", 1000),
 )
 
@@ -58,7 +61,8 @@ class Answer:
     """An answer after `seconds`, from before its request was sent to its last byte.
 
     `content` is its body or message, None if it failed or is larger than `MAX_ANSWER_BYTES`. has_latency: somebody
-    answered, be it with an error.
+    answered, be it with an error. is_flagged: it is refused because the model refuses images that are out of
+    distribution.
     """
 
     kind: AnswerKind
@@ -66,6 +70,7 @@ class Answer:
     content: bytes | None = None
     header_length: str = ""
     has_latency: bool = True
+    is_flagged: bool = False
 
 
 class GroupClient:
@@ -113,6 +118,8 @@ class GroupClient:
         try:
             request = self._http.build_request("POST", "/", headers=headers, content=copy.body, extensions=target)
             reply = await self._http.send(request, stream=True)
+            is_ok = reply.status_code == httpx.codes.OK
+            is_kept |= not is_ok
             try:
                 async for chunk in reply.aiter_raw():
                     # The rest is received, for its time; nobody has to hold it.
@@ -126,8 +133,9 @@ class GroupClient:
         except httpx.HTTPError:
             return Answer(AnswerKind.FAILED, time.perf_counter() - began_s, has_latency=False)
         seconds = time.perf_counter() - began_s
-        if reply.status_code != httpx.codes.OK:
-            return Answer(_http_kind(reply.status_code), seconds)
+        if not is_ok:
+            is_flagged = FLAGGED_WORDS.encode() in body
+            return Answer(_http_kind(reply.status_code), seconds, is_flagged=is_flagged)
         content = bytes(body) if is_kept else None
         return Answer(AnswerKind.ANSWERED, seconds, content, reply.headers.get(HEADER_LENGTH, ""))
 
@@ -141,7 +149,7 @@ class GroupClient:
                 return Answer(AnswerKind.ANSWERED, seconds)
             if error.code() is grpc.StatusCode.UNAVAILABLE and _NOT_CONNECTED in details:
                 return Answer(AnswerKind.UNREACHED, seconds, has_latency=False)
-            return Answer(_grpc_kind(error.code()), seconds)
+            return Answer(_grpc_kind(error.code()), seconds, is_flagged=FLAGGED_WORDS in details)
         return Answer(AnswerKind.ANSWERED, time.perf_counter() - began_s, content)
 
 

@@ -7,22 +7,21 @@ import json
 import logging
 import random
 import time
-from bisect import insort
-from collections import deque
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, Final, NamedTuple, Protocol, cast
+from typing import Any, Final, Protocol, cast
 from urllib.parse import parse_qs, urlsplit
 
 from pydantic import ValidationError
 
+from segserve_builder.comparator.compared_model import ComparedModel, KeptPair
 from segserve_builder.comparator.comparing import AnswerComparison
 from segserve_builder.comparator.copies import RequestCopy, image_digest, model_of, read_copy
 from segserve_builder.comparator.folder import COMPARISONS, ComparatorFolder, Comparison
 from segserve_builder.comparator.groups import Answer, AnswerKind
 from segserve_builder.comparator.http_server import ByteBudget, HttpReply, ReceivedRequest
-from segserve_builder.comparator.kept import KeptSheet, KeptSheets
+from segserve_builder.comparator.kept import KeptSheets
 from segserve_builder.comparator.load import LOAD_TIMING, LoadTest, LoadTiming
 from segserve_builder.comparator.pacing import Pacing
 from segserve_builder.comparator.tally import LoadTally, PairTally
@@ -48,91 +47,16 @@ PAIRS_PER_MODEL: Final = 4
 PAIRS: Final = 8
 """Pairs under way at once, of a model and of all."""
 WAITING_PER_MODEL: Final = 16
-WARM_UP_PAIRS: Final = 20
 MOST_REPLAYS: Final = 64
 """Of segserve's own requests, of one comparison."""
-WARM_UP_S: Final = 20.0
-MAX_BASELINES: Final = 200
-BASELINE_INTERVAL: Final = 3
-"""Of so many copies one is asked of stable twice, and all while the candidate warms up, until there are enough."""
 REFRESH_S: Final = 0.2
 MAX_COMPARISONS_BYTES: Final = 2**20
-MOST_PAIRS: Final = 8
-"""As `sheet.MOST_PAIRS`, whose module needs numpy; this process does not."""
 SHEET_BYTES: Final = 64 * 2**20
 """Of the kept pairs of all models."""
 _TAKEN: Final = HttpReply(204)
 _TAKEN_GRPC: Final = HttpReply(200, headers={"content-type": "application/grpc", "grpc-status": "0"})
 
 _log = logging.getLogger(__name__)
-
-
-class _KeptPair(NamedTuple):
-    """A pair for the sheet, as JSON; `image` is a digest of the image that was asked."""
-
-    agreement: float
-    shown: bytes
-    image: bytes
-
-
-@dataclass(slots=True)
-class _ComparedModel:
-    comparison: Comparison
-    tally: PairTally
-    pacing: Pacing
-    waiting: deque[RequestCopy] = field(default_factory=deque)
-    under_way: set[asyncio.Task[None]] = field(default_factory=set)
-    """Pairs that were not answered yet."""
-    pairs: set[asyncio.Task[None]] = field(default_factory=set)
-    asked: int = 0
-    first_asked_s: float = 0.0
-    replays: int = 0
-    compared: int = 0
-    kept: list[_KeptPair] = field(default_factory=list)
-    """The pairs that agree least, the least first."""
-    baselines: int = 0
-    """Copies that stable was asked twice."""
-    load: LoadTest | None = None
-    load_task: asyncio.Task[None] | None = None
-
-    def is_warm(self, now_s: float) -> bool:
-        """Tell whether the pair that is about to be asked counts, and count it among those asked."""
-        if not self.asked:
-            self.first_asked_s = now_s
-        self.asked += 1
-        return self.asked > WARM_UP_PAIRS or now_s - self.first_asked_s >= WARM_UP_S
-
-    def is_baseline(self, *, counts: bool) -> bool:
-        """Tell whether the copy is for a comparison of stable with itself, and count it if so."""
-        due = not counts or self.asked % BASELINE_INTERVAL == 0
-        if not self.comparison.has_baseline or self.baselines >= MAX_BASELINES or not due:
-            return False
-        self.baselines += 1
-        return True
-
-    @property
-    def wants_load(self) -> bool:
-        """Whether the candidate is to be asked at a rate, and was not yet."""
-        return self.comparison.load_per_s > 0 and not self.tally.load.ended
-
-    @property
-    def keep_below(self) -> float:
-        """The agreement of a pair that is worth keeping; equal answers have nothing to show."""
-        return self.kept[-1].agreement if len(self.kept) == MOST_PAIRS else 1.0
-
-    def sheet(self, name: str) -> KeptSheet:
-        """Return the sheet of what is compared of the model `name`."""
-        shown = [pair.shown for pair in self.kept]
-        return KeptSheet(name, self.tally.stable, self.tally.candidate, self.compared, shown)
-
-    def keep(self, pair: _KeptPair) -> None:
-        """Keep a pair among those that agree least, one of each image."""
-        same = next((kept for kept in self.kept if kept.image == pair.image), None)
-        if same is not None and same.agreement <= pair.agreement:
-            return
-        self.kept = [kept for kept in self.kept if kept is not same]
-        insort(self.kept, pair, key=lambda kept: kept.agreement)
-        del self.kept[MOST_PAIRS:]
 
 
 class Comparator:
@@ -142,10 +66,10 @@ class Comparator:
     at the rate of its first step; no pairs are asked meanwhile.
 
     A copy is dropped where the model's rate is reached, where too many wait, and where it continues a stream. The first
-    pairs of a comparison only warm the candidate up, and are not counted: at most `WARM_UP_PAIRS`, in at most
-    `WARM_UP_S`. What is kept of a model is forgotten with its comparison, and the next one counts from zero; where the
-    comparisons say that one has ended, its sheet is kept for `KEPT_S`. `budget` holds the bodies of copies, which are
-    taken from it before they come here.
+    pairs of a comparison only warm the candidate up, and are not counted (`ComparedModel.is_warm`). What is kept of a
+    model is forgotten with its comparison, and the next one counts from zero; where the comparisons say that one has
+    ended, its sheet is kept for `KEPT_S`. `budget` holds the bodies of copies, which are taken from it before they come
+    here.
     """
 
     def __init__(
@@ -167,7 +91,7 @@ class Comparator:
         self._pace = pace
         self._monotonic_s = monotonic_s
         self._version: tuple[int, ...] | None = None
-        self._models: dict[str, _ComparedModel] = {}
+        self._models: dict[str, ComparedModel] = {}
         self._ended = KeptSheets()
         self._pairs: set[asyncio.Task[None]] = set()
 
@@ -283,7 +207,7 @@ class Comparator:
     def _begin(self, name: str, comparison: Comparison) -> None:
         epoch = f"{time.time_ns()}:{comparison.stable}:{comparison.candidate}"
         tally = PairTally(epoch, comparison.stable, comparison.candidate)
-        self._models[name] = _ComparedModel(comparison, tally, self._pace(comparison.requests_per_s))
+        self._models[name] = ComparedModel(comparison, tally, self._pace(comparison.requests_per_s))
         _log.info("%s: comparing %s with %s", name, comparison.candidate, comparison.stable)
 
     def _forget(self, name: str, *, keep: bool = False) -> None:
@@ -300,7 +224,7 @@ class Comparator:
         if name is not None and name in self._models:
             self._models[name].tally.dropped += 1
 
-    def _admit(self, model: _ComparedModel, copy: RequestCopy) -> bool:
+    def _admit(self, model: ComparedModel, copy: RequestCopy) -> bool:
         if model.wants_load:
             if not copy.in_stream:
                 self._use_for_load(model, copy)
@@ -329,7 +253,7 @@ class Comparator:
                 self._start_pair(model, model.waiting.popleft())
                 under_way += 1
 
-    def _start_pair(self, model: _ComparedModel, copy: RequestCopy) -> None:
+    def _start_pair(self, model: ComparedModel, copy: RequestCopy) -> None:
         def end() -> None:
             # One that is cancelled before it began has done nothing of this itself.
             model.under_way.discard(pair)
@@ -339,7 +263,7 @@ class Comparator:
         pair = self._start(model, self._pair(model, copy, counts=model.is_warm(self._monotonic_s())), end)
         model.under_way.add(pair)
 
-    def _use_for_load(self, model: _ComparedModel, copy: RequestCopy) -> None:
+    def _use_for_load(self, model: ComparedModel, copy: RequestCopy) -> None:
         """Keep a copy for the load test, begin it, or ask stable for its time while the test goes on."""
         if model.load is None:
             if model.under_way or model.waiting or any(each.load is not None for each in self._models.values()):
@@ -359,7 +283,7 @@ class Comparator:
             self._start(model, self._watch_stable(model, model.load, copy), lambda: self._budget.give_back(size))
 
     def _start(
-        self, model: _ComparedModel, work: Coroutine[Any, Any, None], end: Callable[[], None]
+        self, model: ComparedModel, work: Coroutine[Any, Any, None], end: Callable[[], None]
     ) -> asyncio.Task[None]:
         """Start work that ends with the comparison; `end` is called even if it never began."""
         task = asyncio.create_task(work)
@@ -369,24 +293,24 @@ class Comparator:
         task.add_done_callback(lambda _: end())
         return task
 
-    async def _load(self, model: _ComparedModel, test: LoadTest) -> None:
+    async def _load(self, model: ComparedModel, test: LoadTest) -> None:
         try:
             model.tally.load = await test.run()
         except Exception:
             _log.exception("a load test has failed")
             model.tally.load = LoadTally(ended=True, stopped=True)
 
-    def _end_load(self, model: _ComparedModel) -> None:
+    def _end_load(self, model: ComparedModel) -> None:
         if model.load is not None:
             self._budget.give_back(sum(len(copy.body) for copy in model.load.copies))
         model.load = model.load_task = None
 
-    async def _watch_stable(self, model: _ComparedModel, test: LoadTest, copy: RequestCopy) -> None:
+    async def _watch_stable(self, model: ComparedModel, test: LoadTest, copy: RequestCopy) -> None:
         stable = await self._ask(copy, model.comparison.stable, keeps=False)
         if stable.has_latency or stable.kind is AnswerKind.HUNG:
             test.learn(stable.seconds)
 
-    async def _pair(self, model: _ComparedModel, copy: RequestCopy, *, counts: bool) -> None:
+    async def _pair(self, model: ComparedModel, copy: RequestCopy, *, counts: bool) -> None:
         try:
             if not copy.replayed and model.is_baseline(counts=counts):
                 await self._compare_stable(model, copy, warms=not counts)
@@ -402,12 +326,12 @@ class Comparator:
         except Exception:
             _log.exception("a pair was not counted")
 
-    def _make_room(self, model: _ComparedModel) -> None:
+    def _make_room(self, model: ComparedModel) -> None:
         """Let the next copies be asked while this one's answers are compared."""
         model.under_way.discard(cast("asyncio.Task[None]", asyncio.current_task()))
         self._start_pairs()
 
-    async def _compare_stable(self, model: _ComparedModel, copy: RequestCopy, *, warms: bool) -> None:
+    async def _compare_stable(self, model: ComparedModel, copy: RequestCopy, *, warms: bool) -> None:
         """Compare two answers of stable; if it `warms`, the candidate is asked too, and nobody looks at its answer."""
         comparison = model.comparison
         groups = [comparison.stable, comparison.stable, *([comparison.candidate] if warms else [])]
@@ -424,7 +348,7 @@ class Comparator:
             if compared is not None:
                 model.tally.count_baseline(1 - compared.agreement)
 
-    async def _ask_both(self, model: _ComparedModel, copy: RequestCopy) -> tuple[Answer, Answer]:
+    async def _ask_both(self, model: ComparedModel, copy: RequestCopy) -> tuple[Answer, Answer]:
         groups = [model.comparison.stable, model.comparison.candidate]
         order = random.sample((0, 1), 2)
         # Both are on their way before one of them answers; who is sent first is left to chance.
@@ -438,14 +362,14 @@ class Comparator:
         self._learn(model, stable, candidate)
         return stable, candidate
 
-    def _learn(self, model: _ComparedModel, stable: Answer, other: Answer) -> None:
+    def _learn(self, model: ComparedModel, stable: Answer, other: Answer) -> None:
         if AnswerKind.HUNG in (stable.kind, other.kind):
             model.pacing.slow_down()
         if stable.has_latency:
             model.pacing.learn(stable.seconds)
 
     async def _compare_answers(
-        self, model: _ComparedModel, copy: RequestCopy, stable: Answer, candidate: Answer
+        self, model: ComparedModel, copy: RequestCopy, stable: Answer, candidate: Answer
     ) -> None:
         compared = await self._compare(copy, stable, candidate, keep_below=model.keep_below)
         if compared is None:
@@ -457,7 +381,7 @@ class Comparator:
             if shift is not None:
                 model.tally.count_shift(shift)
         if shown and agreement < model.keep_below:
-            model.keep(_KeptPair(agreement, shown, image_digest(copy)))
+            model.keep(KeptPair(agreement, shown, image_digest(copy)))
             self._forget_beyond(SHEET_BYTES)
 
     def _forget_beyond(self, limit: int) -> None:

@@ -53,7 +53,8 @@ class LoadTally:
 class PairTally:
     """Counts since `epoch`: the fields of `core.rollout.counters.PairCounts`, which says what they mean.
 
-    A pair of which a side was not reached, or whose caller was at fault by both answers, is in none of them.
+    A pair of which a side was not reached, or whose caller was at fault by both answers, is in none of them; nor is one
+    that a side answered and the other flagged.
     """
 
     epoch: str
@@ -73,7 +74,7 @@ class PairTally:
     def count(self, stable: Answer, candidate: Answer, label: str = "") -> None:
         """Count a pair of answers to a request with this label; without one it is in no slice."""
         kinds = (stable.kind, candidate.kind)
-        cell = _cell(*kinds)
+        cell = _cell(stable, candidate)
         if cell is None:
             return
         parts = self._parts(label)
@@ -91,7 +92,7 @@ class PairTally:
 
     def count_replayed(self, stable: Answer, candidate: Answer) -> None:
         """Count a pair of answers to a request of segserve's own: the same few images are no evidence about callers."""
-        cell = _cell(stable.kind, candidate.kind)
+        cell = _cell(stable, candidate)
         if cell is not None:
             self.replayed[cell] += 1
 
@@ -142,12 +143,14 @@ def lower_edge_ms(seconds: float) -> int:
     return whole_ms // power * power
 
 
-def _cell(stable: AnswerKind, candidate: AnswerKind) -> int | None:
+def _cell(stable: Answer, candidate: Answer) -> int | None:
     """Return which of the four numbers of `failed` a pair belongs to, None if it is in none of them."""
-    kinds = (stable, candidate)
+    kinds = (stable.kind, candidate.kind)
     if AnswerKind.UNREACHED in kinds or kinds == (AnswerKind.REFUSED, AnswerKind.REFUSED):
         return None
-    return 2 * _failed(stable, candidate) + _failed(candidate, stable)
+    if (stable.is_flagged or candidate.is_flagged) and AnswerKind.ANSWERED in kinds:
+        return None
+    return 2 * _failed(stable.kind, candidate.kind) + _failed(candidate.kind, stable.kind)
 
 
 def _failed(own: AnswerKind, other: AnswerKind) -> bool:

@@ -7,35 +7,20 @@ and the comparator ends a worker that takes too long.
 from __future__ import annotations
 
 import logging
-import os
-import resource
-import sys
 from typing import Final
 
 from segserve_builder.comparator.answers import ComparedAnswers, ExchangedPair, WireBody, compare_answers
-from segserve_builder.comparator.frames import READY, WorkerFrame, read_frame
-from segserve_common.logs import LogSettings, start_logging
+from segserve_builder.comparator.frames import WorkerFrame, answer_frames
 
 MEMORY_BYTES: Final = 768 * 2**20
 """Of data, as RLIMIT_DATA counts it; a comparison that needs more is none."""
-NICENESS: Final = 10
 
 _log = logging.getLogger(__name__)
 
 
 def main() -> None:
     """Compare pairs until stdin ends."""
-    # Whatever prints must not write between the frames.
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    start_logging(LogSettings.of(os.environ))
-    os.nice(NICENESS)
-    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
-    answers.write(READY)
-    answers.flush()
-    while (frame := read_frame(sys.stdin.buffer)) is not None:
-        answers.writelines(_compared(frame).pack())
-        answers.flush()
+    answer_frames(_compared, memory_bytes=MEMORY_BYTES)
 
 
 def _compared(frame: WorkerFrame) -> WorkerFrame:

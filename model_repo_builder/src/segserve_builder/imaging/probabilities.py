@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import inf, log
 
 from segserve_builder.sampling import axes
-from segserve_builder.values import Float32, Int64, LabelMap
+from segserve_builder.values import Float32, Int32, Int64, LabelMap
 
 
 def logit(probability: float) -> float:
@@ -44,6 +44,18 @@ def class_statistics(value: LabelMap, number: int) -> tuple[Int64, Float32]:
     They are int64 (number,) and float32 (number,). The probability is the softmax of the logits, sampled bilinearly at
     the pixel and divided by their temperature; with one channel the sigmoid, and its complement for class 0.
     """
+    return _statistics(value, number, None)
+
+
+def part_statistics(value: LabelMap, parts: Int32, number: int) -> tuple[Int64, Float32]:
+    """Return area and mean probability of each part, as `class_statistics` does of classes.
+
+    `parts` int32 (H, W) has each pixel's part, below `number`; a pixel's probability is that of its own class.
+    """
+    return _statistics(value, number, parts)
+
+
+def _statistics(value: LabelMap, number: int, parts: Int32 | None) -> tuple[Int64, Float32]:
     import numpy as np
 
     from segserve_builder.kernels.probability import label_sums
@@ -52,7 +64,7 @@ def class_statistics(value: LabelMap, number: int) -> tuple[Int64, Float32]:
     if len(logits) == 1:
         logits = np.concatenate([np.zeros_like(logits), logits])
     rows, columns = axes(value.logits.transform, *logits.shape[1:], align_corners=value.logits.align_corners)
-    counts, sums = label_sums(logits, rows, columns, value.labels, value.logits.temperature)
+    counts, sums = label_sums(logits, rows, columns, value.labels, value.logits.temperature, parts)
     areas, mean = np.zeros(number, np.int64), np.zeros(number, np.float32)
     areas[: len(counts)] = counts
     mean[: len(counts)] = sums / np.maximum(counts, 1)

@@ -27,7 +27,7 @@ def _segments(labels: Any, rows: Any, per_column: Any) -> Any:
     return n
 
 
-@njit(_RESULT(source(types.uint8, 2), types.int64), **OPTIONS)
+@njit([_RESULT(source(element, 2), types.int64) for element in (types.uint8, types.uint16)], **OPTIONS)
 def _encode_labels(labels: Any, number: Any) -> Any:
     h, w = labels.shape
     rows, per_column = np.empty(h * w, np.int32), np.empty(w, np.int32)
@@ -63,13 +63,14 @@ def _encode_labels(labels: Any, number: Any) -> Any:
     return out, ends
 
 
-def encode_labels(labels: NDArray[np.uint8], number: int) -> list[bytes]:
+def encode_labels(labels: NDArray[Any], number: int) -> list[bytes]:
     """Return COCO's compressed counts of the mask of each label below `number`.
 
-    `labels` is uint8 shaped (H, W) with at least one pixel. Raises `ValueError` if a label is not below `number`.
+    `labels` is uint8 or uint16 shaped (H, W) with at least one pixel. Raises `ValueError` if a label is not below
+    `number`.
     """
     if labels.max(initial=0) >= number:
         raise ValueError(f"labels up to {labels.max()}; {number} are allowed")
-    out, ends = _encode_labels(packed(labels, np.uint8, 2), number)
+    out, ends = _encode_labels(packed(labels, labels.dtype, 2), number)
     starts = [0, *ends[:-1].tolist()]
     return [out[start:end].tobytes() for start, end in zip(starts, ends.tolist(), strict=True)]

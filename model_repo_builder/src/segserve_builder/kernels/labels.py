@@ -13,7 +13,7 @@ from numba import njit, types
 from numpy.typing import NDArray
 
 from segserve_builder.kernels.compiled import OPTIONS, packed, source, target
-from segserve_builder.kernels.probability import blend, check_covers
+from segserve_builder.kernels.probability import LOG2_E, blend, check_covers, exp2
 
 if TYPE_CHECKING:
     from segserve_builder.sampling import Axis
@@ -240,3 +240,79 @@ def best_class(scores: NDArray[np.float32]) -> tuple[NDArray[np.int32], NDArray[
     """
     label, best = _best(packed(scores, np.float32, 2)[:, None])
     return label[0], best
+
+
+@njit(
+    [types.void(source(element, 2), types.int64, target(types.int64, 2)) for element in (types.uint8, types.uint16)],
+    **OPTIONS,
+)
+def _count_labels(labels: Any, step: Any, counts: Any) -> None:
+    h, w = labels.shape
+    beyond = counts.shape[1] - 1
+    for y in range(0, h, step):
+        # Neighbouring pixels are mostly of one label, and would wait for each other's count in a single table.
+        table = 0
+        for x in range(0, w, step):
+            counts[table, min(np.int64(labels[y, x]), beyond)] += 1
+            table = (table + 1) & 3
+
+
+def count_labels(labels: NDArray[Any], number: int, step: int = 1) -> NDArray[np.int64]:
+    """Return the pixels of each label below `number`, int64 (number,), of every `step`-th row and column of a map.
+
+    `labels` is uint8 or uint16 (H, W). Raises `ValueError` if a label is not below `number`.
+    """
+    counts = np.zeros((4, number + 1), np.int64)
+    _count_labels(packed(labels, labels.dtype, 2), step, counts)
+    found: NDArray[np.int64] = counts.sum(axis=0)
+    if found[number]:
+        raise ValueError(f"labels up to {labels.max()}; {number} are allowed")
+    return found[:number]
+
+
+@njit(
+    [
+        types.void(
+            _LOGITS, source(element, 2), types.int64, source(types.int64, 1), source(types.int64, 1), types.float32,
+            target(types.float64, 2),
+        )
+        for element in _LABELS
+    ],
+    **OPTIONS,
+)  # fmt: skip
+def _sample_confidences(logits: Any, labels: Any, step: Any, rows: Any, columns: Any, factor: Any, sums: Any) -> None:
+    classes = logits.shape[0]
+    for i in range(rows.shape[0]):
+        for j in range(columns.shape[0]):
+            y, x, label = rows[i], columns[j], min(np.int64(labels[i * step, j * step]), sums.shape[1] - 1)
+            if classes == 1:
+                z = logits[0, y, x] * factor
+                share = F(1) / (F(1) + exp2(-z if label else z))
+            else:
+                best, total = logits[0, y, x], F(0)
+                for k in range(1, classes):
+                    best = max(best, logits[k, y, x])
+                for k in range(classes):
+                    total += exp2((logits[k, y, x] - best) * factor)
+                share = exp2((logits[label, y, x] - best) * factor) / total
+            sums[0, label] += 1
+            sums[1, label] += share
+
+
+def sampled_confidences(
+    labels: NDArray[Any], logits: NDArray[np.float32], rows: Axis, columns: Axis, temperature: float, step: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return by label the pixels in every `step`-th row and column of a map, and the sum of their probabilities.
+
+    `logits` (C, h, w) are read at the cell nearest to a pixel; those of one channel are of the second of two classes.
+    """
+    check_covers(logits.shape, rows, columns)
+    sums = np.zeros((2, max(len(logits), 2)))
+    cells = []
+    for axis in (rows, columns):
+        cell, part, _ = axis.positions()
+        nearest = np.minimum(cell[::step] + np.rint(part[::step]), axis.cells - 1)
+        cells.append((axis.first + nearest).astype(np.int64))
+    factor = F(LOG2_E / temperature)
+    _sample_confidences(packed(logits, np.float32, 3), packed(labels, labels.dtype, 2), step, *cells, factor, sums)
+    return sums[0].astype(np.int64), sums[1]

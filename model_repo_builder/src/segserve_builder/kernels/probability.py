@@ -138,15 +138,17 @@ _PART: Final = target(types.float32, 1)
     [
         types.void(
             source(types.float32, 3), types.int64, types.int64, _PART, _CELL, _CELL, _PART, types.int64,
-            source(element, 2), types.float32, types.float32, target(types.float64, 2), target(types.int64, 2),
+            source(element, 2), source(part, 2), types.float32, types.float32, target(types.float64, 2),
+            target(types.int64, 2),
         )
         for element in (types.uint8, types.uint16)
+        for part in (element, types.int32)
     ],
     **FUSED,
 )  # fmt: skip
 def _label_sums(
     logits: Any, top: Any, left: Any, y_part: Any, y_first: Any, x_cell: Any, x_part: Any, w: Any,
-    labels: Any, scale: Any, reach: Any, sums: Any, areas: Any,
+    labels: Any, parts: Any, scale: Any, reach: Any, sums: Any, areas: Any,
 ) -> Any:  # fmt: skip
     classes, h, width = logits.shape[0], y_first.shape[0] - 1, labels.shape[1]
     rows = np.empty((2, classes, BLOCK), np.float32)
@@ -172,30 +174,41 @@ def _label_sums(
             for y in range(ya, yb):
                 row = labels[y, x0 : x0 + m]
                 _sum_row(above, below, y_part[y], row, scale, kept, n, own, total)
+                part = parts[y, x0 : x0 + m]
                 for x in range(m):
-                    sums[x & 3, row[x]] += F(1) / total[x]
-                    areas[x & 3, row[x]] += 1
+                    sums[x & 3, part[x]] += F(1) / total[x]
+                    areas[x & 3, part[x]] += 1
 
 
 def label_sums(
-    logits: NDArray[np.float32], rows: Axis, columns: Axis, labels: NDArray[Any], temperature: float = 1.0
+    logits: NDArray[np.float32],
+    rows: Axis,
+    columns: Axis,
+    labels: NDArray[Any],
+    temperature: float = 1.0,
+    parts: NDArray[np.int32] | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Return each class's area in pixels, and the sum over it of the class's probability, both (C,).
 
     The probability is the softmax of `logits` (C, h, w), finite, sampled at the pixel and divided by `temperature`.
-    `labels` is uint8 or uint16, (rows.size, columns.size), below C; they need not be the most probable ones. Raises
-    `ValueError` if shapes do not match.
+    `labels` is uint8 or uint16, (rows.size, columns.size), below C; they need not be the most probable ones. With
+    `parts`, numbers from 0 on of the same shape, both are those of each part, (parts.max() + 1,), of the class of each
+    of its pixels. Raises `ValueError` if shapes do not match.
     """
     classes = len(logits)
     check_covers(logits.shape, rows, columns)
+    if parts is not None and parts.shape != labels.shape:
+        raise ValueError(f"parts of shape {parts.shape}; the labels' is {labels.shape}")
     if labels.shape != (rows.size, columns.size) or labels.max(initial=0) >= classes:
         seen = f"labels of shape {labels.shape} up to {labels.max(initial=0)}"
         raise ValueError(f"{seen}; {(rows.size, columns.size)} of fewer than {classes} are expected")
-    areas, sums = np.zeros((TABLES, classes), np.int64), np.zeros((TABLES, classes))
-    scale = LOG2_E / temperature
+    number = classes if parts is None else int(parts.max(initial=0)) + 1
+    areas, sums = np.zeros((TABLES, number), np.int64), np.zeros((TABLES, number))
+    labels, scale = packed(labels, labels.dtype, 2), LOG2_E / temperature
     _label_sums(
         packed(logits, np.float32, 3), rows.first, columns.first, *rows.positions()[1:], *columns.positions()[:2],
-        columns.cells, packed(labels, labels.dtype, 2), F(scale), F(log2(classes / LEFT_OUT) / scale), sums, areas,
+        columns.cells, labels, labels if parts is None else packed(parts, np.int32, 2), F(scale),
+        F(log2(classes / LEFT_OUT) / scale), sums, areas,
     )  # fmt: skip
     return areas.sum(axis=0), sums.sum(axis=0)
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from segserve_builder.families.base import NetworkIO, TensorSpec
 from segserve_builder.render.target import RenderTarget
+from segserve_builder.spec.members import SELECTORS, selectors_of
 from segserve_builder.spec.model_spec import Runtime
-from segserve_builder.spec.names import canonical_json
+from segserve_builder.spec.names import DIGEST_LENGTH, canonical_json
 from segserve_builder.steps.pipeline import Pipeline
 from segserve_builder.steps.public_outputs import (
     GEOMETRY,
     GUIDE,
+    MEASURED_GEOMETRY,
     NETWORK_INPUT,
     Task,
     network_output,
@@ -26,15 +28,29 @@ from segserve_builder.steps.streams import smoothing_of
 
 VERSION: Final = 1
 """The only version of each model; a step's is written out, since -1 would follow any later load."""
+_SELECTED: Final = "INT32"
 LATENCY_MS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
+CONDITIONAL: Final = "conditional_models"
+"""Parameter of an ensemble's config: the models that a step of it calls for some images, which Triton does not know."""
 _LATENCY: Final = "nv_inference_first_response_histogram_ms"
+
+
+@dataclass(frozen=True, slots=True)
+class Members:
+    """The members of shared steps that a model is made of: its networks' by number, and its last step's."""
+
+    networks: Mapping[int, str]
+    post: str
 
 
 def preprocess_config(options: PreOptions) -> Any:
     """Return the step from IMAGE or PIXELS to the network's input and GEOMETRY, yet unnamed."""
     config = _python_step(options, instances=1)
     _add_inputs(config, public_inputs(options.input), optional=True)
-    _add_outputs(config, [_renamed(options.network_input, NETWORK_INPUT, free_batch=True), *_facts(options.guided)])
+    _add_outputs(
+        config,
+        [_renamed(options.network_input, NETWORK_INPUT, free_batch=True), *_facts(options.guided, options.measures)],
+    )
     return config
 
 
@@ -62,9 +78,11 @@ def postprocess_config(options: PostOptions, task: Task) -> Any:
     raw = [_renamed(tensor, network_output(tensor.name), free_batch=True) for tensor in options.io.outputs]
     if options.second_io is not None:
         raw += [_renamed(tensor, second_output(tensor.name), free_batch=True) for tensor in options.second_io.outputs]
-    _add_inputs(config, [*raw, *_facts(options.pipeline.needs_guide)])
+    _add_inputs(config, [*raw, *_facts(options.pipeline.needs_guide, options.measures)])
+    if options.heavy is not None:
+        _add_inputs(config, public_inputs(options.pipeline.input), optional=True)
     smoothing = smoothing_of(options.pipeline)
-    _add_outputs(config, public_outputs(task, streams=smoothing is not None))
+    _add_outputs(config, public_outputs(task, streams=smoothing is not None, flags=options.pipeline.flags_images))
     config.metric_tags["revision"] = options.revision
     if smoothing is not None and smoothing.sequence_batcher:
         # The direct strategy would give each stream the whole step until it ends: this one takes requests by age.
@@ -73,42 +91,89 @@ def postprocess_config(options: PostOptions, task: Task) -> Any:
     return config
 
 
+def shared_network(config: Any) -> Any:
+    """Return the configuration of a step that runs all networks whose own step would differ in options alone."""
+    shared = _without_options(config)
+    _add_outputs(shared, [TensorSpec(name, _SELECTED, (1,)) for name in SELECTORS])
+    return shared
+
+
+def shared_postprocess(config: Any, networks: Iterable[int]) -> Any:
+    """Return the configuration of a step that is the last one of all models whose own would differ in options alone.
+
+    `networks` are the numbers of those of their networks that are members of shared steps.
+    """
+    shared = _without_options(config)
+    del shared.metric_tags["revision"]
+    wired = [name for number in networks for name in _wired_selectors(number)]
+    _add_inputs(shared, [TensorSpec(name, _SELECTED, (None,)) for name in (*SELECTORS, *wired)], optional=True)
+    return shared
+
+
 def ensemble_config(
     pipeline: Pipeline,
+    revision: str,
     io: NetworkIO,
     task: Task,
     steps: tuple[str, str, str],
     second: tuple[str, NetworkIO] | None = None,
+    *,
+    measures: bool,
+    members: Members | None = None,
+    conditional: Sequence[str] = (),
 ) -> Any:
-    """Chain the steps (pre, net, post) into the ensemble of the model's public name.
+    """Chain the steps (pre, net, post) into an ensemble, yet unnamed.
 
-    `second` is the step of a second network, which runs beside the first. No public output feeds a later step: Triton
-    would then refuse every request for a subset of the outputs.
+    `second` is the step of a second network, which runs beside the first; with `measures` the first step tells the last
+    one what it measured; `members` are the model's in steps that are shared. `revision` is that of the whole, of which
+    `pipeline` may be the light network's part; `conditional` are the models that the last step then calls for some
+    images, which it gives the image itself. No public output feeds a later step: Triton would then refuse every request
+    for a subset of the outputs.
     """
     pre, net, post = steps
-    config = _ensemble(pipeline.model, pipeline.revision)
+    config = _ensemble(revision)
+    if conditional:
+        config.parameters[CONDITIONAL].string_value = canonical_json(list(conditional))
     classes = [item.model_dump(exclude_none=True) for item in pipeline.classes]
     config.parameters["classes"].string_value = canonical_json(classes)
     inputs = public_inputs(pipeline.input)
-    outputs = public_outputs(task, streams=smoothing_of(pipeline) is not None)
+    outputs = public_outputs(task, streams=smoothing_of(pipeline) is not None, flags=pipeline.flags_images)
     _add_inputs(config, inputs, optional=True)
     _add_outputs(config, outputs)
     raw = {tensor.name: network_output(tensor.name) for tensor in io.outputs}
-    facts = [tensor.name for tensor in _facts(pipeline.needs_guide)]
+    facts = [tensor.name for tensor in _facts(pipeline.needs_guide, measures)]
     _add_step(config, pre, _same(tensor.name for tensor in inputs), _same([NETWORK_INPUT, *facts]))
-    _add_step(config, net, {io.input.name: NETWORK_INPUT}, raw)
+    chosen = [_chosen_network(members, number) for number in range(1 if second is None else 2)]
+    _add_step(config, net, {io.input.name: NETWORK_INPUT}, raw | chosen[0])
     wired = _same([*raw.values(), *facts])
     if second is not None:
         found = {tensor.name: second_output(tensor.name) for tensor in second[1].outputs}
-        _add_step(config, second[0], {second[1].input.name: NETWORK_INPUT}, found)
+        _add_step(config, second[0], {second[1].input.name: NETWORK_INPUT}, found | chosen[1])
         wired |= _same(found.values())
+    if members is not None:
+        # Triton refuses a tensor that nothing takes. The network's step never gives those that select its member.
+        wired |= _same(name for each in chosen for name in each.values())
+        wired |= dict.fromkeys(selectors_of(members.post), GEOMETRY.name)
+    if conditional:
+        wired |= _same(tensor.name for tensor in inputs)
     _add_step(config, post, wired, _same(tensor.name for tensor in outputs))
     return config
 
 
+def _chosen_network(members: Members | None, number: int) -> dict[str, str]:
+    """Return the outputs of a shared network step that select a model's network, by the ensemble's tensors."""
+    if members is None or number not in members.networks:
+        return {}
+    return dict(zip(selectors_of(members.networks[number]), _wired_selectors(number), strict=True))
+
+
+def _wired_selectors(number: int) -> list[str]:
+    return [f"NETWORK_{number}_MEMBER_{place}" for place in range(DIGEST_LENGTH)]
+
+
 def network_alias_config(name: str, pipeline: Pipeline, io: NetworkIO, net: str) -> Any:
     """Return the ensemble `name` of the network step alone, batched as that is."""
-    config = _ensemble(name, pipeline.revision)
+    config = _ensemble(pipeline.revision, name)
     config.max_batch_size = pipeline.runtime.max_batch_size
     _add_inputs(config, [_without_batch(io.input)])
     _add_outputs(config, map(_without_batch, io.outputs))
@@ -144,6 +209,13 @@ def _python_step(options: StepOptions, *, instances: int) -> Any:
     return config
 
 
+def _without_options(config: Any) -> Any:
+    shared = _model_config()
+    shared.CopyFrom(config)
+    del shared.parameters[PARAMETER]
+    return shared
+
+
 def _native_step(options: NetOptions, runtime: Runtime) -> Any:
     config = _model_config(backend="onnxruntime")
     # The backend does not read it: it makes the step's name that of its network, too.
@@ -157,7 +229,7 @@ def _native_step(options: NetOptions, runtime: Runtime) -> Any:
     return config
 
 
-def _ensemble(name: str, revision: str) -> Any:
+def _ensemble(revision: str, name: str = "") -> Any:
     config = _model_config(name=name, platform="ensemble")
     config.parameters["revision"].string_value = revision
     config.metric_tags["revision"] = revision
@@ -170,9 +242,9 @@ def _add_step(config: Any, name: str, inputs: Mapping[str, str], outputs: Mappin
     step.output_map.update(outputs)
 
 
-def _facts(guided: bool) -> tuple[TensorSpec, ...]:
+def _facts(guided: bool, measures: bool) -> tuple[TensorSpec, ...]:
     """Return the tensors about the image that pass from the first step to the last."""
-    return (GEOMETRY, GUIDE) if guided else (GEOMETRY,)
+    return (MEASURED_GEOMETRY if measures else GEOMETRY, *([GUIDE] if guided else []))
 
 
 def _same(names: Iterable[str]) -> dict[str, str]:

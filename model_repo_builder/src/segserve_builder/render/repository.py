@@ -16,13 +16,13 @@ from pathlib import Path
 from segserve_builder.errors import StepConflictError, UnknownNameError, writing
 from segserve_builder.families import FAMILIES
 from segserve_builder.render.target import EMBEDDED, RenderTarget
-from segserve_builder.render.tree import CONFIG_FILE, Files, Network, Tree, render, with_network_alias
+from segserve_builder.render.tree import CONFIG_FILE, Files, Network, Sharing, Tree, render, with_network_alias
 from segserve_builder.sources import fetch
 from segserve_builder.sources.access import LOCAL, Access
 from segserve_builder.sources.fetching import Progress
 from segserve_builder.sources.signatures import verify
-from segserve_builder.spec.model_spec import Artifact
-from segserve_builder.steps.inference import with_inference
+from segserve_builder.spec.model_spec import COUNTED, Artifact, ModelMetrics
+from segserve_builder.steps.inference import network_io
 from segserve_builder.steps.onnx_signature import read_signature
 from segserve_builder.steps.pipeline import Pipeline
 from segserve_common.files import sync_folder
@@ -37,17 +37,27 @@ def build_tree(
     target: RenderTarget = EMBEDDED,
     access: Access = LOCAL,
     progress: Progress | None = None,
+    metrics: ModelMetrics = COUNTED,
+    light: Artifact | None = None,
+    *,
+    shared: bool = False,
 ) -> Tree:
     """Fetch and verify the artifacts, check their signatures, and render the revision's files for `target`.
 
-    `second` is the file of the pipeline's second network, if it has one; `access` limits where they may be downloaded
-    from. Raises a `BuilderError` that says what was observed and what is allowed.
+    `second` and `light` are the files of the pipeline's second network and of its cascade's light one, if it has them;
+    `access` limits where they may be downloaded from. With `shared` its steps are those of other models too. Raises a
+    `BuilderError` that says what was observed and what is allowed.
     """
     network = read_network(pipeline, artifact, cache, access, progress)
     beside = None
     if pipeline.second is not None and second is not None:
         beside = read_network(pipeline.second, second, cache, access, progress)
-    tree = render(pipeline, network.io, network.artifact, beside, target)
+    before = None
+    if pipeline.light is not None and light is not None:
+        before = read_network(pipeline.light, light, cache, access, progress)
+    # The public network's ensemble has nothing that could take what selects a member.
+    sharing = Sharing(post=shared, networks=shared and "network" not in expose)
+    tree = render(pipeline, network.io, network.artifact, beside, target, metrics, sharing, before)
     return with_network_alias(tree, pipeline, network.io) if "network" in expose else tree
 
 
@@ -59,8 +69,7 @@ def read_network(
         raise UnknownNameError("family", pipeline.family, FAMILIES)
     file = fetch(artifact.uri, artifact.sha256, cache, access, progress=progress)
     verify(artifact, file, access)
-    io = FAMILIES[pipeline.family].network_io(read_signature(file), pipeline)
-    return Network(with_inference(pipeline, io), file)
+    return Network(network_io(pipeline, read_signature(file)), file)
 
 
 def write_repository(
@@ -72,9 +81,13 @@ def write_repository(
     second: Artifact | None = None,
     access: Access = LOCAL,
     progress: Progress | None = None,
+    metrics: ModelMetrics = COUNTED,
+    light: Artifact | None = None,
 ) -> Tree:
     """Publish a revision into the folder `repository`, beside the models that it already holds."""
-    tree = build_tree(pipeline, artifact, expose, cache, second, access=access, progress=progress)
+    tree = build_tree(
+        pipeline, artifact, expose, cache, second, access=access, progress=progress, metrics=metrics, light=light
+    )
     publish_tree(tree, repository)
     return tree
 
@@ -85,7 +98,7 @@ def publish_tree(tree: Tree, repository: Path) -> None:
     Raises `PublishError`, and `StepConflictError` where a step's folder holds something else. Whatever
     fails, what the repository held before still is complete.
     """
-    for name, files in tree.steps.items():
+    for name, files in ({**tree.members, **tree.steps}).items():
         publish(files, repository / name)
     for name, files in tree.public.items():
         replace(files, repository / name)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from segserve_builder.spec.names import SLICE_HEADER
+
 STEP_ENVIRONMENT: Final = {
     # Each stub is a process of its own; ONNX Runtime has its own setting.
     "OMP_NUM_THREADS": "1",
@@ -21,6 +23,14 @@ STEP_ENVIRONMENT: Final = {
 SILENT: Final = {"ORT_DISABLE_TELEMETRY": "1"}
 """Turns off the usage reports of ONNX Runtime's official builds to Microsoft."""
 
+_TRACES: Final = (
+    "mode=opentelemetry",
+    "opentelemetry,resource=service.name=segserve-triton",
+    "level=TIMESTAMPS",
+    "rate=0",  # it samples no request itself, and traces those that come with a trace context
+    "count=-1",
+)
+_FORWARDED: Final = f"(?i)^{SLICE_HEADER}$"
 _SHM_FOLDER: Final = Path("/dev/shm")
 _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _PREFIX: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]*")
@@ -44,14 +54,17 @@ def server_arguments(
     ports: Ports,
     exit_timeout_s: int,
     shm_prefix: str,
+    traces_url: str | None = None,
 ) -> tuple[str, ...]:
     """Return the command line of a Triton that loads models on request only.
 
+    With `traces_url` it sends the spans of requests with a trace context there, by OTLP/HTTP.
     `address` is of IPv4 or IPv6: Triton listens for HTTP on addresses of that family alone, also where it is `::`.
     `shm_prefix` names its shared memory and must differ between servers that share it. Raises ValueError for one
     that cannot be a file's name.
     """
     _check_prefix(shm_prefix)
+    traces = () if traces_url is None else (*_TRACES, f"opentelemetry,url={traces_url}")
     # Its HTTP library takes an address without the prefix for one of IPv4, and gRPC needs the brackets.
     http, grpc = (f"ipv6:{address}", f"[{address}]") if ":" in address else (address, address)
     return (
@@ -68,7 +81,11 @@ def server_arguments(
         f"--grpc-port={ports.grpc}",
         f"--metrics-address={http}",
         f"--metrics-port={ports.metrics}",
+        # Steps see requests' parameters, and no headers.
+        f"--http-header-forward-pattern={_FORWARDED}",
+        f"--grpc-header-forward-pattern={_FORWARDED}",
         f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
+        *(f"--trace-config={setting}" for setting in traces),
     )
 
 

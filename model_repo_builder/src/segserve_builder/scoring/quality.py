@@ -15,13 +15,13 @@ from the share of objects that match a labelled one, on average over tenths of t
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 from pycocotools import mask as coco
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -74,14 +74,7 @@ class Quality:
 
 def score_semantic(labels: Sequence[Regions], answers: Sequence[Regions]) -> Quality:
     """Score label maps: `answers[i]` is to `labels[i]`'s image, of its size."""
-    known = sorted({number for label in labels for number in label.classes})
-    counts = [_pixel_counts(label, answer) for label, answer in zip(labels, answers, strict=True)]
-    images = tuple(_mean([both / either for both, either, _ in count.values() if either], 1.0) for count in counts)
-    totals = {number: np.sum([count.get(number, (0, 0, 0)) for count in counts], axis=0) for number in known}
-    totals = {number: total for number, total in totals.items() if total[2]}
-    classes = {number: float(both / either) for number, (both, either, _) in totals.items()}
-    recall = _mean([both / labelled for both, _, labelled in totals.values()])
-    return Quality(images, classes, {"iou": _mean(list(classes.values())), "recall": recall})
+    return next(score_samples("semantic", labels, answers, [range(len(labels))]))
 
 
 def score_objects(labels: Sequence[Regions], answers: Sequence[Regions]) -> Quality:
@@ -90,23 +83,68 @@ def score_objects(labels: Sequence[Regions], answers: Sequence[Regions]) -> Qual
     They are compared by points where labels have them, else by masks, else by boxes. Answers without scores are taken
     in their order, and have neither AP nor ECE.
     """
-    known = sorted({number for label in labels for number in label.classes})
+    return next(score_samples("objects", labels, answers, [range(len(labels))]))
+
+
+def score_samples(
+    kind: Literal["semantic", "objects"],
+    labels: Sequence[Regions],
+    answers: Sequence[Regions],
+    samples: Iterable[Sequence[int]],
+    *,
+    false_classes: bool = False,
+    most: int | None = MOST_OBJECTS,
+    above_match: bool = False,
+) -> Iterator[Quality]:
+    """Yield the quality on each sample of the images, by number and with repetitions, as the bootstrap draws them.
+
+    Labels and answers are compared once. With `false_classes` a class that only answers show counts as one with a
+    quality of 0, as in COCO's panoptic quality and the usual mean IoU. Of each class the `most` best objects of an
+    image count. With `above_match` a likeness of exactly 0.5 is no match, as in COCO's panoptic quality.
+    """
     pairs = list(zip(labels, answers, strict=True))
-    found = {number: [_matching(label, answer, number) for label, answer in pairs] for number in known}
+    scored = (*labels, *answers) if false_classes else labels
+    known = sorted({number for regions in scored for number in regions.classes})
+    if kind == "semantic":
+        counts = [_pixel_counts(label, answer) for label, answer in pairs]
+        for sample in samples:
+            yield _semantic([counts[index] for index in sample], known, false_classes=false_classes)
+        return
+    found = [
+        {number: _matching(label, answer, number, most, above_match=above_match) for number in known}
+        for label, answer in pairs
+    ]
+    for sample in samples:
+        yield _objects([found[index] for index in sample], [answers[index] for index in sample], known)
+
+
+def _semantic(
+    counts: Sequence[Mapping[int, tuple[float, float, float]]], known: Sequence[int], *, false_classes: bool
+) -> Quality:
+    images = tuple(_mean([both / either for both, either, _ in count.values() if either], 1.0) for count in counts)
+    totals = {number: np.sum([count.get(number, (0, 0, 0)) for count in counts], axis=0) for number in known}
+    totals = {number: total for number, total in totals.items() if total[1 if false_classes else 2]}
+    classes = {number: float(both / either) for number, (both, either, _) in totals.items()}
+    recall = _mean([both / labelled for both, _, labelled in totals.values() if labelled])
+    return Quality(images, classes, {"iou": _mean(list(classes.values())), "recall": recall})
+
+
+def _objects(found: Sequence[Mapping[int, _Matching]], answers: Sequence[Regions], known: Sequence[int]) -> Quality:
     others = [_others(answer, frozenset(known)) for answer in answers]
     images = tuple(
-        _panoptic([found[number][image] for number in known], false=others[image], empty=1.0)
-        for image in range(len(pairs))
+        _panoptic([own[number] for number in known], false=false, empty=1.0)
+        for own, false in zip(found, others, strict=True)
     )
-    classes = {number: _panoptic(matchings) for number, matchings in found.items()}
-    every = [matching for matchings in found.values() for matching in matchings]
+    by_class = {number: [own[number] for own in found] for number in known}
+    classes = {number: _panoptic(matchings) for number, matchings in by_class.items()}
+    every = [matching for matchings in by_class.values() for matching in matchings]
     labelled = sum(matching.labelled for matching in every)
     means = {
         "iou": _mean(list(classes.values())),
         "recall": float(sum(len(matching.matched) for matching in every) / labelled) if labelled else np.nan,
     }
     if all(answer.scores is not None for answer in answers):
-        means["ap"] = _mean([_average_precision(matchings) for matchings in found.values()])
+        means["ap"] = _mean([_average_precision(matchings) for matchings in by_class.values()])
         unknown = [_scores_of_others(answer, frozenset(known)) for answer in answers]
         if (error := _calibration_error(every, np.concatenate([np.zeros(0), *unknown]))) is not None:
             means["ece"] = error
@@ -150,12 +188,12 @@ def _by_class(regions: Regions, counted: bytes | None) -> dict[int, dict[str, An
     return {number: coco.merge([rle, within], intersect=True) for number, rle in found.items()}
 
 
-def _matching(label: Regions, answer: Regions, number: int) -> _Matching:
+def _matching(label: Regions, answer: Regions, number: int, most: int | None, *, above_match: bool) -> _Matching:
     """Match the found objects of a class with the labelled ones, as COCO does: best score first."""
     true = np.flatnonzero(np.array(label.classes) == number)
     seen = np.flatnonzero(np.array(answer.classes) == number)
     scores = answer.scores[seen] if answer.scores is not None else -np.arange(len(seen), dtype=float)
-    order = np.argsort(-scores, kind="stable")[:MOST_OBJECTS]
+    order = np.argsort(-scores, kind="stable")[:most]
     likeness = _likeness(label, answer, true, seen[order])
     hits = np.zeros((len(THRESHOLDS), len(order)), bool)
     matched: list[float] = []
@@ -164,7 +202,7 @@ def _matching(label: Regions, answer: Regions, number: int) -> _Matching:
         for position, values in enumerate(likeness):
             values = np.where(free, values, -1.0)
             best = len(values) - 1 - int(np.argmax(values[::-1])) if len(values) else -1
-            if best >= 0 and values[best] >= min(threshold, 1 - 1e-10):
+            if best >= 0 and values[best] >= min(threshold, 1 - 1e-10) and not (above_match and values[best] <= MATCH):
                 free[best], row[position] = False, True
                 if threshold == MATCH:
                     matched.append(float(values[best]))

@@ -10,7 +10,7 @@ import numpy as np
 
 from segserve_builder.errors import GoldenError
 from segserve_builder.golden.judging import Answer
-from segserve_builder.scoring.quality import Quality, Regions, score_objects, score_semantic
+from segserve_builder.scoring.quality import Quality, Regions, score_samples
 from segserve_builder.scoring.regions import GoldenImage, GoldenImages, empty_regions, regions_of
 
 PAUSES_S: Final = (0.0, 0.5, 2.0)
@@ -26,13 +26,15 @@ class GoldenScores:
 
     `images` [image] is NaN where the revision gave no readable answer; such an image counts as answered without regions
     in `quality`. `labelled` is False if an image has no labels, so that its expected answer stands in for them.
-    `slices` [image] says where it comes from, "" if the set does not.
+    `slices` [image] says where it comes from, "" if the set does not. `resampled` are the qualities on samples of the
+    images, drawn with replacement: their quantiles are intervals (the bootstrap, Efron 1979).
     """
 
     quality: Quality
     images: tuple[float, ...]
     labelled: bool
     slices: tuple[str, ...] = ()
+    resampled: tuple[Quality, ...] = ()
 
     @property
     def lacks_answers(self) -> bool:
@@ -40,10 +42,11 @@ class GoldenScores:
         return bool(np.isnan(self.images).any())
 
 
-def replay(images: GoldenImages, infer: Infer, wait: Callable[[float], object]) -> GoldenScores:
+def replay(images: GoldenImages, infer: Infer, wait: Callable[[float], object], *, resamples: int = 0) -> GoldenScores:
     """Send all images, one after the other, and score the answers; errors of `infer` propagate.
 
-    `wait` is called with seconds before the images without an answer are sent again.
+    `wait` is called with seconds before the images without an answer are sent again. `resamples` is how many samples of
+    the images are scored besides.
     """
     answers: dict[int, Regions] = {}
     for pause_s in PAUSES_S:
@@ -55,13 +58,20 @@ def replay(images: GoldenImages, infer: Infer, wait: Callable[[float], object]) 
             if regions is not None:
                 answers[index] = regions
     shown = [answers.get(index) or empty_regions(image, images.task) for index, image in enumerate(images.images)]
-    score = score_semantic if images.task == "semantic" else score_objects
-    quality = score([image.labels for image in images.images], shown)
+    count = len(shown)
+    drawn = np.random.default_rng(0).integers(0, count, (resamples, count)).tolist()
+    quality, *resampled = score_samples(
+        "semantic" if images.task == "semantic" else "objects",
+        [image.labels for image in images.images],
+        shown,
+        [range(count), *drawn],
+    )
     return GoldenScores(
         quality=quality,
         images=tuple(value if index in answers else np.nan for index, value in enumerate(quality.images)),
         labelled=all(image.labelled for image in images.images),
         slices=tuple(image.case.slice or "" for image in images.images),
+        resampled=tuple(resampled),
     )
 
 

@@ -109,7 +109,7 @@ class ObjectStoreSource(ABC):
 
         Raises `SourceDeniedError`, `SourceUnauthorizedError`, `ArtifactMissingError` and `SourceUnavailableError`.
         """
-        bucket, key = self._place(uri, access)
+        bucket, key = self.place(uri, access)
         if not key or key.endswith("/"):
             raise ArtifactMissingError(f"{uri!r} names a folder; expected one object")
         if not {"", ".", ".."}.isdisjoint(key.split("/")):
@@ -125,7 +125,7 @@ class ObjectStoreSource(ABC):
 
     def files(self, uri: str, access: Access) -> Iterator[str]:
         """Yield the keys of the objects below `uri`, relative to it, without those that only mark a folder."""
-        bucket, key = self._place(uri, access)
+        bucket, key = self.place(uri, access)
         prefix = key.rstrip("/") + "/" if key else ""
         with self._translated_errors(uri, bucket, access):
             found = dict(islice(_listed(self.connect(bucket, access).store, prefix), MOST_FILES + 1))
@@ -137,7 +137,8 @@ class ObjectStoreSource(ABC):
             raise ArtifactMissingError(f"there are no objects below {uri!r}")
         yield from sorted(names)
 
-    def _place(self, uri: str, access: Access) -> tuple[str, str]:
+    def place(self, uri: str, access: Access) -> tuple[str, str]:
+        """Return the bucket and key of a URI; raises `ArtifactMissingError` and `SourceDeniedError`."""
         bucket, _, key = uri.partition("://")[2].partition("/")
         if not _BUCKET.fullmatch(bucket):
             raise ArtifactMissingError(f"{uri!r} names no bucket; expected {self.scheme}://bucket/key")

@@ -1,4 +1,4 @@
-"""Signatures of artifacts: model-signing bundles, verified before anything else reads the file."""
+"""Signatures of files that servers fetch: model-signing bundles, verified before anything else reads the file."""
 
 from __future__ import annotations
 
@@ -41,6 +41,14 @@ def verify_golden(uri: str, sha256: str, folder: Path, cache: Path, access: Acce
     if access.signatures.required or access.floor.required:
         signed = fetch(uri, sha256, cache, access) if is_archive(uri) else folder
         _verify(uri.rstrip("/") + SUFFIX, signed, access, is_named=False)
+
+
+def verify_reference(uri: str, file: Path, access: Access) -> None:
+    """Check the signature of a reference of drift at `uri`, whose verified copy is `file`, if `access` requires one.
+
+    It is beside the file, with `.sig` after its URI. Raises as `verify` does.
+    """
+    _verify(uri + SUFFIX, file, access, is_named=False)
 
 
 def _verify(uri: str, signed: Path, access: Access, *, is_named: bool) -> None:

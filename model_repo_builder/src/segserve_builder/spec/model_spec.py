@@ -6,9 +6,9 @@ The resource's API uses the same types, so that each field is described, default
 from __future__ import annotations
 
 import re
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, Self, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError
 
@@ -93,6 +93,13 @@ class Golden(FrozenModel):
     )
 
 
+class ReferenceFile(FrozenModel):
+    """A file with a reference of drift."""
+
+    uri: Uri = Field(description="URI of the file, with the artifact's schemes; relative as the artifact's.")
+    sha256: Sha256 = Field(description="SHA-256 of the file, 64 hex digits.")
+
+
 class ModelClass(FrozenModel):
     """One class of the network's output."""
 
@@ -146,6 +153,140 @@ class Output(FrozenModel):
     )
 
 
+MAX_COUNTED_CLASSES: Final = 50
+
+
+SliceLabel: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,40}$")]
+MAX_COUNTED_SLICES: Final = 200
+MAX_COUNTED_PAIRS: Final = 500
+"""Most pairs of a slice and a class that have series, some 25 each."""
+
+
+class ModelMetrics(FrozenModel):
+    """Counting of the model's answers on its servers, for Prometheus. It makes no revision."""
+
+    answers: bool = Field(
+        default=True, description="Whether servers count answers: instances, areas, scores and images, by class."
+    )
+    classes: tuple[str, ...] = Field(
+        default=(),
+        max_length=MAX_COUNTED_CLASSES,
+        description="Names of the classes with series of their own; all others count as `other`. Default: the first "
+        f"{MAX_COUNTED_CLASSES} classes.",
+        json_schema_extra={"x-kubernetes-list-type": "atomic"},
+    )
+    slices: tuple[SliceLabel, ...] | None = Field(
+        # The API server would write a default into every object, and an earlier release refuse what it does not know.
+        default=None,
+        min_length=1,
+        max_length=MAX_COUNTED_SLICES,
+        description="Labels of requests (`X-Segserve-Slice`) with series of their own; all others count as `other`. "
+        f"The product with the number of classes is at most {MAX_COUNTED_PAIRS}: by default fewer classes are counted. "
+        "Default: answers are not counted by slice.",
+        json_schema_extra={"x-kubernetes-list-type": "atomic"},
+    )
+
+    @property
+    def most_classes(self) -> int:
+        """How many classes may have series of their own."""
+        return min(MAX_COUNTED_CLASSES, MAX_COUNTED_PAIRS // len(self.slices or ("",)))
+
+    @model_validator(mode="after")
+    def _slices_are_counted(self) -> Self:
+        if self.slices is not None and not self.answers:
+            raise ValueError("slices need counts of answers, which answers: false switches off")
+        return self
+
+    @model_validator(mode="after")
+    def _pairs_are_few(self) -> Self:
+        if len(self.classes) > self.most_classes:
+            raise ValueError(
+                f"{len(self.slices or ())} slices of {len(self.classes)} classes; "
+                f"their product is at most {MAX_COUNTED_PAIRS}"
+            )
+        return self
+
+
+COUNTED: Final = ModelMetrics()
+UNCOUNTED: Final = ModelMetrics(answers=False)
+
+
+DIRECTIONS: Final = 7
+"""Directions that embeddings are projected onto: as many as a report has room for histograms of."""
+_WHITENING: Final = DIRECTIONS * (DIRECTIONS + 1) // 2
+_Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Embedding(FrozenModel):
+    """An output of the network that tells what an image is as a whole, and what it is for usual images."""
+
+    output: str = Field(
+        min_length=1,
+        max_length=256,
+        description="Name of the network's output: FP32, a vector for each image, tokens, or a map of features, which "
+        f"is averaged over its positions. It has at least {DIRECTIONS} channels, and is no output that the family "
+        "reads.",
+    )
+    mean: tuple[_Finite, ...] = Field(
+        min_length=DIRECTIONS,
+        max_length=DIRECTIONS,
+        description=f"Mean of usual images' projections onto {DIRECTIONS} fixed directions, as "
+        "`segserve golden threshold` finds it.",
+        json_schema_extra={"x-kubernetes-list-type": "atomic"},
+    )
+    whitening: tuple[_Finite, ...] = Field(
+        min_length=_WHITENING,
+        max_length=_WHITENING,
+        description="Rows of the lower triangular matrix that makes the covariance of usual images' projections the "
+        "identity, as `segserve golden threshold` finds it.",
+        json_schema_extra={"x-kubernetes-list-type": "atomic"},
+    )
+
+
+OutOfDistributionScore: TypeAlias = Literal["maxSoftmax", "energy", "detail", "detailChange", "featureDistance"]
+
+OF_DETAIL: Final = ("detail", "detailChange")
+"""Scores of the image itself."""
+
+
+class OutOfDistributionPolicy(FrozenModel):
+    """How images are judged that the model was not made for, and what follows."""
+
+    score: OutOfDistributionScore = Field(
+        description="Score of an image, higher for stranger ones: maxSoftmax, one less the mean probability of what is "
+        "answered; energy, of the pixels' logits (semantic models); detail, the fine detail of the image itself; "
+        "detailChange, by how much that differs from usualDetail, in either direction; or featureDistance, how far the "
+        "image's embedding is from usual ones (it needs spec.embedding)."
+    )
+    threshold: float = Field(
+        allow_inf_nan=False,
+        description="Score above which an image is flagged, as `segserve golden threshold` finds it.",
+    )
+    usual_detail: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="Fine detail of usual images, as `segserve golden threshold` finds it. Required by the score "
+        "detailChange; other scores take none.",
+    )
+    on_flag: Literal["Count", "Flag", "Refuse"] = Field(
+        default="Count",
+        description="What follows for a flagged image: Count it in metrics; Flag, which also tells callers by the "
+        "output OUT_OF_DISTRIBUTION; or Refuse it with 400, and count it.",
+    )
+
+    @model_validator(mode="after")
+    def _usual_detail_is_known(self) -> Self:
+        if (self.score == "detailChange") is (self.usual_detail is None):
+            kind = "detailChange" if self.usual_detail is None else self.score
+            needs = "needs usualDetail, a number in (0, 1]" if self.usual_detail is None else "takes no usualDetail"
+            raise PydanticCustomError("usual_detail", "the score {kind} {needs}", {"kind": kind, "needs": needs})
+        return self
+
+
+CascadeScore: TypeAlias = Literal["confidence", "area", "class"]
+
+
 class Runtime(FrozenModel):
     """Settings of Triton for the network."""
 
@@ -165,6 +306,11 @@ class Runtime(FrozenModel):
     intra_op_threads: int = Field(
         default=0, ge=0, le=256, description="Number of threads of one run; 0 lets ONNX Runtime choose."
     )
+
+    @property
+    def concurrent_requests(self) -> int:
+        """Number of requests that keep all copies busy: those that run, and the next batches."""
+        return 2 * self.max_batch_size * self.instances
 
     @property
     def max_requests(self) -> int:

@@ -13,6 +13,18 @@ DIGEST_LENGTH: Final = 10
 STEP_PREFIX: Final = "segserve--"
 MODEL_NAME_PATTERN: Final = r"^[a-z0-9]([a-z0-9]|-[a-z0-9])*$"
 MODEL_NAME_MAX_LENGTH: Final = 40
+SLICE_PARAMETER: Final = "segserve_slice"
+"""Parameter of a request by which a caller says where its image comes from."""
+SLICE_HEADER: Final = "x-segserve-slice"
+"""Header of a request that says the same, and comes first; servers make a parameter of it."""
+TRACES_VARIABLE: Final = "SEGSERVE_TRACES_URL"
+"""Environment variable with the URL that takes the spans of a server and of its steps."""
+OPTIONAL_OUTPUTS: Final = ("CONTINUED", "OUT_OF_DISTRIBUTION")
+"""Public outputs that one revision of a model may have and another lack."""
+FLAGGED_WORDS: Final = "(outOfDistribution.threshold)"
+"""What the error says of an image that the model refuses because it is out of distribution."""
+AGENT_REQUEST_ID: Final = "segserve-agent"
+"""Id of the requests by which an agent tests its server: they are no callers', and no metric counts their answers."""
 
 
 def canonical_json(value: Any) -> str:

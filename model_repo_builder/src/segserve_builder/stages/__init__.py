@@ -16,6 +16,7 @@ from segserve_builder.stages.detection_queries import DetectionQueries
 from segserve_builder.stages.fill_holes import FillHoles
 from segserve_builder.stages.guided_filter import GuidedFilter
 from segserve_builder.stages.instance_queries import InstanceQueries
+from segserve_builder.stages.instances import InstancesFromLabels
 from segserve_builder.stages.keep_largest import KeepLargest
 from segserve_builder.stages.keypoints import Keypoints
 from segserve_builder.stages.mask_nms import MaskNms
@@ -59,6 +60,7 @@ POSTPROCESS: Final[Mapping[str, type[Stage]]] = {
     "panopticQueries": PanopticQueries,
     "detectionQueries": DetectionQueries,
     "panopticFusion": PanopticFusion,
+    "instances": InstancesFromLabels,
     "crf": Crf,
     "guidedFilter": GuidedFilter,
     "temporalSmoothing": TemporalSmoothing,

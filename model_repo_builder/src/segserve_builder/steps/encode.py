@@ -46,7 +46,7 @@ def _label_map(value: LabelMap, pipeline: Pipeline, request: RequestOptions) -> 
         "LABELS": lambda: _objects(_label_file(labels, [item.colour for item in pipeline.classes], encoding)),
         "MASKS": lambda: _objects(_label_masks(labels, range(number), encoding, pipeline.output)),
         "CLASSES": lambda: np.arange(number, dtype=np.int32),
-        "AREAS": lambda: _areas(labels, number),
+        "AREAS": lambda: label_areas(labels, number),
         "CONFIDENCE": lambda: mean_confidence(value, number),
     }
 
@@ -135,7 +135,8 @@ MAKERS: Final[Mapping[type, Callable[[Any, Pipeline, RequestOptions], Makers]]] 
 }
 
 
-def _areas(labels: NDArray[Any], number: int) -> NDArray[Any]:
+def label_areas(labels: NDArray[Any], number: int) -> NDArray[Any]:
+    """Return the pixels of each label below `number` of a map (H, W)."""
     import numpy as np
 
     if number > FEW_CLASSES:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segserve_builder.families import FAMILIES
 from segserve_builder.families.base import NetworkIO
 from segserve_builder.stages.base import RequestOptions
-from segserve_builder.steps.inference import with_inference
+from segserve_builder.steps.cascade import check_cascade, light_score
+from segserve_builder.steps.embedding import coordinates
+from segserve_builder.steps.inference import network_io
 from segserve_builder.steps.onnx_signature import read_signature
-from segserve_builder.steps.pipeline import Pipeline
+from segserve_builder.steps.out_of_distribution import score_of
+from segserve_builder.steps.pipeline import Cascade, Pipeline
 from segserve_builder.steps.postprocess import Postprocess, check_postprocess
 from segserve_builder.steps.preprocess import NetworkInput, Preprocess
 from segserve_builder.steps.preprocess_rules import common_input
@@ -26,18 +29,29 @@ if TYPE_CHECKING:
 class InProcessModel:
     """One model. Raises its steps' errors: `PipelineError`, `SignatureError`, `BadImageError`, `NonFiniteError`."""
 
-    def __init__(self, pipeline: Pipeline, artifact: Path, second: Path | None = None) -> None:
-        """Load the network's file, and that of the pipeline's second network if it has one."""
+    def __init__(
+        self, pipeline: Pipeline, artifact: Path, second: Path | None = None, light: Path | None = None
+    ) -> None:
+        """Load the network's file, and those of the pipeline's second and light network if it has them."""
         io, self._network = _loaded(pipeline, artifact)
         given, second_io, self._second = io, None, None
         if pipeline.second is not None and second is not None:
             second_io, self._second = _loaded(pipeline.second, second)
             given = replace(io, input=common_input(io, second_io))
+        check_cascade(pipeline)
         self.task = check_postprocess(pipeline)
+        self._pipeline = pipeline
+        self._light = None if pipeline.light is None or light is None else InProcessModel(pipeline.light, light)
         self._outputs = frozenset(tensor.name for tensor in PUBLIC_OUTPUTS[self.task]) - {"REVISION"}
         self._preprocess = Preprocess(
-            pipeline.preprocess, pipeline.input, given.input, io.layout, guided=pipeline.needs_guide
+            pipeline.preprocess,
+            pipeline.input,
+            given.input,
+            io.layout,
+            guided=pipeline.needs_guide,
+            measures=pipeline.scores_detail,
         )
+        self._unlike, self._embedding, self._layout = pipeline.out_of_distribution, pipeline.embedding, io.layout
         self._postprocess = Postprocess(pipeline, io, second_io)
 
     def network_input(self, image: bytes) -> NetworkInput:
@@ -45,22 +59,70 @@ class InProcessModel:
         return self._preprocess(image, None)
 
     def raw(self, given: NetworkInput) -> dict[str, NDArray[Any]]:
-        """Return the first network's outputs by name, with a batch of one.
+        """Return the first network's outputs but the embedding by name, with a batch of one.
 
         Dtypes and shapes are those that the network's file declares.
         """
-        return self._network.run(given.tensor)
+        return self._run(given)[0]
 
     def answer(self, image: bytes, request: RequestOptions) -> dict[str, NDArray[Any]]:
         """Return every public output but REVISION for one encoded image.
 
         Dtypes and shapes are those of the wire contract.
         """
+        if self._light is not None and self._pipeline.cascade is not None:
+            score, outputs = self._light.scored(image, request, self._pipeline.cascade)
+            if score < self._pipeline.cascade.threshold:
+                return outputs
         given = self.network_input(image)
+        return self._answered(given, self.raw(given), request, self._outputs, lambda value: None)
+
+    def scored(self, image: bytes, request: RequestOptions, cascade: Cascade) -> tuple[float, dict[str, NDArray[Any]]]:
+        """Return the score of this network's answer as the light one of a cascade, and the answer."""
+        given, values = self.network_input(image), list[Any]()
+        outputs = self._answered(given, self.raw(given), request, self._outputs, values.append)
+        return light_score(cascade, values[0], self._pipeline, given.transform), outputs
+
+    def score(self, image: bytes) -> float | None:
+        """Return how unlike its usual images the pipeline's `out_of_distribution` takes one encoded image to be.
+
+        None if its answer tells nothing, or if the pipeline judges no images.
+        """
+        if self._unlike is None:
+            return None
+        given = self.network_input(image)
+        raw, features = self._run(given)
+        values: list[Any] = []
+        self._answered(given, raw, RequestOptions(), frozenset(), values.append)
+        embedding = self._coordinates(features) if self._unlike.score == "featureDistance" else None
+        return score_of(self._unlike.score, values[0], given.statistics, self._unlike.usual_detail, embedding)
+
+    def embedding(self, image: bytes) -> NDArray[Any] | None:
+        """Return the coordinates of one encoded image's embedding; None if the pipeline declares none."""
+        return self._coordinates(self._run(self.network_input(image))[1])
+
+    def _run(self, given: NetworkInput) -> tuple[dict[str, NDArray[Any]], NDArray[Any] | None]:
+        """Return the first network's outputs, and apart from them the declared embedding's."""
+        outputs = self._network.run(given.tensor)
+        return outputs, None if self._embedding is None else outputs.pop(self._embedding.output)
+
+    def _coordinates(self, features: NDArray[Any] | None) -> NDArray[Any] | None:
+        if self._embedding is None or features is None:
+            return None
+        return coordinates(features, self._layout, self._embedding)
+
+    def _answered(
+        self,
+        given: NetworkInput,
+        raw: dict[str, NDArray[Any]],
+        request: RequestOptions,
+        outputs: frozenset[str],
+        observe: Callable[[Any], object],
+    ) -> dict[str, NDArray[Any]]:
         second = None if self._second is None else self._second.run(given.tensor)
-        return self._postprocess(self.raw(given), given.transform, request, self._outputs, given.guide, second)
+        return self._postprocess(raw, given.transform, request, outputs, given.guide, second, observe=observe)
 
 
 def _loaded(pipeline: Pipeline, artifact: Path) -> tuple[NetworkIO, NetworkSession]:
-    io = with_inference(pipeline, FAMILIES[pipeline.family].network_io(read_signature(artifact), pipeline))
+    io = network_io(pipeline, read_signature(artifact))
     return io, NetworkSession(artifact, NetOptions.of(pipeline, io))

@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from pydantic import ConfigDict, Field, create_model, model_validator
 
 from segserve_builder.families import FAMILIES
-from segserve_builder.spec.model_spec import FrozenModel, Input, ModelClass, Output, Runtime, Sha256
+from segserve_builder.spec.model_spec import (
+    OF_DETAIL,
+    CascadeScore,
+    Embedding,
+    FrozenModel,
+    Input,
+    ModelClass,
+    OutOfDistributionPolicy,
+    Output,
+    Runtime,
+    Sha256,
+)
 from segserve_builder.spec.names import digest
 from segserve_builder.stages import INFERENCE, POSTPROCESS, PREPROCESS
 from segserve_builder.stages.base import Stage
@@ -57,7 +68,7 @@ else:
     PostprocessStep = _step_type("PostprocessStep", POSTPROCESS)
 
 
-APART: Final = {"preprocess", "inference", "postprocess", "instances"}
+APART: Final = {"preprocess", "inference", "postprocess", "instances", "cascade"}
 """The fields that a pipeline's identity lists by themselves."""
 
 
@@ -75,6 +86,31 @@ class SecondNetwork(FrozenModel):
     runtime: Runtime | None = None
 
 
+class LightNetwork(FrozenModel):
+    """The network of a cascade that answers first."""
+
+    artifact_sha256: Sha256
+    family: str
+    preprocess: tuple[PreprocessStep, ...] = ()
+    inference: tuple[InferenceStep, ...] = ()
+    postprocess: tuple[PostprocessStep, ...] = ()
+    runtime: Runtime = Runtime()
+
+
+class Cascade(FrozenModel):
+    """When a light network's answer is not enough: if its score is at least the threshold.
+
+    `classes` are the ids that the score `class` looks for; `max_loss` is what golden images may lose on average against
+    the heavy network alone.
+    """
+
+    light: LightNetwork
+    when: CascadeScore
+    threshold: float = Field(ge=0, le=1)
+    max_loss: float | None = Field(default=None, gt=0, lt=1)
+    classes: tuple[int, ...] = ()
+
+
 class Pipeline(FrozenModel):
     """Everything that can change a model's answers. Its digest names the revision."""
 
@@ -89,6 +125,9 @@ class Pipeline(FrozenModel):
     output: Output
     runtime: Runtime
     instances: SecondNetwork | None = None
+    out_of_distribution: OutOfDistributionPolicy | None = None
+    embedding: Embedding | None = None
+    cascade: Cascade | None = None
 
     def identity(self) -> dict[str, Any]:
         """Return the JSON value whose digest names the revision.
@@ -111,6 +150,9 @@ class Pipeline(FrozenModel):
             identity["inference"] = [_identity(step.name, step.stage) for step in self.inference]
         if self.second is not None:
             identity["instances"] = self.second.identity()
+        if self.cascade is not None and self.light is not None:
+            rule = self.cascade.model_dump(mode="json", by_alias=True, exclude={"light"}, exclude_none=True)
+            identity["cascade"] = rule | {"light": self.light.identity()}
         return identity
 
     @property
@@ -132,8 +174,18 @@ class Pipeline(FrozenModel):
             "postprocess": self.instances.postprocess,
             "runtime": self.instances.runtime or self.runtime,
             "instances": None,
+            "out_of_distribution": None,
+            "embedding": None,
         }
         return self.model_copy(update=changes)
+
+    @property
+    def light(self) -> Pipeline | None:
+        """The pipeline of the cascade's light network alone, if there is one; input, classes and output are shared."""
+        if self.cascade is None:
+            return None
+        own = {name: getattr(self.cascade.light, name) for name in LightNetwork.model_fields}
+        return self.model_copy(update={**own, "instances": None, "cascade": None})
 
     @property
     def networks(self) -> tuple[Pipeline, ...]:
@@ -144,6 +196,16 @@ class Pipeline(FrozenModel):
     def needs_guide(self) -> bool:
         """Whether a postprocess stage needs the image itself, at the network's resolution."""
         return any(stage.needs_guide for _, stage in named_postprocess(self))
+
+    @property
+    def flags_images(self) -> bool:
+        """Whether answers say how unlike the model's usual images theirs is."""
+        return self.out_of_distribution is not None and self.out_of_distribution.on_flag == "Flag"
+
+    @property
+    def scores_detail(self) -> bool:
+        """Whether an answer depends on statistics of the image."""
+        return self.out_of_distribution is not None and self.out_of_distribution.score in OF_DETAIL
 
     @property
     def revision(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -11,10 +11,12 @@ from segserve_builder.errors import BadImageError, NonFiniteError, PipelineError
 from segserve_builder.families import FAMILIES
 from segserve_builder.families.base import Family, NetworkIO
 from segserve_builder.spec.model_spec import Output
+from segserve_builder.spec.names import OPTIONAL_OUTPUTS, SLICE_HEADER, SLICE_PARAMETER
 from segserve_builder.stages import POSTPROCESS
 from segserve_builder.stages.base import RequestOptions, Stage
 from segserve_builder.stages.temporal_smoothing import TemporalSmoothing
 from segserve_builder.steps.encode import ENCODINGS, encode
+from segserve_builder.steps.out_of_distribution import check_score
 from segserve_builder.steps.pipeline import Pipeline, named_postprocess
 from segserve_builder.steps.public_outputs import Task, empty, public_outputs
 from segserve_builder.steps.streams import Frame, smoothing_of
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MAX_DETECTIONS: Final = 10_000
+_OF_SLICES: Final = (SLICE_HEADER, SLICE_PARAMETER)
 TASKS: Final[Mapping[ValueType, Task]] = {
     ValueType.LABELS: "semantic",
     ValueType.CLASS_MASKS: "semantic",
@@ -50,7 +53,8 @@ class Postprocess:
         self._pipeline = pipeline
         self._reader = _Reader(pipeline, io)
         self._second = None if pipeline.second is None or second is None else _Reader(pipeline.second, second)
-        outputs = public_outputs(self._task, streams=smoothing_of(pipeline) is not None)
+        is_streamed = smoothing_of(pipeline) is not None
+        outputs = public_outputs(self._task, streams=is_streamed, flags=pipeline.flags_images)
         self._empty = {tensor.name: empty(tensor) for tensor in outputs}
 
     def __call__(
@@ -62,15 +66,32 @@ class Postprocess:
         guide: NDArray[Any] | None = None,
         second: Mapping[str, NDArray[Any]] | None = None,
         frame: Frame | None = None,
+        observe: Callable[[Any], object] | None = None,
     ) -> dict[str, NDArray[Any]]:
-        """Return the public outputs named in `wanted` (REVISION and CONTINUED are not made here) for one image.
+        """Return the public outputs named in `wanted` for one image; those about revision, stream and scores of images
+        are not made here.
 
         `outputs` are the network's, by their own names, with a batch of one; they may be read-only. `guide` is the
         image at the network's resolution, for a pipeline that needs it (`Logits.guide`); `second` are the outputs of
-        its second network; `frame` is the image's place in a stream, whose history is then replaced. Raises
-        `NonFiniteError`, `SignatureError` if shapes are not the family's, and `BadImageError` if the request sets an
-        option that the task does not have.
+        its second network; `frame` is the image's place in a stream, whose history is then replaced; `observe` is
+        called with the answer as a value, such as `Instances`. Raises `NonFiniteError`, `SignatureError` if shapes are
+        not the family's, and `BadImageError` if the request sets an option that the task does not have.
         """
+        value = self.value(outputs, transform, request, guide, second, frame)
+        if observe is not None:
+            observe(value)
+        return self.encoded(value, request, wanted)
+
+    def value(
+        self,
+        outputs: Mapping[str, NDArray[Any]],
+        transform: ResizeTransform,
+        request: RequestOptions,
+        guide: NDArray[Any] | None = None,
+        second: Mapping[str, NDArray[Any]] | None = None,
+        frame: Frame | None = None,
+    ) -> Any:
+        """Return the answer to one image as a value; arguments and errors are those of a call."""
         self._check_request(request)
         instances = None
         if self._second is not None and second is not None:
@@ -79,11 +100,16 @@ class Postprocess:
         if isinstance(value, Candidates | Instances | KeypointDetections):
             limit = request.max_detections or self._pipeline.output.max_detections
             value = _best(value, limit)
+        return value
+
+    def encoded(self, value: Any, request: RequestOptions, wanted: frozenset[str]) -> dict[str, NDArray[Any]]:
+        """Return the public outputs named in `wanted` of an answer."""
         read = wanted if request.outputs is None else wanted & (request.outputs | ALWAYS)
         return encode(value, self._pipeline, request, read) | {name: self._empty[name] for name in wanted - read}
 
     def _check_request(self, request: RequestOptions) -> None:
-        unknown = sorted((request.outputs or frozenset()) - self._empty.keys())
+        # One list of outputs is for all revisions of a model.
+        unknown = sorted((request.outputs or frozenset()) - self._empty.keys() - set(OPTIONAL_OUTPUTS))
         if unknown:
             raise BadImageError(f"parameter 'outputs' names {', '.join(unknown)}; allowed are {', '.join(self._empty)}")
         if self._task in SCORED:
@@ -101,7 +127,8 @@ class _Reader:
         self._pipeline = pipeline
         self._family = _family(pipeline)
         self._stages = postprocess_stages(pipeline)
-        self._outputs = tuple(tensor.name for tensor in io.outputs)
+        embedding = None if pipeline.embedding is None else pipeline.embedding.output
+        self._outputs = tuple(tensor.name for tensor in io.outputs if tensor.name != embedding)
 
     def __call__(
         self,
@@ -148,6 +175,8 @@ def check_postprocess(pipeline: Pipeline) -> Task:
         kind, before = stage.gives or kind, here
     if kind not in TASKS:
         raise PipelineError(f"{before} gives {kind}; the last stage must give {', '.join(TASKS)}")
+    if pipeline.out_of_distribution is not None:
+        check_score(pipeline.out_of_distribution.score, kind, embedded=pipeline.embedding is not None)
     return TASKS[kind]
 
 
@@ -184,17 +213,25 @@ def postprocess_stages(pipeline: Pipeline) -> tuple[Stage, ...]:
     return tuple(stage for _, stage in named_postprocess(pipeline))
 
 
+def slice_of_parameters(parameters: Mapping[str, Any]) -> str:
+    """Return the label by which a request says where its image comes from, empty if it has none."""
+    # Straight to Triton, a header's name keeps its capitals.
+    given = {name.lower(): value for name, value in parameters.items()}
+    return str(next((given[name] for name in _OF_SLICES if given.get(name)), ""))
+
+
 def request_from_parameters(parameters: Mapping[str, Any], output: Output) -> RequestOptions:
     """Read a request's parameters.
 
-    Numbers may come as text. Raises `BadImageError` for a parameter that is unknown, not allowed by
-    `output.overrides`, or has a value that is not allowed.
+    Numbers may come as text. What a caller says of its image is no option and changes no answer. Raises `BadImageError`
+    for a parameter that is unknown, not allowed by `output.overrides`, or has a value that is not allowed.
     """
-    for name in parameters:
+    options = {name: value for name, value in parameters.items() if name.lower() not in _OF_SLICES}
+    for name in options:
         if name not in (*output.overrides, "outputs"):
             allowed = ", ".join((*output.overrides, "outputs"))
             raise BadImageError(f"parameter {name!r} is not allowed; this model allows: {allowed}")
-    return RequestOptions(**{name: _READERS[name](value) for name, value in parameters.items()})
+    return RequestOptions(**{name: _READERS[name](value) for name, value in options.items()})
 
 
 def _score_threshold(value: Any) -> float:

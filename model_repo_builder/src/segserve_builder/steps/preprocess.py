@@ -15,6 +15,7 @@ from segserve_builder.spec.model_spec import Input
 from segserve_builder.stages.base import RequestOptions
 from segserve_builder.stages.decode import Decode
 from segserve_builder.stages.normalise import Normalise
+from segserve_builder.steps.image_statistics import measure
 from segserve_builder.steps.pipeline import PipelineStep
 from segserve_builder.steps.preprocess_rules import (
     Layout,
@@ -22,7 +23,7 @@ from segserve_builder.steps.preprocess_rules import (
     check_preprocess,
     network_size,
 )
-from segserve_builder.values import Encoded, Image, ResizeTransform
+from segserve_builder.values import Encoded, Image, ImageStatistics, ResizeTransform
 
 _NUMPY: Final = {"UINT8": np.uint8, "UINT16": np.uint16, "FP32": np.float32, "FP16": np.float16}
 _NO_OVERRIDES: Final = RequestOptions()
@@ -33,12 +34,14 @@ class NetworkInput:
     """One image as the network gets it.
 
     `tensor` is a batch of one in the network's dtype and layout, `transform` where the image lies in it, `guide` the
-    image within it, without padding, uint8 (inner_height, inner_width, 3), where it was asked for.
+    image within it, without padding, uint8 (inner_height, inner_width, 3), and `statistics` those of the image as
+    decoded, where they were asked for.
     """
 
     tensor: NDArray[Any]
     transform: ResizeTransform
     guide: NDArray[np.uint8] | None = None
+    statistics: ImageStatistics | None = None
 
 
 class Preprocess:
@@ -48,7 +51,14 @@ class Preprocess:
     """
 
     def __init__(
-        self, steps: Sequence[PipelineStep], spec: Input, network: TensorSpec, layout: Layout, *, guided: bool = False
+        self,
+        steps: Sequence[PipelineStep],
+        spec: Input,
+        network: TensorSpec,
+        layout: Layout,
+        *,
+        guided: bool = False,
+        measures: bool = False,
     ) -> None:
         check_preprocess(steps, spec)
         check_network_input(steps, spec, network, layout)
@@ -65,6 +75,7 @@ class Preprocess:
         self._height, self._width, _ = network_size(network, layout)
         self._channels_first = layout == "NCHW"
         self._guided = guided
+        self._measures = measures
 
     def __call__(self, image: bytes | None, pixels: NDArray[Any] | None) -> NetworkInput:
         """Return the network's input.
@@ -75,9 +86,10 @@ class Preprocess:
         Raises `BadImageError`.
         """
         value = self._given(image, pixels)
+        statistics = measure(value.pixels) if self._measures else None
         for stage in self._stages:
             value = stage(value, _NO_OVERRIDES)
-        return NetworkInput(self._tensor(value)[None], value.transform, self._guide(value))
+        return NetworkInput(self._tensor(value)[None], value.transform, self._guide(value), statistics)
 
     def _guide(self, value: Image) -> NDArray[np.uint8] | None:
         if not self._guided:

@@ -16,11 +16,16 @@ Task: TypeAlias = Literal["semantic", "instance", "panoptic", "detection", "keyp
 GEOMETRY: Final = TensorSpec("GEOMETRY", "INT32", (8,))
 GUIDE: Final = TensorSpec("GUIDE", "UINT8", (None, None, 3))
 """The image at the network's resolution, for postprocess stages that need it."""
+MEASURED_GEOMETRY: Final = TensorSpec(GEOMETRY.name, "INT32", (24,))
+"""GEOMETRY and what the first step measured (`Measures`): each tensor more between two steps costs time."""
 NETWORK_INPUT: Final = "NETWORK_INPUT"
 REVISION: Final = "REVISION"
 
 CONTINUED: Final = TensorSpec("CONTINUED", "INT32", (1,))
 """Output of models that keep streams: 1 if the server knew earlier frames of the image's stream, else 0."""
+
+OUT_OF_DISTRIBUTION: Final = TensorSpec("OUT_OF_DISTRIBUTION", "FP32", (None,))
+"""Output of models that flag images: score and threshold; empty where there is nothing to tell the score from."""
 
 _REVISION: Final = TensorSpec(REVISION, "BYTES", (1,))
 _SIZE: Final = TensorSpec("SIZE", "INT32", (2,))
@@ -54,9 +59,9 @@ PUBLIC_OUTPUTS: Final[Mapping[Task, tuple[TensorSpec, ...]]] = {
 }
 
 
-def public_outputs(task: Task, *, streams: bool) -> tuple[TensorSpec, ...]:
-    """Return the outputs of a model, which may keep `streams`."""
-    return (*PUBLIC_OUTPUTS[task], CONTINUED) if streams else PUBLIC_OUTPUTS[task]
+def public_outputs(task: Task, *, streams: bool, flags: bool) -> tuple[TensorSpec, ...]:
+    """Return the outputs of a model, which may keep `streams`, and flag images that are out of distribution."""
+    return (*PUBLIC_OUTPUTS[task], *((CONTINUED,) if streams else ()), *((OUT_OF_DISTRIBUTION,) if flags else ()))
 
 
 def has_masks(task: Task) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from functools import partial
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,18 +23,18 @@ MUCH_SMALLER: Final = 16
 class NetworkSession:
     """Runs the network of a step's options; its outputs always have a batch."""
 
-    def __init__(self, path: Path, options: NetOptions) -> None:
-        """Load the file."""
+    def __init__(self, path: Path, options: NetOptions, *, shared: bool = False) -> None:
+        """Load the file; a `shared` session has the arena and threads of all such sessions of this process."""
         self._input, self._outputs = options.input, options.outputs
         self._batched = options.batched
         self._inference = tuple(step.stage for step in options.inference)
         self._layout, self._max_batch_size = options.layout, options.max_batch_size
-        self._open = partial(open_session, path, options.intra_op_threads)
+        self._open = partial(open_session, path, options.intra_op_threads, shared=shared)
         self._session = self._open()
         (given,) = (tensor for tensor in self._session.get_inputs() if tensor.name == options.input)
         self._takes_batches = len(given.shape) > 3
         self._shrinking = _shrinking()
-        self._largest = 0
+        self._arena = _SHARED_ARENA if shared else Arena()
         self._least_refused = math.inf
 
     def run(self, batch: NDArray[Any]) -> dict[str, NDArray[Any]]:
@@ -52,18 +53,28 @@ class NetworkSession:
         if batch.size >= self._least_refused:
             raise MemoryError(f"an input of {self._least_refused} values was too large before")
         given = batch if self._takes_batches else batch[0]
-        results = self._results(given, self._run_options(math.prod(batch.shape[1:])))
+        is_much_smaller = self._arena.is_much_smaller(math.prod(batch.shape[1:]))
+        results = self._results(given, self._shrinking if is_much_smaller else None)
         if results is None:
             # What runs of other sizes left of the memory is in pieces: an image must not depend on earlier ones.
-            self._reopen()
-            results = self._results(given, None)
+            results = self._results_of_free_memory(given)
         if results is None:
-            self._reopen()
-            self._least_refused = batch.size
             raise MemoryError(f"an input of {batch.size} values is too large")
         if not self._batched:
             results = [np.asarray(result)[None] for result in results]
         return dict(zip(self._outputs, results, strict=True))
+
+    def _results_of_free_memory(self, given: NDArray[Any]) -> list[Any] | None:
+        if self._arena is _SHARED_ARENA:
+            # Other sessions keep the arena; a run gives back what is free of it, even if it fails. What they hold now
+            # says nothing about a later image.
+            return self._results(given, self._shrinking) or self._results(given, self._shrinking)
+        self._reopen()
+        results = self._results(given, None)
+        if results is None:
+            self._reopen()
+            self._least_refused = given.size
+        return results
 
     def _results(self, given: NDArray[Any], run_options: Any) -> list[Any] | None:
         """Return the outputs, or None if memory could not be allocated."""
@@ -78,17 +89,40 @@ class NetworkSession:
         return results
 
     def _reopen(self) -> None:
-        self._session, self._largest = None, 0  # first, for the two together may be too large
+        self._session, self._arena.largest = None, 0  # first, for the two together may be too large
         self._session = self._open()
 
-    def _run_options(self, image_size: int) -> Any:
-        # ONNX Runtime keeps the most memory that it ever needed. To give it back in each run would make runs of
-        # large images take half as long again, so that is done once they seem to be over.
-        if image_size * MUCH_SMALLER > self._largest:
-            self._largest = max(self._largest, image_size)
-            return None
-        self._largest = image_size
-        return self._shrinking
+
+@dataclass(slots=True)
+class Arena:
+    """The memory that ONNX Runtime keeps: the most that it ever needed, for the largest input.
+
+    To give it back in each run would make runs of large images take half as long again, so that is done once they seem
+    to be over.
+    """
+
+    largest: int = 0
+
+    def is_much_smaller(self, size: int) -> bool:
+        """Tell whether an input of this size should give memory back."""
+        over = size * MUCH_SMALLER <= self.largest
+        self.largest = size if over else max(self.largest, size)
+        return over
+
+
+_SHARED_ARENA: Final = Arena()
+
+
+@cache
+def share_sessions() -> None:
+    """Prepare this process for shared sessions, before it opens any."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime as ort
+
+    ort.set_global_thread_pool_sizes(max(len(os.sched_getaffinity(0)), 1), 1)
+    memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    # It grows by what is asked for: by doubling, a process of many small networks would keep much more than it uses.
+    ort.create_and_register_allocator(memory, ort.OrtArenaCfg({"arena_extend_strategy": 1}))
 
 
 def _shrinking() -> Any:
@@ -99,18 +133,25 @@ def _shrinking() -> Any:
     return options
 
 
-def open_session(path: Path, threads: int = 0) -> Any:
-    """Return ONNX Runtime's session of a file on the CPU; 0 threads leaves their number to it."""
+def open_session(path: Path, threads: int = 0, *, shared: bool = False) -> Any:
+    """Return ONNX Runtime's session of a file on the CPU; 0 threads leaves their number to it.
+
+    A `shared` one has no arena and no threads of its own; `share_sessions` was called before.
+    """
     # Its builds report what they run; what is served is nobody else's business. It reads this when it is imported.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
+    options.inter_op_num_threads = 0 if shared else 1
     # Idle threads that spin take the cores from the steps before and after this one.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # Patterns are kept for each shape ever seen, so images of many sizes would fill the memory.
     options.enable_mem_pattern = False
     options.log_severity_level = 3
+    if shared:
+        options.use_per_session_threads = False
+        options.add_session_config_entry("session.use_env_allocators", "1")
+        options.add_session_config_entry("session.force_spinning_stop", "1")
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

@@ -7,9 +7,9 @@ from typing import Any, Final, Literal, Self
 
 from segserve_builder.families import FAMILIES
 from segserve_builder.families.base import NetworkIO, TensorSpec
-from segserve_builder.spec.model_spec import FrozenModel, Input
+from segserve_builder.spec.model_spec import UNCOUNTED, FrozenModel, Input, ModelMetrics
 from segserve_builder.spec.names import canonical_json
-from segserve_builder.steps.pipeline import InferenceStep, Pipeline, PreprocessStep
+from segserve_builder.steps.pipeline import Cascade, InferenceStep, Pipeline, PreprocessStep
 from segserve_builder.steps.postprocess import postprocess_stages
 from segserve_builder.steps.public_outputs import NETWORK_INPUT
 
@@ -44,9 +44,10 @@ class PreOptions(StepOptions):
     network_input: TensorSpec
     layout: Literal["NCHW", "NHWC"]
     guided: bool = False
+    measures: bool = False
 
     @classmethod
-    def of(cls, pipeline: Pipeline, io: NetworkIO) -> Self:
+    def of(cls, pipeline: Pipeline, io: NetworkIO, *, measures: bool = False) -> Self:
         """Return the options of `pipeline`'s first step; the tensor's name is the network's affair."""
         tensor = TensorSpec(NETWORK_INPUT, io.input.dtype, io.input.shape)
         versions = tuple(step.stage.version for step in pipeline.preprocess)
@@ -57,6 +58,7 @@ class PreOptions(StepOptions):
             network_input=tensor,
             layout=io.layout,
             guided=pipeline.needs_guide,
+            measures=measures,
         )
 
 
@@ -95,6 +97,18 @@ class NetOptions(StepOptions):
         )
 
 
+class HeavyOptions(FrozenModel):
+    """How the last step of a light network asks the heavy one.
+
+    `model` is the name of its ensemble, which gets at most `max_requests` at a time, while `max_queue_size` wait.
+    """
+
+    cascade: Cascade
+    model: str
+    max_requests: int
+    max_queue_size: int
+
+
 class PostOptions(StepOptions):
     """All that turns raw outputs into an answer; it carries the revision, so it is one a revision.
 
@@ -108,9 +122,22 @@ class PostOptions(StepOptions):
     family_version: int
     io: NetworkIO
     second_io: NetworkIO | None = None
+    metrics: ModelMetrics = UNCOUNTED
+    heavy: HeavyOptions | None = None
+
+    @property
+    def measures(self) -> bool:
+        """Whether the first step tells the last one what it measured."""
+        return self.metrics.answers or self.pipeline.scores_detail
 
     @classmethod
-    def of(cls, pipeline: Pipeline, io: NetworkIO, second: NetworkIO | None = None) -> Self:
+    def of(
+        cls,
+        pipeline: Pipeline,
+        io: NetworkIO,
+        second: NetworkIO | None = None,
+        metrics: ModelMetrics = UNCOUNTED,
+    ) -> Self:
         """Return the options of `pipeline`'s last step; `second` are the tensors of its second network."""
         return cls(
             revision=pipeline.revision,
@@ -119,4 +146,5 @@ class PostOptions(StepOptions):
             family_version=FAMILIES[pipeline.family].version,
             io=io,
             second_io=second,
+            metrics=metrics,
         )

@@ -140,15 +140,20 @@ class AsyncKubeClient:
         request = Request(verb, "PATCH", path, {"fieldManager": FIELD_MANAGER}, patch, MERGE_PATCH)
         return without_managed_fields(await self._object(request, kind))
 
-    async def delete(self, kind: Kind, namespace: str | None, name: str, *, uid: str | None = None) -> None:
-        """Delete an object, and in the background what it owns; an object of another uid is left alone."""
+    async def delete(self, kind: Kind, namespace: str | None, name: str, *, uid: str | None = None) -> bool:
+        """Delete an object, and in the background what it owns; an object of another uid is left alone.
+
+        Return whether it is still there, until its finalizers have done their work or its grace period is over.
+        """
         try:
-            await self._object(delete_request(kind, namespace, name, uid), kind, frozenset())
+            answer = await self._object(delete_request(kind, namespace, name, uid), kind, frozenset())
         except NotFoundError:
-            return
+            return False
         except ConflictError:
             if namespace is None or uid is None or await self._has_uid(kind, namespace, name, uid):
                 raise
+            return False
+        return "deletionTimestamp" in answer.get("metadata", {})  # of what is gone it is a Status, or its last state
 
     async def pod_log(self, namespace: str, pod: str, container: str, *, previous: bool = False) -> bytes:
         """Return the end of a container's log: the last `LOG_LINES`, and of these the first `LOG_BYTES`."""

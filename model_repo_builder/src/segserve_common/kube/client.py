@@ -6,7 +6,7 @@ The generated models are left aside: they cost a pod memory and a command its st
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Final, Self
 from urllib.parse import urlencode
@@ -108,6 +108,12 @@ class KubeClient:
     def get(self, kind: Kind, name: str, *, namespace: str | None = None) -> Json:
         """Return one object; `NotFoundError` if there is none."""
         return without_managed_fields(self._object(Request("get", "GET", self.path(kind, name, namespace)), kind))
+
+    def managed_fields(self, kind: Kind, name: str, namespace: str | None = None) -> Sequence[Json]:
+        """Return which tool owns which fields of an object, and since when."""
+        request = Request("get", "GET", self.path(kind, name, namespace))
+        owners: Sequence[Json] = self._object(request, kind)["metadata"].get("managedFields") or ()
+        return owners
 
     def create(self, kind: Kind, manifest: Json, *, namespace: str | None = None) -> Json:
         """Create an object, or a review, which has the shape of one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 from typing import Final
 
 DOMAIN: Final = "segserve.dev"
@@ -39,6 +40,7 @@ AGENT_CONTAINER: Final = "agent"
 ENVOY_CONTAINER: Final = "envoy"
 SYNC_CONTAINER: Final = "sync"
 COMPARATOR_CONTAINER: Final = "comparator"
+CAPTURE_CONTAINER: Final = "capture"
 TLS_CONTAINER: Final = "tls"
 
 HTTP_PORT: Final = 8000
@@ -80,6 +82,7 @@ SHARDS: Final = 4
 _LONGEST: Final = 46
 
 
+@lru_cache(maxsize=65536)
 def object_name(pool: str, *parts: str) -> str:
     """Return the name of an object of a pool; names of models and pools have no `--`, so that no two are equal.
 

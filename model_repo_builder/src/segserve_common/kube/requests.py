@@ -145,7 +145,7 @@ def decode_event(request: Request, line: str) -> WatchEvent:
 
 
 def without_managed_fields(item: Json) -> Json:
-    """Return an object without `managedFields`, which are half of its size and which nothing here reads."""
+    """Return an object without `managedFields`, which are half of its size; `KubeClient.managed_fields` reads them."""
     item["metadata"].pop("managedFields", None)
     return item
 

@@ -8,9 +8,10 @@ from typing import TypeVar
 
 from pydantic_core import PydanticCustomError
 
-from segserve_builder.errors import PipelineError
+from segserve_builder.errors import PipelineError, ScoreError
 from segserve_builder.families import FAMILIES
 from segserve_builder.spec.model_spec import ModelClass
+from segserve_builder.steps.cascade import check_cascade
 from segserve_builder.steps.pipeline import Pipeline
 from segserve_builder.steps.postprocess import check_postprocess, check_second
 from segserve_builder.steps.preprocess_rules import check_preprocess
@@ -66,7 +67,10 @@ def in_order_of_id(classes: tuple[ModelClass, ...]) -> tuple[ModelClass, ...]:
 
 
 def check_class_ids(pipeline: Pipeline) -> None:
-    """Check that ids count up from 0 if the family numbers the network's channels."""
+    """Check that ids count up from 0 if the family numbers the network's channels.
+
+    Those of a cascade's light network are checked with its stages.
+    """
     if not FAMILIES[pipeline.family].numbers_classes:
         return
     number = len(pipeline.classes)
@@ -93,5 +97,11 @@ def check_stages(pipeline: Pipeline) -> None:
         raise located(str(error), "postprocess" if pipeline.instances is None else "instances") from error
     try:
         check_postprocess(pipeline)
+    except ScoreError as error:
+        raise located(str(error), "outOfDistribution", "score") from error
     except PipelineError as error:
         raise located(str(error), "postprocess") from error
+    try:
+        check_cascade(pipeline)
+    except PipelineError as error:
+        raise located(str(error), "cascade") from error

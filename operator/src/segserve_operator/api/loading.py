@@ -223,7 +223,10 @@ def _unknown(noun: str, name: str, known: Sequence[str]) -> str:
 def _fields(schema: Mapping[str, Any], path: Path) -> list[str]:
     """Return the names of the fields in the schema at `path`."""
     for part in path:
-        schema = schema["items"] if isinstance(part, int) else schema["properties"][part]
+        if isinstance(part, int):
+            schema = schema["items"]
+        else:
+            schema = schema["properties"][part] if "properties" in schema else schema["additionalProperties"]
     return list(schema.get("properties", ()))
 
 
@@ -231,6 +234,8 @@ def _noun(path: Path) -> str:
     match path:
         case ("spec", "instances", "postprocess", int(), *rest):
             return _noun(("spec", "postprocess", 0, *rest))
+        case ("spec", "cascade", "light", *rest) if len(rest) > 1:
+            return _noun(("spec", *rest))
         case ("spec", "preprocess" | "postprocess", int(), str()):
             return "stage"
         case ("spec", "preprocess" | "postprocess", int(), str(), str()):

@@ -318,6 +318,34 @@ class ResourceGate(CheckedGateSpec):
     interval: SomeTime = Field(default=timedelta(seconds=10), description="Interval between measurements.")
 
 
+class CostGate(AlphaGateSpec, CheckedGateSpec):
+    """Compares the CPU time for each request with stable's at the same time, as the servers' agents count it."""
+
+    gate: Literal["cost"] = Field(default="cost", description="Name of the gate.")
+    max_increase_percent: float = Field(
+        default=10.0, gt=0, le=1000, description="Percent by which the candidate's requests may be dearer. Default 10."
+    )
+    interval: SomeTime = Field(default=timedelta(seconds=10), description="Interval between looks.")
+
+
+class DriftGate(AlphaGateSpec, CheckedGateSpec):
+    """Compares the distributions of answers (classes, areas, scores, empty ones) with stable's over the same time."""
+
+    gate: Literal["drift"] = Field(default="drift", description="Name of the gate.")
+    tolerance: float = Field(
+        default=0.1,
+        ge=0,
+        le=0.7,
+        description="Difference of a share of answers that still counts as equal, 0 to 0.7.",
+    )
+    on_breach: Literal["Hold", "Rollback", "Note"] = Field(
+        default="Hold",
+        description="What a proof of a difference does: Hold asks a person to skip the gate or abort, Note only says "
+        "so.",
+    )
+    interval: SomeTime = Field(default=timedelta(seconds=10), description="Interval between servers' reports.")
+
+
 class WebhookGate(CheckedGateSpec):
     """Calls a service of your own (POST with a JSON body) and judges its answer with CEL expressions."""
 
@@ -363,6 +391,8 @@ GATE_SPECS: Final[Mapping[str, type[GateSpec]]] = {
     "maskAgreement": MaskAgreementGate,
     "loadTest": LoadTestGate,
     "slices": SlicesGate,
+    "cost": CostGate,
+    "drift": DriftGate,
 }
 """Specs of gates by name; the gates themselves are in `core.gates.GATES`."""
 
@@ -383,10 +413,13 @@ _AB_TEST: Final = "the strategy abTest needs rollout.abTest, and the other strat
 _OF_PAIRS: Final = frozenset({"maskAgreement", "loadTest", "slices"})
 _NO_SHADOW: Final = "the strategy immediate promotes a revision at once; shadow is for canary and blueGreen"
 _NO_PAIRS: Final = "the gate maskAgreement judges pairs of answers, which only rollout.shadow collects"
+_NO_SPLIT: Final = "the gate drift needs requests to both revisions: canary, abTest, or shadow with steps"
 _IS_ON: Final = "has(self.shadow) && (!has(self.shadow.enabled) || self.shadow.enabled)"
 _NO_STEP: Final = "the strategy canary needs at least one step; use blueGreen to switch without steps"
 _RISING: Final = "weights must increase from step to step"
 _GATE_TWICE: Final = "each gate and each name may be listed only once"
+_RESERVED: Final = ("latency", "resource", "webhook", "promql")
+"""Names of gates that users' gates may not have. Later gates are not among them: objects with such names exist."""
 _DEFAULT_WEIGHTS: Final = [step.weight for step in DEFAULT_STEPS]
 
 
@@ -408,9 +441,9 @@ def _check_gates(gates: tuple[Gate, ...]) -> tuple[Gate, ...]:
         name = gate_name(gate)
         if name in index_by_gate:
             raise located(f"{_GATE_TWICE}: gates[{index_by_gate[name]}] is {name!r} already", index)
-        if name in GATE_SPECS and isinstance(gate, WebhookGate | PromqlGate):
+        if name in _RESERVED and isinstance(gate, WebhookGate | PromqlGate):
             raise located(
-                f"the name {name!r} belongs to another gate; reserved names: {', '.join(GATE_SPECS)}", index, "name"
+                f"the name {name!r} belongs to another gate; reserved names: {', '.join(_RESERVED)}", index, "name"
             )
         index_by_gate[name] = index
     return gates
@@ -431,6 +464,11 @@ class RolloutPolicy(ApiValue):
             (
                 f"({_IS_ON}) || self.strategy == 'shadow' || !self.gates.exists(gate, gate.gate == 'maskAgreement')",
                 _NO_PAIRS,
+            ),
+            (
+                "(self.strategy in ['canary', 'abTest']) || (self.strategy == 'shadow' && self.steps.size() > 0) || "
+                "!self.gates.exists(gate, gate.gate == 'drift')",
+                _NO_SPLIT,
             ),
             ("!(self.strategy in ['shadow', 'abTest']) || self.onUndecided != 'Promote'", _SERVES_NOBODY),
             ("(self.strategy == 'abTest') == has(self.abTest)", _AB_TEST),
@@ -468,7 +506,7 @@ class RolloutPolicy(ApiValue):
     shadow: Shadow | None = Field(
         default=None,
         description="Ask the candidate copies of callers' requests before the first step. Default: with the values "
-        "below where spec.slo is set, the gateway has a comparator, and stable has been watched for ten minutes.",
+        "below where spec.slo is set, the gateway has a comparator, and stable has been watched for nine minutes.",
     )
     ab_test: AbTest | None = Field(default=None, description="The test of the strategy abTest.")
     alpha: float = Field(
@@ -579,6 +617,9 @@ class RolloutPolicy(ApiValue):
         compares = is_on or self.strategy == "shadow"
         if not compares and any(isinstance(gate, MaskAgreementGate) for gate in self.gates):
             raise located(_NO_PAIRS, "gates")
+        splits = self.strategy in ("canary", "abTest") or (self.strategy == "shadow" and bool(self.steps))
+        if not splits and any(isinstance(gate, DriftGate) for gate in self.gates):
+            raise located(f"{_NO_SPLIT}; got {self.strategy}", "gates")
         if self.strategy in ("shadow", "abTest") and self.on_undecided == "Promote":
             raise located(_SERVES_NOBODY, "onUndecided")
         if (self.strategy == "abTest") != (self.ab_test is not None):

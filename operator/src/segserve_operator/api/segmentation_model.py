@@ -12,9 +12,29 @@ from pydantic.config import JsonDict
 
 from segserve_builder.agent.protocol import AssignedModel
 from segserve_builder.families import FAMILIES
-from segserve_builder.spec.model_spec import Artifact, Golden, Input, ModelClass, Output, Runtime
-from segserve_builder.steps.pipeline import InferenceStep, Pipeline, PostprocessStep, PreprocessStep, SecondNetwork
+from segserve_builder.spec.model_spec import (
+    Artifact,
+    CascadeScore,
+    Embedding,
+    Golden,
+    Input,
+    ModelClass,
+    ModelMetrics,
+    OutOfDistributionPolicy,
+    Output,
+    Runtime,
+)
+from segserve_builder.steps.pipeline import (
+    Cascade,
+    InferenceStep,
+    LightNetwork,
+    Pipeline,
+    PostprocessStep,
+    PreprocessStep,
+    SecondNetwork,
+)
 from segserve_operator.api.access import AccessRules
+from segserve_operator.api.capture import Capture
 from segserve_operator.api.checks import (
     check_class_ids,
     check_distinct,
@@ -22,7 +42,9 @@ from segserve_operator.api.checks import (
     check_stages,
     in_order_of_id,
     located,
+    unknown_name,
 )
+from segserve_operator.api.drift import Drift
 from segserve_operator.api.limits import Limits
 from segserve_operator.api.meta import (
     ApiValue,
@@ -37,6 +59,22 @@ from segserve_operator.api.rollout_policy import GoldenQualityGate, RolloutPolic
 from segserve_operator.api.segmentation_rollout import MAX_HANDLED_ANNOTATIONS, RolloutStatus
 
 Classes = Annotated[tuple[ModelClass, ...], AfterValidator(in_order_of_id)]
+PreprocessSteps = Annotated[
+    tuple[PreprocessStep, ...],
+    Field(
+        max_length=32,
+        description="Stages from the encoded image to the network's input, in order. decode is always first.",
+        json_schema_extra={"x-kubernetes-list-type": "atomic"},
+    ),
+]
+PostprocessSteps = Annotated[
+    tuple[PostprocessStep, ...],
+    Field(
+        max_length=32,
+        description="Stages from the network's output to the answer, in order. Default: the family's own.",
+        json_schema_extra={"x-kubernetes-list-type": "atomic"},
+    ),
+]
 FamilyName = Annotated[str, AfterValidator(check_family), WithJsonSchema({"type": "string", "enum": sorted(FAMILIES)})]
 
 DEFAULT_KEEP_PREVIOUS: Final = timedelta(hours=1)
@@ -70,6 +108,53 @@ class InstancesSpec(ApiValue):
     )
 
 
+class LightNetworkSpec(ApiValue):
+    """The network that answers first. Its classes, input and output are the model's."""
+
+    artifact: Artifact = Field(description="File of the light network.")
+    family: FamilyName = Field(description="Meaning of the network's raw outputs.")
+    preprocess: PreprocessSteps = ()
+    inference: tuple[InferenceStep, ...] = Field(
+        default=(),
+        max_length=8,
+        description="Steps that run the network more than once per image. Default: one run.",
+        json_schema_extra={"x-kubernetes-list-type": "atomic"},
+    )
+    postprocess: PostprocessSteps = ()
+    runtime: Runtime = Field(default=Runtime(), description="How Triton runs the network.")
+
+
+class CascadeSpec(ApiValue):
+    """A light network that answers first; the model's own, heavy network is asked where its answer is not enough."""
+
+    light: LightNetworkSpec = Field(description="Network that answers first.")
+    when: CascadeScore = Field(
+        description="Score of the light answer, from 0 to 1: confidence, one less the mean probability of what was "
+        "answered; area, higher for a smaller smallest region; or class, the score of the surest region of `classes`. "
+        "An answer without any object has the score 1 of confidence and area, and 0 of class."
+    )
+    threshold: float = Field(
+        ge=0,
+        le=1,
+        description="Score from which on the heavy network is asked, as `segserve golden cascade` finds it; 0 always "
+        "asks it.",
+    )
+    max_loss: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="Largest expected loss of quality against the heavy network alone, such as 0.005 for 0.5 points of "
+        "IoU. Servers prove it on the golden set, which needs at least 1 / maxLoss - 1 images. Default: it is not "
+        "proved.",
+    )
+    classes: tuple[str, ...] = Field(
+        default=(),
+        max_length=50,
+        description="Names of the classes that the score class looks for.",
+        json_schema_extra={"x-kubernetes-list-type": "atomic"},
+    )
+
+
 class SegmentationModelSpec(ApiValue):
     """The model to serve."""
 
@@ -90,27 +175,22 @@ class SegmentationModelSpec(ApiValue):
             # No rule for names: comparing 500 with each other costs more than an API server allows.
         },
     )
-    preprocess: tuple[PreprocessStep, ...] = Field(
-        default=(),
-        max_length=32,
-        description="Stages from the encoded image to the network's input, in order. decode is always first.",
-        json_schema_extra={"x-kubernetes-list-type": "atomic"},
-    )
+    preprocess: PreprocessSteps = ()
     inference: tuple[InferenceStep, ...] = Field(
         default=(),
         max_length=8,
         description="Steps that run the network more than once per image: tiles and augmentation. Default: one run.",
         json_schema_extra={"x-kubernetes-list-type": "atomic"},
     )
-    postprocess: tuple[PostprocessStep, ...] = Field(
-        default=(),
-        max_length=32,
-        description="Stages from the network's output to the answer, in order. Default: the family's own.",
-        json_schema_extra={"x-kubernetes-list-type": "atomic"},
-    )
+    postprocess: PostprocessSteps = ()
     instances: InstancesSpec | None = Field(
         default=None,
         description="Second network, whose instances the stage panopticFusion lays over the first one's labels.",
+    )
+    cascade: CascadeSpec | None = Field(
+        default=None,
+        description="Light network that answers first, so that the model's own is asked for few images only. It is "
+        "part of the revision. Default: the model's own network answers.",
     )
     output: Output = Field(default=Output(), description="Form of answers if a request does not specify it.")
     runtime: Runtime = Field(default=Runtime(), description="How Triton runs the network.")
@@ -139,6 +219,22 @@ class SegmentationModelSpec(ApiValue):
         default=None,
         description="How much callers may send. Default: no limit. A change applies at once, and makes no revision.",
     )
+    metrics: ModelMetrics | None = Field(
+        # The API server would write a default into every object, and an earlier release refuse what it does not know.
+        default=None,
+        description="What servers count of answers. A change applies without a new revision or rollout.",
+    )
+    processes: Literal["own", "shared"] | None = Field(
+        default=None,
+        description="Whether the model's steps share processes with those of other models: the memory of a further "
+        "model is then little more than its network's, and a step that dies fails requests of all in it. A change "
+        "applies without a new revision or rollout. Default own.",
+    )
+    capture: Capture | None = Field(
+        default=None,
+        description="Samples of requests that are kept, for labelling and training. On a cluster it needs "
+        "gateway.capture of the pool. A change applies at once, and makes no revision. Default: nothing is kept.",
+    )
     keep_previous: Duration = Field(
         default=DEFAULT_KEEP_PREVIOUS,
         description="How long a replaced revision stays loaded, so that a rollback is immediate.",
@@ -155,6 +251,21 @@ class SegmentationModelSpec(ApiValue):
         description="Whether a new revision may drop or renumber classes of the stable one; otherwise it is refused.",
     )
     slo: Slo | None = Field(default=None, description="Service level objective of the model.")
+    drift: Drift | None = Field(
+        default=None,
+        description="Comparison of the images and answers with a reference: the condition Drifting. Default: none. A "
+        "change applies at once, and makes no revision.",
+    )
+    out_of_distribution: OutOfDistributionPolicy | None = Field(
+        default=None,
+        description="How images are judged that the model was not made for. It is part of the revision. Default: none "
+        "is judged.",
+    )
+    embedding: Embedding | None = Field(
+        default=None,
+        description="Output of the network that drift and the score featureDistance compare with that of usual images. "
+        "It is part of the revision. Default: none.",
+    )
     rollout: RolloutPolicy | None = Field(
         default=None,
         description="How a new revision replaces the stable one. Default: at once, as soon as it is proved.",
@@ -165,6 +276,67 @@ class SegmentationModelSpec(ApiValue):
         pipeline = self.pipeline("any")
         check_class_ids(pipeline)
         check_stages(pipeline)
+        return self
+
+    @model_validator(mode="after")
+    def _counted_classes_exist(self) -> Self:
+        counted = () if self.metrics is None else self.metrics.classes
+        unknown = sorted(set(counted) - {item.name for item in self.classes})
+        if unknown:
+            names = ", ".join(item.name for item in self.classes[:20])
+            raise located(f"no class is named {', '.join(unknown)}; the model has {names}", "metrics", "classes")
+        return self
+
+    @model_validator(mode="after")
+    def _cascade_fits(self) -> Self:
+        if self.cascade is None:
+            return self
+        if self.cascade.max_loss is not None and self.golden is None:
+            raise located("maxLoss needs spec.golden, which is not set", "cascade", "maxLoss")
+        if self.processes == "shared":
+            raise located("the steps of a cascade are not shared; allowed is own, the default", "processes")
+        return self
+
+    @model_validator(mode="after")
+    def _drift_has_counts(self) -> Self:
+        if self.drift is not None and self.metrics is not None and not self.metrics.answers:
+            raise located("drift needs counts of answers, which spec.metrics.answers: false switches off", "drift")
+        return self
+
+    @model_validator(mode="after")
+    def _golden_reference_has_images(self) -> Self:
+        if self.drift is not None and self.drift.reference.golden is not None and self.golden is None:
+            text = "the reference golden needs spec.golden, which is not set"
+            raise located(text, "drift", "reference", "golden")
+        return self
+
+    @model_validator(mode="after")
+    def _flagged_images_are_counted(self) -> Self:
+        counts = self.out_of_distribution is not None and self.out_of_distribution.on_flag == "Count"
+        if counts and self.metrics is not None and not self.metrics.answers:
+            raise located(
+                "Count needs counts of answers, which spec.metrics.answers: false switches off; "
+                "allowed without them are Flag and Refuse",
+                "outOfDistribution",
+                "onFlag",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _embedding_is_of_one_run(self) -> Self:
+        if self.embedding is not None and self.inference:
+            name = self.inference[0].name
+            raise located(f"inference {name!r} merges logits, and no embedding: remove one of the two", "embedding")
+        return self
+
+    @model_validator(mode="after")
+    def _captured_classes_exist(self) -> Self:
+        redact = None if self.capture is None else self.capture.redact
+        if redact is not None and redact.model is None:
+            known = [item.name for item in self.classes]
+            for index, name in enumerate(redact.classes):
+                if name not in known:
+                    raise located(unknown_name("class", name, known), "capture", "redact", "classes", index)
         return self
 
     @model_validator(mode="after")
@@ -191,6 +363,9 @@ class SegmentationModelSpec(ApiValue):
             output=self.output,
             runtime=self.runtime,
             instances=self._second_network(),
+            out_of_distribution=self.out_of_distribution,
+            embedding=self.embedding,
+            cascade=self._cascade(),
         )
 
     def assigned(self, model_name: str) -> AssignedModel:
@@ -201,6 +376,33 @@ class SegmentationModelSpec(ApiValue):
             golden=self.golden,
             expose=self.expose,
             second_artifact=None if self.instances is None else self.instances.artifact,
+            light_artifact=None if self.cascade is None else self.cascade.light.artifact,
+            metrics=self.metrics or ModelMetrics(),
+            # The default written out is no other assignment.
+            processes=None if self.processes == "own" else self.processes,
+        )
+
+    def _cascade(self) -> Cascade | None:
+        if self.cascade is None:
+            return None
+        light, names = self.cascade.light, {item.name: item.id for item in self.classes}
+        unknown = next((name for name in self.cascade.classes if name not in names), None)
+        if unknown is not None:
+            at = self.cascade.classes.index(unknown)
+            raise located(unknown_name("class", unknown, names), "cascade", "classes", at)
+        return Cascade(
+            light=LightNetwork(
+                artifact_sha256=light.artifact.sha256,
+                family=light.family,
+                preprocess=light.preprocess,
+                inference=light.inference,
+                postprocess=light.postprocess,
+                runtime=light.runtime,
+            ),
+            when=self.cascade.when,
+            threshold=self.cascade.threshold,
+            max_loss=self.cascade.max_loss,
+            classes=tuple(names[name] for name in self.cascade.classes),
         )
 
     def _second_network(self) -> SecondNetwork | None:
@@ -226,6 +428,8 @@ class ConditionType(StrEnum):
     DEGRADED = "Degraded"
     RECONCILING = "Reconciling"
     STALLED = "Stalled"
+    DRIFTING = "Drifting"
+    EVALUATED = "Evaluated"
 
 
 class Role(StrEnum):
@@ -287,7 +491,9 @@ class RevisionStatus(ApiValue):
 
     revision: str = Field(description="Name of the revision.")
     role: Role | None = Field(default=None, description="Current role, if any.")
-    created_at: Timestamp = Field(description="Time at which it was first seen.")
+    created_at: Timestamp = Field(
+        description="Time at which it got its role. A candidate's also changes when it gets or gives up its servers."
+    )
 
 
 class SegmentationModelStatus(ApiValue):
@@ -323,6 +529,9 @@ class SegmentationModelStatus(ApiValue):
         default=None,
         max_length=80,
         description="How often `rollout.selfTest` took stable for worse than itself, and the most that this may be.",
+    )
+    drift: str | None = Field(
+        default=None, max_length=196_608, description="Reference that `spec.drift` compares with, packed."
     )
     rollout: RolloutStatus | None = Field(default=None, description="State of the latest rollout.")
     handled_annotations: tuple[Annotated[str, Field(max_length=512)], ...] = Field(

@@ -12,6 +12,7 @@ from pydantic_core import PydanticCustomError
 from segserve_operator.api.access import Auth
 from segserve_operator.api.artifacts import Artifacts
 from segserve_operator.api.checks import check_distinct, located
+from segserve_operator.api.cost import Cost
 from segserve_operator.api.gateway_tls import GatewayTls
 from segserve_operator.api.meta import ApiValue, Condition, CountOrShare, ObjectMeta, Timestamp
 from segserve_operator.api.pod_template import (
@@ -29,9 +30,11 @@ from segserve_operator.api.pod_template import (
     Toleration,
     Variable,
 )
+from segserve_operator.api.pool_scaling import Scaling, ScalingStatus
 from segserve_operator.api.pool_update import TemplateStatus, Update
 from segserve_operator.api.server_tls import ServerTls
 from segserve_operator.api.session_affinity import SessionAffinity
+from segserve_operator.api.telemetry import AccessLog, CallerMetrics, Tracing
 
 _SET: JsonDict = {"x-kubernetes-list-type": "set"}
 _BY_NAME: JsonDict = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}
@@ -41,6 +44,7 @@ _ROUTES_MESSAGE = "gatewayApi needs parentRefs, and hostnames or grpcHostnames"
 _HOSTNAMES_MESSAGE = "a host name is either of hostnames or of grpcHostnames"
 _REDIRECT_MESSAGE = "tls.redirectPort must be another port than port"
 _MTLS_MESSAGE = "auth.mtls needs tls: callers show their certificates there"
+_REPLICAS_MESSAGE = "replicas must not be above scaling.maximum"
 _VERSION_MESSAGE = "an image needs a version, the Triton release that it contains, such as 26.04"
 
 
@@ -194,6 +198,22 @@ class Gateway(ApiValue):
         default=None, description="Who may call. Default: every caller, without credentials; keep the network private."
     )
     tls: GatewayTls | None = Field(default=None, description="TLS for callers. Default: none.")
+    access_log: AccessLog | None = Field(
+        default=None,
+        description="Log of requests as JSON, on standard output of the Envoy container; a change starts the gateways "
+        "anew, one after the other. Default: none.",
+    )
+    caller_metrics: CallerMetrics | None = Field(
+        default=None,
+        description="Counters of answered requests by caller and by slice, in proportion to which costs are divided; "
+        "names of callers are in the gateway's metrics then. A change starts the gateways anew, one after the other. "
+        "Default: none.",
+    )
+    tracing: Tracing | None = Field(
+        default=None,
+        description="Traces of requests through gateway and servers, and of decisions about rollouts. Another endpoint "
+        "starts a new group of servers; another ratio the gateways anew, one after the other. Default: none.",
+    )
     session_affinity: SessionAffinity | None = Field(
         default=None,
         description="Which id a request has; requests of one id go to one revision while a rollout's weight only "
@@ -206,6 +226,12 @@ class Gateway(ApiValue):
         default=False,
         description="Whether gRPC streams (ModelStreamInfer) are allowed. Each message of a stream must name the "
         "model of the first.",
+    )
+    plain_http: bool | None = Field(
+        default=None,
+        description="Whether callers may also send an image as the body of POST /v1/models/NAME:segment, for an answer "
+        "in JSON. A change starts the gateways anew, one after the other. Default: on your machine yes, on a cluster "
+        "not.",
     )
     request_timeout_seconds: int = Field(
         default=60, ge=1, le=3600, description="Longest duration of a request in seconds; longer ones get 504."
@@ -229,6 +255,17 @@ class Gateway(ApiValue):
         default=False,
         description="Whether gateways can compare two revisions by copies of callers' requests, which Shadow of "
         "models' rollouts needs on a cluster: each gets a comparator, which has these requests in memory.",
+    )
+    capture: bool | None = Field(
+        default=None,
+        description="Whether gateways can keep samples of callers' requests, which spec.capture of models needs on a "
+        "cluster: each gets a container with the pool's credentials for artifacts, which has these requests in "
+        "memory. A change starts the gateways anew, one after the other. Default: not.",
+    )
+    capture_resources: Resources | None = Field(
+        default=None,
+        description="Resources of that container. Default requests, of each that has neither a request nor a limit: "
+        "50m cpu, 384Mi memory, 64Mi ephemeral-storage.",
     )
     comparator_resources: Resources | None = Field(
         default=None,
@@ -304,13 +341,29 @@ class Notification(ApiValue):
 
 
 class TritonPoolSpec(ApiValue):
-    """How the pool runs. The local platform reads only the gateway's port, size limit and timeout."""
+    """How the pool runs. On one machine there are no pods: `server`, `replicas`, `scaling`, `update` have no effect."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                {
+                    "rule": "!has(self.scaling) || !has(self.replicas) || self.replicas <= self.scaling.maximum",
+                    "message": _REPLICAS_MESSAGE,
+                }
+            ]
+        }
+    )
 
     replicas: int = Field(default=1, ge=1, le=1000, description="Number of servers per group.")
     min_ready: CountOrShare | None = Field(
         default=None,
         description="Servers of a group (a number, or a percentage, rounded to whole servers; at least 1) that must "
         "have proved a revision before it serves. Default: 80%. A return to a revision that served needs only one.",
+    )
+    scaling: Scaling | None = Field(
+        default=None,
+        description="Number of servers by the requests that come; replicas is then their smallest number. "
+        "Default: replicas is their number.",
     )
     isolation: Literal["own", "shared"] = Field(
         default="own", description="own gives each candidate servers of its own; shared uses one group for all models."
@@ -328,9 +381,18 @@ class TritonPoolSpec(ApiValue):
         description="Mutual TLS between the gateway and the servers. Default: plain text. Switching it starts a new "
         "group of servers, as other changes of the servers do.",
     )
+    cost: Cost | None = Field(
+        default=None, description="Prices of what the servers use. Default: none; use is counted all the same."
+    )
     notifications: tuple[Notification, ...] = Field(
         default=(), max_length=8, description="Where to send notifications of rollouts.", json_schema_extra=_WHOLE
     )
+
+    @model_validator(mode="after")
+    def _check_replicas(self) -> Self:
+        if self.scaling is not None and self.replicas > self.scaling.maximum:
+            raise located(f"{_REPLICAS_MESSAGE}, got {self.replicas} and {self.scaling.maximum}", "replicas")
+        return self
 
 
 class TritonPoolStatus(ApiValue):
@@ -342,7 +404,8 @@ class TritonPoolStatus(ApiValue):
     conditions: tuple[Condition, ...] = Field(
         default=(),
         max_length=32,
-        description="Conditions, one of each type: Ready, Progressing, Degraded, Reconciling, Stalled.",
+        description="Conditions, one of each type: Ready, Progressing, Degraded, Reconciling, Stalled, and with "
+        "spec.scaling ScalingActive.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
     replicas: int | None = Field(default=None, ge=0, description="Number of servers in the main group.")
@@ -353,6 +416,9 @@ class TritonPoolStatus(ApiValue):
     main_group: str | None = Field(default=None, description="Group that serves stable revisions.")
     models: int | None = Field(default=None, ge=0, description="Number of models in the pool.")
     template: TemplateStatus | None = Field(default=None, description="The template of the main group's servers.")
+    scaling: ScalingStatus | None = Field(
+        default=None, description="The number of servers by requests; absent without spec.scaling."
+    )
     waiting_since: Timestamp | None = Field(
         default=None, description="Time since which the pool is not ready; absent while it is."
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, Literal, Self
 
+from segserve_builder.capture.rule import RuleOfAnyRelease
 from segserve_operator.core.failure import FailureReason
 
 _SHADOW: Final = "~shadow"  # a name that no group can have
@@ -146,7 +147,7 @@ class Route:
     perf_analyzer ask for their configuration. `exposed` names the bare networks that are public. `access` says who may
     use the model: any of these callers, nobody if it is empty, and whoever the gateway takes if it is None. Without an
     `affinity` each request goes its own way. With a `mirror`, some are compared; with `keeps_pairs`, what was compared
-    before may be kept in memory for a person to look at.
+    before may be kept in memory for a person to look at. With `capture`, samples of some are kept.
     """
 
     model: str
@@ -158,6 +159,7 @@ class Route:
     affinity: RouteAffinity | None = None
     mirror: Mirror | None = None
     keeps_pairs: Literal[True] | None = None
+    capture: RuleOfAnyRelease = None
 
     def __post_init__(self) -> None:
         total = sum(share.weight for share in self.shares)

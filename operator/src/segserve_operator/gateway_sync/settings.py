@@ -17,6 +17,7 @@ from segserve_operator.adapters.traffic.envoy_listener import EnvoySettings
 from segserve_operator.adapters.traffic.envoy_tls import TlsSettings
 from segserve_operator.api.access import Auth
 from segserve_operator.api.session_affinity import SessionAffinity
+from segserve_operator.api.telemetry import AccessLog, CallerMetrics, Tracing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -66,6 +67,7 @@ class GatewaySettings(BaseModel):
     request_timeout_seconds: float
     workers: Annotated[int, Field(ge=1)] = 1
     streams: bool = False
+    plain_http: bool = False
     heap_bytes: Annotated[int, Field(ge=2**26)] = 2 * 2**30
     host: str = Field(default_factory=any_address)
     internal_port: _Port = INTERNAL_PORT
@@ -75,6 +77,10 @@ class GatewaySettings(BaseModel):
     server_tls: Path | None = None
     secrets: Path = Path(SECRETS_FOLDER)
     session_affinity: SessionAffinity | None = None
+    access_log: AccessLog | None = None
+    caller_metrics: CallerMetrics | None = None
+    tracing: Tracing | None = None
+    capture: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,10 +118,15 @@ class Settings:
             max_request_bytes=settings.max_request_bytes,
             workers=settings.workers,
             streams=settings.streams,
+            plain_http=settings.plain_http,
             internal_port=settings.internal_port,
             heap_bytes=settings.heap_bytes,
             tls=settings.tls.settings() if settings.tls is not None else None,
             affinity=settings.session_affinity,
+            access_log=settings.access_log,
+            caller_metrics=settings.caller_metrics,
+            tracing=settings.tracing,
+            capture=settings.capture,
             auth=AuthSettings(settings.auth, (settings.secrets,), self.folder / "auth") if settings.auth else None,
         )
         return EnvoyTraffic(

@@ -12,7 +12,7 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Final
 from segserve_builder.golden.judging import cached_images
 from segserve_builder.render.tritonserver import sweep_shm
 from segserve_common.files import write_private
+from segserve_common.process_record import ProcessRecord
 from segserve_operator.adapters.bundles.background import BackgroundBundles
 from segserve_operator.adapters.bundles.local import LocalBundles, bundle_folder
 from segserve_operator.adapters.checks.context import CheckContext
@@ -41,7 +42,9 @@ from segserve_operator.api.errors import SpecError
 from segserve_operator.api.triton_pool import TritonPool
 from segserve_operator.core.models.actions import Action
 from segserve_operator.core.rollout.counters import Sample
+from segserve_operator.core.scaling import GatewayLoad
 from segserve_operator.core.traffic import TrafficPlan, TrafficState
+from segserve_operator.local_platform.metrics import LocalMetrics
 from segserve_operator.service import ActionLog, Service, Traffic
 
 POLL_S: Final = 0.1
@@ -66,7 +69,7 @@ class PlatformRecord:
     there is none).
     """
 
-    process: processes.ProcessRecord
+    process: ProcessRecord
     url: str
     observed: bool
     version: str
@@ -77,7 +80,7 @@ def read_platform(state: StateFolder) -> PlatformRecord | None:
     """Return the record of the running platform, or None if none runs."""
     with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
         record = json.loads(state.platform.read_text())
-        process = processes.ProcessRecord(record["pid"], record["createTime"])
+        process = ProcessRecord.from_fields(record.get("process", record))
         if processes.is_alive(process):
             later = (record.get("version", ""), record.get("caFile", ""))
             return PlatformRecord(process, record["url"], record["observed"], *later)
@@ -123,6 +126,10 @@ class FasterTraffic:
         """Put a plan into force."""
         await self.gateway.apply(plan)
 
+    async def loads(self) -> Mapping[str, GatewayLoad | None]:
+        """Return the gateway's totals; on one machine nothing follows from them."""
+        return await self.gateway.loads()
+
     async def samples(self, models: Mapping[str, tuple[str, str]]) -> Mapping[str, Sample]:
         """Return the gateway's counters as if they had been read at the clock's times."""
         read = await self.gateway.samples(models)
@@ -150,11 +157,12 @@ class Supervisor:
         self, state: StateFolder, cache: Path, pool: TritonPool, runtime: RuntimeEnvironment, speed: float = 1.0
     ) -> None:
         self.state = state
+        self._pool = pool
         self.clock = clock = Clock(time.time(), speed)
         self._pass_interval_s = max(PASS_INTERVAL_S / speed, SHORTEST_PASS_INTERVAL_S)
         self._store = LocalStore(state)
-        self.gateway = LocalGateway(state, pool.spec.gateway)
-        access = local_access(pool.spec.artifacts)
+        access, tracing = local_access(pool.spec.artifacts), pool.spec.gateway.tracing
+        self.gateway = LocalGateway(state, pool.spec.gateway, access)
         self.worker, services = own_worker(["--own-services"], os.environ)
         self.check_runner = BackgroundCheckRunner(
             CheckContext(
@@ -168,20 +176,26 @@ class Supervisor:
         self.notifier = Notifier(post=services.post)
         self.bundles = BackgroundBundles(LocalBundles(state))
         traffic: Traffic = self.gateway if speed == 1.0 else FasterTraffic(self.gateway, clock)
+        fleet = LocalFleet(state, runtime, cache, access, tracing.server_traces_url if tracing is not None else None)
         self.service = Service(
             store=self._store,
-            fleet=LocalFleet(state, runtime, cache, access),
+            fleet=fleet,
             traffic=traffic,
             clock=clock,
             check_runner=self.check_runner,
             bundles=self.bundles,
             announcer=PoolAnnouncer(self.notifier, "", lambda: targets(pool.spec, ""), clock),
         )
+        self.metrics = LocalMetrics(state, self.gateway, fleet, self._present_pool)
         self.action_log = ActionLog()
         self.stopping = asyncio.Event()
 
     async def run(self) -> None:
         """Supervise until `stopping` is set. Processes of an earlier supervisor are adopted as they are."""
+        with self.metrics.serving():
+            await self._run()
+
+    async def _run(self) -> None:
         self._write_record(observed=False)
         await self._pass()
         self._write_record(observed=True)
@@ -203,10 +217,8 @@ class Supervisor:
         await self.worker.close()
 
     def _write_record(self, *, observed: bool) -> None:
-        own = processes.current_process()
         record = {
-            "pid": own.pid,
-            "createTime": own.create_time,
+            "process": asdict(processes.current_process()),
             "url": self.gateway.url,
             "observed": observed,
             "version": version("segserve"),
@@ -221,6 +233,9 @@ class Supervisor:
             self.gateway.follow(self._store.pool().spec.gateway)
         try:
             actions = await self.service.run_once()
+            kept = self.service.rollout_cache
+            models, failures = await self._store.models(), self.service.failures.values()
+            self.metrics.observe(models, kept.records, kept.drifts, failures)
         except (EnvoyUnreachableError, PortTakenError) as error:
             log.warning("%s; the next pass retries", error)
         except Exception:
@@ -231,6 +246,11 @@ class Supervisor:
         for line in self.action_log.new_failures(self.service.failures):
             log.warning("%s", line)
         return bool(actions)
+
+    def _present_pool(self) -> TritonPool:
+        with contextlib.suppress(SpecError):
+            self._pool = self._store.pool()
+        return self._pool
 
     def _bound_logs(self) -> None:
         for path in (self.state.log, *self.state.gateway.glob("*.log"), *self.state.groups.glob("*/*.log")):

@@ -18,7 +18,7 @@ from segserve_operator.core.rollout.counters import (
 )
 from segserve_operator.core.rollout.engine import Progress
 from segserve_operator.core.rollout.plain import from_plain, to_plain
-from segserve_operator.core.rollout.record import PairRow, Row
+from segserve_operator.core.rollout.record import LoadRow, PairRow, Row, SliceRow
 from segserve_operator.core.statistics.sample_ratio import SampleRatio
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from segserve_operator.core.rollout.record import Bins, Decision, Record
 
 CHUNK_ROWS: Final = 500
+ROWS_BYTES: Final = 384 * 1024
+"""No packed rows are larger: a ConfigMap has 1 MiB, and an object of a rollout has more than rows."""
 _BATCH_ROWS: Final = 50
 
 
@@ -63,12 +65,34 @@ def pack_rows(rows: Iterable[Row]) -> str:
     )
 
 
+def pack_rows_within(rows: tuple[Row, ...], most: int) -> str:
+    """Pack rows; if the text is too large, drop slices of the older ones, and then their bins and pairs."""
+    text = pack_rows(rows)
+    for lighter in (_without_slices, _bare):
+        light = 0
+        while len(text) > most and light < len(rows):
+            light += max((len(rows) - light) // 2, 1)
+            rows = (*map(lighter, rows[:light]), *rows[light:])
+            text = pack_rows(rows)
+    return text
+
+
+def _without_slices(row: Row) -> Row:
+    return replace(row, pairs=replace(row.pairs, slices=())) if row.pairs is not None else row
+
+
+def _bare(row: Row) -> Row:
+    return replace(row, latencies=((), ()), pairs=None)
+
+
 def _pair_values(pairs: PairRow | None) -> list[Any]:
     """Return a row's pairs as one more value; rows outside of Shadow stay as they were."""
     if pairs is None:
         return []
     bins = (*pairs.latencies, pairs.ratios, pairs.disagreements, pairs.baseline, pairs.shifts)
-    return [[*pairs.failed, *map(_gaps, bins)]]
+    slices = [[each.name, *each.failed, _gaps(each.ratios), _gaps(each.disagreements)] for each in pairs.slices]
+    load = [pairs.load.numbers, _gaps(pairs.load.latencies)] if pairs.load is not None else []
+    return [[*pairs.failed, *map(_gaps, bins), slices, load]]
 
 
 def unpack_rows(text: str) -> tuple[Row, ...]:
@@ -154,9 +178,24 @@ def _row(at_s: float, seconds: float, weight: int, *rest: Any) -> Row:
 
 
 def _pair_row(neither: int, candidate: int, stable: int, both: int, *rest: Any) -> PairRow:
-    # Those of an earlier release end before the last two.
-    stable_bins, candidate_bins, *bins = map(_bins, rest[:6])
-    return PairRow((neither, candidate, stable, both), (stable_bins, candidate_bins), *bins)
+    # Those of an earlier release end before the last two, or four.
+    stable_bins, candidate_bins, ratios, disagreements, baseline, shifts = map(_bins, [*rest[:6], [], []][:6])
+    slices, load = [*rest[6:8], [], []][:2]
+    return PairRow(
+        (neither, candidate, stable, both),
+        (stable_bins, candidate_bins),
+        ratios,
+        disagreements,
+        baseline,
+        shifts,
+        tuple(_slice_row(*each) for each in slices),
+        LoadRow(tuple(load[0]), _bins(load[1])) if load else None,
+    )
+
+
+def _slice_row(name: str, neither: int, candidate: int, stable: int, both: int, *rest: Any) -> SliceRow:
+    ratios, disagreements = map(_bins, rest[:2])
+    return SliceRow(name, (neither, candidate, stable, both), ratios, disagreements)
 
 
 def _count_value(count: Counters) -> list[Any]:

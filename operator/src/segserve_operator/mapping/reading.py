@@ -27,7 +27,7 @@ from segserve_operator.core.failure import STATUS_UNREADABLE, UNKNOWN_FIELD, Fai
 
 _PHASES: Final = frozenset(phase.value for phase in RolloutPhase)
 _ROLES: Final = ("roles", "roles.stable", "roles.candidate", "roles.previous")
-_WHOLE: Final = ("spec", "spec.replicas", "spec.server", "spec.gateway", "spec.artifacts")
+_WHOLE: Final = ("spec", "spec.replicas", "spec.scaling", "spec.server", "spec.gateway", "spec.artifacts")
 """What of a pool has no safe default: servers would end, or artifacts be refused."""
 _AUTH: Final = "spec.gateway.auth"
 """Without a part of it callers might come in whom nobody meant to let in."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -24,10 +23,11 @@ from segserve_operator.core.rollout.chain import cut as _cut
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.record import Decision, Record, Row
 from segserve_operator.mapping.packed_evidence import (
+    ROWS_BYTES,
     UnreadableRecordError,
     chunked_rows,
     pack_inputs,
-    pack_rows,
+    pack_rows_within,
     pack_state,
     unpack_inputs,
     unpack_rows,
@@ -40,7 +40,6 @@ OBJECT_BYTES: Final = 512 * 1024
 HISTORY: Final = 10
 """Of each model so many records of former rollouts are kept."""
 _SEEN_BYTES: Final = 256 * 1024
-_EVIDENCE_BYTES: Final = 384 * 1024
 
 
 def spec_of(record: Record) -> dict[str, Any]:
@@ -81,7 +80,7 @@ def status_of(record: Record, now: datetime, sign: Sign | None = None) -> dict[s
         verdicts=tuple(_verdict_status(verdict) for verdict in record.verdicts),
         rows=len(record.rows),
         chunked_rows=apart,
-        evidence=_evidence(record.rows[apart:]),
+        evidence=pack_rows_within(record.rows[apart:], ROWS_BYTES),
         state=pack_state(record),
     )
     room = OBJECT_BYTES - len(canonical_json({**manifest_of(record), "status": status.to_dict()}))
@@ -113,15 +112,6 @@ def record_of(manifest: Mapping[str, Any], apart: tuple[Row, ...]) -> Record:
         )
     except ValueError as error:
         raise UnreadableRecordError(name, str(error)) from error
-
-
-def _evidence(rows: tuple[Row, ...]) -> str:
-    """Pack rows; if they are too large, because every bin has a large number, drop bins and pairs of the older ones."""
-    text, bare = pack_rows(rows), 0
-    while len(text) > _EVIDENCE_BYTES:
-        bare += max((len(rows) - bare) // 2, 1)
-        text = pack_rows((*(replace(row, latencies=((), ()), pairs=None) for row in rows[:bare]), *rows[bare:]))
-    return text
 
 
 def _decision_statuses(decisions: tuple[Decision, ...], room: int) -> tuple[DecisionStatus, ...]:

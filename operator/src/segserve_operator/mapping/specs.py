@@ -33,7 +33,9 @@ def wanted_of(manifest: Mapping[str, Any]) -> Wanted | FailureReason:
         allow_class_changes=model.spec.allow_class_changes,
         policy=model.spec.rollout,
         slo=model.spec.slo,
+        capture=model.spec.capture,
         progress_deadline_s=model.spec.progress_deadline.total_seconds(),
+        drift=model.spec.drift,
     )
 
 

@@ -9,6 +9,7 @@ from typing import Final
 
 from segserve_common.kube.names import GROUP_LABEL
 from segserve_operator.api.meta import Condition, ConditionStatus
+from segserve_operator.api.pool_scaling import ScalingStatus
 from segserve_operator.api.pool_update import TemplateStatus
 from segserve_operator.api.segmentation_model import (
     CandidateState,
@@ -29,6 +30,7 @@ from segserve_operator.core.models.observed import (
     PoolStatus,
     RoleHolder,
     Roles,
+    ScalingState,
     Template,
 )
 from segserve_operator.core.rollout.phases import Phase
@@ -53,6 +55,7 @@ def from_api(status: SegmentationModelStatus) -> ModelStatus:
         handled=status.handled_annotations,
         slo=status.slo or "",
         false_alarms=status.false_alarms or "",
+        drift=status.drift or "",
         read_generation=max((each.observed_generation or 0 for each in status.conditions), default=0),
     )
 
@@ -72,6 +75,7 @@ def to_api(status: ModelStatus, former: SegmentationModelStatus, now: datetime) 
         weight=status.weight,
         slo=status.slo or None,
         false_alarms=status.false_alarms or None,
+        drift=status.drift or None,
         rollout=_rollout_status(status.rollout),
         handled_annotations=status.handled[-MAX_HANDLED_ANNOTATIONS:],
     )
@@ -88,6 +92,7 @@ def pool_from_api(status: TritonPoolStatus) -> PoolStatus:
         models=status.models or 0,
         url=status.url or "",
         template=_template(status.template),
+        scaling=_scaling(status.scaling),
         waiting_since_s=status.waiting_since.timestamp() if status.waiting_since is not None else None,
     )
 
@@ -103,6 +108,7 @@ def pool_to_api(status: PoolStatus, former: TritonPoolStatus, now: datetime, sel
         main_group=status.main_group,
         models=status.models,
         template=_template_status(status.template),
+        scaling=_scaling_status(status.scaling),
         waiting_since=_time(status.waiting_since_s) if status.waiting_since_s is not None else None,
     )
 
@@ -123,6 +129,25 @@ def _template_status(template: Template | None) -> TemplateStatus | None:
         request=template.request,
         next=template.next or None,
         since=_time(template.since_s) if template.since_s else None,
+    )
+
+
+def _scaling(status: ScalingStatus | None) -> ScalingState | None:
+    if status is None:
+        return None
+    since_s = status.since.timestamp() if status.since is not None else 0.0
+    return ScalingState(status.desired, status.reason, status.message, since_s, float(status.startup_seconds or 0))
+
+
+def _scaling_status(state: ScalingState | None) -> ScalingStatus | None:
+    if state is None:
+        return None
+    return ScalingStatus(
+        desired=state.desired,
+        reason=state.reason,
+        message=state.message,
+        since=_time(state.since_s) if state.since_s else None,
+        startup_seconds=int(state.startup_s),
     )
 
 

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from segserve_builder.agent.decide import next_actions, reports
+from segserve_builder.agent.loop import Agent
 from segserve_builder.agent.protocol import AssignedModel, GoldenTrial, ModelReport, ModelState
+from segserve_builder.agent.runner import LOAD_FAILED, ActionFailure, ActionResult, ActionRunner
 from segserve_builder.agent.state import (
     LOADS_ALLOWED,
+    OPENING_S,
     Action,
     AgentState,
     AssignedRevision,
@@ -17,6 +23,7 @@ from segserve_builder.agent.state import (
     LoadStep,
     Prepare,
     Prepared,
+    Probe,
     Proof,
     Prove,
     Remove,
@@ -27,13 +34,16 @@ from segserve_builder.agent.state import (
     Try,
     Unload,
 )
-from segserve_builder.render.tree import Tree
-from segserve_builder.spec.model_spec import Artifact, Golden, Input, Output, Runtime
+from segserve_builder.render.tree import Files, Tree
+from segserve_builder.spec.members import OPENING
+from segserve_builder.spec.model_spec import Artifact, Golden, Input, ModelMetrics, Output, Runtime
 from segserve_builder.spec.names import STEP_PREFIX, network_alias
 from segserve_builder.steps.pipeline import Pipeline
 
 
-def revision_of(model: str, network: str = "1", *, expose: bool = False, golden: str | None = None) -> AssignedRevision:
+def revision_of(
+    model: str, network: str = "1", *, expose: bool = False, golden: str | None = None, counted: bool = True
+) -> AssignedRevision:
     """Return a model whose network file is told by one hex digit."""
     pipeline = Pipeline(
         model=model,
@@ -51,6 +61,7 @@ def revision_of(model: str, network: str = "1", *, expose: bool = False, golden:
         artifact=Artifact(uri="file:///network.onnx", sha256=network * 64),
         golden=Golden(uri="golden", sha256=golden * 64) if golden else None,
         expose=("network",) if expose else (),
+        metrics=ModelMetrics(answers=counted),
     )
     return AssignedRevision.of(spec)
 
@@ -61,10 +72,24 @@ def trying(assigned: AssignedRevision, golden: str | None) -> AssignedRevision:
     return AssignedRevision.of(assigned.spec.model_copy(update={"trial": GoldenTrial(golden=on_trial)}))
 
 
+NET_SHARED = f"{STEP_PREFIX}net-shared--0"
+
+
 def steps_of(assigned: AssignedRevision) -> tuple[str, ...]:
     """Return names as the builder's: the first step is shared by all, the network by equal files."""
+    network, counted = assigned.spec.artifact.sha256[0], "" if assigned.spec.metrics.answers else "-uncounted"
+    if assigned.spec.processes == "shared":
+        return (f"{STEP_PREFIX}pre--0{counted}", NET_SHARED, f"{STEP_PREFIX}post-shared--0{counted}")
+    post = f"{STEP_PREFIX}post--{assigned.revision}{counted}"
+    return (f"{STEP_PREFIX}pre--0{counted}", f"{STEP_PREFIX}net--{network}", post)
+
+
+def members_of(assigned: AssignedRevision) -> tuple[str, ...]:
+    """Return what the shared steps run for a revision."""
+    if assigned.spec.processes != "shared":
+        return ()
     network = assigned.spec.artifact.sha256[0]
-    return (f"{STEP_PREFIX}pre--0", f"{STEP_PREFIX}net--{network}", f"{STEP_PREFIX}post--{assigned.revision}")
+    return (f"{STEP_PREFIX}net-member--{network}", f"{STEP_PREFIX}post-member--{assigned.revision}")
 
 
 @dataclass
@@ -78,6 +103,7 @@ class World:
     loaded: dict[str, Ensemble] = field(default_factory=dict)
     dead: set[str] = field(default_factory=set)
     deaths: dict[str, StepDeath] = field(default_factory=dict)
+    opened: dict[str, dict[str, str]] = field(default_factory=dict)
     ready: bool = True
     done: list[Action] = field(default_factory=list)
 
@@ -90,6 +116,7 @@ class World:
             folders=frozenset({*self.published, *self.step_folders}),
             dead=frozenset(self.dead),
             deaths=dict(self.deaths),
+            opened=dict(self.opened),
         )
 
     def restart_server(self) -> None:
@@ -102,6 +129,7 @@ class World:
         for _ in range(30):
             self.state.keep_only(assigned)
             self.state.invalidate_proofs(assigned, self.snapshot())
+            self.state.follow_openings(self.snapshot(), now_s)
             actions = next_actions(assigned, self.snapshot(), self.state, now_s)
             if not actions:
                 return
@@ -137,20 +165,24 @@ class World:
                 self.loaded.pop(name, None)
             case Remove(name):
                 assert name not in self.loaded_steps | self.loaded.keys(), f"{name} is loaded"
+                assert not any(name in ensemble.members for ensemble in self.loaded.values()), f"{name} is in use"
                 self.step_folders.discard(name)
                 self.published.pop(name, None)
 
     def prepare(self, assigned: AssignedRevision) -> None:
         steps = steps_of(assigned)
         alias = (network_alias(assigned.model), {}) if assigned.spec.expose else None
-        tree = Tree({step: {} for step in steps}, (assigned.model, {}), alias)
-        self.step_folders.update(steps)
+        members: dict[str, Files] = {name: {} for name in members_of(assigned)}
+        ran_by = dict(zip(members, steps[1:], strict=False))
+        tree = Tree({step: {} for step in steps}, (assigned.model, {}), alias, members=members, member_steps=ran_by)
+        self.step_folders.update(steps, members)
         self.state.prepare(Prepared(assigned, tree, dict.fromkeys(steps, 1), None))
 
     def serve(self, assigned: AssignedRevision) -> None:
         steps = steps_of(assigned)
         assert self.loaded_steps.issuperset(steps)
-        ensembles = {assigned.model: Ensemble(assigned.revision, frozenset(steps))}
+        assert self.step_folders.issuperset(members_of(assigned))
+        ensembles = {assigned.model: Ensemble(assigned.revision, frozenset(steps), frozenset(members_of(assigned)))}
         if assigned.spec.expose:
             ensembles[network_alias(assigned.model)] = Ensemble(assigned.revision, frozenset(steps[1:2]))
         self.published.update(ensembles)
@@ -178,11 +210,250 @@ def test_nothing_is_reported_ready_before_its_proof() -> None:
     assert world.report(coins)["coins"].state is ModelState.PROVING
 
 
+def shared(assigned: AssignedRevision) -> AssignedRevision:
+    return AssignedRevision.of(assigned.spec.model_copy(update={"processes": "shared"}))
+
+
+def test_members_of_shared_steps_are_never_loaded_and_stay_while_their_model_does() -> None:
+    world, coins, parts = World(), shared(revision_of("coins")), shared(revision_of("parts", "2"))
+    world.converge(coins, parts)
+    assert world.loaded_steps == set(steps_of(coins)) == set(steps_of(parts))
+    assert world.step_folders >= {*members_of(coins), *members_of(parts)}
+
+    world.converge(parts)
+
+    assert world.loaded_steps == set(steps_of(parts))
+    assert not world.step_folders.intersection(members_of(coins))
+    assert world.step_folders >= set(members_of(parts))
+    assert world.report(parts)["parts"].state is ModelState.READY
+
+
+def test_requests_of_a_former_revision_are_not_counted_to_the_next_one_with_shared_steps(tmp_path: Path) -> None:
+    former, coins, parts = shared(revision_of("coins")), shared(revision_of("coins", "2")), revision_of("parts", "3")
+    world = World()
+    world.converge(former, parts)
+    world.prepare(coins)
+    observer: Any = SimpleNamespace(last=world.snapshot())
+    agent = Agent(tmp_path, cast(ActionRunner, None), observer)
+    agent._state = world.state
+    before = {each.owner.revision for each in agent.served()}
+    world.serve(coins)
+    observer.last = world.snapshot()
+
+    after = {each.owner.revision for each in agent.served()}
+
+    assert before == {former.revision, parts.revision}
+    assert after == {coins.revision, parts.revision}
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_a_model_serves_on_while_its_steps_become_shared_or_its_own(back: bool) -> None:
+    world, own = World(), revision_of("coins")
+    before, after = (shared(own), own) if back else (own, shared(own))
+    world.converge(before)
+    world.done.clear()
+
+    world.converge(after)
+
+    assert world.loaded_steps == set(steps_of(after))
+    assert world.loaded["coins"].members == set(members_of(after))
+    assert world.done_to("coins") == [Serve]
+    assert world.report(after)["coins"].state is ModelState.READY
+
+
+def opened(assigned: AssignedRevision, failure: str = "") -> dict[str, dict[str, str]]:
+    """Return what the shared steps say once they have opened a revision's members, its network with a failure."""
+    network, last = members_of(assigned)
+    return dict(zip(steps_of(assigned)[1:], ({network: failure}, {last: ""}), strict=True))
+
+
+FORMER = pytest.mark.parametrize(
+    "former",
+    [
+        pytest.param(revision_of("coins"), id="the same revision"),
+        pytest.param(revision_of("coins", "2"), id="another revision"),
+    ],
+)
+
+
+@FORMER
+def test_the_former_steps_serve_until_the_shared_ones_have_opened_their_members(former: AssignedRevision) -> None:
+    world, coins = World(), shared(revision_of("coins"))
+    world.converge(former)
+    world.opened = opened(coins) | {steps_of(coins)[1]: {}}
+
+    world.converge(coins)
+
+    assert world.loaded["coins"].steps == set(steps_of(former))
+    assert world.loaded_steps >= set(steps_of(former))
+    world.opened = opened(coins)
+    world.converge(coins)
+    assert world.loaded["coins"].members == set(members_of(coins))
+    assert world.report(coins)["coins"].state is ModelState.READY
+
+
+def agent_of(world: World, folder: Path, *assigned: AssignedRevision) -> tuple[Agent, set[str]]:
+    """Return an agent with a world's memory, and what it suspects."""
+    suspected: set[str] = set()
+    observer: Any = SimpleNamespace(take=lambda _: world.snapshot(), learn=lambda _: None, suspect=suspected.update)
+    agent = Agent(folder, cast(ActionRunner, None), observer)
+    agent._state, agent._assignment = world.state, assigned
+    return agent, suspected
+
+
+@FORMER
+def test_a_member_that_cannot_be_opened_is_a_failed_load_beside_what_serves(
+    former: AssignedRevision, tmp_path: Path
+) -> None:
+    world, coins = World(), shared(revision_of("coins"))
+    world.converge(former)
+    world.opened = opened(coins) | {steps_of(coins)[1]: {}}
+    world.converge(coins)
+    world.opened = opened(coins, "no room")
+    agent, _ = agent_of(world, tmp_path, coins)
+    (serve,) = next_actions((coins,), world.snapshot(), world.state, 0.0)
+    assert isinstance(serve, Serve)
+
+    agent._absorb(ActionResult(serve, ActionFailure(LOAD_FAILED, "no room", retryable=True)), 0.0)
+    world.converge(coins)
+
+    assert world.loaded["coins"].steps == set(steps_of(former))
+    assert world.loaded_steps >= set(steps_of(former))
+    report = world.report(coins)["coins"]
+    is_same = former.revision == coins.revision
+    assert (report.state, report.reason) == (ModelState.READY if is_same else ModelState.FAILED, LOAD_FAILED)
+
+
+def test_a_member_that_is_opened_after_all_ends_the_failure_of_a_model_that_served_meanwhile(tmp_path: Path) -> None:
+    world, coins = World(), shared(revision_of("coins"))
+    world.converge(revision_of("coins"))
+    world.opened = opened(coins) | {steps_of(coins)[1]: {}}
+    world.converge(coins)
+    world.state.fail_load(coins, LOAD_FAILED, "no room", 0.0, serves=True)
+    world.opened = opened(coins)
+    (serve,) = next_actions((coins,), world.snapshot(), world.state, 10.0)
+    world.do(serve, (coins,))
+
+    agent_of(world, tmp_path, coins)[0]._absorb(ActionResult(serve), 10.0)
+
+    report = world.report(coins)["coins"]
+    assert (report.state, report.reason, report.attempts) == (ModelState.READY, "", 0)
+
+
+def test_a_member_that_is_opened_for_too_long_is_a_failed_load() -> None:
+    world, coins = World(), shared(revision_of("coins"))
+    world.opened = opened(coins) | {steps_of(coins)[1]: {}}
+    world.converge(coins, now_s=100.0)
+    report = world.report(coins)["coins"]
+    assert (report.state, report.message) == (ModelState.LOADING, f"{members_of(coins)[0]} {OPENING}")
+
+    soon = next_actions((coins,), world.snapshot(), world.state, 99.0 + OPENING_S)
+    late = next_actions((coins,), world.snapshot(), world.state, 100.0 + OPENING_S)
+
+    assert (soon, late) == ((), (Serve(coins.revision, "coins"),))
+
+
+@pytest.mark.parametrize("outcome", [{}, {f"{STEP_PREFIX}net-member--1": "no room"}], ids=["is opening", "failed"])
+@pytest.mark.parametrize("lost", ["by another agent", "with a step that all use"])
+def test_what_serves_until_the_members_are_open_is_proved_again_once_its_proof_is_lost(
+    lost: str, outcome: dict[str, str], tmp_path: Path
+) -> None:
+    world, coins = World(), shared(revision_of("coins"))
+    world.converge(revision_of("coins"))
+    world.opened = opened(coins) | {steps_of(coins)[1]: {}}
+    world.converge(coins)
+    if lost == "by another agent":
+        world.state = AgentState()
+    else:
+        world.dead.add(steps_of(coins)[0])
+    world.opened[steps_of(coins)[1]] = outcome
+
+    for _ in range(4):
+        world.state.invalidate_proofs((coins,), world.snapshot())
+        for action in next_actions((coins,), world.snapshot(), world.state, 0.0):
+            if not isinstance(action, Serve):
+                world.do(action, (coins,))
+
+    assert world.loaded["coins"].steps == set(steps_of(revision_of("coins")))
+    assert world.report(coins)["coins"].state is ModelState.READY
+
+    # Should the former steps be broken, the shared ones serve as soon as they can.
+    agent, _ = agent_of(world, tmp_path, coins)
+    prove = Prove(coins.revision, "coins")
+    agent._absorb(ActionResult(prove, ActionFailure("ProofFailed", "broken", retryable=False)), 0.0)
+    world.opened = opened(coins)
+    world.converge(coins, now_s=1e6)
+    assert world.loaded["coins"].members == set(members_of(coins))
+    assert world.report(coins)["coins"].reason == ""
+
+
+@pytest.mark.parametrize("between", ["a proof", "another assignment"])
+def test_a_shared_step_is_not_suspected_for_a_probe_that_failed_before(between: str, tmp_path: Path) -> None:
+    world, coins = World(), shared(revision_of("coins"))
+    world.converge(coins)
+    agent, suspected = agent_of(world, tmp_path, coins)
+    failed = ActionResult(Probe(coins.revision, "coins"), failing=frozenset({NET_SHARED}))
+    agent._absorb(failed, 0.0)
+    if between == "a proof":
+        agent._absorb(ActionResult(Prove(coins.revision, "coins"), proof=Proof("builtin", None)), 1000.0)
+    else:
+        world.state.keep_only(())
+        world.converge(coins)
+
+    agent._absorb(failed, 2000.0)
+
+    assert not suspected
+
+
+@pytest.mark.parametrize(
+    ("later", "suspects"),
+    [
+        pytest.param((61.0, True), {NET_SHARED}, id="again after it was opened anew"),
+        pytest.param((30.0, True), set(), id="before it was opened anew"),
+        pytest.param((30.0, False), set(), id="not again"),
+    ],
+)
+def test_a_shared_step_is_suspected_whose_member_fails_probes_although_it_was_opened_anew(
+    tmp_path: Path, later: tuple[float, bool], suspects: set[str]
+) -> None:
+    world, coins = World(), shared(revision_of("coins"))
+    world.converge(coins)
+    agent, suspected = agent_of(world, tmp_path, coins)
+    probe, failing = Probe(coins.revision, "coins"), frozenset({NET_SHARED})
+    agent._absorb(ActionResult(probe, failing=failing), 0.0)
+    assert not suspected
+    at_s, fails = later
+
+    agent._absorb(ActionResult(probe, failing=failing if fails else frozenset()), at_s)
+    if not fails:
+        agent._absorb(ActionResult(probe, failing=failing), 61.0)
+
+    assert suspected == suspects
+
+
 def test_steps_that_are_not_loaded_yet_load_together() -> None:
     world, coins = World(), revision_of("coins")
     world.prepare(coins)
     actions = next_actions((coins,), world.snapshot(), world.state, 0.0)
     assert actions == tuple(LoadStep(step) for step in steps_of(coins))
+
+
+def test_the_ensemble_of_a_heavy_network_loads_once_its_steps_are_loaded() -> None:
+    assigned = revision_of("tiers")
+    world = World()
+    world.prepare(assigned)
+    prepared = world.state.prepared[assigned.revision]
+    heavy = f"{STEP_PREFIX}heavy--0"
+    world.step_folders.add(heavy)
+    tree = replace(prepared.tree, steps={**prepared.tree.steps, heavy: {}}, heavy=heavy)
+    world.state.prepare(replace(prepared, tree=tree, processes={**prepared.processes, heavy: 0}))
+
+    first = next_actions((assigned,), world.snapshot(), world.state, 0.0)
+    for action in first:
+        world.do(action, (assigned,))
+
+    assert first == tuple(LoadStep(step) for step in steps_of(assigned))
+    assert next_actions((assigned,), world.snapshot(), world.state, 0.0) == (LoadStep(heavy),)
 
 
 def test_a_step_that_two_models_share_is_loaded_once_and_stays_for_the_other() -> None:
@@ -402,6 +673,41 @@ def test_an_exposed_network_comes_and_goes_without_taking_ready_back() -> None:
     world.converge(plain)
     assert network_alias("coins") not in world.loaded
     assert world.report(plain)["coins"].state is ModelState.READY
+
+
+def test_metrics_are_switched_off_and_on_by_other_steps_without_taking_ready_back() -> None:
+    world, counted, uncounted = World(), revision_of("coins"), revision_of("coins", counted=False)
+    assert counted.revision == uncounted.revision
+    world.converge(counted)
+    for assigned in (uncounted, counted):
+        world.state.keep_only((assigned,))
+        while actions := next_actions((assigned,), world.snapshot(), world.state, 0.0):
+            for action in actions:
+                world.do(action, (assigned,))
+                assert world.report(assigned)["coins"].state is ModelState.READY
+        assert world.loaded["coins"].steps == world.loaded_steps == set(steps_of(assigned))
+        assert world.done_to(assigned.revision).count(Prove) == 0
+
+
+def test_a_switch_of_metrics_that_fails_leaves_the_model_ready_with_its_former_steps() -> None:
+    world, counted, uncounted = World(), revision_of("coins"), revision_of("coins", counted=False)
+    world.converge(counted)
+    world.state.keep_only((uncounted,))
+    world.do(Prepare(uncounted.revision, "coins"), (uncounted,))
+    world.state.fail_load(uncounted, "LoadFailed", "no memory", 0.0, serves=True)
+    report = world.report(uncounted)["coins"]
+    assert (report.state, report.reason, report.loaded) == (ModelState.READY, "LoadFailed", True)
+    assert world.loaded["coins"].steps == set(steps_of(counted))
+
+
+def test_steps_that_are_being_published_for_a_switch_of_metrics_are_not_removed() -> None:
+    world, counted, uncounted = World(), revision_of("coins"), revision_of("coins", counted=False)
+    world.converge(counted)
+    world.state.keep_only((uncounted,))
+    preparing = Prepare(uncounted.revision, "coins")
+    world.state.start(preparing, 0.0)
+    world.step_folders |= set(steps_of(uncounted))
+    assert next_actions((uncounted,), world.snapshot(), world.state, 0.0) == ()
 
 
 def test_another_golden_set_is_proved_while_the_model_stays_ready() -> None:

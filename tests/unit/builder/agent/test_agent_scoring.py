@@ -183,7 +183,20 @@ def test_scores_of_a_server_that_lost_the_revision_are_forgotten(pictures: Pictu
     state.invalidate_proofs((coins,), ServerSnapshot(ready=True))
 
     assert state.replays.report(coins.revision) == ScoreReport(golden_sha256=GOLDEN.sha256)
-    assert state.replays.is_due(coins.revision, 0.0)
+    assert state.replays.due_s(coins.revision) <= 0.0
+
+
+def test_a_server_that_lost_the_revision_by_a_replay_too_often_gets_no_more() -> None:
+    replays = followed()
+    for _ in range(DEATHS_ALLOWED):
+        assert replays.due_s("coins-1") <= 0.0
+        replays.fail("coins-1", "StepDied", "it died", 0.0, retryable=True, died=True)
+        replays.lose("coins-1")
+
+    assert replays.due_s("coins-1") == math.inf
+    told = replays.report("coins-1")
+    assert told is not None
+    assert told.reason == "StepDied"
 
 
 # When replays are due
@@ -199,18 +212,17 @@ def test_replays_take_a_small_part_of_a_servers_time_however_large_the_set() -> 
     replays = followed()
     replays.keep("coins-1", PERFECT, 0.0, 90.0)
 
-    assert not replays.is_due("coins-1", 90.0 / SHARE - 1)
-    assert replays.is_due("coins-1", 90.0 / SHARE)
+    assert replays.due_s("coins-1") == 90.0 / SHARE
 
 
 def test_another_round_is_due_at_once_and_the_former_scores_stay_until_it_is_done() -> None:
     replays = followed()
     replays.keep("coins-1", PERFECT, 0.0, 1.0)
-    assert not replays.is_due("coins-1", 1.0)
+    assert replays.due_s("coins-1") > 1.0
 
     replays.follow({"coins-1": SCORING.model_copy(update={"round": 1})})
 
-    assert replays.is_due("coins-1", 1.0)
+    assert replays.due_s("coins-1") <= 1.0
     assert (replays.report("coins-1") or ScoreReport(golden_sha256="")).images == 2
 
 
@@ -221,7 +233,7 @@ def test_another_set_begins_anew() -> None:
     replays.follow({"coins-1": SCORING.model_copy(update={"golden": OTHER})})
 
     assert replays.report("coins-1") == ScoreReport(golden_sha256=OTHER.sha256)
-    assert replays.is_due("coins-1", 1.0)
+    assert replays.due_s("coins-1") <= 1.0
 
 
 def test_what_may_pass_is_tried_again_and_what_does_not_is_left() -> None:
@@ -229,9 +241,8 @@ def test_what_may_pass_is_tried_again_and_what_does_not_is_left() -> None:
     passing.fail("coins-1", "SourceUnauthorized", "no Secret", 0.0, retryable=True)
     lasting.fail("coins-1", "GoldenFailed", "no labels", 0.0, retryable=False)
 
-    assert not passing.is_due("coins-1", 0.0)
-    assert passing.is_due("coins-1", 120.0)
-    assert not lasting.is_due("coins-1", 1e12)
+    assert 0.0 < passing.due_s("coins-1") <= 120.0
+    assert lasting.due_s("coins-1") == math.inf
     assert [found.reason for each in (passing, lasting) if (found := each.report("coins-1"))] == [
         "SourceUnauthorized",
         "GoldenFailed",
@@ -241,10 +252,10 @@ def test_what_may_pass_is_tried_again_and_what_does_not_is_left() -> None:
 def test_images_that_servers_die_of_are_given_up_after_three_replays() -> None:
     replays = followed()
     for _ in range(DEATHS_ALLOWED):
-        assert replays.is_due("coins-1", 1e6)
+        assert replays.due_s("coins-1") <= 1e6
         replays.fail("coins-1", "ServerNotReady", "gone", 0.0, retryable=True, died=True)
 
-    assert not replays.is_due("coins-1", 1e9)
+    assert replays.due_s("coins-1") > 1e9
 
 
 # Packing
@@ -404,6 +415,7 @@ def test_an_agent_that_stops_ends_its_replay(pictures: Pictures) -> None:
         return semantic(pictures.shown[image], name)
 
     with replayed(pictures, answering) as (_, coins, runner):
+        assert runner.tests == {coins.revision: len(asked)}
         asked.clear()
         runner.stopping.set()
         state, _ = serving(coins)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 import signal
 import subprocess
 import sys
@@ -14,7 +14,9 @@ import psutil
 import pytest
 
 from fakes.waiting import until
-from segserve_builder.agent.processes import StepProcesses
+from segserve_builder.agent import processes as agent_processes
+from segserve_builder.agent.processes import IDLE_CPU_S, IDLE_S, StepProcesses
+from segserve_common.process_record import ProcessRecord
 
 # Like Triton, it does not wait for a step's process that has ended.
 SERVER = """
@@ -36,14 +38,14 @@ class Server:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
-    """A process with one child each for the steps `net` and `post`, which ends when it is told to."""
+    """A process with a child for the step `net`, which is idle, and one for `post`, which is busy."""
     stub = tmp_path / "triton_python_backend_stub"
     stub.symlink_to(sys.executable)
     files = []
     for step in ("net", "post"):
         file = tmp_path / step / "1" / "model.py"
         file.parent.mkdir(parents=True)
-        file.write_text("import signal\nsignal.pause()\n")
+        file.write_text("import signal\nsignal.pause()\n" if step == "net" else "while True: pass\n")
         files.append(str(file))
     command = [sys.executable, "-c", SERVER, str(stub), *files]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
@@ -51,7 +53,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
         assert process.stdin is not None
         pids = map(int, process.stdout.readline().split())
         record = tmp_path / "triton.json"
-        record.write_text(json.dumps({"pid": process.pid, "create_time": psutil.Process(process.pid).create_time()}))
+        record.write_text(ProcessRecord.of(process.pid).to_json())
         yield Server(record, dict(zip(("net", "post"), pids, strict=True)))
         process.stdin.close()
 
@@ -74,3 +76,54 @@ def test_what_ended_a_steps_process_is_kept(server: Server, number: signal.Signa
 
     assert processes.short_of(needed) == {"net"}
     assert {step: death.cause for step, death in processes.deaths.items()} == {"net": cause}
+
+
+class Clock:
+    """Stands for the module `time`."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(agent_processes, "time", made)
+    return made
+
+
+def test_of_steps_that_are_loaded_for_long_the_idle_ones_are_ended(server: Server, clock: Clock) -> None:
+    processes = StepProcesses(server.record)
+    loading = {"net": math.inf, "post": math.inf}
+
+    assert processes.end_idle(loading) == frozenset()
+    used_s = _cpu_s(server.steps["post"])
+    until(lambda: _cpu_s(server.steps["post"]) - used_s >= 2 * IDLE_CPU_S, "its work")
+    clock.now_s = IDLE_S - 1.0
+    assert processes.end_idle(loading) == frozenset()
+    clock.now_s = IDLE_S
+
+    assert processes.end_idle(loading) == {"net"}
+    until(lambda: psutil.Process(server.steps["net"]).status() == psutil.STATUS_ZOMBIE, "its end")
+    assert psutil.Process(server.steps["post"]).status() != psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.parametrize("loading", [{}, {"post": math.inf}, {"net": 0.0}], ids=["none", "another", "older"])
+def test_an_idle_step_that_no_load_has_started_is_left_alone(
+    loading: dict[str, float], server: Server, clock: Clock
+) -> None:
+    """Also while another process of the same step is loaded in its place."""
+    processes = StepProcesses(server.record)
+
+    for clock.now_s in (0.0, IDLE_S, 2 * IDLE_S):
+        assert "net" not in processes.end_idle(loading)
+
+    assert psutil.Process(server.steps["net"]).status() != psutil.STATUS_ZOMBIE
+
+
+def _cpu_s(pid: int) -> float:
+    times = psutil.Process(pid).cpu_times()
+    return times.user + times.system

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 
+from fakes.waiting import until
 from segserve_builder.cluster import report_sender
 from segserve_builder.cluster.config_map_watch import ConfigMapWatch
 from segserve_builder.cluster.report_sender import ReportSender
@@ -106,10 +107,7 @@ def told(stored: Stored) -> Iterator[list[Any]]:
 
 
 def eventually(claim: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not claim():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    until(claim, "what was stored, heard or called")
 
 
 def config_map(value: Any) -> dict[str, Any]:
@@ -265,6 +263,22 @@ def test_an_own_map_that_somebody_deleted_is_replaced_by_the_shared_one_until_it
     apart.check()
 
     eventually(lambda: report_in(stored, "pod-report", "report") == pack({"value": 2}))
+
+
+def test_a_report_that_no_map_holds_loses_its_counts_of_answers_before_its_messages(
+    stored: Stored, sender: ReportSender
+) -> None:
+    stored.maps["reports"] = {}
+    numbers = random.Random(1)
+    models = [{"model": f"model-{n}", "state": "Failed", "message": "LoadFailed"} for n in range(1000)]
+    counts = [{"histograms": {"area": [numbers.getrandbits(30) for _ in range(150)]}} for _ in models]
+    sender.send(
+        {"uid": "a", "models": [{**model, "answers": each} for model, each in zip(models, counts, strict=True)]}
+    )
+
+    eventually(lambda: bool(stored.maps["reports"]))
+    report = unpack(report_in(stored, "reports", "pod") or "")
+    assert report == {"uid": "a", "models": models}
 
 
 def test_a_report_that_no_map_holds_loses_its_messages_and_is_sent(stored: Stored, sender: ReportSender) -> None:

@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import subprocess
+import sys
 import threading
 import urllib.request
+from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from segserve_builder.agent import secret
 from segserve_builder.agent.loop import AgentHealth
 from segserve_builder.agent.protocol import Assignment, ModelReport, ModelState
+from segserve_builder.agent.server import Repository
+from segserve_builder.agent.state import Ensemble
 from segserve_builder.cluster.agent_metrics import AgentMetrics
 from segserve_builder.cluster.assignment import AssignmentInbox
 from segserve_builder.cluster.bounded_log import BoundedLog
 from segserve_builder.cluster.probe_server import ProbeServer, probe_response
 from segserve_builder.cluster.settings import AgentSettings, ServerSettingsError, TritonSettings
-from segserve_builder.cluster.triton import arguments, environment
+from segserve_builder.cluster.triton import JsonLog, arguments, environment
 from segserve_builder.errors import UnknownNameError
 from segserve_builder.sources.access import ACCESS_VARIABLE, Access, Credential
 from segserve_builder.spec.model_spec import Artifact
+from segserve_builder.steps.crash_record import crashed_members
 from segserve_builder.steps.pipeline import Pipeline
 from segserve_common.kube.shards import CONTENT_KEY, pack
+from segserve_common.triton_log import TritonLogReader
 
 TRITON = {
     "SEGSERVE_TRITONSERVER": "/opt/tritonserver/bin/tritonserver",
@@ -49,6 +61,15 @@ def test_triton_is_managed_only_by_those_who_know_the_word() -> None:
     rule = "model-repository,shared-memory,trace,logging:segserve=word"
     assert flags()["http-restricted-api"] == flags()["grpc-restricted-protocol"] == rule
     assert secret.grpc_headers("word") == {"triton-grpc-protocol-segserve": "word"}
+
+
+def test_triton_traces_only_where_the_pool_says_where_to() -> None:
+    url = "http://collector:4318/v1/traces"
+    settings = arguments(TritonSettings.of(TRITON | {"SEGSERVE_TRACES_URL": url}), "word")
+
+    assert f"--trace-config=opentelemetry,url={url}" in settings
+    assert "--trace-config=rate=0" in settings  # what is traced is decided before the server
+    assert "trace-config" not in flags()
 
 
 @pytest.mark.parametrize(
@@ -83,6 +104,19 @@ def test_an_environment_of_the_users_own_wins() -> None:
 def test_what_the_launcher_is_not_told_it_asks_for(missing: str) -> None:
     with pytest.raises(ServerSettingsError, match=missing):
         TritonSettings.of({name: value for name, value in TRITON.items() if name != missing})
+
+
+def test_another_server_gives_each_network_that_ended_a_process_a_chance_again(tmp_path: Path) -> None:
+    marks = tmp_path / ".repository-running"
+    marks.mkdir()
+    (marks / "segserve--net-member--0123456789").touch()
+    assert crashed_members(tmp_path / "repository")
+    program = {"SEGSERVE_TRITONSERVER": "/bin/true", "SEGSERVE_RUN_FOLDER": str(tmp_path)}
+    command = [sys.executable, "-m", "segserve_builder.cluster.triton"]
+
+    subprocess.run(command, env={**os.environ, **TRITON, **program}, check=True)
+
+    assert crashed_members(tmp_path / "repository") == frozenset()
 
 
 @pytest.mark.parametrize("missing", sorted(AGENT))
@@ -151,6 +185,139 @@ def test_a_log_goes_on_where_an_earlier_launcher_left_it(tmp_path: Path) -> None
         log.write(line)
         log.close()
     assert (tmp_path / "triton.log").read_bytes() == b"first\nsecond\n"
+
+
+LINES = st.text(st.characters(exclude_characters="\n")).map(
+    lambda text: f"E1122 13:35:12.6 7 a.cc:1] {text}\n".encode()
+)
+
+
+@given(st.lists(st.binary(min_size=1) | LINES))
+@example([b'E1122 13:35:12.6 7 a.cc:1] "\\ud800"\n', b"\xff"])
+def test_whatever_a_server_writes_in_whatever_pieces_is_lines_of_json(pieces: list[bytes]) -> None:
+    log = JsonLog()
+
+    rows = b"".join(log.convert(piece) for piece in [*pieces, b""]).splitlines()
+
+    assert all({"time", "level", "logger", "message"} <= json.loads(row).keys() for row in rows)
+
+
+def test_a_line_that_comes_in_two_pieces_is_one_object_and_the_last_needs_no_end() -> None:
+    log = JsonLog()
+
+    pieces = [log.convert(piece) for piece in (b"one, ", b"whole\nlast", b"")]
+
+    assert pieces[0] == b""
+    assert [json.loads(piece)["message"] for piece in pieces[1:]] == ["one, whole", "last"]
+
+
+def test_a_line_without_an_end_does_not_fill_the_memory() -> None:
+    log = JsonLog()
+
+    shown = b"".join(log.convert(b"x" * 2**16) for _ in range(64))
+
+    assert len(shown) > 2**21
+
+
+STEP = "segserve--post--e3ebf7b699"
+ERROR = f"E1122 13:35:12.686106 7 pb_stub.cc:402] \"step '{STEP}': it failed\"\n".encode()
+
+
+class Ensembles(Repository):
+    """A repository that takes its time, or is away, and ends the log after some looks at it."""
+
+    def __init__(self, *looks: Mapping[str, Ensemble] | OSError) -> None:
+        self._looks = list(looks)
+        self.ending = threading.Event()
+
+    def ensembles(self) -> Mapping[str, Ensemble]:
+        look = self._looks.pop(0)
+        if not self._looks:
+            self.ending.set()
+        if isinstance(look, OSError):
+            raise look
+        return look
+
+
+def owner(log: JsonLog) -> dict[str, str]:
+    (row,) = log.convert(ERROR).splitlines()
+    return {name: value for name, value in json.loads(row).items() if name in ("model", "revision")}
+
+
+def test_an_error_of_a_step_is_written_whatever_the_repository_takes_and_names_its_model_once_that_was_read() -> None:
+    log, read = JsonLog(), threading.Event()
+    coins = Ensemble("coins-1", frozenset({STEP}))
+
+    class Slow(Ensembles):
+        def ensembles(self) -> Mapping[str, Ensemble]:
+            assert read.wait(60)
+            return super().ensembles()
+
+    repository = Slow({"coins": coins, "coins.network": coins})
+    following = threading.Thread(target=log.follow, args=(repository, repository.ending))
+    following.start()
+    before = owner(log)
+    read.set()
+    following.join(60)
+
+    assert before == {}
+    assert owner(log) == {"model": "coins", "revision": "coins-1"}
+
+
+@pytest.mark.parametrize(
+    ("second", "named"),
+    [
+        ({"coins": Ensemble("coins-2", frozenset({STEP}))}, {"model": "coins", "revision": "coins-2"}),
+        ({name: Ensemble(f"{name}-1", frozenset({STEP})) for name in ("coins", "roads")}, {}),
+        (OSError("it is away"), {"model": "coins", "revision": "coins-1"}),
+    ],
+)
+def test_a_step_has_the_model_and_the_revision_that_have_it_now(
+    second: Mapping[str, Ensemble] | OSError, named: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("segserve_builder.cluster.triton.OWNERS_INTERVAL_S", 0.0)
+    log, repository = JsonLog(), Ensembles({"coins": Ensemble("coins-1", frozenset({STEP}))}, second)
+
+    log.follow(repository, repository.ending)
+
+    assert owner(log) == named
+
+
+def test_an_error_of_a_shared_step_has_the_model_of_its_member() -> None:
+    shared, members = "segserve--post-shared--0123456789", [f"segserve--post-member--{digit * 10}" for digit in "12"]
+    having = {
+        name: Ensemble(f"{name}-1", frozenset({shared}), frozenset({member}))
+        for name, member in zip(("coins", "roads"), members, strict=True)
+    }
+    log, repository = JsonLog(), Ensembles(having)
+    log.follow(repository, repository.ending)
+    error = ERROR.replace(f"step '{STEP}'".encode(), f"step '{shared}', member '{members[1]}'".encode())
+
+    (row,) = map(json.loads, log.convert(error).splitlines())
+
+    assert (row["step"], row["member"]) == (shared, members[1])
+    assert (row["model"], row["revision"]) == ("roads", "roads-1")
+
+
+def test_a_line_that_cannot_be_read_is_written_as_it_is_and_so_are_its_neighbours(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read = TritonLogReader.read
+
+    def failing(self: TritonLogReader, line: str, now: datetime) -> list[dict[str, Any]]:
+        if "broken" in line:
+            raise RecursionError
+        return read(self, line, now)
+
+    monkeypatch.setattr(TritonLogReader, "read", failing)
+
+    rows = [json.loads(row) for row in JsonLog().convert(b"one\nbroken\n" + ERROR).splitlines()]
+
+    assert [(row["level"], row["message"]) for row in rows] == [
+        ("info", "one"),
+        ("info", "broken"),
+        ("error", "it failed"),
+    ]
 
 
 def assigned(model: str) -> dict[str, Any]:

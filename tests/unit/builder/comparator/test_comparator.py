@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from dataclasses import asdict, fields
 from typing import Any
@@ -16,10 +17,11 @@ from fakes.compared_groups import COMPARISON, INFER, World, at_full_rate, compar
 from fakes.group_servers import GROUP
 from fakes.waiting import eventually
 from raw_inference import Protocol
-from segserve_builder.comparator import copies, service, tally
+from segserve_builder.comparator import compared_model, copies, service, tally
 from segserve_builder.comparator.copies import MODEL_INFER
 from segserve_builder.comparator.groups import MAX_ANSWER_BYTES, GroupClient
 from segserve_builder.comparator.pacing import Pacing
+from segserve_builder.spec.names import FLAGGED_WORDS
 from segserve_common.kserve import HEADER_LENGTH, InferRequest, Tensor, encode_http
 from segserve_operator.core import evidence
 from segserve_operator.core.rollout.counters import PairCounts, SliceCounts
@@ -62,7 +64,7 @@ async def test_what_the_body_needs_of_the_headers_goes_with_it_and_no_other() ->
 
 
 async def test_the_first_pairs_warm_the_candidate_and_are_not_counted(world: World) -> None:
-    await world.send_all(service.WARM_UP_PAIRS)
+    await world.send_all(compared_model.WARM_UP_PAIRS)
     assert (await world.pairs())["coins"]["failed"] == [0, 0, 0, 0]
 
     await world.send_all(3)
@@ -119,6 +121,49 @@ async def test_a_pair_counts_in_the_cell_of_who_failed(
     assert [sum(count for _, count in side) for side in pairs["latencies"]] == [sum(cell)] * 2
 
 
+FLAGGED = f"the image is out of distribution: its score detail is 0.3, allowed is at most 0.1 {FLAGGED_WORDS}"
+
+
+@pytest.mark.parametrize(
+    ("protocol", "refused", "failed"), [("http", 400, 500), ("grpc", CODE.INVALID_ARGUMENT, CODE.INTERNAL)]
+)
+async def test_an_image_that_one_model_refuses_by_its_own_threshold_is_no_evidence_beside_an_answer(
+    protocol: Protocol, refused: Any, failed: Any
+) -> None:
+    async with comparing(protocol) as world:
+        world.compare(coins=COMPARISON)
+        await world.warm_up()
+        world.servers.words = FLAGGED
+        for world.servers.answers in ({"blue": b"", "green": refused}, {"blue": refused, "green": b""}):
+            await world.send_all(1)
+        assert (await world.pairs())["coins"]["failed"] == [0, 0, 0, 0]
+
+        world.servers.answers = {"blue": refused, "green": failed}
+        await world.send_all(1)
+        pairs = (await world.pairs())["coins"]
+
+    assert pairs["failed"] == [0, 1, 0, 0]
+
+
+@pytest.mark.parametrize("asked", [("SIZE", "OUT_OF_DISTRIBUTION", "MASKS"), ("CONTINUED", "SIZE", "MASKS")])
+async def test_copies_ask_for_no_output_that_one_of_the_revisions_may_lack(
+    world: World, asked: tuple[str, ...]
+) -> None:
+    await world.copies.post(**copy_of(world.protocol, b"an image", outputs=asked))
+    await world.idle()
+
+    (sent,), (expected,) = (
+        world.servers.bodies["green"],
+        [copy_of(world.protocol, b"an image", outputs=("SIZE", "MASKS"))],
+    )
+    if world.protocol == "grpc":
+        assert sent == expected["content"][5:]
+        return
+    length = int(world.servers.headers["green"][0][HEADER_LENGTH.lower()])
+    assert json.loads(sent[:length]) == json.loads(expected["content"][: int(expected["headers"][HEADER_LENGTH])])
+    assert sent[length:] == expected["content"][int(expected["headers"][HEADER_LENGTH]) :]
+
+
 async def test_segserves_own_images_are_asked_of_both_and_counted_apart_from_callers() -> None:
     async with comparing("http") as world:
         world.compare(coins=COMPARISON)
@@ -145,7 +190,7 @@ async def test_a_group_that_never_answers_has_failed_and_stands_in_the_last_bin(
         world.servers.answers["green"] = None
         await world.send()
         await world.idle()
-        world.clock.now_s += service.WARM_UP_S
+        world.clock.now_s += compared_model.WARM_UP_S
         await world.send_all(1)
         pairs = (await world.pairs())["coins"]
 
@@ -161,7 +206,7 @@ async def test_after_a_pair_that_hangs_half_as_many_are_asked() -> None:
         pacings.append(at_full_rate(requests_per_s))
         return pacings[-1]
 
-    async with comparing("http", timeout_s=0.1, pace=pace) as world:
+    async with comparing("http", timeout_s=1.0, pace=pace) as world:
         world.compare(coins=COMPARISON)
         world.servers.answers["green"] = None
         await world.send_all(1)

@@ -11,7 +11,7 @@ import pytest
 
 from fakes.compared_groups import COMPARISON, World, comparing
 from fakes.waiting import eventually
-from segserve_builder.comparator import load, service, tally
+from segserve_builder.comparator import compared_model, load, tally
 from segserve_builder.comparator.comparing import AnswerComparison
 from segserve_builder.comparator.copies import RequestCopy
 from segserve_builder.comparator.groups import Answer, AnswerKind
@@ -176,14 +176,14 @@ async def test_stable_is_compared_with_itself_while_the_candidate_warms_up_and_n
 
     async with comparing("http", compare=compare) as world:
         world.compare(coins={**COMPARISON, "has_baseline": True})
-        await world.send_all(service.WARM_UP_PAIRS)
+        await world.send_all(compared_model.WARM_UP_PAIRS)
         warm = (await world.pairs())["coins"]
         await world.send_all(9)
         after = (await world.pairs())["coins"]
 
-    assert sum(warm["baseline"]) == service.WARM_UP_PAIRS
+    assert sum(warm["baseline"]) == compared_model.WARM_UP_PAIRS
     assert (sum(warm["disagreements"]), warm["failed"]) == (0, [0, 0, 0, 0])
-    assert sum(after["baseline"]) == service.WARM_UP_PAIRS + 3
+    assert sum(after["baseline"]) == compared_model.WARM_UP_PAIRS + 3
     assert (sum(after["disagreements"]), after["failed"]) == (6, [6, 0, 0, 0])
 
 

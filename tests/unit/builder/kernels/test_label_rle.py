@@ -33,6 +33,12 @@ def test_blocks_of_labels_give_pycocotools_strings(shape: tuple[int, int]) -> No
     assert encode_labels(labels, 256) == reference(labels, 256)
 
 
+def test_labels_of_16_bits_give_pycocotools_strings() -> None:
+    labels = np.random.default_rng(3).integers(0, 600, (12, 20)).astype(np.uint16).repeat(5, 0).repeat(7, 1)
+
+    assert encode_labels(labels, 600) == reference(labels, 600)
+
+
 def test_a_label_beyond_the_number_is_refused() -> None:
     with pytest.raises(ValueError, match="labels up to 3; 3 are allowed"):
         encode_labels(np.full((2, 2), 3, np.uint8), 3)

@@ -64,6 +64,30 @@ def test_most_probable_labels_of_many_classes(classes: int, dtype: type, size: t
     assert close(logits, upsampled.argmax(axis=0).astype(dtype))
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_parts_of_a_map_have_the_means_of_their_own_pixels(dtype: type) -> None:
+    rng = np.random.default_rng(7)
+    logits = (rng.normal(size=(5, 12, 15)) * 3).astype(np.float32)
+    labels = rng.integers(0, 5, (50, 131)).astype(dtype)
+    parts = rng.integers(0, 900, labels.shape).astype(np.int32)
+
+    areas, sums = label_sums(logits, *axes(ResizeTransform.of(*labels.shape), 12, 15), labels, 2.0, parts)
+
+    stacked = functional.interpolate(torch.from_numpy(logits)[None], labels.shape, mode="bilinear")[0]
+    probability = torch.softmax(stacked.double() / 2.0, 0).numpy()
+    own = np.take_along_axis(probability, labels[None].astype(np.int64), axis=0)[0]
+    assert areas.tolist() == np.bincount(parts.ravel()).tolist()
+    assert sums == pytest.approx(np.bincount(parts.ravel(), own.ravel()), abs=1e-4)
+
+
+def test_parts_of_another_shape_are_refused() -> None:
+    labels, parts = np.zeros((6, 7), np.uint8), np.zeros((6, 6), np.int32)
+    grid = axes(ResizeTransform.of(6, 7), 6, 7)
+
+    with pytest.raises(ValueError, match=r"parts of shape \(6, 6\); the labels' is \(6, 7\)"):
+        label_sums(np.zeros((2, 6, 7), np.float32), *grid, labels, 1.0, parts)
+
+
 def test_huge_logits_give_probabilities_of_0_and_1() -> None:
     logits = np.array([[[1e4, -1e4]], [[-1e4, 1e4]], [[0, 0]]], np.float32)
     labels = np.array([[0, 1, 1, 2]], np.uint8)

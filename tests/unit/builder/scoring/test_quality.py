@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from pycocotools import mask as coco
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from segserve_builder.scoring.quality import Regions, score_objects, score_semantic
+from segserve_builder.scoring.quality import Quality, Regions, score_objects, score_samples, score_semantic
 
 SIZE = (60, 80)
 ROAD, CAR, SIGN = 0, 1, 2
@@ -189,6 +190,40 @@ def test_iou_of_a_class_is_that_of_all_pixels_together() -> None:
     assert seen.images[0] == 1
 
 
+@pytest.mark.parametrize("kind", ["semantic", "objects"])
+def test_a_class_that_only_answers_show_counts_as_nothing_right_where_it_is_asked_for(
+    kind: Literal["semantic", "objects"],
+) -> None:
+    labels = [objects((0, (0, 0, 8, 8), 0.9))]
+    answers = [objects((0, (0, 0, 8, 8), 0.9), (1, (20, 20, 28, 28), 0.8))]
+
+    (left_out,) = score_samples(kind, labels, answers, [[0]])
+    (counted,) = score_samples(kind, labels, answers, [[0]], false_classes=True)
+
+    assert (left_out.classes, left_out.means["iou"]) == ({0: 1.0}, 1.0)
+    assert (counted.classes, counted.means["iou"]) == ({0: 1.0, 1: 0.0}, 0.5)
+
+
+def test_all_objects_of_an_image_count_where_no_limit_is_set() -> None:
+    boxes = [(x, y, x + 4, y + 4) for x in range(0, 80, 5) for y in range(0, 60, 5)]
+    every = objects(*((CAR, box, 0.9) for box in boxes))
+
+    (limited,) = score_samples("objects", [every], [every], [[0]])
+    (whole,) = score_samples("objects", [every], [every], [[0]], most=None)
+
+    assert limited.classes == {CAR: pytest.approx(100 / (100 + 92 / 2))}
+    assert (whole.classes, whole.images) == ({CAR: 1.0}, (1.0,))
+
+
+def test_half_of_a_region_matches_it_unless_more_than_half_is_asked_for() -> None:
+    labels, answers = [objects((CAR, (0, 0, 8, 8), 0.9))], [objects((CAR, (0, 0, 8, 4), 0.9))]
+
+    (coco_s,) = score_samples("objects", labels, answers, [[0]])
+    (kirillov_s,) = score_samples("objects", labels, answers, [[0]], above_match=True)
+
+    assert (coco_s.classes, kirillov_s.classes) == ({CAR: 0.5}, {CAR: 0.0})
+
+
 def test_pixels_without_a_label_count_for_nothing() -> None:
     truth = np.zeros(SIZE, np.uint8)
     truth[:30] = CAR
@@ -199,6 +234,23 @@ def test_pixels_without_a_label_count_for_nothing() -> None:
 
     assert score_semantic([replace(label_map(truth), counted=rle(within))], [label_map(answer)]).images == (1.0,)
     assert score_semantic([label_map(truth)], [label_map(answer)]).images[0] < 0.7
+
+
+@pytest.mark.parametrize("kind", ["semantic", "objects"])
+def test_a_sample_of_the_images_has_the_quality_of_those_images_alone(kind: Literal["semantic", "objects"]) -> None:
+    if kind == "semantic":
+        labels = [label_map(np.random.default_rng(seed).integers(0, 3, SIZE, np.uint8)) for seed in range(4)]
+        answers, score = labels[1:] + labels[:1], score_semantic
+    else:
+        labels = [scene(seed) for seed in range(4)]
+        answers, score = [shaken(label, seed) for seed, label in enumerate(labels)], score_objects
+    samples = [[0, 1, 2, 3], [2, 2, 0, 3]]
+
+    found = list(score_samples(kind, labels, answers, samples))
+
+    for quality, sample in zip(found, samples, strict=True):
+        own: Quality = score([labels[index] for index in sample], [answers[index] for index in sample])
+        assert quality == own
 
 
 def test_answers_of_another_size_are_refused() -> None:

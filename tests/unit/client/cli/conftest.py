@@ -16,6 +16,18 @@ from segserve.cli.app import main
 MODELS = "apis/segserve.dev/v1alpha1/segmentationmodels"
 POOLS = "apis/segserve.dev/v1alpha1/tritonpools"
 Command = Callable[..., tuple[int, str, str]]
+MODEL_FILE = """\
+apiVersion: segserve.dev/v1alpha1
+kind: SegmentationModel
+metadata: {name: coins}
+spec:
+  artifact: {uri: "file:///net.onnx", sha256: "%s"}
+  family: semantic-logits
+  classes: [{id: 0, name: background}, {id: 1, name: coin}]
+  preprocess: [{decode: {}}]
+  postprocess: [{argmax: {}}]
+"""
+"""A model's resource, but for its artifact's digest."""
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -170,6 +172,22 @@ def test_logs_pass_on_what_is_asked_for(command: Command, here: FakePlatform) ->
 
     assert (code, printed) == (0, "main/abc/triton | hello\n")
     assert here.asked == [LogRequest("coins", "agent", previous=True, follow=False, lines=7)]
+
+
+@pytest.mark.parametrize(("place", "hour"), [("--local", 22), ("--namespace=lab", 17)])
+def test_logs_of_a_cluster_are_read_in_its_time_zone_and_those_of_this_machine_in_its_own(
+    command: Command, here: FakePlatform, monkeypatch: pytest.MonkeyPatch, place: str, hour: int
+) -> None:
+    monkeypatch.setattr(here, "logs", lambda _: iter(["main/agent | 2026-11-22 17:22:37,225 INFO it runs"]))
+    monkeypatch.setenv("TZ", "America/New_York")
+    time.tzset()
+    try:
+        _, printed, _ = command("logs", place, "-o", "json")
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+    assert json.loads(printed)["time"] == f"2026-11-22T{hour}:22:37.225+00:00"
 
 
 MISTAKES: dict[str, tuple[list[str], int, str]] = {

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
-import psutil
 import pytest
 
 from fakes.kube_http import FakeServer
@@ -15,6 +15,7 @@ from segserve.cli import version as version_command
 from segserve.cli.explain import field_paths
 from segserve.platforms.port import Local
 from segserve.platforms.selection import open_platform
+from segserve_common.process_record import ProcessRecord
 from segserve_operator.api.resources import KINDS
 from segserve_operator.api.schema import structural_schema
 
@@ -108,8 +109,8 @@ def test_the_version_of_a_platform_is_that_it_was_started_with(
     command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("SEGSERVE_STATE", str(tmp_path))
-    created = psutil.Process().create_time()
-    record = {"pid": os.getpid(), "createTime": created, "url": "http://here", "observed": True, "version": "0.0.9"}
+    own = asdict(ProcessRecord.of(os.getpid()))
+    record = {"process": own, "url": "http://here", "observed": True, "version": "0.0.9"}
     (tmp_path / "platform.json").write_text(json.dumps(record))
 
     assert command("version")[1].endswith("\nplatform: segserve 0.0.9 at http://here (this machine)\n")

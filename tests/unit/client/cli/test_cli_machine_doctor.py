@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +83,7 @@ def test_an_address_of_this_machine_is_no_fault_before_its_platform_is_up(doctor
 
 
 def test_a_dead_gateway_beside_a_platform_that_is_up_is_forgotten_by_the_fix(doctor: Doctor, tmp_path: Path) -> None:
-    own = current_process()
-    record = {"pid": own.pid, "createTime": own.create_time, "url": "http://127.0.0.1:2", "observed": True}
+    record = {"process": asdict(current_process()), "url": "http://127.0.0.1:2", "observed": True}
     (tmp_path / "state").mkdir()
     (tmp_path / "state/platform.json").write_text(json.dumps(record | {"version": "0"}))
 
@@ -150,7 +150,8 @@ def test_what_a_dead_supervisor_has_left_is_removed_by_the_fix(
 ) -> None:
     state = tmp_path / "state"
     state.mkdir()
-    (state / "platform.json").write_text('{"pid": 999999, "createTime": 1.0, "url": "http://x", "observed": true}')
+    dead = {"pid": 999999, "start_ticks": 1, "boot_id": ""}
+    (state / "platform.json").write_text(json.dumps({"process": dead, "url": "http://x", "observed": True}))
 
     check = doctor()["platform"]
 

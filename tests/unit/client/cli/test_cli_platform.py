@@ -186,7 +186,8 @@ def test_a_description_has_the_models_events_and_pods(server: FakeServer) -> Non
     server.put(MODELS, model())
     server.put("api/v1/pods", pod("main-1", "a"), pod("other", "b"))
     said = {"reason": "Promoted", "message": "it serves", "type": "Normal", "count": 3}
-    server.put("api/v1/events", {"metadata": {"name": "e"}, "lastTimestamp": "2026-01-01T00:00:00Z", **said})
+    said |= {"involvedObject": {"name": "coins", "uid": "u-coins"}, "lastTimestamp": "2026-01-01T00:00:00Z"}
+    server.put("api/v1/events", {"metadata": {"name": "e"}, **said})
 
     text = model_description(server.platform(), "coins")
 

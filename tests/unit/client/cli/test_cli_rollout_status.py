@@ -26,12 +26,14 @@ from segserve.cli.rollout.power import Outlook
 from segserve.cli.rollout.render import RolloutTree, bar
 from segserve.cli.rollout.status import Forecasts, follow
 from segserve.platforms.rollouts.rollout_view import RolloutView
-from segserve.platforms.rollouts.words import about, latency, span
+from segserve.platforms.rollouts.words import about, awaited, latency, span
 from segserve_operator.api.ab_test import AbTest
 from segserve_operator.api.rollout_policy import Slo
 from segserve_operator.api.shadow import Shadow
 from segserve_operator.core.evidence import EDGES_MS
 from segserve_operator.core.gates.base import Outcome, Verdict
+from segserve_operator.core.rollout.engine import Wait
+from segserve_operator.core.rollout.forecast import Forecast
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.power import DetectedRegression as Power
 from segserve_operator.core.rollout.power import Preview
@@ -157,10 +159,26 @@ def test_shadow_says_how_many_copies_are_compared_and_how_long_it_takes_at_most(
     at = next(number for number, line in enumerate(lines) if "steps" in line)
     assert lines[0] == (
         "coins: no requests yet, 120 of 200 copied requests compared for 27s; healthy so far in 120 requests; "
-        "at most 9m33s to its first step."
+        "at most 9m33s to its first step and about 23 min to the end at this rate."
     )
     assert lines[at + 1 : at + 3] == ["│ ├─ Shadow ◐ now 120 of 200 copied requests compared", "│ ├─ 5 % ○ to come"]
     assert any("waits for ◐ copies of callers' requests to compare" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("reason", "why"),
+    [
+        ("ConfidenceShifted", "its scores have shifted"),
+        ("MasksDiffer", "its masks differ"),
+        ("SlowUnderLoad", "it does not bear the rate of its first step"),
+    ],
+)
+def test_a_hold_in_shadow_says_what_a_person_has_to_decide(reason: str, why: str) -> None:
+    view = in_shadow()
+    held = replace(view.record, verdicts=(Verdict("maskAgreement", Outcome.UNDECIDED, reason, ""),))
+    outlook = Forecast(0.0, wait=Wait.PERSON)
+
+    assert awaited(replace(view, record=held), outlook).startswith(f"you, as {why}: ")
 
 
 def test_shadow_is_done_afterwards_and_steps_that_it_left_out_are_named() -> None:

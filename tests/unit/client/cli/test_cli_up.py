@@ -116,3 +116,16 @@ def test_a_folder_that_is_no_golden_set_has_no_digest(command: Command, tmp_path
 
     assert (code, printed) == (1, "")
     assert "is not a golden set: it has no golden.json" in complaint
+
+
+@pytest.mark.parametrize("share", ["some", "-0.1", "1.5", "nan", ""])
+def test_a_share_of_logged_requests_is_refused_before_anything_is_stored(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: str
+) -> None:
+    monkeypatch.setenv("SEGSERVE_STATE", str(tmp_path / "state"))
+
+    code, _, complaint = command("up", "--access-log", share)
+
+    assert code == 2
+    assert "must be off, errors, all, or a share from 0 to 1" in " ".join(complaint.replace("│", " ").split())
+    assert not (tmp_path / "state").exists()

@@ -15,6 +15,7 @@ from typing import Any, cast
 import pytest
 from PIL import Image
 
+from fakes.waiting import HANG_S
 from segserve.cli.errors import CommandError
 from segserve.cli.rollout.traffic import RECORDED, RecordedCallers, RecordedRequest, Recording, read_recording
 from segserve.errors import BadRequestError, ServerError
@@ -142,7 +143,7 @@ def test_a_slow_answer_keeps_no_other_request_back(photos: Path) -> None:
     recording = Recording((RecordedRequest(0.0, photos / "a.png"),), 0.001)
 
     with RecordedCallers(opened(client), "coins", recording, speed=10) as callers:
-        assert client.enough.wait(20)
+        assert client.enough.wait(HANG_S)
 
     outcomes = {(call.revision, call.answer) for call in callers.traffic.calls}
     assert outcomes == {
@@ -161,4 +162,4 @@ def test_an_image_that_disappears_ends_the_callers_with_its_error(photos: Path) 
         pytest.raises(FileNotFoundError),
         RecordedCallers(opened(client), "coins", Recording(requests, 3600.0), speed=1),
     ):
-        assert client.enough.wait(20)
+        assert client.enough.wait(HANG_S)

@@ -241,6 +241,23 @@ def test_the_route_key_script_handles_every_method_that_names_a_model() -> None:
     assert all(f"{method} = " in bootstrap for method in NAME_FIELDS)
 
 
+def test_plain_http_only_adds_filters_to_the_public_listener() -> None:
+    plain, without = (
+        render_listeners(EnvoySettings(internal_port=8081, plain_http=on), {}, timeout_s=60) for on in (True, False)
+    )
+    (before, after) = (
+        listeners[0]["filter_chains"][0]["filters"][0]["typed_config"]["http_filters"] for listeners in (without, plain)
+    )
+
+    assert plain[1] == without[1]
+    assert [each for each in after if each in before] == before
+    assert [each["name"] for each in after if each not in before] == [
+        "envoy.filters.http.header_to_metadata",
+        "envoy.filters.http.match_delegate",
+        "envoy.filters.http.lua",
+    ]
+
+
 @pytest.mark.parametrize("size", [0, 1000, 2**31])
 def test_a_size_limit_outside_the_windows_of_http2_is_refused(size: int) -> None:
     with pytest.raises(ValueError, match=f"{size}; allowed: 65535 to 2147483647"):

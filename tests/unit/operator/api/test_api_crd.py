@@ -144,6 +144,17 @@ def test_every_default_is_one_that_an_api_server_takes() -> None:
     assert failing(DEFAULTED, lambda node: fits(node["default"], node)) == []
 
 
+def test_a_spec_has_no_new_default_of_its_own() -> None:
+    """The API server writes it into every object, and an earlier release refuses fields that it does not know."""
+    model = "allowClassChanges expose inference input keepPrevious output pool postprocess preprocess progressDeadline"
+    pool = "artifacts gateway isolation notifications replicas server update"
+    known = {
+        *(f"SegmentationModel.spec.{name}" for name in (*model.split(), "runtime")),
+        *(f"TritonPool.spec.{name}" for name in pool.split()),
+    }
+    assert {name for name in DEFAULTED if re.fullmatch(r"(SegmentationModel|TritonPool)\.spec\.\w+", name)} == known
+
+
 def test_every_field_is_described() -> None:
     assert FIELDS
     assert failing(FIELDS, lambda node: len(node.get("description", "")) > 3) == []
@@ -218,7 +229,7 @@ def test_a_pool_can_be_scaled() -> None:
     (version,) = definition["versions"]
 
     columns = [column["name"] for column in version["additionalPrinterColumns"] if not column.get("priority")]
-    assert columns == ["Ready", "Replicas", "Models", "URL", "Age"]
+    assert columns == ["Ready", "Replicas", "Scaling", "Models", "URL", "Age"]
     for path in version["subresources"]["scale"].values():
         node = schema_of("TritonPool")
         for name in path.strip(".").split("."):

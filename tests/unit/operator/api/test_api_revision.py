@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from segserve_builder.stages import POSTPROCESS, PREPROCESS
+from segserve_operator.api.errors import SpecError
 from segserve_operator.api.loading import load, parse
 from segserve_operator.api.schema import structural_schema
 from segserve_operator.api.segmentation_model import SegmentationModel
@@ -176,3 +177,30 @@ def test_an_agent_is_told_all_that_it_needs(coins_value: dict[str, Any]) -> None
     assert assigned.artifact == coins.spec.artifact
     assert assigned.golden == coins.spec.golden
     assert assigned.expose == ("network",)
+
+
+def test_metrics_of_answers_make_no_revision_and_reach_the_servers(coins_value: dict[str, Any]) -> None:
+    counted = model(coins_value)
+    uncounted = model(edited(coins_value, "spec.metrics", {"answers": False}))
+
+    assert uncounted.assigned.revision == counted.assigned.revision
+    assert [each.assigned.metrics.answers for each in (counted, uncounted)] == [True, False]
+
+
+def test_a_class_that_is_counted_must_be_one_of_the_models(coins_value: dict[str, Any]) -> None:
+    with pytest.raises(SpecError, match="no class is named coyn; the model has background, coin"):
+        model(edited(coins_value, "spec.metrics", {"classes": ["coin", "coyn"]}))
+
+
+@pytest.mark.parametrize("on_flag", ["Count", "Flag", "Refuse"])
+def test_strange_images_are_only_counted_where_answers_are(coins_value: dict[str, Any], on_flag: str) -> None:
+    policy = {"score": "detail", "threshold": 0.1, "onFlag": on_flag}
+    judging = edited(coins_value, "spec.outOfDistribution", policy)
+    uncounted = edited(judging, "spec.metrics", {"answers": False})
+
+    assert model(judging).spec.out_of_distribution is not None
+    if on_flag != "Count":
+        assert model(uncounted).spec.out_of_distribution is not None
+        return
+    with pytest.raises(SpecError, match=r"Count needs counts of answers.*allowed without them are Flag and Refuse"):
+        model(uncounted)

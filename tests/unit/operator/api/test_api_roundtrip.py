@@ -198,6 +198,14 @@ def test_what_an_agent_was_told_is_read_as_it_was_written(spec: SegmentationMode
     assert AssignedModel.model_validate_json(assigned.model_dump_json(by_alias=True, exclude_none=True)) == assigned
 
 
+@settings(max_examples=10, deadline=None)
+@given(SPECS)
+def test_processes_of_its_own_are_the_same_assignment_written_out_or_not(spec: SegmentationModelSpec) -> None:
+    written, left_out = (spec.model_copy(update={"processes": value}) for value in ("own", None))
+
+    assert written.assigned("coins") == left_out.assigned("coins")
+
+
 def test_a_status_shows_nothing_that_is_not_there() -> None:
     since = datetime(2026, 3, 1, 12, tzinfo=UTC)
     candidate = CandidateStatus(

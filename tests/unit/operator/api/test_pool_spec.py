@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import trustme
 import yaml
 from pydantic import ValidationError
 
@@ -12,6 +13,23 @@ from segserve_builder.spec.model_spec import SCHEMES, Artifact
 from segserve_operator.api.loading import dump, load
 from segserve_operator.api.triton_pool import TritonPool, TritonPoolSpec
 from segserve_operator.mapping.specs import min_ready_of
+
+AUTHORITY = trustme.CA().cert_pem.bytes().decode()
+
+
+@pytest.mark.parametrize(
+    ("tracing", "url"),
+    [
+        ({"endpoint": "http://collector:4318"}, "http://collector:4318/v1/traces"),
+        ({"endpoint": "https://collector", "caBundle": AUTHORITY}, None),
+        ({"endpoint": "https://collector", "serverEndpoint": "http://local/otlp/"}, "http://local/otlp/v1/traces"),
+    ],
+)
+def test_tritons_spans_go_to_a_receiver_without_tls_or_nowhere(tracing: dict[str, str], url: str | None) -> None:
+    told = TritonPoolSpec.model_validate({"gateway": {"tracing": tracing}}).gateway.tracing
+
+    assert told is not None
+    assert told.server_traces_url == url
 
 
 def test_a_pool_that_says_nothing_is_whole() -> None:
@@ -91,6 +109,29 @@ def test_amounts_need_no_quotes() -> None:
         pytest.param({"server": {"podLabels": {"a": "b c"}}}, "got 'b c' for a", id="a label's value with a space"),
         pytest.param({"server": {"imagePullSecrets": ["No"]}}, "pattern", id="a secret that cannot be"),
         pytest.param({"server": {"version": "latest"}}, "pattern", id="a release that is none"),
+        *(
+            pytest.param({"gateway": {"tracing": {"endpoint": bad}}}, said, id=bad)
+            for bad, said in (
+                ("grpc://collector:4317", "pattern"),
+                ("http://user:secret@collector", "pattern"),
+                ("http://collector:65536", "from 1 to 65535, got 'http://collector:65536'"),
+                ("http://collector:0", "from 1 to 65535"),
+            )
+        ),
+        *(
+            pytest.param({"gateway": {"tracing": {"endpoint": "https://collector", **bad}}}, said, id=said)
+            for bad, said in (
+                ({"serverEndpoint": "https://collector"}, "must begin with http://, as Triton cannot be told"),
+                ({"serverEndpoint": "http://collector:0"}, "from 1 to 65535"),
+                ({"caBundle": "none"}, "must be certificates as PEM"),
+                ({"caBundle": ""}, "must be certificates as PEM, got none"),
+            )
+        ),
+        pytest.param(
+            {"gateway": {"tracing": {"endpoint": "http://collector", "caBundle": AUTHORITY}}},
+            "caBundle is for an endpoint with https://, got 'http://collector'",
+            id="authorities without TLS",
+        ),
         pytest.param({"artifacts": {"base": "models/"}}, "pattern", id="a base that is no URI"),
         pytest.param({"artifacts": {"base": "gopher://x/"}}, "pattern", id="a base that no source reads"),
         pytest.param(
@@ -115,6 +156,24 @@ def test_amounts_need_no_quotes() -> None:
         pytest.param({"artifacts": {"claims": ["a", "a"]}}, "listed twice", id="a claim twice"),
         pytest.param({"artifacts": {"maxSize": "big"}}, "a quantity", id="a size in words"),
         pytest.param({"artifacts": {"signatures": {"keys": ["ssh-rsa AAAA"]}}}, "pattern", id="a key that is no PEM"),
+        *(
+            pytest.param({**beside, "scaling": {"maximum": 4, "target": {"concurrency": 2}, **bad}}, said, id=said)
+            for beside, bad, said in (
+                ({}, {"target": {}}, "exactly one of queueMilliseconds and concurrency must be set, got none"),
+                ({}, {"target": {"concurrency": 2, "queueMilliseconds": 9}}, "must be set, got both"),
+                ({}, {"target": {"gpuUtilization": 70}}, "not permitted"),
+                ({}, {"target": {"concurrency": 0}}, "greater than 0"),
+                ({}, {"minimum": 5}, "minimum must not be above maximum, got 5 and 4"),
+                ({}, {"maximum": 0}, "greater than or equal to 1"),
+                ({"replicas": 5}, {}, "replicas must not be above scaling.maximum, got 5 and 4"),
+                (
+                    {},
+                    {"schedule": [{"start": "07:30", "duration": "1h", "minimum": 5}]},
+                    "minimum of schedule must not be above maximum, got 5 and 4",
+                ),
+                ({}, {"scaleDownDelay": "0s"}, "must be longer than 0s"),
+            )
+        ),
         pytest.param({"replicas": 0}, "greater than or equal to 1", id="no servers"),
         pytest.param({"gateway": {"serviceType": "ExternalName"}}, "ClusterIP", id="a Service of another kind"),
         pytest.param({"notifications": [{}]}, "exactly one.*got none", id="nobody to tell"),

@@ -26,6 +26,8 @@ PROMQL = {
     "query": "up",
     "passCondition": "result[0] > 0.0",
 }
+QUERY = {"address": "http://p:9090", "query": 'wrong{revision="{revision}"}', "minimum": 0.0, "maximum": 1.0}
+BY_QUERY = {"duration": "1h", "metric": "promql"}
 
 
 def filled(value: Any, schema: Mapping[str, Any]) -> Any:
@@ -80,7 +82,16 @@ def messages(kind: type, field: str, value: Any) -> list[str]:
             {"strategy": "abTest", "abTest": {"duration": "1h", "metric": "slowRate", "slowMilliseconds": 250.0}},
             id="a test",
         ),
+        pytest.param(
+            {"strategy": "abTest", "abTest": {"duration": "1h", "metric": "p95Latency"}}, id="a test by a percentile"
+        ),
+        pytest.param(
+            {"strategy": "abTest", "abTest": {"duration": "1h", "metric": "promql", "promql": QUERY}},
+            id="a test by a query",
+        ),
         pytest.param({"strategy": "shadow", "gates": [{"gate": "maskAgreement"}]}, id="a shadow that is not written"),
+        pytest.param({"gates": [{"gate": "drift"}]}, id="steps that bring answers to compare"),
+        pytest.param({"strategy": "shadow", "gates": [{"gate": "drift"}]}, id="a shadow whose promotion has steps"),
         pytest.param(
             {"shadow": {}, "gates": [{"gate": "maskAgreement", "minimum": 0.8, "onBreach": "Note"}]},
             id="a gate that needs a shadow",
@@ -122,7 +133,35 @@ def test_a_policy_that_the_types_take_breaks_no_rule(rollout: dict[str, Any]) ->
             "the metric slowRate needs",
             id="a limit of no metric",
         ),
+        pytest.param(
+            {"strategy": "abTest", "abTest": {"duration": "1h", "metric": "promql"}},
+            "the metric promql needs promql",
+            id="a test by no query",
+        ),
+        pytest.param(
+            {"strategy": "abTest", "abTest": {"duration": "1h", "metric": "p95Latency", "promql": QUERY}},
+            "the metric promql needs promql",
+            id="a query of another metric",
+        ),
+        pytest.param(
+            {"strategy": "abTest", "abTest": {**BY_QUERY, "promql": {**QUERY, "query": "up"}}},
+            "query must name the revision as {revision}",
+            id="a query of no revision",
+        ),
+        pytest.param(
+            {"strategy": "abTest", "abTest": {**BY_QUERY, "promql": {**QUERY, "minimum": 1.0}}},
+            "minimum must be less than maximum",
+            id="bounds without values between them",
+        ),
         pytest.param({"gates": [{"gate": "maskAgreement"}]}, "which only rollout.shadow collects", id="no pairs"),
+        *(
+            pytest.param({**split, "gates": [{"gate": "drift"}]}, "needs requests to both", id=f"no split of {what}")
+            for what, split in {
+                "blueGreen": {"strategy": "blueGreen"},
+                "immediate": {"strategy": "immediate"},
+                "shadow without steps": {"strategy": "shadow", "steps": []},
+            }.items()
+        ),
         pytest.param(
             {"shadow": {"enabled": False}, "gates": [{"gate": "maskAgreement"}]},
             "which only rollout.shadow collects",
@@ -186,3 +225,40 @@ def _taken(kind: type, value: Any) -> bool:
     except ValidationError:
         return False
     return True
+
+
+SCALING = {"maximum": 4, "target": {"concurrency": 2}}
+OPEN = {"start": "07:30", "duration": "1h"}
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ({"scaling": SCALING}, []),
+        ({"replicas": 4, "scaling": {**SCALING, "minimum": 4, "schedule": [{**OPEN, "minimum": 4}]}}, []),
+        ({"scaling": {**SCALING, "target": {"queueMilliseconds": 50}}}, []),
+        ({"replicas": 5, "scaling": SCALING}, ["replicas must not be above scaling.maximum"]),
+        ({"scaling": {**SCALING, "minimum": 5}}, ["minimum must not be above maximum"]),
+        (
+            {"scaling": {**SCALING, "schedule": [{**OPEN, "minimum": 5}]}},
+            ["minimum of schedule must not be above maximum"],
+        ),
+        (
+            {"scaling": {**SCALING, "target": {}}},
+            ["exactly one of queueMilliseconds and concurrency must be set"],
+        ),
+        (
+            {"scaling": {**SCALING, "target": {"queueMilliseconds": 50, "concurrency": 2}}},
+            ["exactly one of queueMilliseconds and concurrency must be set"],
+        ),
+    ],
+)
+def test_bounds_of_a_pools_servers_are_refused_as_the_types_refuse_them(spec: dict[str, Any], said: list[str]) -> None:
+    schema = structural_schema(TritonPoolSpec)
+
+    assert list(broken(filled(spec, schema), schema)) == said
+    if said:
+        with pytest.raises(ValidationError):
+            TritonPoolSpec.model_validate(spec)
+    else:
+        TritonPoolSpec.model_validate(spec)

@@ -13,6 +13,7 @@ from tenacity import wait_fixed
 
 from fakes.golden_pictures import CANDIDATE, STABLE, Pictures, check_of, context_of
 from fakes.internal_gateway import internal_listener
+from fakes.waiting import HANG_S
 from segserve_operator.adapters.checks import probe, runner
 from segserve_operator.adapters.checks.runner import KINDS, BackgroundCheckRunner
 from segserve_operator.api.rollout_policy import ResourceGate
@@ -32,7 +33,7 @@ def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 async def until(
     check_runner: BackgroundCheckRunner, key: str, holds: Callable[[CheckResult], bool] = lambda found: found.done
 ) -> CheckResult:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(HANG_S):
         while (found := check_runner.check_results().get(key)) is None or not holds(found):
             await asyncio.sleep(0.005)
     return found
@@ -149,7 +150,7 @@ async def test_closing_ends_everything() -> None:
 def test_every_gate_that_asks_has_something_that_asks_for_it() -> None:
     checked = {name for name, gate in GATES.items() if isinstance(gate, CheckedGateType) and gate.purpose == "check"}
 
-    assert {"probe", "replay", *checked} == set(KINDS)
+    assert {"probe", "replay", "abTest", *checked} == set(KINDS)
 
 
 def test_every_kind_of_check_is_registered() -> None:

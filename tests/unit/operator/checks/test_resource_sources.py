@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
+from fakes.waiting import HANG_S
 from segserve_builder.render.tritonserver import Ports
 from segserve_common.kube.kinds import PODS, Json
 from segserve_common.kube.names import GROUP_LABEL, MANAGED_LABELS, POOL_LABEL
@@ -22,7 +23,7 @@ from segserve_operator.adapters.kube.view import PoolKey, View
 from segserve_operator.adapters.local import processes
 from segserve_operator.adapters.local.files import StateFolder
 from segserve_operator.adapters.local.fleet import GroupFolder, LocalResources
-from segserve_operator.core.gates.checks import ResourceSample
+from segserve_operator.core.gates.checks import CostCounts, ResourceSample
 
 MIB = 2**20
 # Its child holds 64 MiB, as a step of Triton does.
@@ -34,6 +35,12 @@ subprocess.Popen([sys.executable, '-c', child]).wait()
 METRICS = """\
 nv_inference_request_success{model="coins",version="1"} 8
 nv_inference_queue_duration_us{model="segserve--network--0f",version="1"} 2000000
+segserve_cost_cpu_seconds_total{model="coins",part="steps",revision="coins-1"} 1.5
+segserve_cost_cpu_seconds_total{model="coins",part="server",revision="coins-1"} 0.25
+segserve_cost_cpu_seconds_total{model="",part="server",revision=""} 7.0
+segserve_cost_requests_total{model="coins",revision="coins-1"} 8.0
+segserve_cost_requests_total{model="",revision=""} 0.0
+segserve_cost_tests_total{model="coins",revision="coins-1"} 3.0
 segserve_agent_server_memory_bytes 1.5e+09
 """
 
@@ -59,7 +66,7 @@ def start(state: StateFolder, group: str) -> GroupFolder:
 
 
 async def held(folder: GroupFolder) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(HANG_S):
         while "held" not in folder.log("triton").read_text():
             await asyncio.sleep(0.02)
 
@@ -117,4 +124,5 @@ async def test_pods_tell_restarts_memory_and_queue(monkeypatch: pytest.MonkeyPat
     finally:
         await runner.cleanup()
 
-    assert seen == ResourceSample({"a": 1.5e9}, {"a": 3, "b": 0}, queued_s=2.0, requests=8.0)
+    costs = {"coins-1": CostCounts(1.5, 8.0, 3.0)}
+    assert seen == ResourceSample({"a": 1.5e9}, {"a": 3, "b": 0}, queued_s=2.0, requests=8.0, costs=costs)

@@ -86,7 +86,8 @@ def latencies(numbers: np.random.Generator, counts: Sequence[int], slowness: flo
 def look(drawn: Drawn, record: Record, numbers: np.random.Generator, at_s: float, number: int) -> DecisionInput:
     """Return what is known at a look: of pairs in Shadow, else of callers; sometimes nothing new."""
     seconds = np.array(float(numbers.choice((2.0, 5.0))))
-    weight = record.decisions[-1].weight / 100 if record.decisions else 0.0
+    percent = record.decisions[-1].weight if record.decisions else 0
+    weight = percent / 100
     sent = numbers.poisson(drawn.rate * float(seconds) * np.array((1 - weight, weight)))
     failed = numbers.binomial(sent, (0.005, drawn.errors))
     callers = EvidenceWindow(
@@ -117,6 +118,7 @@ def look(drawn: Drawn, record: Record, numbers: np.random.Generator, at_s: float
         known,
         None if silent else window,
         callers if window is not callers and not silent else None,
+        percent if 0 < percent < 100 else None,
         paused=bool(numbers.random() < 0.05),
         skipped=("latency",) if number > 20 and drawn.seed % 5 == 0 else (),
     )
@@ -204,7 +206,10 @@ def test_whatever_consists_of_arrays_is_stacked_and_comes_back_as_it_was() -> No
 def test_a_result_keeps_no_other_ones_arrays_in_memory() -> None:
     found = at_once(lambda stacked: stacked, whole(1.0), [apart(whole(1.0)), apart(whole(2.0))])
 
-    assert all(each.part.numbers.base is None for each in found)
+    memory = [each.part.numbers.base for each in found]
+
+    assert memory[0] is not memory[1]
+    assert all(base.nbytes <= sum(array.nbytes for array in apart(whole(1.0))) for base in memory)
 
 
 @pytest.mark.parametrize("questions", [(), (3,), (3, 1, 2)])

@@ -64,7 +64,7 @@ ON_ITS_WAY = [phase for phase in Phase if phase not in {*ENDED, Phase.PENDING}]
 def status(seen: Observed) -> ModelStatus:
     """Return the status of coins, whose roles and rollout stay as they are."""
     coins = next(each for each in seen.models if each.name == "coins")
-    return status_of(coins, coins.roles, RolloutUpdate(coins.status.rollout), seen.watches, seen)
+    return status_of(coins, coins.roles, RolloutUpdate(coins.status.rollout), seen.watches, seen.drifts, seen)
 
 
 def with_candidate_said(said: str = "", *, state: ModelState, **changes: object) -> Observed:
@@ -111,6 +111,13 @@ def on_trial(*trials: TrialReport | None, wanted: Golden | None = NEW_SET, knows
     servers = [server(f"{n}", report(told, proved=proved, trial=trial)) for n, trial in enumerate(trials)]
     main = replace(group("main", told), servers=tuple(servers), wanted=len(servers))
     return world(model(edited, SERVED), groups=[main], records=[told])
+
+
+def adopted(seen: Observed) -> Observed:
+    """Return the world once the record has the spec's golden set, and its servers were not told so yet."""
+    edited = next(iter(seen.models)).wanted
+    assert edited is not None
+    return replace(seen, revisions={FIRST.revision: edited.assigned})
 
 
 PASSED = TrialReport(golden=NEW_SET, images=4)
@@ -272,6 +279,26 @@ GOLDEN_PASSED = [
             f"golden set {'2' * 12}: every image (4) was answered within its tolerance",
         ),
         id="an edited golden set has passed once all servers have answered it",
+    ),
+    pytest.param(
+        adopted(on_trial(PASSED, PASSED)),
+        ObservedCondition(
+            "GoldenPassed",
+            "True",
+            "AnswersMatch",
+            f"golden set {'2' * 12}: every image (4) was answered within its tolerance",
+        ),
+        id="an edited golden set is named also before its servers were told that it is the revision's",
+    ),
+    pytest.param(
+        on_trial(PASSED, wanted=OLD_SET),
+        ObservedCondition(
+            "GoldenPassed",
+            "True",
+            "AnswersMatch",
+            f"golden set {'1' * 12}: every image (3) was answered within its tolerance",
+        ),
+        id="a golden set that was answered and is no longer asked for is not named",
     ),
     pytest.param(
         on_trial(TrialReport(images=1), wanted=None),
@@ -888,7 +915,7 @@ def test_a_status_says_whether_the_slo_is_kept(slo: Slo | None, watch: SloWatch 
 def test_a_status_keeps_what_was_decided_and_the_generation_that_was_read() -> None:
     coins = replace(model(SECOND, CHANGING), generation=7)
     rolled = RolloutUpdate(state(SECOND, Phase.PROGRESSING), handled=("pause=coins@1",))
-    found = status_of(coins, CHANGED, rolled, {}, world(coins, model(CELLS), groups=[MAIN, OWN]))
+    found = status_of(coins, CHANGED, rolled, {}, {}, world(coins, model(CELLS), groups=[MAIN, OWN]))
 
     assert (found.observed_generation, found.read_generation) == (7, 7)
     assert found.roles == CHANGED

@@ -29,10 +29,13 @@ from fakes.observed_models import (
     world,
 )
 from segserve_builder.agent.protocol import AssignedModel, Assignment, ModelState
+from segserve_operator.api.drift import Drift
 from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
+from segserve_operator.core.drift.watch import DriftedHistogram, DriftWatch
 from segserve_operator.core.models.actions import (
     Action,
     Announce,
+    AnnounceDrift,
     Assign,
     DropRevision,
     EmitEvent,
@@ -120,12 +123,22 @@ LINES: dict[type[Action], Callable[[Any], str]] = {
     SaveRollout: lambda it: f"record the rollout of {it.record.candidate}",
     SaveBundle: lambda it: f"bundle the rollout of {it.record.candidate} from {it.group}",
     Announce: lambda it: f"announce {it.model}: {', '.join(event.reason for event in it.events)}",
+    AnnounceDrift: lambda it: f"announce drift of {it.model}: {it.event.reason}",
     StopGroup: lambda it: f"stop {it.group}",
     Forget: lambda it: f"forget {it.model}",
     DropRevision: lambda it: f"drop {it.revision}",
     EmitPoolEvent: lambda it: f"event of the pool: {it.event.reason}",
     SavePoolStatus: lambda _: "status of the pool",
 }
+
+
+def drifted(coins: ModelObserved) -> Observed:
+    """Return a world in which the answers of a model have just been found to drift."""
+    assert coins.wanted is not None
+    watched = replace(coins, wanted=replace(coins.wanted, drift=Drift()))
+    darker = DriftedHistogram("brightness", 4.2, 1.5, (0.0, 1.0), (0.9, 0.1))
+    watch = replace(DriftWatch.start(FIRST.revision, NOW_S, Drift()), complete=True, since_s=NOW_S, found=(darker,))
+    return replace(at_rest(world(watched, groups=[MAIN])), drifts={coins.name: watch})
 
 
 def asks_for(seen: Observed, wanted: AssignedModel) -> Observed:
@@ -327,6 +340,11 @@ PASSES = [
             "announce coins: RolledBack",
         ],
         id="a rollout ends where its servers never came",
+    ),
+    pytest.param(
+        drifted(model(FIRST, SERVED)),
+        ["event of coins: ImagesChanged", "status of coins", "announce drift of coins: ImagesChanged"],
+        id="drift is written down and then announced",
     ),
 ]
 

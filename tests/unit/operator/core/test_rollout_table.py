@@ -10,11 +10,13 @@ import pytest
 
 from fakes.judgements import judgement
 from segserve_operator.core.evidence import Judgement
+from segserve_operator.core.gates.base import OnBreach
 from segserve_operator.core.rollout.engine import (
     WAITS,
     OnUndecided,
     Policy,
     Progress,
+    ShadowPolicy,
     Signals,
     Step,
     Wait,
@@ -163,6 +165,30 @@ LATE = [
         Given(started_s=LATE_S, judged=NO_DATA, policy=undecided(PROMOTE)),
         PROMOTED,
         id="Promote promotes the undecided at the deadline",
+    ),
+    *(
+        pytest.param(
+            Given(policy=undecided(PROMOTE, TIMED), heard=Signals(allowed=False, held=True), **late),
+            stays(25.0, Wait.GATE),
+            id=f"Promote promotes nothing {when} where a person decides about a proof",
+        )
+        for when, late in (("at the deadline", {"started_s": LATE_S}), ("at a step's maximum", {"step_s": 600.0}))
+    ),
+    pytest.param(
+        Given(started_s=LATE_S, policy=undecided(PROMOTE), heard=Signals(asked=int(Signal.PROMOTE), held=True)),
+        PROMOTED,
+        id="a person promotes what a proof holds",
+    ),
+    pytest.param(
+        Given(
+            Phase.SHADOW,
+            -1,
+            started_s=LATE_S,
+            judged=PROVED_WORSE,
+            policy=replace(undecided(PROMOTE), shadow=ShadowPolicy(), on_breach=(OnBreach.HOLD,)),
+        ),
+        Follows(Signal.NONE, Phase.SHADOW, 0.0),
+        id="Promote at the deadline promotes nothing that a proof holds in Shadow",
     ),
     pytest.param(
         Given(started_s=LATE_S, policy=undecided(ROLLBACK)),

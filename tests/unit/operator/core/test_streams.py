@@ -13,6 +13,7 @@ from segserve_operator.api.rollout_policy import RolloutPolicy
 from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.models.observed import ObservedCondition, PoolObserved, Roles
 from segserve_operator.core.models.planning import desired_state
+from segserve_operator.core.scaling import ScalingPolicy, ScalingTarget
 
 VOTES = [PostprocessStep.model_validate(step) for step in ({"argmax": {}}, {"temporalSmoothing": {"method": "votes"}})]
 VIDEO = FIRST.model_copy(update={"pipeline": FIRST.pipeline.model_copy(update={"postprocess": tuple(VOTES)})})
@@ -33,6 +34,12 @@ def refusal(told: AssignedModel, pool: PoolObserved, policy: RolloutPolicy | Non
         pytest.param(PoolObserved(), None, None, id="one server keeps all streams"),
         pytest.param(PoolObserved(), BLUE_GREEN, None, id="one server at a time keeps all streams"),
         pytest.param(PoolObserved(replicas=2), None, "the pool has 2 servers", id="two servers split a stream"),
+        pytest.param(
+            PoolObserved(scaling=ScalingPolicy(1, 4, ScalingTarget(2.0))),
+            None,
+            "the pool has up to 4 servers",
+            id="servers that more requests would start split a stream",
+        ),
         pytest.param(PoolObserved(), CANARY, "a canary divides requests", id="a canary splits a stream"),
         pytest.param(
             PoolObserved(replicas=2, session_affinity=True), CANARY, None, id="with ids a stream stays where it is"

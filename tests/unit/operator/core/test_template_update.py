@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fakes.observed_models import group
+from fakes.observed_models import FIRST, group
 from segserve_operator.api.pool_update import Update
 from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.models.observed import (
@@ -23,7 +23,7 @@ from segserve_operator.core.models.observed import (
     Template,
     UpdateClaim,
 )
-from segserve_operator.core.models.update import spread, step_of, with_template
+from segserve_operator.core.models.update import STALLED_S, spread, step_of, with_template
 from segserve_operator.core.traffic import Route, Share, TrafficPlan, TrafficState
 
 OLD, NEW = "main-00000000", "main-11111111"
@@ -89,6 +89,42 @@ def test_no_state_leads_to_more_servers_or_fewer_that_answer_than_allowed(surge:
             assert after[1] >= new, "a new server never ends"
             assert old + after[1] <= max(most, old + new), (old, new, after)
             assert kept >= min(least, old_ready + new_ready), (old_ready, old, new_ready, new, after)
+
+
+@pytest.mark.parametrize(
+    ("told", "pending", "expected"),
+    [
+        pytest.param((OLD,), frozenset(), 1, id="no gateway is told of the new one"),
+        pytest.param((OLD, NEW), frozenset({"coins"}), 1, id="one does not follow yet"),
+        pytest.param((OLD, NEW), frozenset({"other"}), 0, id="all follow"),
+    ],
+)
+def test_a_server_ends_only_once_all_gateways_send_requests_to_the_one_that_replaces_it(
+    told: tuple[str, ...], pending: frozenset[str], expected: int
+) -> None:
+    """A gateway that is to end may refuse the servers that it will not see."""
+    assert counts(replaced_one(told, pending)) == (expected, 1)
+
+
+def replaced_one(told: tuple[str, ...], pending: frozenset[str] = frozenset(), now_s: float = 20.0) -> Observed:
+    """Return the world of an update with an old and a new server; gateways are told of those that are `told`."""
+    groups = [group(name, FIRST, servers=1) for name in (OLD, NEW)]
+    endpoints = tuple(server.endpoint for each in groups if each.name in told for server in each.servers)
+    plan = TrafficPlan((Route("coins", (Share(OLD, FIRST.revision, 100, endpoints),)),))
+    world = seen(*groups, pool=replace(POOL, replicas=1), now_s=now_s)
+    return replace(world, traffic=TrafficState(plan if told else None, pending=pending))
+
+
+def test_an_old_server_stays_where_no_plan_of_the_gateways_can_be_read() -> None:
+    assert counts(replaced_one(())) == (1, 1)
+
+
+@pytest.mark.parametrize(("now_s", "stalled"), [(20.0, False), (KEPT.since_s + STALLED_S, True)], ids=["soon", "late"])
+def test_an_update_that_waits_for_a_gateway_is_stalled_in_the_end(now_s: float, stalled: bool) -> None:
+    pool = with_template(replaced_one((OLD, NEW), frozenset({"coins"}), now_s)).pool
+
+    assert pool is not None
+    assert (pool.stuck.reason if pool.stuck is not None else "") == ("GatewaysBehind" if stalled else "")
 
 
 def test_servers_that_terminate_still_have_their_machines() -> None:

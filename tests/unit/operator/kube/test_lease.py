@@ -16,7 +16,7 @@ from fakes.kube_faults import Fault, Faulty, refusal
 from segserve_common.api_errors import ConflictError, InvalidError, ThrottledError, UnavailableError
 from segserve_common.kube.kinds import CONFIG_MAPS, LEASES, Json
 from segserve_operator.adapters.kube.api import Api, NotLeaderError
-from segserve_operator.adapters.kube.lease import DURATION_S, HELD_S, FencedApi, LeaderLease
+from segserve_operator.adapters.kube.lease import ATTEMPT_S, DURATION_S, HELD_S, FencedApi, LeaderLease
 
 NAMESPACE = "segserve"
 
@@ -39,7 +39,13 @@ class World:
     def wall(self) -> datetime:
         return datetime.fromtimestamp(1.8e9 + self.now + self.wall_offset_s, UTC)
 
-    def lease(self, identity: str, api: Api | None = None, wall: Callable[[], datetime] | None = None) -> LeaderLease:
+    def lease(
+        self,
+        identity: str,
+        api: Api | None = None,
+        wall: Callable[[], datetime] | None = None,
+        on_acquired: Callable[[], None] = lambda: None,
+    ) -> LeaderLease:
         return LeaderLease(
             api or self.kube,
             NAMESPACE,
@@ -49,6 +55,7 @@ class World:
             sleep=self.sleeper(identity),
             wall=wall or self.wall,
             jitter=lambda: 0.5,
+            on_acquired=on_acquired,
         )
 
     def start(self, lease: LeaderLease) -> asyncio.Task[None]:
@@ -294,6 +301,65 @@ async def test_a_server_that_is_away_ends_the_lead_and_gives_it_back(world: Worl
     assert lease.is_held()
 
 
+class Slow(Faulty):
+    """Answers after so many seconds of the simulated time."""
+
+    def __init__(self, world: World, process: str, seconds: float, *, reads: bool = True) -> None:
+        super().__init__(world.kube)
+        self.seconds, self._sleep, self._reads = seconds, world.sleeper(process), reads
+
+    async def _do(self, verb, kind, name, make):  # type: ignore[no-untyped-def]
+        if self._reads or verb != "get":
+            await self._sleep(self.seconds)
+        return await make()
+
+
+async def test_a_server_that_takes_5_s_for_each_answer_keeps_its_leader(world: World) -> None:
+    first, second = world.lease("a", Slow(world, "a", 5.0)), world.lease("b", Slow(world, "b", 5.0))
+    world.start(first)
+    await world.pass_s(60.5)
+    world.start(second)
+
+    for _ in range(600):
+        await world.pass_s(1)
+        assert first.is_held()
+        assert not second.is_held()
+
+
+async def test_attempts_wait_longer_for_a_slow_server_and_as_before_once_it_is_quick(world: World) -> None:
+    api = Slow(world, "a", 5.0)
+    lease = world.lease("a", api)
+
+    async def attempt(seconds: float) -> bool | None:
+        """Return what an attempt says after so many seconds, None while it waits."""
+        task = asyncio.create_task(lease.attempt())
+        await world.pass_s(seconds)
+        return task.result() if task.done() else None
+
+    assert [await attempt(13), await attempt(13), await attempt(13)] == [False, False, True]
+    api.seconds = 0.0
+    assert await attempt(1)
+    api.seconds = 3600.0
+    assert await attempt(ATTEMPT_S + 0.1) is False
+
+
+async def test_a_write_that_takes_longer_than_the_lease_is_held_makes_no_leader_until_the_next(world: World) -> None:
+    api, told = Slow(world, "a", 11.0, reads=False), list[float]()
+    lease = world.lease("a", api, on_acquired=lambda: told.append(world.now))
+
+    async def attempt(seconds: float) -> bool | None:
+        """Return what an attempt says after so many seconds, None while it waits."""
+        task = asyncio.create_task(lease.attempt())
+        await world.pass_s(seconds)
+        return task.result() if task.done() else None
+
+    assert [await attempt(25) for _ in range(4)] == [False] * 4
+    assert (lease.is_held(), told) == (False, [])
+    api.seconds = 0.0
+    assert await attempt(1)
+    assert (lease.is_held(), len(told)) == (True, 1)
+
+
 @pytest.mark.parametrize("seed", range(20))
 async def test_no_order_of_stops_and_failures_makes_two_leaders(world: World, seed: int) -> None:
     chance = random.Random(seed)
@@ -353,16 +419,7 @@ async def test_a_write_without_an_answer_ends_before_another_could_lead(world: W
 
 async def test_who_takes_the_lead_is_told_once(world: World) -> None:
     told: list[float] = []
-    lease = LeaderLease(
-        world.kube,
-        NAMESPACE,
-        "operator",
-        "a",
-        clock=world.clock,
-        sleep=world.sleeper("a"),
-        wall=world.wall,
-        on_acquired=lambda: told.append(world.now),
-    )
+    lease = world.lease("a", on_acquired=lambda: told.append(world.now))
     world.start(lease)
 
     await world.pass_s(100)

@@ -176,14 +176,17 @@ async def test_an_audit_lets_go_of_what_lost_its_label() -> None:
 async def test_own_writes_are_seen_before_their_event_comes() -> None:
     kube, view = await filled()
     api = WriteThroughApi(kube, view)
+    await api.create(CONFIG_MAPS, "ml", config_map() | {"metadata": _new("held") | {"finalizers": ["ml/held"]}})
 
     await api.patch(CONFIG_MAPS, "ml", "one", {"data": {"text": "mine"}})
-    await api.delete(CONFIG_MAPS, "ml", "two")
+    for name in ("two", "held"):
+        await api.delete(CONFIG_MAPS, "ml", name)
 
     assert text_of(view, "one") == "mine"
-    two = view.get(CONFIG_MAPS, "ml", "two")
-    assert two is not None
-    assert "deletionTimestamp" in two["metadata"]
+    assert view.get(CONFIG_MAPS, "ml", "two") is None
+    held = view.get(CONFIG_MAPS, "ml", "held")
+    assert held is not None
+    assert "deletionTimestamp" in held["metadata"]
 
 
 # What is known

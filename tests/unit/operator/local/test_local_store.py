@@ -11,6 +11,7 @@ from segserve_common.files import write_private
 from segserve_operator.adapters.local.files import StateFolder
 from segserve_operator.adapters.local.store import LocalStore, ResourceNotFoundError
 from segserve_operator.api.loading import load
+from segserve_operator.api.telemetry import AccessLog
 from segserve_operator.core.traffic import CredentialKind
 
 TEXT = """
@@ -115,3 +116,14 @@ async def test_the_credentials_that_the_gateway_takes_follow_the_resource(store:
     store.set_gateway_keys("callers", "htpasswd")
 
     assert (before, (await store.observed_pool()).credentials) == (frozenset(), {CredentialKind.KEY})
+
+
+def test_the_access_log_is_a_field_of_the_pool_and_can_be_turned_off(store: LocalStore) -> None:
+    found = []
+    for share in (0.0, 0.25, None):
+        store.set_gateway_access_log(share)
+        found.append(store.pool().spec.gateway.access_log)
+
+    assert found == [AccessLog(), AccessLog(sampling_ratio=0.25), None]
+    edits = [event.message for _, _, event in store.events("coins") if event.reason == "Edited"]
+    assert edits[-1] == "generation 3: spec.gateway.accessLog"

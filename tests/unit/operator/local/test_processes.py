@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
+from fakes.waiting import until
 from segserve_operator.adapters.local import processes
 
 SLEEPER = "import time; time.sleep(60)"
@@ -32,13 +33,6 @@ def launch(tmp_path: Path):
     processes.end_marked_processes(tmp_path, grace_s=1)
 
 
-def eventually(claim) -> bool:
-    deadline_s = time.monotonic() + 10
-    while not claim() and time.monotonic() < deadline_s:
-        time.sleep(0.02)
-    return bool(claim())
-
-
 def test_a_recorded_process_is_identified_by_its_record(launch, tmp_path: Path) -> None:
     started = launch(SLEEPER)
 
@@ -50,19 +44,35 @@ def test_a_reused_id_is_not_mistaken_for_the_process() -> None:
     own = processes.current_process()
 
     assert processes.is_alive(own)
-    assert not processes.is_alive(processes.ProcessRecord(own.pid, own.create_time - 100))
+    assert not processes.is_alive(replace(own, start_ticks=own.start_ticks - 1))
+    assert not processes.is_alive(replace(own, boot_id="another"))
+
+
+def test_a_process_is_still_known_once_the_clock_of_the_machine_is_set(launch, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = launch(SLEEPER)
+    # Linux tells the start of a process since the boot, and the boot by the clock as it is set now.
+    later_s = psutil.boot_time() + 3600
+    monkeypatch.setattr(psutil._psplatform, "boot_time", lambda: later_s)
+
+    assert processes.is_alive(started)
+
+
+def test_a_record_tells_when_its_process_started(launch) -> None:
+    started = launch(SLEEPER)
+
+    assert started.started_at_s == pytest.approx(psutil.Process(started.pid).create_time(), abs=2)  # a boot's seconds
 
 
 def test_an_ended_process_is_not_alive_and_leaves_no_zombie(launch) -> None:
     started = launch("pass")
 
-    assert eventually(lambda: not processes.is_alive(started))
-    assert eventually(lambda: not psutil.pid_exists(started.pid))
+    until(lambda: not processes.is_alive(started), "it has ended")
+    until(lambda: not psutil.pid_exists(started.pid), "no zombie is left")
 
 
 def test_a_process_that_ignores_sigterm_is_killed_after_its_grace(launch, tmp_path: Path) -> None:
     started = launch(STUBBORN)
-    assert eventually(lambda: "up" in (tmp_path / "it.log").read_text())
+    until(lambda: "up" in (tmp_path / "it.log").read_text(), "it runs")
 
     processes.end(started, grace_s=0.2)
 
@@ -71,17 +81,17 @@ def test_a_process_that_ignores_sigterm_is_killed_after_its_grace(launch, tmp_pa
 
 def test_descendants_end_with_their_ancestor(launch) -> None:
     started = launch(PARENT)
-    assert eventually(lambda: psutil.Process(started.pid).children())
+    until(lambda: psutil.Process(started.pid).children(), "it has started a process")
     (child,) = psutil.Process(started.pid).children()
 
     processes.end(started, grace_s=2)
 
-    assert eventually(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
+    until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, "the child has ended")
 
 
 def test_unrecorded_processes_are_ended_by_their_mark(launch, tmp_path: Path) -> None:
     started = launch(PARENT)
-    assert eventually(lambda: psutil.Process(started.pid).children())
+    until(lambda: psutil.Process(started.pid).children(), "it has started a process")
     (tmp_path / "it.process.json").unlink()
 
     assert processes.end_marked_processes(tmp_path, grace_s=2) == 2

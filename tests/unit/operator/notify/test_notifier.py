@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
+import ssl
 from dataclasses import replace
 from typing import Any
 
 import pytest
+import trustme
 from aiohttp import web
 
+from fakes.collector import collector
 from fakes.kube import FakeKube
 from fakes.webhook import webhook
 from segserve_common.http.urls import AddressCheck, own_service, service_check
@@ -20,6 +23,8 @@ from segserve_operator.adapters.notify.messages import Message, Secret, Target
 from segserve_operator.adapters.notify.notifier import MAX_QUEUED, Notifier, PoolAnnouncer, targets
 from segserve_operator.adapters.notify.post import direct_post
 from segserve_operator.api.triton_pool import TritonPoolSpec
+from segserve_operator.core.drift.watch import DriftedHistogram
+from segserve_operator.core.models.actions import Announce, AnnounceDrift
 from segserve_operator.core.models.events import Event
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.record import RolloutState
@@ -88,6 +93,52 @@ async def test_a_text_that_is_too_long_for_slack_is_cut() -> None:
     assert len(receiver.received[0]["blocks"][0]["text"]["text"]) < 3000
 
 
+async def test_a_collector_gets_a_span_of_the_rollouts_trace_that_names_the_revision() -> None:
+    spec = TritonPoolSpec.model_validate({"gateway": {"tracing": {"endpoint": "http://collector"}}})
+    (target,) = targets(spec, "lab")
+    assert target == Target("http://collector/v1/traces", "otlp")
+    with collector() as spans:
+        target = Target(f"{spans.url}/v1/traces", "otlp")
+        async with quick() as notifier:
+            held, other = replace(MESSAGE, sequence=5, reason="Held"), replace(MESSAGE, rollout="other")
+            for message in (MESSAGE, MESSAGE, held, other):
+                notifier.send([target], message)
+            await notifier.idle()
+
+    first, again, later, unrelated = spans.spans
+    assert (first.service, first.name) == ("segserve-operator", "RolledBack coins")
+    assert first == again  # a collector keeps it once
+    assert (later.trace, later.id != first.id) == (first.trace, True)
+    assert unrelated.trace != first.trace
+    assert first.start_ns == first.end_ns == 1_700_000_000_000_000_000
+    assert first.attributes == {
+        "segserve.model": "coins",
+        "segserve.revision": "coins-r2",
+        "segserve.rollout": "coins-7f",
+        "segserve.phase": "RolledBack",
+        "segserve.weight": "0",
+        "segserve.reason": "RolledBack",
+        "segserve.message": "coins-r2 was rolled back after 40 s: errors <5 %>",
+        "k8s.namespace.name": "lab",
+    }
+
+
+async def test_a_collector_with_tls_has_to_have_a_certificate_of_the_bundles_authority() -> None:
+    authority, other = trustme.CA(), trustme.CA()
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(server)
+    with collector(advertised="localhost", tls=server) as spans:
+        async with quick() as notifier:
+            for each in (other, authority):
+                tracing = {"endpoint": spans.url, "caBundle": each.cert_pem.bytes().decode()}
+                spec = TritonPoolSpec.model_validate({"gateway": {"tracing": tracing}})
+                notifier.send(targets(spec, "lab"), MESSAGE)
+            await notifier.idle()
+
+    assert [span.name for span in spans.spans] == ["RolledBack coins"]
+    assert notifier.counts == {"sent": 1, "failed": 1}
+
+
 async def test_a_receiver_that_fails_twice_gets_the_same_message_a_third_time() -> None:
     async with webhook(answer=failing(500, 429, 200)) as receiver, quick() as notifier:
         notifier.send([Target(receiver.url)], MESSAGE)
@@ -129,7 +180,7 @@ async def test_a_redirect_is_not_followed(status: int) -> None:
 
 
 async def test_a_receiver_that_is_slow_is_given_up_and_holds_no_other_up() -> None:
-    async with webhook(delay_s=30) as slow, webhook() as receiver, quick(timeout_s=0.2) as notifier:
+    async with webhook(delay_s=30) as slow, webhook() as receiver, quick(timeout_s=1.0) as notifier:
         notifier.send([Target(slow.url), Target(receiver.url)], MESSAGE)
         await notifier.idle()
         assert (len(slow.received), len(receiver.received)) == (3, 1)
@@ -290,7 +341,8 @@ async def test_a_hold_that_comes_again_is_another_message() -> None:
         announcer = PoolAnnouncer(notifier, "lab", lambda: [Target(receiver.url)], lambda: next(times))
         state = RolloutState("coins-7f", "coins-r2", Phase.PROGRESSING, step=0, sequence=3, weight=5)
         for _ in range(2):
-            announcer.announce("coins", state, [Event("Warning", "Held", "stable fails as well")], "http://g")
+            held = Event("Warning", "Held", "stable fails as well")
+            announcer.announce(Announce("coins", state, (held,), "http://g"))
         await notifier.idle()
     first, second = receiver.received
     assert first["id"] != second["id"]
@@ -307,3 +359,21 @@ async def test_a_hold_that_comes_again_is_another_message() -> None:
         "at": "",
         "url": "http://g",
     }
+
+
+async def test_a_message_about_drift_has_the_numbers_of_each_histogram() -> None:
+    darker = DriftedHistogram("brightness", 4.2, 1.5, (0.0, 1.0), (0.9, 0.1))
+    async with webhook() as receiver, quick() as notifier:
+        announcer = PoolAnnouncer(notifier, "lab", lambda: [Target(receiver.url)], lambda: 1000.0)
+        event = Event("Warning", "ImagesChanged", "since noon: brightness")
+        announcer.announce(AnnounceDrift("coins", "coins-r2", event, (darker,), "http://g"))
+        announcer.announce(AnnounceDrift("coins", "coins-r2", Event("Normal", "DriftOver", "as before"), (), ""))
+        await notifier.idle()
+    found, over = receiver.received
+    assert (found["model"], found["revision"], found["reason"]) == ("coins", "coins-r2", "ImagesChanged")
+    assert found["histograms"] == [
+        {"name": "brightness", "psi": 4.2, "kl": 1.5, "reference": [0.0, 1.0], "recent": [0.9, 0.1]}
+    ]
+    assert over["reason"] == "DriftOver"
+    assert "histograms" not in over
+    assert found["id"] != over["id"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -15,6 +15,7 @@ from segserve.platforms.rollouts.words import span
 from segserve_operator.api.rollout_policy import RolloutPolicy, Slo, gate_name
 from segserve_operator.api.segmentation_model import SegmentationModel
 from segserve_operator.api.shadow import Shadow
+from segserve_operator.core.rollout.load import TEST_S
 from segserve_operator.core.rollout.power import Preview, preview
 from segserve_operator.core.rollout.record import Record
 
@@ -37,22 +38,31 @@ def _preview(model: SegmentationModel, rps: float, minutes: float) -> str:
     if policy is None:
         return f"{name}: no `spec.rollout`: a new revision is promoted as soon as it is ready, whatever callers see"
     shadowed = policy.shadowed(by_default=model.spec.slo is not None)
-    text = preview(shadowed.promoting(), model.spec.slo or Slo(), rps, minutes).text()
-    after = "if a person promotes it, " if policy.strategy in ("shadow", "abTest") else ""
-    before = _shadow(shadowed, rps)
-    return f"{name}: {_how(policy)}\n{before}{after}{text}"
+    summary = preview(shadowed.promoting(), model.spec.slo or Slo(), rps, minutes)
+    shadow = shadowed.shadow if policy.strategy != "shadow" else None
+    by_person = "if a person promotes it, " if policy.strategy in ("shadow", "abTest") else ""
+    lines = [f"{name}: {_how(policy)}", f"{by_person}{summary.text()}"]
+    if shadow is None:
+        return "\n".join(lines)
+    between_s = span_of_shadow(shadow, rps)
+    test = f", the last {span(TEST_S)} of them for the load test" if shadow.load_test else ""
+    copies = f"{shadow.copies_per_second(rps):.2g} copies a second and no request of a caller"
+    lines.insert(1, f"first {_range(between_s)} of Shadow, where the gateway compares{test}: {copies}")
+    if not by_person and math.isfinite(summary.promoted_s):
+        minutes_s = [60.0 * round((each + summary.promoted_s) / 60.0) for each in between_s]
+        lines[-1] += f", with Shadow before it in {_range(minutes_s)}"
+    return "\n".join(lines)
 
 
-def _shadow(policy: RolloutPolicy, rps: float) -> str:
-    """Return how long Shadow takes before the first step, as a line; empty without one."""
-    shadow = policy.shadow
-    if shadow is None or policy.strategy == "shadow":
-        return ""
-    copies_per_s = shadow.copies_per_second(rps)
-    longest_s, shortest_s = shadow.max_duration.total_seconds(), shadow.min_requests / copies_per_s
-    shortest = f"{span(shortest_s)} to " if shortest_s < longest_s else ""
-    asked = f"{copies_per_s:.2g} copies a second and no request of a caller"
-    return f"first {shortest}{span(longest_s)} of Shadow, where the gateway compares: {asked}\n"
+def span_of_shadow(shadow: Shadow, rps: float) -> tuple[float, float]:
+    """Return the shortest and the longest time that Shadow takes before the first step."""
+    longest_s = shadow.max_duration.total_seconds()
+    shortest_s = shadow.min_requests / shadow.copies_per_second(rps) + (TEST_S if shadow.load_test else 0.0)
+    return min(shortest_s, longest_s), longest_s
+
+
+def _range(seconds: Sequence[float]) -> str:
+    return " to ".join(dict.fromkeys(map(span, seconds)))
 
 
 def _how(policy: RolloutPolicy) -> str:

@@ -8,7 +8,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Literal
 
@@ -19,7 +18,14 @@ from rich.text import Text
 
 from segserve.cli import lifecycle
 from segserve.cli.errors import CommandError, needs
-from segserve.cli.options import PlatformOptions, is_local, seconds, selected_platform, with_platform_options
+from segserve.cli.options import (
+    PlatformOptions,
+    ReportFormat,
+    is_local,
+    seconds,
+    selected_platform,
+    with_platform_options,
+)
 from segserve.cli.resources import check_local_files
 from segserve.cli.terminal import print_whole, spinner
 from segserve.cli.trees import QUIET
@@ -37,13 +43,6 @@ if TYPE_CHECKING:
 START_S: Final = 180
 RECORDED_S: Final = 5.0
 """A model's status is written first: how long its record may take to have the last decision, too."""
-
-
-class ReportFormat(StrEnum):
-    """Formats of a rehearsal's report."""
-
-    TEXT = "text"
-    JSON = "json"
 
 
 @with_platform_options

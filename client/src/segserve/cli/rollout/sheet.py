@@ -5,32 +5,25 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from html import escape
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
 from segserve.calls.answers import read_model_info, read_result
 from segserve.cli.errors import CommandError
+from segserve.cli.picture_pages import agreement_lines, write_pictures
 from segserve.platforms.port import Platform
 from segserve.rendering.comparison import draw_comparison
 from segserve.rendering.display import printable
 from segserve.results.images import ImageLike, to_dtype
 from segserve.results.values import ModelInfo, SegmentClass
 from segserve_builder.comparator.sheet import Sheet, SheetPair, SheetTensor
-from segserve_builder.scoring.agreement import OTHER_CLASSES
-from segserve_common.errors import SegserveError
 from segserve_common.kserve import DTYPES, InferAnswer
 
-PAGE: Final = "index.html"
-_CLASSES: Final = 4
-"""Classes that a pair's figures name: those of least agreement."""
-_SIZES: Final = ("small", "medium", "large")
-_STYLE: Final = (
-    "body{font:15px/1.5 system-ui,sans-serif;margin:24px;color:#141414;background:#fff}"
-    "img{max-width:100%;border:1px solid #ddd}section{margin:28px 0}h2{font-size:16px;margin:0 0 6px}"
-)
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 def fetch_sheet(platform: Platform, model: str) -> tuple[Sheet, tuple[SegmentClass, ...]]:
@@ -59,50 +52,29 @@ def write_sheet(sheet: Sheet, classes: tuple[SegmentClass, ...], folder: Path) -
     A pair that cannot be drawn has a line that says why. Raises `CommandError` if the folder cannot be written.
     """
     names = {known.id: known.name for known in classes}
-    sections, lines = [], []
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for number, pair in enumerate(sheet.pairs, 1):
-            figures = figures_of(pair, names)
-            name = f"pair-{number}.png"
-            try:
-                _draw(sheet, pair, classes, figures, folder / name)
-            except (SegserveError, ValueError) as error:
-                name, figures = "", [*figures, f"not drawn: {printable(str(error), 200)}"]
-            lines.append(f"{name or f'pair {number}'}: {figures[0]}")
-            sections.append(_section(number, name, figures))
-        (folder / PAGE).write_text(_page(sheet, sections), encoding="utf-8")
-    except OSError as error:
-        raise CommandError(f"{folder} cannot be written: {error.strerror}") from error
-    return lines
+    drawings = [(figures_of(pair, names), partial(_draw, sheet, pair, classes)) for pair in sheet.pairs]
+    candidate = printable(sheet.candidate, 200)
+    about = f"The {len(sheet.pairs)} pairs of {sheet.compared:,} on which {candidate} differs most from stable."
+    if sheet.ended_at_s is not None:
+        about += f" Comparing ended at {_time(sheet.ended_at_s)}."
+    return write_pictures(folder, sheet.model, about, drawings)
 
 
 def figures_of(pair: SheetPair, names: Mapping[int, str]) -> list[str]:
     """Return the figures of a pair as lines of text."""
-    lines = [f"agreement {pair.agreement:.3f}, asked at {_time(pair.asked_at_s)}"]
-    worst = sorted(pair.classes.items(), key=lambda item: item[1])[:_CLASSES]
-    if worst:
-        shown = ", ".join(f"{_name(number, names)} {value:.3f}" for number, value in worst)
-        lines.append(f"least by class: {shown}")
-    for side, counts in (("stable", pair.stable_only), ("candidate", pair.candidate_only)):
-        if any(counts):
-            by_size = ", ".join(f"{count} {size}" for count, size in zip(counts, _SIZES, strict=True) if count)
-            lines.append(f"only {side} has: {by_size}")
-    return lines
+    only = {"stable": pair.stable_only, "candidate": pair.candidate_only}
+    return agreement_lines(f"{pair.agreement:.3f}, asked at {_time(pair.asked_at_s)}", pair.classes, only, names)
 
 
 def _time(at_s: float) -> str:
     return datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
-def _name(number: int, names: Mapping[int, str]) -> str:
-    return "others" if number == OTHER_CLASSES else printable(names.get(number, str(number)))
-
-
-def _draw(sheet: Sheet, pair: SheetPair, classes: tuple[SegmentClass, ...], figures: list[str], path: Path) -> None:
+def _draw(sheet: Sheet, pair: SheetPair, classes: tuple[SegmentClass, ...]) -> Image.Image:
     info = ModelInfo(sheet.model, frozenset(each.name for each in pair.stable), classes=classes)
     stable, candidate = (read_result(_answer(sheet.model, side), info) for side in (pair.stable, pair.candidate))
-    draw_comparison(_image(pair.image), stable, candidate, figures).save(path)
+    figures = figures_of(pair, {known.id: known.name for known in classes})
+    return draw_comparison(_image(pair.image), stable, candidate, figures)
 
 
 def _answer(model: str, tensors: Iterable[SheetTensor]) -> InferAnswer:
@@ -115,20 +87,3 @@ def _image(tensor: SheetTensor) -> ImageLike:
         return pixels[..., 0] if pixels.shape[-1] == 1 else pixels
     (image,) = tensor.tensor().to_items()
     return image
-
-
-def _section(number: int, name: str, figures: Iterable[str]) -> str:
-    first, *more = (escape(line) for line in figures)
-    drawn = f'<a href="{name}"><img src="{name}" alt="pair {number}"></a>' if name else ""
-    return f"<section><h2>{number}: {first}</h2><p>{'<br>'.join(more)}</p>{drawn}</section>"
-
-
-def _page(sheet: Sheet, sections: Iterable[str]) -> str:
-    model, candidate = (escape(printable(text, 200)) for text in (sheet.model, sheet.candidate))
-    about = f"The {len(sheet.pairs)} pairs of {sheet.compared:,} on which {candidate} differs most from stable."
-    if sheet.ended_at_s is not None:
-        about += f" Comparing ended at {_time(sheet.ended_at_s)}."
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{model}: sheet</title><style>{_STYLE}</style>'
-        f"<h1>{model}</h1><p>{about} Agreement is no quality: look which one is right.</p>{''.join(sections)}</html>\n"
-    )

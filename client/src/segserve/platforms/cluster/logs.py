@@ -7,14 +7,15 @@ import queue
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from segserve.platforms.cluster.watcher import Watcher
-from segserve.platforms.errors import REFUSED, ControlError
+from segserve.platforms.errors import REFUSED, ControlError, InvalidResourceError
 from segserve_common.kube.kinds import PODS
-from segserve_common.kube.names import GATEWAY, GROUP_LABEL, MANAGED_LABELS
+from segserve_common.kube.names import COMPONENT_LABEL, ENVOY_CONTAINER, GATEWAY, GROUP_LABEL, MANAGED_LABELS
 from segserve_common.kube.requests import Selector
 
 if TYPE_CHECKING:
@@ -66,6 +67,19 @@ def read(client: ContextClient, request: LogRequest, groups: Sequence[str] | Non
                 yield f"{source.origin} | {line}"
         except ControlError as error:
             yield f"{source.origin} | {_absent(error)}"
+
+
+def read_gateways(client: ContextClient, since_s: float) -> Iterator[str]:
+    """Yield the lines of all gateways' Envoys since a Unix time."""
+    pods, _ = client.list(PODS, labels={**MANAGED_LABELS, COMPONENT_LABEL: GATEWAY})
+    since = f"{datetime.fromtimestamp(since_s, UTC):%Y-%m-%dT%H:%M:%SZ}"
+    for source in sources(pods, None, ENVOY_CONTAINER) if pods else ():
+        # A container that has not started has no log.
+        with (
+            suppress(InvalidResourceError),
+            client.lines(_path(client, source), {"container": source.container, "sinceTime": since}) as lines,
+        ):
+            yield from lines
 
 
 def follow(client: ContextClient, request: LogRequest, groups: Sequence[str] | None) -> Iterator[str]:

@@ -6,13 +6,13 @@ import base64
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
-from segserve.platforms.cluster import logs
+from segserve.platforms.cluster import events, logs
 from segserve.platforms.cluster.config import context_of
 from segserve.platforms.cluster.context_client import ContextClient
 from segserve.platforms.cluster.gateway import gateway
 from segserve.platforms.cluster.watcher import Watcher
 from segserve.platforms.errors import ConflictError, ControlError, InvalidResourceError, NotFoundError
-from segserve.platforms.port import MODEL, POOL, Change, DoctorCheck, Json, LogRequest, PlatformVersion
+from segserve.platforms.port import MODEL, POOL, Change, DoctorCheck, Json, LogRequest, PlatformEvent, PlatformVersion
 from segserve_common.kube.kinds import CONFIG_MAPS, MODELS, POOLS, ROLLOUTS, SELF_REVIEWS, Kind
 from segserve_common.kube.names import BUNDLE_KEY, bundle_name, chunk_name
 from segserve_common.kube.requests import Selector
@@ -160,6 +160,18 @@ class ClusterPlatform:
         if request.follow and request.previous:
             raise ControlError("--previous is over and cannot be followed; leave out one of both")
         return (logs.follow if request.follow else logs.read)(self.client, request, groups)
+
+    def events(self, model: str) -> list[PlatformEvent]:
+        """Read the events that the cluster still has, the owners of fields, and the states of pods."""
+        manifest = self._get(MODEL, model)
+        pool = self.find(POOL, manifest["spec"].get("pool", "default"))
+        return events.of_model(self.client, manifest, pool)
+
+    def access_log(self, since_s: float) -> Iterator[str] | None:
+        """Read the logs of the gateways' pods, which begin with the start of their containers."""
+        if not any("accessLog" in (pool["spec"].get("gateway") or {}) for pool in self.pools()):
+            return None
+        return logs.read_gateways(self.client, since_s)
 
     @contextmanager
     def gateway(self, model: str) -> Iterator[str | None]:

@@ -13,8 +13,9 @@ from segserve.platforms.rollouts.rollout_view import RolloutView, Side
 from segserve_operator.api.rollout_policy import Slo, gate_name
 from segserve_operator.core.evidence import EDGES_MS
 from segserve_operator.core.gates import GATES
-from segserve_operator.core.gates.base import CheckedGateType, Outcome, Verdict
+from segserve_operator.core.gates.base import CheckedGateType, GateType, Outcome, Verdict
 from segserve_operator.core.gates.load import UNDER_LOAD, is_awaited
+from segserve_operator.core.gates.mask_agreement import CONFIDENCE_SHIFTED
 from segserve_operator.core.models.events import DEADLINE_PASSED, SPLIT_NOT_AS_WRITTEN, TOO_OFTEN
 from segserve_operator.core.models.requests import RolloutRequest
 from segserve_operator.core.rollout.engine import Wait
@@ -107,13 +108,19 @@ def _until(view: RolloutView, outlook: Forecast | None) -> str:
     if view.standing.phase is Phase.BAKING:
         return f"watched for another {left(view, outlook.end_s)}"
     if view.standing.phase is Phase.SHADOW:
-        return f"at most {left(view, outlook.next_s)} to {next_weight(view)}"
+        text = f"at most {left(view, outlook.next_s)} to {next_weight(view)}"
+        return f"{text}{_to_the_end(view, outlook)}"
     if view.record is not None and view.record.policy.ab_test is not None:
         return f"{left(view, outlook.next_s)} to {next_weight(view)}"
-    next_s, end_s = left_s(view, outlook.next_s), left_s(view, outlook.end_s)
+    next_s = left_s(view, outlook.next_s)
     text = f"{about(next_s)} to {next_weight(view)}" if next_s >= SOON_S else f"{next_weight(view)} any moment now"
-    end = "" if math.isinf(end_s) or later_pauses(view) else f" and {about(end_s)} to the end"
-    return f"{text}{end} at this rate"
+    return f"{text}{_to_the_end(view, outlook) or ' at this rate'}"
+
+
+def _to_the_end(view: RolloutView, outlook: Forecast) -> str:
+    """Return the time to the end of the rollout; empty where it is not known."""
+    end_s = left_s(view, outlook.end_s)
+    return "" if math.isinf(end_s) or later_pauses(view) else f" and {about(end_s)} to the end at this rate"
 
 
 def held(view: RolloutView, outlook: Forecast) -> bool:
@@ -156,9 +163,11 @@ def awaited(view: RolloutView, outlook: Forecast | None) -> str:
 
 def _decision_awaited(view: RolloutView) -> str:
     """Return what a person has to decide in Shadow."""
-    verdicts = view.record.verdicts if view.record is not None else ()
-    if any(verdict.reason in UNDER_LOAD for verdict in verdicts):
+    reasons = {verdict.reason for verdict in view.record.verdicts} if view.record is not None else set()
+    if reasons & UNDER_LOAD:
         return f"you, as it does not bear the rate of its first step: `segserve rollout resume {view.model}` or `abort`"
+    if CONFIDENCE_SHIFTED in reasons:
+        return f"you, as its scores have shifted: `segserve rollout resume {view.model}` or `abort`"
     return f"you, as its masks differ: `segserve rollout sheet {view.model}` shows them, then `resume` or `abort`"
 
 
@@ -278,11 +287,16 @@ def _gate(verdict: Verdict, view: RolloutView, outlook: Forecast | None) -> Gate
         )
     if verdict.outcome is Outcome.PASS:
         return GateWords(gate, Outcome.PASS, "pass", text)
-    gate_type = GATES.get(gate)
-    is_check = isinstance(gate_type, CheckedGateType) or gate_type is None
+    is_check = isinstance(_gate_type(view, gate), CheckedGateType | None)
     lacks = is_check and verdict.reason in ("NoAnswer", "NotChecked", "GoldenUnavailable")
     state = "no result" if lacks else "undecided"
     return GateWords(gate, Outcome.UNDECIDED, state if is_check else "measuring", text)
+
+
+def _gate_type(view: RolloutView, gate: str) -> GateType | None:
+    """Return the type of the gate of that name; a user's gate may have the name of another type."""
+    declared = view.record.policy.gates if view.record is not None else ()
+    return next((GATES.get(spec.gate) for spec in declared if gate_name(spec) == gate), GATES.get(gate))
 
 
 def finding(verdict: Verdict) -> str:

@@ -11,6 +11,7 @@ from segserve_operator.core.gates.checks import Check, CheckResult, ResourceSamp
 if TYPE_CHECKING:
     # The worker reads this module, and nothing of gateways and of Envoy.
     from segserve_operator.adapters.checks.gateway import InternalGateway
+    from segserve_operator.core.gates.cost import CostBlocks
 
 
 class ResourceSource(Protocol):
@@ -40,11 +41,15 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class ServiceVerdict:
-    """Values of a question's expressions, and what they were evaluated over, without what must not be shown."""
+    """Values of a question's expressions, and what they were evaluated over, without what must not be shown.
+
+    `numbers` are the first of a Prometheus' answer, and none of a webhook's.
+    """
 
     passes: bool
     breaches: bool
     shown: str
+    numbers: tuple[float, ...] = ()
 
 
 class Services(Protocol):
@@ -60,7 +65,8 @@ class CheckContext:
     """The ports of the pool `pool`. `clock` returns Unix time in seconds.
 
     `samples` holds the first and the latest samples of each group that is checked. `golden_images` returns at most so
-    many encoded images of a golden set, by its digest, and none if they are not here.
+    many encoded images of a golden set, by its digest, and none if they are not here. `costs` holds what
+    cost checks have counted, by key.
     """
 
     gateway: InternalGateway
@@ -69,6 +75,7 @@ class CheckContext:
     services: Services
     pool: str = ""
     samples: dict[str, tuple[ResourceSample, ...]] = field(default_factory=dict)
+    costs: dict[str, CostBlocks] = field(default_factory=dict)
     golden_images: Callable[[str, int], tuple[bytes, ...]] = lambda *_: ()
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 from segserve_operator.adapters.checks.context import CheckContext, Question, ReportResult
+from segserve_operator.api.ab_test import AbTestQuery
 from segserve_operator.api.rollout_policy import PromqlGate
 from segserve_operator.core.gates.checks import Check, CheckError, CheckResult
 
-_PLACES: Final = re.compile(r"\{(model|candidate|stable)\}")
+_PLACES: Final = re.compile(r"\{(model|candidate|stable|revision)\}")
 _ESCAPES: Final = str.maketrans({"\\": "\\\\", '"': '\\"', "'": "\\'", "\n": "\\n"})
 _ERRORS: Final = ("bad_data", "execution", "timeout", "canceled", "unavailable", "not_found", "internal")
 """Kinds of errors in Prometheus' answers; the rest of an answer is shown nowhere."""
@@ -24,25 +26,34 @@ async def run(check: Check, context: CheckContext, report: ReportResult) -> Chec
     del report
     if not isinstance(check.spec, PromqlGate):
         raise CheckError(f"the gate {check.gate!r} is not a query")
-    names = {"model": check.model, "candidate": check.candidate, "stable": check.stable}
-    question = Question(
-        kind="promql",
-        pool=context.pool,
-        url=f"{check.spec.address.rstrip('/')}/api/v1/query",
-        fields={"query": filled(check.spec.query, names)},
-        pass_condition=check.spec.pass_condition,
-        breach_condition=check.spec.breach_condition,
-        timeout_s=check.spec.timeout.total_seconds(),
+    asked = query_question(check, context.pool, check.spec)
+    verdict = await context.services.ask(
+        replace(asked, pass_condition=check.spec.pass_condition, breach_condition=check.spec.breach_condition)
     )
-    verdict = await context.services.ask(question)
     return CheckResult(
         check.key, context.clock(), passes=verdict.passes, breaches=verdict.breaches, shown=verdict.shown
     )
 
 
+def query_question(check: Check, pool: str, spec: PromqlGate | AbTestQuery, *, revision: str | None = None) -> Question:
+    """Return the question for a query's numbers, about a `revision` if it names one."""
+    names = {"model": check.model, "candidate": check.candidate, "stable": check.stable}
+    if revision is not None:
+        names["revision"] = revision
+    return Question(
+        kind="promql",
+        pool=pool,
+        url=f"{spec.address.rstrip('/')}/api/v1/query",
+        fields={"query": filled(spec.query, names)},
+        pass_condition="true",
+        breach_condition="false",
+        timeout_s=spec.timeout.total_seconds(),
+    )
+
+
 def filled(query: str, names: Mapping[str, str]) -> str:
-    """Return the query with the names in place of {model}, {candidate} and {stable}, as in a quoted label value."""
-    return _PLACES.sub(lambda place: names[place[1]].translate(_ESCAPES), query)
+    """Return the query with the names in place of {model} and the like, as in a quoted label value."""
+    return _PLACES.sub(lambda place: names.get(place[1], place[0]).translate(_ESCAPES), query)
 
 
 def numbers_of(status: int, body: Any) -> list[float]:

@@ -12,7 +12,7 @@ from typing import Final
 from tenacity import wait_chain, wait_fixed
 
 from segserve_common.backoff import delay_s
-from segserve_operator.adapters.checks import probe, promql, replay, resource, webhook
+from segserve_operator.adapters.checks import ab_query, cost, probe, promql, replay, resource, webhook
 from segserve_operator.adapters.checks.context import CheckContext, RunCheck
 from segserve_operator.core.gates.checks import Check, CheckError, CheckResult
 
@@ -22,6 +22,8 @@ KINDS: Final[Mapping[str, RunCheck]] = {
     "resource": resource.run,
     "webhook": webhook.run,
     "promql": promql.run,
+    "abTest": ab_query.run,
+    "cost": cost.run,
 }
 RETRY_DELAYS: Final = wait_chain(*map(wait_fixed, (2.0, 5.0, 15.0, 60.0)))
 """Delays after a check without a result; the last repeats. None is longer than the interval of the check."""
@@ -62,6 +64,8 @@ class BackgroundCheckRunner:
         groups = {check.candidate_group for check in checks}
         for group in self._context.samples.keys() - groups:
             del self._context.samples[group]
+        for key in self._context.costs.keys() - self._checks.keys():
+            del self._context.costs[key]
         for key in self._checks.keys() - self._tasks.keys():
             self._tasks[key] = asyncio.create_task(self._run(key), name=f"check {key}")
 

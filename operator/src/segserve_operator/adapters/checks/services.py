@@ -39,7 +39,8 @@ class DirectServices:
         evaluation = self._evaluations.setdefault(question.pool, asyncio.Lock())
         async with evaluation:
             values = await evaluate(expressions, variables)
-        return ServiceVerdict(values["passCondition"], values["breachCondition"], shown)
+        numbers = tuple(variables.get("result", ())[:SHOWN])
+        return ServiceVerdict(values["passCondition"], values["breachCondition"], shown, numbers)
 
 
 def _numbers(reply: Reply) -> tuple[dict[str, Any], str]:

@@ -68,6 +68,9 @@ class Api(Protocol):
         """Merge a patch into an object, or into its status, and return it."""
         ...
 
-    async def delete(self, kind: Kind, namespace: str, name: str, *, uid: str | None = None) -> None:
-        """Delete an object, and in the background what it owns; an object of another uid is left alone."""
+    async def delete(self, kind: Kind, namespace: str, name: str, *, uid: str | None = None) -> bool:
+        """Delete an object, and in the background what it owns; an object of another uid is left alone.
+
+        Return whether it is still there, until its finalizers have done their work or its grace period is over.
+        """
         ...

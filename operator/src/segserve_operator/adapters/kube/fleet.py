@@ -69,6 +69,11 @@ class FleetCache:
     groups: dict[str, GroupObserved] = field(default_factory=dict)
     """Each group as it was last, which indexes its servers' reports by revision."""
 
+    read: tuple[PoolContext, int] | None = None
+    """What `groups` were made from: the pool, and how often its objects had changed. None if a write, or time, may make
+    others of the same objects.
+    """
+
     def keep_only(self, assignments: Iterable[str], reports: Iterable[str], uids: Iterable[str]) -> None:
         """Remove the entries of all other texts and pods."""
         present = set(uids)
@@ -95,6 +100,9 @@ class ClusterFleet:
         context = self.contexts.get(self.key)
         if context is None:
             return {}
+        read = (context, self.view.changes(self.key))
+        if self.decoded.read is not None and self.decoded.read[0] is context and self.decoded.read[1] == read[1]:
+            return dict(self.decoded.groups)
         maps = self.view.of_pool(CONFIG_MAPS, self.key)
         deployments = self._by_group(self.view.of_pool(DEPLOYMENTS, self.key))
         members = self._by_group(self.view.of_pool(PODS, self.key))
@@ -111,6 +119,8 @@ class ClusterFleet:
             deployment = next(iter(deployments.get(name, ())), None)
             group = self._observe(context, name, deployment, members.get(name, []), reports[name])
             self.decoded.groups[name] = former[name] if former.get(name) == group else group
+        lasting = all(group.intact for group in self.decoded.groups.values()) and not self.waits_for_agents()
+        self.decoded.read = read if lasting else None
         return dict(self.decoded.groups)
 
     def _observe(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from segserve_common.http.guard import gather_few
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from segserve_operator.adapters.kube.objects import PoolContext
     from segserve_operator.adapters.kube.view import PoolKey, View
     from segserve_operator.core.rollout.counters import Sample
+    from segserve_operator.core.scaling import GatewayLoad
     from segserve_operator.core.traffic import Route
 
 CHANGED_KEY: Final = "changed"
@@ -54,8 +55,8 @@ class ClusterTraffic:
     """Publishes the plan of one pool's gateways, and observes which plan they follow.
 
     A plan is split into shards, each a plan of some of the models; the servers are in the first. `decoded` caches
-    parsed shards by their packed text. If `prometheus` is an address, samples come from there. `clock` returns Unix
-    time in seconds.
+    parsed shards by their packed text, `silent` has the gateways that did not tell their counts. If `prometheus` is an
+    address, samples come from there. `clock` returns Unix time in seconds.
     """
 
     api: Api
@@ -63,6 +64,7 @@ class ClusterTraffic:
     contexts: PoolContexts
     key: PoolKey
     decoded: dict[str, TrafficPlan]
+    silent: set[str] = field(default_factory=set)
     clock: Callable[[], float] = time.time
     prometheus: str = ""
 
@@ -80,12 +82,16 @@ class ClusterTraffic:
         shards = [self._map(plan_name(self.key.pool, shard)) for shard in range(SHARDS)]
         packed = [content_of(config_map) if config_map is not None else None for config_map in shards]
         gateways = self._gateways()
-        reports = self._reports(gateways)
+        # The Service sends nothing to one whose node is lost, and it may follow nothing for as long as its pod exists.
+        followers = [pod for pod in gateways if not pods.is_cut_off(pod)]
+        reports = self._reports(followers)
         deployment = self.view.get(DEPLOYMENTS, self.key.namespace, object_name(self.key.pool, GATEWAY))
         return TrafficState(
             plan=self._plan(packed),
             active={route: 1 for each in reports.values() for route in each.draining},
-            pending=frozenset().union(*(self._pending(*numbered, gateways, reports) for numbered in enumerate(shards))),
+            pending=frozenset().union(
+                *(self._pending(*numbered, followers, reports) for numbered in enumerate(shards))
+            ),
             answering=any(map(pods.is_ready, gateways)),
             intact=not any(True for _ in find_drift(self.view, self.key, self._objects(context))),
             problem=_rejection(reports) or pod_failure(deployment, gateways),
@@ -136,7 +142,19 @@ class ClusterTraffic:
         async with wire.pod_client() as client:
             requests = (wire.fetch_counts(client, host, models, now_s) for host in ready.values())
             by_pod = dict(zip(ready, await gather_few(requests), strict=True))
+        silent = {name for name, counts in by_pod.items() if not counts}
+        for name in sorted(silent - self.silent):
+            log.warning("%s/%s: gateway %s does not tell its counts", self.key.namespace, self.key.pool, name)
+        self.silent.clear()
+        self.silent.update(silent)
         return {model: {name: counts[model] for name, counts in by_pod.items() if model in counts} for model in models}
+
+    async def loads(self) -> dict[str, GatewayLoad | None]:
+        """Return the totals of each ready gateway pod; None for one that does not answer in time."""
+        ready = self._ready()
+        async with wire.pod_client() as client:
+            read = await gather_few(wire.fetch_load(client, host, self.clock) for host in ready.values())
+        return dict(zip(ready, read, strict=True))
 
     async def _prometheus_samples(self, models: Mapping[str, tuple[str, str]]) -> dict[str, Sample]:
         source = PrometheusSamples(self.prometheus, {"namespace": self.key.namespace, "pool": self.key.pool})

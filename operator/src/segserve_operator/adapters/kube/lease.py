@@ -27,6 +27,9 @@ RETRY_S: Final = 2.0
 ATTEMPT_S: Final = 4.0
 """Timeout of one attempt, short enough for a second one within `HELD_S`."""
 
+SLOW_ATTEMPT_S: Final = 12.0
+"""Timeout once attempts have timed out: long enough for a read and a write that take 5 s each."""
+
 _LOG = logging.getLogger(__name__)
 _Answer = TypeVar("_Answer")
 
@@ -72,6 +75,7 @@ class LeaderLease:
         self._ours: Json | None = None  # as our last write left it; None once somebody else may have changed it
         self._observed: Json = {}
         self._observed_at = float("-inf")
+        self._attempt_s = ATTEMPT_S
 
     def is_held(self) -> bool:
         """Return whether this process may write now."""
@@ -84,23 +88,30 @@ class LeaderLease:
     async def run(self) -> None:
         """Acquire and renew until cancelled. To step down, end the passes, cancel this, and `release`."""
         while True:
+            began = self._clock()
             held = await self.attempt()
-            await self._sleep(RENEW_S if held else RETRY_S * (0.8 + 0.4 * self._jitter()))
+            # Counted from its start, or a slow server would let the lease run out between two renewals.
+            renew_s = max(0.0, began + RENEW_S - self._clock())
+            await self._sleep(renew_s if held else RETRY_S * (0.8 + 0.4 * self._jitter()))
 
     async def attempt(self) -> bool:
         """Try once to acquire or to renew the lease, and return whether this process holds it."""
-        was_held = self.is_held()
+        was_held, began = self.is_held(), self._clock()
         try:
-            async with asyncio.timeout(ATTEMPT_S):
-                acquired = await self._take()
+            acquired = await self._take_within(self._attempt_s)
         except (ApiError, TimeoutError) as error:
             self._ours = None
+            if isinstance(error, TimeoutError):
+                self._attempt_s = min(2 * self._attempt_s, SLOW_ATTEMPT_S)
             _LOG.warning("the lease %s/%s was not renewed: %r", self._namespace, self._name, error)
             return False
-        if acquired and not was_held:
+        if self._clock() - began < ATTEMPT_S:
+            self._attempt_s = ATTEMPT_S
+        if acquired and not was_held and self.is_held():
             _LOG.info("%s leads: it holds the lease %s/%s", self._identity, self._namespace, self._name)
             self._on_acquired()
-        return acquired
+        # A write that took longer than the lease is held is ours, and too old to act on.
+        return acquired and self.is_held()
 
     async def release(self) -> None:
         """Give the lease up, so that a successor need not wait for its end; errors of the API are logged."""
@@ -113,6 +124,18 @@ class LeaderLease:
             _LOG.warning("the lease %s/%s was not released: %s", self._namespace, self._name, error)
         finally:
             self._ours = None
+
+    async def _take_within(self, seconds: float) -> bool:
+        take, timer = asyncio.ensure_future(self._take()), asyncio.ensure_future(self._sleep(seconds))
+        try:
+            await asyncio.wait((take, timer), return_when=asyncio.FIRST_COMPLETED)
+            if not take.done():
+                raise TimeoutError(f"no answer within {seconds:g} s")
+            return take.result()
+        finally:
+            take.cancel()
+            timer.cancel()
+            await asyncio.wait((take, timer))
 
     async def _take(self) -> bool:
         record = self._ours
@@ -200,9 +223,11 @@ class FencedApi:
             f"patch {kind.plural}/{name}", lambda: self._api.patch(kind, namespace, name, patch, status=status)
         )
 
-    async def delete(self, kind: Kind, namespace: str, name: str, *, uid: str | None = None) -> None:
+    async def delete(self, kind: Kind, namespace: str, name: str, *, uid: str | None = None) -> bool:
         """Delete as the leader."""
-        await self._write(f"delete {kind.plural}/{name}", lambda: self._api.delete(kind, namespace, name, uid=uid))
+        return await self._write(
+            f"delete {kind.plural}/{name}", lambda: self._api.delete(kind, namespace, name, uid=uid)
+        )
 
     async def _write(self, what: str, make: Callable[[], Awaitable[_Answer]]) -> _Answer:
         if not self._lease.is_held():

@@ -1,9 +1,12 @@
-"""Reasons why pods do not start, as reported by their Deployment, the scheduler, the kubelet and the runtime."""
+"""Reasons why pods do not serve, as reported by their Deployment, the scheduler, the kubelet, the runtime and the node
+controller.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from segserve_operator.adapters.kube.pods import is_cut_off, is_terminating
 from segserve_operator.core.failure import FailureReason
 
 if TYPE_CHECKING:
@@ -16,7 +19,7 @@ _QUOTA: Final = "exceeded quota"
 
 def pod_failure(deployment: Mapping[str, Any] | None, pods: Sequence[Mapping[str, Any]]) -> FailureReason | None:
     """Return the first failure, in the order in which pods come up; None if there is none, or none is reported yet."""
-    causes = (*_refused(deployment), *_unscheduled(pods), *_waiting(pods), *_failed(pods))
+    causes = (*_refused(deployment), *_unscheduled(pods), *_waiting(pods), *_failed(pods), *_lost(pods))
     return causes[0] if causes else None
 
 
@@ -57,6 +60,14 @@ def _failed(pods: Iterable[Mapping[str, Any]]) -> Iterator[FailureReason]:
         if status.get("phase") == "Failed":
             text = f"pod {pod['metadata']['name']}: {status.get('message') or 'it ended'}"
             yield FailureReason(status.get("reason") or "PodFailed", text)
+
+
+def _lost(pods: Iterable[Mapping[str, Any]]) -> Iterator[FailureReason]:
+    # A pod that is being deleted has a successor, which is what the group waits for.
+    for pod in pods:
+        if is_cut_off(pod) and not is_terminating(pod):
+            node = pod["spec"].get("nodeName")
+            yield FailureReason("NodeLost", f"pod {pod['metadata']['name']}: node {node} no longer reports")
 
 
 def _conditions(item: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:

@@ -18,9 +18,10 @@ from segserve_operator.api.segmentation_rollout import SegmentationRolloutStatus
 from segserve_operator.mapping.notes import outcome_of
 from segserve_operator.mapping.packed_evidence import (
     CHUNK_ROWS,
+    ROWS_BYTES,
     UnreadableRecordError,
     chunks,
-    pack_rows,
+    pack_rows_within,
     unpack_rows,
 )
 from segserve_operator.mapping.rollouts import HISTORY, record_of, status_of
@@ -114,7 +115,7 @@ class ClusterRollouts:
         namespace = self.key.namespace
         for number, rows in enumerate(record_chunks):
             if cached.chunks[number : number + 1] != (rows,):
-                content = pack_rows(rows)
+                content = pack_rows_within(rows, ROWS_BYTES)
                 manifest = evidence_config_map(
                     record, number, content, namespace=namespace, pool=self.key.pool, uid=cached.uid
                 )

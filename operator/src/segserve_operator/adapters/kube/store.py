@@ -19,9 +19,10 @@ from segserve_operator.adapters.kube.pods import is_terminating
 from segserve_operator.adapters.kube.pool_guard import kept_condition
 from segserve_operator.adapters.kube.role_notes import RestoreCache, RoleNotes
 from segserve_operator.adapters.kube.rollouts import CachedRollout, ClusterRollouts
-from segserve_operator.adapters.kube.updates import offered_update
+from segserve_operator.adapters.kube.updates import is_open, offered_update
 from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.models.observed import ModelObserved, PoolObserved, Roles, Wanted
+from segserve_operator.core.scaling import ScalingPolicy, ScalingTarget
 from segserve_operator.mapping.reading import read_pool_status, read_status
 from segserve_operator.mapping.specs import (
     access_of,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from segserve_operator.adapters.kube.contexts import PoolContexts
     from segserve_operator.adapters.kube.interning import ModelInterner
     from segserve_operator.adapters.kube.view import PoolKey, View
+    from segserve_operator.api.triton_pool import TritonPoolSpec
     from segserve_operator.core.models.events import Event
     from segserve_operator.core.models.observed import ModelStatus, PoolStatus
     from segserve_operator.core.rollout.record import Record
@@ -91,12 +93,14 @@ class ClusterStore:
             min_ready=min_ready_of(context.spec.min_ready),
             replicas=context.spec.replicas,
             update=context.spec.update,
+            scaling=_scaling(context.spec, self.clock()),
             **offered_update(self.view, self.contexts, self.key, self.clock()),
             status=pool_from_api(read_pool_status(resource.get("status") or {})),
             ignored=self.contexts.ignored(self.key),
             credentials=credentials_of(context.spec.gateway),
             session_affinity=context.spec.gateway.session_affinity is not None,
             shadow=context.spec.gateway.shadow,
+            capture=context.spec.gateway.capture is True,
         )
         kept = kept_condition(self.view, self.key, resource)
         return observed if kept is None else replace(observed, progress=kept)
@@ -312,6 +316,21 @@ class ClusterStore:
         metadata = {**patch.get("metadata", {}), "resourceVersion": item["metadata"]["resourceVersion"]}
         name = item["metadata"]["name"]
         return await self.api.patch(kind, self.key.namespace, name, {**patch, "metadata": metadata}, status=status)
+
+
+def _scaling(spec: TritonPoolSpec, now_s: float) -> ScalingPolicy | None:
+    """Return how the number of servers follows requests now, None if it does not."""
+    scaling = spec.scaling
+    if scaling is None:
+        return None
+    open_now = (each.minimum for each in scaling.schedule if is_open(each, now_s))
+    target = scaling.target
+    return ScalingPolicy(
+        minimum=max(scaling.minimum, spec.replicas, *open_now),
+        maximum=scaling.maximum,
+        target=ScalingTarget(target.concurrency, target.queue_milliseconds),
+        scale_down_delay_s=scaling.scale_down_delay.total_seconds(),
+    )
 
 
 def _revision_of(record: Json) -> str:

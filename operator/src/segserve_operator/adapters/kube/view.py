@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, defaultdict
+from collections import Counter, OrderedDict, defaultdict
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -68,6 +68,9 @@ class View:
         self._unread: dict[PoolKey, set[tuple[Kind, str]]] = defaultdict(set)
         self._objects: dict[Kind, dict[tuple[str, str], Json]] = {kind: {} for kind in self.kinds}
         self._by_pool: dict[Kind, dict[PoolKey, set[str]]] = {kind: defaultdict(set) for kind in self.kinds}
+        self._sorted: dict[Kind, dict[PoolKey, list[Json]]] = {kind: {} for kind in self.kinds}
+        """What `of_pool` returned last, until an object of it changes: a pass asks for it again and again."""
+        self._changes: Counter[PoolKey] = Counter()
         self._gone: OrderedDict[str, int] = OrderedDict()
         self.answers: dict[str, tuple[str, str]] = {}
         """By uid, digests of a manifest that admission changes, and of what the object has in its place."""
@@ -80,8 +83,17 @@ class View:
 
     def of_pool(self, kind: Kind, key: PoolKey) -> list[Json]:
         """Return a pool's objects of a kind, sorted by name."""
-        names = self._by_pool[kind].get(key, ())
-        return [self._objects[kind][key.namespace, name] for name in sorted(names)]
+        found = self._sorted[kind].get(key)
+        if found is None:
+            names = self._by_pool[kind].get(key, ())
+            found = [self._objects[kind][key.namespace, name] for name in sorted(names)]
+            if found:
+                self._sorted[kind][key] = found
+        return [*found]
+
+    def changes(self, key: PoolKey) -> int:
+        """Return how often an object of a pool has changed so far."""
+        return self._changes[key]
 
     def pools(self) -> frozenset[PoolKey]:
         """Return every pool to reconcile that has any object."""
@@ -112,6 +124,8 @@ class View:
         self._objects[kind][at] = _slim(item)
         if key is not None:
             self._by_pool[kind][key].add(at[1])
+            self._sorted[kind].pop(key, None)
+            self._changes[key] += 1
         return frozenset(pool for pool in (key, former) if pool is not None)
 
     def _knows(self, kind: Kind, item: Json, key: PoolKey | None) -> bool:
@@ -179,6 +193,8 @@ class View:
         key = key_of(kind, item) if item is not None else None
         if item is not None and key is not None:
             self._by_pool[kind][key].discard(item["metadata"]["name"])
+            self._sorted[kind].pop(key, None)
+            self._changes[key] += 1
             if not self._by_pool[kind][key]:
                 del self._by_pool[kind][key]
         return key

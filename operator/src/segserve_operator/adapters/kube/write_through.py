@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from segserve_common.api_errors import ApiError, NotFoundError
 from segserve_operator.adapters.kube.view import selector
 
 if TYPE_CHECKING:
@@ -18,7 +19,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class WriteThroughApi:
-    """Implements `Api`: forwards every call, and stores the object that a write returns in the view."""
+    """Implements `Api`: forwards every call, and stores the object that a write returns in the view.
+
+    What a write shows to be gone leaves the view at once: a watch that began after its end never reports it.
+    """
 
     api: Api
     view: View
@@ -55,18 +59,51 @@ class WriteThroughApi:
 
     async def patch(self, kind: Kind, namespace: str, name: str, patch: Json, *, status: bool = False) -> Json:
         """Merge a patch into an object, or into its status."""
-        return self._store(kind, await self.api.patch(kind, namespace, name, patch, status=status))
+        try:
+            return self._store(kind, await self.api.patch(kind, namespace, name, patch, status=status))
+        except NotFoundError:
+            await self._drop_missing(kind, namespace, name)
+            raise
 
-    async def delete(self, kind: Kind, namespace: str, name: str, *, uid: str | None = None) -> None:
-        """Delete an object; the view shows it as terminating until the watch reports its end."""
-        await self.api.delete(kind, namespace, name, uid=uid)
-        item = self.view.get(kind, namespace, name) if kind in self.view.kinds else None
+    async def delete(self, kind: Kind, namespace: str, name: str, *, uid: str | None = None) -> bool:
+        """Delete an object; the view shows one that is still there as terminating until the watch reports its end."""
+        remains = await self.api.delete(kind, namespace, name, uid=uid)
+        item = self._known(kind, namespace, name)
         if item is not None and (uid is None or item["metadata"]["uid"] == uid):
-            item["metadata"].setdefault("deletionTimestamp", datetime.now(UTC).isoformat())
+            if remains:
+                item["metadata"].setdefault("deletionTimestamp", datetime.now(UTC).isoformat())
+            else:
+                self.view.drop(kind, item)
+        return remains
+
+    async def _drop_missing(self, kind: Kind, namespace: str, name: str) -> None:
+        item = self._known(kind, namespace, name)
+        if item is None:
+            return
+        try:
+            # A webhook, a proxy or a missing subresource may say 404 too, and what is dropped is served no longer.
+            await self.api.get(kind, namespace, name)
+        except NotFoundError:
+            self.view.drop(kind, item)
+        except ApiError:
+            return  # the next write or audit tells
+
+    def _known(self, kind: Kind, namespace: str, name: str) -> Json | None:
+        return self.view.get(kind, namespace, name) if kind in self.view.kinds else None
 
     def _store(self, kind: Kind, item: Json) -> Json:
         labels = item["metadata"].get("labels") or {}
         # The view holds only what the watches select; another object would never be removed from it.
         if kind in self.view.kinds and selector(kind).items() <= labels.items():
-            self.view.take(kind, item)
+            if _has_gone(item):
+                self.view.drop(kind, item)
+            else:
+                self.view.take(kind, item)
         return item
+
+
+def _has_gone(item: Json) -> bool:
+    """Tell whether this is the last state of an object, whose last finalizer the write has taken off."""
+    metadata = item["metadata"]
+    waits = metadata.get("finalizers") or metadata.get("deletionGracePeriodSeconds")
+    return "deletionTimestamp" in metadata and not waits

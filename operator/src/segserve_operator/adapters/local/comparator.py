@@ -1,18 +1,20 @@
-"""The local gateway's comparator: a child process that runs while some model's revisions are compared."""
+"""The processes that get copies of requests beside the local gateway: the comparator, and the capture service."""
 
 from __future__ import annotations
 
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Final
 
 import httpx
 
+from segserve_builder.capture.rule import CaptureFolder
 from segserve_builder.comparator import fetching
 from segserve_builder.comparator.folder import ComparatorFolder
-from segserve_builder.comparator.kept import KEPT_S
+from segserve_builder.sources.access import ACCESS_VARIABLE, Access
 from segserve_operator.adapters.local import processes
 from segserve_operator.adapters.local.files import StateFolder
 from segserve_operator.adapters.traffic.envoy_config import EnvoyFiles
@@ -23,39 +25,43 @@ START_INTERVAL_S: Final = 1.0
 END_GRACE_S: Final = 5.0
 
 
-class LocalComparator:
-    """Starts the process in `folder` when it is wanted, again if it ends by itself, and ends it when it no longer is.
+class CopyService:
+    """A child process that gets copies of requests: started when it is wanted, again if it ends by itself.
 
-    It asks the gateway's listener `internal_url`, and takes copies of at most `max_request_bytes`.
+    It is the module `module` with `arguments`, and leaves `sockets` if it is killed. `name` is that of its log.
     """
 
     def __init__(
         self,
         state: StateFolder,
-        folder: ComparatorFolder,
+        name: str,
+        module: str,
+        arguments: Sequence[str],
+        sockets: Sequence[Path],
         *,
-        internal_url: str,
-        max_request_bytes: int,
+        environment: Mapping[str, str] | None = None,
         monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._state = state
-        self._folder = folder
-        self._arguments = ["--gateway", internal_url, "--max-request-bytes", str(max_request_bytes)]
+        self._name = name
+        self._command = [sys.executable, "-m", module, *arguments]
+        self._sockets = sockets
+        self._environment = environment or {}
         self._monotonic_s = monotonic_s
-        self._record = state.gateway / "comparator.process.json"
+        self._record = state.gateway / f"{name}.process.json"
         self._started_s = float("-inf")
         self._wanted_s = float("-inf")
         self._is_own = False
 
-    def keep(self, *, wanted: bool, keeps_pairs: bool = False) -> None:
-        """Look after the process, as often as the supervisor passes; if it has pairs to keep, it goes on longer."""
+    def keep(self, *, wanted: bool, idle_s: float = IDLE_S) -> None:
+        """Look after the process, as often as the supervisor passes; not wanted, it goes on for `idle_s`."""
         now_s = self._monotonic_s()
         if wanted:
             self._wanted_s = now_s
         running = processes.read_record(self._record)
         alive = processes.is_alive(running)
         # What an earlier supervisor started may be of another version of segserve.
-        if alive and (not self._is_own or now_s - self._wanted_s >= (KEPT_S if keeps_pairs else IDLE_S)):
+        if alive and (not self._is_own or now_s - self._wanted_s >= idle_s):
             processes.end(running, grace_s=END_GRACE_S)
             alive = False
         # One that ends at once is started once per interval.
@@ -64,16 +70,40 @@ class LocalComparator:
 
     def _start(self, now_s: float) -> None:
         self._started_s, self._is_own = now_s, True
-        self._folder.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for socket in (self._folder.copies, self._folder.replays, self._folder.control):
-            socket.unlink(missing_ok=True)  # one that was killed leaves them
+        for socket in self._sockets:
+            socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            socket.unlink(missing_ok=True)
         processes.start(
-            [sys.executable, "-m", "segserve_builder.comparator", str(self._folder.path), *self._arguments],
+            self._command,
             record=self._record,
-            log=self._state.gateway / "comparator.log",
-            environment=os.environ,
+            log=self._state.gateway / f"{self._name}.log",
+            environment={**os.environ, **self._environment},
             state=self._state.root,
         )
+
+
+def local_comparator(
+    state: StateFolder,
+    folder: ComparatorFolder,
+    *,
+    internal_url: str,
+    max_request_bytes: int,
+    monotonic_s: Callable[[], float] = time.monotonic,
+) -> CopyService:
+    """Return the comparator in `folder`, which asks the gateway's listener `internal_url`."""
+    arguments = [str(folder.path), "--gateway", internal_url, "--max-request-bytes", str(max_request_bytes)]
+    sockets = (folder.copies, folder.replays, folder.control)
+    return CopyService(state, "comparator", "segserve_builder.comparator", arguments, sockets, monotonic_s=monotonic_s)
+
+
+def local_capture(
+    state: StateFolder, folder: CaptureFolder, access: Access, *, internal_url: str, max_request_bytes: int
+) -> CopyService:
+    """Return the capture service in `folder`; it reaches stores with `access`."""
+    arguments = [str(folder.path), "--gateway", internal_url, "--max-request-bytes", str(max_request_bytes)]
+    environment = {ACCESS_VARIABLE: access.model_dump_json()}
+    sockets = (folder.copies, folder.control)
+    return CopyService(state, "capture", "segserve_builder.capture", arguments, sockets, environment=environment)
 
 
 def fetch_sheet(state: StateFolder, model: str) -> bytes | None:

@@ -86,6 +86,16 @@ class StateFolder:
         return self.root / "gateway"
 
     @property
+    def access_log(self) -> Path:
+        """The gateway's log of requests, if the pool has one."""
+        return self.gateway / "access.log"
+
+    @property
+    def metrics_socket(self) -> Path:
+        """Socket at which the supervisor tells the platform's metrics."""
+        return self.gateway / "metrics.sock"
+
+    @property
     def tls(self) -> Path:
         """The gateway's private authority, and the certificate that it issued."""
         return self.root / "tls"

@@ -10,17 +10,20 @@ import shutil
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
 from segserve_builder.agent import secret
+from segserve_builder.agent.cost import COSTS_FILE, read_costs
 from segserve_builder.agent.processes import resident_bytes
 from segserve_builder.agent.protocol import Assignment, Report
 from segserve_builder.render.tritonserver import Ports, sweep_shm
 from segserve_builder.sources.access import ACCESS_VARIABLE, Access
+from segserve_builder.steps.crash_record import forget_crashes
 from segserve_common.backoff import Backoff
 from segserve_common.files import write_private
+from segserve_common.process_record import ProcessRecord
 from segserve_operator.adapters.checks.triton_queue import queue_of
 from segserve_operator.adapters.local import processes
 from segserve_operator.adapters.local.files import StateFolder
@@ -33,11 +36,15 @@ from segserve_operator.adapters.local.triton import (
     runtime_environment,
     triton_command,
 )
-from segserve_operator.core.gates.checks import ResourceSample
+from segserve_operator.core.gates.checks import CostCounts, ResourceSample
 from segserve_operator.core.models.observed import GroupObserved, ServerObserved
 from segserve_operator.core.traffic import Endpoint
 
 REPORT_MAX_AGE_S: Final = 6.0
+AGENT_STARTS_S: Final = 300.0
+"""How long an agent may take for its first report; on a cluster its probes allow as much, and end it as well."""
+AGENT_HANGS_S: Final = 60.0
+"""How long it may go on without another one."""
 RESTART_BACKOFF: Final = Backoff(first_s=0.5, longest_s=30.0)
 STABLE_AFTER_S: Final = 60.0
 """How long a process must have run for its end not to count as another failure in a row."""
@@ -63,6 +70,11 @@ class GroupFolder:
     def report(self) -> Path:
         """State of the server; written by the agent."""
         return self.root / "report.json"
+
+    @property
+    def costs(self) -> Path:
+        """What its revisions have cost; written by the agent."""
+        return self.root / COSTS_FILE
 
     @property
     def repository(self) -> Path:
@@ -108,21 +120,50 @@ class RestartDelays:
         self.delay_s, self.started_s = RESTART_BACKOFF.delay_s(self.starts), now_s
 
 
+@dataclass(frozen=True, slots=True)
+class AgentPulse:
+    """A group's agent and the heartbeat of its last report, since when both are so, and the last look (monotonic)."""
+
+    agent: ProcessRecord | None
+    heartbeat: float | None
+    since_s: float
+    looked_s: float
+    has_reported: bool = False
+    """Whether a report of this agent has come since it was first seen."""
+
+    def after(self, agent: ProcessRecord | None, heartbeat: float | None, now_s: float) -> AgentPulse:
+        """Return the pulse of a later look."""
+        if agent != self.agent:
+            return AgentPulse(agent, heartbeat, now_s, now_s)
+        if heartbeat != self.heartbeat:
+            return AgentPulse(agent, heartbeat, now_s, now_s, has_reported=True)
+        # Who looks so late was stopped itself, and the agent with it.
+        since_s = now_s if now_s - self.looked_s > AGENT_HANGS_S else self.since_s
+        return replace(self, since_s=since_s, looked_s=now_s)
+
+    @property
+    def hangs(self) -> bool:
+        """Whether the agent has reported nothing for too long."""
+        return self.looked_s - self.since_s > (AGENT_HANGS_S if self.has_reported else AGENT_STARTS_S)
+
+
 @dataclass(slots=True)
 class LocalFleet:
     """The groups of one platform.
 
-    All state but the times of starts and stops is in files, so a new supervisor continues where another one ended.
+    All state but times is in files, so a new supervisor continues where another one ended.
     """
 
     state: StateFolder
     runtime: RuntimeEnvironment
     cache: Path
     access: Access
+    traces_url: str | None = None
     _restarts: dict[Path, RestartDelays] = field(default_factory=dict)
     _stopping_since: dict[str, float] = field(default_factory=dict)
-    _hidden: dict[Path, processes.ProcessRecord] = field(default_factory=dict)
+    _hidden: dict[Path, ProcessRecord] = field(default_factory=dict)
     """By record, the server whose command line no longer has its secret, as far as it can be hidden."""
+    _pulses: dict[str, AgentPulse] = field(default_factory=dict)
 
     async def groups(self) -> Mapping[str, GroupObserved]:
         """Return every group with the state of its processes and the report of its agent."""
@@ -135,7 +176,11 @@ class LocalFleet:
         folder = self._folder(name)
         ports = _read_ports(folder)
         report = _read_report(folder)
-        triton, agent = (processes.is_alive(processes.read_record(folder.record(name))) for name in ("triton", "agent"))
+        triton = processes.is_alive(processes.read_record(folder.record("triton")))
+        record, now_s = processes.read_record(folder.record("agent")), time.monotonic()
+        pulse = self._pulses.get(name, AgentPulse(None, None, now_s, now_s))
+        self._pulses[name] = pulse = pulse.after(record, report.heartbeat if report is not None else None, now_s)
+        agent = processes.is_alive(record) and not pulse.hangs
         if triton:
             self._hide_secret(folder)
         is_fresh = report is not None and time.time() - report.heartbeat < REPORT_MAX_AGE_S
@@ -161,6 +206,9 @@ class LocalFleet:
         if not folder.ports.exists():
             self._choose_ports(folder)
         self._start_triton(group, folder)
+        if group in self._pulses and self._pulses[group].hangs:
+            log.warning("the agent of group %s is replaced: it has written no report for too long", group)
+            processes.end(self._pulses.pop(group).agent, grace_s=0)
         environment = runtime_environment(self.runtime) | {ACCESS_VARIABLE: self.access.model_dump_json()}
         self._start_process(folder, "agent", self._agent_argv(folder), environment)
 
@@ -184,12 +232,14 @@ class LocalFleet:
             processes.kill_by_argument(self.state.root, str(folder.repository))
             sweep_shm(prefix)
             sweep_step_environments()
+            forget_crashes(folder.repository)
             command = triton_command(
                 self.runtime,
                 folder.repository,
                 ports=ports,
                 shm_prefix=prefix,
                 api_secret=secret.obtain(folder.secret, mode=0o600),
+                traces_url=self.traces_url,
             )
             folder.report.unlink(missing_ok=True)  # it describes the server that has ended
             self._start_process(folder, "triton", command.argv, command.environment)
@@ -219,6 +269,7 @@ class LocalFleet:
             *("-m", "segserve_builder.agent"),
             *("--group-dir", str(folder.root)),
             *("--grpc", str(ports.grpc)),
+            *("--metrics", str(ports.metrics)),
             *("--cache", str(self.cache)),
             *("--pid-file", str(folder.record("triton"))),
             *("--secret-file", str(folder.secret)),
@@ -257,6 +308,7 @@ class LocalFleet:
         for record in records:
             processes.end(record, grace_s=0)
         del self._stopping_since[group]
+        self._pulses.pop(group, None)
         for process in ("agent", "triton"):
             self._restarts.pop(folder.record(process), None)
             self._hidden.pop(folder.record(process), None)
@@ -276,7 +328,7 @@ class LocalResources:
 
     def __init__(self, state: StateFolder) -> None:
         self._state = state
-        self._servers: defaultdict[str, set[processes.ProcessRecord]] = defaultdict(set)
+        self._servers: defaultdict[str, set[ProcessRecord]] = defaultdict(set)
 
     async def look(self, group: str) -> ResourceSample:
         """Return what a group uses now; restarts are those since the first call for the group."""
@@ -292,6 +344,7 @@ class LocalResources:
             restarts={group: len(self._servers[group]) - 1},
             queued_s=None if queue is None else queue.queued_s,
             requests=None if queue is None else queue.requests,
+            costs=_read_costs(folder),
         )
 
 
@@ -302,6 +355,19 @@ def shm_prefix(state: StateFolder, group: str) -> str:
 
 def _read_ports(folder: GroupFolder) -> Ports:
     return Ports(**json.loads(folder.ports.read_text()))
+
+
+def _read_costs(folder: GroupFolder) -> dict[str, CostCounts]:
+    """Return what the agent has counted of each revision."""
+    try:
+        costs = read_costs(json.loads(folder.costs.read_text()))
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return {
+        owner.revision: CostCounts(cost.step_cpu_s, cost.requests, cost.tests)
+        for owner, cost in costs.items()
+        if owner.revision
+    }
 
 
 def _read_assignment(folder: GroupFolder) -> Assignment:

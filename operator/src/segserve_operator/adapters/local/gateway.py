@@ -10,19 +10,22 @@ from typing import Final
 
 import psutil
 
+from segserve_builder.comparator.kept import KEPT_S
+from segserve_builder.sources.access import LOCAL, Access
 from segserve_operator.adapters.local import processes
 from segserve_operator.adapters.local.certificates import ensure_certificate
-from segserve_operator.adapters.local.comparator import LocalComparator
+from segserve_operator.adapters.local.comparator import IDLE_S, local_capture, local_comparator
 from segserve_operator.adapters.local.files import StateFolder, config_folder
 from segserve_operator.adapters.local.triton import LOOPBACK, is_port_free
 from segserve_operator.adapters.traffic.envoy import EnvoyTraffic
 from segserve_operator.adapters.traffic.envoy_admin import UNIX_SCHEME
 from segserve_operator.adapters.traffic.envoy_auth import AuthSettings
 from segserve_operator.adapters.traffic.envoy_listener import EnvoySettings
-from segserve_operator.adapters.traffic.envoy_mirror import has_mirror, keeps_pairs
+from segserve_operator.adapters.traffic.envoy_mirror import has_capture, has_mirror, keeps_pairs
 from segserve_operator.adapters.traffic.envoy_tls import TlsSettings
 from segserve_operator.api.triton_pool import Gateway as GatewaySpec
 from segserve_operator.core.rollout.counters import Sample
+from segserve_operator.core.scaling import GatewayLoad
 from segserve_operator.core.traffic import TrafficPlan, TrafficState
 
 PRIVATE_CERTIFICATE: Final = "private-certificate"
@@ -38,7 +41,7 @@ class PortTakenError(Exception):
 class LocalGateway:
     """Envoy on loopback; `observe` and `apply` start it if it does not run."""
 
-    def __init__(self, state: StateFolder, spec: GatewaySpec) -> None:
+    def __init__(self, state: StateFolder, spec: GatewaySpec, access: Access = LOCAL) -> None:
         self._state = state
         self._port = spec.port
         self.ca_file = ensure_certificate(state.tls) if _is_private(spec) else None
@@ -47,12 +50,9 @@ class LocalGateway:
         self._internal = state.gateway / "internal.sock"
         self._spec = spec
         self._envoy = self._of(spec)
-        self._comparator = LocalComparator(
-            state,
-            self._envoy.comparator,
-            internal_url=f"{UNIX_SCHEME}{self._internal}",
-            max_request_bytes=spec.max_request_bytes,
-        )
+        url, most = f"{UNIX_SCHEME}{self._internal}", spec.max_request_bytes
+        self._comparator = local_comparator(state, self._envoy.comparator, internal_url=url, max_request_bytes=most)
+        self._capture = local_capture(state, self._envoy.capture, access, internal_url=url, max_request_bytes=most)
         self._plan: TrafficPlan | None = None
 
     def _of(self, spec: GatewaySpec) -> EnvoyTraffic:
@@ -62,19 +62,26 @@ class LocalGateway:
             port=spec.port,
             max_request_bytes=spec.max_request_bytes,
             streams=spec.streams,
+            plain_http=spec.plain_http is not False,
             internal_socket=str(self._internal),
             tls=_tls(state, spec),
             auth=AuthSettings(spec.auth, secrets, state.gateway / "auth") if spec.auth is not None else None,
             affinity=spec.session_affinity,
+            access_log=spec.access_log,
+            access_log_file=state.access_log,
+            capture=True,
+            metrics_socket=str(state.metrics_socket),
+            caller_metrics=spec.caller_metrics,
+            tracing=spec.tracing,
         )
         return EnvoyTraffic(state.gateway, settings, timeout_s=spec.request_timeout_seconds)
 
     def follow(self, spec: GatewaySpec) -> None:
-        """Change who may call, and which id a request has, if the pool's resource says something else.
+        """Change who may call, a request's id, and what is logged and counted, if the pool's resource says otherwise.
 
         Envoy is started again for it. All else of a changed resource waits for the next start of the platform.
         """
-        followed = {"auth": spec.auth, "session_affinity": spec.session_affinity}
+        followed = {name: getattr(spec, name) for name in ("auth", "session_affinity", "access_log", "caller_metrics")}
         if any(getattr(self._spec, name) != value for name, value in followed.items()):
             self._spec = self._spec.model_copy(update=followed)
             self._envoy = self._of(self._spec)
@@ -91,26 +98,36 @@ class LocalGateway:
         self._envoy.refresh_credentials()
         state = await self._envoy.observe()
         self._plan = state.plan if state.plan is not None else self._plan
-        self._keep_comparator()
+        self._keep_services()
         return state
 
     async def apply(self, plan: TrafficPlan) -> None:
         """Make Envoy follow a plan."""
         self._keep_running()
         self._plan = plan
-        self._keep_comparator()
+        self._keep_services()
         await self._envoy.apply(plan)
 
     async def samples(self, models: Mapping[str, tuple[str, str]]) -> dict[str, Sample]:
         """Return the sample of each model, empty while the gateway does not answer."""
         return await self._envoy.samples(models)
 
+    async def loads(self) -> dict[str, GatewayLoad | None]:
+        """Return the totals of callers' requests at this one gateway."""
+        return await self._envoy.loads()
+
+    async def metrics(self) -> bytes:
+        """Return Envoy's statistics in the Prometheus text format; raises `EnvoyUnreachableError`."""
+        return await self._envoy.metrics()
+
     async def internal_url(self) -> str | None:
         """Return the URL for segserve's own requests; None if Envoy does not run, or an earlier version started it."""
         return f"{UNIX_SCHEME}{self._internal}" if self._internal.exists() else None
 
-    def _keep_comparator(self) -> None:
-        self._comparator.keep(wanted=has_mirror(self._plan), keeps_pairs=keeps_pairs(self._plan))
+    def _keep_services(self) -> None:
+        kept_s = KEPT_S if keeps_pairs(self._plan) else IDLE_S
+        self._comparator.keep(wanted=has_mirror(self._plan), idle_s=kept_s)
+        self._capture.keep(wanted=has_capture(self._plan))
 
     def _keep_running(self) -> None:
         # An Envoy that ends at once is started once per interval, however often the supervisor passes.

@@ -3,32 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
 import psutil
 
 from segserve_common.files import write_private
+from segserve_common.process_record import ProcessRecord
 
 # Environment variable that marks child processes. Not SEGSERVE_STATE, which users export: their shell would be marked.
 MARK: Final = "SEGSERVE_CHILD_OF"
 MAX_ROUNDS: Final = 5
 POLL_S: Final = 0.02
 KILL_TIMEOUT_S: Final = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class ProcessRecord:
-    """A process, identified by its id and its start time, because ids are reused."""
-
-    pid: int
-    create_time: float
 
 
 def start(
@@ -51,8 +42,8 @@ def start(
         )
     # Its end is noticed by polling, as for processes that an earlier supervisor started; Popen must not wait for it.
     child.returncode = 0
-    started = ProcessRecord(child.pid, psutil.Process(child.pid).create_time())
-    write_private(record, json.dumps(asdict(started)))
+    started = ProcessRecord.of(child.pid)
+    write_private(record, started.to_json())
     return started
 
 
@@ -63,14 +54,14 @@ def marked_environment(environment: Mapping[str, str], state: Path) -> dict[str,
 
 def current_process() -> ProcessRecord:
     """Return the record of this process."""
-    return ProcessRecord(os.getpid(), psutil.Process().create_time())
+    return ProcessRecord.of(os.getpid())
 
 
 def read_record(record: Path) -> ProcessRecord | None:
     """Read a record; None if it is missing or unreadable."""
     try:
-        return ProcessRecord(**json.loads(record.read_text()))
-    except (FileNotFoundError, ValueError, TypeError):
+        return ProcessRecord.from_json(record.read_text())
+    except (FileNotFoundError, ValueError):
         return None
 
 
@@ -82,7 +73,7 @@ def is_alive(process: ProcessRecord | None) -> bool:
 def _find(process: ProcessRecord) -> psutil.Process | None:
     try:
         candidate = psutil.Process(process.pid)
-        if abs(candidate.create_time() - process.create_time) > 0.05:
+        if not process.is_present:
             return None
         if candidate.status() == psutil.STATUS_ZOMBIE:
             with contextlib.suppress(ChildProcessError):
@@ -179,6 +170,6 @@ def _wait(family: Sequence[psutil.Process], timeout_s: float) -> list[psutil.Pro
 
 def _runs(process: psutil.Process) -> bool:
     try:
-        return process.is_running() and _find(ProcessRecord(process.pid, process.create_time())) is not None
-    except psutil.NoSuchProcess:
+        return process.is_running() and _find(ProcessRecord.of(process.pid)) is not None
+    except OSError:
         return False

@@ -7,6 +7,7 @@ import fcntl
 import json
 import logging
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -15,6 +16,7 @@ from typing import Any, Final
 
 from segserve_builder.agent.protocol import AssignedModel
 from segserve_common.files import write_private
+from segserve_operator.adapters.local.events import add_event, edit_event, read_events
 from segserve_operator.adapters.local.files import StateFolder, read_yaml, write_yaml
 from segserve_operator.adapters.local.rollouts import KIND as ROLLOUT
 from segserve_operator.adapters.local.rollouts import RolloutFiles
@@ -70,7 +72,10 @@ class LocalStore:
             current, applied = self.preview(resource, manifest)
             if applied is current:
                 return "unchanged"
-            write_yaml(self._folder(resource.kind, resource.metadata.name) / "spec.yaml", applied)
+            folder = self._folder(resource.kind, resource.metadata.name)
+            write_yaml(folder / "spec.yaml", applied)
+            if current is not None:
+                add_event(folder, edit_event(current, applied), time.time())
         return "created" if current is None else "configured"
 
     def preview(self, resource: Resource, manifest: Mapping[str, Any]) -> tuple[dict[str, Any] | None, dict[str, Any]]:
@@ -96,29 +101,32 @@ class LocalStore:
 
     def set_gateway_port(self, port: int) -> None:
         """Change the gateway port of the pool, from the next start of the platform."""
-        manifest = self.pool().to_dict()
-        manifest["spec"]["gateway"]["port"] = port
-        manifest.pop("status", None)
-        self.apply(parse(manifest, "--port"), manifest)
+        self._change_gateway("--port", port=port)
 
     def set_gateway_tls(self, secret_name: str | None) -> None:
         """Change the certificate of the pool's gateway, or do without TLS, from the next start of the platform."""
-        manifest = self.pool().to_dict()
-        manifest["spec"]["gateway"].pop("tls", None)
-        if secret_name is not None:
-            manifest["spec"]["gateway"]["tls"] = {"secretName": secret_name}
-        manifest.pop("status", None)
-        self.apply(parse(manifest, "--tls"), manifest)
+        self._change_gateway("--tls", tls=None if secret_name is None else {"secretName": secret_name})
+
+    def set_gateway_access_log(self, sampling_ratio: float | None) -> None:
+        """Log failed requests and this share of the others, or none at all for None."""
+        log = None if sampling_ratio is None else {"samplingRatio": sampling_ratio}
+        self._change_gateway("--access-log", accessLog=log)
 
     def set_gateway_keys(self, secret: str, key: str) -> None:
         """Let the gateway take the API keys of a Secret of this machine, beside what the pool says already."""
-        manifest = self.pool().to_dict()
-        auth = manifest["spec"]["gateway"].setdefault("auth", {})
+        auth = self.pool().to_dict()["spec"]["gateway"].get("auth", {})
         keys, entry = auth.setdefault("apiKeys", []), {"secretRef": {"name": secret, "key": key}}
         if entry not in keys:
             keys.append(entry)
-            manifest.pop("status", None)
-            self.apply(parse(manifest, "--auth"), manifest)
+            self._change_gateway("--auth", auth=auth)
+
+    def _change_gateway(self, option: str, **fields: Any) -> None:
+        """Apply the pool with other fields of its gateway, without those that are None, as an option says."""
+        manifest = self.pool().to_dict()
+        gateway = manifest["spec"]["gateway"] | fields
+        manifest["spec"]["gateway"] = {name: value for name, value in gateway.items() if value is not None}
+        manifest.pop("status", None)
+        self.apply(parse(manifest, option), manifest)
 
     def delete(self, kind: str, name: str) -> None:
         """Mark a resource for deletion: it is removed once it is no longer served, a rollout's record at once."""
@@ -180,7 +188,16 @@ class LocalStore:
         """Do nothing: the state of the pool is that of its processes."""
 
     async def emit(self, model: str | None, event: Event) -> None:
-        """Do nothing: the supervisor logs every action."""
+        """Keep an event; one about a model that is gone is dropped."""
+        folder = self._folder(MODEL, model) if model is not None else self._folder(POOL, self._pool_name())
+        if model is None or folder.exists():
+            add_event(folder, event, time.time())
+
+    def events(self, model: str) -> Iterator[tuple[str, float, Event]]:
+        """Yield the events of a model and of its pool: what they are about, Unix times in seconds, and the events."""
+        for kind, name, about in ((MODEL, model, "model"), (POOL, self._pool_name(), "pool")):
+            for at_s, event in read_events(self._folder(kind, name)):
+                yield f"{about} {name}", at_s, event
 
     async def models(self) -> tuple[ModelObserved, ...]:
         """Return all models with their spec and status; an invalid one has a problem instead of a spec."""

@@ -13,6 +13,7 @@ from typing import Final
 from segserve_builder.agent import secret
 from segserve_builder.memory import STEP_LIMIT_VARIABLE, step_limit_bytes
 from segserve_builder.render.tritonserver import SILENT, STEP_ENVIRONMENT, Ports, server_arguments
+from segserve_builder.spec.names import TRACES_VARIABLE
 from segserve_operator.adapters.local.code_folder import CODE_VARIABLE
 from segserve_operator.adapters.local.runtime import RuntimeEnvironment
 
@@ -31,7 +32,13 @@ class Command:
 
 
 def triton_command(
-    runtime: RuntimeEnvironment, repository: Path, *, ports: Ports, shm_prefix: str, api_secret: str
+    runtime: RuntimeEnvironment,
+    repository: Path,
+    *,
+    ports: Ports,
+    shm_prefix: str,
+    api_secret: str,
+    traces_url: str | None = None,
 ) -> Command:
     """Return the command that serves `repository`, in explicit mode: models are loaded only on request.
 
@@ -49,10 +56,12 @@ def triton_command(
         ports=ports,
         exit_timeout_s=EXIT_TIMEOUT_S,
         shm_prefix=shm_prefix,
+        traces_url=traces_url,
     )
     argv += secret.server_arguments(api_secret)
     limit = {STEP_LIMIT_VARIABLE: str(step_limit_bytes())}
-    environment = runtime_environment(runtime) | _library_path(runtime) | STEP_ENVIRONMENT | limit
+    traces = {} if traces_url is None else {TRACES_VARIABLE: traces_url}
+    environment = runtime_environment(runtime) | _library_path(runtime) | STEP_ENVIRONMENT | limit | traces
     return Command(argv, environment)
 
 

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, TypeAlias
 
+from segserve_operator.core.drift.watch import DriftedHistogram
+
 Json: TypeAlias = dict[str, Any]
-Format: TypeAlias = Literal["json", "slack"]
+Format: TypeAlias = Literal["json", "slack", "otlp"]
 
 SLACK_TEXT: Final = 2900
 """Slack refuses a block whose text has more than 3,000 characters."""
+
+_INTERNAL_SPAN: Final = 1
+_FAILURES: Final = frozenset({"RolledBack", "Quarantined"})
+"""Reasons of decisions against a candidate."""
+_STATUS_ERROR: Final = 2
 
 _EMOJI: Final[Mapping[str, str]] = {
     "RolledBack": ":rotating_light:",
@@ -36,19 +44,22 @@ class Secret:
 class Target:
     """A receiver of messages in one format, by its URL or by the Secret that holds the URL.
 
-    A URL may itself be secret: only its host is ever logged.
+    A URL may itself be secret: only its host is ever logged. `ca_bundle` has the authorities of an https receiver, as
+    PEM; by default they are the public ones.
     """
 
     url: str = ""
     format: Format = "json"
     secret: Secret | None = None
+    ca_bundle: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
     """An event of a rollout. `sequence` is the rollout state's, `at_s` Unix time, `url` the model's URL.
 
-    `phase` is the phase's label, `weight` the percentage of requests that the candidate gets.
+    `phase` is the phase's label, `weight` the percentage of requests that the candidate gets. One about drift has no
+    `rollout`, and the `histograms` that drift, with their numbers.
     """
 
     model: str
@@ -62,6 +73,7 @@ class Message:
     message: str
     at_s: float
     url: str = ""
+    histograms: tuple[DriftedHistogram, ...] = ()
 
     @property
     def id(self) -> str:
@@ -69,11 +81,12 @@ class Message:
 
         It includes the time because a hold that ends and begins again is not a decision, and keeps the sequence.
         """
-        return f"{self.namespace}/{self.rollout}/{self.sequence}/{self.reason}/{int(self.at_s)}"
+        return f"{self.namespace}/{self.rollout or self.model}/{self.sequence}/{self.reason}/{int(self.at_s)}"
 
 
 def as_json(message: Message) -> Json:
     """Return the payload of the format json."""
+    histograms = {"histograms": list(map(_plain, message.histograms))} if message.histograms else {}
     return {
         "id": message.id,
         "model": message.model,
@@ -86,7 +99,13 @@ def as_json(message: Message) -> Json:
         "message": message.message,
         "at": datetime.fromtimestamp(message.at_s, UTC).isoformat().replace("+00:00", "Z"),
         "url": message.url,
+        **histograms,
     }
+
+
+def _plain(histogram: DriftedHistogram) -> Json:
+    of_slice = {"slice": histogram.slice} if histogram.slice else {}
+    return asdict(histogram) | {"name": histogram.histogram} | of_slice
 
 
 def as_slack(message: Message) -> Json:
@@ -95,6 +114,8 @@ def as_slack(message: Message) -> Json:
     head = f"{_EMOJI.get(message.reason, ':arrow_forward:')} *{_escaped(place)}* {_escaped(message.reason)}"
     body = _escaped(message.message)
     foot = f"rollout {message.rollout}, {message.phase}, {message.weight} % of requests, {message.id}"
+    if not message.rollout:
+        foot = f"{message.revision}, {message.id}"
     return {
         "text": f"{place}: {message.reason}: {body}"[:SLACK_TEXT],
         "blocks": [
@@ -104,7 +125,45 @@ def as_slack(message: Message) -> Json:
     }
 
 
-FORMATS: Final[Mapping[Format, Callable[[Message], Json]]] = {"json": as_json, "slack": as_slack}
+def as_otlp(message: Message) -> Json:
+    """Return the payload of an OTLP/HTTP receiver: a span without duration.
+
+    All spans of a rollout are one trace. A message that is sent again is the same span.
+    """
+    rollout = f"{message.namespace}/{message.model}/{message.rollout}"
+    attributes: dict[str, str | int] = {
+        "segserve.model": message.model,
+        "segserve.revision": message.revision,
+        "segserve.rollout": message.rollout,
+        "segserve.phase": message.phase,
+        "segserve.weight": message.weight,
+        "segserve.reason": message.reason,
+        "segserve.message": message.message,
+        "k8s.namespace.name": message.namespace,
+    }
+    at_ns = str(round(message.at_s * 1e9))
+    failure = {"status": {"code": _STATUS_ERROR, "message": message.message}} if message.reason in _FAILURES else {}
+    span = {
+        "traceId": hashlib.sha256(rollout.encode()).hexdigest()[:32],
+        "spanId": hashlib.sha256(message.id.encode()).hexdigest()[:16],
+        "name": f"{message.reason} {message.model}",
+        "kind": _INTERNAL_SPAN,
+        "startTimeUnixNano": at_ns,
+        "endTimeUnixNano": at_ns,
+        "attributes": [_attribute(name, value) for name, value in attributes.items() if value != ""],
+        **failure,
+    }
+    scope = {"scope": {"name": "segserve"}, "spans": [span]}
+    resource = {"attributes": [_attribute("service.name", "segserve-operator")]}
+    return {"resourceSpans": [{"resource": resource, "scopeSpans": [scope]}]}
+
+
+def _attribute(name: str, value: str | int) -> Json:
+    # As all 64-bit numbers of OTLP's JSON, it is a text.
+    return {"key": name, "value": {"stringValue": value} if isinstance(value, str) else {"intValue": str(value)}}
+
+
+FORMATS: Final[Mapping[Format, Callable[[Message], Json]]] = {"json": as_json, "slack": as_slack, "otlp": as_otlp}
 
 
 def _escaped(text: str) -> str:

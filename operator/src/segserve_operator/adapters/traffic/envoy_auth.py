@@ -29,10 +29,10 @@ from segserve_operator.adapters.traffic.envoy_extensions import (
     lua_filter,
     status_filter,
     unless,
+    upstream_tls,
     watched_extension,
 )
 from segserve_operator.adapters.traffic.envoy_messages import Json
-from segserve_operator.adapters.traffic.envoy_tls import TLS_SOCKET
 from segserve_operator.api.access import KEY_NAME, Auth, JwtIssuer, KeySet
 from segserve_operator.api.pod_template import SecretKey
 from segserve_operator.core.traffic import AccessRule, Callers
@@ -54,7 +54,6 @@ _KEY_USER: Final = "x-segserve-key-user"
 _KEY_LINE: Final = re.compile(rf"({KEY_NAME})(\+[A-Za-z0-9_.-]{{1,32}})?:\{{SHA\}}[A-Za-z0-9+/]{{27}}=")
 _NOBODY: Final = "nobody:{SHA}" + "A" * 27 + "="
 """A line that no key fits, because it is the hash of nothing that is known; the filter needs one line at least."""
-_AUTHORITIES: Final = "/etc/ssl/certs/ca-certificates.crt"
 _JWKS_TIMEOUT_S: Final = 5
 _JWKS_CACHE_S: Final = 300
 _MOST_BYTES: Final = 2**20
@@ -271,17 +270,8 @@ def _jwks_cluster(settings: AuthSettings, number: int, jwks: KeySet) -> Json:
         return cluster
     own = settings.secret(jwks.ca_secret_ref) if jwks.ca_secret_ref is not None else None
     # Without the authorities that it names nothing is trusted.
-    trusted = {"filename": _AUTHORITIES} if jwks.ca_secret_ref is None else {"inline_string": (own or b"none").decode()}
-    kind = "IP_ADDRESS" if re.fullmatch(r"[0-9.]+", host) else "DNS"
-    names = [{"san_type": kind, "matcher": {"exact": host}}]
-    validation = {"trusted_ca": trusted, "match_typed_subject_alt_names": names}
-    tls = extension(
-        TLS_SOCKET,
-        "extensions.transport_sockets.tls.v3.UpstreamTlsContext",
-        sni=host,
-        common_tls_context={"validation_context": validation},
-    )
-    return {**cluster, "transport_socket": tls}
+    trusted = None if jwks.ca_secret_ref is None else (own or b"none").decode()
+    return {**cluster, "transport_socket": upstream_tls(host, trusted)}
 
 
 def _jwks_cluster_name(number: int) -> str:

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from socket import IPPROTO_TCP
 from typing import Final, Literal, TypeAlias, cast
 
 from segserve_operator.adapters.traffic.envoy_messages import CLUSTER, LOCALITY, Json, encode, parse, parse_json
@@ -26,12 +27,19 @@ _LIMIT: Final = 8192
 _RETRIES: Final = 64
 _HTTP_OPTIONS: Final[Mapping[Protocol, Json]] = {
     "http": {"http_protocol_options": {}},
-    # A node that disappears closes no connection: one that was idle is asked before its next request, others by TCP.
-    # If asked at intervals, gRPC's server ends an idle connection after a minute ("Too many pings"), and with it a
+    # A node that disappears closes no connection: one that was idle is pinged before its next request, others by TCP.
+    # If pinged at intervals, gRPC's server ends an idle connection after a minute ("Too many pings"), and with it a
     # request that comes just then.
     "grpc": {"http2_protocol_options": {"connection_keepalive": {"connection_idle_interval": "15s", "timeout": "15s"}}},
 }
-_TCP_KEEPALIVE: Final = {"tcp_keepalive": {"keepalive_time": 15, "keepalive_interval": 5, "keepalive_probes": 3}}
+_TCP_KEEPALIVE: Final = {"tcp_keepalive": {"keepalive_time": 5, "keepalive_interval": 2, "keepalive_probes": 3}}
+# Linux repeats what nobody acknowledges for a quarter of an hour, and meanwhile sends no keepalives. After 20 s the
+# connection fails instead, and its requests, which have no response, are retried at another server. A frozen server's
+# kernel acknowledges, but only until its buffer is full: a large body waits for it no longer than this either.
+_TCP_USER_TIMEOUT: Final = {
+    # 18 is its name on Linux, where Envoy runs; Python has none for it on other systems.
+    "socket_options": [{"level": IPPROTO_TCP, "name": 18, "int_value": 20_000}]
+}
 # Only servers that do not respond at all are ejected: a server's errors are responses, which rollouts have to see.
 _OUTLIERS: Final = {
     "split_external_local_origin_errors": True,
@@ -200,6 +208,7 @@ def _settings(protocol: Protocol, max_requests: int, *, ejects: bool, sticks: bo
                 }
             ]
         },
+        "upstream_bind_config": _TCP_USER_TIMEOUT,
         "upstream_connection_options": _TCP_KEEPALIVE,
         **({"outlier_detection": _OUTLIERS} if ejects else {}),
     }

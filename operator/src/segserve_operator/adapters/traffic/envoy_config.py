@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from segserve_builder.capture.rule import CaptureFolder
 from segserve_builder.comparator.folder import ComparatorFolder
 from segserve_operator.adapters.traffic.envoy_auth import jwks_clusters
 from segserve_operator.adapters.traffic.envoy_extensions import watched_file
@@ -14,6 +15,12 @@ from segserve_operator.adapters.traffic.envoy_messages import Json
 from segserve_operator.adapters.traffic.envoy_mirror import mirror_clusters
 from segserve_operator.adapters.traffic.envoy_overload import render_overload_manager
 from segserve_operator.adapters.traffic.envoy_routes import WEIGHTS_NAME
+from segserve_operator.adapters.traffic.envoy_telemetry import (
+    FLUSH_ARGUMENTS,
+    collector_clusters,
+    eviction,
+    metrics_clusters,
+)
 from segserve_operator.adapters.traffic.envoy_tls import TlsFiles, render_transport_socket
 
 _UNUSED_STATS: Final = (
@@ -27,6 +34,8 @@ _UNUSED_STATS: Final = (
 _HISTOGRAMS_EVERY_S: Final = 1
 COMPARATOR_FOLDER: Final = "pairs"
 """Folder in that of a gateway which it shares with its comparator; a container has it alone."""
+CAPTURE_FOLDER: Final = "capture"
+"""The same for the capture service."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,14 +98,22 @@ class EnvoyFiles:
         return ComparatorFolder(self.folder / COMPARATOR_FOLDER)
 
     @property
+    def capture(self) -> CaptureFolder:
+        """What this gateway and its capture service share."""
+        return CaptureFolder(self.folder / CAPTURE_FOLDER)
+
+    @property
     def plan(self) -> Path:
         """The traffic plan from which the other files were rendered."""
         return self.folder / "plan.json"
 
 
-def command(binary: str, folder: Path, *, workers: int, log: Path | None = None, drain_s: int = 1) -> list[str]:
+def command(
+    binary: str, folder: Path, *, workers: int, log: Path | None = None, drain_s: int = 1, access_log: bool = False
+) -> list[str]:
     """Return the command line of an Envoy whose files are in `folder`; without `log` it logs to stderr.
 
+    With an `access_log` its lines are written within a second.
     While it drains, every response tells its caller to disconnect; `drain_s` is how long it drains, at least 1 s.
     """
     return [
@@ -104,6 +121,7 @@ def command(binary: str, folder: Path, *, workers: int, log: Path | None = None,
         *("--config-path", str(EnvoyFiles(folder).bootstrap)),
         *("--concurrency", str(workers)),
         *(("--log-path", str(log)) if log is not None else ()),
+        *(FLUSH_ARGUMENTS if access_log else ()),
         *("--drain-time-s", str(max(drain_s, 1))),
         *("--drain-strategy", "immediate"),  # the gradual default may never tell a slow caller
         *("--log-level", "warning"),
@@ -119,7 +137,13 @@ def render_bootstrap(settings: EnvoySettings, files: EnvoyFiles, *, timeout_s: f
     listeners = render_listeners(
         settings, watched_file(files.routes), timeout_s=timeout_s, tls=tls, limits=files.limits
     )
-    clusters = [*jwks_clusters(settings.auth), *mirror_clusters(files.comparator)]
+    capture = files.capture if settings.capture else None
+    clusters = [
+        *jwks_clusters(settings.auth),
+        *mirror_clusters(files.comparator, capture),
+        *collector_clusters(settings.tracing),
+        *metrics_clusters(settings.metrics_socket),
+    ]
     return {
         "node": {"id": "gateway", "cluster": "segserve"},
         "admin": {
@@ -130,6 +154,7 @@ def render_bootstrap(settings: EnvoySettings, files: EnvoyFiles, *, timeout_s: f
         "deferred_stat_options": {"enable_deferred_creation_stats": True},
         # Histograms are merged over worker threads at each flush; before that, latencies are not visible.
         "stats_flush_interval": f"{_HISTOGRAMS_EVERY_S}s",
+        **eviction(settings.caller_metrics),
         # Unused statistics cost memory, and time whenever statistics are read.
         "stats_config": {"stats_matcher": {"exclusion_list": {"patterns": [{"safe_regex": {"regex": _UNUSED_STATS}}]}}},
         "dynamic_resources": {"cds_config": watched_file(files.clusters)},

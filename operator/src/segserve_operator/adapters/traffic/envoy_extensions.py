@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -15,12 +16,31 @@ from segserve_operator.adapters.traffic.envoy_messages import Json
 CALLER: Final = "segserve.caller"
 """Namespace of the dynamic metadata that says who calls: `name`, `key` and `certificate`."""
 MATCHED_TYPE: Final = "extensions.common.matching.v3.ExtensionWithMatcher"
+TLS_SOCKET: Final = "envoy.transport_sockets.tls"
+_AUTHORITIES: Final = "/etc/ssl/certs/ca-certificates.crt"
 _EXTENSION_TYPE: Final = "config.core.v3.TypedExtensionConfig"
 
 
 def extension(name: str, kind: str, **options: Any) -> Json:
     """Return an extension of Envoy: its name, and its options as a message of the type `kind`."""
     return {"name": name, "typed_config": {"@type": f"{TYPES}.{kind}", **options}}
+
+
+def upstream_tls(host: str, ca_bundle: str | None = None) -> Json:
+    """Return the transport socket of a cluster whose servers have to prove that they are `host`.
+
+    `ca_bundle` has the authorities to trust, as PEM; by default they are those of Envoy's image.
+    """
+    trusted = {"filename": _AUTHORITIES} if ca_bundle is None else {"inline_string": ca_bundle}
+    is_address = re.fullmatch(r"[0-9.]+", host) or ":" in host
+    names = [{"san_type": "IP_ADDRESS" if is_address else "DNS", "matcher": {"exact": host}}]
+    validation = {"trusted_ca": trusted, "match_typed_subject_alt_names": names}
+    return extension(
+        TLS_SOCKET,
+        "extensions.transport_sockets.tls.v3.UpstreamTlsContext",
+        sni=host,
+        common_tls_context={"validation_context": validation},
+    )
 
 
 def lua_filter(script: str, **constants: bool | int | str) -> Json:

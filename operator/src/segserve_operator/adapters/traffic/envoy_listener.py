@@ -29,6 +29,11 @@ from segserve_operator.adapters.traffic.envoy_extensions import (
 from segserve_operator.adapters.traffic.envoy_limits import DETAILS, RETRY_AFTER_S, limits_filter
 from segserve_operator.adapters.traffic.envoy_messages import Json
 from segserve_operator.adapters.traffic.envoy_mirror import mirror_filters, replay_names
+from segserve_operator.adapters.traffic.envoy_plain_http import (
+    noting_filters,
+    translation_filters,
+    translation_replies,
+)
 from segserve_operator.adapters.traffic.envoy_routes import (
     GROUP_HEADER,
     MODEL_HEADER,
@@ -37,8 +42,17 @@ from segserve_operator.adapters.traffic.envoy_routes import (
     SERVICE,
     render_internal_routes,
 )
+from segserve_operator.adapters.traffic.envoy_telemetry import (
+    REQUEST_NAMESPACE,
+    access_logs,
+    caller_counters,
+    caller_filters,
+    request_ids,
+    tracing,
+)
 from segserve_operator.adapters.traffic.envoy_tls import TlsSettings, render_redirect
 from segserve_operator.api.session_affinity import SessionAffinity
+from segserve_operator.api.telemetry import AccessLog, CallerMetrics, Tracing
 
 STAT_PREFIX: Final = "ingress"
 NAME_FIELDS: Final = {
@@ -87,7 +101,9 @@ class EnvoySettings:
     second listener, for segserve's own requests, which choose a group by the header x-segserve-group regardless of
     weights; with `internal_socket` it is a Unix socket that only this user can open. Before Envoy uses more than
     `heap_bytes` of memory, the largest requests are reset and new ones rejected (503). With `tls` the public listener
-    speaks it alone.
+    speaks it alone. With `access_log` callers' requests are logged, into `access_log_file` or to stdout. With
+    `caller_metrics` they are counted by caller and slice. With `tracing` they have spans. With `metrics_socket` the
+    public listener answers `/metrics` from there. With `plain_http` it also takes an image as the body of a request.
     """
 
     host: str = "127.0.0.1"
@@ -101,6 +117,13 @@ class EnvoySettings:
     auth: AuthSettings | None = None
     affinity: SessionAffinity | None = None
     streams: bool = False
+    plain_http: bool = False
+    access_log: AccessLog | None = None
+    access_log_file: Path | None = None
+    metrics_socket: str | None = None
+    caller_metrics: CallerMetrics | None = None
+    tracing: Tracing | None = None
+    capture: bool = False
     timeouts: CallerTimeouts = field(default_factory=CallerTimeouts)
 
     def __post_init__(self) -> None:
@@ -170,7 +193,7 @@ def _connection_manager(settings: EnvoySettings, listener: _Listener, *, timeout
         normalize_path=False,
         merge_slashes=True,
         path_with_escaped_slashes_action="REJECT_REQUEST",
-        generate_request_id=False,
+        **({"generate_request_id": False} if listener.internal else _told(settings)),
         skip_xff_append=True,
         request_headers_timeout=_seconds(waits.headers_s),
         request_timeout=_seconds(waits.body_s),
@@ -185,28 +208,48 @@ def _connection_manager(settings: EnvoySettings, listener: _Listener, *, timeout
         },
         early_header_mutation_extensions=[_stripped_headers(keep_group=listener.internal)],
         local_reply_config=render_local_replies(
-            settings.max_request_bytes, internal=listener.internal, auth=None if listener.internal else settings.auth
+            settings.max_request_bytes,
+            internal=listener.internal,
+            auth=None if listener.internal else settings.auth,
+            plain_http=settings.plain_http and not listener.internal,
         ),
         http_filters=_http_filters(settings, listener),
     )
+
+
+def _told(settings: EnvoySettings) -> Json:
+    """Return what callers and the log are told of a request."""
+    logs = access_logs(settings.access_log, settings.access_log_file, traced=settings.tracing is not None)
+    counters = caller_counters(settings.caller_metrics)
+    return {**request_ids(), "access_log": [*logs, *counters], **tracing(settings.tracing)}
 
 
 def _http_filters(settings: EnvoySettings, listener: _Listener) -> list[Json]:
     """Return the HTTP filters in the order in which a request passes them."""
     # Who calls.
     before = [] if listener.internal else authentication_filters(settings.auth)
+    is_plain = settings.plain_http and not listener.internal
     # Whether that caller may call this model, whose route is known by then.
     after = [] if listener.internal else access_filters()
     # How much that caller may send to it.
     limits = [] if listener.limits is None else [limits_filter(listener.limits)]
-    public = [] if listener.internal else [_grpc_statuses(), *mirror_filters(settings.max_request_bytes)]
+    traced = settings.tracing is not None and not listener.internal
+    copied = mirror_filters(settings.max_request_bytes, capture=settings.capture)
+    public = [] if listener.internal else [*caller_filters(settings.caller_metrics), _grpc_statuses(), *copied]
     sizes = bounded_bodies(settings.max_request_bytes, streams=settings.streams)
-    model = [_name_extraction(), lua_filter("route_key.lua", STREAMS=settings.streams, **replay_names())]
+    model = [_name_extraction(), lua_filter("route_key.lua", **_route_key(settings))]
     if settings.streams:
         model.insert(0, lua_filter("stream_messages.lua", MAX_MESSAGE_BYTES=settings.max_request_bytes))
     if not listener.internal:
         model.extend(affinity_filters(settings.affinity))
-    return [*before, *sizes, *model, *after, *limits, *public, _router()]
+    translation = translation_filters(settings.max_request_bytes, enabled=is_plain)
+    before = [*noting_filters(enabled=is_plain), *before]
+    return [*before, *sizes, *translation, *model, *after, *limits, *public, _router(traced=traced)]
+
+
+def _route_key(settings: EnvoySettings) -> dict[str, bool | str]:
+    is_noted = any(each is not None for each in (settings.access_log, settings.caller_metrics, settings.tracing))
+    return {"STREAMS": settings.streams, "NOTED": REQUEST_NAMESPACE if is_noted else "", **replay_names()}
 
 
 def _seconds(value: float) -> str:
@@ -260,18 +303,22 @@ def _grpc_statuses() -> Json:
     )
 
 
-def _router() -> Json:
+def _router(*, traced: bool) -> Json:
     codec = extension("envoy.filters.http.upstream_codec", "extensions.filters.http.upstream_codec.v3.UpstreamCodec")
+    # Triton traces whatever has a trace context, sampled or not, and Envoy gives one to every request.
+    unsampled = [lua_filter("unsampled.lua")] if traced else []
     return extension(
         "envoy.filters.http.router",
         "extensions.filters.http.router.v3.Router",
         suppress_envoy_headers=True,
         # These apply to each attempt, before its outcome is counted or retried.
-        upstream_http_filters=[lua_filter("clients_faults.lua"), codec],
+        upstream_http_filters=[*unsampled, lua_filter("clients_faults.lua"), codec],
     )
 
 
-def render_local_replies(max_request_bytes: int, *, internal: bool, auth: AuthSettings | None = None) -> Json:
+def render_local_replies(
+    max_request_bytes: int, *, internal: bool, auth: AuthSettings | None = None, plain_http: bool = False
+) -> Json:
     """Return the mapping of Envoy's own responses; the first mapper whose filters all match applies."""
     grpc = header_filter("content-type", {"prefix": "application/grpc"})
     compressed = header_filter("grpc-encoding", {"safe_regex": {"regex": "gzip|deflate"}})
@@ -315,6 +362,7 @@ def render_local_replies(max_request_bytes: int, *, internal: bool, auth: AuthSe
             http_reply([overflow], overload),
             http_reply([status_filter(408)], late),
             http_reply([escaped_slash], no_slash),
+            *translation_replies(enabled=plain_http),
             http_reply([status_filter(400)], f"bad request: %RESPONSE_CODE_DETAILS% {_BODY}"),
         ],
         "body_format": {"json_format": {"error": _BODY}},

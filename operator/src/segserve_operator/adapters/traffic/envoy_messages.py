@@ -37,6 +37,7 @@ _LENGTH_DELIMITED: Final = 2
 
 _WELL_KNOWN: Final = {
     "any": "google.protobuf.Any",
+    "bool?": "google.protobuf.BoolValue",
     "duration": "google.protobuf.Duration",
     "struct": "google.protobuf.Struct",
     "uint32?": "google.protobuf.UInt32Value",
@@ -59,6 +60,8 @@ _MESSAGES: Final[dict[str, dict[str, tuple[int, str]]]] = {
         "keepalive_time": (2, "uint32?"),
         "keepalive_interval": (3, "uint32?"),
     },
+    "envoy.config.core.v3.SocketOption": {"level": (2, "int64"), "name": (3, "int64"), "int_value": (4, "int64")},
+    "envoy.config.core.v3.BindConfig": {"socket_options": (3, "[]envoy.config.core.v3.SocketOption")},
     "envoy.config.core.v3.HeaderValue": {"key": (1, "string"), "value": (2, "string")},
     "envoy.config.core.v3.HeaderValueOption": {
         "header": (1, "envoy.config.core.v3.HeaderValue"),
@@ -159,6 +162,7 @@ _MESSAGES: Final[dict[str, dict[str, tuple[int, str]]]] = {
         "lb_policy": (6, "LbPolicy"),
         "circuit_breakers": (10, "envoy.config.cluster.v3.CircuitBreakers"),
         "outlier_detection": (19, "envoy.config.cluster.v3.OutlierDetection"),
+        "upstream_bind_config": (21, "envoy.config.core.v3.BindConfig"),
         "upstream_connection_options": (30, "envoy.config.cluster.v3.UpstreamConnectionOptions"),
         "load_assignment": (33, "envoy.config.endpoint.v3.ClusterLoadAssignment"),
         "typed_extension_protocol_options": (36, "{}any"),
@@ -197,6 +201,7 @@ _MESSAGES: Final[dict[str, dict[str, tuple[int, str]]]] = {
     "envoy.config.route.v3.HashedHeader": {"header_name": (1, "string")},
     "envoy.config.route.v3.HashPolicy": {"header": (1, "envoy.config.route.v3.HashedHeader")},
     "envoy.config.route.v3.RequestMirrorPolicy": {
+        "trace_sampled": (4, "bool?"),
         "cluster_header": (5, "string"),
         "disable_shadow_host_suffix_append": (6, "bool"),
     },

@@ -1,4 +1,4 @@
-"""Renders what copies some of callers' requests to the comparator, so that callers notice nothing of it.
+"""Renders what copies some of callers' requests to the comparator and the capture service; callers notice nothing.
 
 A script chooses requests once their route is known, and marks them by a header. Marked ones are held whole before they
 go on: otherwise a comparator that does not read would stop a large request on its way to the server. Streams are never
@@ -9,9 +9,11 @@ dropped, so that they hold little memory.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from segserve_builder.capture.rule import MAX_COPIES_PER_S, RULES, CaptureFolder
 from segserve_builder.comparator.folder import COMPARISONS, ComparatorFolder, Comparison
 from segserve_common.files import write_private
 from segserve_operator.adapters.traffic.envoy_clusters import TYPES, protocol_options
@@ -35,27 +37,45 @@ REPLAY_GROUP: Final = "~comparator"
 MAX_COPIES: Final = 4
 """Copies under way at once, and as many that wait; the next ones are dropped."""
 MAX_COPY_S: Final = 2.0
-_NAME: Final = "segserve.mirror"
 _LUA: Final = "extensions.filters.http.lua.v3"
 
 
-def mirror_filters(max_request_bytes: int) -> list[Json]:
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """Who gets copies: a cluster, the header of requests that are copied there, and the filter that writes it."""
+
+    filter: str
+    header: str
+    cluster: str
+
+
+_COMPARATOR: Final = _Target("segserve.mirror", MIRROR_HEADER, CLUSTER)
+_CAPTURE: Final = _Target("segserve.capture", "x-segserve-capture", "//capture/http")
+
+
+def mirror_filters(max_request_bytes: int, *, capture: bool) -> list[Json]:
     """Return the filters that choose requests to copy, and hold them whole; the router comes after them."""
-    script = lua_script("mirror.lua", CLUSTER=CLUSTER)
+    targets = (_COMPARATOR, _CAPTURE) if capture else (_COMPARATOR,)
+    return [each for target in targets for each in _filters(target, max_request_bytes)]
+
+
+def _filters(target: _Target, max_request_bytes: int) -> list[Json]:
+    script = lua_script("mirror.lua", CLUSTER=target.cluster, HEADER=target.header)
     # Without a script of its own the filter does nothing; routes with a mirror name this one.
-    chosen = extension(_NAME, f"{_LUA}.Lua", source_codes={_NAME: {"inline_string": script}})
+    chosen = extension(target.filter, f"{_LUA}.Lua", source_codes={target.filter: {"inline_string": script}})
     held = extension(
         "envoy.filters.http.buffer",
         "extensions.filters.http.buffer.v3.Buffer",
         max_request_bytes=max_request_bytes,
     )
-    marked = header_matches(MIRROR_HEADER, {"exact": CLUSTER})
+    marked = header_matches(target.header, {"exact": target.cluster})
     return [chosen, unless({"not_matcher": marked}, held)]
 
 
-def mirror_clusters(folder: ComparatorFolder) -> list[Json]:
-    """Return the comparator's clusters. They are always there, so that a mirror is a change of routes alone."""
-    return [_cluster(CLUSTER, folder.copies), _cluster(REPLAYS, folder.replays)]
+def mirror_clusters(folder: ComparatorFolder, capture: CaptureFolder | None) -> list[Json]:
+    """Return the clusters for copies. They are always there, so that a mirror is a change of routes alone."""
+    captured = [] if capture is None else [_cluster(_CAPTURE.cluster, capture.copies)]
+    return [_cluster(CLUSTER, folder.copies), _cluster(REPLAYS, folder.replays), *captured]
 
 
 def _cluster(name: str, socket: Path) -> Json:
@@ -80,23 +100,37 @@ def replay_names() -> dict[str, str]:
 
 def mirror_policy(route: Route) -> Json:
     """Return the part of an inference route's action that makes the copies; empty without a mirror."""
-    if route.mirror is None:
-        return {}
-    policy = {"cluster_header": MIRROR_HEADER, "disable_shadow_host_suffix_append": True}
-    return {"request_mirror_policies": [policy]}
+    # The spans of a trace are those of the caller's own request.
+    policies = [
+        {
+            "cluster_header": target.header,
+            "disable_shadow_host_suffix_append": True,
+            "trace_sampled": False,
+        }
+        for target in _shares(route)
+    ]
+    return {"request_mirror_policies": policies} if policies else {}
 
 
-def mirror_script(route: Route) -> Json:
-    """Return the part of an inference route's configuration by filter that makes the script run for it."""
-    return {} if route.mirror is None else {_NAME: {"@type": f"{TYPES}.{_LUA}.LuaPerRoute", "name": _NAME}}
+def mirror_scripts(route: Route) -> Json:
+    """Return the part of an inference route's configuration by filter that makes the scripts run for it."""
+    return {target.filter: {"@type": f"{TYPES}.{_LUA}.LuaPerRoute", "name": target.filter} for target in _shares(route)}
 
 
 def mirror_metadata(route: Route) -> Json:
-    """Return the part of an inference route's metadata that the script reads."""
-    mirror = route.mirror
-    if mirror is None:
-        return {}
-    return {_NAME: {"percent": mirror.percent, "requests_per_s": mirror.requests_per_s}}
+    """Return the part of an inference route's metadata that the scripts read."""
+    shares = _shares(route).items()
+    return {target.filter: {"percent": percent, "requests_per_s": rate} for target, (percent, rate) in shares}
+
+
+def _shares(route: Route) -> dict[_Target, tuple[float, float]]:
+    """Return who gets copies of a model's requests: which percentage of them, and how many per second at most."""
+    shares: dict[_Target, tuple[float, float]] = {}
+    if route.mirror is not None:
+        shares[_COMPARATOR] = (route.mirror.percent, route.mirror.requests_per_s)
+    if route.capture is not None and route.capture.share > 0:
+        shares[_CAPTURE] = (100 * route.capture.share, MAX_COPIES_PER_S)
+    return shares
 
 
 def write_comparisons(folder: ComparatorFolder, plan: TrafficPlan) -> None:
@@ -113,14 +147,8 @@ def write_comparisons(folder: ComparatorFolder, plan: TrafficPlan) -> None:
         for route in plan.routes
         if route.mirror is not None
     }
-    text = COMPARISONS.dump_json(compared).decode()
-    try:
-        former = folder.comparisons.read_text()
-    except FileNotFoundError:
-        former = COMPARISONS.dump_json({}).decode()
-    if text != former:
-        folder.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_private(folder.comparisons, text)
+    text, default = (COMPARISONS.dump_json(each).decode() for each in (compared, {}))
+    _replace(folder.path, folder.comparisons, text, default)
 
 
 def keeps_pairs(plan: TrafficPlan | None) -> bool:
@@ -131,3 +159,24 @@ def keeps_pairs(plan: TrafficPlan | None) -> bool:
 def has_mirror(plan: TrafficPlan | None) -> bool:
     """Tell whether some requests are to be copied."""
     return plan is not None and any(route.mirror is not None for route in plan.routes)
+
+
+def write_rules(folder: CaptureFolder, plan: TrafficPlan) -> None:
+    """Tell the capture service what to capture, if that is something else than before."""
+    rules = {route.model: route.capture for route in plan.routes if route.capture is not None}
+    _replace(folder.path, folder.rules, RULES.dump_json(rules).decode(), RULES.dump_json({}).decode())
+
+
+def has_capture(plan: TrafficPlan | None) -> bool:
+    """Tell whether some requests are to be captured."""
+    return plan is not None and any(route.capture is not None for route in plan.routes)
+
+
+def _replace(folder: Path, file: Path, text: str, default: str) -> None:
+    try:
+        former = file.read_text()
+    except FileNotFoundError:
+        former = default
+    if text != former:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_private(file, text)

@@ -31,7 +31,8 @@ from segserve_operator.adapters.traffic.envoy_messages import (
     parse_json,
     to_json,
 )
-from segserve_operator.adapters.traffic.envoy_mirror import mirror_metadata, mirror_policy, mirror_script
+from segserve_operator.adapters.traffic.envoy_mirror import mirror_metadata, mirror_policy, mirror_scripts
+from segserve_operator.adapters.traffic.envoy_telemetry import METRICS_CLUSTER, METRICS_PATH
 from segserve_operator.core.traffic import AccessRule, Callers, Route, Share
 
 ROUTES_NAME: Final = "models"
@@ -43,7 +44,7 @@ SERVICE: Final = "inference.GRPCInferenceService"
 SERVER_PATHS: Final = ("/v2", "/v2/health/live", "/v2/health/ready", "/v2/models/stats")
 SERVER_METHODS: Final = ("ServerLive", "ServerReady", "ServerMetadata", "ModelStatistics")
 _ANYONE: Final = AccessRule(callers=Callers.ANONYMOUS)
-_OF_ALL_MODELS: Final = ("/v2/models/stats", f"/{SERVICE}/ModelStatistics")
+_OF_ALL_MODELS: Final = ("/v2/models/stats", f"/{SERVICE}/ModelStatistics", METRICS_PATH)
 WEIGHTS_NAME: Final = "weights"
 # Inference has no side effects, so a request may be retried once if no response had begun; another server is preferred,
 # and the clusters' retry budget keeps a failing group from doubling its own load.
@@ -84,7 +85,7 @@ class RouteTable:
         access = {} if route.access is None else access_of_route(route.access)
         guard, limited = _options(access, {}), _options(access, marks)
         # Bare networks are not compared.
-        copied = _options({**access, **mirror_script(route)}, {**marks, **mirror_metadata(route)})
+        copied = _options({**access, **mirror_scripts(route)}, {**marks, **mirror_metadata(route)})
         # Models share steps, so these have no callers of their own: with rules, a model's are not public.
         steps = route.steps if route.access is None else ()
         entries: dict[str, Json] = {}
@@ -116,19 +117,25 @@ def encode_entries(entries: Mapping[str, Json]) -> bytes:
     return encode(parse_json(ROUTE_MAP, {"map": entries}))
 
 
-def encode_routes(entries: Iterable[bytes], *, timeout_s: float, restricted: bool = False) -> bytes:
+def encode_routes(
+    entries: Iterable[bytes], *, timeout_s: float, restricted: bool = False, metrics: bool = False
+) -> bytes:
     """Encode the route configuration of the public listener: these encoded entries, and those about servers.
 
-    Where some model is `restricted` to callers, none learns the names of all models, and there are no streams.
+    Where some model is `restricted` to callers, none learns the names of all models, and there are no streams. With
+    `metrics` there is a cluster that answers `/metrics`.
     """
-    configuration = parse_json(ROUTE_CONFIGURATION, _route_configuration(timeout_s, restricted=restricted))
+    rendered = _route_configuration(timeout_s, restricted=restricted, metrics=metrics)
+    configuration = parse_json(ROUTE_CONFIGURATION, rendered)
     path = ("virtual_hosts", "matcher", "matcher_tree", "exact_match_map")
     return encode_with(configuration, path, b"".join(entries))
 
 
-def _route_configuration(timeout_s: float, *, restricted: bool) -> Json:
+def _route_configuration(timeout_s: float, *, restricted: bool, metrics: bool) -> Json:
     key = {"@type": f"{TYPES}.type.matcher.v3.HttpRequestHeaderMatchInput", "header_name": ROUTE_HEADER}
     servers = _server_entries(RouteTable(timeout_s))
+    if metrics:
+        servers[METRICS_PATH] = _entry(route={"cluster": METRICS_CLUSTER, "timeout": f"{timeout_s:.3f}s"})
     table = {"map": {key: entry for key, entry in servers.items() if not (restricted and key in _OF_ALL_MODELS)}}
     tree = {"input": {"name": "route key", "typed_config": key}, "exact_match_map": table}
     not_found = _entry(direct_response={"status": 404, "body": {"inline_string": "not found"}})

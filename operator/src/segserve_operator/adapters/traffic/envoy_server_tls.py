@@ -7,10 +7,10 @@ from functools import lru_cache
 from typing import Final
 
 from segserve_operator.adapters.traffic.envoy_clusters import EnvoyCluster, Protocol, Upstream
-from segserve_operator.adapters.traffic.envoy_extensions import extension
+from segserve_operator.adapters.traffic.envoy_extensions import TLS_SOCKET, extension
 from segserve_operator.adapters.traffic.envoy_files import ConfigurationRejectedError
 from segserve_operator.adapters.traffic.envoy_messages import CLUSTER, SOCKET_MATCH, Json, encode, parse, parse_json
-from segserve_operator.adapters.traffic.envoy_tls import CERTIFICATE, CLIENT_CA, TLS_SOCKET, TlsFiles, watched_secret
+from segserve_operator.adapters.traffic.envoy_tls import CERTIFICATE, CLIENT_CA, TlsFiles, watched_secret
 from segserve_operator.core.traffic import Endpoint
 
 SERVERS: Final = "servers"

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Final
 
 from segserve_operator.adapters.traffic.envoy_clusters import protocol_options, socket_address
-from segserve_operator.adapters.traffic.envoy_extensions import extension, watched_file
+from segserve_operator.adapters.traffic.envoy_extensions import TLS_SOCKET, extension, watched_file
 from segserve_operator.adapters.traffic.envoy_messages import TYPE_PREFIX, Json
 from segserve_operator.adapters.traffic.envoy_overload import heap_action, monitors
 from segserve_operator.adapters.traffic.envoy_server_tls import TLS_VERSION, validation
-from segserve_operator.adapters.traffic.envoy_tls import CERTIFICATE, CLIENT_CA, TLS_SOCKET
+from segserve_operator.adapters.traffic.envoy_tls import CERTIFICATE, CLIENT_CA
 
 LOOPBACK: Final = "127.0.0.1"
 PLAIN_PATHS: Final = ("/v2/health/live", "/v2/health/ready", "/v2/models/stats")

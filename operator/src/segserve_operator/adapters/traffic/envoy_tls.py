@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from segserve_operator.adapters.traffic.envoy_extensions import extension, listening_address, watched_file
+from segserve_operator.adapters.traffic.envoy_extensions import TLS_SOCKET, extension, listening_address, watched_file
 from segserve_operator.adapters.traffic.envoy_messages import Json
 
 CERTIFICATE: Final = "certificate"
 CLIENT_CA: Final = "client_ca"
 """The names of the two resources that Envoy asks for."""
-TLS_SOCKET: Final = "envoy.transport_sockets.tls"
 
 
 @dataclass(frozen=True, slots=True)

@@ -163,6 +163,7 @@ class EnvoyUpdater:
         update_timeout_s: float,
         max_request_bytes: int,
         server_tls: TlsFiles | None = None,
+        metrics: bool = False,
         on_replace: Callable[[EnvoyAdmin, Collection[str]], Awaitable[None]],
     ) -> None:
         self._files = files
@@ -170,6 +171,7 @@ class EnvoyUpdater:
         self._update_timeout_s = update_timeout_s
         self._max_request_bytes = max_request_bytes
         self._server_tls = server_tls
+        self._metrics = metrics
         self._on_replace = on_replace
         self._written: _WrittenState | None = None
         self._rejected: tuple[EnvoyAdmin, int] | None = None
@@ -383,7 +385,7 @@ class EnvoyUpdater:
     def _routes(self, desired: EnvoyConfiguration) -> DiscoveryResponse:
         tables = (rendered.table for rendered in desired.models.values())
         restricted = any(route.access is not None for route in desired.plan.routes)
-        encoded = encode_routes(tables, timeout_s=self._timeout_s, restricted=restricted)
+        encoded = encode_routes(tables, timeout_s=self._timeout_s, restricted=restricted, metrics=self._metrics)
         return discovery_response(ROUTE_CONFIGURATION, [encoded])
 
 

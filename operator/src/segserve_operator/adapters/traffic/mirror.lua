@@ -1,5 +1,5 @@
--- Chooses requests of which the comparator gets a copy, and writes its cluster into x-segserve-mirror. The route's
--- metadata say which percentage of a model's requests it is, and how many a second at most.
+-- Chooses requests of which the comparator, or the capture service, gets a copy, and writes its CLUSTER into HEADER.
+-- The route's metadata say which percentage of a model's requests it is, and how many a second at most.
 
 local STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
 local left = {}  -- by model: copies that may be made now, and the time of the last look; of this worker
@@ -20,5 +20,5 @@ function envoy_on_request(handle)
   if percent == nil or math.random() * 100 >= percent then return end
   if string.sub(headers:get(":path") or "", 1, #STREAM) == STREAM then return end  -- its end may never come
   if not may_copy(headers:get("x-segserve-model"), rate, handle:timestamp()) then return end
-  headers:replace("x-segserve-mirror", CLUSTER)
+  headers:replace(HEADER, CLUSTER)
 end

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Final, TypeAlias
 
 import httpx
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from segserve_builder.capture.rule import CaptureFolder
 from segserve_builder.comparator.folder import COMPARISONS, ComparatorFolder
 from segserve_common.http.guard import get_bounded
 from segserve_common.http.urls import RequestError
@@ -97,16 +99,28 @@ async def fetch_pairs(folder: ComparatorFolder) -> dict[str, PairCounts]:
     """Return the comparator's counts by model; empty if nothing is compared, or it does not answer in time."""
     if not _is_comparing(folder):
         return {}
-    transport = httpx.AsyncHTTPTransport(uds=str(folder.control), verify=WITHOUT_TLS)
-    async with httpx.AsyncClient(transport=transport, timeout=TIMEOUT_S, trust_env=False) as client:
-        try:
-            answer = json.loads(
-                await get_bounded(client, "http://comparator/pairs", max_bytes=MAX_BYTES, timeout_s=TIMEOUT_S)
-            )
-        except (RequestError, ValueError, RecursionError):
-            return {}
+    try:
+        answer = json.loads(await _fetch(folder.control, "http://comparator/pairs"))
+    except (RequestError, ValueError, RecursionError):
+        return {}
     said = answer.items() if isinstance(answer, Mapping) else ()
     return {model: counts for model, value in said if (counts := parse_pairs(value)) is not None}
+
+
+async def fetch_capture_metrics(folder: CaptureFolder) -> bytes:
+    """Return the capture service's counts in Prometheus' text format; nothing if it does not answer in time."""
+    if not folder.control.exists():
+        return b""
+    try:
+        return await _fetch(folder.control, "http://capture/metrics")
+    except RequestError:
+        return b""
+
+
+async def _fetch(socket: Path, url: str) -> bytes:
+    transport = httpx.AsyncHTTPTransport(uds=str(socket), verify=WITHOUT_TLS)
+    async with httpx.AsyncClient(transport=transport, timeout=TIMEOUT_S, trust_env=False) as client:
+        return await get_bounded(client, url, max_bytes=MAX_BYTES, timeout_s=TIMEOUT_S)
 
 
 def _is_comparing(folder: ComparatorFolder) -> bool:

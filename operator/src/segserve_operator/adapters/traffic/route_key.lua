@@ -2,7 +2,8 @@
 --   http:infer:<model>, grpc:infer:<model>   an inference
 --   http:about:<model>, grpc:about:<model>   metadata, configuration, readiness, statistics
 --   <path>                                   a question about the server; any other path has no entry
--- x-segserve-model is the name for the error message where the table has no such entry.
+-- x-segserve-model is the name for the error message where the table has no such entry; the dynamic metadata NOTED,
+-- unless that is empty, has it for the access log and spans.
 -- Where the request names a group, which it can at the internal listener only, the key is the name of the cluster:
 --   <model>/<group>/aside/http, <model>/<group>/aside/grpc
 -- or, where it names REPLAY_GROUP, the comparator's cluster for segserve's own requests.
@@ -70,6 +71,7 @@ function envoy_on_request(handle)
   end
   if kind ~= nil then
     headers:replace("x-segserve-model", shown(model))
+    if NOTED ~= "" then handle:streamInfo():dynamicMetadata():set(NOTED, "model", shown(model)) end
     if group == REPLAY_GROUP then
       headers:replace("x-segserve-route", REPLAYS)
     elseif group ~= nil then

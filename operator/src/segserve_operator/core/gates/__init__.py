@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
+from segserve_operator.api.ab_test import QUANTILES, AbTest
+from segserve_operator.api.rollout_policy import CheckedGateSpec, RolloutPolicy, Slo
 from segserve_operator.core.evidence import EDGES_MS
 from segserve_operator.core.gates import (
     ab_test,
     burn_rate,
+    cost,
+    drift,
     error_rate,
     golden_quality,
     latency,
@@ -20,10 +23,13 @@ from segserve_operator.core.gates import (
     slices,
     webhook,
 )
+from segserve_operator.core.gates.ab_metric import AbMetricResult
+from segserve_operator.core.gates.ab_quantile import AbQuantileResult
+from segserve_operator.core.gates.ab_test import AbTestResult
 from segserve_operator.core.gates.base import CheckedGateType, Edges, GateType, MeasuredGate, MeasuredGateType
 from segserve_operator.core.statistics.past import StablePast
 
-__all__ = ["GATES", "checked_gate", "measured_gates", "started", "started_again"]
+__all__ = ["GATES", "checked_gate", "informed", "measured_gates", "purpose_of", "started", "started_again"]
 
 GATES: Final[Mapping[str, GateType]] = {
     "errorRate": error_rate.GATE,
@@ -36,6 +42,8 @@ GATES: Final[Mapping[str, GateType]] = {
     "maskAgreement": mask_agreement.GATE,
     "loadTest": load.GATE,
     "slices": slices.GATE,
+    "cost": cost.GATE,
+    "drift": drift.GATE,
 }
 """Gate types by the name that resources use."""
 
@@ -43,7 +51,7 @@ GATES: Final[Mapping[str, GateType]] = {
 def measured_gates(policy: RolloutPolicy, slo: Slo, edges: Edges = EDGES_MS) -> dict[str, MeasuredGate[Any]]:
     """Return the policy's gates that measure requests, by name in its order; last, its test's result."""
     declared = ((spec, GATES[spec.gate]) for spec in policy.gates)
-    test = {ab_test.NAME: ab_test.build(policy.ab_test, edges)} if policy.ab_test is not None else {}
+    test = {ab_test.NAME: _tested(policy.ab_test, edges)} if policy.ab_test is not None else {}
     return {
         spec.gate: gate_type.build(spec, slo, policy, edges)
         for spec, gate_type in declared
@@ -51,9 +59,24 @@ def measured_gates(policy: RolloutPolicy, slo: Slo, edges: Edges = EDGES_MS) -> 
     } | test
 
 
+def _tested(spec: AbTest, edges: Edges) -> MeasuredGate[Any]:
+    """Return the result of the test that a policy declares."""
+    confidence = spec.confidence_percent / 100.0
+    if spec.promql is not None:
+        return AbMetricResult.of(spec.promql, confidence)
+    if spec.metric in QUANTILES:
+        return AbQuantileResult(QUANTILES[spec.metric], confidence, edges)
+    return AbTestResult(spec.slow_milliseconds, confidence, edges)
+
+
 def started(gates: Mapping[str, MeasuredGate[Any]], past: StablePast, shape: tuple[int, ...] = ()) -> dict[str, Any]:
     """Return the gates' states at the start of a rollout, by name; those that compare with stable know its past."""
     return {name: gate.start(shape, past) for name, gate in gates.items()}
+
+
+def informed(gates: Mapping[str, MeasuredGate[Any]], states: Mapping[str, Any], past: StablePast) -> dict[str, Any]:
+    """Return the gates' states, by name, with what stable's past tells by now."""
+    return {name: gate.informed(states[name], past) for name, gate in gates.items() if name in states}
 
 
 def started_again(gates: Mapping[str, MeasuredGate[Any]], former: Mapping[str, Any]) -> dict[str, Any]:
@@ -65,3 +88,9 @@ def checked_gate(name: str) -> CheckedGateType | None:
     """Return the gate type of that name if it judges checks, else None."""
     gate_type = GATES[name]
     return gate_type if isinstance(gate_type, CheckedGateType) else None
+
+
+def purpose_of(spec: CheckedGateSpec) -> str:
+    """Return the purpose of the gate of a spec."""
+    gate_type = checked_gate(spec.gate)
+    return gate_type.purpose if gate_type is not None else ""

@@ -63,6 +63,10 @@ class MeasuredGate(Protocol[State]):
         """Return the state before any window of a rollout that begins as the one of a later state did."""
         ...
 
+    def informed(self, state: State, past: StablePast) -> State:
+        """Return the state with what stable's past, which was too short at the rollout's start, tells by now."""
+        ...
+
     def update(self, state: State, window: EvidenceWindow) -> State:
         """Return the state after one more window. An empty window changes nothing."""
         ...
@@ -102,13 +106,13 @@ class CheckedGateType:
     """Registry entry of a gate that judges the result of a check, which is made every `spec.interval`.
 
     `judge` takes the gate's spec, the latest result, the rollout's policy and the gate's share of alpha; it is pure.
-    `purpose` names the kind of check: "golden" is scored by the agents of both revisions, "check" is run by the adapter
-    of the gate's name.
+    `purpose` names the kind of check: "golden" is scored by the agents of both revisions, "answers" is what they count
+    of callers' requests, and "check" is run by the adapter of the gate's name.
     """
 
     spec: type[CheckedGateSpec]
     judge: Callable[[Any, CheckResult, RolloutPolicy, float], Verdict]
-    purpose: Literal["golden", "check"] = "check"
+    purpose: Literal["golden", "answers", "check"] = "check"
     is_rule: bool = True
 
 

@@ -68,6 +68,10 @@ class BurnRate:
         """Return the state before any window of a rollout that begins as a former one did."""
         return self.start(former.age_s.shape)
 
+    def informed(self, state: BurnState, past: StablePast) -> BurnState:
+        """Return the same state, since `past` changes nothing."""
+        return state
+
     def update(self, state: BurnState, window: EvidenceWindow) -> BurnState:
         """Return the state after one more window; counts only what serves nearly all requests, i.e. after promotion."""
         if window.pairs is not None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
+from segserve_operator.api.ab_test import AbTestQuery
 from segserve_operator.api.rollout_policy import CheckedGateSpec
+from segserve_operator.core.drift.comparison import RevisionComparison
 
-Purpose: TypeAlias = Literal["probe", "check", "replay"]
+Purpose: TypeAlias = Literal["probe", "check", "replay", "abTest"]
 Pair: TypeAlias = tuple[float, float]
 
 
@@ -23,6 +25,7 @@ class Check:
     check: whatever the gate `gate` needs (resource, webhook, promql).
     replay: in Shadow, give the comparator the images of the golden set `golden` (its digest; the built-in image if it
     is empty, or if nobody has them here) as if callers had sent them.
+    abTest: ask for the value of each revision in the A/B test that is compared by `query`.
 
     `spec` is the gate that the check is for; `phase` and `weight` (percent) are passed to webhooks.
     """
@@ -41,6 +44,7 @@ class Check:
     phase: str = ""
     weight: int = 0
     golden: str = ""
+    query: AbTestQuery | None = None
 
     @property
     def sides(self) -> tuple[tuple[str, str], tuple[str, str]]:
@@ -67,18 +71,44 @@ class Scores:
     slices: tuple[str, ...] = ()
 
 
+class CostCounts(NamedTuple):
+    """CPU seconds of a revision's steps, and the requests that it answered; `tests` are those of agents among them."""
+
+    cpu_s: float
+    requests: float
+    tests: float = 0.0
+
+    @property
+    def calls(self) -> float:
+        """Requests of callers."""
+        return self.requests - self.tests
+
+
+@dataclass(frozen=True, slots=True)
+class CostEvidence:
+    """The use of both revisions in blocks: stretches of time in which both answered some requests of callers.
+
+    The counts are those of (candidate, stable) in each block. `weight` is the candidate's, in percent.
+    """
+
+    blocks: tuple[tuple[CostCounts, CostCounts], ...]
+    weight: int
+
+
 @dataclass(frozen=True, slots=True)
 class ResourceSample:
     """Resource usage of a group's servers, by server. A quantity that cannot be measured is absent.
 
     `memory_bytes` is resident memory, `restarts` the number of restarts of a server's process; `queued_s` and
-    `requests` count since the servers started: seconds that requests waited in Triton, and their number.
+    `requests` count since the servers started: seconds that requests waited in Triton, and their number. `costs` are,
+    by revision, what was counted so far.
     """
 
     memory_bytes: Mapping[str, float] = field(default_factory=dict)
     restarts: Mapping[str, int] = field(default_factory=dict)
     queued_s: float | None = None
     requests: float | None = None
+    costs: Mapping[str, CostCounts] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +117,9 @@ class CheckResult:
 
     `asked` and `failed` count our own requests to (stable, candidate). `samples` are of the candidate's servers: the
     first that was taken, and then the latest, oldest first. `passes` and `breaches` are the values of a gate's
-    expressions, `shown` is what they were evaluated over. A `problem` says why the check has no result, which is not
-    a verdict.
+    expressions, `shown` is what they were evaluated over. `values` are those of a query for (stable, candidate).
+    `answers` compares what both revisions answered, and `weight` is then the candidate's, in percent. A `problem` says
+    why the check has no result, which is not a verdict.
     """
 
     key: str
@@ -101,6 +132,10 @@ class CheckResult:
     passes: bool | None = None
     breaches: bool | None = None
     shown: str = ""
+    values: Pair | None = None
+    cost: CostEvidence | None = None
+    answers: RevisionComparison | None = None
+    weight: int = 0
     problem: str = ""
 
 

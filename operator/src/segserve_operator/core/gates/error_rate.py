@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -38,14 +38,15 @@ class ErrorRate:
 
     slo_rate: float
     tolerance: float
+    test: Exceedance = field(init=False, repr=False, compare=False)
+    """The test over bin 0, the answered requests, and bin 1, the failed ones."""
 
-    @property
-    def test(self) -> Exceedance:
-        """The test over bin 0, the answered requests, and bin 1, the failed ones."""
+    def __post_init__(self) -> None:
         beside_stable = EvidenceStream(0.75, tolerance=self.tolerance, swing=SWING)
         streams = beside_stable, EvidenceStream(0.25, floor=self.slo_rate, swing=SWING)
         pairs = Discordant((self.tolerance,), (1.0,), assumed_s=ASSUMED_S)
-        return Exceedance((1.0,), streams, shadow_tolerated=SHADOW_TOLERATED, pairs=pairs, surges=True)
+        test = Exceedance((1.0,), streams, shadow_tolerated=SHADOW_TOLERATED, pairs=pairs, surges=True)
+        object.__setattr__(self, "test", test)
 
     def start(self, shape: tuple[int, ...] = (), past: StablePast | None = None) -> ExceedanceState:
         """Return the state before any window; `past` is stable's."""
@@ -54,6 +55,10 @@ class ErrorRate:
     def again(self, former: ExceedanceState) -> ExceedanceState:
         """Return the state before any window of a rollout with the same past of stable as a former one."""
         return self.test.again(former)
+
+    def informed(self, state: ExceedanceState, past: StablePast) -> ExceedanceState:
+        """Return the state with what stable's past tells by now."""
+        return self.test.informed(state, past.errors)
 
     def update(self, state: ExceedanceState, window: EvidenceWindow) -> ExceedanceState:
         """Return the state after one more window."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -60,10 +60,10 @@ class Latency:
     stretch: float = 1.1
     slo_ms: tuple[tuple[float, float], ...] = ()
     edges: tuple[float, ...] = EDGES_MS
+    test: Exceedance = field(init=False, repr=False, compare=False)
+    """The test over latency bins; streams relative to stable come first."""
 
-    @property
-    def test(self) -> Exceedance:
-        """The test over latency bins; streams relative to stable come first."""
+    def __post_init__(self) -> None:
         relative = RELATIVE if self.slo_ms else 1.0
         tolerances = {0.5: self.tolerance, 0.95: self.tolerance, 0.99: P99_PART * self.tolerance}
         streams = [
@@ -86,7 +86,7 @@ class Latency:
         counted = 3 + promised.index(max(promised, key=_strictest)) if promised else 1
         ratios = len(self.ratios)
         weights = (FIRST_RATIO, *((1.0 - FIRST_RATIO) / (ratios - 1) for _ in range(ratios - 1)))
-        return Exceedance(
+        test = Exceedance(
             self.edges,
             tuple(streams),
             counted=counted,
@@ -96,6 +96,7 @@ class Latency:
             odds=ODDS,
             pairs=Discordant((self.tolerance,) * ratios, weights, certificates=2),
         )
+        object.__setattr__(self, "test", test)
 
     @property
     def ratios(self) -> tuple[float, ...]:
@@ -113,6 +114,10 @@ class Latency:
     def again(self, former: ExceedanceState) -> ExceedanceState:
         """Return the state before any window of a rollout with the same past of stable as a former one."""
         return self.test.again(former)
+
+    def informed(self, state: ExceedanceState, past: StablePast) -> ExceedanceState:
+        """Return the state with what stable's past tells by now, of latencies with this gate's edges."""
+        return self.test.informed(state, past.latencies)
 
     def update(self, state: ExceedanceState, window: EvidenceWindow) -> ExceedanceState:
         """Return the state after one more window; its latencies must have this gate's edges."""

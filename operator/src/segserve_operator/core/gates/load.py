@@ -100,6 +100,10 @@ class Load:
         """Return the state before any window of a rollout that begins as a former one did."""
         return self.start(former.pairs.shape)
 
+    def informed(self, state: LoadState, past: StablePast) -> LoadState:
+        """Return the same state, since `past` changes nothing."""
+        return state
+
     def update(self, state: LoadState, window: EvidenceWindow) -> LoadState:
         """Return the state after one more window. Requests of callers end all waiting: Shadow is over."""
         if window.pairs is None:

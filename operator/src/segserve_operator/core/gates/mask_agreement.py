@@ -96,6 +96,10 @@ class MaskAgreement:
         """Return the state before any window of a rollout that begins as a former one did."""
         return self.start(former.answered.shape)
 
+    def informed(self, state: AgreementState, past: StablePast) -> AgreementState:
+        """Return the same state, since `past` changes nothing."""
+        return state
+
     def update(self, state: AgreementState, window: EvidenceWindow) -> AgreementState:
         """Return the state after one more window. Requests of callers end all waiting: Shadow is over."""
         if window.pairs is None:

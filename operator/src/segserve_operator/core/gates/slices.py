@@ -35,6 +35,7 @@ from segserve_operator.core.statistics.blocks import summed
 from segserve_operator.core.statistics.bounded_mean import log_wealth
 from segserve_operator.core.statistics.discordant import failures
 from segserve_operator.core.statistics.e_bh import discoveries, strongest
+from segserve_operator.core.statistics.exceedance import UNKNOWN
 from segserve_operator.core.statistics.past import StablePast
 
 NAME: Final = "slices"
@@ -52,8 +53,8 @@ class SlicesState:
     """Evidence by slice; all but the names is float64 with leading axes [...]. S slices, J bets, D edges.
 
     served_s, age_s [...]: since the first pairs, and of the open block. over [...]: 1 once Shadow is over.
-    clustered_s [..., 2]: seconds in which stable's failures and slow answers come together, negative if unknown;
-    constant during a rollout. names: of S slices, in the order in which they came.
+    clustered_s [..., 2]: seconds in which stable's failures and slow answers come together, negative while its past is
+    short. names: of S slices, in the order in which they came.
     pending, total [..., S, 2, 3]: pairs of the open block and of all, by kind: bad for the candidate alone, for stable
     alone, and others. wealth [..., S, 2, J]: log of each bet's. disagreements [..., S, D + 1]: as in `Pairs`.
     """
@@ -79,13 +80,27 @@ class Slices:
 
     def start(self, shape: tuple[int, ...] = (), past: StablePast | None = None) -> SlicesState:
         """Return the state before any window; `past` is stable's."""
-        gates = self.errors.start(shape, past), self.latency.start(shape, past)
-        clustered_s = np.stack([state.clustered_s.max(-1) for state in gates], -1)
-        return _begun(clustered_s, shape)
+        return _begun(self._clustered_s(shape, past), shape)
 
     def again(self, former: SlicesState) -> SlicesState:
         """Return the state before any window of a rollout with the same past of stable as a former one."""
         return _begun(former.clustered_s, former.age_s.shape)
+
+    def informed(self, state: SlicesState, past: StablePast) -> SlicesState:
+        """Return the state with what stable's past tells by now."""
+        unknown = (state.clustered_s < 0) & (state.over == 0)[..., None]
+        if not unknown.any():
+            return state
+        clustered_s = np.where(unknown, self._clustered_s(state.age_s.shape, past), state.clustered_s)
+        return replace(state, clustered_s=clustered_s)
+
+    def _clustered_s(self, shape: tuple[int, ...], past: StablePast | None) -> Floats:
+        # A short past tells little of what is rare and large: until it is long, the assumption stays.
+        if past is None or (past.errors.lacking > 0).all():
+            return np.full((*shape, 2), UNKNOWN)
+        gates = self.errors.start(shape, past), self.latency.start(shape, past)
+        found = np.stack([state.clustered_s.max(-1) for state in gates], -1)
+        return np.where((past.errors.lacking > 0)[..., None], UNKNOWN, found)
 
     def update(self, state: SlicesState, window: EvidenceWindow) -> SlicesState:
         """Return the state after one more window."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from segserve_builder.agent.protocol import AssignedModel, Assignment
+from segserve_operator.core.drift.watch import DriftedHistogram
 from segserve_operator.core.models.events import Event
 from segserve_operator.core.models.observed import ModelStatus, PoolStatus
 from segserve_operator.core.rollout.record import Record, RolloutState
@@ -92,6 +93,17 @@ class Announce:
 
 
 @dataclass(frozen=True, slots=True)
+class AnnounceDrift:
+    """Send that a model's stable revision drifts, with the histograms that do, or that it does not any more."""
+
+    model: str
+    revision: str
+    event: Event
+    histograms: tuple[DriftedHistogram, ...]
+    url: str
+
+
+@dataclass(frozen=True, slots=True)
 class Forget:
     """Remove a deleted model permanently."""
 
@@ -127,6 +139,7 @@ Effect: TypeAlias = (
     | SaveRollout
     | SaveBundle
     | Announce
+    | AnnounceDrift
     | StopGroup
     | Forget
     | DropRevision

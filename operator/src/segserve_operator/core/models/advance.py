@@ -12,9 +12,10 @@ from segserve_operator.core.evidence import EvidenceWindow
 from segserve_operator.core.failure import shortened
 from segserve_operator.core.gates import measured_gates, started
 from segserve_operator.core.gates.checks import Check
+from segserve_operator.core.models.ab_queries import metric_values
 from segserve_operator.core.models.events import SPLIT_EXPLANATION, Event, explanation
 from segserve_operator.core.models.inputs import checks, gather_signals, groups_of, is_about, verdicts_with
-from segserve_operator.core.models.observed import ModelObserved, Observed, Roles
+from segserve_operator.core.models.observed import ModelObserved, Observed, Roles, SloWatch
 from segserve_operator.core.models.quorum import answers
 from segserve_operator.core.models.requests import (
     VERB_SIGNALS,
@@ -26,16 +27,24 @@ from segserve_operator.core.models.requests import (
     with_handled,
 )
 from segserve_operator.core.models.sizes import has_grown, is_deferred
+from segserve_operator.core.models.slo import is_watched
 from segserve_operator.core.models.streams import keeps_streams
 from segserve_operator.core.rollout import decisions
 from segserve_operator.core.rollout.counters import HungRequests
-from segserve_operator.core.rollout.decisions import Deciding, DecisionInput, DecisionResult, caught_up, state_of
+from segserve_operator.core.rollout.decisions import (
+    SPLIT,
+    Deciding,
+    DecisionInput,
+    DecisionResult,
+    caught_up,
+    state_of,
+)
 from segserve_operator.core.rollout.engine import Progress
 from segserve_operator.core.rollout.pairs import pairs_between
 from segserve_operator.core.rollout.phases import Phase, Signal
 from segserve_operator.core.rollout.record import Record, RolloutState
 from segserve_operator.core.rollout.windows import window_between
-from segserve_operator.core.statistics.sample_ratio import SampleRatio
+from segserve_operator.core.statistics.past import StablePast
 
 WRITE_INTERVAL_S: Final = 10.0
 """Shortest time between two writes of a record without a new decision."""
@@ -44,7 +53,6 @@ WRITTEN_PER_STEP: Final = 5
 """A record is written again once this part of its step has passed since: a hundred a second would fill etcd."""
 SETTLED_S: Final = 10.0
 """Time after a change of weight in which the split of requests is not tested."""
-SPLIT: Final = SampleRatio()
 SPLIT_ODDS: Final = 1e4
 MAX_HUNG_AFTER_S: Final = 10.0
 """A request in flight for this long hangs, whatever the SLO says."""
@@ -186,10 +194,8 @@ def _record(state: RolloutState, roles: Roles, model: ModelObserved, world: Obse
     """Return the rollout's record in agreement with the status; a new one if there is none."""
     record = world.records.get(state.rollout)
     if record is None:
-        wanted, watch = model.wanted, world.watches.get(model.name)
+        wanted, past = model.wanted, _past(model, roles, world)
         policy, slo = (wanted.policy, wanted.slo) if wanted is not None else (None, None)
-        is_stable = watch is not None and roles.stable is not None and watch.group == roles.stable.group
-        past = watch.past if watch is not None and is_stable else None
         # A gateway that compares nothing is no reason to wait where nobody asked for Shadow. Nor is one begun without
         # stable's past: the steps after it are larger, and would take clusters of failures for faults.
         by_default = slo is not None and world.compares and past is not None and bool(past.errors.enough)
@@ -214,6 +220,15 @@ def _record(state: RolloutState, roles: Roles, model: ModelObserved, world: Obse
     return caught_up(record, state)
 
 
+def _past(model: ModelObserved, roles: Roles, world: Observed) -> StablePast | None:
+    """Return stable's past as far as it is known, or None if nobody watches it."""
+    if not is_watched(model):
+        return None
+    watch = world.watches.get(model.name)
+    is_stable = watch is not None and roles.stable is not None and watch.group == roles.stable.group
+    return watch.past if watch is not None and is_stable else SloWatch().past
+
+
 def _unfinished_record(state: RolloutState | None, world: Observed) -> tuple[Record, ...]:
     """Return the record of an ended rollout that lacks its last decision: the process stopped before writing it."""
     record = world.records.get(state.rollout) if state is not None else None
@@ -236,16 +251,21 @@ def _decide(
     pairs: EvidenceWindow | None = None
     if state.phase is Phase.SHADOW and callers is not None:
         pairs = pairs_between(before, record.seen, *groups_of(state, roles), callers)
-    record = _with_split(record, state, callers, world.now_s)
-    record = replace(record, verdicts=verdicts_with(record, state, model, world))
+    verdicts = verdicts_with(record, state, model, world)
+    record = replace(record, verdicts=verdicts) if verdicts != record.verdicts else record
+    if callers is not None:
+        callers = replace(callers, metric=metric_values(state, world))
     signals = gather_signals(record, state, roles, model, world)
     verb = request.verb if request is not None else ""
     skipped = (*state.skipped, request.gate) if request is not None and verb == "skip-gate" else state.skipped
+    learns = record.policy.shadow is not None and state.phase in (Phase.SHADOW, Phase.PROGRESSING)
     inputs = DecisionInput(
         now_s=world.now_s,
         signals=replace(signals, asked=int(VERB_SIGNALS.get(verb, Signal.NONE))),
         window=pairs or callers,
         callers=callers if pairs is not None else None,
+        tested_weight=_tested_weight(state, world.now_s),
+        past=_past(model, roles, world) if learns else None,
         paused=verb == "pause" or (state.paused and verb != "resume"),
         skipped=skipped,
         actor=request.text if request is not None else "segserve",
@@ -285,12 +305,10 @@ def _hung_after_s(slo: Slo) -> float:
     return MAX_HUNG_AFTER_S if promised_ms is None else min(max(4 * promised_ms / 1000, 1.0), MAX_HUNG_AFTER_S)
 
 
-def _with_split(record: Record, state: RolloutState, window: EvidenceWindow | None, now_s: float) -> Record:
-    """Add a window to the test of the split, except just after a change of weight: requests then lag behind it."""
-    if window is None or not 0 < state.weight < 100 or 0 <= now_s - state.step_since_s < SETTLED_S:
-        return record
-    split = record.split or SPLIT.start()
-    return replace(record, split=SPLIT.update(split, np.array(float(state.weight)), window.requests))
+def _tested_weight(state: RolloutState, now_s: float) -> int | None:
+    """Return the weight that requests are tested against; None just after it changed, as they lag behind it."""
+    settles = 0 <= now_s - state.step_since_s < SETTLED_S
+    return state.weight if 0 < state.weight < 100 and not settles else None
 
 
 def _is_split_as_written(record: Record) -> bool:

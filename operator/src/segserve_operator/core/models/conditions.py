@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from segserve_builder.agent.protocol import ModelReport, ModelState, ProofReport
+from segserve_builder.agent.protocol import AssignedModel, ModelReport, ModelState, ProofReport, TrialReport
+from segserve_builder.spec.model_spec import Golden
+from segserve_operator.core.drift.watch import DriftWatch
 from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.models.advance import RolloutUpdate
+from segserve_operator.core.models.capture import redaction_of
+from segserve_operator.core.models.drift import drift_condition
+from segserve_operator.core.models.evaluation import evaluation_condition
 from segserve_operator.core.models.failures import problem_for_model, refusal_of
 from segserve_operator.core.models.golden import TrialProgress, name_of, trial_of
 from segserve_operator.core.models.kstatus import (
@@ -40,7 +45,12 @@ GOLDEN_REASONS: Final = frozenset({"GoldenFailed", "NonFinite"})
 
 
 def status_of(
-    model: ModelObserved, roles: Roles, update: RolloutUpdate, watches: Mapping[str, SloWatch], world: Observed
+    model: ModelObserved,
+    roles: Roles,
+    update: RolloutUpdate,
+    watches: Mapping[str, SloWatch],
+    drifts: Mapping[str, DriftWatch],
+    world: Observed,
 ) -> ModelStatus:
     """Return the status of a model from the roles and rollout just decided."""
     slo, watch = slo_of(model), watches.get(model.name)
@@ -48,10 +58,15 @@ def status_of(
     refused = trial.failure if trial is not None else None
     refusal = FailureReason(refused.reason, _refused(trial, refused)) if trial is not None and refused else None
     stall = stall_of(model, roles, update.state, refusal, world)
+    drift = drifts.get(model.name)
+    on_demand = (drift_condition(model, drift, world), evaluation_condition(model))
     return ModelStatus(
         observed_generation=observed_generation(model, roles, stall),
         roles=roles,
-        conditions=_conditions(model, roles, update.state, stall, world),
+        conditions=(
+            *_conditions(model, roles, update.state, stall, world),
+            *(condition for condition in on_demand if condition is not None),
+        ),
         weight=_weight(roles, update.state),
         url=f"{world.gateway_url}/v2/models/{model.name}" if roles.stable is not None else "",
         rollout=update.state,
@@ -59,6 +74,7 @@ def status_of(
         slo=slo_state(watch, slo, world.now_s) if slo is not None and watch is not None else "",
         false_alarms=false_alarm_text(world.self_tests.get(model.name)) if tests_itself(model) else "",
         read_generation=model.generation,
+        drift=drift.stored if drift is not None else model.status.drift if model.wanted is None else "",
     )
 
 
@@ -87,7 +103,7 @@ def _conditions(
     return (
         _artifact(roles, newest),
         _loaded(roles, newest, problem),
-        _golden(roles, newest, trial),
+        _golden(model, roles, newest, trial),
         serving,
         _ready(model, serving),
         progressing,
@@ -122,7 +138,13 @@ def _impaired(model: ModelObserved, roles: Roles, state: RolloutState | None, wo
     """Return what is wrong with a model that serves."""
     stable = world.revisions.get(roles.stable.revision) if roles.stable is not None else None
     split = split_streams(stable.pipeline, None, world.pool) if stable is not None else None
-    return _shut(model, world) or split or _bad_servers(roles, world) or _not_compared(state, world)
+    return (
+        _shut(model, world)
+        or split
+        or _bad_servers(roles, world)
+        or _not_compared(state, world)
+        or _not_captured(model, stable, world)
+    )
 
 
 def _not_compared(state: RolloutState | None, world: Observed) -> FailureReason | None:
@@ -131,6 +153,22 @@ def _not_compared(state: RolloutState | None, world: Observed) -> FailureReason 
         return None
     text = "rollout.shadow compares nothing, as the pool's gateways have no comparator: set spec.gateway.shadow of it"
     return FailureReason("NoComparator", text)
+
+
+def _not_captured(model: ModelObserved, stable: AssignedModel | None, world: Observed) -> FailureReason | None:
+    """Return why no samples of a model are kept, though its spec asks for them."""
+    capture = model.wanted.capture if model.wanted is not None else None
+    if capture is None or stable is None or world.pool is None:
+        return None
+    if not world.pool.capture:
+        text = "spec.capture keeps nothing, as the pool's gateways have no service for it: set its spec.gateway.capture"
+        return FailureReason("NothingCaptured", text)
+    redact = capture.redact
+    if redact is None or redaction_of(redact, stable.pipeline, world) is not None:
+        return None
+    whose = "the model" if redact.model is None else f"the model {redact.model!r}, if it serves here,"
+    text = f"spec.capture keeps nothing: {whose} does not have all classes to redact: {', '.join(redact.classes)}"
+    return FailureReason("NothingCaptured", text)
 
 
 def _shut(model: ModelObserved, world: Observed) -> FailureReason | None:
@@ -188,7 +226,9 @@ def _loaded(roles: Roles, report: ModelReport | None, problem: tuple[str, str] |
     return ObservedCondition("RevisionLoaded", "Unknown", "Waiting", "no server has loaded the newest revision yet")
 
 
-def _golden(roles: Roles, report: ModelReport | None, trial: TrialProgress | None) -> ObservedCondition:
+def _golden(
+    model: ModelObserved, roles: Roles, report: ModelReport | None, trial: TrialProgress | None
+) -> ObservedCondition:
     failed = _failed(roles, report)
     if failed is not None and failed[0] in GOLDEN_REASONS:
         return ObservedCondition("GoldenPassed", "False", *failed)
@@ -198,15 +238,21 @@ def _golden(roles: Roles, report: ModelReport | None, trial: TrialProgress | Non
         return ObservedCondition("GoldenPassed", "False", trial.failure.reason, _refused(trial, trial.failure))
     if trial is not None and not trial.passed:
         return ObservedCondition("GoldenPassed", "Unknown", "GoldenPending", _pending(trial))
-    return _proved(report, trial)
+    return _proved(report, trial, model.wanted.assigned.golden if model.wanted is not None else None)
 
 
-def _proved(report: ModelReport, passed: TrialProgress | None) -> ObservedCondition:
+def _proved(report: ModelReport, passed: TrialProgress | None, asked: Golden | None) -> ObservedCondition:
     proof = report.proved
-    if passed is not None:
-        proof = ProofReport(golden_sha256=passed.golden and passed.golden.sha256, images=passed.images)
+    answered: TrialProgress | TrialReport | None = passed
+    # A server tells of its former proof until it was told that the set which it has passed is now the revision's.
+    if answered is None and report.trial is not None and report.trial.passed and report.trial.golden == asked:
+        answered = report.trial
+    if answered is not None:
+        proof = ProofReport(golden_sha256=answered.golden and answered.golden.sha256, images=answered.images)
     if proof is not None and proof.golden_sha256 is not None:
         text = f"{name_of(proof.golden_sha256)}: every image ({proof.images}) was answered within its tolerance"
+        if proof.cascade_loss is not None:
+            text += f"; the cascade's expected loss is at most {proof.cascade_loss:.4g}"
         return ObservedCondition("GoldenPassed", "True", "AnswersMatch", text)
     if proof is None and report.proof == "golden":
         text = "every golden image was answered within its tolerance"

@@ -11,6 +11,7 @@ from functools import cache
 
 from segserve_operator.core.models.actions import (
     Announce,
+    AnnounceDrift,
     Assign,
     DropRevision,
     Effect,
@@ -24,6 +25,7 @@ from segserve_operator.core.models.actions import (
     StopGroup,
 )
 from segserve_operator.core.models.advance import is_due
+from segserve_operator.core.models.events import drift_events
 from segserve_operator.core.models.observed import Observed, Roles
 from segserve_operator.core.models.planning import DesiredState, events_of_rollout
 from segserve_operator.core.models.pool import pool_events
@@ -180,6 +182,10 @@ def _record_effects(
         events = events_of_rollout(model, desired) if status.rollout != model.status.rollout else ()
         if events and status.rollout is not None:
             yield (Announce(model.name, status.rollout, events, status.url),)
+        drift = desired.drifts.get(model.name)
+        if drift is not None:
+            for event in drift_events(model.status.conditions, status.conditions):
+                yield (AnnounceDrift(model.name, drift.revision, event, drift.found, status.url),)
 
 
 def _pool_effects(desired: DesiredState, world: Observed) -> Iterator[tuple[Effect, ...]]:

@@ -12,6 +12,7 @@ from segserve_operator.core.gates import ab_test
 from segserve_operator.core.gates.base import Outcome, Verdict
 from segserve_operator.core.gates.load import UNDER_LOAD, is_awaited
 from segserve_operator.core.gates.mask_agreement import CONFIDENCE_SHIFTED, MASKS_DIFFER
+from segserve_operator.core.models.drift import DRIFTING
 from segserve_operator.core.models.golden_scores import UNAVAILABLE
 from segserve_operator.core.models.observed import ModelStatus, ObservedCondition, Roles
 from segserve_operator.core.rollout.decisions import DecisionResult, with_verdicts
@@ -92,8 +93,8 @@ def status_events(before: ModelStatus, after: ModelStatus) -> tuple[Event, ...]:
 
 def condition_events(before: Iterable[ObservedCondition], after: Iterable[ObservedCondition]) -> Iterator[Event]:
     """Yield a warning for each new problem, and an event when readiness returns."""
+    before, after = tuple(before), tuple(after)
     former_by_type = {condition.type: condition for condition in before}
-    after = tuple(after)
     degraded = next((each.reason for each in after if each.type == "Degraded"), "")
     for condition in after:
         former = former_by_type.get(condition.type)
@@ -104,6 +105,19 @@ def condition_events(before: Iterable[ObservedCondition], after: Iterable[Observ
             yield Event("Warning", condition.reason, condition.message)
         if condition.type == "Ready" and condition.status == "True" and status != "True":
             yield Event("Normal", "Ready", condition.message)
+    yield from drift_events(before, after)
+
+
+def drift_events(before: Iterable[ObservedCondition], after: Iterable[ObservedCondition]) -> Iterator[Event]:
+    """Yield a warning when drift is found or has another reason, and an event when it is over."""
+    former = next((each for each in before if each.type == DRIFTING and each.status == "True"), None)
+    for condition in after:
+        if condition.type != DRIFTING:
+            continue
+        if condition.status == "True" and (former is None or former.reason != condition.reason):
+            yield Event("Warning", condition.reason, condition.message)
+        if condition.status == "False" and former is not None:
+            yield Event("Normal", "DriftOver", condition.message)
 
 
 def _moves(before: Roles, after: Roles) -> Iterator[Event]:
@@ -216,6 +230,8 @@ def _judged(result: DecisionResult) -> str:
     why = f"it looks worse ({', '.join(worse)})" if worse else "they prove neither harm nor its absence"
     if any(each.reason == MASKS_DIFFER for each in verdicts):
         why = "its masks differ from stable's"
+    elif any(each.reason == CONFIDENCE_SHIFTED for each in verdicts):
+        why = "its scores differ from stable's"
     return (
         f"undecided: {compared} were compared, and {why}; `segserve rollout retry {model}` judges it anew, "
         "`promote` rolls it out"

@@ -15,6 +15,7 @@ from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.models.actions import (
     Action,
     Announce,
+    AnnounceDrift,
     Assign,
     DropRevision,
     EmitEvent,
@@ -84,7 +85,7 @@ def key_of(action: Action) -> tuple[str, str]:
             subject = group
         case SaveRevision(name) | DropRevision(name) | SaveStatus(name) | EmitEvent(name) | Forget(name):
             subject = name
-        case Announce(name):
+        case Announce(name) | AnnounceDrift(name):
             subject = name
         case SaveRollout(record) | SaveBundle(record):
             subject = record.name
@@ -159,6 +160,8 @@ def problem_for_model(group: str, world: Observed) -> FailureReason | None:
 
 def refusal_of(model: ModelObserved, roles: Roles, world: Observed) -> FailureReason | None:
     """Return what the API refuses of a model's own: an object of a group that it does not share, or a record."""
+    if not world.failures:
+        return None
     own = [group for group, _ in roles.loaded_revisions() if not _is_shared(group)]
     rollout = model.status.rollout
     subjects = {model.name, *roles.revisions(), *((rollout.rollout,) if rollout is not None else ())}

@@ -1,4 +1,4 @@
-"""Scores of the golden set during a rollout: who is asked for them, and what the servers' reports say.
+"""Scores of the golden set during a rollout: what the servers' reports say.
 
 The agents of both revisions replay the golden set of the spec on their own servers; the gate compares them image by
 image. The operator itself fetches nothing: it has no credentials for artifacts.
@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from segserve_builder.agent.protocol import (
-    AssignedModel,
-    GoldenScoring,
     ModelReport,
     ModelState,
     ScoreReport,
@@ -24,7 +22,7 @@ from segserve_builder.agent.protocol import (
     unpack_slices,
 )
 from segserve_operator.api.rollout_policy import CheckedGateSpec, RolloutPolicy, gate_name
-from segserve_operator.core.gates import checked_gate
+from segserve_operator.core.gates import checked_gate, purpose_of
 from segserve_operator.core.gates.base import Outcome, Verdict
 from segserve_operator.core.gates.checks import CheckResult, Scores
 from segserve_operator.core.models.observed import GroupObserved, ModelObserved, Observed
@@ -50,37 +48,13 @@ def golden_gates(record: Record, state: RolloutState, model: ModelObserved) -> t
 
 def is_golden(gate: CheckedGateSpec) -> bool:
     """Tell whether a gate judges scores of the golden set."""
-    gate_type = checked_gate(gate.gate)
-    return gate_type is not None and gate_type.purpose == "golden"
+    return purpose_of(gate) == "golden"
 
 
-def with_scoring(assigned: AssignedModel, group: str, model: ModelObserved, world: Observed) -> AssignedModel:
-    """Return the assignment with the golden set to score, if the model's rollout compares this revision."""
-    state = model.status.rollout
-    record = world.records.get(state.rollout) if state is not None and not state.ended else None
-    if state is None or record is None or assigned.revision not in (record.stable, record.candidate):
-        return assigned
-    gates = golden_gates(record, state, model)
-    if not gates or model.wanted is None or model.wanted.assigned.golden is None:
-        return assigned
-    if not _can_score(world.groups.get(group), assigned.revision):
-        return assigned
-    scoring = GoldenScoring(
-        golden=model.wanted.assigned.golden,
-        interval_s=min(gate.interval.total_seconds() for gate in gates),
-        # A candidate that callers' requests put into quarantine is looked at again at once.
-        round=state.quarantines,
-    )
-    return assigned.model_copy(update={"scoring": scoring})
-
-
-def _can_score(group: GroupObserved | None, revision: str) -> bool:
-    """Tell whether all agents of a group know scores; an earlier version would refuse the whole assignment."""
-    if group is None:
-        return False
-    proofs = [report.proved for server in group.servers for report in server.reports if report.proved is not None]
-    is_told = any(each.revision == revision and each.scoring is not None for each in group.assignment.models)
-    return all(proof.can_score for proof in proofs) and (bool(proofs) or is_told)
+def is_asked(group: GroupObserved | None, revision: str) -> bool:
+    """Tell whether a group's assignment has a golden set to score for a revision."""
+    models = group.assignment.models if group is not None else ()
+    return any(each.revision == revision and each.scoring is not None for each in models)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +83,8 @@ def golden_verdicts(
     assert model.wanted is not None
     assert model.wanted.assigned.golden is not None
     sha256 = model.wanted.assigned.golden.sha256
-    stable = _answers("stable", record.stable, groups[0], sha256, world)
-    candidate = _answers("the candidate", state.revision, groups[1], sha256, world)
+    stable = answers("stable", record.stable, groups[0], sha256, world)
+    candidate = answers("the candidate", state.revision, groups[1], sha256, world)
     former = {verdict.gate: verdict for verdict in record.verdicts}
     names = _class_names(state.revision, world)
     for gate in gates:
@@ -155,7 +129,8 @@ def _undecided_s(state: RolloutState, world: Observed) -> float:
     return world.now_s - max(state.since_s, state.resumed_s)
 
 
-def _answers(who: str, revision: str, group: str, sha256: str, world: Observed) -> Answers:
+def answers(who: str, revision: str, group: str, sha256: str, world: Observed) -> Answers:
+    """Return what the servers of a revision say of a golden set; `who` names it in a problem."""
     observed = world.groups.get(group)
     reports = [report for _, report in observed.reports(revision).said] if observed else []
     scores = (report.scores for report in reports)
@@ -191,7 +166,7 @@ def _class_names(revision: str, world: Observed) -> tuple[tuple[int, str], ...]:
 
 def _scores(candidate: Sequence[ScoreReport], stable: Sequence[ScoreReport], names: Mapping[int, str]) -> Scores:
     """Compare the means over the servers of both; images that stable does not answer are not compared."""
-    images, former = _images(candidate), _images(stable)
+    images, former = image_scores(candidate), image_scores(stable)
     paired = tuple(
         (0.0 if np.isnan(own) else float(own), float(other))
         for own, other in zip(images, former, strict=False)
@@ -214,7 +189,7 @@ def _scores(candidate: Sequence[ScoreReport], stable: Sequence[ScoreReport], nam
     )
 
 
-def _images(reports: Sequence[ScoreReport]) -> Floats:
+def image_scores(reports: Sequence[ScoreReport]) -> Floats:
     """Return the quality of each image, NaN where no server has an answer."""
     rows = [unpack_qualities(report.qualities) for report in reports]
     table = np.array([row[: min(map(len, rows))] for row in rows], np.float64)

@@ -9,10 +9,12 @@ import numpy as np
 
 from segserve_operator.api.rollout_policy import CheckedGateSpec, gate_name
 from segserve_operator.core.failure import UNKNOWN_FIELD
-from segserve_operator.core.gates import checked_gate
+from segserve_operator.core.gates import checked_gate, drift, purpose_of
 from segserve_operator.core.gates.base import Outcome, Verdict
 from segserve_operator.core.gates.checks import Check
 from segserve_operator.core.gates.probe import LONGEST_S, probe_outcome
+from segserve_operator.core.models.ab_queries import query_check, query_verdict
+from segserve_operator.core.models.answer_comparisons import drift_verdict
 from segserve_operator.core.models.deadlines import is_overdue
 from segserve_operator.core.models.golden_scores import gave_up, golden_gates, golden_verdicts, is_golden
 from segserve_operator.core.models.observed import ModelObserved, Observed, Roles, SloWatch
@@ -81,11 +83,12 @@ def gather_signals(record: Record, state: RolloutState, roles: Roles, model: Mod
         golden=np.array(_golden(record, state, model, world), np.int8),
         probes=np.array(probe_outcome(probe, world.now_s - state.since_s), np.int8),
         forbidden=np.array(failed or any(verdict.outcome is Outcome.BREACH for verdict in verdicts)),
+        held=np.array(any(drift.is_held(verdict) for verdict in verdicts)),
         allowed=np.array(
             not _is_unknown(model) and all(_allows(verdict, record, state, model, world) for verdict in verdicts)
         ),
         superseded=np.array(superseded),
-        replayed=np.array(replay_outcome(record, state, groups_of(state, roles), model.name, world), np.int8),
+        replayed=np.array(replay_outcome(record, state, groups_of(state, roles), model, world), np.int8),
     )
 
 
@@ -96,8 +99,12 @@ def verdicts_with(record: Record, state: RolloutState, model: ModelObserved, wor
     groups = groups_of(state, model.roles)
     for verdict in golden_verdicts(record, state, groups, model, world, shares):
         verdicts[verdict.gate] = verdict
-    if (replayed := replay_verdict(record, state, groups, world)) is not None:
+    if (replayed := replay_verdict(record, state, groups, model, world)) is not None:
         verdicts[replayed.gate] = replayed
+    if (queried := query_verdict(state, world)) is not None:
+        verdicts[queried.gate] = queried
+    if (compared := drift_verdict(record, state, model, world, shares)) is not None:
+        verdicts[compared.gate] = compared
     for gate in _checked_gates(record, state, model):
         result, gate_type = world.check_results.get(_key(state, gate)), checked_gate(gate.gate)
         if result is not None and result.done and gate_type is not None:
@@ -132,8 +139,11 @@ def checks(
             interval_s=gate.interval.total_seconds(),
         )
         for gate in _checked_gates(record, state, model)
-        if not is_golden(gate)
+        if purpose_of(gate) == "check"
     )
+    query = query_check(state, record, template)
+    if query is not None:
+        return (query, *gates)
     if is_replaying(state, record, world):
         golden = model.wanted.assigned.golden if model.wanted is not None else None
         images = golden.sha256 if golden is not None else ""

@@ -9,14 +9,19 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, Self
 
-from segserve_builder.agent.protocol import AssignedModel, Assignment, ModelReport, ModelState
+from segserve_builder.agent.protocol import AssignedModel, Assignment, ModelReport, ModelState, ReferenceReport
+from segserve_operator.api.capture import Capture
+from segserve_operator.api.drift import Drift
 from segserve_operator.api.pool_update import Update
 from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
+from segserve_operator.core.drift.comparison import RevisionComparison
+from segserve_operator.core.drift.watch import DriftWatch
 from segserve_operator.core.failure import FailureReason, shortened
 from segserve_operator.core.gates import ab_test
 from segserve_operator.core.gates.checks import CheckResult
 from segserve_operator.core.rollout.counters import HungRequests, Sample
 from segserve_operator.core.rollout.record import Record, RolloutState
+from segserve_operator.core.scaling import GatewayLoad, PoolLoad, ScalingPolicy
 from segserve_operator.core.statistics.past import StablePast
 from segserve_operator.core.traffic import AccessRule, CredentialKind, Endpoint, RouteLimits, TrafficState
 
@@ -152,7 +157,8 @@ class ModelStatus:
     `observed_generation` is the latest generation of the spec that serves, or that was refused; `read_generation` the
     one that the conditions are about. `rollout` is the state of the latest rollout, `handled` the texts of annotations
     that were handled, and `slo` the state of the SLO: Met, Breached, Unknown, or empty without an SLO. `false_alarms`
-    says how often stable was taken for worse than itself; it is empty without a self-test that has ended.
+    says how often stable was taken for worse than itself; it is empty without a self-test that has ended. `drift` is
+    the stored reference of the stable revision's answers, empty without one.
     """
 
     observed_generation: int = 0
@@ -165,6 +171,7 @@ class ModelStatus:
     slo: str = ""
     false_alarms: str = ""
     read_generation: int = 0
+    drift: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +187,8 @@ class Wanted:
     policy: RolloutPolicy | None = None
     slo: Slo | None = None
     progress_deadline_s: float = PROGRESS_DEADLINE_S
+    capture: Capture | None = None
+    drift: Drift | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +233,7 @@ class ServerObserved:
     _models: frozenset[str] = field(init=False, repr=False, compare=False)
     failing: frozenset[str] = field(init=False, repr=False, compare=False)
     """The revisions that the server says it cannot serve now."""
+    _reference_files: Mapping[str, ReferenceReport] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         # Looked up many times for each of thousands of models, so indexed once.
@@ -231,6 +241,12 @@ class ServerObserved:
         object.__setattr__(self, "_models", frozenset(report.model for report in self.reports))
         failing = (report.revision for report in self.reports if report.state is ModelState.FAILED)
         object.__setattr__(self, "failing", frozenset(failing) if self.ready else frozenset())
+        references = (report.reference for report in self.reports if report.reference is not None)
+        object.__setattr__(self, "_reference_files", {each.sha256: each for each in references if each.content})
+
+    def reference_file(self, sha256: str) -> ReferenceReport | None:
+        """Return the agent's report of a file with a reference of drift, whichever of its models have it."""
+        return self._reference_files.get(sha256) if self.ready else None
 
     def report(self, revision: str) -> ModelReport | None:
         """Return the agent's report on a revision; None if there is none or the server is not ready."""
@@ -360,11 +376,29 @@ class UpdateClaim:
 
 
 @dataclass(frozen=True, slots=True)
+class ScalingState:
+    """The number of servers per group by requests: since when (Unix seconds) there are so many, and why.
+
+    `startup_s` is the time in which a server starts, in whole seconds.
+    """
+
+    desired: int
+    reason: str
+    message: str
+    since_s: float
+    startup_s: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "message", shortened(self.message))
+
+
+@dataclass(frozen=True, slots=True)
 class PoolStatus:
     """Content of a pool's status. `servers` is the number of ready servers of the main group.
 
     `idle` are the groups that get no requests, which an autoscaler must not look at.
     `waiting_since_s` is the time since which too few servers or no gateway are ready, None if the pool is ready.
+    `scaling` is None if the number of servers does not follow requests.
     """
 
     observed_generation: int = 0
@@ -376,6 +410,7 @@ class PoolStatus:
     url: str = ""
     waiting_since_s: float | None = None
     template: Template | None = None
+    scaling: ScalingState | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -404,9 +439,13 @@ class PoolObserved:
     the hours for it, `claims` are the updates of other pools, `progress` and `stuck` are the conditions that tell how
     far it is and why it goes no further.
 
+    With `scaling` the number of servers follows requests: `scaled` is that of now, `starting` how many of them have had
+    no time to start yet, and `scaling_active` the condition that tells whether it works.
+
     `ignored` tells which fields of the spec this release does not know. `credentials` are the kinds that the gateway
     takes (those of `CredentialKind`); None if it is not known. With `session_affinity` it sends requests of one id
-    to one revision and one server. Without `shadow` it has no comparator.
+    to one revision and one server. Without `shadow` it has no comparator, without
+    `capture` nothing that keeps samples.
     """
 
     name: str = ""
@@ -428,7 +467,12 @@ class PoolObserved:
     ignored: FailureReason | None = None
     credentials: frozenset[CredentialKind] | None = None
     session_affinity: bool = False
+    scaling: ScalingPolicy | None = None
+    scaled: ScalingState | None = None
+    starting: int = 0
+    scaling_active: ObservedCondition | None = None
     shadow: bool = True
+    capture: bool = True
 
     @property
     def main(self) -> str:
@@ -471,9 +515,10 @@ class Observed:
 
     `now_s` is Unix time, `gateway_url` the base URL for clients, `revisions` the records of revisions by name. Without
     a pool nothing is served. For rollouts: `records` by name, the newest known; `written` by name, the last decision in
-    the store and the time of its write; `samples` by model, the gateways' counters; `check_results` by key. `watches`
-    and `self_tests` are kept by model, `failures` of effects by kind and subject. From the groups `read` a bundle still
-    reads logs.
+    the store and the time of its write; `samples` by model, the gateways' counters; `check_results` by key;
+    `comparisons` of both revisions' answers by name. `watches`, `self_tests` and `drifts` are kept by model, `failures`
+    of effects by kind and subject. From the groups `read` a bundle still reads logs. `gateway_loads` are the totals of
+    requests by gateway, if they were read in this pass, and `load` what was kept of those before.
     """
 
     now_s: float
@@ -489,8 +534,12 @@ class Observed:
     check_results: Mapping[str, CheckResult] = field(default_factory=dict)
     watches: Mapping[str, SloWatch] = field(default_factory=dict)
     self_tests: Mapping[str, SelfTest] = field(default_factory=dict)
+    drifts: Mapping[str, DriftWatch] = field(default_factory=dict)
+    comparisons: Mapping[str, RevisionComparison] = field(default_factory=dict)
     failures: Mapping[tuple[str, str], EffectFailure] = field(default_factory=dict)
     read: frozenset[str] = frozenset()
+    gateway_loads: Mapping[str, GatewayLoad | None] | None = None
+    load: PoolLoad = field(default_factory=PoolLoad)
 
     @property
     def main(self) -> str:

@@ -9,6 +9,8 @@ from typing import Final, Literal
 from segserve_builder.agent.protocol import AssignedModel, Assignment
 from segserve_builder.spec.names import network_alias
 from segserve_operator.api.rollout_policy import MaskAgreementGate
+from segserve_operator.core.drift.comparison import RevisionComparison
+from segserve_operator.core.drift.watch import DriftWatch
 from segserve_operator.core.failure import STATUS_UNREADABLE
 from segserve_operator.core.gates import load
 from segserve_operator.core.gates.base import Verdict
@@ -20,9 +22,11 @@ from segserve_operator.core.models.actions import (
     SaveStatus,
 )
 from segserve_operator.core.models.advance import RolloutUpdate, unchanged
+from segserve_operator.core.models.answer_comparisons import with_comparisons
+from segserve_operator.core.models.capture import capture_rule
 from segserve_operator.core.models.conditions import status_of
+from segserve_operator.core.models.drift import drift_watches, with_counting
 from segserve_operator.core.models.events import SIGNALS, Event, rollout_events, status_events
-from segserve_operator.core.models.golden_scores import with_scoring
 from segserve_operator.core.models.inputs import groups_of
 from segserve_operator.core.models.observed import (
     Candidate,
@@ -39,6 +43,8 @@ from segserve_operator.core.models.pool import pool_status, slots
 from segserve_operator.core.models.quorum import answers, prevailing_report, suffices
 from segserve_operator.core.models.rest import Rest, Settled, is_at_rest
 from segserve_operator.core.models.roles import assigned_model, next_roles, record_of, settling
+from segserve_operator.core.models.scaling import with_scaling
+from segserve_operator.core.models.scoring import with_scoring
 from segserve_operator.core.models.self_test import self_tests, tests_itself
 from segserve_operator.core.models.sizes import sizes, with_sizes
 from segserve_operator.core.models.slo import watches
@@ -49,6 +55,7 @@ from segserve_operator.core.rollout.load import load_per_s
 from segserve_operator.core.rollout.phases import Phase, Signal
 from segserve_operator.core.rollout.policy import engine_policy
 from segserve_operator.core.rollout.record import Record, RolloutState
+from segserve_operator.core.scaling import PoolLoad
 from segserve_operator.core.traffic import AccessRule, Endpoint, Mirror, Route, RouteAffinity, Share, TrafficPlan
 
 _ABORTED: Final = SIGNALS[Signal.ABORT][0]
@@ -59,8 +66,9 @@ class DesiredState:
     """The desired world. Groups that are not named here are stopped; `replicas` is their number of servers.
 
     `records` are the rollouts' records after this pass, `checks` the checks to run, `answers` the events that answer
-    requests by model; `watches` and `self_tests` are kept by model. `at_rest` tells whether nothing becomes due as time
-    passes: the decision stays as it is until something else changes. `rest` are the models that are settled.
+    requests by model; `watches`, `self_tests` and `drifts` are kept by model, `comparisons` by rollout, and `load`.
+    `at_rest` tells whether nothing becomes due as time passes: the decision stays as it is until something else
+    changes. `rest` are the models that are settled.
     """
 
     statuses: Mapping[str, ModelStatus]
@@ -74,7 +82,10 @@ class DesiredState:
     answers: Mapping[str, tuple[Event, ...]]
     watches: Mapping[str, SloWatch]
     self_tests: Mapping[str, SelfTest]
+    drifts: Mapping[str, DriftWatch]
+    comparisons: Mapping[str, RevisionComparison]
     replicas: Mapping[str, int]
+    load: PoolLoad
     at_rest: bool
     rest: Rest
 
@@ -87,8 +98,10 @@ def desired_state(
     The models `unrecorded` stay as they are, because their roles could not be written. What a `former` pass found
     settled is not decided again while all that it follows from is the same; the result is equal without it.
     """
-    seen, world = world, with_sizes(with_template(world))
-    free, still = slots(world), former.still(world) if former is not None else {}
+    seen = with_scaling(world)
+    world = with_comparisons(with_sizes(with_template(seen)))
+    drifts, free = drift_watches(world.models, world), slots(world)
+    still = former.still(world, drifts) if former is not None else {}
     changing = [model for model in world.models if model.name not in unrecorded and model.name not in still]
     decided = answered({model.name: next_roles(model, world, free) for model in changing}, decide_all)
     decided |= {m.name: (m.roles, unchanged(m, world)) for m in world.models if m.name not in decided}
@@ -97,10 +110,12 @@ def desired_state(
     slo_watches = watches(world.models, world)
     held = {name for name in roles if any(group.holds(name) for group in world.groups.values())}
     smaller = sizes(roles, {name: update.state for name, update in updates.items()}, world)
-    groups, replicas = spread(_assignments(roles, world), smaller, seen) if world.pool is not None else ({}, {})
+    groups, replicas = spread(_assignments(roles, drifts, world), smaller, seen) if world.pool is not None else ({}, {})
     forgotten = tuple(model.name for model in world.models if model.deleting and model.name not in held)
     statuses = {
-        m.name: m.status if m.name in still else status_of(m, roles[m.name], updates[m.name], slo_watches, world)
+        m.name: m.status
+        if m.name in still
+        else status_of(m, roles[m.name], updates[m.name], slo_watches, drifts, world)
         for m in world.models
     }
     traffic = _traffic(roles, updates, still, world) if world.pool is not None else None
@@ -117,7 +132,10 @@ def desired_state(
         answers={name: update.events for name, update in updates.items() if update.events},
         watches=slo_watches,
         self_tests=self_tests(world.models, world),
+        drifts=drifts,
+        comparisons=world.comparisons,
         replicas=replicas,
+        load=world.load,
         at_rest=is_at_rest(seen),
         rest=Rest.of(world, kept, {route.model: route for route in traffic.routes} if traffic is not None else {}),
     )
@@ -161,13 +179,17 @@ def _wanted_holdings(roles: Mapping[str, Roles], main: str) -> set[tuple[str, st
     return held | moving
 
 
-def _assignments(roles: Mapping[str, Roles], world: Observed) -> dict[str, Assignment]:
+def _assignments(
+    roles: Mapping[str, Roles], drifts: Mapping[str, DriftWatch], world: Observed
+) -> dict[str, Assignment]:
     holdings: dict[str, dict[str, AssignedModel]] = {world.main: {}}
     models = {model.name: model for model in world.models}
     for group, name, revision in sorted(_wanted_holdings(roles, world.main)):
         assigned = assigned_model(revision, models[name], world)
         if assigned is not None:
-            holdings.setdefault(group, {})[name] = with_scoring(assigned, group, models[name], world)
+            scored = with_scoring(assigned, group, models[name], world)
+            counted = with_counting(scored, group, models[name], drifts.get(name), world)
+            holdings.setdefault(group, {})[name] = counted
     for name, observed in world.groups.items():
         for assigned in observed.assignment.models:
             if not world.traffic.drained(assigned.model, name):
@@ -251,6 +273,7 @@ def _route(model: ModelObserved, roles: Roles, state: RolloutState | None, world
         affinity=_affinity(roles, state, world),
         mirror=_mirror(model, roles, state, shares, world),
         keeps_pairs=_keeps_pairs(model, state, world),
+        capture=capture_rule(model, assigned, shares, world),
     )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from segserve_operator.core.drift.watch import DriftWatch
+from segserve_operator.core.models.drift import says_drift
 from segserve_operator.core.models.observed import GroupObserved, ModelObserved, Observed
 from segserve_operator.core.models.requests import next_request
 from segserve_operator.core.models.slo import is_watched
@@ -29,15 +31,17 @@ class Rest:
     common: tuple[object, ...] = ()
     models: Mapping[str, Settled] = field(default_factory=dict)
 
-    def still(self, world: Observed) -> dict[str, Settled]:
-        """Return the models that are settled in `world` as they were."""
+    def still(self, world: Observed, drifts: Mapping[str, DriftWatch]) -> dict[str, Settled]:
+        """Return the models that are settled in `world` as they were, and whose statuses say what `drifts` say."""
         if self.common != _common(world) or not self.models:
             return {}
         known = ((model, self.models.get(model.name)) for model in world.models)
         return {
             model.name: settled
             for model, settled in known
-            if settled is not None and settled.inputs == _inputs(model, world)
+            if settled is not None
+            and settled.inputs == _inputs(model, world)
+            and says_drift(model, drifts.get(model.name), world)
         }
 
     @classmethod
@@ -56,7 +60,9 @@ def is_at_rest(world: Observed) -> bool:
     """Tell whether the world has no deadlines, delays, windows or intervals, for which a pass looks at the clock."""
     pool = world.pool
     kept = pool.status.template if pool is not None and pool.status is not None else None
-    if pool is None or pool.progress is not None or world.failures or world.read or world.check_results:
+    if pool is None or pool.scaling is not None or pool.progress is not None:
+        return False
+    if world.failures or world.read or world.check_results:
         return False
     if kept is not None and (kept.next or kept.digest != pool.template):
         return False
@@ -84,6 +90,9 @@ def _keeps_still(model: ModelObserved, world: Observed) -> bool:
     stable, wanted = model.roles.stable, model.wanted
     if not _is_settled(model) or stable is None or wanted is None or model.access == ():
         return False
+    capture = wanted.capture
+    if capture is not None and capture.redact is not None and capture.redact.model is not None:
+        return False  # what is redacted follows from another model
     serves = stable.group == world.main and stable.revision == wanted.assigned.revision
     return serves and next_request(model.annotations, model.status.handled) is None
 
@@ -96,10 +105,13 @@ def _common(world: Observed) -> tuple[object, ...]:
     return (
         pool.name,
         pool.min_ready,
+        pool.scaling,
+        pool.starting,
         pool.template,
         pool.credentials,
         pool.session_affinity,
         pool.shadow,
+        pool.capture,
         world.main,
         main,
         world.gateway_url,

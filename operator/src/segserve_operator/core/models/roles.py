@@ -314,9 +314,10 @@ def record_of(revision: str, model: ModelObserved, world: Observed) -> AssignedM
     if record is None or has_failed:
         return model.wanted.assigned
     wanted = model.wanted.assigned
-    addresses = {"artifact": wanted.artifact, "second_artifact": wanted.second_artifact}
+    addresses = {name: getattr(wanted, name) for name in ("artifact", "second_artifact", "light_artifact")}
     golden = golden_of(record, model, world)
-    return record.model_copy(update=addresses | {"expose": wanted.expose, "golden": golden})
+    how = {"expose": wanted.expose, "metrics": wanted.metrics, "processes": wanted.processes}
+    return record.model_copy(update=addresses | how | {"golden": golden})
 
 
 def _loaded(revision: str, world: Observed) -> AssignedModel | None:

@@ -61,7 +61,7 @@ def step_of(world: Observed) -> UpdateStep:
         return UpdateStep({})
     kept = _kept(pool, world)
     target = _main(kept.next or kept.digest)
-    former = [group for name, group in _mains(world).items() if name != target and not _is_held_apart(name, world)]
+    former = [group for name, group in main_groups(world).items() if name != target and not _is_held_apart(name, world)]
     present = world.groups.get(target) or GroupObserved(target, replicas=0)
     if not former and not kept.next:
         return UpdateStep({target: pool.replicas})
@@ -71,7 +71,7 @@ def step_of(world: Observed) -> UpdateStep:
     if pool.update.strategy == "Recreate":
         ended = not any(map(_occupied, former))
         return UpdateStep({group.name: 0 for group in former} | {target: pool.replicas if ended else present.replicas})
-    return UpdateStep(_rolled(pool, present, former))
+    return UpdateStep(_rolled(pool, present, former, world.traffic))
 
 
 def spread(
@@ -124,17 +124,22 @@ def _conditions(
 ) -> tuple[ObservedCondition | None, ObservedCondition | None]:
     """Return how far an update is, as the condition Progressing, and why it goes no further, as Stalled."""
     target = _main(kept.next or kept.digest)
-    others = any(name != target and (group.replicas or group.servers) for name, group in _mains(world).items())
+    others = any(name != target and (group.replicas or group.servers) for name, group in main_groups(world).items())
     if not kept.next and not others:
         return None, None
     new = world.groups.get(target) or GroupObserved(target, replicas=0)
-    count = len(_answering(new, _needed(world, target)))
+    needed = _needed(world, target)
+    answering = answering_servers(new, needed)
+    count = len(answering)
     text = f"{count} of {pool.replicas} servers are of template {_digest(target)}"
     wait = step_of(world).wait
     if wait is not None:
         return ObservedCondition("Progressing", "False", wait[0], f"{text}: {wait[1]}"), None
     progress = ObservedCondition("Progressing", "True", "Updating", text)
-    problem = group_problem(target, world) or _failure(new, _needed(world, target))
+    problem = group_problem(target, world) or _failure(new, needed)
+    if problem is None and not all(_is_asked(server, needed, world.traffic) for server in answering):
+        behind = FailureReason("GatewaysBehind", "some gateway does not send requests to the new servers yet")
+        problem = world.traffic.problem or behind
     if problem is None or world.now_s - kept.since_s < STALLED_S:
         return progress, None
     return progress, ObservedCondition("Stalled", "True", problem.reason, f"{text}: {problem.message}")
@@ -160,7 +165,7 @@ def _kept(pool: PoolObserved, world: Observed) -> Template:
         return offered
     group = world.groups.get(_main(former.digest))
     runs = group is not None and (group.intact or group.replicas > 0 or bool(group.servers))
-    if not runs or _is_hopeless(_mains(world).values()) or _is_finished(former, pool, world):
+    if not runs or _is_hopeless(main_groups(world).values()) or _is_finished(former, pool, world):
         return offered
     if not _is_wanted(former, pool):
         return replace(former, next="", since_s=0.0)
@@ -173,7 +178,7 @@ def _inherited(pool: PoolObserved, world: Observed) -> Template | None:
     if status is not None and _MAIN_NAME.fullmatch(status.main_group):
         unchanged = status.observed_generation == pool.generation
         return Template(_digest(status.main_group), pool.settings if unchanged else "", pool.request)
-    mains = _mains(world)
+    mains = main_groups(world)
     if not mains:
         return None
     largest = max(mains.values(), key=lambda group: (len(group.servers), group.replicas, group.name))
@@ -197,7 +202,7 @@ def _is_finished(former: Template, pool: PoolObserved, world: Observed) -> bool:
     target = world.groups.get(_main(pool.template))
     if former.next != pool.template or target is None or not _ready(target):
         return False
-    others = [group for name, group in _mains(world).items() if name != target.name]
+    others = [group for name, group in main_groups(world).items() if name != target.name]
     return target.replicas == pool.replicas and not any(group.replicas or group.servers for group in others)
 
 
@@ -241,15 +246,19 @@ def _unchanged(
     return counts
 
 
-def _rolled(pool: PoolObserved, target: GroupObserved, former: list[GroupObserved]) -> dict[str, int]:
+def _rolled(
+    pool: PoolObserved, target: GroupObserved, former: list[GroupObserved], traffic: TrafficState
+) -> dict[str, int]:
     """Return the numbers after a step: at most `maxSurge` too many, at most `maxUnavailable` too few that answer."""
     wanted, least = pool.replicas, pool.replicas - _unavailable(pool)
     if _is_hopeless(former) and not _ready(target):
         return {group.name: 0 for group in former} | {target.name: wanted}
-    needed = _revisions(former)
+    needed = served_revisions(former)
     room = wanted + _surge(pool) - sum(map(_occupied, former)) - len(target.leaving)
     counts = {target.name: max(min(wanted, room), min(target.replicas, wanted))}
-    answering = {group.name: min(len(_answering(group, needed)), group.replicas) for group in (*former, target)}
+    answering = {group.name: min(len(answering_servers(group, needed)), group.replicas) for group in former}
+    asked = [server for server in answering_servers(target, needed) if _is_asked(server, needed, traffic)]
+    answering[target.name] = min(len(asked), target.replicas)
     removable = sum(group.replicas for group in former) + answering[target.name] - least
     spare = sum(answering.values()) - least
     # What was begun and given up goes first, the adopted template's servers last.
@@ -259,6 +268,21 @@ def _rolled(pool: PoolObserved, target: GroupObserved, former: list[GroupObserve
         counts[group.name] = group.replicas - idle - good
         removable, spare = removable - idle - good, spare - good
     return counts
+
+
+def _is_asked(server: ServerObserved, revisions: Collection[str], traffic: TrafficState) -> bool:
+    """Tell whether all gateways send a server requests for these revisions; until then it can replace no other.
+
+    A gateway may refuse a plan, as one without a certificate does where servers begin to want one.
+    """
+    if traffic.plan is None:
+        return not revisions
+    return all(
+        route.model not in traffic.pending and server.endpoint in share.endpoints
+        for route in traffic.plan.routes
+        for share in route.shares
+        if share.revision in revisions and _MAIN_NAME.fullmatch(share.group)
+    )
 
 
 def _surge(pool: PoolObserved) -> int:
@@ -283,17 +307,18 @@ def _ready(group: GroupObserved) -> bool:
 
 
 def _needed(world: Observed, target: str) -> frozenset[str]:
-    return _revisions(group for name, group in _mains(world).items() if name != target)
+    return served_revisions(group for name, group in main_groups(world).items() if name != target)
 
 
-def _revisions(groups: Iterable[GroupObserved]) -> frozenset[str]:
+def served_revisions(groups: Iterable[GroupObserved]) -> frozenset[str]:
     """Return the revisions that some server of these groups serves: a server that replaces one has to serve them."""
     return frozenset(
         assigned.revision for group in groups for assigned in group.assignment.models if group.proved(assigned.revision)
     )
 
 
-def _answering(group: GroupObserved, revisions: Collection[str]) -> list[ServerObserved]:
+def answering_servers(group: GroupObserved, revisions: Collection[str]) -> list[ServerObserved]:
+    """Return the servers that serve all of these revisions."""
     return [server for server in group.servers if server.ready and all(map(server.proved, revisions))]
 
 
@@ -303,7 +328,8 @@ def _answering(group: GroupObserved, revisions: Collection[str]) -> list[ServerO
 def _as_one_group(world: Observed) -> Observed:
     """Return the world with all main groups as one: that of the template that the pool keeps."""
     main = world.main
-    others = {name: group for name, group in _mains(world).items() if name != main and not _is_held_apart(name, world)}
+    mains = main_groups(world)
+    others = {name: group for name, group in mains.items() if name != main and not _is_held_apart(name, world)}
     models = tuple(_in_main(model, main) for model in world.models)
     if not others:
         return replace(world, models=models)
@@ -320,7 +346,8 @@ def _as_one_group(world: Observed) -> Observed:
     return replace(world, models=models, groups=groups, traffic=_in_one(world.traffic, set(others), main))
 
 
-def _mains(world: Observed) -> dict[str, GroupObserved]:
+def main_groups(world: Observed) -> dict[str, GroupObserved]:
+    """Return the main groups of all templates by name."""
     return {name: group for name, group in world.groups.items() if _MAIN_NAME.fullmatch(name)}
 
 

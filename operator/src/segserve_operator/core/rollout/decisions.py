@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Generator, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from itertools import compress
 from typing import Any, Final, TypeAlias, TypeVar
 
@@ -13,8 +14,8 @@ from numpy.typing import NDArray
 
 from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
 from segserve_operator.api.segmentation_rollout import MAX_DECISIONS
-from segserve_operator.core.evidence import EvidenceWindow, Judgement, Pairs
-from segserve_operator.core.gates import measured_gates
+from segserve_operator.core.evidence import EvidenceWindow, Judgement, MetricValues, Pairs
+from segserve_operator.core.gates import informed, measured_gates
 from segserve_operator.core.gates.base import MeasuredGate, Verdict
 from segserve_operator.core.rollout.batches import at_once, taken_apart
 from segserve_operator.core.rollout.chain import sealed
@@ -34,9 +35,12 @@ from segserve_operator.core.rollout.phases import Phase, Signal
 from segserve_operator.core.rollout.plain import canonical, from_plain
 from segserve_operator.core.rollout.policy import engine_policy
 from segserve_operator.core.rollout.record import Decision, Record, RolloutState, kept, row_of
+from segserve_operator.core.statistics.past import StablePast
+from segserve_operator.core.statistics.sample_ratio import SampleRatio, SampleRatioState
 
 T = TypeVar("T")
 
+SPLIT: Final = SampleRatio()
 LOST: Final = "LOST"
 """Signal of a decision whose process stopped before writing it."""
 
@@ -46,14 +50,18 @@ class DecisionInput:
     """Inputs of a decision besides the record: a window of evidence (or none), signals, and a person's request.
 
     In Shadow the `window` is of pairs, and `callers` are the requests of callers meanwhile, which decide nothing.
-    `skipped` are the gates to ignore, `paused` whether a person has paused the rollout. `actor` is who caused the
-    decision, for the record, and `requested_by` the person, as the API server authenticated him.
+    `tested_weight` (percent) was in force during all of the window, so that its split is tested against it.
+    `past` is stable's, for gates that learn from it while it is short. `skipped` are the gates to ignore, `paused`
+    whether a person has paused the rollout. `actor` is who caused the decision, for the record, and `requested_by` the
+    person, as the API server authenticated him.
     """
 
     now_s: float
     signals: Signals = field(default_factory=Signals)
     window: EvidenceWindow | None = None
     callers: EvidenceWindow | None = None
+    tested_weight: int | None = None
+    past: StablePast | None = None
     paused: bool = False
     skipped: tuple[str, ...] = ()
     actor: str = "segserve"
@@ -93,6 +101,7 @@ class Rules:
     gates: Mapping[str, MeasuredGate[Any]]
 
     @classmethod
+    @lru_cache(maxsize=1024)
     def of(cls, policy: RolloutPolicy, slo: Slo, skipped: tuple[str, ...] = ()) -> Rules:
         """Return the rules without the skipped gates; the shares of alpha of the others do not change."""
         gates, engine = measured_gates(policy, slo), engine_policy(policy)
@@ -121,11 +130,30 @@ def decide(record: Record, inputs: DecisionInput) -> DecisionResult:
 def decide_all(questions: Sequence[tuple[Record, DecisionInput]]) -> list[DecisionResult]:
     """Update each record with its inputs, and decide; of equal policies together, which changes no result."""
     cases = [_Case.of(record, inputs) for record, inputs in questions]
-    decided = zip(questions, cases, _engine(cases), strict=True)
-    return [_result(record, inputs, case, made) for (record, inputs), case, made in decided]
+    decided = zip(questions, cases, _engine(cases), _splits(questions), strict=True)
+    return [_result(record, inputs, case, made, split) for (record, inputs), case, made, split in decided]
 
 
-def _result(record: Record, inputs: DecisionInput, case: _Case, made: _Made) -> DecisionResult:
+def _splits(questions: Sequence[tuple[Record, DecisionInput]]) -> list[SampleRatioState | None]:
+    """Return the test of each rollout's split after its window."""
+    splits: list[SampleRatioState | None] = [record.split for record, _ in questions]
+    tested = [
+        (index, inputs.tested_weight, (inputs.callers or inputs.window).requests)
+        for index, (_, inputs) in enumerate(questions)
+        if inputs.tested_weight is not None and inputs.window is not None
+    ]
+    if tested:
+        at, weights, requests = zip(*tested, strict=True)
+        before = np.stack([(splits[index] or SPLIT.start()).wealth for index in at])
+        after = SPLIT.update(SampleRatioState(before), np.array(weights, float), np.stack(requests))
+        for index, wealth in zip(at, after.wealth, strict=True):
+            splits[index] = SampleRatioState(wealth.copy())
+    return splits
+
+
+def _result(
+    record: Record, inputs: DecisionInput, case: _Case, made: _Made, split: SampleRatioState | None
+) -> DecisionResult:
     transition = made.transition
     signal = Signal(int(transition.signal))
     changed = signal is not Signal.NONE or bool(record.progress.paused) != inputs.paused
@@ -133,7 +161,8 @@ def _result(record: Record, inputs: DecisionInput, case: _Case, made: _Made) -> 
     if inputs.window is not None:
         callers, shadow = inputs.callers or inputs.window, inputs.window if inputs.callers is not None else None
         rows = kept(rows, row_of(callers, inputs.now_s, _weight(record), shadow))
-    after = replace(record, progress=transition.progress, gates={**record.gates, **made.gates}, rows=rows)
+    gates = {**record.gates, **made.gates}
+    after = replace(record, progress=transition.progress, gates=gates, split=split, rows=rows)
     if changed:
         encoded = _encoded_inputs(case.known.gates, case.known.progress, inputs)
         after = _written_down(after, case.rules, inputs, transition, encoded)
@@ -172,11 +201,14 @@ def repeat(decision: Decision, policy: RolloutPolicy, slo: Slo) -> str:
 
 
 def _window_of(look: Mapping[str, Any]) -> EvidenceWindow:
-    """Return a recorded window; those outside of Shadow have no pairs, and older ones do not name them."""
-    nothing = EvidenceWindow.nothing()
-    if look.get("pairs") is None:
-        return from_plain(nothing, {name: value for name, value in look.items() if name != "pairs"})
-    return from_plain(replace(nothing, pairs=Pairs.nothing()), look)
+    """Return a recorded window; those outside of Shadow have no pairs, and older ones do not name them.
+
+    A metric is in those of A/B tests alone.
+    """
+    optional: dict[str, Any] = {"pairs": Pairs.nothing(), "metric": MetricValues.nothing()}
+    given = {name: like for name, like in optional.items() if look.get(name) is not None}
+    known = {name: value for name, value in look.items() if name in given or name not in optional}
+    return from_plain(replace(EvidenceWindow.nothing(), **given), known)
 
 
 def judge(rules: Rules, states: Mapping[str, Any]) -> list[Judgement]:
@@ -226,12 +258,17 @@ class _Case:
     def of(cls, record: Record, inputs: DecisionInput) -> _Case:
         rules = Rules.of(record.policy, record.slo, inputs.skipped)
         gates = {name: record.gates.get(name) or gate.start() for name, gate in rules.gates.items()}
-        progress = with_pause(record.progress, np.array(inputs.paused), inputs.now_s)
+        if inputs.past is not None:
+            gates = informed(rules.gates, gates, inputs.past)
+        progress = record.progress
+        if bool(progress.paused) != inputs.paused:
+            progress = with_pause(progress, np.array(inputs.paused), inputs.now_s)
         return cls(rules, _Known(gates, progress, inputs.window, inputs.signals), inputs.now_s)
 
     def kind(self, arrays: list[NDArray[Any]]) -> Hashable:
         """Return what cases have in common that are decided at once; their arrays are appended to `arrays`."""
-        return self.rules.policy, tuple(self.rules.gates.items()), self.now_s, taken_apart(self.known, arrays)
+        # Equal policies have the same rules, which are derived once; to compare what they contain would take longer.
+        return id(self.rules), self.now_s, taken_apart(self.known, arrays)
 
     def decide(self, known: _Known) -> _Made:
         """Return what the engine makes of this, or of as much of many rollouts, whose arrays have leading axes."""
@@ -339,6 +376,8 @@ def caught_up(record: Record, standing: RolloutState) -> Record:
 
     If the process stopped between the two writes, the inputs of its last decision are lost, and the record says so.
     """
+    if record.sequence >= standing.sequence and _agrees(record.progress, standing):
+        return record
     progress = replace(
         record.progress,
         phase=np.array(standing.phase, np.int8),
@@ -363,3 +402,16 @@ def caught_up(record: Record, standing: RolloutState) -> Record:
         message=standing.message,
     )
     return replace(record, progress=progress, sequence=standing.sequence, decisions=(*sealed(record), lost))
+
+
+def _agrees(progress: Progress, standing: RolloutState) -> bool:
+    return (
+        int(progress.phase) == standing.phase
+        and int(progress.step) == standing.step
+        and bool(progress.paused) == standing.paused
+        and int(progress.quarantines) == standing.quarantines
+        and float(progress.started_s) == standing.started_s
+        and float(progress.since_s) == standing.since_s
+        and float(progress.step_since_s) == standing.step_since_s
+        and float(progress.resumed_s) == standing.resumed_s
+    )

@@ -140,12 +140,12 @@ class Signals:
     """Inputs of a decision besides the evidence. Arrays as in `Progress`, or plain values for all rollouts.
 
     `ready`: enough of the candidate's servers serve it, and the gateways know them. `grown`: they suffice for the next
-    weight too. `lost`: it should get requests, but no
-    server serves it. `golden`: golden images passed (1), failed (-1), or neither (0). `probes`: segserve's own requests
-    in quarantine are answered (1), fail (-1), or neither (0). `forbidden`: a checked gate breaches; `allowed`: all
-    checked gates pass. `asked`: a person's request (ABORT, PROMOTE, or ADVANCE to resume), else `Signal.NONE`.
-    `superseded`: the spec requires another revision. `replayed`: in Shadow, segserve's own requests to both are
-    answered, or cannot be made (1), the candidate alone fails them (-1), or neither (0).
+    weight too. `lost`: it should get requests, but no server serves it. `golden`: golden images passed (1), failed
+    (-1), or neither (0). `probes`: segserve's own requests in quarantine are answered (1), fail (-1), or neither (0).
+    `forbidden`: a checked gate breaches; `allowed`: all checked gates pass; `held`: a person decides about the proof of
+    one. `asked`: a person's request (ABORT, PROMOTE, or ADVANCE to resume), else `Signal.NONE`. `superseded`: the spec
+    requires another revision. `replayed`: in Shadow, segserve's own requests to both are answered, or cannot be made
+    (1), the candidate alone fails them (-1), or neither (0).
     """
 
     ready: Bools | bool = True
@@ -155,6 +155,7 @@ class Signals:
     probes: Ints | int = 0
     forbidden: Bools | bool = False
     allowed: Bools | bool = True
+    held: Bools | bool = False
     asked: Ints | int = Signal.NONE
     superseded: Bools | bool = False
     replayed: Ints | int = 0
@@ -275,6 +276,7 @@ def _signal(
         cold = cold | judgement.settling
     # A paused rollout is not undecided: a person decided to hold it, so deadlines do not apply.
     late = _late(policy, progress, now_s) & ~goes_on & ~progress.paused
+    held = np.asarray(heard.held) | _holds_shadow(policy, progress, judged)
     given = {
         Signal.CANCEL: np.asarray(heard.superseded),
         Signal.ABORT: np.asarray(heard.asked) == Signal.ABORT,
@@ -291,6 +293,7 @@ def _signal(
             | (
                 late
                 & (policy.on_undecided is OnUndecided.PROMOTE)
+                & ~held
                 & (policy.serves and not policy.tests)
                 & ((phase == Phase.PROGRESSING) | (phase == Phase.SHADOW))
             )
@@ -322,6 +325,12 @@ def breached(policy: Policy, judged: Sequence[Judgement], on_breach: OnBreach = 
             settling = judgement.settling & np.isfinite(judgement.breach)
             proved = proved | ((judgement.breach >= -np.log(level)) & ~settling)
     return proved
+
+
+def _holds_shadow(policy: Policy, progress: Progress, judged: Sequence[Judgement]) -> Bools:
+    """Tell whether a gate's proof holds a rollout in Shadow until a person decides."""
+    holds: Bools = (progress.phase == Phase.SHADOW) & breached(policy, judged, OnBreach.HOLD)
+    return holds
 
 
 def _on_breach(policy: Policy) -> tuple[OnBreach, ...]:
@@ -395,7 +404,7 @@ def _waits(policy: Policy, progress: Progress, judged: Sequence[Judgement], hear
     incident = np.zeros(shape, bool)
     for each in judged:
         data, incident = data | ~each.enough, incident | each.shared
-    asks = (progressing & asks) | ((phase == Phase.SHADOW) & breached(policy, judged, OnBreach.HOLD))
+    asks = (progressing & asks) | _holds_shadow(policy, progress, judged)
     unproved = ~np.logical_and.reduce(affordable(policy, progress, judged))
     harmless = np.logical_and.reduce(_negligible(policy, judged))
     before = (phase == Phase.GOLDEN) | (phase == Phase.SHADOW)

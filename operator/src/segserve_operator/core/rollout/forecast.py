@@ -3,6 +3,7 @@ rate."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Final, TypeVar
@@ -23,6 +24,7 @@ from segserve_operator.core.rollout.engine import (
     affordable,
     breached,
     next_transition,
+    step_after_shadow,
     watch,
     weights,
 )
@@ -58,9 +60,9 @@ class Forecast:
     `last_request_s` (Unix time) when the last request ended, 0 if there was none.
 
     Infinity means unknown: without requests, if it waits for something else than time and requests, or if most of the
-    simulated rollouts do not get there; `fails` if that is because most are stopped. `next_s` is the median time to the
-    next weight, in Shadow the longest, `next_requests` how many requests the candidate gets until then, `promoted_s`
-    the median time to the promotion, and `end_s` to the end of the bake.
+    simulated rollouts do not get there; `fails` if that is because most are stopped. `next_s` is the median time to
+    the next weight, in Shadow the longest (from which the other times count), `next_requests` how many requests the
+    candidate gets until then, `promoted_s` the median time to the promotion, and `end_s` to the end of the bake.
     """
 
     at_s: float
@@ -135,12 +137,11 @@ def forecast(record: Record, skipped: tuple[str, ...], now_s: float, *, seed: in
         if breached(rules.policy, judged, OnBreach.HOLD):
             # Whatever else is still missing: in the end a person decides.
             return replace(found, wait=Wait.PERSON)
-        return _until_steps(found, rules.policy.shadow, progress)
+        return _after_shadow(_until_steps(found, rules.policy.shadow, progress), record, rules, states, seed)
     if Phase(int(progress.phase)) is not Phase.PROGRESSING or not found.requests_per_second or not moves:
         return found
-    left_s = max(float(progress.started_s), float(progress.resumed_s)) + rules.policy.deadline_s - at_s
     traffic = _Traffic.of(record, found.requests_per_second, seed)
-    return _simulated(found, rules, states, progress, traffic, min(max(left_s, 0.0), HORIZON_S))
+    return _simulated(found, rules, states, progress, traffic)
 
 
 def _until_steps(found: Forecast, shadow: ShadowPolicy, progress: Progress) -> Forecast:
@@ -151,6 +152,25 @@ def _until_steps(found: Forecast, shadow: ShadowPolicy, progress: Progress) -> F
     left_s = float(max(progress.step_since_s, progress.resumed_s)) + shadow.maximum_s - found.at_s
     missing = max(shadow.min_requests - float(progress.seen), 0.0)
     return replace(found, next_s=left_s, next_requests=missing) if left_s > 0 else found
+
+
+def _after_shadow(found: Forecast, record: Record, rules: Rules, states: Mapping[str, Any], seed: int) -> Forecast:
+    """Return the forecast of a rollout in Shadow with the time of its steps, as if Shadow lasted as long as it may."""
+    policy, progress = rules.policy, record.progress
+    if math.isinf(found.next_s) or not found.requests_per_second or policy.tests or not policy.serves:
+        return found
+    begins_s = found.at_s + found.next_s
+    begun = replace(
+        progress,
+        phase=np.array(Phase.PROGRESSING, np.int8),
+        step=step_after_shadow(policy, progress, found.at_s),
+        seen=np.array(0.0),
+        step_since_s=np.array(begins_s),
+    )
+    going_on = {name: gate.after_shadow(states[name]) for name, gate in rules.gates.items()}
+    traffic = _Traffic.of(record, found.requests_per_second, seed)
+    steps = _simulated(replace(found, at_s=begins_s), rules, going_on, begun, traffic)
+    return replace(found, promoted_s=found.next_s + steps.promoted_s, end_s=found.next_s + steps.end_s)
 
 
 def _undecided(record: Record, skipped: tuple[str, ...]) -> tuple[str, ...]:
@@ -231,9 +251,10 @@ def _simulated(
     states: Mapping[str, Any],
     progress: Progress,
     traffic: _Traffic,
-    lasts_s: float,
 ) -> Forecast:
-    """Return the forecast with the medians of `RUNS` simulated continuations."""
+    """Return the forecast with the medians of `RUNS` simulated continuations, up to the rollout's deadline."""
+    left_s = max(float(progress.started_s), float(progress.resumed_s)) + rules.policy.deadline_s - found.at_s
+    lasts_s = min(max(left_s, 0.0), HORIZON_S)
     progress, step = _repeated(progress), int(progress.step)
     states = {name: _repeated(state) for name, state in states.items()}
     requests, next_requests, next_s, promoted_s = (np.full(RUNS, start) for start in (0.0, np.inf, np.inf, np.inf))

@@ -13,6 +13,8 @@ from segserve_operator.core.rollout.counters import LoadCounts
 from segserve_operator.core.rollout.engine import RATE_MEMORY_S, Policy, Progress, step_after_shadow
 
 MIN_PER_S: Final = 1.0
+TEST_S: Final = 41.0
+"""Longest time that a gateway's comparator asks and waits for answers; it begins once Shadow has its pairs."""
 _DIGITS: Final = (1.0, 1.2, 1.5, 1.8, 2.2, 2.7, 3.3, 3.9, 4.7, 5.6, 6.8, 8.2, 10.0)
 """Of the rates, the E12 series: gateways are told of a new one only if callers' rate has changed notably."""
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass, replace
 from enum import Enum
+from functools import cache
+from operator import attrgetter
 from typing import Any, Final, TypeVar
 
 import numpy as np
@@ -14,15 +17,34 @@ T = TypeVar("T")
 _WORDS: Final = {"Infinity": np.inf, "-Infinity": -np.inf, "NaN": np.nan}
 
 
+@cache
+def field_names(kind: type) -> tuple[str, ...] | None:
+    """Return the names of a dataclass's fields, None for any other type."""
+    return tuple(field.name for field in fields(kind)) if is_dataclass(kind) else None
+
+
+@cache
+def reader(kind: type) -> Callable[[Any], tuple[Any, ...]] | None:
+    """Return what reads all fields of a dataclass's value at once, None for any other type."""
+    names = field_names(kind)
+    if names is None:
+        return None
+    # Of a single name, an attrgetter returns no tuple.
+    return attrgetter(*names) if len(names) > 1 else lambda value: tuple(getattr(value, name) for name in names)
+
+
 def to_plain(value: Any) -> Any:
     """Return `value` as JSON; infinities and NaN become strings."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: to_plain(getattr(value, field.name)) for field in fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): to_plain(item) for key, item in value.items()}
+    # Hundreds of them are written with each record, most of one number.
     if isinstance(value, (np.ndarray, np.generic)):
         plain = value.tolist()
+        if value.ndim == 0:
+            return plain if math.isfinite(plain) else to_plain(plain)
         return plain if np.isfinite(value).all() else to_plain(plain)
+    if (names := field_names(value.__class__)) is not None:
+        return {name: to_plain(getattr(value, name)) for name in names}
+    if isinstance(value, Mapping):
+        return {str(key): to_plain(item) for key, item in value.items()}
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, (list, tuple)):

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from itertools import groupby
 from typing import Any, Final, TypeAlias
 
 import numpy as np
 
 from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
-from segserve_operator.core.evidence import DISAGREEMENTS, RATIOS, SHIFTS, EvidenceWindow, Floats, Pairs
+from segserve_operator.core.evidence import (
+    DISAGREEMENTS,
+    RATIOS,
+    SHIFTS,
+    EvidenceWindow,
+    Floats,
+    LoadEvidence,
+    Pairs,
+    SlicePairs,
+)
 from segserve_operator.core.gates.base import Verdict
 from segserve_operator.core.rollout.counters import Sample
 from segserve_operator.core.rollout.engine import Progress
@@ -20,6 +29,7 @@ LAST_WORDS_S: Final = 600.0
 AGES_S: Final = ((3600.0, 60.0), (120.0, 15.0))
 """(age, length) in seconds: rows older than the age are merged to that length."""
 _FINEST_S: Final = AGES_S[-1][1]
+LOAD_NUMBERS: Final = tuple(each.name for each in fields(LoadEvidence) if each.name != "latencies")
 
 Bins: TypeAlias = tuple[tuple[int, int], ...]
 """(bin, count) of the bins that are not empty, in rising order."""
@@ -66,6 +76,24 @@ class RolloutState:
 
 
 @dataclass(frozen=True, slots=True)
+class SliceRow:
+    """A stored window's pairs with one label, as in `PairRow`."""
+
+    name: str
+    failed: tuple[int, int, int, int]
+    ratios: Bins = ()
+    disagreements: Bins = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LoadRow:
+    """A load test as it was known by the end of a stored window; `numbers` are in the order of `LOAD_NUMBERS`."""
+
+    numbers: tuple[float, ...]
+    latencies: Bins = ()
+
+
+@dataclass(frozen=True, slots=True)
 class PairRow:
     """A stored window's pairs: by whether stable and the candidate failed, as in `PairCounts`, and by bin."""
 
@@ -75,6 +103,8 @@ class PairRow:
     disagreements: Bins = ()
     baseline: Bins = ()
     shifts: Bins = ()
+    slices: tuple[SliceRow, ...] = ()
+    load: LoadRow | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,16 +187,37 @@ def row_of(callers: EvidenceWindow, at_s: float, weight: int, shadow: EvidenceWi
 def _pair_row(window: EvidenceWindow) -> PairRow | None:
     if window.pairs is None:
         return None
-    neither, candidate_alone, stable_alone, both = window.pairs.failed.astype(int).reshape(4).tolist()
     stable, candidate = (_sparse(latencies) for latencies in window.latencies)
     return PairRow(
-        (neither, candidate_alone, stable_alone, both),
+        _four(window.pairs.failed.astype(int).reshape(4).tolist()),
         (stable, candidate),
         _sparse(window.pairs.ratios),
         _sparse(window.pairs.disagreements),
         _sparse(window.pairs.baseline),
         _sparse(window.pairs.shifts),
+        _slice_rows(window.pairs.slices),
+        _load_row(window.pairs.load),
     )
+
+
+def _slice_rows(slices: SlicePairs) -> tuple[SliceRow, ...]:
+    """Return the slices of which a window has pairs."""
+    return tuple(
+        SliceRow(
+            name,
+            _four(slices.failed[at].astype(int).reshape(4).tolist()),
+            _sparse(slices.ratios[at]),
+            _sparse(slices.disagreements[at]),
+        )
+        for at, name in enumerate(slices.names)
+        if slices.failed[at].any()
+    )
+
+
+def _load_row(load: LoadEvidence) -> LoadRow | None:
+    if not load.able:
+        return None
+    return LoadRow(tuple(float(getattr(load, name)) for name in LOAD_NUMBERS), _sparse(load.latencies))
 
 
 def window_of(row: Row, bins: int) -> EvidenceWindow:
@@ -188,8 +239,26 @@ def window_of(row: Row, bins: int) -> EvidenceWindow:
         requests.sum(-1),
         baseline=_dense(row.pairs.baseline, len(DISAGREEMENTS) + 1),
         shifts=_dense(row.pairs.shifts, len(SHIFTS) + 1),
+        slices=_slice_pairs(row.pairs.slices),
+        load=_load_evidence(row.pairs.load, bins),
     )
     return EvidenceWindow.of_pairs(seconds, latencies, pairs)
+
+
+def _slice_pairs(rows: tuple[SliceRow, ...]) -> SlicePairs:
+    slices = SlicePairs.nothing(tuple(row.name for row in rows))
+    for at, row in enumerate(rows):
+        slices.failed[at] = np.reshape(row.failed, (2, 2))
+        slices.ratios[at] = _dense(row.ratios, slices.ratios.shape[-1])
+        slices.disagreements[at] = _dense(row.disagreements, slices.disagreements.shape[-1])
+    return slices
+
+
+def _load_evidence(row: LoadRow | None, bins: int) -> LoadEvidence:
+    if row is None:
+        return LoadEvidence.nothing()
+    numbers = {name: np.array(number) for name, number in zip(LOAD_NUMBERS, row.numbers, strict=False)}
+    return replace(LoadEvidence.nothing(), **numbers, latencies=_dense(row.latencies, bins))
 
 
 def kept(rows: tuple[Row, ...], new: Row) -> tuple[Row, ...]:
@@ -236,16 +305,37 @@ def _sum(rows: tuple[Row, ...]) -> Row:
 def _sum_of_pairs(rows: tuple[PairRow, ...]) -> PairRow | None:
     if not rows:
         return None
-    neither, candidate_alone, stable_alone, both = (sum(row.failed[index] for row in rows) for index in range(4))
     stable, candidate = (_added([row.latencies[role] for row in rows]) for role in (0, 1))
     return PairRow(
-        (neither, candidate_alone, stable_alone, both),
+        _four([sum(counts) for counts in zip(*(row.failed for row in rows), strict=True)]),
         (stable, candidate),
         _added([row.ratios for row in rows]),
         _added([row.disagreements for row in rows]),
         _added([row.baseline for row in rows]),
         _added([row.shifts for row in rows]),
+        _sum_of_slices([each for row in rows for each in row.slices]),
+        next((row.load for row in reversed(rows) if row.load is not None), None),
     )
+
+
+def _sum_of_slices(rows: Sequence[SliceRow]) -> tuple[SliceRow, ...]:
+    by_name: dict[str, list[SliceRow]] = {}
+    for row in rows:
+        by_name.setdefault(row.name, []).append(row)
+    return tuple(
+        SliceRow(
+            name,
+            _four([sum(counts) for counts in zip(*(each.failed for each in same), strict=True)]),
+            _added([each.ratios for each in same]),
+            _added([each.disagreements for each in same]),
+        )
+        for name, same in by_name.items()
+    )
+
+
+def _four(counts: list[int]) -> tuple[int, int, int, int]:
+    neither, candidate_alone, stable_alone, both = counts
+    return neither, candidate_alone, stable_alone, both
 
 
 def _added(latencies: Iterable[Bins]) -> Bins:
@@ -257,7 +347,8 @@ def _added(latencies: Iterable[Bins]) -> Bins:
 
 
 def _sparse(counts: Floats) -> Bins:
-    return tuple((int(index), int(counts[index])) for index in np.flatnonzero(counts))
+    bins = np.flatnonzero(counts)
+    return tuple(zip(bins.tolist(), counts[bins].astype(int).tolist(), strict=True))
 
 
 def _dense(bins: Bins, length: int) -> Floats:

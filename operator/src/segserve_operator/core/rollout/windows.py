@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -43,7 +43,7 @@ class _Arm:
     attempts: int
     failed: int
     given_up: int
-    latencies: Counter[float]
+    latencies: tuple[tuple[float, int], ...]
     ended: int
     active: int
 
@@ -115,15 +115,18 @@ def _between(then: Counters, now: Counters, names: frozenset[str]) -> _Arm:
     pairs = [
         (former.get(series, SeriesCounts()), tally) for series, tally in now.by_series.items() if series.group in names
     ]
-    latencies: Counter[float] = Counter()
+    latencies: list[tuple[float, int]] = []
     for was, tally in pairs:
-        counts_before = dict(was.latencies)
-        latencies.update({lower: _since(counts_before.get(lower, 0), count) for lower, count in tally.latencies})
+        # Few of a gateway's hundreds of bins change between two looks.
+        before = dict(was.latencies).get
+        latencies += [
+            (lower, _since(known, count)) for lower, count in tally.latencies if (known := before(lower, 0)) != count
+        ]
     return _Arm(
         attempts=sum(_since(was.attempts, tally.attempts) for was, tally in pairs),
         failed=sum(_since(was.failed, tally.failed) for was, tally in pairs),
         given_up=sum(_since(was.given_up, tally.given_up) for was, tally in pairs),
-        latencies=latencies,
+        latencies=tuple(latencies),
         ended=sum(tally.attempts for _, tally in pairs),
         active=sum(tally.active for _, tally in pairs),
     )
@@ -136,11 +139,13 @@ def _since(then: int, now: int) -> int:
 
 def _binned(arm: _Arm, edges: Sequence[float]) -> Floats:
     """Return the attempts per latency bin; those given up are in the last one."""
-    binned = np.zeros(len(edges) + 1)
-    for lower_ms, count in arm.latencies.items():
-        binned[np.searchsorted(edges, lower_ms, side="right")] += count
+    # As plain numbers: arrays are slower for one at a time, and this is done for each latency of each rollout.
+    binned = [0] * (len(edges) + 1)
+    for lower_ms, count in arm.latencies:
+        if count:
+            binned[bisect_right(edges, lower_ms)] += count
     binned[-1] += arm.given_up
-    return binned
+    return np.array(binned, float)
 
 
 def _continued(held: InFlight, at_s: float, arms: tuple[_Arm, _Arm]) -> InFlight:
@@ -160,7 +165,7 @@ def _charge(
     Returns the number in flight that are counted as hung from now on.
     """
     now_s = held.moments[-1].at_s
-    slow = int(np.searchsorted(edges, slow_after_s * 1000.0, side="right"))
+    slow = bisect_right(edges, slow_after_s * 1000.0)
     charged = held.charged[at] - _taken(latencies, slow, held.charged[at])
     # Some end without a latency, for example because their server died.
     charged = min(charged, max(m.active[at] for m in held.moments if now_s - m.at_s <= _LATENCIES_LATE_S))
@@ -172,6 +177,8 @@ def _charge(
 
 def _taken(latencies: Floats, slow: int, at_most: float) -> float:
     """Remove up to `at_most` from the slow bins in place, slowest first, and return the number removed."""
+    if not at_most:
+        return at_most
     left = at_most
     for index in range(len(latencies) - 1, slow - 1, -1):
         taken = min(left, float(latencies[index]))

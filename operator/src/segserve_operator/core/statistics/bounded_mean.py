@@ -10,11 +10,14 @@ The order of values does not matter to the wealth, so that counts of values are 
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from segserve_operator.core.evidence import Floats
+
+Indices: TypeAlias = NDArray[np.int_]
 
 STAKES: Final = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 15 / 16)
 """Parts of the wealth that are staked; with all of it, the first value of 0 would end the bet."""
@@ -56,6 +59,20 @@ def interval(counts: Floats, values: Floats, level: float) -> tuple[Floats, Floa
     mean is always the same: a confidence sequence. It consists of the means that no bet at half the level refutes.
     """
     return _least(counts, values, level / 2.0), 1.0 - _least(counts, 1.0 - values, level / 2.0)
+
+
+def quantile_bins(counts: Floats, values: Floats, quantile: float, level: float) -> tuple[Indices, Indices]:
+    """Return the first and last bin [...] that may hold the quantile: 0 to K, between the K edges.
+
+    `counts` [..., K, V] are of shares `values` [V] that were below each edge. With a probability of at least
+    1 - `level` the bins hold it at all moments together, if given all shares before their mean is always the same. A
+    bin is refuted by a bet at half the level that less than `quantile` is below its upper edge, or more below its lower
+    one (Howard and Ramdas 2022). What refutes a bin so refutes all below it, or above it.
+    """
+    proof = np.log(2.0 / level)
+    above = log_wealth(counts, 1.0 - np.asarray(values), 1.0 - quantile) >= proof
+    below = log_wealth(counts, values, quantile) >= proof
+    return above.sum(-1), counts.shape[-2] - below.sum(-1)
 
 
 def _least(counts: Floats, values: Floats, level: float) -> Floats:

@@ -102,23 +102,31 @@ class Discordant:
         )
 
     def update(
-        self, state: DiscordantState, counts: Floats, seconds: Floats, clustered_s: Floats, spread: Floats
+        self,
+        state: DiscordantState,
+        counts: Floats,
+        seconds: Floats,
+        clustered_s: Floats,
+        spread: Floats,
+        least_s: Floats | float = 0.0,
     ) -> DiscordantState:
         """Take in a look's counts [..., Q, 3]; `clustered_s` [...] is negative if it is unknown, see `past`.
 
         `spread` [...] is how many times as much as independent requests stable's vary, as far as the rollout shows.
+        Bets allow for clusters of `least_s` [...] at least; certificates, which are no verdicts, do not.
         """
         pending = state.pending + counts
         age_s = np.where(pending.any((-2, -1)), state.age_s + seconds, state.age_s)
         known = clustered_s >= 0
         closes: Bools = pending.any((-2, -1)) & (age_s >= np.where(known, KNOWN_BLOCK_S, BLOCK_S))
         pairs = pending.sum(-1).max(-1)
-        times = 1.0 + np.where(known, pairs / np.maximum(age_s, 1e-9) * clustered_s, 0.0)
+        per_s = np.where(known, pairs / np.maximum(age_s, 1e-9), 0.0)
+        times = 1.0 + per_s * np.maximum(clustered_s, least_s)
         dealt = np.clip(SWITCH * pairs / times, LEAST_SWITCH, MOST_SWITCH)[..., None, None, None]
         wealth = redistributed(state.wealth + self._factors(pending, known, times), dealt)
         certificates = pending[..., 2 * len(self.weights) :, :]
         # A certificate says when to go on and is no verdict: it takes the root of what counts as one, as `exceedance`.
-        lighter = np.where(known, np.sqrt(times), np.maximum(spread, 1.0))[..., None, None, None]
+        lighter = np.where(known, np.sqrt(1.0 + per_s * clustered_s), np.maximum(spread, 1.0))[..., None, None, None]
         harmless = np.clip(state.harmless + _harmless(certificates) / lighter, FLOOR, CEILING)
         at = closes[..., None, None]
         return DiscordantState(

@@ -29,6 +29,7 @@ quarantined; segserve's own requests to both then tell an incident from a fault,
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -133,10 +134,11 @@ class ExceedanceState:
     harmless [..., D]: log evidence that the harm is less than each level.
     excess, variance [...]: the candidate's requests above the edge that stable would not have had there.
     clustered_s [..., S], past [..., B]: seconds of clustering in stable's past (`UNKNOWN` if that is too short), and
-    its counts; constant during a rollout.
+    its counts; see `informed`.
     paired [..., 2, S, K]: log wealth of the bets on both revisions in the same block, as `wealth`; only if it is known.
     shadowed [...]: 1 while the candidate is in Shadow and was asked. carried [..., 2]: log evidence that Shadow left.
     pairs_...: of Shadow's pairs, as `DiscordantState` says.
+    least_s [...]: seconds of clustering that verdicts allow for at least, while stable's past is short.
     surge [..., K]: log of the CUSUM against each alternative, 0 to `MAX_SURGE`; `NO_SURGE` where there is none.
     """
 
@@ -165,6 +167,7 @@ class ExceedanceState:
     pairs_assumed_s: Floats
     pairs_quick: Floats
     surge: Floats
+    least_s: Floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,23 +221,32 @@ class Exceedance:
             carried=np.zeros((*shape, 2)),
             **_fields_of(self.pairs.start(shape)),
             surge=np.full((*shape, len(ODDS)), NO_SURGE),
+            least_s=np.zeros(shape),
         )
         if past is None:
             return state
-        # A state without any past is one of before this assumption was made, and is judged as it was then.
-        state = replace(state, pairs_assumed_s=np.full(shape, self.pairs.assumed_s))
-        if not past.enough.any():
+        # A state without any past is one of before this assumption was made: nothing is assumed until it learns of one.
+        return self.informed(replace(state, pairs_assumed_s=np.full(shape, self.pairs.assumed_s)), past)
+
+    def informed(self, state: ExceedanceState, past: Past) -> ExceedanceState:
+        """Return the state with what stable's past tells by now; one that had a past that is as long keeps it."""
+        learns: Bools = past.enough & (~_known(state) | (state.least_s > self.pairs.assumed_s * past.lacking))
+        if not learns.any():
             return state
         at, known = self.edges_now(replace(state, memory=past.counts))
-        known = known & past.enough[..., None]
-        at = at[..., STABLE, :]
-        clustered_s = np.where(known.all(-1, keepdims=True), past.clustered_s(at), UNKNOWN)
+        learns = learns & known.all(-1)
+        first = (learns & ~_known(state))[..., None]
+        # Callers' requests of the rollout so far are in both; copies, in Shadow, are in its counts alone.
+        own = np.where((state.shadowed > 0)[..., None], 0.0, state.total[..., STABLE, :])
+        counts = np.maximum(past.counts - own, 0.0)
+        counts = counts * np.minimum(PAST_REQUESTS / np.maximum(counts.sum(-1, keepdims=True), 1.0), 1.0)
         return replace(
             state,
-            clustered_s=clustered_s,
-            surge=np.where(self.surges & (clustered_s >= 0).all(-1, keepdims=True), 0.0, state.surge),
-            pairs_assumed_s=np.where((clustered_s >= 0).all(-1), 0.0, state.pairs_assumed_s),
-            past=past.counts * np.minimum(PAST_REQUESTS / np.maximum(past.counts.sum(-1, keepdims=True), 1.0), 1.0),
+            clustered_s=np.where(learns[..., None], past.clustered_s(at[..., STABLE, :]), state.clustered_s),
+            least_s=np.where(learns, self.pairs.assumed_s * past.lacking, state.least_s),
+            surge=np.where(first & self.surges, 0.0, state.surge),
+            pairs_assumed_s=np.where(learns, 0.0, state.pairs_assumed_s),
+            past=np.where(first, counts, state.past),
         )
 
     def again(self, former: ExceedanceState) -> ExceedanceState:
@@ -247,6 +259,7 @@ class Exceedance:
             clustered_s=former.clustered_s,
             past=former.past,
             pairs_assumed_s=former.pairs_assumed_s,
+            least_s=former.least_s,
             surge=np.minimum(former.surge, 0.0),
         )
 
@@ -294,13 +307,14 @@ class Exceedance:
             excess=state.excess,
             variance=state.variance,
             shadowed=np.where(asked, 1.0, state.shadowed),
-            **_fields_of(self.pairs.update(pairs, counts, seconds, clustered_s, spread)),
+            **_fields_of(self.pairs.update(pairs, counts, seconds, clustered_s, spread, state.least_s)),
         )
 
     def after_shadow(self, state: ExceedanceState) -> ExceedanceState:
         """Return the state with which callers' requests follow: Shadow's evidence and certificate, and no levels.
 
-        If the candidate may still be cold, what is against it proves nothing.
+        If the candidate may still be cold, what is against it proves nothing. Where it is unknown how stable's requests
+        cluster, no certificate goes on: in larger steps a cluster would be taken for a fault more often.
         """
         shadowed = state.shadowed > 0
         settled = shadowed & (state.served_s >= self.shadow_settling_s)
@@ -309,7 +323,7 @@ class Exceedance:
             self.again(state),
             served_s=state.served_s,
             carried=np.where(settled[..., None], self._evidence(state), 0.0),
-            harmless=np.where(shadowed[..., None], certified, 0.0),
+            harmless=np.where((shadowed & _known(state))[..., None], certified, 0.0),
             pairs_total=state.pairs_total,
         )
 
@@ -333,7 +347,7 @@ class Exceedance:
         level = (usual + 0.5) / (expected.sum(-1) + 1.0)
         floor = max(each.floor for each in self.streams if each.at == stream.at)
         allowed = np.maximum(level + stream.tolerance, floor)
-        times = independent(requests, seconds, np.maximum(state.clustered_s[..., self.counted], 0.0))
+        times = independent(requests, seconds, np.maximum(state.clustered_s[..., self.counted], state.least_s))
         moved = np.clip(state.surge + one_sample(above / times, requests / times, allowed), 0.0, MAX_SURGE)
         idle = np.maximum(state.surge - (SURGE_FADES * seconds)[..., None], 0.0)
         after = np.where((requests > 0)[..., None], moved, idle)
@@ -369,7 +383,7 @@ class Exceedance:
             breach=np.minimum(worse, intolerable + tolerated) - np.where(incident, WHILE_INCIDENT, 0.0),
             incident=incident,
             shared=np.asarray(alarmed.all(-2).any(-1)),
-            enough=(state.total.sum(-1) > 0).all(-1),
+            enough=(state.total.sum(-1) > 0).all(-1) & ~(shadowed & (state.pairs_assumed_s > 0)),
             harm=np.where(shadowed, self.pairs.harm(pairs_of(state)), harm_bound(state.harmless)),
             excess=np.maximum(state.excess - noise, 0.0),
             doubtful=np.where(
@@ -407,16 +421,10 @@ class Exceedance:
             above = 1.0 - stream.quantile
             found = (above_edge > above * above_edge[..., :1]).sum(-1)
             at[..., STABLE, index] = found
-            at[..., CANDIDATE, index] = self._stretched(stream.stretch)[found]
+            at[..., CANDIDATE, index] = _stretched(self.edges, stream.stretch)[found]
             # Fewer and the quantile is the largest of a handful.
             known[..., index] = above_edge[..., 0] * above >= 2.0
         return np.minimum(at, len(self.edges)), known
-
-    def _stretched(self, stretch: float) -> NDArray[np.intp]:
-        """Return for each edge the next one that is about `stretch` times as high or more, as indices of bins."""
-        edges = np.array(self.edges)
-        after = np.searchsorted(edges, edges * stretch * ROUNDED) + 1
-        return np.array([0, *after, len(edges) + 1], np.intp)
 
     def _log_weights(self) -> Floats:
         weights = np.array([stream.weight for stream in self.streams])
@@ -442,11 +450,11 @@ class Exceedance:
         both: Bools = np.asarray((counts > 0).all(-1))
         bet: Bools = both[..., None] & known
         prior = (before + 0.5) / (state.memory.sum(-1)[..., None] + 1.0)
-        times, expected = _times(state, counts), _expected(state)
+        expected = _expected(state)
         long_run = np.take_along_axis(tails(expected), at[..., STABLE, :], -1)
         level = (long_run + 0.5) / (expected.sum(-1)[..., None] + 1.0)
         if _known(state).any():
-            paired = self._paired(state, above, counts, level, times)
+            paired = self._paired(state, above, counts, level)
             state = replace(state, paired=np.where(bet[..., None, :, None], paired, state.paired))
         return replace(
             state,
@@ -462,7 +470,7 @@ class Exceedance:
                 np.where(both[..., None, None], state.alarm, 0.0),
             ),
             **dispersion(state.squares, state.expected, state.age_s, fresh, bet),
-            **self._harm(state, above, counts, self._clustered(fresh, state, level, times[CANDIDATE]), bet),
+            **self._harm(state, above, counts, self._clustered(fresh, state, level, counts), bet),
         )
 
     def _wealth(self, wealth: Floats, above: Floats, counts: Floats, prior: Floats, fresh: Baseline) -> Floats:
@@ -482,12 +490,13 @@ class Exceedance:
         moved = wealth + np.minimum(np.concatenate(factors, -1), most)
         return redistributed(moved, np.clip(SWITCH * requests, SWITCH, MOST_SWITCH)[..., None, None])
 
-    def _clustered(self, fresh: Baseline, state: ExceedanceState, level: Floats, times: Floats) -> Baseline:
+    def _clustered(self, fresh: Baseline, state: ExceedanceState, level: Floats, counts: Floats) -> Baseline:
         """Return what harm is measured against: where dependence is known, all of stable's past and its clusters.
 
         The certificate takes the root of how many requests count as one: it says when to go on, and is no verdict.
         """
         known = _known(state)[..., None]
+        times = _times(counts, state.age_s, state.clustered_s)[CANDIDATE]
         return replace(
             fresh,
             low=np.where(known, np.maximum(level, fresh.low), fresh.low),
@@ -501,9 +510,9 @@ class Exceedance:
         above: Floats,
         counts: Floats,
         level: Floats,
-        times: tuple[Floats, Floats],
     ) -> Floats:
         """Return the log wealth [..., 2, S, K] of the bets on both revisions after a block; see `concurrent`."""
+        times = _times(counts, state.age_s, np.maximum(state.clustered_s, state.least_s[..., None]))
         bad = (above[..., STABLE, :] / times[STABLE], above[..., CANDIDATE, :] / times[CANDIDATE])
         requests = (counts[..., STABLE, None] / times[STABLE], counts[..., CANDIDATE, None] / times[CANDIDATE])
         allowed = self._allowed(level)
@@ -576,9 +585,16 @@ def _untouched(shape: tuple[int, ...]) -> Floats:
     return np.full((*shape, 1 + len(ODDS)), -np.log(1 + len(ODDS)))
 
 
-def _times(state: ExceedanceState, counts: Floats) -> tuple[Floats, Floats]:
-    """Return how many requests of (stable, candidate) in the open block count as one, each [..., S]; 1 if unknown."""
-    clustered_s, seconds = np.maximum(state.clustered_s, 0.0), state.age_s[..., None]
+@lru_cache(maxsize=64)
+def _stretched(edges: tuple[float, ...], stretch: float) -> NDArray[np.intp]:
+    """Return for each edge the next one that is about `stretch` times as high or more, as indices of bins."""
+    after = np.searchsorted(edges, np.array(edges) * stretch * ROUNDED) + 1
+    return np.array([0, *after, len(edges) + 1], np.intp)
+
+
+def _times(counts: Floats, seconds: Floats, clustered_s: Floats) -> tuple[Floats, Floats]:
+    """Return how many requests of (stable, candidate) in a block count as one, each [..., S]; 1 if that is unknown."""
+    clustered_s, seconds = np.maximum(clustered_s, 0.0), seconds[..., None]
     return (
         independent(counts[..., STABLE, None], seconds, clustered_s),
         independent(counts[..., CANDIDATE, None], seconds, clustered_s),

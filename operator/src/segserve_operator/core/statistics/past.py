@@ -21,9 +21,11 @@ from segserve_operator.core.statistics.blocks import tails
 SCALES_S: Final = (15.0, 60.0, 240.0)
 """Lengths of windows; the shortest is the interval at which counters are read outside of rollouts."""
 HALF_LIFE_S: Final = 3600.0
-FEWEST_S: Final = 600.0
+FEWEST_S: Final = 480.0
 """Shortest past that is enough, together with..."""
 FEWEST_REQUESTS: Final = 100.0
+LONG_S: Final = 1500.0
+"""Past from which on nothing is assumed beside it: what is rare and large is seldom in a shorter one."""
 DEVIATIONS: Final = 1.64
 """Standard deviations of the estimate in its upper bound: 95 %."""
 
@@ -85,6 +87,12 @@ class Past:
         requests = self.above[..., 0, 0]
         long_enough: Bools = (self.seconds[..., 1] >= FEWEST_S) & (requests >= FEWEST_REQUESTS)
         return long_enough
+
+    @property
+    def lacking(self) -> Floats:
+        """The part [...] of a long past that is lacking, 1 to 0."""
+        lacks: Floats = np.maximum(1.0 - self.seconds[..., 1] / LONG_S, 0.0)
+        return lacks
 
     @property
     def counts(self) -> Floats:

@@ -23,6 +23,9 @@ SLACK: Final = 0.05
 DISPERSION: Final = 3.0
 """Number of requests that count as one."""
 SMALLEST: Final = 1e-3
+_LOG_TIMES: Final = np.log(np.array(TIMES))
+_EXTRA: Final = np.array(TIMES) - 1.0
+_SLACK: Final = 1.0 + SLACK * np.sign(_EXTRA)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +48,10 @@ class SampleRatio:
 
         Leave out windows in which a weight changed, and the seconds that gateways need to adopt it.
         """
-        times = np.array(TIMES)
-        slack = 1.0 + SLACK * np.sign(times - 1.0)
-        written = np.clip(np.asarray(weight_percent)[..., None] / 100.0 * slack, SMALLEST, 1.0 - SMALLEST)
+        share = np.asarray(weight_percent)[..., None] / 100.0 * _SLACK
+        written = np.minimum(np.maximum(share, SMALLEST), 1.0 - SMALLEST)
         total, candidate = requests.sum(-1)[..., None], requests[..., CANDIDATE, None]
-        ratio = candidate * np.log(times) - total * np.log1p(written * (times - 1.0))
+        ratio = candidate * _LOG_TIMES - total * np.log1p(written * _EXTRA)
         dealt = redistributed(state.wealth + ratio / DISPERSION, SWITCH)
         return SampleRatioState(np.where(total > 0, dealt, state.wealth))
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from segserve_operator.api.ab_test import AbTest
+from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
 from segserve_operator.core.evidence import EDGES_MS, EvidenceWindow, Pairs
-from segserve_operator.core.gates.ab_test import BETTER, OPEN, WORSE, AbTestResult, AbTestState, build
+from segserve_operator.core.gates import measured_gates
+from segserve_operator.core.gates.ab_test import BETTER, NAME, OPEN, WORSE, AbTestResult, AbTestState
 from segserve_operator.core.gates.base import Outcome
 
 RUNS = 200
@@ -82,8 +83,9 @@ def test_copies_are_no_requests_of_the_test() -> None:
 
 
 def test_slow_requests_are_those_above_the_declared_latency() -> None:
-    spec = AbTest.model_validate({"duration": "1h", "metric": "slowRate", "slowMilliseconds": 100})
-    gate, latencies = build(spec, (50.0, 100.0, 200.0)), np.zeros((2, 4))
+    test = {"duration": "1h", "metric": "slowRate", "slowMilliseconds": 100}
+    policy = RolloutPolicy.model_validate({"strategy": "abTest", "abTest": test})
+    gate, latencies = measured_gates(policy, Slo(), (50.0, 100.0, 200.0))[NAME], np.zeros((2, 4))
     latencies[0] = (0, 20, 0, 0)
     latencies[1] = (0, 5, 10, 5)
     counted = EvidenceWindow(np.array(10.0), np.array([20.0, 20.0]), np.zeros(2), latencies)

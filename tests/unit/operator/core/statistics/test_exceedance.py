@@ -37,7 +37,7 @@ def measured(rows: list[tuple[int, int, float, float, int]]) -> list[EvidenceWin
 
 
 def together(windows: list[EvidenceWindow]) -> EvidenceWindow:
-    counted = [each.name for each in fields(EvidenceWindow) if each.name != "pairs"]
+    counted = [each.name for each in fields(EvidenceWindow) if each.name not in ("pairs", "metric")]
     return EvidenceWindow(*(np.stack([getattr(window, name) for window in windows]) for name in counted))
 
 

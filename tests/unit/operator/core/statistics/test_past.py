@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 
@@ -10,9 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segserve_operator.core.evidence import STABLE, EvidenceWindow
+from segserve_operator.core.evidence import STABLE, EvidenceWindow, Pairs
 from segserve_operator.core.gates.error_rate import ErrorRate
 from segserve_operator.core.gates.latency import SETTLING_S, Latency
+from segserve_operator.core.gates.slices import Slices
+from segserve_operator.core.rollout.plain import canonical, from_plain
 from segserve_operator.core.statistics.concurrent import one_sample, two_sample
 from segserve_operator.core.statistics.exceedance import UNKNOWN, ExceedanceState
 from segserve_operator.core.statistics.past import SCALES_S, Past, StablePast
@@ -103,6 +106,108 @@ def test_a_short_past_is_none_and_leaves_decisions_as_they_were() -> None:
 def test_a_long_past_is_known_and_takes_13_kilobytes_at_most() -> None:
     assert (ERRORS.start(past=known()).clustered_s >= 0).all()
     assert sum(getattr(StablePast.none().latencies, each.name).nbytes for each in fields(Past)) < 13_000
+
+
+GATES = (ERRORS, LATENCY, Slices(ERRORS, LATENCY))
+
+
+def of_stable(looks: list[tuple[int, int]], edges: int = len(EDGES)) -> StablePast:
+    """Return the past of these failures and slow answers of 200 requests in each 15 s."""
+    past = StablePast.none(edges)
+    for failed, slow in looks:
+        look = window((200.0, 0.0), (float(slow), 0.0), 15.0)
+        past = past.added(replace(look, errors=np.array([float(failed), 0.0])))
+    return past
+
+
+def test_a_gate_that_is_told_later_knows_what_one_knows_that_was_told_at_the_start() -> None:
+    for gate in GATES:
+        start = gate.start(past=known())
+        assert same(gate.informed(gate.start(past=StablePast.none(len(EDGES))), known()), start)
+        assert same(gate.informed(start, of_stable([(90, 90), (0, 0)] * 100)), start)
+
+
+def test_a_past_that_is_too_short_tells_nothing() -> None:
+    for gate in GATES:
+        start = gate.start(past=StablePast.none(len(EDGES)))
+        assert same(gate.informed(start, of_stable([(2, 9)] * 30)), start)
+
+
+def test_while_the_past_is_short_verdicts_allow_for_longer_clusters_and_less_so_as_it_grows() -> None:
+    state, allowed = ERRORS.start(past=StablePast.none(len(EDGES))), []
+    for windows in (40, 60, 80, 100, 120):
+        state = ERRORS.informed(state, of_stable([(2, 9), (1, 9)] * (windows // 2)))
+        allowed.append(float(state.least_s))
+    assert allowed == sorted(allowed, reverse=True)
+    assert allowed[0] > 1.0
+    assert allowed[-1] == 0.0
+
+
+def test_a_past_that_is_shorter_than_the_one_that_is_known_changes_nothing() -> None:
+    """As after the operator's restart, which forgets what it watched."""
+    state = ERRORS.start(past=of_stable([(2, 9), (1, 9)] * 40))
+
+    assert 0.0 < state.least_s < ERRORS.start(past=of_stable([(9, 9), (0, 9)] * 20)).least_s
+    assert same(ERRORS.informed(state, of_stable([(9, 9), (0, 9)] * 20)), state)
+
+
+def test_requests_of_the_steps_count_once_where_a_past_is_learned_in_them() -> None:
+    state, past = ERRORS.start(past=StablePast.none(len(EDGES))), StablePast.none(len(EDGES))
+    for _ in range(40):
+        look = replace(window((200.0, 20.0), (0.0, 0.0), 15.0), errors=np.array([2.0, 0.0]))
+        state, past = ERRORS.update(state, look), past.added(look)
+    told = ERRORS.informed(state, past)
+
+    assert (told.clustered_s >= 0).all()
+    assert told.past.sum() < 0.05 * state.total[STABLE].sum()
+
+
+def test_slices_assume_long_clusters_until_stables_past_is_long_and_nothing_new_after_shadow() -> None:
+    gate, long = Slices(ERRORS, LATENCY), of_stable([(2, 9), (1, 9)] * 60)
+    short = gate.informed(gate.start(past=StablePast.none(len(EDGES))), of_stable([(2, 9), (1, 9)] * 20))
+
+    assert (short.clustered_s == UNKNOWN).all()
+    assert (gate.start(past=of_stable([(2, 9), (1, 9)] * 20)).clustered_s == UNKNOWN).all()
+    assert (gate.informed(short, long).clustered_s >= 0).all()
+    assert (gate.informed(gate.after_shadow(short), long).clustered_s == UNKNOWN).all()
+
+
+def test_in_shadow_a_judgement_waits_until_stables_past_is_known() -> None:
+    failed = np.array([[50.0, 0.0], [0.0, 0.0]])
+    pairs = replace(Pairs.nothing(), failed=failed)
+    shadow = EvidenceWindow.of_pairs(np.array(60.0), np.zeros((2, len(EDGES) + 1)), pairs)
+    state = ERRORS.start(past=StablePast.none(len(EDGES)))
+    for _ in range(40):
+        state = ERRORS.update(state, shadow)
+    told = ERRORS.informed(state, known())
+
+    assert (bool(ERRORS.judge(state).enough), bool(ERRORS.judge(told).enough)) == (False, True)
+    assert ERRORS.judge(state).harm <= ERRORS.tolerance
+    # Without a past a certificate would lead to larger steps, in which clusters are taken for faults.
+    assert ERRORS.judge(ERRORS.after_shadow(state)).harm == 1.0
+    assert ERRORS.judge(ERRORS.after_shadow(told)).harm <= ERRORS.tolerance
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 200), st.integers(0, 200)), min_size=30, max_size=130),
+    st.lists(st.tuples(*[st.integers(0, 30)] * 4), max_size=8),
+)
+def test_a_state_that_was_told_of_a_past_reads_back_bit_for_bit(
+    looks: list[tuple[int, int]], pairs: list[tuple[int, int, int, int]]
+) -> None:
+    past = of_stable(looks)
+    for gate in GATES:
+        state = gate.start(past=StablePast.none(len(EDGES)))
+        for failed in pairs:
+            each = replace(Pairs.nothing(), failed=np.array(failed, float).reshape(2, 2))
+            state = gate.update(state, EvidenceWindow.of_pairs(np.array(5.0), np.zeros((2, len(EDGES) + 1)), each))
+            state = gate.informed(state, past)
+        assert same(from_plain(gate.start(), json.loads(canonical(state))), state)
+
+
+def same(left: object, right: object) -> bool:
+    return canonical(left) == canonical(right)
 
 
 @settings(max_examples=60, deadline=None)

@@ -45,6 +45,13 @@ def test_http_and_grpc_are_routed_to_the_pools_service_by_host_name() -> None:
     assert http["spec"]["parentRefs"] == grpc["spec"]["parentRefs"] == [parent]
 
 
+def test_plain_http_has_paths_of_its_own_that_are_routed_too() -> None:
+    http, _ = route_objects(pool_context(MINIMAL, gateway={**TOLD, "plainHttp": True}))
+
+    (rule,) = http["spec"]["rules"]
+    assert [match["path"]["value"] for match in rule["matches"]] == ["/v2", "/v1/models"]
+
+
 def test_the_port_of_a_pool_that_is_routed_to_says_that_it_takes_http2() -> None:
     (port,) = service(**TOLD)["spec"]["ports"]
     assert (port["port"], port["appProtocol"]) == (80, "kubernetes.io/h2c")

@@ -59,10 +59,22 @@ def test_what_servers_are_not_made_of_leaves_the_main_group(other: PoolContext) 
         pytest.param(pool_context(MINIMAL, artifacts={"privateHosts": ["*.svc"]}), id="what artifacts come from"),
         pytest.param(with_defaults(TARGET, server_image="segserve/server:2"), id="the operator's choice of image"),
         pytest.param(with_defaults(TARGET, triton_version="26.05"), id="the release"),
+        pytest.param(
+            pool_context(MINIMAL, gateway={"tracing": {"endpoint": "http://collector"}}), id="where spans are sent"
+        ),
     ],
 )
 def test_other_servers_are_another_main_group(other: PoolContext) -> None:
     assert main_group(other) != main_group(TARGET)
+
+
+def test_which_share_of_requests_is_traced_leaves_the_main_group() -> None:
+    groups = {
+        main_group(pool_context(MINIMAL, gateway={"tracing": {"endpoint": "http://collector", "samplingRatio": share}}))
+        for share in (0, 0.5, 1)
+    }
+
+    assert len(groups) == 1
 
 
 def test_pools_of_equal_servers_differ_in_nothing_but_names() -> None:

@@ -27,7 +27,7 @@ POOLS = {"minimal": MINIMAL, "full": FULL}
 
 def told(target: PoolContext) -> tuple[dict[str, Any], ...]:
     own = coins()
-    content = pack([own.model_dump(mode="json", by_alias=True, exclude_none=True)])
+    content = pack([own.to_json()])
     return (
         assignment_config_map(target, main_group(target), 2, content),
         plan_config_map(target, 0, pack({"routes": [], "servers": []}), ["discs", "coins"]),

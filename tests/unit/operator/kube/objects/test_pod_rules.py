@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import pytest
 
 from fakes.pools import FULL, MINIMAL, pool_context, with_defaults
 from fakes.waiting import HANG_S, until
+from segserve_common.kube.names import CAPTURE_CONTAINER as CAPTURE
 from segserve_common.kube.names import COMPARATOR_CONTAINER as COMPARATOR
 from segserve_common.logs import LogSettings
 from segserve_operator.adapters.kube.objects import PoolContext, gateway_objects, group_objects, main_group
@@ -80,8 +82,8 @@ def test_every_mount_is_of_a_volume_and_every_volume_is_mounted(template: dict[s
 
 @pytest.mark.parametrize("template", PODS)
 def test_a_slow_start_is_not_taken_for_a_death_and_a_death_is_seen_in_seconds(template: dict[str, Any]) -> None:
-    probed = [container for container in template["spec"]["containers"] if container["name"] != COMPARATOR]
-    for container in probed:
+    beside = (COMPARATOR, CAPTURE)
+    for container in (each for each in template["spec"]["containers"] if each["name"] not in beside):
         startup, liveness = container["startupProbe"], container["livenessProbe"]
         assert startup["periodSeconds"] * startup["failureThreshold"] >= 60
         assert liveness["periodSeconds"] * liveness["failureThreshold"] >= 30
@@ -103,6 +105,25 @@ def test_a_comparator_sees_nothing_of_the_gateway_but_the_folder_that_they_share
     assert "pairs-tmp" not in shared
     assert COMPARATOR not in containers(templates(MINIMAL)["gateway"])
     assert "ports" not in comparator
+
+
+def test_the_capture_service_has_the_credentials_for_artifacts_and_nothing_else_of_the_gateway() -> None:
+    service = containers(FULL_GATEWAY)[CAPTURE]
+
+    folders = {mount["mountPath"] for mount in service["volumeMounts"]}
+    assert {"/run/segserve/capture", "/tmp"} < folders
+    secrets = folders - {"/run/segserve/capture", "/tmp"}
+    assert secrets
+    assert all(folder.startswith("/mnt/segserve/secrets/") for folder in secrets), secrets
+    others = [
+        mount["mountPath"] for name in ("envoy", COMPARATOR) for mount in containers(FULL_GATEWAY)[name]["volumeMounts"]
+    ]
+    assert not secrets & set(others)
+    (access,) = [json.loads(each["value"]) for each in service["env"] if each["name"] == "SEGSERVE_ARTIFACT_ACCESS"]
+    assert access["folders"] == []
+    assert "claims" not in access
+    assert not {"startupProbe", "livenessProbe", "readinessProbe"} & service.keys()
+    assert CAPTURE not in containers(templates(MINIMAL)["gateway"])
 
 
 def test_a_comparator_that_ends_takes_no_gateway_out_of_service(tmp_path: Path) -> None:
@@ -292,3 +313,10 @@ def test_our_own_programs_log_as_the_operator_is_told(component: str) -> None:
             {"SEGSERVE_LOG_FORMAT": "json", "SEGSERVE_LOG_LEVEL": "debug"} if name not in ("triton", "envoy") else {}
         )
         assert {key: value for key, value in variables.items() if "_LOG_" in key} == expected, name
+
+
+def test_triton_logs_json_only_if_the_operator_is_told_so_of_servers() -> None:
+    told = with_defaults(pool_context(MINIMAL), server_log_format="json")
+
+    triton = containers(templates(told)["server"])["triton"]
+    assert {"name": "SEGSERVE_LOG_FORMAT", "value": "json"} in triton["env"]

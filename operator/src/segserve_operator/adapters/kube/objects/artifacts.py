@@ -62,30 +62,37 @@ def _common(wanted: tuple[str, ...] | None, allowed: tuple[str, ...]) -> tuple[s
 
 def volumes(context: PoolContext) -> list[V1Volume]:
     """Return the volumes of Secrets and claims."""
-    artifacts = context.spec.artifacts
-    # Optional: models that need no credentials are served even if the Secret is missing.
-    secrets = [
-        pods.secret_volume(_volume_name("secret", name), name, context.defaults.pod_user)
-        for name in _secrets(artifacts)
-    ]
     claims = [
         V1Volume(
             name=_volume_name("claim", name),
             persistent_volume_claim=V1PersistentVolumeClaimVolumeSource(claim_name=name, read_only=True),
         )
-        for name in artifacts.claims
+        for name in context.spec.artifacts.claims
     ]
-    return [*secrets, *claims]
+    return [*secret_volumes(context), *claims]
+
+
+def secret_volumes(context: PoolContext) -> list[V1Volume]:
+    """Return the volumes of Secrets."""
+    # Optional: models that need no credentials are served even if the Secret is missing.
+    return [
+        pods.secret_volume(_volume_name("secret", name), name, context.defaults.pod_user)
+        for name in _secrets(context.spec.artifacts)
+    ]
 
 
 def mounts(artifacts: Artifacts) -> list[V1VolumeMount]:
     """Return the agent's mounts of these volumes, each in a folder of its own name."""
-    secrets = [("secret", name, SECRETS_FOLDER) for name in _secrets(artifacts)]
-    claims = [("claim", name, CLAIMS_FOLDER) for name in artifacts.claims]
-    return [
-        V1VolumeMount(name=_volume_name(kind, name), mount_path=f"{folder}/{name}", read_only=True)
-        for kind, name, folder in (*secrets, *claims)
-    ]
+    return [*secret_mounts(artifacts), *(_mount("claim", name, CLAIMS_FOLDER) for name in artifacts.claims)]
+
+
+def secret_mounts(artifacts: Artifacts) -> list[V1VolumeMount]:
+    """Return the mounts of the volumes of Secrets."""
+    return [_mount("secret", name, SECRETS_FOLDER) for name in _secrets(artifacts)]
+
+
+def _mount(kind: str, name: str, folder: str) -> V1VolumeMount:
+    return V1VolumeMount(name=_volume_name(kind, name), mount_path=f"{folder}/{name}", read_only=True)
 
 
 def _hosts(artifacts: Artifacts, bases: list[str]) -> list[str]:

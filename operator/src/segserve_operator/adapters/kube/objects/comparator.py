@@ -17,11 +17,6 @@ if TYPE_CHECKING:
 _FOLDER: Final = f"{RUN_FOLDER}/{COMPARATOR_FOLDER}"
 _TMP: Final = "pairs-tmp"
 _REQUESTS: Final = {"cpu": "50m", "memory": "256Mi", "ephemeral-storage": "64Mi"}
-# A pod with a container that has ended is not ready, and gets no requests: a comparator that ends by itself is started
-# again inside its container, so that it takes nothing from callers. For the same reason it has no probes.
-_AGAIN: Final = (
-    'trap "exit 0" TERM; while true; do python3 -m segserve_builder.comparator "$@" & wait $!; sleep 1; done'
-)
 
 
 def volumes(context: PoolContext) -> list[V1Volume]:
@@ -44,7 +39,7 @@ def containers(context: PoolContext) -> list[V1Container]:
         name=COMPARATOR_CONTAINER,
         image=context.defaults.operator_image,
         image_pull_policy=context.defaults.image_pull_policy,
-        command=["sh", "-c", _AGAIN, COMPARATOR_CONTAINER, _FOLDER],
+        command=pods.started_again("segserve_builder.comparator", COMPARATOR_CONTAINER, _FOLDER),
         args=[
             *("--gateway", f"http://localhost:{INTERNAL_PORT}"),
             *("--max-request-bytes", str(gateway.max_request_bytes)),

@@ -22,7 +22,7 @@ from segserve_common.kube.names import (
     SERVER,
     object_name,
 )
-from segserve_common.logs import LogSettings
+from segserve_common.logs import LogFormat, LogSettings
 from segserve_operator.adapters.kube.objects.egress import Egress
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ class Defaults:
     image_pull_secrets: tuple[str, ...] = ()
     pod_user: int | None = POD_USER
     logging: LogSettings = field(default_factory=LogSettings)
+    server_log_format: LogFormat = "text"
     artifact_base: str | None = None
     artifact_schemes: tuple[str, ...] = ()
     artifact_hosts: tuple[str, ...] = ()

@@ -34,7 +34,7 @@ from segserve_common.kube.names import (
     plan_name,
     reports_name,
 )
-from segserve_operator.adapters.kube.objects import comparator, gateway_auth, gateway_tls, pods, server_tls
+from segserve_operator.adapters.kube.objects import capture, comparator, gateway_auth, gateway_tls, pods, server_tls
 from segserve_operator.adapters.kube.objects.access import access_objects
 from segserve_operator.adapters.kube.objects.config_maps import gateway_reports
 from segserve_operator.adapters.kube.objects.context import gateway_selector, meta, rendered, stamped
@@ -42,8 +42,8 @@ from segserve_operator.adapters.kube.objects.disruption import disruption_budget
 from segserve_operator.adapters.kube.objects.group import deployment
 from segserve_operator.adapters.kube.objects.network import gateway_policy
 from segserve_operator.adapters.traffic.envoy_config import command
+from segserve_operator.api.meta import ApiValue
 from segserve_operator.api.pod_template import Resources
-from segserve_operator.api.session_affinity import SessionAffinity
 from segserve_operator.mapping.quantities import number
 
 if TYPE_CHECKING:
@@ -112,13 +112,14 @@ def _template(context: PoolContext) -> Json:
         scheduler_name=gateway.scheduler_name,
         priority_class_name=gateway.priority_class_name,
         init_containers=[_sync_container(context, "prepare", "prepare")],
-        containers=[_envoy(context), _sync(context), *comparator.containers(context)],
+        containers=[_envoy(context), _sync(context), *comparator.containers(context), *capture.containers(context)],
         volumes=[
             *(pods.folder("run"), pods.folder("tmp"), pods.token_volume()),
             *gateway_tls.volumes(context),
             *server_tls.gateway_volumes(context),
             *gateway_auth.volumes(context),
             *comparator.volumes(context),
+            *capture.volumes(context),
         ],
     )
     annotations = {**gateway.pod_annotations, "kubectl.kubernetes.io/default-container": ENVOY_CONTAINER}
@@ -134,7 +135,13 @@ def _envoy(context: PoolContext) -> V1Container:
         name=ENVOY_CONTAINER,
         image=context.defaults.envoy_image,
         image_pull_policy=context.defaults.image_pull_policy,
-        command=command("envoy", Path(RUN_FOLDER), workers=gateway.workers, drain_s=gateway.drain_seconds),
+        command=command(
+            "envoy",
+            Path(RUN_FOLDER),
+            workers=gateway.workers,
+            drain_s=gateway.drain_seconds,
+            access_log=gateway.access_log is not None,
+        ),
         ports=[
             V1ContainerPort(name="inference", container_port=LISTEN_PORT, protocol="TCP"),
             V1ContainerPort(name="internal", container_port=INTERNAL_PORT, protocol="TCP"),
@@ -151,6 +158,7 @@ def _envoy(context: PoolContext) -> V1Container:
             V1VolumeMount(name="tmp", mount_path=pods.TMP_FOLDER),
             *gateway_tls.envoy_mounts(context),
             *comparator.mounts(context),
+            *capture.mounts(context),
         ],
     )
 
@@ -173,11 +181,16 @@ def _sync_container(context: PoolContext, name: str, task: str) -> V1Container:
         "requestTimeoutSeconds": gateway.request_timeout_seconds,
         "workers": gateway.workers,
         **({"streams": True} if gateway.streams else {}),
+        **({"plainHttp": True} if gateway.plain_http else {}),
+        **({"capture": True} if gateway.capture else {}),
         **_heap(gateway.resources),
         **gateway_tls.options(context),
         **server_tls.gateway_options(context),
         **gateway_auth.options(context),
-        **_session_affinity(gateway.session_affinity),
+        **_option("sessionAffinity", gateway.session_affinity),
+        **_option("accessLog", gateway.access_log),
+        **_option("callerMetrics", gateway.caller_metrics),
+        **_option("tracing", gateway.tracing),
     }
     return V1Container(
         name=name,
@@ -203,14 +216,13 @@ def _sync_container(context: PoolContext, name: str, task: str) -> V1Container:
             *server_tls.gateway_mounts(context),
             *gateway_auth.sync_mounts(context),
             *comparator.mounts(context),
+            *capture.mounts(context),
         ],
     )
 
 
-def _session_affinity(spec: SessionAffinity | None) -> dict[str, Any]:
-    if spec is None:
-        return {}
-    return {"sessionAffinity": spec.model_dump(mode="json", by_alias=True, exclude_defaults=True)}
+def _option(name: str, spec: ApiValue | None) -> dict[str, Any]:
+    return {} if spec is None else {name: spec.model_dump(mode="json", by_alias=True, exclude_defaults=True)}
 
 
 def _heap(resources: Resources | None) -> dict[str, int]:

@@ -95,8 +95,9 @@ def _route_objects(context: PoolContext) -> tuple[Json, ...]:
     if gateway.provider != "gatewayApi":
         return ()
     backends = (_Backend(name=object_name(context.pool), port=gateway.port),)
+    prefixes = ("/v2", "/v1/models") if gateway.plain_http else ("/v2",)
     http = _HttpRule(
-        matches=(_HttpMatch(path=_PathMatch(value="/v2")),),
+        matches=tuple(_HttpMatch(path=_PathMatch(value=prefix)) for prefix in prefixes),
         backend_refs=backends,
         timeouts=_Timeouts(request=f"{gateway.request_timeout_seconds + _REPLY_S}s"),
     )

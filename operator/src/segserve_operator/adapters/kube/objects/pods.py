@@ -260,3 +260,13 @@ def run_first(*command: str) -> V1LifecycleHandler:
     handler = V1LifecycleHandler()
     handler.var_exec = V1ExecAction(command=list(command))  # the constructor ignores this argument
     return handler
+
+
+def started_again(module: str, name: str, *arguments: str) -> list[str]:
+    """Return the command that runs a Python module, and again whenever it ends by itself; it has no probes either.
+
+    A pod with a container that has ended is not ready, and gets no requests: what stands beside callers' way must take
+    nothing from them.
+    """
+    script = f'trap "exit 0" TERM; while true; do python3 -m {module} "$@" & wait $!; sleep 1; done'
+    return ["sh", "-c", script, name, *arguments]

@@ -18,6 +18,7 @@ from kubernetes.aio.client import (
 )
 
 from segserve_builder.sources.access import ACCESS_VARIABLE
+from segserve_builder.spec.names import TRACES_VARIABLE
 from segserve_common.canonical import json_digest
 from segserve_common.kube.kinds import Json
 from segserve_common.kube.names import (
@@ -32,6 +33,7 @@ from segserve_common.kube.names import (
     TRITON_CONTAINER,
     object_name,
 )
+from segserve_common.logs import LogSettings
 from segserve_operator.adapters.kube.objects import artifacts, pods, server_tls
 from segserve_operator.adapters.kube.objects.context import server_selector
 from segserve_operator.api.pod_template import Resources
@@ -101,7 +103,7 @@ def server_template(context: PoolContext, group: str = "") -> Json:
 
 
 def _triton(context: PoolContext, group: str) -> V1Container:
-    server = context.spec.server
+    server, tracing = context.spec.server, context.spec.gateway.tracing
     live, ready, probed = "/v2/health/live", "/v2/health/ready", server_tls.probe_port(context)
     return V1Container(
         name=TRITON_CONTAINER,
@@ -115,6 +117,8 @@ def _triton(context: PoolContext, group: str) -> V1Container:
                 "SEGSERVE_MAX_REQUEST_BYTES": str(_MAX_REQUEST_BYTES),
                 **_own(server),
                 **server_tls.triton_variables(context),
+                TRACES_VARIABLE: tracing.server_traces_url if tracing is not None else None,
+                **LogSettings(context.defaults.server_log_format).variables(),
             }
         ),
         ports=_ports() if context.spec.server_tls is None else None,

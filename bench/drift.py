@@ -1,0 +1,345 @@
+"""Time until planted drifts are found, and false alarms: `python -m bench.drift`.
+
+Answers are those of the example's instances model, run in this process on parts of its photograph, and counted by the
+steps' own code. Thirty days are drawn from them: four cameras whose scenes last some twenty answers, twelve answers a
+minute in all, a day and a night. A second table has a simulated brightness alone, whose mean falls. The figures go to
+bench/out/drift.json, and the tables are printed (a quarter of an hour). With `--embedding` the network's features are
+compared too; their figures go to bench/out/drift_embedding.json, and there is no second table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageEnhance, ImageFilter
+
+from bench.coins import variant, with_output
+from bench.platform import ROOT
+from bench.rollout.report import markdown_table
+from segserve_builder.agent.answer_counts import counted_classes, histograms, report_of
+from segserve_builder.spec.model_spec import Embedding, ModelMetrics
+from segserve_builder.stages.base import RequestOptions
+from segserve_builder.steps.answer_metrics import AnswerMetrics, Measures
+from segserve_builder.steps.embedding import coordinates, of_usual_images, unscaled
+from segserve_builder.steps.inference import network_io
+from segserve_builder.steps.onnx_signature import read_signature
+from segserve_builder.steps.postprocess import Postprocess, check_postprocess
+from segserve_builder.steps.preprocess import NetworkInput, Preprocess
+from segserve_builder.steps.public_outputs import PUBLIC_OUTPUTS
+from segserve_builder.steps.session import NetworkSession
+from segserve_builder.steps.step_options import NetOptions
+from segserve_operator.api.drift import Drift, DriftReference, DriftWindow
+from segserve_operator.api.segmentation_model import SegmentationModel
+from segserve_operator.core.drift.watch import DriftWatch
+from segserve_operator.core.statistics.intervals import wilson
+
+OUT: Final = ROOT / "bench/out/drift.json"
+EMBEDDED_OUT: Final = OUT.with_name("drift_embedding.json")
+FEATURES: Final = "/network/lateral.0/Conv_output_0"
+"""The network's embedding: its features at an eighth of the resolution."""
+PHOTO: Final = ROOT / "examples/coins/coins.png"
+CAMERAS: Final = 4
+SCENES: Final = 6
+"""Parts of the photograph that each camera shows in turn."""
+LEVELS: Final = (0.7, 0.85, 1.0, 1.15, 1.3)
+"""Brightness in the course of a day."""
+EMPTY: Final = 0.1
+"""Share of scenes without a coin."""
+WINDOW_S: Final = 300
+ANSWERS: Final = 60
+SCENE_ANSWERS: Final = 20
+DAYS: Final = 30
+PLANTED_DAY: Final = 15.3
+CLEAN_MONTHS: Final = 12
+RUNS: Final = 3
+DRIFT: Final = Drift(
+    window=timedelta(seconds=WINDOW_S), reference=DriftReference(window=DriftWindow(duration=timedelta(days=2)))
+)
+FALLS: Final = (0.3, 0.15, 0.1, 0.05)
+SWINGS: Final = (0.0, 0.2)
+"""How far the simulated mean brightness of day and night differ."""
+FALL_RUNS: Final = 9
+FALL_DAYS: Final = 10
+DAY: Final = Drift(window=timedelta(seconds=WINDOW_S))
+Record = Mapping[str, tuple[int, ...]]
+"""Histograms of one answer."""
+
+
+def _noisy(image: Image.Image) -> Image.Image:
+    pixels = np.asarray(image, float) + np.random.default_rng(1).normal(0.0, 25.0, (image.height, image.width, 3))
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+
+
+def _jpeg(image: Image.Image) -> Image.Image:
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=8)
+    return Image.open(file).convert("RGB")
+
+
+@dataclass(frozen=True, slots=True)
+class Planted:
+    """A drift: what becomes of images, of how many cameras, and the share of scenes without a coin."""
+
+    says: str
+    change: Callable[[Image.Image], Image.Image] = lambda image: image
+    cameras: int = CAMERAS
+    empty: float = EMPTY
+
+
+DRIFTS: Final = {
+    "none": Planted("none"),
+    "brightness": Planted("half as bright", lambda image: ImageEnhance.Brightness(image).enhance(0.5)),
+    "blur": Planted("blurred, radius 3", lambda image: image.filter(ImageFilter.GaussianBlur(3))),
+    "noise": Planted("noise, sd 25 of 255", _noisy),
+    "jpeg": Planted("JPEG of quality 8", _jpeg),
+    "mix": Planted("half of the scenes without a coin instead of a tenth", empty=0.5),
+    "turned": Planted("one of four cameras turned by 90 degrees", lambda image: image.rotate(90, expand=True), 1),
+    "upside down": Planted("one of four cameras upside down", lambda image: image.rotate(180), 1),
+    "one noisy": Planted("one of four cameras noisy, sd 25 of 255", _noisy, 1),
+}
+
+
+class CountedModel:
+    """The example's instances model in this process, with the counts of its steps."""
+
+    def __init__(self, embedding: Embedding | None = None) -> None:
+        model = SegmentationModel.model_validate(variant(model="coins-instances"))
+        pipeline = model.pipeline.model_copy(update={"embedding": embedding})
+        self.assigned = model.assigned.model_copy(update={"pipeline": pipeline})
+        file = Path(model.spec.artifact.uri.removeprefix("file://"))
+        if embedding is not None:
+            file = with_output(file, FEATURES, EMBEDDED_OUT.with_suffix(".onnx"))
+        io_ = network_io(pipeline, read_signature(file))
+        self._network = NetworkSession(file, NetOptions.of(pipeline, io_))
+        self._pre = Preprocess(pipeline.preprocess, pipeline.input, io_.input, io_.layout, measures=True)
+        self._post = Postprocess(pipeline, io_)
+        self._outputs = frozenset(each.name for each in PUBLIC_OUTPUTS[check_postprocess(pipeline)]) - {"REVISION"}
+        self._pipeline = pipeline
+
+    def _run(self, image: Image.Image) -> tuple[NetworkInput, dict[str, NDArray[Any]]]:
+        file = io.BytesIO()
+        image.save(file, "PNG")
+        given = self._pre(file.getvalue(), None)
+        return given, self._network.run(given.tensor)
+
+    def embedding(self, image: Image.Image) -> NDArray[Any]:
+        """Return the coordinates of an image's embedding."""
+        assert self._pipeline.embedding is not None
+        return coordinates(self._run(image)[1][FEATURES], "NCHW", self._pipeline.embedding)
+
+    def record(self, image: Image.Image) -> Record:
+        """Return what the steps count of the answer to an image."""
+        given, raw = self._run(image)
+        values: list[Any] = []
+        outputs = self._post(raw, given.transform, RequestOptions(), self._outputs, observe=values.append)
+        metrics = AnswerMetrics(self._pipeline, ModelMetrics())
+        assert given.statistics is not None
+        measures = Measures(given.statistics, 0.0, 0.0, 0.0)
+        declared = self._pipeline.embedding
+        features = None if declared is None else coordinates(raw[FEATURES], "NCHW", declared)
+        metrics.count(values[0], outputs, given.transform, measures, (0.0, 0.0), is_test=False, embedding=features)
+        counters = {
+            (
+                each.name,
+                each.labels.get("class", each.labels.get("direction", "")),
+                each.labels.get("le", ""),
+            ): each.amount
+            for each in metrics.take()
+            if "step" not in each.labels
+        }
+        of_embedding = {
+            name: counts
+            for name, counts in report_of({"": counters}, self.assigned).histograms.items()
+            if name.startswith("embedding")
+        }
+        return {**histograms(counters, counted_classes(self.assigned)), **of_embedding}
+
+
+def pictures() -> tuple[list[Image.Image], list[Image.Image]]:
+    """Return the scenes of all cameras, and some without a coin."""
+    photo = Image.open(PHOTO).convert("RGB")
+    random = np.random.default_rng(0)
+    scenes = []
+    for _ in range(CAMERAS * SCENES):
+        left, top = int(random.integers(photo.width - 192)), int(random.integers(photo.height - 150))
+        scenes.append(photo.crop((left, top, left + 192, top + 150)))
+    ground = [Image.fromarray(np.clip(random.normal(70, 8, (150, 192, 3)), 0, 255).astype(np.uint8)) for _ in range(4)]
+    return scenes, ground
+
+
+def records(model: CountedModel, planted: Planted) -> list[list[Record]]:
+    """Return the records of every scene, the empty ones last, by level of brightness."""
+    scenes, ground = pictures()
+    changed = [planted.change(each) for each in (*scenes, *ground)]
+    return [[model.record(ImageEnhance.Brightness(each).enhance(level)) for each in changed] for level in LEVELS]
+
+
+@dataclass(slots=True)
+class Month:
+    """Windows of a month, drawn from records: `before` until the day of the drift, `after` from then on."""
+
+    before: list[list[Record]]
+    after: list[list[Record]]
+    planted: Planted
+    random: np.random.Generator
+
+    def window(self, number: int) -> list[tuple[Record, int]]:
+        """Return the answers of a window, and how often each was given."""
+        days = number * WINDOW_S / 86400
+        level = round(2 + 2 * np.sin(2 * np.pi * days))
+        drifted = days >= PLANTED_DAY
+        answers: list[tuple[Record, int]] = []
+        for camera in range(CAMERAS):
+            table = self.after if drifted and camera < self.planted.cameras else self.before
+            empty = self.planted.empty if drifted else EMPTY
+            left = int(self.random.poisson(ANSWERS / CAMERAS))
+            while left > 0:
+                lasting = min(int(self.random.geometric(1 / SCENE_ANSWERS)), left)
+                coins = self.random.random() >= empty
+                scene = camera * SCENES + self.random.integers(SCENES) if coins else -1 - self.random.integers(4)
+                # A cloud now and then.
+                shown = int(np.clip(level + self.random.integers(-1, 2), 0, len(LEVELS) - 1))
+                answers.append((table[shown][scene], lasting))
+                left -= lasting
+        return answers
+
+
+def summed(answers: list[tuple[Record, int]], totals: dict[str, NDArray[np.float64]]) -> dict[str, tuple[float, ...]]:
+    """Add answers to what the server has counted, and return that."""
+    for counts, times in answers:
+        for name, each in counts.items():
+            totals[name] = totals.get(name, np.zeros(len(each))) + times * np.array(each)
+    return {name: tuple(each.tolist()) for name, each in totals.items()}
+
+
+def watched(month: Month) -> list[tuple[float, str]]:
+    """Return the alarms of a month: the day of each, and the histogram that is farthest from the reference."""
+    watch, totals = DriftWatch.start("coins-1", 0.0, DRIFT), dict[str, NDArray[np.float64]]()
+    watch = watch.measured({"server": summed(month.window(0), totals)}, DRIFT, 0.0)
+    alarms, alarmed = [], False
+    for number in range(1, DAYS * 86400 // WINDOW_S):
+        at_s = float(number * WINDOW_S)
+        watch = watch.measured({"server": summed(month.window(number), totals)}, DRIFT, at_s)
+        if watch.found and not alarmed:
+            alarms.append((at_s / 86400, watch.found[0].name))
+            if at_s / 86400 >= PLANTED_DAY and month.planted.says != "none":
+                break
+        alarmed = bool(watch.found)
+    return alarms
+
+
+def result(name: str, tables: Mapping[str, list[list[Record]]]) -> dict[str, Any]:
+    """Return how long it takes to find a drift, and the false alarms before it."""
+    runs = CLEAN_MONTHS if name == "none" else RUNS
+    minutes, false, by = [], 0, []
+    for seed in range(runs):
+        month = Month(tables["none"], tables[name], DRIFTS[name], np.random.default_rng((seed, 1)))
+        alarms = watched(month)
+        late = [alarm for alarm in alarms if alarm[0] >= PLANTED_DAY and name != "none"]
+        false += len(alarms) - len(late)
+        if late:
+            minutes.append(round((late[0][0] - PLANTED_DAY) * 1440))
+            by.append(late[0][1])
+    return {"runs": runs, "found": len(minutes), "minutes": minutes, "falseAlarms": false, "histograms": by}
+
+
+def minutes_until_found(fall: float, swing: float, seed: int) -> int | None:
+    """Return the minutes until a fall of the mean of a simulated brightness is found, None if it is not.
+
+    An alarm before the fall is false, and its number is negative.
+    """
+    random = np.random.default_rng(seed)
+    watch, total, falls_s = DriftWatch.start("simulated", 0.0, DAY), np.zeros(11), 86400 * (2 + random.random())
+    for number in range(round(falls_s / WINDOW_S) + FALL_DAYS * 86400 // WINDOW_S):
+        at_s = float(number * WINDOW_S)
+        mean = 0.45 + swing / 2 * np.sin(2 * np.pi * at_s / 86400) - (fall if at_s >= falls_s else 0.0)
+        light = np.clip(random.normal(mean, 0.08, ANSWERS), 0.0, 0.999)
+        total[:10] += np.histogram(light, 10, (0.0, 1.0))[0]
+        watch = watch.measured({"server": {"brightness": tuple(total.tolist())}}, DAY, at_s)
+        if watch.found:
+            return round((at_s - falls_s) / 60)
+    return None
+
+
+def falls() -> list[dict[str, Any]]:
+    """Return the minutes until each fall of a simulated brightness is found."""
+    return [
+        {
+            "fall": fall,
+            "swing": swing,
+            "minutes": [minutes_until_found(fall, swing, seed) for seed in range(FALL_RUNS)],
+        }
+        for fall in FALLS
+        for swing in SWINGS
+    ]
+
+
+def report_falls(results: list[dict[str, Any]]) -> None:
+    """Print the table of the simulated brightness."""
+    rows = []
+    for each in results:
+        found = [minutes for minutes in each["minutes"] if minutes is not None]
+        missed = f", {FALL_RUNS - len(found)} of {FALL_RUNS} not found" if len(found) < FALL_RUNS else ""
+        own = f"{np.median(found):.0f} min ({min(found)} to {max(found)}){missed}" if found else "not found"
+        rows.append([str(each["fall"]), str(each["swing"]), own])
+    print(markdown_table(["mean falls by", "day and night differ by", "time until found"], rows))
+
+
+def report(results: Mapping[str, Any]) -> None:
+    """Print the table of planted drifts."""
+    rows = []
+    for name, each in results.items():
+        planted = DRIFTS[name]
+        if name == "none":
+            low, high = (round(DAYS / 30 * bound, 2) for bound in wilson(each["falseAlarms"], each["runs"]))
+            own = f"{each['falseAlarms']} alarms in {each['runs']} months ({low} to {high} a month)"
+        elif each["found"]:
+            worst = f", {each['runs'] - each['found']} not found" if each["found"] < each["runs"] else ""
+            own = f"{int(np.median(each['minutes']))} min ({min(each['minutes'])} to {max(each['minutes'])}){worst}"
+        else:
+            own = f"not found in {DAYS - PLANTED_DAY:.0f} days"
+        rows.append([planted.says, own])
+    head = ["drift", "time until found"]
+    print(markdown_table(head, rows))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--embedding", action="store_true", help="compare the network's features, too")
+    parser.add_argument("--drifts", nargs="+", choices=DRIFTS, help="drifts to plant; default: all")
+    options = parser.parse_args()
+    if options.drifts is not None and not options.embedding:
+        parser.error(f"--drifts is for --embedding: {OUT.name} has all drifts")
+    planted = options.drifts or list(DRIFTS)
+    model = CountedModel()
+    if options.embedding:
+        plain, (scenes, ground) = CountedModel(unscaled(FEATURES)), pictures()
+        usual = [ImageEnhance.Brightness(each).enhance(level) for each in (*scenes, *ground) for level in LEVELS]
+        model = CountedModel(of_usual_images(FEATURES, np.array([plain.embedding(each) for each in usual])))
+    tables = {name: records(model, DRIFTS[name]) for name in dict.fromkeys(("none", *planted))}
+    results: dict[str, Any] = {}
+    for name in planted:
+        results[name] = result(name, tables)
+        print(name, results[name], flush=True)
+    if options.embedding:
+        EMBEDDED_OUT.write_text(json.dumps(results, indent=2) + "\n")
+        EMBEDDED_OUT.with_suffix(".onnx").unlink()
+        report(results)
+        return
+    simulated = falls()
+    OUT.write_text(json.dumps({"planted": results, "simulated": simulated}, indent=2) + "\n")
+    report(results)
+    report_falls(simulated)
+
+
+if __name__ == "__main__":
+    main()

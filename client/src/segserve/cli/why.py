@@ -1,0 +1,204 @@
+"""`segserve why` and `trace`: what changed about a model, and what is known of one request."""
+
+from __future__ import annotations
+
+import json
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final
+
+import typer
+from rich.console import Console
+
+from segserve.cli.errors import CommandError, plain
+from segserve.cli.options import (
+    PlatformOptions,
+    ReportFormat,
+    model_names,
+    seconds,
+    selected_platform,
+    with_platform_options,
+)
+from segserve.platforms.errors import ControlError
+from segserve.platforms.history import HistoryEntry, LoggedRequest, history, read_requests
+from segserve.platforms.port import Json, Platform, PlatformEvent
+from segserve.platforms.waiting import readiness
+
+LOG_ADVICE: Final = "`segserve up --access-log errors`, or spec.gateway.accessLog of the pool, turns it on"
+NO_LOG: Final = f"the gateway logs no requests, so failed ones are not listed: {LOG_ADVICE}"
+_KIND_WIDTH: Final = 8
+
+
+Since = Annotated[str, typer.Option(help="How far back, such as 30m or 4h; a plain number is in seconds.")]
+Output = Annotated[ReportFormat, typer.Option("--output", "-o", help="Output format.")]
+
+
+@with_platform_options
+def why(
+    platform_options: PlatformOptions,
+    name: Annotated[str, typer.Argument(help="Model name.", autocompletion=model_names)],
+    since: Since = "1h",
+    output: Output = ReportFormat.TEXT,
+) -> None:
+    """List what changed about a model: edits, revisions, rollouts, events, restarts, and requests that failed.
+
+    Entries are in the order of time; those with ! are problems. Failed requests come from the gateway's access log.
+    """
+    platform, since_s = selected_platform(platform_options), time.time() - seconds(since)
+    model = platform.model(name)
+    notes: list[str] = []
+    events = _events(platform, name, notes)
+    entries = history(model, platform.rollouts(), events, _logged(platform, since_s, notes), since_s)
+    state = _state(model)
+    if output is ReportFormat.JSON:
+        listed = [_as_json(entry) for entry in entries]
+        typer.echo(json.dumps({"model": name, "since": _iso(since_s), "now": state, "entries": listed, "notes": notes}))
+        return
+    zone = datetime.now().astimezone().strftime("%Z")
+    _say(f"{name}: what changed since {_clock(since_s)} {zone} (now {_clock(time.time())})")
+    _say(f"  now       {state}", indent=12)
+    for entry in entries:
+        mark = "!" if entry.warning else " "
+        until = "" if entry.until_s is None or entry.until_s - entry.at_s < 1 else f", until {_clock(entry.until_s)}"
+        _say(f"{mark} {_clock(entry.at_s)}  {entry.kind:<{_KIND_WIDTH}}  {entry.text}{until}", indent=22)
+    if not entries:
+        _say("  nothing changed in that time; --since 24h looks further back")
+    for note in notes:
+        _say(f"note: {note}", indent=6)
+
+
+@with_platform_options
+def trace(
+    platform_options: PlatformOptions,
+    request_id: Annotated[str, typer.Argument(help="The id: `x-request-id` of the response.", show_default=False)],
+    since: Since = "24h",
+    output: Output = ReportFormat.TEXT,
+) -> None:
+    """Show what the gateway's access log says of a request: model, revision, server, status, times, and its trace.
+
+    A request that its client repeated is shown once for each time.
+    """
+    platform, since_s = selected_platform(platform_options), time.time() - seconds(since)
+    lines = platform.access_log(since_s)
+    if lines is None:
+        raise CommandError(f"the gateway logs no requests: {LOG_ADVICE}")
+    found = [each for each in read_requests(lines) if each.fields.get("request_id") == request_id]
+    if not found:
+        raise CommandError(
+            f"the access log of the last {since} has no request {request_id!r}; it has failed requests, and of the "
+            "others the share that spec.gateway.accessLog.samplingRatio says"
+        )
+    if output is ReportFormat.JSON:
+        typer.echo(json.dumps([dict(each.fields) for each in found]))
+        return
+    for each in found:
+        _show_request(platform, each)
+
+
+def _show_request(platform: Platform, request: LoggedRequest) -> None:
+    fields = {key: value for key, value in request.fields.items() if value is not None}
+    when = datetime.fromtimestamp(request.at_s).astimezone()
+    outcome = {"failed": "failed", "refused": "was refused", "left": "its caller left"}.get(
+        request.ended_as or "", "was answered"
+    )
+    _say(f"request {fields.get('request_id')}: {outcome} ({request.cause})", indent=2)
+    host = fields.get("upstream_host")
+    rows = {
+        "began": f"{when:%Y-%m-%d %H:%M:%S}.{when.microsecond // 1000:03} {when:%Z}",
+        "asked": f"{fields.get('method', '')} {fields.get('path', '')}",
+        "took": f"{fields.get('duration_ms', '?')} ms{_of_server(fields)}",
+        "bytes": f"{fields.get('bytes_received', 0)} received, {fields.get('bytes_sent', 0)} sent",
+        "caller": fields.get("caller"),
+        "slice": fields.get("slice"),
+        "model": fields.get("model"),
+        "revision": _revision(platform, fields),
+        "server": None if host is None else f"{host} (group {fields.get('group', '?')})",
+        "flags": str(fields.get("response_flags", "-")).removeprefix("-"),
+        "trace id": _trace_id(fields),
+    }
+    for name, value in rows.items():
+        if value:
+            _say(f"  {name:<9} {value}", indent=12)
+
+
+def _trace_id(fields: Json) -> str:
+    """Return the trace's id, and whether the gateway traces it, if it traces at all: only then `trace_id` is there."""
+    # Of a W3C trace context: version, trace, span, flags.
+    of_context = "".join(str(fields.get("traceparent") or "").split("-")[1:2])
+    if "trace_id" not in fields:
+        return of_context
+    return f"{fields['trace_id']}{'' if of_context else ' (not sampled)'}"
+
+
+def _of_server(fields: Json) -> str:
+    answered = fields.get("server_duration_ms")
+    attempts = int(fields.get("attempts") or 0)
+    tried = f", {attempts} servers asked" if attempts > 1 else ""
+    return tried if answered is None else f", the server answered after {answered} ms{tried}"
+
+
+def _revision(platform: Platform, fields: Json) -> str | None:
+    revision, model = fields.get("revision"), fields.get("model")
+    if revision is None or model is None:
+        return None
+    roles: dict[str, Any] = {}
+    with suppress(ControlError):  # it may be deleted meanwhile
+        roles = (platform.model(model).get("status") or {}).get("roles") or {}
+    role = next((role for role, holder in roles.items() if holder.get("revision") == revision), None)
+    return f"{revision} ({f'now {role}' if role else 'it has no role any more'})"
+
+
+def _events(platform: Platform, name: str, notes: list[str]) -> list[PlatformEvent]:
+    try:
+        return platform.events(name)
+    except ControlError as error:
+        notes.append(f"events cannot be read: {error}")
+        return []
+
+
+def _logged(platform: Platform, since_s: float, notes: list[str]) -> Iterator[LoggedRequest]:
+    """Yield the requests of the access log one by one: those of a busy hour do not fit into memory."""
+    try:
+        lines = platform.access_log(since_s)
+        if lines is None:
+            notes.append(NO_LOG)
+        yield from read_requests(lines or ())
+    except ControlError as error:
+        notes.append(f"the access log cannot be read: {error}")
+
+
+def _state(model: Json) -> str:
+    status = model.get("status") or {}
+    stable = ((status.get("roles") or {}).get("stable") or {}).get("revision")
+    candidate = ((status.get("roles") or {}).get("candidate") or {}).get("revision")
+    serves = f"{stable} is stable" if stable else "nothing serves"
+    shifted = f", {candidate} has {status.get('weight', 0)} % of requests" if candidate else ""
+    slo = f", SLO {status['slo']}" if status.get("slo") else ""
+    return f"{serves}{shifted}{slo}: {readiness(model).text or 'ready'}"
+
+
+def _as_json(entry: HistoryEntry) -> Json:
+    until = {} if entry.until_s is None else {"until": _iso(entry.until_s)}
+    return {"at": _iso(entry.at_s), **until, "kind": entry.kind, "warning": entry.warning, "text": entry.text}
+
+
+def _iso(at_s: float) -> str:
+    return datetime.fromtimestamp(at_s, UTC).isoformat(timespec="milliseconds")
+
+
+def _clock(at_s: float) -> str:
+    at = datetime.fromtimestamp(at_s).astimezone()
+    return f"{at:%H:%M:%S}" if time.time() - at_s < 12 * 3600 else f"{at:%m-%d %H:%M:%S}"
+
+
+def _say(text: str, indent: int = 0) -> None:
+    """Print a line, on a terminal wrapped below its text; log and events are written by others."""
+    shown = plain(" ".join(text.splitlines()))
+    if sys.stdout.isatty():
+        width = max(Console().width, indent + 20)
+        shown = "\n".join(textwrap.wrap(shown, width, subsequent_indent=" " * indent, break_on_hyphens=False))
+    typer.echo(shown)

@@ -1,0 +1,303 @@
+"""Labelled images as people have them: COCO's JSON, COCO's panoptic JSON, YOLO's text files, or label maps."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePath
+from typing import Any, Final, Literal, TypeAlias
+
+from segserve.errors import DatasetError
+from segserve.results.annotation import is_background
+from segserve.results.values import SegmentClass
+
+Labels: TypeAlias = Literal["objects", "segments", "maps"]
+"""Kinds of labels: objects with masks or boxes, panoptic segments, or maps of a class for every pixel."""
+
+IMAGE_SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff"})
+IMAGE_FOLDER: Final = "images"
+LABEL_FOLDERS: Final = ("labels", "masks")
+CLASS_FILE: Final = "classes.txt"
+YOLO_FILE: Final = "data.yaml"
+_FORMATS: Final = ("PNG", "JPEG", "MPO", "WEBP", "TIFF")
+_ORIENTATION: Final = 0x0112
+"""EXIF's tag; its values from `_TURNED` on swap height and width."""
+_TURNED: Final = 5
+_NAMED: Final = 3
+"""Up to this many images are named in an error."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledImage:
+    """One image with its labels.
+
+    `size` is (height, width). `annotations` are COCO's, of a panoptic data set its segments. `label_map` is the file
+    of a label map, or of a map of segment ids.
+    """
+
+    path: Path
+    name: str
+    size: tuple[int, int]
+    annotations: tuple[Mapping[str, Any], ...] = ()
+    label_map: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """Labelled images. `classes` are names by the data set's ids; None if its ids are those of the model."""
+
+    labels: Labels
+    images: tuple[LabelledImage, ...]
+    classes: Mapping[int, str] | None
+    things: frozenset[int] = frozenset()
+    """The ids of a panoptic data set's countable classes."""
+    is_yolo: bool = False
+
+
+def read_dataset(path: Path, images: Path | None = None) -> Dataset:
+    """Read a data set: the JSON file, or the folder that has `data.yaml`, one JSON file, or images and labels.
+
+    `images` is the folder of the images of a JSON file, which is otherwise looked for beside it. Raises `DatasetError`
+    for a data set without images, an image without labels, and anything that cannot be read.
+    """
+    yolo = path / YOLO_FILE if (path / YOLO_FILE).is_file() else path
+    if yolo.is_file() and yolo.suffix in (".yaml", ".yml"):
+        if images is not None:
+            raise DatasetError(f"{yolo.name} names its images itself; got the folder {str(images)!r} (--images) too")
+        return _of_yolo(yolo)
+    if path.is_file():
+        return _of_json(path, images)
+    if not path.is_dir():
+        raise DatasetError(f"no such data set: {str(path)!r}")
+    documents = sorted(path.glob("*.json"))
+    if len(documents) == 1:
+        return _of_json(documents[0], images)
+    if documents:
+        raise DatasetError(f"{str(path)!r} has several JSON files, {few(map(str, documents))}: name one of them")
+    return _of_folder(path, images)
+
+
+def matched_classes(
+    dataset: Dataset, known: Sequence[SegmentClass], chosen: Sequence[str] | None = None, *, background: bool = False
+) -> dict[int, SegmentClass]:
+    """Return the model's class of each class of the data set, by the data set's id; `chosen` names those that count.
+
+    With `background` the model's class of this name, if it has one, counts where a data set of objects has none.
+    A class without labels that the model lacks is left out, as tools list groups of classes. Raises `DatasetError`,
+    with both lists, for any other name that either of them lacks.
+    """
+    by_name = {one.name: one for one in known}
+    labelled = dataset.classes or {}
+    used = {int(each["category_id"]) for image in dataset.images for each in image.annotations}
+    names = [
+        name
+        for number, name in labelled.items()
+        if (name in by_name or number in used or dataset.labels == "maps") and (chosen is None or name in chosen)
+    ]
+    missing = [name for name in names if name not in by_name] + [
+        name for name in chosen or () if name not in labelled.values()
+    ]
+    if missing or not names:
+        raise DatasetError(
+            f"the data set and the model do not share the classes {', '.join(map(repr, missing)) or '(none)'}: the "
+            f"data set has {', '.join(labelled.values()) or 'none'}; the model has {', '.join(by_name) or 'none'}. "
+            "Rename them, or choose among those that both have (--classes)"
+        )
+    matched = {number: by_name[name] for number, name in labelled.items() if name in names}
+    if background and dataset.labels == "objects" and chosen is None:
+        rest = [one for one in known if is_background(one.name) and one not in matched.values()]
+        matched |= {min(0, *labelled) - number: one for number, one in enumerate(rest, 1)}
+    return matched
+
+
+def _of_json(path: Path, images: Path | None) -> Dataset:
+    try:
+        document = json.loads(path.read_bytes())
+        by_image = defaultdict(list)
+        for each in document["annotations"]:
+            area = each.get("area")
+            by_image[each["image_id"]].append(each if area is None else {**each, "area": float(area)})
+        classes = {int(each["id"]): str(each["name"]) for each in document["categories"]}
+        listed = [one for each in document["annotations"] for one in each.get("segments_info", [each])]
+        unknown = {int(each["category_id"]) for each in listed} - classes.keys()
+        rows = [(int(each["id"]), str(each["file_name"]), (int(each.get("height") or 0), int(each.get("width") or 0)))
+                for each in document["images"]]  # fmt: skip
+        is_panoptic = any("segments_info" in each for each in document["annotations"])
+        things = frozenset(int(each["id"]) for each in document["categories"] if each.get("isthing"))
+    except OSError as error:
+        raise DatasetError(f"{str(path)!r} cannot be read: {error.strerror}") from error
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError) as error:
+        raise DatasetError(
+            f"{str(path)!r} is not a COCO data set with images, categories and annotations: {error!r}"
+        ) from error
+    if unknown:
+        raise DatasetError(f"{path.name} has annotations of the categories {sorted(unknown)}, which it does not list")
+    if not rows:
+        raise DatasetError(f"{str(path)!r} lists no images")
+    if stray := by_image.keys() - {number for number, *_ in rows}:
+        raise DatasetError(
+            f"{path.name} has annotations of {len(stray)} images that it does not list: {few(map(repr, stray))}"
+        )
+    places = [images] if images is not None else [path.parent, path.parent / IMAGE_FOLDER, path.parent / path.stem,
+                                                  path.parent.parent / IMAGE_FOLDER]  # fmt: skip
+    found = {name: _file_in(places, name) for _, name, _ in rows}
+    if missing := [name for name, file in found.items() if file is None]:
+        raise DatasetError(
+            f"{len(missing)} of {len(rows)} images of {path.name} are not there: {few(missing)}; looked in "
+            f"{', '.join(map(str, places))}. Name their folder (--images)"
+        )
+    labelled = []
+    for number, name, size in rows:
+        file = found[name]
+        assert file is not None
+        size = size if min(size) > 0 else _size_of(file)
+        labelled.append(LabelledImage(file, name, size, tuple(by_image[number])))
+    if not is_panoptic:
+        return Dataset("objects", tuple(labelled), classes)
+    return Dataset("segments", tuple(_with_segments(each, path) for each in labelled), classes, things)
+
+
+def _with_segments(image: LabelledImage, document: Path) -> LabelledImage:
+    """Return an image of a panoptic data set with its segments and the PNG of their ids."""
+    if len(image.annotations) != 1:
+        raise DatasetError(f"{image.name} has {len(image.annotations)} panoptic annotations; expected one")
+    (annotation,) = image.annotations
+    try:
+        name = str(annotation["file_name"])
+        segments = tuple({**each, "id": int(each["id"])} for each in annotation["segments_info"])
+    except (LookupError, ValueError, TypeError) as error:
+        raise DatasetError(
+            f"{image.name} has no panoptic annotation with file_name and segments_info: {error!r}"
+        ) from error
+    places = [document.parent / document.stem, document.parent]
+    ids = _file_in(places, name)
+    if ids is None:
+        raise DatasetError(f"{image.name} has no labels: {name} is not in {' or '.join(map(str, places))}")
+    return replace(image, annotations=segments, label_map=ids)
+
+
+def _file_in(places: Sequence[Path], name: str) -> Path | None:
+    """Return the file in one of these folders; raises `DatasetError` for a name that leads out of them."""
+    within = PurePath(name)
+    if within.is_absolute() or ".." in within.parts:
+        raise DatasetError(f"file_name must be a path within the images' folder, got {name!r}")
+    try:
+        return next((place / within for place in places if (place / within).is_file()), None)
+    except OSError as error:
+        raise DatasetError(f"file_name {name[:80]!r} cannot be looked for: {error.strerror}") from error
+
+
+def _of_folder(path: Path, images: Path | None) -> Dataset:
+    """Read `images/` and `labels/` (or `masks/`), whose PNGs have the images' names."""
+    folder = images or path / IMAGE_FOLDER
+    labels = next((path / name for name in LABEL_FOLDERS if (path / name).is_dir()), None)
+    if not folder.is_dir() or labels is None:
+        raise DatasetError(
+            f"{str(path)!r} is no data set: expected one COCO JSON file, {YOLO_FILE}, or the folders "
+            f"{IMAGE_FOLDER} and {' or '.join(LABEL_FOLDERS)} with label maps as PNG"
+        )
+    files = sorted(each for each in folder.iterdir() if each.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        raise DatasetError(f"no image found in {str(folder)!r}; looked for *{', *'.join(sorted(IMAGE_SUFFIXES))}")
+    maps = {file: labels / f"{file.stem}.png" for file in files}
+    if missing := [file.name for file, label_map in maps.items() if not label_map.is_file()]:
+        raise DatasetError(
+            f"{len(missing)} of {len(files)} images have no labels: {few(missing)}; expected a PNG of the same name "
+            f"in {str(labels)!r}"
+        )
+    listed = tuple(LabelledImage(file, file.name, _size_of(file), label_map=maps[file]) for file in files)
+    named = path / CLASS_FILE
+    names = _lines(named) if named.is_file() else None
+    classes = {value: name.strip() for value, name in enumerate(names) if name.strip()} if names is not None else None
+    return Dataset("maps", listed, classes)
+
+
+def _of_yolo(path: Path) -> Dataset:
+    """Read the images that `val` of a YOLO data set names, or else `test` or `train`, and their files of labels."""
+    import yaml
+
+    try:
+        settings = yaml.safe_load(path.read_bytes())
+        names = settings["names"]
+        named = names.items() if isinstance(names, dict) else enumerate(names)
+        classes = {int(number): str(name) for number, name in named}
+        split = next(str(settings[key]) for key in ("val", "test", "train") if settings.get(key))
+    except (OSError, yaml.YAMLError, ValueError, TypeError, LookupError, StopIteration) as error:
+        raise DatasetError(f"{str(path)!r} is not a YOLO data set with names and val: {error!r}") from error
+    root = path.parent / str(settings.get("path") or "")
+    # Roboflow exports say `../valid/images` and mean the folder beside the file.
+    places = [root / split, path.parent / split, path.parent / split.removeprefix("../")]
+    folder = next((each for each in places if each.is_dir()), None)
+    if folder is None:
+        raise DatasetError(
+            f"{path.name} names the images {split!r}, which are no folder: looked for {', '.join(map(str, places))}"
+        )
+    files = sorted(each for each in folder.iterdir() if each.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        raise DatasetError(f"no image found in {str(folder)!r}; looked for *{', *'.join(sorted(IMAGE_SUFFIXES))}")
+    parts = list(folder.parts)
+    if IMAGE_FOLDER in parts:  # as YOLO does: the last folder of this name has a neighbour `labels`
+        parts[len(parts) - 1 - parts[::-1].index(IMAGE_FOLDER)] = LABEL_FOLDERS[0]
+    labels = Path(*parts)
+    if not any(labels.glob("*.txt")):
+        raise DatasetError(f"the images in {str(folder)!r} have no labels: expected a text file for each in {labels}")
+    listed = []
+    for file in files:
+        size = _size_of(file)
+        text = labels / f"{file.stem}.txt"
+        # A file is missing where an image shows no object.
+        lines = _lines(text) if text.is_file() else []
+        found = tuple(_yolo_annotation(line, size, text) for line in lines if line.strip())
+        if unknown := {each["category_id"] for each in found} - classes.keys():
+            raise DatasetError(f"{text} has the classes {sorted(unknown)}; {path.name} names {sorted(classes)}")
+        listed.append(LabelledImage(file, file.name, size, found))
+    return Dataset("objects", tuple(listed), classes, is_yolo=True)
+
+
+def _yolo_annotation(line: str, size: tuple[int, int], file: Path) -> dict[str, Any]:
+    """Return as COCO's annotation a line of a class, and centre and size of a box, or corners of a polygon, 0 to 1."""
+    height, width = size
+    try:
+        number, *values = line.split()
+        shares = [float(value) for value in values]
+        annotation: dict[str, Any] = {"category_id": int(number)}
+        if len(shares) == 4:
+            x, y, box_width, box_height = (
+                share * side for share, side in zip(shares, (width, height) * 2, strict=True)
+            )
+            return annotation | {"bbox": [x - box_width / 2, y - box_height / 2, box_width, box_height]}
+        if len(shares) < 6 or len(shares) % 2:
+            raise ValueError(f"{len(shares)} numbers are neither a box nor a polygon")
+    except ValueError as error:
+        raise DatasetError(f"{file}: {line[:80]!r} is not a line of YOLO labels: {error}") from error
+    polygon = [share * (height if place % 2 else width) for place, share in enumerate(shares)]
+    return annotation | {"segmentation": [polygon]}
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        # Editors of Windows begin a file with a mark of its encoding.
+        return path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{str(path)!r} cannot be read as text in UTF-8: {error}") from error
+
+
+def _size_of(path: Path) -> tuple[int, int]:
+    """Return an image's height and width after EXIF orientation."""
+    from PIL import Image
+
+    try:
+        with Image.open(path, formats=_FORMATS) as image:
+            is_turned = image.getexif().get(_ORIENTATION, 1) >= _TURNED
+            return (image.width, image.height) if is_turned else (image.height, image.width)
+    except (Image.DecompressionBombError, OSError, ValueError, SyntaxError, TypeError) as error:
+        raise DatasetError(f"image {str(path)!r} cannot be read: {error}") from error
+
+
+def few(names: Iterable[str], most: int = _NAMED) -> str:
+    """Return the first names with commas, and how many more there are."""
+    listed = list(names)
+    more = f" and {len(listed) - most} more" if len(listed) > most else ""
+    return ", ".join(listed[:most]) + more

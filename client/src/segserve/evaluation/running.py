@@ -1,0 +1,206 @@
+"""`segserve.evaluate`: asks a model labelled images through its gateway, and scores the answers."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+
+from segserve.calls.many import Failure
+from segserve.client import Client
+from segserve.errors import DatasetError, GatewayUnreachableError, ModelNotFoundError, RevisionChangedError
+from segserve.evaluation.answers import ANSWERS, AnswerFile
+from segserve.evaluation.datasets import Dataset, LabelledImage, matched_classes, read_dataset
+from segserve.evaluation.estimates import mean_estimate
+from segserve.evaluation.regions import check_size, document_of
+from segserve.evaluation.report import EvaluationReport, ImageScore
+from segserve.evaluation.scores import DatasetScores, Task, measure_of, read_labels, score
+from segserve.exports.samples import SampleResult
+from segserve.rendering.comparison import draw_label_comparison
+from segserve.results.values import SegmentClass
+from segserve_common.errors import BadRequestError, SegserveError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from segserve.results.values import ModelInfo
+
+EvaluationProgress: TypeAlias = Callable[[Literal["images", "samples"], int, int], object]
+"""Is called with the numbers of images answered, or of samples scored, and of all."""
+
+RESAMPLES: Final = 200
+WORST: Final = 20
+_TASKS: Final[dict[str, Task]] = {
+    "KEYPOINTS": "keypoints",
+    "SEGMENTS": "panoptic",
+    "AREAS": "semantic",
+    "MASKS": "instance",
+    "BOXES": "detection",
+}
+_HOPELESS: Final = (ModelNotFoundError, GatewayUnreachableError)
+
+
+def evaluate(
+    model: str,
+    data: str | os.PathLike[str],
+    *,
+    out: str | os.PathLike[str] | None = None,
+    images: str | os.PathLike[str] | None = None,
+    classes: Sequence[str] | None = None,
+    score_threshold: float | None = None,
+    max_detections: int | None = None,
+    in_flight: int = 8,
+    resamples: int = RESAMPLES,
+    worst: int = WORST,
+    client: Client | None = None,
+    progress: EvaluationProgress | None = None,
+) -> EvaluationReport:
+    """Ask a model all images of a data set, and score its answers against the labels.
+
+    `data` is a COCO or COCO panoptic JSON file, or a folder: with one such file, with `data.yaml` (YOLO), or with
+    `images` and `labels` (label maps as PNG). `images` is the folder of a JSON file's images, which are otherwise
+    looked for beside it. `classes` names those that count, by default all of the data set. `score_threshold` and
+    `max_detections` are those of `Client.segment`; AP needs a low threshold. `resamples` samples of the images, drawn
+    with a fixed seed, give the intervals.
+
+    With the folder `out`, answers are kept in it, the same call asks only what is missing of the same revision, and the
+    report is written as `report.json` and `report.html`, with the `worst` images. `client` is by default a new one.
+
+    Raises `DatasetError` for data that cannot be used, `RevisionChangedError` if several revisions answered, and the
+    errors of `Client.segment` that concern all images. An image that fails alone is in the report's `failed`.
+    """
+    if resamples < 0 or worst < 0:
+        raise BadRequestError(f"resamples and worst must be 0 or more, got {resamples} and {worst}")
+    if out is not None and Path(data).is_dir() and Path(out).resolve() == Path(data).resolve():
+        raise BadRequestError(f"out must be another folder than that of the data, got {str(out)!r}")
+    dataset = read_dataset(Path(data), None if images is None else Path(images))
+    options = {"score_threshold": score_threshold, "max_detections": max_detections}
+    with nullcontext(client) if client is not None else Client() as asked:
+        info = asked.model_info(model)
+        task = next((task for mark, task in _TASKS.items() if mark in info.outputs), None)
+        if task is None:
+            raise BadRequestError(
+                f"{model!r} is no segserve model: it has the outputs {', '.join(sorted(info.outputs))}"
+            )
+        if dataset.classes is None:
+            dataset = replace(dataset, classes={one.id: one.name for one in info.classes})
+        measure = measure_of(task, dataset)
+        matched = matched_classes(dataset, info.classes, classes, background=measure == "pixels")
+        labels = read_labels(measure, dataset, matched)
+        kept = None if out is None else AnswerFile(Path(out) / ANSWERS, model, options)
+        answers = _ask(asked, info, dataset, kept, options, in_flight, progress)
+    results = [each if isinstance(each, SampleResult) else None for each in answers]
+    revisions = sorted({each.revision for each in results if each is not None})
+    if len(revisions) > 1:
+        raise RevisionChangedError(
+            f"several revisions of {model!r} answered: {', '.join(revisions)}. Evaluate again when the rollout has "
+            "ended; kept answers of the revision that serves then are not asked again",
+            model=model,
+        )
+    scores = score(
+        measure,
+        dataset,
+        matched,
+        labels,
+        results,
+        resamples=resamples,
+        progress=None if progress is None else partial(progress, "samples"),
+    )
+    report = EvaluationReport(
+        model=model,
+        revision=revisions[0],
+        data=str(data),
+        task=task,
+        measure=measure,
+        score=mean_estimate(scores.images, interval=resamples > 0),
+        metrics=scores.metrics,
+        classes=scores.classes,
+        sizes=scores.sizes,
+        images=tuple(
+            ImageScore(image.name, value, None if isinstance(answer, SampleResult) else str(answer))
+            for image, value, answer in zip(dataset.images, scores.images, answers, strict=True)
+        ),
+        options={
+            "classes": [one.name for one in matched.values()],
+            "scoreThreshold": score_threshold,
+            "maxDetections": max_detections,
+            "resamples": resamples,
+        },
+    )
+    if out is not None:
+        report.write(Path(out), _pictures(report, dataset, scores, list(matched.values()), worst))
+    return report
+
+
+def _ask(
+    client: Client,
+    info: ModelInfo,
+    dataset: Dataset,
+    kept: AnswerFile | None,
+    options: dict[str, Any],
+    in_flight: int,
+    progress: EvaluationProgress | None,
+) -> list[SampleResult | Exception]:
+    """Return the answer to each image, or the error in its place; raises an error that concerns all images."""
+    known = {} if kept is None else kept.read(info.revision)
+    digests = [hashlib.sha256(_content(image)).hexdigest() for image in dataset.images]
+    answers: list[SampleResult | Exception | None] = [known.get(digest) for digest in digests]
+    for answer, image in zip(answers, dataset.images, strict=True):
+        if isinstance(answer, SampleResult):
+            check_size(answer, image)
+    missing = [index for index, answer in enumerate(answers) if answer is None]
+    done = len(answers) - len(missing)
+    contents: Iterator[bytes] = (_content(dataset.images[index]) for index in missing)
+    results = client.segment_many(contents, model=info.model, in_flight=in_flight, on_error="return", **options)
+    for index, result in zip(missing, results, strict=True):
+        if isinstance(result, Failure):
+            if isinstance(result.error, _HOPELESS):
+                raise result.error
+            answers[index] = result.error
+        else:
+            answer = SampleResult(result.revision, result.to_coco(file_name=dataset.images[index].name))
+            answers[index] = answer
+            if kept is not None:
+                kept.append(digests[index], answer)
+            check_size(answer, dataset.images[index])
+        done += 1
+        if progress is not None:
+            progress("images", done, len(answers))
+    errors = [each for each in answers if isinstance(each, Exception)]
+    if len(errors) == len(answers):
+        raise errors[0]
+    return [each for each in answers if each is not None]
+
+
+def _content(image: LabelledImage) -> bytes:
+    try:
+        return image.path.read_bytes()
+    except OSError as error:
+        raise DatasetError(f"image {str(image.path)!r} cannot be read: {error.strerror}") from error
+
+
+def _pictures(
+    report: EvaluationReport,
+    dataset: Dataset,
+    scores: DatasetScores,
+    classes: Sequence[SegmentClass],
+    worst: int,
+) -> list[tuple[ImageScore, Image.Image | str]]:
+    """Return the worst images that were answered, with labels, answer and difference, or why they are not drawn."""
+    drawn: list[tuple[ImageScore, Image.Image | str]] = []
+    answered = [place for place, each in enumerate(report.images) if each.error is None]
+    for place in sorted(answered, key=lambda place: report.images[place].score)[:worst]:
+        answer, image = scores.answers[place], dataset.images[place]
+        assert answer is not None
+        try:
+            labels = SampleResult("labels", document_of(scores.labels[place], image, classes))
+            picture: Image.Image | str = draw_label_comparison(image.path, labels, answer, [])
+        except (SegserveError, OSError, ValueError) as error:
+            picture = str(error)
+        drawn.append((report.images[place], picture))
+    return drawn

@@ -1,0 +1,47 @@
+"""Costs as Prometheus metrics, at an agent's /metrics and at that of a machine's gateway."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+from prometheus_client.core import CounterMetricFamily, Metric
+
+from segserve_builder.agent.cost import Owner, RevisionCost
+
+_OF_REVISION: Final = ("model", "revision")
+_GPU: Final = "Time in which networks computed, on servers with GPUs."
+_MEMORY: Final = "Memory of the servers' processes, over time."
+_REQUESTS: Final = "Requests that servers answered, tests by agents included."
+_TESTS: Final = "Requests of agents that servers answered: probes, proofs and golden sets."
+
+
+def cost_families(costs: Mapping[Owner, RevisionCost], seconds: float) -> Iterator[Metric]:
+    """Yield the counters of costs by model and revision, without labels for what belongs to no revision.
+
+    `seconds` is the time in which they were counted: what a rate of them is to be divided by, since they change seldom.
+    """
+    yield CounterMetricFamily("segserve_cost_counted_seconds", "Time in which costs were counted.", value=seconds)
+    cpu = CounterMetricFamily(
+        "segserve_cost_cpu_seconds",
+        "CPU time of servers: in a revision's steps, and its share of the server itself.",
+        labels=(*_OF_REVISION, "part"),
+    )
+    requests, tests, gpu, memory = (
+        CounterMetricFamily(f"segserve_cost_{name}", text, labels=_OF_REVISION)
+        for name, text in (
+            ("requests", _REQUESTS),
+            ("tests", _TESTS),
+            ("gpu_seconds", _GPU),
+            ("memory_byte_seconds", _MEMORY),
+        )
+    )
+    for owner, cost in costs.items():
+        cpu.add_metric((*owner, "steps"), cost.step_cpu_s)
+        cpu.add_metric((*owner, "server"), cost.server_cpu_s)
+        requests.add_metric(owner, cost.requests)
+        tests.add_metric(owner, cost.tests)
+        memory.add_metric(owner, cost.memory_byte_s)
+        if cost.gpu_s:
+            gpu.add_metric(owner, cost.gpu_s)
+    yield from (cpu, requests, tests, gpu, memory)

@@ -1,0 +1,97 @@
+"""Spans of the batches that a step runs, which Triton does not tell, sent to where Triton sends its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import secrets
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import cache
+from http.client import HTTPConnection, HTTPException
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from segserve_builder.spec.names import TRACES_VARIABLE
+
+PERIOD_S: Final = 1.0
+"""The spans of so long are one message."""
+MOST_WAITING: Final = 2048
+TIMEOUT_S: Final = 10.0
+_RESOURCE: Final = {"attributes": [{"key": "service.name", "value": {"stringValue": "segserve-triton"}}]}
+
+
+@contextmanager
+def batch_spans(requests: Sequence[Any], images: int) -> Iterator[None]:
+    """Make a span `batch` for each traced one of the requests that the context answers together.
+
+    `images` are the rows of the network's input, which may be tiles of images.
+    """
+    url = os.environ.get(TRACES_VARIABLE)
+    parents = _parents(requests) if url else []
+    started_ns = time.time_ns()
+    try:
+        yield
+    finally:
+        if url and parents:
+            sizes = {"segserve.batch_size": images, "segserve.batch_requests": len(requests)}
+            attributes = [{"key": name, "value": {"intValue": str(number)}} for name, number in sizes.items()]
+            times = {"startTimeUnixNano": str(started_ns), "endTimeUnixNano": str(time.time_ns())}
+            # An answer matters more than its spans: there may be no memory for a thread.
+            with suppress(RuntimeError):
+                for parent in parents:
+                    # Kind 1 is internal.
+                    _exporter(url).add({"name": "batch", "kind": 1, **parent, **times, "attributes": attributes})
+
+
+def _parents(requests: Sequence[Any]) -> list[dict[str, str]]:
+    """Return the ids of a child of Triton's span of the step, for each request that Triton traces."""
+    found = []
+    for request in requests:
+        # A Triton whose Python steps have no contexts makes its own spans alone.
+        with suppress(AttributeError, ValueError, KeyError, TypeError):
+            if context := request.trace().get_context():
+                _, trace, parent, _ = json.loads(context)["traceparent"].split("-")
+                found.append({"traceId": trace, "parentSpanId": parent, "spanId": secrets.token_hex(8)})
+    return found
+
+
+class SpanExporter:
+    """Sends spans by OTLP/HTTP as JSON, in one thread; drops those that nobody takes in time."""
+
+    def __init__(self, url: str) -> None:
+        self._url = urlsplit(url)
+        self._waiting: queue.Queue[dict[str, Any]] = queue.Queue(MOST_WAITING)
+        threading.Thread(target=self._send_all, name="spans", daemon=True).start()
+
+    def add(self, span: dict[str, Any]) -> None:
+        """Send a span soon."""
+        with suppress(queue.Full):
+            self._waiting.put_nowait(span)
+
+    def _send_all(self) -> None:
+        while True:
+            spans = [self._waiting.get()]
+            time.sleep(PERIOD_S)
+            with suppress(queue.Empty):
+                while len(spans) < MOST_WAITING:
+                    spans.append(self._waiting.get_nowait())
+            with suppress(OSError, HTTPException):
+                self._send(spans)
+
+    def _send(self, spans: list[dict[str, Any]]) -> None:
+        scope = {"scope": {"name": "segserve"}, "spans": spans}
+        body = json.dumps({"resourceSpans": [{"resource": _RESOURCE, "scopeSpans": [scope]}]})
+        connection = HTTPConnection(self._url.hostname or "", self._url.port, timeout=TIMEOUT_S)
+        try:
+            connection.request("POST", self._url.path, body, {"content-type": "application/json"})
+            connection.getresponse().read()
+        finally:
+            connection.close()
+
+
+_exporter: Final = cache(SpanExporter)
+"""Models of one process send together."""

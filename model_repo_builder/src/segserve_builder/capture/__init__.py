@@ -1,0 +1,1 @@
+"""Capture beside a gateway: samples of callers' requests and their answers, redacted and written to a store."""

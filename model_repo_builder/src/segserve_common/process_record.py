@@ -1,0 +1,83 @@
+"""Records of processes, by which another process finds them again."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final, Self
+
+_TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
+_BOOT_RESOLUTION_S: Final = 2.0
+"""Former records have Unix times, which are relative to a boot time in whole seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessRecord:
+    """A process by its id, and by its start after the machine's boot, because ids are reused.
+
+    Not by the Unix time of its start: that is another one once the machine's clock is set.
+    """
+
+    pid: int
+    start_ticks: int
+    boot_id: str
+
+    @classmethod
+    def of(cls, pid: int) -> Self:
+        """Return the record of the process that has an id now. Raises `OSError` if there is none."""
+        # As bytes: a name that is cut within a character is no text.
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        return cls(pid, int(fields[19]), _boot_id())  # starttime; see proc_pid_stat(5)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read a record. Raises `ValueError` if the text is none."""
+        return cls.from_fields(json.loads(text))
+
+    @classmethod
+    def from_fields(cls, fields: Any) -> Self:
+        """Read the fields of a record, also those of former versions. Raises `ValueError` if they are none."""
+        try:
+            if "start_ticks" in fields:
+                return cls(int(fields["pid"]), int(fields["start_ticks"]), str(fields["boot_id"]))
+            present = cls.of(int(fields["pid"]))
+            created_s = float(fields["createTime"] if "createTime" in fields else fields["create_time"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"a process is recorded by pid, start_ticks and boot_id, got {fields!r}") from error
+        except OSError as error:
+            raise ValueError(f"the recorded process {fields['pid']} has ended") from error
+        if abs(present.started_at_s - created_s) > _BOOT_RESOLUTION_S:
+            raise ValueError(f"the process {present.pid} started at another time than the recorded one")
+        return present
+
+    def to_json(self) -> str:
+        """Return the text that `from_json` reads."""
+        return json.dumps(asdict(self))
+
+    @property
+    def is_present(self) -> bool:
+        """Whether the id is still this process's; it may have ended without having been waited for."""
+        try:
+            return self == ProcessRecord.of(self.pid)
+        except OSError:
+            return False
+
+    @property
+    def age_s(self) -> float:
+        """How long ago it started."""
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - self.start_ticks / _TICKS_PER_S
+
+    @property
+    def started_at_s(self) -> float:
+        """When it started, in Unix time by the clock as it is set now."""
+        return time.time() - self.age_s
+
+
+def _boot_id() -> str:
+    with suppress(OSError):  # a sandbox may have none; it does not outlive a boot
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return ""

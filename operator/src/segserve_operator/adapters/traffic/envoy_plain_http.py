@@ -1,0 +1,56 @@
+"""Renders the filters that translate plain HTTP, an image as a body, into KServe v2 and its answers into JSON.
+
+The translation stands in front of the gateway's own routes: limits, access, weights, copies and counts are those of any
+request. Neither an image nor an answer's masks are parsed. Both are held until they are whole: a script that changes a
+body as it arrives leaves it with the length of its first piece, and what follows would be another request.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from segserve_operator.adapters.traffic.envoy_extensions import (
+    details_filter,
+    extension,
+    header_matches,
+    http_reply,
+    lua_filter,
+    status_filter,
+    unless,
+)
+from segserve_operator.adapters.traffic.envoy_messages import Json
+
+_NOTED: Final = "segserve.plain_http"
+"""Namespace of the dynamic metadata that has the path of a request as it came in."""
+_PLAIN: Final = {"prefix": "/v1/models/"}
+
+
+def noting_filters(*, enabled: bool) -> list[Json]:
+    """Return the filter that notes a request's path, ahead of those that may refuse it."""
+    if not enabled:
+        return []
+    noted = {"metadata_namespace": _NOTED, "key": "path", "type": "STRING"}
+    return [
+        extension(
+            "envoy.filters.http.header_to_metadata",
+            "extensions.filters.http.header_to_metadata.v3.Config",
+            request_rules=[{"header": ":path", "on_header_present": noted}],
+        )
+    ]
+
+
+def translation_filters(max_request_bytes: int, *, enabled: bool) -> list[Json]:
+    """Return the filters that translate; the request's size is known before them, and its model's name after them."""
+    if not enabled:
+        return []
+    buffer = extension(
+        "envoy.filters.http.buffer", "extensions.filters.http.buffer.v3.Buffer", max_request_bytes=max_request_bytes
+    )
+    whole = unless({"not_matcher": header_matches(":path", _PLAIN)}, buffer)
+    return [whole, lua_filter("plain_http.lua", NOTED=_NOTED, MAX_BYTES=max_request_bytes)]
+
+
+def translation_replies(*, enabled: bool) -> list[Json]:
+    """Return the mapper of what the translation refuses by itself, which is a sentence already."""
+    refused = details_filter(".startsWith('lua_response')")
+    return [http_reply([status_filter(400), refused], "%LOCAL_REPLY_BODY%")] if enabled else []

@@ -1,0 +1,297 @@
+-- Translates plain HTTP: `POST /v1/models/NAME:segment`, whose body is an image, into a request of KServe v2, and its
+-- answer into JSON; errors become problems of RFC 9457. Everything after this filter sees KServe v2.
+-- NOTED is the namespace of the dynamic metadata that has the path as it came in; MAX_BYTES limits a request.
+--
+-- Tensors are asked for in binary, so that a mask's bytes are copied and not parsed.
+
+local OPTIONS = {encoding = true, max_detections = true, score_threshold = true}
+local OPTION_NAMES = "encoding, max_detections, score_threshold"
+local LENGTH = "inference-header-content-length"
+local MOST_BOUNDARY = 70
+local TITLES = {
+  ["400"] = "Bad Request", ["401"] = "Unauthorized", ["404"] = "Not Found", ["405"] = "Method Not Allowed",
+  ["406"] = "Not Acceptable", ["408"] = "Request Timeout", ["413"] = "Content Too Large",
+  ["415"] = "Unsupported Media Type", ["429"] = "Too Many Requests", ["500"] = "Internal Server Error",
+  ["502"] = "Bad Gateway", ["503"] = "Service Unavailable", ["504"] = "Gateway Timeout",
+}
+local ESCAPES = {['"'] = '\\"', ["\\"] = "\\\\"}
+
+-- Returns the model that a request names, and its query; nil if it is not in plain HTTP.
+local function target(handle)
+  local noted = handle:streamInfo():dynamicMetadata():get(NOTED)
+  if noted == nil then return nil end
+  local path, query = string.match(noted["path"], "^([^?]*)%??(.*)$")
+  local model = string.match(path, "^/v1/models/([%w._-]+):segment$")
+  return model, query
+end
+
+local function quoted(text)
+  text = string.gsub(text, '["\\]', ESCAPES)
+  return '"' .. string.gsub(text, "[^ -~]", "?") .. '"'
+end
+
+local function refuse(handle, status, reason, headers)
+  headers = headers or {}
+  headers[":status"] = status
+  handle:respond(headers, reason)  -- ends the script
+end
+
+local function unescaped(text)
+  text = string.gsub(text, "%+", " ")
+  return (string.gsub(text, "%%(%x%x)", function(digits) return string.char(tonumber(digits, 16)) end))
+end
+
+local function add_option(handle, options, name, value)
+  if not OPTIONS[name] then
+    refuse(handle, "400", "unknown option " .. quoted(string.sub(name, 1, 80)) .. "; allowed are " .. OPTION_NAMES)
+  end
+  if options[name] ~= nil then refuse(handle, "400", "option '" .. name .. "' is given twice") end
+  options[name] = value
+end
+
+local function options_of(handle, query)
+  local options = {}
+  for pair in string.gmatch(query, "[^&]+") do
+    local name, value = string.match(pair, "^([^=]*)=?(.*)$")
+    add_option(handle, options, unescaped(name), unescaped(value))
+  end
+  return options
+end
+
+-- Returns what stands before an image of so many bytes, and the length of the JSON in it.
+local function frame(size, options)
+  local named = {'"binary_data_output":true'}
+  for name, value in pairs(options) do table.insert(named, quoted(name) .. ":" .. quoted(value)) end
+  local header = '{"inputs":[{"name":"IMAGE","datatype":"BYTES","shape":[1],"parameters":{"binary_data_size":'
+    .. string.format("%d", size + 4) .. '}}],"parameters":{' .. table.concat(named, ",") .. "}}"
+  local length = string.char(
+    size % 256, math.floor(size / 256) % 256, math.floor(size / 65536) % 256, math.floor(size / 16777216)
+  )
+  return header .. length, #header
+end
+
+-- Returns the position of a form's image, its size, and adds the form's other fields to the options.
+local function image_of_form(handle, text, boundary, options)
+  local delimiter = "--" .. boundary
+  local image, size
+  local at = string.sub(text, 1, #delimiter) == delimiter and #delimiter or nil
+  if at == nil then _, at = string.find(text, "\r\n" .. delimiter, 1, true) end
+  while at ~= nil and string.sub(text, at + 1, at + 2) == "\r\n" do
+    local _, head_end = string.find(text, "\r\n\r\n", at + 1, true)
+    if head_end == nil then break end
+    local next_at, next_end = string.find(text, "\r\n" .. delimiter, head_end - 1, true)
+    if next_at == nil then break end
+    local head = string.sub(text, at + 1, head_end)
+    local name = string.match(head, '[; ]name="([^"\r\n]*)"') or string.match(head, "[; ]name=([^; \r\n]*)") or ""
+    local length = math.max(0, next_at - head_end - 1)
+    if name ~= "image" then
+      add_option(handle, options, name, string.sub(text, head_end + 1, head_end + math.min(length, 80)))
+    elseif image ~= nil then
+      refuse(handle, "400", "the form has more than one field 'image'; one image is allowed")
+    else
+      image, size = head_end + 1, length
+    end
+    at = next_end
+  end
+  if image == nil then refuse(handle, "400", "the form has no field 'image'") end
+  return image, size
+end
+
+local function write_head(headers, model, length, json_length)
+  headers:replace(":path", "/v2/models/" .. model .. "/infer")
+  headers:replace("content-type", "application/octet-stream")
+  headers:replace("content-length", string.format("%d", length))
+  headers:replace(LENGTH, string.format("%d", json_length))
+  headers:remove("accept-encoding")  -- the answer is read here
+end
+
+function envoy_on_request(handle)
+  local model, query = target(handle)
+  if model == nil then return end
+  local headers = handle:headers()
+  if headers:get(":method") ~= "POST" then
+    refuse(handle, "405", "allowed is POST, with an image as the body", {allow = "POST"})
+  end
+  local accept = headers:get("accept")
+  local accepted = string.lower(accept or "")
+  if accepted ~= "" and not string.find(accepted, "[*]/[*]") and not string.find(accepted, "application/[j*]") then
+    refuse(handle, "406", "the answer is application/json; the request accepts " .. quoted(string.sub(accept, 1, 80)))
+  end
+  local options = options_of(handle, query)
+  local kind = headers:get("content-type") or ""
+  local is_form, boundary = string.find(string.lower(kind), "^multipart/form%-data") ~= nil, nil
+  if is_form then
+    boundary = string.match(kind, '[Bb]oundary="([^"]+)"') or string.match(kind, "[Bb]oundary=([^;%s]+)")
+    -- A long one would make the search for it slow, and RFC 2046 allows none.
+    if boundary == nil or #boundary > MOST_BOUNDARY then
+      refuse(handle, "400", "a form needs a boundary of 1 to " .. MOST_BOUNDARY .. " characters in its content type")
+    end
+  end
+  local body = handle:body(true)
+  if body:length() == 0 then refuse(handle, "400", "the request has no body; it must be an image") end
+  local text = body:getBytes(0, body:length())
+  local at, size = 1, #text
+  if is_form then at, size = image_of_form(handle, text, boundary, options) end
+  local before, json_length = frame(size, options)
+  if #before + size > MAX_BYTES then refuse(handle, "413", "") end
+  body:setBytes(before .. (is_form and string.sub(text, at, at + size - 1) or text))
+  -- Headers that were taken before the wait for the body are void after it.
+  write_head(handle:headers(), model, #before + size, json_length)
+end
+
+local function float32(a, b, c, d)
+  local exponent, fraction = (d % 128) * 2 + math.floor(c / 128), (c % 128) * 65536 + b * 256 + a
+  if exponent == 255 then return "null" end
+  local value = exponent == 0 and math.ldexp(fraction, -149) or math.ldexp(fraction + 8388608, exponent - 150)
+  return string.format("%.9g", d < 128 and value or -value)
+end
+
+local function int32(a, b, c, d)
+  local value = ((d * 256 + c) * 256 + b) * 256 + a
+  return string.format("%d", value < 2147483648 and value or value - 4294967296)
+end
+
+local READERS = {FP32 = {4, float32}, INT32 = {4, int32}, INT64 = {8, int32}}
+
+-- Returns the numbers of a tensor as texts. Those of 64 bits are counts of pixels, which 32 bits hold.
+local function numbers(body, tensor)
+  if tensor == nil then return {} end
+  local width, read = READERS[tensor.datatype][1], READERS[tensor.datatype][2]
+  local list = {}
+  for at = tensor.at, tensor.at + tensor.size - 1, width do
+    table.insert(list, read(string.byte(body, at, at + 3)))
+  end
+  return list
+end
+
+local function items(body, tensor)
+  local list, at = {}, tensor and tensor.at or 1
+  while tensor and at < tensor.at + tensor.size do
+    local a, b, c, d = string.byte(body, at, at + 3)
+    local size = ((d * 256 + c) * 256 + b) * 256 + a
+    table.insert(list, string.sub(body, at + 4, at + 3 + size))
+    at = at + 4 + size
+  end
+  return list
+end
+
+local function group(list, index, count)
+  return "[" .. table.concat(list, ",", (index - 1) * count + 1, index * count) .. "]"
+end
+
+-- Returns `,"mask":...`: COCO's RLE and polygons as they are there, a picture in base64; empty without a mask.
+local function mask(handle, encoded, size)
+  if encoded == nil then return "" end
+  -- Of the characters of RLE counts polygons have none but brackets, and a picture's first byte is none.
+  if string.find(encoded, "^[0-o]+$") and encoded ~= "[]" then
+    return ',"mask":{"size":' .. size .. ',"counts":' .. quoted(encoded) .. "}"
+  end
+  if string.byte(encoded) == 91 then return ',"mask":' .. encoded end
+  return ',"mask":"' .. handle:base64Escape(encoded) .. '"'
+end
+
+local function objects(handle, body, tensors, masks, size)
+  local boxes, scores, classes = numbers(body, tensors.BOXES), numbers(body, tensors.SCORES), numbers(body, tensors.CLASSES)
+  local points = numbers(body, tensors.KEYPOINTS)
+  local each = #classes > 0 and #points / #classes or 0
+  local list = {}
+  for index, class in ipairs(classes) do
+    local keypoints = {}
+    for at = 1, each / 3 do table.insert(keypoints, group(points, (index - 1) * each / 3 + at, 3)) end
+    table.insert(list, '{"class_id":' .. class .. ',"score":' .. scores[index] .. ',"box":' .. group(boxes, index, 4)
+      .. (tensors.KEYPOINTS and ',"keypoints":[' .. table.concat(keypoints, ",") .. "]" or "")
+      .. mask(handle, masks[index], size) .. "}")
+  end
+  return '"objects":[' .. table.concat(list, ",") .. "]"
+end
+
+local function segments(handle, body, tensors, masks, size)
+  local text = string.gsub(items(body, tensors.SEGMENTS)[1], '"class":', '"class_id":')
+  local index = 0
+  text = string.gsub(string.gsub(text, '"isThing":', '"is_thing":'), "}", function()
+    index = index + 1
+    return mask(handle, masks[index], size) .. "}"
+  end)
+  return '"segments":' .. text
+end
+
+local function classes(handle, body, tensors, masks, size)
+  local areas, confidence = numbers(body, tensors.AREAS), numbers(body, tensors.CONFIDENCE)
+  local list = {}
+  for index, class in ipairs(numbers(body, tensors.CLASSES)) do
+    table.insert(list, '{"class_id":' .. class .. ',"area":' .. areas[index] .. ',"confidence":' .. confidence[index]
+      .. mask(handle, masks[index], size) .. "}")
+  end
+  return '"classes":[' .. table.concat(list, ",") .. "]"
+end
+
+-- Returns the tensors that the header of an answer lists, by name, and where the last one ends.
+local function tensors_of(header)
+  local tensors, at = {}, #header + 1
+  for name, datatype, size in string.gmatch(
+    header, '{"name":"([%w_]+)","datatype":"(%w+)","shape":%[[%d,]*%],"parameters":{"binary_data_size":(%d+)}}'
+  ) do
+    tensors[name] = {datatype = datatype, at = at, size = tonumber(size)}
+    at = at + tonumber(size)
+  end
+  return tensors, at - 1
+end
+
+local function answer(handle, model, body, tensors)
+  local height_width = numbers(body, tensors.SIZE)
+  local size = group(height_width, 1, 2)
+  local masks, labels = items(body, tensors.MASKS), items(body, tensors.LABELS)
+  local part = (tensors.BOXES and objects) or (tensors.SEGMENTS and segments) or classes
+  local fields = {
+    '"model":' .. quoted(model),
+    '"revision":' .. quoted(items(body, tensors.REVISION)[1] or ""),
+    '"height":' .. height_width[1], '"width":' .. height_width[2],
+    part(handle, body, tensors, masks, size),
+  }
+  if labels[1] then table.insert(fields, '"labels":"' .. handle:base64Escape(labels[1]) .. '"') end
+  local unlike = numbers(body, tensors.OUT_OF_DISTRIBUTION)
+  if #unlike == 2 then
+    table.insert(fields, '"out_of_distribution":{"score":' .. unlike[1] .. ',"threshold":' .. unlike[2] .. "}")
+  end
+  if tensors.CONTINUED then
+    table.insert(fields, '"continued":' .. tostring(numbers(body, tensors.CONTINUED)[1] == "1"))
+  end
+  return "{" .. table.concat(fields, ",") .. "}\n"
+end
+
+-- Replaces an error, which is `{"error": "..."}` of this gateway and of servers, by a problem.
+local function write_problem(handle, status)
+  local body = handle:body(true)
+  local text = body:length() > 0 and body:getBytes(0, body:length()) or ""
+  local detail = string.match(text, '^%s*{%s*"error"%s*:%s*(".*")%s*}%s*$') or quoted(string.sub(text, 1, 500))
+  local title = TITLES[status] and '"title":"' .. TITLES[status] .. '",' or ""
+  local length = body:setBytes("{" .. title .. '"status":' .. status .. ',"detail":' .. detail .. "}\n")
+  handle:headers():replace("content-type", "application/problem+json")
+  handle:headers():replace("content-length", string.format("%d", length))
+end
+
+function envoy_on_response(handle)
+  local model = target(handle)
+  if model == nil then return end
+  local headers = handle:headers()
+  local status = headers:get(":status")
+  if status ~= "200" then return write_problem(handle, status) end
+  local header_length = tonumber(headers:get(LENGTH) or "")
+  if header_length == nil then return end
+  headers:remove(LENGTH)
+  headers:remove("content-length")
+  headers:replace("content-type", "application/json")
+  local chunks, received, tensors, whole = {}, 0, nil, nil
+  for chunk in handle:bodyChunks() do
+    table.insert(chunks, chunk:getBytes(0, chunk:length()))
+    received = received + chunk:length()
+    chunk:setBytes("")
+    if tensors == nil and received >= header_length then
+      tensors, whole = tensors_of(string.sub(table.concat(chunks), 1, header_length))
+    end
+    if whole ~= nil and received >= whole then
+      chunk:setBytes(answer(handle, model, table.concat(chunks), tensors))
+      return
+    end
+  end
+end

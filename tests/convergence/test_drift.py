@@ -1,0 +1,603 @@
+"""Models whose answers are watched for drift: what agents count, what the condition says, and what a restart keeps."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fakes.cluster_world import KEY, NAMESPACE, ClusterWorld, model_manifest
+from segserve_builder.agent.protocol import ReferenceReport
+from segserve_common.kube.kinds import CONFIG_MAPS, REVISIONS
+from segserve_common.kube.names import SHARDS, assignment_name
+from segserve_common.kube.shards import content_of, pack, unpack
+from segserve_operator.core.drift.watch import recorded_of
+
+DRIFT = {"window": "1m", "reference": {"window": {"duration": "30m"}}}
+SERVERS = 2
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[ClusterWorld]:
+    world = ClusterWorld()
+    world.apply_pool(replicas=SERVERS)
+    yield world
+    await world.passes.close()
+
+
+class Camera:
+    """Images of some brightness, most of them with coins; the totals are those of each server."""
+
+    def __init__(self, world: ClusterWorld, network: str = "1") -> None:
+        self._world, self._network = world, network
+        self._random = np.random.default_rng(1)
+        self._totals = {"brightness": np.zeros(11), "classShare:coin": np.zeros(2), "emptyAnswers": np.zeros(2)}
+        self._totals["embedding:2"] = np.zeros(12)
+
+    async def film(
+        self, minutes: int, brightness: float = 0.45, coins: float = 0.9, features: float | None = None
+    ) -> None:
+        """Let time pass, with 60 images per minute at each server; `features` is the mean of a coordinate of theirs."""
+        for _ in range(minutes * 3):
+            light = np.clip(self._random.normal(brightness, 0.08, 20), 0.0, 0.999)
+            found = int((self._random.random(20) < coins).sum())
+            self._totals["brightness"] += np.append(np.histogram(light, 10, (0.0, 1.0))[0], 0)
+            if features is not None:
+                coordinates = np.clip(self._random.normal(features, 1.0, 20), -6.0, 5.9)
+                self._totals["embedding:2"] += np.histogram(coordinates, 12, (-6.0, 6.0))[0]
+            self._totals["classShare:coin"] += (20 - found, found)
+            self._totals["emptyAnswers"] += (found, 20 - found)
+            await self._turn()
+
+    async def restart_servers(self) -> None:
+        """Let the servers count from zero."""
+        for counts in self._totals.values():
+            counts[:] = 0
+        await self._turn()
+
+    async def _turn(self) -> None:
+        counted = {name: tuple(map(int, counts)) for name, counts in self._totals.items() if counts.any()}
+        self._world.answers[self._network] = counted
+        await self._world.turns(2, seconds_each=10.0)
+
+
+async def watched(world: ClusterWorld, **drift: Any) -> Camera:
+    """Serve a model whose reference is complete."""
+    world.apply(model_manifest("coins", drift={**DRIFT, **drift}))
+    await world.turns(12)
+    camera = Camera(world)
+    await camera.film(3)
+    assert is_asked(world)
+    assert world.condition("coins", "Drifting") == ("Unknown", "CountingReference")
+    await camera.film(40)
+    assert world.condition("coins", "Drifting") == ("False", "AsReference")
+    return camera
+
+
+def message(world: ClusterWorld) -> str:
+    (found,) = (each for each in world.status("coins")["conditions"] if each["type"] == "Drifting")
+    return str(found["message"])
+
+
+def is_asked(world: ClusterWorld) -> bool:
+    """Tell whether any group's assignment orders counts."""
+    group = world.status("coins")["roles"]["stable"]["group"]
+    maps = [world.kube.peek(CONFIG_MAPS, NAMESPACE, assignment_name(KEY.pool, group, at)) for at in range(SHARDS)]
+    contents = [content_of(each) for each in maps if each is not None]
+    assert len(contents) == SHARDS
+    return any("counting" in model for content in contents if content is not None for model in unpack(content))
+
+
+async def test_images_whose_embedding_moves_are_changed_images(world: ClusterWorld) -> None:
+    world.apply(model_manifest("coins", drift=DRIFT))
+    await world.turns(12)
+    camera = Camera(world)
+    await camera.film(43, features=0.0)
+    assert world.condition("coins", "Drifting") == ("False", "AsReference")
+
+    await camera.film(20, features=2.0)
+
+    assert world.condition("coins", "Drifting") == ("True", "ImagesChanged")
+    assert "embedding in direction 2: PSI" in message(world)
+
+
+async def test_darker_images_are_drift_with_numbers_an_event_and_an_end(world: ClusterWorld) -> None:
+    camera = await watched(world)
+
+    await camera.film(20, brightness=0.15)
+
+    assert world.condition("coins", "Drifting") == ("True", "ImagesChanged")
+    assert "brightness: PSI" in message(world)
+    assert ("coins", "ImagesChanged") in world.told()
+    assert world.condition("coins", "Ready")[0] == "True"
+
+    await camera.film(20)
+
+    assert world.condition("coins", "Drifting") == ("False", "AsReference")
+    assert ("coins", "DriftOver") in world.told()
+
+
+async def test_a_class_that_is_gone_is_told_by_its_name(world: ClusterWorld) -> None:
+    camera = await watched(world)
+
+    await camera.film(20, coins=0.0)
+
+    assert world.condition("coins", "Drifting") == ("True", "ClassGone")
+    assert "classShare of coin" in message(world)
+    assert "% of answers" in message(world)
+
+
+def recorded(world: ClusterWorld) -> dict[str, Any]:
+    """Return the spec with the reference that the model has counted."""
+    reference = recorded_of(world.status("coins")["drift"]).to_dict()
+    return {"window": DRIFT["window"], "reference": {"recorded": reference}}
+
+
+async def test_a_recorded_reference_leaves_the_embeddings_of_the_next_network_out_and_says_so(
+    world: ClusterWorld,
+) -> None:
+    world.apply(model_manifest("coins", drift=DRIFT))
+    await world.turns(12)
+    await Camera(world).film(43, features=-2.0)
+    world.apply(model_manifest("coins", "2", drift=recorded(world)))
+    await world.turns(12)
+
+    await Camera(world, "2").film(20, features=2.0)
+
+    assert world.condition("coins", "Drifting") == ("False", "AsReference")
+    assert message(world).endswith("; not compared, as the reference has none: embeddings")
+
+
+async def test_a_recorded_reference_holds_at_once_for_the_next_revision_and_after_a_restart(
+    world: ClusterWorld,
+) -> None:
+    camera = await watched(world)
+    kept = recorded(world)
+    world.apply(model_manifest("coins", "2", drift=kept))
+    await world.turns(12)
+    camera = Camera(world, "2")
+    await camera.film(3)
+    assert world.condition("coins", "Drifting") == ("False", "AsReference")
+    assert "recorded" in message(world)
+
+    await camera.film(20, brightness=0.15)
+    since = message(world)
+    world.restart()
+    await camera.film(3, brightness=0.15)
+
+    assert world.condition("coins", "Drifting") == ("True", "ImagesChanged")
+    assert message(world) == since
+
+    await camera.film(20)
+    world.restart()
+    await camera.film(1)
+
+    assert world.condition("coins", "Drifting") == ("False", "AsReference")
+
+
+async def test_a_recorded_reference_whose_histograms_nobody_reports_is_not_as_before(world: ClusterWorld) -> None:
+    camera = await watched(world)
+    kept = recorded(world)
+    histograms = kept["reference"]["recorded"]["histograms"]
+    histograms["score:coin"] = histograms["classShare:coin"]
+    world.apply(model_manifest("coins", drift=kept))
+    await camera.film(3)
+    assert world.condition("coins", "Drifting") == ("False", "AsReference")
+    assert message(world).endswith("not compared, as no server reports them with as many buckets: score:coin")
+
+    for name in histograms.keys() - {"score:coin"}:
+        del histograms[name]
+    world.apply(model_manifest("coins", drift=kept))
+    await camera.film(3)
+
+    assert world.condition("coins", "Drifting") == ("Unknown", "NothingCompared")
+    assert "score:coin" in message(world)
+
+
+async def test_agents_of_an_earlier_version_compare_nothing_with_a_recorded_reference(world: ClusterWorld) -> None:
+    brightness = {"shares": [0.5, 0.5], "low": [0.4], "high": [0.6], "windows": 30}
+    world.counting = False
+    reference = {"recorded": {"window": "1m", "histograms": {"brightness": brightness}}}
+    world.apply(model_manifest("coins", drift={"window": "1m", "reference": reference}))
+
+    await world.turns(20)
+
+    assert world.condition("coins", "Ready")[0] == "True"
+    assert world.condition("coins", "Drifting") == ("Unknown", "OtherVersion")
+
+
+GOLDEN = {"uri": "https://example.org/golden.zip", "sha256": "a" * 64}
+FILE = {"uri": "https://example.org/reference.json", "sha256": "c" * 64}
+OF_GOLDEN = {"window": "1m", "reference": {"golden": {}}}
+OF_FILE = {"window": "1m", "reference": {"file": FILE}}
+
+
+def of_golden_images(images: int) -> ReferenceReport:
+    """Return what agents count of as many images as the camera's usual ones, most of them with coins."""
+    light = np.random.default_rng(2).normal(0.45, 0.08, images)
+    empty = images // 10
+    histograms = {
+        "brightness": (*map(int, np.histogram(light, 10, (0.0, 1.0))[0]), 0),
+        "classShare:coin": (empty, images - empty),
+        "emptyAnswers": (images - empty, empty),
+    }
+    observations = dict.fromkeys(histograms, float(images))
+    return ReferenceReport(sha256=GOLDEN["sha256"], images=images, histograms=histograms, observations=observations)
+
+
+def asks_for_a_reference(world: ClusterWorld) -> bool:
+    """Tell whether any assignment orders one."""
+    group = world.status("coins")["roles"]["stable"]["group"]
+    maps = [world.kube.peek(CONFIG_MAPS, NAMESPACE, assignment_name(KEY.pool, group, at)) for at in range(SHARDS)]
+    told = [unpack(content) for each in maps if each is not None and (content := content_of(each)) is not None]
+    return any("reference" in model.get("counting", ()) for models in told for model in models)
+
+
+async def test_golden_images_are_the_reference_from_the_start_and_after_a_restart(world: ClusterWorld) -> None:
+    world.apply(model_manifest("coins", golden=GOLDEN, drift=OF_GOLDEN))
+    await world.turns(12)
+    assert world.condition("coins", "Drifting") == ("Unknown", "CountingReference")
+    assert asks_for_a_reference(world)
+
+    world.references[GOLDEN["sha256"]] = of_golden_images(100)
+    camera = Camera(world)
+    await camera.film(3)
+    assert world.condition("coins", "Drifting") == ("False", "AsReference")
+    assert "the reference of 100 golden images" in message(world)
+    assert not asks_for_a_reference(world)
+
+    await camera.film(1, features=0.0)
+    assert message(world).endswith("; not compared, as the reference has none: embeddings")
+
+    world.restart()
+    await camera.film(30)
+    assert world.condition("coins", "Drifting") == ("False", "AsReference")
+    assert not asks_for_a_reference(world)
+
+    await camera.film(20, brightness=0.15)
+    assert world.condition("coins", "Drifting") == ("True", "ImagesChanged")
+    since = message(world)
+    world.restart()
+    await camera.film(3, brightness=0.15)
+    assert world.condition("coins", "Drifting") == ("True", "ImagesChanged")
+    assert message(world) == since
+
+
+async def test_too_few_golden_images_are_said_with_numbers(world: ClusterWorld) -> None:
+    world.references[GOLDEN["sha256"]] = of_golden_images(12)
+    world.apply(model_manifest("coins", golden=GOLDEN, drift=OF_GOLDEN))
+    await world.turns(12)
+    await Camera(world).film(3)
+
+    assert world.condition("coins", "Ready")[0] == "True"
+    assert world.condition("coins", "Drifting") == ("Unknown", "TooFewGoldenImages")
+    assert message(world) == "the golden set has 12 images; a reference needs at least 30"
+
+
+async def test_the_golden_images_of_the_next_revision_are_counted_anew(world: ClusterWorld) -> None:
+    world.references[GOLDEN["sha256"]] = of_golden_images(100)
+    world.apply(model_manifest("coins", golden=GOLDEN, drift=OF_GOLDEN))
+    await world.turns(12)
+    await Camera(world).film(3)
+    assert world.condition("coins", "Drifting") == ("False", "AsReference")
+
+    del world.references[GOLDEN["sha256"]]
+    world.apply(model_manifest("coins", "2", golden=GOLDEN, drift=OF_GOLDEN))
+    await world.turns(12)
+
+    assert world.condition("coins", "Drifting") == ("Unknown", "CountingReference")
+
+
+async def test_a_file_is_the_reference_also_of_the_next_revision_when_it_is_gone(world: ClusterWorld) -> None:
+    await watched(world)
+    content = pack(recorded_of(world.status("coins")["drift"]).to_dict())
+    world.references[FILE["sha256"]] = ReferenceReport(sha256=FILE["sha256"], content=content)
+    world.apply(model_manifest("coins", drift=OF_FILE))
+    await world.turns(6)
+    assert world.condition("coins", "Drifting") == ("False", "AsReference")
+    assert FILE["uri"] in message(world)
+
+    world.references.clear()
+    world.apply(model_manifest("coins", "2", drift=OF_FILE))
+    await world.turns(12)
+    camera = Camera(world, "2")
+    await camera.film(3)
+    assert world.condition("coins", "Drifting") == ("False", "AsReference")
+
+    world.restart()
+    await camera.film(20, brightness=0.15)
+    assert world.condition("coins", "Drifting") == ("True", "ImagesChanged")
+
+
+async def test_an_edit_beside_a_file_that_is_gone_keeps_its_reference_and_the_drift(world: ClusterWorld) -> None:
+    await watched(world)
+    content = pack(recorded_of(world.status("coins")["drift"]).to_dict())
+    world.references[FILE["sha256"]] = ReferenceReport(sha256=FILE["sha256"], content=content)
+    world.apply(model_manifest("coins", drift=OF_FILE))
+    camera = Camera(world)
+    await camera.film(20, brightness=0.15)
+    assert world.condition("coins", "Drifting") == ("True", "ImagesChanged")
+    since = message(world)
+
+    world.references.clear()
+    moved = {"file": {**FILE, "uri": "https://example.org/moved.json"}, "window": {"duration": "2h"}}
+    drift = {"window": "1m", "minAnswers": 40, "reference": moved}
+    world.apply(model_manifest("coins", drift=drift, metrics={"slices": ["north"]}))
+    await camera.film(3, brightness=0.15)
+    world.restart()
+    await camera.film(3, brightness=0.15)
+
+    assert world.condition("coins", "Drifting") == ("True", "ImagesChanged")
+    assert message(world) == since
+
+
+async def test_a_revisions_record_that_is_missing_for_a_pass_ends_neither_reference_nor_drift(
+    world: ClusterWorld,
+) -> None:
+    world.references[GOLDEN["sha256"]] = of_golden_images(100)
+    world.apply(model_manifest("coins", golden=GOLDEN, drift=OF_GOLDEN))
+    await world.turns(12)
+    camera = Camera(world)
+    await camera.film(20, brightness=0.15)
+    assert world.condition("coins", "Drifting") == ("True", "ImagesChanged")
+    since, stored = message(world), world.status("coins")["drift"]
+    (record,) = world.kube.all(REVISIONS, NAMESPACE)
+
+    world.references.clear()
+    world.kube.remove(REVISIONS, NAMESPACE, record["metadata"]["name"])
+    await camera.film(1, brightness=0.15)
+
+    assert world.condition("coins", "Drifting") == ("True", "ImagesChanged")
+    assert (message(world), world.status("coins")["drift"]) == (since, stored)
+
+
+async def test_all_models_that_share_a_file_say_why_it_is_refused_though_a_report_has_it_only_once(
+    world: ClusterWorld,
+) -> None:
+    content = pack({"window": "1m", "histograms": {}})
+    world.references[FILE["sha256"]] = ReferenceReport(sha256=FILE["sha256"], content=content)
+    for name, network in (("coins", "1"), ("roads", "2")):
+        world.apply(model_manifest(name, network, drift=OF_FILE))
+
+    await world.turns(12)
+
+    assert world.condition("coins", "Drifting") == ("Unknown", "ReferenceFailed")
+    assert world.condition("roads", "Drifting") == ("Unknown", "ReferenceFailed")
+
+
+async def test_models_that_share_a_file_have_it_though_a_report_has_it_only_once(world: ClusterWorld) -> None:
+    await watched(world)
+    content = pack(recorded_of(world.status("coins")["drift"]).to_dict())
+    world.references[FILE["sha256"]] = ReferenceReport(sha256=FILE["sha256"], content=content)
+    for name, network in (("coins", "1"), ("roads", "2")):
+        world.apply(model_manifest(name, network, drift=OF_FILE))
+    await world.turns(12)
+    await Camera(world, "1").film(2)
+    await Camera(world, "2").film(2)
+
+    assert world.condition("coins", "Drifting") == ("False", "AsReference")
+    assert world.condition("roads", "Drifting") == ("False", "AsReference")
+
+
+async def test_why_a_file_is_no_reference_is_said_until_it_is_mended(world: ClusterWorld) -> None:
+    missing = ReferenceReport(sha256=FILE["sha256"], reason="ArtifactMissing", message="404 Not Found")
+    world.references[FILE["sha256"]] = missing
+    world.apply(model_manifest("coins", drift=OF_FILE))
+    await world.turns(12)
+    assert world.condition("coins", "Drifting") == ("Unknown", "ReferenceFailed")
+    assert message(world) == "ArtifactMissing: 404 Not Found"
+    assert world.condition("coins", "Ready")[0] == "True"
+
+    brightness = {"shares": [0.1] * 9 + [0.05] * 2, "low": [0.0] * 10, "high": [1.0] * 10, "windows": 30}
+    content = pack({"window": "1m", "histograms": {"brightness": brightness}})
+    world.references[FILE["sha256"]] = ReferenceReport(sha256=FILE["sha256"], content=content)
+    await Camera(world).film(3)
+
+    assert world.condition("coins", "Drifting") == ("False", "AsReference")
+
+
+async def test_agents_that_make_no_references_are_not_asked_and_the_condition_says_so(world: ClusterWorld) -> None:
+    world.referring = False
+    world.apply(model_manifest("coins", golden=GOLDEN, drift=OF_GOLDEN))
+
+    await world.turns(12)
+    await Camera(world).film(3)
+
+    assert world.condition("coins", "Ready")[0] == "True"
+    assert world.condition("coins", "Drifting") == ("Unknown", "OtherVersion")
+    assert is_asked(world)
+    assert not asks_for_a_reference(world)
+
+
+async def test_of_four_cameras_the_noisy_one_is_named(world: ClusterWorld) -> None:
+    cameras = tuple(f"camera-{number}" for number in range(4))
+    world.apply(model_manifest("coins", drift=DRIFT, metrics={"slices": list(cameras)}))
+    random, totals = np.random.default_rng(1), np.zeros((len(cameras), 14))
+
+    async def film(minutes: int, noisy: str = "") -> None:
+        for _ in range(minutes * 3):
+            for number, camera in enumerate(cameras):
+                usual = np.full(20, 5) + random.integers(-1, 2, 20)
+                np.add.at(totals[number], usual + 4 * (camera == noisy), 1)
+            counted = [tuple(map(int, each)) for each in totals]
+            world.slices["1"] = {name: {"detail": each} for name, each in zip(cameras, counted, strict=True)}
+            world.answers["1"] = {"detail": tuple(map(int, totals.sum(axis=0))), "emptyAnswers": (int(totals.sum()), 0)}
+            await world.turns(2, seconds_each=10.0)
+
+    await world.turns(12)
+    await film(45)
+    assert world.condition("coins", "Drifting") == ("False", "AsReference")
+
+    await film(15, noisy="camera-2")
+
+    assert world.condition("coins", "Drifting") == ("True", "ImagesChanged")
+    assert "detail in slice camera-2: PSI" in message(world)
+    assert not any(f"slice {name}" in message(world) for name in cameras if name != "camera-2")
+
+    since = message(world)
+    world.restart()
+    await film(2, noisy="camera-2")
+    assert message(world) == since
+
+
+async def test_declared_slices_without_answers_are_named(world: ClusterWorld) -> None:
+    slices = ["north", "east", "south", "west", "roof"]
+    world.apply(model_manifest("coins", drift=DRIFT, metrics={"slices": slices}))
+    await world.turns(12)
+    camera = Camera(world)
+
+    for _ in range(40):
+        await camera.film(1)
+        world.slices["1"] = {"north": world.answers["1"]}
+
+    assert world.condition("coins", "Drifting") == ("False", "AsReference")
+    assert message(world).endswith("there is no reference of them yet: slices east, roof, south and 1 more")
+
+
+async def test_images_as_before_are_no_drift(world: ClusterWorld) -> None:
+    camera = await watched(world)
+
+    await camera.film(120)
+
+    assert world.condition("coins", "Drifting") == ("False", "AsReference")
+
+
+async def test_a_restarted_operator_keeps_the_reference_and_the_drift(world: ClusterWorld) -> None:
+    camera = await watched(world)
+    world.restart()
+    await camera.film(20, brightness=0.15)
+    since = message(world)
+    assert world.condition("coins", "Drifting") == ("True", "ImagesChanged")
+
+    for _ in range(3):
+        world.restart()
+        await camera.film(3, brightness=0.15)
+
+    assert world.condition("coins", "Drifting") == ("True", "ImagesChanged")
+    assert message(world) == since
+
+
+async def test_the_reference_outlives_many_restarts(world: ClusterWorld) -> None:
+    camera = await watched(world)
+    stored = world.status("coins")["drift"]
+
+    for _ in range(3):
+        world.restart()
+        await camera.film(1)
+
+        assert world.condition("coins", "Drifting") == ("False", "AsReference")
+        assert world.status("coins")["drift"] == stored
+
+
+async def test_a_spec_that_cannot_be_read_ends_neither_reference_nor_drift(world: ClusterWorld) -> None:
+    camera = await watched(world)
+    await camera.film(20, brightness=0.15)
+    since, stored = message(world), world.status("coins")["drift"]
+
+    world.apply(model_manifest("coins", drift=DRIFT, family="unknown"))
+    await camera.film(1, brightness=0.15)
+    world.restart()
+    await camera.film(1, brightness=0.15)
+
+    assert world.condition("coins", "Drifting") == ("True", "ImagesChanged")
+    assert (message(world), world.status("coins")["drift"]) == (since, stored)
+
+    world.apply(model_manifest("coins", drift=DRIFT))
+    await camera.film(3, brightness=0.15)
+
+    assert world.condition("coins", "Drifting") == ("True", "ImagesChanged")
+    assert message(world) == since
+
+    await camera.film(20)
+
+    assert world.condition("coins", "Drifting") == ("False", "AsReference")
+
+
+async def test_counts_of_other_buckets_hold_up_no_model_of_the_pool(world: ClusterWorld) -> None:
+    await watched(world)
+    world.answers["1"] = {"brightness": (5_000,) * 12, "classShare:coin": (40, 50, 60)}
+    await world.turns(30, seconds_each=10.0)
+
+    world.apply(model_manifest("roads", "2"))
+    await world.turns(12)
+
+    assert world.condition("roads", "Ready")[0] == "True"
+    assert world.condition("coins", "Drifting") == ("False", "AsReference")
+
+
+async def test_a_reference_is_complete_when_its_time_is_over_though_nobody_calls_any_more(world: ClusterWorld) -> None:
+    world.apply(model_manifest("coins", drift=DRIFT))
+    await world.turns(12)
+    camera = Camera(world)
+    await camera.film(28)
+
+    await world.turns(20, seconds_each=60.0)
+
+    assert world.condition("coins", "Drifting") == ("False", "AsReference")
+    stored = world.status("coins")["drift"]
+    world.restart()
+    await world.turns(3)
+    assert world.condition("coins", "Drifting") == ("False", "AsReference")
+    assert world.status("coins")["drift"] == stored
+
+
+async def test_a_restart_while_the_reference_is_counted_loses_none_of_it_but_the_last_minutes(
+    world: ClusterWorld,
+) -> None:
+    world.apply(model_manifest("coins", drift=DRIFT))
+    await world.turns(12)
+    camera = Camera(world)
+    await camera.film(20)
+    world.restart()
+
+    await camera.film(15)
+
+    assert world.condition("coins", "Drifting") == ("False", "AsReference")
+
+
+async def test_servers_that_count_from_zero_again_are_no_drift(world: ClusterWorld) -> None:
+    camera = await watched(world)
+
+    await camera.restart_servers()
+    await camera.film(20)
+
+    assert world.condition("coins", "Drifting") == ("False", "AsReference")
+
+
+async def test_agents_of_an_earlier_version_are_not_asked_and_the_condition_says_so(world: ClusterWorld) -> None:
+    world.counting = False
+    world.apply(model_manifest("coins", drift=DRIFT))
+
+    await world.turns(20)
+
+    assert world.condition("coins", "Ready")[0] == "True"
+    assert world.condition("coins", "Drifting") == ("Unknown", "OtherVersion")
+
+
+async def test_without_drift_in_the_spec_nothing_is_asked_or_said(world: ClusterWorld) -> None:
+    world.apply(model_manifest("coins"))
+
+    await world.turns(20)
+
+    assert not is_asked(world)
+    assert "Drifting" not in {each["type"] for each in world.status("coins")["conditions"]}
+
+
+async def test_the_reference_of_a_new_revision_is_counted_anew(world: ClusterWorld) -> None:
+    await watched(world)
+
+    world.apply(model_manifest("coins", "2", drift=DRIFT))
+    await world.turns(12)
+
+    assert world.condition("coins", "Drifting") == ("Unknown", "CountingReference")
+
+
+async def test_statuses_are_written_no_more_often_than_conditions_change(world: ClusterWorld) -> None:
+    camera = await watched(world)
+    before = world.status("coins")
+
+    await camera.film(30)
+
+    assert world.status("coins") == before

@@ -1,0 +1,125 @@
+"""A node of two is lost with its kubelet and its pods, as in a power failure: the other serves, and changes go on."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from cluster.images import images
+from cluster.node import SECOND, Node
+from fakes.cluster import Cluster
+from fakes.cluster_load import Load, Strike, strike
+from fakes.cluster_pool import ClusterPool, coins_manifest, is_ready, name_of, pool_manifest, said
+from fakes.operator_process import OperatorProcess
+from segserve_common.kube.names import object_name
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+
+WHOLE_S = 300.0
+ON_BOTH = {"tolerations": [{"key": SECOND, "operator": "Exists"}]}
+POOL = {"gateway": {"replicas": 1, **ON_BOTH}, "server": ON_BOTH}
+
+
+@pytest.fixture
+def pool(cluster: Cluster, tmp_path: Path) -> Iterator[ClusterPool]:
+    with cluster.namespace("nodes") as namespace:
+        operator = OperatorProcess(cluster.kubeconfig, (namespace,), cluster.images, tmp_path / "operator.log")
+        pool = ClusterPool(cluster, namespace, operator.tail)
+        with operator.running():
+            pool.apply(pool_manifest(replicas=1, **POOL), coins_manifest(keepPrevious="0s"))
+            pool.wait("the pool is whole", lambda: pool.is_whole(1, 1), WHOLE_S)
+            yield pool
+
+
+@contextmanager
+def only_on(second: Node, cluster: Cluster) -> Iterator[None]:
+    """Have new pods started on the second node alone for the time of the block."""
+    (first,) = {name_of(node) for node in cluster.get("default", "nodes")} - {second.settings["KT_NODE"]}
+    cluster.kubectl("cordon", first)
+    try:
+        yield
+    finally:
+        cluster.kubectl("uncordon", first)
+
+
+def test_a_node_that_is_lost_takes_its_server_out_and_holds_no_change_up(
+    cluster: Cluster, pool: ClusterPool, record_property: Callable[[str, object], None]
+) -> None:
+    stays = pool.endpoints("coins")
+    with cluster.second_node(images()[:3]) as second:
+        with only_on(second, cluster):
+            pool.apply(pool_manifest(replicas=2, **POOL))
+            pool.wait("the pool is whole", lambda: pool.is_whole(2, 1), WHOLE_S)
+        former = pool.routes()["coins"]["shares"][0]["revision"]
+        with Load(pool.url) as load:
+            load.answers_go_on(100)
+            with strike() as struck:
+                second.lose()
+                began_s = time.monotonic()
+                pool.wait("the lost server has no traffic", lambda: pool.endpoints("coins") == stays, WHOLE_S)
+                out_s = time.monotonic() - began_s
+            load.answers_go_on()
+            pool.apply(coins_manifest(min_area=151, keepPrevious="0s"))
+            began_s = time.monotonic()
+            pool.wait("the edit serves", lambda: serves(pool, former), WHOLE_S)
+            changed_s = time.monotonic() - began_s
+            load.answers_go_on()
+    figures = {"back_s": round(out_s, 1), "changed_s": round(changed_s, 1), **load.summary(struck())}
+    record_property("seen", json.dumps(figures))
+    assert load.unexcused(struck()) == []
+
+
+def test_a_gateway_that_is_lost_with_its_node_holds_no_change_up_and_the_other_answers(
+    cluster: Cluster, pool: ClusterPool, record_property: Callable[[str, object], None]
+) -> None:
+    with cluster.second_node(images()[:3]) as second:
+        with only_on(second, cluster):
+            pool.apply(pool_manifest(replicas=1, server=ON_BOTH, gateway={"replicas": 2, **ON_BOTH}))
+            pool.wait("each node has a gateway", lambda: pool.is_whole(1, 2), WHOLE_S)
+        (lost,) = [pod for pod in pool.gateways() if pod["spec"]["nodeName"] == second.settings["KT_NODE"]]
+        former = pool.routes()["coins"]["shares"][0]["revision"]
+        with Load(pool.url, reconnects=True) as load:
+            load.answers_go_on(100)
+            began_s = time.monotonic()
+            second.lose()
+            pool.wait("callers are not sent there", lambda: lost["status"]["podIP"] not in called(pool), WHOLE_S)
+            out_s = time.monotonic() - began_s
+            struck = Strike(began_s, began_s + out_s)
+            load.answers_go_on()
+            pool.apply(coins_manifest(min_area=151, keepPrevious="0s"))
+            began_s = time.monotonic()
+            pool.wait("the edit serves", lambda: serves(pool, former), WHOLE_S)
+            pool.wait("nothing is under way", lambda: rests(pool), WHOLE_S)
+            changed_s = time.monotonic() - began_s
+            assert cluster.get(pool.namespace, "pod", name_of(lost)) is not None
+            load.answers_go_on()
+    figures = {"back_s": round(out_s, 1), "changed_s": round(changed_s, 1), **load.summary(struck)}
+    record_property("seen", json.dumps(figures))
+    assert load.unexcused(struck) == []
+
+
+def called(pool: ClusterPool) -> list[str]:
+    """Return the addresses of the gateways that the Service sends callers to."""
+    endpoints = pool.cluster.get(pool.namespace, "endpoints", object_name(pool.pool))
+    return [address["ip"] for subset in endpoints.get("subsets", ()) for address in subset.get("addresses", ())]
+
+
+def rests(pool: ClusterPool) -> bool:
+    """Tell whether the model has come to rest in the pool's main group."""
+    model = said(pool.model() or {})
+    assert model["current"], model
+    assert model["conditions"]["Progressing"] == ["False", "Idle"], model
+    return set(model["roles"]) == {"stable"}
+
+
+def serves(pool: ClusterPool, former: str) -> bool:
+    """Tell whether ready servers get all requests, of another revision than the former one."""
+    (share,) = [each for each in pool.routes()["coins"]["shares"] if each["weight"]]
+    assert share["revision"] != former
+    told = {endpoint["host"] for endpoint in share["endpoints"]}
+    return bool(told) and told <= {pod["status"]["podIP"] for pod in pool.servers() if is_ready(pod)}

@@ -1,0 +1,293 @@
+"""Plain HTTP at the real Envoy: an image as a body becomes a request of KServe v2, and its answer plain JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import gzip
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from fakes.credentials import api_key, key_line
+from fakes.gateway import running_gateway
+from fakes.gateway_clients import LIMIT, served
+from fakes.mounted_secret import MountedSecret
+from fakes.triton import StubTriton
+from fakes.waiting import HANG_S
+from segserve_common.kserve import HEADER_LENGTH, Tensor, unpack_bytes
+from segserve_operator.adapters.traffic.envoy_auth import AuthSettings
+from segserve_operator.api.access import Auth
+
+pytestmark = [pytest.mark.platform, pytest.mark.core]
+
+PATH = "/v1/models/coins:segment"
+OPTIONS = "allowed are encoding, max_detections, score_threshold"
+RLE = b"ab\\c0"
+COMMON = (Tensor.of_items("REVISION", [b"coins-old"]), Tensor.of_array("SIZE", np.array([3, 4], np.int32)))
+ABOUT = {"model": "coins", "revision": "coins-old", "height": 3, "width": 4}
+SEGMENT = {"id": 1, "class": 7, "isThing": True, "score": 0.5, "area": 3, "box": [1, 2, 3, 4]}
+
+
+def numbers(name: str, *values: Any, dtype: str = "f4") -> Tensor:
+    return Tensor.of_array(name, np.array(values, dtype))
+
+
+def answered(*tensors: Tensor) -> tuple[dict[str, str], bytes]:
+    """Return headers and body of a server's answer with these tensors and those of every model."""
+    outputs = [
+        {"name": t.name, "datatype": t.datatype, "shape": t.shape, "parameters": {"binary_data_size": len(t.raw)}}
+        for t in (*COMMON, *tensors)
+    ]
+    head = json.dumps({"model_name": "coins", "model_version": "1", "outputs": outputs}, separators=(",", ":")).encode()
+    body = b"".join([head, *(t.raw for t in (*COMMON, *tensors))])
+    return {HEADER_LENGTH: str(len(head)), "content-type": "application/octet-stream"}, body
+
+
+@dataclass
+class Plain:
+    """A gateway that takes plain HTTP, and the server behind it."""
+
+    client: httpx.AsyncClient
+    server: StubTriton
+
+    async def ask(self, content: Any = b"image", path: str = PATH, **options: Any) -> httpx.Response:
+        return await self.client.post(path, content=content, **options)
+
+    def arrived(self) -> tuple[bytes, dict[str, Any]]:
+        """Return the image that has come to the server, and the request's parameters."""
+        asked, body = self.server.asked[-1], self.server.body
+        assert asked.path == "/v2/models/coins/infer"
+        length = int(asked.headers[HEADER_LENGTH.lower()])
+        head = json.loads(body[:length])
+        (tensor,) = head["inputs"]
+        assert tensor["parameters"]["binary_data_size"] == len(body) - length
+        (image,) = unpack_bytes(body[length:])
+        return image, head["parameters"]
+
+
+@pytest.fixture
+async def plain(tmp_path: Path, old: StubTriton) -> AsyncIterator[Plain]:
+    MountedSecret(tmp_path / "callers", {"htpasswd": key_line("team-a", "s").encode()})
+    spec = Auth.model_validate({"apiKeys": [{"secretRef": {"name": "callers", "key": "htpasswd"}}]})
+    auth = AuthSettings(spec, (tmp_path,), tmp_path / "auth")
+    async with running_gateway(tmp_path / "gateway", max_request_bytes=LIMIT, auth=auth, plain_http=True) as gateway:
+        plan = served(old)
+        (route,) = plan.routes
+        private = replace(route, model="private", steps=(), exposed=(), access=())
+        await gateway.traffic.apply(replace(plan, routes=(route, private)))
+        key = {"x-api-key": api_key("team-a", "s")}
+        async with httpx.AsyncClient(base_url=gateway.traffic.url, headers=key, timeout=HANG_S) as client:
+            old.said = answered()
+            yield Plain(client, old)
+
+
+async def test_an_image_arrives_as_it_was_sent_however_its_size_is_told(plain: Plain) -> None:
+    image = b"\xff\xd8\r\n--" + bytes(range(256)) * 1000
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for start in range(0, len(image), 50_000):
+            yield image[start : start + 50_000]
+
+    form = {"files": {"image": ("x.jpg", image, "image/jpeg")}}
+    ways: dict[str, Any] = {
+        "announced": {"content": image},
+        "in pieces": {"content": pieces()},
+        "gzip": {"content": gzip.compress(image), "headers": {"content-encoding": "gzip"}},
+        "a form": {"content": None, **form},
+    }
+    for name, way in ways.items():
+        answer = await plain.ask(**way)
+        assert answer.status_code == 200, (name, answer.text)
+        assert plain.arrived() == (image, {"binary_data_output": True}), name
+
+
+async def test_an_image_that_arrives_before_the_gateway_has_a_connection_to_a_server_is_one_request(
+    plain: Plain,
+) -> None:
+    """With a wrong length the rest of its bytes would be a request that nobody has checked."""
+    image = bytes(range(256)) * 1000
+    key = plain.client.headers["x-api-key"]
+    head = f"POST {PATH} HTTP/1.1\r\nhost: a\r\nx-api-key: {key}\r\ncontent-length: {len(image)}\r\n\r\n"
+    reader, writer = await asyncio.open_connection(plain.client.base_url.host, plain.client.base_url.port)
+    try:
+        writer.write(head.encode() + image)
+        assert b" 200 " in await asyncio.wait_for(reader.readline(), HANG_S)
+    finally:
+        writer.close()
+
+    assert plain.arrived()[0] == image
+    assert len(plain.server.asked) == 1
+
+
+async def test_the_query_and_a_forms_other_fields_are_options(plain: Plain) -> None:
+    await plain.ask(path=f"{PATH}?score_threshold=0.5&encoding=%22r%6Ce%22")
+    assert plain.arrived()[1] == {"binary_data_output": True, "score_threshold": "0.5", "encoding": '"rle"'}
+
+    form = {"files": {"image": b"image"}, "data": {"max_detections": "3"}}
+    await plain.ask(None, f"{PATH}?score_threshold=1", **form)
+    assert plain.arrived() == (b"image", {"binary_data_output": True, "max_detections": "3", "score_threshold": "1"})
+
+
+OBJECTS = [
+    numbers("BOXES", [0.5, 1, 2, 3], [4, 5, 6, 7]),
+    numbers("SCORES", 0.1, 1e-40),
+    numbers("CLASSES", 1, -2, dtype="i4"),
+]
+CLASSES = [numbers("CLASSES", 0, 5, dtype="i4"), numbers("AREAS", 9, 3, dtype="i8"), numbers("CONFIDENCE", 0.25, 0)]
+SEGMENTS = Tensor.of_items("SEGMENTS", [json.dumps([SEGMENT, SEGMENT]).encode()])
+MAP = Tensor.of_items("LABELS", [b"\x89PNG\0\xff"])
+NO_MASKS = Tensor.of_items("MASKS", [])
+OBJECT = {"class_id": 1, "score": float(np.float32(0.1)), "box": [0.5, 1, 2, 3]}
+OTHER = {"class_id": -2, "score": float(np.float32(1e-40)), "box": [4, 5, 6, 7]}
+COUNTS = {"size": [3, 4], "counts": RLE.decode()}
+SHOWN = {"id": 1, "class_id": 7, "is_thing": True, "score": 0.5, "area": 3, "box": [1, 2, 3, 4]}
+SHOWN_CLASSES = [{"class_id": 0, "area": 9, "confidence": 0.25}, {"class_id": 5, "area": 3, "confidence": 0}]
+ANSWERS: dict[str, tuple[list[Tensor], dict[str, Any]]] = {
+    "boxes": (OBJECTS, {"objects": [OBJECT, OTHER]}),
+    "no boxes": (
+        [Tensor("BOXES", "FP32", (0, 4), b""), numbers("SCORES"), numbers("CLASSES", dtype="i4"), NO_MASKS],
+        {"objects": []},
+    ),
+    "keypoints": (
+        [*OBJECTS, numbers("KEYPOINTS", [[1, 2, 0.5], [3, 4, 1]], [[5, 6, 0], [7, 8, 1]])],
+        {
+            "objects": [
+                {**OBJECT, "keypoints": [[1, 2, 0.5], [3, 4, 1]]},
+                {**OTHER, "keypoints": [[5, 6, 0], [7, 8, 1]]},
+            ]
+        },
+    ),
+    "masks as RLE": (
+        [*OBJECTS, Tensor.of_items("MASKS", [RLE, RLE])],
+        {"objects": [{**OBJECT, "mask": COUNTS}, {**OTHER, "mask": COUNTS}]},
+    ),
+    "masks as polygons": (
+        [*OBJECTS, Tensor.of_items("MASKS", [b"[[1,2,3,4,5.5,6]]", b"[]"])],
+        {"objects": [{**OBJECT, "mask": [[1, 2, 3, 4, 5.5, 6]]}, {**OTHER, "mask": []}]},
+    ),
+    "masks as pictures": (
+        [*OBJECTS, Tensor.of_items("MASKS", [b"\x89PNG\0", b"\0\1\1"])],
+        {"objects": [{**OBJECT, "mask": "iVBORwA="}, {**OTHER, "mask": "AAEB"}]},
+    ),
+    "a label map": (
+        [MAP, NO_MASKS, *CLASSES],
+        {"classes": SHOWN_CLASSES, "labels": base64.b64encode(b"\x89PNG\0\xff").decode()},
+    ),
+    "masks of classes": (
+        [Tensor.of_items("LABELS", []), Tensor.of_items("MASKS", [RLE, RLE]), *CLASSES],
+        {"classes": [{**each, "mask": COUNTS} for each in SHOWN_CLASSES]},
+    ),
+    "segments": ([MAP, SEGMENTS, NO_MASKS], {"segments": [SHOWN, SHOWN], "labels": "iVBORwD/"}),
+    "masks of segments": (
+        [Tensor.of_items("LABELS", []), SEGMENTS, Tensor.of_items("MASKS", [RLE, RLE])],
+        {"segments": [{**SHOWN, "mask": COUNTS}] * 2},
+    ),
+    "a strange frame of a stream": (
+        [*OBJECTS, numbers("CONTINUED", 1, dtype="i4"), numbers("OUT_OF_DISTRIBUTION", 2.5, 2)],
+        {"objects": [OBJECT, OTHER], "continued": True, "out_of_distribution": {"score": 2.5, "threshold": 2}},
+    ),
+}
+
+
+async def test_the_answer_of_each_task_is_plain_json(plain: Plain) -> None:
+    for name, (tensors, expected) in ANSWERS.items():
+        plain.server.said = answered(*tensors)
+        answer = await plain.ask(headers={"accept-encoding": "gzip"})
+        assert "accept-encoding" not in plain.server.asked[-1].headers
+        assert answer.headers["content-type"] == "application/json"
+        assert answer.headers["x-segserve-revision"] == "coins-old"
+        # Numbers of 32 bits are told with as many digits as tell them apart.
+        document = json.loads(answer.text, parse_float=lambda text: float(np.float32(text)))
+        assert document == ABOUT | expected, name
+
+
+async def test_an_answer_of_many_pieces_is_whole(plain: Plain) -> None:
+    many = 5_000
+    boxes = Tensor.of_array("BOXES", np.arange(4 * many, dtype=np.float32).reshape(many, 4))
+    each = [boxes, numbers("SCORES", *[0.5] * many), numbers("CLASSES", *range(many), dtype="i4")]
+    plain.server.said = answered(*each, Tensor.of_items("MASKS", [RLE * 20] * many))
+
+    objects = (await plain.ask()).json()["objects"]
+
+    assert [one["class_id"] for one in objects] == list(range(many))
+    assert objects[-1]["box"] == list(range(4 * many - 4, 4 * many))
+    assert {one["mask"]["counts"] for one in objects} == {(RLE * 20).decode()}
+
+
+async def test_whatever_is_wrong_is_a_problem_that_says_what(plain: Plain) -> None:
+    form = {"content-type": "multipart/form-data; boundary=x"}
+    field = b'--x\r\nContent-Disposition: form-data; name="image"\r\n\r\nimage\r\n--x'
+    large = f"the request is too large; at most {LIMIT} bytes are allowed"
+    refused: dict[str, tuple[dict[str, Any], int, str]] = {
+        "no model": ({"path": "/v1/models/nope:segment"}, 404, "unknown model 'nope'"),
+        "no model of this caller": ({"path": "/v1/models/private:segment"}, 404, "unknown model 'private'"),
+        "no body": ({"content": b""}, 400, "the request has no body; it must be an image"),
+        "no such option": ({"path": f"{PATH}?size=3"}, 400, f'unknown option "size"; {OPTIONS}'),
+        "an option twice": ({"path": f"{PATH}?encoding=rle&encoding=png"}, 400, "option 'encoding' is given twice"),
+        "too large": ({"content": bytes(LIMIT + 1)}, 413, large),
+        "too large with what stands before it": ({"content": bytes(LIMIT - 50)}, 413, large),
+        "another answer": (
+            {"headers": {"accept": "image/png"}},
+            406,
+            'the answer is application/json; the request accepts "image/png"',
+        ),
+        "no key": ({"headers": {"x-api-key": "wrong"}}, 401, ""),
+        "a form without a boundary": (
+            {"headers": {"content-type": "multipart/form-data"}},
+            400,
+            "a form needs a boundary of 1 to 70 characters in its content type",
+        ),
+        "a form whose boundary is long": (
+            {"headers": {"content-type": f"multipart/form-data; boundary={71 * '-'}"}},
+            400,
+            "a form needs a boundary of 1 to 70 characters in its content type",
+        ),
+        "a form without the image": ({"content": b"--x--\r\n", "headers": form}, 400, "the form has no field 'image'"),
+        "a form cut short": ({"content": field[:-3], "headers": form}, 400, "the form has no field 'image'"),
+        "two images": (
+            {"content": field + field[3:] + b"--\r\n", "headers": form},
+            400,
+            "the form has more than one field 'image'; one image is allowed",
+        ),
+    }
+    for name, (request, status, detail) in refused.items():
+        answer = await plain.ask(**request)
+        assert_problem(answer, status, detail, name)
+    assert_problem(await plain.client.get(PATH), 405, "allowed is POST, with an image as the body", "GET")
+    assert plain.server.asked == []
+
+    plain.server.status, plain.server.said = 400, ({}, b'{"error":"the image is \\"x\\""}')
+    assert_problem(await plain.ask(), 400, 'the image is "x"', "an error of the server")
+
+
+def assert_problem(answer: httpx.Response, status: int, detail: str, name: str) -> None:
+    assert answer.status_code == status, (name, answer.text)
+    assert answer.headers["content-type"] == "application/problem+json", (name, answer.text)
+    document = answer.json()
+    assert (set(document), document["status"]) == ({"title", "status", "detail"}, status), name
+    assert detail in document["detail"], name
+
+
+async def test_other_requests_are_answered_as_without_it(plain: Plain) -> None:
+    for path in ("/v1/models/coins", "/v1/models/coins:segments", "/v1/models/a/b:segment", "/v1/models/:segment"):
+        assert (await plain.ask(path=path)).json() == {"error": f"no such path: {path}"}
+
+    answer = await plain.ask(b"any", "/v2/models/coins/infer")
+
+    assert (answer.status_code, answer.content, plain.server.body) == (200, answered()[1], b"any")
+
+
+async def test_a_gateway_without_it_has_no_such_path(tmp_path: Path, old: StubTriton) -> None:
+    async with running_gateway(tmp_path) as gateway:
+        await gateway.traffic.apply(served(old))
+        async with httpx.AsyncClient(base_url=gateway.traffic.url, timeout=HANG_S) as client:
+            answer = await client.post(PATH, content=b"image")
+
+    assert (answer.status_code, answer.json(), old.asked) == (404, {"error": f"no such path: {PATH}"}, [])

@@ -1,0 +1,98 @@
+"""An image as the body of a request, on the running system: the client's answer as JSON, and the model's own errors."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from bench.platform import ROOT, Running
+from fakes.callers import COIN_PIXELS
+from fakes.docs import blocks
+from fakes.waiting import HANG_S
+from segserve import Client
+from segserve.results.objects import InstanceResult
+from segserve.results.result import SemanticResult
+
+pytestmark = [pytest.mark.platform, pytest.mark.core]
+
+
+def ask(running: Running, image: bytes, model: str, **options: Any) -> httpx.Response:
+    url = f"{running.url}/v1/models/{model}:segment"
+    return httpx.post(url, content=image, params=options, timeout=HANG_S)
+
+
+def test_instances_are_those_that_the_client_gets(coins: Running, photo: bytes) -> None:
+    with Client(coins.url) as client:
+        expected = client.segment(photo, model="coins-instances", expect=InstanceResult)
+
+    document = ask(coins, photo, "coins-instances").json()
+
+    assert (document["model"], document["revision"]) == ("coins-instances", expected.revision)
+    assert (document["height"], document["width"]) == expected.size
+    objects = document["objects"]
+    assert np.array_equal(np.array([each["box"] for each in objects], np.float32), expected.boxes)
+    assert np.array_equal(np.array([each["score"] for each in objects], np.float32), expected.scores)
+    assert [each["class_id"] for each in objects] == expected.class_ids.tolist()
+    assert [each["mask"]["counts"].encode() for each in objects] == [each.rle["counts"] for each in expected]
+    assert all(each["mask"]["size"] == list(expected.size) for each in objects)
+    few = ask(coins, photo, "coins-instances", max_detections=3, encoding="polygons").json()["objects"]
+    assert [each["box"] for each in few] == [each["box"] for each in objects[:3]]
+    assert all(isinstance(each["mask"][0][0], int | float) for each in few)
+
+
+def test_a_label_map_is_the_one_that_the_client_gets(coins: Running, photo: bytes) -> None:
+    with Client(coins.url) as client:
+        expected = client.segment(photo, model="coins", expect=SemanticResult)
+
+    document = ask(coins, photo, "coins").json()
+
+    labels = np.array(Image.open(io.BytesIO(base64.b64decode(document["labels"]))))
+    assert np.array_equal(labels, expected.labels)
+    assert [each["area"] for each in document["classes"]] == list(expected.areas.values())
+    masks = [each["mask"] for each in ask(coins, photo, "coins", encoding="rle").json()["classes"]]
+    assert [each["size"] for each in masks] == [list(expected.size)] * 2
+
+
+def test_what_a_model_refuses_is_a_problem_in_its_words(coins: Running, photo: bytes) -> None:
+    told = {
+        "an image": (ask(coins, b"hello", "coins"), "not a JPEG, PNG, WebP or TIFF"),
+        "a value": (ask(coins, photo, "coins-instances", score_threshold=2), "allowed: a number from 0 to 1"),
+        "an option of others": (ask(coins, photo, "coins", max_detections=2), "is for models of task"),
+    }
+    for name, (answer, reason) in told.items():
+        document = answer.json()
+        assert (answer.status_code, document["title"], document["status"]) == (400, "Bad Request", 400), name
+        assert reason in document["detail"], name
+
+
+@pytest.mark.needs("curl")
+def test_the_page_about_curl_does_what_it_says(coins: Running, photo: bytes, tmp_path: Path) -> None:
+    (tmp_path / "photo.jpg").write_bytes(photo)
+    shown = [block.text for block in blocks(ROOT / "docs/how-to/curl.md", "sh")]
+
+    printed = [
+        subprocess.run(
+            ["sh", "-e", "-c", text.replace("http://127.0.0.1:8080", coins.url)],
+            cwd=tmp_path,
+            capture_output=True,
+            check=True,
+            timeout=HANG_S,
+        ).stdout
+        for text in shown
+    ]
+
+    first, form, masks, saved = printed
+    assert json.loads(first)["objects"][: len(json.loads(form)["objects"])] == json.loads(form)["objects"]
+    assert json.loads(masks)["classes"][1]["area"] in COIN_PIXELS
+    assert saved == b""
+    with Image.open(tmp_path / "labels.png") as labels:
+        assert np.count_nonzero(np.array(labels)) == json.loads(masks)["classes"][1]["area"]

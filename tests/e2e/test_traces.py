@@ -1,0 +1,144 @@
+"""One trace from a request's caller through the real Envoy to the steps of the real Triton, and one of a rollout."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from bench.coins import variant, write
+from bench.platform import Running, platform
+from fakes.collector import STEPS, Collector, ReceivedSpan, collector
+from fakes.waiting import until
+from segserve import Client
+
+pytestmark = pytest.mark.platform
+
+POOL = """\
+apiVersion: segserve.dev/v1alpha1
+kind: TritonPool
+metadata: {{name: default}}
+spec:
+  gateway:
+    accessLog: {{samplingRatio: 1}}
+    tracing: {{endpoint: "{url}", samplingRatio: 0}}
+"""
+MAXIMUM_CALLS = {"http": 1, "grpc": 20}
+"""Triton overlooks the trace context of a gRPC request whose header is not followed by a zero byte in its memory."""
+MANUAL = {"steps": [{"weight": 50, "pause": True}]}
+
+
+@pytest.fixture(scope="module")
+def traced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Running, Collector]]:
+    """The coins behind a gateway that traces what its callers sample."""
+    folder = tmp_path_factory.mktemp("traced")
+    with ExitStack() as stack:
+        spans = stack.enter_context(collector())
+        pool = folder / "pool.yaml"
+        pool.write_text(POOL.format(url=spans.url))
+        models = write(folder / "models.yaml", variant(rollout=MANUAL))
+        yield stack.enter_context(platform(models, pool)), spans
+
+
+@pytest.fixture(scope="module")
+def callers() -> InMemorySpanExporter:
+    """What this process's provider of spans exports; OpenTelemetry lets a process have one."""
+    if not isinstance(trace.get_tracer_provider(), TracerProvider):
+        trace.set_tracer_provider(TracerProvider())
+    provider, exporter = trace.get_tracer_provider(), InMemorySpanExporter()
+    assert isinstance(provider, TracerProvider)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    return exporter
+
+
+def reached_server(trace_id: str, running: Running, spans: Collector, photo: bytes) -> bool:
+    """Return whether the server has sent spans of a trace, once it has sent those of a later request."""
+    later, parent = trace_id[::-1], "56" * 8
+    with Client(running.url, telemetry=False, headers={"traceparent": f"00-{later}-{parent}-01"}) as client:
+        client.segment(photo, model="coins")
+    spans.inference(later, parent)
+    return any(span.service == "segserve-triton" for span in spans.of(trace_id))
+
+
+@pytest.mark.parametrize("transport", ["http", "grpc"])
+def test_a_callers_trace_goes_on_through_gateway_and_server_to_each_step(
+    traced: tuple[Running, Collector], callers: InMemorySpanExporter, photo: bytes, transport: Literal["http", "grpc"]
+) -> None:
+    running, spans = traced
+    for _ in range(MAXIMUM_CALLS[transport]):
+        callers.clear()
+        with Client(running.url, transport=transport) as client:
+            client.model_info("coins")
+            with trace.get_tracer("a caller's").start_as_current_span("theirs"):
+                result = client.segment(photo, model="coins")
+        ours, theirs = (span for span in callers.get_finished_spans() if span.name in ("theirs", "segment coins"))
+        assert ours.parent == theirs.get_span_context()
+        context = ours.get_span_context()
+        assert context is not None
+        trace_id, client_id = f"{context.trace_id:032x}", f"{context.span_id:016x}"
+        if transport == "http" or reached_server(trace_id, running, spans, photo):
+            break
+
+    children = spans.inference(trace_id, client_id)
+
+    (gateway,) = children[client_id]
+    assert (gateway.service, gateway.name) == ("segserve-gateway", "POST coins")
+    assert gateway.attributes["segserve.request_id"] == result.request_id
+    assert gateway.attributes["segserve.revision"] == result.revision
+    (received,) = children[gateway.id]
+    assert (received.service, received.name) == ("segserve-triton", "InferRequest")
+    (model,) = children[received.id]
+    assert model.attributes["triton.model_name"] == "coins"
+    assert model.attributes["triton.request_id"] == result.request_id
+    steps = children[model.id]
+    assert [step.name.rsplit("--", 1)[0] for step in steps] == list(STEPS)
+    for step in steps:
+        (computed,) = (span for span in children[step.id] if span.name == "compute")
+        assert step.start_ns <= step.events["QUEUE_START"] <= computed.start_ns <= computed.end_ns <= step.end_ns
+    batches = until(lambda: [span for span in spans.of(trace_id) if span.name == "batch"], "the span of the batch")
+    assert [(span.parent, span.service) for span in batches] == [(steps[1].id, "segserve-triton")]
+    assert batches[0].attributes == {"segserve.batch_size": "1", "segserve.batch_requests": "1"}
+    shown = json.loads(running.segserve("trace", str(result.request_id), "-o", "json"))
+    assert [line["trace_id"] for line in shown] == [trace_id]
+
+
+def test_a_request_that_its_caller_does_not_sample_leaves_no_span(
+    traced: tuple[Running, Collector], photo: bytes
+) -> None:
+    running, spans = traced
+    unsampled, sampled, parent = "12" * 16, "34" * 16, "56" * 8
+    for trace_id, flags in ((unsampled, "00"), (sampled, "01")):
+        context = {"traceparent": f"00-{trace_id}-{parent}-{flags}"}
+        with Client(running.url, telemetry=False, headers=context) as client:
+            client.segment(photo, model="coins")
+
+    spans.inference(sampled, parent)  # spans are sent in order
+    assert spans.of(unsampled) == []
+
+
+def test_decisions_about_a_rollout_are_one_trace_that_names_the_revision(
+    traced: tuple[Running, Collector], tmp_path: Path
+) -> None:
+    running, spans = traced
+    smaller = [{"argmax": {}}, {"removeSmallRegions": {"minArea": 10}}]
+    changed = write(tmp_path / "model.yaml", variant(rollout=MANUAL, postprocess=smaller))
+    running.segserve("apply", "-f", str(changed))
+
+    def decided() -> list[ReceivedSpan]:
+        decisions = [span for span in spans.spans if span.service == "segserve-operator"]
+        return decisions if any(span.name.startswith("StepReached") for span in decisions) else []
+
+    decisions = until(decided, "a decision about the new revision")
+    assert decisions[0].name == "RolloutStarted coins"
+    assert len({span.trace for span in decisions}) == 1
+    (revision,) = {span.attributes["segserve.revision"] for span in decisions}
+    model = json.loads(running.segserve("get", "coins", "-o", "json"))
+    assert model["status"]["roles"]["candidate"]["revision"] == revision

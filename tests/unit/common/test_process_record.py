@@ -1,0 +1,52 @@
+"""Records of processes: what they are read from, and whose they are."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from segserve_common.process_record import ProcessRecord
+
+
+@pytest.fixture
+def own() -> ProcessRecord:
+    return ProcessRecord.of(os.getpid())
+
+
+def test_a_record_is_read_as_it_was_written(own: ProcessRecord) -> None:
+    assert ProcessRecord.from_json(own.to_json()) == own
+    assert own.is_present
+
+
+@pytest.mark.parametrize("name", ["create_time", "createTime"])
+def test_a_running_process_is_found_by_the_record_of_a_former_version(own: ProcessRecord, name: str) -> None:
+    former = {"pid": own.pid, name: psutil.Process().create_time()}
+
+    assert ProcessRecord.from_fields(former) == own
+    with pytest.raises(ValueError, match="started at another time"):
+        ProcessRecord.from_fields(former | {name: 1.0})
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", "null", '{"pid": 1}', '{"pid": 4194305, "create_time": 1.0}'])
+def test_what_is_no_record_of_a_process_is_refused(text: str) -> None:
+    with pytest.raises(ValueError):
+        ProcessRecord.from_json(text)
+
+
+@pytest.fixture
+def cut(tmp_path: Path) -> Iterator[int]:
+    """A process whose name Linux cuts within a character, as it keeps 15 bytes."""
+    program = tmp_path / ("a" * 14 + "\u00e4")
+    program.symlink_to("/bin/sleep")
+    with subprocess.Popen([program, "600"]) as process:
+        yield process.pid
+        process.kill()
+
+
+def test_a_process_has_a_record_whatever_its_name_is(cut: int) -> None:
+    assert ProcessRecord.of(cut).is_present
