@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fakes.cluster_world import NAMESPACE, ClusterWorld, model_manifest
-from fakes.mutations import Edit, Json, edited, edits, spec_schema
+from fakes.mutations import REMOVED, Edit, Json, edited, edits, spec_schema
 from segserve_common.kube.kinds import DEPLOYMENTS, MODELS, PODS, POOLS, REVISIONS, SERVICES
 from segserve_common.kube.names import REVISION_LABEL
 from segserve_operator.adapters.kube.gateway import ClusterTraffic
@@ -310,6 +310,23 @@ async def _edits_end_as_the_last_spec(
     ):
         assert differences(pool_state(story.world), pool_state(alone)) == []
     await assert_rests(story.world)
+
+
+def test_a_rollout_whose_servers_are_replaced_ends_although_its_spec_is_refused_by_then() -> None:
+    removed = Edit(("classes",), REMOVED)
+    tls = {name: {"secretName": f"{name}-tls", "identity": name} for name in ("servers", "gateway")}
+    edits_of_model = [
+        Edit(("artifact",), base_spec("3")["artifact"]),
+        Edit(("rollout",), {}),
+        Edit(("rollout",), {"strategy": "immediate"}),
+        removed,
+    ]
+    unchanged, more = Edit(("notifications",), REMOVED), Edit(("update", "maxSurge"), "72%")
+    scaled = Edit(("scaling", "target", "queueMilliseconds"), 2686)
+    edits_of_pool = [scaled, more, *[unchanged] * 3, Edit(("serverTls",), tls)]
+    between = [(turns, Disturbance.NONE) for turns in (0, 5, 6, 3, 6, 5)]
+
+    asyncio.run(_edits_end_as_the_last_spec("own", [[unchanged], edits_of_model], edits_of_pool, between))
 
 
 @settings(max_examples=EXAMPLES)

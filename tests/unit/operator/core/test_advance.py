@@ -367,6 +367,15 @@ def test_a_candidate_that_lost_its_servers_gets_no_requests_at_once() -> None:
     assert where(found) == (Phase.QUARANTINED, 0, "FailsWhileStableAnswers")
 
 
+def test_a_candidate_without_servers_is_promoted_only_once_it_has_some() -> None:
+    queued, asked = Roles(holder(FIRST, "main"), candidate(SECOND, None)), {"promote": ASKED}
+    waits = rolled(coins(AT[Phase.QUARANTINED], queued, asked=asked), groups=(MAIN,))
+    goes_on = rolled(coins(AT[Phase.QUARANTINED], asked=asked))
+
+    assert (waits.handled, waits.events, where(waits)) == ((), (), (Phase.QUARANTINED, 0, "Probing"))
+    assert (goes_on.handled, where(goes_on)) == ((f"promote={ASKED}",), (Phase.BAKING, 95, "PromotedEarly"))
+
+
 def test_a_gate_that_is_put_aside_stays_aside_and_holds_nothing() -> None:
     asks = POLICY.model_copy(update={"gates": (*POLICY.gates, BUDGET)})
     held = rolled(coins(AT[Phase.GOLDEN], policy=asks))

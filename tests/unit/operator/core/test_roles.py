@@ -196,6 +196,24 @@ TURNS = [
         id="a candidate that waited gets its group once there is room",
     ),
     pytest.param(
+        world(model(None, QUEUED, rollout=state(SECOND, Phase.QUARANTINED), problem=FAILURE), groups=[MAIN]),
+        replace(SERVED, candidate=candidate(SECOND, since_s=NOW_S)),
+        id="a candidate in its rollout gets servers again although the spec cannot be read now",
+    ),
+    pytest.param(
+        world(model(None, QUEUED, problem=FAILURE), groups=[MAIN]),
+        QUEUED,
+        id="a candidate without a rollout begins none while the spec cannot be read",
+    ),
+    pytest.param(
+        world(
+            model(None, GIVEN_UP, rollout=state(SECOND, Phase.ROLLED_BACK), problem=FAILURE, annotations=asks("pause")),
+            groups=[MAIN],
+        ),
+        GIVEN_UP,
+        id="a candidate whose rollout has ended gets no servers while the spec cannot be read",
+    ),
+    pytest.param(
         world(model(SECOND, SERVED), groups=[MAIN], pool=PoolObserved("default", shared=True)),
         replace(SERVED, candidate=candidate(SECOND, "canary", since_s=NOW_S)),
         id="with shared isolation a candidate is proved in the group that all candidates share",
@@ -726,6 +744,17 @@ def test_a_stable_revision_settles_into_main(roles: Roles, expected: bool) -> No
         pytest.param([model(FIRST, CHANGED)], set(), id="who asks for the former revision needs no turn"),
         pytest.param([model(SECOND, SERVED, deleting=True)], set(), id="who is being deleted has no turn"),
         pytest.param([model(None, SERVED)], set(), id="whose spec cannot be read has no turn"),
+        pytest.param([model(None, QUEUED)], set(), id="whose spec cannot be read begins no rollout"),
+        pytest.param(
+            [model(None, QUEUED, rollout=state(SECOND, Phase.QUARANTINED))],
+            {"coins"},
+            id="whose rollout lost its servers has a turn although the spec cannot be read now",
+        ),
+        pytest.param(
+            [model(None, QUEUED, rollout=state(SECOND, Phase.QUARANTINED), deleting=True)],
+            set(),
+            id="whose rollout lost its servers has no turn while it is being deleted",
+        ),
         pytest.param(
             [model(CELLS), model(FIRST, Roles(candidate=candidate(FIRST, None))), *others(MAX_CANDIDATE_GROUPS - 1)],
             {"coins"},

@@ -32,8 +32,7 @@ def is_overdue(model: ModelObserved, candidate: Candidate | None, world: Observe
     if candidate is None or candidate.group is None or candidate.failure is not None:
         return False
     state = model.status.rollout
-    rolls = state is not None and not state.ended and state.revision == candidate.revision
-    if rolls and state is not None and state.phase is not Phase.PENDING:
+    if model.rolls_out(candidate) and state is not None and state.phase is not Phase.PENDING:
         return False
     return world.now_s - candidate.since_s >= deadline_s(model)
 

@@ -214,6 +214,15 @@ class ModelObserved:
         """The roles in the status."""
         return self.status.roles
 
+    def rolls_out(self, candidate: Candidate) -> bool:
+        """Tell whether a rollout of a candidate is in progress."""
+        state = self.status.rollout
+        return state is not None and not state.ended and state.revision == candidate.revision
+
+    def is_left_as_it_was(self, candidate: Candidate | None) -> bool:
+        """Tell whether a rollout goes on although the spec cannot be read now: what it began with was accepted."""
+        return self.wanted is None and candidate is not None and candidate.failure is None and self.rolls_out(candidate)
+
 
 @dataclass(frozen=True, slots=True)
 class ServerObserved:

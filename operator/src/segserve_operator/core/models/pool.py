@@ -210,9 +210,12 @@ def _age(model: ModelObserved) -> tuple[float, str]:
 
 
 def _waits(model: ModelObserved) -> bool:
-    """Tell whether a model's spec requires a revision that has neither a role nor a group."""
-    if model.wanted is None or model.deleting:
+    """Tell whether a model's spec, or its rollout, requires a revision that has neither a role nor a group."""
+    if model.deleting:
         return False
+    if model.wanted is None:
+        candidate = model.roles.candidate
+        return candidate is not None and candidate.group is None and model.is_left_as_it_was(candidate)
     roles, wanted = model.roles, model.wanted.assigned.revision
     if any(holder is not None and holder.revision == wanted for holder in (roles.stable, roles.previous)):
         return False
@@ -223,7 +226,7 @@ def _waits(model: ModelObserved) -> bool:
 def _wanted_candidate(model: ModelObserved) -> Candidate | None:
     """Return the candidate if it is the spec's revision; what another one went through does not count."""
     candidate, wanted = model.roles.candidate, model.wanted
-    is_wanted = candidate is not None and wanted is not None and candidate.revision == wanted.assigned.revision
+    is_wanted = candidate is not None and (wanted is None or candidate.revision == wanted.assigned.revision)
     return candidate if is_wanted else None
 
 

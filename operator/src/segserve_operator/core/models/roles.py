@@ -75,7 +75,7 @@ def settling(roles: Roles, main: str) -> bool:
 def _follow_spec(roles: Roles, scope: Scope) -> Roles:
     wanted = scope.wanted_revision
     if wanted is None:
-        return roles
+        return _placed(roles, scope) if scope.model.is_left_as_it_was(roles.candidate) else roles
     if roles.stable is not None and roles.stable.revision == wanted:
         return replace(roles, candidate=None)
     if roles.previous is not None and roles.previous.revision == wanted:
@@ -83,11 +83,18 @@ def _follow_spec(roles: Roles, scope: Scope) -> Roles:
     candidate = roles.candidate
     if candidate is None or candidate.revision != wanted or _worth_a_retry(candidate, scope):
         return replace(roles, candidate=_new_candidate(roles, scope, wanted))
-    if candidate.group is None and candidate.failure is None:
-        group = _group_for(roles, scope, wanted)
-        if group is not None:
-            return replace(roles, candidate=replace(candidate, group=group, since_s=scope.world.now_s, stalled=None))
-    return roles
+    return _placed(roles, scope)
+
+
+def _placed(roles: Roles, scope: Scope) -> Roles:
+    """Give a candidate that waits for servers a group, if it is its turn."""
+    candidate = roles.candidate
+    if candidate is None or candidate.group is not None or candidate.failure is not None:
+        return roles
+    group = _group_for(roles, scope, candidate.revision)
+    if group is None:
+        return roles
+    return replace(roles, candidate=replace(candidate, group=group, since_s=scope.world.now_s, stalled=None))
 
 
 def _return_to_previous(roles: Roles, scope: Scope) -> Roles:
@@ -211,9 +218,12 @@ def _may_take_all(candidate: Candidate, scope: Scope) -> bool:
 
     Every gateway must know its servers by then, so that the promotion is a mere change of weights.
     """
-    state = scope.model.status.rollout
-    rolls = state is not None and not state.ended and state.revision == candidate.revision
-    if candidate.group is None or rolls or (scope.model.wanted is not None and scope.model.wanted.policy is not None):
+    wanted = scope.model.wanted
+    if (
+        candidate.group is None
+        or scope.model.rolls_out(candidate)
+        or (wanted is not None and wanted.policy is not None)
+    ):
         return False
     share = scope.world.traffic.share(scope.model.name, candidate.group)
     return share is not None and share.revision == candidate.revision and bool(share.endpoints)

@@ -50,9 +50,9 @@ def sizes(roles: Mapping[str, Roles], states: Mapping[str, RolloutState | None],
 def has_grown(roles: Roles, world: Observed) -> bool:
     """Tell whether enough servers answer for the candidate's next weight; without a candidate none are missing."""
     candidate = roles.candidate
-    if candidate is None or candidate.group is None or candidate.failure is not None:
+    if candidate is None or candidate.failure is not None:
         return True
-    return suffices(candidate.group, candidate.revision, world)
+    return candidate.group is not None and suffices(candidate.group, candidate.revision, world)
 
 
 def is_deferred(request: RolloutRequest, state: RolloutState | None) -> bool:
