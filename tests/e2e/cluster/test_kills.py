@@ -25,6 +25,8 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 PAUSED_S = 20.0
 """How long the API server hangs: longer than any single call waits for it."""
 SERVERS = GATEWAYS = 2
+DRAIN_S = 20
+"""How long gateways may take to leave a server alone that ends: over 8 s were seen where all cores were taken."""
 NOT_BEGUN = "GOAWAY received; Error code: 0"
 """Of a gRPC call on a connection that a leaving gateway closes before the call is on it: a retry sends it."""
 Note = Callable[[str, object], None]
@@ -79,7 +81,7 @@ def world(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         operator = OperatorProcess(cluster.kubeconfig, (namespace,), cluster.images, log)
         pool = ClusterPool(cluster, namespace, operator.tail)
         with operator.running():
-            pool.apply(pool_manifest(replicas=SERVERS, server={"drainSeconds": 8}), coins_manifest())
+            pool.apply(pool_manifest(replicas=SERVERS, server={"drainSeconds": DRAIN_S}), coins_manifest())
             pool.wait("the pool is whole", lambda: pool.is_whole(SERVERS, GATEWAYS), 300)
             yield World(pool, operator)
 
