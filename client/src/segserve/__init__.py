@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from segserve.async_client import AsyncClient
+    from segserve.benchmarking.report import BenchmarkReport
+    from segserve.benchmarking.running import benchmark
     from segserve.calls.credentials import Tls
     from segserve.calls.hooks import ErrorEvent, Hooks, RequestEvent, ResponseEvent, RetryEvent
     from segserve.calls.many import Failure
@@ -70,6 +72,7 @@ __all__ = [
     "AsyncClient",
     "AuthenticationError",
     "BadRequestError",
+    "BenchmarkReport",
     "Client",
     "Cluster",
     "ConflictError",
@@ -129,11 +132,13 @@ __all__ = [
     "TlsError",
     "WaitTimeoutError",
     "WriteTimeoutError",
+    "benchmark",
     "evaluate",
 ]
 
 _HOMES: Final = {
     "AsyncClient": "async_client",
+    "BenchmarkReport": "benchmarking.report",
     "Client": "client",
     "Cluster": "platforms.port",
     "ConflictError": "platforms.errors",
@@ -169,6 +174,7 @@ _HOMES: Final = {
     "Timeouts": "calls.steps",
     "Tls": "calls.credentials",
     "WaitTimeoutError": "platforms.errors",
+    "benchmark": "benchmarking.running",
     "evaluate": "evaluation.running",
 }
 

@@ -18,10 +18,10 @@ from segserve import (
     AuthenticationError,
     BadRequestError,
     Client,
+    ConnectionLostError,
     DeadlineExceededError,
     GatewayUnreachableError,
     PlainHttpCredentialsError,
-    SegserveError,
     Tls,
     TlsError,
 )
@@ -236,13 +236,14 @@ def test_a_client_with_a_certificate_is_answered_by_a_gateway_that_demands_one(
     [
         pytest.param("http", False, TlsError, id="http, the gateway is not trusted"),
         pytest.param("grpc", False, TlsError, id="grpc, the gateway is not trusted"),
-        pytest.param("http", True, TlsError, id="http, the client has no certificate"),
+        # TLS 1.3 refuses a client after its handshake: one that writes before it reads may lose the alert.
+        pytest.param("http", True, (TlsError, ConnectionLostError), id="http, the client has no certificate"),
         # grpcio says no more than that the connection was closed.
         pytest.param("grpc", True, GatewayUnreachableError, id="grpc, the client has no certificate"),
     ],
 )
 def test_who_does_not_trust_or_is_not_trusted_is_told_and_nothing_is_asked(
-    gateway: Gateway, photo: bytes, authority: Authority, transport: Any, known: bool, kind: type[SegserveError]
+    gateway: Gateway, photo: bytes, authority: Authority, transport: Any, known: bool, kind: Any
 ) -> None:
     tls = authority.stranger if known else None
 

@@ -11,6 +11,7 @@ import typer
 
 from segserve.cli import (
     batch,
+    benchmarking,
     building,
     calibrating,
     comparing,
@@ -82,6 +83,7 @@ COMMANDS: Final[dict[str, tuple[Callable[..., Any], ...]]] = {
         calibrating.calibrate,
         evaluating.eval_,
         comparing.diff,
+        benchmarking.bench,
         building.crds,
         schema.schema,
         explain.explain,

@@ -67,6 +67,11 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
         "segserve diff coins coins-next photos/",
         "segserve diff coins coins-next 'photos/*.jpg' -o sheet/ --at-least 0.95",
     ),
+    "bench": (
+        "segserve bench coins photo.jpg",
+        "segserve bench coins photos/ --rps 5,10,20 --duration 30s",
+        "segserve bench coins photos/ --concurrency 4 --against coins-next --json",
+    ),
     "calibrate": ("segserve calibrate photos/ labels/ -f model.yaml",),
     "samples list": ("segserve samples list coins --by diversity --limit 20", "segserve samples list coins -o json"),
     "samples show": ("segserve samples show coins 1763800000000-0123456789abcdef --image sample.jpg",),

@@ -1,0 +1,1 @@
+"""How fast a served model answers, and how many requests it takes."""
