@@ -248,6 +248,8 @@ def test_two_models_are_asked_the_same_in_turns(served: Served, photo: bytes) ->
         ({"concurrency": [1], "requests_per_s": [1]}, "give concurrency or requests_per_s, not both"),
         ({"concurrency": [0]}, "concurrency must be from 1 to 256, got 0"),
         ({"requests_per_s": [0]}, "requests_per_s must be above 0 and at most 100,000, got 0"),
+        ({"against": "coins"}, "against must be another model, got 'coins' for both"),
+        ({"concurrency": []}, "give one load and one image at least, got 0 and 1"),
         ({"requests_per_s": []}, "give one load and one image at least, got 0 and 1"),
         ({"duration_s": 0}, "duration_s must be above 0 and warmup_s at least 0, both at most 86,400; got 0 and 2.0"),
     ],

@@ -127,25 +127,32 @@ def _ask(call: Call, number: int, began_s: float, due_s: float) -> _Outcome:
 
 
 def _closed(call: Call, callers: int, seconds: float) -> list[_Outcome]:
-    numbers, together = count(), threading.Barrier(callers)
+    numbers, together, given_up = count(), threading.Barrier(callers), threading.Event()
 
     def ask_until_the_end() -> list[_Outcome]:
         together.wait()
         began_s, outcomes = time.perf_counter(), list[_Outcome]()
-        while (due_s := time.perf_counter() - began_s) < seconds:
+        while (due_s := time.perf_counter() - began_s) < seconds and not given_up.is_set():
             outcomes.append(_ask(call, next(numbers), began_s, due_s))
         return outcomes
 
     with ThreadPoolExecutor(callers) as threads:
         asked = [threads.submit(ask_until_the_end) for _ in range(callers)]
-        return [outcome for each in asked for outcome in each.result()]
+        try:
+            return [outcome for each in asked for outcome in each.result()]
+        finally:
+            given_up.set()  # after an interrupt nobody waits for the rest of the time
 
 
 def _open(call: Call, requests_per_s: float, seconds: float, seed: int) -> list[_Outcome]:
     random, due_s, asked = np.random.default_rng(seed), 0.0, list[Future[_Outcome]]()
     with ThreadPoolExecutor(MOST_IN_FLIGHT) as threads:
         began_s = time.perf_counter()
-        while (due_s := due_s + float(random.exponential(1 / requests_per_s))) < seconds:
-            time.sleep(max(began_s + due_s - time.perf_counter(), 0))
-            asked.append(threads.submit(partial(_ask, call, len(asked), began_s, due_s)))
-        return [each.result() for each in asked]
+        try:
+            while (due_s := due_s + float(random.exponential(1 / requests_per_s))) < seconds:
+                time.sleep(max(began_s + due_s - time.perf_counter(), 0))
+                asked.append(threads.submit(partial(_ask, call, len(asked), began_s, due_s)))
+            return [each.result() for each in asked]
+        finally:
+            for each in asked:
+                each.cancel()  # after an interrupt nobody waits for what was not sent yet

@@ -59,7 +59,7 @@ def benchmark(
     loads = (
         [Load(requests_per_s=each) for each in requests_per_s]
         if requests_per_s is not None
-        else [Load(concurrency=each) for each in concurrency or CONCURRENCY]
+        else [Load(concurrency=each) for each in (CONCURRENCY if concurrency is None else concurrency)]
     )
     if not loads or not images:
         raise BadRequestError(f"give one load and one image at least, got {len(loads)} and {len(images)}")
@@ -67,6 +67,8 @@ def benchmark(
         raise BadRequestError(
             f"duration_s must be above 0 and warmup_s at least 0, both at most 86,400; got {duration_s} and {warmup_s}"
         )
+    if against == model:
+        raise BadRequestError(f"against must be another model, got {against!r} for both")
     read = [Path(image).read_bytes() if isinstance(image, str | os.PathLike) else image for image in images]
     names = (model,) if against is None else (model, against)
     seen = {name: Counter[str]() for name in names}
