@@ -23,7 +23,7 @@ from segserve_operator.core.models.observed import (
     Template,
     UpdateClaim,
 )
-from segserve_operator.core.models.update import STALLED_S, spread, step_of, with_template
+from segserve_operator.core.models.update import STALLED_S, spread, with_template
 from segserve_operator.core.traffic import Route, Share, TrafficPlan, TrafficState
 
 OLD, NEW = "main-00000000", "main-11111111"
@@ -42,8 +42,14 @@ def seen(*groups: GroupObserved, pool: PoolObserved = POOL, now_s: float = 20.0,
     return Observed(now_s=now_s, pool=pool, groups={each.name: each for each in groups})
 
 
+def updated(world: Observed) -> PoolObserved:
+    pool = with_template(world).pool
+    assert pool is not None
+    return pool
+
+
 def counts(world: Observed) -> tuple[int, int]:
-    replicas = step_of(world).replicas
+    replicas = updated(world).counts
     return replicas.get(OLD, 0), replicas.get(NEW, 0)
 
 
@@ -167,12 +173,11 @@ def claims(*, first: bool, begun: bool, since_s: float, stalled: bool = False) -
 )
 def test_what_an_update_waits_for(changes: dict[str, Any], reason: str) -> None:
     world = Observed(now_s=20.0, pool=replace(POOL, **changes), groups={OLD: servers(OLD, 4)})
-    step = step_of(world)
+    progress = updated(world).progress
 
-    assert step.wait is not None
-    assert step.wait[0] == reason
-    assert step.replicas.get(OLD) == 4
-    assert not step.replicas.get(NEW)
+    assert progress is not None
+    assert (progress.status, progress.reason) == ("False", reason)
+    assert counts(world) == (4, 0)
 
 
 @pytest.mark.parametrize(
@@ -223,7 +228,7 @@ def test_the_servers_of_all_templates_are_one_group_with_one_name() -> None:
 def test_all_main_groups_are_told_to_hold_the_same() -> None:
     world = seen(servers(OLD, 3), servers(NEW, 1))
     told = group(OLD).assignment
-    groups, replicas = spread({OLD: told, "coins-1-00000000": told}, {}, world)
+    groups, replicas = spread({OLD: told, "coins-1-00000000": told}, {}, updated(world), world.groups)
 
     assert groups == {OLD: told, NEW: told, "coins-1-00000000": told}
     assert replicas == {OLD: 3, NEW: 2, "coins-1-00000000": 4}
@@ -240,5 +245,5 @@ def test_the_new_template_is_adopted_when_no_former_server_is_left() -> None:
 def test_a_platform_without_templates_has_no_updates() -> None:
     world = Observed(now_s=0.0, pool=PoolObserved("default"), groups={"main": group("main", servers=1)})
 
-    assert with_template(world) is world
-    assert spread({"main": group("main").assignment}, {}, world)[1] == {"main": 1}
+    assert updated(world) is world.pool
+    assert spread({"main": group("main").assignment}, {}, updated(world), world.groups)[1] == {"main": 1}

@@ -443,10 +443,10 @@ class PoolObserved:
     changed. The local platform has no template. With `shared` isolation candidates share one group. `replicas` is the
     number of servers of a group, `min_ready` how many of them must have proved a revision before it serves.
 
-    For updates to another template: `kept` is that of the main group, `settings` the digest of the pool's own part of
-    the present one, `difference` what changed, `request` the text that asks for it, `window_open` is False outside of
-    the hours for it, `claims` are the updates of other pools, `progress` and `stuck` are the conditions that tell how
-    far it is and why it goes no further.
+    For updates to another template: `kept` is that of the main group, `counts` the next numbers of servers of the main
+    groups of all templates, `settings` the digest of the pool's own part of the present one, `difference` what changed,
+    `request` the text that asks for it, `window_open` is False outside of the hours for it, `claims` are the updates of
+    other pools, `progress` and `stuck` are the conditions that tell how far it is and why it goes no further.
 
     With `scaling` the number of servers follows requests: `scaled` is that of now, `starting` how many of them have had
     no time to start yet, and `scaling_active` the condition that tells whether it works.
@@ -471,6 +471,7 @@ class PoolObserved:
     window_open: bool = True
     claims: tuple[UpdateClaim, ...] = ()
     kept: Template | None = None
+    counts: Mapping[str, int] = field(default_factory=dict)
     progress: ObservedCondition | None = None
     stuck: ObservedCondition | None = None
     ignored: FailureReason | None = None

@@ -110,7 +110,9 @@ def desired_state(
     slo_watches = watches(world.models, world)
     held = {name for name in roles if any(group.holds(name) for group in world.groups.values())}
     smaller = sizes(roles, {name: update.state for name, update in updates.items()}, world)
-    groups, replicas = spread(_assignments(roles, drifts, world), smaller, seen) if world.pool is not None else ({}, {})
+    groups, replicas = dict[str, Assignment](), dict[str, int]()
+    if world.pool is not None:
+        groups, replicas = spread(_assignments(roles, drifts, world), smaller, world.pool, seen.groups)
     forgotten = tuple(model.name for model in world.models if model.deleting and model.name not in held)
     statuses = {
         m.name: m.status

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 from segserve_builder.agent.protocol import Assignment, ModelState
@@ -35,63 +35,51 @@ STALLED_S: Final = 600.0
 _MAIN_NAME: Final = re.compile(rf"{MAIN}-[0-9a-f]{{8}}")
 
 
-@dataclass(frozen=True, slots=True)
-class UpdateStep:
-    """Number of servers of each main group, and why no more of them are replaced now (a reason and a sentence)."""
-
-    replicas: Mapping[str, int]
-    wait: tuple[str, str] | None = None
-
-
 def with_template(world: Observed) -> Observed:
     """Return the world with the template that its pool keeps, and the main groups of all templates as one."""
     pool = world.pool
     if pool is None or not pool.template:
         return world
     kept = _kept(pool, world)
-    progress, stuck = _conditions(pool, kept, world)
-    told = replace(pool, kept=kept, progress=pool.progress or progress, stuck=stuck)
+    counts, wait = _step(pool, kept, world)
+    progress, stuck = _conditions(pool, kept, wait, world)
+    told = replace(pool, kept=kept, counts=counts, progress=pool.progress or progress, stuck=stuck)
     return _as_one_group(replace(world, pool=told))
 
 
-def step_of(world: Observed) -> UpdateStep:
-    """Return the next step of the update in an observed world."""
-    pool = world.pool
-    if pool is None or not pool.template:
-        return UpdateStep({})
-    kept = _kept(pool, world)
+def _step(pool: PoolObserved, kept: Template, world: Observed) -> tuple[dict[str, int], tuple[str, str] | None]:
+    """Return the next number of servers of each main group, and why no more are replaced: a reason and a sentence."""
     target = _main(kept.next or kept.digest)
     former = [group for name, group in main_groups(world).items() if name != target and not _is_held_apart(name, world)]
     present = world.groups.get(target) or GroupObserved(target, replicas=0)
     if not former and not kept.next:
-        return UpdateStep({target: pool.replicas})
+        return {target: pool.replicas}, None
     wait = _wait(pool, kept, world)
     if wait is not None:
-        return UpdateStep(_unchanged(pool, kept, present, former), wait)
+        return _unchanged(pool, kept, present, former), wait
     if pool.update.strategy == "Recreate":
         ended = not any(map(_occupied, former))
-        return UpdateStep({group.name: 0 for group in former} | {target: pool.replicas if ended else present.replicas})
-    return UpdateStep(_rolled(pool, present, former, world.traffic))
+        counts = {group.name: 0 for group in former} | {target: pool.replicas if ended else present.replicas}
+        return counts, None
+    return _rolled(pool, present, former, world.traffic), None
 
 
 def spread(
-    groups: Mapping[str, Assignment], smaller: Mapping[str, int], world: Observed
+    groups: Mapping[str, Assignment],
+    smaller: Mapping[str, int],
+    pool: PoolObserved,
+    present: Mapping[str, GroupObserved],
 ) -> tuple[dict[str, Assignment], dict[str, int]]:
     """Return the assignments and the numbers of servers of all groups, from the assignments of the roles' groups.
 
-    `smaller` are the numbers of groups that need fewer servers than the pool has.
-    `world` is the one that was observed, with the main groups of all templates.
+    `smaller` are the numbers of groups that need fewer servers than the pool has. `present` are the groups that were
+    observed, with the main groups of all templates; `pool` has that template which it keeps.
     """
-    pool = world.pool
-    if pool is None:
-        return {}, {}
-    counts = step_of(world).replicas
     all_groups = dict(groups)
-    main = _main(_kept(pool, world).digest) if pool.template else MAIN
-    for name, count in counts.items():
-        if name not in all_groups and (count or _occupied(world.groups.get(name))):
-            all_groups[name] = groups[main]
-    return all_groups, {name: counts.get(name, smaller.get(name, pool.replicas)) for name in all_groups}
+    for name, count in pool.counts.items():
+        if name not in all_groups and (count or _occupied(present.get(name))):
+            all_groups[name] = groups[pool.main]
+    return all_groups, {name: pool.counts.get(name, smaller.get(name, pool.replicas)) for name in all_groups}
 
 
 def is_outdated(group: str, world: Observed) -> bool:
@@ -120,7 +108,7 @@ def offered_update(world: Observed) -> Iterator[ObservedCondition]:
 
 
 def _conditions(
-    pool: PoolObserved, kept: Template, world: Observed
+    pool: PoolObserved, kept: Template, wait: tuple[str, str] | None, world: Observed
 ) -> tuple[ObservedCondition | None, ObservedCondition | None]:
     """Return how far an update is, as the condition Progressing, and why it goes no further, as Stalled."""
     target = _main(kept.next or kept.digest)
@@ -132,7 +120,6 @@ def _conditions(
     answering = answering_servers(new, needed)
     count = len(answering)
     text = f"{count} of {pool.replicas} servers are of template {_digest(target)}"
-    wait = step_of(world).wait
     if wait is not None:
         return ObservedCondition("Progressing", "False", wait[0], f"{text}: {wait[1]}"), None
     progress = ObservedCondition("Progressing", "True", "Updating", text)
