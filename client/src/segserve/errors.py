@@ -135,6 +135,10 @@ class RevisionChangedError(SegserveError):
     """Another revision started to answer while tiles, or the images of an evaluation, were being sent."""
 
 
+HOPELESS: Final = (ModelNotFoundError, GatewayUnreachableError)
+"""Errors of one image that are those of every other image of the same model, too."""
+
+
 class WorkersLostError(SegserveError):
     """Repeatedly, workers of a Dask cluster died while answering the same tile."""
 

@@ -14,7 +14,6 @@ import typer
 from segserve.cli.errors import CommandError, plain
 from segserve.cli.image_files import IMAGES
 from segserve.cli.options import (
-    HOPELESS,
     GatewayUrl,
     ModelName,
     PlatformOptions,
@@ -26,6 +25,7 @@ from segserve.cli.options import (
     with_platform_options,
 )
 from segserve.cli.top import Prometheus, metrics_source
+from segserve.errors import HOPELESS
 from segserve.platforms.errors import ControlError
 from segserve_common.errors import SegserveError
 

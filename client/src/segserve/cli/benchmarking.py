@@ -11,7 +11,6 @@ from rich.console import Console
 from segserve.cli.errors import plain
 from segserve.cli.image_files import image_files
 from segserve.cli.options import (
-    HOPELESS,
     GatewayUrl,
     ModelName,
     PlatformOptions,
@@ -23,6 +22,7 @@ from segserve.cli.options import (
     with_platform_options,
 )
 from segserve.cli.terminal import print_whole, spinner
+from segserve.errors import HOPELESS
 
 Number = TypeVar("Number", int, float)
 _ONE_LOAD: Final = "several with commas, such as 1,4,16"

@@ -8,14 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from segserve.cli.errors import CommandError, plain
 from segserve.cli.image_files import ImageFile, image_files
 from segserve.cli.options import (
-    HOPELESS,
     GatewayUrl,
     PlatformOptions,
     ScoreThreshold,
@@ -26,7 +25,8 @@ from segserve.cli.options import (
     with_advice,
     with_platform_options,
 )
-from segserve.cli.terminal import print_whole, spinner
+from segserve.cli.terminal import print_failures, print_whole, spinner
+from segserve.errors import HOPELESS
 from segserve_common.errors import SegserveError
 
 if TYPE_CHECKING:
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
     from segserve_builder.scoring.agreement import Agreement
     from segserve_builder.scoring.agreement import Answer as ComparedAnswer
 
-_NAMED: Final = 3
-"""Up to this many images that failed are named."""
 ModelToCompare = Annotated[str, typer.Argument(help="Model name.", show_default=False, autocompletion=model_names)]
 
 
@@ -141,9 +139,7 @@ def diff(
         _write_sheet(out, (first, second), compared, names, len(values))
         typer.echo(plain(f"sheet: {out / 'index.html'}"), err=as_json)
     if failed:
-        for failure in failed[:_NAMED]:
-            typer.echo(plain(f"error: {failure.image}: {failure.error}"), err=True)
-        typer.echo(f"{len(failed)} of {len(files)} images were not compared", err=True)
+        print_failures([(each.image, each.error) for each in failed], len(files), "compared")
     if at_least is not None and mean < at_least:
         typer.echo(f"agreement {mean:.4f} is below {at_least:g}", err=True)
     if failed or (at_least is not None and mean < at_least):

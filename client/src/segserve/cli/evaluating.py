@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from segserve.cli.errors import plain
 from segserve.cli.options import (
-    HOPELESS,
     GatewayUrl,
     ModelName,
     PlatformOptions,
@@ -21,10 +20,9 @@ from segserve.cli.options import (
     with_advice,
     with_platform_options,
 )
-from segserve.cli.terminal import print_whole, spinner
-
-_NAMED: Final = 3
-"""Up to this many images that failed are named."""
+from segserve.cli.terminal import NAMED, print_failures, print_whole, spinner
+from segserve.errors import HOPELESS
+from segserve.evaluation import IN_FLIGHT, RESAMPLES, WORST
 
 
 @with_platform_options
@@ -63,11 +61,11 @@ def eval_(
     max_detections: Annotated[
         int | None, typer.Option(help="Keep at most this many detections.", show_default=False)
     ] = None,
-    worst: Annotated[int, typer.Option(min=0, help="Images of the lowest scores that the page shows.")] = 20,
+    worst: Annotated[int, typer.Option(min=0, help="Images of the lowest scores that the page shows.")] = WORST,
     resamples: Annotated[
         int, typer.Option(min=0, help="Samples of the images that intervals are made of; 0: none.")
-    ] = 200,
-    in_flight: Annotated[int, typer.Option(min=1, max=256, help="Concurrent images.")] = 4,
+    ] = RESAMPLES,
+    in_flight: Annotated[int, typer.Option(min=1, max=256, help="Concurrent images.")] = IN_FLIGHT,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON instead of a table.")] = False,
     url: GatewayUrl = None,
     timeout: Annotated[
@@ -121,11 +119,9 @@ def eval_(
     else:
         typer.echo(plain(f"{report.revision} on {len(report.images)} images of {report.data}"))
         print_whole(Console(), report.__rich__())
-        worst_names = ", ".join(each.image for each in report.worst(_NAMED))
+        worst_names = ", ".join(each.image for each in report.worst(NAMED))
         typer.echo(plain(f"score of an image {report.score}; worst: {worst_names}"))
         typer.echo(plain(f"report: {folder / PAGE}"))
     if report.failed:
-        for each in report.failed[:_NAMED]:
-            typer.echo(plain(f"error: {each.image}: {each.error}"), err=True)
-        typer.echo(f"{len(report.failed)} of {len(report.images)} images were not answered", err=True)
+        print_failures([(each.image, each.error) for each in report.failed], len(report.images), "answered")
         raise typer.Exit(1)

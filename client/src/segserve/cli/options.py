@@ -19,7 +19,7 @@ from typing import Annotated, Any, Final, TypeAlias, get_type_hints
 import typer
 
 from segserve.calls.credentials import CA_VARIABLE
-from segserve.errors import GatewayUnreachableError, MissingExtraError, ModelNotFoundError, SegserveError
+from segserve.errors import MissingExtraError, ModelNotFoundError, SegserveError
 from segserve.platforms.local import LocalPlatform
 from segserve.platforms.port import Cluster, Json, Local, Platform, PlatformRef
 from segserve.platforms.selection import default_platform_ref, open_platform
@@ -30,8 +30,6 @@ PANEL: Final = "Platform"
 _PARAMETER: Final = "platform_options"
 PATIENCE_S: Final = 1.0
 """How long completion waits for a cluster."""
-HOPELESS: Final = (ModelNotFoundError, GatewayUnreachableError)
-"""Errors that affect every image alike."""
 
 
 class ReportFormat(StrEnum):
@@ -232,7 +230,7 @@ def gateway(platform_options: PlatformOptions, model: str, url: str | None) -> A
 
 
 def with_advice(error: SegserveError, platform_options: PlatformOptions, name: str) -> SegserveError:
-    """Return an error of `HOPELESS` with the model that may have been meant, or why this one is not served."""
+    """Return an error with the model that may have been meant, or why this one is not served."""
     if not isinstance(error, ModelNotFoundError) or error.advised:
         return error
     advice = name_advice(name, _models(platform_options))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from segserve.cli.errors import CommandError
-from segserve.rendering.display import printable
+from segserve.rendering.display import PAGE_STYLE, printable
 from segserve_builder.scoring.agreement import OTHER_CLASSES
 from segserve_common.errors import SegserveError
 
@@ -19,10 +19,6 @@ PAGE: Final = "index.html"
 _CLASSES: Final = 4
 """Classes that a pair's figures name: those of least agreement."""
 _SIZES: Final = ("small", "medium", "large")
-_STYLE: Final = (
-    "body{font:15px/1.5 system-ui,sans-serif;margin:24px;color:#141414;background:#fff}"
-    "img{max-width:100%;border:1px solid #ddd}section{margin:28px 0}h2{font-size:16px;margin:0 0 6px}"
-)
 Drawing: TypeAlias = "tuple[list[str], Callable[[], Image.Image]]"
 """The figures of a pair as lines of text, and what draws it."""
 
@@ -81,7 +77,7 @@ def _section(number: int, name: str, figures: Iterable[str]) -> str:
 def _page(title: str, about: str, sections: Iterable[str]) -> str:
     name = escape(printable(title, 200))
     return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{name}: sheet</title><style>{_STYLE}</style>'
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{name}: sheet</title><style>{PAGE_STYLE}</style>'
         f"<h1>{name}</h1><p>{escape(printable(about, 800))} Agreement is no quality: look which one is right.</p>"
         f"{''.join(sections)}</html>\n"
     )

@@ -20,7 +20,6 @@ import typer
 from segserve.cli.errors import CommandError, plain
 from segserve.cli.image_files import ImageFile, image_files, output_stems, overlay_paths
 from segserve.cli.options import (
-    HOPELESS,
     PANEL,
     GatewayUrl,
     ModelName,
@@ -34,6 +33,7 @@ from segserve.cli.options import (
 )
 from segserve.cli.output_files import save_image, written_whole
 from segserve.cli.terminal import print_whole
+from segserve.errors import HOPELESS
 from segserve_common.errors import BadRequestError, SegserveError
 
 if TYPE_CHECKING:

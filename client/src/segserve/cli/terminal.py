@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -14,7 +14,11 @@ from rich.measure import Measurement
 from rich.status import Status
 from rich.text import Text
 
+from segserve.cli.errors import plain
+
 WIDEST: Final = 1000
+NAMED: Final = 3
+"""Up to this many images are named."""
 
 
 def wide_enough(console: Console, shown: RenderableType) -> Console:
@@ -33,6 +37,13 @@ def print_whole(console: Console, shown: RenderableType) -> None:
         wide.print(shown)
     for line in captured.get().splitlines():
         typer.echo(line.rstrip())
+
+
+def print_failures(failures: Sequence[tuple[object, object]], total: int, what: str) -> None:
+    """Print on stderr the first images that failed, each with its error, and how many of all were not `what`."""
+    for image, error in failures[:NAMED]:
+        typer.echo(plain(f"error: {image}: {error}"), err=True)
+    typer.echo(f"{len(failures)} of {total} images were not {what}", err=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
@@ -136,6 +136,12 @@ def _of_json(path: Path, images: Path | None) -> Dataset:
         raise DatasetError(f"{path.name} has annotations of the categories {sorted(unknown)}, which it does not list")
     if not rows:
         raise DatasetError(f"{str(path)!r} lists no images")
+    # An annotation names its image by the id: that of two images would be counted on both.
+    if repeated := [number for number, count in Counter(number for number, *_ in rows).items() if count > 1]:
+        raise DatasetError(
+            f"{path.name} lists the image ids {few(map(str, repeated))} more than once; expected an id of its own for "
+            "each image"
+        )
     if stray := by_image.keys() - {number for number, *_ in rows}:
         raise DatasetError(
             f"{path.name} has annotations of {len(stray)} images that it does not list: {few(map(repr, stray))}"
@@ -198,9 +204,7 @@ def _of_folder(path: Path, images: Path | None) -> Dataset:
             f"{str(path)!r} is no data set: expected one COCO JSON file, {YOLO_FILE}, or the folders "
             f"{IMAGE_FOLDER} and {' or '.join(LABEL_FOLDERS)} with label maps as PNG"
         )
-    files = sorted(each for each in folder.iterdir() if each.suffix.lower() in IMAGE_SUFFIXES)
-    if not files:
-        raise DatasetError(f"no image found in {str(folder)!r}; looked for *{', *'.join(sorted(IMAGE_SUFFIXES))}")
+    files = _images_in(folder)
     maps = {file: labels / f"{file.stem}.png" for file in files}
     if missing := [file.name for file, label_map in maps.items() if not label_map.is_file()]:
         raise DatasetError(
@@ -234,9 +238,7 @@ def _of_yolo(path: Path) -> Dataset:
         raise DatasetError(
             f"{path.name} names the images {split!r}, which are no folder: looked for {', '.join(map(str, places))}"
         )
-    files = sorted(each for each in folder.iterdir() if each.suffix.lower() in IMAGE_SUFFIXES)
-    if not files:
-        raise DatasetError(f"no image found in {str(folder)!r}; looked for *{', *'.join(sorted(IMAGE_SUFFIXES))}")
+    files = _images_in(folder)
     parts = list(folder.parts)
     if IMAGE_FOLDER in parts:  # as YOLO does: the last folder of this name has a neighbour `labels`
         parts[len(parts) - 1 - parts[::-1].index(IMAGE_FOLDER)] = LABEL_FOLDERS[0]
@@ -274,6 +276,13 @@ def _yolo_annotation(line: str, size: tuple[int, int], file: Path) -> dict[str, 
         raise DatasetError(f"{file}: {line[:80]!r} is not a line of YOLO labels: {error}") from error
     polygon = [share * (height if place % 2 else width) for place, share in enumerate(shares)]
     return annotation | {"segmentation": [polygon]}
+
+
+def _images_in(folder: Path) -> list[Path]:
+    files = sorted(each for each in folder.iterdir() if each.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        raise DatasetError(f"no image found in {str(folder)!r}; looked for *{', *'.join(sorted(IMAGE_SUFFIXES))}")
+    return files
 
 
 def _lines(path: Path) -> list[str]:

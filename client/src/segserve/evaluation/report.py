@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from segserve.evaluation.scores import Estimates, Measure, Task
-from segserve.rendering.display import printable
+from segserve.rendering.display import PAGE_STYLE, printable
 from segserve_common.files import replace_file
 from segserve_operator.api.evaluation import Estimate
 
@@ -27,12 +27,6 @@ _TITLES: Final = {"miou": "IOU"}
 """Names of columns, where they are not those of figures."""
 _TABLE: Final = ("miou", "iou", "dice", "recall", "ap", "ap50", "ar100", "pq")
 """The figures of the table; JSON and the page have all of them."""
-_STYLE: Final = (
-    "body{font:15px/1.5 system-ui,sans-serif;margin:24px;color:#141414;background:#fff}"
-    "table{border-collapse:collapse}caption{text-align:left;padding:4px 0}"
-    "th,td{text-align:right;padding:3px 14px 3px 0;border-bottom:1px solid #ddd}th:first-child{text-align:left}"
-    "img{max-width:100%;border:1px solid #ddd}section{margin:28px 0}h2{font-size:16px;margin:0 0 6px}small{color:#555}"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +66,11 @@ class EvaluationReport:
 
     def worst(self, count: int) -> tuple[ImageScore, ...]:
         """Return the images with the lowest scores, the lowest first."""
-        return tuple(sorted(self.images, key=lambda each: each.score)[:count])
+        return tuple(self.images[place] for place in self.ranking()[:count])
+
+    def ranking(self) -> list[int]:
+        """Return the places of the images, those with the lowest scores first."""
+        return sorted(range(len(self.images)), key=lambda place: self.images[place].score)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report for JSON."""
@@ -141,7 +139,7 @@ class EvaluationReport:
         )
         return (
             f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{model}: evaluation</title>'
-            f"<style>{_STYLE}</style><h1>{model}</h1><p>{escape(printable(about, 500))}</p>"
+            f"<style>{PAGE_STYLE}</style><h1>{model}</h1><p>{escape(printable(about, 500))}</p>"
             f"<p>Score of an image, on average: {escape(str(self.score))}</p>"
             f"<table><caption><small>with 95 % intervals of a bootstrap of the images</small></caption>"
             f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from segserve.calls.many import Failure
 from segserve.client import Client
-from segserve.errors import DatasetError, GatewayUnreachableError, ModelNotFoundError, RevisionChangedError
+from segserve.errors import HOPELESS, DatasetError, RevisionChangedError
+from segserve.evaluation import IN_FLIGHT, RESAMPLES, WORST
 from segserve.evaluation.answers import ANSWERS, AnswerFile
 from segserve.evaluation.datasets import Dataset, LabelledImage, matched_classes, read_dataset
 from segserve.evaluation.estimates import mean_estimate
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
 EvaluationProgress: TypeAlias = Callable[[Literal["images", "samples"], int, int], object]
 """Is called with the numbers of images answered, or of samples scored, and of all."""
 
-RESAMPLES: Final = 200
-WORST: Final = 20
 _TASKS: Final[dict[str, Task]] = {
     "KEYPOINTS": "keypoints",
     "SEGMENTS": "panoptic",
@@ -42,7 +41,6 @@ _TASKS: Final[dict[str, Task]] = {
     "MASKS": "instance",
     "BOXES": "detection",
 }
-_HOPELESS: Final = (ModelNotFoundError, GatewayUnreachableError)
 
 
 def evaluate(
@@ -54,7 +52,7 @@ def evaluate(
     classes: Sequence[str] | None = None,
     score_threshold: float | None = None,
     max_detections: int | None = None,
-    in_flight: int = 8,
+    in_flight: int = IN_FLIGHT,
     resamples: int = RESAMPLES,
     worst: int = WORST,
     client: Client | None = None,
@@ -159,7 +157,7 @@ def _ask(
     results = client.segment_many(contents, model=info.model, in_flight=in_flight, on_error="return", **options)
     for index, result in zip(missing, results, strict=True):
         if isinstance(result, Failure):
-            if isinstance(result.error, _HOPELESS):
+            if isinstance(result.error, HOPELESS):
                 raise result.error
             answers[index] = result.error
         else:
@@ -193,8 +191,8 @@ def _pictures(
 ) -> list[tuple[ImageScore, Image.Image | str]]:
     """Return the worst images that were answered, with labels, answer and difference, or why they are not drawn."""
     drawn: list[tuple[ImageScore, Image.Image | str]] = []
-    answered = [place for place, each in enumerate(report.images) if each.error is None]
-    for place in sorted(answered, key=lambda place: report.images[place].score)[:worst]:
+    answered = [place for place in report.ranking() if report.images[place].error is None]
+    for place in answered[:worst]:
         answer, image = scores.answers[place], dataset.images[place]
         assert answer is not None
         try:

@@ -25,6 +25,13 @@ GREY: Final = (232, 232, 232)
 # Notebooks store what they show; one that loops over a folder would grow without bound.
 MAX_PIXELS: Final = 4_000_000
 SIDE_PX: Final = 640
+PAGE_STYLE: Final = (
+    "body{font:15px/1.5 system-ui,sans-serif;margin:24px;color:#141414;background:#fff}"
+    "table{border-collapse:collapse}caption{text-align:left;padding:4px 0}"
+    "th,td{text-align:right;padding:3px 14px 3px 0;border-bottom:1px solid #ddd}th:first-child{text-align:left}"
+    "img{max-width:100%;border:1px solid #ddd}section{margin:28px 0}h2{font-size:16px;margin:0 0 6px}small{color:#555}"
+)
+"""The style of pages that tools write: it refers to nothing outside of them."""
 
 
 class Summarized(Protocol):

@@ -513,6 +513,8 @@ def first(document: dict[str, Any], **fields: Any) -> None:
          "0.png: an annotation's segmentation cannot be read: a polygon lies outside its image"),
         ("discs", "coco", lambda folder: rewrite(folder, lambda coco: first(coco, category_id=77)),
          r"annotations of the categories \[77\], which it does not list"),
+        ("discs", "coco", lambda folder: rewrite(folder, lambda coco: coco["images"].append(coco["images"][2])),
+         "coco.json lists the image ids 2 more than once; expected an id of its own for each image"),
         ("discs", "coco", lambda folder: rewrite(folder, lambda coco: first(coco, image_id="0")),
          "annotations of 1 images that it does not list: '0'"),
         ("discs", "coco", lambda folder: rewrite(folder, lambda coco: first(coco, segmentation=[])),
