@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -42,14 +43,15 @@ def pixel_labels(dataset: Dataset, image: LabelledImage, classes: Classes) -> Re
     if dataset.labels == "objects":
         return _pixels_of_objects(image, classes)
     if dataset.labels == "maps":
-        values = _read_map(image)
+        assert image.label_map is not None
+        values = read_map(image, image.label_map)
         category = {value: value for value in dataset.classes or ()}
         if strange := [value for value in np.unique(values).tolist() if value not in {*category, NOT_LABELLED}]:
             raise DatasetError(f"{unknown_values(image, dataset, strange)}; {NOT_LABELLED} is not labelled")
     else:
         values = _read_ids(image)
         category = {int(each["id"]): int(each["category_id"]) for each in image.annotations}
-    masks = {value: mask.rle for value, mask in _masks_by_value(values).items() if value in category}
+    masks = {value: mask.rle for value, mask in masks_by_value(values).items() if value in category}
     by_class = defaultdict(list)
     for value, mask in masks.items():
         if category[value] in classes:
@@ -66,7 +68,7 @@ def pixel_labels(dataset: Dataset, image: LabelledImage, classes: Classes) -> Re
 def segment_labels(image: LabelledImage, classes: Classes) -> tuple[Regions, Regions]:
     """Return the segments of a panoptic data set, and apart from them its crowds; pixels of no segment do not count."""
     values = _read_ids(image)
-    masks = _masks_by_value(values)
+    masks = masks_by_value(values)
     void = masks.pop(0, None)
     if lacking := masks.keys() - {int(each["id"]) for each in image.annotations}:
         raise DatasetError(f"{image.label_map} has pixels of the segments {sorted(lacking)[:3]}, which are not listed")
@@ -225,39 +227,40 @@ def _objects(image: LabelledImage, own: Sequence[Mapping[str, Any]], classes: Cl
     )
 
 
-def _read_map(image: LabelledImage) -> NDArray[Any]:
-    return _pixels(image, _GREY)
+def read_map(image: LabelledImage, file: Path) -> NDArray[Any]:
+    """Return the values of a map of an image's size, unsigned (H, W); raises `DatasetError` for any other file."""
+    return _pixels(image, file, _GREY)
 
 
 def _read_ids(image: LabelledImage) -> NDArray[Any]:
     """Return the map of segment ids of COCO's panoptic format: red + 256 green + 65536 blue."""
-    red, green, blue = np.moveaxis(_pixels(image, frozenset({"RGB"})).astype(np.int64), -1, 0)
+    assert image.label_map is not None
+    red, green, blue = np.moveaxis(_pixels(image, image.label_map, frozenset({"RGB"})).astype(np.int64), -1, 0)
     ids: NDArray[Any] = red + (green << 8) + (blue << 16)
     return ids
 
 
-def _pixels(image: LabelledImage, modes: frozenset[str]) -> NDArray[Any]:
+def _pixels(image: LabelledImage, file: Path, modes: frozenset[str]) -> NDArray[Any]:
     from PIL import Image
 
-    assert image.label_map is not None
     try:
         # Formats that Pillow guesses from the content may start programs.
-        with Image.open(image.label_map, formats=("PNG",)) as opened:
+        with Image.open(file, formats=("PNG",)) as opened:
             if opened.mode not in modes:
-                raise DatasetError(f"{image.label_map} has the mode {opened.mode}; expected {', '.join(sorted(modes))}")
+                raise DatasetError(f"{file} has the mode {opened.mode}; expected {', '.join(sorted(modes))}")
             pixels = np.asarray(opened)
     except (Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
-        raise DatasetError(f"labels {str(image.label_map)!r} cannot be read: {error}") from error
+        raise DatasetError(f"labels {str(file)!r} cannot be read: {error}") from error
     if pixels.shape[:2] != image.size:
         raise DatasetError(
-            f"{image.label_map} has {pixels.shape[1]} x {pixels.shape[0]} pixels; its image {image.name} has "
+            f"{file} has {pixels.shape[1]} x {pixels.shape[0]} pixels; its image {image.name} has "
             f"{image.size[1]} x {image.size[0]}"
         )
     return pixels
 
 
-def _masks_by_value(values: NDArray[Any]) -> dict[int, EncodedMask]:
-    """Return the mask of each value of a map, 0 too."""
+def masks_by_value(values: NDArray[Any]) -> dict[int, EncodedMask]:
+    """Return the mask of each value of a map (H, W), 0 too."""
     return {value - 1: mask for value, mask in masks_of_labels(values.astype(np.int64) + 1).items()}
 
 

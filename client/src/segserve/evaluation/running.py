@@ -21,6 +21,7 @@ from segserve.evaluation.estimates import mean_estimate
 from segserve.evaluation.regions import check_size, document_of
 from segserve.evaluation.report import EvaluationReport, ImageScore
 from segserve.evaluation.scores import DatasetScores, Task, measure_of, read_labels, score
+from segserve.evaluation.voc import voc_labels
 from segserve.exports.samples import SampleResult
 from segserve.rendering.comparison import draw_label_comparison
 from segserve.results.values import SegmentClass
@@ -60,8 +61,9 @@ def evaluate(
 ) -> EvaluationReport:
     """Ask a model all images of a data set, and score its answers against the labels.
 
-    `data` is a COCO or COCO panoptic JSON file, or a folder: with one such file, with `data.yaml` (YOLO), or with
-    `images` and `labels` (label maps as PNG). `images` is the folder of a JSON file's images, which are otherwise
+    `data` is a COCO or COCO panoptic JSON file, or a folder: with one such file, with `data.yaml` (YOLO), with
+    `JPEGImages` (Pascal VOC, of which it may also be a list in `ImageSets`), or with `images` and `labels` (label maps
+    as PNG). `images` is the folder of a JSON file's images, which are otherwise
     looked for beside it. `classes` names those that count, by default all of the data set. `score_threshold` and
     `max_detections` are those of `Client.segment`; AP needs a low threshold. `resamples` samples of the images, drawn
     with a fixed seed, give the intervals.
@@ -87,6 +89,8 @@ def evaluate(
             )
         if dataset.classes is None:
             dataset = replace(dataset, classes={one.id: one.name for one in info.classes})
+        if dataset.form == "VOC":
+            dataset = voc_labels(dataset, task)
         measure = measure_of(task, dataset)
         matched = matched_classes(dataset, info.classes, classes, background=measure == "pixels")
         labels = read_labels(measure, dataset, matched)

@@ -81,10 +81,10 @@ class DatasetScores:
 
 def measure_of(task: Task, dataset: Dataset) -> Measure:
     """Return how answers of a task are compared with these labels; raises `DatasetError` if they cannot be."""
-    if dataset.labels not in _ALLOWED[task] or (dataset.is_yolo and task == "panoptic"):
+    if dataset.labels not in _ALLOWED[task] or (dataset.form == "YOLO" and task == "panoptic"):
         raise DatasetError(
             f"models of the task {task} cannot be evaluated on "
-            f"{'labels of YOLO' if dataset.is_yolo else _KINDS[dataset.labels]}; they need "
+            f"{'labels of YOLO' if dataset.form == 'YOLO' else _KINDS[dataset.labels]}; they need "
             f"{' or '.join(_KINDS[each] for each in _ALLOWED[task])}"
         )
     if dataset.labels == "segments":
@@ -107,7 +107,8 @@ def measure_of(task: Task, dataset: Dataset) -> Measure:
 def read_labels(measure: Measure, dataset: Dataset, classes: Classes) -> list[LabelPair]:
     """Return the labels of each image; raises `DatasetError` for those that cannot be read, and if nothing is labelled.
 
-    255 in a label map means that a pixel is not labelled, unless it may be a class that no map shows.
+    255 in a label map means that a pixel is not labelled, unless it may be a class that no map shows. In VOC's it
+    always does.
     """
     if measure == "segments":
         labels = [segment_labels(image, classes) for image in dataset.images]
@@ -123,7 +124,7 @@ def read_labels(measure: Measure, dataset: Dataset, classes: Classes) -> list[La
     lacking = sorted(one.name for one in classes.values() if one.id not in shown)
     if not shown:
         raise DatasetError(f"nothing is labelled: no image shows {' or '.join(lacking)}")
-    if dataset.labels == "maps" and lacking:
+    if dataset.labels == "maps" and dataset.form != "VOC" and lacking:
         for image, (own, _) in zip(dataset.images, labels, strict=True):
             if own.counted is not None:
                 raise DatasetError(
@@ -178,14 +179,14 @@ def _score_pixels(
     classes: Classes, labels: Sequence[Regions], found: Sequence[Regions], samples: Samples
 ) -> DatasetScores:
     drawn = tee(samples)  # taken in turns: progress is that of both
-    bands = [
+    label_bands, found_bands = (
         [bands_of(regions, label.counted) for regions, label in zip(side, labels, strict=True)]
         for side in (labels, found)
-    ]
+    )
     figures = []
     for quality, outline in zip(
         score_samples("semantic", labels, found, drawn[0], false_classes=True),
-        score_samples("semantic", *bands, drawn[1], false_classes=True),
+        score_samples("semantic", label_bands, found_bands, drawn[1], false_classes=True),
         strict=True,
     ):
         own = {
