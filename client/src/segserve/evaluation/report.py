@@ -25,7 +25,7 @@ PAGE: Final = "report.html"
 ALL: Final = "all"
 _TITLES: Final = {"miou": "IOU", "boundaryIou": "BOUNDARY IOU", "boundaryAp": "BOUNDARY AP"}
 """Names of columns, where they are not those of figures."""
-_TABLE: Final = ("miou", "iou", "boundaryIou", "dice", "recall", "ap", "ap50", "boundaryAp", "ar100", "pq")
+_TABLE: Final = ("miou", "iou", "boundaryIou", "dice", "recall", "ap", "ap50", "boundaryAp", "ar100", "pq", "ece")
 """The figures of the table; JSON and the page have all of them."""
 
 

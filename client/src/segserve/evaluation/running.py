@@ -79,7 +79,8 @@ def evaluate(
     if out is not None and Path(data).is_dir() and Path(out).resolve() == Path(data).resolve():
         raise BadRequestError(f"out must be another folder than that of the data, got {str(out)!r}")
     dataset = read_dataset(Path(data), None if images is None else Path(images))
-    options = {"score_threshold": score_threshold, "max_detections": max_detections}
+    # Confidences are there only of models that have them.
+    options = {"score_threshold": score_threshold, "max_detections": max_detections, "confidence": True}
     with nullcontext(client) if client is not None else Client() as asked:
         info = asked.model_info(model)
         task = next((task for mark, task in _TASKS.items() if mark in info.outputs), None)

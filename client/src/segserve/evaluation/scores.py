@@ -23,6 +23,7 @@ from pycocotools.mask import area
 
 from segserve.errors import DatasetError
 from segserve.evaluation.boundaries import BAND, BoundaryEvaluation, band_of, bands_of
+from segserve.evaluation.calibration import object_calibration, pixel_calibration
 from segserve.evaluation.datasets import Dataset
 from segserve.evaluation.estimates import estimates
 from segserve.evaluation.regions import (
@@ -164,6 +165,9 @@ def score(
     found = _answers(dataset, classes, answers, masks=measure != "boxes")
     if measure == "pixels":
         scores = _score_pixels(classes, [own for own, _ in labels], found, drawn())
+        documents = [answer.document for answer in answers if answer is not None]
+        if all("score" in each for document in documents for each in document["annotations"]):
+            scores = _with_calibration(scores, pixel_calibration([own for own, _ in labels], found))
     elif measure == "segments":
         things = frozenset(one.id for number, one in classes.items() if number in dataset.things)
         scores = _score_segments(classes, labels, found, drawn(), things)
@@ -260,13 +264,23 @@ def _score_objects(
         names[number]: _estimates([each[f"class {row}"] for each in figures]) for row, number in enumerate(numbers)
     }
     sizes = {size: _estimates([each[size] for each in figures]) for size in SIZES}
-    return DatasetScores(
+    scores = DatasetScores(
         _estimates([each["all"] for each in figures]),
         {name: own for name, own in by_class.items() if own},
         by_image.images,
         tuple(labels),
         {size: own for size, own in sizes.items() if own},
     )
+    # Of each class the first rows are those of objects of all sizes.
+    return _with_calibration(scores, object_calibration(evaluated[0][:: len(_AREAS)].ravel()))
+
+
+def _with_calibration(scores: DatasetScores, error: float) -> DatasetScores:
+    """Return scores with an ECE unless it is NaN.
+
+    It has no interval: samples of the images have larger errors than the images have, of calibrated scores most of all.
+    """
+    return replace(scores, metrics={**scores.metrics, **estimates([("ece", error, ())])})
 
 
 CocoFigures: TypeAlias = Mapping[str, tuple[str, int | slice, int]]

@@ -110,6 +110,12 @@ def semantic(asked: Asked) -> Arrays:
     }
 
 
+def confident(asked: Asked) -> Arrays:
+    found = semantic(asked)
+    numbers = np.random.default_rng(index_of(asked))
+    return found | {"CONFIDENCE": np.where(found["AREAS"] > 0, numbers.uniform(0.4, 1, 3), 0).astype(np.float32)}
+
+
 def instances(asked: Asked) -> Arrays:
     discs = FOUND[index_of(asked)]
     boxes = [[x, y, x + width, y + height] for x, y, width, height in (disc.box for disc in discs)]
@@ -186,6 +192,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
     gateway = Gateway(
         models={
             "pixels": Model(SEMANTIC[:-1], parameters("pixels-aaaaaaaaaa") | classes, semantic),
+            "sure": Model(SEMANTIC, parameters("sure-aaaaaaaaaa") | classes, confident),
             "discs": Model(INSTANCE, parameters("discs-bbbbbbbbbb") | classes, instances),
             "boxes": Model(INSTANCE[:-1], parameters("discs-bbbbbbbbbb") | classes, instances),
             "world": Model(PANOPTIC, parameters("world-cccccccccc") | classes, segments),

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,14 @@ import segserve
 from fakes.kserve import Arrays, Asked, Fault, items
 from segserve import BadRequestError, Client, DatasetError, EvaluationReport
 from segserve.errors import RevisionChangedError
+from segserve.evaluation.calibration import calibration_error
 from segserve.evaluation.datasets import Dataset, LabelledImage
 from segserve.evaluation.estimates import estimates
 from segserve.evaluation.regions import document_of
 from segserve.evaluation.report import ImageScore
 from segserve.evaluation.scores import SIZES, score
 from segserve.exports.samples import SampleResult
+from segserve.results.result import SemanticResult
 from segserve.results.values import SegmentClass
 from segserve_builder.scoring.quality import Regions
 from segserve_operator.api.evaluation import Estimate
@@ -144,6 +147,59 @@ def test_boundary_ap_is_that_of_the_lesser_likeness_of_masks_and_bands(served: S
     assert means(report, "boundaryAp") == pytest.approx({"coin": precision[0], "button": precision[1]}, abs=ROUNDED)
     assert report.metrics["boundaryAp"].mean == pytest.approx(precision.mean(), abs=ROUNDED)
     assert report.metrics["boundaryAp"].mean < report.metrics["ap"].mean
+
+
+def binned(confidences: np.ndarray, right: np.ndarray) -> float:
+    """Return the expected calibration error of Guo et al., bin by bin."""
+    total = 0.0
+    for low, high in pairwise(np.linspace(0, 1, 16)):
+        inside = (confidences > low) & (confidences <= high)
+        if inside.any():
+            total += inside.mean() * abs(right[inside].mean() - confidences[inside].mean())
+    return total
+
+
+def test_the_calibration_error_of_pixels_is_that_of_their_classes_confidences(served: Served, folder: Path) -> None:
+    confidences, right = [], []
+    with Client() as client:
+        for index, (true, found) in enumerate(zip(TRUE, FOUND, strict=True)):
+            sure = client.segment(image_of(index), model="sure", expect=SemanticResult, confidence=True).confidence
+            assert sure is not None
+            labels, answer = label_map(true), label_map(found)
+            confidences.append(np.array([sure[name] for name in CLASSES.values()])[answer].ravel())
+            right.append((labels == answer).ravel())
+
+    report = evaluated("sure", folder)
+
+    expected = binned(np.concatenate(confidences), np.concatenate(right))
+    assert report.metrics["ece"].mean == pytest.approx(expected, abs=ROUNDED)
+    assert report.metrics["ece"].low is None
+    assert "ece" not in evaluated("pixels", folder).metrics
+
+
+def test_the_calibration_error_of_objects_is_that_of_those_matched_by_pycocotools(
+    served: Served, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "ece" not in evaluated("discs", folder / "coco").metrics, "30 objects tell nothing"
+    monkeypatch.setattr("segserve.evaluation.calibration.FEWEST_CALIBRATED", 1)
+
+    report = evaluated("discs", folder / "coco")
+
+    truth, results = coco_sides(folder, "discs")
+    judge = COCOeval(truth, truth.loadRes(results), "segm")
+    judge.evaluate()
+    of_all = [each for each in judge.evalImgs if each and each["aRng"] == [0, 1e10]]
+    confidences = np.concatenate([each["dtScores"] for each in of_all])
+    right = np.concatenate([each["dtMatches"][0] > 0 for each in of_all])
+    assert len(confidences) == sum(map(len, FOUND))
+    assert report.metrics["ece"].mean == pytest.approx(binned(confidences, right), abs=ROUNDED)
+
+
+def test_a_bin_of_confidences_holds_its_upper_end() -> None:
+    # A little more than 1/15 is of the second bin: in one bin the two would make up for each other.
+    assert calibration_error([1 / 15, 1 / 15 + 1e-9], [0, 1]) == pytest.approx((1 / 15 + 14 / 15) / 2)
+    assert calibration_error([0.0, 1.0], [0, 1]) == 0.0
+    assert math.isnan(calibration_error([], []))
 
 
 def test_pixels_of_objects_of_two_classes_do_not_count_and_those_of_none_are_background(
