@@ -58,6 +58,14 @@ def eval_(
         str | None,
         typer.Option(metavar="NAMES", help="Classes that count, with commas. Default: all.", show_default=False),
     ] = None,
+    by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|folder",
+            help="Divide the images into slices: by a CSV file (image, slice), a JSON file, or by folder.",
+            show_default=False,
+        ),
+    ] = None,
     score_threshold: ScoreThreshold = None,
     max_detections: Annotated[
         int | None, typer.Option(help="Keep at most this many detections.", show_default=False)
@@ -99,6 +107,7 @@ def eval_(
                 out=folder,
                 images=images,
                 classes=chosen,
+                by=by,
                 score_threshold=score_threshold,
                 max_detections=max_detections,
                 in_flight=in_flight,

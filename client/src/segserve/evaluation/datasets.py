@@ -71,12 +71,13 @@ class Dataset:
     """YOLO's or VOC's, which are read unlike others of their `labels`."""
 
 
-def read_dataset(path: Path, images: Path | None = None) -> Dataset:
+def read_dataset(path: Path, images: Path | None = None, *, beside: Path | None = None) -> Dataset:
     """Read a data set: the JSON file, or the folder that has `data.yaml`, one JSON file, VOC's folders, or images and
     labels; or a list of images in VOC's `ImageSets`.
 
-    `images` is the folder of the images of a JSON file, which is otherwise looked for beside it. Raises `DatasetError`
-    for a data set without images, an image without labels, and anything that cannot be read.
+    `images` is the folder of the images of a JSON file, which is otherwise looked for beside it. A file `beside` the
+    data is none of them. Raises `DatasetError` for a data set without images, an image without labels, and anything
+    that cannot be read.
     """
     yolo = path / YOLO_FILE if (path / YOLO_FILE).is_file() else path
     if yolo.is_file() and yolo.suffix in (".yaml", ".yml"):
@@ -92,7 +93,7 @@ def read_dataset(path: Path, images: Path | None = None) -> Dataset:
         return _of_json(path, images)
     if not path.is_dir():
         raise DatasetError(f"no such data set: {str(path)!r}")
-    documents = sorted(path.glob("*.json"))
+    documents = sorted(each for each in path.glob("*.json") if beside is None or each.resolve() != beside.resolve())
     if len(documents) == 1:
         return _of_json(documents[0], images)
     if documents:

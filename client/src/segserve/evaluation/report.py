@@ -6,7 +6,7 @@ import base64
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -39,12 +39,24 @@ class ImageScore:
 
 
 @dataclass(frozen=True, slots=True)
+class SliceScore:
+    """How good the answers to some of the images are: their number, the mean of their scores, and the main figure.
+
+    `metrics` is empty where that cannot be measured, as AP of images without objects.
+    """
+
+    images: int
+    score: Estimate
+    metrics: Estimates
+
+
+@dataclass(frozen=True, slots=True)
 class EvaluationReport:
     """How good a revision's answers are on labelled images.
 
     `metrics` are over all images, `classes` by name, `sizes` of small, medium and large objects. `score` is the mean of
     `images`, each of which has its mean IoU, or the panoptic quality of its objects. An image that was not answered
-    counts as one in which nothing was found.
+    counts as one in which nothing was found. `slices` are by name, if any were asked for.
     """
 
     model: str
@@ -58,6 +70,7 @@ class EvaluationReport:
     sizes: Mapping[str, Estimates]
     images: tuple[ImageScore, ...]
     options: Mapping[str, Any]
+    slices: Mapping[str, SliceScore] = field(default_factory=dict)
 
     @property
     def failed(self) -> tuple[ImageScore, ...]:
@@ -89,6 +102,14 @@ class EvaluationReport:
             **{
                 key: {group: {name: _json(each) for name, each in own.items()} for group, own in found.items()}
                 for key, found in groups.items()
+            },
+            "slices": {
+                name: {
+                    "images": own.images,
+                    "score": _json(own.score),
+                    "metrics": {metric: _json(each) for metric, each in own.metrics.items()},
+                }
+                for name, own in self.slices.items()
             },
             "images": [
                 {"image": each.image, "score": round(each.score, 4)}
@@ -159,7 +180,11 @@ class EvaluationReport:
 
     def _rows(self, wanted: Sequence[str] | None) -> tuple[list[str], list[list[str]]]:
         """Return the titles of columns, and rows of a title and cells, of the figures that are wanted, or all."""
-        groups = [(ALL, self.metrics), *self.sizes.items(), *self.classes.items()]
+        slices = [
+            (f"slice {name}, {own.images} image{'s' if own.images > 1 else ''}", own.metrics)
+            for name, own in self.slices.items()
+        ]
+        groups = [(ALL, self.metrics), *slices, *self.sizes.items(), *self.classes.items()]
         titled = [(group, {_TITLES.get(name, name.upper()): each for name, each in own.items()
                            if wanted is None or name in wanted}) for group, own in groups]  # fmt: skip
         names = list(dict.fromkeys(name for _, own in titled for name in own))

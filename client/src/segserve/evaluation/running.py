@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -19,8 +19,9 @@ from segserve.evaluation.answers import ANSWERS, AnswerFile
 from segserve.evaluation.datasets import Dataset, LabelledImage, matched_classes, read_dataset
 from segserve.evaluation.estimates import mean_estimate
 from segserve.evaluation.regions import check_size, document_of
-from segserve.evaluation.report import EvaluationReport, ImageScore
-from segserve.evaluation.scores import DatasetScores, Task, measure_of, read_labels, score
+from segserve.evaluation.report import EvaluationReport, ImageScore, SliceScore
+from segserve.evaluation.scores import MAIN, DatasetScores, Task, measure_of, read_labels, score, score_slices
+from segserve.evaluation.slices import slices_of
 from segserve.evaluation.voc import voc_labels
 from segserve.exports.samples import SampleResult
 from segserve.rendering.comparison import draw_label_comparison
@@ -56,6 +57,7 @@ def evaluate(
     in_flight: int = IN_FLIGHT,
     resamples: int = RESAMPLES,
     worst: int = WORST,
+    by: str | os.PathLike[str] | Mapping[str, str] | None = None,
     client: Client | None = None,
     progress: EvaluationProgress | None = None,
 ) -> EvaluationReport:
@@ -68,6 +70,9 @@ def evaluate(
     `max_detections` are those of `Client.segment`; AP needs a low threshold. `resamples` samples of the images, drawn
     with a fixed seed, give the intervals.
 
+    `by` divides the images into slices, each of which has its mean IoU, AP or PQ: by `folder`, or by a CSV file with
+    the columns image and slice, a JSON file with the slice of each image, or the same as a mapping.
+
     With the folder `out`, answers are kept in it, the same call asks only what is missing of the same revision, and the
     report is written as `report.json` and `report.html`, with the `worst` images. `client` is by default a new one.
 
@@ -78,7 +83,13 @@ def evaluate(
         raise BadRequestError(f"resamples and worst must be 0 or more, got {resamples} and {worst}")
     if out is not None and Path(data).is_dir() and Path(out).resolve() == Path(data).resolve():
         raise BadRequestError(f"out must be another folder than that of the data, got {str(out)!r}")
-    dataset = read_dataset(Path(data), None if images is None else Path(images))
+    dataset = read_dataset(
+        Path(data),
+        None if images is None else Path(images),
+        # Slices are perhaps a JSON file in the folder of the data.
+        beside=None if by is None or isinstance(by, Mapping) else Path(by),
+    )
+    slices = {} if by is None else slices_of(dataset, by)
     # Confidences are there only of models that have them.
     options = {"score_threshold": score_threshold, "max_detections": max_detections, "confidence": True}
     with nullcontext(client) if client is not None else Client() as asked:
@@ -105,15 +116,9 @@ def evaluate(
             "ended; kept answers of the revision that serves then are not asked again",
             model=model,
         )
-    scores = score(
-        measure,
-        dataset,
-        matched,
-        labels,
-        results,
-        resamples=resamples,
-        progress=None if progress is None else partial(progress, "samples"),
-    )
+    scored = None if progress is None else partial(progress, "samples")
+    scores = score(measure, dataset, matched, labels, results, resamples=resamples, progress=scored)
+    by_slice = score_slices(measure, dataset, matched, labels, results, slices, resamples=resamples, progress=scored)
     report = EvaluationReport(
         model=model,
         revision=revisions[0],
@@ -124,6 +129,14 @@ def evaluate(
         metrics=scores.metrics,
         classes=scores.classes,
         sizes=scores.sizes,
+        slices={
+            name: SliceScore(
+                len(own.images),
+                mean_estimate(own.images, interval=resamples > 0),
+                {key: value for key, value in own.metrics.items() if key == MAIN[measure]},
+            )
+            for name, own in by_slice.items()
+        },
         images=tuple(
             ImageScore(image.name, value, None if isinstance(answer, SampleResult) else str(answer))
             for image, value, answer in zip(dataset.images, scores.images, answers, strict=True)

@@ -37,6 +37,21 @@ def test_an_evaluation_prints_a_table_and_writes_its_report(served: Served, fold
     assert served.count("discs") == COUNT
 
 
+def test_slices_are_rows_of_the_table(served: Served, folder: Path, command: Command) -> None:
+    (folder / "slices.json").write_text(json.dumps({"0.png": "day", "1.png": "night", "2.png": "night"}))
+
+    code, printed, _ = command("eval", "pixels", "--data", folder, "--by", "slices.json", "-o", "out", "--resamples", 9)
+
+    assert code == 0
+    slices = json.loads((folder / "out/report.json").read_text())["slices"]
+    (row,) = (line for line in printed.splitlines() if line.startswith("slice night, 2 images"))
+    assert f"{slices['night']['metrics']['miou']['mean']:.3f} (" in row
+    complaint = command("eval", "discs", "--data", folder / "coco", "--images", folder / "images", "--by", "night.csv")[
+        2
+    ]
+    assert "slices 'night.csv' cannot be read: [Errno 2] No such file" in complaint
+
+
 def test_an_image_that_fails_is_named_and_makes_the_exit_code_1(served: Served, folder: Path, command: Command) -> None:
     served.gateway.faults.append(Fault(http=400, message="the image is broken"))
 

@@ -25,7 +25,7 @@ from segserve.evaluation.calibration import calibration_error
 from segserve.evaluation.datasets import Dataset, LabelledImage
 from segserve.evaluation.estimates import estimates
 from segserve.evaluation.regions import document_of
-from segserve.evaluation.report import ImageScore
+from segserve.evaluation.report import ImageScore, SliceScore
 from segserve.evaluation.scores import SIZES, score
 from segserve.exports.samples import SampleResult
 from segserve.results.result import SemanticResult
@@ -487,6 +487,82 @@ def test_a_crowd_is_neither_missed_nor_wrongly_found(served: Served, folder: Pat
     assert any(disc.class_id == TRUE[0][0].class_id and (disc.mask & TRUE[0][0].mask).any() for disc in FOUND[0])
     assert reports[1].images[0].score > reports[0].images[0].score
     assert reports[1].metrics["ap"].mean >= reports[0].metrics["ap"].mean
+
+
+def of_images(folder: Path, places: list[int]) -> None:
+    """Leave only some of the images in the COCO file."""
+    coco = coco_document()
+    own = {key: [each for each in coco[key] if each.get("image_id", each["id"]) in places]
+           for key in ("images", "annotations")}  # fmt: skip
+    (folder / "coco/coco.json").write_text(json.dumps(coco | own))
+
+
+def test_a_slice_has_the_figure_that_its_images_have_as_a_data_set(served: Served, folder: Path) -> None:
+    (folder / "slices.csv").write_text("image,slice\n0.png,night\n1.png,day\n2.png,night\n3.png,\n77.png,dusk\n")
+
+    whole = evaluated("discs", folder / "coco", resamples=30)
+    report = evaluated("discs", folder / "coco", by=folder / "slices.csv", resamples=30)
+
+    assert replace(report, slices={}) == whole
+    assert [(name, each.images) for name, each in report.slices.items()] == [("day", 1), ("night", 2)]
+    of_images(folder, [0, 2])
+    alone = evaluated("discs", folder / "coco", resamples=30)
+    assert report.slices["night"] == SliceScore(2, alone.score, {"ap": alone.metrics["ap"]})
+    assert report.to_dict()["slices"]["night"]["metrics"]["ap"] == alone.metrics["ap"].model_dump()
+
+
+def test_slices_are_named_by_json_by_a_mapping_or_by_the_folders_of_images(served: Served, folder: Path) -> None:
+    names = {f"{index}.png": "even" if index % 2 == 0 else "odd" for index in range(COUNT)}
+    expected = evaluated("pixels", folder, by=names)
+    assert expected.slices["odd"].metrics.keys() == {"miou"}
+    (folder / "slices.json").write_text(json.dumps(names))  # a folder with one JSON file is COCO's otherwise
+    assert evaluated("pixels", folder, by=folder / "slices.json") == expected
+
+    rewrite(folder, lambda coco: [each.update(file_name=f"{names[each['file_name']]}/{each['file_name']}")
+                                  for each in coco["images"]])  # fmt: skip
+    for name in ("even", "odd"):
+        (folder / "images" / name).mkdir()
+    for file, name in names.items():
+        (folder / "images" / file).rename(folder / "images" / name / file)
+    by_folder = evaluated("discs", folder / "coco", by="folder")
+    assert {name: each.images for name, each in by_folder.slices.items()} == {"even": 3, "odd": 3}
+    assert by_folder.slices == evaluated("discs", folder / "coco", by=names).slices
+
+
+def test_a_slice_without_objects_has_no_figure(served: Served, folder: Path) -> None:
+    rewrite(folder, lambda coco: coco.update(annotations=[e for e in coco["annotations"] if e["image_id"]]))
+
+    report = evaluated("discs", folder / "coco", by={"0.png": "empty", "1.png": "full"})
+
+    assert report.slices["empty"].metrics == {}
+    assert "slice empty, 1 image<" in report.to_html()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("slices.csv", "image;slice\n0.png;night\n", "must have the columns image and slice, got image;slice"),
+        ("slices.csv", "image,slice\n0.png,day\n0.png,night\n", "has the slices 'day' and 'night' of '0.png'"),
+        ("slices.csv", "image,slice\n0.png,day\n", "must make 2 to 100 slices, got 1: day"),
+        (
+            "slices.json",
+            '{"7.png": "day"}',
+            "has no image of the data set: it has '7.png'; the data set '0.png'",
+        ),
+        ("slices.json", '{"0.png": ["day"]}', r"the slice of '0.png' must be a text, got \['day'\]"),
+        ("slices.json", '["0.png"]', r"must have the slice of each image in an object, got \['0.png'\]"),
+        ("slices.json", "{", "slices .*slices.json' cannot be read"),
+        ("slices.txt", "", "slices must be 'folder', or a CSV or JSON file that names them, got .*slices.txt"),
+    ],
+)
+def test_slices_that_cannot_be_used_are_told(served: Served, folder: Path, name: str, text: str, says: str) -> None:
+    (folder / name).write_text(text)
+
+    with pytest.raises(DatasetError, match=says):
+        evaluated("discs", folder / "coco", by=folder / name)
+    with pytest.raises(DatasetError, match=r"the folders of images must make 2 to 100 slices, got 1: \."):
+        evaluated("discs", folder / "coco", by="folder")
+    assert served.count("discs") == 0
 
 
 def test_only_chosen_classes_count_and_others_are_no_fault(served: Served, folder: Path) -> None:
