@@ -12,6 +12,7 @@ from typing import Final
 ROOT: Final = Path(__file__).parent.parent
 DEBIAN_PYTHON: Final = ROOT / ".venv-debian/bin/python"
 PEERS: Final = ROOT / ".venv-peers/bin"
+PEER_PACKAGES: Final = ROOT / ".venv-peers/lib/python3.11/site-packages"
 CACHE: Final = Path.home() / ".cache/segserve"
 _IPV6: Final = Path("/proc/net/if_inet6")
 KUBECTL: Final = CACHE / "kubernetes-1.20.2/bin/kubectl"
@@ -42,6 +43,9 @@ def _program(name: str, package: str = "") -> Tool:
 TOOLS: Final[Mapping[str, Tool]] = {
     "torchvision": Tool("Debian's torchvision", DEBIAN_PYTHON.is_file, "make oracles"),
     "peers": Tool("the environment of peers", (PEERS / "python").is_file, "make peers"),
+    "torchmetrics": Tool(
+        "torchmetrics in the environment of peers", (PEER_PACKAGES / "torchmetrics").is_dir, "make peers"
+    ),
     "azurite": Tool("Azurite", AZURITE.is_file, "make system"),
     "curl": _program("curl"),
     "kubectl": Tool("kubectl of the tests' Kubernetes", KUBECTL.is_file, "make cluster-build"),

@@ -13,8 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from fakes.kserve import Arrays, Asked, Gateway, Model, items
+from segserve import Client
 from segserve.cli.app import main
 
 from ..conftest import INSTANCE, SEMANTIC, parameters, png, rle_counts
@@ -216,6 +219,24 @@ def coco_document() -> dict[str, Any]:
         "categories": [{"id": 10, "name": "coin"}, {"id": 20, "name": "button"}],
         "annotations": [{"id": number, **each} for number, each in enumerate(annotations, 1)],
     }
+
+
+def coco_sides(folder: Path, model: str) -> tuple[COCO, list[dict[str, Any]]]:
+    """Return the labels and a model's answers as pycocotools takes them."""
+    with Client() as client:
+        answers = [client.segment(image_of(index), model=model).to_coco(image_id=index) for index in range(COUNT)]
+    results = [{**each, "category_id": 10 * each["category_id"]} for one in answers for each in one["annotations"]]
+    return COCO(str(folder / "coco/coco.json")), results
+
+
+def matches(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return the scores of the objects that `discs` finds, and whether pycocotools matches them at an IoU of 0.5."""
+    truth, results = coco_sides(folder, "discs")
+    judge = COCOeval(truth, truth.loadRes(results), "segm")
+    judge.evaluate()
+    of_all = [each for each in judge.evalImgs if each and each["aRng"] == [0, 1e10]]
+    scores = np.concatenate([each["dtScores"] for each in of_all])
+    return scores, np.concatenate([each["dtMatches"][0] > 0 for each in of_all])
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 import segserve
@@ -44,9 +43,11 @@ from .conftest import (
     Disc,
     Served,
     coco_document,
+    coco_sides,
     id_map,
     image_of,
     label_map,
+    matches,
 )
 
 ROUNDED = 0.5001e-4
@@ -185,12 +186,7 @@ def test_the_calibration_error_of_objects_is_that_of_those_matched_by_pycocotool
 
     report = evaluated("discs", folder / "coco")
 
-    truth, results = coco_sides(folder, "discs")
-    judge = COCOeval(truth, truth.loadRes(results), "segm")
-    judge.evaluate()
-    of_all = [each for each in judge.evalImgs if each and each["aRng"] == [0, 1e10]]
-    confidences = np.concatenate([each["dtScores"] for each in of_all])
-    right = np.concatenate([each["dtMatches"][0] > 0 for each in of_all])
+    confidences, right = matches(folder)
     assert len(confidences) == sum(map(len, FOUND))
     assert report.metrics["ece"].mean == pytest.approx(binned(confidences, right), abs=ROUNDED)
 
@@ -225,14 +221,6 @@ def test_pixels_of_objects_of_two_classes_do_not_count_and_those_of_none_are_bac
     Image.fromarray(labels).save(folder / "labels/0.png")
 
     assert evaluated("pixels", folder / "coco").metrics == evaluated("pixels", folder).metrics
-
-
-def coco_sides(folder: Path, model: str) -> tuple[COCO, list[dict[str, Any]]]:
-    """Return the labels and a model's answers as pycocotools takes them."""
-    with Client() as client:
-        answers = [client.segment(image_of(index), model=model).to_coco(image_id=index) for index in range(COUNT)]
-    results = [{**each, "category_id": 10 * each["category_id"]} for one in answers for each in one["annotations"]]
-    return COCO(str(folder / "coco/coco.json")), results
 
 
 @pytest.mark.parametrize(("model", "kind"), [("discs", "segm"), ("boxes", "bbox")])
