@@ -8,7 +8,7 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Final
 
 from segserve.errors import DatasetError
@@ -49,28 +49,31 @@ def slices_of(dataset: Dataset, by: str | os.PathLike[str] | Mapping[str, str]) 
 def _folders(dataset: Dataset) -> list[str]:
     parents = [image.path.resolve().parent for image in dataset.images]
     root = os.path.commonpath(parents)
-    return [parent.relative_to(root).as_posix() for parent in parents]
+    return [PurePath(root).name if str(parent) == root else parent.relative_to(root).as_posix() for parent in parents]
 
 
 def _read(path: Path) -> dict[str, str]:
+    form = path.suffix.lower()
+    if form not in (".csv", ".json"):
+        raise DatasetError(f"slices must be {BY_FOLDER!r}, or a CSV or JSON file that names them, got {str(path)!r}")
     try:
         text = path.read_text(encoding="utf-8-sig")
-        if path.suffix.lower() == ".json":
+        if form == ".json":
             document = json.loads(text)
             if not isinstance(document, dict):
                 raise DatasetError(
                     f"{str(path)!r} must have the slice of each image in an object, got {document!r:.80}"
                 )
             return _checked(path, list(document.items()))
-        if path.suffix.lower() == ".csv":
-            reader = csv.DictReader(io.StringIO(text, newline=""))
-            columns = reader.fieldnames or ()
-            if not {"image", "slice"} <= {*columns}:
-                raise DatasetError(f"{str(path)!r} must have the columns image and slice, got {few(columns, 20)}")
-            return _checked(path, [(row["image"], row["slice"]) for row in reader])
-    except (OSError, ValueError, csv.Error, RecursionError) as error:
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        columns = reader.fieldnames or ()
+        if not {"image", "slice"} <= {*columns}:
+            raise DatasetError(f"{str(path)!r} must have the columns image and slice, got {few(columns, 20)}")
+        return _checked(path, [(row["image"], row["slice"]) for row in reader])
+    except OSError as error:
+        raise DatasetError(f"slices {str(path)!r} cannot be read: {error.strerror}") from error
+    except (ValueError, csv.Error, RecursionError) as error:
         raise DatasetError(f"slices {str(path)!r} cannot be read: {error}") from error
-    raise DatasetError(f"slices must be {BY_FOLDER!r}, or a CSV or JSON file that names them, got {str(path)!r}")
 
 
 def _checked(path: Path, rows: list[tuple[Any, Any]]) -> dict[str, str]:
