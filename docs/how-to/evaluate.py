@@ -80,6 +80,25 @@ print({name: f"{figures['iou'].mean:.2f}" for name, figures in report.classes.it
 # > {'background': '0.9...', 'coin': '0.9...'}
 
 # %% [markdown]
+# ## Where it is good, and where it is not
+#
+# The table has a row for each class, and for small, medium and large objects. `--by` adds one for each slice of the
+# images: for each of their folders, or as a file says, such as one that names those taken at night:
+#
+# ```sh
+# segserve eval streets --data annotations.json --by folder
+# segserve eval streets --data VOC2012/ImageSets/Segmentation/val.txt --by weather.csv
+# ```
+#
+# Boundary IoU tells whether outlines are right where IoU says little, as of large regions. ECE tells whether scores can
+# be taken for probabilities: where it is high, a threshold means something else than it says.
+
+# %%
+figures = report.metrics
+print(f"IoU {figures['miou'].mean:.2f}, of outlines {figures['boundaryIou'].mean:.2f}, ECE {figures['ece'].mean:.2f}")
+# > IoU 0.9..., of outlines 0..., ECE 0...
+
+# %% [markdown]
 # ## What a new version changes
 #
 # Without labels, `segserve diff` says how much two models agree on the same images, and shows those where they do not:
