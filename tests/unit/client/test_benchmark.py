@@ -17,19 +17,19 @@ from fakes.kserve import Arrays, Asked, Fault, Gateway
 from fakes.waiting import HANG_S
 from segserve import BadRequestError, Client, ModelNotFoundError, benchmark
 from segserve.benchmarking import load as loads
-from segserve.benchmarking.load import Load, Sent, send
+from segserve.benchmarking.load import OfferedLoad, RequestTimes, send
 from segserve.benchmarking.report import BenchmarkReport, Figure, LoadResult, load_result
 from segserve_common.errors import SegserveError
 
 from .conftest import Served, parameters, semantic_answer
 
-CLOSED = Load(concurrency=1)
+CLOSED = OfferedLoad(concurrency=1)
 
 
-def sent(*latency_ms: float, seconds: float = 1.0, errors: Counter[str] | None = None) -> Sent:
+def sent(*latency_ms: float, seconds: float = 1.0, errors: Counter[str] | None = None) -> RequestTimes:
     """Return requests that were due at equal distances."""
     due_s = np.linspace(0, seconds, len(latency_ms), endpoint=False)
-    return Sent(seconds, due_s, np.array(latency_ms, np.float64), errors or Counter())
+    return RequestTimes(seconds, due_s, np.array(latency_ms, np.float64), errors or Counter())
 
 
 def answers_with(gateway: Gateway, wait: Callable[[], object]) -> None:
@@ -120,7 +120,7 @@ def test_what_is_due_while_a_server_stalls_has_waited_since_then(clock: Clock) -
     def stall_once(number: int) -> None:
         clock.now_s += 0.5 if number == 10 else 0.001
 
-    found = send(stall_once, Load(requests_per_s=100), 2.0)
+    found = send(stall_once, OfferedLoad(requests_per_s=100), 2.0)
 
     begun_s = found.due_s[10]
     late = (found.due_s > begun_s) & (found.due_s < begun_s + 0.5)
@@ -131,7 +131,7 @@ def test_what_is_due_while_a_server_stalls_has_waited_since_then(clock: Clock) -
 
 
 def test_an_open_loop_sends_at_its_mean_rate_at_random_times(clock: Clock) -> None:
-    found = send(lambda _: None, Load(requests_per_s=50), 200.0)
+    found = send(lambda _: None, OfferedLoad(requests_per_s=50), 200.0)
 
     gaps_s = np.diff(found.due_s)
     assert len(found.due_s) == pytest.approx(10_000, rel=0.03)
@@ -144,7 +144,7 @@ def test_what_is_sent_before_the_measurement_does_not_count(clock: Clock) -> Non
         if clock.now_s < 1:
             raise SegserveError("not yet")
 
-    found = send(cold, Load(requests_per_s=50), 2.0, warmup_s=1.5)
+    found = send(cold, OfferedLoad(requests_per_s=50), 2.0, warmup_s=1.5)
 
     assert found.errors == Counter()
     assert 0 <= found.due_s.min() <= found.due_s.max() < 2
@@ -165,7 +165,7 @@ def test_percentiles_are_those_of_all_answers_and_given_where_a_request_lies_bey
 def test_an_overload_is_answered_at_the_rate_of_the_answers() -> None:
     late = sent(*np.linspace(0, 10_000, 100), seconds=10.0)
 
-    assert load_result(Load(requests_per_s=10), list(late.parts(20))).per_s.value == pytest.approx(100 / 19.9)
+    assert load_result(OfferedLoad(requests_per_s=10), list(late.parts(20))).per_s.value == pytest.approx(100 / 19.9)
 
 
 def test_what_slows_both_models_in_a_turn_is_in_neithers_favour() -> None:
@@ -193,7 +193,7 @@ def test_a_load_that_nobody_answered_has_no_latencies() -> None:
 
 
 def closed(callers: int, per_s: float) -> LoadResult:
-    return LoadResult(Load(concurrency=callers), 100, Figure(per_s, per_s, per_s), {}, {}, {})
+    return LoadResult(OfferedLoad(concurrency=callers), 100, Figure(per_s, per_s, per_s), {}, {}, {})
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ MOST_IN_FLIGHT: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class OfferedLoad:
     """How requests come: from so many callers in a closed loop, or at a mean rate in an open one.
 
     Raises `BadRequestError` unless it is exactly one of them, and within its bounds.
@@ -55,7 +55,7 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
-class Sent:
+class RequestTimes:
     """The requests of a stretch of time.
 
     `due_s` (N,) is when each answered one was due, in seconds since the start, and `latency_ms` (N,) how long it took
@@ -73,17 +73,17 @@ class Sent:
         ended_s = self.due_s + self.latency_ms / 1e3
         return len(self.due_s) / max(self.seconds, float(ended_s.max(initial=0.0)))
 
-    def parts(self, number: int) -> Iterator[Sent]:
+    def parts(self, number: int) -> Iterator[RequestTimes]:
         """Yield what was due in each of so many equal parts of the time, in order; the first has all errors."""
         edges = np.linspace(0, self.seconds, number + 1)
         places = np.clip(np.searchsorted(edges, self.due_s, side="right") - 1, 0, number - 1)
         for part in range(number):
             own = places == part
             errors = self.errors if part == 0 else Counter[str]()
-            yield Sent(self.seconds / number, self.due_s[own], self.latency_ms[own], errors)
+            yield RequestTimes(self.seconds / number, self.due_s[own], self.latency_ms[own], errors)
 
     @classmethod
-    def joined(cls, parts: Sequence[Sent]) -> Sent:
+    def joined(cls, parts: Sequence[RequestTimes]) -> RequestTimes:
         """Return several stretches of time as one, each at its own times."""
         return cls(
             sum(part.seconds for part in parts),
@@ -93,7 +93,7 @@ class Sent:
         )
 
 
-def send(call: Call, load: Load, seconds: float, *, warmup_s: float = 0.0, seed: int = 0) -> Sent:
+def send(call: Call, load: OfferedLoad, seconds: float, *, warmup_s: float = 0.0, seed: int = 0) -> RequestTimes:
     """Send requests for `warmup_s`, which are not counted, and then for `seconds`; return those once all have ended."""
     if load.concurrency is not None:
         outcomes = _closed(call, load.concurrency, warmup_s + seconds)
@@ -102,7 +102,7 @@ def send(call: Call, load: Load, seconds: float, *, warmup_s: float = 0.0, seed:
         outcomes = _open(call, load.requests_per_s, warmup_s + seconds, seed)
     counted = [each for each in outcomes if each.due_s >= warmup_s]
     answered = [each for each in counted if not each.error]
-    return Sent(
+    return RequestTimes(
         seconds,
         np.array([each.due_s - warmup_s for each in answered]),
         np.array([1e3 * (each.ended_s - each.due_s) for each in answered]),

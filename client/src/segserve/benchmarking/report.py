@@ -1,4 +1,4 @@
-"""What a benchmark found: percentiles, throughput and the ratio of two models, each with an interval."""
+"""The report of a benchmark: percentiles, throughput and the ratio of two models, each with an interval."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from segserve.benchmarking.load import Load, Sent
+from segserve.benchmarking.load import OfferedLoad, RequestTimes
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -39,14 +39,14 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class LoadResult:
-    """What became of the requests of one load.
+    """The outcome of one load.
 
     `latencies_ms` has the percentiles beyond which at least one request lies, by name, and `per_s` how many requests
     were answered a second. `errors` counts those that were not, by the name of the error. `ratios` are those of this
     model's figures to the other's, where two were compared.
     """
 
-    load: Load
+    load: OfferedLoad
     requests: int
     per_s: Figure
     latencies_ms: Mapping[str, Figure]
@@ -131,13 +131,13 @@ class BenchmarkReport:
         return table
 
 
-def load_result(load: Load, parts: Sequence[Sent], others: Sequence[Sent] = ()) -> LoadResult:
+def load_result(load: OfferedLoad, parts: Sequence[RequestTimes], others: Sequence[RequestTimes] = ()) -> LoadResult:
     """Return the figures of a load from stretches of time, and their ratios to those of `others`.
 
     Intervals are those of a bootstrap of the stretches, since requests near each other are alike; of two models both
     stretches of a turn are drawn together, so that what slowed both is in neither's favour.
     """
-    whole = Sent.joined(parts)
+    whole = RequestTimes.joined(parts)
     measured = _figures(parts, ())
     return LoadResult(
         load,
@@ -149,21 +149,21 @@ def load_result(load: Load, parts: Sequence[Sent], others: Sequence[Sent] = ()) 
     )
 
 
-def _figures(parts: Sequence[Sent], others: Sequence[Sent]) -> dict[str, Figure]:
+def _figures(parts: Sequence[RequestTimes], others: Sequence[RequestTimes]) -> dict[str, Figure]:
     """Return throughput and percentiles, or their ratios to those of `others`."""
     random = np.random.default_rng(0)
     draws = [random.integers(0, len(parts), len(parts)).tolist() for _ in range(RESAMPLES if len(parts) > 1 else 0)]
-    statistics: dict[str, Callable[[Sent], float]] = {"per s": lambda sent: sent.per_s}
+    statistics: dict[str, Callable[[RequestTimes], float]] = {"per s": lambda sent: sent.per_s}
     fewest = min(sum(len(part.due_s) for part in side) for side in (parts, others or parts))
     for name, percent in PERCENTILES.items():
         if fewest * (100 - percent) >= 100:
             statistics[name] = lambda sent, percent=percent: _percentile(sent, percent)  # type: ignore[misc]
 
-    def measure(statistic: Callable[[Sent], float], chosen: Sequence[int]) -> float:
-        own = statistic(Sent.joined([parts[number] for number in chosen]))
+    def measure(statistic: Callable[[RequestTimes], float], chosen: Sequence[int]) -> float:
+        own = statistic(RequestTimes.joined([parts[number] for number in chosen]))
         if not others:
             return own
-        other = statistic(Sent.joined([others[number] for number in chosen]))
+        other = statistic(RequestTimes.joined([others[number] for number in chosen]))
         return own / other if other else np.nan
 
     found = {}
@@ -175,7 +175,7 @@ def _figures(parts: Sequence[Sent], others: Sequence[Sent]) -> dict[str, Figure]
     return found
 
 
-def _percentile(sent: Sent, percent: float) -> float:
+def _percentile(sent: RequestTimes, percent: float) -> float:
     return float(np.percentile(sent.latency_ms, percent)) if len(sent.latency_ms) else np.nan
 
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from segserve.benchmarking.load import Call, Load, Sent, send
+from segserve.benchmarking.load import Call, OfferedLoad, RequestTimes, send
 from segserve.benchmarking.report import BenchmarkReport, load_result
 from segserve.client import Client
 from segserve_common.errors import BadRequestError
@@ -19,7 +19,7 @@ from segserve_common.errors import BadRequestError
 if TYPE_CHECKING:
     from segserve.results.images import ImageLike
 
-BenchmarkProgress: TypeAlias = Callable[[str, Load], object]
+BenchmarkProgress: TypeAlias = Callable[[str, OfferedLoad], object]
 """Is called with the model and the load that it is asked under next."""
 
 CONCURRENCY: Final = (1, 2, 4, 8)
@@ -57,9 +57,9 @@ def benchmark(
     if concurrency is not None and requests_per_s is not None:
         raise BadRequestError("give concurrency or requests_per_s, not both")
     loads = (
-        [Load(requests_per_s=each) for each in requests_per_s]
+        [OfferedLoad(requests_per_s=each) for each in requests_per_s]
         if requests_per_s is not None
-        else [Load(concurrency=each) for each in (CONCURRENCY if concurrency is None else concurrency)]
+        else [OfferedLoad(concurrency=each) for each in (CONCURRENCY if concurrency is None else concurrency)]
     )
     if not loads or not images:
         raise BadRequestError(f"give one load and one image at least, got {len(loads)} and {len(images)}")
@@ -72,7 +72,7 @@ def benchmark(
     read = [Path(image).read_bytes() if isinstance(image, str | os.PathLike) else image for image in images]
     names = (model,) if against is None else (model, against)
     seen = {name: Counter[str]() for name in names}
-    results = {name: list[tuple[Load, list[Sent]]]() for name in names}
+    results = {name: list[tuple[OfferedLoad, list[RequestTimes]]]() for name in names}
     with nullcontext(client) if client is not None else Client(retries=0) as asked:
         calls = {name: _call(asked, name, read, seen[name]) for name in names}
         for call in calls.values():
@@ -107,11 +107,11 @@ def _call(client: Client, model: str, images: Sequence[ImageLike], seen: Counter
 
 
 def _measured(
-    calls: Mapping[str, Call], load: Load, duration_s: float, warmup_s: float, progress: BenchmarkProgress | None
-) -> dict[str, list[Sent]]:
+    calls: Mapping[str, Call], load: OfferedLoad, duration_s: float, warmup_s: float, progress: BenchmarkProgress | None
+) -> dict[str, list[RequestTimes]]:
     """Return what each model was sent under a load, by stretches of time: of one model, or of turns of two."""
 
-    def sent(name: str, seconds: float, warmup_s: float, turn: int) -> Sent:
+    def sent(name: str, seconds: float, warmup_s: float, turn: int) -> RequestTimes:
         if progress is not None:
             progress(name, load)
         return send(calls[name], load, seconds, warmup_s=warmup_s, seed=turn)
@@ -119,7 +119,7 @@ def _measured(
     if len(calls) == 1:
         (name,) = calls
         return {name: list(sent(name, duration_s, warmup_s, 0).parts(PARTS))}
-    found = {name: list[Sent]() for name in calls}
+    found = {name: list[RequestTimes]() for name in calls}
     for turn in range(TURNS):
         for name in list(calls)[:: 1 if turn % 2 else -1]:
             found[name].append(sent(name, duration_s / TURNS, 0.0 if turn else warmup_s, turn))
