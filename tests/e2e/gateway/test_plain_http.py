@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from fakes.credentials import api_key, key_line
-from fakes.gateway import running_gateway
+from fakes.gateway import RunningGateway, running_gateway
 from fakes.gateway_clients import LIMIT, served
 from fakes.mounted_secret import MountedSecret
 from fakes.triton import StubTriton
@@ -24,13 +24,14 @@ from fakes.waiting import HANG_S
 from segserve_common.kserve import HEADER_LENGTH, Tensor, unpack_bytes
 from segserve_operator.adapters.traffic.envoy_auth import AuthSettings
 from segserve_operator.api.access import Auth
+from segserve_operator.core.traffic import RequestRate, RouteLimits
 
 pytestmark = [pytest.mark.platform, pytest.mark.core]
 
 PATH = "/v1/models/coins:segment"
 OPTIONS = "allowed are encoding, max_detections, score_threshold"
 RLE = b"ab\\c0"
-COMMON = (Tensor.of_items("REVISION", [b"coins-old"]), Tensor.of_array("SIZE", np.array([3, 4], np.int32)))
+SIZE = Tensor.of_array("SIZE", np.array([3, 4], np.int32))
 ABOUT = {"model": "coins", "revision": "coins-old", "height": 3, "width": 4}
 SEGMENT = {"id": 1, "class": 7, "isThing": True, "score": 0.5, "area": 3, "box": [1, 2, 3, 4]}
 
@@ -39,21 +40,23 @@ def numbers(name: str, *values: Any, dtype: str = "f4") -> Tensor:
     return Tensor.of_array(name, np.array(values, dtype))
 
 
-def answered(*tensors: Tensor) -> tuple[dict[str, str], bytes]:
+def answered(*tensors: Tensor, revision: str = "coins-old") -> tuple[dict[str, str], bytes]:
     """Return headers and body of a server's answer with these tensors and those of every model."""
+    sent = (Tensor.of_items("REVISION", [revision.encode()]), SIZE, *tensors)
     outputs = [
         {"name": t.name, "datatype": t.datatype, "shape": t.shape, "parameters": {"binary_data_size": len(t.raw)}}
-        for t in (*COMMON, *tensors)
+        for t in sent
     ]
     head = json.dumps({"model_name": "coins", "model_version": "1", "outputs": outputs}, separators=(",", ":")).encode()
-    body = b"".join([head, *(t.raw for t in (*COMMON, *tensors))])
+    body = b"".join([head, *(t.raw for t in sent)])
     return {HEADER_LENGTH: str(len(head)), "content-type": "application/octet-stream"}, body
 
 
 @dataclass
 class Plain:
-    """A gateway that takes plain HTTP, and the server behind it."""
+    """A gateway that takes plain HTTP and API keys, a client with a key, and the server behind it."""
 
+    gateway: RunningGateway
     client: httpx.AsyncClient
     server: StubTriton
 
@@ -85,7 +88,7 @@ async def plain(tmp_path: Path, old: StubTriton) -> AsyncIterator[Plain]:
         key = {"x-api-key": api_key("team-a", "s")}
         async with httpx.AsyncClient(base_url=gateway.traffic.url, headers=key, timeout=HANG_S) as client:
             old.said = answered()
-            yield Plain(client, old)
+            yield Plain(gateway, client, old)
 
 
 async def test_an_image_arrives_as_it_was_sent_however_its_size_is_told(plain: Plain) -> None:
@@ -273,6 +276,62 @@ def assert_problem(answer: httpx.Response, status: int, detail: str, name: str) 
     document = answer.json()
     assert (set(document), document["status"]) == ({"title", "status", "detail"}, status), name
     assert detail in document["detail"], name
+
+
+async def test_a_request_without_a_credential_is_refused_before_anything_is_read_of_it(plain: Plain) -> None:
+    missing = "credentials are missing: this gateway takes an API key as `x-api-key`"
+    async with httpx.AsyncClient(base_url=plain.client.base_url, timeout=HANG_S) as stranger:
+        for path in (PATH, "/v1/models/private:segment", "/v1/models/nope:segment", f"{PATH}?size=3"):
+            answer = await stranger.post(path, content=b"image")
+            assert_problem(answer, 401, missing, path)
+            assert answer.headers["www-authenticate"] == 'ApiKey realm="segserve"'
+        wrong = await stranger.post(PATH, content=b"image", headers={"x-api-key": api_key("team-a", "t")})
+        assert_problem(wrong, 401, "", "a wrong key")
+        large = await stranger.post(PATH, content=bytes(LIMIT + 1))
+        assert_problem(large, 401, missing, "too large")
+
+    assert plain.server.asked == []
+
+
+async def test_a_models_limit_holds_for_plain_requests_and_others_together(plain: Plain) -> None:
+    plan = served(plain.server)
+    limits = {
+        "total": RouteLimits(total=RequestRate(requests_per_s=2)),
+        "per caller": RouteLimits(per_caller=RequestRate(requests_per_s=2)),
+    }
+    for name, each in limits.items():
+        await plain.gateway.traffic.apply(replace(plan, routes=(replace(plan.routes[0], limits=each),)))
+        plain.server.asked.clear()
+
+        # Two pass, and two more in each second that these take.
+        answers = await asyncio.gather(*(plain.ask() for _ in range(30)))
+        of_others = await asyncio.gather(*(plain.ask(path="/v2/models/coins/infer") for _ in range(30)))
+
+        refused = [answer for answer in answers if answer.status_code != 200]
+        for answer in refused:
+            assert_problem(answer, 429, "rate limit: spec.limits of model 'coins' allows no more requests now", name)
+            assert answer.headers["retry-after"] == "1"
+        assert 0 < len(refused) < len(answers), name
+        assert 429 in {answer.status_code for answer in of_others}, name
+        passed = [answer for answer in (*answers, *of_others) if answer.status_code == 200]
+        assert len(plain.server.asked) == len(passed), name
+
+
+async def test_plain_requests_are_split_by_weight_and_say_which_revision_answered(
+    plain: Plain, new: StubTriton
+) -> None:
+    new.said = answered(*OBJECTS, revision="coins-new")
+    plain.server.said = answered(*OBJECTS)
+    await plain.gateway.traffic.apply(served(plain.server, new, 30))
+
+    answers = [await plain.ask() for _ in range(300)]
+
+    told = [answer.json()["revision"] for answer in answers]
+    assert told == [answer.headers["x-segserve-revision"] for answer in answers]
+    assert set(told) == {"coins-old", "coins-new"}
+    assert 50 < told.count("coins-new") < 140  # 90 expected; five standard deviations are 40
+    assert (len(plain.server.asked), len(new.asked)) == (told.count("coins-old"), told.count("coins-new"))
+    assert {asked.path for asked in new.asked} == {"/v2/models/coins/infer"}
 
 
 async def test_other_requests_are_answered_as_without_it(plain: Plain) -> None:
