@@ -24,7 +24,7 @@ from fakes.waiting import HANG_S
 from segserve_common.kserve import HEADER_LENGTH, Tensor, unpack_bytes
 from segserve_operator.adapters.traffic.envoy_auth import AuthSettings
 from segserve_operator.api.access import Auth
-from segserve_operator.core.traffic import RequestRate, RouteLimits
+from segserve_operator.core.traffic import RequestRate, RouteLimits, TrafficPlan
 
 pytestmark = [pytest.mark.platform, pytest.mark.core]
 
@@ -209,6 +209,38 @@ async def test_the_answer_of_each_task_is_plain_json(plain: Plain) -> None:
         # Numbers of 32 bits are told with as many digits as tell them apart.
         document = json.loads(answer.text, parse_float=lambda text: float(np.float32(text)))
         assert document == ABOUT | expected, name
+
+
+NAMES = ('a "coin"\\', "dünne Münze")
+
+
+async def test_classes_have_the_names_that_they_have_in_the_revision_that_answered(
+    plain: Plain, new: StubTriton
+) -> None:
+    (route,) = served(plain.server, new, 50).routes
+    old_share, new_share = route.shares
+    # A class of the first revision has another name in the second one, and two have none.
+    shares = (
+        replace(old_share, classes=((1, NAMES[0]), (5, NAMES[1]), (7, "seven"))),
+        replace(new_share, classes=((1, "disc"), (7, "siete"))),
+    )
+    await plain.gateway.traffic.apply(TrafficPlan((replace(route, shares=shares),)))
+    expected = {
+        "boxes": {"coins-old": [NAMES[0], None], "coins-new": ["disc", None]},
+        "a label map": {"coins-old": [None, NAMES[1]], "coins-new": [None, None]},
+        "segments": {"coins-old": ["seven", "seven"], "coins-new": ["siete", "siete"]},
+    }
+    for case, by_revision in expected.items():
+        tensors, about = ANSWERS[case]
+        plain.server.said = answered(*tensors)
+        new.said = answered(*tensors, revision="coins-new")
+        (part,) = set(about) & {"objects", "classes", "segments"}
+        told: dict[str, list[str | None]] = {}
+        while len(told) < len(by_revision):
+            document = (await plain.ask()).json()
+            told[document["revision"]] = [each.pop("class", None) for each in document[part]]
+            assert [each["class_id"] for each in document[part]] == [each["class_id"] for each in about[part]]
+        assert told == by_revision, case
 
 
 async def test_an_answer_of_many_pieces_is_whole(plain: Plain) -> None:

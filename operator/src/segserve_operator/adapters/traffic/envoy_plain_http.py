@@ -7,6 +7,7 @@ body as it arrives leaves it with the length of its first piece, and what follow
 
 from __future__ import annotations
 
+import json
 from typing import Final
 
 from segserve_operator.adapters.traffic.envoy_extensions import (
@@ -19,7 +20,10 @@ from segserve_operator.adapters.traffic.envoy_extensions import (
     unless,
 )
 from segserve_operator.adapters.traffic.envoy_messages import Json
+from segserve_operator.core.traffic import Route
 
+_FILTER: Final = "segserve.plain_http"
+"""Name of the filter that translates, and of the metadata of a route that has the names of classes."""
 _NOTED: Final = "segserve.plain_http"
 """Namespace of the dynamic metadata that has the path of a request as it came in."""
 _PLAIN: Final = {"prefix": "/v1/models/"}
@@ -47,7 +51,18 @@ def translation_filters(max_request_bytes: int, *, enabled: bool) -> list[Json]:
         "envoy.filters.http.buffer", "extensions.filters.http.buffer.v3.Buffer", max_request_bytes=max_request_bytes
     )
     whole = unless({"not_matcher": header_matches(":path", _PLAIN)}, buffer)
-    return [whole, lua_filter("plain_http.lua", NOTED=_NOTED, MAX_BYTES=max_request_bytes)]
+    translation = lua_filter("plain_http.lua", NOTED=_NOTED, MAX_BYTES=max_request_bytes)
+    return [whole, {**translation, "name": _FILTER}]
+
+
+def class_names_of_route(route: Route) -> Json:
+    """Return the part of an inference route's metadata that has the names of classes, in JSON, by group and id."""
+    names = {
+        share.group: {str(number): json.dumps(name) for number, name in share.classes}
+        for share in route.shares
+        if share.classes
+    }
+    return {_FILTER: names} if names else {}
 
 
 def translation_replies(*, enabled: bool) -> list[Json]:

@@ -32,6 +32,7 @@ from segserve_operator.adapters.traffic.envoy_messages import (
     to_json,
 )
 from segserve_operator.adapters.traffic.envoy_mirror import mirror_metadata, mirror_policy, mirror_scripts
+from segserve_operator.adapters.traffic.envoy_plain_http import class_names_of_route
 from segserve_operator.adapters.traffic.envoy_telemetry import METRICS_CLUSTER, METRICS_PATH
 from segserve_operator.core.traffic import AccessRule, Callers, Route, Share
 
@@ -85,14 +86,19 @@ class RouteTable:
         access = {} if route.access is None else access_of_route(route.access)
         guard, limited = _options(access, {}), _options(access, marks)
         # Bare networks are not compared.
-        copied = _options({**access, **mirror_scripts(route)}, {**marks, **mirror_metadata(route)})
+        filters, metadata = {**access, **mirror_scripts(route)}, {**marks, **mirror_metadata(route)}
+        # Plain requests are of HTTP.
+        copied = {
+            "http": _options(filters, {**metadata, **class_names_of_route(route)}),
+            "grpc": _options(filters, metadata),
+        }
         # Models share steps, so these have no callers of their own: with rules, a model's are not public.
         steps = route.steps if route.access is None else ()
         entries: dict[str, Json] = {}
         for protocol in PROTOCOLS:
             about = self.cluster_entry(Upstream("aside", protocol, route.model, heaviest(route).group), **guard)
             entries |= {f"{protocol}:about:{name}": about for name in (route.model, *steps, *route.exposed)}
-            inferred = self._split("infer", protocol, written, mirror_policy(route), **copied)
+            inferred = self._split("infer", protocol, written, mirror_policy(route), **copied[protocol])
             entries[f"{protocol}:infer:{route.model}"] = inferred
             for name in route.exposed:
                 entries[f"{protocol}:infer:{name}"] = self._split("network", protocol, written, {}, **limited)

@@ -2,6 +2,8 @@
 -- answer into JSON; errors become problems of RFC 9457. Everything after this filter sees KServe v2.
 -- NOTED is the namespace of the dynamic metadata that has the path as it came in; MAX_BYTES limits a request.
 --
+-- The metadata of a request's route have the names of classes, as JSON's strings, by group and id.
+--
 -- Tensors are asked for in binary, so that a mask's bytes are copied and not parsed.
 
 local OPTIONS = {encoding = true, max_detections = true, score_threshold = true}
@@ -190,7 +192,13 @@ local function mask(handle, encoded, size)
   return ',"mask":"' .. handle:base64Escape(encoded) .. '"'
 end
 
-local function objects(handle, body, tensors, masks, size)
+-- Returns `"class_id":...`, and `,"class":...` where the class has a name.
+local function named(names, class)
+  local name = names[class]
+  return '"class_id":' .. class .. (name and ',"class":' .. name or "")
+end
+
+local function objects(handle, body, tensors, masks, size, names)
   local boxes, scores, classes = numbers(body, tensors.BOXES), numbers(body, tensors.SCORES), numbers(body, tensors.CLASSES)
   local points = numbers(body, tensors.KEYPOINTS)
   local each = #classes > 0 and #points / #classes or 0
@@ -198,15 +206,17 @@ local function objects(handle, body, tensors, masks, size)
   for index, class in ipairs(classes) do
     local keypoints = {}
     for at = 1, each / 3 do table.insert(keypoints, group(points, (index - 1) * each / 3 + at, 3)) end
-    table.insert(list, '{"class_id":' .. class .. ',"score":' .. scores[index] .. ',"box":' .. group(boxes, index, 4)
+    table.insert(list, "{" .. named(names, class) .. ',"score":' .. scores[index] .. ',"box":' .. group(boxes, index, 4)
       .. (tensors.KEYPOINTS and ',"keypoints":[' .. table.concat(keypoints, ",") .. "]" or "")
       .. mask(handle, masks[index], size) .. "}")
   end
   return '"objects":[' .. table.concat(list, ",") .. "]"
 end
 
-local function segments(handle, body, tensors, masks, size)
-  local text = string.gsub(items(body, tensors.SEGMENTS)[1], '"class":', '"class_id":')
+local function segments(handle, body, tensors, masks, size, names)
+  local text = string.gsub(items(body, tensors.SEGMENTS)[1], '"class": *(%d+)', function(class)
+    return named(names, class)
+  end)
   local index = 0
   text = string.gsub(string.gsub(text, '"isThing":', '"is_thing":'), "}", function()
     index = index + 1
@@ -215,11 +225,11 @@ local function segments(handle, body, tensors, masks, size)
   return '"segments":' .. text
 end
 
-local function classes(handle, body, tensors, masks, size)
+local function classes(handle, body, tensors, masks, size, names)
   local areas, confidence = numbers(body, tensors.AREAS), numbers(body, tensors.CONFIDENCE)
   local list = {}
   for index, class in ipairs(numbers(body, tensors.CLASSES)) do
-    table.insert(list, '{"class_id":' .. class .. ',"area":' .. areas[index] .. ',"confidence":' .. confidence[index]
+    table.insert(list, "{" .. named(names, class) .. ',"area":' .. areas[index] .. ',"confidence":' .. confidence[index]
       .. mask(handle, masks[index], size) .. "}")
   end
   return '"classes":[' .. table.concat(list, ",") .. "]"
@@ -237,7 +247,7 @@ local function tensors_of(header)
   return tensors, at - 1
 end
 
-local function answer(handle, model, body, tensors)
+local function answer(handle, model, body, tensors, names)
   local height_width = numbers(body, tensors.SIZE)
   local size = group(height_width, 1, 2)
   local masks, labels = items(body, tensors.MASKS), items(body, tensors.LABELS)
@@ -246,7 +256,7 @@ local function answer(handle, model, body, tensors)
     '"model":' .. quoted(model),
     '"revision":' .. quoted(items(body, tensors.REVISION)[1] or ""),
     '"height":' .. height_width[1], '"width":' .. height_width[2],
-    part(handle, body, tensors, masks, size),
+    part(handle, body, tensors, masks, size, names),
   }
   if labels[1] then table.insert(fields, '"labels":"' .. handle:base64Escape(labels[1]) .. '"') end
   local unlike = numbers(body, tensors.OUT_OF_DISTRIBUTION)
@@ -278,6 +288,7 @@ function envoy_on_response(handle)
   if status ~= "200" then return write_problem(handle, status) end
   local header_length = tonumber(headers:get(LENGTH) or "")
   if header_length == nil then return end
+  local names = handle:metadata():get(headers:get("x-segserve-group") or "") or {}
   headers:remove(LENGTH)
   headers:remove("content-length")
   headers:replace("content-type", "application/json")
@@ -290,7 +301,7 @@ function envoy_on_response(handle)
       tensors, whole = tensors_of(string.sub(table.concat(chunks), 1, header_length))
     end
     if whole ~= nil and received >= whole then
-      chunk:setBytes(answer(handle, model, table.concat(chunks), tensors))
+      chunk:setBytes(answer(handle, model, table.concat(chunks), tensors, names))
       return
     end
   end
