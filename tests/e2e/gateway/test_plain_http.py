@@ -8,6 +8,7 @@ import gzip
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -364,6 +365,60 @@ async def test_plain_requests_are_split_by_weight_and_say_which_revision_answere
     assert 50 < told.count("coins-new") < 140  # 90 expected; five standard deviations are 40
     assert (len(plain.server.asked), len(new.asked)) == (told.count("coins-old"), told.count("coins-new"))
     assert {asked.path for asked in new.asked} == {"/v2/models/coins/infer"}
+
+
+async def test_probes_say_without_a_credential_what_those_of_kserve_say_with_one(plain: Plain) -> None:
+    probes = {"/healthz": "/v2/health/live", "/readyz": "/v2/health/ready", "/readyz?verbose": "/v2/health/ready"}
+    plain.server.said = ({}, b"")
+    async with httpx.AsyncClient(base_url=plain.client.base_url, timeout=HANG_S) as stranger:
+        for path, of_kserve in probes.items():
+            assert ((await stranger.get(path)).status_code, plain.server.asked[-1].path) == (200, of_kserve)
+        plain.server.status = 400
+        assert_problem(await stranger.get("/readyz"), 400, "", "a server that is not ready")
+        await plain.gateway.traffic.apply(TrafficPlan())
+        assert_problem(await stranger.get("/readyz"), 503, "", "no server")
+
+        plain.server.asked.clear()
+        for path in ("/healthz/", "/healthz;a", "/healthz%3f", "/healthzz", "/readyz/../v2", *probes.values(), "/"):
+            assert (await stranger.get(path)).status_code == 401, path
+        assert_problem(await stranger.post("/healthz", content=b"a"), 405, "allowed is GET", "POST")
+        assert (await stranger.get("/healthz", headers={"x-api-key": "wrong"})).status_code == 401
+    assert plain.server.asked == []
+
+
+async def test_the_index_names_the_models_only_where_nobody_is_kept_from_any(plain: Plain) -> None:
+    links = {"health": "/healthz", "ready": "/readyz", "kserve": "/v2"}
+    about = {"name": "segserve", "version": version("segserve"), "links": links}
+    restricted = await plain.client.get("/")
+    (route,) = served(plain.server).routes
+    names = ["coins", *(f"model-{number:03}" for number in range(100))]
+    await plain.gateway.traffic.apply(TrafficPlan(tuple(replace(route, model=name, exposed=()) for name in names)))
+
+    answer = await plain.client.get("/")
+
+    assert (restricted.status_code, restricted.json()) == (200, about)
+    assert answer.headers["content-type"] == "application/json"
+    models = answer.json().pop("models")
+    assert answer.json() == about | {"models": models}
+    assert [each["name"] for each in models] == names
+    assert models[0] == {"name": "coins", "segment": PATH, "kserve": "/v2/models/coins"}
+    assert_problem(await plain.client.post("/", content=b"image"), 405, "allowed is GET", "POST")
+    assert plain.server.asked == []
+
+
+async def test_an_answer_to_head_is_without_a_body_so_that_the_next_one_is_not_mistaken(plain: Plain) -> None:
+    key = plain.client.headers["x-api-key"]
+    for path in (PATH, "/", "/healthz", "/v1/models/nope:segment"):
+        head, get = (f"{method} {path} HTTP/1.1\r\nhost: a\r\nx-api-key: {key}\r\n" for method in ("HEAD", "GET"))
+        reader, writer = await asyncio.open_connection(plain.client.base_url.host, plain.client.base_url.port)
+        try:
+            writer.write(f"{head}\r\n{get}connection: close\r\n\r\n".encode())
+            sent = await asyncio.wait_for(reader.read(), HANG_S)
+        finally:
+            writer.close()
+        first, _, rest = sent.partition(b"\r\n\r\n")
+        assert first.startswith(b"HTTP/1.1 "), path
+        assert rest.startswith(b"HTTP/1.1 "), (path, rest)
 
 
 async def test_other_requests_are_answered_as_without_it(plain: Plain) -> None:

@@ -183,6 +183,11 @@ class TrafficPlan:
         shares = (share.endpoints for route in self.routes for share in route.shares)
         return any(server.identity for servers in (self.servers, *shares) for server in servers)
 
+    @property
+    def is_restricted(self) -> bool:
+        """Whether some model is not for all callers, so that none may learn the names of all."""
+        return any(route.access is not None for route in self.routes)
+
     @classmethod
     def joined(cls, parts: Iterable[TrafficPlan]) -> Self:
         """Return the union of plans; no model may be in two of them."""

@@ -8,6 +8,7 @@ body as it arrives leaves it with the length of its first piece, and what follow
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
 from typing import Final
 
 from segserve_operator.adapters.traffic.envoy_extensions import (
@@ -20,25 +21,31 @@ from segserve_operator.adapters.traffic.envoy_extensions import (
     unless,
 )
 from segserve_operator.adapters.traffic.envoy_messages import Json
-from segserve_operator.core.traffic import Route
+from segserve_operator.core.traffic import Route, TrafficPlan
 
 _FILTER: Final = "segserve.plain_http"
 """Name of the filter that translates, and of the metadata of a route that has the names of classes."""
 _NOTED: Final = "segserve.plain_http"
-"""Namespace of the dynamic metadata that has the path of a request as it came in."""
+"""Namespace of the dynamic metadata that has the path of a request as it came in, and its method."""
 _PLAIN: Final = {"prefix": "/v1/models/"}
+INDEX_PATH: Final = "/"
+PROBES: Final = ("/healthz", "/readyz")
+"""Paths that need no credentials; the script knows those of KServe v2 that answer them."""
 
 
 def noting_filters(*, enabled: bool) -> list[Json]:
-    """Return the filter that notes a request's path, ahead of those that may refuse it."""
+    """Return the filter that notes a request's path and method, ahead of those that may refuse it."""
     if not enabled:
         return []
-    noted = {"metadata_namespace": _NOTED, "key": "path", "type": "STRING"}
+    rules = [
+        {"header": f":{key}", "on_header_present": {"metadata_namespace": _NOTED, "key": key, "type": "STRING"}}
+        for key in ("path", "method")
+    ]
     return [
         extension(
             "envoy.filters.http.header_to_metadata",
             "extensions.filters.http.header_to_metadata.v3.Config",
-            request_rules=[{"header": ":path", "on_header_present": noted}],
+            request_rules=rules,
         )
     ]
 
@@ -69,3 +76,30 @@ def translation_replies(*, enabled: bool) -> list[Json]:
     """Return the mapper of what the translation refuses by itself, which is a sentence already."""
     refused = details_filter(".startsWith('lua_response')")
     return [http_reply([status_filter(400), refused], "%LOCAL_REPLY_BODY%")] if enabled else []
+
+
+def document_replies(*, enabled: bool) -> list[Json]:
+    """Return the mapper of the documents, which go as they are."""
+    if not enabled:
+        return []
+    matched = {"and_filter": {"filters": [status_filter(200), details_filter(" == 'direct_response'")]}}
+    text = {"text_format_source": {"inline_string": "%LOCAL_REPLY_BODY%"}, "content_type": "application/json"}
+    return [{"filter": matched, "body_format_override": text}]
+
+
+def documents(plan: TrafficPlan) -> dict[str, str]:
+    """Return what the gateway answers by itself, by path: an index in JSON, with links.
+
+    It names the models only where nobody is kept from any: who asks is not looked at.
+    """
+    models = [
+        {"name": route.model, "segment": f"/v1/models/{route.model}:segment", "kserve": f"/v2/models/{route.model}"}
+        for route in plan.routes
+    ]
+    index = {
+        "name": "segserve",
+        "version": version("segserve"),
+        **({} if plan.is_restricted else {"models": models}),
+        "links": {"health": "/healthz", "ready": "/readyz", "kserve": "/v2"},
+    }
+    return {INDEX_PATH: json.dumps(index) + "\n"}

@@ -124,24 +124,33 @@ def encode_entries(entries: Mapping[str, Json]) -> bytes:
 
 
 def encode_routes(
-    entries: Iterable[bytes], *, timeout_s: float, restricted: bool = False, metrics: bool = False
+    entries: Iterable[bytes],
+    *,
+    timeout_s: float,
+    restricted: bool = False,
+    metrics: bool = False,
+    documents: Mapping[str, str] | None = None,
 ) -> bytes:
     """Encode the route configuration of the public listener: these encoded entries, and those about servers.
 
     Where some model is `restricted` to callers, none learns the names of all models, and there are no streams. With
-    `metrics` there is a cluster that answers `/metrics`.
+    `metrics` there is a cluster that answers `/metrics`. The `documents`, by path, are answered as they are.
     """
-    rendered = _route_configuration(timeout_s, restricted=restricted, metrics=metrics)
+    rendered = _route_configuration(timeout_s, documents or {}, restricted=restricted, metrics=metrics)
     configuration = parse_json(ROUTE_CONFIGURATION, rendered)
     path = ("virtual_hosts", "matcher", "matcher_tree", "exact_match_map")
     return encode_with(configuration, path, b"".join(entries))
 
 
-def _route_configuration(timeout_s: float, *, restricted: bool, metrics: bool) -> Json:
+def _route_configuration(timeout_s: float, documents: Mapping[str, str], *, restricted: bool, metrics: bool) -> Json:
     key = {"@type": f"{TYPES}.type.matcher.v3.HttpRequestHeaderMatchInput", "header_name": ROUTE_HEADER}
     servers = _server_entries(RouteTable(timeout_s))
     if metrics:
         servers[METRICS_PATH] = _entry(route={"cluster": METRICS_CLUSTER, "timeout": f"{timeout_s:.3f}s"})
+    for path, text in documents.items():
+        servers[path] = _entry(direct_response={"status": 200, "body": {"inline_string": text}})
+    # By default Envoy refuses bodies of more than 4096 bytes.
+    most = max((len(text.encode()) for text in documents.values()), default=0)
     table = {"map": {key: entry for key, entry in servers.items() if not (restricted and key in _OF_ALL_MODELS)}}
     tree = {"input": {"name": "route key", "typed_config": key}, "exact_match_map": table}
     not_found = _entry(direct_response={"status": 404, "body": {"inline_string": "not found"}})
@@ -150,6 +159,7 @@ def _route_configuration(timeout_s: float, *, restricted: bool, metrics: bool) -
         "@type": f"{TYPES}.config.route.v3.RouteConfiguration",
         "name": ROUTES_NAME,
         "request_headers_to_remove": [ROUTE_HEADER, MODEL_HEADER],
+        **({"max_direct_response_body_size_bytes": most} if documents else {}),
         "virtual_hosts": [
             {
                 "name": ROUTES_NAME,

@@ -1,11 +1,15 @@
 -- Translates plain HTTP: `POST /v1/models/NAME:segment`, whose body is an image, into a request of KServe v2, and its
--- answer into JSON; errors become problems of RFC 9457. Everything after this filter sees KServe v2.
--- NOTED is the namespace of the dynamic metadata that has the path as it came in; MAX_BYTES limits a request.
+-- answer into JSON; errors become problems of RFC 9457. Everything after this filter sees KServe v2. So are PROBES;
+-- DOCUMENTS are answered by the table of routes.
+-- NOTED is the namespace of the dynamic metadata that has the path and method as they came in; MAX_BYTES limits a
+-- request.
 --
 -- The metadata of a request's route have the names of classes, as JSON's strings, by group and id.
 --
 -- Tensors are asked for in binary, so that a mask's bytes are copied and not parsed.
 
+local PROBES = {["/healthz"] = "/v2/health/live", ["/readyz"] = "/v2/health/ready"}
+local DOCUMENTS = {["/"] = true}
 local OPTIONS = {encoding = true, max_detections = true, score_threshold = true}
 local OPTION_NAMES = "encoding, max_detections, score_threshold"
 local LENGTH = "inference-header-content-length"
@@ -18,13 +22,13 @@ local TITLES = {
 }
 local ESCAPES = {['"'] = '\\"', ["\\"] = "\\\\"}
 
--- Returns the model that a request names, and its query; nil if it is not in plain HTTP.
+-- Returns the model that a request names, nil if it names none in plain HTTP, and its path, query and method.
 local function target(handle)
   local noted = handle:streamInfo():dynamicMetadata():get(NOTED)
   if noted == nil then return nil end
   local path, query = string.match(noted["path"], "^([^?]*)%??(.*)$")
   local model = string.match(path, "^/v1/models/([%w._-]+):segment$")
-  return model, query
+  return model, path, query, noted["method"]
 end
 
 local function quoted(text)
@@ -108,10 +112,15 @@ local function write_head(headers, model, length, json_length)
 end
 
 function envoy_on_request(handle)
-  local model, query = target(handle)
-  if model == nil then return end
+  local model, path, query, method = target(handle)
   local headers = handle:headers()
-  if headers:get(":method") ~= "POST" then
+  if PROBES[path] or DOCUMENTS[path] then
+    if method ~= "GET" and method ~= "HEAD" then refuse(handle, "405", "allowed is GET", {allow = "GET, HEAD"}) end
+    if PROBES[path] then headers:replace(":path", PROBES[path]) end
+    return
+  end
+  if model == nil then return end
+  if method ~= "POST" then
     refuse(handle, "405", "allowed is POST, with an image as the body", {allow = "POST"})
   end
   local accept = headers:get("accept")
@@ -270,22 +279,24 @@ local function answer(handle, model, body, tensors, names)
 end
 
 -- Replaces an error, which is `{"error": "..."}` of this gateway and of servers, by a problem.
-local function write_problem(handle, status)
+local function write_problem(handle, status, method)
+  handle:headers():replace("content-type", "application/problem+json")
+  if method == "HEAD" then return handle:headers():remove("content-length") end  -- with a body it would be two answers
   local body = handle:body(true)
   local text = body:length() > 0 and body:getBytes(0, body:length()) or ""
   local detail = string.match(text, '^%s*{%s*"error"%s*:%s*(".*")%s*}%s*$') or quoted(string.sub(text, 1, 500))
   local title = TITLES[status] and '"title":"' .. TITLES[status] .. '",' or ""
   local length = body:setBytes("{" .. title .. '"status":' .. status .. ',"detail":' .. detail .. "}\n")
-  handle:headers():replace("content-type", "application/problem+json")
   handle:headers():replace("content-length", string.format("%d", length))
 end
 
 function envoy_on_response(handle)
-  local model = target(handle)
-  if model == nil then return end
+  local model, path, _, method = target(handle)
+  if model == nil and not PROBES[path] and not DOCUMENTS[path] then return end
   local headers = handle:headers()
   local status = headers:get(":status")
-  if status ~= "200" then return write_problem(handle, status) end
+  if status ~= "200" then return write_problem(handle, status, method) end
+  if model == nil then return end
   local header_length = tonumber(headers:get(LENGTH) or "")
   if header_length == nil then return end
   local names = handle:metadata():get(headers:get("x-segserve-group") or "") or {}
