@@ -22,6 +22,7 @@ from fakes.gateway_clients import LIMIT, served
 from fakes.mounted_secret import MountedSecret
 from fakes.triton import StubTriton
 from fakes.waiting import HANG_S
+from segserve_builder import openapi
 from segserve_common.kserve import HEADER_LENGTH, Tensor, unpack_bytes
 from segserve_operator.adapters.traffic.envoy_auth import AuthSettings
 from segserve_operator.api.access import Auth
@@ -147,6 +148,8 @@ OBJECTS = [
 CLASSES = [numbers("CLASSES", 0, 5, dtype="i4"), numbers("AREAS", 9, 3, dtype="i8"), numbers("CONFIDENCE", 0.25, 0)]
 SEGMENTS = Tensor.of_items("SEGMENTS", [json.dumps([SEGMENT, SEGMENT]).encode()])
 MAP = Tensor.of_items("LABELS", [b"\x89PNG\0\xff"])
+SHAPES = set(openapi.ANSWERS.values())
+PARTS = {"objects", "classes", "segments"}
 NO_MASKS = Tensor.of_items("MASKS", [])
 OBJECT = {"class_id": 1, "score": float(np.float32(0.1)), "box": [0.5, 1, 2, 3]}
 OTHER = {"class_id": -2, "score": float(np.float32(1e-40)), "box": [4, 5, 6, 7]}
@@ -210,6 +213,8 @@ async def test_the_answer_of_each_task_is_plain_json(plain: Plain) -> None:
         # Numbers of 32 bits are told with as many digits as tell them apart.
         document = json.loads(answer.text, parse_float=lambda text: float(np.float32(text)))
         assert document == ABOUT | expected, name
+        (shape,) = (each for each in SHAPES if each.model_fields.keys() & expected.keys() & PARTS)
+        shape.model_validate_json(answer.text)
 
 
 NAMES = ('a "coin"\\', "dünne Münze")
@@ -235,7 +240,7 @@ async def test_classes_have_the_names_that_they_have_in_the_revision_that_answer
         tensors, about = ANSWERS[case]
         plain.server.said = answered(*tensors)
         new.said = answered(*tensors, revision="coins-new")
-        (part,) = set(about) & {"objects", "classes", "segments"}
+        (part,) = set(about) & PARTS
         told: dict[str, list[str | None]] = {}
         while len(told) < len(by_revision):
             document = (await plain.ask()).json()
@@ -379,7 +384,16 @@ async def test_probes_say_without_a_credential_what_those_of_kserve_say_with_one
         assert_problem(await stranger.get("/readyz"), 503, "", "no server")
 
         plain.server.asked.clear()
-        for path in ("/healthz/", "/healthz;a", "/healthz%3f", "/healthzz", "/readyz/../v2", *probes.values(), "/"):
+        for path in (
+            "/healthz/",
+            "/healthz;a",
+            "/healthz%3f",
+            "/healthzz",
+            "/readyz/../v2",
+            *probes.values(),
+            "/",
+            "/openapi.json",
+        ):
             assert (await stranger.get(path)).status_code == 401, path
         assert_problem(await stranger.post("/healthz", content=b"a"), 405, "allowed is GET", "POST")
         assert (await stranger.get("/healthz", headers={"x-api-key": "wrong"})).status_code == 401
@@ -387,9 +401,10 @@ async def test_probes_say_without_a_credential_what_those_of_kserve_say_with_one
 
 
 async def test_the_index_names_the_models_only_where_nobody_is_kept_from_any(plain: Plain) -> None:
-    links = {"health": "/healthz", "ready": "/readyz", "kserve": "/v2"}
+    links = {"openapi": "/openapi.json", "health": "/healthz", "ready": "/readyz", "kserve": "/v2"}
     about = {"name": "segserve", "version": version("segserve"), "links": links}
     restricted = await plain.client.get("/")
+    nameless = await plain.client.get("/openapi.json")
     (route,) = served(plain.server).routes
     names = ["coins", *(f"model-{number:03}" for number in range(100))]
     await plain.gateway.traffic.apply(TrafficPlan(tuple(replace(route, model=name, exposed=()) for name in names)))
@@ -402,13 +417,18 @@ async def test_the_index_names_the_models_only_where_nobody_is_kept_from_any(pla
     assert answer.json() == about | {"models": models}
     assert [each["name"] for each in models] == names
     assert models[0] == {"name": "coins", "segment": PATH, "kserve": "/v2/models/coins"}
+    described = await plain.client.get("/openapi.json")
+    assert described.headers["content-type"] == "application/json"
+    assert described.json() == json.loads(openapi.describe_gateway(names, version=version("segserve")).to_json())
+    assert "coins" not in nameless.text
+    assert nameless.json() == json.loads(openapi.describe_gateway(None, version=version("segserve")).to_json())
     assert_problem(await plain.client.post("/", content=b"image"), 405, "allowed is GET", "POST")
     assert plain.server.asked == []
 
 
 async def test_an_answer_to_head_is_without_a_body_so_that_the_next_one_is_not_mistaken(plain: Plain) -> None:
     key = plain.client.headers["x-api-key"]
-    for path in (PATH, "/", "/healthz", "/v1/models/nope:segment"):
+    for path in (PATH, "/", "/openapi.json", "/healthz", "/v1/models/nope:segment"):
         head, get = (f"{method} {path} HTTP/1.1\r\nhost: a\r\nx-api-key: {key}\r\n" for method in ("HEAD", "GET"))
         reader, writer = await asyncio.open_connection(plain.client.base_url.host, plain.client.base_url.port)
         try:

@@ -11,6 +11,7 @@ import json
 from importlib.metadata import version
 from typing import Final
 
+from segserve_builder.openapi import describe_gateway
 from segserve_operator.adapters.traffic.envoy_extensions import (
     details_filter,
     extension,
@@ -29,6 +30,7 @@ _NOTED: Final = "segserve.plain_http"
 """Namespace of the dynamic metadata that has the path of a request as it came in, and its method."""
 _PLAIN: Final = {"prefix": "/v1/models/"}
 INDEX_PATH: Final = "/"
+OPENAPI_PATH: Final = "/openapi.json"
 PROBES: Final = ("/healthz", "/readyz")
 """Paths that need no credentials; the script knows those of KServe v2 that answer them."""
 
@@ -88,18 +90,20 @@ def document_replies(*, enabled: bool) -> list[Json]:
 
 
 def documents(plan: TrafficPlan) -> dict[str, str]:
-    """Return what the gateway answers by itself, by path: an index in JSON, with links.
+    """Return what the gateway answers by itself, by path: an index with links, and an OpenAPI document.
 
-    It names the models only where nobody is kept from any: who asks is not looked at.
+    They name the models only where nobody is kept from any: who asks is not looked at.
     """
+    names = None if plan.is_restricted else [route.model for route in plan.routes]
     models = [
-        {"name": route.model, "segment": f"/v1/models/{route.model}:segment", "kserve": f"/v2/models/{route.model}"}
-        for route in plan.routes
+        {"name": name, "segment": f"/v1/models/{name}:segment", "kserve": f"/v2/models/{name}"} for name in names or ()
     ]
+    release = version("segserve")
     index = {
         "name": "segserve",
-        "version": version("segserve"),
-        **({} if plan.is_restricted else {"models": models}),
-        "links": {"health": "/healthz", "ready": "/readyz", "kserve": "/v2"},
+        "version": release,
+        **({} if names is None else {"models": models}),
+        "links": {"openapi": OPENAPI_PATH, "health": "/healthz", "ready": "/readyz", "kserve": "/v2"},
     }
-    return {INDEX_PATH: json.dumps(index) + "\n"}
+    document = describe_gateway(names, version=release).to_json()
+    return {INDEX_PATH: json.dumps(index) + "\n", OPENAPI_PATH: document + "\n"}

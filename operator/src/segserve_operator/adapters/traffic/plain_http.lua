@@ -9,7 +9,7 @@
 -- Tensors are asked for in binary, so that a mask's bytes are copied and not parsed.
 
 local PROBES = {["/healthz"] = "/v2/health/live", ["/readyz"] = "/v2/health/ready"}
-local DOCUMENTS = {["/"] = true}
+local DOCUMENTS = {["/"] = true, ["/openapi.json"] = true}
 local OPTIONS = {encoding = true, max_detections = true, score_threshold = true}
 local OPTION_NAMES = "encoding, max_detections, score_threshold"
 local LENGTH = "inference-header-content-length"
