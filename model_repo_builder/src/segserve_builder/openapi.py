@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
-from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, models_json_schema
 from pydantic_core import core_schema
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ ANSWERS: Final[Mapping[Task, type[PlainAnswer]]] = {
     "keypoints": ObjectsAnswer,
 }
 """The answer of plain HTTP by the task of a model."""
-_SCORED: Final = frozenset({"instance", "detection", "keypoints"})
+_SCORED: Final[frozenset[Task]] = frozenset({"instance", "detection", "keypoints"})
 _TASKS: Final[Mapping[str, frozenset[Task]]] = {
     "score_threshold": _SCORED,
     "max_detections": _SCORED,
@@ -388,9 +388,9 @@ class _AbsentSchema(GenerateJsonSchema):
 
 @cache
 def _schemas() -> dict[str, Json]:
-    types = [*dict.fromkeys(ANSWERS.values()), ProblemDetails]
-    _, joined = TypeAdapter.json_schemas(
-        [(each, "validation", TypeAdapter(each)) for each in types],
+    types: list[type[_Answer]] = [*dict.fromkeys(ANSWERS.values()), ProblemDetails]
+    _, joined = models_json_schema(
+        [(each, "validation") for each in types],
         ref_template=_SCHEMAS + "{model}",
         schema_generator=_AbsentSchema,
     )

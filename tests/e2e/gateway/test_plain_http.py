@@ -217,7 +217,7 @@ async def test_the_answer_of_each_task_is_plain_json(plain: Plain) -> None:
         shape.model_validate_json(answer.text)
 
 
-NAMES = ('a "coin"\\', "dünne Münze")
+NAMES = ('a "coin"\\', "dünne {Münze} %1")
 
 
 async def test_classes_have_the_names_that_they_have_in_the_revision_that_answered(
@@ -227,14 +227,14 @@ async def test_classes_have_the_names_that_they_have_in_the_revision_that_answer
     old_share, new_share = route.shares
     # A class of the first revision has another name in the second one, and two have none.
     shares = (
-        replace(old_share, classes=((1, NAMES[0]), (5, NAMES[1]), (7, "seven"))),
+        replace(old_share, classes=((1, NAMES[0]), (5, NAMES[1]), (7, NAMES[1]))),
         replace(new_share, classes=((1, "disc"), (7, "siete"))),
     )
     await plain.gateway.traffic.apply(TrafficPlan((replace(route, shares=shares),)))
     expected = {
         "boxes": {"coins-old": [NAMES[0], None], "coins-new": ["disc", None]},
         "a label map": {"coins-old": [None, NAMES[1]], "coins-new": [None, None]},
-        "segments": {"coins-old": ["seven", "seven"], "coins-new": ["siete", "siete"]},
+        "masks of segments": {"coins-old": [NAMES[1]] * 2, "coins-new": ["siete", "siete"]},
     }
     for case, by_revision in expected.items():
         tensors, about = ANSWERS[case]
@@ -396,6 +396,9 @@ async def test_probes_say_without_a_credential_what_those_of_kserve_say_with_one
         ):
             assert (await stranger.get(path)).status_code == 401, path
         assert_problem(await stranger.post("/healthz", content=b"a"), 405, "allowed is GET", "POST")
+        assert_problem(
+            await stranger.request("GET", "/healthz", content=bytes(5000)), 413, "a probe needs no body", "body"
+        )
         assert (await stranger.get("/healthz", headers={"x-api-key": "wrong"})).status_code == 401
     assert plain.server.asked == []
 

@@ -15,6 +15,7 @@ from segserve_builder.openapi import describe_gateway
 from segserve_operator.adapters.traffic.envoy_extensions import (
     details_filter,
     extension,
+    header_filter,
     header_matches,
     http_reply,
     lua_filter,
@@ -24,15 +25,15 @@ from segserve_operator.adapters.traffic.envoy_extensions import (
 from segserve_operator.adapters.traffic.envoy_messages import Json
 from segserve_operator.core.traffic import Route, TrafficPlan
 
-_FILTER: Final = "segserve.plain_http"
-"""Name of the filter that translates, and of the metadata of a route that has the names of classes."""
-_NOTED: Final = "segserve.plain_http"
-"""Namespace of the dynamic metadata that has the path of a request as it came in, and its method."""
+_NAME: Final = "segserve.plain_http"
+"""Name of the filter that translates, of the metadata of a route that has the names of classes, and of the dynamic
+metadata that has the path of a request as it came in, and its method."""
 _PLAIN: Final = {"prefix": "/v1/models/"}
-INDEX_PATH: Final = "/"
-OPENAPI_PATH: Final = "/openapi.json"
 PROBES: Final = ("/healthz", "/readyz")
 """Paths that need no credentials; the script knows those of KServe v2 that answer them."""
+_PROBE_BYTES: Final = 4096
+"""Most bytes of a probe's body. An error in answer to it has to fit, too."""
+_PROBE: Final = f"({'|'.join(PROBES)}).*"
 
 
 def noting_filters(*, enabled: bool) -> list[Json]:
@@ -40,7 +41,7 @@ def noting_filters(*, enabled: bool) -> list[Json]:
     if not enabled:
         return []
     rules = [
-        {"header": f":{key}", "on_header_present": {"metadata_namespace": _NOTED, "key": key, "type": "STRING"}}
+        {"header": f":{key}", "on_header_present": {"metadata_namespace": _NAME, "key": key, "type": "STRING"}}
         for key in ("path", "method")
     ]
     return [
@@ -56,12 +57,19 @@ def translation_filters(max_request_bytes: int, *, enabled: bool) -> list[Json]:
     """Return the filters that translate; the request's size is known before them, and its model's name after them."""
     if not enabled:
         return []
+    whole = _held_where(_PLAIN, max_request_bytes)
+    # Strangers may send them, and a server reads whatever it is sent.
+    small = _held_where({"safe_regex": {"google_re2": {}, "regex": _PROBE}}, _PROBE_BYTES)
+    translation = lua_filter("plain_http.lua", NOTED=_NAME, MAX_BYTES=max_request_bytes)
+    return [whole, small, {**translation, "name": _NAME}]
+
+
+def _held_where(path: Json, most_bytes: int) -> Json:
+    """Return the filter that holds a request whose path matches until it is whole; a larger one is refused (413)."""
     buffer = extension(
-        "envoy.filters.http.buffer", "extensions.filters.http.buffer.v3.Buffer", max_request_bytes=max_request_bytes
+        "envoy.filters.http.buffer", "extensions.filters.http.buffer.v3.Buffer", max_request_bytes=most_bytes
     )
-    whole = unless({"not_matcher": header_matches(":path", _PLAIN)}, buffer)
-    translation = lua_filter("plain_http.lua", NOTED=_NOTED, MAX_BYTES=max_request_bytes)
-    return [whole, {**translation, "name": _FILTER}]
+    return unless({"not_matcher": header_matches(":path", path)}, buffer)
 
 
 def class_names_of_route(route: Route) -> Json:
@@ -71,7 +79,7 @@ def class_names_of_route(route: Route) -> Json:
         for share in route.shares
         if share.classes
     }
-    return {_FILTER: names} if names else {}
+    return {_NAME: names} if names else {}
 
 
 def translation_replies(*, enabled: bool) -> list[Json]:
@@ -81,12 +89,13 @@ def translation_replies(*, enabled: bool) -> list[Json]:
 
 
 def document_replies(*, enabled: bool) -> list[Json]:
-    """Return the mapper of the documents, which go as they are."""
+    """Return the mappers of the documents, which go as they are, and of probes with a body."""
     if not enabled:
         return []
     matched = {"and_filter": {"filters": [status_filter(200), details_filter(" == 'direct_response'")]}}
     text = {"text_format_source": {"inline_string": "%LOCAL_REPLY_BODY%"}, "content_type": "application/json"}
-    return [{"filter": matched, "body_format_override": text}]
+    with_body = [status_filter(413), header_filter(":path", {"safe_regex": {"regex": _PROBE}})]
+    return [{"filter": matched, "body_format_override": text}, http_reply(with_body, "a probe needs no body")]
 
 
 def documents(plan: TrafficPlan) -> dict[str, str]:
@@ -103,7 +112,7 @@ def documents(plan: TrafficPlan) -> dict[str, str]:
         "name": "segserve",
         "version": release,
         **({} if names is None else {"models": models}),
-        "links": {"openapi": OPENAPI_PATH, "health": "/healthz", "ready": "/readyz", "kserve": "/v2"},
+        "links": {"openapi": "/openapi.json", "health": "/healthz", "ready": "/readyz", "kserve": "/v2"},
     }
     document = describe_gateway(names, version=release).to_json()
-    return {INDEX_PATH: json.dumps(index) + "\n", OPENAPI_PATH: document + "\n"}
+    return {"/": json.dumps(index) + "\n", "/openapi.json": document + "\n"}

@@ -223,13 +223,12 @@ local function objects(handle, body, tensors, masks, size, names)
 end
 
 local function segments(handle, body, tensors, masks, size, names)
-  local text = string.gsub(items(body, tensors.SEGMENTS)[1], '"class": *(%d+)', function(class)
-    return named(names, class)
-  end)
+  local text = string.gsub(items(body, tensors.SEGMENTS)[1], '"isThing":', '"is_thing":')
   local index = 0
-  text = string.gsub(string.gsub(text, '"isThing":', '"is_thing":'), "}", function()
+  text = string.gsub(text, "%b{}", function(segment)
     index = index + 1
-    return mask(handle, masks[index], size) .. "}"
+    segment = string.gsub(segment, '"class": *(%d+)', function(class) return named(names, class) end)
+    return string.sub(segment, 1, -2) .. mask(handle, masks[index], size) .. "}"
   end)
   return '"segments":' .. text
 end
