@@ -42,6 +42,7 @@ def test_instances_are_those_that_the_client_gets(coins: Running, photo: bytes) 
     assert np.array_equal(np.array([each["box"] for each in objects], np.float32), expected.boxes)
     assert np.array_equal(np.array([each["score"] for each in objects], np.float32), expected.scores)
     assert [each["class_id"] for each in objects] == expected.class_ids.tolist()
+    assert [each["class"] for each in objects] == [each.class_name for each in expected]
     assert [each["mask"]["counts"].encode() for each in objects] == [each.rle["counts"] for each in expected]
     assert all(each["mask"]["size"] == list(expected.size) for each in objects)
     few = ask(coins, photo, "coins-instances", max_detections=3, encoding="polygons").json()["objects"]
@@ -58,6 +59,7 @@ def test_a_label_map_is_the_one_that_the_client_gets(coins: Running, photo: byte
     labels = np.array(Image.open(io.BytesIO(base64.b64decode(document["labels"]))))
     assert np.array_equal(labels, expected.labels)
     assert [each["area"] for each in document["classes"]] == list(expected.areas.values())
+    assert {each["class"]: each["area"] for each in document["classes"]} == expected.areas
     masks = [each["mask"] for each in ask(coins, photo, "coins", encoding="rle").json()["classes"]]
     assert [each["size"] for each in masks] == [list(expected.size)] * 2
 

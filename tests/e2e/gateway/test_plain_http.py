@@ -8,6 +8,7 @@ import gzip
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +17,23 @@ import numpy as np
 import pytest
 
 from fakes.credentials import api_key, key_line
-from fakes.gateway import running_gateway
+from fakes.gateway import RunningGateway, running_gateway
 from fakes.gateway_clients import LIMIT, served
 from fakes.mounted_secret import MountedSecret
 from fakes.triton import StubTriton
 from fakes.waiting import HANG_S
+from segserve_builder import openapi
 from segserve_common.kserve import HEADER_LENGTH, Tensor, unpack_bytes
 from segserve_operator.adapters.traffic.envoy_auth import AuthSettings
 from segserve_operator.api.access import Auth
+from segserve_operator.core.traffic import RequestRate, RouteLimits, TrafficPlan
 
 pytestmark = [pytest.mark.platform, pytest.mark.core]
 
 PATH = "/v1/models/coins:segment"
 OPTIONS = "allowed are encoding, max_detections, score_threshold"
 RLE = b"ab\\c0"
-COMMON = (Tensor.of_items("REVISION", [b"coins-old"]), Tensor.of_array("SIZE", np.array([3, 4], np.int32)))
+SIZE = Tensor.of_array("SIZE", np.array([3, 4], np.int32))
 ABOUT = {"model": "coins", "revision": "coins-old", "height": 3, "width": 4}
 SEGMENT = {"id": 1, "class": 7, "isThing": True, "score": 0.5, "area": 3, "box": [1, 2, 3, 4]}
 
@@ -39,21 +42,23 @@ def numbers(name: str, *values: Any, dtype: str = "f4") -> Tensor:
     return Tensor.of_array(name, np.array(values, dtype))
 
 
-def answered(*tensors: Tensor) -> tuple[dict[str, str], bytes]:
+def answered(*tensors: Tensor, revision: str = "coins-old") -> tuple[dict[str, str], bytes]:
     """Return headers and body of a server's answer with these tensors and those of every model."""
+    sent = (Tensor.of_items("REVISION", [revision.encode()]), SIZE, *tensors)
     outputs = [
         {"name": t.name, "datatype": t.datatype, "shape": t.shape, "parameters": {"binary_data_size": len(t.raw)}}
-        for t in (*COMMON, *tensors)
+        for t in sent
     ]
     head = json.dumps({"model_name": "coins", "model_version": "1", "outputs": outputs}, separators=(",", ":")).encode()
-    body = b"".join([head, *(t.raw for t in (*COMMON, *tensors))])
+    body = b"".join([head, *(t.raw for t in sent)])
     return {HEADER_LENGTH: str(len(head)), "content-type": "application/octet-stream"}, body
 
 
 @dataclass
 class Plain:
-    """A gateway that takes plain HTTP, and the server behind it."""
+    """A gateway that takes plain HTTP and API keys, a client with a key, and the server behind it."""
 
+    gateway: RunningGateway
     client: httpx.AsyncClient
     server: StubTriton
 
@@ -85,7 +90,7 @@ async def plain(tmp_path: Path, old: StubTriton) -> AsyncIterator[Plain]:
         key = {"x-api-key": api_key("team-a", "s")}
         async with httpx.AsyncClient(base_url=gateway.traffic.url, headers=key, timeout=HANG_S) as client:
             old.said = answered()
-            yield Plain(client, old)
+            yield Plain(gateway, client, old)
 
 
 async def test_an_image_arrives_as_it_was_sent_however_its_size_is_told(plain: Plain) -> None:
@@ -143,6 +148,8 @@ OBJECTS = [
 CLASSES = [numbers("CLASSES", 0, 5, dtype="i4"), numbers("AREAS", 9, 3, dtype="i8"), numbers("CONFIDENCE", 0.25, 0)]
 SEGMENTS = Tensor.of_items("SEGMENTS", [json.dumps([SEGMENT, SEGMENT]).encode()])
 MAP = Tensor.of_items("LABELS", [b"\x89PNG\0\xff"])
+SHAPES = set(openapi.ANSWERS.values())
+PARTS = {"objects", "classes", "segments"}
 NO_MASKS = Tensor.of_items("MASKS", [])
 OBJECT = {"class_id": 1, "score": float(np.float32(0.1)), "box": [0.5, 1, 2, 3]}
 OTHER = {"class_id": -2, "score": float(np.float32(1e-40)), "box": [4, 5, 6, 7]}
@@ -206,6 +213,40 @@ async def test_the_answer_of_each_task_is_plain_json(plain: Plain) -> None:
         # Numbers of 32 bits are told with as many digits as tell them apart.
         document = json.loads(answer.text, parse_float=lambda text: float(np.float32(text)))
         assert document == ABOUT | expected, name
+        (shape,) = (each for each in SHAPES if each.model_fields.keys() & expected.keys() & PARTS)
+        shape.model_validate_json(answer.text)
+
+
+NAMES = ('a "coin"\\', "dünne {Münze} %1")
+
+
+async def test_classes_have_the_names_that_they_have_in_the_revision_that_answered(
+    plain: Plain, new: StubTriton
+) -> None:
+    (route,) = served(plain.server, new, 50).routes
+    old_share, new_share = route.shares
+    # A class of the first revision has another name in the second one, and two have none.
+    shares = (
+        replace(old_share, classes=((1, NAMES[0]), (5, NAMES[1]), (7, NAMES[1]))),
+        replace(new_share, classes=((1, "disc"), (7, "siete"))),
+    )
+    await plain.gateway.traffic.apply(TrafficPlan((replace(route, shares=shares),)))
+    expected = {
+        "boxes": {"coins-old": [NAMES[0], None], "coins-new": ["disc", None]},
+        "a label map": {"coins-old": [None, NAMES[1]], "coins-new": [None, None]},
+        "masks of segments": {"coins-old": [NAMES[1]] * 2, "coins-new": ["siete", "siete"]},
+    }
+    for case, by_revision in expected.items():
+        tensors, about = ANSWERS[case]
+        plain.server.said = answered(*tensors)
+        new.said = answered(*tensors, revision="coins-new")
+        (part,) = set(about) & PARTS
+        told: dict[str, list[str | None]] = {}
+        while len(told) < len(by_revision):
+            document = (await plain.ask()).json()
+            told[document["revision"]] = [each.pop("class", None) for each in document[part]]
+            assert [each["class_id"] for each in document[part]] == [each["class_id"] for each in about[part]]
+        assert told == by_revision, case
 
 
 async def test_an_answer_of_many_pieces_is_whole(plain: Plain) -> None:
@@ -273,6 +314,134 @@ def assert_problem(answer: httpx.Response, status: int, detail: str, name: str) 
     document = answer.json()
     assert (set(document), document["status"]) == ({"title", "status", "detail"}, status), name
     assert detail in document["detail"], name
+
+
+async def test_a_request_without_a_credential_is_refused_before_anything_is_read_of_it(plain: Plain) -> None:
+    missing = "credentials are missing: this gateway takes an API key as `x-api-key`"
+    async with httpx.AsyncClient(base_url=plain.client.base_url, timeout=HANG_S) as stranger:
+        for path in (PATH, "/v1/models/private:segment", "/v1/models/nope:segment", f"{PATH}?size=3"):
+            answer = await stranger.post(path, content=b"image")
+            assert_problem(answer, 401, missing, path)
+            assert answer.headers["www-authenticate"] == 'ApiKey realm="segserve"'
+        wrong = await stranger.post(PATH, content=b"image", headers={"x-api-key": api_key("team-a", "t")})
+        assert_problem(wrong, 401, "", "a wrong key")
+        large = await stranger.post(PATH, content=bytes(LIMIT + 1))
+        assert_problem(large, 401, missing, "too large")
+
+    assert plain.server.asked == []
+
+
+async def test_a_models_limit_holds_for_plain_requests_and_others_together(plain: Plain) -> None:
+    plan = served(plain.server)
+    limits = {
+        "total": RouteLimits(total=RequestRate(requests_per_s=2)),
+        "per caller": RouteLimits(per_caller=RequestRate(requests_per_s=2)),
+    }
+    for name, each in limits.items():
+        await plain.gateway.traffic.apply(replace(plan, routes=(replace(plan.routes[0], limits=each),)))
+        plain.server.asked.clear()
+
+        # Two pass, and two more in each second that these take.
+        answers = await asyncio.gather(*(plain.ask() for _ in range(30)))
+        of_others = await asyncio.gather(*(plain.ask(path="/v2/models/coins/infer") for _ in range(30)))
+
+        refused = [answer for answer in answers if answer.status_code != 200]
+        for answer in refused:
+            assert_problem(answer, 429, "rate limit: spec.limits of model 'coins' allows no more requests now", name)
+            assert answer.headers["retry-after"] == "1"
+        assert 0 < len(refused) < len(answers), name
+        assert 429 in {answer.status_code for answer in of_others}, name
+        passed = [answer for answer in (*answers, *of_others) if answer.status_code == 200]
+        assert len(plain.server.asked) == len(passed), name
+
+
+async def test_plain_requests_are_split_by_weight_and_say_which_revision_answered(
+    plain: Plain, new: StubTriton
+) -> None:
+    new.said = answered(*OBJECTS, revision="coins-new")
+    plain.server.said = answered(*OBJECTS)
+    await plain.gateway.traffic.apply(served(plain.server, new, 30))
+
+    answers = [await plain.ask() for _ in range(300)]
+
+    told = [answer.json()["revision"] for answer in answers]
+    assert told == [answer.headers["x-segserve-revision"] for answer in answers]
+    assert set(told) == {"coins-old", "coins-new"}
+    assert 50 < told.count("coins-new") < 140  # 90 expected; five standard deviations are 40
+    assert (len(plain.server.asked), len(new.asked)) == (told.count("coins-old"), told.count("coins-new"))
+    assert {asked.path for asked in new.asked} == {"/v2/models/coins/infer"}
+
+
+async def test_probes_say_without_a_credential_what_those_of_kserve_say_with_one(plain: Plain) -> None:
+    probes = {"/healthz": "/v2/health/live", "/readyz": "/v2/health/ready", "/readyz?verbose": "/v2/health/ready"}
+    plain.server.said = ({}, b"")
+    async with httpx.AsyncClient(base_url=plain.client.base_url, timeout=HANG_S) as stranger:
+        for path, of_kserve in probes.items():
+            assert ((await stranger.get(path)).status_code, plain.server.asked[-1].path) == (200, of_kserve)
+        plain.server.status = 400
+        assert_problem(await stranger.get("/readyz"), 400, "", "a server that is not ready")
+        await plain.gateway.traffic.apply(TrafficPlan())
+        assert_problem(await stranger.get("/readyz"), 503, "", "no server")
+
+        plain.server.asked.clear()
+        for path in (
+            "/healthz/",
+            "/healthz;a",
+            "/healthz%3f",
+            "/healthzz",
+            "/readyz/../v2",
+            *probes.values(),
+            "/",
+            "/openapi.json",
+        ):
+            assert (await stranger.get(path)).status_code == 401, path
+        assert_problem(await stranger.post("/healthz", content=b"a"), 405, "allowed is GET", "POST")
+        assert_problem(
+            await stranger.request("GET", "/healthz", content=bytes(5000)), 413, "a probe needs no body", "body"
+        )
+        assert (await stranger.get("/healthz", headers={"x-api-key": "wrong"})).status_code == 401
+    assert plain.server.asked == []
+
+
+async def test_the_index_names_the_models_only_where_nobody_is_kept_from_any(plain: Plain) -> None:
+    links = {"openapi": "/openapi.json", "health": "/healthz", "ready": "/readyz", "kserve": "/v2"}
+    about = {"name": "segserve", "version": version("segserve"), "links": links}
+    restricted = await plain.client.get("/")
+    nameless = await plain.client.get("/openapi.json")
+    (route,) = served(plain.server).routes
+    names = ["coins", *(f"model-{number:03}" for number in range(100))]
+    await plain.gateway.traffic.apply(TrafficPlan(tuple(replace(route, model=name, exposed=()) for name in names)))
+
+    answer = await plain.client.get("/")
+
+    assert (restricted.status_code, restricted.json()) == (200, about)
+    assert answer.headers["content-type"] == "application/json"
+    models = answer.json().pop("models")
+    assert answer.json() == about | {"models": models}
+    assert [each["name"] for each in models] == names
+    assert models[0] == {"name": "coins", "segment": PATH, "kserve": "/v2/models/coins"}
+    described = await plain.client.get("/openapi.json")
+    assert described.headers["content-type"] == "application/json"
+    assert described.json() == json.loads(openapi.describe_gateway(names, version=version("segserve")).to_json())
+    assert "coins" not in nameless.text
+    assert nameless.json() == json.loads(openapi.describe_gateway(None, version=version("segserve")).to_json())
+    assert_problem(await plain.client.post("/", content=b"image"), 405, "allowed is GET", "POST")
+    assert plain.server.asked == []
+
+
+async def test_an_answer_to_head_is_without_a_body_so_that_the_next_one_is_not_mistaken(plain: Plain) -> None:
+    key = plain.client.headers["x-api-key"]
+    for path in (PATH, "/", "/openapi.json", "/healthz", "/v1/models/nope:segment"):
+        head, get = (f"{method} {path} HTTP/1.1\r\nhost: a\r\nx-api-key: {key}\r\n" for method in ("HEAD", "GET"))
+        reader, writer = await asyncio.open_connection(plain.client.base_url.host, plain.client.base_url.port)
+        try:
+            writer.write(f"{head}\r\n{get}connection: close\r\n\r\n".encode())
+            sent = await asyncio.wait_for(reader.read(), HANG_S)
+        finally:
+            writer.close()
+        first, _, rest = sent.partition(b"\r\n\r\n")
+        assert first.startswith(b"HTTP/1.1 "), path
+        assert rest.startswith(b"HTTP/1.1 "), (path, rest)
 
 
 async def test_other_requests_are_answered_as_without_it(plain: Plain) -> None:

@@ -49,6 +49,7 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
     "build": ("segserve build -f model.yaml -o repository/",),
     "crds": ("segserve crds | kubectl apply --server-side -f -", "segserve crds -o crds/"),
     "schema": ("segserve schema -o .segserve/schema.json",),
+    "openapi": ("segserve openapi -o openapi.json", "segserve openapi coins -n vision"),
     "explain": (
         "segserve explain spec.slo",
         "segserve explain segmentationmodel.spec.rollout.steps",

@@ -43,6 +43,7 @@ class Share:
     `endpoints` are the group's servers whose agents report that very revision loaded and proved; with none, its
     requests get 503. `max_requests` may be in flight at once over each protocol; more get 503 at once. With a `shadow`,
     half of its inference requests are sent and counted under the name `shadow_of(group)`, to the same servers.
+    `classes` are the ids and names of the revision's classes, where the gateway tells them with plain answers.
     """
 
     group: str
@@ -51,6 +52,7 @@ class Share:
     endpoints: tuple[Endpoint, ...] = ()
     max_requests: int = 1024
     shadow: bool = False
+    classes: tuple[tuple[int, str], ...] | None = None
 
 
 class Callers(StrEnum):
@@ -180,6 +182,11 @@ class TrafficPlan:
         """Whether some server speaks TLS alone."""
         shares = (share.endpoints for route in self.routes for share in route.shares)
         return any(server.identity for servers in (self.servers, *shares) for server in servers)
+
+    @property
+    def is_restricted(self) -> bool:
+        """Whether some model is not for all callers, so that none may learn the names of all."""
+        return any(route.access is not None for route in self.routes)
 
     @classmethod
     def joined(cls, parts: Iterable[TrafficPlan]) -> Self:

@@ -254,7 +254,8 @@ def test_plain_http_only_adds_filters_to_the_public_listener() -> None:
     assert [each["name"] for each in after if each not in before] == [
         "envoy.filters.http.header_to_metadata",
         "envoy.filters.http.match_delegate",
-        "envoy.filters.http.lua",
+        "envoy.filters.http.match_delegate",
+        "segserve.plain_http",
     ]
 
 

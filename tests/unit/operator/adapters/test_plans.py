@@ -44,7 +44,10 @@ def plan(models: int, servers: tuple[Endpoint, ...], *, unproved: bool = False) 
 @st.composite
 def plans(draw: st.DrawFn) -> TrafficPlan:
     some = st.lists(st.sampled_from(SERVERS[:5]), max_size=5).map(tuple)
-    share = st.builds(Share, st.sampled_from(["main", "new"]), st.just("r"), st.just(100), some, st.integers(1, 9))
+    classes = st.none() | st.lists(st.tuples(st.integers(0, 9), st.text(max_size=3)), max_size=2).map(tuple)
+    share = st.builds(
+        Share, st.sampled_from(["main", "new"]), st.just("r"), st.just(100), some, st.integers(1, 9), classes=classes
+    )
     shares = st.lists(share, min_size=1, max_size=2).map(
         lambda held: tuple(replace(each, weight=100 if at == 0 else 0) for at, each in enumerate(held))
     )

@@ -101,6 +101,7 @@ class ClusterStore:
             session_affinity=context.spec.gateway.session_affinity is not None,
             shadow=context.spec.gateway.shadow,
             capture=context.spec.gateway.capture is True,
+            plain_http=context.spec.gateway.plain_http is True,
         )
         kept = kept_condition(self.view, self.key, resource)
         return observed if kept is None else replace(observed, progress=kept)

@@ -182,6 +182,7 @@ class LocalStore:
             self._pool_name(),
             credentials=credentials_of(gateway),
             session_affinity=gateway.session_affinity is not None,
+            plain_http=gateway.plain_http is not False,
         )
 
     async def save_pool_status(self, status: PoolStatus) -> None:

@@ -69,6 +69,7 @@ class EnvoyTraffic:
             max_request_bytes=self._settings.max_request_bytes,
             server_tls=self._files.server_tls if server_tls is not None else None,
             metrics=self._settings.metrics_socket is not None,
+            plain_http=self._settings.plain_http,
             on_replace=self._record_stats,
         )
         tls = self._settings.tls

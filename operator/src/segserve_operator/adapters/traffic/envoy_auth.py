@@ -140,8 +140,11 @@ class AuthFiles:
         return list(lines.values())
 
 
-def authentication_filters(settings: AuthSettings | None) -> list[Json]:
-    """Return the filters that check credentials and name the caller, in their order; none where everybody may call."""
+def authentication_filters(settings: AuthSettings | None, *, open_paths: Iterable[str] = ()) -> list[Json]:
+    """Return the filters that check credentials and name the caller, in their order; none where everybody may call.
+
+    `open_paths` need no credentials; a wrong one is refused there, too.
+    """
     if settings is None:
         return []
     spec, filters = settings.spec, list[Json]()
@@ -162,7 +165,9 @@ def authentication_filters(settings: AuthSettings | None) -> list[Json]:
     filters.append(lua_filter("caller.lua"))
     if not spec.anonymous:
         nobody = {"not_id": _metadata(CALLER, ["name"], {"present_match": True})}
-        policy = {"permissions": [{"any": True}], "principals": [nobody]}
+        paths = [{"url_path": {"path": {"exact": path}}} for path in open_paths]
+        closed = {"not_rule": {"or_rules": {"rules": paths}}} if paths else {"any": True}
+        policy = {"permissions": [closed], "principals": [nobody]}
         rules = {"action": "DENY", "policies": {"unauthenticated": policy}}
         filters.append(extension("segserve.authenticated", _RBAC_TYPE, rules=rules))
     return filters

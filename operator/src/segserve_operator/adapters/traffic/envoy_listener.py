@@ -30,6 +30,8 @@ from segserve_operator.adapters.traffic.envoy_limits import DETAILS, RETRY_AFTER
 from segserve_operator.adapters.traffic.envoy_messages import Json
 from segserve_operator.adapters.traffic.envoy_mirror import mirror_filters, replay_names
 from segserve_operator.adapters.traffic.envoy_plain_http import (
+    PROBES,
+    document_replies,
     noting_filters,
     translation_filters,
     translation_replies,
@@ -226,9 +228,10 @@ def _told(settings: EnvoySettings) -> Json:
 
 def _http_filters(settings: EnvoySettings, listener: _Listener) -> list[Json]:
     """Return the HTTP filters in the order in which a request passes them."""
-    # Who calls.
-    before = [] if listener.internal else authentication_filters(settings.auth)
     is_plain = settings.plain_http and not listener.internal
+    # Who calls.
+    open_paths = PROBES if is_plain else ()
+    before = [] if listener.internal else authentication_filters(settings.auth, open_paths=open_paths)
     # Whether that caller may call this model, whose route is known by then.
     after = [] if listener.internal else access_filters()
     # How much that caller may send to it.
@@ -345,6 +348,7 @@ def render_local_replies(
     return {
         "mappers": [
             *refusals(auth),
+            *document_replies(enabled=plain_http),
             grpc_reply([missing, named, grpc], unknown, _NOT_FOUND) | {"status_code": 404},
             grpc_reply([status_filter(404), grpc], "no such method: %REQ(:PATH)%"),
             grpc_reply([oversize, grpc], limit, _RESOURCE_EXHAUSTED),

@@ -277,6 +277,7 @@ _MESSAGES: Final[dict[str, dict[str, tuple[int, str]]]] = {
         "name": (1, "string"),
         "virtual_hosts": (2, "[]envoy.config.route.v3.VirtualHost"),
         "request_headers_to_remove": (8, "[]string"),
+        "max_direct_response_body_size_bytes": (11, "uint32?"),
     },
     RUNTIME: {"name": (1, "string"), "layer": (2, "struct")},
     DISCOVERY_RESPONSE: {"version_info": (1, "string"), "resources": (2, "[]any")},

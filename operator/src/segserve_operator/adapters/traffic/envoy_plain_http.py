@@ -7,11 +7,15 @@ body as it arrives leaves it with the length of its first piece, and what follow
 
 from __future__ import annotations
 
+import json
+from importlib.metadata import version
 from typing import Final
 
+from segserve_builder.openapi import describe_gateway
 from segserve_operator.adapters.traffic.envoy_extensions import (
     details_filter,
     extension,
+    header_filter,
     header_matches,
     http_reply,
     lua_filter,
@@ -19,22 +23,32 @@ from segserve_operator.adapters.traffic.envoy_extensions import (
     unless,
 )
 from segserve_operator.adapters.traffic.envoy_messages import Json
+from segserve_operator.core.traffic import Route, TrafficPlan
 
-_NOTED: Final = "segserve.plain_http"
-"""Namespace of the dynamic metadata that has the path of a request as it came in."""
+_NAME: Final = "segserve.plain_http"
+"""Name of the filter that translates, of the metadata of a route that has the names of classes, and of the dynamic
+metadata that has the path of a request as it came in, and its method."""
 _PLAIN: Final = {"prefix": "/v1/models/"}
+PROBES: Final = ("/healthz", "/readyz")
+"""Paths that need no credentials; the script knows those of KServe v2 that answer them."""
+_PROBE_BYTES: Final = 4096
+"""Most bytes of a probe's body. An error in answer to it has to fit, too."""
+_PROBE: Final = f"({'|'.join(PROBES)}).*"
 
 
 def noting_filters(*, enabled: bool) -> list[Json]:
-    """Return the filter that notes a request's path, ahead of those that may refuse it."""
+    """Return the filter that notes a request's path and method, ahead of those that may refuse it."""
     if not enabled:
         return []
-    noted = {"metadata_namespace": _NOTED, "key": "path", "type": "STRING"}
+    rules = [
+        {"header": f":{key}", "on_header_present": {"metadata_namespace": _NAME, "key": key, "type": "STRING"}}
+        for key in ("path", "method")
+    ]
     return [
         extension(
             "envoy.filters.http.header_to_metadata",
             "extensions.filters.http.header_to_metadata.v3.Config",
-            request_rules=[{"header": ":path", "on_header_present": noted}],
+            request_rules=rules,
         )
     ]
 
@@ -43,14 +57,62 @@ def translation_filters(max_request_bytes: int, *, enabled: bool) -> list[Json]:
     """Return the filters that translate; the request's size is known before them, and its model's name after them."""
     if not enabled:
         return []
+    whole = _held_where(_PLAIN, max_request_bytes)
+    # Strangers may send them, and a server reads whatever it is sent.
+    small = _held_where({"safe_regex": {"google_re2": {}, "regex": _PROBE}}, _PROBE_BYTES)
+    translation = lua_filter("plain_http.lua", NOTED=_NAME, MAX_BYTES=max_request_bytes)
+    return [whole, small, {**translation, "name": _NAME}]
+
+
+def _held_where(path: Json, most_bytes: int) -> Json:
+    """Return the filter that holds a request whose path matches until it is whole; a larger one is refused (413)."""
     buffer = extension(
-        "envoy.filters.http.buffer", "extensions.filters.http.buffer.v3.Buffer", max_request_bytes=max_request_bytes
+        "envoy.filters.http.buffer", "extensions.filters.http.buffer.v3.Buffer", max_request_bytes=most_bytes
     )
-    whole = unless({"not_matcher": header_matches(":path", _PLAIN)}, buffer)
-    return [whole, lua_filter("plain_http.lua", NOTED=_NOTED, MAX_BYTES=max_request_bytes)]
+    return unless({"not_matcher": header_matches(":path", path)}, buffer)
+
+
+def class_names_of_route(route: Route) -> Json:
+    """Return the part of an inference route's metadata that has the names of classes, in JSON, by group and id."""
+    names = {
+        share.group: {str(number): json.dumps(name) for number, name in share.classes}
+        for share in route.shares
+        if share.classes
+    }
+    return {_NAME: names} if names else {}
 
 
 def translation_replies(*, enabled: bool) -> list[Json]:
     """Return the mapper of what the translation refuses by itself, which is a sentence already."""
     refused = details_filter(".startsWith('lua_response')")
     return [http_reply([status_filter(400), refused], "%LOCAL_REPLY_BODY%")] if enabled else []
+
+
+def document_replies(*, enabled: bool) -> list[Json]:
+    """Return the mappers of the documents, which go as they are, and of probes with a body."""
+    if not enabled:
+        return []
+    matched = {"and_filter": {"filters": [status_filter(200), details_filter(" == 'direct_response'")]}}
+    text = {"text_format_source": {"inline_string": "%LOCAL_REPLY_BODY%"}, "content_type": "application/json"}
+    with_body = [status_filter(413), header_filter(":path", {"safe_regex": {"regex": _PROBE}})]
+    return [{"filter": matched, "body_format_override": text}, http_reply(with_body, "a probe needs no body")]
+
+
+def documents(plan: TrafficPlan) -> dict[str, str]:
+    """Return what the gateway answers by itself, by path: an index with links, and an OpenAPI document.
+
+    They name the models only where nobody is kept from any: who asks is not looked at.
+    """
+    names = None if plan.is_restricted else [route.model for route in plan.routes]
+    models = [
+        {"name": name, "segment": f"/v1/models/{name}:segment", "kserve": f"/v2/models/{name}"} for name in names or ()
+    ]
+    release = version("segserve")
+    index = {
+        "name": "segserve",
+        "version": release,
+        **({} if names is None else {"models": models}),
+        "links": {"openapi": "/openapi.json", "health": "/healthz", "ready": "/readyz", "kserve": "/v2"},
+    }
+    document = describe_gateway(names, version=release).to_json()
+    return {"/": json.dumps(index) + "\n", "/openapi.json": document + "\n"}

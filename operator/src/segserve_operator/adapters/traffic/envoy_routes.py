@@ -32,6 +32,7 @@ from segserve_operator.adapters.traffic.envoy_messages import (
     to_json,
 )
 from segserve_operator.adapters.traffic.envoy_mirror import mirror_metadata, mirror_policy, mirror_scripts
+from segserve_operator.adapters.traffic.envoy_plain_http import class_names_of_route
 from segserve_operator.adapters.traffic.envoy_telemetry import METRICS_CLUSTER, METRICS_PATH
 from segserve_operator.core.traffic import AccessRule, Callers, Route, Share
 
@@ -85,14 +86,19 @@ class RouteTable:
         access = {} if route.access is None else access_of_route(route.access)
         guard, limited = _options(access, {}), _options(access, marks)
         # Bare networks are not compared.
-        copied = _options({**access, **mirror_scripts(route)}, {**marks, **mirror_metadata(route)})
+        filters, metadata = {**access, **mirror_scripts(route)}, {**marks, **mirror_metadata(route)}
+        # Plain requests are of HTTP.
+        copied = {
+            "http": _options(filters, {**metadata, **class_names_of_route(route)}),
+            "grpc": _options(filters, metadata),
+        }
         # Models share steps, so these have no callers of their own: with rules, a model's are not public.
         steps = route.steps if route.access is None else ()
         entries: dict[str, Json] = {}
         for protocol in PROTOCOLS:
             about = self.cluster_entry(Upstream("aside", protocol, route.model, heaviest(route).group), **guard)
             entries |= {f"{protocol}:about:{name}": about for name in (route.model, *steps, *route.exposed)}
-            inferred = self._split("infer", protocol, written, mirror_policy(route), **copied)
+            inferred = self._split("infer", protocol, written, mirror_policy(route), **copied[protocol])
             entries[f"{protocol}:infer:{route.model}"] = inferred
             for name in route.exposed:
                 entries[f"{protocol}:infer:{name}"] = self._split("network", protocol, written, {}, **limited)
@@ -118,24 +124,33 @@ def encode_entries(entries: Mapping[str, Json]) -> bytes:
 
 
 def encode_routes(
-    entries: Iterable[bytes], *, timeout_s: float, restricted: bool = False, metrics: bool = False
+    entries: Iterable[bytes],
+    *,
+    timeout_s: float,
+    restricted: bool = False,
+    metrics: bool = False,
+    documents: Mapping[str, str] | None = None,
 ) -> bytes:
     """Encode the route configuration of the public listener: these encoded entries, and those about servers.
 
     Where some model is `restricted` to callers, none learns the names of all models, and there are no streams. With
-    `metrics` there is a cluster that answers `/metrics`.
+    `metrics` there is a cluster that answers `/metrics`. The `documents`, by path, are answered as they are.
     """
-    rendered = _route_configuration(timeout_s, restricted=restricted, metrics=metrics)
+    rendered = _route_configuration(timeout_s, documents or {}, restricted=restricted, metrics=metrics)
     configuration = parse_json(ROUTE_CONFIGURATION, rendered)
     path = ("virtual_hosts", "matcher", "matcher_tree", "exact_match_map")
     return encode_with(configuration, path, b"".join(entries))
 
 
-def _route_configuration(timeout_s: float, *, restricted: bool, metrics: bool) -> Json:
+def _route_configuration(timeout_s: float, documents: Mapping[str, str], *, restricted: bool, metrics: bool) -> Json:
     key = {"@type": f"{TYPES}.type.matcher.v3.HttpRequestHeaderMatchInput", "header_name": ROUTE_HEADER}
     servers = _server_entries(RouteTable(timeout_s))
     if metrics:
         servers[METRICS_PATH] = _entry(route={"cluster": METRICS_CLUSTER, "timeout": f"{timeout_s:.3f}s"})
+    for path, text in documents.items():
+        servers[path] = _entry(direct_response={"status": 200, "body": {"inline_string": text}})
+    # By default Envoy refuses bodies of more than 4096 bytes.
+    most = max((len(text.encode()) for text in documents.values()), default=0)
     table = {"map": {key: entry for key, entry in servers.items() if not (restricted and key in _OF_ALL_MODELS)}}
     tree = {"input": {"name": "route key", "typed_config": key}, "exact_match_map": table}
     not_found = _entry(direct_response={"status": 404, "body": {"inline_string": "not found"}})
@@ -144,6 +159,7 @@ def _route_configuration(timeout_s: float, *, restricted: bool, metrics: bool) -
         "@type": f"{TYPES}.config.route.v3.RouteConfiguration",
         "name": ROUTES_NAME,
         "request_headers_to_remove": [ROUTE_HEADER, MODEL_HEADER],
+        **({"max_direct_response_body_size_bytes": most} if documents else {}),
         "virtual_hosts": [
             {
                 "name": ROUTES_NAME,

@@ -30,6 +30,7 @@ from segserve_operator.adapters.traffic.envoy_files import (
 )
 from segserve_operator.adapters.traffic.envoy_limits import encode_limits, read_version
 from segserve_operator.adapters.traffic.envoy_messages import CLUSTER, ROUTE_CONFIGURATION, RUNTIME, Json
+from segserve_operator.adapters.traffic.envoy_plain_http import documents
 from segserve_operator.adapters.traffic.envoy_routes import (
     RouteTable,
     changed_weights,
@@ -164,6 +165,7 @@ class EnvoyUpdater:
         max_request_bytes: int,
         server_tls: TlsFiles | None = None,
         metrics: bool = False,
+        plain_http: bool = False,
         on_replace: Callable[[EnvoyAdmin, Collection[str]], Awaitable[None]],
     ) -> None:
         self._files = files
@@ -172,6 +174,7 @@ class EnvoyUpdater:
         self._max_request_bytes = max_request_bytes
         self._server_tls = server_tls
         self._metrics = metrics
+        self._plain_http = plain_http
         self._on_replace = on_replace
         self._written: _WrittenState | None = None
         self._rejected: tuple[EnvoyAdmin, int] | None = None
@@ -384,8 +387,13 @@ class EnvoyUpdater:
 
     def _routes(self, desired: EnvoyConfiguration) -> DiscoveryResponse:
         tables = (rendered.table for rendered in desired.models.values())
-        restricted = any(route.access is not None for route in desired.plan.routes)
-        encoded = encode_routes(tables, timeout_s=self._timeout_s, restricted=restricted, metrics=self._metrics)
+        encoded = encode_routes(
+            tables,
+            timeout_s=self._timeout_s,
+            restricted=desired.plan.is_restricted,
+            metrics=self._metrics,
+            documents=documents(desired.plan) if self._plain_http else {},
+        )
         return discovery_response(ROUTE_CONFIGURATION, [encoded])
 
 

@@ -1,9 +1,15 @@
 -- Translates plain HTTP: `POST /v1/models/NAME:segment`, whose body is an image, into a request of KServe v2, and its
--- answer into JSON; errors become problems of RFC 9457. Everything after this filter sees KServe v2.
--- NOTED is the namespace of the dynamic metadata that has the path as it came in; MAX_BYTES limits a request.
+-- answer into JSON; errors become problems of RFC 9457. Everything after this filter sees KServe v2. So are PROBES;
+-- DOCUMENTS are answered by the table of routes.
+-- NOTED is the namespace of the dynamic metadata that has the path and method as they came in; MAX_BYTES limits a
+-- request.
+--
+-- The metadata of a request's route have the names of classes, as JSON's strings, by group and id.
 --
 -- Tensors are asked for in binary, so that a mask's bytes are copied and not parsed.
 
+local PROBES = {["/healthz"] = "/v2/health/live", ["/readyz"] = "/v2/health/ready"}
+local DOCUMENTS = {["/"] = true, ["/openapi.json"] = true}
 local OPTIONS = {encoding = true, max_detections = true, score_threshold = true}
 local OPTION_NAMES = "encoding, max_detections, score_threshold"
 local LENGTH = "inference-header-content-length"
@@ -16,13 +22,13 @@ local TITLES = {
 }
 local ESCAPES = {['"'] = '\\"', ["\\"] = "\\\\"}
 
--- Returns the model that a request names, and its query; nil if it is not in plain HTTP.
+-- Returns the model that a request names, nil if it names none in plain HTTP, and its path, query and method.
 local function target(handle)
   local noted = handle:streamInfo():dynamicMetadata():get(NOTED)
   if noted == nil then return nil end
   local path, query = string.match(noted["path"], "^([^?]*)%??(.*)$")
   local model = string.match(path, "^/v1/models/([%w._-]+):segment$")
-  return model, query
+  return model, path, query, noted["method"]
 end
 
 local function quoted(text)
@@ -106,10 +112,15 @@ local function write_head(headers, model, length, json_length)
 end
 
 function envoy_on_request(handle)
-  local model, query = target(handle)
-  if model == nil then return end
+  local model, path, query, method = target(handle)
   local headers = handle:headers()
-  if headers:get(":method") ~= "POST" then
+  if PROBES[path] or DOCUMENTS[path] then
+    if method ~= "GET" and method ~= "HEAD" then refuse(handle, "405", "allowed is GET", {allow = "GET, HEAD"}) end
+    if PROBES[path] then headers:replace(":path", PROBES[path]) end
+    return
+  end
+  if model == nil then return end
+  if method ~= "POST" then
     refuse(handle, "405", "allowed is POST, with an image as the body", {allow = "POST"})
   end
   local accept = headers:get("accept")
@@ -190,7 +201,13 @@ local function mask(handle, encoded, size)
   return ',"mask":"' .. handle:base64Escape(encoded) .. '"'
 end
 
-local function objects(handle, body, tensors, masks, size)
+-- Returns `"class_id":...`, and `,"class":...` where the class has a name.
+local function named(names, class)
+  local name = names[class]
+  return '"class_id":' .. class .. (name and ',"class":' .. name or "")
+end
+
+local function objects(handle, body, tensors, masks, size, names)
   local boxes, scores, classes = numbers(body, tensors.BOXES), numbers(body, tensors.SCORES), numbers(body, tensors.CLASSES)
   local points = numbers(body, tensors.KEYPOINTS)
   local each = #classes > 0 and #points / #classes or 0
@@ -198,28 +215,29 @@ local function objects(handle, body, tensors, masks, size)
   for index, class in ipairs(classes) do
     local keypoints = {}
     for at = 1, each / 3 do table.insert(keypoints, group(points, (index - 1) * each / 3 + at, 3)) end
-    table.insert(list, '{"class_id":' .. class .. ',"score":' .. scores[index] .. ',"box":' .. group(boxes, index, 4)
+    table.insert(list, "{" .. named(names, class) .. ',"score":' .. scores[index] .. ',"box":' .. group(boxes, index, 4)
       .. (tensors.KEYPOINTS and ',"keypoints":[' .. table.concat(keypoints, ",") .. "]" or "")
       .. mask(handle, masks[index], size) .. "}")
   end
   return '"objects":[' .. table.concat(list, ",") .. "]"
 end
 
-local function segments(handle, body, tensors, masks, size)
-  local text = string.gsub(items(body, tensors.SEGMENTS)[1], '"class":', '"class_id":')
+local function segments(handle, body, tensors, masks, size, names)
+  local text = string.gsub(items(body, tensors.SEGMENTS)[1], '"isThing":', '"is_thing":')
   local index = 0
-  text = string.gsub(string.gsub(text, '"isThing":', '"is_thing":'), "}", function()
+  text = string.gsub(text, "%b{}", function(segment)
     index = index + 1
-    return mask(handle, masks[index], size) .. "}"
+    segment = string.gsub(segment, '"class": *(%d+)', function(class) return named(names, class) end)
+    return string.sub(segment, 1, -2) .. mask(handle, masks[index], size) .. "}"
   end)
   return '"segments":' .. text
 end
 
-local function classes(handle, body, tensors, masks, size)
+local function classes(handle, body, tensors, masks, size, names)
   local areas, confidence = numbers(body, tensors.AREAS), numbers(body, tensors.CONFIDENCE)
   local list = {}
   for index, class in ipairs(numbers(body, tensors.CLASSES)) do
-    table.insert(list, '{"class_id":' .. class .. ',"area":' .. areas[index] .. ',"confidence":' .. confidence[index]
+    table.insert(list, "{" .. named(names, class) .. ',"area":' .. areas[index] .. ',"confidence":' .. confidence[index]
       .. mask(handle, masks[index], size) .. "}")
   end
   return '"classes":[' .. table.concat(list, ",") .. "]"
@@ -237,7 +255,7 @@ local function tensors_of(header)
   return tensors, at - 1
 end
 
-local function answer(handle, model, body, tensors)
+local function answer(handle, model, body, tensors, names)
   local height_width = numbers(body, tensors.SIZE)
   local size = group(height_width, 1, 2)
   local masks, labels = items(body, tensors.MASKS), items(body, tensors.LABELS)
@@ -246,7 +264,7 @@ local function answer(handle, model, body, tensors)
     '"model":' .. quoted(model),
     '"revision":' .. quoted(items(body, tensors.REVISION)[1] or ""),
     '"height":' .. height_width[1], '"width":' .. height_width[2],
-    part(handle, body, tensors, masks, size),
+    part(handle, body, tensors, masks, size, names),
   }
   if labels[1] then table.insert(fields, '"labels":"' .. handle:base64Escape(labels[1]) .. '"') end
   local unlike = numbers(body, tensors.OUT_OF_DISTRIBUTION)
@@ -260,24 +278,27 @@ local function answer(handle, model, body, tensors)
 end
 
 -- Replaces an error, which is `{"error": "..."}` of this gateway and of servers, by a problem.
-local function write_problem(handle, status)
+local function write_problem(handle, status, method)
+  handle:headers():replace("content-type", "application/problem+json")
+  if method == "HEAD" then return handle:headers():remove("content-length") end  -- with a body it would be two answers
   local body = handle:body(true)
   local text = body:length() > 0 and body:getBytes(0, body:length()) or ""
   local detail = string.match(text, '^%s*{%s*"error"%s*:%s*(".*")%s*}%s*$') or quoted(string.sub(text, 1, 500))
   local title = TITLES[status] and '"title":"' .. TITLES[status] .. '",' or ""
   local length = body:setBytes("{" .. title .. '"status":' .. status .. ',"detail":' .. detail .. "}\n")
-  handle:headers():replace("content-type", "application/problem+json")
   handle:headers():replace("content-length", string.format("%d", length))
 end
 
 function envoy_on_response(handle)
-  local model = target(handle)
-  if model == nil then return end
+  local model, path, _, method = target(handle)
+  if model == nil and not PROBES[path] and not DOCUMENTS[path] then return end
   local headers = handle:headers()
   local status = headers:get(":status")
-  if status ~= "200" then return write_problem(handle, status) end
+  if status ~= "200" then return write_problem(handle, status, method) end
+  if model == nil then return end
   local header_length = tonumber(headers:get(LENGTH) or "")
   if header_length == nil then return end
+  local names = handle:metadata():get(headers:get("x-segserve-group") or "") or {}
   headers:remove(LENGTH)
   headers:remove("content-length")
   headers:replace("content-type", "application/json")
@@ -290,7 +311,7 @@ function envoy_on_response(handle)
       tensors, whole = tensors_of(string.sub(table.concat(chunks), 1, header_length))
     end
     if whole ~= nil and received >= whole then
-      chunk:setBytes(answer(handle, model, table.concat(chunks), tensors))
+      chunk:setBytes(answer(handle, model, table.concat(chunks), tensors, names))
       return
     end
   end

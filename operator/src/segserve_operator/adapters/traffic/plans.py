@@ -99,7 +99,7 @@ def _format(plan: TrafficPlan) -> int:
     """Return the oldest format with numbered lists that has everything that must not be overlooked."""
     if plan.needs_tls:
         return SERVER_TLS
-    return ACCESS_RULES if any(route.access is not None for route in plan.routes) else SERVER_LISTS
+    return ACCESS_RULES if plan.is_restricted else SERVER_LISTS
 
 
 def _servers_in(plan: TrafficPlan) -> int:

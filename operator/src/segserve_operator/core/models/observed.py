@@ -454,7 +454,7 @@ class PoolObserved:
     `ignored` tells which fields of the spec this release does not know. `credentials` are the kinds that the gateway
     takes (those of `CredentialKind`); None if it is not known. With `session_affinity` it sends requests of one id
     to one revision and one server. Without `shadow` it has no comparator, without
-    `capture` nothing that keeps samples.
+    `capture` nothing that keeps samples. With `plain_http` it also takes an image as the body of a request.
     """
 
     name: str = ""
@@ -483,6 +483,7 @@ class PoolObserved:
     scaling_active: ObservedCondition | None = None
     shadow: bool = True
     capture: bool = True
+    plain_http: bool = False
 
     @property
     def main(self) -> str:

@@ -58,6 +58,8 @@ from segserve_operator.core.rollout.record import Record, RolloutState
 from segserve_operator.core.scaling import PoolLoad
 from segserve_operator.core.traffic import AccessRule, Endpoint, Mirror, Route, RouteAffinity, Share, TrafficPlan
 
+MAX_NAMES_BYTES: Final = 4096
+"""Names of a revision's classes that a traffic plan has, in all: a plan has to fit into a few ConfigMaps."""
 _ABORTED: Final = SIGNALS[Signal.ABORT][0]
 
 
@@ -365,4 +367,18 @@ def _other_weight(
 
 def _share(group: str, assigned: AssignedModel, weight: int, world: Observed) -> Share:
     endpoints = world.groups[group].endpoints(assigned.revision) if group in world.groups else ()
-    return Share(group, assigned.revision, weight, endpoints, assigned.pipeline.runtime.max_requests)
+    return Share(
+        group,
+        assigned.revision,
+        weight,
+        endpoints,
+        assigned.pipeline.runtime.max_requests,
+        classes=_class_names(assigned) if world.pool is not None and world.pool.plain_http else None,
+    )
+
+
+def _class_names(assigned: AssignedModel) -> tuple[tuple[int, str], ...] | None:
+    """Return the ids and names of a revision's classes; None if there are too many for a traffic plan."""
+    classes = assigned.pipeline.classes
+    size = sum(len(item.name.encode()) for item in classes)
+    return tuple((item.id, item.name) for item in classes) if size <= MAX_NAMES_BYTES else None

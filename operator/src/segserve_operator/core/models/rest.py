@@ -112,6 +112,7 @@ def _common(world: Observed) -> tuple[object, ...]:
         pool.session_affinity,
         pool.shadow,
         pool.capture,
+        pool.plain_http,
         world.main,
         main,
         world.gateway_url,

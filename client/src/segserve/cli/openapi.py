@@ -1,0 +1,69 @@
+"""`segserve openapi`: the OpenAPI document of the models of a platform."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from segserve.cli.errors import CommandError
+from segserve.cli.options import PlatformOptions, model_names, selected_platform, with_platform_options
+
+if TYPE_CHECKING:
+    from segserve.platforms.port import Json
+    from segserve_builder.openapi import DescribedModel
+
+
+@with_platform_options
+def openapi(
+    platform_options: PlatformOptions,
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Model names. Default: all models.", autocompletion=model_names)
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Output file. Default: standard output.")
+    ] = None,
+) -> None:
+    """Print the OpenAPI 3.1 document of the models' plain HTTP: their paths, options and answers.
+
+    It follows from the models' resources as the platform has them, up or not. If it is up, its address is in the
+    document.
+    """
+    from segserve_builder.openapi import describe_models
+
+    if output is not None and (not output.name or output.is_dir()):
+        raise CommandError(f"-o names a file, got the folder {str(output)!r}")
+    platform = selected_platform(platform_options)
+    manifests = [platform.model(name) for name in names] if names else platform.models()
+    up = platform.version()
+    document = describe_models(
+        [_described(manifest) for manifest in manifests],
+        version=metadata.version("segserve"),
+        url=up.url if up is not None else "",
+    )
+    text = document.to_json(indent=1) + "\n"
+    if output is None:
+        typer.echo(text, nl=False)
+    else:
+        output.write_text(text)
+
+
+def _described(manifest: Json) -> DescribedModel:
+    from segserve.platforms.manifests import read
+    from segserve_builder.openapi import DescribedModel
+    from segserve_builder.steps.postprocess import check_postprocess
+    from segserve_operator.api.segmentation_model import SegmentationModel
+
+    # The status is of no matter here, and a cluster may have one of another release.
+    bare = {key: manifest[key] for key in ("apiVersion", "kind", "spec")}
+    (parsed,) = read({**bare, "metadata": {"name": manifest["metadata"]["name"]}})
+    assert isinstance(parsed.resource, SegmentationModel), parsed.title
+    pipeline = parsed.resource.pipeline
+    return DescribedModel(
+        pipeline.model,
+        check_postprocess(pipeline),
+        tuple((item.id, item.name) for item in pipeline.classes),
+        pipeline.output.overrides,
+    )
