@@ -4,7 +4,8 @@ Answers are those of the example's instances model, run in this process on parts
 steps' own code. Thirty days are drawn from them: four cameras whose scenes last some twenty answers, twelve answers a
 minute in all, a day and a night. A second table has a simulated brightness alone, whose mean falls. The figures go to
 bench/out/drift.json, and the tables are printed (a quarter of an hour). With `--embedding` the network's features are
-compared too; their figures go to bench/out/drift_embedding.json, and there is no second table.
+compared too; their figures go to bench/out/drift_embedding.json, and there is no second table. `--values FILE` only
+writes what the steps measure of each answer, for `bench.drift_peers`.
 """
 
 from __future__ import annotations
@@ -13,22 +14,41 @@ import argparse
 import io
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageEnhance, ImageFilter
+from PIL import Image, ImageEnhance
 
 from bench.coins import variant, with_output
+from bench.drift_months import (
+    ANSWERS,
+    CAMERAS,
+    DAYS,
+    DRIFTS,
+    LEVELS,
+    PLANTED_DAY,
+    RUNS,
+    SCENES,
+    WINDOW_S,
+    Month,
+    Planted,
+)
 from bench.platform import ROOT
 from bench.rollout.report import markdown_table
 from segserve_builder.agent.answer_counts import counted_classes, histograms, report_of
 from segserve_builder.spec.model_spec import Embedding, ModelMetrics
 from segserve_builder.stages.base import RequestOptions
-from segserve_builder.steps.answer_metrics import AnswerMetrics, Measures
+from segserve_builder.steps.answer_metrics import (
+    CLASS_AREA,
+    CONFIDENCE,
+    EMPTY,
+    IMAGE_HISTOGRAMS,
+    AnswerMetrics,
+    Measures,
+)
 from segserve_builder.steps.embedding import coordinates, of_usual_images, unscaled
 from segserve_builder.steps.inference import network_io
 from segserve_builder.steps.onnx_signature import read_signature
@@ -47,20 +67,7 @@ EMBEDDED_OUT: Final = OUT.with_name("drift_embedding.json")
 FEATURES: Final = "/network/lateral.0/Conv_output_0"
 """The network's embedding: its features at an eighth of the resolution."""
 PHOTO: Final = ROOT / "examples/coins/coins.png"
-CAMERAS: Final = 4
-SCENES: Final = 6
-"""Parts of the photograph that each camera shows in turn."""
-LEVELS: Final = (0.7, 0.85, 1.0, 1.15, 1.3)
-"""Brightness in the course of a day."""
-EMPTY: Final = 0.1
-"""Share of scenes without a coin."""
-WINDOW_S: Final = 300
-ANSWERS: Final = 60
-SCENE_ANSWERS: Final = 20
-DAYS: Final = 30
-PLANTED_DAY: Final = 15.3
 CLEAN_MONTHS: Final = 12
-RUNS: Final = 3
 DRIFT: Final = Drift(
     window=timedelta(seconds=WINDOW_S), reference=DriftReference(window=DriftWindow(duration=timedelta(days=2)))
 )
@@ -72,40 +79,9 @@ FALL_DAYS: Final = 10
 DAY: Final = Drift(window=timedelta(seconds=WINDOW_S))
 Record = Mapping[str, tuple[int, ...]]
 """Histograms of one answer."""
-
-
-def _noisy(image: Image.Image) -> Image.Image:
-    pixels = np.asarray(image, float) + np.random.default_rng(1).normal(0.0, 25.0, (image.height, image.width, 3))
-    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
-
-
-def _jpeg(image: Image.Image) -> Image.Image:
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=8)
-    return Image.open(file).convert("RGB")
-
-
-@dataclass(frozen=True, slots=True)
-class Planted:
-    """A drift: what becomes of images, of how many cameras, and the share of scenes without a coin."""
-
-    says: str
-    change: Callable[[Image.Image], Image.Image] = lambda image: image
-    cameras: int = CAMERAS
-    empty: float = EMPTY
-
-
-DRIFTS: Final = {
-    "none": Planted("none"),
-    "brightness": Planted("half as bright", lambda image: ImageEnhance.Brightness(image).enhance(0.5)),
-    "blur": Planted("blurred, radius 3", lambda image: image.filter(ImageFilter.GaussianBlur(3))),
-    "noise": Planted("noise, sd 25 of 255", _noisy),
-    "jpeg": Planted("JPEG of quality 8", _jpeg),
-    "mix": Planted("half of the scenes without a coin instead of a tenth", empty=0.5),
-    "turned": Planted("one of four cameras turned by 90 degrees", lambda image: image.rotate(90, expand=True), 1),
-    "upside down": Planted("one of four cameras upside down", lambda image: image.rotate(180), 1),
-    "one noisy": Planted("one of four cameras noisy, sd 25 of 255", _noisy, 1),
-}
+Values = Mapping[str, float]
+"""What the histograms count of one answer."""
+T = TypeVar("T")
 
 
 class CountedModel:
@@ -136,8 +112,8 @@ class CountedModel:
         assert self._pipeline.embedding is not None
         return coordinates(self._run(image)[1][FEATURES], "NCHW", self._pipeline.embedding)
 
-    def record(self, image: Image.Image) -> Record:
-        """Return what the steps count of the answer to an image."""
+    def _counters(self, image: Image.Image) -> dict[tuple[str, str, str], float]:
+        """Return the counters of the answer to an image by name, class or direction, and bucket."""
         given, raw = self._run(image)
         values: list[Any] = []
         outputs = self._post(raw, given.transform, RequestOptions(), self._outputs, observe=values.append)
@@ -147,7 +123,7 @@ class CountedModel:
         declared = self._pipeline.embedding
         features = None if declared is None else coordinates(raw[FEATURES], "NCHW", declared)
         metrics.count(values[0], outputs, given.transform, measures, (0.0, 0.0), is_test=False, embedding=features)
-        counters = {
+        return {
             (
                 each.name,
                 each.labels.get("class", each.labels.get("direction", "")),
@@ -156,6 +132,21 @@ class CountedModel:
             for each in metrics.take()
             if "step" not in each.labels
         }
+
+    def values(self, image: Image.Image) -> Values:
+        """Return what the histograms count of the answer to an image; 0 for what an answer without a coin lacks."""
+        counters = self._counters(image)
+        (name,) = counted_classes(self.assigned)
+        families = {**IMAGE_HISTOGRAMS, "confidence": CONFIDENCE}
+        return {
+            **{key: counters.get((f"{family.name}_sum", "", ""), 0.0) for key, family in families.items()},
+            "empty": counters.get((EMPTY.name, "", ""), 0.0),
+            f"area:{name}": counters.get((f"{CLASS_AREA.name}_sum", name, ""), 0.0),
+        }
+
+    def record(self, image: Image.Image) -> Record:
+        """Return what the steps count of the answer to an image, as an agent reports it."""
+        counters = self._counters(image)
         of_embedding = {
             name: counts
             for name, counts in report_of({"": counters}, self.assigned).histograms.items()
@@ -176,52 +167,22 @@ def pictures() -> tuple[list[Image.Image], list[Image.Image]]:
     return scenes, ground
 
 
-def records(model: CountedModel, planted: Planted) -> list[list[Record]]:
-    """Return the records of every scene, the empty ones last, by level of brightness."""
+def answers(measure: Callable[[Image.Image], T], planted: Planted) -> list[list[T]]:
+    """Return what is measured of the answers to every scene, the empty ones last, by level of brightness."""
     scenes, ground = pictures()
     changed = [planted.change(each) for each in (*scenes, *ground)]
-    return [[model.record(ImageEnhance.Brightness(each).enhance(level)) for each in changed] for level in LEVELS]
+    return [[measure(ImageEnhance.Brightness(each).enhance(level)) for each in changed] for level in LEVELS]
 
 
-@dataclass(slots=True)
-class Month:
-    """Windows of a month, drawn from records: `before` until the day of the drift, `after` from then on."""
-
-    before: list[list[Record]]
-    after: list[list[Record]]
-    planted: Planted
-    random: np.random.Generator
-
-    def window(self, number: int) -> list[tuple[Record, int]]:
-        """Return the answers of a window, and how often each was given."""
-        days = number * WINDOW_S / 86400
-        level = round(2 + 2 * np.sin(2 * np.pi * days))
-        drifted = days >= PLANTED_DAY
-        answers: list[tuple[Record, int]] = []
-        for camera in range(CAMERAS):
-            table = self.after if drifted and camera < self.planted.cameras else self.before
-            empty = self.planted.empty if drifted else EMPTY
-            left = int(self.random.poisson(ANSWERS / CAMERAS))
-            while left > 0:
-                lasting = min(int(self.random.geometric(1 / SCENE_ANSWERS)), left)
-                coins = self.random.random() >= empty
-                scene = camera * SCENES + self.random.integers(SCENES) if coins else -1 - self.random.integers(4)
-                # A cloud now and then.
-                shown = int(np.clip(level + self.random.integers(-1, 2), 0, len(LEVELS) - 1))
-                answers.append((table[shown][scene], lasting))
-                left -= lasting
-        return answers
-
-
-def summed(answers: list[tuple[Record, int]], totals: dict[str, NDArray[np.float64]]) -> dict[str, tuple[float, ...]]:
+def summed(given: list[tuple[Record, int]], totals: dict[str, NDArray[np.float64]]) -> dict[str, tuple[float, ...]]:
     """Add answers to what the server has counted, and return that."""
-    for counts, times in answers:
+    for counts, times in given:
         for name, each in counts.items():
             totals[name] = totals.get(name, np.zeros(len(each))) + times * np.array(each)
     return {name: tuple(each.tolist()) for name, each in totals.items()}
 
 
-def watched(month: Month) -> list[tuple[float, str]]:
+def watched(month: Month[Record]) -> list[tuple[float, str]]:
     """Return the alarms of a month: the day of each, and the histogram that is farthest from the reference."""
     watch, totals = DriftWatch.start("coins-1", 0.0, DRIFT), dict[str, NDArray[np.float64]]()
     watch = watch.measured({"server": summed(month.window(0), totals)}, DRIFT, 0.0)
@@ -316,16 +277,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--embedding", action="store_true", help="compare the network's features, too")
     parser.add_argument("--drifts", nargs="+", choices=DRIFTS, help="drifts to plant; default: all")
+    parser.add_argument("--values", type=Path, metavar="FILE", help="only write what is measured of each answer")
     options = parser.parse_args()
     if options.drifts is not None and not options.embedding:
         parser.error(f"--drifts is for --embedding: {OUT.name} has all drifts")
     planted = options.drifts or list(DRIFTS)
     model = CountedModel()
+    if options.values is not None:
+        options.values.write_text(json.dumps({name: answers(model.values, each) for name, each in DRIFTS.items()}))
+        return
     if options.embedding:
         plain, (scenes, ground) = CountedModel(unscaled(FEATURES)), pictures()
         usual = [ImageEnhance.Brightness(each).enhance(level) for each in (*scenes, *ground) for level in LEVELS]
         model = CountedModel(of_usual_images(FEATURES, np.array([plain.embedding(each) for each in usual])))
-    tables = {name: records(model, DRIFTS[name]) for name in dict.fromkeys(("none", *planted))}
+    tables = {name: answers(model.record, DRIFTS[name]) for name in dict.fromkeys(("none", *planted))}
     results: dict[str, Any] = {}
     for name in planted:
         results[name] = result(name, tables)
