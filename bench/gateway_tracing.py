@@ -9,6 +9,8 @@ Their collector is a process that reads what comes and keeps nothing; it shares 
 from __future__ import annotations
 
 import multiprocessing
+import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.queues import SimpleQueue
@@ -23,17 +25,24 @@ from bench.ports import free_port
 from segserve_operator.api.telemetry import Tracing
 
 OUT: Final = ROOT / "bench/out/gateway_tracing.json"
+NAME: Final = re.compile(rb'"name": *"(InferRequest|batch)"')
 _PROCESSES: Final = multiprocessing.get_context("spawn")
 
 
 def _collect(port: int, ready: SimpleQueue[bool]) -> None:
+    spans: Counter[str] = Counter()
+
     async def take(request: web.Request) -> web.Response:
-        await request.read()
+        spans.update(name.decode() for name in NAME.findall(await request.read()))
         return web.Response()
+
+    async def tell(_: web.Request) -> web.Response:
+        return web.json_response(spans)
 
     async def application() -> web.Application:
         app = web.Application()
         app.router.add_post("/v1/traces", take)
+        app.router.add_get("/", tell)
         app.on_startup.append(started)
         return app
 
@@ -45,7 +54,7 @@ def _collect(port: int, ready: SimpleQueue[bool]) -> None:
 
 @contextmanager
 def collecting() -> Iterator[str]:
-    """Run a collector that drops all spans; yield its URL."""
+    """Run a collector that drops all spans; yield its URL, which tells how many spans written as JSON had each name."""
     port, ready = free_port(), _PROCESSES.SimpleQueue()
     process = _PROCESSES.Process(target=_collect, args=(port, ready))
     process.start()

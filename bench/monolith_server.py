@@ -1,15 +1,15 @@
-"""A second embedded Triton, which serves only the hand-written model."""
+"""A further embedded Triton without an agent: with the hand-written model, or with a copy of ours."""
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -25,30 +25,55 @@ START_S = 120.0
 SECRET = "bench"
 
 
+@dataclass(frozen=True, slots=True)
+class EmbeddedTriton:
+    """A running Triton: its gRPC address, its URL, and its process."""
+
+    grpc: str
+    url: str
+    pid: int
+
+
 @contextmanager
 def monolith(artifact: Path) -> Iterator[str]:
     """Serve bench/monolith with the ONNX file `artifact`, and yield its gRPC address."""
-    runtime = ensure_runtime(cache_folder(), print)
-    prefix = f"segserve-bench-{os.getpid()}-"
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / MODEL
         shutil.copytree(Path(__file__).parent / "monolith", model)
         shutil.copyfile(artifact, model / "1" / "model.onnx")
-        http, grpc, metrics = _free_ports(3)
-        ports = Ports(http, grpc, metrics)
-        command = triton_command(runtime, Path(folder), ports=ports, shm_prefix=prefix, api_secret=SECRET)
-        with (Path(folder) / "triton.log").open("w") as log:
-            process = subprocess.Popen(command.argv, env=dict(command.environment), stdout=log, stderr=log)
-        try:
-            _load(f"http://{LOOPBACK}:{http}")
-            yield f"{LOOPBACK}:{grpc}"
-        finally:
-            process.terminate()
-            process.wait()
-            sweep_shm(prefix)
+        with embedded_triton(Path(folder), MODEL) as server:
+            yield server.grpc
 
 
-def _load(url: str) -> None:
+@contextmanager
+def embedded_triton(
+    repository: Path, model: str, *, traces_url: str | None = None, without: Collection[str] = ()
+) -> Iterator[EmbeddedTriton]:
+    """Serve a model of a repository with an embedded Triton; its environment lacks the variables of `without`."""
+    http, grpc, metrics = _free_ports(3)
+    prefix = f"segserve-bench-{http}-"
+    command = triton_command(
+        ensure_runtime(cache_folder(), print),
+        repository,
+        ports=Ports(http, grpc, metrics),
+        shm_prefix=prefix,
+        api_secret=SECRET,
+        traces_url=traces_url,
+    )
+    environment = {name: value for name, value in command.environment.items() if name not in without}
+    url = f"http://{LOOPBACK}:{http}"
+    with (repository / "triton.log").open("w") as log:
+        process = subprocess.Popen(command.argv, env=environment, stdout=log, stderr=log)
+    try:
+        _load(url, model)
+        yield EmbeddedTriton(f"{LOOPBACK}:{grpc}", url, process.pid)
+    finally:
+        process.terminate()
+        process.wait()
+        sweep_shm(prefix)
+
+
+def _load(url: str, model: str) -> None:
     deadline = time.monotonic() + START_S
     with httpx.Client(base_url=url, trust_env=False, timeout=START_S) as client:
         while True:
@@ -60,7 +85,7 @@ def _load(url: str) -> None:
                     raise
                 time.sleep(0.2)
         headers = {secret.KEY: SECRET}
-        client.post(f"/v2/repository/models/{MODEL}/load", json={}, headers=headers).raise_for_status()
+        client.post(f"/v2/repository/models/{model}/load", json={}, headers=headers).raise_for_status()
 
 
 def _free_ports(count: int) -> list[int]:
