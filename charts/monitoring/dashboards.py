@@ -28,7 +28,10 @@ def of_rollouts(metric: str, *more: str) -> str:
 
 def counted(metric: str, *by: str, past: str = "5m") -> str:
     """Return by how much a counter of rollouts has grown in a while."""
-    return f"sum by ({', '.join((MODEL, *by))}) (increase(segserve_rollout_{metric}{{{OF_MODEL}}}[{past}]))"
+    counter = f"segserve_rollout_{metric}{{{OF_MODEL}}}"
+    # A kind of decision has no series before its first, which Prometheus does not take for an increase.
+    grown = f"(increase({counter}[{past}]) and {counter} offset {past}) or ({counter} unless {counter} offset {past})"
+    return f"sum by ({', '.join((MODEL, *by))}) ({grown})"
 
 
 def by_role(recorded: str) -> str:

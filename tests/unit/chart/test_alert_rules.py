@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from bench.ports import free_port
+from charts.monitoring.dashboards import counted
 from charts.monitoring.rules import ALERTS
 from fakes.waiting import HANG_S, until
 
@@ -286,6 +287,18 @@ def test_a_pool_that_rests_is_forecast_to_cost_what_it_cost_in_seven_days(tmp_pa
         ('ALERTS{alertname="SegserveBudgetExceeded"}', "", 0.0),
     ]
     judged(nightly, expected, "47h", tmp_path)
+
+
+@pytest.mark.needs("promtool")
+def test_a_first_decision_of_its_kind_is_drawn_as_well_as_later_ones(tmp_path: Path) -> None:
+    """After 10 min one kind has been counted once more in five minutes, and the other one has begun two minutes ago."""
+    decided = {
+        f'segserve_rollout_decisions_total{{{MODEL},signal="ADVANCE"}}': "1x15 2x20",
+        f'segserve_rollout_decisions_total{{{MODEL},signal="PROVED"}}': "_x15 1x2 2x20",
+    }
+    query = re.sub(r"\$\w+", ".*", counted("decisions_total", "signal"))
+    expected = [(query, f'{{{MODEL},signal="{signal}"}}', grown) for signal, grown in (("ADVANCE", 1), ("PROVED", 2))]
+    judged(decided, expected, "10m", tmp_path)
 
 
 @pytest.mark.needs("amtool")
