@@ -25,7 +25,7 @@ from PIL import Image, ImageEnhance
 
 from bench.coins import variant, write
 from bench.platform import MODELS, ROOT, Running, platform
-from bench.svg import plot_style
+from bench.svg import GREY, plot_style
 from charts.monitoring.dashboards import DASHBOARDS
 from charts.monitoring.panels import Dashboard, Panel
 from fakes.callers import SteadyCaller
@@ -42,11 +42,16 @@ PAUSE_S: Final = 0.2
 DARK: Final = 0.35
 EVENTS: Final = {"revision": 0.2, "dark": 0.65, "server ends": 0.85, "end": 1.0}
 """Shares of the run after which things happen."""
-RATES: Final = re.compile(r"\[(?:5|15|30)m\]")
+RATES: Final = re.compile(r"(\[|offset )(?:5|15|30)m\b")
 """Windows are for hours; this run takes minutes."""
 SCRAPED_EVERY_S: Final = 5
+STEP_S: Final = 2
 COLUMNS: Final = 3
 MOST_LINES: Final = 10
+UNITS: Final = {"short": "", "percentunit": "%", "percent": "%", "reqps": "requests/s"}
+"""Names of units in Grafana, and what it writes."""
+COLOURS: Final = 64
+"""A picture with as many is a third as large."""
 
 
 def watched(**spec: object) -> dict[str, Any]:
@@ -84,8 +89,8 @@ def run(running: Running, folder: Path, run_s: float) -> None:
 
 def series(url: str, query: str, begin_s: float, end_s: float) -> list[dict[str, Any]]:
     """Return what a dashboard's query gave over the run."""
-    asked = RATES.sub("[1m]", re.sub(r"\$\w+", ".*", query))
-    data = {"query": asked, "start": begin_s, "end": end_s, "step": 2}
+    asked = RATES.sub(r"\g<1>1m", re.sub(r"\$\w+", ".*", query))
+    data = {"query": asked, "start": begin_s, "end": end_s, "step": STEP_S}
     found = httpx.post(f"{url}/api/v1/query_range", data=data, timeout=60).raise_for_status().json()
     result: list[dict[str, Any]] = found["data"]["result"]
     return result
@@ -96,15 +101,21 @@ def legend(text: str, labels: dict[str, str]) -> str:
     return re.sub(r"\{\{(\w+)\}\}", lambda match: labels.get(match[1], ""), text).strip(" /")
 
 
-def draw(axes: Axes, panel: Panel, lines: list[tuple[str, NDArray[Any]]]) -> None:
-    """Draw the (minutes, values) of a panel's series."""
-    for name, points in lines[:MOST_LINES]:
-        axes.plot(*points, label=name[-40:] or None, linewidth=1, clip_on=False)
+def draw(axes: Axes, panel: Panel, lines: list[tuple[str, NDArray[Any]]], run_minutes: float) -> None:
+    """Draw the (minutes, values) of a panel's series, and a dotted line where something happens."""
+    scale = 100 if panel.unit == "percentunit" else 1
+    for name, (minutes, values) in lines[:MOST_LINES]:
+        axes.plot(minutes, scale * values, label=name or None, linewidth=1.2, clip_on=False)
     axes.set_title(panel.title, fontsize=9)
+    axes.set_xlim(0, run_minutes)
     if not panel.signed:
-        axes.set_ylim(bottom=0, top=panel.top and panel.top * 1.02)
+        # A line at 0 is to be seen, and one at the top is not to be hidden by the legend.
+        largest = (panel.top and scale * panel.top) or max(scale * float(np.nanmax(points[1])) for _, points in lines)
+        axes.set_ylim(-0.03 * (largest or 1), 1.25 * (largest or 1))
+    for share in list(EVENTS.values())[:-1]:
+        axes.axvline(share * run_minutes, color=GREY, linewidth=0.8, linestyle=":")
     axes.tick_params(labelsize=7)
-    axes.set_ylabel(panel.unit, fontsize=7)
+    axes.set_ylabel(UNITS.get(panel.unit, panel.unit), fontsize=7)
     if any(name for name, _ in lines):
         axes.legend(fontsize=6, loc="best", framealpha=0.6)
 
@@ -117,7 +128,11 @@ def picture(dashboard: Dashboard, url: str, begin_s: float, end_s: float) -> Non
         for query, text in panel.queries:
             for each in series(url, query, begin_s, end_s):
                 times, values = np.array(each["values"], float).T
-                lines.append((legend(text, each["metric"]), np.array([(times - begin_s) / 60, values])))
+                values[~np.isfinite(values)] = np.nan  # 0 requests of 0
+                gaps = np.flatnonzero(np.diff(times) > 1.5 * STEP_S) + 1  # nothing joins what was there twice
+                times, values = np.insert(times, gaps, times[gaps]), np.insert(values, gaps, np.nan)
+                if not np.isnan(values).all():
+                    lines.append((legend(text, each["metric"]), np.array([(times - begin_s) / 60, values])))
         if lines and panel.kind != "table":
             found.append((panel, lines))
     with plot_style():
@@ -125,11 +140,14 @@ def picture(dashboard: Dashboard, url: str, begin_s: float, end_s: float) -> Non
         figure = Figure(figsize=(13, 2.4 * rows), layout="constrained")
         grid = figure.subplots(rows, COLUMNS, squeeze=False, sharex=True).ravel()
         for axes, (panel, lines) in zip(grid, found, strict=False):
-            draw(axes, panel, lines)
+            draw(axes, panel, lines, (end_s - begin_s) / 60)
         for axes in grid[len(found) :]:
             axes.set_axis_off()
         figure.supxlabel("minutes", fontsize=8)
-        figure.savefig(ROOT / f"docs/images/dashboard-{dashboard.name}.png", dpi=90, metadata={"Software": None})
+        drawn = io.BytesIO()
+        figure.savefig(drawn, dpi=90)
+    small = Image.open(drawn).convert("RGB").quantize(COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    small.save(ROOT / f"docs/images/dashboard-{dashboard.name}.png", optimize=True)
     shown = [panel for panel, _ in found]
     empty = [panel.title for panel in dashboard.panels if panel not in shown]
     print(f"{dashboard.name}: {len(shown)} panels; nothing to show: {', '.join(empty) or 'none'}")
