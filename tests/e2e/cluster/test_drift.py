@@ -106,7 +106,25 @@ def check_repaired(served: ServedNamespace, kind: str, change: Callable[[Json], 
             return True
 
         served.cluster.wait(f"{kind} are repaired", repaired)
+        if kind == "services":
+            served.cluster.wait("the Service sends callers to its gateways", lambda: slices_follow(served))
         served.cluster.wait("all pods are ready", lambda: is_whole_again(served))
+
+
+def slices_follow(served: ServedNamespace) -> bool:
+    """Tell whether the gateways' Service has their addresses in its slices; where it has not, touch it.
+
+    Kubernetes 1.20's controller of slices may overlook the second of two quick changes of a selector for good.
+    """
+    name = object_name("default")
+    slices = served.cluster.get(served.name, "endpointslices", labels=f"kubernetes.io/service-name={name}")
+    sent = {to for each in slices for endpoint in each["endpoints"] or () for to in endpoint["addresses"]}
+    pods = served.cluster.pods(served.name, f"{POOL_LABEL}=default,{COMPONENT_LABEL}={GATEWAY}")
+    wanted = {pod["status"]["podIP"] for pod in pods if "deletionTimestamp" not in pod["metadata"]}
+    if not wanted <= sent:
+        served.patch("services", name, {"metadata": {"annotations": {"touched": uuid.uuid4().hex}}})
+        raise AssertionError(f"callers are sent to {sorted(sent)}, not to {sorted(wanted)}")
+    return True
 
 
 def essences(served: ServedNamespace, found: dict[str, Json]) -> dict[str, Json]:
