@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -153,30 +153,30 @@ def _figures(parts: Sequence[RequestTimes], others: Sequence[RequestTimes]) -> d
     """Return throughput and percentiles, or their ratios to those of `others`."""
     random = np.random.default_rng(0)
     draws = [random.integers(0, len(parts), len(parts)).tolist() for _ in range(RESAMPLES if len(parts) > 1 else 0)]
-    statistics: dict[str, Callable[[RequestTimes], float]] = {"per s": lambda sent: sent.per_s}
     fewest = min(sum(len(part.due_s) for part in side) for side in (parts, others or parts))
-    for name, percent in PERCENTILES.items():
-        if fewest * (100 - percent) >= 100:
-            statistics[name] = lambda sent, percent=percent: _percentile(sent, percent)  # type: ignore[misc]
+    percents = {name: percent for name, percent in PERCENTILES.items() if fewest * (100 - percent) >= 100}
 
-    def measure(statistic: Callable[[RequestTimes], float], chosen: Sequence[int]) -> float:
-        own = statistic(RequestTimes.joined([parts[number] for number in chosen]))
+    def measure(chosen: Sequence[int]) -> dict[str, float]:
+        own = _statistics(RequestTimes.joined([parts[number] for number in chosen]), percents)
         if not others:
             return own
-        other = statistic(RequestTimes.joined([others[number] for number in chosen]))
-        return own / other if other else np.nan
+        other = _statistics(RequestTimes.joined([others[number] for number in chosen]), percents)
+        return {name: value / other[name] if other[name] else np.nan for name, value in own.items()}
 
-    found = {}
-    for name, statistic in statistics.items():
-        drawn = [measure(statistic, draw) for draw in draws]
-        known = [value for value in drawn if np.isfinite(value)]
+    drawn, found = [measure(draw) for draw in draws], {}
+    for name, value in measure(range(len(parts))).items():
+        known = [each[name] for each in drawn if np.isfinite(each[name])]
         low, high = np.quantile(known, [0.025, 0.975]) if known else (np.nan, np.nan)
-        found[name] = Figure(measure(statistic, range(len(parts))), float(low), float(high))
+        found[name] = Figure(value, float(low), float(high))
     return found
 
 
-def _percentile(sent: RequestTimes, percent: float) -> float:
-    return float(np.percentile(sent.latency_ms, percent)) if len(sent.latency_ms) else np.nan
+def _statistics(sent: RequestTimes, percents: Mapping[str, float]) -> dict[str, float]:
+    """Return the throughput of requests, and percentiles of their latencies, nan where none was answered."""
+    if not len(sent.latency_ms):
+        return {"per s": sent.per_s, **dict.fromkeys(percents, np.nan)}
+    latencies_ms = np.percentile(sent.latency_ms, list(percents.values()))
+    return {"per s": sent.per_s, **dict(zip(percents, latencies_ms.tolist(), strict=True))}
 
 
 def _digits(value: float) -> str:
