@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 # Python compiles what it imports; pip would compile all of torch and transformers.
-PIP_INSTALL := install --quiet --disable-pip-version-check --no-compile
+PIP_INSTALL := install --quiet --disable-pip-version-check --no-compile --retries 10
 PIP := $(BIN)/pip $(PIP_INSTALL) --constraint constraints.txt
 LOCK := model_repo_builder/src/segserve_builder/runtime.lock
 OUT := $(CURDIR)/out
@@ -12,20 +12,22 @@ export ORT_DISABLE_TELEMETRY := 1
 
 CLUSTER := tests/cluster
 
-# Tests are spread over processes by file; those of the cluster share it, and run in one.
+# Tests are spread over processes by file.
 SPREAD := --numprocesses logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 PYTEST := $(BIN)/pytest $(SPREAD) --durations 25
-FOR_ANYBODY := not needs and not cluster and (core or not platform)
-ON_CLUSTER := --durations 25 -m cluster
-NOT_RUN := $(OUT)/not-run.txt
+FOR_ANYBODY := not thorough and not needs and not cluster and (core or not platform)
+# Runs one of the tiers of tests/tiers.py, and writes its record.
+TIER := $(BIN)/python tests/tiers.py run
 # Tests leave the machine as it was: host name, routes, mounts, processes, files; see tests/machine_state.py.
 MACHINE := cd tests && $(CURDIR)/$(BIN)/python -m machine_state
-OUTSIDE_TRITON := agent cluster test_sources* test_object_store_faults.py test_pvc.py test_eviction.py test_archives.py
+# The tests that compare what is generated with what it is generated from, and lists with what they list.
+SAME = $(shell grep -rl 'mark\.same' tests/unit --include 'test_*.py')
 BASE ?= HEAD
 MINUTES ?= 10
 
-.PHONY: by-apt by-pip on-cluster beside-cluster cluster-build cluster-up cluster-down cluster-images e2e-kind
-.PHONY: help demo demo-rollout docs test test-all test-client test-busy check fuzz lint kernels peers bench bench-client bench-density bench-scaling bench-stages bench-tiled oracles prove crds dashboards system clean locks zoo zoo-report
+.PHONY: cluster-build cluster-up cluster-down cluster-images e2e-kind same write tiers
+.PHONY: test test-all test-platform test-oracles test-numpy1 test-cluster test-edits test-client test-busy check fuzz
+.PHONY: help demo demo-rollout docs lint kernels peers bench bench-client bench-density bench-scaling bench-stages bench-tiled oracles prove crds dashboards system clean locks zoo zoo-report
 
 help:  ## Show what there is to make
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -42,10 +44,14 @@ $(VENV)/dev.stamp: pyproject.toml constraints.txt | $(BIN)/python
 	touch $@ $(VENV)/local.stamp
 
 # What runs inside Triton meets numpy 1.26 there: its tests run with the runtime's own versions too.
-$(VENV)-numpy1/stamp: pyproject.toml $(LOCK)
+$(VENV)-numpy1/stamp: pyproject.toml constraints.txt $(LOCK)
 	$(PYTHON) -m venv $(VENV)-numpy1
-	$(VENV)-numpy1/bin/pip $(PIP_INSTALL) --constraint $(LOCK) --editable '.[builder,cluster,sources]' \
-	  torch==2.13.0 onnxruntime scipy scikit-image pytest pytest-asyncio pytest-timeout pytest-xdist hypothesis
+	# Constraints without the packages of which the runtime has versions of its own.
+	awk -F '==' 'NR == FNR { locked[tolower($$1)]; next } !(tolower($$1) in locked)' $(LOCK) constraints.txt \
+	  > $(VENV)-numpy1/constraints.txt
+	$(VENV)-numpy1/bin/pip $(PIP_INSTALL) --constraint $(LOCK) --constraint $(VENV)-numpy1/constraints.txt \
+	  --editable '.[builder,cluster,sources]' torch==2.13.0 onnxruntime scipy scikit-image \
+	  pytest pytest-asyncio pytest-reportlog pytest-timeout pytest-xdist hypothesis
 	touch $@
 
 # Debian's Python is the only one with a torchvision for the CPU: an oracle and a peer, in an environment of its own.
@@ -54,6 +60,11 @@ $(VENV)-debian/stamp: | $(VENV)/dev.stamp system
 	  /usr/bin/python3 -m venv --without-pip --system-site-packages $(VENV)-debian && \
 	  $(BIN)/pip --python $(VENV)-debian/bin/python $(PIP_INSTALL) numpy==1.26.4 pycocotools==2.0.11 onnx==1.16.2 && \
 	  touch $@; }
+
+# It has no wheel: a compiler builds it.
+$(VENV)/pydensecrf.stamp: constraints.txt | $(VENV)/dev.stamp system
+	$(PIP) pydensecrf2
+	touch $@
 
 # Servers that artifacts come from, and the annotation tools that read exports: each in its own process, in versions of
 # its own, so that nothing of them decides what segserve runs with.
@@ -74,7 +85,7 @@ $(CLIENT_VENV)/stamp: pyproject.toml constraints.txt
 test-client: $(CLIENT_VENV)/stamp  ## The client's own tests on another Python: PYTHON=python3.13
 	$(CLIENT_VENV)/bin/pytest $(SPREAD) -m 'not needs and not cluster and not platform' $(CLIENT_TESTS)
 
-oracles: $(VENV)-debian/stamp  ## What answers are compared with: Debian's torchvision beside what .venv has
+oracles: $(VENV)-debian/stamp $(VENV)/pydensecrf.stamp  ## What answers are compared with: Debian's torchvision, pydensecrf (Debian, root)
 
 demo: $(VENV)/local.stamp  ## Serve the three coin networks and show what they find in a photograph
 	@$(BIN)/segserve demo --output $(OUT) $(if $(PORT),--port $(PORT))
@@ -82,47 +93,49 @@ demo: $(VENV)/local.stamp  ## Serve the three coin networks and show what they f
 demo-rollout: $(VENV)/local.stamp  ## Roll out a bad and a good version of the coins: one is stopped by copies of requests, with the images that show why (3 minutes)
 	@$(BIN)/python examples/coins/rollout_demo.py $(OUT)/rollout-sheet
 
-test: $(VENV)/dev.stamp  ## Lint, types, layers, quick tests, the core of those on the real Triton and Envoy (15 minutes from nothing; no root)
+test: $(VENV)/dev.stamp  ## What is generated, lint, types, layers, quick tests, the core on the real Triton and Envoy (10 minutes; 15 from nothing; no root)
+	$(MAKE) same
 	$(MAKE) --jobs 2 lint kernels
-	$(PYTEST) -m '$(FOR_ANYBODY)' --rest-by 'make test-all'
+	$(TIER) test
 
-test-all: $(VENV)/dev.stamp  ## Everything: oracles, numpy 1.26, all of the platform, Kubernetes (Debian and root; 55 minutes from nothing)
-	mkdir -p $(OUT)
-	rm -f $(NOT_RUN)
+same: $(VENV)/dev.stamp  ## Compare what is generated, and all lists, with what they are of (1 minute; `make write` mends what can be generated)
+	$(BIN)/pytest $(SPREAD) --quiet --tb short -m same $(SAME) || \
+	  { echo 'make same: `make write` writes what is generated anew; read the difference. A list is completed by hand.'; exit 1; }
+
+write: crds dashboards  ## Write all that is generated: definitions, reference, dashboards, alerts, golden files
+	SEGSERVE_WRITE_GOLDEN=1 $(BIN)/pytest $(SPREAD) --quiet -m same $(SAME)
+
+tiers: $(VENV)/dev.stamp  ## Which of the tiers below ran here, and whether what they cover has changed since
+	@$(BIN)/python tests/tiers.py list
+
+test-platform: kernels  ## The rest of the tests on the real Triton and Envoy
+	$(TIER) platform
+
+test-oracles: oracles peers kernels  ## Tests that compare with torchvision, Prometheus, registries, object stores (Debian, root)
+	$(TIER) oracles
+
+test-numpy1: $(VENV)/dev.stamp $(VENV)-numpy1/stamp kernels  ## Kernels, stages and what runs inside Triton, on numpy 1.26
+	$(TIER) numpy1
+
+test-cluster: oracles cluster-build kernels  ## Tests on a real Kubernetes (Debian, root)
 	$(MACHINE) save $(OUT)/machine.json
-	$(MAKE) test
+	$(TIER) cluster
 	$(MACHINE) compare $(OUT)/machine.json
-	$(MAKE) --jobs 2 by-apt by-pip
-	$(MACHINE) save $(OUT)/machine.json
-	$(MAKE) --jobs 2 on-cluster beside-cluster
-	$(MACHINE) compare $(OUT)/machine.json
-	@[ ! -s $(NOT_RUN) ] || { echo "==== NOT RUN HERE ===="; cat $(NOT_RUN); }
 
-# What is installed for the tests: packages of Debian one after the other, environments beside them.
-by-apt: oracles
-	$(MAKE) cluster-build
+test-edits: kernels  ## Random edits of resources with fresh seeds, and whole sweeps of crashes, for MINUTES=10
+	$(TIER) edits $(MINUTES)
 
-by-pip: peers $(VENV)-numpy1/stamp
+test-all: test test-platform test-oracles test-numpy1 test-edits test-cluster  ## All tiers, one after the other
 
-# Tests on the cluster wait half of their time. What they leave of the cores goes to the rest on local servers, which
-# gives way to them, and then to tests that only calculate.
-on-cluster:
-	$(BIN)/pytest --not-run $(NOT_RUN) $(ON_CLUSTER)
-
-beside-cluster:
-	nice -n 5 $(PYTEST) --not-run $(NOT_RUN) -m 'not cluster and not ($(FOR_ANYBODY))'
-	nice -n 19 $(VENV)-numpy1/bin/pytest $(SPREAD) --not-run $(NOT_RUN) tests/unit/builder $(OUTSIDE_TRITON:%=--ignore-glob='*/builder/%')
-	nice -n 19 $(PYTEST) --hypothesis-profile thorough --dist load tests/convergence/test_mutations.py
-
-check: lint kernels  ## Lint, and the quick tests that meet what changed since BASE=HEAD, nearest first (2 minutes)
-	$(PYTEST) -m '($(FOR_ANYBODY)) and not platform' --changed $(BASE) --within-s 75 || [ $$? -eq 5 ]
+check: same lint kernels  ## What is generated, lint, and the quick tests that meet what changed since BASE=HEAD, nearest first (3 minutes)
+	$(PYTEST) -m '($(FOR_ANYBODY)) and not platform and not same' --changed $(BASE) --within-s 75 || [ $$? -eq 5 ]
 
 fuzz: kernels  ## Look for counterexamples of the property tests with fresh seeds, for MINUTES=10
-	$(BIN)/python tests/fuzz.py $(MINUTES)
+	$(TIER) properties $(MINUTES)
 
 test-busy: oracles peers cluster-build  ## The tests on the real servers and Kubernetes while every core is busy with something else
 	$(BIN)/python tests/busy.py $(PYTEST) -m platform tests/e2e tests/contract
-	$(BIN)/python tests/busy.py $(BIN)/pytest $(ON_CLUSTER)
+	$(BIN)/python tests/busy.py $(BIN)/pytest --durations 25 -m cluster
 
 lint: $(VENV)/dev.stamp  ## Style, types, layers
 	$(BIN)/ruff check
@@ -193,7 +206,7 @@ zoo: $(VENV)/dev.stamp  ## Train the nine networks of examples/zoo again (half a
 	$(BIN)/python -m examples.zoo.train all
 	$(BIN)/python -m examples.zoo.refresh
 
-zoo-report: $(VENV)/dev.stamp system  ## Serve the zoo and compare its figures with plain torch; writes docs/evidence/quality.md
+zoo-report: $(VENV)/dev.stamp $(VENV)/pydensecrf.stamp system  ## Serve the zoo and compare its figures with plain torch; writes docs/evidence/quality.md
 	$(BIN)/python -m examples.zoo.report
 
 prove: zoo zoo-report bench-stages  ## Long runs whose results are committed: the zoo, all tables, load with edits, all faults

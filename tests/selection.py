@@ -25,7 +25,7 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.register_profile("fuzz", settings.get_profile("repeatable"), derandomize=False)
-settings.register_profile("thorough", settings.get_profile("repeatable"), max_examples=2000)
+settings.register_profile("edits", settings.get_profile("fuzz"), max_examples=400)
 settings.load_profile("repeatable")
 
 MUST_RUN_ALL: Final = "SEGSERVE_TEST_ALL"
@@ -90,9 +90,10 @@ def needs(item: pytest.Item) -> list[str]:
 
 
 def pytest_deselected(items: list[pytest.Item]) -> None:
-    """Count what is left out by what it needs."""
+    """Count what is left out by what it needs; `make same` has run what compares."""
     if items:
-        items[0].config.stash[_LEFT_OUT].update(map(_requirement, items))
+        left_out = [item for item in items if item.get_closest_marker("same") is None]
+        items[0].config.stash[_LEFT_OUT].update(map(_requirement, left_out))
 
 
 def _requirement(item: pytest.Item) -> str:
@@ -100,6 +101,8 @@ def _requirement(item: pytest.Item) -> str:
         return "Kubernetes"
     if named := needs(item):
         return TOOLS[named[0]].title
+    if item.get_closest_marker("thorough"):
+        return "more time"
     return "the real Triton and Envoy" if item.get_closest_marker("platform") else "nothing"
 
 

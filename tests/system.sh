@@ -1,6 +1,7 @@
 #!/bin/sh
 # Makes sure of what the tests need of the system: curl, Prometheus and its Alertmanager, a registry of images, the
-# library that NVIDIA's perf_analyzer is linked to, and Debian's torchvision, which is an oracle of the stages.
+# library that NVIDIA's perf_analyzer is linked to, Debian's torchvision, which is an oracle of the stages, and a compiler
+# for one that has no wheel.
 set -eu
 
 missing=
@@ -9,6 +10,7 @@ command -v prometheus >/dev/null || missing="$missing prometheus"
 command -v amtool >/dev/null || missing="$missing prometheus-alertmanager"
 command -v docker-registry >/dev/null || missing="$missing docker-registry"
 PATH="$PATH:/sbin:/usr/sbin" ldconfig -p | grep -q 'libb64\.so\.0d ' || missing="$missing libb64-0d"
+command -v g++ >/dev/null || missing="$missing g++"
 /usr/bin/python3 -c 'import importlib.util as u, sys; sys.exit(not u.find_spec("torchvision"))' 2>/dev/null \
   || missing="$missing python3-torchvision"
 
@@ -17,11 +19,17 @@ azurite="$HOME/.cache/segserve/azurite-3.37.0"
 if [ ! -x "$azurite/node_modules/.bin/azurite-blob" ]; then
   command -v npm >/dev/null || missing="$missing npm"
 fi
+# Registries refuse a request now and then.
+try_thrice() {
+  "$@" || { sleep 10; "$@"; } || { sleep 60; "$@"; }
+}
 install_azurite() {
+  [ ! -x "$azurite/node_modules/.bin/azurite-blob" ] || return 0
+  mkdir -p "$azurite"
+  cp "$(dirname "$0")/azurite/package.json" "$(dirname "$0")/azurite/package-lock.json" "$azurite"
   # Node brings certificate authorities of its own; the machine's may know a mirror's too.
-  [ -x "$azurite/node_modules/.bin/azurite-blob" ] \
-    || NODE_EXTRA_CA_CERTS="${NODE_EXTRA_CA_CERTS:-/etc/ssl/certs/ca-certificates.crt}" \
-      npm install --loglevel=error --no-audit --no-fund --prefix "$azurite" azurite@3.37.0 >/dev/null
+  NODE_EXTRA_CA_CERTS="${NODE_EXTRA_CA_CERTS:-/etc/ssl/certs/ca-certificates.crt}" \
+    try_thrice npm ci --loglevel=error --no-audit --no-fund --prefix "$azurite" >/dev/null
 }
 [ -n "$missing" ] || { install_azurite; exit; }
 
@@ -30,14 +38,15 @@ if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then
   exit
 fi
 
+options="-o DPkg::Lock::Timeout=300 -o Acquire::Retries=3"
 install() {
-  # shellcheck disable=SC2086 # a list of packages
-  DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends $missing
+  # shellcheck disable=SC2086 # lists of words
+  DEBIAN_FRONTEND=noninteractive apt-get $options install --yes --no-install-recommends $missing
 }
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 # The lists of packages may be missing or old.
-if ! install >"$log" 2>&1 && ! { apt-get update && install; } >>"$log" 2>&1; then
+if ! install >"$log" 2>&1 && ! { apt-get $options update && try_thrice install; } >>"$log" 2>&1; then
   cat "$log" >&2
   exit 1
 fi

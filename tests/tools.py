@@ -6,6 +6,7 @@ import ctypes
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
@@ -46,6 +47,7 @@ TOOLS: Final[Mapping[str, Tool]] = {
     "torchmetrics": Tool(
         "torchmetrics in the environment of peers", (PEER_PACKAGES / "torchmetrics").is_dir, "make peers"
     ),
+    "pydensecrf": Tool("pydensecrf", lambda: find_spec("pydensecrf") is not None, "make oracles"),
     "azurite": Tool("Azurite", AZURITE.is_file, "make system"),
     "curl": _program("curl"),
     "kubectl": Tool("kubectl of the tests' Kubernetes", KUBECTL.is_file, "make cluster-build"),

@@ -19,6 +19,7 @@ def refined(image: np.ndarray, logits: np.ndarray, **options: object) -> np.ndar
     return Crf(**options)(value, RequestOptions()).values
 
 
+@pytest.mark.needs("pydensecrf")
 @pytest.mark.parametrize("labels", [2, 21, 150])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_exact_labels_are_those_of_pydensecrf(labels: int, seed: int) -> None:
@@ -32,6 +33,7 @@ def test_exact_labels_are_those_of_pydensecrf(labels: int, seed: int) -> None:
     assert (expected != logits.argmax(0)).mean() > 0.01  # there was something to refine
 
 
+@pytest.mark.needs("pydensecrf")
 @pytest.mark.parametrize("name", ["astronaut", "coffee", "chelsea"])
 def test_exact_labels_of_photographs_are_those_of_pydensecrf(name: str) -> None:
     image = np.ascontiguousarray(getattr(skimage.data, name)()[:300, :400])
@@ -56,6 +58,7 @@ def test_labels_that_all_matter_are_all_kept() -> None:
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
+@pytest.mark.needs("pydensecrf")
 @settings(max_examples=40, deadline=None)
 @given(
     st.integers(1, 40), st.integers(1, 50), st.integers(2, 12), st.integers(1, 8), st.floats(2, 200), st.floats(3, 100),

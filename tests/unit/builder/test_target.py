@@ -69,8 +69,9 @@ def fields(message: Any) -> set[str]:
     return {field.name for field, _ in message.ListFields()}
 
 
+@pytest.mark.same
 def test_configurations_for_26_04_with_the_native_backend_equal_the_golden_files() -> None:
-    """Write them anew with SEGSERVE_WRITE_GOLDEN=1, and read the difference before committing it."""
+    """Write them anew with `make write`, and read the difference before committing it."""
     found = with_network_alias(tree(NATIVE), pipeline(), SEMANTIC_IO)
     kinds = ("pre", "net", "post", "network", "ensemble")
     everything = {**found.steps, **found.public}

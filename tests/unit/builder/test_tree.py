@@ -84,12 +84,13 @@ def configs(tree: Tree) -> dict[str, ModelConfig]:
     return {name: parsed(files) for name, files in {**tree.steps, **tree.public}.items()}
 
 
+@pytest.mark.same
 @pytest.mark.parametrize(
     ("task", "plain", "io"),
     [("semantic", PLAIN_SEMANTIC, SEMANTIC_IO), ("instance", PLAIN_INSTANCE, INSTANCE_IO)],
 )
 def test_rendered_configurations_equal_the_golden_files(task: str, plain, io: NetworkIO) -> None:
-    """Write them anew with SEGSERVE_WRITE_GOLDEN=1, and read the difference before committing it."""
+    """Write them anew with `make write`, and read the difference before committing it."""
     tree = with_network_alias(rendered(plain), pipeline(plain), io)
     named = dict(zip(("pre", "net", "post", "network", "ensemble"), (*tree.steps, *tree.public), strict=True))
     everything = {**tree.steps, **tree.public}

@@ -247,6 +247,7 @@ def test_an_alert_fires_for_its_failure_and_for_nothing_else(
     judged({**HEALTHY, **failure}, expected, at, tmp_path)
 
 
+@pytest.mark.same
 def test_each_alert_has_a_failure_for_which_it_fires() -> None:
     assert {alert.split()[0] for case in FAILURES for alert in case[3]} == {alert.name for alert in ALERTS}
 

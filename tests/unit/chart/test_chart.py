@@ -73,9 +73,10 @@ AMOUNTS: Final = ("cpu", "memory", "ephemeral-storage")
 NOT_OF_KUBERNETES: Final = {"ServiceMonitor", "PodMonitor", "PrometheusRule", "CustomResourceDefinition"}
 
 
+@pytest.mark.same
 @pytest.mark.parametrize("name", SETS)
 def test_rendered_manifests_equal_the_golden_files(name: str, helm: Helm, tmp_path: Path) -> None:
-    """Write them anew with SEGSERVE_WRITE_GOLDEN=1, and read the difference before committing it."""
+    """Write them anew with `make write`, and read the difference before committing it."""
     values = tmp_path / "values.yaml"
     values.write_text(yaml.safe_dump({**SETS[name], "crds": {"enabled": False}}))
     done = helm("template", "segserve", CHART, "--namespace", "vision", "--values", values)
@@ -199,6 +200,7 @@ def test_a_pool_that_the_chart_makes_is_a_pool(render: Render) -> None:
     assert pool.kind == "TritonPool"
 
 
+@pytest.mark.same
 def test_the_definitions_of_the_chart_are_those_of_crds() -> None:
     """`make crds` writes both."""
     generated = {path.name: path.read_text() for path in (REPOSITORY / "crds").glob("*.yaml")}
@@ -301,6 +303,7 @@ def test_documents_set_only_values_that_there_are(document: str) -> None:
             value = value[part]
 
 
+@pytest.mark.same
 def test_the_base_of_kustomize_is_what_the_chart_renders(helm: Helm) -> None:
     """`make crds` writes it."""
     written = (REPOSITORY / "charts/operator.yaml").read_text()
@@ -308,6 +311,7 @@ def test_the_base_of_kustomize_is_what_the_chart_renders(helm: Helm) -> None:
     assert written == kustomize_base.base()
 
 
+@pytest.mark.same
 def test_the_base_of_kustomize_has_every_definition_and_the_operator() -> None:
     listed = yaml.safe_load((REPOSITORY / "charts/kustomization.yaml").read_text())["resources"]
 

@@ -96,6 +96,7 @@ def locked(image: str) -> dict[str, str]:
     return dict(entry.split(" ", 1)[0].split("==") for entry in entries)
 
 
+@pytest.mark.same
 def test_a_lock_has_the_versions_that_the_tests_ran_with(image: str) -> None:
     lines = (REPOSITORY / "constraints.txt").read_text().splitlines()
     tested = dict(line.split("==") for line in lines if line and not line.startswith("#"))
@@ -103,6 +104,7 @@ def test_a_lock_has_the_versions_that_the_tests_ran_with(image: str) -> None:
     assert differing == {}
 
 
+@pytest.mark.same
 def test_a_lock_has_all_that_the_package_asks_for(image: str) -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
     extras = project["project"]["optional-dependencies"]
@@ -129,6 +131,7 @@ def test_what_is_copied_is_there_and_is_let_through(image: str) -> None:
             assert any(source == rule or fnmatch(source, f"{rule}/*") for rule in allowed), source
 
 
+@pytest.mark.same
 def test_all_that_the_package_is_built_from_is_copied(image: str) -> None:
     copied = {source for text in texts(image, "COPY") for source in text.split()[:-1]}
     assert {"pyproject.toml", "README.md", "LICENSE", "client/src", "model_repo_builder/src", "operator/src"} <= copied

@@ -107,18 +107,21 @@ def recorded_of(query: str) -> set[str]:
     return set(re.findall(r"\bsegserve:\w+:\w+", query))
 
 
+@pytest.mark.same
 def test_every_query_asks_for_a_metric() -> None:
     assert [*queries()]
     asked = (query for query in queries() if not query.startswith(("ALERTS{", "count(ALERTS{")))
     assert [query for query in asked if not metrics_of(query) | recorded_of(query)] == []
 
 
+@pytest.mark.same
 def test_a_query_asks_for_metrics_that_somebody_has() -> None:
     known = of_the_operator() | OF_OTHERS | {name for family in METRIC_FAMILIES for name in family.counters}
 
     assert {query: metrics_of(query) - known for query in queries() if not metrics_of(query) <= known} == {}
 
 
+@pytest.mark.same
 def test_a_query_asks_for_recorded_series_that_a_rule_records() -> None:
     known = recorded().keys()
 
@@ -150,6 +153,7 @@ def test_recorded_series_are_of_models_and_groups_as_clusters_are_named() -> Non
         assert matched.groups() == ("coins", "canary-7f")
 
 
+@pytest.mark.same
 def test_the_files_are_what_their_code_says() -> None:
     files = dict(written())
     assert {path: path.read_text() for path in files} == files
@@ -177,6 +181,7 @@ def test_gateways_are_asked_for_what_their_listener_for_callers_counts() -> None
     assert set(asked) == {STAT_PREFIX}
 
 
+@pytest.mark.same
 def test_there_is_an_alert_for_each_thing_that_people_have_to_know() -> None:
     assert {rule["alert"] for rule in alerts()} == {
         "SegserveOperatorNotReconciling",
@@ -207,6 +212,7 @@ def test_there_is_an_alert_for_each_thing_that_people_have_to_know() -> None:
         assert {"summary", "description"} <= rule["annotations"].keys()
 
 
+@pytest.mark.same
 def test_every_alert_has_a_runbook_and_every_runbook_an_alert() -> None:
     page = (DOCS / RUNBOOKS).with_suffix(".md").read_text()
     headings = set(re.findall(r"^### (Segserve\w+)$", page, re.MULTILINE))

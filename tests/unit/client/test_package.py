@@ -27,10 +27,12 @@ def test_http_loads_no_part_of_grpc() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout == "\n"
 
 
+@pytest.mark.same
 def test_every_public_name_is_there() -> None:
     assert [name for name in segserve.__all__ if getattr(segserve, name, None) is None] == []
 
 
+@pytest.mark.same
 def test_every_public_name_is_listed() -> None:
     assert sorted(set(segserve.__all__) - set(dir(segserve))) == []
 

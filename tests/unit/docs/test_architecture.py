@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import re
 
+import pytest
+
 from fakes.docs import ROOT, prose
+
+pytestmark = pytest.mark.same
 
 PAGE = ROOT / "docs/explanation/architecture.md"
 SOURCES = [ROOT / folder for folder in ("client/src", "model_repo_builder/src", "operator/src")]

@@ -19,6 +19,7 @@ QUERIES: Final = re.findall(r"```promql\n(.+?)```", PAGE, re.DOTALL)
 NAMES: Final = {name for family in METRIC_FAMILIES for name in family.counters}
 
 
+@pytest.mark.same
 def test_the_page_has_every_metric_with_its_labels_and_help() -> None:
     rows = {
         f"| `{family.name}` | {', '.join(f'`{label}`' for label in family.labels)} | " for family in METRIC_FAMILIES
@@ -30,6 +31,7 @@ def test_the_page_has_every_metric_with_its_labels_and_help() -> None:
     assert {family.name for family in METRIC_FAMILIES if family.help.lower() not in told} == set()
 
 
+@pytest.mark.same
 def test_the_page_has_the_edges_of_every_histogram() -> None:
     for family in METRIC_FAMILIES:
         if family.edges:
@@ -38,6 +40,7 @@ def test_the_page_has_the_edges_of_every_histogram() -> None:
     assert f"{MOST_PIXELS:,}" in PAGE
 
 
+@pytest.mark.same
 def test_every_metric_has_an_example_and_no_other_is_asked_for() -> None:
     asked = set(re.findall(r"segserve_\w+", " ".join(QUERIES)))
 

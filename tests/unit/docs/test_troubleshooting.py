@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 import segserve
 from fakes.docs import ROOT
 from segserve_builder import errors
@@ -9,6 +11,8 @@ from segserve_common.errors import SegserveError
 from segserve_operator.core.models.conditions import GOLDEN_REASONS
 from segserve_operator.core.models.quorum import ARTIFACT_REASONS
 from segserve_operator.core.rollout.engine import Wait
+
+pytestmark = pytest.mark.same
 
 PAGE = (ROOT / "docs/troubleshooting.md").read_text()
 CLASSES = [getattr(segserve, name) for name in segserve.__all__]

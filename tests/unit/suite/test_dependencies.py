@@ -11,6 +11,10 @@ from collections.abc import Iterator
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.same
+
 ROOT = Path(__file__).parents[3]
 SOURCES = [ROOT / "client/src", ROOT / "model_repo_builder/src", ROOT / "operator/src"]
 OWN = {path.name for source in SOURCES for path in source.iterdir()}

@@ -7,6 +7,10 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.same
+
 ROOT = Path(__file__).parents[3]
 SOURCES = [ROOT / "client/src", ROOT / "model_repo_builder/src", ROOT / "operator/src"]
 

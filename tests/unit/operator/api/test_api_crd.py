@@ -82,6 +82,7 @@ def fits(value: Any, schema: Mapping[str, Any]) -> bool:
     return bool(schema.get("minimum", value) <= value <= schema.get("maximum", value))
 
 
+@pytest.mark.same
 def test_the_committed_files_are_what_the_types_give() -> None:
     """`make crds` writes them anew."""
     assert {path.name: path.read_text() for path in COMMITTED.iterdir()} == crd.crd_files()

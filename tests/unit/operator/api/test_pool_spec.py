@@ -48,6 +48,7 @@ def test_every_field_is_read_as_it_was_written(text: str) -> None:
     assert load(dump([pool]), "again.yaml") == [pool]
 
 
+@pytest.mark.same
 def test_the_full_pool_says_everything() -> None:
     """So that goldens of it hold every field: none has its default."""
     (pool,) = load(FULL, "pool.yaml")
@@ -198,6 +199,7 @@ def test_what_is_wrong_is_said_with_its_place() -> None:
         load(yaml.safe_dump(value), "pool.yaml")
 
 
+@pytest.mark.same
 def test_the_schemes_that_are_allowed_are_those_that_sources_read() -> None:
     assert set(SCHEMES) == set(SOURCES)
 

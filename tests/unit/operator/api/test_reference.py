@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from segserve_builder.stages import POSTPROCESS, PREPROCESS
 from segserve_operator.api.reference import reference
+
+pytestmark = pytest.mark.same
 
 DOCS = Path(__file__).parents[4] / "docs"
 

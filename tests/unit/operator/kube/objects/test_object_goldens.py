@@ -1,4 +1,4 @@
-"""What is sent to the API, as files to read: written anew with SEGSERVE_WRITE_GOLDEN=1."""
+"""What is sent to the API, as files to read: written anew with `make write`."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from segserve_operator.adapters.kube.objects import (
     revision_object,
 )
 from segserve_operator.api.documents import write_documents
+
+pytestmark = pytest.mark.same
 
 GOLDEN = Path(__file__).parents[4] / "golden" / "kube"
 POOLS = {"minimal": MINIMAL, "full": FULL}
@@ -54,7 +56,7 @@ RENDERED = {
 @pytest.mark.parametrize("pool", POOLS)
 @pytest.mark.parametrize("part", RENDERED)
 def test_objects_are_what_was_read_before(pool: str, part: str) -> None:
-    """Write them anew with SEGSERVE_WRITE_GOLDEN=1, and read the difference before committing it."""
+    """Write them anew with `make write`, and read the difference before committing it."""
     text = write_documents(RENDERED[part](pool_context(POOLS[pool])))
     path = GOLDEN / f"{pool}-{part}.yaml"
     if os.environ.get("SEGSERVE_WRITE_GOLDEN"):

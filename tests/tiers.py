@@ -1,0 +1,211 @@
+"""The tiers of the tests: what each runs, and the record of its last run.
+
+    python tests/tiers.py run NAME [MINUTES]    run a tier, look a second time at what failed, write its record
+    python tests/tiers.py list                  which tiers are older than what they cover
+
+The record of the tier `test` is `out/report.json`, that of any other `out/tiers/NAME.json`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from second_look import Results, look_again, run
+from selection import MUST_RUN_ALL
+
+ROOT: Final = Path(__file__).parent.parent
+OUT: Final = ROOT / "out"
+NOT_RUN: Final = OUT / "not-run.txt"
+FLAKY: Final = OUT / "flaky.json"
+# Files go to one process each, so that what a module starts is started once.
+SPREAD: Final = ("--numprocesses=logical", "--maxprocesses=8", "--dist=loadfile", "--no-loadscope-reorder")
+PRODUCT: Final = ("client/src", "model_repo_builder/src", "operator/src")
+EVERYBODYS: Final = ("tests/fakes", "tests/networks", "pyproject.toml", "constraints.txt")
+
+
+@dataclass(frozen=True, slots=True)
+class Tier:
+    """Tests that are run together, and the folders a change of which makes their last run say nothing."""
+
+    title: str
+    covers: Sequence[str]
+    marks: str
+    paths: Sequence[str] = ()
+    options: Sequence[str] = SPREAD
+    max_failures: int = 25
+    environment: str = ".venv"
+    repeated: bool = False
+    """Whether it is run with fresh seeds until its minutes are over."""
+
+
+TIERS: Final[Mapping[str, Tier]] = {
+    "test": Tier(
+        "quick tests, and the core on the real Triton and Envoy",
+        (*PRODUCT, "bench", "charts", "crds", "docs", "examples", "images", "tests", "pyproject.toml"),
+        "not same and not thorough and not needs and not cluster and (core or not platform)",
+    ),
+    "platform": Tier(
+        "the rest on the real Triton and Envoy",
+        (*PRODUCT, *EVERYBODYS, "examples", "tests/e2e", "tests/contract", "tests/hostile"),
+        "platform and not core and not needs and not cluster",
+    ),
+    "oracles": Tier(
+        "torchvision, Prometheus, registries, object stores, annotation tools",
+        (*PRODUCT, *EVERYBODYS, "charts", "tests/contract", "tests/e2e", "tests/oracles", "tests/parity", "tests/unit"),
+        "needs and not cluster",
+    ),
+    "numpy1": Tier(
+        "kernels, stages and what runs inside Triton, on numpy 1.26",
+        ("model_repo_builder/src", "tests/unit/builder", "pyproject.toml", "constraints.txt"),
+        "not same and not needs and not platform",
+        paths=(
+            "tests/unit/builder/kernels",
+            *("tests/unit/builder/test_*stage*.py", "tests/unit/builder/test_backend*.py"),
+            *("tests/unit/builder/test_inference*.py", "tests/unit/builder/test_preprocess*.py"),
+        ),
+        environment=".venv-numpy1",
+    ),
+    "cluster": Tier(
+        "a real Kubernetes",
+        (*PRODUCT, *EVERYBODYS, "charts", "crds", "images", "tests/cluster", "tests/contract", "tests/e2e/cluster"),
+        "cluster",
+        options=(),
+        max_failures=3,
+    ),
+    "edits": Tier(
+        "random edits of resources, and whole sweeps of crashes",
+        ("operator/src", *EVERYBODYS, "tests/convergence"),
+        "(hypothesis or thorough) and not cluster",
+        paths=("tests/convergence",),
+        options=(*SPREAD, "--dist=load", "--hypothesis-profile=edits"),
+        repeated=True,
+    ),
+    "properties": Tier(
+        "property tests with fresh seeds",
+        (*PRODUCT, *EVERYBODYS, "tests/contract", "tests/convergence", "tests/hostile", "tests/parity", "tests/unit"),
+        "hypothesis and not platform and not cluster",
+        options=(*SPREAD, "--hypothesis-profile=fuzz"),
+        repeated=True,
+    ),
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run a tier, or list them all."""
+    match arguments:
+        case ["run", name, *minutes] if name in TIERS and len(minutes) <= 1:
+            return run_tier(name, float(minutes[0]) if minutes else 0.0)
+        case ["list"]:
+            print("\n".join(f"{name:<10}{standing(name)}" for name in TIERS))
+            return 0
+    print(f"{__doc__}\nTiers: {', '.join(TIERS)}", file=sys.stderr)
+    return 2
+
+
+def run_tier(name: str, minutes: float) -> int:
+    """Run a tier; return 0 if everything passed, at the second look at the latest."""
+    tier, began_s = TIERS[name], time.monotonic()
+    OUT.mkdir(exist_ok=True)
+    NOT_RUN.unlink(missing_ok=True)
+    python = [str(ROOT / tier.environment / "bin/python"), "-m", "pytest"]
+    paths = [str(path) for pattern in tier.paths for path in sorted(ROOT.glob(pattern))]
+    command = [
+        *(*python, *tier.options, *paths, f"--maxfail={tier.max_failures}", f"-m={tier.marks}", "--durations=25"),
+        *(f"--not-run={NOT_RUN}", "--rest-by=make test-all"),
+    ]
+    results = run(command)
+    while tier.repeated and not results.broken and time.monotonic() - began_s < minutes * 60:
+        results.add(run(command))
+    if not tier.repeated:
+        look_again(results, python)
+    if os.environ.get(MUST_RUN_ALL) and results.having("skipped"):
+        results.broken.append(f"{len(results.having('skipped'))} skipped, and {MUST_RUN_ALL} is set")
+    record = record_of(name, results, time.monotonic() - began_s)
+    path = OUT / "report.json" if name == "test" else OUT / "tiers" / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(record, indent=1))
+    FLAKY.write_text(json.dumps(results.flaky, indent=1))
+    print(summary(record, results), flush=True)
+    return 0 if record["green"] else 1
+
+
+def record_of(name: str, results: Results, took_s: float) -> dict[str, Any]:
+    """Return what a run is remembered by."""
+    folders: defaultdict[str, dict[str, float]] = defaultdict(lambda: {"tests": 0, "minutes": 0.0})
+    for test, seconds in results.seconds.items():
+        folder = folders["/".join(Path(test.partition("::")[0]).parts[:3])]
+        folder["tests"] += 1
+        folder["minutes"] += seconds / 60
+    slowest = sorted(results.seconds, key=results.seconds.__getitem__, reverse=True)[:25]
+    return {
+        "tier": name,
+        "commit": _git("rev-parse", "HEAD").strip(),
+        "digest": digest(TIERS[name].covers),
+        "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+        "green": not results.having("failed") and not results.broken,
+        "minutes": round(took_s / 60, 1),
+        "passed": len(results.having("passed")),
+        "failed": results.failures,
+        "flaky": results.flaky,
+        "quarantined": {test: results.outcomes[test] for test in results.having("xfailed", "xpassed")},
+        "broken": results.broken,
+        "leftOut": NOT_RUN.read_text().splitlines() if NOT_RUN.exists() else [],
+        "folders": {name: {**sums, "minutes": round(sums["minutes"], 2)} for name, sums in sorted(folders.items())},
+        "slowest": {test: round(results.seconds[test], 1) for test in slowest},
+    }
+
+
+def summary(record: Mapping[str, Any], results: Results) -> str:
+    """Return the last words of a run."""
+    lines = []
+    if record["flaky"]:
+        lines.append("==== FLAKY: failed among the others, passed alone; the note of the change names them ====")
+        lines += [f"{test}\n  {text}".replace("\n", "\n  ") for test, text in record["flaky"].items()]
+    lines.append(f"==== SUMMARY OF {record['tier']!r}: {'GREEN' if record['green'] else 'RED'} ====")
+    for folder, sums in record["folders"].items():
+        lines.append(f"{sums['minutes']:8.2f} min {sums['tests']:6.0f} tests  {folder}")
+    lines += [f"failed: {test}" for test in record["failed"]]
+    lines += [f"broken: {text}" for text in record["broken"]]
+    counts = {name: len(record[name]) for name in ("failed", "flaky", "quarantined")}
+    counted = ", ".join(f"{count} {name}" for name, count in counts.items())
+    lines.append(f"{record['passed']} passed, {counted}; {record['minutes']} minutes")
+    return "\n".join(lines)
+
+
+def standing(name: str) -> str:
+    """Return what the record of a tier is worth now, in words."""
+    path = OUT / "report.json" if name == "test" else OUT / "tiers" / f"{name}.json"
+    if not path.exists():
+        return f"never run here       {TIERS[name].title}"
+    record = json.loads(path.read_text())
+    age = "current" if record["digest"] == digest(TIERS[name].covers) else "older than what it covers"
+    verdict = "green" if record["green"] else "RED"
+    return f"{verdict}, {age}; {record['passed']} passed in {record['minutes']} minutes at {record['commit'][:9]}"
+
+
+def digest(folders: Sequence[str]) -> str:
+    """Return the SHA-256 of all files in some folders that git has, or would take, with their paths."""
+    whole = hashlib.sha256()
+    for path in sorted(set(_git("ls-files", "-z", "-co", "--exclude-standard", "--", *folders).split("\0"))):
+        if path and (ROOT / path).is_file():
+            whole.update(f"{path}\0{hashlib.sha256((ROOT / path).read_bytes()).hexdigest()}\n".encode())
+    return whole.hexdigest()
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
