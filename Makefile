@@ -18,15 +18,13 @@ PYTEST := $(BIN)/pytest $(SPREAD) --durations 25
 FOR_ANYBODY := not thorough and not needs and not cluster and (core or not platform)
 # Runs one of the tiers of tests/tiers.py, and writes its record.
 TIER := $(BIN)/python tests/tiers.py run
-# Tests leave the machine as it was: host name, routes, mounts, processes, files; see tests/machine_state.py.
-MACHINE := cd tests && $(CURDIR)/$(BIN)/python -m machine_state
 # The tests that compare what is generated with what it is generated from, and lists with what they list.
 SAME = $(shell grep -rl 'mark\.same' tests/unit --include 'test_*.py')
 BASE ?= HEAD
 MINUTES ?= 10
 
 .PHONY: cluster-build cluster-up cluster-down cluster-images e2e-kind same write tiers
-.PHONY: test test-all test-platform test-oracles test-numpy1 test-cluster test-edits test-client test-busy check fuzz
+.PHONY: test test-all test-platform test-oracles test-numpy1 test-thorough test-cluster test-edits test-client test-busy check fuzz
 .PHONY: help demo demo-rollout docs lint kernels peers bench bench-client bench-density bench-scaling bench-stages bench-tiled oracles prove crds dashboards system clean locks zoo zoo-report
 
 help:  ## Show what there is to make
@@ -118,14 +116,16 @@ test-numpy1: $(VENV)/dev.stamp $(VENV)-numpy1/stamp kernels  ## Kernels, stages 
 	$(TIER) numpy1
 
 test-cluster: oracles cluster-build kernels  ## Tests on a real Kubernetes (Debian, root)
-	$(MACHINE) save $(OUT)/machine.json
 	$(TIER) cluster
-	$(MACHINE) compare $(OUT)/machine.json
+	cd tests && $(CURDIR)/$(BIN)/python -m machine_state
 
-test-edits: kernels  ## Random edits of resources with fresh seeds, and whole sweeps of crashes, for MINUTES=10
+test-thorough: kernels  ## Whole sweeps of what quick tests sample, such as a crash at every write
+	$(TIER) thorough
+
+test-edits: kernels  ## Random edits of resources with fresh seeds, for MINUTES=10
 	$(TIER) edits $(MINUTES)
 
-test-all: test test-platform test-oracles test-numpy1 test-edits test-cluster  ## All tiers, one after the other
+test-all: test test-platform test-oracles test-numpy1 test-thorough test-edits test-cluster  ## All tiers, one after the other
 
 check: same lint kernels  ## What is generated, lint, and the quick tests that meet what changed since BASE=HEAD, nearest first (3 minutes)
 	$(PYTEST) -m '($(FOR_ANYBODY)) and not platform and not same' --changed $(BASE) --within-s 75 || [ $$? -eq 5 ]

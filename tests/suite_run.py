@@ -32,8 +32,9 @@ from segserve_operator.adapters.local.step_environments import sweep_step_enviro
 from tools import CACHE
 
 RUN_VARIABLE: Final = "SEGSERVE_TEST_RUN"
-_PREFIX: Final = "segserve-tests-"
-_SHM: Final = Path("/dev/shm")
+FOLDER_PREFIX: Final = "segserve-tests-"
+SHM: Final = Path("/dev/shm")
+SHM_PREFIX: Final = "segtest-"
 # How long what was asked to end in the last moment may take for it.
 _ENDING_S: Final = 10.0
 _ROUNDS: Final = 250
@@ -53,7 +54,7 @@ class Run:
     @property
     def name(self) -> str:
         """What tells it from others."""
-        return Path(self.folder).name.removeprefix(_PREFIX)
+        return Path(self.folder).name.removeprefix(FOLDER_PREFIX)
 
     @property
     def record(self) -> Path:
@@ -81,7 +82,7 @@ def shm_prefix() -> str:
 
 def recorded(folder: Path) -> list[Run]:
     """Return the runs whose folders are, or were, in a folder for temporary files."""
-    return [run for path in sorted(folder.glob(f"{_PREFIX}*.json")) if (run := read_run(path)) is not None]
+    return [run for path in sorted(folder.glob(f"{FOLDER_PREFIX}*.json")) if (run := read_run(path)) is not None]
 
 
 def read_run(record: Path) -> Run | None:
@@ -120,7 +121,7 @@ def begin() -> Run:
                 if is_there:
                     remove(run)
     # Short: the paths of Unix sockets lie below it.
-    folder = temporary / f"{_PREFIX}{uuid.uuid4().hex[:8]}"
+    folder = temporary / f"{FOLDER_PREFIX}{uuid.uuid4().hex[:8]}"
     run = Run(current_process(), _namespace(), str(folder))
     write_private(run.record, json.dumps(asdict(run)))
     folder.mkdir(mode=0o700)
@@ -249,15 +250,15 @@ def _words(process: psutil.Process) -> str:
 
 
 def _shm_beginning(mark: str) -> str:
-    return f"segtest-{Path(mark).stem.removeprefix(_PREFIX)}-"
+    return f"{SHM_PREFIX}{Path(mark).stem.removeprefix(FOLDER_PREFIX)}-"
 
 
 def _regions_named(mark: str) -> set[Path]:
-    return set(_SHM.glob(f"{_shm_beginning(mark)}*"))
+    return set(SHM.glob(f"{_shm_beginning(mark)}*"))
 
 
 def _regions_of(pid: int) -> set[Path]:
     with contextlib.suppress(OSError):
         lines = Path(f"/proc/{pid}/maps").read_text(errors="replace").splitlines()
-        return {Path(line.split(None, 5)[5]) for line in lines if f" {_SHM}/" in line}
+        return {Path(line.split(None, 5)[5]) for line in lines if f" {SHM}/" in line}
     return set()

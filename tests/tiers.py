@@ -26,10 +26,12 @@ from selection import MUST_RUN_ALL
 
 ROOT: Final = Path(__file__).parent.parent
 OUT: Final = ROOT / "out"
-NOT_RUN: Final = OUT / "not-run.txt"
-FLAKY: Final = OUT / "flaky.json"
-# Files go to one process each, so that what a module starts is started once.
-SPREAD: Final = ("--numprocesses=logical", "--maxprocesses=8", "--dist=loadfile", "--no-loadscope-reorder")
+# One more process than there are cores: tests on real servers wait half of their time. Each file goes to one process,
+# so that what a module starts is started once.
+SPREAD: Final = (
+    f"--numprocesses={min(8, 1 + (os.cpu_count() or 1))}",
+    *("--dist=loadfile", "--no-loadscope-reorder"),
+)
 PRODUCT: Final = ("client/src", "model_repo_builder/src", "operator/src")
 EVERYBODYS: Final = ("tests/fakes", "tests/networks", "pyproject.toml", "constraints.txt")
 
@@ -58,7 +60,7 @@ TIERS: Final[Mapping[str, Tier]] = {
     "platform": Tier(
         "the rest on the real Triton and Envoy",
         (*PRODUCT, *EVERYBODYS, "examples", "tests/e2e", "tests/contract", "tests/hostile"),
-        "platform and not core and not needs and not cluster",
+        "platform and not core and not thorough and not needs and not cluster",
     ),
     "oracles": Tier(
         "torchvision, Prometheus, registries, object stores, annotation tools",
@@ -83,11 +85,16 @@ TIERS: Final[Mapping[str, Tier]] = {
         options=(),
         max_failures=3,
     ),
+    "thorough": Tier(
+        "whole sweeps of what quick tests sample",
+        (*PRODUCT, *EVERYBODYS, "tests/contract", "tests/convergence", "tests/hostile", "tests/unit"),
+        "thorough and not needs and not cluster",
+    ),
     "edits": Tier(
-        "random edits of resources, and whole sweeps of crashes",
+        "random edits of resources, with fresh seeds",
         ("operator/src", *EVERYBODYS, "tests/convergence"),
-        "(hypothesis or thorough) and not cluster",
-        paths=("tests/convergence",),
+        "hypothesis",
+        paths=("tests/convergence/test_mutations.py",),
         options=(*SPREAD, "--dist=load", "--hypothesis-profile=edits"),
         repeated=True,
     ),
@@ -117,12 +124,13 @@ def run_tier(name: str, minutes: float) -> int:
     """Run a tier; return 0 if everything passed, at the second look at the latest."""
     tier, began_s = TIERS[name], time.monotonic()
     OUT.mkdir(exist_ok=True)
-    NOT_RUN.unlink(missing_ok=True)
+    not_run = OUT / "not-run.txt"
+    not_run.unlink(missing_ok=True)
     python = [str(ROOT / tier.environment / "bin/python"), "-m", "pytest"]
     paths = [str(path) for pattern in tier.paths for path in sorted(ROOT.glob(pattern))]
     command = [
         *(*python, *tier.options, *paths, f"--maxfail={tier.max_failures}", f"-m={tier.marks}", "--durations=25"),
-        *(f"--not-run={NOT_RUN}", "--rest-by=make test-all"),
+        *(f"--not-run={not_run}", "--rest-by=make test-all"),
     ]
     results = run(command)
     while tier.repeated and not results.broken and time.monotonic() - began_s < minutes * 60:
@@ -131,17 +139,24 @@ def run_tier(name: str, minutes: float) -> int:
         look_again(results, python)
     if os.environ.get(MUST_RUN_ALL) and results.having("skipped"):
         results.broken.append(f"{len(results.having('skipped'))} skipped, and {MUST_RUN_ALL} is set")
-    record = record_of(name, results, time.monotonic() - began_s)
-    path = OUT / "report.json" if name == "test" else OUT / "tiers" / f"{name}.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(record, indent=1))
-    FLAKY.write_text(json.dumps(results.flaky, indent=1))
-    print(summary(record, results), flush=True)
+    record = write_record(name, results, time.monotonic() - began_s)
+    print(summary(record), flush=True)
     return 0 if record["green"] else 1
+
+
+def write_record(name: str, results: Results, took_s: float) -> dict[str, Any]:
+    """Write the record of a run, and `out/flaky.json` beside it; return the record."""
+    record = record_of(name, results, took_s)
+    path = _record_path(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=1))
+    (OUT / "flaky.json").write_text(json.dumps(results.flaky, indent=1))
+    return record
 
 
 def record_of(name: str, results: Results, took_s: float) -> dict[str, Any]:
     """Return what a run is remembered by."""
+    not_run = OUT / "not-run.txt"
     folders: defaultdict[str, dict[str, float]] = defaultdict(lambda: {"tests": 0, "minutes": 0.0})
     for test, seconds in results.seconds.items():
         folder = folders["/".join(Path(test.partition("::")[0]).parts[:3])]
@@ -160,13 +175,13 @@ def record_of(name: str, results: Results, took_s: float) -> dict[str, Any]:
         "flaky": results.flaky,
         "quarantined": {test: results.outcomes[test] for test in results.having("xfailed", "xpassed")},
         "broken": results.broken,
-        "leftOut": NOT_RUN.read_text().splitlines() if NOT_RUN.exists() else [],
+        "leftOut": not_run.read_text().splitlines() if not_run.exists() else [],
         "folders": {name: {**sums, "minutes": round(sums["minutes"], 2)} for name, sums in sorted(folders.items())},
         "slowest": {test: round(results.seconds[test], 1) for test in slowest},
     }
 
 
-def summary(record: Mapping[str, Any], results: Results) -> str:
+def summary(record: Mapping[str, Any]) -> str:
     """Return the last words of a run."""
     lines = []
     if record["flaky"]:
@@ -177,21 +192,25 @@ def summary(record: Mapping[str, Any], results: Results) -> str:
         lines.append(f"{sums['minutes']:8.2f} min {sums['tests']:6.0f} tests  {folder}")
     lines += [f"failed: {test}" for test in record["failed"]]
     lines += [f"broken: {text}" for text in record["broken"]]
-    counts = {name: len(record[name]) for name in ("failed", "flaky", "quarantined")}
-    counted = ", ".join(f"{count} {name}" for name, count in counts.items())
-    lines.append(f"{record['passed']} passed, {counted}; {record['minutes']} minutes")
+    flaky, quarantined = len(record["flaky"]), len(record["quarantined"])
+    lines.append(f"{record['minutes']} minutes; of those that passed {flaky} flaky; {quarantined} quarantined")
+    lines.append(f"{record['passed']} passed, {len(record['failed'])} failed")
     return "\n".join(lines)
 
 
 def standing(name: str) -> str:
     """Return what the record of a tier is worth now, in words."""
-    path = OUT / "report.json" if name == "test" else OUT / "tiers" / f"{name}.json"
+    path = _record_path(name)
     if not path.exists():
         return f"never run here       {TIERS[name].title}"
     record = json.loads(path.read_text())
     age = "current" if record["digest"] == digest(TIERS[name].covers) else "older than what it covers"
     verdict = "green" if record["green"] else "RED"
     return f"{verdict}, {age}; {record['passed']} passed in {record['minutes']} minutes at {record['commit'][:9]}"
+
+
+def _record_path(name: str) -> Path:
+    return OUT / "report.json" if name == "test" else OUT / "tiers" / f"{name}.json"
 
 
 def digest(folders: Sequence[str]) -> str:
