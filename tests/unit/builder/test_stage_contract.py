@@ -210,6 +210,7 @@ def test_a_stage_takes_read_only_and_strided_arrays(stage: type[Stage], kind: Va
     assert plain(built(awkward(value), RequestOptions())) == plain(built(value, RequestOptions()))
 
 
+@pytest.mark.same
 def test_every_option_of_a_stage_is_described() -> None:
     assert [
         f"{name}.{option}"

@@ -156,11 +156,13 @@ def test_a_spec_has_no_new_default_of_its_own() -> None:
     assert {name for name in DEFAULTED if re.fullmatch(r"(SegmentationModel|TritonPool)\.spec\.\w+", name)} == known
 
 
+@pytest.mark.same
 def test_every_field_is_described() -> None:
     assert FIELDS
     assert failing(FIELDS, lambda node: len(node.get("description", "")) > 3) == []
 
 
+@pytest.mark.same
 def test_every_description_is_one_line() -> None:
     assert failing(NODES, lambda node: "\n" not in node.get("description", "")) == []
 

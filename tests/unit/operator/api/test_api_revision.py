@@ -151,6 +151,7 @@ def test_a_stage_whose_answers_change_changes_the_revision(
     assert model(coins_value).pipeline.revision != before
 
 
+@pytest.mark.same
 def test_every_option_of_every_stage_is_part_of_the_revision() -> None:
     """What `Step.identity` digests is the stage's dump: no option may be left out of it."""
 
@@ -161,6 +162,7 @@ def test_every_option_of_every_stage_is_part_of_the_revision() -> None:
     assert [name for name, (stage, option, alias) in OPTIONS.items() if alias not in dumped(stage, option)] == []
 
 
+@pytest.mark.same
 def test_every_option_of_every_stage_is_one_of_the_resource() -> None:
     schemas = {stage: structural_schema(stage).get("properties", {}) for stage in STAGES.values()}
 

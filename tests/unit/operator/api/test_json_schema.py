@@ -145,6 +145,7 @@ def test_what_apply_would_refuse_is_told_in_the_editor(typo: str) -> None:
     assert [path for path in found if path.endswith(place)]
 
 
+@pytest.mark.same
 def test_every_kind_is_known_and_every_field_has_a_description() -> None:
     def undescribed(schema: Mapping[str, Any], path: str) -> Iterator[str]:
         for name, field in schema.get("properties", {}).items():
