@@ -62,6 +62,11 @@ def test_what_the_sandbox_is_for_still_works(run: Attack, tmp_path: Path) -> Non
     assert run(f"output.write(open({str(tmp_path / 'model.pt')!r}, 'rb').read())") == b"a model"
 
 
+def test_a_package_that_looks_for_a_library_finds_none_and_goes_on(run: Attack) -> None:
+    """As torch built for CUDA does on import: to look for one, Python would run a compiler and write a file."""
+    assert run("import ctypes.util; output.write(repr(ctypes.util.find_library('dl')).encode())") == b"None"
+
+
 KEY = "os.path.join({home!r}, '.ssh/id_ed25519')"
 ATTACKS = {
     "read a key": f"output.write(open({KEY}, 'rb').read())",
