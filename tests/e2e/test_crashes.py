@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.platform
 # Nobody can be sent elsewhere, so requests are refused; what a dying server had begun is lost.
 UNAVAILABLE = ("OverloadedError", "StatusCode.UNAVAILABLE")
 UNREACHABLE = (*UNAVAILABLE, "GatewayUnreachableError", "ConnectionLostError")
-BROKEN_OFF = (*UNAVAILABLE, "ServerError", "StatusCode.INTERNAL")
+BROKEN_OFF = (*UNAVAILABLE, "ServerError", "StepDiedError", "StatusCode.INTERNAL")
 Edit = Callable[..., Path]
 
 
@@ -65,8 +66,8 @@ def _answers_right(watched: Watched, transport: str) -> bool:
         return client.segment(PHOTO, model="coins").areas["coin"] in COIN_PIXELS
 
 
-def _error(watched: Watched) -> SegserveError | None:
-    with Client(watched.running.url, retries=0, timeout_s=1) as client:
+def _error(watched: Watched, timeout_s: float = 1) -> SegserveError | None:
+    with Client(watched.running.url, retries=0, timeout_s=timeout_s) as client:
         try:
             client.segment(PHOTO, model="coins")
         except SegserveError as error:
@@ -108,6 +109,24 @@ def test_a_step_of_each_kind_that_is_killed_is_loaded_again(watched: Watched) ->
 
     assert unexpected(load.failures, BROKEN_OFF) == []
     assert watched.process("groups/main/triton") == triton
+
+
+def test_callers_outlast_a_step_that_gets_no_core_for_seconds(watched: Watched) -> None:
+    """Triton 2.51 takes it for dead, and ends itself when it goes on: its process is started again meanwhile."""
+    network = next(name for name in steps_of_coins(watched) if "--net--" in name)
+    with Client(watched.running.url, timeout_s=HANG_S, retries=1000) as client, ThreadPoolExecutor(1) as threads:
+        stalled = watched.steps()[network]
+        stalled.suspend()
+        try:
+            called = threads.submit(client.segment, PHOTO, model="coins")
+            until(lambda: _error(watched, HANG_S), "Triton takes the step for dead")
+        finally:
+            with suppress(psutil.NoSuchProcess):
+                stalled.resume()
+        answers = [called.result(HANG_S), *(client.segment(PHOTO, model="coins") for _ in range(20))]
+
+    assert all(answer.areas["coin"] in COIN_PIXELS for answer in answers)
+    comes_back(watched, lambda: True)
 
 
 def steps_of_coins(watched: Watched) -> tuple[str, ...]:

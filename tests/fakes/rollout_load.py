@@ -28,6 +28,10 @@ HEADER: Final = "x-segserve-revision"
 OUTPUTS: Final = ("AREAS", "CLASSES", "LABELS", "SIZE")
 """Without CLASSES and SIZE, masks could not be compared in Shadow."""
 PATIENCE_S: Final = 75.0
+BROKEN: Final = ("ReadError", "WriteError", "RemoteProtocolError")
+"""Errors of httpx for a connection that ended."""
+STILL_S: Final = 4.0
+"""Callers that stand still for so long lose connections by their own fault: a gateway waits 5 s for what is begun."""
 SIDE_PX: Final = 96
 STEP_PX: Final = 28
 
@@ -77,7 +81,8 @@ class RolloutLoad:
     """Calls a model `rate` times a second on average, whether or not earlier calls have ended, until it is left.
 
     The rate may be changed at any time. Half of the calls are HTTP and half gRPC; none is tried again. What is right
-    is asked for first, once for each picture.
+    is asked for first, once for each picture. A call whose connection broke while the callers themselves stood still,
+    as on a machine that has no core for them, says nothing of the gateway: it is in `broken` instead of `calls`.
     """
 
     url: str
@@ -86,11 +91,13 @@ class RolloutLoad:
     seed: int = 0
     pictures: Sequence[bytes] = field(default_factory=pictures, repr=False)
     calls: list[Call] = field(default_factory=list, repr=False)
+    broken: list[Call] = field(default_factory=list, repr=False)
 
     def __enter__(self) -> Self:
         self._ended = threading.Event()
         self._began = threading.Event()
         self._answers: dict[bytes, str] = {}
+        self._stood_still: list[tuple[float, float]] = []
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
         self._thread.start()
         self._began.wait()
@@ -112,7 +119,9 @@ class RolloutLoad:
                     self._answers[picture], _, error = await callers[0].ask(picture)
                     assert not error, error
                 self._began.set()
+                watching = asyncio.create_task(self._watch_the_loop())
                 await self._come(callers)
+                watching.cancel()
         finally:
             self._began.set()
 
@@ -134,7 +143,17 @@ class RolloutLoad:
         began_s = time.time()
         answer, revision, error = await caller.ask(picture)
         right = not error and answer == self._answers[picture]
-        self.calls.append(Call(began_s, time.time(), caller.protocol, revision, error, right))
+        call = Call(began_s, time.time(), caller.protocol, revision, error, right)
+        await asyncio.sleep(0.2 if error else 0)  # for a word of having stood still
+        stood_still = any(began_s <= until_s and since_s <= call.ended_s for since_s, until_s in self._stood_still)
+        (self.broken if stood_still and error.startswith(BROKEN) else self.calls).append(call)
+
+    async def _watch_the_loop(self) -> None:
+        while True:
+            since_s = time.time()
+            await asyncio.sleep(0.1)
+            if time.time() - since_s > STILL_S:
+                self._stood_still.append((since_s, time.time()))
 
     # What was seen.
 
@@ -210,7 +229,7 @@ class _Http(_Caller):
                 headers={"Inference-Header-Content-Length": str(len(header))},
             )
         except httpx.HTTPError as error:
-            return "", "", f"{type(error).__name__}: {error}"
+            return "", "", f"{type(error).__name__}: {error} {_causes(error)}"
         revision = reply.headers.get(HEADER, "")
         if reply.status_code != 200:
             return "", revision, f"{reply.status_code} {reply.text[:120]}"
@@ -234,6 +253,16 @@ class _Grpc(_Caller):
             return "", _named(said), f"{error.code().name} {(error.details() or '')[:120]}"
         by_name = {output.name: raw for output, raw in zip(reply.outputs, reply.raw_output_contents, strict=True)}
         return _digest(b"".join(by_name[name] for name in OUTPUTS)), _named(await call.initial_metadata()), ""
+
+
+def _causes(error: BaseException) -> list[str]:
+    """Return what led to an error: that of a connection has no text of its own."""
+    causes = []
+    cause = error.__cause__ or error.__context__
+    while cause is not None:
+        causes.append(repr(cause))
+        cause = cause.__cause__ or cause.__context__
+    return causes
 
 
 def _named(metadata: Iterable[Sequence[Any]]) -> str:

@@ -18,12 +18,12 @@ import grpc
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
-from fakes.waiting import HANG_S
+from fakes.waiting import HANG_S, until
 from segserve_operator.adapters.samples.wire import bracketed
 from segserve_operator.core.traffic import Endpoint
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
 _SO_ATTACH_FILTER: Final = 26
 """Of Linux's `asm-generic/socket.h`."""
@@ -44,9 +44,9 @@ class StubTriton:
 
     `delay_s` is the least time that an inference takes, one after the other if it is `serial`, and between `hold` and
     `release` none ends. The next `resets` HTTP requests are cut off without an answer; `status` is what HTTP answers
-    have, `grpc_status` what inferences by gRPC end with: `late`, once an answer has begun. `said` are headers and body
-    of the next HTTP answers, `body` is that of the last HTTP request. `streamed` are the models that messages of
-    streams have named. `in_flight` inferences have arrived and have not ended.
+    have, `grpc_status` what inferences by gRPC end with, with `grpc_message`: `late`, once an answer has begun. `said`
+    are headers and body of the next HTTP answers, `body` is that of the last HTTP request. `streamed` are the models
+    that messages of streams have named. `in_flight` inferences have arrived and have not ended.
     """
 
     name: str
@@ -56,6 +56,7 @@ class StubTriton:
     resets: int = 0
     status: int = 200
     grpc_status: grpc.StatusCode = grpc.StatusCode.OK
+    grpc_message: str = "as it was told to"
     late: bool = False
     said: tuple[dict[str, str], bytes] | None = None
     body: bytes = b""
@@ -71,14 +72,23 @@ class StubTriton:
         self._may_answer.set()
         self._thread = threading.Thread(target=self._loop.run_forever, name=self.name)
         self._thread.start()
-        self.endpoint = asyncio.run_coroutine_threadsafe(self._start(), self._loop).result(HANG_S)
+        self.endpoint = Endpoint(self.host, 0, 0)  # any ports that are free
+        self.open()
         return self
 
     def __exit__(self, *_: object) -> None:
-        asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result(HANG_S)
+        self.close()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(HANG_S)
         self._loop.close()
+
+    def close(self) -> None:
+        """Close all connections and refuse new ones, as the machine of a server that has died does."""
+        asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result(HANG_S)
+
+    def open(self) -> None:
+        """Accept connections, after `close` at the same ports."""
+        self.endpoint = asyncio.run_coroutine_threadsafe(self._start(), self._loop).result(HANG_S)
 
     def hold(self) -> None:
         """Answer no inference that arrives from now on until `release`."""
@@ -90,12 +100,26 @@ class StubTriton:
 
     def lose(self) -> None:
         """Lose all packets of callers from now on, as a node without power does: nothing is acknowledged or closed."""
+        # The first pass reaches those who listen. A connection that was made before it, and is accepted after it, has
+        # no filter yet.
+        self._drop_all()
+        until(lambda: not sum(map(_not_accepted, self._sockets())), f"{self.name} has accepted all connections")
+        self._drop_all()
+
+    def _drop_all(self) -> None:
         code = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))  # BPF_RET: keep no byte
         drop = struct.pack("HP", 1, ctypes.addressof(code))
+        for each in self._sockets():
+            each.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, drop)
+
+    def _sockets(self) -> Iterator[socket.socket]:
+        """Yield this server's sockets of this process, each open until the next."""
         for entry in Path("/proc/self/fd").iterdir():
-            with suppress(OSError), socket.socket(fileno=os.dup(int(entry.name))) as each:
-                if each.getsockname()[1:2] in ((self.endpoint.http_port,), (self.endpoint.grpc_port,)):
-                    each.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, drop)
+            with suppress(OSError):
+                if str(entry.readlink()).startswith("socket:"):
+                    with socket.socket(fileno=os.dup(int(entry.name))) as each:
+                        if each.getsockname()[1:2] in ((self.endpoint.http_port,), (self.endpoint.grpc_port,)):
+                            yield each
 
     async def work(self) -> None:
         """Take the time of one inference."""
@@ -110,10 +134,10 @@ class StubTriton:
     async def _start(self) -> Endpoint:
         self._grpc = grpc.aio.server(options=[("grpc.max_receive_message_length", -1)])
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(_Service(self), self._grpc)
-        grpc_port = self._grpc.add_insecure_port(f"{bracketed(self.host)}:0")
+        grpc_port = self._grpc.add_insecure_port(f"{bracketed(self.host)}:{self.endpoint.grpc_port}")
         await self._grpc.start()
         self._connections: set[asyncio.Task[None]] = set()
-        self._http = await asyncio.start_server(self._serve, self.host, 0)
+        self._http = await asyncio.start_server(self._serve, self.host, self.endpoint.http_port)
         return Endpoint(self.host, self._http.sockets[0].getsockname()[1], grpc_port)
 
     async def _stop(self) -> None:
@@ -150,6 +174,15 @@ class StubTriton:
         await writer.drain()
 
 
+def _not_accepted(listening: socket.socket) -> int:
+    """Return how many connections have been made to a socket and not been accepted; 0 for one that does not listen."""
+    if not listening.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        return 0
+    # `tcpi_unacked` of `struct tcp_info` in Linux's `tcp.h`, which of a listening socket is its queue.
+    queue: int = struct.unpack_from("I", listening.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 28), 24)[0]
+    return queue
+
+
 async def _read(reader: asyncio.StreamReader) -> tuple[Asked, bytes]:
     first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode().strip().split("\r\n")
     headers = dict(line.lower().split(": ", 1) for line in lines if ": " in line)
@@ -167,7 +200,7 @@ class _Service(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
         if self._triton.grpc_status is not grpc.StatusCode.OK:
             if self._triton.late:
                 await context.send_initial_metadata(())
-            await context.abort(self._triton.grpc_status, "as it was told to")
+            await context.abort(self._triton.grpc_status, self._triton.grpc_message)
         return self._answer(request)
 
     async def ModelStreamInfer(  # noqa: N802

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import stat
 import subprocess
 import sys
 import warnings
@@ -62,6 +63,11 @@ def test_what_the_sandbox_is_for_still_works(run: Attack, tmp_path: Path) -> Non
     assert run(f"output.write(open({str(tmp_path / 'model.pt')!r}, 'rb').read())") == b"a model"
 
 
+def test_a_package_that_looks_for_a_library_finds_none_and_goes_on(run: Attack) -> None:
+    """As torch built for CUDA does on import: to look for one, Python would run a compiler and write a file."""
+    assert run("import ctypes.util; output.write(repr(ctypes.util.find_library('dl')).encode())") == b"None"
+
+
 KEY = "os.path.join({home!r}, '.ssh/id_ed25519')"
 ATTACKS = {
     "read a key": f"output.write(open({KEY}, 'rb').read())",
@@ -76,6 +82,10 @@ ATTACKS = {
     "truncate a key by opening it": f"os.open({KEY}, os.O_RDONLY | os.O_TRUNC)",
     "truncate a key": f"os.truncate({KEY}, 0)",
     "open a key to the world": f"os.chmod({KEY}, 0o777)",
+    "open a file that it reads to the world": "os.fchmod(os.open({model!r}, os.O_RDONLY), 0o4777)",
+    "give a file that it reads to others": "os.fchown(os.open({model!r}, os.O_RDONLY), 1, 1)",
+    "mark a file that it reads": "os.setxattr(os.open({model!r}, os.O_RDONLY), 'user.mark', b'mine')",
+    "unmark a file that it reads": "os.removexattr(os.open({model!r}, os.O_RDONLY), 'user.mark')",
     "date a key back": f"os.utime({KEY}, (0, 0))",
     "remove a key": f"os.unlink({KEY})",
     "rename a key": f"os.rename({KEY}, {KEY} + '.old')",
@@ -110,6 +120,7 @@ def test_code_in_a_model_file_cannot(name: str, home: Path, run: Attack, tmp_pat
         agent.settimeout(0)
         code = ATTACKS[name].format(
             home=str(home), parent=os.getpid(), port=server.getsockname()[1], socket=str(place),
+            model=str(tmp_path / "model.pt"),
             socket_call=41 if x86 else 198, shm_call=29 if x86 else 194,
         )  # fmt: skip
 
@@ -122,6 +133,7 @@ def test_code_in_a_model_file_cannot(name: str, home: Path, run: Attack, tmp_pat
     assert [str(path.relative_to(home)) for path in sorted(home.rglob("*"))] == [".ssh", ".ssh/id_ed25519"]
     assert (home / ".ssh/id_ed25519").read_text() == SECRET
     assert (home / ".ssh/id_ed25519").stat().st_mtime > 0
+    assert not (tmp_path / "model.pt").stat().st_mode & stat.S_ISUID
     assert SECRET not in (tmp_path / "answer").read_text()
 
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         RequestTooLargeError,
         ResultTypeError,
         ServerError,
+        StepDiedError,
         TlsError,
         WriteTimeoutError,
     )
@@ -127,6 +128,7 @@ __all__ = [
     "SegserveError",
     "SemanticResult",
     "ServerError",
+    "StepDiedError",
     "Timeouts",
     "Tls",
     "TlsError",

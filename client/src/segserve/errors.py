@@ -13,6 +13,8 @@ from segserve_common.errors import SegserveError as SegserveError
 TOO_LARGE_WORDS: Final = re.compile(r"\(input\.maxPixels\)|needs more memory than")
 # The words of a model that refuses images which are unlike those that it was made for.
 UNLIKE_WORDS: Final = re.compile(r"\(outOfDistribution\.threshold\)")
+# Triton's words for a step whose process has ended, or waited for a core for longer than a second.
+STEP_WORDS: Final = re.compile(r"Stub process .* is not healthy")
 # gRPC has one status for both a message that is too large and a caller that exceeds its rate.
 RATE_WORDS: Final = re.compile(r"rate.?limit|quota|too many requests", re.IGNORECASE)
 
@@ -62,6 +64,13 @@ class RateLimitError(OverloadedError):
 
 class ServerError(SegserveError):
     """The server failed (500 and above, INTERNAL, UNKNOWN)."""
+
+
+class StepDiedError(ServerError):
+    """The process of one of the model's steps died or stalled; the server replaces it (500, INTERNAL)."""
+
+    retryable = True
+    retry_pause_s = 1.0  # what replacing it takes
 
 
 class GatewayUnreachableError(SegserveError):
@@ -173,18 +182,22 @@ def http_error(status: int, message: str, **context: Any) -> SegserveError:
     """Return the error for an HTTP status other than 200; `context` is passed to its constructor."""
     kind = HTTP_ERRORS.get(status)
     if kind is None:
-        kind = ServerError if status >= 500 else _refused(message) if status >= 400 else ProtocolError
+        kind = _failed(message) if status >= 500 else _refused(message) if status >= 400 else ProtocolError
     return kind(message or f"HTTP status {status}", status=status, **context)
 
 
 def grpc_error(status: str, message: str, **context: Any) -> SegserveError:
     """Return the error for the name of a gRPC status; `context` is passed to its constructor."""
-    kind = GRPC_ERRORS.get(status, ServerError)
+    kind = GRPC_ERRORS.get(status) or _failed(message)
     if kind is RequestTooLargeError and RATE_WORDS.search(message):
         kind = RateLimitError
     elif kind is BadRequestError:
         kind = _refused(message)
     return kind(message or f"gRPC status {status}", status=status, **context)
+
+
+def _failed(message: str) -> type[ServerError]:
+    return StepDiedError if STEP_WORDS.search(message) else ServerError
 
 
 def _refused(message: str) -> type[BadRequestError]:

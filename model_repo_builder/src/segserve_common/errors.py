@@ -18,6 +18,8 @@ class SegserveError(Exception):
 
     retryable: ClassVar[bool] = False
     """Whether the error may be transient, so that a client retries."""
+    retry_pause_s: ClassVar[float] = 0.0
+    """How long a client waits before it retries, beside its backoff, if the server does not say."""
     untouched: ClassVar[bool] = False
     """Whether certainly no server has processed the request: only then is a frame of a stream sent again."""
 

@@ -12,7 +12,7 @@ import pytest
 from tritonclient.utils import InferenceServerException
 
 from fakes.gateway import RunningGateway, running_gateway
-from fakes.gateway_clients import LIMIT, Load, ask, by_grpc, by_http
+from fakes.gateway_clients import LIMIT, Load, ask, by_grpc, by_http, served
 from fakes.triton import StubTriton
 from fakes.waiting import HANG_S, eventually
 from segserve_operator.core.traffic import Endpoint, Route, Share, TrafficPlan
@@ -91,17 +91,67 @@ async def test_without_a_server_requests_are_unavailable(gateway: RunningGateway
 
     assert answer.status_code == 503
     assert set(answer.json()) == {"error"}
+    assert answer.headers["retry-after"] == "2"
     assert caught.value.status() == "StatusCode.UNAVAILABLE"
     assert (await ask(gateway, "/v2/health/ready", method="GET")).status_code == 503
 
 
-async def test_a_request_cut_off_before_its_answer_is_asked_once_more(serving: RunningGateway, old: StubTriton) -> None:
+@pytest.mark.parametrize("size", [0, 2_000_000], ids=["small", "a photograph"])
+async def test_a_request_cut_off_before_its_answer_is_asked_once_more(
+    serving: RunningGateway, old: StubTriton, size: int
+) -> None:
     old.resets = 1
-    assert (await ask(serving, "/v2/models/coins/infer")).status_code == 200
+    assert (await ask(serving, "/v2/models/coins/infer", content=bytes(size))).status_code == 200
+    assert [asked.body_bytes for asked in old.asked] == [size, size]
 
     old.resets = 5
-    assert (await ask(serving, "/v2/models/coins/infer")).status_code == 503
+    refused = await ask(serving, "/v2/models/coins/infer", content=bytes(size))
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "2")
     assert old.resets == 3
+
+
+@pytest.mark.parametrize("size", [2**20, 2**25], ids=["kept", "too large to be kept"])
+async def test_a_server_that_is_lost_while_a_request_arrives_is_503(tmp_path: Path, size: int) -> None:
+    """A client that sends while the gateway answers may see a closed connection instead."""
+
+    async def leave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(1000)
+        writer.transport.abort()
+
+    server = await asyncio.start_server(leave, "127.0.0.1")
+    port = server.sockets[0].getsockname()[1]
+    endpoint = Endpoint("127.0.0.1", port, 1)
+    plan = TrafficPlan((Route("coins", (Share("main", "coins-old", 100, (endpoint,)),)),))
+    async with server, running_gateway(tmp_path, max_request_bytes=2**26) as gateway:
+        await gateway.traffic.apply(plan)
+
+        asks = [ask(gateway, "/v2/models/coins/infer", content=bytes(size)) for _ in range(5)]
+        answers = await asyncio.gather(*asks, return_exceptions=True)
+
+    statuses = {answer.status_code for answer in answers if isinstance(answer, httpx.Response)}
+    others = [answer for answer in answers if not isinstance(answer, httpx.Response | httpx.NetworkError)]
+    assert (statuses - {503}, others) == (set(), [])
+    assert statuses or size > 2**23
+
+
+async def test_of_a_larger_request_the_gateway_holds_no_more_than_it_would_send_again(
+    tmp_path: Path, old: StubTriton
+) -> None:
+    async with running_gateway(tmp_path, max_request_bytes=2**26) as gateway:
+        await gateway.traffic.apply(served(old))
+        old.hold()
+        before = gateway.rss_mib
+        large = asyncio.create_task(ask(gateway, "/v2/models/coins/infer", content=bytes(2**26 - 1)))
+
+        async def has_arrived() -> bool:
+            return old.in_flight == 1
+
+        await eventually(has_arrived, "the server has the request")
+        held_mib = gateway.rss_mib - before
+        old.release()
+
+        assert (await large).status_code == 200
+        assert held_mib < 24
 
 
 async def test_a_request_to_one_dead_server_is_answered_by_the_other(gateway: RunningGateway, old: StubTriton) -> None:

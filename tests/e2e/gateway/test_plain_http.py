@@ -292,6 +292,11 @@ async def test_whatever_is_wrong_is_a_problem_that_says_what(plain: Plain) -> No
         ),
         "a form without the image": ({"content": b"--x--\r\n", "headers": form}, 400, "the form has no field 'image'"),
         "a form cut short": ({"content": field[:-3], "headers": form}, 400, "the form has no field 'image'"),
+        "a form whose part has a long head": (
+            {"content": field.replace(b"name=", 9000 * b";" + b"name="), "headers": form},
+            400,
+            "the head of a part of the form has more than 8192 bytes",
+        ),
         "two images": (
             {"content": field + field[3:] + b"--\r\n", "headers": form},
             400,

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import grpc
+import httpx
 import pytest
 import pytest_asyncio
 from tritonclient.grpc import service_pb2 as pb
@@ -176,6 +177,19 @@ async def test_a_stream_comes_before_the_header_and_the_header_before_the_cookie
         once, again = [await by_http(gateway, IDS[:100], header, form) for _ in range(2)]
         assert once == again
         assert len({place.server for place in once}) == 5
+
+
+async def test_a_long_cookie_that_names_nothing_does_not_stop_the_gateway(
+    gateway: RunningGateway, servers: list[StubTriton]
+) -> None:
+    """A script that went over it anew from each of its bytes stopped all callers for 72 seconds."""
+    await gateway.traffic.apply(plan(servers, 50))
+
+    async with httpx.AsyncClient(base_url=gateway.traffic.url, timeout=30.0) as client:
+        hostile = client.post("/v2/models/coins/infer", headers={"cookie": 56_000 * "a"})
+        answers = await asyncio.gather(hostile, client.post("/v2/models/coins/infer"))
+
+    assert [answer.status_code for answer in answers] == [200, 200]
 
 
 async def test_what_callers_send_as_the_gateways_own_headers_chooses_nothing(

@@ -30,6 +30,7 @@ from segserve import (
     SegserveError,
     SemanticResult,
     ServerError,
+    StepDiedError,
 )
 
 from .conftest import HEIGHT, SEMANTIC, WIDTH, coin_masks, instance_answer, parameters, semantic_answer
@@ -176,6 +177,20 @@ def test_overload_that_passes_is_not_seen(served: Served, photo: bytes, segment:
 
     assert segment(served, photo, model="coins").revision == "coins-aaaaaaaaaa"
     assert served.gateway.inferences == 3
+
+
+@pytest.mark.parametrize("transport", ["http", "grpc"])
+def test_a_step_that_died_is_told_from_other_failures(gateway: Gateway, photo: bytes, transport: Any) -> None:
+    message = "in ensemble 'coins', Stub process 'segserve--net--1_0_0' is not healthy."
+    by: dict[str, Any] = {"http": 500} if transport == "http" else {"grpc": "INTERNAL"}
+    gateway.faults.append(Fault(**by, message=message))
+
+    with (
+        getattr(gateway, transport)() as url,
+        Client(url, transport=transport, retries=0) as client,
+        pytest.raises(StepDiedError, match="not healthy"),
+    ):
+        client.segment(photo, model="coins")
 
 
 def test_a_retry_that_the_server_asks_for_later_than_the_deadline_is_not_made(gateway: Gateway, photo: bytes) -> None:

@@ -106,6 +106,17 @@ def test_what_a_tokens_function_raises_reaches_the_caller(gateway: Gateway, phot
         client.segment(photo, model="coins")
 
 
+@pytest.mark.parametrize("host", ["127.evil.example", "127.0.0.1.evil.example", "localhost.evil.example"])
+def test_a_name_that_only_looks_like_this_machine_gets_no_secrets_as_plain_text(host: str) -> None:
+    with pytest.raises(PlainHttpCredentialsError):
+        Client(f"http://{host}:8080", api_key=SECRET)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.0.9", "localhost", "[::1]"])
+def test_this_machine_gets_secrets_over_plain_http(host: str) -> None:
+    Client(f"http://{host}:8080", api_key=SECRET).close()
+
+
 @pytest.mark.parametrize(
     "given",
     [

@@ -17,6 +17,7 @@ from segserve.errors import (
     RateLimitError,
     RequestTimeoutError,
     ServerError,
+    StepDiedError,
 )
 from segserve.results.values import ModelInfo
 from segserve_common.errors import BadRequestError, SegserveError
@@ -101,6 +102,13 @@ def test_an_error_that_will_not_pass_is_not_tried_again(session: Session, clock:
 
     assert isinstance(outcome, ServerError)
     assert waits(steps) == []
+
+
+def test_a_step_that_died_has_a_second_to_come_back(session: Session, clock: Clock) -> None:
+    outcome, steps = play(session, clock, [StepDiedError("not healthy"), an_answer()])
+
+    assert outcome.revision == "coins-aaaaaaaaaa"
+    assert waits(steps) == pytest.approx([1.1])
 
 
 def test_the_server_may_ask_for_a_wait_and_those_it_asks_do_not_come_back_together(

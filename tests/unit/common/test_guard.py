@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
+from typing import Any
+
+import httpx
 import pytest
 
+from segserve_common.http.guard import send, send_async
 from segserve_common.http.urls import RefusedError, Url, UrlError, lookup, refusal, service_check
 
 
@@ -81,3 +87,26 @@ def test_a_url_of_a_service_that_is_not_one_is_an_error_that_does_not_show_it(te
         Url.normalised(text)
 
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("is_async", [True, False])
+def test_a_host_is_reached_at_the_first_of_its_addresses_that_accepts(
+    is_async: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A service at `localhost` may listen on 127.0.0.1 alone, where the name means ::1 first."""
+    found = [(socket.AF_INET6, 1, 6, "", ("::1", 80, 0, 0)), (socket.AF_INET, 1, 6, "", ("127.0.0.1", 80))]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    asked = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.host)
+        if request.url.host == "::1":
+            raise httpx.ConnectError("refused")
+        return httpx.Response(200)
+
+    arguments: Any = (Url.parse("http://localhost"), lambda *_: None, {}, 1.0)
+    transport = httpx.MockTransport(answer)
+    response = asyncio.run(send_async(transport, "POST", *arguments)) if is_async else send(transport, *arguments)
+
+    assert response.status_code == 200
+    assert asked == ["::1", "127.0.0.1"]

@@ -9,6 +9,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from segserve_common.errors import BadRequestError
+from segserve_common.http.urls import is_loopback
 
 DEFAULT_URL: Final = "http://127.0.0.1:8080"
 _PORTS: Final = {"http": 80, "https": 443}
@@ -57,11 +58,6 @@ class GatewayEndpoint:
     def is_loopback(self) -> bool:
         """Whether the gateway is on this machine, where no proxy is used."""
         return is_loopback(self.host)
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether a host name or address means this machine."""
-    return host in {"localhost", "::1"} or host.startswith("127.")
 
 
 def _shown(text: str) -> str:

@@ -287,7 +287,7 @@ class Session:
         is_frame = isinstance(request, InferRequest) and SEQUENCE in request.parameters
         if is_frame and not error.untouched:
             return None
-        return BACKOFF.delay_s(attempt, self.jitter) + (error.retry_after_s or 0.0)
+        return BACKOFF.delay_s(attempt, self.jitter) + (error.retry_after_s or error.retry_pause_s)
 
 
 def _kind(request: ConfigRequest | InferRequest) -> RequestKind:

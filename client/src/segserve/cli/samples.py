@@ -213,7 +213,7 @@ def label_back(
     resource = selected_platform(platform_options).model(model)
     classes = {each["name"]: each["id"] for each in resource["spec"]["classes"]}
     cases = {case.image: case for case in load(golden).cases} if (golden / GOLDEN_FILE).is_file() else {}
-    golden.mkdir(parents=True, exist_ok=True)
+    images = {}
     with (
         gateway(platform_options, model, url) as address,
         Client(address, platform=platform_ref(platform_options)) as client,
@@ -223,8 +223,7 @@ def label_back(
             if item.file_name not in rows:
                 raise CommandError(f"{labels} has an image {item.file_name!r}, of which {model} has no sample")
             row = rows[item.file_name]
-            content = opened.store.image(row)
-            (golden / item.file_name).write_bytes(content)
+            content = images[item.file_name] = opened.store.image(row)
             cases[item.file_name] = Case.model_validate(
                 {
                     "image": item.file_name,
@@ -233,6 +232,10 @@ def label_back(
                     "slice": row.slice or None,
                 }
             )
+    # Only now: labels that cannot be used, or a server that does not answer, leave the folder as it was.
+    golden.mkdir(parents=True, exist_ok=True)
+    for name, content in images.items():
+        (golden / name).write_bytes(content)
     document = GoldenSet(cases=tuple(cases.values())).model_dump_json(by_alias=True, exclude_none=True, indent=1)
     (golden / GOLDEN_FILE).write_text(document)
     typer.echo(f"{golden}: {len(cases)} images; sha256 {folder_digest(golden)} for spec.golden")

@@ -15,7 +15,6 @@ from urllib.parse import urlsplit
 from uuid import uuid4
 
 from segserve.calls.credentials import API_KEY, AUTHORIZATION, SECRETS, Tls, secrets_among
-from segserve.calls.endpoint import is_loopback
 from segserve.errors import MissingExtraError, PlainHttpCredentialsError, WorkersLostError
 from segserve.tiled.grid import Tile
 from segserve.tiled.job import Segmenter, TileJob
@@ -24,6 +23,7 @@ from segserve.tiled.sources import PixelSource, SourcePath
 from segserve.tiled.tile_results import Record
 from segserve_common.errors import BadRequestError
 from segserve_common.files import write_private
+from segserve_common.http.urls import is_loopback
 
 LOCAL: Final = "local"
 LOCAL_WORKERS: Final = 2

@@ -10,7 +10,7 @@ import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeAlias
 
 import httpcore
 import httpx
@@ -78,13 +78,17 @@ class HttpRequest:
             yield body[start : start + CHUNK_BYTES]
 
 
+Step: TypeAlias = "Callable[[Response], bool]"
+
+
 class Response:
     """One answer, taken apart as its bytes arrive."""
 
     def __init__(self, receiver: Receiver) -> None:
         self._receiver = receiver
         self._buffer = bytearray()
-        self._step: Callable[[], bool] = self._head
+        # Not bound to this object: as a circle, a request's pixels would stay until the next collection of garbage.
+        self._step: Step = Response._head
         self._left = 0
         self.is_complete = False
         self.is_last = False
@@ -93,12 +97,12 @@ class Response:
     def feed(self, data: bytes) -> None:
         """Take what was read, nothing at the connection's end; raises `httpcore.RemoteProtocolError` if malformed."""
         if not data:
-            if self._step != self._until_end:
+            if self._step is not Response._until_end:
                 raise httpcore.RemoteProtocolError("Server disconnected without sending a whole response.")
             self.is_complete = True
             return
         self._buffer += data
-        while not self.is_complete and self._step():
+        while not self.is_complete and self._step(self):
             pass
         if self.is_complete and self._buffer:
             self.is_last = True  # nobody has asked for what follows
@@ -132,25 +136,25 @@ class Response:
         self._receiver.begin(code, headers)
         return True
 
-    def _body(self, code: int, headers: Mapping[str, str]) -> Callable[[], bool]:
+    def _body(self, code: int, headers: Mapping[str, str]) -> Step:
         """Return the step that reads the body, as RFC 9112 section 6.3 says."""
         if code in (204, 304):
             self.is_complete = True
-            return self._counted
+            return Response._counted
         coding = headers.get("transfer-encoding")
         if coding is not None:
             if coding.lower() != "chunked":
                 raise httpcore.RemoteProtocolError(f"Transfer-Encoding must be chunked, got {coding[:80]!r}")
-            return self._chunk
+            return Response._chunk
         if "content-length" not in headers:
             self.is_last = True
-            return self._until_end
+            return Response._until_end
         lengths = {length.strip() for length in headers["content-length"].split(",")}
         text = lengths.pop()
         if lengths or not (text.isascii() and text.isdecimal()) or len(text) > 18:
             raise httpcore.RemoteProtocolError(f"not a Content-Length: {headers['content-length'][:80]!r}")
         self._left = int(text)
-        return self._counted
+        return Response._counted
 
     def _counted(self) -> bool:
         self._take()
@@ -170,7 +174,7 @@ class Response:
         if size is None:
             raise httpcore.RemoteProtocolError(f"not the size of a chunk: {line[:80]!r}")
         self._left = int(size[1], 16)
-        self._step = self._chunk_body if self._left else self._trailer
+        self._step = Response._chunk_body if self._left else Response._trailer
         return True
 
     def _chunk_body(self) -> bool:
@@ -179,7 +183,7 @@ class Response:
             return False
         if self._line() != b"":
             raise httpcore.RemoteProtocolError("a chunk is longer than its size")
-        self._step = self._chunk
+        self._step = Response._chunk
         return True
 
     def _trailer(self) -> bool:

@@ -60,7 +60,7 @@ async def send_async(
     timeout_s: float,
     **body: Any,
 ) -> httpx.Response:
-    """Send a request as `send` does, but to the first of the host's addresses alone.
+    """Send a request as `send` sends a GET; the caller closes the response.
 
     `body` is `content`, `data` or `json`, as for `httpx.Request`.
     """
@@ -68,8 +68,15 @@ async def send_async(
         found = await asyncio.get_running_loop().getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         raise OSError(f"the host {url.host!r} has no address: {error}") from error
-    address = checked(url.host, found, check_address)[0]
-    return await transport.handle_async_request(_request(method, url, address, headers, timeout_s, **body))
+    failure: httpx.TransportError = httpx.ConnectError(f"{url.host!r} has no address")
+    for address in checked(url.host, found, check_address):
+        try:
+            return await transport.handle_async_request(_request(method, url, address, headers, timeout_s, **body))
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            if tls_error(error) is not None:
+                raise
+            failure = error
+    raise failure
 
 
 @cache

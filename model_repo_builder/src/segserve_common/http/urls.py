@@ -67,6 +67,14 @@ def refusal(text: str, *, loopback: bool = False, private: bool = False) -> str:
     return ""
 
 
+def is_loopback(host: str) -> bool:
+    """Return whether a host name or address means this machine; a name such as 127.example.org does not."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def is_forbidden(text: str) -> bool:
     """Return whether an address is link-local, of a metadata service, or may be a translation of such a one.
 

@@ -211,11 +211,11 @@ def test_corrections_become_a_golden_set_that_grows(
     assert current_evaluation(written, "coins-bbbbbbbbbb") is None
 
 
-def test_labels_of_an_image_that_is_no_sample_are_refused(
+def test_labels_of_an_image_that_is_no_sample_are_refused_and_nothing_is_written(
     command: Command, sink: Path, tmp_path: Path, gateway: Gateway
 ) -> None:
-    document = exported(command, tmp_path / "labels", 1)
-    document["images"][0]["file_name"] = "stranger.png"
+    document = exported(command, tmp_path / "labels", 2)
+    document["images"][1]["file_name"] = "stranger.png"
     corrected = tmp_path / "corrected.json"
     corrected.write_text(json.dumps(document))
     with gateway.http() as url:
@@ -223,6 +223,7 @@ def test_labels_of_an_image_that_is_no_sample_are_refused(
         code, _, complaint = command("samples", *arguments)
 
     assert (code, "'stranger.png', of which coins has no sample" in complaint) == (1, True)
+    assert not (tmp_path / "golden").exists()
 
 
 def test_samples_are_deleted_by_request_and_by_age(command: Command, sink: Path) -> None:

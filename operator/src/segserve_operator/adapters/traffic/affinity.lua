@@ -22,7 +22,9 @@ end
 
 local function cookie(headers)
   for index = 0, headers:getNumValues("cookie") - 1 do
-    for name, value in string.gmatch(headers:getAtIndex("cookie", index), "([^%s;=]+)=([^;]*)") do
+    -- Pair by pair: a pattern for all of a header that names nothing would begin anew at each of its bytes.
+    for pair in string.gmatch(headers:getAtIndex("cookie", index), "[^;]+") do
+      local name, value = string.match(pair, "^%s*([^%s=]+)=(.*)$")
       if name == COOKIE then return "cookie:" .. value end
     end
   end

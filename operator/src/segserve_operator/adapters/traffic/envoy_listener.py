@@ -72,6 +72,8 @@ _NOT_FOUND: Final = 5
 _DEADLINE_EXCEEDED: Final = 4
 _RESOURCE_EXHAUSTED: Final = 8
 _UNIMPLEMENTED: Final = 12
+_UNAVAILABLE: Final = 14
+_RESTART_S: Final = 2
 _AFTER_TIMEOUT_S: Final = 5.0
 _BODY: Final = "%LOCAL_REPLY_BODY%"
 # RE2 knows no lookahead: what differs from the word at its first letter, its second, and so on, or is longer.
@@ -315,7 +317,7 @@ def _router(*, traced: bool) -> Json:
         "extensions.filters.http.router.v3.Router",
         suppress_envoy_headers=True,
         # These apply to each attempt, before its outcome is counted or retried.
-        upstream_http_filters=[*unsampled, lua_filter("clients_faults.lua"), codec],
+        upstream_http_filters=[*unsampled, lua_filter("faults.lua", RESTART_S=str(_RESTART_S)), codec],
     )
 
 
@@ -340,6 +342,12 @@ def render_local_replies(
     late = "the request did not arrive in time"
     overflow = _details("upstream_reset_before_response_started{overflow")
     overload = "overloaded: more requests wait than spec.runtime.maxQueueSize allows"
+    # No server has answered, the repeated attempt included: one that is started again needs some seconds.
+    reset, nobody = _details("upstream_reset_before_response_started"), _details("no_healthy_upstream")
+    no_answer = {"or_filter": {"filters": [reset, nobody]}}
+    # The server was lost while the body arrived, of which too little is kept to begin anew.
+    half_sent = status_filter(507)
+    send_again = "the server was lost before the request had arrived; send it again"
     limited = _details(DETAILS)
     limit_reached = f"rate limit: spec.limits of model '%REQ({MODEL_HEADER})%' allows no more requests now"
     escaped_slash = _details("path_normalization_failed")
@@ -356,14 +364,18 @@ def render_local_replies(
             grpc_reply([status_filter(415), grpc], _BODY, _UNIMPLEMENTED),
             grpc_reply([status_filter(408), grpc], late, _DEADLINE_EXCEEDED),
             grpc_reply([status_filter(504), grpc], _BODY, _DEADLINE_EXCEEDED),
-            grpc_reply([limited, grpc], limit_reached, headers={"grpc-retry-pushback-ms": str(1000 * RETRY_AFTER_S)}),
+            grpc_reply([limited, grpc], limit_reached, headers=_grpc_retry_after(RETRY_AFTER_S)),
             grpc_reply([overflow, grpc], overload),
+            grpc_reply([no_answer, grpc], _BODY, headers=_grpc_retry_after(_RESTART_S)),
+            grpc_reply([half_sent, grpc], send_again, _UNAVAILABLE),
             grpc_reply([grpc], _BODY),
             http_reply([missing, named], unknown) | {"status_code": 404},
             http_reply([status_filter(404)], "no such path: %REQ(:PATH)%"),
             http_reply([oversize], limit) | {"status_code": 413},
             http_reply([limited], limit_reached),
             http_reply([overflow], overload),
+            http_reply([no_answer], _BODY, headers={"retry-after": str(_RESTART_S)}),
+            http_reply([half_sent], send_again) | {"status_code": 503},
             http_reply([status_filter(408)], late),
             http_reply([escaped_slash], no_slash),
             *translation_replies(enabled=plain_http),
@@ -371,6 +383,10 @@ def render_local_replies(
         ],
         "body_format": {"json_format": {"error": _BODY}},
     }
+
+
+def _grpc_retry_after(delay_s: int) -> dict[str, str]:
+    return {"retry-after": str(delay_s), "grpc-retry-pushback-ms": str(1000 * delay_s)}
 
 
 def _details(start: str) -> Json:

@@ -41,6 +41,7 @@ _WELL_KNOWN: Final = {
     "duration": "google.protobuf.Duration",
     "struct": "google.protobuf.Struct",
     "uint32?": "google.protobuf.UInt32Value",
+    "uint64?": "google.protobuf.UInt64Value",
 }
 _ENUMS: Final = {
     "DiscoveryType": {"STATIC": 0},
@@ -259,12 +260,14 @@ _MESSAGES: Final[dict[str, dict[str, tuple[int, str]]]] = {
     "envoy.extensions.filters.http.lua.v3.LuaPerRoute": {"name": (2, "string")},
     "envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate": {},
     "envoy.config.route.v3.RetryHostPredicate": {"name": (1, "string"), "typed_config": (3, "any")},
+    "envoy.config.route.v3.HeaderMatcher": {"name": (1, "string"), "present_match": (7, "bool")},
     "envoy.config.route.v3.RetryPolicy": {
         "retry_on": (1, "string"),
         "num_retries": (2, "uint32?"),
         "retry_host_predicate": (5, "[]envoy.config.route.v3.RetryHostPredicate"),
         "host_selection_retry_max_attempts": (6, "int64"),
         "retriable_status_codes": (7, "[]uint32"),
+        "retriable_headers": (9, "[]envoy.config.route.v3.HeaderMatcher"),
     },
     "envoy.config.route.v3.VirtualHost": {
         "name": (1, "string"),
@@ -272,6 +275,7 @@ _MESSAGES: Final[dict[str, dict[str, tuple[int, str]]]] = {
         "typed_per_filter_config": (15, "{}any"),
         "retry_policy": (16, "envoy.config.route.v3.RetryPolicy"),
         "matcher": (21, "xds.type.matcher.v3.Matcher"),
+        "request_body_buffer_limit": (25, "uint64?"),
     },
     ROUTE_CONFIGURATION: {
         "name": (1, "string"),

@@ -61,12 +61,19 @@ _RETRY: Final = {
     # The server that just failed has the fewest requests in flight, so the balancer keeps choosing it.
     "host_selection_retry_max_attempts": 100,
 }
+# A body is kept until its response begins, to be sent again; of a larger one the client is told to send it again. By
+# default Envoy keeps no more than a connection's buffer, which photographs exceed.
+_MOST_KEPT_BYTES: Final = 8 * 2**20
 # A server with a dead Python step responds with 500 (INTERNAL) until its agent notices. segserve's own requests are not
 # retried on it: a revision that fails sometimes has to be seen failing.
+# One that ends has unloaded its models some time before it closes its ports, and one that was restarted has not loaded
+# them yet. faults.lua tells that from a caller's fault, such as a version that does not exist, which must not be
+# retried: each retry counts as a failed attempt.
 _CALLERS_RETRY: Final = {
     **_RETRY,
-    "retry_on": f"{_RETRY['retry_on']},retriable-status-codes,internal",
+    "retry_on": f"{_RETRY['retry_on']},retriable-status-codes,internal,retriable-headers",
     "retriable_status_codes": [500],
+    "retriable_headers": [{"name": "retry-after", "present_match": True}],
 }
 
 
@@ -166,6 +173,7 @@ def _route_configuration(timeout_s: float, documents: Mapping[str, str], *, rest
                 "domains": ["*"],
                 "matcher": matcher,
                 "retry_policy": _CALLERS_RETRY,
+                "request_body_buffer_limit": _MOST_KEPT_BYTES,
                 "typed_per_filter_config": access_of_route((_ANYONE,)) if restricted else {},
             }
         ],
@@ -192,6 +200,7 @@ def render_internal_routes(*, timeout_s: float) -> Json:
                 "domains": ["*"],
                 "routes": [{"match": {"prefix": "/"}, "route": action}],
                 "retry_policy": _RETRY,
+                "request_body_buffer_limit": _MOST_KEPT_BYTES,
             }
         ],
     }

@@ -14,6 +14,7 @@ local OPTIONS = {encoding = true, max_detections = true, score_threshold = true}
 local OPTION_NAMES = "encoding, max_detections, score_threshold"
 local LENGTH = "inference-header-content-length"
 local MOST_BOUNDARY = 70
+local MOST_HEAD = 8192  -- of a part of a form, which patterns go over
 local TITLES = {
   ["400"] = "Bad Request", ["401"] = "Unauthorized", ["404"] = "Not Found", ["405"] = "Method Not Allowed",
   ["406"] = "Not Acceptable", ["408"] = "Request Timeout", ["413"] = "Content Too Large",
@@ -25,7 +26,8 @@ local ESCAPES = {['"'] = '\\"', ["\\"] = "\\\\"}
 -- Returns the model that a request names, nil if it names none in plain HTTP, and its path, query and method.
 local function target(handle)
   local noted = handle:streamInfo():dynamicMetadata():get(NOTED)
-  if noted == nil then return nil end
+  -- Envoy notes no path of more than 8 KiB.
+  if noted == nil or noted["path"] == nil then return nil end
   local path, query = string.match(noted["path"], "^([^?]*)%??(.*)$")
   local model = string.match(path, "^/v1/models/([%w._-]+):segment$")
   return model, path, query, noted["method"]
@@ -85,6 +87,9 @@ local function image_of_form(handle, text, boundary, options)
   while at ~= nil and string.sub(text, at + 1, at + 2) == "\r\n" do
     local _, head_end = string.find(text, "\r\n\r\n", at + 1, true)
     if head_end == nil then break end
+    if head_end - at > MOST_HEAD then
+      refuse(handle, "400", "the head of a part of the form has more than " .. MOST_HEAD .. " bytes")
+    end
     local next_at, next_end = string.find(text, "\r\n" .. delimiter, head_end - 1, true)
     if next_at == nil then break end
     local head = string.sub(text, at + 1, head_end)
