@@ -20,7 +20,6 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-import matplotlib.pyplot as plt
 import numpy as np
 from numpy.typing import NDArray
 
@@ -292,6 +291,9 @@ def _percent(number: float) -> str:
 
 def draw(fronts: Mapping[str, Mapping[str, Sequence[Outcome]]], path: Path) -> None:
     """Draw the settings of each algorithm that no other of its own beats."""
+    # Tests import this module for what it measures.
+    import matplotlib.pyplot as plt
+
     with plot_style():
         figure, axes = plt.subplots(2, 2, figsize=(8.0, 6.0))
         for axis, (name, of) in zip(axes.flat, fronts.items(), strict=True):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-import matplotlib as mpl
-from matplotlib.figure import Figure
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 BLUE: Final = "#0072b2"
 ORANGE: Final = "#d55e00"
@@ -24,6 +24,8 @@ _STYLE: Final = {
 
 def plot_style() -> AbstractContextManager[None]:
     """Return the context in which figures are made and saved."""
+    import matplotlib as mpl
+
     return mpl.rc_context(_STYLE)
 
 

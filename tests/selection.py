@@ -5,9 +5,11 @@ Property tests repeat themselves: the same examples each time. `make fuzz` gives
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from collections import Counter
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any, Final
 
@@ -62,6 +64,17 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     if distances is None or not collection_path.name.startswith("test_"):
         return None
     return str(collection_path.relative_to(config.rootpath)) not in distances or None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Let the collector of garbage pass over all that is there before the first test: it is a million objects."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from pycocotools import mask as coco
-from skimage import data, measure
 
 from segserve.calls.answers import OUTPUTS, read_model_info, read_result
 from segserve.results.objects import DetectionResult, InstanceResult, KeypointResult
@@ -35,10 +35,17 @@ from segserve_common.kserve import InferAnswer, Tensor
 if TYPE_CHECKING:
     from segserve.results.result import Result
 
-LABELS = measure.label(data.coins()[::3, ::3] > 120, connectivity=1)
-PARTS = [part.label == LABELS for part in measure.regionprops(LABELS) if part.area > 20]
-HEIGHT, WIDTH = LABELS.shape
+HEIGHT, WIDTH = 101, 128
 CLASSES = tuple(ModelClass(id=number, name=f"class {number}") for number in range(3))
+
+
+@cache
+def regions() -> list[np.ndarray]:
+    """Return the bright regions of the coins."""
+    from skimage import data, measure
+
+    labels = measure.label(data.coins()[::3, ::3] > 120, connectivity=1)
+    return [part.label == labels for part in measure.regionprops(labels) if part.area > 20]
 
 
 def answered(value: Value, wanted: tuple[str, ...], encoding: str | None) -> Result:
@@ -63,20 +70,22 @@ def answered(value: Value, wanted: tuple[str, ...], encoding: str | None) -> Res
 
 
 def filled(mask: np.ndarray) -> np.ndarray:
+    from skimage import measure
+
     return np.asarray(measure.label(~np.pad(mask, 1), connectivity=1) != 1)[1:-1, 1:-1]
 
 
 @pytest.mark.parametrize("encoding", [None, *ENCODINGS])
 def test_instances_have_the_same_masks_in_every_encoding(encoding: str | None) -> None:
-    counts = tuple(bytes(coco.encode(np.asfortranarray(part.astype(np.uint8)))["counts"]) for part in PARTS)
-    boxes = np.zeros((len(PARTS), 4), np.float32)
-    scores, classes = np.linspace(1, 0.5, len(PARTS), dtype=np.float32), np.ones(len(PARTS), np.int32)
+    counts = tuple(bytes(coco.encode(np.asfortranarray(part.astype(np.uint8)))["counts"]) for part in regions())
+    boxes = np.zeros((len(regions()), 4), np.float32)
+    scores, classes = np.linspace(1, 0.5, len(regions()), dtype=np.float32), np.ones(len(regions()), np.int32)
 
     result = answered(Instances(boxes, scores, classes, counts, HEIGHT, WIDTH), OUTPUTS["MASKS"], encoding)
 
     assert isinstance(result, InstanceResult)
-    assert len(result) == len(PARTS) > 10
-    for instance, part in zip(result, PARTS, strict=True):
+    assert len(result) == len(regions()) > 10
+    for instance, part in zip(result, regions(), strict=True):
         expected = filled(part) if encoding == "polygons" else part
         np.testing.assert_array_equal(instance.mask, expected)
         assert instance.area == expected.sum()
@@ -112,12 +121,12 @@ def test_the_masks_of_a_multi_label_model_may_overlap_in_every_encoding(encoding
     assert list(result.areas.values()) == areas.tolist()
 
 
-@pytest.mark.parametrize("parts", [len(PARTS), 300])
+@pytest.mark.parametrize("parts", [25, 300])
 @pytest.mark.parametrize("encoding", [None, *ENCODINGS])
 def test_segments_are_the_same_in_every_encoding(encoding: str | None, parts: int) -> None:
     ids = np.zeros((HEIGHT, WIDTH), np.uint16)
-    numbers = [parts - index for index in range(len(PARTS))]
-    for number, part in zip(numbers, PARTS, strict=True):
+    numbers = [parts - index for index in range(len(regions()))]
+    for number, part in zip(numbers, regions(), strict=True):
         ids[filled(part)] = number
     segments = tuple(Segment(number, number % 3, number % 2 == 0, 0.5) for number in numbers)
 

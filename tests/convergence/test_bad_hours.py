@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from convergence.test_cluster import final_state, story, undisturbed
+from convergence.story import Undisturbed, final_state, story
 from fakes.cluster_world import KEY, NAMESPACE, ClusterWorld, model_manifest
 from fakes.kube_faults import Call, Faulty, refusal
 from segserve_common.api_errors import ConflictError, ThrottledError, UnavailableError
@@ -144,8 +144,9 @@ class Unreliable(Faulty):
 
 
 @pytest.mark.parametrize("seed", range(6))
-async def test_ten_minutes_of_an_api_that_is_late_and_fails_three_calls_in_ten_change_nothing(seed: int) -> None:
-    expected, _ = await undisturbed()
+async def test_ten_minutes_of_an_api_that_is_late_and_fails_three_calls_in_ten_change_nothing(
+    seed: int, undisturbed: Undisturbed
+) -> None:
     world = ClusterWorld(delay_s=5.0)
     world.api = unreliable = Unreliable(world, 0.3, seed)
     world.restart()
@@ -155,7 +156,7 @@ async def test_ten_minutes_of_an_api_that_is_late_and_fails_three_calls_in_ten_c
     unreliable.heal()
     await world.turns(20, seconds_each=5)
 
-    assert final_state(world) == expected
+    assert final_state(world) == undisturbed.state
 
 
 @pytest.mark.parametrize("step_s", [3600, -3600, 86_400, -86_400])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from convergence.story import Undisturbed, final_state, story
 from fakes.cluster_world import NAMESPACE, ClusterWorld, model_manifest
+from fakes.deaths import SWEEP, deaths
 from fakes.kube_faults import Faulty, crash_at
 from segserve_common.kube.kinds import CONFIG_MAPS, DEPLOYMENTS, MODELS, POOLS, REVISIONS, SERVICES
 from segserve_common.kube.names import FORCE_DELETE, reports_name
@@ -313,48 +315,15 @@ async def test_a_child_edited_by_hand_is_put_right() -> None:
     assert repaired["spec"]["replicas"] == 1
 
 
-def final_state(world: ClusterWorld) -> dict[str, object]:
-    models = {found["metadata"]["name"] for found in world.kube.all(MODELS)}
-    return {
-        "children": sorted(text for text in world.left() if not text.startswith("Pod ")),
-        "weights": {name: world.weights(name) for name in models},
-        "held": {group: world.held(group) for group in world.groups()},
-        "conditions": {
-            (name, kind): world.condition(name, kind)
-            for name in models
-            for kind in ("Ready", "Degraded", "Progressing")
-        },
-    }
+@SWEEP
+async def test_dying_at_any_write_delays_a_change_but_never_alters_its_outcome(
+    every: bool, undisturbed: Undisturbed
+) -> None:
+    assert len(undisturbed.writes) > 40
 
-
-async def story(world: ClusterWorld, turns: int = 25) -> None:
-    """An apply, an edit that settles, and a delete."""
-    world.apply_pool()
-    world.apply(model_manifest("coins", keepPrevious="20s"))
-    world.apply(model_manifest("cells", keepPrevious="20s"))
-    await world.turns(turns * 2 // 5, seconds_each=5)
-    world.apply(model_manifest("coins", "2", keepPrevious="20s"))
-    world.delete(MODELS, "cells")
-    await world.turns(turns, seconds_each=5)
-
-
-async def undisturbed() -> tuple[dict[str, object], int]:
-    world = ClusterWorld()
-    counted = Faulty(world.kube)
-    world.api = counted
-    world.restart()
-    await story(world)
-    return final_state(world), counted.writes
-
-
-@pytest.mark.parametrize("after", [False, True], ids=["before the write", "after the write"])
-async def test_dying_at_any_write_delays_a_change_but_never_alters_its_outcome(after: bool) -> None:
-    expected, writes = await undisturbed()
-    assert writes > 40
-
-    for number in range(1, writes + 1):
+    for number, after in deaths(undisturbed.writes, every=every):
         world = ClusterWorld()
         world.api = Faulty(world.kube, crash_at(number, after=after))
         world.restart()
         await story(world)
-        assert final_state(world) == expected, f"died at write {number}"
+        assert final_state(world) == undisturbed.state, f"died at write {number}, {after=}"

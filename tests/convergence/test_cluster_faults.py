@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from convergence.test_cluster import final_state, story, undisturbed
+from convergence.story import Undisturbed, final_state, story
 from fakes.cluster_world import ClusterWorld, model_manifest
 from fakes.kube_faults import Fault, Faulty, crash_at, refusal
 from segserve_common.api_errors import (
@@ -78,8 +78,9 @@ def _without_times(content: Json) -> str:
 
 @pytest.mark.parametrize("landed", [False, True], ids=["refused", "its answer is lost"])
 @pytest.mark.parametrize("error", ERRORS.values(), ids=ERRORS)
-async def test_every_write_may_fail_once_in_any_way(error: type[ApiError], landed: bool) -> None:
-    expected, _ = await undisturbed()
+async def test_every_write_may_fail_once_in_any_way(
+    error: type[ApiError], landed: bool, undisturbed: Undisturbed
+) -> None:
     world = ClusterWorld()
     world.api = faulty = EveryWriteFailsOnce(world, refusal(error, retry_after_s=1), landed=landed)
     world.restart()
@@ -87,11 +88,10 @@ async def test_every_write_may_fail_once_in_any_way(error: type[ApiError], lande
     await story(world, turns=140)
 
     assert len(faulty.refused) > 40
-    assert final_state(world) == expected
+    assert final_state(world) == undisturbed.state
 
 
-async def test_a_server_that_answers_nothing_for_a_minute_is_waited_for() -> None:
-    expected, _ = await undisturbed()
+async def test_a_server_that_answers_nothing_for_a_minute_is_waited_for(undisturbed: Undisturbed) -> None:
     world = ClusterWorld()
     start_s = world.now_s
     silent = Fault(refusal(UnavailableError), times=None, until=start_s + 60)
@@ -100,29 +100,29 @@ async def test_a_server_that_answers_nothing_for_a_minute_is_waited_for() -> Non
 
     await story(world, turns=60)
 
-    assert final_state(world) == expected
+    assert final_state(world) == undisturbed.state
 
 
 @pytest.mark.parametrize("delay_s", [1.0, 5.0, 30.0])
-async def test_a_view_that_lags_never_brings_an_older_state_back(delay_s: float) -> None:
-    expected, _ = await undisturbed()
+async def test_a_view_that_lags_never_brings_an_older_state_back(delay_s: float, undisturbed: Undisturbed) -> None:
     world = ClusterWorld(delay_s=delay_s)
 
     await story(world, turns=120)
 
-    assert final_state(world) == expected
+    assert final_state(world) == undisturbed.state
 
 
 @pytest.mark.parametrize("number", range(5, 100, 9))
-async def test_a_process_that_dies_while_its_view_lags_leaves_nothing_wrong(number: int) -> None:
-    expected, _ = await undisturbed()
+async def test_a_process_that_dies_while_its_view_lags_leaves_nothing_wrong(
+    number: int, undisturbed: Undisturbed
+) -> None:
     world = ClusterWorld(delay_s=5.0)
     world.api = Faulty(world.kube, crash_at(number))
     world.restart()
 
     await story(world, turns=60)
 
-    assert final_state(world) == expected
+    assert final_state(world) == undisturbed.state
 
 
 @pytest.mark.parametrize("change", ["edit", "delete", "foreign delete"])

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from fakes.cluster_world import DEFAULTS, NAMESPACE, ClusterWorld, model_manifest
-from fakes.kube_faults import Faulty, crash_at
+from fakes.deaths import SWEEP, deaths
+from fakes.kube_faults import Fault, Faulty, crash_at
 from segserve_common.kube.kinds import DEPLOYMENTS, PODS, POOLS, ROLE_BINDINGS, SERVICE_ACCOUNTS
 from segserve_common.kube.names import COMPONENT_LABEL, POOL_LABEL, SERVER
 from segserve_operator.adapters.kube.view import PoolKey
@@ -399,30 +400,29 @@ def by_pool(world: ClusterWorld) -> dict[str, list[str]]:
     return found
 
 
-async def updated(world: ClusterWorld) -> dict[str, object]:
+async def updated(*faults: Fault) -> tuple[dict[str, object], Faulty]:
+    """Return where an update ends during which these faults come, and the API that had them."""
+    world = ClusterWorld()
     world.apply_pool(replicas=2, update={"maxSurge": 1})
     world.apply(model_manifest("coins"))
     await world.turns(8)
+    world.api = faulty = Faulty(world.kube, *faults)
+    world.restart()
     world.apply_pool(replicas=2, update={"maxSurge": 1}, server=OTHER_SERVER)
     for _ in range(22):
         await world.turns(1, seconds_each=2)
         assert len(servers(world)) <= 3
-    return {"weights": world.weights("coins"), "groups": world.groups(), "servers": set(servers(world))}
+    return {"weights": world.weights("coins"), "groups": world.groups(), "servers": set(servers(world))}, faulty
 
 
-@pytest.mark.parametrize("after", [False, True], ids=["before the write", "after the write"])
-async def test_an_operator_that_dies_at_any_moment_of_an_update_goes_on_with_it(after: bool) -> None:
-    world = ClusterWorld()
-    counted = Faulty(world.kube)
-    world.api = counted
-    world.restart()
-    expected = await updated(world)
+@SWEEP
+async def test_an_operator_that_dies_at_any_moment_of_an_update_goes_on_with_it(every: bool) -> None:
+    expected, counted = await updated()
+    assert counted.writes > 40
 
-    for number in range(20, counted.writes + 1, 3):
-        world = ClusterWorld()
-        world.api = Faulty(world.kube, crash_at(number, after=after))
-        world.restart()
-        assert await updated(world) == expected, f"died at write {number}"
+    for number, after in deaths(counted.sorts_of_writes, every=every):
+        found, _ = await updated(crash_at(number, after=after))
+        assert found == expected, f"died at write {number}, {after=}"
 
 
 async def test_a_template_under_which_a_model_fails_stops_at_its_first_server() -> None:

@@ -14,7 +14,6 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
-from scipy import ndimage
 
 from bench.platform import MODELS as MODELS_FILE
 from bench.platform import Running
@@ -158,6 +157,8 @@ def test_files_with_loss_get_nearly_the_same_answer(coins: Running, expected: di
 def test_every_encoding_decodes_to_the_same_masks(
     coins: Running, expected: dict[str, Any], encoding: Encoding, model: str
 ) -> None:
+    from scipy import ndimage
+
     with Client(coins.url) as client:
         result = client.segment(png(GREY), model=model, encoding=encoding)
 

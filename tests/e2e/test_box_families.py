@@ -5,21 +5,19 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import cv2
 import numpy as np
 import pytest
-import skimage.data
-import torch
 
 from bench.coins import write
 from bench.platform import platform
-from networks import yolo
-from networks.served import model
-from networks.yolo import CLASSES, SIDE
+from networks.served import model, photograph
 from oracles.debian import Debian
 from segserve import Client, DetectionResult, InstanceResult
+
+if TYPE_CHECKING:
+    from networks import yolo
 
 pytestmark = [pytest.mark.platform, pytest.mark.needs("torchvision")]
 
@@ -39,10 +37,6 @@ ANCHORS: dict[str, tuple[tuple[int, int], range]] = {
 IMAGENET = {"normalise": {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}}
 
 
-def photograph(height: int, width: int) -> np.ndarray:
-    return cv2.resize(skimage.data.astronaut(), (width, height), interpolation=cv2.INTER_AREA)
-
-
 @pytest.fixture(scope="module")
 def torchvision() -> Iterator[Debian]:
     with Debian(Path(__file__).parents[1] / "oracles/export_anchors.py") as debian:
@@ -51,6 +45,9 @@ def torchvision() -> Iterator[Debian]:
 
 @pytest.fixture(scope="module")
 def served(torchvision: Debian, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    from networks import yolo
+    from networks.yolo import CLASSES, SIDE
+
     folder = tmp_path_factory.mktemp("boxes")
     for family, (layout, masks) in YOLO.items():
         with warnings.catch_warnings():
@@ -86,6 +83,11 @@ def assert_same(result: Any, boxes: np.ndarray, scores: np.ndarray, classes: np.
 
 @pytest.mark.parametrize("family", YOLO)
 def test_a_yolo_head_is_answered_as_by_its_project(served: Client, family: str) -> None:
+    import torch
+
+    from networks import yolo
+    from networks.yolo import CLASSES, SIDE
+
     layout, with_masks = YOLO[family]
     photo = photograph(SIDE, SIDE)
     with torch.no_grad():

@@ -5,38 +5,28 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 import pytest
-import torch
-from transformers import DetrImageProcessorPil, Mask2FormerImageProcessorPil, MaskFormerImageProcessorPil
 
 from bench.coins import write
 from bench.platform import platform
-from networks import hugging_face
-from networks.hugging_face import CLASSES, SIDE, Exported
-from networks.served import model
+from networks.served import model, photograph
 from segserve import Client, DetectionResult, InstanceResult, PanopticResult, SemanticResult
+
+if TYPE_CHECKING:
+    from networks.hugging_face import Exported
 
 pytestmark = pytest.mark.platform
 
-PHOTO = cv2.resize(hugging_face.photograph(), (150, 100), interpolation=cv2.INTER_LINEAR)
-SIZE = PHOTO.shape[:2]
+SIZE = (100, 150)
 THINGS = [0, 1, 3]
 SEMANTIC_384 = [{"semanticQueries": {"maskSize": [384, 384]}}, {"argmax": {}}]
 SEMANTIC = [{"semanticQueries": {}}, {"argmax": {}}]
 PANOPTIC = {"threshold": 0.3, "overlapThreshold": 0.3}
 INSTANCES = {"threshold": 0.3}
-
-NETWORKS = {
-    "mask2former": hugging_face.mask2former,
-    "maskformer": hugging_face.maskformer,
-    "detr": hugging_face.detr,
-    "detr-panoptic": hugging_face.detr_panoptic,
-    "segformer": hugging_face.segformer,
-}
 MODELS: dict[str, tuple[str, str, list[dict[str, Any]]]] = {
     "segformer": ("segformer", "semantic-logits", []),
     "m2f-semantic": ("mask2former", "mask2former", SEMANTIC_384),
@@ -51,6 +41,8 @@ MODELS: dict[str, tuple[str, str, list[dict[str, Any]]]] = {
 
 @pytest.fixture(scope="module")
 def exported() -> dict[str, Exported]:
+    from networks.hugging_face import NETWORKS
+
     return {name: make() for name, make in NETWORKS.items()}
 
 
@@ -66,7 +58,14 @@ def served(exported: dict[str, Exported], tmp_path_factory: pytest.TempPathFacto
         yield client
 
 
+def photo() -> np.ndarray:
+    """The photograph on which the networks were made to differ, larger."""
+    return np.asarray(cv2.resize(photograph(128, 128), SIZE[::-1], interpolation=cv2.INTER_LINEAR))
+
+
 def resource(folder: Path, name: str) -> dict[str, Any]:
+    from networks.hugging_face import CLASSES, SIDE
+
     network, family, postprocess = MODELS[name]
     return model(
         name,
@@ -80,7 +79,11 @@ def resource(folder: Path, name: str) -> dict[str, Any]:
 
 def outputs(network: Exported) -> Any:
     """What transformers itself gives for the photograph."""
-    resized = cv2.resize(PHOTO, (SIDE, SIDE), interpolation=cv2.INTER_LINEAR)
+    import torch
+
+    from networks.hugging_face import SIDE
+
+    resized = cv2.resize(photo(), (SIDE, SIDE), interpolation=cv2.INTER_LINEAR)
     return network.forward(torch.from_numpy(resized.transpose(2, 0, 1).copy())[None])
 
 
@@ -89,10 +92,12 @@ def agreement(ours: np.ndarray, theirs: Any) -> float:
 
 
 def test_segformer_is_transformers_upsampled_argmax(served: Client, exported: dict[str, Exported]) -> None:
+    import torch
+
     logits = outputs(exported["segformer"]).logits
     expected = torch.nn.functional.interpolate(logits, SIZE, mode="bilinear", align_corners=False)[0].argmax(0)
 
-    result = served.segment(PHOTO, model="segformer")
+    result = served.segment(photo(), model="segformer")
 
     assert isinstance(result, SemanticResult)
     assert agreement(result.labels, expected) > 0.999
@@ -101,15 +106,17 @@ def test_segformer_is_transformers_upsampled_argmax(served: Client, exported: di
 
 @pytest.mark.parametrize(
     ("model", "processor"),
-    [("m2f-semantic", Mask2FormerImageProcessorPil), ("mf-semantic", MaskFormerImageProcessorPil)],
+    [("m2f-semantic", "Mask2FormerImageProcessorPil"), ("mf-semantic", "MaskFormerImageProcessorPil")],
 )
 def test_semantic_maps_of_queries_are_those_of_transformers(
-    served: Client, exported: dict[str, Exported], model: str, processor: Any
+    served: Client, exported: dict[str, Exported], model: str, processor: str
 ) -> None:
-    theirs = outputs(exported[MODELS[model][0]])
-    (expected,) = processor().post_process_semantic_segmentation(theirs, target_sizes=[SIZE])
+    import transformers
 
-    result = served.segment(PHOTO, model=model)
+    theirs = outputs(exported[MODELS[model][0]])
+    (expected,) = getattr(transformers, processor)().post_process_semantic_segmentation(theirs, target_sizes=[SIZE])
+
+    result = served.segment(photo(), model=model)
 
     assert isinstance(result, SemanticResult)
     assert agreement(result.labels, expected) > 0.999
@@ -119,15 +126,19 @@ def test_semantic_maps_of_queries_are_those_of_transformers(
 @pytest.mark.parametrize(
     ("model", "processor"),
     [
-        ("m2f-panoptic", Mask2FormerImageProcessorPil),
-        ("mf-panoptic", MaskFormerImageProcessorPil),
-        ("detr-panoptic", DetrImageProcessorPil),
+        ("m2f-panoptic", "Mask2FormerImageProcessorPil"),
+        ("mf-panoptic", "MaskFormerImageProcessorPil"),
+        ("detr-panoptic", "DetrImageProcessorPil"),
     ],
 )
 def test_panoptic_segments_are_those_of_transformers(
-    served: Client, exported: dict[str, Exported], model: str, processor: Any
+    served: Client, exported: dict[str, Exported], model: str, processor: str
 ) -> None:
-    (expected,) = processor().post_process_panoptic_segmentation(
+    import transformers
+
+    from networks.hugging_face import CLASSES
+
+    (expected,) = getattr(transformers, processor)().post_process_panoptic_segmentation(
         outputs(exported[MODELS[model][0]]),
         threshold=0.3,
         overlap_mask_area_threshold=0.3,
@@ -135,7 +146,7 @@ def test_panoptic_segments_are_those_of_transformers(
         target_sizes=[SIZE],
     )
 
-    result = served.segment(PHOTO, model=model)
+    result = served.segment(photo(), model=model)
 
     assert isinstance(result, PanopticResult)
     rows = [(one["id"], one["label_id"]) for one in expected["segments_info"]]
@@ -146,11 +157,13 @@ def test_panoptic_segments_are_those_of_transformers(
 
 
 def test_instances_of_queries_are_those_of_transformers(served: Client, exported: dict[str, Exported]) -> None:
-    (expected,) = Mask2FormerImageProcessorPil().post_process_instance_segmentation(
+    import transformers
+
+    (expected,) = transformers.Mask2FormerImageProcessorPil().post_process_instance_segmentation(
         outputs(exported["mask2former"]), threshold=0.3, target_sizes=[SIZE], return_binary_maps=True
     )
 
-    result = served.segment(PHOTO, model="m2f-instances")
+    result = served.segment(photo(), model="m2f-instances")
 
     assert isinstance(result, InstanceResult)
     theirs = sorted((-one["score"], one["label_id"], index) for index, one in enumerate(expected["segments_info"]))
@@ -161,12 +174,14 @@ def test_instances_of_queries_are_those_of_transformers(served: Client, exported
 
 
 def test_boxes_of_detr_are_those_of_transformers(served: Client, exported: dict[str, Exported]) -> None:
-    (expected,) = DetrImageProcessorPil().post_process_object_detection(
+    import transformers
+
+    (expected,) = transformers.DetrImageProcessorPil().post_process_object_detection(
         outputs(exported["detr"]), threshold=0.5, target_sizes=[SIZE]
     )
     order = np.argsort(-expected["scores"].numpy(), kind="stable")
 
-    result = served.segment(PHOTO, model="detr")
+    result = served.segment(photo(), model="detr")
 
     assert isinstance(result, DetectionResult)
     assert len(result) == len(order) > 3

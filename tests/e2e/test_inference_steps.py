@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnxruntime
 import pytest
-import torch
 import tritonclient.grpc
-from torch.nn import functional
 
 from bench.coins import variant, write
 from bench.platform import MODELS, Running, platform
 from examples.coins.score import photograph
+
+if TYPE_CHECKING:
+    import torch
+
+    Network = Callable[[torch.Tensor], torch.Tensor]
 
 pytestmark = pytest.mark.platform
 
@@ -28,7 +31,6 @@ MODELS_BY_STEPS: dict[str, list[dict[str, Any]]] = {
     "views": [VIEWS],
     "tiles-of-views": [VIEWS, TILES],
 }
-Network = Callable[[torch.Tensor], torch.Tensor]
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +48,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 @pytest.fixture(scope="module")
 def network() -> Network:
+    import torch
+
     session = onnxruntime.InferenceSession(str(MODELS.parent / "coins-unet.onnx"))
     name = session.get_inputs()[0].name
     return lambda image: torch.from_numpy(session.run(None, {name: image.contiguous().numpy()})[0])
@@ -53,12 +57,17 @@ def network() -> Network:
 
 def padded() -> torch.Tensor:
     """The image as preprocess leaves it: a multiple of 16, its last pixels repeated."""
+    import torch
+
     height, width = (-side % 16 for side in GREY.shape)
     return torch.from_numpy(np.pad(GREY, ((0, height), (0, width)), "edge"))[None, None]
 
 
 def over_tiles(network: Network) -> Network:
     """The definition of tile: Gaussian weights, at least 0.001; beyond the image is its mirror image."""
+    import torch
+    from torch.nn import functional
+
     distance = torch.arange(TILE) - (TILE - 1) / 2
     curve = torch.exp(-(distance**2) / (2 * (TILE / 8) ** 2))
     weight = (curve[:, None] * curve).clamp(min=1e-3)
@@ -88,6 +97,8 @@ def over_tiles(network: Network) -> Network:
 
 def over_views(network: Network) -> Network:
     """The definition of tta: the mean of all views' logits, turned back and resampled."""
+    import torch
+    from torch.nn import functional
 
     def call(image: torch.Tensor) -> torch.Tensor:
         height, width = image.shape[2:]

@@ -5,24 +5,25 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 import pytest
-import skimage.data
-import torch
 
 from bench.coins import write
 from bench.platform import platform
-from networks.semantic import Semantic
-from networks.served import model
+from networks.served import model, photograph
 from segserve import Client, SemanticResult
+
+if TYPE_CHECKING:
+    import torch
+
+    from networks.semantic import Semantic
 
 pytestmark = pytest.mark.platform
 
-PHOTO = cv2.resize(skimage.data.astronaut(), (152, 100), interpolation=cv2.INTER_AREA)
-HEIGHT, WIDTH = PHOTO.shape[:2]
+HEIGHT, WIDTH = 100, 152
 KEPT = {"mode": "keep", "multipleOf": 4}
 STRETCHED = {"mode": "stretch", "height": 128, "width": 128}
 # channels, stride of the logits, classes, resize, postprocess
@@ -36,6 +37,8 @@ MODELS: dict[str, tuple[int, int, int, dict[str, Any], list[dict[str, Any]]]] = 
 
 
 def network(name: str) -> Semantic:
+    from networks.semantic import Semantic
+
     channels, stride, *_ = MODELS[name]
     return Semantic(channels, stride, seed=sorted(MODELS).index(name))
 
@@ -66,7 +69,11 @@ def resource(folder: Path, name: str) -> dict[str, Any]:
 
 def logits(name: str) -> torch.Tensor:
     """Logits (C, HEIGHT, WIDTH) that torch makes of the network's."""
-    seen = PHOTO if MODELS[name][3] is KEPT else cv2.resize(PHOTO, (128, 128), interpolation=cv2.INTER_LINEAR)
+    import torch
+
+    seen = photograph(HEIGHT, WIDTH)
+    if MODELS[name][3] is not KEPT:
+        seen = cv2.resize(seen, (128, 128), interpolation=cv2.INTER_LINEAR)
     with torch.no_grad():
         raw = network(name)(torch.from_numpy(seen.transpose(2, 0, 1).copy())[None])
     corners = name == "align-corners"
@@ -77,7 +84,7 @@ def logits(name: str) -> torch.Tensor:
 def test_labels_are_those_of_torchs_interpolate_and_argmax(served: Client, name: str) -> None:
     expected = logits(name).argmax(0).numpy()
 
-    result = served.segment(PHOTO, model=name)
+    result = served.segment(photograph(HEIGHT, WIDTH), model=name)
 
     assert isinstance(result, SemanticResult)
     assert len(np.unique(expected)) > 2
@@ -89,7 +96,7 @@ def test_confidence_is_torchs_mean_softmax_over_the_class(served: Client) -> Non
     softmax = logits("quarter-resolution").softmax(0)
     labels = softmax.argmax(0)
 
-    result = served.segment(PHOTO, model="quarter-resolution", confidence=True)
+    result = served.segment(photograph(HEIGHT, WIDTH), model="quarter-resolution", confidence=True)
 
     assert isinstance(result, SemanticResult)
     expected = [float(softmax[k][labels == k].mean()) if (labels == k).any() else 0.0 for k in range(5)]
@@ -100,7 +107,7 @@ def test_confidence_is_torchs_mean_softmax_over_the_class(served: Client) -> Non
 def test_one_channel_is_the_second_class_above_its_threshold(served: Client) -> None:
     expected = (logits("one-channel")[0].sigmoid() > 0.3).numpy()
 
-    result = served.segment(PHOTO, model="one-channel")
+    result = served.segment(photograph(HEIGHT, WIDTH), model="one-channel")
 
     assert isinstance(result, SemanticResult)
     assert 0.05 < expected.mean() < 0.95
@@ -108,10 +115,12 @@ def test_one_channel_is_the_second_class_above_its_threshold(served: Client) -> 
 
 
 def test_masks_of_many_labels_overlap_each_above_its_own_threshold(served: Client) -> None:
+    import torch
+
     thresholds = torch.tensor([0.2, 0.4, 0.5, 0.9])[:, None, None]
     expected = (logits("multi-label").sigmoid() > thresholds).numpy()
 
-    result = served.segment(PHOTO, model="multi-label")
+    result = served.segment(photograph(HEIGHT, WIDTH), model="multi-label")
 
     assert isinstance(result, SemanticResult)
     assert (expected.sum(0) > 1).any()

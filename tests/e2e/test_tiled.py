@@ -11,7 +11,6 @@ import sys
 import threading
 from pathlib import Path
 
-import distributed
 import numpy as np
 import pytest
 from PIL import Image
@@ -109,6 +108,8 @@ def test_a_killed_run_is_taken_up_and_ends_as_one_that_was_not(
 
 
 def test_a_dask_cluster_that_loses_a_worker_loses_no_tile(coins: Running, table_path: Path, tmp_path: Path) -> None:
+    import distributed
+
     options = {"model": "coins", "tile": 256, "overlap": 128}
     half_way = threading.Event()
     with (

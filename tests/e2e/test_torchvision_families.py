@@ -7,14 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
-import skimage.data
 
 from bench.coins import write
 from bench.platform import platform
-from networks.served import model
+from networks.served import model, photograph
 from oracles.debian import PYTHON, Debian
 from segserve import Client, DetectionResult, InstanceResult, KeypointResult
 
@@ -22,7 +20,7 @@ pytestmark = [pytest.mark.platform, pytest.mark.needs("torchvision")]
 
 ORACLES = Path(__file__).parents[1] / "oracles"
 SEED = 7  # that of the exported networks
-PHOTO = cv2.resize(skimage.data.astronaut(), (150, 112), interpolation=cv2.INTER_AREA)
+SIZE = (112, 150)
 SCALED = [{"normalise": {"scale": 1 / 255}}]
 # Labels are torchvision's own: the background is 0.
 MODELS: dict[str, tuple[str, range, list[dict[str, Any]]]] = {
@@ -68,18 +66,18 @@ def assert_same_detections(result: Any, expected: dict[str, Any], pixels: float 
 
 
 def test_boxes_of_faster_rcnn_are_torchvisions(served: Client, torchvision: Debian) -> None:
-    expected = torchvision.call("whole", "faster", SEED, PHOTO, False)["answer"]
+    expected = torchvision.call("whole", "faster", SEED, photograph(*SIZE), False)["answer"]
 
-    result = served.segment(PHOTO, model="faster-rcnn")
+    result = served.segment(photograph(*SIZE), model="faster-rcnn")
 
     assert isinstance(result, DetectionResult)
     assert_same_detections(result, expected)
 
 
 def test_masks_of_mask_rcnn_are_torchvisions(served: Client, torchvision: Debian) -> None:
-    expected = torchvision.call("whole", "mask", SEED, PHOTO, False)["answer"]
+    expected = torchvision.call("whole", "mask", SEED, photograph(*SIZE), False)["answer"]
 
-    result = served.segment(PHOTO, model="mask-rcnn")
+    result = served.segment(photograph(*SIZE), model="mask-rcnn")
 
     assert isinstance(result, InstanceResult)
     assert_same_detections(result, expected)
@@ -88,9 +86,9 @@ def test_masks_of_mask_rcnn_are_torchvisions(served: Client, torchvision: Debian
 
 
 def test_points_of_keypoint_rcnn_are_torchvisions(served: Client, torchvision: Debian) -> None:
-    expected = torchvision.call("whole", "keypoint", SEED, PHOTO, False)["answer"]
+    expected = torchvision.call("whole", "keypoint", SEED, photograph(*SIZE), False)["answer"]
 
-    result = served.segment(PHOTO, model="keypoint-rcnn")
+    result = served.segment(photograph(*SIZE), model="keypoint-rcnn")
 
     assert isinstance(result, KeypointResult)
     assert_same_detections(result, expected)
@@ -102,8 +100,8 @@ def test_points_of_keypoint_rcnn_are_torchvisions(served: Client, torchvision: D
 
 def test_torchvisions_own_export_is_served_as_it_is(served: Client, torchvision: Debian) -> None:
     """The network resizes the image itself and answers in pixels of the image that it was given."""
-    expected = torchvision.call("whole", "faster", SEED, PHOTO, True)["answer"]
+    expected = torchvision.call("whole", "faster", SEED, photograph(*SIZE), True)["answer"]
 
-    result = served.segment(PHOTO, model="faster-rcnn-plain")
+    result = served.segment(photograph(*SIZE), model="faster-rcnn-plain")
 
     assert_same_detections(result, expected, pixels=0.05)

@@ -90,7 +90,12 @@ class Faulty:
     @property
     def writes(self) -> int:
         """The number of writes that were tried."""
-        return sum(call.writes for call in self.calls)
+        return len(self.sorts_of_writes)
+
+    @property
+    def sorts_of_writes(self) -> list[tuple[str, str]]:
+        """What each write that was tried does to what kind of object."""
+        return [(call.verb, call.kind.plural) for call in self.calls if call.writes]
 
     def add(self, fault: Fault) -> None:
         """Have one more go wrong; its calls are counted from now on."""

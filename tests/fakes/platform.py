@@ -506,7 +506,7 @@ class CountedWrites:
 
     die_at: int
     after: bool
-    count: int = 0
+    names: list[str] = field(default_factory=list)
 
     def around(self, port: Any) -> Any:
         """Return the port with every write counted."""
@@ -533,8 +533,8 @@ class _Counted:
             return method
 
         async def counted(*arguments: Any) -> None:
-            self._writes.count += 1
-            dies = self._writes.count == self._writes.die_at
+            self._writes.names.append(name)
+            dies = len(self._writes.names) == self._writes.die_at
             if dies and not self._writes.after:
                 raise Crash
             await method(*arguments)

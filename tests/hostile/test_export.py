@@ -13,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from typer.testing import CliRunner
 
 from segserve.cli.app import app
@@ -165,47 +164,18 @@ def test_a_system_that_cannot_confine_reads_no_such_file() -> None:
     assert "use a .safetensors file" in done.stderr
 
 
-class OnLoad(torch.nn.Module):
-    """Writes a file when it is loaded."""
+@pytest.mark.parametrize("kind", ["OnLoad", "OnCall"])
+def test_torchscript_writes_no_file_of_its_user(kind: str, tmp_path: Path) -> None:
+    import torch
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.w = torch.zeros(1)
-        self.training = False
+    from networks import writing
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x
-
-    @torch.jit.export
-    def __getstate__(self):  # type: ignore[no-untyped-def]
-        # type: () -> Tuple[Tensor, bool]
-        return (self.w, self.training)
-
-    @torch.jit.export
-    def __setstate__(self, state):  # type: ignore[no-untyped-def]
-        # type: (Tuple[Tensor, bool]) -> None
-        written = torch.from_file("/tmp/segserve-pwned", True, 3, dtype=torch.uint8)
-        written.copy_(torch.tensor([80, 87, 78], dtype=torch.uint8))
-        self.w = written
-        self.training = state[1]
-
-
-class OnCall(torch.nn.Module):
-    """Writes a file when it is called."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        written = torch.from_file("/tmp/segserve-pwned", True, 3, dtype=torch.uint8)
-        return x + written.copy_(torch.tensor([80, 87, 78], dtype=torch.uint8))[0]
-
-
-@pytest.mark.parametrize("kind", [OnLoad, OnCall])
-def test_torchscript_writes_no_file_of_its_user(kind: type[torch.nn.Module], tmp_path: Path) -> None:
     images = tmp_path / "images"
     images.mkdir()
     shutil.copy(ROOT / "examples/coins/coins.png", images)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        torch.jit.script(kind()).save(str(tmp_path / "evil.pt"))
+        torch.jit.script(getattr(writing, kind)()).save(str(tmp_path / "evil.pt"))
 
     done = CliRunner().invoke(
         app, ["export", str(tmp_path / "evil.pt"), "-o", str(tmp_path / "out"), "--name", "net", "--images",
@@ -218,6 +188,8 @@ def test_torchscript_writes_no_file_of_its_user(kind: type[torch.nn.Module], tmp
 
 
 def test_a_torch_in_the_current_folder_is_not_taken_for_the_real_one(tmp_path: Path) -> None:
+    import torch
+
     torch.save(torch.nn.Linear(3, 4).state_dict(), tmp_path / "w.pt")
     (tmp_path / "torch.py").write_text('open("pwned", "w").write("x"); raise SystemExit(3)')
     code = "from segserve_builder.export.isolated import *; print(sorted(load_weights(Path('w.pt'))))"

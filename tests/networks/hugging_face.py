@@ -9,11 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import cv2
-import numpy as np
-import skimage.data
 import torch
-from numpy.typing import NDArray
 from transformers import (
     DetrConfig,
     DetrForObjectDetection,
@@ -27,6 +23,8 @@ from transformers import (
     SegformerForSemanticSegmentation,
     SwinConfig,
 )
+
+from networks.served import photograph
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -75,12 +73,6 @@ class _Wrapped(torch.nn.Module):
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
         answer = self.model(pixel_values=normalised(image))
         return tuple(getattr(answer, name) for name in self.outputs)
-
-
-def photograph() -> NDArray[np.uint8]:
-    """Return an image of the networks' size, (SIDE, SIDE, 3)."""
-    pixels: NDArray[np.uint8] = cv2.resize(skimage.data.astronaut(), (SIDE, SIDE), interpolation=cv2.INTER_AREA)
-    return pixels
 
 
 def normalised(pixels: torch.Tensor) -> torch.Tensor:
@@ -148,7 +140,7 @@ def _built(make: Callable[[Any], Any], config: Any, seed: int) -> Any:
 
 def _decided(model: Any, *layers: torch.nn.Module, spread: float = 4.0) -> Any:
     """Make the layers' outputs differ: mean 0 and deviation `spread` of each channel."""
-    pixels = torch.from_numpy(photograph().transpose(2, 0, 1).copy())[None]
+    pixels = torch.from_numpy(photograph(SIDE, SIDE).transpose(2, 0, 1).copy())[None]
     for layer in layers:
         seen: list[torch.Tensor] = []
         handle = layer.register_forward_hook(lambda _layer, _given, output, seen=seen: seen.append(output))
@@ -193,3 +185,12 @@ def _detr_config(features: list[str]) -> DetrConfig:
         init_std=0.4,  # with less the queries are the same but for rounding
         **_decoder(64, 8),
     )
+
+
+NETWORKS: dict[str, Callable[[], Exported]] = {
+    "mask2former": mask2former,
+    "maskformer": maskformer,
+    "detr": detr,
+    "detr-panoptic": detr_panoptic,
+    "segformer": segformer,
+}

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
-import skimage.data
 import yaml
 from PIL import Image, ImageDraw, ImageFont
 
@@ -26,7 +25,7 @@ from e2e import (
     test_torchvision_families,
     test_two_networks,
 )
-from networks import yolo
+from networks import hugging_face, yolo
 from oracles.debian import PYTHON, Debian
 from segserve import Client
 
@@ -52,11 +51,11 @@ UNSCORED = {"m2f-panoptic": "mask2former", "detr-panoptic": "detr-panoptic", "mu
 def random_networks(folder: Path) -> list[dict[str, Any]]:
     """Write the tests' networks, and return a resource for each family that no trained one shows."""
     subprocess.run([PYTHON, ORACLES / "export_torchvision.py", folder], check=True)
-    hugging_face = ("m2f-panoptic", "detr", "detr-panoptic")
-    for model in hugging_face:
+    transformers = ("m2f-panoptic", "detr", "detr-panoptic")
+    for model in transformers:
         name = test_hugging_face_families.MODELS[model][0]
-        test_hugging_face_families.NETWORKS[name]().write(folder / f"{name}.onnx")
-    resources = [test_hugging_face_families.resource(folder, model) for model in hugging_face]
+        hugging_face.NETWORKS[name]().write(folder / f"{name}.onnx")
+    resources = [test_hugging_face_families.resource(folder, model) for model in transformers]
     resources += [test_torchvision_families.resource(folder, name) for name in ("faster-rcnn", "keypoint-rcnn")]
     with Debian(ORACLES / "export_anchors.py") as debian:
         for name, (size, ids) in test_box_families.ANCHORS.items():
@@ -129,6 +128,8 @@ def trained_tiles(client: Client) -> Iterator[Image.Image]:
 
 
 def random_tiles(client: Client, names: list[str]) -> Iterator[Image.Image]:
+    import skimage.data
+
     photo = cv2.resize(skimage.data.astronaut(), (TILE, TILE), interpolation=cv2.INTER_AREA)
     for name in names:
         most = None if name in UNSCORED else MOST

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import skimage.data
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -36,6 +35,8 @@ def test_exact_labels_are_those_of_pydensecrf(labels: int, seed: int) -> None:
 @pytest.mark.needs("pydensecrf")
 @pytest.mark.parametrize("name", ["astronaut", "coffee", "chelsea"])
 def test_exact_labels_of_photographs_are_those_of_pydensecrf(name: str) -> None:
+    import skimage.data
+
     image = np.ascontiguousarray(getattr(skimage.data, name)()[:300, :400])
     _, logits, _ = scene(*image.shape[:2], 6, 3)
 

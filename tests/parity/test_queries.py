@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 
 from segserve_builder.families import FAMILIES
@@ -25,6 +24,9 @@ from segserve_builder.stages.panoptic_queries import PanopticQueries
 from segserve_builder.stages.semantic_queries import SemanticQueries
 from segserve_builder.steps.pipeline import Pipeline
 from segserve_builder.values import Instances, Panoptic, Queries, ResizeTransform
+
+if TYPE_CHECKING:
+    import torch
 
 QUERIES, CLASSES = 14, 5
 INPUT = (64, 96)
@@ -92,6 +94,8 @@ class Case:
     """A network's outputs, which transformers and the family read alike."""
 
     def __init__(self, family: str) -> None:
+        import torch
+
         torch.manual_seed(7)
         model = network(family).eval()
         with torch.no_grad():
@@ -117,6 +121,8 @@ class Case:
 
 @pytest.fixture(scope="module")
 def cases() -> Iterator[dict[str, Case]]:
+    import torch
+
     pytest.importorskip("transformers")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -6,8 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ensemble_boxes import soft_nms as oracle
-from ensemble_boxes.ensemble_boxes_nms import cpu_soft_nms_float
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -41,6 +39,8 @@ def some_candidates(seed: int, n: int, classes: int) -> Candidates:
 def test_the_boxes_kept_are_those_of_ensemble_boxes(
     seed: int, n: int, classes: int, method: Any, threshold: float, sigma: float, least: float
 ) -> None:
+    from ensemble_boxes import soft_nms as oracle
+
     value = some_candidates(seed, n, classes)
     scores = value.scores.astype(np.float64)
     boxes, firsts, labels = oracle([value.boxes], [scores], [value.classes], METHODS[method], threshold, sigma, least)
@@ -57,6 +57,8 @@ def test_the_boxes_kept_are_those_of_ensemble_boxes(
 
 @pytest.mark.parametrize("method", ["linear", "gaussian"])
 def test_the_lowered_scores_are_those_of_ensemble_boxes(method: Any) -> None:
+    from ensemble_boxes.ensemble_boxes_nms import cpu_soft_nms_float
+
     value = some_candidates(0, 1000, 1)
     lowered = value.scores.astype(np.float64)
     keep = cpu_soft_nms_float(value.boxes.copy(), lowered, 0.5, 0.5, 0.001, METHODS[method])

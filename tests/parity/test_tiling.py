@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from monai.data.utils import compute_importance_map, dense_patch_slices
-from monai.inferers import sliding_window_inference
-from monai.inferers.utils import _get_scan_interval
 
 from oracles.sliding_window import PADDINGS, Monai
 from segserve_builder.stages.tile import TiledInference
 from segserve_builder.steps.inference import run
 from segserve_builder.steps.tiling import TilePlan, TileWeights, merged, stream
+
+if TYPE_CHECKING:
+    import torch
 
 SIDES = st.integers(1, 60)
 TILES = st.integers(2, 40)
@@ -26,6 +25,9 @@ OVERLAPS = st.floats(0, 0.8)
 @settings(max_examples=60, deadline=None)
 @given(SIDES, SIDES, TILES, TILES, OVERLAPS)
 def test_tiles_start_where_monais_start(height: int, width: int, rows: int, columns: int, overlap: float) -> None:
+    from monai.data.utils import dense_patch_slices
+    from monai.inferers.utils import _get_scan_interval
+
     plan = TilePlan.of(TiledInference(height=rows, width=columns, overlap=overlap, multiple_of=1), height, width)
     size = (max(height, rows), max(width, columns))
     interval = _get_scan_interval(size, (rows, columns), 2, (overlap, overlap))
@@ -42,6 +44,8 @@ def test_tiles_start_where_monais_start(height: int, width: int, rows: int, colu
 @pytest.mark.parametrize("blend", ["gaussian", "constant"])
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (7, 64), (512, 512)])
 def test_weights_are_monais_importance_map(blend: Literal["gaussian", "constant"], size: tuple[int, int]) -> None:
+    from monai.data.utils import compute_importance_map
+
     expected = compute_importance_map(size, mode=blend, sigma_scale=0.125)
 
     np.testing.assert_allclose(TileWeights.of(blend, *size).weights(), expected.numpy(), rtol=1e-5)
@@ -73,6 +77,9 @@ def test_logits_and_labels_are_those_of_monai(
 def test_a_network_over_tiles_says_what_it_says_under_monai(
     height: int, width: int, rows: int, columns: int, overlap: float, padding: Any, batch: int
 ) -> None:
+    import torch
+    from monai.inferers import sliding_window_inference
+
     image = torch.randn(1, 2, height, width, generator=torch.Generator().manual_seed(0))
     kernel = torch.randn(3, 2, 3, 3, generator=torch.Generator().manual_seed(1)) / 9
     if padding == "reflect" and (rows - height >= 2 * height - 1 or columns - width >= 2 * width - 1):

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -21,6 +20,9 @@ from segserve_builder.stages.decode_anchors import DecodeAnchors
 from segserve_builder.steps.pipeline import Pipeline
 from segserve_builder.steps.postprocess import check_postprocess
 from segserve_builder.values import Anchors, ResizeTransform
+
+if TYPE_CHECKING:
+    import torch
 
 IMAGE = TensorSpec("image", "FP32", (None, 3, None, None))
 LOGITS = TensorSpec("cls_logits", "FP32", (None, 500, 7))
@@ -66,6 +68,8 @@ def heads(seed: int, levels: tuple[int, ...], classes: int) -> Anchors:
 
 def decoded(value: Anchors, weights: tuple[float, ...], which: torch.Tensor) -> torch.Tensor:
     """`BoxCoder.decode_single` and `clip_boxes_to_image`, in pixels of the original image."""
+    import torch
+
     anchors, deltas = torch.from_numpy(value.anchors)[which], torch.from_numpy(value.deltas)[which]
     sizes = anchors[:, 2:] - anchors[:, :2]
     centres = anchors[:, :2] + 0.5 * sizes + deltas[:, :2] / torch.tensor(weights[:2]) * sizes
@@ -77,6 +81,8 @@ def decoded(value: Anchors, weights: tuple[float, ...], which: torch.Tensor) -> 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.lists(st.integers(0, 40), min_size=1, max_size=3), st.integers(1, 5))
 def test_sigmoid_heads_are_decoded_level_by_level_as_by_retinanet(seed: int, levels: list[int], classes: int) -> None:
+    import torch
+
     value = heads(seed, tuple(levels), classes)
     scores, anchors, labels = [], [], []
     first = 0
@@ -100,6 +106,8 @@ def test_sigmoid_heads_are_decoded_level_by_level_as_by_retinanet(seed: int, lev
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(0, 60), st.integers(1, 5))
 def test_softmax_heads_are_decoded_class_by_class_as_by_ssd(seed: int, n: int, classes: int) -> None:
+    import torch
+
     value = heads(seed, (n,), classes)
     probable = torch.from_numpy(value.logits).softmax(1)
     scores, anchors, labels = [torch.empty(0)], [torch.empty(0, dtype=torch.int64)], [torch.empty(0)]

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 from pydantic import ValidationError
-from scipy import ndimage
 
 from segserve_builder.imaging.probabilities import mean_confidence
 from segserve_builder.kernels.labels import count_labels, sampled_confidences
@@ -309,6 +308,8 @@ def test_a_label_beyond_the_classes_is_refused() -> None:
 
 @given(st.lists(st.lists(st.booleans(), min_size=35, max_size=35), max_size=6))
 def test_the_areas_of_masks_are_cocos_and_their_regions_scipys(bits: list[list[bool]]) -> None:
+    from scipy import ndimage
+
     masks = [np.array(each, np.uint8).reshape(5, 7) for each in bits]
     encoded = [coco.encode(np.asfortranarray(mask)) for mask in masks]
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import optimize, special
 
 from segserve_builder.golden.calibration import (
     confidence_and_correct,
@@ -21,6 +20,8 @@ from segserve_builder.golden.calibration import (
 
 def drawn(n: int, classes: int, temperature: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Logits, and labels drawn with the probabilities of the logits divided by the temperature."""
+    from scipy import special
+
     rng = np.random.default_rng(seed)
     logits = rng.normal(size=(n, classes)) * 3
     likely = special.softmax(logits / temperature, axis=1).cumsum(axis=1)
@@ -31,6 +32,8 @@ def drawn(n: int, classes: int, temperature: float, seed: int) -> tuple[np.ndarr
 @settings(max_examples=40, deadline=None)
 @given(st.integers(2, 30), st.floats(0.2, 8), st.integers(0, 2**32 - 1))
 def test_the_temperature_is_the_one_that_scipy_finds(classes: int, temperature: float, seed: int) -> None:
+    from scipy import optimize, special
+
     logits, labels = drawn(500, classes, temperature, seed)
 
     def loss(log_temperature: float) -> float:
@@ -122,6 +125,8 @@ def test_certain_answers_that_are_right_have_no_error_and_wrong_ones_the_greates
 @settings(max_examples=60, deadline=None)
 @given(st.floats(0.05, 20), st.integers(0, 2**32 - 1))
 def test_scores_are_those_of_their_logits_over_the_temperature(temperature: float, seed: int) -> None:
+    from scipy import special
+
     logits = np.random.default_rng(seed).normal(size=50) * 4
     scores = special.expit(logits).astype(np.float32)
 

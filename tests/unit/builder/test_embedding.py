@@ -14,7 +14,6 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 from pydantic import ValidationError
-from scipy.spatial.distance import mahalanobis
 
 from bench.coins import variant, with_output
 from fakes.docs import ROOT
@@ -59,6 +58,8 @@ def test_coordinates_of_usual_images_have_mean_zero_and_covariance_one() -> None
 
 
 def test_the_length_of_coordinates_is_the_mahalanobis_distance() -> None:
+    from scipy.spatial.distance import mahalanobis
+
     projections = usual(20_000)
     mean, inverse = projections.mean(0), np.linalg.inv(np.cov(projections, rowvar=False))
     strange = np.full(DIRECTIONS, 0.5)

@@ -12,9 +12,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco
-from scipy import ndimage, special
-from torch import from_numpy
-from torch.nn.functional import interpolate
 
 from segserve_builder.imaging.masks import default_colour, label_png, outlines, polygons_json
 from segserve_builder.imaging.probabilities import mean_confidence
@@ -166,6 +163,8 @@ def test_the_encoding_of_a_request_overrides_that_of_the_model() -> None:
 
 
 def test_polygons_of_instances_are_where_the_masks_are() -> None:
+    from scipy import ndimage
+
     value, masks = instances()
 
     made = encode(value, pipeline(3), RequestOptions(encoding="polygons"), INSTANCE)["MASKS"]
@@ -185,6 +184,8 @@ def test_polygons_of_instances_are_where_the_masks_are() -> None:
 def test_pycocotools_makes_the_mask_with_its_holes_filled_of_its_polygons(
     height: int, width: int, density: float, block: int, seed: int
 ) -> None:
+    from scipy import ndimage
+
     coarse = np.random.default_rng(seed).random((height, width)) < density
     bitmap = coarse.repeat(block, 0).repeat(block, 1).astype(np.uint8)
     mask = np.pad(bitmap, ((3, 5), (4, 2)))
@@ -203,6 +204,10 @@ def test_one_pixel_is_a_square() -> None:
 @pytest.mark.parametrize("classes", [1, 2, 7])
 @pytest.mark.parametrize("size", [(7, 9), (300, 401), (4, 5)])
 def test_confidence_is_the_mean_probability_of_the_label(classes: int, size: tuple[int, int]) -> None:
+    from scipy import special
+    from torch import from_numpy
+    from torch.nn.functional import interpolate
+
     rng = np.random.default_rng(classes)
     labels = rng.integers(0, max(classes, 2) - (classes > 2), size).astype(np.uint8)
     logits = (rng.normal(size=(classes, 4, 5)) * 40).astype(np.float32)

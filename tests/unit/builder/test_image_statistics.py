@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
-from scipy import ndimage
 
 from segserve_builder.steps.image_statistics import LEVELS, measure
 
@@ -34,6 +33,8 @@ def as_jpeg(pixels: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("shape", [(64, 64), (33, 50), (1, 40), (40, 1), (1, 1)])
 def test_of_a_small_image_every_pixel_counts(shape: tuple[int, int], channels: int, dtype: Any) -> None:
+    from scipy import ndimage
+
     most = np.iinfo(dtype).max
     pixels = RNG.integers(0, most, (*shape, channels), endpoint=True).astype(dtype)
     grey = pixels.mean(axis=2)

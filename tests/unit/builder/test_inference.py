@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from torch.nn import functional
 
 from segserve_builder.errors import PipelineError
 from segserve_builder.families.base import NetworkIO, TensorSpec
@@ -22,6 +20,9 @@ from segserve_builder.steps.pipeline import Pipeline
 from segserve_builder.steps.tiling import TilePlan, answers, merged, tiles
 from segserve_builder.steps.views import views
 
+if TYPE_CHECKING:
+    import torch
+
 FLIPS: dict[str, tuple[int, ...]] = {"horizontal": (3,), "vertical": (2,), "both": (2, 3)}
 
 
@@ -29,21 +30,30 @@ class Network:
     """A small network whose answer depends on where things lie; its logits are `stride` times smaller."""
 
     def __init__(self, channels: int = 2, classes: int = 3, stride: int = 1) -> None:
+        import torch
+
         generator = torch.Generator().manual_seed(0)
         self._weight = torch.randn(classes, channels, 2 * stride + 1, 2 * stride + 1, generator=generator)
         self._stride = stride
         self.batches: list[tuple[int, ...]] = []
 
     def torch(self, images: torch.Tensor) -> torch.Tensor:
+        from torch.nn import functional
+
         return functional.conv2d(images.float(), self._weight, stride=self._stride, padding=self._stride) / 9
 
     def __call__(self, batch: np.ndarray) -> np.ndarray:
+        import torch
+
         self.batches.append(batch.shape)
         return self.torch(torch.from_numpy(np.ascontiguousarray(batch))).numpy()
 
 
 def by_torch(image: torch.Tensor, network: Callable[[torch.Tensor], torch.Tensor], options: Tta) -> torch.Tensor:
     """The definition of tta: every different view by itself, turned back, resampled, averaged."""
+    import torch
+    from torch.nn import functional
+
     seen: dict[bytes, torch.Tensor] = {}
     reference = network(image)
     marks = torch.arange(6.0).reshape(1, 1, 2, 3)
@@ -85,6 +95,8 @@ TTAS = st.builds(
 def test_views_are_merged_as_plain_torch_merges_them(
     options: Tta, stride: int, classes: int, height: int, width: int, most: int
 ) -> None:
+    import torch
+
     network = Network(classes=classes, stride=stride)
     image = np.random.default_rng(0).normal(size=(1, 2, 8 * height, 8 * width)).astype(np.float32)
 
@@ -98,6 +110,8 @@ def test_views_are_merged_as_plain_torch_merges_them(
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 def test_either_layout_and_type_of_image_gives_the_same(dtype: type, layout: Literal["NCHW", "NHWC"]) -> None:
+    import torch
+
     image = np.random.default_rng(0).integers(0, 256, (1, 3, 32, 48)).astype(dtype)
     network = Network(channels=3)
     options = Tta(flips=("horizontal",), rotations=(90,), scales=(0.5,), multiple_of=8)
@@ -117,6 +131,8 @@ def test_either_layout_and_type_of_image_gives_the_same(dtype: type, layout: Lit
 
 
 def test_tiles_lie_inside_views() -> None:
+    import torch
+
     network = Network()
     image = np.random.default_rng(0).normal(size=(1, 2, 40, 56)).astype(np.float32)
     tile, tta = (

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from pydantic import ValidationError
-from scipy.special import logsumexp, softmax
 
 from segserve.calls import answers
 from segserve_builder.errors import PipelineError
@@ -62,6 +61,8 @@ def instances(*scores: float) -> Instances:
 
 
 def test_scores_of_label_maps_are_those_of_the_papers() -> None:
+    from scipy.special import logsumexp, softmax
+
     values = np.random.default_rng(0).normal(0, 2, (4, SIDE, SIDE)).astype(np.float32)
     answer = label_map(values, temperature=1.5)
 
@@ -79,6 +80,8 @@ def test_a_single_logit_is_one_of_two_classes() -> None:
 
 
 def test_what_was_padded_tells_nothing() -> None:
+    from scipy.special import softmax
+
     place = ResizeTransform(SIDE, SIDE, 2, 0, 6, SIDE, SIDE, SIDE)
     values = np.full((2, SIDE, SIDE), 0.0, np.float32)
     values[0, 2:8] = 8.0

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from scipy import ndimage
 
 from segserve_builder.kernels.rle import encode_bitmap
 from segserve_builder.kernels.rle_reader import decode_bitmap
@@ -60,6 +59,8 @@ def candidates(**changed: Any) -> Candidates:
 
 def by_scipy(mask: np.ndarray, operation: str, kernel: np.ndarray) -> np.ndarray:
     """Binary morphology that sees nothing beyond the image: it neither erodes nor grows from there."""
+    from scipy import ndimage
+
     erode = lambda m: ndimage.binary_erosion(m, kernel, border_value=1)  # noqa: E731
     dilate = lambda m: ndimage.binary_dilation(m, kernel)  # noqa: E731
     steps = {"erode": [erode], "dilate": [dilate], "open": [erode, dilate], "close": [dilate, erode]}[operation]
@@ -104,6 +105,8 @@ def test_what_a_class_loses_becomes_class_0() -> None:
 @settings(max_examples=100, deadline=None)
 @given(SEEDS, st.integers(1, 40), st.sampled_from([4, 8]))
 def test_small_regions_go_from_labels_and_masks(seed: int, min_area: int, connectivity: Literal[4, 8]) -> None:
+    from scipy import ndimage
+
     labels = blobs(seed, values=3)
     structure = ndimage.generate_binary_structure(2, 1 if connectivity == 4 else 2)
     kept = {}

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from scipy import ndimage
 
 from segserve_builder.kernels.rle import encode_bitmap
 from segserve_builder.kernels.rle_reader import decode_bitmap
@@ -19,7 +18,7 @@ from segserve_builder.stages.keep_largest import KeepLargest
 from segserve_builder.stages.remove_small_regions import RemoveSmallRegions
 from segserve_builder.values import Instances, LabelMap, Logits, ResizeTransform
 
-CORNERS = ndimage.generate_binary_structure(2, 2)
+CORNERS = np.ones((3, 3), bool)
 
 
 def label_map(labels: np.ndarray) -> LabelMap:
@@ -46,6 +45,8 @@ def scattered(seed: int, values: int) -> np.ndarray:
 @settings(max_examples=100, deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_each_instance_has_its_own_holes_filled(seed: int) -> None:
+    from scipy import ndimage
+
     masks = [mask for mask in (scattered(seed, 2), scattered(seed + 1, 2), np.ones((12, 17))) if mask.any()]
 
     filled = FillHoles()(instances(*masks), RequestOptions())
@@ -57,6 +58,8 @@ def test_each_instance_has_its_own_holes_filled(seed: int) -> None:
 @settings(max_examples=100, deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_each_instance_keeps_its_largest_region(seed: int) -> None:
+    from scipy import ndimage
+
     mask = scattered(seed, 2)
     if not mask.any():
         return

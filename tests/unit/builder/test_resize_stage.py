@@ -5,11 +5,9 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from torch.nn import functional
 
 from segserve_builder.errors import BadImageError
 from segserve_builder.stages.base import RequestOptions
@@ -161,6 +159,9 @@ def test_stretch_is_opencv_resize(interpolation: str, channels: int, dtype: Any)
 def test_antialias_resizes_as_torch_does_into_the_same_place(
     options: dict[str, Any], interpolation: str, dtype: Any
 ) -> None:
+    import torch
+    from torch.nn import functional
+
     pixels = picture(90, 120, 3, dtype)
     given = resize(pixels, interpolation=interpolation, antialias=True, **options)
     placed = Resize.model_validate(options).place(90, 120)

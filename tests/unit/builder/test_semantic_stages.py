@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from torch.nn import functional
 
 from segserve_builder.errors import PipelineError, SignatureError
 from segserve_builder.families import FAMILIES
@@ -26,7 +24,9 @@ from segserve_builder.stages.remove_small_regions import RemoveSmallRegions
 from segserve_builder.steps.pipeline import Pipeline
 from segserve_builder.values import Candidates, LabelMap, Logits, NoHeads, ResizeTransform
 
-torch.set_num_threads(1)
+if TYPE_CHECKING:
+    from oracles.one_thread import torch
+
 SEEDS = st.integers(0, 2**32 - 1)
 
 
@@ -36,6 +36,8 @@ def logits(channels: int, h: int, w: int, size: tuple[int, int], seed: int = 0) 
 
 
 def upsampled(value: Logits, aligned: bool) -> torch.Tensor:
+    from oracles.one_thread import functional, torch
+
     size = (value.transform.height, value.transform.width)
     stacked = torch.from_numpy(value.values)[None]
     return functional.interpolate(stacked, size, mode="bilinear", align_corners=aligned)[0]
@@ -44,6 +46,8 @@ def upsampled(value: Logits, aligned: bool) -> torch.Tensor:
 @pytest.mark.parametrize("aligned", [False, True])
 @pytest.mark.parametrize("channels", [2, 5, 300])
 def test_labels_areas_and_confidence_are_those_of_torch(channels: int, aligned: bool) -> None:
+    from oracles.one_thread import torch
+
     value = replace(logits(channels, 9, 12, (70, 101)), temperature=1.8)
 
     found = Argmax(align_corners=aligned)(value, RequestOptions())
@@ -60,6 +64,8 @@ def test_labels_areas_and_confidence_are_those_of_torch(channels: int, aligned: 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
 def test_one_channel_is_compared_as_a_probability_after_calibration(temperature: float) -> None:
+    from oracles.one_thread import torch
+
     value = replace(logits(1, 6, 6, (30, 30)), temperature=temperature)
 
     found = Argmax(threshold=0.7)(value, RequestOptions())
@@ -72,6 +78,8 @@ def test_one_channel_is_compared_as_a_probability_after_calibration(temperature:
 
 
 def test_statistics_are_those_of_the_labels_that_are_left() -> None:
+    from oracles.one_thread import torch
+
     value = logits(3, 12, 12, (60, 60))
     cleaned = RemoveSmallRegions(min_area=200)(Argmax()(value, RequestOptions()), RequestOptions())
 
@@ -103,6 +111,8 @@ def test_a_class_without_pixels_has_no_confidence() -> None:
 def test_multi_label_masks_are_those_of_sigmoid_but_for_float_ties(
     channels: int, h: int, w: int, height: int, width: int, aligned: bool, temperature: float, seed: int
 ) -> None:
+    from oracles.one_thread import torch
+
     value = replace(logits(channels, h, w, (height, width), seed), temperature=temperature)
     thresholds = np.random.default_rng(seed).uniform(0.1, 0.9, channels)
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from networks import yolo
-from networks.yolo import Layout
 from segserve_builder.errors import SignatureError
 from segserve_builder.families import FAMILIES
 from segserve_builder.families.base import NetworkIO, NetworkSignature, TensorSpec
@@ -19,6 +16,11 @@ from segserve_builder.stages.base import RequestOptions
 from segserve_builder.stages.crop_masks import CropMasks
 from segserve_builder.steps.pipeline import Pipeline
 from segserve_builder.values import Candidates, PrototypeHeads, ResizeTransform, ValueType
+
+if TYPE_CHECKING:
+    import torch
+
+    from networks.yolo import Layout
 
 IMAGE = TensorSpec("image", "FP32", (None, 3, 640, 640))
 # 1280 x 640 pixels at half their size in the middle of a square of 640.
@@ -66,11 +68,17 @@ def head(rng: np.random.Generator, n: int, *numbers: int) -> np.ndarray:
 
 
 def reference(rows: np.ndarray, classes: int, layout: Layout) -> tuple[torch.Tensor, ...]:
+    import torch
+
+    from networks import yolo
+
     boxes, *others = yolo.chosen(torch.from_numpy(rows), layout, classes)
     return on_image(boxes), *others
 
 
 def on_image(boxes: torch.Tensor) -> torch.Tensor:
+    import torch
+
     return (boxes - torch.tensor([0.0, 160, 0, 160])) / 0.5
 
 

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco
-from scipy import ndimage
 
 from segserve.results.masks import EncodedMask, largest_first, runs_of
 from segserve_common.errors import ProtocolError
@@ -23,6 +22,8 @@ bitmaps = hnp.arrays(np.bool_, hnp.array_shapes(min_dims=2, max_dims=2, min_side
 
 
 def holeless(bitmap: np.ndarray) -> np.ndarray:
+    from scipy import ndimage
+
     return np.asarray(ndimage.binary_fill_holes(bitmap, np.ones((3, 3))))
 
 
@@ -94,6 +95,8 @@ def test_tracing_and_filling_a_mask_without_holes_gives_it_back(bitmap: np.ndarr
 
 @given(bitmaps)
 def test_each_outline_is_one_four_connected_part(bitmap: np.ndarray) -> None:
+    from scipy import ndimage
+
     assert len(EncodedMask.of(bitmap).polygons) == ndimage.label(bitmap)[1]
 
 

@@ -1,10 +1,6 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
-from targets import BACKGROUND, IGNORED, assign, coins_of
-from train_semantic import target_of
-from yolo import STRIDES, points_of
 
 SIZE = 128
 
@@ -15,6 +11,8 @@ def disc(labels: np.ndarray, number: int, x: int, y: int, radius: int) -> None:
 
 
 def test_only_the_line_between_touching_coins_is_cut() -> None:
+    from train_semantic import target_of
+
     labels = np.zeros((1, SIZE, SIZE), np.uint8)
     labels[0, 20:60, 20:60] = 1
     labels[0, 20:60, 60:90] = 2
@@ -28,6 +26,10 @@ def test_only_the_line_between_touching_coins_is_cut() -> None:
 
 
 def test_every_coin_has_a_point_near_its_centre_that_answers_for_it() -> None:
+    import torch
+    from targets import BACKGROUND, IGNORED, assign, coins_of
+    from yolo import points_of
+
     labels = np.zeros((SIZE, SIZE), np.uint8)
     for number, coin in enumerate(((20, 20, 9), (90, 30, 20), (50, 90, 34)), 1):
         disc(labels, number, *coin)
@@ -43,6 +45,9 @@ def test_every_coin_has_a_point_near_its_centre_that_answers_for_it() -> None:
 
 
 def test_small_coins_are_for_fine_points_and_large_ones_for_coarse_points() -> None:
+    from targets import assign, coins_of
+    from yolo import STRIDES, points_of
+
     labels = np.zeros((SIZE, SIZE), np.uint8)
     disc(labels, 1, 30, 30, 8)
     disc(labels, 2, 80, 80, 40)
@@ -55,6 +60,9 @@ def test_small_coins_are_for_fine_points_and_large_ones_for_coarse_points() -> N
 
 
 def test_a_scene_without_coins_is_all_background() -> None:
+    from targets import BACKGROUND, assign, coins_of
+    from yolo import points_of
+
     coins = coins_of(np.zeros((SIZE, SIZE), np.uint8))
 
     assert coins.boxes.shape == (0, 4)

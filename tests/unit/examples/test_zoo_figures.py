@@ -2,15 +2,13 @@ from __future__ import annotations
 
 import contextlib
 import io
+from functools import cache
 
 import numpy as np
 import pytest
-import torch
 from pycocotools import mask as coco_mask
 from pycocotools.cocoeval import COCOeval
 
-from examples.zoo import offline
-from examples.zoo.calibration import scored
 from examples.zoo.evaluate import (
     Found,
     boundary,
@@ -24,7 +22,10 @@ from examples.zoo.world import Scene, draw_scenes
 from segserve.results.masks import EncodedMask
 from segserve_builder.golden.calibration import expected_calibration_error, rescaled
 
-SCENES = draw_scenes(6, 5)
+
+@cache
+def scenes() -> list[Scene]:
+    return draw_scenes(6, 5)
 
 
 def counts(mask: np.ndarray) -> bytes:
@@ -49,15 +50,15 @@ def noisy(scene: Scene, rng: np.random.Generator) -> list[Found]:
 
 
 def test_the_truth_itself_is_a_perfect_answer() -> None:
-    semantic = semantic_figures([scene.labels for scene in SCENES], SCENES)
-    instances = instance_figures([perfect(scene) for scene in SCENES], SCENES)
+    semantic = semantic_figures([scene.labels for scene in scenes()], scenes())
+    instances = instance_figures([perfect(scene) for scene in scenes()], scenes())
 
     assert semantic["mIoU"] == semantic["boundary IoU"] == 1
     assert instances["AP"] == instances["AP50"] == instances["AP75"] == pytest.approx(1)
 
 
 def test_no_answer_at_all_has_no_precision() -> None:
-    assert instance_figures([[] for _ in SCENES], SCENES)["AP50"] == 0
+    assert instance_figures([[] for _ in scenes()], scenes())["AP50"] == 0
 
 
 def test_the_iou_of_a_class_is_of_all_images_together() -> None:
@@ -89,14 +90,14 @@ def test_islands_are_counted_by_class_and_edge() -> None:
 
 def test_precision_is_that_of_pycocotools() -> None:
     rng = np.random.default_rng(0)
-    found = [noisy(scene, rng) for scene in SCENES]
-    truth = ground_truth(SCENES)
+    found = [noisy(scene, rng) for scene in scenes()]
+    truth = ground_truth(scenes())
     results = [
         {
             "image_id": image_id,
             "category_id": one.class_id,
             "score": one.score,
-            "segmentation": {"size": list(SCENES[image_id - 1].labels.shape), "counts": one.counts},
+            "segmentation": {"size": list(scenes()[image_id - 1].labels.shape), "counts": one.counts},
         }
         for image_id, image in enumerate(found, 1)
         for one in image
@@ -107,7 +108,7 @@ def test_precision_is_that_of_pycocotools() -> None:
         judge.accumulate()
         judge.summarize()
 
-    figures = instance_figures(found, SCENES)
+    figures = instance_figures(found, scenes())
 
     assert [figures[name] for name in ("AP", "AP50", "AP75")] == pytest.approx(judge.stats[:3])
     assert 0.05 < figures["AP75"] < figures["AP50"] < 0.95
@@ -116,17 +117,19 @@ def test_precision_is_that_of_pycocotools() -> None:
 def test_precision_by_size_counts_only_objects_of_that_size() -> None:
     small = [
         [one for one in perfect(scene) if coco_mask.area({"size": [128, 128], "counts": one.counts}) < 256]
-        for scene in SCENES
+        for scene in scenes()
     ]
 
-    figures = instance_figures(small, SCENES)
+    figures = instance_figures(small, scenes())
 
     assert figures["AP tiny"] == figures["AP small"] == pytest.approx(1)
     assert figures["AP large"] == 0
 
 
 def test_an_object_that_is_found_twice_is_right_once() -> None:
-    scene = SCENES[0]
+    from examples.zoo.calibration import scored
+
+    scene = scenes()[0]
     twice = [*perfect(scene), *(Found(one.class_id, 0.5, one.counts) for one in perfect(scene))]
 
     scores, right = scored([twice], [scene])
@@ -136,6 +139,10 @@ def test_an_object_that_is_found_twice_is_right_once() -> None:
 
 
 def test_the_calibration_error_offline_is_that_of_the_builder() -> None:
+    import torch
+
+    from examples.zoo import offline
+
     rng = np.random.default_rng(0)
     sure, right = rng.random(500), rng.random(500) < 0.7
 
@@ -146,6 +153,8 @@ def test_the_calibration_error_offline_is_that_of_the_builder() -> None:
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
 def test_scores_are_rescaled_offline_as_they_are_served(temperature: float) -> None:
+    from examples.zoo import offline
+
     scores = np.array([0, 0.01, 0.5, 0.99, 1], np.float32)
 
     ours = [offline.cooled(float(score), temperature) for score in scores]

@@ -1,35 +1,39 @@
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import pytest
-import torch
 
-from examples.zoo import offline
-from examples.zoo.networks import NETWORKS
-from examples.zoo.offline import Network
-from examples.zoo.refresh import RESOURCES, with_digests
-from examples.zoo.report import SIZES
-from examples.zoo.train import RECIPES
-from examples.zoo.training import HERE, WEIGHTS, Run
-from examples.zoo.variants import LEAST_SCORE, NMS_IOU, SEMANTIC, documents
-from examples.zoo.world import draw_scenes
+from examples.zoo.world import Scene, draw_scenes
 from segserve.results.masks import EncodedMask
 from segserve_builder.stages.base import RequestOptions
 from segserve_builder.steps.in_process import InProcessModel
 from segserve_operator.api.segmentation_model import SegmentationModel
 
-NAMES = pytest.mark.parametrize("name", NETWORKS)
-SCENES = draw_scenes(4, 1000, SIZES)
+LABELLED = ("unet", "attention-unet", "unet-plus-plus", "deeplab", "pspnet", "segformer")
+COUNTED = ("yolo-seg", "mask-rcnn", "maskformer")
+NAMES = pytest.mark.parametrize("name", LABELLED + COUNTED)
+
+
+@cache
+def scenes() -> list[Scene]:
+    from examples.zoo.report import SIZES
+
+    return draw_scenes(4, 1000, SIZES)
 
 
 def artifact(name: str) -> Path:
+    from examples.zoo.training import WEIGHTS
+
     return WEIGHTS / f"{name}.onnx"
 
 
 def in_process(name: str) -> InProcessModel:
+    from examples.zoo.variants import documents
+
     resource = SegmentationModel.model_validate(documents()[f"zoo-{name}"])
     return InProcessModel(resource.spec.pipeline(resource.metadata.name), artifact(name))
 
@@ -40,11 +44,21 @@ def png(image: np.ndarray) -> bytes:
     return bytes(cv2.imencode(".png", image[..., ::-1])[1])
 
 
+def test_every_network_is_tested_here() -> None:
+    from examples.zoo.networks import NETWORKS
+    from examples.zoo.variants import SEMANTIC
+
+    assert set(NETWORKS) == {*LABELLED, *COUNTED}
+    assert set(SEMANTIC) == set(LABELLED)
+
+
 @NAMES
 def test_torch_reads_its_weights_out_of_the_file_that_is_served(name: str) -> None:
+    from examples.zoo.offline import Network
+
     session = onnxruntime.InferenceSession(str(artifact(name)), providers=["CPUExecutionProvider"])
     network = Network(name)
-    view = network.view(SCENES[0].image)
+    view = network.view(scenes()[0].image)
     batch = view.pixels[None] if name == "segformer" else view.pixels.transpose(2, 0, 1)[None]
 
     served = session.run(None, {session.get_inputs()[0].name: np.ascontiguousarray(batch)})
@@ -63,15 +77,21 @@ def test_the_file_is_small_enough_to_commit(name: str) -> None:
 
 
 def test_the_digests_of_zoo_yaml_are_those_of_the_files() -> None:
+    from examples.zoo.refresh import RESOURCES, with_digests
+    from examples.zoo.training import HERE
+
     text = RESOURCES.read_text()
 
     assert with_digests(text, HERE) == text, "run `python -m examples.zoo.refresh`"
 
 
-@pytest.mark.parametrize("name", SEMANTIC)
+@pytest.mark.parametrize("name", LABELLED)
 def test_label_maps_are_those_of_plain_torch(name: str) -> None:
+    from examples.zoo import offline
+    from examples.zoo.offline import Network
+
     model, network = in_process(name), Network(name)
-    for scene in SCENES:
+    for scene in scenes():
         answer = model.answer(png(scene.image), RequestOptions(encoding="raw"))
         labels = np.frombuffer(answer["LABELS"][0], np.uint8).reshape(scene.labels.shape)
         view = network.view(scene.image)
@@ -81,10 +101,14 @@ def test_label_maps_are_those_of_plain_torch(name: str) -> None:
         assert np.count_nonzero(labels != plain) <= 2
 
 
-@pytest.mark.parametrize("name", ["yolo-seg", "mask-rcnn", "maskformer"])
+@pytest.mark.parametrize("name", COUNTED)
 def test_instances_are_those_of_plain_torch(name: str) -> None:
+    from examples.zoo import offline
+    from examples.zoo.offline import Network
+    from examples.zoo.variants import LEAST_SCORE, NMS_IOU
+
     model, network = in_process(name), Network(name)
-    for scene in SCENES:
+    for scene in scenes():
         answer = model.answer(png(scene.image), RequestOptions(encoding="rle"))
         view = network.view(scene.image)
         plain = {
@@ -102,6 +126,10 @@ def test_instances_are_those_of_plain_torch(name: str) -> None:
 
 def test_masks_are_pasted_as_torchvision_pastes_them() -> None:
     """The box of whole pixels is as torchvision has it; a mask of ones fills it but for its soft edge."""
+    import torch
+
+    from examples.zoo import offline
+
     mask = offline.pasted(torch.ones(28, 28), torch.tensor([10.0, 20.0, 38.0, 48.0]), 64, 64)
 
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
@@ -113,6 +141,11 @@ def test_masks_are_pasted_as_torchvision_pastes_them() -> None:
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @pytest.mark.filterwarnings("ignore:The feature will be removed:DeprecationWarning")
 def test_a_network_can_be_trained_again(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from examples.zoo.train import RECIPES
+    from examples.zoo.training import Run
+
     scenes = draw_scenes(8, 3)
     monkeypatch.setattr("examples.zoo.train.pool", lambda seed: scenes)
     train, _ = RECIPES[name]

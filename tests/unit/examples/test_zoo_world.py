@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import pytest
 
-from examples.zoo.training import batch_of, objects_of
 from examples.zoo.world import CLASSES, LEAST_PIXELS, STAR, WIRE, Scene, draw_scene, draw_scenes
 
-SCENES = draw_scenes(40, 5)
+
+@cache
+def scenes() -> list[Scene]:
+    return draw_scenes(40, 5)
 
 
 def equal(one: Scene, other: Scene) -> bool:
@@ -24,7 +28,7 @@ def test_another_seed_draws_another_scene() -> None:
 
 
 def test_a_scene_does_not_depend_on_how_many_are_drawn() -> None:
-    assert all(equal(one, other) for one, other in zip(draw_scenes(3, 5), SCENES, strict=False))
+    assert all(equal(one, other) for one, other in zip(draw_scenes(3, 5), scenes(), strict=False))
 
 
 @pytest.mark.parametrize("size", [(128, 128), (112, 144), (150, 90)])
@@ -36,19 +40,19 @@ def test_a_scene_has_the_size_that_is_asked_for(size: tuple[int, int]) -> None:
 
 
 def test_the_label_of_a_pixel_is_the_class_of_its_object() -> None:
-    for scene in SCENES:
+    for scene in scenes():
         np.testing.assert_array_equal(scene.labels, np.array([0, *scene.classes])[scene.objects])
 
 
 def test_of_every_object_enough_is_seen() -> None:
-    for scene in SCENES:
+    for scene in scenes():
         seen = np.bincount(scene.objects.ravel(), minlength=len(scene.classes) + 1)
         assert len(seen) == len(scene.classes) + 1
         assert seen[1:].min() >= LEAST_PIXELS
 
 
 def test_every_class_is_there_and_stars_are_rare() -> None:
-    counts = np.bincount(np.concatenate([scene.classes for scene in SCENES]), minlength=len(CLASSES))
+    counts = np.bincount(np.concatenate([scene.classes for scene in scenes()]), minlength=len(CLASSES))
 
     assert counts[0] == 0
     assert counts[1:].min() > 0
@@ -56,8 +60,8 @@ def test_every_class_is_there_and_stars_are_rare() -> None:
 
 
 def test_wires_are_thin_and_some_shapes_are_tiny() -> None:
-    areas = [np.bincount(scene.objects.ravel())[1:] for scene in SCENES]
-    thin = np.concatenate([of[scene.classes == WIRE] for scene, of in zip(SCENES, areas, strict=True)])
+    areas = [np.bincount(scene.objects.ravel())[1:] for scene in scenes()]
+    thin = np.concatenate([of[scene.classes == WIRE] for scene, of in zip(scenes(), areas, strict=True)])
 
     assert thin.max() < 300
     assert sum((of < 64).sum() for of in areas) > 20
@@ -65,18 +69,22 @@ def test_wires_are_thin_and_some_shapes_are_tiny() -> None:
 
 def test_objects_hide_parts_of_others() -> None:
     """An object in two parts, or with a hole, has another upon it."""
+    from examples.zoo.training import objects_of
+
     hidden = 0
-    for scene in SCENES:
+    for scene in scenes():
         boxes = objects_of(scene).boxes.numpy().astype(int)
         for number, (x1, y1, x2, y2) in enumerate(boxes, 1):
             others = scene.objects[y1:y2, x1:x2]
             hidden += bool(((others != 0) & (others != number)).any())
 
-    assert hidden > len(SCENES)
+    assert hidden > len(scenes())
 
 
 def test_what_is_trained_on_is_turned_together() -> None:
-    images, batch = batch_of(np.random.default_rng(0), SCENES)
+    from examples.zoo.training import batch_of, objects_of
+
+    images, batch = batch_of(np.random.default_rng(0), scenes())
 
     assert images.shape == (8, 3, 128, 128)
     assert float(images.min()) >= 0

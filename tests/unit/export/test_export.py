@@ -14,11 +14,8 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-import skimage.data
-import torch
 from typer.testing import CliRunner
 
-from networks import hugging_face
 from segserve.cli.app import app
 from segserve_builder.errors import ExportError
 from segserve_builder.export.graph import ExportShape, Preparation, answers, folded, largest_difference, write
@@ -62,6 +59,8 @@ def code(tmp_path: Path) -> str:
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
+    import skimage.data
+
     folder = tmp_path / "images"
     folder.mkdir()
     cv2.imwrite(str(folder / "a.png"), skimage.data.astronaut()[:300:3, ::3, ::-1])
@@ -107,6 +106,8 @@ def test_a_smaller_file_is_measured_against_labels(code: str, images: Path, tmp_
 
 
 def test_the_file_normalises_in_its_graph_and_takes_any_batch_and_size(code: str, tmp_path: Path) -> None:
+    import torch
+
     network = load(f"{code}:make").module
     preparation = Preparation(1 / 255, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
     whole = folded(network, FAMILIES["semantic-logits"], preparation)
@@ -126,6 +127,8 @@ def test_the_file_normalises_in_its_graph_and_takes_any_batch_and_size(code: str
 
 
 def test_weights_of_a_training_script_fill_the_network(code: str, tmp_path: Path) -> None:
+    import torch
+
     trained = load(f"{code}:make").module
     with torch.no_grad():
         trained.body[0].weight.add_(0.25)
@@ -144,6 +147,8 @@ def test_weights_of_a_training_script_fill_the_network(code: str, tmp_path: Path
 def test_torchscript_is_exported_as_the_network_that_it_is_of(
     code: str, images: Path, tmp_path: Path, kind: str
 ) -> None:
+    import torch
+
     network = load(f"{code}:make").module
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -178,6 +183,8 @@ def test_a_pickle_that_runs_code_is_refused_and_runs_nothing(code: str, tmp_path
 
 
 def test_who_is_not_root_reads_weights_in_the_sandbox_too(tmp_path: Path) -> None:
+    import torch
+
     torch.save(torch.nn.Linear(3, 4).state_dict(), tmp_path / "w.pth")
     somebody = ["unshare", "--user", "--map-user=1000", "--map-group=1000"] if os.geteuid() == 0 else []
     code = "import sys; from segserve_builder.export.isolated import *; print(sorted(load_weights(Path(sys.argv[1]))))"
@@ -189,6 +196,8 @@ def test_who_is_not_root_reads_weights_in_the_sandbox_too(tmp_path: Path) -> Non
 
 
 def test_a_checkpoint_without_tensors_is_refused(tmp_path: Path) -> None:
+    import torch
+
     torch.save({"epoch": 3}, tmp_path / "w.pth")
 
     with pytest.raises(ExportError, match="is a dict without named tensors; a state dict is allowed"):
@@ -210,6 +219,8 @@ def test_what_is_no_network_is_refused(code: str, source: str, says: str) -> Non
 
 
 def test_weights_of_another_network_are_refused(code: str, tmp_path: Path) -> None:
+    import torch
+
     torch.save(torch.nn.Linear(3, 4).state_dict(), tmp_path / "w.pth")
 
     with pytest.raises(ExportError, match=r"the weights in w\.pth do not fit the network: Missing key"):
@@ -217,6 +228,8 @@ def test_weights_of_another_network_are_refused(code: str, tmp_path: Path) -> No
 
 
 def test_a_transformers_checkpoint_says_its_family_classes_and_preparation(tmp_path: Path) -> None:
+    from networks import hugging_face
+
     made = hugging_face.segformer().model
     made.config.id2label = {0: "sky", 1: "road", 2: "car", 3: "tree", 4: "person"}
     made.save_pretrained(tmp_path)
@@ -233,6 +246,8 @@ def test_a_transformers_checkpoint_says_its_family_classes_and_preparation(tmp_p
 
 @pytest.mark.parametrize(("name", "family"), [("segformer", "semantic-logits"), ("mask2former", "mask2former")])
 def test_a_transformers_checkpoint_is_exported_whole(name: str, family: str, images: Path, tmp_path: Path) -> None:
+    from networks import hugging_face
+
     getattr(hugging_face, name)().model.save_pretrained(tmp_path / "checkpoint")
 
     run(tmp_path / "checkpoint", "-o", tmp_path / "out", "--name", "net", "--images", images, "--size", "128x128")

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco
-from torch.nn import functional
 
 from segserve_builder.kernels.class_masks import class_masks
 from segserve_builder.sampling import axes
 from segserve_builder.values import ResizeTransform
 
-torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools, numpy 2
 
 
 def upsampled(logits: np.ndarray, size: tuple[int, int], aligned: bool = False) -> np.ndarray:
+    from oracles.one_thread import functional, torch
+
     stacked = torch.from_numpy(np.ascontiguousarray(logits))[None]
     return functional.interpolate(stacked, size, mode="bilinear", align_corners=aligned)[0].numpy()
 
@@ -35,6 +34,8 @@ def confident(values: np.ndarray, masks: np.ndarray, temperature: float = 1.0) -
 @pytest.mark.parametrize("aligned", [False, True])
 @pytest.mark.parametrize("kind", ["smooth", "noise", "rare"])
 def test_the_strings_of_torch_and_pycocotools(kind: str, aligned: bool) -> None:
+    from oracles.one_thread import torch
+
     noise = np.random.default_rng(0).normal(size=(7, 48, 40)).astype(np.float32)
     smooth = upsampled(noise[:, :6, :5], (48, 40))
     logits = {"smooth": smooth, "noise": noise, "rare": smooth - np.float32(1.4)}[kind]

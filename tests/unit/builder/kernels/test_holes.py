@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import ndimage
 
 from segserve_builder.kernels.holes import fill_holes
 
@@ -19,6 +18,8 @@ def by_scipy(
     labels: np.ndarray, connectivity: int, max_area: int | None, everything: bool, classes: set[int] | None
 ) -> np.ndarray:
     """Each hole of each class, alone: the smallest has its pixels of class 0, or the largest has all."""
+    from scipy import ndimage
+
     structure = ndimage.generate_binary_structure(2, 2 if connectivity == 4 else 1)
     filled, size = labels.copy(), np.zeros(labels.shape, np.int64)
     for value in np.unique(labels[labels > 0]).tolist():
@@ -75,6 +76,8 @@ def test_the_holes_that_are_filled_are_those_of_scipy(
 
 @pytest.mark.parametrize("connectivity", [4, 8])
 def test_a_mask_is_filled_as_scipy_fills_it(connectivity: Literal[4, 8]) -> None:
+    from scipy import ndimage
+
     mask = (np.random.default_rng(5).random((300, 700)) < 0.55).astype(np.uint8)
     structure = ndimage.generate_binary_structure(2, 2 if connectivity == 4 else 1)
 

@@ -8,9 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import ndimage
-from skimage.feature import peak_local_max
-from skimage.segmentation import watershed
 
 from segserve_builder.kernels.instances import MOST_DISTANCE, ObjectMap, cut_regions, find_regions
 
@@ -22,6 +19,8 @@ ALL = [1, 2, 3]
 
 
 def structure(connectivity: int) -> np.ndarray:
+    from scipy import ndimage
+
     return ndimage.generate_binary_structure(2, 1 if connectivity == 4 else 2)
 
 
@@ -43,6 +42,8 @@ def parts(numbers: np.ndarray) -> set[frozenset[int]]:
 
 
 def regions_by_scipy(labels: np.ndarray, classes: list[int], connectivity: int) -> np.ndarray:
+    from scipy import ndimage
+
     numbers, n = np.zeros(labels.shape, np.int64), 0
     for value in classes:
         found, count = ndimage.label(labels == value, structure(connectivity))
@@ -53,6 +54,10 @@ def regions_by_scipy(labels: np.ndarray, classes: list[int], connectivity: int) 
 
 def cut_by_skimage(labels: np.ndarray, connectivity: int, min_distance: int, classes: list[int] = ALL) -> np.ndarray:
     """Each region cut by itself; equally high peaks, which scikit-image's heap does not order, flood row by row."""
+    from scipy import ndimage
+    from skimage.feature import peak_local_max
+    from skimage.segmentation import watershed
+
     regions = regions_by_scipy(labels, classes, connectivity)
     numbers, n = np.zeros(labels.shape, np.int64), 0
     for region in range(1, regions.max(initial=0) + 1):
@@ -74,6 +79,8 @@ def cut_by_skimage(labels: np.ndarray, connectivity: int, min_distance: int, cla
 
 def blobs(height: int, width: int, dtype: type, seed: int) -> np.ndarray:
     """Touching discs of three classes, smooth noise, or blocks, by seed."""
+    from scipy import ndimage
+
     rng = np.random.default_rng(seed)
     if seed % 3 == 0:
         smooth = ndimage.gaussian_filter(rng.normal(size=(height, width)), rng.uniform(0.5, 4))

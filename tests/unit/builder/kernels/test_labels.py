@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.nn import functional
 
 from segserve_builder.kernels.labels import best_class, label_map
 from segserve_builder.sampling import Axis, axes
 from segserve_builder.values import ResizeTransform
-
-torch.set_num_threads(1)
 
 
 def noise(channels: int, height: int, width: int, seed: int) -> np.ndarray:
@@ -21,6 +17,8 @@ def noise(channels: int, height: int, width: int, seed: int) -> np.ndarray:
 
 
 def interpolated(logits: np.ndarray, height: int, width: int, aligned: bool = False) -> np.ndarray:
+    from oracles.one_thread import functional, torch
+
     stacked = torch.from_numpy(np.ascontiguousarray(logits))[None]
     return functional.interpolate(stacked, (height, width), mode="bilinear", align_corners=aligned)[0].numpy()
 

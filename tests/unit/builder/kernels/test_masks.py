@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco
-from torch.nn import functional
 
 from segserve_builder.kernels.masks import mask_rles
 from segserve_builder.sampling import axes
 from segserve_builder.values import ResizeTransform
 
-torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools, numpy 2
 
 
@@ -43,11 +40,15 @@ def decoded(counts: tuple[bytes, ...], height: int, width: int) -> np.ndarray:
 
 
 def by_torch(prototypes: np.ndarray, coefficients: np.ndarray, height: int, width: int) -> np.ndarray:
+    from oracles.one_thread import functional, torch
+
     low = np.tensordot(coefficients, prototypes, 1)[None]
     return functional.interpolate(torch.from_numpy(low), (height, width), mode="bilinear")[0].numpy()
 
 
 def by_grid_sample(low: np.ndarray, p: ResizeTransform) -> np.ndarray:
+    from oracles.one_thread import functional, torch
+
     h, w = low.shape[1:]
     rows, columns = axes(p, h, w)
     content = low[:, rows.first : rows.first + rows.cells, columns.first : columns.first + columns.cells]

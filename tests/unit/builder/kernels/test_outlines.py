@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import ndimage
 
 from segserve_builder.imaging.masks import outlines, polygons_json
 from segserve_builder.kernels.outlines import ring_json, simplified
@@ -48,6 +47,8 @@ def crossings(ring: np.ndarray) -> int:
 @settings(max_examples=200, deadline=None)
 @given(SEEDS)
 def test_every_part_that_lies_in_no_hole_has_an_outline_that_turns_at_every_point(seed: int) -> None:
+    from scipy import ndimage
+
     found = window(seed)
     _, outer = ndimage.label(ndimage.binary_fill_holes(found.bitmap), np.ones((3, 3)))
 

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco
-from torch.nn import functional
 
 from segserve_builder.kernels.paste import paste_rles
 
-torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools, numpy 2
 SIZES = st.integers(1, 150)
 SEEDS = st.integers(0, 2**32 - 1)
@@ -21,6 +18,8 @@ TIE = 5e-6  # both sides are float32 sums, rounded in another order
 
 def head(n: int, side: int, height: int, width: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Noisy or smooth probabilities, and boxes of all sizes, some of which leave the image."""
+    from oracles.one_thread import functional, torch
+
     rng = np.random.default_rng(seed)
     masks = rng.random((n, side, side))
     if rng.random() < 0.5 and side > 4 and n:
@@ -67,6 +66,8 @@ def by_torchvision(mask: np.ndarray, box: np.ndarray, height: int, width: int) -
 
 def by_detectron2(mask: np.ndarray, box: np.ndarray, height: int, width: int) -> np.ndarray:
     """Values as detectron2's paste_masks_in_image has them on a CPU: float32, in a window around the box."""
+    from oracles.one_thread import functional, torch
+
     x0, y0, x1, y1 = torch.from_numpy(box)
     left, top = max(int(x0.floor()) - 1, 0), max(int(y0.floor()) - 1, 0)
     right, bottom = min(int(x1.ceil()) + 1, width), min(int(y1.ceil()) + 1, height)
@@ -116,6 +117,8 @@ def test_detectron2s_masks_are_those_of_grid_sample_but_for_float_ties(
 
 @pytest.mark.parametrize("noise", [False, True])
 def test_a_hundred_masks_have_the_strings_of_pycocotools(noise: bool) -> None:
+    from oracles.one_thread import functional, torch
+
     rng = np.random.default_rng(3)
     grown = functional.interpolate(torch.from_numpy(rng.random((1, 100, 5, 5))), (28, 28), mode="bicubic")[0].clamp(
         0, 1

@@ -6,22 +6,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.nn import functional
 
 from segserve_builder.kernels.probability import label_sums
 from segserve_builder.sampling import axes
 from segserve_builder.values import ResizeTransform
-
-torch.set_num_threads(1)
 
 
 def reference(
     logits: np.ndarray, labels: np.ndarray, temperature: float = 1.0, aligned: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     # Sampled in float32, as labels are: where logits differ by hundreds, a rounding of the position is 1e-5 and more.
+    from oracles.one_thread import functional, torch
+
     stacked = torch.tensor(logits)[None]
     upsampled = functional.interpolate(stacked, labels.shape, mode="bilinear", align_corners=aligned)
     probability = torch.softmax(upsampled[0].double() / temperature, 0).numpy()
@@ -57,6 +55,8 @@ def test_means_are_those_of_torch_whatever_the_labels(
 @pytest.mark.parametrize(("classes", "dtype"), [(2, np.uint8), (256, np.uint8), (300, np.uint16)])
 @pytest.mark.parametrize("size", [(16, 24), (77, 701)])
 def test_most_probable_labels_of_many_classes(classes: int, dtype: type, size: tuple[int, int]) -> None:
+    from oracles.one_thread import functional, torch
+
     rng = np.random.default_rng(classes)
     logits = (rng.normal(size=(classes, 16, 24)) * 6).astype(np.float32)
     upsampled = functional.interpolate(torch.from_numpy(logits)[None], size, mode="bilinear")[0].numpy()
@@ -66,6 +66,8 @@ def test_most_probable_labels_of_many_classes(classes: int, dtype: type, size: t
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_parts_of_a_map_have_the_means_of_their_own_pixels(dtype: type) -> None:
+    from oracles.one_thread import functional, torch
+
     rng = np.random.default_rng(7)
     logits = (rng.normal(size=(5, 12, 15)) * 3).astype(np.float32)
     labels = rng.integers(0, 5, (50, 131)).astype(dtype)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pycocotools import mask as coco
-from torch.nn import functional
 
 from segserve_builder.imaging.query_masks import nearest_first
 from segserve_builder.kernels.blocks import nearest_rles
@@ -17,7 +15,6 @@ from segserve_builder.kernels.queries import rename, resample, winners
 from segserve_builder.sampling import Axis, axes
 from segserve_builder.values import ResizeTransform
 
-torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools, numpy 2
 
 Floats = NDArray[np.float32]
@@ -28,11 +25,15 @@ def stretched(height: int, width: int, h: int, w: int) -> tuple[Axis, Axis]:
 
 
 def interpolated(values: Floats, height: int, width: int) -> Floats:
+    from oracles.one_thread import functional, torch
+
     up = functional.interpolate(torch.from_numpy(values)[None], (height, width), mode="bilinear")
     return np.asarray(up[0].numpy())
 
 
 def probabilities(k: int, h: int, w: int, seed: int, detail: int = 3) -> Floats:
+    from oracles.one_thread import torch
+
     rng = np.random.default_rng(seed)
     coarse = rng.normal(size=(k, max(h // detail, 1), max(w // detail, 1))).astype(np.float32) * 6
     return np.asarray(torch.from_numpy(interpolated(coarse, h, w)).sigmoid().numpy())
@@ -126,6 +127,8 @@ def test_masks_that_are_nowhere_leave_every_pixel_to_the_first() -> None:
 def test_masks_of_blocks_are_those_of_nearest_interpolation(
     n: int, h: int, w: int, height: int, width: int, density: float, seed: int
 ) -> None:
+    from oracles.one_thread import functional, torch
+
     masks = (np.random.default_rng(seed).random((n, h, w)) < density).astype(np.uint8)
     rows, columns = stretched(height, width, h, w)
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import ndimage
 
 from segserve_builder.kernels.regions import drop_small, keep_largest, present_labels
 
@@ -20,6 +19,8 @@ CLASSES = st.sampled_from([None, {1}, {2, 3}, {0, 1, 4000}])
 
 
 def regions(labels: np.ndarray, value: int, connectivity: int) -> np.ndarray:
+    from scipy import ndimage
+
     return ndimage.label(labels == value, ndimage.generate_binary_structure(2, 1 if connectivity == 4 else 2))[0]
 
 

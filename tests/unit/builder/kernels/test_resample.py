@@ -7,10 +7,8 @@ from typing import Any, Literal
 import numpy as np
 import PIL.Image
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.nn import functional
 
 from segserve_builder.kernels.resample import resample
 
@@ -26,6 +24,9 @@ def picture(height: int, width: int, channels: int, dtype: Any, seed: int) -> np
 
 def by_torch(pixels: np.ndarray, height: int, width: int, method: str) -> np.ndarray:
     """Unrounded, in float64."""
+    import torch
+    from torch.nn import functional
+
     tensor = torch.from_numpy(pixels.astype(np.float64)).permute(2, 0, 1).contiguous()[None]
     mode = "bicubic" if method == "cubic" else "bilinear"
     resized = functional.interpolate(tensor, (height, width), mode=mode, antialias=True)
@@ -74,6 +75,9 @@ def test_bilinear_is_within_a_grey_level_of_pillow(
 
 @pytest.mark.parametrize("method", ["bilinear", "cubic"])
 def test_it_is_within_a_grey_level_of_what_torch_does_with_bytes(method: Literal["bilinear", "cubic"]) -> None:
+    import torch
+    from torch.nn import functional
+
     coarse = picture(20, 30, 3, np.uint8, 1)
     pixels = resample(coarse, 300, 450, "cubic")
     mode = "bicubic" if method == "cubic" else "bilinear"

@@ -13,7 +13,6 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco
-from scipy.optimize import linear_sum_assignment
 
 from segserve_builder.scoring import agreement as module
 from segserve_builder.scoring.agreement import MOST_CLASSES, OTHER_CLASSES, Agreement, agreement
@@ -139,6 +138,8 @@ def test_objects_agree_as_the_best_of_all_assignments_says(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_assignments_gain_as_much_as_scipys(seed: int) -> None:
+    from scipy.optimize import linear_sum_assignment
+
     rng = np.random.default_rng(seed)
     gains = rng.random(rng.integers(1, 40, 2)).round(1)
     gains *= rng.random(gains.shape) < rng.random()

@@ -18,6 +18,7 @@ from PIL import Image
 from segserve.cli.errors import CommandError
 from segserve.cli.init.families import candidates
 from segserve.cli.init.guess import guess
+from segserve.cli.init.measuring import Measurement, TrialRun
 from segserve.cli.init.network import image_input, read_network
 from segserve.cli.init.values import Overrides
 from segserve_builder.families import FAMILIES
@@ -40,8 +41,16 @@ COMMITTED = {
 
 
 @pytest.fixture(autouse=True)
+def known_trial_runs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory is known without a process that measures it, which is the matter of test_init_measuring.py."""
+    if "small_trial_runs" not in request.fixturenames:
+        known = Measurement((TrialRun(10_000, 2_000_000, 0.01), TrialRun(40_000, 5_000_000, 0.03)))
+        monkeypatch.setattr("segserve.cli.init.measuring._measured", lambda *_: known)
+
+
+@pytest.fixture
 def small_trial_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory is measured at small sizes: how is the matter of test_init_measuring.py."""
+    """Memory is measured, at small sizes."""
     monkeypatch.setattr("segserve.cli.init.measuring.SIZES", (10_000, 40_000))
 
 
@@ -312,6 +321,7 @@ def test_a_wrong_number_of_classes_is_told_before_anything_is_tried(photos: Path
     assert told == ["reading the network"]
 
 
+@pytest.mark.usefixtures("small_trial_runs")
 def test_what_takes_long_is_told_step_by_step(tmp_path: Path) -> None:
     file = without_its_normalisation(EXAMPLES / "coins/coins-unet.onnx", tmp_path / "float.onnx")
     told: list[str] = []
@@ -440,6 +450,7 @@ def test_a_changed_pipeline_is_recorded_anew_and_the_file_keeps_its_comments(
     assert 0 < len(case.expected.classes) < 24
 
 
+@pytest.mark.usefixtures("small_trial_runs")
 def test_without_onnxruntime_less_is_known_and_that_is_said(
     command: Command, monkeypatch: pytest.MonkeyPatch, photos: Path, tmp_path: Path
 ) -> None:

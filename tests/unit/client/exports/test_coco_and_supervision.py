@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import supervision as sv
 from PIL import Image
 from pycocotools.coco import COCO
 
@@ -53,6 +52,8 @@ def test_supervision_has_the_masks_boxes_scores_and_names(case: str, compact: bo
 
 
 def test_supervision_writes_and_reads_the_data_set_with_the_same_masks(tmp_path: Path) -> None:
+    import supervision as sv
+
     coins = cases()["coins"]
     Image.new("RGB", (coins.size[1], coins.size[0])).save(tmp_path / "coins.png")
     (tmp_path / "coco.json").write_text(json.dumps(coins.to_coco(file_name="coins.png")))

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 from pycocotools import mask as coco
-from scipy import ndimage
 
 from fakes.kserve import Arrays, Asked, Gateway, Model, items
 from segserve import Client
@@ -37,6 +36,8 @@ def _raw(labels: np.ndarray) -> bytes:
 
 def parts(grey: np.ndarray) -> list[tuple[np.ndarray, int]]:
     """Return the connected parts that are not ground and their classes: greys below 128 are coins."""
+    from scipy import ndimage
+
     found = []
     for value in np.unique(grey[grey > 0]).tolist():
         labels, count = ndimage.label(grey == value)
@@ -70,6 +71,8 @@ class World:
         }
 
     def boxes_of(self, asked: Asked) -> Arrays:
+        from scipy import ndimage
+
         grey = _grey(asked)
         found = parts(grey)
         boxes = [

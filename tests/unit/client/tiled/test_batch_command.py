@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import typer
-import zarr
 from click.testing import Result
 from PIL import Image
 from typer.testing import CliRunner
@@ -33,6 +32,8 @@ def run(world: World, *arguments: object) -> Result:
 
 @pytest.fixture
 def images(scene: np.ndarray, tmp_path: Path) -> Path:
+    import zarr
+
     folder = tmp_path / "images"
     folder.mkdir()
     Image.fromarray(scene[:200, :200]).save(folder / "a.png")

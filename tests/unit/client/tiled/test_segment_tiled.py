@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-import zarr
 from PIL import Image
 
 from fakes.kserve import Arrays, Asked
@@ -115,6 +114,8 @@ def test_an_image_smaller_than_a_tile_is_one_request(client: Client, world: Worl
 def test_the_same_pixels_give_the_same_labels_from_every_kind_of_source(
     client: Client, scene: np.ndarray, tmp_path: Path, channels: int, dtype: type
 ) -> None:
+    import zarr
+
     image = np.repeat(scene[:150, :200, None].astype(dtype), channels, axis=2)
     image = image[:, :, 0] if channels == 1 else image
     np.save(tmp_path / "image.npy", image)
@@ -327,6 +328,8 @@ def test_options_that_cannot_be_are_refused(client: Client, scene: np.ndarray) -
 
 
 def test_a_map_too_large_for_memory_wants_a_folder(client: Client, tmp_path: Path) -> None:
+    import zarr
+
     huge = zarr.create_array(tmp_path / "huge.zarr", shape=(20_000, 20_000), chunks=(1000, 1000), dtype="uint8")
 
     with pytest.raises(ImageTooLargeError, match="set a folder with out="):

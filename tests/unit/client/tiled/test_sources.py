@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-import zarr
 from PIL import Image
 
 from segserve import BadRequestError
@@ -88,6 +87,8 @@ def test_a_stack_of_pages_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_zarr_group_is_refused(tmp_path: Path) -> None:
+    import zarr
+
     zarr.create_group(tmp_path / "g.zarr").create_array("inner", shape=(4, 4), dtype="uint8")
 
     with pytest.raises(BadRequestError, match="group of inner; pass an array's path"):
@@ -117,6 +118,8 @@ def test_a_missing_file_is_an_os_error(tmp_path: Path) -> None:
 
 
 def test_workers_open_a_zarr_array_by_its_path(tmp_path: Path) -> None:
+    import zarr
+
     group = zarr.create_group(tmp_path / "g.zarr")
     array = group.create_array("inner", data=np.full((4, 5), 7, np.uint8))
 

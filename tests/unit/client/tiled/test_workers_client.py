@@ -8,10 +8,9 @@ import ssl
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cloudpickle
-import distributed
 import numpy as np
 import pytest
 import trustme
@@ -21,6 +20,9 @@ from segserve.base_client import BaseClient
 from segserve.tiled.clusters import ClientFactory, check_hidden
 
 from .conftest import World
+
+if TYPE_CHECKING:
+    import distributed
 
 TILES = {"tile": 128, "overlap": 64, "progress": False, "in_flight": 4}
 
@@ -35,6 +37,8 @@ def ignore(_: object) -> None:
 
 @pytest.fixture(scope="module")
 def workers() -> Iterator[distributed.Client]:
+    import distributed
+
     with (
         distributed.LocalCluster(
             n_workers=2, threads_per_worker=2, processes=False, dashboard_address="127.0.0.1:0"
