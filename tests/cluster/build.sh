@@ -26,8 +26,8 @@ if [ -n "$missing" ]; then
     trap 'rm -f /usr/sbin/policy-rc.d' EXIT
     printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d; chmod +x /usr/sbin/policy-rc.d
   fi
-  apt-get update -qq
-  DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 install -y -qq --no-install-recommends $missing
+  apt-get -o Acquire::Retries=3 update -qq
+  DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3 install -y -qq --no-install-recommends $missing
   if [ -n "$(trap -p EXIT)" ]; then rm /usr/sbin/policy-rc.d; trap - EXIT; fi
 fi
 mkdir -p "$KT_BIN" "$KT_IMAGES" "$KT_CACHE/gocache"
