@@ -18,7 +18,7 @@ from tritonclient.utils import InferenceServerException
 from bench.platform import MODELS, platform
 from fakes.callers import PHOTO, Load
 from fakes.waiting import until
-from fakes.watching import Watched, segserve
+from fakes.watching import Watched, command, segserve
 from segserve import Client, ModelNotFoundError
 from segserve_builder.sources import folder_digest
 
@@ -45,7 +45,7 @@ def pinned(path: Path) -> dict[str, str]:
 
 
 def apply(watched: Watched, file: Path) -> str:
-    return watched.running.segserve("apply", "-f", str(file)).strip()
+    return watched.command("apply", "-f", str(file)).strip()
 
 
 def stable(watched: Watched, model: str = "coins") -> tuple[str, str]:
@@ -64,7 +64,7 @@ def promoted(watched: Watched, former: str) -> str:
 def test_a_second_model_is_added_while_requests_run(watched: Watched, edited: Edit) -> None:
     with Load(watched.running.url, pause_s=0.1) as load:
         apply(watched, edited(model="coins-instances", name="second"))
-        watched.running.segserve("wait", "second")
+        watched.command("wait", "second")
 
     with Client(watched.running.url) as client:
         assert len(client.segment(PHOTO, model="second").instances) == 24
@@ -80,7 +80,7 @@ def test_an_edit_goes_back_and_forth_and_settles_and_no_request_fails(watched: W
         candidate, group, answered = until(lambda: candidate_and_answers(watched, load), "a candidate")
         assert group == candidate
         assert answered <= {first}
-        watched.running.segserve("wait", "coins")
+        watched.command("wait", "coins")
         assert stable(watched) == (candidate, candidate)
         assert watched.role("coins", "previous") == (first, "main")
         load.wait_for(candidate)
@@ -119,7 +119,7 @@ def candidate_and_answers(watched: Watched, load: Load) -> tuple[str, str, set[s
 def test_a_deleted_model_is_not_found_and_others_notice_nothing(watched: Watched) -> None:
     instances, _ = stable(watched, "coins-instances")
     with Load(watched.running.url, pause_s=0.1) as load:
-        watched.running.segserve("delete", "coins-instances")
+        watched.command("delete", "coins-instances")
         with Client(watched.running.url) as http, Client(watched.running.url, transport="grpc") as grpc:
             for client in (http, grpc):
                 with pytest.raises(ModelNotFoundError, match="coins-instances"):
@@ -173,7 +173,7 @@ def test_a_change_that_cannot_be_served_says_why_and_leaves_the_stable_revision(
 
     apply(watched, edited(**changes(tmp_path)))
     found = watched.becomes("coins", kind, "False", reason)
-    refused = segserve(watched.running.state, "wait", "coins")
+    refused = command(watched.running.state, "wait", "coins")
 
     assert re.search(message, found["message"])
     assert watched.condition("coins", "Degraded")["status"] == "True"
@@ -226,7 +226,7 @@ def test_dropping_a_class_is_refused_unless_the_file_says_that_it_is_meant(watch
 def test_an_edit_that_changes_no_meaning_changes_nothing(watched: Watched, edited: Edit) -> None:
     file = edited(allowClassChanges=True)
     apply(watched, file)
-    watched.running.segserve("wait", "coins")
+    watched.command("wait", "coins")
     revision, generation = stable(watched), watched.manifest("coins")["metadata"]["generation"]
     document = yaml.safe_load(file.read_text())
     spec = dict(reversed(document["spec"].items())) | {"pool": "default", "output": {"maxDetections": 300}}
@@ -293,7 +293,7 @@ def test_an_edited_golden_set_is_proved_in_place_and_one_that_fails_takes_nothin
         watched.becomes("coins", "GoldenPassed", "False", "ArtifactMissing")
         edit(wrong)
         refused = watched.becomes("coins", "GoldenPassed", "False", "GoldenFailed")
-        waited = segserve(watched.running.state, "wait", "coins")
+        waited = command(watched.running.state, "wait", "coins")
         assert re.search(r"coins\.png: MASKS of class 0: IoU 0\.\d+; at least 0\.98 is tolerated", refused["message"])
         assert watched.condition("coins", "Ready")["status"] == "True"
         assert watched.condition("coins", "Degraded")["reason"] == "GoldenFailed"
@@ -302,7 +302,7 @@ def test_an_edited_golden_set_is_proved_in_place_and_one_that_fails_takes_nothin
         promoted_base(watched, edited)
         watched.becomes("coins", "GoldenPassed", "True", "AnswersMatch")
         edit(more)
-        watched.running.segserve("wait", "coins")
+        watched.command("wait", "coins")
         assert watched.becomes("coins", "GoldenPassed", "True", "AnswersMatch")["message"] == figures
 
     assert load.failures == []
@@ -326,5 +326,5 @@ def test_an_edited_golden_set_is_proved_in_place_and_one_that_fails_takes_nothin
 def promoted_base(watched: Watched, edited: Edit) -> tuple[str, str]:
     """Serve the example's own revision again and return who holds it."""
     apply(watched, edited(allowClassChanges=True))
-    watched.running.segserve("wait", "coins")
+    watched.command("wait", "coins")
     return stable(watched)

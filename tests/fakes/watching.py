@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import subprocess
 import sys
 from dataclasses import dataclass
 from os import environ
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import psutil
+import pytest
 
-from bench.platform import Running
+from bench.platform import TIMEOUT, WAITING, Running
 from fakes.waiting import until
+from segserve.cli.app import main
 from segserve_builder.render.tritonserver import shm_regions
 from segserve_operator.adapters.local import processes
 from segserve_operator.adapters.local.files import StateFolder
@@ -32,6 +36,21 @@ def segserve(state: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def command(state: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line like `segserve`, in this process: it costs a second to start another one."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        patch.dict(environ, {"SEGSERVE_STATE": str(state), "COLUMNS": "200"}),
+        patch.object(sys, "argv", ["segserve", *arguments]),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        pytest.raises(SystemExit) as ended,
+    ):
+        main()
+    code = ended.value.code
+    return subprocess.CompletedProcess(arguments, code if isinstance(code, int) else 0, out.getvalue(), err.getvalue())
+
+
 @dataclass(frozen=True)
 class Watched:
     """What can be seen of one platform."""
@@ -41,6 +60,13 @@ class Watched:
     @property
     def state(self) -> StateFolder:
         return StateFolder(self.running.state)
+
+    def command(self, *arguments: str) -> str:
+        """Run a command on it in this process, and return its output; AssertionError where it fails."""
+        patience = ("--timeout", TIMEOUT) if arguments[0] in WAITING else ()
+        done = command(self.running.state, *arguments, *patience)
+        assert done.returncode == 0, f"segserve {' '.join(arguments)}: {done.stderr or done.stdout}"
+        return done.stdout
 
     def manifest(self, model: str) -> dict[str, Any]:
         return LocalStore(self.state).get("SegmentationModel", model)

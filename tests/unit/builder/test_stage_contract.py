@@ -13,6 +13,7 @@ import PIL.Image
 import pytest
 from numpy.typing import NDArray
 
+from fakes.offenders import offenders
 from segserve_builder import families, stages
 from segserve_builder.families import FAMILIES
 from segserve_builder.stages import INFERENCE, POSTPROCESS, PREPROCESS
@@ -203,11 +204,12 @@ def test_a_stage_gives_what_it_declares_and_leaves_its_input_alone(
     assert plain(value) == before
 
 
-@pytest.mark.parametrize(("stage", "kind", "value"), CASES)
-def test_a_stage_takes_read_only_and_strided_arrays(stage: type[Stage], kind: ValueType, value: Any) -> None:
-    built = stage(**minimal_options(stage))
+def test_a_stage_takes_read_only_and_strided_arrays() -> None:
+    def check(stage: type[Stage], _kind: ValueType, value: Any) -> None:
+        built = stage(**minimal_options(stage))
+        assert plain(built(awkward(value), RequestOptions())) == plain(built(value, RequestOptions()))
 
-    assert plain(built(awkward(value), RequestOptions())) == plain(built(value, RequestOptions()))
+    assert offenders(check, {(case.id, case.values[1]): case.values for case in CASES}) == {}
 
 
 @pytest.mark.same

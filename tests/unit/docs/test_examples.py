@@ -6,12 +6,12 @@ import re
 import shlex
 from typing import Any
 
-import pytest
 import typer
 import yaml
 from typer.core import TyperGroup
 
-from fakes.docs import PAGES, ROOT, Block, blocks, prose
+from fakes.docs import PAGES, Block, blocks, prose
+from fakes.offenders import offenders
 from segserve.cli.app import app
 from segserve_operator.api.errors import SpecError
 from segserve_operator.api.loading import parse
@@ -34,17 +34,15 @@ BASE = {
 SPECS = {"SegmentationModel": SegmentationModelSpec, "TritonPool": TritonPoolSpec}
 
 
-def place(block: Block) -> str:
-    return block.place
+def test_every_resource_is_one_that_is_taken() -> None:
+    def check(block: Block) -> None:
+        for value in yaml.safe_load_all(without_gaps(block.text)):
+            try:
+                parse(completed(value, block), block.place)
+            except SpecError as error:
+                raise AssertionError(error) from None
 
-
-@pytest.mark.parametrize("block", ALL_YAML, ids=place)
-def test_every_resource_is_one_that_is_taken(block: Block) -> None:
-    for value in yaml.safe_load_all(without_gaps(block.text)):
-        try:
-            parse(completed(value, block), block.place)
-        except SpecError as error:
-            pytest.fail(str(error))
+    assert offenders(check, {block.place: (block,) for block in ALL_YAML}) == {}
 
 
 def without_gaps(text: str) -> str:
@@ -74,10 +72,12 @@ def resource(kind: str, spec: dict[str, Any]) -> dict[str, Any]:
     return {"apiVersion": "segserve.dev/v1alpha1", "kind": kind, "metadata": {"name": "example"}, "spec": base | spec}
 
 
-@pytest.mark.parametrize("block", [each for each in ALL_SHELL if "segserve" in each.text], ids=place)
-def test_every_command_is_one_that_the_command_line_takes(block: Block) -> None:
-    for words in commands(block.text):
-        check(words, block.place)
+def test_every_command_is_one_that_the_command_line_takes() -> None:
+    def check_all(block: Block) -> None:
+        for words in commands(block.text):
+            check(words, block.place)
+
+    assert offenders(check_all, {block.place: (block,) for block in ALL_SHELL if "segserve" in block.text}) == {}
 
 
 def commands(text: str) -> list[list[str]]:
@@ -123,19 +123,21 @@ def check(words: list[str], place: str) -> None:
     try:
         command.make_context(path, given).close()
     except UsageError as error:
-        pytest.fail(f"{place}: {path}: {error.format_message()}")
+        raise AssertionError(f"{place}: {path}: {error.format_message()}") from None
 
 
 MENTIONED = re.compile(r"`(segserve [a-z][^`\n]*)`")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_option_that_a_text_mentions_is_one_of_its_command(page: Any) -> None:
-    for words in MENTIONED.findall(prose(page)):
+def test_every_option_that_a_text_mentions_is_one_of_its_command() -> None:
+    def check(words: str) -> None:
         command, rest = COMMANDS, words.partition(r"\|")[0].split()[1:]
         while isinstance(command, TyperGroup) and rest and rest[0] in command.commands:
             command, *rest = command.commands[rest[0]], *rest[1:]
-        assert command is not COMMANDS, f"{page.name}: `{words}` names no command"
+        assert command is not COMMANDS, "names no command"
         known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
         options = {word.strip("[]().,;") for word in rest if re.match(r"\[?--?[a-z]", word)}
-        assert options <= known | {"--help"}, f"{page.name}: `{words}`"
+        assert options <= known | {"--help"}
+
+    mentioned = [(page.name, words) for page in PAGES for words in MENTIONED.findall(prose(page))]
+    assert offenders(check, {each: (each[1],) for each in mentioned}) == {}

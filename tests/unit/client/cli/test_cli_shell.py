@@ -15,12 +15,14 @@ import pytest
 import typer.main
 import yaml
 
+from fakes.offenders import offenders
 from segserve.cli.app import app
 from segserve.cli.examples import EXAMPLES
 
 from .conftest import Command, model
 
 ROOT = typer.main.get_command(app)
+UsageError: Any = typer.BadParameter.__base__
 ANSI = re.compile("\x1b")
 
 
@@ -50,26 +52,32 @@ def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return state
 
 
-@pytest.mark.parametrize("path", ALL, ids=" ".join)
-def test_every_command_explains_itself_and_ends_with_examples(command: Command, path: tuple[str, ...]) -> None:
-    code, printed, _ = command(*path, "--help")
+def test_every_command_explains_itself_and_ends_with_examples(command: Command) -> None:
+    def check(*path: str) -> None:
+        code, printed, _ = command(*path, "--help")
+        assert code == 0
+        assert all(parameter.help for parameter in ALL[path].params), [p.name for p in ALL[path].params if not p.help]
+        assert ANSI.search(printed) is None
+        assert EXAMPLES.get(" ".join(path)), "has no examples"
+        for example in EXAMPLES[" ".join(path)]:
+            assert " ".join(example.split()) in " ".join(printed.replace("•", " ").split())
 
-    assert code == 0
-    assert all(parameter.help for parameter in ALL[path].params), [p.name for p in ALL[path].params if not p.help]
-    assert ANSI.search(printed) is None
-    assert EXAMPLES[" ".join(path)]
-    for example in EXAMPLES[" ".join(path)]:
-        assert " ".join(example.split()) in " ".join(printed.replace("•", " ").split())
+    assert offenders(check, {path: path for path in ALL}) == {}
 
 
-@pytest.mark.parametrize(("name", "line"), [(name, line) for name, lines in EXAMPLES.items() for line in lines])
-def test_examples_are_understood_by_the_commands_that_they_are_of(name: str, line: str) -> None:
-    words = shlex.split(line[line.index("segserve ") :].partition(" | ")[0].rstrip(")"))
-    path = tuple(name.split())
+def test_examples_are_understood_by_the_commands_that_they_are_of() -> None:
+    def check(name: str, line: str) -> None:
+        words = shlex.split(line[line.index("segserve ") :].partition(" | ")[0].rstrip(")"))
+        path = tuple(name.split())
+        assert words[1 : len(path) + 1] == list(path)
+        try:
+            with ALL[path].make_context(name, words[len(path) + 1 :]) as context:
+                assert context.command is ALL[path]
+        except UsageError as error:
+            raise AssertionError(error.format_message()) from None
 
-    assert words[1 : len(path) + 1] == list(path)
-    with ALL[path].make_context(name, words[len(path) + 1 :]) as context:
-        assert context.command is ALL[path]
+    cases = [(name, line) for name, lines in EXAMPLES.items() for line in lines]
+    assert offenders(check, {case: case for case in cases}) == {}
 
 
 def completed(line: str, *, shell: str = "bash") -> list[str]:
