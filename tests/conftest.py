@@ -1,3 +1,3 @@
-"""The plug-ins of all tests: which of them run, and what a run leaves behind."""
+"""The plug-ins of all tests: which of them run, what a run leaves behind, and how long the product waits in them."""
 
-pytest_plugins = ["selection", "suite_run"]
+pytest_plugins = ["selection", "suite_run", "patience"]
