@@ -14,12 +14,12 @@ import httpx
 from tritonclient.grpc import service_pb2 as pb
 
 from fakes.group_servers import GroupServers, serve_grpc, serve_http
-from fakes.waiting import eventually
+from fakes.waiting import HANG_S, eventually
 from raw_inference import Protocol
 from segserve_builder.comparator import compared_model
-from segserve_builder.comparator.copies import MODEL_INFER
+from segserve_builder.comparator.copies import MODEL_INFER, RequestCopy
 from segserve_builder.comparator.folder import ComparatorFolder
-from segserve_builder.comparator.groups import GroupClient
+from segserve_builder.comparator.groups import Answer, GroupClient
 from segserve_builder.comparator.http_server import ByteBudget, serving
 from segserve_builder.comparator.pacing import Pacing
 from segserve_builder.comparator.service import Comparator, Compare
@@ -132,21 +132,29 @@ async def compare_nothing(*_: Any, keep_below: float) -> None:
 async def comparing(
     protocol: Protocol,
     *,
-    timeout_s: float = 60.0,
+    impatient_of: str = "",
     compare: Compare = compare_nothing,
     pace: Callable[[float], Pacing] = at_full_rate,
 ) -> AsyncIterator[World]:
-    """Run a comparator and the groups that it asks over a protocol, during the block."""
+    """Run a comparator and the groups that it asks over a protocol, during the block.
+
+    It is `impatient_of` one of them: that one has failed after 0.2 s, the others never do so by being late.
+    """
     async with AsyncExitStack() as stack:
         # The path of a socket has at most 107 characters, which leaves no room for a test's name.
         folder = Path(stack.enter_context(TemporaryDirectory()))
         servers, clock, budget = GroupServers({"blue": b"", "green": b""}), Clock(), ByteBudget(4 * MAX_BODY)
         serve = serve_grpc if protocol == "grpc" else serve_http
         url = await stack.enter_async_context(serve(servers, folder / "gateway.sock"))
-        groups = GroupClient(url, timeout_s=timeout_s)
-        stack.push_async_callback(groups.close)
+        patient, impatient = GroupClient(url, timeout_s=HANG_S), GroupClient(url, timeout_s=0.2)
+        stack.push_async_callback(patient.close)
+        stack.push_async_callback(impatient.close)
+
+        async def ask(copy: RequestCopy, group: str, *, keeps: bool = True) -> Answer:
+            return await (impatient if group == impatient_of else patient).ask(copy, group, keeps=keeps)
+
         paths = ComparatorFolder(folder)
-        comparator = Comparator(paths, groups.ask, compare, budget, pace=pace, monotonic_s=clock)
+        comparator = Comparator(paths, ask, compare, budget, pace=pace, monotonic_s=clock)
         stack.push_async_callback(comparator.close)
         for path, handler in (
             (paths.copies, comparator.take),

@@ -39,11 +39,11 @@ class Webhook:
 
 @asynccontextmanager
 async def webhook(*, host: str = "127.0.0.1", **options: Any) -> AsyncIterator[Webhook]:
-    """Receive on a free port of loopback while the block runs."""
+    """Receive on a free port of loopback while the block runs; a delay ends when its caller has gone."""
     found = Webhook(**options)
     app = web.Application()
     app.router.add_post("/{path:.*}", found._take)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
     await runner.setup()
     try:
         site = web.TCPSite(runner, host, 0)

@@ -22,7 +22,7 @@ import pytest
 
 from fakes.compared_groups import COMPARISON, INFER, World, comparing, copy_of, framed
 from fakes.group_servers import GroupServers, serve_http
-from fakes.waiting import eventually
+from fakes.waiting import HANG_S, eventually
 from raw_inference import png_header
 from segserve_builder.comparator import http_server, service
 from segserve_builder.comparator.comparing import AnswerComparer, AnswerComparison
@@ -241,9 +241,9 @@ async def test_a_worker_that_dies_or_takes_too_long_costs_one_pair() -> None:
         for number in (signal.SIGKILL, signal.SIGSTOP):
             assert comparer._worker.process is not None
             comparer._worker.process.send_signal(number)
-            comparer._timeout_s = 0.2
+            comparer._worker._timeout_s = 0.2
             assert await comparer.compare(copy, BOXES, BOXES, keep_below=0.0) is None
-            comparer._timeout_s = 60.0
+            comparer._worker._timeout_s = HANG_S
             assert await comparer.compare(copy, BOXES, BOXES, keep_below=0.0) == AnswerComparison(1.0)
     finally:
         await comparer.close()

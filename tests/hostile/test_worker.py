@@ -25,7 +25,7 @@ from fakes.answering_service import says, service
 from fakes.cluster_world import KEY, NAMESPACE, ClusterWorld, model_manifest
 from fakes.golden_pictures import check_of
 from fakes.limited_process import MIB, run_within
-from fakes.waiting import HANG_S
+from fakes.waiting import HANG_S, connections_are_closed
 from segserve_common.kube.kinds import POOLS
 from segserve_operator.adapters.checks.context import CheckContext, Question, Services, ServiceVerdict
 from segserve_operator.adapters.checks.runner import BackgroundCheckRunner
@@ -147,6 +147,7 @@ async def says_bytes(answer: bytes) -> AsyncIterator[OutboundClient]:
     address = listener.getsockname()
     async with await asyncio.start_unix_server(handle, sock=listener):
         yield OutboundClient(address)
+    await connections_are_closed()
 
 
 @pytest.mark.parametrize("answer", LIES.values(), ids=LIES)

@@ -238,7 +238,8 @@ def test_an_answer_that_is_late_is_a_timeout_and_not_asked_for_again(
     with pytest.raises(RequestTimeoutError):
         segment(served, photo, model="coins", timeout_s=1.5)
     answers.set()
-    assert served.gateway.inferences == 1
+    # Where the machine stood still meanwhile it was not even asked for once.
+    assert served.gateway.inferences <= 1
 
 
 def test_an_answer_that_trickles_in_is_given_up_at_the_deadline(

@@ -18,7 +18,7 @@ import pytest
 from bench.ports import free_port
 from fakes.kserve import Fault, Gateway
 from fakes.tcp_relay import TcpRelay
-from fakes.waiting import eventually, until
+from fakes.waiting import HANG_S, eventually, until
 from segserve import (
     AsyncClient,
     BadRequestError,
@@ -91,12 +91,13 @@ def test_a_gateway_that_takes_no_connection_is_told_from_one_that_does_not_answe
 
 @BOTH
 def test_each_phase_has_its_time_and_its_error(gateway: Gateway, photo: bytes, segment: Any) -> None:
-    gateway.faults.extend([Fault(delay_s=1.0)] * 2)
+    gateway.faults.extend([Fault(hold=(answers := threading.Event()))] * 2)
     with gateway.http() as url:
         with pytest.raises(ReadTimeoutError, match=r"read_s=0\.2"):
-            segment(url, photo, timeout_s=Timeouts(read_s=0.2))
+            segment(url, photo, timeout_s=Timeouts(total_s=HANG_S, read_s=0.2))
         with pytest.raises(DeadlineExceededError):
-            segment(url, photo, timeout_s=Timeouts(total_s=0.3, read_s=10.0))
+            segment(url, photo, timeout_s=Timeouts(total_s=0.3, read_s=HANG_S))
+        answers.set()
 
 
 @BOTH
@@ -153,12 +154,13 @@ async def test_a_task_that_is_cancelled_gives_its_connection_back(
     gateway: Gateway, photo: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pool, "MAX_CONNECTIONS", 1)
-    gateway.faults.extend([Fault(delay_s=0.5)] * 3)
+    gateway.faults.extend([Fault(hold=(answers := threading.Event()))] * 3)
     with gateway.http() as url:
         async with AsyncClient(url) as client:
             for _ in range(3):
                 with pytest.raises(TimeoutError):
                     await asyncio.wait_for(client.segment(photo, model="coins"), 0.2)
+            answers.set()
             assert (await client.segment(photo, model="coins")).model == "coins"
 
 

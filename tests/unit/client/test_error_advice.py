@@ -7,6 +7,7 @@ import io
 import json
 import os
 import socket
+import threading
 import warnings
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -74,11 +75,12 @@ def test_the_size_of_an_array_is_its_shape_and_that_of_anything_else_is_unknown(
 
 
 def test_a_timeout_says_the_size_of_the_image_and_what_helps(served: Served) -> None:
-    served.gateway.faults.append(Fault(delay_s=1.5))
+    served.gateway.faults.append(Fault(hold=(answers := threading.Event())))
     with Client(served.url, transport=served.transport) as client:
         client.model_info("coins")
         with pytest.raises(DeadlineExceededError, match=r"timed out after \d+ ms; ") as caught:
             client.segment(encoded("PNG"), model="coins", timeout_s=0.5)
+    answers.set()
 
     end = f"; the image is 3000 x 2000 (6 megapixels): allow more time (timeout_s, `--timeout`), or {TILES}"
     assert caught.value.message.endswith(end)

@@ -123,6 +123,7 @@ def test_progress_of_a_file_of_unknown_size_is_reported_once_it_is_large() -> No
     assert said == [f"downloaded {done} MB of the artifact" for done in (64, 256, 512)]
 
 
+@pytest.mark.own_deadlines
 def test_a_server_that_greets_late_is_slow_and_not_unreachable() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:  # the system connects, and nobody answers
         server = TritonServer(listening.getsockname()[1])

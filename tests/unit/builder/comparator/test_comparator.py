@@ -184,7 +184,7 @@ async def test_segserves_own_images_are_asked_of_both_and_counted_apart_from_cal
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
 async def test_a_group_that_never_answers_has_failed_and_stands_in_the_last_bin(protocol: Protocol) -> None:
-    async with comparing(protocol, timeout_s=1.0) as world:
+    async with comparing(protocol, impatient_of="green") as world:
         world.compare(coins=COMPARISON)
         world.comparator.refresh()
         world.servers.answers["green"] = None
@@ -206,7 +206,7 @@ async def test_after_a_pair_that_hangs_half_as_many_are_asked() -> None:
         pacings.append(at_full_rate(requests_per_s))
         return pacings[-1]
 
-    async with comparing("http", timeout_s=1.0, pace=pace) as world:
+    async with comparing("http", impatient_of="green", pace=pace) as world:
         world.compare(coins=COMPARISON)
         world.servers.answers["green"] = None
         await world.send_all(1)

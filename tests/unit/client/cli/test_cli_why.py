@@ -25,8 +25,14 @@ from segserve_operator.core.models.events import Event
 
 from .conftest import MODEL_FILE, Command, conditions, model, pod, pool
 
-NOW = time.time()
+NOW = 0.0
+"""When the test that runs began."""
 CANDIDATE = "coins-2222222222"
+
+
+@pytest.fixture(autouse=True)
+def _now(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "NOW", time.time())
 
 
 def iso(at_s: float) -> str:

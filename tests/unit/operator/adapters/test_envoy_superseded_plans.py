@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fakes.waiting import HANG_S
 from segserve_operator.adapters.traffic.envoy_admin import EnvoyAdmin, Versions
 from segserve_operator.adapters.traffic.envoy_clusters import EnvoyCluster, read_clusters
 from segserve_operator.adapters.traffic.envoy_config import EnvoyFiles
@@ -113,7 +114,7 @@ async def _nothing(*_: object) -> None:
 
 
 def updater_of(files: EnvoyFiles) -> EnvoyUpdater:
-    return EnvoyUpdater(files, timeout_s=60, update_timeout_s=5, max_request_bytes=2**20, on_replace=_nothing)
+    return EnvoyUpdater(files, timeout_s=60, update_timeout_s=HANG_S, max_request_bytes=2**20, on_replace=_nothing)
 
 
 @dataclass
@@ -128,7 +129,7 @@ class Gateway:
     def begun(cls, folder: Path) -> Gateway:
         files = EnvoyFiles(folder)
         updater = EnvoyUpdater(
-            files, timeout_s=60, update_timeout_s=5, max_request_bytes=2**20, on_replace=_counts_nothing
+            files, timeout_s=60, update_timeout_s=HANG_S, max_request_bytes=2**20, on_replace=_counts_nothing
         )
         updater.write(TrafficPlan())
         return cls(updater, Envoy(files), files)

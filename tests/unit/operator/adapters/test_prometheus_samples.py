@@ -10,6 +10,7 @@ from urllib.parse import parse_qs
 
 import pytest
 
+from fakes.waiting import connections_are_closed
 from segserve_operator.adapters.samples.prometheus import PrometheusError, PrometheusSamples
 from segserve_operator.core.rollout.counters import Counters, Series, SeriesCounts
 
@@ -63,6 +64,7 @@ async def prometheus(status: int, answer: Any) -> AsyncIterator[tuple[str, list[
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", queries
+    await connections_are_closed()
 
 
 async def test_the_series_of_each_gateway_become_its_counts() -> None:

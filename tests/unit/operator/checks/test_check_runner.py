@@ -13,7 +13,7 @@ from tenacity import wait_fixed
 
 from fakes.golden_pictures import CANDIDATE, STABLE, Pictures, check_of, context_of
 from fakes.internal_gateway import internal_listener
-from fakes.waiting import HANG_S
+from fakes.waiting import HANG_S, eventually
 from segserve_operator.adapters.checks import probe, runner
 from segserve_operator.adapters.checks.runner import KINDS, BackgroundCheckRunner
 from segserve_operator.api.rollout_policy import ResourceGate
@@ -64,10 +64,12 @@ async def test_what_is_no_longer_ordered_is_given_up_and_forgotten(
         check_runner.schedule([check_of("probe", seconds=60.0)])
         await until(check_runner, "coins-1/probe/0", lambda found: found.asked[0] > 0)
         check_runner.schedule([])
-        await asyncio.sleep(0.05)
 
+        async def nothing_is_asked() -> bool:
+            return not [task for task in asyncio.all_tasks() if task.get_name().startswith("inquiry")]
+
+        await eventually(nothing_is_asked, "its inquiry has ended")
         assert check_runner.check_results() == {}
-        assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("inquiry")]
 
 
 async def test_a_problem_is_a_finding_and_is_asked_again_until_it_is_over(

@@ -12,7 +12,8 @@ from aiohttp import web
 
 from fakes.answering_service import says, service
 from fakes.golden_pictures import check_of, context_of
-from segserve_operator.adapters.checks import ab_query, promql, webhook
+from fakes.waiting import HANG_S, connections_are_closed
+from segserve_operator.adapters.checks import ab_query, expressions, promql, webhook
 from segserve_operator.adapters.checks.expressions import evaluate
 from segserve_operator.adapters.checks.promql import filled, numbers_of
 from segserve_operator.adapters.checks.triton_queue import Queue, read_queue
@@ -84,14 +85,17 @@ async def test_a_redirect_is_an_answer_and_is_not_followed(tmp_path: Path) -> No
 
 
 async def test_a_late_answer_is_none(tmp_path: Path) -> None:
+    released = asyncio.Event()
+
     async def answer(_: web.Request) -> web.StreamResponse:
-        await asyncio.sleep(0.3)
+        await released.wait()
         return web.Response()
 
     async with service(answer) as url:
         with pytest.raises(CheckError, match=r"did not answer within 0\.1 s"):
             await ask_webhook(tmp_path, url, timeout=timedelta(milliseconds=100))
-        await asyncio.sleep(0.4)  # the server ends its answer, and then closes
+        released.set()
+    await connections_are_closed()
 
 
 async def test_a_large_answer_is_given_up(tmp_path: Path) -> None:
@@ -209,6 +213,27 @@ async def test_a_test_needs_one_number_of_each_revision(candidate: list[str], wh
 async def test_an_expression_that_says_neither_true_nor_false_is_a_problem(text: str, why: str) -> None:
     with pytest.raises(CheckError, match=why):
         await evaluate({"passCondition": text}, {"status": 200, "body": {"ok": True}})
+
+
+@pytest.mark.parametrize(
+    ("child", "late"),
+    [
+        ("", "the process of the expressions did not start within 0.2 s"),
+        ("print(flush=True)", "the expressions were not evaluated within 0.1 s"),
+    ],
+    ids=["before it runs", "afterwards"],
+)
+async def test_the_time_of_expressions_begins_when_their_process_says_that_it_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, child: str, late: str
+) -> None:
+    (tmp_path / "child.py").write_text(f"{child}\nimport time\ntime.sleep({HANG_S})")
+    monkeypatch.setattr(expressions, "_CHILD", tmp_path / "child.py")
+    monkeypatch.setattr(expressions, "START_TIMEOUT_S", HANG_S if child else 0.2)
+
+    with pytest.raises(CheckError) as caught:
+        await evaluate({}, {}, timeout_s=0.1)
+
+    assert str(caught.value) == late
 
 
 _TENFOLD = ".map(a, a + a + a + a + a + a + a + a + a + a)"

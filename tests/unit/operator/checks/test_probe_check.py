@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from fakes.golden_pictures import CANDIDATE, STABLE, Pictures, check_of, context_of, semantic, truth
 from fakes.internal_gateway import InternalListener, internal_listener
 from segserve_builder.golden.judging import builtin_image
 from segserve_operator.adapters.checks import probe
+from segserve_operator.adapters.checks.gateway import InternalGateway
 from segserve_operator.core.gates.checks import CheckError, CheckResult
 from segserve_operator.core.gates.probe import probe_outcome
 
@@ -17,7 +20,6 @@ ROUNDS = 24
 @pytest.fixture(autouse=True)
 def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "PERIOD_S", 0.01)
-    monkeypatch.setattr(probe, "TIMEOUT_S", 0.5)
 
 
 async def probed(listener: InternalListener) -> tuple[CheckResult, list[CheckResult]]:
@@ -47,7 +49,14 @@ async def test_a_candidate_that_fails_is_told_from_stable(pictures: Pictures) ->
     assert any(probe_outcome(each, 1.0) == -1 and not each.done for each in told)
 
 
-async def test_a_group_that_hangs_has_failed_every_request(pictures: Pictures) -> None:
+async def test_a_group_that_hangs_has_failed_every_request(pictures: Pictures, monkeypatch: pytest.MonkeyPatch) -> None:
+    infer = InternalGateway.infer
+
+    async def impatient(own: InternalGateway, model: str, group: str, *request: Any) -> Any:
+        *request, timeout_s = request
+        return await infer(own, model, group, *request, 1.0 if group == "own" else timeout_s)
+
+    monkeypatch.setattr(InternalGateway, "infer", impatient)
     async with internal_listener(main=pictures.answering(STABLE)) as listener:
         listener.hangs = {"own"}
         found, _ = await probed(listener)

@@ -79,9 +79,8 @@ def gateways() -> Iterator[list[Mapping[str, list[str]]]]:
 
 
 async def test_every_gateway_that_is_ready_is_in_the_sample(
-    gateways: list[Mapping[str, list[str]]], monkeypatch: pytest.MonkeyPatch
+    gateways: list[Mapping[str, list[str]]],
 ) -> None:
-    monkeypatch.setattr(wire, "TIMEOUT_S", HANG_S)
     pods = (pod("gw-a", "127.0.0.1"), pod("gw-b", "127.0.0.2"), pod("gw-c", "127.0.0.3", ready=False))
     servers = pod("server", "127.0.0.4", component="server")
 
@@ -105,6 +104,7 @@ async def test_a_pod_that_only_has_the_labels_of_a_gateway_is_asked_nothing(
     assert gateways == []
 
 
+@pytest.mark.own_deadlines
 async def test_a_gateway_that_does_not_answer_is_left_out_in_time(gateways: list[Mapping[str, list[str]]]) -> None:
     pods = (pod("gw-a", "127.0.0.1"), pod("gw-b", "203.0.113.1"))
 
@@ -118,9 +118,8 @@ async def test_a_gateway_that_does_not_answer_is_left_out_in_time(gateways: list
 
 
 async def test_the_totals_of_every_gateway_that_is_ready_are_told_and_those_that_are_missing_are_named(
-    gateways: list[Mapping[str, list[str]]], monkeypatch: pytest.MonkeyPatch
+    gateways: list[Mapping[str, list[str]]],
 ) -> None:
-    monkeypatch.setattr(wire, "TIMEOUT_S", HANG_S)
     refused = pod("gw-b", "255.255.255.255")  # the kernel connects to no broadcast address
     pods = (pod("gw-a", "127.0.0.1"), refused, pod("gw-c", "127.0.0.3", ready=False))
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
+from fakes.waiting import connections_are_closed
 from segserve_operator.adapters.local.certificates import ensure_certificate
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
@@ -67,4 +68,5 @@ async def test_who_trusts_the_authority_trusts_this_machine_alone(tmp_path: Path
         reached = False
 
     server.close()
+    await connections_are_closed()
     assert reached is trusted

@@ -1,4 +1,4 @@
-"""Child process that evaluates CEL expressions: a JSON question on stdin, a JSON answer on stdout.
+"""Child process that evaluates CEL expressions: `READY` on stdout, a JSON question on stdin, a JSON answer on stdout.
 
 CEL always terminates, but a short expression can fill any memory, and block its process for seconds; here it only costs
 a child with limits. It runs as a file, so that only the library is imported, and once that is done it opens no file and
@@ -15,6 +15,8 @@ from typing import Any, Final
 
 MEMORY_BYTES: Final = 192 * 2**20
 CPU_S: Final = 2
+READY: Final = "\n"
+"""Written once the library is loaded: what follows is the expressions' own time."""
 _KEY: Final = re.compile(r'not found in map : "(.*)"')
 _KINDS: Final = (
     "not found in map",
@@ -37,10 +39,11 @@ def main() -> None:
 
     The answer is `{"values": {name: bool}}`, or `{"problem": text}` if one is not an expression or not a boolean.
     """
-    question = json.load(sys.stdin)
     from cel_expr_python import cel
 
     limit_resources()
+    print(end=READY, flush=True)
+    question = json.load(sys.stdin)
     json.dump(answer(cel, question["expressions"], question["variables"]), sys.stdout)
 
 

@@ -11,9 +11,13 @@ from pathlib import Path
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
+from segserve_operator.adapters.checks.cel_process import READY
 from segserve_operator.core.gates.checks import CheckError
 
 TIMEOUT_S: Final = 5.0
+"""Of expressions; it begins once their process has loaded what it needs."""
+START_TIMEOUT_S: Final = 20.0
+"""Of their process: Python may take seconds to start on a busy machine. The outbound client waits longer than both."""
 MAX_CHILDREN: Final = 2
 """Children at the same time; each may take 192 MiB."""
 
@@ -22,7 +26,7 @@ _CHILD: Final = Path(__file__).with_name("cel_process.py")
 
 
 async def evaluate(
-    expressions: Mapping[str, str], variables: Mapping[str, Any], timeout_s: float = TIMEOUT_S
+    expressions: Mapping[str, str], variables: Mapping[str, Any], *, timeout_s: float = TIMEOUT_S
 ) -> dict[str, bool]:
     """Return the value of each CEL expression over `variables`, which are JSON values.
 
@@ -47,11 +51,16 @@ async def _ask_child(question: bytes, timeout_s: float) -> dict[str, Any]:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
     )
+    assert child.stdout is not None
+    late = f"the process of the expressions did not start within {START_TIMEOUT_S:.3g} s"
     try:
+        async with asyncio.timeout(START_TIMEOUT_S):
+            await child.stdout.read(len(READY))
+        late = f"the expressions were not evaluated within {timeout_s:.3g} s"
         async with asyncio.timeout(timeout_s):
             output, _ = await child.communicate(question)
     except TimeoutError:
-        raise CheckError(f"the expressions were not evaluated within {timeout_s:.3g} s") from None
+        raise CheckError(late) from None
     finally:
         if child.returncode is None:
             with suppress(ProcessLookupError):

@@ -33,6 +33,7 @@ from segserve_operator.core.scaling import GatewayLoad
 from segserve_operator.core.traffic import TrafficPlan, TrafficState
 
 _ADMIN_TIMEOUT_S: Final = 2.0
+_UPDATE_TIMEOUT_S: Final = 10.0
 _SOCKET_PATH_BYTES: Final = 107
 # Models that nobody has counted for so long are not counted on a replacement of clusters either.
 _COUNTED_WITHIN_S: Final = 60.0
@@ -56,7 +57,7 @@ class EnvoyTraffic:
         *,
         server_tls: Path | None = None,
         timeout_s: float = 60.0,
-        update_timeout_s: float = 10.0,
+        update_timeout_s: float = _UPDATE_TIMEOUT_S,
     ) -> None:
         self._settings = settings or EnvoySettings()
         self._timeout_s = timeout_s
@@ -231,7 +232,7 @@ class EnvoyTraffic:
         own = self.server_certificates
         if plan.needs_tls and own is not None and not own.can_serve:
             raise ConfigurationRejectedError("servers of the plan want TLS, and there is no certificate to show them")
-        async with self._lock, self._admin(self._update_timeout_s) as admin:
+        async with self._lock, self._admin(timeout_s=self._update_timeout_s) as admin:
             followed = await self._updater.shift(admin, plan, superseded=superseded)
         if followed:
             self._tell(plan)
@@ -239,7 +240,7 @@ class EnvoyTraffic:
 
     async def remove_unused(self) -> None:
         """Remove clusters that the plan no longer needs and that no request uses."""
-        async with self._lock, self._admin(self._update_timeout_s) as admin:
+        async with self._lock, self._admin(timeout_s=self._update_timeout_s) as admin:
             await self._updater.remove_unused(admin)
 
     async def count(self, models: Collection[str]) -> dict[str, Counters]:
@@ -329,9 +330,9 @@ class EnvoyTraffic:
     async def metrics(self) -> bytes:
         """Return Envoy's statistics, and the capture service's if it runs, in the Prometheus text format."""
         captured = await fetch_capture_metrics(self._files.capture)
-        async with self._admin(self._update_timeout_s) as admin:
+        async with self._admin(timeout_s=self._update_timeout_s) as admin:
             return captured + await admin.metrics()
 
-    def _admin(self, timeout_s: float = _ADMIN_TIMEOUT_S) -> EnvoyAdmin:
+    def _admin(self, *, timeout_s: float = _ADMIN_TIMEOUT_S) -> EnvoyAdmin:
         # The longer timeout is for updates: Envoy answers nothing while it loads a large change.
         return EnvoyAdmin(self._files.admin_socket, timeout_s=timeout_s)
