@@ -325,7 +325,7 @@ def test_what_is_right_is_read(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", READERS)
-@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(data=st.data())
 def test_what_was_tampered_with_is_read_or_refused_by_the_readers_own_error(kind: str, data: st.DataObject) -> None:
     reader = READERS[kind]

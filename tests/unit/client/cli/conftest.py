@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer.main
 import yaml
 
 from fakes.kube_http import CONFIG, FakeServer
@@ -30,9 +32,14 @@ spec:
 """A model's resource, but for its artifact's digest."""
 
 
+# Typer reads the signatures of all commands anew each time that one is run.
+_built = cache(typer.main.get_command)
+
+
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     """Run `segserve ...` and return its exit code, what it printed and what it complained of."""
+    monkeypatch.setattr("typer.main.get_command", _built)
 
     def run(*arguments: object, program: str = "segserve") -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", [program, *map(str, arguments)])
