@@ -313,7 +313,8 @@ def test_an_edited_golden_set_is_proved_in_place_and_one_that_fails_takes_nothin
 
     assert load.failures == []
     assert set(load.answers) == {settled[0]}
-    assert (stable(watched), watched.groups()) == (settled, groups)
+    assert stable(watched) == settled
+    assert watched.groups() <= groups
 
     # What a server starts with is the set that it was proved with last, and one that fails keeps it.
     edit(wrong)

@@ -47,6 +47,7 @@ def test_exact_labels_of_photographs_are_those_of_pydensecrf(name: str) -> None:
     assert np.quantile(np.abs(found - expected), 0.999) < 1e-3
 
 
+@pytest.mark.needs("pydensecrf")
 def test_labels_that_all_matter_are_all_kept() -> None:
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (60, 70, 3)).astype(np.uint8)
