@@ -159,7 +159,7 @@ def record_of(name: str, results: Results, took_s: float) -> dict[str, Any]:
     not_run = OUT / "not-run.txt"
     folders: defaultdict[str, dict[str, float]] = defaultdict(lambda: {"tests": 0, "minutes": 0.0})
     for test, seconds in results.seconds.items():
-        folder = folders["/".join(Path(test.partition("::")[0]).parts[:3])]
+        folder = folders["/".join(Path(test.partition("::")[0]).parent.parts[:3])]
         folder["tests"] += 1
         folder["minutes"] += seconds / 60
     slowest = sorted(results.seconds, key=results.seconds.__getitem__, reverse=True)[:25]

@@ -85,4 +85,5 @@ def test_a_summary_names_what_failed_what_was_flaky_and_where_the_minutes_went(c
     assert "in call: too slow" in text
     assert "failed: tests/e2e/test_b.py::test_b" in text
     assert "1.00 min      1 tests  tests/unit/a" in text
+    assert "0.50 min      1 tests  tests/e2e" in text
     assert text.endswith("1.0 minutes; of those that passed 1 flaky; 0 quarantined\n1 passed, 1 failed")
