@@ -37,12 +37,14 @@ def look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Look:
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
     for name in [name for name in os.environ if name.startswith("PYTEST_")]:
         monkeypatch.delenv(name)
+    # Each run is a process, for which the other plug-ins take longest.
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = -p no:cacheprovider\n")
 
     def look(*options: str, **files: str) -> Results:
         for name, text in files.items():
             (tmp_path / f"test_{name}.py").write_text(text)
-        python = [sys.executable, "-m", "pytest", "-p", "verdicts"]
+        python = [sys.executable, "-m", "pytest", "-p", "pytest_reportlog.plugin", "-p", "xdist", "-p", "verdicts"]
         results = run([*python, *options])
         look_again(results, python)
         return results
