@@ -21,12 +21,13 @@ from tools import TOOLS
 # How long examples take, and take to be made, is the machine's matter.
 settings.register_profile(
     "repeatable",
+    max_examples=50,
     derandomize=True,
     deadline=None,
     print_blob=True,
     suppress_health_check=[HealthCheck.too_slow],
 )
-settings.register_profile("fuzz", settings.get_profile("repeatable"), derandomize=False)
+settings.register_profile("fuzz", settings.get_profile("repeatable"), max_examples=100, derandomize=False)
 settings.register_profile("edits", settings.get_profile("fuzz"), max_examples=400)
 settings.load_profile("repeatable")
 

@@ -54,7 +54,7 @@ LISTED: Final = json.loads((Path(__file__).parent / "edited_fields.json").read_t
 MODEL_SCHEMA: Final = of_fields(WHOLE_SCHEMAS["SegmentationModel"], LISTED["SegmentationModel"])
 POOL_SCHEMA: Final = of_fields(WHOLE_SCHEMAS["TritonPool"], LISTED["TritonPool"])
 MODELS_AT_ONCE: Final = 8
-EXAMPLES: Final = settings.default.max_examples // 20
+EXAMPLES: Final = settings.default.max_examples // 10
 """Each has so many sequences of edits as there are models; `make test-edits` chooses a profile with more."""
 EDITS: Final = 6
 OF_HISTORY: Final = {"keepPrevious": "0s", "allowClassChanges": True}
