@@ -1,4 +1,4 @@
-"""Moments at which a process dies, by the writes that it makes: a sample, and a sweep for `make test-edits`."""
+"""Moments at which a process dies, by the writes that it makes: a sample, and a sweep for `make test-thorough`."""
 
 from __future__ import annotations
 
