@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco
 
+from fakes.pipelines import pipeline_of
 from segserve.calls.answers import OUTPUTS, read_model_info, read_result
 from segserve.results.objects import DetectionResult, InstanceResult, KeypointResult
 from segserve.results.result import PanopticResult, SemanticResult
 from segserve.results.values import ENCODINGS
-from segserve_builder.spec.model_spec import Input, ModelClass, Output, Runtime
+from segserve_builder.spec.model_spec import ModelClass
 from segserve_builder.stages.base import RequestOptions
 from segserve_builder.steps.encode import encode
-from segserve_builder.steps.pipeline import Pipeline
 from segserve_builder.values import (
     Candidates,
     ClassMasks,
@@ -49,17 +49,7 @@ def regions() -> list[np.ndarray]:
 
 
 def answered(value: Value, wanted: tuple[str, ...], encoding: str | None) -> Result:
-    pipeline = Pipeline(
-        model="coins",
-        artifact_sha256="0" * 64,
-        family="semantic-logits",
-        input=Input(),
-        classes=CLASSES,
-        preprocess=(),
-        postprocess=(),
-        output=Output(),
-        runtime=Runtime(),
-    )
+    pipeline = pipeline_of().model_copy(update={"classes": CLASSES})
     arrays = encode(value, pipeline, RequestOptions(encoding=encoding), frozenset(wanted) - {"REVISION"})
     tensors = {
         name: Tensor.of_items(name, array.tolist()) if array.dtype == np.object_ else Tensor.of_array(name, array)

@@ -152,7 +152,6 @@ async def test_what_an_earlier_release_recorded_is_read_in_full_and_not_written_
 
 NAMES = st.sampled_from(["addedIn", "zone", "spread", "$ref", "x", "models2", "ratio"])
 VALUES = st.sampled_from([None, True, 7, -1.5, "word", [], [1, "a"], {}, {"deeper": {"and": ["deeper"]}}])
-DATA_KEYS = frozenset({"labels", "annotations", "numbers", "binaryData", "data", "metadata", "spec"})
 
 
 def places(item: Json) -> list[Json]:

@@ -165,22 +165,6 @@ async def test_a_candidate_that_gave_its_servers_up_comes_after_those_that_never
     }
 
 
-async def test_what_stalled_is_known_after_a_restart() -> None:
-    world = await world_of(NINE)
-    *stuck, healthy = NINE
-    for name in stuck:
-        world.fleet.nodeless.add(assigned(name, "2").revision)
-        world.store.apply(assigned(name, "2"))
-    await world.passes(3)
-    world.store.apply(assigned(healthy, "2"))
-    await world.passes(5, seconds_each=60)
-    world.restart()
-    await world.passes(7, seconds_each=60)
-    await world.passes(4)
-
-    assert stable(world, healthy) == assigned(healthy, "2").revision
-
-
 async def test_rollouts_that_wait_for_a_person_hold_no_slot() -> None:
     policy = RolloutPolicy(gates=())
     world = await world_of(NINE, policy=policy)

@@ -66,19 +66,6 @@ async def test_a_revision_that_answers_alike_is_promoted(world: ClusterWorld) ->
     assert phase(world) == "Succeeded"
 
 
-async def test_a_revision_that_finds_less_is_rolled_back_if_the_gate_says_so(world: ClusterWorld) -> None:
-    await rolled_out(world, coins=0.2, onBreach="Rollback")
-
-    assert phase(world) == "RolledBack"
-
-
-async def test_a_revision_that_finds_less_waits_for_a_person(world: ClusterWorld) -> None:
-    await rolled_out(world, coins=0.2, minutes=6)
-
-    assert phase(world) == "Progressing"
-    assert verdict(world) == ("Undecided", "AnswersDiffer")
-
-
 async def test_no_deadline_promotes_what_a_person_is_to_decide_on(
     world: ClusterWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -91,12 +78,6 @@ async def test_no_deadline_promotes_what_a_person_is_to_decide_on(
 
     assert phase(world) == "Progressing"
     assert verdict(world) == ("Undecided", "AnswersDiffer")
-
-
-async def test_a_gate_that_only_notes_holds_nothing(world: ClusterWorld) -> None:
-    await rolled_out(world, coins=0.2, onBreach="Note")
-
-    assert phase(world) == "Succeeded"
 
 
 async def test_agents_of_an_earlier_version_are_not_asked_and_the_gate_says_so(world: ClusterWorld) -> None:

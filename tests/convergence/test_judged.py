@@ -21,6 +21,7 @@ async def judged(policy: RolloutPolicy = JUDGE, **world: object) -> Rollout:
     rollout = Rollout(**world)  # type: ignore[arg-type]
     await rollout.begin(policy)
     await rollout.end()
+    assert [each.sequence for each in replay(rollout.record) if not each.same] == []
     return rollout
 
 
@@ -169,10 +170,3 @@ async def test_neither_a_pause_nor_the_deadline_lets_it_serve() -> None:
 
     assert (ended.phase, ended.reason) == (Phase.JUDGED, "JudgedUndecided")
     assert rollout.served == {FIRST.revision}
-
-
-async def test_its_decisions_are_repeated_bit_for_bit() -> None:
-    for rate in (2, 50):
-        rollout = await judged(requests_per_s=rate)
-
-        assert [each.sequence for each in replay(rollout.record) if not each.same] == []

@@ -83,16 +83,6 @@ async def test_a_candidate_that_is_slow_at_the_rate_waits_for_a_person_and_no_ca
     assert (await rollout.end()).phase is phase
 
 
-async def test_a_policy_may_roll_it_back() -> None:
-    rollout = Rollout(load=SLOW)
-    gates = (*POLICY.gates, LoadTestGate(on_breach="Rollback"))
-    await rollout.begin(TESTED.model_copy(update={"gates": gates}))
-    ended = await rollout.end()
-
-    assert (ended.phase, ended.reason) == (Phase.ROLLED_BACK, "SlowUnderLoad")
-    assert rollout.served == {FIRST.revision}
-
-
 async def test_a_skipped_gate_asks_for_no_load() -> None:
     rollout = Rollout(load=LoadCounts(can=True))
     await rollout.begin(TESTED)
@@ -101,14 +91,6 @@ async def test_a_skipped_gate_asks_for_no_load() -> None:
     state = await rollout.until(has_left_shadow, 300)
 
     assert state.phase is Phase.PROGRESSING
-
-
-async def test_gateways_that_know_no_load_test_hold_nothing_up() -> None:
-    rollout = Rollout()
-    await rollout.begin(TESTED)
-    await rollout.until(has_left_shadow, 200)
-
-    assert (await rollout.end()).phase is Phase.SUCCEEDED
 
 
 async def test_a_test_that_never_ends_lasts_as_long_as_shadow_may() -> None:

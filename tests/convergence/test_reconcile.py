@@ -12,7 +12,7 @@ from fakes.deaths import deaths
 from fakes.platform import CountedWrites, Crash, Verdict, World, assigned
 from segserve_builder.agent.protocol import AssignedModel
 from segserve_builder.spec.model_spec import Golden
-from segserve_operator.core.models.actions import EmitEvent, SaveStatus, SetTraffic, StartGroup
+from segserve_operator.core.models.actions import EmitEvent, SaveStatus, SetTraffic
 
 FIRST, SECOND, THIRD = (assigned("coins", network) for network in "123")
 
@@ -214,22 +214,6 @@ async def test_a_golden_set_and_a_network_that_are_edited_together_are_proved_to
     assert all(told.trial is None for group in world.fleet.members.values() for told in group.assignment.models)
 
 
-async def test_a_candidate_whose_golden_set_is_corrected_while_it_is_retried_is_promoted() -> None:
-    world = await served(with_golden(FIRST, "1"))
-    world.fleet.verdicts[SECOND.revision] = Verdict("DigestMismatch", retryable=True)
-    world.store.apply(with_golden(SECOND, "2"))
-    await world.passes()
-    world.store.apply(with_golden(SECOND, "3"))
-    await world.passes(1)
-
-    assert world.fleet.members[SECOND.revision].assignment.models == (with_golden(SECOND, "3"),)
-
-    world.fleet.verdicts.clear()
-    await world.passes()
-
-    assert world.role("coins", "stable") == (SECOND.revision, SECOND.revision)
-
-
 async def test_a_candidate_whose_artifact_is_missing_waits_and_heals() -> None:
     world = await served()
     world.fleet.verdicts[SECOND.revision] = Verdict("ArtifactMissing", retryable=True)
@@ -243,18 +227,6 @@ async def test_a_candidate_whose_artifact_is_missing_waits_and_heals() -> None:
     await world.passes()
 
     assert world.role("coins", "stable") == (SECOND.revision, SECOND.revision)
-
-
-async def test_editing_back_to_the_stable_revision_cancels_the_candidate() -> None:
-    world = await served()
-    world.fleet.verdicts[SECOND.revision] = Verdict("ArtifactMissing", retryable=True)
-    world.store.apply(SECOND)
-    await world.passes()
-    world.store.apply(FIRST)
-    await world.passes()
-
-    assert world.role("coins", "candidate") is None
-    assert set(world.fleet.members) == {"main"}
 
 
 async def test_a_deleted_model_leaves_nothing_and_the_others_alone() -> None:
@@ -286,29 +258,6 @@ async def test_a_deleted_model_is_unloaded_only_after_its_last_request() -> None
     assert world.store.objects == {}
 
 
-async def test_a_revision_that_drops_a_class_is_refused_unless_it_is_meant() -> None:
-    world = await served()
-    fewer = assigned("coins", classes=("background",))
-    world.store.apply(fewer)
-    await world.passes()
-
-    assert world.role("coins", "stable") == (FIRST.revision, "main")
-    assert world.condition("coins", "Degraded") == ("True", "ClassesChanged")
-    assert set(world.fleet.members) == {"main"}
-
-    world.store.apply(fewer, allow_class_changes=True)
-    await world.passes()
-
-    assert world.role("coins", "stable") == (fewer.revision, fewer.revision)
-
-
-async def test_the_bare_network_is_public_where_the_spec_exposes_it() -> None:
-    world = await served(FIRST.model_copy(update={"expose": ("network",)}))
-
-    (route,) = world.traffic.plan.routes
-    assert route.exposed == ("coins.network",)
-
-
 async def test_a_dead_server_is_started_again_and_gets_requests_once_it_is_proved() -> None:
     world = await served()
     world.fleet.kill("main")
@@ -335,15 +284,6 @@ async def test_going_back_while_the_new_revision_settles_into_main_is_a_change_l
 
     assert world.role("coins", "stable") == (FIRST.revision, "main")
     assert set(world.fleet.members) == {"main"}
-
-
-async def test_requests_are_sent_elsewhere_before_a_dead_server_starts_again_empty() -> None:
-    world = await served()
-    world.fleet.kill("main")
-
-    actions = [type(action) for action in await world.service.run_once()]
-
-    assert actions.index(SetTraffic) < actions.index(StartGroup)
 
 
 def final_state(world: World) -> tuple[object, ...]:

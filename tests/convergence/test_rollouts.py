@@ -97,25 +97,6 @@ async def test_an_incident_that_hits_both_holds_and_rolls_nothing_back() -> None
     assert (await rollout.end()).phase is Phase.SUCCEEDED
 
 
-async def test_without_requests_a_weight_never_rises() -> None:
-    rollout = Rollout(requests_per_s=0)
-    await rollout.begin()
-    for _ in range(300):
-        await rollout.second()
-
-    assert rollout.state is not None
-    assert (rollout.state.weight, rollout.state.reason) == (5, "TooFewRequests")
-
-
-@pytest.mark.parametrize(("policy", "phase"), [("Rollback", Phase.ROLLED_BACK), ("Promote", Phase.SUCCEEDED)])
-async def test_the_deadline_does_with_the_undecided_what_the_policy_says(policy: str, phase: Phase) -> None:
-    rollout = Rollout(requests_per_s=0)
-    late = POLICY.model_copy(update={"on_undecided": policy, "deadline": timedelta(minutes=2)})
-    await rollout.begin(late)
-
-    assert (await rollout.end()).phase is phase
-
-
 async def test_gateways_that_cannot_be_asked_hold_the_weight_and_lose_no_evidence() -> None:
     rollout = Rollout()
     await rollout.begin()
@@ -286,19 +267,6 @@ async def test_a_word_about_another_revision_is_refused_and_told() -> None:
     assert ("coins", "RequestRefused") in rollout.world.store.told
 
 
-async def test_abort_goes_before_promote_where_both_are_asked_for() -> None:
-    rollout = Rollout()
-    await rollout.begin()
-    await rollout.until(lambda state: state.weight == 5)
-    rollout.ask("promote", SECOND.revision)
-    rollout.ask("abort", SECOND.revision)
-    ended = await rollout.end(3)
-    await rollout.second()
-
-    assert ended.phase is Phase.ROLLED_BACK
-    assert ("coins", "RequestRefused") in rollout.world.store.told
-
-
 async def test_a_gate_that_is_put_aside_judges_no_more_and_its_share_of_alpha_is_not_dealt_out_anew() -> None:
     rollout = Rollout(slow_ms={SECOND.revision: 33.0})
     rollout.world.found.answers["probe"] = answers
@@ -337,16 +305,6 @@ async def test_rollback_leaves_a_promoted_revision_for_the_former_one() -> None:
     assert rollout.world.role("coins", "candidate") == (SECOND.revision, None)
 
 
-async def test_a_step_that_waits_for_a_person_ends_with_resume() -> None:
-    rollout = Rollout()
-    steps = (RolloutStep(weight=10, pause=True), RolloutStep(weight=50))
-    await rollout.begin(POLICY.model_copy(update={"steps": steps}))
-    await rollout.until(lambda state: state.reason == "PersonAsked")
-    rollout.ask("resume", SECOND.revision)
-
-    assert (await rollout.until(lambda state: state.weight == 50, 5)).step == 1
-
-
 @pytest.mark.parametrize(("passes", "phase"), [(True, Phase.SUCCEEDED), (False, Phase.ROLLED_BACK)])
 async def test_a_service_that_takes_longer_than_its_interval_is_heard(passes: bool, phase: Phase) -> None:
     rollout = Rollout()
@@ -359,16 +317,6 @@ async def test_a_service_that_takes_longer_than_its_interval_is_heard(passes: bo
 
     assert ended.phase is phase
     assert rollout.world.found.check_results() == {}
-
-
-async def test_a_candidate_whose_servers_are_gone_gets_no_requests() -> None:
-    rollout = Rollout()
-    await rollout.begin()
-    await rollout.until(lambda state: state.weight == 25)
-    rollout.world.fleet.kill(SECOND.revision)
-    await rollout.world.service.run_once()
-
-    assert rollout.world.traffic.groups_of("coins") == {"main": 100}
 
 
 async def test_a_split_that_is_not_what_was_written_is_said() -> None:

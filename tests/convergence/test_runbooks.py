@@ -35,10 +35,10 @@ from fakes.kube_web import api_server
 from fakes.loaded_gateways import LoadedGateways
 from fakes.monitored_world import OPERATOR, MonitoredWorld, Scrapes, Target, samples_of
 from fakes.mounted_secret import MountedSecret
+from fakes.pipelines import pipeline_of
 from fakes.waiting import HANG_S
 from segserve_builder.spec.model_spec import ModelMetrics
 from segserve_builder.steps.answer_metrics import AnswerContents, AnswerMetrics
-from segserve_builder.steps.pipeline import Pipeline
 from segserve_builder.values import ImageStatistics, ResizeTransform
 from segserve_common.api_errors import ForbiddenError, UnavailableError
 from segserve_common.kube.kinds import CONFIG_MAPS, DEPLOYMENTS, MODELS, PODS, SECRETS
@@ -55,19 +55,8 @@ from tools import ROOT
 PAGE: Final = (ROOT / "docs/how-to/alerts.md").read_text()
 SECRET: Final = "coins-tls"
 QUOTA: Final = "exceeded quota: objects, requested: count/deployments.apps=1, used: 9, limited: 9"
-PIPELINE: Final = Pipeline.model_validate(
-    {
-        "model": "coins",
-        "artifactSha256": "a" * 64,
-        "family": "semantic-logits",
-        "input": {},
-        "output": {},
-        "preprocess": [],
-        "postprocess": [],
-        "runtime": {},
-        "classes": [{"id": 0, "name": "background"}, {"id": 1, "name": "coin"}, {"id": 2, "name": "button"}],
-    }
-)
+CLASSES: Final = [{"id": 0, "name": "background"}, {"id": 1, "name": "coin"}, {"id": 2, "name": "button"}]
+PIPELINE: Final = pipeline_of(classes=CLASSES)
 IMAGE: Final = ImageStatistics(brightness=0.25, contrast=0.55, detail=0.01, vertical_gradients=0.5, top_brightness=0.5)
 _COMMAND: Final = re.compile(r"(?:^\$ |`)((?:segserve|kubectl) [^`\n]+)", re.MULTILINE)
 

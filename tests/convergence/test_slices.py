@@ -64,14 +64,6 @@ async def test_a_candidate_that_is_as_good_for_each_camera_is_promoted() -> None
     assert [each.sequence for each in replay(rollout.record) if not each.same] == []
 
 
-async def test_requests_without_labels_hold_nothing_up() -> None:
-    rollout = LabelledRollout(labelled=False)
-    await rollout.begin(policy())
-
-    assert (await rollout.end()).phase is Phase.SUCCEEDED
-    assert verdict_of(rollout).reason == "NoLabels"
-
-
 async def test_a_record_without_the_gate_shows_what_the_gate_would_have_decided() -> None:
     rollout = LabelledRollout(broken=3)
     long = SHADOW.model_copy(update={"min_requests": 10_000, "max_duration": timedelta(minutes=10)})

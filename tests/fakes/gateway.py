@@ -6,20 +6,15 @@ import subprocess
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bench.ports import free_ports
 from fakes.waiting import HANG_S, eventually
 from segserve_operator.adapters.traffic.envoy import EnvoyTraffic
-from segserve_operator.adapters.traffic.envoy_auth import AuthSettings
 from segserve_operator.adapters.traffic.envoy_listener import EnvoySettings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-
-    from segserve_operator.adapters.traffic.envoy_tls import TlsSettings
-    from segserve_operator.api.session_affinity import SessionAffinity
-    from segserve_operator.api.telemetry import AccessLog, CallerMetrics, Tracing
 
 
 @dataclass
@@ -107,43 +102,20 @@ class RunningGateway(EnvoyProcess):
         return next(line for line in await self.metrics() if line.startswith("envoy_server_uptime"))
 
 
-@asynccontextmanager
-async def running_gateway(
-    folder: Path,
-    *,
-    host: str = "127.0.0.1",
-    timeout_s: float = 60.0,
-    max_request_bytes: int = 2**21,
-    tls: TlsSettings | None = None,
-    auth: AuthSettings | None = None,
-    affinity: SessionAffinity | None = None,
-    streams: bool = True,
-    server_tls: Path | None = None,
-    access_log: AccessLog | None = None,
-    caller_metrics: CallerMetrics | None = None,
-    tracing: Tracing | None = None,
-    capture: bool = False,
-    plain_http: bool = False,
-) -> AsyncIterator[RunningGateway]:
-    """Run Envoy on a free port of `host`, in `folder`."""
+def gateway_of(
+    folder: Path, *, timeout_s: float = 60.0, server_tls: Path | None = None, **settings: Any
+) -> RunningGateway:
+    """Return a gateway in `folder` that does not run yet, on free ports; `settings` are fields of EnvoySettings."""
     port, internal_port = free_ports(2)
-    gateway = EnvoySettings(
-        host=host,
-        port=port,
-        max_request_bytes=max_request_bytes,
-        internal_port=internal_port,
-        tls=tls,
-        auth=auth,
-        affinity=affinity,
-        streams=streams,
-        access_log=access_log,
-        access_log_file=folder / "access.log",
-        caller_metrics=caller_metrics,
-        tracing=tracing,
-        capture=capture,
-        plain_http=plain_http,
-    )
-    running = RunningGateway(folder, EnvoyTraffic(folder, gateway, server_tls=server_tls, timeout_s=timeout_s), gateway)
+    plain = {"host": "127.0.0.1", "max_request_bytes": 2**21, "streams": True, "access_log_file": folder / "access.log"}
+    gateway = EnvoySettings(port=port, internal_port=internal_port, **(plain | settings))
+    return RunningGateway(folder, EnvoyTraffic(folder, gateway, server_tls=server_tls, timeout_s=timeout_s), gateway)
+
+
+@asynccontextmanager
+async def running_gateway(folder: Path, **options: Any) -> AsyncIterator[RunningGateway]:
+    """Run a gateway; the options are those of `gateway_of`."""
+    running = gateway_of(folder, **options)
     try:
         await running.start()
         yield running

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import queue
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import grpc
@@ -17,9 +19,10 @@ from tritonclient.grpc import service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
 from fakes.gateway import RunningGateway
+from fakes.kserve import Gateway, Model, items
 from fakes.triton import StubTriton
 from fakes.waiting import HANG_S, eventually
-from segserve_operator.core.traffic import Route, Share, TrafficPlan
+from segserve_operator.core.traffic import Endpoint, Route, Share, TrafficPlan
 
 LIMIT = 2**21
 STEP = "segserve--pre--3f9a"
@@ -30,6 +33,23 @@ def served(old: StubTriton, new: StubTriton | None = None, new_weight: int = 0, 
     if new is not None:
         shares.append(Share("coins-new", "coins-new", new_weight, (new.endpoint,)))
     return TrafficPlan((Route(model, tuple(shares), steps=(STEP,), exposed=(f"{model}.network",)),), (old.endpoint,))
+
+
+@contextmanager
+def finding_nothing(side: int) -> Iterator[tuple[Gateway, Route]]:
+    """Run a server that finds nothing in square images; yield it and the route of its model, `boxes`."""
+    revision = "boxes-aaaaaaaaaa"
+    answer = {
+        "REVISION": items(revision.encode()),
+        "SIZE": np.array([side, side], np.int32),
+        "BOXES": np.zeros((0, 4), np.float32),
+        "SCORES": np.zeros(0, np.float32),
+        "CLASSES": np.zeros(0, np.int32),
+    }
+    server = Gateway(models={"boxes": Model(list(answer), {"revision": revision}, lambda _: answer)})
+    with server.http() as http, server.grpc() as rpc:
+        endpoint = Endpoint("127.0.0.1", *(int(url.rpartition(":")[2]) for url in (http, rpc)))
+        yield server, Route("boxes", (Share("main", revision, 100, (endpoint,)),))
 
 
 def image(client: Any, size: int = 8) -> list[Any]:

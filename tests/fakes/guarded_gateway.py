@@ -10,14 +10,12 @@ from pathlib import Path
 
 import httpx
 
-from bench.ports import free_ports
-from fakes.gateway import RunningGateway
+from fakes.gateway import RunningGateway, gateway_of
 from fakes.gateway_clients import LIMIT, served
 from fakes.hostile_caller import INFER
 from fakes.triton import StubTriton
 from fakes.waiting import HANG_S
-from segserve_operator.adapters.traffic.envoy import EnvoyTraffic
-from segserve_operator.adapters.traffic.envoy_listener import CallerTimeouts, EnvoySettings
+from segserve_operator.adapters.traffic.envoy_listener import CallerTimeouts
 
 PATIENT = CallerTimeouts()
 
@@ -57,16 +55,8 @@ def guarded_gateway(
     waits: CallerTimeouts = PATIENT,
 ) -> Iterator[Guarded]:
     """Run Envoy on a free port, in `folder`."""
-    port, internal_port = free_ports(2)
-    settings = EnvoySettings(
-        port=port,
-        max_request_bytes=max_request_bytes,
-        internal_port=internal_port,
-        heap_bytes=heap_bytes,
-        streams=streams,
-        timeouts=waits,
-    )
-    running = RunningGateway(folder, EnvoyTraffic(folder, settings), settings)
+    own = {"max_request_bytes": max_request_bytes, "heap_bytes": heap_bytes, "streams": streams, "timeouts": waits}
+    running = gateway_of(folder, **own)
 
     async def start(triton: StubTriton) -> None:
         await running.start()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,25 +34,22 @@ async def written_objects() -> list[Json]:
 
 def plain(item: Json) -> Json:
     """Return an object with what is packed in it as JSON."""
-    found = dict(item)
-    if "binaryData" in item:
-        found["binaryData"] = {key: unpack(text) for key, text in item["binaryData"].items()}
-    if item["kind"] == ROLLOUTS.name:
-        packed = {part: unpack(item["status"][part]) for part in ("state", "evidence")}
-        decisions = [{**each, "inputs": unpack(each["inputs"])} for each in item["status"]["decisions"]]
-        found["status"] = {**item["status"], **packed, "decisions": decisions}
-    return found
+    return _each_packed(item, unpack)
 
 
 def repacked(item: Json) -> Json:
     """Return an object with its JSON packed again."""
+    return _each_packed(item, pack)
+
+
+def _each_packed(item: Json, change: Callable[[Any], Any]) -> Json:
     found = dict(item)
     if "binaryData" in item:
-        found["binaryData"] = {key: pack(value) for key, value in item["binaryData"].items()}
+        found["binaryData"] = {key: change(value) for key, value in item["binaryData"].items()}
     if item["kind"] == ROLLOUTS.name:
-        packed = {part: pack(item["status"][part]) for part in ("state", "evidence")}
-        decisions = [{**each, "inputs": pack(each["inputs"])} for each in item["status"]["decisions"]]
-        found["status"] = {**item["status"], **packed, "decisions": decisions}
+        parts = {part: change(item["status"][part]) for part in ("state", "evidence")}
+        decisions = [{**each, "inputs": change(each["inputs"])} for each in item["status"]["decisions"]]
+        found["status"] = {**item["status"], **parts, "decisions": decisions}
     return found
 
 

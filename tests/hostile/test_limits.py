@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
 
 import grpc
@@ -19,8 +18,7 @@ from tritonclient.grpc import service_pb2_grpc
 
 from fakes.credentials import api_key, key_line
 from fakes.gateway import RunningGateway, running_gateway
-from fakes.gateway_clients import served
-from fakes.kserve import Arrays, Asked, Gateway, Model, items
+from fakes.gateway_clients import finding_nothing, served
 from fakes.triton import StubTriton
 from fakes.waiting import HANG_S, eventually
 from segserve import AsyncClient, Hooks, RateLimitError, SegserveError
@@ -29,13 +27,12 @@ from segserve_operator.adapters.traffic.envoy_admin import WITHOUT_TLS
 from segserve_operator.adapters.traffic.envoy_auth import AuthSettings
 from segserve_operator.adapters.traffic.envoy_limits import RETRY_AFTER_S
 from segserve_operator.api.access import Auth
-from segserve_operator.core.traffic import Endpoint, RequestRate, Route, RouteLimits, Share, TrafficPlan
+from segserve_operator.core.traffic import RequestRate, RouteLimits, Share, TrafficPlan
 
 pytestmark = [pytest.mark.platform, pytest.mark.core, pytest.mark.asyncio(loop_scope="module")]
 
 NAMES = ("ann", "bob", "cid")
 MOST_BYTES = 2**21
-OUTPUTS = ["REVISION", "SIZE", "BOXES", "SCORES", "CLASSES"]
 
 
 @dataclass
@@ -278,37 +275,14 @@ async def test_an_envoy_that_starts_again_holds_the_limits(entrance: Entrance) -
 @pytest.mark.parametrize("transport", ["http", "grpc"])
 async def test_our_client_waits_as_long_as_it_is_told(entrance: Entrance, transport: TransportName) -> None:
     pauses: list[tuple[type[SegserveError], float]] = []
-    with boxes() as (server, photo):
-        route = Route(
-            "boxes",
-            (Share("main", "boxes-aaaaaaaaaa", 100, (server,)),),
-            limits=RouteLimits(RequestRate(1), RequestRate(1)),
-        )
-        await entrance.running.traffic.shift(TrafficPlan((route,), (server,)))
+    with finding_nothing(90) as (_, route):
+        limited = replace(route, limits=RouteLimits(RequestRate(1), RequestRate(1)))
+        await entrance.running.traffic.shift(TrafficPlan((limited,), route.shares[0].endpoints))
         hooks = Hooks(on_retry=lambda event: pauses.append((type(event.error), event.pause_s)))
         url, key = entrance.running.traffic.url, api_key("ann", "ann")
         async with AsyncClient(url, transport=transport, api_key=key, hooks=hooks, retries=2) as client:
             while not pauses:
-                await client.segment(photo, model="boxes")
+                await client.segment(np.zeros((90, 90, 3), np.uint8), model="boxes")
 
     assert {kind for kind, _ in pauses} == {RateLimitError}
     assert all(pause_s >= RETRY_AFTER_S for _, pause_s in pauses)
-
-
-@contextmanager
-def boxes() -> Iterator[tuple[Endpoint, np.ndarray]]:
-    """Run a server with a model that finds nothing; yield it and a photograph."""
-    gateway = Gateway(models={"boxes": Model(OUTPUTS, {"revision": "boxes-aaaaaaaaaa"}, nothing_found)})
-    with gateway.http() as http, gateway.grpc() as rpc:
-        ports = (int(url.rpartition(":")[2]) for url in (http, rpc))
-        yield Endpoint("127.0.0.1", *ports), np.zeros((90, 90, 3), np.uint8)
-
-
-def nothing_found(_: Asked) -> Arrays:
-    return {
-        "REVISION": items(b"boxes-aaaaaaaaaa"),
-        "SIZE": np.array([90, 90], np.int32),
-        "BOXES": np.zeros((0, 4), np.float32),
-        "SCORES": np.zeros(0, np.float32),
-        "CLASSES": np.zeros(0, np.int32),
-    }

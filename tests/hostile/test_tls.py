@@ -135,11 +135,6 @@ async def test_callers_of_http_choose_its_version(serving: Entrance, http2: bool
     assert (answer.status_code, answer.http_version) == (200, "HTTP/2" if http2 else "HTTP/1.1")
 
 
-async def test_a_plain_grpc_client_is_answered(serving: Entrance) -> None:
-    async with serving.channel() as channel:
-        assert await infer(channel) == "coins"
-
-
 @pytest.mark.parametrize("options", [{}, {"transport": "grpc"}])
 async def test_our_client_trusts_the_private_authority_where_it_is_named_and_no_other(
     serving: Entrance, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch

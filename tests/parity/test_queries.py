@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from fakes.pipelines import pipeline_of
 from segserve_builder.families import FAMILIES
 from segserve_builder.kernels.rle_reader import decode_bitmap
 from segserve_builder.stages.argmax import Argmax
@@ -22,7 +23,6 @@ from segserve_builder.stages.detection_queries import DetectionQueries
 from segserve_builder.stages.instance_queries import InstanceQueries
 from segserve_builder.stages.panoptic_queries import PanopticQueries
 from segserve_builder.stages.semantic_queries import SemanticQueries
-from segserve_builder.steps.pipeline import Pipeline
 from segserve_builder.values import Instances, Panoptic, Queries, ResizeTransform
 
 if TYPE_CHECKING:
@@ -106,13 +106,8 @@ class Case:
         self.family, self.outputs, self.theirs = family, SimpleNamespace(**outputs), processor(family)
 
     def queries(self, size: tuple[int, int], things: frozenset[int] = frozenset()) -> Queries:
-        pipeline = Pipeline.model_validate(
-            {
-                "model": "queries", "artifactSha256": "0" * 64, "family": self.family, "input": {}, "output": {},
-                "classes": [{"id": i, "name": f"class {i}", "thing": i in things} for i in range(CLASSES)],
-                "preprocess": [], "postprocess": [], "runtime": {},
-            }
-        )  # fmt: skip
+        classes = [{"id": i, "name": f"class {i}", "thing": i in things} for i in range(CLASSES)]
+        pipeline = pipeline_of(self.family, classes)
         arrays = {name: array.numpy() for name, array in vars(self.outputs).items()}
         value = FAMILIES[self.family].read(arrays, ResizeTransform(*size, 0, 0, *INPUT, *INPUT), pipeline)
         assert isinstance(value, Queries)

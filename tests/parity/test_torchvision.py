@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +11,12 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco
 
-from oracles.debian import PYTHON, Debian
+from fakes.pipelines import pipeline_of
+from oracles.debian import Debian
 from segserve_builder.families import FAMILIES
 from segserve_builder.kernels.keypoints import keypoints
 from segserve_builder.kernels.paste import paste_rles
 from segserve_builder.stages.base import RequestOptions
-from segserve_builder.steps.in_process import InProcessModel
-from segserve_builder.steps.pipeline import Pipeline
 from segserve_builder.steps.postprocess import postprocess_stages
 from segserve_builder.values import Candidates, Instances, KeypointDetections, ResizeTransform
 
@@ -37,13 +34,6 @@ def torchvision() -> Iterator[Debian]:
         yield debian
 
 
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("onnx")
-    subprocess.run([PYTHON, ORACLES / "export_torchvision.py", folder], check=True, timeout=120)
-    return folder
-
-
 def pixels(counts: Any, height: int, width: int) -> np.ndarray:
     return np.array([coco.decode({"size": [height, width], "counts": c}) for c in counts]).reshape(-1, height, width)
 
@@ -54,23 +44,6 @@ def boxes(rng: np.random.Generator, n: int, height: int, width: int) -> np.ndarr
     size = np.exp(rng.uniform(-4, 0.3, (n, 2))) * (width, height)
     found = np.concatenate([corner, corner + size], axis=1)
     return np.clip(found, 0, [width, height, width, height]).astype(np.float32)
-
-
-def pipeline(family: str, ids: tuple[int, ...], **changed: Any) -> Pipeline:
-    return Pipeline.model_validate(
-        {
-            "model": "parts",
-            "artifactSha256": "0" * 64,
-            "family": family,
-            "input": {"colour": "RGB"},
-            "classes": [{"id": i, "name": f"class {i}"} for i in ids],
-            "preprocess": [],
-            "postprocess": [],
-            "output": {},
-            "runtime": {"maxBatchSize": 1},
-        }
-        | changed
-    )
 
 
 def photograph(seed: int, height: int, width: int) -> np.ndarray:
@@ -126,7 +99,7 @@ def test_raw_heads_become_what_torchvision_answers(
         "scores",
     ]
 
-    model = pipeline(family, IDS[kind])
+    model = pipeline_of(family, IDS[kind], runtime={"maxBatchSize": 1})
     value: Any = FAMILIES[family].read({name: whole["raw"][name][None] for name in order}, transform, model)
     for stage in postprocess_stages(model):
         value = stage(value, RequestOptions())
@@ -142,38 +115,3 @@ def test_raw_heads_become_what_torchvision_answers(
         np.testing.assert_allclose(value.points[..., :2], expected["keypoints"][..., :2], atol=2e-3)
         np.testing.assert_allclose(value.points[..., 2], expected["keypoints_scores"], atol=1e-5)
     assert isinstance(value, Candidates | Instances | KeypointDetections)
-
-
-@pytest.mark.parametrize("kind", ["faster", "mask", "keypoint"])
-def test_an_exported_network_answers_as_torchvision_does(torchvision: Debian, exported: Path, kind: str) -> None:
-    image = photograph(5, 112, 150)
-    expected = torchvision.call("whole", kind, 7, image, False)["answer"]
-    file = BytesIO()
-    Image.fromarray(image).save(file, "PNG")
-
-    model = InProcessModel(pipeline(f"{kind}-rcnn", IDS[kind]), exported / f"{kind}_rcnn.onnx")
-    answer = model.answer(file.getvalue(), RequestOptions())
-
-    np.testing.assert_allclose(answer["SCORES"], expected["scores"], atol=1e-5)
-    np.testing.assert_allclose(answer["BOXES"], expected["boxes"], atol=1e-2)
-    np.testing.assert_array_equal(answer["CLASSES"], expected["labels"])
-    if kind == "mask":
-        differ = pixels(answer["MASKS"], 112, 150) != pixels(expected["masks"], 112, 150)
-        assert np.count_nonzero(differ) <= 1e-3 * differ.size  # the box of a mask is cut to whole pixels
-    if kind == "keypoint":
-        near = np.abs(answer["KEYPOINTS"][..., :2] - expected["keypoints"][..., :2]).max(axis=2) < 1.5
-        assert near.mean() > 0.95
-        np.testing.assert_allclose(answer["KEYPOINTS"][..., 2], expected["keypoints_scores"], rtol=1e-3, atol=1e-3)
-
-
-def test_torchvisions_own_export_runs_as_it_is(torchvision: Debian, exported: Path) -> None:
-    image = photograph(5, 112, 150)
-    expected = torchvision.call("whole", "faster", 7, image, True)["answer"]
-    file = BytesIO()
-    Image.fromarray(image).save(file, "PNG")
-    scaled = pipeline("faster-rcnn", IDS["faster"], preprocess=[{"normalise": {"scale": 1 / 255}}])
-
-    answer = InProcessModel(scaled, exported / "faster_rcnn_plain.onnx").answer(file.getvalue(), RequestOptions())
-
-    np.testing.assert_allclose(answer["SCORES"], expected["scores"], atol=1e-4)
-    np.testing.assert_allclose(answer["BOXES"], expected["boxes"], atol=0.05)

@@ -7,17 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fakes.pipelines import pipeline_of
 from oracles.debian import Debian
 from segserve_builder.families import FAMILIES
 from segserve_builder.kernels.nms import nms
 from segserve_builder.stages.base import RequestOptions
-from segserve_builder.steps.onnx_signature import read_signature
-from segserve_builder.steps.pipeline import Pipeline
 from segserve_builder.values import ResizeTransform
 
 ORACLES = Path(__file__).parents[1] / "oracles"
@@ -92,25 +90,9 @@ def test_ten_thousand_boxes_are_kept_as_by_torchvision(boxes_of_torchvision: Deb
     )
 
 
-def pipeline(family: str) -> Pipeline:
-    return Pipeline.model_validate(
-        {
-            "model": "things",
-            "artifactSha256": "0" * 64,
-            "family": family,
-            "input": {},
-            "classes": [{"id": i, "name": f"class {i}"} for i in CLASSES[family]],
-            "preprocess": [],
-            "postprocess": [],
-            "output": {},
-            "runtime": {},
-        }
-    )
-
-
 def detections(family: str, outputs: list[np.ndarray], transform: ResizeTransform) -> Any:
     named = dict(zip(("cls_logits", "bbox_regression", "anchors", "levels"), outputs, strict=True))
-    value: Any = FAMILIES[family].read(named, transform, pipeline(family))
+    value: Any = FAMILIES[family].read(named, transform, pipeline_of(family, CLASSES[family]))
     for stage in FAMILIES[family].default_postprocess:
         value = stage(value, RequestOptions())
     return value
@@ -132,26 +114,3 @@ def test_detections_of_raw_heads_are_those_of_torchvision(
     assert found.scores == pytest.approx(scores, abs=1e-6)
     assert np.array_equal(found.classes, labels)
     assert found.boxes == pytest.approx(boxes, abs=1e-3)
-
-
-@pytest.mark.parametrize("family", ["retinanet", "ssd"])
-def test_the_exported_network_has_the_family_s_signature_and_gives_the_same(
-    networks_of_torchvision: Debian, tmp_path: Path, family: str
-) -> None:
-    image = np.random.default_rng(5).random((3, 90, 100)).astype(np.float32)
-    inputs, inner, _, answer = networks_of_torchvision.call("answer", family, 5, image)
-    path = tmp_path / "network.onnx"
-    networks_of_torchvision.call("export", family, 5, str(path))
-    io = FAMILIES[family].network_io(read_signature(path), pipeline(family))
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-
-    outputs = session.run([tensor.name for tensor in io.outputs], {io.input.name: np.concatenate([inputs, -inputs])})
-
-    found = detections(
-        family, [array[:1] for array in outputs], ResizeTransform(90, 100, 0, 0, *inner, *inputs.shape[2:])
-    )
-    boxes, scores, labels = answer
-    # Runtimes round convolutions differently, which may swap neighbours of nearly equal scores.
-    assert found.scores == pytest.approx(scores, abs=1e-5)
-    same = (found.classes == labels) & (np.abs(found.boxes - boxes) < 1e-2).all(axis=1)
-    assert same.mean() > 0.95

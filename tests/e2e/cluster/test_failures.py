@@ -11,10 +11,7 @@ from typing import Any, Final
 import pytest
 
 from fakes.callers import Load
-from fakes.cluster import CRDS
 from fakes.cluster_models import EXAMPLES, SERVED, default_pool, model, smallest
-from fakes.crd_api import CrdApi, RefusedError
-from fakes.crd_api import load as load_manifests
 from fakes.served_namespace import POOL, ServedNamespace
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
@@ -135,14 +132,6 @@ def test_the_corrected_specs_are_served(served: ServedNamespace, broken: dict[st
         assert (served.stable(name) == stable) is (name == "coins")
     served.cluster.wait("the shared group is gone", lambda: served.groups("second") == {served.main("second")})
     assert load.failures == []
-
-
-def test_an_unknown_stage_is_refused_by_a_current_api_server(crd_server: CrdApi) -> None:
-    for file in sorted(CRDS.glob("*.yaml")):
-        crd_server.install(*load_manifests(file))
-
-    with pytest.raises(RefusedError, match="sharpen"):
-        crd_server.create("segmentationmodels", model(postprocess=[{"sharpen": {}}]))
 
 
 def test_an_image_that_cannot_be_pulled_is_said_of_the_pool_and_the_former_servers_go_on(

@@ -97,19 +97,6 @@ def test_probes_and_metrics_are_answered(serving: GatewayPod) -> None:
     assert live.status_code == 200
 
 
-def test_a_shard_that_cannot_be_read_keeps_what_it_said_and_is_reported(
-    cluster: Cluster, plans: PlanObjects, serving: GatewayPod, old: StubTriton
-) -> None:
-    shard = shard_of("coins")
-
-    plans.write_shard(shard, "AAAA")
-    cluster.wait("it is reported", lambda: plans.report(serving.name).get("refused"))
-
-    assert list(plans.report(serving.name)["refused"]) == [str(shard)]
-    assert plans.report(serving.name)["shards"] == versions_of(served(old))
-    assert serving.infer() == "old"
-
-
 def test_a_plan_that_is_deleted_changes_nothing(
     cluster: Cluster, plans: PlanObjects, serving: GatewayPod, old: StubTriton, new: StubTriton
 ) -> None:

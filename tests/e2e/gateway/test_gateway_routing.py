@@ -190,25 +190,3 @@ def _raw(port: int, path: str) -> tuple[int, bytes]:
         with HTTPResponse(connection, method="POST") as answer:
             answer.begin()
             return answer.status, answer.read()
-
-
-@pytest.mark.parametrize(
-    "method",
-    [
-        "get_model_repository_index",
-        "get_log_settings",
-        "get_trace_settings",
-        "get_system_shared_memory_status",
-        "get_cuda_shared_memory_status",
-    ],
-)
-async def test_every_other_grpc_method_is_unimplemented(serving: RunningGateway, old: StubTriton, method: str) -> None:
-    def call() -> None:
-        with tritonclient.grpc.InferenceServerClient(serving.authority) as client:
-            getattr(client, method)()
-
-    with pytest.raises(InferenceServerException, match="no such method") as caught:
-        await asyncio.to_thread(call)
-
-    assert caught.value.status() == "StatusCode.UNIMPLEMENTED"
-    assert not old.methods

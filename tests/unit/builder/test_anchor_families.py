@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from fakes.pipelines import pipeline_of
 from segserve_builder.errors import SignatureError
 from segserve_builder.families import FAMILIES
 from segserve_builder.families.base import NetworkIO, NetworkSignature, TensorSpec
@@ -34,19 +35,7 @@ TRANSFORM = ResizeTransform(40, 60, 7, 5, 120, 180, 140, 200)
 
 
 def pipeline(family: str, ids: tuple[int, ...] = (1, 2, 6)) -> Pipeline:
-    return Pipeline.model_validate(
-        {
-            "model": "things",
-            "artifactSha256": "0" * 64,
-            "family": family,
-            "input": {},
-            "classes": [{"id": i, "name": f"class {i}"} for i in ids],
-            "preprocess": [],
-            "postprocess": [],
-            "output": {},
-            "runtime": {},
-        }
-    )
+    return pipeline_of(family, ids)
 
 
 def checked(*outputs: TensorSpec) -> NetworkIO:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco
 from pydantic import ValidationError
 
+from fakes.pipelines import pipeline_of
 from segserve_builder.imaging.probabilities import mean_confidence
 from segserve_builder.kernels.labels import count_labels, sampled_confidences
 from segserve_builder.kernels.rle_reader import regions
@@ -42,8 +43,7 @@ HEIGHT, WIDTH = 40, 60
 
 def pipeline(*names: str) -> Pipeline:
     classes = [{"id": number, "name": name, "thing": True} for number, name in enumerate(names)]
-    plain = {"model": "street", "artifactSha256": "a" * 64, "family": "semantic-logits", "input": {}, "output": {}}
-    return Pipeline.model_validate(plain | {"classes": classes, "preprocess": [], "postprocess": [], "runtime": {}})
+    return pipeline_of(classes=classes, model="street")
 
 
 def counting(*names: str, **metrics: Any) -> AnswerMetrics:

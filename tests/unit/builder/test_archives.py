@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from fakes.pipelines import pipeline_of
 from segserve_builder.errors import ArtifactMissingError, ArtifactTooLargeError, UnsafeArtifactError
 from segserve_builder.render.repository import write_repository
 from segserve_builder.sources.archives import SUFFIXES, is_archive, open_member, unpack
 from segserve_builder.spec.model_spec import Artifact
-from segserve_builder.steps.pipeline import Pipeline
 
 EXAMPLES = Path(__file__).parents[3] / "examples" / "coins"
 
@@ -234,18 +234,10 @@ def test_a_configuration_or_code_that_comes_with_a_network_never_reaches_triton(
     evil = b"EVIL = __import__('os').system('id')"
     names = ("1/model.onnx", "config.pbtxt", "1/model.py", "1/libtriton_evil.so", "1/model.onnx.data")
     bundle = archive_of(tmp_path, suffix, *((name, network if name == "1/model.onnx" else evil) for name in names))
-    pipeline = Pipeline.model_validate(
-        {
-            "model": "coins",
-            "artifactSha256": hashlib.sha256(network).hexdigest(),
-            "family": "semantic-logits",
-            "input": {"colour": "GREY"},
-            "classes": [{"id": 0, "name": "background"}, {"id": 1, "name": "coin"}],
-            "preprocess": [{"decode": {}}, {"resize": {"mode": "keep", "multipleOf": 16, "padding": "edge"}}],
-            "postprocess": [{"argmax": {}}],
-            "output": {},
-            "runtime": {},
-        }
+    pipeline = pipeline_of(
+        artifactSha256=hashlib.sha256(network).hexdigest(),
+        input={"colour": "GREY"},
+        preprocess=[{"decode": {}}, {"resize": {"mode": "keep", "multipleOf": 16, "padding": "edge"}}],
     )
     artifact = Artifact(uri=f"{bundle}#1/model.onnx", sha256=pipeline.artifact_sha256)
 

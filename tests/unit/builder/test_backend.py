@@ -17,6 +17,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from fakes.collector import collector
+from fakes.pipelines import pipeline_of
 from fakes.triton_python import FakeError, FakeMetricFamily, FakeRequest, FakeTensor, triton_python
 from fakes.waiting import until
 from segserve_builder.errors import BadImageError
@@ -39,23 +40,11 @@ if TYPE_CHECKING:
 
     from segserve_builder.spec.model_spec import Output
 
-SHIMS = ("pre", "net", "post")
 IO = NetworkIO(
     TensorSpec("x", "UINT8", (None, 1, None, None)), "NCHW", (TensorSpec("y", "FP32", (None, 1, None, None)),)
 )
-PIPELINE = Pipeline.model_validate(
-    {
-        "model": "coins",
-        "artifactSha256": "a" * 64,
-        "family": "semantic-logits",
-        "input": {"colour": "GREY"},
-        "classes": [{"id": 0, "name": "background"}],
-        "preprocess": [{"decode": {}}],
-        "postprocess": [],
-        "output": {},
-        "runtime": {},
-    }
-)
+BACKGROUND = {"id": 0, "name": "background"}
+PIPELINE = pipeline_of(classes=[BACKGROUND], input={"colour": "GREY"}, preprocess=[{"decode": {}}])
 
 
 ALONE = """

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco
 
+from fakes.pipelines import pipeline_of
 from segserve_builder.imaging.masks import default_colour, label_png, outlines, polygons_json
 from segserve_builder.imaging.probabilities import mean_confidence
 from segserve_builder.kernels.rle import MaskWindow, encode_bitmap
@@ -31,19 +32,7 @@ DTYPES = {"BYTES": np.object_, "INT32": np.int32, "INT64": np.int64, "FP32": np.
 def pipeline(classes: int, **output: Any) -> Pipeline:
     named = [{"id": i, "name": str(i)} for i in range(classes)]
     named[1]["colour"] = "#ffcc00"
-    return Pipeline.model_validate(
-        {
-            "model": "m",
-            "artifactSha256": "0" * 64,
-            "family": "semantic-logits",
-            "input": {},
-            "classes": named,
-            "preprocess": [],
-            "postprocess": [],
-            "output": output,
-            "runtime": {},
-        }
-    )
+    return pipeline_of(classes=named, output=output)
 
 
 def label_map(classes: int = 3, height: int = 7, width: int = 9) -> LabelMap:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fakes.pipelines import pipeline_of
 from segserve_builder.errors import SignatureError
 from segserve_builder.families import FAMILIES
 from segserve_builder.families.base import NetworkIO, NetworkSignature, TensorSpec
@@ -15,33 +16,15 @@ from segserve_builder.values import ResizeTransform
 
 GREY = TensorSpec("image", "UINT8", (None, 1, None, None))
 LOGITS = TensorSpec("logits", "FP32", (None, 2, None, None))
-DETECTIONS = TensorSpec("output0", "FP32", (None, 4 + 3 + 32, 8400))
-PROTOTYPES = TensorSpec("output1", "FP32", (None, 32, 160, 160))
 
 
 def pipeline(family: str, classes: int, colour: str = "GREY", batch: int = 8) -> Pipeline:
-    return Pipeline.model_validate(
-        {
-            "model": "coins",
-            "artifactSha256": "0" * 64,
-            "family": family,
-            "input": {"colour": colour},
-            "classes": [{"id": i, "name": f"class {i}"} for i in range(classes)],
-            "preprocess": [],
-            "postprocess": [],
-            "output": {},
-            "runtime": {"maxBatchSize": batch},
-        }
-    )
+    return pipeline_of(family, classes, input={"colour": colour}, runtime={"maxBatchSize": batch})
 
 
 def semantic(image: TensorSpec = GREY, *outputs: TensorSpec, classes: int = 2, **options: Any) -> NetworkIO:
     signature = NetworkSignature((image,), outputs or (LOGITS,))
     return FAMILIES["semantic-logits"].network_io(signature, pipeline("semantic-logits", classes, **options))
-
-
-def yolo(*outputs: TensorSpec, classes: int = 3) -> NetworkIO:
-    return FAMILIES["yolo-seg"].network_io(NetworkSignature((GREY,), outputs), pipeline("yolo-seg", classes))
 
 
 @pytest.mark.parametrize(
@@ -125,37 +108,6 @@ def test_one_channel_is_not_enough_for_three_classes() -> None:
         semantic(GREY, TensorSpec("y", "FP32", (None, 1, 8, 8)), classes=3)
 
 
-@pytest.mark.parametrize("outputs", [(DETECTIONS, PROTOTYPES), (PROTOTYPES, DETECTIONS)])
-def test_yolo_outputs_are_known_by_their_rank(outputs: tuple[TensorSpec, ...]) -> None:
-    assert yolo(*outputs).outputs == (DETECTIONS, PROTOTYPES)
-
-
-@pytest.mark.parametrize("rows", [None, 8, 39])
-def test_free_sizes_of_a_yolo_head_are_accepted(rows: int | None) -> None:
-    free = TensorSpec("p", "FP32", (None, None, None, None))
-
-    assert yolo(TensorSpec("d", "FP32", (None, rows, None)), free).outputs[1] == free
-
-
-@pytest.mark.parametrize(
-    ("outputs", "says"),
-    [
-        ((DETECTIONS,), "yolo-seg has two outputs"),
-        ((DETECTIONS, DETECTIONS), "yolo-seg has two outputs"),
-        ((TensorSpec("d", "FP32", (None, 40, 8400)), PROTOTYPES), r"4 \+ 3 \+ coefficients rows, 39"),
-        ((TensorSpec("d", "FP32", (None, 8400, 39)), PROTOTYPES), "'d' FP32 .*8400, 39.* rows, 39"),
-        (
-            (TensorSpec("d", "FP32", (None, 7, 10)), TensorSpec("p", "FP32", (None, None, 8, 8))),
-            "rows, at least 8",
-        ),
-        ((TensorSpec("d", "FP64", (None, 39, 10)), PROTOTYPES), "'d' FP64.*must be FP32"),
-    ],
-)
-def test_other_outputs_than_a_yolo_head_are_refused(outputs: tuple[TensorSpec, ...], says: str) -> None:
-    with pytest.raises(SignatureError, match=says):
-        yolo(*outputs)
-
-
 def test_yolo_boxes_are_given_in_pixels_of_the_original_image() -> None:
     head = np.zeros((1, 4 + 2 + 3, 2), np.float32)
     head[0, :, 0] = [100, 60, 40, 20, 0.2, 0.7, 1, 2, 3]
@@ -172,18 +124,14 @@ def test_yolo_boxes_are_given_in_pixels_of_the_original_image() -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "shapes", "says"),
+    ("shape", "says"),
     [
-        ("semantic-logits", [(2, 3, 8, 8)], r"shape \[2, 3, 8, 8\]; one image's are \[1, classes, h, w\]"),
-        ("semantic-logits", [(1, 4, 8, 8)], "number of channels must be 3"),
-        ("yolo-seg", [(1, 9, 7), (1, 3, 8, 8)], r"\[1, 4 \+ 3 \+ K, N\] and \[1, K, h, w\]"),
-        ("yolo-seg", [(2, 10, 7), (2, 3, 8, 8)], "for one image and 3 classes"),
+        ((2, 3, 8, 8), r"shape \[2, 3, 8, 8\]; one image's are \[1, classes, h, w\]"),
+        ((1, 4, 8, 8), "number of channels must be 3"),
     ],
 )
-def test_arrays_of_another_shape_than_declared_are_refused(
-    family: str, shapes: list[tuple[int, ...]], says: str
-) -> None:
-    arrays = {str(i): np.zeros(shape, np.float32) for i, shape in enumerate(shapes)}
-
+def test_logits_of_another_shape_than_declared_are_refused(shape: tuple[int, ...], says: str) -> None:
     with pytest.raises(SignatureError, match=says):
-        FAMILIES[family].read(arrays, ResizeTransform.of(8, 8), pipeline(family, 3))
+        FAMILIES["semantic-logits"].read(
+            {"y": np.zeros(shape, np.float32)}, ResizeTransform.of(8, 8), pipeline("semantic-logits", 3)
+        )

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from fakes.pipelines import pipeline_of
 from segserve_builder.errors import PipelineError
 from segserve_builder.families.base import NetworkIO, TensorSpec
 from segserve_builder.stages.tile import TiledInference
@@ -204,20 +205,7 @@ def test_tta_needs_a_view() -> None:
 
 
 def pipeline(*inference: dict[str, Any], family: str = "semantic-logits") -> Pipeline:
-    return Pipeline.model_validate(
-        {
-            "model": "m",
-            "artifactSha256": "a" * 64,
-            "family": family,
-            "input": {},
-            "classes": [{"id": 0, "name": "a"}, {"id": 1, "name": "b"}],
-            "preprocess": [],
-            "inference": inference,
-            "postprocess": [],
-            "output": {},
-            "runtime": {},
-        }
-    )
+    return pipeline_of(family, inference=inference)
 
 
 def tensors(height: int | None, width: int | None, *, batched: bool = True) -> NetworkIO:

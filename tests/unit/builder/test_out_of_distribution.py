@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from fakes.pipelines import pipeline_of
 from segserve.calls import answers
 from segserve_builder.errors import PipelineError
 from segserve_builder.families.base import NetworkIO, TensorSpec
@@ -160,20 +161,8 @@ def test_too_few_images_are_refused_with_the_number_that_is_needed() -> None:
 
 
 def pipeline(family: str = "semantic-logits", **policy: Any) -> Pipeline:
-    return Pipeline.model_validate(
-        {
-            "model": "coins",
-            "artifactSha256": "a" * 64,
-            "family": family,
-            "input": {"colour": "GREY"},
-            "classes": [{"id": 0, "name": "background"}],
-            "preprocess": [{"decode": {}}],
-            "postprocess": [],
-            "output": {},
-            "runtime": {},
-            "outOfDistribution": policy or None,
-        }
-    )
+    own = {"input": {"colour": "GREY"}, "preprocess": [{"decode": {}}], "outOfDistribution": policy or None}
+    return pipeline_of(family, 1, **own)
 
 
 def test_a_model_that_judges_no_images_has_the_revision_and_the_steps_of_before() -> None:

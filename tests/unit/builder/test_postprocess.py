@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fakes.pipelines import pipeline_of
 from segserve_builder.errors import BadImageError, NonFiniteError, PipelineError, UnknownNameError
 from segserve_builder.families import FAMILIES
 from segserve_builder.families.base import NetworkIO, TensorSpec
@@ -28,19 +29,7 @@ TRANSFORM = ResizeTransform(32, 48, 0, 0, 32, 48, 32, 48)
 
 
 def pipeline(family: str, *stages: dict[str, Any], classes: int = 2, **output: Any) -> Pipeline:
-    return Pipeline.model_validate(
-        {
-            "model": "m",
-            "artifactSha256": "0" * 64,
-            "family": family,
-            "input": {"colour": "GREY"},
-            "classes": [{"id": i, "name": str(i)} for i in range(classes)],
-            "preprocess": [],
-            "postprocess": stages,
-            "output": output,
-            "runtime": {},
-        }
-    )
+    return pipeline_of(family, classes, input={"colour": "GREY"}, postprocess=stages, output=output)
 
 
 def step(made: Pipeline) -> Postprocess:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fakes.pipelines import pipeline_of
 from segserve_builder.errors import SignatureError
 from segserve_builder.families import FAMILIES
 from segserve_builder.families.base import NetworkIO, NetworkSignature, TensorSpec
@@ -24,19 +25,8 @@ PRED_MASKS = TensorSpec("pred_masks", "FP32", (None, 100, 96, 96))
 
 
 def pipeline(family: str, classes: int = 5) -> Pipeline:
-    return Pipeline.model_validate(
-        {
-            "model": "queries",
-            "artifactSha256": "0" * 64,
-            "family": family,
-            "input": {"colour": "RGB"},
-            "classes": [{"id": i, "name": f"class {i}", "thing": i > 2} for i in range(classes)],
-            "preprocess": [],
-            "postprocess": [],
-            "output": {},
-            "runtime": {},
-        }
-    )
+    named = [{"id": i, "name": f"class {i}", "thing": i > 2} for i in range(classes)]
+    return pipeline_of(family, named)
 
 
 def chosen(family: str, *outputs: TensorSpec, classes: int = 5) -> NetworkIO:

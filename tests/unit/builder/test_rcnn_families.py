@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fakes.pipelines import pipeline_of
 from segserve_builder.errors import SignatureError
 from segserve_builder.families import FAMILIES
 from segserve_builder.families.base import NetworkIO, NetworkSignature, TensorSpec
@@ -26,19 +27,7 @@ TRANSFORM = ResizeTransform(200, 400, 10, 20, 100, 100, 120, 140)  # 2 x 4 pixel
 
 
 def pipeline(family: str, ids: tuple[int, ...] = (1, 2, 3), batch: int = 1) -> Pipeline:
-    return Pipeline.model_validate(
-        {
-            "model": "parts",
-            "artifactSha256": "0" * 64,
-            "family": family,
-            "input": {"colour": "RGB"},
-            "classes": [{"id": i, "name": f"class {i}"} for i in ids],
-            "preprocess": [],
-            "postprocess": [],
-            "output": {},
-            "runtime": {"maxBatchSize": batch},
-        }
-    )
+    return pipeline_of(family, ids, runtime={"maxBatchSize": batch})
 
 
 def io(family: str, *outputs: TensorSpec, image: TensorSpec = IMAGE, batch: int = 1) -> NetworkIO:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from fakes.pipelines import pipeline_of
 from segserve_builder.errors import PipelineError, SignatureError
 from segserve_builder.families import FAMILIES
 from segserve_builder.families.base import NetworkSignature, TensorSpec
@@ -185,19 +186,7 @@ def test_options_outside_their_range_are_refused(stage: type, options: dict[str,
 
 
 def pipeline(classes: int, *stages: dict[str, Any]) -> Pipeline:
-    return Pipeline.model_validate(
-        {
-            "model": "parts",
-            "artifactSha256": "0" * 64,
-            "family": "semantic-logits",
-            "input": {"colour": "GREY"},
-            "classes": [{"id": i, "name": f"class {i}"} for i in range(classes)],
-            "preprocess": [],
-            "postprocess": list(stages),
-            "output": {},
-            "runtime": {},
-        }
-    )
+    return pipeline_of(classes=classes, input={"colour": "GREY"}, postprocess=stages)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fakes.pipelines import pipeline_of
 from segserve_builder.errors import BadImageError, PipelineError
 from segserve_builder.families.base import NetworkIO, TensorSpec
 from segserve_builder.render.config import postprocess_config
@@ -256,19 +257,7 @@ def test_other_frame_numbers_are_refused(given: Any) -> None:
 
 
 def pipeline(*postprocess: dict[str, Any]) -> Pipeline:
-    return Pipeline.model_validate(
-        {
-            "model": "m",
-            "artifactSha256": "a" * 64,
-            "family": "semantic-logits",
-            "input": {},
-            "classes": [{"id": index, "name": str(index)} for index in range(3)],
-            "preprocess": [],
-            "postprocess": postprocess,
-            "output": {"encoding": "raw"},
-            "runtime": {},
-        }
-    )
+    return pipeline_of(classes=3, postprocess=postprocess, output={"encoding": "raw"})
 
 
 IO = NetworkIO(

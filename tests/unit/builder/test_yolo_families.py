@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fakes.pipelines import pipeline_of
 from segserve_builder.errors import SignatureError
 from segserve_builder.families import FAMILIES
 from segserve_builder.families.base import NetworkIO, NetworkSignature, TensorSpec
 from segserve_builder.stages.base import RequestOptions
 from segserve_builder.stages.crop_masks import CropMasks
-from segserve_builder.steps.pipeline import Pipeline
 from segserve_builder.values import Candidates, PrototypeHeads, ResizeTransform, ValueType
 
 if TYPE_CHECKING:
@@ -30,26 +30,10 @@ BOXES_ONLY = ("yolo-detect", "yolov5-detect", "yolo-nms-free-detect")
 SEEDS = st.integers(0, 2**32 - 1)
 
 
-def pipeline(family: str, classes: int) -> Pipeline:
-    return Pipeline.model_validate(
-        {
-            "model": "things",
-            "artifactSha256": "0" * 64,
-            "family": family,
-            "input": {},
-            "classes": [{"id": i, "name": f"class {i}"} for i in range(classes)],
-            "preprocess": [],
-            "postprocess": [],
-            "output": {},
-            "runtime": {},
-        }
-    )
-
-
 def chosen(family: str, outputs: list[np.ndarray], classes: int) -> Candidates:
     """What the family's default stages choose, before masks are made."""
     arrays = {str(index): array for index, array in enumerate(outputs)}
-    value: Any = FAMILIES[family].read(arrays, TRANSFORM, pipeline(family, classes))
+    value: Any = FAMILIES[family].read(arrays, TRANSFORM, pipeline_of(family, classes))
     for stage in FAMILIES[family].default_postprocess:
         if not isinstance(stage, CropMasks):
             value = stage(value, RequestOptions())
@@ -91,55 +75,38 @@ def assert_same(found: Candidates, expected: tuple[torch.Tensor, ...]) -> None:
         assert np.array_equal(found.heads.coefficients, coefficients)
 
 
-@pytest.mark.parametrize("family", ["yolo-seg", "yolo-detect"])
+LAYOUTS: list[tuple[Layout, str]] = [
+    *(("v8", family) for family in ("yolo-seg", "yolo-detect")),
+    *(("v5", family) for family in ("yolov5-seg", "yolov5-detect")),
+    *(("end to end", family) for family in ("yolo-nms-free-seg", "yolo-nms-free-detect")),
+]
+
+
+@pytest.mark.parametrize(("layout", "family"), LAYOUTS)
 @settings(max_examples=40, deadline=None)
 @given(seed=SEEDS, n=st.integers(0, 120), classes=st.integers(1, 5))
-def test_v8_heads_are_read_as_their_project_does(family: str, seed: int, n: int, classes: int) -> None:
+def test_heads_are_read_as_their_project_does(layout: Layout, family: str, seed: int, n: int, classes: int) -> None:
     rng = np.random.default_rng(seed)
     coefficients = 3 if family in WITH_MASKS else 0
-    rows = head(rng, n, classes, coefficients)
+    numbers = {"v8": (classes,), "v5": (1, classes), "end to end": (2,)}
+    rows = head(rng, n, *numbers[layout], coefficients)
+    if layout == "end to end":  # corners, and a class beside the score; the best come first
+        rows[:, 2:4] += rows[:, :2]
+        rows[:, 5] = rng.integers(0, classes, n)
+        rows = rows[np.argsort(-rows[:, 4], kind="stable")]
     prototypes = [rng.normal(size=(1, 3, 16, 16)).astype(np.float32)] if coefficients else []
 
-    found = chosen(family, [np.ascontiguousarray(rows.T)[None], *prototypes], classes)
+    found = chosen(family, [np.ascontiguousarray(rows.T if layout == "v8" else rows)[None], *prototypes], classes)
 
-    assert_same(found, reference(rows, classes, "v8"))
-
-
-@pytest.mark.parametrize("family", ["yolov5-seg", "yolov5-detect"])
-@settings(max_examples=40, deadline=None)
-@given(seed=SEEDS, n=st.integers(0, 120), classes=st.integers(1, 5))
-def test_v5_heads_are_read_as_their_project_does(family: str, seed: int, n: int, classes: int) -> None:
-    rng = np.random.default_rng(seed)
-    coefficients = 3 if family in WITH_MASKS else 0
-    rows = head(rng, n, 1, classes, coefficients)
-    prototypes = [rng.normal(size=(1, 3, 16, 16)).astype(np.float32)] if coefficients else []
-
-    found = chosen(family, [rows[None], *prototypes], classes)
-
-    assert_same(found, reference(rows, classes, "v5"))
-
-
-@pytest.mark.parametrize("family", ["yolo-nms-free-seg", "yolo-nms-free-detect"])
-@settings(max_examples=40, deadline=None)
-@given(seed=SEEDS, n=st.integers(0, 120), classes=st.integers(1, 5))
-def test_end_to_end_heads_are_read_as_their_project_does(family: str, seed: int, n: int, classes: int) -> None:
-    rng = np.random.default_rng(seed)
-    coefficients = 3 if family in WITH_MASKS else 0
-    rows = head(rng, n, 2, coefficients)
-    rows[:, 2:4] += rows[:, :2]
-    rows[:, 5] = rng.integers(0, classes, n)
-    rows = rows[np.argsort(-rows[:, 4], kind="stable")]
-    prototypes = [rng.normal(size=(1, 3, 16, 16)).astype(np.float32)] if coefficients else []
-
-    found = chosen(family, [rows[None], *prototypes], classes)
-
-    assert_same(found, reference(rows, classes, "end to end"))
+    assert_same(found, reference(rows, classes, layout))
 
 
 def test_rows_that_only_fill_an_end_to_end_head_are_left_out() -> None:
     rows = np.array([[[1, 1, 5, 5, 0.9, 2], [0, 0, 0, 0, 0, -1]]], np.float32)
 
-    read: Any = FAMILIES["yolo-nms-free-detect"].read({"output0": rows}, TRANSFORM, pipeline("yolo-nms-free-detect", 3))
+    read: Any = FAMILIES["yolo-nms-free-detect"].read(
+        {"output0": rows}, TRANSFORM, pipeline_of("yolo-nms-free-detect", 3)
+    )
 
     assert read.classes.tolist() == [2]
 
@@ -149,12 +116,12 @@ def test_a_detection_of_a_class_that_is_none_is_refused(number: float) -> None:
     rows = np.array([[[1, 1, 5, 5, 0.9, number]]], np.float32)
 
     with pytest.raises(SignatureError, match=rf"of class {number:g}; the model's are 0 to 2"):
-        FAMILIES["yolo-nms-free-detect"].read({"output0": rows}, TRANSFORM, pipeline("yolo-nms-free-detect", 3))
+        FAMILIES["yolo-nms-free-detect"].read({"output0": rows}, TRANSFORM, pipeline_of("yolo-nms-free-detect", 3))
 
 
 def checked(family: str, *outputs: tuple[int | None, ...], dtype: str = "FP32") -> NetworkIO:
     tensors = tuple(TensorSpec(f"output{index}", dtype, shape) for index, shape in enumerate(outputs))
-    return FAMILIES[family].network_io(NetworkSignature((IMAGE,), tensors), pipeline(family, 3))
+    return FAMILIES[family].network_io(NetworkSignature((IMAGE,), tensors), pipeline_of(family, 3))
 
 
 PROTOTYPES = (None, 32, 160, 160)
@@ -163,6 +130,9 @@ PROTOTYPES = (None, 32, 160, 160)
 @pytest.mark.parametrize(
     ("family", "outputs"),
     [
+        ("yolo-seg", [(None, 39, 8400), PROTOTYPES]),
+        ("yolo-seg", [PROTOTYPES, (None, 39, 8400)]),
+        *(("yolo-seg", [(None, rows, None), (None,) * 4]) for rows in (None, 8, 39)),
         ("yolo-detect", [(None, 7, 8400)]),
         ("yolo-detect", [(None, None, None)]),
         ("yolov5-detect", [(None, 25200, 8)]),
@@ -179,6 +149,11 @@ def test_the_outputs_of_a_yolo_export_are_accepted(family: str, outputs: list[tu
 @pytest.mark.parametrize(
     ("family", "outputs", "says"),
     [
+        ("yolo-seg", [(None, 39, 8400)], "yolo-seg has two outputs"),
+        ("yolo-seg", [(None, 39, 8400), (None, 39, 8400)], "yolo-seg has two outputs"),
+        ("yolo-seg", [(None, 40, 8400), PROTOTYPES], r"4 \+ 3 \+ coefficients rows, 39"),
+        ("yolo-seg", [(None, 8400, 39), PROTOTYPES], "'output0' FP32 .*8400, 39.* rows, 39"),
+        ("yolo-seg", [(None, 7, 10), (None, None, 8, 8)], "rows, at least 8"),
         ("yolo-detect", [(None, 39, 8400)], r"the detections must have 4 \+ 3 rows, 7"),
         ("yolo-detect", [(None, 8400, 7)], r"4 \+ 3 rows, 7"),
         ("yolo-detect", [(None, 7, 8400), PROTOTYPES], r"has one output, FP32 \[batch, 4 \+ classes, candidates\]"),
@@ -210,6 +185,8 @@ def test_half_precision_is_refused(family: str) -> None:
 @pytest.mark.parametrize(
     ("family", "shapes", "says"),
     [
+        ("yolo-seg", [(1, 9, 7), (1, 3, 8, 8)], r"\[1, 4 \+ 3 \+ K, N\] and \[1, K, h, w\]"),
+        ("yolo-seg", [(2, 10, 7), (2, 3, 8, 8)], "for one image and 3 classes"),
         ("yolo-detect", [(1, 8, 5)], r"shapes \[1, 8, 5\]; for one image and 3 classes they are \[1, 4 \+ 3, N\]"),
         ("yolov5-detect", [(2, 5, 8)], r"\[1, N, 5 \+ 3\]"),
         ("yolov5-seg", [(1, 5, 8), (1, 3, 8, 8)], r"\[1, N, 5 \+ 3 \+ K\] and \[1, K, h, w\]"),
@@ -220,7 +197,7 @@ def test_arrays_of_another_shape_are_refused(family: str, shapes: list[tuple[int
     arrays = {str(index): np.zeros(shape, np.float32) for index, shape in enumerate(shapes)}
 
     with pytest.raises(SignatureError, match=says):
-        FAMILIES[family].read(arrays, TRANSFORM, pipeline(family, 3))
+        FAMILIES[family].read(arrays, TRANSFORM, pipeline_of(family, 3))
 
 
 @pytest.mark.parametrize("family", WITH_MASKS + BOXES_ONLY)

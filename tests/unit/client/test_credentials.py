@@ -226,22 +226,6 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     return Authority(folder, ca, trusted, Tls(folder / "ca.pem"))
 
 
-@pytest.mark.parametrize("transport", ["http", "grpc"])
-def test_a_client_with_a_certificate_is_answered_by_a_gateway_that_demands_one(
-    gateway: Gateway, photo: bytes, authority: Authority, transport: Any
-) -> None:
-    async def in_tasks(url: str) -> Any:
-        async with AsyncClient(url, transport=transport, tls=authority.trusted, api_key=SECRET) as client:
-            return await client.segment(photo, model="coins")
-
-    with authority.serve(gateway, transport) as url:
-        with Client(url, transport=transport, tls=authority.trusted) as client:
-            assert client.segment(photo, model="coins").model == "coins"
-        assert asyncio.run(in_tasks(url)).model == "coins"
-
-    assert gateway.asked[1].headers["x-api-key"] == SECRET
-
-
 @pytest.mark.parametrize(
     ("transport", "known", "kind"),
     [

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 
+from fakes.pipelines import pipeline_of
 from segserve_builder.agent.decide import next_actions, reports
 from segserve_builder.agent.loop import Agent
 from segserve_builder.agent.protocol import AssignedModel, GoldenTrial, ModelReport, ModelState
@@ -36,28 +37,16 @@ from segserve_builder.agent.state import (
 )
 from segserve_builder.render.tree import Files, Tree
 from segserve_builder.spec.members import OPENING
-from segserve_builder.spec.model_spec import Artifact, Golden, Input, ModelMetrics, Output, Runtime
+from segserve_builder.spec.model_spec import Artifact, Golden, ModelMetrics
 from segserve_builder.spec.names import STEP_PREFIX, network_alias
-from segserve_builder.steps.pipeline import Pipeline
 
 
 def revision_of(
     model: str, network: str = "1", *, expose: bool = False, golden: str | None = None, counted: bool = True
 ) -> AssignedRevision:
     """Return a model whose network file is told by one hex digit."""
-    pipeline = Pipeline(
-        model=model,
-        artifact_sha256=network * 64,
-        family="semantic-logits",
-        input=Input(),
-        classes=(),
-        preprocess=(),
-        postprocess=(),
-        output=Output(),
-        runtime=Runtime(),
-    )
     spec = AssignedModel(
-        pipeline=pipeline,
+        pipeline=pipeline_of(classes=0, model=model, artifactSha256=network * 64),
         artifact=Artifact(uri="file:///network.onnx", sha256=network * 64),
         golden=Golden(uri="golden", sha256=golden * 64) if golden else None,
         expose=("network",) if expose else (),
@@ -513,19 +502,17 @@ def test_a_failure_that_may_pass_is_tried_again_when_it_is_due() -> None:
     assert next_actions((coins,), world.snapshot(), world.state, 1.0) == (Prepare(coins.revision, "coins"),)
 
 
-@pytest.mark.parametrize(
-    ("attempts", "pause_s"),
-    [
-        pytest.param(1, 1.0, id="the first pause is a second"),
-        pytest.param(4, 8.0, id="each pause is twice the one before"),
-        pytest.param(12, 30.0, id="no pause is longer than thirty seconds"),
-    ],
-)
-def test_pauses_grow_to_a_bound(attempts: int, pause_s: float) -> None:
-    state, coins = AgentState(), revision_of("coins")
-    for _ in range(attempts):
-        state.fail(coins, "ArtifactMissing", "gone", retry_from_s=100.0)
-    assert state.failures[coins.revision].retry_at_s == 100.0 + pause_s
+@pytest.mark.parametrize(("attempts", "pause_s", "load_pause_s"), [(1, 1.0, 2.0), (3, 4.0, 8.0), (20, 30.0, 300.0)])
+def test_pauses_double_to_a_bound_that_is_longer_between_loads(
+    attempts: int, pause_s: float, load_pause_s: float
+) -> None:
+    fetched, loaded, coins = AgentState(), AgentState(), revision_of("coins")
+    for attempt in range(attempts):
+        fetched.fail(coins, "ArtifactMissing", "gone", retry_from_s=100.0)
+        loaded.fail_load(coins, "LoadFailed", "no memory", attempt * 1000.0)
+
+    assert fetched.failures[coins.revision].retry_at_s == 100.0 + pause_s
+    assert loaded.failures[coins.revision].retry_at_s == (attempts - 1) * 1000.0 + load_pause_s
 
 
 def test_what_triton_refuses_to_load_is_tried_again_after_the_final_word_too() -> None:
@@ -557,22 +544,6 @@ def test_a_model_that_lacked_memory_is_served_once_there_is_some() -> None:
     report = world.report(coins)["coins"]
 
     assert (report.state, report.attempts, report.reason) == (ModelState.READY, 0, "")
-
-
-@pytest.mark.parametrize(
-    ("attempts", "pause_s"),
-    [
-        pytest.param(1, 2.0, id="the first pause is two seconds"),
-        pytest.param(3, 8.0, id="each pause is twice the one before"),
-        pytest.param(20, 300.0, id="no pause is longer than five minutes"),
-    ],
-)
-def test_pauses_between_loads_grow_to_a_bound(attempts: int, pause_s: float) -> None:
-    state, coins = AgentState(), revision_of("coins")
-    for attempt in range(attempts):
-        state.fail_load(coins, "LoadFailed", "no memory", attempt * 1000.0)
-
-    assert state.failures[coins.revision].retry_at_s == (attempts - 1) * 1000.0 + pause_s
 
 
 def test_a_final_failure_is_not_tried_again_until_the_assignment_changes() -> None:

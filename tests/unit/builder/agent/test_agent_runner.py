@@ -13,6 +13,7 @@ import pytest
 from pycocotools import mask as coco
 
 from fakes.flaky_server import Behaviour, flaky_server
+from fakes.pipelines import pipeline_of
 from segserve_builder.agent import runner as runner_module
 from segserve_builder.agent.decide import reports
 from segserve_builder.agent.protocol import AssignedModel, Assignment, ModelState
@@ -39,9 +40,8 @@ from segserve_builder.agent.state import (
 from segserve_builder.golden.judging import GOLDEN_FILE
 from segserve_builder.render.tree import Tree
 from segserve_builder.spec.members import NOT_OPENED, OPENING
-from segserve_builder.spec.model_spec import Artifact, Input, Output, Runtime
+from segserve_builder.spec.model_spec import Artifact
 from segserve_builder.steps.crash_record import CrashRecord, crashed_members
-from segserve_builder.steps.pipeline import Pipeline
 
 MEGABYTE = 10**6
 HEAVY_NAME = "segserve--heavy--0"
@@ -160,18 +160,8 @@ def test_a_report_shows_the_progress_of_a_download(tmp_path: Path, monkeypatch: 
 
 
 def _assigned(uri: str) -> AssignedRevision:
-    pipeline = Pipeline(
-        model="coins",
-        artifact_sha256="0" * 64,
-        family="semantic-logits",
-        input=Input(),
-        classes=(),
-        preprocess=(),
-        postprocess=(),
-        output=Output(),
-        runtime=Runtime(),
-    )
-    return AssignedRevision.of(AssignedModel(pipeline=pipeline, artifact=Artifact(uri=uri, sha256="0" * 64)))
+    artifact = Artifact(uri=uri, sha256="0" * 64)
+    return AssignedRevision.of(AssignedModel(pipeline=pipeline_of(classes=0), artifact=artifact))
 
 
 def test_the_last_error_about_the_model_is_found(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from fakes.pipelines import pipeline_of
 from segserve_builder.agent import secret
 from segserve_builder.agent.loop import AgentHealth
 from segserve_builder.agent.protocol import Assignment, ModelReport, ModelState
@@ -33,7 +34,6 @@ from segserve_builder.errors import UnknownNameError
 from segserve_builder.sources.access import ACCESS_VARIABLE, Access, Credential
 from segserve_builder.spec.model_spec import Artifact
 from segserve_builder.steps.crash_record import crashed_members
-from segserve_builder.steps.pipeline import Pipeline
 from segserve_common.kube.shards import CONTENT_KEY, pack
 from segserve_common.triton_log import TritonLogReader
 
@@ -321,20 +321,8 @@ def test_a_line_that_cannot_be_read_is_written_as_it_is_and_so_are_its_neighbour
 
 
 def assigned(model: str) -> dict[str, Any]:
-    pipeline = Pipeline.model_validate(
-        {
-            "model": model,
-            "artifactSha256": "1" * 64,
-            "family": "semantic-logits",
-            "input": {},
-            "classes": [],
-            "preprocess": [],
-            "postprocess": [],
-            "output": {},
-            "runtime": {},
-        }
-    )
-    artifact = Artifact(uri="network.onnx", sha256="1" * 64)
+    pipeline = pipeline_of(classes=0, model=model)
+    artifact = Artifact(uri="network.onnx", sha256=pipeline.artifact_sha256)
     plain = {"pipeline": pipeline, "artifact": artifact}
     return {name: value.model_dump(mode="json", by_alias=True, exclude_none=True) for name, value in plain.items()} | {
         "revision": pipeline.revision

@@ -33,30 +33,20 @@ def by_torch(pixels: np.ndarray, height: int, width: int, method: str) -> np.nda
     return np.clip(resized[0].permute(1, 2, 0).numpy(), 0, np.iinfo(pixels.dtype).max)
 
 
-@settings(max_examples=200, deadline=None)
+# float64 from torch; of 16 bits float32's own errors are visible
+@pytest.mark.parametrize(("dtype", "within"), [(np.uint8, 0.5 + 1e-4), (np.uint16, 0.55)])
+@settings(max_examples=125, deadline=None)
 @given(SIDE, SIDE, SIDE, SIDE, st.sampled_from([1, 3]), METHODS, st.integers(0, 2**32 - 1))
-def test_bytes_are_the_nearest_to_what_torch_gives_in_float64(
-    height: int, width: int, to_height: int, to_width: int, channels: int, method: Any, seed: int
-) -> None:
-    pixels = picture(height, width, channels, np.uint8, seed)
+def test_values_are_the_nearest_to_what_torch_gives_in_float64(
+    dtype: type, within: float, height: int, width: int, to_height: int, to_width: int, channels: int, method: Any,
+    seed: int,
+) -> None:  # fmt: skip
+    pixels = picture(height, width, channels, dtype, seed)
 
     made = resample(pixels, to_height, to_width, method)
 
-    assert made.dtype == np.uint8
-    assert np.abs(made - by_torch(pixels, to_height, to_width, method)).max() <= 0.5 + 1e-4
-
-
-@settings(max_examples=50, deadline=None)
-@given(SIDE, SIDE, SIDE, SIDE, st.sampled_from([1, 3]), METHODS, st.integers(0, 2**32 - 1))
-def test_16_bits_are_within_float32_s_errors_of_the_nearest(
-    height: int, width: int, to_height: int, to_width: int, channels: int, method: Any, seed: int
-) -> None:
-    pixels = picture(height, width, channels, np.uint16, seed)
-
-    made = resample(pixels, to_height, to_width, method)
-
-    assert made.dtype == np.uint16
-    assert np.abs(made - by_torch(pixels, to_height, to_width, method)).max() <= 0.55
+    assert made.dtype == dtype
+    assert np.abs(made - by_torch(pixels, to_height, to_width, method)).max() <= within
 
 
 @settings(max_examples=100, deadline=None)

@@ -24,7 +24,6 @@ from segserve.results.masks import EncodedMask
 from segserve.results.result import Result
 
 GOLDEN = Path(__file__).parents[4] / "examples/coins/golden"
-HOSTILE = '<b>&"\u202e\x00\ud800[red]'
 CLASSES = (SegmentClass(0, "background"), SegmentClass(1, "cell & <wall>", (255, 204, 0)), SegmentClass(2, "naïve"))
 
 

@@ -13,9 +13,9 @@ from google.protobuf.json_format import ParseError
 from segserve_operator.adapters.traffic.envoy import EnvoyTraffic
 from segserve_operator.adapters.traffic.envoy_admin import EnvoyUnreachableError, active_by_model
 from segserve_operator.adapters.traffic.envoy_clusters import Upstream, read_clusters
-from segserve_operator.adapters.traffic.envoy_config import EnvoyFiles, command, render_bootstrap
+from segserve_operator.adapters.traffic.envoy_config import EnvoyFiles, render_bootstrap
 from segserve_operator.adapters.traffic.envoy_files import discovery_response, read_plan
-from segserve_operator.adapters.traffic.envoy_listener import NAME_FIELDS, EnvoySettings, render_listeners
+from segserve_operator.adapters.traffic.envoy_listener import NAME_FIELDS, EnvoySettings
 from segserve_operator.adapters.traffic.envoy_messages import CLUSTER, ROUTE_CONFIGURATION, parse, parse_json, to_json
 from segserve_operator.adapters.traffic.envoy_routes import encode_routes
 from segserve_operator.adapters.traffic.envoy_updater import EnvoyConfiguration, render
@@ -53,26 +53,6 @@ def weights(action: dict[str, Any]) -> dict[str, int]:
     return {part["name"]: part["weight"] for part in action["weighted_clusters"]["clusters"]}
 
 
-@pytest.mark.parametrize(
-    ("new_weight", "expected"),
-    [
-        (0, {"coins/main/infer/http": 100, "coins/coins-bb/infer/http": 0}),
-        (30, {"coins/main/infer/http": 70, "coins/coins-bb/infer/http": 30}),
-        (100, {"coins/main/infer/http": 0, "coins/coins-bb/infer/http": 100}),
-    ],
-)
-def test_requests_are_split_over_all_shares_by_weight(new_weight: int, expected: dict[str, int]) -> None:
-    assert weights(table(plan(new_weight))["http:infer:coins"]) == expected
-
-
-@pytest.mark.parametrize("new_weight", [0, 30, 100])
-def test_every_share_has_its_clusters_regardless_of_its_weight(new_weight: int) -> None:
-    clusters = route_clusters(plan(new_weight))
-
-    purposes = [f"{purpose}/{p}" for purpose in ("infer", "aside") for p in ("http", "grpc")]
-    assert {f"coins/{group}/{ending}" for group in ("main", "coins-bb") for ending in purposes} <= set(clusters)
-
-
 def test_every_cluster_that_a_route_names_is_rendered() -> None:
     traffic_plan = plan(exposed=("coins.network",))
 
@@ -106,26 +86,6 @@ def test_metadata_requests_go_to_the_share_with_the_largest_weight(new_weight: i
     entries = table(plan(new_weight))
 
     assert {entries[f"http:about:{name}"]["cluster"] for name in ("coins", STEP)} == {f"coins/{group}/aside/http"}
-
-
-def test_responses_of_each_share_have_headers_with_its_revision_and_group() -> None:
-    part = table(plan(100))["grpc:infer:coins"]["weighted_clusters"]["clusters"][1]
-
-    headers = {entry["header"]["key"]: entry["header"]["value"] for entry in part["response_headers_to_add"]}
-    assert headers == {"x-segserve-revision": "coins-bbbbbbbbbb", "x-segserve-group": "coins-bb"}
-
-
-def test_a_cluster_uses_the_port_of_its_protocol() -> None:
-    clusters = route_clusters(plan())
-
-    def port(name: str) -> int:
-        address = clusters[name]["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"]["address"]
-        number: int = address["socket_address"]["port_value"]
-        return number
-
-    assert [port(f"coins/coins-bb/infer/{protocol}") for protocol in ("http", "grpc")] == [8010, 8011]
-    assert "http2_protocol_options" in json.dumps(clusters["coins/main/infer/grpc"])
-    assert "http2_protocol_options" not in json.dumps(clusters["coins/main/infer/http"])
 
 
 def test_an_idle_connection_is_not_pinged_until_grpcs_server_ends_it() -> None:
@@ -172,17 +132,6 @@ def test_equal_plans_have_equal_content_and_another_plan_another_version() -> No
 
     assert first == again
     assert first.version != other.version
-
-
-def test_a_change_of_weights_does_not_change_the_table() -> None:
-    before = rendered(plan(10))
-
-    after = rendered(plan(30), before)
-
-    assert after.clusters == before.clusters
-    assert after.entries == before.entries
-    assert before.weights == {}
-    assert sorted(after.weights.values()) == [30, 30, 70, 70]
 
 
 def test_weights_that_return_to_those_of_the_table_are_not_overridden() -> None:
@@ -241,24 +190,6 @@ def test_the_route_key_script_handles_every_method_that_names_a_model() -> None:
     assert all(f"{method} = " in bootstrap for method in NAME_FIELDS)
 
 
-def test_plain_http_only_adds_filters_to_the_public_listener() -> None:
-    plain, without = (
-        render_listeners(EnvoySettings(internal_port=8081, plain_http=on), {}, timeout_s=60) for on in (True, False)
-    )
-    (before, after) = (
-        listeners[0]["filter_chains"][0]["filters"][0]["typed_config"]["http_filters"] for listeners in (without, plain)
-    )
-
-    assert plain[1] == without[1]
-    assert [each for each in after if each in before] == before
-    assert [each["name"] for each in after if each not in before] == [
-        "envoy.filters.http.header_to_metadata",
-        "envoy.filters.http.match_delegate",
-        "envoy.filters.http.match_delegate",
-        "segserve.plain_http",
-    ]
-
-
 @pytest.mark.parametrize("size", [0, 1000, 2**31])
 def test_a_size_limit_outside_the_windows_of_http2_is_refused(size: int) -> None:
     with pytest.raises(ValueError, match=f"{size}; allowed: 65535 to 2147483647"):
@@ -278,18 +209,6 @@ async def test_a_gateway_that_does_not_run_follows_no_plan_and_accepts_none(tmp_
         await traffic.apply(plan())
 
 
-def test_a_restart_keeps_the_last_plan_in_its_files(tmp_path: Path) -> None:
-    EnvoyTraffic(tmp_path).prepare(plan(100))
-    written = (tmp_path / "routes/routes.pb").read_bytes()
-
-    EnvoyTraffic(tmp_path).prepare()
-
-    recorded = read_plan(tmp_path / "plan.json")
-    assert recorded is not None
-    assert recorded[1] == plan(100)
-    assert (tmp_path / "routes/routes.pb").read_bytes() == written
-
-
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"versions": {}, "plan": {"routes": [{}]}}'])
 def test_an_unreadable_plan_does_not_keep_envoy_from_starting(tmp_path: Path, text: str) -> None:
     (tmp_path / "plan.json").write_text(text)
@@ -299,13 +218,6 @@ def test_an_unreadable_plan_does_not_keep_envoy_from_starting(tmp_path: Path, te
     recorded = read_plan(tmp_path / "plan.json")
     assert recorded is not None
     assert recorded[1] == TrafficPlan()
-
-
-def test_a_container_runs_envoy_on_the_files_of_its_folder() -> None:
-    argv = command("envoy", Path("/run/segserve"), workers=2)
-
-    assert argv[:5] == ["envoy", "--config-path", "/run/segserve/envoy.json", "--concurrency", "2"]
-    assert "--log-path" not in argv
 
 
 def test_a_shadow_halves_a_shares_inference_and_nothing_else() -> None:
@@ -352,31 +264,10 @@ def test_requests_to_a_shadow_are_in_flight_to_its_group() -> None:
     assert active_by_model(active) == {("coins", "main"): 3}
 
 
-@pytest.mark.parametrize(("host", "both"), [("::", True), ("fd00::7", None), ("0.0.0.0", None)])
-def test_a_gateway_that_listens_on_all_of_ipv6_answers_on_ipv4_too(host: str, both: bool | None) -> None:
-    listeners = render_listeners(EnvoySettings(host=host, internal_port=8081), {}, timeout_s=60)
-
-    addresses = [listener["address"]["socket_address"] for listener in listeners]
-    assert [address["address"] for address in addresses] == [host, host]
-    assert [address.get("ipv4_compat") for address in addresses] == [both, both]
-
-
-def sticky(new_weight: int, *, promoted: bool = False) -> TrafficPlan:
+def sticky(new_weight: int) -> TrafficPlan:
     (route,) = plan(new_weight).routes
-    shares = tuple(reversed(route.shares)) if promoted else route.shares
     affinity = RouteAffinity(last=NEW.group, salt="coins-000001")
-    return TrafficPlan((replace(route, shares=shares, affinity=affinity, limits=RouteLimits()),), OLD.endpoints)
-
-
-def test_the_order_and_the_sum_of_weights_stay_through_a_rollout_where_ids_keep_their_revision() -> None:
-    for new_weight in (0, 30, 100):
-        for promoted in (False, True):
-            split = weights(table(sticky(new_weight, promoted=promoted))["http:infer:coins"])
-
-            assert list(split.items()) == [
-                ("coins/main/infer/http", 200 - 2 * new_weight),
-                ("coins/coins-bb/infer/http", 2 * new_weight),
-            ]
+    return TrafficPlan((replace(route, affinity=affinity, limits=RouteLimits()),), OLD.endpoints)
 
 
 def test_only_callers_inferences_choose_a_server_by_id_and_a_server_has_no_address_in_responses() -> None:

@@ -109,14 +109,6 @@ def plans(draw: st.DrawFn) -> TrafficPlan:
     return TrafficPlan(tuple(sorted(routes, key=lambda route: route.model)), SERVERS[:1])
 
 
-async def _nothing(*_: object) -> None:
-    pass
-
-
-def updater_of(files: EnvoyFiles) -> EnvoyUpdater:
-    return EnvoyUpdater(files, timeout_s=60, update_timeout_s=HANG_S, max_request_bytes=2**20, on_replace=_nothing)
-
-
 @dataclass
 class Gateway:
     """An Envoy that follows an empty plan."""

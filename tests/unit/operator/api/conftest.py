@@ -5,6 +5,10 @@ from typing import Any
 import pytest
 import yaml
 
+from segserve_operator.api.errors import SpecError
+from segserve_operator.api.loading import load
+from segserve_operator.api.segmentation_model import SegmentationModel
+
 COINS = """\
 apiVersion: segserve.dev/v1alpha1
 kind: SegmentationModel
@@ -45,3 +49,17 @@ def coins_value(coins_text: str) -> dict[str, Any]:
     """The same as plain JSON."""
     value: dict[str, Any] = yaml.safe_load(coins_text)
     return value
+
+
+def loaded(value: dict[str, Any], **spec: Any) -> SegmentationModel:
+    """Return the model of a resource, some fields of whose spec are others."""
+    (model,) = load(yaml.safe_dump({**value, "spec": {**value["spec"], **spec}}), "model.yaml")
+    assert isinstance(model, SegmentationModel)
+    return model
+
+
+def problem(value: dict[str, Any], **spec: Any) -> str:
+    """Return why such a resource is refused."""
+    with pytest.raises(SpecError) as refused:
+        loaded(value, **spec)
+    return str(refused.value)

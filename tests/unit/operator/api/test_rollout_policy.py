@@ -6,11 +6,8 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-import yaml
 from pydantic import ValidationError
 
-from segserve_operator.api.errors import SpecError
-from segserve_operator.api.loading import load
 from segserve_operator.api.rollout_policy import (
     DEFAULT_GATES,
     DEFAULT_STEPS,
@@ -24,19 +21,9 @@ from segserve_operator.api.segmentation_model import SegmentationModel, Segmenta
 from segserve_operator.api.segmentation_rollout import RolloutPhase, SegmentationRollout
 from segserve_operator.core.rollout.phases import Phase
 
+from .conftest import loaded, problem
+
 WEBHOOK = {"gate": "webhook", "name": "night", "url": "http://night/"}
-
-
-def loaded(value: dict[str, Any], **spec: Any) -> SegmentationModel:
-    (model,) = load(yaml.safe_dump({**value, "spec": {**value["spec"], **spec}}), "model.yaml")
-    assert isinstance(model, SegmentationModel)
-    return model
-
-
-def problem(value: dict[str, Any], **spec: Any) -> str:
-    with pytest.raises(SpecError) as refused:
-        loaded(value, **spec)
-    return str(refused.value)
 
 
 def test_a_model_that_says_nothing_of_it_has_neither_slo_nor_policy(coins_value: dict[str, Any]) -> None:

@@ -39,22 +39,6 @@ async def until(
     return found
 
 
-async def test_an_order_is_answered_once_however_often_it_is_given(
-    check_runner_of: Callable[..., BackgroundCheckRunner], pictures: Pictures
-) -> None:
-    async with internal_listener(main=pictures.answering(STABLE), own=pictures.answering(CANDIDATE)) as listener:
-        check_runner = check_runner_of(listener)
-        wanted = check_of("probe", seconds=0.06)
-        for _ in range(3):
-            check_runner.schedule([wanted])
-        found = await until(check_runner, wanted.key)
-        check_runner.schedule([wanted])
-        await asyncio.sleep(0.05)
-
-    assert found.asked == (6, 6)
-    assert len(listener.asked) == 12
-
-
 async def test_what_is_no_longer_ordered_is_given_up_and_forgotten(
     check_runner_of: Callable[..., BackgroundCheckRunner], pictures: Pictures
 ) -> None:

@@ -98,38 +98,24 @@ async def test_a_late_answer_is_none(tmp_path: Path) -> None:
     await connections_are_closed()
 
 
-async def test_a_large_answer_is_given_up(tmp_path: Path) -> None:
-    async with service(says("x" * 2**17)) as url:
-        with pytest.raises(CheckError, match="more than 65536 bytes"):
-            await ask_webhook(tmp_path, url)
-
-
 @pytest.mark.parametrize(
     ("url", "local", "why"),
     [
-        ("http://169.254.169.254/latest", True, "link-local"),
         ("http://[fe80::1]/", True, "link-local"),
         ("http://127.0.0.1:1/", False, "this machine"),
         ("http://localhost:1/", False, "this machine"),
-        ("http://user:word@example.org/", True, "no credentials"),
-        ("http://127.0.0.1:1/secret", True, r"http://127\.0\.0\.1:1 cannot be asked"),
     ],
 )
 async def test_what_may_not_be_asked_is_no_verdict(tmp_path: Path, url: str, local: bool, why: str) -> None:
-    with pytest.raises(CheckError, match=why) as caught:
+    with pytest.raises(CheckError, match=why):
         await ask_webhook(tmp_path, url, local=local)
-
-    assert "secret" not in str(caught.value)
 
 
 # Queries
 
 
-@pytest.mark.parametrize(
-    "body", [vector("1.5"), {"status": "success", "data": {"resultType": "scalar", "result": [1, "1.5"]}}]
-)
-async def test_the_numbers_of_a_query_are_judged(tmp_path: Path, body: Any) -> None:
-    found = await ask_prometheus(tmp_path, body, breach_condition="result.exists(x, x > 9)")
+async def test_the_numbers_of_a_query_are_judged(tmp_path: Path) -> None:
+    found = await ask_prometheus(tmp_path, vector("1.5"), breach_condition="result.exists(x, x > 9)")
 
     assert (found.passes, found.breaches) == (True, False)
     assert found.shown == "result 1.5"

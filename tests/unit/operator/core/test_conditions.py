@@ -127,31 +127,48 @@ DIFFERS = TrialReport(golden=NEW_SET, reason="GoldenFailed", message="coins.png:
 ABSENT = TrialReport(golden=NEW_SET, reason="DigestMismatch", message="sha256 is another")
 ONE_OF_TWO = f"1 of 2 servers have proved {FIRST.revision} with golden set {'2' * 12}, while it serves"
 GOES_ON = f"{FIRST.revision} goes on with what it was proved with"
+FETCHED = ObservedCondition("ArtifactVerified", "True", "DigestMatches", "the artifact has the expected sha256")
+NOT_FETCHED = ObservedCondition("ArtifactVerified", "Unknown", "Waiting", "no server has fetched the artifact yet")
+LOADED = ObservedCondition("RevisionLoaded", "True", "Loaded", "Triton has loaded the newest revision")
+NOT_LOADED = ObservedCondition("RevisionLoaded", "Unknown", "Waiting", "no server has loaded the newest revision yet")
+REFUSED_TO_LOAD = ObservedCondition("RevisionLoaded", "False", "LoadFailed", "what was seen")
+BUILTIN_ONLY = ObservedCondition(
+    "GoldenPassed",
+    "True",
+    "BuiltinOnly",
+    "no golden set: a built-in image showed that the pipeline runs and its answer is finite and repeatable",
+)
+NOT_ANSWERED = ObservedCondition("GoldenPassed", "Unknown", "Waiting", "no server has answered the golden images yet")
+NO_SERVER = ObservedCondition("TrafficReady", "False", "NoServer", f"no server of group main serves {FIRST.revision}")
+SERVING = ObservedCondition("TrafficReady", "True", "Serving", f"{FIRST.revision} in group main gets all requests")
+ROUTING = ObservedCondition(
+    "TrafficReady", "False", "Routing", f"the gateway does not yet send requests to {FIRST.revision}"
+)
+IDLE = ObservedCondition("Progressing", "False", "Idle", "no change is in progress")
+NO_PROBLEM = ObservedCondition("Degraded", "False", "AsWanted", "no problem is known")
 
 ARTIFACT_VERIFIED = [
     pytest.param(
         world(model(FIRST, SERVED), groups=[MAIN]),
-        ObservedCondition("ArtifactVerified", "True", "DigestMatches", "the artifact has the expected sha256"),
+        FETCHED,
         id="the stable revision's artifact is the one that was asked for",
     ),
     pytest.param(
         with_candidate_said(state=ModelState.LOADING),
-        ObservedCondition("ArtifactVerified", "True", "DigestMatches", "the artifact has the expected sha256"),
+        FETCHED,
         id="the candidate's artifact is the one that was asked for as soon as it is fetched",
     ),
     pytest.param(
-        world(model(FIRST)),
-        ObservedCondition("ArtifactVerified", "Unknown", "Waiting", "no server has fetched the artifact yet"),
-        id="nothing is known of an artifact before any server was asked for it",
+        world(model(FIRST)), NOT_FETCHED, id="nothing is known of an artifact before any server was asked for it"
     ),
     pytest.param(
         with_candidate_said(state=ModelState.FETCHING),
-        ObservedCondition("ArtifactVerified", "Unknown", "Waiting", "no server has fetched the artifact yet"),
+        NOT_FETCHED,
         id="nothing is known of an artifact that is being fetched",
     ),
     pytest.param(
         world(model(SECOND, CHANGING), groups=[MAIN, lost(SECOND.revision, SECOND)]),
-        ObservedCondition("ArtifactVerified", "Unknown", "Waiting", "no server has fetched the artifact yet"),
+        NOT_FETCHED,
         id="nothing is known of an artifact where the candidate's servers are lost",
     ),
     *(
@@ -174,35 +191,21 @@ ARTIFACT_VERIFIED = [
 
 REVISION_LOADED = [
     pytest.param(
-        world(model(FIRST, SERVED), groups=[MAIN]),
-        ObservedCondition("RevisionLoaded", "True", "Loaded", "Triton has loaded the newest revision"),
-        id="the stable revision is loaded where it is served",
+        world(model(FIRST, SERVED), groups=[MAIN]), LOADED, id="the stable revision is loaded where it is served"
     ),
     pytest.param(
-        with_candidate_said(state=ModelState.PROVING),
-        ObservedCondition("RevisionLoaded", "True", "Loaded", "Triton has loaded the newest revision"),
-        id="the candidate is loaded before it is proved",
+        with_candidate_said(state=ModelState.PROVING), LOADED, id="the candidate is loaded before it is proved"
     ),
     pytest.param(
         with_candidate_said(state=ModelState.LOADING),
-        ObservedCondition("RevisionLoaded", "Unknown", "Waiting", "no server has loaded the newest revision yet"),
+        NOT_LOADED,
         id="nothing is known of a candidate that is being loaded",
     ),
+    pytest.param(world(model(FIRST)), NOT_LOADED, id="nothing is known of a revision that no server was told of"),
     pytest.param(
-        world(model(FIRST)),
-        ObservedCondition("RevisionLoaded", "Unknown", "Waiting", "no server has loaded the newest revision yet"),
-        id="nothing is known of a revision that no server was told of",
+        with_candidate_failed("LoadFailed"), REFUSED_TO_LOAD, id="a revision that Triton refuses is not loaded"
     ),
-    pytest.param(
-        with_candidate_failed("LoadFailed"),
-        ObservedCondition("RevisionLoaded", "False", "LoadFailed", "what was seen"),
-        id="a revision that Triton refuses is not loaded",
-    ),
-    pytest.param(
-        given_up("LoadFailed"),
-        ObservedCondition("RevisionLoaded", "False", "LoadFailed", "what was seen"),
-        id="a revision that Triton refused for good is not loaded",
-    ),
+    pytest.param(given_up("LoadFailed"), REFUSED_TO_LOAD, id="a revision that Triton refused for good is not loaded"),
     pytest.param(
         given_up("ClassesChanged"),
         ObservedCondition("RevisionLoaded", "False", "ClassesChanged", "what was seen"),
@@ -215,13 +218,13 @@ REVISION_LOADED = [
     ),
     pytest.param(
         world(model(SECOND, CHANGING), groups=[MAIN, replace(OWN, problem=NO_NODE)]),
-        ObservedCondition("RevisionLoaded", "True", "Loaded", "Triton has loaded the newest revision"),
+        LOADED,
         id="a trouble of a group that is complete is none of the revision's",
     ),
     *(
         pytest.param(
             with_candidate_failed(reason),
-            ObservedCondition("RevisionLoaded", "Unknown", "Waiting", "no server has loaded the newest revision yet"),
+            NOT_LOADED,
             id=f"what is wrong as {reason} does not count as refused by Triton",
         )
         for reason in sorted(ARTIFACT_REASONS | GOLDEN_REASONS)
@@ -303,12 +306,7 @@ GOLDEN_PASSED = [
     ),
     pytest.param(
         on_trial(TrialReport(images=1), wanted=None),
-        ObservedCondition(
-            "GoldenPassed",
-            "True",
-            "BuiltinOnly",
-            "no golden set: a built-in image showed that the pipeline runs and its answer is finite and repeatable",
-        ),
+        BUILTIN_ONLY,
         id="where the golden set was dropped only the built-in image was answered",
     ),
     *(
@@ -323,27 +321,22 @@ GOLDEN_PASSED = [
     ),
     pytest.param(
         with_candidate_said(state=ModelState.READY, proof="builtin"),
-        ObservedCondition(
-            "GoldenPassed",
-            "True",
-            "BuiltinOnly",
-            "no golden set: a built-in image showed that the pipeline runs and its answer is finite and repeatable",
-        ),
+        BUILTIN_ONLY,
         id="a model without a golden set says that only the built-in image was answered",
     ),
     pytest.param(
         with_candidate_said(state=ModelState.PROVING),
-        ObservedCondition("GoldenPassed", "Unknown", "Waiting", "no server has answered the golden images yet"),
+        NOT_ANSWERED,
         id="nothing is known of golden answers while they are asked for",
     ),
     pytest.param(
         world(model(FIRST)),
-        ObservedCondition("GoldenPassed", "Unknown", "Waiting", "no server has answered the golden images yet"),
+        NOT_ANSWERED,
         id="nothing is known of golden answers before any server was told of the revision",
     ),
     pytest.param(
         with_candidate_failed("LoadFailed"),
-        ObservedCondition("GoldenPassed", "Unknown", "Waiting", "no server has answered the golden images yet"),
+        NOT_ANSWERED,
         id="a revision that cannot be loaded was not asked for golden answers",
     ),
     *(
@@ -362,14 +355,10 @@ TRAFFIC_READY = [
         ObservedCondition("TrafficReady", "False", "NoStable", "no revision has passed its golden images yet"),
         id="a model without a stable revision serves nobody",
     ),
-    pytest.param(
-        world(model(FIRST, SERVED)),
-        ObservedCondition("TrafficReady", "False", "NoServer", f"no server of group main serves {FIRST.revision}"),
-        id="a stable revision whose group is gone serves nobody",
-    ),
+    pytest.param(world(model(FIRST, SERVED)), NO_SERVER, id="a stable revision whose group is gone serves nobody"),
     pytest.param(
         world(model(FIRST, SERVED), groups=[lost("main", FIRST)]),
-        ObservedCondition("TrafficReady", "False", "NoServer", f"no server of group main serves {FIRST.revision}"),
+        NO_SERVER,
         id="a stable revision whose servers are lost serves nobody",
     ),
     pytest.param(
@@ -380,19 +369,13 @@ TRAFFIC_READY = [
         id="a stable revision that its server lost serves nobody, and the server says why",
     ),
     pytest.param(
-        world(
-            model(FIRST, SERVED),
-            groups=[replace(MAIN, servers=(server("silent", report(FIRST), ready=False),))],
-        ),
-        ObservedCondition("TrafficReady", "False", "NoServer", f"no server of group main serves {FIRST.revision}"),
+        world(model(FIRST, SERVED), groups=[replace(MAIN, servers=(server("silent", report(FIRST), ready=False),))]),
+        NO_SERVER,
         id="what a silent agent once said does not count",
     ),
     pytest.param(
-        world(
-            model(FIRST, SERVED),
-            groups=[replace(MAIN, servers=(), leaving=MAIN.servers)],
-        ),
-        ObservedCondition("TrafficReady", "True", "Serving", f"{FIRST.revision} in group main gets all requests"),
+        world(model(FIRST, SERVED), groups=[replace(MAIN, servers=(), leaving=MAIN.servers)]),
+        SERVING,
         id="a server that is about to end serves where no other does",
     ),
     pytest.param(
@@ -400,11 +383,7 @@ TRAFFIC_READY = [
         ObservedCondition("TrafficReady", "False", "NoGateway", "no gateway accepts requests"),
         id="nobody is served without a gateway",
     ),
-    pytest.param(
-        world(model(FIRST, SERVED), groups=[MAIN]),
-        ObservedCondition("TrafficReady", "True", "Serving", f"{FIRST.revision} in group main gets all requests"),
-        id="a stable revision gets all requests",
-    ),
+    pytest.param(world(model(FIRST, SERVED), groups=[MAIN]), SERVING, id="a stable revision gets all requests"),
     pytest.param(
         world(model(SECOND, CHANGING), groups=[MAIN, OWN], weights={"main": 75, SECOND.revision: 25}),
         ObservedCondition("TrafficReady", "True", "Serving", f"{FIRST.revision} in group main gets 75 % of requests"),
@@ -425,11 +404,7 @@ TRAFFIC_READY = [
         id="a gateway that has not told its plan yet ends nothing",
     ),
     pytest.param(
-        world(model(FIRST, SERVED), groups=[MAIN], traffic=NO_WAY),
-        ObservedCondition(
-            "TrafficReady", "False", "Routing", f"the gateway does not yet send requests to {FIRST.revision}"
-        ),
-        id="a first revision waits for the gateway",
+        world(model(FIRST, SERVED), groups=[MAIN], traffic=NO_WAY), ROUTING, id="a first revision waits for the gateway"
     ),
     pytest.param(
         world(
@@ -437,9 +412,7 @@ TRAFFIC_READY = [
             groups=[MAIN],
             traffic=world(model(FIRST, SERVED), groups=[lost("main", FIRST)]).traffic,
         ),
-        ObservedCondition(
-            "TrafficReady", "False", "Routing", f"the gateway does not yet send requests to {FIRST.revision}"
-        ),
+        ROUTING,
         id="a server that has come back waits for the gateway",
     ),
 ]
@@ -468,11 +441,7 @@ PROGRESSING = [
         id="an edited golden set is in progress until all servers have answered it",
     ),
     *(
-        pytest.param(
-            seen,
-            ObservedCondition("Progressing", "False", "Idle", "no change is in progress"),
-            id=f"nothing is in progress {when}",
-        )
+        pytest.param(seen, IDLE, id=f"nothing is in progress {when}")
         for seen, when in (
             (on_trial(PASSED, PASSED), "once an edited golden set has passed"),
             (on_trial(PASSED, DIFFERS), "once an edited golden set has failed"),
@@ -481,7 +450,7 @@ PROGRESSING = [
     ),
     pytest.param(
         world(model(FIRST, SERVED), groups=[MAIN]),
-        ObservedCondition("Progressing", "False", "Idle", "no change is in progress"),
+        IDLE,
         id="nothing is under way where the spec's revision is stable in main",
     ),
     pytest.param(
@@ -492,9 +461,7 @@ PROGRESSING = [
         id="a promotion is in progress until the gateway follows",
     ),
     pytest.param(
-        world(model(FIRST, SERVED)),
-        ObservedCondition("Progressing", "False", "Idle", "no change is in progress"),
-        id="a stable revision without servers makes no progress of its own",
+        world(model(FIRST, SERVED)), IDLE, id="a stable revision without servers makes no progress of its own"
     ),
     pytest.param(
         given_up("LoadFailed"),
@@ -518,7 +485,7 @@ PROGRESSING = [
     ),
     pytest.param(
         world(model(SECOND, CHANGED), groups=[MAIN, OWN]),
-        ObservedCondition("Progressing", "False", "Idle", "no change is in progress"),
+        IDLE,
         id="nothing is under way while the former revision is kept",
     ),
     pytest.param(
@@ -572,8 +539,7 @@ PROGRESSING = [
     *(
         pytest.param(
             world(
-                model(SECOND, CHANGING, rollout=state(SECOND, phase, weight=25, message="because")),
-                groups=[MAIN, OWN],
+                model(SECOND, CHANGING, rollout=state(SECOND, phase, weight=25, message="because")), groups=[MAIN, OWN]
             ),
             ObservedCondition("Progressing", "True", phase.label, f"{SECOND.revision} gets 25 % of requests: because"),
             id=f"a rollout tells its phase, the weight and why: {phase.label}",
@@ -600,29 +566,23 @@ DEGRADED = [
         ObservedCondition("Degraded", "True", "GoldenFailed", f"golden set {'2' * 12}: coins.png: IoU 0.1; {GOES_ON}"),
         id="an edited golden set that failed is named",
     ),
-    pytest.param(
-        on_trial(UNDER_WAY),
-        ObservedCondition("Degraded", "False", "AsWanted", "no problem is known"),
-        id="an edited golden set that is pending is no problem",
-    ),
+    pytest.param(on_trial(UNDER_WAY), NO_PROBLEM, id="an edited golden set that is pending is no problem"),
     pytest.param(
         world(model(FIRST, SERVED), groups=[MAIN]),
-        ObservedCondition("Degraded", "False", "AsWanted", "no problem is known"),
+        NO_PROBLEM,
         id="nothing is wrong where the stable revision is served",
     ),
     pytest.param(
-        with_candidate_said(state=ModelState.LOADING),
-        ObservedCondition("Degraded", "False", "AsWanted", "no problem is known"),
-        id="nothing is wrong while a candidate is loaded",
+        with_candidate_said(state=ModelState.LOADING), NO_PROBLEM, id="nothing is wrong while a candidate is loaded"
     ),
     pytest.param(
         world(model(FIRST, PROVING_FIRST), groups=[group("main", FIRST, state=ModelState.LOADING)]),
-        ObservedCondition("Degraded", "False", "AsWanted", "no problem is known"),
+        NO_PROBLEM,
         id="nothing is wrong before the first revision was proved",
     ),
     pytest.param(
         world(model(FIRST, SERVED), groups=[MAIN], traffic=NO_WAY),
-        ObservedCondition("Degraded", "False", "AsWanted", "no problem is known"),
+        NO_PROBLEM,
         id="nothing is wrong while the gateway is told",
     ),
     pytest.param(
@@ -662,7 +622,7 @@ DEGRADED = [
     ),
     pytest.param(
         world(model(FIRST, SERVED), groups=[replace(MAIN, problem=NO_NODE)]),
-        ObservedCondition("Degraded", "False", "AsWanted", "no problem is known"),
+        NO_PROBLEM,
         id="a trouble of a group whose servers all answer is none of the model's",
     ),
     pytest.param(
@@ -678,10 +638,7 @@ DEGRADED = [
     pytest.param(
         RETURNING,
         ObservedCondition(
-            "Degraded",
-            "True",
-            "NoServer",
-            f"no server of group main serves {FIRST.revision}, which the spec requires",
+            "Degraded", "True", "NoServer", f"no server of group main serves {FIRST.revision}, which the spec requires"
         ),
         id="a return that no server can make is named",
     ),

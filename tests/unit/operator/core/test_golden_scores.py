@@ -257,7 +257,6 @@ def test_the_promoted_revision_is_compared_with_the_one_before() -> None:
 LATER = ScoreReport(golden_sha256=SHA)
 FAILED = ScoreReport(golden_sha256=SHA, reason="SourceUnauthorized", message="no Secret for s3://private")
 UNREADABLE = ScoreReport(golden_sha256=SHA, images=3, qualities="?")
-NO_VERDICT = ("goldenQuality", None)
 
 
 @pytest.mark.parametrize(

@@ -163,9 +163,7 @@ FOLLOWS_THE_SPEC = [
         id="a model that is being deleted has no roles",
     ),
     pytest.param(
-        world(model(FIRST, SERVED), groups=[MAIN], pool=None),
-        Roles(),
-        id="a model without a pool has no roles",
+        world(model(FIRST, SERVED), groups=[MAIN], pool=None), Roles(), id="a model without a pool has no roles"
     ),
     pytest.param(
         world(model(FIRST, CHANGED), groups=[MAIN, OWN]),
@@ -259,28 +257,18 @@ FAILURES = [
         id="a candidate that is still loaded goes on",
     ),
     pytest.param(
-        world(model(SECOND, CHANGING), groups=[MAIN]),
-        CHANGING,
-        id="a candidate whose group is not there yet goes on",
+        world(model(SECOND, CHANGING), groups=[MAIN]), CHANGING, id="a candidate whose group is not there yet goes on"
     ),
     pytest.param(
-        world(model(SECOND, GIVEN_UP)),
-        GIVEN_UP,
-        id="a candidate that has failed is not tried again by itself",
+        world(model(SECOND, GIVEN_UP)), GIVEN_UP, id="a candidate that has failed is not tried again by itself"
     ),
     pytest.param(
-        world(
-            model(moved_artifact(SECOND), GIVEN_UP),
-            records=[FIRST, SECOND],
-        ),
+        world(model(moved_artifact(SECOND), GIVEN_UP), records=[FIRST, SECOND]),
         replace(SERVED, candidate=candidate(SECOND, since_s=NOW_S)),
         id="a candidate that has failed is tried again where its artifact lies elsewhere now",
     ),
     pytest.param(
-        world(
-            model(with_golden(SECOND, "2"), GIVEN_UP),
-            records=[FIRST, with_golden(SECOND, "1")],
-        ),
+        world(model(with_golden(SECOND, "2"), GIVEN_UP), records=[FIRST, with_golden(SECOND, "1")]),
         replace(SERVED, candidate=candidate(SECOND, since_s=NOW_S)),
         id="a candidate that has failed is tried again where its golden set was corrected",
     ),
@@ -318,9 +306,7 @@ CLASSES = [
         id="a revision that drops a class is proved where that is meant",
     ),
     pytest.param(
-        world(model(FEWER, REFUSED), records=[FIRST, FEWER]),
-        "refused before",
-        id="a refused revision stays refused",
+        world(model(FEWER, REFUSED), records=[FIRST, FEWER]), "refused before", id="a refused revision stays refused"
     ),
     pytest.param(
         world(model(FEWER, REFUSED, allow_class_changes=True), records=[FIRST, FEWER]),
@@ -395,13 +381,7 @@ PROMOTIONS = [
         id="a proved candidate waits while the gateway takes its group for another revision's",
     ),
     pytest.param(
-        world(
-            model(SECOND, CHANGING),
-            groups=[
-                MAIN,
-                group(SECOND.revision, SECOND, wanted=2, servers=1),
-            ],
-        ),
+        world(model(SECOND, CHANGING), groups=[MAIN, group(SECOND.revision, SECOND, wanted=2, servers=1)]),
         CHANGING,
         id="a candidate that one of two servers has proved is not promoted yet",
     ),
@@ -431,11 +411,7 @@ ROLLOUTS = [
     pytest.param(
         world(
             model(
-                SECOND,
-                CHANGING,
-                policy=POLICY,
-                rollout=state(SECOND, Phase.PROGRESSING),
-                annotations=asks("promote"),
+                SECOND, CHANGING, policy=POLICY, rollout=state(SECOND, Phase.PROGRESSING), annotations=asks("promote")
             ),
             groups=[MAIN, OWN],
         ),
@@ -593,11 +569,7 @@ IN_TIME = [
         id="a stable revision stays in its group while the former one is in main",
     ),
     pytest.param(
-        world(
-            model(FIRST, SERVED),
-            groups=[MAIN, group("main-new", FIRST)],
-            pool=of_template("new"),
-        ),
+        world(model(FIRST, SERVED), groups=[MAIN, group("main-new", FIRST)], pool=of_template("new")),
         Roles(holder(FIRST, "main-new")),
         id="a stable revision moves into the main group of the pool's new template",
     ),
@@ -657,18 +629,10 @@ TEMPLATES = [
 ]
 
 
-@pytest.mark.parametrize(("seen", "expected"), FOLLOWS_THE_SPEC)
-def test_roles_follow_the_spec(seen: Observed, expected: Roles) -> None:
-    assert roles_after(seen) == expected
-
-
-@pytest.mark.parametrize(("seen", "expected"), TURNS)
-def test_a_candidate_has_a_group_when_it_is_its_turn(seen: Observed, expected: Roles) -> None:
-    assert roles_after(seen) == expected
-
-
-@pytest.mark.parametrize(("seen", "expected"), FAILURES)
-def test_a_candidate_fails_once_and_is_tried_again_where_something_has_changed(seen: Observed, expected: Roles) -> None:
+@pytest.mark.parametrize(
+    ("seen", "expected"), [*FOLLOWS_THE_SPEC, *TURNS, *FAILURES, *PROMOTIONS, *ROLLOUTS, *IN_TIME, *TEMPLATES]
+)
+def test_after_one_pass(seen: Observed, expected: Roles) -> None:
     assert roles_after(seen) == expected
 
 
@@ -679,26 +643,6 @@ def test_classes_that_callers_know_stay_unless_it_is_meant(seen: Observed, refus
     assert found is not None
     assert found.failure == (FailureReason(CLASSES_CHANGED, refusal) if refusal is not None else None)
     assert found.group == (None if refusal is not None else found.revision)
-
-
-@pytest.mark.parametrize(("seen", "expected"), PROMOTIONS)
-def test_a_candidate_is_stable_once_it_is_proved_and_known(seen: Observed, expected: Roles) -> None:
-    assert roles_after(seen) == expected
-
-
-@pytest.mark.parametrize(("seen", "expected"), ROLLOUTS)
-def test_roles_follow_the_rollout(seen: Observed, expected: Roles) -> None:
-    assert roles_after(seen) == expected
-
-
-@pytest.mark.parametrize(("seen", "expected"), IN_TIME)
-def test_former_revisions_leave_and_stable_ones_settle_in_time(seen: Observed, expected: Roles) -> None:
-    assert roles_after(seen) == expected
-
-
-@pytest.mark.parametrize(("seen", "expected"), TEMPLATES)
-def test_groups_follow_the_template_of_the_pool(seen: Observed, expected: Roles) -> None:
-    assert roles_after(seen) == expected
 
 
 @pytest.mark.parametrize(

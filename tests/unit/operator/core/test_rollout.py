@@ -5,18 +5,14 @@ from __future__ import annotations
 from dataclasses import fields, replace
 
 import numpy as np
-import pytest
 
 from fakes.judgements import judgement
 from segserve_operator.core.evidence import EvidenceWindow, Judgement
 from segserve_operator.core.rollout.engine import (
-    WAITS,
-    OnUndecided,
     Policy,
     Progress,
     ShadowPolicy,
     Signals,
-    Step,
     next_transition,
     watch,
     weights,
@@ -44,46 +40,11 @@ def after(start: Progress, *judged: Judgement, now_s: float = 1010.0, policy: Po
     return Phase(int(transition.progress.phase)), Signal(int(transition.signal)), float(transition.weight)
 
 
-def test_evidence_that_the_harm_is_small_brings_the_next_step() -> None:
-    assert after(progress()) == (Phase.PROGRESSING, Signal.ADVANCE, 25.0)
-    assert after(progress(step=2)) == (Phase.BAKING, Signal.CERTIFIED, 95.0)
-
-
-def test_a_breach_takes_all_requests_away_also_from_what_is_worse_than_a_broken_stable() -> None:
-    assert after(progress(), BAD) == (Phase.ROLLED_BACK, Signal.BREACH, 0.0)
-    assert after(progress(), replace(BAD, incident=np.array(True), shared=np.array(True)))[1] is Signal.BREACH
-
-
-def test_a_broken_stable_does_not_block_its_fix_and_an_incident_of_both_holds() -> None:
-    broken = replace(FINE, incident=np.array(True))
-    assert after(progress(), broken)[1] is Signal.ADVANCE
-    assert after(progress(step=2), broken)[1] is Signal.CERTIFIED
-    transition = next_transition(POLICY, progress(), (replace(broken, shared=np.array(True)),), Signals(), 1010.0)
-    assert (WAITS[int(transition.waits_for)].value, int(transition.signal)) == ("Incident", Signal.NONE)
-
-
 def test_each_gate_has_a_tolerance_of_its_own() -> None:
     policy = replace(POLICY, levels=(0.01, 0.01), tolerances=(0.005, 0.03))
     busy, slow = progress(rate=1e6), replace(FINE, harm=np.array(0.02))
     assert after(busy, FINE, slow, policy=policy)[1] is Signal.ADVANCE
     assert after(busy, slow, FINE, policy=policy)[1] is Signal.NONE
-
-
-@pytest.mark.parametrize(
-    ("start", "judged", "heard", "waits"),
-    [
-        (progress(), NO_DATA, {}, "HarmNotBounded"),
-        (progress(seen=2.0), FINE, {}, "TooFewRequests"),
-        (progress(rate=1e6), replace(FINE, harm=np.array(0.3)), {}, "HarmNotBounded"),
-        (progress(), FINE, {"allowed": False}, "GateUndecided"),
-        (progress(paused=True), FINE, {}, "Paused"),
-    ],
-)
-def test_what_is_not_known_holds_the_weight(start: Progress, judged: Judgement, heard: dict, waits: str) -> None:
-    transition = next_transition(POLICY, start, (judged,), Signals(**heard), 1010.0)
-
-    assert WAITS[int(transition.waits_for)].value == waits
-    assert (int(transition.signal), float(transition.weight)) == (Signal.NONE, 5.0)
 
 
 def test_three_failures_in_a_row_while_stable_answers_quarantine_at_once() -> None:
@@ -101,24 +62,6 @@ def test_failures_are_not_in_a_row_where_an_answer_came_between_or_may_have() ->
     assert float(mixed.failures) == float(answered.failures) == 0.0
 
 
-def test_failures_while_stable_fails_too_quarantine_nobody() -> None:
-    seen = progress(failures=5.0, stable_answered_s=0.0)
-
-    assert after(seen)[1] is not Signal.QUARANTINE
-
-
-def test_more_harm_than_declared_quarantines() -> None:
-    assert after(progress(), replace(FINE, excess=np.array(101.0)))[0] is Phase.QUARANTINED
-
-
-def test_evidence_that_is_no_proof_yet_has_us_ask_the_candidate_once() -> None:
-    suspect = replace(FINE, breach=np.array(3.5))
-
-    assert after(progress(), suspect) == (Phase.QUARANTINED, Signal.QUARANTINE, 0.0)
-    assert after(progress(quarantines=1.0), suspect)[1] is not Signal.QUARANTINE
-    assert after(progress(Phase.BAKING, 2), suspect)[1] is Signal.NONE
-
-
 def test_few_requests_do_not_make_a_harmful_revision_affordable() -> None:
     slow = progress(step=2, rate=0.01)
 
@@ -132,50 +75,6 @@ def test_a_rollout_quarantined_too_often_waits_for_a_person() -> None:
     assert after(often, probes=1)[1] is Signal.NONE
     assert after(progress(Phase.QUARANTINED, quarantines=3.0), probes=1)[1] is Signal.RESUMED
     assert after(often, asked=int(Signal.ABORT))[0] is Phase.ROLLED_BACK
-
-
-@pytest.mark.parametrize(
-    ("choice", "phase"),
-    [
-        (OnUndecided.HOLD, Phase.PROGRESSING),
-        (OnUndecided.ROLLBACK, Phase.ROLLED_BACK),
-        (OnUndecided.PROMOTE, Phase.BAKING),
-    ],
-)
-def test_the_deadline_does_what_the_policy_says(choice: OnUndecided, phase: Phase) -> None:
-    policy = replace(POLICY, deadline_s=5.0, on_undecided=choice)
-
-    assert after(progress(), NO_DATA, policy=policy)[0] is phase
-
-
-def test_the_deadline_is_of_no_account_where_all_is_decided() -> None:
-    policy = replace(POLICY, deadline_s=5.0, on_undecided=OnUndecided.ROLLBACK)
-
-    assert after(progress(), policy=policy)[1] is Signal.ADVANCE
-
-
-def test_a_step_lasts_its_minimum_and_no_longer_than_its_maximum_undecided() -> None:
-    policy = replace(POLICY, steps=(Step(5, minimum_s=60, maximum_s=120),), on_undecided=OnUndecided.ROLLBACK)
-
-    assert after(progress(), policy=policy)[1] is Signal.NONE
-    assert after(progress(), policy=policy, now_s=1061.0)[1] is Signal.CERTIFIED
-    assert after(progress(), NO_DATA, policy=policy, now_s=1121.0)[1] is Signal.GIVE_UP
-
-
-def test_a_persons_abort_goes_before_all_but_another_revision() -> None:
-    assert after(progress(), asked=int(Signal.ABORT))[1] is Signal.ABORT
-    assert after(progress(), asked=int(Signal.ABORT), superseded=True)[1] is Signal.CANCEL
-
-
-def test_golden_images_that_fail_end_it_before_any_request() -> None:
-    assert after(progress(Phase.GOLDEN, -1), golden=-1) == (Phase.ROLLED_BACK, Signal.BREACH, 0.0)
-    assert after(progress(Phase.GOLDEN, -1), golden=0)[0] is Phase.GOLDEN
-    assert after(progress(Phase.GOLDEN, -1)) == (Phase.PROGRESSING, Signal.GOLDEN_PASSED, 5.0)
-
-
-def test_a_promoted_revision_that_fails_gives_all_requests_back() -> None:
-    assert after(progress(Phase.BAKING, 2, failures=3.0)) == (Phase.QUARANTINED, Signal.QUARANTINE, 0.0)
-    assert after(progress(Phase.BAKING, 2), now_s=1061.0) == (Phase.SUCCEEDED, Signal.BAKED, 100.0)
 
 
 def test_many_rollouts_are_decided_as_each_is_alone() -> None:

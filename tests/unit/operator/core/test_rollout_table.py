@@ -335,6 +335,12 @@ HARM = [
         Given(judged=PROVED_WORSE), back(Signal.BREACH), id="proof against a candidate takes all its requests"
     ),
     pytest.param(
+        Given(judged=judgement(breach=9.0, harm=0.5, incident=True, shared=True)),
+        back(Signal.BREACH),
+        id="what is worse than a broken stable is rolled back all the same",
+    ),
+    pytest.param(Given(judged=judgement(incident=True)), NEXT_STEP, id="a broken stable does not block its fix"),
+    pytest.param(
         Given(heard=Signals(forbidden=True)), back(Signal.BREACH), id="another gate's breach needs no proof here"
     ),
     pytest.param(
@@ -361,6 +367,11 @@ HARM = [
     ),
     pytest.param(Given(judged=SUSPECT), QUARANTINED, id="a suspicion has us ask the candidate ourselves"),
     pytest.param(Given(judged=SUSPECT, quarantines=1.0), NEXT_STEP, id="a suspicion quarantines once"),
+    pytest.param(
+        replace(BAKING, step_s=60.0, judged=SUSPECT),
+        Follows(Signal.NONE, Phase.BAKING, 95.0),
+        id="a suspicion quarantines nobody who is promoted",
+    ),
     pytest.param(Given(heard=Signals(lost=True)), QUARANTINED, id="a candidate without servers gets no requests"),
     pytest.param(
         replace(BAKING, failures=3.0, stable_answered_s=1e4),

@@ -1,0 +1,29 @@
+"""Pipelines of models of which a test says only what it is about."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from segserve_builder.steps.pipeline import Pipeline
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+Class = int | dict[str, Any]
+
+
+def pipeline_of(family: str = "semantic-logits", classes: int | Iterable[Class] = 2, **changes: Any) -> Pipeline:
+    """Return a pipeline without stages; `classes` are their number, ids or all of them, `changes` any other fields."""
+    named = range(classes) if isinstance(classes, int) else classes
+    plain = {
+        "model": "coins",
+        "artifactSha256": "0" * 64,
+        "family": family,
+        "input": {},
+        "classes": [{"id": one, "name": f"class {one}"} if isinstance(one, int) else one for one in named],
+        "preprocess": [],
+        "postprocess": [],
+        "output": {},
+        "runtime": {},
+    }
+    return Pipeline.model_validate(plain | changes)
