@@ -91,7 +91,7 @@ demo: $(VENV)/local.stamp  ## Serve the three coin networks and show what they f
 demo-rollout: $(VENV)/local.stamp  ## Roll out a bad and a good version of the coins: one is stopped by copies of requests, with the images that show why (3 minutes)
 	@$(BIN)/python examples/coins/rollout_demo.py $(OUT)/rollout-sheet
 
-test: $(VENV)/dev.stamp  ## What is generated, lint, types, layers, quick tests, the core on the real Triton and Envoy (12 minutes; 15 from nothing; no root)
+test: $(VENV)/dev.stamp  ## What is generated, lint, types, layers, quick tests, the core on the real Triton and Envoy (13 minutes; 16 from nothing; no root)
 	$(MAKE) same
 	$(MAKE) --jobs 2 lint kernels
 	$(TIER) test
