@@ -282,6 +282,8 @@ def fake_request(parameters: dict[str, Any], output: Output) -> RequestOptions:
 
 @pytest.fixture
 def post(log: list[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    # A module that takes names from the real one must have them before.
+    importlib.import_module("segserve_builder.steps.cascade")
     fake = ModuleType("segserve_builder.steps.postprocess")
     fake.Postprocess, fake.request_from_parameters = FakePostprocess, fake_request
     fake.slice_of_parameters = slice_of_parameters
