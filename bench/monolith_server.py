@@ -63,7 +63,8 @@ def embedded_triton(
     environment = {name: value for name, value in command.environment.items() if name not in without}
     url = f"http://{LOOPBACK}:{http}"
     with (repository / "triton.log").open("w") as log:
-        process = subprocess.Popen(command.argv, env=environment, stdout=log, stderr=log)
+        argv = (*command.argv, *secret.server_arguments(SECRET))
+        process = subprocess.Popen(argv, env=environment, stdout=log, stderr=log)
     try:
         _load(url, model)
         yield EmbeddedTriton(f"{LOOPBACK}:{grpc}", url, process.pid)

@@ -95,14 +95,15 @@ class Group:
 
     def start_triton(self) -> None:
         self.repository.mkdir(exist_ok=True)
+        word = secret.obtain(self.secret)
         command = triton_command(
             self.runtime,
             self.repository,
             ports=Ports(*self.ports),
             shm_prefix=self.prefix,
-            api_secret=secret.obtain(self.secret),
+            api_secret=word,
         )
-        self.triton = self._start(command.argv, command.environment, "triton.log")
+        self.triton = self._start((*command.argv, *secret.server_arguments(word)), command.environment, "triton.log")
         (self.folder / "triton.json").write_text(ProcessRecord.of(self.triton.pid).to_json())
 
     def start_agent(self) -> None:
@@ -132,7 +133,7 @@ class Group:
 
     @property
     def server(self) -> TritonServer:
-        return TritonServer(self.ports[1], secret.grpc_headers(secret.obtain(self.secret)))
+        return TritonServer(self.ports[1], self.secret)
 
     @property
     def secret(self) -> Path:

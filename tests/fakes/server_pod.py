@@ -15,7 +15,6 @@ import psutil
 from bench.ports import free_ports
 from fakes.agent_group import end
 from fakes.waiting import HANG_S
-from segserve_builder.agent import secret
 from segserve_builder.agent.server import TritonServer
 from segserve_builder.render.tritonserver import Ports, sweep_shm
 from segserve_operator.adapters.local.runtime import RuntimeEnvironment
@@ -72,7 +71,7 @@ class ServerPod:
         return psutil.Process(int(json.loads((self.folder / "triton.process.json").read_text())["pid"]))
 
     def server(self, *, knows_the_word: bool = True) -> TritonServer:
-        return TritonServer(self.ports[1], secret.grpc_headers(self.word) if knows_the_word else None)
+        return TritonServer(self.ports[1], self.folder / "secret" if knows_the_word else None)
 
     def is_live(self) -> bool:
         try:

@@ -10,7 +10,6 @@ import threading
 from functools import partial
 from pathlib import Path
 
-from segserve_builder.agent import secret
 from segserve_builder.agent.cost import COSTS_FILE, CostAccountant, CostLedger
 from segserve_builder.agent.loop import Agent
 from segserve_builder.agent.observer import ServerObserver
@@ -25,8 +24,7 @@ def main() -> None:
     arguments = _arguments()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     folder: Path = arguments.group_dir
-    headers = secret.grpc_headers(secret.obtain(arguments.secret_file)) if arguments.secret_file else None
-    server, repository = TritonServer(arguments.grpc, headers), Repository(folder / "repository")
+    server, repository = TritonServer(arguments.grpc, arguments.secret_file), Repository(folder / "repository")
     observer = ServerObserver(server, repository, StepProcesses(arguments.pid_file) if arguments.pid_file else None)
     configured = os.environ.get(ACCESS_VARIABLE)
     access = Access.model_validate_json(configured) if configured else LOCAL

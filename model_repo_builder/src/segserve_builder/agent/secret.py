@@ -13,17 +13,16 @@ RESTRICTED: Final = "model-repository,shared-memory,trace,logging"
 _GRPC_PREFIX: Final = "triton-grpc-protocol-"
 
 
-def obtain(path: Path, *, mode: int = 0o440) -> str:
+def obtain(path: Path) -> str:
     """Return the secret in the file `path`, which the first process creates; its user and group can read it.
 
-    In a pod, Triton has it in its arguments, and its agent may be another user of the same group. `mode` is for where
-    both are of one user.
+    In a pod, Triton has it in its arguments, and its agent may be another user of the same group.
     """
     if not path.exists():
         handle, staging = tempfile.mkstemp(dir=path.parent, prefix=".secret-")  # mode 0600
         try:
             with os.fdopen(handle, "w") as file:
-                os.fchmod(handle, mode)
+                os.fchmod(handle, 0o440)
                 file.write(secrets.token_urlsafe(32))
             # Unlike a rename, a link fails if another process was first.
             path.hardlink_to(staging)

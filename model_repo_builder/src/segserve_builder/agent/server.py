@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 from uuid import uuid4
 
+from segserve_builder.agent import secret
 from segserve_builder.agent.state import Ensemble
 from segserve_builder.render.config import CONDITIONAL, VERSION
 from segserve_builder.render.tree import CONFIG_FILE
@@ -79,12 +80,18 @@ class TritonRefusedError(TritonError):
 class TritonServer:
     """One Triton. Safe to use from many threads."""
 
-    def __init__(self, grpc_port: int, headers: Mapping[str, str] | None = None) -> None:
-        """Create a client that connects on its first call; `headers` are sent with every call (restricted APIs)."""
+    def __init__(self, grpc_port: int, secret_file: Path | None = None) -> None:
+        """Create a client that connects on its first call; restricted APIs require the secret in `secret_file`."""
         from tritonclient.grpc import InferenceServerClient
 
-        self._headers = dict(headers or {})
+        self._secret_file = secret_file
         self._client = InferenceServerClient(f"127.0.0.1:{grpc_port}", channel_args=_CHANNEL)
+
+    @property
+    def _headers(self) -> dict[str, str]:
+        # Read for each call: a server that is started again may have another secret.
+        file = self._secret_file
+        return secret.grpc_headers(file.read_text()) if file is not None and file.exists() else {}
 
     def close(self) -> None:
         """Close the connection."""

@@ -9,7 +9,6 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final
 
-from segserve_builder.agent import secret
 from segserve_builder.agent.cost import CostAccountant, CostLedger
 from segserve_builder.agent.loop import Agent
 from segserve_builder.agent.observer import ServerObserver
@@ -62,7 +61,7 @@ class Pod:
         self._reporting = threading.Lock()
         self._state: tuple[bool, tuple[ModelReport, ...]] | None = None
         self._rejected: RejectedModels = ()
-        server = TritonServer(settings.ports.grpc, secret.grpc_headers(secret.obtain(folder.secret)))
+        server = TritonServer(settings.ports.grpc, folder.secret)
         repository = Repository(folder.repository)
         sources = (settings.target, settings.artifact_base, settings.access)
         runner = ActionRunner(server, repository, settings.cache, folder.log, *sources)

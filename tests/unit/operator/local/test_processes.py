@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,12 +21,12 @@ PARENT = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', '{SLE
 
 @pytest.fixture
 def launch(tmp_path: Path):
-    def start(code: str) -> processes.ProcessRecord:
+    def start(code: str, variables: Mapping[str, str] | None = None) -> processes.ProcessRecord:
         return processes.start(
             [sys.executable, "-c", code],
             record=tmp_path / "it.process.json",
             log=tmp_path / "it.log",
-            environment=os.environ,
+            environment={**os.environ, **(variables or {})},
             state=tmp_path,
         )
 
@@ -38,6 +39,33 @@ def test_a_recorded_process_is_identified_by_its_record(launch, tmp_path: Path) 
 
     assert processes.read_record(tmp_path / "it.process.json") == started
     assert processes.is_alive(started)
+
+
+def test_options_in_the_environment_are_arguments_that_others_and_children_do_not_see(launch, tmp_path: Path) -> None:
+    words = {"--first": "one word=1", "--second": "another word"}
+    children = (
+        "import os, sys, time; os.spawnlp(os.P_WAIT, 'env', 'env'); print(sys.argv[1:], flush=True); time.sleep(60)"
+    )
+
+    started = launch(children, words)
+
+    log = tmp_path / "it.log"
+    until(lambda: "['--first=one word=1', '--second=another word']" in log.read_text(), "the arguments")
+    assert log.read_text().count("word=1") == 1
+    assert b"word" not in Path(f"/proc/{started.pid}/cmdline").read_bytes()
+
+
+def test_a_program_that_cannot_have_hidden_arguments_does_not_run(tmp_path: Path) -> None:
+    with pytest.raises(processes.VisibleArgumentsError, match="ptrace"):
+        processes.start(
+            [str(tmp_path / "missing")],
+            record=tmp_path / "it.process.json",
+            log=tmp_path / "it.log",
+            environment={"--first": "word"},
+            state=tmp_path,
+        )
+
+    assert not (tmp_path / "it.process.json").exists()
 
 
 def test_a_reused_id_is_not_mistaken_for_the_process() -> None:

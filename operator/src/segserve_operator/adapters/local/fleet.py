@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import random
+import secrets
 import shutil
 import time
 from collections import defaultdict
@@ -14,7 +15,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
-from segserve_builder.agent import secret
 from segserve_builder.agent.cost import COSTS_FILE, read_costs
 from segserve_builder.agent.processes import resident_bytes
 from segserve_builder.agent.protocol import Assignment, Report
@@ -29,13 +29,7 @@ from segserve_operator.adapters.local import processes
 from segserve_operator.adapters.local.files import StateFolder
 from segserve_operator.adapters.local.runtime import RuntimeEnvironment
 from segserve_operator.adapters.local.step_environments import sweep_step_environments
-from segserve_operator.adapters.local.triton import (
-    LOOPBACK,
-    hide_secret,
-    is_port_free,
-    runtime_environment,
-    triton_command,
-)
+from segserve_operator.adapters.local.triton import LOOPBACK, is_port_free, runtime_environment, triton_command
 from segserve_operator.core.gates.checks import CostCounts, ResourceSample
 from segserve_operator.core.models.observed import GroupObserved, ServerObserved
 from segserve_operator.core.traffic import Endpoint
@@ -88,8 +82,8 @@ class GroupFolder:
 
     @property
     def secret(self) -> Path:
-        """The word that its Triton's management API requires; an earlier version of segserve wrote none."""
-        return self.root / "secret"
+        """The word that this Triton's management API requires; an earlier version of segserve wrote none here."""
+        return self.root / "api-secret"
 
     def record(self, process: str) -> Path:
         """Return the record file of the process `triton` or `agent`."""
@@ -161,8 +155,6 @@ class LocalFleet:
     traces_url: str | None = None
     _restarts: dict[Path, RestartDelays] = field(default_factory=dict)
     _stopping_since: dict[str, float] = field(default_factory=dict)
-    _hidden: dict[Path, ProcessRecord] = field(default_factory=dict)
-    """By record, the server whose command line no longer has its secret, as far as it can be hidden."""
     _pulses: dict[str, AgentPulse] = field(default_factory=dict)
 
     async def groups(self) -> Mapping[str, GroupObserved]:
@@ -181,8 +173,6 @@ class LocalFleet:
         pulse = self._pulses.get(name, AgentPulse(None, None, now_s, now_s))
         self._pulses[name] = pulse = pulse.after(record, report.heartbeat if report is not None else None, now_s)
         agent = processes.is_alive(record) and not pulse.hangs
-        if triton:
-            self._hide_secret(folder)
         is_fresh = report is not None and time.time() - report.heartbeat < REPORT_MAX_AGE_S
         server = ServerObserved(
             name=name,
@@ -216,7 +206,7 @@ class LocalFleet:
         running = processes.read_record(folder.record("triton"))
         if processes.is_alive(running) and not folder.secret.exists():
             log.warning("the server of group %s is restarted: an earlier version of segserve started it, "
-                        "and any process of this machine can load models into it", group)  # fmt: skip
+                        "and any process of this machine may load models into it", group)  # fmt: skip
             processes.end(processes.read_record(folder.record("agent")), grace_s=5)
             processes.end(running, grace_s=STOP_GRACE_S)
         if processes.is_alive(running):
@@ -233,28 +223,17 @@ class LocalFleet:
             sweep_shm(prefix)
             sweep_step_environments()
             forget_crashes(folder.repository)
+            write_private(folder.secret, api_secret := secrets.token_urlsafe(32))
             command = triton_command(
                 self.runtime,
                 folder.repository,
                 ports=ports,
                 shm_prefix=prefix,
-                api_secret=secret.obtain(folder.secret, mode=0o600),
+                api_secret=api_secret,
                 traces_url=self.traces_url,
             )
             folder.report.unlink(missing_ok=True)  # it describes the server that has ended
             self._start_process(folder, "triton", command.argv, command.environment)
-
-    def _hide_secret(self, folder: GroupFolder) -> None:
-        record = folder.record("triton")
-        running = processes.read_record(record)
-        if running is None or self._hidden.get(record) == running or not folder.secret.exists():
-            return
-        if is_port_free(_read_ports(folder).grpc):
-            return  # it may still have to read its command line
-        self._hidden[record] = running
-        if not hide_secret(running.pid, secret.obtain(folder.secret)):
-            log.warning("other users of this machine can read the secret of the server's API in its command line: "
-                        "this system does not let segserve hide it")  # fmt: skip
 
     def _choose_ports(self, folder: GroupFolder) -> None:
         others = [_read_ports(GroupFolder(path.parent)) for path in self.state.groups.glob("*/ports.json")]
@@ -284,8 +263,8 @@ class LocalFleet:
         record = folder.record(name)
         if processes.is_alive(processes.read_record(record)) or not self._may_start(record):
             return
-        self._restarts[record].record_start(time.monotonic())
         processes.start(argv, record=record, log=folder.log(name), environment=environment, state=self.state.root)
+        self._restarts[record].record_start(time.monotonic())
 
     async def assign(self, group: str, assignment: Assignment) -> None:
         """Write the assignment of a group's agent."""
@@ -311,7 +290,6 @@ class LocalFleet:
         self._pulses.pop(group, None)
         for process in ("agent", "triton"):
             self._restarts.pop(folder.record(process), None)
-            self._hidden.pop(folder.record(process), None)
         sweep_shm(shm_prefix(self.state, group))
         sweep_step_environments()
         shutil.rmtree(folder.root, ignore_errors=True)

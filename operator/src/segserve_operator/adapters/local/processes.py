@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
+import signal
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +23,13 @@ MARK: Final = "SEGSERVE_CHILD_OF"
 MAX_ROUNDS: Final = 5
 POLL_S: Final = 0.02
 KILL_TIMEOUT_S: Final = 5.0
+_TRACED: Final = """import ctypes, os, sys
+ctypes.CDLL(None).ptrace(0, 0, None, None) and sys.exit("this system does not allow ptrace")  # PTRACE_TRACEME
+os.execv(sys.argv[1], sys.argv[1:])"""
+
+
+class VisibleArgumentsError(Exception):
+    """A process is not started, because other users could read its hidden arguments."""
 
 
 def start(
@@ -27,8 +37,13 @@ def start(
 ) -> ProcessRecord:
     """Start a process in a new session, append its output to `log`, and write its record to `record`.
 
-    It and all its descendants are marked as belonging to the platform of the state folder `state`.
+    It and all its descendants are marked as belonging to the platform of the state folder `state`. Variables of the
+    `environment` that begin with `--` become its last arguments, which other users of the machine cannot read. Raises
+    `VisibleArgumentsError` if that cannot be.
     """
+    hidden = [name for name in environment if name.startswith("--")]
+    if hidden:
+        argv = [sys.executable, "-I", "-S", "-c", _TRACED, *argv, *hidden]
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
         child = subprocess.Popen(
@@ -40,11 +55,44 @@ def start(
             start_new_session=True,
             cwd=record.parent,
         )
+    if hidden:
+        _swap_arguments(child, len(hidden))
     # Its end is noticed by polling, as for processes that an earlier supervisor started; Popen must not wait for it.
     child.returncode = 0
     started = ProcessRecord.of(child.pid)
     write_private(record, started.to_json())
     return started
+
+
+def _swap_arguments(child: subprocess.Popen[bytes], count: int) -> None:
+    """Swap the last arguments of a program, stopped before its first instruction, with the variables of these names.
+
+    All users read /proc/PID/cmdline, which shows the memory of the arguments, and only its own /proc/PID/environ.
+    """
+    try:
+        _, status = os.waitpid(child.pid, 0)
+        if not (os.WIFSTOPPED(status) and os.WSTOPSIG(status) == signal.SIGTRAP):
+            raise ChildProcessError(f"status {status}")
+        fields = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()
+        start, end = int(fields[25]), int(fields[48])  # startstack and env_end; see proc_pid_stat(5)
+        with Path(f"/proc/{child.pid}/mem").open("r+b", buffering=0) as memory:
+            memory.seek(start)
+            stack = bytearray(memory.read(end - start))
+            words = memoryview(stack)[: len(stack) // 8 * 8].cast("Q")  # argc, argv, NULL, the variables, NULL
+            for argument in range(words[0] - count + 1, words[0] + 1):
+                name = stack[words[argument] - start :].partition(b"\0")[0]
+                variable = words.tolist().index(start + stack.index(b"\0" + name + b"=") + 1)
+                words[argument], words[variable] = words[variable], words[argument]
+            memory.seek(start)
+            memory.write(stack)
+        ctypes.CDLL(None).ptrace(17, child.pid, None, None)  # PTRACE_DETACH
+    except (OSError, ValueError) as error:
+        child.kill()
+        child.wait()
+        raise VisibleArgumentsError(
+            "Triton is not started: other users could read its secret, because this system (kernel.yama.ptrace_scope, "
+            f"or a container's seccomp) does not allow ptrace of a child: {error}"
+        ) from error
 
 
 def marked_environment(environment: Mapping[str, str], state: Path) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 from collections.abc import Mapping
@@ -25,7 +24,7 @@ EXIT_TIMEOUT_S: Final = 5
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A process to start: its arguments, with the executable first, and its complete environment."""
+    """A process to start: its arguments, with the executable first, and its environment, for `processes.start`."""
 
     argv: tuple[str, ...]
     environment: Mapping[str, str]
@@ -58,10 +57,10 @@ def triton_command(
         shm_prefix=shm_prefix,
         traces_url=traces_url,
     )
-    argv += secret.server_arguments(api_secret)
+    hidden = dict(option.split("=", 1) for option in secret.server_arguments(api_secret))
     limit = {STEP_LIMIT_VARIABLE: str(step_limit_bytes())}
     traces = {} if traces_url is None else {TRACES_VARIABLE: traces_url}
-    environment = runtime_environment(runtime) | _library_path(runtime) | STEP_ENVIRONMENT | limit | traces
+    environment = runtime_environment(runtime) | _library_path(runtime) | STEP_ENVIRONMENT | limit | traces | hidden
     return Command(argv, environment)
 
 
@@ -74,39 +73,17 @@ def runtime_environment(runtime: RuntimeEnvironment) -> dict[str, str]:
 
 def is_port_free(port: int) -> bool:
     """Tell whether a server can listen on the port of loopback now."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((LOOPBACK, port))
-        except OSError:
-            return False
+    try:
+        socket.create_server((LOOPBACK, port)).close()
+    except OSError:
+        return False
     return True
 
 
 def free_port() -> int:
     """Return a port of loopback that no server listens on now."""
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def hide_secret(pid: int, api_secret: str) -> bool:
-    """Overwrite the secret in the command line of a running Triton, which every user of the machine can read.
-
-    Triton keeps copies of its own once it listens. Returns False if the secret is still to be read, because Triton does
-    not listen yet, or because the system does not let this process write to it.
-    """
-    hidden, sought = b"*" * len(api_secret), api_secret.encode()
-    with contextlib.suppress(OSError, ValueError):
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        start, end = int(fields[45]), int(fields[46])  # arg_start and arg_end; see proc_pid_stat(5)
-        with Path(f"/proc/{pid}/mem").open("r+b", buffering=0) as memory:
-            memory.seek(start)
-            text = memory.read(end - start)
-            memory.seek(start)
-            memory.write(text.replace(sought, hidden))
-    return sought not in Path(f"/proc/{pid}/cmdline").read_bytes()
+    with socket.create_server((LOOPBACK, 0)) as probe:
+        return int(probe.getsockname()[1])
 
 
 def _library_path(runtime: RuntimeEnvironment) -> dict[str, str]:
