@@ -62,7 +62,7 @@ def raw_http(url: str, method: str, path: str) -> tuple[int, bytes]:
     """Ask for a path as it is: clients' libraries would tidy it."""
     host, port = url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=HANG_S) as connection:
-        connection.sendall(f"{method} {path} HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\n{{}}".encode())
+        connection.sendall(f"{method} {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 2\r\n\r\n{{}}".encode())
         with HTTPResponse(connection, method=method) as answer:
             answer.begin()
             return answer.status, answer.read()

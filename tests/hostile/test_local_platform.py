@@ -117,6 +117,16 @@ def test_a_web_page_manages_nothing_of_the_local_server(coins: Watched, path: st
 
 
 @pytest.mark.platform
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [("evil.example", 421), ("evil.example:8080", 421), ("localhost.evil.example", 421), ("localhost:9", 200)],
+)
+def test_a_web_page_whose_name_leads_to_the_local_gateway_reads_nothing(coins: Watched, host: str, status: int) -> None:
+    for path in ("/metrics", "/v2/models/coins", "/openapi.json"):
+        assert status_of(f"{coins.running.url}{path}", "GET", {"Host": host}, None) == status
+
+
+@pytest.mark.platform
 def test_grpc_manages_the_local_server_only_with_the_word(coins: Watched) -> None:
     group = group_of(coins)
     port = json.loads(group.ports.read_text())["grpc"]

@@ -61,6 +61,8 @@ _RETRY: Final = {
     # The server that just failed has the fewest requests in flight, so the balancer keeps choosing it.
     "host_selection_retry_max_attempts": 100,
 }
+_LOOPBACK: Final = [f"{host}{port}" for host in ("localhost", "127.0.0.1", "[::1]") for port in ("", ":*")]
+_OTHER_HOST: Final = "without --auth this gateway answers to Host: localhost, 127.0.0.1 and [::1] alone"
 # A body is kept until its response begins, to be sent again; of a larger one the client is told to send it again. By
 # default Envoy keeps no more than a connection's buffer, which photographs exceed.
 _MOST_KEPT_BYTES: Final = 8 * 2**20
@@ -137,16 +139,24 @@ def encode_routes(
     restricted: bool = False,
     metrics: bool = False,
     documents: Mapping[str, str] | None = None,
+    loopback: bool = False,
 ) -> bytes:
     """Encode the route configuration of the public listener: these encoded entries, and those about servers.
 
     Where some model is `restricted` to callers, none learns the names of all models, and there are no streams. With
     `metrics` there is a cluster that answers `/metrics`. The `documents`, by path, are answered as they are.
+    With `loopback` only requests to a host of that kind are answered: web pages come by names of their own.
     """
     rendered = _route_configuration(timeout_s, documents or {}, restricted=restricted, metrics=metrics)
     configuration = parse_json(ROUTE_CONFIGURATION, rendered)
     path = ("virtual_hosts", "matcher", "matcher_tree", "exact_match_map")
-    return encode_with(configuration, path, b"".join(entries))
+    others: Json = {}
+    if loopback:
+        configuration.virtual_hosts[0].domains[:] = _LOOPBACK
+        refused = _entry(direct_response={"status": 421, "body": {"inline_string": _OTHER_HOST}})
+        others["virtual_hosts"] = [{"name": "others", "domains": ["*"], "matcher": {"on_no_match": refused}}]
+    # Joined bytes are a message with both lists.
+    return encode_with(configuration, path, b"".join(entries)) + encode(parse_json(ROUTE_CONFIGURATION, others))
 
 
 def _route_configuration(timeout_s: float, documents: Mapping[str, str], *, restricted: bool, metrics: bool) -> Json:

@@ -166,6 +166,7 @@ class EnvoyUpdater:
         server_tls: TlsFiles | None = None,
         metrics: bool = False,
         plain_http: bool = False,
+        loopback: bool = False,
         on_replace: Callable[[EnvoyAdmin, Collection[str]], Awaitable[None]],
     ) -> None:
         self._files = files
@@ -175,6 +176,7 @@ class EnvoyUpdater:
         self._server_tls = server_tls
         self._metrics = metrics
         self._plain_http = plain_http
+        self._loopback = loopback
         self._on_replace = on_replace
         self._written: _WrittenState | None = None
         self._rejected: tuple[EnvoyAdmin, int] | None = None
@@ -393,6 +395,7 @@ class EnvoyUpdater:
             restricted=desired.plan.is_restricted,
             metrics=self._metrics,
             documents=documents(desired.plan) if self._plain_http else {},
+            loopback=self._loopback,
         )
         return discovery_response(ROUTE_CONFIGURATION, [encoded])
 
