@@ -181,7 +181,6 @@ bench-rollout: $(VENV)/dev.stamp  ## Simulate rollouts beside other tools' rules
 	$(BIN)/python -m bench.rollout $(if $(FULL),--full) $(if $(SHARD),--shard $(SHARD))
 	$(BIN)/python -m bench.rollout.measured
 	$(BIN)/python -m bench.rollout.shadow
-	PYTHONPATH=tests $(BIN)/python -m bench.rehearsal --only simulated
 	$(BIN)/python -m bench.rollout.alarms
 
 bench-scaling: $(VENV)/dev.stamp  ## Simulate autoscaling beside HPA's, KEDA's and Knative's algorithms; writes bench/out/scaling.json and docs/images/scaling.svg
@@ -214,7 +213,6 @@ prove: zoo zoo-report bench-stages  ## Long runs whose results are committed: th
 	PYTHONPATH=tests $(BIN)/python -m bench.operator_soak
 	PYTHONPATH=tests $(BIN)/python -m bench.operator_mutations
 	PYTHONPATH=tests $(BIN)/python -m bench.rollout_faults
-	PYTHONPATH=tests $(BIN)/python -m bench.rehearsal --only real
 
 dashboards: $(VENV)/dev.stamp  ## Write the Grafana dashboards and the alerts of the chart
 	$(BIN)/python -m charts.monitoring

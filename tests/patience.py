@@ -20,7 +20,6 @@ FOLDERS: Final = ("tests/unit/", "tests/contract/", "tests/hostile/")
 DEADLINES: Final[Mapping[str, tuple[str, ...]]] = {
     "segserve.cli.doctor": ("CONNECT_S",),
     "segserve.cli.options": ("PATIENCE_S",),
-    "segserve.cli.rollout.traffic": ("GRACE_S",),
     "segserve.control.rollouts": ("ANSWER_S",),
     "segserve.platforms.cluster.gateway": ("REACH_S",),
     "segserve_builder.agent.answer_counts": ("_TIMEOUT_S",),

@@ -12,9 +12,13 @@ import copy
 import hashlib
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import cycle
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import numpy as np
 import onnx
@@ -23,20 +27,18 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
+from segserve import Client, Result, SegserveError, Tls
 from segserve.cli import lifecycle
 from segserve.cli.picture_pages import PAGE
 from segserve.cli.rollout.sheet import fetch_sheet, write_sheet
-from segserve.cli.rollout.traffic import RecordedCallers, gateway_client, read_recording
 from segserve.platforms.local import LocalPlatform
 from segserve.platforms.manifests import read_files
 from segserve.platforms.port import Local
-from segserve.platforms.rollouts.rehearsal import caller_side
 from segserve.platforms.rollouts.rollout_view import RolloutView, watch_rollout
 from segserve.platforms.rollouts.words import why
 from segserve.platforms.waiting import wait_serving
 from segserve_operator.adapters.local.files import StateFolder
 from segserve_operator.adapters.local.triton import free_port
-from segserve_operator.api.rollout_policy import Slo
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.local_platform.supervisor import end
 
@@ -46,7 +48,8 @@ HERE: Final = Path(__file__).parent
 MODEL: Final = "coins"
 SPEED: Final = 60.0
 RATE: Final = 10.0
-"""Requests per second."""
+"""Requests per second, of at most `CALLERS` at once."""
+CALLERS: Final = 32
 LEAD_S: Final = 12.0
 START_S: Final = 120.0
 SIDE_PX: Final = 96
@@ -95,32 +98,31 @@ def play(state: StateFolder, folder: Path, sheet_folder: Path) -> None:
     wait_serving(platform, MODEL, time.monotonic() + START_S, f"{START_S:g} s")
     with platform.gateway(MODEL) as url:
         assert url is not None, "it serves"
-        recording = read_recording(images, RATE / SPEED)
-        with RecordedCallers(gateway_client(url, platform.ca_file()), MODEL, recording, SPEED) as callers:
+        with Callers(url, platform.ca_file(), sorted(images.iterdir())) as callers:
             time.sleep(LEAD_S)
             print("2. A new version comes. Its golden image is bright, and answered well; in the dark it is blind.")
-            view = rolled_out(platform, folder, bad, callers)
+            view = rolled_out(platform, folder, bad)
             print(f"   {view.standing.phase.label}: {why(view)}.")
-            print(f"   Callers who had its answers: {answers_of(view, callers)}.")
+            print(f"   Callers who had its answers: {callers.answers_of(view.standing.revision)}.")
             print("3. The images on which it differs most from stable, from the memory of the gateway:")
             sheet, classes = fetch_sheet(platform, MODEL)
             for line in write_sheet(sheet, classes, sheet_folder):
                 print(f"   {line}")
             print("4. A good version comes.")
-            view = rolled_out(platform, folder, good, callers)
-            print(f"   {view.standing.phase.label}: callers who had its answers: {answers_of(view, callers)}.")
+            view = rolled_out(platform, folder, good)
+            answers = callers.answers_of(view.standing.revision)
+            print(f"   {view.standing.phase.label}: callers who had its answers: {answers}.")
     print(f"The sheet: {sheet_folder / PAGE}")
     if view.standing.phase is not Phase.SUCCEEDED:
         raise SystemExit(1)
 
 
-def rolled_out(platform: LocalPlatform, folder: Path, manifest: Json, callers: RecordedCallers) -> RolloutView:
+def rolled_out(platform: LocalPlatform, folder: Path, manifest: Json) -> RolloutView:
     """Apply a version, say through which phases its rollout goes, and return it at its end."""
     before = (platform.model(MODEL).get("status") or {}).get("rollout") or {}
     apply(platform, folder, manifest)
     said = ""
     for view in watch_rollout(platform, MODEL):
-        callers.check()
         if view is None or view.standing.rollout == before.get("name"):
             continue
         now = f"{view.standing.phase.label}, {view.standing.weight} % of callers"
@@ -132,9 +134,37 @@ def rolled_out(platform: LocalPlatform, folder: Path, manifest: Json, callers: R
     raise AssertionError("watch_rollout has no end")
 
 
-def answers_of(view: RolloutView, callers: RecordedCallers) -> int:
-    """Return how many callers had the candidate's answers."""
-    return caller_side("candidate", view.standing.revision, callers.traffic.calls, Slo()).requests
+class Callers:
+    """Ask the model for images again and again while the block runs, whether or not earlier requests are answered."""
+
+    def __init__(self, url: str, ca_file: str | None, images: Sequence[Path]) -> None:
+        # No request is tried again: each one that fails is counted.
+        self._client = Client(url, retries=0, tls=None if ca_file is None else Tls(ca_file=ca_file))
+        self._images, self._ended = images, threading.Event()
+        self._threads = ThreadPoolExecutor(CALLERS + 1)
+        self._requests: list[Future[Result]] = []
+
+    def __enter__(self) -> Self:
+        self._threads.submit(self._send)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._threads.shutdown()
+        self._client.close()
+
+    def _send(self) -> None:
+        for image in cycle(self._images):
+            self._requests.append(self._threads.submit(self._client.segment, image, model=MODEL))
+            if self._ended.wait(1 / RATE):
+                return
+
+    def answers_of(self, revision: str) -> int:
+        """Return how many requests a revision has answered, with a result or an error."""
+        done = [request for request in tuple(self._requests) if request.done()]
+        errors = [request.exception() for request in done]
+        answers = [error or request.result() for error, request in zip(errors, done, strict=True)]
+        return sum(isinstance(each, Result | SegserveError) and each.revision == revision for each in answers)
 
 
 def apply(platform: LocalPlatform, folder: Path, manifest: Json) -> None:

@@ -92,10 +92,6 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
     "rollout status": ("segserve rollout status coins -w", "segserve rollout status coins -o json"),
     "rollout list": ("segserve rollout list", "segserve rollout list coins -o yaml"),
     "rollout plan": ("segserve rollout plan -f model.yaml --rps 50 --minutes 30",),
-    "rollout rehearse": (
-        "segserve rollout rehearse -f new.yaml --traffic photos/ --stable old.yaml",
-        "segserve rollout rehearse -f new.yaml --traffic recorded/ --speed 1 -o json",
-    ),
     "rollout replay": (
         "segserve rollout replay coins",
         "segserve rollout replay coins-ba49ef2491-6b00f192 --with stricter.yaml",

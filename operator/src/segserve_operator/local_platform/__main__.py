@@ -1,6 +1,6 @@
 """The supervisor's process: `python -m segserve_operator.local_platform STATE_FOLDER [SPEED]`.
 
-With a speed, decisions are made by a clock that is as many times faster: `segserve rollout rehearse`.
+With a speed, decisions are made by a clock that is as many times faster: examples/coins/rollout_demo.py.
 """
 
 from __future__ import annotations

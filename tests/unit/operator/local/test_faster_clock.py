@@ -1,4 +1,4 @@
-"""The clock of a rehearsal's decisions: how fast it runs, and that the gateway's counts are dated by it."""
+"""The faster clock of decisions: how fast it runs, and that the gateway's counts are dated by it."""
 
 from __future__ import annotations
 

@@ -14,7 +14,6 @@ from rich.console import Console, RenderableType
 from segserve.cli.errors import CommandError, needs
 from segserve.cli.options import PlatformOptions, model_names, seconds, selected_platform, with_platform_options
 from segserve.cli.resources import OutputFormat
-from segserve.cli.rollout.rehearse import rehearse
 from segserve.cli.terminal import print_whole
 from segserve.platforms.port import Platform
 
@@ -261,7 +260,6 @@ def _print_document(content: dict[str, Any], output: OutputFormat) -> None:
     )
 
 
-rollout.command()(rehearse)
 rollout.command()(bundle)
 
 
