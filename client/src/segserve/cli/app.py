@@ -73,7 +73,6 @@ COMMANDS: Final[dict[str, tuple[Callable[..., Any], ...]]] = {
         top.top,
         cost.cost,
         why.why,
-        why.trace,
         resources.wait,
         resources.delete,
     ),

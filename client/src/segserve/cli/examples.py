@@ -32,7 +32,6 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
         "segserve cost --pixel-metres 0.1 -o json",
         "segserve cost -o opencost --prometheus http://localhost:9090",
     ),
-    "trace": ("segserve trace order-1234", "segserve trace order-1234 --since 24h -o json"),
     "wait": ("segserve wait coins --timeout 5m", "segserve wait coins --for delete"),
     "predict": (
         "segserve predict coins photo.jpg -o overlay.png",

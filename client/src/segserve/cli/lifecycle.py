@@ -82,7 +82,7 @@ def up(
         typer.Option(
             metavar="off|errors|all|SHARE",
             help="Which requests the gateway logs: those that fail, and of the others all or a share such as 0.01. "
-            "`segserve trace` reads it. Default: as before.",
+            "`segserve why` reads it. Default: as before.",
         ),
     ] = None,
     timeout: Annotated[

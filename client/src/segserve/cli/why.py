@@ -1,4 +1,4 @@
-"""`segserve why` and `trace`: what changed about a model, and what is known of one request."""
+"""`segserve why`: what changed about a model."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 import typer
 from rich.console import Console
 
-from segserve.cli.errors import CommandError, plain
+from segserve.cli.errors import plain
 from segserve.cli.options import (
     PlatformOptions,
     ReportFormat,
@@ -28,21 +27,19 @@ from segserve.platforms.history import HistoryEntry, LoggedRequest, history, rea
 from segserve.platforms.port import Json, Platform, PlatformEvent
 from segserve.platforms.waiting import readiness
 
-LOG_ADVICE: Final = "`segserve up --access-log errors`, or spec.gateway.accessLog of the pool, turns it on"
-NO_LOG: Final = f"the gateway logs no requests, so failed ones are not listed: {LOG_ADVICE}"
+NO_LOG: Final = (
+    "the gateway logs no requests, so failed ones are not listed: `segserve up --access-log errors`, or "
+    "spec.gateway.accessLog of the pool, turns it on"
+)
 _KIND_WIDTH: Final = 8
-
-
-Since = Annotated[str, typer.Option(help="How far back, such as 30m or 4h; a plain number is in seconds.")]
-Output = Annotated[ReportFormat, typer.Option("--output", "-o", help="Output format.")]
 
 
 @with_platform_options
 def why(
     platform_options: PlatformOptions,
     name: Annotated[str, typer.Argument(help="Model name.", autocompletion=model_names)],
-    since: Since = "1h",
-    output: Output = ReportFormat.TEXT,
+    since: Annotated[str, typer.Option(help="How far back, such as 30m or 4h; a plain number is in seconds.")] = "1h",
+    output: Annotated[ReportFormat, typer.Option("--output", "-o", help="Output format.")] = ReportFormat.TEXT,
 ) -> None:
     """List what changed about a model: edits, revisions, rollouts, events, restarts, and requests that failed.
 
@@ -69,87 +66,6 @@ def why(
         _say("  nothing changed in that time; --since 24h looks further back")
     for note in notes:
         _say(f"note: {note}", indent=6)
-
-
-@with_platform_options
-def trace(
-    platform_options: PlatformOptions,
-    request_id: Annotated[str, typer.Argument(help="The id: `x-request-id` of the response.", show_default=False)],
-    since: Since = "24h",
-    output: Output = ReportFormat.TEXT,
-) -> None:
-    """Show what the gateway's access log says of a request: model, revision, server, status, times, and its trace.
-
-    A request that its client repeated is shown once for each time.
-    """
-    platform, since_s = selected_platform(platform_options), time.time() - seconds(since)
-    lines = platform.access_log(since_s)
-    if lines is None:
-        raise CommandError(f"the gateway logs no requests: {LOG_ADVICE}")
-    found = [each for each in read_requests(lines) if each.fields.get("request_id") == request_id]
-    if not found:
-        raise CommandError(
-            f"the access log of the last {since} has no request {request_id!r}; it has failed requests, and of the "
-            "others the share that spec.gateway.accessLog.samplingRatio says"
-        )
-    if output is ReportFormat.JSON:
-        typer.echo(json.dumps([dict(each.fields) for each in found]))
-        return
-    for each in found:
-        _show_request(platform, each)
-
-
-def _show_request(platform: Platform, request: LoggedRequest) -> None:
-    fields = {key: value for key, value in request.fields.items() if value is not None}
-    when = datetime.fromtimestamp(request.at_s).astimezone()
-    outcome = {"failed": "failed", "refused": "was refused", "left": "its caller left"}.get(
-        request.ended_as or "", "was answered"
-    )
-    _say(f"request {fields.get('request_id')}: {outcome} ({request.cause})", indent=2)
-    host = fields.get("upstream_host")
-    rows = {
-        "began": f"{when:%Y-%m-%d %H:%M:%S}.{when.microsecond // 1000:03} {when:%Z}",
-        "asked": f"{fields.get('method', '')} {fields.get('path', '')}",
-        "took": f"{fields.get('duration_ms', '?')} ms{_of_server(fields)}",
-        "bytes": f"{fields.get('bytes_received', 0)} received, {fields.get('bytes_sent', 0)} sent",
-        "caller": fields.get("caller"),
-        "slice": fields.get("slice"),
-        "model": fields.get("model"),
-        "revision": _revision(platform, fields),
-        "server": None if host is None else f"{host} (group {fields.get('group', '?')})",
-        "flags": str(fields.get("response_flags", "-")).removeprefix("-"),
-        "trace id": _trace_id(fields),
-    }
-    for name, value in rows.items():
-        if value:
-            _say(f"  {name:<9} {value}", indent=12)
-
-
-def _trace_id(fields: Json) -> str:
-    """Return the trace's id, and whether the gateway traces it, if it traces at all: only then `trace_id` is there."""
-    # Of a W3C trace context: version, trace, span, flags.
-    of_context = "".join(str(fields.get("traceparent") or "").split("-")[1:2])
-    if "trace_id" not in fields:
-        return of_context
-    return f"{fields['trace_id']}{'' if of_context else ' (not sampled)'}"
-
-
-def _of_server(fields: Json) -> str:
-    answered = fields.get("server_duration_ms")
-    attempts = int(fields.get("attempts") or 0)
-    tried = f", {attempts} servers asked" if attempts > 1 else ""
-    return tried if answered is None else f", the server answered after {answered} ms{tried}"
-
-
-def _revision(platform: Platform, fields: Json) -> str | None:
-    revision, model = fields.get("revision"), fields.get("model")
-    if revision is None or model is None:
-        return None
-    roles: dict[str, Any] = {}
-    with suppress(ControlError):  # it may be deleted meanwhile
-        roles = (platform.model(model).get("status") or {}).get("roles") or {}
-    role = next((role for role, holder in roles.items() if holder.get("revision") == revision), None)
-    return f"{revision} ({f'now {role}' if role else 'it has no role any more'})"
 
 
 def _events(platform: Platform, name: str, notes: list[str]) -> list[PlatformEvent]:

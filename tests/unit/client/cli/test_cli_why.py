@@ -1,4 +1,4 @@
-"""`segserve why` and `segserve trace`: one list of what changed, and one request, on this machine and on a cluster."""
+"""`segserve why`: one list of what changed, on this machine and on a cluster."""
 
 from __future__ import annotations
 
@@ -122,45 +122,7 @@ def test_json_has_the_same_entries_with_their_times(command: Command, store: Loc
 def test_without_a_log_the_list_says_how_to_have_one(command: Command, store: LocalStore) -> None:
     store.set_gateway_access_log(None)
 
-    assert "note: the gateway logs no requests" in command("why", "coins", "--local")[1]
-    code, _, complaint = command("trace", "order-1", "--local")
-    assert (code, "--access-log errors" in complaint) == (1, True)
-
-
-def test_trace_shows_each_time_that_a_request_came(command: Command, store: LocalStore) -> None:
-    first = line(70, 503, request_id="order-1", response_flags="UO", response_code_details="overflow")
-    again = line(
-        69,
-        request_id="order-1",
-        revision="coins-1",
-        upstream_host="127.0.0.1:1",
-        traceparent=f"00-{'ab' * 16}-{'cd' * 8}-01",
-    )
-    store.state.access_log.write_text(line(80, request_id="order-2") + first + again)
-
-    _, printed, _ = command("trace", "order-1", "--local")
-
-    assert "request order-1: failed (HTTP 503 overflow)" in printed
-    assert "request order-1: was answered (HTTP 200 by the server)" in printed
-    assert f"trace id  {'ab' * 16}" in printed
-    assert "coins-1 (it has no role any more)" in printed
-    assert "order-2" not in printed
-    _, _, complaint = command("trace", "order-9", "--local")
-    assert "has no request 'order-9'" in complaint
-    assert [each["request_id"] for each in json.loads(command("trace", "order-2", "--local", "-o", "json")[1])] == [
-        "order-2"
-    ]
-
-
-def test_trace_says_whether_a_collector_has_the_requests_spans(command: Command, store: LocalStore) -> None:
-    sampled, unsampled = "ab" * 16, "cd" * 16
-    context = {"traceparent": f"00-{sampled}-{'ef' * 8}-01"}
-    store.state.access_log.write_text(
-        line(80, request_id="order-1", trace_id=sampled, **context) + line(70, request_id="order-2", trace_id=unsampled)
-    )
-
-    assert f"trace id  {sampled}\n" in command("trace", "order-1", "--local")[1]
-    assert f"trace id  {unsampled} (not sampled)\n" in command("trace", "order-2", "--local")[1]
+    assert "so failed ones are not listed: `segserve up --access-log errors`" in command("why", "coins", "--local")[1]
 
 
 def test_what_callers_write_into_the_log_steers_no_terminal(command: Command, store: LocalStore) -> None:
@@ -169,10 +131,10 @@ def test_what_callers_write_into_the_log_steers_no_terminal(command: Command, st
         line(60, 500, request_id=nasty, slice=nasty) + "not json {\n[1]\n{}\n" + line(50, request_id=nasty)
     )
 
-    for arguments in (("why", "coins"), ("trace", nasty)):
-        printed = command(*arguments, "--local")[1]
-        assert "red" in printed
-        assert not {"\x1b", "\u202e"} & set(printed)
+    printed = command("why", "coins", "--local")[1]
+
+    assert "red" in printed
+    assert not {"\x1b", "\u202e"} & set(printed)
 
 
 @pytest.fixture
@@ -220,7 +182,6 @@ def test_on_a_cluster_owners_of_fields_pods_and_decisions_are_in_the_list(
     assert "by helm, which owns artifact, postprocess" in printed
     assert "server main-1/abc-a: triton ended: OOMKilled (exit code 137) (2 times)" in printed
     assert printed.count("too many errors") == 1
-    assert "request order-1: failed" in command("trace", "order-1")[1]
 
 
 def test_what_may_not_be_read_is_a_note_and_the_rest_is_shown(command: Command, cluster: FakeServer) -> None:
