@@ -73,7 +73,10 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
         "segserve bench coins photos/ --concurrency 4 --against coins-next --json",
     ),
     "calibrate": ("segserve calibrate photos/ labels/ -f model.yaml",),
-    "samples list": ("segserve samples list coins --by diversity --limit 20", "segserve samples list coins -o json"),
+    "samples list": (
+        "segserve samples list coins --reason empty --limit 20",
+        "segserve samples list coins -o json",
+    ),
     "samples show": ("segserve samples show coins 1763800000000-0123456789abcdef --image sample.jpg",),
     "samples export": ("segserve samples export coins --out labels/ --to coco --limit 100",),
     "samples label-back": ("segserve samples label-back coins labels/corrected.json --golden golden/",),

@@ -35,15 +35,6 @@ samples = typer.Typer(help="Look at samples of requests, and bring labels back (
 _IMAGES: Final = "images"
 
 
-class Ranking(StrEnum):
-    """The order of samples."""
-
-    UNCERTAINTY = "uncertainty"
-    DISAGREEMENT = "disagreement"
-    DIVERSITY = "diversity"
-    NEWEST = "newest"
-
-
 class LabelTool(StrEnum):
     """A labelling tool's format."""
 
@@ -53,8 +44,7 @@ class LabelTool(StrEnum):
 
 
 Sink = Annotated[str | None, typer.Option(help="URI of the samples. Default: spec.capture.sink of the model.")]
-By = Annotated[Ranking, typer.Option("--by", help="Which samples come first.")]
-Most = Annotated[int, typer.Option("--limit", min=1, help="Most samples.")]
+Most = Annotated[int, typer.Option("--limit", min=1, help="Maximum number of samples, the newest.")]
 NewerThan = Annotated[str | None, typer.Option(help="Only samples newer than this, such as 24h.")]
 Reason = Annotated[str | None, typer.Option(help="Only samples that were kept for this reason.")]
 
@@ -66,13 +56,11 @@ class _Samples:
     model: str
     store: SampleStore
 
-    def rows(self, by: Ranking, most: int, reason: str | None, newer_than: str | None) -> list[ManifestRow]:
-        from segserve_builder.capture.ranking import ranked
-
+    def rows(self, most: int, reason: str | None, newer_than: str | None) -> list[ManifestRow]:
+        """Return the samples with this reason, the newest first."""
         since_s = 0.0 if newer_than is None else time.time() - seconds(newer_than)
-        newest = most if by is Ranking.NEWEST and reason is None else None
-        rows = self.store.rows(self.model, since_s=since_s, newest=newest)
-        return ranked([row for row in rows if reason is None or reason in row.reasons], by.value, most)
+        rows = self.store.rows(self.model, since_s=since_s, newest=most if reason is None else None)
+        return [row for row in rows if reason is None or reason in row.reasons][: -most - 1 : -1]
 
     def row(self, name: str) -> ManifestRow:
         """Return the sample with this key or request id."""
@@ -102,15 +90,14 @@ def _opened(platform_options: PlatformOptions, model: str, sink: str | None) -> 
 def list_samples(
     platform_options: PlatformOptions,
     model: ModelName,
-    by: By = Ranking.UNCERTAINTY,
     limit: Most = 50,
     reason: Reason = None,
     newer_than: NewerThan = None,
     sink: Sink = None,
     output: Annotated[ReportFormat, typer.Option("--output", "-o", help="Output format.")] = ReportFormat.TEXT,
 ) -> None:
-    """List a model's samples, those that are most worth labelling first."""
-    rows = _opened(platform_options, model, sink).rows(by, limit, reason, newer_than)
+    """List a model's samples, the newest first."""
+    rows = _opened(platform_options, model, sink).rows(limit, reason, newer_than)
     if output is ReportFormat.JSON:
         typer.echo(json.dumps([row.model_dump(mode="json") for row in rows]))
         return
@@ -141,7 +128,7 @@ def show_sample(
     """Show what is known of one sample, and write its image."""
     opened = _opened(platform_options, model, sink)
     row = opened.row(sample)
-    for name, value in row.model_dump(mode="json", exclude={"embedding"}, exclude_none=True).items():
+    for name, value in row.model_dump(mode="json", exclude_none=True).items():
         typer.echo(plain(f"{name:<20} {value}"))
     if image is not None:
         image.write_bytes(opened.store.image(row))
@@ -155,7 +142,6 @@ def export_samples(
     model: ModelName,
     out: Annotated[Path, typer.Option("--out", help="Folder to write to.")],
     to: Annotated[LabelTool, typer.Option("--to", help="Format of the annotations.")] = LabelTool.COCO,
-    by: By = Ranking.UNCERTAINTY,
     limit: Most = 100,
     reason: Reason = None,
     newer_than: NewerThan = None,
@@ -168,7 +154,7 @@ def export_samples(
     from segserve_builder.capture.labelling import data_set, file_name
 
     opened = _opened(platform_options, model, sink)
-    rows = opened.rows(by, limit, reason, newer_than)
+    rows = opened.rows(limit, reason, newer_than)
     if not rows:
         raise CommandError(f"{model} has no samples to export")
     (out / _IMAGES).mkdir(parents=True, exist_ok=True)

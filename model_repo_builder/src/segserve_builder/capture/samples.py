@@ -39,7 +39,6 @@ REDACTION_MARGIN_PX: Final = 8
 """What is redacted is enlarged by so many pixels: an outline may tell what it is of."""
 _JPEG_QUALITY: Final = 95
 _LOSSY: Final = (b"\xff\xd8\xff", b"RIFF")
-_EMBEDDING_SIDE: Final = 4
 _PLAIN_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 MALFORMED: Final = (ProtocolError, GoldenError, ValueError, TypeError, LookupError)
 
@@ -118,7 +117,6 @@ def make_sample(exchange: Exchange, rule: CaptureRule) -> StoredSample | None:
         redacted=() if rule.redact is None else (rule.redact.method,),
         uncertainty=uncertainty,
         disagreement=disagreement,
-        embedding=embedding(pixels),
     )
     return StoredSample(row, image, document)
 
@@ -291,11 +289,3 @@ def coco_document(regions: _Regions, classes: Sequence[CapturedClass], file_name
         "annotations": annotations,
     }
     return json.dumps(document, allow_nan=False).encode()
-
-
-def embedding(pixels: NDArray[Any]) -> tuple[float, ...]:
-    """Return a few numbers of an image, 0 to 1: the mean colour of each field of a coarse grid."""
-    side = _EMBEDDING_SIDE
-    small = cv2.resize(pixels, (side, side), interpolation=cv2.INTER_AREA).reshape(side, side, -1).astype(np.float64)
-    most = float(np.iinfo(pixels.dtype).max) if pixels.dtype.kind == "u" else 1.0
-    return tuple(round(float(value), 3) for value in (small / most).ravel())

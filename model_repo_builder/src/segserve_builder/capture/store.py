@@ -41,8 +41,7 @@ class ManifestRow(BaseModel):
     """One line of the manifest, with all that is known of a sample.
 
     `captured_at_s` is Unix time. `uncertainty` and `disagreement` are from 0 to 1, None where they are not known.
-    `embedding` is a few numbers of the image by which similar ones are found. `image` and `annotations` are names
-    below the model's folder; an answer that failed has no annotations.
+    `image` and `annotations` are names below the model's folder; an answer that failed has no annotations.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -63,7 +62,6 @@ class ManifestRow(BaseModel):
     redacted: tuple[str, ...] = ()
     uncertainty: float | None = None
     disagreement: float | None = None
-    embedding: tuple[float, ...] = ()
 
     def to_line(self) -> bytes:
         """Return the row as one line of JSON."""

@@ -1,4 +1,4 @@
-"""Samples in a folder: written whole, found by age and by request, ranked, and read back as labels."""
+"""Samples in a folder: written whole, found by age and by request, and read back as labels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import pytest
 
 from fakes.captured_samples import DOCUMENT, IMAGE, sample
 from segserve_builder.capture.labelling import corrected, data_set
-from segserve_builder.capture.ranking import ranked
 from segserve_builder.capture.store import SampleStore
 from segserve_builder.errors import GoldenError, SinkError
 from segserve_builder.sources.access import LOCAL, Access
@@ -116,23 +115,6 @@ def test_a_place_that_cannot_be_written_to_is_refused(uri: str) -> None:
 def test_a_folder_outside_of_those_allowed_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="not below a folder that is allowed"):
         SampleStore(tmp_path.as_uri(), Access(folders=()))
-
-
-def test_samples_are_ranked_by_what_labelling_gains() -> None:
-    rows = [
-        sample("a", 1.0, uncertainty=0.9, disagreement=0.0, embedding=(0.0, 0.0)).row,
-        sample("b", 2.0, uncertainty=0.8, disagreement=0.5, embedding=(0.01, 0.0)).row,
-        sample("c", 3.0, uncertainty=0.1, disagreement=0.9, embedding=(1.0, 1.0)).row,
-    ]
-
-    def order(by: Any) -> str:
-        return "".join(row.request_id for row in ranked(rows, by))
-
-    assert (order("uncertainty"), order("disagreement"), order("diversity"), order("newest")) == (
-        "abc", "cba", "acb", "cba"
-    )  # fmt: skip
-    assert "".join(row.request_id for row in ranked(rows, "diversity", 2)) == "ac"
-    assert ranked([], "diversity") == []
 
 
 def corrections(**entry: Any) -> bytes:

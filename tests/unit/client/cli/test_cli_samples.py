@@ -96,17 +96,16 @@ def listed(command: Command, *arguments: str) -> list[dict[str, Any]]:
     return rows
 
 
-def test_samples_are_listed_in_the_order_that_is_asked_for(command: Command, sink: Path) -> None:
+def test_the_newest_samples_are_listed_first(command: Command, sink: Path) -> None:
     def order(*arguments: str) -> list[str]:
         return [row["request_id"] for row in listed(command, *arguments)]
 
-    assert order() == ["id-2", "id-3", "id-1"]
-    assert order("--by", "newest", "--limit", "2") == ["id-3", "id-2"]
-    assert order("--by", "diversity")[0] == "id-2"
+    assert order() == ["id-3", "id-2", "id-1"]
+    assert order("--limit", "2") == order("--limit", "2", "--reason", "share") == ["id-3", "id-2"]
     assert order("--reason", "error") == []
     assert order("--newer-than", "1h") == []
     _, printed, _ = command("samples", "list", "coins", "--local")
-    assert re.findall(r"share +(\S+) +- +camera-7", printed) == ["0.50", "0.20", "0.10"]
+    assert re.findall(r"share +(\S+) +- +camera-7", printed) == ["0.20", "0.50", "0.10"]
 
 
 def test_what_a_row_says_steers_no_terminal(command: Command, sink: Path) -> None:
@@ -152,7 +151,7 @@ def test_an_export_has_the_images_and_the_answers(command: Command, sink: Path, 
 
 
 def exported(command: Command, folder: Path, limit: int) -> dict[str, Any]:
-    command("samples", "export", "coins", "--by", "newest", "--limit", str(limit), "--out", folder, "--local")
+    command("samples", "export", "coins", "--limit", str(limit), "--out", folder, "--local")
     document: dict[str, Any] = json.loads((folder / "annotations.json").read_text())
     return document
 
