@@ -35,8 +35,6 @@ DEADLINES: Final[Mapping[str, tuple[str, ...]]] = {
     "segserve_builder.comparator.frame_worker": ("TIMEOUT_S",),
     "segserve_common.kube.async_client": ("CONNECT_TIMEOUT_S",),
     "segserve_common.kube.client": ("CONNECT_TIMEOUT_S",),
-    "segserve_operator.adapters.bundles.cluster": ("LOGS_S",),
-    "segserve_operator.adapters.bundles.statistics": ("STATISTICS_S",),
     "segserve_operator.adapters.checks.expressions": ("TIMEOUT_S",),
     "segserve_operator.adapters.checks.gateway": ("CONNECT_S",),
     "segserve_operator.adapters.checks.probe": ("TIMEOUT_S",),
@@ -57,7 +55,6 @@ DEADLINES: Final[Mapping[str, tuple[str, ...]]] = {
     "segserve_operator.gateway_sync.sidecar": ("_METRICS_S", "_READY_S"),
     "segserve_operator.local_platform.metrics": ("SERVER_TIMEOUT_S",),
     "segserve_operator.main": ("STOP_S",),
-    "segserve_operator.reconciler": ("BUNDLES_GRACE_S",),
 }
 """Constants by the module that uses them, which may have imported them from another."""
 

@@ -341,8 +341,8 @@ ALERTS: Final = (
         "warning",
         f'sum by ({MODEL}) (increase(segserve_rollout_ends_total{{phase="RolledBack"}}[15m])) > 0',
         f"A new revision of {_OF_MODEL} was rolled back.",
-        "Stable serves. `segserve rollout bundle {{ $labels.model }} -n {{ $labels.namespace }}` has the record and the"
-        " candidate's logs.",
+        "Stable serves. `segserve rollout status {{ $labels.model }} -n {{ $labels.namespace }} -o wide` names the gate"
+        " and its numbers.",
     ),
     Alert(
         "SegserveRolloutBlind",

@@ -89,13 +89,6 @@ def model_manifest(name: str, network: str = "1", **spec: Any) -> Json:
     }
 
 
-class NoLogs:
-    """Pods without a log."""
-
-    async def pod_log(self, namespace: str, pod: str, container: str, *, previous: bool = False) -> bytes:
-        return b""
-
-
 @dataclass
 class ClusterWorld:
     """Everything around the operator, and the operator itself, which may die and start again."""
@@ -154,7 +147,6 @@ class ClusterWorld:
         self.metrics.rollouts.clock = lambda: self.now_s
         notifier = Notifier(post=direct_post(own_service))
         outside = Dependencies(
-            NoLogs(),
             notifier,
             self.metrics.rollouts,
             self.services,
@@ -170,9 +162,7 @@ class ClusterWorld:
         """Make a pass as the worker does: an error ends it, and the next one tries again. Return its writes."""
         await self.look()
         try:
-            writes = (await self.passes.reconcile(key)).writes
-            await self.passes.finish_bundles()
-            return writes
+            return (await self.passes.reconcile(key)).writes
         except ApiError:
             return -1
 

@@ -119,7 +119,6 @@ class MonitoredWorld(ClusterWorld):
             return 0
         await self.look()
         outcome = await self.worker._attempt(key)
-        await self.passes.finish_bundles()
         if isinstance(outcome, Exception) and not isinstance(outcome, ApiError):
             raise outcome
         return -1 if isinstance(outcome, Exception) else outcome.writes

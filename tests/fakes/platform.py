@@ -413,19 +413,6 @@ class Found:
 
 
 @dataclass
-class KeptBundles:
-    """Bundles in a list."""
-
-    saved: list[tuple[str, str]] = field(default_factory=list)
-
-    def save(self, record: Record, group: str) -> None:
-        self.saved.append((record.name, group))
-
-    def reading(self) -> frozenset[str]:
-        return frozenset()
-
-
-@dataclass
 class Announced:
     """Announcements in a list."""
 
@@ -444,7 +431,6 @@ class World:
     fleet: InMemoryFleet = field(default_factory=InMemoryFleet)
     traffic: RecordedTraffic = field(default_factory=RecordedTraffic)
     found: Found = field(default_factory=Found)
-    bundles: KeptBundles = field(default_factory=KeptBundles)
     announced: Announced = field(default_factory=Announced)
     rollout_cache: RolloutCache = field(default_factory=RolloutCache)
     failures: dict[tuple[str, str], EffectFailure] = field(default_factory=dict)
@@ -464,7 +450,6 @@ class World:
             traffic=traffic,
             clock=lambda: self.now_s,
             check_runner=self.found,
-            bundles=self.bundles,
             announcer=self.announced,
             rollout_cache=self.rollout_cache,
             failures=self.failures,

@@ -164,9 +164,6 @@ capabilities:
 - apiGroups: [""]
   resources: [pods]
   verbs: [get, list, watch]
-- apiGroups: [""]
-  resources: [pods/log]
-  verbs: [get]
 {{- with .Values.rbac.notificationSecrets }}
 - apiGroups: [""]
   resources: [secrets]
@@ -178,7 +175,7 @@ capabilities:
   verbs: [create, patch]
 {{- end }}
 
-{{- /* What the operator of a whole cluster reads outside of the namespaces that it works in: no logs, no Secrets. */ -}}
+{{- /* What the operator of a whole cluster reads outside of the namespaces that it works in: no Secrets. */ -}}
 {{- define "segserve.reads" -}}
 - apiGroups: [segserve.dev]
   resources: [segmentationmodels, segmentationrollouts, tritonpools]

@@ -190,7 +190,6 @@ async def assemble(
 
     lease = LeaderLease(api, settings.lease_namespace, settings.lease_name, settings.pod_name, on_acquired=wake_all)
     outside = Dependencies(
-        logs=api,
         notifier=Notifier(
             post=outbound.post,
             on_outcome=metrics.rollouts.notified,

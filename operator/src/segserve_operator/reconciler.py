@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -10,8 +9,6 @@ from functools import partial
 from typing import Final
 
 from segserve_common.api_errors import ApiError
-from segserve_operator.adapters.bundles.background import MAX_CONCURRENT, BackgroundBundles
-from segserve_operator.adapters.bundles.cluster import ClusterBundles, PodLogs
 from segserve_operator.adapters.checks.context import CheckContext, Services
 from segserve_operator.adapters.checks.gateway import InternalGateway
 from segserve_operator.adapters.checks.runner import BackgroundCheckRunner
@@ -41,9 +38,7 @@ from segserve_operator.worker import RESYNC_S, ReconcileResult
 
 MIN_DUE_S: Final = 1.0
 GUARD_RETRY_S: Final = 1.0
-BUNDLE_LOOK_S: Final = 1.0
 SCALING_LOOK_S: Final = 1.0
-BUNDLES_GRACE_S: Final = 3.0
 
 log = logging.getLogger("segserve")
 
@@ -52,11 +47,10 @@ log = logging.getLogger("segserve")
 class Dependencies:
     """Dependencies of passes beside the objects of the API.
 
-    `logs` reads pods' logs, `notifier` sends notifications, `services` are those that gates ask, `sign` signs decisions
-    of rollouts. If `prometheus` is an address, gateways' counters come from there.
+    `notifier` sends notifications, `services` are those that gates ask, `sign` signs decisions of rollouts. If
+    `prometheus` is an address, gateways' counters come from there.
     """
 
-    logs: PodLogs
     notifier: Notifier
     metrics: RolloutMetrics
     services: Services
@@ -72,7 +66,6 @@ class PoolCache:
 
     check_runner: BackgroundCheckRunner
     announcer: PoolAnnouncer
-    bundles: BackgroundBundles
     failures: dict[tuple[str, str], EffectFailure] = field(default_factory=dict)
     rollout_cache: RolloutCache = field(default_factory=RolloutCache)
     self_tested: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -98,7 +91,6 @@ class PoolReconciler:
         self._dependencies = dependencies
         self._clock = clock
         self._caches: dict[PoolKey, PoolCache] = {}
-        self._bundle_slots = asyncio.Semaphore(MAX_CONCURRENT)
 
     async def reconcile(self, key: PoolKey) -> ReconcileResult:
         """Make one pass over a pool; errors of an API that answers nothing propagate."""
@@ -114,7 +106,6 @@ class PoolReconciler:
             traffic=traffic,
             clock=self._clock,
             check_runner=cache.check_runner,
-            bundles=cache.bundles,
             announcer=cache.announcer,
             rollout_cache=cache.rollout_cache,
             failures=cache.failures,
@@ -166,8 +157,6 @@ class PoolReconciler:
         now_s = self._clock()
         due_s.append(next_due_s(models, now_s))
         due_s += [max(failure.retry_s - now_s, MIN_DUE_S) for failure in cache.failures.values()]
-        if cache.bundles.reading():
-            due_s.append(BUNDLE_LOOK_S)
         at_rest = cache.rollout_cache.at_rest and not writes and not fleet.waits_for_agents()
         self._show_requests(key, cache)
         context = self._contexts.get(key)
@@ -194,8 +183,7 @@ class PoolReconciler:
         announcer = PoolAnnouncer(
             self._dependencies.notifier, key.namespace, partial(self._notification_targets, key), self._clock
         )
-        bundles = BackgroundBundles(ClusterBundles(self._api, self._dependencies.logs, key), self._bundle_slots)
-        return self._caches.setdefault(key, PoolCache(BackgroundCheckRunner(context), announcer, bundles, plans=plans))
+        return self._caches.setdefault(key, PoolCache(BackgroundCheckRunner(context), announcer, plans=plans))
 
     def _traffic(self, key: PoolKey, plans: dict[str, TrafficPlan], silent: set[str]) -> ClusterTraffic:
         prometheus = self._dependencies.prometheus
@@ -211,7 +199,6 @@ class PoolReconciler:
         if not wanted and key in self._caches:
             cache = self._caches.pop(key)
             cache.check_runner.schedule(())
-            cache.bundles.cancel()
             self._dependencies.metrics.observe(key.namespace, key.pool, {}, {})
             self._dependencies.drift.observe(key.namespace, key.pool, {})
             self._dependencies.scaling.observe_requests(key.namespace, key.pool, None)
@@ -221,15 +208,10 @@ class PoolReconciler:
         """Return what failed in the last passes, by pool."""
         return {key: cache.failures.values() for key, cache in self._caches.items()}
 
-    async def finish_bundles(self, timeout_s: float | None = None) -> None:
-        """Wait for the bundles that are being made, at most for `timeout_s`."""
-        await asyncio.gather(*(cache.bundles.finish(timeout_s) for cache in self._caches.values()))
-
     async def close(self) -> None:
-        """Cancel running checks, finish what bundles can be, and send the remaining notifications."""
+        """Cancel running checks, and send the remaining notifications."""
         for cache in self._caches.values():
             await cache.check_runner.close()
-        await self.finish_bundles(BUNDLES_GRACE_S)
         await self._dependencies.notifier.aclose()
 
 

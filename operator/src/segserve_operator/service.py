@@ -30,7 +30,6 @@ from segserve_operator.core.models.actions import (
     EmitPoolEvent,
     Forget,
     Intent,
-    SaveBundle,
     SavePoolStatus,
     SaveRevision,
     SaveRollout,
@@ -248,18 +247,6 @@ class CheckRunner(Protocol):
         ...
 
 
-class Bundles(Protocol):
-    """The store of diagnostic bundles of rollouts that were rolled back, which are made in the background."""
-
-    def save(self, record: Record, group: str) -> None:
-        """Begin to store a rollout's record and the logs of its candidate's servers."""
-        ...
-
-    def reading(self) -> frozenset[str]:
-        """Return the groups whose servers' logs are still to be read."""
-        ...
-
-
 class Announcer(Protocol):
     """Sends notifications out of the platform, in the background."""
 
@@ -280,7 +267,6 @@ class Service:
     traffic: Traffic
     clock: Callable[[], float]
     check_runner: CheckRunner
-    bundles: Bundles
     announcer: Announcer
     rollout_cache: RolloutCache = field(default_factory=RolloutCache)
     failures: dict[tuple[str, str], EffectFailure] = field(default_factory=dict)
@@ -309,7 +295,6 @@ class Service:
             drifts=self.rollout_cache.drifts,
             comparisons=self.rollout_cache.comparisons,
             failures=dict(self.failures),
-            read=self.bundles.reading(),
             gateway_loads=await self._gateway_loads(pool),
             load=self.rollout_cache.load,
         )
@@ -431,8 +416,6 @@ class Service:
                 self.rollout_cache.wrote(record, float(int(self.clock())))
             case StopGroup(group):
                 await self.fleet.stop(group)
-            case SaveBundle(record, group):
-                self.bundles.save(record, group)
             case Announce() | AnnounceDrift():
                 self.announcer.announce(effect)
             case Forget(model):

@@ -99,7 +99,6 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
         "segserve rollout replay coins-ba49ef2491-6b00f192 --with stricter.yaml",
     ),
     "rollout verify": ("segserve rollout verify coins --key operator.pub.pem",),
-    "rollout bundle": ("segserve rollout bundle coins", "segserve rollout bundle coins -o - | tar -tzf -"),
     "rollout sheet": ("segserve rollout sheet coins -o coins-sheet/",),
     "rollout promote": ("segserve rollout promote coins",),
     "rollout abort": ("segserve rollout abort coins --timeout 30s",),

@@ -322,7 +322,7 @@ def _view(manifests: Sequence[Json], starting: Container[str], url: str) -> Grou
 def down(
     keep: Annotated[bool, typer.Option("--keep", help="Keep the models for the next `segserve up`.")] = False,
 ) -> None:
-    """Stop the local platform and remove its processes, shared memory and files, the models and bundles included.
+    """Stop the local platform and remove its processes, shared memory and files, the models included.
 
     It prints which models it removes; downloads are kept.
     """

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Final, TypeAlias
 
 from segserve.control.typed import check_runs, record, typed, wait_for_async
-from segserve.platforms.errors import NotFoundError, NotServingError
+from segserve.platforms.errors import NotServingError
 from segserve.platforms.port import Json, Platform
 from segserve.platforms.rollouts.actions import outcome, request_action, run_action
 from segserve.platforms.rollouts.rollout_view import Ended, is_written, no_rollout
@@ -83,15 +83,6 @@ class Rollouts:
         platform, deadline_s = self._platform(), time.monotonic() + timeout_s
         check_runs(platform, model)
         return succeeded(wait_for(platform, Ended(model), deadline_s, f"{timeout_s:g} s"))
-
-    def bundle(self, name: str) -> bytes:
-        """Return the bundle of a rollout that was rolled back, as .tar.gz; raises `NotFoundError`."""
-        content = self._platform().bundle(name)
-        if content is None:
-            raise NotFoundError(
-                f"no bundle of rollout {name!r}: only rollbacks and verdicts leave one, and only the newest are kept"
-            )
-        return content
 
     def _ask(self, model: str, verb: str, timeout_s: float, gate: str = "") -> RolloutStatus:
         platform = self._platform()
@@ -177,10 +168,6 @@ class AsyncRollouts:
         platform = await asyncio.to_thread(self._platform)
         await asyncio.to_thread(check_runs, platform, model)
         return succeeded(await wait_for_async(platform, Ended(model), timeout_s))
-
-    async def bundle(self, name: str) -> bytes:
-        """Return the bundle of a rollout that was rolled back, as .tar.gz; raises `NotFoundError`."""
-        return await asyncio.to_thread(self._rollouts.bundle, name)
 
     async def _ask(self, model: str, verb: str, timeout_s: float, gate: str = "") -> RolloutStatus:
         platform = await asyncio.to_thread(self._platform)

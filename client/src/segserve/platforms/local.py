@@ -131,13 +131,6 @@ class LocalPlatform:
         except FileNotFoundError:
             return []
 
-    def bundle(self, rollout: str) -> bytes | None:
-        """Read the bundle from its file."""
-        from segserve_operator.adapters.bundles.local import bundle_file
-
-        path = bundle_file(self.store.state, rollout)
-        return path.read_bytes() if path.is_file() else None
-
     def sheet(self, model: str) -> bytes | None:
         """Ask the comparator beside the gateway."""
         from segserve_common.http.urls import RequestError

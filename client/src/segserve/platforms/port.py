@@ -216,10 +216,6 @@ class Platform(Protocol):
         """Return the first `count` chunks of a record's oldest evidence, packed; [] if any of them is missing."""
         ...
 
-    def bundle(self, rollout: str) -> bytes | None:
-        """Return the bundle of a rollout that was rolled back, as .tar.gz; None if there is none."""
-        ...
-
     def sheet(self, model: str) -> bytes | None:
         """Return the pairs of answers that differ most in Shadow, as JSON; None if none are compared.
 

@@ -19,7 +19,7 @@ from kubernetes.aio.config.kube_config import KubeConfigLoader
 
 from segserve_common.api_errors import ConflictError, NotFoundError, UnavailableError
 from segserve_common.kube.config import KubeConfigError, KubeContext, default_context, read_context
-from segserve_common.kube.kinds import PODS, Json, Kind
+from segserve_common.kube.kinds import Json, Kind
 from segserve_common.kube.names import FIELD_MANAGER
 from segserve_common.kube.requests import (
     APPLY_PATCH,
@@ -42,8 +42,6 @@ OnCall: TypeAlias = Callable[[str, Kind, int, float], None]
 
 CONNECT_TIMEOUT_S: Final = 5.0
 CALL_TIMEOUT_S: Final = 30.0
-LOG_LINES: Final = 5000
-LOG_BYTES: Final = 4 * 1024 * 1024
 
 
 def _ignore(verb: str, kind: Kind, status: int, seconds: float) -> None:
@@ -154,17 +152,6 @@ class AsyncKubeClient:
                 raise
             return False
         return "deletionTimestamp" in answer.get("metadata", {})  # of what is gone it is a Status, or its last state
-
-    async def pod_log(self, namespace: str, pod: str, container: str, *, previous: bool = False) -> bytes:
-        """Return the end of a container's log: the last `LOG_LINES`, and of these the first `LOG_BYTES`."""
-        params = {
-            "container": container,
-            "previous": str(previous).lower(),
-            "tailLines": str(LOG_LINES),
-            "limitBytes": str(LOG_BYTES),
-        }
-        request = Request("log", "GET", PODS.path(namespace, pod, "log"), params, accept="*/*")
-        return await self._content(request, PODS)
 
     async def _has_uid(self, kind: Kind, namespace: str, name: str, uid: str) -> bool:
         try:

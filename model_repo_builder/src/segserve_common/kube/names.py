@@ -53,9 +53,6 @@ REDIRECT_PORT: Final = 8082
 SHEETS_PORT: Final = 8083
 """Of loopback in a gateway's pod: only `pods/portforward` reaches it."""
 
-BUNDLE_KEY: Final = "bundle.tar.gz"
-"""Key of a rollout's bundle in its ConfigMap."""
-
 POD_USER: Final = 1000
 """User and group of the images; the volumes of pods belong to the group."""
 
@@ -112,11 +109,6 @@ def reports_name(pool: str, group: str) -> str:
 def report_name(pod: str) -> str:
     """Return the name of the ConfigMap that holds one pod's report, where its group's reports are too many for one."""
     return f"{pod}-report"
-
-
-def bundle_name(rollout: str) -> str:
-    """Return the name of the ConfigMap that holds the bundle of a rollout."""
-    return f"{rollout}-bundle"
 
 
 def chunk_name(rollout: str, number: int) -> str:

@@ -22,8 +22,6 @@ from segserve_builder.golden.judging import cached_images
 from segserve_builder.render.tritonserver import sweep_shm
 from segserve_common.files import write_private
 from segserve_common.process_record import ProcessRecord
-from segserve_operator.adapters.bundles.background import BackgroundBundles
-from segserve_operator.adapters.bundles.local import LocalBundles, bundle_folder
 from segserve_operator.adapters.checks.context import CheckContext
 from segserve_operator.adapters.checks.gateway import InternalGateway
 from segserve_operator.adapters.checks.runner import BackgroundCheckRunner
@@ -174,7 +172,6 @@ class Supervisor:
             )
         )
         self.notifier = Notifier(post=services.post)
-        self.bundles = BackgroundBundles(LocalBundles(state))
         traffic: Traffic = self.gateway if speed == 1.0 else FasterTraffic(self.gateway, clock)
         fleet = LocalFleet(state, runtime, cache, access, tracing.server_traces_url if tracing is not None else None)
         self.service = Service(
@@ -183,7 +180,6 @@ class Supervisor:
             traffic=traffic,
             clock=clock,
             check_runner=self.check_runner,
-            bundles=self.bundles,
             announcer=PoolAnnouncer(self.notifier, "", lambda: targets(pool.spec, ""), clock),
         )
         self.metrics = LocalMetrics(state, self.gateway, fleet, self._present_pool)
@@ -212,7 +208,6 @@ class Supervisor:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.stopping.wait(), POLL_S)
         await self.check_runner.close()
-        await self.bundles.finish(STOP_GRACE_S)
         await self.notifier.aclose()
         await self.worker.close()
 
@@ -301,8 +296,7 @@ async def _run(supervisor: Supervisor) -> None:
 def end(state: StateFolder, *, keep_models: bool = False) -> bool:
     """Stop the platform, remove its shared memory and files, and return whether there was anything to stop.
 
-    With `keep_models` resources, the records of their revisions and bundles stay, and the next start serves the models
-    again.
+    With `keep_models` resources and the records of their revisions stay, and the next start serves the models again.
     """
     if not state.root.exists():
         return False
@@ -314,7 +308,8 @@ def end(state: StateFolder, *, keep_models: bool = False) -> bool:
         sweep_shm(shm_prefix(state, group.name))
     sweep_step_environments()
     # Only what the platform created: users may keep other files in the state folder.
-    of_models = (state.objects, state.revisions, bundle_folder(state), state.tls, state.secrets)
+    # `bundles` is of earlier versions.
+    of_models = (state.objects, state.revisions, state.root / "bundles", state.tls, state.secrets)
     folders = [state.groups, state.gateway, *(() if keep_models else of_models)]
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)

@@ -54,7 +54,7 @@ def test_a_model_that_served_all_along_has_a_line_without_times() -> None:
 
 @pytest.fixture
 def state(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> StateFolder:
-    """A platform that is not up, with two models, a record and a bundle."""
+    """A platform that is not up, with two models, a record and a bundle of an earlier version."""
     found = StateFolder(tmp_path / "state")
     for name in ("coins", "roads"):
         folder = found.objects / "SegmentationModel" / name
@@ -72,7 +72,7 @@ def test_down_says_which_models_it_removes_and_leaves_nothing(command: Command, 
     assert not state.root.exists()
 
 
-def test_down_keep_leaves_models_their_revisions_and_bundles(command: Command, state: StateFolder) -> None:
+def test_down_keep_leaves_models_and_their_revisions(command: Command, state: StateFolder) -> None:
     printed = "no platform was running; models kept for the next `segserve up`: coins, roads\n"
 
     assert command("down", "--keep") == (0, printed, "")

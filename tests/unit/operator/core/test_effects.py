@@ -100,14 +100,6 @@ def test_a_model_is_not_forgotten_while_the_gateway_cannot_be_told_to_forget_its
     assert permitted(Forget("cells"), [SetTraffic(TrafficPlan())], LOST) == Forget("cells")
 
 
-def test_servers_of_which_a_bundle_is_made_are_kept_until_then() -> None:
-    seen = world(model(FIRST, SERVED), groups=[MAIN, OWN])
-    stop = StopGroup(SECOND.revision)
-
-    assert any(stop in stage for stage in stages(seen))
-    assert not any(stop in stage for stage in stages(replace(seen, read=frozenset({SECOND.revision}))))
-
-
 def after(action: Effect, seen: Observed, *, passing: bool = False, times: int = 1) -> Observed:
     """Return the world after an action failed so many times in a row."""
     for _ in range(times):

@@ -261,25 +261,3 @@ async def test_each_request_is_told_with_its_outcome() -> None:
             await api.delete(CONFIG_MAPS, "a", "b")
 
     assert told == [("get", "ConfigMap", 200), ("status", "Deployment", 404), ("delete", "ConfigMap", 0)]
-
-
-async def test_of_a_containers_log_the_end_comes_as_it_is() -> None:
-    asked: list[str] = []
-
-    async def log(request: web.Request) -> web.Response:
-        asked.append(str(request.rel_url))
-        return web.Response(body=b"loaded\n\xff failed\n")
-
-    async with answered(log) as api:
-        assert await api.pod_log("lab", "coins-0", "triton", previous=True) == b"loaded\n\xff failed\n"
-    (url,) = asked
-    assert url.startswith("/api/v1/namespaces/lab/pods/coins-0/log?container=triton&previous=true&tailLines=")
-
-
-async def test_a_log_that_is_not_there_is_an_error_with_the_servers_words() -> None:
-    async def refused(_: web.Request) -> web.Response:
-        return web.json_response(status(400, "previous terminated container not found"), status=400)
-
-    async with answered(refused) as api:
-        with pytest.raises(InvalidError, match="previous terminated"):
-            await api.pod_log("lab", "coins-0", "triton", previous=True)

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from segserve_common.kube.names import BUNDLE_KEY
 from segserve_operator.adapters.kube.history import (
-    POOL_BUNDLES_BYTES,
     POOL_RECORDS_BYTES,
     RECORD_BYTES,
-    expired_bundles,
     expired_records,
     record_bytes,
     room_for_records,
@@ -23,17 +20,12 @@ def rollout(number: int, size: int = 1000, **status: Any) -> dict[str, Any]:
     return {"metadata": metadata, "status": {"phase": "Succeeded", "evidence": "x" * size, **status}}
 
 
-def bundle(number: int, size: int) -> dict[str, Any]:
-    metadata = {"name": f"coins-{number:02}-bundle", "creationTimestamp": f"2026-01-01T00:00:{number:02}Z"}
-    return {"metadata": metadata, "binaryData": {BUNDLE_KEY: "x" * (size * 4 // 3)}}
-
-
-def test_ten_thousand_models_in_two_hundred_pools_take_at_most_500_mib_of_etcd() -> None:
+def test_ten_thousand_models_in_two_hundred_pools_take_at_most_300_mib_of_etcd() -> None:
     models = 50
     of_pool = models * (room_for_records(models) + RECORD_BYTES)
 
     assert of_pool <= POOL_RECORDS_BYTES
-    assert 200 * (of_pool + POOL_BUNDLES_BYTES) <= 500 * MIB
+    assert 200 * of_pool <= 300 * MIB
 
 
 def test_the_room_of_a_pool_is_shared_by_its_models_and_never_negative() -> None:
@@ -63,11 +55,3 @@ def test_rows_that_are_stored_apart_count() -> None:
     apart = rollout(1, rows=1500, chunkedRows=1000)
 
     assert record_bytes(apart) - record_bytes(whole) >= 2000
-
-
-def test_of_bundles_the_oldest_go_until_the_new_one_has_room() -> None:
-    items = [bundle(number, POOL_BUNDLES_BYTES // 4) for number in range(5)]
-
-    assert expired_bundles(items, 0) == ["coins-00-bundle"]
-    assert expired_bundles(items, POOL_BUNDLES_BYTES // 2) == ["coins-00-bundle", "coins-01-bundle", "coins-02-bundle"]
-    assert expired_bundles(items[:1], 900 * 1024) == ["coins-00-bundle"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -11,72 +10,13 @@ import typer
 import yaml
 from rich.console import Console, RenderableType
 
-from segserve.cli.errors import CommandError, needs
+from segserve.cli.errors import needs
 from segserve.cli.options import PlatformOptions, model_names, seconds, selected_platform, with_platform_options
 from segserve.cli.resources import OutputFormat
 from segserve.cli.terminal import print_whole
-from segserve.platforms.port import Platform
 
 if TYPE_CHECKING:
     from segserve_operator.core.rollout.record import Record
-
-STANDARD_OUTPUT = Path("-")
-
-
-@with_platform_options
-def bundle(
-    platform_options: PlatformOptions,
-    name: Annotated[str, typer.Argument(help="Model (for its latest rollout) or rollout.")],
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", "-o", metavar="FILE", help="Output file, or - for standard output. Default: ROLLOUT.tar.gz."
-        ),
-    ] = None,
-    with_images: Annotated[
-        bool,
-        typer.Option("--with-images", help="Add the images of the sheet too: callers' data, for an hour after Shadow."),
-    ] = False,
-) -> None:
-    """Fetch the bundle of a rollout that was rolled back or judged, as .tar.gz: record, verdicts, servers' logs."""
-    with needs("local"):
-        from segserve.cli.rollout.bundle_sheet import with_sheet
-
-        platform = selected_platform(platform_options)
-        rollout, content = fetch_bundle(platform, name)
-        content, about_sheet = with_sheet(platform, rollout, content, with_images=with_images)
-    if output == STANDARD_OUTPUT:
-        sys.stdout.buffer.write(content)
-        return
-    path = output or Path(f"{rollout}.tar.gz")
-    try:
-        path.write_bytes(content)
-    except OSError as error:
-        raise CommandError(f"{path} cannot be written: {error.strerror}") from error
-    typer.echo(f"{path}: {len(content):,} bytes of rollout {rollout}")
-    typer.echo(about_sheet)
-
-
-def fetch_bundle(platform: Platform, name: str) -> tuple[str, bytes]:
-    """Return the name of the rollout and its bundle; raises `CommandError` if there is none."""
-    content = platform.bundle(name)
-    if content is not None:
-        return name, content
-    rollout = _latest(platform, name)
-    content = platform.bundle(rollout)
-    if content is None:
-        raise CommandError(
-            f"no bundle of rollout {rollout!r}: only rollbacks and verdicts leave one, and only the newest are kept"
-        )
-    return rollout, content
-
-
-def _latest(platform: Platform, model: str) -> str:
-    name: str | None = ((platform.model(model).get("status") or {}).get("rollout") or {}).get("name")
-    if name is None:
-        raise CommandError(f"{model} has had no rollout yet")
-    return name
-
 
 NOT_LIVE: Final = (OutputFormat.JSON, OutputFormat.YAML)
 
@@ -258,9 +198,6 @@ def _print_document(content: dict[str, Any], output: OutputFormat) -> None:
     typer.echo(
         json.dumps(content, indent=2) if output is OutputFormat.JSON else yaml.safe_dump(content, sort_keys=False)
     )
-
-
-rollout.command()(bundle)
 
 
 @rollout.command()

@@ -73,7 +73,7 @@ def is_file(source: str) -> bool:
 
 
 def record_from_file(path: Path) -> Record:
-    """Return the record in a file written by `rollout list -o yaml` or a bundle; raises `CommandError`."""
+    """Return the record in a file written by `rollout list -o yaml`; raises `CommandError`."""
     manifests = [each for each in _documents(path) if each.get("kind") == ROLLOUT]
     if len(manifests) != 1:
         raise CommandError(f"{path} must have one document of the kind {ROLLOUT}, got {len(manifests)}")

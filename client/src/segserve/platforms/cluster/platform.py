@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
@@ -14,7 +13,7 @@ from segserve.platforms.cluster.watcher import Watcher
 from segserve.platforms.errors import ConflictError, ControlError, InvalidResourceError, NotFoundError
 from segserve.platforms.port import MODEL, POOL, Change, DoctorCheck, Json, LogRequest, PlatformEvent, PlatformVersion
 from segserve_common.kube.kinds import CONFIG_MAPS, MODELS, POOLS, ROLLOUTS, SELF_REVIEWS, Kind
-from segserve_common.kube.names import BUNDLE_KEY, bundle_name, chunk_name
+from segserve_common.kube.names import chunk_name
 from segserve_common.kube.requests import Selector
 from segserve_common.kube.shards import content_of
 from segserve_operator.api.checks import did_you_mean
@@ -116,14 +115,6 @@ class ClusterPlatform:
         except NotFoundError:
             return []
         return [content_of(config_map) or "" for config_map in config_maps]
-
-    def bundle(self, rollout: str) -> bytes | None:
-        """Read the ConfigMap of a rollout's bundle, None if there is none."""
-        try:
-            config_map = self.client.get(CONFIG_MAPS, bundle_name(rollout))
-        except NotFoundError:
-            return None
-        return base64.b64decode(config_map["binaryData"][BUNDLE_KEY])
 
     def sheet(self, model: str) -> bytes | None:
         """Ask the comparators of the pool's gateways, through ports that `kubectl port-forward` forwards."""

@@ -1,11 +1,9 @@
-"""Bounds, in bytes, of records and bundles of changes that ended: all of it is in etcd, mostly of 2 to 8 GB."""
+"""Bounds, in bytes, of records of changes that ended: all of it is in etcd, mostly of 2 to 8 GB."""
 
 from __future__ import annotations
 
 import json
 from typing import TYPE_CHECKING, Final
-
-from segserve_common.kube.names import BUNDLE_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -14,9 +12,6 @@ if TYPE_CHECKING:
 
 POOL_RECORDS_BYTES: Final = 1536 * 1024
 """Rollouts of a pool, those under way included; its models share it equally, and each keeps its latest one anyway."""
-
-POOL_BUNDLES_BYTES: Final = 1024 * 1024
-"""Bundles of a pool."""
 
 RECORD_BYTES: Final = 24 * 1024
 """Size that the record of a rollout usually reaches."""
@@ -43,16 +38,5 @@ def expired_records(items: Iterable[Json], room_bytes: int, most: int, keep: Col
     for number, item in enumerate(newest_first):
         used += record_bytes(item)
         if (number >= most or used > room_bytes) and item["metadata"]["name"] not in keep:
-            names.append(str(item["metadata"]["name"]))
-    return names[::-1]
-
-
-def expired_bundles(items: Iterable[Json], new_bytes: int) -> list[str]:
-    """Return the names of the bundles to delete, oldest first, so that one of `new_bytes` has room."""
-    newest_first = sorted(items, key=lambda item: str(item["metadata"]["creationTimestamp"]), reverse=True)
-    names, used = [], new_bytes
-    for item in newest_first:
-        used += len((item.get("binaryData") or {}).get(BUNDLE_KEY, "")) * 3 // 4
-        if used > POOL_BUNDLES_BYTES:
             names.append(str(item["metadata"]["name"]))
     return names[::-1]

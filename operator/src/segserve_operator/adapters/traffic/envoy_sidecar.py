@@ -19,8 +19,8 @@ from segserve_operator.adapters.traffic.envoy_server_tls import TLS_VERSION, val
 from segserve_operator.adapters.traffic.envoy_tls import CERTIFICATE, CLIENT_CA
 
 LOOPBACK: Final = "127.0.0.1"
-PLAIN_PATHS: Final = ("/v2/health/live", "/v2/health/ready", "/v2/models/stats")
-"""What of Triton's HTTP is answered in plain text, beside its metrics: for probes and diagnoses."""
+PLAIN_PATHS: Final = ("/v2/health/live", "/v2/health/ready")
+"""What of Triton's HTTP is answered in plain text, beside its metrics: for probes."""
 PROOF_PATH: Final = "/tls"
 """Answered there with 200 if the certificate can be used."""
 _METRICS: Final = "metrics"

@@ -75,14 +75,6 @@ class SaveRollout:
 
 
 @dataclass(frozen=True, slots=True)
-class SaveBundle:
-    """Store diagnostics of a rollout that was rolled back, before the candidate's servers are gone."""
-
-    record: Record
-    group: str
-
-
-@dataclass(frozen=True, slots=True)
 class Announce:
     """Send the events of a rollout to the pool's notification targets; `url` is where the model answers."""
 
@@ -137,7 +129,6 @@ Effect: TypeAlias = (
     | Assign
     | SetTraffic
     | SaveRollout
-    | SaveBundle
     | Announce
     | AnnounceDrift
     | StopGroup

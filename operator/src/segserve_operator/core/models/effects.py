@@ -5,7 +5,7 @@ A failed effect holds only what depends on it. Weights depend on nothing that ma
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from functools import cache
 
@@ -17,7 +17,6 @@ from segserve_operator.core.models.actions import (
     Effect,
     EmitPoolEvent,
     Forget,
-    SaveBundle,
     SavePoolStatus,
     SaveRollout,
     SetTraffic,
@@ -26,11 +25,9 @@ from segserve_operator.core.models.actions import (
 )
 from segserve_operator.core.models.advance import is_due
 from segserve_operator.core.models.events import drift_events
-from segserve_operator.core.models.observed import Observed, Roles
+from segserve_operator.core.models.observed import Observed
 from segserve_operator.core.models.planning import DesiredState, events_of_rollout
 from segserve_operator.core.models.pool import pool_events
-from segserve_operator.core.rollout.phases import Phase
-from segserve_operator.core.rollout.record import Record
 from segserve_operator.core.traffic import Endpoint, Route, Share, TrafficPlan
 
 Stage = tuple[tuple[Effect, ...], ...]
@@ -44,21 +41,15 @@ def effects(desired: DesiredState, world: Observed) -> Iterator[Stage]:
     longer gets requests is removed last. Nothing is yielded if nothing differs.
     """
     early, late = _traffic_effects(desired, world)
-    roles = {model.name: model.roles for model in world.models}
-    bundles = {
-        record.name: bundle for record in desired.records.values() if (bundle := _bundle(record, roles[record.model]))
-    }
-    # A bundle reads the logs of servers that are still there.
-    busy = world.read | {bundle.group for bundle in bundles.values()}
     removals: tuple[Effect, ...] = (
-        *map(StopGroup, sorted(world.groups.keys() - desired.groups.keys() - busy)),
+        *map(StopGroup, sorted(world.groups.keys() - desired.groups.keys())),
         *map(DropRevision, sorted(world.revisions.keys() - desired.revisions.keys())),
     )
     stages: tuple[Iterable[tuple[Effect, ...]], ...] = (
         early,
         _group_effects(desired, world),
         late,
-        _record_effects(desired, bundles, world),
+        _record_effects(desired, world),
         ((removal,) for removal in removals),
         # Last: records without a model are kept for one that a restore brings.
         ((Forget(model),) for model in desired.forgotten),
@@ -158,25 +149,11 @@ def _group_effects(desired: DesiredState, world: Observed) -> Iterator[tuple[Eff
             yield tuple(sequence)
 
 
-def _bundle(record: Record, roles: Roles) -> SaveBundle | None:
-    """Return what keeps the evidence of a rollout that ends without a promotion now; `roles` are those before."""
-    candidate = roles.candidate or roles.stable
-    if record.progress.phase not in (Phase.ROLLED_BACK, Phase.JUDGED) or candidate is None or candidate.group is None:
-        return None
-    return SaveBundle(record, candidate.group) if candidate.revision == record.candidate else None
-
-
-def _record_effects(
-    desired: DesiredState, bundles: Mapping[str, SaveBundle], world: Observed
-) -> Iterator[tuple[Effect, ...]]:
+def _record_effects(desired: DesiredState, world: Observed) -> Iterator[tuple[Effect, ...]]:
     """Yield the writes of records: immediately after decisions, otherwise at intervals."""
     for record in {**world.records, **desired.records}.values():
-        due = is_due(record, world, active=record.name in desired.records)
-        sequence: list[Effect] = [SaveRollout(record)] if due else []
-        if record.name in bundles:
-            sequence.append(bundles[record.name])
-        if sequence:
-            yield tuple(sequence)
+        if is_due(record, world, active=record.name in desired.records):
+            yield (SaveRollout(record),)
     for model in world.models:
         status = desired.statuses[model.name]
         events = events_of_rollout(model, desired) if status.rollout != model.status.rollout else ()

@@ -21,7 +21,6 @@ from segserve_operator.core.models.actions import (
     EmitEvent,
     EmitPoolEvent,
     Forget,
-    SaveBundle,
     SavePoolStatus,
     SaveRevision,
     SaveRollout,
@@ -87,7 +86,7 @@ def key_of(action: Action) -> tuple[str, str]:
             subject = name
         case Announce(name) | AnnounceDrift(name):
             subject = name
-        case SaveRollout(record) | SaveBundle(record):
+        case SaveRollout(record):
             subject = record.name
         case EmitPoolEvent(event):
             subject = event.reason

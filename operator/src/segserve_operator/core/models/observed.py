@@ -528,8 +528,8 @@ class Observed:
     a pool nothing is served. For rollouts: `records` by name, the newest known; `written` by name, the last decision in
     the store and the time of its write; `samples` by model, the gateways' counters; `check_results` by key;
     `comparisons` of both revisions' answers by name. `watches`, `self_tests` and `drifts` are kept by model, `failures`
-    of effects by kind and subject. From the groups `read` a bundle still reads logs. `gateway_loads` are the totals of
-    requests by gateway, if they were read in this pass, and `load` what was kept of those before.
+    of effects by kind and subject. `gateway_loads` are the totals of requests by gateway, if they were read in this
+    pass, and `load` what was kept of those before.
     """
 
     now_s: float
@@ -548,7 +548,6 @@ class Observed:
     drifts: Mapping[str, DriftWatch] = field(default_factory=dict)
     comparisons: Mapping[str, RevisionComparison] = field(default_factory=dict)
     failures: Mapping[tuple[str, str], EffectFailure] = field(default_factory=dict)
-    read: frozenset[str] = frozenset()
     gateway_loads: Mapping[str, GatewayLoad | None] | None = None
     load: PoolLoad = field(default_factory=PoolLoad)
 

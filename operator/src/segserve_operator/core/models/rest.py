@@ -62,7 +62,7 @@ def is_at_rest(world: Observed) -> bool:
     kept = pool.status.template if pool is not None and pool.status is not None else None
     if pool is None or pool.scaling is not None or pool.progress is not None:
         return False
-    if world.failures or world.read or world.check_results:
+    if world.failures or world.check_results:
         return False
     if kept is not None and (kept.next or kept.digest != pool.template):
         return False
