@@ -150,8 +150,8 @@ async def comparing(
         stack.push_async_callback(patient.close)
         stack.push_async_callback(impatient.close)
 
-        async def ask(copy: RequestCopy, group: str, *, keeps: bool = True) -> Answer:
-            return await (impatient if group == impatient_of else patient).ask(copy, group, keeps=keeps)
+        async def ask(copy: RequestCopy, group: str) -> Answer:
+            return await (impatient if group == impatient_of else patient).ask(copy, group)
 
         paths = ComparatorFolder(folder)
         comparator = Comparator(paths, ask, compare, budget, pace=pace, monotonic_s=clock)

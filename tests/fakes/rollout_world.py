@@ -14,7 +14,6 @@ from segserve_operator.api.rollout_policy import ErrorRateGate, LatencyGate, Rol
 from segserve_operator.api.shadow import Shadow
 from segserve_operator.core.evidence import EDGES_MS, STABLE, EvidenceWindow
 from segserve_operator.core.gates.checks import Check, CheckResult
-from segserve_operator.core.rollout.counters import LoadCounts
 from segserve_operator.core.rollout.phases import ENDED
 from segserve_operator.core.rollout.record import Record, RolloutState
 from segserve_operator.core.statistics.past import StablePast
@@ -41,7 +40,6 @@ class Rollout:
     """The share of copies that fails, by revision; as of callers' requests if it is None."""
     disagreement: float | None = 0.0
     """How much the answers of the candidate differ from those of stable, 0 to 1; None: they are not compared."""
-    load: LoadCounts = field(default_factory=LoadCounts)
     """What comes of asking the candidate alone, as soon as the gateway is told to."""
     compares: bool = True
     """Whether the gateway has a comparator."""
@@ -100,9 +98,6 @@ class Rollout:
         failed = min(self._whole(("copies", "failed"), asked * wrong.get(mirror.candidate, 0.0)), asked)
         latencies_ms = (self.slow_ms.get(FIRST.revision, 20.0), self.slow_ms.get(mirror.candidate, 20.0))
         self.world.traffic.compare("coins", (asked - failed, failed, 0, 0), latencies_ms, self.disagreement)
-        pairs = self.world.traffic.pairs["coins"]
-        load = LoadCounts(can=self.load.can) if not (mirror.load_per_s or pairs.load.ended) else self.load
-        self.world.traffic.pairs["coins"] = replace(pairs, load=load)
 
     async def until(self, done: Callable[[RolloutState], bool], seconds: int = 1200) -> RolloutState:
         for _ in range(seconds):

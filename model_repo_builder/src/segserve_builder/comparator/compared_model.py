@@ -11,7 +11,6 @@ from typing import Final, NamedTuple
 from segserve_builder.comparator.copies import RequestCopy
 from segserve_builder.comparator.folder import Comparison
 from segserve_builder.comparator.kept import KeptSheet
-from segserve_builder.comparator.load import LoadTest
 from segserve_builder.comparator.pacing import Pacing
 from segserve_builder.comparator.tally import PairTally
 
@@ -51,8 +50,6 @@ class ComparedModel:
     """The pairs that agree least, the least first."""
     baselines: int = 0
     """Copies that stable was asked twice."""
-    load: LoadTest | None = None
-    load_task: asyncio.Task[None] | None = None
 
     def is_warm(self, now_s: float) -> bool:
         """Tell whether the pair that is about to be asked counts, and count it among those asked.
@@ -71,11 +68,6 @@ class ComparedModel:
             return False
         self.baselines += 1
         return True
-
-    @property
-    def wants_load(self) -> bool:
-        """Whether the candidate is to be asked at a rate, and was not yet."""
-        return self.comparison.load_per_s > 0 and not self.tally.load.ended
 
     @property
     def keep_below(self) -> float:

@@ -12,8 +12,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter
 class Comparison(BaseModel):
     """Two groups that a model's copied requests are asked of, at most `requests_per_s`.
 
-    has_baseline: stable is also compared with itself. load_per_s: how often the candidate is to be asked by itself, for
-    a while; 0 is not at all.
+    has_baseline: stable is also compared with itself.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -22,7 +21,6 @@ class Comparison(BaseModel):
     candidate: str
     requests_per_s: float
     has_baseline: bool = False
-    load_per_s: float = 0.0
 
 
 COMPARISONS: Final = TypeAdapter(dict[str, Comparison | None])

@@ -97,29 +97,28 @@ class GroupClient:
         await self._http.aclose()
         await self._channel.close()
 
-    async def ask(self, copy: RequestCopy, group: str, *, keeps: bool = True) -> Answer:
-        """Return how a group answers; over HTTP without the content, unless the caller `keeps` it."""
+    async def ask(self, copy: RequestCopy, group: str) -> Answer:
+        """Return how a group answers."""
         began_s = time.perf_counter()
         try:
             async with asyncio.timeout(self._timeout_s):
                 if copy.protocol == "grpc":
                     return await self._ask_grpc(copy, group, began_s)
-                return await self._ask_http(copy, group, began_s, is_kept=keeps)
+                return await self._ask_http(copy, group, began_s)
         except TimeoutError:
             return Answer(AnswerKind.HUNG, time.perf_counter() - began_s, has_latency=False)
 
-    async def _ask_http(self, copy: RequestCopy, group: str, began_s: float, *, is_kept: bool) -> Answer:
+    async def _ask_http(self, copy: RequestCopy, group: str, began_s: float) -> Answer:
         headers = {"accept-encoding": "identity", _GROUP_HEADER: group}
         headers |= {"content-type": copy.content_type} if copy.content_type else {}
         headers |= {HEADER_LENGTH: copy.header_length} if copy.header_length else {}
         # The target as it came: httpx would normalise it.
         target = {"target": copy.target.encode("latin-1")}
-        body = bytearray()
+        body, is_kept = bytearray(), True
         try:
             request = self._http.build_request("POST", "/", headers=headers, content=copy.body, extensions=target)
             reply = await self._http.send(request, stream=True)
             is_ok = reply.status_code == httpx.codes.OK
-            is_kept |= not is_ok
             try:
                 async for chunk in reply.aiter_raw():
                     # The rest is received, for its time; nobody has to hold it.

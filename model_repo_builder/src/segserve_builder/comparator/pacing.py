@@ -16,11 +16,6 @@ NOISE_S: Final = 0.005
 SMALLEST_SHARE: Final = 1 / 64
 
 
-def is_slower(present_s: float, calm_s: float) -> bool:
-    """Tell whether a median of stable's times is notably more than that while few copies were asked."""
-    return present_s > SLOWER * calm_s + NOISE_S
-
-
 @dataclass(slots=True)
 class Pacing:
     """A token bucket of at most `requests_per_s`, full after a second; it begins with one request.
@@ -42,11 +37,6 @@ class Pacing:
     def __post_init__(self) -> None:
         # Of a rate that is no number nothing is asked.
         self.share = min(FIRST_PER_S / self.requests_per_s, 1.0) if self.requests_per_s > 0 else 1.0
-
-    @property
-    def calm_s(self) -> float | None:
-        """How long stable takes where few copies are asked; None before that is known."""
-        return self._calm_s
 
     def admits(self, now_s: float) -> bool:
         """Tell whether a request may be asked now, and count it if so."""
@@ -79,4 +69,4 @@ class Pacing:
         self._times_s.clear()
 
     def _is_slow(self, present_s: float) -> bool:
-        return self._calm_s is not None and is_slower(present_s, self._calm_s)
+        return self._calm_s is not None and present_s > SLOWER * self._calm_s + NOISE_S

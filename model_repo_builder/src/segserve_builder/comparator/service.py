@@ -9,7 +9,6 @@ import random
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
-from functools import partial
 from typing import Any, Final, Protocol, cast
 from urllib.parse import parse_qs, urlsplit
 
@@ -22,16 +21,15 @@ from segserve_builder.comparator.folder import COMPARISONS, ComparatorFolder, Co
 from segserve_builder.comparator.groups import Answer, AnswerKind
 from segserve_builder.comparator.http_server import ByteBudget, HttpReply, ReceivedRequest
 from segserve_builder.comparator.kept import KeptSheets
-from segserve_builder.comparator.load import LOAD_TIMING, LoadTest, LoadTiming
 from segserve_builder.comparator.pacing import Pacing
-from segserve_builder.comparator.tally import LoadTally, PairTally
+from segserve_builder.comparator.tally import PairTally
 
 
 class AskGroup(Protocol):
     """Asks a group, by its name, a copy, as `GroupClient.ask` does."""
 
-    async def __call__(self, copy: RequestCopy, group: str, *, keeps: bool = True) -> Answer:
-        """Return how the group answers, with the content if the caller `keeps` it."""
+    async def __call__(self, copy: RequestCopy, group: str) -> Answer:
+        """Return how the group answers."""
 
 
 class Compare(Protocol):
@@ -62,8 +60,7 @@ _log = logging.getLogger(__name__)
 class Comparator:
     """Asks two groups the copies of a model's requests while `comparisons.json` names them.
 
-    Where a comparison wants it, some copies are asked of stable twice instead, and for a while of the candidate alone,
-    at the rate of its first step; no pairs are asked meanwhile.
+    Where a comparison wants it, some copies are asked of stable twice instead.
 
     A copy is dropped where the model's rate is reached, where too many wait, and where it continues a stream. The first
     pairs of a comparison only warm the candidate up, and are not counted (`ComparedModel.is_warm`). What is kept of a
@@ -80,11 +77,9 @@ class Comparator:
         budget: ByteBudget,
         *,
         pace: Callable[[float], Pacing] = Pacing,
-        load_timing: LoadTiming = LOAD_TIMING,
         monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._folder = folder
-        self._load_timing = load_timing
         self._ask = ask
         self._compare = compare
         self._budget = budget
@@ -179,8 +174,6 @@ class Comparator:
             else:
                 model.comparison = comparison
                 model.pacing.requests_per_s = comparison.requests_per_s
-                if model.load_task is not None and not comparison.load_per_s:
-                    model.load_task.cancel()
         self._ended.forget_others([name for name, comparison in comparisons.items() if comparison is None])
         for name, comparison in comparisons.items():
             if comparison is not None and name not in self._models:
@@ -225,11 +218,6 @@ class Comparator:
             self._models[name].tally.dropped += 1
 
     def _admit(self, model: ComparedModel, copy: RequestCopy) -> bool:
-        if model.wants_load:
-            if not copy.in_stream:
-                self._use_for_load(model, copy)
-            model.tally.dropped += 1
-            return False
         has_room = len(model.waiting) < WAITING_PER_MODEL
         if not copy.in_stream and has_room and model.pacing.admits(self._monotonic_s()):
             return True
@@ -263,25 +251,6 @@ class Comparator:
         pair = self._start(model, self._pair(model, copy, counts=model.is_warm(self._monotonic_s())), end)
         model.under_way.add(pair)
 
-    def _use_for_load(self, model: ComparedModel, copy: RequestCopy) -> None:
-        """Keep a copy for the load test, begin it, or ask stable for its time while the test goes on."""
-        if model.load is None:
-            if model.under_way or model.waiting or any(each.load is not None for each in self._models.values()):
-                return
-            model.load = LoadTest(
-                model.comparison.load_per_s,
-                partial(self._ask, group=model.comparison.candidate, keeps=False),
-                calm_s=model.pacing.calm_s,
-                timing=self._load_timing,
-            )
-        size = len(copy.body)
-        if model.load.has_room(copy) and self._budget.take(size):
-            model.load.copies.append(copy)
-        if model.load_task is None and model.load.copies:
-            model.load_task = self._start(model, self._load(model, model.load), lambda: self._end_load(model))
-        elif model.load.watches(self._monotonic_s()) and self._budget.take(size):
-            self._start(model, self._watch_stable(model, model.load, copy), lambda: self._budget.give_back(size))
-
     def _start(
         self, model: ComparedModel, work: Coroutine[Any, Any, None], end: Callable[[], None]
     ) -> asyncio.Task[None]:
@@ -292,23 +261,6 @@ class Comparator:
             task.add_done_callback(tasks.discard)
         task.add_done_callback(lambda _: end())
         return task
-
-    async def _load(self, model: ComparedModel, test: LoadTest) -> None:
-        try:
-            model.tally.load = await test.run()
-        except Exception:
-            _log.exception("a load test has failed")
-            model.tally.load = LoadTally(ended=True, stopped=True)
-
-    def _end_load(self, model: ComparedModel) -> None:
-        if model.load is not None:
-            self._budget.give_back(sum(len(copy.body) for copy in model.load.copies))
-        model.load = model.load_task = None
-
-    async def _watch_stable(self, model: ComparedModel, test: LoadTest, copy: RequestCopy) -> None:
-        stable = await self._ask(copy, model.comparison.stable, keeps=False)
-        if stable.has_latency or stable.kind is AnswerKind.HUNG:
-            test.learn(stable.seconds)
 
     async def _pair(self, model: ComparedModel, copy: RequestCopy, *, counts: bool) -> None:
         try:

@@ -32,24 +32,6 @@ class SliceTally:
 
 
 @dataclass(slots=True)
-class LoadTally:
-    """Results of a load test: the fields of `core.rollout.counters.LoadCounts`, which says what they mean."""
-
-    ended: bool = False
-    stopped: bool = False
-    wanted_per_s: float = 0.0
-    asked_per_s: float = 0.0
-    answered_per_s: float = 0.0
-    asked: int = 0
-    failed: int = 0
-    latencies: Counter[int] = field(default_factory=Counter)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the counts as the JSON of `LoadCounts`."""
-        return {**asdict(self), "can": True, "latencies": sorted(self.latencies.items())}
-
-
-@dataclass(slots=True)
 class PairTally:
     """Counts since `epoch`: the fields of `core.rollout.counters.PairCounts`, which says what they mean.
 
@@ -68,7 +50,6 @@ class PairTally:
     slices: dict[str, SliceTally] = field(default_factory=dict)
     baseline: list[int] = field(default_factory=lambda: [0] * (len(DISAGREEMENTS) + 1))
     shifts: list[int] = field(default_factory=lambda: [0] * (len(SHIFTS) + 1))
-    load: LoadTally = field(default_factory=LoadTally)
     replayed: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
 
     def count(self, stable: Answer, candidate: Answer, label: str = "") -> None:
@@ -130,7 +111,6 @@ class PairTally:
             "dropped": self.dropped,
             "baseline": self.baseline,
             "shifts": self.shifts,
-            "load": self.load.to_json(),
             "slices": [{"name": name, **asdict(counts)} for name, counts in self.slices.items()],
             "replayed": self.replayed,
         }

@@ -17,8 +17,6 @@ from pydantic import (
     Field,
     GetCoreSchemaHandler,
     GetPydanticSchema,
-    ValidationInfo,
-    field_validator,
     model_validator,
 )
 from pydantic.config import JsonDict
@@ -292,16 +290,6 @@ class SlicesGate(AlphaGateSpec):
     )
 
 
-class LoadTestGate(GateSpec):
-    """Judges how the candidate bears the rate of its first step; declared by `shadow.loadTest`."""
-
-    gate: Literal["loadTest"] = Field(default="loadTest", description="Name of the gate.")
-    on_breach: Literal["Hold", "Rollback", "Note"] = Field(
-        default="Hold",
-        description="What clear failures or slowness do: Hold asks a person to resume or abort, Note only says so.",
-    )
-
-
 class ResourceGate(CheckedGateSpec):
     """Checks memory, restarts and queueing time of the candidate's servers."""
 
@@ -389,7 +377,6 @@ GATE_SPECS: Final[Mapping[str, type[GateSpec]]] = {
     "webhook": WebhookGate,
     "promql": PromqlGate,
     "maskAgreement": MaskAgreementGate,
-    "loadTest": LoadTestGate,
     "slices": SlicesGate,
     "cost": CostGate,
     "drift": DriftGate,
@@ -410,7 +397,7 @@ _ALL_AT_ONCE: Final = "steps are for the strategy canary; blueGreen and immediat
 _NOT_JUDGED: Final = "the strategy shadow judges by copies of callers' requests: shadow.enabled must not be false"
 _SERVES_NOBODY: Final = "shadow and abTest promote nothing by themselves: onUndecided must be Hold or Rollback"
 _AB_TEST: Final = "the strategy abTest needs rollout.abTest, and the other strategies take none"
-_OF_PAIRS: Final = frozenset({"maskAgreement", "loadTest", "slices"})
+_OF_PAIRS: Final = frozenset({"maskAgreement", "slices"})
 _NO_SHADOW: Final = "the strategy immediate promotes a revision at once; shadow is for canary and blueGreen"
 _NO_PAIRS: Final = "the gate maskAgreement judges pairs of answers, which only rollout.shadow collects"
 _NO_SPLIT: Final = "the gate drift needs requests to both revisions: canary, abTest, or shadow with steps"
@@ -590,18 +577,6 @@ class RolloutPolicy(ApiValue):
     def longest(self) -> timedelta:
         """The longest time without a decision: the deadline, after the time that an A/B test takes."""
         return self.deadline + (self.ab_test.duration if self.ab_test is not None else timedelta())
-
-    @field_validator("gates")
-    @classmethod
-    def _add_load_test(cls, gates: tuple[GateSpec, ...], info: ValidationInfo) -> tuple[GateSpec, ...]:
-        shadow = info.data.get("shadow")
-        if (
-            shadow is None
-            or not (shadow.enabled and shadow.load_test)
-            or any(isinstance(gate, LoadTestGate) for gate in gates)
-        ):
-            return gates
-        return (*gates, LoadTestGate())
 
     @model_validator(mode="after")
     def _check_steps_suit(self) -> Self:

@@ -26,10 +26,6 @@ class Shadow(ApiValue):
         default=timedelta(minutes=10),
         description="Longest time; then the steps begin with what is known, unless the candidate is probably worse.",
     )
-    load_test: bool = Field(
-        default=False,
-        description="Ask the candidate alone, for 30 s, at the rate of its first step; the gate loadTest judges it.",
-    )
 
     def copies_per_second(self, requests_per_second: float) -> float:
         """Return how many copies a gateway takes at most, of so many requests of callers."""

@@ -30,44 +30,6 @@ SHIFTS: Final = (-0.5, -0.3, -0.2, -0.15, -0.1, -0.05, -0.02, 0.02, 0.05, 0.1, 0
 """Edges of bins of a pair's shift of confidence, the mean score of the candidate's objects less that of stable's."""
 
 
-@dataclass(frozen=True, slots=True)
-class LoadEvidence:
-    """Answers of candidates at the rate of their first step. All arrays have the same leading axes.
-
-    able, ended, stopped [...]: gateways whose comparator can ask so, of those the ones that have ended, and of these
-    the ones that gave up, since stable became slower. wanted_per_s, asked_per_s, answered_per_s [...]: requests a
-    second that the ended ones should have asked for, did ask for, and had answers to. asked, failed [...]: requests,
-    and those among them that failed or hung. latencies [..., K + 1]: answers by latency, as in `EvidenceWindow`; what
-    hung is in the last bin. Records store the numbers in this order: new ones come last.
-    """
-
-    able: Floats
-    ended: Floats
-    stopped: Floats
-    wanted_per_s: Floats
-    asked_per_s: Floats
-    answered_per_s: Floats
-    asked: Floats
-    failed: Floats
-    latencies: Floats
-
-    @classmethod
-    def nothing(cls, shape: tuple[int, ...] = (), *, edges: int = len(EDGES_MS)) -> LoadEvidence:
-        """Return what is known before anybody was asked."""
-        none = np.zeros(shape)
-        return cls(
-            able=none,
-            ended=none,
-            stopped=none,
-            wanted_per_s=none,
-            asked_per_s=none,
-            answered_per_s=none,
-            asked=none,
-            failed=none,
-            latencies=np.zeros((*shape, edges + 1)),
-        )
-
-
 MAX_SLICES: Final = 200
 """Labels of requests that a model's pairs are divided by; pairs of further ones are counted as `OTHER`."""
 OTHER: Final = "other"
@@ -111,7 +73,6 @@ class Pairs:
     other number of the window. slices: the same pairs by the labels of their requests. baseline [..., D + 1]: two
     answers of stable alone to the same request, by how much they differ. shifts [..., S + 1]: pairs whose answers have
     scores, by the shift of confidence, in bins between `SHIFTS`.
-    load: what there is by now, not what is new in this window.
     """
 
     failed: Floats
@@ -121,7 +82,6 @@ class Pairs:
     slices: SlicePairs = field(default_factory=SlicePairs.nothing)
     baseline: Floats = field(default_factory=lambda: np.zeros(len(DISAGREEMENTS) + 1))
     shifts: Floats = field(default_factory=lambda: np.zeros(len(SHIFTS) + 1))
-    load: LoadEvidence = field(default_factory=LoadEvidence.nothing)
 
     @classmethod
     def nothing(cls, shape: tuple[int, ...] = ()) -> Pairs:
@@ -134,7 +94,6 @@ class Pairs:
             callers=np.zeros(shape),
             baseline=np.zeros((*shape, disagreements)),
             shifts=np.zeros((*shape, len(SHIFTS) + 1)),
-            load=LoadEvidence.nothing(shape),
         )
 
 

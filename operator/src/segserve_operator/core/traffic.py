@@ -129,8 +129,7 @@ class Mirror:
     of it.
 
     `percent` of the inference requests are copied to the comparator of the gateway, which asks both groups at most
-    `requests_per_s` of them. has_baseline: stable is also compared with itself. load_per_s: how often it is to ask the
-    candidate alone, for a while; 0 is not at all.
+    `requests_per_s` of them. has_baseline: stable is also compared with itself.
     """
 
     stable: str
@@ -138,7 +137,6 @@ class Mirror:
     percent: int
     requests_per_s: float
     has_baseline: bool = False
-    load_per_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

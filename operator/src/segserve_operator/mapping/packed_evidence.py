@@ -18,7 +18,7 @@ from segserve_operator.core.rollout.counters import (
 )
 from segserve_operator.core.rollout.engine import Progress
 from segserve_operator.core.rollout.plain import from_plain, to_plain
-from segserve_operator.core.rollout.record import LoadRow, PairRow, Row, SliceRow
+from segserve_operator.core.rollout.record import PairRow, Row, SliceRow
 from segserve_operator.core.statistics.sample_ratio import SampleRatio
 
 if TYPE_CHECKING:
@@ -91,8 +91,7 @@ def _pair_values(pairs: PairRow | None) -> list[Any]:
         return []
     bins = (*pairs.latencies, pairs.ratios, pairs.disagreements, pairs.baseline, pairs.shifts)
     slices = [[each.name, *each.failed, _gaps(each.ratios), _gaps(each.disagreements)] for each in pairs.slices]
-    load = [pairs.load.numbers, _gaps(pairs.load.latencies)] if pairs.load is not None else []
-    return [[*pairs.failed, *map(_gaps, bins), slices, load]]
+    return [[*pairs.failed, *map(_gaps, bins), slices]]
 
 
 def unpack_rows(text: str) -> tuple[Row, ...]:
@@ -178,9 +177,9 @@ def _row(at_s: float, seconds: float, weight: int, *rest: Any) -> Row:
 
 
 def _pair_row(neither: int, candidate: int, stable: int, both: int, *rest: Any) -> PairRow:
-    # Those of an earlier release end before the last two, or four.
+    # Those of an earlier release end before the last one, or three, or have one more.
     stable_bins, candidate_bins, ratios, disagreements, baseline, shifts = map(_bins, [*rest[:6], [], []][:6])
-    slices, load = [*rest[6:8], [], []][:2]
+    slices = rest[6] if len(rest) > 6 else []
     return PairRow(
         (neither, candidate, stable, both),
         (stable_bins, candidate_bins),
@@ -189,7 +188,6 @@ def _pair_row(neither: int, candidate: int, stable: int, both: int, *rest: Any) 
         baseline,
         shifts,
         tuple(_slice_row(*each) for each in slices),
-        LoadRow(tuple(load[0]), _bins(load[1])) if load else None,
     )
 
 

@@ -91,7 +91,7 @@ class Asked:
         self.may_answer = asyncio.Event()
         self.may_answer.set()
 
-    async def __call__(self, copy: RequestCopy, group: str, *, keeps: bool = True) -> Answer:
+    async def __call__(self, copy: RequestCopy, group: str) -> Answer:
         self.copies.append((copy, group))
         await self.may_answer.wait()
         return self.answer
@@ -100,8 +100,8 @@ class Asked:
 class OneFace(Asked):
     """A server that finds one object of score 0.9 as large as the image, unless it is asked for surer ones."""
 
-    async def __call__(self, copy: RequestCopy, group: str, *, keeps: bool = True) -> Answer:
-        await super().__call__(copy, group, keeps=keeps)
+    async def __call__(self, copy: RequestCopy, group: str) -> Answer:
+        await super().__call__(copy, group)
         parameters = json_object(copy.body[: int(copy.header_length)])["parameters"]
         return self.answer if parameters.get("score_threshold", 0.5) <= 0.9 else answered(())
 
@@ -199,7 +199,7 @@ async def test_a_parameter_that_is_no_number_makes_no_sample_and_ends_nothing(tm
 
 async def test_an_error_that_nobody_expects_costs_one_sample(tmp_path: Path) -> None:
     class Broken(Asked):
-        async def __call__(self, copy: RequestCopy, group: str, *, keeps: bool = True) -> Answer:
+        async def __call__(self, copy: RequestCopy, group: str) -> Answer:
             if not self.copies:
                 self.copies.append((copy, group))
                 raise RuntimeError("a defect")
@@ -275,8 +275,8 @@ async def test_what_becomes_no_sample_is_counted_with_its_cause(
 
 async def test_a_model_that_hangs_keeps_no_other_one_waiting(tmp_path: Path) -> None:
     class Hung(Asked):
-        async def __call__(self, copy: RequestCopy, group: str, *, keeps: bool = True) -> Answer:
-            return await super().__call__(copy, group, keeps=keeps) if group == "hung" else self.answer
+        async def __call__(self, copy: RequestCopy, group: str) -> Answer:
+            return await super().__call__(copy, group) if group == "hung" else self.answer
 
     asked, sink = Hung(answered()), (tmp_path / "samples").as_uri()
     asked.may_answer.clear()

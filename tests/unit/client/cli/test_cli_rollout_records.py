@@ -18,7 +18,6 @@ from segserve.cli.rollout.power import span_of_shadow
 from segserve.cli.rollout.records import record_of_name
 from segserve.platforms.local import LocalPlatform
 from segserve.platforms.port import Platform
-from segserve_builder.comparator.load import LOAD_TIMING, RAMP
 from segserve_operator.adapters.kube.objects.rollout import evidence_config_map
 from segserve_operator.adapters.local.files import STATE_VARIABLE
 from segserve_operator.adapters.local.rollouts import RolloutFiles
@@ -26,7 +25,6 @@ from segserve_operator.api.shadow import Shadow
 from segserve_operator.core.evidence import EvidenceWindow
 from segserve_operator.core.rollout.decisions import DecisionInput, decide
 from segserve_operator.core.rollout.engine import Progress, Signals
-from segserve_operator.core.rollout.load import TEST_S
 from segserve_operator.core.rollout.record import Record, Row
 from segserve_operator.mapping.packed_evidence import chunks, pack_rows
 
@@ -199,13 +197,9 @@ def test_a_plan_says_what_could_be_seen_before_anything_is_applied(command: Comm
     assert "2 min at 100 requests/s" in busy
 
 
-def test_a_plan_counts_shadow_and_its_load_test() -> None:
-    shadow, tested, timing = Shadow(), Shadow(load_test=True), LOAD_TIMING
-
-    assert len(RAMP) * timing.ramp_s + timing.full_s + timing.late_s == TEST_S
-    assert span_of_shadow(shadow, 10.0) == (40.0, 600.0)
-    assert span_of_shadow(tested, 10.0) == (40.0 + TEST_S, 600.0)
-    assert span_of_shadow(tested, 0.1) == (600.0, 600.0)
+def test_a_plan_counts_shadow() -> None:
+    assert span_of_shadow(Shadow(), 10.0) == (40.0, 600.0)
+    assert span_of_shadow(Shadow(), 0.1) == (600.0, 600.0)
 
 
 def test_a_plan_of_a_model_without_a_policy_says_so(command: Command) -> None:

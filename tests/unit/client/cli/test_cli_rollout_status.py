@@ -170,7 +170,6 @@ def test_shadow_says_how_many_copies_are_compared_and_how_long_it_takes_at_most(
     [
         ("ConfidenceShifted", "its scores have shifted"),
         ("MasksDiffer", "its masks differ"),
-        ("SlowUnderLoad", "it does not bear the rate of its first step"),
     ],
 )
 def test_a_hold_in_shadow_says_what_a_person_has_to_decide(reason: str, why: str) -> None:

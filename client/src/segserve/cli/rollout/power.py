@@ -15,7 +15,6 @@ from segserve.platforms.rollouts.words import span
 from segserve_operator.api.rollout_policy import RolloutPolicy, Slo, gate_name
 from segserve_operator.api.segmentation_model import SegmentationModel
 from segserve_operator.api.shadow import Shadow
-from segserve_operator.core.rollout.load import TEST_S
 from segserve_operator.core.rollout.power import Preview, preview
 from segserve_operator.core.rollout.record import Record
 
@@ -45,9 +44,8 @@ def _preview(model: SegmentationModel, rps: float, minutes: float) -> str:
     if shadow is None:
         return "\n".join(lines)
     between_s = span_of_shadow(shadow, rps)
-    test = f", the last {span(TEST_S)} of them for the load test" if shadow.load_test else ""
     copies = f"{shadow.copies_per_second(rps):.2g} copies a second and no request of a caller"
-    lines.insert(1, f"first {_range(between_s)} of Shadow, where the gateway compares{test}: {copies}")
+    lines.insert(1, f"first {_range(between_s)} of Shadow, where the gateway compares: {copies}")
     if not by_person and math.isfinite(summary.promoted_s):
         minutes_s = [60.0 * round((each + summary.promoted_s) / 60.0) for each in between_s]
         lines[-1] += f", with Shadow before it in {_range(minutes_s)}"
@@ -57,7 +55,7 @@ def _preview(model: SegmentationModel, rps: float, minutes: float) -> str:
 def span_of_shadow(shadow: Shadow, rps: float) -> tuple[float, float]:
     """Return the shortest and the longest time that Shadow takes before the first step."""
     longest_s = shadow.max_duration.total_seconds()
-    shortest_s = shadow.min_requests / shadow.copies_per_second(rps) + (TEST_S if shadow.load_test else 0.0)
+    shortest_s = shadow.min_requests / shadow.copies_per_second(rps)
     return min(shortest_s, longest_s), longest_s
 
 

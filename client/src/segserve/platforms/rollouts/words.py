@@ -14,7 +14,6 @@ from segserve_operator.api.rollout_policy import Slo, gate_name
 from segserve_operator.core.evidence import EDGES_MS
 from segserve_operator.core.gates import GATES
 from segserve_operator.core.gates.base import CheckedGateType, GateType, Outcome, Verdict
-from segserve_operator.core.gates.load import UNDER_LOAD, is_awaited
 from segserve_operator.core.gates.mask_agreement import CONFIDENCE_SHIFTED
 from segserve_operator.core.models.events import DEADLINE_PASSED, SPLIT_NOT_AS_WRITTEN, TOO_OFTEN
 from segserve_operator.core.models.requests import RolloutRequest
@@ -164,16 +163,12 @@ def awaited(view: RolloutView, outlook: Forecast | None) -> str:
 def _decision_awaited(view: RolloutView) -> str:
     """Return what a person has to decide in Shadow."""
     reasons = {verdict.reason for verdict in view.record.verdicts} if view.record is not None else set()
-    if reasons & UNDER_LOAD:
-        return f"you, as it does not bear the rate of its first step: `segserve rollout resume {view.model}` or `abort`"
     if CONFIDENCE_SHIFTED in reasons:
         return f"you, as its scores have shifted: `segserve rollout resume {view.model}` or `abort`"
     return f"you, as its masks differ: `segserve rollout sheet {view.model}` shows them, then `resume` or `abort`"
 
 
 def _copies_awaited(view: RolloutView, outlook: Forecast) -> str:
-    if view.record is not None and is_awaited(view.record.gates):
-        return "the end of its load test, at the rate of its first step"
     less = "proof that it is no worse than tolerated"
     return less if outlook.wait is Wait.HARM else "copies of callers' requests to compare"
 

@@ -142,7 +142,6 @@ def write_comparisons(folder: ComparatorFolder, plan: TrafficPlan) -> None:
             candidate=route.mirror.candidate,
             requests_per_s=route.mirror.requests_per_s,
             has_baseline=route.mirror.has_baseline,
-            load_per_s=route.mirror.load_per_s,
         )
         for route in plan.routes
         if route.mirror is not None

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, TypeAlias
 
 import httpx
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from segserve_builder.capture.rule import CaptureFolder
 from segserve_builder.comparator.folder import COMPARISONS, ComparatorFolder
@@ -16,7 +16,7 @@ from segserve_common.http.guard import get_bounded
 from segserve_common.http.urls import RequestError
 from segserve_operator.adapters.traffic.envoy_admin import WITHOUT_TLS
 from segserve_operator.core.evidence import MAX_LABEL_LENGTH, MAX_SLICES
-from segserve_operator.core.rollout.counters import LoadCounts, PairCounts, SliceCounts
+from segserve_operator.core.rollout.counters import PairCounts, SliceCounts
 
 TIMEOUT_S: Final = 0.3
 """A comparator that takes longer is left out of a sample."""
@@ -26,7 +26,6 @@ _Name: TypeAlias = Annotated[str, Field(max_length=300)]
 _Bins: TypeAlias = Annotated[
     tuple[tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], _Count], ...], Field(max_length=500)
 ]
-_Rate: TypeAlias = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 _Histogram: TypeAlias = Annotated[tuple[_Count, ...], Field(max_length=50)]
 
 
@@ -39,26 +38,6 @@ class _Slice(BaseModel):
     failed: tuple[_Count, _Count, _Count, _Count] = (0, 0, 0, 0)
     ratios: _Histogram = ()
     disagreements: _Histogram = ()
-
-
-class _Load(BaseModel):
-    """The fields of `LoadCounts`."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True, from_attributes=True)
-
-    can: bool = False
-    ended: bool = False
-    stopped: bool = False
-    wanted_per_s: _Rate = 0.0
-    asked_per_s: _Rate = 0.0
-    answered_per_s: _Rate = 0.0
-    asked: _Count = 0
-    failed: _Count = 0
-    latencies: _Bins = ()
-
-
-def _read_load(value: Any) -> LoadCounts:
-    return LoadCounts(**dict(_Load.model_validate(value)))
 
 
 class _Pairs(BaseModel):
@@ -77,7 +56,6 @@ class _Pairs(BaseModel):
     slices: Annotated[tuple[_Slice, ...], Field(max_length=MAX_SLICES + 1)] = ()
     baseline: _Histogram = ()
     shifts: _Histogram = ()
-    load: Annotated[LoadCounts, BeforeValidator(_read_load)] = LoadCounts()
     replayed: tuple[_Count, _Count, _Count, _Count] = (0, 0, 0, 0)
 
 

@@ -10,7 +10,6 @@ from typing import Final, Literal
 from segserve_operator.api.meta import format_duration
 from segserve_operator.core.gates import ab_test
 from segserve_operator.core.gates.base import Outcome, Verdict
-from segserve_operator.core.gates.load import UNDER_LOAD, is_awaited
 from segserve_operator.core.gates.mask_agreement import CONFIDENCE_SHIFTED, MASKS_DIFFER
 from segserve_operator.core.models.drift import DRIFTING
 from segserve_operator.core.models.golden_scores import UNAVAILABLE
@@ -187,22 +186,16 @@ def _shadow(result: DecisionResult) -> str:
     text = f"Shadow: {counted} requests compared, no caller has its answers"
     if result.wait is Wait.PERSON:
         return f"{text}; {_held_by(result)}"
-    if result.wait is Wait.DATA and not few and is_awaited(result.record.gates):
-        return f"{text}; it is asked at the rate of its first step"
     if result.wait is Wait.HARM:
         return f"{text}; it could still be worse than tolerated"
     return text if result.wait is Wait.DATA and few else f"{text}; {WAITS[result.wait]}"
 
 
-OTHER_HOLDS: Final = UNDER_LOAD | {CONFIDENCE_SHIFTED}
-"""Reasons of verdicts that hold a rollout in Shadow, and say what a person has to decide."""
-
-
 def _held_by(result: DecisionResult) -> str:
     """Return what a person has to decide about in Shadow."""
     verdicts = with_verdicts(result.record, result.skipped).verdicts
-    load = next((each.message for each in verdicts if each.reason in OTHER_HOLDS), None)
-    return load or "its masks differ from stable's: look at `segserve rollout sheet`, then resume or abort it"
+    shifted = next((each.message for each in verdicts if each.reason == CONFIDENCE_SHIFTED), None)
+    return shifted or "its masks differ from stable's: look at `segserve rollout sheet`, then resume or abort it"
 
 
 def _tested(result: DecisionResult) -> tuple[str, str]:

@@ -12,7 +12,6 @@ from segserve_operator.api.rollout_policy import MaskAgreementGate
 from segserve_operator.core.drift.comparison import RevisionComparison
 from segserve_operator.core.drift.watch import DriftWatch
 from segserve_operator.core.failure import STATUS_UNREADABLE
-from segserve_operator.core.gates import load
 from segserve_operator.core.gates.base import Verdict
 from segserve_operator.core.gates.checks import Check
 from segserve_operator.core.models.actions import (
@@ -51,9 +50,7 @@ from segserve_operator.core.models.slo import watches
 from segserve_operator.core.models.update import spread, with_template
 from segserve_operator.core.rollout.batches import answered
 from segserve_operator.core.rollout.decisions import decide_all
-from segserve_operator.core.rollout.load import load_per_s
 from segserve_operator.core.rollout.phases import Phase, Signal
-from segserve_operator.core.rollout.policy import engine_policy
 from segserve_operator.core.rollout.record import Record, RolloutState
 from segserve_operator.core.scaling import PoolLoad
 from segserve_operator.core.traffic import AccessRule, Endpoint, Mirror, Route, RouteAffinity, Share, TrafficPlan
@@ -300,17 +297,7 @@ def _mirror(
         shadow.percent,
         shadow.max_requests_per_second,
         has_baseline=any(isinstance(gate, MaskAgreementGate) and gate.minimum is None for gate in policy.gates),
-        load_per_s=_load_per_s(record, state, world) if shadow.load_test and record is not None else 0.0,
     )
-
-
-def _load_per_s(record: Record, state: RolloutState, world: Observed) -> float:
-    """Return how often each gateway is to ask the candidate alone, once enough pairs are counted; 0 is not at all."""
-    policy, test = engine_policy(record.policy), record.gates.get(load.NAME)
-    few = policy.shadow is None or float(record.progress.seen) < policy.shadow.min_requests
-    if few or test is None or bool(test.is_done) or load.NAME in state.skipped:
-        return 0.0
-    return load_per_s(policy, record.progress, max(len(record.seen), 1), world.now_s)
 
 
 def _keeps_pairs(model: ModelObserved, state: RolloutState | None, world: Observed) -> Literal[True] | None:

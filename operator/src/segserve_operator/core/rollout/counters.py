@@ -43,30 +43,10 @@ class SliceCounts(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class LoadCounts:
-    """Counters of one gateway's comparator that asked the candidate alone, at the rate of the first step.
-
-    can: this comparator is of a release that can do so; all else is of a test that has `ended`. stopped: it gave up,
-    as stable became slower. wanted_per_s, asked_per_s, answered_per_s: requests a second. failed: those of `asked` that
-    failed or hung. latencies: of answers, as in `SeriesCounts`; what hung is in the last bin.
-    """
-
-    can: bool = False
-    ended: bool = False
-    stopped: bool = False
-    wanted_per_s: float = 0.0
-    asked_per_s: float = 0.0
-    answered_per_s: float = 0.0
-    asked: int = 0
-    failed: int = 0
-    latencies: tuple[tuple[float, int], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class PairCounts:
     """Counters of the pairs that one gateway's comparator asked two groups for, about one model.
 
-    `baseline` and `shifts` are as in `core.evidence.Pairs`, and `load` is of its load test.
+    `baseline` and `shifts` are as in `core.evidence.Pairs`.
     `epoch` changes when the comparator starts anew, or compares other groups: it then counts from zero. failed: pairs
     by (stable failed, candidate failed): neither, the candidate alone, stable alone, both. latencies: of stable and
     candidate, as in `SeriesCounts`. ratios, disagreements: as in `core.evidence.Pairs`. dropped: copies that were not
@@ -84,7 +64,6 @@ class PairCounts:
     dropped: int = 0
     baseline: tuple[int, ...] = ()
     shifts: tuple[int, ...] = ()
-    load: LoadCounts = LoadCounts()
     slices: tuple[SliceCounts, ...] = ()
     replayed: tuple[int, int, int, int] = (0, 0, 0, 0)
 

@@ -20,7 +20,6 @@ from segserve_operator.core.evidence import (
     slice_name,
 )
 from segserve_operator.core.rollout.counters import Counters, PairCounts, Sample, SliceCounts
-from segserve_operator.core.rollout.load import load_of
 from segserve_operator.core.rollout.windows import first_reference
 
 
@@ -79,7 +78,6 @@ def pairs_between(
         pairs,
         baseline=sum((_bins(was.baseline, at.baseline, len(pairs.baseline)) for was, at in compared), pairs.baseline),
         shifts=sum((_bins(was.shifts, at.shifts, len(pairs.shifts)) for was, at in compared), pairs.shifts),
-        load=load_of([at.load for _, at in compared], edges),
         slices=_slices(compared),
     )
     return EvidenceWindow.of_pairs(callers.seconds, total.latencies, pairs)

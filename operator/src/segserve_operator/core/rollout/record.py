@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, Final, TypeAlias
 
@@ -16,7 +16,6 @@ from segserve_operator.core.evidence import (
     SHIFTS,
     EvidenceWindow,
     Floats,
-    LoadEvidence,
     Pairs,
     SlicePairs,
 )
@@ -29,7 +28,6 @@ LAST_WORDS_S: Final = 600.0
 AGES_S: Final = ((3600.0, 60.0), (120.0, 15.0))
 """(age, length) in seconds: rows older than the age are merged to that length."""
 _FINEST_S: Final = AGES_S[-1][1]
-LOAD_NUMBERS: Final = tuple(each.name for each in fields(LoadEvidence) if each.name != "latencies")
 
 Bins: TypeAlias = tuple[tuple[int, int], ...]
 """(bin, count) of the bins that are not empty, in rising order."""
@@ -86,14 +84,6 @@ class SliceRow:
 
 
 @dataclass(frozen=True, slots=True)
-class LoadRow:
-    """A load test as it was known by the end of a stored window; `numbers` are in the order of `LOAD_NUMBERS`."""
-
-    numbers: tuple[float, ...]
-    latencies: Bins = ()
-
-
-@dataclass(frozen=True, slots=True)
 class PairRow:
     """A stored window's pairs: by whether stable and the candidate failed, as in `PairCounts`, and by bin."""
 
@@ -104,7 +94,6 @@ class PairRow:
     baseline: Bins = ()
     shifts: Bins = ()
     slices: tuple[SliceRow, ...] = ()
-    load: LoadRow | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +185,6 @@ def _pair_row(window: EvidenceWindow) -> PairRow | None:
         _sparse(window.pairs.baseline),
         _sparse(window.pairs.shifts),
         _slice_rows(window.pairs.slices),
-        _load_row(window.pairs.load),
     )
 
 
@@ -212,12 +200,6 @@ def _slice_rows(slices: SlicePairs) -> tuple[SliceRow, ...]:
         for at, name in enumerate(slices.names)
         if slices.failed[at].any()
     )
-
-
-def _load_row(load: LoadEvidence) -> LoadRow | None:
-    if not load.able:
-        return None
-    return LoadRow(tuple(float(getattr(load, name)) for name in LOAD_NUMBERS), _sparse(load.latencies))
 
 
 def window_of(row: Row, bins: int) -> EvidenceWindow:
@@ -240,7 +222,6 @@ def window_of(row: Row, bins: int) -> EvidenceWindow:
         baseline=_dense(row.pairs.baseline, len(DISAGREEMENTS) + 1),
         shifts=_dense(row.pairs.shifts, len(SHIFTS) + 1),
         slices=_slice_pairs(row.pairs.slices),
-        load=_load_evidence(row.pairs.load, bins),
     )
     return EvidenceWindow.of_pairs(seconds, latencies, pairs)
 
@@ -252,13 +233,6 @@ def _slice_pairs(rows: tuple[SliceRow, ...]) -> SlicePairs:
         slices.ratios[at] = _dense(row.ratios, slices.ratios.shape[-1])
         slices.disagreements[at] = _dense(row.disagreements, slices.disagreements.shape[-1])
     return slices
-
-
-def _load_evidence(row: LoadRow | None, bins: int) -> LoadEvidence:
-    if row is None:
-        return LoadEvidence.nothing()
-    numbers = {name: np.array(number) for name, number in zip(LOAD_NUMBERS, row.numbers, strict=False)}
-    return replace(LoadEvidence.nothing(), **numbers, latencies=_dense(row.latencies, bins))
 
 
 def kept(rows: tuple[Row, ...], new: Row) -> tuple[Row, ...]:
@@ -314,7 +288,6 @@ def _sum_of_pairs(rows: tuple[PairRow, ...]) -> PairRow | None:
         _added([row.baseline for row in rows]),
         _added([row.shifts for row in rows]),
         _sum_of_slices([each for row in rows for each in row.slices]),
-        next((row.load for row in reversed(rows) if row.load is not None), None),
     )
 
 
