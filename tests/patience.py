@@ -38,7 +38,6 @@ DEADLINES: Final[Mapping[str, tuple[str, ...]]] = {
     "segserve_operator.adapters.checks.expressions": ("TIMEOUT_S",),
     "segserve_operator.adapters.checks.gateway": ("CONNECT_S",),
     "segserve_operator.adapters.checks.probe": ("TIMEOUT_S",),
-    "segserve_operator.adapters.checks.replay": ("TIMEOUT_S",),
     "segserve_operator.adapters.checks.triton_queue": ("TIMEOUT_S",),
     "segserve_operator.adapters.kube.resources": ("TIMEOUT_S",),
     "segserve_operator.adapters.local.comparator": ("END_GRACE_S",),

@@ -166,21 +166,3 @@ async def test_another_golden_set_during_a_rollout_is_scored_by_both(world: Clus
 
     assert set().union(*scored(world).values()) == {"2" * 64}
     assert len(scored(world)) == 2
-
-
-async def test_where_nobody_calls_shadow_asks_servers_for_their_private_set_without_any_gate_for_it(
-    world: ClusterWorld, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    count_requests(world, monkeypatch, per_pass=0)
-    world.apply_pool(replicas=2, gateway={"shadow": True})
-    # Neither answers the first image, whose fault that is.
-    nothing = float("nan")
-    world.qualities = {"1": [nothing] + [0.9] * 12, "2": [nothing] + [0.9] * 9 + [nothing] * 3}
-    await changed(world, rollout={"gates": [{"gate": "errorRate"}], "shadow": {}})
-    state = await ended(world)
-    await world.turns(5)
-
-    assert (state["phase"], state["reason"]) == ("RolledBack", "ReplayFailed")
-    assert "9 of 12 images" in state["message"]
-    assert list(world.weights("coins").values()) == [100]
-    assert scored(world) == {}

@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import timedelta
 
-from fakes.platform import InMemoryStore, Verdict, World
+from fakes.platform import InMemoryStore, World
 from fakes.rollout_world import FIRST, POLICY, SECOND, Rollout
-from segserve_builder.spec.model_spec import Golden
 from segserve_operator.api.shadow import Shadow
-from segserve_operator.core.gates.checks import Check, CheckResult
 from segserve_operator.core.models.events import SIGNALS
 from segserve_operator.core.models.observed import PoolObserved
 from segserve_operator.core.rollout.phases import ENDED, Phase, Signal
@@ -207,16 +205,6 @@ async def test_a_rollout_that_began_under_a_release_without_that_default_goes_on
         assert Phase.SHADOW not in {decision.phase for decision in rollout.record.decisions}, phase
 
 
-def replays(rollout: Rollout, replayed: tuple[int, int, int, int]) -> None:
-    """Let segserve's own requests be answered so."""
-
-    def answer(check: Check) -> CheckResult:
-        rollout.world.traffic.replay("coins", replayed)
-        return CheckResult(check.key, rollout.world.now_s, asked=(sum(replayed), sum(replayed)))
-
-    rollout.world.found.answers["replay"] = answer
-
-
 async def shadow_s(rollout: Rollout) -> tuple[RolloutState, float]:
     """Return the state after Shadow, and how many seconds it took."""
     began = await rollout.until(is_in_shadow)
@@ -224,115 +212,24 @@ async def shadow_s(rollout: Rollout) -> tuple[RolloutState, float]:
     return state, state.since_s - began.since_s
 
 
-async def test_where_nobody_calls_the_golden_images_are_replayed_and_the_steps_begin_at_once() -> None:
+async def test_where_nobody_calls_the_steps_begin_after_a_minute() -> None:
     rollout = Rollout(requests_per_s=0)
-    replays(rollout, (8, 0, 0, 0))
     await rollout.begin(SHADOW)
     state, seconds = await shadow_s(rollout)
 
     assert (state.phase, state.weight, state.reason) == (Phase.PROGRESSING, 5, "ShadowUnused")
     assert 60 <= seconds <= 65
-    assert [check.purpose for check in rollout.world.found.begun].count("replay") == 1
-    assert ("shadowReplay", "Replayed") in {(each.gate, each.reason) for each in rollout.record.verdicts}
     assert float(rollout.record.progress.seen) == 0
     assert all(each.same for each in replay(rollout.record))
 
 
-async def test_a_candidate_that_fails_the_golden_images_is_stopped_where_nobody_calls() -> None:
-    for replayed, phase in (((5, 3, 0, 0), Phase.ROLLED_BACK), ((4, 3, 0, 1), Phase.PROGRESSING)):
-        rollout = Rollout(requests_per_s=0)
-        replays(rollout, replayed)
-        await rollout.begin(SHADOW)
-        state, _ = await shadow_s(rollout)
-
-        assert (state.phase, state.reason) == (phase, "ReplayFailed" if phase in ENDED else "ShadowUnused")
-        assert ("5 of 8" in state.message) is (phase is Phase.ROLLED_BACK)
-
-
-async def test_images_that_cannot_be_replayed_keep_nobody_waiting() -> None:
-    rollout = Rollout(requests_per_s=0)
-    rollout.world.found.answers["replay"] = lambda check: CheckResult(check.key, 0.0, problem="no comparator")
-    await rollout.begin(SHADOW)
-    state, seconds = await shadow_s(rollout)
-
-    assert (state.phase, state.reason) == (Phase.PROGRESSING, "ShadowUnused")
-    assert seconds <= 65
-
-
-WITH_SET = SECOND.model_copy(update={"golden": Golden(uri="s3://private/golden", sha256="1" * 64)})
-UNANSWERED = float("nan")
-
-
-def asks_for_scores(rollout: Rollout) -> set[str]:
-    """Return the revisions whose servers are asked to score a golden set."""
-    assignments = [group.assignment for group in rollout.world.fleet.members.values()]
-    return {each.revision for told in assignments for each in told.models if each.scoring is not None}
-
-
-async def test_where_nobody_calls_servers_are_asked_the_golden_set_that_they_alone_can_fetch() -> None:
-    rollout = Rollout(requests_per_s=0)
-    rollout.world.fleet.qualities = {FIRST.revision: [0.9] * 12, SECOND.revision: [0.1] * 11 + [UNANSWERED]}
-    replays(rollout, (8, 0, 0, 0))
-    await rollout.begin(SHADOW, WITH_SET)
-    await rollout.until(is_in_shadow)
-    before = asks_for_scores(rollout)
-    await rollout.until(lambda _: bool(asks_for_scores(rollout)), 70)
-    asked = asks_for_scores(rollout)
-    state = await rollout.until(has_left_shadow, 10)
-    await rollout.second()
-    replayed = next(each for each in rollout.record.verdicts if each.gate == "shadowReplay")
-
-    assert (before, asked) == (set(), {FIRST.revision, SECOND.revision})
-    assert (state.phase, state.reason) == (Phase.PROGRESSING, "ShadowUnused")
-    assert replayed.reason == "Replayed"
-    assert "19 of 20 images" in replayed.message
-    assert asks_for_scores(rollout) == set()
-    assert all(each.same for each in replay(rollout.record))
-
-
-async def test_a_candidate_that_alone_answers_no_golden_images_of_its_servers_is_stopped_where_nobody_calls() -> None:
-    for stable, phase in ((0.9, Phase.ROLLED_BACK), (UNANSWERED, Phase.PROGRESSING)):
-        rollout = Rollout(requests_per_s=0)
-        failing = {SECOND.revision: [0.9] * 9 + [UNANSWERED] * 3, FIRST.revision: [0.9] * 11 + [stable]}
-        rollout.world.fleet.qualities = failing
-        replays(rollout, (8, 0, 0, 0))
-        await rollout.begin(SHADOW, WITH_SET)
-        state, _ = await shadow_s(rollout)
-
-        assert (state.phase, state.reason) == (phase, "ReplayFailed" if phase in ENDED else "ShadowUnused")
-
-
-async def test_a_golden_set_that_servers_cannot_score_keeps_nobody_waiting() -> None:
-    rollout = Rollout(requests_per_s=0)
-    rollout.world.fleet.verdicts[WITH_SET.golden.sha256] = Verdict("SourceUnauthorized")
-    replays(rollout, (8, 0, 0, 0))
-    await rollout.begin(SHADOW, WITH_SET)
-    state, seconds = await shadow_s(rollout)
-
-    assert (state.phase, state.reason) == (Phase.PROGRESSING, "ShadowUnused")
-    assert 60 <= seconds <= 65
-
-
-async def test_without_a_comparator_that_takes_images_the_servers_answers_are_known() -> None:
-    rollout = Rollout(requests_per_s=0)
-    rollout.world.fleet.qualities = {FIRST.revision: [0.9] * 12, SECOND.revision: [UNANSWERED] * 12}
-    rollout.world.found.answers["replay"] = lambda check: CheckResult(check.key, 0.0, problem="no comparator")
-    await rollout.begin(SHADOW, WITH_SET)
-    state, _ = await shadow_s(rollout)
-
-    assert (state.phase, state.reason) == (Phase.ROLLED_BACK, "ReplayFailed")
-    assert "0 of 12 images" in state.message
-
-
-async def test_slow_traffic_is_waited_for_and_nothing_is_replayed() -> None:
+async def test_slow_traffic_is_waited_for() -> None:
     rollout = Rollout(requests_per_s=0.1)
-    replays(rollout, (8, 0, 0, 0))
     await rollout.begin(SHADOW)
     state, seconds = await shadow_s(rollout)
 
     assert (state.phase, state.reason) == (Phase.PROGRESSING, "ShadowOver")
     assert seconds >= 600
-    assert not [check for check in rollout.world.found.begun if check.purpose == "replay"]
 
 
 async def test_a_pause_ends_the_copies_and_a_resume_brings_them_back() -> None:

@@ -82,7 +82,7 @@ async def running_comparator(folder: ComparatorFolder, **options: Any) -> AsyncI
         return serve
 
     folder.path.mkdir(parents=True, exist_ok=True)
-    handled = {folder.copies: comparator.take, folder.replays: comparator.take, folder.control: comparator.tell}
+    handled = {folder.copies: comparator.take, folder.control: comparator.tell}
     servers = [await asyncio.start_unix_server(serving(each), path) for path, each in handled.items()]
     try:
         yield comparator

@@ -158,7 +158,6 @@ async def comparing(
         stack.push_async_callback(comparator.close)
         for path, handler in (
             (paths.copies, comparator.take),
-            (paths.replays, comparator.take_replay),
             (paths.control, comparator.control),
         ):
             await stack.enter_async_context(serving(path, handler, max_body=MAX_BODY, budget=budget))

@@ -349,11 +349,6 @@ class RecordedTraffic:
             else _counted(was.disagreements, DISAGREEMENTS, disagreement, failed[0]),
         )
 
-    def replay(self, model: str, replayed: tuple[int, int, int, int]) -> None:
-        """Let both groups of the model's mirror be asked segserve's own requests; as `PairCounts.replayed`."""
-        self.compare(model, (0, 0, 0, 0))
-        self.pairs[model] = replace(self.pairs[model], replayed=replayed)
-
     def groups_of(self, model: str) -> dict[str, int]:
         """Return the weight of every group that gets requests of a model."""
         routes = self.plan.routes if self.plan else ()

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import socket
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Final
@@ -208,28 +207,6 @@ def test_copies_stop_a_candidate_with_wrong_masks_before_any_caller_and_let_a_go
     assert (began, phase) == ("Shadow", "Progressing")
     # On a busy machine some may have no answer in time, but none has a wrong one.
     assert [call for call in (*ended.load.calls, *load.calls) if call.bad and not call.error] == []
-
-
-def test_where_nobody_calls_servers_are_asked_the_golden_set_that_they_fetched(
-    rolling: ServedNamespace, cluster: Cluster, artifacts: ArtifactServer
-) -> None:
-    """More images than the built-in one, which the operator sends at most eight times."""
-    rollout = {**WITHOUT_SHADOW, "steps": [{"weight": 50, "pause": True}], "gates": [{"gate": "errorRate"}]}
-    candidate = coins(158, rollout={**rollout, "shadow": {"maxDuration": "10m"}})
-    images = [replace(labelled_coins(), name=f"coins-{number}") for number in range(12)]
-    golden = recorded(candidate, COINS / "coins-unet.onnx", images, artifacts.folder / "replayed")
-    candidate["spec"]["golden"] = golden | {"uri": f"{artifacts.url}/replayed/"}
-    rolling.apply(candidate)
-    phase = reached(rolling, revision_of(candidate), "Progressing", *ENDED)
-    name = rolling.status("coins")["rollout"]["name"]
-    record = json.loads(cluster.kubectl("-n", rolling.name, "get", "segmentationrollout", name, "-o", "json"))
-    replayed = next(each for each in record["status"]["verdicts"] if each["gate"] == "shadowReplay")
-    counted = re.search(r"answered (\d+) of (\d+) images", replayed["message"])
-
-    assert phase == "Progressing"
-    assert replayed["reason"] == "Replayed"
-    assert counted is not None
-    assert int(counted[1]) == int(counted[2]) >= 12
 
 
 def test_services_of_tenants_are_called_from_a_container_that_has_no_token(

@@ -20,12 +20,10 @@ from fakes.gateway_clients import Load, ask, by_grpc, by_http, by_stream, served
 from fakes.triton import StubTriton
 from fakes.waiting import HANG_S, eventually
 from segserve_builder.comparator.folder import COMPARISONS, ComparatorFolder, Comparison
-from segserve_operator.adapters.checks.gateway import GROUP_HEADER, InternalGateway
 from segserve_operator.adapters.traffic.envoy_admin import EnvoyAdmin
 from segserve_operator.adapters.traffic.envoy_config import EnvoyFiles
-from segserve_operator.adapters.traffic.envoy_mirror import CLUSTER, MAX_COPIES, REPLAY_GROUP
+from segserve_operator.adapters.traffic.envoy_mirror import CLUSTER, MAX_COPIES
 from segserve_operator.api.session_affinity import SessionAffinity
-from segserve_operator.core.gates.checks import CheckError
 from segserve_operator.core.rollout.counters import PairCounts, Series
 from segserve_operator.core.traffic import Mirror, RouteAffinity, Share, TrafficPlan
 
@@ -282,23 +280,3 @@ async def attempts(gateway: RunningGateway) -> dict[str, int]:
     for series, counts in counted.by_series.items() if counted is not None else ():
         totals[series.group] += counts.attempts
     return totals
-
-
-async def test_segserves_own_images_reach_the_comparator_and_those_of_callers_never_do(
-    gateway: RunningGateway, old: StubTriton, new: StubTriton
-) -> None:
-    async def internal_url() -> str:
-        return f"http://{gateway.internal}"
-
-    own = InternalGateway(internal_url)
-    async with running_comparator(shared_with(gateway)) as comparator:
-        await gateway.traffic.apply(plan(old, new, mirror=None))
-        with pytest.raises(CheckError, match="it answered 200"):  # the stand-in says nothing of taking it
-            await own.replay("coins", b"golden", timeout_s=HANG_S)
-        answer = await ask(gateway, INFER, content=b"image", headers={GROUP_HEADER: REPLAY_GROUP})
-    await own.close()
-
-    (replayed,) = comparator.copies
-    assert replayed.path == INFER
-    assert replayed.body.endswith(b"golden")
-    assert answer.json()["model_version"] == "old"

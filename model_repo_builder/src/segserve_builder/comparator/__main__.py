@@ -47,7 +47,6 @@ async def _run(folder: ComparatorFolder, gateway: str, max_request_bytes: int, s
             for at, handler, max_body in (
                 (folder.control, comparator.control, 0),
                 (folder.copies, comparator.take, max_request_bytes + 5),  # the frame of a gRPC message comes on top
-                (folder.replays, comparator.take_replay, max_request_bytes),
             ):
                 await stack.enter_async_context(serving(at, handler, max_body=max_body, budget=budget))
             if sheets_port is not None:

@@ -44,7 +44,6 @@ class ComparedModel:
     pairs: set[asyncio.Task[None]] = field(default_factory=set)
     asked: int = 0
     first_asked_s: float = 0.0
-    replays: int = 0
     compared: int = 0
     kept: list[KeptPair] = field(default_factory=list)
     """The pairs that agree least, the least first."""

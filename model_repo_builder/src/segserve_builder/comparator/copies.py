@@ -49,7 +49,7 @@ class RequestCopy:
     """An inference as a caller sent it: over HTTP a body and what its headers say of it, over gRPC a message.
 
     in_stream: it continues a stream, whose next image only the caller may send. slice: the label by which the caller
-    says where it comes from, empty without one. replayed: it is segserve's own.
+    says where it comes from, empty without one.
     """
 
     model: str
@@ -60,7 +60,6 @@ class RequestCopy:
     header_length: str = ""
     in_stream: bool = False
     slice: str = ""
-    replayed: bool = False
 
 
 def image_digest(copy: RequestCopy) -> bytes:

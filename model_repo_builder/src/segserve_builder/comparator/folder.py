@@ -31,8 +31,7 @@ COMPARISONS: Final = TypeAdapter(dict[str, Comparison | None])
 class ComparatorFolder:
     """A folder with UNIX sockets and a file.
 
-    Envoy sends copies of callers' requests over HTTP/1.1 to `copies`, those of gRPC too, framed as gRPC frames them,
-    and segserve's own requests, to replay where callers bring none, over HTTP/1.1 to `replays`.
+    Envoy sends copies of callers' requests over HTTP/1.1 to `copies`, those of gRPC too, framed as gRPC frames them.
     `comparisons` is replaced whole by the gateway's side, and contains `COMPARISONS` as JSON. At `control`, over
     HTTP/1.1, the comparator tells its counts (GET /pairs) and shows the pairs that differ most
     (GET /sheet?model=NAME).
@@ -44,11 +43,6 @@ class ComparatorFolder:
     def copies(self) -> Path:
         """The socket for copies of requests."""
         return self.path / "copies.sock"
-
-    @property
-    def replays(self) -> Path:
-        """The socket for segserve's own requests."""
-        return self.path / "replays.sock"
 
     @property
     def control(self) -> Path:

@@ -45,8 +45,6 @@ PAIRS_PER_MODEL: Final = 4
 PAIRS: Final = 8
 """Pairs under way at once, of a model and of all."""
 WAITING_PER_MODEL: Final = 16
-MOST_REPLAYS: Final = 64
-"""Of segserve's own requests, of one comparison."""
 REFRESH_S: Final = 0.2
 MAX_COMPARISONS_BYTES: Final = 2**20
 SHEET_BYTES: Final = 64 * 2**20
@@ -121,21 +119,6 @@ class Comparator:
             model.waiting.append(copy)
             self._start_pairs()
         return _TAKEN if copy is None or copy.protocol == "http" else _TAKEN_GRPC
-
-    def take_replay(self, request: ReceivedRequest) -> HttpReply:
-        """Take a request of segserve's own, and say whether it will be asked."""
-        copy = read_copy(request)
-        self.refresh()
-        model = self._models.get(copy.model) if copy is not None else None
-        has_room = model is not None and len(model.waiting) < WAITING_PER_MODEL and model.replays < MOST_REPLAYS
-        if copy is None or model is None or not has_room:
-            self._budget.give_back(len(request.body or b""))
-            return HttpReply(429 if request.body is None or model is not None else 404)
-        self._budget.give_back(len(request.body or b"") - len(copy.body))
-        model.replays += 1
-        model.waiting.append(replace(copy, replayed=True))
-        self._start_pairs()
-        return _TAKEN
 
     def control(self, request: ReceivedRequest) -> HttpReply:
         """Answer a question of the gateway's side."""
@@ -264,16 +247,14 @@ class Comparator:
 
     async def _pair(self, model: ComparedModel, copy: RequestCopy, *, counts: bool) -> None:
         try:
-            if not copy.replayed and model.is_baseline(counts=counts):
+            if model.is_baseline(counts=counts):
                 await self._compare_stable(model, copy, warms=not counts)
                 return
             stable, candidate = await self._ask_both(model, copy)
-            if copy.replayed:
-                model.tally.count_replayed(stable, candidate)
-            elif counts:
+            if counts:
                 model.tally.count(stable, candidate, copy.slice)
             self._make_room(model)
-            if (counts or copy.replayed) and stable.kind is candidate.kind is AnswerKind.ANSWERED:
+            if counts and stable.kind is candidate.kind is AnswerKind.ANSWERED:
                 await self._compare_answers(model, copy, stable, candidate)
         except Exception:
             _log.exception("a pair was not counted")
@@ -328,10 +309,9 @@ class Comparator:
             return
         agreement, shown, shift = compared
         model.compared += 1
-        if not copy.replayed:
-            model.tally.count_disagreement(1 - agreement, copy.slice)
-            if shift is not None:
-                model.tally.count_shift(shift)
+        model.tally.count_disagreement(1 - agreement, copy.slice)
+        if shift is not None:
+            model.tally.count_shift(shift)
         if shown and agreement < model.keep_below:
             model.keep(KeptPair(agreement, shown, image_digest(copy)))
             self._forget_beyond(SHEET_BYTES)

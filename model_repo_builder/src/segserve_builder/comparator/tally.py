@@ -50,7 +50,6 @@ class PairTally:
     slices: dict[str, SliceTally] = field(default_factory=dict)
     baseline: list[int] = field(default_factory=lambda: [0] * (len(DISAGREEMENTS) + 1))
     shifts: list[int] = field(default_factory=lambda: [0] * (len(SHIFTS) + 1))
-    replayed: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
 
     def count(self, stable: Answer, candidate: Answer, label: str = "") -> None:
         """Count a pair of answers to a request with this label; without one it is in no slice."""
@@ -70,12 +69,6 @@ class PairTally:
             ratio = candidate.seconds / max(stable.seconds, 1e-9)
             for part in parts:
                 part.ratios[bisect_right(RATIOS, ratio)] += 1
-
-    def count_replayed(self, stable: Answer, candidate: Answer) -> None:
-        """Count a pair of answers to a request of segserve's own: the same few images are no evidence about callers."""
-        cell = _cell(stable, candidate)
-        if cell is not None:
-            self.replayed[cell] += 1
 
     def count_disagreement(self, disagreement: float, label: str = "") -> None:
         """Count how much two answers differ, from 0 to 1."""
@@ -112,7 +105,6 @@ class PairTally:
             "baseline": self.baseline,
             "shifts": self.shifts,
             "slices": [{"name": name, **asdict(counts)} for name, counts in self.slices.items()],
-            "replayed": self.replayed,
         }
 
 

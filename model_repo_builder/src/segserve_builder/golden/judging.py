@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 GOLDEN_FILE: Final = "golden.json"
-MAX_REPLAYED_BYTES: Final = 8_000_000
-"""Larger images are not replayed."""
 DEFAULT_IOU: Final = 0.99
 DEFAULT_SCORE: Final = 0.01
 DEFAULT_POINT_PX: Final = 2.0
@@ -155,18 +153,6 @@ def load(folder: Path) -> GoldenSet:
     if missing:
         raise GoldenError(f"{GOLDEN_FILE} names images that are not in the folder: {', '.join(missing)}")
     return golden
-
-
-def cached_images(cache: Path, sha256: str, most: int) -> tuple[bytes, ...]:
-    """Return the first encoded images of the set of that digest in a cache, none if it is not there."""
-    from segserve_builder.sources.cache import folder_path
-
-    folder = folder_path(cache, sha256)
-    try:
-        paths = [folder / case.image for case in load(folder).cases[:most]]
-        return tuple(path.read_bytes() for path in paths if path.stat().st_size <= MAX_REPLAYED_BYTES)
-    except (GoldenError, OSError):
-        return ()
 
 
 def compare(case: Case, answer: Answer) -> None:

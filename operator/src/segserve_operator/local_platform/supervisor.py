@@ -13,12 +13,10 @@ import signal
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
-from segserve_builder.golden.judging import cached_images
 from segserve_builder.render.tritonserver import sweep_shm
 from segserve_common.files import write_private
 from segserve_common.process_record import ProcessRecord
@@ -168,7 +166,6 @@ class Supervisor:
                 LocalResources(state),
                 clock,
                 services,
-                golden_images=partial(cached_images, cache),
             )
         )
         self.notifier = Notifier(post=services.post)

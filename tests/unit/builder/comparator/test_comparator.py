@@ -8,7 +8,6 @@ from dataclasses import asdict, fields
 from typing import Any
 
 import grpc
-import httpx
 import numpy as np
 import pytest
 from tritonclient.grpc import service_pb2 as pb
@@ -162,24 +161,6 @@ async def test_copies_ask_for_no_output_that_one_of_the_revisions_may_lack(
     length = int(world.servers.headers["green"][0][HEADER_LENGTH.lower()])
     assert json.loads(sent[:length]) == json.loads(expected["content"][: int(expected["headers"][HEADER_LENGTH])])
     assert sent[length:] == expected["content"][int(expected["headers"][HEADER_LENGTH]) :]
-
-
-async def test_segserves_own_images_are_asked_of_both_and_counted_apart_from_callers() -> None:
-    async with comparing("http") as world:
-        world.compare(coins=COMPARISON)
-        world.servers.answers["green"] = 500
-        transport = httpx.AsyncHTTPTransport(uds=str(world.folder.replays))
-        async with httpx.AsyncClient(transport=transport, base_url="http://comparator", trust_env=False) as client:
-            taken = [await client.post(**copy_of("http", b"golden")) for _ in range(2)]
-            other = await client.post(**copy_of("http", b"golden", "cells"))
-        await world.idle()
-        pairs = (await world.pairs())["coins"]
-
-    assert [reply.status_code for reply in (*taken, other)] == [204, 204, 404]
-    assert pairs["replayed"] == [0, 2, 0, 0]
-    assert pairs["failed"] == [0, 0, 0, 0]
-    assert pairs["latencies"] == [[], []]
-    assert pairs["dropped"] == 0
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])

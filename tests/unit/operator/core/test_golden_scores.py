@@ -37,11 +37,10 @@ from segserve_builder.agent.protocol import (
 )
 from segserve_builder.spec.model_spec import Golden
 from segserve_operator.api.rollout_policy import ErrorRateGate, GoldenQualityGate, RolloutPolicy
-from segserve_operator.api.shadow import Shadow
 from segserve_operator.core.gates.base import Outcome, Verdict
 from segserve_operator.core.models.golden_scores import UNAVAILABLE
 from segserve_operator.core.models.inputs import gather_signals, verdicts_with
-from segserve_operator.core.models.observed import GroupObserved, ModelObserved, Observed, PoolObserved, Roles
+from segserve_operator.core.models.observed import GroupObserved, ModelObserved, Observed, Roles
 from segserve_operator.core.models.scoring import with_scoring
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.record import Record, RolloutState
@@ -106,16 +105,6 @@ def test_both_revisions_are_asked_for_the_set_of_the_spec_at_the_gates_interval(
 
     assert asked(FIRST, "main", at) == expected
     assert asked(LABELLED, SECOND.revision, at) == expected
-
-
-def test_in_shadow_without_callers_and_gates_a_server_is_asked_once_however_long_that_lasts() -> None:
-    shadow = state(SECOND, Phase.SHADOW)
-    known = record(policy=RolloutPolicy(gates=(ErrorRateGate(),), shadow=Shadow(max_duration=timedelta(hours=3))))
-    quiet = replace(known.progress, phase=np.array(float(Phase.SHADOW)))
-    known = replace(known, progress=quiet)
-
-    assert asked(FIRST, "main", shadow, known=known) == GoldenScoring(golden=SET, interval_s=10800.0)
-    assert asked(FIRST, "main", shadow, known=known, pool=PoolObserved(shadow=False)) is None
 
 
 def test_a_quarantine_asks_anew() -> None:

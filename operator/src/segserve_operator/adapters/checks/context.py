@@ -64,9 +64,8 @@ class Services(Protocol):
 class CheckContext:
     """The ports of the pool `pool`. `clock` returns Unix time in seconds.
 
-    `samples` holds the first and the latest samples of each group that is checked. `golden_images` returns at most so
-    many encoded images of a golden set, by its digest, and none if they are not here. `costs` holds what
-    cost checks have counted, by key.
+    `samples` holds the first and the latest samples of each group that is checked. `costs` holds what cost checks have
+    counted, by key.
     """
 
     gateway: InternalGateway
@@ -76,7 +75,6 @@ class CheckContext:
     pool: str = ""
     samples: dict[str, tuple[ResourceSample, ...]] = field(default_factory=dict)
     costs: dict[str, CostBlocks] = field(default_factory=dict)
-    golden_images: Callable[[str, int], tuple[bytes, ...]] = lambda *_: ()
 
 
 ReportResult: TypeAlias = "Callable[[CheckResult], None]"

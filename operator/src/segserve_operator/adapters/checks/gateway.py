@@ -24,7 +24,6 @@ from segserve_common.kserve import (
     model_path,
 )
 from segserve_operator.adapters.traffic.envoy_admin import internal_client
-from segserve_operator.adapters.traffic.envoy_mirror import REPLAY_GROUP
 from segserve_operator.core.gates.checks import CheckError
 
 OutputArrays: TypeAlias = dict[str, NDArray[Any]]
@@ -85,22 +84,6 @@ class InternalGateway:
         except httpx.TransportError as error:
             raise CheckError(f"the gateway closed the connection: {error or type(error).__name__}") from error
         return {} if content is None else _read(reply, content, group, revision)
-
-    async def replay(self, model: str, image: bytes, timeout_s: float) -> bool:
-        """Give the gateway's comparator an encoded image to ask both groups; return whether it will, or has no room.
-
-        Raises `CheckError` if there is no comparator, or if it compares nothing of this model.
-        """
-        headers, body = encode_http(InferRequest(model, (Tensor.of_items("IMAGE", [image]),), ()))
-        headers = {**headers, **HEADERS, GROUP_HEADER: REPLAY_GROUP}
-        client = await self._client()
-        try:
-            reply = await client.post(f"{model_path(model)}/infer", headers=headers, content=body, timeout=timeout_s)
-        except httpx.TransportError as error:
-            raise CheckError(f"the gateway's comparator cannot be reached: {error or type(error).__name__}") from error
-        if reply.status_code not in (httpx.codes.NO_CONTENT, httpx.codes.TOO_MANY_REQUESTS):
-            raise CheckError(f"the gateway's comparator takes no images: it answered {reply.status_code}")
-        return reply.status_code == httpx.codes.NO_CONTENT
 
     async def _client(self) -> httpx.AsyncClient:
         address = await self._url()

@@ -12,13 +12,12 @@ from typing import Final
 from tenacity import wait_chain, wait_fixed
 
 from segserve_common.backoff import delay_s
-from segserve_operator.adapters.checks import ab_query, cost, probe, promql, replay, resource, webhook
+from segserve_operator.adapters.checks import ab_query, cost, probe, promql, resource, webhook
 from segserve_operator.adapters.checks.context import CheckContext, RunCheck
 from segserve_operator.core.gates.checks import Check, CheckError, CheckResult
 
 KINDS: Final[Mapping[str, RunCheck]] = {
     "probe": probe.run,
-    "replay": replay.run,
     "resource": resource.run,
     "webhook": webhook.run,
     "promql": promql.run,

@@ -92,7 +92,7 @@ def local_comparator(
 ) -> CopyService:
     """Return the comparator in `folder`, which asks the gateway's listener `internal_url`."""
     arguments = [str(folder.path), "--gateway", internal_url, "--max-request-bytes", str(max_request_bytes)]
-    sockets = (folder.copies, folder.replays, folder.control)
+    sockets = (folder.copies, folder.control)
     return CopyService(state, "comparator", "segserve_builder.comparator", arguments, sockets, monotonic_s=monotonic_s)
 
 

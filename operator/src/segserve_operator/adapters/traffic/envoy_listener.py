@@ -28,7 +28,7 @@ from segserve_operator.adapters.traffic.envoy_extensions import (
 )
 from segserve_operator.adapters.traffic.envoy_limits import DETAILS, RETRY_AFTER_S, limits_filter
 from segserve_operator.adapters.traffic.envoy_messages import Json
-from segserve_operator.adapters.traffic.envoy_mirror import mirror_filters, replay_names
+from segserve_operator.adapters.traffic.envoy_mirror import mirror_filters
 from segserve_operator.adapters.traffic.envoy_plain_http import (
     PROBES,
     document_replies,
@@ -254,7 +254,7 @@ def _http_filters(settings: EnvoySettings, listener: _Listener) -> list[Json]:
 
 def _route_key(settings: EnvoySettings) -> dict[str, bool | str]:
     is_noted = any(each is not None for each in (settings.access_log, settings.caller_metrics, settings.tracing))
-    return {"STREAMS": settings.streams, "NOTED": REQUEST_NAMESPACE if is_noted else "", **replay_names()}
+    return {"STREAMS": settings.streams, "NOTED": REQUEST_NAMESPACE if is_noted else ""}
 
 
 def _seconds(value: float) -> str:

@@ -30,10 +30,6 @@ MIRROR_HEADER: Final = "x-segserve-mirror"
 """Header of a request that is copied; its value is the comparator's cluster."""
 CLUSTER: Final = "//comparator/http"
 """Name of the comparator's cluster: as all names of clusters are, of no model."""
-REPLAYS: Final = "//comparator/replays"
-"""Name of the cluster of segserve's own requests, which no caller can reach."""
-REPLAY_GROUP: Final = "~comparator"
-"""What segserve's own requests name instead of a group, at the internal listener; no group can have this name."""
 MAX_COPIES: Final = 4
 """Copies under way at once, and as many that wait; the next ones are dropped."""
 MAX_COPY_S: Final = 2.0
@@ -75,7 +71,7 @@ def _filters(target: _Target, max_request_bytes: int) -> list[Json]:
 def mirror_clusters(folder: ComparatorFolder, capture: CaptureFolder | None) -> list[Json]:
     """Return the clusters for copies. They are always there, so that a mirror is a change of routes alone."""
     captured = [] if capture is None else [_cluster(_CAPTURE.cluster, capture.copies)]
-    return [_cluster(CLUSTER, folder.copies), _cluster(REPLAYS, folder.replays), *captured]
+    return [_cluster(CLUSTER, folder.copies), *captured]
 
 
 def _cluster(name: str, socket: Path) -> Json:
@@ -91,11 +87,6 @@ def _cluster(name: str, socket: Path) -> Json:
         "circuit_breakers": {"thresholds": [limits]},
         "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [server]}]},
     }
-
-
-def replay_names() -> dict[str, str]:
-    """Return what the internal listener's script has to know of segserve's own requests to the comparator."""
-    return {"REPLAY_GROUP": REPLAY_GROUP, "REPLAYS": REPLAYS}
 
 
 def mirror_policy(route: Route) -> Json:

@@ -56,7 +56,6 @@ class _Pairs(BaseModel):
     slices: Annotated[tuple[_Slice, ...], Field(max_length=MAX_SLICES + 1)] = ()
     baseline: _Histogram = ()
     shifts: _Histogram = ()
-    replayed: tuple[_Count, _Count, _Count, _Count] = (0, 0, 0, 0)
 
 
 def pairs_json(counts: PairCounts) -> dict[str, Any]:

@@ -6,7 +6,6 @@
 -- unless that is empty, has it for the access log and spans.
 -- Where the request names a group, which it can at the internal listener only, the key is the name of the cluster:
 --   <model>/<group>/aside/http, <model>/<group>/aside/grpc
--- or, where it names REPLAY_GROUP, the comparator's cluster for segserve's own requests.
 
 local EXTRACTION = "envoy.filters.http.grpc_field_extraction"
 local SERVICE = "/inference.GRPCInferenceService/"
@@ -72,9 +71,7 @@ function envoy_on_request(handle)
   if kind ~= nil then
     headers:replace("x-segserve-model", shown(model))
     if NOTED ~= "" then handle:streamInfo():dynamicMetadata():set(NOTED, "model", shown(model)) end
-    if group == REPLAY_GROUP then
-      headers:replace("x-segserve-route", REPLAYS)
-    elseif group ~= nil then
+    if group ~= nil then
       headers:replace("x-segserve-group", shown(group))
       headers:replace("x-segserve-route", model .. "/" .. shown(group) .. "/aside/" .. protocol)
     else

@@ -11,7 +11,7 @@ from segserve_operator.api.ab_test import AbTestQuery
 from segserve_operator.api.rollout_policy import CheckedGateSpec
 from segserve_operator.core.drift.comparison import RevisionComparison
 
-Purpose: TypeAlias = Literal["probe", "check", "replay", "abTest"]
+Purpose: TypeAlias = Literal["probe", "check", "abTest"]
 Pair: TypeAlias = tuple[float, float]
 
 
@@ -23,8 +23,6 @@ class Check:
 
     probe: send both groups the built-in image repeatedly for `seconds`, while quarantined.
     check: whatever the gate `gate` needs (resource, webhook, promql).
-    replay: in Shadow, give the comparator the images of the golden set `golden` (its digest; the built-in image if it
-    is empty, or if nobody has them here) as if callers had sent them.
     abTest: ask for the value of each revision in the A/B test that is compared by `query`.
 
     `spec` is the gate that the check is for; `phase` and `weight` (percent) are passed to webhooks.
@@ -43,7 +41,6 @@ class Check:
     spec: CheckedGateSpec | None = None
     phase: str = ""
     weight: int = 0
-    golden: str = ""
     query: AbTestQuery | None = None
 
     @property

@@ -19,7 +19,6 @@ from segserve_operator.core.models.deadlines import is_overdue
 from segserve_operator.core.models.golden_scores import gave_up, golden_gates, golden_verdicts, is_golden
 from segserve_operator.core.models.observed import ModelObserved, Observed, Roles, SloWatch
 from segserve_operator.core.models.quorum import may_take_over
-from segserve_operator.core.models.replays import REPLAY, is_replaying, replay_key, replay_outcome, replay_verdict
 from segserve_operator.core.models.self_test import tests_itself
 from segserve_operator.core.models.sizes import has_grown
 from segserve_operator.core.models.slo import is_due, is_watched
@@ -88,7 +87,7 @@ def gather_signals(record: Record, state: RolloutState, roles: Roles, model: Mod
             not _is_unknown(model) and all(_allows(verdict, record, state, model, world) for verdict in verdicts)
         ),
         superseded=np.array(superseded),
-        replayed=np.array(replay_outcome(record, state, groups_of(state, roles), model, world), np.int8),
+        counted=np.array(world.compares and bool(world.samples.get(model.name))),
     )
 
 
@@ -99,8 +98,6 @@ def verdicts_with(record: Record, state: RolloutState, model: ModelObserved, wor
     groups = groups_of(state, model.roles)
     for verdict in golden_verdicts(record, state, groups, model, world, shares):
         verdicts[verdict.gate] = verdict
-    if (replayed := replay_verdict(record, state, groups, model, world)) is not None:
-        verdicts[replayed.gate] = replayed
     if (queried := query_verdict(state, world)) is not None:
         verdicts[queried.gate] = queried
     if (compared := drift_verdict(record, state, model, world, shares)) is not None:
@@ -144,10 +141,6 @@ def checks(
     query = query_check(state, record, template)
     if query is not None:
         return (query, *gates)
-    if is_replaying(state, record, world):
-        golden = model.wanted.assigned.golden if model.wanted is not None else None
-        images = golden.sha256 if golden is not None else ""
-        return (replace(template, key=replay_key(state), purpose=REPLAY, golden=images), *gates)
     if state.phase is not Phase.QUARANTINED:
         return tuple(gates)
     return (replace(template, key=_probe_key(state), purpose="probe", seconds=LONGEST_S), *gates)

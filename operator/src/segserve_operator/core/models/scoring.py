@@ -1,12 +1,10 @@
-"""Assignments to score a golden set: of both revisions of a rollout, for its gates, or for Shadow without requests."""
+"""Assignments to score a golden set: of both revisions of a rollout, for its gates."""
 
 from __future__ import annotations
 
 from segserve_builder.agent.protocol import AssignedModel, GoldenScoring
 from segserve_operator.core.models.golden_scores import golden_gates, is_asked
 from segserve_operator.core.models.observed import GroupObserved, ModelObserved, Observed
-from segserve_operator.core.models.replays import is_replaying
-from segserve_operator.core.rollout.engine import QUIET_S
 
 
 def with_scoring(assigned: AssignedModel, group: str, model: ModelObserved, world: Observed) -> AssignedModel:
@@ -18,9 +16,6 @@ def with_scoring(assigned: AssignedModel, group: str, model: ModelObserved, worl
     if model.wanted is None or model.wanted.assigned.golden is None:
         return assigned
     intervals_s = [gate.interval.total_seconds() for gate in golden_gates(record, state, model)]
-    if not intervals_s and record.policy.shadow is not None and is_replaying(state, record, world):
-        # As long as Shadow lasts, so that a server is asked once.
-        intervals_s = [max(record.policy.shadow.max_duration.total_seconds(), QUIET_S)]
     if not intervals_s:
         return assigned
     if not _can_score(world.groups.get(group), assigned.revision):

@@ -51,7 +51,7 @@ class PairCounts:
     by (stable failed, candidate failed): neither, the candidate alone, stable alone, both. latencies: of stable and
     candidate, as in `SeriesCounts`. ratios, disagreements: as in `core.evidence.Pairs`. dropped: copies that were not
     asked, since others were under way or there were too many. slices: the same pairs by the labels of their requests;
-    those without a label are in none. replayed: as `failed`, of segserve's own requests, which are in no other number.
+    those without a label are in none.
     """
 
     epoch: str
@@ -65,7 +65,6 @@ class PairCounts:
     baseline: tuple[int, ...] = ()
     shifts: tuple[int, ...] = ()
     slices: tuple[SliceCounts, ...] = ()
-    replayed: tuple[int, int, int, int] = (0, 0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)

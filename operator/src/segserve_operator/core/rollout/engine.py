@@ -144,8 +144,7 @@ class Signals:
     (-1), or neither (0). `probes`: segserve's own requests in quarantine are answered (1), fail (-1), or neither (0).
     `forbidden`: a checked gate breaches; `allowed`: all checked gates pass; `held`: a person decides about the proof of
     one. `asked`: a person's request (ABORT, PROMOTE, or ADVANCE to resume), else `Signal.NONE`. `superseded`: the spec
-    requires another revision. `replayed`: in Shadow, segserve's own requests to both are answered, or cannot be made
-    (1), the candidate alone fails them (-1), or neither (0).
+    requires another revision. `counted`: gateways compare both revisions and tell their counts of callers' requests.
     """
 
     ready: Bools | bool = True
@@ -158,7 +157,7 @@ class Signals:
     held: Bools | bool = False
     asked: Ints | int = Signal.NONE
     superseded: Bools | bool = False
-    replayed: Ints | int = 0
+    counted: Bools | bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,8 +281,7 @@ def _signal(
         Signal.ABORT: np.asarray(heard.asked) == Signal.ABORT,
         Signal.BREACH: np.asarray(heard.forbidden)
         | breached(policy, judged)
-        | ((phase == Phase.GOLDEN) & (np.asarray(heard.golden) < 0))
-        | ((phase == Phase.SHADOW) & (np.asarray(heard.replayed) < 0)),
+        | ((phase == Phase.GOLDEN) & (np.asarray(heard.golden) < 0)),
         Signal.CONFIRMED: np.asarray(heard.probes) < 0,
         Signal.QUARANTINE: _fails(policy, progress, judged, heard, now_s),
         Signal.GIVE_UP: late & (policy.on_undecided is OnUndecided.ROLLBACK),
@@ -397,7 +395,7 @@ def _waits(policy: Policy, progress: Progress, judged: Sequence[Judgement], hear
     weighs = progressing & (not policy.tests)
     shadowing = (phase == Phase.SHADOW) & ~shadow_passes(policy, progress, judged)
     # A rollout that only judges has nothing else to wait for.
-    unused = is_quiet(progress, now_s) & (np.asarray(heard.replayed) > 0) & policy.serves
+    unused = _is_quiet(progress, now_s) & np.asarray(heard.counted) & policy.serves
     shadowing = shadowing & ~_shadow_over(policy, progress, judged, now_s) & ~unused
     few = np.where(phase == Phase.SHADOW, policy.shadow.min_requests if policy.shadow else 0.0, policy.min_requests)
     data = progress.seen < few
@@ -456,7 +454,7 @@ def shadow_passes(policy: Policy, progress: Progress, judged: Sequence[Judgement
     return passes
 
 
-def is_quiet(progress: Progress, now_s: float) -> Bools:
+def _is_quiet(progress: Progress, now_s: float) -> Bools:
     """Tell whether callers bring no requests to a rollout in Shadow, so that there is nothing to be copied."""
     since_s = np.maximum(progress.step_since_s, progress.resumed_s)
     unused: Bools = (progress.phase == Phase.SHADOW) & (progress.seen == 0) & (now_s - since_s >= QUIET_S)
