@@ -16,7 +16,6 @@ from segserve_builder.agent.protocol import (
     ModelReport,
     ModelState,
     ProofReport,
-    ReferenceReport,
     ScoreReport,
     TrialReport,
 )
@@ -102,10 +101,6 @@ class ClusterWorld:
     """Whether agents are of a version that scores golden sets; others refuse an assignment that asks for it."""
     counting: bool = True
     """Whether agents are of a version that reports counts of answers; others refuse an assignment that asks for it."""
-    referring: bool = True
-    """Whether agents are of a version that makes references of drift."""
-    references: dict[str, ReferenceReport] = field(default_factory=dict)
-    """The references that agents make, by the digest of the file or golden set."""
     answers: dict[str, dict[str, tuple[int, ...]]] = field(default_factory=dict)
     """What each server has counted of a network's answers; by its character."""
     slices: dict[str, dict[str, dict[str, tuple[int, ...]]]] = field(default_factory=dict)
@@ -325,12 +320,7 @@ class ClusterWorld:
             told += unpack(content)
         name, image = pod["metadata"]["name"], pod["spec"]["containers"][0]["image"]
         reason = self.bad_pods.get(name) or self.fails_with.get(image)
-        reports = [self._said(model, reason) for model in told]
-        for number, report in enumerate(reports):
-            file = report.reference if report.reference is not None and report.reference.content else None
-            if file is not None and any(each.reference == file for each in reports[:number]):
-                reports[number] = report.model_copy(update={"reference": None})  # a report has a file once
-        models = [report.model_dump(mode="json", by_alias=True) for report in reports]
+        models = [self._said(model, reason).model_dump(mode="json", by_alias=True) for model in told]
         await self._report(group, pod, {"serverReady": True, "models": models})
 
     def _said(self, told: Json, reason: str | None = None) -> ModelReport:
@@ -349,22 +339,15 @@ class ClusterWorld:
             trial=self._trial(told["trial"]) if "trial" in told else None,
             scores=self._scores(told["scoring"], network) if "scoring" in told else None,
             answers=self._answers(network) if "counting" in told else None,
-            reference=self._reference(told) if "reference" in told.get("counting", ()) else None,
         )
 
     def _proof(self, told: Json) -> ProofReport:
         sha256 = (told.get("golden") or {}).get("sha256")
-        return ProofReport(
-            golden_sha256=sha256, can_score=self.scoring, can_count=self.counting, can_refer=self.referring
-        )
+        return ProofReport(golden_sha256=sha256, can_score=self.scoring, can_count=self.counting)
 
     def _answers(self, network: str) -> AnswersReport:
         assert self.counting, "an agent of an earlier version refuses the whole assignment"
         return AnswersReport(histograms=self.answers.get(network, {}), slices=self.slices.get(network, {}))
-
-    def _reference(self, told: Json) -> ReferenceReport | None:
-        assert self.referring, "an agent of an earlier version makes no reference"
-        return self.references.get((told["counting"]["reference"].get("file") or told["golden"])["sha256"])
 
     def _scores(self, told: Json, network: str) -> ScoreReport:
         assert self.scoring, "an agent of an earlier version refuses the whole assignment"

@@ -38,12 +38,6 @@ class ScoreError(PipelineError):
     """The score of `outOfDistribution` does not fit what the stages give."""
 
 
-class DriftReferenceError(BuilderError):
-    """A file is no reference of drift, or it cannot be made of a model's golden images."""
-
-    reason = "ReferenceInvalid"
-
-
 class OtherVersionError(BuilderError):
     """A revision was named by another version of segserve, whose stages may answer differently."""
 

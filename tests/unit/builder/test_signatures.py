@@ -13,7 +13,7 @@ import pytest
 from segserve_builder.errors import ArtifactMissingError, SignatureRejectedError
 from segserve_builder.sources import folder_digest
 from segserve_builder.sources.access import LOCAL, Access, Signatures
-from segserve_builder.sources.signatures import verify, verify_golden, verify_reference
+from segserve_builder.sources.signatures import verify, verify_golden
 from segserve_builder.spec.model_spec import Artifact, Signature
 
 CONTENT = b"a network" * 1000
@@ -91,17 +91,6 @@ def test_a_demanded_signature_that_is_not_there_stops_the_artifact(signed: Path,
 def test_a_demand_without_anybody_trusted_is_said(signed: Path) -> None:
     with pytest.raises(SignatureRejectedError, match="no signer is trusted"):
         verify(artifact(signed), signed / "net.onnx", LOCAL)
-
-
-def test_a_reference_of_drift_needs_the_signature_beside_it_where_one_is_demanded(signed: Path, tmp_path: Path) -> None:
-    uri, trusted = str(signed / "net.onnx"), access_for(required=True, keys=(public(signed, "own"),))
-    swapped = tmp_path / "other"
-    swapped.write_bytes(CONTENT + b"!")
-
-    verify_reference(uri, signed / "net.onnx", trusted)
-    verify_reference(str(tmp_path / "unsigned"), swapped, LOCAL.model_copy(update={"signatures": Signatures()}))
-    with pytest.raises(SignatureRejectedError, match="Signature mismatch"):
-        verify_reference(uri, swapped, trusted)
 
 
 def test_where_nobody_demands_a_signature_none_is_looked_for(tmp_path: Path) -> None:

@@ -18,7 +18,6 @@ from segserve.cli import (
     cost,
     demo,
     doctor,
-    drift,
     evaluating,
     explain,
     exporting,
@@ -119,7 +118,6 @@ for _panel, _commands in COMMANDS.items():
 for _name, _group, _panel in (
     ("rollout", rollouts.rollout, "Models"),
     ("samples", samples.samples, "Models"),
-    ("drift", drift.drift, "Models"),
     ("golden", building.golden, "Tools"),
     ("runtime", building.runtime, "Local platform"),
 ):

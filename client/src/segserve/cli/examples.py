@@ -85,7 +85,6 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
         "segserve samples delete coins --request-id 7d1c3e9a-6a0a-4c7e-9d0e-3c9a1f1c2b11",
         "segserve samples delete coins --older-than 720h",
     ),
-    "drift export": ("segserve drift export coins -o reference.yaml", "segserve drift export coins -o reference.json"),
     "golden record": ("segserve golden record photos/ -f model.yaml",),
     "golden cascade": ("segserve golden cascade -f model.yaml --max-loss 0.01",),
     "golden threshold": ("segserve golden threshold photos/ -f model.yaml",),

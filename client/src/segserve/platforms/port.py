@@ -262,14 +262,13 @@ class Platform(Protocol):
 
 def _addressed(spec: Json) -> Iterator[tuple[str, Json]]:
     """Yield the parts of a model's spec that name a file or folder, each with its field."""
-    second, drift = spec.get("instances") or {}, spec.get("drift") or {}
+    second = spec.get("instances") or {}
     light = (spec.get("cascade") or {}).get("light") or {}
     parts = {
         "artifact": spec.get("artifact"),
         "golden": spec.get("golden"),
         "instances.artifact": second.get("artifact"),
         "cascade.light.artifact": light.get("artifact"),
-        "drift.reference.file": (drift.get("reference") or {}).get("file"),
     }
     yield from ((field, named) for field, named in parts.items() if named is not None)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 
-from segserve_builder.agent.protocol import ModelReport, ModelState, ProofReport, ReferenceReport, TrialReport
+from segserve_builder.agent.protocol import ModelReport, ModelState, ProofReport, TrialReport
 from segserve_builder.agent.state import (
     LOADING,
     OPENING_S,
@@ -18,7 +18,6 @@ from segserve_builder.agent.state import (
     Prepared,
     Proof,
     Prove,
-    Refer,
     Remove,
     RepairStep,
     Score,
@@ -37,16 +36,16 @@ def next_actions(
 ) -> tuple[Action, ...]:
     """Return the actions to start now, one on each subject that no action is running on. Deterministic."""
     actions: list[Action] = []
-    waiting: list[tuple[float, bool, Score | Refer]] = []
+    waiting: list[tuple[float, Score]] = []
     for assigned in assignment:
         failure = state.failures.get(assigned.revision)
         if failure is None or failure.is_due(now_s):
             first = _advance(assigned, snapshot, state, now_s) or _try(assigned, snapshot, state, now_s)
             actions += first
             if not first and _is_proved(assigned, state) and is_loaded(assigned, snapshot, state):
-                waiting += _replays(assigned, state, now_s)
-    # Those that wait for longest come first, else a few would keep all others out; rollouts wait for scores.
-    actions += [action for *_, action in sorted(waiting, key=lambda each: each[:2])]
+                waiting += _scoring(assigned, state, now_s)
+    # Those that wait for longest come first, else a few would keep all others out.
+    actions += [action for _, action in sorted(waiting, key=lambda each: each[0])]
     if snapshot.ready:
         actions += _garbage_collect(assignment, snapshot, state)
     busy = {action.subject for action in state.running}
@@ -62,21 +61,16 @@ def reports(
     assignment: Sequence[AssignedRevision], snapshot: ServerSnapshot, state: AgentState
 ) -> tuple[ModelReport, ...]:
     """Return a report for each assigned revision, and for each unassigned model that is still published."""
-    names, references = {assigned.model for assigned in assignment}, state.references.reported()
+    names = {assigned.model for assigned in assignment}
     leaving = [
         ModelReport(model=name, revision=ensemble.revision, state=ModelState.UNLOADING, loaded=snapshot.is_active(name))
         for name, ensemble in sorted(snapshot.published.items())
         if name not in names and "." not in name  # `<model>.network` is reported with its model
     ]
-    return (
-        *(_report(assigned, snapshot, state, references.get(assigned.revision)) for assigned in assignment),
-        *leaving,
-    )
+    return (*(_report(assigned, snapshot, state) for assigned in assignment), *leaving)
 
 
-def _report(
-    assigned: AssignedRevision, snapshot: ServerSnapshot, state: AgentState, reference: ReferenceReport | None
-) -> ModelReport:
+def _report(assigned: AssignedRevision, snapshot: ServerSnapshot, state: AgentState) -> ModelReport:
     prepared = state.prepared.get(assigned.revision)
     failure = state.failures.get(assigned.revision)
     proof = state.proofs.get(assigned.revision)
@@ -114,12 +108,11 @@ def _report(
         trial=_trial_report(assigned, state),
         scores=state.replays.report(assigned.revision),
         answers=state.answers.report(assigned.revision),
-        reference=reference,
     )
 
 
 def _proof_report(proof: Proof) -> ProofReport:
-    can = dict.fromkeys(("can_score", "can_count", "can_refer"), True)
+    can = dict.fromkeys(("can_score", "can_count"), True)
     return ProofReport(golden_sha256=proof.golden_sha256, images=proof.images, cascade_loss=proof.cascade_loss, **can)
 
 
@@ -203,15 +196,10 @@ def _try(assigned: AssignedRevision, snapshot: ServerSnapshot, state: AgentState
     return [Try(assigned.revision, assigned.model, assigned.trial.spec.golden)]
 
 
-def _replays(
-    assigned: AssignedRevision, state: AgentState, now_s: float
-) -> Iterator[tuple[float, bool, Score | Refer]]:
-    """Yield what is to be replayed to or read for a proved revision, with since when it is due and its rank then."""
-    revision, model = assigned.revision, assigned.model
-    if assigned.scoring is not None and (due_s := state.replays.due_s(revision)) <= now_s:
-        yield due_s, False, Score(revision, model, assigned.scoring.golden)
-    if assigned.reference is not None and (due_s := state.references.due_s(revision)) <= now_s:
-        yield due_s, True, Refer(revision, model, assigned.reference)
+def _scoring(assigned: AssignedRevision, state: AgentState, now_s: float) -> Iterator[tuple[float, Score]]:
+    """Yield the golden set that a proved revision is to be scored on, with since when that is due."""
+    if assigned.scoring is not None and (due_s := state.replays.due_s(assigned.revision)) <= now_s:
+        yield due_s, Score(assigned.revision, assigned.model, assigned.scoring.golden)
 
 
 def _garbage_collect(

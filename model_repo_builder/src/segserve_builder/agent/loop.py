@@ -31,7 +31,6 @@ from segserve_builder.agent.state import (
     Prepared,
     Probe,
     Prove,
-    Refer,
     RepairStep,
     Score,
     Serve,
@@ -170,7 +169,6 @@ class Agent:
             self._end_idle_loads(now_s)
         if snapshot.ready and self._state.answers.start(now_s):
             self._workers.submit(self._state.answers.read)
-        self._state.references.rotate(now_s)
         self._report(snapshot.ready, decide.reports(assignment, snapshot, self._state), has_assignment=True)
 
     def _report(self, ready: bool, models: tuple[ModelReport, ...], *, has_assignment: bool = False) -> None:
@@ -178,18 +176,18 @@ class Agent:
         self.health = AgentHealth(time.monotonic(), has_assignment, ready, models, self.health.probe_s)
 
     def _start(self, action: Action, now_s: float) -> None:
-        revision = action.revision if isinstance(action, Prepare | Serve | Prove | Try | Score | Refer | Probe) else ""
+        revision = action.revision if isinstance(action, Prepare | Serve | Prove | Try | Score | Probe) else ""
         assigned = next((model for model in self._assignment if model.revision == revision), None)
         self._state.start(action, now_s)
         self._workers.submit(self._carry_out, action, assigned, self._state.prepared.get(revision))
 
     def _carry_out(self, action: Action, assigned: AssignedRevision | None, prepared: Prepared | None) -> None:
         on_progress = partial(self._on_progress, assigned.revision if assigned is not None else "")
-        is_ordered = partial(self._orders, action) if isinstance(action, Score | Refer) else lambda: True
+        is_ordered = partial(self._orders, action) if isinstance(action, Score) else lambda: True
         self._results.put(self._runner.carry_out(action, assigned, prepared, on_progress, is_ordered))
         self._wake.set()
 
-    def _orders(self, action: Score | Refer) -> bool:
+    def _orders(self, action: Score) -> bool:
         """Tell whether the present assignment asks for what an action does; any thread may ask."""
         return any(each.revision == action.revision and each.orders(action) for each in self._assignment)
 
@@ -229,9 +227,6 @@ class Agent:
             return
         if isinstance(action, Score):
             self._absorb_scores(action, result, now_s)
-            return
-        if isinstance(action, Refer):
-            self._absorb_reference(action, result, now_s)
             return
         if result.failure is not None:
             self._absorb_failure(action, result.failure, now_s)
@@ -325,24 +320,6 @@ class Agent:
         died = died or result.failure is None
         self._state.replays.fail(
             action.revision, failure.reason, failure.message, now_s, retryable=failure.retryable, died=died
-        )
-
-    def _absorb_reference(self, action: Refer, result: ActionResult, now_s: float) -> None:
-        if not self._orders(action):
-            return
-        if result.reference is not None:
-            self._state.references.keep(action.revision, result.reference)
-            return
-        failure = result.failure or _LOST_SERVER
-        died = result.failure is None or self._died_since(action.revision, time.time() - result.duration_s)
-        self._state.references.fail(
-            action.revision,
-            failure.reason,
-            failure.message,
-            now_s,
-            result.duration_s,
-            retryable=failure.retryable,
-            died=died,
         )
 
     def _died_since(self, revision: str, since_s: float) -> bool:

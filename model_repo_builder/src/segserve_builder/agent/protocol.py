@@ -18,7 +18,7 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, PrivateAttr, ValidationError
 
-from segserve_builder.spec.model_spec import Artifact, FrozenModel, Golden, ModelMetrics, ReferenceFile
+from segserve_builder.spec.model_spec import Artifact, FrozenModel, Golden, ModelMetrics
 from segserve_builder.spec.reading import read_tolerantly
 from segserve_builder.steps.pipeline import Pipeline
 from segserve_common.canonical import canonical_json
@@ -47,21 +47,10 @@ class GoldenScoring(FrozenModel):
     round: int = 0
 
 
-class ReferenceSource(FrozenModel):
-    """The source of a reference of drift: the answers to the revision's golden images, or a file."""
-
-    file: ReferenceFile | None = None
-
-
 class AnswerCounting(FrozenModel):
-    """That servers report what their steps count of a revision's answers, and how often.
-
-    With `reference` they report that once too. An agent of an earlier version, without `ProofReport.can_refer`, leaves
-    it out.
-    """
+    """That servers report what their steps count of a revision's answers, and how often."""
 
     interval_s: float = Field(gt=0)
-    reference: ReferenceSource | None = None
 
 
 class AssignedModel(FrozenModel):
@@ -184,7 +173,7 @@ class ProofReport(FrozenModel):
     """Proof of a revision: the digest of its golden set, None for the built-in image, and the number of images.
 
     `can_score` is False from an agent of a version that scores no golden sets: it would refuse such an assignment;
-    `can_count` is False from one that reports no counts of answers, `can_refer` from one that makes no references.
+    `can_count` is False from one that reports no counts of answers.
     `cascade_loss` is the bound of a cascade's expected loss, if its spec declares one.
     """
 
@@ -193,7 +182,6 @@ class ProofReport(FrozenModel):
     cascade_loss: float | None = None
     can_score: bool = False
     can_count: bool = False
-    can_refer: bool = False
 
 
 class TrialReport(FrozenModel):
@@ -262,34 +250,6 @@ class AnswersReport(FrozenModel):
     slices: Annotated[
         Mapping[Annotated[str, Field(max_length=40)], CountedHistograms], Field(max_length=MAX_REPORTED_SLICES)
     ] = {}
-
-
-MAX_REFERENCE_LENGTH: Final = 131_072
-"""Longest packed content of a file with a reference; one of 192 histograms takes about half of it."""
-
-
-class ReferenceReport(FrozenModel):
-    """A reference of drift, of the file or golden set with the digest `sha256`; a `reason` says why there is none.
-
-    Of a file it has the JSON as `pack` makes it, `content`. Of `images` that were answered it has the `histograms`
-    together, and of how many independent images each of them is (`observations`). Where an image has several
-    observations, `image_shares` are the means over images of the shares of the buckets.
-    """
-
-    sha256: str
-    content: Annotated[str, Field(max_length=MAX_REFERENCE_LENGTH)] = ""
-    images: int = 0
-    histograms: CountedHistograms = Field(default={})
-    observations: Annotated[Mapping[str, float], Field(max_length=MAX_HISTOGRAMS)] = {}
-    image_shares: Annotated[
-        Mapping[
-            Annotated[str, Field(max_length=128)],
-            Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], Field(max_length=MAX_BUCKETS)],
-        ],
-        Field(max_length=MAX_HISTOGRAMS),
-    ] = {}
-    reason: str = ""
-    message: str = ""
 
 
 MAX_GOLDEN_SLICES: Final = 32
@@ -382,9 +342,6 @@ class ModelReport(FrozenModel):
 
     answers: AnswersReport | None = None
     """The outcome of `AssignedModel.counting`; None unless it was asked for."""
-
-    reference: ReferenceReport | None = None
-    """The outcome of `AnswerCounting.reference`; None before it, and unless it was asked for."""
 
     @classmethod
     def read(cls, plain: Mapping[str, Any]) -> Self:

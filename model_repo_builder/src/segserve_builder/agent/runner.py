@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from segserve_builder import sources
-from segserve_builder.agent.protocol import AssignedModel, GoldenScoring, ReferenceReport
-from segserve_builder.agent.references import ReferenceOrigin, count_golden, read_reference, sampled
+from segserve_builder.agent.protocol import AssignedModel, GoldenScoring
 from segserve_builder.agent.server import (
     RawAnswer,
     Repository,
@@ -37,7 +36,6 @@ from segserve_builder.agent.state import (
     Probe,
     Proof,
     Prove,
-    Refer,
     Remove,
     RepairStep,
     Score,
@@ -54,7 +52,7 @@ from segserve_builder.sources import signatures
 from segserve_builder.sources.access import LOCAL, Access
 from segserve_builder.sources.cache import evict, folder_path, object_path
 from segserve_builder.spec.members import NOT_OPENED, OPENING, is_shared
-from segserve_builder.spec.model_spec import Artifact, ReferenceFile, Signature
+from segserve_builder.spec.model_spec import Artifact, Signature
 from segserve_builder.steps.cascade import HEAVY, LIGHT, TIER
 from segserve_builder.steps.crash_record import crashed_members, opened_members, part_running
 from segserve_builder.steps.pipeline import Pipeline
@@ -103,7 +101,6 @@ class ActionResult:
     prepared: Prepared | None = None
     proof: Proof | None = None
     scores: GoldenScores | None = None
-    reference: ReferenceReport | None = None
     ensembles: Mapping[str, Ensemble] = field(default_factory=dict)
     suspects: frozenset[str] = frozenset()
     failing: frozenset[str] = frozenset()
@@ -205,8 +202,6 @@ class ActionRunner:
                 return ActionResult(action, prepared=tried, proof=self._prove(tried))
             case Score() if assigned is not None and assigned.scoring is not None and prepared is not None:
                 return ActionResult(action, scores=self._score(assigned, assigned.scoring, prepared, is_ordered))
-            case Refer() if prepared is not None:
-                return ActionResult(action, reference=self._reference(action.origin, prepared, is_ordered))
             case Probe() if prepared is not None:
                 return self._probe(action, prepared)
             case Unload(name):
@@ -382,20 +377,6 @@ class ActionRunner:
 
         return replay(read_golden_images(folder, scoring.golden.sha256, spec.pipeline), infer, self.stopping.wait)
 
-    def _reference(self, origin: ReferenceOrigin, prepared: Prepared, is_ordered: IsOrdered) -> ReferenceReport:
-        if isinstance(origin, ReferenceFile):
-            return read_reference(origin, self.base, self.cache, self.access)
-        folder = prepared.golden
-        assert folder is not None
-
-        def answered() -> Iterator[tuple[str, bytes, RawAnswer]]:
-            for case in sampled(golden.load(folder).cases, origin.sha256):
-                self._check_ordered(is_ordered)
-                image = (folder / case.image).read_bytes()
-                yield case.image, image, self._infer(prepared, image, _as_rle(prepared))
-
-        return count_golden(prepared.assigned.spec, origin.sha256, answered())
-
     def _check_ordered(self, is_ordered: IsOrdered) -> None:
         if self.stopping.is_set() or not is_ordered():
             raise TritonUnreachableError("the agent stops, or nobody asks for the answers any more")
@@ -464,7 +445,7 @@ class ActionRunner:
                 return ActionFailure("RepairFailed", str(error), retryable=True)
             case Prove() if NOT_OPENED in str(error):
                 return ActionFailure(LOAD_FAILED, str(error), retryable=True)
-            case Prove() | Try() | Score() | Refer():
+            case Prove() | Try() | Score():
                 refused = isinstance(error, TritonRefusedError) and error.status == "UNAVAILABLE"
                 passing = refused or UNHEALTHY in str(error)
                 return ActionFailure("ProofFailed", str(error), retryable=passing)

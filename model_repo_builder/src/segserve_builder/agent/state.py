@@ -10,10 +10,9 @@ from typing import Final, Literal, TypeAlias
 
 from segserve_builder.agent.answer_counts import AnswerCounts
 from segserve_builder.agent.protocol import AnswerCounting, AssignedModel, GoldenScoring
-from segserve_builder.agent.references import ReferenceOrigin, References
 from segserve_builder.agent.scoring import Replays
 from segserve_builder.render.tree import Tree
-from segserve_builder.spec.model_spec import Golden, ReferenceFile
+from segserve_builder.spec.model_spec import Golden
 from segserve_common.backoff import Backoff
 
 READY = "READY"
@@ -66,16 +65,8 @@ class AssignedRevision:
             return (self.spec, *trial)
         return (self.spec, *trial, self.spec.model_copy(update={"golden": self.scoring.golden}))
 
-    @property
-    def reference(self) -> ReferenceOrigin | None:
-        """What a reference of drift is to be made of; None if none is asked for, or if it has no golden set."""
-        source = self.counting.reference if self.counting is not None else None
-        return (source.file or self.spec.golden) if source is not None else None
-
-    def orders(self, action: Score | Refer) -> bool:
-        """Tell whether this golden set or file is what is asked for now."""
-        if isinstance(action, Refer):
-            return self.reference == action.origin
+    def orders(self, action: Score) -> bool:
+        """Tell whether this golden set is what is asked for now."""
         return self.scoring is not None and self.scoring.golden == action.golden
 
     @property
@@ -164,18 +155,6 @@ class Score(_OnRevision):
         return "golden scores"
 
 
-@dataclass(frozen=True, slots=True)
-class Refer(_OnRevision):
-    """Read the file of a reference of drift, or count the answers to a proved revision's golden images."""
-
-    origin: ReferenceOrigin
-
-    @property
-    def subject(self) -> str:
-        """That of `Score` for golden images, which are answered one after the other; files are read so, too."""
-        return "reference files" if isinstance(self.origin, ReferenceFile) else "golden scores"
-
-
 class Probe(_OnRevision):
     """Send one request to a proved revision, to check that it still answers."""
 
@@ -194,7 +173,7 @@ class Remove(_OnName):
     __slots__ = ()
 
 
-Action: TypeAlias = Prepare | LoadStep | RepairStep | Serve | Prove | Try | Score | Refer | Probe | Unload | Remove
+Action: TypeAlias = Prepare | LoadStep | RepairStep | Serve | Prove | Try | Score | Probe | Unload | Remove
 
 
 @dataclass(frozen=True, slots=True)
@@ -347,7 +326,6 @@ class AgentState:
     trial_failures: dict[str, RevisionFailure] = field(default_factory=dict)
     replays: Replays = field(default_factory=Replays)
     answers: AnswerCounts = field(default_factory=AnswerCounts)
-    references: References = field(default_factory=References)
     load_s: dict[str, float] = field(default_factory=dict)
     running: dict[Action, float] = field(default_factory=dict)
     """When actions that run were started."""
@@ -374,7 +352,6 @@ class AgentState:
         self._follow_trials(by_revision)
         counted = [(each, each.counting) for each in assignment if each.counting is not None]
         self.answers.follow({each.revision: (each.spec, counting) for each, counting in counted})
-        self.references.follow({each.revision: each.reference for each in assignment if each.reference is not None})
         self.replays.follow({model.revision: model.scoring for model in assignment if model.scoring is not None})
 
     def _follow_trials(self, by_revision: Mapping[str, AssignedRevision]) -> None:
@@ -399,7 +376,6 @@ class AgentState:
                 self.proofs.pop(assigned.revision, None)
                 self.trial_proofs.pop(assigned.revision, None)
                 self.replays.lose(assigned.revision)
-                self.references.lose(assigned.revision)
 
     def follow_openings(self, snapshot: ServerSnapshot, now_s: float) -> None:
         """Record since when revisions wait for members to be opened."""

@@ -64,14 +64,14 @@ class ReportSender:
     def send(self, report: Any) -> None:
         """Make a JSON value the newest report; returns at once.
 
-        One that no ConfigMap holds loses its references of drift, then its counts of answers, and then its messages.
+        One that no ConfigMap holds loses its counts of answers, and then its messages.
         """
         content = pack(report)
         if len(content) > MAX_LENGTH and not self._is_shortened:
             self._is_shortened = True
-            text = "the report to %s is too long: it loses references of drift, then counts of answers, then messages"
+            text = "the report to %s is too long: it loses counts of answers, then messages"
             _log.warning(text, self._name)
-        for part in ("reference", "answers", "message"):
+        for part in ("answers", "message"):
             if len(content) > MAX_LENGTH:
                 models = [{name: each for name, each in model.items() if name != part} for model in report["models"]]
                 report = {**report, "models": models}

@@ -43,14 +43,6 @@ def verify_golden(uri: str, sha256: str, folder: Path, cache: Path, access: Acce
         _verify(uri.rstrip("/") + SUFFIX, signed, access, is_named=False)
 
 
-def verify_reference(uri: str, file: Path, access: Access) -> None:
-    """Check the signature of a reference of drift at `uri`, whose verified copy is `file`, if `access` requires one.
-
-    It is beside the file, with `.sig` after its URI. Raises as `verify` does.
-    """
-    _verify(uri + SUFFIX, file, access, is_named=False)
-
-
 def _verify(uri: str, signed: Path, access: Access, *, is_named: bool) -> None:
     demands = [access.signatures] if is_named or access.signatures.required else []
     demands += [access.floor] if access.floor.required else []

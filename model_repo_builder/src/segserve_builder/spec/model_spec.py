@@ -93,13 +93,6 @@ class Golden(FrozenModel):
     )
 
 
-class ReferenceFile(FrozenModel):
-    """A file with a reference of drift."""
-
-    uri: Uri = Field(description="URI of the file, with the artifact's schemes; relative as the artifact's.")
-    sha256: Sha256 = Field(description="SHA-256 of the file, 64 hex digits.")
-
-
 class ModelClass(FrozenModel):
     """One class of the network's output."""
 

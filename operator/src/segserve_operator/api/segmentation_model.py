@@ -304,13 +304,6 @@ class SegmentationModelSpec(ApiValue):
         return self
 
     @model_validator(mode="after")
-    def _golden_reference_has_images(self) -> Self:
-        if self.drift is not None and self.drift.reference.golden is not None and self.golden is None:
-            text = "the reference golden needs spec.golden, which is not set"
-            raise located(text, "drift", "reference", "golden")
-        return self
-
-    @model_validator(mode="after")
     def _flagged_images_are_counted(self) -> Self:
         counts = self.out_of_distribution is not None and self.out_of_distribution.on_flag == "Count"
         if counts and self.metrics is not None and not self.metrics.answers:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Self
@@ -15,8 +14,6 @@ from segserve_operator.api.drift import (
     MIN_REFERENCE_WINDOWS,
     MOST_WATCHED,
     Drift,
-    RecordedHistogram,
-    RecordedReference,
 )
 from segserve_operator.core.drift.detector import (
     Detector,
@@ -28,7 +25,6 @@ from segserve_operator.core.drift.detector import (
     log_bound,
     psi,
 )
-from segserve_operator.core.drift.reference import ReferenceRanges, recorded_ranges, without_embeddings
 
 LONG: Final = 12
 """Windows of a long window: slow and small drifts show where chance averages out."""
@@ -91,7 +87,7 @@ class DriftedHistogram:
 @dataclass(frozen=True, slots=True)
 class DriftWatch:
     """The watch of one revision. `seen` is when each server last reported, and what. `answers` were counted since it
-    began; `images` are golden ones that the reference is of.
+    began.
 
     Another `basis`, what a spec says of the reference, needs another watch. `stored` is what a restart begins with, of
     `stored_s`; `since_s` is when the present drift was found (0 without one), `found` its histograms as they were then.
@@ -104,29 +100,17 @@ class DriftWatch:
     seen: Mapping[str, tuple[float, Histograms]] = field(default_factory=dict)
     complete: bool = False
     answers: int = 0
-    images: int = 0
     stored: str = ""
     stored_s: float = 0.0
     since_s: float = 0.0
     found: tuple[DriftedHistogram, ...] = ()
 
     @classmethod
-    def start(cls, revision: str, now_s: float, drift: Drift, slices: Sequence[str] = (), golden: str = "") -> Self:
-        """Begin with a reference, now or at the time that the spec says; `slices` are those that servers report.
-
-        A recorded one is complete, and not stored: the spec has it. One of the golden set with the digest `golden`, or
-        of a file, is awaited: `with_reference`.
-        """
-        recorded, basis = drift.reference.recorded, basis_of(drift, slices, golden)
-        if recorded is not None:
-            reference = recorded_ranges(recorded)
-            short, long = (Scale(now_s, ranges=each) for each in (reference.short, reference.long))
-            return cls(revision, basis, now_s, (short, long), stored_s=now_s, complete=True)
-        if not drift.reference.is_counted:
-            return cls(revision, basis, now_s, (Scale(now_s), Scale(now_s)), stored_s=now_s)
+    def start(cls, revision: str, now_s: float, drift: Drift, slices: Sequence[str] = ()) -> Self:
+        """Begin with a reference, now or at the time that the spec says; `slices` are those that servers report."""
         stated = drift.reference.window.start
         began_s = max(now_s, stated.timestamp()) if stated is not None else now_s
-        return cls(revision, basis, began_s, (Scale(began_s), Scale(began_s)), stored_s=began_s)
+        return cls(revision, basis_of(drift, slices), began_s, (Scale(began_s), Scale(began_s)), stored_s=began_s)
 
     @property
     def drifting(self) -> frozenset[str]:
@@ -138,7 +122,7 @@ class DriftWatch:
     def measured(self, servers: Mapping[str, Histograms], drift: Drift, now_s: float) -> DriftWatch:
         """Return the watch with what servers have counted until now. One that is new counts from now on."""
         reports = {name: (now_s, counts) for name, counts in servers.items()}
-        if now_s < self.began_s or not (drift.reference.is_counted or self.complete):
+        if now_s < self.began_s:
             return replace(self, seen=reports)
         added = [counted_since(self.seen[name][1], counts) for name, counts in servers.items() if name in self.seen]
         # A server that does not report now may do so soon; what it counts meanwhile is not lost.
@@ -157,28 +141,12 @@ class DriftWatch:
             return replace(watch, stored=_packed(watch), stored_s=now_s)
         return watch
 
-    def with_reference(self, reference: ReferenceRanges, now_s: float) -> DriftWatch:
-        """Return the watch that compares with a reference from now on, and stores it."""
-        scales = (Scale(now_s, ranges=reference.short), Scale(now_s, ranges=reference.long))
-        watch = replace(self, scales=scales, complete=True, images=reference.images)
-        return replace(watch, stored=_packed(watch), stored_s=now_s)
-
     def divergences(self) -> Iterator[DriftedHistogram]:
         """Yield how far the recent windows of each histogram are from the reference."""
         short = self.scales[0]
         for name, detector in short.detectors.items():
             if detector.windows:
                 yield _drifted(name, short.ranges[name], detector)
-
-    def not_compared(self) -> tuple[str, ...]:
-        """Return the reference's histograms that no server reports, or only by another number of buckets."""
-        reported = {(name, len(each)) for _, histograms in self.seen.values() for name, each in histograms.items()}
-        return tuple(name for name, each in self.scales[0].ranges.items() if (name, len(each.counts)) not in reported)
-
-    def left_out(self) -> tuple[str, ...]:
-        """Return the histograms of all requests that servers report and the reference lacks."""
-        reported = {name for _, histograms in self.seen.values() for name in histograms if not _parted(name)[0]}
-        return tuple(sorted(reported - self.scales[0].ranges.keys()))
 
     def without_reference(self, slices: Sequence[str]) -> tuple[str, ...]:
         """Return those of some slices of which nothing is compared yet."""
@@ -209,7 +177,7 @@ class DriftWatch:
                 tested = {name: counts for name, counts in whole.items() if name in known}
                 if tested:
                     scale = _tested(scale, tested, length_s, drift, _LEAST[number])
-                if len(tested) < len(whole) and drift.reference.is_counted:
+                if len(tested) < len(whole):
                     late = scale.opened_s - self.began_s > drift.reference.window.duration.total_seconds() / _EARLY
                     learnt = {name: counts for name, counts in whole.items() if name not in known}
                     scale = _learnt(scale, learnt, scale.opened_s if late else self.began_s)
@@ -244,46 +212,10 @@ class DriftWatch:
         return replace(self, found=found, since_s=(self.since_s or now_s) if found else 0.0)
 
 
-def basis_of(drift: Drift, slices: Sequence[str] = (), golden: str = "") -> str:
-    """Return what a spec says of its reference, as text.
-
-    Of a recorded one it has a digest. A file's or a golden set's reference needs another one only if the digest is
-    another, or the window, which export needs: the file may be gone.
-    """
-    if drift.reference.file is not None or drift.reference.golden is not None:
-        origin = f"file {drift.reference.file.sha256}" if drift.reference.file is not None else f"golden {golden}"
-        return f"{drift.model_dump_json(include={'window'})} {origin}"
-    basis = drift.model_dump_json(
-        include={"reference", "window", "min_answers"}, exclude={"reference": {"recorded"}}, exclude_none=True
-    )
-    if drift.reference.recorded is not None:
-        basis += f" {drift.reference.recorded.digest}"
+def basis_of(drift: Drift, slices: Sequence[str] = ()) -> str:
+    """Return what a spec says of its reference, as text."""
+    basis = drift.model_dump_json(include={"reference", "window", "min_answers"}, exclude_none=True)
     return f"{basis} {','.join(slices)}" if slices else basis
-
-
-def recorded_of(stored: str) -> RecordedReference:
-    """Return the reference of a watch's `stored`, for the spec, without embeddings.
-
-    Raises ValueError if it is not complete.
-    """
-    watch = restored(stored, 0.0)
-    if not watch.complete:
-        raise ValueError(f"the reference of {watch.revision} is not complete")
-    window = json.JSONDecoder().raw_decode(watch.basis)[0]["window"]
-    short, long = (
-        {
-            name: _recorded_histogram(each)
-            for name, each in without_embeddings(scale.ranges).items()
-            if name not in scale.counting
-        }
-        for scale in watch.scales
-    )
-    return RecordedReference(window=window, histograms=short, long_histograms=long)
-
-
-def _recorded_histogram(reference: ReferenceRange) -> RecordedHistogram:
-    shares = np.round(bucket_shares(reference.counts), _DIGITS).tolist()
-    return RecordedHistogram(shares=tuple(shares), low=reference.low, high=reference.high, windows=reference.windows)
 
 
 def with_slices(report: AnswersReport) -> Histograms:
@@ -362,7 +294,6 @@ def _packed(watch: DriftWatch) -> str:
             "began": watch.began_s,
             "complete": watch.complete,
             "answers": watch.answers,
-            "images": watch.images,
             "ranges": [{name: _plain(each) for name, each in scale.ranges.items()} for scale in watch.scales],
             "counting": [dict(scale.counting) for scale in watch.scales],
             "since": watch.since_s,
@@ -392,7 +323,7 @@ def restored(text: str, now_s: float) -> DriftWatch:
         watch = DriftWatch(
             plain["revision"], plain["basis"], plain["began"], (short, long), stored_s=now_s, stored=text
         )
-        watch = replace(watch, answers=plain["answers"], images=plain.get("images", 0), found=found)
+        watch = replace(watch, answers=plain["answers"], found=found)
         return replace(watch, complete=plain["complete"], since_s=plain["since"])
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise ValueError(f"not a stored reference: {error!r}") from error

@@ -6,15 +6,9 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Final
 
-from segserve_builder.agent.protocol import AnswerCounting, AssignedModel, ProofReport, ReferenceSource
+from segserve_builder.agent.protocol import AnswerCounting, AssignedModel
 from segserve_builder.steps.answer_metrics import EMBEDDING_HISTOGRAMS, IMAGE_HISTOGRAMS
 from segserve_operator.api.drift import Drift
-from segserve_operator.core.drift.reference import (
-    MIN_GOLDEN_IMAGES,
-    ReferenceRanges,
-    ReferenceRefusedError,
-    reference_of,
-)
 from segserve_operator.core.drift.watch import DriftedHistogram, DriftWatch, basis_of, restored, with_slices
 from segserve_operator.core.models.answer_comparisons import compared_by
 from segserve_operator.core.models.observed import GroupObserved, ModelObserved, Observed, ObservedCondition
@@ -32,7 +26,7 @@ _OTHER_VERSION: Final = ObservedCondition(
     DRIFTING,
     "Unknown",
     "OtherVersion",
-    "its servers are of another version of segserve, which reports no counts of answers, or makes no such reference",
+    "its servers are of another version of segserve, which reports no counts of answers",
 )
 
 
@@ -41,13 +35,8 @@ def drift_of(model: ModelObserved) -> Drift | None:
     return model.wanted.drift if model.wanted is not None else None
 
 
-def with_counting(
-    assigned: AssignedModel, group: str, model: ModelObserved, watch: DriftWatch | None, world: Observed
-) -> AssignedModel:
-    """Return the assignment with the order to report counts, if drift or a rollout's gate `drift` needs them.
-
-    While the model's watch awaits a reference that servers make, that is ordered too.
-    """
+def with_counting(assigned: AssignedModel, group: str, model: ModelObserved, world: Observed) -> AssignedModel:
+    """Return the assignment with the order to report counts, if drift or a rollout's gate `drift` needs them."""
     intervals_s = _counting_intervals_s(assigned.revision, model, world)
     observed = world.groups.get(group)
     if not intervals_s or observed is None or not assigned.metrics.answers:
@@ -55,11 +44,7 @@ def with_counting(
     if not _can_count(observed, assigned.revision):
         return assigned
     interval_s = min(max(min(intervals_s), SHORTEST_INTERVAL_S), LONGEST_INTERVAL_S)
-    drift = drift_of(model)
-    source = None
-    if drift is not None and watch is not None and _awaits(drift, watch) and watch.revision == assigned.revision:
-        source = ReferenceSource(file=drift.reference.file) if _can_refer(observed, assigned.revision) else None
-    return assigned.model_copy(update={"counting": AnswerCounting(interval_s=interval_s, reference=source)})
+    return assigned.model_copy(update={"counting": AnswerCounting(interval_s=interval_s)})
 
 
 def _counting_intervals_s(revision: str, model: ModelObserved, world: Observed) -> list[float]:
@@ -73,25 +58,8 @@ def _counting_intervals_s(revision: str, model: ModelObserved, world: Observed) 
 def _can_count(group: GroupObserved, revision: str) -> bool:
     """Tell whether all agents of a group know counts; an earlier version would refuse the whole assignment."""
     asked = any(each.revision == revision and each.counting is not None for each in group.assignment.models)
-    proofs = _proofs(group)
+    proofs = [report.proved for server in group.servers for report in server.reports if report.proved is not None]
     return all(proof.can_count for proof in proofs) and (bool(proofs) or asked)
-
-
-def _can_refer(group: GroupObserved, revision: str) -> bool:
-    """Tell whether all agents of a group make references of drift."""
-    orders = (each.counting for each in group.assignment.models if each.revision == revision)
-    asked = any(order is not None and order.reference is not None for order in orders)
-    proofs = _proofs(group)
-    return all(proof.can_refer for proof in proofs) and (bool(proofs) or asked)
-
-
-def _proofs(group: GroupObserved) -> list[ProofReport]:
-    return [report.proved for server in group.servers for report in server.reports if report.proved is not None]
-
-
-def _awaits(drift: Drift, watch: DriftWatch) -> bool:
-    """Tell whether servers are to make the reference of a watch: of a file, or of golden images."""
-    return not watch.complete and (drift.reference.golden is not None or drift.reference.file is not None)
 
 
 def drift_watches(models: Iterable[ModelObserved], world: Observed) -> dict[str, DriftWatch]:
@@ -107,56 +75,14 @@ def drift_watches(models: Iterable[ModelObserved], world: Observed) -> dict[str,
             watches[model.name] = watch
         if drift is None or stable is None:
             continue
-        slices, golden = _slices_of(model), _golden_of(stable.revision, world)
-        former, basis = watch, basis_of(drift, slices, golden or "")
-        # The record may be missing for a pass: that says nothing about the golden set.
-        known = drift.reference.golden is None or golden is not None
-        if watch is None or watch.revision != stable.revision or (known and watch.basis != basis):
-            watch = DriftWatch.start(stable.revision, world.now_s, drift, slices, golden or "")
+        slices = _slices_of(model)
+        if watch is None or watch.revision != stable.revision or watch.basis != basis_of(drift, slices):
+            watch = DriftWatch.start(stable.revision, world.now_s, drift, slices)
         group = world.groups.get(stable.group)
         said = group.reports(stable.revision).said if group is not None else ()
-        if _awaits(drift, watch):
-            if former is not None and former.complete and former.basis == basis and drift.reference.file is not None:
-                # It was read for the revision before, and may be gone.
-                short, long = former.scales
-                watch = watch.with_reference(ReferenceRanges(short.ranges, long.ranges), world.now_s)
-            elif isinstance(found := _reported_reference(group, watch, drift, golden), ReferenceRanges):
-                watch = watch.with_reference(found, world.now_s)
         servers = {server.name: with_slices(report.answers) for server, report in said if report.answers is not None}
         watches[model.name] = watch.measured(servers, drift, world.now_s) if servers else watch
     return watches
-
-
-def _golden_of(revision: str, world: Observed) -> str | None:
-    """Return the digest of the golden set that a revision is proved with, empty without one, None if unknown."""
-    record = world.revisions.get(revision)
-    if record is None:
-        return None
-    return record.golden.sha256 if record.golden is not None else ""
-
-
-def _reported_reference(
-    group: GroupObserved | None, watch: DriftWatch, drift: Drift, golden: str | None
-) -> ReferenceRanges | ReferenceRefusedError | None:
-    """Return the reference that the first server reports that has one, or why none has.
-
-    It is None before there are reports about this file or golden set.
-    """
-    if group is None:
-        return None
-    refused = None
-    reports, pinned = [report.reference for _, report in group.reports(watch.revision).said], golden
-    if drift.reference.file is not None:
-        # A server reports a file once, though several of its models may have it.
-        pinned = drift.reference.file.sha256
-        reports += [server.reference_file(pinned) for server in group.servers]
-    for report in reports:
-        if report is not None and report.sha256 == pinned:
-            try:
-                return reference_of(report, drift)
-            except ReferenceRefusedError as error:
-                refused = refused or error
-    return refused
 
 
 def _slices_of(model: ModelObserved) -> tuple[str, ...]:
@@ -190,10 +116,6 @@ def drift_condition(model: ModelObserved, watch: DriftWatch | None, world: Obser
         return ObservedCondition(
             DRIFTING, "True", reason_of(watch.found), f"since {_time(watch.since_s)}: {texts}{more}"
         )
-    if _awaits(drift, watch):
-        return _awaiting(watch, drift, model, world)
-    if not drift.reference.is_counted:
-        return _as_given(watch, drift, model, world)
     if watch.complete:
         text = f"images and answers are as those of the reference: {watch.revision} from {_time(watch.began_s)} on"
         text += _without_reference(watch, model)
@@ -203,55 +125,6 @@ def drift_condition(model: ModelObserved, watch: DriftWatch | None, world: Obser
     until = _time(watch.began_s + drift.reference.window.duration.total_seconds())
     text = f"the reference is counted from {_time(watch.began_s)} to {until}, or until there are enough answers"
     return ObservedCondition(DRIFTING, "Unknown", "CountingReference", text)
-
-
-def _awaiting(watch: DriftWatch, drift: Drift, model: ModelObserved, world: Observed) -> ObservedCondition:
-    """Return the condition of a model whose reference servers are to make, and did not yet."""
-    stable = model.roles.stable
-    group = world.groups.get(stable.group) if stable is not None else None
-    if group is not None and not _can_refer(group, watch.revision):
-        return _OTHER_VERSION
-    golden = _golden_of(watch.revision, world)
-    found = _reported_reference(group, watch, drift, golden)
-    if isinstance(found, ReferenceRefusedError):
-        return ObservedCondition(DRIFTING, "Unknown", found.reason, str(found))
-    if drift.reference.file is not None:
-        return ObservedCondition(DRIFTING, "Unknown", "ReadingReference", f"servers read {drift.reference.file.uri}")
-    if golden == "":
-        text = f"{watch.revision} has no golden set; the reference is counted once it is proved with one"
-        return ObservedCondition(DRIFTING, "Unknown", "NoGoldenSet", text)
-    text = f"servers answer the golden images of {watch.revision}, which are the reference"
-    return ObservedCondition(DRIFTING, "Unknown", "CountingReference", text)
-
-
-def _as_given(watch: DriftWatch, drift: Drift, model: ModelObserved, world: Observed) -> ObservedCondition:
-    """Return the condition of a model that does not drift from a reference that is not a stretch of its time."""
-    named = "the recorded reference"
-    if drift.reference.golden is not None:
-        named = f"the reference of {watch.images} golden images"
-    elif drift.reference.file is not None:
-        named = f"the reference in {drift.reference.file.uri}"
-    if not watch.seen:
-        if not _servers_can_count(watch, model, world):
-            return _OTHER_VERSION
-        present = next((each for each in model.status.conditions if each.type == DRIFTING), None)
-        if present is not None and present.status == "False":
-            return present
-    left_out = watch.not_compared()
-    if len(left_out) == len(watch.scales[0].ranges):
-        text = f"the servers have reported no histogram of {named}: {_listed(left_out)}"
-        return ObservedCondition(DRIFTING, "Unknown", "NothingCompared", text)
-    text = f"images and answers are as those of {named}"
-    missing = watch.left_out()
-    rare = [each for each in missing if each.partition(":")[0] not in EMBEDDING_HISTOGRAMS]
-    if rare and drift.reference.golden is not None:
-        text += f"; not compared, as they are of fewer than {MIN_GOLDEN_IMAGES} independent images: {_listed(rare)}"
-    if len(rare) < len(missing):
-        text += "; not compared, as the reference has none: embeddings"
-    if left_out:
-        text += f"; not compared, as no server reports them with as many buckets: {_listed(left_out)}"
-    text += _without_reference(watch, model)
-    return ObservedCondition(DRIFTING, "False", "AsReference", text)
 
 
 def _without_reference(watch: DriftWatch, model: ModelObserved) -> str:

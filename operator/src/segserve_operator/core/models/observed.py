@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, Self
 
-from segserve_builder.agent.protocol import AssignedModel, Assignment, ModelReport, ModelState, ReferenceReport
+from segserve_builder.agent.protocol import AssignedModel, Assignment, ModelReport, ModelState
 from segserve_operator.api.capture import Capture
 from segserve_operator.api.drift import Drift
 from segserve_operator.api.pool_update import Update
@@ -242,7 +242,6 @@ class ServerObserved:
     _models: frozenset[str] = field(init=False, repr=False, compare=False)
     failing: frozenset[str] = field(init=False, repr=False, compare=False)
     """The revisions that the server says it cannot serve now."""
-    _reference_files: Mapping[str, ReferenceReport] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         # Looked up many times for each of thousands of models, so indexed once.
@@ -250,12 +249,6 @@ class ServerObserved:
         object.__setattr__(self, "_models", frozenset(report.model for report in self.reports))
         failing = (report.revision for report in self.reports if report.state is ModelState.FAILED)
         object.__setattr__(self, "failing", frozenset(failing) if self.ready else frozenset())
-        references = (report.reference for report in self.reports if report.reference is not None)
-        object.__setattr__(self, "_reference_files", {each.sha256: each for each in references if each.content})
-
-    def reference_file(self, sha256: str) -> ReferenceReport | None:
-        """Return the agent's report of a file with a reference of drift, whichever of its models have it."""
-        return self._reference_files.get(sha256) if self.ready else None
 
     def report(self, revision: str) -> ModelReport | None:
         """Return the agent's report on a revision; None if there is none or the server is not ready."""

@@ -189,7 +189,7 @@ def _assignments(
         assigned = assigned_model(revision, models[name], world)
         if assigned is not None:
             scored = with_scoring(assigned, group, models[name], world)
-            counted = with_counting(scored, group, models[name], drifts.get(name), world)
+            counted = with_counting(scored, group, models[name], world)
             holdings.setdefault(group, {})[name] = counted
     for name, observed in world.groups.items():
         for assigned in observed.assignment.models:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from datetime import timedelta
 
 import numpy as np
 import pytest
-from pydantic import ValidationError
 
 from segserve_builder.agent.protocol import MAX_BUCKETS, MAX_HISTOGRAMS, AnswersReport, ModelReport, ModelState
 from segserve_common.kube.shards import pack, unpack
@@ -18,16 +16,12 @@ from segserve_operator.api.drift import (
     Drift,
     DriftReference,
     DriftWindow,
-    RecordedHistogram,
-    RecordedReference,
 )
 from segserve_operator.core.drift.detector import Histograms
-from segserve_operator.core.drift.reference import recorded_ranges
 from segserve_operator.core.drift.watch import (
     DriftedHistogram,
     DriftWatch,
     basis_of,
-    recorded_of,
     restored,
     with_slices,
 )
@@ -247,86 +241,6 @@ def test_a_stored_reference_of_another_shape_is_refused(change: dict[str, object
 
     with pytest.raises(ValueError, match=r".+"):
         restored(pack({**plain, **change}), 0.0)
-
-
-def recorded_drift(reference: RecordedReference) -> Drift:
-    return Drift(window=DRIFT.window, reference=DriftReference(recorded=reference))
-
-
-def test_what_is_exported_of_a_reference_decides_as_the_reference_does() -> None:
-    counted, kept = referred(), Counted()
-    reference = RecordedReference.model_validate_json(recorded_of(counted.watch.stored).model_dump_json(by_alias=True))
-    kept.watch = DriftWatch.start("roads-1", 0.0, recorded_drift(reference))
-
-    for watched in (counted, kept):
-        watched.add({"a": {"brightness": (5.0, 95.0)}}, windows=40)
-
-    assert kept.watch.found[0].reference == counted.watch.found[0].reference == (0.5, 0.5)
-    assert kept.watch.found[0].recent == pytest.approx(counted.watch.found[0].recent, abs=1e-4)
-    assert [len(each.ranges) for each in kept.watch.scales] == [1, 1]
-    assert restored(kept.watch.stored, 0.0).found == kept.watch.found
-
-
-def test_embeddings_are_left_out_of_a_reference_that_is_kept_as_another_network_has_other_ones() -> None:
-    counted = Counted()
-    histograms = ("brightness", "embedding:1", "embeddingDistance", "classShare:embedding")
-    counted.add({"a": dict.fromkeys(histograms, (50.0, 50.0))}, windows=65)
-
-    kept = recorded_of(counted.watch.stored)
-    given = kept.model_copy(update={"histograms": kept.histograms | {"embedding:1": kept.histograms["brightness"]}})
-
-    assert counted.watch.scales[0].ranges.keys() == set(histograms)
-    assert kept.histograms.keys() == kept.long_histograms.keys() == {"brightness", "classShare:embedding"}
-    assert recorded_ranges(given).short.keys() == {"brightness", "classShare:embedding"}
-
-
-def test_a_recorded_reference_is_known_by_its_content_and_stores_nothing_before_drift() -> None:
-    reference = recorded_of(referred().watch.stored)
-    other = reference.model_copy(update={"long_histograms": {}})
-    watch = DriftWatch.start("coins-1", 0.0, recorded_drift(reference))
-
-    assert watch.complete
-    assert watch.stored == ""
-    assert len(watch.basis) < 300
-    assert len({watch.basis, basis_of(recorded_drift(other)), basis_of(DRIFT)}) == 3
-
-
-def test_a_reference_that_is_not_complete_is_not_exported() -> None:
-    counted = Counted()
-    counted.add({"a": {"brightness": (50.0, 50.0)}}, windows=50)
-
-    with pytest.raises(ValueError, match="the reference of coins-1 is not complete"):
-        recorded_of(counted.watch.stored)
-
-
-HISTOGRAM = {"shares": [0.25, 0.75], "low": [0.2], "high": [0.3], "windows": 12}
-
-
-@pytest.mark.parametrize(
-    ("change", "complaint"),
-    [
-        ({"low": [0.2, 0.3]}, "must have 1 shares, one less than the buckets, got 2"),
-        ({"shares": [0.25, 0.5]}, "must be 1 together, got 0.75"),
-        ({"shares": [0.5, 0.5]}, "its windows had from 0.2 (low) to 0.3 (high)"),
-        ({"windows": 11}, "at least one histogram must have 12 windows, the largest has 11"),
-        ({"shares": [1.0]}, "at least 2 items"),
-    ],
-)
-def test_a_recorded_reference_that_contradicts_itself_is_refused(change: dict[str, object], complaint: str) -> None:
-    RecordedReference.model_validate({"window": "1m", "histograms": {"brightness": HISTOGRAM}})
-
-    with pytest.raises(ValidationError, match=re.escape(complaint)):
-        RecordedReference.model_validate({"window": "1m", "histograms": {"brightness": HISTOGRAM | change}})
-
-
-def test_a_recorded_reference_of_windows_of_another_length_is_refused() -> None:
-    histogram = RecordedHistogram.model_validate(HISTOGRAM)
-    reference = RecordedReference(window=timedelta(minutes=5), histograms={"brightness": histogram})
-
-    with pytest.raises(ValidationError, match=r"must be as long as spec\.drift\.window, 1m, got 5m"):
-        recorded_drift(reference)
-    with pytest.raises(ValidationError, match="a name has 1 to 170 characters, got 171"):
-        RecordedReference(window=timedelta(minutes=5), histograms={"x" * 171: histogram})
 
 
 def test_a_report_loses_histograms_that_no_agent_counts_and_keeps_the_others() -> None:
