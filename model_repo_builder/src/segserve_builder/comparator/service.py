@@ -309,7 +309,7 @@ class Comparator:
             return
         agreement, shown, shift = compared
         model.compared += 1
-        model.tally.count_disagreement(1 - agreement, copy.slice)
+        model.tally.count_disagreement(1 - agreement)
         if shift is not None:
             model.tally.count_shift(shift)
         if shown and agreement < model.keep_below:

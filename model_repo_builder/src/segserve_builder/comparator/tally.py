@@ -28,7 +28,6 @@ class SliceTally:
 
     failed: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
     ratios: list[int] = field(default_factory=lambda: [0] * (len(RATIOS) + 1))
-    disagreements: list[int] = field(default_factory=lambda: [0] * (len(DISAGREEMENTS) + 1))
 
 
 @dataclass(slots=True)
@@ -70,10 +69,9 @@ class PairTally:
             for part in parts:
                 part.ratios[bisect_right(RATIOS, ratio)] += 1
 
-    def count_disagreement(self, disagreement: float, label: str = "") -> None:
+    def count_disagreement(self, disagreement: float) -> None:
         """Count how much two answers differ, from 0 to 1."""
-        for part in self._parts(label):
-            part.disagreements[bisect_right(DISAGREEMENTS, disagreement)] += 1
+        self.disagreements[bisect_right(DISAGREEMENTS, disagreement)] += 1
 
     def _parts(self, label: str) -> tuple[PairTally | SliceTally, ...]:
         """Return what counts a pair: all pairs, and the slice of a label, which begins with its first pair."""

@@ -279,15 +279,9 @@ class MaskAgreementGate(AlphaGateSpec):
 
 
 class SlicesGate(AlphaGateSpec):
-    """Compares failures, latencies and masks by the label of requests (camera, site, scanner); by pairs of Shadow."""
+    """Compares failures and latencies by the label of requests (camera, site, scanner); by pairs of Shadow."""
 
     gate: Literal["slices"] = Field(default="slices", description="Name of the gate.")
-    min_agreement: float | None = Field(
-        default=None,
-        gt=0,
-        le=0.999,
-        description="Lowest acceptable mean agreement with stable's answers in each slice, 0 to 1. Default: no limit.",
-    )
 
 
 class ResourceGate(CheckedGateSpec):

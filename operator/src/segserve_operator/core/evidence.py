@@ -45,21 +45,19 @@ def slice_name(label: str, known: Collection[str]) -> str:
 class SlicePairs:
     """Pairs by the label of their request (camera, site, scanner); those without one are in no slice.
 
-    names: of S slices. failed [..., S, 2, 2], ratios [..., S, R + 1], disagreements [..., S, D + 1]: as in `Pairs`.
+    names: of S slices. failed [..., S, 2, 2], ratios [..., S, R + 1]: as in `Pairs`.
     Without slices the arrays hold nothing, in whatever shape.
     """
 
     names: tuple[str, ...]
     failed: Floats
     ratios: Floats
-    disagreements: Floats
 
     @classmethod
     def nothing(cls, names: tuple[str, ...] = (), shape: tuple[int, ...] = ()) -> SlicePairs:
         """Return no pairs of these slices."""
         each = (*shape, len(names))
-        ratios, disagreements = np.zeros((*each, len(RATIOS) + 1)), np.zeros((*each, len(DISAGREEMENTS) + 1))
-        return cls(names, np.zeros((*each, 2, 2)), ratios, disagreements)
+        return cls(names, np.zeros((*each, 2, 2)), np.zeros((*each, len(RATIOS) + 1)))
 
 
 @dataclass(frozen=True, slots=True)

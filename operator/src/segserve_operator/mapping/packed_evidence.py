@@ -90,7 +90,8 @@ def _pair_values(pairs: PairRow | None) -> list[Any]:
     if pairs is None:
         return []
     bins = (*pairs.latencies, pairs.ratios, pairs.disagreements, pairs.baseline, pairs.shifts)
-    slices = [[each.name, *each.failed, _gaps(each.ratios), _gaps(each.disagreements)] for each in pairs.slices]
+    # Earlier releases have the agreement of masks at the end, and read it.
+    slices = [[each.name, *each.failed, _gaps(each.ratios), []] for each in pairs.slices]
     return [[*pairs.failed, *map(_gaps, bins), slices]]
 
 
@@ -192,8 +193,7 @@ def _pair_row(neither: int, candidate: int, stable: int, both: int, *rest: Any) 
 
 
 def _slice_row(name: str, neither: int, candidate: int, stable: int, both: int, *rest: Any) -> SliceRow:
-    ratios, disagreements = map(_bins, rest[:2])
-    return SliceRow(name, (neither, candidate, stable, both), ratios, disagreements)
+    return SliceRow(name, (neither, candidate, stable, both), _bins(rest[0]))
 
 
 def _count_value(count: Counters) -> list[Any]:
@@ -213,7 +213,7 @@ def _count(value: Sequence[Any]) -> Counters:
 
 def _pair_counts(value: Mapping[str, Any]) -> PairCounts:
     counts = from_plain(PairCounts("", "", ""), value)
-    return replace(counts, slices=tuple(SliceCounts(*each[:4]) for each in counts.slices))
+    return replace(counts, slices=tuple(SliceCounts(*each[:3]) for each in counts.slices))
 
 
 def _tally(

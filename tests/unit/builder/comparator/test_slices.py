@@ -10,6 +10,7 @@ from tritonclient.grpc import service_pb2 as pb
 
 from fakes.compared_groups import COMPARISON, INFER, World, comparing, copy_of, framed
 from segserve_builder.comparator.copies import MODEL_INFER, OTHER, read_copy
+from segserve_builder.comparator.groups import Answer, AnswerKind
 from segserve_builder.comparator.http_server import ReceivedRequest
 from segserve_builder.comparator.tally import MAX_SLICES, PairTally
 from segserve_common.kserve import InferRequest, Tensor, encode_http
@@ -95,12 +96,12 @@ def test_a_damaged_parameter_is_no_label_and_breaks_nothing(entry: bytes) -> Non
 
 
 def test_labels_beyond_the_two_hundredth_are_counted_together() -> None:
-    tally = PairTally("1", "blue", "green")
+    tally, answer = PairTally("1", "blue", "green"), Answer(AnswerKind.ANSWERED, 0.1)
     for number in range(MAX_SLICES + 50):
-        tally.count_disagreement(0.5, f"camera-{number}")
-    tally.count_disagreement(0.5, "camera-0")
-    counted: dict[str, Any] = {each["name"]: sum(each["disagreements"]) for each in tally.to_json()["slices"]}
+        tally.count(answer, answer, f"camera-{number}")
+    tally.count(answer, answer, "camera-0")
+    counted: dict[str, Any] = {each["name"]: sum(each["failed"]) for each in tally.to_json()["slices"]}
 
     assert len(counted) == MAX_SLICES + 1
     assert (counted[OTHER], counted["camera-0"]) == (50, 2)
-    assert sum(tally.disagreements) == MAX_SLICES + 51
+    assert sum(tally.failed) == MAX_SLICES + 51

@@ -137,7 +137,7 @@ def test_decoded_counts_have_the_times_of_the_operators_clock() -> None:
 
 
 PAIRS = PairCounts("7", "main", "coins-new", (5, 1, 0, 2), (((1.1, 5),), ((2.0, 6),)), (0, 3, 2), (1, 4), 3)
-NORTH = SliceCounts("north", (4, 1, 0, 0), (0, 3, 2), (1, 4))
+NORTH = SliceCounts("north", (4, 1, 0, 0), (0, 3, 2))
 
 
 def test_counts_of_pairs_go_with_those_of_a_model_and_a_gateway_without_any_says_nothing_of_them() -> None:
@@ -195,7 +195,7 @@ def test_as_many_pairs_as_there_can_be_fit_into_a_response() -> None:
     bins = tuple((float(f"{digits}e{power}"), 10**6) for power in range(4) for digits in range(10, 100))
     most = PairCounts("9" * 60, "m" * 63, "c" * 63, (10**6,) * 4, (bins, bins), (10**6,) * 20, (10**6,) * 20, 10**6)
     labels = (f"{number:0{MAX_LABEL_LENGTH}}" for number in range(MAX_SLICES + 1))
-    most = replace(most, slices=tuple(SliceCounts(name, (10**6,) * 4, (10**6,) * 13, (10**6,) * 14) for name in labels))
+    most = replace(most, slices=tuple(SliceCounts(name, (10**6,) * 4, (10**6,) * 13) for name in labels))
     series = {Series(f"{name}-{'x' * 50}", "http"): SeriesCounts(1, 1, 1, 1, bins[:200]) for name in ("a", "b")}
     counts = {f"m{number:04}": Counters("1", 1.0, series, 0.0, most) for number in range(60)}
 

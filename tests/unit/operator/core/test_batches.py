@@ -103,7 +103,7 @@ def look(drawn: Drawn, record: Record, numbers: np.random.Generator, at_s: float
         differ = nothing.disagreements.copy()
         differ[numbers.integers(len(differ))] += asked - wrong
         both = np.array([[asked - wrong, wrong], [0.0, 0.0]])
-        slices = SlicePairs((f"camera-{numbers.integers(2)}",), both[None], ratios[None], differ[None])
+        slices = SlicePairs((f"camera-{numbers.integers(2)}",), both[None], ratios[None])
         pairs = Pairs(both, ratios, differ, callers.requests.sum(-1), slices)
         window = EvidenceWindow.of_pairs(seconds, latencies(numbers, (asked, asked - wrong), drawn.slowness), pairs)
     when, asked_for = drawn.asked

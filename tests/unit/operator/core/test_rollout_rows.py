@@ -53,7 +53,7 @@ def test_a_row_of_shadow_has_callers_requests_and_reads_back_as_the_pairs_that_i
 
 def labelled(name: str) -> EvidenceWindow:
     """Return pairs with a label."""
-    slices = SlicePairs((name,), np.array([[[2.0, 1.0], [0.0, 0.0]]]), np.ones((1, 13)), np.ones((1, 14)))
+    slices = SlicePairs((name,), np.array([[[2.0, 1.0], [0.0, 0.0]]]), np.ones((1, 13)))
     compared = pairs()
     assert compared.pairs is not None
     return replace(compared, pairs=replace(compared.pairs, slices=slices))

@@ -37,7 +37,6 @@ class _Slice(BaseModel):
     name: Annotated[str, Field(min_length=1, max_length=MAX_LABEL_LENGTH)]
     failed: tuple[_Count, _Count, _Count, _Count] = (0, 0, 0, 0)
     ratios: _Histogram = ()
-    disagreements: _Histogram = ()
 
 
 class _Pairs(BaseModel):

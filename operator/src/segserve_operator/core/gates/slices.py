@@ -1,10 +1,10 @@
 """The gate `slices`: whether the candidate is worse for requests of one label (camera, site, scanner), in Shadow.
 
 Each label's pairs are one slice. The null of a slice says that its candidate is worse by no more than is tolerated: by
-failures, by pairs that take longer, and, if the spec says how much at least, by agreement of the masks. The evidence
-against it is the mean of theirs, an e-value of their intersection. Among the slices e-BH bounds the share of false
-discoveries (`statistics.e_bh`), and any discovery is a breach. The number of slices is that of the labels with pairs so
-far; who asks under which label must not depend on how the candidate answers.
+failures and by pairs that take longer. The evidence against it is the mean of theirs, an e-value of their intersection.
+Among the slices e-BH bounds the share of false discoveries (`statistics.e_bh`), and any discovery is a breach. The
+number of slices is that of the labels with pairs so far; who asks under which label must not depend on how the
+candidate answers.
 
 Later windows than Shadow's have no labels, and change nothing.
 """
@@ -18,7 +18,6 @@ import numpy as np
 
 from segserve_operator.api.rollout_policy import RolloutPolicy, SlicesGate, Slo
 from segserve_operator.core.evidence import (
-    LEAST_DISAGREEMENTS,
     OTHER,
     Bools,
     EvidenceWindow,
@@ -32,7 +31,6 @@ from segserve_operator.core.gates.error_rate import ErrorRate
 from segserve_operator.core.gates.latency import SHADOW_SETTLING_S, Latency
 from segserve_operator.core.statistics import sliced
 from segserve_operator.core.statistics.blocks import summed
-from segserve_operator.core.statistics.bounded_mean import log_wealth
 from segserve_operator.core.statistics.discordant import failures
 from segserve_operator.core.statistics.e_bh import discoveries, strongest
 from segserve_operator.core.statistics.exceedance import UNKNOWN
@@ -50,13 +48,13 @@ NAMED: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class SlicesState:
-    """Evidence by slice; all but the names is float64 with leading axes [...]. S slices, J bets, D edges.
+    """Evidence by slice; all but the names is float64 with leading axes [...]. S slices, J bets.
 
     served_s, age_s [...]: since the first pairs, and of the open block. over [...]: 1 once Shadow is over.
     clustered_s [..., 2]: seconds in which stable's failures and slow answers come together, negative while its past is
     short. names: of S slices, in the order in which they came.
     pending, total [..., S, 2, 3]: pairs of the open block and of all, by kind: bad for the candidate alone, for stable
-    alone, and others. wealth [..., S, 2, J]: log of each bet's. disagreements [..., S, D + 1]: as in `Pairs`.
+    alone, and others. wealth [..., S, 2, J]: log of each bet's.
     """
 
     served_s: Floats
@@ -67,16 +65,14 @@ class SlicesState:
     pending: Floats
     total: Floats
     wealth: Floats
-    disagreements: Floats
 
 
 @dataclass(frozen=True, slots=True)
 class Slices:
-    """Finds slices that are worse than `errors` and `latency` tolerate, or agree less than `min_agreement` (0 to 1)."""
+    """Finds slices that are worse than `errors` and `latency` tolerate."""
 
     errors: ErrorRate
     latency: Latency
-    min_agreement: float | None = None
 
     def start(self, shape: tuple[int, ...] = (), past: StablePast | None = None) -> SlicesState:
         """Return the state before any window; `past` is stable's."""
@@ -138,12 +134,10 @@ class Slices:
         warm = (state.served_s >= SHADOW_SETTLING_S)[..., None, None]
         counts = np.stack([failures(new.failed), np.where(warm, self.latency.slower(new.ratios), 0.0)], -2)
         at_once = np.einsum("ns,...nkc->...skc", placed, counts)
-        disagreements = np.einsum("ns,...nd->...sd", placed, new.disagreements)
         return replace(
             state,
             pending=state.pending + at_once,
             total=state.total + at_once,
-            disagreements=state.disagreements + disagreements,
         )
 
     def after_shadow(self, state: SlicesState) -> SlicesState:
@@ -158,17 +152,9 @@ class Slices:
 
     def evidence(self, state: SlicesState) -> Floats:
         """Return the log evidence [..., S] against each slice."""
-        kinds = self._kinds(state)
+        kinds = sliced.evidence(state.wealth)
         mean: Floats = summed(kinds) - np.log(kinds.shape[-1])
         return mean
-
-    def _kinds(self, state: SlicesState) -> Floats:
-        """Return the log evidence [..., S, 2 or 3] by kind: failures, slow answers and masks."""
-        kinds = sliced.evidence(state.wealth)
-        if self.min_agreement is None:
-            return kinds
-        masks = log_wealth(state.disagreements, LEAST_DISAGREEMENTS, 1.0 - self.min_agreement)
-        return np.concatenate([kinds, masks[..., None]], -1)
 
     def explain(self, state: SlicesState, level: float) -> Verdict:
         """Return the verdict on one rollout, with the slices that are worse."""
@@ -193,12 +179,7 @@ class Slices:
 
     def _figures(self, state: SlicesState, index: int) -> str:
         """Return a slice's name, and the figures of the kind with the most evidence."""
-        name, kind = state.names[index], int(self._kinds(state)[index].argmax())
-        if kind >= KINDS:
-            counts = state.disagreements[index]
-            agreement = 1.0 - float(counts @ LEAST_DISAGREEMENTS) / float(counts.sum())
-            required = f"({self.min_agreement:g} is required)"
-            return f"{name}: masks agree by at most {agreement:.3f} on average in {counts.sum():,.0f} pairs {required}"
+        name, kind = state.names[index], int(sliced.evidence(state.wealth)[index].argmax())
         candidate, stable, neither = (float(count) for count in state.total[index, kind])
         did = "failed" if kind == ERRORS else f"took {self.latency.ratios[0]:g} times as long or longer"
         of = f"on {candidate:,.0f} of {candidate + stable + neither:,.0f}"
@@ -218,7 +199,7 @@ def _begun(clustered_s: Floats, shape: tuple[int, ...]) -> SlicesState:
 def _empty(shape: tuple[int, ...], slices: int) -> tuple[Floats, ...]:
     counts = np.zeros((*shape, slices, KINDS, 3))
     wealth = sliced.started((*shape, slices, KINDS))
-    return counts, counts, wealth, np.zeros((*shape, slices, len(LEAST_DISAGREEMENTS)))
+    return counts, counts, wealth
 
 
 def _with_names(state: SlicesState, names: tuple[str, ...]) -> tuple[SlicesState, Floats]:
@@ -233,22 +214,18 @@ def _with_names(state: SlicesState, names: tuple[str, ...]) -> tuple[SlicesState
     placed = np.zeros((len(names), len(known)))
     placed[np.arange(len(names)), [indices[name if name in indices else OTHER] for name in names]] = 1.0
     more = _empty(state.over.shape, len(known) - len(state.names))
-    former = (state.pending, state.total, state.wealth, state.disagreements)
+    former = (state.pending, state.total, state.wealth)
     if state.names:
         more = tuple(np.concatenate(both, state.over.ndim) for both in zip(former, more, strict=True))
-    pending, total, wealth, disagreements = more
-    return (
-        replace(state, names=tuple(known), pending=pending, total=total, wealth=wealth, disagreements=disagreements),
-        placed,
-    )
+    pending, total, wealth = more
+    return replace(state, names=tuple(known), pending=pending, total=total, wealth=wealth), placed
 
 
-def _build(spec: SlicesGate, slo: Slo, policy: RolloutPolicy, edges: Edges) -> Slices:
+def _build(_spec: SlicesGate, slo: Slo, policy: RolloutPolicy, edges: Edges) -> Slices:
     tolerance = policy.tolerance
     return Slices(
         ErrorRate(slo.error_percent / 100, tolerance.error_percent / 100),
         Latency(tolerance.slow_percent / 100, 1 + tolerance.latency_percent / 100, slo.latencies, edges),
-        spec.min_agreement,
     )
 
 

@@ -39,7 +39,6 @@ class SliceCounts(NamedTuple):
     name: str
     failed: tuple[int, int, int, int] = (0, 0, 0, 0)
     ratios: tuple[int, ...] = ()
-    disagreements: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,6 @@ class _SliceIncrease(NamedTuple):
 
     failed: Floats
     ratios: Floats
-    disagreements: Floats
 
 
 def pairs_between(
@@ -112,7 +111,6 @@ def _slices(compared: Sequence[tuple[PairCounts, PairCounts]]) -> SlicePairs:
             new = _SliceIncrease(
                 np.maximum(np.subtract(each.failed, was.failed), 0).reshape(2, 2).astype(float),
                 _bins(was.ratios, each.ratios, len(RATIOS) + 1),
-                _bins(was.disagreements, each.disagreements, len(DISAGREEMENTS) + 1),
             )
             if any(counts.any() for counts in new):
                 name = slice_name(each.name, total)

@@ -80,7 +80,6 @@ class SliceRow:
     name: str
     failed: tuple[int, int, int, int]
     ratios: Bins = ()
-    disagreements: Bins = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +194,6 @@ def _slice_rows(slices: SlicePairs) -> tuple[SliceRow, ...]:
             name,
             _four(slices.failed[at].astype(int).reshape(4).tolist()),
             _sparse(slices.ratios[at]),
-            _sparse(slices.disagreements[at]),
         )
         for at, name in enumerate(slices.names)
         if slices.failed[at].any()
@@ -231,7 +229,6 @@ def _slice_pairs(rows: tuple[SliceRow, ...]) -> SlicePairs:
     for at, row in enumerate(rows):
         slices.failed[at] = np.reshape(row.failed, (2, 2))
         slices.ratios[at] = _dense(row.ratios, slices.ratios.shape[-1])
-        slices.disagreements[at] = _dense(row.disagreements, slices.disagreements.shape[-1])
     return slices
 
 
@@ -300,7 +297,6 @@ def _sum_of_slices(rows: Sequence[SliceRow]) -> tuple[SliceRow, ...]:
             name,
             _four([sum(counts) for counts in zip(*(each.failed for each in same), strict=True)]),
             _added([each.ratios for each in same]),
-            _added([each.disagreements for each in same]),
         )
         for name, same in by_name.items()
     )

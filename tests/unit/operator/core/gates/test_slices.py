@@ -10,7 +10,6 @@ import pytest
 
 from segserve_operator.api.rollout_policy import RolloutPolicy, SlicesGate, Slo
 from segserve_operator.core.evidence import (
-    DISAGREEMENTS,
     MAX_SLICES,
     OTHER,
     RATIOS,
@@ -28,8 +27,8 @@ LEVEL = 0.0025
 LOOK_S = 10.0
 
 
-def gate_of(min_agreement: float | None = None) -> Slices:
-    policy = RolloutPolicy().model_copy(update={"gates": (SlicesGate(min_agreement=min_agreement),)})
+def gate_of() -> Slices:
+    policy = RolloutPolicy().model_copy(update={"gates": (SlicesGate(),)})
     gate = measured_gates(policy, Slo())["slices"]
     assert isinstance(gate, Slices)
     return gate
@@ -38,9 +37,7 @@ def gate_of(min_agreement: float | None = None) -> Slices:
 GATE = gate_of()
 
 
-def window(
-    names: Sequence[str], failed: Floats, ratios: Floats | None = None, masks: Floats | None = None
-) -> EvidenceWindow:
+def window(names: Sequence[str], failed: Floats, ratios: Floats | None = None) -> EvidenceWindow:
     """Return a window of `LOOK_S`: failed [..., S, 4] neither, candidate alone, stable alone, both."""
     shape = failed.shape[:-2]
     nothing = SlicePairs.nothing(tuple(names), shape)
@@ -48,7 +45,6 @@ def window(
         nothing,
         failed=failed.reshape(*failed.shape[:-1], 2, 2).astype(float),
         ratios=nothing.ratios if ratios is None else ratios,
-        disagreements=nothing.disagreements if masks is None else masks,
     )
     pairs = replace(Pairs.nothing(shape), failed=slices.failed.sum(-3), slices=slices)
     return replace(EvidenceWindow.nothing(shape), seconds=np.full(shape, LOOK_S), pairs=pairs)
@@ -114,21 +110,6 @@ def test_a_camera_that_takes_twice_as_long_is_found_once_the_candidate_cannot_be
     verdict = GATE.explain(seen(windows), LEVEL)
     assert verdict.message.startswith("worse for camera-2: the candidate alone took 1.1 times as long or longer on ")
     assert GATE.explain(seen(slow_camera(1.05)), LEVEL).outcome is Outcome.PASS
-
-
-def test_masks_of_one_site_that_differ_are_found_if_the_spec_says_how_far_they_may() -> None:
-    masks = np.zeros((3, len(DISAGREEMENTS) + 1))
-    masks[:, 1] = 1
-    masks[1] = 0
-    masks[1, np.searchsorted(DISAGREEMENTS, 0.6, side="right")] = 1
-    windows = [window(("north", "east", "west"), np.tile([1, 0, 0, 0], (3, 1)), masks=masks) for _ in range(40)]
-
-    strict = gate_of(0.8)
-    verdict = strict.explain(seen(windows, strict), LEVEL)
-
-    expected = "worse for east: masks agree by at most 0.500 on average in 40 pairs (0.8 is required)"
-    assert verdict.message == expected
-    assert GATE.explain(seen(windows), LEVEL).outcome is Outcome.PASS
 
 
 def test_without_labels_it_has_nothing_to_say_and_holds_nothing_up() -> None:
