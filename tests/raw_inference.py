@@ -41,6 +41,7 @@ class RawRequest:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     outputs: Sequence[str] = ()
     model: str = "coins"
+    classification: int = 0
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,8 @@ def http_body(request: RawRequest) -> tuple[bytes, bytes]:
     ]
     header: dict[str, Any] = {"inputs": inputs, "parameters": {**request.parameters, "binary_data_output": True}}
     if request.outputs:
-        header["outputs"] = [{"name": name, "parameters": {"binary_data": True}} for name in request.outputs]
+        asked = {"classification": request.classification} if request.classification else {"binary_data": True}
+        header["outputs"] = [{"name": name, "parameters": asked} for name in request.outputs]
     return json.dumps(header).encode(), b"".join(tensor.raw for tensor in request.inputs)
 
 
@@ -105,7 +107,9 @@ def _send_grpc(url: str, request: RawRequest, headers: Mapping[str, str]) -> Rep
     for tensor in request.inputs:
         message.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
     for name in request.outputs:
-        message.outputs.add(name=name)
+        output = message.outputs.add(name=name)
+        if request.classification:
+            output.parameters["classification"].int64_param = request.classification
     for name, value in request.parameters.items():
         setattr(message.parameters[name], _FIELDS[type(value)], value)
     unlimited = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]

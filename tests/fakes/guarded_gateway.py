@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -53,10 +54,11 @@ def guarded_gateway(
     heap_bytes: int = 2**31,
     streams: bool = False,
     waits: CallerTimeouts = PATIENT,
+    **settings: Any,
 ) -> Iterator[Guarded]:
-    """Run Envoy on a free port, in `folder`."""
+    """Run Envoy on a free port, in `folder`; `settings` are further fields of EnvoySettings."""
     own = {"max_request_bytes": max_request_bytes, "heap_bytes": heap_bytes, "streams": streams, "timeouts": waits}
-    running = gateway_of(folder, **own)
+    running = gateway_of(folder, **own, **settings)
 
     async def start(triton: StubTriton) -> None:
         await running.start()

@@ -265,10 +265,15 @@ async def test_an_answer_of_many_pieces_is_whole(plain: Plain) -> None:
 async def test_whatever_is_wrong_is_a_problem_that_says_what(plain: Plain) -> None:
     form = {"content-type": "multipart/form-data; boundary=x"}
     field = b'--x\r\nContent-Disposition: form-data; name="image"\r\n\r\nimage\r\n--x'
-    large = f"the request is too large; at most {LIMIT} bytes are allowed"
+    large = f"the image is too large for plain HTTP: at most {LIMIT} bytes are allowed"
     refused: dict[str, tuple[dict[str, Any], int, str]] = {
         "no model": ({"path": "/v1/models/nope:segment"}, 404, "unknown model 'nope'"),
         "no model of this caller": ({"path": "/v1/models/private:segment"}, 404, "unknown model 'private'"),
+        "a form to no model of this caller, which is not read": (
+            {"path": "/v1/models/private:segment", "content": field[:-3], "headers": form},
+            404,
+            "unknown model 'private'",
+        ),
         "no body": ({"content": b""}, 400, "the request has no body; it must be an image"),
         "no such option": ({"path": f"{PATH}?size=3"}, 400, f'unknown option "size"; {OPTIONS}'),
         "an option twice": ({"path": f"{PATH}?encoding=rle&encoding=png"}, 400, "option 'encoding' is given twice"),
@@ -358,6 +363,9 @@ async def test_a_models_limit_holds_for_plain_requests_and_others_together(plain
         assert 429 in {answer.status_code for answer in of_others}, name
         passed = [answer for answer in (*answers, *of_others) if answer.status_code == 200]
         assert len(plain.server.asked) == len(passed), name
+        unread = await asyncio.gather(*(plain.ask(b"") for _ in range(30)))
+        statuses = {answer.status_code for answer in unread}
+        assert 429 in statuses <= {400, 429}, name  # beyond the limit no body is read
 
 
 async def test_plain_requests_are_split_by_weight_and_say_which_revision_answered(

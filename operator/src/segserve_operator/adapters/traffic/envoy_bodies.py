@@ -6,6 +6,7 @@ from typing import Final
 
 from segserve_operator.adapters.traffic.envoy_extensions import extension, header_matches, unless
 from segserve_operator.adapters.traffic.envoy_messages import Json
+from segserve_operator.adapters.traffic.envoy_plain_http import PLAIN_HEADER
 from segserve_operator.adapters.traffic.envoy_routes import SERVICE
 
 BUFFER_BYTES: Final = 2**15
@@ -17,7 +18,7 @@ _WINDOW_BITS: Final = 15  # the largest window; every encoder's output can be re
 
 
 def bounded_bodies(max_request_bytes: int, *, streams: bool) -> list[Json]:
-    """Return the filters after which a request's body is decompressed and has at most `max_request_bytes`.
+    """Return the filters after which a request's body is decompressed, whole, and has at most `max_request_bytes`.
 
     A body beyond that is answered with 413 at once, and its connection closed. Streams, where they are allowed, have
     no such total.
@@ -58,8 +59,11 @@ def _limited(max_request_bytes: int, *, streams: bool) -> Json:
 
 
 def _buffered(max_request_bytes: int) -> Json:
-    """Collect a body that does not announce its size; of gRPC each message is."""
-    announced = header_matches("content-length", {"safe_regex": {"google_re2": {}, "regex": ".+"}})
+    """Hold a body until it is whole; of gRPC each message is held, and images of plain HTTP have a bound of their own.
+
+    A caller who sends slowly, or leaves, then keeps no server waiting, which would count as its revision's fault.
+    """
+    plain = header_matches(PLAIN_HEADER, {"exact": "1"})
     # By the path, which decides the route, and not by a content type, which any request may have.
     grpc = header_matches(":path", {"prefix": f"/{SERVICE}/"})
     buffer = extension(
@@ -67,4 +71,4 @@ def _buffered(max_request_bytes: int) -> Json:
         "extensions.filters.http.buffer.v3.Buffer",
         max_request_bytes=max_request_bytes,
     )
-    return unless({"or_matcher": {"predicate": [announced, grpc]}}, buffer)
+    return unless({"or_matcher": {"predicate": [plain, grpc]}}, buffer)

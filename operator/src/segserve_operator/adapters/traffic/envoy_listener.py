@@ -32,6 +32,8 @@ from segserve_operator.adapters.traffic.envoy_mirror import mirror_filters
 from segserve_operator.adapters.traffic.envoy_plain_http import (
     PROBES,
     document_replies,
+    head_filters,
+    image_filters,
     noting_filters,
     translation_filters,
     translation_replies,
@@ -68,6 +70,7 @@ NAME_FIELDS: Final = {
 """The field that contains the model's name, by gRPC method."""
 _ANY_CASE: Final = {"ignore_case": True}
 _WINDOW: Final = range(65_535, 2**31)  # the window sizes that HTTP/2 allows
+_INVALID_ARGUMENT: Final = 3
 _NOT_FOUND: Final = 5
 _DEADLINE_EXCEEDED: Final = 4
 _RESOURCE_EXHAUSTED: Final = 8
@@ -231,25 +234,27 @@ def _told(settings: EnvoySettings) -> Json:
 def _http_filters(settings: EnvoySettings, listener: _Listener) -> list[Json]:
     """Return the HTTP filters in the order in which a request passes them."""
     is_plain = settings.plain_http and not listener.internal
-    # Who calls.
+    # Who calls, and for what.
     open_paths = PROBES if is_plain else ()
-    before = [] if listener.internal else authentication_filters(settings.auth, open_paths=open_paths)
-    # Whether that caller may call this model, whose route is known by then.
-    after = [] if listener.internal else access_filters()
-    # How much that caller may send to it.
-    limits = [] if listener.limits is None else [limits_filter(listener.limits)]
-    traced = settings.tracing is not None and not listener.internal
-    copied = mirror_filters(settings.max_request_bytes, capture=settings.capture)
-    public = [] if listener.internal else [*caller_filters(settings.caller_metrics), _grpc_statuses(), *copied]
+    caller = [] if listener.internal else authentication_filters(settings.auth, open_paths=open_paths)
+    called = [*noting_filters(enabled=is_plain), *caller, *head_filters(enabled=is_plain)]
     sizes = bounded_bodies(settings.max_request_bytes, streams=settings.streams)
+    sizes += image_filters(settings.max_request_bytes, enabled=is_plain)
     model = [_name_extraction(), lua_filter("route_key.lua", **_route_key(settings))]
     if settings.streams:
         model.insert(0, lua_filter("stream_messages.lua", MAX_MESSAGE_BYTES=settings.max_request_bytes))
-    if not listener.internal:
-        model.extend(affinity_filters(settings.affinity))
+    # Whether that caller may call this model, whose route is known by then.
+    access = [] if listener.internal else access_filters()
+    # How much that caller may send to it.
+    limits = [] if listener.limits is None else [limits_filter(listener.limits)]
     translation = translation_filters(settings.max_request_bytes, enabled=is_plain)
-    before = [*noting_filters(enabled=is_plain), *before]
-    return [*before, *sizes, *translation, *model, *after, *limits, *public, _router(traced=traced)]
+    affinity = [] if listener.internal else affinity_filters(settings.affinity)
+    checked = [lua_filter("inference_requests.lua"), lua_filter("forwarded.lua")]
+    admitted = [*access, *limits, *translation, *affinity, *checked]
+    traced = settings.tracing is not None and not listener.internal
+    copied = mirror_filters(settings.max_request_bytes, capture=settings.capture)
+    public = [] if listener.internal else [*caller_filters(settings.caller_metrics), _grpc_statuses(), *copied]
+    return [*called, *sizes, *model, *admitted, *public, _router(traced=traced)]
 
 
 def _route_key(settings: EnvoySettings) -> dict[str, bool | str]:
@@ -361,8 +366,10 @@ def render_local_replies(
             grpc_reply([status_filter(404), grpc], "no such method: %REQ(:PATH)%"),
             grpc_reply([oversize, grpc], limit, _RESOURCE_EXHAUSTED),
             grpc_reply([status_filter(400), grpc, compressed], no_compression, _UNIMPLEMENTED),
+            grpc_reply([status_filter(400), grpc], _BODY, _INVALID_ARGUMENT),
             grpc_reply([status_filter(415), grpc], _BODY, _UNIMPLEMENTED),
             grpc_reply([status_filter(408), grpc], late, _DEADLINE_EXCEEDED),
+            grpc_reply([status_filter(431), grpc], _BODY, _RESOURCE_EXHAUSTED),
             grpc_reply([status_filter(504), grpc], _BODY, _DEADLINE_EXCEEDED),
             grpc_reply([limited, grpc], limit_reached, headers=_grpc_retry_after(RETRY_AFTER_S)),
             grpc_reply([overflow, grpc], overload),
@@ -371,6 +378,7 @@ def render_local_replies(
             grpc_reply([grpc], _BODY),
             http_reply([missing, named], unknown) | {"status_code": 404},
             http_reply([status_filter(404)], "no such path: %REQ(:PATH)%"),
+            *translation_replies(max_request_bytes, enabled=plain_http),
             http_reply([oversize], limit) | {"status_code": 413},
             http_reply([limited], limit_reached),
             http_reply([overflow], overload),
@@ -378,7 +386,6 @@ def render_local_replies(
             http_reply([half_sent], send_again) | {"status_code": 503},
             http_reply([status_filter(408)], late),
             http_reply([escaped_slash], no_slash),
-            *translation_replies(enabled=plain_http),
             http_reply([status_filter(400)], f"bad request: %RESPONSE_CODE_DETAILS% {_BODY}"),
         ],
         "body_format": {"json_format": {"error": _BODY}},

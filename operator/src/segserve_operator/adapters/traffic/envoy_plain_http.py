@@ -1,8 +1,9 @@
 """Renders the filters that translate plain HTTP, an image as a body, into KServe v2 and its answers into JSON.
 
-The translation stands in front of the gateway's own routes: limits, access, weights, copies and counts are those of any
-request. Neither an image nor an answer's masks are parsed. Both are held until they are whole: a script that changes a
-body as it arrives leaves it with the length of its first piece, and what follows would be another request.
+The path is translated in front of the gateway's own routes, and the body behind access and limits: these, weights,
+copies and counts are those of any request. Neither an image nor an answer's masks are parsed. Both are held until they
+are whole: a script that changes a body as it arrives leaves it with the length of its first piece, and what follows
+would be another request. So both have bounds of their own.
 """
 
 from __future__ import annotations
@@ -28,7 +29,12 @@ from segserve_operator.core.traffic import Route, TrafficPlan
 _NAME: Final = "segserve.plain_http"
 """Name of the filter that translates, of the metadata of a route that has the names of classes, and of the dynamic
 metadata that has the path of a request as it came in, and its method."""
-_PLAIN: Final = {"prefix": "/v1/models/"}
+PLAIN_HEADER: Final = "x-segserve-plain"
+"""Header of a request that is translated."""
+MAX_PLAIN_BYTES: Final = 16 * 2**20
+"""Most bytes of an image, and of an answer: a script blocks its thread for some 15 ms a MiB."""
+_MAX_HELD_BYTES: Final = 4 * MAX_PLAIN_BYTES
+"""Most bytes of all answers that a thread translates at once."""
 PROBES: Final = ("/healthz", "/readyz")
 """Paths that need no credentials; the script knows those of KServe v2 that answer them."""
 _PROBE_BYTES: Final = 4096
@@ -53,23 +59,39 @@ def noting_filters(*, enabled: bool) -> list[Json]:
     ]
 
 
-def translation_filters(max_request_bytes: int, *, enabled: bool) -> list[Json]:
-    """Return the filters that translate; the request's size is known before them, and its model's name after them."""
+def head_filters(*, enabled: bool) -> list[Json]:
+    """Return the filters that bound probes and translate the path of a request, after the one that names its caller."""
     if not enabled:
         return []
-    whole = _held_where(_PLAIN, max_request_bytes)
     # Strangers may send them, and a server reads whatever it is sent.
-    small = _held_where({"safe_regex": {"google_re2": {}, "regex": _PROBE}}, _PROBE_BYTES)
-    translation = lua_filter("plain_http.lua", NOTED=_NAME, MAX_BYTES=max_request_bytes)
-    return [whole, small, {**translation, "name": _NAME}]
+    probes = header_matches(":path", {"safe_regex": {"google_re2": {}, "regex": _PROBE}})
+    return [_held_where(probes, _PROBE_BYTES), _translation(0, is_head=True)]
 
 
-def _held_where(path: Json, most_bytes: int) -> Json:
-    """Return the filter that holds a request whose path matches until it is whole; a larger one is refused (413)."""
+def image_filters(max_request_bytes: int, *, enabled: bool) -> list[Json]:
+    """Return the filter that holds an image until it is whole, and refuses a larger one (413)."""
+    bound = min(max_request_bytes, MAX_PLAIN_BYTES)
+    return [_held_where(header_matches(PLAIN_HEADER, {"exact": "1"}), bound)] if enabled else []
+
+
+def translation_filters(max_request_bytes: int, *, enabled: bool) -> list[Json]:
+    """Return the filter that translates bodies, after the access and limits of the request's model."""
+    return [_translation(min(max_request_bytes, MAX_PLAIN_BYTES), is_head=False)] if enabled else []
+
+
+def _translation(max_bytes: int, *, is_head: bool) -> Json:
+    answers = {"MOST_ANSWER_BYTES": MAX_PLAIN_BYTES, "MOST_HELD_BYTES": _MAX_HELD_BYTES}
+    bounds = {"MAX_BYTES": max_bytes, **answers}
+    script = lua_filter("plain_http.lua", IS_HEAD=is_head, NOTED=_NAME, MARK=PLAIN_HEADER, **bounds)
+    return {**script, "name": _NAME}
+
+
+def _held_where(predicate: Json, most_bytes: int) -> Json:
+    """Return the filter that holds a request that matches until it is whole; a larger one is refused (413)."""
     buffer = extension(
         "envoy.filters.http.buffer", "extensions.filters.http.buffer.v3.Buffer", max_request_bytes=most_bytes
     )
-    return unless({"not_matcher": header_matches(":path", path)}, buffer)
+    return unless({"not_matcher": predicate}, buffer)
 
 
 def class_names_of_route(route: Route) -> Json:
@@ -82,10 +104,20 @@ def class_names_of_route(route: Route) -> Json:
     return {_NAME: names} if names else {}
 
 
-def translation_replies(*, enabled: bool) -> list[Json]:
-    """Return the mapper of what the translation refuses by itself, which is a sentence already."""
+def translation_replies(max_request_bytes: int, *, enabled: bool) -> list[Json]:
+    """Return the mappers of large images, and of refusals by the translation, which are sentences already."""
+    if not enabled:
+        return []
+    is_plain = {"header_filter": {"header": {"name": PLAIN_HEADER, "present_match": True}}}
+    bound = min(max_request_bytes, MAX_PLAIN_BYTES)
+    large = f"the image is too large for plain HTTP: at most {bound} bytes are allowed"
+    if bound < max_request_bytes:
+        large += f", and {max_request_bytes} by POST /v2/models/NAME/infer"
     refused = details_filter(".startsWith('lua_response')")
-    return [http_reply([status_filter(400), refused], "%LOCAL_REPLY_BODY%")] if enabled else []
+    return [
+        http_reply([status_filter(413), is_plain], large),
+        http_reply([status_filter(400), refused], "%LOCAL_REPLY_BODY%"),
+    ]
 
 
 def document_replies(*, enabled: bool) -> list[Json]:

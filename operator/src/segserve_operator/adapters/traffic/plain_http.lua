@@ -1,12 +1,18 @@
 -- Translates plain HTTP: `POST /v1/models/NAME:segment`, whose body is an image, into a request of KServe v2, and its
--- answer into JSON; errors become problems of RFC 9457. Everything after this filter sees KServe v2. So are PROBES;
--- DOCUMENTS are answered by the table of routes.
--- NOTED is the namespace of the dynamic metadata that has the path and method as they came in; MAX_BYTES limits a
--- request.
+-- answer into JSON; errors become problems of RFC 9457. PROBES are translated as well; DOCUMENTS are answered by the
+-- table of routes.
+--
+-- Two filters run it. The first, where IS_HEAD is true, reads the head of a request: with the path of KServe v2 the
+-- rules and limits of a model hold before anything is read of the body. The second translates bodies.
+-- NOTED is the namespace of the dynamic metadata that has the path and method as they came in, and what the first
+-- filter leaves to the second: `model`, `boundary` of a form, and options by name. MARK is the header of a request that
+-- is translated. MAX_BYTES limits a request. An answer has at most MOST_ANSWER_BYTES, and all answers that are under way
+-- in this thread MOST_HELD_BYTES: they are held until they are whole, in memory that no limit of Envoy bounds.
 --
 -- The metadata of a request's route have the names of classes, as JSON's strings, by group and id.
 --
--- Tensors are asked for in binary, so that a mask's bytes are copied and not parsed.
+-- Tensors are requested in binary, so that a mask's bytes are copied and not parsed. A script blocks its thread, so its
+-- time must be linear in what callers send.
 
 local PROBES = {["/healthz"] = "/v2/health/live", ["/readyz"] = "/v2/health/ready"}
 local DOCUMENTS = {["/"] = true, ["/openapi.json"] = true}
@@ -15,10 +21,14 @@ local OPTION_NAMES = "encoding, max_detections, score_threshold"
 local LENGTH = "inference-header-content-length"
 local MOST_BOUNDARY = 70
 local MOST_HEAD = 8192  -- of a part of a form, which patterns go over
+local MOST_PROBLEM = 65536  -- bytes of an error that are read
+local LARGE = 1048576  -- bytes of a body after which the thread's memory is collected at once
+local RETURN = 13  -- "\r", with which a form's delimiter begins, and which it has nowhere else
 local TITLES = {
   ["400"] = "Bad Request", ["401"] = "Unauthorized", ["404"] = "Not Found", ["405"] = "Method Not Allowed",
   ["406"] = "Not Acceptable", ["408"] = "Request Timeout", ["413"] = "Content Too Large",
-  ["415"] = "Unsupported Media Type", ["429"] = "Too Many Requests", ["500"] = "Internal Server Error",
+  ["415"] = "Unsupported Media Type", ["422"] = "Unprocessable Content", ["429"] = "Too Many Requests",
+  ["431"] = "Request Header Fields Too Large", ["500"] = "Internal Server Error",
   ["502"] = "Bad Gateway", ["503"] = "Service Unavailable", ["504"] = "Gateway Timeout",
 }
 local ESCAPES = {['"'] = '\\"', ["\\"] = "\\\\"}
@@ -78,21 +88,40 @@ local function frame(size, options)
   return header .. length, #header
 end
 
+-- Returns where a delimiter, "\r\n--" and a form's boundary, begins and ends in a text, from `from` on; nil if it does
+-- not. The method is Horspool's. string.find looks anew at each "\r" of an image, which may consist of them.
+local function find_delimiter(text, delimiter, from)
+  local size, skips = #delimiter, {}
+  for byte = 0, 255 do skips[byte] = size end
+  for index = 1, size - 1 do skips[string.byte(delimiter, index)] = size - index end
+  local at, last = from, #text - size + 1
+  while at <= last do
+    if string.byte(text, at) == RETURN then
+      local same = 1
+      while same < size and string.byte(text, at + same) == string.byte(delimiter, same + 1) do same = same + 1 end
+      if same == size then return at, at + size - 1 end
+    end
+    at = at + skips[string.byte(text, at + size - 1)]
+  end
+end
+
 -- Returns the position of a form's image, its size, and adds the form's other fields to the options.
 local function image_of_form(handle, text, boundary, options)
-  local delimiter = "--" .. boundary
+  local delimiter = "\r\n--" .. boundary
   local image, size
-  local at = string.sub(text, 1, #delimiter) == delimiter and #delimiter or nil
-  if at == nil then _, at = string.find(text, "\r\n" .. delimiter, 1, true) end
+  local at = string.sub(text, 1, #delimiter - 2) == string.sub(delimiter, 3) and #delimiter - 2 or nil
+  if at == nil then _, at = find_delimiter(text, delimiter, 1) end
   while at ~= nil and string.sub(text, at + 1, at + 2) == "\r\n" do
-    local _, head_end = string.find(text, "\r\n\r\n", at + 1, true)
-    if head_end == nil then break end
-    if head_end - at > MOST_HEAD then
+    local head = string.sub(text, at + 1, at + MOST_HEAD + 4)
+    local _, head_size = string.find(head, "\r\n\r\n", 1, true)
+    if head_size == nil then
+      if #head < MOST_HEAD then break end
       refuse(handle, "400", "the head of a part of the form has more than " .. MOST_HEAD .. " bytes")
     end
-    local next_at, next_end = string.find(text, "\r\n" .. delimiter, head_end - 1, true)
+    local head_end = at + head_size
+    local next_at, next_end = find_delimiter(text, delimiter, head_end - 1)
     if next_at == nil then break end
-    local head = string.sub(text, at + 1, head_end)
+    head = string.sub(head, 1, head_size)
     local name = string.match(head, '[; ]name="([^"\r\n]*)"') or string.match(head, "[; ]name=([^; \r\n]*)") or ""
     local length = math.max(0, next_at - head_end - 1)
     if name ~= "image" then
@@ -108,15 +137,26 @@ local function image_of_form(handle, text, boundary, options)
   return image, size
 end
 
-local function write_head(headers, model, length, json_length)
-  headers:replace(":path", "/v2/models/" .. model .. "/infer")
+local function write_head(headers, length, json_length)
   headers:replace("content-type", "application/octet-stream")
   headers:replace("content-length", string.format("%d", length))
   headers:replace(LENGTH, string.format("%d", json_length))
   headers:remove("accept-encoding")  -- the answer is read here
+  headers:remove(MARK)
 end
 
-function envoy_on_request(handle)
+-- Returns the boundary of a form, nil for a body that is the image.
+local function boundary_of(handle, headers)
+  local kind = headers:get("content-type") or ""
+  if not string.find(string.lower(kind), "^multipart/form%-data") then return nil end
+  local boundary = string.match(kind, '[Bb]oundary="([^"]+)"') or string.match(kind, "[Bb]oundary=([^;%s]+)")
+  if boundary == nil or #boundary > MOST_BOUNDARY then
+    refuse(handle, "400", "a form needs a boundary of 1 to " .. MOST_BOUNDARY .. " characters in its content type")
+  end
+  return boundary
+end
+
+local function read_head(handle)
   local model, path, query, method = target(handle)
   local headers = handle:headers()
   if PROBES[path] or DOCUMENTS[path] then
@@ -133,26 +173,34 @@ function envoy_on_request(handle)
   if accepted ~= "" and not string.find(accepted, "[*]/[*]") and not string.find(accepted, "application/[j*]") then
     refuse(handle, "406", "the answer is application/json; the request accepts " .. quoted(string.sub(accept, 1, 80)))
   end
-  local options = options_of(handle, query)
-  local kind = headers:get("content-type") or ""
-  local is_form, boundary = string.find(string.lower(kind), "^multipart/form%-data") ~= nil, nil
-  if is_form then
-    boundary = string.match(kind, '[Bb]oundary="([^"]+)"') or string.match(kind, "[Bb]oundary=([^;%s]+)")
-    -- A long one would make the search for it slow, and RFC 2046 allows none.
-    if boundary == nil or #boundary > MOST_BOUNDARY then
-      refuse(handle, "400", "a form needs a boundary of 1 to " .. MOST_BOUNDARY .. " characters in its content type")
-    end
-  end
+  local noted = handle:streamInfo():dynamicMetadata()
+  for name, value in pairs(options_of(handle, query)) do noted:set(NOTED, name, value) end
+  noted:set(NOTED, "model", model)
+  noted:set(NOTED, "boundary", boundary_of(handle, headers) or "")
+  headers:replace(":path", "/v2/models/" .. model .. "/infer")
+  headers:replace(MARK, "1")
+end
+
+local function translate(handle)
+  local noted = handle:streamInfo():dynamicMetadata():get(NOTED)
+  if noted == nil or noted["model"] == nil then return end
+  local options = {}
+  for name in pairs(OPTIONS) do options[name] = noted[name] end
   local body = handle:body(true)
   if body:length() == 0 then refuse(handle, "400", "the request has no body; it must be an image") end
   local text = body:getBytes(0, body:length())
-  local at, size = 1, #text
-  if is_form then at, size = image_of_form(handle, text, boundary, options) end
-  local before, json_length = frame(size, options)
-  if #before + size > MAX_BYTES then refuse(handle, "413", "") end
-  body:setBytes(before .. (is_form and string.sub(text, at, at + size - 1) or text))
+  if noted["boundary"] ~= "" then
+    local at, size = image_of_form(handle, text, noted["boundary"], options)
+    text = string.sub(text, at, at + size - 1)
+  end
+  local before, json_length = frame(#text, options)
+  local length = #before + #text
+  if length > MAX_BYTES then refuse(handle, "413", "") end
+  body:setBytes(before .. text)
+  text = nil
+  if length > LARGE then collectgarbage() end
   -- Headers that were taken before the wait for the body are void after it.
-  write_head(handle:headers(), model, #before + size, json_length)
+  write_head(handle:headers(), length, json_length)
 end
 
 local function float32(a, b, c, d)
@@ -287,14 +335,45 @@ local function write_problem(handle, status, method)
   handle:headers():replace("content-type", "application/problem+json")
   if method == "HEAD" then return handle:headers():remove("content-length") end  -- with a body it would be two answers
   local body = handle:body(true)
-  local text = body:length() > 0 and body:getBytes(0, body:length()) or ""
+  local text = body:length() > 0 and body:getBytes(0, math.min(body:length(), MOST_PROBLEM)) or ""
   local detail = string.match(text, '^%s*{%s*"error"%s*:%s*(".*")%s*}%s*$') or quoted(string.sub(text, 1, 500))
   local title = TITLES[status] and '"title":"' .. TITLES[status] .. '",' or ""
   local length = body:setBytes("{" .. title .. '"status":' .. status .. ',"detail":' .. detail .. "}\n")
   handle:headers():replace("content-length", string.format("%d", length))
 end
 
-function envoy_on_response(handle)
+local held = setmetatable({}, {__mode = "k"})  -- bytes of the answers under way; one whose caller left is collected
+
+local function held_bytes()
+  local sum = 0
+  for _, size in pairs(held) do sum = sum + size end
+  return sum
+end
+
+-- Returns why an answer of so many bytes is not translated, if so: a status and a sentence.
+local function refused_answer(size, model)
+  if size > MOST_ANSWER_BYTES then
+    return "422", "the answer has " .. string.format("%d", size) .. " bytes, and plain HTTP allows " .. MOST_ANSWER_BYTES
+      .. "; request encoding=rle, or POST /v2/models/" .. model .. "/infer"
+  end
+  if held_bytes() + size > MOST_HELD_BYTES then collectgarbage() end
+  if held_bytes() + size > MOST_HELD_BYTES then return "503", "too many large answers are under way; try again" end
+end
+
+-- Replaces the body of an answer that is not translated.
+local function write_refusal(handle, status, detail)
+  local headers = handle:headers()
+  headers:replace(":status", status)
+  headers:replace("content-type", "application/problem+json")
+  if status == "503" then headers:replace("retry-after", "1") end
+  local text = '{"title":"' .. TITLES[status] .. '","status":' .. status .. ',"detail":' .. quoted(detail) .. "}\n"
+  for chunk in handle:bodyChunks() do
+    chunk:setBytes(text)
+    text = ""
+  end
+end
+
+local function translate_answer(handle)
   local model, path, _, method = target(handle)
   if model == nil and not PROBES[path] and not DOCUMENTS[path] then return end
   local headers = handle:headers()
@@ -303,10 +382,14 @@ function envoy_on_response(handle)
   if model == nil then return end
   local header_length = tonumber(headers:get(LENGTH) or "")
   if header_length == nil then return end
+  local size = tonumber(headers:get("content-length") or "") or math.huge
   local names = handle:metadata():get(headers:get("x-segserve-group") or "") or {}
   headers:remove(LENGTH)
   headers:remove("content-length")
+  local refusal, detail = refused_answer(size, model)
+  if refusal ~= nil then return write_refusal(handle, refusal, detail) end
   headers:replace("content-type", "application/json")
+  held[handle] = size
   local chunks, received, tensors, whole = {}, 0, nil, nil
   for chunk in handle:bodyChunks() do
     table.insert(chunks, chunk:getBytes(0, chunk:length()))
@@ -317,7 +400,15 @@ function envoy_on_response(handle)
     end
     if whole ~= nil and received >= whole then
       chunk:setBytes(answer(handle, model, table.concat(chunks), tensors, names))
+      held[handle], chunks = nil, nil
+      if size > LARGE then collectgarbage() end
       return
     end
   end
+end
+
+if IS_HEAD then
+  envoy_on_request = read_head
+else
+  envoy_on_request, envoy_on_response = translate, translate_answer
 end
