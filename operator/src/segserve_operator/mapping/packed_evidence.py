@@ -198,7 +198,10 @@ def _slice_row(name: str, neither: int, candidate: int, stable: int, both: int, 
 
 def _count_value(count: Counters) -> list[Any]:
     by_series = [
-        [series.group, series.protocol, tally.attempts, tally.failed, tally.given_up, tally.active, tally.latencies]
+        [
+            *(series.group, series.protocol, tally.attempts, tally.failed, tally.given_up),
+            *(tally.active, tally.latencies, tally.left, tally.waited_ms),
+        ]
         for series, tally in count.by_series.items()
     ]
     pairs = [to_plain(count.pairs)] if count.pairs is not None else []
@@ -219,9 +222,9 @@ def _pair_counts(value: Mapping[str, Any]) -> PairCounts:
 def _tally(
     group: str, protocol: Any, attempts: int, failed: int, given_up: int, *rest: Any
 ) -> tuple[Series, SeriesCounts]:
-    active, latencies = rest[:2]
+    active, latencies, *waits = rest[:4]
     bins = tuple((edge_ms, count) for edge_ms, count in latencies)
-    return Series(group, protocol), SeriesCounts(attempts, failed, given_up, active, bins)
+    return Series(group, protocol), SeriesCounts(attempts, failed, given_up, active, bins, *waits)
 
 
 def _verdict_values(verdicts: Iterable[Verdict]) -> list[Any]:

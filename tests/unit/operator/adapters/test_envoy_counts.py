@@ -73,7 +73,16 @@ def test_requests_that_envoy_cancelled_are_not_disconnected_callers(tmp_path: Pa
 
     total = CumulativeStats(tmp_path / "totals.json").update("1", ["coins.v2"], {HTTP: stats})
 
-    assert series_counts(total[HTTP], "http") == SeriesCounts(attempts=7, failed=3, given_up=2)
+    assert series_counts(total[HTTP], "http") == SeriesCounts(attempts=7, failed=3, given_up=2, left=1)
+
+
+def test_the_time_that_callers_waited_before_they_left_is_that_after_their_request_had_arrived() -> None:
+    names = {f"left.{kind}_ms.envoy.cluster_name.{HTTP}": value for kind, value in (("total", 900), ("request", 650))}
+    assert all(re.fullmatch(stats_pattern(["coins.v2"]), name) for name in names)
+
+    found = parse_stats({"stats": [{"name": name, "value": value} for name, value in names.items()]})
+
+    assert series_counts(found[HTTP], "http").waited_ms == 250
 
 
 def test_counts_continue_after_statistics_restart(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -134,6 +135,17 @@ def test_requests_that_hang_are_slow_before_they_end_and_only_once() -> None:
 
     assert slow(windows) == [0, 0, 0, 0, 4, 0, 0, 0, 0]
     assert [each.window.requests[1] for each in windows] == [0, 0, 0, 0, 0, 0, 0, 4, 0]
+
+
+@pytest.mark.parametrize(("waited_ms", "expected"), [(80, 1), (400_000, 4)])
+def test_callers_who_leave_are_as_slow_as_they_have_waited_and_no_slower(waited_ms: int, expected: int) -> None:
+    """Nobody makes a revision slow by leaving at once; one that keeps callers waiting until they leave is slow."""
+    left = SeriesCounts(14, 0, 4, 0, ((100.0, 10),), left=3, waited_ms=waited_ms)
+
+    (look,) = watched([count(0, SeriesCounts(), SeriesCounts()), count(1, SeriesCounts(), left)])
+
+    assert slow([look]) == [expected]  # one timed out
+    assert look.window.latencies[1].sum() == 14
 
 
 def test_a_request_that_hung_and_was_answered_after_all_is_not_slow_twice() -> None:

@@ -18,7 +18,7 @@ import httpx
 from segserve_common.http.guard import body_within
 from segserve_common.http.urls import RequestError
 from segserve_common.kube.shards import read_json
-from segserve_operator.adapters.traffic.envoy_counts import BIN, LATENCIES, STATISTICS, Stats, counts_by_model
+from segserve_operator.adapters.traffic.envoy_counts import BIN, LATENCIES, LEFT, STATISTICS, Stats, counts_by_model
 from segserve_operator.core.rollout.counters import Counters, Sample
 
 STARTED: Final = "segserve_gateway_started_seconds"
@@ -30,7 +30,7 @@ _METRICS: Final[Mapping[str, str]] = {
     "envoy_cluster_" + statistic.replace(".", "_"): statistic
     for statistic in STATISTICS
     if statistic not in (_SERVER_ERRORS, LATENCIES)
-}
+} | {"envoy_" + statistic.replace(".", "_"): statistic for statistic in LEFT}
 _TIMEOUT_S: Final = 5.0
 _MAX_BYTES: Final = 32 * 2**20
 

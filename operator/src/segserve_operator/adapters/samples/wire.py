@@ -101,15 +101,17 @@ def pod_client() -> httpx.AsyncClient:
 
 
 def _numbers(counts: SeriesCounts) -> list[Any]:
-    return [counts.attempts, counts.failed, counts.given_up, counts.active, counts.latencies]
+    known = [counts.attempts, counts.failed, counts.given_up, counts.active, counts.latencies]
+    return [*known, counts.left, counts.waited_ms]
 
 
 def _counters(fields: Mapping[str, Any], now_s: float) -> Counters:
     by_series = {
         Series(group, protocol): SeriesCounts(
-            attempts, failed, given_up, active, tuple((float(lower), int(count)) for lower, count in latencies)
+            attempts, failed, given_up, active, tuple((float(lower), int(count)) for lower, count in latencies), *waits
         )
-        for group, protocol, attempts, failed, given_up, active, latencies in fields["tallies"]
+        # A gateway of an earlier release does not count how long those who left had waited.
+        for group, protocol, attempts, failed, given_up, active, latencies, *waits in fields["tallies"]
     }
     pairs = parse_pairs(fields["pairs"]) if "pairs" in fields else None
     return Counters(fields["epoch"], now_s, by_series, now_s - fields["age"], pairs)

@@ -1,8 +1,9 @@
 """Request counts from Envoy's statistics of a cluster, in attempts.
 
 Envoy counts responses (its own 503 and 504 included), retries, and connections or streams that it closed itself because
-a request timed out or its caller disconnected. So attempts are the sum of responses, retries and disconnected callers;
-each retry stands for an attempt that failed. Latencies are of whole requests, including a failed first attempt: from
+a request timed out or its caller disconnected. So attempts are the sum of responses, retries and disconnected callers,
+less the requests that Envoy refused because too many waited: these say how many came, and not how a server answers.
+Each retry stands for an attempt that failed. Latencies are of whole requests, including a failed first attempt: from
 the last byte of the request to the last byte of the response, in whole milliseconds. An HTTP response that breaks off
 after its headers counts as a response without a latency.
 """
@@ -23,13 +24,18 @@ from segserve_operator.core.rollout.counters import Series, SeriesCounts
 Stats: TypeAlias = dict[str, int]
 """Values of one cluster by statistic; latency bins have the key `BIN` and their lower edge in milliseconds."""
 
+LEFT: Final[Mapping[str, str]] = {"left.total_ms": "%DURATION%", "left.request_ms": "%REQUEST_DURATION%"}
+"""Statistics of requests whose caller left before the answer began, with their values as Envoy formats them: all of
+their time, and that until they had arrived."""
+LEFT_CLUSTER: Final = "envoy.cluster_name"
+"""Tag of these statistics that names the cluster."""
 BIN: Final = "upstream_rq_time:"
 LATENCIES: Final = "upstream_rq_time"
 FAULTS: Final = (2, 4, 8, 13, 14, 15)
 """The gRPC status codes that are a server's fault: unknown, deadline exceeded, resource exhausted, internal,
 unavailable, data loss."""
 
-_RETRIES, _TIMEOUTS = "upstream_rq_retry", "upstream_rq_timeout"
+_RETRIES, _TIMEOUTS, _REFUSED = "upstream_rq_retry", "upstream_rq_timeout", "upstream_rq_active_overflow"
 # gRPC calls are counted when they end, by status; HTTP requests as soon as the response headers arrive.
 _RESPONSES: Final[Mapping[Protocol, str]] = {"http": "upstream_rq_completed", "grpc": "grpc.total"}
 _CANCELLED = "upstream_rq_cancelled"
@@ -50,7 +56,7 @@ _FAILED: Final[Mapping[Protocol, tuple[str, ...]]] = {
     "grpc": tuple(f"grpc.{status}" for status in FAULTS),
 }
 STATISTICS: Final = (
-    *(*_RESPONSES.values(), _RETRIES, *_ACTIVE, LATENCIES),
+    *(*_RESPONSES.values(), _RETRIES, _REFUSED, *_ACTIVE, LATENCIES),
     *(name for stats in (_CANCELLED_STATS, _CANCELLED_BY_ENVOY, _FAILED) for names in stats.values() for name in names),
 )
 
@@ -58,7 +64,9 @@ STATISTICS: Final = (
 def stats_pattern(models: Iterable[str]) -> str:
     """Return a regular expression for the statistics that rollouts of these models use; without models, of all."""
     named = "|".join(re.escape(model) for model in sorted(models)) or "[^/]+"
-    return rf"cluster\.({named})/[^/]+/infer/(http|grpc)\.({'|'.join(map(re.escape, STATISTICS))})"
+    cluster = rf"({named})/[^/]+/infer/(http|grpc)"
+    left = rf"({'|'.join(map(re.escape, LEFT))})\.{re.escape(LEFT_CLUSTER)}\.{cluster}"
+    return rf"(cluster\.{cluster}\.({'|'.join(map(re.escape, STATISTICS))})|{left})"
 
 
 def parse_stats(response: Mapping[str, Any]) -> dict[str, Stats]:
@@ -79,13 +87,16 @@ def parse_stats(response: Mapping[str, Any]) -> dict[str, Stats]:
 def series_counts(stats: Mapping[str, int], protocol: Protocol) -> SeriesCounts:
     """Return the request counts that a cluster's statistics add up to."""
     retries, disconnected = stats.get(_RETRIES, 0), stats.get(_DISCONNECTED, _disconnected_callers(stats, protocol))
+    refused = stats.get(_REFUSED, 0)
     bins = [(float(name.removeprefix(BIN)), count) for name, count in stats.items() if name.startswith(BIN) and count]
     return SeriesCounts(
-        attempts=stats.get(_RESPONSES[protocol], 0) + retries + disconnected,
-        failed=retries + _total_of(stats, _FAILED[protocol]),
+        attempts=max(stats.get(_RESPONSES[protocol], 0) + retries + disconnected - refused, 0),
+        failed=max(retries + _total_of(stats, _FAILED[protocol]) - refused, 0),
         given_up=disconnected + stats.get(_TIMEOUTS, 0),
         active=_total_of(stats, _ACTIVE),
         latencies=tuple(sorted(bins)),
+        left=disconnected,
+        waited_ms=max(stats.get("left.total_ms", 0) - stats.get("left.request_ms", 0), 0),
     )
 
 
@@ -157,6 +168,9 @@ class CumulativeStats:
 
 def _split(name: str) -> tuple[str, str]:
     """Split a full name into cluster and statistic; names of clusters contain slashes and may contain dots."""
+    statistic, tagged, cluster = name.partition(f".{LEFT_CLUSTER}.")
+    if tagged:
+        return cluster, statistic
     parts = re.fullmatch(r"cluster\.(.*/infer/(?:http|grpc))\.(.*)", name)
     if parts is None:
         raise ValueError(f"{name!r} is not a statistic of a cluster for inference")

@@ -51,6 +51,7 @@ from segserve_operator.adapters.traffic.envoy_telemetry import (
     access_logs,
     caller_counters,
     caller_filters,
+    left_counters,
     request_ids,
     tracing,
 )
@@ -228,7 +229,7 @@ def _told(settings: EnvoySettings) -> Json:
     """Return what callers and the log are told of a request."""
     logs = access_logs(settings.access_log, settings.access_log_file, traced=settings.tracing is not None)
     counters = caller_counters(settings.caller_metrics)
-    return {**request_ids(), "access_log": [*logs, *counters], **tracing(settings.tracing)}
+    return {**request_ids(), "access_log": [*logs, *counters, left_counters()], **tracing(settings.tracing)}
 
 
 def _http_filters(settings: EnvoySettings, listener: _Listener) -> list[Json]:

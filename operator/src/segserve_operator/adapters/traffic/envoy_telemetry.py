@@ -7,11 +7,13 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from segserve_operator.adapters.traffic.envoy_clusters import socket_address
+from segserve_operator.adapters.traffic.envoy_counts import LEFT, LEFT_CLUSTER
 from segserve_operator.adapters.traffic.envoy_extensions import (
     CALLER,
     extension,
     header_filter,
     lua_filter,
+    status_filter,
     upstream_tls,
 )
 from segserve_operator.adapters.traffic.envoy_messages import Json
@@ -153,6 +155,22 @@ def caller_counters(settings: CallerMetrics | None) -> list[Json]:
     )
     is_noted = {"filter": _COUNTED_NAMESPACE, "path": [{"key": "is_counted"}], "value": {"bool_match": True}}
     return [stats | {"filter": {"metadata_filter": {"matcher": is_noted, "match_if_key_not_found": False}}}]
+
+
+def left_counters() -> Json:
+    """Return the counters of how long callers had waited who left before the answer began, by cluster."""
+    tag = {"name": LEFT_CLUSTER, "value_format": "%UPSTREAM_CLUSTER_RAW%"}
+    counters = [
+        {"stat": {"name": name.partition(".")[2], "tags": [tag]}, "value_format": value} for name, value in LEFT.items()
+    ]
+    stats = extension(
+        "envoy.access_loggers.stats",
+        "extensions.access_loggers.stats.v3.Config",
+        stats_scope={"prefix": "left"},
+        counters=counters,
+    )
+    left = {"response_flag_filter": {"flags": ["DC", "DR"]}}
+    return stats | {"filter": {"and_filter": {"filters": [left, status_filter(0)]}}}
 
 
 def eviction(settings: CallerMetrics | None) -> Json:

@@ -24,6 +24,7 @@ class SeriesCounts:
     attempts: requests that ended; a retried request counts once per attempt. failed: attempts with a server error.
     given_up: attempts that timed out or whose caller disconnected. active: in flight now. latencies: (lower edge in ms,
     count) of non-empty bins, for answers only, from the last byte of the request to the last byte of the answer.
+    left: those of given_up whose caller disconnected, and waited_ms: how long they had waited for an answer, together.
     """
 
     attempts: int = 0
@@ -31,6 +32,8 @@ class SeriesCounts:
     given_up: int = 0
     active: int = 0
     latencies: tuple[tuple[float, int], ...] = ()
+    left: int = 0
+    waited_ms: int = 0
 
 
 class SliceCounts(NamedTuple):

@@ -43,6 +43,8 @@ class _Arm:
     attempts: int
     failed: int
     given_up: int
+    left: int
+    waited_ms: int
     latencies: tuple[tuple[float, int], ...]
     ended: int
     active: int
@@ -126,6 +128,8 @@ def _between(then: Counters, now: Counters, names: frozenset[str]) -> _Arm:
         attempts=sum(_since(was.attempts, tally.attempts) for was, tally in pairs),
         failed=sum(_since(was.failed, tally.failed) for was, tally in pairs),
         given_up=sum(_since(was.given_up, tally.given_up) for was, tally in pairs),
+        left=sum(_since(was.left, tally.left) for was, tally in pairs),
+        waited_ms=sum(_since(was.waited_ms, tally.waited_ms) for was, tally in pairs),
         latencies=tuple(latencies),
         ended=sum(tally.attempts for _, tally in pairs),
         active=sum(tally.active for _, tally in pairs),
@@ -138,13 +142,20 @@ def _since(then: int, now: int) -> int:
 
 
 def _binned(arm: _Arm, edges: Sequence[float]) -> Floats:
-    """Return the attempts per latency bin; those given up are in the last one."""
+    """Return the attempts per latency bin; those that timed out are in the last one.
+
+    A caller who leaves has waited no longer than an answer takes, whatever he is up to, so those who left are in the
+    bin of the time that they waited on average.
+    """
     # As plain numbers: arrays are slower for one at a time, and this is done for each latency of each rollout.
     binned = [0] * (len(edges) + 1)
     for lower_ms, count in arm.latencies:
         if count:
             binned[bisect_right(edges, lower_ms)] += count
-    binned[-1] += arm.given_up
+    left = min(arm.left, arm.given_up)
+    binned[-1] += arm.given_up - left
+    if left:
+        binned[bisect_right(edges, arm.waited_ms / left)] += left
     return np.array(binned, float)
 
 
