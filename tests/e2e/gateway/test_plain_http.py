@@ -31,6 +31,7 @@ from segserve_operator.core.traffic import RequestRate, RouteLimits, TrafficPlan
 pytestmark = [pytest.mark.platform, pytest.mark.core]
 
 PATH = "/v1/models/coins:segment"
+HOW = "send the image itself (curl --data-binary @FILE), or as a form's file (curl -F image=@FILE)"
 OPTIONS = "allowed are encoding, max_detections, score_threshold"
 RLE = b"ab\\c0"
 SIZE = Tensor.of_array("SIZE", np.array([3, 4], np.int32))
@@ -106,6 +107,7 @@ async def test_an_image_arrives_as_it_was_sent_however_its_size_is_told(plain: P
         "in pieces": {"content": pieces()},
         "gzip": {"content": gzip.compress(image), "headers": {"content-encoding": "gzip"}},
         "a form": {"content": None, **form},
+        "a form whose field has another name": {"content": None, "files": {"photo": ("x.jpg", image, "image/jpeg")}},
     }
     for name, way in ways.items():
         answer = await plain.ask(**way)
@@ -295,8 +297,13 @@ async def test_whatever_is_wrong_is_a_problem_that_says_what(plain: Plain) -> No
             400,
             "a form needs a boundary of 1 to 70 characters in its content type",
         ),
-        "a form without the image": ({"content": b"--x--\r\n", "headers": form}, 400, "the form has no field 'image'"),
-        "a form cut short": ({"content": field[:-3], "headers": form}, 400, "the form has no field 'image'"),
+        "a form without the image": ({"content": b"--x--\r\n", "headers": form}, 400, f"the form has no image: {HOW}"),
+        "a form cut short": ({"content": field[:-3], "headers": form}, 400, f"the form has no image: {HOW}"),
+        "an image in JSON": (
+            {"content": b'{"image": "eA=="}', "headers": {"content-type": "application/json"}},
+            415,
+            f"the body is JSON: {HOW}",
+        ),
         "a form whose part has a long head": (
             {"content": field.replace(b"name=", 9000 * b";" + b"name="), "headers": form},
             400,
@@ -305,7 +312,7 @@ async def test_whatever_is_wrong_is_a_problem_that_says_what(plain: Plain) -> No
         "two images": (
             {"content": field + field[3:] + b"--\r\n", "headers": form},
             400,
-            "the form has more than one field 'image'; one image is allowed",
+            "the form has more than one image; one is allowed",
         ),
     }
     for name, (request, status, detail) in refused.items():
@@ -314,8 +321,12 @@ async def test_whatever_is_wrong_is_a_problem_that_says_what(plain: Plain) -> No
     assert_problem(await plain.client.get(PATH), 405, "allowed is POST, with an image as the body", "GET")
     assert plain.server.asked == []
 
-    plain.server.status, plain.server.said = 400, ({}, b'{"error":"the image is \\"x\\""}')
-    assert_problem(await plain.ask(), 400, 'the image is "x"', "an error of the server")
+    plain.server.status, plain.server.said = 400, ({}, b'{"error":"in ensemble \'coins\', the image is \\"x\\""}')
+    error = await plain.ask()
+    assert_problem(error, 400, 'the image is "x"', "an error of the server")
+    assert error.json()["detail"] == 'the image is "x"'
+    by_curl = await plain.ask(headers={"content-type": "application/x-www-form-urlencoded"})
+    assert by_curl.json()["detail"] == 'the image is "x"; curl -d changes the bytes of a file, --data-binary does not'
 
 
 def assert_problem(answer: httpx.Response, status: int, detail: str, name: str) -> None:
@@ -420,6 +431,9 @@ async def test_the_index_names_the_models_only_where_nobody_is_kept_from_any(pla
     links = {"openapi": "/openapi.json", "health": "/healthz", "ready": "/readyz", "kserve": "/v2"}
     about = {"name": "segserve", "version": version("segserve"), "links": links}
     restricted = await plain.client.get("/")
+    assert_problem(
+        await plain.client.get("/v1/models"), 404, "no such path: /v1/models", "a list where some are private"
+    )
     nameless = await plain.client.get("/openapi.json")
     (route,) = served(plain.server).routes
     names = ["coins", *(f"model-{number:03}" for number in range(100))]
@@ -433,6 +447,7 @@ async def test_the_index_names_the_models_only_where_nobody_is_kept_from_any(pla
     assert answer.json() == about | {"models": models}
     assert [each["name"] for each in models] == names
     assert models[0] == {"name": "coins", "segment": PATH, "kserve": "/v2/models/coins"}
+    assert (await plain.client.get("/v1/models")).json() == {"models": models}
     described = await plain.client.get("/openapi.json")
     assert described.headers["content-type"] == "application/json"
     assert described.json() == json.loads(openapi.describe_gateway(names, version=version("segserve")).to_json())
@@ -459,11 +474,50 @@ async def test_an_answer_to_head_is_without_a_body_so_that_the_next_one_is_not_m
 
 async def test_other_requests_are_answered_as_without_it(plain: Plain) -> None:
     for path in ("/v1/models/coins", "/v1/models/coins:segments", "/v1/models/a/b:segment", "/v1/models/:segment"):
-        assert (await plain.ask(path=path)).json() == {"error": f"no such path: {path}"}
+        assert_problem(await plain.ask(path=path), 404, f"no such path: {path}", path)
+    assert (await plain.ask(path="/v2/none")).json() == {"error": "no such path: /v2/none"}
 
     answer = await plain.ask(b"any", "/v2/models/coins/infer")
 
     assert (answer.status_code, answer.content, plain.server.body) == (200, answered()[1], b"any")
+
+
+async def test_a_proxy_that_speaks_http_1_0_gets_an_answer(plain: Plain) -> None:
+    host, port = plain.gateway.authority.split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    key = plain.client.headers["x-api-key"]
+    writer.write(f"POST {PATH} HTTP/1.0\r\nx-api-key: {key}\r\ncontent-length: 5\r\n\r\nimage".encode())
+
+    sent = await asyncio.wait_for(reader.read(), HANG_S)
+    writer.close()
+
+    head, _, body = sent.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.0 200 ")
+    assert json.loads(body)["revision"] == "coins-old"
+
+
+@pytest.mark.parametrize(
+    ("origin", "allowed"),
+    [("http://localhost:3000", True), ("http://127.0.0.1", True), ("http://localhost.evil.example", False)],
+)
+async def test_pages_of_this_machine_may_call_a_local_gateway(
+    tmp_path: Path, old: StubTriton, origin: str, allowed: bool
+) -> None:
+    local = {"plain_http": True, "metrics_socket": str(tmp_path / "metrics.sock")}
+    asked = {
+        "origin": origin,
+        "access-control-request-method": "POST",
+        "access-control-request-headers": "content-type",
+    }
+    old.said = answered()
+    async with running_gateway(tmp_path, **local) as gateway, httpx.AsyncClient(timeout=HANG_S) as page:
+        await gateway.traffic.apply(served(old))
+        preflight = await page.options(f"{gateway.traffic.url}{PATH}", headers=asked)
+        answer = await page.post(f"{gateway.traffic.url}{PATH}", content=b"image", headers={"origin": origin})
+
+    said = "access-control-allow-origin"
+    assert (preflight.headers.get(said) == origin, answer.headers.get(said) == origin) == (allowed, allowed)
+    assert answer.status_code == 200
 
 
 async def test_a_gateway_without_it_has_no_such_path(tmp_path: Path, old: StubTriton) -> None:

@@ -71,7 +71,7 @@ class EnvoyTraffic:
             server_tls=self._files.server_tls if server_tls is not None else None,
             metrics=self._settings.metrics_socket is not None,
             plain_http=self._settings.plain_http,
-            loopback=self._settings.metrics_socket is not None and self._settings.auth is None,
+            loopback=self._settings.is_open,
             on_replace=self._record_stats,
         )
         tls = self._settings.tls

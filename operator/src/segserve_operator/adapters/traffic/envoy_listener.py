@@ -134,6 +134,11 @@ class EnvoySettings:
     capture: bool = False
     timeouts: CallerTimeouts = field(default_factory=CallerTimeouts)
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it is the gateway of this machine and takes calls without credentials."""
+        return self.metrics_socket is not None and self.auth is None
+
     def __post_init__(self) -> None:
         if self.max_request_bytes not in _WINDOW:
             allowed = f"{_WINDOW.start} to {_WINDOW.stop - 1}"
@@ -208,6 +213,8 @@ def _connection_manager(settings: EnvoySettings, listener: _Listener, *, timeout
         # It runs while a server works, too, which the time limit of a request ends.
         stream_idle_timeout=_seconds(max(waits.pause_s, timeout_s + _AFTER_TIMEOUT_S)),
         common_http_protocol_options={"idle_timeout": _seconds(waits.idle_s)},
+        # By default nginx speaks HTTP/1.0 to what it is in front of.
+        http_protocol_options={"accept_http_10": True, "default_host_for_http_10": "localhost"},
         http2_protocol_options={
             "max_concurrent_streams": 1024,
             # The extraction filter buffers a whole gRPC message, and can buffer no more than this window.
@@ -238,7 +245,8 @@ def _http_filters(settings: EnvoySettings, listener: _Listener) -> list[Json]:
     # Who calls, and for what.
     open_paths = PROBES if is_plain else ()
     caller = [] if listener.internal else authentication_filters(settings.auth, open_paths=open_paths)
-    called = [*noting_filters(enabled=is_plain), *caller, *head_filters(enabled=is_plain)]
+    pages = [lua_filter("pages.lua", NOTED="segserve.pages")] if settings.is_open and not listener.internal else []
+    called = [*pages, *noting_filters(enabled=is_plain), *caller, *head_filters(enabled=is_plain)]
     sizes = bounded_bodies(settings.max_request_bytes, streams=settings.streams)
     sizes += image_filters(settings.max_request_bytes, enabled=is_plain)
     model = [_name_extraction(), lua_filter("route_key.lua", **_route_key(settings))]
@@ -362,6 +370,8 @@ def render_local_replies(
     return {
         "mappers": [
             *refusals(auth),
+            # The answer to a preflight request, which has no body.
+            {"filter": status_filter(204), "body_format_override": {"text_format_source": {"inline_string": _BODY}}},
             *document_replies(enabled=plain_http),
             grpc_reply([missing, named, grpc], unknown, _NOT_FOUND) | {"status_code": 404},
             grpc_reply([status_filter(404), grpc], "no such method: %REQ(:PATH)%"),

@@ -147,4 +147,5 @@ def documents(plan: TrafficPlan) -> dict[str, str]:
         "links": {"openapi": "/openapi.json", "health": "/healthz", "ready": "/readyz", "kserve": "/v2"},
     }
     document = describe_gateway(names, version=release).to_json()
-    return {"/": json.dumps(index) + "\n", "/openapi.json": document + "\n"}
+    listed = {} if names is None else {"/v1/models": json.dumps({"models": models}) + "\n"}
+    return {"/": json.dumps(index) + "\n", "/openapi.json": document + "\n", **listed}

@@ -15,7 +15,8 @@
 -- time must be linear in what callers send.
 
 local PROBES = {["/healthz"] = "/v2/health/live", ["/readyz"] = "/v2/health/ready"}
-local DOCUMENTS = {["/"] = true, ["/openapi.json"] = true}
+local DOCUMENTS = {["/"] = true, ["/openapi.json"] = true, ["/v1/models"] = true}
+local HOW = "send the image itself (curl --data-binary @FILE), or as a form's file (curl -F image=@FILE)"
 local OPTIONS = {encoding = true, max_detections = true, score_threshold = true}
 local OPTION_NAMES = "encoding, max_detections, score_threshold"
 local LENGTH = "inference-header-content-length"
@@ -124,16 +125,17 @@ local function image_of_form(handle, text, boundary, options)
     head = string.sub(head, 1, head_size)
     local name = string.match(head, '[; ]name="([^"\r\n]*)"') or string.match(head, "[; ]name=([^; \r\n]*)") or ""
     local length = math.max(0, next_at - head_end - 1)
-    if name ~= "image" then
+    -- A file is the image, whatever its field is called.
+    if name ~= "image" and not string.find(head, "[; ]filename=") then
       add_option(handle, options, name, string.sub(text, head_end + 1, head_end + math.min(length, 80)))
     elseif image ~= nil then
-      refuse(handle, "400", "the form has more than one field 'image'; one image is allowed")
+      refuse(handle, "400", "the form has more than one image; one is allowed")
     else
       image, size = head_end + 1, length
     end
     at = next_end
   end
-  if image == nil then refuse(handle, "400", "the form has no field 'image'") end
+  if image == nil then refuse(handle, "400", "the form has no image: " .. HOW) end
   return image, size
 end
 
@@ -173,8 +175,12 @@ local function read_head(handle)
   if accepted ~= "" and not string.find(accepted, "[*]/[*]") and not string.find(accepted, "application/[j*]") then
     refuse(handle, "406", "the answer is application/json; the request accepts " .. quoted(string.sub(accept, 1, 80)))
   end
+  local kind = string.lower(headers:get("content-type") or "")
+  if string.find(kind, "^application/json") then refuse(handle, "415", "the body is JSON: " .. HOW) end
   local noted = handle:streamInfo():dynamicMetadata()
   for name, value in pairs(options_of(handle, query)) do noted:set(NOTED, name, value) end
+  -- What curl says of a body for which nobody has said it.
+  if kind == "application/x-www-form-urlencoded" then noted:set(NOTED, "is_unlabelled", true) end
   noted:set(NOTED, "model", model)
   noted:set(NOTED, "boundary", boundary_of(handle, headers) or "")
   headers:replace(":path", "/v2/models/" .. model .. "/infer")
@@ -337,6 +343,11 @@ local function write_problem(handle, status, method)
   local body = handle:body(true)
   local text = body:length() > 0 and body:getBytes(0, math.min(body:length(), MOST_PROBLEM)) or ""
   local detail = string.match(text, '^%s*{%s*"error"%s*:%s*(".*")%s*}%s*$') or quoted(string.sub(text, 1, 500))
+  detail = string.gsub(detail, "^\"in ensemble '[^']*', ", '"')
+  local noted = handle:streamInfo():dynamicMetadata():get(NOTED)
+  if status == "400" and noted["is_unlabelled"] and string.find(detail, "image is ", 1, true) then
+    detail = string.sub(detail, 1, -2) .. '; curl -d changes the bytes of a file, --data-binary does not"'
+  end
   local title = TITLES[status] and '"title":"' .. TITLES[status] .. '",' or ""
   local length = body:setBytes("{" .. title .. '"status":' .. status .. ',"detail":' .. detail .. "}\n")
   handle:headers():replace("content-length", string.format("%d", length))
@@ -375,7 +386,7 @@ end
 
 local function translate_answer(handle)
   local model, path, _, method = target(handle)
-  if model == nil and not PROBES[path] and not DOCUMENTS[path] then return end
+  if path == nil or string.sub(path, 1, 4) ~= "/v1/" and not PROBES[path] and not DOCUMENTS[path] then return end
   local headers = handle:headers()
   local status = headers:get(":status")
   if status ~= "200" then return write_problem(handle, status, method) end
