@@ -319,7 +319,7 @@ def test_an_edited_golden_set_is_proved_in_place_and_one_that_fails_takes_nothin
     # What a server starts with is the set that it was proved with last, and one that fails keeps it.
     edit(wrong)
     watched.becomes("coins", "GoldenPassed", "False", "GoldenFailed")
-    watched.running.segserve("down", "--keep")
+    watched.running.segserve("down")
     started = segserve(watched.running.state, "up", "--detach", "--port", watched.running.url.rpartition(":")[2])
     assert (started.returncode, "GoldenFailed" in started.stderr) == (1, True)
     watched.becomes("coins", "Ready", "True", "Serving")

@@ -108,14 +108,14 @@ def is_taken(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def test_down_leaves_nothing_and_a_second_platform_notices_nothing(bed: Bed, watched: Watched) -> None:
+def test_down_forget_leaves_nothing_and_a_second_platform_notices_nothing(bed: Bed, watched: Watched) -> None:
     others = {process.pid for process in watched.running.processes()}
     folders = set(Path("/tmp").glob("python_env_*"))
     bed.up("-f", str(MODELS))
     assert bed.coins()[1] in COIN_PIXELS
     assert {process.pid for process in bed.running.processes()}.isdisjoint(others)
 
-    first, second = bed.segserve("down"), bed.segserve("down")
+    first, second = bed.segserve("down", "--forget"), bed.segserve("down")
 
     removed = "models removed: coins, coins-instances, coins-twostage"
     assert (first.returncode, first.stdout) == (0, f"the platform was stopped; {removed}\n")
@@ -128,18 +128,18 @@ def test_down_leaves_nothing_and_a_second_platform_notices_nothing(bed: Bed, wat
         assert client.segment(PHOTO, model="coins").areas["coin"] in COIN_PIXELS
 
 
-def test_down_ends_what_a_killed_supervisor_left_and_keeps_the_models_if_told(bed: Bed, edited: Edit) -> None:
+def test_down_ends_what_a_killed_supervisor_left_and_keeps_the_models(bed: Bed, edited: Edit) -> None:
     bed.up("-f", str(edited()))
     served = bed.coins()
     Watched(bed.running).supervisor().kill()
 
-    assert bed.segserve("down", "--keep").returncode == 0
+    assert bed.segserve("down").returncode == 0
     assert bed.running.processes() == []
     assert not is_taken(bed.port)
 
     bed.up()
     assert bed.coins() == served
-    assert bed.segserve("down").returncode == 0
+    assert bed.segserve("down", "--forget").returncode == 0
     assert bed.left_behind() == []
 
 
@@ -180,7 +180,7 @@ def test_up_in_front_of_a_terminal_shows_the_models_until_ctrl_c_stops_all_and_k
     assert re.search(r"coins-instances: ready after [0-9.]+ s \(.*golden images [0-9.]+ s", shown)
     assert "Traceback" not in shown
     assert (bed.running.processes(), is_taken(bed.port)) == ([], False)
-    assert "models removed: coins, coins-instances, coins-twostage" in bed.segserve("down").stdout
+    assert "models removed: coins, coins-instances, coins-twostage" in bed.segserve("down", "--forget").stdout
     assert bed.left_behind() == []
 
 

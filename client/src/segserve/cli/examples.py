@@ -12,7 +12,7 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
         "segserve init photos/ best.onnx --family semantic-logits --force",
     ),
     "up": ("segserve up -f model.yaml", "segserve up --detach -f model.yaml", "segserve up --port 9000"),
-    "down": ("segserve down", "segserve down --keep"),
+    "down": ("segserve down", "segserve down --forget"),
     "doctor": ("segserve doctor", "segserve doctor --context prod", "segserve doctor -o json"),
     "logs": ("segserve logs", "segserve logs coins -c triton -f", "segserve logs -o json"),
     "cleanup": ("segserve cleanup -n vision", "segserve cleanup -A --yes"),

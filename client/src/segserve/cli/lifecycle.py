@@ -44,8 +44,8 @@ from segserve.platforms.waiting import Serving, readiness
 
 if TYPE_CHECKING:
     from segserve_operator.adapters.local.files import StateFolder
+    from segserve_operator.adapters.local.platform_record import PlatformRecord
     from segserve_operator.adapters.local.runtime import RuntimeEnvironment
-    from segserve_operator.local_platform.supervisor import PlatformRecord
 
 START_S: Final = 120.0
 PORTS: Final = range(1, 65536)
@@ -90,7 +90,7 @@ def up(
         typer.Option(help="With --detach: timeout for the models, such as 90s or 2m; a plain number is in seconds."),
     ] = "180s",
     forget: Annotated[
-        bool, typer.Option("--forget", help="Forget the models at the end, as `segserve down` does.")
+        bool, typer.Option("--forget", help="Forget the models at the end, as `segserve down --forget` does.")
     ] = False,
 ) -> None:
     """Start the local platform: Triton and Envoy as processes, listening on loopback.
@@ -100,7 +100,9 @@ def up(
     already running is taken over.
     """
     if detach and forget:
-        raise typer.BadParameter("--forget is for the end of a foreground platform; with --detach, use `segserve down`")
+        raise typer.BadParameter(
+            "--forget is for the end of a foreground platform; with --detach, use `segserve down --forget`"
+        )
     timeout_s = seconds(timeout)
     # Input is checked first: the installation may take minutes.
     logged_share = _logged_share(access_log)
@@ -183,7 +185,7 @@ def apply_files(files: list[Path], port: int | None, *, tls: bool | None = None)
     """Store the resources of files, the gateway's port and TLS, and return the names of the models to wait for."""
     with needs("local"):
         from segserve_operator.adapters.local.gateway import PRIVATE_CERTIFICATE, check_port
-        from segserve_operator.local_platform.supervisor import read_platform
+        from segserve_operator.adapters.local.platform_record import read_platform
 
     store = local_store()
     check_state_folder(store)
@@ -216,8 +218,8 @@ def launch(state: StateFolder, speed: float = 1.0) -> None:
 
     Its decisions are made by a clock that is `speed` times as fast.
     """
+    from segserve_operator.adapters.local.platform_record import read_platform
     from segserve_operator.adapters.local.processes import marked_environment
-    from segserve_operator.local_platform.supervisor import read_platform
 
     if read_platform(state) is not None:
         return
@@ -245,7 +247,7 @@ def launch(state: StateFolder, speed: float = 1.0) -> None:
 
 
 def _wait_for(startup: Startup, timeout_s: float, timeout: str) -> None:
-    from segserve_operator.local_platform.supervisor import read_platform
+    from segserve_operator.adapters.local.platform_record import read_platform
 
     platform, deadline_s = LocalPlatform(), time.monotonic() + timeout_s
     goals = {name: Serving(name) for name in startup.waiting}
@@ -268,7 +270,7 @@ def _wait_for(startup: Startup, timeout_s: float, timeout: str) -> None:
 
 def show_until_interrupted(state: StateFolder) -> None:
     """Show a live table of the models, and keep a supervisor running; without a terminal, a line for each model."""
-    from segserve_operator.local_platform.supervisor import read_platform
+    from segserve_operator.adapters.local.platform_record import read_platform
 
     console, platform = Console(), LocalPlatform()
     startup = Startup(platform.store.names(MODEL))
@@ -320,13 +322,15 @@ def _view(manifests: Sequence[Json], starting: Container[str], url: str) -> Grou
 
 
 def down(
-    keep: Annotated[bool, typer.Option("--keep", help="Keep the models for the next `segserve up`.")] = False,
+    forget: Annotated[
+        bool, typer.Option("--forget", help="Remove the models as well, with their rollouts, keys and certificates.")
+    ] = False,
 ) -> None:
-    """Stop the local platform and remove its processes, shared memory and files, the models included.
+    """Stop the local platform: its processes, shared memory and logs are removed.
 
-    It prints which models it removes; downloads are kept.
+    The models are kept for the next `segserve up`, unless --forget is given. Downloads are kept.
     """
-    end_platform(local_store().state, keep=keep)
+    end_platform(local_store().state, keep=not forget)
 
 
 def end_platform(state: StateFolder, *, keep: bool) -> None:
@@ -337,7 +341,8 @@ def end_platform(state: StateFolder, *, keep: bool) -> None:
     with activity("stopping the platform"):
         outcome = "the platform was stopped" if end(state, keep_models=keep) else "no platform was running"
     if names:
-        outcome += f"; models kept for the next `segserve up`: {names}" if keep else f"; models removed: {names}"
+        kept = f"models kept for the next `segserve up`: {names} (--forget removes them)"
+        outcome += f"; {kept}" if keep else f"; models removed: {names}"
     typer.echo(outcome)
 
 

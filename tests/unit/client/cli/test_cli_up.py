@@ -67,15 +67,15 @@ def state(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> StateFolder:
     return found
 
 
-def test_down_says_which_models_it_removes_and_leaves_nothing(command: Command, state: StateFolder) -> None:
-    assert command("down") == (0, "no platform was running; models removed: coins, roads\n", "")
+def test_down_forget_says_which_models_it_removes_and_leaves_nothing(command: Command, state: StateFolder) -> None:
+    assert command("down", "--forget") == (0, "no platform was running; models removed: coins, roads\n", "")
     assert not state.root.exists()
 
 
-def test_down_keep_leaves_models_and_their_revisions(command: Command, state: StateFolder) -> None:
-    printed = "no platform was running; models kept for the next `segserve up`: coins, roads\n"
+def test_down_leaves_models_and_their_revisions(command: Command, state: StateFolder) -> None:
+    printed = "no platform was running; models kept for the next `segserve up`: coins, roads (--forget removes them)\n"
 
-    assert command("down", "--keep") == (0, printed, "")
+    assert command("down") == (0, printed, "")
     assert {path.name for path in state.root.iterdir()} == {"objects", "revisions", "bundles"}
 
 
