@@ -25,7 +25,7 @@ from segserve_operator.core.evidence import DISAGREEMENTS, RATIOS
 from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.gates.checks import Check, CheckResult
 from segserve_operator.core.models.actions import Announce, AnnounceDrift
-from segserve_operator.core.models.events import Event
+from segserve_operator.core.models.event import Event
 from segserve_operator.core.models.observed import (
     EffectFailure,
     GroupObserved,

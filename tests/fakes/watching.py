@@ -22,7 +22,8 @@ from segserve_builder.render.tritonserver import shm_regions
 from segserve_operator.adapters.local import processes
 from segserve_operator.adapters.local.files import StateFolder
 from segserve_operator.adapters.local.fleet import shm_prefix
-from segserve_operator.adapters.local.store import LocalStore, ResourceNotFoundError
+from segserve_operator.adapters.local.resource_files import ResourceNotFoundError
+from segserve_operator.adapters.local.store import LocalStore
 
 
 def segserve(state: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -110,7 +111,7 @@ class Watched:
         return psutil.Process(found.pid) if found is not None and processes.is_alive(found) else None
 
     def supervisor(self) -> psutil.Process:
-        from segserve_operator.local_platform.supervisor import read_platform
+        from segserve_operator.adapters.local.platform_record import read_platform
 
         record = until(lambda: read_platform(self.state), "a supervisor")
         return psutil.Process(record.process.pid)

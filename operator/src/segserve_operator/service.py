@@ -39,7 +39,7 @@ from segserve_operator.core.models.actions import (
     StopGroup,
 )
 from segserve_operator.core.models.effects import effects, permitted
-from segserve_operator.core.models.events import Event
+from segserve_operator.core.models.event import Event
 from segserve_operator.core.models.failures import (
     failed,
     is_due,

@@ -18,7 +18,7 @@ from segserve.platforms.local import LocalPlatform
 from segserve.platforms.waiting import wait_serving
 
 if TYPE_CHECKING:
-    from segserve_operator.local_platform.supervisor import PlatformRecord
+    from segserve_operator.adapters.local.platform_record import PlatformRecord
 
 KERNELS: Final = ("blend", "label_rle", "labels", "masks", "nms", "paste", "probability", "regions", "resample", "rle")
 """Modules of kernels that the three networks' steps import: the others need not be compiled before they serve."""
@@ -39,9 +39,10 @@ def demo(
     """
     with needs("local"):
         from segserve_operator.adapters.local.files import StateFolder
+        from segserve_operator.adapters.local.platform_record import read_platform
         from segserve_operator.adapters.local.runtime import compiling_the_rest
         from segserve_operator.adapters.local.triton import free_port
-        from segserve_operator.local_platform.supervisor import end, read_platform
+        from segserve_operator.local_platform.supervisor import end
 
     folder = coins_folder()
     # In the usual place of temporary files: the path of Envoy's admin socket must be short.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
+import sys
+from typing import Final
 
 from segserve.platforms.errors import needs as needs
 from segserve_common.errors import SegserveError
@@ -17,20 +18,18 @@ def plain(text: str) -> str:
     return "".join(each if each.isprintable() or each in "\n\t" else "�" for each in text)
 
 
+_USER_ERRORS: Final = {
+    "segserve_builder.errors": "BuilderError",
+    "segserve_operator.api.errors": "SpecError",
+    "segserve_operator.adapters.local.gateway": "PortTakenError",
+    "segserve_operator.adapters.local.platform_record": "PlatformError",
+    "segserve_operator.adapters.local.resource_files": "ResourceNotFoundError",
+    "segserve_operator.adapters.local.runtime": "RuntimeEnvironmentError",
+}
+
+
 def user_errors() -> tuple[type[Exception], ...]:
-    """Return the exception types whose message is all that a user needs."""
+    """Return the exception types whose message is all that a user needs, of the modules that the command has loaded."""
     # Errors of the operating system (disk full, not a folder, permission denied) explain themselves.
-    errors: list[type[Exception]] = [CommandError, SegserveError, OSError]
-    with contextlib.suppress(ImportError):
-        from segserve_builder.errors import BuilderError
-        from segserve_operator.api.errors import SpecError
-
-        errors += [BuilderError, SpecError]
-    with contextlib.suppress(ImportError):
-        from segserve_operator.adapters.local.gateway import PortTakenError
-        from segserve_operator.adapters.local.runtime import RuntimeEnvironmentError
-        from segserve_operator.adapters.local.store import ResourceNotFoundError
-        from segserve_operator.local_platform.supervisor import PlatformError
-
-        errors += [PlatformError, PortTakenError, RuntimeEnvironmentError, ResourceNotFoundError]
-    return tuple(errors)
+    loaded = [getattr(sys.modules[module], name) for module, name in _USER_ERRORS.items() if module in sys.modules]
+    return (CommandError, SegserveError, OSError, *loaded)

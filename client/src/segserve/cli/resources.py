@@ -15,14 +15,14 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 
 from segserve.cli.changes import change_lines
-from segserve.cli.errors import CommandError
+from segserve.cli.errors import CommandError, plain
 from segserve.cli.models_view import latest_record, model_text, models_table
 from segserve.cli.options import PlatformOptions, model_names, seconds, selected_platform, with_platform_options
 from segserve.cli.terminal import activity, print_whole, wide_enough
 from segserve.platforms.local import LocalPlatform
 from segserve.platforms.manifests import STDIN, check_kinds, read_files
 from segserve.platforms.port import MODEL, POOL, Json, ParsedResource, Platform
-from segserve.platforms.waiting import Gone, wait_for, wait_serving
+from segserve.platforms.waiting import Gone, readiness, wait_for, wait_serving
 
 if TYPE_CHECKING:
     from segserve.platforms.cluster.platform import ClusterPlatform
@@ -233,6 +233,9 @@ def _print(console: Console, manifests: list[dict[str, Any]], output: OutputForm
                 console.print(table)
             else:
                 print_whole(console, table)
+            for manifest in manifests if output is OutputFormat.TABLE else ():
+                if (state := readiness(manifest)).failed:
+                    typer.echo(plain(f"{manifest['metadata']['name']}: {state.text}"))
 
 
 @with_platform_options

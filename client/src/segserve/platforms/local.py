@@ -25,8 +25,8 @@ from segserve.platforms.port import (
 )
 
 if TYPE_CHECKING:
-    from segserve_operator.adapters.local.store import LocalStore
-    from segserve_operator.local_platform.supervisor import PlatformRecord
+    from segserve_operator.adapters.local.platform_record import PlatformRecord
+    from segserve_operator.adapters.local.resource_files import ResourceFiles
 
 POLL_S: Final = 0.2
 CONTAINERS: Final = ("agent", "triton")
@@ -34,16 +34,16 @@ MARK_BYTES: Final = 4096
 """Length of the text by which a truncated log is recognised: single lines repeat, texts of this length rarely do."""
 
 
-def local_store(place: Local | None = None) -> LocalStore:
+def local_store(place: Local | None = None) -> ResourceFiles:
     """Return the store of the local platform's resources."""
     with needs("local"):
         from segserve_operator.adapters.local.files import StateFolder, state_folder
-        from segserve_operator.adapters.local.store import LocalStore
+        from segserve_operator.adapters.local.resource_files import ResourceFiles
 
-    return LocalStore(StateFolder(state_folder() if place is None or place.state is None else place.state))
+    return ResourceFiles(StateFolder(state_folder() if place is None or place.state is None else place.state))
 
 
-def check_state_folder(store: LocalStore) -> None:
+def check_state_folder(store: ResourceFiles) -> None:
     """Raise `ControlError` if the state folder cannot be one because a file is in its place."""
     root = store.state.root
     nearest = next(path for path in (root, *root.parents) if path.exists())
@@ -239,7 +239,7 @@ class LocalPlatform:
 
     def _running(self) -> PlatformRecord | None:
         try:
-            from segserve_operator.local_platform.supervisor import read_platform
+            from segserve_operator.adapters.local.platform_record import read_platform
         except ModuleNotFoundError:
             return None  # without the extra `local`, no platform can be up here
         return read_platform(self.store.state)
@@ -255,11 +255,11 @@ class LocalPlatform:
 
 @contextmanager
 def _known() -> Iterator[None]:
-    from segserve_operator.adapters.local import store
+    from segserve_operator.adapters.local.resource_files import ResourceNotFoundError
 
     try:
         yield
-    except store.ResourceNotFoundError as error:
+    except ResourceNotFoundError as error:
         raise NotFoundError(str(error)) from None
 
 

@@ -55,7 +55,7 @@ def _is_local_up() -> bool:
     if not state.platform.exists():
         return False
     try:
-        from segserve_operator.local_platform.supervisor import read_platform
+        from segserve_operator.adapters.local.platform_record import read_platform
     except ModuleNotFoundError:
         # Without the extra `local`, this installation could not use a platform of this machine anyway.
         return False

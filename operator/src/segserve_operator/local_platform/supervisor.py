@@ -19,7 +19,6 @@ from typing import Final
 
 from segserve_builder.render.tritonserver import sweep_shm
 from segserve_common.files import write_private
-from segserve_common.process_record import ProcessRecord
 from segserve_operator.adapters.checks.context import CheckContext
 from segserve_operator.adapters.checks.gateway import InternalGateway
 from segserve_operator.adapters.checks.runner import BackgroundCheckRunner
@@ -28,6 +27,7 @@ from segserve_operator.adapters.local.access import local_access
 from segserve_operator.adapters.local.files import StateFolder, bound_log
 from segserve_operator.adapters.local.fleet import LocalFleet, LocalResources, shm_prefix
 from segserve_operator.adapters.local.gateway import LocalGateway, PortTakenError
+from segserve_operator.adapters.local.platform_record import PlatformError, read_platform
 from segserve_operator.adapters.local.runtime import OnStep, RuntimeEnvironment, ensure_runtime
 from segserve_operator.adapters.local.step_environments import sweep_step_environments
 from segserve_operator.adapters.local.store import LocalStore
@@ -52,35 +52,6 @@ MAX_LOG_BYTES: Final = 20 * 2**20
 KEPT_LOG_BYTES: Final = 2**20
 
 log = logging.getLogger("segserve")
-
-
-class PlatformError(Exception):
-    """The local platform cannot do what was requested; the message has the cause and a remedy."""
-
-
-@dataclass(frozen=True, slots=True)
-class PlatformRecord:
-    """The supervisor's process, the URL for clients, whether this supervisor has written all statuses once, its
-    version of segserve ("" for one from before versions were recorded), and the file of the private authority ("" if
-    there is none).
-    """
-
-    process: ProcessRecord
-    url: str
-    observed: bool
-    version: str
-    ca_file: str = ""
-
-
-def read_platform(state: StateFolder) -> PlatformRecord | None:
-    """Return the record of the running platform, or None if none runs."""
-    with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
-        record = json.loads(state.platform.read_text())
-        process = ProcessRecord.from_fields(record.get("process", record))
-        if processes.is_alive(process):
-            later = (record.get("version", ""), record.get("caFile", ""))
-            return PlatformRecord(process, record["url"], record["observed"], *later)
-    return None
 
 
 @dataclass(frozen=True, slots=True)

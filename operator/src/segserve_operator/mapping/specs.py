@@ -8,7 +8,6 @@ from typing import Any, Final
 from pydantic import TypeAdapter, ValidationError
 
 from segserve_builder.spec.reading import read_tolerantly
-from segserve_common.kube.names import DOMAIN
 from segserve_operator.api import limits as api
 from segserve_operator.api.access import AccessRules
 from segserve_operator.api.triton_pool import Gateway
@@ -18,7 +17,6 @@ from segserve_operator.core.traffic import AccessRule, Callers, CredentialKind, 
 from segserve_operator.mapping.reading import read_model
 
 _ACCESS: Final = TypeAdapter(AccessRules)
-_OWN: Final = f"{DOMAIN}/"
 
 
 def wanted_of(manifest: Mapping[str, Any]) -> Wanted | FailureReason:
@@ -97,9 +95,3 @@ def min_ready_of(stated: int | str | None) -> MinReady:
     if stated is None:
         return MinReady()
     return MinReady(stated) if isinstance(stated, int) else MinReady(percent=int(stated.rstrip("%")))
-
-
-def annotations_of(manifest: Mapping[str, Any]) -> dict[str, str]:
-    """Return a resource's annotations with segserve's prefix."""
-    annotations = manifest["metadata"].get("annotations") or {}
-    return {key: value for key, value in annotations.items() if key.startswith(_OWN)}

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
 import sys
+from dataclasses import asdict
 from io import StringIO
 from pathlib import Path
 
@@ -12,6 +16,8 @@ import yaml
 from segserve.cli.changes import differences
 from segserve.platforms.port import MODEL, Local
 from segserve.platforms.selection import open_platform
+from segserve_common.process_record import ProcessRecord
+from segserve_operator.adapters.local.files import StateFolder
 
 from .conftest import Command
 
@@ -228,6 +234,27 @@ def test_models_of_a_platform_that_is_not_up_are_stopped_and_not_unknown(command
     assert command("describe", "coins")[2] == f"{DOWN}\n"
 
 
+def test_a_model_that_serves_and_whose_newest_spec_failed_has_a_line_of_its_own(
+    command: Command, here: Path, tmp_path: Path
+) -> None:
+    state = StateFolder(tmp_path / "state")
+    (here / "model.yaml").write_text(text())
+    command("apply", "-f", "model.yaml")
+    conditions = [
+        {"type": "Ready", "status": "True", "reason": "Serving", "message": ""},
+        {"type": "Degraded", "status": "True", "reason": "GoldenFailed", "message": "1 of 2 images differ"},
+    ]
+    status = state.objects / "SegmentationModel/coins/status.yaml"
+    status.write_text(yaml.safe_dump({"observedGeneration": 1, "conditions": conditions}))
+    record = {"process": asdict(ProcessRecord.of(os.getpid())), "url": "http://127.0.0.1:1", "observed": True}
+    state.platform.write_text(json.dumps(record))
+
+    printed = command("get")[1].splitlines()
+
+    assert printed[1].split()[:2] == ["coins", "True"]
+    assert printed[2:] == ["coins: GoldenFailed: 1 of 2 images differ"]
+
+
 def test_wait_does_not_wait_for_a_platform_that_is_not_up(command: Command, here: Path) -> None:
     (here / "model.yaml").write_text(text())
     command("apply", "-f", "model.yaml")
@@ -241,9 +268,37 @@ def test_wait_does_not_wait_for_a_platform_that_is_not_up(command: Command, here
 def test_without_the_extra_of_this_machine_no_platform_is_up(
     command: Command, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "segserve_operator.local_platform.supervisor", None)
+    monkeypatch.setitem(sys.modules, "segserve_operator.adapters.local.platform_record", None)
     (here / "model.yaml").write_text(text())
 
     assert command("apply", "-f", "model.yaml") == (0, "segmentationmodel/coins created\n", STORED)
     assert command("get")[0] == 0
     assert command("version")[1].endswith("platform: none is up on this machine; start it with `segserve up`\n")
+
+
+@pytest.mark.parametrize("arguments", ["version", "get", "get coins -o yaml", "logs coins"])
+def test_a_command_that_reads_files_loads_no_part_of_the_platform(here: Path, arguments: str) -> None:
+    """Their imports take longer than such a command may."""
+    folder = here.parent / "state/objects/SegmentationModel/coins"
+    folder.mkdir(parents=True)
+    (folder / "spec.yaml").write_text(yaml.safe_dump({**yaml.safe_load(text()), "status": {}}))
+    script = (
+        "import sys; from segserve.cli.app import main; sys.argv = ['segserve', *sys.argv[1:]]\n"
+        "try: main()\n"
+        "finally: print(*sys.modules, file=sys.stderr)"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments.split()], capture_output=True, text=True, check=False
+    )
+
+    loaded = set(done.stderr.split())
+    assert "segserve.cli.app" in loaded, done.stderr
+    heavy = (
+        "numpy",
+        "google.protobuf",
+        "cryptography",
+        "segserve_operator.core.gates",
+        "segserve_builder.stages",
+    )
+    assert not loaded.intersection(heavy), arguments

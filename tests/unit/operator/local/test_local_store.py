@@ -9,7 +9,8 @@ import yaml
 
 from segserve_common.files import write_private
 from segserve_operator.adapters.local.files import StateFolder
-from segserve_operator.adapters.local.store import LocalStore, ResourceNotFoundError
+from segserve_operator.adapters.local.resource_files import ResourceNotFoundError
+from segserve_operator.adapters.local.store import LocalStore
 from segserve_operator.api.loading import load
 from segserve_operator.api.telemetry import AccessLog
 from segserve_operator.core.traffic import CredentialKind

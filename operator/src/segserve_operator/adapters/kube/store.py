@@ -23,10 +23,10 @@ from segserve_operator.adapters.kube.updates import is_open, offered_update
 from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.models.observed import ModelObserved, PoolObserved, Roles, Wanted
 from segserve_operator.core.scaling import ScalingPolicy, ScalingTarget
+from segserve_operator.mapping.annotations import annotations_of
 from segserve_operator.mapping.reading import read_pool_status, read_status
 from segserve_operator.mapping.specs import (
     access_of,
-    annotations_of,
     credentials_of,
     limits_of,
     min_ready_of,
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from segserve_operator.adapters.kube.interning import ModelInterner
     from segserve_operator.adapters.kube.view import PoolKey, View
     from segserve_operator.api.triton_pool import TritonPoolSpec
-    from segserve_operator.core.models.events import Event
+    from segserve_operator.core.models.event import Event
     from segserve_operator.core.models.observed import ModelStatus, PoolStatus
     from segserve_operator.core.rollout.record import Record
 

@@ -1,176 +1,52 @@
-"""Resources as files, with the manifests that they have on a cluster; users write specs, the platform statuses."""
+"""Resources as files, with the manifests that they have on a cluster: the platform's part, which writes statuses."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from segserve_builder.agent.protocol import AssignedModel
 from segserve_common.files import write_private
-from segserve_operator.adapters.local.events import add_event, edit_event, read_events
-from segserve_operator.adapters.local.files import StateFolder, read_yaml, write_yaml
-from segserve_operator.adapters.local.rollouts import KIND as ROLLOUT
+from segserve_operator.adapters.local.events import add_event
+from segserve_operator.adapters.local.files import write_yaml
+from segserve_operator.adapters.local.resource_files import (
+    DEFAULT_POOL,
+    MODEL,
+    POOL,
+    ResourceFiles,
+    ResourceNotFoundError,
+)
 from segserve_operator.adapters.local.rollouts import RolloutFiles
-from segserve_operator.api.checks import did_you_mean
 from segserve_operator.api.errors import SpecError
-from segserve_operator.api.loading import parse
-from segserve_operator.api.meta import ObjectMeta
-from segserve_operator.api.resources import Resource
-from segserve_operator.api.triton_pool import TritonPool
 from segserve_operator.core.failure import FailureReason
-from segserve_operator.core.models.events import Event
+from segserve_operator.core.models.event import Event
 from segserve_operator.core.models.observed import ModelObserved, ModelStatus, PoolObserved, PoolStatus, Roles, Wanted
 from segserve_operator.core.rollout.record import Record
-from segserve_operator.mapping.reading import read_pool, read_status
-from segserve_operator.mapping.specs import access_of, annotations_of, credentials_of, limits_of, wanted_of
+from segserve_operator.mapping.annotations import annotations_of
+from segserve_operator.mapping.reading import read_status
+from segserve_operator.mapping.specs import access_of, credentials_of, limits_of, wanted_of
 from segserve_operator.mapping.statuses import from_api, to_api
-
-MODEL: Final = "SegmentationModel"
-POOL: Final = "TritonPool"
-DEFAULT_POOL: Final = "default"
-MAX_NAME_LENGTH: Final = 253
 
 log = logging.getLogger("segserve")
 
 
-class ResourceNotFoundError(Exception):
-    """There is no resource of this kind and name; `names` are those that exist."""
-
-    def __init__(self, kind: str, name: str, names: list[str]) -> None:
-        super().__init__(f"no {kind} {name!r}{did_you_mean(name, names)}; there are: {', '.join(names) or 'none'}")
-
-
 @dataclass(slots=True)
-class LocalStore:
-    """The resources of one state folder.
+class LocalStore(ResourceFiles):
+    """The resources of one state folder, and what the platform keeps of them."""
 
-    Users and the platform write different files, so neither overwrites changes of the other.
-    """
-
-    state: StateFolder
-    _parsed: dict[Path, tuple[int, Any]] = field(default_factory=dict)
     _specs: dict[str, tuple[Any, Wanted | FailureReason]] = field(default_factory=dict)
     _rollouts: RolloutFiles = field(init=False)
 
     def __post_init__(self) -> None:
         self._rollouts = RolloutFiles(self.state.objects)
-
-    # For users: called by the command line.
-
-    def apply(self, resource: Resource, manifest: Mapping[str, Any]) -> str:
-        """Create or change a resource, and return `created`, `configured` or `unchanged`."""
-        with self._locked():
-            current, applied = self.preview(resource, manifest)
-            if applied is current:
-                return "unchanged"
-            folder = self._folder(resource.kind, resource.metadata.name)
-            write_yaml(folder / "spec.yaml", applied)
-            if current is not None:
-                add_event(folder, edit_event(current, applied), time.time())
-        return "created" if current is None else "configured"
-
-    def preview(self, resource: Resource, manifest: Mapping[str, Any]) -> tuple[dict[str, Any] | None, dict[str, Any]]:
-        """Return a resource as it is (None if it does not exist) and as `apply` would leave it: the same if equal."""
-        current = self._manifest(self._folder(resource.kind, resource.metadata.name) / "spec.yaml")
-        deleting = current is not None and "deletionTimestamp" in current["metadata"]
-        if current is not None and not deleting and _same(current, manifest):
-            return current, current
-        metadata = dict(manifest["metadata"]) | _annotations(current if not deleting else None, manifest)
-        created = _now() if current is None else current["metadata"]["creationTimestamp"]
-        generation = current["metadata"]["generation"] if current is not None else 0
-        if current is None or deleting or current["spec"] != manifest["spec"]:
-            generation += 1
-        metadata |= {"creationTimestamp": created, "generation": generation}
-        return current, {**manifest, "metadata": metadata}
-
-    def pool(self) -> TritonPool:
-        """Return the pool of this machine: the TritonPool resource, or the default pool if there is none."""
-        name = self._pool_name()
-        if not self.names(POOL):
-            return TritonPool(metadata=ObjectMeta(name=name))
-        return read_pool(self.get(POOL, name), name)[0]
-
-    def set_gateway_port(self, port: int) -> None:
-        """Change the gateway port of the pool, from the next start of the platform."""
-        self._change_gateway("--port", port=port)
-
-    def set_gateway_tls(self, secret_name: str | None) -> None:
-        """Change the certificate of the pool's gateway, or do without TLS, from the next start of the platform."""
-        self._change_gateway("--tls", tls=None if secret_name is None else {"secretName": secret_name})
-
-    def set_gateway_access_log(self, sampling_ratio: float | None) -> None:
-        """Log failed requests and this share of the others, or none at all for None."""
-        log = None if sampling_ratio is None else {"samplingRatio": sampling_ratio}
-        self._change_gateway("--access-log", accessLog=log)
-
-    def set_gateway_keys(self, secret: str, key: str) -> None:
-        """Let the gateway take the API keys of a Secret of this machine, beside what the pool says already."""
-        auth = self.pool().to_dict()["spec"]["gateway"].get("auth", {})
-        keys, entry = auth.setdefault("apiKeys", []), {"secretRef": {"name": secret, "key": key}}
-        if entry not in keys:
-            keys.append(entry)
-            self._change_gateway("--auth", auth=auth)
-
-    def _change_gateway(self, option: str, **fields: Any) -> None:
-        """Apply the pool with other fields of its gateway, without those that are None, as an option says."""
-        manifest = self.pool().to_dict()
-        gateway = manifest["spec"]["gateway"] | fields
-        manifest["spec"]["gateway"] = {name: value for name, value in gateway.items() if value is not None}
-        manifest.pop("status", None)
-        self.apply(parse(manifest, option), manifest)
-
-    def delete(self, kind: str, name: str) -> None:
-        """Mark a resource for deletion: it is removed once it is no longer served, a rollout's record at once."""
-        path = self._folder(kind, name) / "spec.yaml"
-        with self._locked():
-            current = self._manifest(path)
-            if current is None:
-                raise ResourceNotFoundError(kind, name, self.names(kind))
-            if kind == ROLLOUT:
-                self._rollouts.drop(name)
-                return
-            current = {**current, "metadata": {**current["metadata"], "deletionTimestamp": _now()}}
-            write_yaml(path, current)
-
-    def annotate(self, kind: str, name: str, changes: Mapping[str, str | None]) -> None:
-        """Set annotations of a resource, or remove those whose value is None; its generation stays."""
-        path = self._folder(kind, name) / "spec.yaml"
-        with self._locked():
-            current = self._manifest(path)
-            if current is None:
-                raise ResourceNotFoundError(kind, name, self.names(kind))
-            metadata = current["metadata"]
-            annotations = {**metadata.get("annotations", {}), **changes}
-            remaining = {key: value for key, value in annotations.items() if value is not None}
-            write_yaml(path, {**current, "metadata": {**metadata, "annotations": remaining}})
-
-    def names(self, kind: str) -> list[str]:
-        """Return the names of all resources of a kind."""
-        return sorted(path.parent.name for path in self.state.objects.glob(f"{kind}/*/spec.yaml"))
-
-    def get(self, kind: str, name: str) -> dict[str, Any]:
-        """Return a resource with its status, as the API of a cluster does."""
-        folder = self._folder(kind, name)
-        manifest = self._manifest(folder / "spec.yaml")
-        if manifest is None:
-            raise ResourceNotFoundError(kind, name, self.names(kind))
-        try:
-            status = self._manifest(folder / "status.yaml")
-        except ValueError as error:
-            log.error("%s: %s", folder, error)
-            status = {"roles": str(error)}  # which is read as roles that nobody knows
-        return {**manifest, "status": status} if status is not None else dict(manifest)
-
-    # For the platform.
 
     async def observed_pool(self) -> PoolObserved:
         """Return the pool of this machine; it always exists, and has no status."""
@@ -193,12 +69,6 @@ class LocalStore:
         folder = self._folder(MODEL, model) if model is not None else self._folder(POOL, self._pool_name())
         if model is None or folder.exists():
             add_event(folder, event, time.time())
-
-    def events(self, model: str) -> Iterator[tuple[str, float, Event]]:
-        """Yield the events of a model and of its pool: what they are about, Unix times in seconds, and the events."""
-        for kind, name, about in ((MODEL, model, "model"), (POOL, self._pool_name(), "pool")):
-            for at_s, event in read_events(self._folder(kind, name)):
-                yield f"{about} {name}", at_s, event
 
     async def models(self) -> tuple[ModelObserved, ...]:
         """Return all models with their spec and status; an invalid one has a problem instead of a spec."""
@@ -223,9 +93,6 @@ class LocalStore:
             access=access_of(manifest),
             limits=limits_of(manifest),
         )
-
-    def _pool_name(self) -> str:
-        return next(iter(self.names(POOL)), DEFAULT_POOL)
 
     def _spec(self, manifest: Mapping[str, Any]) -> Wanted | FailureReason:
         name, spec = manifest["metadata"]["name"], manifest["spec"]
@@ -287,33 +154,6 @@ class LocalStore:
                     if path.stem.rpartition("-")[0] == model:
                         path.unlink(missing_ok=True)
 
-    def _folder(self, kind: str, name: str) -> Path:
-        if name in ("", ".", "..") or "/" in name or len(name) > MAX_NAME_LENGTH:
-            # No resource can have this name, and no path outside the folder may be read or written.
-            raise ResourceNotFoundError(kind, name, self.names(kind))
-        return self.state.objects / kind / name
-
-    def _manifest(self, path: Path) -> dict[str, Any] | None:
-        try:
-            manifest: dict[str, Any] = self._cached(path, read_yaml)
-        except FileNotFoundError:
-            return None
-        return manifest
-
-    def _cached(self, path: Path, parse: Callable[[Path], Any]) -> Any:
-        mtime_ns = path.stat().st_mtime_ns
-        if path not in self._parsed or self._parsed[path][0] != mtime_ns:
-            self._parsed[path] = (mtime_ns, parse(path))
-        return self._parsed[path][1]
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        self.state.create()
-        self.state.objects.mkdir(exist_ok=True)
-        with (self.state.objects / ".lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
-
 
 def _read_revision(path: Path) -> AssignedModel | None:
     """Return a revision's record, None if it cannot be read: then what its servers were told to load stands for it."""
@@ -329,20 +169,3 @@ def _pool_mismatch(pool: str, manifest: Mapping[str, Any]) -> FailureReason | No
     if name == pool:
         return None
     return FailureReason("PoolNotFound", f"spec.pool is {name!r}; the pool of this machine is {pool!r}")
-
-
-def _annotations(current: Mapping[str, Any] | None, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the annotations of a resource after `apply`: requests that were made by annotation stay."""
-    annotations = manifest["metadata"].get("annotations") or {}
-    requests = annotations_of(current) if current is not None else {}
-    return {"annotations": {**requests, **annotations}} if requests or annotations else {}
-
-
-def _same(current: Mapping[str, Any], manifest: Mapping[str, Any]) -> bool:
-    metadata = manifest["metadata"] | _annotations(current, manifest)
-    current_metadata = {key: current["metadata"].get(key) for key in metadata}
-    return bool(current["spec"] == manifest["spec"] and current_metadata == metadata)
-
-
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -13,7 +13,8 @@ from segserve_operator.core.failure import shortened
 from segserve_operator.core.gates import measured_gates, started
 from segserve_operator.core.gates.checks import Check
 from segserve_operator.core.models.ab_queries import metric_values
-from segserve_operator.core.models.events import SPLIT_EXPLANATION, Event, explanation
+from segserve_operator.core.models.event import Event
+from segserve_operator.core.models.events import SPLIT_EXPLANATION, explanation
 from segserve_operator.core.models.inputs import checks, gather_signals, groups_of, is_about, verdicts_with
 from segserve_operator.core.models.observed import ModelObserved, Observed, Roles, SloWatch
 from segserve_operator.core.models.quorum import answers

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import chain, islice
-from typing import Final, Literal
+from typing import Final
 
 from segserve_operator.api.meta import format_duration
 from segserve_operator.core.gates import ab_test
 from segserve_operator.core.gates.base import Outcome, Verdict
 from segserve_operator.core.gates.mask_agreement import CONFIDENCE_SHIFTED, MASKS_DIFFER
 from segserve_operator.core.models.drift import DRIFTING
+from segserve_operator.core.models.event import Event
 from segserve_operator.core.models.golden_scores import UNAVAILABLE
 from segserve_operator.core.models.observed import ModelStatus, ObservedCondition, Roles
 from segserve_operator.core.rollout.decisions import DecisionResult, with_verdicts
@@ -70,15 +70,6 @@ LIKELY: Final = 0.5
 _NUMBERS: Final = 6
 _HOUR_S: Final = 3600
 _MINUTE_S: Final = 60
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """One Kubernetes event; `reason` is one CamelCase word. Equal events are merged."""
-
-    kind: Literal["Normal", "Warning"]
-    reason: str
-    message: str
 
 
 def status_events(before: ModelStatus, after: ModelStatus) -> tuple[Event, ...]:

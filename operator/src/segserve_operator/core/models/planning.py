@@ -25,7 +25,8 @@ from segserve_operator.core.models.answer_comparisons import with_comparisons
 from segserve_operator.core.models.capture import capture_rule
 from segserve_operator.core.models.conditions import status_of
 from segserve_operator.core.models.drift import drift_watches, with_counting
-from segserve_operator.core.models.events import SIGNALS, Event, rollout_events, status_events
+from segserve_operator.core.models.event import Event
+from segserve_operator.core.models.events import SIGNALS, rollout_events, status_events
 from segserve_operator.core.models.inputs import groups_of
 from segserve_operator.core.models.observed import (
     Candidate,

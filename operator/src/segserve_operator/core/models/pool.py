@@ -10,7 +10,8 @@ from typing import Final
 from segserve_operator.api.meta import format_duration
 from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.models.deadlines import DEADLINE_EXCEEDED, deadline_s, is_overdue, is_settling_overdue
-from segserve_operator.core.models.events import Event, condition_events, hold_of
+from segserve_operator.core.models.event import Event
+from segserve_operator.core.models.events import condition_events, hold_of
 from segserve_operator.core.models.failures import pool_problem
 from segserve_operator.core.models.kstatus import reconciling, stalled_condition
 from segserve_operator.core.models.observed import (
