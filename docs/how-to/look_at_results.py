@@ -22,10 +22,10 @@ print(result)
 # > <InstanceResult of 384 x 303 by coins-instances-...: 24 coin>
 
 # %% [markdown]
-# Draw filled masks with labels, or only contours with a legend.
+# Draw filled masks with labels, or only contours with a legend. `result.show(photo)` shows the same picture at once.
 
 # %%
-result.overlay(photo).save("overlay.png")
+result.save("overlay.png", photo)
 result.overlay(photo, alpha=0, labels=False, legend=True).save("contours.png")
 
 # %% [markdown]

@@ -6,7 +6,7 @@
 # Run this in the repository's folder, as a script or in a notebook. Serve the example's models first:
 # `segserve up --detach -f examples/coins/model.yaml`.
 #
-# The client uses the gateway at `SEGSERVE_URL`, or http://127.0.0.1:8080 if that is not set.
+# The client uses the gateway at `SEGSERVE_URL`, or that of the platform that runs on this machine.
 
 # %%
 import json

@@ -36,7 +36,7 @@ def test_an_image_beyond_the_memory_of_a_step_is_refused_and_the_next_one_is_ans
         coins = client.segment(PHOTO, model="coins").areas["coin"]
 
     assert "the network's input of 3008 x 3200 pixels needs more memory than the 0.5 GB" in str(refused.value)
-    assert "`segserve batch`" in str(refused.value)
+    assert "`segserve batch coins IMAGE -o tiled`" in str(refused.value)
     assert coins in COIN_PIXELS
     assert watched.steps() == before
     assert max(step.memory_info().rss for step in before.values()) < LIMIT_BYTES

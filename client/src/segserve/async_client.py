@@ -19,7 +19,7 @@ from segserve.calls.many import (
     pull,
     segment_frame,
 )
-from segserve.calls.steps import Flow, Pause, SegmentOptions
+from segserve.calls.steps import Flow, Pause, SegmentOptions, check_option_names
 from segserve.errors import GatewayUnreachableError, ModelNotFoundError
 from segserve.results.images import image_tensor
 from segserve.transports import open_async_transport
@@ -50,7 +50,8 @@ TiledT = TypeVar("TiledT", bound="TiledSemanticResult | TiledObjects")
 class AsyncClient(BaseClient[AsyncTransport]):
     """`Client` for the tasks of one event loop; see there.
 
-    The function of a `bearer_token` may be asynchronous. After `os.fork`, a child gets a `ForkedClientError`.
+    The function of a `bearer_token` may be asynchronous. After `os.fork`, a child gets a `ForkedClientError`, and
+    another event loop an `EventLoopError`: make a client there.
     """
 
     @overload
@@ -87,8 +88,10 @@ class AsyncClient(BaseClient[AsyncTransport]):
         confidence: bool = False,
         timeout_s: float | Timeouts | None = None,
         request_id: str | None = None,
+        **unknown: object,
     ) -> Any:
         """Segment one image, as `Client.segment` does."""
+        check_option_names(unknown, SegmentOptions)
         options = SegmentOptions(
             model, score_threshold, max_detections, encoding, confidence, timeout_s, request_id, expect=expect
         )
@@ -159,7 +162,7 @@ class AsyncClient(BaseClient[AsyncTransport]):
         Use `contextlib.aclosing` to end an iteration early.
         """
         check_many(images, in_flight, on_error)
-        segment = partial(self._segment, SegmentOptions(model, expect=expect, **options))
+        segment = partial(self._segment, SegmentOptions.of(model, expect=expect, **options))
         calls = (partial(outcome_async, pending, segment, on_error) async for pending in pull(images))
         return in_order_async(calls, in_flight)
 
@@ -227,7 +230,7 @@ class AsyncClient(BaseClient[AsyncTransport]):
         """
         check_many(frames, 1, on_error)
         return self._stream(
-            frames, open_stream(stream_id, frames), SegmentOptions(model, expect=expect, **options), on_error
+            frames, open_stream(stream_id, frames), SegmentOptions.of(model, expect=expect, **options), on_error
         )
 
     @overload
@@ -355,6 +358,7 @@ class AsyncClient(BaseClient[AsyncTransport]):
             return value
         except (ModelNotFoundError, GatewayUnreachableError) as error:
             await asyncio.to_thread(self._advise, error)
-            raise
+            # The text says all; the frames of the transport and of httpcore would hide it.
+            raise error.with_traceback(None) from None
         finally:
             flow.close()

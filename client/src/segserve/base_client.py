@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, Generic, Self, TypeVar
 
 from segserve.calls.credentials import BearerToken, Credentials, Tls, check_readers, checked_headers, tls_or_default
@@ -44,18 +44,19 @@ class BaseClient(Generic[OpenT]):
         platform: PlatformLike = None,
     ) -> None:
         set_up_log()
-        endpoint = GatewayEndpoint.parse(url)
+        self._lazy_platform = LazyPlatform(platform)
+        endpoint = GatewayEndpoint.parse(url, self._lazy_platform.running_url)
         credentials = Credentials(api_key or os.environ.get("SEGSERVE_API_KEY") or None, bearer_token)
         timeouts = DEFAULT_TIMEOUTS.changed(timeout_s)
         policy = CallPolicy(timeouts, retries, checked_headers(headers or {}), hooks or SILENT)
         self._allow_plain_http = allow_plain_http_credentials
         self._transport_name, self._wants_telemetry = transport, telemetry
-        tls = tls_or_default(tls, endpoint)
+        running = self._lazy_platform.running() if endpoint.source == "platform" else None
+        tls = tls_or_default(tls, endpoint, None if running is None else running.ca_file)
         self._connection = Connection(endpoint, credentials, tls, http2, gzip, max_answer_bytes)
         self._check_readers([*credentials.names, *policy.headers])
         self._transport = self._open(transport, self._connection)
         self._session = Session(policy, telemetry_of(telemetry, endpoint, transport))
-        self._lazy_platform = LazyPlatform(platform)
 
     def with_options(
         self,
@@ -79,7 +80,8 @@ class BaseClient(Generic[OpenT]):
             headers={**old.headers, **added},
             hooks=old.hooks if hooks is None else hooks,
         )
-        other = copy.copy(self)
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
         other._session = self._session.with_policy(policy)
         return other
 
@@ -104,20 +106,23 @@ class BaseClient(Generic[OpenT]):
         }
 
     def _advise(self, error: ModelNotFoundError | GatewayUnreachableError) -> None:
-        """Add to the error what helps, if the gateway is on this machine: its platform's files are read for that."""
-        endpoint = self._connection.endpoint
-        if not endpoint.is_loopback:
-            return
-        advice = ""
+        """Add to the error what helps, for a gateway on this machine by the files of its platform."""
+        endpoint, advice = self._connection.endpoint, ""
         if isinstance(error, ModelNotFoundError):
+            if not endpoint.is_loopback:
+                return
             from segserve.platforms.waiting import name_advice
 
             advice = name_advice(error.model or "", self._lazy_platform.local_models(endpoint.port))
             error.advised = bool(advice)
-        elif type(error) is GatewayUnreachableError and self._lazy_platform.is_local_down():
-            advice = "; no platform is up on this machine: `segserve up` starts it"
+        elif type(error) is GatewayUnreachableError:
+            advice = self._lazy_platform.unreachable_advice(endpoint)
         error.message += advice
         error.args = (error.message,)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A pickled client has the settings, credentials included, and opens connections of its own.
+        return partial(type(self), **self._arguments(), platform=self._lazy_platform.given), ()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._connection.endpoint.url!r})"

@@ -18,7 +18,7 @@ from segserve.calls.many import (
     outcome,
     segment_frame,
 )
-from segserve.calls.steps import Flow, Pause, SegmentOptions
+from segserve.calls.steps import Flow, Pause, SegmentOptions, check_option_names
 from segserve.errors import GatewayUnreachableError, ModelNotFoundError
 from segserve.results.images import image_tensor
 from segserve.transports import open_transport
@@ -49,7 +49,8 @@ TiledT = TypeVar("TiledT", bound="TiledSemanticResult | TiledObjects")
 class Client(BaseClient[Transport]):
     """A client for the models behind one gateway. Thread-safe; keeps its connections.
 
-    `url` is the gateway's URL; default `SEGSERVE_URL`, or else http://127.0.0.1:8080. `transport` grpc needs the extra
+    `url` is the gateway's URL; default `SEGSERVE_URL`, else that of the platform that runs on this machine, else
+    http://127.0.0.1:8080. `transport` grpc needs the extra
     `segserve[grpc]`. `timeout_s` covers a whole call with up to `retries` retries, which are made only if the gateway
     is unreachable or overloaded; `Timeouts` sets its phases.
 
@@ -66,7 +67,8 @@ class Client(BaseClient[Transport]):
     up here, else the kube context, as for the command line. They need the extra `segserve[local]` or
     `segserve[cluster]`, and connect on the first call.
 
-    After `os.fork`, a child opens its own connections over HTTP; over gRPC it gets a `ForkedClientError`. Raises
+    After `os.fork`, a child opens its own connections over HTTP; over gRPC it gets a `ForkedClientError`. A client
+    that is pickled or copied takes its settings along, credentials included, and opens its own connections. Raises
     `BadRequestError` for invalid arguments.
     """
 
@@ -104,6 +106,7 @@ class Client(BaseClient[Transport]):
         confidence: bool = False,
         timeout_s: float | Timeouts | None = None,
         request_id: str | None = None,
+        **unknown: object,
     ) -> Any:
         """Segment one image and return the result type of the model's task, for type checkers that of `expect`.
 
@@ -115,6 +118,7 @@ class Client(BaseClient[Transport]):
         before the image is sent if the model returns another type. Raises a `SegserveError`, and `OSError` for a file
         that cannot be read.
         """
+        check_option_names(unknown, SegmentOptions)
         options = SegmentOptions(
             model, score_threshold, max_detections, encoding, confidence, timeout_s, request_id, expect=expect
         )
@@ -185,7 +189,7 @@ class Client(BaseClient[Transport]):
         sending. `expect` and `options` are those of `segment`.
         """
         check_many(images, in_flight, on_error)
-        segment = partial(self._segment, SegmentOptions(model, expect=expect, **options))
+        segment = partial(self._segment, SegmentOptions.of(model, expect=expect, **options))
         pending = (PendingImage.of(index, image) for index, image in enumerate(images))
         return in_order((partial(outcome, each, segment, on_error) for each in pending), in_flight)
 
@@ -256,7 +260,7 @@ class Client(BaseClient[Transport]):
         are those of `segment`.
         """
         check_many(frames, 1, on_error)
-        base = SegmentOptions(model, expect=expect, **options)
+        base = SegmentOptions.of(model, expect=expect, **options)
         return self._stream(frames, open_stream(stream_id, frames), base, on_error)
 
     @overload
@@ -296,7 +300,8 @@ class Client(BaseClient[Transport]):
         """Segment an image too large for one request, tile by tile, in bounded memory.
 
         `image` is the path of a TIFF, PNG, JPEG, WebP or .npy file or a zarr folder, a uint8 or uint16 array or memory
-        map, or a zarr array, shaped (H, W) or (H, W, 3 or 4). `options` are those of `segserve.tiled.TiledOptions`;
+        map, or a zarr array, shaped (H, W) or (H, W, 3 or 4), or another image that `segment` takes. `options`
+        are those of `segserve.tiled.TiledOptions`;
         with `out="folder"` the result is written to disk, and the same call after a crash sends only the missing tiles.
         `scheduler`, a dask.distributed client, its address or "local", lets the workers of a Dask cluster send the
         tiles and write zarr. `progress` shows a bar on a terminal; a function is called with the numbers of tiles done
@@ -399,6 +404,7 @@ class Client(BaseClient[Transport]):
             return value
         except (ModelNotFoundError, GatewayUnreachableError) as error:
             self._advise(error)
-            raise
+            # The text says all; the frames of the transport and of httpcore would hide it.
+            raise error.with_traceback(None) from None
         finally:
             flow.close()

@@ -124,6 +124,10 @@ class ForkedClientError(SegserveError):
     """A client made before `os.fork` cannot be used in the child: make another one there."""
 
 
+class EventLoopError(SegserveError):
+    """An `AsyncClient` has connections of one event loop and was used in another: make another one there."""
+
+
 class ImageTooLargeError(BadRequestError):
     """An image or result that is too large as a whole: for its model (400, INVALID_ARGUMENT), or for this process."""
 

@@ -29,9 +29,7 @@ class ProcessRecord:
     @classmethod
     def of(cls, pid: int) -> Self:
         """Return the record of the process that has an id now. Raises `OSError` if there is none."""
-        # As bytes: a name that is cut within a character is no text.
-        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-        return cls(pid, int(fields[19]), _boot_id())  # starttime; see proc_pid_stat(5)
+        return cls(pid, int(_stat(pid)[19]), _boot_id())  # starttime; see proc_pid_stat(5)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -67,6 +65,13 @@ class ProcessRecord:
             return False
 
     @property
+    def is_running(self) -> bool:
+        """Whether it has not ended."""
+        with suppress(OSError):
+            return self.is_present and _stat(self.pid)[0] not in (b"Z", b"X")
+        return False
+
+    @property
     def age_s(self) -> float:
         """How long ago it started."""
         return time.clock_gettime(time.CLOCK_BOOTTIME) - self.start_ticks / _TICKS_PER_S
@@ -75,6 +80,12 @@ class ProcessRecord:
     def started_at_s(self) -> float:
         """When it started, in Unix time by the clock as it is set now."""
         return time.time() - self.age_s
+
+
+def _stat(pid: int) -> list[bytes]:
+    """Return the fields of a process from its state on; see proc_pid_stat(5)."""
+    # As bytes: a name that is cut within a character is no text.
+    return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
 
 
 def _boot_id() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pickle
 import socket
 import sys
 import threading
@@ -23,9 +24,11 @@ from segserve import (
     AsyncClient,
     BadRequestError,
     Client,
+    Cluster,
     ConnectionLostError,
     ConnectTimeoutError,
     DeadlineExceededError,
+    EventLoopError,
     ForkedClientError,
     GatewayUnreachableError,
     MissingExtraError,
@@ -293,6 +296,44 @@ def test_a_client_that_cannot_cross_a_fork_says_so(photo: bytes) -> None:
 
     for client in clients:
         assert child(lambda client=client: use(client)) == ForkedClientError.__name__
+
+
+@pytest.mark.parametrize("make", [Client, AsyncClient])
+def test_a_pickled_client_has_the_same_settings_and_connections_of_its_own(
+    gateway: Gateway, photo: bytes, make: Any
+) -> None:
+    with gateway.http() as url, Client(url) as used:
+        used.segment(photo, model="coins")
+        for client in (
+            used,
+            make(url, api_key="k", retries=7, platform=Cluster(context="c")).with_options(timeout_s=3),
+        ):
+            other = pickle.loads(pickle.dumps(client))
+            assert other._arguments() == client._arguments()
+            assert other._lazy_platform.given == client._lazy_platform.given
+            assert other._transport is not client._transport
+        with pickle.loads(pickle.dumps(used)) as other:
+            answers = [each.segment(photo, model="coins") for each in (other, used)]
+    assert [pickle.loads(pickle.dumps(answer)).areas for answer in answers] == [answer.areas for answer in answers]
+
+
+@pytest.mark.parametrize("transport", ["http", "grpc"])
+def test_an_async_client_in_a_second_event_loop_says_so(gateway: Gateway, photo: bytes, transport: Any) -> None:
+    async def use() -> None:
+        await client.segment(photo, model="coins")
+
+    async def use_and_close() -> None:
+        with pytest.raises(EventLoopError, match="in another event loop"):
+            await use()
+        with pytest.raises(EventLoopError):
+            await client.close()
+
+    with getattr(gateway, transport)() as url, asyncio.Runner() as first, asyncio.Runner() as second:
+        client = AsyncClient(url, transport=transport)
+        first.run(use())
+        second.run(use_and_close())
+        first.run(use())
+        first.run(client.close())
 
 
 @BOTH

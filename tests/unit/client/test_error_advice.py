@@ -7,11 +7,15 @@ import io
 import json
 import os
 import socket
+import subprocess
+import sys
 import threading
+import traceback
 import warnings
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+import certifi
 import numpy as np
 import pytest
 from PIL import Image
@@ -30,6 +34,7 @@ from segserve import (
     RequestTimeoutError,
     RequestTooLargeError,
     SegserveError,
+    Tls,
 )
 from segserve.calls.endpoint import GatewayEndpoint
 from segserve.calls.session import _explain_size
@@ -41,13 +46,14 @@ from segserve_common.kserve import InferRequest, Tensor
 from segserve_common.process_record import ProcessRecord
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from fakes.kserve import Gateway
 
     from .conftest import Served
 
-TILES = "segment it in tiles (segment_tiled, `segserve batch`)"
+TILES = "segment it in tiles (client.segment_tiled(image, model='coins'), `segserve batch coins IMAGE -o tiled`)"
 
 
 def encoded(kind: str, width: int = 3000, height: int = 2000) -> bytes:
@@ -107,7 +113,6 @@ SEEN = "; the image is 3000 x 2000 (6 megapixels)"
         pytest.param(RequestTooLargeError("big"), LARGE, f"{SEEN}: {TILES}", id="a request beyond the gateway's limit"),
         pytest.param(RequestTooLargeError("big"), SMALL, "", id="nothing helps a small image"),
         pytest.param(ImageTooLargeError("big"), LARGE, f": {TILES}", id="the server has said the size"),
-        pytest.param(ImageTooLargeError("use segment_tiled"), LARGE, "", id="the server has said all"),
         pytest.param(PoolTimeoutError("busy"), LARGE, "", id="requests are too many, not too large"),
         pytest.param(BadRequestError("no"), LARGE, "", id="another error"),
     ],
@@ -115,7 +120,7 @@ SEEN = "; the image is 3000 x 2000 (6 megapixels)"
 def test_advice_fits_the_error_and_the_image(error: SegserveError, image: Tensor, added: str) -> None:
     before = error.message
 
-    _explain_size(error, image)
+    _explain_size(error, image, "coins")
 
     assert error.message == before + added
 
@@ -134,7 +139,7 @@ def test_the_refusal_of_a_large_image_has_a_type_of_its_own_and_names_the_tiled_
         client.segment(encoded("PNG"), model="coins")
 
     assert isinstance(caught.value, BadRequestError)
-    assert caught.value.message.startswith(text)
+    assert caught.value.message.startswith(text.partition("segment this")[0])
     assert caught.value.message.count("segment_tiled") == 1
 
 
@@ -143,27 +148,6 @@ def test_a_timeout_is_said_in_a_readable_unit(seconds: float, shown: str) -> Non
     error = deadline_exceeded(GatewayEndpoint.parse("http://h:1"), Send(InferRequest("coins", ()), seconds))
 
     assert error.message == f"request to http://h:1 timed out after {shown}"
-
-
-@pytest.mark.parametrize("transport", ["http", "grpc"])
-def test_where_nothing_listens_on_this_machine_the_error_says_how_to_start_a_platform(
-    transport: Any, tmp_path: Path
-) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{free.getsockname()[1]}"
-        messages = []
-        for platform in (Local(tmp_path), Cluster(context="none")):
-            with (
-                Client(url, transport=transport, platform=platform) as client,
-                pytest.raises(GatewayUnreachableError) as caught,
-            ):
-                client.model_info("coins")
-            messages.append(caught.value.message)
-
-    advice = "; no platform is up on this machine: `segserve up` starts it"
-    assert [message.startswith(f"cannot reach {url}: ") for message in messages] == [True, True]
-    assert [message.endswith(advice) for message in messages] == [True, False]
 
 
 OPTIONS: list[dict[str, Any]] = [
@@ -178,6 +162,8 @@ OPTIONS: list[dict[str, Any]] = [
     {"timeout_s": -1},
     {"request_id": 7},
     {"expect": 7},
+    {"confidence": 0.4},
+    {"confidence": 1},
 ]
 
 
@@ -190,6 +176,28 @@ def test_a_wrong_option_of_a_call_is_a_bad_request_that_names_it(served: Served,
     ):
         client.segment(photo, model="coins", **option)
     assert served.gateway.inferences == 0
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [("conf", "score_threshold"), ("threshold", "score_threshold"), ("max_det", "max_detections"),
+     ("timeout", "timeout_s"), ("score_treshold", "score_threshold")],
+)  # fmt: skip
+def test_a_word_of_another_library_is_refused_with_the_option_that_is_meant(word: str, meant: str) -> None:
+    async def in_tasks() -> None:
+        await AsyncClient("h").segment(b"", model="coins", **option)
+
+    image, option = np.zeros((8, 8), np.uint8), cast(Any, {word: 0.4})
+    client = Client("h")
+    for call in (
+        lambda: client.segment(image, model="coins", **option),
+        lambda: client.segment_many([image], model="coins", **option),
+        lambda: client.segment_stream([image], model="coins", **option),
+        lambda: client.segment_tiled(image, model="coins", **option),
+        lambda: asyncio.run(in_tasks()),
+    ):
+        with pytest.raises(TypeError, match=rf"no option '{word}' \(did you mean {meant}\?\); there are: "):
+            call()
 
 
 @pytest.mark.parametrize(
@@ -239,8 +247,8 @@ def platform(tmp_path: Path, gateway: Gateway) -> Any:
         (folder / "status.yaml").write_text(json.dumps(status))
     own = asdict(ProcessRecord.of(os.getpid()))
 
-    def at(url: str) -> Local:
-        record = {"process": own, "url": url, "observed": True}
+    def at(url: str, **fields: str) -> Local:
+        record = {"process": own, "url": url, "observed": True, **fields}
         (tmp_path / "platform.json").write_text(json.dumps(record))
         return Local(tmp_path)
 
@@ -283,3 +291,117 @@ def test_an_unknown_name_is_not_explained_by_a_platform_with_another_gateway(
             messages.append(caught.value.message)
 
     assert messages == ["Request for unknown model: 'coin' is not found"] * 2
+
+
+OF_LOCAL = ("psutil", "numba", "onnxruntime", "kopf", "kubernetes", "grpc", "tritonclient", "cv2", "onnx")
+ALONE = f"import sys; sys.modules.update(dict.fromkeys({OF_LOCAL})); "
+
+
+def test_an_application_with_the_client_alone_finds_the_platform_that_runs_here(
+    gateway: Gateway, photo: bytes, platform: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SEGSERVE_URL", raising=False)
+    monkeypatch.setenv("SEGSERVE_STATE", str(tmp_path))
+    (tmp_path / "photo.png").write_bytes(photo)
+    calls = (
+        "from segserve import Client; print(Client().segment(sys.argv[1], model='coins').revision)",
+        "from segserve.cli.app import main; sys.argv[1:1] = ['predict', 'coins']; main()",
+    )
+    with gateway.http() as url:
+        platform(url)
+        answers = [
+            subprocess.run(
+                [sys.executable, "-c", ALONE + call, tmp_path / "photo.png"],
+                capture_output=True, check=True, text=True,
+            ).stdout
+            for call in calls
+        ]  # fmt: skip
+    assert ["coins-aaaaaaaaaa" in answer for answer in answers] == [True, True]
+
+
+@pytest.fixture
+def nowhere() -> Iterator[str]:
+    """A URL of this machine at which nothing listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{free.getsockname()[1]}"
+
+
+def test_a_client_without_a_url_takes_the_variable_then_the_platform_then_the_default(
+    platform: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SEGSERVE_URL", raising=False)
+    own = platform("http://127.0.0.1:18710")
+    ended = Local(own.state / "ended")
+    record = {"process": {"pid": os.getpid(), "start_ticks": 0, "boot_id": ""}, "url": "http://h:1", "observed": True}
+    ended.state.mkdir()
+    (ended.state / "platform.json").write_text(json.dumps(record))
+
+    assert [repr(Client(platform=one)) for one in (own, ended, Cluster(context="none"))] == [
+        "Client('http://127.0.0.1:18710')", "Client('http://127.0.0.1:8080')", "Client('http://127.0.0.1:8080')"
+    ]  # fmt: skip
+    monkeypatch.setenv("SEGSERVE_URL", "gateway.example")
+    assert repr(Client(platform=own)) == "Client('http://gateway.example:80')"
+
+
+def test_a_client_without_a_url_trusts_the_authority_of_the_platform_that_it_finds(
+    platform: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("SEGSERVE_URL", "SEGSERVE_CA_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    own = platform("https://127.0.0.1:1", caFile=certifi.where())
+
+    assert Client(platform=own)._connection.tls == Tls(certifi.where())
+
+
+@pytest.mark.parametrize("transport", ["http", "grpc"])
+def test_a_gateway_at_which_nothing_listens_is_one_error_that_says_why_it_was_tried_and_what_helps(
+    transport: Any, nowhere: str, platform: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SEGSERVE_URL", raising=False)
+    monkeypatch.setattr("segserve.calls.endpoint.DEFAULT_URL", nowhere)
+    elsewhere = platform("http://127.0.0.1:1")
+    down = Local(elsewhere.state / "none")
+
+    def texts() -> Iterator[str]:
+        for url, where in ((None, down), (nowhere, down), (nowhere, elsewhere), (nowhere, Cluster(context="none"))):
+            with Client(url, transport=transport, platform=where) as client:
+                with pytest.raises(GatewayUnreachableError) as caught:
+                    client.model_info("coins")
+                shown = "".join(traceback.format_exception(caught.value))
+                assert (shown.count("Traceback"), shown.count('File "')) == (1, 3)
+                yield caught.value.message
+
+    start = "no platform is up on this machine: `segserve up` starts it"
+    expected = [
+        f"; it is the default, because SEGSERVE_URL is not set and {start}, "
+        "or name a gateway (Client(url), SEGSERVE_URL, `--url`)",
+        f"; {start}",
+        "; the platform of this machine is at http://127.0.0.1:1: leave out the URL to use it",
+        "",
+    ]
+    for message, advice in zip(texts(), expected, strict=True):
+        assert message.startswith(f"cannot reach {nowhere}: ")
+        assert message.endswith(advice)
+    monkeypatch.setenv("SEGSERVE_URL", nowhere)
+    texts_of_the_variable = [
+        (down, f"; SEGSERVE_URL names it; {start}"),
+        (elsewhere, "; the platform of this machine is at http://127.0.0.1:1: unset SEGSERVE_URL to use it"),
+        (elsewhere, "; the platform of this machine is up, but its gateway does not listen: `segserve logs` shows why"),
+    ]
+    for number, (where, advice) in enumerate(texts_of_the_variable):
+        if number == 2:
+            platform(nowhere)
+        with Client(transport=transport, platform=where) as client, pytest.raises(GatewayUnreachableError) as caught:
+            client.model_info("coins")
+        assert caught.value.message.endswith(advice)
+
+
+def test_the_advice_to_start_a_platform_names_what_it_needs_where_that_is_not_installed(
+    nowhere: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("segserve.platforms.selection.NEEDED_BY_UP", ("segserve_absent",))
+    with Client(nowhere, platform=Local(tmp_path)) as client, pytest.raises(GatewayUnreachableError) as caught:
+        client.model_info("coins")
+
+    assert caught.value.message.endswith("`segserve up` starts it after pip install 'segserve[local]'")

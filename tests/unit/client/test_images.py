@@ -246,6 +246,48 @@ def test_what_cannot_be_sent_is_refused_with_what_was_seen(image: Any, message: 
         image_tensor(image)
 
 
+def torch_of(array: np.ndarray) -> Any:
+    import torch
+
+    return torch.from_numpy(array)
+
+
+CHW = np.ascontiguousarray(PIXELS.transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        pytest.param(PIXELS / 255, id="floats"),
+        pytest.param(CHW / 255, id="floats, channels first"),
+        pytest.param(PIXELS.astype(float), id="floats up to 255"),
+        pytest.param(PIXELS.astype(int) * 257, id="integers of 16 bits"),
+        pytest.param(CHW > 9, id="masks, channels first"),
+        pytest.param((CHW / 255)[np.newaxis], id="a batch of floats, channels first"),
+        pytest.param(torch_of(CHW / 255), id="a tensor"),
+        pytest.param(torch_of(CHW / 255).requires_grad_(), id="a tensor with a gradient"),
+    ],
+)
+def test_an_array_is_refused_once_and_what_the_refusal_advises_is_sent(image: Any) -> None:
+    with pytest.raises(BadRequestError) as caught:
+        image_tensor(image)
+
+    def segment_many(images: Any, *_: Any) -> Any:
+        (one,) = images
+        return one
+
+    advised = eval(
+        caught.value.message.rpartition(": send ")[2],
+        {"np": np, "array": image, "image": image, "segment_many": segment_many},
+    )
+    assert image_tensor(advised).to_array().shape == PIXELS.shape
+
+
+def test_values_that_no_expression_brings_back_are_named() -> None:
+    with pytest.raises(BadRequestError, match=r"channels come first, its values are from -1 to -0.*: send the"):
+        image_tensor(CHW / 255.0 - 1)
+
+
 def test_a_tensor_of_torch_is_sent_unless_it_has_other_axes_a_gradient_or_no_memory_here() -> None:
     import torch
 

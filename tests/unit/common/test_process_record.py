@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,3 +51,15 @@ def cut(tmp_path: Path) -> Iterator[int]:
 
 def test_a_process_has_a_record_whatever_its_name_is(cut: int) -> None:
     assert ProcessRecord.of(cut).is_present
+
+
+def test_a_process_that_has_ended_and_was_not_waited_for_is_present_but_does_not_run() -> None:
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    record = ProcessRecord.of(child.pid)
+    assert record.is_running
+
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert (record.is_present, record.is_running) == (True, False)
+    child.communicate()
+    assert not record.is_running

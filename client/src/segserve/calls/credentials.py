@@ -84,12 +84,13 @@ class Tls:
                 raise BadRequestError(f"no such file: {os.fspath(file)!r}")
 
 
-def tls_or_default(tls: Tls | None, endpoint: GatewayEndpoint) -> Tls | None:
-    """Return `tls`, or that of the authorities in the file `SEGSERVE_CA_FILE` for an https gateway; None without one.
+def tls_or_default(tls: Tls | None, endpoint: GatewayEndpoint, own_ca_file: str | None = None) -> Tls | None:
+    """Return `tls`, or for an https gateway that of the authorities in a file; None without one.
 
-    Raises `BadRequestError` if there is no such file.
+    The file is `SEGSERVE_CA_FILE`, else `own_ca_file`, that of the platform whose gateway this is. Raises
+    `BadRequestError` if there is no such file.
     """
-    ca_file = os.environ.get(CA_VARIABLE)
+    ca_file = os.environ.get(CA_VARIABLE) or own_ca_file
     return Tls(ca_file) if tls is None and ca_file and endpoint.scheme == "https" else tls
 
 

@@ -4,35 +4,48 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final, Literal, TypeAlias
 from urllib.parse import urlsplit
 
 from segserve_common.errors import BadRequestError
 from segserve_common.http.urls import is_loopback
 
 DEFAULT_URL: Final = "http://127.0.0.1:8080"
+URL_VARIABLE: Final = "SEGSERVE_URL"
+UrlSource: TypeAlias = Literal["given", "environment", "platform", "default"]
 _PORTS: Final = {"http": 80, "https": 443}
 
 
 @dataclass(frozen=True, slots=True)
 class GatewayEndpoint:
-    """The address of a gateway; `path` is the prefix before `/v2`, usually empty."""
+    """The address of a gateway; `path` is the prefix before `/v2`, usually empty, and `source` what named the URL."""
 
     scheme: str
     host: str
     port: int
     path: str
+    source: UrlSource = field(default="given", compare=False)
 
     @classmethod
-    def parse(cls, url: str | None = None) -> GatewayEndpoint:
-        """Parse a URL such as `http://127.0.0.1:8080` or `gateway:80`; None means `SEGSERVE_URL`, or else the default.
+    def parse(cls, url: str | None = None, running: Callable[[], str | None] = lambda: None) -> GatewayEndpoint:
+        """Parse a URL such as `http://127.0.0.1:8080` or `gateway:80`.
+
+        None means `SEGSERVE_URL`, else what `running` returns, the URL of this machine's platform, else the default.
 
         Raises `BadRequestError` for anything else.
         """
         if not isinstance(url, str | None):
             raise BadRequestError(f"a gateway's URL must be a text, got {type(url).__name__}")
-        text = url or os.environ.get("SEGSERVE_URL") or DEFAULT_URL
+        source: UrlSource = "given"
+        text = url
+        if not text:
+            source, text = "environment", os.environ.get(URL_VARIABLE)
+        if not text:
+            source, text = "platform", running()
+        if not text:
+            source, text = "default", DEFAULT_URL
         try:
             parts = urlsplit(text if "://" in text else f"http://{text}")
             port = parts.port
@@ -41,7 +54,7 @@ class GatewayEndpoint:
             raise BadRequestError(f"not a URL: {_shown(text)!r}: {_shown(str(error))}") from None
         if parts.scheme not in _PORTS or not parts.hostname or parts.query or parts.fragment or "@" in parts.netloc:
             raise BadRequestError(f"a gateway's URL must be http(s)://host[:port][/prefix], got {_shown(text)!r}")
-        return cls(parts.scheme, parts.hostname, port or _PORTS[parts.scheme], parts.path.rstrip("/"))
+        return cls(parts.scheme, parts.hostname, port or _PORTS[parts.scheme], parts.path.rstrip("/"), source)
 
     @property
     def authority(self) -> str:

@@ -6,6 +6,7 @@ error into the flow. `Client` and `AsyncClient` differ in nothing else.
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import re
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from typing import Any, Final
 
 from segserve.calls.answers import (
@@ -47,7 +49,7 @@ from segserve.errors import (
     ResultTypeError,
     WriteTimeoutError,
 )
-from segserve.results.images import image_size, to_pixel_format
+from segserve.results.images import PIXELS, image_size, to_pixel_format
 from segserve.results.result import Result
 from segserve.results.values import ModelInfo
 from segserve_common.backoff import Backoff
@@ -61,6 +63,13 @@ SLACK_S: Final = 0.05
 SEQUENCE: Final = "sequence_id"
 # Images of up to two tiles of the default size are hardly faster in tiles.
 TILED_MEGAPIXELS: Final = 2.1
+TILE_PX: Final = 1024
+DECODED_PIXELS: Final = 89_478_485
+"""PNG, JPEG and WebP files of more pixels are not read in tiles (segserve.tiled.sources)."""
+_TIFF: Final = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+# The limit in the words of a server, and its words for the tiled way.
+_LIMIT: Final = re.compile(r"allowed are 1 to (\d+) \(input\.maxPixels\)")
+_IN_TILES: Final = "segment this one in tiles (`segserve batch`, `Client.segment_tiled`)"
 # Triton's words for a request that does not fit the model: its inputs or outputs are not those that the client knows.
 _CHANGED_MODEL: Final = re.compile(r"\b(?:in|out)puts?\b|\b(?:PIXELS|IMAGE)\b|datatype|shape", re.IGNORECASE)
 
@@ -137,10 +146,10 @@ class Session:
                 # the cache: the next call would otherwise pay for another configuration request.
                 if isinstance(error, ModelNotFoundError) or _CHANGED_MODEL.search(error.message):
                     cache.latest.pop(model, None)
-                _explain_size(error, image)
+                _explain_size(error, image, model)
                 raise
             except (RequestTimeoutError, RequestTooLargeError) as error:
-                _explain_size(error, image)
+                _explain_size(error, image, model)
                 raise
             call.revision = read_revision(answer)
             answered = yield from self._info_of(call.revision, info, call)
@@ -294,7 +303,7 @@ def _kind(request: ConfigRequest | InferRequest) -> RequestKind:
     return "infer" if isinstance(request, InferRequest) else "config"
 
 
-def _explain_size(error: SegserveError, image: Tensor) -> None:
+def _explain_size(error: SegserveError, image: Tensor, model: str) -> None:
     """Add to an error that the image's size may have caused what that size is, and what helps."""
     caused_by_size = isinstance(error, RequestTimeoutError | RequestTooLargeError | ImageTooLargeError)
     if not caused_by_size or isinstance(error, PoolTimeoutError) or (size := image_size(image)) is None:
@@ -302,11 +311,35 @@ def _explain_size(error: SegserveError, image: Tensor) -> None:
     height, width = size
     megapixels = height * width / 1e6
     seen = f"; the image is {width} x {height} ({megapixels:.3g} megapixels)"
-    advice = ["segment it in tiles (segment_tiled, `segserve batch`)"] if megapixels > TILED_MEGAPIXELS else []
+    limit = _LIMIT.search(error.message)
+    advice = [_in_tiles(model, image, size, limit and int(limit[1]))] if limit or megapixels > TILED_MEGAPIXELS else []
     if isinstance(error, ImageTooLargeError):
         seen = ""  # the server has said it
     elif isinstance(error, DeadlineExceededError | ReadTimeoutError | WriteTimeoutError):
         advice.insert(0, "allow more time (timeout_s, `--timeout`)")
-    if advice and "segment_tiled" not in error.message:
+    if advice and _IN_TILES in error.message:
+        error.message = error.message.replace(_IN_TILES, advice[-1])
+    elif advice:
         error.message += f"{seen}: {', or '.join(advice)}"
-        error.args = (error.message,)
+    error.args = (error.message,)
+
+
+def _in_tiles(model: str, image: Tensor, size: tuple[int, int], limit: int | None) -> str:
+    """Return how to segment an image in tiles, of at most `limit` pixels, by a call and by a command."""
+    height, width = size
+    arguments = options = ""
+    if limit is not None and limit < TILE_PX**2:
+        side = math.isqrt(limit)
+        side -= side % 32 if side > 32 else 0
+        arguments, options = f", tile={side}, overlap={side // 8}", f" --tile {side} --overlap {side // 8}"
+    first = []
+    if image.name != PIXELS:
+        (encoded,) = image.to_items()
+        is_tiff = encoded.startswith(_TIFF)
+        if not is_tiff and height * width > DECODED_PIXELS:
+            first.append("saved as a TIFF")
+        if (is_tiff or first) and not (find_spec("tifffile") and find_spec("zarr")):
+            first.append("after pip install 'segserve[batch]'")
+    before = f"{', '.join(first)}: " if first else ""
+    call = f"client.segment_tiled(image, model={model!r}{arguments})"
+    return f"segment it in tiles ({before}{call}, `segserve batch {model} IMAGE -o tiled{options}`)"

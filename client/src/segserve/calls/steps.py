@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import operator
 import re
@@ -58,6 +59,25 @@ class Timeouts:
 
 
 DEFAULT_TIMEOUTS: Final = Timeouts()
+_OTHER_NAMES: Final = {
+    "score_threshold": "confidence conf conf_thres conf_threshold confidence_threshold min_confidence min_score "
+    "score score_thr score_thresh thresh threshold box_threshold",
+    "max_detections": "limit max_det max_dets max_objects max_results top_k topk",
+    "timeout_s": "deadline timeout timeout_seconds",
+    "encoding": "format mask_format output_format",
+}
+"""The options that other libraries call otherwise."""
+MEANT: Final = {other: name for name, others in _OTHER_NAMES.items() for other in others.split()}
+
+
+def check_option_names(given: Iterable[str], options: type[Any]) -> None:
+    """Raise `TypeError` for names that are not fields of `options`, with the one that is meant."""
+    allowed = [one.name for one in fields(options) if one.name != "position"]
+    for name in given:
+        if name not in allowed:
+            meant = MEANT.get(name) or next(iter(difflib.get_close_matches(name, allowed, 1)), "")
+            advice = f" (did you mean {meant}?)" if meant in allowed else ""
+            raise TypeError(f"there is no option {name!r}{advice}; there are: {', '.join(sorted(allowed))}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +143,19 @@ class SegmentOptions:
     position: StreamPosition | None = None
     expect: type[Result] | None = None
 
+    @classmethod
+    def of(cls, model: str, **given: Any) -> SegmentOptions:
+        """Return the options of a call; raises `TypeError` for a name that is unknown."""
+        check_option_names(given, cls)
+        return cls(model, **given)
+
     def __post_init__(self) -> None:
         check_model_name(self.model)
+        if not isinstance(self.confidence, bool):
+            raise BadRequestError(
+                "confidence must be True or False, whether to compute the mean probability of each class, got "
+                f"{self.confidence!r}: score_threshold={self.confidence!r} leaves out detections of lower scores"
+            )
         if self.score_threshold is not None and not _is_number(self.score_threshold):
             raise BadRequestError(f"score_threshold must be a finite number, got {self.score_threshold!r}")
         if self.max_detections is not None and not _is_index(self.max_detections):

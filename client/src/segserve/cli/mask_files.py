@@ -7,7 +7,7 @@ import re
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
-from segserve.cli.output_files import save_image, written_whole
+from segserve.rendering.output_files import save_image, written_whole
 from segserve.results.objects import InstanceResult
 from segserve.results.result import PanopticResult, SemanticResult
 from segserve_common.errors import BadRequestError

@@ -6,17 +6,21 @@ On a terminal the progress bar and everything printed below it share one console
 from __future__ import annotations
 
 import json
+import os
+import re
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
+from segserve.calls.endpoint import URL_VARIABLE
 from segserve.cli.errors import CommandError, plain
 from segserve.cli.image_files import ImageFile, image_files, output_stems, overlay_paths
 from segserve.cli.options import (
@@ -31,9 +35,9 @@ from segserve.cli.options import (
     with_advice,
     with_platform_options,
 )
-from segserve.cli.output_files import save_image, written_whole
 from segserve.cli.terminal import print_whole
 from segserve.errors import HOPELESS
+from segserve.rendering.output_files import save_image, written_whole
 from segserve_common.errors import BadRequestError, SegserveError
 
 if TYPE_CHECKING:
@@ -45,6 +49,8 @@ if TYPE_CHECKING:
 
 TABLES: Final = 5
 """Up to this many images print a table each; more print a line each."""
+BATCH: Final = " IMAGE -o tiled"
+PYTHON_CALL: Final = re.compile(r"client\.segment_tiled\(.*?\), (?=`segserve batch )")
 NAMED: Final = 3
 """Up to this many of the files that are left out are named."""
 
@@ -57,6 +63,8 @@ class OutputTargets:
     masks: Path | None
     stems: Mapping[ImageFile, PurePath]
     coco: bool
+    batch_options: str = ""
+    """Options that `segserve batch` needs as well, to reach the same model."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +165,7 @@ def predict(
             ) as client,
         ):
             ask = partial(client.segment, model=name, **options)
+            targets = replace(targets, batch_options=_batch_options(platform_options, url, score_threshold))
             outcomes = list(_shown(_outcomes(ask, files, targets, in_flight), files, targets, quiet=as_json))
     except HOPELESS as error:
         raise with_advice(error, platform_options, name) from error
@@ -191,6 +200,7 @@ def _outcomes(
 
 
 def _outcome(ask: Callable[[ImageLike], Result], image: ImageFile, number: int, targets: OutputTargets) -> ImageOutcome:
+    content = None
     try:
         content = image.read()
         result = ask(content.image)
@@ -199,9 +209,35 @@ def _outcome(ask: Callable[[ImageLike], Result], image: ImageFile, number: int, 
         if targets.masks is not None:
             _write_masks(result, targets.masks, image, targets.stems[image])
     except SegserveError as error:
+        is_decoded = content is not None and not isinstance(content.image, bytes)
+        _name_command(error, image, targets.batch_options, is_decoded=is_decoded)
         return ImageOutcome(image, error=error)
     document = result.to_coco(image_id=number, file_name=image.name) if targets.coco else None
     return ImageOutcome(image, result, document, frames=content.frames)
+
+
+def _batch_options(platform_options: PlatformOptions, url: str | None, score_threshold: float | None) -> str:
+    named = {**asdict(platform_options), "url": url, "score_threshold": score_threshold}
+    if url == os.environ.get(URL_VARIABLE):
+        del named["url"]
+    options = []
+    for name, value in named.items():
+        if value not in (None, False):
+            options += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    return "".join(f" {shlex.quote(option)}" for option in options)
+
+
+def _name_command(error: SegserveError, image: ImageFile, options: str, *, is_decoded: bool) -> None:
+    """Put the command that segments this image into an error that advises to segment it in tiles."""
+    if image.path is None or BATCH not in error.message:
+        return
+    path, text = image.path, PYTHON_CALL.sub("", error.message)
+    if is_decoded:
+        path, text = path.with_suffix(".png"), text.replace("in tiles (", "in tiles (saved as a PNG: ", 1)
+    elif "saved as a TIFF" in text:
+        path = path.with_suffix(".tif")
+    error.message = text.replace(BATCH, f" {shlex.quote(str(path))} -o tiled{options}")
+    error.args = (error.message,)
 
 
 def _shown(

@@ -238,10 +238,8 @@ class LocalPlatform:
         return None if record is None else record.url
 
     def _running(self) -> PlatformRecord | None:
-        try:
-            from segserve_operator.adapters.local.platform_record import read_platform
-        except ModuleNotFoundError:
-            return None  # without the extra `local`, no platform can be up here
+        from segserve_operator.adapters.local.platform_record import read_platform
+
         return read_platform(self.store.state)
 
     def _log_files(self, request: LogRequest) -> list[Path]:

@@ -5,16 +5,22 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 from urllib.parse import urlsplit
 
+from segserve.calls.endpoint import URL_VARIABLE, GatewayEndpoint
 from segserve.platforms.errors import needs
 from segserve.platforms.port import Cluster, Json, Local, Platform, PlatformRef
 from segserve_common.errors import SegserveError
 
 if TYPE_CHECKING:
     from segserve.platforms.local import LocalPlatform
+    from segserve_operator.adapters.local.platform_record import PlatformRecord
+
+NEEDED_BY_UP: Final = ("numba", "onnxruntime", "psutil")
+"""Modules of the extra `local`, without which a platform does not start."""
 
 
 def open_platform(ref: PlatformRef | None = None) -> Platform:
@@ -39,7 +45,7 @@ def default_platform_ref() -> PlatformRef:
 
     Without a kubeconfig, return this machine.
     """
-    return Local() if _is_local_named() or _is_local_up() or not _is_cluster_named() else Cluster()
+    return Local() if _is_local_named() or running_platform() is not None or not _is_cluster_named() else Cluster()
 
 
 def _is_local_named() -> bool:
@@ -48,18 +54,12 @@ def _is_local_named() -> bool:
     return bool(os.environ.get(STATE_VARIABLE))
 
 
-def _is_local_up() -> bool:
+def running_platform(place: Local | None = None) -> PlatformRecord | None:
+    """Return the record of the platform that runs on this machine, or None; needs no extra."""
     from segserve_operator.adapters.local.files import StateFolder, state_folder
+    from segserve_operator.adapters.local.platform_record import read_platform
 
-    state = StateFolder(state_folder())
-    if not state.platform.exists():
-        return False
-    try:
-        from segserve_operator.adapters.local.platform_record import read_platform
-    except ModuleNotFoundError:
-        # Without the extra `local`, this installation could not use a platform of this machine anyway.
-        return False
-    return read_platform(state) is not None
+    return read_platform(StateFolder(state_folder() if place is None or place.state is None else place.state))
 
 
 def _is_cluster_named() -> bool:
@@ -76,7 +76,7 @@ class LazyPlatform:
     """A platform that is opened by the first call, and reopened by the first one after `close`. Thread-safe."""
 
     def __init__(self, platform: PlatformLike = None) -> None:
-        self._given = platform
+        self.given = platform
         self._opened: Platform | None = None
         self._lock = threading.Lock()
 
@@ -84,7 +84,7 @@ class LazyPlatform:
         """Return the platform; raises as `open_platform` does."""
         with self._lock:
             if self._opened is None:
-                given = self._given
+                given = self.given
                 self._opened = open_platform(given) if given is None or isinstance(given, Local | Cluster) else given
             return self._opened
 
@@ -100,20 +100,46 @@ class LazyPlatform:
                 return platform.models()
         return []
 
-    def is_local_down(self) -> bool:
-        """Return whether no platform is up on this machine, where it would be used and could be started."""
-        with contextlib.suppress(SegserveError, OSError, ImportError):
-            platform = self._local()
-            return platform is not None and not platform.runs()
-        return False
+    @property
+    def is_local(self) -> bool:
+        """Whether it is, or may be, the platform of this machine."""
+        return self.given is None or isinstance(self.given, Local)
+
+    def running(self) -> PlatformRecord | None:
+        """Return the record of this machine's platform if that is the one and it runs; one file is read."""
+        return running_platform(self.given) if self.given is None or isinstance(self.given, Local) else None
+
+    def running_url(self) -> str | None:
+        """Return the URL of the gateway of `running()`."""
+        record = self.running()
+        return None if record is None else record.url
+
+    def unreachable_advice(self, endpoint: GatewayEndpoint) -> str:
+        """Return why this URL was tried, at which nothing listens, and what helps; reads the platform's record."""
+        of_environment = endpoint.source == "environment"
+        if not endpoint.is_loopback or not self.is_local:
+            return f"; {URL_VARIABLE} names it" if of_environment else ""
+        up, port = self.running_url(), endpoint.port
+        if up is not None and urlsplit(up).port == port:
+            return "; the platform of this machine is up, but its gateway does not listen: `segserve logs` shows why"
+        if up is not None:
+            way = f"unset {URL_VARIABLE}" if of_environment else "leave out the URL"
+            return f"; the platform of this machine is at {up}: {way} to use it"
+        start = "`segserve up` starts it"
+        if not all(map(find_spec, NEEDED_BY_UP)):
+            start += " after pip install 'segserve[local]'"
+        down = f"no platform is up on this machine: {start}"
+        if endpoint.source != "default":
+            return f"; {URL_VARIABLE} names it; {down}" if of_environment else f"; {down}"
+        ways = f"(Client(url), {URL_VARIABLE}, `--url`)"
+        return f"; it is the default, because {URL_VARIABLE} is not set and {down}, or name a gateway {ways}"
 
     def _local(self) -> LocalPlatform | None:
-        given = Local() if self._given is None else self._given
-        if not isinstance(given, Local):
+        if not self.is_local:
             return None
         from segserve.platforms.local import LocalPlatform
 
-        return LocalPlatform(given)
+        return LocalPlatform(self.given if isinstance(self.given, Local) else None)
 
     def close(self) -> None:
         """Close the connections."""

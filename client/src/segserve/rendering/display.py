@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from html import escape
@@ -142,13 +143,13 @@ class Drawable(Summarized, Protocol):
         ...
 
 
-def html(result: Drawable, drawn: Image.Image | None = None) -> str:
-    """Return the table and the picture as HTML; without `drawn`, on grey if the image has at most 4 million pixels.
+def html(result: Drawable, picture: Image.Image | None = None) -> str:
+    """Return the table and the picture as HTML; without `picture`, on grey if the image has at most 4 million pixels.
 
     Never raises: for a result that cannot be decoded, the HTML shows the error.
     """
     try:
-        shown = on_grey(result) if drawn is None else drawn
+        shown = on_grey(result) if picture is None else picture
         return f"<div>{_table(result)}{'' if shown is None else _img(shown)}</div>"
     except SegserveError as error:
         return f"<div><p>{escape(printable(str(error), 300))}</p></div>"
@@ -156,12 +157,28 @@ def html(result: Drawable, drawn: Image.Image | None = None) -> str:
 
 def on_grey(result: Drawable) -> Image.Image | None:
     """Draw the result on a grey image, or return None above 4 million pixels."""
+    height, width = result.size
+    return None if height * width > MAX_PIXELS else drawn(result)
+
+
+def drawn(result: Drawable, image: Any = None) -> Image.Image:
+    """Draw the result on its image, or on grey. Raises `BadRequestError` as `overlay` does."""
     from PIL import Image
 
+    if image is not None:
+        return result.overlay(image)
     height, width = result.size
-    if height * width > MAX_PIXELS:
-        return None
     return result.overlay(Image.new("RGB", (width, height), GREY), alpha=0.7)
+
+
+def show(picture: Image.Image) -> None:
+    """Show a picture in the notebook, else in the system's viewer; raises `SegserveError` if there is none."""
+    from PIL import ImageShow
+
+    # Pillow tries the desktop first, which is not where a notebook's kernel is looked at.
+    is_shown = ImageShow.IPythonViewer().show(picture) if "ipykernel" in sys.modules else ImageShow.show(picture)
+    if not is_shown:
+        raise SegserveError("there is no program on this machine that shows pictures: use save('result.png')")
 
 
 def _table(result: Summarized) -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segserve.exports import coco
@@ -15,6 +18,7 @@ from segserve.results.values import OutOfDistribution, SegmentClass, Shapes
 from segserve_common.errors import BadRequestError
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
     from PIL import Image
     from rich.table import Table
     from supervision import Detections
@@ -53,6 +57,57 @@ class Segmentation:
     def to_rows(self) -> list[dict[str, Any]]:
         """Return a flat row per object, segment or class, for `csv.DictWriter` or a data frame."""
         raise NotImplementedError
+
+    def to_pandas(self) -> DataFrame:
+        """Return `to_rows` as a pandas data frame. Raises `MissingExtraError` without the extra `pandas`."""
+        from segserve.exports.plain import data_frame
+
+        return data_frame(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as plain values, in the form in which the gateway answers plain HTTP with `encoding=rle`.
+
+        `objects` (with boxes), `segments` (panoptic) or `classes` (semantic) have an entry each, masks as COCO's RLE
+        with `counts` as text, as pycocotools reads it.
+        """
+        from segserve.exports.plain import document
+
+        return document(self)
+
+    def to_json(self, *, indent: int | None = None) -> str:
+        """Return `to_dict` as JSON."""
+        return json.dumps(self.to_dict(), allow_nan=False, indent=indent)
+
+    def show(self, image: ImageLike | None = None) -> None:
+        """Show the result on its image, or on grey: in a notebook below the cell, else in the system's image viewer.
+
+        Raises `SegserveError` if there is no viewer, and `BadRequestError` as `overlay` does.
+        """
+        from segserve.rendering.display import drawn, show
+
+        show(drawn(self, image))
+
+    def save(self, path: str | os.PathLike[str], image: ImageLike | None = None) -> Path:
+        """Write a file and return its path: a picture of the result on its image, or on grey, or for .json `to_json`.
+
+        The suffix names the format; missing folders are created. Raises `BadRequestError` for an unknown suffix and as
+        `overlay` does, and `OSError`.
+        """
+        from segserve.rendering.display import drawn
+        from segserve.rendering.output_files import save_image, written_whole
+
+        target = Path(path)
+        if target.suffix.lower() == ".json":
+            with written_whole(target) as temporary:
+                temporary.write_text(self.to_json() + "\n")
+            return target
+        try:
+            save_image(drawn(self, image), target)
+        except ValueError as error:
+            raise BadRequestError(
+                f"cannot save as {target.suffix!r}: use .json, or that of a picture, such as .png or .jpg"
+            ) from error
+        return target
 
     def to_polygons(self) -> list[tuple[Part, ...]]:
         """Return the outlines of each mask, with holes, in pixels; () for an object that has only a box."""
@@ -153,6 +208,14 @@ class ResultWithImage:
     def overlay(self, **options: Any) -> Image.Image:
         """Draw the result on its image; `options` are those of the result's own `overlay`."""
         return self.result.overlay(self.image, **options)
+
+    def show(self) -> None:
+        """Show the result on its image, as `Segmentation.show` does."""
+        self.result.show(self.image)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the picture, or JSON, as `Segmentation.save` does."""
+        return self.result.save(path, self.image)
 
     def crop(self, index: int, *, margin: int = 0, cut_out: bool = False) -> Image.Image:
         """Return the part of the image that shows one object, as `Objects.crop` does.

@@ -27,25 +27,61 @@ PIXELS: Final = "PIXELS"
 # BT.601 in fixed point, as OpenCV computes it: an array gives the same grey as its file does on the server.
 _RED, _GREEN, _BLUE, _BITS = (np.uint32(number) for number in (9798, 19235, 3735, 15))
 _ROWS: Final = 64
-_ADVICE: Final = {
-    "b": "for a mask, send mask.astype(np.uint8) * 255",
-    "f": "for values from 0 to 1, send (array * 255).round().astype(np.uint8)",
-    "i": "for values from 0 to 255, send array.astype(np.uint8)",
-    "u": "for values from 0 to 255, send array.astype(np.uint8)",
-}
+_CHANNELS: Final = (1, 2, 3, 4)
 
 
-def pixels_of(array: NDArray[Any]) -> NDArray[Any]:
-    """Return an array as (H, W, C), uint8 or uint16, with 1 to 4 channels; raises `BadRequestError` otherwise."""
-    if array.dtype.kind != "u" or array.dtype.itemsize > 2:
-        advice = _ADVICE.get(array.dtype.kind, "see segserve.results.images.ImageLike for the types that can be sent")
-        raise BadRequestError(f"an array of pixels must be uint8 or uint16, got {array.dtype} {array.shape}: {advice}")
+def pixels_of(array: NDArray[Any], name: str = "array") -> NDArray[Any]:
+    """Return an array as (H, W, C), uint8 or uint16, with 1 to 4 channels.
+
+    Raises `BadRequestError` otherwise, with all reasons and how to convert what the caller calls `name`.
+    """
     shaped = array[:, :, np.newaxis] if array.ndim == 2 else array
-    if shaped.ndim == 3 and shaped.shape[2] in (1, 2, 3, 4) and shaped.size:
+    is_typed = array.dtype.kind == "u" and array.dtype.itemsize <= 2
+    if is_typed and shaped.ndim == 3 and shaped.shape[2] in _CHANNELS and shaped.size:
         return shaped
     raise BadRequestError(
-        f"an array of pixels must be shaped (H, W) or (H, W, C), got {array.shape}{_shape_advice(array.shape)}"
+        "an array of pixels must be uint8 or uint16, shaped (H, W) or (H, W, C) with 1 to 4 channels, got "
+        f"{array.dtype} {array.shape}{_conversion(array, name, is_typed=is_typed)}"
     )
+
+
+def _conversion(array: NDArray[Any], name: str, *, is_typed: bool) -> str:
+    """Return the reasons why an array cannot be sent, and the expression that can, if there is one."""
+    if 0 in array.shape:
+        return ": it has no pixels"
+    code: str | None = name
+    reasons = []
+    if array.ndim not in (2, 3, 4):
+        code = None
+    elif array.ndim > 2 and array.shape[-1] not in _CHANNELS:
+        code = None
+        if array.shape[-3] in (1, 3, 4):
+            reasons.append("channels come first")
+            code = f"np.moveaxis({name}, {array.ndim - 3}, -1)"
+    if not is_typed:
+        reason, code = _retyped(array, code)
+        reasons.append(reason)
+    if array.ndim == 4:
+        reasons.append("it is a batch")
+        code = code and f"segment_many({code}, ...)"
+    return "".join((f": {', '.join(reasons)}" if reasons else "", f": send {code}" if code else ""))
+
+
+def _retyped(array: NDArray[Any], code: str | None) -> tuple[str, str | None]:
+    """Return what an array's values are, and the expression of `code` as uint8 or uint16; None if there is none."""
+    kind = array.dtype.kind
+    if kind == "b":
+        return "its values are a mask's", code and f"{code}.astype(np.uint8) * 255"
+    if kind not in "fiu":
+        return "its values are not numbers", None
+    low, high = array.min(), array.max()
+    reason = f"its values are from {low:.4g} to {high:.4g}"
+    if not (low >= 0 and high <= 0xFFFF):
+        return f"{reason}: send the image as it was before it was normalised or scaled", None
+    rounded = code and (f"{code}.round()" if kind == "f" else code)
+    if kind == "f" and high <= 1:
+        rounded = code and f"({code} * 255).round()"
+    return reason, rounded and f"{rounded}.astype(np.{'uint8' if high <= 0xFF else 'uint16'})"
 
 
 def to_pixel_format(image: Tensor, wanted: PixelFormat | None) -> Tensor:
@@ -91,16 +127,6 @@ def _luma(pixels: NDArray[Any]) -> NDArray[Any]:
         red, green, blue = np.moveaxis(pixels[top : top + _ROWS], -1, 0)
         luma[top : top + _ROWS, :, 0] = (red * _RED + green * _GREEN + blue * _BLUE + half) >> _BITS
     return luma
-
-
-def _shape_advice(shape: tuple[int, ...]) -> str:
-    if 0 in shape:
-        return ": it has no pixels"
-    if len(shape) == 3 and shape[0] in (1, 3, 4):
-        return ": if channels come first, send np.moveaxis(array, 0, -1)"
-    if len(shape) == 4:
-        return ": use segment_many(batch) for a batch"
-    return ""
 
 
 class ReadableFile(Protocol):
@@ -270,8 +296,18 @@ def _decoded(image: Any) -> NDArray[Any]:
     try:
         array = np.asarray(image)
     except (TypeError, RuntimeError) as error:  # torch's, of a tensor on a device or with a gradient
-        raise BadRequestError(f"numpy cannot convert this {type(image).__name__} to an array: {error}") from error
-    return pixels_of(array)
+        seen = f"numpy cannot convert this {type(image).__name__} to an array: {error}"
+        try:
+            array = np.asarray(image.detach().cpu())
+        except (AttributeError, TypeError, RuntimeError):
+            raise BadRequestError(seen) from error
+        name = "image.detach().cpu().numpy()"
+        try:
+            pixels_of(array, name)
+        except BadRequestError as refused:
+            raise BadRequestError(f"{seen}; {refused.message}") from error
+        raise BadRequestError(f"{seen}: send {name}") from error
+    return pixels_of(array, "array" if isinstance(image, np.ndarray) else "np.asarray(image)")
 
 
 def _pil_pixels(image: Image.Image) -> NDArray[Any]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias, TypedDict, Unpack
 
+from segserve.calls.steps import check_option_names
 from segserve.tiled.matching import SAME
 from segserve_common.errors import BadRequestError
 
@@ -32,7 +34,7 @@ class TiledOptions(TypedDict, total=False):
     - `checkpoint` is a folder for answered tiles until the run is complete; by default inside `out`. The same call
       again sends only the missing tiles. `start_over` deletes what another run has left.
     - `id_map` also writes the map of object ids, for instance and detection models.
-    - `labels` is the format of maps in `out`: `zarr` (needs the extra `batch`) or `npy`.
+    - `labels` is the format of maps in `out`: `zarr` (default with the extra `batch`, which it needs) or `npy`.
     - `send` is the format of tiles in requests: `pixels` uncompressed, `png` for slow networks.
     - `same_at_least` (0.5) is the agreement from which objects of two tiles are one; see `matching.strength`.
     - `on_revision_change` is the reaction to a new revision during the run: `error`, `restart` with the new one, or
@@ -70,7 +72,7 @@ class Options:
     checkpoint: Path | None = None
     start_over: bool = False
     id_map: bool = False
-    labels: MapFormat = "zarr"
+    labels: MapFormat = field(default_factory=lambda: "zarr" if find_spec("zarr") else "npy")
     send: TileEncoding = "pixels"
     score_threshold: float | None = None
     max_detections: int | None = None
@@ -81,7 +83,8 @@ class Options:
 
     @classmethod
     def of(cls, model: str, **given: Unpack[TiledOptions]) -> Options:
-        """Return the options of a call; paths may be strings."""
+        """Return the options of a call; paths may be strings. Raises `TypeError` for a name that is unknown."""
+        check_option_names(given, cls)
         values: dict[str, Any] = {**given}
         paths = {name: Path(values[name]) for name in ("out", "checkpoint") if values.get(name) is not None}
         return cls(model, **(values | paths))

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
+import tempfile
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, Final, TypeAlias
 
+import numpy as np
+
 from segserve.errors import RevisionChangedError
+from segserve.results.images import PIXELS, image_tensor
 from segserve.tiled.clusters import ClientFactory, WorkerJob, send_all_on
 from segserve.tiled.grid import Tile
 from segserve.tiled.job import AsyncSegmenter, Segmenter
@@ -38,7 +44,7 @@ def run_tiled(
 ) -> TiledSemanticResult | TiledObjects:
     """Segment a large image; see `Client.segment_tiled`. Workers of a `scheduler` use clients of `worker_clients`."""
     path = None if scheduler is None else by_path(image)
-    with closing(open_source(image)) as source:
+    with closing(_source(image)) as source:
         restarts = 0
         while True:
             info = client.model_info(options.model)
@@ -68,7 +74,7 @@ async def run_tiled_async(
     expect: type[TiledResult] | None = None,
 ) -> TiledSemanticResult | TiledObjects:
     """Segment a large image from an event loop; files and masks are processed in threads."""
-    with closing(await asyncio.to_thread(open_source, image)) as source:
+    with closing(await asyncio.to_thread(_source, image)) as source:
         restarts = 0
         while True:
             info = await client.model_info(options.model)
@@ -88,6 +94,26 @@ async def run_tiled_async(
                 await asyncio.shield(asyncio.to_thread(opened.__exit__, None, None, None))
             restarts += 1
             options = replace(options, start_over=True)
+
+
+def _source(image: Any) -> PixelSource:
+    """Open whatever `Client.segment` takes: encoded images by a temporary file, which lives as long as the source."""
+    if isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[2] == 2:
+        return open_source(image[:, :, :1])  # alpha is dropped
+    if isinstance(image, str | os.PathLike) or isinstance(getattr(image, "dtype", None), np.dtype):
+        return open_source(image)
+    tensor = image_tensor(image)
+    if tensor.name == PIXELS:
+        pixels = tensor.to_array()
+        return open_source(pixels[:, :, :1] if pixels.shape[2] == 2 else pixels)
+    (encoded,) = tensor.to_items()
+    with ExitStack() as stack:
+        file = stack.enter_context(tempfile.NamedTemporaryFile(prefix="segserve-"))
+        file.write(encoded)
+        file.flush()
+        source = open_source(file.name)
+        weakref.finalize(source, stack.pop_all().close)
+    return source
 
 
 def _send_all(client: Segmenter, source: PixelSource, run: Run) -> None:

@@ -12,7 +12,7 @@ from typing import Final, Protocol
 from segserve.calls.credentials import Credentials, Tls
 from segserve.calls.endpoint import GatewayEndpoint
 from segserve.calls.steps import Send
-from segserve.errors import AnswerTooLargeError, DeadlineExceededError, ForkedClientError
+from segserve.errors import AnswerTooLargeError, DeadlineExceededError, EventLoopError, ForkedClientError
 from segserve.results.values import ModelInfo
 from segserve_common.errors import BadRequestError
 from segserve_common.kserve import InferAnswer
@@ -100,6 +100,17 @@ def check_process(made_in: int) -> None:
             f"this client was made in process {made_in} and is used in its fork {os.getpid()}: "
             "make one after the fork, or use the start method spawn"
         )
+
+
+def check_loop(used: asyncio.AbstractEventLoop | None) -> asyncio.AbstractEventLoop:
+    """Return the running event loop; raises `EventLoopError` if it is another one than the connections are of."""
+    running = asyncio.get_running_loop()
+    if used not in (None, running):
+        raise EventLoopError(
+            "this AsyncClient was used in another event loop, to which its connections belong: make one in each "
+            "(asyncio.run() starts a new loop every time), or use Client"
+        )
+    return running
 
 
 def check_open(closed: bool) -> None:

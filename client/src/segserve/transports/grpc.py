@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from segserve.results.values import ModelInfo
 from segserve.transports.base import (
     Connection,
     answer_too_large,
+    check_loop,
     check_open,
     check_process,
     deadline,
@@ -100,11 +102,13 @@ class AsyncGrpcTransport:
         self._connection = connection
         self._channel: Any = None
         self._process = os.getpid()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
 
     async def send(self, step: Send) -> ModelInfo | InferAnswer:
         """Send the request and read the answer."""
         check_process(self._process)
+        self._loop = check_loop(self._loop)
         check_open(self._closed)
         if self._channel is None:
             self._channel = _open(grpc.aio, self._connection)
@@ -118,6 +122,7 @@ class AsyncGrpcTransport:
 
     async def close(self) -> None:
         """Close the channel."""
+        check_loop(self._loop)
         self._closed = True
         if self._channel is not None:
             await self._channel.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import os
@@ -35,7 +36,14 @@ from segserve.errors import (
 )
 from segserve.results.images import PIXELS
 from segserve.results.values import ModelInfo, PixelFormat
-from segserve.transports.base import Connection, answer_too_large, check_process, deadline, deadline_exceeded
+from segserve.transports.base import (
+    Connection,
+    answer_too_large,
+    check_loop,
+    check_process,
+    deadline,
+    deadline_exceeded,
+)
 from segserve.transports.http1 import CHUNK_BYTES, AsyncHttp1Connection, Http1Connection, HttpRequest, Receiver
 from segserve.transports.pool import LIMITS, AsyncConnectionPool, ConnectionPool
 from segserve_common.backoff import retry_after_s
@@ -168,10 +176,12 @@ class AsyncHttpTransport:
 
         self._pool = AsyncConnectionPool(make, shared=connection.http2)
         self._process = os.getpid()
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def send(self, step: Send) -> ModelInfo | InferAnswer:
         """Send the request and read the answer."""
         check_process(self._process)
+        self._loop = check_loop(self._loop)
         async with deadline(self._connection.endpoint, step):
             answer, timeouts = _Answer(self._connection, step), phase_timeouts(step)
             headers = {**step.headers, **await self._connection.credentials.async_headers()}
@@ -183,6 +193,7 @@ class AsyncHttpTransport:
 
     async def close(self) -> None:
         """Close the connections."""
+        check_loop(self._loop)
         await self._pool.close()
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +15,11 @@ from click.testing import Result
 from PIL import Image
 from typer.testing import CliRunner
 
+from fakes.kserve import Fault
 from segserve import GatewayUnreachableError, ModelNotFoundError
 from segserve.cli.batch import batch, large_images
 from segserve.cli.errors import CommandError
+from segserve.cli.predict import predict
 from segserve.platforms.metrics import MetricsSnapshot, MetricsSource, read_series
 from segserve.tiled import open_result
 from segserve.tiled.grid import Grid
@@ -194,3 +199,41 @@ def test_images_that_would_share_a_folder_are_refused(world: World, images: Path
 def test_a_folder_without_images_is_said(tmp_path: Path) -> None:
     with pytest.raises(CommandError, match="has no images"):
         large_images([str(tmp_path)])
+
+
+both = typer.Typer()
+both.command()(predict)
+both.command()(batch)
+
+
+@pytest.mark.parametrize("zarr", [True, False], ids=["with zarr", "without zarr"])
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".bmp"])
+def test_an_image_above_its_models_limit_is_refused_with_a_command_that_segments_it(
+    world: World, scene: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, zarr: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SEGSERVE_URL", raising=False)
+    if not zarr:
+        monkeypatch.setitem(sys.modules, "zarr", None)
+    photo = tmp_path / f"my photo{suffix}"
+    Image.fromarray(scene).save(photo)
+    refusal = "image of 360 x 420 = 151200 pixels; allowed are 1 to 20000 (input.maxPixels)"
+    world.gateway.faults.append(Fault(http=400, message=refusal))
+
+    refused = CliRunner().invoke(both, ["predict", "classes", str(photo), "--url", world.url])
+
+    before, command = re.search(r"in tiles \((.*)`segserve (.*?)`\)", str(refused.exception)).groups()
+    assert before == {
+        (".tif", False): "after pip install 'segserve[batch]': ",
+        (".bmp", True): "saved as a PNG: ",
+        (".bmp", False): "saved as a PNG: ",
+    }.get((suffix, zarr), "")
+    if "pip install" in before:
+        monkeypatch.delitem(sys.modules, "zarr")
+    if "saved" in before:
+        Image.fromarray(scene).save(photo.with_suffix(".png"))
+    done = CliRunner().invoke(both, shlex.split(command))
+
+    assert done.exit_code == 0, done.output
+    result = open_result(tmp_path / "tiled/my photo")
+    assert (np.asarray(result.labels) == (scene > 0).astype(np.uint8) + (scene >= 128)).all()

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import re
 import sys
 import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tifffile
+import torch
 from PIL import Image
 
-from fakes.kserve import Arrays, Asked
+from fakes.kserve import Arrays, Asked, Fault
 from segserve import AsyncClient, BadRequestError, Client
+from segserve.calls.session import DECODED_PIXELS
 from segserve.tiled import (
     CheckpointError,
     ImageTooLargeError,
@@ -24,6 +29,8 @@ from segserve.tiled import (
     TiledSemanticResult,
     open_result,
 )
+from segserve.tiled.sources import MAX_DECODED_PIXELS
+from segserve_builder.errors import ImageMemoryError
 
 from .conftest import World, parts
 
@@ -309,13 +316,55 @@ def test_png_on_the_way_changes_nothing(client: Client, world: World, scene: np.
     ("image", "said"),
     [
         (np.zeros((10, 10), np.float32), "float32"),
-        (np.zeros((10, 10, 2), np.uint8), r"shape \(10, 10, 2\)"),
+        (np.zeros((10, 10, 5), np.uint8), r"shape \(10, 10, 5\)"),
         (7, "got int"),
     ],
 )
 def test_what_is_no_image_is_refused(client: Client, image: object, said: str) -> None:
     with pytest.raises(BadRequestError, match=said):
         client.segment_tiled(image, model="classes", **TILES)
+
+
+def encoded(scene: np.ndarray, kind: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(scene).save(buffer, kind)
+    return buffer.getvalue()
+
+
+REFUSED = "image of 360 x 420 = 151200 pixels; allowed are 1 to 20000 (input.maxPixels)"
+TOO_MUCH = f"{ImageMemoryError('the network', None)}, allowed are 1 to 20000 (input.maxPixels)"
+
+
+@pytest.mark.parametrize("refusal", [REFUSED, TOO_MUCH])
+@pytest.mark.parametrize(
+    "form",
+    [
+        pytest.param(lambda scene: scene, id="an array"),
+        pytest.param(lambda scene: np.stack([scene, scene], axis=2), id="grey with alpha"),
+        pytest.param(Image.fromarray, id="PIL's"),
+        pytest.param(lambda scene: torch.from_numpy(scene.copy()), id="torch's"),
+        pytest.param(lambda scene: encoded(scene, "PNG"), id="a PNG"),
+        pytest.param(lambda scene: encoded(scene, "TIFF"), id="a TIFF"),
+    ],
+)
+def test_an_image_above_its_models_limit_is_refused_with_a_call_that_segments_it(
+    client: Client, world: World, scene: np.ndarray, form: Any, refusal: str
+) -> None:
+    image = form(scene)
+    world.gateway.faults.append(Fault(http=400, message=refusal))
+    with pytest.raises(ImageTooLargeError) as caught:
+        client.segment(image, model="classes")
+
+    call = re.search(r"segment it in tiles \((client\.segment_tiled\(.*?\)), `", caught.value.message)
+    assert call is not None
+    result = eval(call[1], {"client": client, "image": image})
+
+    assert max(asked.inputs["PIXELS"].size for asked in world.gateway.asked) <= 20_000
+    assert (result.labels == (scene > 0).astype(np.uint8) + (scene >= 128)).all()
+
+
+def test_the_limit_of_files_that_are_decoded_as_a_whole_is_that_of_the_sources() -> None:
+    assert DECODED_PIXELS == MAX_DECODED_PIXELS
 
 
 def test_options_that_cannot_be_are_refused(client: Client, scene: np.ndarray) -> None:

@@ -7,7 +7,6 @@ import json
 from dataclasses import dataclass
 
 from segserve_common.process_record import ProcessRecord
-from segserve_operator.adapters.local import processes
 from segserve_operator.adapters.local.files import StateFolder
 
 
@@ -31,10 +30,10 @@ class PlatformRecord:
 
 def read_platform(state: StateFolder) -> PlatformRecord | None:
     """Return the record of the running platform, or None if none runs."""
-    with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         record = json.loads(state.platform.read_text())
         process = ProcessRecord.from_fields(record.get("process", record))
-        if processes.is_alive(process):
+        if process.is_running:
             later = (record.get("version", ""), record.get("caFile", ""))
             return PlatformRecord(process, record["url"], record["observed"], *later)
     return None

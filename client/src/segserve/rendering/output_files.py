@@ -1,4 +1,4 @@
-"""Files that a command writes: complete or not at all, also if the disk is full or the command is killed."""
+"""Files of results: written complete or not at all, also if the disk is full or the command is killed."""
 
 from __future__ import annotations
 
