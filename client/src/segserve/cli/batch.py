@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias
 import typer
 
 from segserve.cli.errors import CommandError, plain
-from segserve.cli.image_files import IMAGES
+from segserve.cli.image_files import IMAGES, nodata_note
 from segserve.cli.options import (
     GatewayUrl,
     ModelName,
@@ -28,6 +29,7 @@ from segserve.cli.top import Prometheus, metrics_source
 from segserve.errors import HOPELESS
 from segserve.platforms.errors import ControlError
 from segserve_common.errors import SegserveError
+from segserve_common.image_file import ImageFileError, describe_file
 
 if TYPE_CHECKING:
     from segserve.client import Client
@@ -255,6 +257,9 @@ def _segment(
     except (SegserveError, OSError) as error:
         typer.echo(plain(f"error: {image}: {error}"), err=True)
         return None
+    with suppress(ImageFileError, OSError):  # of an array, which has none
+        if (nodata := describe_file(image).nodata) is not None:
+            typer.echo(plain(f"note: {nodata_note(image, nodata)}"), err=True)
     height, width = result.size
     metres = exported.affine_metres
     area = f" ({result.square_kilometres(metres):.3g} km²)" if metres is not None else ""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from segserve.cli.errors import CommandError
 from segserve_common.errors import BadRequestError
+from segserve_common.image_file import PNG_SIGNATURE, TIFF_SIGNATURES, ImageFileError, describe, frame_count
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -38,9 +39,7 @@ OF_PILLOW: Final = frozenset(
     | {".pbm", ".pcx", ".pgm", ".pnm", ".ppm", ".qoi", ".tga"}
 )
 """Suffixes of further images in folders, which Pillow decodes here; files that are named may have any suffix."""
-SERVER_DECODES: Final = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-PHOTOGRAPHS: Final = frozenset({"JPEG", "MPO"})
-"""Formats of one picture; further frames of an MPO are previews and depth maps."""
+SERVER_DECODES: Final = (b"\xff\xd8\xff", PNG_SIGNATURE, b"RIFF", *TIFF_SIGNATURES)
 RUN_PROGRAMS: Final = frozenset({"EPS"})
 """Formats that Pillow has Ghostscript decode; an image must not be able to start one."""
 
@@ -76,11 +75,35 @@ class ImageFile:
 class ImageContent:
     """An image as it is sent: the bytes of a file that servers decode, or pixels that Pillow decodes here.
 
-    Of `frames` (of an animation) or pages (of a TIFF) only the first is sent.
+    Of `frames` (of an animation) or pages (of a TIFF) only the first is sent. `nodata` is a GeoTIFF's value of pixels
+    without data.
     """
 
     image: bytes | Image.Image
     frames: int = 1
+    nodata: float | None = None
+
+    def notes(self, name: object) -> list[str]:
+        """Return what of the image named so is not in the answer, or spoils it."""
+        from segserve.results.images import little_used_range
+
+        notes = []
+        if self.frames > 1:
+            notes.append(f"only the first of the {self.frames} frames or pages of {name} was segmented")
+        if self.nodata is not None:
+            notes.append(nodata_note(name, self.nodata))
+        largest = little_used_range(self.image) if isinstance(self.image, bytes) else None
+        if largest is not None:
+            notes.append(
+                f"the values of {name} go up to {largest} of 65535, which is nearly black; scale them first (12 bits: "
+                "times 16)"
+            )
+        return notes
+
+
+def nodata_note(name: object, value: float) -> str:
+    """Return the note for an image that has a value for pixels without data."""
+    return f"pixels of {name} without data (nodata is {value:g}) are segmented and counted as others are"
 
 
 def image_content(data: bytes) -> ImageContent:
@@ -90,16 +113,18 @@ def image_content(data: bytes) -> ImageContent:
     """
     from PIL import Image
 
-    is_sent = data.startswith(SERVER_DECODES) or (data[:4] == b"RIFF" and data[8:12] == b"WEBP")
+    try:
+        return ImageContent(data, frame_count(data), describe(data).nodata)
+    except ImageFileError:
+        if data.startswith(SERVER_DECODES):
+            return ImageContent(data)
     try:
         opened = Image.open(io.BytesIO(data))
         if opened.format in RUN_PROGRAMS:
             return ImageContent(data)
-        frames = 1 if opened.format in PHOTOGRAPHS else getattr(opened, "n_frames", 1)
+        frames = getattr(opened, "n_frames", 1)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return ImageContent(data)
-    if is_sent:
-        return ImageContent(data, frames)
     try:
         opened.load()
     except (OSError, ValueError, SyntaxError) as error:

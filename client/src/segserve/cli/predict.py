@@ -75,7 +75,7 @@ class ImageOutcome:
     result: Result | None = None
     document: dict[str, Any] | None = None
     error: SegserveError | None = None
-    frames: int = 1
+    notes: Sequence[str] = ()
 
 
 @with_platform_options
@@ -213,7 +213,7 @@ def _outcome(ask: Callable[[ImageLike], Result], image: ImageFile, number: int, 
         _name_command(error, image, targets.batch_options, is_decoded=is_decoded)
         return ImageOutcome(image, error=error)
     document = result.to_coco(image_id=number, file_name=image.name) if targets.coco else None
-    return ImageOutcome(image, result, document, frames=content.frames)
+    return ImageOutcome(image, result, document, notes=content.notes(image))
 
 
 def _batch_options(platform_options: PlatformOptions, url: str | None, score_threshold: float | None) -> str:
@@ -251,8 +251,8 @@ def _shown(
             image, result = outcome.image, outcome.result
             if outcome.error is not None:
                 screen.message(f"error: {image}: {outcome.error}")
-            if outcome.frames > 1:
-                screen.message(f"note: only the first of the {outcome.frames} frames or pages of {image} was segmented")
+            for note in outcome.notes:
+                screen.message(f"note: {note}")
             if result is not None and not quiet:
                 if len(images) <= TABLES:
                     screen.result(table(result, image.name))

@@ -12,6 +12,7 @@ from typing import Any, Final, Literal, TypeAlias
 from segserve.errors import DatasetError
 from segserve.results.annotation import is_background
 from segserve.results.values import SegmentClass
+from segserve_common.image_file import ImageFileError, describe_file
 
 Labels: TypeAlias = Literal["objects", "segments", "maps"]
 """Kinds of labels: objects with masks or boxes, panoptic segments, or maps of a class for every pixel."""
@@ -31,10 +32,6 @@ VOC_CLASSES: Final = (
     "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
 """The classes of Pascal VOC by their values in its maps."""
-_FORMATS: Final = ("PNG", "JPEG", "MPO", "WEBP", "TIFF")
-_ORIENTATION: Final = 0x0112
-"""EXIF's tag; its values from `_TURNED` on swap height and width."""
-_TURNED: Final = 5
 _NAMED: Final = 3
 """Up to this many images are named in an error."""
 
@@ -170,7 +167,10 @@ def _of_json(path: Path, images: Path | None) -> Dataset:
         )
     places = [images] if images is not None else [path.parent, path.parent / IMAGE_FOLDER, path.parent / path.stem,
                                                   path.parent.parent / IMAGE_FOLDER]  # fmt: skip
-    found = {name: _file_in(places, name) for _, name, _ in rows}
+    found = {name: _file_in(places, name, bare=images is not None) for _, name, _ in rows}
+    files = Counter(file for file in found.values() if file is not None)
+    if shared := [str(file) for file, count in files.items() if count > 1]:
+        raise DatasetError(f"{path.name} has several names of {few(shared)}; expected a file of its own for each image")
     if missing := [name for name, file in found.items() if file is None]:
         raise DatasetError(
             f"{len(missing)} of {len(rows)} images of {path.name} are not there: {few(missing)}; looked in "
@@ -206,13 +206,25 @@ def _with_segments(image: LabelledImage, document: Path) -> LabelledImage:
     return replace(image, annotations=segments, label_map=ids)
 
 
-def _file_in(places: Sequence[Path], name: str) -> Path | None:
-    """Return the file in one of these folders; raises `DatasetError` for a name that leads out of them."""
-    within = PurePath(name)
-    if within.is_absolute() or ".." in within.parts:
-        raise DatasetError(f"file_name must be a path within the images' folder, got {name!r}")
+def _file_in(places: Sequence[Path], name: str, *, bare: bool = False) -> Path | None:
+    """Return the file in one of these folders, of Windows too; `bare` if its name alone is enough.
+
+    Raises `DatasetError` for a name that leads out of them.
+    """
+    spelled = [name, name.replace("\\", "/")]
+    names = [
+        PurePath(each) for each in spelled if not PurePath(each).is_absolute() and ".." not in PurePath(each).parts
+    ]
+    if bare:
+        # Label Studio and tools on other machines write paths of their own.
+        names.append(PurePath(PurePath(spelled[1]).name))
+    if not names:
+        raise DatasetError(
+            f"file_name must be a path within the images' folder, got {name!r}. Name the folder (--images), in which "
+            "the last part of the path is looked for"
+        )
     try:
-        return next((place / within for place in places if (place / within).is_file()), None)
+        return next((place / each for each in names for place in places if (place / each).is_file()), None)
     except OSError as error:
         raise DatasetError(f"file_name {name[:80]!r} cannot be looked for: {error.strerror}") from error
 
@@ -246,28 +258,21 @@ def _of_yolo(path: Path) -> Dataset:
         names = settings["names"]
         named = names.items() if isinstance(names, dict) else enumerate(names)
         classes = {int(number): str(name) for number, name in named}
-        split = next(str(settings[key]) for key in ("val", "test", "train") if settings.get(key))
+        split = next(settings[key] for key in ("val", "test", "train") if settings.get(key))
     except (OSError, yaml.YAMLError, ValueError, TypeError, LookupError, StopIteration) as error:
         raise DatasetError(f"{str(path)!r} is not a YOLO data set with names and val: {error!r}") from error
     root = path.parent / str(settings.get("path") or "")
-    # Roboflow exports say `../valid/images` and mean the folder beside the file.
-    places = [root / split, path.parent / split, path.parent / split.removeprefix("../")]
-    folder = next((each for each in places if each.is_dir()), None)
-    if folder is None:
+    entries = [str(each) for each in (split if isinstance(split, list) else [split])]
+    files = [file for entry in entries for file in _yolo_images(entry, root, path)]
+    labels = {file: _yolo_labels(file) for file in files}
+    if not any(each.is_file() for each in labels.values()):
         raise DatasetError(
-            f"{path.name} names the images {split!r}, which are no folder: looked for {', '.join(map(str, places))}"
+            f"the images of {path.name} have no labels: expected a text file for each, such as {labels[files[0]]}"
         )
-    files = _images_in(folder)
-    parts = list(folder.parts)
-    if IMAGE_FOLDER in parts:  # as YOLO does: the last folder of this name has a neighbour `labels`
-        parts[len(parts) - 1 - parts[::-1].index(IMAGE_FOLDER)] = LABEL_FOLDERS[0]
-    labels = Path(*parts)
-    if not any(labels.glob("*.txt")):
-        raise DatasetError(f"the images in {str(folder)!r} have no labels: expected a text file for each in {labels}")
     listed = []
     for file in files:
         size = _size_of(file)
-        text = labels / f"{file.stem}.txt"
+        text = labels[file]
         # A file is missing where an image shows no object.
         lines = _lines(text) if text.is_file() else []
         found = tuple(_yolo_annotation(line, size, text) for line in lines if line.strip())
@@ -275,6 +280,35 @@ def _of_yolo(path: Path) -> Dataset:
             raise DatasetError(f"{text} has the classes {sorted(unknown)}; {path.name} names {sorted(classes)}")
         listed.append(LabelledImage(file, file.name, size, found))
     return Dataset("objects", tuple(listed), classes, form="YOLO")
+
+
+def _yolo_images(entry: str, root: Path, document: Path) -> list[Path]:
+    """Return the images of a folder, or those that a text file lists, beside which, or in `root`, they are."""
+    # Roboflow exports say `../valid/images` and mean the folder beside the file.
+    places = [root / entry, document.parent / entry, document.parent / entry.removeprefix("../")]
+    found = next((each for each in places if each.exists()), None)
+    if found is not None and found.is_dir():
+        return _images_in(found)
+    if found is None or found.suffix != ".txt":
+        raise DatasetError(
+            f"{document.name} names the images {entry!r}, which are neither a folder nor a text file: looked for "
+            f"{', '.join(map(str, places))}"
+        )
+    names = [line.strip().replace("\\", "/") for line in _lines(found) if line.strip()]
+    files = {name: next((at / name for at in (found.parent, root) if (at / name).is_file()), None) for name in names}
+    if missing := [name for name, file in files.items() if file is None]:
+        raise DatasetError(f"{len(missing)} of {len(names)} images of {found} are not there: {few(missing)}")
+    if not files:
+        raise DatasetError(f"{str(found)!r} lists no images")
+    return [file for file in files.values() if file is not None]
+
+
+def _yolo_labels(image: Path) -> Path:
+    """Return the file of an image's labels: as for YOLO, the last folder `images` has a neighbour `labels`."""
+    parts = list(image.parent.parts)
+    if IMAGE_FOLDER in parts:
+        parts[len(parts) - 1 - parts[::-1].index(IMAGE_FOLDER)] = LABEL_FOLDERS[0]
+    return Path(*parts) / f"{image.stem}.txt"
 
 
 def _yolo_annotation(line: str, size: tuple[int, int], file: Path) -> dict[str, Any]:
@@ -368,7 +402,10 @@ def _listed_classes(path: Path) -> dict[int, str] | None:
 
 
 def _images_in(folder: Path) -> list[Path]:
-    files = sorted(each for each in folder.iterdir() if each.suffix.lower() in IMAGE_SUFFIXES)
+    # macOS puts a file `._x.png`, which is no image, beside `x.png` on other file systems.
+    files = sorted(
+        each for each in folder.iterdir() if each.suffix.lower() in IMAGE_SUFFIXES and not each.name.startswith("._")
+    )
     if not files:
         raise DatasetError(f"no image found in {str(folder)!r}; looked for *{', *'.join(sorted(IMAGE_SUFFIXES))}")
     return files
@@ -384,13 +421,9 @@ def _lines(path: Path) -> list[str]:
 
 def _size_of(path: Path) -> tuple[int, int]:
     """Return an image's height and width after EXIF orientation."""
-    from PIL import Image
-
     try:
-        with Image.open(path, formats=_FORMATS) as image:
-            is_turned = image.getexif().get(_ORIENTATION, 1) >= _TURNED
-            return (image.width, image.height) if is_turned else (image.height, image.width)
-    except (Image.DecompressionBombError, OSError, ValueError, SyntaxError, TypeError) as error:
+        return describe_file(path).size
+    except (OSError, ImageFileError) as error:
         raise DatasetError(f"image {str(path)!r} cannot be read: {error}") from error
 
 

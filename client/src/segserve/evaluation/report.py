@@ -56,7 +56,8 @@ class EvaluationReport:
 
     `metrics` are over all images, `classes` by name, `sizes` of small, medium and large objects. `score` is the mean of
     `images`, each of which has its mean IoU, or the panoptic quality of its objects. An image that was not answered
-    counts as one in which nothing was found. `slices` are by name, if any were asked for.
+    counts as one in which nothing was found. `slices` are by name, if any were asked for. `crowds` is the number of
+    labels that are marked as crowds (iscrowd, difficult) and count in no figure.
     """
 
     model: str
@@ -71,6 +72,14 @@ class EvaluationReport:
     images: tuple[ImageScore, ...]
     options: Mapping[str, Any]
     slices: Mapping[str, SliceScore] = field(default_factory=dict)
+    crowds: int = 0
+
+    @property
+    def remark(self) -> str | None:
+        """What is left out of the figures, or None."""
+        return (
+            f"{self.crowds} labels are crowds (iscrowd, difficult) and left out of all figures" if self.crowds else None
+        )
 
     @property
     def failed(self) -> tuple[ImageScore, ...]:
@@ -97,6 +106,7 @@ class EvaluationReport:
             "options": dict(self.options),
             "imageCount": len(self.images),
             "failedCount": len(self.failed),
+            "crowdCount": self.crowds,
             "score": _json(self.score),
             "metrics": {name: _json(each) for name, each in self.metrics.items()},
             **{
@@ -162,7 +172,8 @@ class EvaluationReport:
             f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{model}: evaluation</title>'
             f"<style>{PAGE_STYLE}</style><h1>{model}</h1><p>{escape(printable(about, 500))}</p>"
             f"<p>Score of an image, on average: {escape(str(self.score))}</p>"
-            f"<table><caption><small>with 95 % intervals of a bootstrap of the images</small></caption>"
+            + (f"<p>{escape(self.remark)}</p>" if self.remark else "")
+            + f"<table><caption><small>with 95 % intervals of a bootstrap of the images</small></caption>"
             f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
             + (f"<h2>{len(self.failed)} images were not answered</h2><ul>{failed}</ul>" if failed else "")
             + (f"<h2>The {len(pictures)} images with the lowest scores</h2>{sections}" if sections else "")

@@ -141,6 +141,7 @@ def evaluate(
             ImageScore(image.name, value, None if isinstance(answer, SampleResult) else str(answer))
             for image, value, answer in zip(dataset.images, scores.images, answers, strict=True)
         ),
+        crowds=sum(len(own.classes) for _, own in labels),
         options={
             "classes": [one.name for one in matched.values()],
             "scoreThreshold": score_threshold,

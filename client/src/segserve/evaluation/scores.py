@@ -24,7 +24,7 @@ from pycocotools.mask import area
 from segserve.errors import DatasetError
 from segserve.evaluation.boundaries import BAND, BoundaryEvaluation, band_of, bands_of
 from segserve.evaluation.calibration import object_calibration, pixel_calibration
-from segserve.evaluation.datasets import Dataset
+from segserve.evaluation.datasets import Dataset, few
 from segserve.evaluation.estimates import estimates
 from segserve.evaluation.regions import (
     NOT_LABELLED,
@@ -103,7 +103,13 @@ def measure_of(task: Task, dataset: Dataset) -> Measure:
     if task in ("detection", "keypoints") or (annotations and without == len(annotations)):
         return "boxes"
     if without:
-        raise DatasetError(f"{without} of {len(annotations)} annotations have no segmentation; expected all or none")
+        boxes = [
+            image.name for image in dataset.images if any(not each.get("segmentation") for each in image.annotations)
+        ]
+        raise DatasetError(
+            f"{without} of {len(annotations)} annotations have a box and no segmentation, those of {few(boxes)}; "
+            "expected all or none"
+        )
     return "masks"
 
 
@@ -126,7 +132,9 @@ def read_labels(measure: Measure, dataset: Dataset, classes: Classes) -> list[La
         shown = {number for own, _ in labels for number in own.classes}
     lacking = sorted(one.name for one in classes.values() if one.id not in shown)
     if not shown:
-        raise DatasetError(f"nothing is labelled: no image shows {' or '.join(lacking)}")
+        crowds = sum(len(own.classes) for _, own in labels)
+        advice = f"; {crowds} labels are crowds (iscrowd: 1, as CVAT writes for masks), which do not count"
+        raise DatasetError(f"nothing is labelled: no image shows {' or '.join(lacking)}{advice if crowds else ''}")
     if dataset.labels == "maps" and dataset.form != "VOC" and lacking:
         for image, (own, _) in zip(dataset.images, labels, strict=True):
             if own.counted is not None:

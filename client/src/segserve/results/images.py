@@ -6,17 +6,26 @@ import inspect
 import io
 import os
 import re
-import struct
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from segserve.errors import MissingExtraError
 from segserve.results.values import PixelFormat
 from segserve_common.errors import BadRequestError
+from segserve_common.image_file import (
+    WHITE_IS_ZERO,
+    ImageFileError,
+    ImageHeader,
+    describe,
+    exif_orientation,
+    shallow_tiff,
+    turn,
+)
 from segserve_common.kserve import DTYPES, Tensor
 
 if TYPE_CHECKING:
@@ -28,6 +37,8 @@ PIXELS: Final = "PIXELS"
 _RED, _GREEN, _BLUE, _BITS = (np.uint32(number) for number in (9798, 19235, 3735, 15))
 _ROWS: Final = 64
 _CHANNELS: Final = (1, 2, 3, 4)
+LITTLE: Final = 4096
+"""Values of 16 bits below it, those of 12-bit cameras, are nearly black to a model."""
 
 
 def pixels_of(array: NDArray[Any], name: str = "array") -> NDArray[Any]:
@@ -203,32 +214,76 @@ def image_size(image: Tensor) -> tuple[int, int] | None:
     """
     if image.name == PIXELS:
         return image.shape[0], image.shape[1]
-    from PIL.JpegImagePlugin import JpegImageFile
-    from PIL.PngImagePlugin import PngImageFile
-    from PIL.TiffImagePlugin import TiffImageFile
-    from PIL.WebPImagePlugin import WebPImageFile
-
     (encoded,) = image.to_items()
-    # `Image.open` would warn of, or refuse, just the large images whose size is wanted here.
-    for kind in (JpegImageFile, PngImageFile, WebPImageFile, TiffImageFile):
-        with suppress(SyntaxError, IndexError, TypeError, ValueError, OSError, struct.error):
-            opened = kind(io.BytesIO(encoded))
-            return opened.height, opened.width
+    with suppress(ImageFileError):
+        file = describe(encoded)
+        return file.height, file.width
     return None
 
 
 def picture(image: ImageLike) -> Image.Image:
     """Return an image as RGB, rotated as its EXIF data says, for drawing; raises as `image_tensor` does."""
+    encoded = _encoded(image)
+    return _to_rgb(_decoded(image) if encoded is None else file_pixels(encoded))
+
+
+def file_pixels(encoded: bytes) -> NDArray[Any]:
+    """Return the pixels of an image file (H, W, C), turned as on the server; raises `BadRequestError`.
+
+    16 bits are kept of a TIFF and a grey PNG. A JPEG whose scan ends early is refused where the server's decoder is
+    installed.
+    """
     from PIL import Image
 
-    encoded = _encoded(image)
-    if encoded is None:
-        return _to_rgb(_decoded(image))
     try:
-        with Image.open(io.BytesIO(encoded)) as opened:
-            return _to_rgb(_pil_pixels(opened))
+        file = describe(encoded)
+        if file.format == "TIFF":
+            pixels = _deep_tiff(encoded, file) if file.is_deep() else shallow_tiff(encoded, file)
+            return pixels_of(turn(pixels, file.orientation))
+        if file.format == "JPEG" and (decoded := _served_jpeg(encoded, file)) is not None:
+            return decoded
+        with Image.open(io.BytesIO(encoded), formats=(file.format.upper(),)) as opened:
+            return turn(_mode_pixels(opened), file.orientation)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise BadRequestError(f"the image cannot be read: {error}") from error
+
+
+def _served_jpeg(encoded: bytes, file: ImageHeader) -> NDArray[Any] | None:
+    """Return a JPEG as the server decodes it, which sees whether a scan ends early; None without its decoder."""
+    try:
+        from segserve_builder.errors import BadImageError
+        from segserve_builder.imaging.decoding import decode_image
+    except ImportError:
+        return None
+    colour: Literal["GREY", "RGB"] = "GREY" if file.channels == 1 else "RGB"
+    try:
+        return decode_image(encoded, colour=colour, dtype="UINT8", max_pixels=file.height * file.width)
+    except BadImageError as error:
+        raise BadRequestError(f"the image cannot be read: {error}") from error
+
+
+def little_used_range(encoded: bytes) -> int | None:
+    """Return the largest value of a file of 16 bits that uses less than 1/16 of them; None for any other file."""
+    try:
+        if describe(encoded).bits != 16:
+            return None
+        pixels = file_pixels(encoded)
+    except (ImageFileError, BadRequestError):
+        return None  # the server says what is wrong with it
+    # Pillow has only the high byte of colours.
+    largest = int(pixels.max()) if pixels.dtype == np.uint16 else int(pixels.max()) << 8 | 0xFF
+    return largest if largest < LITTLE else None
+
+
+def _deep_tiff(encoded: bytes, file: ImageHeader) -> NDArray[Any]:
+    try:
+        import tifffile
+    except ImportError as error:
+        raise MissingExtraError(
+            f"a TIFF of 16 bits needs a package that is not installed ({error}): pip install 'segserve[batch]'"
+        ) from error
+    pixels: NDArray[Any] = tifffile.imread(io.BytesIO(encoded), key=0)
+    return ~pixels if file.photometric == WHITE_IS_ZERO else pixels
 
 
 def _to_rgb(pixels: NDArray[Any]) -> Image.Image:
@@ -311,16 +366,18 @@ def _decoded(image: Any) -> NDArray[Any]:
 
 
 def _pil_pixels(image: Image.Image) -> NDArray[Any]:
-    from PIL import ImageOps
+    pixels = _mode_pixels(image)  # which loads a TIFF, that Pillow turns, and what comes behind the pixels
+    return turn(pixels, exif_orientation(image.info.get("exif") or b""))
 
-    upright = ImageOps.exif_transpose(image)
+
+def _mode_pixels(image: Image.Image) -> NDArray[Any]:
     if image.mode.startswith("I"):
-        return pixels_of(_sixteen_bits(np.asarray(upright)))
+        return pixels_of(_sixteen_bits(np.asarray(image)))
     if image.mode not in _PIL_MODES:
         allowed = ", ".join((*_PIL_MODES, "I", "I;16"))
         raise BadRequestError(f"a PIL image of mode {image.mode!r} cannot be sent; allowed: {allowed}")
     wanted = _PIL_MODES[image.mode]
-    return pixels_of(np.asarray(upright if upright.mode == wanted else upright.convert(wanted)))
+    return pixels_of(np.asarray(image if image.mode == wanted else image.convert(wanted)))
 
 
 def _sixteen_bits(array: NDArray[Any]) -> NDArray[Any]:

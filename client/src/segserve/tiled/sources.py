@@ -9,17 +9,29 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
+from typing import Any, Final, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from segserve.errors import ImageTooLargeError, MissingExtraError
+from segserve.results.images import file_pixels
 from segserve.tiled.grid import Window
 from segserve_common.errors import BadRequestError
-
-if TYPE_CHECKING:
-    from PIL import Image
+from segserve_common.image_file import (
+    BLACK_IS_ZERO,
+    FROM_BELOW,
+    FROM_RIGHT,
+    PALETTE,
+    RGB,
+    SWAPPED,
+    WHITE_IS_ZERO,
+    YCBCR,
+    ImageFileError,
+    ImageHeader,
+    describe_file,
+    turn,
+)
 
 CHANNELS: Final = (1, 3, 4)
 DIGEST_ROWS: Final = 256
@@ -28,6 +40,10 @@ MAX_DECODED_PIXELS: Final = 89_478_485
 # One strip or tile of a TIFF is decoded as a whole.
 MAX_CHUNK_BYTES: Final = 268_435_456
 STRIP_CACHE_BYTES: Final = 201_326_592
+_OLD_JPEG: Final = 6
+_CONVERTED: Final = (7, 33003, 33005, 34712)
+"""Compressions (JPEG, JPEG 2000) whose decoders turn YCbCr into RGB."""
+_ASSOCIATED: Final = 1
 _ALLOWED: Final = (
     "a path (TIFF, PNG, JPEG, WebP, .npy or a zarr folder), a uint8 or uint16 numpy array or memory map, or a zarr "
     "array, shaped (H, W) or (H, W, 3 or 4)"
@@ -166,6 +182,34 @@ class StripArray:
         return self._kept[number]
 
 
+class TiffPixels:
+    """The pixels of a TIFF by windows as its server decodes them: upright, of one or three channels, 0 is black."""
+
+    def __init__(self, array: Any, file: ImageHeader, palette: NDArray[np.uint16] | None) -> None:
+        self._array, self._file = array, file
+        self._palette = None if palette is None else np.ascontiguousarray((palette >> 8).T.astype(np.uint8))
+        is_grey = palette is None and file.channels == 1
+        self.shape = file.size if is_grey else (*file.size, 3)
+        self.dtype = array.dtype
+
+    def __getitem__(self, key: tuple[slice, slice]) -> NDArray[Any]:
+        (top, bottom), (left, right) = ((part.start, part.stop) for part in key)
+        (height, width), orientation = self._file.size, self._file.orientation
+        if orientation in FROM_BELOW:
+            top, bottom = height - bottom, height - top
+        if orientation in FROM_RIGHT:
+            left, right = width - right, width - left
+        rows, columns = slice(top, bottom), slice(left, right)
+        window = (columns, rows) if orientation >= SWAPPED else (rows, columns)
+        pixels = np.array(self._array[window])
+        _forget_pages(self._array)
+        if self._palette is not None:
+            pixels = self._palette[pixels]
+        if self._file.photometric == WHITE_IS_ZERO:
+            pixels = ~pixels
+        return turn(pixels[..., :3] if pixels.ndim == 3 else pixels, orientation)
+
+
 def _forget_pages(array: object) -> None:
     """Release a memory map's pages, which would otherwise count as this process's memory."""
     mapped = getattr(array, "_mmap", None)
@@ -196,14 +240,34 @@ def open_path(path: Path) -> PixelSource:
             return ArraySource(np.load(path, mmap_mode="r"))
         except ValueError as error:
             raise BadRequestError(f"{str(path)!r} is not a .npy file: {error}") from error
-    with path.open("rb") as file:
-        start = file.read(4)
-    if start in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-        return open_tiff(path)
-    return open_picture(path)
+    try:
+        file = describe_file(path)
+        if file.format == "TIFF" and (file.is_deep() or _has_windows(file)):
+            return _open_tiff(path, file)
+        return _open_whole(path, file)
+    except (ImageFileError, BadRequestError) as error:
+        if isinstance(error, ImageTooLargeError | MissingExtraError) or repr(str(path)) in str(error):
+            raise
+        raise BadRequestError(
+            f"{str(path)!r} cannot be read as a large image: {error}; allowed: TIFF, PNG, JPEG, WebP, .npy and zarr"
+        ) from error
 
 
-def open_tiff(path: Path) -> PixelSource:
+def _has_windows(file: ImageHeader) -> bool:
+    """Return whether the samples of a TIFF of at most 8 bits are what a model gets, but for what `TiffPixels` changes.
+
+    Others (bits, planes, CMYK, alpha that the colours are multiplied with) are decoded as a whole, as on the server.
+    """
+    if file.bits != 8 or file.planar != 1 or file.compression == _OLD_JPEG or _ASSOCIATED in file.extra_samples:
+        return False
+    if file.photometric == YCBCR:
+        return file.compression in _CONVERTED
+    return file.photometric == RGB or (
+        file.channels == 1 and file.photometric in (WHITE_IS_ZERO, BLACK_IS_ZERO, PALETTE)
+    )
+
+
+def _open_tiff(path: Path, file: ImageHeader) -> PixelSource:
     """Open the first image of a TIFF or BigTIFF at full resolution.
 
     Raises `BadRequestError` if it cannot be read by windows, and `MissingExtraError` without the extra `batch`.
@@ -223,9 +287,14 @@ def open_tiff(path: Path) -> PixelSource:
                     f"{str(path)!r} has the axes {series.axes}, shaped {series.shape}; allowed: YX and YXS, "
                     "a page of grey or interleaved colours"
                 )
+            if series.keyframe.index != 0:
+                raise BadRequestError(
+                    f"{str(path)!r} has its picture on page {series.keyframe.index + 1}; expected the first"
+                )
+            palette = tiff.pages.first.colormap if file.photometric == PALETTE else None
             if series.dataoffset is not None and series.dtype is not None and series.dtype.isnative:
                 mapped = np.memmap(path, series.dtype, "r", series.dataoffset, series.shape)
-                return ImageFileSource(mapped, path)
+                return ImageFileSource(TiffPixels(mapped, file, palette), path)
         store = tifffile.imread(path, aszarr=True, series=0, level=0)
         try:
             array: Any = zarr.open(store, mode="r")
@@ -238,7 +307,7 @@ def open_tiff(path: Path) -> PixelSource:
             raise MissingExtraError(f"{str(path)!r} cannot be read: {error}: pip install 'segserve[batch]'") from error
         raise BadRequestError(f"{str(path)!r} is not a TIFF that can be read: {error}") from error
     is_in_strips = array.chunks[1] >= array.shape[1]
-    return ImageFileSource(StripArray(array) if is_in_strips else array, path, store=store)
+    return ImageFileSource(TiffPixels(StripArray(array) if is_in_strips else array, file, palette), path, store=store)
 
 
 def _try_a_pixel(array: Any, path: Path) -> None:
@@ -252,39 +321,25 @@ def _try_a_pixel(array: Any, path: Path) -> None:
     array[:1, :1]
 
 
-def open_picture(path: Path) -> PixelSource:
-    """Open a PNG, JPEG or WebP, which is decoded as a whole and rotated as its EXIF data says.
+def _open_whole(path: Path, file: ImageHeader) -> PixelSource:
+    """Open an image that is decoded as a whole, and turned as its EXIF data says.
 
-    Raises `ImageTooLargeError` above `MAX_DECODED_PIXELS`, and `BadRequestError` for other files.
+    Raises `ImageTooLargeError` above `MAX_DECODED_PIXELS`, and `BadRequestError` for damaged files.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    try:
-        with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as image:
-            if image.width * image.height > MAX_DECODED_PIXELS:
-                raise _too_large(path, f"{image.width} x {image.height} pixels")
-            upright = ImageOps.exif_transpose(image)
-            pixels = _pixels(upright)
-    except Image.DecompressionBombError as error:
-        raise _too_large(path, "more than twice as many pixels") from error
-    except (UnidentifiedImageError, SyntaxError, ValueError) as error:
-        raise BadRequestError(
-            f"{str(path)!r} cannot be read as a large image: {error}; allowed: TIFF, PNG, JPEG, WebP, .npy and zarr"
-        ) from error
-    return ImageFileSource(pixels, path)
+    if file.height * file.width > MAX_DECODED_PIXELS:
+        raise _too_large(path, file)
+    pixels = file_pixels(path.read_bytes())
+    # Alpha is dropped, as on the server.
+    return ImageFileSource(pixels[:, :, : pixels.shape[2] - 1] if pixels.shape[2] in (2, 4) else pixels, path)
 
 
-def _pixels(image: Image.Image) -> NDArray[Any]:
-    if image.mode.startswith("I"):
-        return np.asarray(image).astype(np.uint16)
-    keeps = {"L": "L", "1": "L", "LA": "L", "RGBA": "RGBA"}
-    return np.asarray(image.convert(keeps.get(image.mode, "RGB")))
-
-
-def _too_large(path: Path, size: str) -> ImageTooLargeError:
+def _too_large(path: Path, file: ImageHeader) -> ImageTooLargeError:
+    limit = f"decoded as a whole and limited to {MAX_DECODED_PIXELS} pixels"
+    what, advice = "PNG, JPEG and WebP are", "TIFF, zarr or .npy"
+    if file.format == "TIFF":
+        what, advice = f"a TIFF of {file.samples} is", "a TIFF of 8 bits, grey or interleaved RGB,"
     return ImageTooLargeError(
-        f"{str(path)!r} has {size}; PNG, JPEG and WebP are decoded as a whole and limited to "
-        f"{MAX_DECODED_PIXELS} pixels. Use TIFF, zarr or .npy for larger images"
+        f"{str(path)!r} has {file.width} x {file.height} pixels; {what} {limit}. Use {advice} for larger images"
     )
 
 

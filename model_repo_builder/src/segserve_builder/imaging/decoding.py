@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import io
+import re
 import struct
-from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import cv2
 import numpy as np
@@ -14,26 +13,24 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from segserve_builder.errors import BadImageError
-from segserve_builder.imaging.exif import (
-    MAX_PARTS,
+from segserve_builder.imaging.orientation import turn, turn_back
+from segserve_common.image_file import (
+    END_OF_JPEG,
+    PNG_SIGNATURE,
     START_OF_SCAN,
-    UPRIGHT,
-    exif_orientation,
-    jpeg_orientation,
+    WHITE_IS_ZERO,
+    ImageFileError,
+    ImageHeader,
+    describe,
     jpeg_segments,
-    turn,
-    turn_back,
-    webp_orientation,
+    png_chunks,
+    shallow_tiff,
 )
-
-if TYPE_CHECKING:
-    from PIL.TiffImagePlugin import TiffImageFile
 
 Colour: TypeAlias = Literal["RGB", "GREY"]
 Dtype: TypeAlias = Literal["UINT8", "UINT16"]
 Orientation: TypeAlias = Literal["apply", "ignore"]
 
-_PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 _ANIMATION_CHUNKS: Final = frozenset({b"acTL", b"fcTL", b"fdAT"})
 # Each inflates to up to 8 MB, which takes libpng 0.1 s, and none changes the pixels.
 _COMPRESSED_CHUNKS: Final = frozenset({b"zTXt", b"iTXt", b"iCCP"})
@@ -43,10 +40,9 @@ _MAX_SCANS: Final = 32
 _PNG_SAMPLES: Final = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _PNG_ROW_OVERHEAD_BYTES: Final = 16  # of encoders that end a block with each row
 _PNG_OVERHEAD_BYTES: Final = 2**16
-_TILE_WIDTH, _TILE_LENGTH, _ORIENTATION, _PLANAR = 322, 323, 274, 284
-_BITS_PER_SAMPLE, _SAMPLES_PER_PIXEL, _SAMPLE_FORMAT, _PHOTOMETRIC = 258, 277, 339, 262
-_UNSIGNED = _INTERLEAVED = 1
-_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB = 0, 1, 2
+# libjpeg's warnings of files in which no pixel need be missing.
+_HARMLESS: Final = re.compile("extraneous bytes|JFIF revision|Premature end of JPEG file")
+_BEFORE_END: Final = re.compile("extraneous bytes before marker 0xd9")
 _TO_COLOUR: Final = {
     (1, "RGB"): cv2.COLOR_GRAY2RGB,
     (3, "RGB"): cv2.COLOR_BGR2RGB,
@@ -58,12 +54,11 @@ _TO_COLOUR: Final = {
 
 @dataclass(frozen=True, slots=True)
 class _PixelFormat:
-    """The required pixels; `oriented` tells whether EXIF orientation is applied."""
+    """The required pixels."""
 
     colour: Colour
     dtype: Dtype
     max_pixels: int
-    oriented: bool
 
     def check_size(self, height: int, width: int) -> None:
         """Raise `BadImageError` for an image that is too large or empty."""
@@ -80,7 +75,8 @@ def decode_image(
     """Return the pixels of a JPEG, PNG, WebP or TIFF file, uint8 or uint16 (H, W, C): C is 3 for RGB, 1 for GREY.
 
     - The format follows from the first bytes, the size from the header before anything is decoded.
-    - EXIF orientation (TIFF: its tag) is applied unless `orientation` is `ignore`.
+    - EXIF orientation (TIFF: its tag) is applied unless `orientation` is `ignore`; XMP's never is.
+    - Of a JPEG, bytes that do not belong to the picture are passed over, and its end may be missing.
     - Alpha is dropped, as OpenCV, torchvision and Pillow's `convert("RGB")` do; nothing is composited.
     - Grey from colour is BT.601 luma, 0.299 R + 0.587 G + 0.114 B; of a JPEG the stored luma.
     - UINT8 from 16 bits is the high byte (`>> 8`), UINT16 from 8 bits is `* 257`, so that white stays white.
@@ -90,34 +86,75 @@ def decode_image(
     Raises `BadImageError` for any other format, for more than `max_pixels` pixels, for data that is damaged
     or cut short, and for TIFF samples that are neither unsigned 8 bit nor interleaved unsigned 16 bit.
     """
-    pixel_format = _PixelFormat(colour, dtype, max_pixels, orientation == "apply")
-    return _decoder(data)(data, pixel_format)
+    pixel_format = _PixelFormat(colour, dtype, max_pixels)
+    try:
+        file = describe(data)
+        pixel_format.check_size(file.height, file.width)
+        pixels = _decode(data, file, pixel_format)
+    except ImageFileError as error:
+        raise BadImageError(str(error)) from error
+    return turn(pixels, file.orientation) if orientation == "apply" else pixels
 
 
-def _decoder(data: bytes) -> Callable[[bytes, _PixelFormat], NDArray[Any]]:
-    if data[:3] == b"\xff\xd8\xff":
-        return _decode_jpeg
-    if data[:8] == _PNG_SIGNATURE:
-        return _decode_png
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return _decode_webp
-    if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-        return _decode_tiff
-    observed = f"its first bytes are {bytes(data[:8])!r}" if data else "it is empty"
-    raise BadImageError(f"image is not a JPEG, PNG, WebP or TIFF file: {observed}")
+def _decode(data: bytes, file: ImageHeader, pixel_format: _PixelFormat) -> NDArray[Any]:
+    match file.format:
+        case "JPEG":
+            return _to_dtype(_decode_jpeg(data, pixel_format), pixel_format.dtype)
+        case "PNG":
+            return _decode_png(data, file, pixel_format)
+        case "WebP":
+            return _to_colour(_opencv_decode(data, file), pixel_format)
+        case _:
+            return _decode_tiff(data, file, pixel_format)
 
 
 def _decode_jpeg(data: bytes, pixel_format: _PixelFormat) -> NDArray[Any]:
+    colourspace = "RGB" if pixel_format.colour == "RGB" else "GRAY"
     try:
         _check_scans(data)
-        height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+        height, width, _, _ = simplejpeg.decode_jpeg_header(data, strict=False)
         pixel_format.check_size(height, width)
-        colourspace = "RGB" if pixel_format.colour == "RGB" else "GRAY"
-        pixels: NDArray[Any] = simplejpeg.decode_jpeg(data, colourspace, strict=True)
+        try:
+            pixels: NDArray[Any] = simplejpeg.decode_jpeg(data, colourspace, strict=True)
+        except ValueError as error:
+            if not _HARMLESS.search(str(error)):
+                raise
+            pixels = _decode_warned(data, colourspace)
+    except KeyError as error:  # simplejpeg's, of a header without a known subsampling
+        raise BadImageError("JPEG image is damaged or cut short: its header is not complete") from error
     except ValueError as error:
         raise BadImageError(f"JPEG image is damaged or cut short: {error}") from error
-    pixels = _to_dtype(pixels, pixel_format.dtype)
-    return turn(pixels, jpeg_orientation(data)) if pixel_format.oriented else pixels
+    return pixels
+
+
+def _decode_warned(data: bytes, colourspace: str) -> NDArray[Any]:
+    """Return the pixels of a JPEG that libjpeg warns of, where none is missing; raises `ValueError` otherwise.
+
+    It stops at the first warning. Thus what stands between segments is left out, and a missing end is added: data of
+    the picture that are missing as well cause a warning of their own.
+    """
+    segments = list(jpeg_segments(data))
+    end_of_image = data.find(END_OF_JPEG, segments[-1][2])
+    parts = [data[:2]]
+    for place, (marker, start, end) in enumerate(segments):
+        segment = data[start - 4 : end]
+        if segment[4:9] == b"JFIF\0":
+            segment = segment[:9] + b"\1" + segment[10:]  # the only known revision
+        elif marker == START_OF_SCAN:
+            following = segments[place + 1][1] - 4 if place + 1 < len(segments) else end_of_image
+            segment += data[end:following] if following >= 0 else data[end:]
+        parts.append(segment)
+    if end_of_image < 0 and sum(marker == START_OF_SCAN for marker, _, _ in segments) > 1:
+        raise ValueError("it has several scans and no end, so that further ones may be missing")
+    repaired = b"".join((*parts, END_OF_JPEG))
+    try:
+        pixels: NDArray[Any] = simplejpeg.decode_jpeg(repaired, colourspace, strict=True)
+    except ValueError as error:
+        # Nothing is missing of a picture that has reached its end; before another scan, what follows could be damaged.
+        if not _BEFORE_END.search(str(error)):
+            raise
+        pixels = simplejpeg.decode_jpeg(repaired, colourspace, strict=False)
+    return pixels
 
 
 def _check_scans(data: bytes) -> None:
@@ -129,23 +166,15 @@ def _check_scans(data: bytes) -> None:
         raise BadImageError(f"JPEG image has {scans} scans; allowed are at most {_MAX_SCANS}")
 
 
-def _decode_png(data: bytes, pixel_format: _PixelFormat) -> NDArray[Any]:
-    if len(data) < 33 or data[12:16] != b"IHDR":
-        raise BadImageError(f"PNG image is damaged or cut short: no header in its {len(data)} bytes")
-    width, height = struct.unpack_from(">II", data, 16)
-    pixel_format.check_size(height, width)
-    chunks = list(_png_chunks(data))
+def _decode_png(data: bytes, file: ImageHeader, pixel_format: _PixelFormat) -> NDArray[Any]:
+    # OpenCV must not see a chunk beyond the data: it takes the memory that it claims, up to 4 GB, before it reads.
+    chunks = list(png_chunks(data))
     _check_png_data(data, sum(end - start for kind, start, end in chunks if kind == b"IDAT"))
     # OpenCV 4 and 5 differ in which frame of an animation is the first: leave it the still image.
     left_out = _COMPRESSED_CHUNKS | (_ANIMATION_CHUNKS if any(kind == b"acTL" for kind, _, _ in chunks) else set())
     if any(kind in left_out for kind, _, _ in chunks):
-        data = _PNG_SIGNATURE + b"".join(data[start:end] for kind, start, end in chunks if kind not in left_out)
-        chunks = list(_png_chunks(data))
-    pixels = _to_colour(_opencv_decode(data, "PNG", height, width), pixel_format)
-    if not pixel_format.oriented:
-        return pixels
-    exif = next((data[start + 8 : end - 4] for kind, start, end in chunks if kind == b"eXIf"), b"")
-    return turn(pixels, exif_orientation(exif))
+        data = PNG_SIGNATURE + b"".join(data[start:end] for kind, start, end in chunks if kind not in left_out)
+    return _to_colour(_opencv_decode(data, file), pixel_format)
 
 
 def _check_png_data(data: bytes, held: int) -> None:
@@ -159,131 +188,27 @@ def _check_png_data(data: bytes, held: int) -> None:
         )
 
 
-def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Yield each chunk's type, start and end.
-
-    Raises `BadImageError` if one goes beyond the data, and if there are too many.
-
-    OpenCV must not see such a chunk: it takes the memory that a chunk asks for, up to 4 GB, before it reads.
-    """
-    position = len(_PNG_SIGNATURE)
-    for _ in range(MAX_PARTS):
-        if position + 12 > len(data):
-            raise BadImageError(f"PNG image is damaged or cut short: no IEND in its {len(data)} bytes")
-        length, kind = struct.unpack_from(">I4s", data, position)
-        end = position + 12 + length
-        if end > len(data):
-            raise BadImageError(f"PNG image is damaged or cut short: chunk {kind!r} ends at {end} of {len(data)} bytes")
-        yield kind, position, end
-        if kind == b"IEND":
-            return
-        position = end
-    raise BadImageError(f"PNG image has more than {MAX_PARTS} chunks; at most that many are allowed")
-
-
-def _decode_webp(data: bytes, pixel_format: _PixelFormat) -> NDArray[Any]:
-    height, width = _webp_size(data)
-    pixel_format.check_size(height, width)
-    pixels = _to_colour(_opencv_decode(data, "WebP", height, width), pixel_format)
-    return turn(pixels, webp_orientation(data)) if pixel_format.oriented else pixels
-
-
-def _webp_size(data: bytes) -> tuple[int, int]:
-    kind = data[12:16]
-    if len(data) >= 30 and kind == b"VP8X":
-        return 1 + int.from_bytes(data[27:30], "little"), 1 + int.from_bytes(data[24:27], "little")
-    if len(data) >= 30 and kind == b"VP8 ":
-        width, height = struct.unpack_from("<HH", data, 26)
-        return height & 0x3FFF, width & 0x3FFF
-    if len(data) >= 25 and kind == b"VP8L":
-        (bits,) = struct.unpack_from("<I", data, 21)
-        return 1 + (bits >> 14 & 0x3FFF), 1 + (bits & 0x3FFF)
-    raise BadImageError(f"WebP image is damaged or cut short: no header in its {len(data)} bytes")
-
-
-def _decode_tiff(data: bytes, pixel_format: _PixelFormat) -> NDArray[Any]:
-    from PIL import TiffImagePlugin
-
-    try:
-        # Not Image.open: its limit on pixels would come before ours.
-        image = TiffImagePlugin.TiffImageFile(io.BytesIO(data))
-    except MemoryError:
-        raise
-    except Exception as error:  # Pillow's readers raise whatever the damaged bytes lead to
-        raise BadImageError(f"TIFF image is damaged or cut short, or of a kind that cannot be read: {error}") from error
-    pixel_format.check_size(image.height, image.width)
-    tags = image.tag_v2
-    pixel_format.check_size(_tiff_number(tags, _TILE_LENGTH, 1), _tiff_number(tags, _TILE_WIDTH, 1))
-    orientation = _tiff_number(tags, _ORIENTATION, UPRIGHT)
-    # Both readers apply the orientation by themselves.
-    pixels = _tiff_samples(image, data, pixel_format)
-    return pixels if pixel_format.oriented or not 1 <= orientation <= 8 else turn_back(pixels, orientation)
-
-
-def _tiff_number(tags: Mapping[int, Any], tag: int, default: int) -> int:
-    value = tags.get(tag, default)
-    if isinstance(value, int):
-        return value
-    raise BadImageError(f"TIFF tag {tag} is {value!r}; allowed is one integer")
-
-
-def _tiff_samples(image: TiffImageFile, data: bytes, pixel_format: _PixelFormat) -> NDArray[Any]:
-    tags = image.tag_v2
-    bits, formats = set(tags.get(_BITS_PER_SAMPLE, (1,))), set(tags.get(_SAMPLE_FORMAT, (_UNSIGNED,)))
-    photometric, samples = _tiff_number(tags, _PHOTOMETRIC, -1), _tiff_number(tags, _SAMPLES_PER_PIXEL, 1)
-    if formats == {_UNSIGNED} and max(bits) <= 8:
-        return _pillow_decode(image, pixel_format)
+def _decode_tiff(data: bytes, file: ImageHeader, pixel_format: _PixelFormat) -> NDArray[Any]:
+    pixel_format.check_size(*file.tile)
     # Pillow has no 16-bit colour; OpenCV misreads separate planes, and grey with alpha.
-    interleaved = samples == 1 or _tiff_number(tags, _PLANAR, _INTERLEAVED) == _INTERLEAVED
-    known = (samples == 1 and photometric in (_WHITE_IS_ZERO, _BLACK_IS_ZERO)) or (
-        samples in (3, 4) and photometric == _RGB
-    )
-    if formats == {_UNSIGNED} and bits == {16} and interleaved and known:
-        _check_unique_tags(data)
-        pixels = _opencv_decode(data, "TIFF", image.height, image.width)
-        return _to_colour(~pixels if photometric == _WHITE_IS_ZERO else pixels, pixel_format)
-    raise BadImageError(
-        f"TIFF image has {samples} samples of {max(bits)} bits "
-        f"(sample format {sorted(formats)}, photometric {photometric}); "
-        "allowed are unsigned 8 bit, and unsigned 16 bit as grey or interleaved RGB or RGBA"
-    )
+    if not file.is_deep():
+        pixels = shallow_tiff(data, file)
+        return _to_colour(pixels if pixels.ndim == 2 else pixels[..., ::-1], pixel_format)
+    pixels = _opencv_decode(data, file)
+    pixels = _to_colour(~pixels if file.photometric == WHITE_IS_ZERO else pixels, pixel_format)
+    # OpenCV applies the orientation by itself.
+    return turn_back(pixels, file.orientation)
 
 
-def _check_unique_tags(data: bytes) -> None:
-    """Refuse a tag given twice: Pillow, which told the size, reads the last, and OpenCV the first."""
-    order = "<" if data[:2] == b"II" else ">"
-    big = 43 in data[2:4]
-    start, length, entry = (8, "Q", 20) if big else (4, "H", 12)
-    try:
-        (directory,) = struct.unpack_from(order + ("Q" if big else "I"), data, start)
-        (count,) = struct.unpack_from(order + length, data, directory)
-        first = directory + struct.calcsize(order + length)
-        tags = [struct.unpack_from(order + "H", data, first + entry * index)[0] for index in range(count)]
-    except struct.error as error:
-        raise BadImageError(f"TIFF image is damaged or cut short: {error}") from error
-    if len(set(tags)) < count:
-        raise BadImageError(f"TIFF image has {count} tags, of which some are the same: {tags}; allowed is one of each")
-
-
-def _pillow_decode(image: TiffImageFile, pixel_format: _PixelFormat) -> NDArray[Any]:
-    grey = image.mode in ("1", "L", "LA")
-    try:
-        pixels = np.asarray(image.convert("L" if grey else "RGB"))
-    except MemoryError:
-        raise
-    except Exception as error:
-        raise BadImageError(f"TIFF image is damaged or cut short, or of a kind that cannot be read: {error}") from error
-    return _to_colour(pixels if grey else pixels[..., ::-1], pixel_format)
-
-
-def _opencv_decode(data: bytes, kind: str, height: int, width: int) -> NDArray[Any]:
+def _opencv_decode(data: bytes, file: ImageHeader) -> NDArray[Any]:
     """Return what is stored, blue first: (H, W), (H, W, 3) or (H, W, 4) of 8 or 16 bits."""
+    what = f"{file.format} image of {file.height} x {file.width} pixels"
     try:
         pixels: NDArray[Any] | None = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
-        raise BadImageError(f"{kind} image of {height} x {width} pixels cannot be decoded: {error.err}") from error
+        raise BadImageError(f"{what} cannot be decoded: {error.err}") from error
     if pixels is None:
-        raise BadImageError(f"{kind} image of {height} x {width} pixels is damaged or cut short")
+        raise BadImageError(f"{what} is damaged or cut short")
     return pixels
 
 

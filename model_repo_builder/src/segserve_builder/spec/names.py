@@ -1,6 +1,7 @@
 """Names and digests: canonical JSON, step names, revision names.
 
-Steps inside Triton need these and import nothing of `segserve_common`, which has its own `canonical_json`.
+Steps inside Triton need these, and of `segserve_common`, which has its own `canonical_json`, import only the reader of
+image files.
 """
 
 from __future__ import annotations

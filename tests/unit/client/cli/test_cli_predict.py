@@ -16,8 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
+import tifffile
 import yaml
 from PIL import Image
 
@@ -270,6 +272,34 @@ def test_of_several_frames_or_pages_it_is_said_that_only_the_first_is_segmented(
 
     assert code == 0
     assert complaint == f"note: only the first of the 3 frames or pages of {path} was segmented\n"
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize("shape", [(HEIGHT, WIDTH), (HEIGHT, WIDTH, 3)], ids=["grey", "RGB"])
+@pytest.mark.parametrize("largest", [4095, 65535])
+def test_an_image_of_16_bits_that_uses_little_of_them_is_noted(
+    command: Command, url: str, tmp_path: Path, suffix: str, shape: tuple[int, ...], largest: int
+) -> None:
+    path = tmp_path / f"deep.{suffix}"
+    assert cv2.imwrite(str(path), np.full(shape, largest, np.uint16))
+
+    code, _, complaint = command("predict", "coins", path, "--url", url)
+
+    assert code == 0
+    noted = f"note: the values of {path} go up to 4095 of 65535, which is nearly black; scale them first"
+    assert complaint.startswith(noted) is (largest == 4095)
+
+
+def test_nodata_of_a_geotiff_is_noted(command: Command, url: str, tmp_path: Path) -> None:
+    path = tmp_path / "geo.tif"
+    tifffile.imwrite(path, np.zeros((HEIGHT, WIDTH), np.uint8), extratags=[(42113, "s", 5, "-9999", True)])
+
+    code, _, complaint = command("predict", "coins", path, "--url", url)
+
+    assert code == 0
+    assert (
+        complaint == f"note: pixels of {path} without data (nodata is -9999) are segmented and counted as others are\n"
+    )
 
 
 def test_files_of_one_name_have_different_names_in_coco_and_masks(

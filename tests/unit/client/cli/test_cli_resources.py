@@ -268,7 +268,7 @@ def test_wait_does_not_wait_for_a_platform_that_is_not_up(command: Command, here
 def test_without_the_extra_of_this_machine_no_platform_is_up(
     command: Command, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "segserve_operator.adapters.local.platform_record", None)
+    monkeypatch.setitem(sys.modules, "segserve_operator.local_platform.supervisor", None)
     (here / "model.yaml").write_text(text())
 
     assert command("apply", "-f", "model.yaml") == (0, "segmentationmodel/coins created\n", STORED)

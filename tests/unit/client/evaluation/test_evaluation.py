@@ -475,6 +475,8 @@ def test_a_crowd_is_neither_missed_nor_wrongly_found(served: Served, folder: Pat
     assert any(disc.class_id == TRUE[0][0].class_id and (disc.mask & TRUE[0][0].mask).any() for disc in FOUND[0])
     assert reports[1].images[0].score > reports[0].images[0].score
     assert reports[1].metrics["ap"].mean >= reports[0].metrics["ap"].mean
+    assert [each.to_dict()["crowdCount"] for each in reports] == [0, 1]
+    assert "1 labels are crowds" in reports[1].to_html()
 
 
 def of_images(folder: Path, places: list[int]) -> None:
@@ -819,7 +821,7 @@ def first(document: dict[str, Any], **fields: Any) -> None:
         ("discs", "coco", lambda folder: rewrite(folder, lambda coco: first(coco, image_id="0")),
          "annotations of 1 images that it does not list: '0'"),
         ("discs", "coco", lambda folder: rewrite(folder, lambda coco: first(coco, segmentation=[])),
-         "1 of 30 annotations have no segmentation; expected all or none"),
+         "1 of 30 annotations have a box and no segmentation, those of 0.png; expected all or none"),
         ("pixels", "coco", lambda folder: rewrite(folder, lambda coco: first(coco, segmentation=[])),
          "a semantic model needs masks; 1 of 30 annotations have only boxes"),
         ("discs", "coco", lambda folder: rewrite(folder, lambda coco: coco["annotations"].clear()),
@@ -834,10 +836,11 @@ def first(document: dict[str, Any], **fields: Any) -> None:
          "is not a COCO data set with images, categories and annotations"),
         ("discs", "coco", lambda folder: rewrite(folder, lambda coco: first(coco, area="x")),
          "is not a COCO data set with images, categories and annotations"),
-        ("discs", "coco", lambda folder: name_first(folder, "../images/0.png"),
-         "file_name must be a path within the images' folder, got '../images/0.png'"),
-        ("discs", "coco", lambda folder: name_first(folder, str(folder / "images/0.png")),
-         "file_name must be a path within the images' folder, got '/"),
+        ("discs", "coco", lambda folder: name_first(folder, "data\\\\1.png"),
+         "coco.json has several names of .*1.png; expected a file of its own for each image"),
+        ("discs", "coco", lambda folder: rewrite(folder, lambda coco: [each.update(iscrowd=1) for each in
+                                                                       coco["annotations"]]),
+         r"nothing is labelled: no image shows button or coin; 30 labels are crowds \(iscrowd: 1, as CVAT"),
         ("discs", "coco", lambda folder: name_first(folder, "0" * 300 + ".png"),
          "file_name '0+' cannot be looked for: File name too long"),
         ("world", "panoptic", lambda folder: unname_map(folder / "panoptic/panoptic.json"),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import typer
 from click.testing import Result
 from PIL import Image
@@ -100,6 +101,15 @@ def test_one_tile_is_not_called_tiles(world: World, images: Path, tmp_path: Path
     result = run(world, "classes", images / "small.png", "--out", tmp_path / "out")
 
     assert ", 1 tile (1 sent), " in result.stdout
+
+
+def test_nodata_of_a_geotiff_is_noted(world: World, scene: np.ndarray, tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", scene[:90, :100], extratags=[(42113, "s", 2, "0", True)])
+
+    result = run(world, "classes", tmp_path / "a.tif", "--out", tmp_path / "out")
+
+    assert result.exit_code == 0
+    assert "a.tif without data (nodata is 0) are segmented and counted as others are" in result.stderr
 
 
 def test_an_image_that_fails_is_named_and_does_not_hold_up_the_others(

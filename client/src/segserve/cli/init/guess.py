@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from PIL import Image, UnidentifiedImageError
-
 from segserve.cli.errors import CommandError
 from segserve.cli.init.classes import ClassNames, classes_of, names_of
 from segserve.cli.init.families import BATCH, FamilyCandidate, candidates, misfit
@@ -22,6 +20,7 @@ from segserve_builder.families import FAMILIES
 from segserve_builder.families.base import EvidenceWeight, Family, FamilyEvidence
 from segserve_builder.steps.in_process import InProcessModel
 from segserve_builder.steps.pipeline import Pipeline
+from segserve_common.image_file import ImageFileError, describe_file
 
 LABELLED_IMAGES: Final = 10
 MOST_LABELS: Final = 1000
@@ -294,9 +293,7 @@ def _sizes(images: Sequence[Path]) -> list[tuple[int, int]]:
     sizes = []
     for path in images:
         try:
-            with Image.open(path) as image:
-                turned = image.getexif().get(0x0112, 1) >= 5
-                sizes.append(image.size if turned else image.size[::-1])
-        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+            sizes.append(describe_file(path).size)
+        except (OSError, ImageFileError) as error:
             raise CommandError(f"{path} is not an image: {error}") from error
     return sizes

@@ -20,9 +20,11 @@ import numpy as np
 
 from segserve.calls.steps import DEFAULT_TIMEOUTS
 from segserve.cli.init.values import Progress
+from segserve.results.images import picture
 from segserve_builder.memory import STEP_LIMIT_VARIABLE, step_limit_bytes
 from segserve_builder.spec.model_spec import Input
 from segserve_builder.steps.pipeline import Pipeline
+from segserve_common.errors import BadRequestError
 
 MEGAPIXEL: Final = 1_000_000
 SIZES: Final[tuple[int, ...]] = (15_625, 62_500, 250_000, 1_000_000, 4_000_000)
@@ -101,16 +103,13 @@ def measure(pipeline: Pipeline, artifact: Path, image: Path, progress: Progress)
     with tempfile.TemporaryDirectory(prefix="segserve-init-") as folder:
         try:
             (_, warm_up), *files = _scaled(image, pipeline.input.colour == "GREY", Path(folder))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, BadRequestError) as error:
             return Measurement((), f"{image} cannot be decoded: {error}")
         return _measured(pipeline, artifact, warm_up, dict(files), progress)
 
 
 def _scaled(path: Path, grey: bool, folder: Path) -> list[tuple[int, Path]]:
-    from PIL import Image, ImageOps
-
-    with Image.open(path) as opened:
-        image = ImageOps.exif_transpose(opened).convert("L" if grey else "RGB")
+    image = picture(path).convert("L" if grey else "RGB")
     aspect = min(max(image.width / image.height, 1 / MOST_ELONGATED), MOST_ELONGATED)
     files = []
     for pixels in (WARM_UP, *SIZES):

@@ -7,15 +7,17 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from PIL import Image, ImageOps
+from PIL import ImageOps
 
 from segserve.cli.errors import CommandError
 from segserve.cli.init.network import ImageInput, NetworkFile
+from segserve.results.images import picture
 from segserve_builder.errors import BuilderError
 from segserve_builder.export.graph import label_map
 from segserve_builder.golden.judging import Answer, with_columns
 from segserve_builder.stages.base import RequestOptions
 from segserve_builder.steps.in_process import InProcessModel
+from segserve_common.errors import BadRequestError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -106,7 +108,7 @@ def steadiness(model: InProcessModel, images: Sequence[Path]) -> float:
     for path in images[:TRIAL_IMAGES]:
         try:
             scores.append(_compared(model, path))
-        except (BuilderError, MemoryError):
+        except (BuilderError, BadRequestError, MemoryError):
             scores.append(0.0)
     return sum(scores) / len(scores)
 
@@ -121,10 +123,8 @@ def _compared(model: InProcessModel, path: Path) -> float:
 
 
 def _mirrored(path: Path) -> bytes:
-    with Image.open(path) as image:
-        upright = ImageOps.exif_transpose(image)
-        buffer = BytesIO()
-        ImageOps.mirror(upright if upright.mode in ("L", "RGB") else upright.convert("RGB")).save(buffer, "PNG")
+    buffer = BytesIO()
+    ImageOps.mirror(picture(path)).save(buffer, "PNG")
     return buffer.getvalue()
 
 
