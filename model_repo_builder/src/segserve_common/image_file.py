@@ -9,10 +9,11 @@ import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 Data: TypeAlias = "bytes | mmap.mmap"
 
@@ -395,6 +396,7 @@ def shallow_tiff(data: bytes, file: ImageHeader) -> NDArray[np.uint8]:
 
     Raises `ImageFileError` for data that are damaged, or of a kind that Pillow does not read.
     """
+    import numpy as np
     from PIL import TiffImagePlugin
 
     if data[:4] == b"MM\0+":

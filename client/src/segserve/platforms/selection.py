@@ -14,10 +14,11 @@ from segserve.calls.endpoint import URL_VARIABLE, GatewayEndpoint
 from segserve.platforms.errors import needs
 from segserve.platforms.port import Cluster, Json, Local, Platform, PlatformRef
 from segserve_common.errors import SegserveError
+from segserve_common.platform_record import RECORD_FILE, STATE_VARIABLE, read_record, state_folder
 
 if TYPE_CHECKING:
     from segserve.platforms.local import LocalPlatform
-    from segserve_operator.adapters.local.platform_record import PlatformRecord
+    from segserve_common.platform_record import PlatformRecord
 
 NEEDED_BY_UP: Final = ("numba", "onnxruntime", "psutil")
 """Modules of the extra `local`, without which a platform does not start."""
@@ -49,17 +50,13 @@ def default_platform_ref() -> PlatformRef:
 
 
 def _is_local_named() -> bool:
-    from segserve_operator.adapters.local.files import STATE_VARIABLE
-
     return bool(os.environ.get(STATE_VARIABLE))
 
 
 def running_platform(place: Local | None = None) -> PlatformRecord | None:
     """Return the record of the platform that runs on this machine, or None; needs no extra."""
-    from segserve_operator.adapters.local.files import StateFolder, state_folder
-    from segserve_operator.adapters.local.platform_record import read_platform
-
-    return read_platform(StateFolder(state_folder() if place is None or place.state is None else place.state))
+    root = state_folder() if place is None or place.state is None else Path(place.state)
+    return read_record(root / RECORD_FILE)
 
 
 def _is_cluster_named() -> bool:

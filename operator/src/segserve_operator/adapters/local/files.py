@@ -14,18 +14,14 @@ from typing import Any, Final
 import yaml
 
 from segserve_common.files import write_private
+from segserve_common.platform_record import RECORD_FILE
+from segserve_common.platform_record import STATE_VARIABLE as STATE_VARIABLE
+from segserve_common.platform_record import state_folder as state_folder
 
-STATE_VARIABLE: Final = "SEGSERVE_STATE"
 CACHE_VARIABLE: Final = "SEGSERVE_CACHE"
 CONFIG_VARIABLE: Final = "SEGSERVE_CONFIG"
 _LOADER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _DUMPER: Final = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-
-
-def state_folder() -> Path:
-    """Return the state folder of the platform that commands act on."""
-    folder = os.environ.get(STATE_VARIABLE)
-    return Path(folder).resolve() if folder else Path.home() / ".local/state/segserve"
 
 
 def cache_folder() -> Path:
@@ -108,7 +104,7 @@ class StateFolder:
     @property
     def platform(self) -> Path:
         """Record of the supervisor's process and the gateway's URL."""
-        return self.root / "platform.json"
+        return self.root / RECORD_FILE
 
     @property
     def log(self) -> Path:
