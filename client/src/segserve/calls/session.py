@@ -49,11 +49,12 @@ from segserve.errors import (
     ResultTypeError,
     WriteTimeoutError,
 )
-from segserve.results.images import PIXELS, image_size, to_pixel_format
+from segserve.results.images import MAX_DECODED_PIXELS, PIXELS, image_size, to_pixel_format
 from segserve.results.result import Result
 from segserve.results.values import ModelInfo
 from segserve_common.backoff import Backoff
 from segserve_common.errors import BadRequestError, SegserveError
+from segserve_common.image_file import TIFF_SIGNATURES
 from segserve_common.kserve import InferAnswer, InferRequest, Tensor
 
 BACKOFF: Final = Backoff(first_s=0.1, jitter=(0.5, 1.5))
@@ -64,9 +65,6 @@ SEQUENCE: Final = "sequence_id"
 # Images of up to two tiles of the default size are hardly faster in tiles.
 TILED_MEGAPIXELS: Final = 2.1
 TILE_PX: Final = 1024
-DECODED_PIXELS: Final = 89_478_485
-"""PNG, JPEG and WebP files of more pixels are not read in tiles (segserve.tiled.sources)."""
-_TIFF: Final = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # The limit in the words of a server, and its words for the tiled way.
 _LIMIT: Final = re.compile(r"allowed are 1 to (\d+) \(input\.maxPixels\)")
 _IN_TILES: Final = "segment this one in tiles (`segserve batch`, `Client.segment_tiled`)"
@@ -335,8 +333,8 @@ def _in_tiles(model: str, image: Tensor, size: tuple[int, int], limit: int | Non
     first = []
     if image.name != PIXELS:
         (encoded,) = image.to_items()
-        is_tiff = encoded.startswith(_TIFF)
-        if not is_tiff and height * width > DECODED_PIXELS:
+        is_tiff = encoded.startswith(TIFF_SIGNATURES)
+        if not is_tiff and height * width > MAX_DECODED_PIXELS:
             first.append("saved as a TIFF")
         if (is_tiff or first) and not (find_spec("tifffile") and find_spec("zarr")):
             first.append("after pip install 'segserve[batch]'")

@@ -37,6 +37,8 @@ PIXELS: Final = "PIXELS"
 _RED, _GREEN, _BLUE, _BITS = (np.uint32(number) for number in (9798, 19235, 3735, 15))
 _ROWS: Final = 64
 _CHANNELS: Final = (1, 2, 3, 4)
+# Pillow's own limit for images that are decoded as a whole: 270 MB for RGB.
+MAX_DECODED_PIXELS: Final = 89_478_485
 LITTLE: Final = 4096
 """Values of 16 bits below it, those of 12-bit cameras, are nearly black to a model."""
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segserve.errors import ImageTooLargeError, MissingExtraError
+from segserve.results.images import MAX_DECODED_PIXELS as MAX_DECODED_PIXELS
 from segserve.results.images import file_pixels
 from segserve.tiled.grid import Window
 from segserve_common.errors import BadRequestError
@@ -35,8 +36,6 @@ from segserve_common.image_file import (
 
 CHANNELS: Final = (1, 3, 4)
 DIGEST_ROWS: Final = 256
-# Pillow's own limit for images that are decoded as a whole: 270 MB for RGB.
-MAX_DECODED_PIXELS: Final = 89_478_485
 # One strip or tile of a TIFF is decoded as a whole.
 MAX_CHUNK_BYTES: Final = 268_435_456
 STRIP_CACHE_BYTES: Final = 201_326_592

@@ -20,7 +20,7 @@ from PIL import Image
 
 from fakes.kserve import Arrays, Asked, Fault
 from segserve import AsyncClient, BadRequestError, Client
-from segserve.calls.session import DECODED_PIXELS
+from segserve.results.images import MAX_DECODED_PIXELS as DECODED_PIXELS
 from segserve.tiled import (
     CheckpointError,
     ImageTooLargeError,

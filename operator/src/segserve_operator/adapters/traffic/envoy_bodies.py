@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from segserve_operator.adapters.traffic.envoy_extensions import extension, header_matches, unless
+from segserve_operator.adapters.traffic.envoy_extensions import body_buffer, extension, header_matches, unless
 from segserve_operator.adapters.traffic.envoy_messages import Json
 from segserve_operator.adapters.traffic.envoy_plain_http import PLAIN_HEADER
 from segserve_operator.adapters.traffic.envoy_routes import SERVICE
@@ -66,9 +66,4 @@ def _buffered(max_request_bytes: int) -> Json:
     plain = header_matches(PLAIN_HEADER, {"exact": "1"})
     # By the path, which decides the route, and not by a content type, which any request may have.
     grpc = header_matches(":path", {"prefix": f"/{SERVICE}/"})
-    buffer = extension(
-        "envoy.filters.http.buffer",
-        "extensions.filters.http.buffer.v3.Buffer",
-        max_request_bytes=max_request_bytes,
-    )
-    return unless({"or_matcher": {"predicate": [plain, grpc]}}, buffer)
+    return unless({"or_matcher": {"predicate": [plain, grpc]}}, body_buffer(max_request_bytes))

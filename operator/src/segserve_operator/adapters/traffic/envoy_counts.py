@@ -88,6 +88,7 @@ def series_counts(stats: Mapping[str, int], protocol: Protocol) -> SeriesCounts:
     """Return the request counts that a cluster's statistics add up to."""
     retries, disconnected = stats.get(_RETRIES, 0), stats.get(_DISCONNECTED, _disconnected_callers(stats, protocol))
     refused = stats.get(_REFUSED, 0)
+    total_ms, request_ms = (stats.get(name, 0) for name in LEFT)
     bins = [(float(name.removeprefix(BIN)), count) for name, count in stats.items() if name.startswith(BIN) and count]
     return SeriesCounts(
         attempts=max(stats.get(_RESPONSES[protocol], 0) + retries + disconnected - refused, 0),
@@ -96,7 +97,7 @@ def series_counts(stats: Mapping[str, int], protocol: Protocol) -> SeriesCounts:
         active=_total_of(stats, _ACTIVE),
         latencies=tuple(sorted(bins)),
         left=disconnected,
-        waited_ms=max(stats.get("left.total_ms", 0) - stats.get("left.request_ms", 0), 0),
+        waited_ms=max(total_ms - request_ms, 0),
     )
 
 

@@ -79,6 +79,13 @@ def encode_resources(resources: list[Json]) -> tuple[str, bytes]:
     return version, json.dumps({"version_info": version, "resources": resources}, sort_keys=True).encode()
 
 
+def body_buffer(most_bytes: int) -> Json:
+    """Return the filter of HTTP that holds a request until it is whole; a larger one is refused (413)."""
+    return extension(
+        "envoy.filters.http.buffer", "extensions.filters.http.buffer.v3.Buffer", max_request_bytes=most_bytes
+    )
+
+
 def unless(predicate: Json, filter_: Json) -> Json:
     """Return a filter of HTTP that is skipped where a predicate, such as that of `header_matches`, is met."""
     skip = extension("skip", "extensions.filters.common.matcher.action.v3.SkipFilter")

@@ -261,7 +261,7 @@ def _http_filters(settings: EnvoySettings, listener: _Listener) -> list[Json]:
     checked = [lua_filter("inference_requests.lua"), lua_filter("forwarded.lua")]
     admitted = [*access, *limits, *translation, *affinity, *checked]
     traced = settings.tracing is not None and not listener.internal
-    copied = mirror_filters(settings.max_request_bytes, capture=settings.capture)
+    copied = mirror_filters(capture=settings.capture)
     public = [] if listener.internal else [*caller_filters(settings.caller_metrics), _grpc_statuses(), *copied]
     return [*called, *sizes, *model, *admitted, *public, _router(traced=traced)]
 

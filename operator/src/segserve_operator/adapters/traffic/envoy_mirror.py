@@ -1,10 +1,10 @@
 """Renders what copies some of callers' requests to the comparator and the capture service; callers notice nothing.
 
-A script chooses requests once their route is known, and marks them by a header. Marked ones are held whole before they
-go on: otherwise a comparator that does not read would stop a large request on its way to the server. Streams are never
-marked. Copies are made by Envoy's mirror policy, which sends one where the header names a cluster; the copy's answer is
-dropped. How many copies are under way at once, and for how long, is limited by the cluster: beyond that they are
-dropped, so that they hold little memory.
+A script chooses requests once their route is known, and marks them by a header. They are whole by then: otherwise a
+comparator that does not read would stop a large request on its way to the server. Streams are never marked. Copies
+are made by Envoy's mirror policy, which sends one where the header names a cluster; the copy's answer is dropped. How
+many copies are under way at once, and for how long, is limited by the cluster: beyond that they are dropped, so that
+they hold little memory.
 """
 
 from __future__ import annotations
@@ -17,12 +17,7 @@ from segserve_builder.capture.rule import MAX_COPIES_PER_S, RULES, CaptureFolder
 from segserve_builder.comparator.folder import COMPARISONS, ComparatorFolder, Comparison
 from segserve_common.files import write_private
 from segserve_operator.adapters.traffic.envoy_clusters import TYPES, protocol_options
-from segserve_operator.adapters.traffic.envoy_extensions import (
-    extension,
-    header_matches,
-    lua_script,
-    unless,
-)
+from segserve_operator.adapters.traffic.envoy_extensions import extension, lua_script
 from segserve_operator.adapters.traffic.envoy_messages import Json
 from segserve_operator.core.traffic import Route, TrafficPlan
 
@@ -49,23 +44,15 @@ _COMPARATOR: Final = _Target("segserve.mirror", MIRROR_HEADER, CLUSTER)
 _CAPTURE: Final = _Target("segserve.capture", "x-segserve-capture", "//capture/http")
 
 
-def mirror_filters(max_request_bytes: int, *, capture: bool) -> list[Json]:
-    """Return the filters that choose requests to copy, and hold them whole; the router comes after them."""
-    targets = (_COMPARATOR, _CAPTURE) if capture else (_COMPARATOR,)
-    return [each for target in targets for each in _filters(target, max_request_bytes)]
+def mirror_filters(*, capture: bool) -> list[Json]:
+    """Return the filters that choose requests to copy; they come after those that hold a request until it is whole."""
+    return [_chosen(target) for target in ((_COMPARATOR, _CAPTURE) if capture else (_COMPARATOR,))]
 
 
-def _filters(target: _Target, max_request_bytes: int) -> list[Json]:
+def _chosen(target: _Target) -> Json:
     script = lua_script("mirror.lua", CLUSTER=target.cluster, HEADER=target.header)
     # Without a script of its own the filter does nothing; routes with a mirror name this one.
-    chosen = extension(target.filter, f"{_LUA}.Lua", source_codes={target.filter: {"inline_string": script}})
-    held = extension(
-        "envoy.filters.http.buffer",
-        "extensions.filters.http.buffer.v3.Buffer",
-        max_request_bytes=max_request_bytes,
-    )
-    marked = header_matches(target.header, {"exact": target.cluster})
-    return [chosen, unless({"not_matcher": marked}, held)]
+    return extension(target.filter, f"{_LUA}.Lua", source_codes={target.filter: {"inline_string": script}})
 
 
 def mirror_clusters(folder: ComparatorFolder, capture: CaptureFolder | None) -> list[Json]:

@@ -14,6 +14,7 @@ from typing import Final
 
 from segserve_builder.openapi import describe_gateway
 from segserve_operator.adapters.traffic.envoy_extensions import (
+    body_buffer,
     details_filter,
     extension,
     header_filter,
@@ -70,28 +71,31 @@ def head_filters(*, enabled: bool) -> list[Json]:
 
 def image_filters(max_request_bytes: int, *, enabled: bool) -> list[Json]:
     """Return the filter that holds an image until it is whole, and refuses a larger one (413)."""
-    bound = min(max_request_bytes, MAX_PLAIN_BYTES)
-    return [_held_where(header_matches(PLAIN_HEADER, {"exact": "1"}), bound)] if enabled else []
+    is_plain = header_matches(PLAIN_HEADER, {"exact": "1"})
+    return [_held_where(is_plain, _bound(max_request_bytes))] if enabled else []
 
 
 def translation_filters(max_request_bytes: int, *, enabled: bool) -> list[Json]:
     """Return the filter that translates bodies, after the access and limits of the request's model."""
-    return [_translation(min(max_request_bytes, MAX_PLAIN_BYTES), is_head=False)] if enabled else []
+    return [_translation(_bound(max_request_bytes), is_head=False)] if enabled else []
+
+
+def _bound(max_request_bytes: int) -> int:
+    """Return the most bytes of an image, with what the gateway writes before it."""
+    return min(max_request_bytes, MAX_PLAIN_BYTES)
 
 
 def _translation(max_bytes: int, *, is_head: bool) -> Json:
     answers = {"MOST_ANSWER_BYTES": MAX_PLAIN_BYTES, "MOST_HELD_BYTES": _MAX_HELD_BYTES}
-    bounds = {"MAX_BYTES": max_bytes, **answers}
-    script = lua_filter("plain_http.lua", IS_HEAD=is_head, NOTED=_NAME, MARK=PLAIN_HEADER, **bounds)
+    script = lua_filter(
+        "plain_http.lua", IS_HEAD=is_head, NOTED=_NAME, MARK=PLAIN_HEADER, MAX_BYTES=max_bytes, **answers
+    )
     return {**script, "name": _NAME}
 
 
 def _held_where(predicate: Json, most_bytes: int) -> Json:
     """Return the filter that holds a request that matches until it is whole; a larger one is refused (413)."""
-    buffer = extension(
-        "envoy.filters.http.buffer", "extensions.filters.http.buffer.v3.Buffer", max_request_bytes=most_bytes
-    )
-    return unless({"not_matcher": predicate}, buffer)
+    return unless({"not_matcher": predicate}, body_buffer(most_bytes))
 
 
 def class_names_of_route(route: Route) -> Json:
@@ -109,7 +113,7 @@ def translation_replies(max_request_bytes: int, *, enabled: bool) -> list[Json]:
     if not enabled:
         return []
     is_plain = {"header_filter": {"header": {"name": PLAIN_HEADER, "present_match": True}}}
-    bound = min(max_request_bytes, MAX_PLAIN_BYTES)
+    bound = _bound(max_request_bytes)
     large = f"the image is too large for plain HTTP: at most {bound} bytes are allowed"
     if bound < max_request_bytes:
         large += f", and {max_request_bytes} by POST /v2/models/NAME/infer"
