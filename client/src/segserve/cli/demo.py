@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -20,8 +21,6 @@ from segserve.platforms.waiting import wait_serving
 if TYPE_CHECKING:
     from segserve_operator.adapters.local.platform_record import PlatformRecord
 
-KERNELS: Final = ("blend", "label_rle", "labels", "masks", "nms", "paste", "probability", "regions", "resample", "rle")
-"""Modules of kernels that the three networks' steps import: the others need not be compiled before they serve."""
 START_S: Final = 180
 
 
@@ -51,8 +50,8 @@ def demo(
         state = StateFolder(Path(root))
         try:
             names = lifecycle.apply_files([folder / "model.yaml"], port or free_port())
-            runtime = lifecycle.install_runtime(KERNELS)
-            lifecycle.launch(state)
+            runtime = lifecycle.install_runtime()
+            lifecycle.launch(state, compile_all=False)
             with compiling_the_rest(runtime):
                 deadline_s = time.monotonic() + START_S
                 for name in names:
@@ -65,6 +64,7 @@ def demo(
         finally:
             end(state)
             typer.echo("the demo's platform was stopped")
+    typer.echo(f"next: segserve up -f {shlex.quote(os.path.relpath(folder / 'model.yaml'))}")
 
 
 def coins_folder() -> Path:

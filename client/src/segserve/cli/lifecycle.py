@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC
 from enum import StrEnum
@@ -45,6 +45,7 @@ from segserve.platforms.waiting import Serving, readiness
 if TYPE_CHECKING:
     from segserve_operator.adapters.local.files import StateFolder
     from segserve_operator.adapters.local.platform_record import PlatformRecord
+    from segserve_operator.adapters.local.resource_files import ResourceFiles
     from segserve_operator.adapters.local.runtime import RuntimeEnvironment
 
 START_S: Final = 120.0
@@ -168,8 +169,8 @@ def _has_the_terminal() -> bool:
         return False
 
 
-def install_runtime(kernels: Collection[str] | None = None) -> RuntimeEnvironment:
-    """Install what the platform runs in, with these modules of kernels compiled, or all of them."""
+def install_runtime() -> RuntimeEnvironment:
+    """Install what the platform runs in, with the kernels compiled that the stored models need."""
     with needs("local"):
         from segserve_operator.adapters.local.files import cache_folder
         from segserve_operator.adapters.local.runtime import ensure_runtime
@@ -178,7 +179,20 @@ def install_runtime(kernels: Collection[str] | None = None) -> RuntimeEnvironmen
 
     step_limit_bytes()  # a limit that is not allowed would only be in the log of a server that never starts
     with installation_progress() as progress:
-        return ensure_runtime(cache_folder(), progress, kernels)
+        return ensure_runtime(cache_folder(), progress, needed_kernels(local_store()))
+
+
+def needed_kernels(store: ResourceFiles) -> set[str]:
+    """Return the modules of kernels that the steps of all stored models import."""
+    import segserve_builder
+    from segserve_builder.kernels.sources import kernels_behind
+    from segserve_builder.steps.pipeline import code_modules
+    from segserve_operator.core.models.observed import Wanted
+    from segserve_operator.mapping.specs import wanted_of
+
+    wanted = [wanted_of(store.get(MODEL, name)) for name in store.names(MODEL)]
+    modules = set().union(*(code_modules(each.assigned.pipeline) for each in wanted if isinstance(each, Wanted)))
+    return kernels_behind(modules, Path(segserve_builder.__file__).parent)
 
 
 def apply_files(files: list[Path], port: int | None, *, tls: bool | None = None) -> list[str]:
@@ -213,10 +227,11 @@ def apply_files(files: list[Path], port: int | None, *, tls: bool | None = None)
     return [each.resource.metadata.name for each in resources if each.resource.kind == MODEL]
 
 
-def launch(state: StateFolder, speed: float = 1.0) -> None:
+def launch(state: StateFolder, speed: float = 1.0, *, compile_all: bool = True) -> None:
     """Start a supervisor if none runs, and return once it has observed everything.
 
-    Its decisions are made by a clock that is `speed` times as fast.
+    Its decisions are made by a clock that is `speed` times as fast. With `compile_all` it
+    compiles the kernels that no model needs yet, in the background.
     """
     from segserve_operator.adapters.local.platform_record import read_platform
     from segserve_operator.adapters.local.processes import marked_environment
@@ -226,7 +241,10 @@ def launch(state: StateFolder, speed: float = 1.0) -> None:
     state.create()
     with state.log.open("ab") as log:
         child = subprocess.Popen(
-            [sys.executable, "-m", "segserve_operator.local_platform", str(state.root), str(speed)],
+            [
+                *(sys.executable, "-m", "segserve_operator.local_platform", str(state.root), "--speed", str(speed)),
+                *([] if compile_all else ["--no-compile-all"]),
+            ],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -1,4 +1,4 @@
-"""Imports among kernel modules, and digests of the sources that their compiled code depends on."""
+"""Which kernel modules import which, what imports them, and digests of what their compiled code depends on."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 _IMPORT: Final = re.compile(r"^from segserve_builder\.kernels\.(\w+) import", re.MULTILINE)
+_ANY_IMPORT: Final = re.compile(r"^\s*from (segserve_builder\.[\w.]+) import", re.MULTILINE)
 
 
 def module_imports(folder: Path) -> dict[str, frozenset[str]]:
@@ -26,6 +27,22 @@ def with_imports(names: Iterable[str], imports: Mapping[str, frozenset[str]]) ->
         needed.add(module)
         left |= imports[module] - needed
     return needed
+
+
+def kernels_behind(modules: Iterable[str], package: Path) -> set[str]:
+    """Return the kernel modules that modules of the package import, directly or not, also within a function.
+
+    Packages themselves are not followed: registries import all there is.
+    """
+    seen: set[str] = set()
+    left = set(modules)
+    while left:
+        seen.add(module := left.pop())
+        source = package.parent / f"{module.replace('.', '/')}.py"
+        if source.exists():
+            left |= set(_ANY_IMPORT.findall(source.read_text(encoding="utf-8"))) - seen
+    kernels = _texts(package / "kernels").keys()
+    return {name for module in seen if (name := module.removeprefix("segserve_builder.kernels.")) in kernels}
 
 
 def compiled_digests(folder: Path) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from pydantic import ConfigDict, Field, create_model, model_validator
@@ -219,3 +220,14 @@ def named_postprocess(pipeline: Pipeline) -> tuple[tuple[str, Stage], ...]:
         return tuple((step.name, step.stage) for step in pipeline.postprocess)
     names = {stage: name for name, stage in POSTPROCESS.items()}
     return tuple((names[type(stage)], stage) for stage in FAMILIES[pipeline.family].default_postprocess)
+
+
+def code_modules(pipeline: Pipeline) -> set[str]:
+    """Return the modules that hold the code of a pipeline: its steps', its families' and its stages'."""
+    networks = [*pipeline.networks, *(() if pipeline.light is None else (pipeline.light,))]
+    parts: list[object] = [FAMILIES[each.family] for each in networks]
+    for each in networks:
+        parts += (step.stage for step in (*each.preprocess, *each.inference))
+        parts += (stage for _, stage in named_postprocess(each))
+    steps = {f"{__package__}.{path.stem}" for path in Path(__file__).parent.glob("*.py")}
+    return steps | {type(part).__module__ for part in parts}

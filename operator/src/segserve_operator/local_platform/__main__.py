@@ -1,10 +1,8 @@
-"""The supervisor's process: `python -m segserve_operator.local_platform STATE_FOLDER [SPEED]`.
-
-With a speed, decisions are made by a clock that is as many times faster: examples/coins/rollout_demo.py.
-"""
+"""The supervisor's process: `python -m segserve_operator.local_platform STATE_FOLDER`."""
 
 from __future__ import annotations
 
+import argparse
 import logging
 import sys
 from pathlib import Path
@@ -18,9 +16,20 @@ def main() -> None:
     """Run the supervisor of the given state folder until SIGTERM."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    state, speed = StateFolder(Path(sys.argv[1]).resolve()), float(sys.argv[2]) if len(sys.argv) > 2 else 1.0
+    parser = argparse.ArgumentParser(prog="python -m segserve_operator.local_platform")
+    parser.add_argument("state", type=Path, help="State folder of the platform.")
+    parser.add_argument("--speed", type=float, default=1.0, help="Speed of the clock that decisions are made by.")
+    parser.add_argument(
+        "--compile-all",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="Compile the kernels that no model needs yet, at the lowest priority.",
+    )
+    options = parser.parse_args()
+    state, report = StateFolder(options.state.resolve()), logging.getLogger("segserve").info
     try:
-        supervise(state, cache_folder(), LocalStore(state).pool(), logging.getLogger("segserve").info, speed)
+        pool = LocalStore(state).pool()
+        supervise(state, cache_folder(), pool, report, options.speed, compile_all=options.compile_all)
     except Exception as error:
         logging.getLogger("segserve").exception("the supervisor ends")
         sys.exit(f"{type(error).__name__}: {error}")

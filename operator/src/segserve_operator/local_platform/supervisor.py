@@ -28,7 +28,7 @@ from segserve_operator.adapters.local.files import StateFolder, bound_log
 from segserve_operator.adapters.local.fleet import LocalFleet, LocalResources, shm_prefix
 from segserve_operator.adapters.local.gateway import LocalGateway, PortTakenError
 from segserve_operator.adapters.local.platform_record import PlatformError, read_platform
-from segserve_operator.adapters.local.runtime import OnStep, RuntimeEnvironment, ensure_runtime
+from segserve_operator.adapters.local.runtime import OnStep, RuntimeEnvironment, compiling_the_rest, ensure_runtime
 from segserve_operator.adapters.local.step_environments import sweep_step_environments
 from segserve_operator.adapters.local.store import LocalStore
 from segserve_operator.adapters.notify.notifier import Notifier, PoolAnnouncer, targets
@@ -245,12 +245,18 @@ def only_supervisor(state: StateFolder) -> Iterator[None]:
         yield
 
 
-def supervise(state: StateFolder, cache: Path, pool: TritonPool, progress: OnStep, speed: float = 1.0) -> None:
-    """Run a supervisor in this process until SIGTERM or SIGINT. Its servers keep running: `end` stops them."""
+def supervise(
+    state: StateFolder, cache: Path, pool: TritonPool, progress: OnStep, speed: float = 1.0, *, compile_all: bool = True
+) -> None:
+    """Run a supervisor in this process until SIGTERM or SIGINT. Its servers keep running: `end` stops them.
+
+    With `compile_all` it compiles the kernels that no model needs yet, at the lowest priority.
+    """
     with only_supervisor(state):
         # The command that starts a supervisor has compiled the kernels that its models need.
         runtime = ensure_runtime(cache, progress, kernels=())
-        asyncio.run(_run(Supervisor(state, cache, pool, runtime, speed)))
+        with compiling_the_rest(runtime) if compile_all else contextlib.nullcontext():
+            asyncio.run(_run(Supervisor(state, cache, pool, runtime, speed)))
         state.platform.unlink(missing_ok=True)
 
 

@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -48,6 +48,17 @@ def install_code(root: Path, packages: Sequence[Path], prepare: Callable[[Path],
 def has_all_kernels(code: Path) -> bool:
     """Return whether every kernel of a code folder is compiled."""
     return any(code.glob("*/kernels/__pycache__/complete-*"))
+
+
+def missing_kernels(code: Path, names: Collection[str]) -> set[str]:
+    """Return those of these kernel modules whose kernels are not compiled in a code folder."""
+    folders = list(code.glob("*/kernels"))
+    return {
+        name
+        for name in names
+        for folder in folders
+        if "@njit" in (folder / f"{name}.py").read_text(encoding="utf-8") and not _compiled(folder, name)
+    }
 
 
 def reuse_kernels(code: Path, packages: Sequence[Path]) -> None:

@@ -26,6 +26,7 @@ from segserve_operator.adapters.local.code_folder import (
     CODE_VARIABLE,
     has_all_kernels,
     install_code,
+    missing_kernels,
     reuse_kernels,
     site_packages,
 )
@@ -131,9 +132,9 @@ def ensure_runtime(
             with _compiling_meanwhile(kernels, progress):
                 _install(root, progress)
         code = install_code(root, _CODE, lambda staging: _compile_kernels(root, staging, kernels, progress))
-        if kernels is None and not has_all_kernels(code):
+        if not has_all_kernels(code) and (kernels is None or missing_kernels(code, kernels)):
             reuse_kernels(code, _CODE)
-            _compile_kernels(root, code, None, progress)
+            _compile_kernels(root, code, kernels, progress)
     return RuntimeEnvironment(root, code, library_folder)
 
 
