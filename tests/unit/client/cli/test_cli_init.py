@@ -263,6 +263,41 @@ def test_folder_and_network_are_taken_in_either_order(command: Command, photos: 
     assert (code, (tmp_path / "out/model.yaml").exists()) == (0, True)
 
 
+def test_without_photographs_one_of_coins_stands_in(command: Command, tmp_path: Path) -> None:
+    code, printed, _ = command("init", EXAMPLES / "coins/coins-unet.onnx", "-o", tmp_path / "out")
+
+    assert (code, [path.name for path in (tmp_path / "out/preview").iterdir()]) == (0, ["coins.png"])
+    assert "no images were given" in printed
+    code, _, complaint = command("init", tmp_path)
+    assert (code, "is a folder: name the network as well" in complaint) == (1, True)
+
+
+def test_the_class_at_the_borders_of_images_is_taken_for_the_background(tmp_path: Path) -> None:
+    """Class 2 of 3 has the largest logit wherever the image is dark, as the border of this one is."""
+    picture = np.zeros((64, 64, 3), np.uint8)
+    picture[16:48, 16:48] = 255
+    Image.fromarray(picture).save(tmp_path / "square.png")
+    nodes = [
+        helper.make_node("ReduceMean", ["image"], ["grey"], axes=[1]),
+        helper.make_node("ReduceMean", ["grey"], ["mean"], axes=[2, 3]),
+        helper.make_node("Sub", ["grey", "mean"], ["bright"]),
+        helper.make_node("Neg", ["bright"], ["dark"]),
+        helper.make_node("Concat", ["zero", "bright", "dark"], ["logits"], axis=1),
+    ]
+    zero = helper.make_tensor("zero", TensorProto.FLOAT, [1, 1, 64, 64], [0.0] * 4096)
+    image, logits = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 3, 64, 64]) for name in ("image", "logits")
+    )
+    graph = helper.make_graph(nodes, "g", [image], [logits], [zero])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "net.onnx")
+
+    guessed = guess(tmp_path / "net.onnx", "0" * 64, [tmp_path / "square.png"], Overrides())
+
+    names = [each["name"] for each in guessed.spec["classes"]]
+    assert names.index("background") == 2, names
+
+
 @pytest.mark.parametrize(
     ("arguments", "uri"),
     [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from segserve.cli.errors import CommandError
@@ -32,6 +32,13 @@ class Classes:
 
     entries: tuple[Mapping[str, Any], ...]
     remarks: tuple[Remark, ...]
+    numbered: bool = False
+
+    def with_background(self, number: int) -> Classes:
+        """Return the classes with this one named background, which is not drawn."""
+        text = f"class {number} covers most of your images' borders, and is taken for the background"
+        entries = tuple({**each, "name": "background"} if each["id"] == number else each for each in self.entries)
+        return replace(self, entries=entries, remarks=(*self.remarks, Remark(PLACE, text, sure=False)))
 
 
 def names_of(network: NetworkFile, given: str | None) -> ClassNames | None:
@@ -62,7 +69,8 @@ def classes_of(family: Family, number: int | None, names: ClassNames | None, lab
         why = "" if names is None else f"; {names.origin} has {len(names.names)} names, which do not fit"
         remark = Remark(PLACE, f"the names of the classes are not in the file{why}: they are numbered here", sure=False)
     unsure_ids = () if number is not None else (_unsure_ids(first, labels),)
-    return Classes(_entries(family, listed, first), (remark, *unsure_ids, *_things(family)))
+    remarks = (remark, *unsure_ids, *_things(family))
+    return Classes(_entries(family, listed, first), remarks, numbered=fitting is None)
 
 
 def _fitting(names: ClassNames, number: int | None) -> Sequence[str] | None:

@@ -9,11 +9,13 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from segserve.cli.demo import coins_folder
 from segserve.cli.errors import CommandError, needs
 from segserve.cli.image_files import images_in
 from segserve.cli.options import family_names
@@ -26,6 +28,10 @@ if TYPE_CHECKING:
     from segserve.results.result import Result
 
 RESOURCE: Final = "model.yaml"
+STAND_IN: Final = (
+    "no images were given: one photograph of coins stood in for them. With images like those to be served, "
+    "`segserve init IMAGE_FOLDER MODEL.ONNX` can judge what it guesses"
+)
 COPIED_BYTES: Final = 100_000_000
 """Size of a network below which it is copied beside the resource."""
 
@@ -33,9 +39,15 @@ COPIED_BYTES: Final = 100_000_000
 def init(
     images: Annotated[
         Path,
-        typer.Argument(metavar="IMAGE_FOLDER", help="Images like those to be served, before or after the network."),
+        typer.Argument(
+            metavar="[IMAGE_FOLDER]",
+            help="Images like those to be served, before or after the network. Default: one photograph of coins.",
+        ),
     ],
-    network: Annotated[Path, typer.Argument(metavar="MODEL.ONNX", help="The network as an ONNX file.")],
+    network: Annotated[
+        Path | None,
+        typer.Argument(metavar="MODEL.ONNX", help="The network as an ONNX file.", show_default=False),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -80,23 +92,37 @@ def init(
 
     from segserve.cli.terminal import print_whole, spinner
 
-    if network.is_dir() and images.is_file():
-        images, network = network, images
-    image_files = images_in(images)
+    stands_in = network is None
+    if network is None:
+        if images.is_dir():
+            raise CommandError(
+                f"{images} is a folder: name the network as well, such as `segserve init {images} net.onnx`"
+            )
+        network, image_files = images, [coins_folder() / "coins.png"]
+    else:
+        if network.is_dir() and images.is_file():
+            images, network = network, images
+        image_files = images_in(images)
     model = _name(name, network)
     folder = output if output is not None else Path(model)
     _refuse_to_overwrite(folder, force=force)
     with needs("builder"), spinner("starting") as progress:
         from segserve.cli.init.guess import guess
         from segserve.cli.init.report import report
-        from segserve.cli.init.values import Overrides
+        from segserve.cli.init.values import Overrides, Remark
 
         sha256 = _sha256(network)
         with _bounded_memory():
             guessed = guess(network, sha256, image_files, Overrides(family, classes), progress)
+            if stands_in:
+                guessed = replace(guessed, remarks=(*guessed.remarks, Remark(("spec", "input"), STAND_IN, sure=False)))
             uri = _uri(network, folder, copy=copy, force=force)
             results, remarks = _write(guessed, model, uri, folder, progress)
-    print_whole(Console(highlight=False), report(guessed, results, remarks, folder / RESOURCE))
+    console, text = Console(highlight=False), report(guessed, results, remarks, folder / RESOURCE)
+    if console.is_terminal:
+        console.print(text)  # lines break between words
+    else:
+        print_whole(console, text)
 
 
 def _name(given: str | None, network: Path) -> str:

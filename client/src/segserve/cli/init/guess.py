@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -13,13 +14,15 @@ from segserve.cli.init.families import BATCH, FamilyCandidate, candidates, misfi
 from segserve.cli.init.measuring import DEFAULT_MAX_PIXELS, Budget, PixelBound, bound_of, measure, megapixels
 from segserve.cli.init.network import ImageInput, NetworkFile, image_input, read_network
 from segserve.cli.init.preparation import PLACE, USUAL, normalise_of, resize_of
-from segserve.cli.init.running import NetworkRunner, steadiness
+from segserve.cli.init.running import NetworkRunner, border_class, steadiness
 from segserve.cli.init.values import Choice, Overrides, Progress, Remark, StageOptions, Trial, no_progress
 from segserve.cli.init.writing import listed
+from segserve_builder.errors import BuilderError
 from segserve_builder.families import FAMILIES
 from segserve_builder.families.base import EvidenceWeight, Family, FamilyEvidence
 from segserve_builder.steps.in_process import InProcessModel
 from segserve_builder.steps.pipeline import Pipeline
+from segserve_common.errors import BadRequestError
 from segserve_common.image_file import ImageFileError, describe_file
 
 LABELLED_IMAGES: Final = 10
@@ -109,6 +112,11 @@ def guess(
     if classes is None:
         labels = () if runner is None else _labels(spec, network, fitting, progress)
         classes = classes_of(family, number, names, labels)
+    if runner is not None and classes.numbered and "argmax" in spec["postprocess"][0]:
+        progress("looking for the background")
+        with suppress(BuilderError, BadRequestError, MemoryError):  # the golden set says why it fails
+            background = border_class(InProcessModel(_pipeline_of(spec), network.path), fitting[:LABELLED_IMAGES])
+            classes = classes if background is None else classes.with_background(background)
     spec["classes"] = list(classes.entries)
     remarks = (
         *_family_remarks(ranked, overrides),

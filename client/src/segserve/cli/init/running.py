@@ -113,6 +113,16 @@ def steadiness(model: InProcessModel, images: Sequence[Path]) -> float:
     return sum(scores) / len(scores)
 
 
+def border_class(model: InProcessModel, images: Sequence[Path]) -> int | None:
+    """Return the label of most pixels at the borders of the images; None if no label is on more than half of them."""
+    import numpy as np
+
+    found = [label_map(model.answer(path.read_bytes(), RequestOptions(encoding="raw"))) for path in images]
+    borders = np.concatenate([side.ravel() for labels in found for side in (labels[[0, -1]], labels[:, [0, -1]])])
+    counts = np.bincount(borders)
+    return int(counts.argmax()) if 2 * counts.max() > counts.sum() else None
+
+
 def _compared(model: InProcessModel, path: Path) -> float:
     data, mirrored = path.read_bytes(), _mirrored(path)
     if model.task == "semantic":
