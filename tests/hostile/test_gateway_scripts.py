@@ -76,8 +76,8 @@ def varint(value: int) -> bytes:
     return bytes((value >> 7 * at & 127) | (0 if at == 3 else 128) for at in range(4))
 
 
-def described(size: int) -> dict[str, str]:
-    content = answer(size)
+def described(size: int, *, name: str = "MASKS") -> dict[str, str]:
+    content = answer(size, name=name)
     length = len(content) - size - 4 - 16
     return {HEADER_LENGTH.lower(): str(length), "content-length": str(len(content))}
 
@@ -220,6 +220,20 @@ def test_an_answer_beyond_the_bound_is_a_problem_that_says_what_to_do(gateway: G
     assert answered.json()["detail"].endswith(
         f" bytes, and plain HTTP allows {MAX_PLAIN_BYTES}; request encoding=rle, or POST /v2/models/coins/infer"
     )
+
+
+@pytest.mark.parametrize("size", [100, 4 * MEBIBYTE])
+def test_a_label_map_of_any_size_is_the_body_for_a_caller_that_accepts_pictures(gateway: Guarded, size: int) -> None:
+    gateway.triton.said = (described(size, name="LABELS"), answer(size, name="LABELS"))
+
+    answered = ask(gateway, headers={"accept": "image/png"})
+
+    assert (answered.status_code, answered.headers["content-type"]) == (200, "image/png")
+    assert answered.content == bytes(size)
+    gateway.triton.said = (described(100), answer(100))
+    answered = ask(gateway, headers={"accept": "image/png"})
+    assert (answered.status_code, answered.headers["content-type"]) == (406, "application/problem+json")
+    assert answered.json()["detail"] == "the model answers no label map: accept application/json"
 
 
 def test_answers_that_are_held_for_others_are_bounded_until_they_end(gateway: Guarded) -> None:

@@ -5,7 +5,8 @@
 -- Two filters run it. The first, where IS_HEAD is true, reads the head of a request: with the path of KServe v2 the
 -- rules and limits of a model hold before anything is read of the body. The second translates bodies.
 -- NOTED is the namespace of the dynamic metadata that has the path and method as they came in, and what the first
--- filter leaves to the second: `model`, `boundary` of a form, and options by name. MARK is the header of a request that
+-- filter leaves to the second: `model`, `boundary` of a form, options by name, and `is_picture` if the answer is to be
+-- the label map as PNG instead of JSON. MARK is the header of a request that
 -- is translated. MAX_BYTES limits a request. An answer has at most MOST_ANSWER_BYTES, and all answers that are under way
 -- in this thread MOST_HELD_BYTES: they are held until they are whole, in memory that no limit of Envoy bounds.
 --
@@ -172,13 +173,22 @@ local function read_head(handle)
   end
   local accept = headers:get("accept")
   local accepted = string.lower(accept or "")
-  if accepted ~= "" and not string.find(accepted, "[*]/[*]") and not string.find(accepted, "application/[j*]") then
-    refuse(handle, "406", "the answer is application/json; the request accepts " .. quoted(string.sub(accept, 1, 80)))
+  local is_json = accepted == "" or string.find(accepted, "[*]/[*]") or string.find(accepted, "application/[j*]")
+  if not is_json and not string.find(accepted, "image/[p*]") then
+    refuse(handle, "406", "the answer is application/json, or image/png for a label map; the request accepts "
+      .. quoted(string.sub(accept, 1, 80)))
   end
   local kind = string.lower(headers:get("content-type") or "")
   if string.find(kind, "^application/json") then refuse(handle, "415", "the body is JSON: " .. HOW) end
   local noted = handle:streamInfo():dynamicMetadata()
-  for name, value in pairs(options_of(handle, query)) do noted:set(NOTED, name, value) end
+  local options = options_of(handle, query)
+  if not is_json then
+    if (options.encoding or "png") ~= "png" then
+      refuse(handle, "406", "the request accepts only a picture; encoding must be png, got " .. quoted(options.encoding))
+    end
+    noted:set(NOTED, "is_picture", true)
+  end
+  for name, value in pairs(options) do noted:set(NOTED, name, value) end
   -- What curl says of a body for which nobody has said it.
   if kind == "application/x-www-form-urlencoded" then noted:set(NOTED, "is_unlabelled", true) end
   noted:set(NOTED, "model", model)
@@ -192,6 +202,7 @@ local function translate(handle)
   if noted == nil or noted["model"] == nil then return end
   local options = {}
   for name in pairs(OPTIONS) do options[name] = noted[name] end
+  if noted["is_picture"] then options.outputs = "LABELS" end
   local body = handle:body(true)
   if body:length() == 0 then refuse(handle, "400", "the request has no body; it must be an image") end
   local text = body:getBytes(0, body:length())
@@ -353,6 +364,19 @@ local function write_problem(handle, status, method)
   handle:headers():replace("content-length", string.format("%d", length))
 end
 
+-- Replaces an answer by its label map; a model of masks that may overlap has none.
+local function write_picture(handle, header_length)
+  local body = handle:body(true)
+  local text = body:getBytes(0, body:length())
+  local picture = items(text, tensors_of(string.sub(text, 1, header_length)).LABELS)[1]
+  if picture == nil then
+    handle:headers():replace(":status", "406")
+    handle:headers():replace("content-type", "application/problem+json")
+    picture = '{"title":"Not Acceptable","status":406,"detail":"the model answers no label map: accept application/json"}\n'
+  end
+  handle:headers():replace("content-length", string.format("%d", body:setBytes(picture)))
+end
+
 local held = setmetatable({}, {__mode = "k"})  -- bytes of the answers under way; one whose caller left is collected
 
 local function held_bytes()
@@ -399,7 +423,10 @@ local function translate_answer(handle)
   headers:remove("content-length")
   local refusal, detail = refused_answer(size, model)
   if refusal ~= nil then return write_refusal(handle, refusal, detail) end
-  headers:replace("content-type", "application/json")
+  local is_picture = handle:streamInfo():dynamicMetadata():get(NOTED)["is_picture"]
+  headers:replace("content-type", is_picture and "image/png" or "application/json")
+  -- What is larger has a label map, and may be more than Envoy buffers.
+  if is_picture and size <= LARGE then return write_picture(handle, header_length) end
   held[handle] = size
   local chunks, received, tensors, whole = {}, 0, nil, nil
   for chunk in handle:bodyChunks() do
@@ -410,7 +437,8 @@ local function translate_answer(handle)
       tensors, whole = tensors_of(string.sub(table.concat(chunks), 1, header_length))
     end
     if whole ~= nil and received >= whole then
-      chunk:setBytes(answer(handle, model, table.concat(chunks), tensors, names))
+      local body = table.concat(chunks)
+      chunk:setBytes(is_picture and items(body, tensors.LABELS)[1] or answer(handle, model, body, tensors, names))
       held[handle], chunks = nil, nil
       if size > LARGE then collectgarbage() end
       return
