@@ -32,6 +32,7 @@ from segserve import (
     ServerError,
     StepDiedError,
 )
+from segserve.calls.endpoint import GatewayEndpoint
 
 from .conftest import HEIGHT, SEMANTIC, WIDTH, coin_masks, instance_answer, parameters, semantic_answer
 
@@ -406,6 +407,11 @@ def test_the_url_comes_from_the_environment(gateway: Gateway, photo: bytes, monk
         monkeypatch.setenv("SEGSERVE_URL", url.removeprefix("http://"))
         with Client() as client:
             assert client.segment(photo, model="coins").model == "coins"
+
+
+@pytest.mark.parametrize("path", ["", "/", "/v2", "/v2/models/coins", "/v2/models/coins/", "/v1/models"])
+def test_the_url_of_a_model_is_that_of_its_gateway(path: str) -> None:
+    assert GatewayEndpoint.parse(f"http://gateway/prefix{path}").url == "http://gateway:80/prefix"
 
 
 def test_a_proxy_of_the_environment_does_not_come_between_the_client_and_its_own_machine(

@@ -16,6 +16,8 @@ DEFAULT_URL: Final = "http://127.0.0.1:8080"
 URL_VARIABLE: Final = "SEGSERVE_URL"
 UrlSource: TypeAlias = Literal["given", "environment", "platform", "default"]
 _PORTS: Final = {"http": 80, "https": 443}
+_OF_MODEL: Final = re.compile(r"/v[12](/models(/[^/]+)?)?/*$")
+"""The end of a model's own URL, as `segserve get` prints it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,7 @@ class GatewayEndpoint:
 
     @classmethod
     def parse(cls, url: str | None = None, running: Callable[[], str | None] = lambda: None) -> GatewayEndpoint:
-        """Parse a URL such as `http://127.0.0.1:8080` or `gateway:80`.
+        """Parse a URL such as `http://127.0.0.1:8080` or `gateway:80`; that of a model is its gateway's.
 
         None means `SEGSERVE_URL`, else what `running` returns, the URL of this machine's platform, else the default.
 
@@ -54,7 +56,13 @@ class GatewayEndpoint:
             raise BadRequestError(f"not a URL: {_shown(text)!r}: {_shown(str(error))}") from None
         if parts.scheme not in _PORTS or not parts.hostname or parts.query or parts.fragment or "@" in parts.netloc:
             raise BadRequestError(f"a gateway's URL must be http(s)://host[:port][/prefix], got {_shown(text)!r}")
-        return cls(parts.scheme, parts.hostname, port or _PORTS[parts.scheme], parts.path.rstrip("/"), source)
+        return cls(
+            parts.scheme,
+            parts.hostname,
+            port or _PORTS[parts.scheme],
+            _OF_MODEL.sub("", parts.path).rstrip("/"),
+            source,
+        )
 
     @property
     def authority(self) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Annotated, Any, Final, Literal
 
 import typer
+from typer.core import TyperGroup
 
 from segserve.cli import (
     batch,
@@ -31,7 +32,7 @@ from segserve.cli import (
     version,
     why,
 )
-from segserve.cli.errors import plain, user_errors
+from segserve.cli.errors import plain, user_errors, wrapped
 from segserve.cli.examples import epilog
 from segserve.cli.init import command as init
 from segserve.cli.rollout import commands as rollouts
@@ -39,8 +40,37 @@ from segserve.cli.rollout import commands as rollouts
 COMPLETES: Final = "_SEGSERVE_COMPLETE"
 """Set by shells to request completions of a line."""
 
+OTHER_NAMES: Final = {
+    "serve": "up",
+    "start": "up",
+    "run": "up",
+    "stop": "down",
+    "list": "get",
+    "ls": "get",
+    "ps": "get",
+    "status": "get",
+    "deploy": "apply",
+    "create": "apply",
+    "infer": "predict",
+    "segment": "predict",
+    "val": "eval",
+    "benchmark": "bench",
+    "rm": "delete",
+}
+"""What other tools call our commands."""
+
+
+class _Commands(TyperGroup):
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Answer the name that another tool has for a command with ours."""
+        if args and args[0] in OTHER_NAMES and self.get_command(ctx, args[0]) is None:
+            ctx.fail(f"No such command {args[0]!r}: it is `segserve {OTHER_NAMES[args[0]]}`.")
+        return super().resolve_command(ctx, args)
+
+
 app = typer.Typer(
     name="segserve",
+    cls=_Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
@@ -140,5 +170,5 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except user_errors() as error:
-        typer.echo(plain(f"error: {error}"), err=True)
+        typer.echo(wrapped(plain(f"error: {error}")), err=True)
         sys.exit(1)

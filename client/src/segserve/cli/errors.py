@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+import textwrap
 from typing import Final
 
 from segserve.platforms.errors import needs as needs
@@ -16,6 +18,15 @@ class CommandError(Exception):
 def plain(text: str) -> str:
     """Return text that others wrote so that it cannot steer a terminal: control and direction characters replaced."""
     return "".join(each if each.isprintable() or each in "\n\t" else "�" for each in text)
+
+
+def wrapped(text: str) -> str:
+    """Return text for stderr; on a terminal its lines break between words, so that commands can be read and copied."""
+    if not sys.stderr.isatty():
+        return text
+    width = shutil.get_terminal_size().columns
+    lines = text.splitlines()
+    return "\n".join(textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False) for line in lines)
 
 
 _USER_ERRORS: Final = {

@@ -33,6 +33,10 @@ CONTAINERS: Final = ("agent", "triton")
 MARK_BYTES: Final = 4096
 """Length of the text by which a truncated log is recognised: single lines repeat, texts of this length rarely do."""
 
+NVIDIA_DRIVER: Final = Path("/proc/driver/nvidia")
+NO_GPU: Final = ("CUDA driver version is insufficient", "CudaDriverHelper has not been initialized")
+"""What Triton logs as errors on a machine that has no GPU, where they mean nothing."""
+
 
 def local_store(place: Local | None = None) -> ResourceFiles:
     """Return the store of the local platform's resources."""
@@ -169,11 +173,14 @@ class LocalPlatform:
         if not state.root.exists():
             raise ControlError(f"no platform has run in {state.root}")
         known: dict[Path, _LogFile] = {}
+        without_gpu = not NVIDIA_DRIVER.exists()
         while True:
             for path in self._log_files(request):
                 origin = path.relative_to(state.root).with_suffix("").as_posix()
                 is_first_look = path not in known
                 lines = known.setdefault(path, _LogFile(path)).new_lines(to_the_end=not request.follow)
+                if without_gpu and origin.endswith("/triton"):
+                    lines = [line for line in lines if not any(text in line for text in NO_GPU)]
                 skipped = max(0, len(lines) - request.lines) if is_first_look else 0
                 yield from (f"{origin} | {line}" for line in lines[skipped:])
             if not request.follow:

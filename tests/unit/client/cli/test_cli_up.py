@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from segserve.cli.startup import Startup
+from segserve.platforms import local
 from segserve_operator.adapters.local.files import StateFolder
 
 from .conftest import Command, conditions, model
@@ -107,6 +108,26 @@ def test_logs_of_a_container_that_there_is_not_name_those_that_there_are(command
 
     assert command("logs", "coins", "-c", "foo") == (1, "", complaint)
     assert command("logs", "coins", "-c", "agent")[0] == 0
+
+
+def test_logs_of_a_machine_without_gpu_have_no_errors_of_cuda(
+    command: Command, state: StateFolder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    said = 'E1126 04:13:57.6 1 scheduler.cc:14] "unable to create stream: CUDA driver version is insufficient for ..."'
+    (state.groups / "main").mkdir(parents=True, exist_ok=True)
+    (state.groups / "main/triton.log").write_text(f"{said}\nI1126 Started\n")
+    monkeypatch.setattr(local, "NVIDIA_DRIVER", tmp_path / "absent")
+
+    assert command("logs", "-c", "triton")[1] == "groups/main/triton | I1126 Started\n"
+    monkeypatch.setattr(local, "NVIDIA_DRIVER", tmp_path)
+    assert said in command("logs", "-c", "triton")[1]
+
+
+@pytest.mark.parametrize(("name", "ours"), [("serve", "up"), ("ls", "get"), ("infer", "predict")])
+def test_other_tools_names_of_commands_are_answered_with_ours(command: Command, name: str, ours: str) -> None:
+    code, _, complaint = command(name, "-x")
+
+    assert (code, f"it is `segserve {ours}`" in complaint) == (2, True)
 
 
 def test_a_folder_that_is_no_golden_set_has_no_digest(command: Command, tmp_path: Path) -> None:
