@@ -1,10 +1,11 @@
-"""Adds to the site the README as its start page, the how-to scripts as pages, and the files that pages link to.
+"""Adds to the site the README as its start page, the how-to scripts as pages and notebooks, and files linked to.
 
 Links are written so that they work in the repository; here they are rewritten to work in the site.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import posixpath
 import re
@@ -31,6 +32,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     files.append(File.generated(config, "index.md", content=(ROOT / HOME).read_text()))
     for path in _scripts():
         files.append(File.generated(config, _page_of_script(path), content=page_of(path.read_text(), path.name)))
+        notebook = json.dumps(notebook_of(path.read_text()), indent=1)
+        files.append(File.generated(config, f"{HOW_TO}{path.stem}.ipynb", content=notebook))
     for name in sorted(_linked(files)):
         files.append(_copied(config, name))
     return files
@@ -49,15 +52,27 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 def page_of(script: str, name: str) -> str:
     """Return a script in percent format as Markdown: text cells as text, code cells as code blocks."""
+    pages = [text if is_text else f"```python\n{text}\n```" for is_text, text in _cells(script)]
+    notebook = name.removesuffix(".py") + ".ipynb"
+    return "\n\n".join([*pages, f"Download this page as a [script]({name}) or a [notebook]({notebook})."]) + "\n"
+
+
+def notebook_of(script: str) -> dict[str, Any]:
+    """Return a script in percent format as a Jupyter notebook (nbformat 4.4)."""
+    text, code = {"cell_type": "markdown"}, {"cell_type": "code", "outputs": [], "execution_count": None}
+    cells = [(text if is_text else code) | {"metadata": {}, "source": source} for is_text, source in _cells(script)]
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    return {"nbformat": 4, "nbformat_minor": 4, "metadata": {"kernelspec": kernel}, "cells": cells}
+
+
+def _cells(script: str) -> Iterator[tuple[bool, str]]:
+    """Yield whether a cell is text, and what it holds."""
     _, *cells = _CELL.split(script)
-    pages = [_cell(kind, text) for kind, text in zip(cells[::2], cells[1::2], strict=True)]
-    return "\n\n".join([*pages, f"[Download this page as a script]({name})."]) + "\n"
-
-
-def _cell(kind: str | None, text: str) -> str:
-    if kind == "markdown":
-        return "\n".join(line.removeprefix("#").removeprefix(" ") for line in text.strip().splitlines())
-    return f"```python\n{text.strip()}\n```"
+    for kind, source in zip(cells[::2], cells[1::2], strict=True):
+        lines = source.strip().splitlines()
+        if kind == "markdown":
+            lines = [line.removeprefix("#").removeprefix(" ") for line in lines]
+        yield kind == "markdown", "\n".join(lines)
 
 
 def _scripts() -> list[Path]:

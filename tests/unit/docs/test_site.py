@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import os
 import subprocess
 import sys
@@ -97,7 +99,7 @@ def test_every_public_name_is_in_the_reference(site: Path) -> None:
     assert {name for name in segserve.__all__ if f"segserve.{name}" not in known} == set()
 
 
-def test_every_script_is_a_page_with_its_text_and_its_code(site: Path) -> None:
+def test_every_script_is_a_page_and_a_notebook_with_its_text_and_its_code(site: Path) -> None:
     scripts = sorted((ROOT / "docs/how-to").glob("*.py"))
 
     assert scripts
@@ -105,3 +107,6 @@ def test_every_script_is_a_page_with_its_text_and_its_code(site: Path) -> None:
         page = (site / "how-to" / f"{path.stem}.html").read_text()
         assert "# %%" not in page
         assert f'href="{path.name}"' in page
+        notebook = json.loads((site / "how-to" / f"{path.stem}.ipynb").read_text())
+        sources = [cell["source"] for cell in notebook["cells"] if cell["cell_type"] == "code"]
+        assert ast.dump(ast.parse("\n".join(sources))) == ast.dump(ast.parse(path.read_text()))
