@@ -47,7 +47,7 @@ try:
     client.segment(grey / 255, model="coins")
 except BadRequestError as error:
     print(error.message)
-# > an array of pixels must be uint8 or uint16, got float64 (303, 384): for values from 0 to 1, send (array * 255)...
+# > an array of pixels must be uint8 or uint16, shaped (H, W) or (H, W, C) ... got float64 (303, 384): ...
 
 # %% [markdown]
 # Torch tensors work once they are on the CPU with channels last: `tensor.permute(1, 2, 0).cpu()`. OpenCV images are
