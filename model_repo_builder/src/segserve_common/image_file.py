@@ -7,7 +7,7 @@ import mmap
 import re
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
@@ -37,15 +37,17 @@ _PNG_PALETTE: Final = 3
 
 _SUBFILE, _OLD_SUBFILE, _WIDTH, _LENGTH, _BITS, _COMPRESSION, _PHOTOMETRIC = 254, 255, 256, 257, 258, 259, 262
 _ORIENTATION, _SAMPLES, _PLANAR, _TILE_WIDTH, _TILE_LENGTH, _SUB_IFDS = 274, 277, 284, 322, 323, 330
-_EXTRA_SAMPLES, _SAMPLE_FORMAT, _GDAL_NODATA, _DNG_VERSION = 338, 339, 42113, 50706
+_EXTRA_SAMPLES, _SAMPLE_FORMAT, _GEO_KEYS, _GDAL_NODATA, _DNG_VERSION = 338, 339, 34735, 42113, 50706
 _READ: Final = frozenset(
     {_SUBFILE, _OLD_SUBFILE, _WIDTH, _LENGTH, _BITS, _COMPRESSION, _PHOTOMETRIC, _ORIENTATION, _SAMPLES, _PLANAR}
-    | {_TILE_WIDTH, _TILE_LENGTH, _SUB_IFDS, _EXTRA_SAMPLES, _SAMPLE_FORMAT, _GDAL_NODATA, _DNG_VERSION}
+    | {_TILE_WIDTH, _TILE_LENGTH, _SUB_IFDS, _EXTRA_SAMPLES, _SAMPLE_FORMAT, _GEO_KEYS, _GDAL_NODATA, _DNG_VERSION}
 )
 _TYPES: Final = {1: "B", 2: "s", 3: "H", 4: "I", 6: "b", 7: "s", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
 _SHORT, _LONG = 3, 4
 _MOST_VALUES: Final = 1024
 _MOST_SUB_IFDS: Final = 16
+_MOST_PAGES: Final = 64
+"""Up to this many pages are searched for a mask: a GeoTIFF has some 20, those of its overviews."""
 _REDUCED, _MASK = 1, 4
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, YCBCR = 0, 1, 2, 3, 6
 MOSAICS: Final = frozenset({32803, 34892})
@@ -67,7 +69,8 @@ class ImageHeader:
     """An image file by its header. `height` and `width` are as stored, before `orientation` 1..8 is applied.
 
     The other fields are those of TIFF: `photometric`, `sample_format`, `planar`, `compression` and `extra_samples` by
-    their numbers, `tile` the height and width of a tile (1 without), `nodata` the value that GDAL writes.
+    their numbers, `tile` the height and width of a tile (1 without), `nodata` the value that GDAL writes. Of a GeoTIFF,
+    `alpha` is the number of the band, and `mask_page` that of the page, that is 0 where there are no data.
     """
 
     format: Literal["JPEG", "PNG", "WebP", "TIFF"]
@@ -83,6 +86,15 @@ class ImageHeader:
     extra_samples: tuple[int, ...] = ()
     tile: tuple[int, int] = (1, 1)
     nodata: float | None = None
+    alpha: int | None = None
+    mask_page: int | None = None
+
+    @property
+    def gaps(self) -> str:
+        """What says in which pixels a GeoTIFF has no data; empty if it has them everywhere."""
+        named = {"an alpha band": self.alpha, "a mask": self.mask_page}
+        marks = [] if self.nodata is None else [f"nodata is {self.nodata:g}"]
+        return ", ".join([*marks, *(name for name, number in named.items() if number is not None)])
 
     @property
     def size(self) -> tuple[int, int]:
@@ -278,7 +290,7 @@ def exif_orientation(exif: bytes) -> int:
 
 
 def _tiff(data: Data) -> ImageHeader:
-    tags, names, _ = _directory(data, _first_offset(data))
+    tags, names, following = _directory(data, _first_offset(data))
     if len(set(names)) < len(names):
         # Readers differ in which of the two they take.
         raise ImageFileError(
@@ -304,6 +316,8 @@ def _tiff(data: Data) -> ImageHeader:
         tile=(_number(tags, _TILE_LENGTH, 1), _number(tags, _TILE_WIDTH, 1)),
         nodata=float(nodata) if re.fullmatch(rb"[-+]?(\d+\.?\d*([eE][-+]?\d+)?|nan)", nodata) else None,
     )
+    if _GEO_KEYS in tags:
+        described = replace(described, alpha=_alpha(described), mask_page=_mask_page(data, described, following))
     subfile = _number(tags, _SUBFILE, _REDUCED if _number(tags, _OLD_SUBFILE, 1) == 2 else 0)
     is_raw = _DNG_VERSION in tags or described.photometric in MOSAICS or data[8:10] == b"CR"
     if is_raw or any(_is_raw(data, described, offset) for offset in tags.get(_SUB_IFDS, ())[:_MOST_SUB_IFDS]):
@@ -315,6 +329,20 @@ def _tiff(data: Data) -> ImageHeader:
             "is read; write the picture as the first page"
         )
     return described
+
+
+def _alpha(file: ImageHeader) -> int | None:
+    extra = file.extra_samples
+    return next((file.channels - len(extra) + place for place, kind in enumerate(extra) if kind in (1, 2)), None)
+
+
+def _mask_page(data: Data, file: ImageHeader, offset: int) -> int | None:
+    """Return the number of the page that is the mask of the first one; overviews have masks of their own."""
+    for number, tags in enumerate(_pages(data, offset, _MOST_PAGES), 1):
+        subfile, *size = (_number(tags, tag, 0) for tag in (_SUBFILE, _LENGTH, _WIDTH))
+        if subfile & (_REDUCED | _MASK) == _MASK and size == [file.height, file.width]:
+            return number
+    return None
 
 
 def _first_offset(data: Data) -> int:
@@ -380,15 +408,21 @@ def frame_count(data: Data) -> int:
         return max(sum(kind == b"ANMF" for kind, _, _ in webp_chunks(data)), 1)
     if data[:4] not in TIFF_SIGNATURES:
         return 1
-    offset, pages, seen = _first_offset(data), 0, set[int]()
-    while offset and offset not in seen and len(seen) < MAX_PARTS:
+    pages = _pages(data, _first_offset(data), MAX_PARTS)
+    return max(sum(not _number(tags, _SUBFILE, 0) & (_REDUCED | _MASK) for tags in pages), 1)
+
+
+def _pages(data: Data, offset: int, most: int) -> Iterator[dict[int, tuple[Any, ...]]]:
+    """Yield the tags of a TIFF's pages from the one at `offset` up to one that is damaged."""
+    seen = set[int]()
+    while offset and offset not in seen and len(seen) < most:
         seen.add(offset)
         try:
             tags, _, offset = _directory(data, offset)
-            pages += not _number(tags, _SUBFILE, 0) & (_REDUCED | _MASK)
+            _ = [_number(tags, tag, 0) for tag in (_SUBFILE, _LENGTH, _WIDTH)]
         except (struct.error, ImageFileError):
-            break
-    return max(pages, 1)
+            return
+        yield tags
 
 
 def shallow_tiff(data: bytes, file: ImageHeader) -> NDArray[np.uint8]:

@@ -75,35 +75,39 @@ class ImageFile:
 class ImageContent:
     """An image as it is sent: the bytes of a file that servers decode, or pixels that Pillow decodes here.
 
-    Of `frames` (of an animation) or pages (of a TIFF) only the first is sent. `nodata` is a GeoTIFF's value of pixels
-    without data.
+    Of `frames` (of an animation) or pages (of a TIFF) only the first is sent. `gaps` says what marks pixels of a
+    GeoTIFF as without data.
     """
 
     image: bytes | Image.Image
     frames: int = 1
-    nodata: float | None = None
+    gaps: str = ""
 
     def notes(self, name: object) -> list[str]:
         """Return what of the image named so is not in the answer, or spoils it."""
-        from segserve.results.images import little_used_range
-
         notes = []
         if self.frames > 1:
             notes.append(f"only the first of the {self.frames} frames or pages of {name} was segmented")
-        if self.nodata is not None:
-            notes.append(nodata_note(name, self.nodata))
-        largest = little_used_range(self.image) if isinstance(self.image, bytes) else None
-        if largest is not None:
+        if self.gaps:
             notes.append(
-                f"the values of {name} go up to {largest} of 65535, which is nearly black; scale them first (12 bits: "
-                "times 16)"
+                f"pixels of {name} without data ({self.gaps}) are segmented and counted as others are; "
+                "`segserve batch` leaves them out"
             )
-        return notes
+        return notes + (dark_notes(self.image, name) if isinstance(self.image, bytes) else [])
 
 
-def nodata_note(name: object, value: float) -> str:
-    """Return the note for an image that has a value for pixels without data."""
-    return f"pixels of {name} without data (nodata is {value:g}) are segmented and counted as others are"
+def dark_notes(data: bytes, name: object) -> list[str]:
+    """Return the note for a file of 16 bits that uses a small part of them, if it does."""
+    from segserve.results.images import little_used_range
+
+    largest = little_used_range(data)
+    return (
+        []
+        if largest is None
+        else [
+            f"the values of {name} go up to {largest} of 65535, which is nearly black; scale them first (12 bits: times 16)"
+        ]
+    )
 
 
 def image_content(data: bytes) -> ImageContent:
@@ -114,7 +118,7 @@ def image_content(data: bytes) -> ImageContent:
     from PIL import Image
 
     try:
-        return ImageContent(data, frame_count(data), describe(data).nodata)
+        return ImageContent(data, frame_count(data), describe(data).gaps)
     except ImageFileError:
         if data.startswith(SERVER_DECODES):
             return ImageContent(data)

@@ -22,6 +22,7 @@ from segserve_common.errors import BadRequestError
 from segserve_common.files import replacing
 
 TIFF_TILE: Final = 512
+GDAL_NODATA: Final = 42113
 LARGEST_CLASSIC_TIFF: Final = 4_000_000_000
 # COCO's tools count runs with 32 bits.
 MAX_COCO_PIXELS: Final = (1 << 32) - 1
@@ -83,6 +84,7 @@ def write_tiff(result: TiledSemanticResult | TiledObjects, path: Path) -> None:
             bigtiff=height * width * labels.dtype.itemsize > LARGEST_CLASSIC_TIFF,
             metadata=None,
             software="segserve",
+            extratags=[] if result.nodata is None else [(GDAL_NODATA, "s", 0, str(result.nodata), True)],
         )
 
 
@@ -115,7 +117,7 @@ def write_png(result: TiledSemanticResult | TiledObjects, path: Path) -> None:
 
 def _palette(result: TiledSemanticResult) -> bytes:
     palette = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
-    palette[0] = 0
+    palette[[0, result.nodata or 0]] = 0
     for known in result.classes:
         if known.colour is not None and known.id < 256:
             palette[known.id] = known.colour

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeVar, overload
 
@@ -28,7 +28,8 @@ class TiledResult:
 
     `size` is height and width. `revisions` are those that answered, more than one only if a change was allowed. `areas`
     are pixels by class name. `tiles` is the total number of tiles, `sent` the number sent by this call: fewer if a
-    checkpoint had some. `folder` holds the result, or is None for a result in memory.
+    checkpoint had some. `folder` holds the result, or is None for a result in memory. `nodata` is the value in maps of
+    pixels without data, which count in no area, or None if the image has data everywhere.
     """
 
     model: str
@@ -40,6 +41,7 @@ class TiledResult:
     tiles: int
     sent: int
     folder: Path | None
+    nodata: int | None = field(default=None, kw_only=True)
 
     @property
     def revision(self) -> str:
@@ -202,6 +204,7 @@ def read_common(value: Mapping[str, Any]) -> dict[str, Any]:
         "classes": classes,
         "areas": dict(value["areas"]),
         "tiles": value["tiles"],
+        "nodata": value["run"].get("nodata"),
     }
 
 

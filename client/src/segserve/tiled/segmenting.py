@@ -157,7 +157,7 @@ async def _send_all_async(client: AsyncSegmenter, source: PixelSource, run: Run)
         for tile in tiles:
             image = await asyncio.to_thread(job.image, source, tile)
             result = await client.segment(image, **job.request.arguments())
-            record = await asyncio.to_thread(job.keep, result, tile, pixel_map)
+            record = await asyncio.to_thread(job.keep, result, source, tile, pixel_map)
             await asyncio.to_thread(run.keep, tile, record)
 
     try:

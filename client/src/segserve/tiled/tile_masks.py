@@ -105,6 +105,13 @@ def of_bitmap(bitmap: NDArray[np.bool_]) -> TilePatch | None:
     return TilePatch(top, left, bitmap[top : int(rows[-1]) + 1, left : int(columns[-1]) + 1].copy())
 
 
+def within(patch: TilePatch, valid: NDArray[np.bool_]) -> TilePatch | None:
+    """Return the part of a patch that is `valid`, bool (h, w) of its tile; None if it has no pixel."""
+    part = patch.window.intersection(Window(0, 0, *valid.shape))
+    found = None if part.is_empty else of_bitmap(patch.within(part) & valid[part.slices()])
+    return None if found is None else TilePatch(found.top + part.top, found.left + part.left, found.bitmap)
+
+
 def of_box(box: tuple[float, float, float, float]) -> TilePatch | None:
     """Return a filled box; None if it covers no pixel."""
     left, top = int(np.floor(box[0])), int(np.floor(box[1]))

@@ -298,7 +298,8 @@ def test_nodata_of_a_geotiff_is_noted(command: Command, url: str, tmp_path: Path
 
     assert code == 0
     assert (
-        complaint == f"note: pixels of {path} without data (nodata is -9999) are segmented and counted as others are\n"
+        complaint
+        == f"note: pixels of {path} without data (nodata is -9999) are segmented and counted as others are; `segserve batch` leaves them out\n"
     )
 
 

@@ -103,13 +103,16 @@ def test_one_tile_is_not_called_tiles(world: World, images: Path, tmp_path: Path
     assert ", 1 tile (1 sent), " in result.stdout
 
 
-def test_nodata_of_a_geotiff_is_noted(world: World, scene: np.ndarray, tmp_path: Path) -> None:
-    tifffile.imwrite(tmp_path / "a.tif", scene[:90, :100], extratags=[(42113, "s", 2, "0", True)])
+def test_nodata_of_a_geotiff_is_left_out_of_shares(world: World, scene: np.ndarray, tmp_path: Path) -> None:
+    image = np.where(np.arange(100) < 25, 255, np.minimum(scene[:90, :100], 1)).astype(np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", image, extratags=[(42113, "s", 0, "255", True)])
 
     result = run(world, "classes", tmp_path / "a.tif", "--out", tmp_path / "out")
 
-    assert result.exit_code == 0
-    assert "a.tif without data (nodata is 0) are segmented and counted as others are" in result.stderr
+    shares = [float(each) for each in re.findall(r"(?:ground|coin) ([0-9.]+)%", result.stdout)]
+    assert sum(shares) == pytest.approx(100, abs=0.2)
+    assert "leaf" not in result.stdout
+    assert "25.0% of the image without data" in result.stdout
 
 
 def test_an_image_that_fails_is_named_and_does_not_hold_up_the_others(
