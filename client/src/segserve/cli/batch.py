@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias
 import typer
 
 from segserve.cli.errors import CommandError, plain
-from segserve.cli.image_files import IMAGES
 from segserve.cli.options import (
     GatewayUrl,
     ModelName,
@@ -27,6 +26,7 @@ from segserve.cli.options import (
 from segserve.cli.top import Prometheus, metrics_source
 from segserve.errors import HOPELESS
 from segserve.platforms.errors import ControlError
+from segserve.results.images import IMAGE_SUFFIXES, is_named_as
 from segserve_common.errors import SegserveError
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ BatchFormat: TypeAlias = Literal["zarr", "tiff", "png", "coco", "geojson"]
 LengthUnit: TypeAlias = Literal["m", "ft", "us-ft"]
 """As PROJ names them."""
 
-LARGE: Final = IMAGES | {".npy", ".svs", ".btf"}
+LARGE: Final = IMAGE_SUFFIXES | {".npy", ".svs", ".btf"}
 SUFFIXES: Final[dict[BatchFormat, str]] = {
     "zarr": "", "tiff": ".tif", "png": ".png", "coco": ".coco.json", "geojson": ".geojson",
 }  # fmt: skip
@@ -194,7 +194,7 @@ def _named(text: str) -> Iterator[Path]:
     if _is_zarr(path) or path.is_file():
         yield path
     elif path.is_dir():
-        paths = sorted(one for one in path.iterdir() if one.suffix.lower() in LARGE or _is_zarr(one))
+        paths = sorted(one for one in path.iterdir() if is_named_as(one, LARGE) or _is_zarr(one))
         if not paths:
             raise CommandError(f"{path} has no images; looked for *{', *'.join(sorted(LARGE))} and zarr arrays")
         yield from paths

@@ -13,22 +13,21 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Final
 
 from segserve.cli.errors import CommandError
+from segserve.results.images import IMAGE_SUFFIXES, is_named_as
 from segserve_common.errors import BadRequestError
 from segserve_common.image_file import PNG_SIGNATURE, TIFF_SIGNATURES, ImageFileError, describe, frame_count
 
 if TYPE_CHECKING:
     from PIL import Image
 
-IMAGES: Final = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff"})
-
 
 def images_in(folder: Path) -> list[Path]:
     """Return the images in a folder, sorted by name; raises `CommandError` if there are none, or no folder."""
     if not folder.is_dir():
         raise CommandError(f"{folder} is not a folder")
-    images = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGES)
+    images = sorted(path for path in folder.iterdir() if is_named_as(path))
     if not images:
-        raise CommandError(f"{folder} has no images; looked for *{', *'.join(sorted(IMAGES))}")
+        raise CommandError(f"{folder} has no images; looked for *{', *'.join(sorted(IMAGE_SUFFIXES))}")
     return images
 
 
@@ -101,13 +100,8 @@ def dark_notes(data: bytes, name: object) -> list[str]:
     from segserve.results.images import little_used_range
 
     largest = little_used_range(data)
-    return (
-        []
-        if largest is None
-        else [
-            f"the values of {name} go up to {largest} of 65535, which is nearly black; scale them first (12 bits: times 16)"
-        ]
-    )
+    advice = "which is nearly black; scale them first (12 bits: times 16)"
+    return [] if largest is None else [f"the values of {name} go up to {largest} of 65535, {advice}"]
 
 
 def image_content(data: bytes) -> ImageContent:
@@ -177,8 +171,8 @@ def _named(text: str, *, recursive: bool) -> Selection:
 
 def _within(folder: Path, *, recursive: bool) -> Selection:
     paths = sorted(path for path in (folder.rglob("*") if recursive else folder.iterdir()) if path.is_file())
-    suffixes = IMAGES | OF_PILLOW
-    images = [path for path in paths if path.suffix.lower() in suffixes]
+    suffixes = IMAGE_SUFFIXES | OF_PILLOW
+    images = [path for path in paths if is_named_as(path, suffixes)]
     if not images:
         deeper = "" if recursive else "; use --recursive for subfolders"
         raise CommandError(f"{folder} has no images; looked for *{', *'.join(sorted(suffixes))}{deeper}")

@@ -7,6 +7,7 @@ import io
 import os
 import re
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias
@@ -39,8 +40,18 @@ _ROWS: Final = 64
 _CHANNELS: Final = (1, 2, 3, 4)
 # Pillow's own limit for images that are decoded as a whole: 270 MB for RGB.
 MAX_DECODED_PIXELS: Final = 89_478_485
+IMAGE_SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff"})
+"""Of the files that servers decode."""
 LITTLE: Final = 4096
 """Values of 16 bits below it, those of 12-bit cameras, are nearly black to a model."""
+
+
+def is_named_as(path: Path, suffixes: AbstractSet[str] = IMAGE_SUFFIXES) -> bool:
+    """Return whether a file has one of these suffixes, in any case.
+
+    macOS puts a file `._x.png`, which is no image, beside `x.png` on other file systems.
+    """
+    return path.suffix.lower() in suffixes and not path.name.startswith("._")
 
 
 def pixels_of(array: NDArray[Any], name: str = "array") -> NDArray[Any]:

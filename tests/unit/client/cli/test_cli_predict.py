@@ -297,9 +297,9 @@ def test_nodata_of_a_geotiff_is_noted(command: Command, url: str, tmp_path: Path
     code, _, complaint = command("predict", "coins", path, "--url", url)
 
     assert code == 0
-    assert (
-        complaint
-        == f"note: pixels of {path} without data (nodata is -9999) are segmented and counted as others are; `segserve batch` leaves them out\n"
+    assert complaint == (
+        f"note: pixels of {path} without data (nodata is -9999) are segmented and counted as others are; "
+        "`segserve batch` leaves them out\n"
     )
 
 
