@@ -7,6 +7,7 @@ import mmap
 import re
 import struct
 from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 Data: TypeAlias = "bytes | mmap.mmap"
 
+IMAGE_SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff"})
+"""Of the files that servers decode."""
 UPRIGHT: Final = 1
 SWAPPED: Final = 5
 """From this orientation on, rows are columns."""
@@ -58,6 +61,14 @@ _RAW: Final = "a camera's raw file; develop it to JPEG or TIFF first"
 _RAW_SIGNATURES: Final = (b"IIRO", b"IIRS", b"MMOR", b"IIU\0", b"FUJI", b"FOVb", b"IIII")
 _OTHER_BRANDS: Final = {b"crx ": _RAW, b"heic": "a HEIC file", b"mif1": "a HEIC file", b"avif": "an AVIF file"}
 ALLOWED_SAMPLES: Final = "unsigned 8 bit, and unsigned 16 bit as grey or interleaved RGB or RGBA"
+
+
+def is_named_as(path: Path, suffixes: AbstractSet[str] = IMAGE_SUFFIXES) -> bool:
+    """Return whether a file has one of these suffixes, in any case.
+
+    macOS puts a file `._x.png`, which is no image, beside `x.png` on other file systems.
+    """
+    return path.suffix.lower() in suffixes and not path.name.startswith("._")
 
 
 class ImageFileError(ValueError):
@@ -461,6 +472,15 @@ def shallow_tiff(data: bytes, file: ImageHeader) -> NDArray[np.uint8]:
         raise ImageFileError(
             f"TIFF image is damaged or cut short, or of a kind that cannot be read: {error}"
         ) from error
+
+
+def windowed(pixels: NDArray[np.uint16], window: tuple[int, int]) -> NDArray[np.uint16]:
+    """Return pixels with the low end of a window of values as 0, the high one as 65535, and all beyond cut off."""
+    import numpy as np
+
+    low, high = window
+    values = (np.clip(np.arange(65536), low, high) - low) * 65535 // (high - low)
+    return values.astype(np.uint16)[pixels]
 
 
 def turn(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:

@@ -175,6 +175,12 @@ def test_clients_find_the_revision_and_the_classes_in_the_ensemble() -> None:
     assert json.loads(config.parameters["classes"].string_value) == PLAIN_SEMANTIC["classes"]
 
 
+def test_clients_find_the_window_of_16_bits_in_the_ensemble() -> None:
+    config = configs(rendered(preprocess=[{"decode": {"window": [0, 4095]}}]))["coins"]
+
+    assert json.loads(config.parameters["window"].string_value) == [0, 4095]
+
+
 def test_each_step_reads_its_options_back_from_its_configuration() -> None:
     tree = rendered()
     texts = []

@@ -7,18 +7,27 @@ import io
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Final
 
 from segserve.cli.errors import CommandError
-from segserve.results.images import IMAGE_SUFFIXES, is_named_as
 from segserve_common.errors import BadRequestError
-from segserve_common.image_file import PNG_SIGNATURE, TIFF_SIGNATURES, ImageFileError, describe, frame_count
+from segserve_common.image_file import (
+    IMAGE_SUFFIXES,
+    PNG_SIGNATURE,
+    TIFF_SIGNATURES,
+    ImageFileError,
+    describe,
+    frame_count,
+    is_named_as,
+)
 
 if TYPE_CHECKING:
     from PIL import Image
+
+    from segserve.results.values import ModelInfo
 
 
 def images_in(folder: Path) -> list[Path]:
@@ -82,8 +91,10 @@ class ImageContent:
     frames: int = 1
     gaps: str = ""
 
-    def notes(self, name: object) -> list[str]:
-        """Return what of the image named so is not in the answer, or spoils it."""
+    def notes(self, name: object, has_window: Callable[[], bool]) -> list[str]:
+        """Return what of the image named so is not in the answer, or spoils it, if the model has no window."""
+        from segserve.results.images import little_used_range
+
         notes = []
         if self.frames > 1:
             notes.append(f"only the first of the {self.frames} frames or pages of {name} was segmented")
@@ -92,16 +103,21 @@ class ImageContent:
                 f"pixels of {name} without data ({self.gaps}) are segmented and counted as others are; "
                 "`segserve batch` leaves them out"
             )
-        return notes + (dark_notes(self.image, name) if isinstance(self.image, bytes) else [])
+        largest = little_used_range(self.image) if isinstance(self.image, bytes) else None
+        return notes if largest is None or has_window() else [*notes, dark_note(name, largest)]
 
 
-def dark_notes(data: bytes, name: object) -> list[str]:
-    """Return the note for a file of 16 bits that uses a small part of them, if it does."""
-    from segserve.results.images import little_used_range
+def has_window(info: ModelInfo) -> bool:
+    """Return whether a model scales images of 16 bits."""
+    return info.pixels is not None and info.pixels.window is not None
 
-    largest = little_used_range(data)
-    advice = "which is nearly black; scale them first (12 bits: times 16)"
-    return [] if largest is None else [f"the values of {name} go up to {largest} of 65535, {advice}"]
+
+def dark_note(name: object, largest: int) -> str:
+    """Return the note for a file of 16 bits that uses a small part of them."""
+    return (
+        f"the values of {name} go up to {largest} of 65535, which is nearly black; set `window: [0, {largest}]` of the "
+        "model's stage decode, or scale them first (12 bits: times 16)"
+    )
 
 
 def image_content(data: bytes) -> ImageContent:

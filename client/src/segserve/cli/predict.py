@@ -22,7 +22,7 @@ import typer
 
 from segserve.calls.endpoint import URL_VARIABLE
 from segserve.cli.errors import CommandError, plain
-from segserve.cli.image_files import ImageFile, image_files, output_stems, overlay_paths
+from segserve.cli.image_files import ImageFile, has_window, image_files, output_stems, overlay_paths
 from segserve.cli.options import (
     PANEL,
     GatewayUrl,
@@ -65,6 +65,8 @@ class OutputTargets:
     coco: bool
     batch_options: str = ""
     """Options that `segserve batch` needs as well, to reach the same model."""
+    has_window: Callable[[], bool] = lambda: False
+    """Returns whether the model scales images of 16 bits."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,11 @@ def predict(
             ) as client,
         ):
             ask = partial(client.segment, model=name, **options)
-            targets = replace(targets, batch_options=_batch_options(platform_options, url, score_threshold))
+            targets = replace(
+                targets,
+                batch_options=_batch_options(platform_options, url, score_threshold),
+                has_window=lambda: has_window(client.model_info(name)),
+            )
             outcomes = list(_shown(_outcomes(ask, files, targets, in_flight), files, targets, quiet=as_json))
     except HOPELESS as error:
         raise with_advice(error, platform_options, name) from error
@@ -213,7 +219,7 @@ def _outcome(ask: Callable[[ImageLike], Result], image: ImageFile, number: int, 
         _name_command(error, image, targets.batch_options, is_decoded=is_decoded)
         return ImageOutcome(image, error=error)
     document = result.to_coco(image_id=number, file_name=image.name) if targets.coco else None
-    return ImageOutcome(image, result, document, notes=content.notes(image))
+    return ImageOutcome(image, result, document, notes=content.notes(image, targets.has_window))
 
 
 def _batch_options(platform_options: PlatformOptions, url: str | None, score_threshold: float | None) -> str:

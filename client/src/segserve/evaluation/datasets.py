@@ -11,9 +11,8 @@ from typing import Any, Final, Literal, TypeAlias
 
 from segserve.errors import DatasetError
 from segserve.results.annotation import is_background
-from segserve.results.images import IMAGE_SUFFIXES, is_named_as
 from segserve.results.values import SegmentClass
-from segserve_common.image_file import ImageFileError, describe_file
+from segserve_common.image_file import IMAGE_SUFFIXES, ImageFileError, describe_file, is_named_as
 
 Labels: TypeAlias = Literal["objects", "segments", "maps"]
 """Kinds of labels: objects with masks or boxes, panoptic segments, or maps of a class for every pixel."""

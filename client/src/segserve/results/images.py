@@ -7,7 +7,6 @@ import io
 import os
 import re
 from collections.abc import Callable
-from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias
@@ -26,6 +25,7 @@ from segserve_common.image_file import (
     exif_orientation,
     shallow_tiff,
     turn,
+    windowed,
 )
 from segserve_common.kserve import DTYPES, Tensor
 
@@ -40,18 +40,8 @@ _ROWS: Final = 64
 _CHANNELS: Final = (1, 2, 3, 4)
 # Pillow's own limit for images that are decoded as a whole: 270 MB for RGB.
 MAX_DECODED_PIXELS: Final = 89_478_485
-IMAGE_SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff"})
-"""Of the files that servers decode."""
 LITTLE: Final = 4096
 """Values of 16 bits below it, those of 12-bit cameras, are nearly black to a model."""
-
-
-def is_named_as(path: Path, suffixes: AbstractSet[str] = IMAGE_SUFFIXES) -> bool:
-    """Return whether a file has one of these suffixes, in any case.
-
-    macOS puts a file `._x.png`, which is no image, beside `x.png` on other file systems.
-    """
-    return path.suffix.lower() in suffixes and not path.name.startswith("._")
 
 
 def pixels_of(array: NDArray[Any], name: str = "array") -> NDArray[Any]:
@@ -111,15 +101,17 @@ def _retyped(array: NDArray[Any], code: str | None) -> tuple[str, str | None]:
 def to_pixel_format(image: Tensor, wanted: PixelFormat | None) -> Tensor:
     """Return PIXELS in a model's format, converted as the server converts files; IMAGE unchanged.
 
-    Alpha is dropped. 16 bits are reduced to 8 by their high byte, 8 bits extended to 16 by the factor 257. Colour
-    becomes grey by BT.601 luma, grey becomes three equal channels. Without a format (None), the tensor is returned
-    unchanged.
+    Alpha is dropped. Of 16 bits the values of the model's window count, and their high byte becomes 8 bits; 8 bits are
+    extended to 16 by the factor 257. Colour becomes grey by BT.601 luma, grey becomes three equal channels. Without a
+    format (None), the tensor is returned unchanged.
     """
     if image.name != PIXELS or wanted is None:
         return image
     if image.datatype == wanted.dtype and image.shape[2] == wanted.channels:
         return image
     colours = _without_alpha(image.to_array())
+    if wanted.window is not None and colours.dtype == np.uint16 and wanted.dtype == "UINT8":
+        colours = windowed(colours, wanted.window)  # the server sees no more of 16 bits
     return Tensor.of_array(PIXELS, _to_channels(to_dtype(colours, DTYPES[wanted.dtype]), wanted.channels))
 
 

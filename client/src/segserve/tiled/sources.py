@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segserve.errors import ImageTooLargeError, MissingExtraError
+from segserve.results.images import LITTLE, file_pixels
 from segserve.results.images import MAX_DECODED_PIXELS as MAX_DECODED_PIXELS
-from segserve.results.images import file_pixels
 from segserve.tiled.grid import Window
 from segserve_common.errors import BadRequestError
 from segserve_common.image_file import (
@@ -408,9 +408,40 @@ def _open_whole(path: Path, file: ImageHeader) -> PixelSource:
     """
     if file.height * file.width > MAX_DECODED_PIXELS:
         raise _too_large(path, file)
-    pixels = file_pixels(path.read_bytes())
+    if file.format == "PNG" and file.bits == 16 and file.channels > 1:
+        pixels = turn(_deep_colours(path), file.orientation)
+    else:
+        pixels = file_pixels(path.read_bytes())
     # Alpha is dropped, as on the server.
     return ImageFileSource(pixels[:, :, : pixels.shape[2] - 1] if pixels.shape[2] in (2, 4) else pixels, path, file)
+
+
+def _deep_colours(path: Path) -> NDArray[Any]:
+    """Return the pixels of a PNG of 16-bit colours, of which Pillow has only the high byte."""
+    try:
+        import imagecodecs
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{str(path)!r} has 16-bit colours, which need a package that is not installed ({error}): pip install "
+            "'segserve[batch]'"
+        ) from error
+    try:
+        pixels: NDArray[Any] = imagecodecs.png_decode(path.read_bytes())
+    except (RuntimeError, ValueError) as error:
+        raise BadRequestError(f"{str(path)!r} is damaged or cut short: {error}") from error
+    return pixels
+
+
+def little_used_range(source: PixelSource) -> int | None:
+    """Return the largest value of an image of 16 bits that uses less than 1/16 of them; None for any other image."""
+    largest = LITTLE if source.dtype.itemsize == 1 else 0
+    for top in range(0, source.height, DIGEST_ROWS):
+        if largest >= LITTLE:
+            return None
+        largest = max(
+            largest, int(source.read(Window(top, 0, min(top + DIGEST_ROWS, source.height), source.width)).max())
+        )
+    return largest if largest < LITTLE else None
 
 
 def _too_large(path: Path, file: ImageHeader) -> ImageTooLargeError:

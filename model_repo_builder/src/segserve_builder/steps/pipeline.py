@@ -156,6 +156,12 @@ class Pipeline(FrozenModel):
         return identity
 
     @property
+    def window(self) -> tuple[int, int] | None:
+        """The window of the stage decode, if it has one."""
+        stages = (step.stage for step in self.preprocess)
+        return next((stage.window for stage in stages if isinstance(stage, Decode)), None)
+
+    @property
     def second(self) -> Pipeline | None:
         """The pipeline of the second network alone, if there is one.
 

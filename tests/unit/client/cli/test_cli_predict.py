@@ -286,7 +286,7 @@ def test_an_image_of_16_bits_that_uses_little_of_them_is_noted(
     code, _, complaint = command("predict", "coins", path, "--url", url)
 
     assert code == 0
-    noted = f"note: the values of {path} go up to 4095 of 65535, which is nearly black; scale them first"
+    noted = f"note: the values of {path} go up to 4095 of 65535, which is nearly black; set `window: [0, 4095]` of the"
     assert complaint.startswith(noted) is (largest == 4095)
 
 

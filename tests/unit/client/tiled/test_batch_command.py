@@ -16,7 +16,7 @@ from click.testing import Result
 from PIL import Image
 from typer.testing import CliRunner
 
-from fakes.kserve import Fault
+from fakes.kserve import Fault, Model
 from segserve import GatewayUnreachableError, ModelNotFoundError
 from segserve.cli.batch import batch, large_images
 from segserve.cli.errors import CommandError
@@ -101,6 +101,23 @@ def test_one_tile_is_not_called_tiles(world: World, images: Path, tmp_path: Path
     result = run(world, "classes", images / "small.png", "--out", tmp_path / "out")
 
     assert ", 1 tile (1 sent), " in result.stdout
+
+
+@pytest.mark.parametrize("suffix", ["tif", "png", "npy"])
+def test_an_image_of_16_bits_that_uses_little_of_them_is_noted_once(world: World, tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    pixels = np.full((300, 200), 4000, np.uint16)
+    np.save(path, pixels) if suffix == "npy" else Image.fromarray(pixels).save(path)
+
+    dark = run(world, "classes", path, "--out", tmp_path / "out").stderr
+    known = world.gateway.models["classes"]
+    scaling = Model(known.outputs, {**dict(known.parameters.items()), "window": "[0, 5000]"}, known.answer, "TYPE_UINT8")
+    world.gateway.models["classes"] = scaling
+    scaled = run(world, "classes", path, "--out", tmp_path / "scaled").stderr
+
+    assert dark.count(f"note: the values of {path} go up to 4000 of 65535, which is nearly black; set `window:") == 1
+    assert scaled == ""
+    assert (world.gateway.asked[-1].inputs["PIXELS"] == 4000 * 65535 // 5000 >> 8).all()
 
 
 def test_nodata_of_a_geotiff_is_left_out_of_shares(world: World, scene: np.ndarray, tmp_path: Path) -> None:

@@ -64,6 +64,8 @@ def capture_rule(
         dtype=pipeline.input.dtype,
         max_pixels=pipeline.input.max_pixels,
         orientation=_orientation(pipeline),
+        # What stays of 16 bits meets the window when the sample is segmented again.
+        window=pipeline.window if pipeline.input.dtype == "UINT8" else None,
         threshold=_threshold(pipeline),
         as_rle=has_masks(check_postprocess(pipeline)) and "encoding" in pipeline.output.overrides,
     )
