@@ -6,6 +6,7 @@ On a terminal the progress bar and everything printed below it share one console
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shlex
@@ -16,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias
 
 import typer
 
@@ -36,7 +37,7 @@ from segserve.cli.options import (
     with_platform_options,
 )
 from segserve.cli.terminal import print_whole
-from segserve.errors import HOPELESS
+from segserve.errors import HOPELESS, ImageTooLargeError, MissingExtraError, RequestTooLargeError
 from segserve.rendering.output_files import save_image, written_whole
 from segserve_common.errors import BadRequestError, SegserveError
 
@@ -46,11 +47,13 @@ if TYPE_CHECKING:
 
     from segserve.results.images import ImageLike
     from segserve.results.result import Result
+    from segserve.tiled.results import TiledObjects, TiledSemanticResult
 
 TABLES: Final = 5
 """Up to this many images print a table each; more print a line each."""
 BATCH: Final = " IMAGE -o tiled"
 PYTHON_CALL: Final = re.compile(r"client\.segment_tiled\(.*?\), (?=`segserve batch )")
+Ask: TypeAlias = "Callable[[ImageLike], tuple[Result, list[str]]]"
 NAMED: Final = 3
 """Up to this many of the files that are left out are named."""
 
@@ -166,7 +169,10 @@ def predict(
                 address, transport=transport, timeout_s=seconds(timeout), platform=platform_ref(platform_options)
             ) as client,
         ):
-            ask = partial(client.segment, model=name, **options)
+            whole = partial(client.segment, model=name, **options)
+            tiles = partial(client.segment_tiled, model=name, progress=False, score_threshold=score_threshold,
+                            max_detections=max_detections)  # fmt: skip
+            ask = partial(_answer, whole, tiles)
             targets = replace(
                 targets,
                 batch_options=_batch_options(platform_options, url, score_threshold),
@@ -190,9 +196,7 @@ def _left_out(skipped: Sequence[Path]) -> str:
     return f"skipped {len(skipped)} file{'' if len(skipped) == 1 else 's'} without the name of an image: {named}{more}"
 
 
-def _outcomes(
-    ask: Callable[[ImageLike], Result], images: Sequence[ImageFile], targets: OutputTargets, in_flight: int
-) -> Iterator[ImageOutcome]:
+def _outcomes(ask: Ask, images: Sequence[ImageFile], targets: OutputTargets, in_flight: int) -> Iterator[ImageOutcome]:
     """Yield an outcome per image, in order; raises an error that affects all images if the first one has it."""
     from segserve.calls.many import in_order
 
@@ -205,11 +209,11 @@ def _outcomes(
         yield outcome
 
 
-def _outcome(ask: Callable[[ImageLike], Result], image: ImageFile, number: int, targets: OutputTargets) -> ImageOutcome:
+def _outcome(ask: Ask, image: ImageFile, number: int, targets: OutputTargets) -> ImageOutcome:
     content = None
     try:
         content = image.read()
-        result = ask(content.image)
+        result, notes = ask(content.image)
         if image in targets.overlays:
             _write_overlay(result, content.image, targets.overlays[image])
         if targets.masks is not None:
@@ -219,7 +223,44 @@ def _outcome(ask: Callable[[ImageLike], Result], image: ImageFile, number: int, 
         _name_command(error, image, targets.batch_options, is_decoded=is_decoded)
         return ImageOutcome(image, error=error)
     document = result.to_coco(image_id=number, file_name=image.name) if targets.coco else None
-    return ImageOutcome(image, result, document, notes=content.notes(image, targets.has_window))
+    return ImageOutcome(
+        image,
+        result,
+        document,
+        notes=[*(f"{image} {each}" for each in notes), *content.notes(image, targets.has_window)],
+    )
+
+
+def _answer(
+    ask: Callable[[ImageLike], Result], ask_tiles: Callable[..., TiledSemanticResult | TiledObjects], image: ImageLike
+) -> tuple[Result, list[str]]:
+    """Return an image's result, of tiles if it is above a limit, and a note about those.
+
+    Raises the refusal of the whole image if it cannot be read by tiles, `_InseparableError` if they cannot be stitched.
+    """
+    from segserve.calls.session import TILE_PX, tile_options
+
+    try:
+        return ask(image), []
+    except (ImageTooLargeError, RequestTooLargeError) as error:
+        if BATCH not in error.message:
+            raise
+        try:
+            tiled = ask_tiles(image, **(options := tile_options(error.message)))
+            result = tiled.to_result()
+        except (ImageTooLargeError, MissingExtraError) as refused:
+            raise error from refused
+        except BadRequestError as refused:
+            raise _InseparableError(
+                f"{error.message.split(': segment it in tiles')[0]}; {refused.message}"
+            ) from refused
+    height, width = result.size
+    tiles = f"{tiled.tiles} tiles of {options.get('tile', TILE_PX)} pixels"
+    return result, [f"of {width} x {height} pixels is above the limit of a request, and was segmented in {tiles}"]
+
+
+class _InseparableError(BadRequestError):
+    """An image above its model's limit, and a model whose tiles cannot be stitched."""
 
 
 def _batch_options(platform_options: PlatformOptions, url: str | None, score_threshold: float | None) -> str:
@@ -234,8 +275,20 @@ def _batch_options(platform_options: PlatformOptions, url: str | None, score_thr
 
 
 def _name_command(error: SegserveError, image: ImageFile, options: str, *, is_decoded: bool) -> None:
-    """Put the command that segments this image into an error that advises to segment it in tiles."""
-    if image.path is None or BATCH not in error.message:
+    """Put the command that segments this image in tiles, or makes it smaller, into an error that advises to."""
+    from segserve.calls.session import LIMIT
+
+    if image.path is None:
+        return
+    if isinstance(error, _InseparableError) and (limit := LIMIT.search(error.message)) is not None:
+        small, side = str(image.path.with_name(f"{image.path.stem}-small.png")), math.isqrt(int(limit[1]))
+        code = (
+            f"from PIL import Image, ImageOps; image = ImageOps.exif_transpose(Image.open({str(image.path)!r})); "
+            f"image.thumbnail(({side}, {side})); image.save({small!r})"
+        )
+        error.message += f". `python -c {shlex.quote(code)}` writes a smaller copy, {small}"
+        error.args = (error.message,)
+    if BATCH not in error.message:
         return
     path, text = image.path, PYTHON_CALL.sub("", error.message)
     if is_decoded:

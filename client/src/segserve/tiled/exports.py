@@ -17,7 +17,7 @@ from segserve.tiled.checkpoint import PART
 from segserve.tiled.merging import TiledObject
 from segserve.tiled.results import TiledObjects, TiledSemanticResult
 from segserve.tiled.sources import MAX_DECODED_PIXELS
-from segserve.tiled.tile_masks import LocalRle, encode_intervals
+from segserve.tiled.tile_masks import in_the_image
 from segserve_common.errors import BadRequestError
 from segserve_common.files import replacing
 
@@ -151,23 +151,13 @@ def _annotation(found: TiledObject, height: int, width: int) -> dict[str, Any]:
         "score": found.score,
     }
     if found.rle is not None and found.origin is not None:
-        row["segmentation"] = _in_the_image(found.mask, found.origin, height, width)
+        row["segmentation"] = in_the_image(found.mask, found.origin, height, width)
     if found.points is not None:
         row |= {
             "keypoints": [number for x, y, _ in found.points for number in (x, y, 2)],
             "num_keypoints": len(found.points),
         }
     return row
-
-
-def _in_the_image(mask: NDArray[np.bool_], origin: tuple[int, int], height: int, width: int) -> LocalRle:
-    """Return the RLE of a mask in the whole image without drawing it."""
-    steps = np.diff(np.pad(mask.astype(np.int8), ((1, 1), (0, 0))), axis=0).T
-    left, top = origin
-    columns, starts = np.nonzero(steps == 1)
-    _, ends = np.nonzero(steps == -1)
-    first = (columns + left) * height + top
-    return encode_intervals(np.column_stack((first + starts, first + ends)), height, width)
 
 
 def _local(found: TiledObject) -> Annotation:

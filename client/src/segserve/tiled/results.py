@@ -11,13 +11,27 @@ from typing import Any, Final, TypeVar, overload
 import numpy as np
 
 from segserve.errors import CheckpointError, ImageTooLargeError, ResultTypeError
+from segserve.results.masks import EncodedMask
+from segserve.results.objects import (
+    Detection,
+    DetectionResult,
+    Instance,
+    InstanceResult,
+    KeypointDetection,
+    KeypointResult,
+)
+from segserve.results.result import PanopticResult, PanopticSegment, SemanticResult
 from segserve.results.values import SegmentClass
 from segserve.tiled.checkpoint import read_json
 from segserve.tiled.merging import TiledObject
+from segserve.tiled.tile_masks import in_the_image
 
 RESULT: Final = "result.json"
 OBJECTS: Final = "objects.jsonl"
 TiledT = TypeVar("TiledT", bound="TiledSemanticResult | TiledObjects")
+MAX_PIXELS_IN_MEMORY: Final = 268_435_456
+"""Of the largest result that is held in memory; larger ones need a folder."""
+MOST_SEGMENTS: Final = 65_535
 MAX_TABLE_IN_MEMORY: Final = 536_870_912
 LABELS, IDS = "labels", "ids"
 
@@ -48,6 +62,16 @@ class TiledResult:
         """The revision that answered; the first by name if there were several."""
         return self.revisions[0]
 
+    def _common(self) -> dict[str, Any]:
+        """Return what results in memory have in common; raises `ImageTooLargeError` above `MAX_PIXELS_IN_MEMORY`."""
+        height, width = self.size
+        if height * width > MAX_PIXELS_IN_MEMORY:
+            raise ImageTooLargeError(
+                f"a result in memory may have up to {MAX_PIXELS_IN_MEMORY} pixels, this one has {width} x {height}: "
+                "read its map by windows, or write it with `segserve.tiled.exports`"
+            )
+        return {name: getattr(self, name) for name in ("model", "revision", "size", "classes")}
+
     def square_kilometres(self, affine: Sequence[float]) -> float:
         """Return the area on the ground. `affine` maps pixels to metres, in the order of rasterio's `transform`."""
         a, b, _, d, e, *_ = affine
@@ -63,6 +87,15 @@ class TiledSemanticResult(TiledResult):
     """
 
     labels: Any
+
+    def to_result(self) -> SemanticResult:
+        """Return the result as of `Client.segment`, for its pictures and exports; pixels without data have no class.
+
+        Raises `ImageTooLargeError` for a result that is too large for memory.
+        """
+        common, labels = self._common(), np.asarray(self.labels[:])
+        encoded = labels.astype(labels.dtype.newbyteorder("<"), copy=False).tobytes()
+        return SemanticResult(**common, areas=self.areas, confidence=None, encoded=encoded, encoded_masks={})
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +117,35 @@ class TiledObjects(TiledResult):
         if self.held is not None:
             return iter(self.held)
         return read_objects(self._table)
+
+    def to_result(self) -> InstanceResult | PanopticResult | DetectionResult | KeypointResult:
+        """Return the result as of `Client.segment`, best score first, for its pictures and exports.
+
+        Raises `ImageTooLargeError` for a result that is too large for memory, or of more than 65,535 segments.
+        """
+        common = self._common()
+        objects = sorted(self, key=lambda one: -one.score)
+        rows: list[dict[str, Any]] = [
+            {name: getattr(one, name) for name in ("box", "score", "class_id", "class_name")} for one in objects
+        ]
+        found = list(zip(objects, rows, strict=True))
+        if self.kind == "panoptic":
+            if len(objects) > MOST_SEGMENTS:
+                raise ImageTooLargeError(f"a result in memory may have {MOST_SEGMENTS} segments, got {len(objects)}")
+            segments = (
+                PanopticSegment(**row, id=one.id, is_thing=one.rle is not None, area=one.area) for one, row in found
+            )
+            ids = np.asarray(self.ids[:]).astype("<u2").tobytes()
+            return PanopticResult(**common, segments=tuple(segments), encoded=ids, encoded_masks={})
+        if self.kind == "instance":
+            masks = (in_the_image(one.mask, one.origin or (0, 0), *self.size) for one in objects)
+            encoded = (EncodedMask(each["counts"].encode(), *self.size) for each in masks)
+            pairs = zip(rows, encoded, strict=True)
+            return InstanceResult(**common, instances=tuple(Instance(**row, encoded=mask) for row, mask in pairs))
+        if self.kind == "keypoints":
+            keypoints = (KeypointDetection(**row, points=np.array(one.points, np.float32)) for one, row in found)
+            return KeypointResult(**common, detections=tuple(keypoints))
+        return DetectionResult(**common, detections=tuple(Detection(**row) for row in rows))
 
     @property
     def _table(self) -> Path:

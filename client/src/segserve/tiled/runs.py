@@ -21,6 +21,7 @@ from segserve.tiled.options import Options
 from segserve.tiled.results import (
     IDS,
     LABELS,
+    MAX_PIXELS_IN_MEMORY,
     OBJECTS,
     RESULT,
     TiledObjects,
@@ -37,8 +38,6 @@ Tick: TypeAlias = Callable[[int, int], None]
 
 CHECKPOINT: Final = "checkpoint"
 _OWN: Final = frozenset({RESULT, OBJECTS, *(f"{name}.{form}" for name in (LABELS, IDS) for form in ("zarr", "npy"))})
-# The largest result that is held in memory; larger ones need a folder.
-MAX_PIXELS_IN_MEMORY: Final = 268_435_456
 
 
 @dataclass

@@ -169,3 +169,13 @@ def encode_intervals(found: NDArray[np.int64], height: int, width: int) -> Local
         counts = counts[:-1]
     rle = coco.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
     return LocalRle(size=[height, width], counts=rle["counts"].decode("ascii"))
+
+
+def in_the_image(mask: NDArray[np.bool_], origin: tuple[int, int], height: int, width: int) -> LocalRle:
+    """Return the RLE of a mask in the whole image without drawing it."""
+    steps = np.diff(np.pad(mask.astype(np.int8), ((1, 1), (0, 0))), axis=0).T
+    left, top = origin
+    columns, starts = np.nonzero(steps == 1)
+    _, ends = np.nonzero(steps == -1)
+    first = (columns + left) * height + top
+    return encode_intervals(np.column_stack((first + starts, first + ends)), height, width)
