@@ -5,7 +5,6 @@ from __future__ import annotations
 import glob
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias
 import typer
 
 from segserve.cli.errors import CommandError, plain
-from segserve.cli.image_files import dark_note, has_window
+from segserve.cli.image_files import dark_notes
 from segserve.cli.options import (
     GatewayUrl,
     ModelName,
@@ -29,7 +28,7 @@ from segserve.cli.top import Prometheus, metrics_source
 from segserve.errors import HOPELESS
 from segserve.platforms.errors import ControlError
 from segserve_common.errors import SegserveError
-from segserve_common.image_file import IMAGE_SUFFIXES, ImageFileError, describe_file, is_named_as
+from segserve_common.image_file import IMAGE_SUFFIXES, is_named_as
 
 if TYPE_CHECKING:
     from segserve.client import Client
@@ -257,8 +256,8 @@ def _segment(
     except (SegserveError, OSError) as error:
         typer.echo(plain(f"error: {image}: {error}"), err=True)
         return None
-    if not has_window(client.model_info(model)) and (largest := _little_used_range(image)) is not None:
-        typer.echo(plain(f"note: {dark_note(image, largest)}"), err=True)
+    for note in dark_notes(image, image, lambda: client.model_info(model)):
+        typer.echo(plain(f"note: {note}"), err=True)
     height, width = result.size
     metres = exported.affine_metres
     area = f" ({result.square_kilometres(metres):.3g} km²)" if metres is not None else ""
@@ -267,16 +266,6 @@ def _segment(
         f"sent), {time.monotonic() - began_s:.1f} s: {written}"
     )
     return result
-
-
-def _little_used_range(image: Path) -> int | None:
-    from segserve.tiled.sources import little_used_range, open_source
-
-    with suppress(ImageFileError, OSError):  # of an array
-        if describe_file(image).bits != 16:
-            return None
-    with closing(open_source(image)) as source:
-        return little_used_range(source)
 
 
 def _print_cost(

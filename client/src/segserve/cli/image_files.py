@@ -91,33 +91,31 @@ class ImageContent:
     frames: int = 1
     gaps: str = ""
 
-    def notes(self, name: object, has_window: Callable[[], bool]) -> list[str]:
-        """Return what of the image named so is not in the answer, or spoils it, if the model has no window."""
-        from segserve.results.images import little_used_range
-
+    def notes(self, image: ImageFile, info: Callable[[], ModelInfo]) -> list[str]:
+        """Return what of an image is not in the answer of the model with this info, or spoils it."""
         notes = []
         if self.frames > 1:
-            notes.append(f"only the first of the {self.frames} frames or pages of {name} was segmented")
+            notes.append(f"only the first of the {self.frames} frames or pages of {image} was segmented")
         if self.gaps:
             notes.append(
-                f"pixels of {name} without data ({self.gaps}) are segmented and counted as others are; "
+                f"pixels of {image} without data ({self.gaps}) are segmented and counted as others are; "
                 "`segserve batch` leaves them out"
             )
-        largest = little_used_range(self.image) if isinstance(self.image, bytes) else None
-        return notes if largest is None or has_window() else [*notes, dark_note(name, largest)]
+        content = image.path or self.image
+        return notes + (dark_notes(content, image, info) if isinstance(content, Path | bytes) else [])
 
 
-def has_window(info: ModelInfo) -> bool:
-    """Return whether a model scales images of 16 bits."""
-    return info.pixels is not None and info.pixels.window is not None
+def dark_notes(image: Path | bytes, name: object, info: Callable[[], ModelInfo]) -> list[str]:
+    """Return a note if a file of 16 bits uses a small part of them, and the model has no window of values."""
+    from segserve.tiled.segmenting import little_used_range
 
-
-def dark_note(name: object, largest: int) -> str:
-    """Return the note for a file of 16 bits that uses a small part of them."""
-    return (
+    largest = little_used_range(image)
+    if largest is None or ((pixels := info().pixels) is not None and pixels.window is not None):
+        return []
+    return [
         f"the values of {name} go up to {largest} of 65535, which is nearly black; set `window: [0, {largest}]` of the "
         "model's stage decode, or scale them first (12 bits: times 16)"
-    )
+    ]
 
 
 def image_content(data: bytes) -> ImageContent:

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias
@@ -23,7 +23,7 @@ import typer
 
 from segserve.calls.endpoint import URL_VARIABLE
 from segserve.cli.errors import CommandError, plain
-from segserve.cli.image_files import ImageFile, has_window, image_files, output_stems, overlay_paths
+from segserve.cli.image_files import ImageFile, image_files, output_stems, overlay_paths
 from segserve.cli.options import (
     PANEL,
     GatewayUrl,
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
     from segserve.results.images import ImageLike
     from segserve.results.result import Result
+    from segserve.results.values import ModelInfo
     from segserve.tiled.results import TiledObjects, TiledSemanticResult
 
 TABLES: Final = 5
@@ -66,10 +67,10 @@ class OutputTargets:
     masks: Path | None
     stems: Mapping[ImageFile, PurePath]
     coco: bool
-    batch_options: str = ""
+    batch_options: str
     """Options that `segserve batch` needs as well, to reach the same model."""
-    has_window: Callable[[], bool] = lambda: False
-    """Returns whether the model scales images of 16 bits."""
+    info: Callable[[], ModelInfo]
+    """Returns the model's info."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,7 @@ def predict(
     selection = image_files(images, recursive=recursive)
     files = selection.images
     stems = output_stems(files) if masks is not None else {}
-    targets = OutputTargets(overlay_paths(files, output), masks, stems, coco=as_json or coco is not None)
+    overlays = overlay_paths(files, output)
     _check_targets(masks, coco)
     if selection.skipped:
         typer.echo(_left_out(selection.skipped), err=True)
@@ -173,11 +174,9 @@ def predict(
             tiles = partial(client.segment_tiled, model=name, progress=False, score_threshold=score_threshold,
                             max_detections=max_detections)  # fmt: skip
             ask = partial(_answer, whole, tiles)
-            targets = replace(
-                targets,
-                batch_options=_batch_options(platform_options, url, score_threshold),
-                has_window=lambda: has_window(client.model_info(name)),
-            )
+            advice = _batch_options(platform_options, url, score_threshold)
+            info = partial(client.model_info, name)
+            targets = OutputTargets(overlays, masks, stems, as_json or coco is not None, advice, info)
             outcomes = list(_shown(_outcomes(ask, files, targets, in_flight), files, targets, quiet=as_json))
     except HOPELESS as error:
         raise with_advice(error, platform_options, name) from error
@@ -227,7 +226,7 @@ def _outcome(ask: Ask, image: ImageFile, number: int, targets: OutputTargets) ->
         image,
         result,
         document,
-        notes=[*(f"{image} {each}" for each in notes), *content.notes(image, targets.has_window)],
+        notes=[*(f"{image} {each}" for each in notes), *content.notes(image, targets.info)],
     )
 
 

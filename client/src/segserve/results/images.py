@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from segserve.errors import MissingExtraError
+from segserve.errors import package_of_extra
 from segserve.results.values import PixelFormat
 from segserve_common.errors import BadRequestError
 from segserve_common.image_file import (
@@ -267,26 +267,8 @@ def _served_jpeg(encoded: bytes, file: ImageHeader) -> NDArray[Any] | None:
         raise BadRequestError(f"the image cannot be read: {error}") from error
 
 
-def little_used_range(encoded: bytes) -> int | None:
-    """Return the largest value of a file of 16 bits that uses less than 1/16 of them; None for any other file."""
-    try:
-        if describe(encoded).bits != 16:
-            return None
-        pixels = file_pixels(encoded)
-    except (ImageFileError, BadRequestError):
-        return None  # the server says what is wrong with it
-    # Pillow has only the high byte of colours.
-    largest = int(pixels.max()) if pixels.dtype == np.uint16 else int(pixels.max()) << 8 | 0xFF
-    return largest if largest < LITTLE else None
-
-
 def _deep_tiff(encoded: bytes, file: ImageHeader) -> NDArray[Any]:
-    try:
-        import tifffile
-    except ImportError as error:
-        raise MissingExtraError(
-            f"a TIFF of 16 bits needs a package that is not installed ({error}): pip install 'segserve[batch]'"
-        ) from error
+    tifffile = package_of_extra("tifffile", "batch", "a TIFF of 16 bits")
     pixels: NDArray[Any] = tifffile.imread(io.BytesIO(encoded), key=0)
     return ~pixels if file.photometric == WHITE_IS_ZERO else pixels
 

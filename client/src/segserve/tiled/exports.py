@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from segserve.errors import ImageTooLargeError, MissingExtraError
+from segserve.errors import ImageTooLargeError, package_of_extra
 from segserve.results.annotation import Annotation
 from segserve.results.masks import EncodedMask
 from segserve.tiled.checkpoint import PART
@@ -64,12 +64,7 @@ def write_geojson(result: TiledObjects, path: Path, affine: Sequence[float] | No
 
 def write_tiff(result: TiledSemanticResult | TiledObjects, path: Path) -> None:
     """Write the map as a tiled TIFF, or as BigTIFF above 4 GB; raises `MissingExtraError` without the extra `batch`."""
-    try:
-        import tifffile
-    except ImportError as error:
-        raise MissingExtraError(
-            f"writing TIFF needs a package that is not installed ({error}): pip install 'segserve[batch]'"
-        ) from error
+    tifffile = package_of_extra("tifffile", "batch", "writing TIFF")
     labels = _map(result)
     height, width = result.size
     with replacing(path, suffix=PART) as partial:

@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from segserve.errors import CheckpointError, MissingExtraError
+from segserve.errors import CheckpointError, package_of_extra
 from segserve.tiled.grid import Window
 
 ZARR, NPY = ".zarr", ".npy"
@@ -81,13 +81,7 @@ class MapFile:
 
 
 def _zarr() -> Any:
-    try:
-        import zarr
-    except ImportError as error:
-        raise MissingExtraError(
-            "a zarr map needs a package that is not installed: pip install 'segserve[batch]', or use labels='npy'"
-        ) from error
-    return zarr
+    return package_of_extra("zarr", "batch", "a zarr map", ", or use labels='npy'")
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,6 +98,15 @@ class TiledSemanticResult(TiledResult):
         return SemanticResult(**common, areas=self.areas, confidence=None, encoded=encoded, encoded_masks={})
 
 
+_TYPES: Final[Mapping[str, tuple[type[Any], type[Any], str]]] = {
+    "instance": (Instance, InstanceResult, "instances"),
+    "panoptic": (PanopticSegment, PanopticResult, "segments"),
+    "keypoints": (KeypointDetection, KeypointResult, "detections"),
+    "detection": (Detection, DetectionResult, "detections"),
+}
+"""The types of an object and of a result in memory by task, and the field of the objects."""
+
+
 @dataclass(frozen=True, eq=False)
 class TiledObjects(TiledResult):
     """The objects of a large image from top to bottom; objects in a folder are read from disk during iteration.
@@ -118,34 +127,32 @@ class TiledObjects(TiledResult):
             return iter(self.held)
         return read_objects(self._table)
 
-    def to_result(self) -> InstanceResult | PanopticResult | DetectionResult | KeypointResult:
+    def to_result(self) -> Any:
         """Return the result as of `Client.segment`, best score first, for its pictures and exports.
 
         Raises `ImageTooLargeError` for a result that is too large for memory, or of more than 65,535 segments.
         """
         common = self._common()
-        objects = sorted(self, key=lambda one: -one.score)
-        rows: list[dict[str, Any]] = [
-            {name: getattr(one, name) for name in ("box", "score", "class_id", "class_name")} for one in objects
-        ]
-        found = list(zip(objects, rows, strict=True))
+        of_one, of_all, name = _TYPES[self.kind]
+        found = tuple(of_one(**self._fields(one)) for one in sorted(self, key=lambda one: -one.score))
+        if self.kind != "panoptic":
+            return of_all(**common, **{name: found})
+        if len(found) > MOST_SEGMENTS:
+            raise ImageTooLargeError(f"a result in memory may have {MOST_SEGMENTS} segments, got {len(found)}")
+        encoded = np.asarray(self.ids[:]).astype("<u2").tobytes()
+        return of_all(**common, **{name: found}, encoded=encoded, encoded_masks={})
+
+    def _fields(self, one: TiledObject) -> dict[str, Any]:
+        """Return the fields of an object in a result in memory."""
+        row = {name: getattr(one, name) for name in ("box", "score", "class_id", "class_name")}
         if self.kind == "panoptic":
-            if len(objects) > MOST_SEGMENTS:
-                raise ImageTooLargeError(f"a result in memory may have {MOST_SEGMENTS} segments, got {len(objects)}")
-            segments = (
-                PanopticSegment(**row, id=one.id, is_thing=one.rle is not None, area=one.area) for one, row in found
-            )
-            ids = np.asarray(self.ids[:]).astype("<u2").tobytes()
-            return PanopticResult(**common, segments=tuple(segments), encoded=ids, encoded_masks={})
-        if self.kind == "instance":
-            masks = (in_the_image(one.mask, one.origin or (0, 0), *self.size) for one in objects)
-            encoded = (EncodedMask(each["counts"].encode(), *self.size) for each in masks)
-            pairs = zip(rows, encoded, strict=True)
-            return InstanceResult(**common, instances=tuple(Instance(**row, encoded=mask) for row, mask in pairs))
-        if self.kind == "keypoints":
-            keypoints = (KeypointDetection(**row, points=np.array(one.points, np.float32)) for one, row in found)
-            return KeypointResult(**common, detections=tuple(keypoints))
-        return DetectionResult(**common, detections=tuple(Detection(**row) for row in rows))
+            return row | {"id": one.id, "is_thing": one.rle is not None, "area": one.area}
+        if one.points is not None:
+            row["points"] = np.array(one.points, np.float32)
+        if one.rle is not None:
+            rle = in_the_image(one.mask, one.origin or (0, 0), *self.size)
+            row["encoded"] = EncodedMask(rle["counts"].encode(), *self.size)
+        return row
 
     @property
     def _table(self) -> Path:

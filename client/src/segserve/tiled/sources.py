@@ -15,9 +15,9 @@ from typing import Any, Final, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from segserve.errors import ImageTooLargeError, MissingExtraError
-from segserve.results.images import LITTLE, file_pixels
+from segserve.errors import ImageTooLargeError, MissingExtraError, package_of_extra
 from segserve.results.images import MAX_DECODED_PIXELS as MAX_DECODED_PIXELS
+from segserve.results.images import file_pixels
 from segserve.tiled.grid import Window
 from segserve_common.errors import BadRequestError
 from segserve_common.image_file import (
@@ -44,6 +44,7 @@ _OLD_JPEG: Final = 6
 _CONVERTED: Final = (7, 33003, 33005, 34712)
 """Compressions (JPEG, JPEG 2000) whose decoders turn YCbCr into RGB."""
 _ASSOCIATED: Final = 1
+BY_WINDOWS: Final = "reading a TIFF by windows"
 _ALLOWED: Final = (
     "a path (TIFF, PNG, JPEG, WebP, .npy or a zarr folder), a uint8 or uint16 numpy array or memory map, or a zarr "
     "array, shaped (H, W) or (H, W, 3 or 4)"
@@ -335,7 +336,7 @@ def _open_tiff(path: Path, file: ImageHeader) -> PixelSource:
 
     Raises `BadRequestError` if it cannot be read by windows, and `MissingExtraError` without the extra `batch`.
     """
-    tifffile = _tifffile()
+    tifffile = package_of_extra("tifffile", "batch", BY_WINDOWS)
     try:
         with tifffile.TiffFile(path) as tiff:
             series = tiff.series[0]
@@ -359,25 +360,12 @@ def _open_tiff(path: Path, file: ImageHeader) -> PixelSource:
         return ImageFileSource(TiffPixels(array, file, palette), path, file, store=opened.pop_all())
 
 
-def _tifffile() -> Any:
-    try:
-        import tifffile
-        import zarr  # noqa: F401  what reads by windows
-    except ImportError as error:
-        raise MissingExtraError(
-            f"reading a TIFF by windows needs packages that are not installed ({error}): pip install 'segserve[batch]'"
-        ) from error
-    return tifffile
-
-
 def _open_page(path: Path, file: ImageHeader, opened: ExitStack, **place: Any) -> Any:
     """Return an array of a TIFF's pixels as stored, which is read by windows until `opened` closes.
 
     Raises as `_open_tiff` does.
     """
-    tifffile = _tifffile()
-    import zarr
-
+    tifffile, zarr = (package_of_extra(name, "batch", BY_WINDOWS) for name in ("tifffile", "zarr"))
     try:
         store = opened.enter_context(closing(tifffile.imread(path, aszarr=True, **place)))
         array: Any = zarr.open(store, mode="r")
@@ -418,30 +406,12 @@ def _open_whole(path: Path, file: ImageHeader) -> PixelSource:
 
 def _deep_colours(path: Path) -> NDArray[Any]:
     """Return the pixels of a PNG of 16-bit colours, of which Pillow has only the high byte."""
-    try:
-        import imagecodecs
-    except ImportError as error:
-        raise MissingExtraError(
-            f"{str(path)!r} has 16-bit colours, which need a package that is not installed ({error}): pip install "
-            "'segserve[batch]'"
-        ) from error
+    imagecodecs = package_of_extra("imagecodecs", "batch", f"{str(path)!r} of 16-bit colours")
     try:
         pixels: NDArray[Any] = imagecodecs.png_decode(path.read_bytes())
     except (RuntimeError, ValueError) as error:
         raise BadRequestError(f"{str(path)!r} is damaged or cut short: {error}") from error
     return pixels
-
-
-def little_used_range(source: PixelSource) -> int | None:
-    """Return the largest value of an image of 16 bits that uses less than 1/16 of them; None for any other image."""
-    largest = LITTLE if source.dtype.itemsize == 1 else 0
-    for top in range(0, source.height, DIGEST_ROWS):
-        if largest >= LITTLE:
-            return None
-        largest = max(
-            largest, int(source.read(Window(top, 0, min(top + DIGEST_ROWS, source.height), source.width)).max())
-        )
-    return largest if largest < LITTLE else None
 
 
 def _too_large(path: Path, file: ImageHeader) -> ImageTooLargeError:
@@ -471,15 +441,10 @@ def by_path(image: object) -> SourcePath:
     )
 
 
-def _open_zarr(path: Path) -> Sliceable:
+def _open_zarr(path: Path) -> Any:
+    zarr = package_of_extra("zarr", "batch", f"the zarr folder {str(path)!r}")
     try:
-        import zarr
-    except ImportError as error:
-        raise MissingExtraError(
-            f"the zarr folder {str(path)!r} needs a package that is not installed: pip install 'segserve[batch]'"
-        ) from error
-    try:
-        found = zarr.open(str(path), mode="r")
+        found: Any = zarr.open(str(path), mode="r")
     except (OSError, ValueError, KeyError) as error:
         raise BadRequestError(f"the folder {str(path)!r} is not a zarr array: {error}") from error
     if not isinstance(found, zarr.Array):
