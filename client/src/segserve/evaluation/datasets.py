@@ -144,28 +144,24 @@ def matched_classes(
 def _of_json(path: Path, images: Path | None) -> Dataset:
     try:
         document = json.loads(path.read_bytes())
-        name = path.name
         annotations = [
-            _typed(each, f"{name}: annotation {number}") for number, each in enumerate(document["annotations"])
+            _annotation(each, f"{path.name}: annotation {n}") for n, each in enumerate(document["annotations"])
         ]
         by_image = defaultdict(list)
         for each in annotations:
             by_image[each["image_id"]].append(each)
-        categories = [(each, f"{name}: category {number}") for number, each in enumerate(document["categories"])]
-        classes = {_whole(each, "id", what): str(each["name"]) for each, what in categories}
+        categories = [
+            _typed(each, f"{path.name}: category {n}", "id", flag="isthing")
+            for n, each in enumerate(document["categories"])
+        ]
+        classes = {each["id"]: str(each["name"]) for each in categories}
         listed = [one for each in annotations for one in each.get("segments_info", [each])]
         unknown = {each["category_id"] for each in listed} - classes.keys()
-        pictures = [(each, f"{name}: image {number}") for number, each in enumerate(document["images"])]
-        rows = [
-            (
-                _whole(each, "id", what),
-                str(each["file_name"]),
-                (_whole(each, "height", what, 0), _whole(each, "width", what, 0)),
-            )
-            for each, what in pictures
-        ]
+        sizes = [{**each, **{key: each.get(key) or 0 for key in ("height", "width")}} for each in document["images"]]
+        pictures = [_typed(each, f"{path.name}: image {n}", "id", "height", "width") for n, each in enumerate(sizes)]
+        rows = [(each["id"], str(each["file_name"]), (each["height"], each["width"])) for each in pictures]
         is_panoptic = any("segments_info" in each for each in annotations)
-        things = frozenset(_whole(each, "id", what) for each, what in categories if _flag(each, "isthing", what))
+        things = frozenset(each["id"] for each in categories if each["isthing"])
     except OSError as error:
         raise DatasetError(f"{str(path)!r} cannot be read: {error.strerror}") from error
     except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError) as error:
@@ -208,41 +204,35 @@ def _of_json(path: Path, images: Path | None) -> Dataset:
     return Dataset("segments", tuple(_with_segments(each, path) for each in labelled), classes, things)
 
 
-def _typed(annotation: Mapping[str, Any], what: str, *, is_segment: bool = False) -> dict[str, Any]:
-    """Return an annotation with ids and flags as numbers, of whatever types a tool has written them in."""
-    segments = annotation.get("segments_info")
-    whole = ("id", "category_id") if is_segment else ("image_id", "category_id") if segments is None else ("image_id",)
-    typed = {**annotation, **{key: _whole(annotation, key, what) for key in whole}}
-    typed["iscrowd"] = int(_flag(annotation, "iscrowd", what))
-    if typed.pop("area", None) is not None:
-        typed["area"] = float(annotation["area"])
-    if segments is not None:
-        typed["segments_info"] = [
-            _typed(each, f"{what}, segment {number}", is_segment=True) for number, each in enumerate(segments)
+def _annotation(entry: Mapping[str, Any], what: str) -> dict[str, Any]:
+    if "segments_info" in entry:
+        segments = [
+            _typed(each, f"{what}, segment {n}", "id", "category_id", flag="iscrowd")
+            for n, each in enumerate(entry["segments_info"])
         ]
+        return {**_typed(entry, what, "image_id"), "segments_info": segments}
+    area = entry.get("area")
+    typed = _typed(entry, what, "image_id", "category_id", flag="iscrowd")
+    return typed if area is None else {**typed, "area": float(area)}
+
+
+def _typed(entry: Mapping[str, Any], what: str, *whole: str, flag: str = "") -> dict[str, Any]:
+    """Return an entry with whole numbers and a flag as such, of whatever types a tool has written them in."""
+    typed = dict(entry)
+    for key in whole:
+        value = entry.get(key)
+        try:
+            number = int(value) if isinstance(value, str) and value.strip().lstrip("-").isdigit() else float(value)  # type: ignore[arg-type]
+            typed[key] = value if type(value) is int else int(number)
+            if isinstance(value, bool) or typed[key] != number:
+                raise ValueError(value)
+        except (ValueError, TypeError, OverflowError) as error:
+            raise DatasetError(f"{what} has the {key} {value!r}; expected a whole number") from error
+    if flag:
+        typed[flag] = _FLAGS.get(str(entry.get(flag)).strip().lower())
+        if typed[flag] is None:
+            raise DatasetError(f"{what} has the {flag} {entry[flag]!r}; expected 0 or 1")
     return typed
-
-
-def _whole(entry: Mapping[str, Any], key: str, what: str, default: int | None = None) -> int:
-    value = entry.get(key)
-    if value is None and default is not None:
-        return default
-    try:
-        number = int(value) if isinstance(value, str) and value.strip().lstrip("-").isdigit() else float(value)  # type: ignore[arg-type]
-        whole = value if type(value) is int else int(number)
-        if not isinstance(value, bool) and whole == number:
-            return whole
-    except (ValueError, TypeError, OverflowError):
-        pass
-    raise DatasetError(f"{what} has the {key} {value!r}; expected a whole number")
-
-
-def _flag(entry: Mapping[str, Any], key: str, what: str) -> bool:
-    value = entry.get(key)
-    flag = _FLAGS.get(str(value).strip().lower())
-    if flag is None:
-        raise DatasetError(f"{what} has the {key} {value!r}; expected 0 or 1")
-    return flag
 
 
 def _with_segments(image: LabelledImage, document: Path) -> LabelledImage:

@@ -22,7 +22,7 @@ from segserve.results.annotation import AnnotatedResult, is_background
 from segserve.results.masks import EncodedMask, masks_of_labels
 from segserve.results.values import SegmentClass
 from segserve.tiled.grid import Window
-from segserve.tiled.sources import open_mask
+from segserve.tiled.sources import DataMask
 from segserve_builder.scoring.quality import MATCH, Regions
 from segserve_common.errors import BadRequestError, ProtocolError
 from segserve_common.image_file import ImageFileError, describe_file
@@ -250,13 +250,12 @@ def read_map(image: LabelledImage, file: Path) -> NDArray[Any]:
 def data_of(image: LabelledImage) -> NDArray[np.bool_] | None:
     """Return where an image has data, bool (H, W), None if it has them everywhere; see `tiled.sources.DataMask`."""
     try:
-        mask = open_mask(image.path, describe_file(image.path))
+        if not (file := describe_file(image.path)).gaps:
+            return None
+        with closing(DataMask(image.path, file)) as mask:
+            return mask.read(Window(0, 0, *image.size))
     except (OSError, ImageFileError, BadRequestError) as error:
         raise DatasetError(f"image {str(image.path)!r} cannot be read: {error}") from error
-    if mask is None:
-        return None
-    with closing(mask):
-        return mask.read(Window(0, 0, *image.size))
 
 
 def without_gaps(annotations: Sequence[Mapping[str, Any]], image: LabelledImage) -> list[Mapping[str, Any]]:

@@ -105,7 +105,10 @@ class SourcePath:
 
 
 class DataMask:
-    """Where a GeoTIFF has data: not 0 in its mask page and alpha band, not `nodata` in all other bands."""
+    """Where a GeoTIFF has data: not 0 in its mask page and alpha band, not `nodata` in all other bands.
+
+    Raises `MissingExtraError` without the extra `batch`, and `BadRequestError` for pages that cannot be read.
+    """
 
     def __init__(self, path: Path, file: ImageHeader) -> None:
         self._file = file
@@ -119,18 +122,14 @@ class DataMask:
         """Return whether each pixel of a window has data, bool (h, w)."""
         file, place = self._file, _as_stored(window.slices(), self._file)
         with self._lock:
-            pages = {
-                page: np.asarray(
-                    array[(slice(None), *place)] if len(array.shape) == 3 and file.planar == 2 else array[place]
-                )
-                for page, array in self._pages.items()
-            }
+            planes = (slice(None), *place) if file.planar == 2 else place
+            pages = {page: np.asarray(array[planes if page == 0 else place]) for page, array in self._pages.items()}
         valid = np.ones([part.stop - part.start for part in place], np.bool_)
         if file.mask_page is not None:
             valid &= pages[file.mask_page] != 0
         if 0 in pages:
-            bands = pages[0] if pages[0].ndim == 2 or file.planar == 2 else np.moveaxis(pages[0], -1, 0)
-            values = list(bands.reshape(-1, *valid.shape))
+            bands = pages[0] if file.planar == 2 else np.moveaxis(pages[0].reshape(*valid.shape, -1), -1, 0)
+            values = list(bands)
             if file.alpha is not None:
                 valid &= values.pop(file.alpha) != 0
             if file.nodata is not None:
@@ -140,14 +139,6 @@ class DataMask:
     def close(self) -> None:
         """Close the file."""
         self._close.close()
-
-
-def open_mask(path: Path, file: ImageHeader) -> DataMask | None:
-    """Return where a file has data, None if it has them everywhere.
-
-    Raises `MissingExtraError` without the extra `batch`, and `BadRequestError` for pages that cannot be read.
-    """
-    return DataMask(path, file) if file.gaps else None
 
 
 class ArraySource:
@@ -194,14 +185,9 @@ class ImageFileSource(ArraySource):
         # TIFF decoding is not thread-safe.
         super().__init__(array, is_shared=store is None)
         self._path = path
-        self._close = store or ExitStack()
-        try:
-            self.mask = open_mask(path, file)
-        except BaseException:
-            self._close.close()
-            raise
-        if self.mask is not None:
-            self._close.callback(self.mask.close)
+        with store or ExitStack() as opened:
+            self.mask = opened.enter_context(closing(DataMask(path, file))) if file.gaps else None
+            self._close = opened.pop_all()
 
     def digest(self) -> str:
         """Return the digest of the file."""

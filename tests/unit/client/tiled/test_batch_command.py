@@ -246,7 +246,7 @@ def refusing(world: World, scene: np.ndarray, tmp_path: Path, monkeypatch: pytes
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SEGSERVE_URL", raising=False)
     for suffix in ("png", "bmp", "tif"):
-        Image.fromarray(scene).save(f"my photo.{suffix}")
+        Image.fromarray(scene).save(f"my photo.{suffix}", **{"tif": {"compression": "tiff_lzw"}}.get(suffix, {}))
     world.gateway.faults.append(Fault(http=400, message=REFUSAL))
     return world
 
