@@ -122,10 +122,7 @@ class MissingExtraError(SegserveError):
 
 
 def package_of_extra(name: str, extra: str, what: str, otherwise: str = "") -> Any:
-    """Import and return a package that an extra installs.
-
-    Raises `MissingExtraError`, which says `what` needs it, with the command that installs it, and what else helps.
-    """
+    """Import and return a package; raises `MissingExtraError`, which says `what` needs it and how to install it."""
     try:
         return import_module(name)
     except ImportError as error:

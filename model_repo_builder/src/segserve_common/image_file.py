@@ -103,9 +103,8 @@ class ImageHeader:
     @property
     def gaps(self) -> str:
         """What says in which pixels a GeoTIFF has no data; empty if it has them everywhere."""
-        named = {"an alpha band": self.alpha, "a mask": self.mask_page}
-        marks = [] if self.nodata is None else [f"nodata is {self.nodata:g}"]
-        return ", ".join([*marks, *(name for name, number in named.items() if number is not None)])
+        marks = {f"nodata is {self.nodata or 0:g}": self.nodata, "an alpha band": self.alpha, "a mask": self.mask_page}
+        return ", ".join(name for name, mark in marks.items() if mark is not None)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -328,7 +327,7 @@ def _tiff(data: Data) -> ImageHeader:
         nodata=float(nodata) if re.fullmatch(rb"[-+]?(\d+\.?\d*([eE][-+]?\d+)?|nan)", nodata) else None,
     )
     if _GEO_KEYS in tags:
-        described = replace(described, alpha=_alpha(described), mask_page=_mask_page(data, described, following))
+        described = _marked(described, _pages(data, following, _MOST_PAGES))
     subfile = _number(tags, _SUBFILE, _REDUCED if _number(tags, _OLD_SUBFILE, 1) == 2 else 0)
     is_raw = _DNG_VERSION in tags or described.photometric in MOSAICS or data[8:10] == b"CR"
     if is_raw or any(_is_raw(data, described, offset) for offset in tags.get(_SUB_IFDS, ())[:_MOST_SUB_IFDS]):
@@ -342,18 +341,13 @@ def _tiff(data: Data) -> ImageHeader:
     return described
 
 
-def _alpha(file: ImageHeader) -> int | None:
-    extra = file.extra_samples
-    return next((file.channels - len(extra) + place for place, kind in enumerate(extra) if kind in (1, 2)), None)
-
-
-def _mask_page(data: Data, file: ImageHeader, offset: int) -> int | None:
-    """Return the number of the page that is the mask of the first one; overviews have masks of their own."""
-    for number, tags in enumerate(_pages(data, offset, _MOST_PAGES), 1):
-        subfile, *size = (_number(tags, tag, 0) for tag in (_SUBFILE, _LENGTH, _WIDTH))
-        if subfile & (_REDUCED | _MASK) == _MASK and size == [file.height, file.width]:
-            return number
-    return None
+def _marked(file: ImageHeader, following: Iterator[Mapping[int, tuple[Any, ...]]]) -> ImageHeader:
+    """Return a GeoTIFF with its alpha band and mask page; its overviews have masks of their own."""
+    extra, size = file.extra_samples, (_MASK, file.height, file.width)
+    alpha = next((file.channels - len(extra) + place for place, kind in enumerate(extra) if kind in (1, 2)), None)
+    pages = ([_number(tags, tag, 0) for tag in (_SUBFILE, _LENGTH, _WIDTH)] for tags in following)
+    masks = (n for n, (kind, *own) in enumerate(pages, 1) if (kind & (_REDUCED | _MASK), *own) == size)
+    return replace(file, alpha=alpha, mask_page=next(masks, None))
 
 
 def _first_offset(data: Data) -> int:

@@ -91,12 +91,12 @@ class ImageContent:
     frames: int = 1
     gaps: str = ""
 
-    def notes(self, image: ImageFile, info: Callable[[], ModelInfo]) -> list[str]:
+    def notes(self, image: ImageFile, info: Callable[[], ModelInfo], *, in_tiles: bool) -> list[str]:
         """Return what of an image is not in the answer of the model with this info, or spoils it."""
         notes = []
         if self.frames > 1:
             notes.append(f"only the first of the {self.frames} frames or pages of {image} was segmented")
-        if self.gaps:
+        if self.gaps and not in_tiles:
             notes.append(
                 f"pixels of {image} without data ({self.gaps}) are segmented and counted as others are; "
                 "`segserve batch` leaves them out"

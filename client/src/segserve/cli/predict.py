@@ -53,6 +53,7 @@ if TYPE_CHECKING:
 TABLES: Final = 5
 """Up to this many images print a table each; more print a line each."""
 BATCH: Final = " IMAGE -o tiled"
+SMALLER: Final = ". Make it smaller"
 PYTHON_CALL: Final = re.compile(r"client\.segment_tiled\(.*?\), (?=`segserve batch )")
 Ask: TypeAlias = "Callable[[ImageLike], tuple[Result, list[str]]]"
 NAMED: Final = 3
@@ -70,7 +71,6 @@ class OutputTargets:
     batch_options: str
     """Options that `segserve batch` needs as well, to reach the same model."""
     info: Callable[[], ModelInfo]
-    """Returns the model's info."""
 
 
 @dataclass(frozen=True)
@@ -222,12 +222,8 @@ def _outcome(ask: Ask, image: ImageFile, number: int, targets: OutputTargets) ->
         _name_command(error, image, targets.batch_options, is_decoded=is_decoded)
         return ImageOutcome(image, error=error)
     document = result.to_coco(image_id=number, file_name=image.name) if targets.coco else None
-    return ImageOutcome(
-        image,
-        result,
-        document,
-        notes=[*(f"{image} {each}" for each in notes), *content.notes(image, targets.info)],
-    )
+    notes = [*(f"{image} {each}" for each in notes), *content.notes(image, targets.info, in_tiles=bool(notes))]
+    return ImageOutcome(image, result, document, notes=notes)
 
 
 def _answer(
@@ -235,7 +231,7 @@ def _answer(
 ) -> tuple[Result, list[str]]:
     """Return an image's result, of tiles if it is above a limit, and a note about those.
 
-    Raises the refusal of the whole image if it cannot be read by tiles, `_InseparableError` if they cannot be stitched.
+    Raises the refusal of the whole image if it cannot be read by tiles, and another one if they cannot be stitched.
     """
     from segserve.calls.session import TILE_PX, tile_options
 
@@ -250,16 +246,11 @@ def _answer(
         except (ImageTooLargeError, MissingExtraError) as refused:
             raise error from refused
         except BadRequestError as refused:
-            raise _InseparableError(
-                f"{error.message.split(': segment it in tiles')[0]}; {refused.message}"
-            ) from refused
+            limit = error.message.partition(": segment it in tiles")[0]
+            raise BadRequestError(f"{limit}; {refused.message}{SMALLER}") from refused
     height, width = result.size
     tiles = f"{tiled.tiles} tiles of {options.get('tile', TILE_PX)} pixels"
     return result, [f"of {width} x {height} pixels is above the limit of a request, and was segmented in {tiles}"]
-
-
-class _InseparableError(BadRequestError):
-    """An image above its model's limit, and a model whose tiles cannot be stitched."""
 
 
 def _batch_options(platform_options: PlatformOptions, url: str | None, score_threshold: float | None) -> str:
@@ -279,13 +270,13 @@ def _name_command(error: SegserveError, image: ImageFile, options: str, *, is_de
 
     if image.path is None:
         return
-    if isinstance(error, _InseparableError) and (limit := LIMIT.search(error.message)) is not None:
+    if error.message.endswith(SMALLER) and (limit := LIMIT.search(error.message)) is not None:
         small, side = str(image.path.with_name(f"{image.path.stem}-small.png")), math.isqrt(int(limit[1]))
         code = (
             f"from PIL import Image, ImageOps; image = ImageOps.exif_transpose(Image.open({str(image.path)!r})); "
             f"image.thumbnail(({side}, {side})); image.save({small!r})"
         )
-        error.message += f". `python -c {shlex.quote(code)}` writes a smaller copy, {small}"
+        error.message += f": `python -c {shlex.quote(code)}` writes {small}"
         error.args = (error.message,)
     if BATCH not in error.message:
         return

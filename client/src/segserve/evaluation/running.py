@@ -113,10 +113,10 @@ def evaluate(
         labels = read_labels(measure, dataset, matched)
         kept = None if out is None else AnswerFile(Path(out) / ANSWERS, model, options)
         answers = _ask(asked, info, dataset, kept, options, in_flight, progress)
-    results = [
-        _without_gaps(each, image) if isinstance(each, SampleResult) else None
-        for each, image in zip(answers, dataset.images, strict=True)
-    ]
+    results = [each if isinstance(each, SampleResult) else None for each in answers]
+    for answer, image in zip(results, dataset.images, strict=True):
+        if answer is not None:
+            answer.document["annotations"] = without_gaps(answer.document["annotations"], image)
     revisions = sorted({each.revision for each in results if each is not None})
     if len(revisions) > 1:
         raise RevisionChangedError(
@@ -201,11 +201,6 @@ def _ask(
     if len(errors) == len(answers):
         raise errors[0]
     return [each for each in answers if each is not None]
-
-
-def _without_gaps(answer: SampleResult, image: LabelledImage) -> SampleResult:
-    document = answer.document
-    return replace(answer, document={**document, "annotations": without_gaps(document["annotations"], image)})
 
 
 def _content(image: LabelledImage) -> bytes:

@@ -11,15 +11,8 @@ from typing import Any, Final, TypeVar, overload
 import numpy as np
 
 from segserve.errors import CheckpointError, ImageTooLargeError, ResultTypeError
+from segserve.results import objects
 from segserve.results.masks import EncodedMask
-from segserve.results.objects import (
-    Detection,
-    DetectionResult,
-    Instance,
-    InstanceResult,
-    KeypointDetection,
-    KeypointResult,
-)
 from segserve.results.result import PanopticResult, PanopticSegment, SemanticResult
 from segserve.results.values import SegmentClass
 from segserve.tiled.checkpoint import read_json
@@ -63,7 +56,7 @@ class TiledResult:
         return self.revisions[0]
 
     def _common(self) -> dict[str, Any]:
-        """Return what results in memory have in common; raises `ImageTooLargeError` above `MAX_PIXELS_IN_MEMORY`."""
+        """Return the fields of every result in memory; raises `ImageTooLargeError` above `MAX_PIXELS_IN_MEMORY`."""
         height, width = self.size
         if height * width > MAX_PIXELS_IN_MEMORY:
             raise ImageTooLargeError(
@@ -99,10 +92,10 @@ class TiledSemanticResult(TiledResult):
 
 
 _TYPES: Final[Mapping[str, tuple[type[Any], type[Any], str]]] = {
-    "instance": (Instance, InstanceResult, "instances"),
+    "instance": (objects.Instance, objects.InstanceResult, "instances"),
     "panoptic": (PanopticSegment, PanopticResult, "segments"),
-    "keypoints": (KeypointDetection, KeypointResult, "detections"),
-    "detection": (Detection, DetectionResult, "detections"),
+    "keypoints": (objects.KeypointDetection, objects.KeypointResult, "detections"),
+    "detection": (objects.Detection, objects.DetectionResult, "detections"),
 }
 """The types of an object and of a result in memory by task, and the field of the objects."""
 

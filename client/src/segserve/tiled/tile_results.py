@@ -88,17 +88,15 @@ def _object(found: Detection, tile: Tile, grid: Grid, valid: NDArray[np.bool_] |
     if isinstance(found, KeypointDetection):
         row["points"] = [[x + left, y + top, score] for x, y, score in found.points.tolist()]
     patch = crop(found.encoded) if isinstance(found, Instance) else of_box(found.box)
-    if patch is not None and valid is not None:
-        shown = within(patch, valid)
-        if shown is not None and isinstance(found, Instance) and shown.bitmap.sum() < patch.bitmap.sum():
-            part = shown.window
-            row["box"] = [
-                float(side) for side in (part.left + left, part.top + top, part.right + left, part.bottom + top)
-            ]
-        patch = shown if isinstance(found, Instance) or shown is None else patch
-    if patch is None:
+    shown = patch if patch is None or valid is None else within(patch, valid)
+    if patch is None or shown is None:
         return None
+    is_cut = isinstance(found, Instance) and shown.bitmap.sum() < patch.bitmap.sum()
+    patch = shown if is_cut else patch
     moved = TilePatch(patch.top + top, patch.left + left, patch.bitmap)
+    if is_cut:
+        window = moved.window
+        row["box"] = [float(side) for side in (window.left, window.top, window.right, window.bottom)]
     row["whole"] = is_whole(moved, tile, grid.height, grid.width)
     if isinstance(found, Instance):
         row |= {"at": [moved.left, moved.top], "rle": encode(moved.bitmap)}

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
 from segserve_builder.stages.base import RequestOptions, Stage
 from segserve_builder.values import Encoded, Image, ResizeTransform, ValueType
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 
 class Decode(Stage):
@@ -38,14 +35,6 @@ class Decode(Stage):
         if value is not None and not 0 <= value[0] < value[1] <= 65535:
             raise ValueError(f"a window is two values from 0 to 65535, the lower one first, got {list(value)}")
         return value
-
-    def scaled(self, pixels: NDArray[Any]) -> NDArray[Any]:
-        """Return pixels of 16 bits with the window's values spread over all of them, those of 8 bits as they are."""
-        if self.window is None or pixels.dtype.itemsize == 1:
-            return pixels
-        from segserve_builder.imaging.decoding import windowed
-
-        return windowed(pixels, self.window)
 
     def __call__(self, value: Encoded, request: RequestOptions) -> Image:
         """Return the pixels, of the colour and dtype that `value` names; raises `BadImageError`."""

@@ -156,10 +156,9 @@ class Pipeline(FrozenModel):
         return identity
 
     @property
-    def window(self) -> tuple[int, int] | None:
-        """The window of the stage decode, if it has one."""
-        stages = (step.stage for step in self.preprocess)
-        return next((stage.window for stage in stages if isinstance(stage, Decode)), None)
+    def decode(self) -> Decode:
+        """The stage that decodes images."""
+        return next((step.stage for step in self.preprocess if isinstance(step.stage, Decode)), Decode())
 
     @property
     def second(self) -> Pipeline | None:

@@ -270,6 +270,17 @@ def test_predict_segments_an_image_above_its_models_limit_in_tiles(
         assert overlay.size == (420, 360)
 
 
+def test_predict_in_tiles_leaves_out_what_has_no_data_and_does_not_say_the_contrary(
+    refusing: World, scene: np.ndarray
+) -> None:
+    tifffile.imwrite("geo.tif", scene, extratags=[(42113, "s", 0, "0", True)])
+
+    done = CliRunner().invoke(both, ["predict", "classes", "geo.tif", "--url", refusing.url])
+
+    assert "ground" not in done.stdout
+    assert "without data" not in done.stderr
+
+
 def test_predict_names_the_command_that_lets_a_tiff_be_read_in_tiles(
     refusing: World, scene: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -295,7 +306,7 @@ def test_predict_names_the_command_that_makes_an_image_smaller_where_tiles_canno
 
     refused = CliRunner().invoke(both, ["predict", "classes", "my photo.png", "--url", refusing.url])
 
-    command, small = re.search(r"`(python -c .*)` writes a smaller copy, (.*)$", str(refused.exception)).groups()
+    command, small = re.search(r"Make it smaller: `(python -c .*)` writes (.*)$", str(refused.exception)).groups()
     assert "is multi-label" in str(refused.exception)
     subprocess.run(command.replace("python", shlex.quote(sys.executable), 1), shell=True, check=True)
     with Image.open(small) as copy:
