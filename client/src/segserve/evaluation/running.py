@@ -65,8 +65,8 @@ def evaluate(
 
     `data` is a COCO or COCO panoptic JSON file, or a folder: with one such file, with `data.yaml` (YOLO), with
     `JPEGImages` (Pascal VOC, of which it may also be a list in `ImageSets`), or with `images` and `labels` (label maps
-    as PNG or TIFF). `images` is the folder of a JSON file's images, which are otherwise looked for beside it. `classes` names
-    those that count, by default all of the data set. `score_threshold` and `max_detections` are those of
+    as PNG or TIFF). `images` is the folder of a JSON file's images, which are otherwise looked for beside it. `classes`
+    names those that count, by default all of the data set. `score_threshold` and `max_detections` are those of
     `Client.segment`; AP needs a low threshold. `resamples` samples of the images, drawn with a fixed seed, give the
     intervals.
 
