@@ -16,7 +16,7 @@ from segserve import BadRequestError, Client, SemanticResult
 grey = np.asarray(Image.open("examples/coins/coins.png"))
 client = Client()
 print(client.model_info("coins").pixels)
-# > PixelFormat(channels=1, dtype='UINT8')
+# > PixelFormat(channels=1, dtype='UINT8', window=None)
 
 # %% [markdown]
 # Greyscale, RGB, RGBA (the alpha channel is dropped) and 16-bit arrays give the same result.

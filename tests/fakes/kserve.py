@@ -46,11 +46,12 @@ class Asked:
 
 @dataclass
 class Model:
-    """A model's declared outputs, its parameters, and the function that answers."""
+    """A model's declared outputs, its parameters, the function that answers, and the type of PIXELS (grey, by HTTP)."""
 
     outputs: list[str]
     parameters: Mapping[str, str]
     answer: Callable[[Asked], Arrays]
+    pixels: str | None = None
 
 
 @dataclass
@@ -186,6 +187,8 @@ class _Handler(BaseHTTPRequestHandler):
             "output": [{"name": output} for output in model.outputs],
             "parameters": parameters,
         }
+        if model.pixels is not None:
+            config["input"] = [{"name": "PIXELS", "data_type": model.pixels, "dims": [-1, -1, 1]}]
         return self._send(200, json.dumps(config).encode(), {})
 
     def do_POST(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from importlib import import_module
 from typing import Any, Final
 
 from segserve_common.errors import BadRequestError as BadRequestError
@@ -118,6 +119,16 @@ class PoolTimeoutError(RequestTimeoutError):
 
 class MissingExtraError(SegserveError):
     """A part of the client that is not installed; the message has the command that installs it."""
+
+
+def package_of_extra(name: str, extra: str, what: str, otherwise: str = "") -> Any:
+    """Import and return a package; raises `MissingExtraError`, which says `what` needs it and how to install it."""
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{what} needs a package that is not installed ({error}): pip install 'segserve[{extra}]'{otherwise}"
+        ) from error
 
 
 class ForkedClientError(SegserveError):

@@ -7,7 +7,8 @@ import mmap
 import re
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 Data: TypeAlias = "bytes | mmap.mmap"
 
+IMAGE_SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff"})
+"""Of the files that servers decode."""
 UPRIGHT: Final = 1
 SWAPPED: Final = 5
 """From this orientation on, rows are columns."""
@@ -37,15 +40,17 @@ _PNG_PALETTE: Final = 3
 
 _SUBFILE, _OLD_SUBFILE, _WIDTH, _LENGTH, _BITS, _COMPRESSION, _PHOTOMETRIC = 254, 255, 256, 257, 258, 259, 262
 _ORIENTATION, _SAMPLES, _PLANAR, _TILE_WIDTH, _TILE_LENGTH, _SUB_IFDS = 274, 277, 284, 322, 323, 330
-_EXTRA_SAMPLES, _SAMPLE_FORMAT, _GDAL_NODATA, _DNG_VERSION = 338, 339, 42113, 50706
+_EXTRA_SAMPLES, _SAMPLE_FORMAT, _GEO_KEYS, _GDAL_NODATA, _DNG_VERSION = 338, 339, 34735, 42113, 50706
 _READ: Final = frozenset(
     {_SUBFILE, _OLD_SUBFILE, _WIDTH, _LENGTH, _BITS, _COMPRESSION, _PHOTOMETRIC, _ORIENTATION, _SAMPLES, _PLANAR}
-    | {_TILE_WIDTH, _TILE_LENGTH, _SUB_IFDS, _EXTRA_SAMPLES, _SAMPLE_FORMAT, _GDAL_NODATA, _DNG_VERSION}
+    | {_TILE_WIDTH, _TILE_LENGTH, _SUB_IFDS, _EXTRA_SAMPLES, _SAMPLE_FORMAT, _GEO_KEYS, _GDAL_NODATA, _DNG_VERSION}
 )
 _TYPES: Final = {1: "B", 2: "s", 3: "H", 4: "I", 6: "b", 7: "s", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
 _SHORT, _LONG = 3, 4
 _MOST_VALUES: Final = 1024
 _MOST_SUB_IFDS: Final = 16
+_MOST_PAGES: Final = 64
+"""Up to this many pages are searched for a mask: a GeoTIFF has some 20, those of its overviews."""
 _REDUCED, _MASK = 1, 4
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, YCBCR = 0, 1, 2, 3, 6
 MOSAICS: Final = frozenset({32803, 34892})
@@ -58,6 +63,14 @@ _OTHER_BRANDS: Final = {b"crx ": _RAW, b"heic": "a HEIC file", b"mif1": "a HEIC 
 ALLOWED_SAMPLES: Final = "unsigned 8 bit, and unsigned 16 bit as grey or interleaved RGB or RGBA"
 
 
+def is_named_as(path: Path, suffixes: AbstractSet[str] = IMAGE_SUFFIXES) -> bool:
+    """Return whether a file has one of these suffixes, in any case.
+
+    macOS puts a file `._x.png`, which is no image, beside `x.png` on other file systems.
+    """
+    return path.suffix.lower() in suffixes and not path.name.startswith("._")
+
+
 class ImageFileError(ValueError):
     """A file is not an image that segserve reads; the message says what it is."""
 
@@ -67,7 +80,8 @@ class ImageHeader:
     """An image file by its header. `height` and `width` are as stored, before `orientation` 1..8 is applied.
 
     The other fields are those of TIFF: `photometric`, `sample_format`, `planar`, `compression` and `extra_samples` by
-    their numbers, `tile` the height and width of a tile (1 without), `nodata` the value that GDAL writes.
+    their numbers, `tile` the height and width of a tile (1 without), `nodata` the value that GDAL writes. Of a GeoTIFF,
+    `alpha` is the number of the band, and `mask_page` that of the page, that is 0 where there are no data.
     """
 
     format: Literal["JPEG", "PNG", "WebP", "TIFF"]
@@ -83,6 +97,14 @@ class ImageHeader:
     extra_samples: tuple[int, ...] = ()
     tile: tuple[int, int] = (1, 1)
     nodata: float | None = None
+    alpha: int | None = None
+    mask_page: int | None = None
+
+    @property
+    def gaps(self) -> str:
+        """What says in which pixels a GeoTIFF has no data; empty if it has them everywhere."""
+        marks = {f"nodata is {self.nodata or 0:g}": self.nodata, "an alpha band": self.alpha, "a mask": self.mask_page}
+        return ", ".join(name for name, mark in marks.items() if mark is not None)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -278,7 +300,7 @@ def exif_orientation(exif: bytes) -> int:
 
 
 def _tiff(data: Data) -> ImageHeader:
-    tags, names, _ = _directory(data, _first_offset(data))
+    tags, names, following = _directory(data, _first_offset(data))
     if len(set(names)) < len(names):
         # Readers differ in which of the two they take.
         raise ImageFileError(
@@ -304,6 +326,8 @@ def _tiff(data: Data) -> ImageHeader:
         tile=(_number(tags, _TILE_LENGTH, 1), _number(tags, _TILE_WIDTH, 1)),
         nodata=float(nodata) if re.fullmatch(rb"[-+]?(\d+\.?\d*([eE][-+]?\d+)?|nan)", nodata) else None,
     )
+    if _GEO_KEYS in tags:
+        described = _marked(described, _pages(data, following, _MOST_PAGES))
     subfile = _number(tags, _SUBFILE, _REDUCED if _number(tags, _OLD_SUBFILE, 1) == 2 else 0)
     is_raw = _DNG_VERSION in tags or described.photometric in MOSAICS or data[8:10] == b"CR"
     if is_raw or any(_is_raw(data, described, offset) for offset in tags.get(_SUB_IFDS, ())[:_MOST_SUB_IFDS]):
@@ -315,6 +339,15 @@ def _tiff(data: Data) -> ImageHeader:
             "is read; write the picture as the first page"
         )
     return described
+
+
+def _marked(file: ImageHeader, following: Iterator[Mapping[int, tuple[Any, ...]]]) -> ImageHeader:
+    """Return a GeoTIFF with its alpha band and mask page; its overviews have masks of their own."""
+    extra, size = file.extra_samples, (_MASK, file.height, file.width)
+    alpha = next((file.channels - len(extra) + place for place, kind in enumerate(extra) if kind in (1, 2)), None)
+    pages = ([_number(tags, tag, 0) for tag in (_SUBFILE, _LENGTH, _WIDTH)] for tags in following)
+    masks = (n for n, (kind, *own) in enumerate(pages, 1) if (kind & (_REDUCED | _MASK), *own) == size)
+    return replace(file, alpha=alpha, mask_page=next(masks, None))
 
 
 def _first_offset(data: Data) -> int:
@@ -380,15 +413,21 @@ def frame_count(data: Data) -> int:
         return max(sum(kind == b"ANMF" for kind, _, _ in webp_chunks(data)), 1)
     if data[:4] not in TIFF_SIGNATURES:
         return 1
-    offset, pages, seen = _first_offset(data), 0, set[int]()
-    while offset and offset not in seen and len(seen) < MAX_PARTS:
+    pages = _pages(data, _first_offset(data), MAX_PARTS)
+    return max(sum(not _number(tags, _SUBFILE, 0) & (_REDUCED | _MASK) for tags in pages), 1)
+
+
+def _pages(data: Data, offset: int, most: int) -> Iterator[dict[int, tuple[Any, ...]]]:
+    """Yield the tags of a TIFF's pages from the one at `offset` up to one that is damaged."""
+    seen = set[int]()
+    while offset and offset not in seen and len(seen) < most:
         seen.add(offset)
         try:
             tags, _, offset = _directory(data, offset)
-            pages += not _number(tags, _SUBFILE, 0) & (_REDUCED | _MASK)
+            _ = [_number(tags, tag, 0) for tag in (_SUBFILE, _LENGTH, _WIDTH)]
         except (struct.error, ImageFileError):
-            break
-    return max(pages, 1)
+            return
+        yield tags
 
 
 def shallow_tiff(data: bytes, file: ImageHeader) -> NDArray[np.uint8]:
@@ -427,6 +466,15 @@ def shallow_tiff(data: bytes, file: ImageHeader) -> NDArray[np.uint8]:
         raise ImageFileError(
             f"TIFF image is damaged or cut short, or of a kind that cannot be read: {error}"
         ) from error
+
+
+def windowed(pixels: NDArray[np.uint16], window: tuple[int, int]) -> NDArray[np.uint16]:
+    """Return pixels with the low end of a window of values as 0, the high one as 65535, and all beyond cut off."""
+    import numpy as np
+
+    low, high = window
+    values = (np.clip(np.arange(65536), low, high) - low) * 65535 // (high - low)
+    return values.astype(np.uint16)[pixels]
 
 
 def turn(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:

@@ -145,6 +145,10 @@ def test_an_answer_that_shows_nothing_tells_nothing(when: str, expected: float) 
             "embedding is an output of one network",
         ),
         (
+            {"cascade": CASCADE | {"light": LIGHT | {"preprocess": [{"decode": {"window": [0, 4095]}}]}}},
+            r"cascade.light has the window \(0, 4095\) of decode; that of the model is None",
+        ),
+        (
             {"postprocess": [{"temporalSmoothing": {}}, {"argmax": {}}]},
             "a model with temporalSmoothing has one network",
         ),

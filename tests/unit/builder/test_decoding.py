@@ -138,6 +138,21 @@ def test_16_bit_colour_is_kept_for_uint16_and_its_high_byte_taken_for_uint8(kind
     assert luma_error(decode(data, "GREY", "UINT8"), RGB16 >> 8) < 0.51
 
 
+@pytest.mark.parametrize("kind", ["png", "tiff"])
+@pytest.mark.parametrize("colour", ["RGB", "GREY"])
+def test_a_window_spreads_its_values_over_all_16_bits_before_they_are_reduced_to_8(kind: str, colour: str) -> None:
+    window = (1000, 5095)
+    image = (RGB16 if colour == "RGB" else GREY16) // 11
+    spread = np.clip((image.astype(np.int64) - 1000) * 65535 // 4095, 0, 65535)
+
+    wide, narrow = (decode(encode16(image, kind), colour, dtype, window=window) for dtype in ("UINT16", "UINT8"))
+
+    np.testing.assert_array_equal(wide.squeeze(), spread)
+    np.testing.assert_array_equal(narrow.squeeze(), spread >> 8)
+    eight_bits = encode(RGB, kind.upper())
+    np.testing.assert_array_equal(decode(eight_bits, window=window), decode(eight_bits))
+
+
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_16_bit_grey_is_kept_for_uint16_and_its_high_byte_taken_for_uint8(kind: str) -> None:
     data = encode(GREY16, kind)

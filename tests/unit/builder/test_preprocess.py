@@ -50,6 +50,26 @@ def test_an_image_file_and_its_pixels_give_the_same_input() -> None:
     assert from_file.transform == from_pixels.transform == ResizeTransform(30, 44, 10, 0, 44, 64, 64, 64)
 
 
+def test_pixels_of_16_bits_meet_the_window_as_a_file_of_them_does() -> None:
+    import cv2
+
+    deep = RGB.astype(np.uint16) * 16
+    spec, decode = Input(dtype="UINT16"), {"decode": {"window": [0, 4095]}}
+    run = preprocess(decode, {"normalise": {}}, spec=spec, tensor=network("FP32"))
+    tiff = bytes(cv2.imencode(".tiff", deep[..., ::-1])[1])
+
+    from_file, from_pixels = run(tiff, None).tensor, run(None, deep).tensor
+
+    np.testing.assert_array_equal(from_file, from_pixels)
+    np.testing.assert_allclose(from_file[0], deep.transpose(2, 0, 1) / 4095, atol=1e-4)
+
+
+@pytest.mark.parametrize("window", [[5, 5], [9, 3], [-1, 4], [0, 65536], [0], "12 bits"])
+def test_a_window_that_is_none_is_refused(window: Any) -> None:
+    with pytest.raises(ValueError, match="window"):
+        steps_of({"decode": {"window": window}})
+
+
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 @pytest.mark.parametrize("pixels", [RGB, GREY], ids=["RGB", "GREY"])
 def test_the_result_is_a_batch_of_one_in_the_network_s_layout(layout: str, pixels: np.ndarray) -> None:

@@ -175,6 +175,14 @@ def test_clients_find_the_revision_and_the_classes_in_the_ensemble() -> None:
     assert json.loads(config.parameters["classes"].string_value) == PLAIN_SEMANTIC["classes"]
 
 
+def test_clients_find_the_window_of_16_bits_in_the_ensemble_and_the_first_step_in_its_options() -> None:
+    tree = rendered(preprocess=[{"decode": {"window": [0, 4095]}}])
+
+    assert json.loads(configs(tree)["coins"].parameters["window"].string_value) == [0, 4095]
+    text = parsed(next(iter(tree.steps.values()))).parameters[PARAMETER].string_value
+    assert '"window":[0,4095]' in text.replace(" ", "")
+
+
 def test_each_step_reads_its_options_back_from_its_configuration() -> None:
     tree = rendered()
     texts = []

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 PIXELS = np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3)
 ALPHA = np.arange(5 * 7, dtype=np.uint8).reshape(5, 7, 1) * 7
-FORMATS = [PixelFormat(1, "UINT8"), PixelFormat(3, "UINT8"), PixelFormat(1, "UINT16"), PixelFormat(3, "UINT16")]
+FORMATS = [PixelFormat(1, "UINT8"), PixelFormat(3, "UINT8"), PixelFormat(1, "UINT16"), PixelFormat(3, "UINT16"),
+           PixelFormat(1, "UINT8", (500, 40_000)), PixelFormat(3, "UINT8", (500, 40_000))]  # fmt: skip
 
 
 def sent(image: Any) -> np.ndarray:
@@ -151,6 +152,7 @@ def test_an_array_is_what_the_server_makes_of_its_file(pixels: np.ndarray, wante
         colour="GREY" if wanted.channels == 1 else "RGB",
         dtype=wanted.dtype,  # type: ignore[arg-type]
         max_pixels=10_000,
+        window=wanted.window,
     )
     np.testing.assert_array_equal(found.to_array(), decoded)
     assert found.datatype == wanted.dtype

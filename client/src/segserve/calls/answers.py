@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -94,8 +95,11 @@ def read_model_info(
             SegmentClass(int(entry["id"]), str(entry["name"]), _colour(entry.get("colour")))
             for entry in json.loads(parameters.get("classes", "[]"))
         )
+        low, high = json.loads(parameters.get("window", "[0, 65535]"))
+        if pixels is not None and "window" in parameters:
+            pixels = replace(pixels, window=(int(low), int(high)))
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-        raise ProtocolError(f"parameter 'classes' of model {model!r} is malformed: {error!r}") from error
+        raise ProtocolError(f"parameter 'classes' or 'window' of model {model!r} is malformed: {error!r}") from error
     return ModelInfo(model, frozenset(outputs), parameters.get("revision"), classes, pixels)
 
 

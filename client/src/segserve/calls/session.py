@@ -66,7 +66,7 @@ SEQUENCE: Final = "sequence_id"
 TILED_MEGAPIXELS: Final = 2.1
 TILE_PX: Final = 1024
 # The limit in the words of a server, and its words for the tiled way.
-_LIMIT: Final = re.compile(r"allowed are 1 to (\d+) \(input\.maxPixels\)")
+LIMIT: Final = re.compile(r"allowed are 1 to (\d+) \(input\.maxPixels\)")
 _IN_TILES: Final = "segment this one in tiles (`segserve batch`, `Client.segment_tiled`)"
 # Triton's words for a request that does not fit the model: its inputs or outputs are not those that the client knows.
 _CHANGED_MODEL: Final = re.compile(r"\b(?:in|out)puts?\b|\b(?:PIXELS|IMAGE)\b|datatype|shape", re.IGNORECASE)
@@ -309,8 +309,8 @@ def _explain_size(error: SegserveError, image: Tensor, model: str) -> None:
     height, width = size
     megapixels = height * width / 1e6
     seen = f"; the image is {width} x {height} ({megapixels:.3g} megapixels)"
-    limit = _LIMIT.search(error.message)
-    advice = [_in_tiles(model, image, size, limit and int(limit[1]))] if limit or megapixels > TILED_MEGAPIXELS else []
+    is_large = LIMIT.search(error.message) is not None or megapixels > TILED_MEGAPIXELS
+    advice = [_in_tiles(model, image, size, tile_options(error.message))] if is_large else []
     if isinstance(error, ImageTooLargeError):
         seen = ""  # the server has said it
     elif isinstance(error, DeadlineExceededError | ReadTimeoutError | WriteTimeoutError):
@@ -322,14 +322,21 @@ def _explain_size(error: SegserveError, image: Tensor, model: str) -> None:
     error.args = (error.message,)
 
 
-def _in_tiles(model: str, image: Tensor, size: tuple[int, int], limit: int | None) -> str:
-    """Return how to segment an image in tiles, of at most `limit` pixels, by a call and by a command."""
+def tile_options(refusal: str) -> dict[str, int]:
+    """Return the options `tile` and `overlap` of `segment_tiled` that a model's limit asks for; {} if it allows any."""
+    limit = LIMIT.search(refusal)
+    if limit is None or int(limit[1]) >= TILE_PX**2:
+        return {}
+    side = math.isqrt(int(limit[1]))
+    side -= side % 32 if side > 32 else 0
+    return {"tile": side, "overlap": side // 8}
+
+
+def _in_tiles(model: str, image: Tensor, size: tuple[int, int], tiles: Mapping[str, int]) -> str:
+    """Return how to segment an image in tiles by a call and by a command."""
     height, width = size
-    arguments = options = ""
-    if limit is not None and limit < TILE_PX**2:
-        side = math.isqrt(limit)
-        side -= side % 32 if side > 32 else 0
-        arguments, options = f", tile={side}, overlap={side // 8}", f" --tile {side} --overlap {side // 8}"
+    arguments = "".join(f", {name}={value}" for name, value in tiles.items())
+    options = "".join(f" --{name} {value}" for name, value in tiles.items())
     first = []
     if image.name != PIXELS:
         (encoded,) = image.to_items()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from segserve.calls.endpoint import GatewayEndpoint
 from segserve.calls.steps import TransportName
-from segserve.errors import MissingExtraError
+from segserve.errors import package_of_extra
 from segserve_common.errors import SegserveError
 
 if TYPE_CHECKING:
@@ -84,11 +84,6 @@ def telemetry_of(wanted: bool | None, endpoint: GatewayEndpoint, transport: Tran
     """
     if wanted is False or (wanted is None and "opentelemetry.trace" not in sys.modules):
         return None
-    try:
-        from opentelemetry import trace
-    except ImportError as error:
-        raise MissingExtraError(
-            f"telemetry needs a package that is not installed ({error}): pip install 'segserve[telemetry]'"
-        ) from error
+    trace = package_of_extra("opentelemetry.trace", "telemetry", "telemetry")
     where = {"server.address": endpoint.host, "server.port": endpoint.port}
     return Telemetry(trace.get_tracer("segserve"), {**where, **_METHODS[transport]})

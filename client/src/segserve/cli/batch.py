@@ -5,7 +5,6 @@ from __future__ import annotations
 import glob
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias
 import typer
 
 from segserve.cli.errors import CommandError, plain
-from segserve.cli.image_files import IMAGES, nodata_note
+from segserve.cli.image_files import dark_notes
 from segserve.cli.options import (
     GatewayUrl,
     ModelName,
@@ -29,7 +28,7 @@ from segserve.cli.top import Prometheus, metrics_source
 from segserve.errors import HOPELESS
 from segserve.platforms.errors import ControlError
 from segserve_common.errors import SegserveError
-from segserve_common.image_file import ImageFileError, describe_file
+from segserve_common.image_file import IMAGE_SUFFIXES, is_named_as
 
 if TYPE_CHECKING:
     from segserve.client import Client
@@ -41,7 +40,7 @@ BatchFormat: TypeAlias = Literal["zarr", "tiff", "png", "coco", "geojson"]
 LengthUnit: TypeAlias = Literal["m", "ft", "us-ft"]
 """As PROJ names them."""
 
-LARGE: Final = IMAGES | {".npy", ".svs", ".btf"}
+LARGE: Final = IMAGE_SUFFIXES | {".npy", ".svs", ".btf"}
 SUFFIXES: Final[dict[BatchFormat, str]] = {
     "zarr": "", "tiff": ".tif", "png": ".png", "coco": ".coco.json", "geojson": ".geojson",
 }  # fmt: skip
@@ -196,7 +195,7 @@ def _named(text: str) -> Iterator[Path]:
     if _is_zarr(path) or path.is_file():
         yield path
     elif path.is_dir():
-        paths = sorted(one for one in path.iterdir() if one.suffix.lower() in LARGE or _is_zarr(one))
+        paths = sorted(one for one in path.iterdir() if is_named_as(one, LARGE) or _is_zarr(one))
         if not paths:
             raise CommandError(f"{path} has no images; looked for *{', *'.join(sorted(LARGE))} and zarr arrays")
         yield from paths
@@ -257,9 +256,8 @@ def _segment(
     except (SegserveError, OSError) as error:
         typer.echo(plain(f"error: {image}: {error}"), err=True)
         return None
-    with suppress(ImageFileError, OSError):  # of an array, which has none
-        if (nodata := describe_file(image).nodata) is not None:
-            typer.echo(plain(f"note: {nodata_note(image, nodata)}"), err=True)
+    for note in dark_notes(image, image, lambda: client.model_info(model)):
+        typer.echo(plain(f"note: {note}"), err=True)
     height, width = result.size
     metres = exported.affine_metres
     area = f" ({result.square_kilometres(metres):.3g} km²)" if metres is not None else ""
@@ -300,11 +298,14 @@ def _found(result: TiledSemanticResult | TiledObjects) -> str:
     from segserve.rendering.display import printable
     from segserve.tiled import TiledObjects
 
-    height, width = result.size
     if isinstance(result, TiledObjects):
         return _counted(len(result), "object")
+    height, width = result.size
+    with_data = sum(result.areas.values())
     shares = sorted(result.areas.items(), key=lambda item: -item[1])[:4]
-    return ", ".join(f"{printable(name, 40)} {area / (height * width):.1%}" for name, area in shares)
+    parts = [f"{printable(name, 40)} {area / with_data:.1%}" for name, area in shares]
+    gaps = 1 - with_data / (height * width)
+    return ", ".join(parts + ([] if result.nodata is None else [f"{gaps:.1%} of the image without data"]))
 
 
 def _counted(number: int, noun: str) -> str:

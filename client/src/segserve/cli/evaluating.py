@@ -34,7 +34,7 @@ def eval_(
         typer.Option(
             metavar="PATH",
             help="COCO JSON, also panoptic, or a folder: with one, data.yaml (YOLO), JPEGImages/ (VOC), or images/ and "
-            "labels/ (PNG).",
+            "labels/ (PNG, TIFF).",
             show_default=False,
         ),
     ],

@@ -7,28 +7,36 @@ import io
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Final
 
 from segserve.cli.errors import CommandError
 from segserve_common.errors import BadRequestError
-from segserve_common.image_file import PNG_SIGNATURE, TIFF_SIGNATURES, ImageFileError, describe, frame_count
+from segserve_common.image_file import (
+    IMAGE_SUFFIXES,
+    PNG_SIGNATURE,
+    TIFF_SIGNATURES,
+    ImageFileError,
+    describe,
+    frame_count,
+    is_named_as,
+)
 
 if TYPE_CHECKING:
     from PIL import Image
 
-IMAGES: Final = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff"})
+    from segserve.results.values import ModelInfo
 
 
 def images_in(folder: Path) -> list[Path]:
     """Return the images in a folder, sorted by name; raises `CommandError` if there are none, or no folder."""
     if not folder.is_dir():
         raise CommandError(f"{folder} is not a folder")
-    images = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGES)
+    images = sorted(path for path in folder.iterdir() if is_named_as(path))
     if not images:
-        raise CommandError(f"{folder} has no images; looked for *{', *'.join(sorted(IMAGES))}")
+        raise CommandError(f"{folder} has no images; looked for *{', *'.join(sorted(IMAGE_SUFFIXES))}")
     return images
 
 
@@ -75,35 +83,39 @@ class ImageFile:
 class ImageContent:
     """An image as it is sent: the bytes of a file that servers decode, or pixels that Pillow decodes here.
 
-    Of `frames` (of an animation) or pages (of a TIFF) only the first is sent. `nodata` is a GeoTIFF's value of pixels
-    without data.
+    Of `frames` (of an animation) or pages (of a TIFF) only the first is sent. `gaps` says what marks pixels of a
+    GeoTIFF as without data.
     """
 
     image: bytes | Image.Image
     frames: int = 1
-    nodata: float | None = None
+    gaps: str = ""
 
-    def notes(self, name: object) -> list[str]:
-        """Return what of the image named so is not in the answer, or spoils it."""
-        from segserve.results.images import little_used_range
-
+    def notes(self, image: ImageFile, info: Callable[[], ModelInfo], *, in_tiles: bool) -> list[str]:
+        """Return what of an image is not in the answer of the model with this info, or spoils it."""
         notes = []
         if self.frames > 1:
-            notes.append(f"only the first of the {self.frames} frames or pages of {name} was segmented")
-        if self.nodata is not None:
-            notes.append(nodata_note(name, self.nodata))
-        largest = little_used_range(self.image) if isinstance(self.image, bytes) else None
-        if largest is not None:
+            notes.append(f"only the first of the {self.frames} frames or pages of {image} was segmented")
+        if self.gaps and not in_tiles:
             notes.append(
-                f"the values of {name} go up to {largest} of 65535, which is nearly black; scale them first (12 bits: "
-                "times 16)"
+                f"pixels of {image} without data ({self.gaps}) are segmented and counted as others are; "
+                "`segserve batch` leaves them out"
             )
-        return notes
+        content = image.path or self.image
+        return notes + (dark_notes(content, image, info) if isinstance(content, Path | bytes) else [])
 
 
-def nodata_note(name: object, value: float) -> str:
-    """Return the note for an image that has a value for pixels without data."""
-    return f"pixels of {name} without data (nodata is {value:g}) are segmented and counted as others are"
+def dark_notes(image: Path | bytes, name: object, info: Callable[[], ModelInfo]) -> list[str]:
+    """Return a note if a file of 16 bits uses a small part of them, and the model has no window of values."""
+    from segserve.tiled.segmenting import little_used_range
+
+    largest = little_used_range(image)
+    if largest is None or ((pixels := info().pixels) is not None and pixels.window is not None):
+        return []
+    return [
+        f"the values of {name} go up to {largest} of 65535, which is nearly black; set `window: [0, {largest}]` of the "
+        "model's stage decode, or scale them first (12 bits: times 16)"
+    ]
 
 
 def image_content(data: bytes) -> ImageContent:
@@ -114,7 +126,7 @@ def image_content(data: bytes) -> ImageContent:
     from PIL import Image
 
     try:
-        return ImageContent(data, frame_count(data), describe(data).nodata)
+        return ImageContent(data, frame_count(data), describe(data).gaps)
     except ImageFileError:
         if data.startswith(SERVER_DECODES):
             return ImageContent(data)
@@ -173,8 +185,8 @@ def _named(text: str, *, recursive: bool) -> Selection:
 
 def _within(folder: Path, *, recursive: bool) -> Selection:
     paths = sorted(path for path in (folder.rglob("*") if recursive else folder.iterdir()) if path.is_file())
-    suffixes = IMAGES | OF_PILLOW
-    images = [path for path in paths if path.suffix.lower() in suffixes]
+    suffixes = IMAGE_SUFFIXES | OF_PILLOW
+    images = [path for path in paths if is_named_as(path, suffixes)]
     if not images:
         deeper = "" if recursive else "; use --recursive for subfolders"
         raise CommandError(f"{folder} has no images; looked for *{', *'.join(sorted(suffixes))}{deeper}")

@@ -6,6 +6,7 @@ On a terminal the progress bar and everything printed below it share one console
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shlex
@@ -13,10 +14,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias
 
 import typer
 
@@ -36,7 +37,7 @@ from segserve.cli.options import (
     with_platform_options,
 )
 from segserve.cli.terminal import print_whole
-from segserve.errors import HOPELESS
+from segserve.errors import HOPELESS, ImageTooLargeError, MissingExtraError, RequestTooLargeError
 from segserve.rendering.output_files import save_image, written_whole
 from segserve_common.errors import BadRequestError, SegserveError
 
@@ -46,11 +47,15 @@ if TYPE_CHECKING:
 
     from segserve.results.images import ImageLike
     from segserve.results.result import Result
+    from segserve.results.values import ModelInfo
+    from segserve.tiled.results import TiledObjects, TiledSemanticResult
 
 TABLES: Final = 5
 """Up to this many images print a table each; more print a line each."""
 BATCH: Final = " IMAGE -o tiled"
+SMALLER: Final = ". Make it smaller"
 PYTHON_CALL: Final = re.compile(r"client\.segment_tiled\(.*?\), (?=`segserve batch )")
+Ask: TypeAlias = "Callable[[ImageLike], tuple[Result, list[str]]]"
 NAMED: Final = 3
 """Up to this many of the files that are left out are named."""
 
@@ -63,8 +68,9 @@ class OutputTargets:
     masks: Path | None
     stems: Mapping[ImageFile, PurePath]
     coco: bool
-    batch_options: str = ""
+    batch_options: str
     """Options that `segserve batch` needs as well, to reach the same model."""
+    info: Callable[[], ModelInfo]
 
 
 @dataclass(frozen=True)
@@ -151,7 +157,7 @@ def predict(
     selection = image_files(images, recursive=recursive)
     files = selection.images
     stems = output_stems(files) if masks is not None else {}
-    targets = OutputTargets(overlay_paths(files, output), masks, stems, coco=as_json or coco is not None)
+    overlays = overlay_paths(files, output)
     _check_targets(masks, coco)
     if selection.skipped:
         typer.echo(_left_out(selection.skipped), err=True)
@@ -164,8 +170,13 @@ def predict(
                 address, transport=transport, timeout_s=seconds(timeout), platform=platform_ref(platform_options)
             ) as client,
         ):
-            ask = partial(client.segment, model=name, **options)
-            targets = replace(targets, batch_options=_batch_options(platform_options, url, score_threshold))
+            whole = partial(client.segment, model=name, **options)
+            tiles = partial(client.segment_tiled, model=name, progress=False, score_threshold=score_threshold,
+                            max_detections=max_detections)  # fmt: skip
+            ask = partial(_answer, whole, tiles)
+            advice = _batch_options(platform_options, url, score_threshold)
+            info = partial(client.model_info, name)
+            targets = OutputTargets(overlays, masks, stems, as_json or coco is not None, advice, info)
             outcomes = list(_shown(_outcomes(ask, files, targets, in_flight), files, targets, quiet=as_json))
     except HOPELESS as error:
         raise with_advice(error, platform_options, name) from error
@@ -184,9 +195,7 @@ def _left_out(skipped: Sequence[Path]) -> str:
     return f"skipped {len(skipped)} file{'' if len(skipped) == 1 else 's'} without the name of an image: {named}{more}"
 
 
-def _outcomes(
-    ask: Callable[[ImageLike], Result], images: Sequence[ImageFile], targets: OutputTargets, in_flight: int
-) -> Iterator[ImageOutcome]:
+def _outcomes(ask: Ask, images: Sequence[ImageFile], targets: OutputTargets, in_flight: int) -> Iterator[ImageOutcome]:
     """Yield an outcome per image, in order; raises an error that affects all images if the first one has it."""
     from segserve.calls.many import in_order
 
@@ -199,11 +208,11 @@ def _outcomes(
         yield outcome
 
 
-def _outcome(ask: Callable[[ImageLike], Result], image: ImageFile, number: int, targets: OutputTargets) -> ImageOutcome:
+def _outcome(ask: Ask, image: ImageFile, number: int, targets: OutputTargets) -> ImageOutcome:
     content = None
     try:
         content = image.read()
-        result = ask(content.image)
+        result, notes = ask(content.image)
         if image in targets.overlays:
             _write_overlay(result, content.image, targets.overlays[image])
         if targets.masks is not None:
@@ -213,7 +222,35 @@ def _outcome(ask: Callable[[ImageLike], Result], image: ImageFile, number: int, 
         _name_command(error, image, targets.batch_options, is_decoded=is_decoded)
         return ImageOutcome(image, error=error)
     document = result.to_coco(image_id=number, file_name=image.name) if targets.coco else None
-    return ImageOutcome(image, result, document, notes=content.notes(image))
+    notes = [*(f"{image} {each}" for each in notes), *content.notes(image, targets.info, in_tiles=bool(notes))]
+    return ImageOutcome(image, result, document, notes=notes)
+
+
+def _answer(
+    ask: Callable[[ImageLike], Result], ask_tiles: Callable[..., TiledSemanticResult | TiledObjects], image: ImageLike
+) -> tuple[Result, list[str]]:
+    """Return an image's result, of tiles if it is above a limit, and a note about those.
+
+    Raises the refusal of the whole image if it cannot be read by tiles, and another one if they cannot be stitched.
+    """
+    from segserve.calls.session import TILE_PX, tile_options
+
+    try:
+        return ask(image), []
+    except (ImageTooLargeError, RequestTooLargeError) as error:
+        if BATCH not in error.message:
+            raise
+        try:
+            tiled = ask_tiles(image, **(options := tile_options(error.message)))
+            result = tiled.to_result()
+        except (ImageTooLargeError, MissingExtraError) as refused:
+            raise error from refused
+        except BadRequestError as refused:
+            limit = error.message.partition(": segment it in tiles")[0]
+            raise BadRequestError(f"{limit}; {refused.message}{SMALLER}") from refused
+    height, width = result.size
+    tiles = f"{tiled.tiles} tiles of {options.get('tile', TILE_PX)} pixels"
+    return result, [f"of {width} x {height} pixels is above the limit of a request, and was segmented in {tiles}"]
 
 
 def _batch_options(platform_options: PlatformOptions, url: str | None, score_threshold: float | None) -> str:
@@ -228,8 +265,20 @@ def _batch_options(platform_options: PlatformOptions, url: str | None, score_thr
 
 
 def _name_command(error: SegserveError, image: ImageFile, options: str, *, is_decoded: bool) -> None:
-    """Put the command that segments this image into an error that advises to segment it in tiles."""
-    if image.path is None or BATCH not in error.message:
+    """Put the command that segments this image in tiles, or makes it smaller, into an error that advises to."""
+    from segserve.calls.session import LIMIT
+
+    if image.path is None:
+        return
+    if error.message.endswith(SMALLER) and (limit := LIMIT.search(error.message)) is not None:
+        small, side = str(image.path.with_name(f"{image.path.stem}-small.png")), math.isqrt(int(limit[1]))
+        code = (
+            f"from PIL import Image, ImageOps; image = ImageOps.exif_transpose(Image.open({str(image.path)!r})); "
+            f"image.thumbnail(({side}, {side})); image.save({small!r})"
+        )
+        error.message += f": `python -c {shlex.quote(code)}` writes {small}"
+        error.args = (error.message,)
+    if BATCH not in error.message:
         return
     path, text = image.path, PYTHON_CALL.sub("", error.message)
     if is_decoded:

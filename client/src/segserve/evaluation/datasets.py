@@ -12,14 +12,14 @@ from typing import Any, Final, Literal, TypeAlias
 from segserve.errors import DatasetError
 from segserve.results.annotation import is_background
 from segserve.results.values import SegmentClass
-from segserve_common.image_file import ImageFileError, describe_file
+from segserve_common.image_file import IMAGE_SUFFIXES, ImageFileError, describe_file, is_named_as
 
 Labels: TypeAlias = Literal["objects", "segments", "maps"]
 """Kinds of labels: objects with masks or boxes, panoptic segments, or maps of a class for every pixel."""
 
-IMAGE_SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff"})
 IMAGE_FOLDER: Final = "images"
 LABEL_FOLDERS: Final = ("labels", "masks")
+MAP_SUFFIXES: Final = (".png", ".tif", ".tiff")
 CLASS_FILE: Final = "classes.txt"
 YOLO_FILE: Final = "data.yaml"
 VOC_IMAGES: Final = "JPEGImages"
@@ -32,6 +32,16 @@ VOC_CLASSES: Final = (
     "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
 """The classes of Pascal VOC by their values in its maps."""
+_FLAGS: Final = {
+    "none": False,
+    "": False,
+    "0": False,
+    "0.0": False,
+    "false": False,
+    "1": True,
+    "1.0": True,
+    "true": True,
+}
 _NAMED: Final = 3
 """Up to this many images are named in an error."""
 
@@ -134,17 +144,24 @@ def matched_classes(
 def _of_json(path: Path, images: Path | None) -> Dataset:
     try:
         document = json.loads(path.read_bytes())
+        annotations = [
+            _annotation(each, f"{path.name}: annotation {n}") for n, each in enumerate(document["annotations"])
+        ]
         by_image = defaultdict(list)
-        for each in document["annotations"]:
-            area = each.get("area")
-            by_image[each["image_id"]].append(each if area is None else {**each, "area": float(area)})
-        classes = {int(each["id"]): str(each["name"]) for each in document["categories"]}
-        listed = [one for each in document["annotations"] for one in each.get("segments_info", [each])]
-        unknown = {int(each["category_id"]) for each in listed} - classes.keys()
-        rows = [(int(each["id"]), str(each["file_name"]), (int(each.get("height") or 0), int(each.get("width") or 0)))
-                for each in document["images"]]  # fmt: skip
-        is_panoptic = any("segments_info" in each for each in document["annotations"])
-        things = frozenset(int(each["id"]) for each in document["categories"] if each.get("isthing"))
+        for each in annotations:
+            by_image[each["image_id"]].append(each)
+        categories = [
+            _typed(each, f"{path.name}: category {n}", "id", flag="isthing")
+            for n, each in enumerate(document["categories"])
+        ]
+        classes = {each["id"]: str(each["name"]) for each in categories}
+        listed = [one for each in annotations for one in each.get("segments_info", [each])]
+        unknown = {each["category_id"] for each in listed} - classes.keys()
+        sizes = [{**each, **{key: each.get(key) or 0 for key in ("height", "width")}} for each in document["images"]]
+        pictures = [_typed(each, f"{path.name}: image {n}", "id", "height", "width") for n, each in enumerate(sizes)]
+        rows = [(each["id"], str(each["file_name"]), (each["height"], each["width"])) for each in pictures]
+        is_panoptic = any("segments_info" in each for each in annotations)
+        things = frozenset(each["id"] for each in categories if each["isthing"])
     except OSError as error:
         raise DatasetError(f"{str(path)!r} cannot be read: {error.strerror}") from error
     except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError) as error:
@@ -187,6 +204,37 @@ def _of_json(path: Path, images: Path | None) -> Dataset:
     return Dataset("segments", tuple(_with_segments(each, path) for each in labelled), classes, things)
 
 
+def _annotation(entry: Mapping[str, Any], what: str) -> dict[str, Any]:
+    if "segments_info" in entry:
+        segments = [
+            _typed(each, f"{what}, segment {n}", "id", "category_id", flag="iscrowd")
+            for n, each in enumerate(entry["segments_info"])
+        ]
+        return {**_typed(entry, what, "image_id"), "segments_info": segments}
+    area = entry.get("area")
+    typed = _typed(entry, what, "image_id", "category_id", flag="iscrowd")
+    return typed if area is None else {**typed, "area": float(area)}
+
+
+def _typed(entry: Mapping[str, Any], what: str, *whole: str, flag: str = "") -> dict[str, Any]:
+    """Return an entry with whole numbers and a flag as such, of whatever types a tool has written them in."""
+    typed = dict(entry)
+    for key in whole:
+        value = entry.get(key)
+        try:
+            number = int(value) if isinstance(value, str) and value.strip().lstrip("-").isdigit() else float(value)  # type: ignore[arg-type]
+            typed[key] = value if type(value) is int else int(number)
+            if isinstance(value, bool) or typed[key] != number:
+                raise ValueError(value)
+        except (ValueError, TypeError, OverflowError) as error:
+            raise DatasetError(f"{what} has the {key} {value!r}; expected a whole number") from error
+    if flag:
+        typed[flag] = _FLAGS.get(str(entry.get(flag)).strip().lower())
+        if typed[flag] is None:
+            raise DatasetError(f"{what} has the {flag} {entry[flag]!r}; expected 0 or 1")
+    return typed
+
+
 def _with_segments(image: LabelledImage, document: Path) -> LabelledImage:
     """Return an image of a panoptic data set with its segments and the PNG of their ids."""
     if len(image.annotations) != 1:
@@ -194,8 +242,8 @@ def _with_segments(image: LabelledImage, document: Path) -> LabelledImage:
     (annotation,) = image.annotations
     try:
         name = str(annotation["file_name"])
-        segments = tuple({**each, "id": int(each["id"])} for each in annotation["segments_info"])
-    except (LookupError, ValueError, TypeError) as error:
+        segments = tuple(annotation["segments_info"])
+    except LookupError as error:
         raise DatasetError(
             f"{image.name} has no panoptic annotation with file_name and segments_info: {error!r}"
         ) from error
@@ -230,20 +278,23 @@ def _file_in(places: Sequence[Path], name: str, *, bare: bool = False) -> Path |
 
 
 def _of_folder(path: Path, images: Path | None) -> Dataset:
-    """Read `images/` and `labels/` (or `masks/`), whose PNGs have the images' names."""
+    """Read `images/` and `labels/` (or `masks/`), whose PNGs or TIFFs have the images' names."""
     folder = images or path / IMAGE_FOLDER
     labels = next((path / name for name in LABEL_FOLDERS if (path / name).is_dir()), None)
     if not folder.is_dir() or labels is None:
         raise DatasetError(
             f"{str(path)!r} is no data set: expected one COCO JSON file, {YOLO_FILE}, VOC's folder "
-            f"{VOC_IMAGES}, or the folders {IMAGE_FOLDER} and {' or '.join(LABEL_FOLDERS)} with label maps as PNG"
+            f"{VOC_IMAGES}, or the folders {IMAGE_FOLDER} and {' or '.join(LABEL_FOLDERS)} with label maps (PNG, TIFF)"
         )
     files = _images_in(folder)
-    maps = {file: labels / f"{file.stem}.png" for file in files}
-    if missing := [file.name for file, label_map in maps.items() if not label_map.is_file()]:
+    maps = {
+        file: next(filter(Path.is_file, (labels / f"{file.stem}{suffix}" for suffix in MAP_SUFFIXES)), None)
+        for file in files
+    }
+    if missing := [file.name for file, label_map in maps.items() if label_map is None]:
         raise DatasetError(
-            f"{len(missing)} of {len(files)} images have no labels: {few(missing)}; expected a PNG of the same name "
-            f"in {str(labels)!r}"
+            f"{len(missing)} of {len(files)} images have no labels: {few(missing)}; expected a PNG or TIFF of the same "
+            f"name in {str(labels)!r}"
         )
     listed = tuple(LabelledImage(file, file.name, _size_of(file), label_map=maps[file]) for file in files)
     return Dataset("maps", listed, _listed_classes(path / CLASS_FILE))
@@ -402,10 +453,7 @@ def _listed_classes(path: Path) -> dict[int, str] | None:
 
 
 def _images_in(folder: Path) -> list[Path]:
-    # macOS puts a file `._x.png`, which is no image, beside `x.png` on other file systems.
-    files = sorted(
-        each for each in folder.iterdir() if each.suffix.lower() in IMAGE_SUFFIXES and not each.name.startswith("._")
-    )
+    files = sorted(each for each in folder.iterdir() if is_named_as(each))
     if not files:
         raise DatasetError(f"no image found in {str(folder)!r}; looked for *{', *'.join(sorted(IMAGE_SUFFIXES))}")
     return files
@@ -425,6 +473,17 @@ def _size_of(path: Path) -> tuple[int, int]:
         return describe_file(path).size
     except (OSError, ImageFileError) as error:
         raise DatasetError(f"image {str(path)!r} cannot be read: {error}") from error
+
+
+def repeated_labels(dataset: Dataset) -> int:
+    """Return the number of objects that are labelled again, with the same class and the same mask or box."""
+    keys = (
+        (index, each["category_id"], json.dumps(each.get("segmentation") or each.get("bbox"), sort_keys=True))
+        for index, image in enumerate(dataset.images)
+        for each in image.annotations
+        if not each.get("iscrowd")
+    )
+    return sum(count - 1 for count in Counter(keys).values())
 
 
 def few(names: Iterable[str], most: int = _NAMED) -> str:

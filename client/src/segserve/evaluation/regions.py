@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -19,8 +21,11 @@ from segserve.exports.samples import SampleResult
 from segserve.results.annotation import AnnotatedResult, is_background
 from segserve.results.masks import EncodedMask, masks_of_labels
 from segserve.results.values import SegmentClass
+from segserve.tiled.grid import Window
+from segserve.tiled.sources import DataMask
 from segserve_builder.scoring.quality import MATCH, Regions
-from segserve_common.errors import ProtocolError
+from segserve_common.errors import BadRequestError, ProtocolError
+from segserve_common.image_file import ImageFileError, describe_file
 from segserve_common.mask_encodings import annotation_counts
 
 Classes = Mapping[int, SegmentClass]
@@ -30,6 +35,7 @@ NOT_LABELLED: Final = 255
 """The value of a label map where nothing is labelled."""
 SURE: Final = 0.5
 """The least score of detections that the score of an image counts."""
+_MAP_FORMATS: Final = ("PNG", "TIFF")
 _GREY: Final = frozenset({"L", "P", "I", "I;16", "I;16B", "1"})
 
 
@@ -45,6 +51,8 @@ def pixel_labels(dataset: Dataset, image: LabelledImage, classes: Classes) -> Re
     if dataset.labels == "maps":
         assert image.label_map is not None
         values = read_map(image, image.label_map)
+        if (valid := data_of(image)) is not None:
+            values = np.where(valid, values, NOT_LABELLED)
         category = {value: value for value in dataset.classes or ()}
         if strange := [value for value in np.unique(values).tolist() if value not in {*category, NOT_LABELLED}]:
             raise DatasetError(f"{unknown_values(image, dataset, strange)}; {NOT_LABELLED} is not labelled")
@@ -207,6 +215,8 @@ def _pixels_of_objects(image: LabelledImage, classes: Classes) -> Regions:
     if background is not None and background not in masks:
         masks[background] = layers == 0
     counted = layers <= 1
+    if (valid := data_of(image)) is not None:
+        counted &= valid
     shown = [number for number in masks if number in classes]
     return Regions(
         image.size,
@@ -228,8 +238,48 @@ def _objects(image: LabelledImage, own: Sequence[Mapping[str, Any]], classes: Cl
 
 
 def read_map(image: LabelledImage, file: Path) -> NDArray[Any]:
-    """Return the values of a map of an image's size, unsigned (H, W); raises `DatasetError` for any other file."""
-    return _pixels(image, file, _GREY)
+    """Return the values of a map of an image's size, unsigned (H, W), a GeoTIFF's `nodata` as `NOT_LABELLED`.
+
+    Raises `DatasetError` for any other file.
+    """
+    values = _pixels(image, file, _GREY)
+    nodata = describe_file(file).nodata
+    return values if nodata is None else np.where(values == nodata, NOT_LABELLED, values)
+
+
+def data_of(image: LabelledImage) -> NDArray[np.bool_] | None:
+    """Return where an image has data, bool (H, W), None if it has them everywhere; see `tiled.sources.DataMask`."""
+    try:
+        if not (file := describe_file(image.path)).gaps:
+            return None
+        with closing(DataMask(image.path, file)) as mask:
+            return mask.read(Window(0, 0, *image.size))
+    except (OSError, ImageFileError, BadRequestError) as error:
+        raise DatasetError(f"image {str(image.path)!r} cannot be read: {error}") from error
+
+
+def without_gaps(annotations: Sequence[Mapping[str, Any]], image: LabelledImage) -> list[Mapping[str, Any]]:
+    """Return COCO's annotations of an image without what lies where it has no data."""
+    if (valid := data_of(image)) is None:
+        return list(annotations)
+    kept: list[Mapping[str, Any]] = []
+    for each in annotations:
+        if each.get("segmentation"):
+            before = EncodedMask(counts_of(each, image), *image.size)
+            mask = EncodedMask.of(before.bitmap & valid)
+            if mask.area == before.area:
+                kept.append(each)
+            elif mask.area:
+                x1, y1, x2, y2 = map(float, mask.box)
+                rle = {"size": list(image.size), "counts": mask.rle["counts"].decode("ascii")}
+                kept.append({**each, "segmentation": rle, "bbox": [x1, y1, x2 - x1, y2 - y1], "area": mask.area})
+        else:
+            x, y, width, height = box_of(each, image)
+            rows, columns = (
+                slice(max(math.floor(low), 0), math.ceil(low + side)) for low, side in ((y, height), (x, width))
+            )
+            kept += [each] if valid[rows, columns].any() else []
+    return kept
 
 
 def _read_ids(image: LabelledImage) -> NDArray[Any]:
@@ -237,7 +287,8 @@ def _read_ids(image: LabelledImage) -> NDArray[Any]:
     assert image.label_map is not None
     red, green, blue = np.moveaxis(_pixels(image, image.label_map, frozenset({"RGB"})).astype(np.int64), -1, 0)
     ids: NDArray[Any] = red + (green << 8) + (blue << 16)
-    return ids
+    valid = data_of(image)
+    return ids if valid is None else np.where(valid, ids, 0)
 
 
 def _pixels(image: LabelledImage, file: Path, modes: frozenset[str]) -> NDArray[Any]:
@@ -245,7 +296,7 @@ def _pixels(image: LabelledImage, file: Path, modes: frozenset[str]) -> NDArray[
 
     try:
         # Formats that Pillow guesses from the content may start programs.
-        with Image.open(file, formats=("PNG",)) as opened:
+        with Image.open(file, formats=_MAP_FORMATS) as opened:
             if opened.mode not in modes:
                 raise DatasetError(f"{file} has the mode {opened.mode}; expected {', '.join(sorted(modes))}")
             pixels = np.asarray(opened)

@@ -57,7 +57,8 @@ class EvaluationReport:
     `metrics` are over all images, `classes` by name, `sizes` of small, medium and large objects. `score` is the mean of
     `images`, each of which has its mean IoU, or the panoptic quality of its objects. An image that was not answered
     counts as one in which nothing was found. `slices` are by name, if any were asked for. `crowds` is the number of
-    labels that are marked as crowds (iscrowd, difficult) and count in no figure.
+    labels that are marked as crowds (iscrowd, difficult) and count in no figure, `repeated` that of objects that are
+    labelled again with the same class and outline.
     """
 
     model: str
@@ -73,13 +74,17 @@ class EvaluationReport:
     options: Mapping[str, Any]
     slices: Mapping[str, SliceScore] = field(default_factory=dict)
     crowds: int = 0
+    repeated: int = 0
 
     @property
     def remark(self) -> str | None:
-        """What is left out of the figures, or None."""
-        return (
-            f"{self.crowds} labels are crowds (iscrowd, difficult) and left out of all figures" if self.crowds else None
-        )
+        """What is left out of the figures, or spoils them; None if nothing does."""
+        remarks = {
+            f"{self.crowds} labels are crowds (iscrowd, difficult) and left out of all figures": self.crowds,
+            f"{self.repeated} labels are copies of another one of their image, and count as missed": self.repeated,
+            f"{len(self.failed)} of {len(self.images)} images were not answered, and count as empty": len(self.failed),
+        }
+        return "; ".join(text for text, count in remarks.items() if count) or None
 
     @property
     def failed(self) -> tuple[ImageScore, ...]:
@@ -107,6 +112,7 @@ class EvaluationReport:
             "imageCount": len(self.images),
             "failedCount": len(self.failed),
             "crowdCount": self.crowds,
+            "repeatedCount": self.repeated,
             "score": _json(self.score),
             "metrics": {name: _json(each) for name, each in self.metrics.items()},
             **{

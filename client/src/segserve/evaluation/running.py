@@ -16,9 +16,9 @@ from segserve.client import Client
 from segserve.errors import HOPELESS, DatasetError, RevisionChangedError
 from segserve.evaluation import IN_FLIGHT, RESAMPLES, WORST
 from segserve.evaluation.answers import ANSWERS, AnswerFile
-from segserve.evaluation.datasets import Dataset, LabelledImage, matched_classes, read_dataset
+from segserve.evaluation.datasets import Dataset, LabelledImage, matched_classes, read_dataset, repeated_labels
 from segserve.evaluation.estimates import mean_estimate
-from segserve.evaluation.regions import check_size, document_of
+from segserve.evaluation.regions import check_size, document_of, without_gaps
 from segserve.evaluation.report import EvaluationReport, ImageScore, SliceScore
 from segserve.evaluation.scores import MAIN, DatasetScores, Task, measure_of, read_labels, score, score_slices
 from segserve.evaluation.slices import slices_of
@@ -65,8 +65,8 @@ def evaluate(
 
     `data` is a COCO or COCO panoptic JSON file, or a folder: with one such file, with `data.yaml` (YOLO), with
     `JPEGImages` (Pascal VOC, of which it may also be a list in `ImageSets`), or with `images` and `labels` (label maps
-    as PNG). `images` is the folder of a JSON file's images, which are otherwise looked for beside it. `classes` names
-    those that count, by default all of the data set. `score_threshold` and `max_detections` are those of
+    as PNG or TIFF). `images` is the folder of a JSON file's images, which are otherwise looked for beside it. `classes`
+    names those that count, by default all of the data set. `score_threshold` and `max_detections` are those of
     `Client.segment`; AP needs a low threshold. `resamples` samples of the images, drawn with a fixed seed, give the
     intervals.
 
@@ -104,11 +104,19 @@ def evaluate(
         if dataset.form == "VOC":
             dataset = voc_labels(dataset, task)
         measure = measure_of(task, dataset)
+        if dataset.labels == "objects":
+            images_of = (
+                replace(each, annotations=tuple(without_gaps(each.annotations, each))) for each in dataset.images
+            )
+            dataset = replace(dataset, images=tuple(images_of))
         matched = matched_classes(dataset, info.classes, classes, background=measure == "pixels")
         labels = read_labels(measure, dataset, matched)
         kept = None if out is None else AnswerFile(Path(out) / ANSWERS, model, options)
         answers = _ask(asked, info, dataset, kept, options, in_flight, progress)
     results = [each if isinstance(each, SampleResult) else None for each in answers]
+    for answer, image in zip(results, dataset.images, strict=True):
+        if answer is not None:
+            answer.document["annotations"] = without_gaps(answer.document["annotations"], image)
     revisions = sorted({each.revision for each in results if each is not None})
     if len(revisions) > 1:
         raise RevisionChangedError(
@@ -142,6 +150,7 @@ def evaluate(
             for image, value, answer in zip(dataset.images, scores.images, answers, strict=True)
         ),
         crowds=sum(len(own.classes) for _, own in labels),
+        repeated=repeated_labels(dataset) if measure in ("masks", "boxes") else 0,
         options={
             "classes": [one.name for one in matched.values()],
             "scoreThreshold": score_threshold,

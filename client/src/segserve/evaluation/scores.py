@@ -32,6 +32,7 @@ from segserve.evaluation.regions import (
     answer_regions,
     box_of,
     counts_of,
+    data_of,
     object_labels,
     pixel_labels,
     segment_labels,
@@ -137,7 +138,7 @@ def read_labels(measure: Measure, dataset: Dataset, classes: Classes) -> list[La
         raise DatasetError(f"nothing is labelled: no image shows {' or '.join(lacking)}{advice if crowds else ''}")
     if dataset.labels == "maps" and dataset.form != "VOC" and lacking:
         for image, (own, _) in zip(dataset.images, labels, strict=True):
-            if own.counted is not None:
+            if own.counted is not None and data_of(image) is None:
                 raise DatasetError(
                     f"{unknown_values(image, dataset, [NOT_LABELLED])}. No image shows {', '.join(lacking)}: if "
                     f"{NOT_LABELLED} means it, write the class's id; else leave it out (--classes)"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from segserve.errors import MissingExtraError
+from segserve.errors import package_of_extra
 from segserve.results.base import Segmentation
 from segserve.results.masks import EncodedMask
 from segserve.results.objects import InstanceResult
@@ -29,10 +29,7 @@ def document(result: Segmentation) -> dict[str, Any]:
 
 def data_frame(result: Segmentation) -> DataFrame:
     """Return the rows of the result; see `Segmentation.to_pandas`."""
-    try:
-        import pandas
-    except ImportError as error:
-        raise MissingExtraError("pandas is not installed: pip install 'segserve[pandas]'") from error
+    pandas = package_of_extra("pandas", "pandas", "a data frame")
     if rows := result.to_rows():
         return pandas.DataFrame(rows)
     of_masks = {InstanceResult: ["area"], PanopticResult: ["id", "is_thing", "area"]}

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from segserve.errors import MissingExtraError
+from segserve.errors import package_of_extra
 from segserve.results.annotation import AnnotatedResult, Annotation
 from segserve.results.masks import runs_of
 
@@ -65,8 +65,4 @@ def _compact(annotations: list[Annotation], size: tuple[int, int]) -> CompactMas
 
 
 def _supervision() -> Any:
-    try:
-        import supervision
-    except ImportError as error:
-        raise MissingExtraError("supervision is not installed: pip install 'segserve[annotations]'") from error
-    return supervision
+    return package_of_extra("supervision", "annotations", "a result of supervision")

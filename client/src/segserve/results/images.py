@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from segserve.errors import MissingExtraError
+from segserve.errors import package_of_extra
 from segserve.results.values import PixelFormat
 from segserve_common.errors import BadRequestError
 from segserve_common.image_file import (
@@ -25,6 +25,7 @@ from segserve_common.image_file import (
     exif_orientation,
     shallow_tiff,
     turn,
+    windowed,
 )
 from segserve_common.kserve import DTYPES, Tensor
 
@@ -100,15 +101,17 @@ def _retyped(array: NDArray[Any], code: str | None) -> tuple[str, str | None]:
 def to_pixel_format(image: Tensor, wanted: PixelFormat | None) -> Tensor:
     """Return PIXELS in a model's format, converted as the server converts files; IMAGE unchanged.
 
-    Alpha is dropped. 16 bits are reduced to 8 by their high byte, 8 bits extended to 16 by the factor 257. Colour
-    becomes grey by BT.601 luma, grey becomes three equal channels. Without a format (None), the tensor is returned
-    unchanged.
+    Alpha is dropped. Of 16 bits the values of the model's window count, and their high byte becomes 8 bits; 8 bits are
+    extended to 16 by the factor 257. Colour becomes grey by BT.601 luma, grey becomes three equal channels. Without a
+    format (None), the tensor is returned unchanged.
     """
     if image.name != PIXELS or wanted is None:
         return image
     if image.datatype == wanted.dtype and image.shape[2] == wanted.channels:
         return image
     colours = _without_alpha(image.to_array())
+    if wanted.window is not None and colours.dtype == np.uint16 and wanted.dtype == "UINT8":
+        colours = windowed(colours, wanted.window)  # the server sees no more of 16 bits
     return Tensor.of_array(PIXELS, _to_channels(to_dtype(colours, DTYPES[wanted.dtype]), wanted.channels))
 
 
@@ -264,26 +267,8 @@ def _served_jpeg(encoded: bytes, file: ImageHeader) -> NDArray[Any] | None:
         raise BadRequestError(f"the image cannot be read: {error}") from error
 
 
-def little_used_range(encoded: bytes) -> int | None:
-    """Return the largest value of a file of 16 bits that uses less than 1/16 of them; None for any other file."""
-    try:
-        if describe(encoded).bits != 16:
-            return None
-        pixels = file_pixels(encoded)
-    except (ImageFileError, BadRequestError):
-        return None  # the server says what is wrong with it
-    # Pillow has only the high byte of colours.
-    largest = int(pixels.max()) if pixels.dtype == np.uint16 else int(pixels.max()) << 8 | 0xFF
-    return largest if largest < LITTLE else None
-
-
 def _deep_tiff(encoded: bytes, file: ImageHeader) -> NDArray[Any]:
-    try:
-        import tifffile
-    except ImportError as error:
-        raise MissingExtraError(
-            f"a TIFF of 16 bits needs a package that is not installed ({error}): pip install 'segserve[batch]'"
-        ) from error
+    tifffile = package_of_extra("tifffile", "batch", "a TIFF of 16 bits")
     pixels: NDArray[Any] = tifffile.imread(io.BytesIO(encoded), key=0)
     return ~pixels if file.photometric == WHITE_IS_ZERO else pixels
 

@@ -38,10 +38,14 @@ class OutOfDistribution:
 
 @dataclass(frozen=True, slots=True)
 class PixelFormat:
-    """The arrays that a model accepts: 1 channel (grey) or 3 (RGB), dtype UINT8 or UINT16."""
+    """The arrays that a model accepts: 1 channel (grey) or 3 (RGB), dtype UINT8 or UINT16.
+
+    Of 16 bits the values of `window` count, if the model has one.
+    """
 
     channels: int
     dtype: str
+    window: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

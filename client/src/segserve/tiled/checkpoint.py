@@ -24,7 +24,7 @@ PART: Final = ".part"
 @dataclass(frozen=True, slots=True)
 class RunManifest:
     """Everything that the answers of a run depend on. `source` is the digest of the image's pixels, or None if not
-    computed.
+    computed. `nodata` is the value of maps where the image has no data, None if it has them everywhere.
     """
 
     model: str
@@ -44,6 +44,7 @@ class RunManifest:
     same_at_least: float
     id_map: bool
     labels: str | None
+    nodata: int | None = None
     format: int = FORMAT
 
     def differences(self, other: RunManifest) -> list[str]:

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from uuid import uuid4
 
 from segserve.calls.credentials import API_KEY, AUTHORIZATION, SECRETS, Tls, secrets_among
-from segserve.errors import MissingExtraError, PlainHttpCredentialsError, WorkersLostError
+from segserve.errors import PlainHttpCredentialsError, WorkersLostError, package_of_extra
 from segserve.tiled.grid import Tile
 from segserve.tiled.job import Segmenter, TileJob
 from segserve.tiled.maps import ZARR, PixelMap
@@ -274,10 +274,4 @@ def connected(address: str, timeout_s: float) -> Any:
 
 
 def _distributed() -> Any:
-    try:
-        import distributed
-    except ImportError as error:
-        raise MissingExtraError(
-            f"scheduler= needs packages that are not installed ({error}): pip install 'segserve[batch]'"
-        ) from error
-    return distributed
+    return package_of_extra("distributed", "batch", "scheduler=")

@@ -10,18 +10,19 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from segserve.errors import ImageTooLargeError, MissingExtraError
+from segserve.errors import ImageTooLargeError, package_of_extra
 from segserve.results.annotation import Annotation
 from segserve.results.masks import EncodedMask
 from segserve.tiled.checkpoint import PART
 from segserve.tiled.merging import TiledObject
 from segserve.tiled.results import TiledObjects, TiledSemanticResult
 from segserve.tiled.sources import MAX_DECODED_PIXELS
-from segserve.tiled.tile_masks import LocalRle, encode_intervals
+from segserve.tiled.tile_masks import in_the_image
 from segserve_common.errors import BadRequestError
 from segserve_common.files import replacing
 
 TIFF_TILE: Final = 512
+GDAL_NODATA: Final = 42113
 LARGEST_CLASSIC_TIFF: Final = 4_000_000_000
 # COCO's tools count runs with 32 bits.
 MAX_COCO_PIXELS: Final = (1 << 32) - 1
@@ -63,12 +64,7 @@ def write_geojson(result: TiledObjects, path: Path, affine: Sequence[float] | No
 
 def write_tiff(result: TiledSemanticResult | TiledObjects, path: Path) -> None:
     """Write the map as a tiled TIFF, or as BigTIFF above 4 GB; raises `MissingExtraError` without the extra `batch`."""
-    try:
-        import tifffile
-    except ImportError as error:
-        raise MissingExtraError(
-            f"writing TIFF needs a package that is not installed ({error}): pip install 'segserve[batch]'"
-        ) from error
+    tifffile = package_of_extra("tifffile", "batch", "writing TIFF")
     labels = _map(result)
     height, width = result.size
     with replacing(path, suffix=PART) as partial:
@@ -83,6 +79,7 @@ def write_tiff(result: TiledSemanticResult | TiledObjects, path: Path) -> None:
             bigtiff=height * width * labels.dtype.itemsize > LARGEST_CLASSIC_TIFF,
             metadata=None,
             software="segserve",
+            extratags=[] if result.nodata is None else [(GDAL_NODATA, "s", 0, str(result.nodata), True)],
         )
 
 
@@ -115,7 +112,7 @@ def write_png(result: TiledSemanticResult | TiledObjects, path: Path) -> None:
 
 def _palette(result: TiledSemanticResult) -> bytes:
     palette = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
-    palette[0] = 0
+    palette[[0, result.nodata or 0]] = 0
     for known in result.classes:
         if known.colour is not None and known.id < 256:
             palette[known.id] = known.colour
@@ -149,23 +146,13 @@ def _annotation(found: TiledObject, height: int, width: int) -> dict[str, Any]:
         "score": found.score,
     }
     if found.rle is not None and found.origin is not None:
-        row["segmentation"] = _in_the_image(found.mask, found.origin, height, width)
+        row["segmentation"] = in_the_image(found.mask, found.origin, height, width)
     if found.points is not None:
         row |= {
             "keypoints": [number for x, y, _ in found.points for number in (x, y, 2)],
             "num_keypoints": len(found.points),
         }
     return row
-
-
-def _in_the_image(mask: NDArray[np.bool_], origin: tuple[int, int], height: int, width: int) -> LocalRle:
-    """Return the RLE of a mask in the whole image without drawing it."""
-    steps = np.diff(np.pad(mask.astype(np.int8), ((1, 1), (0, 0))), axis=0).T
-    left, top = origin
-    columns, starts = np.nonzero(steps == 1)
-    _, ends = np.nonzero(steps == -1)
-    first = (columns + left) * height + top
-    return encode_intervals(np.column_stack((first + starts, first + ends)), height, width)
 
 
 def _local(found: TiledObject) -> Annotation:

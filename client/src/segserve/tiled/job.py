@@ -6,6 +6,8 @@ import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+
 from segserve.errors import RevisionChangedError
 from segserve.results.images import ImageLike
 from segserve.results.values import ModelInfo
@@ -83,20 +85,24 @@ class TileRequest:
 
 @dataclass(frozen=True, slots=True)
 class TileJob:
-    """The picklable description of a run's tiles. `revision` is the one that must answer; None accepts any."""
+    """The picklable description of a run's tiles. `revision` is the one that must answer; None accepts any.
+
+    `nodata` is the value of maps where the image has no data, None if it has them everywhere.
+    """
 
     grid: Grid
     request: TileRequest
     send: TileEncoding
     revision: str | None
     map_file: MapFile | None
+    nodata: int | None = None
 
     def image(self, source: PixelSource, tile: Tile) -> NDArray[Any] | bytes:
         """Return a tile's pixels, (H, W) or (H, W, C), or the bytes of a PNG of them."""
         pixels = source.read(tile.window)
         return pixels if self.send == "pixels" else _png(pixels)
 
-    def keep(self, result: Result, tile: Tile, pixel_map: PixelMap | None) -> Record:
+    def keep(self, result: Result, source: PixelSource, tile: Tile, pixel_map: PixelMap | None) -> Record:
         """Write the map of the tile's cell and return its record.
 
         Raises `RevisionChangedError` if another revision answered, and `ProtocolError` for an answer of another size.
@@ -111,15 +117,18 @@ class TileJob:
             )
         if result.size != (tile.window.height, tile.window.width):
             raise ProtocolError(f"tile {tile.index} of {tile.window} was answered for an image of {result.size}")
+        valid = None if source.mask is None else source.mask.read(tile.window)
         values = map_of(result)
+        if values is not None and valid is not None and self.nodata is not None:
+            values = np.where(valid, values, np.uint16(self.nodata))
         if values is not None and pixel_map is not None:
             pixel_map.write(tile.cell, values[tile.cell.slices((tile.window.top, tile.window.left))])
-        return record_of(result, tile, self.grid)
+        return record_of(result, tile, self.grid, valid)
 
     def answer(self, client: Segmenter, source: PixelSource, pixel_map: PixelMap | None, tile: Tile) -> Record:
         """Read the tile, segment it and keep the answer."""
         result = client.segment(self.image(source, tile), **self.request.arguments())
-        return self.keep(result, tile, pixel_map)
+        return self.keep(result, source, tile, pixel_map)
 
 
 def _png(pixels: NDArray[Any]) -> bytes:

@@ -6,12 +6,12 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from segserve.errors import CheckpointError, MissingExtraError
+from segserve.errors import CheckpointError, package_of_extra
 from segserve.tiled.grid import Window
 
 ZARR, NPY = ".zarr", ".npy"
@@ -81,13 +81,7 @@ class MapFile:
 
 
 def _zarr() -> Any:
-    try:
-        import zarr
-    except ImportError as error:
-        raise MissingExtraError(
-            "a zarr map needs a package that is not installed: pip install 'segserve[batch]', or use labels='npy'"
-        ) from error
-    return zarr
+    return package_of_extra("zarr", "batch", "a zarr map", ", or use labels='npy'")
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +126,11 @@ class _NpyMap:
         return self.offset + (row * self.width + column) * self.dtype.itemsize
 
 
-def labels_dtype(largest: int) -> str:
+def labels_dtype(largest: int) -> Literal["uint8", "uint16"]:
     """Return the smallest dtype that holds the class ids up to `largest`."""
     return "uint8" if largest < 256 else "uint16"
+
+
+def nodata_of(largest: int) -> int:
+    """Return the value of pixels without data in a map of class ids up to `largest`: 255, or else 65535."""
+    return int(np.iinfo(labels_dtype(largest + 1)).max)

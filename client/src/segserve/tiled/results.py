@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeVar, overload
 
 import numpy as np
 
 from segserve.errors import CheckpointError, ImageTooLargeError, ResultTypeError
+from segserve.results import objects
+from segserve.results.masks import EncodedMask
+from segserve.results.result import PanopticResult, PanopticSegment, SemanticResult
 from segserve.results.values import SegmentClass
 from segserve.tiled.checkpoint import read_json
 from segserve.tiled.merging import TiledObject
+from segserve.tiled.tile_masks import in_the_image
 
 RESULT: Final = "result.json"
 OBJECTS: Final = "objects.jsonl"
 TiledT = TypeVar("TiledT", bound="TiledSemanticResult | TiledObjects")
+MAX_PIXELS_IN_MEMORY: Final = 268_435_456
+"""Of the largest result that is held in memory; larger ones need a folder."""
+MOST_SEGMENTS: Final = 65_535
 MAX_TABLE_IN_MEMORY: Final = 536_870_912
 LABELS, IDS = "labels", "ids"
 
@@ -28,7 +35,8 @@ class TiledResult:
 
     `size` is height and width. `revisions` are those that answered, more than one only if a change was allowed. `areas`
     are pixels by class name. `tiles` is the total number of tiles, `sent` the number sent by this call: fewer if a
-    checkpoint had some. `folder` holds the result, or is None for a result in memory.
+    checkpoint had some. `folder` holds the result, or is None for a result in memory. `nodata` is the value in maps of
+    pixels without data, which count in no area, or None if the image has data everywhere.
     """
 
     model: str
@@ -40,11 +48,22 @@ class TiledResult:
     tiles: int
     sent: int
     folder: Path | None
+    nodata: int | None = field(default=None, kw_only=True)
 
     @property
     def revision(self) -> str:
         """The revision that answered; the first by name if there were several."""
         return self.revisions[0]
+
+    def _common(self) -> dict[str, Any]:
+        """Return the fields of every result in memory; raises `ImageTooLargeError` above `MAX_PIXELS_IN_MEMORY`."""
+        height, width = self.size
+        if height * width > MAX_PIXELS_IN_MEMORY:
+            raise ImageTooLargeError(
+                f"a result in memory may have up to {MAX_PIXELS_IN_MEMORY} pixels, this one has {width} x {height}: "
+                "read its map by windows, or write it with `segserve.tiled.exports`"
+            )
+        return {name: getattr(self, name) for name in ("model", "revision", "size", "classes")}
 
     def square_kilometres(self, affine: Sequence[float]) -> float:
         """Return the area on the ground. `affine` maps pixels to metres, in the order of rasterio's `transform`."""
@@ -61,6 +80,24 @@ class TiledSemanticResult(TiledResult):
     """
 
     labels: Any
+
+    def to_result(self) -> SemanticResult:
+        """Return the result as of `Client.segment`, for its pictures and exports; pixels without data have no class.
+
+        Raises `ImageTooLargeError` for a result that is too large for memory.
+        """
+        common, labels = self._common(), np.asarray(self.labels[:])
+        encoded = labels.astype(labels.dtype.newbyteorder("<"), copy=False).tobytes()
+        return SemanticResult(**common, areas=self.areas, confidence=None, encoded=encoded, encoded_masks={})
+
+
+_TYPES: Final[Mapping[str, tuple[type[Any], type[Any], str]]] = {
+    "instance": (objects.Instance, objects.InstanceResult, "instances"),
+    "panoptic": (PanopticSegment, PanopticResult, "segments"),
+    "keypoints": (objects.KeypointDetection, objects.KeypointResult, "detections"),
+    "detection": (objects.Detection, objects.DetectionResult, "detections"),
+}
+"""The types of an object and of a result in memory by task, and the field of the objects."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +119,33 @@ class TiledObjects(TiledResult):
         if self.held is not None:
             return iter(self.held)
         return read_objects(self._table)
+
+    def to_result(self) -> Any:
+        """Return the result as of `Client.segment`, best score first, for its pictures and exports.
+
+        Raises `ImageTooLargeError` for a result that is too large for memory, or of more than 65,535 segments.
+        """
+        common = self._common()
+        of_one, of_all, name = _TYPES[self.kind]
+        found = tuple(of_one(**self._fields(one)) for one in sorted(self, key=lambda one: -one.score))
+        if self.kind != "panoptic":
+            return of_all(**common, **{name: found})
+        if len(found) > MOST_SEGMENTS:
+            raise ImageTooLargeError(f"a result in memory may have {MOST_SEGMENTS} segments, got {len(found)}")
+        encoded = np.asarray(self.ids[:]).astype("<u2").tobytes()
+        return of_all(**common, **{name: found}, encoded=encoded, encoded_masks={})
+
+    def _fields(self, one: TiledObject) -> dict[str, Any]:
+        """Return the fields of an object in a result in memory."""
+        row = {name: getattr(one, name) for name in ("box", "score", "class_id", "class_name")}
+        if self.kind == "panoptic":
+            return row | {"id": one.id, "is_thing": one.rle is not None, "area": one.area}
+        if one.points is not None:
+            row["points"] = np.array(one.points, np.float32)
+        if one.rle is not None:
+            rle = in_the_image(one.mask, one.origin or (0, 0), *self.size)
+            row["encoded"] = EncodedMask(rle["counts"].encode(), *self.size)
+        return row
 
     @property
     def _table(self) -> Path:
@@ -202,6 +266,7 @@ def read_common(value: Mapping[str, Any]) -> dict[str, Any]:
         "classes": classes,
         "areas": dict(value["areas"]),
         "tiles": value["tiles"],
+        "nodata": value["run"].get("nodata"),
     }
 
 

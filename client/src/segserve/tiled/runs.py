@@ -16,11 +16,12 @@ from segserve.results.values import ModelInfo
 from segserve.tiled.checkpoint import SEGMENTS, Checkpoint, RunManifest, read_json, write_json
 from segserve.tiled.grid import Grid, Tile
 from segserve.tiled.job import TileJob, TileRequest
-from segserve.tiled.maps import NPY, ZARR, MapFile, PixelMap, labels_dtype
+from segserve.tiled.maps import NPY, ZARR, MapFile, PixelMap, labels_dtype, nodata_of
 from segserve.tiled.options import Options
 from segserve.tiled.results import (
     IDS,
     LABELS,
+    MAX_PIXELS_IN_MEMORY,
     OBJECTS,
     RESULT,
     TiledObjects,
@@ -37,8 +38,6 @@ Tick: TypeAlias = Callable[[int, int], None]
 
 CHECKPOINT: Final = "checkpoint"
 _OWN: Final = frozenset({RESULT, OBJECTS, *(f"{name}.{form}" for name in (LABELS, IDS) for form in ("zarr", "npy"))})
-# The largest result that is held in memory; larger ones need a folder.
-MAX_PIXELS_IN_MEMORY: Final = 268_435_456
 
 
 @dataclass
@@ -71,7 +70,7 @@ class Run:
         options = self.options
         request = TileRequest(options.model, options.score_threshold, options.max_detections, options.timeout_s)
         revision = None if options.on_revision_change == "allow" else self.info.revision
-        return TileJob(self.grid, request, options.send, revision, self._tile_map())
+        return TileJob(self.grid, request, options.send, revision, self._tile_map(), self.manifest.nodata)
 
     def missing(self) -> list[Tile]:
         """Return the tiles that are not answered yet."""
@@ -123,7 +122,7 @@ class Run:
     def _tile_map(self) -> MapFile | None:
         """Return the map that each tile's cell is written to: of classes, or of the tiles' own segment ids."""
         if self.kind == "semantic":
-            largest = max((known.id for known in self.info.classes), default=1 << 15)
+            largest = max(_largest(self.info), self.manifest.nodata or 0)
             return self._map(self.folder / LABELS, labels_dtype(largest))
         return self._map(self.checkpoint.folder / SEGMENTS, "uint16") if self.kind == "panoptic" else None
 
@@ -135,7 +134,8 @@ class Run:
         return MapFile(name, self.grid.height, self.grid.width, dtype, self.grid.core)
 
     def _attributes(self) -> dict[str, Any]:
-        return {"model": self.info.model, "revision": self.info.revision, "classes": self._classes()}
+        attributes = {"model": self.info.model, "revision": self.info.revision, "classes": self._classes()}
+        return attributes if self.manifest.nodata is None else attributes | {"nodata": self.manifest.nodata}
 
     def _classes(self) -> list[dict[str, Any]]:
         return [
@@ -188,6 +188,10 @@ def open_run(source: PixelSource, info: ModelInfo, options: Options, *, for_work
         yield run
 
 
+def _largest(info: ModelInfo) -> int:
+    return max((known.id for known in info.classes), default=1 << 15)
+
+
 def _manifest(
     source: PixelSource, info: ModelInfo, kind: str, grid: Grid, options: Options, *, is_kept: bool
 ) -> RunManifest:
@@ -209,6 +213,7 @@ def _manifest(
         same_at_least=options.same_at_least,
         id_map=options.id_map,
         labels=options.labels if options.out is not None else None,
+        nodata=None if source.mask is None else nodata_of(_largest(info)) if kind == "semantic" else 0,
     )
 
 

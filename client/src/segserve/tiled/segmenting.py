@@ -9,22 +9,25 @@ import tempfile
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import numpy as np
 
 from segserve.errors import RevisionChangedError
-from segserve.results.images import PIXELS, image_tensor
+from segserve.results.images import LITTLE, PIXELS, image_tensor
 from segserve.tiled.clusters import ClientFactory, WorkerJob, send_all_on
-from segserve.tiled.grid import Tile
+from segserve.tiled.grid import Tile, Window
 from segserve.tiled.job import AsyncSegmenter, Segmenter
 from segserve.tiled.options import Options
 from segserve.tiled.results import TiledObjects, TiledResult, TiledSemanticResult, check_expected
 from segserve.tiled.runs import Run, Tick, open_run
-from segserve.tiled.sources import PixelSource, by_path, open_source
+from segserve.tiled.sources import DIGEST_ROWS, PixelSource, by_path, open_source
 from segserve.tiled.tile_results import kind_of
+from segserve_common.errors import SegserveError
+from segserve_common.image_file import ImageFileError, describe, describe_file
 
 Progress: TypeAlias = bool | Tick
 
@@ -116,6 +119,22 @@ def _source(image: Any) -> PixelSource:
     return source
 
 
+def little_used_range(image: Path | bytes) -> int | None:
+    """Return the largest value of an image of 16 bits that uses less than 1/16 of them; None for any other image."""
+    with suppress(ImageFileError, OSError):  # of an array
+        if (describe(image) if isinstance(image, bytes) else describe_file(image)).bits != 16:
+            return None
+    with suppress(SegserveError, OSError), closing(_source(image)) as source:
+        largest = LITTLE if source.dtype.itemsize == 1 else 0
+        for top in range(0, source.height, DIGEST_ROWS):
+            window = Window(top, 0, min(top + DIGEST_ROWS, source.height), source.width)
+            largest = max(largest, int(source.read(window).max()))
+            if largest >= LITTLE:
+                return None
+        return largest
+    return None  # what is wrong with it is said elsewhere
+
+
 def _send_all(client: Segmenter, source: PixelSource, run: Run) -> None:
     """Answer the missing tiles in threads; the first error ends the run after the tiles that are in flight."""
     missing, in_flight = run.missing(), run.options.in_flight
@@ -157,7 +176,7 @@ async def _send_all_async(client: AsyncSegmenter, source: PixelSource, run: Run)
         for tile in tiles:
             image = await asyncio.to_thread(job.image, source, tile)
             result = await client.segment(image, **job.request.arguments())
-            record = await asyncio.to_thread(job.keep, result, tile, pixel_map)
+            record = await asyncio.to_thread(job.keep, result, source, tile, pixel_map)
             await asyncio.to_thread(run.keep, tile, record)
 
     try:

@@ -7,6 +7,7 @@ import mmap
 import os
 import threading
 from collections import OrderedDict
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol, runtime_checkable
@@ -14,7 +15,7 @@ from typing import Any, Final, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from segserve.errors import ImageTooLargeError, MissingExtraError
+from segserve.errors import ImageTooLargeError, MissingExtraError, package_of_extra
 from segserve.results.images import MAX_DECODED_PIXELS as MAX_DECODED_PIXELS
 from segserve.results.images import file_pixels
 from segserve.tiled.grid import Window
@@ -43,6 +44,7 @@ _OLD_JPEG: Final = 6
 _CONVERTED: Final = (7, 33003, 33005, 34712)
 """Compressions (JPEG, JPEG 2000) whose decoders turn YCbCr into RGB."""
 _ASSOCIATED: Final = 1
+BY_WINDOWS: Final = "reading a TIFF by windows"
 _ALLOWED: Final = (
     "a path (TIFF, PNG, JPEG, WebP, .npy or a zarr folder), a uint8 or uint16 numpy array or memory map, or a zarr "
     "array, shaped (H, W) or (H, W, 3 or 4)"
@@ -50,12 +52,16 @@ _ALLOWED: Final = (
 
 
 class PixelSource(Protocol):
-    """An image of `height` x `width` pixels with 1, 3 or 4 `channels`, uint8 or uint16. Thread-safe."""
+    """An image of `height` x `width` pixels with 1, 3 or 4 `channels`, uint8 or uint16. Thread-safe.
+
+    `mask` says where it has data, None if it has them everywhere.
+    """
 
     height: int
     width: int
     channels: int
     dtype: np.dtype[Any]
+    mask: DataMask | None
 
     def read(self, window: Window) -> NDArray[Any]:
         """Return a copy of the window's pixels, (h, w) for one channel, else (h, w, channels)."""
@@ -98,8 +104,47 @@ class SourcePath:
         return open_path(Path(self.path))
 
 
+class DataMask:
+    """Where a GeoTIFF has data: not 0 in its mask page and alpha band, not `nodata` in all other bands.
+
+    Raises `MissingExtraError` without the extra `batch`, and `BadRequestError` for pages that cannot be read.
+    """
+
+    def __init__(self, path: Path, file: ImageHeader) -> None:
+        self._file = file
+        self._lock = threading.Lock()  # TIFF decoding is not thread-safe
+        pages = {file.mask_page} if file.nodata is None and file.alpha is None else {0, file.mask_page}
+        with ExitStack() as opened:
+            self._pages = {page: _open_page(path, file, opened, key=page) for page in pages if page is not None}
+            self._close = opened.pop_all()
+
+    def read(self, window: Window) -> NDArray[np.bool_]:
+        """Return whether each pixel of a window has data, bool (h, w)."""
+        file, place = self._file, _as_stored(window.slices(), self._file)
+        with self._lock:
+            planes = (slice(None), *place) if file.planar == 2 else place
+            pages = {page: np.asarray(array[planes if page == 0 else place]) for page, array in self._pages.items()}
+        valid = np.ones([part.stop - part.start for part in place], np.bool_)
+        if file.mask_page is not None:
+            valid &= pages[file.mask_page] != 0
+        if 0 in pages:
+            bands = pages[0] if file.planar == 2 else np.moveaxis(pages[0].reshape(*valid.shape, -1), -1, 0)
+            values = list(bands)
+            if file.alpha is not None:
+                valid &= values.pop(file.alpha) != 0
+            if file.nodata is not None:
+                valid &= np.any([band != file.nodata for band in values], axis=0)
+        return turn(valid, file.orientation)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._close.close()
+
+
 class ArraySource:
     """An array whose windows are read by slicing; not `is_shared` allows one read at a time."""
+
+    mask: DataMask | None = None
 
     def __init__(self, array: Sliceable, *, is_shared: bool = True) -> None:
         self.height, self.width, self.channels = _layout(array.shape, array.dtype)
@@ -136,11 +181,13 @@ class ArraySource:
 class ImageFileSource(ArraySource):
     """An array from a file; its digest is that of the file, which is faster than decoding it."""
 
-    def __init__(self, array: Any, path: Path, *, store: Any = None) -> None:
+    def __init__(self, array: Any, path: Path, file: ImageHeader, *, store: ExitStack | None = None) -> None:
         # TIFF decoding is not thread-safe.
         super().__init__(array, is_shared=store is None)
         self._path = path
-        self._store = store
+        with store or ExitStack() as opened:
+            self.mask = opened.enter_context(closing(DataMask(path, file))) if file.gaps else None
+            self._close = opened.pop_all()
 
     def digest(self) -> str:
         """Return the digest of the file."""
@@ -149,8 +196,7 @@ class ImageFileSource(ArraySource):
 
     def close(self) -> None:
         """Close the file."""
-        if self._store is not None:
-            self._store.close()
+        self._close.close()
 
 
 class StripArray:
@@ -192,21 +238,26 @@ class TiffPixels:
         self.dtype = array.dtype
 
     def __getitem__(self, key: tuple[slice, slice]) -> NDArray[Any]:
-        (top, bottom), (left, right) = ((part.start, part.stop) for part in key)
-        (height, width), orientation = self._file.size, self._file.orientation
-        if orientation in FROM_BELOW:
-            top, bottom = height - bottom, height - top
-        if orientation in FROM_RIGHT:
-            left, right = width - right, width - left
-        rows, columns = slice(top, bottom), slice(left, right)
-        window = (columns, rows) if orientation >= SWAPPED else (rows, columns)
-        pixels = np.array(self._array[window])
+        orientation = self._file.orientation
+        pixels = np.array(self._array[_as_stored(key, self._file)])
         _forget_pages(self._array)
         if self._palette is not None:
             pixels = self._palette[pixels]
         if self._file.photometric == WHITE_IS_ZERO:
             pixels = ~pixels
         return turn(pixels[..., :3] if pixels.ndim == 3 else pixels, orientation)
+
+
+def _as_stored(key: tuple[slice, slice], file: ImageHeader) -> tuple[slice, slice]:
+    """Return the rows and columns of the stored image that a window of the upright one shows."""
+    (top, bottom), (left, right) = ((part.start, part.stop) for part in key)
+    height, width = file.size
+    if file.orientation in FROM_BELOW:
+        top, bottom = height - bottom, height - top
+    if file.orientation in FROM_RIGHT:
+        left, right = width - right, width - left
+    rows, columns = slice(top, bottom), slice(left, right)
+    return (columns, rows) if file.orientation >= SWAPPED else (rows, columns)
 
 
 def _forget_pages(array: object) -> None:
@@ -271,13 +322,7 @@ def _open_tiff(path: Path, file: ImageHeader) -> PixelSource:
 
     Raises `BadRequestError` if it cannot be read by windows, and `MissingExtraError` without the extra `batch`.
     """
-    try:
-        import tifffile
-        import zarr
-    except ImportError as error:
-        raise MissingExtraError(
-            f"reading a TIFF by windows needs packages that are not installed ({error}): pip install 'segserve[batch]'"
-        ) from error
+    tifffile = package_of_extra("tifffile", "batch", BY_WINDOWS)
     try:
         with tifffile.TiffFile(path) as tiff:
             series = tiff.series[0]
@@ -293,20 +338,30 @@ def _open_tiff(path: Path, file: ImageHeader) -> PixelSource:
             palette = tiff.pages.first.colormap if file.photometric == PALETTE else None
             if series.dataoffset is not None and series.dtype is not None and series.dtype.isnative:
                 mapped = np.memmap(path, series.dtype, "r", series.dataoffset, series.shape)
-                return ImageFileSource(TiffPixels(mapped, file, palette), path)
-        store = tifffile.imread(path, aszarr=True, series=0, level=0)
-        try:
-            array: Any = zarr.open(store, mode="r")
-            _try_a_pixel(array, path)
-        except BaseException:
-            store.close()
-            raise
+                return ImageFileSource(TiffPixels(mapped, file, palette), path, file)
+    except (tifffile.TiffFileError, IndexError, KeyError, ValueError) as error:
+        raise BadRequestError(f"{str(path)!r} is not a TIFF that can be read: {error}") from error
+    with ExitStack() as opened:
+        array = _open_page(path, file, opened, series=0, level=0)
+        return ImageFileSource(TiffPixels(array, file, palette), path, file, store=opened.pop_all())
+
+
+def _open_page(path: Path, file: ImageHeader, opened: ExitStack, **place: Any) -> Any:
+    """Return an array of a TIFF's pixels as stored, which is read by windows until `opened` closes.
+
+    Raises as `_open_tiff` does.
+    """
+    tifffile, zarr = (package_of_extra(name, "batch", BY_WINDOWS) for name in ("tifffile", "zarr"))
+    try:
+        store = opened.enter_context(closing(tifffile.imread(path, aszarr=True, **place)))
+        array: Any = zarr.open(store, mode="r")
+        _try_a_pixel(array, path)
     except (tifffile.TiffFileError, IndexError, KeyError, ValueError) as error:
         if "imagecodecs" in str(error):
             raise MissingExtraError(f"{str(path)!r} cannot be read: {error}: pip install 'segserve[batch]'") from error
         raise BadRequestError(f"{str(path)!r} is not a TIFF that can be read: {error}") from error
-    is_in_strips = array.chunks[1] >= array.shape[1]
-    return ImageFileSource(TiffPixels(StripArray(array) if is_in_strips else array, file, palette), path, store=store)
+    is_planar = array.ndim == 3 and file.planar == 2
+    return array if is_planar or array.chunks[1] < array.shape[1] else StripArray(array)
 
 
 def _try_a_pixel(array: Any, path: Path) -> None:
@@ -327,9 +382,22 @@ def _open_whole(path: Path, file: ImageHeader) -> PixelSource:
     """
     if file.height * file.width > MAX_DECODED_PIXELS:
         raise _too_large(path, file)
-    pixels = file_pixels(path.read_bytes())
+    if file.format == "PNG" and file.bits == 16 and file.channels > 1:
+        pixels = turn(_deep_colours(path), file.orientation)
+    else:
+        pixels = file_pixels(path.read_bytes())
     # Alpha is dropped, as on the server.
-    return ImageFileSource(pixels[:, :, : pixels.shape[2] - 1] if pixels.shape[2] in (2, 4) else pixels, path)
+    return ImageFileSource(pixels[:, :, : pixels.shape[2] - 1] if pixels.shape[2] in (2, 4) else pixels, path, file)
+
+
+def _deep_colours(path: Path) -> NDArray[Any]:
+    """Return the pixels of a PNG of 16-bit colours, of which Pillow has only the high byte."""
+    imagecodecs = package_of_extra("imagecodecs", "batch", f"{str(path)!r} of 16-bit colours")
+    try:
+        pixels: NDArray[Any] = imagecodecs.png_decode(path.read_bytes())
+    except (RuntimeError, ValueError) as error:
+        raise BadRequestError(f"{str(path)!r} is damaged or cut short: {error}") from error
+    return pixels
 
 
 def _too_large(path: Path, file: ImageHeader) -> ImageTooLargeError:
@@ -359,15 +427,10 @@ def by_path(image: object) -> SourcePath:
     )
 
 
-def _open_zarr(path: Path) -> Sliceable:
+def _open_zarr(path: Path) -> Any:
+    zarr = package_of_extra("zarr", "batch", f"the zarr folder {str(path)!r}")
     try:
-        import zarr
-    except ImportError as error:
-        raise MissingExtraError(
-            f"the zarr folder {str(path)!r} needs a package that is not installed: pip install 'segserve[batch]'"
-        ) from error
-    try:
-        found = zarr.open(str(path), mode="r")
+        found: Any = zarr.open(str(path), mode="r")
     except (OSError, ValueError, KeyError) as error:
         raise BadRequestError(f"the folder {str(path)!r} is not a zarr array: {error}") from error
     if not isinstance(found, zarr.Array):

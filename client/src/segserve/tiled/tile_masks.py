@@ -105,6 +105,13 @@ def of_bitmap(bitmap: NDArray[np.bool_]) -> TilePatch | None:
     return TilePatch(top, left, bitmap[top : int(rows[-1]) + 1, left : int(columns[-1]) + 1].copy())
 
 
+def within(patch: TilePatch, valid: NDArray[np.bool_]) -> TilePatch | None:
+    """Return the part of a patch that is `valid`, bool (h, w) of its tile; None if it has no pixel."""
+    part = patch.window.intersection(Window(0, 0, *valid.shape))
+    found = None if part.is_empty else of_bitmap(patch.within(part) & valid[part.slices()])
+    return None if found is None else TilePatch(found.top + part.top, found.left + part.left, found.bitmap)
+
+
 def of_box(box: tuple[float, float, float, float]) -> TilePatch | None:
     """Return a filled box; None if it covers no pixel."""
     left, top = int(np.floor(box[0])), int(np.floor(box[1]))
@@ -162,3 +169,13 @@ def encode_intervals(found: NDArray[np.int64], height: int, width: int) -> Local
         counts = counts[:-1]
     rle = coco.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
     return LocalRle(size=[height, width], counts=rle["counts"].decode("ascii"))
+
+
+def in_the_image(mask: NDArray[np.bool_], origin: tuple[int, int], height: int, width: int) -> LocalRle:
+    """Return the RLE of a mask in the whole image without drawing it."""
+    steps = np.diff(np.pad(mask.astype(np.int8), ((1, 1), (0, 0))), axis=0).T
+    left, top = origin
+    columns, starts = np.nonzero(steps == 1)
+    _, ends = np.nonzero(steps == -1)
+    first = (columns + left) * height + top
+    return encode_intervals(np.column_stack((first + starts, first + ends)), height, width)

@@ -12,7 +12,7 @@ from segserve.results.objects import Detection, Instance, KeypointDetection
 from segserve.results.result import PanopticResult, Result, SemanticResult
 from segserve.results.values import ModelInfo
 from segserve.tiled.grid import Grid, Tile
-from segserve.tiled.tile_masks import Piece, TilePatch, crop, decode, encode, is_whole, of_bitmap, of_box
+from segserve.tiled.tile_masks import Piece, TilePatch, crop, decode, encode, is_whole, of_bitmap, of_box, within
 from segserve_common.errors import BadRequestError
 
 Record: TypeAlias = dict[str, Any]
@@ -52,16 +52,21 @@ def map_of(result: Result) -> NDArray[Any] | None:
     return result.ids if isinstance(result, PanopticResult) else None
 
 
-def record_of(result: Result, tile: Tile, grid: Grid) -> Record:
-    """Return the record of an answer: areas by class id in the tile's cell, or the objects in its window."""
+def record_of(result: Result, tile: Tile, grid: Grid, valid: NDArray[np.bool_] | None = None) -> Record:
+    """Return the record of an answer: areas by class id in the tile's cell, or the objects in its window.
+
+    Where the window is not `valid`, bool (h, w), masks end and nothing counts.
+    """
     record: Record = {"revision": result.revision}
     if isinstance(result, SemanticResult):
-        cell = result.labels[tile.cell.slices((tile.window.top, tile.window.left))]
-        areas = np.bincount(cell.ravel())
+        place = tile.cell.slices((tile.window.top, tile.window.left))
+        cell = result.labels[place]
+        areas = np.bincount(cell.ravel() if valid is None else cell[valid[place]])
         return record | {"areas": {str(label): int(areas[label]) for label in np.flatnonzero(areas).tolist()}}
     if isinstance(result, PanopticResult):
-        return record | {"objects": list(_segments(result, tile, grid))}
-    return record | {"objects": [row for found in result if (row := _object(found, tile, grid)) is not None]}
+        return record | {"objects": list(_segments(result, tile, grid, valid))}
+    rows = (_object(found, tile, grid, valid) for found in result)
+    return record | {"objects": [row for row in rows if row is not None]}
 
 
 def pieces_of(record: Mapping[str, Any], tile: Tile) -> list[Piece]:
@@ -71,8 +76,8 @@ def pieces_of(record: Mapping[str, Any], tile: Tile) -> list[Piece]:
     ]
 
 
-def _object(found: Detection, tile: Tile, grid: Grid) -> Record | None:
-    """Return an object's row, or None for an object without a pixel in the tile."""
+def _object(found: Detection, tile: Tile, grid: Grid, valid: NDArray[np.bool_] | None) -> Record | None:
+    """Return an object's row, or None for an object without a pixel in the tile that has data."""
     top, left = tile.window.top, tile.window.left
     x1, y1, x2, y2 = found.box
     row: Record = {
@@ -83,23 +88,30 @@ def _object(found: Detection, tile: Tile, grid: Grid) -> Record | None:
     if isinstance(found, KeypointDetection):
         row["points"] = [[x + left, y + top, score] for x, y, score in found.points.tolist()]
     patch = crop(found.encoded) if isinstance(found, Instance) else of_box(found.box)
-    if patch is None:
+    shown = patch if patch is None or valid is None else within(patch, valid)
+    if patch is None or shown is None:
         return None
+    is_cut = isinstance(found, Instance) and shown.bitmap.sum() < patch.bitmap.sum()
+    patch = shown if is_cut else patch
     moved = TilePatch(patch.top + top, patch.left + left, patch.bitmap)
+    if is_cut:
+        window = moved.window
+        row["box"] = [float(side) for side in (window.left, window.top, window.right, window.bottom)]
     row["whole"] = is_whole(moved, tile, grid.height, grid.width)
     if isinstance(found, Instance):
         row |= {"at": [moved.left, moved.top], "rle": encode(moved.bitmap)}
     return row
 
 
-def _segments(result: PanopticResult, tile: Tile, grid: Grid) -> Iterator[Record]:
+def _segments(result: PanopticResult, tile: Tile, grid: Grid, valid: NDArray[np.bool_] | None) -> Iterator[Record]:
     top, left = tile.window.top, tile.window.left
+    ids = result.ids if valid is None else np.where(valid, result.ids, 0)
     for segment in result:
         row: Record = {"class": segment.class_id, "score": segment.score, "id": segment.id}
         if not segment.is_thing:
             yield row | {"is_stuff": True, "area": segment.area}
             continue
-        patch = of_bitmap(result.ids == segment.id)
+        patch = of_bitmap(ids == segment.id)
         if patch is None:
             continue
         moved = TilePatch(patch.top + top, patch.left + left, patch.bitmap)

@@ -67,6 +67,7 @@ class CaptureRule(_Value):
     dtype: Literal["UINT8", "UINT16"] = "UINT8"
     max_pixels: int
     orientation: Literal["apply", "ignore"] = "apply"
+    window: tuple[int, int] | None = None
     threshold: float | None = None
     as_rle: bool = False
 

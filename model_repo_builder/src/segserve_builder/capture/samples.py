@@ -208,7 +208,12 @@ def read_pixels(image: Tensor, rule: CaptureRule) -> NDArray[Any]:
     if image.datatype == BYTES:
         (data,) = image.to_items()
         return decode_image(
-            data, colour=rule.colour, dtype=rule.dtype, max_pixels=rule.max_pixels, orientation=rule.orientation
+            data,
+            colour=rule.colour,
+            dtype=rule.dtype,
+            max_pixels=rule.max_pixels,
+            orientation=rule.orientation,
+            window=rule.window,
         )
     pixels = image.to_array()
     pixels = pixels[0] if pixels.ndim == 4 else pixels

@@ -26,6 +26,7 @@ from segserve_common.image_file import (
     png_chunks,
     shallow_tiff,
 )
+from segserve_common.image_file import windowed as windowed
 
 Colour: TypeAlias = Literal["RGB", "GREY"]
 Dtype: TypeAlias = Literal["UINT8", "UINT16"]
@@ -59,6 +60,7 @@ class _PixelFormat:
     colour: Colour
     dtype: Dtype
     max_pixels: int
+    window: tuple[int, int] | None = None
 
     def check_size(self, height: int, width: int) -> None:
         """Raise `BadImageError` for an image that is too large or empty."""
@@ -70,7 +72,13 @@ class _PixelFormat:
 
 
 def decode_image(
-    data: bytes, *, colour: Colour, dtype: Dtype, max_pixels: int, orientation: Orientation = "apply"
+    data: bytes,
+    *,
+    colour: Colour,
+    dtype: Dtype,
+    max_pixels: int,
+    orientation: Orientation = "apply",
+    window: tuple[int, int] | None = None,
 ) -> NDArray[Any]:
     """Return the pixels of a JPEG, PNG, WebP or TIFF file, uint8 or uint16 (H, W, C): C is 3 for RGB, 1 for GREY.
 
@@ -79,6 +87,7 @@ def decode_image(
     - Of a JPEG, bytes that do not belong to the picture are passed over, and its end may be missing.
     - Alpha is dropped, as OpenCV, torchvision and Pillow's `convert("RGB")` do; nothing is composited.
     - Grey from colour is BT.601 luma, 0.299 R + 0.587 G + 0.114 B; of a JPEG the stored luma.
+    - Of 16 bits the values of `window` are spread over all 16 first, and those beyond it cut off; 8 bits stay.
     - UINT8 from 16 bits is the high byte (`>> 8`), UINT16 from 8 bits is `* 257`, so that white stays white.
     - Of several frames the first (of an animated PNG its still image). Colour profiles are not applied.
     - An 8-bit TIFF has at most 178 million pixels (Pillow's own limit), whatever `max_pixels` says.
@@ -86,7 +95,7 @@ def decode_image(
     Raises `BadImageError` for any other format, for more than `max_pixels` pixels, for data that is damaged
     or cut short, and for TIFF samples that are neither unsigned 8 bit nor interleaved unsigned 16 bit.
     """
-    pixel_format = _PixelFormat(colour, dtype, max_pixels)
+    pixel_format = _PixelFormat(colour, dtype, max_pixels, window)
     try:
         file = describe(data)
         pixel_format.check_size(file.height, file.width)
@@ -99,7 +108,7 @@ def decode_image(
 def _decode(data: bytes, file: ImageHeader, pixel_format: _PixelFormat) -> NDArray[Any]:
     match file.format:
         case "JPEG":
-            return _to_dtype(_decode_jpeg(data, pixel_format), pixel_format.dtype)
+            return _to_dtype(_decode_jpeg(data, pixel_format), pixel_format)
         case "PNG":
             return _decode_png(data, file, pixel_format)
         case "WebP":
@@ -214,14 +223,16 @@ def _opencv_decode(data: bytes, file: ImageHeader) -> NDArray[Any]:
 
 def _to_colour(pixels: NDArray[Any], pixel_format: _PixelFormat) -> NDArray[Any]:
     """Turn grey, BGR or BGRA into (H, W, 3) RGB or (H, W, 1) grey, of the wanted dtype."""
-    pixels = _to_dtype(pixels, pixel_format.dtype)
+    pixels = _to_dtype(pixels, pixel_format)
     channels = 1 if pixels.ndim == 2 else pixels.shape[2]
     code = _TO_COLOUR.get((channels, pixel_format.colour))
     converted: NDArray[Any] = pixels if code is None else cv2.cvtColor(pixels, code)
     return converted.reshape(*pixels.shape[:2], 3 if pixel_format.colour == "RGB" else 1)
 
 
-def _to_dtype(pixels: NDArray[Any], dtype: Dtype) -> NDArray[Any]:
-    if dtype == "UINT8":
+def _to_dtype(pixels: NDArray[Any], pixel_format: _PixelFormat) -> NDArray[Any]:
+    if pixel_format.window is not None and pixels.dtype == np.uint16:
+        pixels = windowed(pixels, pixel_format.window)
+    if pixel_format.dtype == "UINT8":
         return pixels if pixels.dtype == np.uint8 else (pixels >> 8).astype(np.uint8)
     return pixels if pixels.dtype == np.uint16 else pixels.astype(np.uint16) * np.uint16(257)

@@ -136,6 +136,8 @@ def ensemble_config(
         config.parameters[CONDITIONAL].string_value = canonical_json(list(conditional))
     classes = [item.model_dump(exclude_none=True) for item in pipeline.classes]
     config.parameters["classes"].string_value = canonical_json(classes)
+    if (window := pipeline.decode.window) is not None:
+        config.parameters["window"].string_value = canonical_json(list(window))
     inputs = public_inputs(pipeline.input)
     outputs = public_outputs(task, streams=smoothing_of(pipeline) is not None, flags=pipeline.flags_images)
     _add_inputs(config, inputs, optional=True)

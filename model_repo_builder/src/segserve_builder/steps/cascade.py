@@ -62,6 +62,8 @@ def check_cascade(pipeline: Pipeline) -> None:
         raise PipelineError(f"cascade.light: {error}") from error
     if task != (expected := check_postprocess(pipeline)):
         raise PipelineError(f"cascade.light gives answers of task {task}; those of the model are of task {expected}")
+    if (own := light.decode.window) != (window := pipeline.decode.window):
+        raise PipelineError(f"cascade.light has the window {own} of decode; that of the model is {window}")
     if smoothing_of(pipeline) is not None or smoothing_of(light) is not None:
         raise PipelineError("cascade: a model with temporalSmoothing has one network; its frames depend on each other")
     if pipeline.out_of_distribution is not None:

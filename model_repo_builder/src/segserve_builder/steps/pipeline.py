@@ -157,6 +157,11 @@ class Pipeline(FrozenModel):
         return identity
 
     @property
+    def decode(self) -> Decode:
+        """The stage that decodes images."""
+        return next((step.stage for step in self.preprocess if isinstance(step.stage, Decode)), Decode())
+
+    @property
     def second(self) -> Pipeline | None:
         """The pipeline of the second network alone, if there is one.
 

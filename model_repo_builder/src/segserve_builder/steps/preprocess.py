@@ -109,6 +109,10 @@ class Preprocess:
             raise BadImageError(f"a request must have exactly one of IMAGE and PIXELS; this one has {sent}")
         if pixels is not None:
             self._check_pixels(pixels)
+            if pixels.dtype == np.uint16 and self._decode.window is not None:
+                from segserve_builder.imaging.decoding import windowed
+
+                pixels = windowed(pixels, self._decode.window)
             return Image(pixels, ResizeTransform.of(*pixels.shape[:2]))
         encoded = Encoded(image or b"", self._colour, self._dtype, self._max_pixels)
         return self._decode(encoded, _NO_OVERRIDES)

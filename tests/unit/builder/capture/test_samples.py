@@ -6,6 +6,7 @@ import io
 import json
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from segserve_builder.capture.rule import CapturedClass, CaptureReason, CaptureRule, RedactionRule
-from segserve_builder.capture.samples import Exchange, UnredactedError, make_sample, uncertainty_of
+from segserve_builder.capture.samples import Exchange, UnredactedError, make_sample, read_pixels, uncertainty_of
 from segserve_builder.errors import BadImageError
 from segserve_common.kserve import Tensor
 
@@ -190,3 +191,14 @@ def test_the_row_says_where_a_sample_comes_from_and_the_annotations_are_the_answ
 def test_an_image_that_cannot_be_read_is_no_sample() -> None:
     with pytest.raises(BadImageError):
         make_sample(exchange(b"no image"), RULE)
+
+
+@pytest.mark.parametrize("dtype", ["UINT8", "UINT16"])
+def test_a_sample_of_16_bits_shows_what_the_network_saw(dtype: Any) -> None:
+    deep = np.full((9, 9, 3), 2048, np.uint16)
+    window = (0, 4095) if dtype == "UINT8" else None
+    image = Tensor.of_items("IMAGE", [bytes(cv2.imencode(".png", deep)[1])])
+
+    pixels = read_pixels(image, RULE.model_copy(update={"dtype": dtype, "window": window}))
+
+    assert (pixels == (2048 * 65535 // 4095 >> 8 if dtype == "UINT8" else 2048)).all()

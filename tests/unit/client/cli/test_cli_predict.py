@@ -286,7 +286,7 @@ def test_an_image_of_16_bits_that_uses_little_of_them_is_noted(
     code, _, complaint = command("predict", "coins", path, "--url", url)
 
     assert code == 0
-    noted = f"note: the values of {path} go up to 4095 of 65535, which is nearly black; scale them first"
+    noted = f"note: the values of {path} go up to 4095 of 65535, which is nearly black; set `window: [0, 4095]` of the"
     assert complaint.startswith(noted) is (largest == 4095)
 
 
@@ -297,8 +297,9 @@ def test_nodata_of_a_geotiff_is_noted(command: Command, url: str, tmp_path: Path
     code, _, complaint = command("predict", "coins", path, "--url", url)
 
     assert code == 0
-    assert (
-        complaint == f"note: pixels of {path} without data (nodata is -9999) are segmented and counted as others are\n"
+    assert complaint == (
+        f"note: pixels of {path} without data (nodata is -9999) are segmented and counted as others are; "
+        "`segserve batch` leaves them out\n"
     )
 
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from segserve import DatasetError
 from segserve.evaluation.datasets import Dataset, read_dataset
+from segserve.evaluation.regions import pixel_labels
+from segserve.results.values import SegmentClass
 
 from .conftest import COUNT, HEIGHT, WIDTH, coco_document
 
@@ -113,3 +118,60 @@ def test_paths_of_label_studio_and_windows_are_found_in_the_folder_that_is_named
     assert [each.path for each in found.images] == [tmp_path / "pictures" / f"{index}.png" for index in range(COUNT)]
     with pytest.raises(DatasetError, match=r"\(--images\)"):
         read_dataset(document)
+
+
+@pytest.mark.parametrize("kind", [str, float, lambda number: f"{number}.0"], ids=["text", "float", "text of a float"])
+def test_ids_and_flags_are_read_in_whatever_type_a_tool_writes_them(folder: Path, kind: Any) -> None:
+    flags = [None, False, 0, "0", 0.0, "false", "", "1", True, 1.0, "true"]
+    typed, plain = coco_document(), coco_document()
+    for number, (each, other) in enumerate(zip(typed["annotations"], plain["annotations"], strict=True)):
+        flag = flags[number % len(flags)]
+        each |= {"image_id": kind(each["image_id"]), "category_id": kind(each["category_id"]), "iscrowd": flag}
+        other["iscrowd"] = int(flag in ("1", True, "true"))
+    for each in (*typed["categories"], *typed["images"]):
+        each["id"] = kind(each["id"])
+    panoptic = json.loads((folder / "panoptic/panoptic.json").read_text())
+    before = read_dataset(folder / "panoptic/panoptic.json", folder / "images")
+    for page in panoptic["annotations"]:
+        page["image_id"] = kind(page["image_id"])
+        for each in page["segments_info"]:
+            each |= {"id": kind(each["id"]), "category_id": kind(each["category_id"])}
+    for each in panoptic["categories"]:
+        each |= {"id": kind(each["id"]), "isthing": kind(each["isthing"])}
+    written(folder / "panoptic/panoptic.json", json.dumps(panoptic))
+
+    found, expected = (
+        read_dataset(written(folder / "coco.json", json.dumps(each)), folder / "images") for each in (typed, plain)
+    )
+
+    assert found == expected
+    assert read_dataset(folder / "panoptic/panoptic.json", folder / "images") == before
+
+
+@pytest.mark.parametrize("form", ["tif", "tif16", "tif palette", "tif geo", "png16", "png palette"])
+def test_a_label_map_of_any_kind_has_the_values_of_the_8_bit_png(folder: Path, form: str) -> None:
+    image, classes = read_dataset(folder).images[0], {number: SegmentClass(number, str(number)) for number in range(3)}
+    dataset = Dataset("maps", (image,), {number: str(number) for number in range(3)})
+    expected = pixel_labels(dataset, image, classes)
+    with Image.open(folder / "labels/0.png") as opened:
+        values = np.asarray(opened)
+    (folder / "labels/0.png").unlink()
+    path = folder / "labels" / f"0.{form[:3]}"
+    picture = Image.fromarray(values.astype(np.uint16 if form.endswith("16") else np.uint8))
+    if form.endswith("palette"):
+        picture.putpalette(bytes(range(99)))
+    if form == "tif geo":
+        tifffile.imwrite(path, np.where(values == 1, 9, values), compression="zlib",
+                         extratags=[(42113, "s", 0, "9", True)])  # fmt: skip
+    else:
+        picture.save(path)
+
+    read = read_dataset(folder).images[0]
+    found = pixel_labels(replace(dataset, images=(read,)), read, classes)
+
+    assert read.label_map == path
+    if form == "tif geo":  # the class of value 1 is where the map has no data
+        assert found.classes == (0, 2)
+        assert found.counted is not None
+    else:
+        assert (found.classes, found.masks, found.counted) == (expected.classes, expected.masks, expected.counted)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 from pycocotools.cocoeval import COCOeval
 
@@ -479,6 +480,43 @@ def test_a_crowd_is_neither_missed_nor_wrongly_found(served: Served, folder: Pat
     assert "1 labels are crowds" in reports[1].to_html()
 
 
+def test_an_object_that_is_labelled_twice_is_counted_beside_the_figures(served: Served, folder: Path) -> None:
+    document = coco_document()
+    document["annotations"].append({**document["annotations"][0], "id": 99})
+    (folder / "coco/coco.json").write_text(json.dumps(document))
+
+    report = evaluated("discs", folder / "coco")
+
+    assert report.to_dict()["repeatedCount"] == 1
+    assert report.remark == "1 labels are copies of another one of their image, and count as missed"
+    assert report.remark in report.to_html()
+
+
+@pytest.mark.parametrize(
+    ("model", "data"), [("pixels", ""), ("pixels", "coco"), ("world", "panoptic"), ("discs", "coco"), ("boxes", "coco")]
+)
+def test_what_lies_where_an_image_has_no_data_counts_neither_as_right_nor_as_wrong(
+    served: Served, folder: Path, model: str, data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answers are wrong in the right third alone, and that is without data."""
+    end, reports = 53, []
+    answers = [
+        [disc for disc in true if disc.x < end] + [disc for disc in found if disc.x > end]
+        for true, found in zip(TRUE, FOUND, strict=True)
+    ]
+    monkeypatch.setitem(image_of.__globals__, "FOUND", answers)
+    for tags in [], [(42113, "s", 0, "7", True)]:
+        for index in range(COUNT):
+            pixels = np.full((HEIGHT, WIDTH, 3), 40 * index, np.uint8)
+            pixels[:, end:] = 7
+            tifffile.imwrite(folder / "images" / f"{index}.png", pixels, photometric="rgb", extratags=tags)
+        reports.append(evaluated(model, folder / data))
+
+    assert reports[0].score.mean < 1
+    assert reports[1].score.mean == 1
+    assert all(each.mean == 1 for name, each in reports[1].metrics.items() if name in ("miou", "pq", "ap", "recall"))
+
+
 def of_images(folder: Path, places: list[int]) -> None:
     """Leave only some of the images in the COCO file."""
     coco = coco_document()
@@ -800,7 +838,7 @@ def first(document: dict[str, Any], **fields: Any) -> None:
     [
         ("pixels", "", empty, "no image found in .*images"),
         ("pixels", "", lambda folder: (folder / "labels/3.png").unlink(),
-         "1 of 6 images have no labels: 3.png; expected a PNG of the same name"),
+         "1 of 6 images have no labels: 3.png; expected a PNG or TIFF of the same name"),
         ("pixels", "nowhere", lambda folder: None, "no such data set"),
         ("pixels", "labels", lambda folder: None,
          "expected one COCO JSON file, data.yaml, VOC's folder JPEGImages, or the folders images and labels"),
@@ -818,8 +856,16 @@ def first(document: dict[str, Any], **fields: Any) -> None:
          r"annotations of the categories \[77\], which it does not list"),
         ("discs", "coco", lambda folder: rewrite(folder, lambda coco: coco["images"].append(coco["images"][2])),
          "coco.json lists the image ids 2 more than once; expected an id of its own for each image"),
-        ("discs", "coco", lambda folder: rewrite(folder, lambda coco: first(coco, image_id="0")),
-         "annotations of 1 images that it does not list: '0'"),
+        ("discs", "coco", lambda folder: rewrite(folder, lambda coco: first(coco, image_id="77")),
+         "annotations of 1 images that it does not list: 77"),
+        ("discs", "coco", lambda folder: rewrite(folder, lambda coco: first(coco, image_id="a")),
+         "coco.json: annotation 0 has the image_id 'a'; expected a whole number"),
+        ("discs", "coco", lambda folder: rewrite(folder, lambda coco: first(coco, category_id=10.5)),
+         "coco.json: annotation 0 has the category_id 10.5; expected a whole number"),
+        ("discs", "coco", lambda folder: rewrite(folder, lambda coco: coco["categories"][1].update(id=True)),
+         "coco.json: category 1 has the id True; expected a whole number"),
+        ("discs", "coco", lambda folder: rewrite(folder, lambda coco: first(coco, iscrowd="maybe")),
+         "coco.json: annotation 0 has the iscrowd 'maybe'; expected 0 or 1"),
         ("discs", "coco", lambda folder: rewrite(folder, lambda coco: first(coco, segmentation=[])),
          "1 of 30 annotations have a box and no segmentation, those of 0.png; expected all or none"),
         ("pixels", "coco", lambda folder: rewrite(folder, lambda coco: first(coco, segmentation=[])),
@@ -833,7 +879,7 @@ def first(document: dict[str, Any], **fields: Any) -> None:
         ("discs", "coco", lambda folder: rewrite(folder, lambda coco: first(coco, segmentation="all of it")),
          "0.png: an annotation's segmentation cannot be read: a segmentation must be polygons, or size and counts"),
         ("discs", "coco", lambda folder: rewrite(folder, lambda coco: coco["images"][0].update(height="x")),
-         "is not a COCO data set with images, categories and annotations"),
+         "coco.json: image 0 has the height 'x'; expected a whole number"),
         ("discs", "coco", lambda folder: rewrite(folder, lambda coco: first(coco, area="x")),
          "is not a COCO data set with images, categories and annotations"),
         ("discs", "coco", lambda folder: name_first(folder, "data\\\\1.png"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from click.testing import Result
 from PIL import Image
 from typer.testing import CliRunner
 
-from fakes.kserve import Fault
+from fakes.kserve import Arrays, Asked, Fault, Model, items
 from segserve import GatewayUnreachableError, ModelNotFoundError
 from segserve.cli.batch import batch, large_images
 from segserve.cli.errors import CommandError
@@ -103,13 +104,33 @@ def test_one_tile_is_not_called_tiles(world: World, images: Path, tmp_path: Path
     assert ", 1 tile (1 sent), " in result.stdout
 
 
-def test_nodata_of_a_geotiff_is_noted(world: World, scene: np.ndarray, tmp_path: Path) -> None:
-    tifffile.imwrite(tmp_path / "a.tif", scene[:90, :100], extratags=[(42113, "s", 2, "0", True)])
+@pytest.mark.parametrize("suffix", ["tif", "png", "npy"])
+def test_an_image_of_16_bits_that_uses_little_of_them_is_noted_once(world: World, tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    pixels = np.full((300, 200), 4000, np.uint16)
+    np.save(path, pixels) if suffix == "npy" else Image.fromarray(pixels).save(path)
+
+    dark = run(world, "classes", path, "--out", tmp_path / "out").stderr
+    known = world.gateway.models["classes"]
+    parameters = {**dict(known.parameters.items()), "window": "[0, 5000]"}
+    world.gateway.models["classes"] = Model(known.outputs, parameters, known.answer, "TYPE_UINT8")
+    scaled = run(world, "classes", path, "--out", tmp_path / "scaled").stderr
+
+    assert dark.count(f"note: the values of {path} go up to 4000 of 65535, which is nearly black; set `window:") == 1
+    assert scaled == ""
+    assert (world.gateway.asked[-1].inputs["PIXELS"] == 4000 * 65535 // 5000 >> 8).all()
+
+
+def test_nodata_of_a_geotiff_is_left_out_of_shares(world: World, scene: np.ndarray, tmp_path: Path) -> None:
+    image = np.where(np.arange(100) < 25, 255, np.minimum(scene[:90, :100], 1)).astype(np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", image, extratags=[(42113, "s", 0, "255", True)])
 
     result = run(world, "classes", tmp_path / "a.tif", "--out", tmp_path / "out")
 
-    assert result.exit_code == 0
-    assert "a.tif without data (nodata is 0) are segmented and counted as others are" in result.stderr
+    shares = [float(each) for each in re.findall(r"(?:ground|coin) ([0-9.]+)%", result.stdout)]
+    assert sum(shares) == pytest.approx(100, abs=0.2)
+    assert "leaf" not in result.stdout
+    assert "25.0% of the image without data" in result.stdout
 
 
 def test_an_image_that_fails_is_named_and_does_not_hold_up_the_others(
@@ -216,34 +237,77 @@ both.command()(predict)
 both.command()(batch)
 
 
-@pytest.mark.parametrize("zarr", [True, False], ids=["with zarr", "without zarr"])
-@pytest.mark.parametrize("suffix", [".png", ".tif", ".bmp"])
-def test_an_image_above_its_models_limit_is_refused_with_a_command_that_segments_it(
-    world: World, scene: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, zarr: bool
-) -> None:
+REFUSAL = "image of 360 x 420 = 151200 pixels; allowed are 1 to 20000 (input.maxPixels)"
+
+
+@pytest.fixture
+def refusing(world: World, scene: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    """The models refuse the first image; the scene is `my photo.png`, `.bmp` and `.tif` of the working folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SEGSERVE_URL", raising=False)
-    if not zarr:
-        monkeypatch.setitem(sys.modules, "zarr", None)
-    photo = tmp_path / f"my photo{suffix}"
-    Image.fromarray(scene).save(photo)
-    refusal = "image of 360 x 420 = 151200 pixels; allowed are 1 to 20000 (input.maxPixels)"
-    world.gateway.faults.append(Fault(http=400, message=refusal))
+    for suffix in ("png", "bmp", "tif"):
+        Image.fromarray(scene).save(f"my photo.{suffix}", **{"tif": {"compression": "tiff_lzw"}}.get(suffix, {}))
+    world.gateway.faults.append(Fault(http=400, message=REFUSAL))
+    return world
 
-    refused = CliRunner().invoke(both, ["predict", "classes", str(photo), "--url", world.url])
 
-    before, command = re.search(r"in tiles \((.*)`segserve (.*?)`\)", str(refused.exception)).groups()
-    assert before == {
-        (".tif", False): "after pip install 'segserve[batch]': ",
-        (".bmp", True): "saved as a PNG: ",
-        (".bmp", False): "saved as a PNG: ",
-    }.get((suffix, zarr), "")
-    if "pip install" in before:
-        monkeypatch.delitem(sys.modules, "zarr")
-    if "saved" in before:
-        Image.fromarray(scene).save(photo.with_suffix(".png"))
-    done = CliRunner().invoke(both, shlex.split(command))
+@pytest.mark.parametrize("suffix", ["png", "tif", "bmp"])
+def test_predict_segments_an_image_above_its_models_limit_in_tiles(
+    refusing: World, scene: np.ndarray, suffix: str
+) -> None:
+    name = f"my photo.{suffix}"
+
+    done = CliRunner().invoke(
+        both, ["predict", "classes", name, "--url", refusing.url, "--masks", "masks", "-o", "overlay.png"]
+    )
 
     assert done.exit_code == 0, done.output
-    result = open_result(tmp_path / "tiled/my photo")
-    assert (np.asarray(result.labels) == (scene > 0).astype(np.uint8) + (scene >= 128)).all()
+    limit = "is above the limit of a request, and was segmented in 16 tiles of 128 pixels"
+    assert done.stderr == f"note: {name} of 420 x 360 pixels {limit}\n"
+    with Image.open("masks/my photo.png") as labels:
+        assert (np.asarray(labels) == (scene > 0).astype(np.uint8) + (scene >= 128)).all()
+    with Image.open("overlay.png") as overlay:
+        assert overlay.size == (420, 360)
+
+
+def test_predict_in_tiles_leaves_out_what_has_no_data_and_does_not_say_the_contrary(
+    refusing: World, scene: np.ndarray
+) -> None:
+    tifffile.imwrite("geo.tif", scene, extratags=[(42113, "s", 0, "0", True)])
+
+    done = CliRunner().invoke(both, ["predict", "classes", "geo.tif", "--url", refusing.url])
+
+    assert "ground" not in done.stdout
+    assert "without data" not in done.stderr
+
+
+def test_predict_names_the_command_that_lets_a_tiff_be_read_in_tiles(
+    refusing: World, scene: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "zarr", None)
+
+    refused = CliRunner().invoke(both, ["predict", "classes", "my photo.tif", "--url", refusing.url])
+
+    before, command = re.search(r"in tiles \((.*)`segserve (.*?)`\)", str(refused.exception)).groups()
+    assert before == "after pip install 'segserve[batch]': "
+    monkeypatch.delitem(sys.modules, "zarr")
+    done = CliRunner().invoke(both, shlex.split(command))
+    assert done.exit_code == 0, done.output
+    assert (np.asarray(open_result("tiled/my photo").labels) == (scene > 0).astype(np.uint8) + (scene >= 128)).all()
+
+
+def test_predict_names_the_command_that_makes_an_image_smaller_where_tiles_cannot_be_stitched(refusing: World) -> None:
+    known = refusing.gateway.models["classes"]
+
+    def overlapping(asked: Asked) -> Arrays:
+        return known.answer(asked) | {"LABELS": items(), "MASKS": items(*[b"0"] * 3)}
+
+    refusing.gateway.models["classes"] = Model(known.outputs, known.parameters, overlapping)
+
+    refused = CliRunner().invoke(both, ["predict", "classes", "my photo.png", "--url", refusing.url])
+
+    command, small = re.search(r"Make it smaller: `(python -c .*)` writes (.*)$", str(refused.exception)).groups()
+    assert "is multi-label" in str(refused.exception)
+    subprocess.run(command.replace("python", shlex.quote(sys.executable), 1), shell=True, check=True)
+    with Image.open(small) as copy:
+        assert 0.8 * 20_000 < copy.width * copy.height <= 20_000

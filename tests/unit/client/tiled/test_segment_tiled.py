@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import re
 import sys
 import tempfile
@@ -495,3 +496,28 @@ def test_no_more_tiles_are_on_their_way_than_asked_for(client: Client, world: Wo
     model.answer = slow
 
     assert client.segment_tiled(scene, model="classes", in_flight=3, **TILES).tiles > 3
+
+
+@pytest.mark.parametrize("model", ["classes", "objects", "boxes", "points", "segments"])
+@pytest.mark.parametrize("out", [None, "out"])
+def test_a_result_in_memory_has_the_values_pictures_and_exports_of_one_request(
+    client: Client, scene: np.ndarray, tmp_path: Path, model: str, out: str | None
+) -> None:
+    folder = None if out is None else tmp_path / out
+    whole = client.segment(scene, model=model)
+
+    tiled = client.segment_tiled(scene, model=model, tile=256, overlap=128, out=folder).to_result()
+
+    def plain(result: Any) -> list[str]:
+        # Scores are of the part of a tile that an object fills, and points of one tile that shows a part of it.
+        kept = ("category_id", "area") if model == "points" else ("category_id", "area", "bbox", "segmentation")
+        return sorted(repr([each.get(name) for name in kept]) for each in result.to_coco()["annotations"])
+
+    assert type(tiled) is type(whole)
+    if model == "segments":  # whose boxes and areas the gateway makes up
+        assert (tiled.ids > 0).all()
+        assert sorted(each.class_id for each in tiled) == sorted(each.class_id for each in whole)
+    else:
+        assert plain(tiled) == plain(whole)
+    assert tiled.save(tmp_path / "picture.png", scene).is_file()
+    assert json.loads(tiled.to_json())["model"] == model

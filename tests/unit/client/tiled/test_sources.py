@@ -26,6 +26,15 @@ def test_a_tiff_in_strips_is_read_by_windows(tmp_path: Path, rows: int) -> None:
     source.close()
 
 
+@pytest.mark.parametrize("channels", [3, 4])
+def test_16_bits_of_a_colour_png_are_kept(tmp_path: Path, channels: int) -> None:
+    cv2 = pytest.importorskip("cv2")
+    image = np.random.default_rng(0).integers(0, 65536, (30, 40, channels), np.uint16)
+    cv2.imwrite(str(tmp_path / "a.png"), image[..., [2, 1, 0, 3][:channels]])
+
+    assert (open_source(tmp_path / "a.png").read(Window(3, 5, 20, 40)) == image[3:20, 5:40, :3]).all()
+
+
 @pytest.mark.parametrize("compression", ["lzw", "jpeg"])
 def test_compressed_tiffs_of_other_programs_are_read(tmp_path: Path, compression: str) -> None:
     pytest.importorskip("imagecodecs")

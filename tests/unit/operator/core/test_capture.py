@@ -8,7 +8,7 @@ import pytest
 
 from fakes.observed_models import FIRST, SECOND, candidate, group, holder, model, world
 from segserve_builder.capture.rule import CaptureReason, CaptureRule, RedactionRule
-from segserve_builder.steps.pipeline import PostprocessStep
+from segserve_builder.steps.pipeline import PostprocessStep, PreprocessStep
 from segserve_operator.adapters.traffic.plans import dump_plan, load_plan
 from segserve_operator.api.capture import Capture, Redact
 from segserve_operator.core.models.capture import capture_rule
@@ -141,3 +141,17 @@ def test_the_threshold_of_uncertain_answers_is_that_of_scores_and_not_of_pixels(
 
     assert told is not None
     assert told.threshold == threshold
+
+
+@pytest.mark.parametrize(("dtype", "kept"), [("UINT8", (0, 4095)), ("UINT16", None)])
+def test_samples_of_8_bits_are_scaled_as_for_the_network_and_those_of_16_bits_when_they_are_segmented_again(
+    dtype: str, kept: tuple[int, int] | None
+) -> None:
+    steps = (PreprocessStep.model_validate({"decode": {"window": [0, 4095], "orientation": "ignore"}}),)
+    given = FIRST.pipeline.input.model_copy(update={"dtype": dtype})
+    pipeline = FIRST.pipeline.model_copy(update={"preprocess": steps, "input": given})
+    stable = FIRST.model_copy(update={"pipeline": pipeline})
+    told = capture_rule(asked(), stable, [Share("main", FIRST.revision, 100, ())], world(asked()))
+
+    assert told is not None
+    assert (told.window, told.orientation) == (kept, "ignore")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from segserve_builder.capture.rule import CapturedClass, CaptureReason, CaptureRule, RedactionRule
-from segserve_builder.stages.decode import Decode
 from segserve_builder.stages.decode_anchors import DecodeAnchors
 from segserve_builder.stages.detection_queries import DetectionQueries
 from segserve_builder.stages.instance_queries import InstanceQueries
@@ -63,7 +62,9 @@ def capture_rule(
         colour=pipeline.input.colour,
         dtype=pipeline.input.dtype,
         max_pixels=pipeline.input.max_pixels,
-        orientation=_orientation(pipeline),
+        orientation=pipeline.decode.orientation,
+        # What stays of 16 bits meets the window when the sample is segmented again.
+        window=pipeline.decode.window if pipeline.input.dtype == "UINT8" else None,
         threshold=_threshold(pipeline),
         as_rle=has_masks(check_postprocess(pipeline)) and "encoding" in pipeline.output.overrides,
     )
@@ -103,8 +104,3 @@ def _threshold(pipeline: Pipeline) -> float | None:
             case DecodeAnchors() | SoftNms() | MaskNms(method="matrix"):
                 demanded.append(stage.score_threshold)
     return max(demanded, default=None)
-
-
-def _orientation(pipeline: Pipeline) -> Literal["apply", "ignore"]:
-    stages = (step.stage for step in pipeline.preprocess)
-    return next((stage.orientation for stage in stages if isinstance(stage, Decode)), "apply")
