@@ -282,9 +282,9 @@ async def test_whatever_is_wrong_is_a_problem_that_says_what(plain: Plain) -> No
         "too large": ({"content": bytes(LIMIT + 1)}, 413, large),
         "too large with what stands before it": ({"content": bytes(LIMIT - 50)}, 413, large),
         "another answer": (
-            {"headers": {"accept": "image/png"}},
+            {"headers": {"accept": "text/html"}},
             406,
-            'the answer is application/json; the request accepts "image/png"',
+            'the answer is application/json, or image/png for a label map; the request accepts "text/html"',
         ),
         "no key": ({"headers": {"x-api-key": "wrong"}}, 401, ""),
         "a form without a boundary": (
