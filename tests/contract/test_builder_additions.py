@@ -60,7 +60,7 @@ BINARY_MASK = BinaryMask(
     gives=ValueType.LOGITS,
     default_postprocess=(Argmax(),),
     output_names=("mask_logits",),
-    architectures=("ForBinarySegmentation",),
+    architectures=("SomeNetForBinarySegmentation",),
 )
 
 

@@ -263,6 +263,7 @@ def test_a_transformers_checkpoint_is_exported_whole(name: str, family: str, ima
         ("SegformerForSemanticSegmentation", "semantic-logits"),
         ("Mask2FormerForUniversalSegmentation", "mask2former"),
         ("DetrForSegmentation", "detr-panoptic"),
+        ("ConditionalDetrForSegmentation", None),
         ("BertModel", None),
     ],
 )

@@ -161,7 +161,9 @@ class Family(ABC):
     image_sized_outputs: tuple[str, ...] = ()
     """Outputs whose height and width follow those of the input."""
     architectures: tuple[str, ...] = ()
-    """Endings of the class names of transformers' models of the family."""
+    """Class names of transformers' models of the family."""
+    tasks: tuple[str, ...] = ()
+    """Values of `task` in the metadata of Ultralytics' exports of the family."""
 
     first_class_id: int = 0
     """1 if channel 0 of the logits is the background."""

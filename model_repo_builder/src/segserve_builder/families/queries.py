@@ -71,6 +71,12 @@ class QueryFamily(Family):
             float_output(tensor, model, RANKS[output.meaning], output.meaning)
             for tensor, output in zip(candidates, self.outputs, strict=True)
         )
+        if len({tensor.name for tensor in tensors}) < len(tensors):
+            roles = ", ".join(f"{output.name!r} {output.meaning}" for output in self.outputs)
+            raise SignatureError(
+                f"{self.name} has the outputs {roles}; one of the network's would be two of them. "
+                f"It has {described_all(signature.outputs)}"
+            )
         for tensor, output in zip(tensors, self.outputs, strict=True):
             last = _last(output, model)
             if last is not None and tensor.shape[-1] not in (None, last):
@@ -104,7 +110,8 @@ class QueryFamily(Family):
         """Return the size of the class logits without "nothing"."""
         outputs = network.signature.outputs
         named = [tensor for tensor in outputs if tensor.name == self.outputs[0].name]
-        logits = named or [tensor for tensor in outputs if len(tensor.shape) == 3]
+        boxes = any(output.meaning == BOXES for output in self.outputs)
+        logits = named or [t for t in outputs if len(t.shape) == 3 and not (boxes and t.shape[-1] == 4)]
         last = network.shape(logits[0])[-1] if logits else None
         return None if last is None or last < 2 else last - 1
 
@@ -194,7 +201,7 @@ DETR: Final = QueryFamily(
     default_postprocess=(DetectionQueries(),),
     outputs=_BOXED,
     output_names=tuple(output.name for output in _BOXED),
-    architectures=("DetrForObjectDetection",),
+    architectures=("DetrForObjectDetection", "TableTransformerForObjectDetection", "YolosForObjectDetection"),
 )
 
 DETR_PANOPTIC: Final = QueryFamily(

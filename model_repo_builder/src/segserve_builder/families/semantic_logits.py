@@ -91,7 +91,16 @@ SEMANTIC_LOGITS: Final = SemanticLogits(
     default_postprocess=(Argmax(),),
     output_names=("logits",),
     image_sized_outputs=("logits",),
-    architectures=("ForSemanticSegmentation",),
+    architectures=(
+        "BeitForSemanticSegmentation",
+        "Data2VecVisionForSemanticSegmentation",
+        "DPTForSemanticSegmentation",
+        "MobileNetV2ForSemanticSegmentation",
+        "MobileViTForSemanticSegmentation",
+        "MobileViTV2ForSemanticSegmentation",
+        "SegformerForSemanticSegmentation",
+        "UperNetForSemanticSegmentation",
+    ),
     fixed_size_resize="stretch",
     stage_notes=(StageNote("one label per pixel; for masks that may overlap, use multiLabel instead of argmax", True),),
 )

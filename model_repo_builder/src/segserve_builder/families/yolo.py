@@ -116,7 +116,7 @@ class YoloFamily(Family):
     def evidence(self, network: InspectedNetwork) -> Iterator[FamilyEvidence]:
         """Yield what Ultralytics' metadata says of the head."""
         task, metadata = network.metadata.get("task"), network.metadata
-        if {"segment": True, "detect": False}.get(task or "") is not self.masks:
+        if task not in self.tasks:
             return
         chosen = metadata.get("end2end") == "True" or _dict_literal(metadata.get("args", "")).get("nms") is True
         head = (
@@ -270,6 +270,7 @@ YOLO_SEG: Final = ScoredHead(
     leading_values=4,
     scored=True,
     masks=True,
+    tasks=("segment",),
 )
 YOLO_DETECT: Final = ScoredHead(
     name="yolo-detect",
@@ -280,6 +281,7 @@ YOLO_DETECT: Final = ScoredHead(
     leading_values=4,
     scored=True,
     masks=False,
+    tasks=("detect",),
 )
 YOLOV5_SEG: Final = ObjectnessHead(
     name="yolov5-seg",
@@ -290,6 +292,7 @@ YOLOV5_SEG: Final = ObjectnessHead(
     leading_values=5,
     scored=True,
     masks=True,
+    tasks=("segment",),
 )
 YOLOV5_DETECT: Final = ObjectnessHead(
     name="yolov5-detect",
@@ -300,6 +303,7 @@ YOLOV5_DETECT: Final = ObjectnessHead(
     leading_values=5,
     scored=True,
     masks=False,
+    tasks=("detect",),
 )
 YOLO_NMS_FREE_SEG: Final = ChosenHead(
     name="yolo-nms-free-seg",
@@ -310,6 +314,7 @@ YOLO_NMS_FREE_SEG: Final = ChosenHead(
     leading_values=6,
     scored=False,
     masks=True,
+    tasks=("segment",),
 )
 YOLO_NMS_FREE_DETECT: Final = ChosenHead(
     name="yolo-nms-free-detect",
@@ -320,4 +325,5 @@ YOLO_NMS_FREE_DETECT: Final = ChosenHead(
     leading_values=6,
     scored=False,
     masks=False,
+    tasks=("detect",),
 )

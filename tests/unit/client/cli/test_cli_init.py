@@ -16,6 +16,7 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from segserve.cli.errors import CommandError
+from segserve.cli.init.classes import names_of
 from segserve.cli.init.families import candidates
 from segserve.cli.init.guess import guess
 from segserve.cli.init.measuring import Measurement, TrialRun
@@ -468,15 +469,69 @@ def test_without_onnxruntime_less_is_known_and_that_is_said(
     assert resource.spec.golden is None
 
 
-def test_a_pipeline_that_does_not_answer_is_written_all_the_same(
-    command: Command, photos: Path, tmp_path: Path
-) -> None:
+def test_a_pipeline_that_does_not_answer_is_refused(command: Command, photos: Path, tmp_path: Path) -> None:
     file = network(tmp_path / "nothing.onnx", [("image", ["b", 3, 32, 32])], [("logits", ["b", 4, 32, 32])])
 
-    code, printed, _ = command("init", photos, file, "-o", tmp_path / "out")
+    code, _, complaint = command("init", photos, file, "-o", tmp_path / "out")
 
-    assert (code, (tmp_path / "out/model.yaml").exists()) == (0, True)
-    assert "no golden set: the pipeline fails on your images" in " ".join(printed.split())
+    said = " ".join(complaint.split())
+    assert (code, "the pipeline of family semantic-logits fails on your images: the logits have" in said) == (1, True)
+    assert not (tmp_path / "out").exists()
+
+
+OF_TWO_NAMES = {"names": "{0: 'person', 1: 'dog'}"}
+
+
+@pytest.mark.parametrize(
+    ("outputs", "metadata", "said"),
+    [
+        pytest.param(
+            [("output0", [1, 56, 84])], {"task": "pose", "names": "{0: 'person'}"}, "says task 'pose', which", id="pose"
+        ),
+        pytest.param([("output0", [1, 7, 84])], {"task": "obb", **OF_TWO_NAMES}, "says task 'obb', which", id="obb"),
+        pytest.param([("depth", [1, 1, 64, 64])], {"task": "depth"}, "says task 'depth', which", id="depth"),
+        pytest.param(
+            [("output0", [1, 7, 84])],
+            OF_TWO_NAMES,
+            "yolo-detect reads 3 classes; the file's metadata ('names') has 2 names",
+            id="an angle beside the classes, and a file without a task",
+        ),
+    ],
+)
+def test_a_head_that_the_files_own_words_speak_against_is_refused_unless_the_user_names_the_family(
+    tmp_path: Path, outputs: list[tuple[str, list[Any]]], metadata: dict[str, str], said: str
+) -> None:
+    file = network(tmp_path / "best.onnx", [("images", [1, 3, 64, 64])], outputs, **metadata)
+    read = read_network(file)
+
+    with pytest.raises(CommandError) as refused:
+        candidates(read, image_input(read.image), names_of(read, None))
+
+    assert said in str(refused.value)
+    family = "semantic-logits" if len(outputs[0][1]) == 4 else "yolo-detect"
+    assert guess(file, "0" * 64, [PHOTO], Overrides(family=family)).spec["family"] == family
+
+
+@pytest.mark.parametrize(
+    ("architecture", "said"),
+    [
+        pytest.param("ConditionalDetrForSegmentation", "which is not supported", id="no family's"),
+        pytest.param("DPTForSemanticSegmentation", "no family fits the outputs", id="a family's that does not fit"),
+    ],
+)
+def test_an_architecture_beside_the_file_is_no_familys_by_its_ending(
+    tmp_path: Path, architecture: str, said: str
+) -> None:
+    outputs = [("logits", ["b", 100, 3]), ("pred_boxes", ["b", 100, 4])]
+    file = network(tmp_path / "model.onnx", [("pixel_values", ["b", 3, 64, 64])], outputs)
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": [architecture]}))
+    read = read_network(file)
+
+    with pytest.raises(CommandError) as refused:
+        candidates(read, image_input(read.image))
+
+    assert said in str(refused.value)
+    assert architecture in str(refused.value)
 
 
 def test_recording_leaves_other_files_alone_and_takes_no_labels_away(

@@ -145,14 +145,13 @@ def _runner(network: NetworkFile, image: ImageInput) -> NetworkRunner | None:
 def _ranked(
     network: NetworkFile, image: ImageInput, names: ClassNames | None, overrides: Overrides
 ) -> tuple[FamilyCandidate, ...]:
-    number = None if names is None else len(names.names)
     if overrides.family is None:
-        return tuple(candidates(network, image, number))
+        return tuple(candidates(network, image, names))
     if overrides.family not in FAMILIES:
         raise CommandError(f"--family is {overrides.family!r}; allowed are {', '.join(FAMILIES)}")
     family = FAMILIES[overrides.family]
     classes = family.implied_classes(network)
-    why = misfit(family, network, image, classes or number or 1)
+    why = misfit(family, network, image, classes or (len(names.names) if names else 1))
     if why is not None:
         raise CommandError(why)
     return (FamilyCandidate(family, classes, (FamilyEvidence(EvidenceWeight.SHAPES, "set by --family"),)),)
