@@ -125,6 +125,8 @@ class ImageStatistics(NamedTuple):
 class Logits:
     """Class scores before softmax or sigmoid, shaped (C, h, w); (h, w) covers the network's whole input.
 
+    They are shaped (C, 0, 0) beside the labels of a network that gives no scores.
+
     Probabilities are those of `values / temperature`. `things` are the ids of the classes whose objects are counted.
     `guide` is the image at the network's resolution, uint8 (inner_height, inner_width, 3) without padding, if a stage
     needs it. With `align_corners` the first and the last of the (h, w) cells are points at the

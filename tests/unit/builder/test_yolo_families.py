@@ -119,6 +119,24 @@ def test_a_detection_of_a_class_that_is_none_is_refused(number: float) -> None:
         FAMILIES["yolo-nms-free-detect"].read({"output0": rows}, TRANSFORM, pipeline_of("yolo-nms-free-detect", 3))
 
 
+@pytest.mark.parametrize(
+    ("family", "row"),
+    [
+        pytest.param("yolo-detect", [40, 40, 9, 9, 0.1, 154.3, 0.2], id="coordinates of key points behind the classes"),
+        pytest.param("yolo-detect", [40, 40, 9, 9, -0.2, -0.3, -0.1], id="no sigmoid"),
+        pytest.param("yolov5-detect", [40, 40, 9, 9, -3, 0.5, 0.1, 0.2], id="objectness without sigmoid"),
+        pytest.param("yolov5-detect", [40, 40, 9, 9, 0.9, 5, 0.1, 0.2], id="scores without sigmoid"),
+        pytest.param("yolo-nms-free-detect", [1, 1, 9, 9, 1.2, 0], id="an end-to-end head"),
+    ],
+)
+def test_scores_beyond_0_and_1_are_refused(family: str, row: list[float]) -> None:
+    rows = np.array([row], np.float32)
+    head = rows.T if family == "yolo-detect" else rows
+
+    with pytest.raises(SignatureError, match="must be probabilities, 0 to 1; these are"):
+        FAMILIES[family].read({"output0": head[None]}, TRANSFORM, pipeline_of(family, 3))
+
+
 def checked(family: str, *outputs: tuple[int | None, ...], dtype: str = "FP32") -> NetworkIO:
     tensors = tuple(TensorSpec(f"output{index}", dtype, shape) for index, shape in enumerate(outputs))
     return FAMILIES[family].network_io(NetworkSignature((IMAGE,), tensors), pipeline_of(family, 3))

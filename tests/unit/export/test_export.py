@@ -17,7 +17,7 @@ import pytest
 from typer.testing import CliRunner
 
 from segserve.cli.app import app
-from segserve_builder.errors import ExportError
+from segserve_builder.errors import BuilderError, ExportError
 from segserve_builder.export.graph import ExportShape, Preparation, answers, folded, largest_difference, write
 from segserve_builder.export.isolated import load_weights
 from segserve_builder.export.networks import family_of, load
@@ -46,6 +46,21 @@ class Net(torch.nn.Module):
 
 def make():
     return Net()
+
+class Probable(Net):
+    def __init__(self, clamped):
+        super().__init__()
+        self.clamped = clamped
+
+    def forward(self, x):
+        logits = self.body(x)
+        return logits.clamp(0, 1) if self.clamped else logits.sigmoid()
+
+def sigmoid():
+    return Probable(False)
+
+def clamped():
+    return Probable(True)
 
 seven = 7
 """
@@ -293,6 +308,24 @@ def test_a_wrong_option_is_told_with_what_is_allowed(
     )
 
     assert says in str(done.exception)
+
+
+@pytest.mark.parametrize(
+    ("factory", "says"),
+    [
+        ("sigmoid", "ends with Sigmoid, so it holds no logits: take the family semantic-probabilities"),
+        ("clamped", "are within 0 and 1, so they are probabilities and no logits: use --family semantic-prob"),
+    ],
+)
+def test_probabilities_are_exported_as_such_alone(
+    code: str, images: Path, tmp_path: Path, factory: str, says: str
+) -> None:
+    options = [f"{code}:{factory}", "-o", tmp_path / "out", "--name", "net", "--images", images, "--classes", "a,b,c"]
+
+    with pytest.raises(BuilderError, match=says):
+        run(*options, "--family", "semantic-logits")
+
+    assert "verified" in run(*options, "--family", "semantic-probabilities")
 
 
 def test_a_network_whose_batch_is_fixed_in_the_graph_is_refused(tmp_path: Path, images: Path) -> None:

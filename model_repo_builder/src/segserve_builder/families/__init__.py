@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from segserve_builder.families import anchors, detections, queries, semantic_logits, yolo
+from segserve_builder.families import anchors, detections, queries, semantic_labels, semantic_logits, yolo
 from segserve_builder.families.base import Family
 
 _ROWS: Final[tuple[Family, ...]] = (
     semantic_logits.SEMANTIC_LOGITS,
+    semantic_logits.SEMANTIC_PROBABILITIES,
+    semantic_labels.SEMANTIC_LABELS,
     yolo.YOLO_SEG,
     detections.MASK_RCNN,
     detections.FASTER_RCNN,

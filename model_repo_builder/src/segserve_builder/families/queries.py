@@ -18,6 +18,8 @@ from segserve_builder.families.base import (
     NetworkSignature,
     StageNote,
     TensorSpec,
+    check_grid,
+    check_logits,
     described,
     described_all,
     float_output,
@@ -81,6 +83,8 @@ class QueryFamily(Family):
             last = _last(output, model)
             if last is not None and tensor.shape[-1] not in (None, last):
                 raise SignatureError(f"output {described(tensor)}: {_expected(output, model)}")
+            if output.meaning != BOXES:
+                check_logits(tensor, signature)
         return NetworkIO(image, layout, tensors)
 
     def read(self, outputs: Mapping[str, NDArray[Any]], transform: ResizeTransform, model: ModelContext) -> Queries:
@@ -98,6 +102,8 @@ class QueryFamily(Family):
                     f"{output.name!r} has shape {list(shape)} for one image; {_expected(output, model)}"
                 )
         masks, boxes = arrays.get(MASKS), arrays.get(BOXES)
+        if masks is not None:
+            check_grid("the masks", masks.shape[2:], transform)
         return Queries(
             arrays[CLASSES][0],
             None if masks is None else masks[0],

@@ -21,6 +21,8 @@ from segserve_builder.families.base import (
     NetworkIO,
     NetworkSignature,
     TensorSpec,
+    check_grid,
+    check_probabilities,
     described,
     described_all,
     float_output,
@@ -77,7 +79,7 @@ class YoloFamily(Family):
         are float32 detections [1, values, N] or [1, N, values], and prototypes [1, K, h, w].
         """
         number = len(model.classes)
-        head, heads = self._split(outputs, number)
+        head, heads = self._split(outputs, number, transform)
         return self._candidates(head, heads, transform, number)
 
     def implied_classes(self, network: InspectedNetwork) -> int | None:
@@ -161,7 +163,9 @@ class YoloFamily(Family):
             f"{'at least ' if free else ''}{least}"
         )
 
-    def _split(self, outputs: Mapping[str, NDArray[Any]], classes: int) -> tuple[Float32, Heads]:
+    def _split(
+        self, outputs: Mapping[str, NDArray[Any]], classes: int, transform: ResizeTransform
+    ) -> tuple[Float32, Heads]:
         """Return one image's detections without the batch, and the heads of their masks."""
         detections, *prototypes = outputs.values()
         shapes = [array.shape for array in (detections, *prototypes)]
@@ -176,6 +180,7 @@ class YoloFamily(Family):
         head = detections[0]
         if not self.masks:
             return head, NoHeads()
+        check_grid("the prototypes", prototypes[0].shape[2:], transform)
         rows = head.T if self.axis == 1 else head
         return head, PrototypeHeads(rows[:, self._values(classes) :], prototypes[0][0])
 
@@ -193,6 +198,7 @@ class ScoredHead(YoloFamily):
             from segserve_builder.kernels.labels import best_class
 
             labels, best = best_class(scores)
+        check_probabilities("the best scores of detections", best)
         return Candidates(_centred_boxes(head, transform), best, labels, heads, transform)
 
 
@@ -207,6 +213,8 @@ class ObjectnessHead(YoloFamily):
         from segserve_builder.kernels.rows import best_of_rows
 
         labels, scores = best_of_rows(head, 4, 5, 5 + classes)
+        check_probabilities("objectness", head[:, 4])
+        check_probabilities("the best scores of detections", scores)
         return Candidates(_centred_boxes(head.T, transform), scores, labels, heads, transform)
 
 
@@ -227,6 +235,7 @@ class ChosenHead(YoloFamily):
     def _candidates(self, head: Float32, heads: Heads, transform: ResizeTransform, classes: int) -> Candidates:
         import numpy as np
 
+        check_probabilities("scores of detections", head[:, 4])
         rows = np.flatnonzero(head[:, 4] > 0)
         numbers = head[rows, 5]
         wrong = (numbers < 0) | (numbers >= classes) | (numbers != np.floor(numbers))

@@ -62,9 +62,7 @@ def nearest_first(axis: Axis) -> Int32:
     """Return each cell's first pixel by torch's nearest interpolation, int32 (cells + 1,), the last the axis' size."""
     import numpy as np
 
-    position = np.arange(axis.size, dtype=np.float32) * np.float32(axis.scale) + np.float32(axis.bias + 0.5)
-    cell = np.clip(np.floor(position), 0, axis.cells - 1).astype(np.int32)
-    return np.searchsorted(cell, np.arange(axis.cells + 1, dtype=np.int32)).astype(np.int32)
+    return np.searchsorted(axis.nearest(), np.arange(axis.cells + 1, dtype=np.int32)).astype(np.int32)
 
 
 def exclusive_segments(

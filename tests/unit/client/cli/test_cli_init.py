@@ -512,6 +512,66 @@ def test_a_head_that_the_files_own_words_speak_against_is_refused_unless_the_use
     assert guess(file, "0" * 64, [PHOTO], Overrides(family=family)).spec["family"] == family
 
 
+def graph(path: Path, nodes: list[Any], outputs: list[Any], **metadata: str) -> Path:
+    """Write a network of nodes from `image` to outputs of a name, an element type and a shape."""
+    declared = [helper.make_tensor_value_info(*output) for output in outputs]
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["b", 3, "h", "w"])
+    bounds = [onnx.numpy_helper.from_array(np.float32(value), name) for value, name in ((0, "zero"), (1, "one"))]
+    model = helper.make_model(helper.make_graph(nodes, "g", [image], declared, bounds))
+    model.opset_import[0].version, model.ir_version = 17, 8
+    helper.set_model_props(model, metadata)
+    onnx.save(model, path)
+    return path
+
+
+MAP = ["b", 3, "h", "w"]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "outputs", "family", "said"),
+    [
+        pytest.param(
+            [helper.make_node("Softmax", ["image"], ["out"], axis=1)],
+            [("out", TensorProto.FLOAT, MAP)],
+            "semantic-probabilities",
+            "its graph ends with Softmax",
+            id="softmax",
+        ),
+        pytest.param(
+            [helper.make_node("Clip", ["image", "zero", "one"], ["out"])],
+            [("out", TensorProto.FLOAT, MAP)],
+            "semantic-probabilities",
+            "all its values are within 0 and 1",
+            id="values of 0 to 1 alone",
+        ),
+        pytest.param(
+            [helper.make_node("ArgMax", ["image"], ["out"], axis=1, keepdims=0)],
+            [("out", TensorProto.INT64, ["b", "h", "w"])],
+            "semantic-labels",
+            "CONFIDENCE is 1",
+            id="argmax",
+        ),
+        pytest.param(
+            [helper.make_node("Identity", ["image"], ["out"]), helper.make_node("Relu", ["image"], ["aux"])],
+            [("aux", TensorProto.FLOAT, MAP), ("out", TensorProto.FLOAT, MAP)],
+            "semantic-logits",
+            "what these outputs hold is left out, as they are not read: 'aux' FP32 [?, 3, ?, ?]",
+            id="an auxiliary output",
+        ),
+    ],
+)
+def test_what_a_semantic_network_gives_decides_its_family(
+    command: Command, photos: Path, tmp_path: Path, nodes: list[Any], outputs: list[Any], family: str, said: str
+) -> None:
+    file = graph(tmp_path / "net.onnx", nodes, outputs, names="['red', 'green', 'blue']")
+
+    code, printed, _ = command("init", photos, file, "-o", tmp_path / "out")
+
+    written = yaml.safe_load((tmp_path / "out/model.yaml").read_text())
+    assert (code, written["spec"]["family"]) == (0, family)
+    assert said in " ".join(printed.split())
+
+
 @pytest.mark.parametrize(
     ("architecture", "said"),
     [
