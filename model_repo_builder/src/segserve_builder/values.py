@@ -264,9 +264,9 @@ class Anchors:
 class Queries:
     """The outputs of a transformer decoder's queries.
 
-    `logits` float32 (Q, C + 1), the last class is "nothing"; `masks` float32 (Q, h, w) are logits over the network's
-    whole input; `boxes` float32 (Q, 4) as cx cy w h in parts of the network's input. `things` are the ids of the
-    classes whose objects are counted.
+    `logits` float32 (Q, C + 1), the last class is "nothing"; with `sigmoid` (Q, C), each class by itself. `masks`
+    float32 (Q, h, w) are logits over the network's whole input; `boxes` float32 (Q, 4) as cx cy w h in parts of the
+    network's input. `things` are the ids of the classes whose objects are counted.
     """
 
     logits: Float32
@@ -274,6 +274,7 @@ class Queries:
     boxes: Float32 | None
     things: frozenset[int]
     transform: ResizeTransform
+    sigmoid: bool = False
 
 
 @dataclass(frozen=True, slots=True)

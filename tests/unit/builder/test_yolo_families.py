@@ -111,6 +111,17 @@ def test_rows_that_only_fill_an_end_to_end_head_are_left_out() -> None:
     assert read.classes.tolist() == [2]
 
 
+def test_boxes_of_ultralytics_rt_detr_are_centred_and_relative() -> None:
+    """As `RTDETRPredictor.postprocess`: xywh2xyxy, times the image's size, which was stretched."""
+    rows = np.array([[[0.5, 0.25, 0.2, 0.1, 0.9, 2], [0.1, 0.1, 0.1, 0.1, 0.1, 0]]], np.float32)
+    stretched = ResizeTransform(480, 600, 0, 0, 640, 640, 640, 640)
+
+    read: Any = FAMILIES["rtdetr-ultralytics"].read({"output0": rows}, stretched, pipeline_of("rtdetr-ultralytics", 3))
+
+    assert read.boxes[0].tolist() == pytest.approx([240, 96, 360, 144], abs=0.01)
+    assert read.classes.tolist() == [2, 0]
+
+
 @pytest.mark.parametrize("number", [3, -1, 0.5])
 def test_a_detection_of_a_class_that_is_none_is_refused(number: float) -> None:
     rows = np.array([[[1, 1, 5, 5, 0.9, number]]], np.float32)

@@ -23,9 +23,12 @@ _ROWS: Final[tuple[Family, ...]] = (
     yolo.YOLOV5_DETECT,
     yolo.YOLO_NMS_FREE_SEG,
     yolo.YOLO_NMS_FREE_DETECT,
+    yolo.RTDETR_ULTRALYTICS,
     queries.MASK2FORMER,
     queries.MASKFORMER,
     queries.DETR,
     queries.DETR_PANOPTIC,
+    queries.DETR_SIGMOID,
+    queries.DETR_SIGMOID_SEG,
 )
 FAMILIES: Final[Mapping[str, Family]] = {family.name: family for family in _ROWS}

@@ -1,4 +1,4 @@
-"""The YOLO families: detection and segmentation heads of YOLOv5 to v12 and v26.
+"""The YOLO families: detection and segmentation heads of YOLOv5 to v12 and v26, and Ultralytics' RT-DETR.
 
 Layouts are read from the tensors that the projects' exporters document; none of their code is used.
 """
@@ -121,10 +121,12 @@ class YoloFamily(Family):
         if task not in self.tasks:
             return
         chosen = metadata.get("end2end") == "True" or _dict_literal(metadata.get("args", "")).get("nms") is True
-        head = (
-            ObjectnessHead if "v5" in metadata.get("description", "").lower() else ChosenHead if chosen else ScoredHead
-        )
-        if isinstance(self, head):
+        head: type[YoloFamily] = ChosenHead if chosen else ScoredHead
+        if "v5" in metadata.get("description", "").lower():
+            head = ObjectnessHead
+        elif _is_rt_detr(network):
+            head = RelativeHead
+        if type(self) is head:
             inside = ", with NMS inside" if chosen else ""
             yield FamilyEvidence(EvidenceWeight.METADATA, f"its Ultralytics metadata says task {task!r}{inside}")
 
@@ -224,6 +226,13 @@ class ChosenHead(YoloFamily):
     Rows with a score of 0 only fill the tensor and are dropped, whatever their class.
     """
 
+    def implausibility(self, network: InspectedNetwork) -> str | None:
+        """Return that the values are others, or that the metadata says what the four of a box are."""
+        if _is_rt_detr(network) is not isinstance(self, RelativeHead):
+            units = "relative as cx cy w h" if _is_rt_detr(network) else "in pixels as x1 y1 x2 y2"
+            return f"{self.name} does not read boxes {units}, as this network's are if its metadata is right"
+        return super().implausibility(network)
+
     def evidence(self, network: InspectedNetwork) -> Iterator[FamilyEvidence]:
         """Yield the metadata's evidence, and a small number of candidates."""
         yield from super().evidence(network)
@@ -243,6 +252,24 @@ class ChosenHead(YoloFamily):
             raise SignatureError(f"a detection is of class {numbers[wrong][0]:g}; the model's are 0 to {classes - 1}")
         boxes = transform.to_image_coordinates(head[rows, :4])
         return Candidates(boxes, head[rows, 4], numbers.astype(np.int32), heads.take(rows), transform)
+
+
+class RelativeHead(ChosenHead):
+    """Ultralytics' RT-DETR: cx cy w h in parts of the network's input, a score and a class number, one row each."""
+
+    def _candidates(self, head: Float32, heads: Heads, transform: ResizeTransform, classes: int) -> Candidates:
+        import numpy as np
+
+        size = np.array([transform.input_width, transform.input_height], np.float32)
+        centre, half = head[:, :2] * size, head[:, 2:4] * (size / 2)
+        rows = np.concatenate([centre - half, centre + half, head[:, 4:]], axis=1)
+        return super()._candidates(rows, heads, transform, classes)
+
+
+def _is_rt_detr(network: InspectedNetwork) -> bool:
+    """Return whether Ultralytics' metadata says so: older versions name the model alone."""
+    metadata = network.metadata
+    return metadata.get("head") == "RTDETRDecoder" or "rtdetr" in metadata.get("description", "").lower()
 
 
 def _by_rank(network: InspectedNetwork, rank: int) -> list[TensorSpec]:
@@ -335,4 +362,16 @@ YOLO_NMS_FREE_DETECT: Final = ChosenHead(
     scored=False,
     masks=False,
     tasks=("detect",),
+)
+RTDETR_ULTRALYTICS: Final = RelativeHead(
+    name="rtdetr-ultralytics",
+    gives=ValueType.BOXES,
+    default_postprocess=(ScoreThreshold(),),
+    output_names=("output0",),
+    axis=2,
+    leading_values=6,
+    scored=False,
+    masks=False,
+    tasks=("detect",),
+    fixed_size_resize="stretch",
 )

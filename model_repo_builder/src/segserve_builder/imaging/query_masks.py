@@ -1,4 +1,4 @@
-"""Classes and masks of a transformer decoder's queries."""
+"""Classes, boxes and masks of a transformer decoder's queries."""
 
 from __future__ import annotations
 
@@ -25,6 +25,50 @@ class QuerySegments:
     ids: NDArray[Any]
     classes: Int32
     scores: Float32
+
+
+def shares(queries: Queries) -> Float32:
+    """Return the probability of each class and, last, of "nothing", float32 (Q, C + 1).
+
+    Raises `SignatureError` if the network's classes have sigmoids of their own.
+    """
+    if queries.sigmoid:
+        raise SignatureError(
+            "each class has a sigmoid of its own, and no query is of nothing; take detectionQueries or instanceQueries"
+        )
+    return softmax(queries.logits)
+
+
+def best_pairs(queries: Queries) -> tuple[Int32, Int32, Float32]:
+    """Return query, class and probability of the best pairs, as many as there are queries, best first.
+
+    They are int32, int32 and float32 (Q,); of equal ones the first comes first.
+    """
+    import numpy as np
+
+    classes = sigmoid(queries.logits) if queries.sigmoid else shares(queries)[:, :-1]
+    pairs = np.argsort(-classes, axis=None, kind="stable")[: len(classes)]
+    which, numbers = np.divmod(pairs.astype(np.int32), np.int32(classes.shape[1]))
+    return which, numbers, classes.reshape(-1)[pairs]
+
+
+def corners(queries: Queries) -> Float32:
+    """Return boxes x1 y1 x2 y2 in pixels of the original image, not clipped, float32 (Q, 4).
+
+    Raises `SignatureError` if the network gives no boxes.
+    """
+    import numpy as np
+
+    boxes, p = queries.boxes, queries.transform
+    if boxes is None:
+        raise SignatureError("the network's queries have masks but no boxes; use panopticQueries")
+    centre, half = boxes[:, :2], boxes[:, 2:] * np.float32(0.5)
+    relative = np.concatenate([centre - half, centre + half], axis=1)
+    x_scale, y_scale = p.scale
+    size = np.array([p.input_width * x_scale, p.input_height * y_scale] * 2, np.float32)
+    shift = np.array([p.left * x_scale, p.top * y_scale] * 2, np.float32)
+    scaled: Float32 = relative * size - shift
+    return scaled
 
 
 def mask_logits(queries: Queries, which: Any, size: tuple[int, int] | None) -> tuple[Float32, Axis, Axis]:
@@ -84,7 +128,7 @@ def exclusive_segments(
 
     from segserve_builder.kernels.queries import rename, winners
 
-    best, scores = _best_classes(queries.logits)
+    best, scores = best_classes(shares(queries))
     which = np.flatnonzero((best < queries.logits.shape[1] - 1) & (scores > np.float32(threshold)))
     if not len(which):
         height, width = queries.transform.height, queries.transform.width
@@ -110,11 +154,10 @@ def exclusive_segments(
     return QuerySegments(labels, np.array(classes, np.int32), np.array(best_scores, np.float32))
 
 
-def _best_classes(logits: Float32) -> tuple[Int32, Float32]:
-    """Return each query's most probable class, the last of which is "nothing", and its probability."""
+def best_classes(probabilities: Float32) -> tuple[Int32, Float32]:
+    """Return each query's most probable class and its probability, int32 and float32 (Q,), of (Q, C)."""
     import numpy as np
 
-    shares = softmax(logits)
-    best = shares.argmax(axis=1)
-    scores: Float32 = shares[np.arange(len(best)), best]
+    best = probabilities.argmax(axis=1)
+    scores: Float32 = probabilities[np.arange(len(best)), best]
     return best.astype(np.int32), scores

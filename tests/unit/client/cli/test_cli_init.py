@@ -148,6 +148,8 @@ OUTPUTS: dict[str, list[tuple[str, list[Any]]]] = {
     "ssd": [("cls_logits", ["b", 8732, 91]), ("bbox_regression", ["b", 8732, 4]), ("anchors", ["b", 8732, 4])],
     "maskformer": [("class_queries_logits", ["b", 100, 134]), ("masks_queries_logits", ["b", 100, 160, 160])],
     "detr": [("logits", ["b", 100, 92]), ("pred_boxes", ["b", 100, 4])],
+    "detr-sigmoid": [("dets", ["b", 300, 4]), ("labels", ["b", 300, 91])],
+    "detr-sigmoid-seg": [("dets", ["b", 300, 4]), ("labels", ["b", 300, 91]), ("masks", ["b", 300, 96, 96])],
     "detr-panoptic": [
         ("logits", ["b", 100, 251]),
         ("pred_boxes", ["b", 100, 4]),
@@ -188,6 +190,36 @@ def test_ultralytics_metadata_names_family_classes_and_preparation(tmp_path: Pat
         {"resize": {"mode": "letterbox", "size": 64}},
         {"normalise": {}},
     ]
+
+
+def test_what_a_head_of_chosen_boxes_means_is_in_ultralytics_metadata(tmp_path: Path) -> None:
+    for description, family, mode in (
+        ("Ultralytics rtdetr-l model", "rtdetr-ultralytics", "stretch"),
+        ("Ultralytics YOLO26n model", "yolo-nms-free-detect", "letterbox"),
+    ):
+        metadata = {**ULTRALYTICS, "task": "detect", "end2end": str(mode == "letterbox"), "description": description}
+        file = network(tmp_path / "best.onnx", [("images", [1, 3, 64, 64])], [("output0", [1, 300, 6])], **metadata)
+
+        spec = guess(file, "0" * 64, [PHOTO], Overrides()).spec
+
+        assert (spec["family"], spec["preprocess"][1]["resize"]["mode"]) == (family, mode)
+
+
+def test_pixels_are_scaled_as_a_preprocessor_that_does_not_normalise_says(tmp_path: Path) -> None:
+    file = network(
+        tmp_path / "model.onnx",
+        [("pixel_values", ["b", 3, 64, 64])],
+        [("logits", ["b", 30, 3]), ("pred_boxes", ["b", 30, 4])],
+    )
+    config = {"architectures": ["RTDetrForObjectDetection"], "id2label": {"0": "a", "1": "b", "2": "c"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for factor, options in ((1 / 255, {}), (1 / 127.5, {"scale": 1 / 127.5})):
+        prepared = {"do_normalize": False, "do_rescale": True, "rescale_factor": factor, "image_mean": [0.5] * 3}
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(prepared))
+
+        spec = guess(file, "0" * 64, [PHOTO], Overrides()).spec
+
+        assert (spec["family"], spec["preprocess"][-1]) == ("detr-sigmoid", {"normalise": options})
 
 
 def test_a_checkpoints_config_beside_the_file_names_family_classes_and_preparation(tmp_path: Path) -> None:

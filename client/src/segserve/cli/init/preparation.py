@@ -40,7 +40,10 @@ def resize_of(
         text = f"any size works; {size} is that of its metadata"
         if size is None:
             text = f"any size works; {YOLO_SIDE} is usual for YOLO. Images are letterboxed as in Ultralytics"
-        options = {"mode": "letterbox", "size": size or YOLO_SIDE}
+        side = size or YOLO_SIDE
+        options: StageOptions = {"mode": "letterbox", "size": side}
+        if _is_rt_detr(family):
+            options = {"mode": "stretch", "height": side, "width": side}
         return _resize(options, Remark(PLACE, text, sure=size is not None))
     if {"height", "width"} <= from_config.keys():
         options = {"mode": "stretch", "height": from_config["height"], "width": from_config["width"]}
@@ -75,6 +78,10 @@ def _to_fixed(
     fit: StageOptions = {"mode": "letterbox"} | (
         {"size": height} if height == width else {"height": height, "width": width}
     )
+    if _is_rt_detr(family):
+        return _resize(
+            stretch, Remark(PLACE, f"the size is fixed, {height} x {width}; Ultralytics stretches for RT-DETR")
+        )
     if _is_like_ultralytics(family, network):
         return _resize(
             fit, Remark(PLACE, f"the size is fixed, {height} x {width}; YOLO networks take letterboxed images")
@@ -113,13 +120,13 @@ def normalise_of(family: Family, network: NetworkFile, image: ImageInput) -> Cho
             f"the graph itself applies {_formula(arithmetic.factor, arithmetic.offset)}, so it takes pixels of {unit}"
         )
         return _normalise({"scale": 1.0} if arithmetic.of_bytes else {}, Remark(PLACE, text))
-    if config.get("image_mean") and config.get("do_normalize", True):
-        options = {"mean": config["image_mean"], "std": config["image_std"]}
+    normalises = bool(config.get("image_mean")) and config.get("do_normalize", True)
+    if normalises or "rescale_factor" in config:
+        options = {"mean": config["image_mean"], "std": config["image_std"]} if normalises else {}
         scale = config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 1.0
         options = options if math.isclose(scale, 1 / 255, rel_tol=1e-6) else options | {"scale": scale}
-        return _normalise(
-            options, Remark(PLACE, "mean and std are those of the preprocessor_config.json beside the file")
-        )
+        values = "mean and std are those" if normalises else "the range of pixels is that"
+        return _normalise(options, Remark(PLACE, f"{values} of the preprocessor_config.json beside the file"))
     if _is_like_ultralytics(family, network):
         sure = "task" in network.metadata
         return _normalise({}, Remark(PLACE, "YOLO networks take pixels of 0 to 1", sure=sure))
@@ -149,6 +156,10 @@ def _grouped(numbers: str) -> str:
 
 def _is_like_ultralytics(family: Family, network: NetworkFile) -> bool:
     return family.ultralytics_preprocessing or "imgsz" in network.metadata
+
+
+def _is_rt_detr(family: Family) -> bool:
+    return family.ultralytics_preprocessing and family.fixed_size_resize == "stretch"
 
 
 def _image_size(network: NetworkFile) -> int | None:
