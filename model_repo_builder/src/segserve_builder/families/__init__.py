@@ -26,6 +26,7 @@ _ROWS: Final[tuple[Family, ...]] = (
     yolo.RTDETR_ULTRALYTICS,
     queries.MASK2FORMER,
     queries.MASKFORMER,
+    queries.EOMT,
     queries.DETR,
     queries.DETR_PANOPTIC,
     queries.DETR_SIGMOID,

@@ -215,6 +215,20 @@ MASKFORMER: Final = QueryFamily(
     uses_deformable_attention=False,
 )
 
+EOMT: Final = QueryFamily(
+    name="eomt",
+    gives=ValueType.QUERIES,
+    default_postprocess=(PanopticQueries(threshold=0.8, convention="eomt"),),
+    outputs=_MASKED,
+    output_names=tuple(output.name for output in _MASKED),
+    architectures=("EomtForUniversalSegmentation", "EomtDinov3ForUniversalSegmentation"),
+    has_things=True,
+    stage_notes=(
+        StageNote("panopticQueries follows EoMT; checkpoints for semantic or instance segmentation are not supported"),
+        USUAL_THRESHOLDS,
+    ),
+)
+
 DETR: Final = QueryFamily(
     name="detr",
     gives=ValueType.QUERIES,

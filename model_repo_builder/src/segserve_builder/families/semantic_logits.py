@@ -210,5 +210,8 @@ SEMANTIC_PROBABILITIES: Final = replace(
     output_names=("probabilities",),
     image_sized_outputs=("probabilities",),
     architectures=(),
+    stage_notes=(
+        StageNote("one label per pixel; if each class has a sigmoid of its own, masks may overlap: use multiLabel"),
+    ),
     probabilities=True,
 )

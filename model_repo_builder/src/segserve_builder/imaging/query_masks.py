@@ -116,13 +116,15 @@ def exclusive_segments(
     overlap_threshold: float,
     fuse: Collection[int],
     size: tuple[int, int] | None,
+    own_pixels: bool = False,
 ) -> QuerySegments:
     """Give every pixel to one query, as the image processors of MaskFormer, Mask2Former and DETR do.
 
     Queries take part whose best class is one and scores above `threshold`; a pixel goes to the one whose score times
     probability is greatest there. What a query gets counts where it is more than the part `overlap_threshold` of the
     pixels at which it reaches `mask_threshold`. Queries of a class of `fuse` become one segment, which has the best
-    of their scores.
+    of their scores. With `own_pixels` it is as EoMT's does: logits are sampled, not probabilities, `mask_threshold` is
+    that of the probability alone, and a query gets none of the pixels below it.
     """
     import numpy as np
 
@@ -135,10 +137,14 @@ def exclusive_segments(
         return QuerySegments(np.zeros((height, width), np.uint16), np.empty(0, np.int32), np.empty(0, np.float32))
     logits, rows, columns = mask_logits(queries, which, size)
     best, scores = best[which], scores[which]
-    labels, areas, above = winners(sigmoid(logits), scores, rows, columns, mask_threshold)
+    if own_pixels:
+        labels, areas, above, own = _winners_of_logits(logits, scores, rows, columns, mask_threshold)
+    else:
+        (labels, areas, above), own = winners(sigmoid(logits), scores, rows, columns, mask_threshold), None
     names, classes, best_scores = np.zeros(len(which), np.uint16), list[int](), list[float]()
     fused: dict[int, int] = {}
-    for k in np.flatnonzero((areas > 0) & (above > 0)):
+    held = areas if own is None else np.bincount(labels[own], minlength=len(which))
+    for k in np.flatnonzero((held > 0) & (above > 0)):
         if not np.float32(areas[k]) / np.float32(above[k]) > overlap_threshold:
             continue
         class_id = int(best[k])
@@ -151,7 +157,34 @@ def exclusive_segments(
         if class_id in fuse:
             fused[class_id] = len(classes)
     rename(labels, names)
+    if own is not None:
+        labels[~own] = 0
     return QuerySegments(labels, np.array(classes, np.int32), np.array(best_scores, np.float32))
+
+
+def _winners_of_logits(
+    logits: Float32, scores: Float32, rows: Axis, columns: Axis, threshold: float
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Return `winners` of logits that are sampled before their sigmoid, and whether its probability alone reaches it.
+
+    They are uint16 (H, W), int64 (K,) twice, and bool (H, W). One query at a time has the image's size.
+    """
+    import numpy as np
+
+    from segserve_builder.kernels.queries import resample
+
+    best = np.full((rows.size, columns.size), -1, np.float32)
+    labels, own = np.zeros(best.shape, np.uint16), np.zeros(best.shape, np.bool_)
+    above = np.zeros(len(scores), np.int64)
+    for k, score in enumerate(scores):
+        probability = sigmoid(resample(logits[k : k + 1], rows, columns))[0]
+        reached = probability >= np.float32(threshold)
+        above[k] = np.count_nonzero(reached)
+        wins = score * probability > best
+        np.copyto(best, score * probability, where=wins)
+        np.copyto(own, reached, where=wins)
+        labels[wins] = k
+    return labels, np.bincount(labels.ravel(), minlength=len(scores)), above, own
 
 
 def best_classes(probabilities: Float32) -> tuple[Int32, Float32]:

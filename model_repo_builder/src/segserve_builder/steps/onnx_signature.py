@@ -133,7 +133,10 @@ def _refuse_external(tensor: Any) -> None:
     if tensor.data_location == tensor.EXTERNAL or tensor.external_data:
         entries = {entry.key: entry.value for entry in tensor.external_data}
         observed = f"tensor {tensor.name!r} lies outside the file ({entries!r})"
-        raise UnsafeArtifactError(f"{observed}; all weights must be inside the one file that the sha256 pins")
+        raise UnsafeArtifactError(
+            f"{observed}; all weights must be inside the one file that the sha256 pins: "
+            "export it again with external_data=False (torch), or save it with onnx.save_model"
+        )
 
 
 def _refuse_false_sizes(model: Any) -> None:

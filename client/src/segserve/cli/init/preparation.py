@@ -88,6 +88,10 @@ def _to_fixed(
         )
     if {"height", "width"} <= config.keys():
         return _resize(stretch, Remark(PLACE, "stretched, according to the preprocessor_config.json beside the file"))
+    if config.get("longest_edge") == height == width and _preprocessor(network).get("do_pad"):
+        padded = {"mode": "shortSide", "size": config["shortest_edge"], "maxSize": height, "multipleOf": height}
+        text = "resized and padded, according to the preprocessor_config.json beside the file"
+        return _resize(padded, Remark(PLACE, text))
     if sizes and all(math.isclose(w / h, width / height, rel_tol=SAME_ASPECT) for h, w in sizes):
         return _resize(
             stretch, Remark(PLACE, f"the size is fixed, {height} x {width}, and your images have that aspect ratio")
