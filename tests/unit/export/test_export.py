@@ -259,6 +259,19 @@ def test_a_transformers_checkpoint_says_its_family_classes_and_preparation(tmp_p
     assert loaded.preparation == Preparation(1 / 255, (0.1, 0.2, 0.3), (0.5, 0.6, 0.7), (96, 64))
 
 
+@pytest.mark.parametrize(
+    "prepared", [{"do_split_image": True}, {"do_pad": True, "size": {"shortest_edge": 640, "longest_edge": 640}}]
+)
+def test_a_preparation_that_is_not_written_is_refused(tmp_path: Path, prepared: dict[str, Any]) -> None:
+    from networks import hugging_face
+
+    hugging_face.segformer().model.save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(prepared))
+
+    with pytest.raises(ExportError, match="pads images to a square or splits them"):
+        load(str(tmp_path))
+
+
 @pytest.mark.parametrize(("name", "family"), [("segformer", "semantic-logits"), ("mask2former", "mask2former")])
 def test_a_transformers_checkpoint_is_exported_whole(name: str, family: str, images: Path, tmp_path: Path) -> None:
     from networks import hugging_face

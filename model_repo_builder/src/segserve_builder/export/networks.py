@@ -131,6 +131,14 @@ def _preparation(folder: Path) -> Preparation | None:
         return None
     config = json.loads(path.read_text())
     size = config.get("size") or {}
+    is_padded = (
+        config.get("do_pad") and isinstance(size, dict) and size.get("longest_edge", 0) == size.get("shortest_edge")
+    )
+    if is_padded or config.get("do_split_image"):
+        raise ExportError(
+            f"{path.name} pads images to a square or splits them, which is not written here: export the network with "
+            "torch.onnx.export, and use `segserve init`"
+        )
     fixed = (size["height"], size["width"]) if isinstance(size, dict) and {"height", "width"} <= size.keys() else None
     scale = config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 1.0
     if not config.get("do_normalize", True):

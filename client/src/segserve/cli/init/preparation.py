@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from segserve.cli.errors import CommandError
 from segserve.cli.init.network import ImageInput, NetworkFile
 from segserve.cli.init.values import Choice, Remark, StageOptions
 from segserve_builder.families.base import Family
@@ -31,7 +32,12 @@ def resize_of(
     """Return how images are resized.
 
     `sizes` are (height, width) of the user's images; `multiple` is what sides must be multiples of, None if unknown.
+    Raises `CommandError` if training split images into parts.
     """
+    if _preprocessor(network).get("do_split_image"):
+        raise CommandError(
+            "the preprocessor_config.json beside the file splits images into parts, which is not supported"
+        )
     from_config = _preprocessor(network).get("size") or {}
     if image.size is not None:
         return _to_fixed(family, network, image.size, from_config, sizes)
