@@ -604,6 +604,15 @@ def test_what_a_semantic_network_gives_decides_its_family(
     assert said in " ".join(printed.split())
 
 
+def test_labels_of_one_named_class_are_also_those_of_the_background(tmp_path: Path) -> None:
+    nodes = [helper.make_node("ArgMax", ["image"], ["out"], axis=1, keepdims=0)]
+    file = graph(tmp_path / "net.onnx", nodes, [("out", TensorProto.INT64, ["b", "h", "w"])], names="['coin']")
+
+    spec = guess(file, "0" * 64, [PHOTO], Overrides()).spec
+
+    assert [entry["name"] for entry in spec["classes"]] == ["background", "coin"]
+
+
 @pytest.mark.parametrize(
     ("architecture", "said"),
     [
