@@ -1,7 +1,8 @@
 """Queries whose classes have sigmoids of their own, against plain torch: what RF-DETR and transformers do with them.
 
 The functions are `RTDetrImageProcessor.post_process_object_detection`, `RfDetrImageProcessor.post_process_*` (the best
-pairs of query and class, as many as there are queries) and `rfdetr.models.postprocess.PostProcess`.
+pairs of query and class, as many as there are queries), `rfdetr.models.postprocess.PostProcess`, and
+`DeformableDetrImageProcessor.post_process_object_detection` (the best 100).
 """
 
 from __future__ import annotations
@@ -42,19 +43,19 @@ def outputs(seed: int = 0) -> list[torch.Tensor]:
     return [logits, boxes, masks]
 
 
-def queries(arrays: list[torch.Tensor]) -> Queries:
-    family = FAMILIES["detr-sigmoid-seg" if len(arrays) == 3 else "detr-sigmoid"]
+def queries(arrays: list[torch.Tensor], name: str = "detr-sigmoid") -> Queries:
+    family = FAMILIES["detr-sigmoid-seg" if len(arrays) == 3 else name]
     named = {str(index): tensor.numpy() for index, tensor in enumerate(arrays)}
     value = family.read(named, STRETCHED, pipeline_of(family.name, CLASSES))
     assert isinstance(value, Queries)
     return value
 
 
-def best(logits: torch.Tensor, boxes: torch.Tensor, threshold: float) -> tuple[torch.Tensor, ...]:
+def best(logits: torch.Tensor, boxes: torch.Tensor, threshold: float, most: int = QUERIES) -> tuple[torch.Tensor, ...]:
     """Ranks pairs, then gathers: query, class, score and x1 y1 x2 y2 in pixels of those above the threshold."""
     import torch
 
-    scores, index = torch.topk(logits[0].sigmoid().flatten(), QUERIES)
+    scores, index = torch.topk(logits[0].sigmoid().flatten(), most)
     which, classes = index // CLASSES, index % CLASSES
     x, y, w, h = boxes[0][which].unbind(-1)
     corners = torch.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2], -1) * torch.tensor([SIZE[1], SIZE[0]] * 2)
@@ -63,12 +64,13 @@ def best(logits: torch.Tensor, boxes: torch.Tensor, threshold: float) -> tuple[t
 
 
 @pytest.mark.parametrize("threshold", [0.5, 0.9, 0.0])
-def test_boxes_are_the_best_pairs_of_query_and_class(threshold: float) -> None:
+@pytest.mark.parametrize(("family", "most"), [("detr-sigmoid", QUERIES), ("deformable-detr", 100)])
+def test_boxes_are_the_best_pairs_of_query_and_class(threshold: float, family: str, most: int) -> None:
     logits, boxes, _ = outputs()
-    which, classes, scores, corners = best(logits, boxes, threshold)
-    (stage,) = FAMILIES["detr-sigmoid"].default_postprocess
+    which, classes, scores, corners = best(logits, boxes, threshold, most)
+    (stage,) = FAMILIES[family].default_postprocess
 
-    found: Any = stage(queries([logits, boxes]), RequestOptions(score_threshold=threshold))
+    found: Any = stage(queries([logits, boxes], family), RequestOptions(score_threshold=threshold))
 
     assert found.classes.tolist() == classes.tolist()
     np.testing.assert_allclose(found.scores, scores, rtol=1e-6)

@@ -31,5 +31,6 @@ _ROWS: Final[tuple[Family, ...]] = (
     queries.DETR_PANOPTIC,
     queries.DETR_SIGMOID,
     queries.DETR_SIGMOID_SEG,
+    queries.DEFORMABLE_DETR,
 )
 FAMILIES: Final[Mapping[str, Family]] = {family.name: family for family in _ROWS}

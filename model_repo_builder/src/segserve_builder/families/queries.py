@@ -261,11 +261,7 @@ DETR_SIGMOID: Final = QueryFamily(
     sigmoid=True,
     output_names=tuple(output.name for output in _SIGMOID),
     architectures=(
-        "ConditionalDetrForObjectDetection",
-        "DabDetrForObjectDetection",
-        "DeformableDetrForObjectDetection",
         "DFineForObjectDetection",
-        "LwDetrForObjectDetection",
         "RfDetrForObjectDetection",
         "RTDetrForObjectDetection",
         "RTDetrV2ForObjectDetection",
@@ -274,6 +270,20 @@ DETR_SIGMOID: Final = QueryFamily(
     uses_deformable_attention=True,
 )
 """The aliases are the names of RF-DETR's own exports."""
+
+DEFORMABLE_DETR: Final = replace(
+    DETR_SIGMOID,
+    name="deformable-detr",
+    default_postprocess=(DetectionQueries(top_k=100),),
+    architectures=(
+        "ConditionalDetrForObjectDetection",
+        "DabDetrForObjectDetection",
+        "DeformableDetrForObjectDetection",
+        "LwDetrForObjectDetection",
+    ),
+    outputs=_BOXED,
+    uses_deformable_attention=None,
+)
 
 DETR_SIGMOID_SEG: Final = replace(
     DETR_SIGMOID,

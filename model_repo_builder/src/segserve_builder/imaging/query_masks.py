@@ -39,15 +39,15 @@ def shares(queries: Queries) -> Float32:
     return softmax(queries.logits)
 
 
-def best_pairs(queries: Queries) -> tuple[Int32, Int32, Float32]:
-    """Return query, class and probability of the best pairs, as many as there are queries, best first.
+def best_pairs(queries: Queries, most: int | None = None) -> tuple[Int32, Int32, Float32]:
+    """Return query, class and probability of the best pairs, by default as many as there are queries, best first.
 
-    They are int32, int32 and float32 (Q,); of equal ones the first comes first.
+    They are int32, int32 and float32 (N,); of equal ones the first comes first.
     """
     import numpy as np
 
     classes = sigmoid(queries.logits) if queries.sigmoid else shares(queries)[:, :-1]
-    pairs = np.argsort(-classes, axis=None, kind="stable")[: len(classes)]
+    pairs = np.argsort(-classes, axis=None, kind="stable")[: most or len(classes)]
     which, numbers = np.divmod(pairs.astype(np.int32), np.int32(classes.shape[1]))
     return which, numbers, classes.reshape(-1)[pairs]
 

@@ -14,8 +14,8 @@ class DetectionQueries(Stage):
     """Turn queries into boxes.
 
     Equals `post_process_object_detection` of transformers' DETR. If classes have sigmoids of their own, it equals that
-    of RT-DETR and RF-DETR: the best pairs of query and class, as many as there are queries. Those of Conditional and
-    Deformable DETR keep the best 100: set output.maxDetections.
+    of RT-DETR and RF-DETR: the best pairs of query and class, as many as there are queries. With `topK: 100` it equals
+    that of Conditional and Deformable DETR.
     """
 
     takes: ClassVar[frozenset[ValueType]] = frozenset({ValueType.QUERIES})
@@ -28,6 +28,14 @@ class DetectionQueries(Stage):
         description="Class probability above which a query is kept; a request's score_threshold overrides it.",
     )
 
+    top_k: int | None = Field(
+        None,
+        ge=1,
+        le=10_000,
+        description="Number of pairs of query and class that are kept, if each class has a sigmoid of its own. "
+        "Default: as many as there are queries.",
+    )
+
     def __call__(self, value: Queries, request: RequestOptions) -> Candidates:
         """Return the detections, best score first; boxes are not clipped to the image."""
         import numpy as np
@@ -36,7 +44,7 @@ class DetectionQueries(Stage):
 
         boxes = corners(value)
         if value.sigmoid:
-            which, classes, scores = best_pairs(value)
+            which, classes, scores = best_pairs(value, self.top_k)
         else:
             classes, scores = best_classes(shares(value)[:, :-1])
             which = np.argsort(-scores, kind="stable").astype(np.int32)
