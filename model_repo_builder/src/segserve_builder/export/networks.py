@@ -101,7 +101,7 @@ def _of_transformers(folder: Path, family: Family | None) -> NetworkSource:
     names = [name for name in config.architectures or () if family or family_of(name)]
     if not names:
         listed = ", ".join(config.architectures or ()) or "none"
-        allowed = ", ".join(name for each in FAMILIES.values() for name in each.architectures)
+        allowed = ", ".join(dict.fromkeys(name for each in FAMILIES.values() for name in each.architectures))
         raise ExportError(
             f"{folder.name} is of architecture {listed}, which is not supported; --family overrides this. "
             f"Supported are {allowed}"

@@ -128,8 +128,11 @@ class QueryFamily(Family):
         return None if last is None or last <= self._nothing else last - self._nothing
 
     def implausibility(self, network: InspectedNetwork) -> str | None:
-        """Return that outputs have different numbers of queries, if they do."""
-        numbers = {network.shape(tensor)[1] for tensor in network.signature.outputs if len(tensor.shape) >= 3} - {None}
+        """Return that outputs have different numbers of queries, if those of the family's names do, or else any."""
+        outputs = network.signature.outputs
+        named = [tensor for output in self.outputs if (tensor := output.of(outputs)) is not None]
+        tensors = named if len(named) == len(self.outputs) else outputs
+        numbers = {network.shape(tensor)[1] for tensor in tensors if len(tensor.shape) >= 3} - {None}
         if len(numbers) < 2:
             return None
         listed = " and ".join(map(str, sorted(numbers, key=str)))

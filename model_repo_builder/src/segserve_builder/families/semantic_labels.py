@@ -20,6 +20,7 @@ from segserve_builder.families.base import (
     image_input,
     thing_ids,
 )
+from segserve_builder.families.semantic_logits import SEMANTIC_LOGITS
 from segserve_builder.sampling import axes
 from segserve_builder.values import LabelMap, Logits, ResizeTransform, ValueType
 
@@ -83,7 +84,8 @@ SEMANTIC_LABELS: Final = SemanticLabels(
     default_postprocess=(),
     output_names=("labels",),
     image_sized_outputs=("labels",),
-    tasks=("semantic",),
+    architectures=SEMANTIC_LOGITS.architectures,
+    tasks=SEMANTIC_LOGITS.tasks,
     fixed_size_resize="stretch",
     stage_notes=(
         StageNote("the network gives labels without scores: CONFIDENCE is 1, and no stage can take another threshold"),

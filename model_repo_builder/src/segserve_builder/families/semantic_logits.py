@@ -200,6 +200,7 @@ SEMANTIC_LOGITS: Final = SemanticLogits(
         "SegformerForSemanticSegmentation",
         "UperNetForSemanticSegmentation",
     ),
+    tasks=("semantic",),
     fixed_size_resize="stretch",
     stage_notes=(StageNote("one label per pixel; for masks that may overlap, use multiLabel instead of argmax", True),),
 )
@@ -209,7 +210,6 @@ SEMANTIC_PROBABILITIES: Final = replace(
     name="semantic-probabilities",
     output_names=("probabilities",),
     image_sized_outputs=("probabilities",),
-    architectures=(),
     stage_notes=(
         StageNote("one label per pixel; if each class has a sigmoid of its own, masks may overlap: use multiLabel"),
     ),

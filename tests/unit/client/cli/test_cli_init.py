@@ -604,6 +604,23 @@ def test_what_a_semantic_network_gives_decides_its_family(
     assert said in " ".join(printed.split())
 
 
+def test_a_checkpoint_whose_graph_goes_on_to_labels_is_of_their_family(tmp_path: Path) -> None:
+    nodes = [helper.make_node("ArgMax", ["image"], ["out"], axis=1, keepdims=0)]
+    file = graph(tmp_path / "net.onnx", nodes, [("out", TensorProto.INT64, ["b", "h", "w"])])
+    config = {"architectures": ["SegformerForSemanticSegmentation"], "id2label": {"0": "a", "1": "b", "2": "c"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+
+    assert guess(file, "0" * 64, [PHOTO], Overrides()).spec["family"] == "semantic-labels"
+
+
+def test_what_queries_have_besides_does_not_count_against_them(tmp_path: Path) -> None:
+    more = [("encoder_last_hidden_state", ["b", 850, 256])]
+    file = network(tmp_path / "m.onnx", [("images", ["b", 3, 64, 64])], [*OUTPUTS["detr"], *more])
+    read = read_network(file)
+
+    assert candidates(read, image_input(read.image))[0].family is FAMILIES["detr"]
+
+
 def test_labels_of_one_named_class_are_also_those_of_the_background(tmp_path: Path) -> None:
     nodes = [helper.make_node("ArgMax", ["image"], ["out"], axis=1, keepdims=0)]
     file = graph(tmp_path / "net.onnx", nodes, [("out", TensorProto.INT64, ["b", "h", "w"])], names="['coin']")
