@@ -35,6 +35,7 @@ MODELS: dict[str, tuple[str, str, list[dict[str, Any]]]] = {
     "mf-semantic": ("maskformer", "maskformer", SEMANTIC),
     "mf-panoptic": ("maskformer", "maskformer", [{"panopticQueries": PANOPTIC}]),
     "detr": ("detr", "detr", []),
+    "conditional": ("conditional-detr", "deformable-detr", []),
     "detr-panoptic": ("detr-panoptic", "detr-panoptic", [{"panopticQueries": PANOPTIC}]),
 }
 
@@ -173,15 +174,20 @@ def test_instances_of_queries_are_those_of_transformers(served: Client, exported
         assert agreement(ours.mask, expected["segmentation"][index] == 1) > 0.998
 
 
-def test_boxes_of_detr_are_those_of_transformers(served: Client, exported: dict[str, Exported]) -> None:
+@pytest.mark.parametrize(
+    ("model", "processor"), [("detr", "DetrImageProcessorPil"), ("conditional", "ConditionalDetrImageProcessorPil")]
+)
+def test_boxes_are_those_of_transformers(
+    served: Client, exported: dict[str, Exported], model: str, processor: str
+) -> None:
     import transformers
 
-    (expected,) = transformers.DetrImageProcessorPil().post_process_object_detection(
-        outputs(exported["detr"]), threshold=0.5, target_sizes=[SIZE]
+    (expected,) = getattr(transformers, processor)().post_process_object_detection(
+        outputs(exported[MODELS[model][0]]), threshold=0.5, target_sizes=[SIZE]
     )
     order = np.argsort(-expected["scores"].numpy(), kind="stable")
 
-    result = served.segment(photo(), model="detr")
+    result = served.segment(photo(), model=model)
 
     assert isinstance(result, DetectionResult)
     assert len(result) == len(order) > 3

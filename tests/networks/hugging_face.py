@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import (
+    ConditionalDetrConfig,
+    ConditionalDetrForObjectDetection,
     DetrConfig,
     DetrForObjectDetection,
     DetrForSegmentation,
@@ -121,6 +123,11 @@ def detr() -> Exported:
     return Exported(_decided(model, model.class_labels_classifier), ("logits", "pred_boxes"))
 
 
+def conditional_detr() -> Exported:
+    model = _built(ConditionalDetrForObjectDetection, _detr_config(STAGES[3:], ConditionalDetrConfig), 5)
+    return Exported(_decided(model, model.class_labels_classifier), ("logits", "pred_boxes"))
+
+
 def detr_panoptic() -> Exported:
     model = _built(DetrForSegmentation, _detr_config(STAGES), 4)
     # Masks differ by their query's attention alone, the last 8 channels, which the features would drown.
@@ -174,9 +181,9 @@ def _decoder(width: int, heads: int) -> dict[str, Any]:
     }
 
 
-def _detr_config(features: list[str]) -> DetrConfig:
+def _detr_config(features: list[str], kind: Callable[..., Any] = DetrConfig) -> Any:
     backbone = ResNetConfig(embedding_size=16, hidden_sizes=[16, 16, 32, 64], depths=[1] * 4, out_features=features)
-    return DetrConfig(
+    return kind(
         use_timm_backbone=False,
         use_pretrained_backbone=False,
         backbone=None,
@@ -190,6 +197,7 @@ def _detr_config(features: list[str]) -> DetrConfig:
 NETWORKS: dict[str, Callable[[], Exported]] = {
     "mask2former": mask2former,
     "maskformer": maskformer,
+    "conditional-detr": conditional_detr,
     "detr": detr,
     "detr-panoptic": detr_panoptic,
     "segformer": segformer,

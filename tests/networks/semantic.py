@@ -8,17 +8,22 @@ import torch
 from torch import nn
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
 class Semantic(nn.Module):
     """Random convolutions: uint8 (B, 3, H, W) in, float32 (B, channels, H / stride, W / stride) out.
 
-    With a stride of 1 it comes back up and sees its first features again, as a U-Net does.
+    With a stride of 1 it comes back up and sees its first features again, as a U-Net does. `end` is applied to the
+    logits in the file.
     """
 
-    def __init__(self, channels: int, stride: int, seed: int) -> None:
+    def __init__(
+        self, channels: int, stride: int, seed: int, end: Callable[[torch.Tensor], torch.Tensor] | None = None
+    ) -> None:
         super().__init__()
+        self.end = end
         torch.manual_seed(seed)
         self.first = nn.Conv2d(3, 8, 3, padding=1)
         self.down = nn.Conv2d(8, 16, 3, stride=4, padding=1)
@@ -34,7 +39,7 @@ class Semantic(nn.Module):
         coarse = self.down(fine).relu()
         features = coarse if self.up is None else torch.cat([fine, self.up(coarse)], 1)
         logits: torch.Tensor = 4 * self.last(features)
-        return logits
+        return logits if self.end is None else self.end(logits)
 
     def write(self, path: Path) -> None:
         """Write the ONNX file, with a free batch and a free size."""

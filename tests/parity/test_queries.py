@@ -259,6 +259,46 @@ def test_exclusive_instances_are_those_of_detr(cases: dict[str, Case], size: tup
 
 
 @pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("thresholds", [(0.5, 0.5, 0.3), (0.3, 0.7, 0.2)])
+def test_panoptic_maps_of_eomt_are_those_of_transformers(
+    size: tuple[int, int], thresholds: tuple[float, float, float]
+) -> None:
+    """Its images are padded below and on the right; there the library lets padding into the last half of a cell."""
+    import torch
+    from transformers.models.eomt.image_processing_pil_eomt import EomtImageProcessorPil
+
+    side, cells = 96, 24
+    edge = {"shortest_edge": side, "longest_edge": side}
+    inner = tuple(round(length * side / max(size)) for length in size)
+    drawn = torch.Generator().manual_seed(3)
+    coarse = torch.randn(1, QUERIES, 6, 6, generator=drawn) * 6
+    masks = torch.nn.functional.interpolate(coarse, (cells, cells), mode="bicubic")
+    classes = torch.randn(1, QUERIES, CLASSES + 1, generator=drawn) * 3
+    outputs = SimpleNamespace(masks_queries_logits=masks, class_queries_logits=classes, patch_offsets=None)
+    names = ("threshold", "mask_threshold", "overlap_mask_area_threshold")
+    (expected,) = EomtImageProcessorPil(size=edge).post_process_panoptic_segmentation(
+        outputs, target_sizes=[size], size=edge, **dict(zip(names, thresholds, strict=True))
+    )
+
+    value = FAMILIES["eomt"].read(
+        {"classes": classes.numpy(), "masks": masks.numpy()},
+        ResizeTransform(*size, 0, 0, *inner, side, side),
+        pipeline_of("eomt", CLASSES),
+    )
+    assert isinstance(value, Queries)
+    stage = PanopticQueries(
+        convention="eomt", threshold=thresholds[0], mask_threshold=thresholds[1], overlap_threshold=thresholds[2]
+    )
+    found = stage(value, RequestOptions())
+
+    info = expected["segments_info"]
+    assert [(s.id, s.class_id) for s in found.segments] == [(s["id"] + 1, s["label_id"]) for s in info]
+    np.testing.assert_allclose([s.score for s in found.segments], [s["score"] for s in info], atol=2e-6)
+    assert (found.ids != expected["segmentation"].numpy() + 1).mean() < 0.01
+    assert len(info) >= 2
+
+
+@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("family", ["detr", "detr-panoptic"])
 @pytest.mark.parametrize("threshold", [0.5, 0.7, 0.0])
 def test_detections_are_those_of_transformers(

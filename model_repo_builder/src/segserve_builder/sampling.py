@@ -75,6 +75,14 @@ class Axis:
         """
         return _positions(self)
 
+    def nearest(self) -> Int32:
+        """Return each pixel's cell by torch's nearest interpolation, counted from `first`, int32 (size,)."""
+        import numpy as np
+
+        position = np.arange(self.size, dtype=np.float32) * np.float32(self.scale) + np.float32(self.bias + 0.5)
+        cells: Int32 = np.clip(np.floor(position), 0, self.cells - 1).astype(np.int32)
+        return cells
+
 
 @lru_cache(maxsize=32)
 def _positions(axis: Axis) -> tuple[Int32, Float32, Int32]:

@@ -125,6 +125,8 @@ class ImageStatistics(NamedTuple):
 class Logits:
     """Class scores before softmax or sigmoid, shaped (C, h, w); (h, w) covers the network's whole input.
 
+    They are shaped (C, 0, 0) beside the labels of a network that gives no scores.
+
     Probabilities are those of `values / temperature`. `things` are the ids of the classes whose objects are counted.
     `guide` is the image at the network's resolution, uint8 (inner_height, inner_width, 3) without padding, if a stage
     needs it. With `align_corners` the first and the last of the (h, w) cells are points at the
@@ -262,9 +264,9 @@ class Anchors:
 class Queries:
     """The outputs of a transformer decoder's queries.
 
-    `logits` float32 (Q, C + 1), the last class is "nothing"; `masks` float32 (Q, h, w) are logits over the network's
-    whole input; `boxes` float32 (Q, 4) as cx cy w h in parts of the network's input. `things` are the ids of the
-    classes whose objects are counted.
+    `logits` float32 (Q, C + 1), the last class is "nothing"; with `sigmoid` (Q, C), each class by itself. `masks`
+    float32 (Q, h, w) are logits over the network's whole input; `boxes` float32 (Q, 4) as cx cy w h in parts of the
+    network's input. `things` are the ids of the classes whose objects are counted.
     """
 
     logits: Float32
@@ -272,6 +274,7 @@ class Queries:
     boxes: Float32 | None
     things: frozenset[int]
     transform: ResizeTransform
+    sigmoid: bool = False
 
 
 @dataclass(frozen=True, slots=True)

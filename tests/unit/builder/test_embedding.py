@@ -21,7 +21,7 @@ from segserve_builder.agent.answer_counts import report_of
 from segserve_builder.errors import NonFiniteError, SignatureError
 from segserve_builder.families.base import NetworkIO, TensorSpec
 from segserve_builder.render.repository import build_tree
-from segserve_builder.spec.model_spec import DIRECTIONS, Artifact, ModelMetrics, OutOfDistributionPolicy
+from segserve_builder.spec.model_spec import DIRECTIONS, ModelMetrics, OutOfDistributionPolicy
 from segserve_builder.stages.base import RequestOptions
 from segserve_builder.steps.answer_metrics import EMBEDDING_HISTOGRAMS, AnswerMetrics, Measures
 from segserve_builder.steps.embedding import (
@@ -237,14 +237,6 @@ def test_features_with_a_batch_are_refused_where_the_family_has_none(shape: tupl
         embedding_tensor(features, io, pipeline)
 
     assert embedding_tensor(replace(features, shape=(768,)), io, pipeline).shape == (1, 768)
-
-
-def test_an_undeclared_output_is_refused_as_ever(embedded: SegmentationModel, tmp_path: Path) -> None:
-    pipeline = embedded.spec.pipeline("coins").model_copy(update={"embedding": None})
-    artifact = Artifact(uri=embedded.spec.artifact.uri, sha256=embedded.spec.artifact.sha256)
-
-    with pytest.raises(SignatureError, match="semantic-logits has one output"):
-        build_tree(pipeline, artifact, (), tmp_path)
 
 
 @pytest.mark.parametrize(

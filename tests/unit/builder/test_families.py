@@ -95,7 +95,10 @@ def test_logits_have_a_channel_a_class_or_one_for_two(channels: int | None, clas
         ((TensorSpec("y", "INT64", (None, 8, 8)),), "the dtype must be FP32"),
         ((TensorSpec("y", "FP32", (None, 8, 8)),), r"the shape must be \[batch, classes, height, width\]"),
         ((TensorSpec("y", "FP32", (1, 2, 8, 8)),), "output 'y'.*the batch size must be free"),
-        ((LOGITS, LOGITS), "semantic-logits has one output.*the network has 'logits' FP32"),
+        (
+            (TensorSpec("y", "FP32", (None, 8)), TensorSpec("z", "FP32", (None, 9, 8, 8))),
+            "an output FP32 .* for the model's 2 classes; the network has 'y' FP32",
+        ),
     ],
 )
 def test_other_outputs_than_logits_are_refused(outputs: tuple[TensorSpec, ...], says: str) -> None:

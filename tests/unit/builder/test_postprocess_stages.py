@@ -165,26 +165,29 @@ def test_max_detections_of_a_request_overrides_the_stage(asked: int | None, numb
     assert left.scores.tolist() == pytest.approx([0.9, 0.5, 0.2][:number])
 
 
-def test_boxes_are_clipped_to_the_image_and_masks_to_the_boxes() -> None:
-    boxes = np.array([[-3, 2.5, 5, 7], [30, 30, 40, 40]], np.float32)
+def test_boxes_are_clipped_to_the_image_masks_to_the_boxes_and_what_has_no_mask_is_dropped() -> None:
+    boxes = np.array([[30, 30, 40, 40], [-3, 2.5, 5, 7], [3.4, 4, 3.45, 9]], np.float32)
 
-    cropped = CropMasks()(candidates(boxes=boxes, scores=np.ones(2, np.float32)), RequestOptions())
+    cropped = CropMasks()(candidates(boxes=boxes), RequestOptions())
 
-    assert cropped.boxes.tolist() == [[0, 2.5, 5, 7], [16, 16, 16, 16]]
-    expected = np.zeros((2, 16, 16), np.uint8)
-    expected[0, 3:7, 0:5] = 1
-    assert [decode_bitmap(counts, 16, 16).tolist() for counts in cropped.masks] == expected.tolist()
+    assert cropped.boxes.tolist() == [[0, 2.5, 5, 7]]
+    assert cropped.scores.tolist() == candidates().scores[1:2].tolist()
+    expected = np.zeros((16, 16), np.uint8)
+    expected[3:7, 0:5] = 1
+    assert [decode_bitmap(counts, 16, 16).tolist() for counts in cropped.masks] == [expected.tolist()]
 
 
-@pytest.mark.parametrize(("threshold", "area"), [(0.5, 256), (0.8, 0)])
-def test_a_mask_is_what_is_more_probable_than_the_threshold(threshold: float, area: int) -> None:
+@pytest.mark.parametrize(("threshold", "area"), [(0.5, [256]), (0.8, [])])
+def test_a_mask_is_what_is_more_probable_than_the_threshold(threshold: float, area: list[int]) -> None:
     everything = np.array([[0, 0, 16, 16]], np.float32)
 
     cropped = CropMasks(threshold=threshold)(
         candidates(boxes=everything, scores=np.ones(1, np.float32)), RequestOptions()
     )
 
-    assert decode_bitmap(cropped.masks[0], 16, 16).sum() == area  # the logit is 1, its probability 0.73
+    assert [
+        decode_bitmap(counts, 16, 16).sum() for counts in cropped.masks
+    ] == area  # the logit is 1, its probability 0.73
 
 
 def test_a_binary_threshold_is_a_probability() -> None:

@@ -63,6 +63,13 @@ def test_three_classes_look_like_boxes_unless_they_are_named() -> None:
         chosen("detr", named(BOXES, "a"), named(logits, "b"), classes=3)
 
 
+def test_one_output_is_not_logits_and_boxes_at_once() -> None:
+    dets, labels = named(BOXES, "dets"), TensorSpec("labels", "FP32", (None, 100, 91))
+
+    with pytest.raises(SignatureError, match="one of the network's would be two of them"):
+        chosen("detr", dets, labels, classes=3)
+
+
 @pytest.mark.parametrize(
     ("outputs", "says"),
     [

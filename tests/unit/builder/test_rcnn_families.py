@@ -208,7 +208,7 @@ def test_masks_may_have_no_channel() -> None:
         (np.zeros((1, 3, 1, 300, 300), np.float32), "masks of 300 x 300 are already pasted"),
         (
             np.full((1, 3, 1, 28, 28), -2, np.float32),
-            "probabilities, 0 to 1; these are -2 to -2: export their sigmoid",
+            "masks must be probabilities, 0 to 1; these are -2 to -2: .* its last sigmoid",
         ),
         (np.full((1, 3, 1, 28, 28), 1.5, np.float32), "these are 1.5 to 1.5"),
         (np.zeros((1, 3, 28), np.float32), r"the masks have shape \[3, 28\]"),

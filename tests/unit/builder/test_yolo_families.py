@@ -111,12 +111,41 @@ def test_rows_that_only_fill_an_end_to_end_head_are_left_out() -> None:
     assert read.classes.tolist() == [2]
 
 
+def test_boxes_of_ultralytics_rt_detr_are_centred_and_relative() -> None:
+    """As `RTDETRPredictor.postprocess`: xywh2xyxy, times the image's size, which was stretched."""
+    rows = np.array([[[0.5, 0.25, 0.2, 0.1, 0.9, 2], [0.1, 0.1, 0.1, 0.1, 0.1, 0]]], np.float32)
+    stretched = ResizeTransform(480, 600, 0, 0, 640, 640, 640, 640)
+
+    read: Any = FAMILIES["rtdetr-ultralytics"].read({"output0": rows}, stretched, pipeline_of("rtdetr-ultralytics", 3))
+
+    assert read.boxes[0].tolist() == pytest.approx([240, 96, 360, 144], abs=0.01)
+    assert read.classes.tolist() == [2, 0]
+
+
 @pytest.mark.parametrize("number", [3, -1, 0.5])
 def test_a_detection_of_a_class_that_is_none_is_refused(number: float) -> None:
     rows = np.array([[[1, 1, 5, 5, 0.9, number]]], np.float32)
 
     with pytest.raises(SignatureError, match=rf"of class {number:g}; the model's are 0 to 2"):
         FAMILIES["yolo-nms-free-detect"].read({"output0": rows}, TRANSFORM, pipeline_of("yolo-nms-free-detect", 3))
+
+
+@pytest.mark.parametrize(
+    ("family", "row"),
+    [
+        pytest.param("yolo-detect", [40, 40, 9, 9, 0.1, 154.3, 0.2], id="coordinates of key points behind the classes"),
+        pytest.param("yolo-detect", [40, 40, 9, 9, -0.2, -0.3, -0.1], id="no sigmoid"),
+        pytest.param("yolov5-detect", [40, 40, 9, 9, -3, 0.5, 0.1, 0.2], id="objectness without sigmoid"),
+        pytest.param("yolov5-detect", [40, 40, 9, 9, 0.9, 5, 0.1, 0.2], id="scores without sigmoid"),
+        pytest.param("yolo-nms-free-detect", [1, 1, 9, 9, 1.2, 0], id="an end-to-end head"),
+    ],
+)
+def test_scores_beyond_0_and_1_are_refused(family: str, row: list[float]) -> None:
+    rows = np.array([row], np.float32)
+    head = rows.T if family == "yolo-detect" else rows
+
+    with pytest.raises(SignatureError, match="must be probabilities, 0 to 1; these are"):
+        FAMILIES[family].read({"output0": head[None]}, TRANSFORM, pipeline_of(family, 3))
 
 
 def checked(family: str, *outputs: tuple[int | None, ...], dtype: str = "FP32") -> NetworkIO:

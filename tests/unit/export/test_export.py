@@ -17,7 +17,7 @@ import pytest
 from typer.testing import CliRunner
 
 from segserve.cli.app import app
-from segserve_builder.errors import ExportError
+from segserve_builder.errors import BuilderError, ExportError
 from segserve_builder.export.graph import ExportShape, Preparation, answers, folded, largest_difference, write
 from segserve_builder.export.isolated import load_weights
 from segserve_builder.export.networks import family_of, load
@@ -46,6 +46,21 @@ class Net(torch.nn.Module):
 
 def make():
     return Net()
+
+class Probable(Net):
+    def __init__(self, clamped):
+        super().__init__()
+        self.clamped = clamped
+
+    def forward(self, x):
+        logits = self.body(x)
+        return logits.clamp(0, 1) if self.clamped else logits.sigmoid()
+
+def sigmoid():
+    return Probable(False)
+
+def clamped():
+    return Probable(True)
 
 seven = 7
 """
@@ -244,6 +259,19 @@ def test_a_transformers_checkpoint_says_its_family_classes_and_preparation(tmp_p
     assert loaded.preparation == Preparation(1 / 255, (0.1, 0.2, 0.3), (0.5, 0.6, 0.7), (96, 64))
 
 
+@pytest.mark.parametrize(
+    "prepared", [{"do_split_image": True}, {"do_pad": True, "size": {"shortest_edge": 640, "longest_edge": 640}}]
+)
+def test_a_preparation_that_is_not_written_is_refused(tmp_path: Path, prepared: dict[str, Any]) -> None:
+    from networks import hugging_face
+
+    hugging_face.segformer().model.save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(prepared))
+
+    with pytest.raises(ExportError, match="pads images to a square or splits them"):
+        load(str(tmp_path))
+
+
 @pytest.mark.parametrize(("name", "family"), [("segformer", "semantic-logits"), ("mask2former", "mask2former")])
 def test_a_transformers_checkpoint_is_exported_whole(name: str, family: str, images: Path, tmp_path: Path) -> None:
     from networks import hugging_face
@@ -263,6 +291,7 @@ def test_a_transformers_checkpoint_is_exported_whole(name: str, family: str, ima
         ("SegformerForSemanticSegmentation", "semantic-logits"),
         ("Mask2FormerForUniversalSegmentation", "mask2former"),
         ("DetrForSegmentation", "detr-panoptic"),
+        ("ConditionalDetrForSegmentation", None),
         ("BertModel", None),
     ],
 )
@@ -292,6 +321,24 @@ def test_a_wrong_option_is_told_with_what_is_allowed(
     )
 
     assert says in str(done.exception)
+
+
+@pytest.mark.parametrize(
+    ("factory", "says"),
+    [
+        ("sigmoid", "ends with Sigmoid, so it holds no logits: take the family semantic-probabilities"),
+        ("clamped", "are within 0 and 1, so they are probabilities and no logits: use --family semantic-prob"),
+    ],
+)
+def test_probabilities_are_exported_as_such_alone(
+    code: str, images: Path, tmp_path: Path, factory: str, says: str
+) -> None:
+    options = [f"{code}:{factory}", "-o", tmp_path / "out", "--name", "net", "--images", images, "--classes", "a,b,c"]
+
+    with pytest.raises(BuilderError, match=says):
+        run(*options, "--family", "semantic-logits")
+
+    assert "verified" in run(*options, "--family", "semantic-probabilities")
 
 
 def test_a_network_whose_batch_is_fixed_in_the_graph_is_refused(tmp_path: Path, images: Path) -> None:

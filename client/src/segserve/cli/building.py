@@ -46,14 +46,15 @@ def record(
     """
     files = images_in(images)
     with needs("builder"):
-        from segserve.cli.init.writing import write_golden, write_previews
+        from segserve.cli.init.writing import golden_answers, write_golden, write_previews
 
         resource = named_model(file, model)
         folder = _folder(resource, output)
         _clear(folder)
         pipeline = resource.spec.pipeline(resource.metadata.name)
         with spinner(f"running {resource.metadata.name}'s network on images of {images}"):
-            digest, answers = write_golden(loaded(resource, pipeline), files, folder)
+            answers = golden_answers(loaded(resource, pipeline), files)
+            digest = write_golden(answers, folder)
             results = write_previews(answers, resource, folder.parent / "preview")
     for image, result in zip(files, results, strict=False):
         typer.echo(f"{image.name}: {result!r}")

@@ -76,8 +76,9 @@ def export(
         from segserve_builder.export.networks import load
         from segserve_builder.export.sandbox import HELD
         from segserve_builder.export.writing import ExportPlan, make
+        from segserve_builder.families import FAMILIES
 
-        loaded = load(source, weights)
+        loaded = load(source, weights, FAMILIES.get(family or ""))
         preparation = _preparation(loaded, mean, std, scale)
         plan = ExportPlan(
             name=name,

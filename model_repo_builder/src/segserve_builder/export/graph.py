@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 
 OPSET: Final = 17
 INPUT: Final = "image"
-ALIASES: Final[Mapping[str, tuple[str, ...]]] = {"logits": ("logits", "out", "segmentation", "pred", "output")}
+_PIXELS: Final = ("out", "segmentation", "pred", "output")
+ALIASES: Final[Mapping[str, tuple[str, ...]]] = {
+    "logits": ("logits", *_PIXELS),
+    "probabilities": ("probabilities", *_PIXELS),
+}
 """Keys under which networks that return a dict keep an output."""
 TOLERANCE: Final = 1e-3
 """Largest allowed difference between the file and the network, relative to the outputs' range."""

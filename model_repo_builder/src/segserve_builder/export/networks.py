@@ -35,16 +35,17 @@ class NetworkSource:
     sandboxed: str | None = None
 
 
-def load(source: str, weights: Path | None = None) -> NetworkSource:
+def load(source: str, weights: Path | None = None, family: Family | None = None) -> NetworkSource:
     """Return the network that `source` names.
 
     `package.module:name` or `file.py:name` is a module, or a callable without arguments that returns one; `weights`
     are loaded into it. A folder with config.json is a checkpoint of transformers, a file ending in .pt, .pth, .ts or
-    .torchscript is TorchScript. Raises `ExportError` if it is none of these.
+    .torchscript is TorchScript. `family` overrides that of a checkpoint's architecture. Raises `ExportError` if the
+    source is none of these, or the architecture is of no family.
     """
     path = Path(source)
     if (path / "config.json").is_file():
-        return _of_transformers(path)
+        return _of_transformers(path, family)
     if path.is_file() and path.suffix in SCRIPTS:
         return NetworkSource(ScriptFile(path), sandboxed=path.name)
     if ":" in source:
@@ -92,16 +93,19 @@ def _pickled(weights: Path | None) -> str | None:
     return weights.name if weights is not None and weights.suffix != ".safetensors" else None
 
 
-def _of_transformers(folder: Path) -> NetworkSource:
+def _of_transformers(folder: Path, family: Family | None) -> NetworkSource:
     import transformers
 
     # Code that comes with a checkpoint is never run, whatever its config.json says.
     config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    names = [name for name in config.architectures or () if family_of(name)]
+    names = [name for name in config.architectures or () if family or family_of(name)]
     if not names:
         listed = ", ".join(config.architectures or ()) or "none"
-        allowed = ", ".join(f"...{end}" for family in FAMILIES.values() for end in family.architectures)
-        raise ExportError(f"{folder.name} is of architecture {listed}; allowed are {allowed}")
+        allowed = ", ".join(dict.fromkeys(name for each in FAMILIES.values() for name in each.architectures))
+        raise ExportError(
+            f"{folder.name} is of architecture {listed}, which is not supported; --family overrides this. "
+            f"Supported are {allowed}"
+        )
     kind = getattr(transformers, names[0])
     pickled = folder / "pytorch_model.bin"
     is_pickled = pickled.is_file() and not any(folder.glob("*.safetensors"))
@@ -113,15 +117,12 @@ def _of_transformers(folder: Path) -> NetworkSource:
     module.set_attn_implementation("eager")
     classes = tuple(config.id2label[index] for index in sorted(config.id2label))
     sandboxed = pickled.name if is_pickled else None
-    return NetworkSource(module.eval(), family_of(names[0]), classes, _preparation(folder), sandboxed)
+    return NetworkSource(module.eval(), family or family_of(names[0]), classes, _preparation(folder), sandboxed)
 
 
 def family_of(architecture: str) -> Family | None:
-    """Return the family of a transformers class by the longest fitting ending of its name, None if it has none."""
-    endings = [
-        (len(end), family) for family in FAMILIES.values() for end in family.architectures if architecture.endswith(end)
-    ]
-    return max(endings, key=lambda one: one[0])[1] if endings else None
+    """Return the family of a transformers class, None if it has none."""
+    return next((family for family in FAMILIES.values() if architecture in family.architectures), None)
 
 
 def _preparation(folder: Path) -> Preparation | None:
@@ -130,6 +131,14 @@ def _preparation(folder: Path) -> Preparation | None:
         return None
     config = json.loads(path.read_text())
     size = config.get("size") or {}
+    is_padded = (
+        config.get("do_pad") and isinstance(size, dict) and size.get("longest_edge", 0) == size.get("shortest_edge")
+    )
+    if is_padded or config.get("do_split_image"):
+        raise ExportError(
+            f"{path.name} pads images to a square or splits them, which is not written here: export the network with "
+            "torch.onnx.export, and use `segserve init`"
+        )
     fixed = (size["height"], size["width"]) if isinstance(size, dict) and {"height", "width"} <= size.keys() else None
     scale = config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 1.0
     if not config.get("do_normalize", True):

@@ -27,6 +27,7 @@ from segserve_builder.export.graph import (
 )
 from segserve_builder.export.isolated import ScriptFile, ScriptNetwork
 from segserve_builder.families.base import CHANNELS, Family
+from segserve_builder.families.semantic_logits import SEMANTIC_LOGITS, SEMANTIC_PROBABILITIES
 from segserve_builder.golden.judging import GOLDEN_FILE, GoldenTolerance, record
 from segserve_builder.sources import folder_digest
 from segserve_builder.stages.base import RequestOptions
@@ -123,6 +124,8 @@ def make(
                 f"the file's outputs differ from the network's by {difference:.2g} of their range; "
                 f"at most {TOLERANCE:g} is allowed"
             )
+        if plan.family is SEMANTIC_LOGITS:
+            _refuse_probabilities(original, images[:GOLDEN_IMAGES])
         accuracy = _reduce(plan, full, target, original, batches, images, labels)
     finally:
         full.unlink(missing_ok=True)
@@ -130,6 +133,16 @@ def make(
     golden_sha256 = _write_golden(served, plan, images[:GOLDEN_IMAGES], folder / "golden")
     spec = plan.spec(_sha256(target), golden_sha256)
     return ExportResult(spec, difference, target.stat().st_size, accuracy)
+
+
+def _refuse_probabilities(model: InProcessModel, images: Sequence[Path]) -> None:
+    """Raise `ExportError` if what should be logits is within 0 and 1 for all images."""
+    outputs = (model.raw(model.network_input(image.read_bytes())) for image in images)
+    if all(array.min() >= 0 and array.max() <= 1 for one in outputs for array in one.values()):
+        raise ExportError(
+            "all values for your images are within 0 and 1, so they are probabilities and no logits: use --family "
+            f"{SEMANTIC_PROBABILITIES.name}"
+        )
 
 
 def _network(module: Any, plan: ExportPlan) -> Any:

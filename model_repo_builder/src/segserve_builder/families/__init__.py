@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from segserve_builder.families import anchors, detections, queries, semantic_logits, yolo
+from segserve_builder.families import anchors, detections, queries, semantic_labels, semantic_logits, yolo
 from segserve_builder.families.base import Family
 
 _ROWS: Final[tuple[Family, ...]] = (
     semantic_logits.SEMANTIC_LOGITS,
+    semantic_logits.SEMANTIC_PROBABILITIES,
+    semantic_labels.SEMANTIC_LABELS,
     yolo.YOLO_SEG,
     detections.MASK_RCNN,
     detections.FASTER_RCNN,
@@ -21,9 +23,14 @@ _ROWS: Final[tuple[Family, ...]] = (
     yolo.YOLOV5_DETECT,
     yolo.YOLO_NMS_FREE_SEG,
     yolo.YOLO_NMS_FREE_DETECT,
+    yolo.RTDETR_ULTRALYTICS,
     queries.MASK2FORMER,
     queries.MASKFORMER,
+    queries.EOMT,
     queries.DETR,
     queries.DETR_PANOPTIC,
+    queries.DETR_SIGMOID,
+    queries.DETR_SIGMOID_SEG,
+    queries.DEFORMABLE_DETR,
 )
 FAMILIES: Final[Mapping[str, Family]] = {family.name: family for family in _ROWS}

@@ -16,6 +16,7 @@ from segserve_builder.families.base import (
     NetworkIO,
     NetworkSignature,
     TensorSpec,
+    check_logits,
     described,
     described_all,
     float_output,
@@ -59,6 +60,7 @@ class AnchorFamily(Family):
             )
         heads = [float_output(outputs[name], model, 3, shape) for name, shape in SHAPES.items()]
         _check_sizes(heads, model)
+        check_logits(heads[0], signature)
         if LEVELS not in outputs:
             return NetworkIO(image, layout, tuple(heads))
         levels = outputs[LEVELS]

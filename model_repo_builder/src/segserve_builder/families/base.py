@@ -7,20 +7,24 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 from segserve_builder.errors import SignatureError
 from segserve_builder.spec.model_spec import Input, ModelClass, Runtime
 from segserve_builder.stages.base import Stage
-from segserve_builder.values import ResizeTransform, Value, ValueType
+from segserve_builder.values import Float32, ResizeTransform, Value, ValueType
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 IMAGE_DTYPES: Final = ("UINT8", "UINT16", "FP16", "FP32")
 CHANNELS: Final = {"RGB": 3, "GREY": 1}
+LABEL_OPERATORS: Final = frozenset({"ArgMax", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "TopK"})
+PROBABILITY_OPERATORS: Final = frozenset({"HardSigmoid", "Sigmoid", "Softmax"})
+ROUNDING: Final = 1e-3
+"""How far beyond 0 and 1 rounding may put a probability."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +38,15 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class NetworkSignature:
-    """The inputs and outputs that a network's file declares."""
+    """The inputs and outputs that a network's file declares.
+
+    `last_operators` has by output the type of the last operator that does more than move or resize its values, as far
+    as the graph tells.
+    """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    last_operators: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +91,11 @@ class ModelContext(Protocol):
         ...
 
     @property
+    def inference(self) -> Sequence[PipelineStage]:
+        """The stages around the network: tiles or views of an image, whose outputs are merged."""
+        ...
+
+    @property
     def postprocess(self) -> Sequence[PipelineStage]:
         """The stages after the network; empty if the family's defaults apply."""
         ...
@@ -107,6 +121,10 @@ class InspectedNetwork(Protocol):
 
     def shape(self, tensor: TensorSpec) -> tuple[int | None, ...]:
         """Return an output's shape, with dimensions that only running the network has shown."""
+        ...
+
+    def is_within_0_and_1(self, tensor: TensorSpec) -> bool:
+        """Return whether the network was run, and all values of an output are probabilities by their size."""
         ...
 
 
@@ -161,7 +179,9 @@ class Family(ABC):
     image_sized_outputs: tuple[str, ...] = ()
     """Outputs whose height and width follow those of the input."""
     architectures: tuple[str, ...] = ()
-    """Endings of the class names of transformers' models of the family."""
+    """Class names of transformers' models of the family."""
+    tasks: tuple[str, ...] = ()
+    """Values of `task` in the metadata of Ultralytics' exports of the family."""
 
     first_class_id: int = 0
     """1 if channel 0 of the logits is the background."""
@@ -248,6 +268,43 @@ def float_output(tensor: TensorSpec, model: ModelContext, rank: int, shape: str)
         raise SignatureError(f"output {described(tensor)}: the shape must be {shape}")
     check_batch("output", tensor, model)
     return tensor
+
+
+def check_logits(tensor: TensorSpec, signature: NetworkSignature, probabilities: str = "export it without") -> None:
+    """Raise `SignatureError` if an output holds probabilities or labels instead of logits.
+
+    `probabilities` is what to do about the former.
+    """
+    operator = signature.last_operators.get(tensor.name)
+    if operator in PROBABILITY_OPERATORS:
+        raise SignatureError(f"output {described(tensor)} ends with {operator}, so it holds no logits: {probabilities}")
+    if operator in LABEL_OPERATORS:
+        raise SignatureError(
+            f"output {described(tensor)} ends with {operator}, so it holds no logits: export the logits, or integers "
+            "for the family semantic-labels"
+        )
+
+
+def check_probabilities(name: str, values: Float32) -> None:
+    """Raise `SignatureError` if values, float32 of any shape, are not within 0 and 1."""
+    low, high = (values.min(), values.max()) if values.size else (0, 1)
+    if low < -ROUNDING or high > 1 + ROUNDING:
+        raise SignatureError(
+            f"{name} must be probabilities, 0 to 1; these are {low:.4g} to {high:.4g}: the family does not fit the "
+            "network, or its last sigmoid or softmax is missing"
+        )
+
+
+def check_grid(name: str, shape: tuple[int, ...], transform: ResizeTransform) -> None:
+    """Raise `SignatureError` if a grid (h, w) over the network's whole input has not its aspect, to a cell a side."""
+    (height, width), p = shape, transform
+    if p.input_height * (width - 1) > p.input_width * (height + 1) or (
+        p.input_width * (height - 1) > p.input_height * (width + 1)
+    ):
+        raise SignatureError(
+            f"{name} have {height} rows and {width} columns; the network's input is {p.input_height} x {p.input_width} "
+            "pixels, and they must have its aspect"
+        )
 
 
 def thing_ids(model: ModelContext) -> frozenset[int]:

@@ -19,6 +19,7 @@ from segserve_builder.families.base import (
     StageNote,
     TensorSpec,
     check_batch,
+    check_probabilities,
     described,
     described_all,
     image_input,
@@ -142,6 +143,7 @@ class DetectionFamily(Family):
                 f"{self.name}'s outputs have the shapes {shapes}; for one image each begins with [1, N]"
             )
         scores: Float32 = scores_output[0][0] if scores_output else boxes[0, :, 4]
+        check_probabilities("scores of detections", scores)
         rows, classes = _known_classes(labels[0], model)
         image_boxes = transform.to_image_coordinates(boxes[0, rows, :4])
         candidates = Candidates(image_boxes, scores[rows], classes, NoHeads(), transform)
@@ -176,9 +178,7 @@ class MaskDetectionFamily(DetectionFamily):
             raise SignatureError(f"the masks have shape {shape}; for one image they are {MASKS.shape}")
         _check_raw(f"the masks have shape {shape}", *heads.shape[-2:])
         masks = heads if heads.ndim == 3 else _of_labels(heads, candidates.classes)
-        if masks.size and not 0 <= masks.min() <= masks.max() <= 1:
-            observed = f"{masks.min():.4g} to {masks.max():.4g}"
-            raise SignatureError(f"masks must be probabilities, 0 to 1; these are {observed}: export their sigmoid")
+        check_probabilities("masks", masks)
         return replace(candidates, heads=MaskHeads(masks))
 
 

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from segserve_builder.errors import SignatureError
+from segserve_builder.errors import PipelineError, SignatureError
 from segserve_builder.families.base import (
+    CHANNELS,
+    PROBABILITY_OPERATORS,
+    EvidenceWeight,
     Family,
+    FamilyEvidence,
     InspectedNetwork,
     ModelContext,
     NetworkIO,
     NetworkSignature,
     StageNote,
+    TensorSpec,
+    check_grid,
+    check_logits,
+    check_probabilities,
     described,
     described_all,
     float_output,
@@ -22,53 +30,144 @@ from segserve_builder.families.base import (
 )
 from segserve_builder.stages.argmax import Argmax
 from segserve_builder.stages.multi_label import MultiLabel
-from segserve_builder.values import Logits, ResizeTransform, ValueType
+from segserve_builder.values import Float32, Logits, ResizeTransform, ValueType
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SHAPE: Final = "[batch, classes, height, width]"
+USUAL_NAMES: Final = frozenset({"logits", "probabilities", "out", "output", "segmentation", "masks", "pred"})
+"""Names of the main output beside auxiliary ones, in lower case."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SemanticLogits(Family):
-    """One output, FP32 [batch, classes, h, w]: logits over the network's whole input, of any resolution.
+    """An output, FP32 [batch, classes, h, w]: logits over the network's whole input, of any resolution.
 
     By default they are those of a softmax, for one label per pixel (argmax); a single channel is then the logit of the
     second of two classes. With multiLabel each is that of a sigmoid, for masks that may overlap, and every class has a
-    channel.
+    channel. With `probabilities` the output is the softmax or sigmoid of logits, which are computed from it. Classes
+    may be the last dimension. Other outputs, as of auxiliary heads, are ignored: the first that fits is read, those of
+    usual names before others.
     """
+
+    probabilities: bool = False
 
     def network_io(self, signature: NetworkSignature, model: ModelContext) -> NetworkIO:
         """Return the image input and the logits; raises `SignatureError` if the network has others."""
         image, layout = image_input(signature, model)
-        if len(signature.outputs) != 1:
+        fitting = [tensor for tensor in sorted(signature.outputs, key=_by_name) if _fits(tensor, model)]
+        if not fitting and len(signature.outputs) != 1:
             raise SignatureError(
-                f"{self.name} has one output, FP32 {SHAPE}; the network has {described_all(signature.outputs)}"
+                f"{self.name} has an output FP32 {SHAPE} for the model's {len(model.classes)} classes; "
+                f"the network has {described_all(signature.outputs)}"
             )
-        logits = float_output(signature.outputs[0], model, 4, SHAPE)
-        if logits.shape[1] is not None:
-            _check_channels(f"output {described(logits)}", logits.shape[1], model)
+        logits = float_output((fitting or signature.outputs)[0], model, 4, SHAPE)
+        classes_last = _classes_last(logits.shape, layout, model)
+        channels = logits.shape[3 if classes_last else 1]
+        if channels is not None:
+            _check_channels(f"output {described(logits)}", channels, model)
+        if not self.probabilities:
+            check_logits(logits, signature, "take the family semantic-probabilities")
+        if classes_last and model.inference:
+            raise PipelineError(f"output {described(logits)}: inference merges {SHAPE}, and here the classes are last")
         return NetworkIO(image, layout, (logits,))
 
     def read(self, outputs: Mapping[str, NDArray[Any]], transform: ResizeTransform, model: ModelContext) -> Logits:
         """Return one image's logits; raises `SignatureError` if their shape is not [1, classes, h, w].
 
-        `outputs` is one float32 array.
+        `outputs` is one float32 array; the classes may be last.
         """
+        import numpy as np
+
         (values,) = outputs.values()
         if values.ndim != 4 or values.shape[0] != 1:
             raise SignatureError(f"the logits have shape {list(values.shape)}; one image's are [1, classes, h, w]")
-        _check_channels(f"the logits have shape {list(values.shape)}", values.shape[1], model)
-        return Logits(values[0], transform, things=thing_ids(model))
+        planes: Float32 = values[0]
+        if _classes_last(values.shape, "NCHW", model):
+            planes = np.ascontiguousarray(planes.transpose(2, 0, 1))
+        _check_channels(f"the logits have shape {list(values.shape)}", len(planes), model)
+        check_grid("the logits", planes.shape[1:], transform)
+        logits = _logits_of(planes, model) if self.probabilities else planes
+        return Logits(logits, transform, things=thing_ids(model))
 
     def implied_classes(self, network: InspectedNetwork) -> int | None:
         """Return the number of channels, or 2 for a single one."""
-        outputs = network.signature.outputs
-        if len(outputs) != 1 or len(outputs[0].shape) != 4:
+        output = _likeliest(network)
+        if output is None:
             return None
-        channels = network.shape(outputs[0])[1]
+        _, first, _, last = network.shape(output)
+        image, colours = network.signature.inputs[0].shape, CHANNELS.values()
+        beside_such_images = image[-1] in colours and image[1] not in colours
+        is_last = beside_such_images and last is not None and (first is None or first >= last)
+        channels = last if is_last else first
         return 2 if channels == 1 else channels
+
+    def implausibility(self, network: InspectedNetwork) -> str | None:
+        """Return that nothing says that the values are probabilities, if the family needs them."""
+        if not self.probabilities or any(self._signs(network)):
+            return None
+        return f"{self.name} has values within 0 and 1, as after a sigmoid or softmax; the network's are others"
+
+    def evidence(self, network: InspectedNetwork) -> Iterator[FamilyEvidence]:
+        """Yield what says that the values are probabilities."""
+        if self.probabilities:
+            yield from (FamilyEvidence(EvidenceWeight.METADATA, text) for text in self._signs(network))
+
+    @staticmethod
+    def _signs(network: InspectedNetwork) -> Iterator[str]:
+        output = _likeliest(network)
+        if output is None:
+            return
+        operator = network.signature.last_operators.get(output.name)
+        if operator in PROBABILITY_OPERATORS:
+            yield f"its graph ends with {operator}"
+        elif network.is_within_0_and_1(output):
+            yield "all its values are within 0 and 1"
+
+
+def _by_name(tensor: TensorSpec) -> tuple[bool, bool]:
+    name = tensor.name.lower()
+    return name not in USUAL_NAMES, name.startswith("aux")
+
+
+def _likeliest(network: InspectedNetwork) -> TensorSpec | None:
+    """Return the output of four dimensions that is read if any number of classes fits, None if there is none."""
+    return min((one for one in network.signature.outputs if len(one.shape) == 4), key=_by_name, default=None)
+
+
+def _fits(tensor: TensorSpec, model: ModelContext) -> bool:
+    """Return whether an output may have a channel for each class, second or last."""
+    shape = tensor.shape
+    return len(shape) == 4 and (shape[1] is None or _is_number(shape[1], model) or _is_number(shape[3], model))
+
+
+def _is_number(channels: int | None, model: ModelContext) -> bool:
+    return channels == len(model.classes) or (channels, len(model.classes)) == (1, 2)
+
+
+def _classes_last(shape: tuple[int | None, ...], layout: str, model: ModelContext) -> bool:
+    """Return whether the last dimension has the classes and the second has not; if it is free, images decide."""
+    may_be = shape[1] is not None or layout == "NHWC"
+    return may_be and not _is_number(shape[1], model) and _is_number(shape[3], model)
+
+
+def _logits_of(values: Float32, model: ModelContext) -> Float32:
+    """Return logits (C, h, w) with the given probabilities, which are those of a softmax unless the classes are apart.
+
+    Raises `SignatureError` if they are not probabilities.
+    """
+    import numpy as np
+
+    check_probabilities("the family's values", values)
+    info = np.finfo(np.float32)
+    if len(values) > 1 and not any(isinstance(entry.stage, MultiLabel) for entry in model.postprocess):
+        # Softmax adds the same to all classes of a pixel: labels are those of the network's own logits.
+        logarithms: Float32 = np.log(np.maximum(values, info.tiny))
+        return logarithms
+    inside = np.clip(values, info.epsneg, 1 - info.epsneg)
+    logits: Float32 = np.log(inside) - np.log1p(-inside)
+    return logits
 
 
 def _check_channels(observed: str, channels: int, model: ModelContext) -> None:
@@ -91,7 +190,28 @@ SEMANTIC_LOGITS: Final = SemanticLogits(
     default_postprocess=(Argmax(),),
     output_names=("logits",),
     image_sized_outputs=("logits",),
-    architectures=("ForSemanticSegmentation",),
+    architectures=(
+        "BeitForSemanticSegmentation",
+        "Data2VecVisionForSemanticSegmentation",
+        "DPTForSemanticSegmentation",
+        "MobileNetV2ForSemanticSegmentation",
+        "MobileViTForSemanticSegmentation",
+        "MobileViTV2ForSemanticSegmentation",
+        "SegformerForSemanticSegmentation",
+        "UperNetForSemanticSegmentation",
+    ),
+    tasks=("semantic",),
     fixed_size_resize="stretch",
     stage_notes=(StageNote("one label per pixel; for masks that may overlap, use multiLabel instead of argmax", True),),
+)
+
+SEMANTIC_PROBABILITIES: Final = replace(
+    SEMANTIC_LOGITS,
+    name="semantic-probabilities",
+    output_names=("probabilities",),
+    image_sized_outputs=("probabilities",),
+    stage_notes=(
+        StageNote("one label per pixel; if each class has a sigmoid of its own, masks may overlap: use multiLabel"),
+    ),
+    probabilities=True,
 )

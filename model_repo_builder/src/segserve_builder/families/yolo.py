@@ -1,4 +1,4 @@
-"""The YOLO families: detection and segmentation heads of YOLOv5 to v12 and v26.
+"""The YOLO families: detection and segmentation heads of YOLOv5 to v12 and v26, and Ultralytics' RT-DETR.
 
 Layouts are read from the tensors that the projects' exporters document; none of their code is used.
 """
@@ -21,6 +21,8 @@ from segserve_builder.families.base import (
     NetworkIO,
     NetworkSignature,
     TensorSpec,
+    check_grid,
+    check_probabilities,
     described,
     described_all,
     float_output,
@@ -77,7 +79,7 @@ class YoloFamily(Family):
         are float32 detections [1, values, N] or [1, N, values], and prototypes [1, K, h, w].
         """
         number = len(model.classes)
-        head, heads = self._split(outputs, number)
+        head, heads = self._split(outputs, number, transform)
         return self._candidates(head, heads, transform, number)
 
     def implied_classes(self, network: InspectedNetwork) -> int | None:
@@ -116,13 +118,15 @@ class YoloFamily(Family):
     def evidence(self, network: InspectedNetwork) -> Iterator[FamilyEvidence]:
         """Yield what Ultralytics' metadata says of the head."""
         task, metadata = network.metadata.get("task"), network.metadata
-        if {"segment": True, "detect": False}.get(task or "") is not self.masks:
+        if task not in self.tasks:
             return
         chosen = metadata.get("end2end") == "True" or _dict_literal(metadata.get("args", "")).get("nms") is True
-        head = (
-            ObjectnessHead if "v5" in metadata.get("description", "").lower() else ChosenHead if chosen else ScoredHead
-        )
-        if isinstance(self, head):
+        head: type[YoloFamily] = ChosenHead if chosen else ScoredHead
+        if "v5" in metadata.get("description", "").lower():
+            head = ObjectnessHead
+        elif _is_rt_detr(network):
+            head = RelativeHead
+        if type(self) is head:
             inside = ", with NMS inside" if chosen else ""
             yield FamilyEvidence(EvidenceWeight.METADATA, f"its Ultralytics metadata says task {task!r}{inside}")
 
@@ -161,7 +165,9 @@ class YoloFamily(Family):
             f"{'at least ' if free else ''}{least}"
         )
 
-    def _split(self, outputs: Mapping[str, NDArray[Any]], classes: int) -> tuple[Float32, Heads]:
+    def _split(
+        self, outputs: Mapping[str, NDArray[Any]], classes: int, transform: ResizeTransform
+    ) -> tuple[Float32, Heads]:
         """Return one image's detections without the batch, and the heads of their masks."""
         detections, *prototypes = outputs.values()
         shapes = [array.shape for array in (detections, *prototypes)]
@@ -176,6 +182,7 @@ class YoloFamily(Family):
         head = detections[0]
         if not self.masks:
             return head, NoHeads()
+        check_grid("the prototypes", prototypes[0].shape[2:], transform)
         rows = head.T if self.axis == 1 else head
         return head, PrototypeHeads(rows[:, self._values(classes) :], prototypes[0][0])
 
@@ -193,6 +200,7 @@ class ScoredHead(YoloFamily):
             from segserve_builder.kernels.labels import best_class
 
             labels, best = best_class(scores)
+        check_probabilities("the best scores of detections", best)
         return Candidates(_centred_boxes(head, transform), best, labels, heads, transform)
 
 
@@ -207,6 +215,8 @@ class ObjectnessHead(YoloFamily):
         from segserve_builder.kernels.rows import best_of_rows
 
         labels, scores = best_of_rows(head, 4, 5, 5 + classes)
+        check_probabilities("objectness", head[:, 4])
+        check_probabilities("the best scores of detections", scores)
         return Candidates(_centred_boxes(head.T, transform), scores, labels, heads, transform)
 
 
@@ -215,6 +225,13 @@ class ChosenHead(YoloFamily):
 
     Rows with a score of 0 only fill the tensor and are dropped, whatever their class.
     """
+
+    def implausibility(self, network: InspectedNetwork) -> str | None:
+        """Return that the values are others, or that the metadata says what the four of a box are."""
+        if _is_rt_detr(network) is not isinstance(self, RelativeHead):
+            units = "relative as cx cy w h" if _is_rt_detr(network) else "in pixels as x1 y1 x2 y2"
+            return f"{self.name} does not read boxes {units}, as this network's are if its metadata is right"
+        return super().implausibility(network)
 
     def evidence(self, network: InspectedNetwork) -> Iterator[FamilyEvidence]:
         """Yield the metadata's evidence, and a small number of candidates."""
@@ -227,6 +244,7 @@ class ChosenHead(YoloFamily):
     def _candidates(self, head: Float32, heads: Heads, transform: ResizeTransform, classes: int) -> Candidates:
         import numpy as np
 
+        check_probabilities("scores of detections", head[:, 4])
         rows = np.flatnonzero(head[:, 4] > 0)
         numbers = head[rows, 5]
         wrong = (numbers < 0) | (numbers >= classes) | (numbers != np.floor(numbers))
@@ -234,6 +252,24 @@ class ChosenHead(YoloFamily):
             raise SignatureError(f"a detection is of class {numbers[wrong][0]:g}; the model's are 0 to {classes - 1}")
         boxes = transform.to_image_coordinates(head[rows, :4])
         return Candidates(boxes, head[rows, 4], numbers.astype(np.int32), heads.take(rows), transform)
+
+
+class RelativeHead(ChosenHead):
+    """Ultralytics' RT-DETR: cx cy w h in parts of the network's input, a score and a class number, one row each."""
+
+    def _candidates(self, head: Float32, heads: Heads, transform: ResizeTransform, classes: int) -> Candidates:
+        import numpy as np
+
+        size = np.array([transform.input_width, transform.input_height], np.float32)
+        centre, half = head[:, :2] * size, head[:, 2:4] * (size / 2)
+        rows = np.concatenate([centre - half, centre + half, head[:, 4:]], axis=1)
+        return super()._candidates(rows, heads, transform, classes)
+
+
+def _is_rt_detr(network: InspectedNetwork) -> bool:
+    """Return whether Ultralytics' metadata says so: older versions name the model alone."""
+    metadata = network.metadata
+    return metadata.get("head") == "RTDETRDecoder" or "rtdetr" in metadata.get("description", "").lower()
 
 
 def _by_rank(network: InspectedNetwork, rank: int) -> list[TensorSpec]:
@@ -270,6 +306,7 @@ YOLO_SEG: Final = ScoredHead(
     leading_values=4,
     scored=True,
     masks=True,
+    tasks=("segment",),
 )
 YOLO_DETECT: Final = ScoredHead(
     name="yolo-detect",
@@ -280,6 +317,7 @@ YOLO_DETECT: Final = ScoredHead(
     leading_values=4,
     scored=True,
     masks=False,
+    tasks=("detect",),
 )
 YOLOV5_SEG: Final = ObjectnessHead(
     name="yolov5-seg",
@@ -290,6 +328,7 @@ YOLOV5_SEG: Final = ObjectnessHead(
     leading_values=5,
     scored=True,
     masks=True,
+    tasks=("segment",),
 )
 YOLOV5_DETECT: Final = ObjectnessHead(
     name="yolov5-detect",
@@ -300,6 +339,7 @@ YOLOV5_DETECT: Final = ObjectnessHead(
     leading_values=5,
     scored=True,
     masks=False,
+    tasks=("detect",),
 )
 YOLO_NMS_FREE_SEG: Final = ChosenHead(
     name="yolo-nms-free-seg",
@@ -310,6 +350,7 @@ YOLO_NMS_FREE_SEG: Final = ChosenHead(
     leading_values=6,
     scored=False,
     masks=True,
+    tasks=("segment",),
 )
 YOLO_NMS_FREE_DETECT: Final = ChosenHead(
     name="yolo-nms-free-detect",
@@ -320,4 +361,17 @@ YOLO_NMS_FREE_DETECT: Final = ChosenHead(
     leading_values=6,
     scored=False,
     masks=False,
+    tasks=("detect",),
+)
+RTDETR_ULTRALYTICS: Final = RelativeHead(
+    name="rtdetr-ultralytics",
+    gives=ValueType.BOXES,
+    default_postprocess=(ScoreThreshold(),),
+    output_names=("output0",),
+    axis=2,
+    leading_values=6,
+    scored=False,
+    masks=False,
+    tasks=("detect",),
+    fixed_size_resize="stretch",
 )

@@ -42,7 +42,8 @@ def class_statistics(value: LabelMap, number: int) -> tuple[Int64, Float32]:
     """Return, for each of `number` classes, its area in pixels and its mean probability over it, 0 without pixels.
 
     They are int64 (number,) and float32 (number,). The probability is the softmax of the logits, sampled bilinearly at
-    the pixel and divided by their temperature; with one channel the sigmoid, and its complement for class 0.
+    the pixel and divided by their temperature; with one channel the sigmoid, and its complement for class 0. It is 1
+    for labels without scores.
     """
     return _statistics(value, number, None)
 
@@ -61,6 +62,9 @@ def _statistics(value: LabelMap, number: int, parts: Int32 | None) -> tuple[Int6
     from segserve_builder.kernels.probability import label_sums
 
     logits = value.logits.values
+    if not logits.size:
+        counts = np.bincount((value.labels if parts is None else parts).ravel(), minlength=number)
+        return counts, (counts > 0).astype(np.float32)
     if len(logits) == 1:
         logits = np.concatenate([np.zeros_like(logits), logits])
     rows, columns = axes(value.logits.transform, *logits.shape[1:], align_corners=value.logits.align_corners)

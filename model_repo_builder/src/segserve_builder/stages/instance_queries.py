@@ -15,7 +15,9 @@ class InstanceQueries(Stage):
 
     Equals `post_process_instance_segmentation` of transformers' Mask2Former and MaskFormer: the best pairs of query and
     class, as many as there are queries, each scored by its class and by the mean probability of its mask. With
-    `exclusive` as DETR's: every pixel is of one query at most, as in panopticQueries.
+    `exclusive` as DETR's: every pixel is of one query at most, as in panopticQueries. If classes have sigmoids of their
+    own, it equals RF-DETR's: pairs are scored by their class alone, masks are sampled bilinearly at the image's pixels,
+    and boxes are those of the network. Instances without a pixel are dropped.
     """
 
     takes: ClassVar[frozenset[ValueType]] = frozenset({ValueType.QUERIES})
@@ -38,11 +40,14 @@ class InstanceQueries(Stage):
     )
 
     def __call__(self, value: Queries, request: RequestOptions) -> Instances:
-        """Return the instances, best score first; boxes are the least around their masks."""
+        """Return the instances, best score first; boxes are the network's or the least around masks."""
         import numpy as np
 
         least = request.least_score(self.threshold)
-        found = self._exclusive(value, least) if self.exclusive else self._overlapping(value, least)
+        if self.exclusive:
+            found = self._exclusive(value, least)
+        else:
+            found = self._detections(value, least) if value.sigmoid else self._overlapping(value, least)
         return found.take(np.argsort(-found.scores, kind="stable").tolist())
 
     def _exclusive(self, value: Queries, least: float) -> Instances:
@@ -58,39 +63,61 @@ class InstanceQueries(Stage):
     def _overlapping(self, value: Queries, least: float) -> Instances:
         import numpy as np
 
-        from segserve_builder.imaging.probabilities import logit, sigmoid, softmax
-        from segserve_builder.imaging.query_masks import content, mask_logits, nearest_first
+        from segserve_builder.imaging.probabilities import logit, sigmoid
+        from segserve_builder.imaging.query_masks import best_pairs, content, mask_logits, nearest_first
         from segserve_builder.kernels.blocks import nearest_rles
 
-        classes = softmax(value.logits)[:, :-1]
-        pairs = np.argsort(-classes, axis=None, kind="stable")[: len(classes)]
         # A mask's mean probability is at most 1: no pair below the threshold gets above it.
-        pairs = pairs[classes.reshape(-1)[pairs] >= np.float32(least)]
-        which, row = np.unique(pairs // classes.shape[1], return_inverse=True)
+        queries, classes, scores = best_pairs(value)
+        number = np.count_nonzero(scores >= np.float32(least))
+        queries, classes, scores = queries[:number], classes[:number], scores[:number]
+        which, row = np.unique(queries, return_inverse=True)
         logits, rows, columns = mask_logits(value, which, self.mask_size)
         inside = content(logits, rows, columns)
         bits: Any = inside > np.float32(logit(self.mask_threshold))
         mean = np.zeros(len(which), np.float32)
         for k, (values, mask) in enumerate(zip(inside, bits, strict=True)):
             mean[k] = sigmoid(values[mask][None]).sum() / (np.float32(np.count_nonzero(mask)) + np.float32(1e-6))
-        scores = classes.reshape(-1)[pairs] * mean[row]
+        scores = scores * mean[row]
         masks = nearest_rles(bits.view(np.uint8), nearest_first(rows), nearest_first(columns))
         kept = np.flatnonzero(scores >= np.float32(least))
-        chosen = tuple(masks[k] for k in row[kept])
-        return _instances((pairs % classes.shape[1])[kept].astype(np.int32), scores[kept], chosen, value)
+        return _instances(classes[kept], scores[kept], tuple(masks[k] for k in row[kept]), value)
+
+    def _detections(self, value: Queries, least: float) -> Instances:
+        import numpy as np
+
+        from segserve_builder.imaging.probabilities import logit
+        from segserve_builder.imaging.query_masks import best_pairs, corners, mask_logits
+        from segserve_builder.kernels.queries import resample
+        from segserve_builder.kernels.rle import encode_bitmap
+
+        queries, classes, scores = best_pairs(value)
+        kept = scores > np.float32(least)
+        which, row = np.unique(queries[kept], return_inverse=True)
+        logits, rows, columns = mask_logits(value, which, self.mask_size)
+        limit = np.float32(logit(self.mask_threshold))
+        # One mask at a time has the image's size.
+        masks = [
+            encode_bitmap((resample(logits[k : k + 1], rows, columns)[0] > limit).view(np.uint8))
+            for k in range(len(which))
+        ]
+        boxes = None if value.boxes is None else corners(value)[queries[kept]]
+        return _instances(classes[kept], scores[kept], tuple(masks[k] for k in row), value, boxes)
 
 
-def _instances(classes: Any, scores: Float32, masks: tuple[bytes, ...], value: Queries) -> Instances:
-    """Return the instances whose masks are not empty."""
+def _instances(
+    classes: Any, scores: Float32, masks: tuple[bytes, ...], value: Queries, boxes: Float32 | None = None
+) -> Instances:
+    """Return the instances whose masks are not empty, with the boxes given or else those around the masks."""
     import numpy as np
 
     from segserve_builder.kernels.rle_reader import decode
 
     height, width = value.transform.height, value.transform.width
-    boxes = np.zeros((len(masks), 4), np.float32)
+    around = np.zeros((len(masks), 4), np.float32)
     for index, counts in enumerate(masks):
         window = decode(counts, height, width)
         rows, columns = window.bitmap.shape
-        boxes[index] = window.left, window.top, window.left + columns, window.top + rows
-    shown = np.flatnonzero(boxes[:, 2] > boxes[:, 0]).tolist()
-    return Instances(boxes, scores, classes, masks, height, width).take(shown)
+        around[index] = window.left, window.top, window.left + columns, window.top + rows
+    shown = np.flatnonzero(around[:, 2] > around[:, 0]).tolist()
+    return Instances(around if boxes is None else boxes, scores, classes, masks, height, width).take(shown)

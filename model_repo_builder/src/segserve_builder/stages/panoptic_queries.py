@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -13,8 +13,9 @@ from segserve_builder.values import Panoptic, Queries, Segment, ValueType
 class PanopticQueries(Stage):
     """Turn mask queries into a panoptic map: every pixel gets its most probable query.
 
-    Equals `post_process_panoptic_segmentation` of transformers' Mask2Former, MaskFormer and DETR. Segments count from 1
-    in the order of the queries; the segment of several fused queries has the best of their scores.
+    Equals `post_process_panoptic_segmentation` of transformers' Mask2Former, MaskFormer and DETR, and with
+    `convention: eomt` EoMT's, whose masks are first interpolated to the network's input. Segments count from 1 in the
+    order of the queries; the segment of several fused queries has the best of their scores.
     """
 
     takes: ClassVar[frozenset[ValueType]] = frozenset({ValueType.QUERIES})
@@ -40,6 +41,12 @@ class PanopticQueries(Stage):
         description="Height and width that masks are interpolated to first, such as [384, 384] for Mask2Former.",
     )
 
+    convention: Literal["eomt"] | None = Field(
+        None,
+        description="With eomt, maskThreshold is that of a query's own probability, and it gets no pixel below that as "
+        "in EoMT. Default: as in MaskFormer, Mask2Former and DETR.",
+    )
+
     def __call__(self, value: Queries, request: RequestOptions) -> Panoptic:
         """Return the segments of one image."""
         from segserve_builder.imaging.query_masks import exclusive_segments
@@ -47,8 +54,11 @@ class PanopticQueries(Stage):
         classes = range(value.logits.shape[1] - 1)
         stuff = [class_id for class_id in classes if class_id not in value.things] if value.things else []
         fuse = frozenset(stuff if self.fuse is None else self.fuse)
+        size, of_eomt = self.mask_size, self.convention == "eomt"
+        if of_eomt and size is None:
+            size = (value.transform.input_height, value.transform.input_width)
         result = exclusive_segments(
-            value, self.threshold, self.mask_threshold, self.overlap_threshold, fuse, self.mask_size
+            value, self.threshold, self.mask_threshold, self.overlap_threshold, fuse, size, of_eomt
         )
         rows = zip(result.classes.tolist(), result.scores.tolist(), strict=True)
         segments = (

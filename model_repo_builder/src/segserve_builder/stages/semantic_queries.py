@@ -32,10 +32,10 @@ class SemanticQueries(Stage):
         """Return the scores, float32 (C, h, w), of the network's classes."""
         import numpy as np
 
-        from segserve_builder.imaging.probabilities import sigmoid, softmax
-        from segserve_builder.imaging.query_masks import mask_logits
+        from segserve_builder.imaging.probabilities import sigmoid
+        from segserve_builder.imaging.query_masks import mask_logits, shares
 
-        weights = np.ascontiguousarray(softmax(value.logits)[:, :-1].T)
+        weights = np.ascontiguousarray(shares(value)[:, :-1].T)
         height, width = mask_logits(value, slice(0), self.mask_size)[0].shape[1:]
         scores = np.zeros((len(weights), height * width), np.float32)
         for start in range(0, len(value.logits), AT_ONCE):

@@ -533,6 +533,8 @@ def _label_scores(answer: LabelMap, number: int, outputs: Mapping[str, NDArray[A
     if exact is not None and len(exact):
         return exact
     logits = answer.logits
+    if not logits.values.size:
+        return np.full(number, np.nan)
     channels, *grid = logits.values.shape
     rows, columns = axes(logits.transform, *grid, align_corners=logits.align_corners)
     step = math.ceil(math.sqrt(answer.labels.size * channels / MOST_PROBABILITIES))

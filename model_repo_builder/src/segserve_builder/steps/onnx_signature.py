@@ -25,6 +25,12 @@ STANDARD_DOMAINS: Final = frozenset({"", "ai.onnx", "ai.onnx.ml"})
 
 MAX_RANK: Final = 64
 
+MOVING: Final = frozenset(
+    {"Cast", "Flatten", "Identity", "Reshape", "Resize", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
+)
+"""Operators that leave values what they are, or between what they are."""
+LONGEST_CHAIN: Final = 24
+
 TRITON_DTYPES: Final[Mapping[str, str]] = {
     "FLOAT": "FP32",
     "FLOAT16": "FP16",
@@ -60,7 +66,21 @@ def read_signature(path: Path) -> NetworkSignature:
     inputs = tuple(_tensor("input", value) for value in model.graph.input if value.name not in weights)
     outputs = tuple(_tensor("output", value) for value in model.graph.output)
     _refuse_ambiguous(inputs, outputs)
-    return NetworkSignature(inputs, outputs)
+    return NetworkSignature(inputs, outputs, {tensor.name: name for tensor in outputs for name in _last(model, tensor)})
+
+
+def _last(model: Any, output: TensorSpec) -> Iterator[str]:
+    """Yield the type of the last operator that does more to an output than move or resize its values."""
+    makers = {name: node for node in model.graph.node for name in node.output}
+    name = output.name
+    for _ in range(LONGEST_CHAIN):
+        if name not in makers:
+            return
+        node = makers[name]
+        if node.op_type not in MOVING:
+            yield node.op_type
+            return
+        name = node.input[0]
 
 
 def _parse(path: Path) -> Any:
@@ -113,7 +133,10 @@ def _refuse_external(tensor: Any) -> None:
     if tensor.data_location == tensor.EXTERNAL or tensor.external_data:
         entries = {entry.key: entry.value for entry in tensor.external_data}
         observed = f"tensor {tensor.name!r} lies outside the file ({entries!r})"
-        raise UnsafeArtifactError(f"{observed}; all weights must be inside the one file that the sha256 pins")
+        raise UnsafeArtifactError(
+            f"{observed}; all weights must be inside the one file that the sha256 pins: "
+            "export it again with external_data=False (torch), or save it with onnx.save_model"
+        )
 
 
 def _refuse_false_sizes(model: Any) -> None:

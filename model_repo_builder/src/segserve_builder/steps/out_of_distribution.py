@@ -48,8 +48,13 @@ class FlaggedImageError(BadImageError):
         )
 
 
-def check_score(score: OutOfDistributionScore, kind: ValueType, *, embedded: bool) -> None:
-    """Raise `ScoreError` if answers of this type have no such score, or it needs an embedding and none is declared."""
+def check_score(score: OutOfDistributionScore, kind: ValueType, *, embedded: bool, scored: bool = True) -> None:
+    """Raise `ScoreError` if answers of this type have no such score, or it needs an embedding and none is declared.
+
+    `scored` is whether the network gives more than labels.
+    """
+    if score in ("maxSoftmax", "energy") and not scored:
+        raise ScoreError(f"outOfDistribution: the score {score} needs scores, and the network gives labels: use detail")
     if score == "energy" and kind is not ValueType.LABELS:
         raise ScoreError(
             f"outOfDistribution: the score energy needs logits of each pixel, so a last stage that gives "
@@ -80,6 +85,8 @@ def score_of(
             return None
         return image.detail if usual_detail is None else detail_change(image.detail, usual_detail)
     if isinstance(answer, LabelMap):
+        if not answer.logits.values.size:
+            return None
         logits = _sampled(answer.logits) / answer.logits.temperature
         highest = logits.max(0)
         sums = np.log(np.exp(logits - highest).sum(0)) + highest

@@ -176,7 +176,8 @@ def check_postprocess(pipeline: Pipeline) -> Task:
     if kind not in TASKS:
         raise PipelineError(f"{before} gives {kind}; the last stage must give {', '.join(TASKS)}")
     if pipeline.out_of_distribution is not None:
-        check_score(pipeline.out_of_distribution.score, kind, embedded=pipeline.embedding is not None)
+        score, embedded = pipeline.out_of_distribution.score, pipeline.embedding is not None
+        check_score(score, kind, embedded=embedded, scored=family.gives != ValueType.LABELS)
     return TASKS[kind]
 
 

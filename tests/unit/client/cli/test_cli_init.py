@@ -16,6 +16,7 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from segserve.cli.errors import CommandError
+from segserve.cli.init.classes import names_of
 from segserve.cli.init.families import candidates
 from segserve.cli.init.guess import guess
 from segserve.cli.init.measuring import Measurement, TrialRun
@@ -147,6 +148,8 @@ OUTPUTS: dict[str, list[tuple[str, list[Any]]]] = {
     "ssd": [("cls_logits", ["b", 8732, 91]), ("bbox_regression", ["b", 8732, 4]), ("anchors", ["b", 8732, 4])],
     "maskformer": [("class_queries_logits", ["b", 100, 134]), ("masks_queries_logits", ["b", 100, 160, 160])],
     "detr": [("logits", ["b", 100, 92]), ("pred_boxes", ["b", 100, 4])],
+    "detr-sigmoid": [("dets", ["b", 300, 4]), ("labels", ["b", 300, 91])],
+    "detr-sigmoid-seg": [("dets", ["b", 300, 4]), ("labels", ["b", 300, 91]), ("masks", ["b", 300, 96, 96])],
     "detr-panoptic": [
         ("logits", ["b", 100, 251]),
         ("pred_boxes", ["b", 100, 4]),
@@ -187,6 +190,36 @@ def test_ultralytics_metadata_names_family_classes_and_preparation(tmp_path: Pat
         {"resize": {"mode": "letterbox", "size": 64}},
         {"normalise": {}},
     ]
+
+
+def test_what_a_head_of_chosen_boxes_means_is_in_ultralytics_metadata(tmp_path: Path) -> None:
+    for description, family, mode in (
+        ("Ultralytics rtdetr-l model", "rtdetr-ultralytics", "stretch"),
+        ("Ultralytics YOLO26n model", "yolo-nms-free-detect", "letterbox"),
+    ):
+        metadata = {**ULTRALYTICS, "task": "detect", "end2end": str(mode == "letterbox"), "description": description}
+        file = network(tmp_path / "best.onnx", [("images", [1, 3, 64, 64])], [("output0", [1, 300, 6])], **metadata)
+
+        spec = guess(file, "0" * 64, [PHOTO], Overrides()).spec
+
+        assert (spec["family"], spec["preprocess"][1]["resize"]["mode"]) == (family, mode)
+
+
+def test_pixels_are_scaled_as_a_preprocessor_that_does_not_normalise_says(tmp_path: Path) -> None:
+    file = network(
+        tmp_path / "model.onnx",
+        [("pixel_values", ["b", 3, 64, 64])],
+        [("logits", ["b", 30, 3]), ("pred_boxes", ["b", 30, 4])],
+    )
+    config = {"architectures": ["RTDetrForObjectDetection"], "id2label": {"0": "a", "1": "b", "2": "c"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for factor, options in ((1 / 255, {}), (1 / 127.5, {"scale": 1 / 127.5})):
+        prepared = {"do_normalize": False, "do_rescale": True, "rescale_factor": factor, "image_mean": [0.5] * 3}
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(prepared))
+
+        spec = guess(file, "0" * 64, [PHOTO], Overrides()).spec
+
+        assert (spec["family"], spec["preprocess"][-1]) == ("detr-sigmoid", {"normalise": options})
 
 
 def test_a_checkpoints_config_beside_the_file_names_family_classes_and_preparation(tmp_path: Path) -> None:
@@ -503,15 +536,155 @@ def test_without_onnxruntime_less_is_known_and_that_is_said(
     assert resource.spec.golden is None
 
 
-def test_a_pipeline_that_does_not_answer_is_written_all_the_same(
-    command: Command, photos: Path, tmp_path: Path
-) -> None:
+def test_a_pipeline_that_does_not_answer_is_refused(command: Command, photos: Path, tmp_path: Path) -> None:
     file = network(tmp_path / "nothing.onnx", [("image", ["b", 3, 32, 32])], [("logits", ["b", 4, 32, 32])])
+
+    code, _, complaint = command("init", photos, file, "-o", tmp_path / "out")
+
+    said = " ".join(complaint.split())
+    assert (code, "the pipeline of family semantic-logits fails on your images: the logits have" in said) == (1, True)
+    assert not (tmp_path / "out").exists()
+
+
+OF_TWO_NAMES = {"names": "{0: 'person', 1: 'dog'}"}
+
+
+@pytest.mark.parametrize(
+    ("outputs", "metadata", "said"),
+    [
+        pytest.param(
+            [("output0", [1, 56, 84])], {"task": "pose", "names": "{0: 'person'}"}, "says task 'pose', which", id="pose"
+        ),
+        pytest.param([("output0", [1, 7, 84])], {"task": "obb", **OF_TWO_NAMES}, "says task 'obb', which", id="obb"),
+        pytest.param([("depth", [1, 1, 64, 64])], {"task": "depth"}, "says task 'depth', which", id="depth"),
+        pytest.param(
+            [("output0", [1, 7, 84])],
+            OF_TWO_NAMES,
+            "yolo-detect reads 3 classes; the file's metadata ('names') has 2 names",
+            id="an angle beside the classes, and a file without a task",
+        ),
+    ],
+)
+def test_a_head_that_the_files_own_words_speak_against_is_refused_unless_the_user_names_the_family(
+    tmp_path: Path, outputs: list[tuple[str, list[Any]]], metadata: dict[str, str], said: str
+) -> None:
+    file = network(tmp_path / "best.onnx", [("images", [1, 3, 64, 64])], outputs, **metadata)
+    read = read_network(file)
+
+    with pytest.raises(CommandError) as refused:
+        candidates(read, image_input(read.image), names_of(read, None))
+
+    assert said in str(refused.value)
+    family = "semantic-logits" if len(outputs[0][1]) == 4 else "yolo-detect"
+    assert guess(file, "0" * 64, [PHOTO], Overrides(family=family)).spec["family"] == family
+
+
+def graph(path: Path, nodes: list[Any], outputs: list[Any], **metadata: str) -> Path:
+    """Write a network of nodes from `image` to outputs of a name, an element type and a shape."""
+    declared = [helper.make_tensor_value_info(*output) for output in outputs]
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["b", 3, "h", "w"])
+    bounds = [onnx.numpy_helper.from_array(np.float32(value), name) for value, name in ((0, "zero"), (1, "one"))]
+    model = helper.make_model(helper.make_graph(nodes, "g", [image], declared, bounds))
+    model.opset_import[0].version, model.ir_version = 17, 8
+    helper.set_model_props(model, metadata)
+    onnx.save(model, path)
+    return path
+
+
+MAP = ["b", 3, "h", "w"]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "outputs", "family", "said"),
+    [
+        pytest.param(
+            [helper.make_node("Softmax", ["image"], ["out"], axis=1)],
+            [("out", TensorProto.FLOAT, MAP)],
+            "semantic-probabilities",
+            "its graph ends with Softmax",
+            id="softmax",
+        ),
+        pytest.param(
+            [helper.make_node("Clip", ["image", "zero", "one"], ["out"])],
+            [("out", TensorProto.FLOAT, MAP)],
+            "semantic-probabilities",
+            "all its values are within 0 and 1",
+            id="values of 0 to 1 alone",
+        ),
+        pytest.param(
+            [helper.make_node("ArgMax", ["image"], ["out"], axis=1, keepdims=0)],
+            [("out", TensorProto.INT64, ["b", "h", "w"])],
+            "semantic-labels",
+            "CONFIDENCE is 1",
+            id="argmax",
+        ),
+        pytest.param(
+            [helper.make_node("Identity", ["image"], ["out"]), helper.make_node("Relu", ["image"], ["aux"])],
+            [("aux", TensorProto.FLOAT, MAP), ("out", TensorProto.FLOAT, MAP)],
+            "semantic-logits",
+            "what these outputs hold is left out, as they are not read: 'aux' FP32 [?, 3, ?, ?]",
+            id="an auxiliary output",
+        ),
+    ],
+)
+def test_what_a_semantic_network_gives_decides_its_family(
+    command: Command, photos: Path, tmp_path: Path, nodes: list[Any], outputs: list[Any], family: str, said: str
+) -> None:
+    file = graph(tmp_path / "net.onnx", nodes, outputs, names="['red', 'green', 'blue']")
 
     code, printed, _ = command("init", photos, file, "-o", tmp_path / "out")
 
-    assert (code, (tmp_path / "out/model.yaml").exists()) == (0, True)
-    assert "no golden set: the pipeline fails on your images" in " ".join(printed.split())
+    written = yaml.safe_load((tmp_path / "out/model.yaml").read_text())
+    assert (code, written["spec"]["family"]) == (0, family)
+    assert said in " ".join(printed.split())
+
+
+def test_a_checkpoint_whose_graph_goes_on_to_labels_is_of_their_family(tmp_path: Path) -> None:
+    nodes = [helper.make_node("ArgMax", ["image"], ["out"], axis=1, keepdims=0)]
+    file = graph(tmp_path / "net.onnx", nodes, [("out", TensorProto.INT64, ["b", "h", "w"])])
+    config = {"architectures": ["SegformerForSemanticSegmentation"], "id2label": {"0": "a", "1": "b", "2": "c"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+
+    assert guess(file, "0" * 64, [PHOTO], Overrides()).spec["family"] == "semantic-labels"
+
+
+def test_what_queries_have_besides_does_not_count_against_them(tmp_path: Path) -> None:
+    more = [("encoder_last_hidden_state", ["b", 850, 256])]
+    file = network(tmp_path / "m.onnx", [("images", ["b", 3, 64, 64])], [*OUTPUTS["detr"], *more])
+    read = read_network(file)
+
+    assert candidates(read, image_input(read.image))[0].family is FAMILIES["detr"]
+
+
+def test_labels_of_one_named_class_are_also_those_of_the_background(tmp_path: Path) -> None:
+    nodes = [helper.make_node("ArgMax", ["image"], ["out"], axis=1, keepdims=0)]
+    file = graph(tmp_path / "net.onnx", nodes, [("out", TensorProto.INT64, ["b", "h", "w"])], names="['coin']")
+
+    spec = guess(file, "0" * 64, [PHOTO], Overrides()).spec
+
+    assert [entry["name"] for entry in spec["classes"]] == ["background", "coin"]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "said"),
+    [
+        pytest.param("ConditionalDetrForSegmentation", "which is not supported", id="no family's"),
+        pytest.param("DPTForSemanticSegmentation", "no family fits the outputs", id="a family's that does not fit"),
+    ],
+)
+def test_an_architecture_beside_the_file_is_no_familys_by_its_ending(
+    tmp_path: Path, architecture: str, said: str
+) -> None:
+    outputs = [("logits", ["b", 100, 3]), ("pred_boxes", ["b", 100, 4])]
+    file = network(tmp_path / "model.onnx", [("pixel_values", ["b", 3, 64, 64])], outputs)
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": [architecture]}))
+    read = read_network(file)
+
+    with pytest.raises(CommandError) as refused:
+        candidates(read, image_input(read.image))
+
+    assert said in str(refused.value)
+    assert architecture in str(refused.value)
 
 
 def test_recording_leaves_other_files_alone_and_takes_no_labels_away(

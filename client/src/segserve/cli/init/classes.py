@@ -25,6 +25,11 @@ class ClassNames:
     names: tuple[str, ...]
     origin: str
 
+    @property
+    def is_given(self) -> bool:
+        """Whether the user gives the names."""
+        return self.origin == "--classes"
+
 
 @dataclass(frozen=True)
 class Classes:
@@ -61,27 +66,26 @@ def classes_of(family: Family, number: int | None, names: ClassNames | None, lab
     """
     first = 1 if family.first_class_id or (number is None and 0 not in set(labels)) else 0
     count = max(labels, default=0) + 1 - first if number is None else number - first
-    fitting = None if names is None else _fitting(names, number if number is None else count)
+    fitting = None if names is None else names_for(number if number is None else count, names)
+    if names is not None and fitting is None and names.is_given:
+        listed = ", ".join(names.names)
+        raise CommandError(f"--classes has {len(names.names)} names ({listed}); the network's outputs have {count}")
     if fitting is not None and names is not None:
-        listed, remark = fitting, Remark(PLACE, f"names from {names.origin}")
+        chosen, remark = fitting, Remark(PLACE, f"names from {names.origin}")
     else:
-        listed = [f"class-{number}" for number in range(first, first + max(count, 1))]
+        chosen = [f"class-{number}" for number in range(first, first + max(count, 1))]
         why = "" if names is None else f"; {names.origin} has {len(names.names)} names, which do not fit"
         remark = Remark(PLACE, f"the names of the classes are not in the file{why}: they are numbered here", sure=False)
     unsure_ids = () if number is not None else (_unsure_ids(first, labels),)
     remarks = (remark, *unsure_ids, *_things(family))
-    return Classes(_entries(family, listed, first), remarks, numbered=fitting is None)
+    return Classes(_entries(family, chosen, first), remarks, numbered=fitting is None)
 
 
-def _fitting(names: ClassNames, number: int | None) -> Sequence[str] | None:
+def names_for(number: int | None, names: ClassNames) -> Sequence[str] | None:
+    """Return the names of `number` classes, None if there are more or fewer; a single name is that of the object."""
     if number is None or len(names.names) == number:
         return names.names
-    if number == 2 and len(names.names) == 1:
-        return ("background", *names.names)
-    if names.origin == "--classes":
-        listed = ", ".join(names.names)
-        raise CommandError(f"--classes has {len(names.names)} names ({listed}); the network's outputs have {number}")
-    return None
+    return ("background", *names.names) if (number, len(names.names)) == (2, 1) else None
 
 
 def _entries(family: Family, names: Sequence[str], first: int) -> tuple[Mapping[str, Any], ...]:

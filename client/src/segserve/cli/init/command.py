@@ -188,16 +188,24 @@ def _sha256(path: Path) -> str:
 def _write(
     guessed: Guess, name: str, uri: str, folder: Path, progress: Progress
 ) -> tuple[Sequence[Result] | None, Sequence[Remark]]:
-    """Write all files; return the answers to the golden images, None if there are none, and all remarks."""
+    """Write all files; return the answers to the golden images, None if there are none, and all remarks.
+
+    Raises `CommandError` if the pipeline does not answer; nothing is written then.
+    """
     from segserve.cli.init.guess import NOT_INSTALLED, model_of
     from segserve.cli.init.values import Remark
-    from segserve.cli.init.writing import commented, manifest_of, write_golden, write_previews
+    from segserve.cli.init.writing import commented, golden_answers, manifest_of, write_golden, write_previews
     from segserve.cli.schema import modeline
-    from segserve_builder.errors import BuilderError
     from segserve_operator.api.segmentation_model import SegmentationModel
 
     spec: dict[str, Any] = {**guessed.spec, "artifact": {**guessed.spec["artifact"], "uri": uri}}
     manifest = manifest_of(name, spec)  # validates before anything is written
+    answers = None
+    if guessed.runner is not None and guessed.images:
+        try:
+            answers = golden_answers(model_of(guessed), guessed.images, progress)
+        except Exception as error:  # ONNX Runtime's exceptions have no common base class
+            raise CommandError(f"the pipeline of family {spec['family']} fails on your images: {error}") from error
     for old in (folder / "golden", folder / "preview"):
         shutil.rmtree(old, ignore_errors=True)  # they exist with --force only
     folder.mkdir(parents=True, exist_ok=True)
@@ -205,21 +213,16 @@ def _write(
         progress("copying the network")
         shutil.copyfile(guessed.network.path, folder / uri)
     remarks, results = list(guessed.remarks), None
-    if guessed.runner is None:
-        why = f"the network was not run, because {NOT_INSTALLED}"
-    elif not guessed.images:
+    if answers is None:
         why = "all your images are too large"
-    else:
-        try:
-            digest, answers = write_golden(model_of(guessed), guessed.images, folder / "golden", progress)
-            progress("drawing the previews")
-            results = write_previews(answers, SegmentationModel.model_validate(manifest), folder / "preview")
-            manifest = manifest_of(name, {**spec, "golden": {"uri": "golden", "sha256": digest}})
-        except (BuilderError, MemoryError) as error:
-            why = f"the pipeline fails on your images: {error}"
-    if results is None:
+        if guessed.runner is None:
+            why = f"the network was not run, because {NOT_INSTALLED}"
         remarks.append(Remark(("spec",), f"no golden set: {why}", sure=False))
     else:
+        digest = write_golden(answers, folder / "golden")
+        progress("drawing the previews")
+        results = write_previews(answers, SegmentationModel.model_validate(manifest), folder / "preview")
+        manifest = manifest_of(name, {**spec, "golden": {"uri": "golden", "sha256": digest}})
         text = "the golden set holds this guess's own answers: check preview/ before you trust it"
         remarks.append(Remark(("spec", "golden"), text, sure=False))
     head = [

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Final
 
 from segserve.cli.errors import CommandError
+from segserve.cli.init.classes import ClassNames, names_for
 from segserve.cli.init.network import ImageInput, NetworkFile
 from segserve_builder.errors import BuilderError
 from segserve_builder.export.networks import family_of
@@ -37,23 +38,62 @@ class FamilyCandidate:
         return "; ".join(one.text for one in sorted(self.evidence, key=lambda one: -one.weight))
 
 
-def candidates(network: NetworkFile, image: ImageInput, named: int | None = None) -> list[FamilyCandidate]:
-    """Return the families that fit, the likeliest first; `named` is the number of class names if there are any.
+def candidates(network: NetworkFile, image: ImageInput, names: ClassNames | None = None) -> list[FamilyCandidate]:
+    """Return the families that fit the outputs and the file's own words, the likeliest first.
 
-    Raises `CommandError` with the network's outputs if no family fits.
+    Raises `CommandError` if no family does: with what the file says of itself, or else with its outputs.
     """
-    fitting = []
-    for family in FAMILIES.values():
+    allowed, words = _by_its_own_words(network)
+    named = None if names is None else len(names.names)
+    fitting, reasons = [], []
+    for family in allowed:
         classes = family.implied_classes(network)
-        if misfit(family, network, image, classes or named or 1) is None:
+        why = misfit(family, network, image, classes or named or 1) or _unnamed(family, network, names)
+        if why is None:
             fitting.append(FamilyCandidate(family, classes, tuple(_evidence(family, network, classes, named))))
-    if not fitting:
-        outputs = described_all(network.signature.outputs)
+        else:
+            reasons.append(why)
+    if fitting:
+        return sorted(fitting, key=lambda candidate: -candidate.weight)
+    outputs = described_all(network.signature.outputs)
+    told = [why for why in dict.fromkeys(reasons) if words or "names" in why]
+    raise CommandError(
+        f"no family fits the outputs of {network.path.name}: {outputs}. {words}{''.join(f'{why}. ' for why in told)}"
+        f"--family NAME says why that family does not fit, or overrides the file's own words; "
+        f"families: {', '.join(FAMILIES)}"
+    )
+
+
+def _by_its_own_words(network: NetworkFile) -> tuple[Collection[Family], str]:
+    """Return the families that the file's metadata and config.json allow, with what these say, empty if nothing.
+
+    Raises `CommandError` if that is of no family.
+    """
+    task = network.metadata.get("task")
+    architectures = [str(name) for name in network.config.get("architectures") or ()]
+    if task is not None:
+        said, supported = f"its metadata says task {task!r}", {f.name: f.tasks for f in FAMILIES.values()}
+        spoken = [task]
+    elif architectures:
+        said = f"the config.json beside it says {', '.join(architectures)}"
+        spoken, supported = architectures, {f.name: f.architectures for f in FAMILIES.values()}
+    else:
+        return FAMILIES.values(), ""
+    allowed = [FAMILIES[name] for name, words in supported.items() if not set(words).isdisjoint(spoken)]
+    if not allowed:
+        listed = ", ".join(dict.fromkeys(word for words in supported.values() for word in words))
         raise CommandError(
-            f"no family fits the outputs of {network.path.name}: {outputs}. --family NAME says why that family does "
-            f"not fit; families: {', '.join(FAMILIES)}"
+            f"{network.path.name}: {said}, which is not supported; --family NAME overrides this. Supported are {listed}"
         )
-    return sorted(fitting, key=lambda candidate: -candidate.weight)
+    return allowed, f"{said[0].upper()}{said[1:]}. "
+
+
+def _unnamed(family: Family, network: NetworkFile, names: ClassNames | None) -> str | None:
+    """Return that the file's names do not fit the number of classes that a family reads, None if they do."""
+    number = family.class_channels(network) if family.numbers_classes else None
+    if names is None or names.is_given or names_for(number, names) is not None:
+        return None
+    return f"{family.name} reads {number} classes; {names.origin} has {len(names.names)} names"
 
 
 def misfit(family: Family, network: NetworkFile, image: ImageInput, classes: int) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,9 +19,11 @@ from segserve.cli.init.values import Choice, Overrides, Progress, Remark, StageO
 from segserve.cli.init.writing import listed
 from segserve_builder.errors import BuilderError
 from segserve_builder.families import FAMILIES
-from segserve_builder.families.base import EvidenceWeight, Family, FamilyEvidence
+from segserve_builder.families.base import EvidenceWeight, Family, FamilyEvidence, described_all
 from segserve_builder.steps.in_process import InProcessModel
+from segserve_builder.steps.inference import network_io
 from segserve_builder.steps.pipeline import Pipeline
+from segserve_builder.values import ValueType
 from segserve_common.errors import BadRequestError
 from segserve_common.image_file import ImageFileError, describe_file
 
@@ -69,15 +71,15 @@ def guess(
     progress("reading the network")
     network = read_network(path)
     image = image_input(network.image)
+    sizes = dict(zip(images, _sizes(images), strict=True))
     runner = _runner(network, image)
-    network = network if runner is None else replace(network, shapes=runner.shapes())
+    network = network if runner is None else runner.observe(network, images[0])
     names = names_of(network, overrides.classes)
     ranked = _ranked(network, image, names, overrides)
     family = ranked[0].family
     number = _class_channels(ranked[0], network, names, can_run=runner is not None)
     # Before what takes long: this complains of a wrong number of names.
     classes = None if number is None else classes_of(family, number, names, ())
-    sizes = dict(zip(images, _sizes(images), strict=True))
     progress("trying sizes")
     multiple = None if runner is None or image.size is not None else runner.multiple()
     resize = resize_of(family, network, image, list(sizes.values()), multiple)
@@ -112,7 +114,7 @@ def guess(
     if classes is None:
         labels = () if runner is None else _labels(spec, network, fitting, progress)
         classes = classes_of(family, number, names, labels)
-    if runner is not None and classes.numbered and "argmax" in spec["postprocess"][0]:
+    if runner is not None and classes.numbered and any("argmax" in each for each in spec["postprocess"]):
         progress("looking for the background")
         with suppress(BuilderError, BadRequestError, MemoryError):  # the golden set says why it fails
             background = border_class(InProcessModel(_pipeline_of(spec), network.path), fitting[:LABELLED_IMAGES])
@@ -120,6 +122,7 @@ def guess(
     spec["classes"] = list(classes.entries)
     remarks = (
         *_family_remarks(ranked, overrides),
+        *_unread(spec, network),
         bound_remark,
         *_left_out(images, fitting, max_pixels),
         *classes.remarks,
@@ -153,14 +156,13 @@ def _runner(network: NetworkFile, image: ImageInput) -> NetworkRunner | None:
 def _ranked(
     network: NetworkFile, image: ImageInput, names: ClassNames | None, overrides: Overrides
 ) -> tuple[FamilyCandidate, ...]:
-    number = None if names is None else len(names.names)
     if overrides.family is None:
-        return tuple(candidates(network, image, number))
+        return tuple(candidates(network, image, names))
     if overrides.family not in FAMILIES:
         raise CommandError(f"--family is {overrides.family!r}; allowed are {', '.join(FAMILIES)}")
     family = FAMILIES[overrides.family]
     classes = family.implied_classes(network)
-    why = misfit(family, network, image, classes or number or 1)
+    why = misfit(family, network, image, classes or (len(names.names) if names else 1))
     if why is not None:
         raise CommandError(why)
     return (FamilyCandidate(family, classes, (FamilyEvidence(EvidenceWeight.SHAPES, "set by --family"),)),)
@@ -178,7 +180,8 @@ def _class_channels(
             f"{network.path.name} does not tell its number of classes, nor their names: set them with --classes"
             + ("" if can_run else ", or pip install 'segserve[local]' to run the network")
         )
-    return len(names.names)
+    # Labels of a single named class are those of the background and of it.
+    return max(len(names.names), 2) if candidate.family.gives == ValueType.LABELS else len(names.names)
 
 
 def _bound(
@@ -200,6 +203,16 @@ def _bound(
         "for this network"
     )
     return None, Remark(INPUT, text, sure=False)
+
+
+def _unread(spec: Mapping[str, Any], network: NetworkFile) -> list[Remark]:
+    """Return a remark on the outputs that are not read, if there are any."""
+    read = {tensor.name for tensor in network_io(_pipeline_of(spec), network.signature).outputs}
+    others = described_all(tensor for tensor in network.signature.outputs if tensor.name not in read)
+    if others == described_all(()):
+        return []
+    text = f"what these outputs hold is left out, as they are not read: {others}"
+    return [Remark(("spec", "family"), text, sure=False)]
 
 
 def _left_out(images: Sequence[Path], fitting: Sequence[Path], max_pixels: int) -> list[Remark]:

@@ -71,7 +71,10 @@ class ImageInput:
 
 @dataclass(frozen=True)
 class NetworkFile:
-    """One ONNX file. `shapes` are those of the outputs for one image, if it was run; declared sizes may be free."""
+    """One ONNX file. `shapes` are those of the outputs for one image, if it was run; declared sizes may be free.
+
+    `probabilities` are the outputs whose values were all within 0 and 1 in several runs.
+    """
 
     path: Path
     signature: NetworkSignature
@@ -82,6 +85,7 @@ class NetworkFile:
     config: Mapping[str, Any] = field(default_factory=dict)
     """The config.json of transformers beside the file."""
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    probabilities: frozenset[str] = frozenset()
 
     @property
     def image(self) -> TensorSpec:
@@ -94,6 +98,10 @@ class NetworkFile:
         if len(observed) != len(tensor.shape):
             return tensor.shape
         return tuple(old if old is not None else new for old, new in zip(tensor.shape, observed, strict=True))
+
+    def is_within_0_and_1(self, tensor: TensorSpec) -> bool:
+        """Return whether the network was run, and all values of an output are probabilities by their size."""
+        return tensor.name in self.probabilities
 
 
 def read_network(path: Path) -> NetworkFile:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from segserve.cli.errors import CommandError
 from segserve.cli.init.network import ImageInput, NetworkFile
 from segserve.cli.init.values import Choice, Remark, StageOptions
 from segserve_builder.families.base import Family
@@ -31,7 +32,12 @@ def resize_of(
     """Return how images are resized.
 
     `sizes` are (height, width) of the user's images; `multiple` is what sides must be multiples of, None if unknown.
+    Raises `CommandError` if training split images into parts.
     """
+    if _preprocessor(network).get("do_split_image"):
+        raise CommandError(
+            "the preprocessor_config.json beside the file splits images into parts, which is not supported"
+        )
     from_config = _preprocessor(network).get("size") or {}
     if image.size is not None:
         return _to_fixed(family, network, image.size, from_config, sizes)
@@ -40,7 +46,10 @@ def resize_of(
         text = f"any size works; {size} is that of its metadata"
         if size is None:
             text = f"any size works; {YOLO_SIDE} is usual for YOLO. Images are letterboxed as in Ultralytics"
-        options = {"mode": "letterbox", "size": size or YOLO_SIDE}
+        side = size or YOLO_SIDE
+        options: StageOptions = {"mode": "letterbox", "size": side}
+        if _is_rt_detr(family):
+            options = {"mode": "stretch", "height": side, "width": side}
         return _resize(options, Remark(PLACE, text, sure=size is not None))
     if {"height", "width"} <= from_config.keys():
         options = {"mode": "stretch", "height": from_config["height"], "width": from_config["width"]}
@@ -75,12 +84,20 @@ def _to_fixed(
     fit: StageOptions = {"mode": "letterbox"} | (
         {"size": height} if height == width else {"height": height, "width": width}
     )
+    if _is_rt_detr(family):
+        return _resize(
+            stretch, Remark(PLACE, f"the size is fixed, {height} x {width}; Ultralytics stretches for RT-DETR")
+        )
     if _is_like_ultralytics(family, network):
         return _resize(
             fit, Remark(PLACE, f"the size is fixed, {height} x {width}; YOLO networks take letterboxed images")
         )
     if {"height", "width"} <= config.keys():
         return _resize(stretch, Remark(PLACE, "stretched, according to the preprocessor_config.json beside the file"))
+    if config.get("longest_edge") == height == width and _preprocessor(network).get("do_pad"):
+        padded = {"mode": "shortSide", "size": config["shortest_edge"], "maxSize": height, "multipleOf": height}
+        text = "resized and padded, according to the preprocessor_config.json beside the file"
+        return _resize(padded, Remark(PLACE, text))
     if sizes and all(math.isclose(w / h, width / height, rel_tol=SAME_ASPECT) for h, w in sizes):
         return _resize(
             stretch, Remark(PLACE, f"the size is fixed, {height} x {width}, and your images have that aspect ratio")
@@ -113,13 +130,13 @@ def normalise_of(family: Family, network: NetworkFile, image: ImageInput) -> Cho
             f"the graph itself applies {_formula(arithmetic.factor, arithmetic.offset)}, so it takes pixels of {unit}"
         )
         return _normalise({"scale": 1.0} if arithmetic.of_bytes else {}, Remark(PLACE, text))
-    if config.get("image_mean") and config.get("do_normalize", True):
-        options = {"mean": config["image_mean"], "std": config["image_std"]}
+    normalises = bool(config.get("image_mean")) and config.get("do_normalize", True)
+    if normalises or "rescale_factor" in config:
+        options = {"mean": config["image_mean"], "std": config["image_std"]} if normalises else {}
         scale = config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 1.0
         options = options if math.isclose(scale, 1 / 255, rel_tol=1e-6) else options | {"scale": scale}
-        return _normalise(
-            options, Remark(PLACE, "mean and std are those of the preprocessor_config.json beside the file")
-        )
+        values = "mean and std are those" if normalises else "the range of pixels is that"
+        return _normalise(options, Remark(PLACE, f"{values} of the preprocessor_config.json beside the file"))
     if _is_like_ultralytics(family, network):
         sure = "task" in network.metadata
         return _normalise({}, Remark(PLACE, "YOLO networks take pixels of 0 to 1", sure=sure))
@@ -149,6 +166,10 @@ def _grouped(numbers: str) -> str:
 
 def _is_like_ultralytics(family: Family, network: NetworkFile) -> bool:
     return family.ultralytics_preprocessing or "imgsz" in network.metadata
+
+
+def _is_rt_detr(family: Family) -> bool:
+    return family.ultralytics_preprocessing and family.fixed_size_resize == "stretch"
 
 
 def _image_size(network: NetworkFile) -> int | None:

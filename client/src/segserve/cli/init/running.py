@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -12,12 +13,10 @@ from PIL import ImageOps
 from segserve.cli.errors import CommandError
 from segserve.cli.init.network import ImageInput, NetworkFile
 from segserve.results.images import picture
-from segserve_builder.errors import BuilderError
 from segserve_builder.export.graph import label_map
 from segserve_builder.golden.judging import Answer, with_columns
 from segserve_builder.stages.base import RequestOptions
 from segserve_builder.steps.in_process import InProcessModel
-from segserve_common.errors import BadRequestError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -54,20 +53,43 @@ class NetworkRunner:
         import numpy as np
 
         noise = np.random.default_rng(0).integers(0, 256, self.image.shape(batch, height, width))
-        images = (noise if self.image.dtype.startswith("UINT") else noise / 255).astype(NUMPY[self.image.dtype])
+        return self._outputs(noise if self.image.dtype.startswith("UINT") else noise / 255)
+
+    def _outputs(self, pixels: NDArray[Any]) -> Mapping[str, Any] | None:
+        images = pixels.astype(NUMPY[self.image.dtype])
         names = [output.name for output in self._session.get_outputs()]
         try:
             return dict(zip(names, self._session.run(names, {self.image.name: images}, self._run_options), strict=True))
         except Exception:
             return None
 
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the shapes of the outputs for one image by name; empty if no usual size works."""
+    def observe(self, network: NetworkFile, photo: Path) -> NetworkFile:
+        """Return the network with what runs on noise and on a photograph show of its outputs.
+
+        These are their shapes for one image, and which have only values of 0 to 1. Nothing is shown if no usual size
+        works.
+        """
         for side in (FREE_SIDE, DETECTOR_SIDE):
-            outputs = self.run(1, self.image.height or side, self.image.width or side)
+            height, width = self.image.height or side, self.image.width or side
+            outputs = self.run(1, height, width)
             if outputs is not None:
-                return {name: tuple(array.shape) for name, array in outputs.items()}
-        return {}
+                shapes = {name: tuple(array.shape) for name, array in outputs.items()}
+                return replace(network, shapes=shapes, probabilities=self._probabilities(outputs, photo, height, width))
+        return network
+
+    def _probabilities(self, outputs: Mapping[str, Any], photo: Path, height: int, width: int) -> frozenset[str]:
+        """Return the outputs of which no input, of pixels from 0 to 1 or to 255, gets a value beyond 0 and 1."""
+        import numpy as np
+
+        left = _within_0_and_1(outputs)
+        if not left:
+            return left
+        small = picture(photo).convert("L" if self.image.channels == 1 else "RGB").resize((width, height))
+        pixels = np.asarray(small).reshape(height, width, self.image.channels)
+        pixels = pixels.transpose(2, 0, 1) if self.image.layout == "NCHW" else pixels
+        for given in (np.random.default_rng(1).integers(0, 256, pixels.shape), pixels, pixels / 255):
+            left &= _within_0_and_1(self._outputs(given.reshape(self.image.shape(1, height, width))) or {})
+        return left
 
     def multiple(self) -> int | None:
         """Return the least power of two that the sides of images must be multiples of; None if none up to 64 works."""
@@ -83,6 +105,14 @@ class NetworkRunner:
         height, width = self.image.size or (FREE_SIDE, FREE_SIDE)
         outputs = self.run(2, height, width)
         return outputs is not None and all(array.ndim and len(array) == 2 for array in outputs.values())
+
+
+def _within_0_and_1(outputs: Mapping[str, NDArray[Any]]) -> frozenset[str]:
+    return frozenset(
+        name
+        for name, array in outputs.items()
+        if array.dtype == "float32" and array.min(initial=1) >= 0 and array.max(initial=0) <= 1
+    )
 
 
 def _silent_run_options() -> Any:
@@ -108,7 +138,7 @@ def steadiness(model: InProcessModel, images: Sequence[Path]) -> float:
     for path in images[:TRIAL_IMAGES]:
         try:
             scores.append(_compared(model, path))
-        except (BuilderError, BadRequestError, MemoryError):
+        except Exception:  # ONNX Runtime's exceptions have no common base class
             scores.append(0.0)
     return sum(scores) / len(scores)
 

@@ -85,25 +85,27 @@ def _comment(text: str, indent: int) -> list[str]:
     return lines
 
 
-def write_golden(
-    model: InProcessModel, images: Sequence[Path], folder: Path, progress: Progress = no_progress
-) -> tuple[str, list[tuple[Path, Answer]]]:
-    """Write the answers to the first images as a golden set; return its digest, and the answers by image.
-
-    Other files in the folder are kept.
-    """
+def golden_answers(
+    model: InProcessModel, images: Sequence[Path], progress: Progress = no_progress
+) -> list[tuple[Path, Answer]]:
+    """Return the answers to the first images, by image; raises what the pipeline does."""
     request = RequestOptions(encoding="rle" if has_masks(model.task) else None)
     answers: list[tuple[Path, Answer]] = []
     for number, image in enumerate(images[:IMAGES], 1):
         progress(f"golden image {number} of {len(images[:IMAGES])}")
         answers.append((image, model.answer(image.read_bytes(), request)))
+    return answers
+
+
+def write_golden(answers: Iterable[tuple[Path, Answer]], folder: Path) -> str:
+    """Write answers as a golden set and return its digest; other files in the folder are kept."""
     folder.mkdir(parents=True, exist_ok=True)
     cases = []
     for image, answer in answers:
         shutil.copyfile(image, folder / image.name)
         cases.append(record(answer, image.name, GOLDEN_TOLERANCE))
     (folder / GOLDEN_FILE).write_text(json.dumps({"cases": cases}, indent=1) + "\n")
-    return folder_digest(folder), answers
+    return folder_digest(folder)
 
 
 def write_previews(answers: Iterable[tuple[Path, Answer]], resource: SegmentationModel, folder: Path) -> list[Result]:
