@@ -196,6 +196,6 @@ def test_a_program_that_has_not_loaded_opentelemetry_does_not_load_it() -> None:
 
 
 def test_telemetry_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "opentelemetry", None)
+    monkeypatch.setitem(sys.modules, "opentelemetry.trace", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'segserve\[telemetry\]'"):
         Client(telemetry=True)

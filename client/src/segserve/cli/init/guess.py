@@ -114,7 +114,7 @@ def guess(
     if classes is None:
         labels = () if runner is None else _labels(spec, network, fitting, progress)
         classes = classes_of(family, number, names, labels)
-    if runner is not None and classes.numbered and any("argmax" in each for each in spec["postprocess"]):
+    if runner is not None and fitting and classes.numbered and any("argmax" in each for each in spec["postprocess"]):
         progress("looking for the background")
         with suppress(BuilderError, BadRequestError, MemoryError):  # the golden set says why it fails
             background = border_class(InProcessModel(_pipeline_of(spec), network.path), fitting[:LABELLED_IMAGES])
