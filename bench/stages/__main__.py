@@ -23,7 +23,7 @@ from bench.stages.case import Case, Peer
 
 ROOT: Final = Path(__file__).parents[2]
 RESULT: Final = ROOT / "bench/out/stages.json"
-DOCUMENT: Final = ROOT / "docs/evidence/performance.md"
+DOCUMENT: Final = ROOT / "bench/out/stages.md"
 PLOT: Final = ROOT / "docs/images/stage-ratios.svg"
 BEGIN: Final = "<!-- stages: written by make bench-stages -->"
 END: Final = "<!-- end of stages -->"
