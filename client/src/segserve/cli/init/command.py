@@ -205,7 +205,10 @@ def _write(
         try:
             answers = golden_answers(model_of(guessed), guessed.images, progress)
         except Exception as error:  # ONNX Runtime's exceptions have no common base class
-            raise CommandError(f"the pipeline of family {spec['family']} fails on your images: {error}") from error
+            raise CommandError(
+                f"the pipeline of family {spec['family']} fails on your images: {error}. If the guess is wrong, set "
+                "--family or --classes"
+            ) from error
     for old in (folder / "golden", folder / "preview"):
         shutil.rmtree(old, ignore_errors=True)  # they exist with --force only
     folder.mkdir(parents=True, exist_ok=True)

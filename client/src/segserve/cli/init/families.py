@@ -48,17 +48,18 @@ def candidates(network: NetworkFile, image: ImageInput, names: ClassNames | None
     fitting, reasons = [], []
     for family in allowed:
         classes = family.implied_classes(network)
-        why = misfit(family, network, image, classes or named or 1) or _unnamed(family, network, names)
-        if why is None:
+        why = misfit(family, network, image, classes or named or 1)
+        unnamed = None if why is not None else _unnamed(family, network, names)
+        if unnamed is not None or (why is not None and words):
+            reasons.append(unnamed or why)
+        elif why is None:
             fitting.append(FamilyCandidate(family, classes, tuple(_evidence(family, network, classes, named))))
-        else:
-            reasons.append(why)
     if fitting:
         return sorted(fitting, key=lambda candidate: -candidate.weight)
     outputs = described_all(network.signature.outputs)
-    told = [why for why in dict.fromkeys(reasons) if words or "names" in why]
     raise CommandError(
-        f"no family fits the outputs of {network.path.name}: {outputs}. {words}{''.join(f'{why}. ' for why in told)}"
+        f"no family fits the outputs of {network.path.name}: {outputs}. {words}"
+        f"{''.join(f'{why}. ' for why in dict.fromkeys(reasons))}"
         f"--family NAME says why that family does not fit, or overrides the file's own words; "
         f"families: {', '.join(FAMILIES)}"
     )
