@@ -1,4 +1,4 @@
-"""The tables of docs/evidence/decisions.md and, by cell, of bench/out/decisions.md; figures that miss goals are bold."""
+"""The tables of docs/evidence/decisions.md and, by cell, bench/out/decisions.md; figures that miss goals are bold."""
 
 from __future__ import annotations
 
