@@ -152,7 +152,7 @@ def without_specks(labels: NDArray[np.uint8], least: int) -> NDArray[np.uint8]:
 
 
 def yolo_instances(network: Network, view: View, threshold: float, iou: float) -> list[tuple[int, float, NDArray[Any]]]:
-    """Return class id, score and mask (H, W) of what a YOLO-seg head found, the best first."""
+    """Return class id, score and mask (H, W) of what a YOLO-seg head found, the best first; empty masks are dropped."""
     head, prototypes = network.run(view.pixels)
     kinds = len(head) - 4 - len(prototypes)
     scores, classes = head[4 : 4 + kinds].max(0)
@@ -166,7 +166,9 @@ def yolo_instances(network: Network, view: View, threshold: float, iou: float) -
         logits = resampled(torch.einsum("k,khw->hw", head[4 + kinds :, index], prototypes)[None], view)[0]
         left, top, right, bottom = boxes[index]
         inside = (x >= left) & (x < right) & (y >= top) & (y < bottom)
-        found.append((int(classes[index]), float(scores[index]), ((logits > 0) & inside).numpy()))
+        mask = ((logits > 0) & inside).numpy()
+        if mask.any():
+            found.append((int(classes[index]), float(scores[index]), mask))
     return found
 
 

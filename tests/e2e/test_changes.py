@@ -104,7 +104,7 @@ def test_an_edit_goes_back_and_forth_and_settles_and_no_request_fails(watched: W
     assert set(load.answers) == {first, candidate}
     assert stable(watched) == (candidate, "main")
     assert watched.role("coins", "previous") is None
-    assert not any(server.is_running() for server in servers if server is not None)
+    until(lambda: not any(server.is_running() for server in servers if server is not None), "its servers end")
     assert watched.shm(candidate) == ()
     assert not (watched.state.revisions / f"{first}.json").exists()
 

@@ -201,7 +201,7 @@ def test_class_ids_that_are_not_channels_are_refused() -> None:
 
 
 def test_an_unknown_family_is_refused() -> None:
-    with pytest.raises(UnknownNameError, match=r"unknown family 'mask-rcm'; known: detr, .*, yolov5-seg"):
+    with pytest.raises(UnknownNameError, match=r"unknown family 'mask-rcm'; known: deformable-detr, .*, yolov5-seg"):
         check_postprocess(pipeline("mask-rcm"))
 
 

@@ -134,7 +134,7 @@ def test_a_problem_says_where_it_is(coins_text: str) -> None:
             "semantic-logits",
             "semantic-logit",
             "9:11: spec.family: unknown family 'semantic-logit' (did you "
-            "mean 'semantic-logits'?); known: detr, detr-panoptic, ",
+            "mean 'semantic-logits'?); known: deformable-detr, detr, detr-panoptic, ",
             id="unknown family",
         ),
         pytest.param(
