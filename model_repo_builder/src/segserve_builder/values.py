@@ -30,13 +30,16 @@ class ValueType(StrEnum):
     PROTOTYPES = "prototypes"
     MASK_HEADS = "maskHeads"
     HEATMAPS = "heatmaps"
+    POINTS = "points"
     QUERIES = "queries"
     INSTANCES = "instances"
     KEYPOINTS = "keypoints"
     PANOPTIC = "panoptic"
 
 
-CANDIDATES: Final = frozenset({ValueType.BOXES, ValueType.PROTOTYPES, ValueType.MASK_HEADS, ValueType.HEATMAPS})
+CANDIDATES: Final = frozenset(
+    {ValueType.BOXES, ValueType.PROTOTYPES, ValueType.MASK_HEADS, ValueType.HEATMAPS, ValueType.POINTS}
+)
 """The types of `Candidates`: stages that choose among boxes take all of them."""
 
 
@@ -219,11 +222,22 @@ class HeatmapHeads:
 
 
 @dataclass(frozen=True, slots=True)
+class PointHeads:
+    """Keypoints as float32 (N, K, 3): x and y in pixels of the network's input, and their visibility."""
+
+    points: Float32
+
+    def take(self, which: Any) -> PointHeads:
+        """Return the heads of some candidates."""
+        return PointHeads(self.points[which])
+
+
+@dataclass(frozen=True, slots=True)
 class Candidates:
     """Detections, with the heads that their masks or keypoints are computed from.
 
     `boxes` float32 (N, 4) as x1 y1 x2 y2 in pixels of the original image, `scores` float32 (N,), `classes` int32
-    (N,). Their type is BOXES with `NoHeads`, with the other heads PROTOTYPES, MASK_HEADS or HEATMAPS.
+    (N,). Their type is BOXES with `NoHeads`, with the other heads PROTOTYPES, MASK_HEADS, HEATMAPS or POINTS.
     """
 
     boxes: Float32

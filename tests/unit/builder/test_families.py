@@ -91,7 +91,7 @@ def test_logits_have_a_channel_a_class_or_one_for_two(channels: int | None, clas
             (TensorSpec("y", "FP32", (None, 3, 8, 8)),),
             "for the model's 2 classes the number of channels must be 2, or 1",
         ),
-        ((TensorSpec("y", "FP16", (None, 2, 8, 8)),), "'y' FP16.*the dtype must be FP32"),
+        ((TensorSpec("y", "FP16", (None, 2, 8, 8)),), "'y' FP16.*the dtype must be FP32: export it with half=False"),
         ((TensorSpec("y", "INT64", (None, 8, 8)),), "the dtype must be FP32"),
         ((TensorSpec("y", "FP32", (None, 8, 8)),), r"the shape must be \[batch, classes, height, width\]"),
         ((TensorSpec("y", "FP32", (1, 2, 8, 8)),), "output 'y'.*the batch size must be free"),

@@ -71,6 +71,29 @@ def test_a_window_that_is_none_is_refused(window: Any) -> None:
 
 
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("normalise", [False, True])
+@pytest.mark.parametrize("depth", [np.uint8, np.uint16])
+def test_only_the_networks_input_is_blue_first(depth: Any, normalise: bool, layout: str) -> None:
+    pixels = RGB if depth == np.uint8 else RGB.astype(np.uint16) * np.uint16(257)
+    mean, deviation = np.array([0.1, 0.2, 0.3]), np.array([0.5, 0.6, 0.7])
+    spec = Input(colour="BGR", dtype="UINT8" if depth == np.uint8 else "UINT16")
+    tensor = network(
+        "FP32" if normalise else spec.dtype, (None, 3, None, None) if layout == "NCHW" else (None, None, None, 3)
+    )
+    steps = steps_of(KEEP, *([{"normalise": {"mean": mean.tolist(), "std": deviation.tolist()}}] if normalise else []))
+    run = Preprocess(steps, spec, tensor, layout, guided=True)  # type: ignore[arg-type]
+
+    made = run(None, pixels[::-1])
+
+    blue_first = np.pad(pixels[::-1, :, ::-1], ((0, 2), (0, 4), (0, 0)), mode="edge")
+    expected = ((blue_first / np.iinfo(depth).max - mean) / deviation).astype(np.float32) if normalise else blue_first
+    np.testing.assert_array_equal(made.tensor[0], expected.transpose(2, 0, 1) if layout == "NCHW" else expected)
+    np.testing.assert_array_equal(made.guide, RGB[::-1])
+    if depth == np.uint8:
+        np.testing.assert_array_equal(run(png(pixels[::-1]), None).tensor, made.tensor)
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 @pytest.mark.parametrize("pixels", [RGB, GREY], ids=["RGB", "GREY"])
 def test_the_result_is_a_batch_of_one_in_the_network_s_layout(layout: str, pixels: np.ndarray) -> None:
     channels = pixels.shape[2]

@@ -40,12 +40,15 @@ def resize(pixels: np.ndarray, **options: Any) -> Image:
     return Resize.model_validate(options)(Image(pixels, ResizeTransform.of(*pixels.shape[:2])), RequestOptions())
 
 
-def ultralytics_letterbox(image: np.ndarray, new_shape: tuple[int, int]) -> np.ndarray:
-    """LetterBox(new_shape, auto=False, scale_fill=False, scaleup=True, center=True) as ultralytics writes it."""
+def ultralytics_letterbox(image: np.ndarray, new_shape: tuple[int, int], stride: int | None = None) -> np.ndarray:
+    """LetterBox(new_shape, auto=stride is not None, scaleup=True, center=True, stride) as ultralytics writes it."""
     shape = image.shape[:2]
     r = min(new_shape[0] / shape[0], new_shape[1] / shape[1])
     new_unpad = round(shape[1] * r), round(shape[0] * r)
-    dw, dh = (new_shape[1] - new_unpad[0]) / 2, (new_shape[0] - new_unpad[1]) / 2
+    dw, dh = new_shape[1] - new_unpad[0], new_shape[0] - new_unpad[1]
+    if stride is not None:
+        dw, dh = np.mod(dw, stride), np.mod(dh, stride)
+    dw, dh = dw / 2, dh / 2
     if shape[::-1] != new_unpad:
         image = cv2.resize(image, new_unpad, interpolation=cv2.INTER_LINEAR)
     top, bottom = round(dh - 0.1), round(dh + 0.1)
@@ -69,6 +72,18 @@ def test_letterbox_gives_the_pixels_of_ultralytics(shape: tuple[int, int], targe
     pixels = picture(*shape)
     given = resize(pixels, mode="letterbox", height=target[0], width=target[1])
     np.testing.assert_array_equal(given.pixels, ultralytics_letterbox(pixels, target))
+
+
+@pytest.mark.parametrize("shape", [(303, 384), (640, 480), (31, 57), (99, 100), (640, 640), (33, 500)])
+@pytest.mark.parametrize(("target", "stride"), [((640, 640), 32), ((384, 640), 64)])
+def test_letterbox_to_a_multiple_gives_the_pixels_of_ultralytics_rectangles(
+    shape: tuple[int, int], target: tuple[int, int], stride: int
+) -> None:
+    pixels = picture(*shape)
+    options = Resize(mode="letterbox", height=target[0], width=target[1], multiple_of=stride)
+    given = resize(pixels, **options.model_dump(by_alias=True, exclude_unset=True))
+    np.testing.assert_array_equal(given.pixels, ultralytics_letterbox(pixels, target, stride))
+    assert options.fixed_size is None
 
 
 def test_letterbox_of_an_image_that_fits_one_side_only_pads_it() -> None:
@@ -247,9 +262,15 @@ def test_a_very_narrow_image_is_refused_where_padding_would_fill_the_memory() ->
     [
         ({"mode": "stretch", "size": 64}, "'stretch' needs height and width and may have nothing more; got size"),
         ({"mode": "stretch", "height": 64}, "got height"),
-        ({"mode": "letterbox"}, "'letterbox' needs size or height and width and may have padValue; got none"),
+        (
+            {"mode": "letterbox"},
+            "'letterbox' needs size or height and width and may have multipleOf, padValue; got",
+        ),
         ({"mode": "letterbox", "size": 64, "height": 64, "width": 64}, "got height, size, width"),
-        ({"mode": "letterbox", "size": 64, "multipleOf": 32}, "got multipleOf, size"),
+        (
+            {"mode": "letterbox", "size": 65, "multipleOf": 32},
+            "sides of letterbox must be multiples of multipleOf",
+        ),
         ({"mode": "shortSide", "size": 64}, "needs maxSize and size and may have multipleOf, padValue"),
         ({"mode": "shortSide", "size": 64, "maxSize": 32}, r"maxSize must be at least size \(64\), got 32"),
         ({"mode": "keep", "size": 64}, "'keep' needs nothing and may have multipleOf, padValue; got size"),

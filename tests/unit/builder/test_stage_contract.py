@@ -35,6 +35,7 @@ from segserve_builder.values import (
     MaskHeads,
     NoHeads,
     Panoptic,
+    PointHeads,
     PrototypeHeads,
     Queries,
     ResizeTransform,
@@ -108,6 +109,10 @@ def heatmaps(n: int, height: int, width: int) -> Candidates:
     return detections(n, height, width, HeatmapHeads(noise(n, 3, 6, 6)))
 
 
+def points(n: int, height: int, width: int) -> Candidates:
+    return detections(n, height, width, PointHeads(noise(n, 5, 3)))
+
+
 def noise(*shape: int) -> NDArray[np.float32]:
     return np.random.default_rng(1).normal(size=shape).astype(np.float32)
 
@@ -147,6 +152,7 @@ SAMPLES = {
         ValueType.PROTOTYPES: prototypes,
         ValueType.MASK_HEADS: mask_heads,
         ValueType.HEATMAPS: heatmaps,
+        ValueType.POINTS: points,
         ValueType.QUERIES: queries,
         ValueType.INSTANCES: instances,
     }.items()

@@ -101,6 +101,48 @@ def test_heads_are_read_as_their_project_does(layout: Layout, family: str, seed:
     assert_same(found, reference(rows, classes, layout))
 
 
+@pytest.mark.parametrize("family", ["yolo-pose", "yolo-nms-free-pose"])
+def test_keypoints_are_those_of_the_kept_detections_in_pixels_of_the_image(family: str) -> None:
+    is_chosen = family == "yolo-nms-free-pose"
+    # The image lies at half its size from row 160 on; the second detection is not kept.
+    boxes = [[90, 250, 110, 350], [10, 250, 30, 350]] if is_chosen else [[100, 300, 20, 100], [20, 300, 20, 100]]
+    rest = [[0.9, 0], [0.1, 0]] if is_chosen else [[0.9], [0.1]]
+    points = [[100, 260, 0.75, -5, 500, 0.25], [1, 1, 1, 1, 1, 1]]
+    rows = np.concatenate([boxes, rest, points], axis=1, dtype=np.float32)
+    outputs = {"output0": (rows if is_chosen else rows.T)[None]}
+
+    value: Any = FAMILIES[family].read(outputs, TRANSFORM, pipeline_of(family, 1))
+    for stage in FAMILIES[family].default_postprocess:
+        value = stage(value, RequestOptions())
+
+    assert value.boxes.tolist() == [[180, 180, 220, 380]]
+    assert value.points.tolist() == [[[200, 200, 0.75], [0, 640, 0.25]]]
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_yolox_boxes_are_counted_from_their_cells(classes: int) -> None:
+    sides = {8: 80, 16: 40, 32: 20}
+    rows = np.zeros((8400, 5 + classes), np.float32)
+    last = 6400 + 1600 + 7 * 20 + 3  # row 7, column 3 of the coarsest grid
+    rows[last] = [0.5, 0.25, np.log(2), np.log(3), 0.8, *([0.5] * (classes - 1)), 0.75]
+
+    found = chosen("yolox-detect", [rows[None]], classes)
+
+    x, y, width, height = 3.5 * 32, 7.25 * 32, 2 * 32, 3 * 32
+    expected = np.array([x - width / 2, y - height / 2 - 160, x + width / 2, y + height / 2 - 160]) * 2
+    assert sum(side * side for side in sides.values()) == len(rows)
+    assert np.allclose(found.boxes, [expected])
+    assert np.allclose(found.scores, [0.6])
+    assert found.classes.tolist() == [classes - 1]
+
+
+def test_yolox_rows_that_are_no_grid_are_refused() -> None:
+    with pytest.raises(SignatureError, match="yolox-detect has 8400 rows for an input of 640 x 640 pixels"):
+        FAMILIES["yolox-detect"].read(
+            {"o": np.zeros((1, 25200, 8), np.float32)}, TRANSFORM, pipeline_of("yolox-detect", 3)
+        )
+
+
 def test_rows_that_only_fill_an_end_to_end_head_are_left_out() -> None:
     rows = np.array([[[1, 1, 5, 5, 0.9, 2], [0, 0, 0, 0, 0, -1]]], np.float32)
 
@@ -168,6 +210,9 @@ PROTOTYPES = (None, 32, 160, 160)
         ("yolov5-seg", [(None, 25200, 40), PROTOTYPES]),
         ("yolov5-seg", [(None, 25200, 12), (None, None, 160, 160)]),
         ("yolo-nms-free-detect", [(None, 300, 6)]),
+        ("yolo-pose", [(None, 7 + 51, 8400)]),
+        ("yolo-nms-free-pose", [(None, 300, 6 + 51)]),
+        ("yolox-detect", [(None, 8400, 8)]),
         ("yolo-nms-free-seg", [PROTOTYPES, (None, 300, 38)]),
     ],
 )
@@ -186,6 +231,8 @@ def test_the_outputs_of_a_yolo_export_are_accepted(family: str, outputs: list[tu
         ("yolo-detect", [(None, 39, 8400)], r"the detections must have 4 \+ 3 rows, 7"),
         ("yolo-detect", [(None, 8400, 7)], r"4 \+ 3 rows, 7"),
         ("yolo-detect", [(None, 7, 8400), PROTOTYPES], r"has one output, FP32 \[batch, 4 \+ classes, candidates\]"),
+        ("yolo-pose", [(None, 7 + 50, 8400)], r"4 \+ 3 \+ 3 for each keypoint rows, at least 10"),
+        ("yolo-nms-free-pose", [(None, 300, 6)], r"6 \+ 3 for each keypoint columns, at least 9"),
         ("yolov5-detect", [(None, 25200, 7)], r"5 \+ 3 columns, 8"),
         ("yolov5-seg", [(None, 25200, 8), PROTOTYPES], r"5 \+ 3 \+ coefficients columns, 40"),
         ("yolov5-seg", [(None, 25200, 8), (None, None, 160, 160)], "columns, at least 9"),

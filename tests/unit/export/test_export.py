@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from segserve.cli.app import app
 from segserve_builder.errors import BuilderError, ExportError
 from segserve_builder.export.graph import ExportShape, Preparation, answers, folded, largest_difference, write
+from segserve_builder.export.image_processor import read_image_processor
 from segserve_builder.export.isolated import load_weights
 from segserve_builder.export.networks import family_of, load
 from segserve_builder.families import FAMILIES
@@ -256,11 +257,16 @@ def test_a_transformers_checkpoint_says_its_family_classes_and_preparation(tmp_p
 
     assert loaded.family is FAMILIES["semantic-logits"]
     assert loaded.classes == ("sky", "road", "car", "tree", "person")
-    assert loaded.preparation == Preparation(1 / 255, (0.1, 0.2, 0.3), (0.5, 0.6, 0.7), (96, 64))
+    assert loaded.preparation == Preparation(1 / 255, (0.1, 0.2, 0.3), (0.5, 0.6, 0.7), read_image_processor(tmp_path))
 
 
 @pytest.mark.parametrize(
-    "prepared", [{"do_split_image": True}, {"do_pad": True, "size": {"shortest_edge": 640, "longest_edge": 640}}]
+    "prepared",
+    [
+        {"do_split_image": True},
+        {"do_pad": True, "size": {"shortest_edge": 640, "longest_edge": 640}},
+        {"do_center_crop": True, "crop_size": {"height": 64, "width": 64}},
+    ],
 )
 def test_a_preparation_that_is_not_written_is_refused(tmp_path: Path, prepared: dict[str, Any]) -> None:
     from networks import hugging_face
@@ -268,7 +274,7 @@ def test_a_preparation_that_is_not_written_is_refused(tmp_path: Path, prepared: 
     hugging_face.segformer().model.save_pretrained(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(prepared))
 
-    with pytest.raises(ExportError, match="pads images to a square or splits them"):
+    with pytest.raises(ExportError, match="sets is not written here"):
         load(str(tmp_path))
 
 
@@ -277,12 +283,17 @@ def test_a_transformers_checkpoint_is_exported_whole(name: str, family: str, ima
     from networks import hugging_face
 
     getattr(hugging_face, name)().model.save_pretrained(tmp_path / "checkpoint")
+    prepared = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "do_flip_channel_order": True, "resample": 3}
+    (tmp_path / "checkpoint/preprocessor_config.json").write_text(json.dumps(prepared))
 
     run(tmp_path / "checkpoint", "-o", tmp_path / "out", "--name", "net", "--images", images, "--size", "128x128")
 
     (resource,) = load_resources((tmp_path / "out/model.yaml").read_text(), "model.yaml")
     assert resource.spec.family == family  # type: ignore[union-attr]
     assert len(resource.spec.classes) == hugging_face.CLASSES  # type: ignore[union-attr]
+    assert resource.spec.input.colour == "BGR"  # type: ignore[union-attr]
+    resize = resource.spec.preprocess[1].stage.model_dump(by_alias=True, exclude_unset=True)  # type: ignore[union-attr]
+    assert resize == {"mode": "stretch", "height": 128, "width": 128, "interpolation": "cubic", "antialias": True}
 
 
 @pytest.mark.parametrize(

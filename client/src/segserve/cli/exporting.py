@@ -13,9 +13,11 @@ from segserve.cli.image_files import images_in
 
 if TYPE_CHECKING:
     from segserve_builder.export.graph import Preparation
+    from segserve_builder.export.image_processor import ImageProcessor
     from segserve_builder.export.networks import NetworkSource
     from segserve_builder.export.writing import Accuracy, ExportResult
     from segserve_builder.families.base import Family
+    from segserve_builder.stages.resize import Resize
 
 
 def export(
@@ -60,7 +62,10 @@ def export(
     scale: Annotated[
         float | None, typer.Option(help="Factor of pixels before mean and std. Default: 1/255.", show_default=False)
     ] = None,
-    colour: Annotated[Literal["RGB", "GREY"], typer.Option(help="Colours of the network's input.")] = "RGB",
+    colour: Annotated[
+        Literal["RGB", "BGR", "GREY"] | None,
+        typer.Option(help="Channels of the network's input. Default: RGB, or the checkpoint's.", show_default=False),
+    ] = None,
     precision: Annotated[
         Literal["fp32", "fp16", "int8"], typer.Option(help="Precision of the weights; fp16 and int8 are smaller.")
     ] = "fp32",
@@ -85,9 +90,9 @@ def export(
             family=_family(loaded, family),
             classes=_classes(loaded, classes),
             preparation=preparation,
-            size=preparation.size if size is None else _height_and_width(size),
+            resize=_resize(preparation.processor, size, multiple_of),
             multiple_of=multiple_of,
-            colour=colour,
+            colour=colour or preparation.processor.colour,
             precision=precision,
         )
         label_files = {} if labels is None else {path.stem: path for path in labels.glob("*.png")}
@@ -124,8 +129,19 @@ def _preparation(loaded: NetworkSource, mean: str | None, std: str | None, scale
         known.scale if scale is None else scale,
         known.mean if mean is None else _numbers("--mean", mean),
         known.std if std is None else _numbers("--std", std),
-        known.size,
+        known.processor,
     )
+
+
+def _resize(processor: ImageProcessor, size: str | None, multiple_of: int) -> Resize:
+    from segserve_builder.stages.resize import Resize
+
+    options = processor.resize(None, multiple_of)
+    if size is not None:
+        height, width = _height_and_width(size)
+        resampling = processor.resampling if processor.config else {}
+        options = {"mode": "stretch", "height": height, "width": width, **resampling}
+    return Resize.model_validate(options or {"mode": "keep", "multipleOf": multiple_of, "padding": "edge"})
 
 
 def _numbers(option: str, text: str) -> tuple[float, ...]:

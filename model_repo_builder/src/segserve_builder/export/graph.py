@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from segserve_builder.errors import ExportError
+from segserve_builder.export.image_processor import ImageProcessor
 from segserve_builder.families.base import Family
 from segserve_builder.golden.judging import Answer
 from segserve_builder.steps.session import open_session
@@ -34,12 +35,12 @@ TOLERANCE: Final = 1e-3
 
 @dataclass(frozen=True)
 class Preparation:
-    """The preprocessing of a network: (pixel * scale - mean) / std, resized to `size` (height, width) if set."""
+    """The preprocessing of a network: (pixel * scale - mean) / std, after what its image processor does."""
 
     scale: float
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    size: tuple[int, int] | None = None
+    processor: ImageProcessor = field(default_factory=ImageProcessor)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import runpy
 import sys
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from typing import Any, Final
 
 from segserve_builder.errors import ExportError
 from segserve_builder.export.graph import Preparation
+from segserve_builder.export.image_processor import FILE_NAME, read_image_processor
 from segserve_builder.export.isolated import ScriptFile, load_weights
 from segserve_builder.families import FAMILIES
 from segserve_builder.families.base import Family
@@ -126,21 +126,21 @@ def family_of(architecture: str) -> Family | None:
 
 
 def _preparation(folder: Path) -> Preparation | None:
-    path = folder / "preprocessor_config.json"
-    if not path.is_file():
+    processor = read_image_processor(folder)
+    if not processor.config:
         return None
-    config = json.loads(path.read_text())
-    size = config.get("size") or {}
-    is_padded = (
-        config.get("do_pad") and isinstance(size, dict) and size.get("longest_edge", 0) == size.get("shortest_edge")
-    )
-    if is_padded or config.get("do_split_image"):
+    not_done = processor.not_done()
+    if processor.square is not None or processor.splits_images:
+        not_done = ("padding to a square or splitting", *not_done)
+    if not_done:
         raise ExportError(
-            f"{path.name} pads images to a square or splits them, which is not written here: export the network with "
+            f"what {FILE_NAME} sets is not written here: {', '.join(not_done)}. Export the network with "
             "torch.onnx.export, and use `segserve init`"
         )
-    fixed = (size["height"], size["width"]) if isinstance(size, dict) and {"height", "width"} <= size.keys() else None
-    scale = config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 1.0
-    if not config.get("do_normalize", True):
-        return Preparation(scale, (0.0,), (1.0,), fixed)
-    return Preparation(scale, tuple(config["image_mean"]), tuple(config["image_std"]), fixed)
+    normalise = processor.normalise or {}
+    return Preparation(
+        normalise.get("scale", 1 / 255),
+        tuple(normalise.get("mean", (0.0,))),
+        tuple(normalise.get("std", (1.0,))),
+        processor,
+    )

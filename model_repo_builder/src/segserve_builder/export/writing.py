@@ -31,6 +31,7 @@ from segserve_builder.families.semantic_logits import SEMANTIC_LOGITS, SEMANTIC_
 from segserve_builder.golden.judging import GOLDEN_FILE, GoldenTolerance, record
 from segserve_builder.sources import folder_digest
 from segserve_builder.stages.base import RequestOptions
+from segserve_builder.stages.resize import Resize
 from segserve_builder.steps.in_process import InProcessModel
 from segserve_builder.steps.pipeline import Pipeline
 from segserve_builder.steps.public_outputs import has_masks
@@ -47,30 +48,29 @@ GOLDEN_TOLERANCE: Final = GoldenTolerance(iou=0.98, score=0.02)
 class ExportPlan:
     """The model and the input of an export.
 
-    `size` is the height and width of the network's input, or None if images keep theirs, padded to `multiple_of`.
+    `resize` fits images to the network's input; where it fixes no size, sides are multiples of `multiple_of`.
     """
 
     name: str
     family: Family
     classes: tuple[str, ...]
     preparation: Preparation
-    size: tuple[int, int] | None
+    resize: Resize
     multiple_of: int
-    colour: Literal["RGB", "GREY"]
+    colour: Literal["RGB", "BGR", "GREY"]
     precision: Literal["fp32", "fp16", "int8"]
 
     @property
     def shape(self) -> ExportShape:
         """The input of the file."""
         side = -(-EXAMPLE_SIDE // self.multiple_of) * self.multiple_of
-        height, width = self.size or (side, side)
-        return ExportShape(height, width, CHANNELS[self.colour], free_size=self.size is None)
+        fixed = self.resize.fixed_size
+        height, width = fixed or (side, side)
+        return ExportShape(height, width, CHANNELS[self.colour], free_size=fixed is None)
 
     def spec(self, sha256: str, golden_sha256: str) -> dict[str, Any]:
         """Return the spec of the resource that serves the file."""
-        resize: dict[str, Any] = {"mode": "keep", "multipleOf": self.multiple_of, "padding": "edge"}
-        if self.size is not None:
-            resize = {"mode": "stretch", "height": self.size[0], "width": self.size[1]}
+        resize = self.resize.model_dump(by_alias=True, exclude_unset=True)
         spec: dict[str, Any] = {
             "artifact": {"uri": f"{self.name}.onnx", "sha256": sha256},
             "family": self.family.name,

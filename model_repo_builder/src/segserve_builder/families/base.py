@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 IMAGE_DTYPES: Final = ("UINT8", "UINT16", "FP16", "FP32")
-CHANNELS: Final = {"RGB": 3, "GREY": 1}
+CHANNELS: Final = {"RGB": 3, "BGR": 3, "GREY": 1}
 LABEL_OPERATORS: Final = frozenset({"ArgMax", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "TopK"})
 PROBABILITY_OPERATORS: Final = frozenset({"HardSigmoid", "Sigmoid", "Softmax"})
 ROUNDING: Final = 1e-3
@@ -191,6 +191,8 @@ class Family(ABC):
     """How images of another aspect are usually resized to a fixed size."""
     ultralytics_preprocessing: bool = False
     """Whether networks are trained with Ultralytics' preprocessing: letterboxed images with pixels of 0 to 1."""
+    yolox_preprocessing: bool = False
+    """Whether networks take BGR pixels of 0 to 255, resized and padded right and below with 114."""
     stage_notes: tuple[StageNote, ...] = (USUAL_THRESHOLDS,)
 
     @abstractmethod
@@ -263,7 +265,8 @@ def float_output(tensor: TensorSpec, model: ModelContext, rank: int, shape: str)
     Raises `SignatureError` if it is another.
     """
     if tensor.dtype != "FP32":
-        raise SignatureError(f"output {described(tensor)}: the dtype must be FP32")
+        mend = ": export it with half=False, or convert it with keep_io_types=True" if tensor.dtype == "FP16" else ""
+        raise SignatureError(f"output {described(tensor)}: the dtype must be FP32{mend}")
     if len(tensor.shape) != rank:
         raise SignatureError(f"output {described(tensor)}: the shape must be {shape}")
     check_batch("output", tensor, model)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from segserve_builder.errors import SignatureError
 from segserve_builder.families.base import (
+    CHANNELS,
     EvidenceWeight,
     Family,
     FamilyEvidence,
@@ -29,14 +30,26 @@ from segserve_builder.families.base import (
     image_input,
 )
 from segserve_builder.stages.crop_masks import CropMasks
+from segserve_builder.stages.keypoints import Keypoints
 from segserve_builder.stages.nms import Nms
 from segserve_builder.stages.score_threshold import ScoreThreshold
-from segserve_builder.values import Candidates, Float32, Heads, NoHeads, PrototypeHeads, ResizeTransform, ValueType
+from segserve_builder.values import (
+    Candidates,
+    Float32,
+    Heads,
+    NoHeads,
+    PointHeads,
+    PrototypeHeads,
+    ResizeTransform,
+    ValueType,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 PROTOTYPES: Final = "[batch, coefficients, height, width]"
+STRIDES: Final = (8, 16, 32)
+"""Sides of the cells of YOLOX's grids, in pixels of the network's input."""
 MOST_CHOSEN: Final = 300
 """Heads that choose among their boxes return at most this many; others return thousands."""
 
@@ -46,14 +59,16 @@ class YoloFamily(Family):
     """A head with one detection per row or column, and optionally prototypes [batch, K, h, w] of its masks.
 
     The output of detections has three dimensions. The values of a detection lie along `axis`: `leading_values`, then a
-    score for each class if `scored`, then K mask coefficients if `masks`; coefficients times prototypes are the mask's
-    logits. The two outputs are told apart by their number of dimensions. Boxes are in pixels of the network's input.
+    score for each class if `scored`, then K mask coefficients if `masks`, or x y visibility of each keypoint if
+    `points`; coefficients times prototypes are the mask's logits. The two outputs are told apart by their number of
+    dimensions. Boxes and keypoints are in pixels of the network's input.
     """
 
     axis: Literal[1, 2]
     leading_values: int
     scored: bool
     masks: bool
+    points: bool = False
     ultralytics_preprocessing: bool = True
 
     def network_io(self, signature: NetworkSignature, model: ModelContext) -> NetworkIO:
@@ -88,7 +103,7 @@ class YoloFamily(Family):
         if not self.scored or len(detections) != 1 or len(prototypes) != int(self.masks):
             return None
         values = network.shape(detections[0])[self.axis]
-        coefficients = network.shape(prototypes[0])[1] if prototypes else 0
+        coefficients = network.shape(prototypes[0])[1] if prototypes else self._point_values(network)
         if values is None or coefficients is None:
             return None
         number = values - self.leading_values - coefficients
@@ -102,9 +117,12 @@ class YoloFamily(Family):
         if values is None:
             return None
         observed = f"output {head.name!r} has {values}"
+        if self.points and not self._point_values(network):
+            return f"{self.name} needs the metadata 'kpt_shape' [keypoints, 3] that Ultralytics writes"
         if not self.scored:
             prototypes = _by_rank(network, 4)
-            expected = self.leading_values + (network.shape(prototypes[0])[1] or 0 if prototypes else 0)
+            coefficients = network.shape(prototypes[0])[1] or 0 if prototypes else self._point_values(network)
+            expected = self.leading_values + coefficients
             return None if values == expected else f"{self.name} has {expected} values per candidate, {observed}"
         if candidates is not None and values > candidates:
             return (
@@ -120,7 +138,9 @@ class YoloFamily(Family):
         task, metadata = network.metadata.get("task"), network.metadata
         if task not in self.tasks:
             return
-        chosen = metadata.get("end2end") == "True" or _dict_literal(metadata.get("args", "")).get("nms") is True
+        arguments = _literal(metadata.get("args", ""))
+        nms = isinstance(arguments, dict) and arguments.get("nms") is True
+        chosen = metadata.get("end2end") == "True" or nms
         head: type[YoloFamily] = ChosenHead if chosen else ScoredHead
         if "v5" in metadata.get("description", "").lower():
             head = ObjectnessHead
@@ -138,6 +158,11 @@ class YoloFamily(Family):
     def _ranks(self) -> list[int]:
         return [3, 4] if self.masks else [3]
 
+    def _point_values(self, network: InspectedNetwork) -> int:
+        """Return the number of values of all keypoints by Ultralytics' metadata, 0 if there are none."""
+        numbers = _literal(network.metadata.get("kpt_shape", "")) if self.points else None
+        return 3 * numbers[0] if isinstance(numbers, list) and numbers[1:] == [3] else 0
+
     def _values(self, classes: int) -> int:
         """Return the number of values before the coefficients."""
         return self.leading_values + (classes if self.scored else 0)
@@ -148,21 +173,25 @@ class YoloFamily(Family):
             values += f" + {classes}"
         if self.masks:
             values += f" + {coefficients}"
+        if self.points:
+            values += " + 3 for each keypoint"
         return f"[{batch}, {values}, {candidates}]" if self.axis == 1 else f"[{batch}, {candidates}, {values}]"
 
     def _check_values(self, detections: TensorSpec, prototypes: list[TensorSpec], classes: int) -> None:
         size, before = detections.shape[self.axis], self._values(classes)
         coefficients = prototypes[0].shape[1] if prototypes else None
         free = bool(prototypes) and coefficients is None
-        least = before + (coefficients or 1 if prototypes else 0)
+        least = before + (coefficients or 1 if prototypes else 3 if self.points else 0)
         if size is None or size == least or (free and size > least):
+            return
+        if self.points and size > least and (size - least) % 3 == 0:
             return
         outputs = " and ".join(described(tensor) for tensor in (detections, *prototypes))
         parts = f"{self.leading_values} + {classes}" if self.scored else str(self.leading_values)
         raise SignatureError(
             f"{self.name} output {outputs}: for the model's {classes} classes the detections must have "
-            f"{parts}{' + coefficients' if self.masks else ''} {'rows' if self.axis == 1 else 'columns'}, "
-            f"{'at least ' if free else ''}{least}"
+            f"{parts}{' + coefficients' if self.masks else ''}{' + 3 for each keypoint' if self.points else ''} "
+            f"{'rows' if self.axis == 1 else 'columns'}, {'at least ' if free or self.points else ''}{least}"
         )
 
     def _split(
@@ -172,6 +201,8 @@ class YoloFamily(Family):
         detections, *prototypes = outputs.values()
         shapes = [array.shape for array in (detections, *prototypes)]
         coefficients = shapes[1][1] if self.masks and len(shapes[1]) == 4 else 0
+        if self.points and len(shapes[0]) == 3:  # any number of them
+            coefficients = max(3, (shapes[0][self.axis] - self._values(classes)) // 3 * 3)
         expected = self._values(classes) + coefficients
         if [len(shape) for shape in shapes] != self._ranks or ((shapes[0][0], shapes[0][self.axis]) != (1, expected)):
             observed = " and ".join(str(list(shape)) for shape in shapes)
@@ -180,10 +211,12 @@ class YoloFamily(Family):
                 f"the outputs have shapes {observed}; for one image and {classes} classes they are {allowed}"
             )
         head = detections[0]
+        rows = head.T if self.axis == 1 else head
+        if self.points:
+            return head, PointHeads(rows[:, self._values(classes) :].reshape(len(rows), -1, 3))
         if not self.masks:
             return head, NoHeads()
         check_grid("the prototypes", prototypes[0].shape[2:], transform)
-        rows = head.T if self.axis == 1 else head
         return head, PrototypeHeads(rows[:, self._values(classes) :], prototypes[0][0])
 
 
@@ -211,6 +244,13 @@ class ObjectnessHead(YoloFamily):
     as in YOLOv7, which does not train the score of a single class.
     """
 
+    def implausibility(self, network: InspectedNetwork) -> str | None:
+        """Return that each cell has one row and no decoded box, as YOLOX's."""
+        cells, rows = _cells_of(network), network.shape(_by_rank(network, 3)[0])[1]
+        if not isinstance(self, GridHead) and cells is not None and rows == cells and "Exp" not in network.operators:
+            return f"{self.name} has three rows for each cell; the network has {rows}, one for each, as YOLOX"
+        return super().implausibility(network)
+
     def _candidates(self, head: Float32, heads: Heads, transform: ResizeTransform, classes: int) -> Candidates:
         from segserve_builder.kernels.rows import best_of_rows
 
@@ -218,6 +258,47 @@ class ObjectnessHead(YoloFamily):
         check_probabilities("objectness", head[:, 4])
         check_probabilities("the best scores of detections", scores)
         return Candidates(_centred_boxes(head.T, transform), scores, labels, heads, transform)
+
+
+class GridHead(ObjectnessHead):
+    """YOLOX as its exporter writes it by default: the values of `ObjectnessHead`, with boxes relative to grid cells.
+
+    Rows are the cells of three grids, row by row: those of 8, 16 and 32 pixels a side. A box's centre is counted in
+    cells from its own, its size is the logarithm of a number of cells.
+    """
+
+    def implausibility(self, network: InspectedNetwork) -> str | None:
+        """Return that the number of rows is not that of the grids' cells, or that boxes are decoded in the graph."""
+        rows, cells = network.shape(_by_rank(network, 3)[0])[1], _cells_of(network)
+        if cells is None or rows != cells:
+            expected = "rows for the cells of an input of fixed size" if cells is None else f"{cells} rows, one a cell"
+            return f"{self.name} has {expected}; output {_by_rank(network, 3)[0].name!r} has {rows or 'any number'}"
+        if "Exp" in network.operators:
+            return f"{self.name} has boxes that are not decoded; this network's operator Exp decodes them"
+        return super().implausibility(network)
+
+    def evidence(self, network: InspectedNetwork) -> Iterator[FamilyEvidence]:
+        """Yield that the rows are the grids' cells, as `implausibility` saw to."""
+        del network
+        yield FamilyEvidence(EvidenceWeight.OBSERVATION, "it has a row for each cell of 8, 16 and 32 pixels")
+
+    def _candidates(self, head: Float32, heads: Heads, transform: ResizeTransform, classes: int) -> Candidates:
+        import numpy as np
+
+        p = transform
+        grids = [(p.input_height // stride, p.input_width // stride, stride) for stride in STRIDES]
+        cells = sum(height * width for height, width, _ in grids)
+        if len(head) != cells:
+            raise SignatureError(
+                f"{self.name} has {cells} rows for an input of {p.input_height} x {p.input_width} pixels, one for each "
+                f"cell of {', '.join(map(str, STRIDES))} pixels; the network returns {len(head)}"
+            )
+        centres = np.concatenate([np.argwhere(np.ones(grid[:2]))[:, ::-1] for grid in grids]).astype(np.float32)
+        strides = np.concatenate([np.full((grid[0] * grid[1], 1), grid[2], np.float32) for grid in grids])
+        decoded = head.copy()
+        decoded[:, :2] = (head[:, :2] + centres) * strides
+        decoded[:, 2:4] = np.exp(head[:, 2:4]) * strides
+        return super()._candidates(decoded, heads, transform, classes)
 
 
 class ChosenHead(YoloFamily):
@@ -276,13 +357,21 @@ def _by_rank(network: InspectedNetwork, rank: int) -> list[TensorSpec]:
     return [tensor for tensor in network.signature.outputs if len(tensor.shape) == rank]
 
 
-def _dict_literal(text: str) -> Mapping[str, Any]:
-    """Parse a dict as Python writes it, which is how Ultralytics keeps arguments; empty if it is not one."""
+def _cells_of(network: InspectedNetwork) -> int | None:
+    """Return the number of cells of YOLOX's grids over the network's input, None if its size is free."""
+    shape = network.signature.inputs[0].shape
+    height, width = shape[1:3] if shape[-1] in CHANNELS.values() else shape[2:4]
+    if height is None or width is None:
+        return None
+    return sum((height // stride) * (width // stride) for stride in STRIDES)
+
+
+def _literal(text: str) -> Any:
+    """Parse a value as Python writes it, which is how Ultralytics keeps arguments and lists; None if it is not one."""
     try:
-        value = ast.literal_eval(text)
+        return ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
+        return None
 
 
 def _centred_boxes(head: Float32, transform: ResizeTransform) -> Float32:
@@ -340,6 +429,42 @@ YOLOV5_DETECT: Final = ObjectnessHead(
     scored=True,
     masks=False,
     tasks=("detect",),
+)
+YOLOX_DETECT: Final = GridHead(
+    name="yolox-detect",
+    gives=ValueType.BOXES,
+    default_postprocess=(ScoreThreshold(), Nms(iou_threshold=0.45)),
+    output_names=("output",),
+    axis=2,
+    leading_values=5,
+    scored=True,
+    masks=False,
+    ultralytics_preprocessing=False,
+    yolox_preprocessing=True,
+)
+YOLO_POSE: Final = ScoredHead(
+    name="yolo-pose",
+    gives=ValueType.POINTS,
+    default_postprocess=(ScoreThreshold(), Nms(), Keypoints()),
+    output_names=("output0",),
+    axis=1,
+    leading_values=4,
+    scored=True,
+    masks=False,
+    points=True,
+    tasks=("pose",),
+)
+YOLO_NMS_FREE_POSE: Final = ChosenHead(
+    name="yolo-nms-free-pose",
+    gives=ValueType.POINTS,
+    default_postprocess=(ScoreThreshold(), Keypoints()),
+    output_names=("output0",),
+    axis=2,
+    leading_values=6,
+    scored=False,
+    masks=False,
+    points=True,
+    tasks=("pose",),
 )
 YOLO_NMS_FREE_SEG: Final = ChosenHead(
     name="yolo-nms-free-seg",

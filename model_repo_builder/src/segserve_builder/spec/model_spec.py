@@ -112,7 +112,11 @@ class Input(FrozenModel):
     dtype: Literal["UINT8", "UINT16"] = Field(
         default="UINT8", description="Data type of pixels; images of another depth are scaled to it."
     )
-    colour: Literal["RGB", "GREY"] = Field(default="RGB", description="Colour of pixels: RGB (3 channels) or GREY (1).")
+    colour: Literal["RGB", "BGR", "GREY"] = Field(
+        default="RGB",
+        description="Channels of the network's input: RGB, BGR (for networks trained with OpenCV) or GREY. PIXELS "
+        "are RGB for both orders; mean and std of normalise are in the network's order.",
+    )
     max_pixels: int = Field(
         default=50_000_000,
         ge=1,

@@ -26,7 +26,7 @@ _NEEDED: Final[Mapping[Mode, tuple[frozenset[str], ...]]] = {
 }
 _OPTIONAL: Final[Mapping[Mode, frozenset[str]]] = {
     "stretch": frozenset(),
-    "letterbox": frozenset({"padValue"}),
+    "letterbox": _PADS,
     "shortSide": _PADS,
     "keep": _PADS,
 }
@@ -39,8 +39,8 @@ class Resize(Stage):
 
     - `stretch`: to `height` x `width`, whatever the aspect ratio.
     - `letterbox`: as large as fits into `size` x `size` (or `height` x `width`), centred, the rest padded
-      with `padValue`, by default 114 (UINT16: 114 * 257). The arithmetic is that of ultralytics'
-      LetterBox.
+      with `padValue`, by default 114 (UINT16: 114 * 257); with `multipleOf` only to the next multiple of it. The
+      arithmetic is that of ultralytics' LetterBox, without and with its `auto`.
     - `shortSide`: the shorter side to `size`, or less so that the longer is at most `maxSize`. The arithmetic
       is that of detectron2's ResizeShortestEdge.
     - `keep`: the image's own size.
@@ -67,7 +67,10 @@ class Resize(Stage):
         None, ge=1, le=16384, description="shortSide: largest length of the longer side in pixels."
     )
     multiple_of: int | None = Field(
-        None, ge=1, le=1024, description="shortSide, keep: number that both sides are padded to a multiple of."
+        None,
+        ge=1,
+        le=16384,
+        description="letterbox, shortSide, keep: number that both sides are padded to a multiple of.",
     )
     padding: Literal["constant", "edge"] = Field(
         "constant", description="Padding with padValue, or with the repeated edge."
@@ -103,6 +106,8 @@ class Resize(Stage):
             raise ValueError("padValue needs padding: constant; got edge")
         if self.antialias and self.interpolation not in ("bilinear", "cubic"):
             raise ValueError(f"antialias needs interpolation: bilinear or cubic; got {self.interpolation}")
+        if self.mode == "letterbox" and any(side % (self.multiple_of or 1) for side in self._most or ()):
+            raise ValueError(f"the sides of letterbox must be multiples of multipleOf ({self.multiple_of})")
         if self.max_size is not None and self.size is not None and self.max_size < self.size:
             raise ValueError(f"maxSize must be at least size ({self.size}), got {self.max_size}")
         return self
@@ -110,16 +115,19 @@ class Resize(Stage):
     @property
     def fixed_size(self) -> tuple[int, int] | None:
         """The height and width of every result, or None where they depend on the image."""
+        return None if self.multiple_of is not None else self._most
+
+    @property
+    def _most(self) -> tuple[int, int] | None:
+        """The height and width that stretch gives, and that letterbox fits images into."""
         if self.height is not None and self.width is not None:
             return self.height, self.width
-        if self.mode == "letterbox" and self.size is not None:
-            return self.size, self.size
-        return None
+        return (self.size, self.size) if self.mode == "letterbox" and self.size is not None else None
 
     def place(self, height: int, width: int) -> ResizeTransform:
         """Return where an image of this size comes to lie."""
         whole = ResizeTransform.of(height, width)
-        if self.fixed_size is None:
+        if self._most is None:
             inner = (
                 (height, width)
                 if self.size is None
@@ -127,8 +135,8 @@ class Resize(Stage):
             )
             return _padded(whole, inner, self.multiple_of or 1)
         if self.mode == "letterbox":
-            return _letterboxed(whole, *self.fixed_size)
-        return ResizeTransform(height, width, 0, 0, *self.fixed_size, *self.fixed_size)
+            return _letterboxed(whole, *self._most, self.multiple_of)
+        return ResizeTransform(height, width, 0, 0, *self._most, *self._most)
 
     def __call__(self, value: Image, request: RequestOptions) -> Image:
         """Return the fitted image, (H, W, C) of the same dtype; the given one where nothing changes."""
@@ -180,10 +188,12 @@ class Resize(Stage):
         return _LETTERBOX_GREY if itemsize == 1 else _LETTERBOX_GREY * 257
 
 
-def _letterboxed(whole: ResizeTransform, input_height: int, input_width: int) -> ResizeTransform:
+def _letterboxed(whole: ResizeTransform, input_height: int, input_width: int, multiple: int | None) -> ResizeTransform:
     scale = min(input_height / whole.height, input_width / whole.width)
     inner_height = max(1, round(whole.height * scale))
     inner_width = max(1, round(whole.width * scale))
+    if multiple is not None:
+        input_height, input_width = inner_height + -inner_height % multiple, inner_width + -inner_width % multiple
     return replace(
         whole,
         # Minus 0.1: an odd rest goes to the bottom and right.

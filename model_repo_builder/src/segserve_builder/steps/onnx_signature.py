@@ -26,7 +26,8 @@ STANDARD_DOMAINS: Final = frozenset({"", "ai.onnx", "ai.onnx.ml"})
 MAX_RANK: Final = 64
 
 MOVING: Final = frozenset(
-    {"Cast", "Flatten", "Identity", "Reshape", "Resize", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
+    {"Cast", "DequantizeLinear", "Flatten", "Identity", "QuantizeLinear", "Reshape", "Resize", "Slice", "Squeeze"}
+    | {"Transpose", "Unsqueeze"}
 )
 """Operators that leave values what they are, or between what they are."""
 LONGEST_CHAIN: Final = 24

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,7 +68,9 @@ class Preprocess:
         self._stages = [stage for stage in stages if not isinstance(stage, Decode | Normalise)]
         self._normalise = next((stage for stage in stages if isinstance(stage, Normalise)), None)
         # Read once: attribute access and conversion of typed values do not belong on the way of a request.
-        self._colour, self._dtype, self._max_pixels = spec.colour, spec.dtype, spec.max_pixels
+        self._colour: Literal["RGB", "GREY"] = "GREY" if spec.colour == "GREY" else "RGB"
+        self._is_reversed = spec.colour == "BGR"
+        self._dtype, self._max_pixels = spec.dtype, spec.max_pixels
         self._channels = CHANNELS[spec.colour]
         self._network = network.name
         self._network_dtype = _NUMPY[network.dtype]
@@ -81,7 +83,7 @@ class Preprocess:
         """Return the network's input.
 
         Exactly one is given: `image`, an encoded file, or `pixels`, shaped (H, W, C) and of the model's input
-        dtype and channels. `pixels` is not changed, but the result may share its memory.
+        dtype and channels, RGB if it has three. `pixels` is not changed, but the result may share its memory.
 
         Raises `BadImageError`.
         """
@@ -139,10 +141,15 @@ class Preprocess:
                 f"{height} x {width}; the network's {self._network!r} is "
                 f"{self._height or 'any'} x {self._width or 'any'}"
             )
+        pixels = value.pixels
+        if self._is_reversed:  # as late as here: what else reads pixels takes them as RGB
+            import cv2
+
+            pixels = cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_RGB2BGR)
         if self._normalise is not None:  # in one pass with the axes' order and the type
             half = self._network_dtype is np.float16
-            return self._normalise.tensor(value.pixels, half=half, channels_first=self._channels_first)
-        pixels = np.ascontiguousarray(value.pixels)
+            return self._normalise.tensor(pixels, half=half, channels_first=self._channels_first)
+        pixels = np.ascontiguousarray(pixels)
         return _planes(pixels) if self._channels_first else pixels
 
 

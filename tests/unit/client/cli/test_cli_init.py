@@ -140,6 +140,7 @@ OUTPUTS: dict[str, list[tuple[str, list[Any]]]] = {
     "yolov5-seg": [("output0", ["b", 25200, 117]), ("output1", ["b", 32, 160, 160])],
     "yolo-nms-free-detect": [("output0", ["b", 300, 6])],
     "yolo-nms-free-seg": [("output0", ["b", 300, 38]), ("output1", ["b", 32, 160, 160])],
+    "yolox-detect": [("output", ["b", 8400, 85])],
     "retinanet": [
         ("cls_logits", ["b", 120087, 91]),
         ("bbox_regression", ["b", 120087, 4]),
@@ -192,6 +193,83 @@ def test_ultralytics_metadata_names_family_classes_and_preparation(tmp_path: Pat
     ]
 
 
+def test_free_sizes_are_letterboxed_as_yolo_predict_does_with_the_file(tmp_path: Path) -> None:
+    for dynamic, options in ((False, {}), (True, {"multipleOf": 32})):
+        metadata = {**ULTRALYTICS, "task": "detect", "stride": "32", "args": f"{{'batch': 1, 'dynamic': {dynamic}}}"}
+        file = network(
+            tmp_path / "best.onnx", [("images", ["b", 3, "h", "w"])], [("output0", ["b", 6, "n"])], **metadata
+        )
+
+        spec = guess(file, "0" * 64, [PHOTO], Overrides()).spec
+
+        assert spec["preprocess"][1] == {"resize": {"mode": "letterbox", "size": 64, **options}}
+
+
+@pytest.mark.parametrize(("family", "shape"), [("yolo-pose", [1, 6 + 15, 84]), ("yolo-nms-free-pose", [1, 30, 6 + 15])])
+def test_ultralytics_metadata_has_the_number_of_keypoints(tmp_path: Path, family: str, shape: list[int]) -> None:
+    args = f"{{'nms': {family == 'yolo-nms-free-pose'}}}"
+    metadata = {**ULTRALYTICS, "task": "pose", "kpt_shape": "[5, 3]", "args": args}
+    file = network(tmp_path / "best.onnx", [("images", [1, 3, 64, 64])], [("output0", shape)], **metadata)
+
+    spec = guess(file, "0" * 64, [PHOTO], Overrides()).spec
+
+    assert spec["family"] == family
+    assert [entry["name"] for entry in spec["classes"]] == ["person", "dog"]
+
+
+def test_a_head_with_a_row_for_each_cell_is_yolox_and_gets_its_preprocessing(tmp_path: Path) -> None:
+    for rows, family in ((84, "yolox-detect"), (252, "yolov5-detect")):
+        file = network(tmp_path / "m.onnx", [("images", [1, 3, 64, 64])], [("output", [1, rows, 7])])
+
+        guessed = guess(file, "0" * 64, [PHOTO], Overrides(classes="letter,digit"))
+
+        assert [one.family.name for one in guessed.ranked] == [family]
+        if family == "yolox-detect":
+            padded = {"mode": "shortSide", "size": 64, "maxSize": 64, "multipleOf": 64, "padValue": 114}
+            assert guessed.spec["input"]["colour"] == "BGR"
+            assert guessed.spec["preprocess"][1:] == [{"resize": padded}, {"normalise": {"scale": 1.0}}]
+
+
+def test_what_an_image_processor_does_is_done_or_to_be_checked(tmp_path: Path) -> None:
+    file = network(tmp_path / "m.onnx", [("pixel_values", [1, 3, 64, 64])], [("logits", [1, 3, 16, 16])])
+    prepared = {
+        "size": {"shortest_edge": 72},
+        "crop_size": {"height": 64, "width": 64},
+        "do_center_crop": True,
+        "do_flip_channel_order": True,
+        "do_rescale": True,
+        "do_normalize": False,
+        "rescale_factor": 1 / 255,
+        "resample": 3,
+    }
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(prepared))
+
+    guessed = guess(file, "0" * 64, [PHOTO], Overrides())
+
+    resampled = {"interpolation": "cubic", "antialias": True}
+    assert guessed.spec["input"]["colour"] == "BGR"
+    assert guessed.spec["preprocess"][1:] == [
+        {"resize": {"mode": "stretch", "height": 64, "width": 64, **resampled}},
+        {"normalise": {}},
+    ]
+    assert "do_center_crop to 64 x 64" in "".join(remark.text for remark in guessed.remarks if not remark.sure)
+
+
+def test_the_exports_of_rf_detr_are_normalised_as_they_are_trained(tmp_path: Path) -> None:
+    heads = [("dets", [1, 30, 4]), ("labels", [1, 30, 5])]
+    guessed = guess(
+        network(tmp_path / "m.onnx", [("input", [1, 3, 64, 64])], heads),
+        "0" * 64,
+        [PHOTO],
+        Overrides(classes="a,b,c,d,e"),
+    )
+
+    assert guessed.spec["preprocess"][-1] == {
+        "normalise": {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+    }
+    assert not any("range" in remark.text for remark in guessed.remarks)
+
+
 def test_what_a_head_of_chosen_boxes_means_is_in_ultralytics_metadata(tmp_path: Path) -> None:
     for description, family, mode in (
         ("Ultralytics rtdetr-l model", "rtdetr-ultralytics", "stretch"),
@@ -238,7 +316,7 @@ def test_a_checkpoints_config_beside_the_file_names_family_classes_and_preparati
     assert guessed.spec["family"] == "mask2former"
     assert [entry["name"] for entry in guessed.spec["classes"]] == ["road", "car"]
     assert guessed.spec["preprocess"][1:] == [
-        {"resize": {"mode": "stretch", "height": 64, "width": 64}},
+        {"resize": {"mode": "stretch", "height": 64, "width": 64, "antialias": True}},
         {"normalise": {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.2]}},
     ]
 
@@ -553,7 +631,10 @@ OF_TWO_NAMES = {"names": "{0: 'person', 1: 'dog'}"}
     ("outputs", "metadata", "said"),
     [
         pytest.param(
-            [("output0", [1, 56, 84])], {"task": "pose", "names": "{0: 'person'}"}, "says task 'pose', which", id="pose"
+            [("output0", [1, 56, 84])],
+            {"task": "pose", "names": "{0: 'person'}"},
+            "needs the metadata 'kpt_shape'",
+            id="pose",
         ),
         pytest.param([("output0", [1, 7, 84])], {"task": "obb", **OF_TWO_NAMES}, "says task 'obb', which", id="obb"),
         pytest.param([("depth", [1, 1, 64, 64])], {"task": "depth"}, "says task 'depth', which", id="depth"),
@@ -603,6 +684,18 @@ MAP = ["b", 3, "h", "w"]
             "semantic-probabilities",
             "its graph ends with Softmax",
             id="softmax",
+        ),
+        pytest.param(
+            [
+                helper.make_node("Constant", [], ["step"], value_float=1 / 255),
+                helper.make_node("Softmax", ["image"], ["exact"], axis=1),
+                helper.make_node("QuantizeLinear", ["exact", "step"], ["bytes"]),
+                helper.make_node("DequantizeLinear", ["bytes", "step"], ["out"]),
+            ],
+            [("out", TensorProto.FLOAT, MAP)],
+            "semantic-probabilities",
+            "its graph ends with Softmax",
+            id="softmax, quantised",
         ),
         pytest.param(
             [helper.make_node("Clip", ["image", "zero", "one"], ["out"])],

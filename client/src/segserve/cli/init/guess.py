@@ -13,7 +13,7 @@ from segserve.cli.init.classes import ClassNames, classes_of, names_of
 from segserve.cli.init.families import BATCH, FamilyCandidate, candidates, misfit
 from segserve.cli.init.measuring import DEFAULT_MAX_PIXELS, Budget, PixelBound, bound_of, measure, megapixels
 from segserve.cli.init.network import ImageInput, NetworkFile, image_input, read_network
-from segserve.cli.init.preparation import PLACE, USUAL, normalise_of, resize_of
+from segserve.cli.init.preparation import PLACE, USUAL, colour_of, normalise_of, resize_of
 from segserve.cli.init.running import NetworkRunner, border_class, steadiness
 from segserve.cli.init.values import Choice, Overrides, Progress, Remark, StageOptions, Trial, no_progress
 from segserve.cli.init.writing import listed
@@ -87,7 +87,7 @@ def guess(
     spec: dict[str, Any] = {
         "artifact": {"uri": path.name, "sha256": sha256},
         "family": family.name,
-        "input": {"colour": image.colour} | ({"dtype": "UINT16"} if image.dtype == "UINT16" else {}),
+        "input": colour_of(family, network, image) | ({"dtype": "UINT16"} if image.dtype == "UINT16" else {}),
         "classes": [{"id": each, "name": str(each)} for each in range(number or MOST_LABELS)],
         "preprocess": [],
         "postprocess": listed(family.default_postprocess),

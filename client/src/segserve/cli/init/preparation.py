@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from dataclasses import replace
+from typing import Final
 
 from segserve.cli.errors import CommandError
 from segserve.cli.init.network import ImageInput, NetworkFile
 from segserve.cli.init.values import Choice, Remark, StageOptions
+from segserve_builder.export.image_processor import FILE_NAME, ImageProcessor, read_image_processor
 from segserve_builder.families.base import Family
 
 PLACE: Final = ("spec", "preprocess")
 SAFE_MULTIPLE: Final = 32
 YOLO_SIDE: Final = 640
+YOLOX_GREY: Final = 114
+RF_DETR: Final = frozenset({"detr-sigmoid", "detr-sigmoid-seg"})
+"""The families of RF-DETR, whose own exports name their boxes `dets`."""
 SAME_ASPECT: Final = 0.02
 IMAGENET: Final[StageOptions] = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 USUAL: Final[Mapping[str, StageOptions]] = {
@@ -34,13 +39,34 @@ def resize_of(
     `sizes` are (height, width) of the user's images; `multiple` is what sides must be multiples of, None if unknown.
     Raises `CommandError` if training split images into parts.
     """
-    if _preprocessor(network).get("do_split_image"):
-        raise CommandError(
-            "the preprocessor_config.json beside the file splits images into parts, which is not supported"
-        )
-    from_config = _preprocessor(network).get("size") or {}
+    processor = read_image_processor(network.path.parent)
+    if processor.splits_images:
+        raise CommandError(f"the {FILE_NAME} beside the file splits images into parts, which is not supported")
+    choice = _resize_of(family, network, image, sizes, multiple, processor)
+    not_done = processor.not_done()
+    if not not_done:
+        return choice
+    text = (
+        f"{choice.remark.text}. What the {FILE_NAME} beside the file has besides is not done, so answers differ from "
+        f"transformers': {', '.join(not_done)}"
+    )
+    return replace(choice, remark=Remark(PLACE, text, sure=False))
+
+
+def _resize_of(
+    family: Family,
+    network: NetworkFile,
+    image: ImageInput,
+    sizes: Sequence[tuple[int, int]],
+    multiple: int | None,
+    processor: ImageProcessor,
+) -> Choice:
+    if image.size is not None and family.yolox_preprocessing and image.height == image.width:
+        side = image.size[0]
+        padded = {"mode": "shortSide", "size": side, "maxSize": side, "multipleOf": side, "padValue": YOLOX_GREY}
+        return _resize(padded, Remark(PLACE, "YOLOX networks take images that are padded right and below"))
     if image.size is not None:
-        return _to_fixed(family, network, image.size, from_config, sizes)
+        return _to_fixed(family, network, image.size, processor, sizes)
     if _is_like_ultralytics(family, network):
         size = _image_size(network)
         text = f"any size works; {size} is that of its metadata"
@@ -50,14 +76,19 @@ def resize_of(
         options: StageOptions = {"mode": "letterbox", "size": side}
         if _is_rt_detr(family):
             options = {"mode": "stretch", "height": side, "width": side}
+        elif "'dynamic': True" in network.metadata.get("args", ""):
+            stride = network.metadata.get("stride", "")
+            multiple = int(stride) if stride.isdecimal() else SAFE_MULTIPLE
+            if multiple and side % multiple == 0:
+                options = {**options, "multipleOf": multiple}
+                text += f"; `yolo predict` pads to multiples of {multiple}, not to a square"
         return _resize(options, Remark(PLACE, text, sure=size is not None))
-    if {"height", "width"} <= from_config.keys():
-        options = {"mode": "stretch", "height": from_config["height"], "width": from_config["width"]}
-        return _resize(options, Remark(PLACE, "the size is that of the preprocessor_config.json beside the file"))
-    if {"shortest_edge", "longest_edge"} <= from_config.keys():
-        options = {"mode": "shortSide", "size": from_config["shortest_edge"], "maxSize": from_config["longest_edge"]}
-        text = "the size is that of the preprocessor_config.json beside the file"
-        return _resize(options | {"multipleOf": SAFE_MULTIPLE}, Remark(PLACE, text))
+    processed = processor.resize(None, multiple or SAFE_MULTIPLE)
+    if processed is not None:
+        text = f"size and interpolation are those of the {FILE_NAME} beside the file"
+        if processed["mode"] == "shortSide":
+            text += "; transformers rounds sides down, which may differ by a pixel"
+        return _resize(processed, Remark(PLACE, text))
     return _as_they_are(multiple)
 
 
@@ -76,14 +107,14 @@ def _to_fixed(
     family: Family,
     network: NetworkFile,
     size: tuple[int, int],
-    config: Mapping[str, Any],
+    processor: ImageProcessor,
     sizes: Sequence[tuple[int, int]],
 ) -> Choice:
     height, width = size
-    stretch: StageOptions = {"mode": "stretch", "height": height, "width": width}
-    fit: StageOptions = {"mode": "letterbox"} | (
-        {"size": height} if height == width else {"height": height, "width": width}
-    )
+    resampling = processor.resampling if processor.config else {}
+    stretch: StageOptions = {"mode": "stretch", "height": height, "width": width, **resampling}
+    sides = {"size": height} if height == width else {"height": height, "width": width}
+    fit: StageOptions = {"mode": "letterbox", **sides, **resampling}
     if _is_rt_detr(family):
         return _resize(
             stretch, Remark(PLACE, f"the size is fixed, {height} x {width}; Ultralytics stretches for RT-DETR")
@@ -92,12 +123,10 @@ def _to_fixed(
         return _resize(
             fit, Remark(PLACE, f"the size is fixed, {height} x {width}; YOLO networks take letterboxed images")
         )
-    if {"height", "width"} <= config.keys():
-        return _resize(stretch, Remark(PLACE, "stretched, according to the preprocessor_config.json beside the file"))
-    if config.get("longest_edge") == height == width and _preprocessor(network).get("do_pad"):
-        padded = {"mode": "shortSide", "size": config["shortest_edge"], "maxSize": height, "multipleOf": height}
-        text = "resized and padded, according to the preprocessor_config.json beside the file"
-        return _resize(padded, Remark(PLACE, text))
+    processed = processor.resize(size, 1)
+    if processed is not None:
+        how = "stretched" if processed["mode"] == "stretch" else "resized and padded"
+        return _resize(processed, Remark(PLACE, f"{how}, according to the {FILE_NAME} beside the file"))
     if sizes and all(math.isclose(w / h, width / height, rel_tol=SAME_ASPECT) for h, w in sizes):
         return _resize(
             stretch, Remark(PLACE, f"the size is fixed, {height} x {width}, and your images have that aspect ratio")
@@ -123,24 +152,33 @@ def normalise_of(family: Family, network: NetworkFile, image: ImageInput) -> Cho
         )
         text = f"pixels are {image.dtype}; the normalisation is in the graph{inside}"
         return Choice((), Remark(PLACE, text))
-    config = _preprocessor(network)
     if arithmetic is not None and not arithmetic.does_nothing:
         unit = "0 to 255" if arithmetic.of_bytes else "0 to 1"
         text = (
             f"the graph itself applies {_formula(arithmetic.factor, arithmetic.offset)}, so it takes pixels of {unit}"
         )
         return _normalise({"scale": 1.0} if arithmetic.of_bytes else {}, Remark(PLACE, text))
-    normalises = bool(config.get("image_mean")) and config.get("do_normalize", True)
-    if normalises or "rescale_factor" in config:
-        options = {"mean": config["image_mean"], "std": config["image_std"]} if normalises else {}
-        scale = config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 1.0
-        options = options if math.isclose(scale, 1 / 255, rel_tol=1e-6) else options | {"scale": scale}
-        values = "mean and std are those" if normalises else "the range of pixels is that"
-        return _normalise(options, Remark(PLACE, f"{values} of the preprocessor_config.json beside the file"))
+    processed = read_image_processor(network.path.parent).normalise
+    if processed is not None:
+        values = "mean and std are those" if "mean" in processed else "the range of pixels is that"
+        return _normalise(processed, Remark(PLACE, f"{values} of the {FILE_NAME} beside the file"))
+    if family.yolox_preprocessing:
+        text = "YOLOX networks take BGR pixels of 0 to 255; those before 0.2 took RGB, normalised as for ImageNet"
+        return _normalise({"scale": 1.0}, Remark(PLACE, text, sure=False))
+    if family.name in RF_DETR and "dets" in {tensor.name for tensor in network.signature.outputs}:
+        return _normalise(IMAGENET, Remark(PLACE, "RF-DETR networks take ImageNet's mean and deviation"))
     if _is_like_ultralytics(family, network):
         sure = "task" in network.metadata
         return _normalise({}, Remark(PLACE, "YOLO networks take pixels of 0 to 1", sure=sure))
-    return Choice(None, Remark(PLACE, "the file does not tell how pixels are normalised", sure=False))
+    order = ", nor whether channels are RGB (as here) or BGR (input.colour)" if image.channels == 3 else ""
+    return Choice(None, Remark(PLACE, f"the file does not tell how pixels are normalised{order}", sure=False))
+
+
+def colour_of(family: Family, network: NetworkFile, image: ImageInput) -> dict[str, str]:
+    """Return the `input` of the resource: the order of three channels is the family's or the image processor's."""
+    if image.channels == 1:
+        return {"colour": image.colour}
+    return {"colour": "BGR" if family.yolox_preprocessing else read_image_processor(network.path.parent).colour}
 
 
 def _resize(options: StageOptions, remark: Remark) -> Choice:
@@ -179,14 +217,3 @@ def _image_size(network: NetworkFile) -> int | None:
         return None
     numbers = sides if isinstance(sides, list) else [sides]
     return max(numbers) if numbers and all(isinstance(side, int) and side > 0 for side in numbers) else None
-
-
-def _preprocessor(network: NetworkFile) -> Mapping[str, Any]:
-    try:
-        config = json.loads((network.path.parent / "preprocessor_config.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    if not isinstance(config, dict):
-        return {}
-    size = config.get("size")
-    return {**config, "size": size if isinstance(size, dict) else {}}

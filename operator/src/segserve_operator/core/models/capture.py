@@ -59,7 +59,7 @@ def capture_rule(
         sink=capture.sink,
         retention_s=capture.retention.total_seconds(),
         classes=tuple(CapturedClass(id=item.id, name=item.name) for item in pipeline.classes),
-        colour=pipeline.input.colour,
+        colour="GREY" if pipeline.input.colour == "GREY" else "RGB",
         dtype=pipeline.input.dtype,
         max_pixels=pipeline.input.max_pixels,
         orientation=pipeline.decode.orientation,
