@@ -22,7 +22,7 @@ SAME = $(shell grep -rl 'mark\.same' tests/unit --include 'test_*.py')
 BASE ?= HEAD
 MINUTES ?= 10
 
-.PHONY: cluster-build cluster-up cluster-down cluster-images e2e-kind same write tiers
+.PHONY: cluster-build exporters cluster-up cluster-down cluster-images e2e-kind same write tiers
 .PHONY: test test-all test-platform test-oracles test-numpy1 test-thorough test-cluster test-edits test-client test-busy check fuzz
 .PHONY: help demo demo-rollout docs lint kernels peers bench bench-client bench-density bench-scaling bench-stages bench-tiled oracles prove crds dashboards system clean locks zoo zoo-report
 
@@ -70,6 +70,12 @@ $(VENV)-peers/stamp: tests/peers.lock
 	$(VENV)-peers/bin/pip $(PIP_INSTALL) --no-deps --requirement tests/peers.lock
 	touch $@
 
+# The exporters of networks, which are no dependency of anything: their own process, their own versions.
+$(VENV)-exporters/stamp: tests/exporters.lock
+	$(PYTHON) -m venv $(VENV)-exporters
+	$(VENV)-exporters/bin/pip $(PIP_INSTALL) --no-deps --requirement tests/exporters.lock
+	touch $@
+
 # The client on another Python: what programs import, without servers, operator and command line.
 CLIENT_VENV := $(VENV)-client-$(notdir $(PYTHON))
 CLIENT_TESTS := tests/unit/client --ignore tests/unit/client/cli
@@ -108,7 +114,7 @@ tiers: $(VENV)/dev.stamp  ## Which of the tiers below ran here, and whether what
 test-platform: kernels  ## The rest of the tests on the real Triton and Envoy
 	$(TIER) platform
 
-test-oracles: oracles peers kernels  ## Tests that compare with torchvision, Prometheus, registries, object stores (Debian, root)
+test-oracles: oracles peers exporters kernels  ## Tests that compare with torchvision, exporters of networks, Prometheus, registries, object stores (Debian, root)
 	$(TIER) oracles
 
 test-numpy1: $(VENV)/dev.stamp $(VENV)-numpy1/stamp kernels  ## Kernels, stages and what runs inside Triton, on numpy 1.26
@@ -146,6 +152,8 @@ kernels: $(VENV)/dev.stamp  ## Compile the kernels, once for all processes and f
 	$(BIN)/python -m segserve_builder.kernels
 
 peers: $(VENV)-peers/stamp  ## Servers that artifacts come from, and the tools that read exports
+
+exporters: $(VENV)-exporters/stamp  ## Ultralytics, RF-DETR, transformers and segmentation_models_pytorch, whose exports are served
 
 system:  ## What tests need of the system, where it is missing
 	sh tests/system.sh
@@ -204,7 +212,7 @@ zoo: $(VENV)/dev.stamp  ## Train the nine networks of examples/zoo again (half a
 	$(BIN)/python -m examples.zoo.train all
 	$(BIN)/python -m examples.zoo.refresh
 
-zoo-report: $(VENV)/dev.stamp $(VENV)/pydensecrf.stamp system  ## Serve the zoo and compare its figures with plain torch; writes docs/evidence/quality.md
+zoo-report: $(VENV)/dev.stamp $(VENV)/pydensecrf.stamp system  ## Serve the zoo and compare its figures with plain torch; writes bench/out/quality.md
 	$(BIN)/python -m examples.zoo.report
 
 prove: zoo zoo-report bench-stages  ## Long runs whose results are committed: the zoo, all tables, load with edits, all faults
@@ -235,4 +243,4 @@ locks:  ## Write what the images install, with digests (needs uv)
 	mv $(OUT)/operator.lock $(OUT)/server.lock images
 
 clean:  ## Remove what was made here (not the cache in ~/.cache/segserve)
-	rm -rf $(VENV) $(VENV)-numpy1 $(VENV)-debian $(VENV)-peers $(VENV)-client-* $(OUT) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(VENV)-numpy1 $(VENV)-debian $(VENV)-peers $(VENV)-exporters $(VENV)-client-* $(OUT) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

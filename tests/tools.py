@@ -12,6 +12,7 @@ from typing import Final
 
 ROOT: Final = Path(__file__).parent.parent
 DEBIAN_PYTHON: Final = ROOT / ".venv-debian/bin/python"
+EXPORTERS: Final = ROOT / ".venv-exporters/bin/python"
 PEERS: Final = ROOT / ".venv-peers/bin"
 PEER_PACKAGES: Final = ROOT / ".venv-peers/lib/python3.11/site-packages"
 CACHE: Final = Path.home() / ".cache/segserve"
@@ -43,6 +44,7 @@ def _program(name: str, package: str = "") -> Tool:
 
 TOOLS: Final[Mapping[str, Tool]] = {
     "torchvision": Tool("Debian's torchvision", DEBIAN_PYTHON.is_file, "make oracles"),
+    "exporters": Tool("the environment of exporters", EXPORTERS.is_file, "make exporters"),
     "peers": Tool("the environment of peers", (PEERS / "python").is_file, "make peers"),
     "torchmetrics": Tool(
         "torchmetrics in the environment of peers", (PEER_PACKAGES / "torchmetrics").is_dir, "make peers"
