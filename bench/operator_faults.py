@@ -2,10 +2,10 @@
 
     PYTHONPATH=tests python -m bench.operator_faults [--go-on] [--only KIND ...] [--at-once N]
 
-Runs on the tests' cluster, about two hours; writes bench/out/operator_faults.json, and the tables and the plot of
-docs/evidence/reliability.md after each run. The exit status is 1 if a final state differs from that of the undisturbed
-run. `--go-on` skips deaths and faults that ended as undisturbed, `--only` runs some of kills, deaths and faults, and
-`--at-once` runs so many namespaces side by side.
+Runs on the tests' cluster, about two hours; writes bench/out/operator_faults.json, its tables in
+bench/out/reliability.md and docs/images/kills.svg after each run. The exit status is 1 if a final state differs from
+that of the undisturbed run. `--go-on` skips deaths and faults that ended as undisturbed, `--only` runs some of kills,
+deaths and faults, and `--at-once` runs so many namespaces side by side.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from fakes.crash_story import FAULTS, LONG_FAULT, LONG_FAULT_S, STAGES, Outcome,
 
 KILLS: Final = "tests/e2e/cluster/test_kills.py"
 OUT: Final = ROOT / "bench/out/operator_faults.json"
-DOCUMENT: Final = ROOT / "docs/evidence/reliability.md"
+DOCUMENT: Final = ROOT / "bench/out/reliability.md"
 PLOT: Final = ROOT / "docs/images/kills.svg"
 LABELS: Final = {
     "its agent is killed": "an agent is killed",

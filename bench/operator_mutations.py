@@ -5,7 +5,7 @@
 The way of `tests/convergence/test_mutations.py` (Acto: Gu et al., SOSP 2023) with real parts: API server, kubelet,
 agents, Triton, gateways. Draws sequences of valid and invalid edits, of requests by annotation and of disturbances,
 applies them to the models of one pool, four at a time, and afterwards the last specs alone to those of another pool.
-Writes bench/out/operator_mutations.json and its line in docs/evidence/reliability.md after each four; the exit status
+Writes bench/out/operator_mutations.json and its line in bench/out/reliability.md after each four; the exit status
 is 1 if an end differs. `--go-on` leaves out those that have a good result of this seed, and `--at-once` runs so many
 pairs of pools side by side.
 """

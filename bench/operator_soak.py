@@ -4,7 +4,7 @@
 
 Runs on the tests' cluster, two hours by default. At random: edits of the model, rollouts, scaling, an operator, an
 agent, a step of Triton or an Envoy killed, a server or gateway deleted. Writes bench/out/operator_soak.json and its
-table in docs/evidence/reliability.md; fails where a request failed that nothing excuses, or where something grew.
+table in bench/out/reliability.md; fails where a request failed that nothing excuses, or where something grew.
 """
 
 from __future__ import annotations

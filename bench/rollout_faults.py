@@ -3,7 +3,7 @@
     PYTHONPATH=tests python -m bench.rollout_faults [--shadow on|off|both] [--go-on] [--only NAME]
 
 Runs in real time on its own local platforms, about seven hours, each scenario with Shadow before its steps and without;
-writes bench/out/rollout_faults.json and the tables of docs/evidence/reliability.md after each run. Exits with 1 if an
+writes bench/out/rollout_faults.json and the tables of bench/out/reliability.md after each run. Exits with 1 if an
 outcome is not one of those declared. `--go-on` skips scenarios that have a result; `--only` runs those whose name and
 rate contain the text, and keeps other results, as `--shadow on` and `--shadow off` do.
 """
@@ -23,7 +23,7 @@ from bench.platform import ROOT
 from faults.scenarios import FAULTS, HEALTHY, Scenario, run
 
 OUT: Final = ROOT / "bench/out/rollout_faults.json"
-DOCUMENT: Final = ROOT / "docs/evidence/reliability.md"
+DOCUMENT: Final = ROOT / "bench/out/reliability.md"
 Json = dict[str, Any]
 
 

@@ -4,7 +4,7 @@
 
 Each library calls the example's instance model through a real gateway, and a server that responds at once with a
 recorded response, where all the time is the client's. Libraries alternate in one run, and all must get the same masks.
-Writes bench/out/client.json and the tables of docs/evidence/performance.md. With --at-once only the calls that are
+Writes bench/out/client.json and the tables of bench/out/client.md. With --at-once only the calls that are
 answered at once, with a made-up response of 24 masks: prints them, and needs no Triton.
 """
 

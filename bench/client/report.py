@@ -1,4 +1,4 @@
-"""The client's tables in docs/evidence/performance.md; figures that miss their goal are bold."""
+"""The client's tables in bench/out/client.md; figures that miss their goal are bold."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Final
 from bench.client.peers import OURS, OURS_GRPC, TRITON, TRITON_GRPC
 from bench.platform import ROOT
 
-DOCUMENT: Final = ROOT / "docs/evidence/performance.md"
+DOCUMENT: Final = ROOT / "bench/out/client.md"
 BEGIN: Final = "<!-- client: written by make bench-client -->"
 END: Final = "<!-- end of client -->"
 RATIO_GOAL: Final = 1.1

@@ -4,7 +4,7 @@
 
 The parts are applying, weights, many, fleet and looks.
 
-Writes bench/out/operator.json and the table of docs/evidence/performance.md. Only what is named is measured again; the
+Writes bench/out/operator.json and the table of bench/out/operator.md. Only what is named is measured again; the
 rest of the file stays.
 """
 

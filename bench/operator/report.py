@@ -1,4 +1,4 @@
-"""The table of docs/evidence/performance.md; figures that missed their goal are bold."""
+"""The table of bench/out/operator.md; figures that missed their goal are bold."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bench.platform import ROOT
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-DOCUMENT: Final = ROOT / "docs/evidence/performance.md"
+DOCUMENT: Final = ROOT / "bench/out/operator.md"
 BEGIN: Final = "<!-- operator: written by make bench-operator -->"
 END: Final = "<!-- end of operator -->"
 WEIGHT_GOALS_MS: Final = {"1": 100, "100": 150, "1000": 300}

@@ -1,4 +1,4 @@
-"""Writes the report's tables into docs/evidence/quality.md."""
+"""Writes the report's tables into bench/out/quality.md."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from examples.zoo.training import HERE
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-DOCUMENT: Final = HERE.parents[1] / "docs/evidence/quality.md"
+DOCUMENT: Final = HERE.parents[1] / "bench/out/quality.md"
 BEGIN: Final = "<!-- zoo: written by make zoo-report -->"
 END: Final = "<!-- end of zoo -->"
 SEMANTIC: Final = (

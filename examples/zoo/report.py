@@ -3,8 +3,8 @@
     python -m examples.zoo.report [NAME ...]
 
 Each network goes through the real Triton and the real Envoy, with and without optional stages, on scenes that it was
-not trained on. Writes report.json, and the tables, pictures and plot of docs/evidence/quality.md; ends in an error if
-the two disagree.
+not trained on. Writes report.json, the tables of bench/out/quality.md, and the pictures and plot of
+docs/evidence/quality.md; ends in an error if the two disagree.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ their own. What is within others, such as resources, is the user's: who removed 
 {{- end }}
 
 {{- define "segserve.formerlyClusterWide" -}}
-{{- fail (printf "the former revision of this release worked in all namespaces, this one works in %s alone unless it is told otherwise; say where: --set 'watchNamespaces={%s}' for named namespaces, or --set clusterWide=true beside it to go on reading everywhere (docs/how-to/install.md, Upgrade)" .Release.Namespace .Release.Namespace) -}}
+{{- fail (printf "the former revision of this release worked in all namespaces, this one works in %s alone unless it is told otherwise; say where: --set 'watchNamespaces={%s}' for named namespaces, or --set clusterWide=true beside it to go on reading everywhere (docs/how-to/upgrade.md)" .Release.Namespace .Release.Namespace) -}}
 {{- end }}
 
 {{- /* The namespaces in which the release has the right to write, as a JSON list. */ -}}

@@ -38,7 +38,7 @@ def served(cluster: Cluster) -> Iterator[ServedNamespace]:
 
 
 def exported(served: ServedNamespace, kinds: str, labels: str = "") -> list[Json]:
-    """Return objects as docs/how-to/install.md exports them: without statuses, uids and owners."""
+    """Return objects as docs/how-to/back-up.md exports them: without statuses, uids and owners."""
     found: list[Json] = served.cluster.get(served.name, kinds, labels=labels)
     return [stripped(each) for each in found]
 

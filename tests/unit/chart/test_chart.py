@@ -291,7 +291,15 @@ def test_the_notes_name_the_commands_that_come_next(create: bool, render: Render
 
 
 @pytest.mark.parametrize(
-    "document", ["docs/how-to/install.md", "charts/segserve/README.md", "charts/segserve/templates/NOTES.txt"]
+    "document",
+    [
+        "docs/how-to/install.md",
+        "docs/how-to/upgrade.md",
+        "docs/how-to/harden.md",
+        "docs/how-to/air-gap.md",
+        "charts/segserve/README.md",
+        "charts/segserve/templates/NOTES.txt",
+    ],
 )
 def test_documents_set_only_values_that_there_are(document: str) -> None:
     text = (REPOSITORY / document).read_text()
