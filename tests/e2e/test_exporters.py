@@ -45,9 +45,11 @@ def exported(case: str, folder: Path) -> Path:
     return place
 
 
-def initialised(place: Path, row: Served | Refused) -> subprocess.CompletedProcess[str]:
+@cache
+def initialised(case: str, place: Path) -> subprocess.CompletedProcess[str]:
+    row = ROWS[case]
     arguments = row.arguments if isinstance(row, Served) else ()
-    command = [sys.executable, "-m", "segserve.cli", "init", "photos", "net.onnx", "-o", "out", "--force", *arguments]
+    command = [sys.executable, "-m", "segserve.cli", "init", "photos", "net.onnx", "-o", "out", *arguments]
     return subprocess.run(command, cwd=place, capture_output=True, text=True, check=False, timeout=600)
 
 
@@ -71,7 +73,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_file_is_served_as_its_library_answers_or_refused_by_name(case: str, folder: Path) -> None:
     row, place = ROWS[case], exported(case, folder)
 
-    done = initialised(place, row)
+    done = initialised(case, place)
 
     if isinstance(row, Refused):
         assert (done.returncode, row.words in done.stderr) == (1, True), done.stderr
@@ -105,7 +107,7 @@ def test_the_real_servers_answer_the_same(folder: Path, tmp_path: Path) -> None:
     for case in SIX:
         row, place = ROWS[case], exported(case, folder)
         assert isinstance(row, Served)
-        initialised(place, row)
+        initialised(case, place)
         manifest = resource(place, row)
         manifest["metadata"]["name"] = case
         manifest["spec"].pop("golden")

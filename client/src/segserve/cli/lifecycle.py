@@ -230,8 +230,8 @@ def apply_files(files: list[Path], port: int | None, *, tls: bool | None = None)
 def launch(state: StateFolder, speed: float = 1.0, *, compile_all: bool = True) -> None:
     """Start a supervisor if none runs, and return once it has observed everything.
 
-    Its decisions are made by a clock that is `speed` times as fast. With `compile_all` it
-    compiles the kernels that no model needs yet, in the background.
+    Its decisions are made by a clock that is `speed` times as fast. With `compile_all` it compiles the
+    kernels that no model needs yet, in the background.
     """
     from segserve_operator.adapters.local.platform_record import read_platform
     from segserve_operator.adapters.local.processes import marked_environment

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 _IMPORT: Final = re.compile(r"^from segserve_builder\.kernels\.(\w+) import", re.MULTILINE)
+_KERNELS: Final = "segserve_builder.kernels."
 _ANY_IMPORT: Final = re.compile(r"^\s*from (segserve_builder\.[\w.]+) import", re.MULTILINE)
 
 
@@ -34,15 +35,15 @@ def kernels_behind(modules: Iterable[str], package: Path) -> set[str]:
 
     Packages themselves are not followed: registries import all there is.
     """
-    seen: set[str] = set()
-    left = set(modules)
-    while left:
-        seen.add(module := left.pop())
-        source = package.parent / f"{module.replace('.', '/')}.py"
-        if source.exists():
-            left |= set(_ANY_IMPORT.findall(source.read_text(encoding="utf-8"))) - seen
-    kernels = _texts(package / "kernels").keys()
-    return {name for module in seen if (name := module.removeprefix("segserve_builder.kernels.")) in kernels}
+    texts = {
+        f"{'.'.join(folder.relative_to(package.parent).parts)}.{name}": text
+        for folder in package.rglob("*")
+        if folder.is_dir()
+        for name, text in _texts(folder).items()
+    }
+    imports = {module: frozenset(_ANY_IMPORT.findall(text)) & texts.keys() for module, text in texts.items()}
+    needed = with_imports(texts.keys() & set(modules), imports)
+    return {module.removeprefix(_KERNELS) for module in needed if module.startswith(_KERNELS)}
 
 
 def compiled_digests(folder: Path) -> dict[str, str]:

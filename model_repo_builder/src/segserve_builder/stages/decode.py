@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
 from segserve_builder.stages.base import RequestOptions, Stage
 from segserve_builder.values import Encoded, Image, ResizeTransform, ValueType
+
+
+def decode_of(stages: Iterable[Stage]) -> Decode:
+    """Return the stage of a list that decodes images, or the one that runs if none is listed."""
+    return next((stage for stage in stages if isinstance(stage, Decode)), Decode())
 
 
 class Decode(Stage):

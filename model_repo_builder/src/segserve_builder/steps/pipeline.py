@@ -24,7 +24,7 @@ from segserve_builder.spec.model_spec import (
 from segserve_builder.spec.names import digest
 from segserve_builder.stages import INFERENCE, POSTPROCESS, PREPROCESS
 from segserve_builder.stages.base import Stage
-from segserve_builder.stages.decode import Decode
+from segserve_builder.stages.decode import Decode, decode_of
 
 
 class PipelineStep(FrozenModel):
@@ -159,7 +159,7 @@ class Pipeline(FrozenModel):
     @property
     def decode(self) -> Decode:
         """The stage that decodes images."""
-        return next((step.stage for step in self.preprocess if isinstance(step.stage, Decode)), Decode())
+        return decode_of(step.stage for step in self.preprocess)
 
     @property
     def second(self) -> Pipeline | None:

@@ -13,7 +13,7 @@ from segserve_builder.errors import BadImageError
 from segserve_builder.families.base import CHANNELS, TensorSpec
 from segserve_builder.spec.model_spec import Input
 from segserve_builder.stages.base import RequestOptions
-from segserve_builder.stages.decode import Decode
+from segserve_builder.stages.decode import Decode, decode_of
 from segserve_builder.stages.normalise import Normalise
 from segserve_builder.steps.image_statistics import measure
 from segserve_builder.steps.pipeline import PipelineStep
@@ -63,7 +63,7 @@ class Preprocess:
         check_preprocess(steps, spec)
         check_network_input(steps, spec, network, layout)
         stages = [step.stage for step in steps]
-        self._decode = next((stage for stage in stages if isinstance(stage, Decode)), Decode())
+        self._decode = decode_of(stages)
         # What changes pixels comes before what makes numbers of them, as `check_preprocess` saw to.
         self._stages = [stage for stage in stages if not isinstance(stage, Decode | Normalise)]
         self._normalise = next((stage for stage in stages if isinstance(stage, Normalise)), None)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from segserve.cli.errors import CommandError
+from segserve_builder.export.image_processor import ImageProcessor, read_image_processor
 from segserve_builder.families.base import IMAGE_DTYPES, NetworkSignature, TensorSpec, described, described_all
 from segserve_builder.steps.onnx_signature import read_signature
 
@@ -84,6 +85,8 @@ class NetworkFile:
     """None if the graph starts with arithmetic that is not with constants."""
     config: Mapping[str, Any] = field(default_factory=dict)
     """The config.json of transformers beside the file."""
+    processor: ImageProcessor = field(default_factory=ImageProcessor)
+    """The image processor of transformers beside the file."""
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     probabilities: frozenset[str] = frozenset()
 
@@ -128,6 +131,7 @@ def read_network(path: Path) -> NetworkFile:
         {entry.key: entry.value for entry in model.metadata_props},
         _arithmetic(model.graph, signature.inputs[0].name),
         _beside(path),
+        read_image_processor(path.parent),
     )
 
 

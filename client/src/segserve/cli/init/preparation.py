@@ -11,7 +11,7 @@ from typing import Final
 from segserve.cli.errors import CommandError
 from segserve.cli.init.network import ImageInput, NetworkFile
 from segserve.cli.init.values import Choice, Remark, StageOptions
-from segserve_builder.export.image_processor import FILE_NAME, ImageProcessor, read_image_processor
+from segserve_builder.export.image_processor import FILE_NAME
 from segserve_builder.families.base import Family
 
 PLACE: Final = ("spec", "preprocess")
@@ -39,11 +39,10 @@ def resize_of(
     `sizes` are (height, width) of the user's images; `multiple` is what sides must be multiples of, None if unknown.
     Raises `CommandError` if training split images into parts.
     """
-    processor = read_image_processor(network.path.parent)
-    if processor.splits_images:
+    if network.processor.splits_images:
         raise CommandError(f"the {FILE_NAME} beside the file splits images into parts, which is not supported")
-    choice = _resize_of(family, network, image, sizes, multiple, processor)
-    not_done = processor.not_done()
+    choice = _resize_of(family, network, image, sizes, multiple)
+    not_done = network.processor.not_done()
     if not not_done:
         return choice
     text = (
@@ -59,14 +58,13 @@ def _resize_of(
     image: ImageInput,
     sizes: Sequence[tuple[int, int]],
     multiple: int | None,
-    processor: ImageProcessor,
 ) -> Choice:
     if image.size is not None and family.yolox_preprocessing and image.height == image.width:
         side = image.size[0]
         padded = {"mode": "shortSide", "size": side, "maxSize": side, "multipleOf": side, "padValue": YOLOX_GREY}
         return _resize(padded, Remark(PLACE, "YOLOX networks take images that are padded right and below"))
     if image.size is not None:
-        return _to_fixed(family, network, image.size, processor, sizes)
+        return _to_fixed(family, network, image.size, sizes)
     if _is_like_ultralytics(family, network):
         size = _image_size(network)
         text = f"any size works; {size} is that of its metadata"
@@ -83,7 +81,7 @@ def _resize_of(
                 options = {**options, "multipleOf": multiple}
                 text += f"; `yolo predict` pads to multiples of {multiple}, not to a square"
         return _resize(options, Remark(PLACE, text, sure=size is not None))
-    processed = processor.resize(None, multiple or SAFE_MULTIPLE)
+    processed = network.processor.resize(None, multiple or SAFE_MULTIPLE)
     if processed is not None:
         text = f"size and interpolation are those of the {FILE_NAME} beside the file"
         if processed["mode"] == "shortSide":
@@ -107,11 +105,10 @@ def _to_fixed(
     family: Family,
     network: NetworkFile,
     size: tuple[int, int],
-    processor: ImageProcessor,
     sizes: Sequence[tuple[int, int]],
 ) -> Choice:
     height, width = size
-    resampling = processor.resampling if processor.config else {}
+    resampling = network.processor.resampling if network.processor.config else {}
     stretch: StageOptions = {"mode": "stretch", "height": height, "width": width, **resampling}
     sides = {"size": height} if height == width else {"height": height, "width": width}
     fit: StageOptions = {"mode": "letterbox", **sides, **resampling}
@@ -123,7 +120,7 @@ def _to_fixed(
         return _resize(
             fit, Remark(PLACE, f"the size is fixed, {height} x {width}; YOLO networks take letterboxed images")
         )
-    processed = processor.resize(size, 1)
+    processed = network.processor.resize(size, 1)
     if processed is not None:
         how = "stretched" if processed["mode"] == "stretch" else "resized and padded"
         return _resize(processed, Remark(PLACE, f"{how}, according to the {FILE_NAME} beside the file"))
@@ -158,7 +155,7 @@ def normalise_of(family: Family, network: NetworkFile, image: ImageInput) -> Cho
             f"the graph itself applies {_formula(arithmetic.factor, arithmetic.offset)}, so it takes pixels of {unit}"
         )
         return _normalise({"scale": 1.0} if arithmetic.of_bytes else {}, Remark(PLACE, text))
-    processed = read_image_processor(network.path.parent).normalise
+    processed = network.processor.normalise
     if processed is not None:
         values = "mean and std are those" if "mean" in processed else "the range of pixels is that"
         return _normalise(processed, Remark(PLACE, f"{values} of the {FILE_NAME} beside the file"))
@@ -178,7 +175,7 @@ def colour_of(family: Family, network: NetworkFile, image: ImageInput) -> dict[s
     """Return the `input` of the resource: the order of three channels is the family's or the image processor's."""
     if image.channels == 1:
         return {"colour": image.colour}
-    return {"colour": "BGR" if family.yolox_preprocessing else read_image_processor(network.path.parent).colour}
+    return {"colour": "BGR" if family.yolox_preprocessing else network.processor.colour}
 
 
 def _resize(options: StageOptions, remark: Remark) -> Choice:

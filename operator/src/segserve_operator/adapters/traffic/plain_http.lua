@@ -50,6 +50,12 @@ local function quoted(text)
   return '"' .. string.gsub(text, "[^ -~]", "?") .. '"'
 end
 
+-- Returns a problem of RFC 9457; `detail` is JSON.
+local function problem(status, detail)
+  local title = TITLES[status] and '"title":"' .. TITLES[status] .. '",' or ""
+  return "{" .. title .. '"status":' .. status .. ',"detail":' .. detail .. "}\n"
+end
+
 local function refuse(handle, status, reason, headers)
   headers = headers or {}
   headers[":status"] = status
@@ -359,8 +365,7 @@ local function write_problem(handle, status, method)
   if status == "400" and noted["is_unlabelled"] and string.find(detail, "image is ", 1, true) then
     detail = string.sub(detail, 1, -2) .. '; curl -d changes the bytes of a file, --data-binary does not"'
   end
-  local title = TITLES[status] and '"title":"' .. TITLES[status] .. '",' or ""
-  local length = body:setBytes("{" .. title .. '"status":' .. status .. ',"detail":' .. detail .. "}\n")
+  local length = body:setBytes(problem(status, detail))
   handle:headers():replace("content-length", string.format("%d", length))
 end
 
@@ -372,7 +377,7 @@ local function write_picture(handle, header_length)
   if picture == nil then
     handle:headers():replace(":status", "406")
     handle:headers():replace("content-type", "application/problem+json")
-    picture = '{"title":"Not Acceptable","status":406,"detail":"the model answers no label map: accept application/json"}\n'
+    picture = problem("406", quoted("the model answers no label map: accept application/json"))
   end
   handle:headers():replace("content-length", string.format("%d", body:setBytes(picture)))
 end
@@ -401,7 +406,7 @@ local function write_refusal(handle, status, detail)
   headers:replace(":status", status)
   headers:replace("content-type", "application/problem+json")
   if status == "503" then headers:replace("retry-after", "1") end
-  local text = '{"title":"' .. TITLES[status] .. '","status":' .. status .. ',"detail":' .. quoted(detail) .. "}\n"
+  local text = problem(status, quoted(detail))
   for chunk in handle:bodyChunks() do
     chunk:setBytes(text)
     text = ""
