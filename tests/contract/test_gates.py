@@ -30,7 +30,9 @@ from segserve_operator.core.evidence import EDGES_MS, EvidenceWindow
 from segserve_operator.core.gates import GATES, error_rate, measured_gates
 from segserve_operator.core.gates.base import CheckedGateType, MeasuredGateType, Outcome, Verdict, no_answer
 from segserve_operator.core.gates.checks import CheckResult
-from segserve_operator.core.models.inputs import checks, gather_signals, verdicts_with
+from segserve_operator.core.models import verdicts
+from segserve_operator.core.models.case import RolloutCase
+from segserve_operator.core.models.inputs import SOURCES, checks, gather_signals, verdicts_with
 from segserve_operator.core.models.observed import PoolObserved, Roles
 from segserve_operator.core.rollout.decisions import Rules
 from segserve_operator.core.rollout.engine import Progress
@@ -72,6 +74,14 @@ def test_every_file_that_defines_a_gate_is_registered() -> None:
 
     assert defining == registered
     assert len(registered) == len(GATES)
+
+
+def test_every_file_that_defines_a_source_of_verdicts_is_registered() -> None:
+    folder = Path(str(verdicts.__file__)).parent
+    defining = {path.stem for path in folder.glob("*.py") if "\nSOURCE: Final = " in path.read_text()}
+
+    assert defining == {name for name, module in vars(verdicts).items() if getattr(module, "SOURCE", None) in SOURCES}
+    assert len(defining) == len(SOURCES)
 
 
 @pytest.mark.parametrize("name", MEASURED)
@@ -196,14 +206,14 @@ def test_an_added_checked_gate_has_its_check_and_holds_the_rollout_until_it_pass
     record = record_with(policy)
     before = world(observed, groups=[group("main", FIRST), group(SECOND.revision, SECOND)])
 
-    [check] = checks(PROGRESSING, record, ROLES, observed, before)
+    [check] = checks(RolloutCase(record, PROGRESSING, ROLES, observed, before))
     assert (check.purpose, check.gate, check.interval_s) == ("check", "audit", 30.0)
-    assert not gather_signals(record, PROGRESSING, ROLES, observed, before).allowed
+    assert not gather_signals(RolloutCase(record, PROGRESSING, ROLES, observed, before)).allowed
 
     after = replace(before, check_results={check.key: CheckResult(check.key, 0.0, shown="in order")})
-    judged = replace(record, verdicts=verdicts_with(record, PROGRESSING, observed, after))
+    judged = replace(record, verdicts=verdicts_with(RolloutCase(record, PROGRESSING, ROLES, observed, after)))
     assert [(verdict.gate, verdict.message) for verdict in judged.verdicts] == [("audit", "Ada: in order")]
-    assert gather_signals(judged, PROGRESSING, ROLES, observed, after).allowed
+    assert gather_signals(RolloutCase(judged, PROGRESSING, ROLES, observed, after)).allowed
 
 
 def test_the_verdict_of_an_added_gate_is_shown_in_the_status_and_read_back(policy: RolloutPolicy) -> None:
@@ -238,18 +248,19 @@ def test_a_gate_of_a_user_keeps_the_name_that_a_later_gate_of_segserve_got() -> 
     observed, record = model(SECOND, ROLES, policy=policy), record_with(policy)
     quiet = replace(state(SECOND, Phase.SHADOW), since_s=-1000.0, step_since_s=-1000.0)
     groups = [group("main", FIRST), group(SECOND.revision, SECOND)]
-    asked = checks(quiet, record, ROLES, observed, replace(world(observed, groups=groups), pool=POOL))
+    now = replace(world(observed, groups=groups), pool=POOL)
+    asked = checks(RolloutCase(record, quiet, ROLES, observed, now))
     after = replace(
         world(observed, groups=groups),
         check_results={check.key: CheckResult(check.key, 0.0, passes=False, breaches=True) for check in asked},
     )
-    judged = replace(record, verdicts=verdicts_with(record, PROGRESSING, observed, after))
+    judged = replace(record, verdicts=verdicts_with(RolloutCase(record, PROGRESSING, ROLES, observed, after)))
     read = record_of({**manifest_of(judged), "status": status_of(judged, datetime.now(UTC))}, ())
 
     assert len({check.key for check in asked}) == len(asked)
     assert [check.gate for check in asked if check.purpose == "check"] == ["slices"]
     assert {each.gate: each.reason for each in read.verdicts}["slices"] == "Breaches"
-    assert gather_signals(judged, PROGRESSING, ROLES, observed, after).forbidden
+    assert gather_signals(RolloutCase(judged, PROGRESSING, ROLES, observed, after)).forbidden
     assert list(Rules.of(read.policy, Slo()).gates) == ["errorRate"]
 
 

@@ -17,8 +17,10 @@ from segserve_operator.core.drift.detector import Histograms
 from segserve_operator.core.gates.base import Outcome, Verdict
 from segserve_operator.core.gates.checks import CheckResult
 from segserve_operator.core.gates.drift import judge
-from segserve_operator.core.models.answer_comparisons import drift_verdict, with_comparisons
+from segserve_operator.core.models.case import RolloutCase
 from segserve_operator.core.models.observed import ModelObserved, Observed, Roles
+from segserve_operator.core.models.verdicts import drift
+from segserve_operator.core.models.verdicts.drift import with_comparisons
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.record import RolloutState
 
@@ -311,7 +313,8 @@ def test_after_a_restart_which_begins_anew(former: tuple[Verdict, ...], reason: 
     for _ in range(3):
         now = counting(Phase.PROGRESSING, now, own, stable)
 
-    found = drift_verdict(rollout_record(at, *former, policy=POLICY), at, coins, now, {"drift": LEVEL})
+    (found,) = drift.SOURCE.verdicts(
+        RolloutCase(rollout_record(at, *former, policy=POLICY), at, coins.roles, coins, now)
+    )
 
-    assert found is not None
     assert found.reason == reason

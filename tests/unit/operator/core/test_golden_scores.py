@@ -38,10 +38,10 @@ from segserve_builder.agent.protocol import (
 from segserve_builder.spec.model_spec import Golden
 from segserve_operator.api.rollout_policy import ErrorRateGate, GoldenQualityGate, RolloutPolicy
 from segserve_operator.core.gates.base import Outcome, Verdict
-from segserve_operator.core.models.golden_scores import UNAVAILABLE
+from segserve_operator.core.models.case import RolloutCase
 from segserve_operator.core.models.inputs import gather_signals, verdicts_with
-from segserve_operator.core.models.observed import GroupObserved, ModelObserved, Observed, Roles
-from segserve_operator.core.models.scoring import with_scoring
+from segserve_operator.core.models.observed import GroupObserved, Roles
+from segserve_operator.core.models.verdicts.golden import UNAVAILABLE, with_scoring
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.record import Record, RolloutState
 
@@ -81,19 +81,21 @@ def seen(
     wanted: AssignedModel = LABELLED,
     roles: Roles = CHANGING,
     **changes: Any,
-) -> tuple[Record, RolloutState, ModelObserved, Observed]:
+) -> RolloutCase:
     known = known or record()
     coins = model(wanted, roles, policy=known.policy, rollout=at)
-    return known, at, coins, world(coins, groups=groups or pair(), records=(FIRST, LABELLED), **changes)
+    observed = world(coins, groups=groups or pair(), records=(FIRST, LABELLED), **changes)
+    return RolloutCase(known, at, roles, coins, observed)
 
 
-def verdict(*about: Any) -> Verdict | None:
-    return next((each for each in verdicts_with(*about) if each.gate == "goldenQuality"), None)
+def verdict(case: RolloutCase) -> Verdict | None:
+    return next((each for each in verdicts_with(case) if each.gate == "goldenQuality"), None)
 
 
 def asked(told: AssignedModel, name: str, at: RolloutState = GOLDEN, **changes: Any) -> GoldenScoring | None:
-    known, _, coins, observed = seen(at, **changes)
-    return with_scoring(told, name, coins, replace(observed, records={known.name: known})).scoring
+    case = seen(at, **changes)
+    observed = replace(case.world, records={case.record.name: case.record})
+    return with_scoring(told, name, case.model, observed).scoring
 
 
 # Who is asked
@@ -158,7 +160,7 @@ def test_a_group_that_was_asked_stays_asked_while_its_servers_restart() -> None:
 
 
 def test_equal_scores_pass_at_the_gates_share_of_alpha() -> None:
-    found = verdict(*seen())
+    found = verdict(seen())
 
     assert found is not None
     assert (found.outcome, found.reason) == (Outcome.PASS, "NoWorse")
@@ -172,7 +174,7 @@ def test_the_mean_over_servers_is_compared_image_by_image() -> None:
     servers = [server(f"own-{n}", said(SECOND, score_report(SHA, list(row)))) for n, row in enumerate(rows[:3])]
     main = [server(f"main-{n}", said(FIRST, score_report(SHA, list(row)))) for n, row in enumerate(rows[3:])]
     stable, own = pair()
-    found = verdict(*seen(groups=(replace(stable, servers=tuple(main)), replace(own, servers=tuple(servers)))))
+    found = verdict(seen(groups=(replace(stable, servers=tuple(main)), replace(own, servers=tuple(servers)))))
 
     assert found is not None
     assert found.numbers["meanChange"] == pytest.approx(rows[:3].mean() - rows[3:].mean(), abs=1e-4)
@@ -188,7 +190,7 @@ def test_a_candidate_that_is_worse_on_one_sites_images_is_stopped_whichever_imag
     rows[1, [name == "south" for name in names]] -= 0.4
     rows[0, 5:11] = math.nan
     stable, own = (score_report(SHA, list(row)).model_copy(update={"slices": slices, "sliced": packed}) for row in rows)
-    found = verdict(*seen(groups=pair(stable, own)))
+    found = verdict(seen(groups=pair(stable, own)))
 
     assert found is not None
     assert (found.outcome, found.reason) == (Outcome.BREACH, "WorseInSlice")
@@ -200,7 +202,7 @@ def test_images_without_an_answer_count_against_the_candidate_and_are_not_compar
     missing = math.nan
     stable = score_report(SHA, [missing, 0.9, 0.9], iou=0.9, classes={0: 0.9})
     own = score_report(SHA, [0.9, missing, 0.9], iou=0.6, classes={0: 0.9})
-    found = verdict(*seen(groups=pair(stable, own)))
+    found = verdict(seen(groups=pair(stable, own)))
 
     assert found is not None
     assert found.numbers["images"] == 2
@@ -209,7 +211,7 @@ def test_images_without_an_answer_count_against_the_candidate_and_are_not_compar
 
 def test_a_lost_class_is_named_as_the_candidates_spec_names_it() -> None:
     stable, own = (score_report(SHA, [0.9] * 3, {0: 0.9, 1: number}) for number in (0.9, 0.2))
-    found = verdict(*seen(groups=pair(stable, own)))
+    found = verdict(seen(groups=pair(stable, own)))
 
     assert found is not None
     assert (found.outcome, found.reason) == (Outcome.BREACH, "ClassLost")
@@ -217,7 +219,7 @@ def test_a_lost_class_is_named_as_the_candidates_spec_names_it() -> None:
 
 
 def test_a_stable_revision_that_answers_no_image_is_not_compared() -> None:
-    found = verdict(*seen(groups=pair(score_report(SHA, [math.nan] * 3, iou=0.0, recall=0.0))))
+    found = verdict(seen(groups=pair(score_report(SHA, [math.nan] * 3, iou=0.0, recall=0.0))))
 
     assert found is not None
     assert (found.outcome, found.reason) == (Outcome.PASS, "WithoutStable")
@@ -230,12 +232,12 @@ def test_one_server_with_scores_is_enough_on_each_side() -> None:
     broken = server("own-9", said(SECOND, ScoreReport(golden_sha256=SHA, reason="SourceSlow", message="no answer")))
     groups = (replace(stable, servers=(slow, *stable.servers)), replace(own, servers=(broken, *own.servers)))
 
-    assert (found := verdict(*seen(groups=groups))) is not None
+    assert (found := verdict(seen(groups=groups))) is not None
     assert found.outcome is Outcome.PASS
 
 
 def test_the_promoted_revision_is_compared_with_the_one_before() -> None:
-    found = verdict(*seen(BAKING, roles=PROMOTED, groups=pair(GOOD, score_report(SHA, [0.5] * 40))))
+    found = verdict(seen(BAKING, roles=PROMOTED, groups=pair(GOOD, score_report(SHA, [0.5] * 40))))
 
     assert found is not None
     assert found.outcome is Outcome.BREACH
@@ -261,7 +263,7 @@ UNREADABLE = ScoreReport(golden_sha256=SHA, images=3, qualities="?")
     ],
 )
 def test_a_set_that_cannot_be_scored_is_undecided_with_the_reason(stable: Any, own: Any, why: str) -> None:
-    found = verdict(*seen(groups=pair(stable, own)))
+    found = verdict(seen(groups=pair(stable, own)))
 
     assert found is not None
     assert (found.outcome, found.reason) == (Outcome.UNDECIDED, UNAVAILABLE)
@@ -277,12 +279,12 @@ def test_a_set_that_cannot_be_scored_is_undecided_with_the_reason(stable: Any, o
     ],
 )
 def test_nothing_is_said_while_there_are_no_scores(own: Any) -> None:
-    assert verdict(*seen(groups=pair(GOOD, own))) is None
+    assert verdict(seen(groups=pair(GOOD, own))) is None
 
 
 def test_agents_of_an_earlier_version_are_named() -> None:
     main = replace(pair()[0], servers=(server("main-0", OLD),))
-    found = verdict(*seen(groups=(main, pair()[1])))
+    found = verdict(seen(groups=(main, pair()[1])))
 
     assert found is not None
     assert (found.reason, "earlier version" in found.message) == (UNAVAILABLE, True)
@@ -291,8 +293,8 @@ def test_agents_of_an_earlier_version_are_named() -> None:
 def test_a_verdict_stays_when_later_scores_cannot_be_had() -> None:
     passed = Verdict("goldenQuality", Outcome.PASS, "NoWorse", "as good")
 
-    assert verdict(*seen(PROGRESSING, known=record(passed), groups=pair(GOOD, FAILED))) == passed
-    assert verdict(*seen(PROGRESSING, known=record(passed), groups=pair(LATER, LATER))) == passed
+    assert verdict(seen(PROGRESSING, known=record(passed), groups=pair(GOOD, FAILED))) == passed
+    assert verdict(seen(PROGRESSING, known=record(passed), groups=pair(LATER, LATER))) == passed
 
 
 LACKING = Verdict("goldenQuality", Outcome.UNDECIDED, UNAVAILABLE, "no Secret")
@@ -328,8 +330,7 @@ LACKING = Verdict("goldenQuality", Outcome.UNDECIDED, UNAVAILABLE, "no Secret")
 )
 def test_rollouts_without_scores(at: RolloutState, known: Record, since_s: float, golden: int, allowed: bool) -> None:
     at = replace(at, since_s=NOW_S)
-    about = seen(at, known=known, now_s=NOW_S + since_s)
-    found = gather_signals(known, at, CHANGING, *about[2:])
+    found = gather_signals(seen(at, known=known, now_s=NOW_S + since_s))
 
     assert (int(found.golden), bool(found.allowed)) == (golden, allowed)
 
@@ -338,8 +339,7 @@ def test_scores_that_are_measured_for_longer_than_the_rollouts_deadline_are_not_
     deadline_s = POLICY.deadline.total_seconds()
     at = replace(GOLDEN, since_s=NOW_S)
     before, after = (
-        verdict(*seen(at, groups=pair(GOOD, LATER), now_s=NOW_S + waited_s))
-        for waited_s in (deadline_s - 1, deadline_s)
+        verdict(seen(at, groups=pair(GOOD, LATER), now_s=NOW_S + waited_s)) for waited_s in (deadline_s - 1, deadline_s)
     )
 
     assert before is None

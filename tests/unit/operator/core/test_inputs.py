@@ -40,14 +40,8 @@ from segserve_operator.api.rollout_policy import (
 from segserve_operator.core.gates.base import Outcome, Verdict
 from segserve_operator.core.gates.checks import CheckResult
 from segserve_operator.core.gates.probe import LONGEST_S
-from segserve_operator.core.models.inputs import (
-    checks,
-    gather_signals,
-    groups_of,
-    is_about,
-    sampled_groups,
-    verdicts_with,
-)
+from segserve_operator.core.models.case import RolloutCase, groups_of, is_about
+from segserve_operator.core.models.inputs import checks, gather_signals, sampled_groups, verdicts_with
 from segserve_operator.core.models.observed import ModelObserved, Observed, Roles, SloWatch
 from segserve_operator.core.models.slo import INTERVAL_S
 from segserve_operator.core.rollout.phases import ENDED, Phase
@@ -373,7 +367,7 @@ def probed(failed: int, asked: int = 40) -> dict[str, CheckResult]:
 def test_a_decision_hears(
     at: RolloutState, known: Record, roles: Roles, observed: Observed, heard: dict[str, Any]
 ) -> None:
-    found = gather_signals(known, at, roles, observed.models[0], observed)
+    found = gather_signals(RolloutCase(known, at, roles, observed.models[0], observed))
 
     assert {name: np.asarray(getattr(found, name)).item() for name in heard} == heard
 
@@ -383,7 +377,8 @@ def orders(
 ) -> dict[str, str]:
     """Return what is ordered: purpose by key."""
     observed = seen(coins(roles), now_s=now_s)
-    return {each.key: each.purpose for each in checks(at, record(policy=policy), roles, observed.models[0], observed)}
+    case = RolloutCase(record(policy=policy), at, roles, observed.models[0], observed)
+    return {each.key: each.purpose for each in checks(case)}
 
 
 ROLLOUT = PROGRESSING.rollout
@@ -451,7 +446,7 @@ def test_another_rollout_of_the_same_revision_orders_anew() -> None:
 def test_an_order_says_whom_it_is_about_and_how_often_it_is_due() -> None:
     observed = seen(coins())
     quarantined = replace(QUARANTINED, weight=0)
-    probe, budget = checks(quarantined, record(), CHANGING, observed.models[0], observed)
+    probe, budget = checks(RolloutCase(record(), quarantined, CHANGING, observed.models[0], observed))
 
     assert (probe.seconds, probe.interval_s) == (LONGEST_S, math.inf)
     assert (budget.interval_s, budget.gate, budget.spec) == (5.0, "budget", BUDGET)
@@ -492,7 +487,7 @@ KNOWN = said("budget", Outcome.PASS)
 )
 def test_the_verdict_of_a_gate(found: dict[str, CheckResult], verdict: tuple[str, str]) -> None:
     observed = seen(coins(), check_results=found)
-    verdicts = verdicts_with(record(KNOWN), PROGRESSING, observed.models[0], observed)
+    verdicts = verdicts_with(RolloutCase(record(KNOWN), PROGRESSING, CHANGING, observed.models[0], observed))
 
     assert [(each.outcome.value, each.reason) for each in verdicts if each.gate == "budget"] == [verdict]
 
@@ -502,11 +497,11 @@ def test_what_was_put_aside_keeps_its_last_verdict() -> None:
     observed = seen(coins(), check_results=found)
     at = replace(PROGRESSING, skipped=("budget",))
 
-    assert KNOWN in verdicts_with(record(KNOWN), at, observed.models[0], observed)
+    assert KNOWN in verdicts_with(RolloutCase(record(KNOWN), at, CHANGING, observed.models[0], observed))
 
 
 def test_gates_that_are_measured_or_scored_by_agents_are_nobodys_to_ask() -> None:
     observed = seen(model(CELLS, Roles(holder(CELLS, "main"))), coins())
     only_measured = record(policy=RolloutPolicy(gates=(ErrorRateGate(), GoldenQualityGate())))
 
-    assert checks(PROGRESSING, only_measured, CHANGING, observed.models[1], observed) == ()
+    assert checks(RolloutCase(only_measured, PROGRESSING, CHANGING, observed.models[1], observed)) == ()

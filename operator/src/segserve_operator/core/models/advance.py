@@ -12,11 +12,11 @@ from segserve_operator.core.evidence import EvidenceWindow
 from segserve_operator.core.failure import shortened
 from segserve_operator.core.gates import measured_gates, started
 from segserve_operator.core.gates.checks import Check
-from segserve_operator.core.models.ab_queries import metric_values
+from segserve_operator.core.models.case import RolloutCase, is_about
 from segserve_operator.core.models.event import Event
 from segserve_operator.core.models.events import SPLIT_EXPLANATION, explanation
-from segserve_operator.core.models.inputs import checks, gather_signals, groups_of, is_about, verdicts_with
-from segserve_operator.core.models.observed import ModelObserved, Observed, Roles, SloWatch
+from segserve_operator.core.models.inputs import checks, gather_signals, verdicts_with
+from segserve_operator.core.models.observed import ModelObserved, Observed, Roles
 from segserve_operator.core.models.quorum import answers
 from segserve_operator.core.models.requests import (
     VERB_SIGNALS,
@@ -28,8 +28,9 @@ from segserve_operator.core.models.requests import (
     with_handled,
 )
 from segserve_operator.core.models.sizes import has_grown, is_deferred
-from segserve_operator.core.models.slo import is_watched
+from segserve_operator.core.models.slo import past_of
 from segserve_operator.core.models.streams import keeps_streams
+from segserve_operator.core.models.verdicts.ab_query import metric_values
 from segserve_operator.core.rollout import decisions
 from segserve_operator.core.rollout.counters import HungRequests
 from segserve_operator.core.rollout.decisions import (
@@ -45,7 +46,6 @@ from segserve_operator.core.rollout.pairs import pairs_between
 from segserve_operator.core.rollout.phases import Phase, Signal
 from segserve_operator.core.rollout.record import Record, RolloutState
 from segserve_operator.core.rollout.windows import window_between
-from segserve_operator.core.statistics.past import StablePast
 
 WRITE_INTERVAL_S: Final = 10.0
 """Shortest time between two writes of a record without a new decision."""
@@ -91,11 +91,11 @@ def advance(model: ModelObserved, roles: Roles, world: Observed) -> Deciding[Rol
             records=(*superseded, *_unfinished_record(state, world)),
             return_to_previous=request is not None and request.verb == "rollback",
         )
-    record = _record(state, roles, model, world)
-    update, request = _handle_request(model, roles, state, tuple(map(gate_name, record.policy.gates)), world)
-    result, after = yield from _decide(state, record, roles, model, world, request)
+    case = _case(state, roles, model, world)
+    update, request = _handle_request(model, roles, state, tuple(map(gate_name, case.record.policy.gates)), world)
+    result, after = yield from _decide(case, request)
     latest = result.record
-    if result.changed or is_due(record, world):
+    if result.changed or is_due(case.record, world):
         latest = decisions.with_verdicts(latest, after.skipped)
     else:
         # Reason and message change only together with a write, so that a status is not rewritten every second.
@@ -109,17 +109,15 @@ def with_checks(update: RolloutUpdate, roles: Roles, model: ModelObserved, world
     record = next((record for record in update.records if state and record.name == state.rollout), None)
     if state is None or record is None:
         return update
-    return replace(update, checks=checks(state, record, roles, model, world))
+    return replace(update, checks=checks(RolloutCase(record, state, roles, model, world)))
 
 
 def unchanged(model: ModelObserved, world: Observed) -> RolloutUpdate:
     """Return the rollout as it is, for a model whose status cannot be written; its checks continue meanwhile."""
-    state = model.status.rollout
-    update = RolloutUpdate(state=state, handled=model.status.handled)
-    record = world.records.get(state.rollout) if state is not None else None
-    if state is None or record is None:
-        return update
-    return replace(update, checks=checks(state, record, model.roles, model, world))
+    case = RolloutCase.current(model, world)
+    return RolloutUpdate(
+        state=model.status.rollout, checks=checks(case) if case is not None else (), handled=model.status.handled
+    )
 
 
 def is_due(record: Record, world: Observed, *, active: bool = True) -> bool:
@@ -143,7 +141,7 @@ def _current(
     state = model.status.rollout
     ended: tuple[Record, ...] = ()
     if state is not None and not state.ended and not is_about(state, roles):
-        result, state = yield from _decide(state, _record(state, roles, model, world), roles, model, world, None)
+        result, state = yield from _decide(_case(state, roles, model, world), None)
         ended = (result.record,)
     return (_started(roles, world) if _starts(state, model, roles) else state), ended
 
@@ -191,11 +189,11 @@ def _handle_request(
     return update, request if refused is None else None
 
 
-def _record(state: RolloutState, roles: Roles, model: ModelObserved, world: Observed) -> Record:
-    """Return the rollout's record in agreement with the status; a new one if there is none."""
+def _case(state: RolloutState, roles: Roles, model: ModelObserved, world: Observed) -> RolloutCase:
+    """Return the case of a rollout with its record in agreement with the status; with a new one if there is none."""
     record = world.records.get(state.rollout)
     if record is None:
-        wanted, past = model.wanted, _past(model, roles, world)
+        wanted, past = model.wanted, past_of(model, roles.stable, world)
         policy, slo = (wanted.policy, wanted.slo) if wanted is not None else (None, None)
         # A gateway that compares nothing is no reason to wait where nobody asked for Shadow. Nor is one begun without
         # stable's past: the steps after it are larger, and would take clusters of failures for faults.
@@ -218,16 +216,7 @@ def _record(state: RolloutState, roles: Roles, model: ModelObserved, world: Obse
             progress=Progress.begun(state.started_s),
             gates=started(measured_gates(policy, slo), past) if past is not None else {},
         )
-    return caught_up(record, state)
-
-
-def _past(model: ModelObserved, roles: Roles, world: Observed) -> StablePast | None:
-    """Return stable's past as far as it is known, or None if nobody watches it."""
-    if not is_watched(model):
-        return None
-    watch = world.watches.get(model.name)
-    is_stable = watch is not None and roles.stable is not None and watch.group == roles.stable.group
-    return watch.past if watch is not None and is_stable else SloWatch().past
+    return RolloutCase(caught_up(record, state), state, roles, model, world)
 
 
 def _unfinished_record(state: RolloutState | None, world: Observed) -> tuple[Record, ...]:
@@ -238,42 +227,35 @@ def _unfinished_record(state: RolloutState | None, world: Observed) -> tuple[Rec
     return (caught_up(record, state),)
 
 
-def _decide(
-    state: RolloutState,
-    record: Record,
-    roles: Roles,
-    model: ModelObserved,
-    world: Observed,
-    request: RolloutRequest | None,
-) -> Deciding[tuple[DecisionResult, RolloutState]]:
+def _decide(case: RolloutCase, request: RolloutRequest | None) -> Deciding[tuple[DecisionResult, RolloutState]]:
     """Return the decision on all that is known now, and the state that follows from it."""
-    before = record.seen
-    record, callers = _with_window(record, state, roles, model, world)
+    state, model, now_s, before = case.state, case.model, case.world.now_s, case.record.seen
+    case, callers = _with_window(case)
     pairs: EvidenceWindow | None = None
     if state.phase is Phase.SHADOW and callers is not None:
-        pairs = pairs_between(before, record.seen, *groups_of(state, roles), callers)
-    verdicts = verdicts_with(record, state, model, world)
-    record = replace(record, verdicts=verdicts) if verdicts != record.verdicts else record
+        pairs = pairs_between(before, case.record.seen, *case.groups, callers)
+    verdicts = verdicts_with(case)
+    if verdicts != case.record.verdicts:
+        case = replace(case, record=replace(case.record, verdicts=verdicts))
     if callers is not None:
-        callers = replace(callers, metric=metric_values(state, world))
-    signals = gather_signals(record, state, roles, model, world)
+        callers = replace(callers, metric=metric_values(case))
     verb = request.verb if request is not None else ""
     skipped = (*state.skipped, request.gate) if request is not None and verb == "skip-gate" else state.skipped
-    learns = record.policy.shadow is not None and state.phase in (Phase.SHADOW, Phase.PROGRESSING)
+    learns = case.record.policy.shadow is not None and state.phase in (Phase.SHADOW, Phase.PROGRESSING)
     inputs = DecisionInput(
-        now_s=world.now_s,
-        signals=replace(signals, asked=int(VERB_SIGNALS.get(verb, Signal.NONE))),
+        now_s=now_s,
+        signals=replace(gather_signals(case), asked=int(VERB_SIGNALS.get(verb, Signal.NONE))),
         window=pairs or callers,
         callers=callers if pairs is not None else None,
-        tested_weight=_tested_weight(state, world.now_s),
-        past=_past(model, roles, world) if learns else None,
+        tested_weight=_tested_weight(state, now_s),
+        past=case.past if learns else None,
         paused=verb == "pause" or (state.paused and verb != "resume"),
         skipped=skipped,
         actor=request.text if request is not None else "segserve",
         requested_by=requester(model.annotations, verb),
     )
-    result = yield record, inputs
-    reason, message = explanation(state, result, roles)
+    result = yield case.record, inputs
+    reason, message = explanation(state, result, case.roles)
     if result.changed:
         result = decisions.with_reason(result, reason, message)
     elif not _is_split_as_written(result.record):
@@ -282,22 +264,21 @@ def _decide(
     return result, replace(after, skipped=result.skipped, reason=reason, message=shortened(message))
 
 
-def _with_window(
-    record: Record, state: RolloutState, roles: Roles, model: ModelObserved, world: Observed
-) -> tuple[Record, EvidenceWindow | None]:
-    """Return the record with the gateways' latest counters, and the window since the former ones if there are any."""
-    sample = world.samples.get(model.name)
+def _with_window(case: RolloutCase) -> tuple[RolloutCase, EvidenceWindow | None]:
+    """Return the case with the gateways' latest counters, and the window since the former ones if there are any."""
+    record, sample = case.record, case.world.samples.get(case.model.name)
     if not sample or sample == record.seen:
-        return record, None
+        return case, None
     counted = window_between(
         record.seen,
         sample,
-        *groups_of(state, roles),
+        *case.groups,
         hung=record.hung or HungRequests(),
         slow_after_s=_hung_after_s(record.slo),
     )
     # The first sample is only a reference: what gateways counted before the rollout is no evidence.
-    return replace(record, seen=counted.seen, hung=counted.hung), counted.window if record.seen else None
+    latest = replace(record, seen=counted.seen, hung=counted.hung)
+    return replace(case, record=latest), counted.window if record.seen else None
 
 
 def _hung_after_s(slo: Slo) -> float:

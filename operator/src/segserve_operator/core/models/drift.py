@@ -10,8 +10,9 @@ from segserve_builder.agent.protocol import AnswerCounting, AssignedModel
 from segserve_builder.steps.answer_metrics import EMBEDDING_HISTOGRAMS, IMAGE_HISTOGRAMS
 from segserve_operator.api.drift import Drift
 from segserve_operator.core.drift.watch import DriftedHistogram, DriftWatch, basis_of, restored, with_slices
-from segserve_operator.core.models.answer_comparisons import compared_by
+from segserve_operator.core.models.case import RolloutCase
 from segserve_operator.core.models.observed import GroupObserved, ModelObserved, Observed, ObservedCondition
+from segserve_operator.core.models.verdicts.drift import drift_gate
 
 DRIFTING: Final = "Drifting"
 IMAGES_CHANGED: Final = "ImagesChanged"
@@ -48,10 +49,11 @@ def with_counting(assigned: AssignedModel, group: str, model: ModelObserved, wor
 
 
 def _counting_intervals_s(revision: str, model: ModelObserved, world: Observed) -> list[float]:
-    drift, compared = drift_of(model), compared_by(model, world)
+    drift, case = drift_of(model), RolloutCase.current(model, world)
     intervals_s = [drift.window.total_seconds() / REPORTS_PER_WINDOW] if drift is not None else []
-    if compared is not None and revision in (compared[0].stable, compared[0].candidate):
-        intervals_s.append(compared[1].interval.total_seconds())
+    gate = drift_gate(case) if case is not None else None
+    if case is not None and gate is not None and revision in (case.record.stable, case.record.candidate):
+        intervals_s.append(gate.interval.total_seconds())
     return intervals_s
 
 

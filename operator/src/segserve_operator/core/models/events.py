@@ -12,8 +12,8 @@ from segserve_operator.core.gates.base import Outcome, Verdict
 from segserve_operator.core.gates.mask_agreement import CONFIDENCE_SHIFTED, MASKS_DIFFER
 from segserve_operator.core.models.drift import DRIFTING
 from segserve_operator.core.models.event import Event
-from segserve_operator.core.models.golden_scores import UNAVAILABLE
 from segserve_operator.core.models.observed import ModelStatus, ObservedCondition, Roles
+from segserve_operator.core.models.verdicts.golden import UNAVAILABLE
 from segserve_operator.core.rollout.decisions import DecisionResult, with_verdicts
 from segserve_operator.core.rollout.engine import Wait
 from segserve_operator.core.rollout.phases import Phase, Signal

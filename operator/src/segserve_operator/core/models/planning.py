@@ -21,13 +21,12 @@ from segserve_operator.core.models.actions import (
     SaveStatus,
 )
 from segserve_operator.core.models.advance import RolloutUpdate, unchanged
-from segserve_operator.core.models.answer_comparisons import with_comparisons
 from segserve_operator.core.models.capture import capture_rule
+from segserve_operator.core.models.case import groups_of
 from segserve_operator.core.models.conditions import status_of
 from segserve_operator.core.models.drift import drift_watches, with_counting
 from segserve_operator.core.models.event import Event
 from segserve_operator.core.models.events import SIGNALS, rollout_events, status_events
-from segserve_operator.core.models.inputs import groups_of
 from segserve_operator.core.models.observed import (
     Candidate,
     ModelObserved,
@@ -44,11 +43,12 @@ from segserve_operator.core.models.quorum import answers, prevailing_report, suf
 from segserve_operator.core.models.rest import Rest, Settled, is_at_rest
 from segserve_operator.core.models.roles import assigned_model, next_roles, record_of, settling
 from segserve_operator.core.models.scaling import with_scaling
-from segserve_operator.core.models.scoring import with_scoring
 from segserve_operator.core.models.self_test import self_tests, tests_itself
 from segserve_operator.core.models.sizes import sizes, with_sizes
 from segserve_operator.core.models.slo import watches
 from segserve_operator.core.models.update import spread, with_template
+from segserve_operator.core.models.verdicts.drift import with_comparisons
+from segserve_operator.core.models.verdicts.golden import with_scoring
 from segserve_operator.core.rollout.batches import answered
 from segserve_operator.core.rollout.decisions import decide_all
 from segserve_operator.core.rollout.phases import Phase, Signal

@@ -10,9 +10,10 @@ import numpy as np
 
 from segserve_operator.api.rollout_policy import Slo
 from segserve_operator.core.evidence import EDGES_MS, STABLE, EvidenceWindow
-from segserve_operator.core.models.observed import Minute, ModelObserved, Observed, SloWatch
+from segserve_operator.core.models.observed import Minute, ModelObserved, Observed, RoleHolder, SloWatch
 from segserve_operator.core.rollout.counters import Sample
 from segserve_operator.core.rollout.windows import window_between
+from segserve_operator.core.statistics.past import StablePast
 
 MET: Final = "Met"
 BREACHED: Final = "Breached"
@@ -52,6 +53,15 @@ def watches(models: Iterable[ModelObserved], world: Observed) -> dict[str, SloWa
                 watch = measured(watch, sample, stable.group, slo_of(model) or Slo(), world.now_s)
             watches_by_model[model.name] = watch
     return watches_by_model
+
+
+def past_of(model: ModelObserved, stable: RoleHolder | None, world: Observed) -> StablePast | None:
+    """Return stable's past as far as it is known, or None if nobody watches it."""
+    if not is_watched(model):
+        return None
+    watch = world.watches.get(model.name)
+    is_stable = watch is not None and stable is not None and watch.group == stable.group
+    return watch.past if watch is not None and is_stable else SloWatch().past
 
 
 def measured(watch: SloWatch, sample: Sample, group: str, slo: Slo, now_s: float) -> SloWatch:

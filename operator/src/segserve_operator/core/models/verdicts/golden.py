@@ -6,14 +6,16 @@ image. The operator itself fetches nothing: it has no credentials for artifacts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from segserve_builder.agent.protocol import (
+    AssignedModel,
+    GoldenScoring,
     ModelReport,
     ModelState,
     ScoreReport,
@@ -22,39 +24,45 @@ from segserve_builder.agent.protocol import (
     unpack_slices,
 )
 from segserve_operator.api.rollout_policy import CheckedGateSpec, RolloutPolicy, gate_name
-from segserve_operator.core.gates import checked_gate, purpose_of
+from segserve_operator.core.gates import checked_gate
 from segserve_operator.core.gates.base import Outcome, Verdict
 from segserve_operator.core.gates.checks import CheckResult, Scores
+from segserve_operator.core.models.case import RolloutCase, VerdictSource
 from segserve_operator.core.models.observed import GroupObserved, ModelObserved, Observed
+from segserve_operator.core.rollout.engine import Signals
 from segserve_operator.core.rollout.phases import Phase
-from segserve_operator.core.rollout.record import Record, RolloutState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from segserve_operator.core.evidence import Floats
 
 UNAVAILABLE: Final = "GoldenUnavailable"
 """Reason of a verdict without scores, and of a rollout that ends for the lack of them."""
 
 
-def golden_gates(record: Record, state: RolloutState, model: ModelObserved) -> tuple[CheckedGateSpec, ...]:
-    """Return the gates that need scores of the golden set; none without a set, and none that a person has skipped."""
-    if model.wanted is None or model.wanted.assigned.golden is None or record.policy.strategy == "immediate":
-        return ()
-    checked = (gate for gate in record.policy.gates if isinstance(gate, CheckedGateSpec))
-    return tuple(gate for gate in checked if is_golden(gate) and gate_name(gate) not in state.skipped)
+def with_scoring(assigned: AssignedModel, group: str, model: ModelObserved, world: Observed) -> AssignedModel:
+    """Return the assignment with the golden set to score, if the model's rollout compares this revision."""
+    case = RolloutCase.current(model, world)
+    if case is None or assigned.revision not in (case.record.stable, case.record.candidate):
+        return assigned
+    gates = case.gates_for("golden")
+    if case.golden is None or not gates or not _can_score(world.groups.get(group), assigned.revision):
+        return assigned
+    scoring = GoldenScoring(
+        golden=case.golden,
+        interval_s=min(gate.interval.total_seconds() for gate in gates),
+        # A candidate that callers' requests put into quarantine is looked at again at once.
+        round=case.state.quarantines,
+    )
+    return assigned.model_copy(update={"scoring": scoring})
 
 
-def is_golden(gate: CheckedGateSpec) -> bool:
-    """Tell whether a gate judges scores of the golden set."""
-    return purpose_of(gate) == "golden"
-
-
-def is_asked(group: GroupObserved | None, revision: str) -> bool:
-    """Tell whether a group's assignment has a golden set to score for a revision."""
-    models = group.assignment.models if group is not None else ()
-    return any(each.revision == revision and each.scoring is not None for each in models)
+def _can_score(group: GroupObserved | None, revision: str) -> bool:
+    """Tell whether all agents of a group know scores; an earlier version would refuse the whole assignment."""
+    if group is None:
+        return False
+    proofs = [report.proved for server in group.servers for report in server.reports if report.proved is not None]
+    asked = any(each.revision == revision and each.scoring is not None for each in group.assignment.models)
+    return all(proof.can_score for proof in proofs) and (bool(proofs) or asked)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,37 +73,27 @@ class Answers:
     problem: str = ""
 
 
-def golden_verdicts(
-    record: Record,
-    state: RolloutState,
-    groups: tuple[str, str],
-    model: ModelObserved,
-    world: Observed,
-    shares: Mapping[str, float],
-) -> Iterator[Verdict]:
-    """Yield new verdicts of the golden gates from the reports of `groups`, those of stable and the candidate.
+def _verdicts(case: RolloutCase) -> Iterator[Verdict]:
+    """Yield new verdicts of the golden gates from the reports of both revisions.
 
     A verdict on scores stays while there are no new ones, and nothing is yielded then.
     """
-    gates = golden_gates(record, state, model)
-    if not gates or state.phase is Phase.PENDING:
+    gates, policy = case.gates_for("golden"), case.record.policy
+    if case.golden is None or not gates or case.state.phase is Phase.PENDING:
         return
-    assert model.wanted is not None
-    assert model.wanted.assigned.golden is not None
-    sha256 = model.wanted.assigned.golden.sha256
-    stable = answers("stable", record.stable, groups[0], sha256, world)
-    candidate = answers("the candidate", state.revision, groups[1], sha256, world)
-    former = {verdict.gate: verdict for verdict in record.verdicts}
-    names = _class_names(state.revision, world)
+    stable, candidate = (
+        answers(who, reports, case.golden.sha256)
+        for who, reports in zip(("stable", "the candidate"), case.reports, strict=True)
+    )
+    former = {verdict.gate: verdict for verdict in case.record.verdicts}
     for gate in gates:
         name = gate_name(gate)
         if stable.reports and candidate.reports:
-            level = shares.get(gate.gate, 0.0)
-            yield _judged(gate, record.policy, level, candidate.reports, stable.reports, names)
+            level = case.shares.get(gate.gate, 0.0)
+            yield _judged(gate, policy, level, candidate.reports, stable.reports, _class_names(case))
         elif name not in former or former[name].reason == UNAVAILABLE:
             problem = candidate.problem or stable.problem
-            waits_s = _undecided_s(state, world)
-            if not problem and waits_s >= record.policy.deadline.total_seconds():
+            if not problem and _undecided_s(case) >= policy.deadline.total_seconds():
                 problem = "the servers have not scored the golden set until the deadline"
             if problem:
                 yield Verdict(name, Outcome.UNDECIDED, UNAVAILABLE, problem)
@@ -117,22 +115,30 @@ def _judged(
     return gate_type.judge(gate, result, policy, level)
 
 
-def gave_up(verdict: Verdict, state: RolloutState, model: ModelObserved, world: Observed) -> bool:
-    """Tell whether scores could not be had for so long that the rollout goes on, or ends, without them."""
-    if verdict.reason != UNAVAILABLE or state.paused or model.wanted is None:
+def _signal(case: RolloutCase) -> Signals:
+    """Return the verdicts' signal; scores that cannot be had in time end the rollout, or it goes on without them."""
+    signal, verdicts = case.signal("golden"), case.verdicts("golden")
+    lacking = [each for each in verdicts if each.reason == UNAVAILABLE and _gave_up(case)]
+    if signal.forbidden or (lacking and case.record.policy.on_undecided != "Promote"):
+        return replace(signal, golden=-1)
+    allowed = all(each.outcome is Outcome.PASS or each in lacking for each in verdicts)
+    return replace(signal, golden=int(allowed), allowed=allowed)
+
+
+def _gave_up(case: RolloutCase) -> bool:
+    """Tell whether a rollout without scores does not wait for them any more."""
+    if case.state.paused or case.model.wanted is None:
         return False
-    return state.phase is not Phase.GOLDEN or _undecided_s(state, world) >= model.wanted.progress_deadline_s
+    return case.state.phase is not Phase.GOLDEN or _undecided_s(case) >= case.model.wanted.progress_deadline_s
 
 
-def _undecided_s(state: RolloutState, world: Observed) -> float:
+def _undecided_s(case: RolloutCase) -> float:
     """Return how long the candidate has been waiting for its scores."""
-    return world.now_s - max(state.since_s, state.resumed_s)
+    return case.world.now_s - max(case.state.since_s, case.state.resumed_s)
 
 
-def answers(who: str, revision: str, group: str, sha256: str, world: Observed) -> Answers:
+def answers(who: str, reports: Sequence[ModelReport], sha256: str) -> Answers:
     """Return what the servers of a revision say of a golden set; `who` names it in a problem."""
-    observed = world.groups.get(group)
-    reports = [report for _, report in observed.reports(revision).said] if observed else []
     scores = (report.scores for report in reports)
     scored = tuple(score for score in scores if score is not None and score.golden_sha256 == sha256)
     if done := tuple(score for score in scored if score.images and _is_readable(score)):
@@ -159,8 +165,8 @@ def _is_old(report: ModelReport) -> bool:
     return report.state is ModelState.READY and (report.proved is None or not report.proved.can_score)
 
 
-def _class_names(revision: str, world: Observed) -> tuple[tuple[int, str], ...]:
-    record = world.revisions.get(revision)
+def _class_names(case: RolloutCase) -> tuple[tuple[int, str], ...]:
+    record = case.world.revisions.get(case.state.revision)
     return tuple((item.id, item.name) for item in record.pipeline.classes) if record is not None else ()
 
 
@@ -218,3 +224,6 @@ def _means(reports: Sequence[ScoreReport]) -> dict[str, float]:
 def _mean(values: Sequence[float]) -> float:
     known = [value for value in values if not np.isnan(value)]
     return float(np.mean(known)) if known else np.nan
+
+
+SOURCE: Final = VerdictSource(verdicts=_verdicts, signal=_signal)

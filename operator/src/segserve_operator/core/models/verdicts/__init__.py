@@ -1,0 +1,1 @@
+"""Sources of verdicts about a rollout: each with its checks, its verdicts and its signal."""
