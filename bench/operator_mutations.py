@@ -39,7 +39,7 @@ from fakes.mutations import Edit, edited, edits, spec_schema
 from fakes.operator_process import OperatorProcess
 from segserve_common.api_errors import InvalidError, UnavailableError
 from segserve_common.kube.kinds import MODELS, POOLS, Kind
-from segserve_operator.core.models.requests import VERBS
+from segserve_operator.core.world.requests import VERBS
 
 Json: TypeAlias = dict[str, Any]
 

@@ -26,19 +26,19 @@ from segserve_operator.api.schema import structural_schema
 from segserve_operator.api.segmentation_model import SegmentationModel, SegmentationModelSpec
 from segserve_operator.api.segmentation_rollout import SegmentationRollout, SegmentationRolloutSpec
 from segserve_operator.core import gates
+from segserve_operator.core.advance import verdicts
+from segserve_operator.core.advance.case import RolloutCase
+from segserve_operator.core.advance.inputs import SOURCES, checks, gather_signals, verdicts_with
 from segserve_operator.core.evidence import EDGES_MS, EvidenceWindow
 from segserve_operator.core.gates import GATES, error_rate, measured_gates
 from segserve_operator.core.gates.base import CheckedGateType, MeasuredGateType, Outcome, Verdict, no_answer
 from segserve_operator.core.gates.checks import CheckResult
-from segserve_operator.core.models import verdicts
-from segserve_operator.core.models.case import RolloutCase
-from segserve_operator.core.models.inputs import SOURCES, checks, gather_signals, verdicts_with
-from segserve_operator.core.models.observed import PoolObserved, Roles
 from segserve_operator.core.rollout.decisions import Rules
 from segserve_operator.core.rollout.engine import Progress
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.policy import alpha_shares, engine_policy
 from segserve_operator.core.rollout.record import Record
+from segserve_operator.core.world.observed import PoolObserved, Roles
 from segserve_operator.mapping.rollouts import manifest_of, record_of, status_of
 
 OWN: dict[str, dict[str, Any]] = {

@@ -14,9 +14,9 @@ from fakes.rollout_evidence import STARTED_S, record, row, same, state_of_record
 from fakes.stores import ClusterHarness, FileHarness, MemoryHarness
 from segserve_common.api_errors import ConflictError
 from segserve_common.canonical import canonical_json
-from segserve_operator.core.models.observed import ModelStatus
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.record import Record
+from segserve_operator.core.world.observed import ModelStatus
 from segserve_operator.mapping.rollouts import OBJECT_BYTES
 
 Harness: TypeAlias = MemoryHarness | FileHarness | ClusterHarness

@@ -10,7 +10,7 @@ import pytest
 from fakes.platform import assigned
 from fakes.stores import FileHarness, MemoryHarness
 from segserve_operator.core.failure import FailureReason
-from segserve_operator.core.models.observed import Candidate, ModelStatus, ObservedCondition, RoleHolder, Roles
+from segserve_operator.core.world.observed import Candidate, ModelStatus, ObservedCondition, RoleHolder, Roles
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,9 +13,9 @@ from segserve_operator.api.ab_test import AbTest, AbTestQuery
 from segserve_operator.api.rollout_policy import RolloutPolicy
 from segserve_operator.core.gates.base import Verdict
 from segserve_operator.core.gates.checks import CheckResult
-from segserve_operator.core.models.observed import PoolObserved, PoolStatus
 from segserve_operator.core.rollout.phases import ENDED, Phase
 from segserve_operator.core.rollout.replay import replay
+from segserve_operator.core.world.observed import PoolObserved, PoolStatus
 from segserve_operator.mapping.rollouts import manifest_of, record_of, status_of
 
 AFFINE = PoolObserved("default", status=PoolStatus(), session_affinity=True)

@@ -13,8 +13,8 @@ from fakes.loaded_gateways import LoadedGateways
 from segserve_common.kube.kinds import DEPLOYMENTS, EVENTS, PODS, POOLS
 from segserve_common.kube.names import GROUP_LABEL, object_name
 from segserve_operator import service
-from segserve_operator.core.models.observed import Observed
 from segserve_operator.core.models.planning import DesiredState, desired_state
+from segserve_operator.core.world.observed import Observed
 from segserve_operator.worker import RESYNC_S
 
 SCALING = {"minimum": 1, "maximum": 4, "target": {"concurrency": 4}, "scaleDownDelay": "1m"}

@@ -28,7 +28,7 @@ from segserve_common.kube.names import REVISION_LABEL
 from segserve_operator.adapters.kube.gateway import ClusterTraffic
 from segserve_operator.api.errors import SpecError
 from segserve_operator.api.loading import parse
-from segserve_operator.core.models.requests import VERBS
+from segserve_operator.core.world.requests import VERBS
 
 pytestmark = pytest.mark.timeout(3600)
 

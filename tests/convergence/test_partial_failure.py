@@ -28,7 +28,7 @@ from segserve_common.kube.kinds import (
 )
 from segserve_common.kube.names import plan_name
 from segserve_common.kube.shards import shard_of
-from segserve_operator.core.models.observed import MAIN
+from segserve_operator.core.world.observed import MAIN
 
 QUOTA = "exceeded quota: objects, requested: count/deployments.apps=1, used: 9, limited: 9"
 

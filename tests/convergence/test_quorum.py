@@ -12,8 +12,8 @@ from segserve_builder.agent.protocol import AssignedModel
 from segserve_builder.spec.model_spec import Golden
 from segserve_common.kube.names import object_name
 from segserve_operator.api.rollout_policy import RolloutPolicy
-from segserve_operator.core.models.observed import MinReady
 from segserve_operator.core.rollout.phases import Phase
+from segserve_operator.core.world.observed import MinReady
 
 FIRST, SECOND, THIRD = (assigned("coins", network) for network in "123")
 OUT_OF_MEMORY = Verdict("LoadFailed", retryable=True)

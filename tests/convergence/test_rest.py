@@ -11,10 +11,10 @@ from fakes.loaded_gateways import LoadedGateways
 from segserve_common.kube.kinds import MODELS, PODS
 from segserve_operator import service
 from segserve_operator.core.models import planning
-from segserve_operator.core.models.observed import Observed
 from segserve_operator.core.models.planning import DesiredState
 from segserve_operator.core.models.rest import Rest
-from segserve_operator.core.models.streams import STREAMS_SPLIT
+from segserve_operator.core.world.observed import Observed
+from segserve_operator.core.world.streams import STREAMS_SPLIT
 
 COMPARED = ("statuses", "revisions", "groups", "traffic", "forgotten", "pool", "checks", "answers", "replicas")
 

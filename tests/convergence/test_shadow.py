@@ -9,10 +9,10 @@ from fakes.platform import InMemoryStore, World
 from fakes.rollout_world import FIRST, POLICY, SECOND, Rollout
 from segserve_operator.api.shadow import Shadow
 from segserve_operator.core.models.events import SIGNALS
-from segserve_operator.core.models.observed import PoolObserved
 from segserve_operator.core.rollout.phases import ENDED, Phase, Signal
 from segserve_operator.core.rollout.record import RolloutState
 from segserve_operator.core.rollout.replay import replay, what_if
+from segserve_operator.core.world.observed import PoolObserved
 
 SHADOW = POLICY.model_copy(update={"shadow": Shadow(percent=20, max_requests_per_second=20, min_requests=100)})
 SHORT = Shadow(percent=20, max_requests_per_second=20, max_duration=timedelta(seconds=30))

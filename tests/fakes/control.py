@@ -26,8 +26,8 @@ from segserve_common.process_record import ProcessRecord
 from segserve_operator.adapters.local.files import StateFolder, write_yaml
 from segserve_operator.adapters.local.rollouts import RolloutFiles
 from segserve_operator.api.segmentation_model import SegmentationModelStatus
-from segserve_operator.core.models.observed import ModelStatus, ObservedCondition
 from segserve_operator.core.rollout.record import Record, RolloutState
+from segserve_operator.core.world.observed import ModelStatus, ObservedCondition
 from segserve_operator.mapping.statuses import to_api
 
 Json = dict[str, Any]

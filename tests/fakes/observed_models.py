@@ -10,7 +10,13 @@ from segserve_builder.agent.protocol import AssignedModel, Assignment, ModelRepo
 from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
 from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.gates.base import Verdict
-from segserve_operator.core.models.observed import (
+from segserve_operator.core.rollout.batches import answered
+from segserve_operator.core.rollout.decisions import Deciding, decide_all
+from segserve_operator.core.rollout.engine import Progress
+from segserve_operator.core.rollout.phases import Phase
+from segserve_operator.core.rollout.record import Record, RolloutState
+from segserve_operator.core.traffic import Endpoint, Route, Share, TrafficPlan, TrafficState
+from segserve_operator.core.world.observed import (
     Candidate,
     GroupObserved,
     ModelObserved,
@@ -22,12 +28,6 @@ from segserve_operator.core.models.observed import (
     ServerObserved,
     Wanted,
 )
-from segserve_operator.core.rollout.batches import answered
-from segserve_operator.core.rollout.decisions import Deciding, decide_all
-from segserve_operator.core.rollout.engine import Progress
-from segserve_operator.core.rollout.phases import Phase
-from segserve_operator.core.rollout.record import Record, RolloutState
-from segserve_operator.core.traffic import Endpoint, Route, Share, TrafficPlan, TrafficState
 
 T = TypeVar("T")
 

@@ -25,8 +25,12 @@ from segserve_operator.core.evidence import DISAGREEMENTS, RATIOS
 from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.gates.checks import Check, CheckResult
 from segserve_operator.core.models.actions import Announce, AnnounceDrift
-from segserve_operator.core.models.event import Event
-from segserve_operator.core.models.observed import (
+from segserve_operator.core.rollout.counters import Counters, PairCounts, Sample, Series, SeriesCounts
+from segserve_operator.core.rollout.record import Record
+from segserve_operator.core.scaling import GatewayLoad
+from segserve_operator.core.traffic import Endpoint, Mirror, TrafficPlan, TrafficState
+from segserve_operator.core.world.event import Event
+from segserve_operator.core.world.observed import (
     EffectFailure,
     GroupObserved,
     ModelObserved,
@@ -36,10 +40,6 @@ from segserve_operator.core.models.observed import (
     ServerObserved,
     Wanted,
 )
-from segserve_operator.core.rollout.counters import Counters, PairCounts, Sample, Series, SeriesCounts
-from segserve_operator.core.rollout.record import Record
-from segserve_operator.core.scaling import GatewayLoad
-from segserve_operator.core.traffic import Endpoint, Mirror, TrafficPlan, TrafficState
 from segserve_operator.mapping.rollouts import HISTORY
 from segserve_operator.service import RolloutCache, Service
 

@@ -20,12 +20,12 @@ from segserve_operator.api.segmentation_model import SegmentationModelStatus
 from segserve_operator.core.evidence import EDGES_MS
 from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.gates.base import Outcome, Verdict
-from segserve_operator.core.models.observed import Candidate, ModelStatus, RoleHolder, Roles
 from segserve_operator.core.rollout.decisions import Rules
 from segserve_operator.core.rollout.engine import Progress
 from segserve_operator.core.rollout.forecast import Forecast, forecast
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.record import Decision, Record, RolloutState, Row, window_of
+from segserve_operator.core.world.observed import Candidate, ModelStatus, RoleHolder, Roles
 from segserve_operator.mapping.rollouts import manifest_of, status_of
 from segserve_operator.mapping.statuses import to_api
 

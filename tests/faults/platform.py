@@ -26,7 +26,7 @@ from segserve_operator.adapters.local import processes
 from segserve_operator.adapters.local.files import StateFolder, cache_folder
 from segserve_operator.adapters.local.platform_record import read_platform
 from segserve_operator.adapters.local.runtime import ensure_runtime
-from segserve_operator.core.models.observed import Wanted
+from segserve_operator.core.world.observed import Wanted
 from segserve_operator.mapping.specs import wanted_of
 
 TIMEOUT_S: Final = 5

@@ -8,7 +8,7 @@ from typing import Any, Final
 import pytest
 
 from segserve_operator.admission import RequestRefusedError, UserInfo, stamp
-from segserve_operator.core.models.requests import PREFIX, REQUESTED_BY, VERBS, requester
+from segserve_operator.core.world.requests import PREFIX, REQUESTED_BY, VERBS, requester
 
 ALICE: Final = {"username": "alice@example.com", "groups": ["tenants"]}
 BOB: Final = {"username": "bob@example.com", "groups": ["releasers"]}

@@ -13,7 +13,7 @@ import kopf
 from segserve_common.api_errors import ApiError
 from segserve_common.kube.kinds import MODELS, SUBJECT_REVIEWS
 from segserve_operator.api.evaluation import EVALUATION
-from segserve_operator.core.models.requests import PREFIX, REQUESTED_BY, VERBS, requesters
+from segserve_operator.core.world.requests import PREFIX, REQUESTED_BY, VERBS, requesters
 
 if TYPE_CHECKING:
     from segserve_common.kube.async_client import AsyncKubeClient

@@ -25,11 +25,11 @@ from segserve_operator.adapters.kube.store import ClusterStore, StoreCache
 from segserve_operator.adapters.kube.view import PoolKey, View, read_known
 from segserve_operator.adapters.notify.messages import Target
 from segserve_operator.adapters.notify.notifier import Notifier, PoolAnnouncer, targets
-from segserve_operator.core.models.observed import EffectFailure
 from segserve_operator.core.models.roles import next_due_s
 from segserve_operator.core.models.scaling import NO_COUNTS_S
 from segserve_operator.core.rollout.chain import Sign
 from segserve_operator.core.traffic import TrafficPlan
+from segserve_operator.core.world.observed import EffectFailure
 from segserve_operator.drift_metrics import DriftMetrics
 from segserve_operator.rollout_metrics import RolloutMetrics
 from segserve_operator.scaling_metrics import ScalingMetrics

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry, Gauge
 
-from segserve_operator.core.models.observed import EffectFailure
+from segserve_operator.core.world.observed import EffectFailure
 
 
 @dataclass(slots=True)

@@ -15,6 +15,7 @@ from typing import Final, Protocol
 from segserve_builder.agent.protocol import AssignedModel, Assignment
 from segserve_common.api_errors import ForbiddenError, InvalidError, UnavailableError
 from segserve_operator.adapters.kube.api import NotLeaderError
+from segserve_operator.core.advance.inputs import sampled_groups
 from segserve_operator.core.drift.comparison import RevisionComparison
 from segserve_operator.core.drift.watch import DriftWatch
 from segserve_operator.core.failure import FailureReason
@@ -39,7 +40,6 @@ from segserve_operator.core.models.actions import (
     StopGroup,
 )
 from segserve_operator.core.models.effects import effects, permitted
-from segserve_operator.core.models.event import Event
 from segserve_operator.core.models.failures import (
     failed,
     is_due,
@@ -47,8 +47,15 @@ from segserve_operator.core.models.failures import (
     key_of,
     without_refused_revisions,
 )
-from segserve_operator.core.models.inputs import sampled_groups
-from segserve_operator.core.models.observed import (
+from segserve_operator.core.models.planning import DesiredState, desired_state, intents
+from segserve_operator.core.models.rest import Rest
+from segserve_operator.core.models.scaling import with_scaling
+from segserve_operator.core.rollout.counters import Sample
+from segserve_operator.core.rollout.record import Record
+from segserve_operator.core.scaling import GatewayLoad, PoolLoad
+from segserve_operator.core.traffic import TrafficPlan, TrafficState
+from segserve_operator.core.world.event import Event
+from segserve_operator.core.world.observed import (
     EffectFailure,
     GroupObserved,
     ModelObserved,
@@ -59,14 +66,7 @@ from segserve_operator.core.models.observed import (
     SelfTest,
     SloWatch,
 )
-from segserve_operator.core.models.planning import DesiredState, desired_state, intents
-from segserve_operator.core.models.rest import Rest
-from segserve_operator.core.models.restore import with_presumed_reports
-from segserve_operator.core.models.scaling import with_scaling
-from segserve_operator.core.rollout.counters import Sample
-from segserve_operator.core.rollout.record import Record
-from segserve_operator.core.scaling import GatewayLoad, PoolLoad
-from segserve_operator.core.traffic import TrafficPlan, TrafficState
+from segserve_operator.core.world.restore import with_presumed_reports
 
 MAX_CONCURRENT_WRITES: Final = 16
 MESSAGE_LENGTH: Final = 1000

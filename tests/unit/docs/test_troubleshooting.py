@@ -9,8 +9,8 @@ from fakes.docs import ROOT
 from segserve_builder import errors
 from segserve_common.errors import SegserveError
 from segserve_operator.core.models.conditions import GOLDEN_REASONS
-from segserve_operator.core.models.quorum import ARTIFACT_REASONS
 from segserve_operator.core.rollout.engine import Wait
+from segserve_operator.core.world.quorum import ARTIFACT_REASONS
 
 pytestmark = pytest.mark.same
 

@@ -11,10 +11,10 @@ from prometheus_client import CollectorRegistry
 from fakes.observed_models import FIRST, SECOND, group, holder, model, world
 from segserve_operator.admission import stamp
 from segserve_operator.api.evaluation import EVALUATION_ANNOTATION, MAX_EVALUATION_LENGTH
-from segserve_operator.core.models.advance import RolloutUpdate
+from segserve_operator.core.advance.advance import RolloutUpdate
 from segserve_operator.core.models.conditions import status_of
-from segserve_operator.core.models.observed import ObservedCondition, Roles
-from segserve_operator.core.models.requests import REQUESTED_BY
+from segserve_operator.core.world.observed import ObservedCondition, Roles
+from segserve_operator.core.world.requests import REQUESTED_BY
 from segserve_operator.evaluation_metrics import EvaluationMetrics
 
 SERVED = Roles(holder(FIRST, "main"))

@@ -187,7 +187,7 @@ def needed_kernels(store: ResourceFiles) -> set[str]:
     import segserve_builder
     from segserve_builder.kernels.sources import kernels_behind
     from segserve_builder.steps.pipeline import code_modules
-    from segserve_operator.core.models.observed import Wanted
+    from segserve_operator.core.world.observed import Wanted
     from segserve_operator.mapping.specs import wanted_of
 
     wanted = [wanted_of(store.get(MODEL, name)) for name in store.names(MODEL)]

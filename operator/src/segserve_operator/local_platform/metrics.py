@@ -32,8 +32,8 @@ from segserve_operator.adapters.local.triton import LOOPBACK
 from segserve_operator.adapters.traffic.envoy_admin import EnvoyUnreachableError
 from segserve_operator.api.triton_pool import TritonPool
 from segserve_operator.core.drift.watch import DriftWatch
-from segserve_operator.core.models.observed import EffectFailure, GroupObserved, ModelObserved
 from segserve_operator.core.rollout.record import Record
+from segserve_operator.core.world.observed import EffectFailure, GroupObserved, ModelObserved
 from segserve_operator.cost_metrics import CostMetrics
 from segserve_operator.drift_metrics import DriftMetrics
 from segserve_operator.evaluation_metrics import EvaluationMetrics

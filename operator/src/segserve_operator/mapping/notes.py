@@ -10,9 +10,9 @@ from typing import Any, Final, cast, get_args
 from segserve_common.canonical import canonical_json
 from segserve_common.kube.names import ROLE_ANNOTATION, ROLE_LABEL
 from segserve_operator.core.failure import FailureReason
-from segserve_operator.core.models.restore import RevisionNote, RoleName
 from segserve_operator.core.rollout.phases import ENDED, Phase
 from segserve_operator.core.rollout.record import Record
+from segserve_operator.core.world.restore import RevisionNote, RoleName
 
 _MESSAGE_LENGTH: Final = 1024
 

@@ -12,8 +12,8 @@ from segserve_operator.api import limits as api
 from segserve_operator.api.access import AccessRules
 from segserve_operator.api.triton_pool import Gateway
 from segserve_operator.core.failure import FailureReason
-from segserve_operator.core.models.observed import MinReady, Wanted
 from segserve_operator.core.traffic import AccessRule, Callers, CredentialKind, RequestRate, RouteLimits
+from segserve_operator.core.world.observed import MinReady, Wanted
 from segserve_operator.mapping.reading import read_model
 
 _ACCESS: Final = TypeAdapter(AccessRules)

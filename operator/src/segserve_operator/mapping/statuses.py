@@ -23,7 +23,9 @@ from segserve_operator.api.segmentation_model import (
 from segserve_operator.api.segmentation_rollout import MAX_HANDLED_ANNOTATIONS, RolloutPhase, RolloutStatus
 from segserve_operator.api.triton_pool import TritonPoolStatus
 from segserve_operator.core.failure import FailureReason
-from segserve_operator.core.models.observed import (
+from segserve_operator.core.rollout.phases import Phase
+from segserve_operator.core.rollout.record import RolloutState
+from segserve_operator.core.world.observed import (
     Candidate,
     ModelStatus,
     ObservedCondition,
@@ -33,8 +35,6 @@ from segserve_operator.core.models.observed import (
     ScalingState,
     Template,
 )
-from segserve_operator.core.rollout.phases import Phase
-from segserve_operator.core.rollout.record import RolloutState
 
 _LEFT_OUT: Final = re.compile(rf"{GROUP_LABEL} notin \(([^)]*)\)")
 

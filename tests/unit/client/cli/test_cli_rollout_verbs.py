@@ -24,8 +24,8 @@ from segserve.platforms.port import MODEL, Local
 from segserve.platforms.rollouts.actions import request_action
 from segserve_operator.adapters.local.files import STATE_VARIABLE, write_yaml
 from segserve_operator.adapters.local.rollouts import RolloutFiles
-from segserve_operator.core.models.observed import RoleHolder, Roles
 from segserve_operator.core.rollout.phases import Phase
+from segserve_operator.core.world.observed import RoleHolder, Roles
 
 from .conftest import MODELS, Command
 from .rollout_platform import RolloutPlatform

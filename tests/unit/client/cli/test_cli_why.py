@@ -21,7 +21,7 @@ from segserve_operator.adapters.local.events import MOST_BYTES, add_event, read_
 from segserve_operator.adapters.local.files import StateFolder
 from segserve_operator.adapters.local.store import LocalStore
 from segserve_operator.api.loading import load
-from segserve_operator.core.models.event import Event
+from segserve_operator.core.world.event import Event
 
 from .conftest import MODEL_FILE, Command, conditions, model, pod, pool
 

@@ -14,7 +14,7 @@ from segserve_operator.api.evaluation import EVALUATION
 from segserve_operator.api.json_schema import json_schema
 from segserve_operator.api.meta import ANNOTATION_DESCRIPTIONS, GROUP_VERSION
 from segserve_operator.api.resources import KINDS
-from segserve_operator.core.models.requests import VERBS
+from segserve_operator.core.world.requests import VERBS
 
 ROOT = Path(__file__).parents[4]
 FILES = ("examples/coins/model.yaml", "examples/coins/rollout.yaml", "examples/zoo/zoo.yaml")

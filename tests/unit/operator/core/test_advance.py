@@ -27,10 +27,7 @@ from fakes.observed_models import (
 )
 from segserve_builder.agent.protocol import ModelState
 from segserve_operator.api.rollout_policy import ErrorRateGate, RolloutPolicy, RolloutStep, Slo, WebhookGate
-from segserve_operator.core.evidence import EDGES_MS
-from segserve_operator.core.gates.base import Outcome
-from segserve_operator.core.gates.checks import CheckResult
-from segserve_operator.core.models.advance import (
+from segserve_operator.core.advance.advance import (
     MAX_WRITE_INTERVAL_S,
     SETTLED_S,
     WRITE_INTERVAL_S,
@@ -40,10 +37,13 @@ from segserve_operator.core.models.advance import (
     unchanged,
     with_checks,
 )
-from segserve_operator.core.models.observed import GroupObserved, ModelObserved, Observed, Roles
+from segserve_operator.core.evidence import EDGES_MS
+from segserve_operator.core.gates.base import Outcome
+from segserve_operator.core.gates.checks import CheckResult
 from segserve_operator.core.rollout.counters import Counters, Sample, Series, SeriesCounts
 from segserve_operator.core.rollout.phases import ENDED, Phase
 from segserve_operator.core.rollout.record import Record, RolloutState
+from segserve_operator.core.world.observed import GroupObserved, ModelObserved, Observed, Roles
 
 BUDGET = WebhookGate(name="budget", url="http://budget.example/")
 POLICY = RolloutPolicy(gates=(ErrorRateGate(),))

@@ -12,9 +12,9 @@ from segserve_builder.steps.pipeline import PostprocessStep, PreprocessStep
 from segserve_operator.adapters.traffic.plans import dump_plan, load_plan
 from segserve_operator.api.capture import Capture, Redact
 from segserve_operator.core.models.capture import capture_rule
-from segserve_operator.core.models.observed import ModelObserved, Observed, ObservedCondition, PoolObserved, Roles
 from segserve_operator.core.models.planning import desired_state
 from segserve_operator.core.traffic import Share, TrafficPlan
+from segserve_operator.core.world.observed import ModelObserved, Observed, ObservedCondition, PoolObserved, Roles
 
 CAPTURE = Capture(share=0.5, sink="s3://bucket/samples", when=("disagree",))
 STABLE = Roles(holder(FIRST, "main"))

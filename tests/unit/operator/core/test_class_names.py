@@ -5,10 +5,10 @@ from __future__ import annotations
 from fakes.observed_models import FIRST, SECOND, candidate, group, holder, model, state, world
 from segserve_builder.agent.protocol import AssignedModel
 from segserve_builder.spec.model_spec import ModelClass
-from segserve_operator.core.models.observed import PoolObserved, Roles
 from segserve_operator.core.models.planning import MAX_NAMES_BYTES, desired_state
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.traffic import Share
+from segserve_operator.core.world.observed import PoolObserved, Roles
 
 SERVED = Roles(holder(FIRST, "main"))
 CHANGING = Roles(holder(FIRST, "main"), candidate(SECOND))

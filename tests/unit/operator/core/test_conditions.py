@@ -30,11 +30,15 @@ from fakes.offenders import offenders
 from segserve_builder.agent.protocol import ModelReport, ModelState, ProofReport, TrialReport
 from segserve_builder.spec.model_spec import Golden
 from segserve_operator.api.rollout_policy import Slo
+from segserve_operator.core.advance.advance import RolloutUpdate
 from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.models import conditions
-from segserve_operator.core.models.advance import RolloutUpdate
 from segserve_operator.core.models.conditions import GOLDEN_REASONS, status_of
-from segserve_operator.core.models.observed import (
+from segserve_operator.core.models.pool import MAX_CANDIDATE_GROUPS
+from segserve_operator.core.rollout.phases import ENDED, Phase
+from segserve_operator.core.rollout.record import RolloutState
+from segserve_operator.core.traffic import TrafficState
+from segserve_operator.core.world.observed import (
     GroupObserved,
     Minute,
     ModelObserved,
@@ -44,11 +48,7 @@ from segserve_operator.core.models.observed import (
     Roles,
     SloWatch,
 )
-from segserve_operator.core.models.pool import MAX_CANDIDATE_GROUPS
-from segserve_operator.core.models.quorum import ARTIFACT_REASONS
-from segserve_operator.core.rollout.phases import ENDED, Phase
-from segserve_operator.core.rollout.record import RolloutState
-from segserve_operator.core.traffic import TrafficState
+from segserve_operator.core.world.quorum import ARTIFACT_REASONS
 
 MAIN = group("main", FIRST)
 OWN = group(SECOND.revision, SECOND)

@@ -12,17 +12,17 @@ import pytest
 from fakes.observed_models import FIRST, SECOND, candidate, group, holder, model, report, rollout_record, state, world
 from segserve_builder.agent.protocol import MAX_HISTOGRAMS, AnswersReport
 from segserve_operator.api.rollout_policy import DriftGate, RolloutPolicy
+from segserve_operator.core.advance.case import RolloutCase
+from segserve_operator.core.advance.verdicts import drift
+from segserve_operator.core.advance.verdicts.drift import with_comparisons
 from segserve_operator.core.drift.comparison import BLOCK_IMAGES, RevisionComparison
 from segserve_operator.core.drift.detector import Histograms
 from segserve_operator.core.gates.base import Outcome, Verdict
 from segserve_operator.core.gates.checks import CheckResult
 from segserve_operator.core.gates.drift import judge
-from segserve_operator.core.models.case import RolloutCase
-from segserve_operator.core.models.observed import ModelObserved, Observed, Roles
-from segserve_operator.core.models.verdicts import drift
-from segserve_operator.core.models.verdicts.drift import with_comparisons
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.record import RolloutState
+from segserve_operator.core.world.observed import ModelObserved, Observed, Roles
 
 LEVEL = 0.01
 

@@ -12,9 +12,9 @@ from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.models.actions import Assign, Effect, Forget, SetTraffic, StartGroup, StopGroup
 from segserve_operator.core.models.effects import effects, permitted
 from segserve_operator.core.models.failures import LASTING, failed, is_due, refusal_of
-from segserve_operator.core.models.observed import EffectFailure, Observed, Roles
 from segserve_operator.core.models.planning import desired_state
 from segserve_operator.core.traffic import TrafficPlan, TrafficState
+from segserve_operator.core.world.observed import EffectFailure, Observed, Roles
 
 MAIN, OWN = group("main", FIRST), group(SECOND.revision, SECOND)
 SERVED = Roles(holder(FIRST, "main"))

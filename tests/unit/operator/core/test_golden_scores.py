@@ -37,13 +37,13 @@ from segserve_builder.agent.protocol import (
 )
 from segserve_builder.spec.model_spec import Golden
 from segserve_operator.api.rollout_policy import ErrorRateGate, GoldenQualityGate, RolloutPolicy
+from segserve_operator.core.advance.case import RolloutCase
+from segserve_operator.core.advance.inputs import gather_signals, verdicts_with
+from segserve_operator.core.advance.verdicts.golden import UNAVAILABLE, with_scoring
 from segserve_operator.core.gates.base import Outcome, Verdict
-from segserve_operator.core.models.case import RolloutCase
-from segserve_operator.core.models.inputs import gather_signals, verdicts_with
-from segserve_operator.core.models.observed import GroupObserved, Roles
-from segserve_operator.core.models.verdicts.golden import UNAVAILABLE, with_scoring
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.record import Record, RolloutState
+from segserve_operator.core.world.observed import GroupObserved, Roles
 
 SHA = "a" * 64
 SET = Golden(uri="s3://private/golden", sha256=SHA)

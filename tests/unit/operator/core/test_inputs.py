@@ -37,16 +37,16 @@ from segserve_operator.api.rollout_policy import (
     Slo,
     WebhookGate,
 )
+from segserve_operator.core.advance.case import RolloutCase, groups_of, is_about
+from segserve_operator.core.advance.inputs import checks, gather_signals, sampled_groups, verdicts_with
 from segserve_operator.core.gates.base import Outcome, Verdict
 from segserve_operator.core.gates.checks import CheckResult
 from segserve_operator.core.gates.probe import LONGEST_S
-from segserve_operator.core.models.case import RolloutCase, groups_of, is_about
-from segserve_operator.core.models.inputs import checks, gather_signals, sampled_groups, verdicts_with
-from segserve_operator.core.models.observed import ModelObserved, Observed, Roles, SloWatch
-from segserve_operator.core.models.slo import INTERVAL_S
 from segserve_operator.core.rollout.phases import ENDED, Phase
 from segserve_operator.core.rollout.record import Record, RolloutState
 from segserve_operator.core.traffic import TrafficState, shadow_of
+from segserve_operator.core.world.observed import ModelObserved, Observed, Roles, SloWatch
+from segserve_operator.core.world.slo import INTERVAL_S
 
 LABELLED = SECOND.model_copy(update={"golden": Golden(uri="file:///golden", sha256="a" * 64)})
 CHANGING = Roles(holder(FIRST, "main"), candidate(SECOND))

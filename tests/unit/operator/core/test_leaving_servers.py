@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from segserve_builder.agent.protocol import ModelReport, ModelState
-from segserve_operator.core.models.observed import GroupObserved, ServerObserved
 from segserve_operator.core.traffic import Endpoint
+from segserve_operator.core.world.observed import GroupObserved, ServerObserved
 
 READY = (ModelReport(model="coins", revision="coins-1", state=ModelState.READY, loaded=True),)
 

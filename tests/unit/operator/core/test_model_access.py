@@ -8,9 +8,9 @@ import pytest
 
 from fakes.observed_models import FIRST, SECOND, candidate, group, holder, model, world
 from segserve_operator.core.failure import STATUS_UNREADABLE, FailureReason
-from segserve_operator.core.models.observed import Observed, PoolObserved, Roles
 from segserve_operator.core.models.planning import desired_state
 from segserve_operator.core.traffic import AccessRule, Callers, CredentialKind, Route, TrafficPlan, TrafficState
+from segserve_operator.core.world.observed import Observed, PoolObserved, Roles
 
 RULES = (AccessRule(keys=("team-a",)),)
 FORMER = (AccessRule(keys=("team-b",)),)

@@ -50,7 +50,12 @@ from segserve_operator.core.models.actions import (
     StopGroup,
 )
 from segserve_operator.core.models.effects import effects
-from segserve_operator.core.models.observed import (
+from segserve_operator.core.models.planning import DesiredState, desired_state, intents
+from segserve_operator.core.rollout.engine import Progress
+from segserve_operator.core.rollout.phases import Phase
+from segserve_operator.core.rollout.record import Record
+from segserve_operator.core.traffic import Route, TrafficPlan, TrafficState
+from segserve_operator.core.world.observed import (
     GroupObserved,
     ModelObserved,
     Observed,
@@ -58,11 +63,6 @@ from segserve_operator.core.models.observed import (
     PoolStatus,
     Roles,
 )
-from segserve_operator.core.models.planning import DesiredState, desired_state, intents
-from segserve_operator.core.rollout.engine import Progress
-from segserve_operator.core.rollout.phases import Phase
-from segserve_operator.core.rollout.record import Record
-from segserve_operator.core.traffic import Route, TrafficPlan, TrafficState
 
 POLICY = RolloutPolicy(gates=())
 MAIN = group("main", FIRST)

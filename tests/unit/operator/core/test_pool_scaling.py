@@ -8,7 +8,10 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from segserve_operator.core.failure import FailureReason
-from segserve_operator.core.models.observed import (
+from segserve_operator.core.models.scaling import with_scaling
+from segserve_operator.core.scaling import GatewayLoad, PoolLoad, ScalingPolicy, ScalingTarget
+from segserve_operator.core.traffic import Endpoint, Route, Share, TrafficPlan, TrafficState
+from segserve_operator.core.world.observed import (
     MAIN,
     GroupObserved,
     Observed,
@@ -19,10 +22,7 @@ from segserve_operator.core.models.observed import (
     ServerObserved,
     Template,
 )
-from segserve_operator.core.models.quorum import needed
-from segserve_operator.core.models.scaling import with_scaling
-from segserve_operator.core.scaling import GatewayLoad, PoolLoad, ScalingPolicy, ScalingTarget
-from segserve_operator.core.traffic import Endpoint, Route, Share, TrafficPlan, TrafficState
+from segserve_operator.core.world.quorum import needed
 
 POLICY = ScalingPolicy(1, 30, ScalingTarget(concurrency=4.0), 300.0)
 AWAY = FailureReason("ImagePullBackOff", "the registry is away")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from segserve_operator.core.failure import FailureReason
-from segserve_operator.core.models.observed import Candidate, RoleHolder, Roles
-from segserve_operator.core.models.requests import (
+from segserve_operator.core.rollout.phases import Phase
+from segserve_operator.core.rollout.record import RolloutState
+from segserve_operator.core.world.observed import Candidate, RoleHolder, Roles
+from segserve_operator.core.world.requests import (
     MAX_HANDLED,
     PHASES,
     VERBS,
@@ -15,8 +17,6 @@ from segserve_operator.core.models.requests import (
     refusal,
     with_handled,
 )
-from segserve_operator.core.rollout.phases import Phase
-from segserve_operator.core.rollout.record import RolloutState
 
 OLD, NEW = "coins-1", "coins-2"
 ROLLING = Roles(RoleHolder(OLD, "main", 0.0), Candidate(NEW, NEW, 0.0))

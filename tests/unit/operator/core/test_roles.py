@@ -31,7 +31,6 @@ from segserve_builder.agent.protocol import AssignedModel, GoldenTrial, ModelSta
 from segserve_builder.spec.model_spec import Artifact, Golden
 from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
 from segserve_operator.core.failure import FailureReason
-from segserve_operator.core.models.observed import GroupObserved, ModelObserved, Observed, PoolObserved, Roles
 from segserve_operator.core.models.pool import MAX_CANDIDATE_GROUPS, slots
 from segserve_operator.core.models.roles import (
     CLASSES_CHANGED,
@@ -43,6 +42,7 @@ from segserve_operator.core.models.roles import (
 )
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.traffic import TrafficState
+from segserve_operator.core.world.observed import GroupObserved, ModelObserved, Observed, PoolObserved, Roles
 
 POLICY = RolloutPolicy(gates=())
 AT_ONCE = RolloutPolicy(strategy="immediate", gates=())

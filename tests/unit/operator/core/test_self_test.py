@@ -8,14 +8,14 @@ import pytest
 
 from fakes.observed_models import FAILURE, FIRST, NOW_S, SECOND, candidate, group, holder, model, state, world
 from segserve_operator.api.rollout_policy import ErrorRateGate, LatencyGate, RolloutPolicy, Slo
-from segserve_operator.core.models import self_test
-from segserve_operator.core.models.observed import ModelObserved, Roles, SelfTest
+from segserve_operator.core.advance import self_test
+from segserve_operator.core.advance.self_test import ROUND_S, self_tests
 from segserve_operator.core.models.planning import desired_state
-from segserve_operator.core.models.self_test import ROUND_S, self_tests
-from segserve_operator.core.models.slo import INTERVAL_S
 from segserve_operator.core.rollout.counters import Counters, Sample, Series, SeriesCounts
 from segserve_operator.core.rollout.phases import ENDED, Phase
 from segserve_operator.core.traffic import shadow_of
+from segserve_operator.core.world.observed import ModelObserved, Roles, SelfTest
+from segserve_operator.core.world.slo import INTERVAL_S
 
 POLICY = RolloutPolicy(self_test=True, gates=(ErrorRateGate(),))
 SERVED = Roles(holder(FIRST, "main"))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from fakes.observed_models import FIRST, SECOND, candidate, group, holder, model, state, world
-from segserve_operator.core.models.observed import Observed, PoolObserved, Roles
 from segserve_operator.core.models.planning import desired_state
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.traffic import RouteAffinity
+from segserve_operator.core.world.observed import Observed, PoolObserved, Roles
 
 CHANGING = Roles(holder(FIRST, "main"), candidate(SECOND))
 BAKING = Roles(holder(SECOND, SECOND.revision), previous=holder(FIRST, "main"))

@@ -14,12 +14,11 @@ from fakes.observed_models import FIRST, SECOND, candidate, decided, group, hold
 from segserve_builder.steps.pipeline import PostprocessStep
 from segserve_operator.api.rollout_policy import ErrorRateGate, MaskAgreementGate, RolloutPolicy, Slo
 from segserve_operator.api.shadow import Shadow
+from segserve_operator.core.advance.advance import advance
+from segserve_operator.core.advance.sizes import sizes
 from segserve_operator.core.evidence import EvidenceWindow, Judgement, Pairs
 from segserve_operator.core.gates import measured_gates
-from segserve_operator.core.models.advance import advance
-from segserve_operator.core.models.observed import GroupObserved, Observed, PoolObserved, Roles
 from segserve_operator.core.models.planning import desired_state
-from segserve_operator.core.models.sizes import sizes
 from segserve_operator.core.rollout.engine import (
     WAITS,
     OnUndecided,
@@ -37,6 +36,7 @@ from segserve_operator.core.rollout.phases import Phase, Signal
 from segserve_operator.core.rollout.policy import engine_policy
 from segserve_operator.core.rollout.record import Record
 from segserve_operator.core.traffic import Mirror
+from segserve_operator.core.world.observed import GroupObserved, Observed, PoolObserved, Roles
 
 POLICY = Policy(levels=(0.01,), tolerances=(0.005,), shadow=ShadowPolicy(min_requests=200, maximum_s=600))
 FINE = judgement()

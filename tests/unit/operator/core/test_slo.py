@@ -8,8 +8,9 @@ import pytest
 
 from fakes.observed_models import FIRST, NOW_S, SECOND, candidate, group, holder, model, world
 from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
-from segserve_operator.core.models.observed import Minute, ModelObserved, Roles, SloWatch
-from segserve_operator.core.models.slo import (
+from segserve_operator.core.rollout.counters import Counters, Sample, Series, SeriesCounts
+from segserve_operator.core.world.observed import Minute, ModelObserved, Roles, SloWatch
+from segserve_operator.core.world.slo import (
     BREACHED,
     INTERVAL_S,
     MET,
@@ -22,7 +23,6 @@ from segserve_operator.core.models.slo import (
     slo_state,
     watches,
 )
-from segserve_operator.core.rollout.counters import Counters, Sample, Series, SeriesCounts
 
 NOW = int(NOW_S // 60)
 SLO = Slo(p95_milliseconds=200.0)

@@ -11,9 +11,9 @@ from segserve_builder.agent.protocol import AssignedModel
 from segserve_builder.steps.pipeline import PostprocessStep
 from segserve_operator.api.rollout_policy import RolloutPolicy
 from segserve_operator.core.failure import FailureReason
-from segserve_operator.core.models.observed import ObservedCondition, PoolObserved, Roles
 from segserve_operator.core.models.planning import desired_state
 from segserve_operator.core.scaling import ScalingPolicy, ScalingTarget
+from segserve_operator.core.world.observed import ObservedCondition, PoolObserved, Roles
 
 VOTES = [PostprocessStep.model_validate(step) for step in ({"argmax": {}}, {"temporalSmoothing": {"method": "votes"}})]
 VIDEO = FIRST.model_copy(update={"pipeline": FIRST.pipeline.model_copy(update={"postprocess": tuple(VOTES)})})

@@ -11,7 +11,9 @@ import pytest
 from fakes.observed_models import FIRST, group
 from segserve_operator.api.pool_update import Update
 from segserve_operator.core.failure import FailureReason
-from segserve_operator.core.models.observed import (
+from segserve_operator.core.models.update import STALLED_S, spread, with_template
+from segserve_operator.core.traffic import Route, Share, TrafficPlan, TrafficState
+from segserve_operator.core.world.observed import (
     GroupObserved,
     ModelObserved,
     ModelStatus,
@@ -23,8 +25,6 @@ from segserve_operator.core.models.observed import (
     Template,
     UpdateClaim,
 )
-from segserve_operator.core.models.update import STALLED_S, spread, with_template
-from segserve_operator.core.traffic import Route, Share, TrafficPlan, TrafficState
 
 OLD, NEW = "main-00000000", "main-11111111"
 KEPT = Template("00000000", settings="a", next="11111111", since_s=10.0)

@@ -26,7 +26,7 @@ from segserve_operator.api.rollout_policy import Slo
 from segserve_operator.api.triton_pool import TritonPool
 from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.gates.checks import CostCounts
-from segserve_operator.core.models.observed import EffectFailure, ObservedCondition, Roles
+from segserve_operator.core.world.observed import EffectFailure, ObservedCondition, Roles
 from segserve_operator.local_platform.metrics import LocalMetrics, MetricsText
 
 RUNTIME = RuntimeEnvironment(root=Path("/runtime"), code=Path("/runtime/code"), library_folder=Path("/lib"))

@@ -28,9 +28,9 @@ from segserve_operator.adapters.notify.post import direct_post
 from segserve_operator.api.triton_pool import TritonPoolSpec
 from segserve_operator.core.drift.watch import DriftedHistogram
 from segserve_operator.core.models.actions import Announce, AnnounceDrift
-from segserve_operator.core.models.event import Event
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.record import RolloutState
+from segserve_operator.core.world.event import Event
 
 MESSAGE = Message(
     model="coins",

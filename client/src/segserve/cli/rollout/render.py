@@ -20,10 +20,10 @@ from segserve.platforms.rollouts.rollout_view import RolloutView, Side
 from segserve.platforms.rollouts.words import SEGSERVE, GateWords, latency, number, span
 from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.gates.base import Outcome, Verdict
-from segserve_operator.core.models.slo import BREACHED, MET
 from segserve_operator.core.rollout.forecast import Forecast
 from segserve_operator.core.rollout.phases import ENDED, Phase
 from segserve_operator.core.rollout.record import Decision, Record
+from segserve_operator.core.world.slo import BREACHED, MET
 
 BAR: Final = 16
 """Length of a full bar in characters."""

@@ -15,10 +15,10 @@ from segserve.platforms.rollouts.rollout_view import is_written, record_of
 from segserve.platforms.waiting import wait_for
 from segserve_operator.api.rollout_policy import RolloutPolicy, gate_name
 from segserve_operator.api.segmentation_model import SegmentationModel, SegmentationModelStatus
-from segserve_operator.core.models.observed import ModelStatus
-from segserve_operator.core.models.requests import PREFIX, VERBS, RolloutRequest, promotes_judged, refusal
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.record import RolloutState
+from segserve_operator.core.world.observed import ModelStatus
+from segserve_operator.core.world.requests import PREFIX, VERBS, RolloutRequest, promotes_judged, refusal
 from segserve_operator.mapping.statuses import from_api
 
 TOKEN_BYTES: Final = 3

@@ -16,11 +16,11 @@ from segserve_operator.core.gates import GATES
 from segserve_operator.core.gates.base import CheckedGateType, GateType, Outcome, Verdict
 from segserve_operator.core.gates.mask_agreement import CONFIDENCE_SHIFTED
 from segserve_operator.core.models.events import DEADLINE_PASSED, SPLIT_NOT_AS_WRITTEN, TOO_OFTEN
-from segserve_operator.core.models.requests import RolloutRequest
 from segserve_operator.core.rollout.engine import Wait
 from segserve_operator.core.rollout.forecast import Forecast
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.record import Record
+from segserve_operator.core.world.requests import RolloutRequest
 
 SEGSERVE: Final = "segserve"
 MAYBE, LIKELY = 0.2, 0.5

@@ -27,8 +27,8 @@ from segserve_operator.adapters.kube.children import apply_differing, find_drift
 from segserve_operator.adapters.kube.objects import assignment_config_map, group_objects, main_group
 from segserve_operator.adapters.kube.pod_failures import pod_failure
 from segserve_operator.adapters.kube.reports import ReportMaps
-from segserve_operator.core.models.observed import GroupObserved, ServerObserved
 from segserve_operator.core.traffic import Endpoint
+from segserve_operator.core.world.observed import GroupObserved, ServerObserved
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

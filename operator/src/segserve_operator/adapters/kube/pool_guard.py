@@ -9,7 +9,7 @@ from segserve_common.api_errors import NotFoundError
 from segserve_common.kube.kinds import MODELS, POOLS
 from segserve_common.kube.names import FORCE_DELETE, POOL_FINALIZER
 from segserve_operator.adapters.kube.pods import is_terminating
-from segserve_operator.core.models.observed import ObservedCondition
+from segserve_operator.core.world.observed import ObservedCondition
 
 if TYPE_CHECKING:
     from segserve_common.kube.kinds import Json

@@ -23,8 +23,8 @@ from segserve_operator.adapters.kube.objects import main_group
 from segserve_operator.adapters.kube.objects.revision import has_role, owner_reference, role_patch
 from segserve_operator.adapters.kube.pods import is_terminating
 from segserve_operator.core.failure import FailureReason
-from segserve_operator.core.models.restore import ROLLED_BACK, is_blank, notes_of, with_roles_of
 from segserve_operator.core.rollout.phases import Phase
+from segserve_operator.core.world.restore import ROLLED_BACK, is_blank, notes_of, with_roles_of
 from segserve_operator.mapping.notes import note_of
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from segserve_operator.adapters.kube.api import Api
     from segserve_operator.adapters.kube.contexts import PoolContexts
     from segserve_operator.adapters.kube.view import PoolKey, View
-    from segserve_operator.core.models.observed import ModelObserved, ModelStatus
-    from segserve_operator.core.models.restore import RevisionNote
+    from segserve_operator.core.world.observed import ModelObserved, ModelStatus
+    from segserve_operator.core.world.restore import RevisionNote
 
 RECORDS_UNREAD = "RecordsUnread"
 

@@ -21,8 +21,8 @@ from segserve_operator.adapters.kube.role_notes import RestoreCache, RoleNotes
 from segserve_operator.adapters.kube.rollouts import CachedRollout, ClusterRollouts
 from segserve_operator.adapters.kube.updates import is_open, offered_update
 from segserve_operator.core.failure import FailureReason
-from segserve_operator.core.models.observed import ModelObserved, PoolObserved, Roles, Wanted
 from segserve_operator.core.scaling import ScalingPolicy, ScalingTarget
+from segserve_operator.core.world.observed import ModelObserved, PoolObserved, Roles, Wanted
 from segserve_operator.mapping.annotations import annotations_of
 from segserve_operator.mapping.reading import read_pool_status, read_status
 from segserve_operator.mapping.specs import (
@@ -43,9 +43,9 @@ if TYPE_CHECKING:
     from segserve_operator.adapters.kube.interning import ModelInterner
     from segserve_operator.adapters.kube.view import PoolKey, View
     from segserve_operator.api.triton_pool import TritonPoolSpec
-    from segserve_operator.core.models.event import Event
-    from segserve_operator.core.models.observed import ModelStatus, PoolStatus
     from segserve_operator.core.rollout.record import Record
+    from segserve_operator.core.world.event import Event
+    from segserve_operator.core.world.observed import ModelStatus, PoolStatus
 
 MESSAGE_LENGTH: Final = 1024
 COMPONENT: Final = "segserve"

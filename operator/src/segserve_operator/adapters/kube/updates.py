@@ -13,7 +13,7 @@ from segserve_operator.adapters.kube.drift import covers
 from segserve_operator.adapters.kube.objects import server_template, template_digest
 from segserve_operator.api.errors import SpecError
 from segserve_operator.api.pool_update import MAX_REQUEST_LENGTH, UPDATE_ANNOTATION
-from segserve_operator.core.models.observed import MAIN, UpdateClaim
+from segserve_operator.core.world.observed import MAIN, UpdateClaim
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

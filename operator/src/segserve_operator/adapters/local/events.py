@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from segserve_operator.adapters.local.files import bound_log
-from segserve_operator.core.models.event import Event
+from segserve_operator.core.world.event import Event
 
 MOST_BYTES: Final = 256 * 1024
 _KEPT_BYTES: Final = 128 * 1024

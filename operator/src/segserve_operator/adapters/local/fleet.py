@@ -31,8 +31,8 @@ from segserve_operator.adapters.local.runtime import RuntimeEnvironment
 from segserve_operator.adapters.local.step_environments import sweep_step_environments
 from segserve_operator.adapters.local.triton import LOOPBACK, is_port_free, runtime_environment, triton_command
 from segserve_operator.core.gates.checks import CostCounts, ResourceSample
-from segserve_operator.core.models.observed import GroupObserved, ServerObserved
 from segserve_operator.core.traffic import Endpoint
+from segserve_operator.core.world.observed import GroupObserved, ServerObserved
 
 REPORT_MAX_AGE_S: Final = 6.0
 AGENT_STARTS_S: Final = 300.0

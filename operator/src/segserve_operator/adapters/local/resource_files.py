@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from segserve_operator.adapters.local.events import add_event, edit_event, read_events
 from segserve_operator.adapters.local.files import StateFolder, read_yaml, write_yaml
-from segserve_operator.core.models.event import Event
+from segserve_operator.core.world.event import Event
 from segserve_operator.mapping.annotations import annotations_of
 
 if TYPE_CHECKING:

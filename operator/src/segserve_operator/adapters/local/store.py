@@ -27,9 +27,9 @@ from segserve_operator.adapters.local.resource_files import (
 from segserve_operator.adapters.local.rollouts import RolloutFiles
 from segserve_operator.api.errors import SpecError
 from segserve_operator.core.failure import FailureReason
-from segserve_operator.core.models.event import Event
-from segserve_operator.core.models.observed import ModelObserved, ModelStatus, PoolObserved, PoolStatus, Roles, Wanted
 from segserve_operator.core.rollout.record import Record
+from segserve_operator.core.world.event import Event
+from segserve_operator.core.world.observed import ModelObserved, ModelStatus, PoolObserved, PoolStatus, Roles, Wanted
 from segserve_operator.mapping.annotations import annotations_of
 from segserve_operator.mapping.reading import read_status
 from segserve_operator.mapping.specs import access_of, credentials_of, limits_of, wanted_of

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from segserve_builder.agent.protocol import AssignedModel
     from segserve_builder.steps.pipeline import Pipeline
     from segserve_operator.api.capture import Redact
-    from segserve_operator.core.models.observed import ModelObserved, Observed
     from segserve_operator.core.traffic import Share
+    from segserve_operator.core.world.observed import ModelObserved, Observed
 
 
 def capture_rule(

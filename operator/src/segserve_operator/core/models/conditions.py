@@ -7,14 +7,14 @@ from typing import Final
 
 from segserve_builder.agent.protocol import AssignedModel, ModelReport, ModelState, ProofReport, TrialReport
 from segserve_builder.spec.model_spec import Golden
+from segserve_operator.core.advance.advance import RolloutUpdate
+from segserve_operator.core.advance.self_test import false_alarm_text, tests_itself
 from segserve_operator.core.drift.watch import DriftWatch
 from segserve_operator.core.failure import FailureReason
-from segserve_operator.core.models.advance import RolloutUpdate
 from segserve_operator.core.models.capture import redaction_of
 from segserve_operator.core.models.drift import drift_condition
 from segserve_operator.core.models.evaluation import evaluation_condition
 from segserve_operator.core.models.failures import problem_for_model, refusal_of
-from segserve_operator.core.models.golden import TrialProgress, name_of, trial_of
 from segserve_operator.core.models.kstatus import (
     is_returning,
     observed_generation,
@@ -22,7 +22,12 @@ from segserve_operator.core.models.kstatus import (
     stall_of,
     stalled_condition,
 )
-from segserve_operator.core.models.observed import (
+from segserve_operator.core.models.pool import MAX_CANDIDATE_GROUPS
+from segserve_operator.core.models.roles import settling
+from segserve_operator.core.rollout.phases import Phase
+from segserve_operator.core.rollout.record import RolloutState
+from segserve_operator.core.world.golden import TrialProgress, name_of, trial_of
+from segserve_operator.core.world.observed import (
     Candidate,
     ModelObserved,
     ModelStatus,
@@ -32,14 +37,9 @@ from segserve_operator.core.models.observed import (
     Roles,
     SloWatch,
 )
-from segserve_operator.core.models.pool import MAX_CANDIDATE_GROUPS
-from segserve_operator.core.models.quorum import ARTIFACT_REASONS, bad_servers, prevailing_report
-from segserve_operator.core.models.roles import settling
-from segserve_operator.core.models.self_test import false_alarm_text, tests_itself
-from segserve_operator.core.models.slo import slo_of, slo_state
-from segserve_operator.core.models.streams import split_streams
-from segserve_operator.core.rollout.phases import Phase
-from segserve_operator.core.rollout.record import RolloutState
+from segserve_operator.core.world.quorum import ARTIFACT_REASONS, bad_servers, prevailing_report
+from segserve_operator.core.world.slo import slo_of, slo_state
+from segserve_operator.core.world.streams import split_streams
 
 GOLDEN_REASONS: Final = frozenset({"GoldenFailed", "NonFinite"})
 

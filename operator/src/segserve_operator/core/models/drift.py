@@ -9,10 +9,10 @@ from typing import Final
 from segserve_builder.agent.protocol import AnswerCounting, AssignedModel
 from segserve_builder.steps.answer_metrics import EMBEDDING_HISTOGRAMS, IMAGE_HISTOGRAMS
 from segserve_operator.api.drift import Drift
+from segserve_operator.core.advance.case import RolloutCase
+from segserve_operator.core.advance.verdicts.drift import drift_gate
 from segserve_operator.core.drift.watch import DriftedHistogram, DriftWatch, basis_of, restored, with_slices
-from segserve_operator.core.models.case import RolloutCase
-from segserve_operator.core.models.observed import GroupObserved, ModelObserved, Observed, ObservedCondition
-from segserve_operator.core.models.verdicts.drift import drift_gate
+from segserve_operator.core.world.observed import GroupObserved, ModelObserved, Observed, ObservedCondition
 
 DRIFTING: Final = "Drifting"
 IMAGES_CHANGED: Final = "ImagesChanged"

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from functools import cache
 
+from segserve_operator.core.advance.advance import is_due
 from segserve_operator.core.models.actions import (
     Announce,
     AnnounceDrift,
@@ -23,12 +24,11 @@ from segserve_operator.core.models.actions import (
     StartGroup,
     StopGroup,
 )
-from segserve_operator.core.models.advance import is_due
 from segserve_operator.core.models.events import drift_events
-from segserve_operator.core.models.observed import Observed
 from segserve_operator.core.models.planning import DesiredState, events_of_rollout
 from segserve_operator.core.models.pool import pool_events
 from segserve_operator.core.traffic import Endpoint, Route, Share, TrafficPlan
+from segserve_operator.core.world.observed import Observed
 
 Stage = tuple[tuple[Effect, ...], ...]
 """Effects that may be applied at the same time, in sequences: those of one are applied one after the other."""

@@ -13,8 +13,8 @@ from segserve_operator.api.evaluation import (
     MAX_EVALUATION_LENGTH,
     Evaluation,
 )
-from segserve_operator.core.models.observed import ModelObserved, ObservedCondition
-from segserve_operator.core.models.requests import requester
+from segserve_operator.core.world.observed import ModelObserved, ObservedCondition
+from segserve_operator.core.world.requests import requester
 
 EVALUATED: Final = "Evaluated"
 

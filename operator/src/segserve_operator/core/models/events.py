@@ -7,17 +7,17 @@ from itertools import chain, islice
 from typing import Final
 
 from segserve_operator.api.meta import format_duration
+from segserve_operator.core.advance.verdicts.golden import UNAVAILABLE
 from segserve_operator.core.gates import ab_test
 from segserve_operator.core.gates.base import Outcome, Verdict
 from segserve_operator.core.gates.mask_agreement import CONFIDENCE_SHIFTED, MASKS_DIFFER
 from segserve_operator.core.models.drift import DRIFTING
-from segserve_operator.core.models.event import Event
-from segserve_operator.core.models.observed import ModelStatus, ObservedCondition, Roles
-from segserve_operator.core.models.verdicts.golden import UNAVAILABLE
 from segserve_operator.core.rollout.decisions import DecisionResult, with_verdicts
 from segserve_operator.core.rollout.engine import Wait
 from segserve_operator.core.rollout.phases import Phase, Signal
 from segserve_operator.core.rollout.record import RolloutState
+from segserve_operator.core.world.event import Event
+from segserve_operator.core.world.observed import ModelStatus, ObservedCondition, Roles
 
 DEADLINE_PASSED: Final = "DeadlinePassed"
 TOO_OFTEN: Final = "QuarantinedTooOften"

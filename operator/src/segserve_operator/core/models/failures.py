@@ -29,7 +29,7 @@ from segserve_operator.core.models.actions import (
     StartGroup,
     StopGroup,
 )
-from segserve_operator.core.models.observed import (
+from segserve_operator.core.world.observed import (
     CANARY,
     MAIN,
     EffectFailure,

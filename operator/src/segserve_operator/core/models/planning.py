@@ -9,6 +9,12 @@ from typing import Final, Literal
 from segserve_builder.agent.protocol import AssignedModel, Assignment
 from segserve_builder.spec.names import network_alias
 from segserve_operator.api.rollout_policy import MaskAgreementGate
+from segserve_operator.core.advance.advance import RolloutUpdate, unchanged
+from segserve_operator.core.advance.case import groups_of
+from segserve_operator.core.advance.self_test import self_tests, tests_itself
+from segserve_operator.core.advance.sizes import sizes, with_sizes
+from segserve_operator.core.advance.verdicts.drift import with_comparisons
+from segserve_operator.core.advance.verdicts.golden import with_scoring
 from segserve_operator.core.drift.comparison import RevisionComparison
 from segserve_operator.core.drift.watch import DriftWatch
 from segserve_operator.core.failure import STATUS_UNREADABLE
@@ -20,14 +26,23 @@ from segserve_operator.core.models.actions import (
     SaveRevision,
     SaveStatus,
 )
-from segserve_operator.core.models.advance import RolloutUpdate, unchanged
 from segserve_operator.core.models.capture import capture_rule
-from segserve_operator.core.models.case import groups_of
 from segserve_operator.core.models.conditions import status_of
 from segserve_operator.core.models.drift import drift_watches, with_counting
-from segserve_operator.core.models.event import Event
 from segserve_operator.core.models.events import SIGNALS, rollout_events, status_events
-from segserve_operator.core.models.observed import (
+from segserve_operator.core.models.pool import pool_status, slots
+from segserve_operator.core.models.rest import Rest, Settled, is_at_rest
+from segserve_operator.core.models.roles import assigned_model, next_roles, record_of, settling
+from segserve_operator.core.models.scaling import with_scaling
+from segserve_operator.core.models.update import spread, with_template
+from segserve_operator.core.rollout.batches import answered
+from segserve_operator.core.rollout.decisions import decide_all
+from segserve_operator.core.rollout.phases import Phase, Signal
+from segserve_operator.core.rollout.record import Record, RolloutState
+from segserve_operator.core.scaling import PoolLoad
+from segserve_operator.core.traffic import AccessRule, Endpoint, Mirror, Route, RouteAffinity, Share, TrafficPlan
+from segserve_operator.core.world.event import Event
+from segserve_operator.core.world.observed import (
     Candidate,
     ModelObserved,
     ModelStatus,
@@ -38,23 +53,8 @@ from segserve_operator.core.models.observed import (
     SelfTest,
     SloWatch,
 )
-from segserve_operator.core.models.pool import pool_status, slots
-from segserve_operator.core.models.quorum import answers, prevailing_report, suffices
-from segserve_operator.core.models.rest import Rest, Settled, is_at_rest
-from segserve_operator.core.models.roles import assigned_model, next_roles, record_of, settling
-from segserve_operator.core.models.scaling import with_scaling
-from segserve_operator.core.models.self_test import self_tests, tests_itself
-from segserve_operator.core.models.sizes import sizes, with_sizes
-from segserve_operator.core.models.slo import watches
-from segserve_operator.core.models.update import spread, with_template
-from segserve_operator.core.models.verdicts.drift import with_comparisons
-from segserve_operator.core.models.verdicts.golden import with_scoring
-from segserve_operator.core.rollout.batches import answered
-from segserve_operator.core.rollout.decisions import decide_all
-from segserve_operator.core.rollout.phases import Phase, Signal
-from segserve_operator.core.rollout.record import Record, RolloutState
-from segserve_operator.core.scaling import PoolLoad
-from segserve_operator.core.traffic import AccessRule, Endpoint, Mirror, Route, RouteAffinity, Share, TrafficPlan
+from segserve_operator.core.world.quorum import answers, prevailing_report, suffices
+from segserve_operator.core.world.slo import watches
 
 MAX_NAMES_BYTES: Final = 4096
 """Names of a revision's classes that a traffic plan has, in all: a plan has to fit into a few ConfigMaps."""

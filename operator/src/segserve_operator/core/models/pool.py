@@ -9,12 +9,14 @@ from typing import Final
 
 from segserve_operator.api.meta import format_duration
 from segserve_operator.core.failure import FailureReason
-from segserve_operator.core.models.deadlines import DEADLINE_EXCEEDED, deadline_s, is_overdue, is_settling_overdue
-from segserve_operator.core.models.event import Event
 from segserve_operator.core.models.events import condition_events, hold_of
 from segserve_operator.core.models.failures import pool_problem
 from segserve_operator.core.models.kstatus import reconciling, stalled_condition
-from segserve_operator.core.models.observed import (
+from segserve_operator.core.models.update import offered_update
+from segserve_operator.core.rollout.record import RolloutState
+from segserve_operator.core.world.deadlines import DEADLINE_EXCEEDED, deadline_s, is_overdue, is_settling_overdue
+from segserve_operator.core.world.event import Event
+from segserve_operator.core.world.observed import (
     PROGRESS_DEADLINE_S,
     Candidate,
     GroupObserved,
@@ -23,9 +25,7 @@ from segserve_operator.core.models.observed import (
     ObservedCondition,
     PoolStatus,
 )
-from segserve_operator.core.models.quorum import bad_servers, needed
-from segserve_operator.core.models.update import offered_update
-from segserve_operator.core.rollout.record import RolloutState
+from segserve_operator.core.world.quorum import bad_servers, needed
 
 MAX_CANDIDATE_GROUPS: Final = 8
 """Number of candidates of a pool that progress in a group of their own at a time; further ones wait."""

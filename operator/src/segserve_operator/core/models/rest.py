@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 from segserve_operator.core.drift.watch import DriftWatch
 from segserve_operator.core.models.drift import says_drift
-from segserve_operator.core.models.observed import GroupObserved, ModelObserved, Observed
-from segserve_operator.core.models.requests import next_request
-from segserve_operator.core.models.slo import is_watched
 from segserve_operator.core.traffic import Route
+from segserve_operator.core.world.observed import GroupObserved, ModelObserved, Observed
+from segserve_operator.core.world.requests import next_request
+from segserve_operator.core.world.slo import is_watched
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,19 +12,19 @@ from typing import Final
 
 from segserve_builder.agent.protocol import AssignedModel, GoldenTrial
 from segserve_builder.spec.model_spec import ModelClass
+from segserve_operator.core.advance.advance import RolloutUpdate, advance, with_checks
 from segserve_operator.core.failure import FailureReason
-from segserve_operator.core.models.advance import RolloutUpdate, advance, with_checks
-from segserve_operator.core.models.deadlines import deadline_s, is_overdue, overdue_reason, waited_out_s
-from segserve_operator.core.models.golden import golden_of, trial_of
-from segserve_operator.core.models.observed import JUDGED_REASONS, Candidate, ModelObserved, Observed, RoleHolder, Roles
 from segserve_operator.core.models.pool import Slots
-from segserve_operator.core.models.quorum import answers, blame, may_take_over, suffices
-from segserve_operator.core.models.slo import INTERVAL_S as SLO_LOOK_S
-from segserve_operator.core.models.slo import is_watched
-from segserve_operator.core.models.streams import STREAMS_SPLIT, TEST_NEEDS_AFFINITY, split_streams, untestable
 from segserve_operator.core.models.update import is_outdated
 from segserve_operator.core.rollout.decisions import Deciding
 from segserve_operator.core.rollout.phases import Phase
+from segserve_operator.core.world.deadlines import deadline_s, is_overdue, overdue_reason, waited_out_s
+from segserve_operator.core.world.golden import golden_of, trial_of
+from segserve_operator.core.world.observed import JUDGED_REASONS, Candidate, ModelObserved, Observed, RoleHolder, Roles
+from segserve_operator.core.world.quorum import answers, blame, may_take_over, suffices
+from segserve_operator.core.world.slo import INTERVAL_S as SLO_LOOK_S
+from segserve_operator.core.world.slo import is_watched
+from segserve_operator.core.world.streams import STREAMS_SPLIT, TEST_NEEDS_AFFINITY, split_streams, untestable
 
 CLASSES_CHANGED: Final = "ClassesChanged"
 INTERVAL_S: Final = 1.0

@@ -7,14 +7,6 @@ from dataclasses import replace
 from typing import Final
 
 from segserve_operator.core.failure import FailureReason
-from segserve_operator.core.models.observed import (
-    MAIN,
-    GroupObserved,
-    Observed,
-    ObservedCondition,
-    PoolObserved,
-    ScalingState,
-)
 from segserve_operator.core.models.update import STALLED_S, answering_servers, main_groups, served_revisions
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.scaling import (
@@ -28,6 +20,14 @@ from segserve_operator.core.scaling import (
     load_sample,
     observed,
     with_startup,
+)
+from segserve_operator.core.world.observed import (
+    MAIN,
+    GroupObserved,
+    Observed,
+    ObservedCondition,
+    PoolObserved,
+    ScalingState,
 )
 
 SCALING_ACTIVE: Final = "ScalingActive"

@@ -15,7 +15,8 @@ from typing import Final
 from segserve_builder.agent.protocol import Assignment, ModelState
 from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.models.failures import group_problem
-from segserve_operator.core.models.observed import (
+from segserve_operator.core.traffic import Route, Share, TrafficPlan, TrafficState
+from segserve_operator.core.world.observed import (
     MAIN,
     GroupObserved,
     ModelObserved,
@@ -27,7 +28,6 @@ from segserve_operator.core.models.observed import (
     ServerObserved,
     Template,
 )
-from segserve_operator.core.traffic import Route, Share, TrafficPlan, TrafficState
 
 UPDATE_AVAILABLE: Final = "UpdateAvailable"
 STALLED_S: Final = 600.0

@@ -14,7 +14,7 @@ from segserve_operator.mapping.notes import metadata_of
 
 if TYPE_CHECKING:
     from segserve_builder.agent.protocol import AssignedModel
-    from segserve_operator.core.models.restore import RevisionNote
+    from segserve_operator.core.world.restore import RevisionNote
 
 
 def revision_object(

@@ -7,13 +7,13 @@ from dataclasses import replace
 from typing import Final
 
 from segserve_operator.api.rollout_policy import RolloutPolicy
-from segserve_operator.core.models.observed import ModelObserved, Observed, Roles
-from segserve_operator.core.models.quorum import suffices
-from segserve_operator.core.models.requests import RolloutRequest, next_request
 from segserve_operator.core.rollout.engine import step_after_shadow
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.policy import engine_policy
 from segserve_operator.core.rollout.record import RolloutState
+from segserve_operator.core.world.observed import ModelObserved, Observed, Roles
+from segserve_operator.core.world.quorum import suffices
+from segserve_operator.core.world.requests import RolloutRequest, next_request
 
 _ALL: Final = 100
 

@@ -8,8 +8,6 @@ from typing import Final
 
 from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
 from segserve_operator.core.gates import started
-from segserve_operator.core.models.observed import ModelObserved, Observed, SelfTest, SloWatch
-from segserve_operator.core.models.slo import is_due
 from segserve_operator.core.rollout.counters import Sample
 from segserve_operator.core.rollout.decisions import Rules, judge
 from segserve_operator.core.rollout.engine import breached
@@ -19,6 +17,8 @@ from segserve_operator.core.statistics.exceedance import ExceedanceState
 from segserve_operator.core.statistics.intervals import wilson
 from segserve_operator.core.statistics.past import StablePast
 from segserve_operator.core.traffic import shadow_of
+from segserve_operator.core.world.observed import ModelObserved, Observed, SelfTest, SloWatch
+from segserve_operator.core.world.slo import is_due
 
 ROUND_S: Final = 3600.0
 """Length of one comparison, like that of a typical rollout; the next one starts anew."""

@@ -8,7 +8,7 @@ from segserve_builder.stages.temporal_smoothing import TemporalSmoothing
 from segserve_builder.steps.pipeline import Pipeline, named_postprocess
 from segserve_operator.api.rollout_policy import RolloutPolicy
 from segserve_operator.core.failure import FailureReason
-from segserve_operator.core.models.observed import PoolObserved
+from segserve_operator.core.world.observed import PoolObserved
 
 STREAMS_SPLIT: Final = "StreamsNeedAffinity"
 TEST_NEEDS_AFFINITY: Final = "ABTestNeedsAffinity"

@@ -12,7 +12,8 @@ from typing import Final, Literal
 
 from segserve_builder.agent.protocol import ModelReport, ModelState
 from segserve_operator.core.failure import FailureReason
-from segserve_operator.core.models.observed import (
+from segserve_operator.core.traffic import TrafficState
+from segserve_operator.core.world.observed import (
     Candidate,
     GroupObserved,
     ModelObserved,
@@ -21,8 +22,7 @@ from segserve_operator.core.models.observed import (
     Roles,
     ServerObserved,
 )
-from segserve_operator.core.models.requests import MAX_HANDLED, PREFIX, RolloutRequest
-from segserve_operator.core.traffic import TrafficState
+from segserve_operator.core.world.requests import MAX_HANDLED, PREFIX, RolloutRequest
 
 RoleName = Literal["stable", "candidate", "previous", "refused"]
 ROLLED_BACK: Final = "RolledBack"

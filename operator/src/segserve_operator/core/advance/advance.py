@@ -8,29 +8,15 @@ from typing import Final
 import numpy as np
 
 from segserve_operator.api.rollout_policy import RolloutPolicy, Slo, gate_name
+from segserve_operator.core.advance.case import RolloutCase, is_about
+from segserve_operator.core.advance.inputs import checks, gather_signals, verdicts_with
+from segserve_operator.core.advance.sizes import has_grown, is_deferred
+from segserve_operator.core.advance.verdicts.ab_query import metric_values
 from segserve_operator.core.evidence import EvidenceWindow
 from segserve_operator.core.failure import shortened
 from segserve_operator.core.gates import measured_gates, started
 from segserve_operator.core.gates.checks import Check
-from segserve_operator.core.models.case import RolloutCase, is_about
-from segserve_operator.core.models.event import Event
 from segserve_operator.core.models.events import SPLIT_EXPLANATION, explanation
-from segserve_operator.core.models.inputs import checks, gather_signals, verdicts_with
-from segserve_operator.core.models.observed import ModelObserved, Observed, Roles
-from segserve_operator.core.models.quorum import answers
-from segserve_operator.core.models.requests import (
-    VERB_SIGNALS,
-    RolloutRequest,
-    next_request,
-    promotes_judged,
-    refusal,
-    requester,
-    with_handled,
-)
-from segserve_operator.core.models.sizes import has_grown, is_deferred
-from segserve_operator.core.models.slo import past_of
-from segserve_operator.core.models.streams import keeps_streams
-from segserve_operator.core.models.verdicts.ab_query import metric_values
 from segserve_operator.core.rollout import decisions
 from segserve_operator.core.rollout.counters import HungRequests
 from segserve_operator.core.rollout.decisions import (
@@ -46,6 +32,20 @@ from segserve_operator.core.rollout.pairs import pairs_between
 from segserve_operator.core.rollout.phases import Phase, Signal
 from segserve_operator.core.rollout.record import Record, RolloutState
 from segserve_operator.core.rollout.windows import window_between
+from segserve_operator.core.world.event import Event
+from segserve_operator.core.world.observed import ModelObserved, Observed, Roles
+from segserve_operator.core.world.quorum import answers
+from segserve_operator.core.world.requests import (
+    VERB_SIGNALS,
+    RolloutRequest,
+    next_request,
+    promotes_judged,
+    refusal,
+    requester,
+    with_handled,
+)
+from segserve_operator.core.world.slo import past_of
+from segserve_operator.core.world.streams import keeps_streams
 
 WRITE_INTERVAL_S: Final = 10.0
 """Shortest time between two writes of a record without a new decision."""

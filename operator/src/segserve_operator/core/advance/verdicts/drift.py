@@ -7,14 +7,14 @@ from dataclasses import replace
 from typing import Final
 
 from segserve_operator.api.rollout_policy import DriftGate
+from segserve_operator.core.advance.case import RolloutCase, VerdictSource
 from segserve_operator.core.drift.comparison import RevisionComparison
 from segserve_operator.core.drift.detector import Histograms
 from segserve_operator.core.gates import drift
 from segserve_operator.core.gates.base import Verdict
 from segserve_operator.core.gates.checks import CheckResult
-from segserve_operator.core.models.case import RolloutCase, VerdictSource
-from segserve_operator.core.models.observed import Observed
 from segserve_operator.core.rollout.engine import Signals
+from segserve_operator.core.world.observed import Observed
 
 
 def drift_gate(case: RolloutCase) -> DriftGate | None:

@@ -10,10 +10,10 @@ import numpy as np
 
 from segserve_operator.api.rollout_policy import Slo
 from segserve_operator.core.evidence import EDGES_MS, STABLE, EvidenceWindow
-from segserve_operator.core.models.observed import Minute, ModelObserved, Observed, RoleHolder, SloWatch
 from segserve_operator.core.rollout.counters import Sample
 from segserve_operator.core.rollout.windows import window_between
 from segserve_operator.core.statistics.past import StablePast
+from segserve_operator.core.world.observed import Minute, ModelObserved, Observed, RoleHolder, SloWatch
 
 MET: Final = "Met"
 BREACHED: Final = "Breached"

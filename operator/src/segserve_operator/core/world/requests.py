@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from segserve_operator.core.models.observed import Roles
 from segserve_operator.core.rollout.phases import Phase, Signal
 from segserve_operator.core.rollout.record import RolloutState
+from segserve_operator.core.world.observed import Roles
 
 PREFIX: Final = "segserve.dev/"
 VERBS: Final = ("abort", "rollback", "pause", "promote", "resume", "skip-gate", "retry")

@@ -10,19 +10,19 @@ from typing import Self
 from segserve_builder.agent.protocol import ModelReport
 from segserve_builder.spec.model_spec import Golden
 from segserve_operator.api.rollout_policy import CheckedGateSpec, gate_name
+from segserve_operator.core.advance.sizes import has_grown
 from segserve_operator.core.gates import purpose_of
 from segserve_operator.core.gates.base import Outcome, Verdict
 from segserve_operator.core.gates.checks import Check, CheckResult
-from segserve_operator.core.models.deadlines import is_overdue
-from segserve_operator.core.models.observed import ModelObserved, Observed, Roles
-from segserve_operator.core.models.quorum import may_take_over
-from segserve_operator.core.models.sizes import has_grown
-from segserve_operator.core.models.slo import past_of
 from segserve_operator.core.rollout.engine import Signals
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.policy import alpha_shares
 from segserve_operator.core.rollout.record import Record, RolloutState
 from segserve_operator.core.statistics.past import StablePast
+from segserve_operator.core.world.deadlines import is_overdue
+from segserve_operator.core.world.observed import ModelObserved, Observed, Roles
+from segserve_operator.core.world.quorum import may_take_over
+from segserve_operator.core.world.slo import past_of
 
 
 def groups_of(state: RolloutState, roles: Roles) -> tuple[str, str]:

@@ -8,10 +8,10 @@ from typing import Final
 
 import numpy as np
 
+from segserve_operator.core.advance.case import RolloutCase, VerdictSource
 from segserve_operator.core.evidence import MetricValues
 from segserve_operator.core.gates.base import Outcome, Verdict
 from segserve_operator.core.gates.checks import Check
-from segserve_operator.core.models.case import RolloutCase, VerdictSource
 from segserve_operator.core.rollout.phases import Phase
 
 QUERY: Final = "abTestQuery"

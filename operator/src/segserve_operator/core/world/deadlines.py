@@ -8,7 +8,8 @@ from typing import Final
 
 from segserve_operator.api.meta import format_duration
 from segserve_operator.core.failure import FailureReason
-from segserve_operator.core.models.observed import (
+from segserve_operator.core.rollout.phases import Phase
+from segserve_operator.core.world.observed import (
     PROGRESS_DEADLINE_S,
     Candidate,
     ModelObserved,
@@ -16,8 +17,7 @@ from segserve_operator.core.models.observed import (
     RoleHolder,
     Roles,
 )
-from segserve_operator.core.models.quorum import needed
-from segserve_operator.core.rollout.phases import Phase
+from segserve_operator.core.world.quorum import needed
 
 DEADLINE_EXCEEDED: Final = "ProgressDeadlineExceeded"
 

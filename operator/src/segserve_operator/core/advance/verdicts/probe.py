@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Final
 
+from segserve_operator.core.advance.case import RolloutCase, VerdictSource
 from segserve_operator.core.gates.checks import Check
 from segserve_operator.core.gates.probe import LONGEST_S, probe_outcome
-from segserve_operator.core.models.case import RolloutCase, VerdictSource
 from segserve_operator.core.rollout.engine import Signals
 from segserve_operator.core.rollout.phases import Phase
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from segserve_builder.agent.protocol import AssignedModel, ModelReport, ModelState
 from segserve_builder.spec.model_spec import Golden
 from segserve_operator.core.failure import FailureReason
-from segserve_operator.core.models.observed import GroupObserved, ModelObserved, Observed
-from segserve_operator.core.models.quorum import suffices
+from segserve_operator.core.world.observed import GroupObserved, ModelObserved, Observed
+from segserve_operator.core.world.quorum import suffices
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,17 +7,17 @@ from typing import Final
 
 import numpy as np
 
+from segserve_operator.core.advance.case import RolloutCase, VerdictSource, groups_of
+from segserve_operator.core.advance.self_test import tests_itself
+from segserve_operator.core.advance.verdicts import ab_query, checked, drift, golden, probe
 from segserve_operator.core.failure import UNKNOWN_FIELD
 from segserve_operator.core.gates.base import Verdict
 from segserve_operator.core.gates.checks import Check
-from segserve_operator.core.models.case import RolloutCase, VerdictSource, groups_of
-from segserve_operator.core.models.observed import ModelObserved, SloWatch
-from segserve_operator.core.models.self_test import tests_itself
-from segserve_operator.core.models.slo import is_due, is_watched
-from segserve_operator.core.models.verdicts import ab_query, checked, drift, golden, probe
 from segserve_operator.core.rollout.engine import Signals
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.traffic import shadow_of
+from segserve_operator.core.world.observed import ModelObserved, SloWatch
+from segserve_operator.core.world.slo import is_due, is_watched
 
 SOURCES: Final[tuple[VerdictSource, ...]] = (
     probe.SOURCE,

@@ -24,13 +24,13 @@ from segserve_builder.agent.protocol import (
     unpack_slices,
 )
 from segserve_operator.api.rollout_policy import CheckedGateSpec, RolloutPolicy, gate_name
+from segserve_operator.core.advance.case import RolloutCase, VerdictSource
 from segserve_operator.core.gates import checked_gate
 from segserve_operator.core.gates.base import Outcome, Verdict
 from segserve_operator.core.gates.checks import CheckResult, Scores
-from segserve_operator.core.models.case import RolloutCase, VerdictSource
-from segserve_operator.core.models.observed import GroupObserved, ModelObserved, Observed
 from segserve_operator.core.rollout.engine import Signals
 from segserve_operator.core.rollout.phases import Phase
+from segserve_operator.core.world.observed import GroupObserved, ModelObserved, Observed
 
 if TYPE_CHECKING:
     from segserve_operator.core.evidence import Floats

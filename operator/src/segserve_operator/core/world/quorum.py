@@ -9,7 +9,7 @@ from typing import Final
 
 from segserve_builder.agent.protocol import ModelReport, ModelState
 from segserve_operator.core.failure import FailureReason
-from segserve_operator.core.models.observed import GroupObserved, MinReady, Observed, RoleHolder, ServerObserved
+from segserve_operator.core.world.observed import GroupObserved, MinReady, Observed, RoleHolder, ServerObserved
 
 ARTIFACT_REASONS: Final = frozenset(
     {

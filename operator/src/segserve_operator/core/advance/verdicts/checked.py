@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import Final
 
 from segserve_operator.api.rollout_policy import gate_name
+from segserve_operator.core.advance.case import RolloutCase, VerdictSource
 from segserve_operator.core.gates import checked_gate
 from segserve_operator.core.gates.base import Verdict
 from segserve_operator.core.gates.checks import Check
-from segserve_operator.core.models.case import RolloutCase, VerdictSource
 
 
 def _checks(case: RolloutCase) -> Iterator[Check]:

@@ -1,0 +1,1 @@
+"""Rollouts: from the world to a decision on each."""
