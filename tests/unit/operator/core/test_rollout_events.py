@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
+from segserve_operator.core.advance.explanations import hold_of
 from segserve_operator.core.gates.base import Outcome, Verdict
-from segserve_operator.core.models.events import hold_of, rollout_events
+from segserve_operator.core.models.events import rollout_events
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.record import RolloutState
 

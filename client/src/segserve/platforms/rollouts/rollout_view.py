@@ -12,9 +12,9 @@ from segserve.platforms.errors import ControlError, NotFoundError, WaitTimeoutEr
 from segserve.platforms.port import MODEL, Json, Platform
 from segserve.platforms.waiting import is_seen
 from segserve_operator.api.segmentation_model import SegmentationModelStatus
+from segserve_operator.core.advance.explanations import SIGNALS
 from segserve_operator.core.evidence import CANDIDATE, EDGES_MS, STABLE
 from segserve_operator.core.gates.ab_test import BETTER, WORSE
-from segserve_operator.core.models.events import SIGNALS
 from segserve_operator.core.rollout.forecast import present, recent
 from segserve_operator.core.rollout.phases import Phase, Signal
 from segserve_operator.core.rollout.record import Record, RolloutState, Row

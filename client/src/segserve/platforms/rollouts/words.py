@@ -11,11 +11,11 @@ import numpy as np
 
 from segserve.platforms.rollouts.rollout_view import RolloutView, Side
 from segserve_operator.api.rollout_policy import Slo, gate_name
+from segserve_operator.core.advance.explanations import DEADLINE_PASSED, SPLIT_NOT_AS_WRITTEN, TOO_OFTEN
 from segserve_operator.core.evidence import EDGES_MS
 from segserve_operator.core.gates import GATES
 from segserve_operator.core.gates.base import CheckedGateType, GateType, Outcome, Verdict
 from segserve_operator.core.gates.mask_agreement import CONFIDENCE_SHIFTED
-from segserve_operator.core.models.events import DEADLINE_PASSED, SPLIT_NOT_AS_WRITTEN, TOO_OFTEN
 from segserve_operator.core.rollout.engine import Wait
 from segserve_operator.core.rollout.forecast import Forecast
 from segserve_operator.core.rollout.phases import Phase

@@ -9,6 +9,7 @@ import numpy as np
 
 from segserve_operator.api.rollout_policy import RolloutPolicy, Slo, gate_name
 from segserve_operator.core.advance.case import RolloutCase, is_about
+from segserve_operator.core.advance.explanations import SPLIT_EXPLANATION, explanation
 from segserve_operator.core.advance.inputs import checks, gather_signals, verdicts_with
 from segserve_operator.core.advance.sizes import has_grown, is_deferred
 from segserve_operator.core.advance.verdicts.ab_query import metric_values
@@ -16,7 +17,6 @@ from segserve_operator.core.evidence import EvidenceWindow
 from segserve_operator.core.failure import shortened
 from segserve_operator.core.gates import measured_gates, started
 from segserve_operator.core.gates.checks import Check
-from segserve_operator.core.models.events import SPLIT_EXPLANATION, explanation
 from segserve_operator.core.rollout import decisions
 from segserve_operator.core.rollout.counters import HungRequests
 from segserve_operator.core.rollout.decisions import (

@@ -6,8 +6,8 @@ lags behind the generation, and as current only with all of them at rest and Rea
 
 from __future__ import annotations
 
+from segserve_operator.core.advance.explanations import DEADLINE_PASSED, TOO_OFTEN, hold_of
 from segserve_operator.core.failure import FailureReason
-from segserve_operator.core.models.events import DEADLINE_PASSED, TOO_OFTEN, hold_of
 from segserve_operator.core.rollout.record import RolloutState
 from segserve_operator.core.world.deadlines import is_overdue, overdue_reason
 from segserve_operator.core.world.observed import ModelObserved, Observed, ObservedCondition, Roles

@@ -11,6 +11,7 @@ from segserve_builder.spec.names import network_alias
 from segserve_operator.api.rollout_policy import MaskAgreementGate
 from segserve_operator.core.advance.advance import RolloutUpdate, unchanged
 from segserve_operator.core.advance.case import groups_of
+from segserve_operator.core.advance.explanations import SIGNALS
 from segserve_operator.core.advance.self_test import self_tests, tests_itself
 from segserve_operator.core.advance.sizes import sizes, with_sizes
 from segserve_operator.core.advance.verdicts.drift import with_comparisons
@@ -29,7 +30,7 @@ from segserve_operator.core.models.actions import (
 from segserve_operator.core.models.capture import capture_rule
 from segserve_operator.core.models.conditions import status_of
 from segserve_operator.core.models.drift import drift_watches, with_counting
-from segserve_operator.core.models.events import SIGNALS, rollout_events, status_events
+from segserve_operator.core.models.events import rollout_events, status_events
 from segserve_operator.core.models.pool import pool_status, slots
 from segserve_operator.core.models.rest import Rest, Settled, is_at_rest
 from segserve_operator.core.models.roles import assigned_model, next_roles, record_of, settling

@@ -8,8 +8,9 @@ from datetime import timedelta
 from typing import Final
 
 from segserve_operator.api.meta import format_duration
+from segserve_operator.core.advance.explanations import hold_of
 from segserve_operator.core.failure import FailureReason
-from segserve_operator.core.models.events import condition_events, hold_of
+from segserve_operator.core.models.events import condition_events
 from segserve_operator.core.models.failures import pool_problem
 from segserve_operator.core.models.kstatus import reconciling, stalled_condition
 from segserve_operator.core.models.update import offered_update
