@@ -44,7 +44,7 @@ from segserve_common.kube.shards import content_of, unpack
 from segserve_operator.adapters.kube.view import PoolKey, fill
 from segserve_operator.core.advance.advance import WRITE_INTERVAL_S
 from segserve_operator.main import assemble, outbound_of
-from segserve_operator.metrics import Metrics
+from segserve_operator.metrics.registry import Metrics
 from segserve_operator.settings import OperatorSettings
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import pytest
 
-from segserve_operator.admission import RequestRefusedError, UserInfo, stamp
+from segserve_operator.adapters.kube.admission import RequestRefusedError, UserInfo, stamp
 from segserve_operator.core.world.requests import PREFIX, REQUESTED_BY, VERBS, requester
 
 ALICE: Final = {"username": "alice@example.com", "groups": ["tenants"]}

@@ -28,6 +28,7 @@ from segserve_common.kube.kinds import (
     POOLS,
 )
 from segserve_common.logs import start_logging
+from segserve_operator.adapters.kube.admission import MayPromote, admit, may_promote_by
 from segserve_operator.adapters.kube.known_objects import KnownObjects
 from segserve_operator.adapters.kube.lease import FencedApi, LeaderLease
 from segserve_operator.adapters.kube.namespaces import EnabledNamespaces, pools_within
@@ -37,9 +38,8 @@ from segserve_operator.adapters.kube.view import PoolKey, View, audit, fill
 from segserve_operator.adapters.kube.write_through import WriteThroughApi
 from segserve_operator.adapters.notify.notifier import Notifier
 from segserve_operator.adapters.outbound.client import OutboundClient, own_worker
-from segserve_operator.admission import MayPromote, admit, may_promote_by
 from segserve_operator.handlers import registry_of, settings_of
-from segserve_operator.metrics import Metrics, health_server
+from segserve_operator.metrics.registry import Metrics, health_server
 from segserve_operator.reconciler import Dependencies, PoolReconciler
 from segserve_operator.record_keys import signer
 from segserve_operator.settings import OperatorSettings, OperatorSettingsError

@@ -30,9 +30,9 @@ from segserve_operator.core.models.scaling import NO_COUNTS_S
 from segserve_operator.core.rollout.chain import Sign
 from segserve_operator.core.traffic import TrafficPlan
 from segserve_operator.core.world.observed import EffectFailure
-from segserve_operator.drift_metrics import DriftMetrics
-from segserve_operator.rollout_metrics import RolloutMetrics
-from segserve_operator.scaling_metrics import ScalingMetrics
+from segserve_operator.metrics.drift_metrics import DriftMetrics
+from segserve_operator.metrics.rollout_metrics import RolloutMetrics
+from segserve_operator.metrics.scaling_metrics import ScalingMetrics
 from segserve_operator.service import ActionLog, RolloutCache, Service
 from segserve_operator.worker import RESYNC_S, ReconcileResult
 

@@ -23,7 +23,7 @@ from segserve_operator.adapters.kube.view import View
 from segserve_operator.api.evaluation import EVALUATION_ANNOTATION, Estimate, Evaluation, SliceEvaluation
 from segserve_operator.gateway_sync.settings import GatewaySettings, Settings
 from segserve_operator.gateway_sync.sidecar import Sidecar
-from segserve_operator.metrics import Metrics, health_server
+from segserve_operator.metrics.registry import Metrics, health_server
 
 pytestmark = [pytest.mark.platform, pytest.mark.needs("prometheus"), pytest.mark.timeout(600)]
 

@@ -17,7 +17,7 @@ from segserve_common.kube.names import AGENT_PORT, GATEWAY, METRICS_PORT, SERVER
 from segserve_operator.adapters.traffic.envoy_clusters import Upstream
 from segserve_operator.adapters.traffic.envoy_counts import FAULTS
 from segserve_operator.adapters.traffic.envoy_listener import STAT_PREFIX
-from segserve_operator.metrics import Metrics
+from segserve_operator.metrics.registry import Metrics
 
 from .conftest import CHART, Render, of_kind, the
 from .test_chart import SETS

@@ -9,13 +9,13 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from fakes.observed_models import FIRST, SECOND, group, holder, model, world
-from segserve_operator.admission import stamp
+from segserve_operator.adapters.kube.admission import stamp
 from segserve_operator.api.evaluation import EVALUATION_ANNOTATION, MAX_EVALUATION_LENGTH
 from segserve_operator.core.advance.advance import RolloutUpdate
 from segserve_operator.core.models.conditions import status_of
 from segserve_operator.core.world.observed import ObservedCondition, Roles
 from segserve_operator.core.world.requests import REQUESTED_BY
-from segserve_operator.evaluation_metrics import EvaluationMetrics
+from segserve_operator.metrics.evaluation_metrics import EvaluationMetrics
 
 SERVED = Roles(holder(FIRST, "main"))
 GOOD = {"mean": 0.87, "low": 0.85, "high": 0.89}

@@ -15,7 +15,7 @@ from segserve_common.kube.kinds import MODELS, POOLS
 from segserve_operator import main
 from segserve_operator.adapters.kube.view import PoolKey, View, fill
 from segserve_operator.main import SILENCE_S, Operator
-from segserve_operator.metrics import Metrics
+from segserve_operator.metrics.registry import Metrics
 from segserve_operator.settings import OperatorSettings
 
 

@@ -13,7 +13,7 @@ from segserve_operator.core.gates.base import Outcome, Verdict
 from segserve_operator.core.rollout.engine import Progress
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.record import Decision, Record, RolloutState, Row
-from segserve_operator.rollout_metrics import RolloutMetrics
+from segserve_operator.metrics.rollout_metrics import RolloutMetrics
 
 NOW_S = 1000.0
 STANDING = RolloutState("coins-7f", "coins-r2", Phase.PROGRESSING, step=0, weight=5)

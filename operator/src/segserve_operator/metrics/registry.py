@@ -13,14 +13,14 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, G
 from segserve_common.http.listening import listen_anywhere
 from segserve_common.kube.kinds import MODELS, POOLS, Kind
 from segserve_operator.adapters.kube.view import View
-from segserve_operator.cost_metrics import CostMetrics
-from segserve_operator.drift_metrics import DriftMetrics
-from segserve_operator.evaluation_metrics import EvaluationMetrics
-from segserve_operator.resource_metrics import ResourceMetrics
-from segserve_operator.rollout_metrics import RolloutMetrics
-from segserve_operator.scaling_metrics import ScalingMetrics
-from segserve_operator.slo_metrics import SloMetrics
-from segserve_operator.stored_sizes import StoredSizes
+from segserve_operator.metrics.cost_metrics import CostMetrics
+from segserve_operator.metrics.drift_metrics import DriftMetrics
+from segserve_operator.metrics.evaluation_metrics import EvaluationMetrics
+from segserve_operator.metrics.resource_metrics import ResourceMetrics
+from segserve_operator.metrics.rollout_metrics import RolloutMetrics
+from segserve_operator.metrics.scaling_metrics import ScalingMetrics
+from segserve_operator.metrics.slo_metrics import SloMetrics
+from segserve_operator.metrics.stored_sizes import StoredSizes
 
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 

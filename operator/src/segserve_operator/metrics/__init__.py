@@ -1,0 +1,1 @@
+"""Prometheus metrics of the operator: a file a subject, and their registry."""
