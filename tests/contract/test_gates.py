@@ -13,6 +13,7 @@ import pytest
 from pydantic import Field
 
 from fakes.observed_models import FIRST, SECOND, candidate, group, holder, model, state, world
+from segserve_builder.spec.model_spec import Golden
 from segserve_operator.api.loading import parse
 from segserve_operator.api.rollout_policy import (
     GATE_SPECS,
@@ -109,6 +110,15 @@ def test_a_checked_gate_is_undecided_without_a_result_and_says_why(name: str, re
 
     assert verdict.outcome is Outcome.UNDECIDED
     assert result.get("problem", "") in verdict.message
+
+
+@pytest.mark.parametrize("name", CHECKED)
+def test_a_checked_gate_without_a_verdict_holds_the_rollout(name: str) -> None:
+    policy = with_gates(spec_of(name))
+    labelled = SECOND.model_copy(update={"golden": Golden(uri="file:///golden", sha256="a" * 64)})
+    observed = model(labelled, ROLES, policy=policy)
+
+    assert not gather_signals(RolloutCase(record_with(policy), PROGRESSING, ROLES, observed, world(observed))).allowed
 
 
 @pytest.mark.parametrize("name", GATES)

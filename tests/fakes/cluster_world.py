@@ -141,13 +141,7 @@ class ClusterWorld:
         self.metrics = Metrics()
         self.metrics.rollouts.clock = lambda: self.now_s
         notifier = Notifier(post=direct_post(own_service))
-        outside = Dependencies(
-            notifier,
-            self.metrics.rollouts,
-            self.services,
-            drift=self.metrics.drift,
-            scaling=self.metrics.scaling,
-        )
+        outside = Dependencies(notifier, self.metrics, self.services)
         self.passes = PoolReconciler(
             WriteThroughApi(self.api, self.view), self.view, self.defaults, outside, lambda: self.now_s
         )

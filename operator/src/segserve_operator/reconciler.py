@@ -26,13 +26,10 @@ from segserve_operator.adapters.kube.view import PoolKey, View, read_known
 from segserve_operator.adapters.notify.messages import Target
 from segserve_operator.adapters.notify.notifier import Notifier, PoolAnnouncer, targets
 from segserve_operator.core.models.roles import next_due_s
-from segserve_operator.core.models.scaling import NO_COUNTS_S
 from segserve_operator.core.rollout.chain import Sign
 from segserve_operator.core.traffic import TrafficPlan
 from segserve_operator.core.world.observed import EffectFailure
-from segserve_operator.metrics.drift_metrics import DriftMetrics
-from segserve_operator.metrics.rollout_metrics import RolloutMetrics
-from segserve_operator.metrics.scaling_metrics import ScalingMetrics
+from segserve_operator.metrics.registry import Metrics
 from segserve_operator.service import ActionLog, RolloutCache, Service
 from segserve_operator.worker import RESYNC_S, ReconcileResult
 
@@ -52,12 +49,10 @@ class Dependencies:
     """
 
     notifier: Notifier
-    metrics: RolloutMetrics
+    metrics: Metrics
     services: Services
     prometheus: str = ""
     sign: Sign | None = None
-    drift: DriftMetrics = field(default_factory=DriftMetrics)
-    scaling: ScalingMetrics = field(default_factory=ScalingMetrics)
 
 
 @dataclass(slots=True)
@@ -68,7 +63,6 @@ class PoolCache:
     announcer: PoolAnnouncer
     failures: dict[tuple[str, str], EffectFailure] = field(default_factory=dict)
     rollout_cache: RolloutCache = field(default_factory=RolloutCache)
-    self_tested: dict[str, tuple[int, int]] = field(default_factory=dict)
     interner: ModelInterner = field(default_factory=ModelInterner)
     parsed: StoreCache = field(default_factory=StoreCache)
     decoded: FleetCache = field(default_factory=FleetCache)
@@ -114,7 +108,8 @@ class PoolReconciler:
         settled, cache.settled = cache.settled, None
         if settled is not None and settled[0] == changes and self._clock() < settled[1] and await service.keeps_size():
             cache.settled = settled
-            self._show_requests(key, cache)
+            load = cache.rollout_cache.load.history
+            self._dependencies.metrics.scaling.observe_requests(key.namespace, key.pool, load, self._clock())
             return ReconcileResult(0, SCALING_LOOK_S)
         try:
             actions = await service.run_once()
@@ -135,40 +130,18 @@ class PoolReconciler:
             log.warning("%s/%s: %s", key.namespace, key.pool, line)
         models = await store.models()
         tidied += await store.keep_notes(models)
-        states = {model.name: model.status.rollout for model in models if model.status.rollout is not None}
-        self._dependencies.metrics.observe(key.namespace, key.pool, states, cache.rollout_cache.records)
-        self._dependencies.drift.observe(key.namespace, key.pool, cache.rollout_cache.drifts)
-        for model, test in cache.rollout_cache.self_tests.items():
-            # A self-test that began anew counts from zero, and a counter of Prometheus must not decrease.
-            rounds, alarms = cache.self_tested.get(model, (0, 0))
-            self._dependencies.metrics.self_tested(
-                key.namespace,
-                key.pool,
-                model,
-                rounds=max(test.rounds - rounds, 0),
-                false_alarms=max(test.false_alarms - alarms, 0),
-                dispersion=test.dispersion,
-            )
-            cache.self_tested[model] = (test.rounds, test.false_alarms)
-        for model in cache.self_tested.keys() - cache.rollout_cache.self_tests.keys():
-            del cache.self_tested[model]
         # Statuses tell what failed in the next pass.
         writes = len(actions) + tidied + (attempts != _attempts(cache.failures))
         now_s = self._clock()
+        self._dependencies.metrics.observe_pass(key, models, cache.rollout_cache, now_s)
         due_s.append(next_due_s(models, now_s))
         due_s += [max(failure.retry_s - now_s, MIN_DUE_S) for failure in cache.failures.values()]
         at_rest = cache.rollout_cache.at_rest and not writes and not fleet.waits_for_agents()
-        self._show_requests(key, cache)
         context = self._contexts.get(key)
         if context is not None and context.spec.scaling is not None:
             cache.settled = (changes, now_s + min(*due_s, RESYNC_S)) if not writes else None
             due_s.append(SCALING_LOOK_S)
         return ReconcileResult(writes, min(due_s), at_rest=at_rest)
-
-    def _show_requests(self, key: PoolKey, cache: PoolCache) -> None:
-        counted = cache.rollout_cache.load.history
-        is_counted = self._clock() - counted.at_s <= NO_COUNTS_S
-        self._dependencies.scaling.observe_requests(key.namespace, key.pool, counted if is_counted else None)
 
     def _begin(self, key: PoolKey) -> PoolCache:
         plans: dict[str, TrafficPlan] = {}
@@ -199,9 +172,7 @@ class PoolReconciler:
         if not wanted and key in self._caches:
             cache = self._caches.pop(key)
             cache.check_runner.schedule(())
-            self._dependencies.metrics.observe(key.namespace, key.pool, {}, {})
-            self._dependencies.drift.observe(key.namespace, key.pool, {})
-            self._dependencies.scaling.observe_requests(key.namespace, key.pool, None)
+            self._dependencies.metrics.observe_pass(key, (), RolloutCache(), self._clock())
         return wanted
 
     def failures(self) -> Mapping[PoolKey, Collection[EffectFailure]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from segserve_operator.api.drift import Drift, DriftReference, DriftWindow
 from segserve_operator.core.drift.watch import DriftWatch
@@ -31,7 +32,7 @@ def value(metrics: DriftMetrics, name: str, **labels: str) -> float | None:
 
 @pytest.mark.parametrize(("dark_minutes", "drifting"), [(0, 0.0), (20, 1.0)])
 def test_whether_a_model_drifts_and_how_far_is_a_gauge(dark_minutes: int, drifting: float) -> None:
-    metrics = DriftMetrics()
+    metrics = DriftMetrics(CollectorRegistry())
 
     metrics.observe("lab", "main", {"coins": filmed(dark_minutes)})
 
@@ -45,7 +46,7 @@ def test_whether_a_model_drifts_and_how_far_is_a_gauge(dark_minutes: int, drifti
 
 
 def test_a_model_that_is_not_watched_any_more_has_no_series() -> None:
-    metrics = DriftMetrics()
+    metrics = DriftMetrics(CollectorRegistry())
     metrics.observe("lab", "main", {"coins": filmed(20)})
     metrics.observe("lab", "other", {})
     assert value(metrics, "segserve_drifting") == 1.0
@@ -57,7 +58,7 @@ def test_a_model_that_is_not_watched_any_more_has_no_series() -> None:
 
 
 def test_before_the_reference_is_complete_nothing_is_said() -> None:
-    metrics = DriftMetrics()
+    metrics = DriftMetrics(CollectorRegistry())
 
     metrics.observe("lab", "main", {"coins": DriftWatch.start("coins-1", 0.0, DRIFT)})
 

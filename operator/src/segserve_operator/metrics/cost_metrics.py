@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, Gauge
@@ -15,19 +14,14 @@ _POOL: Final = ("namespace", "pool", "currency")
 _CURRENCY: Final = Cost().currency
 
 
-@dataclass(slots=True)
 class CostMetrics:
     """Gauges of each pool with `spec.cost`."""
 
-    registry: CollectorRegistry
-    price: Gauge = field(init=False)
-    budget: Gauge = field(init=False)
-
-    def __post_init__(self) -> None:
+    def __init__(self, registry: CollectorRegistry) -> None:
         text = "Price of an hour of a resource, as spec.cost of the pool says."
-        self.price = Gauge("segserve_cost_price", text, (*_POOL, "resource"), registry=self.registry)
+        self.price = Gauge("segserve_cost_price", text, (*_POOL, "resource"), registry=registry)
         text = "What the pool's servers may cost in 30 days."
-        self.budget = Gauge("segserve_cost_monthly_budget", text, _POOL, registry=self.registry)
+        self.budget = Gauge("segserve_cost_monthly_budget", text, _POOL, registry=registry)
 
     def clear(self) -> None:
         """Forget all pools."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Gauge
@@ -13,25 +12,19 @@ from segserve_operator.core.drift.watch import DriftWatch
 _MODEL: Final = ("namespace", "pool", "model")
 
 
-@dataclass(slots=True)
 class DriftMetrics:
     """Gauges of each model with `spec.drift`: one for the model, and two for each histogram, at most 184 of them."""
 
-    registry: CollectorRegistry = field(default_factory=CollectorRegistry)
-    drifting: Gauge = field(init=False)
-    psi: Gauge = field(init=False)
-    kl: Gauge = field(init=False)
-    _pools: dict[tuple[str, str], Mapping[str, DriftWatch]] = field(default_factory=dict)
-    _shown: set[tuple[Gauge, tuple[str, ...]]] = field(default_factory=set)
-
-    def __post_init__(self) -> None:
-        histogram, to = (*_MODEL, "histogram"), self.registry
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry, histogram, to = registry, (*_MODEL, "histogram"), registry
         text = "1 while a model's images or answers differ from its reference; absent until that is known."
         self.drifting = Gauge("segserve_drifting", text, _MODEL, registry=to)
         text = "Population stability index of the last windows and the reference."
         self.psi = Gauge("segserve_drift_psi", text, histogram, registry=to)
         text = "Kullback-Leibler divergence of the last windows from the reference, in nats."
         self.kl = Gauge("segserve_drift_kl_nats", text, histogram, registry=to)
+        self._pools: dict[tuple[str, str], Mapping[str, DriftWatch]] = {}
+        self._shown: set[tuple[Gauge, tuple[str, ...]]] = set()
 
     def observe(self, namespace: str, pool: str, watches: Mapping[str, DriftWatch]) -> None:
         """Note a pool's watches by model. It is called after each pass: gauges are set by `show`."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 from aiohttp import web
@@ -12,7 +11,8 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, G
 
 from segserve_common.http.listening import listen_anywhere
 from segserve_common.kube.kinds import MODELS, POOLS, Kind
-from segserve_operator.adapters.kube.view import View
+from segserve_operator.adapters.kube.view import PoolKey, View
+from segserve_operator.core.world.observed import ModelObserved
 from segserve_operator.metrics.cost_metrics import CostMetrics
 from segserve_operator.metrics.drift_metrics import DriftMetrics
 from segserve_operator.metrics.evaluation_metrics import EvaluationMetrics
@@ -21,30 +21,16 @@ from segserve_operator.metrics.rollout_metrics import RolloutMetrics
 from segserve_operator.metrics.scaling_metrics import ScalingMetrics
 from segserve_operator.metrics.slo_metrics import SloMetrics
 from segserve_operator.metrics.stored_sizes import StoredSizes
+from segserve_operator.service import RolloutCache
 
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 
 
-@dataclass(slots=True)
 class Metrics:
     """Metrics of one process, in a registry of its own."""
 
-    registry: CollectorRegistry = field(default_factory=CollectorRegistry)
-    passes: Counter = field(init=False)
-    pass_seconds: Histogram = field(init=False)
-    requests: Counter = field(init=False)
-    resources: ResourceMetrics = field(init=False)
-    pools: Gauge = field(init=False)
-    slo: SloMetrics = field(init=False)
-    cost: CostMetrics = field(init=False)
-    scaling: ScalingMetrics = field(init=False)
-    rollouts: RolloutMetrics = field(init=False)
-    drift: DriftMetrics = field(init=False)
-    evaluation: EvaluationMetrics = field(init=False)
-    stored: StoredSizes = field(init=False)
-
-    def __post_init__(self) -> None:
-        to = self.registry
+    def __init__(self) -> None:
+        to = self.registry = CollectorRegistry()
         self.passes = Counter("segserve_reconcile_passes", "Passes over pools.", ["outcome"], registry=to)
         self.pass_seconds = Histogram("segserve_reconcile_seconds", "Time of a pass.", buckets=_SECONDS, registry=to)
         self.requests = Counter(
@@ -72,6 +58,14 @@ class Metrics:
         """Count a request to the API server."""
         self.requests.labels(verb, kind.name, str(code)).inc()
 
+    def observe_pass(self, key: PoolKey, models: Iterable[ModelObserved], kept: RolloutCache, now_s: float) -> None:
+        """Note what a pass found and keeps; of a pool that is gone that is nothing."""
+        states = {model.name: model.status.rollout for model in models if model.status.rollout is not None}
+        self.rollouts.observe(key.namespace, key.pool, states, kept.records)
+        self.rollouts.observe_self_tests(key.namespace, key.pool, kept.self_tests)
+        self.drift.observe(key.namespace, key.pool, kept.drifts)
+        self.scaling.observe_requests(key.namespace, key.pool, kept.load.history, now_s)
+
     def observe(self, view: View) -> None:
         """Set the gauges to the current numbers of objects."""
         self.resources.clear()
@@ -82,7 +76,15 @@ class Metrics:
         self.evaluation.clear()
         for key in view.pools():
             for model in view.of_pool(MODELS, key):
-                self._look_at((key.namespace, key.pool, model["metadata"]["name"]), model)
+                labels = (key.namespace, key.pool, model["metadata"]["name"])
+                spec, roles = model.get("spec") or {}, (model.get("status") or {}).get("roles") or {}
+                if "slo" in spec:
+                    self.slo.observe(labels, spec["slo"] or {})
+                watched = roles if "slo" in spec or "rollout" in spec else {}
+                groups = {role: holder["group"] for role, holder in watched.items() if holder and holder.get("group")}
+                self.resources.observe(labels, _ready(model), groups)
+                stable = (roles.get("stable") or {}).get("revision")
+                self.evaluation.observe(labels, model["metadata"].get("annotations") or {}, stable)
             for pool in view.of_pool(POOLS, key):
                 self.pools.labels(key.namespace, _ready(pool)).inc()
                 self.cost.observe(key.namespace, key.pool, (pool.get("spec") or {}).get("cost") or {})
@@ -90,16 +92,6 @@ class Metrics:
         self.rollouts.show()
         self.drift.show()
         self.stored.observe(view)
-
-    def _look_at(self, labels: tuple[str, str, str], model: Mapping[str, Any]) -> None:
-        spec, roles = model.get("spec") or {}, (model.get("status") or {}).get("roles") or {}
-        if "slo" in spec:
-            self.slo.observe(labels, spec["slo"] or {})
-        watched = roles if "slo" in spec or "rollout" in spec else {}
-        groups = {role: holder["group"] for role, holder in watched.items() if holder and holder.get("group")}
-        self.resources.observe(labels, _ready(model), groups)
-        stable = (roles.get("stable") or {}).get("revision")
-        self.evaluation.observe(labels, model["metadata"].get("annotations") or {}, stable)
 
 
 def _ready(item: Mapping[str, Any]) -> str:

@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry, Gauge
 
 from segserve_operator.core.world.observed import EffectFailure
 
 
-@dataclass(slots=True)
 class ResourceMetrics:
     """Gauges of models and pools, which are told anew before each scrape, and of the process that decides for them."""
 
-    registry: CollectorRegistry
-    leader: Gauge = field(init=False)
-    watch_age: Gauge = field(init=False)
-    models: Gauge = field(init=False)
-    groups: Gauge = field(init=False)
-    failing: Gauge = field(init=False)
-
-    def __post_init__(self) -> None:
-        to = self.registry
+    def __init__(self, registry: CollectorRegistry) -> None:
+        to = registry
         self.leader = Gauge("segserve_is_leader", "1 where this process may write.", registry=to)
         self.watch_age = Gauge("segserve_watch_age_seconds", "Time since the view was last audited.", registry=to)
         self.models = Gauge("segserve_models", "Models.", ["namespace", "pool", "ready"], registry=to)

@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from segserve_operator.core.advance.explanations import hold_of
 from segserve_operator.core.rollout.phases import ENDED, Phase
 from segserve_operator.core.rollout.record import Record, RolloutState
+from segserve_operator.core.world.observed import SelfTest
 
 EXCESS: Final = "excess"
 """The number of a verdict that counts requests which went wrong because of the candidate."""
@@ -28,7 +29,6 @@ class _Known:
     sequences: Mapping[str, int] = field(default_factory=dict)
 
 
-@dataclass(slots=True)
 class RolloutMetrics:
     """Gauges of running rollouts, and counters of decisions. `clock` returns Unix time in seconds.
 
@@ -36,28 +36,8 @@ class RolloutMetrics:
     as long as the process runs, at most one series a model and kind of decision; they count what happens while it runs.
     """
 
-    registry: CollectorRegistry = field(default_factory=CollectorRegistry)
-    clock: Callable[[], float] = time.time
-    phase: Gauge = field(init=False)
-    weight: Gauge = field(init=False)
-    held: Gauge = field(init=False)
-    evidence: Gauge = field(init=False)
-    bad_requests: Gauge = field(init=False)
-    compared: Gauge = field(init=False)
-    look_age: Gauge = field(init=False)
-    dispersion: Gauge = field(init=False)
-    decisions: Counter = field(init=False)
-    quarantines: Counter = field(init=False)
-    ends: Counter = field(init=False)
-    rounds: Counter = field(init=False)
-    false_alarms: Counter = field(init=False)
-    notifications: Counter = field(init=False)
-    _began_s: float = field(init=False)
-    _pools: dict[tuple[str, str], _Known] = field(default_factory=dict)
-    _shown: set[tuple[Gauge, tuple[str, ...]]] = field(default_factory=set)
-
-    def __post_init__(self) -> None:
-        self._began_s = self.clock()
+    def __init__(self, registry: CollectorRegistry, clock: Callable[[], float] = time.time) -> None:
+        self.registry, self.clock, self._began_s = registry, clock, clock()
         self.phase = self._gauge("phase", "1 for the phase that a model's rollout is in.", "phase")
         self.weight = self._gauge("weight", "Percent of requests that the candidate gets.")
         self.held = self._gauge("held", "1 where a rollout waits for a person or the end of an incident.", "reason")
@@ -73,6 +53,9 @@ class RolloutMetrics:
         self.false_alarms = self._counter("self_test_false_alarms", "Breaches of stable against itself.")
         text = "Messages to people, by what became of them."
         self.notifications = Counter("segserve_notifications", text, ["outcome"], registry=self.registry)
+        self._pools: dict[tuple[str, str], _Known] = {}
+        self._tested: dict[tuple[str, str], Mapping[str, SelfTest]] = {}
+        self._shown: set[tuple[Gauge, tuple[str, ...]]] = set()
 
     def observe(
         self, namespace: str, pool: str, states: Mapping[str, RolloutState], records: Mapping[str, Record]
@@ -108,13 +91,16 @@ class RolloutMetrics:
             gauge.remove(*labels)
         self._shown = shown
 
-    def self_tested(
-        self, namespace: str, pool: str, model: str, *, rounds: int, false_alarms: int, dispersion: float
-    ) -> None:
-        """Add the results of the self-test since the last call."""
-        self.rounds.labels(namespace, pool, model).inc(rounds)
-        self.false_alarms.labels(namespace, pool, model).inc(false_alarms)
-        self.dispersion.labels(namespace, pool, model).set(dispersion)
+    def observe_self_tests(self, namespace: str, pool: str, tests: Mapping[str, SelfTest]) -> None:
+        """Count what a pool's self-tests have found since the last pass, by model."""
+        former = self._tested.get((namespace, pool), {})
+        for model, test in tests.items():
+            before = former.get(model, SelfTest())
+            # A self-test that began anew counts from zero, and a counter of Prometheus must not decrease.
+            self.rounds.labels(namespace, pool, model).inc(max(test.rounds - before.rounds, 0))
+            self.false_alarms.labels(namespace, pool, model).inc(max(test.false_alarms - before.false_alarms, 0))
+            self.dispersion.labels(namespace, pool, model).set(test.dispersion)
+        self._tested[namespace, pool] = tests
 
     def notified(self, outcome: str) -> None:
         """Count the outcome of a notification."""

@@ -3,46 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, Gauge
 
+from segserve_operator.core.models.scaling import NO_COUNTS_S
 from segserve_operator.core.scaling import LoadHistory
 
 _POOL: Final = ("namespace", "pool")
 
 
-@dataclass(slots=True)
 class ScalingMetrics:
     """Gauges of each pool with `spec.scaling`: of its resource, and of the requests that the leader has counted."""
 
-    registry: CollectorRegistry = field(default_factory=CollectorRegistry)
-    desired: Gauge = field(init=False)
-    maximum: Gauge = field(init=False)
-    startup: Gauge = field(init=False)
-    in_flight: Gauge = field(init=False)
-    room: Gauge = field(init=False)
-    _counted: dict[tuple[str, str], LoadHistory] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
+    def __init__(self, registry: CollectorRegistry) -> None:
         text = "Servers per group that are wanted by the requests that come."
-        self.desired = Gauge("segserve_scaling_desired_servers", text, _POOL, registry=self.registry)
+        self.desired = Gauge("segserve_scaling_desired_servers", text, _POOL, registry=registry)
         text = "Largest number of servers per group, as spec.scaling of the pool says."
-        self.maximum = Gauge("segserve_scaling_maximum_servers", text, _POOL, registry=self.registry)
+        self.maximum = Gauge("segserve_scaling_maximum_servers", text, _POOL, registry=registry)
         text = "Time in which a server starts and loads the models, as measured."
-        self.startup = Gauge("segserve_scaling_startup_seconds", text, _POOL, registry=self.registry)
+        self.startup = Gauge("segserve_scaling_startup_seconds", text, _POOL, registry=registry)
         text = "Requests in flight at the gateways, as a mean of eight seconds; absent while none are counted."
-        self.in_flight = Gauge("segserve_scaling_requests_in_flight", text, _POOL, registry=self.registry)
+        self.in_flight = Gauge("segserve_scaling_requests_in_flight", text, _POOL, registry=registry)
         text = "Requests that the servers that are ready may have in flight by the target."
-        self.room = Gauge("segserve_scaling_target_requests_in_flight", text, _POOL, registry=self.registry)
+        self.room = Gauge("segserve_scaling_target_requests_in_flight", text, _POOL, registry=registry)
+        self._counted: dict[tuple[str, str], LoadHistory] = {}
 
-    def observe_requests(self, namespace: str, pool: str, counted: LoadHistory | None) -> None:
-        """Note a pool's requests, None if they are not counted now. It is called after each pass."""
-        if counted is None:
-            self._counted.pop((namespace, pool), None)
-        else:
+    def observe_requests(self, namespace: str, pool: str, counted: LoadHistory, now_s: float) -> None:
+        """Note a pool's requests, unless they are not counted now (Unix seconds). It is called after each pass."""
+        if now_s - counted.at_s <= NO_COUNTS_S:
             self._counted[namespace, pool] = counted
+        else:
+            self._counted.pop((namespace, pool), None)
 
     def clear(self) -> None:
         """Empty the gauges, before each scrape."""

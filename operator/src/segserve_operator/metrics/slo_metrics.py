@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, Gauge
@@ -21,18 +20,11 @@ _DEFAULT_ERROR_PERCENT: Final = Slo().error_percent
 _MODEL: Final = ("namespace", "pool", "model")
 
 
-@dataclass(slots=True)
 class SloMetrics:
     """Gauges of each model with `spec.slo`; a latency objective is called after its percentile, such as `p95`."""
 
-    registry: CollectorRegistry
-    errors: Gauge = field(init=False)
-    slow: Gauge = field(init=False)
-    latency: Gauge = field(init=False)
-    weight: Gauge = field(init=False)
-
-    def __post_init__(self) -> None:
-        objective = (*_MODEL, "objective")
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry, objective = registry, (*_MODEL, "objective")
         self.errors = self._gauge("error_ratio", "Share of requests that may fail, as a model's SLO says.", _MODEL)
         self.slow = self._gauge("slow_ratio", "Share of requests that may take longer than the objective.", objective)
         self.latency = self._gauge("latency_seconds", "Latency of the objective.", objective)
@@ -57,7 +49,7 @@ class SloMetrics:
                     self.weight.labels(*objective, f"{edge_ms:.32g}").set(weight)
 
     def _gauge(self, name: str, text: str, labels: tuple[str, ...]) -> Gauge:
-        return Gauge(f"segserve_slo_{name}", text, labels, registry=self.registry)
+        return Gauge(f"segserve_slo_{name}", text, labels, registry=self._registry)
 
 
 def latency_weights(latency_ms: float) -> Iterator[tuple[float, float]]:

@@ -143,24 +143,21 @@ def _current(
     if state is not None and not state.ended and not is_about(state, roles):
         result, state = yield from _decide(_case(state, roles, model, world), None)
         ended = (result.record,)
-    return (_started(roles, world) if _starts(state, model, roles) else state), ended
+    return _started(state, roles, model, world), ended
 
 
-def _starts(state: RolloutState | None, model: ModelObserved, roles: Roles) -> bool:
-    """Tell whether a rollout starts: there is traffic to protect, and the candidate has servers."""
-    candidate = roles.candidate
+def _started(state: RolloutState | None, roles: Roles, model: ModelObserved, world: Observed) -> RolloutState | None:
+    """Return a new rollout if there is traffic to protect, and the candidate has servers; else the present one."""
+    candidate, now_s = roles.candidate, world.now_s
     if model.wanted is None or model.wanted.policy is None or roles.stable is None or candidate is None:
-        return False
+        return state
     if candidate.group is None or candidate.failure is not None:
-        return False
-    return state is None or state.ended or state.revision != candidate.revision
-
-
-def _started(roles: Roles, world: Observed) -> RolloutState:
-    assert roles.candidate is not None
-    revision, now_s = roles.candidate.revision, world.now_s
-    name = f"{revision}-{int(now_s):08x}"  # with the time, since a revision may be rolled out more than once
-    return RolloutState(name, revision, started_s=now_s, since_s=now_s, step_since_s=now_s)
+        return state
+    if state is not None and not state.ended and state.revision == candidate.revision:
+        return state
+    # With the time, since a revision may be rolled out more than once.
+    name = f"{candidate.revision}-{int(now_s):08x}"
+    return RolloutState(name, candidate.revision, started_s=now_s, since_s=now_s, step_since_s=now_s)
 
 
 def _handle_request(
@@ -258,7 +255,7 @@ def _decide(case: RolloutCase, request: RolloutRequest | None) -> Deciding[tuple
     reason, message = explanation(state, result, case.roles)
     if result.changed:
         result = decisions.with_reason(result, reason, message)
-    elif not _is_split_as_written(result.record):
+    elif result.record.split is not None and float(SPLIT.evidence(result.record.split)) >= np.log(SPLIT_ODDS):
         reason, message = SPLIT_EXPLANATION
     after = state_of(result.record, state.revision)
     return result, replace(after, skipped=result.skipped, reason=reason, message=shortened(message))
@@ -291,7 +288,3 @@ def _tested_weight(state: RolloutState, now_s: float) -> int | None:
     """Return the weight that requests are tested against; None just after it changed, as they lag behind it."""
     settles = 0 <= now_s - state.step_since_s < SETTLED_S
     return state.weight if 0 < state.weight < 100 and not settles else None
-
-
-def _is_split_as_written(record: Record) -> bool:
-    return record.split is None or float(SPLIT.evidence(record.split)) < np.log(SPLIT_ODDS)

@@ -38,23 +38,17 @@ def drift_of(model: ModelObserved) -> Drift | None:
 
 def with_counting(assigned: AssignedModel, group: str, model: ModelObserved, world: Observed) -> AssignedModel:
     """Return the assignment with the order to report counts, if drift or a rollout's gate `drift` needs them."""
-    intervals_s = _counting_intervals_s(assigned.revision, model, world)
-    observed = world.groups.get(group)
+    drift, case, observed = drift_of(model), RolloutCase.current(model, world), world.groups.get(group)
+    intervals_s = [drift.window.total_seconds() / REPORTS_PER_WINDOW] if drift is not None else []
+    gate = drift_gate(case) if case is not None else None
+    if case is not None and gate is not None and assigned.revision in (case.record.stable, case.record.candidate):
+        intervals_s.append(gate.interval.total_seconds())
     if not intervals_s or observed is None or not assigned.metrics.answers:
         return assigned
     if not _can_count(observed, assigned.revision):
         return assigned
     interval_s = min(max(min(intervals_s), SHORTEST_INTERVAL_S), LONGEST_INTERVAL_S)
     return assigned.model_copy(update={"counting": AnswerCounting(interval_s=interval_s)})
-
-
-def _counting_intervals_s(revision: str, model: ModelObserved, world: Observed) -> list[float]:
-    drift, case = drift_of(model), RolloutCase.current(model, world)
-    intervals_s = [drift.window.total_seconds() / REPORTS_PER_WINDOW] if drift is not None else []
-    gate = drift_gate(case) if case is not None else None
-    if case is not None and gate is not None and revision in (case.record.stable, case.record.candidate):
-        intervals_s.append(gate.interval.total_seconds())
-    return intervals_s
 
 
 def _can_count(group: GroupObserved, revision: str) -> bool:

@@ -19,7 +19,6 @@ from segserve_operator.core.advance.verdicts.golden import with_scoring
 from segserve_operator.core.drift.comparison import RevisionComparison
 from segserve_operator.core.drift.watch import DriftWatch
 from segserve_operator.core.failure import STATUS_UNREADABLE
-from segserve_operator.core.gates.base import Verdict
 from segserve_operator.core.gates.checks import Check
 from segserve_operator.core.models.actions import (
     EmitEvent,
@@ -162,15 +161,9 @@ def intents(desired: DesiredState, world: Observed) -> dict[str, list[Intent]]:
 
 def events_of_rollout(model: ModelObserved, desired: DesiredState) -> tuple[Event, ...]:
     """Return the events of what a pass decides of a model's rollout."""
-    status = desired.statuses[model.name]
-    return rollout_events(model.status.rollout, status.rollout, _verdicts(desired, status))
-
-
-def _verdicts(desired: DesiredState, status: ModelStatus) -> tuple[Verdict, ...]:
-    record = desired.records.get(status.rollout.rollout) if status.rollout is not None else None
-    if record is None:
-        return ()
-    return record.verdicts
+    state = desired.statuses[model.name].rollout
+    record = desired.records.get(state.rollout) if state is not None else None
+    return rollout_events(model.status.rollout, state, record.verdicts if record is not None else ())
 
 
 def _wanted_holdings(roles: Mapping[str, Roles], main: str) -> set[tuple[str, str, str]]:
