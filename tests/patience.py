@@ -32,7 +32,7 @@ DEADLINES: Final[Mapping[str, tuple[str, ...]]] = {
     "segserve_builder.cluster.process_link": ("_ANSWER_S",),
     "segserve_builder.cluster.report_sender": ("JOIN_S",),
     "segserve_builder.comparator.comparing": ("TIMEOUT_S",),
-    "segserve_builder.comparator.frame_worker": ("TIMEOUT_S",),
+    "segserve_builder.copies.frame_worker": ("TIMEOUT_S",),
     "segserve_common.kube.async_client": ("CONNECT_TIMEOUT_S",),
     "segserve_common.kube.client": ("CONNECT_TIMEOUT_S",),
     "segserve_operator.adapters.checks.expressions": ("TIMEOUT_S",),

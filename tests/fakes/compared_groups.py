@@ -17,12 +17,12 @@ from fakes.group_servers import GroupServers, serve_grpc, serve_http
 from fakes.waiting import HANG_S, eventually
 from raw_inference import Protocol
 from segserve_builder.comparator import compared_model
-from segserve_builder.comparator.copies import MODEL_INFER, RequestCopy
 from segserve_builder.comparator.folder import ComparatorFolder
-from segserve_builder.comparator.groups import Answer, GroupClient
-from segserve_builder.comparator.http_server import ByteBudget, serving
 from segserve_builder.comparator.pacing import Pacing
 from segserve_builder.comparator.service import Comparator, Compare
+from segserve_builder.copies.copies import MODEL_INFER, RequestCopy
+from segserve_builder.copies.groups import Answer, GroupClient
+from segserve_builder.copies.http_server import ByteBudget, serving
 from segserve_common.files import write_private
 from segserve_common.kserve import InferRequest, Tensor, encode_http, pack_bytes
 

@@ -14,7 +14,7 @@ import grpc
 import grpc.aio
 from aiohttp import web
 
-from segserve_builder.comparator.copies import MODEL_INFER
+from segserve_builder.copies.copies import MODEL_INFER
 
 GROUP = "x-segserve-group"
 

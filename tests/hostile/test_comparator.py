@@ -24,11 +24,12 @@ from fakes.compared_groups import COMPARISON, INFER, World, comparing, copy_of, 
 from fakes.group_servers import GroupServers, serve_http
 from fakes.waiting import HANG_S, eventually
 from raw_inference import png_header
-from segserve_builder.comparator import http_server, service
+from segserve_builder.comparator import service
 from segserve_builder.comparator.comparing import AnswerComparer, AnswerComparison
-from segserve_builder.comparator.copies import MODEL_INFER, RequestCopy
 from segserve_builder.comparator.folder import ComparatorFolder
-from segserve_builder.comparator.groups import MAX_ANSWER_BYTES, Answer, AnswerKind
+from segserve_builder.copies import http_server
+from segserve_builder.copies.copies import MODEL_INFER, RequestCopy
+from segserve_builder.copies.groups import MAX_ANSWER_BYTES, Answer, AnswerKind
 from segserve_common.kserve import Tensor
 
 MIB = 2**20

@@ -31,8 +31,8 @@ from segserve.errors import SegserveError
 from segserve.results.result import SemanticResult
 from segserve_builder.agent.protocol import ModelReport, ModelState, read_reports
 from segserve_builder.comparator.answers import ExchangedPair, WireBody, compare_answers
-from segserve_builder.comparator.copies import MODEL_INFER, read_copy
-from segserve_builder.comparator.http_server import ReceivedRequest
+from segserve_builder.copies.copies import MODEL_INFER, read_copy
+from segserve_builder.copies.http_server import ReceivedRequest
 from segserve_builder.errors import BuilderError, GoldenError
 from segserve_builder.golden import judging
 from segserve_builder.imaging.decoding import decode_image

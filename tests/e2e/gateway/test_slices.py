@@ -16,9 +16,9 @@ from fakes.gateway import running_gateway
 from fakes.gateway_clients import served
 from fakes.triton import StubTriton
 from fakes.waiting import eventually
-from segserve_builder.comparator.groups import GroupClient
-from segserve_builder.comparator.http_server import ByteBudget, serving
 from segserve_builder.comparator.service import Comparator
+from segserve_builder.copies.groups import GroupClient
+from segserve_builder.copies.http_server import ByteBudget, serving
 from segserve_operator.adapters.traffic.envoy_config import EnvoyFiles
 from segserve_operator.api.rollout_policy import RolloutPolicy, SlicesGate, Slo
 from segserve_operator.core.evidence import EvidenceWindow

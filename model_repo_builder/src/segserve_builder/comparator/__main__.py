@@ -13,9 +13,9 @@ from typing import Final
 
 from segserve_builder.comparator.comparing import AnswerComparer
 from segserve_builder.comparator.folder import ComparatorFolder
-from segserve_builder.comparator.groups import GroupClient
-from segserve_builder.comparator.http_server import ByteBudget, serving
 from segserve_builder.comparator.service import Comparator
+from segserve_builder.copies.groups import GroupClient
+from segserve_builder.copies.http_server import ByteBudget, serving
 from segserve_common.logs import LogSettings, start_logging
 
 MAX_REQUEST_BYTES: Final = 64 * 2**20

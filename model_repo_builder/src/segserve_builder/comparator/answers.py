@@ -11,8 +11,8 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2
 
-from segserve_builder.comparator.copies import CopyProtocol
 from segserve_builder.comparator.sheet import MOST_PAIR_BYTES, SheetPair
+from segserve_builder.copies.copies import CopyProtocol
 from segserve_builder.scoring.agreement import Agreement, Answer, agreement
 from segserve_common.errors import ProtocolError, SegserveError
 from segserve_common.kserve import BYTES, DTYPES, Tensor, decode_http, decode_raw, json_object

@@ -8,11 +8,11 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from segserve_builder.comparator.copies import RequestCopy
 from segserve_builder.comparator.folder import Comparison
 from segserve_builder.comparator.kept import KeptSheet
 from segserve_builder.comparator.pacing import Pacing
 from segserve_builder.comparator.tally import PairTally
+from segserve_builder.copies.copies import RequestCopy
 
 WARM_UP_PAIRS: Final = 20
 WARM_UP_S: Final = 20.0

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from typing import Final, NamedTuple
 
-from segserve_builder.comparator.copies import RequestCopy
-from segserve_builder.comparator.frame_worker import TIMEOUT_S, FrameWorker
-from segserve_builder.comparator.frames import WorkerFrame
-from segserve_builder.comparator.groups import Answer
-from segserve_builder.comparator.http_server import ByteBudget
+from segserve_builder.copies.copies import RequestCopy
+from segserve_builder.copies.frame_worker import TIMEOUT_S, FrameWorker
+from segserve_builder.copies.frames import WorkerFrame
+from segserve_builder.copies.groups import Answer
+from segserve_builder.copies.http_server import ByteBudget
 
 HELD_BYTES: Final = 96 * 2**20
 """Answers that wait for the worker, or are with it; further ones are not compared."""

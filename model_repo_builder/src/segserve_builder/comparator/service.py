@@ -16,13 +16,13 @@ from pydantic import ValidationError
 
 from segserve_builder.comparator.compared_model import ComparedModel, KeptPair
 from segserve_builder.comparator.comparing import AnswerComparison
-from segserve_builder.comparator.copies import RequestCopy, image_digest, model_of, read_copy
 from segserve_builder.comparator.folder import COMPARISONS, ComparatorFolder, Comparison
-from segserve_builder.comparator.groups import Answer, AnswerKind
-from segserve_builder.comparator.http_server import ByteBudget, HttpReply, ReceivedRequest
 from segserve_builder.comparator.kept import KeptSheets
 from segserve_builder.comparator.pacing import Pacing
 from segserve_builder.comparator.tally import PairTally
+from segserve_builder.copies.copies import RequestCopy, image_digest, model_of, read_copy
+from segserve_builder.copies.groups import Answer, AnswerKind
+from segserve_builder.copies.http_server import ByteBudget, HttpReply, ReceivedRequest
 
 
 class AskGroup(Protocol):

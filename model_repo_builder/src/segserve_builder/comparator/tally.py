@@ -7,8 +7,8 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
-from segserve_builder.comparator.copies import OTHER
-from segserve_builder.comparator.groups import Answer, AnswerKind
+from segserve_builder.copies.copies import OTHER
+from segserve_builder.copies.groups import Answer, AnswerKind
 
 RATIOS: Final = (0.25, 1 / 3, 0.5, 2 / 3, 0.8, 1 / 1.1, 1.1, 1.25, 1.5, 2.0, 3.0, 4.0)
 """Edges of bins of a pair's latencies, the candidate's divided by stable's."""

@@ -10,7 +10,7 @@ import logging
 from typing import Final
 
 from segserve_builder.comparator.answers import ComparedAnswers, ExchangedPair, WireBody, compare_answers
-from segserve_builder.comparator.frames import WorkerFrame, answer_frames
+from segserve_builder.copies.frames import WorkerFrame, answer_frames
 
 MEMORY_BYTES: Final = 768 * 2**20
 """Of data, as RLIMIT_DATA counts it; a comparison that needs more is none."""

@@ -22,10 +22,10 @@ from PIL import Image
 from segserve_builder.capture.rule import RULES, CaptureFolder, CaptureRule, RedactionRule
 from segserve_builder.capture.service import MAX_WAITING, MAX_WRITES, CaptureService, worker_environment
 from segserve_builder.capture.store import SampleStore, StoredSample
-from segserve_builder.comparator.copies import RequestCopy
-from segserve_builder.comparator.frame_worker import FrameWorker
-from segserve_builder.comparator.groups import Answer, AnswerKind
-from segserve_builder.comparator.http_server import ByteBudget, ReceivedRequest
+from segserve_builder.copies.copies import RequestCopy
+from segserve_builder.copies.frame_worker import FrameWorker
+from segserve_builder.copies.groups import Answer, AnswerKind
+from segserve_builder.copies.http_server import ByteBudget, ReceivedRequest
 from segserve_builder.errors import SinkError
 from segserve_builder.sources.access import LOCAL
 from segserve_common.kserve import HEADER_LENGTH, InferRequest, Parameter, Tensor, encode_http, json_object

@@ -24,8 +24,8 @@ from segserve_builder.comparator.answers import (
     read_image,
 )
 from segserve_builder.comparator.comparing import AnswerComparer, AnswerComparison
-from segserve_builder.comparator.http_server import serving
 from segserve_builder.comparator.sheet import Sheet
+from segserve_builder.copies.http_server import serving
 from segserve_common.kserve import BYTES, HEADER_LENGTH, Tensor
 
 

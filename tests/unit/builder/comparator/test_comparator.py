@@ -16,10 +16,11 @@ from fakes.compared_groups import COMPARISON, INFER, World, at_full_rate, compar
 from fakes.group_servers import GROUP
 from fakes.waiting import eventually
 from raw_inference import Protocol
-from segserve_builder.comparator import compared_model, copies, service, tally
-from segserve_builder.comparator.copies import MODEL_INFER
-from segserve_builder.comparator.groups import MAX_ANSWER_BYTES, GroupClient
+from segserve_builder.comparator import compared_model, service, tally
 from segserve_builder.comparator.pacing import Pacing
+from segserve_builder.copies import copies
+from segserve_builder.copies.copies import MODEL_INFER
+from segserve_builder.copies.groups import MAX_ANSWER_BYTES, GroupClient
 from segserve_builder.spec.names import FLAGGED_WORDS
 from segserve_common.kserve import HEADER_LENGTH, InferRequest, Tensor, encode_http
 from segserve_operator.core import evidence

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from fakes.waiting import HANG_S
-from segserve_builder.comparator import frame_worker
-from segserve_builder.comparator.frame_worker import FrameWorker
-from segserve_builder.comparator.frames import WorkerFrame
+from segserve_builder.copies import frame_worker
+from segserve_builder.copies.frame_worker import FrameWorker
+from segserve_builder.copies.frames import WorkerFrame
 
 START_S, QUESTION_S = 1.0, 0.01
 

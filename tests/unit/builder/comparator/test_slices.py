@@ -9,10 +9,10 @@ import pytest
 from tritonclient.grpc import service_pb2 as pb
 
 from fakes.compared_groups import COMPARISON, INFER, World, comparing, copy_of, framed
-from segserve_builder.comparator.copies import MODEL_INFER, OTHER, read_copy
-from segserve_builder.comparator.groups import Answer, AnswerKind
-from segserve_builder.comparator.http_server import ReceivedRequest
 from segserve_builder.comparator.tally import MAX_SLICES, PairTally
+from segserve_builder.copies.copies import MODEL_INFER, OTHER, read_copy
+from segserve_builder.copies.groups import Answer, AnswerKind
+from segserve_builder.copies.http_server import ReceivedRequest
 from segserve_common.kserve import InferRequest, Tensor, encode_http
 from segserve_operator.core.evidence import MAX_LABEL_LENGTH
 

@@ -13,7 +13,7 @@ from hashlib import blake2b
 from typing import Final, Literal, TypeAlias
 from urllib.parse import unquote
 
-from segserve_builder.comparator.http_server import ReceivedRequest
+from segserve_builder.copies.http_server import ReceivedRequest
 from segserve_builder.spec.names import OPTIONAL_OUTPUTS, SLICE_HEADER
 
 CopyProtocol: TypeAlias = Literal["http", "grpc"]

@@ -13,7 +13,7 @@ import grpc
 import grpc.aio
 import httpx
 
-from segserve_builder.comparator.copies import HEADER_LENGTH, MODEL_INFER, RequestCopy
+from segserve_builder.copies.copies import HEADER_LENGTH, MODEL_INFER, RequestCopy
 from segserve_builder.spec.names import FLAGGED_WORDS
 
 TIMEOUT_S: Final = 60.0

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Final
 
-from segserve_builder.comparator.frames import LENGTH, READY, WorkerFrame
+from segserve_builder.copies.frames import LENGTH, READY, WorkerFrame
 
 TIMEOUT_S: Final = 10.0
 """A question that takes longer has no answer, and ends the worker."""
