@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from segserve_builder.capture.rule import CaptureRule
-from segserve_builder.comparator.answers import MALFORMED, WireBody, read_image, read_parameters
+from segserve_builder.copies.bodies import MALFORMED, WireBody, read_image, read_parameters
 from segserve_builder.copies.copies import RequestCopy
 from segserve_builder.copies.http_server import ReceivedRequest
 from segserve_common.kserve import HEADER_LENGTH, InferRequest, Parameter, Tensor, encode_http, model_path

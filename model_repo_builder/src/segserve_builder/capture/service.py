@@ -19,11 +19,10 @@ from pydantic import ValidationError
 from segserve_builder.capture.requests import OwnRequest, own_request, redaction_request, request_id_of
 from segserve_builder.capture.rule import RULES, CaptureFolder, CaptureReason, CaptureRule
 from segserve_builder.capture.store import ManifestRow, StoredSample
-from segserve_builder.comparator.service import AskGroup
 from segserve_builder.copies.copies import RequestCopy, model_of, read_copy
 from segserve_builder.copies.frame_worker import FrameWorker
 from segserve_builder.copies.frames import WorkerFrame
-from segserve_builder.copies.groups import Answer, AnswerKind
+from segserve_builder.copies.groups import Answer, AnswerKind, AskGroup
 from segserve_builder.copies.http_server import ByteBudget, HttpReply, ReceivedRequest
 from segserve_builder.errors import BuilderError
 from segserve_builder.sources.access import ACCESS_VARIABLE

@@ -21,15 +21,8 @@ from segserve_builder.comparator.kept import KeptSheets
 from segserve_builder.comparator.pacing import Pacing
 from segserve_builder.comparator.tally import PairTally
 from segserve_builder.copies.copies import RequestCopy, image_digest, model_of, read_copy
-from segserve_builder.copies.groups import Answer, AnswerKind
+from segserve_builder.copies.groups import Answer, AnswerKind, AskGroup
 from segserve_builder.copies.http_server import ByteBudget, HttpReply, ReceivedRequest
-
-
-class AskGroup(Protocol):
-    """Asks a group, by its name, a copy, as `GroupClient.ask` does."""
-
-    async def __call__(self, copy: RequestCopy, group: str) -> Answer:
-        """Return how the group answers."""
 
 
 class Compare(Protocol):

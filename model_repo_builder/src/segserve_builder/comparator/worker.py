@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 from typing import Final
 
-from segserve_builder.comparator.answers import ComparedAnswers, ExchangedPair, WireBody, compare_answers
+from segserve_builder.comparator.answers import ComparedAnswers, ExchangedPair, compare_answers
+from segserve_builder.copies.bodies import WireBody
 from segserve_builder.copies.frames import WorkerFrame, answer_frames
 
 MEMORY_BYTES: Final = 768 * 2**20

@@ -7,7 +7,7 @@ import ssl
 import time
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import grpc
 import grpc.aio
@@ -71,6 +71,13 @@ class Answer:
     header_length: str = ""
     has_latency: bool = True
     is_flagged: bool = False
+
+
+class AskGroup(Protocol):
+    """Asks a group, by its name, a copy, as `GroupClient.ask` does."""
+
+    async def __call__(self, copy: RequestCopy, group: str) -> Answer:
+        """Return how the group answers."""
 
 
 class GroupClient:

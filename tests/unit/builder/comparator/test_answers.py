@@ -15,16 +15,10 @@ from tritonclient.grpc import service_pb2 as pb
 from fakes.compared_groups import COMPARISON, World, comparing, copy_of
 from raw_inference import Protocol
 from segserve_builder.comparator import compared_model, kept, service, sheet
-from segserve_builder.comparator.answers import (
-    ExchangedPair,
-    WireBody,
-    compare_answers,
-    confidence_shift,
-    read_answer,
-    read_image,
-)
+from segserve_builder.comparator.answers import ExchangedPair, compare_answers, confidence_shift
 from segserve_builder.comparator.comparing import AnswerComparer, AnswerComparison
 from segserve_builder.comparator.sheet import Sheet
+from segserve_builder.copies.bodies import WireBody, read_answer, read_image
 from segserve_builder.copies.http_server import serving
 from segserve_common.kserve import BYTES, HEADER_LENGTH, Tensor
 
