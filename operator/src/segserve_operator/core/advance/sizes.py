@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
-from segserve_operator.api.rollout_policy import RolloutPolicy
 from segserve_operator.core.rollout.engine import step_after_shadow
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.policy import engine_policy
@@ -72,7 +71,9 @@ def _group_of(roles: Roles, world: Observed) -> str | None:
 def _next_weight(model: ModelObserved, state: RolloutState | None, world: Observed) -> int:
     """Return the percentage of requests that a model's candidate gets after its present step."""
     request = next_request(model.annotations, model.status.handled)
-    policy = _policy(model, state, world)
+    record = world.records.get(state.rollout) if state is not None and not state.ended else None
+    spec = model.wanted.policy if model.wanted is not None else None
+    policy = record.policy if record is not None else spec
     if policy is None or policy.on_undecided == "Promote" or (request is not None and request.verb == "promote"):
         return _ALL
     engine = engine_policy(policy)
@@ -80,14 +81,6 @@ def _next_weight(model: ModelObserved, state: RolloutState | None, world: Observ
     last = _ALL if engine.serves and not engine.tests else 1
     following = [*(step.weight for step in engine.steps), last]
     step = state.step if state is not None and not state.ended else -1
-    record = world.records.get(state.rollout) if state is not None else None
     if state is not None and state.phase is Phase.SHADOW and record is not None:
         step = int(step_after_shadow(engine, record.progress, world.now_s)) - 1
     return max(following[min(max(step + 1, 0), len(following) - 1)], state.weight if state is not None else 0)
-
-
-def _policy(model: ModelObserved, state: RolloutState | None, world: Observed) -> RolloutPolicy | None:
-    record = world.records.get(state.rollout) if state is not None and not state.ended else None
-    if record is not None:
-        return record.policy
-    return model.wanted.policy if model.wanted is not None else None

@@ -52,10 +52,9 @@ def with_counting(assigned: AssignedModel, group: str, model: ModelObserved, wor
 
 
 def _can_count(group: GroupObserved, revision: str) -> bool:
-    """Tell whether all agents of a group know counts; an earlier version would refuse the whole assignment."""
-    asked = any(each.revision == revision and each.counting is not None for each in group.assignment.models)
-    proofs = [report.proved for server in group.servers for report in server.reports if report.proved is not None]
-    return all(proof.can_count for proof in proofs) and (bool(proofs) or asked)
+    return group.agents_know(
+        lambda each: each.revision == revision and each.counting is not None, lambda proof: proof.can_count
+    )
 
 
 def drift_watches(models: Iterable[ModelObserved], world: Observed) -> dict[str, DriftWatch]:

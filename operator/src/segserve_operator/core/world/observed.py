@@ -5,11 +5,11 @@ It includes what a process keeps between passes: the SLO watch and the self-test
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, Self
 
-from segserve_builder.agent.protocol import AssignedModel, Assignment, ModelReport, ModelState
+from segserve_builder.agent.protocol import AssignedModel, Assignment, ModelReport, ModelState, ProofReport
 from segserve_operator.api.capture import Capture
 from segserve_operator.api.drift import Drift
 from segserve_operator.api.pool_update import Update
@@ -341,6 +341,14 @@ class GroupObserved:
     def failed(self, revision: str) -> tuple[ServerObserved, ...]:
         """Return the servers that say that they cannot serve a revision now."""
         return self.reports(revision).failed
+
+    def agents_know(self, order: Callable[[AssignedModel], bool], able: Callable[[ProofReport], bool]) -> bool:
+        """Tell whether all agents know an order; an earlier version would refuse the whole assignment.
+
+        While none has proved anything, as servers restart, the agents know what their assignment has.
+        """
+        proofs = [report.proved for server in self.servers for report in server.reports if report.proved is not None]
+        return all(map(able, proofs)) and (bool(proofs) or any(map(order, self.assignment.models)))
 
     def holds(self, model: str) -> bool:
         """Tell whether the group's servers may still have any revision of a model."""

@@ -30,7 +30,7 @@ from segserve_operator.core.gates.base import Outcome, Verdict
 from segserve_operator.core.gates.checks import CheckResult, Scores
 from segserve_operator.core.rollout.engine import Signals
 from segserve_operator.core.rollout.phases import Phase
-from segserve_operator.core.world.observed import GroupObserved, ModelObserved, Observed
+from segserve_operator.core.world.observed import ModelObserved, Observed
 
 if TYPE_CHECKING:
     from segserve_operator.core.evidence import Floats
@@ -39,13 +39,17 @@ UNAVAILABLE: Final = "GoldenUnavailable"
 """Reason of a verdict without scores, and of a rollout that ends for the lack of them."""
 
 
-def with_scoring(assigned: AssignedModel, group: str, model: ModelObserved, world: Observed) -> AssignedModel:
+def with_scoring(assigned: AssignedModel, name: str, model: ModelObserved, world: Observed) -> AssignedModel:
     """Return the assignment with the golden set to score, if the model's rollout compares this revision."""
-    case = RolloutCase.current(model, world)
+    case, group = RolloutCase.current(model, world), world.groups.get(name)
     if case is None or assigned.revision not in (case.record.stable, case.record.candidate):
         return assigned
     gates = case.gates_for("golden")
-    if case.golden is None or not gates or not _can_score(world.groups.get(group), assigned.revision):
+    if case.golden is None or not gates or group is None:
+        return assigned
+    if not group.agents_know(
+        lambda each: each.revision == assigned.revision and each.scoring is not None, lambda proof: proof.can_score
+    ):
         return assigned
     scoring = GoldenScoring(
         golden=case.golden,
@@ -54,15 +58,6 @@ def with_scoring(assigned: AssignedModel, group: str, model: ModelObserved, worl
         round=case.state.quarantines,
     )
     return assigned.model_copy(update={"scoring": scoring})
-
-
-def _can_score(group: GroupObserved | None, revision: str) -> bool:
-    """Tell whether all agents of a group know scores; an earlier version would refuse the whole assignment."""
-    if group is None:
-        return False
-    proofs = [report.proved for server in group.servers for report in server.reports if report.proved is not None]
-    asked = any(each.revision == revision and each.scoring is not None for each in group.assignment.models)
-    return all(proof.can_score for proof in proofs) and (bool(proofs) or asked)
 
 
 @dataclass(frozen=True, slots=True)
