@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, cast, overload
 
 from segserve.base_client import BaseClient
 from segserve.calls.many import (
@@ -19,7 +19,7 @@ from segserve.calls.many import (
     pull,
     segment_frame,
 )
-from segserve.calls.steps import Flow, Pause, SegmentOptions, check_option_names
+from segserve.calls.steps import Flow, Pause, SegmentOptions
 from segserve.errors import GatewayUnreachableError, ModelNotFoundError
 from segserve.results.images import image_tensor
 from segserve.transports import open_async_transport
@@ -30,21 +30,26 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterable, Iterable
     from typing import Unpack
 
+    from typing_extensions import TypeVar as DefaultedTypeVar
+
     from segserve.calls.many import FrameLike, OnError, SegmentKeywords
-    from segserve.calls.steps import StreamId, StreamPosition, Timeouts, TransportName
+    from segserve.calls.steps import StreamId, StreamPosition, TransportName
     from segserve.control.models import AsyncModels, AsyncPools
     from segserve.control.rollouts import AsyncRollouts
     from segserve.results.images import ImageLike
     from segserve.results.result import Result
-    from segserve.results.values import Encoding, ModelInfo
+    from segserve.results.values import ModelInfo
     from segserve.tiled import TiledObjects, TiledOptions, TiledSemanticResult
     from segserve.tiled.segmenting import Progress
     from segserve.transports.base import Connection
     from segserve_common.kserve import Tensor
 
+    ResultT = DefaultedTypeVar("ResultT", bound=Result, default=Result)
+    TiledT = DefaultedTypeVar(
+        "TiledT", bound=TiledSemanticResult | TiledObjects, default=TiledSemanticResult | TiledObjects
+    )
+
 T = TypeVar("T")
-ResultT = TypeVar("ResultT", bound="Result")
-TiledT = TypeVar("TiledT", bound="TiledSemanticResult | TiledObjects")
 
 
 class AsyncClient(BaseClient[AsyncTransport]):
@@ -54,50 +59,20 @@ class AsyncClient(BaseClient[AsyncTransport]):
     another event loop an `EventLoopError`: make a client there.
     """
 
-    @overload
     async def segment(
         self,
         image: ImageLike,
         *,
         model: str,
-        expect: type[ResultT],
-        request_id: str | None = ...,
-        **options: Unpack[SegmentKeywords],
-    ) -> ResultT: ...
-
-    @overload
-    async def segment(
-        self,
-        image: ImageLike,
-        *,
-        model: str,
-        expect: None = ...,
-        request_id: str | None = ...,
-        **options: Unpack[SegmentKeywords],
-    ) -> Result: ...
-
-    async def segment(
-        self,
-        image: ImageLike,
-        *,
-        model: str,
-        expect: type[Any] | None = None,
-        score_threshold: float | None = None,
-        max_detections: int | None = None,
-        encoding: Encoding | None = None,
-        confidence: bool = False,
-        timeout_s: float | Timeouts | None = None,
+        expect: type[ResultT] | None = None,
         request_id: str | None = None,
-        **unknown: object,
-    ) -> Any:
+        **options: Unpack[SegmentKeywords],
+    ) -> ResultT:
         """Segment one image, as `Client.segment` does."""
-        check_option_names(unknown, SegmentOptions)
-        options = SegmentOptions(
-            model, score_threshold, max_detections, encoding, confidence, timeout_s, request_id, expect=expect
-        )
+        given = SegmentOptions.of(model, request_id=request_id, expect=expect, **options)
         # Reading a file or decoding would block every other task.
         tensor = image_tensor(image) if isinstance(image, bytes) else await asyncio.to_thread(image_tensor, image)
-        return await self._run(self._session.segment(tensor, options))
+        return cast("ResultT", await self._run(self._session.segment(tensor, given)))
 
     @overload
     def segment_many(
@@ -105,7 +80,7 @@ class AsyncClient(BaseClient[AsyncTransport]):
         images: Iterable[ImageLike] | AsyncIterable[ImageLike],
         *,
         model: str,
-        expect: type[ResultT],
+        expect: type[ResultT] | None = ...,
         in_flight: int = ...,
         on_error: Literal["raise"] = ...,
         **options: Unpack[SegmentKeywords],
@@ -117,35 +92,11 @@ class AsyncClient(BaseClient[AsyncTransport]):
         images: Iterable[ImageLike] | AsyncIterable[ImageLike],
         *,
         model: str,
-        expect: None = ...,
-        in_flight: int = ...,
-        on_error: Literal["raise"] = ...,
-        **options: Unpack[SegmentKeywords],
-    ) -> AsyncGenerator[Result, None]: ...
-
-    @overload
-    def segment_many(
-        self,
-        images: Iterable[ImageLike] | AsyncIterable[ImageLike],
-        *,
-        model: str,
-        expect: type[ResultT],
+        expect: type[ResultT] | None = ...,
         in_flight: int = ...,
         on_error: OnError,
         **options: Unpack[SegmentKeywords],
     ) -> AsyncGenerator[ResultT | Failure, None]: ...
-
-    @overload
-    def segment_many(
-        self,
-        images: Iterable[ImageLike] | AsyncIterable[ImageLike],
-        *,
-        model: str,
-        expect: None = ...,
-        in_flight: int = ...,
-        on_error: OnError,
-        **options: Unpack[SegmentKeywords],
-    ) -> AsyncGenerator[Result | Failure, None]: ...
 
     def segment_many(
         self,
@@ -172,7 +123,7 @@ class AsyncClient(BaseClient[AsyncTransport]):
         frames: Iterable[FrameLike] | AsyncIterable[FrameLike],
         *,
         model: str,
-        expect: type[ResultT],
+        expect: type[ResultT] | None = ...,
         stream_id: StreamId | None = ...,
         on_error: Literal["raise"] = ...,
         **options: Unpack[SegmentKeywords],
@@ -184,35 +135,11 @@ class AsyncClient(BaseClient[AsyncTransport]):
         frames: Iterable[FrameLike] | AsyncIterable[FrameLike],
         *,
         model: str,
-        expect: None = ...,
-        stream_id: StreamId | None = ...,
-        on_error: Literal["raise"] = ...,
-        **options: Unpack[SegmentKeywords],
-    ) -> AsyncGenerator[Result, None]: ...
-
-    @overload
-    def segment_stream(
-        self,
-        frames: Iterable[FrameLike] | AsyncIterable[FrameLike],
-        *,
-        model: str,
-        expect: type[ResultT],
+        expect: type[ResultT] | None = ...,
         stream_id: StreamId | None = ...,
         on_error: OnError,
         **options: Unpack[SegmentKeywords],
     ) -> AsyncGenerator[ResultT | Failure, None]: ...
-
-    @overload
-    def segment_stream(
-        self,
-        frames: Iterable[FrameLike] | AsyncIterable[FrameLike],
-        *,
-        model: str,
-        expect: None = ...,
-        stream_id: StreamId | None = ...,
-        on_error: OnError,
-        **options: Unpack[SegmentKeywords],
-    ) -> AsyncGenerator[Result | Failure, None]: ...
 
     def segment_stream(
         self,
@@ -233,44 +160,23 @@ class AsyncClient(BaseClient[AsyncTransport]):
             frames, open_stream(stream_id, frames), SegmentOptions.of(model, expect=expect, **options), on_error
         )
 
-    @overload
     async def segment_tiled(
         self,
         image: object,
         *,
         model: str,
-        expect: type[TiledT],
-        progress: Progress = ...,
-        **options: Unpack[TiledOptions],
-    ) -> TiledT: ...
-
-    @overload
-    async def segment_tiled(
-        self,
-        image: object,
-        *,
-        model: str,
-        expect: None = ...,
-        progress: Progress = ...,
-        **options: Unpack[TiledOptions],
-    ) -> TiledSemanticResult | TiledObjects: ...
-
-    async def segment_tiled(
-        self,
-        image: object,
-        *,
-        model: str,
-        expect: type[Any] | None = None,
+        expect: type[TiledT] | None = None,
         progress: Progress = True,
         **options: Unpack[TiledOptions],
-    ) -> Any:
+    ) -> TiledT:
         """Segment an image too large for one request, as `Client.segment_tiled` does, on this event loop.
 
         Pixels and masks are processed in threads. Use `Client` for a Dask cluster.
         """
         from segserve.tiled import Options, run_tiled_async
 
-        return await run_tiled_async(self, image, Options.of(model, **options), progress=progress, expect=expect)
+        given = Options.of(model, **options)
+        return cast("TiledT", await run_tiled_async(self, image, given, progress=progress, expect=expect))
 
     async def model_info(self, model: str) -> ModelInfo:
         """Return the revision, classes and outputs of the model that is served under a name."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, cast, overload
 
 from segserve.base_client import BaseClient
 from segserve.calls.many import (
@@ -18,7 +18,7 @@ from segserve.calls.many import (
     outcome,
     segment_frame,
 )
-from segserve.calls.steps import Flow, Pause, SegmentOptions, check_option_names
+from segserve.calls.steps import Flow, Pause, SegmentOptions
 from segserve.errors import GatewayUnreachableError, ModelNotFoundError
 from segserve.results.images import image_tensor
 from segserve.transports import open_transport
@@ -29,21 +29,26 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterable
     from typing import Unpack
 
+    from typing_extensions import TypeVar as DefaultedTypeVar
+
     from segserve.calls.many import FrameLike, OnError, SegmentKeywords
-    from segserve.calls.steps import StreamId, StreamPosition, Timeouts, TransportName
+    from segserve.calls.steps import StreamId, StreamPosition, TransportName
     from segserve.control.models import Models, Pools
     from segserve.control.rollouts import Rollouts
     from segserve.results.images import ImageLike
     from segserve.results.result import Result
-    from segserve.results.values import Encoding, ModelInfo
+    from segserve.results.values import ModelInfo
     from segserve.tiled import TiledObjects, TiledOptions, TiledSemanticResult
     from segserve.tiled.segmenting import Progress
     from segserve.transports.base import Connection
     from segserve_common.kserve import Tensor
 
+    ResultT = DefaultedTypeVar("ResultT", bound=Result, default=Result)
+    TiledT = DefaultedTypeVar(
+        "TiledT", bound=TiledSemanticResult | TiledObjects, default=TiledSemanticResult | TiledObjects
+    )
+
 T = TypeVar("T")
-ResultT = TypeVar("ResultT", bound="Result")
-TiledT = TypeVar("TiledT", bound="TiledSemanticResult | TiledObjects")
 
 
 class Client(BaseClient[Transport]):
@@ -72,42 +77,15 @@ class Client(BaseClient[Transport]):
     `BadRequestError` for invalid arguments.
     """
 
-    @overload
     def segment(
         self,
         image: ImageLike,
         *,
         model: str,
-        expect: type[ResultT],
-        request_id: str | None = ...,
-        **options: Unpack[SegmentKeywords],
-    ) -> ResultT: ...
-
-    @overload
-    def segment(
-        self,
-        image: ImageLike,
-        *,
-        model: str,
-        expect: None = ...,
-        request_id: str | None = ...,
-        **options: Unpack[SegmentKeywords],
-    ) -> Result: ...
-
-    def segment(
-        self,
-        image: ImageLike,
-        *,
-        model: str,
-        expect: type[Any] | None = None,
-        score_threshold: float | None = None,
-        max_detections: int | None = None,
-        encoding: Encoding | None = None,
-        confidence: bool = False,
-        timeout_s: float | Timeouts | None = None,
+        expect: type[ResultT] | None = None,
         request_id: str | None = None,
-        **unknown: object,
-    ) -> Any:
+        **options: Unpack[SegmentKeywords],
+    ) -> ResultT:
         """Segment one image and return the result type of the model's task, for type checkers that of `expect`.
 
         `image` is a path, the bytes of a file, an open binary file, a fetched HTTP response, a PIL image, or a uint8 or
@@ -118,11 +96,8 @@ class Client(BaseClient[Transport]):
         before the image is sent if the model returns another type. Raises a `SegserveError`, and `OSError` for a file
         that cannot be read.
         """
-        check_option_names(unknown, SegmentOptions)
-        options = SegmentOptions(
-            model, score_threshold, max_detections, encoding, confidence, timeout_s, request_id, expect=expect
-        )
-        return self._run(self._session.segment(image_tensor(image), options))
+        given = SegmentOptions.of(model, request_id=request_id, expect=expect, **options)
+        return cast("ResultT", self._run(self._session.segment(image_tensor(image), given)))
 
     @overload
     def segment_many(
@@ -130,7 +105,7 @@ class Client(BaseClient[Transport]):
         images: Iterable[ImageLike],
         *,
         model: str,
-        expect: type[ResultT],
+        expect: type[ResultT] | None = ...,
         in_flight: int = ...,
         on_error: Literal["raise"] = ...,
         **options: Unpack[SegmentKeywords],
@@ -142,35 +117,11 @@ class Client(BaseClient[Transport]):
         images: Iterable[ImageLike],
         *,
         model: str,
-        expect: None = ...,
-        in_flight: int = ...,
-        on_error: Literal["raise"] = ...,
-        **options: Unpack[SegmentKeywords],
-    ) -> Generator[Result, None, None]: ...
-
-    @overload
-    def segment_many(
-        self,
-        images: Iterable[ImageLike],
-        *,
-        model: str,
-        expect: type[ResultT],
+        expect: type[ResultT] | None = ...,
         in_flight: int = ...,
         on_error: OnError,
         **options: Unpack[SegmentKeywords],
     ) -> Generator[ResultT | Failure, None, None]: ...
-
-    @overload
-    def segment_many(
-        self,
-        images: Iterable[ImageLike],
-        *,
-        model: str,
-        expect: None = ...,
-        in_flight: int = ...,
-        on_error: OnError,
-        **options: Unpack[SegmentKeywords],
-    ) -> Generator[Result | Failure, None, None]: ...
 
     def segment_many(
         self,
@@ -199,7 +150,7 @@ class Client(BaseClient[Transport]):
         frames: Iterable[FrameLike],
         *,
         model: str,
-        expect: type[ResultT],
+        expect: type[ResultT] | None = ...,
         stream_id: StreamId | None = ...,
         on_error: Literal["raise"] = ...,
         **options: Unpack[SegmentKeywords],
@@ -211,35 +162,11 @@ class Client(BaseClient[Transport]):
         frames: Iterable[FrameLike],
         *,
         model: str,
-        expect: None = ...,
-        stream_id: StreamId | None = ...,
-        on_error: Literal["raise"] = ...,
-        **options: Unpack[SegmentKeywords],
-    ) -> Generator[Result, None, None]: ...
-
-    @overload
-    def segment_stream(
-        self,
-        frames: Iterable[FrameLike],
-        *,
-        model: str,
-        expect: type[ResultT],
+        expect: type[ResultT] | None = ...,
         stream_id: StreamId | None = ...,
         on_error: OnError,
         **options: Unpack[SegmentKeywords],
     ) -> Generator[ResultT | Failure, None, None]: ...
-
-    @overload
-    def segment_stream(
-        self,
-        frames: Iterable[FrameLike],
-        *,
-        model: str,
-        expect: None = ...,
-        stream_id: StreamId | None = ...,
-        on_error: OnError,
-        **options: Unpack[SegmentKeywords],
-    ) -> Generator[Result | Failure, None, None]: ...
 
     def segment_stream(
         self,
@@ -263,40 +190,16 @@ class Client(BaseClient[Transport]):
         base = SegmentOptions.of(model, expect=expect, **options)
         return self._stream(frames, open_stream(stream_id, frames), base, on_error)
 
-    @overload
     def segment_tiled(
         self,
         image: object,
         *,
         model: str,
-        expect: type[TiledT],
-        scheduler: Any = ...,
-        progress: Progress = ...,
-        **options: Unpack[TiledOptions],
-    ) -> TiledT: ...
-
-    @overload
-    def segment_tiled(
-        self,
-        image: object,
-        *,
-        model: str,
-        expect: None = ...,
-        scheduler: Any = ...,
-        progress: Progress = ...,
-        **options: Unpack[TiledOptions],
-    ) -> TiledSemanticResult | TiledObjects: ...
-
-    def segment_tiled(
-        self,
-        image: object,
-        *,
-        model: str,
-        expect: type[Any] | None = None,
+        expect: type[TiledT] | None = None,
         scheduler: Any = None,
         progress: Progress = True,
         **options: Unpack[TiledOptions],
-    ) -> Any:
+    ) -> TiledT:
         """Segment an image too large for one request, tile by tile, in bounded memory.
 
         `image` is the path of a TIFF, PNG, JPEG, WebP or .npy file or a zarr folder, a uint8 or uint16 array or memory
@@ -312,7 +215,7 @@ class Client(BaseClient[Transport]):
         from segserve.tiled import Options, run_tiled
         from segserve.tiled.clusters import ClientFactory
 
-        return run_tiled(
+        result = run_tiled(
             self,
             image,
             Options.of(model, **options),
@@ -321,6 +224,7 @@ class Client(BaseClient[Transport]):
             progress=progress,
             expect=expect,
         )
+        return cast("TiledT", result)
 
     def model_info(self, model: str) -> ModelInfo:
         """Return the revision, classes and outputs of the model that is served under a name."""

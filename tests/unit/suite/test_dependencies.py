@@ -23,6 +23,8 @@ OWN = {path.name for source in SOURCES for path in source.iterdir()}
 DEVELOPMENT = ("dev", "docs", "test-")
 # Triton brings it along, for the Python models that it runs.
 GIVEN_BY_TRITON = {"triton_python_backend_utils"}
+# Type checkers have it in their own stubs; nothing imports it at run time.
+OF_TYPE_CHECKERS = {"typing_extensions"}
 # Several distributions share this namespace.
 NAMESPACES = {"google": {"google.protobuf": "protobuf"}, "opentelemetry": {"opentelemetry": "opentelemetry-api"}}
 
@@ -35,7 +37,7 @@ def imported() -> dict[str, set[str]]:
         for path in source.rglob("*.py"):
             for module in modules_of(ast.parse(path.read_text())):
                 top = module.partition(".")[0]
-                if top in sys.stdlib_module_names or top in OWN | GIVEN_BY_TRITON:
+                if top in sys.stdlib_module_names or top in OWN | GIVEN_BY_TRITON | OF_TYPE_CHECKERS:
                     continue
                 if top in NAMESPACES:
                     names = [name for package, name in NAMESPACES[top].items() if module.startswith(package)]
