@@ -8,9 +8,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fakes.platform import assigned
-from fakes.stores import FileHarness, MemoryHarness
+from fakes.stores import ClusterHarness, FileHarness, MemoryHarness
 from segserve_operator.core.failure import FailureReason
-from segserve_operator.core.world.observed import Candidate, ModelStatus, ObservedCondition, RoleHolder, Roles
+from segserve_operator.core.world.observed import (
+    Candidate,
+    ModelObserved,
+    ModelStatus,
+    ObservedCondition,
+    RoleHolder,
+    Roles,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -110,3 +117,31 @@ async def test_records_of_revisions_come_back_and_can_be_dropped_twice(harness) 
     await store.drop_revision(told.revision)
     await store.drop_revision(told.revision)
     assert await store.revisions() == {}
+
+
+@pytest.mark.parametrize("kind", ["files", "cluster"])
+async def test_a_model_follows_the_spec_of_the_one_that_it_names_and_needs_it(kind: str, tmp_path: Path) -> None:
+    harness = FileHarness(tmp_path) if kind == "files" else ClusterHarness()
+    cascade = {"light": {"model": "small"}, "when": "confidence", "threshold": 0.5}
+    harness.apply("coins", "one", spec={"cascade": cascade})
+
+    async def coins() -> ModelObserved:
+        return next(model for model in await harness.store.models() if model.name == "coins")
+
+    problem = (await coins()).problem
+    assert problem is not None
+    assert "spec.cascade.light.model: unknown model 'small'" in problem.message
+
+    wanted = []
+    for network in ("one", "two"):
+        harness.apply("small", network)
+        wanted.append((await coins()).wanted)
+    first, second = (each.assigned for each in wanted if each is not None)
+    assert first.revision != second.revision
+    assert second.light_artifact is not None
+    assert second.light_artifact.sha256 == second.pipeline.cascade.light.artifact_sha256
+
+    harness.apply("small", "one", spec={"input": {"colour": "GREY"}})
+    problem = (await coins()).problem
+    assert problem is not None
+    assert "small has input.colour GREY; that of this model is RGB" in problem.message

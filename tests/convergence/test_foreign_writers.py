@@ -9,6 +9,7 @@ import pytest
 
 from fakes.cluster_world import NAMESPACE, ClusterWorld, model_manifest
 from fakes.kube_faults import Faulty
+from fakes.pools import pods_with
 from segserve_common.kube.kinds import DEPLOYMENTS, NETWORK_POLICIES, ROLES, SERVICES, Kind
 from segserve_common.kube.names import GROUP_LABEL
 
@@ -84,7 +85,9 @@ def main_deployment(world: ClusterWorld) -> Json:
 )
 async def test_with_admission_that_changes_deployments_nothing_is_written_at_rest(change: Callable[..., None]) -> None:
     toleration = {"key": "nvidia.com/gpu", "operator": "Exists"}
-    world = await served(_to_deployments(change), server={"tolerations": [toleration], "imagePullSecrets": ["own"]})
+    world = await served(
+        _to_deployments(change), server=pods_with(tolerations=[toleration], imagePullSecrets=[{"name": "own"}])
+    )
     before = world.kube.revision
     world.restart()
     await world.turns(3)

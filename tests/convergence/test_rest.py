@@ -8,6 +8,7 @@ import pytest
 
 from fakes.cluster_world import NAMESPACE, ClusterWorld, model_manifest
 from fakes.loaded_gateways import LoadedGateways
+from fakes.pools import pods_with
 from segserve_common.kube.kinds import MODELS, PODS
 from segserve_operator import service
 from segserve_operator.core.models import planning
@@ -73,7 +74,7 @@ EVENTS: dict[str, Callable[[ClusterWorld], None]] = {
     "samples that another model redacts, whose revision then changes": redact_by_another,
     "a watch for drift": lambda world: world.apply(model_manifest("cells", drift={})),
     "a deletion": lambda world: world.delete(MODELS, "roads"),
-    "another template": lambda world: world.apply_pool(server={"nodeSelector": {"zone": "b"}}),
+    "another template": lambda world: world.apply_pool(server=pods_with(nodeSelector={"zone": "b"})),
 }
 
 

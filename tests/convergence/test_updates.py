@@ -10,6 +10,7 @@ import pytest
 from fakes.cluster_world import DEFAULTS, NAMESPACE, ClusterWorld, model_manifest
 from fakes.deaths import SWEEP, deaths
 from fakes.kube_faults import Fault, Faulty, crash_at
+from fakes.pools import VARIABLE
 from segserve_common.kube.kinds import DEPLOYMENTS, PODS, POOLS, ROLE_BINDINGS, SERVICE_ACCOUNTS
 from segserve_common.kube.names import COMPONENT_LABEL, POOL_LABEL, SERVER
 from segserve_operator.adapters.kube.view import PoolKey
@@ -119,7 +120,7 @@ async def test_the_pools_own_change_takes_the_new_operators_template_along() -> 
     world = await served()
     upgrade(world)
     await world.turns(3)
-    world.apply_pool(server={"env": [{"name": "A", "value": "b"}]})
+    world.apply_pool(server=VARIABLE)
     await world.turns(12)
 
     assert images(world) == {"server:2"}

@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Final
 
 import httpx
@@ -20,6 +21,7 @@ from bench.platform import MODELS, Running, platform
 from fakes.waiting import HANG_S, until
 from raw_inference import PROTOCOLS, Protocol, RawRequest, image, send
 from segserve import Client
+from segserve.platforms.manifests import complete_models, read_files
 from segserve_builder.stages.base import RequestOptions
 from segserve_builder.steps.in_process import InProcessModel
 from segserve_operator.api.segmentation_model import SegmentationModel
@@ -28,6 +30,7 @@ pytestmark = pytest.mark.platform
 
 ARTIFACT: Final = MODELS.parent / "coins-unet.onnx"
 MODEL: Final = "tiers"
+LIGHT: Final = "tiers-light"
 HARD_SIZE: Final = (150, 120)
 
 
@@ -40,20 +43,23 @@ def hard(photo: bytes) -> bytes:
     return file.getvalue()
 
 
-def document(threshold: float) -> dict[str, Any]:
+def documents(threshold: float) -> list[dict[str, Any]]:
     """The example's network, and the same asked for coins it is surer of as the light one, so that answers differ."""
-    heavy = variant(name=MODEL)
-    spec = heavy["spec"]
-    light = {key: spec[key] for key in ("artifact", "family", "preprocess")}
-    light["postprocess"] = [{"argmax": {"threshold": 0.9}}]
-    spec["cascade"] = {"light": light, "when": "confidence", "threshold": threshold}
-    return heavy
+    light = variant(name=LIGHT, postprocess=[{"argmax": {"threshold": 0.9}}])
+    del light["spec"]["golden"]  # it has the heavy network's answers
+    cascade = {"light": {"model": LIGHT}, "when": "confidence", "threshold": threshold}
+    return [variant(name=MODEL, cascade=cascade), light]
+
+
+def read(folder: Path, threshold: float) -> SegmentationModel:
+    """Return the model of `documents` with both networks."""
+    return complete_models(read_files([write(folder / "model.yaml", *documents(threshold))]))[MODEL]
 
 
 @pytest.fixture(scope="module")
-def scores(photo: bytes) -> tuple[float, float]:
+def scores(photo: bytes, tmp_path_factory: pytest.TempPathFactory) -> tuple[float, float]:
     """The light network's scores of the photograph and of the hard image."""
-    pipeline = SegmentationModel.model_validate(document(0.0)).pipeline
+    pipeline = read(tmp_path_factory.mktemp("scores"), 0.0).pipeline
     assert pipeline.light is not None
     assert pipeline.cascade is not None
     light = InProcessModel(pipeline.light, ARTIFACT)
@@ -62,10 +68,16 @@ def scores(photo: bytes) -> tuple[float, float]:
 
 
 @pytest.fixture(scope="module")
-def model(scores: tuple[float, float]) -> SegmentationModel:
-    """The model, whose threshold is between the two images."""
+def file(tmp_path_factory: pytest.TempPathFactory, scores: tuple[float, float]) -> Path:
+    """The file of both models; the threshold is between the two images."""
     assert scores[0] < scores[1]
-    return SegmentationModel.model_validate(document(sum(scores) / 2))
+    return write(tmp_path_factory.mktemp("cascade") / "model.yaml", *documents(sum(scores) / 2))
+
+
+@pytest.fixture(scope="module")
+def model(file: Path) -> SegmentationModel:
+    """The model that asks both networks."""
+    return complete_models(read_files([file]))[MODEL]
 
 
 @pytest.fixture(scope="module")
@@ -75,9 +87,8 @@ def offline(model: SegmentationModel) -> InProcessModel:
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory, scores: tuple[float, float]) -> Iterator[Running]:
+def served(file: Path) -> Iterator[Running]:
     """Both networks, served as one model."""
-    file = write(tmp_path_factory.mktemp("cascade") / "model.yaml", document(sum(scores) / 2))
     with platform(file) as running:
         yield running
 
@@ -139,4 +150,5 @@ def test_the_requests_of_each_network_are_counted(served: Running, photo: bytes)
 def test_steps_of_both_networks_belong_to_the_revision(served: Running) -> None:
     kinds = Counter(path.name.split("--")[1] for path in served.state.glob("groups/*/repository/segserve--*"))
 
-    assert kinds == {"pre": 1, "net": 1, "post": 2, "heavy": 1}  # the example's network is both: its steps are shared
+    # The example's network is both, so it is loaded once; the light model, which is served as well, adds its own post.
+    assert kinds == {"pre": 1, "net": 1, "post": 3, "heavy": 1}

@@ -12,9 +12,9 @@ from bench.coins import variant, write
 from bench.platform import MODELS, Running, platform
 from raw_inference import PROTOCOLS, Protocol, RawRequest, image, send
 from segserve import Client, PanopticResult
+from segserve.platforms.manifests import complete_models, read_files
 from segserve_builder.stages.base import RequestOptions
 from segserve_builder.steps.in_process import InProcessModel
-from segserve_operator.api.segmentation_model import SegmentationModel
 
 pytestmark = pytest.mark.platform
 
@@ -22,31 +22,32 @@ COINS = 24
 COIN = 1
 
 
-def both() -> dict[str, Any]:
+def both() -> list[dict[str, Any]]:
     """The example's two networks on one letterboxed input: the background of the one, the coins of the other."""
-    instances = variant(model="coins-instances")["spec"]
+    instances = variant(model="coins-instances")
     document = variant(
         name="both",
-        preprocess=instances["preprocess"],
+        preprocess=instances["spec"]["preprocess"],
         postprocess=[{"argmax": {}}, {"panopticFusion": {"stuffArea": 1000}}],
         classes=[{"id": 0, "name": "background"}, {"id": COIN, "name": "coin", "thing": True}],
-        instances={key: instances[key] for key in ("artifact", "family", "postprocess")},
+        instances={"model": "coins-instances"},
     )
     del document["spec"]["golden"]  # it is one of the semantic network alone
-    return document
+    return [document, instances]
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """Both networks, served as one model."""
-    with platform(write(tmp_path_factory.mktemp("both") / "model.yaml", both())) as running:
+    with platform(write(tmp_path_factory.mktemp("both") / "model.yaml", *both())) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
-def offline(photo: bytes) -> dict[str, Any]:
+def offline(photo: bytes, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The answer of the same stages in this process."""
-    spec = SegmentationModel.model_validate(both()).spec
+    file = write(tmp_path_factory.mktemp("offline") / "model.yaml", *both())
+    spec = complete_models(read_files([file]))["both"].spec
     networks = [MODELS.parent / name for name in ("coins-unet.onnx", "coins-yolo.onnx")]
     return InProcessModel(spec.pipeline("both"), *networks).answer(photo, RequestOptions(encoding="raw"))
 

@@ -9,6 +9,8 @@ from typing import Any, Final
 
 import yaml
 
+from fakes.pools import pods_with
+
 Json = dict[str, Any]
 
 EXAMPLES: Final = Path(__file__).parents[2] / "examples"
@@ -16,14 +18,15 @@ SEMANTIC: Final = "coins"
 API: Final = "segserve.dev/v1alpha1"
 LITTLE: Final = {"requests": {"cpu": "10m", "memory": "64Mi"}}
 """What a container asks for, so that many pools have room on one node."""
+LITTLE_SERVER: Final = {"resources": LITTLE, **pods_with({"agent": {"resources": LITTLE}})}
+LITTLE_GATEWAY: Final = pods_with({"envoy": {"resources": LITTLE}, "sync": {"resources": LITTLE}})
 _SERVER: Final = {
-    "resources": LITTLE,
-    "agentResources": LITTLE,
+    **LITTLE_SERVER,
     "sharedMemory": "256Mi",
     "drainSeconds": 3,
     "exitTimeoutSeconds": 10,
 }
-_GATEWAY: Final = {"workers": 1, "resources": LITTLE, "syncResources": LITTLE, "drainSeconds": 3}
+_GATEWAY: Final = {"workers": 1, **LITTLE_GATEWAY, "drainSeconds": 3}
 
 
 def pool(name: str = "default", *, server: Json | None = None, gateway: Json | None = None, **spec: Any) -> Json:

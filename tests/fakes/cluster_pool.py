@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import yaml
 
 from fakes.cluster import Cluster
-from fakes.cluster_models import LITTLE
+from fakes.cluster_models import LITTLE_GATEWAY, LITTLE_SERVER
 from fakes.waiting import HANG_S
 from segserve_common.kube.names import (
     COMPONENT_LABEL,
@@ -62,8 +62,8 @@ def pool_manifest(**spec: Any) -> Json:
 def small_pool() -> Json:
     """Return a pool of one server and one gateway that end at once, many of which have room on a node."""
     return pool_manifest(
-        gateway={"replicas": 1, "drainSeconds": 0, "resources": LITTLE, "syncResources": LITTLE},
-        server={"drainSeconds": 0, "resources": LITTLE, "agentResources": LITTLE},
+        gateway={"replicas": 1, "drainSeconds": 0, **LITTLE_GATEWAY},
+        server={"drainSeconds": 0, **LITTLE_SERVER},
     )
 
 

@@ -49,30 +49,38 @@ spec:
   server:
     image: example.com/triton:26.05
     version: "26.05"
-    imagePullPolicy: Always
-    imagePullSecrets: [registry]
     resources:
       limits: {cpu: 4, memory: 16Gi, nvidia.com/mig-1g.10gb: 1}
       requests: {cpu: 500m, memory: 1024Mi}
-    agentResources: {limits: {cpu: "0.5", memory: 1Gi}}
     sharedMemory: 2Gi
     cache: {persistentVolumeClaim: artifacts}
-    nodeSelector: {nvidia.com/gpu.product: A100}
-    tolerations:
-      - {key: nvidia.com/gpu, operator: Exists, effect: NoSchedule}
-      - {key: team, value: vision, effect: NoExecute, tolerationSeconds: 0}
-    affinity:
-      nodeAffinity:
-        requiredDuringSchedulingIgnoredDuringExecution:
-          nodeSelectorTerms:
-            - matchExpressions: [{key: gpu.example.com/memory, operator: Gt, values: ["20"]}]
-    topologySpreadConstraints: [{maxSkew: 2, topologyKey: rack, whenUnsatisfiable: ScheduleAnyway}]
-    schedulerName: own
-    runtimeClassName: nvidia
-    priorityClassName: serving
-    env: [{name: HTTPS_PROXY, value: "http://proxy:3128"}, {name: NO_PROXY}]
-    podLabels: {team: vision, segserve.dev/pool: other}
-    podAnnotations: {example.com/note: seen}
+    podTemplate:
+      metadata:
+        labels: {team: vision, segserve.dev/pool: other}
+        annotations: {example.com/note: seen}
+      spec:
+        imagePullSecrets: [{name: registry}]
+        nodeSelector: {nvidia.com/gpu.product: A100}
+        tolerations:
+          - {key: nvidia.com/gpu, operator: Exists, effect: NoSchedule}
+          - {key: team, value: vision, effect: NoExecute, tolerationSeconds: 0}
+        affinity:
+          nodeAffinity:
+            requiredDuringSchedulingIgnoredDuringExecution:
+              nodeSelectorTerms:
+                - matchExpressions: [{key: gpu.example.com/memory, operator: Gt, values: ["20"]}]
+        topologySpreadConstraints: [{maxSkew: 2, topologyKey: rack, whenUnsatisfiable: ScheduleAnyway}]
+        schedulerName: own
+        runtimeClassName: nvidia
+        priorityClassName: serving
+        containers:
+          - name: triton
+            env: [{name: HTTPS_PROXY, value: "http://proxy:3128"}, {name: NO_PROXY}]
+          - name: agent
+            resources: {limits: {cpu: "0.5", memory: 1Gi}}
+            env: [{name: HTTPS_PROXY, value: "http://proxy:3128"}, {name: NO_PROXY}]
+          - name: tls
+            resources: {limits: {memory: 128Mi}, requests: {cpu: 20m}}
     serviceAccountAnnotations: {eks.amazonaws.com/role-arn: "arn:aws:iam::1:role/models"}
     drainSeconds: 20
     exitTimeoutSeconds: 60
@@ -120,32 +128,35 @@ spec:
     requestTimeoutSeconds: 10
     replicas: 3
     workers: 4
-    imagePullSecrets: [registry]
-    resources: {requests: {cpu: 1, memory: 256Mi}, limits: {memory: 0.5Gi}}
-    syncResources: {requests: {cpu: 10m}}
     shadow: true
-    comparatorResources: {limits: {memory: 1Gi}}
     capture: true
-    captureResources: {limits: {memory: 2Gi}}
     serviceType: LoadBalancer
     serviceAnnotations: {example.com/internal: "true"}
-    nodeSelector: {kubernetes.io/os: linux}
-    tolerations: [{operator: Exists}]
-    affinity:
-      podAntiAffinity:
-        preferredDuringSchedulingIgnoredDuringExecution:
-          - {weight: 1, podAffinityTerm: {topologyKey: kubernetes.io/hostname}}
-    topologySpreadConstraints:
-      - {maxSkew: 1, topologyKey: topology.kubernetes.io/zone, whenUnsatisfiable: DoNotSchedule}
-    schedulerName: own
-    priorityClassName: serving
-    podLabels: {team: vision}
-    podAnnotations: {example.com/note: seen}
+    podTemplate:
+      metadata:
+        labels: {team: vision}
+        annotations: {example.com/note: seen}
+      spec:
+        imagePullSecrets: [{name: registry}]
+        nodeSelector: {kubernetes.io/os: linux}
+        tolerations: [{operator: Exists}]
+        affinity:
+          podAntiAffinity:
+            preferredDuringSchedulingIgnoredDuringExecution:
+              - {weight: 1, podAffinityTerm: {topologyKey: kubernetes.io/hostname}}
+        topologySpreadConstraints:
+          - {maxSkew: 1, topologyKey: topology.kubernetes.io/zone, whenUnsatisfiable: DoNotSchedule}
+        schedulerName: own
+        priorityClassName: serving
+        containers:
+          - {name: envoy, resources: {requests: {cpu: 1, memory: 256Mi}, limits: {memory: 0.5Gi}}}
+          - {name: sync, resources: {requests: {cpu: 10m}}}
+          - {name: comparator, resources: {limits: {memory: 1Gi}}}
+          - {name: capture, resources: {limits: {memory: 2Gi}}}
     drainSeconds: 30
   serverTls:
     servers: {secretName: gpus-servers-tls, identity: "spiffe://example.org/ns/vision/sa/gpus-servers"}
     gateway: {secretName: gpus-gateway-tls, identity: gpus.example.org}
-    resources: {limits: {memory: 128Mi}, requests: {cpu: 20m}}
   cost: {cpuHour: 0.04, gpuHour: 2.5, memoryGiBHour: 0.005, currency: EUR, monthlyBudget: 900}
   notifications:
     - {url: "https://hooks.example.com/rollouts", format: json}
@@ -162,6 +173,21 @@ spec:
   preprocess: [{decode: {}}]
   postprocess: [{argmax: {}}]
 """
+
+
+def pods_with(containers: dict[str, dict[str, Any]] | None = None, **spec: Any) -> dict[str, Any]:
+    """Return the part of a pool's server or gateway that merges a PodSpec, and containers by name, into its pods."""
+    named = [{"name": name, **each} for name, each in (containers or {}).items()]
+    return {"podTemplate": {"spec": {**spec, **({"containers": named} if named else {})}}}
+
+
+def labelled(labels: dict[str, str]) -> dict[str, Any]:
+    """Return the part of a pool's server or gateway that labels its pods."""
+    return {"podTemplate": {"metadata": {"labels": labels}}}
+
+
+VARIABLE = pods_with({"agent": {"env": [{"name": "A", "value": "b"}]}})
+"""The part of a pool's server that gives the agent a variable."""
 
 
 def pool_context(text: str, **spec: Any) -> PoolContext:

@@ -54,7 +54,7 @@ class FileHarness:
         self.folder = folder
         self.store = LocalStore(StateFolder(folder))
 
-    def apply(self, name: str, network: str, **annotations: str) -> None:
+    def apply(self, name: str, network: str, *, spec: dict[str, Any] | None = None, **annotations: str) -> None:
         manifest = {
             "apiVersion": "segserve.dev/v1alpha1",
             "kind": "SegmentationModel",
@@ -65,6 +65,7 @@ class FileHarness:
                 "classes": [{"id": 0, "name": "background"}, {"id": 1, "name": "coin"}],
                 "preprocess": [{"decode": {}}],
                 "postprocess": [{"argmax": {}}],
+                **(spec or {}),
             },
         }
         self.store.apply(parse(manifest, name), manifest)
@@ -125,8 +126,8 @@ class ClusterHarness:
         self.kube.put(POOLS, pool)
         self.restart()
 
-    def apply(self, name: str, network: str) -> None:
-        manifest = model_manifest(name, {"one": "1", "two": "2"}[network])
+    def apply(self, name: str, network: str, *, spec: dict[str, Any] | None = None) -> None:
+        manifest = model_manifest(name, {"one": "1", "two": "2"}[network], **(spec or {}))
         live = self.kube.peek(MODELS, NAMESPACE, name)
         if live is None:
             self.kube.put(MODELS, manifest)

@@ -17,6 +17,7 @@ import trustme
 import yaml
 
 from fakes.cluster import Cluster
+from fakes.pools import pods_with
 from fakes.waiting import HANG_S
 
 pytestmark = pytest.mark.cluster
@@ -162,7 +163,7 @@ def test_a_namespace_is_deleted_with_its_models_and_pools_where_the_operator_has
         told = values | {"watchNamespaces": [leaving], "rbac": {"namespaceDeletion": True}, "pool": {"create": False}}
         helm("install", "segserve", CHART, "-n", namespace, "-f", _written(told, tmp_path), "--wait")
         pool = {"apiVersion": "segserve.dev/v1alpha1", "kind": "TritonPool", "metadata": {"name": "default"}}
-        nowhere = {"nodeSelector": {"segserve.test/node": "none"}}
+        nowhere = pods_with(nodeSelector={"segserve.test/node": "none"})
         cluster.apply(leaving, {**pool, "spec": {"server": nowhere, "gateway": nowhere}}, EXAMPLE)
 
         def guarded() -> bool:

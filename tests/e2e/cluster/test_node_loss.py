@@ -16,12 +16,13 @@ from fakes.cluster import Cluster
 from fakes.cluster_load import Load, Strike, strike
 from fakes.cluster_pool import ClusterPool, coins_manifest, is_ready, name_of, pool_manifest, said
 from fakes.operator_process import OperatorProcess
+from fakes.pools import pods_with
 from segserve_common.kube.names import object_name
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 WHOLE_S = 300.0
-ON_BOTH = {"tolerations": [{"key": SECOND, "operator": "Exists"}]}
+ON_BOTH = pods_with(tolerations=[{"key": SECOND, "operator": "Exists"}])
 POOL = {"gateway": {"replicas": 1, **ON_BOTH}, "server": ON_BOTH}
 
 

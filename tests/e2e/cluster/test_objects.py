@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fakes.cluster import Cluster
-from fakes.pools import FULL, MINIMAL, coins, pool_context, with_defaults
+from fakes.pools import FULL, MINIMAL, coins, pods_with, pool_context, with_defaults
 from segserve_common.api_errors import NotFoundError
 from segserve_common.kube.async_client import AsyncKubeClient
 from segserve_common.kube.kinds import CHILDREN, CONFIG_MAPS, DISRUPTION_BUDGETS, OLD_DISRUPTION_BUDGETS, POOLS, Kind
@@ -157,7 +157,7 @@ async def test_reports_outlive_the_operators_applies(world: World) -> None:
 
 
 async def test_what_a_pool_no_longer_says_goes(world: World) -> None:
-    placed = await world.target(MINIMAL, gateway={"nodeSelector": {"disk": "fast"}, "priorityClassName": "serving"})
+    placed = await world.target(MINIMAL, gateway=pods_with(nodeSelector={"disk": "fast"}, priorityClassName="serving"))
     bare = await world.target(MINIMAL)
     *_, before = map(without_pods, gateway_objects(placed))
     *_, after = map(without_pods, gateway_objects(bare))
@@ -171,8 +171,10 @@ async def test_what_a_pool_no_longer_says_goes(world: World) -> None:
 
 async def test_what_a_pool_says_in_another_order_is_there_and_no_difference(world: World) -> None:
     variables = [{"name": name, "value": "1"} for name in ("A", "B", "C")]
-    first = await world.target(MINIMAL, server={"env": variables})
-    second = await world.target(MINIMAL, server={"env": [{"name": "D", "value": "1"}, *reversed(variables)]})
+    first = await world.target(MINIMAL, server=pods_with({"triton": {"env": variables}}))
+    second = await world.target(
+        MINIMAL, server=pods_with({"triton": {"env": [{"name": "D", "value": "1"}, *reversed(variables)]}})
+    )
     *_, before = map(without_pods, group_objects(first, GROUP, 1))
     *_, after = map(without_pods, group_objects(second, GROUP, 1))
     await world.apply(before)

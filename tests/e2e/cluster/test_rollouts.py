@@ -20,6 +20,7 @@ from fakes.artifact_server import ArtifactServer
 from fakes.cluster import Cluster, Json
 from fakes.cluster_models import default_pool, model, smallest
 from fakes.installed_operator import installed
+from fakes.pools import pods_with
 from fakes.rollout_load import RolloutLoad
 from fakes.served_namespace import ServedNamespace
 from fakes.waiting import HANG_S
@@ -89,7 +90,7 @@ def rolling(cluster: Cluster, tenant: TenantService) -> Iterator[ServedNamespace
         replicas=1,
         gateway={"replicas": 1, "requestTimeoutSeconds": 5, "shadow": True},
         artifacts={"privateHosts": [cluster.host]},
-        server={"drainSeconds": 3, "env": [{"name": VARIABLE, "value": plan}]},
+        server={"drainSeconds": 3, **pods_with({"triton": {"env": [{"name": VARIABLE, "value": plan}]}})},
         notifications=[{"url": f"http://{cluster.host}:{tenant.server_port}/"}],
     )
     with ExitStack() as stack:

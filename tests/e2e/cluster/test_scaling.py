@@ -11,7 +11,7 @@ import pytest
 
 from fakes.cluster import Cluster
 from fakes.cluster_load import Load
-from fakes.cluster_models import LITTLE
+from fakes.cluster_models import LITTLE_GATEWAY, LITTLE_SERVER
 from fakes.cluster_pool import ClusterPool, coins_manifest, pool_manifest
 from fakes.operator_process import OperatorProcess
 from segserve_common.kube.kinds import POOLS
@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 WHOLE_S = 300.0
 SCALING = {"minimum": 1, "maximum": 4, "target": {"concurrency": 1}, "scaleDownDelay": "10s"}
-SMALL = {"server": {"resources": LITTLE, "agentResources": LITTLE}, "gateway": {"resources": LITTLE}}
+SMALL = {"server": LITTLE_SERVER, "gateway": LITTLE_GATEWAY}
 MEASURED = {"status": {"scaling": {"desired": 1, "startupSeconds": 5}}}
 """What an operator before has measured: servers are kept for as long after a burst, and for a part of what the burst
 takes to start them."""

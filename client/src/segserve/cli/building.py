@@ -15,7 +15,7 @@ from segserve.cli.image_files import images_in
 from segserve.cli.installation import installation_progress
 from segserve.cli.options import ModelOfFile
 from segserve.cli.terminal import spinner
-from segserve.platforms.manifests import read_files
+from segserve.platforms.manifests import complete_models, read_files
 
 if TYPE_CHECKING:
     from segserve_operator.api.segmentation_model import SegmentationModel
@@ -115,32 +115,28 @@ def build(
         from segserve_builder.render.repository import write_repository
         from segserve_operator.adapters.local.access import local_access
         from segserve_operator.adapters.local.files import cache_folder
-        from segserve_operator.api.segmentation_model import SegmentationModel
         from segserve_operator.api.triton_pool import TritonPool
 
     read = read_files(files)
     pools = [written.resource for written in read if isinstance(written.resource, TritonPool)]
     access = local_access(pools[0].spec.artifacts if pools else None)
-    models = [written.resource.kind for written in read]
-    if "SegmentationModel" not in models:
-        raise CommandError(
-            f"no SegmentationModel in {', '.join(map(str, files))}; found: {', '.join(models) or 'nothing'}"
+    models = complete_models(read)
+    if not models:
+        found = ", ".join(written.resource.kind for written in read)
+        raise CommandError(f"no SegmentationModel in {', '.join(map(str, files))}; found: {found or 'nothing'}")
+    for assigned in (model.assigned for model in models.values()):
+        write_repository(
+            assigned.pipeline,
+            assigned.artifact,
+            assigned.expose,
+            output,
+            cache_folder(),
+            assigned.second_artifact,
+            access,
+            metrics=assigned.metrics,
+            light=assigned.light_artifact,
         )
-    for manifest in (written.complete() for written in read):
-        if manifest["kind"] == "SegmentationModel":
-            assigned = SegmentationModel.model_validate(manifest).assigned
-            write_repository(
-                assigned.pipeline,
-                assigned.artifact,
-                assigned.expose,
-                output,
-                cache_folder(),
-                assigned.second_artifact,
-                access,
-                metrics=assigned.metrics,
-                light=assigned.light_artifact,
-            )
-            typer.echo(f"{assigned.revision} written to {output}")
+        typer.echo(f"{assigned.revision} written to {output}")
 
 
 def crds(

@@ -10,7 +10,7 @@ import typer
 
 from segserve.cli.errors import CommandError, needs
 from segserve.cli.image_files import images_in
-from segserve.platforms.manifests import read_files
+from segserve.platforms.manifests import complete_models, read_files
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -81,13 +81,8 @@ def _pairs(images: Path, labels: Path) -> list[tuple[Path, Path]]:
 
 def _chosen(files: list[Path], name: str | None) -> SegmentationModel:
     from segserve_builder.values import ValueType
-    from segserve_operator.api.segmentation_model import SegmentationModel
 
-    models = {
-        manifest["metadata"]["name"]: SegmentationModel.model_validate(manifest)
-        for manifest in (written.complete() for written in read_files(files))
-        if manifest["kind"] == "SegmentationModel"
-    }
+    models = complete_models(read_files(files))
     if name is not None and name not in models:
         raise CommandError(f"no model {name!r} in {', '.join(map(str, files))}; found: {', '.join(models) or 'none'}")
     selected = models if name is None else {name: models[name]}
@@ -142,16 +137,13 @@ def _labelled_pixels(
 
 def named_model(file: Path, name: str | None) -> SegmentationModel:
     """Return the named model of a resource file, or its only one."""
-    from segserve_operator.api.segmentation_model import SegmentationModel
-
-    manifests = [written.complete() for written in read_files([file])]
-    models = {each["metadata"]["name"]: each for each in manifests if each["kind"] == "SegmentationModel"}
+    models = complete_models(read_files([file]))
     if name is None and len(models) == 1:
         (name,) = models
     if name not in models:
         problem = "several models" if name is None else f"no model {name!r}"
         raise CommandError(f"{file} has {problem}; select one with --model: {', '.join(models) or 'none'}")
-    return SegmentationModel.model_validate(models[name])
+    return models[name]
 
 
 def loaded(resource: SegmentationModel, pipeline: Pipeline) -> InProcessModel:
@@ -165,11 +157,11 @@ def loaded(resource: SegmentationModel, pipeline: Pipeline) -> InProcessModel:
         import onnxruntime  # noqa: F401
     except ModuleNotFoundError as error:
         raise CommandError("this command runs the network in this process: pip install onnxruntime") from error
-    spec, cache, access = resource.spec, cache_folder(), local_access()
+    assigned, cache, access = resource.assigned, cache_folder(), local_access()
     second = None
-    if spec.instances is not None:
-        second = fetch(spec.instances.artifact.uri, spec.instances.artifact.sha256, cache, access)
-    return InProcessModel(pipeline, fetch(spec.artifact.uri, spec.artifact.sha256, cache, access), second)
+    if assigned.second_artifact is not None:
+        second = fetch(assigned.second_artifact.uri, assigned.second_artifact.sha256, cache, access)
+    return InProcessModel(pipeline, fetch(assigned.artifact.uri, assigned.artifact.sha256, cache, access), second)
 
 
 def _logits(model: InProcessModel, pipeline: Pipeline, image: Path) -> Logits:

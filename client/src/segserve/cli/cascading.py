@@ -11,6 +11,7 @@ from segserve.cli.calibrating import loaded, named_model
 from segserve.cli.errors import CommandError, needs
 from segserve.cli.options import ModelOfFile
 from segserve.cli.terminal import spinner
+from segserve.platforms.manifests import complete_models, read_files
 
 if TYPE_CHECKING:
     from segserve_operator.api.segmentation_model import SegmentationModel
@@ -29,7 +30,7 @@ def cascade(
     ] = None,
     model: ModelOfFile = None,
 ) -> None:
-    """Find the threshold of spec.cascade: from which score on the heavy network is asked.
+    """Find the score above which the heavy network is used (spec.cascade.threshold).
 
     It is found by conformal risk control on the images of spec.golden, which both networks answer in this process: a
     further image of the same kind then loses at most --max-loss on average. Images with labels are judged by them, else
@@ -38,6 +39,9 @@ def cascade(
     with needs("builder"):
         from segserve_builder.golden.risk_control import cascade_threshold
 
+    if model is None:
+        tiered = [each.metadata.name for each in complete_models(read_files([file])).values() if each.spec.cascade]
+        model = tiered[0] if len(tiered) == 1 else None
     resource = named_model(file, model)
     spec = resource.spec
     if spec.cascade is None or spec.golden is None:

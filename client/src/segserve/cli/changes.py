@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from difflib import SequenceMatcher
 from typing import Any, Final
 
+from segserve.platforms.manifests import revision_of
 from segserve.platforms.port import MODEL, Change, Json, ParsedResource, user_fields
 
 MAX_VALUE_LENGTH: Final = 100
 
 
-def change_lines(resource: ParsedResource, change: Change) -> Iterator[str]:
-    """Yield the outcome of a dry run, and below it each field that would change."""
-    yield f"{resource.title} {change.outcome} (dry run){_revision_text(resource, change)}"
+def change_lines(
+    resource: ParsedResource, change: Change, before: Mapping[str, Json], after: Mapping[str, Json]
+) -> Iterator[str]:
+    """Yield the outcome of a dry run, and below it each field that would change.
+
+    `before` and `after` are all models of the platform, by name, as they are and as they would be.
+    """
+    yield f"{resource.title} {change.outcome} (dry run){_revision_text(resource, change, before, after)}"
     if change.before is not None:
         yield from (f"  {line}" for line in differences("", user_fields(change.before), user_fields(change.after)))
 
@@ -63,29 +69,15 @@ def _short(value: Any) -> str:
     return text if len(text) <= MAX_VALUE_LENGTH else f"{text[:MAX_VALUE_LENGTH]}..."
 
 
-def _revision_text(resource: ParsedResource, change: Change) -> str:
+def _revision_text(
+    resource: ParsedResource, change: Change, before: Mapping[str, Json], after: Mapping[str, Json]
+) -> str:
     """Return whether a model's answers could change: it would get a new revision, which is proved and rolled out."""
     if resource.resource.kind != MODEL:
         return ""
-    before, after = _revision(change.before), _revision(change.after)
-    if not after or change.outcome == "unchanged":
+    former, next_one = revision_of(change.before, before), revision_of(change.after, after)
+    if not next_one or change.outcome == "unchanged":
         return ""
-    if not before:
-        return f": revision {after}"
-    return f": new revision {after}, now {before}" if after != before else f": stays revision {after}"
-
-
-def _revision(manifest: Json | None) -> str:
-    """Return the revision that follows from a manifest; "" if there is none, or this version cannot read it."""
-    from segserve_operator.api.errors import SpecError
-    from segserve_operator.api.loading import parse
-    from segserve_operator.api.segmentation_model import SegmentationModel
-
-    if manifest is None:
-        return ""
-    try:
-        model = parse({key: value for key, value in manifest.items() if key != "status"}, "the stored resource")
-    except SpecError:
-        return ""
-    assert isinstance(model, SegmentationModel), "the kind determines the type"
-    return model.assigned.revision
+    if not former:
+        return f": revision {next_one}"
+    return f": new revision {next_one}, now {former}" if next_one != former else f": stays revision {next_one}"

@@ -190,7 +190,8 @@ def needed_kernels(store: ResourceFiles) -> set[str]:
     from segserve_operator.core.world.observed import Wanted
     from segserve_operator.mapping.specs import wanted_of
 
-    wanted = [wanted_of(store.get(MODEL, name)) for name in store.names(MODEL)]
+    manifests = {name: store.get(MODEL, name) for name in store.names(MODEL)}
+    wanted = [wanted_of(manifest, manifests) for manifest in manifests.values()]
     modules = set().union(*(code_modules(each.assigned.pipeline) for each in wanted if isinstance(each, Wanted)))
     return kernels_behind(modules, Path(segserve_builder.__file__).parent)
 

@@ -12,6 +12,8 @@ from segserve.cli.errors import CommandError
 from segserve.cli.options import PlatformOptions, model_names, selected_platform, with_platform_options
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from segserve.platforms.port import Json
     from segserve_builder.openapi import DescribedModel
 
@@ -36,10 +38,11 @@ def openapi(
     if output is not None and (not output.name or output.is_dir()):
         raise CommandError(f"-o names a file, got the folder {str(output)!r}")
     platform = selected_platform(platform_options)
-    manifests = [platform.model(name) for name in names] if names else platform.models()
+    stored = {manifest["metadata"]["name"]: manifest for manifest in platform.models()}
+    manifests = [platform.model(name) for name in names] if names else stored.values()
     up = platform.version()
     document = describe_models(
-        [_described(manifest) for manifest in manifests],
+        [_described(manifest, stored) for manifest in manifests],
         version=metadata.version("segserve"),
         url=up.url if up is not None else "",
     )
@@ -50,17 +53,16 @@ def openapi(
         output.write_text(text)
 
 
-def _described(manifest: Json) -> DescribedModel:
-    from segserve.platforms.manifests import read
+def _described(manifest: Json, stored: Mapping[str, Json]) -> DescribedModel:
     from segserve_builder.openapi import DescribedModel
     from segserve_builder.steps.postprocess import check_postprocess
-    from segserve_operator.api.segmentation_model import SegmentationModel
+    from segserve_operator.core.failure import FailureReason
+    from segserve_operator.mapping.specs import wanted_of
 
-    # The status is of no matter here, and a cluster may have one of another release.
-    bare = {key: manifest[key] for key in ("apiVersion", "kind", "spec")}
-    (parsed,) = read({**bare, "metadata": {"name": manifest["metadata"]["name"]}})
-    assert isinstance(parsed.resource, SegmentationModel), parsed.title
-    pipeline = parsed.resource.pipeline
+    wanted = wanted_of(manifest, stored)
+    if isinstance(wanted, FailureReason):
+        raise CommandError(f"model {manifest['metadata']['name']}: {wanted.message}")
+    pipeline = wanted.assigned.pipeline
     return DescribedModel(
         pipeline.model,
         check_postprocess(pipeline),

@@ -74,8 +74,15 @@ def apply(
         check_local_files(resources, base)
     warnings = annotation_warnings(platform, resources)
     if dry_run:
-        for written, change in zip(resources, platform.preview(resources, force=force), strict=True):
-            for line in change_lines(written, change):
+        changes = platform.preview(resources, force=force)
+        stored = {model["metadata"]["name"]: model for model in platform.models()}
+        applied = stored | {
+            written.resource.metadata.name: change.after
+            for written, change in zip(resources, changes, strict=True)
+            if written.resource.kind == MODEL
+        }
+        for written, change in zip(resources, changes, strict=True):
+            for line in change_lines(written, change, stored, applied):
                 typer.echo(line)
     else:
         for written, outcome in zip(resources, platform.apply(resources, force=force), strict=True):
@@ -88,13 +95,16 @@ def apply(
 
 def annotation_warnings(platform: Platform, resources: Iterable[ParsedResource]) -> list[str]:
     """Return why the platform would ignore annotations of models that request an action on a rollout."""
+    resources = list(resources)
     annotated = [written for written in resources if written.resource.metadata.annotations]
     if not annotated:
         return []
     # This imports the engine of rollouts.
     from segserve.platforms.rollouts.actions import ignored_annotations
 
-    return [f"{each.title}: {reason}" for each in annotated for reason in ignored_annotations(platform, each)]
+    applied = {model["metadata"]["name"]: model for model in platform.models()}
+    applied |= {each.resource.metadata.name: each.complete() for each in resources if each.resource.kind == MODEL}
+    return [f"{each.title}: {reason}" for each in annotated for reason in ignored_annotations(platform, each, applied)]
 
 
 def check_local_files(resources: Iterable[ParsedResource], base: Path | None = None) -> None:

@@ -251,12 +251,15 @@ def evaluate(
     from segserve_builder.scoring.replay import replay
     from segserve_builder.sources import folder_digest
     from segserve_operator.api.evaluation import EVALUATION_ANNOTATION
-    from segserve_operator.api.segmentation_model import SegmentationModel
+    from segserve_operator.core.failure import FailureReason
+    from segserve_operator.mapping.specs import wanted_of
 
     platform = selected_platform(platform_options)
-    spec = SegmentationModel.model_validate(platform.model(model)).spec
+    wanted = wanted_of(platform.model(model), {each["metadata"]["name"]: each for each in platform.models()})
+    if isinstance(wanted, FailureReason):
+        raise CommandError(f"model {model}: {wanted.message}")
     digest = folder_digest(golden)
-    images = read_golden_images(golden, digest, spec.pipeline(model))
+    images = read_golden_images(golden, digest, wanted.assigned.pipeline)
     with (
         gateway(platform_options, model, url) as address,
         Client(address, platform=platform_ref(platform_options)) as client,
@@ -273,7 +276,7 @@ def evaluate(
         raise CommandError(f"{golden} has images without labels; `segserve samples label-back` adds them")
     if len(revisions) != 1:
         raise CommandError(f"several revisions answered: {', '.join(sorted(revisions))}; evaluate once one serves")
-    names = {item.id: item.name for item in spec.classes}
+    names = {item.id: item.name for item in wanted.assigned.pipeline.classes}
     found = evaluation_of(scores, names, revisions.pop(), digest, platform.user())
     if output is ReportFormat.JSON:
         typer.echo(json.dumps({"model": model, **found.to_dict()}))

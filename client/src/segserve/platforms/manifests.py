@@ -13,6 +13,7 @@ from segserve_common.errors import BadRequestError
 
 if TYPE_CHECKING:
     from segserve_operator.api.resources import Resource
+    from segserve_operator.api.segmentation_model import SegmentationModel
 
 Source: TypeAlias = "Resource | Mapping[str, Any] | Path | str"
 """A typed resource, its JSON, the path of a file or folder, or YAML (a string with more than one line)."""
@@ -64,6 +65,40 @@ def read_file(path: Path, base: Path | None = None) -> list[ParsedResource]:
     """Return the resources of one file; `-` is standard input, whose addresses are relative to `base`."""
     folder = base if str(path) == STDIN and base is not None else path.parent
     return _read_text(_text(path), str(path), folder)
+
+
+def complete_models(resources: Iterable[ParsedResource]) -> dict[str, SegmentationModel]:
+    """Return the models among resources by name: with absolute addresses, and with the models that they name.
+
+    Raises `InvalidResourceError` for one that names a model that is not among them.
+    """
+    from segserve_operator.api.errors import SpecError
+    from segserve_operator.api.loading import parse
+    from segserve_operator.api.segmentation_model import SegmentationModel
+
+    manifests = [(written.source, written.complete()) for written in resources if written.resource.kind == MODEL]
+    specs = {each["metadata"]["name"]: SegmentationModel.model_validate(each).spec for _, each in manifests}
+    models = {}
+    for source, manifest in manifests:
+        try:
+            model = parse(manifest, source, specs)
+        except SpecError as error:
+            raise InvalidResourceError(str(error)) from error
+        assert isinstance(model, SegmentationModel), "the kind determines the type"
+        models[model.metadata.name] = model
+    return models
+
+
+def revision_of(manifest: Json | None, stored: Mapping[str, Json]) -> str:
+    """Return the revision that follows from a model's manifest and the models that it may name, by name.
+
+    It is empty if there is none, or if this version cannot read it.
+    """
+    from segserve_operator.core.failure import FailureReason
+    from segserve_operator.mapping.specs import wanted_of
+
+    wanted = None if manifest is None else wanted_of(manifest, stored)
+    return "" if wanted is None or isinstance(wanted, FailureReason) else wanted.assigned.revision
 
 
 def check_kinds(resources: Iterable[ParsedResource]) -> None:

@@ -262,15 +262,7 @@ class Platform(Protocol):
 
 def _addressed(spec: Json) -> Iterator[tuple[str, Json]]:
     """Yield the parts of a model's spec that name a file or folder, each with its field."""
-    second = spec.get("instances") or {}
-    light = (spec.get("cascade") or {}).get("light") or {}
-    parts = {
-        "artifact": spec.get("artifact"),
-        "golden": spec.get("golden"),
-        "instances.artifact": second.get("artifact"),
-        "cascade.light.artifact": light.get("artifact"),
-    }
-    yield from ((field, named) for field, named in parts.items() if named is not None)
+    yield from ((field, spec[field]) for field in ("artifact", "golden") if spec.get(field) is not None)
 
 
 def _absolute(uri: str, folder: Path) -> str:

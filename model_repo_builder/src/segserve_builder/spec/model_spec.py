@@ -6,6 +6,7 @@ The resource's API uses the same types, so that each field is described, default
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Final, Literal, Self, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -51,16 +52,6 @@ class FrozenModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True)
 
 
-class Provenance(FrozenModel):
-    """Origin of the artifact, for the record; it does not change the revision."""
-
-    source: str | None = Field(
-        default=None, description="Origin of the network's training, such as a repository and commit, or a run."
-    )
-    exporter: str | None = Field(default=None, description="Program that wrote the file, with its version.")
-    dataset_sha256: Sha256 | None = Field(default=None, description="Digest of the training data, 64 hex digits.")
-
-
 class Signature(FrozenModel):
     """The signature of a file. The pool sets which signers are trusted."""
 
@@ -78,7 +69,12 @@ class Artifact(FrozenModel):
     signature: Signature | None = Field(
         default=None, description="Requires a signature by a signer that the pool trusts."
     )
-    provenance: Provenance | None = Field(default=None, description="Origin of the file, for the record.")
+    provenance: Mapping[str, Annotated[str, Field(max_length=1024)]] | None = Field(
+        default=None,
+        max_length=16,
+        description="Origin of the file, such as source, exporter and datasetSha256, for the record. It changes no "
+        "revision.",
+    )
 
 
 class Golden(FrozenModel):

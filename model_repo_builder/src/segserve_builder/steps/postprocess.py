@@ -181,6 +181,16 @@ def check_postprocess(pipeline: Pipeline) -> Task:
     return TASKS[kind]
 
 
+def check_fusion(pipeline: Pipeline, *, fuses: bool) -> None:
+    """Raise `PipelineError` unless a stage needs a second network's instances if and only if there is one, `fuses`."""
+    needing = [name for name, stage in named_postprocess(pipeline) if stage.needs_instances]
+    if needing and not fuses:
+        raise PipelineError(f"the stage {needing[0]!r} needs a second network: `instances` is missing")
+    if fuses and not needing:
+        known = ", ".join(name for name, stage in POSTPROCESS.items() if stage.needs_instances)
+        raise PipelineError(f"no postprocess stage uses the second network's instances; these do: {known}")
+
+
 def check_second(pipeline: Pipeline) -> None:
     """Check that there is a second network if and only if a stage needs its instances.
 
@@ -188,15 +198,10 @@ def check_second(pipeline: Pipeline) -> None:
     `UnknownNameError` for a family.
     """
     _family(pipeline)
-    needing = [name for name, stage in named_postprocess(pipeline) if stage.needs_instances]
     second = pipeline.second
+    check_fusion(pipeline, fuses=second is not None)
     if second is None:
-        if needing:
-            raise PipelineError(f"the stage {needing[0]!r} needs a second network: `instances` is missing")
         return
-    if not needing:
-        known = ", ".join(name for name, stage in POSTPROCESS.items() if stage.needs_instances)
-        raise PipelineError(f"no postprocess stage uses the second network's instances; these do: {known}")
     if not second.classes:
         raise PipelineError("the second network finds the classes that are things; no class has `thing: true`")
     if second.needs_guide:

@@ -97,12 +97,6 @@ class AbTest(ApiValue):
         default=None, gt=0, le=100_000, description="Latency in milliseconds from which a request is slow (slowRate)."
     )
     promql: AbTestQuery | None = Field(default=None, description="The query of the metric promql.")
-    confidence_percent: float = Field(
-        default=95.0,
-        ge=50,
-        le=99.99,
-        description="Probability that the interval of the difference holds it at each moment of the test.",
-    )
 
     @model_validator(mode="after")
     def _check_limit(self) -> Self:

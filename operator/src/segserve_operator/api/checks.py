@@ -13,7 +13,7 @@ from segserve_builder.families import FAMILIES
 from segserve_builder.spec.model_spec import ModelClass
 from segserve_builder.steps.cascade import check_cascade
 from segserve_builder.steps.pipeline import Pipeline
-from segserve_builder.steps.postprocess import check_postprocess, check_second
+from segserve_builder.steps.postprocess import check_fusion, check_postprocess, check_second
 from segserve_builder.steps.preprocess_rules import check_preprocess
 
 Item = TypeVar("Item")
@@ -43,11 +43,11 @@ def check_family(name: str) -> str:
     return name
 
 
-def check_distinct(items: tuple[Item, ...]) -> tuple[Item, ...]:
-    """Return the items if all are different, else raise a validation error."""
+def check_distinct(items: tuple[Item, ...], *at: str) -> tuple[Item, ...]:
+    """Return the items, which are at the path `at`, if all are different, else raise a validation error."""
     for index, item in enumerate(items):
         if item in items[:index]:
-            raise located(f"{item!r} is listed twice", index)
+            raise located(f"{item!r} is listed twice", *at, index)
     return items
 
 
@@ -85,12 +85,55 @@ def check_class_ids(pipeline: Pipeline) -> None:
             )
 
 
-def check_stages(pipeline: Pipeline) -> None:
-    """Check that the stages fit each other, the input and the family."""
+def check_shared(own: Pipeline, other: Pipeline, at: tuple[str, ...]) -> None:
+    """Check that the network of `other`, another model, can be the second one of `own`, which names it at `at`.
+
+    Both get the same images and find the same classes; a network whose instances are fused gets the same tensor, and
+    finds the classes that are things.
+    """
+    fuses = at == ("instances",)
+    numbered = fuses and FAMILIES[other.family].numbers_classes
+    wanted, found = (
+        [item.name if numbered else f"{item.id} {item.name}" for item in classes]
+        for classes in ([item for item in own.classes if item.thing or not fuses], other.classes)
+    )
+    if wanted and found != wanted:
+        whose = "the classes of this model that are things" if fuses else "the classes of this model"
+        raise located(f"{other.model} has {', '.join(found)}; allowed: {whose}, {', '.join(wanted)}", *at, "model")
+    for name in ("colour", "dtype"):
+        seen, expected = getattr(other.input, name), getattr(own.input, name)
+        if seen != expected:
+            raise located(f"{other.model} has input.{name} {seen}; that of this model is {expected}", *at, "model")
+    if fuses and other.inference:
+        message = f"{other.model} has inference, which runs its network more than once; name a model without it"
+        raise located(message, *at, "model")
+    if fuses and other.identity()["preprocess"] != own.identity()["preprocess"]:
+        message = f"{other.model} has another preprocess; both networks get the same tensor, so write the same stages"
+        raise located(message, *at, "model")
+
+
+def check_own_stages(pipeline: Pipeline, *, fuses: bool) -> None:
+    """Check what of the stages can be seen without the second network: all, unless they fuse its instances."""
+    if not fuses:
+        check_stages(pipeline)
+        return
+    _check_preprocess(pipeline)
+    try:
+        check_fusion(pipeline, fuses=fuses)
+    except PipelineError as error:
+        raise located(str(error), "instances") from error
+
+
+def _check_preprocess(pipeline: Pipeline) -> None:
     try:
         check_preprocess(pipeline.preprocess, pipeline.input)
     except PipelineError as error:
         raise located(str(error), "preprocess") from error
+
+
+def check_stages(pipeline: Pipeline) -> None:
+    """Check that the stages fit each other, the input and the family."""
+    _check_preprocess(pipeline)
     try:
         check_second(pipeline)
     except PipelineError as error:

@@ -15,10 +15,13 @@ from pydantic_core.core_schema import ErrorType
 from segserve_operator.api.checks import did_you_mean, unknown_name
 from segserve_operator.api.documents import Document, Path, read_documents, write_documents
 from segserve_operator.api.errors import Problem, SpecError
+from segserve_operator.api.former_fields import RENAMED, replacement_of
 from segserve_operator.api.meta import ANNOTATION_DESCRIPTIONS, ANNOTATION_PREFIX, GROUP_VERSION, UNREAD_METADATA
+from segserve_operator.api.pod_template import PodTemplate
 from segserve_operator.api.resources import KINDS, Resource
 from segserve_operator.api.rollout_policy import GATE_SPECS
 from segserve_operator.api.schema import structural_schema, untagged
+from segserve_operator.api.segmentation_model import NETWORKS, SegmentationModel, SegmentationModelSpec
 
 _STAGE_LISTS: Final = ("preprocess", "inference", "postprocess")
 _PYDANTIC_TYPES: Final = frozenset(get_args(ErrorType))
@@ -66,27 +69,6 @@ _PATTERNS: Final[Mapping[str, str]] = {
     "^https://": "must start with https://",
 }
 _NUMBERS: Final = ("float_type", "float_parsing", "int_type", "int_parsing")
-# Names of earlier versions of v1alpha1: an error about one of them names the present one.
-_RENAMED: Final = {
-    "bake": "bakeTime",
-    "breaches": "breachCondition",
-    "every": "interval",
-    "long": "longWindow",
-    "maximum": "maxDuration",
-    "maximumClassDrop": "maxClassDrop",
-    "maximumMemoryGrowthPercent": "maxMemoryGrowthPercent",
-    "maximumQueueSeconds": "maxQueueSeconds",
-    "maximumRestarts": "maxRestarts",
-    "minimum": "minDuration",
-    "minimumAp": "minAp",
-    "minimumClassIou": "minClassIou",
-    "minimumIou": "minIou",
-    "minimumRecall": "minRecall",
-    "passes": "passCondition",
-    "share": "alphaShare",
-    "handledRequests": "handledAnnotations",
-    "saw": "inputs",
-}
 Part = TypeVar("Part", bound=BaseModel)
 
 _BRIEF: Final = Repr()
@@ -124,7 +106,26 @@ def load_with_documents(text: str, source: str) -> list[tuple[Resource, Document
         first_by_key.setdefault(key, number)
     if problems:
         raise SpecError(problems)
-    return loaded
+    return _with_networks(loaded)
+
+
+def _with_networks(loaded: list[tuple[Resource, Document]]) -> list[tuple[Resource, Document]]:
+    """Return the resources, and check the models whose second network is another model of the same text.
+
+    Models that name one from elsewhere stay as they are: a platform may have it.
+    """
+    networks = {each.metadata.name: each.spec for each, _ in loaded if isinstance(each, SegmentationModel)}
+    checked: list[tuple[Resource, Document]] = []
+    problems: list[Problem] = []
+    for resource, document in loaded:
+        named = set(resource.spec.references.values()) if isinstance(resource, SegmentationModel) else set()
+        try:
+            checked.append((_typed(document, networks) if named and named <= networks.keys() else resource, document))
+        except SpecError as error:
+            problems.extend(error.problems)
+    if problems:
+        raise SpecError(problems)
+    return checked
 
 
 def _unknown_annotations(document: Document, resource: Resource) -> Iterator[Problem]:
@@ -144,12 +145,15 @@ def dump(resources: Iterable[Resource]) -> str:
     return write_documents(resource.to_dict() for resource in resources)
 
 
-def parse(value: Mapping[str, Any], source: str) -> Resource:
+def parse(
+    value: Mapping[str, Any], source: str, networks: Mapping[str, SegmentationModelSpec] | None = None
+) -> Resource:
     """Return the resource of a JSON value, such as an object of the Kubernetes API; `source` names it in errors.
 
-    Raises `SpecError` with all problems.
+    `networks` are the specs of the models that a model may name, by name; without them a model that names one cannot
+    give its pipeline. Raises `SpecError` with all problems.
     """
-    return _typed(Document(source, dict(value)))
+    return _typed(Document(source, dict(value)), networks)
 
 
 def parse_value(kind: type[Part], value: Mapping[str, Any], source: str) -> Part:
@@ -160,18 +164,24 @@ def parse_value(kind: type[Part], value: Mapping[str, Any], source: str) -> Part
     return _validated(Document(source, dict(value)), kind, value)
 
 
-def _typed(document: Document) -> Resource:
+def _typed(document: Document, networks: Mapping[str, SegmentationModelSpec] | None = None) -> Resource:
     kind = KINDS[_kind(document)]
     value = dict(document.value)
     if isinstance(value.get("metadata"), dict):
         value["metadata"] = {key: item for key, item in value["metadata"].items() if key not in UNREAD_METADATA}
-    return _validated(document, kind.type, value)
+    return _validated(document, kind.type, value, networks)
 
 
-def _validated(document: Document, kind: type[Part], value: Mapping[str, Any]) -> Part:
+def _validated(
+    document: Document,
+    kind: type[Part],
+    value: Mapping[str, Any],
+    networks: Mapping[str, SegmentationModelSpec] | None = None,
+) -> Part:
     try:
         # Strict, because a Kubernetes API server does not accept the string "8" as a number either.
-        return kind.model_validate_json(json.dumps(value), strict=True)
+        context = None if networks is None else {NETWORKS: networks}
+        return kind.model_validate_json(json.dumps(value), strict=True, context=context)
     except ValidationError as error:
         details = error.errors(include_url=False)
         raise SpecError([_problem(document, kind, detail) for detail in details]) from None
@@ -207,6 +217,8 @@ def _problem(document: Document, model: type[BaseModel], detail: ErrorDetails) -
         case "missing":
             noun = "item" if isinstance(path[-1], int) else "field"
             return document.problem(path[:-1], f"{noun} {path[-1]!r} is missing")
+        case "extra_forbidden" if (instead := replacement_of(".".join(map(str, path)))) is not None:
+            return document.problem(path, f"unknown {_noun(path)} {path[-1]!r}; {instead}", key=True)
         case "extra_forbidden":
             known = _fields(structural_schema(GATE_SPECS[tag] if tag else model), () if tag else path[:-1])
             return document.problem(path, _unknown(_noun(path), str(path[-1]), known), key=True)
@@ -215,8 +227,8 @@ def _problem(document: Document, model: type[BaseModel], detail: ErrorDetails) -
 
 
 def _unknown(noun: str, name: str, known: Sequence[str]) -> str:
-    if _RENAMED.get(name) in known:
-        return f"unknown {noun} {name!r}; it is named {_RENAMED[name]!r} now"
+    if RENAMED.get(name) in known:
+        return f"unknown {noun} {name!r}; it is named {RENAMED[name]!r} now"
     return unknown_name(noun, name, known)
 
 
@@ -225,6 +237,8 @@ def _fields(schema: Mapping[str, Any], path: Path) -> list[str]:
     for part in path:
         if isinstance(part, int):
             schema = schema["items"]
+        elif part == "podTemplate":  # it is open in the schema
+            schema = structural_schema(PodTemplate)
         else:
             schema = schema["properties"][part] if "properties" in schema else schema["additionalProperties"]
     return list(schema.get("properties", ()))
@@ -232,10 +246,6 @@ def _fields(schema: Mapping[str, Any], path: Path) -> list[str]:
 
 def _noun(path: Path) -> str:
     match path:
-        case ("spec", "instances", "postprocess", int(), *rest):
-            return _noun(("spec", "postprocess", 0, *rest))
-        case ("spec", "cascade", "light", *rest) if len(rest) > 1:
-            return _noun(("spec", *rest))
         case ("spec", "preprocess" | "postprocess", int(), str()):
             return "stage"
         case ("spec", "preprocess" | "postprocess", int(), str(), str()):

@@ -1,15 +1,16 @@
-"""Pod settings of a TritonPool: resources, placement, environment, cache."""
+"""Pod settings of a TritonPool: the template that is merged into its pods, resources, cache."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError
 
+from segserve_operator.api.checks import check_distinct, located, unknown_name
 from segserve_operator.api.meta import ApiValue
 
 QUANTITY_PATTERN: Final = r"^[0-9]{1,15}(\.[0-9]{1,9})?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$"
@@ -132,6 +133,84 @@ class Variable(ApiValue):
                 {"seen": repr(self.name), "at": ("name",)},
             )
         return self
+
+
+class SecretReference(ApiValue):
+    """A Secret of the pool's namespace."""
+
+    name: Subdomain = Field(description="Name of the Secret.")
+
+
+class ContainerTemplate(ApiValue):
+    """A part of one container of the pods."""
+
+    name: str = Field(description="Name of the container.")
+    resources: Resources = Field(default=Resources(), description="Resource requests and limits.")
+    env: tuple[Variable, ...] = Field(default=(), max_length=64, description="Additional environment variables.")
+
+    @model_validator(mode="after")
+    def _check_distinct(self) -> Self:
+        check_distinct(tuple(variable.name for variable in self.env), "env")
+        return self
+
+
+class PodMetadata(ApiValue):
+    """Additional metadata of the pods."""
+
+    labels: Labels = Field(default={}, description="Additional labels; segserve's own take precedence.")
+    annotations: Annotations = Field(default={}, description="Additional annotations; segserve's own take precedence.")
+
+
+class PodSpec(ApiValue):
+    """A part of the PodSpec."""
+
+    node_selector: Labels = Field(default={}, description="Labels that a node must have.")
+    tolerations: tuple[Toleration, ...] = Field(default=(), max_length=32, description="Taints that are tolerated.")
+    affinity: Passed = Field(default={}, description="Affinity, copied unchanged.")
+    topology_spread_constraints: tuple[Passed, ...] = Field(
+        default=(),
+        max_length=8,
+        description="Topology spread constraints, copied; without a labelSelector a constraint is about the same group "
+        "of pods. Default: prefer different nodes and zones.",
+    )
+    scheduler_name: Subdomain | None = Field(default=None, description="Scheduler. Default: the cluster's own.")
+    runtime_class_name: Subdomain | None = Field(default=None, description="RuntimeClass, such as nvidia.")
+    priority_class_name: Subdomain | None = Field(default=None, description="PriorityClass.")
+    image_pull_secrets: tuple[SecretReference, ...] = Field(
+        default=(), max_length=16, description="Secrets for pulling images, beside the operator's."
+    )
+    containers: tuple[ContainerTemplate, ...] = Field(default=(), max_length=8, description="Containers by name.")
+
+    @model_validator(mode="after")
+    def _check_distinct(self) -> Self:
+        check_distinct(tuple(container.name for container in self.containers), "containers")
+        return self
+
+
+class PodTemplate(ApiValue):
+    """A part of a PodTemplateSpec, merged into the pods as kubectl merges a strategic merge patch.
+
+    It has the fields that cannot give the pods more rights than segserve gives them: no volumes, no images, no security
+    contexts, no service accounts.
+    """
+
+    metadata: PodMetadata = Field(default=PodMetadata(), description="Additional labels and annotations.")
+    spec: PodSpec = Field(default=PodSpec(), description="Placement, secrets for images, and containers.")
+
+    def container(self, name: str) -> ContainerTemplate:
+        """Return what is merged into the container `name`."""
+        return next((item for item in self.spec.containers if item.name == name), ContainerTemplate(name=name))
+
+
+def check_containers(template: PodTemplate, containers: Collection[str], with_env: Collection[str]) -> None:
+    """Raise a validation error for a container that the pods do not have, or that takes no variables."""
+    for index, container in enumerate(template.spec.containers):
+        at = ("podTemplate", "spec", "containers", index)
+        if container.name not in containers:
+            raise located(unknown_name("container", container.name, containers), *at, "name")
+        if container.env and container.name not in with_env:
+            allowed = ", ".join(with_env) or "no container of these pods"
+            raise located(f"{container.name} takes no variables; allowed: {allowed}", *at, "env")
 
 
 class Cache(ApiValue):

@@ -512,15 +512,6 @@ class RolloutPolicy(ApiValue):
     bake_time: Duration = Field(
         default=_MINUTES_10, description="How long a promoted revision is watched before the rollout succeeds."
     )
-    holdback: int = Field(
-        default=5,
-        ge=0,
-        le=50,
-        description="Percent of requests that the former revision keeps during bakeTime, for comparison (canary only).",
-    )
-    max_quarantines: int = Field(
-        default=3, ge=0, le=20, description="Quarantines that end without help; a further one waits for a person."
-    )
     gates: Annotated[tuple[Gate, ...], AfterValidator(_check_gates)] = Field(
         default=DEFAULT_GATES,
         validate_default=True,

@@ -79,7 +79,7 @@ def _node(raw: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[str, A
     node |= _bounds(raw)
     node |= _children(raw, definitions)
     # Readers treat an empty string as absent anyway, and older API servers turn it into null.
-    if raw.get("default") not in (None, ""):
+    if raw.get("default") not in (None, "") and _OPEN not in node:
         node["default"] = _default(raw["default"], node)
     if raw.get("title") in _STEPS:
         node["x-kubernetes-validations"] = [_exactly_one(node["properties"])]
@@ -103,7 +103,9 @@ def _default(value: Any, node: Mapping[str, Any]) -> Any:
     if "properties" not in node:
         return value
     fields = {
-        key: _default(value[key], field) for key, field in node["properties"].items() if value.get(key) is not None
+        key: _default(value[key], field)
+        for key, field in node["properties"].items()
+        if value.get(key) is not None and _OPEN not in field
     }
     return {key: field for key, field in fields.items() if field != node["properties"][key].get("default")}
 

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from enum import StrEnum
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import AfterValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationInfo,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic.config import JsonDict
 
 from segserve_builder.agent.protocol import AssignedModel
@@ -39,12 +47,15 @@ from segserve_operator.api.checks import (
     check_class_ids,
     check_distinct,
     check_family,
+    check_own_stages,
+    check_shared,
     check_stages,
     in_order_of_id,
     located,
     unknown_name,
 )
 from segserve_operator.api.drift import Drift
+from segserve_operator.api.errors import Problem, SpecError
 from segserve_operator.api.limits import Limits
 from segserve_operator.api.meta import (
     ApiValue,
@@ -77,6 +88,9 @@ PostprocessSteps = Annotated[
 ]
 FamilyName = Annotated[str, AfterValidator(check_family), WithJsonSchema({"type": "string", "enum": sorted(FAMILIES)})]
 
+NETWORKS: Final = "networks"
+"""Key of the validation context: the specs of the models that a spec may name, by name."""
+
 DEFAULT_KEEP_PREVIOUS: Final = timedelta(hours=1)
 DEFAULT_PROGRESS_DEADLINE: Final = timedelta(minutes=10)
 
@@ -89,45 +103,20 @@ def _class_ids_rule() -> JsonDict:
     }
 
 
-class InstancesSpec(ApiValue):
-    """A second network that finds instances in the same input as the first.
+class NetworkReference(ApiValue):
+    """Another SegmentationModel, whose artifact, family, stages and runtime are used as a second network."""
 
-    Its classes are the model's classes that are things; if its family numbers channels, channel i is the i-th of them.
-    """
-
-    artifact: Artifact = Field(description="File of the second network.")
-    family: FamilyName = Field(description="Meaning of the network's raw outputs.")
-    postprocess: tuple[PostprocessStep, ...] = Field(
-        default=(),
-        max_length=32,
-        description="Stages from the network's output to instances, in order. Default: the family's own.",
-        json_schema_extra={"x-kubernetes-list-type": "atomic"},
+    model: ResourceName = Field(
+        description="Name of a SegmentationModel of the same pool, which has one network and the same classes."
     )
-    runtime: Runtime | None = Field(
-        default=None, description="How Triton runs the network. Default: as the first network."
-    )
-
-
-class LightNetworkSpec(ApiValue):
-    """The network that answers first. Its classes, input and output are the model's."""
-
-    artifact: Artifact = Field(description="File of the light network.")
-    family: FamilyName = Field(description="Meaning of the network's raw outputs.")
-    preprocess: PreprocessSteps = ()
-    inference: tuple[InferenceStep, ...] = Field(
-        default=(),
-        max_length=8,
-        description="Steps that run the network more than once per image. Default: one run.",
-        json_schema_extra={"x-kubernetes-list-type": "atomic"},
-    )
-    postprocess: PostprocessSteps = ()
-    runtime: Runtime = Field(default=Runtime(), description="How Triton runs the network.")
 
 
 class CascadeSpec(ApiValue):
     """A light network that answers first; the model's own, heavy network is asked where its answer is not enough."""
 
-    light: LightNetworkSpec = Field(description="Network that answers first.")
+    light: NetworkReference = Field(
+        description="Model whose network answers first. A change of its spec is a new revision of this model as well."
+    )
     when: CascadeScore = Field(
         description="Score of the light answer, from 0 to 1: confidence, one less the mean probability of what was "
         "answered; area, higher for a smaller smallest region; or class, the score of the surest region of `classes`. "
@@ -183,9 +172,10 @@ class SegmentationModelSpec(ApiValue):
         json_schema_extra={"x-kubernetes-list-type": "atomic"},
     )
     postprocess: PostprocessSteps = ()
-    instances: InstancesSpec | None = Field(
+    instances: NetworkReference | None = Field(
         default=None,
-        description="Second network, whose instances the stage panopticFusion lays over the first one's labels.",
+        description="Model whose instances the stage panopticFusion lays over the labels. Its classes are this model's "
+        "things, and its preprocess is the same. A change of its spec is a new revision of this model as well.",
     )
     cascade: CascadeSpec | None = Field(
         default=None,
@@ -271,8 +261,37 @@ class SegmentationModelSpec(ApiValue):
         description="How a new revision replaces the stable one. Default: at once, as soon as it is proved.",
     )
 
+    _networks: Mapping[str, SegmentationModelSpec] = PrivateAttr(default_factory=dict)
+    """The specs of the models that this one names, once they have been read."""
+
+    @property
+    def references(self) -> Mapping[tuple[str, ...], str]:
+        """The models that this one names as its second network, by the place of the name."""
+        return {
+            at: reference.model
+            for at, reference in (
+                (("instances",), self.instances),
+                (("cascade", "light"), None if self.cascade is None else self.cascade.light),
+            )
+            if reference is not None
+        }
+
     @model_validator(mode="after")
-    def _stages_fit(self) -> Self:
+    def _stages_fit(self, info: ValidationInfo) -> Self:
+        """Check all stages if the context has the models that the spec names, else those of its own network."""
+        known: Mapping[str, SegmentationModelSpec] | None = (info.context or {}).get(NETWORKS)
+        if known is None and self.references:
+            check_class_ids(self._own_network())
+            check_own_stages(self._own_network(), fuses=self.instances is not None)
+            return self
+        for at, name in self.references.items():
+            if known is None or name not in known:
+                raise located(unknown_name("model", name, known or ()), *at, "model")
+            if known[name].references:
+                raise located(f"{name} has two networks itself; name a model of one network", *at, "model")
+            own, other = self._own_network(), known[name]._own_network(name)
+            check_shared(own, other, at)
+        self._networks = {name: known[name] for name in self.references.values()} if known else {}
         pipeline = self.pipeline("any")
         check_class_ids(pipeline)
         check_stages(pipeline)
@@ -343,7 +362,15 @@ class SegmentationModelSpec(ApiValue):
         return self
 
     def pipeline(self, model_name: str) -> Pipeline:
-        """Return the part of the spec that can change an answer of the model `model_name`."""
+        """Return the part of the spec that can change an answer of the model `model_name`.
+
+        Raises `SpecError` if the spec names other models and was read without them.
+        """
+        return self._own_network(model_name).model_copy(
+            update={"instances": self._second_network(), "cascade": self._cascade()}
+        )
+
+    def _own_network(self, model_name: str = "any") -> Pipeline:
         return Pipeline(
             model=model_name,
             artifact_sha256=self.artifact.sha256,
@@ -355,11 +382,15 @@ class SegmentationModelSpec(ApiValue):
             postprocess=self.postprocess,
             output=self.output,
             runtime=self.runtime,
-            instances=self._second_network(),
             out_of_distribution=self.out_of_distribution,
             embedding=self.embedding,
-            cascade=self._cascade(),
         )
+
+    def _network(self, reference: NetworkReference, at: str) -> SegmentationModelSpec:
+        if reference.model not in self._networks:
+            message = f"the spec of model {reference.model!r} is needed, and was not read with this one"
+            raise SpecError([Problem("", f"spec.{at}.model", message)])
+        return self._networks[reference.model]
 
     def assigned(self, model_name: str) -> AssignedModel:
         """Return the assignment for agents that serve the model under the public name `model_name`."""
@@ -368,8 +399,10 @@ class SegmentationModelSpec(ApiValue):
             artifact=self.artifact,
             golden=self.golden,
             expose=self.expose,
-            second_artifact=None if self.instances is None else self.instances.artifact,
-            light_artifact=None if self.cascade is None else self.cascade.light.artifact,
+            second_artifact=None if self.instances is None else self._network(self.instances, "instances").artifact,
+            light_artifact=None
+            if self.cascade is None
+            else self._network(self.cascade.light, "cascade.light").artifact,
             metrics=self.metrics or ModelMetrics(),
             # The default written out is no other assignment.
             processes=None if self.processes == "own" else self.processes,
@@ -378,7 +411,8 @@ class SegmentationModelSpec(ApiValue):
     def _cascade(self) -> Cascade | None:
         if self.cascade is None:
             return None
-        light, names = self.cascade.light, {item.name: item.id for item in self.classes}
+        light = self._network(self.cascade.light, "cascade.light")
+        names = {item.name: item.id for item in self.classes}
         unknown = next((name for name in self.cascade.classes if name not in names), None)
         if unknown is not None:
             at = self.cascade.classes.index(unknown)
@@ -401,11 +435,12 @@ class SegmentationModelSpec(ApiValue):
     def _second_network(self) -> SecondNetwork | None:
         if self.instances is None:
             return None
+        second = self._network(self.instances, "instances")
         return SecondNetwork(
-            artifact_sha256=self.instances.artifact.sha256,
-            family=self.instances.family,
-            postprocess=self.instances.postprocess,
-            runtime=self.instances.runtime,
+            artifact_sha256=second.artifact.sha256,
+            family=second.family,
+            postprocess=second.postprocess,
+            runtime=second.runtime,
         )
 
 

@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from segserve_operator.api.meta import ApiValue
-from segserve_operator.api.pod_template import Resources, Subdomain
+from segserve_operator.api.pod_template import Subdomain
 
 _LABEL: Final = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
 IDENTITY_PATTERN: Final = rf"^(spiffe://[-._a-z0-9]+(/[-._a-zA-Z0-9]+)+|{_LABEL}(\.{_LABEL})*)$"
@@ -48,11 +48,6 @@ class ServerTls(ApiValue):
 
     servers: TlsParty = Field(description="The servers.")
     gateway: TlsParty = Field(description="The gateway.")
-    resources: Resources | None = Field(
-        default=None,
-        description="Resources of the Envoy in each server's pod that ends TLS. Default requests, of each that has "
-        "neither a request nor a limit: 50m cpu, 64Mi memory, 32Mi ephemeral-storage; default limit: 256Mi memory.",
-    )
 
     @model_validator(mode="after")
     def _check_parties(self) -> Self:

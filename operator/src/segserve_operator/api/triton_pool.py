@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
 
+from segserve_common.kube.names import (
+    AGENT_CONTAINER,
+    CAPTURE_CONTAINER,
+    COMPARATOR_CONTAINER,
+    ENVOY_CONTAINER,
+    SYNC_CONTAINER,
+    TLS_CONTAINER,
+    TRITON_CONTAINER,
+)
 from segserve_operator.api.access import Auth
 from segserve_operator.api.artifacts import Artifacts
 from segserve_operator.api.checks import check_distinct, located
@@ -20,15 +29,12 @@ from segserve_operator.api.pod_template import (
     Cache,
     Hostname,
     Image,
-    Labels,
-    Passed,
-    PullPolicy,
+    PodTemplate,
     Quantity,
     Resources,
     SecretKey,
     Subdomain,
-    Toleration,
-    Variable,
+    check_containers,
 )
 from segserve_operator.api.pool_scaling import Scaling, ScalingStatus
 from segserve_operator.api.pool_update import TemplateStatus, Update
@@ -48,9 +54,16 @@ _REPLICAS_MESSAGE = "replicas must not be above scaling.maximum"
 _VERSION_MESSAGE = "an image needs a version, the Triton release that it contains, such as 26.04"
 
 
-def _check_variables(variables: tuple[Variable, ...]) -> tuple[Variable, ...]:
-    check_distinct(tuple(variable.name for variable in variables))
-    return variables
+_OPEN: JsonDict = {"x-kubernetes-preserve-unknown-fields": True}
+"""Its fields are Kubernetes' own, and stand in its documentation; the operator refuses what it does not merge."""
+_MERGED = (
+    "Part of a pod template, merged into the {pods} by the rules of strategic merge patches: metadata.labels and "
+    "annotations; spec.nodeSelector, tolerations, affinity, topologySpreadConstraints, schedulerName, "
+    "runtimeClassName, priorityClassName, imagePullSecrets; and spec.containers by name ({containers}), each with "
+    "resources{variables}. {defaults}"
+)
+_SERVER_CONTAINERS: Final = (TRITON_CONTAINER, AGENT_CONTAINER, TLS_CONTAINER)
+_GATEWAY_CONTAINERS: Final = (ENVOY_CONTAINER, SYNC_CONTAINER, COMPARATOR_CONTAINER, CAPTURE_CONTAINER)
 
 
 class Server(ApiValue):
@@ -70,52 +83,28 @@ class Server(ApiValue):
         pattern=r"^[0-9]{2}\.[0-9]{2}$",
         description="Triton release in the image, such as 26.04; models' configurations are written for it.",
     )
-    image_pull_policy: PullPolicy | None = Field(
-        default=None, description="When to pull the image. Default: Kubernetes' own."
-    )
-    image_pull_secrets: Annotated[tuple[Subdomain, ...], AfterValidator(check_distinct)] = Field(
-        default=(), max_length=16, description="Secrets of the namespace for pulling images.", json_schema_extra=_SET
-    )
     resources: Resources = Field(
         default=Resources(),
         description="Resources of the Triton container, GPUs (whole or MIG) included. Default requests, of "
         "each that has neither a request nor a limit: 100m cpu, 1Gi memory, 1Gi ephemeral-storage; memory then has "
         "a limit of 32Gi.",
     )
-    agent_resources: Resources | None = Field(
-        default=None,
-        description="Resources of the agent container. Default requests, of each that has neither a request nor a "
-        "limit: 50m cpu, 256Mi memory, 1Gi ephemeral-storage; memory then has a limit of 4Gi.",
+    pod_template: PodTemplate = Field(
+        default=PodTemplate(),
+        description=_MERGED.format(
+            pods="servers' pods",
+            containers=", ".join(_SERVER_CONTAINERS),
+            variables=", and triton and agent with env",
+            defaults="Default requests, of each that has neither a request nor a limit: 50m cpu, 256Mi memory, 1Gi "
+            "ephemeral-storage for the agent, whose memory then has a limit of 4Gi; 50m cpu, 64Mi memory, 32Mi "
+            "ephemeral-storage and at most 256Mi memory for tls.",
+        ),
+        json_schema_extra=_OPEN,
     )
     shared_memory: Quantity = Field(
         default="1Gi", description="Size of /dev/shm, through which steps pass tensors. Counts as memory."
     )
     cache: Cache = Field(default=Cache(size="20Gi"), description="Where downloaded artifacts are stored, by digest.")
-    node_selector: Labels = Field(default={}, description="Labels that a node must have to run servers.")
-    tolerations: tuple[Toleration, ...] = Field(
-        default=(), max_length=32, description="Taints of nodes that the servers tolerate.", json_schema_extra=_WHOLE
-    )
-    affinity: Passed = Field(default={}, description="Affinity of the pods, copied unchanged.")
-    topology_spread_constraints: tuple[Passed, ...] = Field(
-        default=(),
-        max_length=8,
-        description="Topology spread constraints of the pods, copied; without a labelSelector a constraint is about "
-        "the servers of the same group. Default: prefer different nodes and zones.",
-        json_schema_extra=_WHOLE,
-    )
-    scheduler_name: Subdomain | None = Field(
-        default=None, description="Scheduler of the pods. Default: the cluster's own."
-    )
-    runtime_class_name: Subdomain | None = Field(default=None, description="RuntimeClass of the pods, such as nvidia.")
-    priority_class_name: Subdomain | None = Field(default=None, description="PriorityClass of the pods.")
-    env: Annotated[tuple[Variable, ...], AfterValidator(_check_variables)] = Field(
-        default=(),
-        max_length=64,
-        description="Environment variables of Triton and the agent.",
-        json_schema_extra=_BY_NAME,
-    )
-    pod_labels: Labels = Field(default={}, description="Additional labels of the pods; segserve's own take precedence.")
-    pod_annotations: Annotations = Field(default={}, description="Additional annotations of the pods.")
     service_account_annotations: Annotations = Field(
         default={}, description="Annotations of the pods' ServiceAccounts, such as those that name a cloud role."
     )
@@ -133,6 +122,16 @@ class Server(ApiValue):
     def _check_version(self) -> Self:
         if self.image is not None and self.version is None:
             raise PydanticCustomError("spec", _VERSION_MESSAGE, {"at": ("image",)})
+        return self
+
+    @model_validator(mode="after")
+    def _check_pod_template(self) -> Self:
+        with_env = (TRITON_CONTAINER, AGENT_CONTAINER)
+        check_containers(self.pod_template, _SERVER_CONTAINERS, with_env)
+        if TRITON_CONTAINER in [
+            each.name for each in self.pod_template.spec.containers if each.resources != Resources()
+        ]:
+            raise located("the resources of triton are server.resources", "podTemplate", "spec", "containers")
         return self
 
 
@@ -238,18 +237,17 @@ class Gateway(ApiValue):
     )
     replicas: int = Field(default=2, ge=1, le=100, description="Number of gateway pods.")
     workers: int = Field(default=2, ge=1, le=64, description="Worker threads per gateway.")
-    image_pull_secrets: Annotated[tuple[Subdomain, ...], AfterValidator(check_distinct)] = Field(
-        default=(), max_length=16, description="Secrets of the namespace for pulling images.", json_schema_extra=_SET
-    )
-    resources: Resources | None = Field(
-        default=None,
-        description="Resources of the Envoy container. Default requests, of each that has neither a request nor a "
-        "limit: 100m cpu, 128Mi memory, 128Mi ephemeral-storage.",
-    )
-    sync_resources: Resources | None = Field(
-        default=None,
-        description="Resources of the configuration sidecar. Default requests, of each that has neither a request nor "
-        "a limit: 20m cpu, 96Mi memory, 64Mi ephemeral-storage.",
+    pod_template: PodTemplate = Field(
+        default=PodTemplate(),
+        description=_MERGED.format(
+            pods="gateways' pods",
+            containers=", ".join(_GATEWAY_CONTAINERS),
+            variables="",
+            defaults="Default requests, of each that has neither a request nor a limit: 100m cpu, 128Mi memory, 128Mi "
+            "ephemeral-storage for envoy; 20m cpu, 96Mi memory, 64Mi ephemeral-storage for sync; 50m cpu, 64Mi "
+            "ephemeral-storage, and 256Mi memory for comparator, 384Mi for capture.",
+        ),
+        json_schema_extra=_OPEN,
     )
     shadow: bool = Field(
         default=False,
@@ -262,46 +260,23 @@ class Gateway(ApiValue):
         "cluster: each gets a container with the pool's credentials for artifacts, which has these requests in "
         "memory. A change starts the gateways anew, one after the other. Default: not.",
     )
-    capture_resources: Resources | None = Field(
-        default=None,
-        description="Resources of that container. Default requests, of each that has neither a request nor a limit: "
-        "50m cpu, 384Mi memory, 64Mi ephemeral-storage.",
-    )
-    comparator_resources: Resources | None = Field(
-        default=None,
-        description="Resources of the comparator. Default requests, of each that has neither a request nor a limit: "
-        "50m cpu, 256Mi memory, 64Mi ephemeral-storage.",
-    )
     service_type: Literal["ClusterIP", "NodePort", "LoadBalancer"] = Field(
         default="ClusterIP", description="Type of the Service."
     )
     service_annotations: Annotations = Field(
         default={}, description="Annotations of the Service, such as those for load balancers."
     )
-    node_selector: Labels = Field(default={}, description="Labels that a node must have to run gateways.")
-    tolerations: tuple[Toleration, ...] = Field(
-        default=(), max_length=32, description="Taints of nodes that the gateways tolerate.", json_schema_extra=_WHOLE
-    )
-    affinity: Passed = Field(default={}, description="Affinity of the pods, copied unchanged.")
-    topology_spread_constraints: tuple[Passed, ...] = Field(
-        default=(),
-        max_length=8,
-        description="Topology spread constraints of the pods, copied; without a labelSelector a constraint is about "
-        "the gateways. Default: prefer different nodes and zones.",
-        json_schema_extra=_WHOLE,
-    )
-    scheduler_name: Subdomain | None = Field(
-        default=None, description="Scheduler of the pods. Default: the cluster's own."
-    )
-    priority_class_name: Subdomain | None = Field(default=None, description="PriorityClass of the pods.")
-    pod_labels: Labels = Field(default={}, description="Additional labels of the pods; segserve's own take precedence.")
-    pod_annotations: Annotations = Field(default={}, description="Additional annotations of the pods.")
     drain_seconds: int = Field(
         default=15,
         ge=0,
         le=3600,
         description="Seconds for which a terminating gateway still answers while callers move to others.",
     )
+
+    @model_validator(mode="after")
+    def _check_pod_template(self) -> Self:
+        check_containers(self.pod_template, _GATEWAY_CONTAINERS, ())
+        return self
 
     @model_validator(mode="after")
     def _check_routes(self) -> Self:

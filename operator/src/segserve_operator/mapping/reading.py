@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from segserve_builder.spec.reading import read_tolerantly, unknown_fields
 from segserve_operator.api.errors import SpecError
+from segserve_operator.api.former_fields import replacement_of
 from segserve_operator.api.loading import parse
 from segserve_operator.api.meta import ConditionStatus
 from segserve_operator.api.segmentation_model import (
@@ -24,6 +25,7 @@ from segserve_operator.api.segmentation_model import (
 from segserve_operator.api.segmentation_rollout import RolloutPhase, SegmentationRollout
 from segserve_operator.api.triton_pool import TritonPool, TritonPoolStatus
 from segserve_operator.core.failure import STATUS_UNREADABLE, UNKNOWN_FIELD, FailureReason
+from segserve_operator.mapping.references import named_models
 
 _PHASES: Final = frozenset(phase.value for phase in RolloutPhase)
 _ROLES: Final = ("roles", "roles.stable", "roles.candidate", "roles.previous")
@@ -75,16 +77,31 @@ def read_pool(manifest: Mapping[str, Any], name: str) -> tuple[TritonPool, Failu
             raise error from None
         if set(_WHOLE).intersection(left_out) or any(f"{path}.".startswith(f"{_AUTH}.") for path in left_out):
             raise
+        if any(replacement_of(path) is not None for path in left_out):
+            raise  # an earlier release wrote it: without it pods would run elsewhere, or with less
         return known, FailureReason(UNKNOWN_FIELD, f"this release does not know {', '.join(left_out)}, and ignores it")
     assert isinstance(pool, TritonPool)
     return pool, None
 
 
-def read_model(manifest: Mapping[str, Any]) -> SegmentationModel | FailureReason:
-    """Return a stored model without its status, or why its spec cannot be rolled out."""
+def read_model(
+    manifest: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]] | None = None
+) -> SegmentationModel | FailureReason:
+    """Return a stored model without its status, or why its spec cannot be rolled out.
+
+    `others` are the manifests of the models that it may name as its second network, by name; without them a model that
+    names one cannot give its pipeline.
+    """
     plain = {**_head(manifest), "spec": manifest["spec"]}
+    networks = {}
+    for at, name in named_models(manifest).items():
+        if others is not None and name in others:
+            other = read_model(others[name])
+            if isinstance(other, FailureReason):
+                return FailureReason(other.reason, f"spec.{at}.model: {other.message}")
+            networks[name] = other.spec
     try:
-        model = parse(plain, manifest["metadata"]["name"])
+        model = parse(plain, manifest["metadata"]["name"], None if others is None else networks)
     except SpecError as error:
         unknown = unknown_fields(SegmentationModel, plain)
         if not unknown:

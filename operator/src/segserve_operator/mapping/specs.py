@@ -19,10 +19,10 @@ from segserve_operator.mapping.reading import read_model
 _ACCESS: Final = TypeAdapter(AccessRules)
 
 
-def wanted_of(manifest: Mapping[str, Any]) -> Wanted | FailureReason:
-    """Read a SegmentationModel's spec."""
+def wanted_of(manifest: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]) -> Wanted | FailureReason:
+    """Read a SegmentationModel's spec; `others` are the manifests of the models that it may name, by name."""
     name = manifest["metadata"]["name"]
-    model = read_model(manifest)
+    model = read_model(manifest, others)
     if isinstance(model, FailureReason):
         return model
     return Wanted(

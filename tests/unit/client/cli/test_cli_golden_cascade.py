@@ -45,10 +45,9 @@ def tiers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The coins' network, and the same asked for coins that it is surer of as the light one."""
     folder, model = tmp_path_factory.mktemp("tiers"), variant()
     golden_set(folder / "golden", model)
-    light = {key: model["spec"][key] for key in ("artifact", "family", "preprocess")}
-    light["postprocess"] = [{"argmax": {"threshold": 0.95}}]
-    model["spec"]["cascade"] = {"light": light, "when": "confidence", "threshold": 0}
-    return write(folder / "model.yaml", model)
+    light = variant(name="light", postprocess=[{"argmax": {"threshold": 0.95}}])
+    model["spec"]["cascade"] = {"light": {"model": "light"}, "when": "confidence", "threshold": 0}
+    return write(folder / "model.yaml", model, light)
 
 
 def test_the_threshold_is_printed_as_a_spec_takes_it(command: Command, tiers: Path) -> None:
@@ -57,9 +56,9 @@ def test_the_threshold_is_printed_as_a_spec_takes_it(command: Command, tiers: Pa
     found = re.search(r"set in spec.cascade: threshold: (\S+), maxLoss: 0.4", printed)
     assert (code, f"coins: {IMAGES} images" in printed) == (0, True)
     assert found is not None
-    model = yaml.safe_load(tiers.read_text())
+    model, light = yaml.safe_load_all(tiers.read_text())
     model["spec"]["cascade"] |= {"threshold": float(found[1]), "maxLoss": 0.4}
-    (resource,) = load(yaml.safe_dump(model), "model.yaml")
+    resource, _ = load(yaml.safe_dump_all([model, light]), "model.yaml")
     assert resource.spec.cascade.max_loss == 0.4
 
 

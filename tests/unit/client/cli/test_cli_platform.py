@@ -81,7 +81,7 @@ def test_a_dry_run_asks_the_server_what_would_change_and_stores_nothing(server: 
     assert [change.outcome for change in first] == ["created"] * 3
     assert stored_by_dry_run == []
     assert [change.outcome for change in changes] == ["configured", "unchanged", "unchanged"]
-    assert [*change_lines(read_file(edited)[0], changes[0])][1:] == [
+    assert [*change_lines(read_file(edited)[0], changes[0], {}, {})][1:] == [
         "  ~ spec.postprocess[1].removeSmallRegions.minArea: 150 -> 160"
     ]
     assert here.preview(read_file(COINS))[0].outcome == "unchanged"

@@ -16,7 +16,6 @@ from segserve_builder.spec.model_spec import (
     Input,
     ModelClass,
     Output,
-    Provenance,
     Runtime,
 )
 from segserve_operator.api.loading import dump, load
@@ -105,7 +104,7 @@ SPECS = build(
         Artifact,
         uri=PATHS,
         sha256=DIGESTS,
-        provenance=st.none() | build(Provenance, source=WORDS, dataset_sha256=st.none() | DIGESTS),
+        provenance=st.none() | st.dictionaries(WORDS, WORDS, max_size=3),
     ),
     family=st.just("semantic-logits"),
     input=build(Input),

@@ -7,7 +7,7 @@ import trustme
 import yaml
 from pydantic import ValidationError
 
-from fakes.pools import FULL, MINIMAL
+from fakes.pools import FULL, MINIMAL, labelled, pods_with
 from segserve_builder.sources import SOURCES
 from segserve_builder.spec.model_spec import SCHEMES, Artifact
 from segserve_operator.api.loading import dump, load
@@ -104,11 +104,40 @@ def test_amounts_need_no_quotes() -> None:
         pytest.param({"server": {"cache": {"hostPath": "cache"}}}, "pattern", id="a folder that is relative"),
         pytest.param({"server": {"sharedMemory": "much"}}, "a quantity such as 2, 500m or 16Gi, got", id="words"),
         pytest.param({"server": {"sharedMemory": True}}, "a quantity", id="a truth instead of an amount"),
-        pytest.param({"server": {"env": [{"name": "SEGSERVE_POOL"}]}}, "reserved for", id="a variable of ours"),
-        pytest.param({"server": {"env": [{"name": "A"}, {"name": "A"}]}}, "listed twice", id="a variable twice"),
-        pytest.param({"server": {"podLabels": {"a b": "c"}}}, "got 'a b'", id="a label's name with a space"),
-        pytest.param({"server": {"podLabels": {"a": "b c"}}}, "got 'b c' for a", id="a label's value with a space"),
-        pytest.param({"server": {"imagePullSecrets": ["No"]}}, "pattern", id="a secret that cannot be"),
+        pytest.param(
+            {"server": pods_with({"agent": {"env": [{"name": "SEGSERVE_POOL"}]}})},
+            "reserved for",
+            id="a variable of ours",
+        ),
+        pytest.param(
+            {"server": pods_with({"triton": {"env": [{"name": "A"}, {"name": "A"}]}})},
+            "'A' is listed twice",
+            id="a variable twice",
+        ),
+        pytest.param(
+            {"gateway": pods_with({"envoy": {"env": [{"name": "A"}]}})}, "takes no variables", id="a variable of Envoy"
+        ),
+        pytest.param(
+            {"server": pods_with({"tritn": {}})}, "did you mean 'triton'.*agent, tls, triton", id="an unknown container"
+        ),
+        pytest.param(
+            {"server": pods_with({"triton": {"resources": {"limits": {"cpu": 1}}}})},
+            "the resources of triton are server.resources",
+            id="Triton's resources twice",
+        ),
+        pytest.param({"server": pods_with(volumes=[])}, "not permitted", id="a volume"),
+        pytest.param({"server": pods_with({"agent": {"image": "mine"}})}, "not permitted", id="another image"),
+        pytest.param(
+            {"server": labelled({"a b": "c"})},
+            "got 'a b'",
+            id="a label's name with a space",
+        ),
+        pytest.param(
+            {"gateway": labelled({"a": "b c"})},
+            "got 'b c' for a",
+            id="a label's value with a space",
+        ),
+        pytest.param({"server": pods_with(imagePullSecrets=[{"name": "No"}])}, "pattern", id="a secret that cannot be"),
         pytest.param({"server": {"version": "latest"}}, "pattern", id="a release that is none"),
         *(
             pytest.param({"gateway": {"tracing": {"endpoint": bad}}}, said, id=bad)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fakes.pools import MINIMAL, pool_context, with_defaults
+from fakes.pools import MINIMAL, VARIABLE, pool_context, with_defaults
 from segserve_operator.adapters.kube.updates import is_open, settings_digest
 from segserve_operator.api.pool_update import UpdateWindow
 
@@ -39,7 +39,7 @@ def test_a_window(window: dict[str, Any], at: str, expected: bool) -> None:
 @pytest.mark.parametrize(
     ("changes", "own"),
     [
-        pytest.param({"server": {"env": [{"name": "A", "value": "b"}]}}, True, id="the environment"),
+        pytest.param({"server": VARIABLE}, True, id="the environment"),
         pytest.param({"artifacts": {"base": "https://m.example.com/"}}, True, id="the artifacts' base"),
         pytest.param({"server": {"drainSeconds": 10}}, False, id="a default that is written out"),
         pytest.param({"server": {"serviceAccountAnnotations": {"a": "b"}}}, False, id="annotations of accounts"),

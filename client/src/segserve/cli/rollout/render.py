@@ -20,6 +20,7 @@ from segserve.platforms.rollouts.rollout_view import RolloutView, Side
 from segserve.platforms.rollouts.words import SEGSERVE, GateWords, latency, number, span
 from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.gates.base import Outcome, Verdict
+from segserve_operator.core.rollout.engine import HOLDBACK, MAX_QUARANTINES
 from segserve_operator.core.rollout.forecast import Forecast
 from segserve_operator.core.rollout.phases import ENDED, Phase
 from segserve_operator.core.rollout.record import Decision, Record
@@ -122,9 +123,8 @@ class RolloutTree:
         elif record is not None:
             yield Node(Text("deadline"), QUIET, "", Text(_deadline(view, record)))
         if standing.quarantines and record is not None:
-            most = record.policy.max_quarantines
-            colour = BAD if standing.quarantines > most else MOVING
-            yield Node(Text("quarantines"), colour, "", Text(f"{standing.quarantines} of {most}"))
+            colour = BAD if standing.quarantines > MAX_QUARANTINES else MOVING
+            yield Node(Text("quarantines"), colour, "", Text(f"{standing.quarantines} of {MAX_QUARANTINES}"))
         if requests := list(words.asked(view)):
             dated = (
                 f"{text}{f' {span(view.now_s - at_s)} ago' if at_s is not None else ''}" for text, at_s in requests
@@ -179,7 +179,7 @@ def _steps(view: RolloutView, record: Record, outlook: Forecast | None) -> Itera
     if record.policy.strategy in ("shadow", "abTest") and not view.promoted:
         return
     watched = f"watched for {span(record.policy.bake_time.total_seconds())}"
-    part = 100 - record.policy.holdback if weights else 100
+    part = 100 - HOLDBACK if weights else 100
     if standing.phase is Phase.BAKING:
         left_s = standing.since_s + record.policy.bake_time.total_seconds() - view.now_s
         yield Node(Text(f"{part:g} %"), MOVING, "now", Text(f"{watched}, {span(left_s)} to go"))

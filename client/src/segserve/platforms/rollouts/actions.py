@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from segserve.platforms.errors import ConflictError, NotFoundError, WaitTimeoutError
+from segserve.platforms.manifests import revision_of
 from segserve.platforms.port import MODEL, Json, ParsedResource, Platform
 from segserve.platforms.rollouts.rollout_view import is_written, record_of
 from segserve.platforms.waiting import wait_for
@@ -88,17 +89,20 @@ class Handled:
         )
 
 
-def ignored_annotations(platform: Platform, resource: ParsedResource) -> Iterator[str]:
-    """Yield for each request by annotation in a model's file why the platform would ignore it as things are now."""
+def ignored_annotations(platform: Platform, resource: ParsedResource, applied: Mapping[str, Json]) -> Iterator[str]:
+    """Yield for each request by annotation in a model's file why the platform would ignore it as things are now.
+
+    `applied` are all models as they will be, by name.
+    """
     model, annotations = resource.resource, resource.resource.metadata.annotations
     if not isinstance(model, SegmentationModel):
         return
     stored = platform.find(MODEL, model.metadata.name)
-    status = _status(stored or {})
+    status, revision = _status(stored or {}), revision_of(resource.complete(), applied)
     for verb in VERBS:
         request = RolloutRequest(verb, annotations.get(PREFIX + verb, ""))
         # Applying the file may start the rollout of its revision; what was handled stays in the file.
-        if not request.value or request.text in status.handled or request.revision == model.assigned.revision:
+        if not request.value or request.text in status.handled or request.revision == revision:
             continue
         gates = tuple(gate_name(gate) for gate in (model.spec.rollout or RolloutPolicy()).gates)
         if (refused := refusal(request, status.rollout, status.roles, gates)) is not None:

@@ -16,7 +16,7 @@ from segserve_operator.core.evidence import EDGES_MS
 from segserve_operator.core.gates import GATES
 from segserve_operator.core.gates.base import CheckedGateType, GateType, Outcome, Verdict
 from segserve_operator.core.gates.mask_agreement import CONFIDENCE_SHIFTED
-from segserve_operator.core.rollout.engine import Wait
+from segserve_operator.core.rollout.engine import MAX_QUARANTINES, Wait
 from segserve_operator.core.rollout.forecast import Forecast
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.record import Record
@@ -200,11 +200,10 @@ def missing_requests(outlook: Forecast) -> str:
 
 def _quarantine(view: RolloutView) -> str:
     standing = view.standing
-    limit = f" of {view.record.policy.max_quarantines}" if view.record is not None else ""
     if standing.reason == TOO_OFTEN:
         return f"it was quarantined too often and waits for you: `segserve rollout promote {view.model}` or `abort`"
     test = "segserve's own requests find out whether it recovers"
-    return f"it failed while stable answered; {test} (quarantine {max(standing.quarantines, 1)}{limit})"
+    return f"it failed while stable answered; {test} (quarantine {max(standing.quarantines, 1)} of {MAX_QUARANTINES})"
 
 
 def next_weight(view: RolloutView) -> str:

@@ -25,6 +25,7 @@ from segserve_operator.core.scaling import ScalingPolicy, ScalingTarget
 from segserve_operator.core.world.observed import ModelObserved, PoolObserved, Roles, Wanted
 from segserve_operator.mapping.annotations import annotations_of
 from segserve_operator.mapping.reading import read_pool_status, read_status
+from segserve_operator.mapping.references import named_models
 from segserve_operator.mapping.specs import (
     access_of,
     credentials_of,
@@ -57,8 +58,8 @@ log = logging.getLogger("segserve")
 class StoreCache:
     """Parsed specs, models, revisions and rollouts, most of them by uid."""
 
-    specs: dict[str, tuple[int, Wanted | FailureReason]] = field(default_factory=dict)
-    models: dict[tuple[str, str, bool], ModelObserved] = field(default_factory=dict)
+    specs: dict[str, tuple[list[str], Wanted | FailureReason]] = field(default_factory=dict)
+    models: dict[tuple[str, str, bool, tuple[str, ...]], ModelObserved] = field(default_factory=dict)
     records: dict[str, AssignedModel] = field(default_factory=dict)
     rollouts: dict[str, CachedRollout] = field(default_factory=dict)
     unreadable: dict[str, str] = field(default_factory=dict)
@@ -117,7 +118,15 @@ class ClusterStore:
         for uid in self.parsed.specs.keys() - uids:
             del self.parsed.specs[uid]
         missing = self.contexts.resource(self.key) is None
-        states = [(m["metadata"]["uid"], m["metadata"]["resourceVersion"], missing) for m in models]
+        states = [
+            (
+                model["metadata"]["uid"],
+                model["metadata"]["resourceVersion"],
+                missing,
+                tuple(_generations(self._named(model))),
+            )
+            for model in models
+        ]
         former = self.parsed.models
         self.parsed.models = {
             state: former.get(state) or self._observe(model, pool_missing=missing)
@@ -169,15 +178,20 @@ class ClusterStore:
         )
 
     def _spec(self, model: Json) -> Wanted | FailureReason:
-        uid, generation = model["metadata"]["uid"], model["metadata"]["generation"]
+        uid, others = model["metadata"]["uid"], self._named(model)
+        generations = _generations([model, *others])
         cached = self.parsed.specs.get(uid)
-        if cached is None or cached[0] != generation:
-            wanted = wanted_of(model)
+        if cached is None or cached[0] != generations:
+            wanted = wanted_of(model, {other["metadata"]["name"]: other for other in others})
             if isinstance(wanted, Wanted):
                 wanted = replace(wanted, assigned=self.interner.intern(wanted.assigned))
-            cached = (generation, wanted)
+            cached = (generations, wanted)
             self.parsed.specs[uid] = cached
         return cached[1]
+
+    def _named(self, model: Json) -> list[Json]:
+        """Return the models of the pool that a model names as its second network."""
+        return [self._observed[name] for name in named_models(model).values() if name in self._observed]
 
     async def revisions(self) -> Mapping[str, AssignedModel]:
         """Return the records of revisions by name; of several with one name, the latest that can be read."""
@@ -338,6 +352,10 @@ def _revision_of(record: Json) -> str:
     """Return the revision that a record is of: as its label says, else its content; empty if neither does."""
     labels, data = record["metadata"].get("labels") or {}, record.get("data")
     return str(labels.get(REVISION_LABEL) or (data.get("revision") if isinstance(data, dict) else None) or "")
+
+
+def _generations(models: Iterable[Json]) -> list[str]:
+    return [f"{model['metadata']['uid']} {model['metadata']['generation']}" for model in models]
 
 
 def _number(record: Json) -> int:

@@ -17,6 +17,7 @@ from segserve_operator.adapters.local.events import add_event, edit_event, read_
 from segserve_operator.adapters.local.files import StateFolder, read_yaml, write_yaml
 from segserve_operator.core.world.event import Event
 from segserve_operator.mapping.annotations import annotations_of
+from segserve_operator.mapping.references import named_models
 
 if TYPE_CHECKING:
     from segserve_operator.api.resources import Resource
@@ -159,6 +160,11 @@ class ResourceFiles:
             log.error("%s: %s", folder, error)
             status = {"roles": str(error)}  # which is read as roles that nobody knows
         return {**manifest, "status": status} if status is not None else dict(manifest)
+
+    def named(self, manifest: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """Return the stored models that a model names as its second network, by name."""
+        names = set(named_models(manifest).values()).intersection(self.names(MODEL))
+        return {name: self.get(MODEL, name) for name in names}
 
     def events(self, model: str) -> Iterator[tuple[str, float, Event]]:
         """Yield the events of a model and of its pool: what they are about, Unix times in seconds, and the events."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import operator
 import shutil
 import time
 from collections.abc import Mapping
@@ -42,7 +43,7 @@ log = logging.getLogger("segserve")
 class LocalStore(ResourceFiles):
     """The resources of one state folder, and what the platform keeps of them."""
 
-    _specs: dict[str, tuple[Any, Wanted | FailureReason]] = field(default_factory=dict)
+    _specs: dict[str, tuple[list[Any], Wanted | FailureReason]] = field(default_factory=dict)
     _rollouts: RolloutFiles = field(init=False)
 
     def __post_init__(self) -> None:
@@ -95,10 +96,12 @@ class LocalStore(ResourceFiles):
         )
 
     def _spec(self, manifest: Mapping[str, Any]) -> Wanted | FailureReason:
-        name, spec = manifest["metadata"]["name"], manifest["spec"]
-        if name not in self._specs or self._specs[name][0] is not spec:
-            self._specs[name] = (spec, wanted_of(manifest))
-        return self._specs[name][1]
+        name, others = manifest["metadata"]["name"], self.named(manifest)
+        specs = [each["spec"] for each in (manifest, *others.values())]
+        known = self._specs.get(name)
+        if known is None or len(known[0]) != len(specs) or any(map(operator.is_not, known[0], specs)):
+            self._specs[name] = known = (specs, wanted_of(manifest, others))
+        return known[1]
 
     async def revisions(self) -> Mapping[str, AssignedModel]:
         """Return the records of revisions by name."""

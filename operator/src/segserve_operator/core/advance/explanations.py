@@ -11,7 +11,7 @@ from segserve_operator.core.gates import ab_test
 from segserve_operator.core.gates.base import Outcome
 from segserve_operator.core.gates.mask_agreement import CONFIDENCE_SHIFTED, MASKS_DIFFER
 from segserve_operator.core.rollout.decisions import DecisionResult, with_verdicts
-from segserve_operator.core.rollout.engine import Wait
+from segserve_operator.core.rollout.engine import MAX_QUARANTINES, Wait
 from segserve_operator.core.rollout.phases import Phase, Signal
 from segserve_operator.core.rollout.record import RolloutState
 from segserve_operator.core.world.observed import Roles
@@ -190,6 +190,6 @@ def _breach(result: DecisionResult, roles: Roles) -> tuple[str, str]:
 
 
 def _quarantine(result: DecisionResult) -> tuple[str, str]:
-    if int(result.record.progress.quarantines) > result.record.policy.max_quarantines:
+    if int(result.record.progress.quarantines) > MAX_QUARANTINES:
         return _TOO_OFTEN
     return "FailsWhileStableAnswers", "weight 0: it failed while stable answered; segserve's own requests find out more"

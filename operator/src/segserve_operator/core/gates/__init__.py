@@ -59,12 +59,11 @@ def measured_gates(policy: RolloutPolicy, slo: Slo, edges: Edges = EDGES_MS) -> 
 
 def _tested(spec: AbTest, edges: Edges) -> MeasuredGate[Any]:
     """Return the result of the test that a policy declares."""
-    confidence = spec.confidence_percent / 100.0
     if spec.promql is not None:
-        return AbMetricResult.of(spec.promql, confidence)
+        return AbMetricResult.of(spec.promql)
     if spec.metric in QUANTILES:
-        return AbQuantileResult(QUANTILES[spec.metric], confidence, edges)
-    return AbTestResult(spec.slow_milliseconds, confidence, edges)
+        return AbQuantileResult(QUANTILES[spec.metric], edges=edges)
+    return AbTestResult(spec.slow_milliseconds, edges=edges)
 
 
 def started(gates: Mapping[str, MeasuredGate[Any]], past: StablePast, shape: tuple[int, ...] = ()) -> dict[str, Any]:

@@ -52,10 +52,10 @@ class AbMetricResult:
     interval_s: float = 0.0
 
     @classmethod
-    def of(cls, query: AbTestQuery, confidence: float) -> AbMetricResult:
+    def of(cls, query: AbTestQuery) -> AbMetricResult:
         """Return the result of a test by this query."""
         higher = query.better == "higher"
-        return cls(query.minimum, query.maximum, higher, confidence, query.interval.total_seconds())
+        return cls(query.minimum, query.maximum, higher, interval_s=query.interval.total_seconds())
 
     def start(self, shape: tuple[int, ...] = (), past: StablePast | None = None) -> AbMetricState:
         """Return the state before any window; `past` changes nothing: the other revision had no part in it."""

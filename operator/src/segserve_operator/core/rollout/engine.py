@@ -51,6 +51,12 @@ class Step:
     ask: bool = False
 
 
+HOLDBACK: Final = 5.0
+"""Percent of requests that a canary's predecessor keeps while its successor bakes, for comparison."""
+MAX_QUARANTINES: Final = 3
+"""Quarantines that end without help; a further one waits for a person."""
+
+
 @dataclass(frozen=True, slots=True)
 class ShadowPolicy:
     """How long the candidate is asked copies of callers' requests: `min_requests` of them, at most `maximum_s`.
@@ -81,9 +87,9 @@ class Policy:
     deadline_s: float = 6 * 3600.0
     on_undecided: OnUndecided = OnUndecided.HOLD
     bake_s: float = 600.0
-    holdback: float = 5.0
+    holdback: float = HOLDBACK
     failures_in_a_row: float = 3.0
-    max_quarantines: float = 3.0
+    max_quarantines: float = MAX_QUARANTINES
     shadow: ShadowPolicy | None = None
     on_breach: tuple[OnBreach, ...] = ()
     serves: bool = True

@@ -7,7 +7,7 @@ from typing import Final
 from segserve_operator.api.rollout_policy import AlphaGateSpec, RolloutPolicy
 from segserve_operator.core.gates import GATES
 from segserve_operator.core.gates.base import MeasuredGateType, OnBreach
-from segserve_operator.core.rollout.engine import OnUndecided, Policy, ShadowPolicy, Step
+from segserve_operator.core.rollout.engine import HOLDBACK, OnUndecided, Policy, ShadowPolicy, Step
 
 STEP_S: Final = 60.0
 """Default minDuration of a step if evidence does not set the pace."""
@@ -45,8 +45,7 @@ def engine_policy(policy: RolloutPolicy) -> Policy:
         deadline_s=policy.longest.total_seconds(),
         on_undecided=OnUndecided(policy.on_undecided),
         bake_s=policy.bake_time.total_seconds(),
-        holdback=float(policy.holdback) if policy.strategy == "canary" else 0.0,
-        max_quarantines=float(policy.max_quarantines),
+        holdback=HOLDBACK if policy.strategy == "canary" else 0.0,
         shadow=_shadow(policy),
         on_breach=tuple(
             gate.on_breach(spec) for spec in policy.gates if isinstance(gate := GATES[spec.gate], MeasuredGateType)

@@ -81,7 +81,7 @@ def test_the_interval_of_a_query_is_that_of_its_values() -> None:
         address="http://prometheus:9090", query="up{revision}", interval="2m", minimum=0, maximum=1, better="lower"
     )
 
-    assert AbMetricResult.of(query, 0.95).interval_s == 120.0
+    assert AbMetricResult.of(query).interval_s == 120.0
 
 
 def test_a_value_outside_the_declared_bounds_counts_as_the_nearest_and_is_told() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from fakes.pools import FULL, MINIMAL, coins, pool_context, with_defaults
+from fakes.pools import FULL, MINIMAL, VARIABLE, coins, pods_with, pool_context, with_defaults
 from segserve_operator.adapters.kube.objects import (
     PoolContext,
     assignment_config_map,
@@ -53,7 +53,10 @@ def test_what_servers_are_not_made_of_leaves_the_main_group(other: PoolContext) 
     [
         pytest.param(pool_context(MINIMAL, server={"image": "own:1", "version": "26.05"}), id="the image"),
         pytest.param(pool_context(MINIMAL, server={"resources": {"limits": {"cpu": 1}}}), id="resources"),
-        pytest.param(pool_context(MINIMAL, server={"env": [{"name": "A", "value": "b"}]}), id="the environment"),
+        pytest.param(
+            pool_context(MINIMAL, server=VARIABLE),
+            id="the environment",
+        ),
         pytest.param(pool_context(MINIMAL, artifacts={"base": "https://m.example.com/"}), id="the artifacts' base"),
         pytest.param(pool_context(MINIMAL, artifacts={"claims": ["models"]}), id="claims of artifacts"),
         pytest.param(pool_context(MINIMAL, artifacts={"privateHosts": ["*.svc"]}), id="what artifacts come from"),
@@ -160,7 +163,9 @@ def test_the_budgets_version_is_the_clusters() -> None:
 
 def test_a_field_that_is_no_longer_said_makes_another_manifest() -> None:
     """What is absent is not compared: by the digest the object differs all the same."""
-    before = by_kind(gateway_objects(pool_context(MINIMAL, gateway={"nodeSelector": {"disk": "fast"}})))["Deployment"]
+    before = by_kind(gateway_objects(pool_context(MINIMAL, gateway=pods_with(nodeSelector={"disk": "fast"}))))[
+        "Deployment"
+    ]
     after = by_kind(gateway_objects(TARGET))["Deployment"]
 
     stamp = "segserve.dev/manifest"

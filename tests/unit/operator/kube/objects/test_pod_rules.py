@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fakes.pools import FULL, MINIMAL, pool_context, with_defaults
+from fakes.pools import FULL, MINIMAL, pods_with, pool_context, with_defaults
 from fakes.waiting import HANG_S, until
 from segserve_common.kube.names import CAPTURE_CONTAINER as CAPTURE
 from segserve_common.kube.names import COMPARATOR_CONTAINER as COMPARATOR
@@ -17,6 +17,7 @@ from segserve_common.logs import LogSettings
 from segserve_operator.adapters.kube.objects import PoolContext, gateway_objects, group_objects, main_group
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 TOKEN = "/var/run/secrets/kubernetes.io/serviceaccount"
@@ -239,7 +240,12 @@ def test_defaults_are_of_what_a_pool_says_nothing_of(resources: dict[str, Any], 
 
 
 @pytest.mark.parametrize(
-    ("container", "field", "most"), [("agent", "agentResources", "4Gi"), ("triton", "resources", "32Gi")]
+    ("container", "given", "most"),
+    [
+        ("agent", lambda resources: pods_with({"agent": {"resources": resources}}), "4Gi"),
+        ("triton", lambda resources: {"resources": resources}, "32Gi"),
+    ],
+    ids=["agent", "triton"],
 )
 @pytest.mark.parametrize(
     ("resources", "limits"),
@@ -252,9 +258,13 @@ def test_defaults_are_of_what_a_pool_says_nothing_of(resources: dict[str, Any], 
     ids=["nothing", "another limit", "a request", "a limit"],
 )
 def test_a_server_has_limits_of_memory_unless_the_pool_says_what_it_needs(
-    container: str, field: str, most: str, resources: dict[str, Any], limits: dict[str, str] | None
+    container: str,
+    given: Callable[[dict[str, Any]], dict[str, Any]],
+    most: str,
+    resources: dict[str, Any],
+    limits: dict[str, str] | None,
 ) -> None:
-    found = containers(templates(pool_context(MINIMAL, server={field: resources}))["server"])
+    found = containers(templates(pool_context(MINIMAL, server=given(resources)))["server"])
 
     expected = {name: most if amount == "default" else amount for name, amount in (limits or {}).items()}
     assert found[container]["resources"].get("limits") == (expected or None)
@@ -265,7 +275,9 @@ def test_a_spread_without_a_selector_is_of_the_pods_own_group(component: str) ->
     constraint = {"maxSkew": 1, "topologyKey": "rack", "whenUnsatisfiable": "DoNotSchedule", "matchLabelKeys": ["a"]}
     own = {**constraint, "labelSelector": {"matchLabels": {"a": "b"}}}
 
-    found = templates(pool_context(MINIMAL, **{component: {"topologySpreadConstraints": [constraint, own]}}))[component]
+    found = templates(pool_context(MINIMAL, **{component: pods_with(topologySpreadConstraints=[constraint, own])}))[
+        component
+    ]
 
     first, second = found["spec"]["topologySpreadConstraints"]
     assert first == {**constraint, "labelSelector": first["labelSelector"]}
@@ -285,7 +297,7 @@ def test_gateways_are_placed_as_their_pool_says() -> None:
 
 @pytest.mark.parametrize("component", ["server", "gateway"])
 def test_images_are_pulled_with_the_operators_secrets_beside_the_pools_own(component: str) -> None:
-    told = pool_context(MINIMAL, **{component: {"imagePullSecrets": ["own", "all"]}})
+    told = pool_context(MINIMAL, **{component: pods_with(imagePullSecrets=[{"name": "own"}, {"name": "all"}])})
 
     spec = templates(with_defaults(told, image_pull_secrets=("all", "mirror")))[component]["spec"]
 

@@ -125,7 +125,7 @@ def test_pods_say_which_name_they_show(identity: str | None, expected: str) -> N
 
 
 def test_the_pools_annotations_cannot_say_another_name() -> None:
-    forged = {"podAnnotations": {"segserve.dev/identity": "evil.example.org"}}
+    forged = {"podTemplate": {"metadata": {"annotations": {"segserve.dev/identity": "evil.example.org"}}}}
 
     assert server(server=forged)["metadata"]["annotations"]["segserve.dev/identity"] == "servers.default.vision.svc"
 

@@ -10,7 +10,6 @@ from segserve_builder.sources.access import ACCESS_VARIABLE
 from segserve_common.kube.names import CAPTURE_CONTAINER, INTERNAL_PORT, RUN_FOLDER
 from segserve_operator.adapters.kube.objects import artifacts, pods
 from segserve_operator.adapters.traffic.envoy_config import CAPTURE_FOLDER
-from segserve_operator.api.pod_template import Resources
 
 if TYPE_CHECKING:
     from segserve_operator.adapters.kube.objects.context import PoolContext
@@ -54,7 +53,7 @@ def containers(context: PoolContext) -> list[V1Container]:
             *("--max-request-bytes", str(gateway.max_request_bytes)),
         ],
         env=[V1EnvVar(name=name, value=value) for name, value in variables.items()],
-        resources=pods.requirements(gateway.capture_resources or Resources(), _REQUESTS),
+        resources=pods.requirements(gateway.pod_template.container(CAPTURE_CONTAINER).resources, _REQUESTS),
         security_context=pods.container_security(),
         volume_mounts=[
             *mounts(context),

@@ -9,7 +9,6 @@ from kubernetes.aio.client import V1Container, V1EnvVar, V1Volume, V1VolumeMount
 from segserve_common.kube.names import COMPARATOR_CONTAINER, INTERNAL_PORT, RUN_FOLDER, SHEETS_PORT
 from segserve_operator.adapters.kube.objects import pods
 from segserve_operator.adapters.traffic.envoy_config import COMPARATOR_FOLDER
-from segserve_operator.api.pod_template import Resources
 
 if TYPE_CHECKING:
     from segserve_operator.adapters.kube.objects.context import PoolContext
@@ -46,7 +45,7 @@ def containers(context: PoolContext) -> list[V1Container]:
             *("--sheets-port", str(SHEETS_PORT)),
         ],
         env=[V1EnvVar(name=name, value=value) for name, value in variables.items()],
-        resources=pods.requirements(gateway.comparator_resources or Resources(), _REQUESTS),
+        resources=pods.requirements(gateway.pod_template.container(COMPARATOR_CONTAINER).resources, _REQUESTS),
         security_context=pods.container_security(),
         volume_mounts=[*mounts(context), V1VolumeMount(name=_TMP, mount_path=pods.TMP_FOLDER)],
     )

@@ -43,11 +43,11 @@ from segserve_operator.adapters.kube.objects.group import deployment
 from segserve_operator.adapters.kube.objects.network import gateway_policy
 from segserve_operator.adapters.traffic.envoy_config import command
 from segserve_operator.api.meta import ApiValue
-from segserve_operator.api.pod_template import Resources
 from segserve_operator.mapping.quantities import number
 
 if TYPE_CHECKING:
     from segserve_operator.adapters.kube.objects.context import PoolContext, rendered
+    from segserve_operator.api.pod_template import Resources
 
 LISTEN_PORT: Final = 8080
 """Port of Envoy in its pod, unprivileged and independent of the Service's port."""
@@ -97,7 +97,7 @@ def _service(context: PoolContext) -> Json:
 
 
 def _template(context: PoolContext) -> Json:
-    gateway = context.spec.gateway
+    gateway, given = context.spec.gateway, context.spec.gateway.pod_template
     selector = gateway_selector(context)
     spec = V1PodSpec(
         service_account_name=object_name(context.pool, GATEWAY),
@@ -105,12 +105,7 @@ def _template(context: PoolContext) -> Json:
         enable_service_links=False,
         termination_grace_period_seconds=gateway.drain_seconds + _GRACE_S,
         security_context=pods.pod_security(context.defaults.pod_user),
-        image_pull_secrets=pods.pull_secrets(gateway.image_pull_secrets, context.defaults.image_pull_secrets),
-        node_selector=dict(gateway.node_selector) or None,
-        tolerations=pods.tolerations(gateway.tolerations),
-        topology_spread_constraints=pods.spread(selector),
-        scheduler_name=gateway.scheduler_name,
-        priority_class_name=gateway.priority_class_name,
+        **pods.placement(given, selector, context.defaults.image_pull_secrets),
         init_containers=[_sync_container(context, "prepare", "prepare")],
         containers=[_envoy(context), _sync(context), *comparator.containers(context), *capture.containers(context)],
         volumes=[
@@ -122,10 +117,10 @@ def _template(context: PoolContext) -> Json:
             *capture.volumes(context),
         ],
     )
-    annotations = {**gateway.pod_annotations, "kubectl.kubernetes.io/default-container": ENVOY_CONTAINER}
-    labels = {**gateway.pod_labels, **MANAGED_LABELS, **selector}
+    annotations = {**given.metadata.annotations, "kubectl.kubernetes.io/default-container": ENVOY_CONTAINER}
+    labels = {**given.metadata.labels, **MANAGED_LABELS, **selector}
     template = V1PodTemplateSpec(metadata=V1ObjectMeta(labels=labels, annotations=annotations), spec=spec)
-    return pods.placed(template, selector, gateway.affinity, gateway.topology_spread_constraints)
+    return pods.placed(template, selector, given)
 
 
 def _envoy(context: PoolContext) -> V1Container:
@@ -147,7 +142,7 @@ def _envoy(context: PoolContext) -> V1Container:
             V1ContainerPort(name="internal", container_port=INTERNAL_PORT, protocol="TCP"),
             *gateway_tls.container_ports(context),
         ],
-        resources=pods.requirements(gateway.resources or Resources(), _ENVOY_REQUESTS),
+        resources=pods.requirements(gateway.pod_template.container(ENVOY_CONTAINER).resources, _ENVOY_REQUESTS),
         security_context=pods.container_security(),
         startup_probe=pods.tcp_probe(LISTEN_PORT, period_s=1, timeout_s=2, failures=60),
         liveness_probe=pods.tcp_probe(LISTEN_PORT, period_s=5, timeout_s=5, failures=6),
@@ -183,7 +178,7 @@ def _sync_container(context: PoolContext, name: str, task: str) -> V1Container:
         **({"streams": True} if gateway.streams else {}),
         **({"plainHttp": True} if gateway.plain_http else {}),
         **({"capture": True} if gateway.capture else {}),
-        **_heap(gateway.resources),
+        **_heap(gateway.pod_template.container(ENVOY_CONTAINER).resources),
         **gateway_tls.options(context),
         **server_tls.gateway_options(context),
         **gateway_auth.options(context),
@@ -206,7 +201,7 @@ def _sync_container(context: PoolContext, name: str, task: str) -> V1Container:
                 **context.defaults.logging.variables(),
             }
         ),
-        resources=pods.requirements(gateway.sync_resources or Resources(), _SYNC_REQUESTS),
+        resources=pods.requirements(gateway.pod_template.container(SYNC_CONTAINER).resources, _SYNC_REQUESTS),
         security_context=pods.container_security(),
         volume_mounts=[
             V1VolumeMount(name="run", mount_path=RUN_FOLDER),
@@ -225,7 +220,7 @@ def _option(name: str, spec: ApiValue | None) -> dict[str, Any]:
     return {} if spec is None else {name: spec.model_dump(mode="json", by_alias=True, exclude_defaults=True)}
 
 
-def _heap(resources: Resources | None) -> dict[str, int]:
+def _heap(resources: Resources) -> dict[str, int]:
     """Return the setting of Envoy's heap limit, empty without a memory limit."""
-    limit = number(resources.limits.get("memory")) if resources is not None else None
+    limit = number(resources.limits.get("memory"))
     return {"heapBytes": pods.heap_bytes(limit)} if limit is not None else {}

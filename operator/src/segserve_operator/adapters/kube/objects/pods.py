@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
-from itertools import chain
 from typing import Any, Final, TypeVar
 
 from kubernetes.aio.client import (
@@ -176,31 +175,25 @@ def heap_bytes(limit: Decimal) -> int:
     return max(int(limit * _HEAP_SHARE), _LEAST_HEAP_BYTES)
 
 
-def tolerations(items: Iterable[api.Toleration]) -> list[V1Toleration] | None:
-    """Return a pod's tolerations, None if there are none."""
-    return listed(
-        V1Toleration(
-            key=item.key,
-            operator=item.operator,
-            value=item.value,
-            effect=item.effect,
-            toleration_seconds=item.toleration_seconds,
-        )
-        for item in items
-    )
+def placement(template: api.PodTemplate, selector: Mapping[str, str], pull_secrets: Iterable[str]) -> dict[str, Any]:
+    """Return the arguments of a V1PodSpec that place a pod and let its images be pulled, as a pool's template says.
+
+    `pull_secrets` are the operator's own. What is None or empty in the template is left to the cluster.
+    """
+    given = template.spec
+    names = dict.fromkeys([*(secret.name for secret in given.image_pull_secrets), *pull_secrets])
+    return {
+        "image_pull_secrets": listed(V1LocalObjectReference(name=name) for name in names),
+        "node_selector": dict(given.node_selector) or None,
+        "tolerations": listed(V1Toleration(**item.model_dump()) for item in given.tolerations),
+        "topology_spread_constraints": spread(selector),
+        "scheduler_name": given.scheduler_name,
+        "runtime_class_name": given.runtime_class_name,
+        "priority_class_name": given.priority_class_name,
+    }
 
 
-def pull_secrets(*names: Iterable[str]) -> list[V1LocalObjectReference] | None:
-    """Return references to the Secrets with which images are pulled, each once, None if there are none."""
-    return listed(V1LocalObjectReference(name=name) for name in dict.fromkeys(chain(*names)))
-
-
-def placed(
-    template: V1PodTemplateSpec,
-    selector: Mapping[str, str],
-    affinity: Mapping[str, Any],
-    constraints: Iterable[Mapping[str, Any]],
-) -> Json:
+def placed(template: V1PodTemplateSpec, selector: Mapping[str, str], given: api.PodTemplate) -> Json:
     """Return a template's JSON with its affinity and its topology spread constraints, each as the user wrote it.
 
     The API server may know fields that the package's models do not. A constraint without a selector is about the pods
@@ -208,10 +201,10 @@ def placed(
     """
     manifest = dumped(template)
     own = {"matchLabels": dict(selector)}
-    if affinity:
-        manifest["spec"]["affinity"] = dict(affinity)
-    if given := [{"labelSelector": own, **constraint} for constraint in constraints]:
-        manifest["spec"]["topologySpreadConstraints"] = given
+    if given.spec.affinity:
+        manifest["spec"]["affinity"] = dict(given.spec.affinity)
+    if constraints := [{"labelSelector": own, **item} for item in given.spec.topology_spread_constraints]:
+        manifest["spec"]["topologySpreadConstraints"] = constraints
     return manifest
 
 

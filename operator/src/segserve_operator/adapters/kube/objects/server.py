@@ -36,10 +36,10 @@ from segserve_common.kube.names import (
 from segserve_common.logs import LogSettings
 from segserve_operator.adapters.kube.objects import artifacts, pods, server_tls
 from segserve_operator.adapters.kube.objects.context import server_selector
-from segserve_operator.api.pod_template import Resources
 
 if TYPE_CHECKING:
     from segserve_operator.adapters.kube.objects.context import PoolContext
+    from segserve_operator.api.pod_template import ContainerTemplate
     from segserve_operator.api.triton_pool import Server
 
 _TRITON_REQUESTS: Final = {"cpu": "100m", "memory": "1Gi", "ephemeral-storage": "1Gi"}
@@ -70,22 +70,16 @@ def template_digest(context: PoolContext) -> str:
 
 def server_template(context: PoolContext, group: str = "") -> Json:
     """Return the V1PodTemplateSpec of a group's servers; without a group, the part that all groups share."""
-    server = context.spec.server
+    server, given = context.spec.server, context.spec.server.pod_template
     selector = server_selector(context, group)
-    labels = {**server.pod_labels, **MANAGED_LABELS, **selector}
+    labels = {**given.metadata.labels, **MANAGED_LABELS, **selector}
     spec = V1PodSpec(
         service_account_name=object_name(context.pool, group) if group else None,
         automount_service_account_token=False,
         enable_service_links=False,
         termination_grace_period_seconds=server.drain_seconds + server.exit_timeout_seconds + _GRACE_S,
         security_context=pods.pod_security(context.defaults.pod_user),
-        image_pull_secrets=pods.pull_secrets(server.image_pull_secrets, context.defaults.image_pull_secrets),
-        node_selector=dict(server.node_selector) or None,
-        tolerations=pods.tolerations(server.tolerations),
-        topology_spread_constraints=pods.spread(selector),
-        scheduler_name=server.scheduler_name,
-        runtime_class_name=server.runtime_class_name,
-        priority_class_name=server.priority_class_name,
+        **pods.placement(given, selector, context.defaults.image_pull_secrets),
         containers=[
             _triton(context, group),
             _agent(context, group),
@@ -94,12 +88,12 @@ def server_template(context: PoolContext, group: str = "") -> Json:
         volumes=[*_volumes(server), *artifacts.volumes(context), *server_tls.volumes(context)],
     )
     annotations = {
-        **server.pod_annotations,
+        **given.metadata.annotations,
         **server_tls.pod_annotations(context),
         "kubectl.kubernetes.io/default-container": TRITON_CONTAINER,
     }
     template = V1PodTemplateSpec(metadata=V1ObjectMeta(labels=labels, annotations=annotations), spec=spec)
-    return pods.placed(template, selector, server.affinity, server.topology_spread_constraints)
+    return pods.placed(template, selector, given)
 
 
 def _triton(context: PoolContext, group: str) -> V1Container:
@@ -108,14 +102,14 @@ def _triton(context: PoolContext, group: str) -> V1Container:
     return V1Container(
         name=TRITON_CONTAINER,
         image=server.image or context.defaults.server_image,
-        image_pull_policy=server.image_pull_policy or context.defaults.image_pull_policy,
+        image_pull_policy=context.defaults.image_pull_policy,
         command=["python3", "-m", "segserve_builder.cluster.triton"],
         env=pods.variables(
             {
                 **_common(context, group),
                 "SEGSERVE_EXIT_TIMEOUT_SECONDS": str(server.exit_timeout_seconds),
                 "SEGSERVE_MAX_REQUEST_BYTES": str(_MAX_REQUEST_BYTES),
-                **_own(server),
+                **_own(server.pod_template.container(TRITON_CONTAINER)),
                 **server_tls.triton_variables(context),
                 TRACES_VARIABLE: tracing.server_traces_url if tracing is not None else None,
                 **LogSettings(context.defaults.server_log_format).variables(),
@@ -143,10 +137,11 @@ def _triton(context: PoolContext, group: str) -> V1Container:
 
 def _agent(context: PoolContext, group: str) -> V1Container:
     server = context.spec.server
+    given = server.pod_template.container(AGENT_CONTAINER)
     return V1Container(
         name=AGENT_CONTAINER,
         image=server.image or context.defaults.server_image,
-        image_pull_policy=server.image_pull_policy or context.defaults.image_pull_policy,
+        image_pull_policy=context.defaults.image_pull_policy,
         command=["python3", "-m", "segserve_builder.cluster.agent"],
         env=pods.variables(
             {
@@ -155,11 +150,13 @@ def _agent(context: PoolContext, group: str) -> V1Container:
                 "SEGSERVE_AGENT_FOLDER": _AGENT_FOLDER,
                 **context.defaults.logging.variables(),
                 ACCESS_VARIABLE: artifacts.access_of(context).model_dump_json(by_alias=True, exclude_defaults=True),
-                **_own(server),
+                **_own(given),
             }
         ),
         ports=[V1ContainerPort(name="agent", container_port=AGENT_PORT, protocol="TCP")],
-        resources=pods.requirements(server.agent_resources or Resources(), _AGENT_REQUESTS, _AGENT_LIMITS),
+        resources=pods.requirements(
+            server.pod_template.container(AGENT_CONTAINER).resources, _AGENT_REQUESTS, _AGENT_LIMITS
+        ),
         security_context=pods.container_security(),
         startup_probe=pods.http_probe("/live", AGENT_PORT, period_s=1, timeout_s=2, failures=300),
         liveness_probe=pods.http_probe("/live", AGENT_PORT, period_s=5, timeout_s=5, failures=6),
@@ -196,8 +193,8 @@ def _common(context: PoolContext, group: str) -> dict[str, str | None]:
     }
 
 
-def _own(server: Server) -> dict[str, str | None]:
-    return {variable.name: variable.value for variable in server.env}
+def _own(container: ContainerTemplate) -> dict[str, str | None]:
+    return {variable.name: variable.value for variable in container.env}
 
 
 def _volumes(server: Server) -> list[V1Volume]:

@@ -33,11 +33,11 @@ from segserve_common.kube.names import (
 )
 from segserve_operator.adapters.kube.objects import pods
 from segserve_operator.adapters.traffic.envoy_sidecar import PROOF_PATH, SidecarSettings, command, secret_files
-from segserve_operator.api.pod_template import Resources
 from segserve_operator.mapping.quantities import number
 
 if TYPE_CHECKING:
     from segserve_operator.adapters.kube.objects.context import PoolContext
+    from segserve_operator.api.pod_template import Resources
     from segserve_operator.api.server_tls import TlsParty
 
 _SECRET: Final = "server-tls"
@@ -74,6 +74,7 @@ def containers(context: PoolContext, ports: list[V1ContainerPort]) -> list[V1Con
     tls = context.spec.server_tls
     if tls is None:
         return []
+    resources = context.spec.server.pod_template.container(TLS_CONTAINER).resources
     settings = SidecarSettings(
         address="$(POD_IP)",
         http=(HTTP_PORT, HTTP_PORT),
@@ -81,7 +82,7 @@ def containers(context: PoolContext, ports: list[V1ContainerPort]) -> list[V1Con
         metrics=(METRICS_PORT, METRICS_PORT),
         gateway=_identity(context, tls.gateway, "gateway"),
         secrets=Path(_FILES_FOLDER),
-        heap_bytes=_heap_bytes(tls.resources),
+        heap_bytes=_heap_bytes(resources),
     )
     user = context.defaults.pod_user
     container = V1Container(
@@ -91,7 +92,7 @@ def containers(context: PoolContext, ports: list[V1ContainerPort]) -> list[V1Con
         command=command("envoy", settings),
         env=pods.variables({}),
         ports=ports,
-        resources=pods.requirements(tls.resources or Resources(), _REQUESTS, _LIMITS),
+        resources=pods.requirements(resources, _REQUESTS, _LIMITS),
         security_context=pods.container_security(user + 2 if user is not None else None),
         # Ready once the certificate can be used; if the first one cannot, a restart reads the one that came meanwhile.
         startup_probe=pods.http_probe(PROOF_PATH, METRICS_PORT, period_s=1, timeout_s=2, failures=60),
@@ -155,9 +156,8 @@ def _annotation(file: str) -> str:
     return f"{DOMAIN}/tls-{file.removesuffix('.json').replace('_', '-')}"
 
 
-def _heap_bytes(resources: Resources | None) -> int:
-    stated = resources.limits.get("memory") if resources is not None else None
-    limit = number(stated or _LIMITS["memory"])
+def _heap_bytes(resources: Resources) -> int:
+    limit = number(resources.limits.get("memory") or _LIMITS["memory"])
     assert limit is not None
     return pods.heap_bytes(limit)
 
