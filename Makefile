@@ -24,7 +24,7 @@ MINUTES ?= 10
 
 .PHONY: cluster-build exporters cluster-up cluster-down cluster-images e2e-kind same write tiers
 .PHONY: test test-all test-platform test-oracles test-numpy1 test-thorough test-cluster test-edits test-client test-busy check fuzz
-.PHONY: help demo demo-rollout docs lint kernels peers bench bench-client bench-density bench-scaling bench-stages bench-tiled oracles prove crds dashboards system clean locks zoo zoo-report
+.PHONY: help demo demo-rollout docs lint kernels peers bench bench-client bench-density bench-stages bench-tiled oracles prove crds dashboards system clean locks zoo zoo-report
 
 help:  ## Show what there is to make
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -191,9 +191,6 @@ bench-rollout: $(VENV)/dev.stamp  ## Simulate rollouts beside other tools' rules
 	$(BIN)/python -m bench.rollout.shadow
 	$(BIN)/python -m bench.rollout.alarms
 
-bench-scaling: $(VENV)/dev.stamp  ## Simulate autoscaling beside HPA's, KEDA's and Knative's algorithms; writes bench/out/scaling.json and docs/images/scaling.svg
-	$(BIN)/python -m bench.scaling --seeds 5
-
 bench-client: $(VENV)/dev.stamp system  ## The client beside tritonclient and httpx, decoding beside supervision; writes bench/out/client.json
 	$(BIN)/python -m bench.client
 
@@ -202,8 +199,6 @@ bench-density: $(VENV)/dev.stamp system  ## Memory of further models, with proce
 
 bench-tiled: $(VENV)/dev.stamp system  ## An image of 20,000 x 20,000 through the gateway: memory, speed; writes bench/out/tiled.json
 	$(BIN)/python -m bench.tiled
-	$(BIN)/python -m bench.tiled_seams
-	$(BIN)/python -m bench.tiled_dask
 
 docs: $(VENV)/dev.stamp  ## Build the documentation's pages into out/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

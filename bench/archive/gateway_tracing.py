@@ -1,8 +1,8 @@
 """What the gateway's spans cost callers.
 
-    python -m bench.gateway_tracing
+    python -m bench.archive.gateway_tracing
 
-Writes bench/out/gateway_tracing.json. As `bench.gateway_access_log`: real Envoys, one for each setting, asked in turns.
+Writes bench/out/gateway_tracing.json. As `bench.archive.gateway_access_log`: real Envoys, one for each setting, asked in turns.
 Their collector is a process that reads what comes and keeps nothing; it shares the machine's processors.
 """
 
@@ -18,8 +18,8 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from bench.gateway_access_log import measure
-from bench.gateway_mirror import publish
+from bench.archive.gateway_access_log import measure
+from bench.archive.gateway_mirror import publish
 from bench.platform import ROOT
 from bench.ports import free_port
 from segserve_operator.api.telemetry import Tracing

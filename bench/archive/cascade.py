@@ -1,4 +1,4 @@
-"""What a cascade of two of the zoo's networks saves, and loses: `python -m bench.cascade`.
+"""What a cascade of two of the zoo's networks saves, and loses: `python -m bench.archive.cascade`.
 
 All answer drawn scenes that they were not trained on. The heavy network is U-Net++ as it is, and the same averaged over
 mirrored and turned views of the image; lighter ones stand before it. Conformal risk control finds the threshold on some

@@ -1,6 +1,6 @@
 """Coins on the seams of tiles, compared by position with the same coins in one request for their photograph.
 
-    python -m bench.tiled_seams
+    python -m bench.archive.tiled_seams
 
 Writes bench/out/tiled_seams.json.
 """

@@ -1,6 +1,6 @@
 """What copies of callers' requests for a comparator cost the callers.
 
-    python -m bench.gateway_mirror
+    python -m bench.archive.gateway_mirror
 
 Writes bench/out/gateway_mirror.json. A real Envoy in front of a stand-in for a server that answers at once, and one
 caller who asks for a request after another, over HTTP, and the processor time that Envoy needs for each: without a
@@ -28,7 +28,7 @@ from typing import Any, Final, TypeAlias
 
 import psutil
 
-from bench.gateway_guards import Caller, standing_server
+from bench.archive.gateway_guards import Caller, standing_server
 from bench.platform import ROOT
 from bench.ports import free_ports
 from segserve_builder.comparator.folder import ComparatorFolder

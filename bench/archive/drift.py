@@ -1,11 +1,11 @@
-"""Time until planted drifts are found, and false alarms: `python -m bench.drift`.
+"""Time until planted drifts are found, and false alarms: `python -m bench.archive.drift`.
 
 Answers are those of the example's instances model, run in this process on parts of its photograph, and counted by the
 steps' own code. Thirty days are drawn from them: four cameras whose scenes last some twenty answers, twelve answers a
 minute in all, a day and a night. A second table has a simulated brightness alone, whose mean falls. The figures go to
 bench/out/drift.json, and the tables are printed (a quarter of an hour). With `--embedding` the network's features are
 compared too; their figures go to bench/out/drift_embedding.json, and there is no second table. `--values FILE` only
-writes what the steps measure of each answer, for `bench.drift_peers`.
+writes what the steps measure of each answer, for `bench.archive.drift_peers`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 
 from bench.coins import variant, with_output
-from bench.drift_months import (
+from bench.archive.drift_months import (
     ANSWERS,
     CAMERAS,
     DAYS,

@@ -1,6 +1,6 @@
 """What metrics of answers cost: a model that counts its answers beside one that does not, on one server, in turns.
 
-    python -m bench.answer_metrics [--rounds 40]
+    python -m bench.archive.answer_metrics [--rounds 40]
 
 Prints latencies, their differences and CPU times of the steps a request, and writes bench/out/answer_metrics.json.
 """

@@ -1,4 +1,4 @@
-"""How other autoscalers decide, re-implemented from their sources for the simulation of `bench.scaling`.
+"""How other autoscalers decide, re-implemented from their sources for the simulation of `bench.archive.scaling`.
 
 HPA: kubernetes/kubernetes, pkg/controller/podautoscaler (`replica_calculator.go`, `horizontal.go`): a loop of 15 s, a
 tolerance of 10 %, servers that are not ready count as idle when more are wanted, at most the double or four more in

@@ -1,6 +1,6 @@
 """What the gateway's access log costs callers.
 
-    python -m bench.gateway_access_log
+    python -m bench.archive.gateway_access_log
 
 Writes bench/out/gateway_access_log.json. Real Envoys in front of a stand-in for a server that answers at once, one for
 each setting of the log, and one caller who asks them in turns, 200 requests of 40 kB over HTTP at a time, so that
@@ -20,8 +20,8 @@ from typing import Any, Final
 
 import psutil
 
-from bench.gateway_guards import Caller, standing_server
-from bench.gateway_mirror import processor_s, publish, summary
+from bench.archive.gateway_guards import Caller, standing_server
+from bench.archive.gateway_mirror import processor_s, publish, summary
 from bench.platform import ROOT
 from bench.ports import free_ports
 from segserve_operator.adapters.traffic.envoy import EnvoyTraffic

@@ -1,4 +1,4 @@
-"""Months of answers in which drifts are planted: what `bench.drift` and `bench.drift_peers` are given.
+"""Months of answers in which drifts are planted: what `bench.archive.drift` and `bench.archive.drift_peers` are given.
 
 It needs numpy and Pillow alone, as the peers have an environment of their own.
 """

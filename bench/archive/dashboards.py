@@ -1,6 +1,6 @@
 """Draws dashboards from a real run: a rollout of a revision that finds fewer coins, dark images, a server that ends.
 
-    PYTHONPATH=tests python -m bench.dashboards [--minutes 6] [on-call answers rollouts ...]
+    PYTHONPATH=tests python -m bench.archive.dashboards [--minutes 6] [on-call answers rollouts ...]
 
 A platform of this machine serves the coins, a real Prometheus scrapes it and answers the queries of each panel over the
 run. Grafana draws the same queries; this is matplotlib. Writes docs/images/dashboard-*.png, by default three of them.

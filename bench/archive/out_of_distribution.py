@@ -1,4 +1,4 @@
-"""How well scores tell strange images from usual ones: `python -m bench.out_of_distribution`.
+"""How well scores tell strange images from usual ones: `python -m bench.archive.out_of_distribution`.
 
 Two networks of the zoo, a U-Net and YOLO, answer drawn scenes that they were not trained on, and the same scenes with a
 planted strangeness. The area under the ROC curve is 1 where every strange image has a higher score than every usual

@@ -1,6 +1,6 @@
 """What copies for the capture service cost callers, beside Envoy's `ext_proc` in its observability mode.
 
-    python -m bench.gateway_capture
+    python -m bench.archive.gateway_capture
 
 Writes bench/out/gateway_capture.json. Real Envoys in front of a stand-in for a server that answers at once, one for
 each way of taking copies, and one caller who asks them in turns with images of 2 MB, so that whatever else the machine
@@ -26,8 +26,8 @@ from typing import Any, Final
 import grpc
 import psutil
 
-from bench.gateway_guards import Caller, standing_server
-from bench.gateway_mirror import processor_s, publish, summary
+from bench.archive.gateway_guards import Caller, standing_server
+from bench.archive.gateway_mirror import processor_s, publish, summary
 from bench.platform import ROOT
 from bench.ports import free_ports
 from segserve_builder.capture.rule import CaptureFolder, CaptureRule

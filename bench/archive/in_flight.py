@@ -1,6 +1,6 @@
 """Where the time of many requests in flight goes: rates, processor time and batches with 8 and with 64 in flight.
 
-    python -m bench.in_flight [--rounds 6]
+    python -m bench.archive.in_flight [--rounds 6]
 
 Both numbers take turns in each round, with segserve's client and with tritonclient: measured one after the other, they
 would meet different loads of the machine. Prints the figures and writes bench/out/in_flight.json.

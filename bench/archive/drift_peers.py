@@ -1,15 +1,15 @@
-"""Evidently and Alibi Detect with their defaults on the answers of `bench.drift`: `PYTHON -m bench.drift_peers`.
+"""Evidently and Alibi Detect with their defaults on the answers of `bench.archive.drift`: `PYTHON -m bench.archive.drift_peers`.
 
 PYTHON is the interpreter of an environment of their own: `pip install evidently==0.6.7 alibi-detect==0.12.0`. Evidently
 chooses its test by the numbers of rows and of different values (here Wasserstein's distance of 0.1 standard deviations,
 and Jensen's and Shannon's of 0.1 for what is 0 or 1); Alibi Detect's is Kolmogorov's and Smirnov's at p = 0.05, divided
 by the number of columns.
 
-Without an argument both get the simulated brightness of `bench.drift` alone, twelve answers a minute, a reference of
+Without an argument both get the simulated brightness of `bench.archive.drift` alone, twelve answers a minute, a reference of
 one day, and then windows of an hour or of a day, as a schedule would give them. The figures go to
 bench/out/drift_peers.json.
 
-With a FILE of `.venv/bin/python -m bench.drift --values FILE` they get its planted drifts: the same answers of the same
+With a FILE of `.venv/bin/python -m bench.archive.drift --values FILE` they get its planted drifts: the same answers of the same
 months as segserve, its reference of two days, and windows of five minutes, an hour or a day (ten minutes). Columns are
 what segserve's histograms count of an answer. Evidently's preset says that a data set drifts if half of its columns do;
 that any does is shown beside it. The figures go to bench/out/drift_peers_planted.json.
@@ -29,9 +29,9 @@ from alibi_detect.cd import KSDrift
 from evidently.calculations.stattests import get_stattest
 from evidently.core import ColumnType
 
-from bench.drift_months import DAYS, DRIFTS, PLANTED_DAY, RUNS, WINDOW_S, Month
+from bench.archive.drift_months import DAYS, DRIFTS, PLANTED_DAY, RUNS, WINDOW_S, Month
 
-OUT: Final = Path(__file__).parent / "out/drift_peers.json"
+OUT: Final = Path(__file__).parents[1] / "out/drift_peers.json"
 PLANTED_OUT: Final = OUT.with_name("drift_peers_planted.json")
 ANSWERS_PER_H: Final = 720
 FALLS: Final = (0.3, 0.15, 0.1, 0.05)
@@ -166,7 +166,7 @@ def planted(of: dict[str, list[list[np.ndarray]]], drift: str, seed: int) -> lis
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("values", type=Path, nargs="?", metavar="FILE", help="of `bench.drift --values FILE`")
+    parser.add_argument("values", type=Path, nargs="?", metavar="FILE", help="of `bench.archive.drift --values FILE`")
     file = parser.parse_args().values
     if file is None:
         simulated()

@@ -1,6 +1,6 @@
 """What spans of Triton and of its steps cost: processor time of servers and latencies, in turns.
 
-    python -m bench.server_tracing [--rounds 30]
+    python -m bench.archive.server_tracing [--rounds 30]
 
 Four embedded Tritons serve the example's semantic model: one without tracing, one whose requests have no trace context,
 one that sends its spans, and one whose network's step sends the span `batch` too. Each gets the same small image over
@@ -31,8 +31,8 @@ from PIL import Image
 
 from bench.closed_loop import measure
 from bench.coins import variant, write
-from bench.gateway_mirror import processor_s
-from bench.gateway_tracing import collecting
+from bench.archive.gateway_mirror import processor_s
+from bench.archive.gateway_tracing import collecting
 from bench.monolith_server import embedded_triton
 from bench.platform import ROOT, platform
 from bench.request import OUTPUTS, as_jpeg

@@ -1,4 +1,4 @@
-"""False alarms of the gate `drift`, and requests until a difference is found: `python -m bench.drift_gate`.
+"""False alarms of the gate `drift`, and requests until a difference is found: `python -m bench.archive.drift_gate`.
 
 Two revisions answer simulated images of four cameras, whose scenes last some twenty images: a brightness, and coins of
 some area in most of them. In crowded traffic one of 33 images has 200 tiny coins of low scores. The gateway gives the

@@ -1,6 +1,6 @@
 """What TLS, limits and TLS with servers cost at the gateway, and what a neighbour who floods it does to a caller.
 
-    python -m bench.gateway_guards
+    python -m bench.archive.gateway_guards
 
 Writes bench/out/gateway_guards.json. A real Envoy in front of a stand-in for a server. First the time of a request and
 the requests per second of one connection, for plain text, limits, TLS, both, and mutual TLS between gateway and server

@@ -1,4 +1,4 @@
-"""Autoscaling simulated beside HPA's, KEDA's and Knative's algorithms: `python -m bench.scaling`.
+"""Autoscaling simulated beside HPA's, KEDA's and Knative's algorithms: `python -m bench.archive.scaling`.
 
 Four scenarios, in seconds: a day of eight hours, bursts to ten times the rate in 5 s, flash crowds, and servers that
 are lost. Servers work on several requests at a time and share one queue; what would wait longer than the gateway lets
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from bench.platform import ROOT
 from bench.rollout.report import markdown_table
-from bench.scaling_peers import Autoscaler, Hpa, Keda, Knative, Seen
+from bench.archive.scaling_peers import Autoscaler, Hpa, Keda, Knative, Seen
 from bench.svg import BLUE, GREY, ORANGE, plot_style, save_svg
 from segserve_operator.core.scaling import (
     LoadHistory,

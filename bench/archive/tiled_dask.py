@@ -1,6 +1,6 @@
 """A large image on a Dask cluster of two processes through the real gateway, with and without killing a worker.
 
-    python -m bench.tiled_dask
+    python -m bench.archive.tiled_dask
 
 Writes bench/out/tiled_dask.json.
 """

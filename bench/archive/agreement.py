@@ -1,6 +1,6 @@
 """Planted faults and healthy variations of two zoo networks: does the gate maskAgreement find them in 200 pairs?
 
-    python -m bench.agreement
+    python -m bench.archive.agreement
 
 Writes bench/out/agreement.json and docs/images/rollout-sheet.png. Each variation answers the 80 drawn scenes that the
 network as it is answers; the gate then judges 1,000 series of 200 pairs drawn with replacement, and looks after each
@@ -37,8 +37,8 @@ from segserve_common.kserve import Tensor
 from segserve_operator.core.evidence import DISAGREEMENTS
 from segserve_operator.core.gates.mask_agreement import MaskAgreement
 
-OUT: Final = Path(__file__).parent / "out/agreement.json"
-PICTURE: Final = Path(__file__).parents[1] / "docs/images/rollout-sheet.png"
+OUT: Final = Path(__file__).parents[1] / "out/agreement.json"
+PICTURE: Final = Path(__file__).parents[2] / "docs/images/rollout-sheet.png"
 SCENES: Final = 80
 REPLAYS: Final = 1000
 PAIRS: Final = 200
