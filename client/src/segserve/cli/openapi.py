@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -46,7 +47,7 @@ def openapi(
         version=metadata.version("segserve"),
         url=up.url if up is not None else "",
     )
-    text = document.to_json(indent=1) + "\n"
+    text = json.dumps(document, indent=1) + "\n"
     if output is None:
         typer.echo(text, nl=False)
     else:

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image, ImageShow
 from pycocotools import mask as coco
 
+from fakes.plain_answers import answer_schema
 from segserve import BadRequestError, InstanceResult, MissingExtraError, SegserveError
 from segserve.results.values import OutOfDistribution
 from segserve_builder.openapi import ANSWERS
@@ -49,8 +50,7 @@ def test_a_result_as_json_is_an_answer_of_plain_http(name: str, result: Result) 
 
     assert document == known.to_dict()
     assert document.pop("request_id") == "r1"
-    answer = ANSWERS[TASKS[name]].model_validate_json(json.dumps(document))
-    assert answer.model_dump(mode="json", by_alias=True, exclude_none=True) == document
+    answer_schema(ANSWERS[TASKS[name]]).validate(json.loads(json.dumps(document)))
 
 
 def test_the_masks_of_plain_values_are_those_of_the_result(result: Result) -> None:

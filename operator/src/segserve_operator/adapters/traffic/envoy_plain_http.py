@@ -150,6 +150,6 @@ def documents(plan: TrafficPlan) -> dict[str, str]:
         **({} if names is None else {"models": models}),
         "links": {"openapi": "/openapi.json", "health": "/healthz", "ready": "/readyz", "kserve": "/v2"},
     }
-    document = describe_gateway(names, version=release).to_json()
+    document = json.dumps(describe_gateway(names, version=release))
     listed = {} if names is None else {"/v1/models": json.dumps({"models": models}) + "\n"}
     return {"/": json.dumps(index) + "\n", "/openapi.json": document + "\n", **listed}
