@@ -439,7 +439,7 @@ CASES: Final[Mapping[str, Followed]] = {
     "SegserveDrifting": Followed(images_are_dark, ("brightness", "ImagesChanged"), dark_from_now_on, is_watched, 2),
     "SegserveQualityFell": Followed(evaluated_worse, ("0.65",), former_again, evaluated, 10),
     "SegserveRolloutBlind": Followed(
-        gateways_do_not_answer, ("gateway-0 does not tell its counts",), gateways_answer, in_rollout, 3
+        gateways_do_not_answer, ("gateway-0 reports no counts",), gateways_answer, in_rollout, 3
     ),
     "SegserveRolloutHeld": Followed(paused, ("as it is paused",), abort, in_rollout, 60),
     "SegserveRolloutRolledBack": Followed(aborted, ("a person aborted it",), nothing_is_done, in_rollout, 10),

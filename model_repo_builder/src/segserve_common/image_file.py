@@ -304,7 +304,7 @@ def _tiff(data: Data) -> ImageHeader:
     if len(set(names)) < len(names):
         # Readers differ in which of the two they take.
         raise ImageFileError(
-            f"TIFF image has {len(names)} tags, of which some are the same: {names[:100]}; allowed is one of each"
+            f"TIFF image has {len(names)} tags, of which some are repeated: {names[:100]}; allowed is one of each"
         )
     channels, bits = _number(tags, _SAMPLES, 1), tags.get(_BITS, (1,))
     if len(set(bits)) > 1:

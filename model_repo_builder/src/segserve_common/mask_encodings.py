@@ -129,7 +129,7 @@ def annotation_counts(segmentation: Any, height: int, width: int) -> bytes:
         return data
     # pycocotools checks neither.
     if not (isinstance(counts, list) and all(type(run) is int and run >= 0 for run in counts)):
-        raise ProtocolError(f"run lengths must be whole numbers from 0 on, got {str(counts)[:80]}")
+        raise ProtocolError(f"run lengths must be non-negative integers, got {str(counts)[:80]}")
     if sum(counts) != height * width:
         raise ProtocolError(f"run lengths cover {sum(counts)} pixels, but the image is {height} x {width}")
     encoded: bytes = coco.frPyObjects({"size": [height, width], "counts": counts}, height, width)["counts"]

@@ -353,7 +353,7 @@ def test_a_tiff_with_huge_tiles_is_refused_before_it_is_decoded() -> None:
 
 
 def test_a_tiff_that_tells_two_sizes_is_refused() -> None:
-    with pytest.raises(BadImageError, match=r"some are the same: \[256, 256, 257"):
+    with pytest.raises(BadImageError, match=r"some are repeated: \[256, 256, 257"):
         decode(tiff((256, 30_000), (256, 4), (257, 4), *STRIP), "GREY", "UINT16")
 
 

@@ -248,7 +248,9 @@ async def test_a_connection_lost_over_a_large_request_names_the_limit_that_may_h
     gateway.faults.append(Fault(truncate_to=40))
     with gateway.http() as url:
         async with AsyncClient(url, retries=0) as client:
-            with pytest.raises(ConnectionLostError, match=r"maxRequestBytes ends so, too: this one has 2\d{6} bytes"):
+            with pytest.raises(
+                ConnectionLostError, match=r"maxRequestBytes ends in the same way: this one has 2\d{6} bytes"
+            ):
                 await client.segment(photo + bytes(2**21), model="coins")
 
 

@@ -98,7 +98,7 @@ class PendingImage:
 def check_many(images: object, in_flight: int, on_error: str) -> None:
     """Raise `BadRequestError` for a single image in place of many, and for invalid settings."""
     if isinstance(in_flight, bool) or not isinstance(in_flight, int) or in_flight < 1:
-        raise BadRequestError(f"in_flight must be a whole number from 1 on, got {in_flight!r}")
+        raise BadRequestError(f"in_flight must be a positive integer, got {in_flight!r}")
     check_on_error(on_error)
     shape: tuple[int, ...] = getattr(images, "shape", ())
     one = isinstance(images, str | bytes | bytearray | memoryview | os.PathLike) or hasattr(images, "read")
@@ -226,7 +226,7 @@ class FrameStream:
         """
         number, image = frame if isinstance(frame, tuple) and len(frame) == 2 else (self.frames_read, frame)
         if isinstance(number, bool) or not isinstance(number, int) or number < 0:
-            raise BadRequestError(f"a frame's number must be a whole number from 0 on, got {number!r}")
+            raise BadRequestError(f"a frame's number must be a non-negative integer, got {number!r}")
         self.frames_read += 1
         position = StreamPosition(self.stream, number, self.last is None, self.frames_read == self.length)
         return PendingImage.of(number, image, "frame"), position

@@ -85,7 +85,7 @@ class CallPolicy:
         if not isinstance(self.hooks, Hooks):
             raise BadRequestError(f"hooks must be a segserve.Hooks, got {type(self.hooks).__name__}")
         if not isinstance(self.retries, int) or self.retries < 0:
-            raise BadRequestError(f"retries must be a whole number from 0 on, got {self.retries!r}")
+            raise BadRequestError(f"retries must be a non-negative integer, got {self.retries!r}")
 
 
 @dataclass(frozen=True, slots=True)

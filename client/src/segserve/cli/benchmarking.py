@@ -34,9 +34,7 @@ def bench(
     name: ModelName,
     images: Annotated[
         list[str],
-        typer.Argument(
-            metavar="IMAGE", help="Image files, quoted globs or folders, asked in turn.", show_default=False
-        ),
+        typer.Argument(metavar="IMAGE", help="Image files, quoted globs or folders, sent in turn.", show_default=False),
     ],
     concurrency: Annotated[
         str | None,
@@ -60,7 +58,7 @@ def bench(
         str | None,
         typer.Option(
             metavar="MODEL",
-            help="Compare with this model, asked the same in turns.",
+            help="Compare with this model, which gets the same requests in turns.",
             show_default=False,
             autocompletion=model_names,
         ),
@@ -73,9 +71,9 @@ def bench(
 ) -> None:
     """Measure how fast a model answers, and how many requests it takes: latencies with intervals, load by load.
 
-    With `--concurrency` callers wait for their answers, with `--rps` requests come whatever becomes of others, and a
-    latency begins when its request was due. Nothing is tried again; the exit code is 1 if a request was not answered.
-    `segserve top` shows meanwhile what the servers do.
+    `--concurrency` keeps that number of requests in flight. `--rps` sends at a fixed rate, and measures latency from
+    the scheduled time. Requests are not retried; the exit code is 1 if a request was not answered. `segserve top`
+    shows the load of the servers during a run.
     """
     import json
 

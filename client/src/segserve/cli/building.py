@@ -179,7 +179,7 @@ def golden_threshold(
     file: Annotated[Path, typer.Option("--filename", "-f", help="Resource file.")],
     score: Annotated[ImageScore, typer.Option(help="Score to find the threshold of.")] = "maxSoftmax",
     false_positive_rate: Annotated[
-        float, typer.Option(min=0.0001, max=0.5, help="Most of such images that are flagged, as a share.")
+        float, typer.Option(min=0.0001, max=0.5, help="Maximum share of usual images to flag.")
     ] = 0.01,
     embedding: Annotated[
         str | None,
@@ -194,11 +194,11 @@ def golden_threshold(
 ) -> None:
     """Find the threshold of spec.outOfDistribution: the score that few usual images exceed.
 
-    It is the conformal quantile: a further image of the same kind is flagged with at most the given rate, on average
-    over folders of so many images. They should not be of the training set, of which networks are surer. The network
-    runs in this process. For the score detailChange every fourth image tells the usual detail, and the others the
-    threshold. With --embedding the first half of the images, sorted by name, tells what embeddings are usual, and the
-    others the threshold: name them so that frames of one scene are in one half, and each camera is in both.
+    The threshold is the conformal quantile: a further image of the same kind is flagged with at most the given rate, on
+    average over folders of this size. Do not use training images: networks are overconfident on them. The network runs
+    in this process. For the score detailChange every fourth image gives the usual detail, and the others give the
+    threshold. With --embedding the first half of the images, sorted by name, gives the usual embeddings, and the others
+    give the threshold: name the files so that frames of one scene are in one half, and each camera is in both.
     """
     found = images_in(images)
     if embedding is not None and score != "featureDistance":

@@ -84,8 +84,8 @@ def eval_(
     """Evaluate a model on labelled images: mean IoU and Dice, AP and AR, or panoptic quality.
 
     Writes report.json and report.html, with the images of the lowest scores. Answers are kept in the folder: an
-    interrupted evaluation goes on where it was, and only a new revision is asked again. The exit code is 1 if an image
-    was not answered; it counts as one in which nothing was found.
+    interrupted evaluation continues, and only a new revision is called again. The exit code is 1 if an image was not
+    answered; such an image counts as one without findings.
     """
     import json
 

@@ -81,7 +81,9 @@ def _opened(platform_options: PlatformOptions, model: str, sink: str | None) -> 
             raise CommandError(f"there is no model {model!r}; --sink names the samples of one that was deleted")
         sink = (resource["spec"].get("capture") or {}).get("sink")
     if sink is None:
-        raise CommandError(f"{model} keeps no samples: it has no spec.capture; --sink names those of before")
+        raise CommandError(
+            f"{model} keeps no samples: it has no spec.capture; name the sink of earlier samples with --sink"
+        )
     return _Samples(model, SampleStore(sink, local_access()))
 
 
@@ -241,7 +243,7 @@ def evaluate(
 ) -> None:
     """Score the revision that serves by labelled samples: of all, of each class and of each slice.
 
-    The gateway is asked each image, so this is what callers get. Intervals are of 95 %, by the bootstrap over images.
+    Each image is sent through the gateway, as callers do. Intervals are 95 %, by the bootstrap over images.
     """
     import numpy as np
 

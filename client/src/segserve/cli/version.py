@@ -30,7 +30,7 @@ def version(
     client_only: Annotated[bool, typer.Option("--client", help="Only the version of this command line.")] = False,
     output: Annotated[VersionFormat, typer.Option("--output", "-o", help="Output format.")] = VersionFormat.TEXT,
 ) -> None:
-    """Print the versions of segserve here and on the platform; a platform that is not up is no error."""
+    """Print the versions of segserve here and on the platform. Succeeds even if no platform is up."""
     here = {"version": metadata.version("segserve"), "python": platform.python_version()}
     # The client's line comes first: a cluster that does not answer ends the command.
     if output is VersionFormat.TEXT:

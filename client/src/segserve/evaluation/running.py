@@ -82,7 +82,7 @@ def evaluate(
     if resamples < 0 or worst < 0:
         raise BadRequestError(f"resamples and worst must be 0 or more, got {resamples} and {worst}")
     if out is not None and Path(data).is_dir() and Path(out).resolve() == Path(data).resolve():
-        raise BadRequestError(f"out must be another folder than that of the data, got {str(out)!r}")
+        raise BadRequestError(f"out must be another folder than the data's, got {str(out)!r}")
     dataset = read_dataset(
         Path(data),
         None if images is None else Path(images),

@@ -108,7 +108,7 @@ def measure_of(task: Task, dataset: Dataset) -> Measure:
             image.name for image in dataset.images if any(not each.get("segmentation") for each in image.annotations)
         ]
         raise DatasetError(
-            f"{without} of {len(annotations)} annotations have a box and no segmentation, those of {few(boxes)}; "
+            f"{without} of {len(annotations)} annotations have a box and no segmentation: {few(boxes)}; "
             "expected all or none"
         )
     return "masks"

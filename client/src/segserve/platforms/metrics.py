@@ -124,7 +124,7 @@ class MetricsSource:
     def _of_machine(self) -> str:
         if self.state is None:
             raise ControlError("metrics of a cluster are read from its Prometheus: --prometheus URL")
-        socket, advice = self.state.metrics_socket, "`segserve up` starts one; an earlier version tells no metrics"
+        socket, advice = self.state.metrics_socket, "`segserve up` starts one; an earlier version has no metrics"
         if not socket.exists():
             raise NoPlatformError(f"no platform answers at {socket}: {advice}")
         try:

@@ -105,7 +105,7 @@ class Segmentation:
             save_image(drawn(self, image), target)
         except ValueError as error:
             raise BadRequestError(
-                f"cannot save as {target.suffix!r}: use .json, or that of a picture, such as .png or .jpg"
+                f"cannot save as {target.suffix!r}: use .json or a picture's suffix, such as .png or .jpg"
             ) from error
         return target
 

@@ -112,7 +112,7 @@ def _unreachable(endpoint: GatewayEndpoint, error: Exception, size: int) -> Segs
     if isinstance(error, _NOT_CONNECTED):
         return GatewayUnreachableError(f"cannot reach {endpoint.url}: {cause}")
     # A gateway answers a body that is too large before its end; who only sends until then sees the reset alone.
-    hint = f"; a request above the gateway's maxRequestBytes ends so, too: this one has {size} bytes"
+    hint = f"; a request above the gateway's maxRequestBytes ends in the same way: this one has {size} bytes"
     return ConnectionLostError(f"lost the connection to {endpoint.url}: {cause}{hint if size > CHUNK_BYTES else ''}")
 
 

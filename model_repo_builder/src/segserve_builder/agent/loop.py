@@ -56,7 +56,7 @@ LOOK_INTERVAL_S: Final = 2.0
 RENEWED_S: Final = 60.0
 """A member that fails a probe is opened anew before that: if it fails then, its shared step's process is replaced."""
 _DIED: Final = ActionFailure("StepDied", "a process of the model died while it answered golden images", retryable=True)
-_LOST_SERVER: Final = ActionFailure("ServerNotReady", "Triton stopped responding meanwhile", retryable=True)
+_LOST_SERVER: Final = ActionFailure("ServerNotReady", "Triton stopped responding during the check", retryable=True)
 _LOG = logging.getLogger(__name__)
 
 

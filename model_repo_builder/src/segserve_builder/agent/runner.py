@@ -379,7 +379,7 @@ class ActionRunner:
 
     def _check_ordered(self, is_ordered: IsOrdered) -> None:
         if self.stopping.is_set() or not is_ordered():
-            raise TritonUnreachableError("the agent stops, or nobody asks for the answers any more")
+            raise TritonUnreachableError("the agent stops, or the answers are no longer needed")
 
     def _infer(self, prepared: Prepared, image: bytes, parameters: Mapping[str, Any] | None = None) -> RawAnswer:
         answer = self._answer(prepared, image, parameters or {})

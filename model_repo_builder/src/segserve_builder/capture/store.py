@@ -241,6 +241,6 @@ def _connected(uri: str, access: Access) -> tuple[ObjectStore, str]:
             raise SinkError(str(error)) from error
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         return LocalStore(folder), ""
-    assert isinstance(source, ObjectStoreSource), "the schemes of sinks are those of files and object stores"
+    assert isinstance(source, ObjectStoreSource), "the schemes of sinks are the schemes of files and object stores"
     bucket, prefix = source.place(uri, access)
     return source.connect(bucket, access).store, prefix.strip("/")

@@ -105,7 +105,7 @@ class GoldenLabels(_Json):
         lengths = [len(column) for column in (self.masks, self.boxes, self.keypoints) if column is not None]
         if set(lengths) - {len(self.classes)} or (self.masks is None and self.boxes is None):
             raise ValueError(
-                f"labels have MASKS or BOXES, each as many as CLASSES ({len(self.classes)}), got {lengths}"
+                f"labels have MASKS or BOXES, one for each of CLASSES ({len(self.classes)}), got {lengths}"
             )
         _check_masks(self.size, self.masks)
         return self

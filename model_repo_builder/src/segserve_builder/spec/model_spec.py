@@ -264,8 +264,8 @@ class OutOfDistributionPolicy(FrozenModel):
     )
     on_flag: Literal["Count", "Flag", "Refuse"] = Field(
         default="Count",
-        description="What follows for a flagged image: Count it in metrics; Flag, which also tells callers by the "
-        "output OUT_OF_DISTRIBUTION; or Refuse it with 400, and count it.",
+        description="Effect for a flagged image: Count it in metrics; Flag, which also sets the output "
+        "OUT_OF_DISTRIBUTION; or Refuse it with 400, and count it.",
     )
 
     @model_validator(mode="after")

@@ -33,7 +33,7 @@ class DetectionQueries(Stage):
         ge=1,
         le=10_000,
         description="Number of pairs of query and class that are kept, if each class has a sigmoid of its own. "
-        "Default: as many as there are queries.",
+        "Default: the number of queries.",
     )
 
     def __call__(self, value: Queries, request: RequestOptions) -> Candidates:

@@ -34,7 +34,7 @@ class FillHoles(Stage):
         description="Whether pixels of a class connect by edges (4) or also by corners (8); holes the other way round.",
     )
     over: Literal["background", "any"] = Field(
-        "background", description="Pixels of a label map to fill: those of class 0, or those of any other class."
+        "background", description="Pixels of a label map to fill: pixels of class 0, or of any other class."
     )
     classes: tuple[ClassId, ...] | None = Field(
         None, min_length=1, description="Ids of the classes whose holes are filled. Default: all."

@@ -32,7 +32,7 @@ class InstanceQueries(Stage):
         description="Whether instances must not overlap, as in transformers' DETR; scores must then exceed threshold.",
     )
     overlap_threshold: float = Field(
-        0.8, ge=0, le=1, description="With exclusive, queries that win at most this part of their own mask are dropped."
+        0.8, ge=0, le=1, description="With exclusive, drop a query that wins at most this fraction of its own mask."
     )
     mask_size: tuple[int, int] | None = Field(
         None,

@@ -27,7 +27,7 @@ class PanopticFusion(Stage):
 
     instance_score: float = Field(0.5, ge=0, le=1, description="Least score of an instance.")
     overlap_threshold: float = Field(
-        0.5, ge=0, le=1, description="Instances of which better ones take more than this part are dropped."
+        0.5, ge=0, le=1, description="Drop an instance if higher-scoring ones cover more than this fraction of it."
     )
     stuff_area: int = Field(
         4096, ge=0, description="Least area of a segment of the label map, in pixels of the original image."

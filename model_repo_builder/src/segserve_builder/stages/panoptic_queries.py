@@ -29,7 +29,7 @@ class PanopticQueries(Stage):
         description="Product of score and probability from which a pixel belongs to a query's own mask.",
     )
     overlap_threshold: float = Field(
-        0.8, ge=0, le=1, description="Queries that win at most this part of their own mask are dropped."
+        0.8, ge=0, le=1, description="Drop a query that wins at most this fraction of its own mask."
     )
     fuse: tuple[int, ...] | None = Field(
         None,
@@ -43,8 +43,8 @@ class PanopticQueries(Stage):
 
     convention: Literal["eomt"] | None = Field(
         None,
-        description="With eomt, maskThreshold is that of a query's own probability, and it gets no pixel below that as "
-        "in EoMT. Default: as in MaskFormer, Mask2Former and DETR.",
+        description="With eomt, maskThreshold applies to a query's own probability, and the query gets no pixel "
+        "below it, as in EoMT. Default: as in MaskFormer, Mask2Former and DETR.",
     )
 
     def __call__(self, value: Queries, request: RequestOptions) -> Panoptic:

@@ -79,5 +79,5 @@ def frame_number(value: Any) -> int:
     """Read the parameter `frame`; raises `BadImageError` if it is not a whole number from 0 on."""
     text = str(value)
     if isinstance(value, bool) or not text.isascii() or not text.isdigit() or len(text) > 18:
-        raise BadImageError(f"parameter 'frame' is {value!r}; allowed: a whole number from 0 on")
+        raise BadImageError(f"parameter 'frame' is {value!r}; allowed: a non-negative integer")
     return int(text)

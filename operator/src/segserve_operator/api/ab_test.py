@@ -56,7 +56,7 @@ class AbTestQuery(ApiValue):
     better: Literal["lower", "higher"] = Field(default="lower", description="Which values are better.")
     interval: QueryTime = Field(
         default=timedelta(minutes=1),
-        description="Interval between queries; as long as the time that a range in the query looks back, or longer.",
+        description="Interval between queries; at least the range that the query looks back.",
     )
     timeout: QueryTime = Field(default=timedelta(seconds=10), description="How long to wait for an answer.")
 
@@ -90,7 +90,7 @@ class AbTest(ApiValue):
     duration: TestDuration = Field(description="How long both revisions get requests; at least 1m.")
     metric: Literal["errorRate", "slowRate", "p50Latency", "p95Latency", "p99Latency", "promql"] = Field(
         default="errorRate",
-        description="What is compared: the share of requests that fail, or that take longer than slowMilliseconds; a "
+        description="Value to compare: the share of requests that fail, or that take longer than slowMilliseconds; a "
         "percentile of the latency; or the value of a PromQL query.",
     )
     slow_milliseconds: float | None = Field(

@@ -62,7 +62,7 @@ class KeySet(ApiValue):
         default=None, min_length=2, max_length=65_536, description="The key set itself, as JSON."
     )
     ca_secret_ref: SecretKey | None = Field(
-        default=None, description="url: authorities (PEM) that sign its certificate. Default: those of the image."
+        default=None, description="url: authorities (PEM) that sign its certificate. Default: the image's."
     )
 
     @model_validator(mode="after")
@@ -79,7 +79,7 @@ class JwtIssuer(ApiValue):
     audiences: Annotated[tuple[Printable, ...], AfterValidator(check_distinct)] = Field(
         min_length=1,
         max_length=16,
-        description="Values of which a token's aud claim must have one.",
+        description="Accepted values of a token's aud claim.",
         json_schema_extra=_SET,
     )
     jwks: KeySet = Field(description="Public keys that sign the tokens.")
@@ -126,7 +126,7 @@ class Auth(ApiValue):
     )
     mtls: Mtls | None = Field(default=None, description="Client certificates. They need gateway.tls.")
     anonymous: bool = Field(
-        default=False, description="Whether callers without credentials may call, too. Wrong credentials are refused."
+        default=False, description="Whether callers without credentials are allowed. Wrong credentials are refused."
     )
 
     @property
@@ -173,7 +173,7 @@ class AllowedCallers(ApiValue):
     )
     values: Values | None = Field(
         default=None,
-        description="claim: values, of which the claim must be or contain one.",
+        description="claim: accepted values; the claim is one of them or contains one.",
         json_schema_extra=_SET,
     )
     issuer: Printable | None = Field(default=None, description="claim: issuer of the token. Default: any of the pool.")

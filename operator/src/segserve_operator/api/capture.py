@@ -21,8 +21,8 @@ class Redact(ApiValue):
     )
     model: ResourceName | None = Field(
         default=None,
-        description="Model of the same pool whose answer says where they are. Without an answer of it nothing is kept. "
-        "Default: the model itself.",
+        description="Model of the same pool whose answer locates them. Without its answer nothing is kept. Default: "
+        "the model itself.",
     )
     method: Literal["fill", "blur"] = Field(
         default="fill", description="fill makes the pixels black; blur leaves their rough colours."
@@ -34,7 +34,10 @@ class Capture(ApiValue):
 
     share: float = Field(default=0.01, gt=0, le=1, description="Share of inference requests that are looked at.")
     per_minute: int = Field(
-        default=6, ge=1, le=600, description="Most samples per minute that each gateway keeps of the model."
+        default=6,
+        ge=1,
+        le=600,
+        description="Maximum number of samples per minute that each gateway keeps of the model.",
     )
     when: Annotated[
         tuple[Literal["uncertain", "disagree", "error", "empty", "drift"], ...], AfterValidator(check_distinct)
@@ -53,7 +56,7 @@ class Capture(ApiValue):
         description="Labels of requests (`X-Segserve-Slice`) that are kept. Default: all, also those without one.",
         json_schema_extra={"x-kubernetes-list-type": "set"},
     )
-    redact: Redact | None = Field(default=None, description="What is made unrecognisable. Default: nothing.")
+    redact: Redact | None = Field(default=None, description="Parts to make unrecognisable. Default: none.")
     sink: Annotated[str, Field(pattern=f"^({'|'.join(SINK_SCHEMES)})://", min_length=1, max_length=1024)] = Field(
         description="URI of the store's folder: s3:, gs: or az:, with the pool's credentials for artifacts, and on "
         "one machine file:."

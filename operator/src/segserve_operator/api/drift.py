@@ -46,7 +46,7 @@ class Drift(ApiValue):
     window: SomeTime = Field(
         default=_WINDOW,
         description="Length of a window, which is compared as one observation; an hour of twelve windows of 5m is "
-        "compared too. It should be longer than a scene lasts. Default 5m.",
+        "compared as well. Choose it longer than a scene lasts. Default 5m.",
     )
     min_answers: int = Field(
         default=30,
@@ -55,7 +55,10 @@ class Drift(ApiValue):
         description="Observations that a histogram needs for a comparison; with fewer its window lasts longer.",
     )
     false_alarms_per_month: float = Field(
-        default=0.1, gt=0, le=30, description="Most false alarms in 30 days on average, of all histograms together."
+        default=0.1,
+        gt=0,
+        le=30,
+        description="Maximum number of false alarms in 30 days on average, over all histograms.",
     )
     tolerance: float = Field(
         default=0.05,

@@ -23,8 +23,8 @@ class Rate(ApiValue):
         default=None,
         ge=1,
         le=2000,
-        description="Million bytes of requests per second. At once may come as many, or one request of the gateway's "
-        "maxRequestBytes.",
+        description="Million bytes of requests per second. A burst has at most the same amount, or one request of "
+        "the gateway's maxRequestBytes.",
     )
 
 
@@ -48,7 +48,7 @@ class Limits(ApiValue):
 
     per_caller: Rate | None = Field(
         default=None,
-        description="Of each caller: by name where the gateway knows it (gateway.auth), else by address.",
+        description="Limits per caller, identified by name if authenticated (gateway.auth), otherwise by IP address.",
     )
     total: Rate | None = Field(default=None, description="Of all callers together.")
 

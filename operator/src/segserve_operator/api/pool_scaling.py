@@ -72,7 +72,7 @@ class Scaling(ApiValue):
         default=1,
         ge=1,
         le=MAX_SERVERS,
-        description="Smallest number of servers per group; replicas of the pool is one, too.",
+        description="Minimum number of servers per group; the pool's replicas is a minimum as well.",
     )
     maximum: int = Field(ge=1, le=MAX_SERVERS, description="Largest number of servers per group.")
     target: ScaleTarget = Field(description="What the servers are to achieve.")
@@ -101,7 +101,7 @@ class Scaling(ApiValue):
 class ScalingStatus(ApiValue):
     """The number of servers by requests."""
 
-    desired: int = Field(ge=0, description="Number of servers per group that is wanted now.")
+    desired: int = Field(ge=0, description="Desired number of servers per group.")
     reason: str = Field(default="", max_length=64, description="Reason of the last change as one CamelCase word.")
     message: str = Field(default="", max_length=2048, description="Reason of the last change as a sentence.")
     since: Timestamp | None = Field(default=None, description="Time of the last change.")

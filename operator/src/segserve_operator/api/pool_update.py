@@ -73,7 +73,8 @@ class Update(ApiValue):
         "for clusters without room for one more.",
     )
     max_unavailable: ServerCount = Field(
-        default=0, description="Number or percentage of the main group's servers that may be missing meanwhile."
+        default=0,
+        description="Maximum number or percentage of the main group's servers that are unavailable during an update.",
     )
     max_surge: ServerCount = Field(
         default="25%", description="Number or percentage of servers beyond replicas, rounded up."
@@ -82,7 +83,7 @@ class Update(ApiValue):
         default=1,
         ge=1,
         le=1000,
-        description="Do not begin while so many other pools of the operator replace their servers.",
+        description="Maximum number of the operator's pools that replace their servers at the same time.",
     )
     window: UpdateWindow | None = Field(
         default=None,

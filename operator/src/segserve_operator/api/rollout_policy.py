@@ -157,7 +157,8 @@ class Tolerance(ApiValue):
         default=0.1,
         ge=0.01,
         le=0.9,
-        description="Decrease of the mean agreement with stable's answers from that of stable with itself, 0 to 1.",
+        description="Decrease of the mean agreement with stable's answers, compared with stable's agreement with "
+        "itself, 0 to 1.",
     )
 
 
@@ -274,7 +275,8 @@ class MaskAgreementGate(AlphaGateSpec):
     )
     on_breach: Literal["Hold", "Rollback", "Note"] = Field(
         default="Hold",
-        description="What a proof of less does: Hold asks a person to resume or abort, Note only says so.",
+        description="Effect of a proof of lower agreement: Hold waits for a person to resume or abort, Note only "
+        "reports it.",
     )
 
 
@@ -305,7 +307,7 @@ class CostGate(AlphaGateSpec, CheckedGateSpec):
 
     gate: Literal["cost"] = Field(default="cost", description="Name of the gate.")
     max_increase_percent: float = Field(
-        default=10.0, gt=0, le=1000, description="Percent by which the candidate's requests may be dearer. Default 10."
+        default=10.0, gt=0, le=1000, description="Maximum increase in cost per request, in percent."
     )
     interval: SomeTime = Field(default=timedelta(seconds=10), description="Interval between looks.")
 
@@ -322,8 +324,8 @@ class DriftGate(AlphaGateSpec, CheckedGateSpec):
     )
     on_breach: Literal["Hold", "Rollback", "Note"] = Field(
         default="Hold",
-        description="What a proof of a difference does: Hold asks a person to skip the gate or abort, Note only says "
-        "so.",
+        description="Effect of a proof of a difference: Hold waits for a person to skip the gate or abort, Note only "
+        "reports it.",
     )
     interval: SomeTime = Field(default=timedelta(seconds=10), description="Interval between servers' reports.")
 
@@ -486,8 +488,9 @@ class RolloutPolicy(ApiValue):
     )
     shadow: Shadow | None = Field(
         default=None,
-        description="Ask the candidate copies of callers' requests before the first step. Default: with the values "
-        "below where spec.slo is set, the gateway has a comparator, and stable has been watched for nine minutes.",
+        description="Send copies of callers' requests to the candidate before the first step. Default: on, with the "
+        "values below, if spec.slo is set, the gateway has a comparator, and stable has been watched for nine "
+        "minutes.",
     )
     ab_test: AbTest | None = Field(default=None, description="The test of the strategy abTest.")
     alpha: float = Field(

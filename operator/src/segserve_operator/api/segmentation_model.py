@@ -118,15 +118,15 @@ class CascadeSpec(ApiValue):
         description="Model whose network answers first. A change of its spec is a new revision of this model as well."
     )
     when: CascadeScore = Field(
-        description="Score of the light answer, from 0 to 1: confidence, one less the mean probability of what was "
-        "answered; area, higher for a smaller smallest region; or class, the score of the surest region of `classes`. "
-        "An answer without any object has the score 1 of confidence and area, and 0 of class."
+        description="Score of the light answer, from 0 to 1: confidence, 1 minus the mean probability of the answer; "
+        "area, 1 minus the relative side length of the smallest region; or class, the highest score of a region of "
+        "`classes`. For an answer without objects, confidence and area are 1, and class is 0."
     )
     threshold: float = Field(
         ge=0,
         le=1,
-        description="Score from which on the heavy network is asked, as `segserve golden cascade` finds it; 0 always "
-        "asks it.",
+        description="The heavy network answers if the score is at least this, as `segserve golden cascade` finds it; "
+        "0: always.",
     )
     max_loss: float | None = Field(
         default=None,
@@ -179,8 +179,8 @@ class SegmentationModelSpec(ApiValue):
     )
     cascade: CascadeSpec | None = Field(
         default=None,
-        description="Light network that answers first, so that the model's own is asked for few images only. It is "
-        "part of the revision. Default: the model's own network answers.",
+        description="Light network that answers first, so that the model's own answers few images only. It is part "
+        "of the revision. Default: the model's own network answers.",
     )
     output: Output = Field(default=Output(), description="Form of answers if a request does not specify it.")
     runtime: Runtime = Field(default=Runtime(), description="How Triton runs the network.")
@@ -196,7 +196,7 @@ class SegmentationModelSpec(ApiValue):
     )
     expose: Annotated[tuple[Literal["network"], ...], AfterValidator(check_distinct)] = Field(
         default=(),
-        description="What is public besides the model; network is the bare network, as <name>.network.",
+        description="Further public names; network is the bare network, as <name>.network.",
         json_schema_extra={"x-kubernetes-list-type": "set"},
     )
     access: AccessRules | None = Field(
@@ -216,9 +216,9 @@ class SegmentationModelSpec(ApiValue):
     )
     processes: Literal["own", "shared"] | None = Field(
         default=None,
-        description="Whether the model's steps share processes with those of other models: the memory of a further "
-        "model is then little more than its network's, and a step that dies fails requests of all in it. A change "
-        "applies without a new revision or rollout. Default own.",
+        description="Whether the model's steps share processes with other models' steps. If shared, a further model "
+        "needs little more memory than its network, and a step that dies fails requests of all models in the "
+        "process. A change applies without a new revision or rollout. Default own.",
     )
     capture: Capture | None = Field(
         default=None,
@@ -253,8 +253,8 @@ class SegmentationModelSpec(ApiValue):
     )
     embedding: Embedding | None = Field(
         default=None,
-        description="Output of the network that drift and the score featureDistance compare with that of usual images. "
-        "It is part of the revision. Default: none.",
+        description="Output of the network that drift and the score featureDistance compare with usual images. It is "
+        "part of the revision. Default: none.",
     )
     rollout: RolloutPolicy | None = Field(
         default=None,
@@ -497,7 +497,9 @@ class CandidateStatus(ApiValue):
         description="Pending until it gets traffic; Failed until the spec changes; Judged, if its strategy promotes "
         "nothing by itself, until a person promotes it or the spec changes."
     )
-    promoted: bool | None = Field(default=None, description="True if a person asked to roll out what was Judged.")
+    promoted: bool | None = Field(
+        default=None, description="True if a person has started the rollout of a Judged candidate."
+    )
     reason: str | None = Field(
         default=None, description="Why it failed, or why it gave its group up, as one CamelCase word."
     )
@@ -530,7 +532,7 @@ class SegmentationModelStatus(ApiValue):
     observed_generation: int | None = Field(
         default=None,
         ge=0,
-        description="Latest generation of the spec that serves, or that a condition says is refused or stalled.",
+        description="Latest generation of the spec that serves, or that a condition reports as refused or stalled.",
     )
     conditions: tuple[Condition, ...] = Field(
         default=(),
@@ -556,7 +558,7 @@ class SegmentationModelStatus(ApiValue):
     false_alarms: str | None = Field(
         default=None,
         max_length=80,
-        description="How often `rollout.selfTest` took stable for worse than itself, and the most that this may be.",
+        description="How often `rollout.selfTest` judged stable worse than itself, and the maximum that is expected.",
     )
     drift: str | None = Field(
         default=None, max_length=196_608, description="Reference that `spec.drift` compares with, packed."

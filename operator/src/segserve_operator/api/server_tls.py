@@ -26,7 +26,7 @@ class TlsParty(ApiValue):
         default=None,
         pattern=IDENTITY_PATTERN,
         max_length=512,
-        description="The name in its certificate that the other side demands: a DNS name, or a SPIFFE ID such as "
+        description="The name that the other side requires in its certificate: a DNS name, or a SPIFFE ID such as "
         "spiffe://example.org/ns/vision/masks. Default: servers.POOL.NAMESPACE.svc, or gateway.POOL.NAMESPACE.svc.",
     )
 

@@ -21,5 +21,5 @@ class SessionAffinity(ApiValue):
     cookie: Token | None = Field(default=None, description="Cookie whose value is the id.")
     caller: bool = Field(
         default=False,
-        description="Whether the caller's name is the id: that of his API key, token or certificate (gateway.auth).",
+        description="Whether the id is the caller's name, from the API key, token or certificate (gateway.auth).",
     )

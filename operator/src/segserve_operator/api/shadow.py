@@ -12,19 +12,23 @@ from segserve_operator.api.meta import ApiValue, Duration
 class Shadow(ApiValue):
     """Copies of callers' requests that stable and the candidate are both asked before the first step."""
 
-    enabled: bool = Field(default=True, description="false is no Shadow, where there would be one by default.")
+    enabled: bool = Field(default=True, description="Set to false to disable Shadow where it is on by default.")
     percent: int = Field(
         default=50, ge=1, le=100, description="Percent of callers' inference requests that are copied."
     )
     max_requests_per_second: float = Field(
-        default=5.0, gt=0, le=1000, description="Most copies per second that each gateway asks both revisions."
+        default=5.0,
+        gt=0,
+        le=1000,
+        description="Maximum number of copies per second that each gateway sends to both revisions.",
     )
     min_requests: int = Field(
-        default=200, ge=20, le=100_000, description="Copies that both must have been asked before the first step."
+        default=200, ge=20, le=100_000, description="Number of copies that both revisions get before the first step."
     )
     max_duration: Duration = Field(
         default=timedelta(minutes=10),
-        description="Longest time; then the steps begin with what is known, unless the candidate is probably worse.",
+        description="Maximum duration; after it the steps begin with the evidence so far, unless the candidate is "
+        "probably worse.",
     )
 
     def copies_per_second(self, requests_per_second: float) -> float:

@@ -61,8 +61,8 @@ class Tracing(ApiValue):
         default=None,
         max_length=2048,
         pattern=rf"^http://{_HOST}",
-        description="Base URL of the receiver of Triton's spans, without TLS: Triton cannot be told whose certificates "
-        "to trust. Default: endpoint if that is http; else Triton sends none.",
+        description="Base URL of the receiver of Triton's spans, without TLS, since Triton has no option for trusted "
+        "certificates. Default: endpoint if it is http; else Triton sends none.",
     )
     sampling_ratio: float = Field(
         default=0.01,
@@ -77,7 +77,7 @@ class Tracing(ApiValue):
     def _refuse_tls(cls, endpoint: Any) -> Any:
         if str(endpoint).startswith("https://"):
             raise ValueError(
-                f"it must begin with http://, as Triton cannot be told whose certificates to trust, got {endpoint!r}"
+                f"it must begin with http://, as Triton has no option for trusted certificates, got {endpoint!r}"
             )
         return endpoint
 

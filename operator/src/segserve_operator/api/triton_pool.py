@@ -85,9 +85,9 @@ class Server(ApiValue):
     )
     resources: Resources = Field(
         default=Resources(),
-        description="Resources of the Triton container, GPUs (whole or MIG) included. Default requests, of "
-        "each that has neither a request nor a limit: 100m cpu, 1Gi memory, 1Gi ephemeral-storage; memory then has "
-        "a limit of 32Gi.",
+        description="Resources of the Triton container, GPUs (whole or MIG) included. Default requests, for each "
+        "resource without a request and a limit: 100m cpu, 1Gi memory, 1Gi ephemeral-storage; memory then has a "
+        "limit of 32Gi.",
     )
     pod_template: PodTemplate = Field(
         default=PodTemplate(),
@@ -115,7 +115,7 @@ class Server(ApiValue):
         description="Seconds for which a terminating server still answers while gateways stop using it.",
     )
     exit_timeout_seconds: int = Field(
-        default=30, ge=1, le=600, description="Seconds that it then has to finish requests in flight."
+        default=30, ge=1, le=600, description="Seconds to wait for in-flight requests after drainSeconds."
     )
 
     @model_validator(mode="after")
@@ -199,19 +199,19 @@ class Gateway(ApiValue):
     tls: GatewayTls | None = Field(default=None, description="TLS for callers. Default: none.")
     access_log: AccessLog | None = Field(
         default=None,
-        description="Log of requests as JSON, on standard output of the Envoy container; a change starts the gateways "
-        "anew, one after the other. Default: none.",
+        description="Log of requests as JSON, on standard output of the Envoy container. A change restarts the "
+        "gateways one by one. Default: none.",
     )
     caller_metrics: CallerMetrics | None = Field(
         default=None,
-        description="Counters of answered requests by caller and by slice, in proportion to which costs are divided; "
-        "names of callers are in the gateway's metrics then. A change starts the gateways anew, one after the other. "
-        "Default: none.",
+        description="Counters of answered requests by caller and by slice, in proportion to which costs are divided. "
+        "They put callers' names into the gateway's metrics. A change restarts the gateways one by one. Default: "
+        "none.",
     )
     tracing: Tracing | None = Field(
         default=None,
-        description="Traces of requests through gateway and servers, and of decisions about rollouts. Another endpoint "
-        "starts a new group of servers; another ratio the gateways anew, one after the other. Default: none.",
+        description="Traces of requests through gateway and servers, and of decisions about rollouts. Another "
+        "endpoint starts a new group of servers; another ratio restarts the gateways one by one. Default: none.",
     )
     session_affinity: SessionAffinity | None = Field(
         default=None,
@@ -228,9 +228,9 @@ class Gateway(ApiValue):
     )
     plain_http: bool | None = Field(
         default=None,
-        description="Whether callers may also send an image as the body of POST /v1/models/NAME:segment, for an answer "
-        "in JSON. A change starts the gateways anew, one after the other. Default: on your machine yes, on a cluster "
-        "not.",
+        description="Whether callers may also send an image as the body of POST /v1/models/NAME:segment, for an "
+        "answer in JSON. A change restarts the gateways one by one. Default: true on your machine, false on a "
+        "cluster.",
     )
     request_timeout_seconds: int = Field(
         default=60, ge=1, le=3600, description="Longest duration of a request in seconds; longer ones get 504."
@@ -258,7 +258,7 @@ class Gateway(ApiValue):
         default=None,
         description="Whether gateways can keep samples of callers' requests, which spec.capture of models needs on a "
         "cluster: each gets a container with the pool's credentials for artifacts, which has these requests in "
-        "memory. A change starts the gateways anew, one after the other. Default: not.",
+        "memory. A change restarts the gateways one by one. Default: false.",
     )
     service_type: Literal["ClusterIP", "NodePort", "LoadBalancer"] = Field(
         default="ClusterIP", description="Type of the Service."
@@ -344,7 +344,7 @@ class TritonPoolSpec(ApiValue):
         default="own", description="own gives each candidate servers of its own; shared uses one group for all models."
     )
     server: Server = Field(default=Server(), description="The Triton servers.")
-    update: Update = Field(default=Update(), description="How servers are replaced by those of another template.")
+    update: Update = Field(default=Update(), description="How servers are replaced if their template changes.")
     artifacts: Artifacts = Field(
         default=Artifacts(), description="Permitted sources of artifacts, their credentials and signers."
     )

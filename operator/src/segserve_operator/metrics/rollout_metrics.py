@@ -45,7 +45,9 @@ class RolloutMetrics:
         self.bad_requests = self._gauge("bad_requests", "Requests that went wrong because of the candidate.")
         self.compared = self._gauge("compared", "Copies of callers' requests that both revisions had in Shadow.")
         self.look_age = self._gauge("look_seconds", "Time since the gateways' counts were last looked at.")
-        self.dispersion = self._gauge("dispersion", "Variance of stable's failures over that of independent ones.")
+        self.dispersion = self._gauge(
+            "dispersion", "Variance of stable's failures, divided by the variance of independent failures."
+        )
         self.decisions = self._counter("decisions", "Decisions that changed something.", "signal")
         self.quarantines = self._counter("quarantines", "Candidates put at weight 0 without a verdict.")
         self.ends = self._counter("ends", "Rollouts that ended, by the phase in which they did.", "phase")

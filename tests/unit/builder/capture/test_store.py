@@ -146,7 +146,7 @@ def test_corrections_become_labels_by_the_names_of_classes() -> None:
         (corrections(segmentation={"counts": [40, 10, 350]}), "must be polygons, or size and counts"),
         (corrections(segmentation={"size": [10, 40], "counts": [40, 10, 350]}), "are not of an image of 20 x 20"),
         (corrections(segmentation={"size": [20, 20], "counts": [40, 10, 351]}), "cover 401 pixels"),
-        (corrections(segmentation={"size": [20, 20], "counts": [40, -10, 370]}), "whole numbers from 0 on"),
+        (corrections(segmentation={"size": [20, 20], "counts": [40, -10, 370]}), "non-negative integers"),
         (corrections(segmentation={"size": [20, 20], "counts": "4"}), "cover 4 pixels"),
         (corrections(category_id=9), "not a COCO data set"),
     ],

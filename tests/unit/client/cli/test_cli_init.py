@@ -125,7 +125,7 @@ def test_everything_that_is_not_known_is_listed_and_marked_in_the_file(
     for unsure in (
         "the names of the classes are not in the file",
         "the file does not list them; observed on your images: 1",
-        "the file does not tell how training resized them",
+        "the file does not say how training resized them",
         "the thresholds are the family's usual ones",
         "pasteMasks has two conventions",
     ):
@@ -491,7 +491,7 @@ def test_images_that_cannot_tell_the_normalisation_leave_the_most_usual_one(
     guessed = guess(file, "0" * 64, [tmp_path / "flat.png"], Overrides())
 
     (remark,) = [remark for remark in guessed.remarks if "normalised" in remark.text]
-    assert "the images cannot tell" in remark.text
+    assert "the images do not show it" in remark.text
     assert "  0.00  pixels of 0 to 255" in remark.text.splitlines()
     expected = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]} if usual == "ImageNet" else {}
     assert guessed.spec["preprocess"][-1] == {"normalise": expected}

@@ -287,7 +287,9 @@ def test_a_record_that_lost_its_digests_is_found_by_an_older_one_that_has_them(
     code, printed, _ = command("rollout", "verify", "coins")
 
     assert code == 1
-    assert printed == (f"{records.NAME}: its decisions have no digests, but those of coins-1-1, which is older, have\n")
+    assert printed == (
+        f"{records.NAME}: its decisions have no digests, but decisions of coins-1-1, which is older, have\n"
+    )
 
 
 def test_a_record_that_lost_some_of_its_digests_does_not_pass(command: Command, here: RolloutPlatform) -> None:

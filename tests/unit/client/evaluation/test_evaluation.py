@@ -867,7 +867,7 @@ def first(document: dict[str, Any], **fields: Any) -> None:
         ("discs", "coco", lambda folder: rewrite(folder, lambda coco: first(coco, iscrowd="maybe")),
          "coco.json: annotation 0 has the iscrowd 'maybe'; expected 0 or 1"),
         ("discs", "coco", lambda folder: rewrite(folder, lambda coco: first(coco, segmentation=[])),
-         "1 of 30 annotations have a box and no segmentation, those of 0.png; expected all or none"),
+         "1 of 30 annotations have a box and no segmentation: 0.png; expected all or none"),
         ("pixels", "coco", lambda folder: rewrite(folder, lambda coco: first(coco, segmentation=[])),
          "a semantic model needs masks; 1 of 30 annotations have only boxes"),
         ("discs", "coco", lambda folder: rewrite(folder, lambda coco: coco["annotations"].clear()),
@@ -919,5 +919,5 @@ def test_a_class_that_neither_has_is_told_with_both_lists(served: Served, folder
         evaluated("discs", folder / "coco", classes=["coin", "penny"])
     with pytest.raises(BadRequestError, match="got -1 and 20"):
         evaluated("discs", folder / "coco", resamples=-1)
-    with pytest.raises(BadRequestError, match="out must be another folder than that of the data"):
+    with pytest.raises(BadRequestError, match="out must be another folder than the data's"):
         evaluated("pixels", folder, out=folder / "images/..")

@@ -151,7 +151,7 @@ def test_amounts_need_no_quotes() -> None:
         *(
             pytest.param({"gateway": {"tracing": {"endpoint": "https://collector", **bad}}}, said, id=said)
             for bad, said in (
-                ({"serverEndpoint": "https://collector"}, "must begin with http://, as Triton cannot be told"),
+                ({"serverEndpoint": "https://collector"}, "must begin with http://, as Triton has no option"),
                 ({"serverEndpoint": "http://collector:0"}, "from 1 to 65535"),
                 ({"caBundle": "none"}, "must be certificates as PEM"),
                 ({"caBundle": ""}, "must be certificates as PEM, got none"),

@@ -108,7 +108,7 @@ def _distinct(names: Sequence[str]) -> list[str]:
 
 def _things(family: Family) -> Iterable[Remark]:
     if family.has_things:
-        text = "the file does not tell which classes are things, counted one by one: `thing` is a guess"
+        text = "the file does not say which classes are things, counted one by one: `thing` is a guess"
         yield Remark(PLACE, text, sure=False)
 
 

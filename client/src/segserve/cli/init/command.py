@@ -84,9 +84,9 @@ def init(
     """Write a first resource for an ONNX file, with comments to check.
 
     Family, classes, size and normalisation are read from the file or determined by running it on the images. Its memory
-    and time bound the size of images, maxPixels. What the file does not tell is listed, and marked CHECK in the
-    resource. The answers to the first images become the golden set; preview/ shows them: check them before you trust
-    it.
+    and time bound the size of images, maxPixels. Values that the file does not contain are listed, and
+    marked CHECK in the resource. The answers to the first images become the golden set: check them in preview/
+    first.
     """
     from rich.console import Console
 

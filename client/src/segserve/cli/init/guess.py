@@ -177,7 +177,7 @@ def _class_channels(
         return number
     if names is None:
         raise CommandError(
-            f"{network.path.name} does not tell its number of classes, nor their names: set them with --classes"
+            f"{network.path.name} does not contain its number of classes or their names: set them with --classes"
             + ("" if can_run else ", or pip install 'segserve[local]' to run the network")
         )
     # Labels of a single named class are those of the background and of it.
@@ -272,7 +272,10 @@ def _tried_normalise(
         trials.append(Trial(name, score(_for_channels(name, image))))
     best, second, *_ = ranked = sorted(trials, key=lambda trial: -trial.score)
     if best.score < TELLING:
-        best, verdict = trials[0], "the images cannot tell: the most usual one is taken. Ask who trained it"
+        best, verdict = (
+            trials[0],
+            "the images do not show it: the most common one is used. Check it with the training code",
+        )
     elif best.score > CLEAR_LEAD * second.score:
         verdict = "the best one is taken"
     else:

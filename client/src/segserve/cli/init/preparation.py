@@ -83,7 +83,7 @@ def _resize_of(
         return _resize(options, Remark(PLACE, text, sure=size is not None))
     processed = network.processor.resize(None, multiple or SAFE_MULTIPLE)
     if processed is not None:
-        text = f"size and interpolation are those of the {FILE_NAME} beside the file"
+        text = f"size and interpolation are from the {FILE_NAME} beside the file"
         if processed["mode"] == "shortSide":
             text += "; transformers rounds sides down, which may differ by a pixel"
         return _resize(processed, Remark(PLACE, text))
@@ -132,7 +132,7 @@ def _to_fixed(
     options, how = (stretch, "stretched") if is_stretched else (fit, "letterboxed")
     other = "letterbox" if is_stretched else "stretch"
     text = (
-        f"the size is fixed, {height} x {width}, your images have another aspect ratio, and the file does not tell how "
+        f"the size is fixed, {height} x {width}, your images have another aspect ratio, and the file does not say how "
         f"training resized them: they are {how} here (mode {options['mode']}; the alternative is {other})"
     )
     return _resize(options, Remark(PLACE, text, sure=False))
@@ -168,7 +168,7 @@ def normalise_of(family: Family, network: NetworkFile, image: ImageInput) -> Cho
         sure = "task" in network.metadata
         return _normalise({}, Remark(PLACE, "YOLO networks take pixels of 0 to 1", sure=sure))
     order = ", nor whether channels are RGB (as here) or BGR (input.colour)" if image.channels == 3 else ""
-    return Choice(None, Remark(PLACE, f"the file does not tell how pixels are normalised{order}", sure=False))
+    return Choice(None, Remark(PLACE, f"the file does not say how pixels are normalised{order}", sure=False))
 
 
 def colour_of(family: Family, network: NetworkFile, image: ImageInput) -> dict[str, str]:

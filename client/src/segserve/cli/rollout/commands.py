@@ -153,7 +153,7 @@ def verify(
     found, count, bare = records.chain_flaws(record, key), len(record.decisions), unsealed(record)
     sealed = records.sealed_before(platform, record) if platform is not None and 0 < bare == count else None
     if sealed is not None:
-        found.append(f"{record.name}: its decisions have no digests, but those of {sealed}, which is older, have")
+        found.append(f"{record.name}: its decisions have no digests, but decisions of {sealed}, which is older, have")
     for line in found:
         typer.echo(line)
     if bare and not found:

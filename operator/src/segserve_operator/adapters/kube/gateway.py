@@ -144,7 +144,7 @@ class ClusterTraffic:
             by_pod = dict(zip(ready, await gather_few(requests), strict=True))
         silent = {name for name, counts in by_pod.items() if not counts}
         for name in sorted(silent - self.silent):
-            log.warning("%s/%s: gateway %s does not tell its counts", self.key.namespace, self.key.pool, name)
+            log.warning("%s/%s: gateway %s reports no counts", self.key.namespace, self.key.pool, name)
         self.silent.clear()
         self.silent.update(silent)
         return {model: {name: counts[model] for name, counts in by_pod.items() if model in counts} for model in models}

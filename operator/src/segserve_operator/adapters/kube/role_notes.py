@@ -122,7 +122,7 @@ class RoleNotes:
         has_servers = any(note.role == "stable" and note.group in groups for note in notes.values())
         restored = with_roles_of(model, notes, rolled_back, now_s, has_servers=has_servers)
         if restored is not model:
-            log.info("%s/%s: its roles are those of the revisions' records", self.key.namespace, model.name)
+            log.info("%s/%s: its roles are from the revisions' records", self.key.namespace, model.name)
         return restored
 
     async def _rolled_back(self, name: str) -> FailureReason | None:

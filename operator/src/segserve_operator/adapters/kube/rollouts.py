@@ -87,7 +87,7 @@ class ClusterRollouts:
         try:
             await self._put(record, model_uid)
         except NotFoundError as error:
-            log.info("SegmentationRollout %s/%s is made anew: %s", self.key.namespace, record.name, error)
+            log.info("SegmentationRollout %s/%s is created again: %s", self.key.namespace, record.name, error)
             await self._put(record, model_uid)
 
     async def _put(self, record: Record, model_uid: str) -> None:

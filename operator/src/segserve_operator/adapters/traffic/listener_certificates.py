@@ -125,7 +125,7 @@ class ServerTlsCertificates(WatchedCertificates):
     """The certificate that the gateway shows to servers, and the authorities of theirs, all in the folder `secret`."""
 
     def __init__(self, secret: Path, files: TlsFiles) -> None:
-        super().__init__(secret, secret / AUTHORITIES_FILE, files, without="no server with TLS is asked")
+        super().__init__(secret, secret / AUTHORITIES_FILE, files, without="no server with TLS is called")
 
 
 def _read(folder: Path, names: Iterable[str]) -> list[bytes]:

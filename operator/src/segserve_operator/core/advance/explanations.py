@@ -32,7 +32,7 @@ SIGNALS: Final[Mapping[Signal, tuple[str, str]]] = {
     Signal.RESUMED: ("ProbesAnswered", "it answered segserve's own requests"),
     Signal.PROVED: ("Proved", "its servers have loaded and proved it, and every gateway knows them"),
     Signal.GOLDEN_PASSED: ("GoldenPassed", "the golden images were answered well enough"),
-    Signal.SHADOW_BEGINS: ("ShadowBegun", "it is asked copies of callers' requests; no caller has its answers"),
+    Signal.SHADOW_BEGINS: ("ShadowBegun", "it gets copies of callers' requests; no caller gets its answers"),
     Signal.SHADOW_PASSED: ("ShadowPassed", "it answered copies of callers' requests no worse than stable"),
     Signal.SHADOW_OVER: ("ShadowOver", "shadow.maxDuration has passed; the steps begin with what is known"),
     Signal.JUDGED_WELL: ("JudgedWell", "it answered copies of callers' requests no worse than stable"),
@@ -155,7 +155,7 @@ def _judged(result: DecisionResult) -> str:
             f"`segserve rollout promote {model}` rolls it out"
         )
     if not record.progress.seen:
-        return f"undecided: none of callers' requests was copied; `segserve rollout retry {model}` judges it anew"
+        return f"undecided: no request was copied; `segserve rollout retry {model}` judges it again"
     verdicts = record.decisions[-1].verdicts
     worse = [each.gate for each in verdicts if each.outcome is not Outcome.PASS and each.progress >= LIKELY]
     why = f"it looks worse ({', '.join(worse)})" if worse else "they prove neither harm nor its absence"
@@ -164,7 +164,7 @@ def _judged(result: DecisionResult) -> str:
     elif any(each.reason == CONFIDENCE_SHIFTED for each in verdicts):
         why = "its scores differ from stable's"
     return (
-        f"undecided: {compared} were compared, and {why}; `segserve rollout retry {model}` judges it anew, "
+        f"undecided: {compared} were compared, and {why}; `segserve rollout retry {model}` judges it again, "
         "`promote` rolls it out"
     )
 

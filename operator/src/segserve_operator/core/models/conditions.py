@@ -177,7 +177,7 @@ def _shut(model: ModelObserved, world: Observed) -> FailureReason | None:
     if not model.access or taken is None or any(rule.can_admit(taken) for rule in model.access):
         return None
     takes = f"only {', '.join(sorted(taken))}" if taken else "no credentials: it has no spec.gateway.auth"
-    text = f"nobody can call the model: no rule of spec.access admits anybody, as the pool's gateway takes {takes}"
+    text = f"no caller can use the model: no rule of spec.access can match, as the pool's gateway takes {takes}"
     return FailureReason("NobodyAdmitted", text)
 
 

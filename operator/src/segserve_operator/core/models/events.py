@@ -114,7 +114,7 @@ def _entered(before: RolloutState, after: RolloutState, verdicts: Sequence[Verdi
     revision, age = after.revision, _age(after)
     match after.phase:
         case Phase.SHADOW:
-            text = f"{revision} is asked copies of callers' requests, and no caller gets its answers"
+            text = f"{revision} gets copies of callers' requests; no caller gets its answers"
             yield Event("Normal", "ShadowStarted", text)
         case Phase.PROGRESSING if before.phase is Phase.QUARANTINED:
             share = f"{after.weight} % of callers' requests"

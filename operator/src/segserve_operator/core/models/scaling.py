@@ -210,21 +210,21 @@ def _condition(
 ) -> ObservedCondition:
     """Return whether the number of servers follows requests now."""
     if _is_silent(load, world):
-        text = "no gateway tells how many requests come, so that the number of servers stays"
+        text = "no gateway reports its number of requests, so the number of servers stays"
         return ObservedCondition(SCALING_ACTIVE, "False", "NoCounts", text)
     if problem is not None:
         return ObservedCondition(SCALING_ACTIVE, "False", problem.reason, f"no more servers start: {problem.message}")
     if _has_given_up(state, world):
-        text = "servers that did not start were given up, and no more are asked for until ten minutes later"
+        text = "servers that did not start were given up; the next ones are requested ten minutes later"
         return ObservedCondition(SCALING_ACTIVE, "False", SERVERS_FAIL, text)
     if load.partial_since_s is not None and world.now_s - load.partial_since_s > NO_COUNTS_S:
-        text = "not every gateway tells how many requests come, so that no server is given up"
+        text = "not every gateway reports its number of requests, so no server is given up"
         return ObservedCondition(SCALING_ACTIVE, "True", "CountsMissing", text)
     if _is_changing(world):
         text = "no server is given up while a rollout or an update of servers is in progress"
         return ObservedCondition(SCALING_ACTIVE, "True", "RolloutInProgress", text)
     if state.desired == policy.maximum:
-        text = f"there are as many servers as spec.scaling.maximum allows: {state.desired}"
+        text = f"the number of servers is at spec.scaling.maximum: {state.desired}"
         return ObservedCondition(SCALING_ACTIVE, "True", "Maximum", text)
     text = f"from {policy.minimum} to {policy.maximum} servers as requests come"
     return ObservedCondition(SCALING_ACTIVE, "True", "FollowsRequests", text)

@@ -28,7 +28,7 @@ class Phase(IntEnum):
     CANCELLED = 7
     """The spec requires another revision."""
     SHADOW = 8
-    """Between Golden and the first step: it is asked copies of callers' requests, and no caller gets its answers.
+    """Between Golden and the first step: it gets copies of callers' requests; no caller gets its answers.
 
     Records hold these numbers, so what came later has a later one.
     """
