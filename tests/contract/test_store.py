@@ -130,7 +130,7 @@ async def test_a_model_follows_the_spec_of_the_one_that_it_names_and_needs_it(ki
 
     problem = (await coins()).problem
     assert problem is not None
-    assert "spec.cascade.light.model: unknown model 'small'" in problem.message
+    assert "spec.cascade.light.model: there is no model 'small'" in problem.message
 
     wanted = []
     for network in ("one", "two"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from difflib import SequenceMatcher
 from typing import Any, Final
 
@@ -23,6 +23,14 @@ def change_lines(
     yield f"{resource.title} {change.outcome} (dry run){_revision_text(resource, change, before, after)}"
     if change.before is not None:
         yield from (f"  {line}" for line in differences("", user_fields(change.before), user_fields(change.after)))
+
+
+def follower_lines(before: Mapping[str, Json], after: Mapping[str, Json], applied: Collection[str]) -> Iterator[str]:
+    """Yield a line for each model that is not `applied`, and whose revision changes with a model that it names."""
+    for name, manifest in before.items():
+        former, following = revision_of(manifest, before), revision_of(manifest, after)
+        if name not in applied and former != following:
+            yield f"segmentationmodel/{name} follows (dry run): new revision {following or 'none'}, now {former}"
 
 
 def differences(path: str, before: Any, after: Any) -> Iterator[str]:
@@ -76,7 +84,7 @@ def _revision_text(
     if resource.resource.kind != MODEL:
         return ""
     former, next_one = revision_of(change.before, before), revision_of(change.after, after)
-    if not next_one or change.outcome == "unchanged":
+    if not next_one or (change.outcome == "unchanged" and next_one == former):
         return ""
     if not former:
         return f": revision {next_one}"

@@ -14,7 +14,7 @@ import yaml
 from rich.console import Console, RenderableType
 from rich.live import Live
 
-from segserve.cli.changes import change_lines
+from segserve.cli.changes import change_lines, follower_lines
 from segserve.cli.errors import CommandError, plain
 from segserve.cli.models_view import latest_record, model_text, models_table
 from segserve.cli.options import PlatformOptions, model_names, seconds, selected_platform, with_platform_options
@@ -84,6 +84,9 @@ def apply(
         for written, change in zip(resources, changes, strict=True):
             for line in change_lines(written, change, stored, applied):
                 typer.echo(line)
+        named = [written.resource.metadata.name for written in resources if written.resource.kind == MODEL]
+        for line in follower_lines(stored, applied, named):
+            typer.echo(line)
     else:
         for written, outcome in zip(resources, platform.apply(resources, force=force), strict=True):
             typer.echo(f"{written.title} {outcome}")

@@ -286,7 +286,7 @@ class SegmentationModelSpec(ApiValue):
             return self
         for at, name in self.references.items():
             if known is None or name not in known:
-                raise located(unknown_name("model", name, known or ()), *at, "model")
+                raise located(f"there is no model {name!r}; apply it as well, or correct the name", *at, "model")
             if known[name].references:
                 raise located(f"{name} has two networks itself; name a model of one network", *at, "model")
             own, other = self._own_network(), known[name]._own_network(name)

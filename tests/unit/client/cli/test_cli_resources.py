@@ -132,6 +132,23 @@ def test_a_dry_run_says_that_a_change_makes_no_new_revision(command: Command, he
     assert "(dry run): stays revision coins-" in command("apply", "-f", "model.yaml", "--dry-run")[1]
 
 
+def test_a_dry_run_shows_which_models_follow_the_one_that_they_name(command: Command, here: Path) -> None:
+    small, heavy = yaml.safe_load(text()), yaml.safe_load(text())
+    small["metadata"]["name"] = "small"
+    heavy["spec"]["cascade"] = {"light": {"model": "small"}, "when": "confidence", "threshold": 0.5}
+    (here / "both.yaml").write_text(yaml.safe_dump_all([small, heavy]))
+    command("apply", "-f", "both.yaml")
+    small["spec"]["postprocess"] = [{"argmax": {}}, {"fillHoles": {}}]
+    (here / "small.yaml").write_text(yaml.safe_dump(small))
+    (here / "both.yaml").write_text(yaml.safe_dump_all([small, heavy]))
+
+    alone = command("apply", "-f", "small.yaml", "--dry-run")[1]
+    together = command("apply", "-f", "both.yaml", "--dry-run")[1]
+
+    assert "segmentationmodel/coins follows (dry run): new revision coins-" in alone
+    assert "segmentationmodel/coins unchanged (dry run): new revision coins-" in together
+
+
 def test_a_dry_run_validates_every_document(command: Command, here: Path) -> None:
     (here / "model.yaml").write_text(text() + "---\n" + text("roads").replace("argmax", "argmaxx"))
 
