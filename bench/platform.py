@@ -86,7 +86,7 @@ def platform(*files: Path) -> Iterator[Running]:
 def _segserve(state: Path, *arguments: str) -> str:
     patience = ("--timeout", TIMEOUT) if arguments[0] in WAITING and "--timeout" not in " ".join(arguments) else ()
     done = subprocess.run(
-        [sys.executable, "-m", "segserve.cli", *arguments, *patience],
+        [sys.executable, "-m", "segserve_platform.cli", *arguments, *patience],
         env=os.environ | {"SEGSERVE_STATE": str(state)},
         capture_output=True,
         text=True,

@@ -17,6 +17,7 @@ PACKAGES: Final[Mapping[str, str]] = {
     "segserve_builder": "model_repo_builder/src",
     "segserve_common": "model_repo_builder/src",
     "segserve_operator": "operator/src",
+    "segserve_platform": "client/src",
 }
 SCRIPT_ROOTS: Final = ("tests", ".")
 """Folders whose Python files are imported by their path below it, as pytest is told in pyproject.toml."""

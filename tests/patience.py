@@ -18,10 +18,10 @@ import pytest
 FACTOR: Final = 20
 FOLDERS: Final = ("tests/unit/", "tests/contract/", "tests/hostile/")
 DEADLINES: Final[Mapping[str, tuple[str, ...]]] = {
-    "segserve.cli.doctor": ("CONNECT_S",),
-    "segserve.cli.options": ("PATIENCE_S",),
-    "segserve.control.rollouts": ("ANSWER_S",),
-    "segserve.platforms.cluster.gateway": ("REACH_S",),
+    "segserve_platform.cli.doctor": ("CONNECT_S",),
+    "segserve_platform.cli.options": ("PATIENCE_S",),
+    "segserve_platform.control.rollouts": ("ANSWER_S",),
+    "segserve_platform.platforms.cluster.gateway": ("REACH_S",),
     "segserve_builder.agent.answer_counts": ("_TIMEOUT_S",),
     "segserve_builder.agent.loop": ("TAKEOVER_S",),
     "segserve_builder.agent.observer": ("UNANSWERED_GRACE_S",),

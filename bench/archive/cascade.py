@@ -26,13 +26,13 @@ from PIL import Image
 from bench.platform import ROOT
 from bench.rollout.report import markdown_table
 from examples.zoo.world import CLASSES, Scene, draw_scenes
-from segserve.platforms.manifests import read_files
 from segserve_builder.golden.risk_control import cascade_threshold
 from segserve_builder.spec.model_spec import CascadeScore
 from segserve_builder.stages.base import RequestOptions
 from segserve_builder.steps.in_process import InProcessModel
 from segserve_builder.steps.pipeline import Cascade, LightNetwork
 from segserve_operator.api.segmentation_model import SegmentationModel
+from segserve_platform.platforms.manifests import read_files
 
 OUT: Final = ROOT / "bench/out/cascade.json"
 ZOO: Final = ROOT / "examples/zoo/zoo.yaml"

@@ -23,12 +23,12 @@ from bench.coins import with_output
 from bench.platform import ROOT
 from bench.rollout.report import markdown_table
 from examples.zoo.world import SIZE, draw_scenes
-from segserve.platforms.manifests import read_files
 from segserve_builder.spec.model_spec import Embedding, OutOfDistributionPolicy
 from segserve_builder.steps.embedding import unscaled
 from segserve_builder.steps.in_process import InProcessModel
 from segserve_builder.steps.out_of_distribution import conformal_threshold, detail_change_threshold, usual_embedding
 from segserve_operator.api.segmentation_model import SegmentationModel
+from segserve_platform.platforms.manifests import read_files
 
 OUT: Final = ROOT / "bench/out/out_of_distribution.json"
 ZOO: Final = ROOT / "examples/zoo/zoo.yaml"

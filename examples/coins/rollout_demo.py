@@ -28,19 +28,19 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from segserve import Client, Result, SegserveError, Tls
-from segserve.cli import lifecycle
-from segserve.cli.picture_pages import PAGE
-from segserve.cli.rollout.sheet import fetch_sheet, write_sheet
-from segserve.platforms.local import LocalPlatform
-from segserve.platforms.manifests import read_files
-from segserve.platforms.port import Local
-from segserve.platforms.rollouts.rollout_view import RolloutView, watch_rollout
-from segserve.platforms.rollouts.words import why
-from segserve.platforms.waiting import wait_serving
 from segserve_operator.adapters.local.files import StateFolder
 from segserve_operator.adapters.local.triton import free_port
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.local_platform.supervisor import end
+from segserve_platform.cli import lifecycle
+from segserve_platform.cli.picture_pages import PAGE
+from segserve_platform.cli.rollout.sheet import fetch_sheet, write_sheet
+from segserve_platform.platforms.local import LocalPlatform
+from segserve_platform.platforms.manifests import read_files
+from segserve_platform.platforms.port import Local
+from segserve_platform.platforms.rollouts.rollout_view import RolloutView, watch_rollout
+from segserve_platform.platforms.rollouts.words import why
+from segserve_platform.platforms.waiting import wait_serving
 
 Json = dict[str, Any]
 

@@ -16,9 +16,6 @@ import pytest
 from onnx import TensorProto, helper
 from PIL import Image
 
-from segserve.cli.errors import CommandError
-from segserve.cli.init.guess import guess
-from segserve.cli.init.values import Overrides
 from segserve_builder.export.networks import family_of
 from segserve_builder.families import FAMILIES
 from segserve_builder.families.base import (
@@ -38,6 +35,9 @@ from segserve_builder.steps.onnx_signature import read_signature
 from segserve_builder.steps.postprocess import TASKS
 from segserve_builder.values import Logits, ResizeTransform, ValueType
 from segserve_operator.api.segmentation_model import SegmentationModel
+from segserve_platform.cli.errors import CommandError
+from segserve_platform.cli.init.guess import guess
+from segserve_platform.cli.init.values import Overrides
 
 
 @dataclass(frozen=True, kw_only=True)

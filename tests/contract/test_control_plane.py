@@ -30,8 +30,8 @@ from segserve import (
     NotServingError,
     WaitTimeoutError,
 )
-from segserve.resources import RolloutPhase, SegmentationModel, SegmentationRollout, TritonPool
 from segserve_operator.core.rollout.phases import Phase
+from segserve_platform.resources import RolloutPhase, SegmentationModel, SegmentationRollout, TritonPool
 
 EXAMPLE = Path(__file__).parents[2] / "examples/coins/model.yaml"
 COINS: dict[str, Any] = next(yaml.safe_load_all(EXAMPLE.read_text()))
@@ -40,8 +40,8 @@ POOL = "apiVersion: segserve.dev/v1alpha1\nkind: TritonPool\nmetadata: {name: de
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("segserve.control.typed.LOOK_S", 0.02)
-    monkeypatch.setattr("segserve.platforms.local.POLL_S", 0.02)
+    monkeypatch.setattr("segserve_platform.control.typed.LOOK_S", 0.02)
+    monkeypatch.setattr("segserve_platform.platforms.local.POLL_S", 0.02)
 
 
 @pytest.fixture(params=["this machine", "a cluster"])

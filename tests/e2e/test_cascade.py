@@ -21,10 +21,10 @@ from bench.platform import MODELS, Running, platform
 from fakes.waiting import HANG_S, until
 from raw_inference import PROTOCOLS, Protocol, RawRequest, image, send
 from segserve import Client
-from segserve.platforms.manifests import complete_models, read_files
 from segserve_builder.stages.base import RequestOptions
 from segserve_builder.steps.in_process import InProcessModel
 from segserve_operator.api.segmentation_model import SegmentationModel
+from segserve_platform.platforms.manifests import complete_models, read_files
 
 pytestmark = pytest.mark.platform
 

@@ -11,7 +11,7 @@ from bench.coins import variant
 from bench.platform import Running
 from fakes.callers import PHOTO
 from segserve import AsyncClient, Client, ConflictError, Local, NotFoundError, NotServingError
-from segserve.resources import RolloutPhase, SegmentationModel
+from segserve_platform.resources import RolloutPhase, SegmentationModel
 
 pytestmark = pytest.mark.platform
 

@@ -85,7 +85,9 @@ def test_the_first_commands_of_the_readme_run_in_one_shell(tmp_path: Path) -> No
         )
     finally:
         subprocess.run(
-            [sys.executable, "-m", "segserve.cli", "down"], env=own | {"SEGSERVE_STATE": str(state)}, check=False
+            [sys.executable, "-m", "segserve_platform.cli", "down"],
+            env=own | {"SEGSERVE_STATE": str(state)},
+            check=False,
         )
         shutil.rmtree(state, ignore_errors=True)
 

@@ -49,7 +49,7 @@ def exported(case: str, folder: Path) -> Path:
 def initialised(case: str, place: Path) -> subprocess.CompletedProcess[str]:
     row = ROWS[case]
     arguments = row.arguments if isinstance(row, Served) else ()
-    command = [sys.executable, "-m", "segserve.cli", "init", "photos", "net.onnx", "-o", "out", *arguments]
+    command = [sys.executable, "-m", "segserve_platform.cli", "init", "photos", "net.onnx", "-o", "out", *arguments]
     return subprocess.run(command, cwd=place, capture_output=True, text=True, check=False, timeout=600)
 
 

@@ -60,7 +60,7 @@ class Bed:
 
     def segserve(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "segserve.cli", *arguments],
+            [sys.executable, "-m", "segserve_platform.cli", *arguments],
             env=self.environment,
             capture_output=True,
             text=True,
@@ -162,7 +162,7 @@ def test_up_in_front_of_a_terminal_shows_the_models_until_ctrl_c_stops_all_and_k
     bed: Bed, inherited: signal.Handlers
 ) -> None:
     """A shell without job control starts what is in the background with SIGINT ignored."""
-    argv = [sys.executable, "-m", "segserve.cli", "up", "--port", str(bed.port), "-f", str(MODELS)]
+    argv = [sys.executable, "-m", "segserve_platform.cli", "up", "--port", str(bed.port), "-f", str(MODELS)]
     child, terminal = pty.fork()
     if child == 0:
         signal.signal(signal.SIGINT, inherited)
@@ -185,7 +185,8 @@ def test_up_in_front_of_a_terminal_shows_the_models_until_ctrl_c_stops_all_and_k
 
 
 def test_up_in_the_background_takes_no_ctrl_c_and_forgets_everything_when_it_is_told_to(bed: Bed) -> None:
-    script = f'exec "{sys.executable}" -m segserve.cli up --forget --port {bed.port} -f "{MODELS}" & echo $!; wait $!'
+    up = f'"{sys.executable}" -m segserve_platform.cli up --forget --port {bed.port} -f "{MODELS}"'
+    script = f"exec {up} & echo $!; wait $!"
     with subprocess.Popen(["sh", "-c", script], env=bed.environment, stdout=subprocess.PIPE, text=True) as shell:
         assert shell.stdout is not None
         job = psutil.Process(int(shell.stdout.readline()))

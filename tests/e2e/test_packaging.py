@@ -48,17 +48,18 @@ def client_only(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return python
 
 
-def test_the_wheel_holds_all_three_packages_with_their_data(wheel: Path) -> None:
+def test_the_wheel_holds_all_packages_with_their_data(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
 
     assert {
         "segserve/py.typed",
+        "segserve_platform/py.typed",
         "segserve_builder/runtime.lock",
         "segserve_builder/assets/proof.png",
         "segserve_operator/service.py",
         "segserve_operator/adapters/traffic/route_key.lua",
-        "segserve/examples/coins/model.yaml",
-        "segserve/examples/coins/golden/semantic/golden.json",
+        "segserve_platform/examples/coins/model.yaml",
+        "segserve_platform/examples/coins/golden/semantic/golden.json",
     } <= names
     assert not [name for name in names if not name.startswith(("segserve/", "segserve_", "segserve-"))]
 

@@ -12,9 +12,9 @@ from bench.coins import variant, write
 from bench.platform import MODELS, Running, platform
 from raw_inference import PROTOCOLS, Protocol, RawRequest, image, send
 from segserve import Client, PanopticResult
-from segserve.platforms.manifests import complete_models, read_files
 from segserve_builder.stages.base import RequestOptions
 from segserve_builder.steps.in_process import InProcessModel
+from segserve_platform.platforms.manifests import complete_models, read_files
 
 pytestmark = pytest.mark.platform
 

@@ -20,7 +20,6 @@ import yaml
 from fakes import rollout_records as records
 from fakes.kube_http import FakeServer
 from segserve import AsyncClient, Client, Local
-from segserve.platforms.port import Platform
 from segserve_common.files import write_private
 from segserve_common.process_record import ProcessRecord
 from segserve_operator.adapters.local.files import StateFolder, write_yaml
@@ -29,6 +28,7 @@ from segserve_operator.api.segmentation_model import SegmentationModelStatus
 from segserve_operator.core.rollout.record import Record, RolloutState
 from segserve_operator.core.world.observed import ModelStatus, ObservedCondition
 from segserve_operator.mapping.statuses import to_api
+from segserve_platform.platforms.port import Platform
 
 Json = dict[str, Any]
 API = "apis/segserve.dev/v1alpha1"

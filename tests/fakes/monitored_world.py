@@ -21,11 +21,11 @@ from prometheus_client.samples import Sample
 from fakes.cluster_world import KEY, ClusterWorld
 from fakes.kube_faults import Faulty
 from fakes.waiting import HANG_S
-from segserve.cli.app import main
 from segserve_common.api_errors import ApiError
 from segserve_common.kube.kinds import PODS
 from segserve_operator.adapters.kube.view import PoolKey
 from segserve_operator.worker import Worker
+from segserve_platform.cli.app import main
 from tools import KUBECTL, ROOT
 
 Target: TypeAlias = tuple[Iterable[Sample], dict[str, str]]

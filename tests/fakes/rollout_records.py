@@ -13,8 +13,6 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from segserve.cli.rollout.render import RolloutTree
-from segserve.platforms.rollouts.rollout_view import RolloutView
 from segserve_operator.api.rollout_policy import RolloutPolicy, Slo, Tolerance
 from segserve_operator.api.segmentation_model import SegmentationModelStatus
 from segserve_operator.core.evidence import EDGES_MS
@@ -28,6 +26,8 @@ from segserve_operator.core.rollout.record import Decision, Record, RolloutState
 from segserve_operator.core.world.observed import Candidate, ModelStatus, RoleHolder, Roles
 from segserve_operator.mapping.rollouts import manifest_of, status_of
 from segserve_operator.mapping.statuses import to_api
+from segserve_platform.cli.rollout.render import RolloutTree
+from segserve_platform.platforms.rollouts.rollout_view import RolloutView
 
 STABLE, CANDIDATE = "coins-f3ce7142e5", "coins-8d6f11d641"
 NAME = "coins-8d6f11d641-1"

@@ -14,8 +14,6 @@ from fakes.callers import EIGHT, Load
 from fakes.cluster import Cluster, Json
 from fakes.installed_operator import InstalledOperator
 from fakes.waiting import HANG_S
-from segserve.platforms import port
-from segserve.platforms.cluster.platform import ClusterPlatform
 from segserve_common.kube.names import (
     COMPONENT_LABEL,
     GATEWAY,
@@ -27,6 +25,8 @@ from segserve_common.kube.names import (
     object_name,
 )
 from segserve_common.kube.shards import unpack
+from segserve_platform.platforms import port
+from segserve_platform.platforms.cluster.platform import ClusterPlatform
 
 MODEL: Final = "segmentationmodel"
 POOL: Final = "tritonpool"

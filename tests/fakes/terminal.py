@@ -23,14 +23,14 @@ class Terminal:
     namespace: str
     variables: Mapping[str, str] = field(default_factory=dict)
 
-    def __call__(self, *arguments: object, program: tuple[str, ...] = (sys.executable, "-m", "segserve.cli"),
+    def __call__(self, *arguments: object, program: tuple[str, ...] = (sys.executable, "-m", "segserve_platform.cli"),
                  stdin: str = "") -> subprocess.CompletedProcess[str]:  # fmt: skip
         command = [*program, *map(str, arguments), "--namespace", self.namespace]
         return subprocess.run(command, env=self.environment, input=stdin, capture_output=True, text=True, check=False)
 
     def watch(self, *arguments: str, pattern: str, folder: Path) -> str:
         """Return what a command that has no end has printed, once that matches; `folder` keeps it."""
-        command = [sys.executable, "-m", "segserve.cli", *arguments, "--namespace", self.namespace]
+        command = [sys.executable, "-m", "segserve_platform.cli", *arguments, "--namespace", self.namespace]
         printed = folder / "printed"
         with printed.open("w") as output, subprocess.Popen(command, env=self.environment, stdout=output) as child:
             try:

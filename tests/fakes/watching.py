@@ -17,19 +17,19 @@ import pytest
 
 from bench.platform import TIMEOUT, WAITING, Running
 from fakes.waiting import until
-from segserve.cli.app import main
 from segserve_builder.render.tritonserver import shm_regions
 from segserve_operator.adapters.local import processes
 from segserve_operator.adapters.local.files import StateFolder
 from segserve_operator.adapters.local.fleet import shm_prefix
 from segserve_operator.adapters.local.resource_files import ResourceNotFoundError
 from segserve_operator.adapters.local.store import LocalStore
+from segserve_platform.cli.app import main
 
 
 def segserve(state: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the command line on the platform of a state folder, whatever it exits with."""
     return subprocess.run(
-        [sys.executable, "-m", "segserve.cli", *arguments],
+        [sys.executable, "-m", "segserve_platform.cli", *arguments],
         env=environ | {"SEGSERVE_STATE": str(state), "COLUMNS": "200"},
         capture_output=True,
         text=True,

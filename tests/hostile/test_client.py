@@ -187,7 +187,7 @@ STEERING = "\x1b]0;owned\x07\x1b[2J\u202ecoin\x00"
 
 
 def segserve(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "segserve.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "segserve_platform.cli", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 

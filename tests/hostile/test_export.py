@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from segserve.cli.app import app
 from segserve_builder.errors import ExportError
 from segserve_builder.export import sandbox
+from segserve_platform.cli.app import app
 
 ROOT = Path(__file__).parents[2]
 Attack = Callable[[str], bytes]

@@ -14,12 +14,12 @@ from bench.ports import free_ports
 from fakes.gateway_clients import served
 from fakes.triton import StubTriton
 from fakes.waiting import HANG_S, eventually
-from segserve.cli.lifecycle import AuthMethod, require_api_key
 from segserve_operator.adapters.local import processes
 from segserve_operator.adapters.local.files import STATE_VARIABLE, StateFolder
 from segserve_operator.adapters.local.gateway import LocalGateway
 from segserve_operator.adapters.local.store import LocalStore
 from segserve_operator.api.triton_pool import Gateway
+from segserve_platform.cli.lifecycle import AuthMethod, require_api_key
 
 pytestmark = [pytest.mark.platform, pytest.mark.core]
 

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from segserve.async_client import AsyncClient
-    from segserve.benchmarking.report import BenchmarkReport
-    from segserve.benchmarking.running import benchmark
     from segserve.calls.credentials import Tls
     from segserve.calls.hooks import ErrorEvent, Hooks, RequestEvent, ResponseEvent, RetryEvent
     from segserve.calls.many import Failure
@@ -42,21 +40,6 @@ if TYPE_CHECKING:
         TlsError,
         WriteTimeoutError,
     )
-    from segserve.evaluation.report import EvaluationReport
-    from segserve.evaluation.running import evaluate
-    from segserve.platforms.errors import (
-        ConflictError,
-        ControlError,
-        ForbiddenError,
-        InvalidResourceError,
-        NoPlatformError,
-        NotFoundError,
-        NotInstalledError,
-        NotServingError,
-        PlatformUnreachableError,
-        WaitTimeoutError,
-    )
-    from segserve.platforms.port import Cluster, Local
     from segserve.results.objects import (
         Detection,
         DetectionResult,
@@ -68,6 +51,23 @@ if TYPE_CHECKING:
     from segserve.results.result import PanopticResult, PanopticSegment, Result, SemanticResult
     from segserve.results.values import ModelInfo, OutOfDistribution, SegmentClass
     from segserve_common.errors import BadRequestError, ProtocolError, SegserveError
+    from segserve_platform.benchmarking.report import BenchmarkReport
+    from segserve_platform.benchmarking.running import benchmark
+    from segserve_platform.evaluation.report import EvaluationReport
+    from segserve_platform.evaluation.running import evaluate
+    from segserve_platform.platforms.errors import (
+        ConflictError,
+        ControlError,
+        ForbiddenError,
+        InvalidResourceError,
+        NoPlatformError,
+        NotFoundError,
+        NotInstalledError,
+        NotServingError,
+        PlatformUnreachableError,
+        WaitTimeoutError,
+    )
+    from segserve_platform.platforms.port import Cluster, Local
 
 __all__ = [
     "AnswerTooLargeError",
@@ -141,45 +141,45 @@ __all__ = [
 ]
 
 _HOMES: Final = {
-    "AsyncClient": "async_client",
-    "BenchmarkReport": "benchmarking.report",
-    "Client": "client",
-    "Cluster": "platforms.port",
-    "ConflictError": "platforms.errors",
-    "ControlError": "platforms.errors",
-    "Detection": "results.objects",
-    "DetectionResult": "results.objects",
-    "ErrorEvent": "calls.hooks",
-    "EvaluationReport": "evaluation.report",
-    "Failure": "calls.many",
-    "ForbiddenError": "platforms.errors",
-    "Hooks": "calls.hooks",
-    "Instance": "results.objects",
-    "InstanceResult": "results.objects",
-    "InvalidResourceError": "platforms.errors",
-    "KeypointDetection": "results.objects",
-    "KeypointResult": "results.objects",
-    "Local": "platforms.port",
-    "ModelInfo": "results.values",
-    "NoPlatformError": "platforms.errors",
-    "NotFoundError": "platforms.errors",
-    "NotInstalledError": "platforms.errors",
-    "NotServingError": "platforms.errors",
-    "OutOfDistribution": "results.values",
-    "PanopticResult": "results.result",
-    "PanopticSegment": "results.result",
-    "PlatformUnreachableError": "platforms.errors",
-    "RequestEvent": "calls.hooks",
-    "ResponseEvent": "calls.hooks",
-    "Result": "results.result",
-    "RetryEvent": "calls.hooks",
-    "SegmentClass": "results.values",
-    "SemanticResult": "results.result",
-    "Timeouts": "calls.steps",
-    "Tls": "calls.credentials",
-    "WaitTimeoutError": "platforms.errors",
-    "benchmark": "benchmarking.running",
-    "evaluate": "evaluation.running",
+    "AsyncClient": ".async_client",
+    "BenchmarkReport": "segserve_platform.benchmarking.report",
+    "Client": ".client",
+    "Cluster": "segserve_platform.platforms.port",
+    "ConflictError": "segserve_platform.platforms.errors",
+    "ControlError": "segserve_platform.platforms.errors",
+    "Detection": ".results.objects",
+    "DetectionResult": ".results.objects",
+    "ErrorEvent": ".calls.hooks",
+    "EvaluationReport": "segserve_platform.evaluation.report",
+    "Failure": ".calls.many",
+    "ForbiddenError": "segserve_platform.platforms.errors",
+    "Hooks": ".calls.hooks",
+    "Instance": ".results.objects",
+    "InstanceResult": ".results.objects",
+    "InvalidResourceError": "segserve_platform.platforms.errors",
+    "KeypointDetection": ".results.objects",
+    "KeypointResult": ".results.objects",
+    "Local": "segserve_platform.platforms.port",
+    "ModelInfo": ".results.values",
+    "NoPlatformError": "segserve_platform.platforms.errors",
+    "NotFoundError": "segserve_platform.platforms.errors",
+    "NotInstalledError": "segserve_platform.platforms.errors",
+    "NotServingError": "segserve_platform.platforms.errors",
+    "OutOfDistribution": ".results.values",
+    "PanopticResult": ".results.result",
+    "PanopticSegment": ".results.result",
+    "PlatformUnreachableError": "segserve_platform.platforms.errors",
+    "RequestEvent": ".calls.hooks",
+    "ResponseEvent": ".calls.hooks",
+    "Result": ".results.result",
+    "RetryEvent": ".calls.hooks",
+    "SegmentClass": ".results.values",
+    "SemanticResult": ".results.result",
+    "Timeouts": ".calls.steps",
+    "Tls": ".calls.credentials",
+    "WaitTimeoutError": "segserve_platform.platforms.errors",
+    "benchmark": "segserve_platform.benchmarking.running",
+    "evaluate": "segserve_platform.evaluation.running",
 }
 
 
@@ -187,7 +187,7 @@ def __getattr__(name: str) -> Any:
     # The command line imports this package for every command, numpy and httpx are only for some.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOMES.get(name, 'errors')}"), name)
+    value = getattr(importlib.import_module(_HOMES.get(name, ".errors"), __name__), name)
     globals()[name] = value
     return value
 

@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
     from segserve.calls.many import FrameLike, OnError, SegmentKeywords
     from segserve.calls.steps import StreamId, StreamPosition, TransportName
-    from segserve.control.models import AsyncModels, AsyncPools
-    from segserve.control.rollouts import AsyncRollouts
     from segserve.results.images import ImageLike
     from segserve.results.result import Result
     from segserve.results.values import ModelInfo
@@ -43,6 +41,8 @@ if TYPE_CHECKING:
     from segserve.tiled.segmenting import Progress
     from segserve.transports.base import Connection
     from segserve_common.kserve import Tensor
+    from segserve_platform.control.models import AsyncModels, AsyncPools
+    from segserve_platform.control.rollouts import AsyncRollouts
 
     ResultT = DefaultedTypeVar("ResultT", bound=Result, default=Result)
     TiledT = DefaultedTypeVar(
@@ -185,21 +185,21 @@ class AsyncClient(BaseClient[AsyncTransport]):
     @property
     def models(self) -> AsyncModels:
         """The models of the platform as typed resources: list, get, apply, delete, wait."""
-        from segserve.control.models import AsyncModels
+        from segserve_platform.control.models import AsyncModels
 
         return AsyncModels(self._lazy_platform.platform)
 
     @property
     def pools(self) -> AsyncPools:
         """The server pools of the platform as typed resources: list, get, apply, delete."""
-        from segserve.control.models import AsyncPools
+        from segserve_platform.control.models import AsyncPools
 
         return AsyncPools(self._lazy_platform.platform)
 
     @property
     def rollouts(self) -> AsyncRollouts:
         """The rollouts of new revisions: status, promote, abort, pause, resume, retry, rollback, skip_gate, wait."""
-        from segserve.control.rollouts import AsyncRollouts
+        from segserve_platform.control.rollouts import AsyncRollouts
 
         return AsyncRollouts(self._lazy_platform.platform)
 

@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
     from segserve.calls.many import FrameLike, OnError, SegmentKeywords
     from segserve.calls.steps import StreamId, StreamPosition, TransportName
-    from segserve.control.models import Models, Pools
-    from segserve.control.rollouts import Rollouts
     from segserve.results.images import ImageLike
     from segserve.results.result import Result
     from segserve.results.values import ModelInfo
@@ -42,6 +40,8 @@ if TYPE_CHECKING:
     from segserve.tiled.segmenting import Progress
     from segserve.transports.base import Connection
     from segserve_common.kserve import Tensor
+    from segserve_platform.control.models import Models, Pools
+    from segserve_platform.control.rollouts import Rollouts
 
     ResultT = DefaultedTypeVar("ResultT", bound=Result, default=Result)
     TiledT = DefaultedTypeVar(
@@ -233,21 +233,21 @@ class Client(BaseClient[Transport]):
     @property
     def models(self) -> Models:
         """The models of the platform as typed resources: list, get, apply, delete, wait."""
-        from segserve.control.models import Models
+        from segserve_platform.control.models import Models
 
         return Models(self._lazy_platform.platform)
 
     @property
     def pools(self) -> Pools:
         """The server pools of the platform as typed resources: list, get, apply, delete."""
-        from segserve.control.models import Pools
+        from segserve_platform.control.models import Pools
 
         return Pools(self._lazy_platform.platform)
 
     @property
     def rollouts(self) -> Rollouts:
         """The rollouts of new revisions: status, promote, abort, pause, resume, retry, rollback, skip_gate, wait."""
-        from segserve.control.rollouts import Rollouts
+        from segserve_platform.control.rollouts import Rollouts
 
         return Rollouts(self._lazy_platform.platform)
 

@@ -14,11 +14,11 @@ from fakes.served_namespace import ServedNamespace
 from fakes.terminal import Terminal
 from fakes.waiting import HANG_S
 from segserve import Client, InvalidResourceError, NotFoundError
-from segserve.platforms import port
-from segserve.platforms.cluster.gateway import forwarded
-from segserve.platforms.cluster.platform import ClusterPlatform
 from segserve_common.kube.kinds import SERVICES
 from segserve_common.kube.names import FINALIZER, MANAGED_LABELS, object_name
+from segserve_platform.platforms import port
+from segserve_platform.platforms.cluster.gateway import forwarded
+from segserve_platform.platforms.cluster.platform import ClusterPlatform
 
 pytestmark = pytest.mark.cluster
 

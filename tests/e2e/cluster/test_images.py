@@ -64,7 +64,9 @@ def test_the_server_image_runs_triton_as_nobody_special_on_a_root_that_is_read_o
 def test_the_operator_image_has_operator_client_and_example(cluster: Cluster, namespace: str) -> None:
     pod = start(cluster, namespace, cluster.images.operator, ["sleep", "1000"])
 
-    everything = "import kopf, kubernetes.aio.client, prometheus_client, segserve.cli.app, segserve_operator.service"
+    everything = (
+        "import kopf, kubernetes.aio.client, prometheus_client, segserve_platform.cli.app, segserve_operator.service"
+    )
     run_in(cluster, namespace, pod, "python3", "-c", everything)
     seen = run_in(cluster, namespace, pod, "sh", "-c", "ls ${SEGSERVE_ARTIFACT_BASE#file://}")
     assert {"model.yaml", "coins-unet.onnx", "golden"} <= set(seen.split())

@@ -26,8 +26,6 @@ from fakes.served_namespace import ServedNamespace
 from fakes.terminal import Terminal
 from fakes.waiting import meanwhile
 from segserve import Client, SegserveError
-from segserve.platforms.costs import cost_rows
-from segserve.platforms.metrics import MetricsSnapshot, read_series
 from segserve_common.kube.names import (
     AGENT_PORT,
     COMPONENT_LABEL,
@@ -38,6 +36,8 @@ from segserve_common.kube.names import (
     SERVER,
     SYNC_PORT,
 )
+from segserve_platform.platforms.costs import cost_rows
+from segserve_platform.platforms.metrics import MetricsSnapshot, read_series
 
 pytestmark = [pytest.mark.cluster, pytest.mark.needs("peers"), pytest.mark.timeout(900)]
 

@@ -18,12 +18,12 @@ from fakes.gateway_clients import served
 from fakes.mounted_secret import MountedSecret
 from fakes.triton import StubTriton
 from fakes.waiting import HANG_S, eventually
-from segserve.platforms.costs import counted_callers
-from segserve.platforms.metrics import MetricsSnapshot, read_series
 from segserve_operator.adapters.traffic import envoy_telemetry
 from segserve_operator.adapters.traffic.envoy_auth import AuthSettings
 from segserve_operator.api.access import Auth
 from segserve_operator.api.telemetry import CallerMetrics
+from segserve_platform.platforms.costs import counted_callers
+from segserve_platform.platforms.metrics import MetricsSnapshot, read_series
 
 pytestmark = pytest.mark.platform
 

@@ -16,10 +16,10 @@ import pytest
 from fakes.kserve import Arrays, Asked, Fault, Gateway
 from fakes.waiting import HANG_S
 from segserve import BadRequestError, Client, ModelNotFoundError, benchmark
-from segserve.benchmarking import load as loads
-from segserve.benchmarking.load import OfferedLoad, RequestTimes, send
-from segserve.benchmarking.report import BenchmarkReport, Figure, LoadResult, load_result
 from segserve_common.errors import SegserveError
+from segserve_platform.benchmarking import load as loads
+from segserve_platform.benchmarking.load import OfferedLoad, RequestTimes, send
+from segserve_platform.benchmarking.report import BenchmarkReport, Figure, LoadResult, load_result
 
 from .conftest import Served, parameters, semantic_answer
 

@@ -13,8 +13,8 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
-from segserve.cli.calibrating import calibrate
-from segserve.cli.errors import CommandError
+from segserve_platform.cli.calibrating import calibrate
+from segserve_platform.cli.errors import CommandError
 
 if TYPE_CHECKING:
     from click.testing import Result

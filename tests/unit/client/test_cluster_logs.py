@@ -11,8 +11,8 @@ import httpx
 import pytest
 
 from fakes.kube_http import FakeServer, refusal
-from segserve.platforms.cluster import logs
-from segserve.platforms.port import LogRequest
+from segserve_platform.platforms.cluster import logs
+from segserve_platform.platforms.port import LogRequest
 
 POD = "segserve-default--main-1-abc-a"
 ORIGIN = "main-1/abc-a/triton | "

@@ -14,14 +14,14 @@ import tifffile
 from PIL import Image
 
 from segserve import BadRequestError
-from segserve.cli.image_files import image_content
-from segserve.evaluation.datasets import read_dataset
 from segserve.results.images import image_size, image_tensor, picture
 from segserve.tiled.grid import Window
 from segserve.tiled.sources import open_source
 from segserve_builder.errors import BadImageError
 from segserve_builder.imaging.decoding import decode_image
 from segserve_common.image_file import describe
+from segserve_platform.cli.image_files import image_content
+from segserve_platform.evaluation.datasets import read_dataset
 
 RNG = np.random.default_rng(3)
 PICTURE = np.kron(RNG.integers(0, 256, (5, 8, 3), np.uint8), np.ones((8, 8, 1), np.uint8))

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from segserve.platforms.local import LocalPlatform
-from segserve.platforms.log_records import log_records
-from segserve.platforms.port import Local, LogRequest
 from segserve_operator.adapters.local.files import bound_log
+from segserve_platform.platforms.local import LocalPlatform
+from segserve_platform.platforms.log_records import log_records
+from segserve_platform.platforms.port import Local, LogRequest
 
 
 @pytest.fixture

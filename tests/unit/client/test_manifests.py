@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from segserve.platforms.manifests import read, read_file
 from segserve_operator.api import documents
+from segserve_platform.platforms.manifests import read, read_file
 
 COINS = Path(__file__).parents[3] / "examples/coins/model.yaml"
 

@@ -13,8 +13,8 @@ from pycocotools import mask as coco
 from typer.testing import CliRunner
 
 from segserve import BadRequestError, ModelNotFoundError
-from segserve.cli.image_files import image_files, overlay_paths
-from segserve.cli.predict import predict
+from segserve_platform.cli.image_files import image_files, overlay_paths
+from segserve_platform.cli.predict import predict
 
 from .conftest import HEIGHT, WIDTH, coin_masks, decoded
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from fakes import rollout_records as records
-from segserve.control.typed import typed
-from segserve.resources import ObjectMeta, SegmentationModel, TritonPool
 from segserve_operator.api.segmentation_rollout import SegmentationRollout
+from segserve_platform.control.typed import typed
+from segserve_platform.resources import ObjectMeta, SegmentationModel, TritonPool
 
 SPEC = {
     "artifact": {"uri": "s3://models/coins.onnx", "sha256": "0" * 64},

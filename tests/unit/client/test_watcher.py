@@ -9,9 +9,9 @@ import httpx
 import pytest
 
 from fakes.kube_http import FakeServer
-from segserve.platforms.cluster.watcher import Watcher
 from segserve_common.kube.kinds import PODS
 from segserve_common.kube.requests import Selector
+from segserve_platform.platforms.cluster.watcher import Watcher
 
 PATH = "/api/v1/namespaces/lab/pods"
 

@@ -12,12 +12,12 @@ from typer.core import TyperGroup
 
 from fakes.docs import PAGES, Block, blocks, prose
 from fakes.offenders import offenders
-from segserve.cli.app import app
 from segserve_operator.api.errors import SpecError
 from segserve_operator.api.loading import parse
 from segserve_operator.api.resources import KINDS
 from segserve_operator.api.segmentation_model import SegmentationModelSpec
 from segserve_operator.api.triton_pool import TritonPoolSpec
+from segserve_platform.cli.app import app
 
 SHELLS = ("console", "sh", "bash", "shell")
 LEFT_OUT = re.compile(r"(?<=[:\s])(?:[0-9a-f]*\.\.\.)(?=\s*[},\n#])")

@@ -23,7 +23,7 @@ import asyncio
 from pathlib import Path
 
 from segserve import AsyncClient, Client, Cluster, InstanceResult, Local, Result, SegserveError, SemanticResult
-from segserve.resources import RolloutPhase, SegmentationModel
+from segserve_platform.resources import RolloutPhase, SegmentationModel
 
 
 def areas(result: Result) -> dict[str, int]:

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from segserve.cli.app import app
 from segserve_builder.errors import BuilderError, ExportError
 from segserve_builder.export.graph import ExportShape, Preparation, answers, folded, largest_difference, write
 from segserve_builder.export.image_processor import read_image_processor
@@ -29,6 +28,7 @@ from segserve_builder.stages.base import RequestOptions
 from segserve_builder.steps.in_process import InProcessModel
 from segserve_builder.steps.onnx_signature import read_signature
 from segserve_operator.api.loading import load as load_resources
+from segserve_platform.cli.app import app
 
 PLAIN = Preparation(1 / 255, (0.0,), (1.0,))
 CODE = """

@@ -13,7 +13,7 @@ import typer.main
 import yaml
 
 from fakes.kube_http import CONFIG, FakeServer
-from segserve.cli.app import main
+from segserve_platform.cli.app import main
 
 MODELS = "apis/segserve.dev/v1alpha1/segmentationmodels"
 POOLS = "apis/segserve.dev/v1alpha1/tritonpools"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from segserve.platforms.errors import NotFoundError
-from segserve.platforms.port import MODEL, Json
+from segserve_platform.platforms.errors import NotFoundError
+from segserve_platform.platforms.port import MODEL, Json
 
 Answer = Callable[[Json, str, str], Json]
 

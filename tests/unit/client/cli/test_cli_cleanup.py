@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from fakes.kube_http import FakeServer
-from segserve.cli.cluster.cleanup import leftovers, remove, running_operator
-from segserve.platforms.cluster.context_client import ContextClient
-from segserve.platforms.errors import ForbiddenError
+from segserve_platform.cli.cluster.cleanup import leftovers, remove, running_operator
+from segserve_platform.platforms.cluster.context_client import ContextClient
+from segserve_platform.platforms.errors import ForbiddenError
 
 from .conftest import MODELS, POOLS, Command, deployment, model, pod, pool
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from rich.text import Text
 
-from segserve.cli import doctor, lifecycle, options, resources
-from segserve.platforms.errors import ControlError, NotFoundError
-from segserve.platforms.port import MODEL, POOL, DoctorCheck, Json, LogRequest, ParsedResource
+from segserve_platform.cli import doctor, lifecycle, options, resources
+from segserve_platform.platforms.errors import ControlError, NotFoundError
+from segserve_platform.platforms.port import MODEL, POOL, DoctorCheck, Json, LogRequest, ParsedResource
 
 from .conftest import Command, conditions, model
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from segserve.cli import demo, lifecycle
-from segserve.cli.installation import installation_progress
-from segserve.platforms.local import local_store
 from segserve_builder.kernels.cache import FOLDER
 from segserve_builder.kernels.sources import module_imports, with_imports
 from segserve_operator.adapters.local.runtime import InstallStep
+from segserve_platform.cli import demo, lifecycle
+from segserve_platform.cli.installation import installation_progress
+from segserve_platform.platforms.local import local_store
 
 from .conftest import Command
 

@@ -10,10 +10,10 @@ import httpx
 import pytest
 
 from fakes.kube_http import FakeServer, refusal
-from segserve.platforms.port import DoctorCheck
 from segserve_operator.api.crd import crd
 from segserve_operator.api.loading import load
 from segserve_operator.api.resources import KINDS
+from segserve_platform.platforms.port import DoctorCheck
 
 from .conftest import POOLS, deployment, pool
 

@@ -13,8 +13,8 @@ import httpx
 import pytest
 
 from fakes.kube_http import FakeServer
-from segserve.platforms.cluster.gateway import addresses, answers, gateway
-from segserve.platforms.errors import ControlError
+from segserve_platform.platforms.cluster.gateway import addresses, answers, gateway
+from segserve_platform.platforms.errors import ControlError
 
 from .conftest import MODELS, POOLS, model, pool
 

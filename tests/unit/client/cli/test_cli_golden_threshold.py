@@ -12,12 +12,12 @@ from PIL import Image
 
 from bench.coins import variant, with_output, write
 from fakes.docs import ROOT
-from segserve.cli.calibrating import loaded
-from segserve.platforms.manifests import read_files
 from segserve_builder.spec.model_spec import OutOfDistributionPolicy
 from segserve_builder.steps.in_process import InProcessModel
 from segserve_operator.api.loading import load
 from segserve_operator.api.segmentation_model import SegmentationModel
+from segserve_platform.cli.calibrating import loaded
+from segserve_platform.platforms.manifests import read_files
 
 from .conftest import Command
 

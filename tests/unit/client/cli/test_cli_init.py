@@ -15,13 +15,6 @@ import yaml
 from onnx import TensorProto, helper
 from PIL import Image
 
-from segserve.cli.errors import CommandError
-from segserve.cli.init.classes import names_of
-from segserve.cli.init.families import candidates
-from segserve.cli.init.guess import guess
-from segserve.cli.init.measuring import Measurement, TrialRun
-from segserve.cli.init.network import image_input, read_network
-from segserve.cli.init.values import Overrides
 from segserve_builder.families import FAMILIES
 from segserve_builder.golden.judging import GOLDEN_FILE, compare, load
 from segserve_builder.sources import folder_digest
@@ -29,6 +22,13 @@ from segserve_builder.stages.base import RequestOptions
 from segserve_builder.steps.in_process import InProcessModel
 from segserve_operator.api.loading import load as load_resources
 from segserve_operator.api.segmentation_model import SegmentationModel
+from segserve_platform.cli.errors import CommandError
+from segserve_platform.cli.init.classes import names_of
+from segserve_platform.cli.init.families import candidates
+from segserve_platform.cli.init.guess import guess
+from segserve_platform.cli.init.measuring import Measurement, TrialRun
+from segserve_platform.cli.init.network import image_input, read_network
+from segserve_platform.cli.init.values import Overrides
 
 from .conftest import Command
 
@@ -46,13 +46,13 @@ def known_trial_runs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
     """Memory is known without a process that measures it, which is the matter of test_init_measuring.py."""
     if "small_trial_runs" not in request.fixturenames:
         known = Measurement((TrialRun(10_000, 2_000_000, 0.01), TrialRun(40_000, 5_000_000, 0.03)))
-        monkeypatch.setattr("segserve.cli.init.measuring._measured", lambda *_: known)
+        monkeypatch.setattr("segserve_platform.cli.init.measuring._measured", lambda *_: known)
 
 
 @pytest.fixture
 def small_trial_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory is measured, at small sizes."""
-    monkeypatch.setattr("segserve.cli.init.measuring.SIZES", (10_000, 40_000))
+    monkeypatch.setattr("segserve_platform.cli.init.measuring.SIZES", (10_000, 40_000))
 
 
 @pytest.fixture
@@ -420,7 +420,7 @@ def test_the_class_at_the_borders_of_images_is_taken_for_the_background(tmp_path
 def test_a_network_is_copied_as_its_size_or_the_user_says(
     command: Command, monkeypatch: pytest.MonkeyPatch, photos: Path, tmp_path: Path, arguments: tuple[str], uri: str
 ) -> None:
-    monkeypatch.setattr("segserve.cli.init.command.COPIED_BYTES", 1000)
+    monkeypatch.setattr("segserve_platform.cli.init.command.COPIED_BYTES", 1000)
     own, out = tmp_path / "own", tmp_path / "out"
     own.mkdir()
     shutil.copy(EXAMPLES / "coins/coins-yolo.onnx", own / "net.onnx")

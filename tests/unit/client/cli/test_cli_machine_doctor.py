@@ -21,7 +21,7 @@ from .conftest import Command
 
 Checks = dict[str, dict[str, Any]]
 Doctor = Callable[..., Checks]
-ENTRY = [sys.executable, "-m", "segserve.cli", "doctor", "-o", "json"]
+ENTRY = [sys.executable, "-m", "segserve_platform.cli", "doctor", "-o", "json"]
 
 
 @pytest.fixture

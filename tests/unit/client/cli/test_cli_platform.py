@@ -10,17 +10,17 @@ import httpx
 import pytest
 
 from fakes.kube_http import FakeServer, refusal
-from segserve.cli.changes import change_lines
-from segserve.cli.resources import model_description
-from segserve.platforms.errors import (
+from segserve_platform.cli.changes import change_lines
+from segserve_platform.cli.resources import model_description
+from segserve_platform.platforms.errors import (
     ControlError,
     ForbiddenError,
     NotFoundError,
     NotInstalledError,
     PlatformUnreachableError,
 )
-from segserve.platforms.manifests import read_file
-from segserve.platforms.port import MODEL, POOL, LogRequest
+from segserve_platform.platforms.manifests import read_file
+from segserve_platform.platforms.port import MODEL, POOL, LogRequest
 
 from .conftest import MODELS, POOLS, model, pod, pool
 

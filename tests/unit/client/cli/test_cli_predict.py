@@ -165,7 +165,18 @@ def test_progress_is_shown_on_a_terminal_and_leaves_nothing_in_what_is_piped(url
     controller, terminal = pty.openpty()
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "segserve.cli", "predict", "discs", str(photos), "-r", "--json", "--url", url],
+            [
+                sys.executable,
+                "-m",
+                "segserve_platform.cli",
+                "predict",
+                "discs",
+                str(photos),
+                "-r",
+                "--json",
+                "--url",
+                url,
+            ],
             stdout=subprocess.PIPE,
             stderr=terminal,
             env={**os.environ, "TERM": "xterm"},
@@ -202,7 +213,17 @@ def screen(raw: str) -> list[str]:
 
 def test_tables_bar_and_messages_on_one_terminal_leave_whole_lines(url: str, photos: Path, photo: bytes) -> None:
     (photos / "broken.gif").write_bytes(b"GIF89a")
-    command = [sys.executable, "-m", "segserve.cli", "predict", "discs", str(photos), "-r", "-o", str(photos / "out")]
+    command = [
+        sys.executable,
+        "-m",
+        "segserve_platform.cli",
+        "predict",
+        "discs",
+        str(photos),
+        "-r",
+        "-o",
+        str(photos / "out"),
+    ]
     controller, terminal = pty.openpty()
     with subprocess.Popen(
         [*command, "--url", url, "--in-flight", "1"],
@@ -331,7 +352,18 @@ def test_what_does_not_fit_on_the_disk_leaves_the_file_that_was_there(
         target.write_text("before")
 
     done = subprocess.run(
-        [sys.executable, "-m", "segserve.cli", "predict", "coins", photos / "a.png", option, target, "--url", url],
+        [
+            sys.executable,
+            "-m",
+            "segserve_platform.cli",
+            "predict",
+            "coins",
+            photos / "a.png",
+            option,
+            target,
+            "--url",
+            url,
+        ],
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)),
         capture_output=True,
         text=True,

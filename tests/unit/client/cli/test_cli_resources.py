@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from segserve.cli.changes import differences
-from segserve.platforms.port import MODEL, Local
-from segserve.platforms.selection import open_platform
 from segserve_common.process_record import ProcessRecord
 from segserve_operator.adapters.local.files import StateFolder
+from segserve_platform.cli.changes import differences
+from segserve_platform.platforms.port import MODEL, Local
+from segserve_platform.platforms.selection import open_platform
 
 from .conftest import Command
 
@@ -300,7 +300,7 @@ def test_a_command_that_reads_files_loads_no_part_of_the_platform(here: Path, ar
     folder.mkdir(parents=True)
     (folder / "spec.yaml").write_text(yaml.safe_dump({**yaml.safe_load(text()), "status": {}}))
     script = (
-        "import sys; from segserve.cli.app import main; sys.argv = ['segserve', *sys.argv[1:]]\n"
+        "import sys; from segserve_platform.cli.app import main; sys.argv = ['segserve', *sys.argv[1:]]\n"
         "try: main()\n"
         "finally: print(*sys.modules, file=sys.stderr)"
     )
@@ -310,7 +310,7 @@ def test_a_command_that_reads_files_loads_no_part_of_the_platform(here: Path, ar
     )
 
     loaded = set(done.stderr.split())
-    assert "segserve.cli.app" in loaded, done.stderr
+    assert "segserve_platform.cli.app" in loaded, done.stderr
     heavy = (
         "numpy",
         "google.protobuf",

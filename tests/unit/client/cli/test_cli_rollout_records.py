@@ -13,11 +13,6 @@ import yaml
 
 from fakes import rollout_records as records
 from fakes.kube_http import FakeServer
-from segserve.cli.rollout import commands
-from segserve.cli.rollout.power import span_of_shadow
-from segserve.cli.rollout.records import record_of_name
-from segserve.platforms.local import LocalPlatform
-from segserve.platforms.port import Platform
 from segserve_operator.adapters.kube.objects.rollout import evidence_config_map
 from segserve_operator.adapters.local.files import STATE_VARIABLE
 from segserve_operator.adapters.local.rollouts import RolloutFiles
@@ -27,6 +22,11 @@ from segserve_operator.core.rollout.decisions import DecisionInput, decide
 from segserve_operator.core.rollout.engine import Progress, Signals
 from segserve_operator.core.rollout.record import Record, Row
 from segserve_operator.mapping.packed_evidence import chunks, pack_rows
+from segserve_platform.cli.rollout import commands
+from segserve_platform.cli.rollout.power import span_of_shadow
+from segserve_platform.cli.rollout.records import record_of_name
+from segserve_platform.platforms.local import LocalPlatform
+from segserve_platform.platforms.port import Platform
 
 from .conftest import Command
 from .rollout_platform import RolloutPlatform

@@ -19,8 +19,6 @@ from fakes import rollout_records as records
 from fakes import sheets
 from fakes.comparator import running_comparator
 from fakes.kube_http import FakeServer
-from segserve.cli.rollout.sheet import fetch_sheet
-from segserve.platforms.errors import ControlError
 from segserve.rendering.comparison import CANDIDATE_ONLY, OTHER_CLASS, STABLE_ONLY, draw_difference
 from segserve_builder.comparator.folder import ComparatorFolder
 from segserve_builder.comparator.sheet import Sheet
@@ -28,6 +26,8 @@ from segserve_common.kserve import Tensor
 from segserve_common.kube.names import COMPONENT_LABEL, GATEWAY, MANAGED_LABELS, POOL_LABEL, SHEETS_PORT
 from segserve_operator.adapters.local.files import STATE_VARIABLE, StateFolder, write_yaml
 from segserve_operator.adapters.traffic.envoy_config import EnvoyFiles
+from segserve_platform.cli.rollout.sheet import fetch_sheet
+from segserve_platform.platforms.errors import ControlError
 
 from .conftest import MODELS, Command
 

@@ -20,13 +20,6 @@ import yaml
 from rich.console import Console
 
 from fakes import rollout_records as records
-from segserve.cli.models_view import models_table
-from segserve.cli.rollout import commands
-from segserve.cli.rollout.power import Outlook
-from segserve.cli.rollout.render import RolloutTree, bar
-from segserve.cli.rollout.status import Forecasts, follow
-from segserve.platforms.rollouts.rollout_view import RolloutView
-from segserve.platforms.rollouts.words import about, awaited, latency, span
 from segserve_operator.api.ab_test import AbTest
 from segserve_operator.api.rollout_policy import Slo
 from segserve_operator.api.shadow import Shadow
@@ -38,6 +31,13 @@ from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.power import DetectedRegression as Power
 from segserve_operator.core.rollout.power import Preview
 from segserve_operator.core.rollout.record import PairRow, Row
+from segserve_platform.cli.models_view import models_table
+from segserve_platform.cli.rollout import commands
+from segserve_platform.cli.rollout.power import Outlook
+from segserve_platform.cli.rollout.render import RolloutTree, bar
+from segserve_platform.cli.rollout.status import Forecasts, follow
+from segserve_platform.platforms.rollouts.rollout_view import RolloutView
+from segserve_platform.platforms.rollouts.words import about, awaited, latency, span
 
 from .conftest import Command
 from .rollout_platform import RolloutPlatform
@@ -62,8 +62,8 @@ def here(monkeypatch: pytest.MonkeyPatch) -> RolloutPlatform:
     found = records.record(time.time() - 270)
     fake = RolloutPlatform([records.coins(records.standing(found))], {found.name: records.manifest(found)})
     monkeypatch.setattr(commands, "selected_platform", lambda _: fake)
-    monkeypatch.setattr("segserve.cli.rollout.status.WATCH_S", 0.0)
-    monkeypatch.setattr("segserve.cli.rollout.power.preview", lambda policy, slo, rate, minutes: PREVIEW)
+    monkeypatch.setattr("segserve_platform.cli.rollout.status.WATCH_S", 0.0)
+    monkeypatch.setattr("segserve_platform.cli.rollout.power.preview", lambda policy, slo, rate, minutes: PREVIEW)
     return fake
 
 
@@ -538,7 +538,7 @@ def test_a_live_view_does_not_wait_for_what_is_worked_out_and_keeps_what_was_kno
         ready.wait()
         return PREVIEW
 
-    monkeypatch.setattr("segserve.cli.rollout.power.preview", preview)
+    monkeypatch.setattr("segserve_platform.cli.rollout.power.preview", preview)
 
     assert outlook.line(found) == ""
     ready.set()

@@ -15,17 +15,17 @@ from typer.main import get_command
 
 from fakes import rollout_records as records
 from fakes.kube_http import FakeServer
-from segserve.cli.resources import model_description
-from segserve.cli.rollout import commands
-from segserve.platforms.errors import NotFoundError
-from segserve.platforms.local import LocalPlatform
-from segserve.platforms.manifests import read_file
-from segserve.platforms.port import MODEL, Local
-from segserve.platforms.rollouts.actions import request_action
 from segserve_operator.adapters.local.files import STATE_VARIABLE, write_yaml
 from segserve_operator.adapters.local.rollouts import RolloutFiles
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.world.observed import RoleHolder, Roles
+from segserve_platform.cli.resources import model_description
+from segserve_platform.cli.rollout import commands
+from segserve_platform.platforms.errors import NotFoundError
+from segserve_platform.platforms.local import LocalPlatform
+from segserve_platform.platforms.manifests import read_file
+from segserve_platform.platforms.port import MODEL, Local
+from segserve_platform.platforms.rollouts.actions import request_action
 
 from .conftest import MODELS, Command
 from .rollout_platform import RolloutPlatform
@@ -332,7 +332,7 @@ def test_every_help_text_is_a_sentence(name: str) -> None:
 
 def test_the_command_line_loads_no_engine_until_a_rollout_is_asked_about() -> None:
     code = (
-        "import segserve.cli.app, sys; "
+        "import segserve_platform.cli.app, sys; "
         "heavy = ('segserve_operator.core', 'segserve_operator.adapters', 'scipy', 'pydantic'); "
         "print(*[name for name in sys.modules if name.startswith(heavy)])"
     )

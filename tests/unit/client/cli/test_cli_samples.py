@@ -16,7 +16,6 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from fakes.kserve import Gateway
-from segserve.cli.sample_evaluation import evaluation_of
 from segserve_builder.capture.rule import CapturedClass, CaptureRule
 from segserve_builder.capture.samples import Exchange, make_sample
 from segserve_builder.capture.store import SampleStore
@@ -31,6 +30,7 @@ from segserve_operator.adapters.local.store import LocalStore
 from segserve_operator.api.evaluation import Estimate, Evaluation
 from segserve_operator.api.loading import load
 from segserve_operator.core.models.evaluation import current_evaluation, read_evaluation
+from segserve_platform.cli.sample_evaluation import evaluation_of
 
 from ..conftest import HEIGHT, WIDTH
 from .conftest import MODEL_FILE, Command

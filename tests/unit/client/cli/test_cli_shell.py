@@ -16,8 +16,8 @@ import typer.main
 import yaml
 
 from fakes.offenders import offenders
-from segserve.cli.app import app
-from segserve.cli.examples import EXAMPLES
+from segserve_platform.cli.app import app
+from segserve_platform.cli.examples import EXAMPLES
 
 from .conftest import Command, model
 
@@ -83,7 +83,11 @@ def test_examples_are_understood_by_the_commands_that_they_are_of() -> None:
 def completed(line: str, *, shell: str = "bash") -> list[str]:
     asked = {"_SEGSERVE_COMPLETE": f"complete_{shell}", "COMP_WORDS": line, "COMP_CWORD": str(len(line.split(" ")) - 1)}
     done = subprocess.run(
-        [sys.executable, "-c", "import sys; sys.argv[0] = 'segserve'; from segserve.cli.app import main; main()"],
+        [
+            sys.executable,
+            "-c",
+            "import sys; sys.argv[0] = 'segserve'; from segserve_platform.cli.app import main; main()",
+        ],
         env={**os.environ, **asked, "_TYPER_COMPLETE_ARGS": line},
         capture_output=True,
         text=True,
@@ -139,7 +143,7 @@ def test_lists_come_in_every_form(command: Command, here: Path, form: str, begin
 
 def test_what_is_piped_has_no_colours_and_a_reader_that_goes_is_no_error(here: Path) -> None:
     environment = {key: value for key, value in os.environ.items() if key != "NO_COLOR"}
-    segserve = f"{sys.executable} -m segserve.cli"
+    segserve = f"{sys.executable} -m segserve_platform.cli"
 
     piped = subprocess.run(
         ["bash", "-c", f"set -o pipefail; {segserve} get -o wide | cat; {segserve} --help | head -1"],

@@ -14,12 +14,12 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from segserve.cli.app import app
-from segserve.cli.top import TopView, model_rows, servers_row, sparkline
-from segserve.platforms.costs import cost_rows
-from segserve.platforms.errors import ControlError, NoPlatformError
-from segserve.platforms.metrics import MetricsSnapshot, MetricsSource, increases, quantile, read_series
 from segserve_operator.adapters.local.files import StateFolder
+from segserve_platform.cli.app import app
+from segserve_platform.cli.top import TopView, model_rows, servers_row, sparkline
+from segserve_platform.platforms.costs import cost_rows
+from segserve_platform.platforms.errors import ControlError, NoPlatformError
+from segserve_platform.platforms.metrics import MetricsSnapshot, MetricsSource, increases, quantile, read_series
 
 OF_COINS = 'envoy_cluster_name="coins/main/infer/http",pool="default"'
 OWNER = 'pool="default",group="main",model="coins",revision="coins-1"'

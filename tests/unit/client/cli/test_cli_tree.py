@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from segserve.cli.cluster.tree import PoolTree, Snapshot
+from segserve_platform.cli.cluster.tree import PoolTree, Snapshot
 
 from .conftest import conditions, deployment, model, pod, pool
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from segserve.cli.startup import Startup
-from segserve.platforms import local
 from segserve_operator.adapters.local.files import StateFolder
+from segserve_platform.cli.startup import Startup
+from segserve_platform.platforms import local
 
 from .conftest import Command, conditions, model
 

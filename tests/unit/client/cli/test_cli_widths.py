@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from rich.console import Console, RenderableType
 
-from segserve.cli.cluster.tree import PoolTree, Snapshot
-from segserve.cli.models_view import models_table
-from segserve.cli.terminal import print_whole
+from segserve_platform.cli.cluster.tree import PoolTree, Snapshot
+from segserve_platform.cli.models_view import models_table
+from segserve_platform.cli.terminal import print_whole
 
 from .conftest import Command, conditions, deployment, model, pod, pool
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, json_format, message_factory, timestamp_pb2
 
-from segserve.platforms.costs import (
+from segserve_platform.platforms.costs import (
     CostRow,
     allocations,
     caller_pixels,
@@ -20,8 +20,8 @@ from segserve.platforms.costs import (
     logged_callers,
     slice_pixels,
 )
-from segserve.platforms.history import read_requests
-from segserve.platforms.metrics import MetricsSnapshot, read_series
+from segserve_platform.platforms.history import read_requests
+from segserve_platform.platforms.metrics import MetricsSnapshot, read_series
 
 PRICES = "".join(
     f'segserve_cost_price{{pool="default",currency="EUR",resource="{name}"}} {amount}\n'

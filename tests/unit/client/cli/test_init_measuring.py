@@ -10,8 +10,13 @@ import pytest
 from onnx import TensorProto, helper
 from PIL import Image
 
-from segserve.cli.init.guess import guess
-from segserve.cli.init.measuring import (
+from segserve_builder.errors import BadImageError
+from segserve_builder.memory import STEP_LIMIT_VARIABLE
+from segserve_builder.stages.base import RequestOptions
+from segserve_builder.steps.in_process import InProcessModel
+from segserve_builder.steps.pipeline import Pipeline
+from segserve_platform.cli.init.guess import guess
+from segserve_platform.cli.init.measuring import (
     DEFAULT_MAX_PIXELS,
     Budget,
     Measurement,
@@ -20,12 +25,7 @@ from segserve.cli.init.measuring import (
     bound_of,
     measure,
 )
-from segserve.cli.init.values import Overrides
-from segserve_builder.errors import BadImageError
-from segserve_builder.memory import STEP_LIMIT_VARIABLE
-from segserve_builder.stages.base import RequestOptions
-from segserve_builder.steps.in_process import InProcessModel
-from segserve_builder.steps.pipeline import Pipeline
+from segserve_platform.cli.init.values import Overrides
 
 EXAMPLES = Path(__file__).parents[4] / "examples"
 PHOTO = EXAMPLES / "coins/coins.png"
@@ -133,7 +133,7 @@ def test_a_network_that_cannot_answer_the_smallest_image_is_marked(
 ) -> None:
     file = hungry(tmp_path / "hungry.onnx", 1000)
     monkeypatch.setenv(STEP_LIMIT_VARIABLE, str(2**28))
-    monkeypatch.setattr("segserve.cli.init.measuring.SIZES", (62_500, 250_000))
+    monkeypatch.setattr("segserve_platform.cli.init.measuring.SIZES", (62_500, 250_000))
 
     guessed = guess(file, "0" * 64, [PHOTO], Overrides())
 

@@ -18,7 +18,7 @@ from pycocotools.cocoeval import COCOeval
 
 from fakes.kserve import Arrays, Asked, Gateway, Model, items
 from segserve import Client
-from segserve.cli.app import main
+from segserve_platform.cli.app import main
 
 from ..conftest import INSTANCE, SEMANTIC, parameters, png, rle_counts
 

@@ -13,9 +13,9 @@ import tifffile
 from PIL import Image
 
 from segserve import DatasetError
-from segserve.evaluation.datasets import Dataset, read_dataset
-from segserve.evaluation.regions import pixel_labels
 from segserve.results.values import SegmentClass
+from segserve_platform.evaluation.datasets import Dataset, read_dataset
+from segserve_platform.evaluation.regions import pixel_labels
 
 from .conftest import COUNT, HEIGHT, WIDTH, coco_document
 

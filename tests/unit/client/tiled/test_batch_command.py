@@ -19,12 +19,12 @@ from typer.testing import CliRunner
 
 from fakes.kserve import Arrays, Asked, Fault, Model, items
 from segserve import GatewayUnreachableError, ModelNotFoundError
-from segserve.cli.batch import batch, large_images
-from segserve.cli.errors import CommandError
-from segserve.cli.predict import predict
-from segserve.platforms.metrics import MetricsSnapshot, MetricsSource, read_series
 from segserve.tiled import open_result
 from segserve.tiled.grid import Grid
+from segserve_platform.cli.batch import batch, large_images
+from segserve_platform.cli.errors import CommandError
+from segserve_platform.cli.predict import predict
+from segserve_platform.platforms.metrics import MetricsSnapshot, MetricsSource, read_series
 
 from .conftest import World, parts
 

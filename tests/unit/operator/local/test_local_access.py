@@ -76,7 +76,7 @@ POOL = {
 def test_a_pool_among_the_files_restricts_a_build(config: Path) -> None:
     (example, *_) = yaml.safe_load_all((EXAMPLES / "coins/model.yaml").read_text())
     (config / "files.yaml").write_text(yaml.safe_dump_all([POOL, example]))
-    command = [sys.executable, "-m", "segserve.cli", "build", "-f", "files.yaml", "-o", "out"]
+    command = [sys.executable, "-m", "segserve_platform.cli", "build", "-f", "files.yaml", "-o", "out"]
 
     done = subprocess.run(
         command, cwd=config, env=os.environ | {CACHE_VARIABLE: str(config)}, capture_output=True, text=True, check=False

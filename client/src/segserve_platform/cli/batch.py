@@ -1,0 +1,328 @@
+"""`segserve batch`: images too large for one request, tile by tile, each into its own folder."""
+
+from __future__ import annotations
+
+import glob
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias
+
+import typer
+
+from segserve.errors import HOPELESS
+from segserve_common.errors import SegserveError
+from segserve_common.image_file import IMAGE_SUFFIXES, is_named_as
+from segserve_platform.cli.errors import CommandError, plain
+from segserve_platform.cli.image_files import dark_notes
+from segserve_platform.cli.options import (
+    GatewayUrl,
+    ModelName,
+    PlatformOptions,
+    ScoreThreshold,
+    gateway,
+    platform_ref,
+    seconds,
+    with_advice,
+    with_platform_options,
+)
+from segserve_platform.cli.top import Prometheus, metrics_source
+from segserve_platform.platforms.errors import ControlError
+
+if TYPE_CHECKING:
+    from segserve.client import Client
+    from segserve.tiled import TiledObjects, TiledOptions, TiledSemanticResult
+    from segserve.tiled.results import TiledResult
+    from segserve_platform.platforms.metrics import MetricsSource
+
+BatchFormat: TypeAlias = Literal["zarr", "tiff", "png", "coco", "geojson"]
+LengthUnit: TypeAlias = Literal["m", "ft", "us-ft"]
+"""As PROJ names them."""
+
+LARGE: Final = IMAGE_SUFFIXES | {".npy", ".svs", ".btf"}
+SUFFIXES: Final[dict[BatchFormat, str]] = {
+    "zarr": "", "tiff": ".tif", "png": ".png", "coco": ".coco.json", "geojson": ".geojson",
+}  # fmt: skip
+METRES: Final[dict[LengthUnit, float]] = {"m": 1.0, "ft": 0.3048, "us-ft": 1200 / 3937}
+OF_OBJECTS: Final = frozenset({"coco", "geojson"})
+OF_MAPS: Final = frozenset({"tiff", "png"})
+
+
+@dataclass(frozen=True)
+class ExportTarget:
+    """The additional output of each image."""
+
+    form: BatchFormat
+    affine: tuple[float, ...] | None
+    unit: LengthUnit | None
+
+    @property
+    def affine_metres(self) -> tuple[float, ...] | None:
+        """The affine in metres; None if its unit is unknown, as that of degrees is."""
+        if self.affine is None or self.unit is None:
+            return None
+        return tuple(METRES[self.unit] * each for each in self.affine)
+
+
+@with_platform_options
+def batch(
+    platform_options: PlatformOptions,
+    name: ModelName,
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGE...",
+            help="TIFF, BigTIFF, PNG, JPEG, WebP and .npy files, zarr arrays, quoted globs, folders.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", "-o", metavar="FOLDER", help="Output folder with a subfolder per image.", show_default=False
+        ),
+    ],
+    form: Annotated[
+        BatchFormat,
+        typer.Option(
+            "--format",
+            help="Additional output per image: tiff and png hold the map, coco and geojson the objects.",
+            rich_help_panel="Output",
+        ),
+    ] = "zarr",
+    affine: Annotated[
+        tuple[float, float, float, float, float, float] | None,
+        typer.Option(
+            metavar="A B C D E F",
+            help="World coordinates of geojson: x = A column + B row + C, y = D column + E row + F.",
+            show_default=False,
+            rich_help_panel="Output",
+        ),
+    ] = None,
+    affine_unit: Annotated[
+        LengthUnit | None,
+        typer.Option(
+            help="Unit of --affine in a projected CRS: adds areas in km². Default: none, as for degrees.",
+            show_default=False,
+            rich_help_panel="Output",
+        ),
+    ] = None,
+    id_map: Annotated[
+        bool, typer.Option("--id-map", help="Write the map of object ids.", rich_help_panel="Output")
+    ] = False,
+    tile: Annotated[int, typer.Option(help="Side of a tile in pixels.", rich_help_panel="Tiles")] = 1024,
+    overlap: Annotated[
+        int, typer.Option(help="Overlap of neighbouring tiles in pixels.", rich_help_panel="Tiles")
+    ] = 128,
+    score_threshold: ScoreThreshold = None,
+    in_flight: Annotated[int, typer.Option(min=1, max=256, help="Concurrent tiles.")] = 8,
+    start_over: Annotated[
+        bool,
+        typer.Option("--start-over/--resume", help="Delete an earlier run, or resume it.", show_default="--resume"),
+    ] = False,
+    on_revision_change: Annotated[
+        Literal["error", "restart", "allow"], typer.Option(help="Reaction to a new revision of the model during a run.")
+    ] = "error",
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Send from the workers of this Dask cluster, such as tcp://host:8786; local: workers on this machine.",
+            show_default=False,
+        ),
+    ] = None,
+    url: GatewayUrl = None,
+    prometheus: Prometheus = None,
+    timeout: Annotated[
+        str, typer.Option(help="Timeout of each tile, such as 90s or 2m; a plain number is in seconds.")
+    ] = "60s",
+) -> None:
+    """Segment images of any size, tile by tile.
+
+    Images are read by windows and results stitched on disk, so neither has to fit into memory. Running the same command
+    again resumes an interrupted run and sends only the missing tiles. An image that fails does not stop the others; the
+    exit code is then 1.
+    """
+    from segserve.client import Client
+    from segserve.tiled import TiledOptions
+
+    paths = large_images(images)
+    folders = result_folders(paths, out)
+    if affine is not None and not affine[0] * affine[4] - affine[1] * affine[3]:
+        raise CommandError(f"--affine must give pixels an area; {' '.join(f'{each:g}' for each in affine)} gives none")
+    if affine_unit is not None and affine is None:
+        raise CommandError(f"--affine-unit {affine_unit} needs --affine")
+    exported = ExportTarget(form, affine, affine_unit)
+    options = TiledOptions(
+        tile=tile,
+        overlap=overlap,
+        id_map=id_map,
+        score_threshold=score_threshold,
+        in_flight=in_flight,
+        start_over=start_over,
+        on_revision_change=on_revision_change,
+        timeout_s=seconds(timeout),
+    )
+    try:
+        with (
+            gateway(platform_options, name, url) as address,
+            Client(address, platform=platform_ref(platform_options)) as client,
+        ):
+            options["id_map"] = _checked(client, name, form, id_map=id_map)
+            found = [_segment(client, name, image, folders[image], exported, options, scheduler) for image in paths]
+    except HOPELESS as error:
+        raise with_advice(error, platform_options, name) from error
+    results = [result for result in found if result is not None]
+    if exported.affine_metres is not None and results and (url is None or prometheus is not None):
+        _print_cost(metrics_source(platform_options, prometheus), results, exported.affine_metres, tile, overlap)
+    failed = len(paths) - len(results)
+    if failed:
+        typer.echo(f"{failed} of {len(paths)} images failed", err=True)
+        raise typer.Exit(1)
+
+
+def large_images(named: Iterable[str]) -> list[Path]:
+    """Return the named files and zarr arrays, each once, in order.
+
+    Raises `CommandError` for a missing image, a glob without matches and a folder without images.
+    """
+    return list(dict.fromkeys(path for text in named for path in _named(text)))
+
+
+def _named(text: str) -> Iterator[Path]:
+    path = Path(text)
+    if _is_zarr(path) or path.is_file():
+        yield path
+    elif path.is_dir():
+        paths = sorted(one for one in path.iterdir() if is_named_as(one, LARGE) or _is_zarr(one))
+        if not paths:
+            raise CommandError(f"{path} has no images; looked for *{', *'.join(sorted(LARGE))} and zarr arrays")
+        yield from paths
+    elif glob.has_magic(text):
+        matches = sorted(map(Path, glob.glob(text, recursive=True)))  # noqa: PTH207  Path.glob takes no absolute pattern
+        paths = [match for match in matches if match.is_file() or _is_zarr(match)]
+        if not paths:
+            raise CommandError(f"no file matches {text!r}")
+        yield from paths
+    else:
+        raise CommandError(f"no such image: {text!r}")
+
+
+def _is_zarr(path: Path) -> bool:
+    return any((path / name).is_file() for name in ("zarr.json", ".zarray"))
+
+
+def result_folders(images: Sequence[Path], out: Path) -> dict[Path, Path]:
+    """Return each image's result folder; raises `CommandError` if two would share one, or one is the image itself."""
+    folders = {image: out / image.stem for image in images}
+    shared = sorted({image.stem for image in images if [*folders.values()].count(folders[image]) > 1})
+    if shared:
+        raise CommandError(f"several images would share a folder in {str(out)!r}: {', '.join(shared)}")
+    if out.exists() and not out.is_dir():
+        raise CommandError(f"--out must be a folder; {str(out)!r} is a file")
+    taken = [image for image, folder in folders.items() if folder.resolve() == image.resolve()]
+    if taken:
+        raise CommandError(f"the result would overwrite the image {str(taken[0])!r}; use another --out")
+    return folders
+
+
+def _checked(client: Client, model: str, form: BatchFormat, *, id_map: bool) -> bool:
+    """Return whether the map of ids is needed; raises `CommandError` for a format that the model does not support."""
+    from segserve.tiled.tile_results import kind_of
+
+    kind = kind_of(client.model_info(model))
+    if form in OF_OBJECTS and kind == "semantic":
+        raise CommandError(f"--format {form} needs objects; {model!r} is a semantic model: use zarr, tiff or png")
+    return id_map or (form in OF_MAPS and kind != "semantic")
+
+
+def _segment(
+    client: Client,
+    model: str,
+    image: Path,
+    folder: Path,
+    exported: ExportTarget,
+    options: TiledOptions,
+    scheduler: str | None,
+) -> TiledResult | None:
+    """Segment one image and print the outcome; returns None on failure."""
+    began_s = time.monotonic()
+    try:
+        result = client.segment_tiled(image, model=model, scheduler=scheduler, **(options | {"out": folder}))
+        written = _export(result, image, folder, exported)
+    except HOPELESS:
+        raise
+    except (SegserveError, OSError) as error:
+        typer.echo(plain(f"error: {image}: {error}"), err=True)
+        return None
+    for note in dark_notes(image, image, lambda: client.model_info(model)):
+        typer.echo(plain(f"note: {note}"), err=True)
+    height, width = result.size
+    metres = exported.affine_metres
+    area = f" ({result.square_kilometres(metres):.3g} km²)" if metres is not None else ""
+    typer.echo(
+        f"{image.name}: {width} x {height}{area}, {_found(result)}, {_counted(result.tiles, 'tile')} ({result.sent} "
+        f"sent), {time.monotonic() - began_s:.1f} s: {written}"
+    )
+    return result
+
+
+def _print_cost(
+    source: MetricsSource, results: Sequence[TiledResult], affine: Sequence[float], tile: int, overlap: int
+) -> None:
+    """Print what the images cost at the mean price of a megapixel so far, if the pool has prices."""
+    from segserve.tiled.grid import Grid
+    from segserve_platform.platforms.costs import cost_rows
+
+    model, area = results[0].model, sum(result.square_kilometres(affine) for result in results)
+    try:
+        rows = [row for row in cost_rows(source.snapshot()) if row.model == model and row.use.megapixels]
+    except ControlError:
+        if source.prometheus is not None:
+            raise
+        return
+    money, megapixels = sum(row.prices.money(row.use) for row in rows), sum(row.use.megapixels for row in rows)
+    if not money:
+        return
+    grids = (Grid(*result.size, tile, overlap) for result in results)
+    sent = sum(each.window.area for grid in grids for each in grid) / 1e6
+    cost, currency = money / megapixels * sent, rows[0].prices.currency
+    typer.echo(
+        f"{_counted(len(results), 'image')} of {area:.3g} km² in {sent:.3g} megapixels of tiles: {cost:.3g} "
+        f"{currency}, {cost / area:.3g} {currency} a km², as {model} has cost so far"
+    )
+
+
+def _found(result: TiledSemanticResult | TiledObjects) -> str:
+    from segserve.rendering.display import printable
+    from segserve.tiled import TiledObjects
+
+    if isinstance(result, TiledObjects):
+        return _counted(len(result), "object")
+    height, width = result.size
+    with_data = sum(result.areas.values())
+    shares = sorted(result.areas.items(), key=lambda item: -item[1])[:4]
+    parts = [f"{printable(name, 40)} {area / with_data:.1%}" for name, area in shares]
+    gaps = 1 - with_data / (height * width)
+    return ", ".join(parts + ([] if result.nodata is None else [f"{gaps:.1%} of the image without data"]))
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _export(result: Any, image: Path, folder: Path, exported: ExportTarget) -> Path:
+    from segserve.tiled import exports
+
+    path = folder.with_name(f"{folder.name}{SUFFIXES[exported.form]}")
+    match exported.form:
+        case "coco":
+            exports.write_coco(result, path, image.name)
+        case "geojson":
+            exports.write_geojson(result, path, exported.affine)
+        case "tiff":
+            exports.write_tiff(result, path)
+        case "png":
+            exports.write_png(result, path)
+    return path

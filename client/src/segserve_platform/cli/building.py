@@ -1,0 +1,266 @@
+"""`segserve build`, `crds`, `golden` and `runtime`: commands that need no running platform."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from urllib.parse import urlsplit
+
+import typer
+
+from segserve_platform.cli.calibrating import loaded, named_model
+from segserve_platform.cli.cascading import cascade
+from segserve_platform.cli.errors import CommandError, needs
+from segserve_platform.cli.image_files import images_in
+from segserve_platform.cli.installation import installation_progress
+from segserve_platform.cli.options import ModelOfFile
+from segserve_platform.cli.terminal import spinner
+from segserve_platform.platforms.manifests import complete_models, read_files
+
+if TYPE_CHECKING:
+    from segserve_operator.api.segmentation_model import SegmentationModel
+
+
+ImageScore: TypeAlias = Literal["maxSoftmax", "energy", "detail", "detailChange", "featureDistance"]
+"""The scores of `spec.outOfDistribution`."""
+
+
+def record(
+    images: Annotated[Path, typer.Argument(metavar="IMAGE_FOLDER", help="Folder of images; the first three are used.")],
+    file: Annotated[Path, typer.Option("--filename", "-f", help="Resource file; its digest is updated.")],
+    model: ModelOfFile = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FOLDER",
+            help="Folder of the golden set, if the resource has none.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Record a model's answers as its golden set; the network runs in this process.
+
+    Check the overlays in preview/ next to the set first: the recorded answers are required from every later revision.
+    """
+    files = images_in(images)
+    with needs("builder"):
+        from segserve_platform.cli.init.writing import golden_answers, write_golden, write_previews
+
+        resource = named_model(file, model)
+        folder = _folder(resource, output)
+        _clear(folder)
+        pipeline = resource.spec.pipeline(resource.metadata.name)
+        with spinner(f"running {resource.metadata.name}'s network on images of {images}"):
+            answers = golden_answers(loaded(resource, pipeline), files)
+            digest = write_golden(answers, folder)
+            results = write_previews(answers, resource, folder.parent / "preview")
+    for image, result in zip(files, results, strict=False):
+        typer.echo(f"{image.name}: {result!r}")
+    typer.echo(_pinned(file, resource, folder, digest))
+
+
+def _folder(resource: SegmentationModel, output: Path | None) -> Path:
+    from urllib.request import url2pathname
+
+    if output is not None:
+        return output
+    if resource.spec.golden is None:
+        raise CommandError(f"{resource.metadata.name} has no spec.golden yet: set the output folder with -o")
+    parts = urlsplit(resource.spec.golden.uri)
+    if parts.scheme != "file":
+        raise CommandError(
+            f"spec.golden is at {resource.spec.golden.uri}, which is not a local folder: set one with -o"
+        )
+    return Path(url2pathname(parts.path))
+
+
+def _clear(folder: Path) -> None:
+    """Delete the images of the previous golden set, and nothing else; a set with labels is refused."""
+    from segserve_builder.golden.judging import GOLDEN_FILE, load
+
+    if not (folder / GOLDEN_FILE).exists():
+        return
+    before = load(folder)
+    if any(case.labels is not None or case.label_map is not None for case in before.cases):
+        raise CommandError(f"{folder} has labels, which would be lost; set another folder with -o")
+    for case in before.cases:
+        (folder / case.image).unlink()
+
+
+def _pinned(file: Path, resource: SegmentationModel, folder: Path, digest: str) -> str:
+    """Write the digest into the file if it names this set, and return a message with the outcome."""
+    golden = resource.spec.golden
+    if golden is None or urlsplit(golden.uri).path != folder.resolve().as_uri().removeprefix("file://"):
+        return f"sha256 {digest}: add it to spec.golden, with the folder as uri"
+    text = file.read_text()
+    if golden.sha256 == digest:
+        return f"{file}: unchanged"
+    # The digest is in the file at most once; a textual replacement keeps the comments.
+    file.write_text(text.replace(golden.sha256, digest, 1))
+    return f"{file}: updated to sha256 {digest}"
+
+
+golden = typer.Typer(help="Manage golden sets: images with their expected answers.", no_args_is_help=True)
+runtime = typer.Typer(help="Manage the environment of Triton's Python steps.", no_args_is_help=True)
+
+
+def build(
+    files: Annotated[list[Path], typer.Option("--filename", "-f", help="Resource file; may be repeated.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Output folder, created if missing.")],
+) -> None:
+    """Write the Triton model repository of models, for running Triton without segserve."""
+    with needs("builder"):
+        from segserve_builder.render.repository import write_repository
+        from segserve_operator.adapters.local.access import local_access
+        from segserve_operator.adapters.local.files import cache_folder
+        from segserve_operator.api.triton_pool import TritonPool
+
+    read = read_files(files)
+    pools = [written.resource for written in read if isinstance(written.resource, TritonPool)]
+    access = local_access(pools[0].spec.artifacts if pools else None)
+    models = complete_models(read)
+    if not models:
+        found = ", ".join(written.resource.kind for written in read)
+        raise CommandError(f"no SegmentationModel in {', '.join(map(str, files))}; found: {found or 'nothing'}")
+    for assigned in (model.assigned for model in models.values()):
+        write_repository(
+            assigned.pipeline,
+            assigned.artifact,
+            assigned.expose,
+            output,
+            cache_folder(),
+            assigned.second_artifact,
+            access,
+            metrics=assigned.metrics,
+            light=assigned.light_artifact,
+        )
+        typer.echo(f"{assigned.revision} written to {output}")
+
+
+def crds(
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Output folder. Default: print to standard output.")
+    ] = None,
+) -> None:
+    """Print the custom resource definitions: `segserve crds | kubectl apply --server-side -f -`."""
+    from segserve_operator.api.crd import crd_files
+
+    for name, text in crd_files().items():
+        if output is None:
+            typer.echo(f"---\n{text}", nl=False)
+        else:
+            output.mkdir(parents=True, exist_ok=True)
+            (output / name).write_text(text)
+
+
+@golden.command("digest")
+def golden_digest(folder: Annotated[Path, typer.Argument(help="Folder with golden.json.")]) -> None:
+    """Print the sha256 of a golden set for `spec.golden.sha256`."""
+    with needs("builder"):
+        from segserve_builder.golden.judging import GOLDEN_FILE
+        from segserve_builder.sources import folder_digest
+
+    if not (folder / GOLDEN_FILE).is_file():
+        raise CommandError(f"{folder} is not a golden set: it has no {GOLDEN_FILE}; `segserve golden record` makes one")
+    typer.echo(folder_digest(folder))
+
+
+golden.command("record")(record)
+golden.command("cascade")(cascade)
+
+
+@golden.command("threshold")
+def golden_threshold(
+    images: Annotated[
+        Path, typer.Argument(metavar="IMAGE_FOLDER", help="Folder of images as callers send them, such as samples.")
+    ],
+    file: Annotated[Path, typer.Option("--filename", "-f", help="Resource file.")],
+    score: Annotated[ImageScore, typer.Option(help="Score to find the threshold of.")] = "maxSoftmax",
+    false_positive_rate: Annotated[
+        float, typer.Option(min=0.0001, max=0.5, help="Maximum share of usual images to flag.")
+    ] = 0.01,
+    embedding: Annotated[
+        str | None,
+        typer.Option(
+            metavar="OUTPUT",
+            help="Output of the network to make spec.embedding of, for the score featureDistance. Default: the file's; "
+            "give other images then than those that it was made of.",
+            show_default=False,
+        ),
+    ] = None,
+    model: ModelOfFile = None,
+) -> None:
+    """Find the threshold of spec.outOfDistribution: the score that few usual images exceed.
+
+    The threshold is the conformal quantile: a further image of the same kind is flagged with at most the given rate, on
+    average over folders of this size. Do not use training images: networks are overconfident on them. The network runs
+    in this process. For the score detailChange every fourth image gives the usual detail, and the others give the
+    threshold. With --embedding the first half of the images, sorted by name, gives the usual embeddings, and the others
+    give the threshold: name the files so that frames of one scene are in one half, and each camera is in both.
+    """
+    found = images_in(images)
+    if embedding is not None and score != "featureDistance":
+        raise CommandError(f"--embedding is for --score featureDistance, not for {score}")
+    with needs("builder"):
+        import numpy as np
+        import yaml
+
+        from segserve_builder.errors import BadImageError
+        from segserve_builder.spec.model_spec import OutOfDistributionPolicy
+        from segserve_builder.steps.embedding import unscaled
+        from segserve_builder.steps.out_of_distribution import (
+            conformal_threshold,
+            detail_change_threshold,
+            usual_embedding,
+        )
+
+        resource = named_model(file, model)
+        measured = "detail" if score == "detailChange" else score
+        policy = OutOfDistributionPolicy.model_validate({"score": measured, "threshold": 0.0})
+        changes: dict[str, Any] = {"out_of_distribution": policy}
+        if embedding is not None:
+            changes["embedding"] = unscaled(embedding)
+        elif score == "featureDistance" and resource.spec.embedding is None:
+            raise CommandError("--score featureDistance needs --embedding OUTPUT, or spec.embedding in the file")
+        pipeline = resource.spec.pipeline(resource.metadata.name)
+        with spinner(f"running {resource.metadata.name}'s network on images of {images}"):
+            network = loaded(resource, pipeline.model_copy(update=changes))
+            values: list[Any] = []
+            for path in found:
+                try:
+                    values.append((network.score if embedding is None else network.embedding)(path.read_bytes()))
+                except BadImageError as error:
+                    raise CommandError(f"{path}: {error}") from error
+            known = [each for each in values if each is not None]
+    added: dict[str, Any] = {}
+    judged: dict[str, Any] = {"score": score}
+    try:
+        if embedding is not None:
+            usual, known, judged["threshold"] = usual_embedding(embedding, np.array(known), false_positive_rate)
+            added["embedding"] = usual.model_dump(mode="json", by_alias=True)
+        elif score == "detailChange":
+            judged["usualDetail"], judged["threshold"] = detail_change_threshold(known, false_positive_rate)
+        else:
+            judged["threshold"] = conformal_threshold(known, false_positive_rate)
+    except ValueError as error:
+        raise CommandError(f"{images}: {error}, of {len(found)} images") from error
+    typer.echo(f"{resource.metadata.name}: {len(known)} images with a score, from {min(known):.4g} to {max(known):.4g}")
+    added["outOfDistribution"] = judged
+    for field, value in added.items():
+        # Not as JSON, whose 1e-07 is a string in YAML 1.1.
+        text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=float("inf"))
+        typer.echo(f"add to spec: {field}: {text.strip()}")
+
+
+@runtime.command("install")
+def runtime_install() -> None:
+    """Install the runtime environment now instead of at the first `segserve up`."""
+    with needs("local"):
+        from segserve_operator.adapters.local.files import cache_folder
+        from segserve_operator.adapters.local.runtime import ensure_runtime
+
+    with installation_progress() as progress:
+        installed = ensure_runtime(cache_folder(), progress)
+    typer.echo(installed.root)

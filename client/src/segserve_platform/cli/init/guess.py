@@ -1,0 +1,323 @@
+"""Guesses how to serve a network: its spec, and the remarks that explain it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from segserve_builder.errors import BuilderError
+from segserve_builder.families import FAMILIES
+from segserve_builder.families.base import EvidenceWeight, Family, FamilyEvidence, described_all
+from segserve_builder.steps.in_process import InProcessModel
+from segserve_builder.steps.inference import network_io
+from segserve_builder.steps.pipeline import Pipeline
+from segserve_builder.values import ValueType
+from segserve_common.errors import BadRequestError
+from segserve_common.image_file import ImageFileError, describe_file
+from segserve_platform.cli.errors import CommandError
+from segserve_platform.cli.init.classes import ClassNames, classes_of, names_of
+from segserve_platform.cli.init.families import BATCH, FamilyCandidate, candidates, misfit
+from segserve_platform.cli.init.measuring import DEFAULT_MAX_PIXELS, Budget, PixelBound, bound_of, measure, megapixels
+from segserve_platform.cli.init.network import ImageInput, NetworkFile, image_input, read_network
+from segserve_platform.cli.init.preparation import PLACE, USUAL, colour_of, normalise_of, resize_of
+from segserve_platform.cli.init.running import NetworkRunner, border_class, steadiness
+from segserve_platform.cli.init.values import Choice, Overrides, Progress, Remark, StageOptions, Trial, no_progress
+from segserve_platform.cli.init.writing import listed
+
+LABELLED_IMAGES: Final = 10
+MOST_LABELS: Final = 1000
+CLEAR_LEAD: Final = 1.1
+"""How many times better than the second the best trial must be to count as clear."""
+TELLING: Final = 0.25
+"""Least score of the best trial to count; random weights reach 0.15. Below it, the most usual one is taken."""
+INPUT: Final = ("spec", "input")
+NOT_INSTALLED: Final = "onnxruntime is not installed (pip install 'segserve[local]')"
+
+
+@dataclass(frozen=True)
+class Guess:
+    """How to serve a network, and why: its spec, without golden set and with the file's name as its address.
+
+    `images` are those of the user's images that are small enough for it.
+    """
+
+    network: NetworkFile
+    image: ImageInput
+    ranked: tuple[FamilyCandidate, ...]
+    spec: Mapping[str, Any]
+    bound: PixelBound | None
+    images: tuple[Path, ...]
+    remarks: tuple[Remark, ...]
+    runner: NetworkRunner | None
+    trials: tuple[Trial, ...] = ()
+
+    @property
+    def candidate(self) -> FamilyCandidate:
+        """The likeliest family, or the one that the user names."""
+        return self.ranked[0]
+
+
+def guess(
+    path: Path, sha256: str, images: Sequence[Path], overrides: Overrides, progress: Progress = no_progress
+) -> Guess:
+    """Return how to serve the network at `path`, judged by images like those it will get.
+
+    Raises `CommandError` for a file that no family fits, or that does not fit the family of `overrides`, and the
+    errors of `read_signature`.
+    """
+    progress("reading the network")
+    network = read_network(path)
+    image = image_input(network.image)
+    sizes = dict(zip(images, _sizes(images), strict=True))
+    runner = _runner(network, image)
+    network = network if runner is None else runner.observe(network, images[0])
+    names = names_of(network, overrides.classes)
+    ranked = _ranked(network, image, names, overrides)
+    family = ranked[0].family
+    number = _class_channels(ranked[0], network, names, can_run=runner is not None)
+    # Before what takes long: this complains of a wrong number of names.
+    classes = None if number is None else classes_of(family, number, names, ())
+    progress("trying sizes")
+    multiple = None if runner is None or image.size is not None else runner.multiple()
+    resize = resize_of(family, network, image, list(sizes.values()), multiple)
+    batch, batch_remark = _batch(family, image, runner)
+    spec: dict[str, Any] = {
+        "artifact": {"uri": path.name, "sha256": sha256},
+        "family": family.name,
+        "input": colour_of(family, network, image) | ({"dtype": "UINT16"} if image.dtype == "UINT16" else {}),
+        "classes": [{"id": each, "name": str(each)} for each in range(number or MOST_LABELS)],
+        "preprocess": [],
+        "postprocess": listed(family.default_postprocess),
+        "runtime": {"maxBatchSize": batch},
+    }
+    normalise = normalise_of(family, network, image)
+    # Any normalisation takes the same memory: the right one may be unknown yet.
+    any_normalise: tuple[StageOptions, ...] = ({"normalise": {}},)
+    spec["preprocess"] = [
+        {"decode": {}},
+        *(resize.steps or ()),
+        *(any_normalise if normalise.steps is None else normalise.steps),
+    ]
+    bound, bound_remark = _bound(spec, network, images[0], progress, can_run=runner is not None)
+    max_pixels = DEFAULT_MAX_PIXELS if bound is None else bound.pixels
+    if max_pixels < DEFAULT_MAX_PIXELS:
+        spec["input"] = {**spec["input"], "maxPixels": max_pixels}
+    fitting = tuple(path for path, (height, width) in sizes.items() if height * width <= max_pixels)
+    trials: tuple[Trial, ...] = ()
+    if normalise.steps is None:
+        score = None if runner is None or not fitting else _score(spec, network, fitting)
+        normalise, trials = _tried_normalise(normalise, image, score, progress)
+        spec["preprocess"] = [*spec["preprocess"][:-1], *(normalise.steps or ())]
+    if classes is None:
+        labels = () if runner is None else _labels(spec, network, fitting, progress)
+        classes = classes_of(family, number, names, labels)
+    if runner is not None and fitting and classes.numbered and any("argmax" in each for each in spec["postprocess"]):
+        progress("looking for the background")
+        with suppress(BuilderError, BadRequestError, MemoryError):  # the golden set says why it fails
+            background = border_class(InProcessModel(_pipeline_of(spec), network.path), fitting[:LABELLED_IMAGES])
+            classes = classes if background is None else classes.with_background(background)
+    spec["classes"] = list(classes.entries)
+    remarks = (
+        *_family_remarks(ranked, overrides),
+        *_unread(spec, network),
+        bound_remark,
+        *_left_out(images, fitting, max_pixels),
+        *classes.remarks,
+        resize.remark,
+        normalise.remark,
+        *(Remark(("spec", "postprocess"), note.text, sure=note.sure) for note in family.stage_notes),
+        batch_remark,
+    )
+    return Guess(network, image, ranked, spec, bound, fitting, remarks, runner, trials)
+
+
+def model_of(guessed: Guess) -> InProcessModel:
+    """Return the guess, ready to answer in this process."""
+    return InProcessModel(_pipeline_of(guessed.spec), guessed.network.path)
+
+
+def _pipeline_of(spec: Mapping[str, Any]) -> Pipeline:
+    parts = {key: spec[key] for key in ("family", "input", "classes", "preprocess", "postprocess", "runtime")}
+    return Pipeline.model_validate(
+        {"model": "any", "artifactSha256": spec["artifact"]["sha256"], "output": {}, **parts}
+    )
+
+
+def _runner(network: NetworkFile, image: ImageInput) -> NetworkRunner | None:
+    try:
+        return NetworkRunner(network, image)
+    except ModuleNotFoundError:
+        return None
+
+
+def _ranked(
+    network: NetworkFile, image: ImageInput, names: ClassNames | None, overrides: Overrides
+) -> tuple[FamilyCandidate, ...]:
+    if overrides.family is None:
+        return tuple(candidates(network, image, names))
+    if overrides.family not in FAMILIES:
+        raise CommandError(f"--family is {overrides.family!r}; allowed are {', '.join(FAMILIES)}")
+    family = FAMILIES[overrides.family]
+    classes = family.implied_classes(network)
+    why = misfit(family, network, image, classes or (len(names.names) if names else 1))
+    if why is not None:
+        raise CommandError(why)
+    return (FamilyCandidate(family, classes, (FamilyEvidence(EvidenceWeight.SHAPES, "set by --family"),)),)
+
+
+def _class_channels(
+    candidate: FamilyCandidate, network: NetworkFile, names: ClassNames | None, *, can_run: bool
+) -> int | None:
+    """Return the number of class ids that the outputs can give, None if the network gives labels as numbers."""
+    number = candidate.family.class_channels(network)
+    if number is not None or not candidate.family.numbers_classes:
+        return number
+    if names is None:
+        raise CommandError(
+            f"{network.path.name} does not contain its number of classes or their names: set them with --classes"
+            + ("" if can_run else ", or pip install 'segserve[local]' to run the network")
+        )
+    # Labels of a single named class are those of the background and of it.
+    return max(len(names.names), 2) if candidate.family.gives == ValueType.LABELS else len(names.names)
+
+
+def _bound(
+    spec: Mapping[str, Any], network: NetworkFile, image: Path, progress: Progress, *, can_run: bool
+) -> tuple[PixelBound | None, Remark]:
+    """Return the measured bound of images, None where that is not possible, and a remark on it."""
+    why = NOT_INSTALLED
+    if can_run:
+        measurement = measure(_pipeline_of(spec), network.path, image, progress)
+        bound = bound_of(measurement, Budget.of_this_machine())
+        if bound is not None:
+            is_default = bound.pixels == DEFAULT_MAX_PIXELS
+            place = INPUT if is_default else (*INPUT, "maxPixels")
+            text = f"maxPixels is left at its default. {bound.reason}" if is_default else bound.reason
+            return bound, Remark(place, text, sure=bound.fits)
+        why = str(measurement.error)
+    text = (
+        f"memory was not measured: {why}. The default of maxPixels, {megapixels(DEFAULT_MAX_PIXELS)}, may be too much "
+        "for this network"
+    )
+    return None, Remark(INPUT, text, sure=False)
+
+
+def _unread(spec: Mapping[str, Any], network: NetworkFile) -> list[Remark]:
+    """Return a remark on the outputs that are not read, if there are any."""
+    read = {tensor.name for tensor in network_io(_pipeline_of(spec), network.signature).outputs}
+    others = described_all(tensor for tensor in network.signature.outputs if tensor.name not in read)
+    if others == described_all(()):
+        return []
+    text = f"what these outputs hold is left out, as they are not read: {others}"
+    return [Remark(("spec", "family"), text, sure=False)]
+
+
+def _left_out(images: Sequence[Path], fitting: Sequence[Path], max_pixels: int) -> list[Remark]:
+    if len(fitting) == len(images):
+        return []
+    text = (
+        f"{len(images) - len(fitting)} of your {len(images)} images have more than {megapixels(max_pixels)} and are "
+        "refused; `segserve batch` segments them in tiles"
+    )
+    return [Remark(INPUT, text, sure=False)]
+
+
+def _labels(spec: Mapping[str, Any], network: NetworkFile, images: Sequence[Path], progress: Progress) -> list[int]:
+    """Return the labels that a network which numbers its own classes gives for the first images."""
+    model, labels = InProcessModel(_pipeline_of(spec), network.path), set[int]()
+    for number, image in enumerate(images[:LABELLED_IMAGES], 1):
+        progress(f"class numbers in image {number} of {len(images[:LABELLED_IMAGES])}")
+        _, given, *_ = model.raw(model.network_input(image.read_bytes())).values()
+        labels.update(int(label) for label in given.ravel() if label >= 0)
+    return sorted(labels)
+
+
+def _batch(family: Family, image: ImageInput, runner: NetworkRunner | None) -> tuple[int, Remark]:
+    place = ("spec", "runtime")
+    if image.batch == 1 or not family.batched:
+        return 1, Remark(place, "the file takes one image at a time")
+    if runner is None:
+        return BATCH, Remark(place, "the batch size is free")
+    if not runner.takes_pairs():
+        return 1, Remark(place, "the file declares a free batch size, but a batch of two images fails")
+    return BATCH, Remark(place, "the batch size is free: a batch of two images works")
+
+
+def _family_remarks(ranked: Sequence[FamilyCandidate], overrides: Overrides) -> list[Remark]:
+    place, best = ("spec", "family"), ranked[0]
+    if overrides.family is not None:
+        return [Remark(place, "set by --family")]
+    remark = Remark(place, f"guessed: {best.because}")
+    rivals = [one for one in ranked[1:] if one.weight * 2 > best.weight]
+    if not rivals:
+        return [remark]
+    others = ", ".join(f"{one.family.name} ({one.because})" for one in rivals)
+    return [remark, Remark(place, f"the outputs fit other families as well: {others}", sure=False)]
+
+
+def _tried_normalise(
+    choice: Choice, image: ImageInput, score: Callable[[StageOptions], float] | None, progress: Progress
+) -> tuple[Choice, tuple[Trial, ...]]:
+    """Return the normalisation with the best score, or the most usual one if scores cannot tell."""
+    names = sorted(USUAL, key=lambda name: name != _most_usual(image))
+    if score is None:
+        text = f"{choice.remark.text}, and it was not tried on images: {names[0]} is a guess"
+        return Choice(({"normalise": _for_channels(names[0], image)},), Remark(PLACE, text, sure=False)), ()
+    trials = []
+    for number, name in enumerate(names, 1):
+        progress(f"normalisation {number} of {len(names)}")
+        trials.append(Trial(name, score(_for_channels(name, image))))
+    best, second, *_ = ranked = sorted(trials, key=lambda trial: -trial.score)
+    if best.score < TELLING:
+        best, verdict = (
+            trials[0],
+            "the images do not show it: the most common one is used. Check it with the training code",
+        )
+    elif best.score > CLEAR_LEAD * second.score:
+        verdict = "the best one is taken"
+    else:
+        verdict = "the best one is taken, but the difference is small. Ask who trained it"
+    text = "\n".join(
+        [
+            f"{choice.remark.text}. The usual ranges were tried on your images; {verdict}.",
+            *(f"  {trial.score:.2f}  pixels of {trial.name}" for trial in ranked),
+            "  A score of 0 is chance; 1 is sure of itself, and of the same in the mirror image.",
+        ]
+    )
+    return Choice(({"normalise": _for_channels(best.name, image)},), Remark(PLACE, text, sure=False)), tuple(ranked)
+
+
+def _score(spec: Mapping[str, Any], network: NetworkFile, images: Sequence[Path]) -> Callable[[StageOptions], float]:
+    """Return the function that scores the spec with other options of its last stage, `normalise`."""
+
+    def score(normalise: StageOptions) -> float:
+        steps = [*spec["preprocess"][:-1], {"normalise": normalise}]
+        return steadiness(InProcessModel(_pipeline_of({**spec, "preprocess": steps}), network.path), images)
+
+    return score
+
+
+def _most_usual(image: ImageInput) -> str:
+    """Return the name of the normalisation that most networks use: published backbones expect ImageNet's, on RGB."""
+    return "0 to 1 with ImageNet's mean and deviation" if image.channels == 3 else "0 to 1"
+
+
+def _for_channels(name: str, image: ImageInput) -> StageOptions:
+    """Return the options of a usual normalisation; for a grey image the means of three channels' numbers."""
+    if image.channels == 3:
+        return USUAL[name]
+    return {key: [sum(value) / len(value)] if isinstance(value, list) else value for key, value in USUAL[name].items()}
+
+
+def _sizes(images: Sequence[Path]) -> list[tuple[int, int]]:
+    """Return each image's height and width after EXIF orientation."""
+    sizes = []
+    for path in images:
+        try:
+            sizes.append(describe_file(path).size)
+        except (OSError, ImageFileError) as error:
+            raise CommandError(f"{path} is not an image: {error}") from error
+    return sizes

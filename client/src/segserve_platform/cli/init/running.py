@@ -1,0 +1,210 @@
+"""Test runs: of a network for shapes, sizes and batches; of a pipeline to score how steady its answers are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from PIL import ImageOps
+
+from segserve.results.images import picture
+from segserve_builder.export.graph import label_map
+from segserve_builder.golden.judging import Answer, with_columns
+from segserve_builder.stages.base import RequestOptions
+from segserve_builder.steps.in_process import InProcessModel
+from segserve_platform.cli.errors import CommandError
+from segserve_platform.cli.init.network import ImageInput, NetworkFile
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+NUMPY: Final = {"UINT8": "uint8", "UINT16": "uint16", "FP16": "float16", "FP32": "float32"}
+STEPS: Final = (1, 2, 4, 8, 16, 32, 64)
+FREE_SIDE: Final = 256
+DETECTOR_SIDE: Final = 640
+TRIAL_IMAGES: Final = 2
+"""Images of each trial; each is also mirrored."""
+SAME_OBJECT_IOU: Final = 0.5
+"""IoU above which a box matches one of the mirrored image."""
+
+
+class NetworkRunner:
+    """Runs a network in ONNX Runtime on noise. A failed run is a result, not an error."""
+
+    def __init__(self, network: NetworkFile, image: ImageInput) -> None:
+        """Load the file; raises `CommandError` if ONNX Runtime cannot, `ModuleNotFoundError` if it is not installed."""
+        from segserve_builder.steps.session import open_session
+
+        self.image = image
+        try:
+            self._session = open_session(network.path)
+        except ModuleNotFoundError:
+            raise
+        except Exception as error:  # ONNX Runtime's exceptions have no common base class
+            raise CommandError(f"ONNX Runtime cannot load {network.path}: {_brief(error)}") from error
+        self._run_options = _silent_run_options()
+
+    def run(self, batch: int, height: int, width: int) -> Mapping[str, Any] | None:
+        """Return the outputs for noise of a size by name, None if the run fails."""
+        import numpy as np
+
+        noise = np.random.default_rng(0).integers(0, 256, self.image.shape(batch, height, width))
+        return self._outputs(noise if self.image.dtype.startswith("UINT") else noise / 255)
+
+    def _outputs(self, pixels: NDArray[Any]) -> Mapping[str, Any] | None:
+        images = pixels.astype(NUMPY[self.image.dtype])
+        names = [output.name for output in self._session.get_outputs()]
+        try:
+            return dict(zip(names, self._session.run(names, {self.image.name: images}, self._run_options), strict=True))
+        except Exception:
+            return None
+
+    def observe(self, network: NetworkFile, photo: Path) -> NetworkFile:
+        """Return the network with what runs on noise and on a photograph show of its outputs.
+
+        These are their shapes for one image, and which have only values of 0 to 1. Nothing is shown if no usual size
+        works.
+        """
+        for side in (FREE_SIDE, DETECTOR_SIDE):
+            height, width = self.image.height or side, self.image.width or side
+            outputs = self.run(1, height, width)
+            if outputs is not None:
+                shapes = {name: tuple(array.shape) for name, array in outputs.items()}
+                return replace(network, shapes=shapes, probabilities=self._probabilities(outputs, photo, height, width))
+        return network
+
+    def _probabilities(self, outputs: Mapping[str, Any], photo: Path, height: int, width: int) -> frozenset[str]:
+        """Return the outputs of which no input, of pixels from 0 to 1 or to 255, gets a value beyond 0 and 1."""
+        import numpy as np
+
+        left = _within_0_and_1(outputs)
+        if not left:
+            return left
+        small = picture(photo).convert("L" if self.image.channels == 1 else "RGB").resize((width, height))
+        pixels = np.asarray(small).reshape(height, width, self.image.channels)
+        pixels = pixels.transpose(2, 0, 1) if self.image.layout == "NCHW" else pixels
+        for given in (np.random.default_rng(1).integers(0, 256, pixels.shape), pixels, pixels / 255):
+            left &= _within_0_and_1(self._outputs(given.reshape(self.image.shape(1, height, width))) or {})
+        return left
+
+    def multiple(self) -> int | None:
+        """Return the least power of two that the sides of images must be multiples of; None if none up to 64 works."""
+        for step in STEPS:
+            least = -(-64 // step)
+            odd = least + 1 - least % 2
+            if self.run(1, odd * step, (odd + 2) * step) is not None:
+                return step
+        return None
+
+    def takes_pairs(self) -> bool:
+        """Return whether the network answers a batch of two images."""
+        height, width = self.image.size or (FREE_SIDE, FREE_SIDE)
+        outputs = self.run(2, height, width)
+        return outputs is not None and all(array.ndim and len(array) == 2 for array in outputs.values())
+
+
+def _within_0_and_1(outputs: Mapping[str, NDArray[Any]]) -> frozenset[str]:
+    return frozenset(
+        name
+        for name, array in outputs.items()
+        if array.dtype == "float32" and array.min(initial=1) >= 0 and array.max(initial=0) <= 1
+    )
+
+
+def _silent_run_options() -> Any:
+    """Return run options that keep failures off stderr, since some runs are expected to fail."""
+    import onnxruntime
+
+    options = onnxruntime.RunOptions()
+    options.log_severity_level = 4
+    return options
+
+
+def _brief(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else f"{text[:300]}..."
+
+
+def steadiness(model: InProcessModel, images: Sequence[Path]) -> float:
+    """Return the model's confidence times the agreement of its answers for each image and its mirror image, 0 to 1.
+
+    Confidence alone is not enough: networks that get pixels of 0 to 255 instead of 0 to 1 are confident about noise.
+    """
+    scores = []
+    for path in images[:TRIAL_IMAGES]:
+        try:
+            scores.append(_compared(model, path))
+        except Exception:  # ONNX Runtime's exceptions have no common base class
+            scores.append(0.0)
+    return sum(scores) / len(scores)
+
+
+def border_class(model: InProcessModel, images: Sequence[Path]) -> int | None:
+    """Return the label of most pixels at the borders of the images; None if no label is on more than half of them."""
+    import numpy as np
+
+    found = [label_map(model.answer(path.read_bytes(), RequestOptions(encoding="raw"))) for path in images]
+    borders = np.concatenate([side.ravel() for labels in found for side in (labels[[0, -1]], labels[:, [0, -1]])])
+    counts = np.bincount(borders)
+    return int(counts.argmax()) if 2 * counts.max() > counts.sum() else None
+
+
+def _compared(model: InProcessModel, path: Path) -> float:
+    data, mirrored = path.read_bytes(), _mirrored(path)
+    if model.task == "semantic":
+        request = RequestOptions(encoding="raw")
+        return _labels_agree(model.answer(data, request), model.answer(mirrored, request))
+    request = RequestOptions()
+    return _objects_agree(model.answer(data, request), model.answer(mirrored, request))
+
+
+def _mirrored(path: Path) -> bytes:
+    buffer = BytesIO()
+    ImageOps.mirror(picture(path)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _labels_agree(answer: Answer, mirrored: Answer) -> float:
+    """Return Cohen's kappa of two label maps, 0 if all pixels are of one class, times the mean confidence."""
+    import numpy as np
+
+    labels, other = label_map(answer), label_map(mirrored)[:, ::-1]
+    if labels.shape != other.shape or labels.min() == labels.max():
+        return 0.0
+    top = int(max(labels.max(), other.max())) + 1
+    shares = [np.bincount(one.ravel(), minlength=top) / one.size for one in (labels, other)]
+    chance = float(shares[0] @ shares[1])
+    agreed = float((labels == other).mean())
+    kappa = 0.0 if chance >= 1 else max(0.0, (agreed - chance) / (1 - chance))
+    areas = answer["AREAS"].astype(float)
+    confidence = float(areas @ answer["CONFIDENCE"]) / max(float(areas.sum()), 1.0)
+    return kappa * confidence
+
+
+def _objects_agree(answer: Answer, mirrored: Answer) -> float:
+    """Return the scores of objects that have a match in the mirrored image, relative to the mean number of objects."""
+    import numpy as np
+
+    mine, theirs = with_columns("the image", answer), with_columns("the image", mirrored)
+    width = float(answer["SIZE"][1])
+    boxes, other = mine["BOXES"], theirs["BOXES"].copy()
+    if not len(boxes) or not len(other):
+        return 0.0
+    other[:, [0, 2]] = width - other[:, [2, 0]]
+    same = (_overlaps(boxes, other) > SAME_OBJECT_IOU) & (mine["CLASSES"][:, None] == theirs["CLASSES"][None])
+    return float((mine["SCORES"] * same.any(axis=1)).sum() * 2 / (len(boxes) + len(other))) if np.any(same) else 0.0
+
+
+def _overlaps(boxes: NDArray[Any], others: NDArray[Any]) -> NDArray[Any]:
+    import numpy as np
+
+    low = np.maximum(boxes[:, None, :2], others[None, :, :2])
+    high = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
+    shared = np.clip(high - low, 0, None).prod(axis=2)
+    areas = [(b[:, 2:] - b[:, :2]).prod(axis=1) for b in (boxes, others)]
+    overlaps: NDArray[Any] = shared / np.maximum(areas[0][:, None] + areas[1][None] - shared, 1e-9)
+    return overlaps

@@ -1,0 +1,134 @@
+"""The files of a new model: the resource with remarks as comments, the golden set, and previews of its answers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from segserve.calls.answers import read_result
+from segserve.results.result import Result
+from segserve.results.values import ModelInfo, SegmentClass
+from segserve_builder.export.writing import GOLDEN_TOLERANCE
+from segserve_builder.golden.judging import GOLDEN_FILE, Answer, record
+from segserve_builder.sources import folder_digest
+from segserve_builder.stages.base import RequestOptions, Stage
+from segserve_builder.steps.in_process import InProcessModel
+from segserve_builder.steps.public_outputs import has_masks
+from segserve_common.kserve import InferAnswer, Tensor, pack_bytes
+from segserve_operator.api.segmentation_model import SegmentationModel
+from segserve_platform.cli.init.values import Progress, Remark, no_progress
+
+IMAGES: Final = 3
+DATATYPES: Final = {"int32": "INT32", "int64": "INT64", "float32": "FP32"}
+WIDTH: Final = 110
+CHECK: Final = "CHECK: "
+SHOWN: Final = frozenset({"threshold", "iouThreshold", "scoreThreshold", "maskThreshold"})
+"""Options that are written even with their default values, since users change them first."""
+
+
+def manifest_of(name: str, spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the resource; raises `SpecError` if applying it would be refused."""
+    from segserve_operator.api.loading import parse
+
+    manifest = {
+        "apiVersion": "segserve.dev/v1alpha1",
+        "kind": "SegmentationModel",
+        "metadata": {"name": name},
+        "spec": dict(spec),
+    }
+    parse(manifest, "the resource")
+    return manifest
+
+
+def listed(stages: Sequence[Stage]) -> list[dict[str, Any]]:
+    """Return stages as a resource lists them, without options at their default, except for thresholds."""
+    from segserve_builder.stages import POSTPROCESS
+
+    names = {stage: name for name, stage in POSTPROCESS.items()}
+    return [{names[type(stage)]: _options(stage)} for stage in stages]
+
+
+def _options(stage: Stage) -> dict[str, Any]:
+    every = stage.model_dump(mode="json", by_alias=True, exclude_none=True)
+    changed = stage.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True)
+    return {key: value for key, value in every.items() if key in changed or key in SHOWN}
+
+
+def commented(manifest: Mapping[str, Any], remarks: Iterable[Remark], head: Sequence[str]) -> str:
+    """Return the resource as YAML: `head` as comments first, and each remark as comments above its field."""
+    from segserve_operator.api.documents import read_documents, write_documents
+
+    text = write_documents([manifest])
+    (document,) = read_documents(text, "the resource")
+    above: dict[int, list[str]] = {}
+    for remark in remarks:
+        mark = document.keys.get(remark.place) or document.values[remark.place]
+        comment = remark.text if remark.sure else f"{CHECK}{remark.text}"
+        # The first key of a list's item stands behind its dash.
+        indent = mark.column - 2 if isinstance(remark.place[-1], int) else mark.column
+        above.setdefault(mark.line, []).extend(_comment(comment, indent))
+    lines = [line for text in head for line in _comment(text, 0)]
+    for number, line in enumerate(text.splitlines()):
+        lines += [*above.get(number, ()), line]
+    return "\n".join(lines) + "\n"
+
+
+def _comment(text: str, indent: int) -> list[str]:
+    lead = f"{' ' * indent}# "
+    lines = []
+    for line in text.splitlines():
+        lines += textwrap.wrap(line, WIDTH, initial_indent=lead, subsequent_indent=lead, break_long_words=False)
+    return lines
+
+
+def golden_answers(
+    model: InProcessModel, images: Sequence[Path], progress: Progress = no_progress
+) -> list[tuple[Path, Answer]]:
+    """Return the answers to the first images, by image; raises what the pipeline does."""
+    request = RequestOptions(encoding="rle" if has_masks(model.task) else None)
+    answers: list[tuple[Path, Answer]] = []
+    for number, image in enumerate(images[:IMAGES], 1):
+        progress(f"golden image {number} of {len(images[:IMAGES])}")
+        answers.append((image, model.answer(image.read_bytes(), request)))
+    return answers
+
+
+def write_golden(answers: Iterable[tuple[Path, Answer]], folder: Path) -> str:
+    """Write answers as a golden set and return its digest; other files in the folder are kept."""
+    folder.mkdir(parents=True, exist_ok=True)
+    cases = []
+    for image, answer in answers:
+        shutil.copyfile(image, folder / image.name)
+        cases.append(record(answer, image.name, GOLDEN_TOLERANCE))
+    (folder / GOLDEN_FILE).write_text(json.dumps({"cases": cases}, indent=1) + "\n")
+    return folder_digest(folder)
+
+
+def write_previews(answers: Iterable[tuple[Path, Answer]], resource: SegmentationModel, folder: Path) -> list[Result]:
+    """Draw each answer over its image, `folder/<stem>.png`; return the answers as results."""
+    folder.mkdir(parents=True, exist_ok=True)
+    results = []
+    for image, answer in answers:
+        result = result_of(answer, resource)
+        result.overlay(image.read_bytes()).save(folder / f"{image.stem}.png")
+        results.append(result)
+    return results
+
+
+def result_of(answer: Answer, resource: SegmentationModel) -> Result:
+    """Return the result that the client would return for an answer."""
+    revision = resource.assigned.revision
+    tensors = {"REVISION": Tensor("REVISION", "BYTES", (1,), pack_bytes([revision.encode()]))}
+    for name, array in answer.items():
+        if array.dtype.kind == "O":
+            items = [item if isinstance(item, bytes) else str(item).encode() for item in array.ravel()]
+            tensors[name] = Tensor(name, "BYTES", array.shape, pack_bytes(items))
+        else:
+            tensors[name] = Tensor(name, DATATYPES[array.dtype.name], array.shape, array.tobytes())
+    classes = tuple(SegmentClass(item.id, item.name, None) for item in resource.spec.classes)
+    info = ModelInfo(resource.metadata.name, frozenset(tensors), revision, classes)
+    return read_result(InferAnswer(info.model, tensors), info)

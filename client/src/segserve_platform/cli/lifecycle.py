@@ -1,0 +1,440 @@
+"""`segserve up`, `down`, `logs` and `cleanup`: the life cycle of platforms."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from datetime import UTC
+from enum import StrEnum
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+
+from segserve_platform.cli.errors import CommandError, needs, plain
+from segserve_platform.cli.installation import installation_progress
+from segserve_platform.cli.models_view import models_table
+from segserve_platform.cli.options import (
+    PlatformOptions,
+    ReportFormat,
+    is_local,
+    model_names,
+    seconds,
+    selected_platform,
+    with_platform_options,
+)
+from segserve_platform.cli.resources import check_local_files
+from segserve_platform.cli.startup import Startup
+from segserve_platform.cli.terminal import activity
+from segserve_platform.platforms.local import POLL_S, LocalPlatform, check_state_folder, local_store
+from segserve_platform.platforms.log_records import log_records
+from segserve_platform.platforms.manifests import check_kinds, read_files
+from segserve_platform.platforms.port import MODEL, Cluster, Json, Local, LogRequest
+from segserve_platform.platforms.waiting import Serving, readiness
+
+if TYPE_CHECKING:
+    from segserve_operator.adapters.local.files import StateFolder
+    from segserve_operator.adapters.local.platform_record import PlatformRecord
+    from segserve_operator.adapters.local.resource_files import ResourceFiles
+    from segserve_operator.adapters.local.runtime import RuntimeEnvironment
+
+START_S: Final = 120.0
+PORTS: Final = range(1, 65536)
+
+
+class AuthMethod(StrEnum):
+    """How the local gateway tells callers from strangers."""
+
+    KEY = "key"
+
+
+def up(
+    files: Annotated[
+        list[Path] | None, typer.Option("--filename", "-f", help="Resource file or folder to apply; may be repeated.")
+    ] = None,
+    detach: Annotated[bool, typer.Option("--detach", "-d", help="Return as soon as the models serve.")] = False,
+    port: Annotated[int | None, typer.Option(help="Gateway port for HTTP and gRPC. Default: 8080.")] = None,
+    tls: Annotated[
+        bool | None,
+        typer.Option(
+            "--tls/--no-tls",
+            help="Whether the gateway speaks TLS, with a certificate of a private authority. Default: as before.",
+        ),
+    ] = None,
+    auth: Annotated[
+        AuthMethod | None,
+        typer.Option(
+            help="key makes an API key that every caller of the gateway must send, prints it once and ends an earlier "
+            "one. Default: as before."
+        ),
+    ] = None,
+    access_log: Annotated[
+        str | None,
+        typer.Option(
+            metavar="off|errors|all|SHARE",
+            help="Which requests the gateway logs: those that fail, and of the others all or a share such as 0.01. "
+            "`segserve why` reads it. Default: as before.",
+        ),
+    ] = None,
+    timeout: Annotated[
+        str,
+        typer.Option(help="With --detach: timeout for the models, such as 90s or 2m; a plain number is in seconds."),
+    ] = "180s",
+    forget: Annotated[
+        bool, typer.Option("--forget", help="Forget the models at the end, as `segserve down --forget` does.")
+    ] = False,
+) -> None:
+    """Start the local platform: Triton and Envoy as processes, listening on loopback.
+
+    On a terminal it shows a live table, and Ctrl-C stops all processes; so do SIGTERM and the end of the terminal, also
+    for a background job. The models are kept for the next `segserve up`, unless --forget is given. A platform that is
+    already running is taken over.
+    """
+    if detach and forget:
+        raise typer.BadParameter(
+            "--forget is for the end of a foreground platform; with --detach, use `segserve down --forget`"
+        )
+    timeout_s = seconds(timeout)
+    # Input is checked first: the installation may take minutes.
+    logged_share = _logged_share(access_log)
+    names = apply_files(files or [], port, tls=tls)
+    require_api_key(auth)
+    if access_log is not None:
+        local_store().set_gateway_access_log(logged_share)
+    install_runtime()
+    state = local_store().state
+    startup = Startup(names)
+    with activity("starting the platform"):
+        launch(state)
+    if detach:
+        _wait_for(startup, timeout_s, timeout)
+        return
+    with ends_on_signals():
+        try:
+            show_until_interrupted(state)
+        finally:
+            end_platform(state, keep=not forget)
+
+
+def _logged_share(text: str | None) -> float | None:
+    """Return the share of requests without an error that is to be logged; None for no log."""
+    if text is None or text == "off":
+        return None
+    with suppress(ValueError):
+        if 0 <= (share := float({"errors": "0", "all": "1"}.get(text, text))) <= 1:
+            return share
+    raise typer.BadParameter(f"--access-log must be off, errors, all, or a share from 0 to 1, got {text!r}")
+
+
+@contextmanager
+def ends_on_signals() -> Iterator[None]:
+    """Let SIGTERM, SIGHUP and a terminal's Ctrl-C raise in the block.
+
+    Signals that the parent process ignores stay ignored, as `nohup` requires, except a Ctrl-C meant only for this
+    process: a shell without job control ignores it for everything it starts in the background, with the input closed,
+    and those processes pass that on.
+    """
+
+    def end(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    ours: dict[int, Callable[[int, FrameType | None], object]] = {
+        number: end for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL
+    }
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and _has_the_terminal():
+        ours[signal.SIGINT] = signal.default_int_handler
+    former = {number: signal.signal(number, handler) for number, handler in ours.items()}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def _has_the_terminal() -> bool:
+    """Return whether input typed at a terminal goes to this process."""
+    try:
+        return os.tcgetpgrp(0) == os.getpgrp()
+    except OSError:  # the input is no terminal
+        return False
+
+
+def install_runtime() -> RuntimeEnvironment:
+    """Install what the platform runs in, with the kernels compiled that the stored models need."""
+    with needs("local"):
+        from segserve_operator.adapters.local.files import cache_folder
+        from segserve_operator.adapters.local.runtime import ensure_runtime
+
+    from segserve_builder.memory import step_limit_bytes
+
+    step_limit_bytes()  # a limit that is not allowed would only be in the log of a server that never starts
+    with installation_progress() as progress:
+        return ensure_runtime(cache_folder(), progress, needed_kernels(local_store()))
+
+
+def needed_kernels(store: ResourceFiles) -> set[str]:
+    """Return the modules of kernels that the steps of all stored models import."""
+    import segserve_builder
+    from segserve_builder.kernels.sources import kernels_behind
+    from segserve_builder.steps.pipeline import code_modules
+    from segserve_operator.core.world.observed import Wanted
+    from segserve_operator.mapping.specs import wanted_of
+
+    manifests = {name: store.get(MODEL, name) for name in store.names(MODEL)}
+    wanted = [wanted_of(manifest, manifests) for manifest in manifests.values()]
+    modules = set().union(*(code_modules(each.assigned.pipeline) for each in wanted if isinstance(each, Wanted)))
+    return kernels_behind(modules, Path(segserve_builder.__file__).parent)
+
+
+def apply_files(files: list[Path], port: int | None, *, tls: bool | None = None) -> list[str]:
+    """Store the resources of files, the gateway's port and TLS, and return the names of the models to wait for."""
+    with needs("local"):
+        from segserve_operator.adapters.local.gateway import PRIVATE_CERTIFICATE, check_port
+        from segserve_operator.adapters.local.platform_record import read_platform
+
+    store = local_store()
+    check_state_folder(store)
+    if port is not None and port not in PORTS:
+        raise CommandError(f"--port must be within 1..65535, got {port}")
+    running = read_platform(store.state)
+    if running is None:
+        check_port(store.state, port or store.pool().spec.gateway.port)
+    elif port is not None and not running.url.endswith(f":{port}"):
+        raise CommandError(f"the platform runs at {running.url}; stop it with `segserve down` before changing --port")
+    elif tls is not None and running.url.startswith("https:") is not tls:
+        raise CommandError(f"the platform runs at {running.url}; stop it with `segserve down` before changing --tls")
+    resources = read_files(files)
+    check_kinds(resources)
+    check_local_files(resources)
+    for written, outcome in zip(resources, LocalPlatform().apply(resources), strict=True):
+        typer.echo(f"{written.title} {outcome}")
+    if port is not None:
+        store.set_gateway_port(port)
+    if tls is not None and (store.pool().spec.gateway.tls is None) is tls:
+        store.set_gateway_tls(PRIVATE_CERTIFICATE if tls else None)
+    if not files:
+        stored = [store.get(MODEL, name)["metadata"] for name in store.names(MODEL)]
+        return [metadata["name"] for metadata in stored if "deletionTimestamp" not in metadata]
+    return [each.resource.metadata.name for each in resources if each.resource.kind == MODEL]
+
+
+def launch(state: StateFolder, speed: float = 1.0, *, compile_all: bool = True) -> None:
+    """Start a supervisor if none runs, and return once it has observed everything.
+
+    Its decisions are made by a clock that is `speed` times as fast. With `compile_all` it compiles the
+    kernels that no model needs yet, in the background.
+    """
+    from segserve_operator.adapters.local.platform_record import read_platform
+    from segserve_operator.adapters.local.processes import marked_environment
+
+    if read_platform(state) is not None:
+        return
+    state.create()
+    with state.log.open("ab") as log:
+        child = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "segserve_operator.local_platform", str(state.root), "--speed", str(speed)),
+                *([] if compile_all else ["--no-compile-all"]),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=marked_environment(os.environ, state.root),
+        )
+    deadline_s = time.monotonic() + START_S
+    while (record := read_platform(state)) is None or not record.observed:
+        if child.poll() is not None:
+            last = state.log.read_text().strip().splitlines()[-1:]
+            raise CommandError(f"the platform did not start: {''.join(last)} (full log: {state.log})")
+        if time.monotonic() > deadline_s:
+            raise CommandError(
+                f"the platform did not start within {START_S:g} s, and still tries to: `segserve get` shows when it "
+                f"has, and `segserve down` ends it (log: {state.log})"
+            )
+        time.sleep(POLL_S / 4)
+
+
+def _wait_for(startup: Startup, timeout_s: float, timeout: str) -> None:
+    from segserve_operator.adapters.local.platform_record import read_platform
+
+    platform, deadline_s = LocalPlatform(), time.monotonic() + timeout_s
+    goals = {name: Serving(name) for name in startup.waiting}
+    with activity("waiting for the models") as shown:
+        while startup.waiting:
+            manifests = {name: platform.find(MODEL, name) for name in startup.waiting}
+            for name, manifest in manifests.items():
+                if not goals[name].reached(manifest) and time.monotonic() > deadline_s:
+                    raise goals[name].late(manifest, timeout)
+            existing = [manifest for manifest in manifests.values() if manifest is not None]
+            for line in startup.ready_lines(existing):
+                shown.line(line)
+            shown.say(startup.summary(existing))
+            if startup.waiting:
+                time.sleep(POLL_S)
+    record = read_platform(local_store().state)
+    typer.echo(f"gateway: {record.url if record is not None else ''}  (HTTP and gRPC; stop it with `segserve down`)")
+    _show_authority(record)
+
+
+def show_until_interrupted(state: StateFolder) -> None:
+    """Show a live table of the models, and keep a supervisor running; without a terminal, a line for each model."""
+    from segserve_operator.adapters.local.platform_record import read_platform
+
+    console, platform = Console(), LocalPlatform()
+    startup = Startup(platform.store.names(MODEL))
+    record = read_platform(state)
+    if not console.is_terminal:
+        typer.echo(f"gateway: {record.url if record is not None else ''}  (HTTP and gRPC)")
+    _show_authority(record)
+    with Live(console=console, auto_refresh=False, screen=False) if console.is_terminal else nullcontext() as live:
+        while True:
+            # The platform survives a dead supervisor: a new one takes over the running processes.
+            launch(state)
+            record = read_platform(state)
+            found = (platform.find(MODEL, name) for name in platform.store.names(MODEL))
+            manifests = [manifest for manifest in found if manifest is not None]
+            for line in startup.ready_lines(manifests):
+                if live is None:
+                    typer.echo(line)
+                else:
+                    console.out(line, highlight=False)
+            if live is not None:
+                live.update(
+                    _view(manifests, startup.waiting, record.url if record is not None else "..."), refresh=True
+                )
+            time.sleep(POLL_S)
+
+
+def require_api_key(method: AuthMethod | None) -> None:
+    """If callers are to have a key, make a new one, let the gateway take it, and show it: nobody can again."""
+    if method is not AuthMethod.KEY:
+        return
+    from segserve_operator.adapters.local.api_keys import SECRET, SECRET_KEY, replace_key
+
+    store = local_store()
+    key = replace_key(store.state)
+    store.set_gateway_keys(SECRET, SECRET_KEY)
+    typer.echo(f"the gateway's API key, shown only now: export SEGSERVE_API_KEY={key}")
+
+
+def _show_authority(record: PlatformRecord | None) -> None:
+    if record is not None and record.ca_file:
+        typer.echo(f"clients trust it with: export SEGSERVE_URL={record.url} SEGSERVE_CA_FILE={record.ca_file}")
+
+
+def _view(manifests: Sequence[Json], starting: Container[str], url: str) -> Group:
+    states = {manifest["metadata"]["name"]: readiness(manifest) for manifest in manifests}
+    notes = [f"  {name}: {state.text}" for name, state in states.items() if not state.serves]
+    head = Text(f"segserve at {url}   (stop with Ctrl-C)", style="bold")
+    return Group(head, models_table(manifests, starting=starting), Text("\n".join(notes), style="dim"))
+
+
+def down(
+    forget: Annotated[
+        bool, typer.Option("--forget", help="Remove the models as well, with their rollouts, keys and certificates.")
+    ] = False,
+) -> None:
+    """Stop the local platform: its processes, shared memory and logs are removed.
+
+    The models are kept for the next `segserve up`, unless --forget is given. Downloads are kept.
+    """
+    end_platform(local_store().state, keep=not forget)
+
+
+def end_platform(state: StateFolder, *, keep: bool) -> None:
+    """Stop the platform; say whether one was running, and which models are kept or removed."""
+    from segserve_operator.local_platform.supervisor import end
+
+    names = ", ".join(local_store(Local(state.root)).names(MODEL))
+    with activity("stopping the platform"):
+        outcome = "the platform was stopped" if end(state, keep_models=keep) else "no platform was running"
+    if names:
+        kept = f"models kept for the next `segserve up`: {names} (--forget removes them)"
+        outcome += f"; {kept}" if keep else f"; models removed: {names}"
+    typer.echo(outcome)
+
+
+@with_platform_options
+def logs(
+    platform_options: PlatformOptions,
+    name: Annotated[
+        str | None, typer.Argument(help="Only the servers of this model.", autocompletion=model_names)
+    ] = None,
+    container: Annotated[
+        str | None, typer.Option("--container", "-c", help="Container: triton or agent. Default: all.")
+    ] = None,
+    previous: Annotated[
+        bool, typer.Option("--previous", "-p", help="On a cluster: logs of the previous containers.")
+    ] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Follow the logs.")] = False,
+    lines: Annotated[int, typer.Option("--tail", min=0, help="Initial lines of each log.")] = 50,
+    output: Annotated[
+        ReportFormat, typer.Option("--output", "-o", help="Output format; json is an object a line.")
+    ] = ReportFormat.TEXT,
+) -> None:
+    """Show the logs of gateway, servers and agents, each line with its origin."""
+    shown = plain if sys.stdout.isatty() else str
+    logged = selected_platform(platform_options).logs(LogRequest(name, container, previous, follow, lines))
+    if output is ReportFormat.JSON:
+        # Pods write their times in UTC, programs of this machine in its own zone.
+        logged = map(json.dumps, log_records(logged, None if is_local(platform_options) else UTC))
+    for line in logged:
+        typer.echo(shown(line))
+
+
+@with_platform_options
+def cleanup(
+    platform_options: PlatformOptions,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Also remove the finalizer of models that are not being deleted.")
+    ] = False,
+    everywhere: Annotated[bool, typer.Option("--all-namespaces", "-A", help="Use all namespaces.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
+) -> None:
+    """Remove what remains on a cluster if the operator was uninstalled before its models were deleted.
+
+    Removes the finalizer of models that wait for deletion, and objects of deleted pools and models.
+    """
+    if is_local(platform_options):
+        raise CommandError(
+            "cleanup is only for clusters (--context, --namespace); on this machine, use `segserve down`"
+        )
+    with needs("cluster"):
+        from segserve_platform.cli.cluster.cleanup import leftovers, remove, running_operator
+        from segserve_platform.platforms.cluster.config import context_of
+        from segserve_platform.platforms.cluster.context_client import ContextClient
+
+    with ContextClient.connect(
+        context_of(Cluster(platform_options.context, platform_options.namespace, platform_options.kubeconfig))
+    ) as client:
+        remaining = leftovers(client, everywhere=everywhere, of_all=everything)
+        place = "all namespaces" if everywhere else f"namespace {client.namespace}"
+        if not remaining:
+            typer.echo(f"nothing to remove in {place}")
+            return
+        for leftover in remaining:
+            typer.echo(str(leftover))
+        if (operator := running_operator(client)) is not None:
+            typer.echo(f"an operator is running ({operator}) and removes these itself if it can", err=True)
+        if not yes and not _agreed(f"remove these {len(remaining)} from {place}?"):
+            raise CommandError("nothing was removed")
+        for leftover in remaining:
+            remove(client, leftover)
+        typer.echo(f"{len(remaining)} removed")
+
+
+def _agreed(question: str) -> bool:
+    if not sys.stdin.isatty():
+        raise CommandError(f"{question} Standard input is not a terminal: confirm with --yes")
+    return typer.confirm(question)

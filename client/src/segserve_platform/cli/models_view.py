@@ -1,0 +1,176 @@
+"""Models as a table, and one model as text."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import yaml
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+from segserve_platform.platforms.port import Json, Platform
+from segserve_platform.platforms.waiting import condition, is_starting, readiness
+
+# Statuses are read as JSON, not as `SegmentationModelStatus`: a newer operator may have added fields, which the type
+# rejects and which must not break `segserve get`.
+COLUMNS: Final = ("NAME", "READY", "STABLE", "CANDIDATE", "PHASE", "WEIGHT", "SLO", "URL", "AGE")
+WIDE_COLUMNS: Final = (*COLUMNS, "GROUP", "MESSAGE")
+DROPPED_FIRST: Final = ("URL", "AGE", "GROUP", "SLO", "PHASE", "CANDIDATE", "MESSAGE", "STABLE")
+"""Columns that a narrow terminal does without, in this order; before them those that are empty for every model."""
+GAP: Final = 2
+MESSAGE_WIDTH: Final = 20
+"""A message may be cut off after this many characters, and a candidate go without its reason; other cells are whole."""
+DECISIONS: Final = 10
+
+
+@dataclass(frozen=True, slots=True)
+class ModelsTable:
+    """Models with the resource's printer columns, as many of them as the width allows; lines are never folded."""
+
+    columns: Sequence[str]
+    rows: Sequence[Mapping[str, Text]]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        least = {name: self._width(name, least=True) for name in self.columns}
+        empty = [name for name in DROPPED_FIRST if not any(row[name].plain for row in self.rows)]
+        for name in (*empty, *DROPPED_FIRST):
+            if _total(least) <= options.max_width:
+                break
+            least.pop(name, None)
+        widths = dict(least)
+        for name in least:
+            widths[name] = min(self._width(name), least[name] + max(options.max_width - _total(widths), 0))
+        yield self._table(widths)
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        width = _total({name: self._width(name) for name in self.columns})
+        return Measurement(width, width)
+
+    def _table(self, widths: Mapping[str, int]) -> Table:
+        table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold")
+        for name, width in widths.items():
+            table.add_column(name, no_wrap=True, width=width)
+        for row in self.rows:
+            candidate = {"CANDIDATE": _shortened(row["CANDIDATE"], widths.get("CANDIDATE", 0))}
+            table.add_row(*({**row, **candidate}[name] for name in widths))
+        return table
+
+    def _width(self, column: str, *, least: bool = False) -> int:
+        """Return the width of a column's content, or the one below which it is of no use."""
+        cells = [row[column].plain for row in self.rows]
+        if least and column == "CANDIDATE":
+            cells = [cell.partition(" ")[0] for cell in cells]
+        width = max(map(cell_len, (column, *cells)))
+        return min(width, MESSAGE_WIDTH) if least and column == "MESSAGE" else width
+
+
+def _shortened(cell: Text, width: int) -> Text:
+    """Return a candidate without its reason if both do not fit: `coins-2222222222 (GoldenFailed)`."""
+    return cell if cell.cell_len <= width else cell.split(" (")[0]
+
+
+def _total(widths: Mapping[str, int]) -> int:
+    return sum(widths.values()) + GAP * (len(widths) - 1)
+
+
+def models_table(
+    manifests: Iterable[Mapping[str, Any]], *, wide: bool = False, starting: Container[str] = ()
+) -> ModelsTable:
+    """Return a table of models; `wide` adds each one's group of servers and the state of its newest spec.
+
+    Models in `starting` have not been ready since their platform started.
+    """
+    columns = WIDE_COLUMNS if wide else COLUMNS
+    rows = [dict(zip(WIDE_COLUMNS, _row(manifest, starting), strict=True)) for manifest in manifests]
+    return ModelsTable(columns, rows)
+
+
+def _row(manifest: Mapping[str, Any], starting: Container[str]) -> list[Text]:
+    status = manifest.get("status") or {}
+    roles = status.get("roles", {})
+    return [
+        Text(manifest["metadata"]["name"]),
+        _ready(manifest, starting),
+        Text(roles.get("stable", {}).get("revision", "")),
+        _candidate(roles.get("candidate")),
+        Text((status.get("rollout") or {}).get("phase", "")),
+        Text(str(status.get("weight", ""))),
+        _coloured(status.get("slo"), {"Met": "green", "Breached": "red"}),
+        Text(status.get("url", "")),
+        Text(age(manifest["metadata"]["creationTimestamp"])),
+        Text(roles.get("stable", {}).get("group", "")),
+        Text(readiness(manifest).text),
+    ]
+
+
+def _ready(manifest: Mapping[str, Any], starting: Container[str]) -> Text:
+    ready, awaited = condition(manifest, "Ready")["status"], manifest["metadata"]["name"] in starting
+    if is_starting(manifest) or (awaited and ready != "True" and not readiness(manifest).failed):
+        return Text("Starting", "yellow")
+    return _coloured(ready, {"True": "green", "False": "red"})
+
+
+def _coloured(word: str | None, colours: Mapping[str, str]) -> Text:
+    return Text(word, colours.get(word, "yellow")) if word else Text()
+
+
+def _candidate(candidate: Mapping[str, Any] | None) -> Text:
+    if candidate is None:
+        return Text()
+    if candidate["state"] == "Failed":
+        return Text(f"{candidate['revision']} ({candidate['reason']})", "red")
+    return Text(candidate["revision"], "yellow")
+
+
+def age(time: str) -> str:
+    """Return the time since an RFC 3339 time in kubectl's form: `45s`, `12m`, `3h`, `2d`."""
+    seconds = int((datetime.now(UTC) - datetime.fromisoformat(time)).total_seconds())
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= size:
+            return f"{seconds // size}{unit}"
+    return f"{max(seconds, 0)}s"
+
+
+def latest_record(platform: Platform, model: Json) -> Json | None:
+    """Return the record of a model's latest rollout, or None if there is none."""
+    name = ((model.get("status") or {}).get("rollout") or {}).get("name")
+    return platform.rollout(name) if name else None
+
+
+def model_text(manifest: Json, record: Json | None = None) -> str:
+    """Return a model's resource as text, with the `record` of its latest rollout."""
+    status = manifest.get("status") or {}
+    spec = yaml.safe_dump({"metadata": manifest["metadata"], "spec": manifest["spec"]}, sort_keys=False)
+    lines = [spec.rstrip("\n"), f"url: {status.get('url', '')}", "roles:"]
+    for role, holder in status.get("roles", {}).items():
+        failure = f"  {holder['reason']}: {holder['message']}" if holder.get("reason") else ""
+        group = f" in group {holder['group']}" if holder.get("group") else ""
+        lines.append(f"  {role:<10} {holder['revision']}{group} since {age(holder['since'])}{failure}")
+    if status.get("rollout"):
+        lines += _rollout(status["rollout"], (record or {}).get("status") or {})
+    lines.append("conditions:")
+    for each in status.get("conditions", []):
+        lines.append(f"  {each['type']:<17} {each['status']:<8} {age(each['lastTransitionTime']):>4}  {_why(each)}")
+    return "\n".join(lines)
+
+
+def _rollout(rollout: Json, record: Json) -> Iterator[str]:
+    state = f"{rollout['phase']} at {rollout.get('weight', 0)} %{', paused' if rollout.get('paused') else ''}"
+    yield f"rollout: {rollout['name']}"
+    yield f"  {rollout['revision']} is {state} since {age(rollout['since'])}  {_why(rollout)}"
+    for verdict in record.get("verdicts") or ():
+        skipped = " (skipped)" if verdict["gate"] in (rollout.get("skippedGates") or ()) else ""
+        yield f"  gate {verdict['gate']:<15} {verdict['outcome']:<9} {_why(verdict)}{skipped}"
+    for decision in (record.get("decisions") or ())[-DECISIONS:]:
+        when, weight = age(decision["at"]), decision["weight"]
+        yield f"  {when:>4}  {decision['phase']:<11} {weight:>3} %  {_why(decision)} (by {decision['actor']})"
+
+
+def _why(entry: Json) -> str:
+    return ": ".join(filter(None, (entry.get("reason"), entry.get("message"))))

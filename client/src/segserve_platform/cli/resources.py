@@ -1,0 +1,321 @@
+"""`segserve apply`, `delete`, `get`, `describe` and `wait`: resources on this machine or on a cluster."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+import yaml
+from rich.console import Console, RenderableType
+from rich.live import Live
+
+from segserve_platform.cli.changes import change_lines, follower_lines
+from segserve_platform.cli.errors import CommandError, plain
+from segserve_platform.cli.models_view import latest_record, model_text, models_table
+from segserve_platform.cli.options import PlatformOptions, model_names, seconds, selected_platform, with_platform_options
+from segserve_platform.cli.terminal import activity, print_whole, wide_enough
+from segserve_platform.platforms.local import LocalPlatform
+from segserve_platform.platforms.manifests import STDIN, check_kinds, read_files
+from segserve_platform.platforms.port import MODEL, POOL, Json, ParsedResource, Platform
+from segserve_platform.platforms.waiting import Gone, readiness, wait_for, wait_serving
+
+if TYPE_CHECKING:
+    from segserve_platform.platforms.cluster.platform import ClusterPlatform
+
+REFRESH_S: Final = 0.25
+NO_PLATFORM: Final = "no platform is up on this machine: start it with `segserve up`"
+
+FILES: Final = "Resource file, folder of such files, or - for standard input; may be repeated."
+Recursive = Annotated[bool, typer.Option("--recursive", "-R", help="Include the subfolders of folders.")]
+Name = Annotated[str, typer.Argument(help="Model name.", autocompletion=model_names)]
+
+
+class OutputFormat(StrEnum):
+    """The output formats of `get` and `rollout`."""
+
+    TABLE = "table"
+    WIDE = "wide"
+    JSON = "json"
+    YAML = "yaml"
+
+
+@with_platform_options
+def apply(
+    platform_options: PlatformOptions,
+    files: Annotated[list[Path], typer.Option("--filename", "-f", help=FILES)],
+    recursive: Recursive = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Validate everything and print what would change; change nothing.")
+    ] = False,
+    base: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="On this machine: folder of relative addresses from standard input. Default: the current folder.",
+        ),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force-conflicts", help="On a cluster: take over fields that are owned by other tools.")
+    ] = False,
+) -> None:
+    """Create or change all models and pools in the files, or none if one is invalid.
+
+    On this machine, a relative artifact address is relative to its file; on a cluster, to the pool's artifact base.
+    """
+    resources = read_files(files, recursive=recursive, base=base)
+    check_kinds(resources)
+    platform = selected_platform(platform_options)
+    if isinstance(platform, LocalPlatform):
+        check_local_files(resources, base)
+    warnings = annotation_warnings(platform, resources)
+    if dry_run:
+        changes = platform.preview(resources, force=force)
+        stored = {model["metadata"]["name"]: model for model in platform.models()}
+        applied = stored | {
+            written.resource.metadata.name: change.after
+            for written, change in zip(resources, changes, strict=True)
+            if written.resource.kind == MODEL
+        }
+        for written, change in zip(resources, changes, strict=True):
+            for line in change_lines(written, change, stored, applied):
+                typer.echo(line)
+        named = [written.resource.metadata.name for written in resources if written.resource.kind == MODEL]
+        for line in follower_lines(stored, applied, named):
+            typer.echo(line)
+    else:
+        for written, outcome in zip(resources, platform.apply(resources, force=force), strict=True):
+            typer.echo(f"{written.title} {outcome}")
+    for warning in warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    if not dry_run and not platform.runs():
+        typer.echo(f"stored, but {NO_PLATFORM}", err=True)
+
+
+def annotation_warnings(platform: Platform, resources: Iterable[ParsedResource]) -> list[str]:
+    """Return why the platform would ignore annotations of models that request an action on a rollout."""
+    resources = list(resources)
+    annotated = [written for written in resources if written.resource.metadata.annotations]
+    if not annotated:
+        return []
+    # This imports the engine of rollouts.
+    from segserve_platform.platforms.rollouts.actions import ignored_annotations
+
+    applied = {model["metadata"]["name"]: model for model in platform.models()}
+    applied |= {each.resource.metadata.name: each.complete() for each in resources if each.resource.kind == MODEL}
+    return [f"{each.title}: {reason}" for each in annotated for reason in ignored_annotations(platform, each, applied)]
+
+
+def check_local_files(resources: Iterable[ParsedResource], base: Path | None = None) -> None:
+    """Warn about files of this machine that resources name and that do not exist.
+
+    Raises `CommandError` for a relative address from standard input that leads nowhere: it was meant to be relative to
+    another folder.
+    """
+    from segserve_builder.sources.cache import folder_path, object_path
+    from segserve_operator.adapters.local.files import cache_folder
+
+    for written in resources:
+        for named in written.local_files():
+            if named.path.exists():
+                continue
+            missing = f"{written.title}: {named.field}: {named.path} does not exist"
+            if named.is_relative and written.source == STDIN:
+                raise CommandError(
+                    f"{missing}; relative addresses from standard input are relative to "
+                    f"{'--base' if base is not None else 'the current folder: set another one with --base FOLDER'}"
+                )
+            is_cached = any(path(cache_folder(), named.sha256).exists() for path in (object_path, folder_path))
+            then = (
+                "the copy in the cache is used as long as it is kept"
+                if is_cached
+                else "drift is not watched until it does"
+                if named.field.startswith("spec.drift")
+                else "the model cannot be served until it does"
+            )
+            typer.echo(f"warning: {missing}; {then}", err=True)
+
+
+@with_platform_options
+def delete(
+    platform_options: PlatformOptions,
+    names: Annotated[list[str] | None, typer.Argument(help="Models to delete.", autocompletion=model_names)] = None,
+    files: Annotated[
+        list[Path] | None,
+        typer.Option("--filename", "-f", help="Delete the resources in this file or folder; may be repeated."),
+    ] = None,
+    recursive: Recursive = False,
+    wait: Annotated[bool, typer.Option(help="Wait until the models are deleted.")] = True,
+    timeout: Annotated[str, typer.Option(help="Timeout, such as 90s or 2m; a plain number is in seconds.")] = "60s",
+) -> None:
+    """Delete models: their traffic ends first, then they are unloaded."""
+    platform = selected_platform(platform_options)
+    written = read_files(files or [], recursive=recursive)
+    platform.check_namespace(written)
+    chosen = [(MODEL, name) for name in names or []]
+    chosen += [(each.resource.kind, each.resource.metadata.name) for each in written]
+    if not chosen:
+        raise CommandError("pass the names of models to delete, or their files with -f")
+    deadline_s = time.monotonic() + seconds(timeout)
+    # Pools last: their models need them until they are unloaded.
+    chosen = sorted(dict.fromkeys(chosen), key=lambda each: each[0] == POOL)
+    going = []
+    for kind, name in chosen:
+        outcome = platform.delete(kind, name)
+        going += [(kind, name)] if outcome == "deleted" else []
+        typer.echo(f"{kind.lower()}/{name} {outcome}")
+    if wait and platform.runs():
+        for kind, name in going:
+            wait_for(platform, Gone(kind, name), deadline_s, timeout)
+
+
+@with_platform_options
+def get(
+    platform_options: PlatformOptions,
+    name: Annotated[
+        str | None, typer.Argument(help="Model name. Default: all models.", autocompletion=model_names)
+    ] = None,
+    output: Annotated[OutputFormat, typer.Option("--output", "-o", help="Output format.")] = OutputFormat.TABLE,
+    watch: Annotated[
+        bool,
+        typer.Option("--watch", "-w", help="Update the view continuously; on a cluster, as a tree down to the pods."),
+    ] = False,
+) -> None:
+    """List models: readiness, stable and candidate revisions, rollout."""
+    wide = output is OutputFormat.WIDE
+    if watch and output not in (OutputFormat.TABLE, OutputFormat.WIDE):
+        raise typer.BadParameter(f"-w supports only -o table and -o wide, got {output}")
+    platform = selected_platform(platform_options)
+    if watch:
+        _show(Console(), frames(platform, name, wide=wide))
+    else:
+        manifests, is_up = _models(platform, name), platform.runs()
+        as_stored = is_up or output in (OutputFormat.JSON, OutputFormat.YAML)
+        _print(Console(), manifests if as_stored else [*map(_stopped, manifests)], output, one=name is not None)
+        if manifests and not is_up:
+            typer.echo(NO_PLATFORM, err=True)
+
+
+def _models(platform: Platform, name: str | None) -> list[Json]:
+    return platform.models() if name is None else [platform.model(name)]
+
+
+def _stopped(manifest: Json) -> Json:
+    """Return a model as a platform that is not up has it: its status is from before, and its URL answers nobody."""
+    status = manifest.get("status") or {}
+    ready = {"type": "Ready", "status": "Stopped", "reason": "NoPlatform", "message": NO_PLATFORM}
+    kept = {"roles": status.get("roles", {}), "observedGeneration": manifest["metadata"]["generation"]}
+    return {**manifest, "status": {**kept, "conditions": [ready]}}
+
+
+def _show(console: Console, frames: Iterator[RenderableType]) -> None:
+    """Show frames as they come, at most four per second; without a terminal, print each that differs."""
+    if console.is_terminal:
+        with Live(console=console, auto_refresh=False) as live:
+            for picture in frames:
+                live.update(picture, refresh=True)
+                time.sleep(REFRESH_S)
+        return
+    last = ""
+    for picture in frames:
+        wide = wide_enough(console, picture)
+        with wide.capture() as captured:
+            wide.print(picture)
+        text = "".join(f"{line.rstrip()}\n" for line in captured.get().splitlines())
+        if text != last:
+            typer.echo(("\n" if last else "") + text, nl=False)
+            last = text
+        time.sleep(REFRESH_S)
+
+
+def _print(console: Console, manifests: list[dict[str, Any]], output: OutputFormat, *, one: bool) -> None:
+    match output:
+        case OutputFormat.JSON:
+            typer.echo(json.dumps(manifests[0] if one else manifests, indent=2))
+        case OutputFormat.YAML:
+            typer.echo(yaml.safe_dump_all(manifests, sort_keys=False), nl=False)
+        case _ if not manifests:
+            console.print("no models; add one with `segserve apply -f model.yaml`")
+        case _:
+            table = models_table(manifests, wide=output is OutputFormat.WIDE)
+            if console.is_terminal and output is OutputFormat.TABLE:
+                console.print(table)
+            else:
+                print_whole(console, table)
+            for manifest in manifests if output is OutputFormat.TABLE else ():
+                if (state := readiness(manifest)).failed:
+                    typer.echo(plain(f"{manifest['metadata']['name']}: {state.text}"))
+
+
+@with_platform_options
+def describe(platform_options: PlatformOptions, name: Name) -> None:
+    """Show details of a model: spec, roles, rollout, conditions; on a cluster also events and pods."""
+    platform = selected_platform(platform_options)
+    typer.echo(model_description(platform, name))
+    if not platform.runs():
+        typer.echo(NO_PLATFORM, err=True)
+
+
+class WaitCondition(StrEnum):
+    """The conditions that `wait` supports."""
+
+    READY = "Ready"
+    DELETE = "delete"
+
+
+@with_platform_options
+def wait(
+    platform_options: PlatformOptions,
+    names: Annotated[list[str], typer.Argument(help="Models to wait for.", autocompletion=model_names)],
+    target: Annotated[
+        WaitCondition, typer.Option("--for", help="Ready: the newest spec serves. delete: the model is deleted.")
+    ] = (WaitCondition.READY),
+    timeout: Annotated[str, typer.Option(help="Timeout, such as 90s or 2m; a plain number is in seconds.")] = "120s",
+) -> None:
+    """Wait until models serve their newest spec, or are deleted; exit code 1 on failure or timeout."""
+    platform, deadline_s = selected_platform(platform_options), time.monotonic() + seconds(timeout)
+    if not platform.runs():
+        waiting = [name for name in names if platform.find(MODEL, name) or target is WaitCondition.READY]
+        for name in waiting:
+            platform.model(name)  # an unknown model is the nearer cause
+        if waiting:
+            raise CommandError(f"{NO_PLATFORM}; nothing would change {', '.join(waiting)}")
+    with activity(f"waiting for {', '.join(names)}") as shown:
+        for name in names:
+            if target is WaitCondition.DELETE:
+                wait_for(platform, Gone(MODEL, name), deadline_s, timeout)
+            else:
+                shown.line(f"{name}: {wait_serving(platform, name, deadline_s, timeout)}")
+
+
+def frames(platform: Platform, name: str | None, *, wide: bool) -> Iterator[RenderableType]:
+    """Yield the live view of `get -w`, of one model or all, now and after changes."""
+    if not isinstance(platform, LocalPlatform):
+        from segserve_platform.cli.cluster.tree import frames as pictures_of_cluster
+
+        yield from pictures_of_cluster(_cluster(platform), name, wide=wide)
+    while True:
+        manifests = _models(platform, name)
+        yield models_table(manifests if platform.runs() else map(_stopped, manifests), wide=wide)
+
+
+def model_description(platform: Platform, name: str) -> str:
+    """Return the details of a model as text."""
+    model = platform.model(name)
+    record = latest_record(platform, model)
+    if isinstance(platform, LocalPlatform):
+        return model_text(model, record)
+    from segserve_platform.cli.cluster.describe import describe_on_cluster
+
+    return describe_on_cluster(_cluster(platform), model, record)
+
+
+def _cluster(platform: Platform) -> ClusterPlatform:
+    from segserve_platform.platforms.cluster.platform import ClusterPlatform
+
+    assert isinstance(platform, ClusterPlatform), "there are only two kinds of platform"
+    return platform

@@ -1,0 +1,296 @@
+"""The commands of `segserve rollout`: names, arguments and output."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+import yaml
+from rich.console import Console, RenderableType
+
+from segserve_platform.cli.errors import needs
+from segserve_platform.cli.options import (
+    PlatformOptions,
+    model_names,
+    seconds,
+    selected_platform,
+    with_platform_options,
+)
+from segserve_platform.cli.resources import OutputFormat
+from segserve_platform.cli.terminal import print_whole
+
+if TYPE_CHECKING:
+    from segserve_operator.core.rollout.record import Record
+
+NOT_LIVE: Final = (OutputFormat.JSON, OutputFormat.YAML)
+
+rollout = typer.Typer(help="Follow and control the rollout of a new revision.", no_args_is_help=True)
+
+Name = Annotated[str, typer.Argument(help="Model name.", autocompletion=model_names)]
+Files = Annotated[
+    list[Path], typer.Option("--filename", "-f", help="Resource file, or - for standard input; may be repeated.")
+]
+Output = Annotated[OutputFormat, typer.Option("--output", "-o", help="Output format.")]
+Timeout = Annotated[str, typer.Option(help="Timeout for the outcome, such as 10s; 0s does not wait.")]
+
+
+@rollout.command()
+@with_platform_options
+def status(
+    platform_options: PlatformOptions,
+    name: Name,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="Update the view continuously until the rollout ends.")
+    ] = False,
+    output: Output = OutputFormat.TABLE,
+) -> None:
+    """Show a model's rollout: how it goes and how long it takes, both revisions, the steps, and what each gate says.
+
+    With -o wide also the statistics: the evidence of each gate, and all decisions. Exit code 1 if it ended without its
+    revision in service; of a rollout that only judges, 0 for judged well, 1 for worse and 4 for undecided.
+    """
+    if watch and output in NOT_LIVE:
+        raise typer.BadParameter(f"-w supports only -o table and -o wide, got {output}")
+    with needs("local"):
+        from segserve_platform.cli.rollout.status import current, document, follow, once
+    console, platform, wide = Console(), selected_platform(platform_options), output is OutputFormat.WIDE
+    if watch:
+        view = follow(console, platform, name, wide=wide)
+    else:
+        view = current(platform, name)
+        if output in NOT_LIVE:
+            _print_document(document(view), output)
+        else:
+            shown = once(view, wide=wide)
+            # A person reads lines that are folded between words; a file or a program gets whole ones.
+            if console.is_terminal:
+                console.print(shown)
+            else:
+                print_whole(console, shown)
+    raise typer.Exit(view.exit_code)
+
+
+@rollout.command("list")
+@with_platform_options
+def list_(
+    platform_options: PlatformOptions,
+    name: Annotated[str | None, typer.Argument(help="Model name. Default: all models.")] = None,
+    output: Output = OutputFormat.TABLE,
+) -> None:
+    """List rollouts, newest first; -o yaml prints their records."""
+    with needs("local"):
+        from segserve_platform.cli.rollout.records import rollouts, rollouts_table
+    listed, console = rollouts(selected_platform(platform_options), name), Console()
+    if output is OutputFormat.YAML:
+        typer.echo(yaml.safe_dump_all([manifest for manifest, _ in listed], sort_keys=False), nl=False)
+    elif output is OutputFormat.JSON:
+        typer.echo(json.dumps([manifest for manifest, _ in listed], indent=2))
+    elif not listed:
+        console.print("no rollouts; the next change of a model with `spec.rollout` starts one")
+    else:
+        _print(console, rollouts_table([record for _, record in listed], wide=output is OutputFormat.WIDE))
+
+
+@rollout.command()
+def plan(
+    files: Files,
+    rps: Annotated[float, typer.Option(min=0.001, help="Requests per second to the model, from all callers.")] = 10.0,
+    minutes: Annotated[float, typer.Option(min=0.1, help="Duration of this request rate in minutes.")] = 10.0,
+) -> None:
+    """Show which regressions a rollout with these files could detect, and how soon, before anything is applied."""
+    with needs("local"):
+        from segserve_platform.cli.rollout.power import previews
+    for text in previews(files, rps, minutes):
+        typer.echo(text)
+
+
+@rollout.command()
+@with_platform_options
+def replay(
+    platform_options: PlatformOptions,
+    source: Annotated[
+        str, typer.Argument(metavar="NAME|FILE", help="Model, rollout, or .yaml or .json file of a record.")
+    ],
+    policy: Annotated[
+        Path | None, typer.Option("--with", metavar="FILE", help="Show what this policy would have done instead.")
+    ] = None,
+    output: Output = OutputFormat.TABLE,
+) -> None:
+    """Derive each decision again from its recorded evidence; exit code 1 if one differs.
+
+    With another policy, show what that policy would have done with the recorded windows (of 1, 15 and 60 seconds).
+    """
+    with needs("local"):
+        from segserve_platform.cli.rollout import records
+    if records.is_file(source):
+        record = records.record_from_file(Path(source))
+    else:
+        record = records.record_of_name(selected_platform(platform_options), source)
+    if policy is not None:
+        _what_if(record, policy, output)
+    else:
+        _replay(record, output)
+
+
+@rollout.command()
+@with_platform_options
+def verify(
+    platform_options: PlatformOptions,
+    source: Annotated[
+        str, typer.Argument(metavar="NAME|FILE", help="Model, rollout, or .yaml or .json file of a record.")
+    ],
+    key: Annotated[
+        Path | None, typer.Option("--key", metavar="FILE", help="Public Ed25519 key (PEM) of the operator.")
+    ] = None,
+) -> None:
+    """Check that no decision of a record was changed, dropped or swapped; exit code 1 if one was.
+
+    Each decision has the digest of the one before it. With --key signatures are checked as well: without, somebody who
+    may write records could have made new digests for all decisions. Decisions from before 0.1.0 have none, which is no
+    error unless a record that is older has them.
+    """
+    with needs("local"):
+        from segserve_operator.core.rollout.chain import SEALED_SINCE, unsealed
+        from segserve_platform.cli.rollout import records
+    platform = None if records.is_file(source) else selected_platform(platform_options)
+    record = records.record_from_file(Path(source)) if platform is None else records.record_of_name(platform, source)
+    found, count, bare = records.chain_flaws(record, key), len(record.decisions), unsealed(record)
+    sealed = records.sealed_before(platform, record) if platform is not None and 0 < bare == count else None
+    if sealed is not None:
+        found.append(f"{record.name}: its decisions have no digests, but decisions of {sealed}, which is older, have")
+    for line in found:
+        typer.echo(line)
+    if bare and not found:
+        typer.echo(f"{record.name}: {bare} of {count} decisions not signed: written before {SEALED_SINCE}")
+    signed = " and signed" if key is not None else ", signatures not checked (--key)"
+    if bare < count and not found:
+        typer.echo(f"{record.name}: {count - bare} decisions, chained{signed}")
+    raise typer.Exit(1 if found else 0)
+
+
+def _replay(record: Record, output: OutputFormat) -> None:
+    from segserve_platform.cli.rollout.records import (
+        differences,
+        replay_decisions,
+        replayed_document,
+        replayed_table,
+        summary,
+    )
+
+    again = replay_decisions(record)
+    if output in NOT_LIVE:
+        _print_document(replayed_document(record, again), output)
+    else:
+        _print(Console(), replayed_table(record, again))
+        for text in (*differences(again), summary(record, again)):
+            typer.echo(text)
+    raise typer.Exit(0 if all(each.same for each in again) else 1)
+
+
+def _what_if(record: Record, policy: Path, output: OutputFormat) -> None:
+    from segserve_operator.core.rollout.replay import what_if
+    from segserve_platform.cli.rollout.records import policy_from_file, what_if_document, what_if_table
+
+    other = what_if(record, policy_from_file(policy))
+    if output in NOT_LIVE:
+        _print_document(what_if_document(record, other), output)
+    elif not other:
+        typer.echo(f"{record.name}: {policy} would have decided nothing on the counted requests")
+    else:
+        _print(Console(), what_if_table(record, other))
+
+
+def _print(console: Console, shown: RenderableType) -> None:
+    print_whole(console, shown)
+
+
+def _print_document(content: dict[str, Any], output: OutputFormat) -> None:
+    typer.echo(
+        json.dumps(content, indent=2) if output is OutputFormat.JSON else yaml.safe_dump(content, sort_keys=False)
+    )
+
+
+@rollout.command()
+@with_platform_options
+def sheet(
+    platform_options: PlatformOptions,
+    name: Name,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="Folder to write. Default: NAME-sheet.")
+    ] = None,
+) -> None:
+    """Draw the images on which candidate and stable differ most: image, stable, candidate, difference, and figures.
+
+    While the rollout is in Shadow, and for an hour after; pictures and a page, index.html, are written. Callers' images
+    are in the memory of the gateways alone. From a cluster it takes the right to forward ports to their pods.
+    """
+    with needs("local"):
+        from segserve_platform.cli.picture_pages import PAGE
+        from segserve_platform.cli.rollout.sheet import fetch_sheet, write_sheet
+    content, classes = fetch_sheet(selected_platform(platform_options), name)
+    folder = output or Path(f"{name}-sheet")
+    for line in write_sheet(content, classes, folder):
+        typer.echo(line)
+    typer.echo(f"{folder / PAGE}: {len(content.pairs)} of {content.compared:,} pairs")
+
+
+@rollout.command()
+@with_platform_options
+def promote(platform_options: PlatformOptions, name: Name, timeout: Timeout = "10s") -> None:
+    """Promote the candidate now, regardless of its gates; roll out one that was only judged."""
+    _ask(platform_options, name, "promote", timeout)
+
+
+@rollout.command()
+@with_platform_options
+def abort(platform_options: PlatformOptions, name: Name, timeout: Timeout = "10s") -> None:
+    """End the rollout: the candidate gets no more requests."""
+    _ask(platform_options, name, "abort", timeout)
+
+
+@rollout.command()
+@with_platform_options
+def pause(platform_options: PlatformOptions, name: Name, timeout: Timeout = "10s") -> None:
+    """Keep the current weight; a breach still rolls back."""
+    _ask(platform_options, name, "pause", timeout)
+
+
+@rollout.command()
+@with_platform_options
+def resume(platform_options: PlatformOptions, name: Name, timeout: Timeout = "10s") -> None:
+    """Continue after a pause, or after a step that needs approval."""
+    _ask(platform_options, name, "resume", timeout)
+
+
+@rollout.command()
+@with_platform_options
+def retry(platform_options: PlatformOptions, name: Name, timeout: Timeout = "10s") -> None:
+    """Roll out the failed revision again from the start."""
+    _ask(platform_options, name, "retry", timeout)
+
+
+@rollout.command()
+@with_platform_options
+def rollback(platform_options: PlatformOptions, name: Name, timeout: Timeout = "10s") -> None:
+    """Return from the stable revision to the previous one, which is still loaded."""
+    _ask(platform_options, name, "rollback", timeout)
+
+
+@rollout.command("skip-gate")
+@with_platform_options
+def skip_gate(
+    platform_options: PlatformOptions,
+    gate: Annotated[str, typer.Argument(help="Gate name, as shown by `status`.")],
+    name: Name,
+    timeout: Timeout = "10s",
+) -> None:
+    """Ignore a gate for this rollout: it neither blocks the candidate nor rolls it back."""
+    _ask(platform_options, name, "skip-gate", timeout, gate=gate)
+
+
+def _ask(platform_options: PlatformOptions, name: str, verb: str, timeout: str, *, gate: str = "") -> None:
+    with needs("local"):
+        from segserve_platform.platforms.rollouts.actions import run_action
+    typer.echo(run_action(selected_platform(platform_options), name, verb, gate=gate, timeout_s=seconds(timeout)))

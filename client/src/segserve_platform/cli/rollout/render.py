@@ -1,0 +1,302 @@
+"""The live view of a rollout: a sentence, both revisions as they are now, the steps, the gates and what it waits for.
+
+Behind `-o wide` there are also the statistics: the evidence of each gate as a bar, and the numbers behind it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.table import Table
+from rich.text import Text
+
+from segserve_operator.core.failure import FailureReason
+from segserve_operator.core.gates.base import Outcome, Verdict
+from segserve_operator.core.rollout.engine import HOLDBACK, MAX_QUARANTINES
+from segserve_operator.core.rollout.forecast import Forecast
+from segserve_operator.core.rollout.phases import ENDED, Phase
+from segserve_operator.core.rollout.record import Decision, Record
+from segserve_operator.core.world.slo import BREACHED, MET
+from segserve_platform.cli.trees import BAD, GOOD, MOVING, QUIET, Node, sign, tree
+from segserve_platform.platforms.rollouts import words
+from segserve_platform.platforms.rollouts.rollout_view import RolloutView, Side
+from segserve_platform.platforms.rollouts.words import SEGSERVE, GateWords, latency, number, span
+
+BAR: Final = 16
+"""Length of a full bar in characters."""
+_FULL, _EMPTY, _PLAIN_FULL, _PLAIN_EMPTY = "█", "░", "#", "."
+_PARTS: Final = " ▏▎▍▌▋▊▉"
+DECISIONS: Final = 4
+COLOURS: Final = {
+    Phase.PENDING: MOVING,
+    Phase.GOLDEN: MOVING,
+    Phase.SHADOW: MOVING,
+    Phase.PROGRESSING: MOVING,
+    Phase.QUARANTINED: BAD,
+    Phase.BAKING: GOOD,
+    Phase.SUCCEEDED: GOOD,
+    Phase.ROLLED_BACK: BAD,
+    Phase.CANCELLED: QUIET,
+    Phase.JUDGED: QUIET,
+}
+OUTCOMES: Final = {Outcome.PASS: GOOD, Outcome.BREACH: BAD, Outcome.UNDECIDED: MOVING}
+_AT_DEADLINE: Final = {"Hold": "it waits for you", "Rollback": "it is rolled back", "Promote": "it is promoted"}
+_LOST: Final = frozenset({Phase.QUARANTINED, Phase.ROLLED_BACK})
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutTree:
+    """A rollout for terminals; `outlook` is its forecast, and `preview` the line of its `Outlook`."""
+
+    view: RolloutView
+    outlook: Forecast | None = None
+    wide: bool = False
+    preview: str = ""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield Text(words.headline(self.view, self.outlook), "bold" if self.view.over else "")
+        yield Text()
+        yield self._revisions(options.ascii_only)
+        yield Text()
+        yield tree([self._root(options.ascii_only)], ascii_only=options.ascii_only)
+
+    def _revisions(self, ascii_only: bool) -> Table:
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style=QUIET)
+        table.add_column("now")
+        columns = ["weight", "requests/s", "errors", "p50", "p95", *(["judged"] if self.wide else [])]
+        for name in columns:
+            table.add_column(name, justify="right", no_wrap=True)
+        table.add_column("revision", overflow="fold")
+        for side, judged in zip(self.view.present_sides(), self.view.sides(), strict=True):
+            cells = _cells(side, self.view)
+            if self.wide:
+                cells.append(Text(f"{judged.requests:,}"))
+            colour = _side_colour(side, self.view)
+            role = Text(f"{sign(colour, ascii_only=ascii_only)} {side.role}", colour)
+            table.add_row(role, *cells, Text(side.revision or "?"))
+        return table
+
+    def _root(self, ascii_only: bool) -> Node:
+        view, standing = self.view, self.view.standing
+        detail = Text.assemble(step_of(view), (standing.rollout, QUIET))
+        if standing.paused:
+            detail.append("  paused", MOVING)
+        behind = Node(Text("spec", QUIET), MOVING, "", Text("the operator has not processed the newest spec yet"))
+        rows = [behind] if view.behind else []
+        if view.record is not None:
+            rows += [Node(Text("steps"), QUIET, "", Text(), list(_steps(view, view.record, self.outlook)))]
+            rows += _slo(view)
+            rows += self._gates(view.record, ascii_only)
+        rows += self._state()
+        if view.record is not None and view.record.decisions:
+            rows.append(_decisions(view, wide=self.wide))
+        return Node(Text("rollout", "bold"), COLOURS[standing.phase], standing.phase.label, detail, rows)
+
+    def _gates(self, record: Record, ascii_only: bool) -> Iterator[Node]:
+        verdicts = {verdict.gate: verdict for verdict in record.verdicts}
+        rows = []
+        for gate in words.gates(self.view, self.outlook):
+            verdict = verdicts.get(gate.gate)
+            if self.wide and verdict is not None:
+                rows.append(_statistics(verdict, gate, ascii_only=ascii_only))
+            else:
+                rows.append(Node(Text(gate.gate), _gate_colour(gate), gate.state, Text(gate.text)))
+        if rows:
+            budget = Text(f"alpha {number(100 * record.policy.alpha)} %", QUIET) if self.wide else Text()
+            yield Node(Text("gates"), QUIET, "", budget, rows)
+
+    def _state(self) -> Iterator[Node]:
+        view, standing, record = self.view, self.view.standing, self.view.record
+        lost = standing.phase in ENDED or standing.phase in _LOST
+        if self.wide and standing.reason:
+            cause = FailureReason(standing.reason, standing.message)
+            yield Node(Text("because" if lost else "reason"), COLOURS[standing.phase], "", Text(), cause=cause)
+        if not lost and (missing := words.awaited(view, self.outlook)):
+            yield Node(Text("waits for"), MOVING, "", Text(missing))
+        if standing.ended:
+            took = span(standing.since_s - standing.started_s)
+            yield Node(Text("took"), QUIET, "", Text(f"{took}, ended {span(view.now_s - standing.since_s)} ago"))
+        elif record is not None:
+            yield Node(Text("deadline"), QUIET, "", Text(_deadline(view, record)))
+        if standing.quarantines and record is not None:
+            colour = BAD if standing.quarantines > MAX_QUARANTINES else MOVING
+            yield Node(Text("quarantines"), colour, "", Text(f"{standing.quarantines} of {MAX_QUARANTINES}"))
+        if requests := list(words.asked(view)):
+            dated = (
+                f"{text}{f' {span(view.now_s - at_s)} ago' if at_s is not None else ''}" for text, at_s in requests
+            )
+            yield Node(Text("asked by"), QUIET, "", Text("; ".join(dated)))
+        if old_s := words.stale_s(view):
+            yield Node(Text("counted"), MOVING, "", Text(f"last {span(old_s)} ago: is the operator running?"))
+        if self.preview:
+            yield Node(Text("power"), QUIET, "", Text(self.preview))
+
+
+def step_of(view: RolloutView) -> str:
+    """Return the current step and the number of steps, with trailing space; empty if there is no current step."""
+    if view.standing.phase is not Phase.PROGRESSING:
+        return ""
+    steps = f" of {len(words.steps(view.record))}" if view.record is not None else ""
+    return f"step {view.standing.step + 1}{steps}  "
+
+
+def _side_colour(side: Side, view: RolloutView) -> str:
+    return GOOD if side.role == "stable" else QUIET if side.role == "previous" else COLOURS[view.standing.phase]
+
+
+def _cells(side: Side, view: RolloutView) -> list[Text]:
+    """Return weight, rate, errors and latencies of the present; `-` if nothing is counted."""
+    rate = None if view.standing.ended or words.stale_s(view) else side.requests_per_second
+    weight = Text(f"{side.weight} %", "" if side.weight else QUIET)
+    if rate is None or not side.requests:
+        return [weight, Text("-" if rate is None else "0", QUIET), *(Text("-", QUIET) for _ in range(3))]
+    allowed = view.record.slo.error_percent if view.record is not None else 0.0
+    broken = (side.error_percent or 0.0) > allowed
+    errors = Text(f"{number(side.error_percent)} %", BAD if broken else "")
+    return [weight, Text(number(rate)), errors, *(Text(latency(side.quantile_ms(share))) for share in (0.5, 0.95))]
+
+
+def _steps(view: RolloutView, record: Record, outlook: Forecast | None) -> Iterator[Node]:
+    """Yield the steps: done, current and to come, and the bake after them."""
+    standing, weights = view.standing, words.steps(record)
+    if record.policy.shadow is not None:
+        yield _shadow(view, record)
+    reached = {decision.weight: decision.at_s for decision in reversed(record.decisions)}
+    for number_, weight in enumerate(weights):
+        since = Text(f"reached {span(view.now_s - reached[weight])} ago" if weight in reached else "")
+        if view.promoted or number_ < standing.step:
+            yield Node(Text(f"{weight} %"), GOOD, "done" if since else "left out", since)
+        elif number_ > standing.step:
+            yield Node(Text(f"{weight} %"), QUIET, "to come", Text(_conditions(record, number_)))
+        elif standing.phase is Phase.PROGRESSING:
+            yield Node(Text(f"{weight} %"), MOVING, "now", Text(_now(view, record, outlook)))
+        else:
+            yield Node(Text(f"{weight} %"), COLOURS[standing.phase], "stopped", since)
+    if record.policy.strategy in ("shadow", "abTest") and not view.promoted:
+        return
+    watched = f"watched for {span(record.policy.bake_time.total_seconds())}"
+    part = 100 - HOLDBACK if weights else 100
+    if standing.phase is Phase.BAKING:
+        left_s = standing.since_s + record.policy.bake_time.total_seconds() - view.now_s
+        yield Node(Text(f"{part:g} %"), MOVING, "now", Text(f"{watched}, {span(left_s)} to go"))
+    else:
+        done = standing.phase is Phase.SUCCEEDED
+        when = ""
+        if outlook is not None and math.isfinite(outlook.promoted_s) and not words.later_pauses(view):
+            when = f", in {words.about(words.left_s(view, outlook.promoted_s))}"
+        detail = Text("" if done else f"promotion{when}, then {watched}")
+        yield Node(
+            Text("100 %" if done else f"{part:g} %"), GOOD if done else QUIET, "done" if done else "to come", detail
+        )
+
+
+def _shadow(view: RolloutView, record: Record) -> Node:
+    """Return Shadow as the first of the steps: at 0 %, so that nobody has the candidate's answers."""
+    standing = view.standing
+    since_s = next((each.at_s for each in record.decisions if each.phase is Phase.SHADOW), None)
+    done = standing.step >= 0 or view.promoted or standing.phase is Phase.JUDGED
+    colour, state = (GOOD, "done") if done else (COLOURS[standing.phase], "stopped")
+    detail = f"began {span(view.now_s - since_s)} ago" if since_s is not None else ""
+    if standing.phase is Phase.SHADOW:
+        colour, state, detail = MOVING, "now", words.compared(view)
+    elif since_s is None:
+        colour, state = QUIET, "left out" if state == "done" else "to come"
+    return Node(Text("Shadow"), colour, state, Text(detail))
+
+
+def _now(view: RolloutView, record: Record, outlook: Forecast | None) -> str:
+    parts = [f"for {span(view.now_s - view.standing.step_since_s)}"]
+    if outlook is not None and not words.held(view, outlook) and math.isfinite(outlook.next_s):
+        parts.append(f"{words.about(words.left_s(view, outlook.next_s))} to go")
+    return ", ".join((*parts, *filter(None, (_conditions(record, view.standing.step),))))
+
+
+def _conditions(record: Record, index: int) -> str:
+    if record.policy.ab_test is not None:
+        return f"for {span(record.policy.ab_test.duration.total_seconds())}, then its result"
+    step = record.policy.steps[index]
+    least = f"at least {span(step.min_duration.total_seconds())}" if step.min_duration is not None else ""
+    return ", ".join(filter(None, (least, "then waits for you" if step.pause else "")))
+
+
+def _slo(view: RolloutView) -> Iterator[Node]:
+    if text := words.slo_words(view):
+        colour = {MET: GOOD, BREACHED: BAD}.get(view.slo, QUIET)
+        yield Node(Text("SLO"), colour, view.slo or "default", Text(text))
+
+
+def _gate_colour(gate: GateWords) -> str:
+    return QUIET if gate.outcome is None else OUTCOMES[gate.outcome]
+
+
+def _statistics(verdict: Verdict, gate: GateWords, *, ascii_only: bool) -> Node:
+    """Return a gate with its evidence: the bar, the reason, the message with the odds, and the numbers."""
+    skipped = gate.state == "skipped"
+    colour = QUIET if skipped else OUTCOMES[verdict.outcome]
+    detail = Text.assemble((bar(verdict.progress, ascii_only=ascii_only), colour))
+    detail.append(f" {100 * min(max(verdict.progress, 0.0), 1.0):>3.0f} %")
+    message = verdict.message + (f"  ({figures(verdict.numbers)})" if verdict.numbers else "")
+    state = "skipped" if skipped else verdict.outcome.value
+    return Node(Text(verdict.gate), colour, state, detail, cause=FailureReason(verdict.reason, message))
+
+
+def bar(share: float, *, ascii_only: bool = False) -> str:
+    """Return a share, clipped to 0..1, as a bar of `BAR` characters."""
+    share = 0.0 if math.isnan(share) else min(max(share, 0.0), 1.0)
+    if ascii_only:
+        full = round(share * BAR)
+        return _PLAIN_FULL * full + _PLAIN_EMPTY * (BAR - full)
+    # A bar looks full only at 1 and empty only at 0.
+    eighths = math.floor(share * BAR * 8) if share > 0 else 0
+    full, rest = divmod(max(eighths, 1) if share > 0 else 0, 8)
+    return (_FULL * full + (_PARTS[rest] if rest else "")).ljust(BAR, _EMPTY)
+
+
+def _deadline(view: RolloutView, record: Record) -> str:
+    standing, policy = view.standing, record.policy
+    if standing.phase is Phase.BAKING:
+        return "none: it has been promoted"
+    if standing.paused:
+        return f"{span(policy.longest.total_seconds())} after it is resumed"
+    left_s = standing.undecided_since_s + policy.longest.total_seconds() - view.now_s
+    follows = _AT_DEADLINE[policy.on_undecided]
+    if policy.strategy == "shadow" and policy.on_undecided == "Hold" and standing.phase is Phase.SHADOW:
+        follows = "it ends without a verdict"
+    if left_s <= 0:
+        return f"passed: undecided for {span(policy.longest.total_seconds())}, so {follows}"
+    return f"in {span(left_s)}, then {follows}"
+
+
+def _decisions(view: RolloutView, *, wide: bool) -> Node:
+    assert view.record is not None
+    newest = view.record.decisions[::-1]
+    shown = newest if wide else newest[:DECISIONS]
+    rows = [_decision(each, view.now_s, wide=wide) for each in shown]
+    more = f"{len(newest) - len(shown)} earlier ones; -o wide shows all" if len(newest) > len(shown) else ""
+    return Node(Text("decisions"), QUIET, "", Text(more, QUIET), rows)
+
+
+def _decision(decision: Decision, now_s: float, *, wide: bool) -> Node:
+    when = Text(f"{span(now_s - decision.at_s)} ago", QUIET)
+    reason = decision.reason or decision.signal
+    if wide:
+        detail = Text.assemble(f"{decision.weight:>3} %", (f"  {decision.actor}" if decision.actor else "", QUIET))
+        return Node(
+            when,
+            COLOURS[decision.phase],
+            decision.phase.label,
+            detail,
+            cause=FailureReason(reason, decision.message),
+        )
+    who = "" if decision.actor in ("", SEGSERVE) else f"  ({words.actor(decision.actor)})"
+    detail = Text.assemble(f"{decision.weight:>3} %  {decision.message or reason}", (who, QUIET))
+    return Node(when, COLOURS[decision.phase], decision.phase.label, detail)
+
+
+def figures(numbers: Mapping[str, float]) -> str:
+    """Return the numbers of a verdict in one line."""
+    return ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
