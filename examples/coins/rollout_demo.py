@@ -28,6 +28,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from segserve import Client, Result, SegserveError, Tls
+from segserve.platform import Local
 from segserve_operator.adapters.local.files import StateFolder
 from segserve_operator.adapters.local.triton import free_port
 from segserve_operator.core.rollout.phases import Phase
@@ -37,7 +38,6 @@ from segserve_platform.cli.picture_pages import PAGE
 from segserve_platform.cli.rollout.sheet import fetch_sheet, write_sheet
 from segserve_platform.platforms.local import LocalPlatform
 from segserve_platform.platforms.manifests import read_files
-from segserve_platform.platforms.port import Local
 from segserve_platform.platforms.rollouts.rollout_view import RolloutView, watch_rollout
 from segserve_platform.platforms.rollouts.words import why
 from segserve_platform.platforms.waiting import wait_serving

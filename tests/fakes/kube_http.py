@@ -13,9 +13,9 @@ import httpx
 import urllib3
 from kubernetes.client.configuration import Configuration
 
+from segserve.platform import Cluster
 from segserve_platform.platforms.cluster.context_client import ContextClient
 from segserve_platform.platforms.cluster.platform import ClusterPlatform
-from segserve_platform.platforms.port import Cluster
 
 Json = dict[str, Any]
 WATCH_S = 0.02

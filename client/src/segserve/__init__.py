@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         TlsError,
         WriteTimeoutError,
     )
+    from segserve.platform import Cluster, Local
     from segserve.results.objects import (
         Detection,
         DetectionResult,
@@ -67,7 +68,6 @@ if TYPE_CHECKING:
         PlatformUnreachableError,
         WaitTimeoutError,
     )
-    from segserve_platform.platforms.port import Cluster, Local
 
 __all__ = [
     "AnswerTooLargeError",
@@ -144,7 +144,7 @@ _HOMES: Final = {
     "AsyncClient": ".async_client",
     "BenchmarkReport": "segserve_platform.benchmarking.report",
     "Client": ".client",
-    "Cluster": "segserve_platform.platforms.port",
+    "Cluster": ".platform",
     "ConflictError": "segserve_platform.platforms.errors",
     "ControlError": "segserve_platform.platforms.errors",
     "Detection": ".results.objects",
@@ -159,7 +159,7 @@ _HOMES: Final = {
     "InvalidResourceError": "segserve_platform.platforms.errors",
     "KeypointDetection": ".results.objects",
     "KeypointResult": ".results.objects",
-    "Local": "segserve_platform.platforms.port",
+    "Local": ".platform",
     "ModelInfo": ".results.values",
     "NoPlatformError": "segserve_platform.platforms.errors",
     "NotFoundError": "segserve_platform.platforms.errors",

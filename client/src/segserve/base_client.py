@@ -15,8 +15,8 @@ from segserve.calls.session import CallPolicy, Session
 from segserve.calls.steps import DEFAULT_TIMEOUTS, Timeouts, TransportName
 from segserve.calls.telemetry import telemetry_of
 from segserve.errors import GatewayUnreachableError, ModelNotFoundError
+from segserve.platform import LazyPlatform, PlatformLike
 from segserve.transports.base import MAX_ANSWER_BYTES, Connection
-from segserve_platform.platforms.selection import LazyPlatform, PlatformLike
 
 OpenT = TypeVar("OpenT")
 
@@ -111,9 +111,7 @@ class BaseClient(Generic[OpenT]):
         if isinstance(error, ModelNotFoundError):
             if not endpoint.is_loopback:
                 return
-            from segserve_platform.platforms.waiting import name_advice
-
-            advice = name_advice(error.model or "", self._lazy_platform.local_models(endpoint.port))
+            advice = self._lazy_platform.name_advice(error.model or "", endpoint.port)
             error.advised = bool(advice)
         elif type(error) is GatewayUnreachableError:
             advice = self._lazy_platform.unreachable_advice(endpoint)

@@ -1,1 +1,1 @@
-"""What surrounds the client `segserve`: the command line, platforms, typed resources, evaluation, benchmarks."""
+"""The platform around the client `segserve`: command line, control of models, evaluation, benchmarks."""

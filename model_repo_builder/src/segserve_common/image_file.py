@@ -133,6 +133,14 @@ class ImageHeader:
         raise unread_samples(self)
 
 
+def check_size(height: int, width: int, max_pixels: int) -> None:
+    """Raise `ImageFileError` for an image that is too large or empty."""
+    if not 0 < height * width <= max_pixels:
+        raise ImageFileError(
+            f"image of {height} x {width} = {height * width} pixels; allowed are 1 to {max_pixels} (input.maxPixels)"
+        )
+
+
 def unread_samples(file: ImageHeader) -> ImageFileError:
     """Return the error for the samples of a TIFF that are not read, with what converts them."""
     advice = ""

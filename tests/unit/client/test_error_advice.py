@@ -39,11 +39,11 @@ from segserve import (
 from segserve.calls.endpoint import GatewayEndpoint
 from segserve.calls.session import _explain_size
 from segserve.calls.steps import Send
+from segserve.platform import Local
 from segserve.results.images import image_size, image_tensor
 from segserve.transports.base import deadline_exceeded
 from segserve_common.kserve import InferRequest, Tensor
 from segserve_common.process_record import ProcessRecord
-from segserve_platform.platforms.port import Local
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -400,7 +400,7 @@ def test_a_gateway_at_which_nothing_listens_is_one_error_that_says_why_it_was_tr
 def test_the_advice_to_start_a_platform_names_what_it_needs_where_that_is_not_installed(
     nowhere: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("segserve_platform.platforms.selection.NEEDED_BY_UP", ("segserve_absent",))
+    monkeypatch.setattr("segserve.platform.NEEDED_BY_UP", ("segserve_absent",))
     with Client(nowhere, platform=Local(tmp_path)) as client, pytest.raises(GatewayUnreachableError) as caught:
         client.model_info("coins")
 

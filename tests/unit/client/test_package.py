@@ -22,9 +22,19 @@ def test_importing_the_package_loads_the_standard_library_alone_and_none_of_its_
     )
 
 
-def test_http_loads_no_part_of_grpc() -> None:
-    code = "from segserve import Client; Client(); import sys; print(*{'grpc', 'tritonclient'} & set(sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout == "\n"
+@pytest.mark.parametrize("client", ["Client", "AsyncClient"])
+def test_a_client_loads_neither_grpc_nor_the_platform_nor_what_only_these_need(client: str) -> None:
+    code = f"from segserve import {client}; {client}(); import sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
+    loaded = set(done.stdout.split())
+
+    packages = {name.partition(".")[0] for name in loaded}
+    others = {"grpc", "tritonclient", "pydantic", "tenacity", "typer", "yaml", "segserve_operator", "segserve_platform"}
+    assert packages & others == set()
+    assert {name for name in loaded if name.startswith("segserve_builder.")} == {
+        "segserve_builder.spec",
+        "segserve_builder.spec.names",
+    }
 
 
 @pytest.mark.same

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -256,15 +256,11 @@ def file_pixels(encoded: bytes) -> NDArray[Any]:
 def _served_jpeg(encoded: bytes, file: ImageHeader) -> NDArray[Any] | None:
     """Return a JPEG as the server decodes it, which sees whether a scan ends early; None without its decoder."""
     try:
-        from segserve_builder.errors import BadImageError
-        from segserve_builder.imaging.decoding import decode_image
+        from segserve_common.jpeg_file import decode_jpeg
     except ImportError:
         return None
-    colour: Literal["GREY", "RGB"] = "GREY" if file.channels == 1 else "RGB"
-    try:
-        return decode_image(encoded, colour=colour, dtype="UINT8", max_pixels=file.height * file.width)
-    except BadImageError as error:
-        raise BadRequestError(f"the image cannot be read: {error}") from error
+    pixels = decode_jpeg(encoded, "GREY" if file.channels == 1 else "RGB", file.height * file.width)
+    return turn(pixels, file.orientation)
 
 
 def _deep_tiff(encoded: bytes, file: ImageHeader) -> NDArray[Any]:

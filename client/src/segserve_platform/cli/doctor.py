@@ -18,8 +18,9 @@ from urllib.request import getproxies, proxy_bypass
 import typer
 
 from segserve.errors import MissingExtraError
+from segserve.platform import Local
 from segserve_platform.cli.options import PlatformOptions, is_local, selected_platform, with_platform_options
-from segserve_platform.platforms.port import DoctorCheck, Local
+from segserve_platform.platforms.port import DoctorCheck
 from segserve_platform.platforms.selection import open_platform
 
 if TYPE_CHECKING:

@@ -21,6 +21,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from segserve.platform import Cluster, Local
 from segserve_platform.cli.errors import CommandError, needs, plain
 from segserve_platform.cli.installation import installation_progress
 from segserve_platform.cli.models_view import models_table
@@ -39,7 +40,7 @@ from segserve_platform.cli.terminal import activity
 from segserve_platform.platforms.local import POLL_S, LocalPlatform, check_state_folder, local_store
 from segserve_platform.platforms.log_records import log_records
 from segserve_platform.platforms.manifests import check_kinds, read_files
-from segserve_platform.platforms.port import MODEL, Cluster, Json, Local, LogRequest
+from segserve_platform.platforms.port import MODEL, Json, LogRequest
 from segserve_platform.platforms.waiting import Serving, readiness
 
 if TYPE_CHECKING:

@@ -20,8 +20,9 @@ import typer
 
 from segserve.calls.credentials import CA_VARIABLE
 from segserve.errors import MissingExtraError, ModelNotFoundError, SegserveError
+from segserve.platform import Cluster, Local, PlatformRef
 from segserve_platform.platforms.local import LocalPlatform
-from segserve_platform.platforms.port import Cluster, Json, Local, Platform, PlatformRef
+from segserve_platform.platforms.port import Json, Platform
 from segserve_platform.platforms.selection import default_platform_ref, open_platform
 from segserve_platform.platforms.waiting import name_advice
 

@@ -16,11 +16,11 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from segserve.platform import Cluster
 from segserve_platform.cli.options import PlatformOptions, ReportFormat, is_local, seconds, with_platform_options
 from segserve_platform.cli.terminal import print_whole
 from segserve_platform.platforms.local import local_store
 from segserve_platform.platforms.metrics import FAULTS, MetricsSnapshot, MetricsSource, increases, quantile, rates
-from segserve_platform.platforms.port import Cluster
 
 WINDOW_S: Final = 12.0
 """More than the ten seconds after which servers count costs."""

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
 
+from segserve.platform import Local
 from segserve_platform.platforms.errors import ControlError, NotFoundError, needs
 from segserve_platform.platforms.port import (
     MODEL,
@@ -17,7 +18,6 @@ from segserve_platform.platforms.port import (
     Change,
     DoctorCheck,
     Json,
-    Local,
     LogRequest,
     ParsedResource,
     PlatformEvent,

@@ -21,27 +21,6 @@ _NOT_APPLIED: Final = ("status",)
 
 
 @dataclass(frozen=True, slots=True)
-class Local:
-    """The platform of this machine; `state` is its folder, by default `SEGSERVE_STATE` or the user's state folder."""
-
-    state: Path | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Cluster:
-    """A namespace of a cluster. Defaults are kubectl's: the usual kubeconfig, its current context, that context's
-    namespace.
-    """
-
-    context: str | None = None
-    namespace: str | None = None
-    kubeconfig: Path | None = None
-
-
-PlatformRef: TypeAlias = Local | Cluster
-
-
-@dataclass(frozen=True, slots=True)
 class ParsedResource:
     """One resource, typed and as written; relative addresses are relative to `folder`."""
 

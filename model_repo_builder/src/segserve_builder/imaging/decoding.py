@@ -2,48 +2,39 @@
 
 from __future__ import annotations
 
-import re
 import struct
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
 
 import cv2
 import numpy as np
-import simplejpeg
 from numpy.typing import NDArray
 
 from segserve_builder.errors import BadImageError
 from segserve_builder.imaging.orientation import turn, turn_back
 from segserve_common.image_file import (
-    END_OF_JPEG,
     PNG_SIGNATURE,
-    START_OF_SCAN,
     WHITE_IS_ZERO,
     ImageFileError,
     ImageHeader,
+    check_size,
     describe,
-    jpeg_segments,
     png_chunks,
     shallow_tiff,
 )
 from segserve_common.image_file import windowed as windowed
+from segserve_common.jpeg_file import Colour, decode_jpeg
 
-Colour: TypeAlias = Literal["RGB", "GREY"]
 Dtype: TypeAlias = Literal["UINT8", "UINT16"]
 Orientation: TypeAlias = Literal["apply", "ignore"]
 
 _ANIMATION_CHUNKS: Final = frozenset({b"acTL", b"fcTL", b"fdAT"})
 # Each inflates to up to 8 MB, which takes libpng 0.1 s, and none changes the pixels.
 _COMPRESSED_CHUNKS: Final = frozenset({b"zTXt", b"iTXt", b"iCCP"})
-# A scan of a progressive JPEG goes over all pixels, however short it is; encoders write about 10.
-_MAX_SCANS: Final = 32
 # Samples of a pixel by colour type. Data beyond those of the rows is inflated, too, and then dropped.
 _PNG_SAMPLES: Final = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _PNG_ROW_OVERHEAD_BYTES: Final = 16  # of encoders that end a block with each row
 _PNG_OVERHEAD_BYTES: Final = 2**16
-# libjpeg's warnings of files in which no pixel need be missing.
-_HARMLESS: Final = re.compile("extraneous bytes|JFIF revision|Premature end of JPEG file")
-_BEFORE_END: Final = re.compile("extraneous bytes before marker 0xd9")
 _TO_COLOUR: Final = {
     (1, "RGB"): cv2.COLOR_GRAY2RGB,
     (3, "RGB"): cv2.COLOR_BGR2RGB,
@@ -61,14 +52,6 @@ class _PixelFormat:
     dtype: Dtype
     max_pixels: int
     window: tuple[int, int] | None = None
-
-    def check_size(self, height: int, width: int) -> None:
-        """Raise `BadImageError` for an image that is too large or empty."""
-        if not 0 < height * width <= self.max_pixels:
-            raise BadImageError(
-                f"image of {height} x {width} = {height * width} pixels; "
-                f"allowed are 1 to {self.max_pixels} (input.maxPixels)"
-            )
 
 
 def decode_image(
@@ -98,7 +81,7 @@ def decode_image(
     pixel_format = _PixelFormat(colour, dtype, max_pixels, window)
     try:
         file = describe(data)
-        pixel_format.check_size(file.height, file.width)
+        check_size(file.height, file.width, max_pixels)
         pixels = _decode(data, file, pixel_format)
     except ImageFileError as error:
         raise BadImageError(str(error)) from error
@@ -108,71 +91,13 @@ def decode_image(
 def _decode(data: bytes, file: ImageHeader, pixel_format: _PixelFormat) -> NDArray[Any]:
     match file.format:
         case "JPEG":
-            return _to_dtype(_decode_jpeg(data, pixel_format), pixel_format)
+            return _to_dtype(decode_jpeg(data, pixel_format.colour, pixel_format.max_pixels), pixel_format)
         case "PNG":
             return _decode_png(data, file, pixel_format)
         case "WebP":
             return _to_colour(_opencv_decode(data, file), pixel_format)
         case _:
             return _decode_tiff(data, file, pixel_format)
-
-
-def _decode_jpeg(data: bytes, pixel_format: _PixelFormat) -> NDArray[Any]:
-    colourspace = "RGB" if pixel_format.colour == "RGB" else "GRAY"
-    try:
-        _check_scans(data)
-        height, width, _, _ = simplejpeg.decode_jpeg_header(data, strict=False)
-        pixel_format.check_size(height, width)
-        try:
-            pixels: NDArray[Any] = simplejpeg.decode_jpeg(data, colourspace, strict=True)
-        except ValueError as error:
-            if not _HARMLESS.search(str(error)):
-                raise
-            pixels = _decode_warned(data, colourspace)
-    except KeyError as error:  # simplejpeg's, of a header without a known subsampling
-        raise BadImageError("JPEG image is damaged or cut short: its header is not complete") from error
-    except ValueError as error:
-        raise BadImageError(f"JPEG image is damaged or cut short: {error}") from error
-    return pixels
-
-
-def _decode_warned(data: bytes, colourspace: str) -> NDArray[Any]:
-    """Return the pixels of a JPEG that libjpeg warns of, where none is missing; raises `ValueError` otherwise.
-
-    It stops at the first warning. Thus what stands between segments is left out, and a missing end is added: data of
-    the picture that are missing as well cause a warning of their own.
-    """
-    segments = list(jpeg_segments(data))
-    end_of_image = data.find(END_OF_JPEG, segments[-1][2])
-    parts = [data[:2]]
-    for place, (marker, start, end) in enumerate(segments):
-        segment = data[start - 4 : end]
-        if segment[4:9] == b"JFIF\0":
-            segment = segment[:9] + b"\1" + segment[10:]  # the only known revision
-        elif marker == START_OF_SCAN:
-            following = segments[place + 1][1] - 4 if place + 1 < len(segments) else end_of_image
-            segment += data[end:following] if following >= 0 else data[end:]
-        parts.append(segment)
-    if end_of_image < 0 and sum(marker == START_OF_SCAN for marker, _, _ in segments) > 1:
-        raise ValueError("it has several scans and no end, so that further ones may be missing")
-    repaired = b"".join((*parts, END_OF_JPEG))
-    try:
-        pixels: NDArray[Any] = simplejpeg.decode_jpeg(repaired, colourspace, strict=True)
-    except ValueError as error:
-        # Nothing is missing of a picture that has reached its end; before another scan, what follows could be damaged.
-        if not _BEFORE_END.search(str(error)):
-            raise
-        pixels = simplejpeg.decode_jpeg(repaired, colourspace, strict=False)
-    return pixels
-
-
-def _check_scans(data: bytes) -> None:
-    # Most files hold fewer of these bytes anywhere: also in a thumbnail, or in a film behind the picture.
-    if data.count(b"\xff\xda") <= _MAX_SCANS:
-        return
-    scans = sum(marker == START_OF_SCAN for marker, _, _ in jpeg_segments(data))
-    if scans > _MAX_SCANS:
-        raise BadImageError(f"JPEG image has {scans} scans; allowed are at most {_MAX_SCANS}")
 
 
 def _decode_png(data: bytes, file: ImageHeader, pixel_format: _PixelFormat) -> NDArray[Any]:
@@ -198,7 +123,7 @@ def _check_png_data(data: bytes, held: int) -> None:
 
 
 def _decode_tiff(data: bytes, file: ImageHeader, pixel_format: _PixelFormat) -> NDArray[Any]:
-    pixel_format.check_size(*file.tile)
+    check_size(*file.tile, pixel_format.max_pixels)
     # Pillow has no 16-bit colour; OpenCV misreads separate planes, and grey with alpha.
     if not file.is_deep():
         pixels = shallow_tiff(data, file)

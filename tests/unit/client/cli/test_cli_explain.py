@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from fakes.kube_http import FakeServer
+from segserve.platform import Local
 from segserve_common.process_record import ProcessRecord
 from segserve_operator.api.resources import KINDS
 from segserve_operator.api.schema import structural_schema
 from segserve_platform.cli import version as version_command
 from segserve_platform.cli.explain import field_paths
-from segserve_platform.platforms.port import Local
 from segserve_platform.platforms.selection import open_platform
 
 from .conftest import Command

@@ -12,12 +12,12 @@ import pytest
 import yaml
 
 from fakes.kube_http import CONFIG
+from segserve.platform import Cluster
 from segserve_common.kube.config import authorization
 from segserve_platform.cli.options import PlatformOptions, is_local
 from segserve_platform.platforms.cluster.config import context_of
 from segserve_platform.platforms.cluster.context_client import ContextClient
 from segserve_platform.platforms.errors import NoPlatformError
-from segserve_platform.platforms.port import Cluster
 
 from .conftest import Command
 

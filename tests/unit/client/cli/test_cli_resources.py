@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from segserve.platform import Local
 from segserve_common.process_record import ProcessRecord
 from segserve_operator.adapters.local.files import StateFolder
 from segserve_platform.cli.changes import differences
-from segserve_platform.platforms.port import MODEL, Local
+from segserve_platform.platforms.port import MODEL
 from segserve_platform.platforms.selection import open_platform
 
 from .conftest import Command

@@ -15,6 +15,7 @@ from typer.main import get_command
 
 from fakes import rollout_records as records
 from fakes.kube_http import FakeServer
+from segserve.platform import Local
 from segserve_operator.adapters.local.files import STATE_VARIABLE, write_yaml
 from segserve_operator.adapters.local.rollouts import RolloutFiles
 from segserve_operator.core.rollout.phases import Phase
@@ -24,7 +25,7 @@ from segserve_platform.cli.rollout import commands
 from segserve_platform.platforms.errors import NotFoundError
 from segserve_platform.platforms.local import LocalPlatform
 from segserve_platform.platforms.manifests import read_file
-from segserve_platform.platforms.port import MODEL, Local
+from segserve_platform.platforms.port import MODEL
 from segserve_platform.platforms.rollouts.actions import request_action
 
 from .conftest import MODELS, Command

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from segserve.platform import Cluster
 from segserve_common.kube.config import (
     KubeConfigError,
     KubeContext,
@@ -12,7 +13,6 @@ from segserve_common.kube.config import (
     read_context,
 )
 from segserve_platform.platforms.errors import no_kubeconfig
-from segserve_platform.platforms.port import Cluster
 
 
 def context_of(cluster: Cluster) -> KubeContext:

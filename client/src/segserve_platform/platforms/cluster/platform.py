@@ -30,7 +30,8 @@ from segserve_platform.platforms.port import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from segserve_platform.platforms.port import Cluster, ParsedResource
+    from segserve.platform import Cluster
+    from segserve_platform.platforms.port import ParsedResource
 
 KINDS: Final[Mapping[str, Kind]] = {MODEL: MODELS, POOL: POOLS}
 POLL_S: Final = 1.0
