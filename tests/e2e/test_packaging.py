@@ -90,7 +90,7 @@ def test_an_installed_wheel_serves_the_demo_without_a_checkout(
         "coins-twostage.png",
     }
     assert "24" in done.stdout
-    assert done.stdout.splitlines()[-1] == "the demo's platform was stopped"
+    assert done.stdout.splitlines()[-2] == "the demo's platform was stopped"
     assert not (tmp_path / "a user's own").exists()
 
 

@@ -17,7 +17,13 @@ from rich.live import Live
 from segserve_platform.cli.changes import change_lines, follower_lines
 from segserve_platform.cli.errors import CommandError, plain
 from segserve_platform.cli.models_view import latest_record, model_text, models_table
-from segserve_platform.cli.options import PlatformOptions, model_names, seconds, selected_platform, with_platform_options
+from segserve_platform.cli.options import (
+    PlatformOptions,
+    model_names,
+    seconds,
+    selected_platform,
+    with_platform_options,
+)
 from segserve_platform.cli.terminal import activity, print_whole, wide_enough
 from segserve_platform.platforms.local import LocalPlatform
 from segserve_platform.platforms.manifests import STDIN, check_kinds, read_files
