@@ -24,7 +24,7 @@ MINUTES ?= 10
 
 .PHONY: cluster-build exporters cluster-up cluster-down cluster-images e2e-kind same write tiers
 .PHONY: test test-all test-platform test-oracles test-numpy1 test-thorough test-cluster test-edits test-client test-busy check fuzz
-.PHONY: help demo demo-rollout docs lint kernels peers bench bench-client bench-density bench-stages bench-tiled oracles prove crds dashboards system clean locks zoo zoo-report
+.PHONY: help demo demo-rollout docs lint kernels peers bench bench-client bench-density bench-exporters bench-stages bench-tiled oracles prove crds dashboards system clean locks zoo zoo-report
 
 help:  ## Show what there is to make
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -193,6 +193,9 @@ bench-rollout: $(VENV)/dev.stamp  ## Simulate rollouts beside other tools' rules
 
 bench-client: $(VENV)/dev.stamp system  ## The client beside tritonclient and httpx, decoding beside supervision; writes bench/out/client.json
 	$(BIN)/python -m bench.client
+
+bench-exporters: exporters kernels  ## Seconds from six exporters' files to their first mask; writes bench/out/exporters.json
+	PYTHONPATH=tests $(BIN)/python -m bench.exporters
 
 bench-density: $(VENV)/dev.stamp system  ## Memory of further models, with processes of their own and shared ones; writes bench/out/density.json
 	$(BIN)/python -m bench.density

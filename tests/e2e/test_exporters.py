@@ -19,7 +19,7 @@ import yaml
 from numpy.typing import NDArray
 
 from bench.platform import ROOT, platform
-from networks.exporter_files import ROWS, Refused, Served
+from networks.exporter_files import ROWS, SIX, Refused, Served
 from segserve import Client, PanopticResult, SemanticResult
 from segserve.results.masks import EncodedMask
 from segserve.results.objects import Objects
@@ -54,11 +54,13 @@ def initialised(case: str, place: Path) -> subprocess.CompletedProcess[str]:
 
 
 def resource(place: Path, row: Served) -> dict[str, Any]:
-    """Return what `init` has written, with the library's normalisation and colour where they are guesses."""
+    """Return what `init` has written, with the library's preprocessing where it is a guess."""
     manifest: dict[str, Any] = yaml.safe_load((place / "out/model.yaml").read_text())
     if row.normalise is not None:
         *before, _ = manifest["spec"]["preprocess"]
         manifest["spec"]["preprocess"] = [*before, {"normalise": dict(row.normalise)}]
+    for stage in manifest["spec"]["preprocess"]:
+        stage.get("resize", {}).update(row.resize)
     if row.colour is not None:
         manifest["spec"]["input"]["colour"] = row.colour
     return manifest
@@ -89,16 +91,6 @@ def test_a_file_is_served_as_its_library_answers_or_refused_by_name(case: str, f
         is_map = model.task in ("semantic", "panoptic")
         answer = model.answer(photo.read_bytes(), RequestOptions(encoding="raw") if is_map else RequestOptions())
         compare(found_in(answer), expected, row)
-
-
-SIX = (
-    "ultralytics-yolo11-seg",
-    "ultralytics-yolo26-sem",
-    "rf-detr-seg",
-    "transformers-segformer",
-    "transformers-maskformer",
-    "smp-unet",
-)
 
 
 @pytest.mark.platform

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 IMAGENET: Final = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+UNROUNDED: Final = {"rounding": "none"}
+ANTIALIASED: Final = {"antialias": True, "rounding": "eachPass"}
 IMAGENET_BGR: Final = {name: values[::-1] for name, values in IMAGENET.items()}
-OWN_SIZE: Final = "`own size`"
 
 
 @dataclass(frozen=True)
@@ -17,8 +18,8 @@ class Served:
 
     `labels` is the largest share of pixels with another class. Boxes, scores and masks are those of the same object;
     up to `more` objects are only in the answer.
-    `normalise` and `colour` are what training decides: no file says it, and `init` marks it with CHECK. `arguments` are
-    those of `init` beside the file and the photographs.
+    `normalise`, `colour` and `resize`, further options of that stage, are what training decides: no file says it, and
+    `init` marks it with CHECK. `arguments` are those of `init` beside the file and the photographs.
     """
 
     exporter: str
@@ -31,6 +32,7 @@ class Served:
     more: int = 0
     normalise: Mapping[str, Any] | None = None
     colour: str | None = None
+    resize: Mapping[str, Any] = field(default_factory=dict)
     arguments: tuple[str, ...] = ()
     why: str = ""
 
@@ -63,61 +65,87 @@ ROWS: Final[Mapping[str, Served | Refused]] = {
     "ultralytics-yolo26-seg": Served(U, "YOLO26 segment", "yolo-seg"),
     "ultralytics-yolo26-sem": Served(U, "YOLO26 semantic", "semantic-labels"),
     "ultralytics-yolo11-pose": Served(U, "YOLO11 pose", "yolo-pose"),
-    "ultralytics-yolo11-obb": Refused(U, "YOLO11 rotated boxes", "task 'obb'"),
+    "ultralytics-yolo11-obb": Served(U, "YOLO11 rotated boxes", "yolo-obb"),
+    "ultralytics-yolo26-obb": Served(U, "YOLO26 rotated boxes", "yolo-obb"),
+    "ultralytics-yolo11-seg-nms": Served(U, "YOLO11 segment, `nms=True`", "yolo-nms-free-seg"),
+    "ultralytics-yolo11-obb-nms": Served(U, "YOLO11 rotated boxes, `nms=True`", "yolo-nms-free-obb"),
     "ultralytics-yolo11-cls": Refused(U, "YOLO11 classify", "task 'classify'"),
-    "rf-detr": Served("RF-DETR", "RF-DETR Nano", "detr-sigmoid", why=OWN_SIZE),
-    "rf-detr-seg": Served("RF-DETR", "RF-DETR-Seg Nano", "detr-sigmoid-seg", why=OWN_SIZE),
-    "transformers-segformer": Served(HF, "SegFormer", "semantic-logits", labels=0.01),
-    "transformers-dpt": Served(HF, "DPT", "semantic-logits", labels=0.01),
-    "transformers-mobilevit": Served(HF, "MobileViT, which reads BGR", "semantic-logits", why=OWN_SIZE),
+    "rf-detr": Served("RF-DETR", "RF-DETR Nano", "detr-sigmoid"),
+    "rf-detr-seg": Served("RF-DETR", "RF-DETR-Seg Nano", "detr-sigmoid-seg"),
+    "transformers-segformer": Served(HF, "SegFormer", "semantic-logits"),
+    "transformers-dpt": Served(HF, "DPT", "semantic-logits"),
+    "transformers-mobilevit": Served(HF, "MobileViT, which reads BGR", "semantic-logits"),
     "transformers-detr": Served(HF, "DETR", "detr"),
-    "transformers-conditional-detr": Served(HF, "Conditional DETR", "deformable-detr", score=0.002),
-    "transformers-rt-detr": Served(HF, "RT-DETR", "detr-sigmoid", score=0.002),
-    "transformers-maskformer": Served(HF, "MaskFormer", "maskformer", labels=0.01),
-    "transformers-eomt": Served(HF, "EoMT", "eomt", labels=0.01),
-    "smp-unet": Served(SMP, "U-Net", "semantic-logits", why=OWN_SIZE, normalise=IMAGENET),
-    "smp-deeplabv3plus": Served(SMP, "DeepLabV3+", "semantic-logits", why=OWN_SIZE, normalise=IMAGENET),
-    "smp-segformer": Served(SMP, "SegFormer", "semantic-logits", why=OWN_SIZE, normalise=IMAGENET),
-    "smp-unet-one-class": Served(SMP, "U-Net of one class", "semantic-logits", why=OWN_SIZE, normalise=IMAGENET),
-    "smp-unet-sigmoid": Served(
-        SMP, 'U-Net, `activation="sigmoid"`', "semantic-probabilities", why=OWN_SIZE, normalise=IMAGENET
+    "transformers-conditional-detr": Served(HF, "Conditional DETR", "deformable-detr"),
+    "transformers-rt-detr": Served(HF, "RT-DETR", "detr-sigmoid"),
+    "transformers-maskformer": Served(HF, "MaskFormer", "maskformer", labels=0.005, why="random queries tie"),
+    "transformers-mask2former": Refused(
+        HF, "Mask2Former, `dynamo=False`", "export with torch.onnx.export(dynamo=True)"
     ),
+    "transformers-mask2former-float32": Served(HF, "the same, its grids cast to float32", "mask2former"),
+    "transformers-eomt": Served(HF, "EoMT", "eomt"),
+    "smp-unet": Served(SMP, "U-Net", "semantic-logits", normalise=IMAGENET),
+    "smp-deeplabv3plus": Served(SMP, "DeepLabV3+", "semantic-logits", normalise=IMAGENET),
+    "smp-segformer": Served(SMP, "SegFormer", "semantic-logits", normalise=IMAGENET),
+    "smp-unet-one-class": Served(SMP, "U-Net of one class", "semantic-logits", normalise=IMAGENET),
+    "smp-unet-sigmoid": Served(SMP, 'U-Net, `activation="sigmoid"`', "semantic-probabilities", normalise=IMAGENET),
     "smp-unet-softmax": Served(
-        SMP, 'U-Net, `activation="softmax2d"`', "semantic-probabilities", why=OWN_SIZE, normalise=IMAGENET
+        SMP,
+        'U-Net, `activation="softmax2d"`',
+        "semantic-probabilities",
+        labels=0.01,
+        why="logarithms are resized",
+        normalise=IMAGENET,
     ),
-    "smp-unet-aux": Served(SMP, "U-Net, `aux_params`", "semantic-logits", why=OWN_SIZE, normalise=IMAGENET),
+    "smp-unet-aux": Served(SMP, "U-Net, `aux_params`", "semantic-logits", normalise=IMAGENET),
     "smp-unet-argmax": Served(
-        SMP, "U-Net with argmax in the graph", "semantic-labels", why=OWN_SIZE, normalise=IMAGENET, arguments=FOUR
+        SMP, "U-Net with argmax in the graph", "semantic-labels", normalise=IMAGENET, arguments=FOUR
     ),
-    "smp-unet-bgr": Served(
-        SMP, "U-Net trained on BGR", "semantic-logits", why=OWN_SIZE, normalise=IMAGENET_BGR, colour="BGR"
+    "smp-unet-bgr": Served(SMP, "U-Net trained on BGR", "semantic-logits", normalise=IMAGENET_BGR, colour="BGR"),
+    "smp-unet-external": Served(
+        SMP, "U-Net, weights in `net.onnx.data` beside it", "semantic-logits", normalise=IMAGENET
     ),
-    "torchvision-fcn": Served("torchvision", "FCN, `aux_loss`", "semantic-logits", why=OWN_SIZE, normalise=IMAGENET),
-    "monai-unet": Served(
-        "MONAI", "BasicUNet of grey images", "semantic-logits", labels=0.002, why=OWN_SIZE, normalise={}
+    "smp-unet-external-missing": Refused(SMP, "the same without `net.onnx.data`", "net.onnx.data is not beside it"),
+    "smp-unet-int8": Served(SMP, "U-Net, `quantize_static` of ONNX Runtime", "semantic-logits", normalise=IMAGENET),
+    "smp-unet-fp16-input": Served(SMP, "U-Net of float16 but its logits", "semantic-logits", normalise=IMAGENET),
+    "smp-unet-fp16": Refused(SMP, "U-Net of float16", "convert it with keep_io_types=True"),
+    "torchvision-fcn": Served(
+        "torchvision", "FCN, `aux_loss`", "semantic-logits", normalise=IMAGENET, resize=ANTIALIASED
     ),
+    "monai-unet": Served("MONAI", "BasicUNet of grey images", "semantic-logits", normalise={}, resize=UNROUNDED),
     "keras-unet": Served(
-        "tf2onnx", "U-Net of Keras, channels last", "semantic-logits", why=OWN_SIZE, normalise=IMAGENET
+        "tf2onnx", "U-Net of Keras, channels last", "semantic-logits", normalise=IMAGENET, resize=UNROUNDED
     ),
 }
 
+SIX: Final = (
+    "ultralytics-yolo11-seg",
+    "ultralytics-yolo26-sem",
+    "rf-detr-seg",
+    "transformers-segformer",
+    "transformers-maskformer",
+    "smp-unet",
+)
+"""The rows that also go through the real servers, and whose time is measured."""
 
-def page(versions: Mapping[str, str]) -> str:
-    """Return the page of the documentation; `versions` are those of the exporters' packages."""
-    return "\n".join(_lines(versions)) + "\n"
+
+def page(versions: Mapping[str, str], measured: Mapping[str, Any]) -> str:
+    """Return the page of the documentation.
+
+    `versions` are those of the exporters' packages, `measured` is the result of bench/exporters.py.
+    """
+    return "\n".join(_lines(versions, measured)) + "\n"
 
 
-def _lines(versions: Mapping[str, str]) -> Iterator[str]:
+def _lines(versions: Mapping[str, str], measured: Mapping[str, Any]) -> Iterator[str]:
     named = ", ".join(f"{name} {version}" for name, version in versions.items())
     yield from (
         "# Files of exporters",
         "",
         "`segserve init PHOTOS FILE.onnx` serves these files without an edit as their library answers, or refuses",
         f"them by name. A test exports each with random weights ({named})",
-        "and compares answers to two photographs with the library's own (`make test-oracles`). At most 0.1% of pixels",
-        "have another label, boxes are within 0.01 px, scores within 0.001, and masks have an IoU of 0.999 or more, if",
-        "the last column has nothing else. With `own size` images are not resized, which some libraries do without",
-        "rounding to 8 bits.",
+        "and compares answers to two photographs with the library's own (`make test-oracles`). Unless the last column",
+        "has another, the bounds are 0.1% of labels, boxes 0.01 px, scores 0.001 and an IoU of masks of 0.999.",
         "",
         "| exporter | network, options | family | differs |",
         "|---|---|---|---|",
@@ -126,10 +154,16 @@ def _lines(versions: Mapping[str, str]) -> Iterator[str]:
         yield f"| {row.exporter} | {row.network} | {_result(row)} |"
     yield from (
         "",
-        "What no file says is marked with CHECK in the resource: the normalisation of networks that come without a",
-        "`preprocessor_config.json` (the rows of segmentation_models_pytorch have that of its documentation),",
-        "the names of their classes, and whether they read BGR.",
+        "What no file says is a CHECK in the resource, and here as documented: normalisation and interpolation without",
+        "a `preprocessor_config.json`, the names of classes, and BGR.",
+        "",
+        f"Seconds from a file to its first mask, on {measured['cores']} cores (`bench/exporters.py`):",
+        "",
+        "| network | `init` | `up` | `predict` |",
+        "|---|---|---|---|",
     )
+    for case, times in measured["seconds"].items():
+        yield f"| {ROWS[case].network} | {times['init']} | {times['up']} | {times['predict']} |"
 
 
 def _result(row: Served | Refused) -> str:

@@ -14,7 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
+import onnx
+import onnxruntime
 import torch
 from PIL import Image, ImageDraw, ImageFilter
 from torch import nn
@@ -93,8 +96,11 @@ def export(net: nn.Module, given: torch.Tensor, folder: Path, **options: Any) ->
 
 def ultralytics(folder: Path, photos: list[Image.Image], name: str, **options: Any) -> Answers:
     import torchvision
+    from torchvision.ops._register_onnx_ops import _register_custom_op
     from ultralytics import YOLO
 
+    OPERATORS.impl("nms", nms, "CPU")
+    _register_custom_op()
     torchvision.ops.nms = nms
     torch.manual_seed(3)
     model = YOLO(f"{name}.yaml")
@@ -102,6 +108,8 @@ def ultralytics(folder: Path, photos: list[Image.Image], name: str, **options: A
     if hasattr(net, "yaml"):
         _wake(net)
     net.names = {number: f"thing {number}" for number in range(net.yaml["nc"])}
+    if "nms" in options:  # traced: as an operator, which torchvision exports as ONNX's
+        torchvision.ops.nms = torch.ops.torchvision.nms
     exported = Path(model.export(format="onnx", imgsz=320, simplify=False, opset=17, **options))
     exported.rename(folder / "net.onnx")
     loaded = YOLO(folder / "net.onnx", task=model.task)
@@ -110,6 +118,18 @@ def ultralytics(folder: Path, photos: list[Image.Image], name: str, **options: A
         (found,) = loaded.predict(folder / f"photos/{number}.png", imgsz=320, verbose=False, retina_masks=True)
         if getattr(found, "semantic_mask", None) is not None:
             answers.append({"labels": found.semantic_mask.data.numpy().squeeze()})
+            continue
+        if found.obb is not None:
+            height, width = found.orig_shape
+            corners = found.obb.xyxyxyxy.numpy()
+            answers.append(
+                {
+                    "boxes": found.obb.xyxy.numpy().clip(0, [width, height] * 2),
+                    "scores": found.obb.conf.numpy(),
+                    "classes": found.obb.cls.numpy().astype(int),
+                    "masks": np.array([inside(each, height, width) for each in corners], bool),
+                }
+            )
             continue
         if found.boxes is None:
             answers.append({})
@@ -125,6 +145,14 @@ def ultralytics(folder: Path, photos: list[Image.Image], name: str, **options: A
             answer["masks"] = found.masks.data.numpy().astype(bool)
         answers.append(answer)
     return answers
+
+
+def inside(corners: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Return the pixels whose centres are on the same side of all edges of a rectangle (4, 2)."""
+    y, x = np.mgrid[:height, :width] + 0.5
+    edges = np.roll(corners, -1, axis=0) - corners
+    sides = [dx * (y - y0) - dy * (x - x0) for (x0, y0), (dx, dy) in zip(corners, edges, strict=True)]
+    return np.all(np.array(sides) >= 0, axis=0) | np.all(np.array(sides) <= 0, axis=0)
 
 
 def _wake(net: nn.Module) -> None:
@@ -166,9 +194,18 @@ class _Outputs(nn.Module):
 
 
 def transformers(
-    folder: Path, photos: list[Image.Image], make: Callable[[], tuple[Any, Any]], task: str, heads: str, outputs: str
+    folder: Path,
+    photos: list[Image.Image],
+    make: Callable[[], tuple[Any, Any]],
+    task: str,
+    heads: str,
+    outputs: str,
+    mend: Callable[[Path], None] = lambda path: None,
 ) -> Answers:
-    """Serve `make`'s network and processor; `heads` are ends of the names of layers whose scores are spread."""
+    """Serve `make`'s network and processor; `heads` are ends of the names of layers whose scores are spread.
+
+    `mend` changes the file.
+    """
     torch.manual_seed(5)
     net, processor = make()
     if task == "semantic":
@@ -182,6 +219,7 @@ def transformers(
         mean, largest = SPREADS[task]
         spread(wrapped, [layer], first, mean=mean, largest=largest)
     export(wrapped, first, folder, input_names=["pixel_values"], output_names=outputs.split())
+    mend(folder / "net.onnx")
     net.config.architectures = [type(net).__name__]
     net.config.save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -298,6 +336,38 @@ def maskformer() -> tuple[Any, Any]:
     return MaskFormerForInstanceSegmentation(config), processor
 
 
+def mask2former() -> tuple[Any, Any]:
+    from transformers import (
+        Mask2FormerConfig,
+        Mask2FormerForUniversalSegmentation,
+        Mask2FormerImageProcessor,
+        ResNetConfig,
+    )
+
+    backbone = ResNetConfig(**SMALL_RESNET, out_features=["stage1", "stage2", "stage3", "stage4"])
+    config = Mask2FormerConfig(
+        backbone_config=backbone, hidden_dim=32, feature_size=32, mask_feature_size=32, encoder_layers=1,
+        decoder_layers=2, num_attention_heads=2, encoder_feedforward_dim=32, dim_feedforward=32, num_queries=20,
+        **LABELS,
+    )  # fmt: skip
+    return Mask2FormerForUniversalSegmentation(config), Mask2FormerImageProcessor(size={"height": 128, "width": 160})
+
+
+def grids_of_float32(path: Path) -> None:
+    """Cast the grids that features are sampled at: torch's exporter (dynamo=False) makes them float64."""
+    model = onnx.load(path)
+    casts = []
+    for node in model.graph.node:
+        if node.op_type == "GridSample":
+            cast = f"{node.input[1]}.float32"
+            casts.append(onnx.helper.make_node("Cast", [node.input[1]], [cast], to=onnx.TensorProto.FLOAT))
+            node.input[1] = cast
+    for cast in casts:
+        place = next(i for i, node in enumerate(model.graph.node) if cast.input[0] in node.output)
+        model.graph.node.insert(place + 1, cast)
+    onnx.save(model, path)
+
+
 def eomt() -> tuple[Any, Any]:
     from transformers import EomtConfig, EomtForUniversalSegmentation, EomtImageProcessorFast
 
@@ -323,19 +393,37 @@ def convolutional(
     classes: int = len(NAMES),
     above: float = 0.0,
     bgr: bool = False,
-    grey: bool = False,
+    resized: str = "OpenCV",
     channels_last: bool = False,
     has_argmax: bool = False,
+    change: Callable[[Path, list[np.ndarray]], None] | None = None,
 ) -> Answers:
-    """Serve `make`'s network, whose last layer it returns as well; `above` is the threshold of a single class."""
+    """Serve `make`'s network, whose last layer it returns as well; `above` is the threshold of a single class.
+
+    `resized` names the library that resizes photographs: OpenCV, as albumentations does, which also resizes labels;
+    torchvision with its second version of transforms; torch with float tensors, as tf.image does; MONAI with grey ones.
+    `change` changes the file; what it gets of photographs is for calibration. Answers are then those of the file.
+    """
     torch.manual_seed(7)
     net, last = make()
     size = (224, 224)
 
     def prepared(photo: Image.Image) -> torch.Tensor:
-        pixels = torch.from_numpy(np.asarray(photo.convert("L"))[..., None] if grey else np.asarray(photo))
-        pixels = interpolate(pixels.permute(2, 0, 1)[None].float(), size, mode="bilinear", align_corners=False)[0] / 255
-        pixels = pixels if grey else (pixels - MEAN) / DEVIATION
+        if resized == "MONAI":
+            from monai.transforms import Resize
+
+            grey = torch.from_numpy(np.asarray(photo.convert("L"))[None] / 255).float()
+            return Resize(size, mode="bilinear")(grey).as_tensor()[None]
+        given = np.asarray(photo)
+        if resized == "OpenCV":
+            given = cv2.resize(given, size, interpolation=cv2.INTER_LINEAR)
+        pixels = torch.from_numpy(given).permute(2, 0, 1)
+        if resized == "torchvision":
+            from torchvision.transforms.v2.functional import resize
+
+            pixels = resize(pixels, list(size))
+        pixels = interpolate(pixels[None].float(), size, mode="bilinear", align_corners=False)[0] / 255
+        pixels = (pixels - MEAN) / DEVIATION
         return (pixels.flip(0) if bgr else pixels)[None]
 
     adapted(net, torch.cat([prepared(picture(seed, *size)) for seed in range(8)]))
@@ -346,19 +434,58 @@ def convolutional(
     if channels_last:
         served, given = _ChannelsLast(net).eval(), given.permute(0, 2, 3, 1)
     export(served, given, folder, input_names=["image"], output_names=outputs.split())
+    ask: Callable[[torch.Tensor], Any] = net
+    if change is not None:
+        change(folder / "net.onnx", [prepared(picture(seed, *size)).numpy() for seed in range(8)])
+        ask = run_file(folder / "net.onnx")
     answers = []
     for photo in photos:
         with torch.no_grad():
-            found = net(prepared(photo))
+            found = ask(prepared(photo))
         logits = found[0] if isinstance(found, tuple) else found
         target = (photo.height, photo.width)
         if has_argmax:
-            labels = interpolate(logits.argmax(1, keepdim=True).float(), target, mode="nearest-exact")[0, 0]
+            labels = interpolate(logits.argmax(1, keepdim=True).float(), target, mode="nearest")[0, 0]
         else:
             logits = interpolate(logits, target, mode="bilinear", align_corners=False)[0]
             labels = (logits[0] > above) if classes == 1 else logits.argmax(0)
         answers.append({"labels": labels.numpy().astype(int)})
     return answers
+
+
+def run_file(path: Path) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return a function that runs the network in ONNX Runtime; a file that lacks its weights runs nothing."""
+    if not (path.parent / "net.onnx.data").exists() and path.stat().st_size < 10**6:
+        return lambda pixels: torch.zeros((1, len(NAMES), *pixels.shape[2:]))
+    session = onnxruntime.InferenceSession(path)
+    (given,) = session.get_inputs()
+    kind = np.float16 if "float16" in given.type else np.float32
+    return lambda pixels: torch.from_numpy(session.run(None, {given.name: pixels.numpy().astype(kind)})[0]).float()
+
+
+def with_external_data(path: Path, photos: list[np.ndarray], missing: bool = False) -> None:
+    """Keep weights in a file beside the network, as torch.onnx.export does by default."""
+    onnx.save_model(onnx.load(path), path, save_as_external_data=True, location="net.onnx.data")
+    if missing:
+        (path.parent / "net.onnx.data").unlink()
+
+
+def quantised(path: Path, photos: list[np.ndarray]) -> None:
+    """Quantise weights and activations to int8, as QuantizeLinear and DequantizeLinear."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
+
+    class Photos(CalibrationDataReader):  # type: ignore[misc]
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return {"image": photos.pop()} if photos else None
+
+    quantize_static(path, path, Photos(), quant_format=QuantFormat.QDQ)
+
+
+def halved(path: Path, photos: list[np.ndarray], keep: tuple[str, ...] = ()) -> None:
+    """Make all tensors float16 but those to keep."""
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    onnx.save(convert_float_to_float16(onnx.load(path), keep_io_types=list(keep)), path)
 
 
 def smp(name: str, encoder: str = "resnet18", **options: Any) -> tuple[nn.Module, Any]:
@@ -446,6 +573,9 @@ CASES: dict[str, Callable[[Path, list[Image.Image]], Answers]] = {
     "ultralytics-yolo26-seg": partial(ultralytics, name="yolo26n-seg"),
     "ultralytics-yolo11-pose": partial(ultralytics, name="yolo11n-pose"),
     "ultralytics-yolo11-obb": partial(ultralytics, name="yolo11n-obb"),
+    "ultralytics-yolo26-obb": partial(ultralytics, name="yolo26n-obb"),
+    "ultralytics-yolo11-seg-nms": partial(ultralytics, name="yolo11n-seg", nms=True),
+    "ultralytics-yolo11-obb-nms": partial(ultralytics, name="yolo11n-obb", nms=True),
     "ultralytics-yolo11-cls": partial(ultralytics, name="yolo11n-cls"),
     "ultralytics-yolo26-sem": partial(ultralytics, name="yolo26n-sem"),
     "rf-detr": partial(rf_detr, name="RFDETRNano"),
@@ -471,6 +601,14 @@ CASES: dict[str, Callable[[Path, list[Image.Image]], Answers]] = {
         transformers, make=maskformer, task="panoptic", heads="class_predictor",
         outputs="class_queries_logits masks_queries_logits",
     ),
+    "transformers-mask2former": partial(
+        transformers, make=mask2former, task="panoptic", heads="class_predictor",
+        outputs="class_queries_logits masks_queries_logits",
+    ),
+    "transformers-mask2former-float32": partial(
+        transformers, make=mask2former, task="panoptic", heads="class_predictor",
+        outputs="class_queries_logits masks_queries_logits", mend=grids_of_float32,
+    ),
     "transformers-eomt": partial(
         transformers, make=eomt, task="panoptic", heads="class_predictor",
         outputs="class_queries_logits masks_queries_logits",
@@ -488,23 +626,23 @@ CASES: dict[str, Callable[[Path, list[Image.Image]], Answers]] = {
     ),
     "smp-unet-argmax": partial(convolutional, make=partial(smp, "Unet"), has_argmax=True, outputs="labels"),
     "smp-unet-bgr": partial(convolutional, make=partial(smp, "Unet"), bgr=True),
-    "torchvision-fcn": partial(convolutional, make=torchvision_fcn, outputs="out aux"),
-    "monai-unet": partial(convolutional, make=monai_unet, grey=True),
-    "keras-unet": partial(convolutional, make=partial(smp, "Unet"), channels_last=True),
+    "smp-unet-external": partial(convolutional, make=partial(smp, "Unet"), change=with_external_data),
+    "smp-unet-external-missing": partial(
+        convolutional, make=partial(smp, "Unet"), change=partial(with_external_data, missing=True)
+    ),
+    "smp-unet-int8": partial(convolutional, make=partial(smp, "Unet"), change=quantised),
+    "smp-unet-fp16-input": partial(
+        convolutional, make=partial(smp, "Unet"), change=partial(halved, keep=("logits",))
+    ),
+    "smp-unet-fp16": partial(convolutional, make=partial(smp, "Unet"), change=halved),
+    "torchvision-fcn": partial(convolutional, make=torchvision_fcn, resized="torchvision", outputs="out aux"),
+    "monai-unet": partial(convolutional, make=monai_unet, resized="MONAI"),
+    "keras-unet": partial(convolutional, make=partial(smp, "Unet"), resized="torch", channels_last=True),
 }  # fmt: skip
 
 
-OWN_SIZES = {
-    "rf-detr": ((384, 384), (384, 384)),
-    "rf-detr-seg": ((312, 312), (312, 312)),
-    "transformers-mobilevit": ((128, 128), (128, 128)),
-    **{case: ((224, 224), (224, 224)) for case in CASES if case.startswith(("smp", "torchvision", "monai", "keras"))},
-}
-"""Of photographs that need no resizing, where random weights let its rounding choose other queries."""
-
-
 def main(case: str, folder: Path) -> None:
-    photos = photographs(folder / "photos", OWN_SIZES.get(case, SIZES))
+    photos = photographs(folder / "photos", SIZES)
     for number, answer in enumerate(CASES[case](folder, photos)):
         np.savez(folder / f"{number}.npz", **answer)
 

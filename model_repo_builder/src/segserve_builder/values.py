@@ -31,6 +31,7 @@ class ValueType(StrEnum):
     MASK_HEADS = "maskHeads"
     HEATMAPS = "heatmaps"
     POINTS = "points"
+    ROTATED = "rotated"
     QUERIES = "queries"
     INSTANCES = "instances"
     KEYPOINTS = "keypoints"
@@ -39,6 +40,7 @@ class ValueType(StrEnum):
 
 CANDIDATES: Final = frozenset(
     {ValueType.BOXES, ValueType.PROTOTYPES, ValueType.MASK_HEADS, ValueType.HEATMAPS, ValueType.POINTS}
+    | {ValueType.ROTATED}
 )
 """The types of `Candidates`: stages that choose among boxes take all of them."""
 
@@ -233,11 +235,36 @@ class PointHeads:
 
 
 @dataclass(frozen=True, slots=True)
+class RotatedHeads:
+    """Rotated boxes float32 (N, 5): cx cy w h in pixels of the network's input, and an angle in radians from x to y."""
+
+    rectangles: Float32
+
+    def take(self, which: Any) -> RotatedHeads:
+        """Return the heads of some candidates."""
+        return RotatedHeads(self.rectangles[which])
+
+    def corners(self, transform: ResizeTransform) -> Float32:
+        """Return the corners of each box in order, x and y in pixels of the original image, float32 (N, 4, 2)."""
+        import numpy as np
+
+        centres, sizes, angles = self.rectangles[:, None, :2], self.rectangles[:, None, 2:4], self.rectangles[:, 4:]
+        cosine, sine = np.cos(angles), np.sin(angles)
+        x, y = np.moveaxis(sizes * (np.array([[1, 1], [1, -1], [-1, -1], [-1, 1]], np.float32) / 2), 2, 0)
+        points = centres + np.stack([x * cosine - y * sine, x * sine + y * cosine], axis=2)
+        moved: Float32 = (points - np.array([transform.left, transform.top], np.float32)) * np.array(
+            transform.scale, np.float32
+        )
+        return moved
+
+
+@dataclass(frozen=True, slots=True)
 class Candidates:
     """Detections, with the heads that their masks or keypoints are computed from.
 
     `boxes` float32 (N, 4) as x1 y1 x2 y2 in pixels of the original image, `scores` float32 (N,), `classes` int32
-    (N,). Their type is BOXES with `NoHeads`, with the other heads PROTOTYPES, MASK_HEADS, HEATMAPS or POINTS.
+    (N,). Their type is BOXES with `NoHeads`, with the other heads PROTOTYPES, MASK_HEADS, HEATMAPS, POINTS or
+    ROTATED, whose boxes enclose the rotated ones.
     """
 
     boxes: Float32

@@ -168,7 +168,7 @@ def test_the_default_stages_of_a_family_lead_to_its_answer(family: str) -> None:
         (
             "semantic-logits",
             [{"nms": {}}],
-            r"postprocess\[0\] 'nms' takes boxes or heatmaps or maskHeads or points or prototypes; family",
+            r"postprocess\[0\] 'nms' takes boxes or heatmaps or maskHeads or points or prototypes or rotated; family",
         ),
         (
             "semantic-logits",

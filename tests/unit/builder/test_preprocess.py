@@ -126,13 +126,15 @@ def test_normalised_pixels_come_in_the_network_s_float_type(dtype: str, numpy_dt
 )
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 @pytest.mark.parametrize("dtype", ["FP32", "FP16"])
-@pytest.mark.parametrize("antialias", [False, True])
+@pytest.mark.parametrize("smooth", [{}, {"antialias": True}, {"rounding": "none"}], ids=str)
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("depth", ["UINT8", "UINT16"])
 def test_the_input_is_what_the_stages_make_one_after_the_other(
-    resize: dict[str, Any], layout: str, dtype: str, antialias: bool, channels: int, depth: str
+    resize: dict[str, Any], layout: str, dtype: str, smooth: dict[str, Any], channels: int, depth: str
 ) -> None:
-    steps = ({"resize": resize["resize"] | {"antialias": antialias}}, {"normalise": {"mean": [0.485], "std": [0.229]}})
+    if "rounding" in smooth and depth == "UINT16":
+        smooth = {}  # it is refused
+    steps = ({"resize": resize["resize"] | smooth}, {"normalise": {"mean": [0.485], "std": [0.229]}})
     pixels = RNG.integers(0, 256 if depth == "UINT8" else 65536, (33, 47, channels)).astype(depth.lower())
     shape = (None, channels, None, None) if layout == "NCHW" else (None, None, None, channels)
     spec = Input(dtype=depth, colour="RGB" if channels == 3 else "GREY")
@@ -260,6 +262,18 @@ def test_an_image_of_another_size_than_a_fixed_network_is_refused_with_both_size
             {},
             network(),
             r"0\.\.255 for UINT8, got 300",
+        ),
+        (
+            [{"resize": {"mode": "keep", "rounding": "none"}}],
+            {},
+            network(),
+            "rounding none needs input.dtype UINT8 and the stage normalise; got UINT8 and resize",
+        ),
+        (
+            [{"resize": {"mode": "keep", "rounding": "none"}}, {"normalise": {}}],
+            {"dtype": "UINT16"},
+            network("FP32"),
+            "rounding none needs input.dtype UINT8 and the stage normalise; got UINT16",
         ),
     ],
 )

@@ -190,6 +190,25 @@ def test_antialias_resizes_as_torch_does_into_the_same_place(
     assert np.abs(given.pixels[rows, columns] - np.clip(expected, 0, np.iinfo(dtype).max)).max() < 0.6
 
 
+@pytest.mark.parametrize("options", MODES[:4], ids=str)
+def test_without_rounding_pixels_are_those_of_torch_for_float_tensors(options: dict[str, Any]) -> None:
+    import torch
+    from torch.nn import functional
+
+    pixels = picture(90, 120)
+    given = resize(pixels, rounding="none", **options)
+    placed = Resize.model_validate(options).place(90, 120)
+    tensor = torch.from_numpy(pixels).permute(2, 0, 1)[None].float()
+    inner = (placed.inner_height, placed.inner_width)
+    expected = functional.interpolate(tensor, inner, mode="bilinear", align_corners=False)[0].permute(1, 2, 0)
+    rows, columns = (slice(first, first + size) for first, size in zip((placed.top, placed.left), inner, strict=True))
+    assert given.pixels.dtype == np.float32
+    np.testing.assert_allclose(given.pixels[rows, columns], expected.numpy(), atol=0.01)
+    outside = given.pixels.copy()
+    outside[rows, columns] = -1
+    assert set(np.unique(outside)) <= {-1, 0 if options["mode"] == "shortSide" else 114}
+
+
 def test_without_antialias_small_images_of_large_ones_miss_pixels() -> None:
     pixels = np.zeros((64, 64, 1), np.uint8)
     pixels[::8] = 255
@@ -279,6 +298,8 @@ def test_a_very_narrow_image_is_refused_where_padding_would_fill_the_memory() ->
         ({"mode": "keep", "interpolation": "lanczos"}, "'bilinear', 'area', 'nearest' or 'cubic'"),
         ({"mode": "keep", "colour": "RGB"}, "colour"),
         ({"mode": "keep", "interpolation": "area", "antialias": True}, "antialias needs interpolation: bilinear or"),
+        ({"mode": "keep", "rounding": "eachPass"}, "rounding: eachPass needs antialias: true"),
+        ({"mode": "keep", "antialias": True, "rounding": "none"}, "rounding: none needs antialias: false"),
     ],
     ids=str,
 )

@@ -39,6 +39,7 @@ from segserve_builder.values import (
     PrototypeHeads,
     Queries,
     ResizeTransform,
+    RotatedHeads,
     ValueType,
 )
 
@@ -113,6 +114,10 @@ def points(n: int, height: int, width: int) -> Candidates:
     return detections(n, height, width, PointHeads(noise(n, 5, 3)))
 
 
+def rotated(n: int, height: int, width: int) -> Candidates:
+    return detections(n, height, width, RotatedHeads(np.abs(noise(n, 5)) * np.float32(max(height, width))))
+
+
 def noise(*shape: int) -> NDArray[np.float32]:
     return np.random.default_rng(1).normal(size=shape).astype(np.float32)
 
@@ -153,6 +158,7 @@ SAMPLES = {
         ValueType.MASK_HEADS: mask_heads,
         ValueType.HEATMAPS: heatmaps,
         ValueType.POINTS: points,
+        ValueType.ROTATED: rotated,
         ValueType.QUERIES: queries,
         ValueType.INSTANCES: instances,
     }.items()

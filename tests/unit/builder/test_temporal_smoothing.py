@@ -307,7 +307,7 @@ def test_smoothing_in_the_wrong_place_is_refused(steps: tuple[dict[str, Any], ..
 
 @pytest.mark.parametrize("batcher", [False, True])
 def test_the_sequence_batcher_is_asked_for_by_an_option(batcher: bool) -> None:
-    options = {"sequenceBatcher": batcher, "maxStreams": 5, "maxIdleS": 30}
+    options = {"sequenceBatcher": batcher, "maxStreams": 5}
     made = pipeline({"temporalSmoothing": options}, ARGMAX)
 
     config = postprocess_config(PostOptions.of(made, IO), "semantic")
@@ -315,4 +315,4 @@ def test_the_sequence_batcher_is_asked_for_by_an_option(batcher: bool) -> None:
     assert config.HasField("sequence_batching") == batcher
     if batcher:
         assert config.sequence_batching.oldest.max_candidate_sequences == 5
-        assert config.sequence_batching.max_sequence_idle_microseconds == 30_000_000
+        assert config.sequence_batching.max_sequence_idle_microseconds == 60_000_000

@@ -13,6 +13,7 @@ from fakes.pipelines import pipeline_of
 from segserve_builder.errors import SignatureError
 from segserve_builder.families import FAMILIES
 from segserve_builder.families.base import NetworkIO, NetworkSignature, TensorSpec
+from segserve_builder.kernels.rle_reader import decode_bitmap
 from segserve_builder.stages.base import RequestOptions
 from segserve_builder.stages.crop_masks import CropMasks
 from segserve_builder.values import Candidates, PrototypeHeads, ResizeTransform, ValueType
@@ -119,6 +120,28 @@ def test_keypoints_are_those_of_the_kept_detections_in_pixels_of_the_image(famil
     assert value.points.tolist() == [[[200, 200, 0.75], [0, 640, 0.25]]]
 
 
+@pytest.mark.parametrize("family", ["yolo-obb", "yolo-nms-free-obb"])
+def test_rotated_boxes_are_instances_whose_masks_are_the_boxes_in_the_image(family: str) -> None:
+    is_chosen = family == "yolo-nms-free-obb"
+    # The image lies at half its size from row 160 on. A box stands on its corner; the second overlaps it, if turned.
+    boxes = [[100, 300, 40, 40], [102, 300, 40, 40], [20, 80, 10, 10]]
+    rest = [[0.9, 0], [0.8, 0], [0.7, 0]] if is_chosen else [[0.9], [0.8], [0.7]]
+    rows = np.concatenate([boxes, rest, [[np.pi / 4], [np.pi * 3 / 4], [0]]], axis=1, dtype=np.float32)
+    outputs = {"output0": (rows if is_chosen else rows.T)[None]}
+
+    value: Any = FAMILIES[family].read(outputs, TRANSFORM, pipeline_of(family, 1))
+    for stage in FAMILIES[family].default_postprocess:
+        value = stage(value, RequestOptions())
+
+    half = 40 * np.sqrt(2)
+    assert value.scores.tolist() == pytest.approx([0.9, 0.8, 0.7] if is_chosen else [0.9, 0.7])
+    assert value.boxes[0].tolist() == pytest.approx([200 - half, 280 - half, 200 + half, 280 + half], abs=0.01)
+    mask = decode_bitmap(value.masks[0], value.height, value.width)
+    assert mask.sum() == pytest.approx(80 * 80, abs=80)
+    assert [mask[280, 200], mask[280, 254], mask[235, 235]] == [1, 1, 0]
+    assert decode_bitmap(value.masks[-1], value.height, value.width).sum() == 0  # it is above the image
+
+
 @pytest.mark.parametrize("classes", [1, 3])
 def test_yolox_boxes_are_counted_from_their_cells(classes: int) -> None:
     sides = {8: 80, 16: 40, 32: 20}
@@ -211,6 +234,8 @@ PROTOTYPES = (None, 32, 160, 160)
         ("yolov5-seg", [(None, 25200, 12), (None, None, 160, 160)]),
         ("yolo-nms-free-detect", [(None, 300, 6)]),
         ("yolo-pose", [(None, 7 + 51, 8400)]),
+        ("yolo-obb", [(None, 8, 8400)]),
+        ("yolo-nms-free-obb", [(None, 300, 7)]),
         ("yolo-nms-free-pose", [(None, 300, 6 + 51)]),
         ("yolox-detect", [(None, 8400, 8)]),
         ("yolo-nms-free-seg", [PROTOTYPES, (None, 300, 38)]),
@@ -232,6 +257,7 @@ def test_the_outputs_of_a_yolo_export_are_accepted(family: str, outputs: list[tu
         ("yolo-detect", [(None, 8400, 7)], r"4 \+ 3 rows, 7"),
         ("yolo-detect", [(None, 7, 8400), PROTOTYPES], r"has one output, FP32 \[batch, 4 \+ classes, candidates\]"),
         ("yolo-pose", [(None, 7 + 50, 8400)], r"4 \+ 3 \+ 3 for each keypoint rows, at least 10"),
+        ("yolo-obb", [(None, 7, 8400)], r"4 \+ 3 \+ 1 for the angle rows, 8"),
         ("yolo-nms-free-pose", [(None, 300, 6)], r"6 \+ 3 for each keypoint columns, at least 9"),
         ("yolov5-detect", [(None, 25200, 7)], r"5 \+ 3 columns, 8"),
         ("yolov5-seg", [(None, 25200, 8), PROTOTYPES], r"5 \+ 3 \+ coefficients columns, 40"),

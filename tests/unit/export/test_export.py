@@ -293,7 +293,14 @@ def test_a_transformers_checkpoint_is_exported_whole(name: str, family: str, ima
     assert len(resource.spec.classes) == hugging_face.CLASSES  # type: ignore[union-attr]
     assert resource.spec.input.colour == "BGR"  # type: ignore[union-attr]
     resize = resource.spec.preprocess[1].stage.model_dump(by_alias=True, exclude_unset=True)  # type: ignore[union-attr]
-    assert resize == {"mode": "stretch", "height": 128, "width": 128, "interpolation": "cubic", "antialias": True}
+    assert resize == {
+        "mode": "stretch",
+        "height": 128,
+        "width": 128,
+        "interpolation": "cubic",
+        "antialias": True,
+        "rounding": "eachPass",
+    }
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,9 @@ FILE_NAME: Final = "preprocessor_config.json"
 LARGEST_SIDE: Final = 16384
 INTERPOLATIONS: Final[Mapping[int, Mapping[str, Any]]] = {
     0: {"interpolation": "nearest"},
-    1: {"interpolation": "cubic", "antialias": True},
-    2: {"antialias": True},
-    3: {"interpolation": "cubic", "antialias": True},
+    1: {"interpolation": "cubic", "antialias": True, "rounding": "eachPass"},
+    2: {"antialias": True, "rounding": "eachPass"},
+    3: {"interpolation": "cubic", "antialias": True, "rounding": "eachPass"},
 }
 """Options of `resize` by Pillow's number of the filter, which is antialiased in both Pillow and torchvision."""
 APPROXIMATE: Final = {

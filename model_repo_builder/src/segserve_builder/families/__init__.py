@@ -27,6 +27,8 @@ _ROWS: Final[tuple[Family, ...]] = (
     yolo.YOLOX_DETECT,
     yolo.YOLO_POSE,
     yolo.YOLO_NMS_FREE_POSE,
+    yolo.YOLO_OBB,
+    yolo.YOLO_NMS_FREE_OBB,
     queries.MASK2FORMER,
     queries.MASKFORMER,
     queries.EOMT,

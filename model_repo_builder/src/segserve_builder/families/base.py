@@ -23,6 +23,7 @@ IMAGE_DTYPES: Final = ("UINT8", "UINT16", "FP16", "FP32")
 CHANNELS: Final = {"RGB": 3, "BGR": 3, "GREY": 1}
 LABEL_OPERATORS: Final = frozenset({"ArgMax", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "TopK"})
 PROBABILITY_OPERATORS: Final = frozenset({"HardSigmoid", "Sigmoid", "Softmax"})
+IN_FP32: Final = "export it with half=False, or convert it with keep_io_types=True"
 ROUNDING: Final = 1e-3
 """How far beyond 0 and 1 rounding may put a probability."""
 
@@ -153,6 +154,33 @@ class StageNote:
     sure: bool = False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LibraryPreprocessing:
+    """Resizing and normalisation of a library, before its networks.
+
+    `resize` are options of that stage without sizes: `shortSide` pads to a square. `normalise` are those of the stage
+    `normalise`, which `pixels` explains; Ultralytics' metadata make it sure. Where the network's size is free, images
+    get the side `free_side`; None if the library keeps theirs. `output` is the name of an output that only the
+    library's own exports have, None if the family is the library's alone.
+    """
+
+    networks: str
+    resize: Mapping[str, Any]
+    normalise: Mapping[str, Any]
+    pixels: StageNote
+    colour: Literal["RGB", "BGR"] = "RGB"
+    free_side: int | None = None
+    output: str | None = None
+
+
+IMAGENET: Final[Mapping[str, Any]] = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+ULTRALYTICS: Final = LibraryPreprocessing(
+    networks="YOLO networks",
+    resize={"mode": "letterbox"},
+    normalise={},
+    pixels=StageNote("YOLO networks take pixels of 0 to 1"),
+    free_side=640,
+)
 USUAL_THRESHOLDS: Final = StageNote("the thresholds are the family's usual ones; the right ones depend on your images")
 
 
@@ -189,10 +217,8 @@ class Family(ABC):
     """Whether classes are marked as things, counted one by one, or not."""
     fixed_size_resize: Literal["stretch", "letterbox"] = "letterbox"
     """How images of another aspect are usually resized to a fixed size."""
-    ultralytics_preprocessing: bool = False
-    """Whether networks are trained with Ultralytics' preprocessing: letterboxed images with pixels of 0 to 1."""
-    yolox_preprocessing: bool = False
-    """Whether networks take BGR pixels of 0 to 255, resized and padded right and below with 114."""
+    preprocessing: LibraryPreprocessing | None = None
+    """What the library that the family's networks usually come from does to images."""
     stage_notes: tuple[StageNote, ...] = (USUAL_THRESHOLDS,)
 
     @abstractmethod
@@ -265,7 +291,7 @@ def float_output(tensor: TensorSpec, model: ModelContext, rank: int, shape: str)
     Raises `SignatureError` if it is another.
     """
     if tensor.dtype != "FP32":
-        mend = ": export it with half=False, or convert it with keep_io_types=True" if tensor.dtype == "FP16" else ""
+        mend = f": {IN_FP32}" if tensor.dtype == "FP16" else ""
         raise SignatureError(f"output {described(tensor)}: the dtype must be FP32{mend}")
     if len(tensor.shape) != rank:
         raise SignatureError(f"output {described(tensor)}: the shape must be {shape}")

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from segserve_builder.errors import SignatureError
 from segserve_builder.families.base import (
+    IMAGENET,
     USUAL_THRESHOLDS,
     EvidenceWeight,
     Family,
     FamilyEvidence,
     InspectedNetwork,
+    LibraryPreprocessing,
     ModelContext,
     NetworkIO,
     NetworkSignature,
@@ -254,6 +256,13 @@ DETR_PANOPTIC: Final = QueryFamily(
     uses_deformable_attention=False,
 )
 
+_RF_DETR: Final = LibraryPreprocessing(
+    networks="RF-DETR networks",
+    resize={"mode": "stretch", "rounding": "none"},
+    normalise=IMAGENET,
+    pixels=StageNote("RF-DETR networks take ImageNet's mean and deviation", sure=True),
+    output="dets",
+)
 _SIGMOID: Final = (QueryOutput("logits", CLASSES, ("labels",)), QueryOutput("pred_boxes", BOXES, ("dets",)))
 
 DETR_SIGMOID: Final = QueryFamily(
@@ -270,6 +279,7 @@ DETR_SIGMOID: Final = QueryFamily(
         "RTDetrV2ForObjectDetection",
     ),
     fixed_size_resize="stretch",
+    preprocessing=_RF_DETR,
     uses_deformable_attention=True,
 )
 """The aliases are the names of RF-DETR's own exports."""
@@ -285,6 +295,7 @@ DEFORMABLE_DETR: Final = replace(
         "LwDetrForObjectDetection",
     ),
     outputs=_BOXED,
+    preprocessing=None,
     uses_deformable_attention=None,
 )
 

@@ -8,19 +8,22 @@ from __future__ import annotations
 import ast
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from segserve_builder.errors import SignatureError
 from segserve_builder.families.base import (
     CHANNELS,
+    ULTRALYTICS,
     EvidenceWeight,
     Family,
     FamilyEvidence,
     InspectedNetwork,
+    LibraryPreprocessing,
     ModelContext,
     NetworkIO,
     NetworkSignature,
+    StageNote,
     TensorSpec,
     check_grid,
     check_probabilities,
@@ -30,6 +33,7 @@ from segserve_builder.families.base import (
     image_input,
 )
 from segserve_builder.stages.crop_masks import CropMasks
+from segserve_builder.stages.fill_boxes import FillBoxes
 from segserve_builder.stages.keypoints import Keypoints
 from segserve_builder.stages.nms import Nms
 from segserve_builder.stages.score_threshold import ScoreThreshold
@@ -41,6 +45,7 @@ from segserve_builder.values import (
     PointHeads,
     PrototypeHeads,
     ResizeTransform,
+    RotatedHeads,
     ValueType,
 )
 
@@ -59,9 +64,9 @@ class YoloFamily(Family):
     """A head with one detection per row or column, and optionally prototypes [batch, K, h, w] of its masks.
 
     The output of detections has three dimensions. The values of a detection lie along `axis`: `leading_values`, then a
-    score for each class if `scored`, then K mask coefficients if `masks`, or x y visibility of each keypoint if
-    `points`; coefficients times prototypes are the mask's logits. The two outputs are told apart by their number of
-    dimensions. Boxes and keypoints are in pixels of the network's input.
+    score for each class if `scored`, then K mask coefficients if `masks`, x y visibility of each keypoint if `points`,
+    or the angle of a box, then cx cy w h, if `rotated`; coefficients times prototypes are the mask's logits. The two
+    outputs are told apart by their number of dimensions. Boxes and keypoints are in pixels of the network's input.
     """
 
     axis: Literal[1, 2]
@@ -69,7 +74,8 @@ class YoloFamily(Family):
     scored: bool
     masks: bool
     points: bool = False
-    ultralytics_preprocessing: bool = True
+    rotated: bool = False
+    preprocessing: LibraryPreprocessing | None = ULTRALYTICS
 
     def network_io(self, signature: NetworkSignature, model: ModelContext) -> NetworkIO:
         """Return the image input, the detections and, for masks, the prototypes.
@@ -95,7 +101,13 @@ class YoloFamily(Family):
         """
         number = len(model.classes)
         head, heads = self._split(outputs, number, transform)
-        return self._candidates(head, heads, transform, number)
+        candidates = self._candidates(head, heads, transform, number)
+        if not isinstance(candidates.heads, RotatedHeads):
+            return candidates
+        import numpy as np
+
+        corners = candidates.heads.corners(transform)
+        return replace(candidates, boxes=np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1))
 
     def implied_classes(self, network: InspectedNetwork) -> int | None:
         """Return the number of values that are neither leading values nor coefficients."""
@@ -103,7 +115,7 @@ class YoloFamily(Family):
         if not self.scored or len(detections) != 1 or len(prototypes) != int(self.masks):
             return None
         values = network.shape(detections[0])[self.axis]
-        coefficients = network.shape(prototypes[0])[1] if prototypes else self._point_values(network)
+        coefficients = network.shape(prototypes[0])[1] if prototypes else self._last_values(network)
         if values is None or coefficients is None:
             return None
         number = values - self.leading_values - coefficients
@@ -117,11 +129,13 @@ class YoloFamily(Family):
         if values is None:
             return None
         observed = f"output {head.name!r} has {values}"
-        if self.points and not self._point_values(network):
+        if self.rotated and network.metadata.get("task") not in self.tasks:
+            return f"{self.name} needs the metadata 'task' {self.tasks[0]!r} that Ultralytics writes"
+        if self.points and not self._last_values(network):
             return f"{self.name} needs the metadata 'kpt_shape' [keypoints, 3] that Ultralytics writes"
         if not self.scored:
             prototypes = _by_rank(network, 4)
-            coefficients = network.shape(prototypes[0])[1] or 0 if prototypes else self._point_values(network)
+            coefficients = network.shape(prototypes[0])[1] or 0 if prototypes else self._last_values(network)
             expected = self.leading_values + coefficients
             return None if values == expected else f"{self.name} has {expected} values per candidate, {observed}"
         if candidates is not None and values > candidates:
@@ -138,7 +152,7 @@ class YoloFamily(Family):
         task, metadata = network.metadata.get("task"), network.metadata
         if task not in self.tasks:
             return
-        arguments = _literal(metadata.get("args", ""))
+        arguments = literal(metadata.get("args", ""))
         nms = isinstance(arguments, dict) and arguments.get("nms") is True
         chosen = metadata.get("end2end") == "True" or nms
         head: type[YoloFamily] = ChosenHead if chosen else ScoredHead
@@ -158,9 +172,11 @@ class YoloFamily(Family):
     def _ranks(self) -> list[int]:
         return [3, 4] if self.masks else [3]
 
-    def _point_values(self, network: InspectedNetwork) -> int:
-        """Return the number of values of all keypoints by Ultralytics' metadata, 0 if there are none."""
-        numbers = _literal(network.metadata.get("kpt_shape", "")) if self.points else None
+    def _last_values(self, network: InspectedNetwork) -> int:
+        """Return the number of values of an angle or, by Ultralytics' metadata, of all keypoints; 0 without either."""
+        if self.rotated:
+            return 1
+        numbers = literal(network.metadata.get("kpt_shape", "")) if self.points else None
         return 3 * numbers[0] if isinstance(numbers, list) and numbers[1:] == [3] else 0
 
     def _values(self, classes: int) -> int:
@@ -175,13 +191,15 @@ class YoloFamily(Family):
             values += f" + {coefficients}"
         if self.points:
             values += " + 3 for each keypoint"
+        if self.rotated:
+            values += " + 1 for the angle"
         return f"[{batch}, {values}, {candidates}]" if self.axis == 1 else f"[{batch}, {candidates}, {values}]"
 
     def _check_values(self, detections: TensorSpec, prototypes: list[TensorSpec], classes: int) -> None:
         size, before = detections.shape[self.axis], self._values(classes)
         coefficients = prototypes[0].shape[1] if prototypes else None
         free = bool(prototypes) and coefficients is None
-        least = before + (coefficients or 1 if prototypes else 3 if self.points else 0)
+        least = before + (coefficients or 1 if prototypes else 3 if self.points else int(self.rotated))
         if size is None or size == least or (free and size > least):
             return
         if self.points and size > least and (size - least) % 3 == 0:
@@ -190,7 +208,8 @@ class YoloFamily(Family):
         parts = f"{self.leading_values} + {classes}" if self.scored else str(self.leading_values)
         raise SignatureError(
             f"{self.name} output {outputs}: for the model's {classes} classes the detections must have "
-            f"{parts}{' + coefficients' if self.masks else ''}{' + 3 for each keypoint' if self.points else ''} "
+            f"{parts}{' + coefficients' if self.masks else ''}{' + 3 for each keypoint' if self.points else ''}"
+            f"{' + 1 for the angle' if self.rotated else ''} "
             f"{'rows' if self.axis == 1 else 'columns'}, {'at least ' if free or self.points else ''}{least}"
         )
 
@@ -200,7 +219,7 @@ class YoloFamily(Family):
         """Return one image's detections without the batch, and the heads of their masks."""
         detections, *prototypes = outputs.values()
         shapes = [array.shape for array in (detections, *prototypes)]
-        coefficients = shapes[1][1] if self.masks and len(shapes[1]) == 4 else 0
+        coefficients = shapes[1][1] if self.masks and len(shapes[1]) == 4 else int(self.rotated)
         if self.points and len(shapes[0]) == 3:  # any number of them
             coefficients = max(3, (shapes[0][self.axis] - self._values(classes)) // 3 * 3)
         expected = self._values(classes) + coefficients
@@ -214,6 +233,8 @@ class YoloFamily(Family):
         rows = head.T if self.axis == 1 else head
         if self.points:
             return head, PointHeads(rows[:, self._values(classes) :].reshape(len(rows), -1, 3))
+        if self.rotated:
+            return head, RotatedHeads(rows[:, [0, 1, 2, 3, -1]])
         if not self.masks:
             return head, NoHeads()
         check_grid("the prototypes", prototypes[0].shape[2:], transform)
@@ -366,7 +387,7 @@ def _cells_of(network: InspectedNetwork) -> int | None:
     return sum((height // stride) * (width // stride) for stride in STRIDES)
 
 
-def _literal(text: str) -> Any:
+def literal(text: str) -> Any:
     """Parse a value as Python writes it, which is how Ultralytics keeps arguments and lists; None if it is not one."""
     try:
         return ast.literal_eval(text)
@@ -439,8 +460,15 @@ YOLOX_DETECT: Final = GridHead(
     leading_values=5,
     scored=True,
     masks=False,
-    ultralytics_preprocessing=False,
-    yolox_preprocessing=True,
+    preprocessing=LibraryPreprocessing(
+        networks="YOLOX networks",
+        resize={"mode": "shortSide", "padValue": 114},
+        normalise={"scale": 1.0},
+        pixels=StageNote(
+            "YOLOX networks take BGR pixels of 0 to 255; those before 0.2 took RGB, normalised as for ImageNet"
+        ),
+        colour="BGR",
+    ),
 )
 YOLO_POSE: Final = ScoredHead(
     name="yolo-pose",
@@ -453,6 +481,30 @@ YOLO_POSE: Final = ScoredHead(
     masks=False,
     points=True,
     tasks=("pose",),
+)
+YOLO_OBB: Final = ScoredHead(
+    name="yolo-obb",
+    gives=ValueType.ROTATED,
+    default_postprocess=(ScoreThreshold(), Nms(), FillBoxes()),
+    output_names=("output0",),
+    axis=1,
+    leading_values=4,
+    scored=True,
+    masks=False,
+    rotated=True,
+    tasks=("obb",),
+)
+YOLO_NMS_FREE_OBB: Final = ChosenHead(
+    name="yolo-nms-free-obb",
+    gives=ValueType.ROTATED,
+    default_postprocess=(ScoreThreshold(), FillBoxes()),
+    output_names=("output0",),
+    axis=2,
+    leading_values=6,
+    scored=False,
+    masks=False,
+    rotated=True,
+    tasks=("obb",),
 )
 YOLO_NMS_FREE_POSE: Final = ChosenHead(
     name="yolo-nms-free-pose",
@@ -498,5 +550,5 @@ RTDETR_ULTRALYTICS: Final = RelativeHead(
     scored=False,
     masks=False,
     tasks=("detect",),
-    fixed_size_resize="stretch",
+    preprocessing=replace(ULTRALYTICS, networks="Ultralytics' RT-DETR networks", resize={"mode": "stretch"}),
 )

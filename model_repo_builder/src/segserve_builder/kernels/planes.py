@@ -14,7 +14,10 @@ F: Final = np.float32
 
 
 @njit(
-    types.void(source(types.uint8, 3), source(types.float64, 1), source(types.float64, 1), target(types.float32, 3)),
+    [
+        types.void(source(pixel, 3), source(types.float64, 1), source(types.float64, 1), target(types.float32, 3))
+        for pixel in (types.uint8, types.float32)
+    ],
     **{**OPTIONS, "fastmath": {"contract"}},
 )
 def _affine(pixels: Any, factor: Any, offset: Any, out: Any) -> None:
@@ -59,14 +62,14 @@ _lookup_compiled = njit(
 
 
 def affine_planes(
-    pixels: NDArray[np.uint8], factor: NDArray[np.float64], offset: NDArray[np.float64]
+    pixels: NDArray[Any], factor: NDArray[np.float64], offset: NDArray[np.float64]
 ) -> NDArray[np.float32]:
-    """Return pixel * factor + offset of each channel, as float32 (C, H, W) of `pixels`, uint8 (H, W, 1 or 3).
+    """Return pixel * factor + offset of each channel as float32 (C, H, W), of uint8 or float32 (H, W, 1 or 3).
 
     The sum is made in float64, on some processors without rounding the product first. Raises `ValueError` if shapes do
     not match.
     """
-    pixels = packed(pixels, np.uint8, 3)
+    pixels = packed(pixels, np.float32 if pixels.dtype == np.float32 else np.uint8, 3)
     height, width, channels = pixels.shape
     if channels not in (1, 3) or factor.shape != (channels,) or offset.shape != (channels,):
         raise ValueError(

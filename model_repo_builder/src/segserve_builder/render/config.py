@@ -11,6 +11,7 @@ from segserve_builder.render.target import RenderTarget
 from segserve_builder.spec.members import SELECTORS, selectors_of
 from segserve_builder.spec.model_spec import Runtime
 from segserve_builder.spec.names import DIGEST_LENGTH, canonical_json
+from segserve_builder.stages.temporal_smoothing import MAX_IDLE_S
 from segserve_builder.steps.pipeline import Pipeline
 from segserve_builder.steps.public_outputs import (
     GEOMETRY,
@@ -87,7 +88,7 @@ def postprocess_config(options: PostOptions, task: Task) -> Any:
     if smoothing is not None and smoothing.sequence_batcher:
         # The direct strategy would give each stream the whole step until it ends: this one takes requests by age.
         config.sequence_batching.oldest.max_candidate_sequences = smoothing.max_streams
-        config.sequence_batching.max_sequence_idle_microseconds = smoothing.max_idle_s * 1_000_000
+        config.sequence_batching.max_sequence_idle_microseconds = MAX_IDLE_S * 1_000_000
     return config
 
 

@@ -13,6 +13,7 @@ from segserve_builder.stages.crop_masks import CropMasks
 from segserve_builder.stages.decode import Decode
 from segserve_builder.stages.decode_anchors import DecodeAnchors
 from segserve_builder.stages.detection_queries import DetectionQueries
+from segserve_builder.stages.fill_boxes import FillBoxes
 from segserve_builder.stages.fill_holes import FillHoles
 from segserve_builder.stages.guided_filter import GuidedFilter
 from segserve_builder.stages.instance_queries import InstanceQueries
@@ -50,6 +51,7 @@ POSTPROCESS: Final[Mapping[str, type[Stage]]] = {
     "maskNms": MaskNms,
     "cropMasks": CropMasks,
     "pasteMasks": PasteMasks,
+    "fillBoxes": FillBoxes,
     "keypoints": Keypoints,
     "morphology": Morphology,
     "removeSmallRegions": RemoveSmallRegions,

@@ -7,11 +7,14 @@ from typing import ClassVar
 from pydantic import Field
 
 from segserve_builder.stages.base import RequestOptions, Stage
-from segserve_builder.values import CANDIDATES, Candidates, ValueType
+from segserve_builder.values import CANDIDATES, Candidates, RotatedHeads, ValueType
 
 
 class Nms(Stage):
-    """Keep the best-scored box of those that overlap (greedy non-maximum suppression)."""
+    """Keep the best-scored box of those that overlap (greedy non-maximum suppression).
+
+    Rotated boxes have a probabilistic IoU, and are removed by any better box, as in Ultralytics.
+    """
 
     version: ClassVar[int] = 2
     takes: ClassVar[frozenset[ValueType]] = CANDIDATES
@@ -32,4 +35,9 @@ class Nms(Stage):
 
         limit = request.most(self.max_detections)
         classes = value.classes if self.class_aware else np.zeros_like(value.classes)
+        if isinstance(value.heads, RotatedHeads):
+            from segserve_builder.kernels.rotated import rotated_nms
+
+            rectangles = value.heads.rectangles
+            return value.take(rotated_nms(rectangles, value.scores, classes, self.iou_threshold, limit))
         return value.take(nms(value.boxes, value.scores, classes, self.iou_threshold, limit))

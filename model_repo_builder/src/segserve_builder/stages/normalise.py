@@ -47,6 +47,10 @@ class Normalise(Stage):
 
         from segserve_builder.kernels.planes import affine_planes, looked_up
 
+        if pixels.dtype == np.float32:  # `resize` has not rounded them: they are of UINT8
+            factor, offset = _factors(self.scale, self.mean, self.std, 1, pixels.shape[2])
+            planes = affine_planes(pixels, factor, offset).astype("float16" if half else "float32", copy=False)
+            return planes if channels_first else np.ascontiguousarray(planes.transpose(1, 2, 0))
         dtype = "float16" if half else "float32"
         options = (self.scale, self.mean, self.std, pixels.dtype.itemsize, pixels.shape[2])
         if channels_first and not half and pixels.dtype == np.uint8:
@@ -70,6 +74,16 @@ def _table(
     return np.ascontiguousarray((scaled - offset) / spread, np.float32).astype(dtype)
 
 
+def _factors(
+    scale: float | None, mean: tuple[float, ...], std: tuple[float, ...], itemsize: int, channels: int
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return the formula as a factor and an offset per channel, both float64 (C,)."""
+    import numpy as np
+
+    offset, spread = (np.broadcast_to(np.asarray(numbers, np.float64), (channels,)) for numbers in (mean, std))
+    return (1 / (256**itemsize - 1) if scale is None else scale) / spread, -offset / spread
+
+
 @lru_cache(maxsize=16)
 def _arithmetic(
     scale: float | None, mean: tuple[float, ...], std: tuple[float, ...], itemsize: int, channels: int
@@ -83,8 +97,7 @@ def _arithmetic(
     from segserve_builder.kernels.planes import affine_planes
 
     table = _table(scale, mean, std, itemsize, channels, "float32")
-    offset, spread = (np.broadcast_to(np.asarray(numbers, np.float64), (channels,)) for numbers in (mean, std))
-    factor = (1 / (256**itemsize - 1) if scale is None else scale) / spread
+    factor, offset = _factors(scale, mean, std, itemsize, channels)
     every = np.arange(table.shape[1], dtype=np.uint8)[None, :, None].repeat(channels, 2)
-    made = affine_planes(every, factor, -offset / spread)
-    return (factor, -offset / spread) if np.array_equal(made[:, 0], table) else None
+    made = affine_planes(every, factor, offset)
+    return (factor, offset) if np.array_equal(made[:, 0], table) else None

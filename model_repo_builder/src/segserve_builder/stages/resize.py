@@ -48,8 +48,12 @@ class Resize(Stage):
 
     Sizes are in pixels; no side becomes less than 1. Interpolation is OpenCV's; `nearest` takes the pixel at
     floor(i * old / new), as torch's `nearest` does. With `antialias` it is that of torch's `interpolate` and
-    torchvision's and Pillow's `resize`: where the image shrinks, every pixel counts. Sums are rounded to whole
-    numbers once, half to even. It matters which of the two a network was trained with.
+    torchvision's and Pillow's `resize`: where the image shrinks, every pixel counts. It matters which of the two a
+    network was trained with.
+
+    `rounding` is `once` for whole numbers, half to even with `antialias`; `eachPass`, half up along rows and again
+    along columns, as torchvision and transformers do with bytes, and Pillow but for a grey level in few pixels; `none`
+    for float32, as torch's `interpolate` of a float tensor. The last needs UINT8 and `normalise`.
     """
 
     takes: ClassVar[frozenset[ValueType]] = frozenset({ValueType.IMAGE})
@@ -86,6 +90,11 @@ class Resize(Stage):
         description="bilinear, cubic: whether shrinking averages all pixels, as torchvision and Pillow do. "
         "Default: false, as OpenCV does.",
     )
+    rounding: Literal["once", "eachPass", "none"] | None = Field(
+        None,
+        description="Rounding to whole numbers: eachPass (with antialias), as torchvision of bytes; none (without), as "
+        "torch of float tensors. Default: once.",
+    )
 
     @model_validator(mode="after")
     def _fits_its_mode(self) -> Self:
@@ -106,6 +115,10 @@ class Resize(Stage):
             raise ValueError("padValue needs padding: constant; got edge")
         if self.antialias and self.interpolation not in ("bilinear", "cubic"):
             raise ValueError(f"antialias needs interpolation: bilinear or cubic; got {self.interpolation}")
+        if self.rounding == "eachPass" and not self.antialias:
+            raise ValueError("rounding: eachPass needs antialias: true; without it there is one pass")
+        if self.rounding == "none" and self.antialias:
+            raise ValueError("rounding: none needs antialias: false; with it allowed are once and eachPass")
         if self.mode == "letterbox" and any(side % (self.multiple_of or 1) for side in self._most or ()):
             raise ValueError(f"the sides of letterbox must be multiples of multipleOf ({self.multiple_of})")
         if self.max_size is not None and self.size is not None and self.max_size < self.size:
@@ -139,12 +152,16 @@ class Resize(Stage):
         return ResizeTransform(height, width, 0, 0, *self._most, *self._most)
 
     def __call__(self, value: Image, request: RequestOptions) -> Image:
-        """Return the fitted image, (H, W, C) of the same dtype; the given one where nothing changes."""
+        """Return the fitted image, (H, W, C) of the same dtype; the given one where nothing changes.
+
+        Without rounding, pixels of images that change their size are float32.
+        """
         transform = self.place(*value.pixels.shape[:2])
         if transform == value.transform:
             return value
         _check_growth(transform)
-        return Image(self._pad(self._resize(value.pixels, transform), transform), transform)
+        constant = self._constant(value.pixels.dtype.itemsize)
+        return Image(self._pad(self._resize(value.pixels, transform), transform, constant), transform)
 
     def _resize(self, pixels: NDArray[Any], transform: ResizeTransform) -> NDArray[Any]:
         inner = (transform.inner_height, transform.inner_width)
@@ -153,7 +170,8 @@ class Resize(Stage):
         if self.antialias:
             from segserve_builder.kernels.resample import resample
 
-            return resample(pixels, *inner, "cubic" if self.interpolation == "cubic" else "bilinear")
+            rounding: Literal["once", "eachPass"] = "eachPass" if self.rounding == "eachPass" else "once"
+            return resample(pixels, *inner, "cubic" if self.interpolation == "cubic" else "bilinear", rounding)
         import cv2
         import numpy as np
 
@@ -163,10 +181,11 @@ class Resize(Stage):
             "nearest": cv2.INTER_NEAREST,
             "cubic": cv2.INTER_CUBIC,
         }[self.interpolation]
-        resized: NDArray[Any] = cv2.resize(np.ascontiguousarray(pixels), inner[::-1], interpolation=method)
+        given = np.ascontiguousarray(pixels, np.float32 if self.rounding == "none" else pixels.dtype)
+        resized: NDArray[Any] = cv2.resize(given, inner[::-1], interpolation=method)
         return resized.reshape(*inner, pixels.shape[2])
 
-    def _pad(self, pixels: NDArray[Any], transform: ResizeTransform) -> NDArray[Any]:
+    def _pad(self, pixels: NDArray[Any], transform: ResizeTransform, constant: int) -> NDArray[Any]:
         bottom = transform.input_height - transform.top - transform.inner_height
         right = transform.input_width - transform.left - transform.inner_width
         if not (transform.top or bottom or transform.left or right):
@@ -175,9 +194,10 @@ class Resize(Stage):
         import numpy as np
 
         border = cv2.BORDER_REPLICATE if self.padding == "edge" else cv2.BORDER_CONSTANT
-        constant = [self._constant(pixels.dtype.itemsize)] * pixels.shape[2]
         sides = (transform.top, bottom, transform.left, right)
-        padded: NDArray[Any] = cv2.copyMakeBorder(np.ascontiguousarray(pixels), *sides, border, value=constant)
+        padded: NDArray[Any] = cv2.copyMakeBorder(
+            np.ascontiguousarray(pixels), *sides, border, value=[constant] * pixels.shape[2]
+        )
         return padded.reshape(transform.input_height, transform.input_width, pixels.shape[2])
 
     def _constant(self, itemsize: int) -> int:

@@ -19,7 +19,7 @@ class SoftNms(Stage):
     are kept; and among equal scores the first is taken first.
     """
 
-    takes: ClassVar[frozenset[ValueType]] = CANDIDATES
+    takes: ClassVar[frozenset[ValueType]] = CANDIDATES - {ValueType.ROTATED}
 
     method: Literal["gaussian", "linear"] = Field(
         "gaussian", description="Factor by which an IoU lowers a score: exp(-IoU² / sigma), or 1 - IoU."

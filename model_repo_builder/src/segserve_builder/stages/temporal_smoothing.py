@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 from pydantic import Field
 
@@ -26,6 +26,10 @@ class History:
     transform: ResizeTransform
     frames: tuple[int, ...]
     arrays: tuple[NDArray[Any], ...]
+
+
+MAX_IDLE_S: Final = 60
+"""Seconds without a frame after which a stream is dropped."""
 
 
 class TemporalSmoothing(Stage):
@@ -52,7 +56,6 @@ class TemporalSmoothing(Stage):
     max_streams: int = Field(
         16, ge=1, le=1024, description="Largest number of streams kept; a new one replaces the one idle longest."
     )
-    max_idle_s: int = Field(60, ge=1, le=86_400, description="Seconds without a frame after which a stream is dropped.")
     sequence_batcher: bool = Field(
         False,
         description="Whether Triton's sequence batcher admits frames: streams must then be started and ended, those "

@@ -70,6 +70,14 @@ def read_signature(path: Path) -> NetworkSignature:
     return NetworkSignature(inputs, outputs, {tensor.name: name for tensor in outputs for name in _last(model, tensor)})
 
 
+def external_files(path: Path) -> frozenset[str]:
+    """Return the places of weights outside the ONNX file at `path`, as it names them; raises as `read_signature`."""
+    import onnx
+
+    tensors = (each for each in _messages(_parse(path)) if isinstance(each, onnx.TensorProto))
+    return frozenset(entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location")
+
+
 def _last(model: Any, output: TensorSpec) -> Iterator[str]:
     """Yield the type of the last operator that does more to an output than move or resize its values."""
     makers = {name: node for node in model.graph.node for name in node.output}
@@ -136,7 +144,7 @@ def _refuse_external(tensor: Any) -> None:
         observed = f"tensor {tensor.name!r} lies outside the file ({entries!r})"
         raise UnsafeArtifactError(
             f"{observed}; all weights must be inside the one file that the sha256 pins: "
-            "export it again with external_data=False (torch), or save it with onnx.save_model"
+            "`segserve init` joins them; or export it again with external_data=False (torch)"
         )
 
 

@@ -102,6 +102,8 @@ class Preprocess:
             slice(place.left, place.left + place.inner_width),
         )
         inner = value.pixels[rows, columns]
+        if inner.dtype == np.float32:  # not rounded by `resize`
+            inner = np.clip(np.rint(inner), 0, 255).astype(np.uint8)
         eight_bits = inner if inner.dtype == np.uint8 else (inner >> 8).astype(np.uint8)
         return np.ascontiguousarray(np.broadcast_to(eight_bits, (*inner.shape[:2], 3)))
 

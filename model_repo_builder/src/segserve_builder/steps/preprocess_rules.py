@@ -32,6 +32,12 @@ def check_preprocess(steps: Sequence[PipelineStep], spec: Input) -> None:
         )
     for step in steps:
         _check_options(step.stage, spec)
+    unrounded = any(isinstance(step.stage, Resize) and step.stage.rounding == "none" for step in steps)
+    if unrounded and (spec.dtype != "UINT8" or "normalise" not in names):
+        raise PipelineError(
+            f"resize with rounding none needs input.dtype UINT8 and the stage normalise; got {spec.dtype} and "
+            f"{', '.join(names)}"
+        )
 
 
 def check_network_input(steps: Sequence[PipelineStep], spec: Input, network: TensorSpec, layout: Layout) -> None:

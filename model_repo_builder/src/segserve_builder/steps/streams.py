@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Self
 
 from segserve_builder.errors import BadImageError, PipelineError
-from segserve_builder.stages.temporal_smoothing import History, TemporalSmoothing
+from segserve_builder.stages.temporal_smoothing import MAX_IDLE_S, History, TemporalSmoothing
 from segserve_builder.steps.pipeline import Pipeline, named_postprocess
 
 FRAME: Final = "frame"
@@ -36,7 +36,7 @@ class Streams:
     @classmethod
     def of(cls, smoothing: TemporalSmoothing, now: Callable[[], float]) -> Self:
         """Return no streams yet, bounded as the stage says."""
-        return cls(smoothing.max_streams, smoothing.max_idle_s, now)
+        return cls(smoothing.max_streams, MAX_IDLE_S, now)
 
     def __len__(self) -> int:
         return len(self._kept)

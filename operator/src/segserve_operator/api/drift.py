@@ -60,12 +60,6 @@ class Drift(ApiValue):
         le=30,
         description="Maximum number of false alarms in 30 days on average, over all histograms.",
     )
-    tolerance: float = Field(
-        default=0.05,
-        ge=0,
-        lt=1,
-        description="How far beyond the reference's own windows the share of a bucket may be and still count as equal.",
-    )
 
     @model_validator(mode="after")
     def _reference_fits(self) -> Self:

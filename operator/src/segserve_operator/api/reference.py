@@ -66,7 +66,7 @@ def _type(field: Mapping[str, Any]) -> str:
     if "x-kubernetes-int-or-string" in field:
         return "integer or percentage" if "minimum" in field else "quantity"
     if "enum" in field:
-        return " \\| ".join(f"`{value}`" for value in field["enum"])
+        return ", ".join(f"`{value}`" for value in field["enum"])
     if field["type"] == "array":
         return f"list of {_type(field['items'])}"
     if "additionalProperties" in field:

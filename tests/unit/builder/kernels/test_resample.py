@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -63,18 +63,24 @@ def test_bilinear_is_within_a_grey_level_of_pillow(
     assert np.abs(made.astype(int) - np.asarray(theirs)).max() <= 1
 
 
-@pytest.mark.parametrize("method", ["bilinear", "cubic"])
-def test_it_is_within_a_grey_level_of_what_torch_does_with_bytes(method: Literal["bilinear", "cubic"]) -> None:
+@settings(max_examples=125, deadline=None)
+@given(SIDE, SIDE, SIDE, SIDE, st.sampled_from([1, 3]), METHODS, st.integers(0, 2**32 - 1))
+def test_rounded_after_each_pass_bytes_are_what_torch_makes_of_them(
+    height: int, width: int, to_height: int, to_width: int, channels: int, method: Any, seed: int
+) -> None:
     import torch
     from torch.nn import functional
 
-    coarse = picture(20, 30, 3, np.uint8, 1)
-    pixels = resample(coarse, 300, 450, "cubic")
+    pixels = picture(height, width, channels, np.uint8, seed)
     mode = "bicubic" if method == "cubic" else "bilinear"
     tensor = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()[None]
-    theirs = functional.interpolate(tensor, (97, 131), mode=mode, antialias=True)[0].permute(1, 2, 0).numpy()
+    theirs = functional.interpolate(tensor, (to_height, to_width), mode=mode, antialias=True)[0].permute(1, 2, 0)
 
-    assert np.abs(resample(pixels, 97, 131, method).astype(int) - theirs).max() <= 1
+    made = resample(pixels, to_height, to_width, method, "eachPass")
+
+    # Sums of torch are integers, ours float32: wide filters of small weights may differ where sums end with a half.
+    assert np.abs(made.astype(int) - theirs.numpy()).max() <= 1
+    assert (made != theirs.numpy()).mean() <= 0.005
 
 
 @pytest.mark.parametrize("method", ["bilinear", "cubic"])

@@ -114,6 +114,54 @@ def test_what_is_written_loads_and_answers_as_the_committed_one(
         assert preview.size == (384, 303)
 
 
+@pytest.fixture
+def apart(tmp_path: Path) -> Path:
+    """Return a network whose weights lie in another file, as torch.onnx.export writes it by default."""
+    (tmp_path / "apart").mkdir()
+    path = tmp_path / "apart/net.onnx"
+    onnx.save_model(
+        onnx.load(EXAMPLES / "coins/coins-unet.onnx"), path, save_as_external_data=True, location="net.onnx.data"
+    )
+    return path
+
+
+def test_weights_in_a_file_beside_the_network_are_joined_into_the_one_that_is_served(
+    command: Command, photos: Path, apart: Path, tmp_path: Path
+) -> None:
+    code, _, complaint = command("init", photos, apart, "-o", tmp_path / "out")
+
+    assert code == 0, complaint
+    (resource,) = load_resources((tmp_path / "out/model.yaml").read_text(), "model.yaml")
+    assert isinstance(resource, SegmentationModel)
+    model = InProcessModel(resource.spec.pipeline("any"), tmp_path / "out/net.onnx")
+    for case in load(tmp_path / "out/golden").cases:
+        compare(case, model.answer(PHOTO.read_bytes(), RequestOptions(encoding="rle")))
+    assert sorted(path.name for path in apart.parent.iterdir()) == ["net.onnx", "net.onnx.data"]
+
+
+def test_weights_that_cannot_be_joined_are_refused_by_name(
+    command: Command, photos: Path, apart: Path, tmp_path: Path
+) -> None:
+    def refusal(*options: str) -> str:
+        code, _, complaint = command("init", photos, apart, "-o", tmp_path / "out", *options)
+        assert (code, (tmp_path / "out").exists()) == (1, False)
+        return " ".join(complaint.split())
+
+    data = apart.with_name("net.onnx.data")
+    assert "makes a copy: leave --no-copy out" in refusal("--no-copy")
+    with data.open("r+b") as file:
+        file.truncate(2**31)
+    assert "the one file that is served has at most 2147483647: export the network in half" in refusal()
+    data.rename(tmp_path / "elsewhere")
+    assert "and net.onnx.data is not beside it: put it there, or export" in refusal()
+    model = onnx.load(apart, load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            entry.value = "../elsewhere" if entry.key == "location" else entry.value
+    onnx.save(model, apart)
+    assert "keeps weights in ../elsewhere, and elsewhere is not beside it" in refusal()
+
+
 def test_everything_that_is_not_known_is_listed_and_marked_in_the_file(
     command: Command, photos: Path, tmp_path: Path
 ) -> None:
@@ -205,6 +253,17 @@ def test_free_sizes_are_letterboxed_as_yolo_predict_does_with_the_file(tmp_path:
         assert spec["preprocess"][1] == {"resize": {"mode": "letterbox", "size": 64, **options}}
 
 
+@pytest.mark.parametrize(("family", "shape"), [("yolo-obb", [1, 7, 84]), ("yolo-nms-free-obb", [1, 30, 7])])
+def test_ultralytics_metadata_says_that_boxes_have_an_angle(tmp_path: Path, family: str, shape: list[int]) -> None:
+    metadata = {**ULTRALYTICS, "task": "obb", "end2end": str(family == "yolo-nms-free-obb")}
+    file = network(tmp_path / "best.onnx", [("images", [1, 3, 64, 64])], [("output0", shape)], **metadata)
+
+    guessed = guess(file, "0" * 64, [PHOTO], Overrides())
+
+    assert [one.family.name for one in guessed.ranked] == [family]
+    assert [entry["name"] for entry in guessed.spec["classes"]] == ["person", "dog"]
+
+
 @pytest.mark.parametrize(("family", "shape"), [("yolo-pose", [1, 6 + 15, 84]), ("yolo-nms-free-pose", [1, 30, 6 + 15])])
 def test_ultralytics_metadata_has_the_number_of_keypoints(tmp_path: Path, family: str, shape: list[int]) -> None:
     args = f"{{'nms': {family == 'yolo-nms-free-pose'}}}"
@@ -246,7 +305,7 @@ def test_what_an_image_processor_does_is_done_or_to_be_checked(tmp_path: Path) -
 
     guessed = guess(file, "0" * 64, [PHOTO], Overrides())
 
-    resampled = {"interpolation": "cubic", "antialias": True}
+    resampled = {"interpolation": "cubic", "antialias": True, "rounding": "eachPass"}
     assert guessed.spec["input"]["colour"] == "BGR"
     assert guessed.spec["preprocess"][1:] == [
         {"resize": {"mode": "stretch", "height": 64, "width": 64, **resampled}},
@@ -316,7 +375,7 @@ def test_a_checkpoints_config_beside_the_file_names_family_classes_and_preparati
     assert guessed.spec["family"] == "mask2former"
     assert [entry["name"] for entry in guessed.spec["classes"]] == ["road", "car"]
     assert guessed.spec["preprocess"][1:] == [
-        {"resize": {"mode": "stretch", "height": 64, "width": 64, "antialias": True}},
+        {"resize": {"mode": "stretch", "height": 64, "width": 64, "antialias": True, "rounding": "eachPass"}},
         {"normalise": {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.2]}},
     ]
 
@@ -597,6 +656,23 @@ def test_a_changed_pipeline_is_recorded_anew_and_the_file_keeps_its_comments(
 
 
 @pytest.mark.usefixtures("small_trial_runs")
+def test_an_operator_that_onnx_runtime_lacks_for_a_type_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    grid = [helper.make_node("Cast", ["image"], ["grid"], to=TensorProto.DOUBLE)]
+    nodes = [*grid, helper.make_node("GridSample", ["image", "grid"], ["logits"])]
+    file = graph(tmp_path / "m.onnx", nodes, [("logits", TensorProto.FLOAT, ["b", 3, "h", "w"])])
+
+    with pytest.raises(CommandError, match=r"GridSample\(16\).*export with torch.onnx.export\(dynamo=True\), or cast"):
+        guess(file, "0" * 64, [PHOTO], Overrides())
+
+
+def test_outputs_in_half_precision_are_refused_with_the_options_that_keep_them_whole(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Cast", ["image"], ["logits"], to=TensorProto.FLOAT16)]
+    file = graph(tmp_path / "m.onnx", nodes, [("logits", TensorProto.FLOAT16, ["b", 3, "h", "w"])])
+
+    with pytest.raises(CommandError, match="outputs must be FP32: export it with half=False, or convert it with keep_"):
+        guess(file, "0" * 64, [PHOTO], Overrides())
+
+
 def test_without_onnxruntime_less_is_known_and_that_is_said(
     command: Command, monkeypatch: pytest.MonkeyPatch, photos: Path, tmp_path: Path
 ) -> None:
@@ -636,7 +712,6 @@ OF_TWO_NAMES = {"names": "{0: 'person', 1: 'dog'}"}
             "needs the metadata 'kpt_shape'",
             id="pose",
         ),
-        pytest.param([("output0", [1, 7, 84])], {"task": "obb", **OF_TWO_NAMES}, "says task 'obb', which", id="obb"),
         pytest.param([("depth", [1, 1, 64, 64])], {"task": "depth"}, "says task 'depth', which", id="depth"),
         pytest.param(
             [("output0", [1, 7, 84])],

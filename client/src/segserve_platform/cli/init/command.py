@@ -107,18 +107,21 @@ def init(
     folder = output if output is not None else Path(model)
     _refuse_to_overwrite(folder, force=force)
     with needs("builder"), spinner("starting") as progress:
+        from segserve_platform.cli.init.external_data import one_file
         from segserve_platform.cli.init.guess import guess
         from segserve_platform.cli.init.report import report
         from segserve_platform.cli.init.values import Overrides, Remark
 
-        sha256 = _sha256(network)
-        with _bounded_memory():
-            guessed = guess(network, sha256, image_files, Overrides(family, classes), progress)
+        with _bounded_memory(), one_file(network) as whole:
+            if whole != network and copy is False:
+                raise CommandError(f"{network} is joined with its weights, which makes a copy: leave --no-copy out")
+            guessed = guess(whole, _sha256(whole), image_files, Overrides(family, classes), progress)
             if stands_in:
                 guessed = replace(guessed, remarks=(*guessed.remarks, Remark(("spec", "input"), STAND_IN, sure=False)))
-            uri = _uri(network, folder, copy=copy, force=force)
+            uri = _uri(whole, folder, copy=copy if whole == network else True, force=force)
             results, remarks = _write(guessed, model, uri, folder, progress)
-    console, text = Console(highlight=False), report(guessed, results, remarks, folder / RESOURCE)
+            text = report(guessed, results, remarks, folder / RESOURCE)
+    console = Console(highlight=False)
     if console.is_terminal:
         console.print(text)  # lines break between words
     else:

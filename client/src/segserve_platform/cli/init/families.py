@@ -9,7 +9,7 @@ from typing import Final
 from segserve_builder.errors import BuilderError
 from segserve_builder.export.networks import family_of
 from segserve_builder.families import FAMILIES
-from segserve_builder.families.base import EvidenceWeight, Family, FamilyEvidence, described_all
+from segserve_builder.families.base import IN_FP32, EvidenceWeight, Family, FamilyEvidence, described_all
 from segserve_builder.steps.pipeline import Pipeline
 from segserve_platform.cli.errors import CommandError
 from segserve_platform.cli.init.classes import ClassNames, names_for
@@ -57,6 +57,8 @@ def candidates(network: NetworkFile, image: ImageInput, names: ClassNames | None
     if fitting:
         return sorted(fitting, key=lambda candidate: -candidate.weight)
     outputs = described_all(network.signature.outputs)
+    if any(tensor.dtype == "FP16" for tensor in network.signature.outputs):
+        reasons.append(f"outputs must be FP32: {IN_FP32}")
     raise CommandError(
         f"no family fits the outputs of {network.path.name}: {outputs}. {words}"
         f"{''.join(f'{why}. ' for why in dict.fromkeys(reasons))}"

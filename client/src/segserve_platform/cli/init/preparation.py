@@ -9,19 +9,16 @@ from dataclasses import replace
 from typing import Final
 
 from segserve_builder.export.image_processor import FILE_NAME
-from segserve_builder.families.base import Family
+from segserve_builder.families.base import IMAGENET, ULTRALYTICS, Family, LibraryPreprocessing
+from segserve_builder.families.yolo import literal
 from segserve_platform.cli.errors import CommandError
 from segserve_platform.cli.init.network import ImageInput, NetworkFile
 from segserve_platform.cli.init.values import Choice, Remark, StageOptions
 
 PLACE: Final = ("spec", "preprocess")
 SAFE_MULTIPLE: Final = 32
-YOLO_SIDE: Final = 640
-YOLOX_GREY: Final = 114
-RF_DETR: Final = frozenset({"detr-sigmoid", "detr-sigmoid-seg"})
-"""The families of RF-DETR, whose own exports name their boxes `dets`."""
 SAME_ASPECT: Final = 0.02
-IMAGENET: Final[StageOptions] = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+RESIZED: Final = {"letterbox": "letterboxed", "stretch": "stretched", "shortSide": "padded right and below"}
 USUAL: Final[Mapping[str, StageOptions]] = {
     "0 to 1": {},
     "0 to 1 with ImageNet's mean and deviation": IMAGENET,
@@ -59,22 +56,19 @@ def _resize_of(
     sizes: Sequence[tuple[int, int]],
     multiple: int | None,
 ) -> Choice:
-    if image.size is not None and family.yolox_preprocessing and image.height == image.width:
-        side = image.size[0]
-        padded = {"mode": "shortSide", "size": side, "maxSize": side, "multipleOf": side, "padValue": YOLOX_GREY}
-        return _resize(padded, Remark(PLACE, "YOLOX networks take images that are padded right and below"))
     if image.size is not None:
         return _to_fixed(family, network, image.size, sizes)
-    if _is_like_ultralytics(family, network):
+    library = _library(family, network)
+    if library is not None and library.free_side is not None:
         size = _image_size(network)
-        text = f"any size works; {size} is that of its metadata"
+        side = size or library.free_side
+        text = f"any size works; {side} is that of its metadata"
         if size is None:
-            text = f"any size works; {YOLO_SIDE} is usual for YOLO. Images are letterboxed as in Ultralytics"
-        side = size or YOLO_SIDE
+            text = f"any size works; {side} is usual. {library.networks} take {RESIZED[library.resize['mode']]} images"
         options: StageOptions = {"mode": "letterbox", "size": side}
-        if _is_rt_detr(family):
+        if library.resize["mode"] == "stretch":
             options = {"mode": "stretch", "height": side, "width": side}
-        elif "'dynamic': True" in network.metadata.get("args", ""):
+        elif isinstance(args := literal(network.metadata.get("args", "")), dict) and args.get("dynamic"):
             stride = network.metadata.get("stride", "")
             multiple = int(stride) if stride.isdecimal() else SAFE_MULTIPLE
             if multiple and side % multiple == 0:
@@ -112,28 +106,34 @@ def _to_fixed(
     stretch: StageOptions = {"mode": "stretch", "height": height, "width": width, **resampling}
     sides = {"size": height} if height == width else {"height": height, "width": width}
     fit: StageOptions = {"mode": "letterbox", **sides, **resampling}
-    if _is_rt_detr(family):
-        return _resize(
-            stretch, Remark(PLACE, f"the size is fixed, {height} x {width}; Ultralytics stretches for RT-DETR")
-        )
-    if _is_like_ultralytics(family, network):
-        return _resize(
-            fit, Remark(PLACE, f"the size is fixed, {height} x {width}; YOLO networks take letterboxed images")
-        )
+    library = _library(family, network)
+    if library is not None and (library.resize["mode"] != "shortSide" or height == width):
+        mode = library.resize["mode"]
+        own = {"shortSide": {"size": height, "maxSize": height, "multipleOf": height}, "letterbox": sides}
+        resized = {**library.resize, **own.get(mode, {"height": height, "width": width})}
+        if network.image.dtype.startswith("UINT"):
+            resized.pop("rounding", None)
+        text = f"the size is fixed, {height} x {width}; {library.networks} take {RESIZED[mode]} images"
+        return _resize(resized, Remark(PLACE, text))
     processed = network.processor.resize(size, 1)
     if processed is not None:
         how = "stretched" if processed["mode"] == "stretch" else "resized and padded"
         return _resize(processed, Remark(PLACE, f"{how}, according to the {FILE_NAME} beside the file"))
+    filters = (
+        ". The interpolation is OpenCV's bilinear, as the file does not tell it: torchvision has antialias with "
+        "rounding eachPass, float tensors have rounding none"
+    )
+    if network.processor.config or all(one == size for one in sizes):
+        filters = ""
     if sizes and all(math.isclose(w / h, width / height, rel_tol=SAME_ASPECT) for h, w in sizes):
-        return _resize(
-            stretch, Remark(PLACE, f"the size is fixed, {height} x {width}, and your images have that aspect ratio")
-        )
+        text = f"the size is fixed, {height} x {width}, and your images have that aspect ratio{filters}"
+        return _resize(stretch, Remark(PLACE, text, sure=not filters))
     is_stretched = family.fixed_size_resize == "stretch"
     options, how = (stretch, "stretched") if is_stretched else (fit, "letterboxed")
     other = "letterbox" if is_stretched else "stretch"
     text = (
         f"the size is fixed, {height} x {width}, your images have another aspect ratio, and the file does not say how "
-        f"training resized them: they are {how} here (mode {options['mode']}; the alternative is {other})"
+        f"training resized them: they are {how} here (mode {options['mode']}; the alternative is {other}){filters}"
     )
     return _resize(options, Remark(PLACE, text, sure=False))
 
@@ -159,14 +159,10 @@ def normalise_of(family: Family, network: NetworkFile, image: ImageInput) -> Cho
     if processed is not None:
         values = "mean and std are those" if "mean" in processed else "the range of pixels is that"
         return _normalise(processed, Remark(PLACE, f"{values} of the {FILE_NAME} beside the file"))
-    if family.yolox_preprocessing:
-        text = "YOLOX networks take BGR pixels of 0 to 255; those before 0.2 took RGB, normalised as for ImageNet"
-        return _normalise({"scale": 1.0}, Remark(PLACE, text, sure=False))
-    if family.name in RF_DETR and "dets" in {tensor.name for tensor in network.signature.outputs}:
-        return _normalise(IMAGENET, Remark(PLACE, "RF-DETR networks take ImageNet's mean and deviation"))
-    if _is_like_ultralytics(family, network):
-        sure = "task" in network.metadata
-        return _normalise({}, Remark(PLACE, "YOLO networks take pixels of 0 to 1", sure=sure))
+    library = _library(family, network)
+    if library is not None:
+        sure = library.pixels.sure or "task" in network.metadata
+        return _normalise(library.normalise, Remark(PLACE, library.pixels.text, sure=sure))
     order = ", nor whether channels are RGB (as here) or BGR (input.colour)" if image.channels == 3 else ""
     return Choice(None, Remark(PLACE, f"the file does not say how pixels are normalised{order}", sure=False))
 
@@ -175,7 +171,8 @@ def colour_of(family: Family, network: NetworkFile, image: ImageInput) -> dict[s
     """Return the `input` of the resource: the order of three channels is the family's or the image processor's."""
     if image.channels == 1:
         return {"colour": image.colour}
-    return {"colour": "BGR" if family.yolox_preprocessing else network.processor.colour}
+    library = _library(family, network)
+    return {"colour": network.processor.colour if library is None else library.colour}
 
 
 def _resize(options: StageOptions, remark: Remark) -> Choice:
@@ -199,12 +196,12 @@ def _grouped(numbers: str) -> str:
     return f"({numbers})" if "," in numbers or numbers.startswith("-") else numbers
 
 
-def _is_like_ultralytics(family: Family, network: NetworkFile) -> bool:
-    return family.ultralytics_preprocessing or "imgsz" in network.metadata
-
-
-def _is_rt_detr(family: Family) -> bool:
-    return family.ultralytics_preprocessing and family.fixed_size_resize == "stretch"
+def _library(family: Family, network: NetworkFile) -> LibraryPreprocessing | None:
+    """Return the preprocessing of the library that the network comes from, None if it may come from any."""
+    usual = family.preprocessing
+    if usual is not None and usual.output in (None, *(tensor.name for tensor in network.signature.outputs)):
+        return usual
+    return ULTRALYTICS if "imgsz" in network.metadata else None
 
 
 def _image_size(network: NetworkFile) -> int | None:

@@ -45,7 +45,13 @@ class NetworkRunner:
         except ModuleNotFoundError:
             raise
         except Exception as error:  # ONNX Runtime's exceptions have no common base class
-            raise CommandError(f"ONNX Runtime cannot load {network.path}: {_brief(error)}") from error
+            mend = ""
+            if "NOT_IMPLEMENTED" in str(error):
+                mend = (
+                    ". It lacks this operator for the types of its inputs: export with torch.onnx.export(dynamo=True), "
+                    "or cast them to float32 in the network"
+                )
+            raise CommandError(f"ONNX Runtime cannot load {network.path}: {_brief(error)}{mend}") from error
         self._run_options = _silent_run_options()
 
     def run(self, batch: int, height: int, width: int) -> Mapping[str, Any] | None:

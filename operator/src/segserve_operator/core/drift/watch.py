@@ -33,6 +33,8 @@ MIN_LONG: Final = 4
 _LEAST: Final = (MIN_REFERENCE_WINDOWS, MIN_LONG)
 _EARLY: Final = 12
 """What comes in the first of so many parts of the reference has been there from its beginning."""
+TOLERANCE: Final = 0.05
+"""How far beyond the reference's own windows the share of a bucket may be and still count as equal."""
 CHECKPOINTS: Final = 24
 """How often a reference in the making is stored: a restart loses no more than that part of it."""
 MONTH_S: Final = 30 * 86400.0
@@ -237,7 +239,7 @@ def _tested(scale: Scale, window: Histograms, length_s: float, drift: Drift, lea
     detectors = dict(scale.detectors)
     for name in usable & window.keys():
         detector = detectors.get(name, Detector())
-        detectors[name] = detector.updated(scale.ranges[name], window[name], drift.tolerance, bound)
+        detectors[name] = detector.updated(scale.ranges[name], window[name], TOLERANCE, bound)
     return replace(scale, detectors=detectors)
 
 
