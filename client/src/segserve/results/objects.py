@@ -149,8 +149,11 @@ class InstanceResult(Objects[Instance]):
     def masks(self) -> NDArray[np.bool_]:
         """All masks, bool (N, H, W): a new array of N * H * W bytes. Raises `ProtocolError` for a malformed mask."""
         masks = np.zeros((len(self), *self.size), np.bool_)
-        for index, one in enumerate(self):
-            masks[index] = one.mask
+        for mask, one in zip(masks, self, strict=True):
+            # A mask is decoded within its own rectangle: most of an image is outside of an object.
+            patch = one.encoded.patch()
+            height, width = patch.pixels.shape
+            mask[patch.y : patch.y + height, patch.x : patch.x + width] = patch.pixels
         return masks
 
     @property
