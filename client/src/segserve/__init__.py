@@ -52,8 +52,6 @@ if TYPE_CHECKING:
     from segserve.results.result import PanopticResult, PanopticSegment, Result, SemanticResult
     from segserve.results.values import ModelInfo, OutOfDistribution, SegmentClass
     from segserve_common.errors import BadRequestError, ProtocolError, SegserveError
-    from segserve_platform.benchmarking.report import BenchmarkReport
-    from segserve_platform.benchmarking.running import benchmark
     from segserve_platform.evaluation.report import EvaluationReport
     from segserve_platform.evaluation.running import evaluate
     from segserve_platform.platforms.errors import (
@@ -136,13 +134,11 @@ __all__ = [
     "TlsError",
     "WaitTimeoutError",
     "WriteTimeoutError",
-    "benchmark",
     "evaluate",
 ]
 
 _HOMES: Final = {
     "AsyncClient": ".async_client",
-    "BenchmarkReport": "segserve_platform.benchmarking.report",
     "Client": ".client",
     "Cluster": ".platform",
     "ConflictError": "segserve_platform.platforms.errors",
@@ -178,7 +174,6 @@ _HOMES: Final = {
     "Timeouts": ".calls.steps",
     "Tls": ".calls.credentials",
     "WaitTimeoutError": "segserve_platform.platforms.errors",
-    "benchmark": "segserve_platform.benchmarking.running",
     "evaluate": "segserve_platform.evaluation.running",
 }
 

@@ -12,7 +12,6 @@ from typer.core import TyperGroup
 
 from segserve_platform.cli import (
     batch,
-    benchmarking,
     building,
     calibrating,
     comparing,
@@ -20,7 +19,6 @@ from segserve_platform.cli import (
     demo,
     doctor,
     evaluating,
-    explain,
     exporting,
     lifecycle,
     openapi,
@@ -54,7 +52,6 @@ OTHER_NAMES: Final = {
     "infer": "predict",
     "segment": "predict",
     "val": "eval",
-    "benchmark": "bench",
     "rm": "delete",
 }
 """What other tools call our commands."""
@@ -112,11 +109,9 @@ COMMANDS: Final[dict[str, tuple[Callable[..., Any], ...]]] = {
         calibrating.calibrate,
         evaluating.eval_,
         comparing.diff,
-        benchmarking.bench,
         building.crds,
         schema.schema,
         openapi.openapi,
-        explain.explain,
         version.version,
         lifecycle.cleanup,
         completion,

@@ -49,11 +49,6 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
     "crds": ("segserve crds | kubectl apply --server-side -f -", "segserve crds -o crds/"),
     "schema": ("segserve schema -o .segserve/schema.json",),
     "openapi": ("segserve openapi -o openapi.json", "segserve openapi coins -n vision"),
-    "explain": (
-        "segserve explain spec.slo",
-        "segserve explain segmentationmodel.spec.rollout.steps",
-        "segserve explain tritonpool --recursive",
-    ),
     "version": ("segserve version", "segserve version -o json", "segserve version --client"),
     "export": (
         "segserve export net.py:make --weights best.pth --family semantic-logits --classes background,road "
@@ -66,11 +61,6 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
     "diff": (
         "segserve diff coins coins-next photos/",
         "segserve diff coins coins-next 'photos/*.jpg' -o sheet/ --at-least 0.95",
-    ),
-    "bench": (
-        "segserve bench coins photo.jpg",
-        "segserve bench coins photos/ --rps 5,10,20 --duration 30s",
-        "segserve bench coins photos/ --concurrency 4 --against coins-next --json",
     ),
     "calibrate": ("segserve calibrate photos/ labels/ -f model.yaml",),
     "samples list": (

@@ -188,7 +188,7 @@ def get(
     output: Annotated[OutputFormat, typer.Option("--output", "-o", help="Output format.")] = OutputFormat.TABLE,
     watch: Annotated[
         bool,
-        typer.Option("--watch", "-w", help="Update the view continuously; on a cluster, as a tree down to the pods."),
+        typer.Option("--watch", "-w", help="Update the view continuously."),
     ] = False,
 ) -> None:
     """List models: readiness, stable and candidate revisions, rollout."""
@@ -300,10 +300,6 @@ def wait(
 
 def frames(platform: Platform, name: str | None, *, wide: bool) -> Iterator[RenderableType]:
     """Yield the live view of `get -w`, of one model or all, now and after changes."""
-    if not isinstance(platform, LocalPlatform):
-        from segserve_platform.cli.cluster.tree import frames as pictures_of_cluster
-
-        yield from pictures_of_cluster(_cluster(platform), name, wide=wide)
     while True:
         manifests = _models(platform, name)
         yield models_table(manifests if platform.runs() else map(_stopped, manifests), wide=wide)

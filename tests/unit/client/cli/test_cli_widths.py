@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 from rich.console import Console, RenderableType
 
-from segserve_platform.cli.cluster.tree import PoolTree, Snapshot
 from segserve_platform.cli.models_view import models_table
 from segserve_platform.cli.terminal import print_whole
 
-from .conftest import Command, conditions, deployment, model, pod, pool
+from .conftest import Command, conditions, model
 
 WIDTHS = (60, 80, 100, 130)
 URL = "http://segserve-default.vision.svc.cluster.local:8080"
@@ -85,28 +84,6 @@ def test_the_address_goes_first_then_the_age_and_every_cell_that_is_left_is_whol
 def test_columns_without_content_make_room_before_any_other() -> None:
     assert "AGE" in drawn(models_table([model("coins-instances")]), 100)
     assert "PHASE" not in drawn(models_table([model("coins-instances")]), 80)
-
-
-@pytest.mark.parametrize("width", WIDTHS)
-def test_a_tree_shows_states_shares_and_addresses_whole_at_every_width(width: int) -> None:
-    default = pool()
-    default["status"] |= {"url": URL, "mainGroup": "main-7183b843"}
-    group = "coins-instances-2222222222-7183b843"
-    lines = drawn(
-        PoolTree(
-            Snapshot(
-                "lab",
-                [model("coins-instances", roles=TRIAL, weight=20, conditions=SHIFTING)],
-                [default],
-                [pod("main-7183b843", "a"), pod(group, "x", ready=False)],
-                [deployment("main-7183b843"), deployment(group)],
-            )
-        ),
-        width,
-    )
-
-    for whole in (URL, "● ready", "● stable", "◐ candidate", "◐ 0/2 running", "80 %", "20 %", "Shifting", group):
-        assert whole in lines
 
 
 @pytest.mark.parametrize(

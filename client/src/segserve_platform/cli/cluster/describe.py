@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -47,20 +47,6 @@ def pod_state(pod: Json) -> PodState:
     if is_ready(pod):
         return PodState(name, "green", "ready", again)
     return PodState(name, "yellow", f"{ready}/{total} {str(status.get('phase', 'Pending')).lower()}", again)
-
-
-def group_state(deployment: Json | None, pods: Sequence[Json]) -> PodState:
-    """Return the joint state of a Deployment's pods; `name` is empty."""
-    staying = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
-    ready = sum(map(is_ready, staying))
-    total = (deployment or {}).get("spec", {}).get("replicas", len(staying))
-    refused = pod_failure(deployment, [])
-    word = f"{ready}/{total} pod{'s' if total != 1 else ''}"
-    if refused is not None:
-        return PodState("", "red", word, trouble=refused)
-    if deployment is None and not staying:
-        return PodState("", "dim", "no pods")
-    return PodState("", "green" if ready == total else "yellow", word)
 
 
 def is_ready(pod: Mapping[str, Any]) -> bool:

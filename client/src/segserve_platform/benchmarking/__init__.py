@@ -1,1 +1,0 @@
-"""How fast a served model answers, and how many requests it takes."""
