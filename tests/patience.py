@@ -22,6 +22,8 @@ DEADLINES: Final[Mapping[str, tuple[str, ...]]] = {
     "segserve_platform.cli.options": ("PATIENCE_S",),
     "segserve_platform.control.rollouts": ("ANSWER_S",),
     "segserve_platform.platforms.cluster.gateway": ("REACH_S",),
+    "segserve_ui.app": ("ACTION_S",),
+    "segserve_ui.server": ("END_S",),
     "segserve_builder.agent.answer_counts": ("_TIMEOUT_S",),
     "segserve_builder.agent.loop": ("TAKEOVER_S",),
     "segserve_builder.agent.observer": ("UNANSWERED_GRACE_S",),

@@ -1,11 +1,12 @@
 #!/bin/sh
-# Makes sure of what the tests need of the system: curl, Prometheus and its Alertmanager, a registry of images, the
-# library that NVIDIA's perf_analyzer is linked to, Debian's torchvision, which is an oracle of the stages, and a compiler
-# for one that has no wheel.
+# Makes sure of what the tests need of the system: curl, Chromium, Prometheus and its Alertmanager, a registry of images,
+# the library that NVIDIA's perf_analyzer is linked to, Debian's torchvision, which is an oracle of the stages, and a
+# compiler for one that has no wheel.
 set -eu
 
 missing=
 command -v curl >/dev/null || missing="$missing curl"
+command -v chromium >/dev/null || missing="$missing chromium"
 command -v prometheus >/dev/null || missing="$missing prometheus"
 command -v amtool >/dev/null || missing="$missing prometheus-alertmanager"
 command -v docker-registry >/dev/null || missing="$missing docker-registry"

@@ -52,6 +52,7 @@ TOOLS: Final[Mapping[str, Tool]] = {
     "pydensecrf": Tool("pydensecrf", lambda: find_spec("pydensecrf") is not None, "make oracles"),
     "azurite": Tool("Azurite", AZURITE.is_file, "make system"),
     "curl": _program("curl"),
+    "chromium": _program("chromium"),
     "kubectl": Tool("kubectl of the tests' Kubernetes", KUBECTL.is_file, "make cluster-build"),
     "docker-registry": _program("docker-registry"),
     "prometheus": _program("prometheus"),

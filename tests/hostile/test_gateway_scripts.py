@@ -23,7 +23,7 @@ from segserve_operator.adapters.traffic.envoy_plain_http import MAX_PLAIN_BYTES
 
 PLAIN = "/v1/models/coins:segment"
 NOTED, MEBIBYTE = "noted", 2**20
-BOUNDS = {"MARK": "x-plain", "MAX_BYTES": 2**26, "MOST_ANSWER_BYTES": 2**26, "MOST_HELD_BYTES": 2**28}
+BOUNDS = {"MARK": "x-plain", "PAGE": "/page", "MAX_BYTES": 2**26, "MOST_ANSWER_BYTES": 2**26, "MOST_HELD_BYTES": 2**28}
 CONSTANTS: dict[str, dict[str, Any]] = {
     "plain_http.lua": {"IS_HEAD": False, "NOTED": NOTED, **BOUNDS},
     "affinity.lua": {"HEADER": "x-camera", "COOKIE": "session", "CALLER": True},

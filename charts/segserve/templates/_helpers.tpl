@@ -64,6 +64,38 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/component: operator
 {{- end }}
 
+{{- define "segserve.uiSelector" -}}
+app.kubernetes.io/name: {{ include "segserve.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: ui
+{{- end }}
+
+{{- /* Name servers and the API server, as rules of a NetworkPolicy. */ -}}
+{{- define "segserve.baseEgress" -}}
+{{- $egress := .Values.networkPolicy.egress -}}
+- ports:
+    - port: 53
+      protocol: UDP
+    - port: 53
+      protocol: TCP
+  {{- with $egress.dns }}
+  to:
+    {{- toYaml . | nindent 8 }}
+  {{- end }}
+- ports:
+    {{- range $egress.apiServerPorts }}
+    - port: {{ . }}
+      protocol: TCP
+    {{- end }}
+  {{- with $egress.apiServerCidrs }}
+  to:
+    {{- range . }}
+    - ipBlock:
+        cidr: {{ . | quote }}
+    {{- end }}
+  {{- end }}
+{{- end }}
+
 {{- define "segserve.labels" -}}
 {{ include "segserve.labelsWith" (list . dict) }}
 {{- end }}

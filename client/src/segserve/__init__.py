@@ -72,7 +72,6 @@ __all__ = [
     "AsyncClient",
     "AuthenticationError",
     "BadRequestError",
-    "BenchmarkReport",
     "Client",
     "Cluster",
     "ConflictError",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import gzip
+import hashlib
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
@@ -34,6 +35,7 @@ pytestmark = [pytest.mark.platform, pytest.mark.core]
 PATH = "/v1/models/coins:segment"
 HOW = "send the image itself (curl --data-binary @FILE), or as a form's file (curl -F image=@FILE)"
 OPTIONS = "allowed are encoding, max_detections, score_threshold"
+BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
 RLE = b"ab\\c0"
 SIZE = Tensor.of_array("SIZE", np.array([3, 4], np.int32))
 ABOUT = {"model": "coins", "revision": "coins-old", "height": 3, "width": 4}
@@ -456,6 +458,30 @@ async def test_the_index_names_the_models_only_where_nobody_is_kept_from_any(pla
     assert nameless.json() == openapi.describe_gateway(None, version=version("segserve"))
     assert_problem(await plain.client.post("/", content=b"image"), 405, "allowed is GET", "POST")
     assert plain.server.asked == []
+
+
+async def test_a_browser_gets_a_page_at_the_root_and_other_programs_json(plain: Plain) -> None:
+    kept = (await plain.client.get("/", headers={"accept": BROWSER})).text
+    (route,) = served(plain.server).routes
+    await plain.gateway.traffic.apply(TrafficPlan((replace(route, model="coins", exposed=()),)))
+
+    page = await plain.client.get("/", headers={"accept": BROWSER})
+
+    assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    assert page.text.startswith("<!doctype html>")
+    assert all(text in page.text for text in ("<li>coins</li>", "/v1/models/coins:segment", "segserve ui"))
+    assert "coins" not in kept
+    policy = page.headers["content-security-policy"]
+    style = page.text.partition("<style>")[2].partition("</style>")[0]
+    assert base64.b64encode(hashlib.sha256(style.encode()).digest()).decode() in policy
+    assert "default-src 'none'" in policy
+    assert "script-src" not in policy
+    for accept in ("*/*", "application/json", "text/plain"):
+        answer = await plain.client.get("/", headers={"accept": accept})
+        assert answer.json()["name"] == "segserve", accept
+        assert answer.headers["vary"] == "accept"
+    refused = await plain.client.post("/", headers={"accept": BROWSER}, content=b"image")
+    assert_problem(refused, 405, "allowed is GET", "POST")
 
 
 async def test_an_answer_to_head_is_without_a_body_so_that_the_next_one_is_not_mistaken(plain: Plain) -> None:

@@ -69,16 +69,32 @@ SETS: Final[Mapping[str, dict[str, Any]]] = {
         }
     },
 }
+WITH_PAGE: Final[Mapping[str, dict[str, Any]]] = {
+    **SETS,
+    "ui": {
+        "watchNamespaces": ["vision", "lab"],
+        "commonLabels": {"team": "vision"},
+        "networkPolicy": {"enabled": True, "egress": {"enabled": True}},
+        "ui": {
+            "enabled": True,
+            "actions": True,
+            "prometheus": "http://prometheus.monitoring:9090",
+            "env": [{"name": "SEGSERVE_API_KEY", "valueFrom": {"secretKeyRef": {"name": "page", "key": "key"}}}],
+            "egress": [{"ports": [{"port": 9090}]}],
+        },
+    },
+}
+"""The sets, and one whose page is a second Deployment."""
 AMOUNTS: Final = ("cpu", "memory", "ephemeral-storage")
 NOT_OF_KUBERNETES: Final = {"ServiceMonitor", "PodMonitor", "PrometheusRule", "CustomResourceDefinition"}
 
 
 @pytest.mark.same
-@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("name", WITH_PAGE)
 def test_rendered_manifests_equal_the_golden_files(name: str, helm: Helm, tmp_path: Path) -> None:
     """Write them anew with `make write`, and read the difference before committing it."""
     values = tmp_path / "values.yaml"
-    values.write_text(yaml.safe_dump({**SETS[name], "crds": {"enabled": False}}))
+    values.write_text(yaml.safe_dump({**WITH_PAGE[name], "crds": {"enabled": False}}))
     done = helm("template", "segserve", CHART, "--namespace", "vision", "--values", values)
     assert done.returncode == 0, done.stderr
     path = GOLDEN / f"{name}.yaml"
@@ -88,17 +104,17 @@ def test_rendered_manifests_equal_the_golden_files(name: str, helm: Helm, tmp_pa
     assert done.stdout == path.read_text(), path
 
 
-@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("name", WITH_PAGE)
 def test_helm_finds_nothing_to_complain_of(name: str, helm: Helm, tmp_path: Path) -> None:
     values = tmp_path / "values.yaml"
-    values.write_text(yaml.safe_dump(SETS[name]))
+    values.write_text(yaml.safe_dump(WITH_PAGE[name]))
     done = helm("lint", "--strict", CHART, "--values", values)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("name", WITH_PAGE)
 def test_objects_have_only_fields_that_kubernetes_knows(name: str, render: Render) -> None:
-    for found in render(SETS[name]):
+    for found in render(WITH_PAGE[name]):
         if found["kind"] in NOT_OF_KUBERNETES:
             continue
         typed = _typed(found)
@@ -106,9 +122,9 @@ def test_objects_have_only_fields_that_kubernetes_knows(name: str, render: Rende
         assert not lost, f"{found['kind']} {found['metadata']['name']}: {lost}"
 
 
-@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("name", WITH_PAGE)
 def test_all_of_a_release_bears_its_name_and_no_two_objects_are_one(name: str, render: Render) -> None:
-    objects = render(SETS[name], name="other")
+    objects = render(WITH_PAGE[name], name="other")
     keys = [(found["kind"], found["metadata"].get("namespace"), found["metadata"]["name"]) for found in objects]
     assert len(set(keys)) == len(keys)
     ours = [name for kind, _, name in keys if kind != "CustomResourceDefinition"]

@@ -12,7 +12,7 @@ from segserve_common.kube.names import object_name
 from segserve_operator.adapters.kube.objects import Defaults
 
 from .conftest import Render, of_kind, the
-from .test_chart import SETS
+from .test_chart import SETS, WITH_PAGE
 
 KEPT: Final = {"get", "list", "watch", "create", "patch", "delete"}
 SEEN: Final = {"get", "list", "watch"}
@@ -86,9 +86,9 @@ def test_the_operator_writes_the_status_of_what_it_reads(kind: Kind, cluster_rul
     assert "patch" in verbs_on(cluster_rules, kind.group, f"{kind.plural}/status")
 
 
-@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("name", WITH_PAGE)
 def test_nobody_gets_secrets_wildcards_or_the_right_to_grant_more(name: str, render: Render) -> None:
-    for rule in all_rules(render(SETS[name])):
+    for rule in all_rules(render(WITH_PAGE[name])):
         assert "secrets" not in rule["resources"]
         assert "*" not in (*rule["apiGroups"], *rule["resources"], *rule["verbs"])
         assert not {"escalate", "bind", "impersonate"} & set(rule["verbs"])
@@ -106,9 +106,9 @@ def test_with_named_namespaces_there_is_nothing_of_the_cluster_and_nothing_elsew
     assert roles == {("vision", "segserve"), ("lab", "segserve"), ("vision", "segserve-leader")}
 
 
-@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("name", WITH_PAGE)
 def test_every_binding_binds_a_role_of_the_release_to_one_of_its_accounts(name: str, render: Render) -> None:
-    objects = render(SETS[name])
+    objects = render(WITH_PAGE[name])
     accounts = {found["metadata"]["name"] for found in of_kind(objects, "ServiceAccount")}
     roles = {
         (found["kind"], found["metadata"].get("namespace"), found["metadata"]["name"])

@@ -27,6 +27,7 @@ from segserve_platform.cli import (
     samples,
     schema,
     top,
+    ui,
     version,
     why,
 )
@@ -91,7 +92,7 @@ def completion(
 
 
 COMMANDS: Final[dict[str, tuple[Callable[..., Any], ...]]] = {
-    "Start here": (demo.demo, init.init, predict.predict, batch.batch),
+    "Start here": (demo.demo, init.init, predict.predict, batch.batch, ui.ui),
     "Models": (
         resources.apply,
         resources.get,

@@ -8,12 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from segserve.errors import HOPELESS
-from segserve_common.errors import SegserveError
+from segserve_common.errors import BadRequestError, SegserveError
 from segserve_platform.cli.errors import CommandError, plain
 from segserve_platform.cli.image_files import ImageFile, image_files
 from segserve_platform.cli.options import (
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from segserve.client import Client
     from segserve.results.result import Result
     from segserve_builder.scoring.agreement import Agreement
-    from segserve_builder.scoring.agreement import Answer as ComparedAnswer
 
 ModelToCompare = Annotated[str, typer.Argument(help="Model name.", show_default=False, autocompletion=model_names)]
 
@@ -96,6 +95,7 @@ def diff(
     from rich.console import Console
 
     from segserve.client import Client
+    from segserve_platform.evaluation.pairs import common_classes
 
     files = image_files(images, recursive=recursive).images
     try:
@@ -104,7 +104,7 @@ def diff(
             Client(address, timeout_s=seconds(timeout), platform=platform_ref(platform_options)) as client,
             spinner("asking both models") as say,
         ):
-            names = _names(client, first, second)
+            names = common_classes(client.model_info(first), client.model_info(second))
             compared: list[ComparedImage] = []
             failed: list[FailedImage] = []
             by_class = defaultdict[int, list[float]](list)
@@ -124,7 +124,7 @@ def diff(
         raise CommandError(f"{failed[0].image}: {failed[0].error}")
     mean = sum(values.values()) / len(values)
     if as_json:
-        from segserve_platform.cli.picture_pages import class_name
+        from segserve_platform.evaluation.pairs import class_name
 
         classes = {
             class_name(number, names): {"agreement": round(sum(own) / len(own), 4), "images": len(own)}
@@ -146,15 +146,6 @@ def diff(
         raise typer.Exit(1)
 
 
-def _names(client: Client, first: str, second: str) -> dict[int, str]:
-    """Return the names of the classes of both: those of the first model by its ids, others of the second behind."""
-    names = {one.id: one.name for one in client.model_info(first).classes}
-    for one in client.model_info(second).classes:
-        if one.name not in names.values():
-            names[max(names, default=-1) + 1] = one.name
-    return names
-
-
 def _compared(
     client: Client,
     models: tuple[str, str],
@@ -164,9 +155,7 @@ def _compared(
     score_threshold: float | None,
 ) -> Iterator[ComparedImage | FailedImage]:
     from segserve.calls.many import in_order
-    from segserve_builder.scoring.agreement import agreement
-
-    numbers = {name: number for number, name in names.items()}
+    from segserve_platform.evaluation.pairs import agreement_of
 
     def compare(file: ImageFile) -> ComparedImage | FailedImage:
         try:
@@ -176,43 +165,19 @@ def _compared(
             raise
         except (SegserveError, OSError) as error:
             return FailedImage(file, error)
-        found = agreement(*(_answer(each, numbers) for each in sides))
-        if found is None:
-            kinds = " and ".join(f"{type(each).__name__} of {each.size[1]} x {each.size[0]}" for each in sides)
-            return FailedImage(file, CommandError(f"answers cannot be compared: {kinds}"))
-        return ComparedImage(file, sides[0], sides[1], found)
+        try:
+            return ComparedImage(file, sides[0], sides[1], agreement_of(sides[0], sides[1], names))
+        except BadRequestError as error:
+            return FailedImage(file, error)
 
     yield from in_order((partial(compare, file) for file in files), in_flight)
-
-
-def _answer(result: Result, numbers: Mapping[str, int]) -> ComparedAnswer:
-    """Return the outputs that agreement is measured by, with masks as run lengths and classes numbered by name."""
-    import numpy as np
-
-    from segserve.results.objects import KeypointResult
-    from segserve.results.result import PanopticResult, SemanticResult
-
-    found = list(result.annotations())
-    classes = np.array([numbers.get(each.class_name, each.class_id) for each in found], np.int64)
-    answer: dict[str, Any] = {"SIZE": np.array(result.size, np.int32)}
-    masks = [each.mask.rle["counts"] for each in found if each.mask is not None]
-    if len(masks) == len(found) and (masks or isinstance(result, SemanticResult | PanopticResult)):
-        answer["MASKS"] = np.array(masks, object)
-    if isinstance(result, PanopticResult):
-        rows = [{"id": each.number, "class": int(number), "score": each.score}
-                for each, number in zip(found, classes, strict=True)]  # fmt: skip
-        return answer | {"SEGMENTS": np.array([json.dumps(rows).encode()], object)}
-    if isinstance(result, SemanticResult):
-        return answer | {"CLASSES": classes, "AREAS": np.array([each.area for each in found], np.int64)}
-    answer |= {"CLASSES": classes, "BOXES": result.boxes, "SCORES": result.scores}
-    return answer | ({"KEYPOINTS": result.points} if isinstance(result, KeypointResult) else {})
 
 
 def _table(values: Mapping[str, float], by_class: Mapping[int, Sequence[float]], names: Mapping[int, str]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    from segserve_platform.cli.picture_pages import class_name
+    from segserve_platform.evaluation.pairs import class_name
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("CLASS", no_wrap=True)

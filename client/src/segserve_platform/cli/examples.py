@@ -49,6 +49,11 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
     "crds": ("segserve crds | kubectl apply --server-side -f -", "segserve crds -o crds/"),
     "schema": ("segserve schema -o .segserve/schema.json",),
     "openapi": ("segserve openapi -o openapi.json", "segserve openapi coins -n vision"),
+    "ui": (
+        "segserve ui",
+        "segserve ui --port 8090 --no-open",
+        "segserve ui -n vision --prometheus http://localhost:9090",
+    ),
     "version": ("segserve version", "segserve version -o json", "segserve version --client"),
     "export": (
         "segserve export net.py:make --weights best.pth --family semantic-logits --classes background,road "

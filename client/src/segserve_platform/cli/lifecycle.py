@@ -34,6 +34,7 @@ from segserve_platform.cli.options import (
     selected_platform,
     with_platform_options,
 )
+from segserve_platform.cli.page import check_page, page, show_address
 from segserve_platform.cli.resources import check_local_files
 from segserve_platform.cli.startup import Startup
 from segserve_platform.cli.terminal import activity
@@ -94,6 +95,9 @@ def up(
     forget: Annotated[
         bool, typer.Option("--forget", help="Forget the models at the end, as `segserve down --forget` does.")
     ] = False,
+    browser: Annotated[
+        bool, typer.Option("--open", help="Also serve the page of `segserve ui`, and open it in a browser.")
+    ] = False,
 ) -> None:
     """Start the local platform: Triton and Envoy as processes, listening on loopback.
 
@@ -105,6 +109,12 @@ def up(
         raise typer.BadParameter(
             "--forget is for the end of a foreground platform; with --detach, use `segserve down --forget`"
         )
+    if detach and browser:
+        raise typer.BadParameter(
+            "--open is for a foreground platform: the page ends with it; with --detach, `segserve ui`"
+        )
+    if browser:
+        check_page()
     timeout_s = seconds(timeout)
     # Input is checked first: the installation may take minutes.
     logged_share = _logged_share(access_log)
@@ -122,7 +132,10 @@ def up(
         return
     with ends_on_signals():
         try:
-            show_until_interrupted(state)
+            with page(PlatformOptions(local=True)) if browser else nullcontext() as access:
+                if access is not None:
+                    show_address(access, browser=True)
+                show_until_interrupted(state)
         finally:
             end_platform(state, keep=not forget)
 

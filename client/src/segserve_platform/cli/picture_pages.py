@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from segserve.rendering.display import PAGE_STYLE, printable
-from segserve_builder.scoring.agreement import OTHER_CLASSES
 from segserve_common.errors import SegserveError
 from segserve_platform.cli.errors import CommandError
+from segserve_platform.evaluation.pairs import class_name
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -39,11 +39,6 @@ def agreement_lines(
             by_size = ", ".join(f"{count} {size}" for count, size in zip(counts, _SIZES, strict=True) if count)
             lines.append(f"only {side} has: {by_size}")
     return lines
-
-
-def class_name(number: int, names: Mapping[int, str]) -> str:
-    """Return the name of a class of an agreement, which joins the classes beyond the first hundreds."""
-    return "others" if number == OTHER_CLASSES else printable(names.get(number, str(number)))
 
 
 def write_pictures(folder: Path, title: str, about: str, drawings: Sequence[Drawing]) -> list[str]:

@@ -35,7 +35,8 @@ from segserve_platform.cli.models_view import models_table
 from segserve_platform.cli.rollout import commands
 from segserve_platform.cli.rollout.power import Outlook
 from segserve_platform.cli.rollout.render import RolloutTree, bar
-from segserve_platform.cli.rollout.status import Forecasts, follow
+from segserve_platform.cli.rollout.status import follow
+from segserve_platform.platforms.rollouts.documents import Forecasts
 from segserve_platform.platforms.rollouts.rollout_view import RolloutView
 from segserve_platform.platforms.rollouts.words import about, awaited, latency, span
 

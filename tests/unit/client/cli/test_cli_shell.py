@@ -167,7 +167,7 @@ def mistakes(tmp_path: Path) -> list[str]:
     return [*(str(tmp_path / name) for name in files), "", "a" * 300]
 
 
-NOT_TRIED = {("demo",), ("up",), ("down",), ("doctor",), ("crds",), ("runtime", "install"), ("completion",)}
+NOT_TRIED = {("demo",), ("up",), ("down",), ("ui",), ("doctor",), ("crds",), ("runtime", "install"), ("completion",)}
 MUST = {("build",): ("-o", "OUT"), ("export",): ("-o", "OUT", "--name", "n", "--images", "OUT")}
 
 

@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 
 from segserve_operator.adapters.local.files import StateFolder
 from segserve_platform.cli.app import app
-from segserve_platform.cli.top import TopView, model_rows, servers_row, sparkline
+from segserve_platform.cli.top import TopView, sparkline
+from segserve_platform.platforms.activity import model_rows, servers_row
 from segserve_platform.platforms.costs import cost_rows
 from segserve_platform.platforms.errors import ControlError, NoPlatformError
 from segserve_platform.platforms.metrics import MetricsSnapshot, MetricsSource, increases, quantile, read_series

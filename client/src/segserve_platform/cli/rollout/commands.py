@@ -54,7 +54,8 @@ def status(
     if watch and output in NOT_LIVE:
         raise typer.BadParameter(f"-w supports only -o table and -o wide, got {output}")
     with needs("local"):
-        from segserve_platform.cli.rollout.status import current, document, follow, once
+        from segserve_platform.cli.rollout.status import current, follow, once
+        from segserve_platform.platforms.rollouts.documents import document
     console, platform, wide = Console(), selected_platform(platform_options), output is OutputFormat.WIDE
     if watch:
         view = follow(console, platform, name, wide=wide)

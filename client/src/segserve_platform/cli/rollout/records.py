@@ -22,8 +22,8 @@ from segserve_operator.mapping.packed_evidence import CHUNK_ROWS
 from segserve_operator.record_keys import RecordKeyError, checker
 from segserve_platform.cli.errors import CommandError
 from segserve_platform.cli.rollout.render import COLOURS
-from segserve_platform.cli.rollout.status import decision_document, stamp
 from segserve_platform.platforms.port import ROLLOUT, Json, Platform
+from segserve_platform.platforms.rollouts.documents import decision_document, stamp
 from segserve_platform.platforms.rollouts.rollout_view import chunked_rows, is_written, record_of, state_of
 from segserve_platform.platforms.rollouts.words import span
 

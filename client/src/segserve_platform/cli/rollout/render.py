@@ -16,7 +16,7 @@ from rich.text import Text
 
 from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.gates.base import Outcome, Verdict
-from segserve_operator.core.rollout.engine import HOLDBACK, MAX_QUARANTINES
+from segserve_operator.core.rollout.engine import MAX_QUARANTINES
 from segserve_operator.core.rollout.forecast import Forecast
 from segserve_operator.core.rollout.phases import ENDED, Phase
 from segserve_operator.core.rollout.record import Decision, Record
@@ -24,6 +24,7 @@ from segserve_operator.core.world.slo import BREACHED, MET
 from segserve_platform.cli.trees import BAD, GOOD, MOVING, QUIET, Node, sign, tree
 from segserve_platform.platforms.rollouts import words
 from segserve_platform.platforms.rollouts.rollout_view import RolloutView, Side
+from segserve_platform.platforms.rollouts.steps import StepWords, deadline, steps
 from segserve_platform.platforms.rollouts.words import SEGSERVE, GateWords, latency, number, span
 
 BAR: Final = 16
@@ -44,7 +45,6 @@ COLOURS: Final = {
     Phase.JUDGED: QUIET,
 }
 OUTCOMES: Final = {Outcome.PASS: GOOD, Outcome.BREACH: BAD, Outcome.UNDECIDED: MOVING}
-_AT_DEADLINE: Final = {"Hold": "it waits for you", "Rollback": "it is rolled back", "Promote": "it is promoted"}
 _LOST: Final = frozenset({Phase.QUARANTINED, Phase.ROLLED_BACK})
 
 
@@ -88,7 +88,8 @@ class RolloutTree:
         behind = Node(Text("spec", QUIET), MOVING, "", Text("the operator has not processed the newest spec yet"))
         rows = [behind] if view.behind else []
         if view.record is not None:
-            rows += [Node(Text("steps"), QUIET, "", Text(), list(_steps(view, view.record, self.outlook)))]
+            below = [_step(each, view) for each in steps(view, view.record, self.outlook)]
+            rows += [Node(Text("steps"), QUIET, "", Text(), below)]
             rows += _slo(view)
             rows += self._gates(view.record, ascii_only)
         rows += self._state()
@@ -121,7 +122,7 @@ class RolloutTree:
             took = span(standing.since_s - standing.started_s)
             yield Node(Text("took"), QUIET, "", Text(f"{took}, ended {span(view.now_s - standing.since_s)} ago"))
         elif record is not None:
-            yield Node(Text("deadline"), QUIET, "", Text(_deadline(view, record)))
+            yield Node(Text("deadline"), QUIET, "", Text(deadline(view, record)))
         if standing.quarantines and record is not None:
             colour = BAD if standing.quarantines > MAX_QUARANTINES else MOVING
             yield Node(Text("quarantines"), colour, "", Text(f"{standing.quarantines} of {MAX_QUARANTINES}"))
@@ -160,67 +161,10 @@ def _cells(side: Side, view: RolloutView) -> list[Text]:
     return [weight, Text(number(rate)), errors, *(Text(latency(side.quantile_ms(share))) for share in (0.5, 0.95))]
 
 
-def _steps(view: RolloutView, record: Record, outlook: Forecast | None) -> Iterator[Node]:
-    """Yield the steps: done, current and to come, and the bake after them."""
-    standing, weights = view.standing, words.steps(record)
-    if record.policy.shadow is not None:
-        yield _shadow(view, record)
-    reached = {decision.weight: decision.at_s for decision in reversed(record.decisions)}
-    for number_, weight in enumerate(weights):
-        since = Text(f"reached {span(view.now_s - reached[weight])} ago" if weight in reached else "")
-        if view.promoted or number_ < standing.step:
-            yield Node(Text(f"{weight} %"), GOOD, "done" if since else "left out", since)
-        elif number_ > standing.step:
-            yield Node(Text(f"{weight} %"), QUIET, "to come", Text(_conditions(record, number_)))
-        elif standing.phase is Phase.PROGRESSING:
-            yield Node(Text(f"{weight} %"), MOVING, "now", Text(_now(view, record, outlook)))
-        else:
-            yield Node(Text(f"{weight} %"), COLOURS[standing.phase], "stopped", since)
-    if record.policy.strategy in ("shadow", "abTest") and not view.promoted:
-        return
-    watched = f"watched for {span(record.policy.bake_time.total_seconds())}"
-    part = 100 - HOLDBACK if weights else 100
-    if standing.phase is Phase.BAKING:
-        left_s = standing.since_s + record.policy.bake_time.total_seconds() - view.now_s
-        yield Node(Text(f"{part:g} %"), MOVING, "now", Text(f"{watched}, {span(left_s)} to go"))
-    else:
-        done = standing.phase is Phase.SUCCEEDED
-        when = ""
-        if outlook is not None and math.isfinite(outlook.promoted_s) and not words.later_pauses(view):
-            when = f", in {words.about(words.left_s(view, outlook.promoted_s))}"
-        detail = Text("" if done else f"promotion{when}, then {watched}")
-        yield Node(
-            Text("100 %" if done else f"{part:g} %"), GOOD if done else QUIET, "done" if done else "to come", detail
-        )
-
-
-def _shadow(view: RolloutView, record: Record) -> Node:
-    """Return Shadow as the first of the steps: at 0 %, so that nobody has the candidate's answers."""
-    standing = view.standing
-    since_s = next((each.at_s for each in record.decisions if each.phase is Phase.SHADOW), None)
-    done = standing.step >= 0 or view.promoted or standing.phase is Phase.JUDGED
-    colour, state = (GOOD, "done") if done else (COLOURS[standing.phase], "stopped")
-    detail = f"began {span(view.now_s - since_s)} ago" if since_s is not None else ""
-    if standing.phase is Phase.SHADOW:
-        colour, state, detail = MOVING, "now", words.compared(view)
-    elif since_s is None:
-        colour, state = QUIET, "left out" if state == "done" else "to come"
-    return Node(Text("Shadow"), colour, state, Text(detail))
-
-
-def _now(view: RolloutView, record: Record, outlook: Forecast | None) -> str:
-    parts = [f"for {span(view.now_s - view.standing.step_since_s)}"]
-    if outlook is not None and not words.held(view, outlook) and math.isfinite(outlook.next_s):
-        parts.append(f"{words.about(words.left_s(view, outlook.next_s))} to go")
-    return ", ".join((*parts, *filter(None, (_conditions(record, view.standing.step),))))
-
-
-def _conditions(record: Record, index: int) -> str:
-    if record.policy.ab_test is not None:
-        return f"for {span(record.policy.ab_test.duration.total_seconds())}, then its result"
-    step = record.policy.steps[index]
-    least = f"at least {span(step.min_duration.total_seconds())}" if step.min_duration is not None else ""
-    return ", ".join(filter(None, (least, "then waits for you" if step.pause else "")))
+def _step(step: StepWords, view: RolloutView) -> Node:
+    stopped = COLOURS[view.standing.phase]
+    colour = {"done": GOOD, "left out": GOOD, "now": MOVING, "stopped": stopped}.get(step.state, QUIET)
+    return Node(Text(step.name), colour, step.state, Text(step.text))
 
 
 def _slo(view: RolloutView) -> Iterator[Node]:
@@ -254,21 +198,6 @@ def bar(share: float, *, ascii_only: bool = False) -> str:
     eighths = math.floor(share * BAR * 8) if share > 0 else 0
     full, rest = divmod(max(eighths, 1) if share > 0 else 0, 8)
     return (_FULL * full + (_PARTS[rest] if rest else "")).ljust(BAR, _EMPTY)
-
-
-def _deadline(view: RolloutView, record: Record) -> str:
-    standing, policy = view.standing, record.policy
-    if standing.phase is Phase.BAKING:
-        return "none: it has been promoted"
-    if standing.paused:
-        return f"{span(policy.longest.total_seconds())} after it is resumed"
-    left_s = standing.undecided_since_s + policy.longest.total_seconds() - view.now_s
-    follows = _AT_DEADLINE[policy.on_undecided]
-    if policy.strategy == "shadow" and policy.on_undecided == "Hold" and standing.phase is Phase.SHADOW:
-        follows = "it ends without a verdict"
-    if left_s <= 0:
-        return f"passed: undecided for {span(policy.longest.total_seconds())}, so {follows}"
-    return f"in {span(left_s)}, then {follows}"
 
 
 def _decisions(view: RolloutView, *, wide: bool) -> Node:

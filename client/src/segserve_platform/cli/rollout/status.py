@@ -1,12 +1,9 @@
-"""`segserve rollout status`: a rollout as a tree, live, or as JSON."""
+"""`segserve rollout status`: a rollout as a tree, also live."""
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Iterator
 from typing import Any, Final
 
 import typer
@@ -14,14 +11,12 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from segserve_operator.core.gates.base import Verdict
-from segserve_operator.core.rollout.forecast import Forecast, forecast
-from segserve_operator.core.rollout.record import Decision, Record
 from segserve_platform.cli.rollout.power import Outlook
 from segserve_platform.cli.rollout.render import RolloutTree
 from segserve_platform.cli.terminal import print_whole
-from segserve_platform.platforms.port import Json, Platform
-from segserve_platform.platforms.rollouts.rollout_view import RolloutView, Side, no_rollout, read_rollout, watch_rollout
+from segserve_platform.platforms.port import Platform
+from segserve_platform.platforms.rollouts.documents import Forecasts
+from segserve_platform.platforms.rollouts.rollout_view import RolloutView, no_rollout, read_rollout, watch_rollout
 
 WATCH_S: Final = 1.0
 """Interval of a watch. Requests are counted every second and recorded every ten, so that more shows nothing new."""
@@ -34,24 +29,6 @@ def current(platform: Platform, name: str) -> RolloutView:
     if view is None:
         raise no_rollout(model)
     return view
-
-
-@dataclass(slots=True)
-class Forecasts:
-    """The forecast of a rollout's latest record. Working one out takes about a tenth of a second."""
-
-    _key: tuple[Any, ...] = ()
-    _last: Forecast | None = None
-
-    def of(self, view: RolloutView) -> Forecast | None:
-        """Return the forecast; None without a record, or after the end."""
-        record, standing = view.record, view.standing
-        if record is None or standing.ended:
-            return None
-        key = (record.name, record.sequence, record.rows[-1:], standing.skipped, record.verdicts)
-        if key != self._key:
-            self._key, self._last = key, forecast(record, standing.skipped, view.now_s)
-        return self._last
 
 
 def picture(
@@ -109,75 +86,3 @@ def _move(view: RolloutView | None) -> tuple[Any, ...]:
     at, verdicts = view.standing, view.record.verdicts if view.record is not None else ()
     outcomes = tuple((verdict.gate, verdict.outcome) for verdict in verdicts)
     return at.rollout, at.phase, at.step, at.weight, at.paused, at.reason, at.skipped, view.behind, outcomes
-
-
-def document(view: RolloutView) -> Json:
-    """Return a rollout as JSON: camelCase, times in RFC 3339, unknown values left out."""
-    at, record = view.standing, view.record
-    content: Json = {
-        "rollout": at.rollout,
-        "model": view.model,
-        "phase": at.phase.label,
-        "ended": at.ended,
-        "step": at.step + 1,
-        "weight": at.weight,
-        "paused": at.paused,
-        "quarantines": at.quarantines,
-        "reason": at.reason,
-        "message": at.message,
-        "startedAt": stamp(at.started_s),
-        "since": stamp(at.since_s),
-        "skippedGates": list(at.skipped),
-        "behindTheSpec": view.behind,
-        "revisions": [_side(side) for side in view.sides()],
-    }
-    return content if record is None else content | _recorded(record, at.undecided_since_s)
-
-
-def _recorded(record: Record, undecided_since_s: float) -> Json:
-    return {
-        "steps": len(record.policy.steps),
-        "deadlineAt": stamp(undecided_since_s + record.policy.longest.total_seconds()),
-        "gates": [_verdict(verdict) for verdict in record.verdicts],
-        "decisions": [decision_document(decision) for decision in record.decisions],
-    }
-
-
-def _side(side: Side) -> Json:
-    numbers = {
-        "errorPercent": side.error_percent,
-        "p50Milliseconds": side.quantile_ms(0.5),
-        "p95Milliseconds": side.quantile_ms(0.95),
-    }
-    counted = {"weight": side.weight, "requests": side.requests, "errors": side.errors}
-    return {"role": side.role, "revision": side.revision, **counted, **finite(numbers)}
-
-
-def _verdict(verdict: Verdict) -> Json:
-    content = {"gate": verdict.gate, "outcome": verdict.outcome.value}
-    content |= {"reason": verdict.reason, "message": verdict.message}
-    return {**content, **finite({"progress": verdict.progress}), "numbers": finite(verdict.numbers)}
-
-
-def decision_document(decision: Decision) -> Json:
-    """Return a decision as JSON, without its evidence."""
-    return {
-        "sequence": decision.sequence,
-        "at": stamp(decision.at_s),
-        "signal": decision.signal,
-        "phase": decision.phase.label,
-        "weight": decision.weight,
-        "actor": decision.actor,
-        "reason": decision.reason,
-        "message": decision.message,
-    }
-
-
-def finite(numbers: Mapping[str, float | None]) -> dict[str, float]:
-    """Return the finite numbers, which JSON can hold."""
-    return {name: value for name, value in numbers.items() if value is not None and math.isfinite(value)}
-
-
-def stamp(time_s: float) -> str:
-    """Return a time in RFC 3339."""
-    return datetime.fromtimestamp(time_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

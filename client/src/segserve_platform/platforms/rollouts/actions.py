@@ -22,6 +22,7 @@ from segserve_platform.platforms.port import MODEL, Json, ParsedResource, Platfo
 from segserve_platform.platforms.rollouts.rollout_view import is_written, record_of
 from segserve_platform.platforms.waiting import wait_for
 
+SKIP_GATE: Final = "skip-gate"
 TOKEN_BYTES: Final = 3
 USER_LENGTH: Final = 100
 _ODD: Final = re.compile(r"[^\w.:@+-]")
@@ -107,6 +108,24 @@ def ignored_annotations(platform: Platform, resource: ParsedResource, applied: M
         gates = tuple(gate_name(gate) for gate in (model.spec.rollout or RolloutPolicy()).gates)
         if (refused := refusal(request, status.rollout, status.roles, gates)) is not None:
             yield f"the annotation {PREFIX}{verb}: {request.value} is ignored: {refused}"
+
+
+def possible_actions(model: Json) -> list[str]:
+    """Return the verbs that `run_action` would request for a model as it is now, those about a gate left out."""
+    return [verb for verb in VERBS if verb != SKIP_GATE and _is_possible(model, verb)]
+
+
+def skippable_gates(model: Json) -> list[str]:
+    """Return the gates that `run_action` would request to skip for a model as it is now."""
+    return [gate for gate in _gates(model) if _is_possible(model, SKIP_GATE, gate)]
+
+
+def _is_possible(model: Json, verb: str, gate: str = "") -> bool:
+    try:
+        _request(model, verb, gate, "")
+    except ConflictError:
+        return False
+    return True
 
 
 def _request(model: Json, verb: str, gate: str, user: str) -> RolloutRequest:

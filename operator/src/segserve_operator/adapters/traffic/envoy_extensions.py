@@ -143,6 +143,12 @@ def http_reply(filters: list[Json], error: str, headers: Mapping[str, str] | Non
     return reply | _added(headers or {})
 
 
+def text_reply(filters: list[Json], content_type: str, headers: Mapping[str, str]) -> Json:
+    """Return the mapper that gives local replies that all these filters match a type, and keeps their bodies."""
+    body = {"text_format_source": {"inline_string": "%LOCAL_REPLY_BODY%"}, "content_type": content_type}
+    return {"filter": _all(filters), "body_format_override": body} | _added(headers)
+
+
 def _all(filters: list[Json]) -> Json:
     return {"and_filter": {"filters": filters}} if len(filters) > 1 else filters[0]
 

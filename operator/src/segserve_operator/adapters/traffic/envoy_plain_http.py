@@ -8,8 +8,15 @@ would be another request. So both have bounds of their own.
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
+from collections.abc import Sequence
+from functools import cache
+from html import escape
 from importlib.metadata import version
+from importlib.resources import files
+from string import Template
 from typing import Final
 
 from segserve_builder.openapi import describe_gateway
@@ -22,6 +29,7 @@ from segserve_operator.adapters.traffic.envoy_extensions import (
     http_reply,
     lua_filter,
     status_filter,
+    text_reply,
     unless,
 )
 from segserve_operator.adapters.traffic.envoy_messages import Json
@@ -38,6 +46,8 @@ _MAX_HELD_BYTES: Final = 4 * MAX_PLAIN_BYTES
 """Most bytes of all answers that a thread translates at once."""
 PROBES: Final = ("/healthz", "/readyz")
 """Paths that need no credentials; the script knows those of KServe v2 that answer them."""
+_PAGE: Final = "/index.html"
+"""What a browser gets at `/`; it runs no script and loads nothing."""
 _PROBE_BYTES: Final = 4096
 """Most bytes of a probe's body. An error in answer to it has to fit, too."""
 _PROBE: Final = f"({'|'.join(PROBES)}).*"
@@ -88,7 +98,7 @@ def _bound(max_request_bytes: int) -> int:
 def _translation(max_bytes: int, *, is_head: bool) -> Json:
     answers = {"MOST_ANSWER_BYTES": MAX_PLAIN_BYTES, "MOST_HELD_BYTES": _MAX_HELD_BYTES}
     script = lua_filter(
-        "plain_http.lua", IS_HEAD=is_head, NOTED=_NAME, MARK=PLAIN_HEADER, MAX_BYTES=max_bytes, **answers
+        "plain_http.lua", IS_HEAD=is_head, NOTED=_NAME, MARK=PLAIN_HEADER, PAGE=_PAGE, MAX_BYTES=max_bytes, **answers
     )
     return {**script, "name": _NAME}
 
@@ -128,14 +138,26 @@ def document_replies(*, enabled: bool) -> list[Json]:
     """Return the mappers of the documents, which go as they are, and of probes with a body."""
     if not enabled:
         return []
-    matched = {"and_filter": {"filters": [status_filter(200), details_filter(" == 'direct_response'")]}}
-    text = {"text_format_source": {"inline_string": "%LOCAL_REPLY_BODY%"}, "content_type": "application/json"}
+    matched = [status_filter(200), details_filter(" == 'direct_response'")]
     with_body = [status_filter(413), header_filter(":path", {"safe_regex": {"regex": _PROBE}})]
-    return [{"filter": matched, "body_format_override": text}, http_reply(with_body, "a probe needs no body")]
+    style = _template().partition("<style>")[2].partition("</style>")[0]
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    page_headers = {
+        "content-security-policy": f"{policy}; frame-ancestors 'none'",
+        "referrer-policy": "no-referrer",
+        "vary": "accept",
+        "x-content-type-options": "nosniff",
+    }
+    return [
+        text_reply([*matched, header_filter(":path", {"prefix": _PAGE})], "text/html; charset=utf-8", page_headers),
+        text_reply(matched, "application/json", {"vary": "accept"}),
+        http_reply(with_body, "a probe needs no body"),
+    ]
 
 
 def documents(plan: TrafficPlan) -> dict[str, str]:
-    """Return what the gateway answers by itself, by path: an index with links, and an OpenAPI document.
+    """Return what the gateway answers by itself, by path: an index with links, as JSON and as a page, and OpenAPI.
 
     They name the models only where nobody is kept from any: who asks is not looked at.
     """
@@ -152,4 +174,20 @@ def documents(plan: TrafficPlan) -> dict[str, str]:
     }
     document = json.dumps(describe_gateway(names, version=release))
     listed = {} if names is None else {"/v1/models": json.dumps({"models": models}) + "\n"}
-    return {"/": json.dumps(index) + "\n", "/openapi.json": document + "\n", **listed}
+    return {"/": json.dumps(index) + "\n", _PAGE: _page(names, release), "/openapi.json": document + "\n", **listed}
+
+
+@cache
+def _template() -> str:
+    return files("segserve_operator.adapters.traffic").joinpath("page.html").read_text()
+
+
+def _page(names: Sequence[str] | None, release: str) -> str:
+    """Return the page; without `names` it lists no model."""
+    models = "<p>No model is served yet.</p>"
+    if names is None:
+        models = "<p>The models are not for everybody, so they are not listed here.</p>"
+    elif names:
+        models = f"<ul>{''.join(f'<li>{escape(name)}</li>' for name in names)}</ul>"
+    example = f"http://GATEWAY/v1/models/{escape(names[0]) if names else 'NAME'}:segment"
+    return Template(_template()).substitute(version=escape(release), models=models, example=example)

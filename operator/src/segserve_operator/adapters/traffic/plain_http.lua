@@ -4,6 +4,7 @@
 --
 -- Two filters run it. The first, where IS_HEAD is true, reads the head of a request: with the path of KServe v2 the
 -- rules and limits of a model hold before anything is read of the body. The second translates bodies.
+-- PAGE is the path of the document that a request for `/` gets if it accepts HTML.
 -- NOTED is the namespace of the dynamic metadata that has the path and method as they came in, and what the first
 -- filter leaves to the second: `model`, `boundary` of a form, options by name, and `is_picture` if the answer is to be
 -- the label map as PNG instead of JSON. MARK is the header of a request that
@@ -16,7 +17,7 @@
 -- time must be linear in what callers send.
 
 local PROBES = {["/healthz"] = "/v2/health/live", ["/readyz"] = "/v2/health/ready"}
-local DOCUMENTS = {["/"] = true, ["/openapi.json"] = true, ["/v1/models"] = true}
+local DOCUMENTS = {["/"] = true, [PAGE] = true, ["/openapi.json"] = true, ["/v1/models"] = true}
 local HOW = "send the image itself (curl --data-binary @FILE), or as a form's file (curl -F image=@FILE)"
 local OPTIONS = {encoding = true, max_detections = true, score_threshold = true}
 local OPTION_NAMES = "encoding, max_detections, score_threshold"
@@ -165,12 +166,21 @@ local function boundary_of(handle, headers)
   return boundary
 end
 
+-- Returns whether a request accepts HTML by name, as browsers do, and not as one of all types.
+local function accepts_html(headers)
+  for number = 0, headers:getNumValues("accept") - 1 do
+    if string.find(string.lower(headers:getAtIndex("accept", number)), "text/html", 1, true) then return true end
+  end
+  return false
+end
+
 local function read_head(handle)
   local model, path, query, method = target(handle)
   local headers = handle:headers()
   if PROBES[path] or DOCUMENTS[path] then
     if method ~= "GET" and method ~= "HEAD" then refuse(handle, "405", "allowed is GET", {allow = "GET, HEAD"}) end
     if PROBES[path] then headers:replace(":path", PROBES[path]) end
+    if path == "/" and accepts_html(headers) then headers:replace(":path", PAGE) end
     return
   end
   if model == nil then return end

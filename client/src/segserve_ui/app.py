@@ -1,0 +1,290 @@
+"""The page's routes: static files, and the JSON that its scripts read."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+from pathlib import Path
+from typing import Any, Final
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from segserve import errors
+from segserve.exports.formats import FORMATS
+from segserve.platform import Cluster
+from segserve.results.images import picture
+from segserve_common.errors import BadRequestError, SegserveError
+from segserve_platform.platforms.activity import PROMETHEUS_WINDOW_S, WINDOW_S
+from segserve_platform.platforms.errors import (
+    ConflictError,
+    ForbiddenError,
+    NoPlatformError,
+    NotFoundError,
+    PlatformUnreachableError,
+    WaitTimeoutError,
+)
+from segserve_platform.platforms.port import Json
+from segserve_platform.platforms.rollouts.actions import run_action
+from segserve_ui.answers import GoneAnswerError, KeptAnswers, describe_answer, without
+from segserve_ui.backend import Backend, UiPlatform
+from segserve_ui.caching import TimedCache
+from segserve_ui.calls import calls
+from segserve_ui.guard import Guard, PageAccess
+from segserve_ui.models import ModelsList, ModelsOverview, example_images
+from segserve_ui.rollouts import VERBS, RolloutsOverview
+from segserve_ui.samples import Samples
+
+STATIC: Final = Path(__file__).parent / "static"
+REFRESH_S: Final = 2.0
+"""Interval in which the platform is read, however many pages are open."""
+ACTION_S: Final = 10.0
+PREVIEW_PX: Final = 2400
+THUMBNAIL_PX: Final = 440
+CLASSES: Final = 1000
+"""Hidden classes that a download may name."""
+STATUSES: Final[tuple[tuple[type[Exception], int], ...]] = (
+    (errors.RequestTooLargeError, 413),
+    (BadRequestError, 400),
+    (errors.ModelNotFoundError, 404),
+    (NotFoundError, 404),
+    (GoneAnswerError, 404),
+    (ConflictError, 409),
+    (ForbiddenError, 403),
+    (errors.PermissionDeniedError, 403),
+    (errors.AuthenticationError, 502),
+    (WaitTimeoutError, 504),
+    (errors.RequestTimeoutError, 504),
+    (errors.OverloadedError, 503),
+    (NoPlatformError, 503),
+    (PlatformUnreachableError, 503),
+    (errors.GatewayUnreachableError, 503),
+    (SegserveError, 502),
+)
+"""The status that each error has on the page, the first that fits."""
+_KEY_ADVICE: Final = "; the page uses SEGSERVE_API_KEY of the terminal that it was started in"
+
+
+def create_app(place: UiPlatform, access: PageAccess) -> tuple[Guard, Backend]:
+    """Return the guarded application, and its backend, which is to be closed at the end."""
+    backend = Backend(place)
+    page = _Page(backend)
+    routes = [
+        Route("/", page.index),
+        Mount("/static", StaticFiles(directory=STATIC)),
+        Route("/api/platform", page.platform),
+        Route("/favicon.ico", page.icon),
+        Route("/api/models", page.models),
+        Route("/api/overview", page.overview),
+        Route("/api/models/{model}/examples/{number:int}", page.example),
+        Route("/api/rollouts", page.rollouts),
+        Route("/api/rollouts/{model}/{verb}", page.act, methods=["POST"]),
+        Route("/api/samples", page.samples),
+        Route("/api/samples/{model}/{key}", page.sample),
+        Route("/api/segment", page.segment, methods=["POST"]),
+        Route("/api/compare", page.compare, methods=["POST"]),
+        Route("/api/preview", page.preview, methods=["POST"]),
+        Route("/api/calls", page.calls),
+        Route("/api/answers/{answer}/{format}", page.export),
+    ]
+    app = Starlette(routes=routes, exception_handlers={SegserveError: _error_response, OSError: _error_response})
+    return Guard(app, access), backend
+
+
+class TooLargeError(errors.RequestTooLargeError):
+    """An image that the gateway would not take; it was not sent."""
+
+
+class _Page:
+    def __init__(self, backend: Backend) -> None:
+        place = backend.place
+        scraped = place.metrics is not None and place.metrics.prometheus is not None
+        window_s = PROMETHEUS_WINDOW_S if scraped else WINDOW_S
+        self._backend = backend
+        self._answers = KeptAnswers()
+        self._samples = Samples(place)
+        is_local = not isinstance(place.ref, Cluster)  # golden sets of a cluster are elsewhere
+        self._models = TimedCache(ModelsList(place.platform, examples=is_local).read, REFRESH_S)
+        self._overview = TimedCache(ModelsOverview(place.platform, place.metrics, window_s).read, REFRESH_S)
+        self._rollouts = TimedCache(RolloutsOverview(place.platform).read, REFRESH_S)
+
+    async def index(self, request: Request) -> Response:
+        return FileResponse(STATIC / "index.html", media_type="text/html")
+
+    async def icon(self, request: Request) -> Response:
+        return FileResponse(STATIC / "icon.svg")
+
+    async def platform(self, request: Request) -> Response:
+        return JSONResponse(await asyncio.to_thread(self._platform))
+
+    def _platform(self) -> Json:
+        place = self._backend.place
+        where = "this machine"
+        if isinstance(place.ref, Cluster):
+            parts = (place.ref.context and f"context {place.ref.context}", place.ref.namespace)
+            where = ", ".join(filter(None, parts)) or "the current context"
+        try:
+            version = place.platform.version()
+        except SegserveError:
+            version = None  # who may use models need not be allowed to see the operator
+        return {
+            "place": version.place if version is not None else where,
+            "url": version.url if version is not None else "",
+            "version": version.version if version is not None else "",
+            "bodyLimit": self._backend.body_limit_bytes(),
+        }
+
+    async def models(self, request: Request) -> Response:
+        return JSONResponse(await self._models.get())
+
+    async def overview(self, request: Request) -> Response:
+        return JSONResponse(await self._overview.get())
+
+    async def example(self, request: Request) -> Response:
+        model, number = request.path_params["model"], request.path_params["number"]
+        if isinstance(self._backend.place.ref, Cluster):
+            raise NotFoundError("golden images are shown of this machine's platform only")
+        manifest = await asyncio.to_thread(self._backend.place.platform.model, model)
+        images = example_images(manifest)
+        if number >= len(images):
+            raise NotFoundError(f"{model} has {len(images)} example images, got the number {number}")
+        return FileResponse(images[number])
+
+    async def rollouts(self, request: Request) -> Response:
+        return JSONResponse(await self._rollouts.get())
+
+    async def act(self, request: Request) -> Response:
+        model, verb = request.path_params["model"], request.path_params["verb"]
+        if verb not in VERBS:
+            raise BadRequestError(f"unknown action {verb!r}; there are: {', '.join(VERBS)}")
+        platform = self._backend.place.platform
+        try:
+            gate = request.query_params.get("gate", "")
+            text = await asyncio.to_thread(run_action, platform, model, verb, gate=gate, timeout_s=ACTION_S)
+        finally:
+            self._rollouts.clear()
+            self._models.clear()
+            self._overview.clear()
+        return JSONResponse({"text": text})
+
+    async def samples(self, request: Request) -> Response:
+        given = request.query_params
+        names = [given.get(name, "") for name in ("model", "reason", "class")]
+        return JSONResponse(await asyncio.to_thread(self._samples.read, *names))
+
+    async def sample(self, request: Request) -> Response:
+        model, key = request.path_params["model"], request.path_params["key"]
+        image, kind = await asyncio.to_thread(self._samples.image, model, key)
+        if request.query_params.get("size") == "small":
+            image, kind = await asyncio.to_thread(_preview, image, THUMBNAIL_PX), "image/jpeg"
+        return Response(image, media_type=kind)
+
+    async def segment(self, request: Request) -> Response:
+        model, score = _text(request, "model"), _score(request, "score_threshold")
+        image = await self._image(request)
+        return _json(await asyncio.to_thread(lambda: self._described(*self._backend.segment(model, image, score))))
+
+    async def compare(self, request: Request) -> Response:
+        first, second = _text(request, "first"), _text(request, "second")
+        image = await self._image(request)
+        sides, agreement = await asyncio.to_thread(self._backend.compare, first, second, image)
+        answers = [await asyncio.to_thread(self._described, *side) for side in sides]
+        return _json({"answers": answers, "agreement": agreement})
+
+    def _described(self, result: Any, took_ms: float) -> Json:
+        return describe_answer(result) | {"id": self._answers.keep(result), "tookMs": round(took_ms, 1)}
+
+    async def preview(self, request: Request) -> Response:
+        image = await self._image(request)
+        return Response(await asyncio.to_thread(_preview, image), media_type="image/jpeg")
+
+    async def calls(self, request: Request) -> Response:
+        model, name = _text(request, "model"), _text(request, "name")
+        caller = await asyncio.to_thread(self._backend.caller, model)
+        score = _score(request, "score_threshold")
+        return JSONResponse({"calls": calls(caller, model, name, score)})
+
+    async def export(self, request: Request) -> Response:
+        kind = FORMATS.get(request.path_params["format"])
+        if kind is None:
+            raise BadRequestError(f"unknown format {request.path_params['format']!r}; there are: {', '.join(FORMATS)}")
+        result = self._answers.get(request.path_params["answer"])
+        name, hidden = _text(request, "name"), _numbers(request, "hidden")
+        shown = without(result, _score(request, "min_score") or 0.0, hidden)
+        content = await asyncio.to_thread(kind.encode, shown, name)
+        stem = "".join(each if each.isalnum() or each in "-_." else "_" for each in Path(name).stem) or "result"
+        file_name = f"{stem}-{request.path_params['format']}{kind.suffix}"
+        # Never shown as a page of this origin: class names in it are the model's.
+        headers = {"content-disposition": f'attachment; filename="{file_name.encode("ascii", "replace").decode()}"'}
+        return Response(content, media_type="application/octet-stream", headers=headers)
+
+    async def _image(self, request: Request) -> bytes:
+        """Return the body; raises `TooLargeError` for one that the gateway would not take, without reading it all."""
+        limit = await asyncio.to_thread(self._backend.body_limit_bytes)
+        parts, size = [], int(request.headers.get("content-length") or 0)
+        if size <= limit:
+            size = 0
+            async for part in request.stream():
+                size += len(part)
+                if size > limit:
+                    break
+                parts.append(part)
+        if size > limit:
+            raise TooLargeError(
+                f"the image has {size / 2**20:.1f} MiB; the gateway takes at most {limit / 2**20:.1f} MiB "
+                "(spec.gateway.maxRequestBytes of the pool); `segserve batch` segments larger ones tile by tile"
+            )
+        if not size:
+            raise BadRequestError("the request has no image: its body is empty")
+        return b"".join(parts)
+
+
+def _json(content: Json) -> Response:
+    return Response(json.dumps(content, allow_nan=False, separators=(",", ":")), media_type="application/json")
+
+
+def _preview(image: bytes, most_px: int = PREVIEW_PX) -> bytes:
+    """Return an image as a JPEG with sides of at most `most_px`, of whatever format it was."""
+    drawn = picture(image)
+    drawn.thumbnail((most_px, most_px))
+    buffer = io.BytesIO()
+    drawn.save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def _text(request: Request, name: str) -> str:
+    value = request.query_params.get(name)
+    if not value:
+        raise BadRequestError(f"the request has no {name}")
+    return value
+
+
+def _score(request: Request, name: str) -> float | None:
+    text = request.query_params.get(name)
+    if not text:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise BadRequestError(f"{name} must be a number from 0 to 1, got {text!r}")
+    return value
+
+
+def _numbers(request: Request, name: str) -> set[int]:
+    parts = [part for part in (request.query_params.get(name) or "").split(",") if part]
+    if len(parts) > CLASSES or not all(part.isdecimal() for part in parts):
+        raise BadRequestError(f"{name} must be ids of classes with commas between them, got {','.join(parts)[:80]!r}")
+    return set(map(int, parts))
+
+
+async def _error_response(request: Request, error: Exception) -> Response:
+    status = next((status for kind, status in STATUSES if isinstance(error, kind)), 500)
+    advice = _KEY_ADVICE if isinstance(error, errors.AuthenticationError) else ""
+    text = error.message if isinstance(error, SegserveError) else str(error)
+    return JSONResponse({"error": f"{text}{advice}", "kind": type(error).__name__}, status_code=status)

@@ -1,0 +1,165 @@
+"""The platform behind the page: models and their gateways, used as the command line and the client use them."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+from segserve.client import Client
+from segserve.errors import GatewayUnreachableError
+from segserve.platform import PlatformRef
+from segserve.results.result import Result
+from segserve_common.errors import SegserveError
+from segserve_operator.api.triton_pool import TritonPoolSpec
+from segserve_platform.evaluation.pairs import agreement_of, class_name, common_classes
+from segserve_platform.platforms.local import LocalPlatform
+from segserve_platform.platforms.metrics import MetricsSource
+from segserve_platform.platforms.port import Json, Platform
+from segserve_ui.calls import Caller
+
+TIMEOUT_S: Final = 60.0
+HEADROOM_BYTES: Final = 4096
+"""Of a request, for what is sent beside the image."""
+T = TypeVar("T")
+OpenGateway = Callable[[str], AbstractContextManager[str | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class UiPlatform:
+    """A platform, where its metrics are read (None: nowhere), and what makes the gateway of a model reachable."""
+
+    ref: PlatformRef
+    platform: Platform
+    open_gateway: OpenGateway
+    metrics: MetricsSource | None
+
+
+@dataclass(slots=True)
+class _OpenGateway:
+    stack: ExitStack
+    url: str | None
+    client: Client
+
+
+class Backend:
+    """The models' answers for the page. Thread-safe; gateways stay open until `close`."""
+
+    def __init__(self, place: UiPlatform) -> None:
+        self.place = place
+        self._gateways: dict[str, _OpenGateway] = {}
+        self._lock = threading.Lock()
+
+    def segment(self, model: str, image: bytes, score_threshold: float | None = None) -> tuple[Result, float]:
+        """Return a model's answer, and how long it took in milliseconds; raises as `Client.segment` does."""
+        return self._with_gateway(
+            model,
+            lambda gateway: _timed(lambda: gateway.client.segment(image, model=model, score_threshold=score_threshold)),
+        )
+
+    def compare(self, first: str, second: str, image: bytes) -> tuple[list[tuple[Result, float]], Json]:
+        """Return the answers of two models to one image, and how much they agree, by class and over all.
+
+        Raises `BadRequestError` if the answers cannot be compared.
+        """
+        names = common_classes(
+            self._with_gateway(first, lambda gateway: gateway.client.model_info(first)),
+            self._with_gateway(second, lambda gateway: gateway.client.model_info(second)),
+        )
+        sides = [self.segment(model, image) for model in (first, second)]
+        found = agreement_of(sides[0][0], sides[1][0], names)
+        classes = [{"class": class_name(number, names), "agreement": value} for number, value in found.classes.items()]
+        only = [sum(found.stable_only), sum(found.candidate_only)]
+        return sides, {"value": found.value, "classes": sorted(classes, key=_agreement), "only": only}
+
+    def body_limit_bytes(self) -> int:
+        """Return how large an image may be: what the largest gateway takes."""
+        default = TritonPoolSpec().gateway.max_request_bytes
+        try:
+            pools = self.place.platform.pools()
+        except SegserveError:
+            pools = []  # who may send requests need not be allowed to read pools
+        return max((_limit(pool, default) for pool in pools), default=default) - HEADROOM_BYTES
+
+    def caller(self, model: str) -> Caller:
+        """Return how somebody outside of the page calls a model."""
+        platform = self.place.platform
+        ca_file = platform.ca_file() if isinstance(platform, LocalPlatform) else None
+        spec = self._pool_of(model)
+        plain = (spec.get("gateway") or {}).get("plainHttp")
+        return Caller(
+            self.place.ref,
+            self._gateway(model).url,
+            ca_file or None,
+            has_key=bool(os.environ.get("SEGSERVE_API_KEY")),
+            plain_http=isinstance(platform, LocalPlatform) if plain is None else bool(plain),
+        )
+
+    def close(self) -> None:
+        """Close the connections and forwarded ports."""
+        with self._lock:
+            opened, self._gateways = self._gateways, {}
+        for each in opened.values():
+            each.stack.close()
+
+    def _pool_of(self, model: str) -> Json:
+        platform = self.place.platform
+        try:
+            name = platform.model(model)["spec"].get("pool") or "default"
+            return next((pool["spec"] or {} for pool in platform.pools() if pool["metadata"]["name"] == name), {})
+        except SegserveError:
+            return {}
+
+    def _with_gateway(self, model: str, call: Callable[[_OpenGateway], T]) -> T:
+        """Call with the gateway of a model; one that is gone is opened again: a platform may have restarted."""
+        try:
+            return call(self._gateway(model))
+        except GatewayUnreachableError:
+            self._drop(model)
+            return call(self._gateway(model))
+
+    def _gateway(self, model: str) -> _OpenGateway:
+        key = self._key(model)
+        with self._lock:
+            if key not in self._gateways:
+                stack = ExitStack()
+                try:
+                    url = stack.enter_context(self.place.open_gateway(model))
+                    client = stack.enter_context(Client(url, timeout_s=TIMEOUT_S, platform=self.place.ref))
+                except BaseException:
+                    stack.close()
+                    raise
+                self._gateways[key] = _OpenGateway(stack, url, client)
+            return self._gateways[key]
+
+    def _drop(self, model: str) -> None:
+        key = self._key(model)
+        with self._lock:
+            dropped = self._gateways.pop(key, None)
+        if dropped is not None:
+            dropped.stack.close()
+
+    def _key(self, model: str) -> str:
+        """Return the pool of a model: models of one pool share a gateway, which on a cluster is a forwarded port."""
+        return str(self._spec(model).get("pool") or "default")
+
+    def _spec(self, model: str) -> Json:
+        """Return the spec of a model, an empty one if there is no such model."""
+        return (self.place.platform.find("SegmentationModel", model) or {}).get("spec") or {}
+
+
+def _timed(call: Callable[[], T]) -> tuple[T, float]:
+    began_s = time.perf_counter()
+    return call(), 1000 * (time.perf_counter() - began_s)
+
+
+def _agreement(row: Json) -> float:
+    return float(row["agreement"])
+
+
+def _limit(pool: Json, default: int) -> int:
+    return int(((pool.get("spec") or {}).get("gateway") or {}).get("maxRequestBytes") or default)

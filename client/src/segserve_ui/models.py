@@ -1,0 +1,190 @@
+"""The models of a platform as the page lists them: state, revisions and weights, activity, conditions in words."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import unquote, urlsplit
+
+from segserve_operator.core.failure import FailureReason
+from segserve_operator.mapping.specs import wanted_of
+from segserve_platform.platforms.activity import ActivityWindow, ModelRow
+from segserve_platform.platforms.errors import ControlError
+from segserve_platform.platforms.metrics import MetricsSource
+from segserve_platform.platforms.port import Json, Platform
+from segserve_platform.platforms.rollouts.words import span
+from segserve_platform.platforms.waiting import condition, is_starting, readiness
+
+SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff"})
+EXAMPLES: Final = 12
+"""Images of a golden set that are offered."""
+_MOVING: Final = ("Progressing", "Reconciling")
+_GOOD_IF_FALSE: Final = (*_MOVING, "Degraded", "Stalled")
+_ROLES: Final = ("stable", "candidate", "previous")
+
+
+class ModelsList:
+    """Lists all models with their states, and the example images of each, where there are any."""
+
+    def __init__(self, platform: Platform, *, examples: bool) -> None:
+        self._platform = platform
+        self._examples = examples
+        self._tasks: dict[tuple[str, int], str] = {}
+
+    def read(self) -> Json:
+        """Return `models`, and `examples`: names of images by model."""
+        runs, manifests = self._platform.runs(), self._platform.models()
+        stored = {each["metadata"]["name"]: each for each in manifests}
+        return {
+            "models": [
+                {
+                    "name": each["metadata"]["name"],
+                    "task": self._task(each, stored),
+                    "state": state_of_model(each, runs=runs),
+                }
+                for each in manifests
+            ],
+            "examples": {
+                each["metadata"]["name"]: [path.name for path in example_images(each)]
+                for each in manifests
+                if self._examples
+            },
+        }
+
+    def _task(self, manifest: Json, stored: Mapping[str, Json]) -> str:
+        key = manifest["metadata"]["name"], int(manifest["metadata"].get("generation") or 0)
+        if key not in self._tasks:
+            self._tasks[key] = task_of(manifest, stored)
+        return self._tasks[key]
+
+
+def task_of(manifest: Json, stored: Mapping[str, Json]) -> str:
+    """Return a model's task: semantic, instance, panoptic, detection or keypoints; empty if it cannot be derived."""
+    try:
+        from segserve_builder.errors import BuilderError
+        from segserve_builder.steps.postprocess import check_postprocess
+    except ImportError:
+        return ""  # a client of clusters need not have the builder
+    wanted = wanted_of(manifest, stored)
+    if isinstance(wanted, FailureReason):
+        return ""  # of another version
+    try:
+        return str(check_postprocess(wanted.assigned.pipeline))
+    except BuilderError:
+        return ""
+
+
+class ModelsOverview:
+    """Reads all models and their activity; rates are between this snapshot and an earlier one."""
+
+    def __init__(self, platform: Platform, metrics: MetricsSource | None, window_s: float) -> None:
+        self._platform = platform
+        self._metrics = metrics
+        self._window = ActivityWindow(window_s)
+
+    def read(self) -> Json:
+        """Return `models`, `servers` (None without metrics), and `notes` on missing numbers."""
+        runs, notes = self._platform.runs(), list[str]()
+        activity: Mapping[str, ModelRow] = {}
+        servers: Json | None = None
+        if self._metrics is None:
+            notes.append("rates, latencies, memory and queues of a cluster come from its Prometheus: start the page "
+                         "with `segserve ui --prometheus URL`")  # fmt: skip
+        elif runs:
+            try:
+                activity, servers = self._activity(self._metrics)
+            except ControlError as error:
+                notes.append(f"no metrics: {error}")
+        else:
+            notes.append("the platform is not running: `segserve up` starts it")
+        models = [self._row(manifest, activity, runs=runs) for manifest in self._platform.models()]
+        return {"models": models, "servers": servers, "notes": notes, "runs": runs}
+
+    def _activity(self, metrics: MetricsSource) -> tuple[Mapping[str, ModelRow], Json | None]:
+        self._window.add(metrics.snapshot())
+        if len(self._window.snapshots) < 2:
+            return {}, None
+        rows, servers = self._window.rows()
+        return {row.model: row for row in rows}, servers.to_json()
+
+    def _row(self, manifest: Json, activity: Mapping[str, ModelRow], *, runs: bool) -> Json:
+        name, status = manifest["metadata"]["name"], manifest.get("status") or {}
+        row = activity.get(name)
+        counted = len(self._window.snapshots) > 1 and runs and bool(self._metrics)
+        idle = {"requestsPerSecond": 0.0} if counted else None
+        return {
+            "name": name,
+            "family": manifest["spec"].get("family", ""),
+            "pool": manifest["spec"].get("pool") or "default",
+            "classes": len(manifest["spec"].get("classes") or ()),
+            "state": state_of_model(manifest, runs=runs),
+            "revisions": list(_revisions(status)),
+            "slo": status.get("slo"),
+            "rollout": (status.get("rollout") or {}).get("phase"),
+            "conditions": [_condition(each) for each in status.get("conditions") or ()],
+            "activity": _finite(row.to_json()) if row is not None else idle,
+            "rates": [round(rate, 3) for rate in self._window.rates.get(name, ())],
+        }
+
+
+def state_of_model(manifest: Json, *, runs: bool = True) -> Json:
+    """Return whether a model serves: `word` for it, its `tone` (good, moving, bad or quiet), and a `text`."""
+    if not runs:
+        return {"word": "Stopped", "tone": "quiet", "text": "no platform is running", "serves": False}
+    state = readiness(manifest)
+    if state.serves:
+        return {"word": "Ready", "tone": "good", "text": state.text, "serves": True}
+    answers = condition(manifest, "Ready")["status"] == "True"
+    if state.failed:
+        # A former revision may serve on.
+        return {"word": "Degraded" if answers else "Failed", "tone": "bad", "text": state.text, "serves": answers}
+    word = "Starting" if is_starting(manifest) else "Changing" if answers else "Not ready"
+    return {"word": word, "tone": "moving", "text": state.text, "serves": answers}
+
+
+def _revisions(status: Json) -> Iterator[Json]:
+    roles = status.get("roles") or {}
+    weight = int(status.get("weight") or 0)
+    candidate_weight = weight if "candidate" in roles and "stable" in roles else 0
+    if (status.get("rollout") or {}).get("phase") == "Baking" and "previous" in roles:
+        # During the bake the new revision is stable, and the previous one has the holdback.
+        shares = {"stable": weight, "previous": 100 - weight}
+    else:
+        shares = {"stable": 100 - candidate_weight, "candidate": candidate_weight}
+    for role in _ROLES:
+        if (holder := roles.get(role)) is not None:
+            why = ": ".join(filter(None, (holder.get("reason"), holder.get("message"))))
+            yield {"role": role, "revision": holder["revision"], "weight": shares.get(role, 0),
+                   "failed": holder.get("state") == "Failed", "text": why, "age": age(holder["since"])}  # fmt: skip
+
+
+def _condition(found: Json) -> Json:
+    wanted = "False" if found["type"] in _GOOD_IF_FALSE else "True"
+    tone = "good" if found["status"] == wanted else "moving" if found["type"] in _MOVING else "bad"
+    text = ": ".join(filter(None, (found.get("reason"), found.get("message"))))
+    return {"type": found["type"], "status": found["status"], "tone": tone if found["status"] != "Unknown" else "quiet",
+            "text": text, "age": age(found["lastTransitionTime"])}  # fmt: skip
+
+
+def age(time_text: str) -> str:
+    """Return the time since an RFC 3339 time: `12m30s`."""
+    return span(time.time() - datetime.fromisoformat(time_text).timestamp())
+
+
+def _finite(row: Json) -> Json:
+    """Return the numbers that JSON can hold: a latency beyond the last bin is infinite."""
+    return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
+
+
+def example_images(manifest: Mapping[str, Any]) -> list[Path]:
+    """Return the images of a model's golden set if it is a folder of this machine, in the order of their names."""
+    parts = urlsplit(((manifest.get("spec") or {}).get("golden") or {}).get("uri") or "")
+    folder = Path(unquote(parts.path))
+    if parts.scheme != "file" or parts.fragment or not folder.is_dir():
+        return []
+    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+    return found[:EXAMPLES]

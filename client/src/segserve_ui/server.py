@@ -1,0 +1,73 @@
+"""The server of the page, on loopback, and the browser that is opened for it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+import threading
+import time
+import webbrowser
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import uvicorn
+
+from segserve_platform.platforms.errors import ControlError
+from segserve_ui.app import create_app
+from segserve_ui.backend import UiPlatform
+from segserve_ui.guard import PageAccess
+
+HOST: Final = "127.0.0.1"
+START_S: Final = 10.0
+END_S: Final = 5.0
+
+
+@contextmanager
+def serving(place: UiPlatform, port: int = 0) -> Iterator[PageAccess]:
+    """Serve the page on loopback for the duration of the block; port 0 takes a free one.
+
+    Raises `ControlError` if the port is taken, or the server does not start.
+    """
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((HOST, port))
+        except OSError as error:
+            raise ControlError(
+                f"the page cannot listen at {HOST}:{port}: {error.strerror}; choose another --port"
+            ) from error
+        access = PageAccess(listener.getsockname()[1])
+        app, backend = create_app(place, access)
+        config = uvicorn.Config(
+            app, access_log=False, log_level="warning", lifespan="off", ws="none", http="h11", loop="asyncio",
+            server_header=False, timeout_graceful_shutdown=1,
+        )  # fmt: skip
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="segserve-ui", daemon=True)
+        thread.start()
+        try:
+            deadline_s = time.monotonic() + START_S
+            while not server.started:
+                if not thread.is_alive() or time.monotonic() > deadline_s:
+                    raise ControlError(f"the page's server did not start at {HOST}:{access.port}")
+                time.sleep(0.01)
+            yield access
+        finally:
+            # Requests in progress end with the server: their tracebacks help nobody.
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+            server.should_exit = True
+            thread.join(END_S)
+            backend.close()
+
+
+def open_browser(access: PageAccess) -> bool:
+    """Open the page in the user's browser; returns whether there is one to open it in."""
+    if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        return False  # a browser for terminals would take over this one
+    try:
+        return webbrowser.open(access.ticket_url())
+    except webbrowser.Error:
+        return False

@@ -1,0 +1,24 @@
+// What the server of this page answers.
+
+export class ApiError extends Error {}
+
+/** Return the response; throws an `ApiError` with the server's own words. */
+async function send(path, given, options) {
+  const query = new URLSearchParams(Object.entries(given).filter(([, value]) => value !== null && value !== undefined && value !== ""));
+  let response;
+  try {
+    response = await fetch(`${path}${query.size ? `?${query}` : ""}`, options);
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new ApiError("the page's server does not answer: is `segserve ui` still running?");
+  }
+  if (response.ok) return response;
+  const body = await response.json().catch(() => ({}));
+  throw new ApiError(body.error ?? `the page's server answered ${response.status}`);
+}
+
+export const get = async (path, given = {}) => (await send(path, given, {})).json();
+export const getBlob = async (path) => (await send(path, {}, {})).blob();
+export const post = (path, given = {}, body = undefined, signal = undefined) => send(path, given, { method: "POST", body, signal });
+/** Return the address of a download. */
+export const address = (path, given) => `${path}?${new URLSearchParams(given)}`;

@@ -1,0 +1,64 @@
+// Elements from data. Text is only ever set as text, so that names of models and classes cannot be markup.
+
+const SVG = "http://www.w3.org/2000/svg";
+
+/** Return an element; `on...` are listeners, null and false are left out, children may be nested arrays. */
+export function h(tag, given = {}, ...children) {
+  const element = tag === "svg" || given.svg ? document.createElementNS(SVG, tag) : document.createElement(tag);
+  for (const [name, value] of Object.entries(given)) {
+    if (name === "svg" || value === null || value === undefined || value === false) continue;
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (name === "value" || name === "checked" || name === "selected" || name === "disabled") element[name] = value;
+    else element.setAttribute(name, value === true ? "" : value);
+  }
+  element.append(...children.flat(Infinity).filter((each) => each !== null && each !== undefined && each !== false));
+  return element;
+}
+
+/** Replace the children of an element, and keep the focus where an element of the same `data-key` has it. */
+export function fill(parent, ...children) {
+  const key = parent.contains(document.activeElement) ? document.activeElement.dataset.key : undefined;
+  parent.replaceChildren(...children.flat(Infinity).filter(Boolean));
+  if (key !== undefined) parent.querySelector(`[data-key="${CSS.escape(key)}"]`)?.focus();
+}
+
+let forgotten;
+
+/** Show a text for a few seconds, also to screen readers. */
+export function notice(text) {
+  const place = document.getElementById("notice");
+  place.replaceChildren(h("p", {}, text));
+  clearTimeout(forgotten);
+  forgotten = setTimeout(() => place.replaceChildren(), 6000);
+}
+
+export const tag = (tone, text) => h("span", { class: `tag ${tone}` }, text);
+
+/** Return a square of a colour. A policy without inline styles allows those that scripts set. */
+export function swatch(colour) {
+  const element = h("span", { class: "swatch" });
+  element.style.background = colour;
+  return element;
+}
+
+/** Return a bar for a share from 0 to 1. */
+export function meter(share, tone, label) {
+  return h("div", { class: `meter ${tone}`, role: "meter", "aria-valuemin": 0, "aria-valuemax": 100, "aria-valuenow": Math.round(100 * share), "aria-label": label },
+    h("svg", { viewBox: "0 0 100 1", preserveAspectRatio: "none", "aria-hidden": "true" },
+      h("rect", { svg: true, width: 100 * share, height: 1 })));
+}
+
+/** Run `look` now and again every 2 s while the page is visible; returns what ends that. */
+export function repeated(look) {
+  let timer;
+  let over = false;
+  const again = async () => {
+    clearTimeout(timer);
+    if (!document.hidden) await look();
+    if (!over) timer = setTimeout(again, 2000);
+  };
+  const seen = () => { if (!document.hidden) again(); };
+  document.addEventListener("visibilitychange", seen);
+  again();
+  return () => { over = true; clearTimeout(timer); document.removeEventListener("visibilitychange", seen); };
+}

@@ -1,0 +1,103 @@
+// Rollouts: where each stands, the evidence of its gates, its decisions, and what can be done about it.
+
+import { get, post } from "./api.js";
+import { fill, h, meter, notice, repeated, tag } from "./dom.js";
+
+const VERBS = {
+  promote: ["Promote", "The new revision gets all requests now, whatever its gates say.", false],
+  pause: ["Pause", "The weight stays as it is; a breach still rolls back.", false],
+  resume: ["Resume", "It continues, also after a step that needs approval.", false],
+  abort: ["Abort", "The new revision gets no more requests and counts as failed.", true],
+  retry: ["Retry", "The failed revision is rolled out again from the start.", false],
+  rollback: ["Roll back", "The previous revision, which is still loaded, gets all requests.", true],
+};
+
+export function rollouts(main) {
+  const problem = h("div", {});
+  const list = h("div", { class: "stack rollouts" });
+  main.replaceChildren(
+    h("div", { class: "head" }, h("div", {}, h("h1", {}, "Rollouts"), h("p", {}, "How a new revision does beside the present one, and what follows from it."))),
+    problem, list);
+  let last = "";
+  const details = new Set();
+
+  async function look() {
+    let seen;
+    try {
+      seen = await get("/api/rollouts");
+    } catch (error) {
+      fill(problem, h("p", { class: "problem", role: "alert" }, error.message));
+      return;
+    }
+    fill(problem);
+    const text = JSON.stringify(seen);
+    if (text === last) return;
+    last = text;
+    for (const each of list.querySelectorAll("details[data-name]")) { if (each.open) details.add(each.dataset.name); else details.delete(each.dataset.name); }
+    fill(list, seen.rollouts.map(card), rest(seen));
+  }
+
+  async function request(model, action, question, text) {
+    if (!window.confirm(`${question}\n\n${text}`)) return;
+    try {
+      notice((await (await post(`/api/rollouts/${encodeURIComponent(model)}/${action}`)).json()).text);
+    } catch (error) {
+      notice(error.message);
+    }
+    await look();
+  }
+
+  function actions(model, verbs, revision) {
+    return h("div", { class: "row" }, verbs.filter((verb) => VERBS[verb]).map((verb) =>
+      h("button", { type: "button", class: verb === "promote" ? "primary" : VERBS[verb][2] ? "danger" : "", "data-key": `${model}-${verb}`, onclick: () => request(model, verb, `${VERBS[verb][0]} ${model}?`, `${VERBS[verb][1]} It is about ${revision}.`) }, VERBS[verb][0])));
+  }
+
+  function card(one) {
+    return h("article", { class: "card rollout", "aria-label": `Rollout of ${one.model}` },
+      h("div", { class: "row spread" },
+        h("div", { class: "row" }, h("h2", { class: "title" }, one.model), tag(one.tone, one.paused ? `${one.phase}, paused` : one.phase), h("span", { class: "mono soft" }, one.revision)),
+        actions(one.model, one.actions, one.revision)),
+      h("p", { class: "headline" }, capital(one.headline)),
+      one.behind ? h("p", { class: "note" }, "The operator has not processed the newest spec yet.") : null,
+      one.steps.length ? h("ol", { class: "steps", "aria-label": "Steps" }, one.steps.map((step) =>
+        h("li", { class: step.state.replace(" ", "-"), "aria-current": step.state === "now" ? "step" : null }, h("b", {}, step.name), step.state === "to come" ? step.text || "to come" : [step.state, step.text].filter(Boolean).join(", ")))) : null,
+      h("div", { class: "scroll", tabindex: 0, role: "group", "aria-label": "Both revisions now" }, h("table", { class: "compact" },
+        h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Now"), ["Weight", "Requests", "Errors", "p50", "p95"].map((name) => h("th", { scope: "col", class: "right" }, name)), h("th", { scope: "col" }, "Revision"))),
+        h("tbody", {}, one.sides.map((side) => h("tr", {}, h("td", {}, side.role), h("td", { class: "right" }, `${side.weight} %`), h("td", { class: "right" }, side.rate),
+          h("td", { class: "right" }, side.broken ? tag("bad", side.errors) : side.errors), h("td", { class: "right" }, side.p50), h("td", { class: "right" }, side.p95), h("td", { class: "mono" }, side.revision || "?")))))),
+      h("div", { class: "columns" },
+        one.gates.length ? h("section", { class: "stack" }, h("h3", { class: "small" }, "Gates: the evidence that would roll it back"), h("ul", { class: "gates" }, one.gates.map((each) => gate(each, one)))) : null,
+        one.decisions.length ? h("section", { class: "stack" }, h("h3", { class: "small" }, "Decisions, newest first"), h("ol", { class: "decisions" }, one.decisions.map((each) =>
+          h("li", { class: each.tone }, h("time", { datetime: each.at, title: each.at }, `${each.ago} ago`),
+            h("div", {}, h("strong", {}, `${each.phase}, ${each.weight} %`), h("br"), each.text, each.by ? h("span", { class: "soft" }, ` (${each.by})`) : null))))) : null),
+      one.facts.length ? h("dl", { class: "facts" }, one.facts.map((fact) => [h("dt", {}, fact.name), h("dd", {}, fact.text)])) : null,
+      one.earlier.length ? h("details", { "data-name": one.model, open: details.has(one.model) }, h("summary", {}, "Earlier rollouts"), h("ul", {}, one.earlier.map((each) =>
+        h("li", {}, h("span", { class: "mono" }, each.revision), ` ${each.phase}`)))) : null);
+  }
+
+  function gate(one, rollout) {
+    const name = `${rollout.model}/${one.gate}`;
+    return h("li", { class: "gate" },
+      h("div", { class: "row spread" }, h("strong", {}, one.gate),
+        h("div", { class: "row" }, tag(one.tone, one.state), rollout.skippable.includes(one.gate) ? h("button", { type: "button", class: "quiet", "data-key": `skip-${name}`, "aria-label": `Skip ${one.gate}`, 
+          onclick: () => request(rollout.model, `skip-gate?gate=${encodeURIComponent(one.gate)}`, `Skip ${one.gate} of ${rollout.model}?`, `It neither blocks ${rollout.revision} nor rolls it back; the other gates go on.`) }, "Skip") : null)),
+      one.evidence === null ? null : meter(one.evidence, one.tone, `Evidence of ${one.gate}`),
+      h("p", {}, capital(one.text)),
+      one.statistics && one.statistics !== one.text ? h("details", { "data-name": name, open: details.has(name) }, h("summary", { class: "soft", "data-key": `statistics-${name}` }, "Statistics"), h("p", { class: "soft" }, one.statistics)) : null);
+  }
+
+  return repeated(look);
+}
+
+function rest(seen) {
+  const declared = seen.without.filter((each) => each.declared).map((each) => each.model);
+  const others = seen.without.filter((each) => !each.declared).map((each) => each.model);
+  return [
+    seen.rollouts.length ? null : h("div", { class: "card" }, h("div", { class: "empty" }, h("h2", { class: "title" }, "No rollout yet"),
+      h("p", {}, "The next change of a model with `spec.rollout` starts one: then its steps, evidence and decisions are here."))),
+    declared.length ? h("p", { class: "soft" }, `Rolled out at their next change: ${declared.join(", ")}.`) : null,
+    others.length ? h("p", { class: "soft" }, `Without spec.rollout, so that a new revision is promoted as soon as it is ready: ${others.join(", ")}.`) : null,
+  ];
+}
+
+const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);

@@ -1,0 +1,83 @@
+// The gallery of the samples that a model keeps: filtered by class and by why each was kept.
+
+import { address, get, getBlob } from "./api.js";
+import { fill, h, notice, tag } from "./dom.js";
+import { take } from "./source.js";
+
+const REASONS = { uncertain: "uncertain", disagree: "disagreed", error: "failed", empty: "nothing found", drift: "drift", share: "by chance" };
+
+export function samples(main, given, go) {
+  const chosen = { model: given.get("model") ?? "", reason: given.get("reason") ?? "", class: given.get("class") ?? "" };
+  const controls = h("div", { class: "row" });
+  const problem = h("div", {});
+  const count = h("p", { class: "soft", role: "status" });
+  const gallery = h("div", { class: "gallery" });
+  let over = false;
+  let latest = 0;
+
+  main.replaceChildren(
+    h("div", { class: "head" }, h("div", {}, h("h1", {}, "Samples"), h("p", {}, "Images of requests that models keep, and why.")), controls),
+    problem, count, gallery);
+
+  async function look() {
+    const mine = ++latest;
+    let seen;
+    try {
+      seen = await get("/api/samples", chosen);
+    } catch (error) {
+      if (mine === latest && !over) fill(problem, h("p", { class: "problem", role: "alert" }, error.message));
+      return;
+    }
+    if (mine !== latest || over) return;
+    chosen.model = seen.model ?? "";
+    fill(problem);
+    drawControls(seen);
+    count.textContent = seen.model ? `${seen.samples.length} of ${seen.total} samples` : "";
+    fill(gallery, seen.models.length ? null : h("div", { class: "card empty" }, h("h2", { class: "title" }, "No samples"), h("p", {}, `There are none to show: ${seen.note}.`)),
+      seen.samples.map(card));
+  }
+
+  function choose(name, title, options) {
+    return h("label", { class: "field" }, title, h("select", { "data-key": name, onchange: (event) => {
+      chosen[name] = event.target.value;
+      if (name === "model") Object.assign(chosen, { reason: "", class: "" });
+      go(Object.fromEntries(Object.entries(chosen).filter(([, value]) => value)));
+      look();
+    } }, options.map(([value, text]) => h("option", { value, selected: value === chosen[name] }, text))));
+  }
+
+  function drawControls(seen) {
+    if (!seen.models.length) { fill(controls); return; }
+    fill(controls,
+      choose("model", "Model", seen.models.map((name) => [name, name])),
+      choose("reason", "Kept because", [["", "Any reason"], ...Object.entries(seen.reasons).map(([reason, number]) => [reason, `${REASONS[reason] ?? reason} (${number})`])]),
+      choose("class", "With", [["", "Any class"], ...Object.entries(seen.classes).map(([name, number]) => [name, `${name} (${number})`])]));
+  }
+
+  function card(sample) {
+    const found = Object.entries(sample.classes).map(([name, number]) => `${number} ${name}`).join(", ") || "nothing";
+    const path = `/api/samples/${encodeURIComponent(sample.model)}/${encodeURIComponent(sample.key)}`;
+    const numbers = [["uncertainty", sample.uncertainty], ["disagreement", sample.disagreement]].filter(([, value]) => value !== null);
+    return h("article", { class: "card sample", "data-sample": sample.key },
+      h("button", { type: "button", "data-key": `sample-${sample.key}`, "aria-label": `Open the sample of ${sample.capturedAt} in the playground: ${found}`, onclick: () => open(sample, path) },
+        h("img", { src: address(path, { size: "small" }), alt: "", loading: "lazy" })),
+      h("div", { class: "about" },
+        h("div", { class: "row" }, sample.reasons.map((reason) => tag(reason === "error" ? "bad" : reason === "share" ? "quiet" : "moving", REASONS[reason] ?? reason))),
+        h("strong", {}, found),
+        h("div", { class: "soft" }, [new Date(sample.capturedAt).toLocaleString(), sample.slice, `${sample.width} × ${sample.height}`].filter(Boolean).join(", ")),
+        h("div", { class: "soft number" }, numbers.map(([name, value]) => `${name} ${value.toFixed(2)}`).join(", "))));
+  }
+
+  async function open(sample, path) {
+    try {
+      await take(await getBlob(path), `${sample.key}.jpg`);
+    } catch (error) {
+      notice(error.message);
+      return;
+    }
+    location.hash = `#/play?model=${encodeURIComponent(sample.model)}`;
+  }
+
+  look();
+  return () => { over = true; };
+}

@@ -1,0 +1,283 @@
+"""The page of `segserve ui` in a real browser, with the coins' platform behind it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import yaml
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, Route, expect
+
+from bench.platform import MODELS, Running
+from fakes import rollout_records as records
+from fakes.captured_samples import keep_samples
+from fakes.control import LocalHarness, answering, status
+from fakes.page_browser import chromium, opened, silent
+from segserve import Client
+from segserve_platform.cli.options import PlatformOptions
+from segserve_platform.cli.page import page as page_of
+from segserve_ui.guard import PageAccess
+
+pytestmark = [pytest.mark.platform, pytest.mark.needs("chromium")]
+PHOTO = MODELS.parent / "coins.png"
+COINS = 24
+MARKUP = "<img src=x onerror=alert(1)>"
+READY = {
+    "play": ".objects",
+    "compare": ".big",
+    "models": "tbody",
+    "rollouts": ".rollouts > *",
+    "samples": ".gallery > *",
+}
+"""What each page shows once it has asked."""
+WIDTHS = {"phone": (360, 740), "tablet": (820, 1000), "wide": (1440, 900)}
+
+
+@pytest.fixture(scope="module")
+def access(coins: Running) -> Iterator[PageAccess]:
+    """The page, served beside the coins' platform."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SEGSERVE_STATE", str(coins.state))
+        with page_of(PlatformOptions(local=True)) as found:
+            yield found
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as started:
+        yield started
+
+
+@pytest.fixture
+def page(browser: Browser, access: PageAccess) -> Iterator[Page]:
+    with opened(browser, access) as found:
+        yield found
+
+
+def segment(page: Page, model: str, image: Path = PHOTO) -> None:
+    """Give the page an image, and wait for what a model says of it."""
+    page.get_by_role("combobox", name="Model").select_option(model)
+    page.locator("input[type=file]").set_input_files(image)
+    page.get_by_role("img", name=f"{model} found").wait_for()
+
+
+def shown(page: Page) -> int:
+    return int(page.locator("canvas.top").get_attribute("data-shown") or -1)
+
+
+def test_an_image_is_segmented_and_the_slider_hides_objects_without_a_request(page: Page, coins: Running) -> None:
+    segment(page, "coins-instances")
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url) if "/api/segment" in request.url else None)
+    with Client(coins.url) as client:
+        scores = sorted(each.score for each in client.segment(PHOTO, model="coins-instances"))
+    assert shown(page) == len(scores) == COINS
+    middle = round((scores[9] + scores[10]) / 2, 2)
+
+    page.get_by_role("slider", name="Score from").fill(str(middle))
+
+    assert shown(page) == sum(score >= middle for score in scores)
+    assert page.locator(".objects li").count() == shown(page)
+    assert asked == []
+    page.get_by_role("tab", name="curl").click()
+    expect(page.get_by_role("tabpanel")).to_contain_text(f"score_threshold={middle:g}")
+    with page.expect_download() as download:
+        page.get_by_role("link", name="COCO").click()
+    assert len(json.loads(download.value.path().read_text())["annotations"]) == shown(page)
+
+
+def test_a_picture_from_the_camera_is_segmented(page: Page) -> None:
+    page.get_by_role("button", name="Take a picture").click()
+
+    expect(page.get_by_role("img", name="in camera.png")).to_be_visible()
+
+
+def test_the_mask_under_the_pointer_is_the_models(page: Page, coins: Running) -> None:
+    segment(page, "coins-instances")
+    with Client(coins.url) as client:
+        result = client.segment(PHOTO, model="coins-instances")
+    canvas = page.locator("canvas.top")
+    area = canvas.bounding_box()
+    assert area is not None
+    scale = area["width"] / result.size[1]
+
+    for index in (0, 7, 23):
+        x1, y1, x2, y2 = result[index].box  # type: ignore[index]
+        canvas.click(position={"x": scale * (x1 + x2) / 2, "y": scale * (y1 + y2) / 2})
+        pinned = page.get_by_role("button", name=f"coin {index + 1} ", exact=False).and_(
+            page.locator("[aria-pressed=true]")
+        )
+        expect(pinned).to_have_count(1)
+        expect(page.locator(".pinned")).to_contain_text(f"{result[index].score:.4f}")  # type: ignore[index]
+
+
+def test_a_semantic_answer_has_the_share_of_each_class(page: Page, coins: Running) -> None:
+    segment(page, "coins")
+    with Client(coins.url) as client:
+        areas = client.segment(PHOTO, model="coins").areas  # type: ignore[union-attr]
+    share = f"{100 * areas['coin'] / sum(areas.values()):.1f} %"
+
+    expect(page.locator(".legend")).to_contain_text(share)
+    page.get_by_role("checkbox", name="coin").uncheck()
+    assert shown(page) == 0
+
+
+def test_markup_in_the_name_of_a_class_is_text(page: Page) -> None:
+    def renamed(route: Route) -> None:
+        response = route.fetch()
+        route.fulfill(response=response, body=response.text().replace('"coin"', json.dumps(MARKUP)))
+
+    page.route("**/api/segment*", renamed)
+    segment(page, "coins-instances")
+
+    for place in (".legend", ".objects", ".caption"):
+        expect(page.locator(place)).to_contain_text(MARKUP)
+    page.locator(".objects button").first.click()
+    expect(page.locator(".pinned")).to_contain_text(MARKUP)
+    expect(page.locator("img[src=x]")).to_have_count(0)
+
+
+def test_the_page_goes_on_by_itself_after_a_lost_connection(browser: Browser, access: PageAccess) -> None:
+    with silent(browser, access.url, complaints=("Failed to load resource",)) as page:
+        page.get_by_role("heading", name="Playground").wait_for()
+        for name in ("play", "models", "rollouts"):
+            page.route("**/api/**", lambda route: route.abort())
+            page.goto(f"{access.origins[0]}/#/{name}")
+            page.reload()
+            expect(page.get_by_role("alert")).to_contain_text("is `segserve ui` still running?")
+
+            page.unroute("**/api/**")
+
+            expect(page.locator("main")).to_contain_text("coins")
+            expect(page.get_by_role("alert")).to_have_count(0)
+
+
+def test_the_models_are_listed_as_ready_and_their_rates_come_by_themselves(page: Page, coins: Running) -> None:
+    page.get_by_role("link", name="Models").click()
+
+    rows = page.locator("tbody tr")
+    expect(rows).to_have_count(3)
+    for row in rows.all():
+        expect(row.locator(".tag")).to_have_text("Ready")
+    expect(page.locator(".servers")).to_contain_text("Memory")
+    page.get_by_role("button", name="Details of coins-instances").click()
+    expect(page.locator(".conditions")).to_contain_text("was answered within its tolerance")
+
+
+def test_two_models_are_compared(page: Page, coins: Running) -> None:
+    segment(page, "coins-instances")
+    page.get_by_role("link", name="Compare").click()
+    page.get_by_role("combobox", name="Second").select_option("coins-twostage")
+    expect(page.locator(".caption")).to_contain_text("coins-twostage: 24 coin")
+    printed = json.loads(
+        coins.segserve("diff", "coins-instances", "coins-twostage", str(PHOTO), "--json", "--url", coins.url)
+    )
+
+    expect(page.locator(".big")).to_have_text(f"{printed['agreement']:.3f}")
+    page.get_by_role("radio", name="Difference").check()
+    expect(page.get_by_text("of the pixels differ")).to_be_visible()
+
+
+@pytest.mark.parametrize(("scheme", "checked"), [("light", "phone"), ("dark", "wide")])
+def test_every_page_is_accessible_and_fits_at_every_width(
+    page: Page, access: PageAccess, scheme: Literal["light", "dark"], checked: str
+) -> None:
+    page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+    segment(page, "coins-instances")
+    found = []
+    for name, ready in READY.items():
+        page.goto(f"{access.origins[0]}/#/{name}")
+        page.locator(ready).first.wait_for()
+        for title, (width, height) in WIDTHS.items():
+            page.set_viewport_size({"width": width, "height": height})
+            wide = page.evaluate("document.documentElement.scrollWidth")
+            found += [(name, title, "scrolls sideways", wide)] if wide > width else []
+        width, height = WIDTHS[checked]
+        page.set_viewport_size({"width": width, "height": height})
+        violations = Axe().run(page).response["violations"]
+        found += [(name, checked, each["id"], each["nodes"][0]["html"]) for each in violations]
+
+    assert found == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_gateways_own_page_names_the_models_and_the_command(
+    browser: Browser, coins: Running, scheme: Literal["light", "dark"]
+) -> None:
+    with silent(browser, coins.url, WIDTHS["phone"]) as page:
+        page.emulate_media(color_scheme=scheme)
+        expect(page.locator("li", has_text="coins-twostage")).to_be_visible()
+        expect(page.get_by_text("segserve ui", exact=True)).to_be_visible()
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        assert Axe().run(page).response["violations"] == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_gallery_shows_the_samples_that_a_model_keeps_by_class_and_reason(
+    browser: Browser, tmp_path: Path, scheme: Literal["light", "dark"]
+) -> None:
+    """A platform that is not up: its samples are where they were."""
+    harness = LocalHarness(tmp_path / "state")
+    model = next(yaml.safe_load_all(MODELS.read_text()))
+    keep_samples(harness, model, tmp_path / "samples")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SEGSERVE_STATE", str(tmp_path / "state"))
+        with page_of(PlatformOptions(local=True)) as access, opened(browser, access) as page:
+            page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+            page.get_by_role("link", name="Samples").click()
+            cards = page.locator(".sample")
+            expect(page.get_by_role("status").first).to_have_text("3 of 3 samples")
+            expect(cards).to_have_count(3)
+            assert Axe().run(page).response["violations"] == []
+
+            page.get_by_role("combobox", name="Kept because").select_option("share")
+            expect(cards).to_have_count(2)
+            page.get_by_role("combobox", name="With").select_option("ring")
+            expect(cards).to_have_count(1)
+            expect(cards).to_contain_text("1 coin, 2 ring")
+            expect(cards.locator("img")).to_have_js_property("naturalWidth", 40)
+            page.reload()
+            expect(cards).to_have_count(1)
+            page.get_by_role("button", name="Open the sample").click()
+            expect(page.get_by_role("heading", name="Playground")).to_be_visible()
+            expect(page.locator(".stage canvas.top")).to_be_visible()
+
+
+@pytest.mark.parametrize(("scheme", "size"), [("light", "phone"), ("dark", "wide")])
+def test_a_gate_of_a_rollout_is_skipped_after_a_question(
+    browser: Browser, tmp_path: Path, scheme: Literal["light", "dark"], size: str
+) -> None:
+    harness = LocalHarness(tmp_path / "state")
+    with Client(platform=harness.place()) as client:
+        client.models.apply(next(yaml.safe_load_all(MODELS.read_text())))
+    at = records.standing()
+    harness.tell("coins", status(at=at))
+    harness.keep(records.record())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SEGSERVE_STATE", str(tmp_path / "state"))
+        with page_of(PlatformOptions(local=True)) as access, opened(browser, access) as page:
+            width, height = WIDTHS[size]
+            page.set_viewport_size({"width": width, "height": height})
+            page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+            page.get_by_role("link", name="Rollouts").click()
+            page.get_by_role("button", name="Skip latency").wait_for()
+            assert Axe().run(page).response["violations"] == []
+
+            questions: list[str] = []
+            page.once("dialog", lambda dialog: (questions.append(dialog.message), dialog.dismiss()))
+            page.get_by_role("button", name="Skip latency").click()
+            assert questions[0].startswith("Skip latency of coins?")
+            assert harness.annotations("coins") == {}
+            with answering(
+                harness, "coins", lambda text: status(at=replace(at, skipped=("latency",)), handled=(text,))
+            ):
+                page.once("dialog", lambda dialog: dialog.accept())
+                page.get_by_role("button", name="Skip latency").click()
+                page.get_by_text("skipped").first.wait_for()
+
+    assert list(harness.annotations("coins")) == ["segserve.dev/skip-gate"]

@@ -1,0 +1,443 @@
+"""What the page's scripts are answered, on this machine's platform and on a cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import time
+from contextlib import nullcontext
+from dataclasses import replace
+
+import httpx
+import pytest
+from PIL import Image
+
+from fakes import rollout_records as records
+from fakes.control import FAILED, LOADING, ClusterHarness, Harness, LocalHarness, answering, status
+from fakes.kserve import Fault, Gateway
+from segserve import Client
+from segserve_operator.core.rollout.phases import Phase
+from segserve_platform.platforms.activity import WINDOW_S
+from segserve_platform.platforms.metrics import MetricsSnapshot, MetricsSource, read_series
+from segserve_platform.platforms.selection import open_platform
+from segserve_ui.caching import TimedCache
+from segserve_ui.models import ModelsOverview, state_of_model
+from segserve_ui.rollouts import VERBS, describe_rollout
+from segserve_ui.server import serving
+
+from ...conftest import CLASSES, HEIGHT, WIDTH
+from ..conftest import conditions, model
+from .conftest import Page, entered
+
+
+async def test_an_image_is_segmented_by_the_model_that_is_named(page: Page, photo: bytes) -> None:
+    discs, coins = await page.segment(photo, "discs"), await page.segment(photo, "coins")
+
+    assert (discs["status"], discs["kind"], discs["revision"]) == (200, "instance", "discs-bbbbbbbbbb")
+    assert [each["score"] for each in discs["objects"]] == [0.93, 0.87]
+    assert (coins["kind"], coins["width"], coins["height"]) == ("semantic", WIDTH, HEIGHT)
+    assert [each["name"] for each in coins["classes"]] == [each["name"] for each in CLASSES]
+    assert coins["id"] != discs["id"]
+
+
+async def test_a_lowest_score_is_passed_on(page: Page, photo: bytes) -> None:
+    assert (await page.segment(photo, score_threshold="0.96"))["objects"] == []
+
+
+async def test_models_of_one_pool_share_a_gateway(page: Page, photo: bytes) -> None:
+    for name in ("discs", "coins", "discs"):
+        await page.segment(photo, name)
+
+    assert page.opened == ["discs"]
+
+
+async def test_a_platform_that_came_back_at_another_address_is_found(
+    harness: Harness, gateway: Gateway, photo: bytes
+) -> None:
+    with gateway.http() as url:
+        urls = iter(["http://127.0.0.1:1", url])
+        async for page in entered(harness, lambda _: nullcontext(next(urls))):
+            assert (await page.segment(photo))["status"] == 200
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "text"),
+    [
+        (Fault(http=400, message="the image is broken"), 400, "the image is broken"),
+        (Fault(http=413, message="too large"), 413, "too large"),
+        (Fault(http=401, message="who?"), 502, "who?; the page uses SEGSERVE_API_KEY of the terminal"),
+        (Fault(http=403, message="not yours"), 403, "not yours"),
+        (Fault(http=500, message="it broke"), 502, "it broke"),
+        (Fault(http=504, message="too late"), 504, "too late"),
+    ],
+)
+async def test_an_error_of_the_gateway_is_shown_in_its_words(
+    page: Page, gateway: Gateway, photo: bytes, fault: Fault, code: int, text: str
+) -> None:
+    gateway.faults.append(fault)
+
+    answer = await page.segment(photo)
+
+    assert answer["status"] == code
+    assert text in answer["error"]
+    assert "Traceback" not in answer["error"]
+
+
+async def test_a_model_that_is_not_there_is_named(page: Page, photo: bytes) -> None:
+    answer = await page.segment(photo, "coin")
+
+    assert answer["status"] == 404
+    assert "'coin'" in answer["error"]
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("/api/segment", "the request has no model"),
+        ("/api/segment?model=discs&score_threshold=x", "score_threshold must be a number from 0 to 1, got 'x'"),
+        ("/api/segment?model=discs&score_threshold=7", "score_threshold must be a number from 0 to 1, got '7'"),
+        ("/api/segment?model=discs", "the request has no image: its body is empty"),
+        ("/api/compare?first=coins", "the request has no second"),
+        ("/api/preview", "the request has no image: its body is empty"),
+    ],
+)
+async def test_what_is_missing_or_wrong_in_a_request_is_said(page: Page, path: str, text: str) -> None:
+    answer = await page.client.post(path)
+
+    assert (answer.status_code, answer.json()["error"]) == (400, text)
+
+
+@pytest.mark.parametrize("declared", [True, False])
+async def test_an_image_beyond_the_gateways_limit_is_refused_before_it_is_read_whole(
+    page: Page, gateway: Gateway, monkeypatch: pytest.MonkeyPatch, declared: bool
+) -> None:
+    monkeypatch.setattr("segserve_ui.backend.Backend.body_limit_bytes", lambda _: 2**20)
+    read = 0
+
+    async def body() -> object:
+        nonlocal read
+        for _ in range(40):
+            read += 1
+            yield bytes(2**19)
+
+    headers = {"content-length": str(20 * 2**20)} if declared else {}
+    answer = await page.client.post("/api/segment?model=discs", content=body(), headers=headers)  # type: ignore[arg-type]
+
+    assert answer.status_code == 413
+    assert "the gateway takes at most 1.0 MiB (spec.gateway.maxRequestBytes of the pool)" in answer.json()["error"]
+    assert not gateway.asked
+
+
+async def test_the_limit_is_that_of_the_largest_pool(page: Page) -> None:
+    before = (await page.get("/api/platform"))["bodyLimit"]
+    pool = {"apiVersion": "segserve.dev/v1alpha1", "kind": "TritonPool", "metadata": {"name": "default"}}
+    with Client(platform=page.place.platform) as client:
+        client.pools.apply(pool | {"spec": {"gateway": {"maxRequestBytes": 2**20}}})
+
+    after = (await page.get("/api/platform"))["bodyLimit"]
+
+    assert 2**26 - 2**16 < before < 2**26
+    assert 2**20 - 2**16 < after < 2**20
+
+
+async def test_a_format_that_browsers_do_not_know_is_decoded_for_them(page: Page, tiff: bytes) -> None:
+    preview = await page.client.post("/api/preview", content=tiff)
+    broken = await page.client.post("/api/preview", content=b"no image")
+
+    with Image.open(io.BytesIO(preview.content)) as image:
+        assert (image.format, image.size) == ("JPEG", (WIDTH, HEIGHT))
+    assert (broken.status_code, broken.json()["kind"]) == (400, "BadRequestError")
+
+
+async def test_a_download_has_what_is_shown(page: Page, photo: bytes) -> None:
+    answer = await page.segment(photo)
+    shown = {"name": "my photo.png", "min_score": "0.9", "hidden": "7"}
+
+    coco = await page.client.get(f"/api/answers/{answer['id']}/coco", params=shown)
+    geojson = await page.client.get(f"/api/answers/{answer['id']}/geojson", params=shown | {"hidden": "1"})
+
+    assert coco.headers["content-disposition"] == 'attachment; filename="my_photo-coco.json"'
+    assert coco.headers["content-type"] == "application/octet-stream"
+    assert [each["score"] for each in coco.json()["annotations"]] == [pytest.approx(0.93)]
+    assert coco.json()["images"][0]["file_name"] == "my photo.png"
+    assert geojson.json()["features"] == []
+
+
+@pytest.mark.parametrize(
+    ("path", "code", "text"),
+    [
+        ("{id}/pdf?name=a", 400, "unknown format 'pdf'; there are: coco,"),
+        ("{id}/coco-panoptic?name=a", 400, "needs a PanopticResult"),
+        ("{id}/coco?name=a&hidden=x", 400, "hidden must be ids of classes"),
+        ("{id}/coco", 400, "the request has no name"),
+        ("other/coco?name=a", 404, "segment the image again"),
+    ],
+)
+async def test_a_download_that_is_not_possible_is_an_error(
+    page: Page, photo: bytes, path: str, code: int, text: str
+) -> None:
+    answer = await page.client.get("/api/answers/" + path.format(id=(await page.segment(photo))["id"]))
+
+    assert answer.status_code == code
+    assert text in answer.json()["error"]
+
+
+async def test_the_calls_name_the_gateway_the_model_and_the_image(page: Page) -> None:
+    found = (await page.get("/api/calls", model="discs", name="a.png", score_threshold="0.5"))["calls"]
+
+    assert [each["title"] for each in found] == ["Python", "curl", "Command line"]
+    assert all("discs" in each["text"] and "a.png" in each["text"] and "0.5" in each["text"] for each in found)
+    assert ("--context lab-context -n lab" in found[2]["text"]) is isinstance(page.harness, ClusterHarness)
+
+
+async def test_two_models_are_compared_as_segserve_diff_does(page: Page, photo: bytes) -> None:
+    same = await page.client.post("/api/compare", params={"first": "discs", "second": "discs"}, content=photo)
+    apart = await page.client.post("/api/compare", params={"first": "discs", "second": "coins"}, content=photo)
+
+    assert same.json()["agreement"] == {
+        "value": 1.0,
+        "classes": [{"class": "coin", "agreement": 1.0}],
+        "only": [0, 0],
+    }
+    assert [each["model"] for each in same.json()["answers"]] == ["discs", "discs"]
+    assert apart.status_code == 400
+    assert "cannot be compared: InstanceResult of 80 x 60 and SemanticResult of 80 x 60" in apart.json()["error"]
+
+
+async def test_models_are_listed_with_their_states(page: Page) -> None:
+    page.harness.tell("discs", status(FAILED))
+
+    seen = await page.get("/api/models")
+
+    assert [(each["name"], each["state"]["tone"]) for each in seen["models"]] == [("coins", "good"), ("discs", "bad")]
+    assert "IoU 0.2, allowed 0.9" in seen["models"][1]["state"]["text"]
+    assert {each["task"] for each in seen["models"]} == {"semantic"}
+    is_local = isinstance(page.harness, LocalHarness)
+    assert seen["examples"] == ({"coins": ["coins.png"], "discs": ["coins.png"]} if is_local else {})
+
+
+async def test_a_golden_image_can_be_taken_on_this_machine_alone(page: Page) -> None:
+    first = await page.client.get("/api/models/coins/examples/0")
+    other = await page.client.get("/api/models/coins/examples/7")
+
+    if isinstance(page.harness, LocalHarness):
+        with Image.open(io.BytesIO(first.content)) as image:
+            assert image.size == (384, 303)
+        assert other.json()["error"] == "coins has 1 example images, got the number 7"
+    else:
+        assert (first.status_code, other.status_code) == (404, 404)
+
+
+async def test_the_overview_has_conditions_in_words_and_why_there_are_no_numbers(page: Page) -> None:
+    seen = await page.get("/api/overview")
+
+    row = seen["models"][0]
+    assert row["revisions"][0] | {"age": ""} == {
+        "role": "stable",
+        "revision": records.STABLE,
+        "weight": 100,
+        "failed": False,
+        "text": "",
+        "age": "",
+    }
+    assert {each["type"]: each["tone"] for each in row["conditions"]} == {
+        "Ready": "good",
+        "Progressing": "good",
+        "Degraded": "good",
+    }
+    (note,) = seen["notes"]
+    assert ("--prometheus URL" in note) is isinstance(page.harness, ClusterHarness)
+    assert row["activity"] is None
+
+
+class CountedMetrics(MetricsSource):
+    """Metrics of a model that is asked ten times a second."""
+
+    def snapshot(self) -> MetricsSnapshot:
+        at_s = time.monotonic()
+        labels = 'envoy_cluster_name="default/coins/infer/main/http"'
+        return MetricsSnapshot(at_s, tuple(read_series(f"envoy_cluster_upstream_rq_completed{{{labels}}} {10 * at_s}")))
+
+
+async def test_rates_are_between_two_snapshots(page: Page) -> None:
+    overview = ModelsOverview(page.place.platform, CountedMetrics(), WINDOW_S)
+
+    first, second = overview.read(), overview.read()
+
+    assert first["models"][0]["activity"] is None
+    rates = {each["name"]: each["activity"]["requestsPerSecond"] for each in second["models"]}
+    assert rates["discs"] == 0.0
+    assert second["servers"] is not None
+
+
+async def test_many_viewers_cost_one_read() -> None:
+    reads = []
+
+    def read() -> int:
+        time.sleep(0.01)
+        reads.append(1)
+        return len(reads)
+
+    shared = TimedCache(read, every_s=3600)
+
+    assert await asyncio.gather(*(shared.get() for _ in range(50))) == [1] * 50
+    shared.clear()
+    assert await shared.get() == 2
+
+
+async def test_viewers_share_an_error_too() -> None:
+    reads = []
+
+    def read() -> int:
+        reads.append(1)
+        raise ValueError("no platform")
+
+    shared = TimedCache(read, every_s=3600)
+    outcomes = await asyncio.gather(*(shared.get() for _ in range(3)), return_exceptions=True)
+
+    assert [str(each) for each in outcomes] == ["no platform"] * 3
+    assert reads == [1]
+
+
+@pytest.mark.parametrize(
+    ("given", "word", "tone"),
+    [
+        pytest.param({}, "Ready", "good", id="it serves"),
+        pytest.param({"Progressing": "True"}, "Changing", "moving", id="a change is in progress"),
+        pytest.param({"Degraded": "True"}, "Degraded", "bad", id="the newest spec failed, a former one serves"),
+        pytest.param({"Ready": "False", "Degraded": "True"}, "Failed", "bad", id="nothing serves"),
+        pytest.param(
+            {"Ready": "False", "Degraded": "True", "reason": "NoServer"}, "Not ready", "moving", id="no server"
+        ),
+    ],
+)
+def test_a_model_has_a_word_for_its_state(given: dict[str, str], word: str, tone: str) -> None:
+    said = {"Ready": "True", "Progressing": "False", "Degraded": "False"} | given
+    manifest = model(conditions=conditions(**{"reason": "Said", **said}))
+
+    found = state_of_model(manifest)
+
+    assert (found["word"], found["tone"]) == (word, tone)
+    assert state_of_model(manifest, runs=False)["word"] == "Stopped"
+
+
+def test_a_rollout_is_described_in_words_with_its_evidence_and_decisions() -> None:
+    described = describe_rollout(records.seen(), records.outlook())
+
+    assert described["headline"].startswith("25 % of requests for")
+    assert (described["phase"], described["tone"], described["ended"]) == ("Progressing", "moving", False)
+    assert [(each["name"], each["state"]) for each in described["steps"]][:3] == [
+        ("5 %", "done"),
+        ("25 %", "now"),
+        ("50 %", "to come"),
+    ]
+    assert [each["role"] for each in described["sides"]] == ["stable", "candidate"]
+    assert [each["weight"] for each in described["decisions"]] == [25, 5, 0, 0]
+    gates = {each["gate"]: each for each in described["gates"]}
+    assert gates["goldenQuality"]["text"] == "0.1 points better than stable on 64 golden images"
+    assert all(each["evidence"] is None or 0 <= each["evidence"] <= 1 for each in described["gates"])
+    json.dumps(described, allow_nan=False)
+
+
+async def test_the_running_rollout_comes_with_what_can_be_done(page: Page) -> None:
+    page.harness.tell("coins", status(at=records.standing()))
+    page.harness.keep(records.record())
+
+    seen = await page.get("/api/rollouts")
+
+    (one,) = seen["rollouts"]
+    assert (one["model"], one["weight"], one["earlier"]) == ("coins", 25, [])
+    assert one["actions"] == ["promote", "pause", "abort"]
+    assert {each["model"]: each["actions"] for each in seen["without"]} == {"discs": []}
+
+
+async def test_what_is_paused_can_be_resumed(page: Page) -> None:
+    page.harness.tell("coins", status(at=records.standing(paused=True)))
+    page.harness.keep(records.record())
+
+    (one,) = (await page.get("/api/rollouts"))["rollouts"]
+
+    assert one["paused"]
+    assert one["actions"] == ["promote", "resume", "abort"]
+    assert one["facts"][0]["text"].startswith("you, as it is paused")
+
+
+async def test_a_rollout_is_aborted_as_by_the_command(page: Page) -> None:
+    at = records.standing()
+    page.harness.tell("coins", status(at=at))
+    page.harness.keep(records.record())
+
+    def aborted(text: str) -> dict[str, object]:
+        ended = replace(
+            at, phase=Phase.ROLLED_BACK, weight=0, sequence=5, reason="Aborted", message="a person ended it"
+        )
+        return status(at=ended, handled=(text,))
+
+    with answering(page.harness, "coins", aborted):
+        answer = await page.client.post("/api/rollouts/coins/abort")
+
+    assert answer.json() == {"text": f"coins: {records.CANDIDATE} is RolledBack at 0 % (Aborted: a person ended it)"}
+    assert list(page.harness.annotations("coins")) == ["segserve.dev/abort"]
+
+
+async def test_a_gate_of_a_running_rollout_is_skipped_once(page: Page) -> None:
+    at = records.standing()
+    page.harness.tell("coins", status(at=at))
+    page.harness.keep(records.record())
+    (before,) = (await page.get("/api/rollouts"))["rollouts"]
+    gate = before["skippable"][0]
+
+    with answering(page.harness, "coins", lambda text: status(at=replace(at, skipped=(gate,)), handled=(text,))):
+        answer = await page.client.post("/api/rollouts/coins/skip-gate", params={"gate": gate})
+
+    assert answer.status_code == 200
+    (after,) = (await page.get("/api/rollouts"))["rollouts"]
+    assert set(before["skippable"]) - set(after["skippable"]) == {gate}
+    assert next(each for each in after["gates"] if each["gate"] == gate)["state"] == "skipped"
+
+
+@pytest.mark.parametrize(
+    ("path", "code", "text"),
+    [
+        ("coins/skip-gate?gate=beauty", 409, "skip-gate"),
+        ("coins/abort", 409, "coins"),
+        ("coins/explode", 400, f"unknown action 'explode'; there are: {', '.join(VERBS)}"),
+        ("nope/abort", 404, "nope"),
+    ],
+)
+async def test_an_action_that_is_not_possible_says_why(page: Page, path: str, code: int, text: str) -> None:
+    answer = await page.client.post(f"/api/rollouts/{path}")
+
+    assert answer.status_code == code
+    assert text in answer.json()["error"]
+    assert page.harness.annotations("coins") == {}
+
+
+async def test_a_model_that_moves_is_not_called_ready(page: Page) -> None:
+    page.harness.tell("coins", status(LOADING))
+
+    (row, _) = (await page.get("/api/models"))["models"]
+
+    assert row["state"]["tone"] == "moving"
+    assert "Loading" in row["state"]["text"]
+
+
+async def test_the_server_listens_on_loopback_and_ends_with_its_block(page: Page) -> None:
+    with serving(page.place) as access:
+        async with httpx.AsyncClient() as client:
+            assert (await client.get(access.url)).status_code == 200
+            assert (await client.get(f"{access.origins[0]}/")).status_code == 200
+
+    async with httpx.AsyncClient() as client:
+        with pytest.raises(httpx.ConnectError):
+            await client.get(access.url)
+
+
+def test_a_machine_without_a_platform_is_named(local: LocalHarness) -> None:
+    local.state.platform.unlink()
+
+    seen = ModelsOverview(open_platform(local.place()), MetricsSource(local.state), WINDOW_S).read()
+
+    assert (seen["runs"], seen["models"]) == (False, [])
+    assert seen["notes"] == ["the platform is not running: `segserve up` starts it"]
