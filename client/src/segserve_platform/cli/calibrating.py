@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -135,11 +135,14 @@ def _labelled_pixels(
         yield logits_at(value.values, rows, columns, *np.divmod(chosen, place.width)), own, value.temperature
 
 
-def named_model(file: Path, name: str | None) -> SegmentationModel:
-    """Return the named model of a resource file, or its only one."""
+def named_model(
+    file: Path, name: str | None, fits: Callable[[SegmentationModel], bool] = lambda _: True
+) -> SegmentationModel:
+    """Return the named model of a resource file, or the only one that `fits`, or its only one."""
     models = complete_models(read_files([file]))
-    if name is None and len(models) == 1:
-        (name,) = models
+    fitting = [each for each, model in models.items() if fits(model)] or [*models]
+    if name is None and len(fitting) == 1:
+        (name,) = fitting
     if name not in models:
         problem = "several models" if name is None else f"no model {name!r}"
         raise CommandError(f"{file} has {problem}; select one with --model: {', '.join(models) or 'none'}")

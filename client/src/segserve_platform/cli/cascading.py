@@ -11,7 +11,6 @@ from segserve_platform.cli.calibrating import loaded, named_model
 from segserve_platform.cli.errors import CommandError, needs
 from segserve_platform.cli.options import ModelOfFile
 from segserve_platform.cli.terminal import spinner
-from segserve_platform.platforms.manifests import complete_models, read_files
 
 if TYPE_CHECKING:
     from segserve_operator.api.segmentation_model import SegmentationModel
@@ -39,10 +38,7 @@ def cascade(
     with needs("builder"):
         from segserve_builder.golden.risk_control import cascade_threshold
 
-    if model is None:
-        tiered = [each.metadata.name for each in complete_models(read_files([file])).values() if each.spec.cascade]
-        model = tiered[0] if len(tiered) == 1 else None
-    resource = named_model(file, model)
+    resource = named_model(file, model, lambda each: each.spec.cascade is not None)
     spec = resource.spec
     if spec.cascade is None or spec.golden is None:
         lacks = "spec.cascade" if spec.cascade is None else "spec.golden"

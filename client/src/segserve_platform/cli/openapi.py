@@ -11,6 +11,7 @@ import typer
 
 from segserve_platform.cli.errors import CommandError
 from segserve_platform.cli.options import PlatformOptions, model_names, selected_platform, with_platform_options
+from segserve_platform.platforms.manifests import stored_models, stored_pipeline
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,7 +40,7 @@ def openapi(
     if output is not None and (not output.name or output.is_dir()):
         raise CommandError(f"-o names a file, got the folder {str(output)!r}")
     platform = selected_platform(platform_options)
-    stored = {manifest["metadata"]["name"]: manifest for manifest in platform.models()}
+    stored = stored_models(platform)
     manifests = [platform.model(name) for name in names] if names else stored.values()
     up = platform.version()
     document = describe_models(
@@ -57,13 +58,8 @@ def openapi(
 def _described(manifest: Json, stored: Mapping[str, Json]) -> DescribedModel:
     from segserve_builder.openapi import DescribedModel
     from segserve_builder.steps.postprocess import check_postprocess
-    from segserve_operator.core.failure import FailureReason
-    from segserve_operator.mapping.specs import wanted_of
 
-    wanted = wanted_of(manifest, stored)
-    if isinstance(wanted, FailureReason):
-        raise CommandError(f"model {manifest['metadata']['name']}: {wanted.message}")
-    pipeline = wanted.assigned.pipeline
+    pipeline = stored_pipeline(manifest, stored)
     return DescribedModel(
         pipeline.model,
         check_postprocess(pipeline),

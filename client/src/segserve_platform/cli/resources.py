@@ -26,7 +26,7 @@ from segserve_platform.cli.options import (
 )
 from segserve_platform.cli.terminal import activity, print_whole, wide_enough
 from segserve_platform.platforms.local import LocalPlatform
-from segserve_platform.platforms.manifests import STDIN, check_kinds, read_files
+from segserve_platform.platforms.manifests import STDIN, check_kinds, read_files, stored_models
 from segserve_platform.platforms.port import MODEL, POOL, Json, ParsedResource, Platform
 from segserve_platform.platforms.waiting import Gone, readiness, wait_for, wait_serving
 
@@ -81,7 +81,7 @@ def apply(
     warnings = annotation_warnings(platform, resources)
     if dry_run:
         changes = platform.preview(resources, force=force)
-        stored = {model["metadata"]["name"]: model for model in platform.models()}
+        stored = stored_models(platform)
         applied = stored | {
             written.resource.metadata.name: change.after
             for written, change in zip(resources, changes, strict=True)
@@ -111,7 +111,7 @@ def annotation_warnings(platform: Platform, resources: Iterable[ParsedResource])
     # This imports the engine of rollouts.
     from segserve_platform.platforms.rollouts.actions import ignored_annotations
 
-    applied = {model["metadata"]["name"]: model for model in platform.models()}
+    applied = stored_models(platform)
     applied |= {each.resource.metadata.name: each.complete() for each in resources if each.resource.kind == MODEL}
     return [f"{each.title}: {reason}" for each in annotated for reason in ignored_annotations(platform, each, applied)]
 

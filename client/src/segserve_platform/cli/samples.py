@@ -25,6 +25,7 @@ from segserve_platform.cli.options import (
     selected_platform,
     with_platform_options,
 )
+from segserve_platform.platforms.manifests import stored_models, stored_pipeline
 from segserve_platform.platforms.port import MODEL
 
 if TYPE_CHECKING:
@@ -252,16 +253,12 @@ def evaluate(
     from segserve_builder.scoring.replay import replay
     from segserve_builder.sources import folder_digest
     from segserve_operator.api.evaluation import EVALUATION_ANNOTATION
-    from segserve_operator.core.failure import FailureReason
-    from segserve_operator.mapping.specs import wanted_of
     from segserve_platform.cli.sample_evaluation import RESAMPLES, described, evaluation_of
 
     platform = selected_platform(platform_options)
-    wanted = wanted_of(platform.model(model), {each["metadata"]["name"]: each for each in platform.models()})
-    if isinstance(wanted, FailureReason):
-        raise CommandError(f"model {model}: {wanted.message}")
+    pipeline = stored_pipeline(platform.model(model), stored_models(platform))
     digest = folder_digest(golden)
-    images = read_golden_images(golden, digest, wanted.assigned.pipeline)
+    images = read_golden_images(golden, digest, pipeline)
     with (
         gateway(platform_options, model, url) as address,
         Client(address, platform=platform_ref(platform_options)) as client,
@@ -278,7 +275,7 @@ def evaluate(
         raise CommandError(f"{golden} has images without labels; `segserve samples label-back` adds them")
     if len(revisions) != 1:
         raise CommandError(f"several revisions answered: {', '.join(sorted(revisions))}; evaluate once one serves")
-    names = {item.id: item.name for item in wanted.assigned.pipeline.classes}
+    names = {item.id: item.name for item in pipeline.classes}
     found = evaluation_of(scores, names, revisions.pop(), digest, platform.user())
     if output is ReportFormat.JSON:
         typer.echo(json.dumps({"model": model, **found.to_dict()}))

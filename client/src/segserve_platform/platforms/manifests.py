@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from segserve_common.errors import BadRequestError
 from segserve_platform.platforms.errors import ControlError, InvalidResourceError
-from segserve_platform.platforms.port import MODEL, POOL, ROLLOUT, Json, ParsedResource
+from segserve_platform.platforms.port import MODEL, POOL, ROLLOUT, Json, ParsedResource, Platform
 
 if TYPE_CHECKING:
+    from segserve_builder.steps.pipeline import Pipeline
     from segserve_operator.api.resources import Resource
     from segserve_operator.api.segmentation_model import SegmentationModel
 
@@ -89,16 +90,34 @@ def complete_models(resources: Iterable[ParsedResource]) -> dict[str, Segmentati
     return models
 
 
+def stored_models(platform: Platform) -> dict[str, Json]:
+    """Return all models of a platform by name."""
+    return {manifest["metadata"]["name"]: manifest for manifest in platform.models()}
+
+
+def stored_pipeline(manifest: Json, stored: Mapping[str, Json]) -> Pipeline:
+    """Return the pipeline that follows from a stored model and the models that it may name, by name.
+
+    Raises `InvalidResourceError` if this version cannot read it.
+    """
+    from segserve_operator.core.failure import FailureReason
+    from segserve_operator.mapping.specs import wanted_of
+
+    wanted = wanted_of(manifest, stored)
+    if isinstance(wanted, FailureReason):
+        raise InvalidResourceError(f"model {manifest['metadata']['name']}: {wanted.message}")
+    return wanted.assigned.pipeline
+
+
 def revision_of(manifest: Json | None, stored: Mapping[str, Json]) -> str:
     """Return the revision that follows from a model's manifest and the models that it may name, by name.
 
     It is empty if there is none, or if this version cannot read it.
     """
-    from segserve_operator.core.failure import FailureReason
-    from segserve_operator.mapping.specs import wanted_of
-
-    wanted = None if manifest is None else wanted_of(manifest, stored)
-    return "" if wanted is None or isinstance(wanted, FailureReason) else wanted.assigned.revision
+    try:
+        return "" if manifest is None else stored_pipeline(manifest, stored).revision
+    except InvalidResourceError:
+        return ""
 
 
 def check_kinds(resources: Iterable[ParsedResource]) -> None:

@@ -9,7 +9,7 @@ import ast
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 from segserve_builder.errors import SignatureError
 from segserve_builder.families.base import (
@@ -69,10 +69,10 @@ class YoloFamily(Family):
     outputs are told apart by their number of dimensions. Boxes and keypoints are in pixels of the network's input.
     """
 
-    axis: Literal[1, 2]
-    leading_values: int
-    scored: bool
-    masks: bool
+    axis: ClassVar[Literal[1, 2]]
+    leading_values: ClassVar[int]
+    scored: ClassVar[bool]
+    masks: bool = False
     points: bool = False
     rotated: bool = False
     preprocessing: LibraryPreprocessing | None = ULTRALYTICS
@@ -244,6 +244,10 @@ class YoloFamily(Family):
 class ScoredHead(YoloFamily):
     """YOLOv8, v9, v11 and v12: cx cy w h and a score in 0..1 for each class, one detection per column."""
 
+    axis = 1
+    leading_values = 4
+    scored = True
+
     def _candidates(self, head: Float32, heads: Heads, transform: ResizeTransform, classes: int) -> Candidates:
         import numpy as np
 
@@ -264,6 +268,10 @@ class ObjectnessHead(YoloFamily):
     A detection's score is that of its best class times its objectness. With a single class it is the objectness alone,
     as in YOLOv7, which does not train the score of a single class.
     """
+
+    axis = 2
+    leading_values = 5
+    scored = True
 
     def implausibility(self, network: InspectedNetwork) -> str | None:
         """Return that each cell has one row and no decoded box, as YOLOX's."""
@@ -327,6 +335,10 @@ class ChosenHead(YoloFamily):
 
     Rows with a score of 0 only fill the tensor and are dropped, whatever their class.
     """
+
+    axis = 2
+    leading_values = 6
+    scored = False
 
     def implausibility(self, network: InspectedNetwork) -> str | None:
         """Return that the values are others, or that the metadata says what the four of a box are."""
@@ -412,9 +424,6 @@ YOLO_SEG: Final = ScoredHead(
     gives=ValueType.PROTOTYPES,
     default_postprocess=(ScoreThreshold(), Nms(), CropMasks()),
     output_names=("output0", "output1"),
-    axis=1,
-    leading_values=4,
-    scored=True,
     masks=True,
     tasks=("segment",),
 )
@@ -423,10 +432,6 @@ YOLO_DETECT: Final = ScoredHead(
     gives=ValueType.BOXES,
     default_postprocess=(ScoreThreshold(), Nms()),
     output_names=("output0",),
-    axis=1,
-    leading_values=4,
-    scored=True,
-    masks=False,
     tasks=("detect",),
 )
 YOLOV5_SEG: Final = ObjectnessHead(
@@ -434,9 +439,6 @@ YOLOV5_SEG: Final = ObjectnessHead(
     gives=ValueType.PROTOTYPES,
     default_postprocess=(ScoreThreshold(), _V5_NMS, CropMasks()),
     output_names=("output0", "output1"),
-    axis=2,
-    leading_values=5,
-    scored=True,
     masks=True,
     tasks=("segment",),
 )
@@ -445,10 +447,6 @@ YOLOV5_DETECT: Final = ObjectnessHead(
     gives=ValueType.BOXES,
     default_postprocess=(ScoreThreshold(), _V5_NMS),
     output_names=("output0",),
-    axis=2,
-    leading_values=5,
-    scored=True,
-    masks=False,
     tasks=("detect",),
 )
 YOLOX_DETECT: Final = GridHead(
@@ -456,10 +454,6 @@ YOLOX_DETECT: Final = GridHead(
     gives=ValueType.BOXES,
     default_postprocess=(ScoreThreshold(), Nms(iou_threshold=0.45)),
     output_names=("output",),
-    axis=2,
-    leading_values=5,
-    scored=True,
-    masks=False,
     preprocessing=LibraryPreprocessing(
         networks="YOLOX networks",
         resize={"mode": "shortSide", "padValue": 114},
@@ -475,10 +469,6 @@ YOLO_POSE: Final = ScoredHead(
     gives=ValueType.POINTS,
     default_postprocess=(ScoreThreshold(), Nms(), Keypoints()),
     output_names=("output0",),
-    axis=1,
-    leading_values=4,
-    scored=True,
-    masks=False,
     points=True,
     tasks=("pose",),
 )
@@ -487,10 +477,6 @@ YOLO_OBB: Final = ScoredHead(
     gives=ValueType.ROTATED,
     default_postprocess=(ScoreThreshold(), Nms(), FillBoxes()),
     output_names=("output0",),
-    axis=1,
-    leading_values=4,
-    scored=True,
-    masks=False,
     rotated=True,
     tasks=("obb",),
 )
@@ -499,10 +485,6 @@ YOLO_NMS_FREE_OBB: Final = ChosenHead(
     gives=ValueType.ROTATED,
     default_postprocess=(ScoreThreshold(), FillBoxes()),
     output_names=("output0",),
-    axis=2,
-    leading_values=6,
-    scored=False,
-    masks=False,
     rotated=True,
     tasks=("obb",),
 )
@@ -511,10 +493,6 @@ YOLO_NMS_FREE_POSE: Final = ChosenHead(
     gives=ValueType.POINTS,
     default_postprocess=(ScoreThreshold(), Keypoints()),
     output_names=("output0",),
-    axis=2,
-    leading_values=6,
-    scored=False,
-    masks=False,
     points=True,
     tasks=("pose",),
 )
@@ -523,9 +501,6 @@ YOLO_NMS_FREE_SEG: Final = ChosenHead(
     gives=ValueType.PROTOTYPES,
     default_postprocess=(ScoreThreshold(), CropMasks()),
     output_names=("output0", "output1"),
-    axis=2,
-    leading_values=6,
-    scored=False,
     masks=True,
     tasks=("segment",),
 )
@@ -534,10 +509,6 @@ YOLO_NMS_FREE_DETECT: Final = ChosenHead(
     gives=ValueType.BOXES,
     default_postprocess=(ScoreThreshold(),),
     output_names=("output0",),
-    axis=2,
-    leading_values=6,
-    scored=False,
-    masks=False,
     tasks=("detect",),
 )
 RTDETR_ULTRALYTICS: Final = RelativeHead(
@@ -545,10 +516,6 @@ RTDETR_ULTRALYTICS: Final = RelativeHead(
     gives=ValueType.BOXES,
     default_postprocess=(ScoreThreshold(),),
     output_names=("output0",),
-    axis=2,
-    leading_values=6,
-    scored=False,
-    masks=False,
     tasks=("detect",),
     preprocessing=replace(ULTRALYTICS, networks="Ultralytics' RT-DETR networks", resize={"mode": "stretch"}),
 )

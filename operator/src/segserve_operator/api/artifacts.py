@@ -11,7 +11,7 @@ from pydantic.config import JsonDict
 from segserve_builder.spec.model_spec import SCHEMES
 from segserve_operator.api.checks import check_distinct, located, unknown_name
 from segserve_operator.api.meta import ApiValue
-from segserve_operator.api.pod_template import Quantity, Subdomain
+from segserve_operator.api.pod_template import Quantity, SecretName, Subdomain
 
 _SET: JsonDict = {"x-kubernetes-list-type": "set"}
 _WHOLE: JsonDict = {"x-kubernetes-list-type": "atomic"}
@@ -51,12 +51,6 @@ HostPattern = Annotated[str, Field(pattern=r"^[^\s/@]+$", max_length=253)]
 PrivatePattern = Annotated[str, Field(pattern=r"^[^\s@]+$", max_length=253)]
 Endpoint = Annotated[str, Field(pattern=r"^https?://[^\s@?#]+$", max_length=2048)]
 Pem = Annotated[str, Field(pattern=r"^\s*-----BEGIN [A-Z ]+-----", max_length=65_536)]
-
-
-class SecretName(ApiValue):
-    """A Secret in the pool's namespace."""
-
-    name: Subdomain = Field(description="Name of the Secret.")
 
 
 class SourceCredential(ApiValue):

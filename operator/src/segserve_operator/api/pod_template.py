@@ -135,8 +135,8 @@ class Variable(ApiValue):
         return self
 
 
-class SecretReference(ApiValue):
-    """A Secret of the pool's namespace."""
+class SecretName(ApiValue):
+    """A Secret in the pool's namespace."""
 
     name: Subdomain = Field(description="Name of the Secret.")
 
@@ -176,7 +176,7 @@ class PodSpec(ApiValue):
     scheduler_name: Subdomain | None = Field(default=None, description="Scheduler. Default: the cluster's own.")
     runtime_class_name: Subdomain | None = Field(default=None, description="RuntimeClass, such as nvidia.")
     priority_class_name: Subdomain | None = Field(default=None, description="PriorityClass.")
-    image_pull_secrets: tuple[SecretReference, ...] = Field(
+    image_pull_secrets: tuple[SecretName, ...] = Field(
         default=(), max_length=16, description="Secrets for pulling images, beside the operator's."
     )
     containers: tuple[ContainerTemplate, ...] = Field(default=(), max_length=8, description="Containers by name.")

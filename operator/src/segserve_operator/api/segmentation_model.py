@@ -281,16 +281,16 @@ class SegmentationModelSpec(ApiValue):
         """Check all stages if the context has the models that the spec names, else those of its own network."""
         known: Mapping[str, SegmentationModelSpec] | None = (info.context or {}).get(NETWORKS)
         if known is None and self.references:
-            check_class_ids(self._own_network())
-            check_own_stages(self._own_network(), fuses=self.instances is not None)
+            own = self._own_network()
+            check_class_ids(own)
+            check_own_stages(own, fuses=self.instances is not None)
             return self
         for at, name in self.references.items():
             if known is None or name not in known:
                 raise located(f"there is no model {name!r}; apply it as well, or correct the name", *at, "model")
             if known[name].references:
                 raise located(f"{name} has two networks itself; name a model of one network", *at, "model")
-            own, other = self._own_network(), known[name]._own_network(name)
-            check_shared(own, other, at)
+            check_shared(self._own_network(), known[name]._own_network(name), at)
         self._networks = {name: known[name] for name in self.references.values()} if known else {}
         pipeline = self.pipeline("any")
         check_class_ids(pipeline)
