@@ -1,4 +1,4 @@
-"""Autoscaling simulated beside HPA's, KEDA's and Knative's algorithms: `python -m bench.archive.scaling`.
+"""Autoscaling simulated beside HPA's and KEDA's algorithms: `python -m bench.archive.scaling`.
 
 Four scenarios, in seconds: a day of eight hours, bursts to ten times the rate in 5 s, flash crowds, and servers that
 are lost. Servers work on several requests at a time and share one queue; what would wait longer than the gateway lets
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from bench.platform import ROOT
 from bench.rollout.report import markdown_table
-from bench.archive.scaling_peers import Autoscaler, Hpa, Keda, Knative, Seen
+from bench.archive.scaling_peers import Autoscaler, Hpa, Keda, Seen
 from bench.svg import BLUE, GREY, ORANGE, plot_style, save_svg
 from segserve_operator.core.scaling import (
     LoadHistory,
@@ -34,7 +34,6 @@ from segserve_operator.core.scaling import (
     ScalingTarget,
     decide,
     observed,
-    with_startup,
 )
 
 OUT: Final = ROOT / "bench/out/scaling.json"
@@ -53,7 +52,6 @@ DELAYS_S: Final = (0, 60, 300)
 LEAST_PERCENT: Final = 0.01
 """Misses below are not told apart."""
 FIRST_SEED: Final = 200
-"""Others were used while the constants of our decision were chosen."""
 
 Floats = NDArray[np.float64]
 
@@ -80,19 +78,13 @@ class Ours:
 
     policy: ScalingPolicy
     history: LoadHistory = field(default_factory=LoadHistory)
-    _asked: list[int] = field(default_factory=list)
-    _before: int = 0
 
     def step(self, seen: Seen) -> int:
-        """Decide each second; the time in which servers start is measured where all that were asked for came."""
+        """Decide each second."""
         self.history = observed(
             self.history, LoadSample(1.0 + seen.at_s, seen.arrived, seen.in_flight, seen.ready), self.policy.target
         )
-        if self._asked and not seen.starting:
-            self.history = with_startup(self.history, seen.at_s - self._asked.pop())
         self.history, decision = decide(self.history, self.policy, seen.desired)
-        if decision.desired > seen.desired and not self._asked:
-            self._asked.append(seen.at_s)
         return decision.desired
 
 
@@ -105,9 +97,8 @@ ALGORITHMS: Final[Mapping[str, Callable[[float, int], Autoscaler]]] = {
     "segserve": partial(ours, capacity=SLOTS),
     "HPA": lambda load, delay_s: Hpa(load * SLOTS, delay_s, MAXIMUM),
     "KEDA": lambda load, delay_s: Keda(load * SLOTS / SERVICE_S, delay_s, MAXIMUM),
-    "Knative": lambda load, delay_s: Knative(load * SLOTS, delay_s, MAXIMUM),
 }
-COLOURS: Final = {"segserve": BLUE, "HPA": GREY, "KEDA": ORANGE, "Knative": "#009e73"}
+COLOURS: Final = {"segserve": BLUE, "HPA": GREY, "KEDA": ORANGE}
 
 
 def scenarios(seed: int) -> dict[str, Scenario]:

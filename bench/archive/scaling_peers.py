@@ -4,8 +4,7 @@ HPA: kubernetes/kubernetes, pkg/controller/podautoscaler (`replica_calculator.go
 tolerance of 10 %, servers that are not ready count as idle when more are wanted, at most the double or four more in
 15 s, and the highest recommendation of the stabilisation window before fewer. KEDA: the same controller with an
 external metric of type AverageValue (kedacore/keda, scalers/prometheus_scaler.go), whose total does not look at servers
-that are not ready. Knative: knative/serving, pkg/autoscaler/scaling/autoscaler.go: a stable window and a panic one of a
-tenth, every 2 s.
+that are not ready.
 """
 
 from __future__ import annotations
@@ -17,10 +16,6 @@ from typing import Final, Protocol
 
 SYNC_S: Final = 15
 TOLERANCE: Final = 0.1
-KNATIVE_TICK_S: Final = 2
-PANIC_THRESHOLD: Final = 2.0
-MAX_SCALE_UP_RATE: Final = 1000.0
-MAX_SCALE_DOWN_RATE: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,40 +136,3 @@ class Keda:
         """Return what `GetExternalPerPodMetricReplicas` returns for a total."""
         ratio = total / (self.target * max(seen.desired, 1))
         return seen.desired if abs(1.0 - ratio) <= TOLERANCE else math.ceil(total / self.target)
-
-
-@dataclass(slots=True)
-class Knative:
-    """Knative's autoscaler on requests in flight."""
-
-    target: float
-    scale_down_delay_s: int = 0
-    maximum: int = 1000
-    stable_window_s: int = 60
-    _stable: _Average | None = None
-    _panic: _Average | None = None
-    _delay: _Highest | None = None
-    _panic_since_s: int | None = None
-    _most_in_panic: int = 0
-
-    def step(self, seen: Seen) -> int:
-        """Decide every 2 s."""
-        self._stable = self._stable or _Average(self.stable_window_s)
-        self._panic = self._panic or _Average(max(self.stable_window_s // 10, 1))
-        self._delay = self._delay or _Highest(self.scale_down_delay_s)
-        stable, panic = self._stable.add(seen.in_flight), self._panic.add(seen.in_flight)
-        if seen.at_s % KNATIVE_TICK_S:
-            return seen.desired
-        ready = max(seen.ready, 1)
-        most, least = math.ceil(MAX_SCALE_UP_RATE * ready), math.floor(ready / MAX_SCALE_DOWN_RATE)
-        wanted_by_panic = math.ceil(panic / self.target)
-        wanted = min(max(math.ceil(stable / self.target), least), most)
-        if wanted_by_panic / ready >= PANIC_THRESHOLD:
-            self._panic_since_s = seen.at_s
-        elif self._panic_since_s is not None and seen.at_s - self._panic_since_s > self.stable_window_s:
-            self._panic_since_s, self._most_in_panic = None, 0
-        if self._panic_since_s is not None:
-            wanted = max(wanted, min(max(wanted_by_panic, least), most))
-            wanted = self._most_in_panic = max(self._most_in_panic, wanted)
-        wanted = self._delay.add(seen.at_s, wanted)
-        return min(max(wanted, 1), self.maximum)

@@ -1,11 +1,10 @@
-"""The number of servers that a pool needs, from the requests that arrive and are in flight.
+"""The number of servers that a pool needs, from its requests in flight, by Knative's rule.
 
-Little's law gives the time that a request occupies a server: requests in flight divided by the rate of arrival (Little,
-1961). In calm times it is the time of service; what is in flight beyond arrivals times that is a queue. The offered
-load is the rate times the time of service, and the number of servers covers it with a margin that grows with its square
-root, as arrivals vary (Halfin and Whitt, 1981). The rate is that expected once a server asked for now has started:
-exponentially weighted means of different lengths lag behind a ramp in proportion to their lengths, so that their
-difference is its slope (Brown, 1963). More servers are wanted at once, fewer only after a delay.
+The mean of the requests in flight over the stable window, divided by the target of a server, is the number of servers.
+A pool panics if the mean over the panic window needs at least `PANIC_THRESHOLD` times the servers that are ready: until
+that has not been so for a stable window, the panic window counts as well and the number never falls. Otherwise it falls
+to the largest number of the scale-down delay, at once by at most `MAX_SCALE_DOWN_RATE`. Knative's defaults
+(https://knative.dev/docs/serving/autoscaling/) apply; its max scale-up rate of 1000 is beyond `spec.scaling.maximum`.
 """
 
 from __future__ import annotations
@@ -13,56 +12,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from typing import Final
 
-SHORT_S: Final = 2.0
-MIDDLE_S: Final = 8.0
-LONG_S: Final = 32.0
-SLOPE_S: Final = 300.0
-"""Lengths of the means of the rate: each is some four times the one before, so that every ramp is seen by a pair."""
-SERVICE_MEMORY_S: Final = 60.0
-LOSS_MEMORY_S: Final = 3600.0
-STARTUP_S: Final = 60.0
-"""Time in which a server starts, until it has been measured."""
-ENOUGH_S: Final = 30.0
-"""Length of history without which no server is given up, whatever the delay."""
+STABLE_WINDOW_S: Final = 60.0
+PANIC_WINDOW_S: Final = 6.0
+PANIC_THRESHOLD: Final = 2.0
+MAX_SCALE_DOWN_RATE: Final = 2.0
 LONGEST_GAP_S: Final = 30.0
 """Longest time between two samples: after a longer one the history begins anew."""
 SHORTEST_S: Final = 0.1
 """Shortest time for which a rate is taken."""
-FEWEST_PER_S: Final = 0.02
-"""Requests a second below which their time of service is not estimated."""
-MOST_GROWTH: Final = 8.0
-"""Largest factor by which requests are expected to grow while a server starts."""
-LEVEL_DEVIATIONS: Final = 2.0
-SLOPE_DEVIATIONS: Final = 4.0
-"""Standard deviations beyond which a mean, or a slope, is no chance: a slope is multiplied by the time of a start."""
-LOAD_DEVIATIONS: Final = 0.5
-"""Standard deviations of the load by which servers exceed it."""
-DRAIN_S: Final = 0.25
-"""Time in which servers should work off a queue."""
-SPARE: Final = 1.05
-"""Servers beyond the need that are kept, so that their number does not follow each small change."""
-LARGEST_STEP: Final = 0.2
-"""Largest relative difference that the estimated time of service follows; one far below it is taken over soon."""
-RISE: Final = 1 / 3
-"""Weight of times above the estimate, relative to those below: it follows low ones."""
-QUEUE: Final = 1.5
-"""Multiple of the time of service from which on the time that requests take is rather a queue."""
-DOWN_MEMORY_S: Final = 24.0
-"""Time after which means of eight seconds have forgotten that no server was ready."""
-BUSY_S: Final = 24.0
-"""Time for which the same servers must have been busy for what they answer to be all that they can."""
-COLLAPSED: Final = 2.0
-"""Factor by which the estimated time of service is then too low to be one: it was that of other requests, such as
-health checks in a calm night."""
-STEP: Final = 0.1
-"""Part of the delay that passes between two steps down."""
-STARTUP_WEIGHT: Final = 0.3
+SERVICE_MEMORY_S: Final = 7200.0
+"""Time in which a time of service that is not reached any more is forgotten, as another revision may be slower."""
 LIMIT_GROWTH: Final = 1.08
 LIMIT_FALL: Final = 0.9
-"""Factors in half a minute of the requests in flight that a server may have, for a target of queue time."""
+"""Factors in a stable window of the requests in flight that a server may have, for a target of queue time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,45 +78,41 @@ class LoadSample:
 
 @dataclass(frozen=True, slots=True)
 class LoadHistory:
-    """Summary of earlier samples: means of different lengths, and the numbers of servers that were needed.
+    """Samples of the stable window since `began_s`, and what followed from earlier ones.
 
-    `occupied_s` is the time of service as it is estimated, `limit` the requests in flight that a server may have by the
-    target, `losses_per_s` how often a server is lost, `startup_s` the time in which one starts.
-    Since `busy_since_s` the same servers have had as many requests in flight as they may, 0 if they have fewer, and at
-    `down_s` no server was ready last. At `fell_s` servers were given up last.
-    `needs` are the last times at which so many servers were needed for present requests, with the numbers falling, and
-    `surges` those at which they were for requests expected or waiting, which are kept for the time of a start.
+    `limit` is how many requests in flight a server may have by the target, `service_s` the time of service that `limit`
+    follows from with a target of queue time. In a panic since `panic_since_s`, `panicked` servers were wanted at the
+    most. `recommended` are the last times at which so many servers were, falling, for the scale-down delay.
     """
 
-    at_s: float = 0.0
     began_s: float = 0.0
-    short_per_s: float = 0.0
-    middle_per_s: float = 0.0
-    long_per_s: float = 0.0
-    slope_per_s: float = 0.0
-    in_flight: float = 0.0
-    middle_in_flight: float = 0.0
-    occupied_s: float = 0.0
+    samples: tuple[LoadSample, ...] = ()
     limit: float = 1.0
-    losses_per_s: float = 0.0
-    startup_s: float = STARTUP_S
-    busy_since_s: float = 0.0
-    down_s: float = 0.0
-    fell_s: float = 0.0
-    ready: int = 0
+    service_s: float = math.inf
+    panic_since_s: float | None = None
+    panicked: int = 0
     desired: int = 0
-    needs: tuple[tuple[float, int], ...] = ()
-    surges: tuple[tuple[float, int], ...] = ()
+    recommended: tuple[tuple[float, int], ...] = ()
 
     @property
-    def length_s(self) -> float:
-        """How long requests have been counted."""
-        return self.at_s - self.began_s
+    def at_s(self) -> float:
+        """Unix time of the last sample; 0 before the first one."""
+        return self.samples[-1].at_s if self.samples else 0.0
+
+    @property
+    def ready(self) -> int:
+        """Number of servers that were ready at the last sample."""
+        return self.samples[-1].ready if self.samples else 0
 
     @property
     def room(self) -> float:
         """How many requests the servers that are ready may have in flight by the target."""
         return self.ready * self.limit
+
+    def in_flight(self, window_s: float) -> float:
+        """Return the mean number of requests in flight over the last `window_s` seconds; 0 without samples."""
+        counts = [each.in_flight for each in self.samples if self.at_s - each.at_s < window_s]
+        return sum(counts) / max(len(counts), 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,62 +154,38 @@ class ScalingDecision:
 def observed(history: LoadHistory, sample: LoadSample, target: ScalingTarget) -> LoadHistory:
     """Return the history with one more sample; one from before the last, or long after it, begins a new one."""
     length_s = sample.at_s - history.at_s
-    if history.began_s and length_s == 0:
+    if history.samples and length_s == 0:
         return history
     limit = target.concurrency or history.limit
-    if not history.began_s or not 0 < length_s <= LONGEST_GAP_S:
-        return replace(
-            LoadHistory(startup_s=history.startup_s, desired=history.desired, limit=limit),
-            at_s=sample.at_s,
-            began_s=sample.at_s,
-            in_flight=sample.in_flight,
-            middle_in_flight=sample.in_flight,
-            ready=sample.ready,
-        )
-    rate = sample.arrived / length_s
-    age_s = sample.at_s - history.began_s
-    means = (
-        _toward(history.short_per_s, rate, length_s, SHORT_S, age_s),
-        _toward(history.middle_per_s, rate, length_s, MIDDLE_S, age_s),
-        _toward(history.long_per_s, rate, length_s, LONG_S, age_s),
-        _toward(history.slope_per_s, rate, length_s, SLOPE_S, age_s),
-    )
-    in_flight = _toward(history.in_flight, sample.in_flight, length_s, SHORT_S, age_s)
-    middle = _toward(history.middle_in_flight, sample.in_flight, length_s, MIDDLE_S, age_s)
-    occupied_s, down_s = history.occupied_s, history.down_s if sample.ready else sample.at_s
-    # Without servers requests fail at once, which is no time of service; means remember it for a while.
-    if occupied_s == 0.0 or sample.at_s - down_s >= DOWN_MEMORY_S:
-        occupied_s = _occupied_s(occupied_s, middle, means[1], length_s)
-    busy = sample.ready > 0 and middle >= sample.ready * limit
-    busy_since_s = (history.busy_since_s if sample.ready == history.ready else 0.0) or sample.at_s
-    answered_per_s = means[1] - (middle - history.middle_in_flight) / length_s
-    if busy and sample.at_s - busy_since_s >= BUSY_S and answered_per_s > FEWEST_PER_S:
-        # Busy servers show by what they answer how long each request occupies one at least.
-        least_s = sample.ready * limit / answered_per_s
-        occupied_s = least_s if occupied_s * COLLAPSED < least_s else occupied_s
-    lost = max(history.ready - sample.ready, 0) if history.desired >= history.ready else 0
-    losses = history.losses_per_s * math.exp(-length_s / LOSS_MEMORY_S)
-    following = LoadHistory(
-        sample.at_s,
-        history.began_s,
-        *means,
-        in_flight=in_flight,
-        middle_in_flight=middle,
-        occupied_s=occupied_s,
-        limit=limit,
-        losses_per_s=losses + lost / max(history.ready, 1) / LOSS_MEMORY_S,
-        startup_s=history.startup_s,
-        busy_since_s=busy_since_s if busy else 0.0,
-        down_s=down_s,
-        fell_s=history.fell_s,
-        ready=sample.ready,
-        desired=history.desired,
-        needs=history.needs,
-        surges=history.surges,
-    )
-    if target.queue_ms is None:
-        return following
-    return replace(following, limit=_limit(following, target.queue_ms, length_s))
+    if not history.samples or not 0 < length_s <= LONGEST_GAP_S:
+        return LoadHistory(sample.at_s, (sample,), limit=limit, desired=history.desired)
+    kept = (each for each in history.samples if sample.at_s - each.at_s < STABLE_WINDOW_S)
+    following = replace(history, samples=(*kept, sample), limit=limit)
+    return following if target.queue_ms is None else _with_limit(following, target.queue_ms, length_s)
+
+
+def _with_limit(history: LoadHistory, target_ms: float, length_s: float) -> LoadHistory:
+    """Return the history with the limit by which requests wait for the target on average.
+
+    The time that requests take is that in flight by the rate of arrival (Little, 1961); the shortest one is the time of
+    service, and what exceeds it a queue. The limit grows slowly while servers that have so many requests keep queues
+    short, and falls quickly where they do not (Chiu and Jain, 1989).
+    """
+    span_s = history.at_s - history.samples[0].at_s
+    arrived = sum(each.arrived for each in history.samples[1:])
+    each = history.in_flight(STABLE_WINDOW_S) / max(history.ready, 1)
+    # Requests of idle servers may be other ones, such as health checks in a calm night.
+    if history.ready == 0 or arrived == 0 or each < history.limit / 4:
+        return history
+    taken_s = history.in_flight(STABLE_WINDOW_S) * span_s / arrived
+    service_s = min(history.service_s * math.exp(length_s / SERVICE_MEMORY_S), taken_s)
+    queue_ms = 1000 * (taken_s - service_s)
+    limit = history.limit
+    if queue_ms > target_ms and each <= 2 * limit:
+        limit = max(limit * math.pow(LIMIT_FALL, length_s / STABLE_WINDOW_S), 0.1)
+    elif queue_ms < target_ms / 2 and each > 0.8 * limit:
+        limit *= math.pow(LIMIT_GROWTH, length_s / STABLE_WINDOW_S)
+    return replace(history, limit=limit, service_s=service_s)
 
 
 def load_sample(
@@ -263,7 +199,7 @@ def load_sample(
     told = {name: each for name, each in gateways.items() if each is not None}
     at_s = max((each.at_s for each in told.values()), default=0.0)
     length_s = at_s - load.history.at_s
-    if not told or (load.history.began_s and length_s == 0):
+    if not told or (load.history.samples and length_s == 0):
         return None
     last_s = load.history.at_s
     per_s = sum(_arrived_per_s(load.gateways.get(name), each, last_s) for name, each in told.items())
@@ -289,14 +225,6 @@ def _arrived_per_s(former: GatewayLoad | None, now: GatewayLoad, last_s: float) 
     return (now.arrived - before) / max(now.at_s - from_s, SHORTEST_S)
 
 
-def with_startup(history: LoadHistory, startup_s: float) -> LoadHistory:
-    """Return the history that has seen a server start in this time; 0 or less is that of a clock that was set back."""
-    if startup_s <= 0:
-        return history
-    change = STARTUP_WEIGHT * (startup_s - history.startup_s)
-    return replace(history, startup_s=max(history.startup_s + change, 1.0))
-
-
 def decide(
     history: LoadHistory, policy: ScalingPolicy, present: int, *, hold: bool = False
 ) -> tuple[LoadHistory, ScalingDecision]:
@@ -304,119 +232,41 @@ def decide(
 
     With `hold` none is given up now, nor by a history shorter than the delay; those above the maximum always are.
     """
-    lasting, surge, expected_per_s, queued = _need(history, policy, present)
-    needs = _with(history.needs, history.at_s, math.ceil(lasting * SPARE), policy.scale_down_delay_s)
-    surges = _with(history.surges, history.at_s, math.ceil(surge), history.startup_s)
-    up = max(lasting, surge)
-    wanted = min(max(math.ceil(up), policy.minimum), policy.maximum)
-    numbers = (
-        f"{expected_per_s:.3g} requests/s are expected in {history.startup_s:.0f} s, each for "
-        f"{1000 * history.occupied_s:.3g} ms, and {queued:.3g} wait"
+    at_s, ready = history.at_s, max(history.ready, 1)
+    stable, panic = history.in_flight(STABLE_WINDOW_S), history.in_flight(PANIC_WINDOW_S)
+    wanted, wanted_by_panic = math.ceil(stable / history.limit), math.ceil(panic / history.limit)
+    since_s = history.panic_since_s
+    if wanted_by_panic >= PANIC_THRESHOLD * ready:
+        since_s = at_s
+    elif since_s is not None and at_s - since_s > STABLE_WINDOW_S:
+        since_s = None
+    if since_s is not None:
+        wanted = max(wanted, wanted_by_panic, history.panicked)
+    panicked = wanted if since_s is not None else 0
+    # Without servers requests fail at once, and whoever sent them may come again.
+    wanted = wanted if history.ready else present
+    recent = (each for each in history.recommended if at_s - each[0] < policy.scale_down_delay_s and each[1] > wanted)
+    recommended = (*recent, (at_s, wanted))
+    message = (
+        f"{stable:.3g} requests were in flight over {STABLE_WINDOW_S:.0f} s, {panic:.3g} over {PANIC_WINDOW_S:.0f} s, "
+        f"and a server may have {history.limit:.3g}"
     )
-    young = history.length_s < max(ENOUGH_S, policy.scale_down_delay_s)
-    # Each step is a decision about all models.
-    too_soon = history.at_s - history.fell_s < policy.scale_down_delay_s * STEP
-    if wanted > present:
-        decision = ScalingDecision(wanted, "MoreRequests" if up > policy.minimum else "Minimum", numbers)
+    more = min(max(wanted, policy.minimum), policy.maximum)
+    fewer = max(recommended[0][1], math.floor(ready / MAX_SCALE_DOWN_RATE))
+    fewer = min(max(fewer, policy.minimum), policy.maximum)
+    if more > present:
+        decision = ScalingDecision(more, "MoreRequests" if wanted > policy.minimum else "Minimum", message)
+    elif present > policy.maximum:
+        decision = ScalingDecision(policy.maximum, "Maximum", message)
+    elif fewer >= present:
+        decision = ScalingDecision(present, "Steady", message)
+    elif hold:
+        decision = ScalingDecision(present, "RolloutInProgress", message)
+    elif at_s - history.began_s < max(STABLE_WINDOW_S, policy.scale_down_delay_s):
+        decision = ScalingDecision(present, "Counting", message)
     else:
-        # The last requests may take long.
-        working = math.ceil(history.in_flight / history.limit)
-        fewer = min(max(needs[0][1], surges[0][1], working, policy.minimum), policy.maximum)
-        if fewer >= present and present <= policy.maximum:
-            decision = ScalingDecision(present, "Steady", numbers)
-        elif present > policy.maximum:
-            decision = ScalingDecision(policy.maximum, "Maximum", numbers)
-        elif hold or young or too_soon:
-            decision = ScalingDecision(present, "RolloutInProgress" if hold else "Counting", numbers)
-        else:
-            history = replace(history, fell_s=history.at_s)
-            decision = ScalingDecision(fewer, "FewerRequests", numbers)
-    return replace(history, needs=needs, surges=surges, desired=decision.desired), decision
-
-
-def _need(history: LoadHistory, policy: ScalingPolicy, present: int) -> tuple[float, float, float, float]:
-    """Return servers (with a fraction) for present requests, and for those to come; requests/s expected, and waiting.
-
-    A short mean counts as far as it is no chance: the variance of Poisson arrivals is their rate.
-    """
-    means = (
-        (history.short_per_s, SHORT_S),
-        (history.middle_per_s, MIDDLE_S),
-        (history.long_per_s, LONG_S),
-        (history.slope_per_s, SLOPE_S),
+        decision = ScalingDecision(fewer, "FewerRequests", message)
+    history = replace(
+        history, panic_since_s=since_s, panicked=panicked, desired=decision.desired, recommended=recommended
     )
-    middle = history.middle_per_s
-    level = min(history.long_per_s, middle + LEVEL_DEVIATIONS * math.sqrt(middle / (2 * MIDDLE_S)))
-    queued = history.in_flight - history.short_per_s * history.occupied_s
-    queued = max(queued - LEVEL_DEVIATIONS * math.sqrt(max(history.in_flight, 0.0)), 0.0)
-    # A queue is evidence by itself that requests become more.
-    certain = 1.0 if queued > history.in_flight / 2 else SLOPE_DEVIATIONS / LEVEL_DEVIATIONS
-    growth, steepest_per_s = 0.0, math.inf
-    for (mean, length_s), (longer, longer_s) in pairwise(means):
-        noise = LEVEL_DEVIATIONS * math.sqrt(mean / (2 * length_s))
-        level = max(level, mean - noise)
-        slope = min((mean - longer - certain * noise) / (longer_s - length_s), steepest_per_s)
-        growth = max(growth, slope * (history.startup_s + length_s))
-        # A long mean rises long after a ramp has ended; shorter ones tell.
-        steepest_per_s = min(steepest_per_s, (mean - longer + noise) / (longer_s - length_s))
-    expected_per_s = min(level + growth, MOST_GROWTH * level)
-    if history.ready == 0:
-        return float(present), float(present), expected_per_s, queued  # whoever fails may come again, or not
-    if level < FEWEST_PER_S:
-        return 0.0, 0.0, expected_per_s, queued
-    if history.occupied_s == 0.0:
-        return float(present), float(present), expected_per_s, queued
-    reserve = history.losses_per_s * present * history.startup_s
-
-    def servers(per_s: float) -> float:
-        load = per_s * history.occupied_s
-        return (load + LOAD_DEVIATIONS * math.sqrt(load)) / history.limit + reserve
-
-    return servers(level), servers(expected_per_s + queued / DRAIN_S), expected_per_s, queued
-
-
-def _with(
-    needs: tuple[tuple[float, int], ...], at_s: float, servers: int, memory_s: float
-) -> tuple[tuple[float, int], ...]:
-    """Return the last times at which so many servers were needed, falling, with one more; the first is the most."""
-    return (*(each for each in needs if at_s - each[0] < memory_s and each[1] > servers), (at_s, servers))
-
-
-def _toward(mean: float, value: float, length_s: float, memory_s: float, age_s: float) -> float:
-    """Return an exponentially weighted mean with one more value; a young one is the plain mean so far."""
-    return mean + (value - mean) * max(-math.expm1(-length_s / memory_s), length_s / age_s)
-
-
-def _occupied_s(former_s: float, in_flight: float, per_s: float, length_s: float) -> float:
-    """Return the time of service, a low expectile of the time that requests take: it hardly follows queues."""
-    if per_s < FEWEST_PER_S:
-        return former_s
-    taken_s = in_flight / per_s
-    if former_s == 0.0:
-        return taken_s
-    ratio = taken_s / former_s
-    if ratio < 1 - LARGEST_STEP:
-        # No chance: what was taken for service was a queue.
-        return former_s + (taken_s - former_s) * -math.expm1(-length_s / MIDDLE_S)
-    change = min(ratio - 1.0, LARGEST_STEP)
-    rise = RISE if ratio < QUEUE else RISE / 10
-    weight = -math.expm1(-length_s / SERVICE_MEMORY_S) * (rise if change > 0 else 1.0)
-    return former_s * (1.0 + change * weight)
-
-
-def _limit(history: LoadHistory, target_ms: float, length_s: float) -> float:
-    """Return how many requests in flight a server may have, so that they wait for the target on average.
-
-    It grows slowly while servers that have so many keep queues short, and falls quickly where they do not (Chiu and
-    Jain, 1989).
-    """
-    per_s = history.middle_per_s
-    if history.ready == 0 or per_s < FEWEST_PER_S:
-        return history.limit
-    each = history.middle_in_flight / history.ready
-    queue_ms = 1000 * max(history.middle_in_flight / per_s - history.occupied_s, 0.0)
-    if queue_ms > target_ms and each <= 2 * history.limit:
-        return max(history.limit * math.pow(LIMIT_FALL, length_s / LONG_S), 0.1)
-    if queue_ms < target_ms / 2 and each > 0.8 * history.limit:
-        return history.limit * math.pow(LIMIT_GROWTH, length_s / LONG_S)
-    return history.limit
+    return history, decision

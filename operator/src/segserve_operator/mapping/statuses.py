@@ -147,7 +147,7 @@ def _scaling_status(state: ScalingState | None) -> ScalingStatus | None:
         reason=state.reason,
         message=state.message,
         since=_time(state.since_s) if state.since_s else None,
-        startup_seconds=int(state.startup_s),
+        startup_seconds=int(state.startup_s) or None,
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 from prometheus_client import CollectorRegistry, Gauge
 
 from segserve_operator.core.models.scaling import NO_COUNTS_S
-from segserve_operator.core.scaling import LoadHistory
+from segserve_operator.core.scaling import PANIC_WINDOW_S, LoadHistory
 
 _POOL: Final = ("namespace", "pool")
 
@@ -23,7 +23,7 @@ class ScalingMetrics:
         self.maximum = Gauge("segserve_scaling_maximum_servers", text, _POOL, registry=registry)
         text = "Time in which a server starts and loads the models, as measured."
         self.startup = Gauge("segserve_scaling_startup_seconds", text, _POOL, registry=registry)
-        text = "Requests in flight at the gateways, as a mean of eight seconds; absent while none are counted."
+        text = "Requests in flight at the gateways, as a mean of six seconds; absent while none are counted."
         self.in_flight = Gauge("segserve_scaling_requests_in_flight", text, _POOL, registry=registry)
         text = "Requests that the servers that are ready may have in flight by the target."
         self.room = Gauge("segserve_scaling_target_requests_in_flight", text, _POOL, registry=registry)
@@ -49,7 +49,7 @@ class ScalingMetrics:
             (self.desired, status.get("desired")),
             (self.maximum, spec.get("maximum")),
             (self.startup, status.get("startupSeconds")),
-            (self.in_flight, counted.middle_in_flight if counted is not None else None),
+            (self.in_flight, counted.in_flight(PANIC_WINDOW_S) if counted is not None else None),
             (self.room, counted.room if counted is not None else None),
         )
         for gauge, value in values:

@@ -11,22 +11,18 @@ from segserve_operator.core.models.update import STALLED_S, answering_servers, m
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.scaling import (
     LONGEST_GAP_S,
-    STARTUP_S,
-    LoadHistory,
     PoolLoad,
     ScalingPolicy,
     StartingServers,
     decide,
     load_sample,
     observed,
-    with_startup,
 )
 from segserve_operator.core.world.observed import (
     MAIN,
     GroupObserved,
     Observed,
     ObservedCondition,
-    PoolObserved,
     ScalingState,
 )
 
@@ -48,28 +44,44 @@ def with_scaling(world: Observed) -> Observed:
     if former is not None and former.desired != world.load.told and former.desired > world.load.history.desired:
         # Another process was the leader meanwhile: requests that it has counted are not in this history.
         world = replace(world, load=PoolLoad())
-    present = _present(world, pool, former, mains)
+    last = world.load.history
+    if last.samples and abs(world.now_s - last.at_s) <= LONGEST_GAP_S:
+        present = last.desired
+    else:
+        # A process that has just begun may not have written the last number that it, or another one, requested.
+        stated = former.desired if former is not None else pool.replicas
+        present = max(stated, *(group.replicas for group in mains), 1)
     problem = _hindrance(mains, present)
     failing_since_s = None if problem is None else min(world.load.failing_since_s or world.now_s, world.now_s)
     ready = _ready(mains)
     # A process that begins in an outage of all servers has seen none of them.
     seen = world.load.answered
     answered = min(ready or present if seen is None else max(ready, seen), present)
-    sampled = _with_sample(world, pool.scaling, former, mains)
+    load = world.load
+    if (sampled := load_sample(load, world.gateway_loads or {}, _ready(_serving(mains, world)))) is not None:
+        load = replace(sampled[0], history=observed(load.history, sampled[1], pool.scaling.target))
     told = former.desired if former is not None else None
-    load = replace(sampled, failing_since_s=failing_since_s, answered=answered, told=told)
-    failing_s = world.now_s - failing_since_s if failing_since_s is not None else 0.0
-    gives_up = failing_s >= STALLED_S
+    load = replace(load, failing_since_s=failing_since_s, answered=answered, told=told)
+    gives_up = failing_since_s is not None and world.now_s - failing_since_s >= STALLED_S
     policy = _feasible(pool.scaling, answered if gives_up else present, former, problem, world)
     is_short = ready < present and not gives_up
     hold = is_short or _is_changing(world) or _is_silent(load, world) or load.partial_since_s is not None
     history, decision = decide(load.history, policy, present, hold=hold)
     desired = decision.desired
-    load = replace(load, history=history)
-    if not world.load.history.began_s and former is not None:
-        load = replace(load, starting=_still_starting(former, present, mains, world))
-    history, starting = _starting(load, desired, present, mains, world)
-    startup_s = float(round(history.startup_s))
+    starting, startup_s = load.starting, former.startup_s if former is not None else 0.0
+    if not last.samples and former is not None and ready < present:
+        # A former process requested them.
+        since_s = former.since_s if former.desired == present else world.now_s
+        starting = StartingServers(since_s, present, max(ready, 1))
+    if desired > present:
+        starting = StartingServers(world.now_s, desired, min(starting.before, present) if starting else present)
+    elif starting is not None:
+        took_s = world.now_s - starting.since_s
+        if desired < starting.desired or abs(took_s) >= STALLED_S:
+            starting = None
+        elif _answering(mains) >= desired:
+            # A clock that was set back has measured nothing.
+            starting, startup_s = None, float(round(took_s)) if took_s > 0 else startup_s
     if former is not None and former.desired == desired:
         state = replace(former, startup_s=startup_s)
     elif problem is not None and gives_up and desired < present:
@@ -91,32 +103,6 @@ def with_scaling(world: Observed) -> Observed:
     return replace(world, pool=scaled, groups=groups, load=load)
 
 
-def _present(world: Observed, pool: PoolObserved, former: ScalingState | None, mains: Collection[GroupObserved]) -> int:
-    """Return how many servers have been wanted so far."""
-    history = world.load.history
-    if history.began_s and abs(world.now_s - history.at_s) <= LONGEST_GAP_S:
-        return history.desired
-    # A process that has just begun may not have written the last number that it, or another one, asked for.
-    last = former.desired if former is not None else pool.replicas
-    return max(last, *(group.replicas for group in mains), 1)
-
-
-def _with_sample(
-    world: Observed,
-    policy: ScalingPolicy,
-    former: ScalingState | None,
-    mains: Collection[GroupObserved],
-) -> PoolLoad:
-    sampled = load_sample(world.load, world.gateway_loads or {}, _ready(_serving(mains, world)))
-    if sampled is None:
-        return world.load
-    load, sample = sampled
-    history = observed(load.history, sample, policy.target)
-    if former is not None and not load.history.began_s:
-        history = replace(history, startup_s=former.startup_s or STARTUP_S)
-    return replace(load, history=history)
-
-
 def _feasible(
     policy: ScalingPolicy,
     possible: int,
@@ -126,8 +112,8 @@ def _feasible(
 ) -> ScalingPolicy:
     """Return the policy within what the cluster has room for.
 
-    While servers cannot start, no more are asked for. Those that have not started for long are given up, as a pool
-    that waits for them takes no new revision, and asked for again only after as long; those that have answered before
+    While servers cannot start, no more are requested. Those that have not started for long are given up, as a pool
+    that waits for them takes no new revision, and requested again only after as long; those that have answered before
     are needed as soon as an outage ends.
     """
     given_up = _has_given_up(former, world)
@@ -139,7 +125,7 @@ def _feasible(
 
 
 def _has_given_up(state: ScalingState | None, world: Observed) -> bool:
-    """Tell whether servers that did not start were given up a short while ago."""
+    """Return whether servers that did not start were given up a short while ago."""
     return state is not None and state.reason == SERVERS_FAIL and 0 <= world.now_s - state.since_s < STALLED_S
 
 
@@ -169,40 +155,16 @@ def _hindrance(mains: Collection[GroupObserved], present: int) -> FailureReason 
 
 
 def _is_changing(world: Observed) -> bool:
-    """Tell whether a rollout or an update of servers is in progress, during which none is given up."""
+    """Return whether a rollout or an update of servers is in progress, during which none is given up."""
     kept = world.pool.status.template if world.pool is not None and world.pool.status is not None else None
     states = (model.status.rollout for model in world.models)
     rolls = any(state is not None and not state.ended and state.phase is not Phase.PENDING for state in states)
     return rolls or (kept is not None and bool(kept.next))
 
 
-def _still_starting(
-    former: ScalingState, present: int, mains: Collection[GroupObserved], world: Observed
-) -> StartingServers | None:
-    """Return the servers that a former process asked for and that are not there yet."""
-    ready = max(_ready(mains), 1)
-    since_s = former.since_s if former.desired == present else world.now_s
-    return StartingServers(since_s, present, ready) if ready < present else None
-
-
-def _starting(
-    load: PoolLoad, desired: int, present: int, mains: Collection[GroupObserved], world: Observed
-) -> tuple[LoadHistory, StartingServers | None]:
-    """Return the history that knows how long servers take to start, and those that are starting now."""
-    history, starting = load.history, load.starting
-    if desired > present:
-        before = min(starting.before, present) if starting is not None else present
-        return history, StartingServers(world.now_s, desired, before)
-    if starting is None or desired < starting.desired or abs(world.now_s - starting.since_s) >= STALLED_S:
-        return history, None
-    if _answering(mains) < desired:
-        return history, starting
-    return with_startup(history, world.now_s - starting.since_s), None
-
-
 def _is_silent(load: PoolLoad, world: Observed) -> bool:
-    """Tell whether no gateway has told its requests for a while."""
-    return not load.history.began_s or abs(world.now_s - load.history.at_s) > NO_COUNTS_S
+    """Return whether no gateway has told its requests for a while."""
+    return not load.history.samples or abs(world.now_s - load.history.at_s) > NO_COUNTS_S
 
 
 def _condition(

@@ -389,7 +389,7 @@ class UpdateClaim:
 class ScalingState:
     """The number of servers per group by requests: since when (Unix seconds) there are so many, and why.
 
-    `startup_s` is the time in which a server starts, in whole seconds.
+    `startup_s` is the time in which a server starts, in whole seconds; 0 before it is measured.
     """
 
     desired: int
