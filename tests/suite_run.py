@@ -27,8 +27,8 @@ from cluster.node import default_node
 from segserve_common.files import write_private
 from segserve_common.process_record import ProcessRecord
 from segserve_operator.adapters.local.files import StateFolder
+from segserve_operator.adapters.local.fleet import sweep_step_environments
 from segserve_operator.adapters.local.processes import current_process, is_alive
-from segserve_operator.adapters.local.step_environments import sweep_step_environments
 from tools import CACHE
 
 RUN_VARIABLE: Final = "SEGSERVE_TEST_RUN"

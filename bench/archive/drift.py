@@ -22,7 +22,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 
-from bench.coins import variant, with_output
 from bench.archive.drift_months import (
     ANSWERS,
     CAMERAS,
@@ -36,6 +35,7 @@ from bench.archive.drift_months import (
     Month,
     Planted,
 )
+from bench.coins import variant, with_output
 from bench.platform import ROOT
 from bench.rollout.report import markdown_table
 from segserve_builder.agent.answer_counts import counted_classes, histograms, report_of
@@ -59,8 +59,8 @@ from segserve_builder.steps.session import NetworkSession
 from segserve_builder.steps.step_options import NetOptions
 from segserve_operator.api.drift import Drift, DriftReference, DriftWindow
 from segserve_operator.api.segmentation_model import SegmentationModel
+from segserve_operator.core.advance.self_test import wilson
 from segserve_operator.core.drift.watch import DriftWatch
-from segserve_operator.core.statistics.intervals import wilson
 
 OUT: Final = ROOT / "bench/out/drift.json"
 EMBEDDED_OUT: Final = OUT.with_name("drift_embedding.json")

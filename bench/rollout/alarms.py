@@ -15,10 +15,10 @@ from bench.platform import ROOT
 from bench.rollout.report import markdown_table, put_into_document
 from bench.rollout.running import minutes_told, run_missing
 from segserve_operator.api.rollout_policy import RolloutPolicy, SlicesGate, Slo
+from segserve_operator.core.advance.self_test import wilson
 from segserve_operator.core.evidence import EDGES_MS, EvidenceWindow, Pairs, SlicePairs
 from segserve_operator.core.gates import measured_gates
 from segserve_operator.core.gates.ab_test import AbTestResult
-from segserve_operator.core.statistics.intervals import wilson
 from segserve_operator.core.statistics.past import StablePast
 
 if TYPE_CHECKING:

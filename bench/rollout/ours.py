@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from bench.rollout.world import Counted, Floats, World
-    from segserve_operator.api.shadow import Shadow
+    from segserve_operator.api.rollout_policy import Shadow
     from segserve_operator.core.gates.base import MeasuredGate
     from segserve_operator.core.rollout.engine import Policy
 

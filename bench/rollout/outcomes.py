@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from segserve_operator.core.statistics.intervals import Z_95, wilson
+from segserve_operator.core.advance.self_test import Z_95, wilson
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

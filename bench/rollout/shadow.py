@@ -24,7 +24,7 @@ from bench.rollout.pairs import OWN, PairedWorld
 from bench.rollout.quality import golden
 from bench.rollout.report import markdown_table, put_into_document
 from bench.rollout.running import minutes_told, run_missing
-from segserve_operator.api.shadow import Shadow
+from segserve_operator.api.rollout_policy import Shadow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

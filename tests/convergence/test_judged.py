@@ -7,8 +7,7 @@ from datetime import timedelta
 import pytest
 
 from fakes.rollout_world import FIRST, POLICY, SECOND, Rollout
-from segserve_operator.api.rollout_policy import MaskAgreementGate, RolloutPolicy, Slo
-from segserve_operator.api.shadow import Shadow
+from segserve_operator.api.rollout_policy import MaskAgreementGate, RolloutPolicy, Shadow, Slo
 from segserve_operator.core.rollout.phases import ENDED, Phase
 from segserve_operator.core.rollout.replay import replay
 

@@ -8,8 +8,7 @@ from typing import Literal
 import pytest
 
 from fakes.rollout_world import FIRST, POLICY, SECOND, Rollout
-from segserve_operator.api.rollout_policy import ErrorRateGate, LatencyGate, MaskAgreementGate, RolloutPolicy
-from segserve_operator.api.shadow import Shadow
+from segserve_operator.api.rollout_policy import ErrorRateGate, LatencyGate, MaskAgreementGate, RolloutPolicy, Shadow
 from segserve_operator.core.gates.base import Outcome, Verdict
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.record import RolloutState

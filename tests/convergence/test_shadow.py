@@ -7,7 +7,7 @@ from datetime import timedelta
 
 from fakes.platform import InMemoryStore, World
 from fakes.rollout_world import FIRST, POLICY, SECOND, Rollout
-from segserve_operator.api.shadow import Shadow
+from segserve_operator.api.rollout_policy import Shadow
 from segserve_operator.core.advance.explanations import SIGNALS
 from segserve_operator.core.rollout.phases import ENDED, Phase, Signal
 from segserve_operator.core.rollout.record import RolloutState

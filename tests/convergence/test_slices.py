@@ -6,8 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from fakes.rollout_world import FIRST, POLICY, Rollout
-from segserve_operator.api.rollout_policy import ErrorRateGate, LatencyGate, RolloutPolicy, SlicesGate
-from segserve_operator.api.shadow import Shadow
+from segserve_operator.api.rollout_policy import ErrorRateGate, LatencyGate, RolloutPolicy, Shadow, SlicesGate
 from segserve_operator.core.gates.base import Verdict
 from segserve_operator.core.rollout.counters import SliceCounts
 from segserve_operator.core.rollout.phases import Phase

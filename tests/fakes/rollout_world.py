@@ -10,8 +10,7 @@ import numpy as np
 
 from fakes.platform import World, assigned
 from segserve_builder.agent.protocol import AssignedModel
-from segserve_operator.api.rollout_policy import ErrorRateGate, LatencyGate, RolloutPolicy, Slo
-from segserve_operator.api.shadow import Shadow
+from segserve_operator.api.rollout_policy import ErrorRateGate, LatencyGate, RolloutPolicy, Shadow, Slo
 from segserve_operator.core.evidence import EDGES_MS, STABLE, EvidenceWindow
 from segserve_operator.core.gates.checks import Check, CheckResult
 from segserve_operator.core.rollout.phases import ENDED

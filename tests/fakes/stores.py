@@ -12,9 +12,8 @@ from fakes.platform import InMemoryStore, assigned
 from segserve_common.kube.kinds import CHILDREN, CONFIG_MAPS, MODELS, POOLS, ROLLOUTS, Kind
 from segserve_common.kube.names import ROLLOUT_LABEL
 from segserve_operator.adapters.kube.contexts import PoolContexts
-from segserve_operator.adapters.kube.interning import ModelInterner
 from segserve_operator.adapters.kube.store import ClusterStore, StoreCache
-from segserve_operator.adapters.kube.view import View
+from segserve_operator.adapters.kube.view import ModelInterner, View
 from segserve_operator.adapters.kube.write_through import WriteThroughApi
 from segserve_operator.adapters.local import rollouts as rollout_files
 from segserve_operator.adapters.local.files import StateFolder, read_yaml, write_yaml

@@ -33,8 +33,8 @@ from segserve_common.kube.names import (
     assignment_name,
 )
 from segserve_common.kube.shards import pack
-from segserve_operator.adapters.checks import cel_process, expressions, gateway
-from segserve_operator.adapters.checks.expressions import MAX_CHILDREN, evaluate
+from segserve_operator.adapters.checks import cel_process, gateway, services
+from segserve_operator.adapters.checks.services import MAX_CHILDREN, evaluate
 from segserve_operator.adapters.kube.view import PoolKey
 from segserve_operator.adapters.samples import wire
 from segserve_operator.core.gates.checks import CheckError
@@ -246,7 +246,7 @@ async def test_expressions_are_evaluated_two_at_a_time_whoever_asks(monkeypatch:
         running -= 1
         return {"values": {}}
 
-    monkeypatch.setattr(expressions, "_ask_child", ask)
+    monkeypatch.setattr(services, "_ask_child", ask)
     await asyncio.gather(*(evaluate({}, {}) for _ in range(20)))
 
     assert most == MAX_CHILDREN

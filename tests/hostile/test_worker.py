@@ -32,9 +32,9 @@ from segserve_operator.adapters.checks.runner import BackgroundCheckRunner
 from segserve_operator.adapters.kube.view import PoolKey
 from segserve_operator.adapters.outbound import child, messages
 from segserve_operator.adapters.outbound.__main__ import listen
+from segserve_operator.adapters.outbound.child import WorkerServer
 from segserve_operator.adapters.outbound.client import OutboundClient, WorkerError, own_worker
 from segserve_operator.adapters.outbound.process import WorkerProcess, local_listener
-from segserve_operator.adapters.outbound.server import WorkerServer
 from segserve_operator.api.rollout_policy import WebhookGate
 from segserve_operator.core.gates.checks import Check, CheckError
 

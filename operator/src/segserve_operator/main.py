@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import logging
 import os
 import signal
@@ -26,6 +27,7 @@ from segserve_common.kube.kinds import (
     MODELS,
     OLD_DISRUPTION_BUDGETS,
     POOLS,
+    SECRETS,
 )
 from segserve_common.logs import start_logging
 from segserve_operator.adapters.kube.admission import MayPromote, admit, may_promote_by
@@ -33,10 +35,9 @@ from segserve_operator.adapters.kube.known_objects import KnownObjects
 from segserve_operator.adapters.kube.lease import FencedApi, LeaderLease
 from segserve_operator.adapters.kube.namespaces import EnabledNamespaces, pools_within
 from segserve_operator.adapters.kube.objects import Defaults
-from segserve_operator.adapters.kube.secrets import Secrets
 from segserve_operator.adapters.kube.view import PoolKey, View, audit, fill
 from segserve_operator.adapters.kube.write_through import WriteThroughApi
-from segserve_operator.adapters.notify.notifier import Notifier
+from segserve_operator.adapters.notify.notifier import Notifier, SecretError
 from segserve_operator.adapters.outbound.client import OutboundClient, own_worker
 from segserve_operator.handlers import registry_of, settings_of
 from segserve_operator.metrics.registry import Metrics, health_server
@@ -49,6 +50,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
     from segserve_operator.adapters.kube.api import Api
+if TYPE_CHECKING:
+    from segserve_operator.adapters.kube.api import Api
+    from segserve_operator.adapters.notify.messages import Secret
 
 FIRST_AUDIT_S: Final = 5.0
 """Time until the watches have begun: of what was deleted since the view was filled they say nothing."""
@@ -267,3 +271,25 @@ def main() -> None:
         sys.exit(f"the environment cannot be used:\n{error}")
     start_logging(settings.logging)
     asyncio.run(_run(settings))
+
+
+@dataclass(frozen=True, slots=True)
+class Secrets:
+    """Reads from the API server on every call, so that no Secret is kept in memory."""
+
+    api: Api
+
+    async def read(self, secret: Secret) -> str:
+        """Return a value as text; raises `SecretError`, whose message contains no part of the value."""
+        title = f"secret {secret.namespace}/{secret.name}"
+        try:
+            item = await self.api.get(SECRETS, secret.namespace, secret.name)
+        except ApiError as error:
+            raise SecretError(f"{title}: {error}; the chart's rbac.notificationSecrets lets the operator") from error
+        data = item.get("data") or {}
+        if secret.key not in data:
+            raise SecretError(f"{title} has no key {secret.key!r}")
+        try:
+            return base64.b64decode(data[secret.key]).decode()
+        except ValueError as error:
+            raise SecretError(f"{title}: {secret.key!r} is no text") from error

@@ -3,28 +3,38 @@
 from __future__ import annotations
 
 import logging
+import re
+from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
+
+import httpx
 
 from segserve_common.api_errors import ApiError
+from segserve_common.http.guard import gather_few, get_bounded
+from segserve_common.http.urls import RequestError
+from segserve_common.kube.kinds import GATEWAY_ROUTES, PODS
+from segserve_common.kube.names import AGENT_PORT, GROUP_LABEL, METRICS_PORT, TRITON_CONTAINER
 from segserve_operator.adapters.checks.context import CheckContext, Services
 from segserve_operator.adapters.checks.gateway import InternalGateway
 from segserve_operator.adapters.checks.runner import BackgroundCheckRunner
+from segserve_operator.adapters.checks.triton_queue import queue_of
+from segserve_operator.adapters.kube import pods
 from segserve_operator.adapters.kube.api import Api
-from segserve_operator.adapters.kube.contexts import PoolContexts
+from segserve_operator.adapters.kube.children import apply_differing, kind_of
+from segserve_operator.adapters.kube.contexts import PoolContexts, keep_guard
 from segserve_operator.adapters.kube.fleet import ClusterFleet, FleetCache
 from segserve_operator.adapters.kube.gateway import ClusterTraffic
-from segserve_operator.adapters.kube.gateway_routes import keep_routes
-from segserve_operator.adapters.kube.interning import ModelInterner
 from segserve_operator.adapters.kube.objects import Defaults
-from segserve_operator.adapters.kube.pool_guard import keep_guard
-from segserve_operator.adapters.kube.resources import ClusterResources
+from segserve_operator.adapters.kube.objects.gateway_routes import route_objects
+from segserve_operator.adapters.kube.pods import is_terminating
 from segserve_operator.adapters.kube.store import ClusterStore, StoreCache
-from segserve_operator.adapters.kube.view import PoolKey, View, read_known
+from segserve_operator.adapters.kube.view import ModelInterner, PoolKey, View, read_known
 from segserve_operator.adapters.notify.messages import Target
 from segserve_operator.adapters.notify.notifier import Notifier, PoolAnnouncer, targets
+from segserve_operator.core.gates.checks import CostCounts, ResourceSample
 from segserve_operator.core.models.roles import next_due_s
 from segserve_operator.core.rollout.chain import Sign
 from segserve_operator.core.traffic import TrafficPlan
@@ -33,11 +43,27 @@ from segserve_operator.metrics.registry import Metrics
 from segserve_operator.service import ActionLog, RolloutCache, Service
 from segserve_operator.worker import RESYNC_S, ReconcileResult
 
+if TYPE_CHECKING:
+    from segserve_operator.adapters.kube.api import Api
+    from segserve_operator.adapters.kube.contexts import PoolContexts
+    from segserve_operator.adapters.kube.view import PoolKey, View
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from segserve_operator.adapters.kube.view import PoolKey, View
+
 MIN_DUE_S: Final = 1.0
 GUARD_RETRY_S: Final = 1.0
 SCALING_LOOK_S: Final = 1.0
 
 log = logging.getLogger("segserve")
+
+_log = logging.getLogger(__name__)
+TIMEOUT_S: Final = 3.0
+MAX_METRICS_BYTES: Final = 16 * 2**20
+_COST: Final = re.compile(r"^segserve_cost_(requests|tests|cpu_seconds)_total\{([^}]*)\} (\S+)$", re.MULTILINE)
+_REVISION: Final = re.compile(r'revision="([^"]*)"')
+_MEMORY: Final = re.compile(r"^segserve_agent_server_memory_bytes (\S+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,3 +214,88 @@ class PoolReconciler:
 
 def _attempts(failures: Mapping[tuple[str, str], EffectFailure]) -> dict[tuple[str, str], int]:
     return {key: failure.attempts for key, failure in failures.items()}
+
+
+async def keep_routes(api: Api, view: View, contexts: PoolContexts, key: PoolKey) -> int:
+    """Apply a pool's routes, delete those that it asks for no longer, and return the number of writes.
+
+    On a cluster that has no Gateway API nothing is written, and a pool that asks for routes is told in the log.
+    """
+    context = contexts.get(key)
+    if context is None:
+        return 0  # they go with their owner
+    wanted = route_objects(context)
+    if not set(GATEWAY_ROUTES) <= set(view.kinds):
+        if wanted:
+            _log.warning("%s/%s: the cluster had no Gateway API (v1) when the operator began", key.namespace, key.pool)
+        return 0
+    written = await apply_differing(api, view, key, wanted)
+    names = {(kind_of(manifest), manifest["metadata"]["name"]) for manifest in wanted}
+    former = [
+        (kind, live["metadata"])
+        for kind in GATEWAY_ROUTES
+        for live in view.of_pool(kind, key)
+        if (kind, live["metadata"]["name"]) not in names and not is_terminating(live)
+    ]
+    for kind, metadata in former:
+        await api.delete(kind, key.namespace, metadata["name"], uid=metadata["uid"])
+    return written + len(former)
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterResources:
+    """Samples the pods of one pool."""
+
+    view: View
+    key: PoolKey
+
+    async def look(self, group: str) -> ResourceSample:
+        """Return a sample of a group's pods; servers whose agent does not report their memory are left out of it."""
+        members = {
+            pod["metadata"]["name"]: pod
+            for pod in self.view.of_pool(PODS, self.key)
+            if (pod["metadata"].get("labels") or {}).get(GROUP_LABEL) == group and not pods.is_terminating(pod)
+        }
+        hosts = {name: host for name, pod in members.items() if (host := pods.address(pod))}
+        told = dict(zip(hosts, await gather_few(map(_told, hosts.values())), strict=True))
+        memory = {name: float(found[1]) for name, text in told.items() if (found := _MEMORY.search(text))}
+        replies = await gather_few(queue_of(host, METRICS_PORT) for host in hosts.values())
+        queues = [queue for queue in replies if queue is not None]
+        return ResourceSample(
+            memory_bytes=memory,
+            restarts={name: _restarts(pod) for name, pod in members.items()},
+            queued_s=sum(queue.queued_s for queue in queues) if queues else None,
+            requests=sum(queue.requests for queue in queues) if queues else None,
+            costs=_costs(told.values()),
+        )
+
+
+def _restarts(pod: Mapping[str, Any]) -> int:
+    statuses = (pod.get("status") or {}).get("containerStatuses") or ()
+    return sum(int(status.get("restartCount", 0)) for status in statuses if status["name"] == TRITON_CONTAINER)
+
+
+def _costs(texts: Iterable[str]) -> dict[str, CostCounts]:
+    """Return what was counted of each revision, summed over servers."""
+    sums = {name: defaultdict[str, float](float) for name in ("cpu_seconds", "requests", "tests")}
+    for text in texts:
+        for name, labels, value in _COST.findall(text):
+            found = _REVISION.search(labels)
+            if found is not None and found[1] and (name != "cpu_seconds" or 'part="steps"' in labels):
+                sums[name][found[1]] += float(value)
+    return {
+        revision: CostCounts(sums["cpu_seconds"][revision], requests, sums["tests"][revision])
+        for revision, requests in sums["requests"].items()
+    }
+
+
+async def _told(host: str) -> str:
+    """Return the metrics of a pod's agent, "" if it does not answer."""
+    address = f"[{host}]" if ":" in host else host
+    try:
+        async with httpx.AsyncClient(timeout=TIMEOUT_S, trust_env=False) as client:
+            url = f"http://{address}:{AGENT_PORT}/metrics"
+            metrics = await get_bounded(client, url, max_bytes=MAX_METRICS_BYTES, timeout_s=TIMEOUT_S)
+    except RequestError:
+        return ""
+    return metrics.decode(errors="replace")

@@ -22,7 +22,7 @@ from bench.rollout.rules import alarm, argo, burn_rate, flagger, group_sequentia
 from bench.rollout.series import Series, quantile_ms, scraped
 from bench.rollout.tuning import plain, read, tuned
 from bench.rollout.world import BASE_ERRORS, CANDIDATE, EDGES_MS, STABLE, Setting, World, excess_share
-from segserve_operator.api.shadow import Shadow
+from segserve_operator.api.rollout_policy import Shadow
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry
 
 from segserve_operator.api.drift import Drift, DriftReference, DriftWindow
 from segserve_operator.core.drift.watch import DriftWatch
-from segserve_operator.metrics.drift_metrics import DriftMetrics
+from segserve_operator.metrics.resource_gauges import DriftMetrics
 
 DRIFT = Drift(window=timedelta(minutes=1), reference=DriftReference(window=DriftWindow(duration=timedelta(minutes=15))))
 

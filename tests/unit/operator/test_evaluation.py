@@ -15,7 +15,7 @@ from segserve_operator.core.advance.advance import RolloutUpdate
 from segserve_operator.core.models.conditions import status_of
 from segserve_operator.core.world.observed import ObservedCondition, Roles
 from segserve_operator.core.world.requests import REQUESTED_BY
-from segserve_operator.metrics.evaluation_metrics import EvaluationMetrics
+from segserve_operator.metrics.resource_gauges import EvaluationMetrics
 
 SERVED = Roles(holder(FIRST, "main"))
 GOOD = {"mean": 0.87, "low": 0.85, "high": 0.89}

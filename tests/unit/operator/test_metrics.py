@@ -11,7 +11,7 @@ from segserve_operator.adapters.kube.view import View
 from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.world.observed import EffectFailure
 from segserve_operator.metrics.registry import Metrics
-from segserve_operator.metrics.slo_metrics import latency_weights
+from segserve_operator.metrics.resource_gauges import latency_weights
 
 ROLES = {
     "stable": {"revision": "r1", "group": "main-7f"},

@@ -11,7 +11,7 @@ from segserve_common.kube.kinds import CONFIG_MAPS, MODELS, POOLS
 from segserve_common.kube.names import COMPONENT_LABEL, GATEWAY, MANAGED_LABELS, POOL_LABEL, SERVER
 from segserve_common.kube.shards import CONTENT_KEY
 from segserve_operator.adapters.kube.view import View
-from segserve_operator.metrics.stored_sizes import StoredSizes
+from segserve_operator.metrics.registry import StoredSizes
 
 
 def config_map(name: str, component: str, version: int = 1, **content: int) -> dict[str, Any]:

@@ -15,6 +15,17 @@ from segserve_operator.api.schema import structural_schema
 
 def crd(kind: ResourceKind) -> dict[str, Any]:
     """Return the CustomResourceDefinition of a kind."""
+    schema = structural_schema(kind.type)
+    # Kubernetes owns metadata and its own two fields; a CRD may restrict only the name within metadata.
+    named = schema["properties"]["metadata"]["properties"]["name"]
+    name = {key: named[key] for key in ("type", "maxLength", "pattern")}
+    own = {
+        "apiVersion": {"type": "string"},
+        "kind": {"type": "string"},
+        "metadata": {"type": "object", "properties": {"name": name}},
+    }
+    # A default for status would be dropped, because a request must not contain one.
+    status = {key: value for key, value in schema["properties"]["status"].items() if key != "default"}
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
@@ -35,7 +46,9 @@ def crd(kind: ResourceKind) -> dict[str, Any]:
                     "name": API_VERSION,
                     "served": True,
                     "storage": True,
-                    "schema": {"openAPIV3Schema": _schema(kind)},
+                    "schema": {
+                        "openAPIV3Schema": {**schema, "properties": {**schema["properties"], **own, "status": status}}
+                    },
                     "subresources": {"status": {}} | ({"scale": dict(kind.scale)} if kind.scale else {}),
                     "additionalPrinterColumns": [_column(column) for column in kind.columns],
                 }
@@ -52,21 +65,6 @@ def _column(column: Column) -> dict[str, Any]:
 def crd_files() -> dict[str, str]:
     """Return the YAML text of every CustomResourceDefinition by file name."""
     return {f"{API_GROUP}_{kind.plural}.yaml": write_documents([crd(kind)]) for kind in KINDS.values()}
-
-
-def _schema(kind: ResourceKind) -> dict[str, Any]:
-    schema = structural_schema(kind.type)
-    # Kubernetes owns metadata and its own two fields; a CRD may restrict only the name within metadata.
-    named = schema["properties"]["metadata"]["properties"]["name"]
-    name = {key: named[key] for key in ("type", "maxLength", "pattern")}
-    own = {
-        "apiVersion": {"type": "string"},
-        "kind": {"type": "string"},
-        "metadata": {"type": "object", "properties": {"name": name}},
-    }
-    # A default for status would be dropped, because a request must not contain one.
-    status = {key: value for key, value in schema["properties"]["status"].items() if key != "default"}
-    return {**schema, "properties": {**schema["properties"], **own, "status": status}}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -19,6 +19,7 @@ from pydantic import (
 from pydantic.config import JsonDict
 
 from segserve_builder.agent.protocol import AssignedModel
+from segserve_builder.capture.rule import SINK_SCHEMES
 from segserve_builder.families import FAMILIES
 from segserve_builder.spec.model_spec import (
     Artifact,
@@ -31,6 +32,7 @@ from segserve_builder.spec.model_spec import (
     OutOfDistributionPolicy,
     Output,
     Runtime,
+    SliceLabel,
 )
 from segserve_builder.steps.pipeline import (
     Cascade,
@@ -42,7 +44,6 @@ from segserve_builder.steps.pipeline import (
     SecondNetwork,
 )
 from segserve_operator.api.access import AccessRules
-from segserve_operator.api.capture import Capture
 from segserve_operator.api.checks import (
     check_class_ids,
     check_distinct,
@@ -56,7 +57,6 @@ from segserve_operator.api.checks import (
 )
 from segserve_operator.api.drift import Drift
 from segserve_operator.api.errors import Problem, SpecError
-from segserve_operator.api.limits import Limits
 from segserve_operator.api.meta import (
     ApiValue,
     Condition,
@@ -68,6 +68,111 @@ from segserve_operator.api.meta import (
 )
 from segserve_operator.api.rollout_policy import GoldenQualityGate, RolloutPolicy, Slo, SomeTime
 from segserve_operator.api.segmentation_rollout import MAX_HANDLED_ANNOTATIONS, RolloutStatus
+
+_FIELDS = ("requestsPerSecond", "megabytesPerSecond")
+_MESSAGE = "perCaller must not allow more than total"
+
+
+class Redact(ApiValue):
+    """Pixels that are made unrecognisable in a sample's image before its first byte is written."""
+
+    classes: Annotated[tuple[str, ...], AfterValidator(check_distinct)] = Field(
+        min_length=1, max_length=100, description="Names of the classes whose pixels are redacted."
+    )
+    model: ResourceName | None = Field(
+        default=None,
+        description="Model of the same pool whose answer locates them. Without its answer nothing is kept. Default: "
+        "the model itself.",
+    )
+    method: Literal["fill", "blur"] = Field(
+        default="fill", description="fill makes the pixels black; blur leaves their rough colours."
+    )
+
+
+class Capture(ApiValue):
+    """Samples of requests: image, answer and a manifest row, written to a store beside callers' way."""
+
+    share: float = Field(default=0.01, gt=0, le=1, description="Share of inference requests that are looked at.")
+    per_minute: int = Field(
+        default=6,
+        ge=1,
+        le=600,
+        description="Maximum number of samples per minute that each gateway keeps of the model.",
+    )
+    when: Annotated[
+        tuple[Literal["uncertain", "disagree", "error", "empty", "drift"], ...], AfterValidator(check_distinct)
+    ] = Field(
+        default=(),
+        max_length=5,
+        description="Reasons to keep a request that is looked at; one suffices. uncertain: a score near the "
+        "threshold, or a map of low confidence; disagree: another revision that is loaded answers differently; "
+        "error: stable fails it; empty: the answer shows nothing; drift: the model's condition Drifting is True. "
+        "Default: every one is kept.",
+        json_schema_extra={"x-kubernetes-list-type": "set"},
+    )
+    slices: Annotated[tuple[SliceLabel, ...], AfterValidator(check_distinct)] = Field(
+        default=(),
+        max_length=100,
+        description="Labels of requests (`X-Segserve-Slice`) that are kept. Default: all, also those without one.",
+        json_schema_extra={"x-kubernetes-list-type": "set"},
+    )
+    redact: Redact | None = Field(default=None, description="Parts to make unrecognisable. Default: none.")
+    sink: Annotated[str, Field(pattern=f"^({'|'.join(SINK_SCHEMES)})://", min_length=1, max_length=1024)] = Field(
+        description="URI of the store's folder: s3:, gs: or az:, with the pool's credentials for artifacts, and on "
+        "one machine file:."
+    )
+    retention: Duration = Field(
+        default=timedelta(days=30), description="Age at which samples are deleted. Default 720h."
+    )
+
+
+class Rate(ApiValue):
+    """Inference requests per second, and bytes of them, at each gateway; what is not set is not limited."""
+
+    requests_per_second: int | None = Field(
+        default=None, ge=1, le=1_000_000, description="Requests per second, and at once after a pause."
+    )
+    megabytes_per_second: int | None = Field(
+        default=None,
+        ge=1,
+        le=2000,
+        description="Million bytes of requests per second. A burst has at most the same amount, or one request of "
+        "the gateway's maxRequestBytes.",
+    )
+
+
+class Limits(ApiValue):
+    """Limits of inference requests, each held by every gateway for itself; more get 429 with Retry-After."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                {
+                    "rule": " && ".join(
+                        f"(!has(self.perCaller) || !has(self.total) || !has(self.perCaller.{name}) || "
+                        f"!has(self.total.{name}) || self.perCaller.{name} <= self.total.{name})"
+                        for name in _FIELDS
+                    ),
+                    "message": _MESSAGE,
+                }
+            ]
+        }
+    )
+
+    per_caller: Rate | None = Field(
+        default=None,
+        description="Limits per caller, identified by name if authenticated (gateway.auth), otherwise by IP address.",
+    )
+    total: Rate | None = Field(default=None, description="Of all callers together.")
+
+    @model_validator(mode="after")
+    def _check_total(self) -> Self:
+        for field, name in zip(Rate.model_fields, _FIELDS, strict=True):
+            own, every = (getattr(rate, field) if rate is not None else None for rate in (self.per_caller, self.total))
+            if own is not None and every is not None and own > every:
+                raise located(f"{_MESSAGE}, got {own} and {every}", "perCaller", name)
+        return self
+
 
 Classes = Annotated[tuple[ModelClass, ...], AfterValidator(in_order_of_id)]
 PreprocessSteps = Annotated[

@@ -21,8 +21,6 @@ from segserve_common.kube.names import (
 from segserve_operator.api.access import Auth
 from segserve_operator.api.artifacts import Artifacts
 from segserve_operator.api.checks import check_distinct, located
-from segserve_operator.api.cost import Cost
-from segserve_operator.api.gateway_tls import GatewayTls
 from segserve_operator.api.meta import ApiValue, Condition, CountOrShare, ObjectMeta, Timestamp
 from segserve_operator.api.pod_template import (
     Annotations,
@@ -38,9 +36,92 @@ from segserve_operator.api.pod_template import (
 )
 from segserve_operator.api.pool_scaling import Scaling, ScalingStatus
 from segserve_operator.api.pool_update import TemplateStatus, Update
-from segserve_operator.api.server_tls import ServerTls
 from segserve_operator.api.session_affinity import SessionAffinity
 from segserve_operator.api.telemetry import AccessLog, CallerMetrics, Tracing
+
+_LABEL: Final = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+IDENTITY_PATTERN: Final = rf"^(spiffe://[-._a-z0-9]+(/[-._a-zA-Z0-9]+)+|{_LABEL}(\.{_LABEL})*)$"
+_MESSAGE: Final = "servers and gateway need Secrets of their own, and identities of their own"
+
+
+class TlsParty(ApiValue):
+    """One side of the connections."""
+
+    secret_name: Subdomain = Field(
+        description="Secret of the namespace with tls.crt, tls.key and ca.crt (the authorities of the other side), "
+        "such as cert-manager writes; a renewed certificate is used without a restart."
+    )
+    identity: str | None = Field(
+        default=None,
+        pattern=IDENTITY_PATTERN,
+        max_length=512,
+        description="The name that the other side requires in its certificate: a DNS name, or a SPIFFE ID such as "
+        "spiffe://example.org/ns/vision/masks. Default: servers.POOL.NAMESPACE.svc, or gateway.POOL.NAMESPACE.svc.",
+    )
+
+
+class ServerTls(ApiValue):
+    """Mutual TLS between the gateway and its servers: each shows a certificate, and Triton listens on loopback only."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                {
+                    "rule": "self.servers.secretName != self.gateway.secretName && (!has(self.servers.identity) || "
+                    "!has(self.gateway.identity) || self.servers.identity != self.gateway.identity)",
+                    "message": _MESSAGE,
+                }
+            ]
+        }
+    )
+
+    servers: TlsParty = Field(description="The servers.")
+    gateway: TlsParty = Field(description="The gateway.")
+
+    @model_validator(mode="after")
+    def _check_parties(self) -> Self:
+        same_name = self.servers.identity is not None and self.servers.identity == self.gateway.identity
+        if same_name or self.servers.secret_name == self.gateway.secret_name:
+            raise PydanticCustomError("spec", _MESSAGE, {"at": ("gateway", "identity" if same_name else "secretName")})
+        return self
+
+
+class Cost(ApiValue):
+    """Prices of an hour of what servers use, and what a month may cost."""
+
+    cpu_hour: float | None = Field(default=None, ge=0, description="Price of a CPU core for an hour. Default: none.")
+    gpu_hour: float | None = Field(default=None, ge=0, description="Price of a GPU for an hour. Default: none.")
+    memory_gi_b_hour: float | None = Field(
+        default=None, ge=0, description="Price of a GiB of memory for an hour. Default: none."
+    )
+    currency: str = Field(
+        default="USD", pattern=r"^[A-Z]{3}$", description="Currency of the prices (ISO 4217). Default USD."
+    )
+    monthly_budget: float | None = Field(
+        default=None,
+        gt=0,
+        description="What the pool's servers may cost in 30 days, which an alert compares. Default: no limit.",
+    )
+
+
+class GatewayTls(ApiValue):
+    """TLS for callers; without it the gateway speaks plain HTTP and gRPC.
+
+    Gateways of the cluster (provider gatewayApi) are callers, too: they need a BackendTLSPolicy.
+    """
+
+    secret_name: Subdomain = Field(
+        description="Secret of the namespace of type kubernetes.io/tls (tls.crt, tls.key), such as cert-manager "
+        "writes; a renewed certificate is used without a restart."
+    )
+    min_version: Literal["1.2", "1.3"] = Field(default="1.2", description="Oldest version of TLS that is spoken.")
+    redirect_port: int | None = Field(
+        default=None,
+        ge=1,
+        le=65535,
+        description="Another port of the Service, at which plain HTTP is redirected to https. Default: none.",
+    )
+
 
 _SET: JsonDict = {"x-kubernetes-list-type": "set"}
 _BY_NAME: JsonDict = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}

@@ -34,12 +34,14 @@ from segserve_operator.api.triton_pool import TritonPool
 from segserve_operator.core.drift.watch import DriftWatch
 from segserve_operator.core.rollout.record import Record
 from segserve_operator.core.world.observed import EffectFailure, GroupObserved, ModelObserved
-from segserve_operator.metrics.cost_metrics import CostMetrics
-from segserve_operator.metrics.drift_metrics import DriftMetrics
-from segserve_operator.metrics.evaluation_metrics import EvaluationMetrics
-from segserve_operator.metrics.resource_metrics import ResourceMetrics
+from segserve_operator.metrics.resource_gauges import (
+    CostMetrics,
+    DriftMetrics,
+    EvaluationMetrics,
+    ResourceMetrics,
+    SloMetrics,
+)
 from segserve_operator.metrics.rollout_metrics import RolloutMetrics
-from segserve_operator.metrics.slo_metrics import SloMetrics
 
 MAX_BYTES: Final = 64 * 2**20
 SERVER_TIMEOUT_S: Final = 3.0

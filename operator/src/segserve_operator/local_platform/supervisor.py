@@ -25,11 +25,10 @@ from segserve_operator.adapters.checks.runner import BackgroundCheckRunner
 from segserve_operator.adapters.local import processes
 from segserve_operator.adapters.local.access import local_access
 from segserve_operator.adapters.local.files import StateFolder, bound_log
-from segserve_operator.adapters.local.fleet import LocalFleet, LocalResources, shm_prefix
+from segserve_operator.adapters.local.fleet import LocalFleet, LocalResources, shm_prefix, sweep_step_environments
 from segserve_operator.adapters.local.gateway import LocalGateway, PortTakenError
 from segserve_operator.adapters.local.platform_record import PlatformError, read_platform
 from segserve_operator.adapters.local.runtime import OnStep, RuntimeEnvironment, compiling_the_rest, ensure_runtime
-from segserve_operator.adapters.local.step_environments import sweep_step_environments
 from segserve_operator.adapters.local.store import LocalStore
 from segserve_operator.adapters.notify.notifier import Notifier, PoolAnnouncer, targets
 from segserve_operator.adapters.outbound.client import own_worker
@@ -172,7 +171,8 @@ class Supervisor:
                     passed_s = float("-inf")  # its writes may allow further actions at once
             if time.monotonic() - logs_checked_s > LOG_CHECK_INTERVAL_S:
                 logs_checked_s = time.monotonic()
-                self._bound_logs()
+                for path in (self.state.log, *self.state.gateway.glob("*.log"), *self.state.groups.glob("*/*.log")):
+                    bound_log(path, limit_bytes=MAX_LOG_BYTES, kept_bytes=KEPT_LOG_BYTES)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.stopping.wait(), POLL_S)
         await self.check_runner.close()
@@ -214,10 +214,6 @@ class Supervisor:
         with contextlib.suppress(SpecError):
             self._pool = self._store.pool()
         return self._pool
-
-    def _bound_logs(self) -> None:
-        for path in (self.state.log, *self.state.gateway.glob("*.log"), *self.state.groups.glob("*/*.log")):
-            bound_log(path, limit_bytes=MAX_LOG_BYTES, kept_bytes=KEPT_LOG_BYTES)
 
     def _mtimes(self) -> dict[str, int]:
         """Return the modification times, in ns, of resources, agents' reports and process records."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from segserve_builder.sources.access import Access, Credential, Identity, Signatures
-from segserve_operator.api.artifacts import Artifacts, TrustedSigners
+from segserve_operator.api.artifacts import Artifacts
 from segserve_operator.mapping.quantities import number
 
 
@@ -21,15 +21,13 @@ def access_of(artifacts: Artifacts, secrets: Path) -> Access:
             for each in artifacts.credentials
         ),
         ambient=artifacts.workload_identity,
-        signatures=_signatures(artifacts.signatures),
+        signatures=Signatures(
+            required=artifacts.signatures.required,
+            keys=artifacts.signatures.keys,
+            certificates=artifacts.signatures.certificates,
+            identities=tuple(
+                Identity(identity=each.identity, issuer=each.issuer) for each in artifacts.signatures.identities
+            ),
+        ),
         max_bytes=int(number(artifacts.max_size) or 0),
-    )
-
-
-def _signatures(signers: TrustedSigners) -> Signatures:
-    return Signatures(
-        required=signers.required,
-        keys=signers.keys,
-        certificates=signers.certificates,
-        identities=tuple(Identity(identity=each.identity, issuer=each.issuer) for each in signers.identities),
     )

@@ -17,7 +17,6 @@ from segserve_operator.api.segmentation_rollout import (
     SegmentationRolloutStatus,
     VerdictStatus,
 )
-from segserve_operator.core.gates.base import Verdict
 from segserve_operator.core.rollout.chain import UNSEALED, Sign, sealed
 from segserve_operator.core.rollout.chain import cut as _cut
 from segserve_operator.core.rollout.phases import Phase
@@ -77,7 +76,17 @@ def status_of(record: Record, now: datetime, sign: Sign | None = None) -> dict[s
         quarantines=int(progress.quarantines),
         started_at=_time(float(progress.started_s)),
         written_at=now,
-        verdicts=tuple(_verdict_status(verdict) for verdict in record.verdicts),
+        verdicts=tuple(
+            VerdictStatus(
+                gate=verdict.gate,
+                outcome=verdict.outcome.value,
+                reason=_cut(verdict.reason),
+                message=_cut(verdict.message),
+                progress=min(max(float(verdict.progress), 0.0), 1.0),
+                numbers=dict(_numbers(verdict.numbers)),
+            )
+            for verdict in record.verdicts
+        ),
         rows=len(record.rows),
         chunked_rows=apart,
         evidence=pack_rows_within(record.rows[apart:], ROWS_BYTES),
@@ -166,17 +175,6 @@ def _decision(status: DecisionStatus) -> Decision:
         reason=status.reason,
         message=status.message,
         **(unpack_inputs(status.inputs) if status.inputs is not None else {}),
-    )
-
-
-def _verdict_status(verdict: Verdict) -> VerdictStatus:
-    return VerdictStatus(
-        gate=verdict.gate,
-        outcome=verdict.outcome.value,
-        reason=_cut(verdict.reason),
-        message=_cut(verdict.message),
-        progress=min(max(float(verdict.progress), 0.0), 1.0),
-        numbers=dict(_numbers(verdict.numbers)),
     )
 
 

@@ -8,8 +8,8 @@ from typing import Any, Final
 from pydantic import TypeAdapter, ValidationError
 
 from segserve_builder.spec.reading import read_tolerantly
-from segserve_operator.api import limits as api
 from segserve_operator.api.access import AccessRules
+from segserve_operator.api.segmentation_model import Limits, Rate
 from segserve_operator.api.triton_pool import Gateway
 from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.traffic import AccessRule, Callers, CredentialKind, RequestRate, RouteLimits
@@ -80,13 +80,13 @@ def limits_of(manifest: Mapping[str, Any]) -> RouteLimits | None:
     if stated is None:
         return None
     try:
-        limits, _ = read_tolerantly(api.Limits, stated)
+        limits, _ = read_tolerantly(Limits, stated)
     except ValidationError:
         return None
     return RouteLimits(_rate_of(limits.per_caller), _rate_of(limits.total))
 
 
-def _rate_of(rate: api.Rate | None) -> RequestRate:
+def _rate_of(rate: Rate | None) -> RequestRate:
     return RequestRate() if rate is None else RequestRate(rate.requests_per_second, rate.megabytes_per_second)
 
 

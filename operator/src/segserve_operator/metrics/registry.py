@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+import json
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Final
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from segserve_common.http.listening import listen_anywhere
-from segserve_common.kube.kinds import MODELS, POOLS, Kind
+from segserve_common.kube.kinds import CONFIG_MAPS, MODELS, POOLS, Kind
+from segserve_common.kube.names import COMPONENT_LABEL, GATEWAY
+from segserve_common.kube.shards import CONTENT_KEY
 from segserve_operator.adapters.kube.view import PoolKey, View
+from segserve_operator.core.models.scaling import NO_COUNTS_S
+from segserve_operator.core.scaling import PANIC_WINDOW_S, LoadHistory
 from segserve_operator.core.world.observed import ModelObserved
-from segserve_operator.metrics.cost_metrics import CostMetrics
-from segserve_operator.metrics.drift_metrics import DriftMetrics
-from segserve_operator.metrics.evaluation_metrics import EvaluationMetrics
-from segserve_operator.metrics.resource_metrics import ResourceMetrics
+from segserve_operator.metrics.resource_gauges import (
+    CostMetrics,
+    DriftMetrics,
+    EvaluationMetrics,
+    ResourceMetrics,
+    SloMetrics,
+)
 from segserve_operator.metrics.rollout_metrics import RolloutMetrics
-from segserve_operator.metrics.scaling_metrics import ScalingMetrics
-from segserve_operator.metrics.slo_metrics import SloMetrics
-from segserve_operator.metrics.stored_sizes import StoredSizes
 from segserve_operator.service import RolloutCache
 
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
+
+_KINDS: Final = (CONFIG_MAPS, MODELS, POOLS)
+_POOL: Final = ("namespace", "pool")
 
 
 class Metrics:
@@ -122,3 +130,92 @@ async def health_server(
         yield
     finally:
         await runner.cleanup()
+
+
+class StoredSizes:
+    """A gauge of the largest object of each pool and purpose: reports, assignment, plan, status."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        text = "Bytes of the largest object of its purpose: reports, assignment, plan, or the status of a resource."
+        self._gauge = Gauge("segserve_stored_bytes", text, ["namespace", "pool", "purpose"], registry=registry)
+        self._sizes: dict[str, tuple[str, str, int]] = {}
+
+    def observe(self, view: View) -> None:
+        """Set the gauge to the present sizes; only objects that changed since the last time are measured."""
+        self._gauge.clear()
+        sizes: dict[str, tuple[str, str, int]] = {}
+        for key in view.pools():
+            largest: dict[str, int] = {}
+            for kind, item in _objects(view, key):
+                uid, version = item["metadata"]["uid"], item["metadata"]["resourceVersion"]
+                known = self._sizes.get(uid)
+                sizes[uid] = known if known is not None and known[0] == version else (version, *_measured(kind, item))
+                _, purpose, size = sizes[uid]
+                largest[purpose] = max(largest.get(purpose, 0), size)
+            for purpose, size in largest.items():
+                self._gauge.labels(key.namespace, key.pool, purpose).set(size)
+        self._sizes = sizes
+
+
+def _objects(view: View, key: PoolKey) -> Iterator[tuple[Kind, Mapping[str, Any]]]:
+    for kind in _KINDS:
+        if kind in view.kinds:
+            for item in view.of_pool(kind, key):
+                yield kind, item
+
+
+def _measured(kind: Kind, item: Mapping[str, Any]) -> tuple[str, int]:
+    """Return an object's purpose and its size in bytes."""
+    if kind != CONFIG_MAPS:
+        return "status", len(json.dumps(item.get("status") or {}))
+    binary, plain = item.get("binaryData") or {}, item.get("data") or {}
+    size = sum(len(text) * 3 // 4 for text in binary.values()) + sum(len(text.encode()) for text in plain.values())
+    if CONTENT_KEY not in binary:
+        return "reports", size
+    is_plan = (item["metadata"].get("labels") or {}).get(COMPONENT_LABEL) == GATEWAY
+    return ("plan" if is_plan else "assignment"), size
+
+
+class ScalingMetrics:
+    """Gauges of each pool with `spec.scaling`: of its resource, and of the requests that the leader has counted."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        text = "Servers per group that are wanted by the requests that come."
+        self.desired = Gauge("segserve_scaling_desired_servers", text, _POOL, registry=registry)
+        text = "Largest number of servers per group, as spec.scaling of the pool says."
+        self.maximum = Gauge("segserve_scaling_maximum_servers", text, _POOL, registry=registry)
+        text = "Time in which a server starts and loads the models, as measured."
+        self.startup = Gauge("segserve_scaling_startup_seconds", text, _POOL, registry=registry)
+        text = "Requests in flight at the gateways, as a mean of six seconds; absent while none are counted."
+        self.in_flight = Gauge("segserve_scaling_requests_in_flight", text, _POOL, registry=registry)
+        text = "Requests that the servers that are ready may have in flight by the target."
+        self.room = Gauge("segserve_scaling_target_requests_in_flight", text, _POOL, registry=registry)
+        self._counted: dict[tuple[str, str], LoadHistory] = {}
+
+    def observe_requests(self, namespace: str, pool: str, counted: LoadHistory, now_s: float) -> None:
+        """Note a pool's requests, unless they are not counted now (Unix seconds). It is called after each pass."""
+        if now_s - counted.at_s <= NO_COUNTS_S:
+            self._counted[namespace, pool] = counted
+        else:
+            self._counted.pop((namespace, pool), None)
+
+    def clear(self) -> None:
+        """Empty the gauges, before each scrape."""
+        for gauge in (self.desired, self.maximum, self.startup, self.in_flight, self.room):
+            gauge.clear()
+
+    def observe(self, namespace: str, pool: str, resource: Mapping[str, Any]) -> None:
+        """Set the gauges of a pool to its `spec.scaling` and `status.scaling`, and to the requests last noted."""
+        spec, status = ((resource.get(part) or {}).get("scaling") or {} for part in ("spec", "status"))
+        counted = self._counted.get((namespace, pool))
+        values = (
+            (self.desired, status.get("desired")),
+            (self.maximum, spec.get("maximum")),
+            (self.startup, status.get("startupSeconds")),
+            (self.in_flight, counted.in_flight(PANIC_WINDOW_S) if counted is not None else None),
+            (self.room, counted.room if counted is not None else None),
+        )
+        for gauge, value in values:
+            # Another release may write something else into the status.
+            if spec and isinstance(value, int | float):
+                gauge.labels(namespace, pool).set(value)

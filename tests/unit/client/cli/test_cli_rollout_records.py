@@ -13,10 +13,10 @@ import yaml
 
 from fakes import rollout_records as records
 from fakes.kube_http import FakeServer
-from segserve_operator.adapters.kube.objects.rollout import evidence_config_map
+from segserve_operator.adapters.kube.rollouts import evidence_config_map
 from segserve_operator.adapters.local.files import STATE_VARIABLE
 from segserve_operator.adapters.local.rollouts import RolloutFiles
-from segserve_operator.api.shadow import Shadow
+from segserve_operator.api.rollout_policy import Shadow
 from segserve_operator.core.evidence import EvidenceWindow
 from segserve_operator.core.rollout.decisions import DecisionInput, decide
 from segserve_operator.core.rollout.engine import Progress, Signals

@@ -21,8 +21,7 @@ from rich.console import Console
 
 from fakes import rollout_records as records
 from segserve_operator.api.ab_test import AbTest
-from segserve_operator.api.rollout_policy import Slo
-from segserve_operator.api.shadow import Shadow
+from segserve_operator.api.rollout_policy import Shadow, Slo
 from segserve_operator.core.evidence import EDGES_MS
 from segserve_operator.core.gates.base import Outcome, Verdict
 from segserve_operator.core.rollout.engine import Wait

@@ -13,9 +13,9 @@ from aiohttp import web
 from fakes.answering_service import says, service
 from fakes.golden_pictures import check_of, context_of
 from fakes.waiting import HANG_S, connections_are_closed
-from segserve_operator.adapters.checks import ab_query, expressions, promql, webhook
-from segserve_operator.adapters.checks.expressions import evaluate
+from segserve_operator.adapters.checks import ab_query, promql, services, webhook
 from segserve_operator.adapters.checks.promql import filled, numbers_of
+from segserve_operator.adapters.checks.services import evaluate
 from segserve_operator.adapters.checks.triton_queue import Queue, read_queue
 from segserve_operator.api.ab_test import AbTestQuery
 from segserve_operator.api.rollout_policy import PromqlGate, WebhookGate
@@ -213,8 +213,8 @@ async def test_the_time_of_expressions_begins_when_their_process_says_that_it_ru
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, child: str, late: str
 ) -> None:
     (tmp_path / "child.py").write_text(f"{child}\nimport time\ntime.sleep({HANG_S})")
-    monkeypatch.setattr(expressions, "_CHILD", tmp_path / "child.py")
-    monkeypatch.setattr(expressions, "START_TIMEOUT_S", HANG_S if child else 0.2)
+    monkeypatch.setattr(services, "_CHILD", tmp_path / "child.py")
+    monkeypatch.setattr(services, "START_TIMEOUT_S", HANG_S if child else 0.2)
 
     with pytest.raises(CheckError) as caught:
         await evaluate({}, {}, timeout_s=0.1)

@@ -18,10 +18,10 @@ from segserve_operator.api.rollout_policy import (
     LatencyGate,
     MaskAgreementGate,
     RolloutPolicy,
+    Shadow,
     SlicesGate,
     Slo,
 )
-from segserve_operator.api.shadow import Shadow
 from segserve_operator.core.evidence import CANDIDATE, EDGES_MS, RATIOS, EvidenceWindow, Pairs, SlicePairs
 from segserve_operator.core.rollout.batches import answered, at_once, taken_apart
 from segserve_operator.core.rollout.decisions import DecisionInput, DecisionResult, decide, decide_all

@@ -10,7 +10,7 @@ from fakes.observed_models import FIRST, SECOND, candidate, group, holder, model
 from segserve_builder.capture.rule import CaptureReason, CaptureRule, RedactionRule
 from segserve_builder.steps.pipeline import PostprocessStep, PreprocessStep
 from segserve_operator.adapters.traffic.plans import dump_plan, load_plan
-from segserve_operator.api.capture import Capture, Redact
+from segserve_operator.api.segmentation_model import Capture, Redact
 from segserve_operator.core.models.capture import capture_rule
 from segserve_operator.core.models.planning import desired_state
 from segserve_operator.core.traffic import Share, TrafficPlan

@@ -12,8 +12,7 @@ import pytest
 from fakes.judgements import judgement
 from fakes.observed_models import FIRST, SECOND, candidate, decided, group, holder, model, rollout_record, state, world
 from segserve_builder.steps.pipeline import PostprocessStep
-from segserve_operator.api.rollout_policy import ErrorRateGate, MaskAgreementGate, RolloutPolicy, Slo
-from segserve_operator.api.shadow import Shadow
+from segserve_operator.api.rollout_policy import ErrorRateGate, MaskAgreementGate, RolloutPolicy, Shadow, Slo
 from segserve_operator.core.advance.advance import advance
 from segserve_operator.core.advance.sizes import sizes
 from segserve_operator.core.evidence import EvidenceWindow, Judgement, Pairs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from segserve_operator.adapters.kube.history import (
+from segserve_operator.adapters.kube.rollouts import (
     POOL_RECORDS_BYTES,
     RECORD_BYTES,
     expired_records,

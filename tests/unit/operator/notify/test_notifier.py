@@ -21,7 +21,6 @@ from fakes.waiting import HANG_S
 from fakes.webhook import webhook
 from segserve_common.http.urls import AddressCheck, own_service, service_check
 from segserve_common.kube.kinds import SECRETS, Json
-from segserve_operator.adapters.kube.secrets import Secrets
 from segserve_operator.adapters.notify.messages import Message, Secret, Target
 from segserve_operator.adapters.notify.notifier import MAX_QUEUED, Notifier, PoolAnnouncer, targets
 from segserve_operator.adapters.notify.post import direct_post
@@ -30,7 +29,8 @@ from segserve_operator.core.drift.watch import DriftedHistogram
 from segserve_operator.core.models.actions import Announce, AnnounceDrift
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.record import RolloutState
-from segserve_operator.core.world.event import Event
+from segserve_operator.core.world.observed import Event
+from segserve_operator.main import Secrets
 
 MESSAGE = Message(
     model="coins",

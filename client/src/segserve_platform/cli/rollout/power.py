@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from segserve_operator.api.rollout_policy import RolloutPolicy, Slo, gate_name
+from segserve_operator.api.rollout_policy import RolloutPolicy, Shadow, Slo, gate_name
 from segserve_operator.api.segmentation_model import SegmentationModel
-from segserve_operator.api.shadow import Shadow
 from segserve_operator.core.rollout.power import Preview, preview
 from segserve_operator.core.rollout.record import Record
 from segserve_platform.cli.errors import CommandError

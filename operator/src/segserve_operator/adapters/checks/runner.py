@@ -55,7 +55,10 @@ class BackgroundCheckRunner:
         """
         self._checks = {check.key: check for check in checks}
         for key in self._tasks.keys() - self._checks.keys():
-            self._cancel(self._tasks.pop(key))
+            task = self._tasks.pop(key)
+            self._cancelled.add(task)
+            task.add_done_callback(self._cancelled.discard)
+            task.cancel()
             self._results.pop(key, None)
         groups = {check.candidate_group for check in checks}
         for group in self._context.samples.keys() - groups:
@@ -74,11 +77,6 @@ class BackgroundCheckRunner:
         self.schedule(())
         await asyncio.gather(*self._cancelled, return_exceptions=True)
         await self._context.gateway.close()
-
-    def _cancel(self, task: asyncio.Task[None]) -> None:
-        self._cancelled.add(task)
-        task.add_done_callback(self._cancelled.discard)
-        task.cancel()
 
     async def _run(self, key: str) -> None:
         clock, failures = asyncio.get_running_loop().time, 0

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from segserve_common.api_errors import ApiError, ConflictError, InvalidError, NotFoundError
 from segserve_common.canonical import json_digest
 from segserve_common.kube.kinds import CHILDREN, GATEWAY_ROUTES, OLD_DISRUPTION_BUDGETS
 from segserve_operator.adapters.kube.api import NotLeaderError
 from segserve_operator.adapters.kube.drift import covers, overlay
-from segserve_operator.adapters.kube.merge import merge_patch
 from segserve_operator.adapters.kube.pods import is_terminating
 
 if TYPE_CHECKING:
@@ -19,6 +18,8 @@ if TYPE_CHECKING:
     from segserve_common.kube.kinds import Json, Kind
     from segserve_operator.adapters.kube.api import Api
     from segserve_operator.adapters.kube.view import PoolKey, View
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 _KINDS: Final = {(kind.api_version, kind.name): kind for kind in (*CHILDREN, *GATEWAY_ROUTES, OLD_DISRUPTION_BUDGETS)}
 
@@ -99,14 +100,10 @@ def _agrees(view: View, live: Json, manifest: Json) -> bool:
     if former is not None and former[0] is live and former[1] == manifest:
         return True
     if not covers(live, manifest):
-        return _is_answer(view, live, manifest)
+        answer = view.answers.get(live["metadata"]["uid"])
+        return answer is not None and answer == _answer(live, manifest)
     view.covering[uid] = live, manifest
     return True
-
-
-def _is_answer(view: View, live: Json, manifest: Json) -> bool:
-    answer = view.answers.get(live["metadata"]["uid"])
-    return answer is not None and answer == _answer(live, manifest)
 
 
 def _answer(live: Json, manifest: Json) -> tuple[str, str]:
@@ -124,3 +121,18 @@ def _at_version(live: Json | None, manifest: Json) -> Json:
     if live is None:
         return manifest
     return {**manifest, "metadata": {**manifest["metadata"], "resourceVersion": live["metadata"]["resourceVersion"]}}
+
+
+def merge_patch(present: Mapping[str, Any], desired: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the patch that makes `present` equal to `desired`, which has no nulls; empty if they are equal."""
+    # In a merge patch null removes a field.
+    patch: dict[str, Any] = dict.fromkeys(present.keys() - desired.keys())
+    for key, value in desired.items():
+        if key not in present:
+            patch[key] = value
+        elif isinstance(value, dict) and isinstance(present[key], dict):
+            if inner := merge_patch(present[key], value):
+                patch[key] = inner
+        elif present[key] != value:
+            patch[key] = value
+    return patch

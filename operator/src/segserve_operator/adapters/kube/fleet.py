@@ -36,9 +36,8 @@ if TYPE_CHECKING:
     from segserve_common.kube.kinds import Json
     from segserve_operator.adapters.kube.api import Api
     from segserve_operator.adapters.kube.contexts import PoolContexts
-    from segserve_operator.adapters.kube.interning import ModelInterner
     from segserve_operator.adapters.kube.objects import PoolContext
-    from segserve_operator.adapters.kube.view import PoolKey, View
+    from segserve_operator.adapters.kube.view import ModelInterner, PoolKey, View
 
 AGENT_GRACE_S: Final = 30.0
 """Time to start an agent again; so long a server counts as its agent last reported it."""

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from segserve_common.api_errors import ApiError, ConflictError, NotFoundError
-from segserve_common.kube.kinds import CONFIG_MAPS, ROLLOUTS
-from segserve_common.kube.names import MODEL_LABEL, OUTCOME_LABEL, chunk_name
-from segserve_common.kube.shards import content_of
-from segserve_operator.adapters.kube.history import expired_records, room_for_records
-from segserve_operator.adapters.kube.objects.rollout import evidence_config_map, outcome_patch, rollout_object
-from segserve_operator.api.segmentation_rollout import SegmentationRolloutStatus
+from segserve_common.kube.kinds import CONFIG_MAPS, MODELS, ROLLOUTS
+from segserve_common.kube.names import (
+    MODEL_LABEL,
+    OUTCOME_ANNOTATION,
+    OUTCOME_LABEL,
+    POOL_LABEL,
+    ROLLOUT_LABEL,
+    chunk_name,
+)
+from segserve_common.kube.shards import CONTENT_KEY, content_of
+from segserve_operator.adapters.kube.objects.revision import owner_reference
+from segserve_operator.api.segmentation_rollout import MESSAGE_MAX_LENGTH, SegmentationRolloutStatus
 from segserve_operator.mapping.notes import outcome_of
 from segserve_operator.mapping.packed_evidence import (
     CHUNK_ROWS,
@@ -24,7 +31,7 @@ from segserve_operator.mapping.packed_evidence import (
     pack_rows_within,
     unpack_rows,
 )
-from segserve_operator.mapping.rollouts import HISTORY, record_of, status_of
+from segserve_operator.mapping.rollouts import HISTORY, manifest_of, record_of, status_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -34,10 +41,23 @@ if TYPE_CHECKING:
     from segserve_operator.adapters.kube.view import PoolKey
     from segserve_operator.core.rollout.chain import Sign
     from segserve_operator.core.rollout.record import Record, Row
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+
+    from segserve_common.kube.kinds import Json
+if TYPE_CHECKING:
+    from segserve_operator.core.rollout.record import Record
 
 CONCURRENT_READS: Final = 16
 
 log = logging.getLogger("segserve")
+
+POOL_RECORDS_BYTES: Final = 1536 * 1024
+"""Rollouts of a pool, those under way included; its models share it equally, and each keeps its latest one anyway."""
+RECORD_BYTES: Final = 24 * 1024
+"""Size that the record of a rollout usually reaches."""
+# Without `managed-by`: the operator watches objects with both labels, but reads records only when needed.
+_LABELS: Final = {"app.kubernetes.io/part-of": "segserve"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +127,10 @@ class ClusterRollouts:
         except ConflictError:
             item = await self.api.get(ROLLOUTS, namespace, record.name)
         else:
-            await self._delete_oldest(record)
+            items = await self.api.list(ROLLOUTS, self.key.namespace, {MODEL_LABEL: record.model})
+            others = [item for item in items if item["metadata"]["name"] != record.name]
+            for name in expired_records(others, room_for_records(self.models), HISTORY, self.named):
+                await self.api.delete(ROLLOUTS, self.key.namespace, name)
         self.cache[record.name] = _cached(item)
 
     async def _write(self, record: Record, cached: CachedRollout) -> None:
@@ -132,12 +155,6 @@ class ClusterRollouts:
         patch = {"metadata": {"resourceVersion": cached.version}, "status": {**absent, **status}}
         item = await self.api.patch(ROLLOUTS, namespace, record.name, patch, status=True)
         self.cache[record.name] = _cached(item, record, record_chunks)
-
-    async def _delete_oldest(self, latest: Record) -> None:
-        items = await self.api.list(ROLLOUTS, self.key.namespace, {MODEL_LABEL: latest.model})
-        others = [item for item in items if item["metadata"]["name"] != latest.name]
-        for name in expired_records(others, room_for_records(self.models), HISTORY, self.named):
-            await self.api.delete(ROLLOUTS, self.key.namespace, name)
 
     async def _read(self, name: str, slots: asyncio.Semaphore) -> None:
         async with slots:
@@ -171,3 +188,64 @@ def _cached(item: Json, record: Record | None = None, record_chunks: tuple[tuple
     metadata = item["metadata"]
     outcome = (metadata.get("labels") or {}).get(OUTCOME_LABEL, "")
     return CachedRollout(metadata["uid"], metadata["resourceVersion"], record, record_chunks, outcome)
+
+
+def room_for_records(models: int) -> int:
+    """Return the bytes that each of a pool's models may use for records beside the one of its latest rollout."""
+    return max(POOL_RECORDS_BYTES // max(models, 1) - RECORD_BYTES, 0)
+
+
+def record_bytes(item: Json) -> int:
+    """Return the size of a SegmentationRollout, with the rows that are stored apart from it."""
+    status = item.get("status") or {}
+    apart, rows = int(status.get("chunkedRows") or 0), int(status.get("rows") or 0)
+    evidence = len(status.get("evidence") or "")
+    return len(json.dumps(item)) + (evidence * apart // (rows - apart) if rows > apart else 0)
+
+
+def expired_records(items: Iterable[Json], room_bytes: int, most: int, keep: Collection[str]) -> list[str]:
+    """Return the names of the records that have no room, oldest first; those in `keep` are never among them."""
+    # A record is never written after its rollout has ended, so versions are in the order of their ends.
+    newest_first = sorted(items, key=lambda item: -int(item["metadata"]["resourceVersion"]))
+    names, used = [], 0
+    for number, item in enumerate(newest_first):
+        used += record_bytes(item)
+        if (number >= most or used > room_bytes) and item["metadata"]["name"] not in keep:
+            names.append(str(item["metadata"]["name"]))
+    return names[::-1]
+
+
+def rollout_object(record: Record, *, namespace: str, pool: str, uid: str) -> dict[str, Any]:
+    """Return a record's object without its status; `uid` is of its model, with which it is deleted."""
+    manifest = manifest_of(record)
+    metadata = {
+        "name": record.name,
+        "namespace": namespace,
+        "labels": {**_LABELS, POOL_LABEL: pool, MODEL_LABEL: record.model},
+        "ownerReferences": [owner_reference(MODELS, record.model, uid)],
+    }
+    return {**manifest, "metadata": metadata}
+
+
+def evidence_config_map(
+    record: Record, number: int, content: str, *, namespace: str, pool: str, uid: str
+) -> dict[str, Any]:
+    """Return one chunk of a record's oldest rows; `content` is packed, `uid` of the record that owns it."""
+    metadata = {
+        "name": chunk_name(record.name, number),
+        "namespace": namespace,
+        "labels": {**_LABELS, POOL_LABEL: pool, MODEL_LABEL: record.model, ROLLOUT_LABEL: record.name},
+        "ownerReferences": [owner_reference(ROLLOUTS, record.name, uid)],
+    }
+    return {
+        "apiVersion": CONFIG_MAPS.api_version,
+        "kind": CONFIG_MAPS.name,
+        "metadata": metadata,
+        "binaryData": {CONTENT_KEY: content},
+    }
+
+
+def outcome_patch(outcome: str, why: str) -> dict[str, Any]:
+    """Return the patch that says in a record's metadata how its rollout ended: backups often have no status."""
+    message = why[:MESSAGE_MAX_LENGTH]
+    return {"metadata": {"labels": {OUTCOME_LABEL: outcome}, "annotations": {OUTCOME_ANNOTATION: message}}}

@@ -13,19 +13,17 @@ from segserve_builder.agent.protocol import AssignedModel
 from segserve_common.api_errors import ConflictError, NotFoundError
 from segserve_common.kube.kinds import EVENTS, MODELS, POOLS, REVISIONS
 from segserve_common.kube.names import FINALIZER, MODEL_LABEL, REVISION_LABEL
-from segserve_operator.adapters.kube.merge import merge_patch
+from segserve_operator.adapters.kube.children import merge_patch
+from segserve_operator.adapters.kube.contexts import kept_condition
 from segserve_operator.adapters.kube.objects import revision_object, scale_selector, template_digest
 from segserve_operator.adapters.kube.pods import is_terminating
-from segserve_operator.adapters.kube.pool_guard import kept_condition
 from segserve_operator.adapters.kube.role_notes import RestoreCache, RoleNotes
 from segserve_operator.adapters.kube.rollouts import CachedRollout, ClusterRollouts
 from segserve_operator.adapters.kube.updates import is_open, offered_update
 from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.scaling import ScalingPolicy, ScalingTarget
 from segserve_operator.core.world.observed import ModelObserved, PoolObserved, Roles, Wanted
-from segserve_operator.mapping.annotations import annotations_of
-from segserve_operator.mapping.reading import read_pool_status, read_status
-from segserve_operator.mapping.references import named_models
+from segserve_operator.mapping.reading import annotations_of, named_models, read_pool_status, read_status
 from segserve_operator.mapping.specs import (
     access_of,
     credentials_of,
@@ -41,12 +39,10 @@ if TYPE_CHECKING:
     from segserve_common.kube.kinds import Json, Kind
     from segserve_operator.adapters.kube.api import Api
     from segserve_operator.adapters.kube.contexts import PoolContexts
-    from segserve_operator.adapters.kube.interning import ModelInterner
-    from segserve_operator.adapters.kube.view import PoolKey, View
+    from segserve_operator.adapters.kube.view import ModelInterner, PoolKey, View
     from segserve_operator.api.triton_pool import TritonPoolSpec
     from segserve_operator.core.rollout.record import Record
-    from segserve_operator.core.world.event import Event
-    from segserve_operator.core.world.observed import ModelStatus, PoolStatus
+    from segserve_operator.core.world.observed import Event, ModelStatus, PoolStatus
 
 MESSAGE_LENGTH: Final = 1024
 COMPONENT: Final = "segserve"

@@ -6,6 +6,7 @@ from collections import Counter, OrderedDict, defaultdict
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakValueDictionary
 
 from segserve_common.api_errors import NotFoundError
 from segserve_common.kube.kinds import MODELS, POOLS
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from segserve_common.kube.kinds import Json, Kind
     from segserve_operator.adapters.kube.api import Api
     from segserve_operator.adapters.kube.known_objects import KnownObjects
+if TYPE_CHECKING:
+    from segserve_builder.agent.protocol import AssignedModel
 
 DEFAULT_POOL: Final = "default"
 REMEMBERED_DELETIONS: Final = 10_000
@@ -256,3 +259,19 @@ def _slim(item: Json) -> Json:
         kept = {key: value for key, value in metadata["annotations"].items() if key != _UNREAD_ANNOTATION}
         metadata["annotations"] = kept
     return {**item, "metadata": metadata}
+
+
+class ModelInterner:
+    """Returns one instance for equal models, which saves memory and makes comparing them fast."""
+
+    def __init__(self) -> None:
+        self._models: WeakValueDictionary[str, AssignedModel] = WeakValueDictionary()
+
+    def intern(self, model: AssignedModel) -> AssignedModel:
+        """Return the interned model that equals this one, or else intern this one."""
+        interned = self._models.get(model.revision)
+        # The same revision may have another artifact URI.
+        if interned is not None and interned == model:
+            return interned
+        self._models[model.revision] = model
+        return model

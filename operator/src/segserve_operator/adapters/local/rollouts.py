@@ -96,12 +96,9 @@ class RolloutFiles:
         metadata = {**manifest["metadata"], "creationTimestamp": created, "generation": 1}
         write_yaml(path, {**manifest, "metadata": metadata})
         if is_new:
-            self._drop_oldest(record)
-
-    def _drop_oldest(self, latest: Record) -> None:
-        others = [name for name in self._names_of(latest.model) if name != latest.name]
-        for name in others[: max(len(others) - HISTORY, 0)]:
-            self.drop(name)
+            others = [name for name in self._names_of(record.model) if name != record.name]
+            for name in others[: max(len(others) - HISTORY, 0)]:
+                self.drop(name)
 
     def _names_of(self, model: str) -> list[str]:
         """Return the names of a model's records, oldest first."""

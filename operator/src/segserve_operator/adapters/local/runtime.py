@@ -238,7 +238,12 @@ def _install(root: Path, progress: OnStep) -> None:
     # Three of five lines are of Kubernetes' client, which serves the agent in a cluster alone.
     compiler = [python, "-m", "compileall", "-qq", "-x", "/kubernetes/", str(site_packages(root))]
     subprocess.run(compiler, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
-    _prepare_backends(root)
+    # The wheel has one stub per Python version in a separate folder; the backend expects it in its own.
+    wheel = _triton_folder(root)
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    target = root / "backends" / "python"
+    shutil.copytree(wheel / "backends" / "python", target)
+    shutil.copy2(wheel / "python_backend_stubs" / version / "triton_python_backend_stub", target)
     (root / _MARKER).touch()
     progress(InstallStep(_INSTALLING, total, total))
 
@@ -261,15 +266,6 @@ def run_or_raise(command: list[str], advice: str, on_line: Callable[[str], objec
     if process.returncode != 0:
         output = "\n".join(tail).strip()
         raise InstallError(f"{' '.join(command)} failed with exit code {process.returncode}. {advice}.\n{output}")
-
-
-def _prepare_backends(root: Path) -> None:
-    # The wheel has one stub per Python version in a separate folder; the backend expects it in its own.
-    wheel = _triton_folder(root)
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    target = root / "backends" / "python"
-    shutil.copytree(wheel / "backends" / "python", target)
-    shutil.copy2(wheel / "python_backend_stubs" / version / "triton_python_backend_stub", target)
 
 
 def _triton_folder(root: Path) -> Path:

@@ -16,7 +16,6 @@ from typing import Any
 
 from segserve_builder.agent.protocol import AssignedModel
 from segserve_common.files import write_private
-from segserve_operator.adapters.local.events import add_event
 from segserve_operator.adapters.local.files import write_yaml
 from segserve_operator.adapters.local.resource_files import (
     DEFAULT_POOL,
@@ -24,15 +23,22 @@ from segserve_operator.adapters.local.resource_files import (
     POOL,
     ResourceFiles,
     ResourceNotFoundError,
+    add_event,
 )
 from segserve_operator.adapters.local.rollouts import RolloutFiles
 from segserve_operator.api.errors import SpecError
 from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.rollout.record import Record
-from segserve_operator.core.world.event import Event
-from segserve_operator.core.world.observed import ModelObserved, ModelStatus, PoolObserved, PoolStatus, Roles, Wanted
-from segserve_operator.mapping.annotations import annotations_of
-from segserve_operator.mapping.reading import read_status
+from segserve_operator.core.world.observed import (
+    Event,
+    ModelObserved,
+    ModelStatus,
+    PoolObserved,
+    PoolStatus,
+    Roles,
+    Wanted,
+)
+from segserve_operator.mapping.reading import annotations_of, read_status
 from segserve_operator.mapping.specs import access_of, credentials_of, limits_of, wanted_of
 from segserve_operator.mapping.statuses import from_api, to_api
 

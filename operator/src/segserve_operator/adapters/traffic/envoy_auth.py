@@ -204,15 +204,11 @@ def _principals(rule: AccessRule) -> Iterator[Json]:
     for name in rule.certificates:
         yield _metadata(CALLER, ["certificate"], _exact(name))
     for value in rule.values:
-        path = [_CLAIMS, *_claim_path(rule.claim)]
+        path = [_CLAIMS, *([rule.claim] if "://" in rule.claim else rule.claim.split("."))]
         issuer = [_metadata(_TOKENS, [_CLAIMS, "iss"], _exact(rule.issuer))] if rule.issuer else []
         for match in (_exact(value), {"list_match": {"one_of": _exact(value)}}):
             claim = _metadata(_TOKENS, path, match)
             yield {"and_ids": {"ids": [claim, *issuer]}} if issuer else claim
-
-
-def _claim_path(claim: str) -> list[str]:
-    return [claim] if "://" in claim else claim.split(".")
 
 
 def _exact(text: str) -> Json:

@@ -69,9 +69,9 @@ def encode_limits(routes: Iterable[Route], *, max_request_bytes: int) -> tuple[s
         "rate_limited_as_resource_exhausted": True,
         "response_headers_to_add": [{"header": {"key": "retry-after", "value": str(RETRY_AFTER_S)}}],
         "rate_limits": [
-            {"actions": [_of_model(), _named(kind), *callers], **cost}
+            {"actions": [_metadata(LIMITS_NAME, "model", _MODEL, "ROUTE_ENTRY"), _named(kind), *callers], **cost}
             for kind, cost in ((_REQUESTS, {}), (_BYTES, {"hits_addend": {"format": _SIZE}}))
-            for callers in ((), (_known_caller(),), (_is_unknown(), _address()))
+            for callers in ((), (_metadata(CALLER, "name", "caller", "DYNAMIC"),), (_is_unknown(), _address()))
         ],
         "descriptors": descriptors,
     }
@@ -112,16 +112,8 @@ def _bucket(per_s: int, most: int) -> Json:
     return {"max_tokens": most, "tokens_per_fill": per_s, "fill_interval": "1s"}
 
 
-def _of_model() -> Json:
-    return _metadata(LIMITS_NAME, "model", _MODEL, "ROUTE_ENTRY")
-
-
 def _named(kind: str) -> Json:
     return {"generic_key": {"descriptor_key": _LIMIT, "descriptor_value": kind}}
-
-
-def _known_caller() -> Json:
-    return _metadata(CALLER, "name", "caller", "DYNAMIC")
 
 
 def _metadata(namespace: str, key: str, name: str, source: str) -> Json:

@@ -15,21 +15,24 @@ from segserve_operator.adapters.traffic.envoy_auth import (
     authentication_filters,
     refusals,
 )
-from segserve_operator.adapters.traffic.envoy_bodies import BUFFER_BYTES, bounded_bodies
 from segserve_operator.adapters.traffic.envoy_extensions import (
+    body_buffer,
     details_filter,
     extension,
     grpc_reply,
     header_filter,
+    header_matches,
     http_reply,
     listening_address,
     lua_filter,
     status_filter,
+    unless,
 )
 from segserve_operator.adapters.traffic.envoy_limits import DETAILS, RETRY_AFTER_S, limits_filter
 from segserve_operator.adapters.traffic.envoy_messages import Json
 from segserve_operator.adapters.traffic.envoy_mirror import mirror_filters
 from segserve_operator.adapters.traffic.envoy_plain_http import (
+    PLAIN_HEADER,
     PROBES,
     document_replies,
     head_filters,
@@ -84,6 +87,13 @@ _BODY: Final = "%LOCAL_REPLY_BODY%"
 _SLICE: Final = "slice"
 _DIFFERENT: Final = "|".join(f"{_SLICE[:at]}([^{letter}].*)?" for at, letter in enumerate(_SLICE))
 _OURS_BUT_THE_SLICE: Final = f"(?i)x-segserve-({_DIFFERENT}|{_SLICE}.+)"
+
+BUFFER_BYTES: Final = 2**15
+"""How much of a connection is read at a time. It bounds what one read can be decompressed to: 1,032 times as much."""
+# The most that DEFLATE can do. A lower ratio would not refuse a body: Envoy passes on the part up to it, as the whole.
+_RATIO: Final = 1_032
+_INFLATE_CHUNK_BYTES: Final = 2**16
+_WINDOW_BITS: Final = 15  # the largest window; every encoder's output can be read
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,17 +302,6 @@ def _stripped_headers(*, keep_group: bool) -> Json:
 
 def _name_extraction() -> Json:
     """Extract the model's name from gRPC messages into dynamic metadata."""
-    return extension(
-        "envoy.filters.http.grpc_field_extraction",
-        "extensions.filters.http.grpc_field_extraction.v3.GrpcFieldExtractionConfig",
-        descriptor_set={"inline_bytes": base64.b64encode(_triton_descriptors()).decode()},
-        extractions_by_method={
-            f"{SERVICE}.{method}": {"request_field_extractions": {field: {}}} for method, field in NAME_FIELDS.items()
-        },
-    )
-
-
-def _triton_descriptors() -> bytes:
     from google.protobuf import descriptor_pb2
     from tritonclient.grpc import service_pb2
 
@@ -310,7 +309,14 @@ def _triton_descriptors() -> bytes:
     for file in (*service_pb2.DESCRIPTOR.dependencies, service_pb2.DESCRIPTOR):
         file.CopyToProto(descriptors.file.add())
     serialized: bytes = descriptors.SerializeToString()
-    return serialized
+    return extension(
+        "envoy.filters.http.grpc_field_extraction",
+        "extensions.filters.http.grpc_field_extraction.v3.GrpcFieldExtractionConfig",
+        descriptor_set={"inline_bytes": base64.b64encode(serialized).decode()},
+        extractions_by_method={
+            f"{SERVICE}.{method}": {"request_field_extractions": {field: {}}} for method, field in NAME_FIELDS.items()
+        },
+    )
 
 
 def _grpc_statuses() -> Json:
@@ -409,3 +415,55 @@ def _grpc_retry_after(delay_s: int) -> dict[str, str]:
 
 def _details(start: str) -> Json:
     return details_filter(f".startsWith('{start}')")
+
+
+def bounded_bodies(max_request_bytes: int, *, streams: bool) -> list[Json]:
+    """Return the filters after which a request's body is decompressed, whole, and has at most `max_request_bytes`.
+
+    A body beyond that is answered with 413 at once, and its connection closed. Streams, where they are allowed, have
+    no such total.
+    """
+    return [_decompressed(), _limited(max_request_bytes, streams=streams), _buffered(max_request_bytes)]
+
+
+def _decompressed() -> Json:
+    """Decompress gzip; any other encoding is left, and refused where routes are chosen."""
+    library = extension(
+        "gzip",
+        "extensions.compression.gzip.decompressor.v3.Gzip",
+        window_bits=_WINDOW_BITS,
+        chunk_size=_INFLATE_CHUNK_BYTES,
+        max_inflate_ratio=_RATIO,
+    )
+    never = {"enabled": {"default_value": False, "runtime_key": "segserve.decompressed_responses"}}
+    return extension(
+        "envoy.filters.http.decompressor",
+        "extensions.filters.http.decompressor.v3.Decompressor",
+        decompressor_library=library,
+        request_direction_config={
+            "advertise_accept_encoding": False,
+            "common_config": {"ignore_no_transform_header": True},
+        },
+        response_direction_config={"common_config": never},
+    )
+
+
+def _limited(max_request_bytes: int, *, streams: bool) -> Json:
+    limit = extension(
+        "envoy.filters.http.body_size_limit",
+        "extensions.filters.http.body_size_limit.v3.BodySizeLimit",
+        max_request_bytes=max_request_bytes,
+    )
+    stream = header_matches(":path", {"exact": f"/{SERVICE}/ModelStreamInfer"})
+    return unless(stream, limit) if streams else limit
+
+
+def _buffered(max_request_bytes: int) -> Json:
+    """Hold a body until it is whole; of gRPC each message is held, and images of plain HTTP have a bound of their own.
+
+    A caller who sends slowly, or leaves, then keeps no server waiting, which would count as its revision's fault.
+    """
+    plain = header_matches(PLAIN_HEADER, {"exact": "1"})
+    # By the path, which decides the route, and not by a content type, which any request may have.
+    grpc = header_matches(":path", {"prefix": f"/{SERVICE}/"})
+    return unless({"or_matcher": {"predicate": [plain, grpc]}}, body_buffer(max_request_bytes))

@@ -88,15 +88,11 @@ def render_sidecar(settings: SidecarSettings) -> Json:
     return {
         "node": {"id": "server", "cluster": "segserve"},
         "static_resources": {"listeners": [*listeners, _plain(settings)], "clusters": clusters},
-        "overload_manager": _overload(settings.heap_bytes),
-    }
-
-
-def _overload(heap_bytes: int) -> Json:
-    return {
-        "refresh_interval": "0.25s",
-        "resource_monitors": monitors(heap_bytes),
-        "actions": [heap_action("stop_accepting_connections", {"threshold": {"value": 0.95}})],
+        "overload_manager": {
+            "refresh_interval": "0.25s",
+            "resource_monitors": monitors(settings.heap_bytes),
+            "actions": [heap_action("stop_accepting_connections", {"threshold": {"value": 0.95}})],
+        },
     }
 
 

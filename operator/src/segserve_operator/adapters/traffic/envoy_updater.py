@@ -215,7 +215,9 @@ class EnvoyUpdater:
                 self._before_unfinished = complete
                 return False
             await self._apply_weights(admin, {**before.weights, **desired.early_weights})
-            await self._apply_limits(admin, plan)
+            new, path = self._limits(plan), self._files.limits
+            if new != self._current().responses[path]:
+                await self._replace(admin, path, new, lambda versions: versions.limits)
             await self._apply_routes(admin, desired)
             if superseded():
                 # The weights that override the former table stay until the workers no longer use it.
@@ -304,11 +306,6 @@ class EnvoyUpdater:
         self._set_written(path, new, weights=weights)
         await replace_and_wait(path, new, follows, self._update_timeout_s)
 
-    async def _apply_limits(self, admin: EnvoyAdmin, plan: TrafficPlan) -> None:
-        new, path = self._limits(plan), self._files.limits
-        if new != self._current().responses[path]:
-            await self._replace(admin, path, new, lambda versions: versions.limits)
-
     async def _replace(
         self, admin: EnvoyAdmin, path: Path, new: DiscoveryResponse, version: Callable[[Versions], str], **changes: Any
     ) -> None:
@@ -370,7 +367,8 @@ class EnvoyUpdater:
             paths = (self._files.clusters, self._files.routes, self._files.weights)
             responses = {path: read_response(path) for path in paths}
             clusters, _, weights = (responses[path].resources() for path in paths)
-            responses[self._files.limits] = _read_limits(self._files.limits)
+            content = self._files.limits.read_bytes() if self._files.limits.is_file() else b""
+            responses[self._files.limits] = DiscoveryResponse(read_version(content), content)
             self._written = _WrittenState(read_clusters(clusters), read_weights(weights), None, None, responses)
         return self._written
 
@@ -398,11 +396,6 @@ class EnvoyUpdater:
             loopback=self._loopback,
         )
         return discovery_response(ROUTE_CONFIGURATION, [encoded])
-
-
-def _read_limits(path: Path) -> DiscoveryResponse:
-    content = path.read_bytes() if path.is_file() else b""
-    return DiscoveryResponse(read_version(content), content)
 
 
 def _clusters(clusters: Mapping[str, EnvoyCluster]) -> DiscoveryResponse:

@@ -32,8 +32,7 @@ from segserve_operator.core.rollout.pairs import pairs_between
 from segserve_operator.core.rollout.phases import Phase, Signal
 from segserve_operator.core.rollout.record import Record, RolloutState
 from segserve_operator.core.rollout.windows import window_between
-from segserve_operator.core.world.event import Event
-from segserve_operator.core.world.observed import ModelObserved, Observed, Roles
+from segserve_operator.core.world.observed import Event, ModelObserved, Observed, Roles
 from segserve_operator.core.world.quorum import answers
 from segserve_operator.core.world.requests import (
     VERB_SIGNALS,

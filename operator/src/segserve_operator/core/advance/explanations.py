@@ -102,7 +102,9 @@ def explanation(before: RolloutState, result: DecisionResult, roles: Roles) -> t
 
 
 def _waiting(result: DecisionResult, phase: Phase) -> tuple[str, str]:
-    if _is_late(result):
+    progress = result.record.progress
+    undecided_s = result.at_s - float(max(progress.started_s, progress.resumed_s))
+    if result.wait is not Wait.PAUSED and undecided_s >= result.record.policy.longest.total_seconds():
         return _LATE
     if phase is Phase.SHADOW:
         return result.wait.value, _shadow(result)
@@ -167,12 +169,6 @@ def _judged(result: DecisionResult) -> str:
         f"undecided: {compared} were compared, and {why}; `segserve rollout retry {model}` judges it again, "
         "`promote` rolls it out"
     )
-
-
-def _is_late(result: DecisionResult) -> bool:
-    progress = result.record.progress
-    undecided_s = result.at_s - float(max(progress.started_s, progress.resumed_s))
-    return result.wait is not Wait.PAUSED and undecided_s >= result.record.policy.longest.total_seconds()
 
 
 def _breach(result: DecisionResult, roles: Roles) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Final
@@ -14,7 +15,6 @@ from segserve_operator.core.rollout.engine import breached
 from segserve_operator.core.rollout.windows import window_between
 from segserve_operator.core.statistics.baseline import spread_of
 from segserve_operator.core.statistics.exceedance import ExceedanceState
-from segserve_operator.core.statistics.intervals import wilson
 from segserve_operator.core.statistics.past import StablePast
 from segserve_operator.core.traffic import shadow_of
 from segserve_operator.core.world.observed import ModelObserved, Observed, SelfTest, SloWatch
@@ -22,6 +22,9 @@ from segserve_operator.core.world.slo import is_due
 
 ROUND_S: Final = 3600.0
 """Length of one comparison, like that of a typical rollout; the next one starts anew."""
+
+Z_95: Final = 1.959963984540054
+"""Standard deviations of the normal distribution on each side of its mean that hold 95 % of it."""
 
 
 def tests_itself(model: ModelObserved) -> bool:
@@ -83,3 +86,16 @@ def _round(test: SelfTest, rules: Rules, now_s: float) -> SelfTest:
         false_alarms=test.false_alarms + alarm,
         dispersion=dispersion,
     )
+
+
+def wilson(count: int, total: int) -> tuple[float, float]:
+    """Return the 95 % interval (low, high) of a share that was `count` of `total` (Wilson 1927); all of 0 to 1 of none.
+
+    Unlike the one by standard deviations it holds for few, and where none or all were counted.
+    """
+    if not total:
+        return 0.0, 1.0
+    share, scale = count / total, 1 + Z_95**2 / total
+    middle = (share + Z_95**2 / (2 * total)) / scale
+    half = Z_95 * math.sqrt(share * (1 - share) / total + Z_95**2 / (4 * total**2)) / scale
+    return max(0.0, middle - half), min(1.0, middle + half)

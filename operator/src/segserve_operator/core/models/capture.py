@@ -21,7 +21,7 @@ from segserve_operator.core.models.roles import record_of
 if TYPE_CHECKING:
     from segserve_builder.agent.protocol import AssignedModel
     from segserve_builder.steps.pipeline import Pipeline
-    from segserve_operator.api.capture import Redact
+    from segserve_operator.api.segmentation_model import Redact
     from segserve_operator.core.traffic import Share
     from segserve_operator.core.world.observed import ModelObserved, Observed
 

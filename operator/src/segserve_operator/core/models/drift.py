@@ -115,7 +115,9 @@ def drift_condition(model: ModelObserved, watch: DriftWatch | None, world: Obser
         text = f"images and answers are as those of the reference: {watch.revision} from {_time(watch.began_s)} on"
         text += _without_reference(watch, model)
         return ObservedCondition(DRIFTING, "False", "AsReference", text)
-    if not _servers_can_count(watch, model, world):
+    stable = model.roles.stable
+    group = world.groups.get(stable.group) if stable is not None else None
+    if not (group is None or _can_count(group, watch.revision)):
         return _OTHER_VERSION
     until = _time(watch.began_s + drift.reference.window.duration.total_seconds())
     text = f"the reference is counted from {_time(watch.began_s)} to {until}, or until there are enough answers"
@@ -130,12 +132,6 @@ def _without_reference(watch: DriftWatch, model: ModelObserved) -> str:
 def _listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
     return f"{', '.join(sorted(names)[:_MAX_NAMED])}{more}"
-
-
-def _servers_can_count(watch: DriftWatch, model: ModelObserved, world: Observed) -> bool:
-    stable = model.roles.stable
-    group = world.groups.get(stable.group) if stable is not None else None
-    return group is None or _can_count(group, watch.revision)
 
 
 def says_drift(model: ModelObserved, watch: DriftWatch | None, world: Observed) -> bool:

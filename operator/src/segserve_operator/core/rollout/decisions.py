@@ -164,7 +164,17 @@ def _result(
     gates = {**record.gates, **made.gates}
     after = replace(record, progress=transition.progress, gates=gates, split=split, rows=rows)
     if changed:
-        encoded = _encoded_inputs(case.known.gates, case.known.progress, inputs)
+        # Records in the store have these keys: with other ones, `repeat` could not read them.
+        encoded = canonical(
+            {
+                "gates": case.known.gates,
+                "progress": case.known.progress,
+                "look": inputs.window,
+                "heard": inputs.signals,
+                "skipped": inputs.skipped,
+                "nowS": inputs.now_s,
+            }
+        )
         after = _written_down(after, case.rules, inputs, transition, encoded)
     return DecisionResult(after, transition, changed, inputs.skipped, inputs.now_s)
 
@@ -309,20 +319,6 @@ def after_shadow(
     going_on = {name: gate.after_shadow(states[name]) for name, gate in rules.gates.items()}
     harmless = replace(progress, bad=excess_of(judge(rules, going_on), progress))
     return going_on, replace(transition, progress=harmless)
-
-
-def _encoded_inputs(before: Mapping[str, Any], progress: Progress, inputs: DecisionInput) -> str:
-    # Records in the store have these keys: with other ones, `repeat` could not read them.
-    return canonical(
-        {
-            "gates": before,
-            "progress": progress,
-            "look": inputs.window,
-            "heard": inputs.signals,
-            "skipped": inputs.skipped,
-            "nowS": inputs.now_s,
-        }
-    )
 
 
 def _weight(record: Record) -> int:

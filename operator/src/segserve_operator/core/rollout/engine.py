@@ -230,7 +230,9 @@ def next_transition(
     policy: Policy, progress: Progress, judged: Sequence[Judgement], heard: Signals, now_s: float
 ) -> Transition:
     """Return the transition that follows from the inputs; equal inputs give equal transitions."""
-    progress = _not_ahead(progress, now_s)
+    # If the clock was set back, durations start anew.
+    times = ("started_s", "since_s", "step_since_s", "resumed_s", "stable_answered_s")
+    progress = replace(progress, **{name: np.minimum(getattr(progress, name), now_s) for name in times})
     wait = _waits(policy, progress, judged, heard, now_s)
     signal = _signal(policy, progress, judged, heard, wait, now_s)
     phase = moved(progress.phase, signal)
@@ -255,12 +257,6 @@ def next_transition(
     return Transition(after, signal, weights(policy, phase, step), wait)
 
 
-def _not_ahead(progress: Progress, now_s: float) -> Progress:
-    """Return the progress without times in the future: if the clock was set back, durations start anew."""
-    times = ("started_s", "since_s", "step_since_s", "resumed_s", "stable_answered_s")
-    return replace(progress, **{name: np.minimum(getattr(progress, name), now_s) for name in times})
-
-
 def excess_of(judged: Sequence[Judgement], progress: Progress) -> Floats:
     """Return the estimated number of requests that went wrong because of the candidate, by any gate."""
     most: Floats = np.maximum.reduce([np.zeros(progress.phase.shape), *(each.excess for each in judged)])
@@ -282,6 +278,8 @@ def _signal(
     # A paused rollout is not undecided: a person decided to hold it, so deadlines do not apply.
     late = _late(policy, progress, now_s) & ~goes_on & ~progress.paused
     held = np.asarray(heard.held) | _holds_shadow(policy, progress, judged)
+    over = _shadow_over(policy, progress, judged, now_s)
+    ends: Bools = (over | _late(policy, progress, now_s)) & ~progress.paused & (not policy.serves)
     given = {
         Signal.CANCEL: np.asarray(heard.superseded),
         Signal.ABORT: np.asarray(heard.asked) == Signal.ABORT,
@@ -307,7 +305,7 @@ def _signal(
         Signal.SHADOW_BEGINS: goes_on & (np.asarray(heard.golden) > 0) & (policy.shadow is not None),
         Signal.GOLDEN_PASSED: goes_on & (np.asarray(heard.golden) > 0) & policy.serves,
         Signal.JUDGED_WELL: goes_on & shadow_passes(policy, progress, judged) & (not policy.serves),
-        Signal.JUDGED_UNDECIDED: _ends_undecided(policy, progress, judged, now_s),
+        Signal.JUDGED_UNDECIDED: ends,
         Signal.SHADOW_PASSED: goes_on & shadow_passes(policy, progress, judged) & policy.serves,
         Signal.SHADOW_OVER: goes_on & policy.serves,
         Signal.TESTED: _test_over(policy, progress, now_s),
@@ -474,13 +472,6 @@ def _shadow_over(policy: Policy, progress: Progress, judged: Sequence[Judgement]
     for judgement, negligible in zip(judged, _negligible(policy, judged), strict=True):
         over = over & (negligible | ~judgement.doubtful)
     return over
-
-
-def _ends_undecided(policy: Policy, progress: Progress, judged: Sequence[Judgement], now_s: float) -> Bools:
-    """Tell whether a candidate that is not to serve has had Shadow's time, whatever it still waits for."""
-    over = _shadow_over(policy, progress, judged, now_s)
-    ends: Bools = (over | _late(policy, progress, now_s)) & ~progress.paused & (not policy.serves)
-    return ends
 
 
 def _test_over(policy: Policy, progress: Progress, now_s: float) -> Bools:

@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 import numpy as np
 
 from segserve_operator.api.rollout_policy import CheckedGateSpec, gate_name
-from segserve_operator.core.evidence import CANDIDATE, EDGES_MS, STABLE, EvidenceWindow, Floats, Judgement
+from segserve_operator.core.evidence import CANDIDATE, EDGES_MS, STABLE, EvidenceWindow, Floats
 from segserve_operator.core.gates import checked_gate
 from segserve_operator.core.gates.base import OnBreach, Outcome
 from segserve_operator.core.rollout.decisions import Rules, judge
@@ -118,10 +118,12 @@ def forecast(record: Record, skipped: tuple[str, ...], now_s: float, *, seed: in
     judged = judge(rules, states)
     undecided = _undecided(record, skipped)
     heard = Signals(golden=0, allowed=not undecided)
+    fits = affordable(rules.policy, progress, judged)
+    named = zip(rules.gates, judged, fits, strict=True)
     found = Forecast(
         at_s=at_s,
         wait=WAITS[int(next_transition(rules.policy, progress, judged, heard, now_s).waits_for)],
-        measuring=_measuring(rules, progress, judged),
+        measuring=tuple(name for name, judgement, fit in named if not (bool(fit) and bool(judgement.enough))),
         undecided=undecided,
         requests_per_second=requests_per_second(present(record.rows)),
         last_request_s=last_request_s(record.rows),
@@ -185,13 +187,6 @@ def _undecided(record: Record, skipped: tuple[str, ...]) -> tuple[str, ...]:
         if outcomes.get(name, default) is not Outcome.PASS:
             names.append(name)
     return tuple(names)
-
-
-def _measuring(rules: Rules, progress: Progress, judged: list[Judgement]) -> tuple[str, ...]:
-    """Return the gates that lack evidence for the next weight."""
-    fits = affordable(rules.policy, progress, judged)
-    named = zip(rules.gates, judged, fits, strict=True)
-    return tuple(name for name, judgement, fit in named if not (bool(fit) and bool(judgement.enough)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal, Self
 
 from segserve_builder.agent.protocol import AssignedModel, Assignment, ModelReport, ModelState, ProofReport
-from segserve_operator.api.capture import Capture
 from segserve_operator.api.drift import Drift
 from segserve_operator.api.pool_update import Update
 from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
+from segserve_operator.api.segmentation_model import Capture
 from segserve_operator.core.drift.comparison import RevisionComparison
 from segserve_operator.core.drift.watch import DriftWatch
 from segserve_operator.core.failure import FailureReason, shortened
@@ -565,3 +565,12 @@ class Observed:
     def complete(self, group: str, revision: str) -> bool:
         """Tell whether all servers of a group serve exactly that revision."""
         return group in self.groups and self.groups[group].complete(revision)
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One Kubernetes event; `reason` is one CamelCase word. Equal events are merged."""
+
+    kind: Literal["Normal", "Warning"]
+    reason: str
+    message: str

@@ -109,7 +109,13 @@ def refusal(
     `can_return`: a server answers for the former revision.
     """
     if request.verb == "rollback":
-        return _rollback_refusal(request, roles, can_return=can_return)
+        if roles.stable is None or request.revision != roles.stable.revision:
+            return _other(request, roles.stable.revision if roles.stable is not None else None, "is stable")
+        if roles.previous is None:
+            return f"rollback: no former revision is kept beside {request.revision}; apply the one that you want"
+        if not can_return:
+            return f"rollback: no server of group {roles.previous.group} answers for {roles.previous.revision}"
+        return None
     if request.verb == "retry":
         failed = roles.candidate if roles.candidate is not None and roles.candidate.failure is not None else None
         return _other(request, failed.revision if failed is not None else None, "has failed")
@@ -131,16 +137,6 @@ def promotes_judged(request: RolloutRequest, roles: Roles) -> bool:
     candidate = roles.candidate
     judged = candidate is not None and candidate.judged and candidate.revision == request.revision
     return judged and request.verb == "promote"
-
-
-def _rollback_refusal(request: RolloutRequest, roles: Roles, *, can_return: bool) -> str | None:
-    if roles.stable is None or request.revision != roles.stable.revision:
-        return _other(request, roles.stable.revision if roles.stable is not None else None, "is stable")
-    if roles.previous is None:
-        return f"rollback: no former revision is kept beside {request.revision}; apply the one that you want"
-    if not can_return:
-        return f"rollback: no server of group {roles.previous.group} answers for {roles.previous.revision}"
-    return None
 
 
 def _other(request: RolloutRequest, current: str | None, what: str) -> str | None:

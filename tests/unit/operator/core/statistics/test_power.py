@@ -5,10 +5,16 @@ from __future__ import annotations
 import math
 import re
 
-from segserve_operator.api.rollout_policy import ErrorRateGate, LatencyGate, RolloutPolicy, RolloutStep, SlicesGate, Slo
-from segserve_operator.api.shadow import Shadow
-from segserve_operator.core.rollout.power import Preview, preview
-from segserve_operator.core.rollout.slice_power import judged_slices
+from segserve_operator.api.rollout_policy import (
+    ErrorRateGate,
+    LatencyGate,
+    RolloutPolicy,
+    RolloutStep,
+    Shadow,
+    SlicesGate,
+    Slo,
+)
+from segserve_operator.core.rollout.power import Preview, judged_slices, preview
 
 POLICY = RolloutPolicy(pace="steps", steps=(RolloutStep(weight=25), RolloutStep(weight=50)))
 

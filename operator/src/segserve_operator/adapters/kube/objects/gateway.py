@@ -38,16 +38,15 @@ from segserve_operator.adapters.kube.objects import capture, comparator, gateway
 from segserve_operator.adapters.kube.objects.access import access_objects
 from segserve_operator.adapters.kube.objects.config_maps import gateway_reports
 from segserve_operator.adapters.kube.objects.context import gateway_selector, meta, rendered, stamped
-from segserve_operator.adapters.kube.objects.disruption import disruption_budget
 from segserve_operator.adapters.kube.objects.group import deployment
 from segserve_operator.adapters.kube.objects.network import gateway_policy
+from segserve_operator.adapters.kube.objects.pods import disruption_budget
 from segserve_operator.adapters.traffic.envoy_config import command
 from segserve_operator.api.meta import ApiValue
 from segserve_operator.mapping.quantities import number
 
 if TYPE_CHECKING:
     from segserve_operator.adapters.kube.objects.context import PoolContext, rendered
-    from segserve_operator.api.pod_template import Resources
 
 LISTEN_PORT: Final = 8080
 """Port of Envoy in its pod, unprivileged and independent of the Service's port."""
@@ -170,6 +169,7 @@ def _sync(context: PoolContext) -> V1Container:
 
 def _sync_container(context: PoolContext, name: str, task: str) -> V1Container:
     gateway = context.spec.gateway
+    limit = number(gateway.pod_template.container(ENVOY_CONTAINER).resources.limits.get("memory"))
     settings = {
         "port": LISTEN_PORT,
         "maxRequestBytes": gateway.max_request_bytes,
@@ -178,7 +178,7 @@ def _sync_container(context: PoolContext, name: str, task: str) -> V1Container:
         **({"streams": True} if gateway.streams else {}),
         **({"plainHttp": True} if gateway.plain_http else {}),
         **({"capture": True} if gateway.capture else {}),
-        **_heap(gateway.pod_template.container(ENVOY_CONTAINER).resources),
+        **({"heapBytes": pods.heap_bytes(limit)} if limit is not None else {}),
         **gateway_tls.options(context),
         **server_tls.gateway_options(context),
         **gateway_auth.options(context),
@@ -218,9 +218,3 @@ def _sync_container(context: PoolContext, name: str, task: str) -> V1Container:
 
 def _option(name: str, spec: ApiValue | None) -> dict[str, Any]:
     return {} if spec is None else {name: spec.model_dump(mode="json", by_alias=True, exclude_defaults=True)}
-
-
-def _heap(resources: Resources) -> dict[str, int]:
-    """Return the setting of Envoy's heap limit, empty without a memory limit."""
-    limit = number(resources.limits.get("memory"))
-    return {"heapBytes": pods.heap_bytes(limit)} if limit is not None else {}

@@ -29,8 +29,8 @@ from segserve_common.kube.names import (
 from segserve_operator.adapters.kube.objects.access import access_objects, own_reports_access
 from segserve_operator.adapters.kube.objects.config_maps import group_reports, own_report
 from segserve_operator.adapters.kube.objects.context import meta, rendered, server_selector, stamped
-from segserve_operator.adapters.kube.objects.disruption import disruption_budget
 from segserve_operator.adapters.kube.objects.network import server_policy
+from segserve_operator.adapters.kube.objects.pods import disruption_budget
 from segserve_operator.adapters.kube.objects.server import server_template
 
 if TYPE_CHECKING:

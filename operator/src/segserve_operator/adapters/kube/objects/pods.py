@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from kubernetes.aio.client import (
     V1Capabilities,
@@ -21,6 +21,8 @@ from kubernetes.aio.client import (
     V1LifecycleHandler,
     V1LocalObjectReference,
     V1ObjectFieldSelector,
+    V1PodDisruptionBudget,
+    V1PodDisruptionBudgetSpec,
     V1PodSecurityContext,
     V1PodTemplateSpec,
     V1Probe,
@@ -38,9 +40,14 @@ from kubernetes.aio.client import (
     V1VolumeProjection,
 )
 
-from segserve_common.kube.kinds import Json
-from segserve_operator.adapters.kube.objects.context import dumped
+from segserve_common.kube.kinds import DISRUPTION_BUDGETS, Json
+from segserve_operator.adapters.kube.objects.context import dumped, meta, rendered
 from segserve_operator.api import pod_template as api
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from segserve_operator.adapters.kube.objects.context import PoolContext, rendered
 
 Value = TypeVar("Value")
 
@@ -263,3 +270,11 @@ def started_again(module: str, name: str, *arguments: str) -> list[str]:
     """
     script = f'trap "exit 0" TERM; while true; do python3 -m {module} "$@" & wait $!; sleep 1; done'
     return ["sh", "-c", script, name, *arguments]
+
+
+def disruption_budget(context: PoolContext, name: str, selector: Mapping[str, str]) -> Json:
+    """Return the V1PodDisruptionBudget that allows one eviction at a time."""
+    # Not min_available: a single pod could then never be evicted, and would block the drain of its node.
+    spec = V1PodDisruptionBudgetSpec(max_unavailable=1, selector=V1LabelSelector(match_labels=dict(selector)))
+    budget = rendered(DISRUPTION_BUDGETS, V1PodDisruptionBudget(metadata=meta(context, name, selector), spec=spec))
+    return {**budget, "apiVersion": context.defaults.disruption_api}

@@ -38,7 +38,7 @@ from segserve_operator.mapping.quantities import number
 if TYPE_CHECKING:
     from segserve_operator.adapters.kube.objects.context import PoolContext
     from segserve_operator.api.pod_template import Resources
-    from segserve_operator.api.server_tls import TlsParty
+    from segserve_operator.api.triton_pool import TlsParty
 
 _SECRET: Final = "server-tls"
 _FILES: Final = "server-tls-files"
