@@ -16,7 +16,7 @@ import numpy as np
 from segserve_operator.api.ab_test import AbTestQuery
 from segserve_operator.core.evidence import CANDIDATE, STABLE, EvidenceWindow, Floats, Judgement, MetricValues
 from segserve_operator.core.gates.ab_test import DIFFERENCES, difference, mean_difference, no_result, result
-from segserve_operator.core.gates.base import Verdict
+from segserve_operator.core.gates.base import MeasuredGate, Verdict
 from segserve_operator.core.statistics.bounded_mean import shared_out
 from segserve_operator.core.statistics.past import StablePast
 
@@ -39,7 +39,7 @@ class AbMetricState:
 
 
 @dataclass(frozen=True, slots=True)
-class AbMetricResult:
+class AbMetricResult(MeasuredGate[AbMetricState]):
     """Compares the values of a query between `minimum` and `maximum`, at `confidence` (0 to 1).
 
     A value sooner than `interval_s` after the last one looks back on time that was counted, and does not count.
@@ -63,14 +63,6 @@ class AbMetricResult:
         never = MetricValues.nothing(shape).at_s
         return AbMetricState(np.zeros((*shape, len(DIFFERENCES))), np.zeros((*shape, 2)), none, never)
 
-    def again(self, former: AbMetricState) -> AbMetricState:
-        """Return the state before any window of a rollout that begins as a former one did."""
-        return self.start(former.outside.shape)
-
-    def informed(self, state: AbMetricState, past: StablePast) -> AbMetricState:
-        """Return the same state, since `past` changes nothing."""
-        return state
-
     def update(self, state: AbMetricState, window: EvidenceWindow) -> AbMetricState:
         """Return the state after one more window; values that it had before count once."""
         if window.metric is None:
@@ -86,10 +78,6 @@ class AbMetricResult:
             state.outside + (values != window.metric.values).sum(-1) * new,
             np.where(new, window.metric.at_s, state.at_s),
         )
-
-    def after_shadow(self, state: AbMetricState) -> AbMetricState:
-        """Return the state with which a rollout goes on to callers."""
-        return state
 
     def judge(self, state: AbMetricState) -> Judgement:
         """Return that there is nothing against the candidate: the guard gates judge it."""

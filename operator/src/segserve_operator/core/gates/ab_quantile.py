@@ -19,7 +19,7 @@ import numpy as np
 
 from segserve_operator.core.evidence import CANDIDATE, EDGES_MS, STABLE, EvidenceWindow, Floats, Judgement
 from segserve_operator.core.gates.ab_test import blocks, no_result, result
-from segserve_operator.core.gates.base import Verdict
+from segserve_operator.core.gates.base import MeasuredGate, Verdict
 from segserve_operator.core.statistics.bounded_mean import quantile_bins, shared_out
 from segserve_operator.core.statistics.past import StablePast
 
@@ -42,7 +42,7 @@ class AbQuantileState:
 
 
 @dataclass(frozen=True, slots=True)
-class AbQuantileResult:
+class AbQuantileResult(MeasuredGate[AbQuantileState]):
     """Compares the latency that a share `quantile` of answers stays below, at `confidence` (both 0 to 1)."""
 
     quantile: float
@@ -54,14 +54,6 @@ class AbQuantileResult:
         bins = len(self.edges)
         counts, pending = np.zeros((*shape, 2, bins, len(SHARES))), np.zeros((*shape, 2, bins + 1))
         return AbQuantileState(counts, np.zeros((*shape, 2)), np.zeros(shape), pending)
-
-    def again(self, former: AbQuantileState) -> AbQuantileState:
-        """Return the state before any window of a rollout that begins as a former one did."""
-        return self.start(former.seconds.shape)
-
-    def informed(self, state: AbQuantileState, past: StablePast) -> AbQuantileState:
-        """Return the same state, since `past` changes nothing."""
-        return state
 
     def update(self, state: AbQuantileState, window: EvidenceWindow) -> AbQuantileState:
         """Return the state after one more window. Blocks in which a revision answered nothing are left out."""
@@ -79,10 +71,6 @@ class AbQuantileResult:
             np.where(ends, 0.0, seconds),
             np.where(ends[..., None, None], 0.0, pending),
         )
-
-    def after_shadow(self, state: AbQuantileState) -> AbQuantileState:
-        """Return the state with which a rollout goes on to callers."""
-        return state
 
     def judge(self, state: AbQuantileState) -> Judgement:
         """Return that there is nothing against the candidate: the guard gates judge it."""

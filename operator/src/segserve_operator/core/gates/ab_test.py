@@ -18,7 +18,7 @@ from typing import Final
 import numpy as np
 
 from segserve_operator.core.evidence import CANDIDATE, EDGES_MS, STABLE, Bools, EvidenceWindow, Floats, Judgement
-from segserve_operator.core.gates.base import Outcome, Verdict
+from segserve_operator.core.gates.base import MeasuredGate, Outcome, Verdict
 from segserve_operator.core.statistics.bounded_mean import interval, shared_out
 from segserve_operator.core.statistics.past import StablePast
 
@@ -85,7 +85,7 @@ class AbTestState:
 
 
 @dataclass(frozen=True, slots=True)
-class AbTestResult:
+class AbTestResult(MeasuredGate[AbTestState]):
     """Compares the share of failed requests, or of those slower than `slow_ms`, at `confidence` (0 to 1)."""
 
     slow_ms: float | None = None
@@ -96,14 +96,6 @@ class AbTestResult:
         """Return the state before any window; `past` changes nothing: the other revision had no part in it."""
         both = np.zeros((*shape, 2))
         return AbTestState(np.zeros((*shape, len(DIFFERENCES))), both, both, np.zeros(shape), both, both)
-
-    def again(self, former: AbTestState) -> AbTestState:
-        """Return the state before any window of a rollout that begins as a former one did."""
-        return self.start(former.seconds.shape)
-
-    def informed(self, state: AbTestState, past: StablePast) -> AbTestState:
-        """Return the same state, since `past` changes nothing."""
-        return state
 
     def update(self, state: AbTestState, window: EvidenceWindow) -> AbTestState:
         """Return the state after one more window. Blocks in which a revision had no requests are left out."""
@@ -124,10 +116,6 @@ class AbTestResult:
             np.where(ends[..., None], 0.0, pending),
             np.where(ends[..., None], 0.0, hits),
         )
-
-    def after_shadow(self, state: AbTestState) -> AbTestState:
-        """Return the state with which a rollout goes on to callers."""
-        return state
 
     def judge(self, state: AbTestState) -> Judgement:
         """Return that there is nothing against the candidate: the guard gates judge it."""

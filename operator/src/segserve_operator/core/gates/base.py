@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Literal, Protocol, TypeAlias, TypeVar
+from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from segserve_operator.api.rollout_policy import CheckedGateSpec, GateSpec, Roll
 from segserve_operator.core.evidence import EvidenceWindow, Judgement
 from segserve_operator.core.gates.checks import CheckResult
 from segserve_operator.core.statistics.discordant import DiscordantState
+from segserve_operator.core.statistics.exceedance import Exceedance, ExceedanceState
 from segserve_operator.core.statistics.past import StablePast
 
 State = TypeVar("State")
@@ -48,40 +50,61 @@ class Verdict:
     numbers: Mapping[str, float] = field(default_factory=dict)
 
 
-class MeasuredGate(Protocol[State]):
+class MeasuredGate(ABC, Generic[State]):
     """Judges requests counted at the gateways. Pure; a state is a frozen dataclass of float64 arrays, and of names.
 
     All arrays have leading axes, none for one rollout and [runs] in a simulation, so that ten thousand rollouts are
     judged by the same code as one.
     """
 
+    __slots__ = ()
+
+    @abstractmethod
     def start(self, shape: tuple[int, ...] = (), past: StablePast | None = None) -> State:
         """Return the state before any window; `past` is stable's, for gates that compare with it."""
-        ...
 
     def again(self, former: State) -> State:
         """Return the state before any window of a rollout that begins as the one of a later state did."""
-        ...
+        return self.start()
 
     def informed(self, state: State, past: StablePast) -> State:
-        """Return the state with what stable's past, which was too short at the rollout's start, tells by now."""
-        ...
+        """Return the state with stable's past, if that was too short at the rollout's start."""
+        return state
 
+    @abstractmethod
     def update(self, state: State, window: EvidenceWindow) -> State:
         """Return the state after one more window. An empty window changes nothing."""
-        ...
 
     def after_shadow(self, state: State) -> State:
         """Return the state with which a rollout goes on to callers: what Shadow's pairs proved, and nothing else."""
-        ...
+        return state
 
+    @abstractmethod
     def judge(self, state: State) -> Judgement:
         """Return the judgement over all windows so far."""
-        ...
 
+    @abstractmethod
     def explain(self, state: State, level: float) -> Verdict:
         """Return the verdict on one rollout (no leading axes); `level` is the gate's share of alpha."""
-        ...
+
+
+class ExceedanceGate(MeasuredGate[ExceedanceState]):
+    """A gate whose evidence is of one `test`."""
+
+    __slots__ = ()
+    test: Exceedance
+
+    def again(self, former: ExceedanceState) -> ExceedanceState:
+        """Return the state before any window of a rollout with the same past of stable as a former one."""
+        return self.test.again(former)
+
+    def after_shadow(self, state: ExceedanceState) -> ExceedanceState:
+        """Return the state with which a rollout goes on to callers."""
+        return self.test.after_shadow(state)
+
+    def judge(self, state: ExceedanceState) -> Judgement:
+        """Return the judgement over all windows so far."""
+        return self.test.judge(state)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ import numpy as np
 
 from segserve_operator.api.rollout_policy import BurnRateGate, RolloutPolicy, Slo
 from segserve_operator.core.evidence import CANDIDATE, EDGES_MS, STABLE, Bools, EvidenceWindow, Floats, Judgement
-from segserve_operator.core.gates.base import Edges, MeasuredGateType, Outcome, Verdict
+from segserve_operator.core.gates.base import Edges, MeasuredGate, MeasuredGateType, Outcome, Verdict
 from segserve_operator.core.statistics.past import StablePast
 
 BUCKETS: Final = 48
@@ -41,7 +41,7 @@ class BurnState:
 
 
 @dataclass(frozen=True, slots=True)
-class BurnRate:
+class BurnRate(MeasuredGate[BurnState]):
     """Breaches if errors, or requests slower than the SLO's p95 or p99, use up their budget too fast.
 
     `slo_rate` is the share (0 to 1) of requests that may fail; `slo_ms` has (quantile, milliseconds), 1 - quantile of
@@ -64,14 +64,6 @@ class BurnRate:
         buckets = np.zeros((*shape, len(self.budgets), BUCKETS))
         return BurnState(np.zeros(shape), np.zeros(shape), buckets, buckets)
 
-    def again(self, former: BurnState) -> BurnState:
-        """Return the state before any window of a rollout that begins as a former one did."""
-        return self.start(former.age_s.shape)
-
-    def informed(self, state: BurnState, past: StablePast) -> BurnState:
-        """Return the same state, since `past` changes nothing."""
-        return state
-
     def update(self, state: BurnState, window: EvidenceWindow) -> BurnState:
         """Return the state after one more window; counts only what serves nearly all requests, i.e. after promotion."""
         if window.pairs is not None:
@@ -88,10 +80,6 @@ class BurnRate:
         requests[..., 0] += np.where(alone, window.requests[..., CANDIDATE], 0.0)[..., None]
         bad[..., 0] += np.where(alone[..., None], self._bad(window), 0.0)
         return BurnState(state.served_s + passed_s, age_s - steps * (self.long_s / BUCKETS), requests, bad)
-
-    def after_shadow(self, state: BurnState) -> BurnState:
-        """Return the state with which a rollout goes on to callers."""
-        return state
 
     def judge(self, state: BurnState) -> Judgement:
         """Return +inf as evidence if the budget burns, else -inf; harm and excess are 0: other gates watch them."""

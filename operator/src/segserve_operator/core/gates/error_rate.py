@@ -8,9 +8,10 @@ from typing import Final
 import numpy as np
 
 from segserve_operator.api.rollout_policy import ErrorRateGate, RolloutPolicy, Slo
-from segserve_operator.core.evidence import CANDIDATE, STABLE, EvidenceWindow, Floats, Judgement
+from segserve_operator.core.evidence import CANDIDATE, STABLE, EvidenceWindow, Floats
 from segserve_operator.core.gates.base import (
     Edges,
+    ExceedanceGate,
     MeasuredGateType,
     Verdict,
     comparison,
@@ -30,7 +31,7 @@ SWING: Final = 0.3
 
 
 @dataclass(frozen=True, slots=True)
-class ErrorRate:
+class ErrorRate(ExceedanceGate):
     """Breaches if the candidate fails more often than stable by `tolerance`, or than both stable and `slo_rate`.
 
     Both are shares of requests, 0 to 1. If both revisions exceed `slo_rate`, it is an incident.
@@ -52,10 +53,6 @@ class ErrorRate:
         """Return the state before any window; `past` is stable's."""
         return self.test.start(shape, past.errors if past is not None else None)
 
-    def again(self, former: ExceedanceState) -> ExceedanceState:
-        """Return the state before any window of a rollout with the same past of stable as a former one."""
-        return self.test.again(former)
-
     def informed(self, state: ExceedanceState, past: StablePast) -> ExceedanceState:
         """Return the state with what stable's past tells by now."""
         return self.test.informed(state, past.errors)
@@ -68,14 +65,6 @@ class ErrorRate:
         counts = failures(window.pairs.failed)
         # One comparison, for both nulls and for the certificate.
         return self.test.update_pairs(state, bins, window.seconds, np.stack([counts] * 3, -2))
-
-    def after_shadow(self, state: ExceedanceState) -> ExceedanceState:
-        """Return the state with which a rollout goes on to callers."""
-        return self.test.after_shadow(state)
-
-    def judge(self, state: ExceedanceState) -> Judgement:
-        """Return the judgement over all windows so far."""
-        return self.test.judge(state)
 
     def explain(self, state: ExceedanceState, level: float) -> Verdict:
         """Return the verdict on one rollout, with the rates of failed requests of both revisions."""

@@ -8,9 +8,10 @@ from typing import Final
 import numpy as np
 
 from segserve_operator.api.rollout_policy import LatencyGate, RolloutPolicy, Slo
-from segserve_operator.core.evidence import CANDIDATE, EDGES_MS, RATIOS, STABLE, EvidenceWindow, Floats, Judgement
+from segserve_operator.core.evidence import CANDIDATE, EDGES_MS, RATIOS, STABLE, EvidenceWindow, Floats
 from segserve_operator.core.gates.base import (
     Edges,
+    ExceedanceGate,
     MeasuredGateType,
     Verdict,
     comparison,
@@ -44,7 +45,7 @@ P99_PART: Final = 0.2
 
 
 @dataclass(frozen=True, slots=True)
-class Latency:
+class Latency(ExceedanceGate):
     """Breaches if more of the candidate's requests are slow than of stable's, or than both the SLO and stable allow.
 
     A request is slow above `stretch` times stable's own median, p95 or p99 of the past minutes, or above the SLO's
@@ -111,10 +112,6 @@ class Latency:
         """Return the state before any window; `past` is stable's, of latencies with this gate's edges."""
         return self.test.start(shape, past.latencies if past is not None else None)
 
-    def again(self, former: ExceedanceState) -> ExceedanceState:
-        """Return the state before any window of a rollout with the same past of stable as a former one."""
-        return self.test.again(former)
-
     def informed(self, state: ExceedanceState, past: StablePast) -> ExceedanceState:
         """Return the state with what stable's past tells by now, of latencies with this gate's edges."""
         return self.test.informed(state, past.latencies)
@@ -160,14 +157,6 @@ class Latency:
         mirrored = min(int(np.searchsorted(edges, stretch**2 / ratio * (1 - 1e-9))), RATIOS.index(ratio))
         below = pairs - slower[..., mirrored + 1]
         return np.stack([above, below, pairs - above - below], -1)
-
-    def after_shadow(self, state: ExceedanceState) -> ExceedanceState:
-        """Return the state with which a rollout goes on to callers."""
-        return self.test.after_shadow(state)
-
-    def judge(self, state: ExceedanceState) -> Judgement:
-        """Return the judgement over all windows so far."""
-        return self.test.judge(state)
 
     def explain(self, state: ExceedanceState, level: float) -> Verdict:
         """Return the verdict on one rollout, with p50 and p95 of both revisions."""

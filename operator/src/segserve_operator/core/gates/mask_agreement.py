@@ -36,7 +36,7 @@ from segserve_operator.core.evidence import (
     Floats,
     Judgement,
 )
-from segserve_operator.core.gates.base import Edges, MeasuredGateType, OnBreach, Outcome, Verdict
+from segserve_operator.core.gates.base import Edges, MeasuredGate, MeasuredGateType, OnBreach, Outcome, Verdict
 from segserve_operator.core.statistics.bounded_mean import log_wealth
 from segserve_operator.core.statistics.past import StablePast
 
@@ -76,7 +76,7 @@ class AgreementState:
 
 
 @dataclass(frozen=True, slots=True)
-class MaskAgreement:
+class MaskAgreement(MeasuredGate[AgreementState]):
     """Finds a mean agreement below `minimum` (0 to 1), or by `tolerance` below stable's with itself if it is None.
 
     It also finds a mean shift of confidence of more than `max_shift`. `on_breach` says what its verdict calls it.
@@ -91,14 +91,6 @@ class MaskAgreement:
         """Return the state before any window; `past` changes nothing: it has no pairs."""
         none, bins = np.zeros(shape), np.zeros((*shape, len(LEAST_DISAGREEMENTS)))
         return AgreementState(none, none, bins, bins, np.zeros((*shape, len(_LOWEST))))
-
-    def again(self, former: AgreementState) -> AgreementState:
-        """Return the state before any window of a rollout that begins as a former one did."""
-        return self.start(former.answered.shape)
-
-    def informed(self, state: AgreementState, past: StablePast) -> AgreementState:
-        """Return the same state, since `past` changes nothing."""
-        return state
 
     def update(self, state: AgreementState, window: EvidenceWindow) -> AgreementState:
         """Return the state after one more window. Requests of callers end all waiting: Shadow is over."""

@@ -26,7 +26,7 @@ from segserve_operator.core.evidence import (
     SlicePairs,
     slice_name,
 )
-from segserve_operator.core.gates.base import Edges, MeasuredGateType, Outcome, Verdict
+from segserve_operator.core.gates.base import Edges, MeasuredGate, MeasuredGateType, Outcome, Verdict
 from segserve_operator.core.gates.error_rate import ErrorRate
 from segserve_operator.core.gates.latency import SHADOW_SETTLING_S, Latency
 from segserve_operator.core.statistics import sliced
@@ -68,7 +68,7 @@ class SlicesState:
 
 
 @dataclass(frozen=True, slots=True)
-class Slices:
+class Slices(MeasuredGate[SlicesState]):
     """Finds slices that are worse than `errors` and `latency` tolerate."""
 
     errors: ErrorRate
