@@ -14,10 +14,10 @@ from bench.rollout.series import WEIGHTS
 from bench.rollout.world import CANDIDATE, EDGES_MS, STABLE
 from segserve_builder.comparator.pacing import FEW, FIRST_PER_S
 from segserve_operator.api.rollout_policy import RolloutPolicy, RolloutStep, Slo
+from segserve_operator.core.advance.verdicts.probe import probe_outcome
 from segserve_operator.core.evidence import EvidenceWindow
 from segserve_operator.core.gates import informed, measured_gates, started
 from segserve_operator.core.gates.checks import CheckResult
-from segserve_operator.core.gates.probe import probe_outcome
 from segserve_operator.core.rollout.engine import Progress, Signals, next_transition, watch, weights
 from segserve_operator.core.rollout.phases import ENDED, Phase
 from segserve_operator.core.rollout.policy import engine_policy

@@ -16,7 +16,7 @@ from fakes.answering_service import says, service
 from segserve_common.http.urls import RefusedError, UrlError, own_service
 from segserve_operator.adapters.checks.context import Question, Services, ServiceVerdict
 from segserve_operator.adapters.checks.services import DirectServices
-from segserve_operator.adapters.notify.post import Post, direct_post
+from segserve_operator.adapters.notify.messages import Post, direct_post
 from segserve_operator.adapters.outbound.client import own_worker
 from segserve_operator.core.gates.checks import CheckError
 

@@ -30,10 +30,10 @@ from segserve_operator.adapters.local.files import StateFolder
 from segserve_operator.adapters.local.fleet import LocalResources
 from segserve_operator.adapters.traffic.envoy_admin import UNIX_SCHEME
 from segserve_operator.api.rollout_policy import ResourceGate, RolloutPolicy
+from segserve_operator.core.advance.verdicts.probe import probe_outcome
 from segserve_operator.core.gates import resource
 from segserve_operator.core.gates.base import Outcome
 from segserve_operator.core.gates.checks import Check, CheckResult
-from segserve_operator.core.gates.probe import probe_outcome
 
 pytestmark = pytest.mark.platform
 

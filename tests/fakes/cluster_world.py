@@ -58,8 +58,8 @@ from segserve_operator.adapters.kube.known_objects import KnownObjects
 from segserve_operator.adapters.kube.objects import Defaults
 from segserve_operator.adapters.kube.view import PoolKey, View, fill
 from segserve_operator.adapters.kube.write_through import WriteThroughApi
+from segserve_operator.adapters.notify.messages import direct_post
 from segserve_operator.adapters.notify.notifier import Notifier
-from segserve_operator.adapters.notify.post import direct_post
 from segserve_operator.adapters.traffic.plans import PLANS, load_plan
 from segserve_operator.metrics.registry import Metrics
 from segserve_operator.reconciler import Dependencies, PoolReconciler

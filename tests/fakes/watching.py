@@ -111,7 +111,7 @@ class Watched:
         return psutil.Process(found.pid) if found is not None and processes.is_alive(found) else None
 
     def supervisor(self) -> psutil.Process:
-        from segserve_operator.adapters.local.platform_record import read_platform
+        from segserve_operator.adapters.local.files import read_platform
 
         record = until(lambda: read_platform(self.state), "a supervisor")
         return psutil.Process(record.process.pid)

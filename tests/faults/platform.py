@@ -23,8 +23,7 @@ from faults.plan import VARIABLE, Plan
 from faults.supervisor import CLOCK_STEP
 from segserve_common.files import write_private
 from segserve_operator.adapters.local import processes
-from segserve_operator.adapters.local.files import StateFolder, cache_folder
-from segserve_operator.adapters.local.platform_record import read_platform
+from segserve_operator.adapters.local.files import StateFolder, cache_folder, read_platform
 from segserve_operator.adapters.local.runtime import ensure_runtime
 from segserve_operator.core.world.observed import Wanted
 from segserve_operator.mapping.specs import wanted_of

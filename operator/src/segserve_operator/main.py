@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -34,7 +34,6 @@ from segserve_operator.adapters.kube.admission import MayPromote, admit, may_pro
 from segserve_operator.adapters.kube.known_objects import KnownObjects
 from segserve_operator.adapters.kube.lease import FencedApi, LeaderLease
 from segserve_operator.adapters.kube.namespaces import EnabledNamespaces, pools_within
-from segserve_operator.adapters.kube.objects import Defaults
 from segserve_operator.adapters.kube.view import PoolKey, View, audit, fill
 from segserve_operator.adapters.kube.write_through import WriteThroughApi
 from segserve_operator.adapters.notify.notifier import Notifier, SecretError
@@ -50,9 +49,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
     from segserve_operator.adapters.kube.api import Api
-if TYPE_CHECKING:
-    from segserve_operator.adapters.kube.api import Api
     from segserve_operator.adapters.notify.messages import Secret
+
 
 FIRST_AUDIT_S: Final = 5.0
 """Time until the watches have begun: of what was deleted since the view was filled they say nothing."""
@@ -205,34 +203,15 @@ async def assemble(
         sign=signer(Path(settings.signing_key)) if settings.signing_key else None,
     )
     fenced = WriteThroughApi(FencedApi(api, lease), view)
-    reconciler = PoolReconciler(fenced, view, _defaults(settings, modern=modern), outside, time.time)
+    defaults = replace(
+        settings,
+        operator_namespace_labels={"kubernetes.io/metadata.name": settings.lease_namespace},
+        disruption_api="policy/v1" if modern else "policy/v1beta1",
+    )
+    reconciler = PoolReconciler(fenced, view, defaults, outside, time.time)
     worker = Worker(reconciler.reconcile, reconciler.wanted, lease.is_held, metrics)
     return Operator(
         settings, api, view, lease, worker, reconciler, metrics, may_promote_by(api), time.monotonic(), enabled
-    )
-
-
-def _defaults(settings: OperatorSettings, *, modern: bool) -> Defaults:
-    return Defaults(
-        server_image=settings.server_image,
-        triton_version=settings.triton_version,
-        envoy_image=settings.envoy_image,
-        operator_image=settings.operator_image,
-        image_pull_policy=settings.image_pull_policy,
-        image_pull_secrets=settings.image_pull_secrets,
-        pod_user=settings.pod_user,
-        logging=settings.logging,
-        server_log_format=settings.server_log_format,
-        artifact_base=settings.artifact_base,
-        artifact_schemes=settings.artifact_schemes,
-        artifact_hosts=settings.artifact_hosts,
-        artifact_private_hosts=settings.artifact_private_hosts,
-        artifact_signatures=settings.artifact_signatures,
-        allow_host_path=settings.allow_host_path,
-        cluster_domain=settings.cluster_domain,
-        operator_namespace_labels={"kubernetes.io/metadata.name": settings.lease_namespace},
-        egress=settings.egress,
-        disruption_api="policy/v1" if modern else "policy/v1beta1",
     )
 
 

@@ -44,13 +44,8 @@ from segserve_operator.service import ActionLog, RolloutCache, Service
 from segserve_operator.worker import RESYNC_S, ReconcileResult
 
 if TYPE_CHECKING:
-    from segserve_operator.adapters.kube.api import Api
-    from segserve_operator.adapters.kube.contexts import PoolContexts
-    from segserve_operator.adapters.kube.view import PoolKey, View
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
-    from segserve_operator.adapters.kube.view import PoolKey, View
 
 MIN_DUE_S: Final = 1.0
 GUARD_RETRY_S: Final = 1.0

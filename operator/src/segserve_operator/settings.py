@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias, cast, get_args
 
 from pydantic import ValidationError
@@ -14,6 +14,7 @@ from segserve_builder.sources.access import Signatures
 from segserve_builder.spec.model_spec import SCHEMES
 from segserve_common.kube.names import POD_USER
 from segserve_common.logs import FORMAT_VARIABLE, FORMATS, LEVEL_VARIABLE, LEVELS, LogFormat, LogLevel, LogSettings
+from segserve_operator.adapters.kube.objects.context import Defaults
 from segserve_operator.adapters.kube.objects.egress import Egress
 
 PullPolicy: TypeAlias = Literal["Always", "IfNotPresent", "Never"]
@@ -35,25 +36,18 @@ class OperatorSettingsError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class OperatorSettings:
+class OperatorSettings(Defaults):
     """Settings of the operator, among them the defaults of fields that a pool's spec leaves out.
 
     `namespaces` are those to work in, all if there is none; if `cluster_wide`, all are read, and those with the label
-    `segserve.dev/enabled=true` are worked in, too. `triton_version` is NVIDIA's release of the Triton in
-    `server_image` (26.04). Relative URIs of models are relative to `artifact_base`. Artifacts come only from
-    `artifact_schemes` and `artifact_hosts` (all if these are empty), whatever a pool lists, and may come from
-    `artifact_private_hosts` at addresses that are not public; `artifact_signatures` holds for all.
-    Only with `allow_host_path` is a cache a folder of the node, which several tenants may share.
+    `segserve.dev/enabled=true` are worked in as well. `triton_version` is NVIDIA's release of the Triton in
+    `server_image` (26.04). Relative URIs of models are relative to `artifact_base`.
     Gates may ask `gate_hosts` and notifications call `notification_hosts` (hosts or networks; all at public addresses
     if there are none); the worker that does so listens at `worker_socket` as the user `worker_user` (the operator's own
     if it is None), and is a child of the operator if there is no socket.
     The holder of the Lease `lease_name` in `lease_namespace` leads, under the identity `pod_name`, which is unique.
-    `image_pull_secrets` are Secrets of each pool's namespace. `pod_user` is the user, group and fsGroup of pools' pods,
-    None if the cluster chooses. `logging` is that of the operator, agents and sidecars,
-    `server_log_format` that of Triton.
-    Pools' pods reach what `egress` says, anything if it is None. Decisions of rollouts are signed with the Ed25519 key
-    in the file `signing_key`, if it is set. The admission webhook is served with the certificate in the folder
-    `admission_keys`, if it is set.
+    Decisions of rollouts are signed with the Ed25519 key in the file `signing_key`, if it is set. The admission webhook
+    is served with the certificate in the folder `admission_keys`, if it is set.
     The counters of gateways are read from the gateways, or from the Prometheus at `samples_prometheus` if it is set.
     """
 
@@ -64,19 +58,9 @@ class OperatorSettings:
     envoy_image: str = "docker.io/envoyproxy/envoy:v1.40.0"
     operator_image: str = "localhost/segserve-operator:0.1.0"
     image_pull_policy: PullPolicy = "IfNotPresent"
-    image_pull_secrets: tuple[str, ...] = ()
-    pod_user: int | None = POD_USER
-    logging: LogSettings = field(default_factory=LogSettings)
-    server_log_format: LogFormat = "text"
     lease_namespace: str = "default"
     lease_name: str = "segserve-operator"
-    cluster_domain: str = "cluster.local"
     artifact_base: str = "file:///opt/segserve/examples/coins"
-    artifact_schemes: tuple[str, ...] = ()
-    artifact_hosts: tuple[str, ...] = ()
-    artifact_private_hosts: tuple[str, ...] = ()
-    artifact_signatures: Signatures = field(default_factory=Signatures)
-    allow_host_path: bool = False
     gate_hosts: tuple[str, ...] = ()
     notification_hosts: tuple[str, ...] = ()
     worker_socket: str = ""
@@ -84,7 +68,6 @@ class OperatorSettings:
     health_port: int = 8012
     pod_name: str = _SOMEBODY
     samples_prometheus: str = ""
-    egress: Egress | None = None
     signing_key: str = ""
     admission_keys: str = ""
 

@@ -19,7 +19,7 @@ from segserve_platform.platforms.local import LocalPlatform
 from segserve_platform.platforms.waiting import wait_serving
 
 if TYPE_CHECKING:
-    from segserve_operator.adapters.local.platform_record import PlatformRecord
+    from segserve_operator.adapters.local.files import PlatformRecord
 
 START_S: Final = 180
 
@@ -37,8 +37,7 @@ def demo(
     ends with the command; the one of `segserve up` is not touched. The first run installs the runtime environment.
     """
     with needs("local"):
-        from segserve_operator.adapters.local.files import StateFolder
-        from segserve_operator.adapters.local.platform_record import read_platform
+        from segserve_operator.adapters.local.files import StateFolder, read_platform
         from segserve_operator.adapters.local.runtime import compiling_the_rest
         from segserve_operator.adapters.local.triton import free_port
         from segserve_operator.local_platform.supervisor import end

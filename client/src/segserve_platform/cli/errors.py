@@ -33,7 +33,7 @@ _USER_ERRORS: Final = {
     "segserve_builder.errors": "BuilderError",
     "segserve_operator.api.errors": "SpecError",
     "segserve_operator.adapters.local.gateway": "PortTakenError",
-    "segserve_operator.adapters.local.platform_record": "PlatformError",
+    "segserve_operator.adapters.local.files": "PlatformError",
     "segserve_operator.adapters.local.resource_files": "ResourceNotFoundError",
     "segserve_operator.adapters.local.runtime": "RuntimeEnvironmentError",
 }

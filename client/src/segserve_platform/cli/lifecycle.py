@@ -45,8 +45,7 @@ from segserve_platform.platforms.port import MODEL, Json, LogRequest
 from segserve_platform.platforms.waiting import Serving, readiness
 
 if TYPE_CHECKING:
-    from segserve_operator.adapters.local.files import StateFolder
-    from segserve_operator.adapters.local.platform_record import PlatformRecord
+    from segserve_operator.adapters.local.files import PlatformRecord, StateFolder
     from segserve_operator.adapters.local.resource_files import ResourceFiles
     from segserve_operator.adapters.local.runtime import RuntimeEnvironment
 
@@ -213,8 +212,8 @@ def needed_kernels(store: ResourceFiles) -> set[str]:
 def apply_files(files: list[Path], port: int | None, *, tls: bool | None = None) -> list[str]:
     """Store the resources of files, the gateway's port and TLS, and return the names of the models to wait for."""
     with needs("local"):
+        from segserve_operator.adapters.local.files import read_platform
         from segserve_operator.adapters.local.gateway import PRIVATE_CERTIFICATE, check_port
-        from segserve_operator.adapters.local.platform_record import read_platform
 
     store = local_store()
     check_state_folder(store)
@@ -248,7 +247,7 @@ def launch(state: StateFolder, speed: float = 1.0, *, compile_all: bool = True) 
     Its decisions are made by a clock that is `speed` times as fast. With `compile_all` it compiles the
     kernels that no model needs yet, in the background.
     """
-    from segserve_operator.adapters.local.platform_record import read_platform
+    from segserve_operator.adapters.local.files import read_platform
     from segserve_operator.adapters.local.processes import marked_environment
 
     if read_platform(state) is not None:
@@ -280,7 +279,7 @@ def launch(state: StateFolder, speed: float = 1.0, *, compile_all: bool = True) 
 
 
 def _wait_for(startup: Startup, timeout_s: float, timeout: str) -> None:
-    from segserve_operator.adapters.local.platform_record import read_platform
+    from segserve_operator.adapters.local.files import read_platform
 
     platform, deadline_s = LocalPlatform(), time.monotonic() + timeout_s
     goals = {name: Serving(name) for name in startup.waiting}
@@ -303,7 +302,7 @@ def _wait_for(startup: Startup, timeout_s: float, timeout: str) -> None:
 
 def show_until_interrupted(state: StateFolder) -> None:
     """Show a live table of the models, and keep a supervisor running; without a terminal, a line for each model."""
-    from segserve_operator.adapters.local.platform_record import read_platform
+    from segserve_operator.adapters.local.files import read_platform
 
     console, platform = Console(), LocalPlatform()
     startup = Startup(platform.store.names(MODEL))

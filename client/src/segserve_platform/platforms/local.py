@@ -25,7 +25,7 @@ from segserve_platform.platforms.port import (
 )
 
 if TYPE_CHECKING:
-    from segserve_operator.adapters.local.platform_record import PlatformRecord
+    from segserve_operator.adapters.local.files import PlatformRecord
     from segserve_operator.adapters.local.resource_files import ResourceFiles
 
 POLL_S: Final = 0.2
@@ -245,7 +245,7 @@ class LocalPlatform:
         return None if record is None else record.url
 
     def _running(self) -> PlatformRecord | None:
-        from segserve_operator.adapters.local.platform_record import read_platform
+        from segserve_operator.adapters.local.files import read_platform
 
         return read_platform(self.store.state)
 

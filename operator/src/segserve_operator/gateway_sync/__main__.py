@@ -21,8 +21,7 @@ from segserve_operator.gateway_sync.sidecar import follow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-if TYPE_CHECKING:
-    from segserve_operator.gateway_sync.settings import Settings
+
 
 PAUSE_S: Final = 1.0
 TIMEOUT_S: Final = 5.0

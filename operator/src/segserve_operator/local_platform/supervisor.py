@@ -24,10 +24,9 @@ from segserve_operator.adapters.checks.gateway import InternalGateway
 from segserve_operator.adapters.checks.runner import BackgroundCheckRunner
 from segserve_operator.adapters.local import processes
 from segserve_operator.adapters.local.access import local_access
-from segserve_operator.adapters.local.files import StateFolder, bound_log
+from segserve_operator.adapters.local.files import PlatformError, StateFolder, bound_log, read_platform
 from segserve_operator.adapters.local.fleet import LocalFleet, LocalResources, shm_prefix, sweep_step_environments
 from segserve_operator.adapters.local.gateway import LocalGateway, PortTakenError
-from segserve_operator.adapters.local.platform_record import PlatformError, read_platform
 from segserve_operator.adapters.local.runtime import OnStep, RuntimeEnvironment, compiling_the_rest, ensure_runtime
 from segserve_operator.adapters.local.store import LocalStore
 from segserve_operator.adapters.notify.notifier import Notifier, PoolAnnouncer, targets

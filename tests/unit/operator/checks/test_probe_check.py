@@ -11,8 +11,8 @@ from fakes.internal_gateway import InternalListener, internal_listener
 from segserve_builder.golden.judging import builtin_image
 from segserve_operator.adapters.checks import probe
 from segserve_operator.adapters.checks.gateway import InternalGateway
+from segserve_operator.core.advance.verdicts.probe import probe_outcome
 from segserve_operator.core.gates.checks import CheckError, CheckResult
-from segserve_operator.core.gates.probe import probe_outcome
 
 ROUNDS = 24
 

@@ -15,10 +15,10 @@ from segserve_operator.api.rollout_policy import (
     RolloutPolicy,
     WebhookGate,
 )
+from segserve_operator.core.advance.verdicts.probe import probe_outcome
 from segserve_operator.core.gates import GATES
 from segserve_operator.core.gates.base import CheckedGateType, Outcome
 from segserve_operator.core.gates.checks import CheckResult, ResourceSample, Scores
-from segserve_operator.core.gates.probe import probe_outcome
 
 POLICY = RolloutPolicy()
 LEVEL = 0.0025

@@ -39,9 +39,9 @@ from segserve_operator.api.rollout_policy import (
 )
 from segserve_operator.core.advance.case import RolloutCase, groups_of, is_about
 from segserve_operator.core.advance.inputs import checks, gather_signals, sampled_groups, verdicts_with
+from segserve_operator.core.advance.verdicts.probe import LONGEST_S
 from segserve_operator.core.gates.base import Outcome, Verdict
 from segserve_operator.core.gates.checks import CheckResult
-from segserve_operator.core.gates.probe import LONGEST_S
 from segserve_operator.core.rollout.phases import ENDED, Phase
 from segserve_operator.core.rollout.record import Record, RolloutState
 from segserve_operator.core.traffic import TrafficState, shadow_of

@@ -21,9 +21,8 @@ from fakes.waiting import HANG_S
 from fakes.webhook import webhook
 from segserve_common.http.urls import AddressCheck, own_service, service_check
 from segserve_common.kube.kinds import SECRETS, Json
-from segserve_operator.adapters.notify.messages import Message, Secret, Target
+from segserve_operator.adapters.notify.messages import Message, Secret, Target, direct_post
 from segserve_operator.adapters.notify.notifier import MAX_QUEUED, Notifier, PoolAnnouncer, targets
-from segserve_operator.adapters.notify.post import direct_post
 from segserve_operator.api.triton_pool import TritonPoolSpec
 from segserve_operator.core.drift.watch import DriftedHistogram
 from segserve_operator.core.models.actions import Announce, AnnounceDrift

@@ -13,13 +13,12 @@ from segserve_operator.adapters.kube.drift import covers, overlay
 from segserve_operator.adapters.kube.pods import is_terminating
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from segserve_common.kube.kinds import Json, Kind
     from segserve_operator.adapters.kube.api import Api
     from segserve_operator.adapters.kube.view import PoolKey, View
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+
 
 _KINDS: Final = {(kind.api_version, kind.name): kind for kind in (*CHILDREN, *GATEWAY_ROUTES, OLD_DISRUPTION_BUDGETS)}
 

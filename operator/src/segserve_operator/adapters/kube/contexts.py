@@ -18,14 +18,12 @@ from segserve_operator.mapping.reading import read_pool
 
 if TYPE_CHECKING:
     from segserve_common.kube.kinds import Json
+    from segserve_operator.adapters.kube.api import Api
     from segserve_operator.adapters.kube.objects import Defaults
     from segserve_operator.adapters.kube.view import PoolKey, View
     from segserve_operator.api.triton_pool import TritonPoolSpec
     from segserve_operator.core.rollout.chain import Sign
-if TYPE_CHECKING:
-    from segserve_common.kube.kinds import Json
-    from segserve_operator.adapters.kube.api import Api
-    from segserve_operator.adapters.kube.view import PoolKey, View
+
 
 _NAMED: Final = 5
 

@@ -34,19 +34,14 @@ from segserve_operator.mapping.packed_evidence import (
 from segserve_operator.mapping.rollouts import HISTORY, manifest_of, record_of, status_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     from segserve_common.kube.kinds import Json
     from segserve_operator.adapters.kube.api import Api
     from segserve_operator.adapters.kube.view import PoolKey
     from segserve_operator.core.rollout.chain import Sign
     from segserve_operator.core.rollout.record import Record, Row
-if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
 
-    from segserve_common.kube.kinds import Json
-if TYPE_CHECKING:
-    from segserve_operator.core.rollout.record import Record
 
 CONCURRENT_READS: Final = 16
 
@@ -146,8 +141,10 @@ class ClusterRollouts:
         outcome = outcome_of(record)
         if outcome != cached.outcome and outcome:
             last = record.decisions[-1] if record.decisions else None
-            patch = outcome_patch(outcome, f"{last.reason}: {last.message}" if last is not None else "")
-            fenced = {"metadata": {**patch["metadata"], "resourceVersion": cached.version}}
+            # In the metadata, as backups often have no status.
+            message = (f"{last.reason}: {last.message}" if last is not None else "")[:MESSAGE_MAX_LENGTH]
+            annotations, labels = {OUTCOME_ANNOTATION: message}, {OUTCOME_LABEL: outcome}
+            fenced = {"metadata": {"labels": labels, "annotations": annotations, "resourceVersion": cached.version}}
             cached = _cached(await self.api.patch(ROLLOUTS, namespace, record.name, fenced), cached.record)
         status = status_of(record, datetime.fromtimestamp(self.clock(), UTC), self.sign)
         # Null removes a field that an earlier status had.
@@ -243,9 +240,3 @@ def evidence_config_map(
         "metadata": metadata,
         "binaryData": {CONTENT_KEY: content},
     }
-
-
-def outcome_patch(outcome: str, why: str) -> dict[str, Any]:
-    """Return the patch that says in a record's metadata how its rollout ended: backups often have no status."""
-    message = why[:MESSAGE_MAX_LENGTH]
-    return {"metadata": {"labels": {OUTCOME_LABEL: outcome}, "annotations": {OUTCOME_ANNOTATION: message}}}

@@ -15,11 +15,11 @@ from segserve_common.kube.names import MANAGED_LABELS, POOL_LABEL
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Iterator, Mapping
 
+    from segserve_builder.agent.protocol import AssignedModel
     from segserve_common.kube.kinds import Json, Kind
     from segserve_operator.adapters.kube.api import Api
     from segserve_operator.adapters.kube.known_objects import KnownObjects
-if TYPE_CHECKING:
-    from segserve_builder.agent.protocol import AssignedModel
+
 
 DEFAULT_POOL: Final = "default"
 REMEMBERED_DELETIONS: Final = 10_000

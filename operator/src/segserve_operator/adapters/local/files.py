@@ -14,8 +14,9 @@ from typing import Any, Final
 import yaml
 
 from segserve_common.files import write_private
-from segserve_common.platform_record import RECORD_FILE
+from segserve_common.platform_record import RECORD_FILE, read_record
 from segserve_common.platform_record import STATE_VARIABLE as STATE_VARIABLE
+from segserve_common.platform_record import PlatformRecord as PlatformRecord
 from segserve_common.platform_record import state_folder as state_folder
 
 CACHE_VARIABLE: Final = "SEGSERVE_CACHE"
@@ -149,3 +150,12 @@ def bound_log(path: Path, *, limit_bytes: int, kept_bytes: int) -> None:
         file.seek(0)
         file.write(tail)
         file.truncate()
+
+
+class PlatformError(Exception):
+    """The local platform cannot do what was requested; the message has the cause and a remedy."""
+
+
+def read_platform(state: StateFolder) -> PlatformRecord | None:
+    """Return the record of the running platform, or None if none runs."""
+    return read_record(state.platform)

@@ -60,13 +60,6 @@ def _parsed(lines: Iterable[str]) -> Iterator[tuple[float, Event]]:
             continue
 
 
-def edit_event(before: Mapping[str, Any], after: Mapping[str, Any]) -> Event:
-    """Return the event that says which fields of a resource have changed, and since which generation."""
-    fields = _changed("spec", before.get("spec"), after.get("spec"))
-    message = f"generation {after['metadata']['generation']}: {', '.join(fields) or 'labels or annotations'}"
-    return Event("Normal", "Edited", message)
-
-
 def _changed(path: str, before: object, after: object) -> list[str]:
     if before == after:
         return []
@@ -117,7 +110,11 @@ class ResourceFiles:
             folder = self._folder(resource.kind, resource.metadata.name)
             write_yaml(folder / "spec.yaml", applied)
             if current is not None:
-                add_event(folder, edit_event(current, applied), time.time())
+                fields = _changed("spec", current.get("spec"), applied.get("spec"))
+                message = (
+                    f"generation {applied['metadata']['generation']}: {', '.join(fields) or 'labels or annotations'}"
+                )
+                add_event(folder, Event("Normal", "Edited", message), time.time())
         return "created" if current is None else "configured"
 
     def preview(self, resource: Resource, manifest: Mapping[str, Any]) -> tuple[dict[str, Any] | None, dict[str, Any]]:

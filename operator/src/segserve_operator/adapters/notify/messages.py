@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, Protocol, TypeAlias
 
+from segserve_common.http.guard import send_async, single_use_transport
+from segserve_common.http.urls import AddressCheck, Url
 from segserve_operator.core.drift.watch import DriftedHistogram
 
 Json: TypeAlias = dict[str, Any]
@@ -169,3 +172,34 @@ FORMATS: Final[Mapping[Format, Callable[[Message], Json]]] = {"json": as_json, "
 def _escaped(text: str) -> str:
     """Return text in which Slack finds neither links nor mentions."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+class Post(Protocol):
+    """A sender of messages."""
+
+    async def __call__(
+        self, url: str, payload: Mapping[str, Any], timeout_s: float, ca_bundle: str | None = None
+    ) -> int:
+        """Post JSON and return the status of the response; `ca_bundle` as of a `Target`.
+
+        Raises `RefusedError` or `UrlError` for a receiver that must not be called, and `OSError` or `httpx.HTTPError`
+        if there is no response within `timeout_s`.
+        """
+        ...
+
+
+def direct_post(check_address: AddressCheck) -> Post:
+    """Return what posts to the addresses that `check_address` allows.
+
+    Redirects are not followed, proxies not used, and the body of the response is not read: it could be endless.
+    """
+
+    async def post(url: str, payload: Mapping[str, Any], timeout_s: float, ca_bundle: str | None = None) -> int:
+        target = Url.normalised(url)
+        # A transport and not a client: clients log whole URLs, which may be secret.
+        async with asyncio.timeout(timeout_s), single_use_transport(target, ca_bundle) as transport:
+            response = await send_async(transport, "POST", target, check_address, {}, timeout_s, json=payload)
+            await response.aclose()
+        return response.status_code
+
+    return post

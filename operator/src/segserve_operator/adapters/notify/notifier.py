@@ -17,8 +17,7 @@ import httpx
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_chain, wait_fixed
 
 from segserve_common.http.urls import RefusedError, UrlError
-from segserve_operator.adapters.notify.messages import FORMATS, Message, Secret, Target
-from segserve_operator.adapters.notify.post import Post
+from segserve_operator.adapters.notify.messages import FORMATS, Message, Post, Secret, Target
 from segserve_operator.api.triton_pool import TritonPoolSpec
 from segserve_operator.core.models.actions import Announce, AnnounceDrift
 

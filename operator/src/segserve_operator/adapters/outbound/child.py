@@ -24,7 +24,7 @@ from pydantic import ValidationError
 from segserve_common.http.urls import RefusedError, UrlError, own_service, service_check
 from segserve_operator.adapters.checks.context import Services
 from segserve_operator.adapters.checks.services import DirectServices
-from segserve_operator.adapters.notify.post import Post, direct_post
+from segserve_operator.adapters.notify.messages import Post, direct_post
 from segserve_operator.adapters.outbound.messages import (
     MAX_REQUEST,
     REQUESTS,

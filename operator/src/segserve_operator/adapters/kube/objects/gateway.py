@@ -34,7 +34,7 @@ from segserve_common.kube.names import (
     plan_name,
     reports_name,
 )
-from segserve_operator.adapters.kube.objects import capture, comparator, gateway_auth, gateway_tls, pods, server_tls
+from segserve_operator.adapters.kube.objects import copies, gateway_auth, gateway_tls, pods, server_tls
 from segserve_operator.adapters.kube.objects.access import access_objects
 from segserve_operator.adapters.kube.objects.config_maps import gateway_reports
 from segserve_operator.adapters.kube.objects.context import gateway_selector, meta, rendered, stamped
@@ -106,14 +106,13 @@ def _template(context: PoolContext) -> Json:
         security_context=pods.pod_security(context.defaults.pod_user),
         **pods.placement(given, selector, context.defaults.image_pull_secrets),
         init_containers=[_sync_container(context, "prepare", "prepare")],
-        containers=[_envoy(context), _sync(context), *comparator.containers(context), *capture.containers(context)],
+        containers=[_envoy(context), _sync(context), *copies.containers(context)],
         volumes=[
             *(pods.folder("run"), pods.folder("tmp"), pods.token_volume()),
             *gateway_tls.volumes(context),
             *server_tls.gateway_volumes(context),
             *gateway_auth.volumes(context),
-            *comparator.volumes(context),
-            *capture.volumes(context),
+            *copies.volumes(context),
         ],
     )
     annotations = {**given.metadata.annotations, "kubectl.kubernetes.io/default-container": ENVOY_CONTAINER}
@@ -151,8 +150,7 @@ def _envoy(context: PoolContext) -> V1Container:
             V1VolumeMount(name="run", mount_path=RUN_FOLDER),
             V1VolumeMount(name="tmp", mount_path=pods.TMP_FOLDER),
             *gateway_tls.envoy_mounts(context),
-            *comparator.mounts(context),
-            *capture.mounts(context),
+            *copies.mounts(context),
         ],
     )
 
@@ -210,8 +208,7 @@ def _sync_container(context: PoolContext, name: str, task: str) -> V1Container:
             *gateway_tls.sync_mounts(context),
             *server_tls.gateway_mounts(context),
             *gateway_auth.sync_mounts(context),
-            *comparator.mounts(context),
-            *capture.mounts(context),
+            *copies.mounts(context),
         ],
     )
 

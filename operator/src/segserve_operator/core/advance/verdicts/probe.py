@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Final
 
 from segserve_operator.core.advance.case import RolloutCase, VerdictSource
-from segserve_operator.core.gates.checks import Check
-from segserve_operator.core.gates.probe import LONGEST_S, probe_outcome
+from segserve_operator.core.gates.checks import Check, CheckResult
 from segserve_operator.core.rollout.engine import Signals
 from segserve_operator.core.rollout.phases import Phase
 
@@ -27,3 +27,32 @@ def _name(case: RolloutCase) -> str:
 
 
 SOURCE: Final = VerdictSource(checks=_checks, signal=_signal)
+
+
+ENOUGH_ANSWERS: Final = 20
+DEVIATIONS: Final = 3.0
+"""Standard deviations by which the candidate must fail more than stable: an incident of both is not proof."""
+LONGEST_S: Final = 60.0
+
+
+def probe_outcome(finding: CheckResult | None, seconds: float) -> int:
+    """Return 1 if the candidate answers the requests, -1 if it fails them, and 0 while neither is known.
+
+    `seconds` is the time since probing began. The candidate fails with clearly more failures than stable for as many
+    requests (nine if stable has none), or if all of twenty or more fail while stable answers some. It answers after
+    twenty requests without a failure. After a minute and twenty requests without either outcome it continues, even if
+    stable fails as well: the gates decide the rest, with their budget for mistakes. Requests that could not be sent are
+    ignored.
+    """
+    if finding is None or finding.problem or not finding.asked[1]:
+        return 0
+    (asked_stable, asked), (failed_stable, failed) = finding.asked, finding.failed
+    ratio = asked / max(asked_stable, 1)
+    clearly = failed - ratio * failed_stable >= DEVIATIONS * math.sqrt(failed + ratio**2 * failed_stable)
+    all_fail = failed == asked >= ENOUGH_ANSWERS and failed_stable < asked_stable
+    if failed and (clearly or all_fail):
+        return -1
+    if failed == 0 and asked >= ENOUGH_ANSWERS:
+        return 1
+    # A new process probes anew: the minute may then be over before its first answer.
+    return 1 if seconds >= LONGEST_S and (finding.done or asked >= ENOUGH_ANSWERS) else 0
