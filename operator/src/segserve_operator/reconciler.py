@@ -271,7 +271,6 @@ def _restarts(pod: Mapping[str, Any]) -> int:
 
 
 def _costs(texts: Iterable[str]) -> dict[str, CostCounts]:
-    """Return what was counted of each revision, summed over servers."""
     sums = {name: defaultdict[str, float](float) for name in ("cpu_seconds", "requests", "tests")}
     for text in texts:
         for name, labels, value in _COST.findall(text):

@@ -188,7 +188,6 @@ def _validated(
 
 
 def _kind(document: Document) -> str:
-    """Return the registered kind of the document."""
     value = document.value
     if not isinstance(value, dict):
         raise SpecError([document.problem((), f"a resource must be a mapping, got {_BRIEF.repr(value)}")])
@@ -233,7 +232,6 @@ def _unknown(noun: str, name: str, known: Sequence[str]) -> str:
 
 
 def _fields(schema: Mapping[str, Any], path: Path) -> list[str]:
-    """Return the names of the fields in the schema at `path`."""
     for part in path:
         if isinstance(part, int):
             schema = schema["items"]

@@ -83,7 +83,6 @@ class Sidecar:
         return probe_response(age_s < LONGEST_PASS_S, f"the last pass was {age_s:.1f} s ago")
 
     def _ready(self) -> ProbeResponse:
-        """Return whether Envoy is ready."""
         # An Envoy that applies a large change answers late, but serves meanwhile: it stays ready for a while.
         try:
             self._run(self._traffic.check_ready(), _READY_S)
@@ -126,7 +125,6 @@ class Sidecar:
         )
 
     def _counts(self, query: Mapping[str, list[str]]) -> ProbeResponse:
-        """Return Envoy's counts of the models in a query."""
         models = query.get(wire.MODEL, [])
         if not models:
             return ProbeResponse(400, f"{wire.PATH} needs {wire.MODEL}=, once or more\n".encode())

@@ -189,7 +189,6 @@ class Supervisor:
         write_private(self.state.platform, json.dumps(record))
 
     async def _pass(self) -> bool:
-        """Run one pass, and return whether it took any action."""
         actions: tuple[Action, ...] = ()
         with contextlib.suppress(SpecError):  # callers are known as before, until the pool can be read again
             self.gateway.follow(self._store.pool().spec.gateway)

@@ -152,7 +152,6 @@ def _scaling_status(state: ScalingState | None) -> ScalingStatus | None:
 
 
 def _idle_groups(selector: str) -> tuple[str, ...]:
-    """Return the groups that a pool's selector leaves out."""
     found = _LEFT_OUT.search(selector)
     return tuple(found[1].split(",")) if found is not None else ()
 

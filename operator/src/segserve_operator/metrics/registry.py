@@ -165,7 +165,6 @@ def _objects(view: View, key: PoolKey) -> Iterator[tuple[Kind, Mapping[str, Any]
 
 
 def _measured(kind: Kind, item: Mapping[str, Any]) -> tuple[str, int]:
-    """Return an object's purpose and its size in bytes."""
     if kind != CONFIG_MAPS:
         return "status", len(json.dumps(item.get("status") or {}))
     binary, plain = item.get("binaryData") or {}, item.get("data") or {}

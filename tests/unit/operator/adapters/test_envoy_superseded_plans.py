@@ -17,6 +17,7 @@ from segserve_operator.adapters.traffic.envoy_clusters import EnvoyCluster, read
 from segserve_operator.adapters.traffic.envoy_config import EnvoyFiles
 from segserve_operator.adapters.traffic.envoy_files import ConfigurationRejectedError, DiscoveryResponse
 from segserve_operator.adapters.traffic.envoy_limits import read_version
+from segserve_operator.adapters.traffic.envoy_listener import EnvoySettings
 from segserve_operator.adapters.traffic.envoy_messages import DISCOVERY_RESPONSE, ROUTE_CONFIGURATION, parse, to_json
 from segserve_operator.adapters.traffic.envoy_routes import read_weights
 from segserve_operator.adapters.traffic.envoy_updater import EnvoyUpdater
@@ -121,7 +122,7 @@ class Gateway:
     def begun(cls, folder: Path) -> Gateway:
         files = EnvoyFiles(folder)
         updater = EnvoyUpdater(
-            files, timeout_s=60, update_timeout_s=HANG_S, max_request_bytes=2**20, on_replace=_counts_nothing
+            files, EnvoySettings(), timeout_s=60, update_timeout_s=HANG_S, on_replace=_counts_nothing
         )
         updater.write(TrafficPlan())
         return cls(updater, Envoy(files), files)

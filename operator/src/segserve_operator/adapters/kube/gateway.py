@@ -175,7 +175,6 @@ class ClusterTraffic:
         return {pod["metadata"]["name"]: host for pod in ready if (host := pods.address(pod)) is not None}
 
     def _gateways(self) -> list[Json]:
-        """Return the pods of the gateway's Deployment."""
         deployment = object_name(self.key.pool, GATEWAY)
         return [
             pod
@@ -209,7 +208,6 @@ class ClusterTraffic:
         return with_valid_tokens(self.view, self.key, gateway_objects(context))
 
     def _content(self, config_map: Json | None, part: TrafficPlan) -> str:
-        """Return the packed shard."""
         present = content_of(config_map) if config_map is not None else None
         # Packing a thousand routes is slow, and most passes change none.
         if present is not None and self._shard(present) == part:

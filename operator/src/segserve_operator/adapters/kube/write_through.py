@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -10,44 +9,21 @@ from segserve_common.api_errors import ApiError, NotFoundError
 from segserve_operator.adapters.kube.view import selector
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
-
     from segserve_common.kube.kinds import Json, Kind
     from segserve_operator.adapters.kube.api import Api
     from segserve_operator.adapters.kube.view import View
 
 
-@dataclass(frozen=True, slots=True)
 class WriteThroughApi:
     """Implements `Api`: forwards every call, and stores the object that a write returns in the view.
 
     What a write shows to be gone leaves the view at once: a watch that began after its end never reports it.
     """
 
-    api: Api
-    view: View
-
-    async def has(self, kind: Kind) -> bool:
-        """Return whether the server serves a kind."""
-        return await self.api.has(kind)
-
-    async def list(self, kind: Kind, namespace: str | None, labels: Mapping[str, str]) -> list[Json]:
-        """Return all objects of a kind with these labels."""
-        return await self.api.list(kind, namespace, labels)
-
-    def each(self, kind: Kind, namespace: str | None, labels: Mapping[str, str]) -> AsyncIterator[Json]:
-        """Yield all objects of a kind with these labels."""
-        return self.api.each(kind, namespace, labels)
-
-    async def versions(
-        self, kind: Kind, namespace: str | None, labels: Mapping[str, str]
-    ) -> dict[tuple[str, str], str]:
-        """Return the resourceVersion of each object."""
-        return await self.api.versions(kind, namespace, labels)
-
-    async def get(self, kind: Kind, namespace: str, name: str) -> Json:
-        """Return one object."""
-        return await self.api.get(kind, namespace, name)
+    def __init__(self, api: Api, view: View) -> None:
+        self.api, self.view = api, view
+        self.has, self.list, self.each = api.has, api.list, api.each
+        self.versions, self.get = api.versions, api.get
 
     async def create(self, kind: Kind, namespace: str, manifest: Json) -> Json:
         """Create an object."""

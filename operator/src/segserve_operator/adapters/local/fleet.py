@@ -346,7 +346,6 @@ def _read_ports(folder: GroupFolder) -> Ports:
 
 
 def _read_costs(folder: GroupFolder) -> dict[str, CostCounts]:
-    """Return what the agent has counted of each revision."""
     try:
         costs = read_costs(json.loads(folder.costs.read_text()))
     except (OSError, ValueError, KeyError, TypeError):

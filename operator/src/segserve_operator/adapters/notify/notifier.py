@@ -142,7 +142,6 @@ class Notifier:
         return "sent"
 
     async def _post(self, target: Target, message: Message) -> None:
-        """Make one attempt."""
         async with asyncio.timeout(self._timeout_s):
             url = target.url if target.secret is None else (await self._read(target.secret)).strip()
         status = await self._send(url, FORMATS[target.format](message), self._timeout_s, target.ca_bundle)

@@ -25,7 +25,7 @@ from segserve_operator.adapters.traffic.envoy_counts import CumulativeStats, Sta
 from segserve_operator.adapters.traffic.envoy_files import ConfigurationRejectedError, read_plan
 from segserve_operator.adapters.traffic.envoy_listener import EnvoySettings
 from segserve_operator.adapters.traffic.envoy_mirror import write_comparisons, write_rules
-from segserve_operator.adapters.traffic.envoy_updater import EnvoyUpdater
+from segserve_operator.adapters.traffic.envoy_updater import UPDATE_TIMEOUT_S, EnvoyUpdater
 from segserve_operator.adapters.traffic.listener_certificates import ListenerCertificates, ServerTlsCertificates
 from segserve_operator.adapters.traffic.pair_counts import fetch_capture_metrics, fetch_pairs
 from segserve_operator.core.rollout.counters import Counters, Sample
@@ -33,7 +33,6 @@ from segserve_operator.core.scaling import GatewayLoad
 from segserve_operator.core.traffic import TrafficPlan, TrafficState
 
 _ADMIN_TIMEOUT_S: Final = 2.0
-_UPDATE_TIMEOUT_S: Final = 10.0
 _SOCKET_PATH_BYTES: Final = 107
 # Models that nobody has counted for so long are not counted on a replacement of clusters either.
 _COUNTED_WITHIN_S: Final = 60.0
@@ -46,7 +45,7 @@ class EnvoyTraffic:
     """Makes an Envoy follow traffic plans.
 
     All state is in `folder`: a new object continues where another one ended, and a restarted Envoy serves the last
-    plan. `timeout_s` is the time limit of a request to a model, `update_timeout_s` that of one change of configuration.
+    plan. `timeout_s` is the time limit of a request to a model.
     `server_tls` is a folder with what TLS with servers needs: tls.crt, tls.key and ca.crt.
     """
 
@@ -57,21 +56,15 @@ class EnvoyTraffic:
         *,
         server_tls: Path | None = None,
         timeout_s: float = 60.0,
-        update_timeout_s: float = _UPDATE_TIMEOUT_S,
     ) -> None:
         self._settings = settings or EnvoySettings()
         self._timeout_s = timeout_s
-        self._update_timeout_s = update_timeout_s
         self._files = EnvoyFiles(folder)
         self._updater = EnvoyUpdater(
             self._files,
+            self._settings,
             timeout_s=timeout_s,
-            update_timeout_s=update_timeout_s,
-            max_request_bytes=self._settings.max_request_bytes,
             server_tls=self._files.server_tls if server_tls is not None else None,
-            metrics=self._settings.metrics_socket is not None,
-            plain_http=self._settings.plain_http,
-            loopback=self._settings.is_open,
             on_replace=self._record_stats,
         )
         tls = self._settings.tls
@@ -233,7 +226,7 @@ class EnvoyTraffic:
         own = self.server_certificates
         if plan.needs_tls and own is not None and not own.can_serve:
             raise ConfigurationRejectedError("servers of the plan want TLS, and there is no certificate to show them")
-        async with self._lock, self._admin(timeout_s=self._update_timeout_s) as admin:
+        async with self._lock, self._admin(timeout_s=UPDATE_TIMEOUT_S) as admin:
             followed = await self._updater.shift(admin, plan, superseded=superseded)
         if followed:
             self._tell(plan)
@@ -241,7 +234,7 @@ class EnvoyTraffic:
 
     async def remove_unused(self) -> None:
         """Remove clusters that the plan no longer needs and that no request uses."""
-        async with self._lock, self._admin(timeout_s=self._update_timeout_s) as admin:
+        async with self._lock, self._admin(timeout_s=UPDATE_TIMEOUT_S) as admin:
             await self._updater.remove_unused(admin)
 
     async def count(self, models: Collection[str]) -> dict[str, Counters]:
@@ -297,7 +290,6 @@ class EnvoyTraffic:
             await self._read_stats(admin, counted)
 
     async def _read_stats(self, admin: EnvoyAdmin, models: Collection[str]) -> tuple[str, dict[str, Stats]]:
-        """Return Envoy's epoch and the cumulative statistics by cluster."""
         # One at a time: if responses overtook each other, the older one would look like a restart of statistics.
         async with self._counting:
             epoch = self.epoch()
@@ -331,7 +323,7 @@ class EnvoyTraffic:
     async def metrics(self) -> bytes:
         """Return Envoy's statistics, and the capture service's if it runs, in the Prometheus text format."""
         captured = await fetch_capture_metrics(self._files.capture)
-        async with self._admin(timeout_s=self._update_timeout_s) as admin:
+        async with self._admin(timeout_s=UPDATE_TIMEOUT_S) as admin:
             return captured + await admin.metrics()
 
     def _admin(self, *, timeout_s: float = _ADMIN_TIMEOUT_S) -> EnvoyAdmin:

@@ -29,6 +29,7 @@ from segserve_operator.adapters.traffic.envoy_files import (
     write_watched,
 )
 from segserve_operator.adapters.traffic.envoy_limits import encode_limits, read_version
+from segserve_operator.adapters.traffic.envoy_listener import EnvoySettings
 from segserve_operator.adapters.traffic.envoy_messages import CLUSTER, ROUTE_CONFIGURATION, RUNTIME, Json
 from segserve_operator.adapters.traffic.envoy_plain_http import documents
 from segserve_operator.adapters.traffic.envoy_routes import (
@@ -43,6 +44,7 @@ from segserve_operator.adapters.traffic.envoy_server_tls import with_server_tls
 from segserve_operator.adapters.traffic.envoy_tls import TlsFiles
 from segserve_operator.core.traffic import Route, RouteLimits, TrafficPlan, real_group
 
+UPDATE_TIMEOUT_S: Final = 10.0
 # Envoy's main thread hands changes to its workers, and nothing reports when they have arrived: one turn of their loops.
 _WORKERS_TURN_S: Final = 0.05
 _upstream: Final = lru_cache(maxsize=2**16)(Upstream.parse)
@@ -159,24 +161,17 @@ class EnvoyUpdater:
     def __init__(
         self,
         files: EnvoyFiles,
+        settings: EnvoySettings,
         *,
         timeout_s: float,
-        update_timeout_s: float,
-        max_request_bytes: int,
+        update_timeout_s: float = UPDATE_TIMEOUT_S,
         server_tls: TlsFiles | None = None,
-        metrics: bool = False,
-        plain_http: bool = False,
-        loopback: bool = False,
         on_replace: Callable[[EnvoyAdmin, Collection[str]], Awaitable[None]],
     ) -> None:
-        self._files = files
+        self._files, self._settings = files, settings
         self._timeout_s = timeout_s
         self._update_timeout_s = update_timeout_s
-        self._max_request_bytes = max_request_bytes
         self._server_tls = server_tls
-        self._metrics = metrics
-        self._plain_http = plain_http
-        self._loopback = loopback
         self._on_replace = on_replace
         self._written: _WrittenState | None = None
         self._rejected: tuple[EnvoyAdmin, int] | None = None
@@ -324,7 +319,7 @@ class EnvoyUpdater:
     def _limits(self, plan: TrafficPlan) -> DiscoveryResponse:
         limited = tuple((route.model, route.limits) for route in plan.routes if route.limits is not None)
         if self._rendered_limits is None or self._rendered_limits[0] != limited:
-            encoded = encode_limits(plan.routes, max_request_bytes=self._max_request_bytes)
+            encoded = encode_limits(plan.routes, max_request_bytes=self._settings.max_request_bytes)
             self._rendered_limits = limited, DiscoveryResponse(*encoded)
         return self._rendered_limits[1]
 
@@ -391,9 +386,9 @@ class EnvoyUpdater:
             tables,
             timeout_s=self._timeout_s,
             restricted=desired.plan.is_restricted,
-            metrics=self._metrics,
-            documents=documents(desired.plan) if self._plain_http else {},
-            loopback=self._loopback,
+            metrics=self._settings.metrics_socket is not None,
+            documents=documents(desired.plan) if self._settings.plain_http else {},
+            loopback=self._settings.is_open,
         )
         return discovery_response(ROUTE_CONFIGURATION, [encoded])
 

@@ -170,7 +170,6 @@ def _check_key(leaf: x509.Certificate, path: Path) -> None:
 
 
 def _check_pair(leaf: x509.Certificate, key: bytes, folder: Path) -> None:
-    """Raise `CertificateError` unless the key is that of the certificate."""
     try:
         private = serialization.load_pem_private_key(key, password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:

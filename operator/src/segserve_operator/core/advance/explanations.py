@@ -132,7 +132,6 @@ def _shadow(result: DecisionResult) -> str:
 
 
 def _held_by(result: DecisionResult) -> str:
-    """Return what a person has to decide about in Shadow."""
     verdicts = with_verdicts(result.record, result.skipped).verdicts
     shifted = next((each.message for each in verdicts if each.reason == CONFIDENCE_SHIFTED), None)
     return shifted or "its masks differ from stable's: look at `segserve rollout sheet`, then resume or abort it"

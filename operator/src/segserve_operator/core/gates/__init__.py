@@ -58,7 +58,6 @@ def measured_gates(policy: RolloutPolicy, slo: Slo, edges: Edges = EDGES_MS) -> 
 
 
 def _tested(spec: AbTest, edges: Edges) -> MeasuredGate[Any]:
-    """Return the result of the test that a policy declares."""
     if spec.promql is not None:
         return AbMetricResult.of(spec.promql)
     if spec.metric in QUANTILES:

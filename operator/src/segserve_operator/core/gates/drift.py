@@ -76,7 +76,6 @@ def _noted(spec: DriftGate, verdict: Verdict) -> Verdict:
 
 
 def _described(histograms: Mapping[str, ComparedHistogram]) -> str:
-    """Return the histograms that differ most, with their numbers."""
     most = sorted(histograms.items(), key=lambda item: -item[1].difference)[:_MAX_NAMED]
     return "; ".join(_describe(name, each) for name, each in most)
 

@@ -196,7 +196,6 @@ class MaskAgreement(MeasuredGate[AgreementState]):
 
 
 def _mean(counts: Floats, values: Floats) -> float:
-    """Return the mean of counted values, 0 without any."""
     return float(counts @ values / max(counts.sum(), 1.0))
 
 

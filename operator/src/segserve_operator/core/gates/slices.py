@@ -191,7 +191,6 @@ def _counted(number: int, noun: str) -> str:
 
 
 def _begun(clustered_s: Floats, shape: tuple[int, ...]) -> SlicesState:
-    """Return the state before any window."""
     nothing = np.zeros(shape)
     return SlicesState(nothing, nothing, nothing, clustered_s, (), *_empty(shape, 0))
 

@@ -135,7 +135,6 @@ def _bad_servers(roles: Roles, world: Observed) -> FailureReason | None:
 
 
 def _impaired(model: ModelObserved, roles: Roles, state: RolloutState | None, world: Observed) -> FailureReason | None:
-    """Return what is wrong with a model that serves."""
     stable = world.revisions.get(roles.stable.revision) if roles.stable is not None else None
     split = split_streams(stable.pipeline, None, world.pool) if stable is not None else None
     return (

@@ -81,7 +81,6 @@ def drift_watches(models: Iterable[ModelObserved], world: Observed) -> dict[str,
 
 
 def _slices_of(model: ModelObserved) -> tuple[str, ...]:
-    """Return the slices that a model's spec declares."""
     return tuple(model.wanted.assigned.metrics.slices or ()) if model.wanted is not None else ()
 
 

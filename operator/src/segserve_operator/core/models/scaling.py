@@ -163,14 +163,12 @@ def _is_changing(world: Observed) -> bool:
 
 
 def _is_silent(load: PoolLoad, world: Observed) -> bool:
-    """Return whether no gateway has told its requests for a while."""
     return not load.history.samples or abs(world.now_s - load.history.at_s) > NO_COUNTS_S
 
 
 def _condition(
     policy: ScalingPolicy, state: ScalingState, load: PoolLoad, problem: FailureReason | None, world: Observed
 ) -> ObservedCondition:
-    """Return whether the number of servers follows requests now."""
     if _is_silent(load, world):
         text = "no gateway reports its number of requests, so the number of servers stays"
         return ObservedCondition(SCALING_ACTIVE, "False", "NoCounts", text)

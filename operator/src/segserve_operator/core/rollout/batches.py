@@ -108,7 +108,6 @@ def _unstacked(parts: Sequence[NDArray[Any]], count: int) -> list[list[NDArray[A
 
 
 def _places(arrays: Sequence[NDArray[Any]]) -> Iterable[list[int]]:
-    """Return the places of the arrays of each type."""
     places: dict[str, list[int]] = {}
     for place, array in enumerate(arrays):
         places.setdefault(array.dtype.char, []).append(place)

@@ -135,7 +135,6 @@ def decide_all(questions: Sequence[tuple[Record, DecisionInput]]) -> list[Decisi
 
 
 def _splits(questions: Sequence[tuple[Record, DecisionInput]]) -> list[SampleRatioState | None]:
-    """Return the test of each rollout's split after its window."""
     splits: list[SampleRatioState | None] = [record.split for record, _ in questions]
     tested = [
         (index, inputs.tested_weight, (inputs.callers or inputs.window).requests)

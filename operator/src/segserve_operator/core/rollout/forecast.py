@@ -110,8 +110,8 @@ def last_request_s(rows: Iterable[Row]) -> float:
     return max((row.at_s for row in rows if sum(row.requests)), default=0.0)
 
 
-def forecast(record: Record, skipped: tuple[str, ...], now_s: float, *, seed: int = 0) -> Forecast:
-    """Return the forecast of a rollout in progress, without the `skipped` gates; equal seeds give equal answers."""
+def forecast(record: Record, skipped: tuple[str, ...], now_s: float) -> Forecast:
+    """Return the forecast of a rollout in progress, without the `skipped` gates; equal records give equal answers."""
     rules, progress = Rules.of(record.policy, record.slo, skipped), record.progress
     states = {name: record.gates.get(name) or gate.start() for name, gate in rules.gates.items()}
     at_s = record.rows[-1].at_s if record.rows else now_s
@@ -139,10 +139,10 @@ def forecast(record: Record, skipped: tuple[str, ...], now_s: float, *, seed: in
         if breached(rules.policy, judged, OnBreach.HOLD):
             # Whatever else is still missing: in the end a person decides.
             return replace(found, wait=Wait.PERSON)
-        return _after_shadow(_until_steps(found, rules.policy.shadow, progress), record, rules, states, seed)
+        return _after_shadow(_until_steps(found, rules.policy.shadow, progress), record, rules, states)
     if Phase(int(progress.phase)) is not Phase.PROGRESSING or not found.requests_per_second or not moves:
         return found
-    traffic = _Traffic.of(record, found.requests_per_second, seed)
+    traffic = _Traffic.of(record, found.requests_per_second)
     return _simulated(found, rules, states, progress, traffic)
 
 
@@ -156,7 +156,7 @@ def _until_steps(found: Forecast, shadow: ShadowPolicy, progress: Progress) -> F
     return replace(found, next_s=left_s, next_requests=missing) if left_s > 0 else found
 
 
-def _after_shadow(found: Forecast, record: Record, rules: Rules, states: Mapping[str, Any], seed: int) -> Forecast:
+def _after_shadow(found: Forecast, record: Record, rules: Rules, states: Mapping[str, Any]) -> Forecast:
     """Return the forecast of a rollout in Shadow with the time of its steps, as if Shadow lasted as long as it may."""
     policy, progress = rules.policy, record.progress
     if math.isinf(found.next_s) or not found.requests_per_second or policy.tests or not policy.serves:
@@ -170,7 +170,7 @@ def _after_shadow(found: Forecast, record: Record, rules: Rules, states: Mapping
         step_since_s=np.array(begins_s),
     )
     going_on = {name: gate.after_shadow(states[name]) for name, gate in rules.gates.items()}
-    traffic = _Traffic.of(record, found.requests_per_second, seed)
+    traffic = _Traffic.of(record, found.requests_per_second)
     steps = _simulated(replace(found, at_s=begins_s), rules, going_on, begun, traffic)
     return replace(found, promoted_s=found.next_s + steps.promoted_s, end_s=found.next_s + steps.end_s)
 
@@ -199,7 +199,7 @@ class _Traffic:
     random: np.random.Generator
 
     @classmethod
-    def of(cls, record: Record, requests_per_second: float, seed: int) -> _Traffic:
+    def of(cls, record: Record, requests_per_second: float) -> _Traffic:
         """Return requests that are answered as those of the last minutes."""
         rows = recent(record.rows, TRAFFIC_S)
         requests = np.sum([row.requests for row in rows], 0, dtype=float)
@@ -218,7 +218,7 @@ class _Traffic:
             requests_per_second,
             np.array([failed, _shrunk(errors[CANDIDATE], requests[CANDIDATE], failed)]),
             np.stack([took, _shrunk(bins[CANDIDATE], bins[CANDIDATE].sum(), took)]),
-            np.random.default_rng(seed),
+            np.random.default_rng(0),
         )
 
     def window(self, percent: Floats, seconds: float) -> EvidenceWindow:

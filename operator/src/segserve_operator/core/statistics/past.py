@@ -122,7 +122,6 @@ class Past:
 
 
 def _padded(sums: Floats) -> Floats:
-    """Return the sums with one more bin, above the last one."""
     return np.concatenate([sums, np.zeros((*sums.shape[:-1], 1))], -1)
 
 

@@ -128,7 +128,6 @@ def _gave_up(case: RolloutCase) -> bool:
 
 
 def _undecided_s(case: RolloutCase) -> float:
-    """Return how long the candidate has been waiting for its scores."""
     return case.world.now_s - max(case.state.since_s, case.state.resumed_s)
 
 
