@@ -188,7 +188,7 @@ class PoolReconciler:
         return targets(context.spec, key.namespace) if context is not None else ()
 
     def wanted(self, key: PoolKey) -> bool:
-        """Tell whether a pool still exists; drops the cache of one that does not."""
+        """Return whether a pool still exists; drops the cache of one that does not."""
         wanted = self._view.has_pool(key)
         if not wanted and key in self._caches:
             cache = self._caches.pop(key)

@@ -202,7 +202,7 @@ class Fleet(Protocol):
         ...
 
     async def assign(self, group: str, assignment: Assignment) -> None:
-        """Tell a group's agents what to hold."""
+        """Write what a group's agents are to hold."""
         ...
 
     async def stop(self, group: str) -> None:

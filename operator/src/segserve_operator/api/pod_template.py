@@ -15,8 +15,6 @@ from segserve_operator.api.meta import ApiValue
 
 QUANTITY_PATTERN: Final = r"^[0-9]{1,15}(\.[0-9]{1,9})?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$"
 SUBDOMAIN_PATTERN: Final = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
-_KEY_PATTERN: Final = r"([a-z0-9.-]{1,253}/)?[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?"
-_LABEL_PATTERN: Final = r"([A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?"
 
 
 def check_quantity(value: Any) -> str:
@@ -32,7 +30,7 @@ def check_quantity(value: Any) -> str:
 def check_keys(values: Mapping[str, str]) -> Mapping[str, str]:
     """Return a map whose keys are valid names of labels, annotations or resources."""
     for key in values:
-        if not re.fullmatch(_KEY_PATTERN, key):
+        if not re.fullmatch(r"([a-z0-9.-]{1,253}/)?[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?", key):
             raise PydanticCustomError(
                 "key", "keys must have the form name or prefix/name, got {seen}", {"seen": repr(key)}
             )
@@ -42,7 +40,7 @@ def check_keys(values: Mapping[str, str]) -> Mapping[str, str]:
 def check_labels(values: Mapping[str, str]) -> Mapping[str, str]:
     """Return a map of valid labels."""
     for key, value in check_keys(values).items():
-        if not re.fullmatch(_LABEL_PATTERN, value):
+        if not re.fullmatch(r"([A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?", value):
             raise PydanticCustomError(
                 "label",
                 "a label value is at most 63 letters, digits, dots, dashes and underscores, got {seen} for {key}",

@@ -33,7 +33,6 @@ _READ: Final = frozenset(
         "items",
     )
 ) | {"properties", "additionalProperties", "anyOf", "allOf", "$ref", "$defs", "examples"}
-_INT_OR_STRING: Final = "x-kubernetes-int-or-string"
 _OPEN: Final = "x-kubernetes-preserve-unknown-fields"
 _STEPS: Final = frozenset({PreprocessStep.__name__, PostprocessStep.__name__})
 _OWN: Final = ("description", "default")
@@ -70,7 +69,7 @@ def _node(raw: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[str, A
         node["enum"] = [raw["const"]]
     if "description" in node:
         node["description"] = " ".join(node["description"].split())
-    if _INT_OR_STRING in node:  # the only union that Kubernetes supports
+    if "x-kubernetes-int-or-string" in node:  # the only union that Kubernetes supports
         return node | {"default": raw["default"]} if raw.get("default") is not None else node
     if "type" not in node:
         raise NotStructuralError(f"{raw.get('title', 'a field')} has no single type: {sorted(raw)}")

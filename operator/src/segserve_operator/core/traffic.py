@@ -86,7 +86,7 @@ class AccessRule:
     callers: Callers | None = None
 
     def can_admit(self, taken: frozenset[CredentialKind]) -> bool:
-        """Tell whether the rule admits anybody at a gateway that takes credentials of these kinds."""
+        """Return whether the rule admits anybody at a gateway that takes credentials of these kinds."""
         if self.callers is not None:
             return self.callers is Callers.ANONYMOUS or bool(taken)
         kinds = {CredentialKind.TOKEN: self.values, CredentialKind.KEY: self.keys}
@@ -223,12 +223,12 @@ class TrafficState:
         return self._shares.get((model, group))
 
     def idle(self, model: str, group: str) -> bool:
-        """Tell whether no request of a caller for a model is in flight to a group, nor can be sent to it."""
+        """Return whether no request of a caller for a model is in flight to a group, nor can be sent to it."""
         if self.plan is None or model in self.pending or self.active.get((model, group), 0):
             return False
         share = self.share(model, group)
         return share is None or share.weight == 0
 
     def drained(self, model: str, group: str) -> bool:
-        """Tell whether no request for a model can reach a group: the gateways no longer have a route to it."""
+        """Return whether no request for a model can reach a group: the gateways no longer have a route to it."""
         return self.idle(model, group) and self.share(model, group) is None

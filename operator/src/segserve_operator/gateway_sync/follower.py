@@ -138,7 +138,7 @@ class Follower:
         return True
 
     def _supersedes(self, content: ShardContent) -> bool:
-        """Tell whether a newer plan is to be followed instead of this one; of two in a row one is finished."""
+        """Return whether a newer plan is to be followed instead of this one; of two in a row one is finished."""
         newest = self._newest
         if self._gave_up or newest is None or newest is content:
             return False

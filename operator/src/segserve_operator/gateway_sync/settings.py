@@ -45,17 +45,6 @@ class TlsOptions(BaseModel):
     certificate: Path = Path(CERTIFICATE_FOLDER)
     client_ca: Path | None = None
 
-    def settings(self) -> TlsSettings:
-        """Return them as Envoy's configuration takes them."""
-        return TlsSettings(
-            certificate=self.certificate,
-            client_ca=self.client_ca,
-            client_certificates=self.client_certificates,
-            min_version=self.min_version,
-            redirect_port=self.redirect_port,
-            public_port=self.public_port,
-        )
-
 
 class GatewaySettings(BaseModel):
     """The value of `SEGSERVE_GATEWAY`; tests set the addresses too."""
@@ -121,7 +110,7 @@ class Settings:
             plain_http=settings.plain_http,
             internal_port=settings.internal_port,
             heap_bytes=settings.heap_bytes,
-            tls=settings.tls.settings() if settings.tls is not None else None,
+            tls=TlsSettings(**dict(settings.tls)) if settings.tls is not None else None,
             affinity=settings.session_affinity,
             access_log=settings.access_log,
             caller_metrics=settings.caller_metrics,

@@ -249,11 +249,7 @@ def _verdicts(values: Iterable[Mapping[str, Any]]) -> tuple[Verdict, ...]:
                 {**value, "numbers": {}}
                 | ({} if value["outcome"] in outcomes else {"outcome": Outcome.UNDECIDED.value}),
             ),
-            numbers=_numbers(value["numbers"]),
+            numbers={name: from_plain(0.0, number) for name, number in value["numbers"].items()},
         )
         for value in values
     )
-
-
-def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    return {name: from_plain(0.0, value) for name, value in values.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -83,7 +83,7 @@ def status_of(record: Record, now: datetime, sign: Sign | None = None) -> dict[s
                 reason=_cut(verdict.reason),
                 message=_cut(verdict.message),
                 progress=min(max(float(verdict.progress), 0.0), 1.0),
-                numbers=dict(_numbers(verdict.numbers)),
+                numbers={name: repr(float(number)) for name, number in verdict.numbers.items()},
             )
             for verdict in record.verdicts
         ),
@@ -176,10 +176,6 @@ def _decision(status: DecisionStatus) -> Decision:
         message=status.message,
         **(unpack_inputs(status.inputs) if status.inputs is not None else {}),
     )
-
-
-def _numbers(numbers: Mapping[str, float]) -> Iterable[tuple[str, str]]:
-    return ((name, repr(float(number))) for name, number in numbers.items())
 
 
 def _label(phase: Phase) -> RolloutPhase:

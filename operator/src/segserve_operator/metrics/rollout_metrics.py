@@ -78,7 +78,10 @@ class RolloutMetrics:
             if state.ended and was_running:
                 self.ends.labels(*key, state.phase.label).inc()
             elif not state.ended and not was_running:
-                self._begin(key)
+                # A counter whose first value is 1 has not increased, as Prometheus sees it.
+                self.quarantines.labels(*key)
+                for phase in ENDED:
+                    self.ends.labels(*key, phase.label)
         running = {model: state for model, state in states.items() if not state.ended}
         of_running = {each.rollout: records[each.rollout] for each in running.values() if each.rollout in records}
         self._pools[namespace, pool] = _Known(running, of_running, sequences)
@@ -108,12 +111,6 @@ class RolloutMetrics:
         """Count the outcome of a notification."""
         self.notifications.labels(outcome).inc()
 
-    def _begin(self, key: tuple[str, ...]) -> None:
-        # A counter whose first value is 1 has not increased, as Prometheus sees it.
-        self.quarantines.labels(*key)
-        for phase in ENDED:
-            self.ends.labels(*key, phase.label)
-
     def _count(self, key: tuple[str, ...], record: Record, counted: int) -> int:
         """Count the decisions after `sequence`, and return the last one's."""
         for decision in record.decisions:
@@ -133,7 +130,8 @@ class RolloutMetrics:
         if hold:
             values.append((self.held, 1, (*key, hold)))
         if record is not None:
-            values.append((self.bad_requests, _bad_requests(record), key))
+            excess = (each.numbers.get(EXCESS, 0.0) for each in record.verdicts)
+            values.append((self.bad_requests, max([float(record.progress.bad), *excess]), key))
             if state.phase is Phase.SHADOW:
                 values.append((self.compared, float(record.progress.seen), key))
             values += [(self.evidence, verdict.progress, (*key, verdict.gate)) for verdict in record.verdicts]
@@ -148,7 +146,3 @@ class RolloutMetrics:
 
     def _counter(self, name: str, text: str, *more: str) -> Counter:
         return Counter(f"segserve_rollout_{name}", text, [*_MODEL, *more], registry=self.registry)
-
-
-def _bad_requests(record: Record) -> float:
-    return max([float(record.progress.bad), *(each.numbers.get(EXCESS, 0.0) for each in record.verdicts)])

@@ -91,7 +91,7 @@ def _type_of(types: Any, value: Any) -> Any:
 
 
 def _shown(error: str, expression: str) -> str:
-    """Return what an error says without what it quotes of the answer, unless the expression has that, too."""
+    """Return what an error says without what it quotes of the answer, unless the expression has that as well."""
     key = _KEY.search(error)
     if key is not None and key[1] in expression:
         return f'not found in map : "{_brief(key[1])}"'

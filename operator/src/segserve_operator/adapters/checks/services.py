@@ -53,23 +53,19 @@ class DirectServices:
             parameters={name: str(value) for name, value in question.fields.items()} if is_query else None,
             payload=None if is_query else question.fields,
         )
-        variables, shown = _numbers(reply) if is_query else _answer(reply)
+        if is_query:
+            results = numbers_of(reply.status, reply.body)
+            variables: dict[str, Any] = {"result": results}
+            shown = f"result {', '.join(f'{number:.6g}' for number in results[:SHOWN])}"
+        else:
+            # Nothing of the body is shown: whoever configures a gate need not be allowed to read what answers it.
+            variables, shown = {"status": reply.status, "body": reply.body}, f"status {reply.status}"
         expressions = {"passCondition": question.pass_condition, "breachCondition": question.breach_condition}
         evaluation = self._evaluations.setdefault(question.pool, asyncio.Lock())
         async with evaluation:
             values = await evaluate(expressions, variables)
         numbers = tuple(variables.get("result", ())[:SHOWN])
         return ServiceVerdict(values["passCondition"], values["breachCondition"], shown, numbers)
-
-
-def _numbers(reply: Reply) -> tuple[dict[str, Any], str]:
-    numbers = numbers_of(reply.status, reply.body)
-    return {"result": numbers}, f"result {', '.join(f'{number:.6g}' for number in numbers[:SHOWN])}"
-
-
-def _answer(reply: Reply) -> tuple[dict[str, Any], str]:
-    # Nothing of the body: whoever configures a gate need not be allowed to read what answers it.
-    return {"status": reply.status, "body": reply.body}, f"status {reply.status}"
 
 
 async def evaluate(

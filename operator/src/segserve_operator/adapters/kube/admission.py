@@ -28,7 +28,7 @@ _PORT: Final = 9443
 
 UserInfo = Mapping[str, Any]
 MayPromote = Callable[[UserInfo, str, str], Awaitable[bool]]
-"""Tells whether a user may promote the model (namespace, name)."""
+"""Returns whether a user may promote the model (namespace, name)."""
 
 log = logging.getLogger("segserve")
 

@@ -78,7 +78,7 @@ def _within(spec: TritonPoolSpec, defaults: Defaults) -> tuple[TritonPoolSpec, F
 
 
 def is_leaving(view: View, key: PoolKey, resource: Json) -> bool:
-    """Tell whether a pool is being deleted and nothing keeps it: its objects go with it."""
+    """Return whether a pool is being deleted and nothing keeps it: its objects go with it."""
     return is_terminating(resource) and not _is_kept(view, key, resource)
 
 

@@ -206,7 +206,7 @@ class ClusterFleet:
         return self.decoded.last.get(uid, PodReport() if report.is_read else report)
 
     def waits_for_agents(self) -> bool:
-        """Tell whether a pod's agent is not ready: its last report counts for `AGENT_GRACE_S`, and then no more."""
+        """Return whether a pod's agent is not ready: its last report counts for `AGENT_GRACE_S`, and then no more."""
         members = (pod for pod in self.view.of_pool(PODS, self.key) if _group(pod) is not None)
         return not all(pods.container_ready(pod, AGENT_CONTAINER) for pod in members)
 

@@ -30,7 +30,7 @@ MAX_KEPT_BYTES: Final = 64 * 2**20
 
 @dataclass(slots=True)
 class KnownObjects:
-    """Tells apart what belongs to a pool or its models from what only has its labels.
+    """Distinguishes what belongs to a pool or its models from what only has its labels.
 
     Of ConfigMaps, which hold most, only those are known that have the name that their group gives them, and of each
     namespace at most `max_kept_bytes`.

@@ -39,14 +39,6 @@ def boot_clock() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
 
-def _utc_now() -> datetime:
-    return datetime.now(UTC)
-
-
-def _nothing() -> None:
-    """Do nothing: the default of `on_acquired`."""
-
-
 class LeaderLease:
     """A candidate in the election by a `coordination.k8s.io` Lease.
 
@@ -64,9 +56,9 @@ class LeaderLease:
         *,
         clock: Callable[[], float] = boot_clock,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
-        wall: Callable[[], datetime] = _utc_now,
+        wall: Callable[[], datetime] = lambda: datetime.now(UTC),
         jitter: Callable[[], float] = random.random,
-        on_acquired: Callable[[], None] = _nothing,
+        on_acquired: Callable[[], None] = lambda: None,
     ) -> None:
         self._api, self._namespace, self._name, self._identity = api, namespace, name, identity
         self._clock, self._sleep, self._wall, self._jitter = clock, sleep, wall, jitter

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
 # Every container waits for these reasons while it starts.
 _PASSING: Final = frozenset({"ContainerCreating", "PodInitializing"})
-_QUOTA: Final = "exceeded quota"
 
 
 def pod_failure(deployment: Mapping[str, Any] | None, pods: Sequence[Mapping[str, Any]]) -> FailureReason | None:
@@ -27,7 +26,7 @@ def _refused(deployment: Mapping[str, Any] | None) -> Iterator[FailureReason]:
     for condition in _conditions(deployment or {}):
         if condition["type"] == "ReplicaFailure" and condition["status"] == "True":
             message = condition.get("message", "")
-            reason = "QuotaExceeded" if _QUOTA in message else condition.get("reason", "FailedCreate")
+            reason = "QuotaExceeded" if "exceeded quota" in message else condition.get("reason", "FailedCreate")
             yield FailureReason(reason, message)
 
 

@@ -78,7 +78,7 @@ def settings_digest(context: PoolContext) -> str:
 
 
 def is_open(window: UpdateWindow | None, now_s: float) -> bool:
-    """Tell whether a window is open at a Unix time: none always is, one whose time zone is not known never."""
+    """Return whether a window is open at a Unix time: none always is, one whose time zone is not known never."""
     if window is None:
         return True
     try:
@@ -106,12 +106,9 @@ def _claims(view: View, contexts: PoolContexts, key: PoolKey, now_s: float) -> I
         if following and since and _may_go_on(contexts, other, now_s):
             begun = view.get(DEPLOYMENTS, other.namespace, object_name(other.pool, f"{MAIN}-{following}")) is not None
             since_s = datetime.fromisoformat(since).timestamp()
-            yield UpdateClaim(f"{other.namespace}/{other.pool}", other < key, begun, since_s, _is_stalled(resource))
-
-
-def _is_stalled(resource: Mapping[str, Any]) -> bool:
-    conditions = (resource.get("status") or {}).get("conditions") or ()
-    return any(each["type"] == "Stalled" and each["status"] == "True" for each in conditions)
+            conditions = (resource.get("status") or {}).get("conditions") or ()
+            stalled = any(each["type"] == "Stalled" and each["status"] == "True" for each in conditions)
+            yield UpdateClaim(f"{other.namespace}/{other.pool}", other < key, begun, since_s, stalled)
 
 
 def _may_go_on(contexts: PoolContexts, key: PoolKey, now_s: float) -> bool:

@@ -104,7 +104,7 @@ class View:
         return frozenset(key for key in found if self._enabled is None or key.namespace in self._enabled)
 
     def has_pool(self, key: PoolKey) -> bool:
-        """Tell whether `pools` has this one; the others, of which there may be hundreds, are not looked at."""
+        """Return whether `pools` has this one; the others, of which there may be hundreds, are not looked at."""
         is_enabled = self._enabled is None or key.namespace in self._enabled
         return is_enabled and any(by_pool.get(key) for by_pool in self._by_pool.values())
 

@@ -71,15 +71,11 @@ class WriteThroughApi:
         labels = item["metadata"].get("labels") or {}
         # The view holds only what the watches select; another object would never be removed from it.
         if kind in self.view.kinds and selector(kind).items() <= labels.items():
-            if _has_gone(item):
+            metadata = item["metadata"]
+            waits = metadata.get("finalizers") or metadata.get("deletionGracePeriodSeconds")
+            # The last state of an object, whose last finalizer the write has taken off.
+            if "deletionTimestamp" in metadata and not waits:
                 self.view.drop(kind, item)
             else:
                 self.view.take(kind, item)
         return item
-
-
-def _has_gone(item: Json) -> bool:
-    """Tell whether this is the last state of an object, whose last finalizer the write has taken off."""
-    metadata = item["metadata"]
-    waits = metadata.get("finalizers") or metadata.get("deletionGracePeriodSeconds")
-    return "deletionTimestamp" in metadata and not waits

@@ -52,9 +52,6 @@ PORTS: Final = range(20_000, 32_000)
 log = logging.getLogger("segserve")
 
 TMP: Final = Path("/tmp")
-_PATTERN: Final = "python_env_??????"
-_BACKEND: Final = "libtriton_python.so"
-_STUB: Final = "triton_python_backend_stub"
 # Start times of processes have a resolution of 10 ms, relative to a boot time in whole seconds.
 _CLOCK_TOLERANCE_S: Final = 2.0
 
@@ -114,7 +111,7 @@ class RestartDelays:
     """Consecutive starts, each soon after the one before."""
 
     def may_start(self, now_s: float) -> bool:
-        """Tell whether the delay is over."""
+        """Return whether the delay is over."""
         return now_s >= self.started_s + self.delay_s
 
     def record_start(self, now_s: float) -> None:
@@ -378,7 +375,7 @@ def orphaned_step_environments(folder: Path = TMP) -> tuple[Path, ...]:
     first step starts. So a folder is orphaned if it is older than every running server, or newer than a step of each
     server that is older. Undecidable ones are left out, for example if a server has no step yet.
     """
-    folders = [path for path in folder.glob(_PATTERN) if _is_ours_and_empty(path)]
+    folders = [path for path in folder.glob("python_env_??????") if _is_ours_and_empty(path)]
     # Only after listing the folders: a server that created one of them has loaded the backend by now.
     servers = [process for process in psutil.process_iter() if _has_backend(process)] if folders else []
     return tuple(path for path in folders if not any(_may_have_created(server, path) for server in servers))
@@ -402,7 +399,7 @@ def _is_ours_and_empty(path: Path) -> bool:
 
 def _has_backend(process: psutil.Process) -> bool:
     with contextlib.suppress(OSError):
-        return _BACKEND in Path(f"/proc/{process.pid}/maps").read_text(errors="replace")
+        return "libtriton_python.so" in Path(f"/proc/{process.pid}/maps").read_text(errors="replace")
     return False
 
 
@@ -418,5 +415,5 @@ def _may_have_created(server: psutil.Process, path: Path) -> bool:
 
 def _is_step(process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.Error):
-        return any(part.endswith(_STUB) for part in process.cmdline()[:1])
+        return any(part.endswith("triton_python_backend_stub") for part in process.cmdline()[:1])
     return False

@@ -114,7 +114,7 @@ def read_record(record: Path) -> ProcessRecord | None:
 
 
 def is_alive(process: ProcessRecord | None) -> bool:
-    """Tell whether exactly this process runs; an ended child of this process is reaped."""
+    """Return whether exactly this process runs; an ended child of this process is reaped."""
     return process is not None and _find(process) is not None
 
 

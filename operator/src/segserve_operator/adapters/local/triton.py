@@ -72,7 +72,7 @@ def runtime_environment(runtime: RuntimeEnvironment) -> dict[str, str]:
 
 
 def is_port_free(port: int) -> bool:
-    """Tell whether a server can listen on the port of loopback now."""
+    """Return whether a server can listen on the port of loopback now."""
     try:
         socket.create_server((LOOPBACK, port)).close()
     except OSError:

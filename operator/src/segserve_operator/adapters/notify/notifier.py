@@ -45,10 +45,6 @@ class SecretError(Exception):
     """A URL that could not be read from its Secret; the text says why."""
 
 
-def _ignore(outcome: str) -> None:
-    """Count nothing."""
-
-
 async def _unreadable(secret: Secret) -> str:
     raise SecretError(f"secretRef {secret.name!r}: Secrets exist only on clusters")
 
@@ -66,7 +62,7 @@ class Notifier:
         self,
         *,
         post: Post,
-        on_outcome: Callable[[str], None] = _ignore,
+        on_outcome: Callable[[str], None] = lambda _: None,
         read: Callable[[Secret], Awaitable[str]] = _unreadable,
         timeout_s: float = TIMEOUT_S,
         delays_s: Sequence[float] = DELAYS_S,

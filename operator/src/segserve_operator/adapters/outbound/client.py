@@ -43,10 +43,6 @@ class WorkerError(OSError):
     """The worker does not answer, or not as it should."""
 
 
-def _nothing() -> None:
-    """Start nothing."""
-
-
 @dataclass(frozen=True, slots=True)
 class OutboundClient:
     """Asks services and sends notifications by the worker that listens at `address`, a Unix socket of the user `user`.
@@ -56,7 +52,7 @@ class OutboundClient:
 
     address: str | bytes
     user: int = field(default_factory=os.getuid)
-    start: Callable[[], None] = _nothing
+    start: Callable[[], None] = lambda: None
     grace_s: float = GRACE_S
     _turns: WeakValueDictionary[str, asyncio.Semaphore] = field(default_factory=WeakValueDictionary)
 

@@ -41,7 +41,11 @@ def encode(counts: Mapping[str, Counters], *, uid: str) -> bytes:
             "epoch": f"{uid}/{counters.epoch}",
             "age": round(counters.at_s - counters.began_s, 3),
             "tallies": [
-                [series.group, series.protocol, *_numbers(values)] for series, values in counters.by_series.items()
+                [
+                    *(series.group, series.protocol, tally.attempts, tally.failed, tally.given_up),
+                    *(tally.active, tally.latencies, tally.left, tally.waited_ms),
+                ]
+                for series, tally in counters.by_series.items()
             ],
             **({"pairs": pairs_json(counters.pairs)} if counters.pairs is not None else {}),
         }
@@ -98,11 +102,6 @@ async def fetch_load(
 def pod_client() -> httpx.AsyncClient:
     """Return a client that calls pods directly, without proxies."""
     return httpx.AsyncClient(timeout=TIMEOUT_S, verify=WITHOUT_TLS, trust_env=False)
-
-
-def _numbers(counts: SeriesCounts) -> list[Any]:
-    known = [counts.attempts, counts.failed, counts.given_up, counts.active, counts.latencies]
-    return [*known, counts.left, counts.waited_ms]
 
 
 def _counters(fields: Mapping[str, Any], now_s: float) -> Counters:

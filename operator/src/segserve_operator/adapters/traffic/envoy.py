@@ -140,7 +140,7 @@ class EnvoyTraffic:
         self._tell(plan)
 
     def _tell(self, plan: TrafficPlan) -> None:
-        """Tell the comparator and the capture service of the plan, which their own files say."""
+        """Write what the comparator and the capture service read of the plan."""
         write_comparisons(self._files.comparator, plan)
         if self._settings.capture:
             write_rules(self._files.capture, plan)
@@ -191,7 +191,7 @@ class EnvoyTraffic:
             await admin.check_ready()
 
     async def follows(self) -> bool:
-        """Tell whether Envoy follows the files in the folder; raises `EnvoyUnreachableError` if it does not answer."""
+        """Return whether Envoy follows the files in its folder; raises `EnvoyUnreachableError` without an answer."""
         async with self._lock, self._admin() as admin:
             return await self._updater.follows(admin)
 

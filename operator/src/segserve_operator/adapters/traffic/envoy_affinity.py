@@ -17,10 +17,6 @@ from segserve_operator.core.traffic import Route
 
 SERVER_HEADER: Final = "x-segserve-server"
 """Header of responses that names the server, in pools with affinity."""
-_ID: Final = "x-segserve-id"
-_PART: Final = "x-segserve-part"
-_LUA: Final = "envoy.filters.http.lua"
-_SALT: Final = "salt"
 
 
 def affinity_filters(affinity: SessionAffinity | None) -> list[Json]:
@@ -33,17 +29,17 @@ def affinity_filters(affinity: SessionAffinity | None) -> list[Json]:
 
 def salt_of_route(route: Route) -> Json:
     """Return the part of an inference route's metadata that the filter reads; empty without affinity."""
-    return {} if route.affinity is None else {_LUA: {_SALT: route.affinity.salt}}
+    return {} if route.affinity is None else {"envoy.filters.http.lua": {"salt": route.affinity.salt}}
 
 
 def split_options(route: Route) -> Json:
     """Return what makes a split follow the filter's number; requests without one are split at random."""
-    return {} if route.affinity is None else {"header_name": _PART}
+    return {} if route.affinity is None else {"header_name": "x-segserve-part"}
 
 
 def hash_policy(route: Route) -> Json:
     """Return what makes the choice of a server follow the id; requests without one go to any server."""
-    return {} if route.affinity is None else {"hash_policy": [{"header": {"header_name": _ID}}]}
+    return {} if route.affinity is None else {"hash_policy": [{"header": {"header_name": "x-segserve-id"}}]}
 
 
 def server_headers(route: Route) -> Json:

@@ -48,9 +48,7 @@ _TOKENS: Final = "envoy.filters.http.jwt_authn"
 _CLAIMS: Final = "claims"
 _JWT: Final = "segserve.tokens"
 _KEYS: Final = "segserve.keys"
-_TOKEN_NAME: Final = "x-segserve-token-name"
 _KEY_HEADER: Final = "x-segserve-key"
-_KEY_USER: Final = "x-segserve-key-user"
 _KEY_LINE: Final = re.compile(rf"({KEY_NAME})(\+[A-Za-z0-9_.-]{{1,32}})?:\{{SHA\}}[A-Za-z0-9+/]{{27}}=")
 _NOBODY: Final = "nobody:{SHA}" + "A" * 27 + "="
 """A line that no key fits, because it is the hash of nothing that is known; the filter needs one line at least."""
@@ -143,7 +141,7 @@ class AuthFiles:
 def authentication_filters(settings: AuthSettings | None, *, open_paths: Iterable[str] = ()) -> list[Json]:
     """Return the filters that check credentials and name the caller, in their order; none where everybody may call.
 
-    `open_paths` need no credentials; a wrong one is refused there, too.
+    `open_paths` need no credentials; a wrong one is refused there as well.
     """
     if settings is None:
         return []
@@ -175,7 +173,6 @@ def authentication_filters(settings: AuthSettings | None, *, open_paths: Iterabl
 
 _OVERWRITE: Final = "OVERWRITE_IF_EXISTS_OR_ADD"
 _JWT_TYPE: Final = "extensions.filters.http.jwt_authn.v3.JwtAuthentication"
-_BASIC_TYPE: Final = "extensions.filters.http.basic_auth.v3.BasicAuth"
 _RBAC_TYPE: Final = "extensions.filters.http.rbac.v3.RBAC"
 
 
@@ -293,7 +290,7 @@ def _tokens_config(settings: AuthSettings, problems: list[str]) -> Json:
                 "require_expiration": True,
                 "payload_in_metadata": _CLAIMS,
                 "normalize_payload_in_metadata": {"space_delimited_claims": ["scope"]},
-                "claim_to_headers": [{"header_name": _TOKEN_NAME, "claim_name": issuer.name_claim}],
+                "claim_to_headers": [{"header_name": "x-segserve-token-name", "claim_name": issuer.name_claim}],
             }
     # A caller may have another kind of credentials instead; a wrong token is refused all the same.
     either = [*({"provider_name": name} for name in providers), {"allow_missing": {}}]
@@ -335,10 +332,10 @@ def _keys_config(lines: list[str]) -> Json:
     users = {"inline_string": "\n".join([*lines, _NOBODY])}
     basic = extension(
         "envoy.filters.http.basic_auth",
-        _BASIC_TYPE,
+        "extensions.filters.http.basic_auth.v3.BasicAuth",
         users=users,
         authentication_header=_KEY_HEADER,
-        forward_username_header=_KEY_USER,
+        forward_username_header="x-segserve-key-user",
     )
     config: Json = unless({"not_matcher": present}, basic)["typed_config"]
     return config

@@ -220,7 +220,7 @@ def _connection_manager(settings: EnvoySettings, listener: _Listener, *, timeout
         skip_xff_append=True,
         request_headers_timeout=_seconds(waits.headers_s),
         request_timeout=_seconds(waits.body_s),
-        # It runs while a server works, too, which the time limit of a request ends.
+        # It runs while a server works as well, which the time limit of a request ends.
         stream_idle_timeout=_seconds(max(waits.pause_s, timeout_s + _AFTER_TIMEOUT_S)),
         common_http_protocol_options={"idle_timeout": _seconds(waits.idle_s)},
         # By default nginx speaks HTTP/1.0 to what it is in front of.

@@ -112,7 +112,7 @@ def _shares(route: Route) -> dict[_Target, tuple[float, float]]:
 
 
 def write_comparisons(folder: ComparatorFolder, plan: TrafficPlan) -> None:
-    """Tell the comparator what to compare, if that is something else than before."""
+    """Write what the comparator is to compare, if that is something else than before."""
     compared: dict[str, Comparison | None] = {route.model: None for route in plan.routes if route.keeps_pairs}
     compared |= {
         route.model: Comparison(
@@ -129,23 +129,23 @@ def write_comparisons(folder: ComparatorFolder, plan: TrafficPlan) -> None:
 
 
 def keeps_pairs(plan: TrafficPlan | None) -> bool:
-    """Tell whether pairs of an ended comparison may be kept."""
+    """Return whether pairs of an ended comparison may be kept."""
     return plan is not None and any(route.keeps_pairs for route in plan.routes)
 
 
 def has_mirror(plan: TrafficPlan | None) -> bool:
-    """Tell whether some requests are to be copied."""
+    """Return whether some requests are to be copied."""
     return plan is not None and any(route.mirror is not None for route in plan.routes)
 
 
 def write_rules(folder: CaptureFolder, plan: TrafficPlan) -> None:
-    """Tell the capture service what to capture, if that is something else than before."""
+    """Write what the capture service is to capture, if that is something else than before."""
     rules = {route.model: route.capture for route in plan.routes if route.capture is not None}
     _replace(folder.path, folder.rules, RULES.dump_json(rules).decode(), RULES.dump_json({}).decode())
 
 
 def has_capture(plan: TrafficPlan | None) -> bool:
-    """Tell whether some requests are to be captured."""
+    """Return whether some requests are to be captured."""
     return plan is not None and any(route.capture is not None for route in plan.routes)
 
 

@@ -9,7 +9,6 @@ from segserve_operator.adapters.traffic.envoy_extensions import extension
 from segserve_operator.adapters.traffic.envoy_messages import Json
 
 _HEAP: Final = "envoy.resource_monitors.fixed_heap"
-_CONNECTIONS: Final = "envoy.resource_monitors.global_downstream_max_connections"
 MAX_CONNECTIONS: Final = 10_000
 """Connections of all callers together; beyond it a new one is closed at once. Envoy has no limit for each address."""
 _MONITORS: Final = "extensions.resource_monitors"
@@ -51,7 +50,7 @@ def monitors(heap_bytes: int) -> list[Json]:
     return [
         extension(_HEAP, f"{_MONITORS}.fixed_heap.v3.FixedHeapConfig", max_heap_size_bytes=heap_bytes),
         extension(
-            _CONNECTIONS,
+            "envoy.resource_monitors.global_downstream_max_connections",
             f"{_MONITORS}.downstream_connections.v3.DownstreamConnectionsConfig",
             max_active_downstream_connections=MAX_CONNECTIONS,
         ),

@@ -49,7 +49,7 @@ PROBES: Final = ("/healthz", "/readyz")
 _PAGE: Final = "/index.html"
 """What a browser gets at `/`; it runs no script and loads nothing."""
 _PROBE_BYTES: Final = 4096
-"""Most bytes of a probe's body. An error in answer to it has to fit, too."""
+"""Most bytes of a probe's body. An error in answer to it has to fit as well."""
 _PROBE: Final = f"({'|'.join(PROBES)}).*"
 
 

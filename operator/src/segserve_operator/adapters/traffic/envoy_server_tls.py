@@ -17,7 +17,6 @@ SERVERS: Final = "servers"
 """Key of a gateway's report for what is wrong with the certificate that it shows to servers."""
 TLS_VERSION: Final = {"tls_minimum_protocol_version": "TLSv1_3", "tls_maximum_protocol_version": "TLSv1_3"}
 """Both ends are ours, so nothing older is needed; as a client Envoy speaks it only where that is said."""
-_MATCH: Final = "envoy.transport_socket_match"
 _IDENTITY: Final = "identity"
 _APPLICATIONS: Final[Mapping[Protocol, str]] = {"http": "http/1.1", "grpc": "h2"}
 
@@ -56,7 +55,7 @@ def _secured(content: bytes, named: Mapping[tuple[str, int], str], files: TlsFil
             address = server.endpoint.address.socket_address
             identity = named.get((address.address, address.port_value))
             if identity is not None:
-                server.metadata.filter_metadata[_MATCH].update({_IDENTITY: identity})
+                server.metadata.filter_metadata["envoy.transport_socket_match"].update({_IDENTITY: identity})
                 found.add(identity)
     for identity in sorted(found):
         cluster.transport_socket_matches.add().ParseFromString(_socket(identity, protocol, files))

@@ -25,7 +25,6 @@ PROOF_PATH: Final = "/tls"
 """Answered there with 200 if the certificate can be used."""
 _METRICS: Final = "metrics"
 _PROOF: Final = "proof"
-_HANDSHAKE: Final = "5s"
 # Longer than the hour after which the gateway closes an unused connection: it must be the one who closes.
 _IDLE: Final = "7200s"
 _BUFFER_BYTES: Final = 2**18
@@ -116,7 +115,7 @@ def _secure(settings: SidecarSettings, name: str, port: int) -> Json:
         cluster=name,
         idle_timeout=_IDLE,
     )
-    chain = {"filters": [forward], "transport_socket": tls, "transport_socket_connect_timeout": _HANDSHAKE}
+    chain = {"filters": [forward], "transport_socket": tls, "transport_socket_connect_timeout": "5s"}
     return {**_listener(settings, name, port), "filter_chains": [chain]}
 
 

@@ -86,7 +86,7 @@ _UUID_TYPE: Final = "type.googleapis.com/envoy.extensions.request_id.uuid.v3.Uui
 
 
 def request_ids() -> dict[str, Any]:
-    """Return the options of a listener that gives each request an id, which its response has, too.
+    """Return the options of a listener that gives each request an id, which its response has as well.
 
     A caller's own id is kept as it is, whatever it looks like.
     """

@@ -330,7 +330,7 @@ class EnvoyUpdater:
         return self._rejected[1]
 
     async def follows(self, admin: EnvoyAdmin) -> bool:
-        """Tell whether Envoy follows all files."""
+        """Return whether Envoy follows all files."""
         return await admin.versions() == self._versions()
 
     async def _confirm(self, admin: EnvoyAdmin) -> None:

@@ -85,9 +85,13 @@ def advance(model: ModelObserved, roles: Roles, world: Observed) -> Deciding[Rol
     state, superseded = yield from _current(model, roles, world)
     if state is None or state.ended:
         update, request = _handle_request(model, roles, state, (), world)
+        record = world.records.get(state.rollout) if state is not None else None
+        if state is not None and record is not None and record.sequence < state.sequence:
+            # The process stopped before it wrote the last decision.
+            superseded = (*superseded, caught_up(record, state))
         return replace(
             update,
-            records=(*superseded, *_unfinished_record(state, world)),
+            records=superseded,
             return_to_previous=request is not None and request.verb == "rollback",
         )
     case = _case(state, roles, model, world)
@@ -120,7 +124,7 @@ def unchanged(model: ModelObserved, world: Observed) -> RolloutUpdate:
 
 
 def is_due(record: Record, world: Observed, *, active: bool = True) -> bool:
-    """Tell whether to write a record: at once after a decision, otherwise at intervals while active.
+    """Return whether to write a record: at once after a decision, otherwise at intervals while active.
 
     The longer a step lasts, the less each interval adds: they grow with it, from 10 to 60 s. What is not written is
     not lost with the process, since gateways' counters never start anew.
@@ -213,14 +217,6 @@ def _case(state: RolloutState, roles: Roles, model: ModelObserved, world: Observ
             gates=started(measured_gates(policy, slo), past) if past is not None else {},
         )
     return RolloutCase(caught_up(record, state), state, roles, model, world)
-
-
-def _unfinished_record(state: RolloutState | None, world: Observed) -> tuple[Record, ...]:
-    """Return the record of an ended rollout that lacks its last decision: the process stopped before writing it."""
-    record = world.records.get(state.rollout) if state is not None else None
-    if state is None or record is None or record.sequence >= state.sequence:
-        return ()
-    return (caught_up(record, state),)
 
 
 def _decide(case: RolloutCase, request: RolloutRequest | None) -> Deciding[tuple[DecisionResult, RolloutState]]:

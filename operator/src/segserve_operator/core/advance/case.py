@@ -36,7 +36,7 @@ def groups_of(state: RolloutState, roles: Roles) -> tuple[str, str]:
 
 
 def is_about(state: RolloutState, roles: Roles) -> bool:
-    """Tell whether a rollout in progress is still the one that the roles require."""
+    """Return whether a rollout in progress is still the one that the roles require."""
     if roles.candidate is not None:
         return roles.candidate.revision == state.revision
     promoted = state.phase is Phase.BAKING and roles.stable is not None

@@ -28,7 +28,7 @@ Z_95: Final = 1.959963984540054
 
 
 def tests_itself(model: ModelObserved) -> bool:
-    """Tell whether to compare a model's stable revision with itself now, while no rollout needs its requests."""
+    """Return whether to compare a model's stable revision with itself now, while no rollout needs its requests."""
     state, wanted = model.status.rollout, model.wanted
     enabled = wanted is not None and wanted.policy is not None and wanted.policy.self_test
     return enabled and model.roles.candidate is None and (state is None or state.ended)

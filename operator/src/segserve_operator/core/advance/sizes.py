@@ -47,7 +47,7 @@ def sizes(roles: Mapping[str, Roles], states: Mapping[str, RolloutState | None],
 
 
 def has_grown(roles: Roles, world: Observed) -> bool:
-    """Tell whether enough servers answer for the candidate's next weight; without a candidate none are missing."""
+    """Return whether enough servers answer for the candidate's next weight; without a candidate none are missing."""
     candidate = roles.candidate
     if candidate is None or candidate.failure is not None:
         return True
@@ -55,7 +55,7 @@ def has_grown(roles: Roles, world: Observed) -> bool:
 
 
 def is_deferred(request: RolloutRequest, state: RolloutState | None) -> bool:
-    """Tell whether a request raises the weight, and so waits until the candidate has the servers for it."""
+    """Return whether a request raises the weight, and so waits until the candidate has the servers for it."""
     return request.verb == "promote" or (request.verb == "resume" and state is not None and not state.paused)
 
 

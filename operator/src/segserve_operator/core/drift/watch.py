@@ -139,7 +139,8 @@ class DriftWatch:
         watch = watch._with_whole(drift, now_s)._with_alarms(now_s)
         changed = (watch.complete, watch.found, watch._whole) != (self.complete, self.found, self._whole)
         learnt = any(one.ranges is not other.ranges for one, other in zip(watch.scales, self.scales, strict=True))
-        if changed or (learnt and now_s - watch.stored_s >= _checkpoint_s(drift)):
+        checkpoint_s = max(drift.reference.window.duration.total_seconds() / CHECKPOINTS, 60.0)
+        if changed or (learnt and now_s - watch.stored_s >= checkpoint_s):
             return replace(watch, stored=_packed(watch), stored_s=now_s)
         return watch
 
@@ -281,10 +282,6 @@ def summed(parts: Sequence[Histograms], ranges: Mapping[str, ReferenceRange]) ->
             elif len(total) < MOST_WATCHED:
                 total[name] = tuple(counts)
     return total
-
-
-def _checkpoint_s(drift: Drift) -> float:
-    return max(drift.reference.window.duration.total_seconds() / CHECKPOINTS, 60.0)
 
 
 def _packed(watch: DriftWatch) -> str:

@@ -47,7 +47,7 @@ def mean_difference(counts: Floats) -> float:
 
 
 def blocks(seconds: Floats, counted: Floats) -> tuple[Bools, Bools]:
-    """Tell which blocks end [...], so long and with so many requests [..., 2], and which of these are evidence."""
+    """Return which blocks end [...], so long and with so many requests [..., 2], and which of these are evidence."""
     full = (seconds >= BLOCK_S) & (counted >= BLOCK_REQUESTS).all(-1)
     ends = full | (seconds >= LONGEST_BLOCK_S)
     return ends, ends & (counted > 0).all(-1)

@@ -166,9 +166,8 @@ def comparison(candidate: str, stable: str, judgement: Judgement, level: float) 
 def _with_odds(figures: str, judgement: Judgement, level: float) -> str:
     if not bool(judgement.enough):
         return "no requests yet that both revisions had at the same time"
-    odds = f"evidence {_odds(float(judgement.breach))} of 1:{1 / level:,.0f}"
     harm = f"at most {100 * float(judgement.harm):.3g} % of its requests are worse off" if judgement.harm < 1 else ""
-    parts = [figures, odds, harm]
+    parts = [figures, odds(float(judgement.breach), level), harm]
     if bool(judgement.incident):
         parts.append("both miss the SLO: an incident" if judgement.shared else "stable misses the SLO")
     return "; ".join(part for part in parts if part)
@@ -208,5 +207,6 @@ def _times(count: float) -> str:
     return {0.0: "never", 1.0: "once"}.get(count, f"{count:,.0f} times")
 
 
-def _odds(log_evidence: float) -> str:
-    return f"1:{np.exp(np.clip(log_evidence, 0.0, 25.0)):,.0f}"
+def odds(log_evidence: float, level: float) -> str:
+    """Return the odds against the candidate, and the odds that a gate with this share of alpha requires."""
+    return f"evidence 1:{np.exp(np.clip(log_evidence, 0.0, 25.0)):,.0f} of 1:{1 / level:,.0f}"

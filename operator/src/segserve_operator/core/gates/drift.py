@@ -12,7 +12,7 @@ from typing import Final
 
 from segserve_operator.api.rollout_policy import DriftGate, RolloutPolicy
 from segserve_operator.core.drift.comparison import BLOCK_IMAGES, OVERLOOKED, ComparedHistogram, log_evidence
-from segserve_operator.core.gates.base import CheckedGateType, OnBreach, Outcome, Verdict, no_answer
+from segserve_operator.core.gates.base import CheckedGateType, OnBreach, Outcome, Verdict, no_answer, odds
 from segserve_operator.core.gates.checks import CheckResult
 
 NAME: Final = "drift"
@@ -37,8 +37,7 @@ def judge(spec: DriftGate, result: CheckResult, _policy: RolloutPolicy, level: f
         "difference": max((each.difference for each in of_answers.values()), default=0.0),
         "image_difference": moved,
     }
-    odds = f"evidence {_odds(against)} of 1:{1 / level:,.0f}"
-    says = f"{_described(of_answers)}, in {comparison.blocks} blocks; {odds}"
+    says = f"{_described(of_answers)}, in {comparison.blocks} blocks; {odds(against, level)}"
     if images_against >= bound or (against >= bound and moved > tolerance):
         message = f"the images of both differ ({_described(of_images)}), so that their answers may"
         return _noted(spec, Verdict(NAME, Outcome.UNDECIDED, NOT_COMPARABLE, message, numbers=numbers))
@@ -64,7 +63,7 @@ def judge(spec: DriftGate, result: CheckResult, _policy: RolloutPolicy, level: f
 
 
 def is_held(verdict: Verdict) -> bool:
-    """Tell whether a verdict is a proof on which a person has to decide."""
+    """Return whether a verdict is a proof on which a person has to decide."""
     return verdict.outcome is Outcome.UNDECIDED and verdict.reason == ANSWERS_DIFFER
 
 
@@ -88,10 +87,6 @@ def _describe(name: str, histogram: ComparedHistogram) -> str:
         candidate, stable = 100 * (1.0 - means[:, 0])
         return f"{subject} {candidate:.3g} %, stable {stable:.3g} %"
     return f"{subject} differs by {100 * histogram.difference:.3g} % of images"
-
-
-def _odds(log_evidence: float) -> str:
-    return f"1:{math.exp(min(max(log_evidence, 0.0), 25.0)):,.0f}"
 
 
 GATE: Final = CheckedGateType(DriftGate, judge, purpose="answers", is_rule=False)

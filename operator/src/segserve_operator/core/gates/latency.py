@@ -84,7 +84,9 @@ class Latency(ExceedanceGate):
                 EvidenceStream(part, floor=1.0 - quantile, at=min(at, len(self.edges)), swing=SWINGS[quantile])
             )
         promised = [quantile for quantile, _ in self.slo_ms]
-        counted = 3 + promised.index(max(promised, key=_strictest)) if promised else 1
+        # The objective best suited to recognise bad requests: p95, else p99, else p50.
+        best = max(promised, key=lambda quantile: {0.95: 2, 0.99: 1}.get(quantile, 0), default=0.0)
+        counted = 3 + promised.index(best) if promised else 1
         ratios = len(self.ratios)
         weights = (FIRST_RATIO, *((1.0 - FIRST_RATIO) / (ratios - 1) for _ in range(ratios - 1)))
         test = Exceedance(
@@ -187,11 +189,6 @@ class Latency(ExceedanceGate):
             return 0.0
         index = int(np.searchsorted(np.cumsum(bins), quantile * bins.sum()))
         return self.edges[min(index, len(self.edges) - 1)]
-
-
-def _strictest(quantile: float) -> float:
-    """Return a sort key that prefers the SLO latency best suited to recognise bad requests: p95, else p99, else p50."""
-    return {0.95: 2.0, 0.99: 1.0}.get(quantile, 0.0)
 
 
 def _build(_: LatencyGate, slo: Slo, policy: RolloutPolicy, edges: Edges) -> Latency:

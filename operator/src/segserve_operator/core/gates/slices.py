@@ -26,7 +26,7 @@ from segserve_operator.core.evidence import (
     SlicePairs,
     slice_name,
 )
-from segserve_operator.core.gates.base import Edges, MeasuredGate, MeasuredGateType, Outcome, Verdict
+from segserve_operator.core.gates.base import Edges, MeasuredGate, MeasuredGateType, Outcome, Verdict, odds
 from segserve_operator.core.gates.error_rate import ErrorRate
 from segserve_operator.core.gates.latency import SHADOW_SETTLING_S, Latency
 from segserve_operator.core.statistics import sliced
@@ -171,10 +171,9 @@ class Slices(MeasuredGate[SlicesState]):
             also = f"; and in {more} more of {len(state.names)} slices" if more > 0 else ""
             return Verdict(NAME, Outcome.BREACH, "SliceWorse", f"worse for {named}{also}", 1.0, numbers)
         progress = float(np.clip(found / -np.log(level), 0.0, 1.0))
-        message = f"not proved worse in any of {_counted(len(state.names), 'slice')}"
+        message = f"not proved worse in any of {len(state.names)} slice{'s' if len(state.names) != 1 else ''}"
         if progress >= 0.2:
-            odds = f"evidence 1:{np.exp(np.clip(found, 0.0, 25.0)):,.0f} of 1:{1 / level:,.0f}"
-            message = f"{message}; most is against {self._figures(state, int(order[0]))}; {odds}"
+            message = f"{message}; most is against {self._figures(state, int(order[0]))}; {odds(found, level)}"
         return Verdict(NAME, Outcome.PASS, "NoWorse", message, progress, numbers)
 
     def _figures(self, state: SlicesState, index: int) -> str:
@@ -184,10 +183,6 @@ class Slices(MeasuredGate[SlicesState]):
         did = "failed" if kind == ERRORS else f"took {self.latency.ratios[0]:g} times as long or longer"
         of = f"on {candidate:,.0f} of {candidate + stable + neither:,.0f}"
         return f"{name}: the candidate alone {did} {of}, stable alone on {stable:,.0f}"
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _begun(clustered_s: Floats, shape: tuple[int, ...]) -> SlicesState:

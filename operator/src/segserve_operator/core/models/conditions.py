@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Final
 
 from segserve_builder.agent.protocol import AssignedModel, ModelReport, ModelState, ProofReport, TrialReport
@@ -100,12 +101,15 @@ def _conditions(
         trouble = refused.reason, refused.message
     progressing = _progressing(model, roles, state, newest, trial, serving, world)
     stalled = stalled_condition(stall)
+    ready = replace(serving, type="Ready")
+    if model.deleting:
+        ready = ObservedCondition("Ready", "False", "Deleting", "the model is being deleted")
     return (
         _artifact(roles, newest),
         _loaded(roles, newest, problem),
         _golden(model, roles, newest, trial),
         serving,
-        _ready(model, serving),
+        ready,
         progressing,
         _degraded(model, roles, newest, serving, trouble, stall or _impaired(model, roles, state, world)),
         reconciling(progressing, stalled),
@@ -296,12 +300,6 @@ def _serving(model: ModelObserved, roles: Roles, world: Observed) -> ObservedCon
 
 def _served(model: ModelObserved) -> bool:
     return any(condition.type == "TrafficReady" and condition.status == "True" for condition in model.status.conditions)
-
-
-def _ready(model: ModelObserved, serving: ObservedCondition) -> ObservedCondition:
-    if model.deleting:
-        return ObservedCondition("Ready", "False", "Deleting", "the model is being deleted")
-    return ObservedCondition("Ready", serving.status, serving.reason, serving.message)
 
 
 def _progressing(

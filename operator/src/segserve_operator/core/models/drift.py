@@ -112,7 +112,8 @@ def drift_condition(model: ModelObserved, watch: DriftWatch | None, world: Obser
         )
     if watch.complete:
         text = f"images and answers are as those of the reference: {watch.revision} from {_time(watch.began_s)} on"
-        text += _without_reference(watch, model)
+        if left_out := watch.without_reference(_slices_of(model)):
+            text += f"; not compared, as there is no reference of them yet: slices {_listed(left_out)}"
         return ObservedCondition(DRIFTING, "False", "AsReference", text)
     stable = model.roles.stable
     group = world.groups.get(stable.group) if stable is not None else None
@@ -123,18 +124,13 @@ def drift_condition(model: ModelObserved, watch: DriftWatch | None, world: Obser
     return ObservedCondition(DRIFTING, "Unknown", "CountingReference", text)
 
 
-def _without_reference(watch: DriftWatch, model: ModelObserved) -> str:
-    left_out = watch.without_reference(_slices_of(model))
-    return f"; not compared, as there is no reference of them yet: slices {_listed(left_out)}" if left_out else ""
-
-
 def _listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
     return f"{', '.join(sorted(names)[:_MAX_NAMED])}{more}"
 
 
 def says_drift(model: ModelObserved, watch: DriftWatch | None, world: Observed) -> bool:
-    """Tell whether a model's status has what is stored of its watch, and the condition."""
+    """Return whether a model's status has what is stored of its watch, and the condition."""
     if drift_of(model) is None or watch is None:
         return True
     return model.status.drift == watch.stored and drift_condition(model, watch, world) in model.status.conditions

@@ -36,7 +36,7 @@ def condition_events(before: Iterable[ObservedCondition], after: Iterable[Observ
     for condition in after:
         former = former_by_type.get(condition.type)
         status, reason = (former.status, former.reason) if former is not None else ("", "")
-        # Most of what stalls is degraded, too, for the same reason.
+        # Most of what stalls is degraded as well, for the same reason.
         is_problem = condition.type == "Degraded" or (condition.type == "Stalled" and condition.reason != degraded)
         if is_problem and condition.status == "True" and (status, reason) != (condition.status, condition.reason):
             yield Event("Warning", condition.reason, condition.message)

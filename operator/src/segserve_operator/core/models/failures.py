@@ -66,13 +66,13 @@ def failed(action: Action, reason: FailureReason, world: Observed, *, passing: b
 
 
 def is_due(action: Action, world: Observed) -> bool:
-    """Tell whether an action may be tried now: it has not failed, it is another one, or its delay is over."""
+    """Return whether an action may be tried now: it has not failed, it is another one, or its delay is over."""
     failure = world.failures.get(key_of(action))
     return failure is None or failure.content != _content(action, world) or is_over(failure, world)
 
 
 def is_over(failure: EffectFailure, world: Observed) -> bool:
-    """Tell whether the delay of a failed effect is over."""
+    """Return whether the delay of a failed effect is over."""
     left_s = failure.retry_s - world.now_s
     return not 0 < left_s <= max(REFUSED.longest_s, PASSING.longest_s)  # a clock may be set back
 
@@ -124,21 +124,15 @@ def without_refused_revisions(world: Observed) -> Observed:
     """
 
     def seen(model: ModelObserved) -> ModelObserved:
-        failure = _revision_failure(model, world)
-        if failure is None or not failure.reported or is_over(failure, world):
+        assigned = model.wanted.assigned if model.wanted is not None else None
+        failure = world.failures.get(("SaveRevision", assigned.revision)) if assigned is not None else None
+        if failure is None or failure.content != assigned or not failure.reported or is_over(failure, world):
             return model
         return replace(model, wanted=None, problem=failure.reason)
 
     if not any(kind == "SaveRevision" for kind, _ in world.failures):
         return world
     return replace(world, models=tuple(map(seen, world.models)))
-
-
-def _revision_failure(model: ModelObserved, world: Observed) -> EffectFailure | None:
-    if model.wanted is None:
-        return None
-    failure = world.failures.get(("SaveRevision", model.wanted.assigned.revision))
-    return failure if failure is not None and failure.content == model.wanted.assigned else None
 
 
 def group_problem(group: str, world: Observed) -> FailureReason | None:
@@ -150,7 +144,7 @@ def group_problem(group: str, world: Observed) -> FailureReason | None:
 
 
 def problem_for_model(group: str, world: Observed) -> FailureReason | None:
-    """Return a group's problem for the status of a model in it: a reference if other models are in it, too."""
+    """Return a group's problem for the status of a model in it: a reference if other models are in it as well."""
     problem = group_problem(group, world)
     if problem is None or not _is_shared(group):
         return problem
@@ -199,5 +193,5 @@ def _reported(kind: str, subject: str, world: Observed) -> EffectFailure | None:
 
 
 def _is_shared(group: str) -> bool:
-    """Tell whether a group is, or was, the pool's main or canary group: those names end with a template's digest."""
+    """Return whether a group is, or was, the pool's main or canary group: those names end with a template's digest."""
     return group.partition("-")[0] in (MAIN, CANARY) and group.count("-") <= 1

@@ -59,7 +59,7 @@ def observed_generation(model: ModelObserved, roles: Roles, stall: FailureReason
 
 
 def is_returning(model: ModelObserved, roles: Roles) -> bool:
-    """Tell whether the spec requires the former revision again, of which no server answers yet."""
+    """Return whether the spec requires the former revision again, of which no server answers yet."""
     wanted = model.wanted.assigned.revision if model.wanted is not None else None
     awaited = roles.previous is not None and roles.previous.revision == wanted
     return awaited and (roles.stable is None or roles.stable.revision != wanted)

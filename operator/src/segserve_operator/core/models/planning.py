@@ -166,21 +166,18 @@ def events_of_rollout(model: ModelObserved, desired: DesiredState) -> tuple[Even
     return rollout_events(model.status.rollout, state, record.verdicts if record is not None else ())
 
 
-def _wanted_holdings(roles: Mapping[str, Roles], main: str) -> set[tuple[str, str, str]]:
-    """Return (group, model, revision) for all revisions that the roles require to be loaded."""
-    held = {(group, model, revision) for model, r in roles.items() for group, revision in r.loaded_revisions()}
-    moving = {
-        (main, model, r.stable.revision) for model, r in roles.items() if r.stable is not None and settling(r, main)
-    }
-    return held | moving
-
-
 def _assignments(
     roles: Mapping[str, Roles], drifts: Mapping[str, DriftWatch], world: Observed
 ) -> dict[str, Assignment]:
     holdings: dict[str, dict[str, AssignedModel]] = {world.main: {}}
     models = {model.name: model for model in world.models}
-    for group, name, revision in sorted(_wanted_holdings(roles, world.main)):
+    wanted = {(group, model, revision) for model, r in roles.items() for group, revision in r.loaded_revisions()}
+    wanted |= {
+        (world.main, model, r.stable.revision)
+        for model, r in roles.items()
+        if r.stable is not None and settling(r, world.main)
+    }
+    for group, name, revision in sorted(wanted):
         assigned = assigned_model(revision, models[name], world)
         if assigned is not None:
             scored = with_scoring(assigned, group, models[name], world)
@@ -326,7 +323,7 @@ def _access(model: ModelObserved, world: Observed) -> tuple[AccessRule, ...] | N
 
 
 def _may_get_requests(holder: Candidate | RoleHolder, group: str, world: Observed) -> bool:
-    """Tell whether gateways are to know a revision that gets no requests now: a return needs any server of it."""
+    """Return whether gateways are to know a revision that gets no requests now: a return needs any server of it."""
     return answers(holder, world) if isinstance(holder, RoleHolder) else suffices(group, holder.revision, world)
 
 

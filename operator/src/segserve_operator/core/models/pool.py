@@ -180,12 +180,12 @@ def slots(world: Observed) -> Slots:
 
 
 def _is_own(group: str | None, world: Observed) -> bool:
-    """Tell whether a group has the candidate of one model only."""
+    """Return whether a group has the candidate of one model only."""
     return group is not None and world.pool is not None and group not in (world.pool.main, world.pool.canary)
 
 
 def _progresses(model: ModelObserved, world: Observed) -> bool:
-    """Tell whether a model's change holds a slot: until its candidate failed or stalled, or is stable and settled.
+    """Return whether a model's change holds a slot: until its candidate failed or stalled, or is stable and settled.
 
     A stable revision that stays in its group only because of its predecessor holds no slot, and neither does a rollout
     that waits for a person.
@@ -212,7 +212,7 @@ def _age(model: ModelObserved) -> tuple[float, str]:
 
 
 def _waits(model: ModelObserved) -> bool:
-    """Tell whether a model's spec, or its rollout, requires a revision that has neither a role nor a group."""
+    """Return whether a model's spec, or its rollout, requires a revision that has neither a role nor a group."""
     if model.deleting:
         return False
     if model.wanted is None:

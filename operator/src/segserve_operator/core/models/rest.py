@@ -57,7 +57,7 @@ class Rest:
 
 
 def is_at_rest(world: Observed) -> bool:
-    """Tell whether the world has no deadlines, delays, windows or intervals, for which a pass looks at the clock."""
+    """Return whether the world has no deadlines, delays, windows or intervals, for which a pass looks at the clock."""
     pool = world.pool
     kept = pool.status.template if pool is not None and pool.status is not None else None
     if pool is None or pool.scaling is not None or pool.progress is not None:
@@ -86,7 +86,7 @@ def _is_settled(model: ModelObserved) -> bool:
 
 
 def _keeps_still(model: ModelObserved, world: Observed) -> bool:
-    """Tell whether a model has one role, in the main group, for the revision of its spec, and nobody asks for more."""
+    """Return whether a model has one role, in the main group, for its spec's revision, and nobody asks for more."""
     stable, wanted = model.roles.stable, model.wanted
     if not _is_settled(model) or stable is None or wanted is None or model.access == ():
         return False

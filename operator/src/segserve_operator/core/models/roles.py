@@ -64,7 +64,7 @@ def next_roles(model: ModelObserved, world: Observed, slots: Slots) -> Deciding[
 
 
 def settling(roles: Roles, main: str) -> bool:
-    """Tell whether the stable revision is to move from another group to `main`.
+    """Return whether the stable revision is to move from another group to `main`.
 
     It waits until the previous revision has left `main`, because a group serves at most one revision of a model.
     """
@@ -214,7 +214,7 @@ def _promoted(roles: Roles, candidate: Candidate, now_s: float) -> Roles:
 
 
 def _may_take_all(candidate: Candidate, scope: Scope) -> bool:
-    """Tell whether a proved candidate is promoted at once, i.e. there is no rollout policy.
+    """Return whether a proved candidate is promoted at once, i.e. there is no rollout policy.
 
     Every gateway must know its servers by then, so that the promotion is a mere change of weights.
     """
@@ -265,18 +265,14 @@ def _returned(roles: Roles, failure: FailureReason | None, now_s: float) -> Role
 
 
 def _expire_previous(roles: Roles, scope: Scope) -> Roles:
-    previous = roles.previous
-    if previous is None or scope.model.wanted is None or _is_watched(roles, scope):
+    previous, state = roles.previous, scope.model.status.rollout
+    is_watched = state is not None and state.phase is Phase.BAKING and state.revision in roles.revisions()
+    if previous is None or scope.model.wanted is None or is_watched:
         return roles
     kept_s = scope.world.now_s - previous.since_s
     if kept_s < scope.model.wanted.keep_previous_s or not scope.world.traffic.idle(scope.model.name, previous.group):
         return roles
     return replace(roles, previous=None)
-
-
-def _is_watched(roles: Roles, scope: Scope) -> bool:
-    state = scope.model.status.rollout
-    return state is not None and state.phase is Phase.BAKING and state.revision in roles.revisions()
 
 
 def _settle(roles: Roles, scope: Scope) -> Roles:

@@ -83,7 +83,7 @@ def spread(
 
 
 def is_outdated(group: str, world: Observed) -> bool:
-    """Tell whether a candidate had better go to a group of the present template.
+    """Return whether a candidate had better go to a group of the present template.
 
     The template that the pool keeps is good enough, unless the group's servers do not come up.
     """
@@ -116,7 +116,7 @@ def _conditions(
     if not kept.next and not others:
         return None, None
     new = world.groups.get(target) or GroupObserved(target, replicas=0)
-    needed = _needed(world, target)
+    needed = served_revisions(group for name, group in main_groups(world).items() if name != target)
     answering = answering_servers(new, needed)
     count = len(answering)
     text = f"{count} of {pool.replicas} servers are of template {_digest(target)}"
@@ -180,7 +180,7 @@ def _is_wanted(former: Template, pool: PoolObserved) -> bool:
 
 
 def _is_hopeless(groups: Collection[GroupObserved]) -> bool:
-    """Tell whether nothing is lost with these servers: none answers, and it is known why."""
+    """Return whether nothing is lost with these servers: none answers, and it is known why."""
     stuck = [group for group in groups if group.replicas]
     return bool(stuck) and all(group.problem is not None and not _ready(group) for group in stuck)
 
@@ -258,7 +258,7 @@ def _rolled(
 
 
 def _is_asked(server: ServerObserved, revisions: Collection[str], traffic: TrafficState) -> bool:
-    """Tell whether all gateways send a server requests for these revisions; until then it can replace no other.
+    """Return whether all gateways send a server requests for these revisions; until then it can replace no other.
 
     A gateway may refuse a plan, as one without a certificate does where servers begin to want one.
     """
@@ -291,10 +291,6 @@ def _occupied(group: GroupObserved | None) -> int:
 
 def _ready(group: GroupObserved) -> bool:
     return any(server.ready for server in group.servers)
-
-
-def _needed(world: Observed, target: str) -> frozenset[str]:
-    return served_revisions(group for name, group in main_groups(world).items() if name != target)
 
 
 def served_revisions(groups: Iterable[GroupObserved]) -> frozenset[str]:
@@ -347,7 +343,7 @@ def _digest(main: str) -> str:
 
 
 def _is_held_apart(name: str, world: Observed) -> bool:
-    """Tell whether a model has revisions in two main groups, as releases before paced updates left them."""
+    """Return whether a model has revisions in two main groups, as releases before paced updates left them."""
     return any(_is_split(model.roles) and name in _groups(model.roles) for model in world.models)
 
 

@@ -21,7 +21,7 @@ _DIGITS: Final = 64
 Sign: TypeAlias = Callable[[str], str]
 """Returns the signature of a digest."""
 Check: TypeAlias = Callable[[str, str], bool]
-"""Tells whether a digest has this signature."""
+"""Returns whether a digest has this signature."""
 
 
 def sealed(record: Record, sign: Sign | None = None) -> tuple[Decision, ...]:

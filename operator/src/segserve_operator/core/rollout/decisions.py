@@ -298,11 +298,10 @@ def _engine(cases: Sequence[_Case]) -> list[_Made]:
     for alike in kinds.values():
         first = cases[next(iter(alike))]
         made |= zip(alike, at_once(first.decide, first.known, tuple(alike.values())), strict=True)
-    return [_gone_on(cases[index], made[index]) for index in range(len(cases))]
-
-
-def _gone_on(case: _Case, made: _Made) -> _Made:
-    return _Made(*after_shadow(case.rules, made.gates, case.known.progress, made.transition))
+    return [
+        _Made(*after_shadow(case.rules, made[index].gates, case.known.progress, made[index].transition))
+        for index, case in enumerate(cases)
+    ]
 
 
 def after_shadow(

@@ -320,7 +320,7 @@ def _signal(
 
 
 def breached(policy: Policy, judged: Sequence[Judgement], on_breach: OnBreach = OnBreach.ROLLBACK) -> Bools:
-    """Tell whether any gate has proof of a breach at its level, of those whose proof does `on_breach`."""
+    """Return whether any gate has proof of a breach at its level, of those whose proof does `on_breach`."""
     proved: Bools = np.asarray(False)
     for judgement, level, does in zip(judged, policy.levels, _on_breach(policy), strict=True):
         if does is on_breach:
@@ -330,7 +330,7 @@ def breached(policy: Policy, judged: Sequence[Judgement], on_breach: OnBreach = 
 
 
 def _holds_shadow(policy: Policy, progress: Progress, judged: Sequence[Judgement]) -> Bools:
-    """Tell whether a gate's proof holds a rollout in Shadow until a person decides."""
+    """Return whether a gate's proof holds a rollout in Shadow until a person decides."""
     holds: Bools = (progress.phase == Phase.SHADOW) & breached(policy, judged, OnBreach.HOLD)
     return holds
 
@@ -340,7 +340,7 @@ def _on_breach(policy: Policy) -> tuple[OnBreach, ...]:
 
 
 def _fails(policy: Policy, progress: Progress, judged: Sequence[Judgement], heard: Signals, now_s: float) -> Bools:
-    """Tell whether the candidate fails while stable answers, or does more harm than the policy allows."""
+    """Return whether the candidate fails while stable answers, or does more harm than the policy allows."""
     answers = (now_s - progress.stable_answered_s < RATE_MEMORY_S) | (progress.phase == Phase.BAKING)
     in_a_row = (progress.failures >= policy.failures_in_a_row) & answers
     incident = np.logical_or.reduce([each.incident for each in judged]) if judged else np.asarray(False)
@@ -353,7 +353,7 @@ def _fails(policy: Policy, progress: Progress, judged: Sequence[Judgement], hear
 
 
 def _surges(progress: Progress, judged: Sequence[Judgement]) -> Bools:
-    """Tell whether a candidate that serves callers suddenly fails, and stable is not known to fail as well."""
+    """Return whether a candidate that serves callers suddenly fails, and stable is not known to fail as well."""
     surging: Bools = np.zeros(progress.phase.shape, bool)
     for each in judged:
         surging = surging | (each.surging & ~each.incident)
@@ -362,7 +362,7 @@ def _surges(progress: Progress, judged: Sequence[Judgement]) -> Bools:
 
 
 def _suspect(progress: Progress, judged: Sequence[Judgement]) -> Bools:
-    """Tell whether there is evidence, though not proof, against a candidate that has not been probed yet.
+    """Return whether there is evidence, though not proof, against a candidate that has not been probed yet.
 
     Probing once is enough: what segserve's own requests do not show, the gates have to prove.
     """
@@ -377,7 +377,7 @@ def _suspect(progress: Progress, judged: Sequence[Judgement]) -> Bools:
 
 
 def _late(policy: Policy, progress: Progress, now_s: float) -> Bools:
-    """Tell whether the deadline or the step's longest duration has passed; both start anew after a resume."""
+    """Return whether the deadline or the step's longest duration has passed; both start anew after a resume."""
     longest = np.array([np.inf, *(step.maximum_s for step in policy.steps)])
     at = np.clip(progress.step + 1, 0, len(policy.steps))
     step_s = now_s - np.maximum(progress.step_since_s, progress.resumed_s)
@@ -426,7 +426,7 @@ def _waits(policy: Policy, progress: Progress, judged: Sequence[Judgement], hear
 
 
 def affordable(policy: Policy, progress: Progress, judged: Sequence[Judgement]) -> list[Bools]:
-    """Tell for each gate whether the worst harm of the next weight is negligible or within the budget.
+    """Return for each gate whether the worst harm of the next weight is negligible or within the budget.
 
     A step may use a part of the remaining budget within a minute; all requests may use all of it until the bake ends.
     For a candidate that is probably worse none of it may be used.
@@ -445,12 +445,12 @@ def affordable(policy: Policy, progress: Progress, judged: Sequence[Judgement]) 
 
 
 def _negligible(policy: Policy, judged: Sequence[Judgement]) -> list[Bools]:
-    """Tell for each gate whether the worst harm is negligible at any weight."""
+    """Return for each gate whether the worst harm is negligible at any weight."""
     return [judgement.harm <= tolerance for judgement, tolerance in zip(judged, policy.tolerances, strict=True)]
 
 
 def shadow_passes(policy: Policy, progress: Progress, judged: Sequence[Judgement]) -> Bools:
-    """Tell whether a candidate in Shadow was asked enough copies, and all gates have bounded its harm."""
+    """Return whether a candidate in Shadow was asked enough copies, and all gates have bounded its harm."""
     few = policy.shadow.min_requests if policy.shadow is not None else np.inf
     passes: Bools = (progress.phase == Phase.SHADOW) & (progress.seen >= few)
     for judgement, negligible in zip(judged, _negligible(policy, judged), strict=True):
@@ -459,14 +459,14 @@ def shadow_passes(policy: Policy, progress: Progress, judged: Sequence[Judgement
 
 
 def _is_quiet(progress: Progress, now_s: float) -> Bools:
-    """Tell whether callers bring no requests to a rollout in Shadow, so that there is nothing to be copied."""
+    """Return whether callers bring no requests to a rollout in Shadow, so that there is nothing to be copied."""
     since_s = np.maximum(progress.step_since_s, progress.resumed_s)
     unused: Bools = (progress.phase == Phase.SHADOW) & (progress.seen == 0) & (now_s - since_s >= QUIET_S)
     return unused & (progress.rate < QUIET_PER_S)
 
 
 def _shadow_over(policy: Policy, progress: Progress, judged: Sequence[Judgement], now_s: float) -> Bools:
-    """Tell whether Shadow's time is over; one that is probably worse stays until the rollout's deadline."""
+    """Return whether Shadow's time is over; one that is probably worse stays until the rollout's deadline."""
     longest_s = policy.shadow.maximum_s if policy.shadow is not None else 0.0
     over: Bools = now_s - np.maximum(progress.step_since_s, progress.resumed_s) >= longest_s
     for judgement, negligible in zip(judged, _negligible(policy, judged), strict=True):
@@ -475,7 +475,7 @@ def _shadow_over(policy: Policy, progress: Progress, judged: Sequence[Judgement]
 
 
 def _test_over(policy: Policy, progress: Progress, now_s: float) -> Bools:
-    """Tell whether an A/B test has had its time; a paused one goes on until it is resumed."""
+    """Return whether an A/B test has had its time; a paused one goes on until it is resumed."""
     if not policy.tests:
         return np.zeros(progress.phase.shape, bool)
     over: Bools = (now_s - progress.step_since_s >= policy.steps[0].minimum_s) & ~progress.paused

@@ -124,7 +124,7 @@ _LEGAL: Final = np.array([[(phase, signal) in MOVES for signal in (Signal.NONE, 
 
 
 def legal(phase: NDArray[np.int8], signal: int | NDArray[np.int8]) -> NDArray[np.bool_]:
-    """Tell whether a signal moves a rollout in that phase; arrays broadcast against each other."""
+    """Return whether a signal moves a rollout in that phase; arrays broadcast against each other."""
     possible: NDArray[np.bool_] = _LEGAL[phase, signal]
     return possible
 

@@ -69,7 +69,7 @@ class RolloutState:
         return max(self.started_s, self.resumed_s)
 
     def matters(self, now_s: float) -> bool:
-        """Tell whether its record may still change: until some time after its end, so that no last decision is lost."""
+        """Return whether its record may still change: until some time after its end, as a last decision may come."""
         return not self.ended or now_s - self.since_s < LAST_WORDS_S
 
 

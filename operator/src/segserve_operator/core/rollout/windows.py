@@ -86,8 +86,14 @@ def window_between(
         latencies = np.stack([_binned(arm, edges) for arm in arms])
         charged = [_charge(held, at, arms[at], latencies[at], slow_after_s, edges) for at in range(2)]
         waiting[name] = InFlight((charged[0], charged[1]), _recent(held.moments, now.at_s - slow_after_s))
-        window = _with(window, now.at_s - then.at_s, arms, latencies)
-    counters = _kept(before, after)
+        window = EvidenceWindow(
+            np.maximum(window.seconds, now.at_s - then.at_s),
+            window.requests + [arm.attempts for arm in arms],
+            window.errors + [min(arm.failed, arm.attempts) for arm in arms],
+            window.latencies + latencies,
+        )
+    latest_s = max((count.at_s for count in (*before.values(), *after.values())), default=0.0)
+    counters = {name: at for name, at in {**before, **after}.items() if latest_s - at.at_s <= FORGOTTEN_S}
     return WindowResult(
         window,
         counters,
@@ -100,11 +106,6 @@ def first_reference(now: Counters, newest_s: float | None) -> Counters:
     if newest_s is not None and now.began_s >= newest_s:
         return Counters(now.epoch, newest_s)
     return now
-
-
-def _kept(before: Sample, after: Sample) -> Sample:
-    newest_s = max((count.at_s for count in (*before.values(), *after.values())), default=0.0)
-    return {name: count for name, count in {**before, **after}.items() if newest_s - count.at_s <= FORGOTTEN_S}
 
 
 def _names(group: str, other: str) -> frozenset[str]:
@@ -207,12 +208,3 @@ def _recent(moments: tuple[InFlightSample, ...], since_s: float) -> tuple[InFlig
     gaps = [kept[index + 1].at_s - kept[index - 1].at_s for index in range(1, len(kept) - 1)]
     del kept[1 + gaps.index(min(gaps))]
     return tuple(kept)
-
-
-def _with(window: EvidenceWindow, seconds: float, arms: tuple[_Arm, _Arm], latencies: Floats) -> EvidenceWindow:
-    return EvidenceWindow(
-        np.maximum(window.seconds, seconds),
-        window.requests + [arm.attempts for arm in arms],
-        window.errors + [min(arm.failed, arm.attempts) for arm in arms],
-        window.latencies + latencies,
-    )

@@ -39,7 +39,7 @@ def merged(pending: Floats, age_s: Floats, bins: Floats, seconds: Floats) -> tup
 
 
 def closing(counts: Floats, age_s: Floats, spread: Floats) -> Bools:
-    """Tell whether the block ends now, from counts [..., 2] of (stable, candidate), age_s [...] and spread [...]."""
+    """Return whether the block ends now, from counts [..., 2] of (stable, candidate), age_s [...] and spread [...]."""
     both = (counts[..., CANDIDATE] >= 1) & (counts[..., STABLE] >= 1)
     enough = (counts[..., STABLE] >= STABLE_REQUESTS) & (counts[..., CANDIDATE] >= CANDIDATE_REQUESTS)
     shortest_s = np.where(enough, np.clip(SHORTEST_S * spread, SHORTEST_S, LONGEST_OF_BURSTS_S), LONG_S)

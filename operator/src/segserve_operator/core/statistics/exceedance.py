@@ -401,7 +401,8 @@ class Exceedance:
         wealth = summed(state.wealth)
         if known.any():
             wealth = np.where(known[..., None, None], summed(state.paired), wealth)
-        found = summed(wealth + self._log_weights())
+        shares = np.array([stream.weight for stream in self.streams])
+        found = summed(wealth + np.log(shares / shares.sum()))
         found = np.where(state.carried != 0, found + state.carried, found)
         if not state.shadowed.any():
             return found
@@ -425,11 +426,6 @@ class Exceedance:
             # Fewer and the quantile is the largest of a handful.
             known[..., index] = above_edge[..., 0] * above >= 2.0
         return np.minimum(at, len(self.edges)), known
-
-    def _log_weights(self) -> Floats:
-        weights = np.array([stream.weight for stream in self.streams])
-        logs: Floats = np.log(weights / weights.sum())
-        return logs
 
     def _judged(self, state: ExceedanceState, counts: Floats) -> ExceedanceState:
         """Return the state after the open block; where a role has no requests, stable's memory alone changes."""
@@ -568,7 +564,7 @@ def _fields_of(pairs: DiscordantState) -> dict[str, Floats]:
 
 
 def _known(state: ExceedanceState) -> Bools:
-    """Tell whether the dependence of stable's requests is known [...]."""
+    """Return whether the dependence of stable's requests is known [...]."""
     known: Bools = np.asarray((state.clustered_s >= 0).all(-1))
     return known
 

@@ -28,7 +28,7 @@ def deadline_s(model: ModelObserved) -> float:
 
 
 def is_overdue(model: ModelObserved, candidate: Candidate | None, world: Observed) -> bool:
-    """Tell whether a candidate's servers have not proved it in time; what gets requests is never overdue."""
+    """Return whether a candidate's servers have not proved it in time; what gets requests is never overdue."""
     if candidate is None or candidate.group is None or candidate.failure is not None:
         return False
     state = model.status.rollout
@@ -38,7 +38,7 @@ def is_overdue(model: ModelObserved, candidate: Candidate | None, world: Observe
 
 
 def is_settling_overdue(model: ModelObserved, stable: RoleHolder | None, world: Observed) -> bool:
-    """Tell whether a stable revision has not moved to the main group in time after its predecessor was let go."""
+    """Return whether a stable revision has not moved to the main group in time after its predecessor was let go."""
     if stable is None or stable.group == world.main or model.wanted is None:
         return False
     return world.now_s - stable.since_s >= model.wanted.keep_previous_s + deadline_s(model)

@@ -62,10 +62,12 @@ def trial_of(revision: str, model: ModelObserved, world: Observed) -> TrialProgr
     outcomes = [each.trial for each in reports if each.trial is not None and each.trial.golden == golden]
     passed = [outcome for outcome in outcomes if outcome.passed]
     refused = next((outcome for outcome in outcomes if outcome.reason), None)
+    # A trial that a server dies of is not withdrawn meanwhile: its agent counts how often that happens.
+    assigned = any(each.revision == revision and each.trial is not None for each in group.assignment.models)
     return TrialProgress(
         revision,
         golden,
-        possible=any(report.proved is not None for report in reports) or _is_told(revision, group),
+        possible=assigned or any(report.proved is not None for report in reports),
         servers=len(passed),
         wanted=max(group.wanted, 1),
         images=passed[0].images if passed else 0,
@@ -91,11 +93,6 @@ def _fails(revision: str, model: ModelObserved, world: Observed) -> bool:
         return False
     report: ModelReport | None = group.report(revision)
     return report is not None and report.state is ModelState.FAILED
-
-
-def _is_told(revision: str, group: GroupObserved) -> bool:
-    # A trial that a server dies of is not withdrawn meanwhile: its agent counts how often that happens.
-    return any(each.revision == revision and each.trial is not None for each in group.assignment.models)
 
 
 def _group_of(revision: str, model: ModelObserved, world: Observed) -> GroupObserved | None:

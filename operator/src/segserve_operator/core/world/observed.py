@@ -215,12 +215,12 @@ class ModelObserved:
         return self.status.roles
 
     def rolls_out(self, candidate: Candidate) -> bool:
-        """Tell whether a rollout of a candidate is in progress."""
+        """Return whether a rollout of a candidate is in progress."""
         state = self.status.rollout
         return state is not None and not state.ended and state.revision == candidate.revision
 
     def is_left_as_it_was(self, candidate: Candidate | None) -> bool:
-        """Tell whether a rollout goes on although the spec cannot be read now: what it began with was accepted."""
+        """Return whether a rollout goes on although the spec cannot be read now: what it began with was accepted."""
         return self.wanted is None and candidate is not None and candidate.failure is None and self.rolls_out(candidate)
 
 
@@ -255,12 +255,12 @@ class ServerObserved:
         return self._by_revision.get(revision) if self.ready else None
 
     def proved(self, revision: str) -> bool:
-        """Tell whether the server serves exactly that revision."""
+        """Return whether the server serves exactly that revision."""
         report = self.report(revision)
         return report is not None and report.state is ModelState.READY
 
     def holds(self, model: str) -> bool:
-        """Tell whether the server may still have any revision of a model, ready or not."""
+        """Return whether the server may still have any revision of a model, ready or not."""
         return model in self._models
 
 
@@ -335,7 +335,7 @@ class GroupObserved:
         return tuple(server.endpoint for server in servers)
 
     def complete(self, revision: str) -> bool:
-        """Tell whether all wanted servers, and at least one, serve a revision."""
+        """Return whether all wanted servers, and at least one, serve a revision."""
         return len(self.proved(revision)) >= max(self.wanted, 1)
 
     def failed(self, revision: str) -> tuple[ServerObserved, ...]:
@@ -343,7 +343,7 @@ class GroupObserved:
         return self.reports(revision).failed
 
     def agents_know(self, order: Callable[[AssignedModel], bool], able: Callable[[ProofReport], bool]) -> bool:
-        """Tell whether all agents know an order; an earlier version would refuse the whole assignment.
+        """Return whether all agents know an order; an earlier version would refuse the whole assignment.
 
         While none has proved anything, as servers restart, the agents know what their assignment has.
         """
@@ -351,7 +351,7 @@ class GroupObserved:
         return all(map(able, proofs)) and (bool(proofs) or any(map(order, self.assignment.models)))
 
     def holds(self, model: str) -> bool:
-        """Tell whether the group's servers may still have any revision of a model."""
+        """Return whether the group's servers may still have any revision of a model."""
         return model in self._assigned or any(server.holds(model) for server in self.servers)
 
 
@@ -563,7 +563,7 @@ class Observed:
         return self.pool is not None and self.pool.shadow
 
     def complete(self, group: str, revision: str) -> bool:
-        """Tell whether all servers of a group serve exactly that revision."""
+        """Return whether all servers of a group serve exactly that revision."""
         return group in self.groups and self.groups[group].complete(revision)
 
 

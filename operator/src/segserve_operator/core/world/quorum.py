@@ -43,19 +43,19 @@ def needed(group: GroupObserved, world: Observed) -> int:
 
 
 def suffices(name: str, revision: str, world: Observed) -> bool:
-    """Tell whether enough servers of a group have proved a revision."""
+    """Return whether enough servers of a group have proved a revision."""
     group = world.groups.get(name)
     return group is not None and len(group.proved(revision)) >= needed(group, world)
 
 
 def answers(holder: RoleHolder, world: Observed) -> bool:
-    """Tell whether any server answers for a role."""
+    """Return whether any server answers for a role."""
     group = world.groups.get(holder.group)
     return group is not None and bool(group.endpoints(holder.revision))
 
 
 def may_take_over(name: str, revision: str, former: RoleHolder | None, world: Observed, *, overdue: bool) -> bool:
-    """Tell whether a group has enough servers to answer instead of another group.
+    """Return whether a group has enough servers to answer instead of another group.
 
     With fewer servers than answer for `former` now, it waits for its others: until they have proved the revision, are
     known not to come soon, or are `overdue`.
@@ -84,24 +84,18 @@ def blame(name: str, revision: str, world: Observed) -> FailureReason | None:
     group = world.groups.get(name)
     if group is None:
         return None
-    said = [report for _, report in group.reports(revision).said if _is_final(report)]
+    reports = (report for _, report in group.reports(revision).said)
+    said = [report for report in reports if report.state is ModelState.FAILED and not report.retryable]
     reason = next((report for report in said if report.reason in SAME_EVERYWHERE), None)
-    if reason is None and said and _is_out_of_reach(group, revision, len(said), world):
+    absent = _stuck(group, revision) - len(group.failed(revision))
+    is_out_of_reach = max(group.wanted, 1) - len(said) - absent < needed(group, world)
+    if reason is None and said and is_out_of_reach:
         repeated = next((report for report in said if report.attempts > 1), None)
         if len(said) >= min(_SEVERAL, max(group.wanted, 1)):
             reason = said[0]
         elif repeated is not None and not group.proved(revision):
             reason = repeated
     return FailureReason(reason.reason, reason.message) if reason is not None else None
-
-
-def _is_final(report: ModelReport) -> bool:
-    return report.state is ModelState.FAILED and not report.retryable
-
-
-def _is_out_of_reach(group: GroupObserved, revision: str, failed: int, world: Observed) -> bool:
-    absent = _stuck(group, revision) - len(group.failed(revision))
-    return max(group.wanted, 1) - failed - absent < needed(group, world)
 
 
 def prevailing_report(name: str, revision: str, world: Observed) -> ModelReport | None:

@@ -133,7 +133,7 @@ def refusal(
 
 
 def promotes_judged(request: RolloutRequest, roles: Roles) -> bool:
-    """Tell whether a request is to roll out a revision that was only judged."""
+    """Return whether a request is to roll out a revision that was only judged."""
     candidate = roles.candidate
     judged = candidate is not None and candidate.judged and candidate.revision == request.revision
     return judged and request.verb == "promote"

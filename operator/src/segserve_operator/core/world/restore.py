@@ -61,7 +61,7 @@ def notes_of(status: ModelStatus) -> dict[str, RevisionNote]:
 
 
 def is_blank(model: ModelObserved) -> bool:
-    """Tell whether a model's status names no revision: it is new, or its status was lost."""
+    """Return whether a model's status names no revision: it is new, or its status was lost."""
     return model.status.roles == Roles() and not model.deleting
 
 

@@ -32,13 +32,13 @@ def slo_of(model: ModelObserved) -> Slo | None:
 
 
 def is_watched(model: ModelObserved) -> bool:
-    """Tell whether a model's requests are counted although no rollout is in progress."""
+    """Return whether a model's requests are counted although no rollout is in progress."""
     wanted = model.wanted
     return wanted is not None and (wanted.slo is not None or (wanted.policy is not None and wanted.policy.self_test))
 
 
 def is_due(measured_s: float, now_s: float) -> bool:
-    """Tell whether the interval has passed; the absolute difference covers a clock that was set back."""
+    """Return whether the interval has passed; the absolute difference covers a clock that was set back."""
     return abs(now_s - measured_s) >= INTERVAL_S
 
 

@@ -46,5 +46,5 @@ def untestable(policy: RolloutPolicy | None, pool: PoolObserved | None) -> Failu
 
 
 def keeps_streams(pipeline: Pipeline) -> bool:
-    """Tell whether a stage of the pipeline keeps the state of streams."""
+    """Return whether a stage of the pipeline keeps the state of streams."""
     return any(isinstance(stage, TemporalSmoothing) for _, stage in named_postprocess(pipeline))

@@ -16,12 +16,10 @@ if TYPE_CHECKING:
     from segserve_operator.adapters.kube.objects.context import PoolContext
 
 _FOLDER: Final = "tls"
-_CERTIFICATE: Final = "certificate"
-_CLIENT_CA: Final = "client-ca"
 
 
 def redirects(context: PoolContext) -> bool:
-    """Tell whether plain HTTP is redirected."""
+    """Return whether plain HTTP is redirected."""
     tls = context.spec.gateway.tls
     return tls is not None and tls.redirect_port is not None
 
@@ -91,7 +89,7 @@ def _secrets(context: PoolContext) -> list[tuple[str, str, str]]:
     gateway = context.spec.gateway
     if gateway.tls is None:
         return []
-    own = [(_CERTIFICATE, gateway.tls.secret_name, CERTIFICATE_FOLDER)]
+    own = [("certificate", gateway.tls.secret_name, CERTIFICATE_FOLDER)]
     if gateway.auth is None or gateway.auth.mtls is None:
         return own
-    return [*own, (_CLIENT_CA, gateway.auth.mtls.ca_secret_ref.name, CLIENT_CA_FOLDER)]
+    return [*own, ("client-ca", gateway.auth.mtls.ca_secret_ref.name, CLIENT_CA_FOLDER)]

@@ -55,8 +55,6 @@ TMP_FOLDER: Final = "/tmp"
 TOKEN_VOLUME: Final = "token"
 _TOKEN_FOLDER: Final = "/var/run/secrets/kubernetes.io/serviceaccount"
 _TOKEN_SECONDS: Final = 3607  # as in the volume that Kubernetes itself adds to pods; the kubelet renews it
-_NODES: Final = "kubernetes.io/hostname"
-_ZONES: Final = "topology.kubernetes.io/zone"
 _HEAP_SHARE: Final = Decimal("0.8")
 _LEAST_HEAP_BYTES: Final = 2**26
 
@@ -224,7 +222,7 @@ def spread(selector: Mapping[str, str]) -> list[V1TopologySpreadConstraint]:
             when_unsatisfiable="ScheduleAnyway",
             label_selector=V1LabelSelector(match_labels=dict(selector)),
         )
-        for key in (_NODES, _ZONES)
+        for key in ("kubernetes.io/hostname", "topology.kubernetes.io/zone")
     ]
 
 

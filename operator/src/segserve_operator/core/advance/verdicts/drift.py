@@ -13,7 +13,6 @@ from segserve_operator.core.drift.detector import Histograms
 from segserve_operator.core.gates import drift
 from segserve_operator.core.gates.base import Verdict
 from segserve_operator.core.gates.checks import CheckResult
-from segserve_operator.core.rollout.engine import Signals
 from segserve_operator.core.world.observed import Observed
 
 
@@ -60,10 +59,6 @@ def _verdicts(case: RolloutCase) -> Iterator[Verdict]:
     yield former if stays else verdict
 
 
-def _signal(case: RolloutCase) -> Signals:
-    return replace(case.signal("answers"), held=any(map(drift.is_held, case.verdicts("answers"))))
-
-
 def _counted(revision: str, world: Observed) -> dict[str, Histograms]:
     """Return what the servers of a revision report by name, whatever group they belong to."""
     return {
@@ -74,4 +69,7 @@ def _counted(revision: str, world: Observed) -> dict[str, Histograms]:
     }
 
 
-SOURCE: Final = VerdictSource(verdicts=_verdicts, signal=_signal)
+SOURCE: Final = VerdictSource(
+    verdicts=_verdicts,
+    signal=lambda case: replace(case.signal("answers"), held=any(map(drift.is_held, case.verdicts("answers")))),
+)

@@ -121,7 +121,7 @@ def _signal(case: RolloutCase) -> Signals:
 
 
 def _gave_up(case: RolloutCase) -> bool:
-    """Tell whether a rollout without scores does not wait for them any more."""
+    """Return whether a rollout without scores does not wait for them any more."""
     if case.state.paused or case.model.wanted is None:
         return False
     return case.state.phase is not Phase.GOLDEN or _undecided_s(case) >= case.model.wanted.progress_deadline_s
@@ -140,7 +140,8 @@ def answers(who: str, reports: Sequence[ModelReport], sha256: str) -> Answers:
     failed = next((score for score in scored if score.reason), None)
     if failed is not None:
         return Answers(problem=f"{who}'s servers cannot score the golden set: {failed.reason}: {failed.message}")
-    if any(_is_old(report) for report in reports):
+    ready = (report.proved for report in reports if report.state is ModelState.READY)
+    if any(proved is None or not proved.can_score for proved in ready):
         old = f"{who}'s servers have agents of an earlier version, which score no golden sets"
         return Answers(problem=f"{old}; update the pool's servers, or skip the gate")
     return Answers()
@@ -153,10 +154,6 @@ def _is_readable(score: ScoreReport) -> bool:
         return bool(unpack_qualities(score.qualities)) and unpack_classes(score.classes) is not None
     except ValueError:
         return False
-
-
-def _is_old(report: ModelReport) -> bool:
-    return report.state is ModelState.READY and (report.proved is None or not report.proved.can_score)
 
 
 def _class_names(case: RolloutCase) -> tuple[tuple[int, str], ...]:
