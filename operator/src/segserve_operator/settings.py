@@ -76,7 +76,7 @@ class OperatorSettings(Defaults):
         """Return the settings, with defaults of absent and empty variables; raises `OperatorSettingsError`."""
         read = _Reader(environ)
         settings = cls(
-            namespaces=read.names("SEGSERVE_NAMESPACES"),
+            namespaces=read.listed("SEGSERVE_NAMESPACES", _LABEL, "names of namespaces with commas between them"),
             cluster_wide=read.one_of("SEGSERVE_CLUSTER_WIDE", "false", ("true", "false")) == "true",
             server_image=read.image("SEGSERVE_SERVER_IMAGE", _DEFAULT.server_image),
             triton_version=read.matching(
@@ -84,7 +84,9 @@ class OperatorSettings(Defaults):
             ),
             envoy_image=read.image("SEGSERVE_ENVOY_IMAGE", _DEFAULT.envoy_image),
             operator_image=read.image("SEGSERVE_OPERATOR_IMAGE", _DEFAULT.operator_image),
-            image_pull_policy=read.policy("SEGSERVE_IMAGE_PULL_POLICY", _DEFAULT.image_pull_policy),
+            image_pull_policy=cast(
+                "PullPolicy", read.one_of("SEGSERVE_IMAGE_PULL_POLICY", _DEFAULT.image_pull_policy, _POLICIES)
+            ),
             image_pull_secrets=read.listed("SEGSERVE_IMAGE_PULL_SECRETS", _SUBDOMAIN, "names of Secrets"),
             pod_user=read.user("SEGSERVE_POD_USER", POD_USER),
             logging=LogSettings(
@@ -94,7 +96,12 @@ class OperatorSettings(Defaults):
             server_log_format=cast(
                 "LogFormat", read.one_of("SEGSERVE_SERVER_LOG_FORMAT", _DEFAULT.server_log_format, FORMATS)
             ),
-            lease_namespace=read.name("SEGSERVE_LEASE_NAMESPACE", _DEFAULT.lease_namespace),
+            lease_namespace=read.matching(
+                "SEGSERVE_LEASE_NAMESPACE",
+                _DEFAULT.lease_namespace,
+                _LABEL,
+                "a DNS label of at most 63 characters",
+            ),
             lease_name=read.domain("SEGSERVE_LEASE_NAME", _DEFAULT.lease_name),
             cluster_domain=read.domain("SEGSERVE_CLUSTER_DOMAIN", _DEFAULT.cluster_domain),
             artifact_base=read.matching(
@@ -142,10 +149,6 @@ class _Reader:
         """Return a text of this pattern."""
         return self._checked(variable, default, lambda text: re.fullmatch(pattern, text) is not None, allowed)
 
-    def name(self, variable: str, default: str) -> str:
-        """Return a name as namespaces have it."""
-        return self.matching(variable, default, _LABEL, "a DNS label of at most 63 characters")
-
     def domain(self, variable: str, default: str) -> str:
         """Return labels with dots between them."""
         return self.matching(variable, default, _SUBDOMAIN, "DNS labels with dots between them")
@@ -154,10 +157,6 @@ class _Reader:
         """Return the reference of an image."""
         return self.matching(variable, default, r"[^\s@]+(@sha256:[0-9a-f]{64})?", "an image's reference")
 
-    def names(self, variable: str) -> tuple[str, ...]:
-        """Return a list of names as namespaces have them."""
-        return self.listed(variable, _LABEL, "names of namespaces with commas between them")
-
     def listed(self, variable: str, pattern: str, allowed: str) -> tuple[str, ...]:
         """Return a list with commas between its parts of this pattern, each once and in order."""
         parts = sorted({part.strip() for part in self._environ.get(variable, "").split(",")} - {""})
@@ -165,10 +164,6 @@ class _Reader:
         if wrong:
             self._complain(variable, ", ".join(wrong), allowed)
         return tuple(parts)
-
-    def policy(self, variable: str, default: PullPolicy) -> PullPolicy:
-        """Return when images are pulled."""
-        return cast("PullPolicy", self.one_of(variable, default, _POLICIES))
 
     def one_of(self, variable: str, default: str, allowed: Sequence[str]) -> str:
         """Return one of some words."""

@@ -240,7 +240,7 @@ def _decide(case: RolloutCase, request: RolloutRequest | None) -> Deciding[tuple
         window=pairs or callers,
         callers=callers if pairs is not None else None,
         tested_weight=_tested_weight(state, now_s),
-        past=case.past if learns else None,
+        past=past_of(model, case.roles.stable, case.world) if learns else None,
         paused=verb == "pause" or (state.paused and verb != "resume"),
         skipped=skipped,
         actor=request.text if request is not None else "segserve",

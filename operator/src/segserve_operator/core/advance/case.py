@@ -10,7 +10,6 @@ from typing import Self
 from segserve_builder.agent.protocol import ModelReport
 from segserve_builder.spec.model_spec import Golden
 from segserve_operator.api.rollout_policy import CheckedGateSpec, gate_name
-from segserve_operator.core.advance.sizes import has_grown
 from segserve_operator.core.gates import purpose_of
 from segserve_operator.core.gates.base import Outcome, Verdict
 from segserve_operator.core.gates.checks import Check, CheckResult
@@ -18,11 +17,9 @@ from segserve_operator.core.rollout.engine import Signals
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.policy import alpha_shares
 from segserve_operator.core.rollout.record import Record, RolloutState
-from segserve_operator.core.statistics.past import StablePast
 from segserve_operator.core.world.deadlines import is_overdue
 from segserve_operator.core.world.observed import ModelObserved, Observed, Roles
 from segserve_operator.core.world.quorum import may_take_over
-from segserve_operator.core.world.slo import past_of
 
 
 def groups_of(state: RolloutState, roles: Roles) -> tuple[str, str]:
@@ -84,21 +81,11 @@ class RolloutCase:
         return may_take_over(group, revision, self.roles.stable, world, overdue=overdue)
 
     @property
-    def grown(self) -> bool:
-        """Whether enough servers answer for the candidate's next weight."""
-        return has_grown(self.roles, self.world)
-
-    @property
     def lost(self) -> bool:
         """Whether the candidate should get requests, but no server serves it."""
         group = self.world.groups.get(self.groups[1])
         answers = group is not None and bool(group.endpoints(self.state.revision))
         return self.state.weight > 0 and not answers and not self.superseded
-
-    @property
-    def past(self) -> StablePast | None:
-        """The past of the stable revision, None if nobody watches it."""
-        return past_of(self.model, self.roles.stable, self.world)
 
     @cached_property
     def groups(self) -> tuple[str, str]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from segserve_operator.core.advance.case import RolloutCase, VerdictSource, groups_of
 from segserve_operator.core.advance.self_test import tests_itself
+from segserve_operator.core.advance.sizes import has_grown
 from segserve_operator.core.advance.verdicts import ab_query, checked, drift, golden, probe
 from segserve_operator.core.failure import UNKNOWN_FIELD
 from segserve_operator.core.gates.base import Verdict
@@ -53,7 +54,7 @@ def gather_signals(case: RolloutCase) -> Signals:
     unknown = model.problem is not None and model.problem.reason == UNKNOWN_FIELD
     return Signals(
         ready=np.array(case.ready),
-        grown=np.array(case.grown),
+        grown=np.array(has_grown(case.roles, case.world)),
         lost=np.array(case.lost),
         golden=np.array(min(each.golden for each in signals), np.int8),
         probes=np.array(sum(each.probes for each in signals), np.int8),

@@ -1,4 +1,4 @@
-"""The registry of gates: a new gate is a file here, a line in `GATES`, and its spec in `api.rollout_policy`."""
+"""The registry of gates: a new one is a line in `GATES`, its spec in `api.rollout_policy`, and mostly a file here."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from segserve_operator.api.ab_test import QUANTILES, AbTest
-from segserve_operator.api.rollout_policy import CheckedGateSpec, RolloutPolicy, Slo
+from segserve_operator.api.rollout_policy import CheckedGateSpec, PromqlGate, RolloutPolicy, Slo, WebhookGate
 from segserve_operator.core.evidence import EDGES_MS
 from segserve_operator.core.gates import (
     ab_test,
@@ -17,15 +17,20 @@ from segserve_operator.core.gates import (
     golden_quality,
     latency,
     mask_agreement,
-    promql,
     resource,
     slices,
-    webhook,
 )
 from segserve_operator.core.gates.ab_metric import AbMetricResult
 from segserve_operator.core.gates.ab_quantile import AbQuantileResult
 from segserve_operator.core.gates.ab_test import AbTestResult
-from segserve_operator.core.gates.base import CheckedGateType, Edges, GateType, MeasuredGate, MeasuredGateType
+from segserve_operator.core.gates.base import (
+    CheckedGateType,
+    Edges,
+    GateType,
+    MeasuredGate,
+    MeasuredGateType,
+    judge_by_expressions,
+)
 from segserve_operator.core.statistics.past import StablePast
 
 __all__ = ["GATES", "checked_gate", "informed", "measured_gates", "purpose_of", "started", "started_again"]
@@ -36,8 +41,8 @@ GATES: Final[Mapping[str, GateType]] = {
     "burnRate": burn_rate.GATE,
     "goldenQuality": golden_quality.GATE,
     "resource": resource.GATE,
-    "webhook": webhook.GATE,
-    "promql": promql.GATE,
+    "webhook": CheckedGateType(WebhookGate, judge_by_expressions),
+    "promql": CheckedGateType(PromqlGate, judge_by_expressions),
     "maskAgreement": mask_agreement.GATE,
     "slices": slices.GATE,
     "cost": cost.GATE,

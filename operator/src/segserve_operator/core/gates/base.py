@@ -10,7 +10,7 @@ from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 import numpy as np
 
-from segserve_operator.api.rollout_policy import CheckedGateSpec, GateSpec, RolloutPolicy, Slo
+from segserve_operator.api.rollout_policy import CheckedGateSpec, GateSpec, PromqlGate, RolloutPolicy, Slo, WebhookGate
 from segserve_operator.core.evidence import EvidenceWindow, Judgement
 from segserve_operator.core.gates.checks import CheckResult
 from segserve_operator.core.statistics.discordant import DiscordantState
@@ -190,8 +190,11 @@ def no_answer(gate: str, result: CheckResult) -> Verdict:
     return Verdict(gate, Outcome.UNDECIDED, "NoAnswer", message)
 
 
-def judge_by_expressions(gate: str, result: CheckResult, pass_condition: str, breach_condition: str) -> Verdict:
+def judge_by_expressions(
+    spec: PromqlGate | WebhookGate, result: CheckResult, _policy: RolloutPolicy, _level: float
+) -> Verdict:
     """Judge by a user's two expressions. A breach takes precedence over a pass; neither is Undecided."""
+    gate, pass_condition, breach_condition = spec.name, spec.pass_condition, spec.breach_condition
     if result.problem or result.passes is None or result.breaches is None:
         return no_answer(gate, result)
     if result.breaches:

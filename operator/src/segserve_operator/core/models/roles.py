@@ -38,11 +38,6 @@ class Scope:
     world: Observed
     slots: Slots
 
-    @property
-    def wanted_revision(self) -> str | None:
-        """The revision of the spec; None if the spec cannot be read."""
-        return self.model.wanted.assigned.revision if self.model.wanted else None
-
 
 def next_roles(model: ModelObserved, world: Observed, slots: Slots) -> Deciding[tuple[Roles, RolloutUpdate]]:
     """Return the desired roles of a model and the update of its rollout; asks for decisions before, as `advance` does.
@@ -73,7 +68,7 @@ def settling(roles: Roles, main: str) -> bool:
 
 
 def _follow_spec(roles: Roles, scope: Scope) -> Roles:
-    wanted = scope.wanted_revision
+    wanted = scope.model.wanted.assigned.revision if scope.model.wanted is not None else None
     if wanted is None:
         return _placed(roles, scope) if scope.model.is_left_as_it_was(roles.candidate) else roles
     if roles.stable is not None and roles.stable.revision == wanted:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from segserve_operator.core.evidence import (
     CANDIDATE,
-    DISAGREEMENTS,
     EDGES_MS,
     RATIOS,
     EvidenceWindow,
@@ -23,18 +21,8 @@ from segserve_operator.core.rollout.counters import Counters, PairCounts, Sample
 from segserve_operator.core.rollout.windows import first_reference
 
 
-@dataclass(frozen=True, slots=True)
-class _Increase:
-    """Counts of one gateway's comparator between two samples: as in `EvidenceWindow` and `Pairs`."""
-
-    failed: Floats
-    latencies: Floats
-    ratios: Floats
-    disagreements: Floats
-
-
 class _SliceIncrease(NamedTuple):
-    """The same of the pairs with one label."""
+    """Pairs with one label between two samples, as in `Pairs`."""
 
     failed: Floats
     ratios: Floats
@@ -55,31 +43,30 @@ def pairs_between(
     sample is not, unless it has started since `before`; a gateway that does not answer is missing in `after`, and what
     it counts meanwhile is in the window after its return; counts of a new epoch, or that have fallen, began at zero.
     """
-    nothing = Pairs.nothing()
-    total = _Increase(nothing.failed, np.zeros((2, len(edges) + 1)), nothing.ratios, nothing.disagreements)
     compared: list[tuple[PairCounts, PairCounts]] = []
     newest_s = max((count.at_s for count in before.values()), default=None)
     for name, now in after.items():
         counted = now.pairs
-        if counted is None or (counted.stable, counted.candidate) != (stable_group, candidate_group):
-            continue
-        then = before.get(name, first_reference(now, newest_s))
-        compared.append((_since(then, counted), counted))
-        new = _increase(_since(then, counted), counted, edges)
-        total = _Increase(
-            total.failed + new.failed,
-            total.latencies + new.latencies,
-            total.ratios + new.ratios,
-            total.disagreements + new.disagreements,
-        )
-    pairs = Pairs(total.failed, total.ratios, total.disagreements, callers.requests.sum(-1))
-    pairs = replace(
-        pairs,
-        baseline=sum((_bins(was.baseline, at.baseline, len(pairs.baseline)) for was, at in compared), pairs.baseline),
-        shifts=sum((_bins(was.shifts, at.shifts, len(pairs.shifts)) for was, at in compared), pairs.shifts),
+        if counted is not None and (counted.stable, counted.candidate) == (stable_group, candidate_group):
+            compared.append((_since(before.get(name, first_reference(now, newest_s)), counted), counted))
+    none, failed, latencies = Pairs.nothing(), np.zeros((2, 2)), np.zeros((2, len(edges) + 1))
+    for was, at in compared:
+        failed += np.subtract(at.failed, was.failed).reshape(2, 2)
+        latencies += [_latencies(was, at, role, edges) for role in range(CANDIDATE + 1)]
+
+    def more(bins: Callable[[PairCounts], Sequence[int]], no: Floats) -> Floats:
+        return sum((_bins(bins(was), bins(at), len(no)) for was, at in compared), no)
+
+    pairs = Pairs(
+        failed,
+        more(lambda counts: counts.ratios, none.ratios),
+        more(lambda counts: counts.disagreements, none.disagreements),
+        callers.requests.sum(-1),
+        baseline=more(lambda counts: counts.baseline, none.baseline),
+        shifts=more(lambda counts: counts.shifts, none.shifts),
         slices=_slices(compared),
     )
-    return EvidenceWindow.of_pairs(callers.seconds, total.latencies, pairs)
+    return EvidenceWindow.of_pairs(callers.seconds, latencies, pairs)
 
 
 def _since(then: Counters, now: PairCounts) -> PairCounts:
@@ -90,15 +77,6 @@ def _since(then: Counters, now: PairCounts) -> PairCounts:
         return anew
     fallen = any(count < was for was, count in zip(former.failed, now.failed, strict=True))
     return anew if fallen else former
-
-
-def _increase(then: PairCounts, now: PairCounts, edges: Sequence[float]) -> _Increase:
-    return _Increase(
-        np.subtract(now.failed, then.failed).reshape(2, 2).astype(float),
-        np.stack([_latencies(then, now, role, edges) for role in range(CANDIDATE + 1)]),
-        _bins(then.ratios, now.ratios, len(RATIOS) + 1),
-        _bins(then.disagreements, now.disagreements, len(DISAGREEMENTS) + 1),
-    )
 
 
 def _slices(compared: Sequence[tuple[PairCounts, PairCounts]]) -> SlicePairs:

@@ -12,6 +12,11 @@ from segserve_operator.core.gates.checks import Check, CheckResult
 from segserve_operator.core.rollout.engine import Signals
 from segserve_operator.core.rollout.phases import Phase
 
+ENOUGH_ANSWERS: Final = 20
+DEVIATIONS: Final = 3.0
+"""Standard deviations by which the candidate must fail more than stable: an incident of both is not proof."""
+LONGEST_S: Final = 60.0
+
 
 def _checks(case: RolloutCase) -> Iterator[Check]:
     if case.state.phase is Phase.QUARANTINED:
@@ -27,12 +32,6 @@ def _name(case: RolloutCase) -> str:
 
 
 SOURCE: Final = VerdictSource(checks=_checks, signal=_signal)
-
-
-ENOUGH_ANSWERS: Final = 20
-DEVIATIONS: Final = 3.0
-"""Standard deviations by which the candidate must fail more than stable: an incident of both is not proof."""
-LONGEST_S: Final = 60.0
 
 
 def probe_outcome(finding: CheckResult | None, seconds: float) -> int:
