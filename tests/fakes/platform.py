@@ -29,9 +29,9 @@ from segserve_operator.core.rollout.counters import Counters, PairCounts, Sample
 from segserve_operator.core.rollout.record import Record
 from segserve_operator.core.scaling import GatewayLoad
 from segserve_operator.core.traffic import Endpoint, Mirror, TrafficPlan, TrafficState
+from segserve_operator.core.world.event import Event
 from segserve_operator.core.world.observed import (
     EffectFailure,
-    Event,
     GroupObserved,
     ModelObserved,
     ModelStatus,

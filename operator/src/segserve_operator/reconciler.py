@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import logging
-import re
-from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
-
-import httpx
+from typing import TYPE_CHECKING, Final
 
 from segserve_common.api_errors import ApiError
-from segserve_common.http.guard import gather_few, get_bounded
-from segserve_common.http.urls import RequestError
-from segserve_common.kube.kinds import GATEWAY_ROUTES, PODS
-from segserve_common.kube.names import AGENT_PORT, GROUP_LABEL, METRICS_PORT, TRITON_CONTAINER
+from segserve_common.kube.kinds import GATEWAY_ROUTES
 from segserve_operator.adapters.checks.context import CheckContext, Services
 from segserve_operator.adapters.checks.gateway import InternalGateway
 from segserve_operator.adapters.checks.runner import BackgroundCheckRunner
-from segserve_operator.adapters.checks.triton_queue import queue_of
-from segserve_operator.adapters.kube import pods
 from segserve_operator.adapters.kube.api import Api
 from segserve_operator.adapters.kube.children import apply_differing, kind_of
 from segserve_operator.adapters.kube.contexts import PoolContexts, keep_guard
@@ -30,11 +21,11 @@ from segserve_operator.adapters.kube.gateway import ClusterTraffic
 from segserve_operator.adapters.kube.objects import Defaults
 from segserve_operator.adapters.kube.objects.gateway_routes import route_objects
 from segserve_operator.adapters.kube.pods import is_terminating
+from segserve_operator.adapters.kube.resources import ClusterResources
 from segserve_operator.adapters.kube.store import ClusterStore, StoreCache
 from segserve_operator.adapters.kube.view import ModelInterner, PoolKey, View, read_known
 from segserve_operator.adapters.notify.messages import Target
 from segserve_operator.adapters.notify.notifier import Notifier, PoolAnnouncer, targets
-from segserve_operator.core.gates.checks import CostCounts, ResourceSample
 from segserve_operator.core.models.roles import next_due_s
 from segserve_operator.core.rollout.chain import Sign
 from segserve_operator.core.traffic import TrafficPlan
@@ -44,7 +35,7 @@ from segserve_operator.service import ActionLog, RolloutCache, Service
 from segserve_operator.worker import RESYNC_S, ReconcileResult
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    pass
 
 
 MIN_DUE_S: Final = 1.0
@@ -52,13 +43,6 @@ GUARD_RETRY_S: Final = 1.0
 SCALING_LOOK_S: Final = 1.0
 
 log = logging.getLogger("segserve")
-
-_log = logging.getLogger(__name__)
-TIMEOUT_S: Final = 3.0
-MAX_METRICS_BYTES: Final = 16 * 2**20
-_COST: Final = re.compile(r"^segserve_cost_(requests|tests|cpu_seconds)_total\{([^}]*)\} (\S+)$", re.MULTILINE)
-_REVISION: Final = re.compile(r'revision="([^"]*)"')
-_MEMORY: Final = re.compile(r"^segserve_agent_server_memory_bytes (\S+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +206,7 @@ async def keep_routes(api: Api, view: View, contexts: PoolContexts, key: PoolKey
     wanted = route_objects(context)
     if not set(GATEWAY_ROUTES) <= set(view.kinds):
         if wanted:
-            _log.warning("%s/%s: the cluster had no Gateway API (v1) when the operator began", key.namespace, key.pool)
+            log.warning("%s/%s: the cluster had no Gateway API (v1) when the operator began", key.namespace, key.pool)
         return 0
     written = await apply_differing(api, view, key, wanted)
     names = {(kind_of(manifest), manifest["metadata"]["name"]) for manifest in wanted}
@@ -235,61 +219,3 @@ async def keep_routes(api: Api, view: View, contexts: PoolContexts, key: PoolKey
     for kind, metadata in former:
         await api.delete(kind, key.namespace, metadata["name"], uid=metadata["uid"])
     return written + len(former)
-
-
-@dataclass(frozen=True, slots=True)
-class ClusterResources:
-    """Samples the pods of one pool."""
-
-    view: View
-    key: PoolKey
-
-    async def look(self, group: str) -> ResourceSample:
-        """Return a sample of a group's pods; servers whose agent does not report their memory are left out of it."""
-        members = {
-            pod["metadata"]["name"]: pod
-            for pod in self.view.of_pool(PODS, self.key)
-            if (pod["metadata"].get("labels") or {}).get(GROUP_LABEL) == group and not pods.is_terminating(pod)
-        }
-        hosts = {name: host for name, pod in members.items() if (host := pods.address(pod))}
-        told = dict(zip(hosts, await gather_few(map(_told, hosts.values())), strict=True))
-        memory = {name: float(found[1]) for name, text in told.items() if (found := _MEMORY.search(text))}
-        replies = await gather_few(queue_of(host, METRICS_PORT) for host in hosts.values())
-        queues = [queue for queue in replies if queue is not None]
-        return ResourceSample(
-            memory_bytes=memory,
-            restarts={name: _restarts(pod) for name, pod in members.items()},
-            queued_s=sum(queue.queued_s for queue in queues) if queues else None,
-            requests=sum(queue.requests for queue in queues) if queues else None,
-            costs=_costs(told.values()),
-        )
-
-
-def _restarts(pod: Mapping[str, Any]) -> int:
-    statuses = (pod.get("status") or {}).get("containerStatuses") or ()
-    return sum(int(status.get("restartCount", 0)) for status in statuses if status["name"] == TRITON_CONTAINER)
-
-
-def _costs(texts: Iterable[str]) -> dict[str, CostCounts]:
-    sums = {name: defaultdict[str, float](float) for name in ("cpu_seconds", "requests", "tests")}
-    for text in texts:
-        for name, labels, value in _COST.findall(text):
-            found = _REVISION.search(labels)
-            if found is not None and found[1] and (name != "cpu_seconds" or 'part="steps"' in labels):
-                sums[name][found[1]] += float(value)
-    return {
-        revision: CostCounts(sums["cpu_seconds"][revision], requests, sums["tests"][revision])
-        for revision, requests in sums["requests"].items()
-    }
-
-
-async def _told(host: str) -> str:
-    """Return the metrics of a pod's agent, "" if it does not answer."""
-    address = f"[{host}]" if ":" in host else host
-    try:
-        async with httpx.AsyncClient(timeout=TIMEOUT_S, trust_env=False) as client:
-            url = f"http://{address}:{AGENT_PORT}/metrics"
-            metrics = await get_bounded(client, url, max_bytes=MAX_METRICS_BYTES, timeout_s=TIMEOUT_S)
-    except RequestError:
-        return ""
-    return metrics.decode(errors="replace")

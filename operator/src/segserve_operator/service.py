@@ -54,9 +54,9 @@ from segserve_operator.core.rollout.counters import Sample
 from segserve_operator.core.rollout.record import Record
 from segserve_operator.core.scaling import GatewayLoad, PoolLoad
 from segserve_operator.core.traffic import TrafficPlan, TrafficState
+from segserve_operator.core.world.event import Event
 from segserve_operator.core.world.observed import (
     EffectFailure,
-    Event,
     GroupObserved,
     ModelObserved,
     ModelStatus,

@@ -26,6 +26,8 @@ from segserve_operator.api.ab_test import AbTest
 from segserve_operator.api.checks import located
 from segserve_operator.api.meta import ApiValue, Duration, format_duration
 
+_MINUTES_10: Final = timedelta(minutes=10)
+
 
 class Shadow(ApiValue):
     """Copies of callers' requests that stable and the candidate are both asked before the first step."""
@@ -52,9 +54,6 @@ class Shadow(ApiValue):
     def copies_per_second(self, requests_per_second: float) -> float:
         """Return how many copies a gateway takes at most, of so many requests of callers."""
         return min(requests_per_second * self.percent / 100, self.max_requests_per_second)
-
-
-_MINUTES_10: Final = timedelta(minutes=10)
 
 
 def _rules(*rules: tuple[str, str]) -> JsonDict:

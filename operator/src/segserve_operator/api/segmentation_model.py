@@ -72,6 +72,29 @@ from segserve_operator.api.segmentation_rollout import MAX_HANDLED_ANNOTATIONS, 
 _FIELDS = ("requestsPerSecond", "megabytesPerSecond")
 _MESSAGE = "perCaller must not allow more than total"
 
+Classes = Annotated[tuple[ModelClass, ...], AfterValidator(in_order_of_id)]
+PreprocessSteps = Annotated[
+    tuple[PreprocessStep, ...],
+    Field(
+        max_length=32,
+        description="Stages from the encoded image to the network's input, in order. decode is always first.",
+        json_schema_extra={"x-kubernetes-list-type": "atomic"},
+    ),
+]
+PostprocessSteps = Annotated[
+    tuple[PostprocessStep, ...],
+    Field(
+        max_length=32,
+        description="Stages from the network's output to the answer, in order. Default: the family's own.",
+        json_schema_extra={"x-kubernetes-list-type": "atomic"},
+    ),
+]
+FamilyName = Annotated[str, AfterValidator(check_family), WithJsonSchema({"type": "string", "enum": sorted(FAMILIES)})]
+NETWORKS: Final = "networks"
+"""Key of the validation context: the specs of the models that a spec may name, by name."""
+DEFAULT_KEEP_PREVIOUS: Final = timedelta(hours=1)
+DEFAULT_PROGRESS_DEADLINE: Final = timedelta(minutes=10)
+
 
 class Redact(ApiValue):
     """Pixels that are made unrecognisable in a sample's image before its first byte is written."""
@@ -172,32 +195,6 @@ class Limits(ApiValue):
             if own is not None and every is not None and own > every:
                 raise located(f"{_MESSAGE}, got {own} and {every}", "perCaller", name)
         return self
-
-
-Classes = Annotated[tuple[ModelClass, ...], AfterValidator(in_order_of_id)]
-PreprocessSteps = Annotated[
-    tuple[PreprocessStep, ...],
-    Field(
-        max_length=32,
-        description="Stages from the encoded image to the network's input, in order. decode is always first.",
-        json_schema_extra={"x-kubernetes-list-type": "atomic"},
-    ),
-]
-PostprocessSteps = Annotated[
-    tuple[PostprocessStep, ...],
-    Field(
-        max_length=32,
-        description="Stages from the network's output to the answer, in order. Default: the family's own.",
-        json_schema_extra={"x-kubernetes-list-type": "atomic"},
-    ),
-]
-FamilyName = Annotated[str, AfterValidator(check_family), WithJsonSchema({"type": "string", "enum": sorted(FAMILIES)})]
-
-NETWORKS: Final = "networks"
-"""Key of the validation context: the specs of the models that a spec may name, by name."""
-
-DEFAULT_KEEP_PREVIOUS: Final = timedelta(hours=1)
-DEFAULT_PROGRESS_DEADLINE: Final = timedelta(minutes=10)
 
 
 def _class_ids_rule() -> JsonDict:

@@ -43,6 +43,27 @@ _LABEL: Final = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
 IDENTITY_PATTERN: Final = rf"^(spiffe://[-._a-z0-9]+(/[-._a-zA-Z0-9]+)+|{_LABEL}(\.{_LABEL})*)$"
 _MESSAGE: Final = "servers and gateway need Secrets of their own, and identities of their own"
 
+_SET: JsonDict = {"x-kubernetes-list-type": "set"}
+_BY_NAME: JsonDict = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}
+_WHOLE: JsonDict = {"x-kubernetes-list-type": "atomic"}
+_ONE_ADDRESS = "exactly one of url and secretRef must be set"
+_ROUTES_MESSAGE = "gatewayApi needs parentRefs, and hostnames or grpcHostnames"
+_HOSTNAMES_MESSAGE = "a host name is either of hostnames or of grpcHostnames"
+_REDIRECT_MESSAGE = "tls.redirectPort must be another port than port"
+_MTLS_MESSAGE = "auth.mtls needs tls: callers show their certificates there"
+_REPLICAS_MESSAGE = "replicas must not be above scaling.maximum"
+_VERSION_MESSAGE = "an image needs a version, the Triton release that it contains, such as 26.04"
+_OPEN: JsonDict = {"x-kubernetes-preserve-unknown-fields": True}
+"""Its fields are Kubernetes' own, and stand in its documentation; the operator refuses what it does not merge."""
+_MERGED = (
+    "Part of a pod template, merged into the {pods} by the rules of strategic merge patches: metadata.labels and "
+    "annotations; spec.nodeSelector, tolerations, affinity, topologySpreadConstraints, schedulerName, "
+    "runtimeClassName, priorityClassName, imagePullSecrets; and spec.containers by name ({containers}), each with "
+    "resources{variables}. {defaults}"
+)
+_SERVER_CONTAINERS: Final = (TRITON_CONTAINER, AGENT_CONTAINER, TLS_CONTAINER)
+_GATEWAY_CONTAINERS: Final = (ENVOY_CONTAINER, SYNC_CONTAINER, COMPARATOR_CONTAINER, CAPTURE_CONTAINER)
+
 
 class TlsParty(ApiValue):
     """One side of the connections."""
@@ -121,30 +142,6 @@ class GatewayTls(ApiValue):
         le=65535,
         description="Another port of the Service, at which plain HTTP is redirected to https. Default: none.",
     )
-
-
-_SET: JsonDict = {"x-kubernetes-list-type": "set"}
-_BY_NAME: JsonDict = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}
-_WHOLE: JsonDict = {"x-kubernetes-list-type": "atomic"}
-_ONE_ADDRESS = "exactly one of url and secretRef must be set"
-_ROUTES_MESSAGE = "gatewayApi needs parentRefs, and hostnames or grpcHostnames"
-_HOSTNAMES_MESSAGE = "a host name is either of hostnames or of grpcHostnames"
-_REDIRECT_MESSAGE = "tls.redirectPort must be another port than port"
-_MTLS_MESSAGE = "auth.mtls needs tls: callers show their certificates there"
-_REPLICAS_MESSAGE = "replicas must not be above scaling.maximum"
-_VERSION_MESSAGE = "an image needs a version, the Triton release that it contains, such as 26.04"
-
-
-_OPEN: JsonDict = {"x-kubernetes-preserve-unknown-fields": True}
-"""Its fields are Kubernetes' own, and stand in its documentation; the operator refuses what it does not merge."""
-_MERGED = (
-    "Part of a pod template, merged into the {pods} by the rules of strategic merge patches: metadata.labels and "
-    "annotations; spec.nodeSelector, tolerations, affinity, topologySpreadConstraints, schedulerName, "
-    "runtimeClassName, priorityClassName, imagePullSecrets; and spec.containers by name ({containers}), each with "
-    "resources{variables}. {defaults}"
-)
-_SERVER_CONTAINERS: Final = (TRITON_CONTAINER, AGENT_CONTAINER, TLS_CONTAINER)
-_GATEWAY_CONTAINERS: Final = (ENVOY_CONTAINER, SYNC_CONTAINER, COMPARATOR_CONTAINER, CAPTURE_CONTAINER)
 
 
 class Server(ApiValue):

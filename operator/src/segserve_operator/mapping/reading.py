@@ -12,7 +12,6 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from segserve_builder.spec.reading import read_tolerantly, unknown_fields
-from segserve_common.kube.names import DOMAIN
 from segserve_operator.api.errors import SpecError
 from segserve_operator.api.former_fields import replacement_of
 from segserve_operator.api.loading import parse
@@ -26,6 +25,7 @@ from segserve_operator.api.segmentation_model import (
 from segserve_operator.api.segmentation_rollout import RolloutPhase, SegmentationRollout
 from segserve_operator.api.triton_pool import TritonPool, TritonPoolStatus
 from segserve_operator.core.failure import STATUS_UNREADABLE, UNKNOWN_FIELD, FailureReason
+from segserve_operator.mapping.manifests import named_models
 
 _PHASES: Final = frozenset(phase.value for phase in RolloutPhase)
 _ROLES: Final = ("roles", "roles.stable", "roles.candidate", "roles.previous")
@@ -35,8 +35,6 @@ _AUTH: Final = "spec.gateway.auth"
 """Without a part of it callers might come in whom nobody meant to let in."""
 
 _OUTCOMES: Final = ("Pass", "Breach", "Undecided")
-
-_OWN: Final = f"{DOMAIN}/"
 
 
 def read_status(plain: Mapping[str, Any]) -> tuple[SegmentationModelStatus, FailureReason | None]:
@@ -174,24 +172,3 @@ def _phase_by_roles(rollout: Mapping[str, Any], roles: Mapping[str, Any]) -> Rol
     if (roles.get("stable") or {}).get("revision") == revision:
         return RolloutPhase.BAKING if roles.get("previous") else RolloutPhase.SUCCEEDED
     return RolloutPhase.CANCELLED
-
-
-def named_models(manifest: Mapping[str, Any]) -> dict[str, str]:
-    """Return the names of the models that a stored model uses as its second network, by the field of the name.
-
-    The spec may be invalid: what is no name is left out.
-    """
-    named = {}
-    for field in ("instances", "cascade.light"):
-        part: Any = manifest["spec"]
-        for key in (*field.split("."), "model"):
-            part = part.get(key) if isinstance(part, Mapping) else None
-        if isinstance(part, str):
-            named[field] = part
-    return named
-
-
-def annotations_of(manifest: Mapping[str, Any]) -> dict[str, str]:
-    """Return a resource's annotations with segserve's prefix."""
-    annotations = manifest["metadata"].get("annotations") or {}
-    return {key: value for key, value in annotations.items() if key.startswith(_OWN)}

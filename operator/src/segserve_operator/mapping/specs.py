@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any, Final
 
 from pydantic import TypeAdapter, ValidationError
@@ -13,8 +14,10 @@ from segserve_operator.api.segmentation_model import Limits, Rate
 from segserve_operator.api.triton_pool import Gateway
 from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.traffic import AccessRule, Callers, CredentialKind, RequestRate, RouteLimits
-from segserve_operator.core.world.observed import MinReady, Wanted
-from segserve_operator.mapping.reading import read_model
+from segserve_operator.core.world.observed import MinReady, ModelObserved, ModelStatus, Roles, Wanted
+from segserve_operator.mapping.manifests import annotations_of
+from segserve_operator.mapping.reading import read_model, read_status
+from segserve_operator.mapping.statuses import from_api, to_api
 
 _ACCESS: Final = TypeAdapter(AccessRules)
 
@@ -35,6 +38,33 @@ def wanted_of(manifest: Mapping[str, Any], others: Mapping[str, Mapping[str, Any
         progress_deadline_s=model.spec.progress_deadline.total_seconds(),
         drift=model.spec.drift,
     )
+
+
+def model_of(manifest: Mapping[str, Any], spec: Wanted | FailureReason) -> ModelObserved:
+    """Return a stored model; `spec` is its spec, or why that cannot be rolled out."""
+    metadata = manifest["metadata"]
+    status, unreadable = read_status(manifest.get("status") or {})
+    spec = unreadable or spec
+    return ModelObserved(
+        name=metadata["name"],
+        generation=metadata["generation"],
+        wanted=spec if isinstance(spec, Wanted) else None,
+        problem=spec if isinstance(spec, FailureReason) else None,
+        status=from_api(status),
+        deleting="deletionTimestamp" in metadata,
+        annotations=annotations_of(manifest),
+        access=access_of(manifest),
+        limits=limits_of(manifest),
+    )
+
+
+def model_status(status: ModelStatus, present: Mapping[str, Any], now: datetime) -> dict[str, Any]:
+    """Return a model's status as JSON, in place of the stored one; roles that cannot be read stay."""
+    former, unreadable = read_status(present)
+    desired = to_api(status, former, now).to_dict()
+    if unreadable is not None and status.roles == Roles() and "roles" in present:
+        desired["roles"] = present["roles"]
+    return desired
 
 
 def access_of(manifest: Mapping[str, Any]) -> tuple[AccessRule, ...] | None:

@@ -18,7 +18,7 @@ from segserve_operator.adapters.local.files import StateFolder
 from segserve_operator.adapters.local.resource_files import MOST_BYTES, add_event, read_events
 from segserve_operator.adapters.local.store import LocalStore
 from segserve_operator.api.loading import load
-from segserve_operator.core.world.observed import Event
+from segserve_operator.core.world.event import Event
 from segserve_platform.cli import why as why_module
 from segserve_platform.platforms.history import history, read_requests
 from segserve_platform.platforms.port import PlatformEvent

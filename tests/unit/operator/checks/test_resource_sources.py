@@ -17,13 +17,13 @@ from fakes.waiting import HANG_S
 from segserve_builder.render.tritonserver import Ports
 from segserve_common.kube.kinds import PODS, Json
 from segserve_common.kube.names import GROUP_LABEL, MANAGED_LABELS, POOL_LABEL
-from segserve_operator import reconciler as cluster
+from segserve_operator.adapters.kube import resources as cluster
+from segserve_operator.adapters.kube.resources import ClusterResources
 from segserve_operator.adapters.kube.view import PoolKey, View
 from segserve_operator.adapters.local import processes
 from segserve_operator.adapters.local.files import StateFolder
 from segserve_operator.adapters.local.fleet import GroupFolder, LocalResources
 from segserve_operator.core.gates.checks import CostCounts, ResourceSample
-from segserve_operator.reconciler import ClusterResources
 
 MIB = 2**20
 # Its child holds 64 MiB, as a step of Triton does.

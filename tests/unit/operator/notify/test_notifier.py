@@ -28,7 +28,7 @@ from segserve_operator.core.drift.watch import DriftedHistogram
 from segserve_operator.core.models.actions import Announce, AnnounceDrift
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.record import RolloutState
-from segserve_operator.core.world.observed import Event
+from segserve_operator.core.world.event import Event
 from segserve_operator.main import Secrets
 
 MESSAGE = Message(

@@ -22,16 +22,17 @@ from segserve_operator.adapters.kube.rollouts import CachedRollout, ClusterRollo
 from segserve_operator.adapters.kube.updates import is_open, offered_update
 from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.scaling import ScalingPolicy, ScalingTarget
-from segserve_operator.core.world.observed import ModelObserved, PoolObserved, Roles, Wanted
-from segserve_operator.mapping.reading import annotations_of, named_models, read_pool_status, read_status
+from segserve_operator.core.world.observed import ModelObserved, PoolObserved, Wanted
+from segserve_operator.mapping.manifests import named_models
+from segserve_operator.mapping.reading import read_pool_status
 from segserve_operator.mapping.specs import (
-    access_of,
     credentials_of,
-    limits_of,
     min_ready_of,
+    model_of,
+    model_status,
     wanted_of,
 )
-from segserve_operator.mapping.statuses import from_api, pool_from_api, pool_to_api, to_api
+from segserve_operator.mapping.statuses import pool_from_api, pool_to_api
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -42,7 +43,8 @@ if TYPE_CHECKING:
     from segserve_operator.adapters.kube.view import ModelInterner, PoolKey, View
     from segserve_operator.api.triton_pool import TritonPoolSpec
     from segserve_operator.core.rollout.record import Record
-    from segserve_operator.core.world.observed import Event, ModelStatus, PoolStatus
+    from segserve_operator.core.world.event import Event
+    from segserve_operator.core.world.observed import ModelStatus, PoolStatus
 
 MESSAGE_LENGTH: Final = 1024
 COMPONENT: Final = "segserve"
@@ -154,24 +156,10 @@ class ClusterStore:
         return RoleNotes(self.api, self.view, self.contexts, self.key, self.parsed.restore)
 
     def _observe(self, model: Json, *, pool_missing: bool) -> ModelObserved:
-        metadata = model["metadata"]
-        absent = FailureReason(
-            "PoolNotFound", f"there is no TritonPool {self.key.pool!r} in namespace {self.key.namespace}"
-        )
-        spec = absent if pool_missing else self._spec(model)
-        status, unreadable = read_status(model.get("status") or {})
-        spec = unreadable or spec
-        return ModelObserved(
-            name=metadata["name"],
-            generation=metadata["generation"],
-            wanted=spec if isinstance(spec, Wanted) else None,
-            problem=spec if isinstance(spec, FailureReason) else None,
-            status=from_api(status),
-            deleting=is_terminating(model),
-            annotations=annotations_of(model),
-            access=access_of(model),
-            limits=limits_of(model),
-        )
+        if not pool_missing:
+            return model_of(model, self._spec(model))
+        absent = f"there is no TritonPool {self.key.pool!r} in namespace {self.key.namespace}"
+        return model_of(model, FailureReason("PoolNotFound", absent))
 
     def _spec(self, model: Json) -> Wanted | FailureReason:
         uid, others = model["metadata"]["uid"], self._named(model)
@@ -282,11 +270,7 @@ class ClusterStore:
             if FINALIZER not in finalizers and not is_terminating(item):
                 item = await self._patch(MODELS, item, {"metadata": {"finalizers": [*finalizers, FINALIZER]}})
             present = item.get("status") or {}
-            former, unreadable = read_status(present)
-            desired = to_api(status, former, self._now()).to_dict()
-            if unreadable is not None and status.roles == Roles() and "roles" in present:
-                desired["roles"] = present["roles"]  # nobody knows them: they are not none
-            patch = merge_patch(present, desired)
+            patch = merge_patch(present, model_status(status, present, self._now()))
             self._observed[model] = await self._patch(MODELS, item, {"status": patch}, status=True)
 
     async def save_pool_status(self, status: PoolStatus) -> None:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from segserve_operator.adapters.local.files import StateFolder, bound_log, read_yaml, write_yaml
-from segserve_operator.core.world.observed import Event
-from segserve_operator.mapping.reading import annotations_of, named_models
+from segserve_operator.core.world.event import Event
+from segserve_operator.mapping.manifests import annotations_of, named_models
 
 if TYPE_CHECKING:
     from segserve_operator.api.resources import Resource
@@ -28,6 +28,13 @@ _TAIL_BYTES: Final = 16 * 1024
 """The last event is within them; a longer one is written again if it is repeated."""
 _DEPTH: Final = 3
 """Fields of a specification are named by so many parts, such as spec.rollout.steps."""
+
+MODEL: Final = "SegmentationModel"
+POOL: Final = "TritonPool"
+ROLLOUT: Final = "SegmentationRollout"
+DEFAULT_POOL: Final = "default"
+MAX_NAME_LENGTH: Final = 253
+log = logging.getLogger("segserve")
 
 
 def add_event(folder: Path, event: Event, now_s: float) -> None:
@@ -71,15 +78,6 @@ def _changed(path: str, before: object, after: object) -> list[str]:
 
 def _file(folder: Path) -> Path:
     return folder / "events.jsonl"
-
-
-MODEL: Final = "SegmentationModel"
-POOL: Final = "TritonPool"
-ROLLOUT: Final = "SegmentationRollout"
-DEFAULT_POOL: Final = "default"
-MAX_NAME_LENGTH: Final = 253
-
-log = logging.getLogger("segserve")
 
 
 class ResourceNotFoundError(Exception):

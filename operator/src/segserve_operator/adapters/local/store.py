@@ -29,18 +29,9 @@ from segserve_operator.adapters.local.rollouts import RolloutFiles
 from segserve_operator.api.errors import SpecError
 from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.rollout.record import Record
-from segserve_operator.core.world.observed import (
-    Event,
-    ModelObserved,
-    ModelStatus,
-    PoolObserved,
-    PoolStatus,
-    Roles,
-    Wanted,
-)
-from segserve_operator.mapping.reading import annotations_of, read_status
-from segserve_operator.mapping.specs import access_of, credentials_of, limits_of, wanted_of
-from segserve_operator.mapping.statuses import from_api, to_api
+from segserve_operator.core.world.event import Event
+from segserve_operator.core.world.observed import ModelObserved, ModelStatus, PoolObserved, PoolStatus, Wanted
+from segserve_operator.mapping.specs import credentials_of, model_of, model_status, wanted_of
 
 log = logging.getLogger("segserve")
 
@@ -82,24 +73,9 @@ class LocalStore(ResourceFiles):
         models, pool = [], self._pool_name()
         for name in self.names(MODEL):
             with contextlib.suppress(ResourceNotFoundError):
-                models.append(self._observe(self.get(MODEL, name), pool))
+                manifest = self.get(MODEL, name)
+                models.append(model_of(manifest, _pool_mismatch(pool, manifest) or self._spec(manifest)))
         return tuple(models)
-
-    def _observe(self, manifest: Mapping[str, Any], pool: str) -> ModelObserved:
-        metadata = manifest["metadata"]
-        status, unreadable = read_status(manifest.get("status") or {})
-        spec = unreadable or _pool_mismatch(pool, manifest) or self._spec(manifest)
-        return ModelObserved(
-            name=metadata["name"],
-            generation=metadata["generation"],
-            wanted=spec if isinstance(spec, Wanted) else None,
-            problem=spec if isinstance(spec, FailureReason) else None,
-            status=from_api(status),
-            deleting="deletionTimestamp" in metadata,
-            annotations=annotations_of(manifest),
-            access=access_of(manifest),
-            limits=limits_of(manifest),
-        )
 
     def _spec(self, manifest: Mapping[str, Any]) -> Wanted | FailureReason:
         name, others = manifest["metadata"]["name"], self.named(manifest)
@@ -145,11 +121,7 @@ class LocalStore(ResourceFiles):
         if not folder.exists():
             return
         present = self.get(MODEL, model).get("status") or {}
-        former, unreadable = read_status(present)
-        desired = to_api(status, former, datetime.now(UTC)).to_dict()
-        if unreadable is not None and status.roles == Roles() and "roles" in present:
-            desired["roles"] = present["roles"]  # nobody knows them: they are not none
-        write_yaml(folder / "status.yaml", desired)
+        write_yaml(folder / "status.yaml", model_status(status, present, datetime.now(UTC)))
 
     async def forget(self, model: str) -> None:
         """Remove a model that is marked for deletion, unless it was applied again meanwhile."""

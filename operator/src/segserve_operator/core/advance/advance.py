@@ -32,7 +32,8 @@ from segserve_operator.core.rollout.pairs import pairs_between
 from segserve_operator.core.rollout.phases import Phase, Signal
 from segserve_operator.core.rollout.record import Record, RolloutState
 from segserve_operator.core.rollout.windows import window_between
-from segserve_operator.core.world.observed import Event, ModelObserved, Observed, Roles
+from segserve_operator.core.world.event import Event
+from segserve_operator.core.world.observed import ModelObserved, Observed, Roles
 from segserve_operator.core.world.quorum import answers
 from segserve_operator.core.world.requests import (
     VERB_SIGNALS,
@@ -82,7 +83,12 @@ def advance(model: ModelObserved, roles: Roles, world: Observed) -> Deciding[Rol
 
     Returns the update, and asks for decisions before, so that those of many models can be made together.
     """
-    state, superseded = yield from _current(model, roles, world)
+    state = model.status.rollout
+    superseded: tuple[Record, ...] = ()
+    if state is not None and not state.ended and not is_about(state, roles):
+        result, state = yield from _decide(_case(state, roles, model, world), None)
+        superseded = (result.record,)
+    state = _started(state, roles, model, world)
     if state is None or state.ended:
         update, request = _handle_request(model, roles, state, (), world)
         record = world.records.get(state.rollout) if state is not None else None
@@ -135,18 +141,6 @@ def is_due(record: Record, world: Observed, *, active: bool = True) -> bool:
     step_s = world.now_s - float(record.progress.step_since_s)
     interval_s = min(max(step_s / WRITTEN_PER_STEP, WRITE_INTERVAL_S), MAX_WRITE_INTERVAL_S)
     return active and abs(world.now_s - written[1]) >= interval_s
-
-
-def _current(
-    model: ModelObserved, roles: Roles, world: Observed
-) -> Deciding[tuple[RolloutState | None, tuple[Record, ...]]]:
-    """Return the rollout in progress, and the final record of one that it supersedes."""
-    state = model.status.rollout
-    ended: tuple[Record, ...] = ()
-    if state is not None and not state.ended and not is_about(state, roles):
-        result, state = yield from _decide(_case(state, roles, model, world), None)
-        ended = (result.record,)
-    return _started(state, roles, model, world), ended
 
 
 def _started(state: RolloutState | None, roles: Roles, model: ModelObserved, world: Observed) -> RolloutState | None:
@@ -234,12 +228,14 @@ def _decide(case: RolloutCase, request: RolloutRequest | None) -> Deciding[tuple
     verb = request.verb if request is not None else ""
     skipped = (*state.skipped, request.gate) if request is not None and verb == "skip-gate" else state.skipped
     learns = case.record.policy.shadow is not None and state.phase in (Phase.SHADOW, Phase.PROGRESSING)
+    # Requests lag behind a change of the weight.
+    settles = 0 <= now_s - state.step_since_s < SETTLED_S
     inputs = DecisionInput(
         now_s=now_s,
         signals=replace(gather_signals(case), asked=int(VERB_SIGNALS.get(verb, Signal.NONE))),
         window=pairs or callers,
         callers=callers if pairs is not None else None,
-        tested_weight=_tested_weight(state, now_s),
+        tested_weight=state.weight if 0 < state.weight < 100 and not settles else None,
         past=past_of(model, case.roles.stable, case.world) if learns else None,
         paused=verb == "pause" or (state.paused and verb != "resume"),
         skipped=skipped,
@@ -261,25 +257,17 @@ def _with_window(case: RolloutCase) -> tuple[RolloutCase, EvidenceWindow | None]
     record, sample = case.record, case.world.samples.get(case.model.name)
     if not sample or sample == record.seen:
         return case, None
+    promised_ms = record.slo.p99_milliseconds or record.slo.p95_milliseconds
+    hung_after_s = MAX_HUNG_AFTER_S
+    if promised_ms is not None:
+        hung_after_s = min(max(4 * promised_ms / 1000, 1.0), MAX_HUNG_AFTER_S)
     counted = window_between(
         record.seen,
         sample,
         *case.groups,
         hung=record.hung or HungRequests(),
-        slow_after_s=_hung_after_s(record.slo),
+        slow_after_s=hung_after_s,
     )
     # The first sample is only a reference: what gateways counted before the rollout is no evidence.
     latest = replace(record, seen=counted.seen, hung=counted.hung)
     return replace(case, record=latest), counted.window if record.seen else None
-
-
-def _hung_after_s(slo: Slo) -> float:
-    """Return the seconds in flight after which a request counts as hung."""
-    promised_ms = slo.p99_milliseconds or slo.p95_milliseconds
-    return MAX_HUNG_AFTER_S if promised_ms is None else min(max(4 * promised_ms / 1000, 1.0), MAX_HUNG_AFTER_S)
-
-
-def _tested_weight(state: RolloutState, now_s: float) -> int | None:
-    """Return the weight that requests are tested against; None just after it changed, as they lag behind it."""
-    settles = 0 <= now_s - state.step_since_s < SETTLED_S
-    return state.weight if 0 < state.weight < 100 and not settles else None

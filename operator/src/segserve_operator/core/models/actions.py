@@ -9,7 +9,8 @@ from segserve_builder.agent.protocol import AssignedModel, Assignment
 from segserve_operator.core.drift.watch import DriftedHistogram
 from segserve_operator.core.rollout.record import Record, RolloutState
 from segserve_operator.core.traffic import TrafficPlan
-from segserve_operator.core.world.observed import Event, ModelStatus, PoolStatus
+from segserve_operator.core.world.event import Event
+from segserve_operator.core.world.observed import ModelStatus, PoolStatus
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,8 @@ from segserve_operator.core.models.drift import DRIFTING
 from segserve_operator.core.rollout.engine import Wait
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.record import RolloutState
-from segserve_operator.core.world.observed import Event, ModelStatus, ObservedCondition, Roles
+from segserve_operator.core.world.event import Event
+from segserve_operator.core.world.observed import ModelStatus, ObservedCondition, Roles
 
 _NUMBERS: Final = 6
 _HOUR_S: Final = 3600

@@ -41,9 +41,9 @@ from segserve_operator.core.rollout.phases import Phase, Signal
 from segserve_operator.core.rollout.record import Record, RolloutState
 from segserve_operator.core.scaling import PoolLoad
 from segserve_operator.core.traffic import AccessRule, Endpoint, Mirror, Route, RouteAffinity, Share, TrafficPlan
+from segserve_operator.core.world.event import Event
 from segserve_operator.core.world.observed import (
     Candidate,
-    Event,
     ModelObserved,
     ModelStatus,
     Observed,

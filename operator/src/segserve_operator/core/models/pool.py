@@ -16,10 +16,10 @@ from segserve_operator.core.models.kstatus import reconciling, stalled_condition
 from segserve_operator.core.models.update import offered_update
 from segserve_operator.core.rollout.record import RolloutState
 from segserve_operator.core.world.deadlines import DEADLINE_EXCEEDED, deadline_s, is_overdue, is_settling_overdue
+from segserve_operator.core.world.event import Event
 from segserve_operator.core.world.observed import (
     PROGRESS_DEADLINE_S,
     Candidate,
-    Event,
     GroupObserved,
     ModelObserved,
     Observed,

@@ -22,6 +22,18 @@ SHARES: Final = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005)
 FAULTS: Final = (0.1, 0.5, 1.0)
 """Parts of the slice's requests that fail in addition."""
 
+ERRORS: Final = (0.01, 0.02, 0.05, 0.2)
+SLOWER: Final = (1.25, 1.5, 2.0, 3.0)
+RUNS: Final = 40
+INTERVAL_S: Final = 5.0
+HISTORY_S: Final = 120.0
+SURE: Final = 0.9
+EDGES: Final = tuple(float(f"{each:.3g}") for each in np.geomspace(0.2, 12.0, 43))
+"""Edges of latency bins in units of stable's median; 10 % apart."""
+SIGMA: Final = 0.5
+"""Width of the invented latencies (log-normal): p95 is 2.3 times the median."""
+_ENDED: Final = (Phase.ROLLED_BACK, Phase.QUARANTINED)
+
 
 @dataclass(frozen=True, slots=True)
 class JudgedSlice:
@@ -76,19 +88,6 @@ def judged_slices(
         largest = len(SHARES) if sure.all() else int(np.argmin(sure))
         found.append(JudgedSlice(more, SHARES[largest - 1] if largest else None))
     return tuple(found)
-
-
-ERRORS: Final = (0.01, 0.02, 0.05, 0.2)
-SLOWER: Final = (1.25, 1.5, 2.0, 3.0)
-RUNS: Final = 40
-INTERVAL_S: Final = 5.0
-HISTORY_S: Final = 120.0
-SURE: Final = 0.9
-EDGES: Final = tuple(float(f"{each:.3g}") for each in np.geomspace(0.2, 12.0, 43))
-"""Edges of latency bins in units of stable's median; 10 % apart."""
-SIGMA: Final = 0.5
-"""Width of the invented latencies (log-normal): p95 is 2.3 times the median."""
-_ENDED: Final = (Phase.ROLLED_BACK, Phase.QUARANTINED)
 
 
 @dataclass(frozen=True, slots=True)

@@ -565,12 +565,3 @@ class Observed:
     def complete(self, group: str, revision: str) -> bool:
         """Return whether all servers of a group serve exactly that revision."""
         return group in self.groups and self.groups[group].complete(revision)
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """One Kubernetes event; `reason` is one CamelCase word. Equal events are merged."""
-
-    kind: Literal["Normal", "Warning"]
-    reason: str
-    message: str
