@@ -90,13 +90,12 @@ print({name: f"{figures['iou'].mean:.2f}" for name, figures in report.classes.it
 # segserve eval streets --data VOC2012/ImageSets/Segmentation/val.txt --by weather.csv
 # ```
 #
-# Boundary IoU tells whether outlines are right where IoU says little, as of large regions. ECE tells whether scores can
-# be taken for probabilities: where it is high, a threshold means something else than it says.
+# ECE says whether scores can be taken for probabilities: where it is high, a threshold means something else than it says.
 
 # %%
 figures = report.metrics
-print(f"IoU {figures['miou'].mean:.2f}, of outlines {figures['boundaryIou'].mean:.2f}, ECE {figures['ece'].mean:.2f}")
-# > IoU 0.9..., of outlines 0..., ECE 0...
+print(f"IoU {figures['miou'].mean:.2f}, ECE {figures['ece'].mean:.2f}")
+# > IoU 0.9..., ECE 0...
 
 # %% [markdown]
 # ## What a new version changes

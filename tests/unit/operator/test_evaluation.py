@@ -89,7 +89,7 @@ def test_what_is_no_evaluation_is_named_and_shown_nowhere(text: str) -> None:
 
 
 def test_fields_of_a_later_release_are_left_out() -> None:
-    found = condition({EVALUATION_ANNOTATION: evaluation(boundaryIou=GOOD)})
+    found = condition({EVALUATION_ANNOTATION: evaluation(dice=GOOD)})
 
     assert found is not None
     assert found.status == "True"

@@ -23,9 +23,7 @@ if TYPE_CHECKING:
 REPORT: Final = "report.json"
 PAGE: Final = "report.html"
 ALL: Final = "all"
-_TITLES: Final = {"miou": "IOU", "boundaryIou": "BOUNDARY IOU", "boundaryAp": "BOUNDARY AP"}
-"""Names of columns, where they are not those of figures."""
-_TABLE: Final = ("miou", "iou", "boundaryIou", "dice", "recall", "ap", "ap50", "boundaryAp", "ar100", "pq", "ece")
+_TABLE: Final = ("miou", "iou", "dice", "recall", "ap", "ap50", "ar100", "pq", "ece")
 """The figures of the table; JSON and the page have all of them."""
 
 
@@ -202,7 +200,7 @@ class EvaluationReport:
             for name, own in self.slices.items()
         ]
         groups = [(ALL, self.metrics), *slices, *self.sizes.items(), *self.classes.items()]
-        titled = [(group, {_TITLES.get(name, name.upper()): each for name, each in own.items()
+        titled = [(group, {"IOU" if name == "miou" else name.upper(): each for name, each in own.items()
                            if wanted is None or name in wanted}) for group, own in groups]  # fmt: skip
         names = list(dict.fromkeys(name for _, own in titled for name in own))
         rows = [

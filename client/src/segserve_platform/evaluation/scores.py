@@ -1,4 +1,4 @@
-"""Scores of answers against labels: IoU, boundary IoU and Dice, COCO's AP and AR, panoptic quality, with intervals.
+"""Scores of answers against labels: IoU and Dice, COCO's AP and AR, panoptic quality, with intervals.
 
 AP and AR are pycocotools' own. Intervals are quantiles of the scores of samples of the images (the bootstrap), which
 are drawn with a fixed seed.
@@ -9,10 +9,8 @@ from __future__ import annotations
 import contextlib
 import io
 import math
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import tee
 from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
@@ -25,7 +23,6 @@ from segserve.errors import DatasetError
 from segserve.exports.samples import SampleResult
 from segserve_builder.scoring.quality import Quality, Regions, score_samples
 from segserve_operator.api.evaluation import Estimate
-from segserve_platform.evaluation.boundaries import BAND, BoundaryEvaluation, band_of, bands_of
 from segserve_platform.evaluation.calibration import object_calibration, pixel_calibration
 from segserve_platform.evaluation.datasets import Dataset, few
 from segserve_platform.evaluation.estimates import estimates
@@ -235,28 +232,11 @@ def _score_pixels(
     if only_main:
         qualities = score_samples("semantic", labels, found, samples, false_classes=True)
         return _scores(classes, [(each, {"miou": each.means["iou"]}, {}) for each in qualities], labels)
-    drawn = tee(samples)  # taken in turns: progress is that of both
-    label_bands, found_bands = (
-        [bands_of(regions, label.counted) for regions, label in zip(side, labels, strict=True)]
-        for side in (labels, found)
-    )
     figures = []
-    for quality, outline in zip(
-        score_samples("semantic", labels, found, drawn[0], false_classes=True),
-        score_samples("semantic", label_bands, found_bands, drawn[1], false_classes=True),
-        strict=True,
-    ):
-        own = {
-            number: {"iou": iou, "boundaryIou": outline.classes[number], "dice": 2 * iou / (1 + iou)}
-            for number, iou in quality.classes.items()
-        }
+    for quality in score_samples("semantic", labels, found, samples, false_classes=True):
+        own = {number: {"iou": iou, "dice": 2 * iou / (1 + iou)} for number, iou in quality.classes.items()}
         dice = _mean(each["dice"] for each in own.values())
-        metrics = {
-            "miou": quality.means["iou"],
-            "boundaryIou": outline.means["iou"],
-            "dice": dice,
-            "recall": quality.means["recall"],
-        }
+        metrics = {"miou": quality.means["iou"], "dice": dice, "recall": quality.means["recall"]}
         figures.append((quality, metrics, own))
     return _scores(classes, figures, labels)
 
@@ -290,26 +270,24 @@ def _score_objects(
     labels = [objects for objects, _ in pairs]
     counted = [without_ignored(answer, *pair) for answer, pair in zip(sure, pairs, strict=True)]
     (by_image,) = score_samples("objects", labels, counted, [range(len(labels))], false_classes=True, most=None)
-    sides = _truth(dataset, classes, masks=masks), _detections(dataset, classes, found)
-    judge = COCOeval(*sides, "segm" if masks else "bbox")
-    judges = [(_of_all_objects(judge), _MAIN_FIGURES) if only_main else (judge, _FIGURES)]
-    if masks and not only_main:
-        judges.append((_of_all_objects(BoundaryEvaluation(*sides, "segm")), _BOUNDARY_FIGURES))
+    judge = COCOeval(
+        _truth(dataset, classes, masks=masks), _detections(dataset, classes, found), "segm" if masks else "bbox"
+    )
+    table = _MAIN_FIGURES if only_main else _FIGURES
+    if only_main:
+        # One of the twelve precisions: objects of all sizes, up to a hundred of them.
+        judge.params.areaRng, judge.params.areaRngLbl = judge.params.areaRng[:1], [_AREAS[0]]
+        judge.params.maxDets = judge.params.maxDets[-1:]
     with contextlib.redirect_stdout(io.StringIO()):
-        for judge, _ in judges:
-            judge.evaluate()
-        numbers = judges[0][0].params.catIds
-        evaluated = [np.array(judge.evalImgs, object).reshape(-1, len(dataset.images)) for judge, _ in judges]
+        judge.evaluate()
+        numbers = judge.params.catIds
+        evaluated = np.array(judge.evalImgs, object).reshape(-1, len(dataset.images))
         figures = []
         for sample in samples:
-            both = defaultdict[str, dict[str, float]](dict)
-            for (judge, table), own in zip(judges, evaluated, strict=True):
-                # The images' own evaluations stay as they are: only which of them are summed up differs.
-                judge.evalImgs = own[:, list(sample)].ravel().tolist()
-                judge.accumulate()
-                for group, measured in _figures(judge.eval, table).items():
-                    both[group] |= measured
-            figures.append(both)
+            # The images' own evaluations stay as they are: only which of them are summed up differs.
+            judge.evalImgs = evaluated[:, list(sample)].ravel().tolist()
+            judge.accumulate()
+            figures.append(_figures(judge.eval, table))
     names = {one.id: one.name for one in classes.values()}
     by_class = {
         names[number]: _estimates([each[f"class {row}"] for each in figures]) for row, number in enumerate(numbers)
@@ -325,14 +303,7 @@ def _score_objects(
     if only_main:
         return scores
     # Of each class the first rows are those of objects of all sizes.
-    return _with_calibration(scores, object_calibration(evaluated[0][:: len(_AREAS)].ravel()))
-
-
-def _of_all_objects(judge: COCOeval) -> COCOeval:
-    """Let an evaluation have one of its twelve precisions, of objects of all sizes and up to a hundred of them."""
-    judge.params.areaRng, judge.params.areaRngLbl = judge.params.areaRng[:1], [_AREAS[0]]
-    judge.params.maxDets = judge.params.maxDets[-1:]
-    return judge
+    return _with_calibration(scores, object_calibration(evaluated[:: len(_AREAS)].ravel()))
 
 
 def _with_calibration(scores: DatasetScores, error: float) -> DatasetScores:
@@ -354,7 +325,6 @@ _FIGURES: Final[CocoFigures] = {
     "ar100": ("recall", slice(None), 2),
 }
 _MAIN_FIGURES: Final[CocoFigures] = {"ap": ("precision", slice(None), 0)}
-_BOUNDARY_FIGURES: Final[CocoFigures] = {"boundaryAp": ("precision", slice(None), 0)}
 
 
 def _figures(evaluated: Mapping[str, NDArray[Any]], table: CocoFigures) -> dict[str, dict[str, float]]:
@@ -404,7 +374,7 @@ def _truth(dataset: Dataset, classes: Classes, *, masks: bool) -> COCO:
                 annotation |= {"segmentation": rle, "area": int(area(rle))}
             if each.get("area") is not None:
                 annotation["area"] = float(each["area"])
-            annotations.append(_with_band(annotation) | {"iscrowd": int(bool(each.get("iscrowd")))})
+            annotations.append(annotation | {"iscrowd": int(bool(each.get("iscrowd")))})
     return _coco(dataset, classes, annotations)
 
 
@@ -424,15 +394,8 @@ def _detections(dataset: Dataset, classes: Classes, found: Sequence[Regions]) ->
             if regions.masks is not None:
                 rle = {"size": list(regions.size), "counts": regions.masks[place]}
                 annotation |= {"segmentation": rle, "area": int(area(rle))}
-            annotations.append(_with_band(annotation))
+            annotations.append(annotation)
     return _coco(dataset, classes, annotations)
-
-
-def _with_band(annotation: dict[str, Any]) -> dict[str, Any]:
-    if (rle := annotation.get("segmentation")) is None:
-        return annotation
-    height, width = rle["size"]
-    return annotation | {BAND: {**rle, "counts": band_of(rle["counts"], (height, width))}}
 
 
 def _coco(dataset: Dataset, classes: Classes, annotations: Iterable[Mapping[str, Any]]) -> COCO:

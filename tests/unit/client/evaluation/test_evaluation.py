@@ -79,76 +79,8 @@ def test_iou_and_dice_are_those_of_all_pixels_counted_one_by_one(served: Served,
     assert means(report, "iou") == pytest.approx(dict(zip(CLASSES.values(), iou, strict=True)), abs=ROUNDED)
     assert means(report, "dice") == pytest.approx(dict(zip(CLASSES.values(), dice, strict=True)), abs=ROUNDED)
     assert {name: each.mean for name, each in report.metrics.items()} == pytest.approx(
-        {"miou": iou.mean(), "boundaryIou": report.metrics["boundaryIou"].mean, "dice": dice.mean(),
-         "recall": (both / labelled).mean()}, abs=ROUNDED
-    )  # fmt: skip
-
-
-def band(mask: np.ndarray) -> np.ndarray:
-    """Return the boundary of Cheng et al.: pixels of a mask not farther from its outline than 2 % of the diagonal."""
-    height, width = mask.shape
-    distance = round(0.02 * math.hypot(height, width))
-    inside = mask.copy()
-    for row, column in np.argwhere(mask):
-        near = mask[max(row - distance, 0) : row + distance + 1, max(column - distance, 0) : column + distance + 1]
-        inside[row, column] = near.size == (2 * distance + 1) ** 2 and near.all()
-    return mask & ~inside
-
-
-def test_boundary_iou_is_that_of_bands_found_pixel_by_pixel(served: Served, folder: Path) -> None:
-    report = evaluated("pixels", folder)
-
-    expected = {}
-    for number, name in CLASSES.items():
-        both = either = 0
-        for true, found in zip(TRUE, FOUND, strict=True):
-            left, right = (band(label_map(discs) == number) for discs in (true, found))
-            both, either = both + (left & right).sum(), either + (left | right).sum()
-        expected[name] = both / either
-    assert means(report, "boundaryIou") == pytest.approx(expected, abs=ROUNDED)
-    assert report.metrics["boundaryIou"].mean == pytest.approx(np.mean([*expected.values()]), abs=ROUNDED)
-    assert all(expected[name] < iou for name, iou in means(report, "iou").items())
-
-
-def test_what_lies_where_nothing_is_labelled_moves_no_boundary(served: Served, folder: Path) -> None:
-    # Of each image the answer is right on the left, and the right is not labelled.
-    for index, discs in enumerate(FOUND):
-        labels = label_map(discs)
-        labels[:, WIDTH // 2 :] = 255
-        Image.fromarray(labels).save(folder / "labels" / f"{index}.png")
-
-    assert evaluated("pixels", folder).metrics["boundaryIou"].mean == 1.0
-
-
-def test_boundary_ap_is_that_of_the_lesser_likeness_of_masks_and_bands(served: Served, folder: Path) -> None:
-    crowd = next(index for index, disc in enumerate(TRUE[1]) if disc.class_id == 1)
-    rewrite(folder, lambda coco: coco["annotations"][len(TRUE[0]) + crowd].update(iscrowd=1))
-
-    report = evaluated("discs", folder / "coco")
-
-    def alike(left: Disc, right: Disc, *, in_crowd: bool) -> float:
-        if in_crowd:
-            return float((left.mask & right.mask).sum() / left.mask.sum())
-        pairs = [(left.mask, right.mask), (band(left.mask), band(right.mask))]
-        return float(min((one & other).sum() / (one | other).sum() for one, other in pairs))
-
-    truth, results = coco_sides(folder, "discs")
-    judge = COCOeval(truth, truth.loadRes(results), "segm")
-    judge.evaluate()
-    for image, number in judge.ious:
-        found = [disc for disc in FOUND[image] if 10 * disc.class_id == number]
-        true = [(disc, (image, place) == (1, crowd)) for place, disc in enumerate(TRUE[image])
-                if 10 * disc.class_id == number]  # fmt: skip
-        if found and true:
-            judge.ious[image, number] = np.array([[alike(each, disc, in_crowd=is_crowd) for disc, is_crowd in true]
-                                                  for each in found])  # fmt: skip
-    judge.evalImgs = [judge.evaluateImg(image, number, area, 100) for number in judge.params.catIds
-                      for area in judge.params.areaRng for image in judge.params.imgIds]  # fmt: skip
-    judge.accumulate()
-    precision = judge.eval["precision"][:, :, :, 0, 2].mean(axis=(0, 1))
-    assert means(report, "boundaryAp") == pytest.approx({"coin": precision[0], "button": precision[1]}, abs=ROUNDED)
-    assert report.metrics["boundaryAp"].mean == pytest.approx(precision.mean(), abs=ROUNDED)
-    assert report.metrics["boundaryAp"].mean < report.metrics["ap"].mean
+        {"miou": iou.mean(), "dice": dice.mean(), "recall": (both / labelled).mean()}, abs=ROUNDED
+    )
 
 
 def binned(confidences: np.ndarray, right: np.ndarray) -> float:
