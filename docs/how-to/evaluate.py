@@ -87,7 +87,7 @@ print({name: f"{figures['iou'].mean:.2f}" for name, figures in report.classes.it
 #
 # ```sh
 # segserve eval streets --data annotations.json --by folder
-# segserve eval streets --data VOC2012/ImageSets/Segmentation/val.txt --by weather.csv
+# segserve eval streets --data val/ --by weather.csv
 # ```
 #
 # ECE says whether scores can be taken for probabilities: where it is high, a threshold means something else than it says.

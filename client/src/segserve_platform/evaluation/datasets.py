@@ -1,4 +1,4 @@
-"""Labelled images as people have them: COCO's JSON, its panoptic JSON, YOLO's text files, Pascal VOC, or label maps."""
+"""Labelled images as people have them: COCO's JSON, its panoptic JSON, YOLO's text files, or label maps."""
 
 from __future__ import annotations
 
@@ -23,15 +23,6 @@ MAP_SUFFIXES: Final = (".png", ".tif", ".tiff")
 CLASS_FILE: Final = "classes.txt"
 YOLO_FILE: Final = "data.yaml"
 VOC_IMAGES: Final = "JPEGImages"
-VOC_MAPS: Final = "SegmentationClass"
-VOC_OBJECTS: Final = "SegmentationObject"
-VOC_BOXES: Final = "Annotations"
-VOC_SETS: Final = "ImageSets"
-VOC_CLASSES: Final = (
-    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
-    "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
-)  # fmt: skip
-"""The classes of Pascal VOC by their values in its maps."""
 _FLAGS: Final = {
     "none": False,
     "": False,
@@ -50,8 +41,8 @@ _NAMED: Final = 3
 class LabelledImage:
     """One image with its labels.
 
-    `size` is (height, width). `annotations` are COCO's, of a panoptic data set its segments, and of Pascal VOC its
-    boxes. `label_map` is the file of a label map, or of a map of segment ids, `object_map` that of VOC's object ids.
+    `size` is (height, width). `annotations` are COCO's, of a panoptic data set its segments. `label_map` is the file of
+    a label map, or of a map of segment ids.
     """
 
     path: Path
@@ -59,28 +50,22 @@ class LabelledImage:
     size: tuple[int, int]
     annotations: tuple[Mapping[str, Any], ...] = ()
     label_map: Path | None = None
-    object_map: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """Labelled images. `classes` are names by the data set's ids; None if its ids are those of the model.
-
-    Of Pascal VOC, `labels` are those of its maps; `voc_labels` has those that a task needs.
-    """
+    """Labelled images. `classes` are names by the data set's ids; None if its ids are the model's."""
 
     labels: Labels
     images: tuple[LabelledImage, ...]
     classes: Mapping[int, str] | None
     things: frozenset[int] = frozenset()
     """The ids of a panoptic data set's countable classes."""
-    form: Literal["YOLO", "VOC"] | None = None
-    """YOLO's or VOC's, which are read unlike others of their `labels`."""
+    is_yolo: bool = False
 
 
 def read_dataset(path: Path, images: Path | None = None, *, beside: Path | None = None) -> Dataset:
-    """Read a data set: the JSON file, or the folder that has `data.yaml`, one JSON file, VOC's folders, or images and
-    labels; or a list of images in VOC's `ImageSets`.
+    """Read a data set: the JSON file, or the folder that has `data.yaml`, one JSON file, or images and labels.
 
     `images` is the folder of the images of a JSON file, which is otherwise looked for beside it. A file `beside` the
     data is none of them. Raises `DatasetError` for a data set without images, an image without labels, and anything
@@ -91,11 +76,12 @@ def read_dataset(path: Path, images: Path | None = None, *, beside: Path | None 
         if images is not None:
             raise DatasetError(f"{yolo.name} names its images itself; got the folder {str(images)!r} (--images) too")
         return _of_yolo(yolo)
-    is_list = path.is_file() and path.suffix == ".txt" and path.resolve().parent.parent.name == VOC_SETS
-    if is_list or (path / VOC_IMAGES).is_dir():
-        if images is not None:
-            raise DatasetError(f"VOC's images are in {VOC_IMAGES}; got the folder {str(images)!r} (--images) too")
-        return _of_voc(path.resolve().parents[2], path) if is_list else _of_voc(path, _voc_list(path))
+    if (path / VOC_IMAGES).is_dir():
+        raise DatasetError(
+            f"{str(path)!r} is a Pascal VOC data set, which is not read: convert its boxes to COCO "
+            "(supervision's DetectionDataset.from_pascal_voc and as_coco), or copy its maps and their images into the "
+            f"folders {LABEL_FOLDERS[0]} and {IMAGE_FOLDER}, with the names of classes in {CLASS_FILE}"
+        )
     if path.is_file():
         return _of_json(path, images)
     if not path.is_dir():
@@ -283,8 +269,8 @@ def _of_folder(path: Path, images: Path | None) -> Dataset:
     labels = next((path / name for name in LABEL_FOLDERS if (path / name).is_dir()), None)
     if not folder.is_dir() or labels is None:
         raise DatasetError(
-            f"{str(path)!r} is no data set: expected one COCO JSON file, {YOLO_FILE}, VOC's folder "
-            f"{VOC_IMAGES}, or the folders {IMAGE_FOLDER} and {' or '.join(LABEL_FOLDERS)} with label maps (PNG, TIFF)"
+            f"{str(path)!r} is no data set: expected one COCO JSON file, {YOLO_FILE}, or "
+            f"the folders {IMAGE_FOLDER} and {' or '.join(LABEL_FOLDERS)} with label maps (PNG, TIFF)"
         )
     files = _images_in(folder)
     maps = {
@@ -330,7 +316,7 @@ def _of_yolo(path: Path) -> Dataset:
         if unknown := {each["category_id"] for each in found} - classes.keys():
             raise DatasetError(f"{text} has the classes {sorted(unknown)}; {path.name} names {sorted(classes)}")
         listed.append(LabelledImage(file, file.name, size, found))
-    return Dataset("objects", tuple(listed), classes, form="YOLO")
+    return Dataset("objects", tuple(listed), classes, is_yolo=True)
 
 
 def _yolo_images(entry: str, root: Path, document: Path) -> list[Path]:
@@ -380,69 +366,6 @@ def _yolo_annotation(line: str, size: tuple[int, int], file: Path) -> dict[str, 
         raise DatasetError(f"{file}: {line[:80]!r} is not a line of YOLO labels: {error}") from error
     polygon = [share * (height if place % 2 else width) for place, share in enumerate(shares)]
     return annotation | {"segmentation": [polygon]}
-
-
-def _voc_list(root: Path) -> Path | None:
-    """Return the list of images of a VOC data set: of `val`, or else `test`, `trainval` or `train`, or the only one."""
-    for kind in ("Segmentation", "Main"):
-        lists = sorted((root / VOC_SETS / kind).glob("*.txt"))
-        by_name = {each.stem: each for each in lists}
-        usual = [by_name[name] for name in ("val", "test", "trainval", "train") if name in by_name]
-        if usual or len(lists) == 1:
-            return (usual or lists)[0]
-        if lists:
-            raise DatasetError(f"{str(root)!r} has several lists of images: name one, such as {str(lists[0])!r}")
-    return None
-
-
-def _of_voc(root: Path, listed: Path | None) -> Dataset:
-    """Read the images of a list, or all of them, with their boxes and the files of their maps."""
-    files = {file.stem: file for file in _images_in(root / VOC_IMAGES)}
-    lines = [line.split() for line in _lines(listed)] if listed is not None else [[stem] for stem in files]
-    stems = list(dict.fromkeys(line[0] for line in lines if line))
-    if not stems:
-        raise DatasetError(f"{str(listed)!r} lists no images")
-    if missing := [stem for stem in stems if stem not in files]:
-        raise DatasetError(
-            f"{len(missing)} of {len(stems)} images of {listed} are not there: {few(missing)}; looked in "
-            f"{str(root / VOC_IMAGES)!r}"
-        )
-    objects = {stem: _voc_objects(root / VOC_BOXES / f"{stem}.xml") for stem in stems}
-    classes = _listed_classes(root / CLASS_FILE) or dict(enumerate(VOC_CLASSES))
-    others = sorted({name for own in objects.values() for name, _ in own} - set(classes.values()))
-    if others and (root / VOC_MAPS).is_dir():
-        raise DatasetError(
-            f"{str(root / VOC_BOXES)!r} has objects of the classes {few(map(repr, others))}; the values of maps are "
-            f"{few(classes.values(), 20)}. Write the classes into {str(root / CLASS_FILE)!r}, one a line, from value 0"
-        )
-    classes |= dict(enumerate(others, max(classes) + 1))
-    numbers = {name: number for number, name in classes.items()}
-    images = []
-    for stem in stems:
-        maps = [root / folder / f"{stem}.png" for folder in (VOC_MAPS, VOC_OBJECTS)]
-        boxes = tuple({"category_id": numbers[name], **annotation} for name, annotation in objects[stem])
-        found = [each if each.is_file() else None for each in maps]
-        images.append(LabelledImage(files[stem], files[stem].name, _size_of(files[stem]), boxes, *found))
-    return Dataset("maps", tuple(images), classes, form="VOC")
-
-
-def _voc_objects(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """Return the objects of an XML file, none if it is not there: the name of the class, and the box as COCO's."""
-    from xml.etree import ElementTree
-
-    if not path.is_file():
-        return []
-    try:
-        found = []
-        for each in ElementTree.parse(path).getroot().iter("object"):
-            x1, y1, x2, y2 = (float(each.findtext(f"bndbox/{end}", "")) for end in ("xmin", "ymin", "xmax", "ymax"))
-            # Pixels are counted from 1, the last one is within the box. Difficult objects are neither missed nor false.
-            annotation = {"bbox": [x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1]}
-            is_difficult = each.findtext("difficult", "0").strip() == "1"
-            found.append((each.findtext("name", "").strip(), annotation | {"iscrowd": int(is_difficult)}))
-    except (OSError, ElementTree.ParseError, ValueError) as error:
-        raise DatasetError(f"{str(path)!r} has no objects with a name and a bndbox, as VOC's have: {error}") from error
-    return found
 
 
 def _listed_classes(path: Path) -> dict[int, str] | None:

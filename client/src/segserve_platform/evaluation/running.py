@@ -26,7 +26,6 @@ from segserve_platform.evaluation.regions import check_size, document_of, withou
 from segserve_platform.evaluation.report import EvaluationReport, ImageScore, SliceScore
 from segserve_platform.evaluation.scores import MAIN, DatasetScores, Task, measure_of, read_labels, score, score_slices
 from segserve_platform.evaluation.slices import slices_of
-from segserve_platform.evaluation.voc import voc_labels
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -63,12 +62,11 @@ def evaluate(
 ) -> EvaluationReport:
     """Ask a model all images of a data set, and score its answers against the labels.
 
-    `data` is a COCO or COCO panoptic JSON file, or a folder: with one such file, with `data.yaml` (YOLO), with
-    `JPEGImages` (Pascal VOC, of which it may also be a list in `ImageSets`), or with `images` and `labels` (label maps
-    as PNG or TIFF). `images` is the folder of a JSON file's images, which are otherwise looked for beside it. `classes`
-    names those that count, by default all of the data set. `score_threshold` and `max_detections` are those of
-    `Client.segment`; AP needs a low threshold. `resamples` samples of the images, drawn with a fixed seed, give the
-    intervals.
+    `data` is a COCO or COCO panoptic JSON file, or a folder: with one such file, with `data.yaml` (YOLO), or with
+    `images` and `labels` (label maps as PNG or TIFF). `images` is the folder of a JSON file's images, which are
+    otherwise looked for beside it. `classes` names those that count, by default all of the data set. `score_threshold`
+    and `max_detections` are those of `Client.segment`; AP needs a low threshold. `resamples` samples of the images,
+    drawn with a fixed seed, give the intervals.
 
     `by` divides the images into slices, each of which has its mean IoU, AP or PQ: by `folder`, or by a CSV file with
     the columns image and slice, a JSON file with the slice of each image, or the same as a mapping.
@@ -101,8 +99,6 @@ def evaluate(
             )
         if dataset.classes is None:
             dataset = replace(dataset, classes={one.id: one.name for one in info.classes})
-        if dataset.form == "VOC":
-            dataset = voc_labels(dataset, task)
         measure = measure_of(task, dataset)
         if dataset.labels == "objects":
             images_of = (

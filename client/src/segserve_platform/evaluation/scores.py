@@ -82,10 +82,10 @@ class DatasetScores:
 
 def measure_of(task: Task, dataset: Dataset) -> Measure:
     """Return how answers of a task are compared with these labels; raises `DatasetError` if they cannot be."""
-    if dataset.labels not in _ALLOWED[task] or (dataset.form == "YOLO" and task == "panoptic"):
+    if dataset.labels not in _ALLOWED[task] or (dataset.is_yolo and task == "panoptic"):
         raise DatasetError(
             f"models of the task {task} cannot be evaluated on "
-            f"{'labels of YOLO' if dataset.form == 'YOLO' else _KINDS[dataset.labels]}; they need "
+            f"{'labels of YOLO' if dataset.is_yolo else _KINDS[dataset.labels]}; they need "
             f"{' or '.join(_KINDS[each] for each in _ALLOWED[task])}"
         )
     if dataset.labels == "segments":
@@ -114,8 +114,7 @@ def measure_of(task: Task, dataset: Dataset) -> Measure:
 def read_labels(measure: Measure, dataset: Dataset, classes: Classes) -> list[LabelPair]:
     """Return the labels of each image; raises `DatasetError` for those that cannot be read, and if nothing is labelled.
 
-    255 in a label map means that a pixel is not labelled, unless it may be a class that no map shows. In VOC's it
-    always does.
+    255 in a label map means that a pixel is not labelled, unless it may be a class that no map shows.
     """
     if measure == "segments":
         labels = [segment_labels(image, classes) for image in dataset.images]
@@ -133,7 +132,7 @@ def read_labels(measure: Measure, dataset: Dataset, classes: Classes) -> list[La
         crowds = sum(len(own.classes) for _, own in labels)
         advice = f"; {crowds} labels are crowds (iscrowd: 1, as CVAT writes for masks), which do not count"
         raise DatasetError(f"nothing is labelled: no image shows {' or '.join(lacking)}{advice if crowds else ''}")
-    if dataset.labels == "maps" and dataset.form != "VOC" and lacking:
+    if dataset.labels == "maps" and lacking:
         for image, (own, _) in zip(dataset.images, labels, strict=True):
             if own.counted is not None and data_of(image) is None:
                 raise DatasetError(

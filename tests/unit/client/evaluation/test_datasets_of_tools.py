@@ -20,7 +20,6 @@ from segserve_platform.evaluation.regions import pixel_labels
 from .conftest import COUNT, HEIGHT, WIDTH, coco_document
 
 FORMATS = {"png": "PNG", "jpg": "JPEG", "webp": "WEBP", "tif": "TIFF"}
-BOX = "<object><name>coin</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox></object>"
 
 
 def written(path: Path, text: str) -> Path:
@@ -49,13 +48,6 @@ def yolo(folder: Path, suffix: str, val: Any = "images") -> Dataset:
     return read_dataset(written(folder / "data.yaml", f"val: {json.dumps(val)}\nnames: [coin]\n"))
 
 
-def voc(folder: Path, suffix: str) -> Dataset:
-    images_into(folder / "JPEGImages", suffix)
-    for index in range(COUNT):
-        written(folder / "Annotations" / f"{index}.xml", f"<annotation>{BOX}</annotation>")
-    return read_dataset(folder)
-
-
 def maps(folder: Path, suffix: str) -> Dataset:
     images_into(folder / "images", suffix)
     return read_dataset(folder)
@@ -74,7 +66,7 @@ def panoptic(folder: Path, suffix: str) -> Dataset:
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
-@pytest.mark.parametrize("read", [coco, panoptic, yolo, voc, maps])
+@pytest.mark.parametrize("read", [coco, panoptic, yolo, maps])
 def test_each_form_is_read_with_images_of_each_format(folder: Path, suffix: str, read: Any) -> None:
     for image in (folder / "images").iterdir():
         image.unlink()

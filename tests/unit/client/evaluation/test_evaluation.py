@@ -220,114 +220,6 @@ def test_labels_of_yolo_are_judged_as_the_same_ones_of_coco(
         segserve.evaluate(model, root, images=folder / "images")
 
 
-@pytest.fixture
-def voc(folder: Path) -> Path:
-    """The same labels as Pascal VOC: five of the images are of `val`, and a border around discs is ignored."""
-    root = folder / "VOC2012"
-    for name in ("JPEGImages", "SegmentationClass", "SegmentationObject", "Annotations", "ImageSets/Segmentation"):
-        (root / name).mkdir(parents=True)
-    for index, discs in enumerate(TRUE):
-        (root / "JPEGImages" / f"{index}.png").write_bytes(image_of(index))
-        border = np.any([replace(disc, radius=disc.radius + 2).mask & ~disc.mask for disc in discs], axis=0)
-        objects = np.where(id_map(discs) > len(discs), 0, id_map(discs))
-        for name, values in (("SegmentationClass", label_map(discs)), ("SegmentationObject", objects)):
-            indexed = Image.fromarray(np.where(border & (objects == 0), 255, values).astype(np.uint8))
-            indexed.putpalette(np.random.default_rng(0).integers(0, 256, 768).tolist())
-            indexed.save(root / name / f"{index}.png")
-        rows = []
-        for disc in discs:
-            x, y, width, height = disc.box
-            ends = {"xmin": x + 1, "ymin": y + 1, "xmax": x + width, "ymax": y + height}
-            box = "".join(f"<{end}>{value:g}</{end}>" for end, value in ends.items())
-            rows.append(
-                f"<object><name>{CLASSES[disc.class_id]}</name><difficult>0</difficult><bndbox>{box}</bndbox></object>"
-            )
-        (root / "Annotations" / f"{index}.xml").write_text(f"<annotation>{''.join(rows)}</annotation>")
-    (root / "ImageSets/Segmentation/val.txt").write_text("0\n1\n2\n3\n4\n")
-    (root / "ImageSets/Segmentation/trainval.txt").write_text("".join(f"{index}\n" for index in range(COUNT)))
-    (root / "classes.txt").write_text("\n".join(CLASSES.values()))
-    return root
-
-
-@pytest.mark.parametrize("model", ["discs", "boxes"])
-def test_objects_of_voc_are_judged_as_the_same_ones_of_coco(
-    served: Served, folder: Path, voc: Path, model: str
-) -> None:
-    rewrite(folder, lambda coco: [each.pop("area") for each in coco["annotations"]])
-    expected = evaluated(model, folder / "coco")
-
-    report = segserve.evaluate(model, voc / "ImageSets/Segmentation/trainval.txt", resamples=2)
-
-    assert (report.metrics, report.classes, report.sizes) == (expected.metrics, expected.classes, expected.sizes)
-    of_val = segserve.evaluate(model, voc, resamples=2)
-    assert [each.image for each in of_val.images] == [f"{index}.png" for index in range(COUNT - 1)]
-    assert of_val.images == expected.images[:-1]
-
-
-def test_pixels_of_voc_are_judged_without_the_border_around_objects(served: Served, folder: Path, voc: Path) -> None:
-    for index in range(COUNT):
-        with Image.open(voc / "SegmentationClass" / f"{index}.png") as indexed:
-            Image.fromarray(np.asarray(indexed)).save(folder / "labels" / f"{index}.png")
-    expected = evaluated("pixels", folder)
-
-    report = segserve.evaluate("pixels", voc / "ImageSets/Segmentation/trainval.txt", resamples=2)
-
-    assert (report.metrics, report.classes) == (expected.metrics, expected.classes)
-
-
-def test_of_voc_masks_are_taken_where_there_are_no_boxes_and_difficult_objects_are_crowds(
-    served: Served, folder: Path, voc: Path
-) -> None:
-    every = segserve.evaluate("boxes", voc, resamples=0)
-    with_crowds = voc / "Annotations/0.xml"
-    text = with_crowds.read_text()
-    with_crowds.write_text(text.replace("<difficult>0", "<difficult>1"))
-    assert segserve.evaluate("boxes", voc, resamples=0).images[0].score >= every.images[0].score
-    for path in (voc / "Annotations").iterdir():
-        path.unlink()
-
-    assert segserve.evaluate("boxes", voc, resamples=0).metrics == every.metrics
-
-
-@pytest.mark.parametrize(
-    ("model", "change", "says"),
-    [
-        ("pixels", lambda voc: (voc / "SegmentationClass/3.png").unlink(),
-         "1 of 5 images have no labels: 3.png; expected PNG files of the same name in SegmentationClass"),
-        ("discs", lambda voc: (voc / "SegmentationObject/3.png").unlink(),
-         "1 of 5 images have no labels: 3.png; expected PNG files of the same name in SegmentationObject"),
-        ("boxes", lambda voc: (voc / "Annotations/3.xml").unlink(),
-         "1 of 5 images have no labels: 3.png; expected XML files of the same name in Annotations"),
-        ("boxes", lambda voc: (voc / "Annotations/3.xml").write_text("<annotation><object></annotation>"),
-         "3.xml' has no objects with a name and a bndbox, as VOC's have: mismatched tag"),
-        ("boxes", lambda voc: (voc / "Annotations/3.xml").write_text("<annotation><object/></annotation>"),
-         "3.xml' has no objects with a name and a bndbox, as VOC's have: could not convert string to float"),
-        ("pixels", lambda voc: (voc / "ImageSets/Segmentation/val.txt").write_text("0\n77\n"),
-         "1 of 2 images of .*val.txt are not there: 77; looked in .*JPEGImages"),
-        ("pixels", lambda voc: (voc / "ImageSets/Segmentation/val.txt").write_text("\n"), "val.txt' lists no images"),
-        ("pixels", lambda voc: (voc / "classes.txt").unlink(),
-         "objects of the classes 'button', 'coin'; the values of maps are background, aeroplane, .*classes.txt"),
-        ("pixels", lambda voc: Image.new("RGB", (WIDTH, HEIGHT)).save(voc / "SegmentationClass/3.png"),
-         "SegmentationClass/3.png has the mode RGB; expected 1, I, I;16, I;16B, L, P"),
-        ("discs", lambda voc: Image.new("L", (WIDTH, HEIGHT), 7).save(voc / "SegmentationObject/3.png"),
-         "SegmentationObject/3.png has the object 7 where .*/3.png has the value 0; classes are 1 coin, 2 button"),
-        ("pixels", lambda voc: [(voc / "ImageSets/Segmentation" / f"{one}.txt").rename(
-            voc / "ImageSets/Segmentation" / f"fold-{one}.txt") for one in ("val", "trainval")],
-         "VOC2012' has several lists of images: name one, such as .*fold-trainval.txt"),
-    ],
-)  # fmt: skip
-def test_folders_of_voc_that_cannot_be_used_are_told(
-    served: Served, voc: Path, model: str, change: Callable[[Path], object], says: str
-) -> None:
-    change(voc)
-
-    with pytest.raises(DatasetError, match=says):
-        segserve.evaluate(model, voc)
-    assert served.count(model) == 0
-    with pytest.raises(DatasetError, match="VOC's images are in JPEGImages; got the folder"):
-        segserve.evaluate(model, voc, images=voc)
-
-
 def test_panoptic_quality_is_the_sum_over_matched_segments_of_kirillov(served: Served, folder: Path) -> None:
     report = evaluated("world", folder / "panoptic")
 
@@ -773,7 +665,8 @@ def first(document: dict[str, Any], **fields: Any) -> None:
          "1 of 6 images have no labels: 3.png; expected a PNG or TIFF of the same name"),
         ("pixels", "nowhere", lambda folder: None, "no such data set"),
         ("pixels", "labels", lambda folder: None,
-         "expected one COCO JSON file, data.yaml, VOC's folder JPEGImages, or the folders images and labels"),
+         "expected one COCO JSON file, data.yaml, or the folders images and labels"),
+        ("pixels", "", lambda folder: (folder / "JPEGImages").mkdir(), "is a Pascal VOC data set, which is not read"),
         ("pixels", "", lambda folder: Image.new("L", (7, 5)).save(folder / "labels/3.png"),
          "3.png has 7 x 5 pixels; its image 3.png has 80 x 60"),
         ("discs", "", lambda folder: None,
