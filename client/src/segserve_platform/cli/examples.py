@@ -87,7 +87,6 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
     "runtime install": ("segserve runtime install",),
     "rollout status": ("segserve rollout status coins -w", "segserve rollout status coins -o json"),
     "rollout list": ("segserve rollout list", "segserve rollout list coins -o yaml"),
-    "rollout plan": ("segserve rollout plan -f model.yaml --rps 50 --minutes 30",),
     "rollout replay": (
         "segserve rollout replay coins",
         "segserve rollout replay coins-ba49ef2491-6b00f192 --with stricter.yaml",

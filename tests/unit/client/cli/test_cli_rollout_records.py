@@ -13,17 +13,15 @@ import yaml
 
 from fakes import rollout_records as records
 from fakes.kube_http import FakeServer
-from segserve_operator.adapters.kube.rollouts import evidence_config_map
+from segserve_operator.adapters.kube.objects.rollout import evidence_config_map
 from segserve_operator.adapters.local.files import STATE_VARIABLE
 from segserve_operator.adapters.local.rollouts import RolloutFiles
-from segserve_operator.api.rollout_policy import Shadow
 from segserve_operator.core.evidence import EvidenceWindow
 from segserve_operator.core.rollout.decisions import DecisionInput, decide
 from segserve_operator.core.rollout.engine import Progress, Signals
 from segserve_operator.core.rollout.record import Record, Row
 from segserve_operator.mapping.packed_evidence import chunks, pack_rows
 from segserve_platform.cli.rollout import commands
-from segserve_platform.cli.rollout.power import span_of_shadow
 from segserve_platform.cli.rollout.records import record_of_name
 from segserve_platform.platforms.local import LocalPlatform
 from segserve_platform.platforms.port import Platform
@@ -183,39 +181,6 @@ def test_a_record_of_another_shape_is_told_with_its_name(command: Command, here:
     assert code == 1
     assert f"SegmentationRollout {records.NAME!r} cannot be read" in complaint
     assert "another version" in complaint
-
-
-def test_a_plan_says_what_could_be_seen_before_anything_is_applied(command: Command) -> None:
-    code, quiet, _ = command("rollout", "plan", "-f", EXAMPLE, "--rps", "1", "--minutes", "2")
-    _, busy, _ = command("rollout", "plan", "-f", EXAMPLE, "--rps", "100", "--minutes", "2")
-
-    assert code == 0
-    assert quiet.startswith(
-        "coins: canary, 5 %, 25 %, 50 %; gates: errorRate, latency, goldenQuality, burnRate, resource;"
-    )
-    assert "2 min at 1 requests/s" in quiet
-    assert "2 min at 100 requests/s" in busy
-
-
-def test_a_plan_counts_shadow() -> None:
-    assert span_of_shadow(Shadow(), 10.0) == (40.0, 600.0)
-    assert span_of_shadow(Shadow(), 0.1) == (600.0, 600.0)
-
-
-def test_a_plan_of_a_model_without_a_policy_says_so(command: Command) -> None:
-    code, printed, _ = command("rollout", "plan", "-f", EXAMPLE.with_name("model.yaml"))
-
-    assert code == 0
-    assert "coins-twostage: no `spec.rollout`: a new revision is promoted as soon as it is ready" in printed
-
-
-def test_a_plan_of_no_model_names_what_there_is(command: Command, tmp_path: Path) -> None:
-    file = tmp_path / "pool.yaml"
-    file.write_text("apiVersion: segserve.dev/v1alpha1\nkind: TritonPool\nmetadata: {name: default}\nspec: {}\n")
-
-    code, _, complaint = command("rollout", "plan", "-f", file)
-
-    assert (code, complaint) == (1, "error: no SegmentationModel in the files; found: TritonPool\n")
 
 
 def test_the_example_has_the_same_networks_as_the_model_file(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,9 +32,8 @@ from segserve_operator.core.rollout.power import Preview
 from segserve_operator.core.rollout.record import PairRow, Row
 from segserve_platform.cli.models_view import models_table
 from segserve_platform.cli.rollout import commands
-from segserve_platform.cli.rollout.power import Outlook
 from segserve_platform.cli.rollout.render import RolloutTree, bar
-from segserve_platform.cli.rollout.status import follow
+from segserve_platform.cli.rollout.status import Outlook, follow
 from segserve_platform.platforms.rollouts.documents import Forecasts
 from segserve_platform.platforms.rollouts.rollout_view import RolloutView
 from segserve_platform.platforms.rollouts.words import about, awaited, latency, span
@@ -63,7 +62,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> RolloutPlatform:
     fake = RolloutPlatform([records.coins(records.standing(found))], {found.name: records.manifest(found)})
     monkeypatch.setattr(commands, "selected_platform", lambda _: fake)
     monkeypatch.setattr("segserve_platform.cli.rollout.status.WATCH_S", 0.0)
-    monkeypatch.setattr("segserve_platform.cli.rollout.power.preview", lambda policy, slo, rate, minutes: PREVIEW)
+    monkeypatch.setattr("segserve_platform.cli.rollout.status.preview", lambda policy, slo, rate, minutes: PREVIEW)
     return fake
 
 
@@ -538,7 +537,7 @@ def test_a_live_view_does_not_wait_for_what_is_worked_out_and_keeps_what_was_kno
         ready.wait()
         return PREVIEW
 
-    monkeypatch.setattr("segserve_platform.cli.rollout.power.preview", preview)
+    monkeypatch.setattr("segserve_platform.cli.rollout.status.preview", preview)
 
     assert outlook.line(found) == ""
     ready.set()

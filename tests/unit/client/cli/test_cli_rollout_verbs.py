@@ -316,7 +316,7 @@ def test_on_this_machine_a_verb_is_written_beside_the_spec_and_records_are_files
 def test_every_verb_of_the_design_is_a_command() -> None:
     verbs = {"promote", "abort", "pause", "resume", "retry", "rollback", "skip-gate"}
 
-    others = {"status", "plan", "list", "replay", "sheet", "verify"}
+    others = {"status", "list", "replay", "sheet", "verify"}
 
     assert set(COMMANDS) == others | verbs
 

@@ -95,19 +95,6 @@ def list_(
 
 
 @rollout.command()
-def plan(
-    files: Files,
-    rps: Annotated[float, typer.Option(min=0.001, help="Requests per second to the model, from all callers.")] = 10.0,
-    minutes: Annotated[float, typer.Option(min=0.1, help="Duration of this request rate in minutes.")] = 10.0,
-) -> None:
-    """Show which regressions a rollout with these files could detect, and how soon, before anything is applied."""
-    with needs("local"):
-        from segserve_platform.cli.rollout.power import previews
-    for text in previews(files, rps, minutes):
-        typer.echo(text)
-
-
-@rollout.command()
 @with_platform_options
 def replay(
     platform_options: PlatformOptions,

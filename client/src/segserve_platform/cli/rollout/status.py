@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import typer
@@ -11,15 +14,61 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from segserve_platform.cli.rollout.power import Outlook
+from segserve_operator.core.rollout.power import Preview, preview
+from segserve_operator.core.rollout.record import Record
 from segserve_platform.cli.rollout.render import RolloutTree
 from segserve_platform.cli.terminal import print_whole
 from segserve_platform.platforms.port import Platform
 from segserve_platform.platforms.rollouts.documents import Forecasts
 from segserve_platform.platforms.rollouts.rollout_view import RolloutView, no_rollout, read_rollout, watch_rollout
+from segserve_platform.platforms.rollouts.words import span
 
 WATCH_S: Final = 1.0
 """Interval of a watch. Requests are counted every second and recorded every ten, so that more shows nothing new."""
+MINUTES: Final = 10.0
+LEAST_RATE: Final = 0.01
+
+
+@dataclass(slots=True)
+class Outlook:
+    """One line with the regressions that a rollout can detect in ten minutes at the current request rate.
+
+    Computing it takes a second, so a live view polls and continues meanwhile.
+    """
+
+    _lines: dict[tuple[str, float], str] = field(default_factory=dict)
+    _last: str = ""
+
+    def line(self, record: Record, *, wait: bool = False) -> str:
+        """Return the line, or the last known one; empty without requests, or until the first one is computed."""
+        # One digit: small changes of the rate do not matter.
+        rate = float(f"{float(record.progress.rate):.1g}")
+        if rate < LEAST_RATE:
+            return ""
+        key = record.name, rate
+        if key not in self._lines:
+            self._lines[key] = ""
+            worker = threading.Thread(target=self._work_out, args=(key, record), daemon=True)
+            worker.start()
+            worker.join(None if wait else 0.0)
+        self._last = self._lines[key] or self._last
+        return self._last
+
+    def _work_out(self, key: tuple[str, float], record: Record) -> None:
+        self._lines[key] = brief(preview(record.policy, record.slo, key[1], MINUTES))
+
+
+def brief(summary: Preview) -> str:
+    """Return the smallest detectable regression of each kind, and how soon it is detected."""
+    parts = []
+    for what in dict.fromkeys(row.what for row in summary.rows):
+        rows = [row for row in summary.rows if row.what == what]
+        detectable = [row for row in rows if math.isfinite(row.seconds)]
+        if detectable:
+            parts.append(f"{what} {detectable[0].size} in {span(detectable[0].seconds)}")
+        else:
+            parts.append(f"no {what} up to {rows[-1].size}")
+    return f"{summary.minutes:g} min at {summary.requests_per_second:g} requests/s detect {', '.join(parts)}"
 
 
 def current(platform: Platform, name: str) -> RolloutView:
@@ -38,8 +87,8 @@ def picture(
     if view is None:
         return Text(f"{name}: no rollout yet; the operator has not processed the newest spec")
     previewed = wide and view.record is not None and not view.standing.ended and not view.promoted
-    preview = outlook.line(view.record, wait=wait) if previewed and view.record is not None else ""
-    return RolloutTree(view, forecasts.of(view), wide, preview)
+    line = outlook.line(view.record, wait=wait) if previewed and view.record is not None else ""
+    return RolloutTree(view, forecasts.of(view), wide, line)
 
 
 def once(view: RolloutView, *, wide: bool) -> RolloutTree | Text:
