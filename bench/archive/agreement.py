@@ -29,13 +29,13 @@ from rich.table import Table
 from examples.zoo.offline import Network, argmax, as_found, resampled, without_specks, yolo_instances
 from examples.zoo.world import BOX, CLASSES, DISC, STAR, draw_scene
 from segserve.results.values import SegmentClass
-from segserve_builder.comparator.compared_model import BASELINE_INTERVAL, MAX_BASELINES
+from segserve_builder.comparator.service import BASELINE_INTERVAL, MAX_BASELINES
 from segserve_builder.comparator.sheet import Sheet, SheetPair
 from segserve_builder.scoring.agreement import agreement
 from segserve_common.kserve import Tensor
 from segserve_operator.core.evidence import DISAGREEMENTS
 from segserve_operator.core.gates.mask_agreement import MaskAgreement
-from segserve_platform.cli.rollout.sheet import write_sheet
+from segserve_platform.cli.picture_pages import write_sheet
 
 OUT: Final = Path(__file__).parents[1] / "out/agreement.json"
 PICTURE: Final = Path(__file__).parents[2] / "docs/images/rollout-sheet.png"

@@ -90,7 +90,8 @@ print({name: f"{figures['iou'].mean:.2f}" for name, figures in report.classes.it
 # segserve eval streets --data val/ --by weather.csv
 # ```
 #
-# ECE says whether scores can be taken for probabilities: where it is high, a threshold means something else than it says.
+# ECE says whether scores can be taken for probabilities: where it is high, a threshold means something else than it
+# says.
 
 # %%
 figures = report.metrics

@@ -16,7 +16,7 @@ from tritonclient.grpc import service_pb2 as pb
 from fakes.group_servers import GroupServers, serve_grpc, serve_http
 from fakes.waiting import HANG_S, eventually
 from raw_inference import Protocol
-from segserve_builder.comparator import compared_model
+from segserve_builder.comparator import service
 from segserve_builder.comparator.folder import ComparatorFolder
 from segserve_builder.comparator.pacing import Pacing
 from segserve_builder.comparator.service import Comparator, Compare
@@ -87,7 +87,7 @@ class World:
     async def warm_up(self) -> None:
         await self.send()
         await self.idle()
-        self.clock.now_s += compared_model.WARM_UP_S
+        self.clock.now_s += service.WARM_UP_S
 
 
 def copy_of(protocol: Protocol, content: bytes, model: str = "coins", outputs: tuple[str, ...] = ()) -> dict[str, Any]:

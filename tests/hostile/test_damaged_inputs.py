@@ -30,7 +30,7 @@ from segserve.calls.answers import read_model_info, read_result
 from segserve.errors import SegserveError
 from segserve.results.result import SemanticResult
 from segserve_builder.agent.protocol import ModelReport, ModelState, read_reports
-from segserve_builder.comparator.answers import ExchangedPair, compare_answers
+from segserve_builder.comparator.worker import ExchangedPair, compare_answers
 from segserve_builder.copies.bodies import WireBody
 from segserve_builder.copies.copies import MODEL_INFER, read_copy
 from segserve_builder.copies.http_server import ReceivedRequest

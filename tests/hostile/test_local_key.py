@@ -19,7 +19,7 @@ from segserve_operator.adapters.local.files import STATE_VARIABLE, StateFolder
 from segserve_operator.adapters.local.gateway import LocalGateway
 from segserve_operator.adapters.local.store import LocalStore
 from segserve_operator.api.triton_pool import Gateway
-from segserve_platform.cli.lifecycle import AuthMethod, require_api_key
+from segserve_platform.cli.lifecycle import require_api_key
 
 pytestmark = [pytest.mark.platform, pytest.mark.core]
 
@@ -34,7 +34,7 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StateFolder:
 
 def new_key(capsys: pytest.CaptureFixture[str]) -> str:
     """Do what `segserve up --auth key` does, and return the key that it prints."""
-    require_api_key(AuthMethod.KEY)
+    require_api_key("key")
     return capsys.readouterr().out.strip().rpartition("SEGSERVE_API_KEY=")[2]
 
 

@@ -76,7 +76,9 @@ def _object(found: Annotation, result: Result) -> Json:
     semantic = isinstance(result, SemanticResult)
     by_class = {known.id: class_colour(known) for known in result.classes}
     own = by_class.get(found.class_id, palette(found.class_id))
-    stuff = isinstance(result, PanopticResult) and not _is_thing(result, found.number)
+    stuff = isinstance(result, PanopticResult) and not any(
+        segment.is_thing for segment in result if segment.id == found.number
+    )
     area = float(result.areas[found.class_name]) if semantic else found.area
     return {
         "number": found.number,
@@ -89,10 +91,6 @@ def _object(found: Annotation, result: Result) -> Json:
         "mask": None if found.mask is None else found.mask.rle["counts"].decode(),
         "points": None if found.points is None else found.points.round(2).tolist(),
     }
-
-
-def _is_thing(result: PanopticResult, number: int) -> bool:
-    return any(segment.is_thing for segment in result if segment.id == number)
 
 
 def _hex(colour: Colour) -> str:

@@ -1,12 +1,18 @@
-"""The page's routes: static files, and the JSON that its scripts read."""
+"""The page's routes: static files, and the JSON and captured images that its scripts read."""
 
 from __future__ import annotations
 
 import asyncio
 import io
 import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from mimetypes import guess_type
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -22,6 +28,7 @@ from segserve_common.errors import BadRequestError, SegserveError
 from segserve_platform.platforms.activity import PROMETHEUS_WINDOW_S, WINDOW_S
 from segserve_platform.platforms.errors import (
     ConflictError,
+    ControlError,
     ForbiddenError,
     NoPlatformError,
     NotFoundError,
@@ -32,12 +39,13 @@ from segserve_platform.platforms.port import Json
 from segserve_platform.platforms.rollouts.actions import run_action
 from segserve_ui.answers import GoneAnswerError, KeptAnswers, describe_answer, without
 from segserve_ui.backend import Backend, UiPlatform
-from segserve_ui.caching import TimedCache
 from segserve_ui.calls import calls
 from segserve_ui.guard import Guard, PageAccess
 from segserve_ui.models import ModelsList, ModelsOverview, example_images
 from segserve_ui.rollouts import VERBS, RolloutsOverview
-from segserve_ui.samples import Samples
+
+if TYPE_CHECKING:
+    from segserve_builder.capture.store import ManifestRow, SampleStore
 
 STATIC: Final = Path(__file__).parent / "static"
 REFRESH_S: Final = 2.0
@@ -67,6 +75,140 @@ STATUSES: Final[tuple[tuple[type[Exception], int], ...]] = (
 )
 """The status that each error has on the page, the first that fits."""
 _KEY_ADVICE: Final = "; the page uses SEGSERVE_API_KEY of the terminal that it was started in"
+T = TypeVar("T")
+NEWEST: Final = 1000
+"""Samples of a model that are read, the newest; `segserve samples` lists older ones."""
+SHOWN: Final = 60
+KEPT: Final = 5000
+"""Samples whose classes are kept in memory: they never change."""
+PICTURES: Final = frozenset({"image/jpeg", "image/png", "image/webp", "image/tiff"})
+
+
+class Samples:
+    """The samples of this machine's models; a cluster keeps its own where this process need not have rights."""
+
+    def __init__(self, place: UiPlatform) -> None:
+        self._place = place
+        self._classes: dict[str, Mapping[str, int]] = {}
+
+    def read(self, model: str, reason: str, class_name: str) -> Json:
+        """Return the `models` that keep samples, and of one of them `samples`, `reasons` and `classes` with counts.
+
+        An empty `model` is the first, an empty `reason` or `class_name` any. Raises `BadRequestError` for an unknown
+        reason, and `NotFoundError` for a model that keeps no samples.
+        """
+        if isinstance(self._place.ref, Cluster):
+            return {"models": [], "samples": [], "note": "of a cluster, `segserve samples list MODEL` lists them"}
+        from segserve_builder.capture.rule import CaptureReason
+
+        if reason and reason not in tuple(CaptureReason):
+            raise BadRequestError(f"reason is {reason!r}; allowed: {', '.join(CaptureReason)}")
+        sinks = self._sinks()
+        if not model and not sinks:
+            return {"models": [], "samples": [], "note": "no model has spec.capture"}
+        model = model or next(iter(sinks))
+        with self._opened(model, sinks) as store:
+            rows = list(store.rows(model, newest=NEWEST))[::-1]
+            found = [(row, self._classes_of(store, row)) for row in rows]
+        chosen = [row for row, classes in found if (not reason or reason in row.reasons)
+                  and (not class_name or class_name in classes)]  # fmt: skip
+        return {
+            "models": list(sinks),
+            "model": model,
+            "total": len(chosen),
+            "reasons": Counter(each.value for row in rows for each in row.reasons),
+            "classes": Counter(name for _, classes in found for name in classes),
+            "samples": [_described(row, self._classes[row.key]) for row in chosen[:SHOWN]],
+        }
+
+    def image(self, model: str, key: str) -> tuple[bytes, str]:
+        """Return the image of a sample as it was kept, and its media type."""
+        if isinstance(self._place.ref, Cluster):
+            raise NotFoundError("samples are only shown of this machine's platform")
+        with self._opened(model, self._sinks()) as store:
+            row = store.row(model, key)
+            if row is None:
+                raise NotFoundError(f"{model} has no sample {key!r}")
+            kind = guess_type(row.image)[0]
+            return store.image(row), kind if kind in PICTURES else "application/octet-stream"
+
+    def _sinks(self) -> dict[str, str]:
+        """Return where each model that keeps samples keeps them."""
+        captures = {
+            each["metadata"]["name"]: each["spec"].get("capture") or {} for each in self._place.platform.models()
+        }
+        return {name: capture["sink"] for name, capture in captures.items() if capture.get("sink")}
+
+    @contextmanager
+    def _opened(self, model: str, sinks: Mapping[str, str]) -> Iterator[SampleStore]:
+        from segserve_builder.capture.store import SampleStore
+        from segserve_builder.errors import BuilderError
+        from segserve_operator.adapters.local.access import local_access
+
+        if model not in sinks:
+            raise NotFoundError(f"{model!r} keeps no samples; these models do: {', '.join(sinks) or 'none'}")
+        try:
+            yield SampleStore(sinks[model], local_access())
+        except BuilderError as error:
+            raise ControlError(f"the samples of {model} cannot be read: {error}") from error
+
+    def _classes_of(self, store: SampleStore, row: ManifestRow) -> Mapping[str, int]:
+        """Return the number of annotations of each class in a sample."""
+        if row.key not in self._classes:
+            if len(self._classes) >= KEPT:
+                self._classes.clear()
+            document = store.coco(row) or {}
+            names = {each["id"]: each["name"] for each in document.get("categories") or ()}
+            found = (each.get("category_id") for each in document.get("annotations") or ())
+            self._classes[row.key] = Counter(names.get(number, str(number)) for number in found)
+        return self._classes[row.key]
+
+
+def _described(row: ManifestRow, classes: Mapping[str, int]) -> Json:
+    return {
+        "key": row.key,
+        "model": row.model,
+        "revision": row.revision,
+        "capturedAt": datetime.fromtimestamp(row.captured_at_s, UTC).isoformat(timespec="seconds"),
+        "reasons": [each.value for each in row.reasons],
+        "classes": dict(classes),
+        "uncertainty": row.uncertainty,
+        "disagreement": row.disagreement,
+        "slice": row.slice,
+        "height": row.size[0],
+        "width": row.size[1],
+    }
+
+
+class TimedCache(Generic[T]):
+    """The outcome of a function, also an exception, for `every_s` seconds."""
+
+    def __init__(self, read: Callable[[], T], every_s: float) -> None:
+        self._read = read
+        self._every_s = every_s
+        self._lock = asyncio.Lock()
+        self._ends_s = 0.0
+        self._value: T | None = None
+        self._error: Exception | None = None
+
+    async def get(self) -> T:
+        """Return the latest value, read anew in a thread if it is too old; raises what the function raised."""
+        async with self._lock:
+            if time.monotonic() >= self._ends_s:
+                self._value, self._error = None, None
+                try:
+                    self._value = await asyncio.to_thread(self._read)
+                except Exception as error:
+                    self._error = error
+                self._ends_s = time.monotonic() + self._every_s
+            if self._error is not None:
+                raise self._error.with_traceback(None)
+            assert self._value is not None
+            return self._value
+
+    def clear(self) -> None:
+        """Let the next `get` read anew."""
+        self._ends_s = 0.0
 
 
 def create_app(place: UiPlatform, access: PageAccess) -> tuple[Guard, Backend]:

@@ -119,7 +119,11 @@ class Backend:
         try:
             return call(self._gateway(model))
         except GatewayUnreachableError:
-            self._drop(model)
+            key = self._key(model)
+            with self._lock:
+                dropped = self._gateways.pop(key, None)
+            if dropped is not None:
+                dropped.stack.close()
             return call(self._gateway(model))
 
     def _gateway(self, model: str) -> _OpenGateway:
@@ -135,13 +139,6 @@ class Backend:
                     raise
                 self._gateways[key] = _OpenGateway(stack, url, client)
             return self._gateways[key]
-
-    def _drop(self, model: str) -> None:
-        key = self._key(model)
-        with self._lock:
-            dropped = self._gateways.pop(key, None)
-        if dropped is not None:
-            dropped.stack.close()
 
     def _key(self, model: str) -> str:
         """Return the pool of a model: models of one pool share a gateway, which on a cluster is a forwarded port."""

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator, Mapping
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
-from segserve_operator.core.failure import FailureReason
-from segserve_operator.mapping.specs import wanted_of
 from segserve_platform.platforms.activity import ActivityWindow, ModelRow
-from segserve_platform.platforms.errors import ControlError
+from segserve_platform.platforms.errors import ControlError, InvalidResourceError
+from segserve_platform.platforms.manifests import stored_pipeline
 from segserve_platform.platforms.metrics import MetricsSource
 from segserve_platform.platforms.port import Json, Platform
-from segserve_platform.platforms.rollouts.words import span
-from segserve_platform.platforms.waiting import condition, is_starting, readiness
+from segserve_platform.platforms.waiting import age, condition, is_starting, readiness
 
 SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff"})
 EXAMPLES: Final = 12
@@ -69,13 +65,10 @@ def task_of(manifest: Json, stored: Mapping[str, Json]) -> str:
         from segserve_builder.steps.postprocess import check_postprocess
     except ImportError:
         return ""  # a client of clusters need not have the builder
-    wanted = wanted_of(manifest, stored)
-    if isinstance(wanted, FailureReason):
-        return ""  # of another version
     try:
-        return str(check_postprocess(wanted.assigned.pipeline))
-    except BuilderError:
-        return ""
+        return str(check_postprocess(stored_pipeline(manifest, stored)))
+    except (BuilderError, InvalidResourceError):
+        return ""  # of another version
 
 
 class ModelsOverview:
@@ -168,11 +161,6 @@ def _condition(found: Json) -> Json:
     text = ": ".join(filter(None, (found.get("reason"), found.get("message"))))
     return {"type": found["type"], "status": found["status"], "tone": tone if found["status"] != "Unknown" else "quiet",
             "text": text, "age": age(found["lastTransitionTime"])}  # fmt: skip
-
-
-def age(time_text: str) -> str:
-    """Return the time since an RFC 3339 time: `12m30s`."""
-    return span(time.time() - datetime.fromisoformat(time_text).timestamp())
 
 
 def _finite(row: Json) -> Json:

@@ -78,7 +78,7 @@ def allow_total(total_bytes: int) -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an allocation failed: in Python, numpy or numba, ONNX Runtime, OpenCV or C++."""
+    """Return whether an allocation failed: in Python, numpy or numba, ONNX Runtime, OpenCV or C++."""
     return isinstance(error, MemoryError) or any(message in str(error) for message in _MESSAGES)
 
 

@@ -50,7 +50,7 @@ _SHORT, _LONG = 3, 4
 _MOST_VALUES: Final = 1024
 _MOST_SUB_IFDS: Final = 16
 _MOST_PAGES: Final = 64
-"""Up to this many pages are searched for a mask: a GeoTIFF has some 20, those of its overviews."""
+"""Up to this many pages are searched for a mask: a GeoTIFF has some 20 for its overviews."""
 _REDUCED, _MASK = 1, 4
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, YCBCR = 0, 1, 2, 3, 6
 MOSAICS: Final = frozenset({32803, 34892})
@@ -170,7 +170,21 @@ def describe(data: Data) -> ImageHeader:
     if data[:3] == b"\xff\xd8\xff":
         return _jpeg(data)
     if data[:8] == PNG_SIGNATURE:
-        return _png(data)
+        if len(data) < 33 or data[12:16] != b"IHDR":
+            raise ImageFileError(f"PNG image is damaged or cut short: no header in its {len(data)} bytes")
+        width, height, bits, colour = struct.unpack_from(">IIBB", data, 16)
+        exif = b""
+        try:
+            for kind, start, end in png_chunks(data):
+                if kind == b"eXIf":
+                    exif = data[start + 8 : end - 4]
+                    break
+        except ImageFileError:
+            pass  # the decoder refuses the file; its size is known
+        photometric = PALETTE if colour == _PNG_PALETTE else RGB
+        return ImageHeader(
+            "PNG", height, width, exif_orientation(exif), _PNG_CHANNELS.get(colour, 4), bits, photometric=photometric
+        )
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return _webp(data)
     if data[:4] in TIFF_SIGNATURES:
@@ -218,24 +232,6 @@ def jpeg_segments(data: Data) -> Iterator[tuple[int, int, int]]:
         position = found.end() + max(int.from_bytes(data[start - 2 : start], "big"), 2)
         yield marker, start, position
     raise ImageFileError(f"JPEG image has more than {MAX_PARTS} segments; at most that many are allowed")
-
-
-def _png(data: Data) -> ImageHeader:
-    if len(data) < 33 or data[12:16] != b"IHDR":
-        raise ImageFileError(f"PNG image is damaged or cut short: no header in its {len(data)} bytes")
-    width, height, bits, colour = struct.unpack_from(">IIBB", data, 16)
-    exif = b""
-    try:
-        for kind, start, end in png_chunks(data):
-            if kind == b"eXIf":
-                exif = data[start + 8 : end - 4]
-                break
-    except ImageFileError:
-        pass  # the decoder refuses the file; its size is known
-    photometric = PALETTE if colour == _PNG_PALETTE else RGB
-    return ImageHeader(
-        "PNG", height, width, exif_orientation(exif), _PNG_CHANNELS.get(colour, 4), bits, photometric=photometric
-    )
 
 
 def png_chunks(data: Data) -> Iterator[tuple[bytes, int, int]]:
@@ -302,7 +298,7 @@ def exif_orientation(exif: bytes) -> int:
                 (value,) = struct.unpack_from(order + _TYPES[kind], exif, directory + 10 + 12 * entry)
                 return value if 1 <= value <= 8 else UPRIGHT
     except struct.error:
-        # A broken EXIF block does not make the picture bad; Pillow and OpenCV read on, too.
+        # A broken EXIF block does not make the picture bad; Pillow and OpenCV also read on.
         return UPRIGHT
     return UPRIGHT
 

@@ -183,7 +183,15 @@ def decode_http(body: bytes, header_length: str | None) -> InferAnswer:
 
     Raises `ProtocolError` for anything malformed.
     """
-    length = _header_length(body, header_length)
+    if header_length is None:
+        length = len(body)
+    else:
+        if not (header_length.isascii() and header_length.isdecimal() and len(header_length) <= 18):
+            raise ProtocolError(f"{HEADER_LENGTH} is not a length: {_shown(header_length)}")
+        length = int(header_length)
+        if length > len(body):
+            raise ProtocolError(f"{HEADER_LENGTH} is {length} in a body of {len(body)} bytes")
+        length = length
     header = json_object(body[:length])
     entries = header.get("outputs")
     if not isinstance(entries, list):
@@ -237,20 +245,9 @@ def _by_name(tensors: Iterable[Tensor]) -> dict[str, Tensor]:
     return named
 
 
-def _header_length(body: bytes, header_length: str | None) -> int:
-    if header_length is None:
-        return len(body)
-    if not (header_length.isascii() and header_length.isdecimal() and len(header_length) <= 18):
-        raise ProtocolError(f"{HEADER_LENGTH} is not a length: {_shown(header_length)}")
-    length = int(header_length)
-    if length > len(body):
-        raise ProtocolError(f"{HEADER_LENGTH} is {length} in a body of {len(body)} bytes")
-    return length
-
-
 def _output_entry(entry: Any) -> tuple[str, str, tuple[int, ...], int]:
     """Return name, datatype, shape and size in bytes of one entry of the header's outputs."""
-    # Many times quicker than a pattern. By `type`, since booleans are ints, too.
+    # Many times quicker than a pattern. By `type`, since booleans are also ints.
     try:
         name, datatype, shape = entry["name"], entry["datatype"], entry["shape"]
         size = entry["parameters"]["binary_data_size"]

@@ -58,7 +58,11 @@ class TritonLogReader:
             else:
                 self._table = fields
         elif line.strip():
-            whole.append(_of_library(line))
+            plain = _COLOUR.sub("", line)
+            level = _ONNX_RUNTIME.search(plain)
+            whole.append(
+                {"level": "info" if level is None else _LEVELS[level["level"]], "logger": "triton", "message": plain}
+            )
         return whole
 
     def flush(self) -> list[Json]:
@@ -128,10 +132,3 @@ def _parts(message: str) -> Json:
         return {"message": message}
     lines = message.rstrip().splitlines()
     return {"message": before + lines[-1], "exception": message[len(before) :].rstrip()}
-
-
-def _of_library(line: str) -> Json:
-    """Return the object of a line that Triton did not write: of a library, or of a step's own output."""
-    plain = _COLOUR.sub("", line)
-    level = _ONNX_RUNTIME.search(plain)
-    return {"level": "info" if level is None else _LEVELS[level["level"]], "logger": "triton", "message": plain}

@@ -9,7 +9,7 @@ import pytest
 
 from segserve_builder.errors import ArtifactMissingError, SourceDeniedError
 from segserve_builder.sources.access import Access
-from segserve_builder.sources.pvc import PvcSource
+from segserve_builder.sources.file import PvcSource
 
 SOURCE = PvcSource()
 

@@ -22,7 +22,21 @@ def document(result: AnnotatedResult, file_name: str, *, image_id: int, shapes: 
     """Return the document for one image; see `Segmentation.to_cvat`."""
     root = ET.Element("annotations")
     ET.SubElement(root, "version").text = "1.1"
-    _add_meta(root, result)
+    task = ET.SubElement(ET.SubElement(root, "meta"), "task")
+    ET.SubElement(task, "name").text = printable(result.revision)
+    ET.SubElement(task, "size").text = "1"
+    ET.SubElement(task, "mode").text = "annotation"
+    labels = ET.SubElement(task, "labels")
+    for segment_class in result.classes:
+        label = ET.SubElement(labels, "label")
+        red, green, blue = class_colour(segment_class)
+        ET.SubElement(label, "name").text = _label(segment_class.name)
+        ET.SubElement(label, "color").text = f"#{red:02x}{green:02x}{blue:02x}"
+        ET.SubElement(label, "type").text = "any"
+        attribute = ET.SubElement(ET.SubElement(label, "attributes"), "attribute")
+        fields = {"name": SCORE, "mutable": "False", "input_type": "text", "default_value": "", "values": ""}
+        for field, text in fields.items():
+            ET.SubElement(attribute, field).text = text
     height, width = result.size
     name = printable(file_name, 1000)
     image = ET.SubElement(root, "image", id=str(image_id), name=name, width=str(width), height=str(height))
@@ -58,24 +72,6 @@ def merge(documents: Sequence[str]) -> str:
         size.text = str(len(roots))
     ET.indent(merged)
     return ET.tostring(merged, encoding="unicode", xml_declaration=True)
-
-
-def _add_meta(root: ET.Element, result: AnnotatedResult) -> None:
-    task = ET.SubElement(ET.SubElement(root, "meta"), "task")
-    ET.SubElement(task, "name").text = printable(result.revision)
-    ET.SubElement(task, "size").text = "1"
-    ET.SubElement(task, "mode").text = "annotation"
-    labels = ET.SubElement(task, "labels")
-    for segment_class in result.classes:
-        label = ET.SubElement(labels, "label")
-        red, green, blue = class_colour(segment_class)
-        ET.SubElement(label, "name").text = _label(segment_class.name)
-        ET.SubElement(label, "color").text = f"#{red:02x}{green:02x}{blue:02x}"
-        ET.SubElement(label, "type").text = "any"
-        attribute = ET.SubElement(ET.SubElement(label, "attributes"), "attribute")
-        fields = {"name": SCORE, "mutable": "False", "input_type": "text", "default_value": "", "values": ""}
-        for field, text in fields.items():
-            ET.SubElement(attribute, field).text = text
 
 
 def _shapes(annotation: Annotation, shapes: Shapes) -> list[ET.Element]:

@@ -41,7 +41,7 @@ _CHANNELS: Final = (1, 2, 3, 4)
 # Pillow's own limit for images that are decoded as a whole: 270 MB for RGB.
 MAX_DECODED_PIXELS: Final = 89_478_485
 LITTLE: Final = 4096
-"""Values of 16 bits below it, those of 12-bit cameras, are nearly black to a model."""
+"""Values of 16 bits below it, as of 12-bit cameras, are nearly black to a model."""
 
 
 def pixels_of(array: NDArray[Any], name: str = "array") -> NDArray[Any]:
@@ -109,7 +109,9 @@ def to_pixel_format(image: Tensor, wanted: PixelFormat | None) -> Tensor:
         return image
     if image.datatype == wanted.dtype and image.shape[2] == wanted.channels:
         return image
-    colours = _without_alpha(image.to_array())
+    pixels = image.to_array()
+    channels = pixels.shape[2]
+    colours = pixels[:, :, : channels - 1] if channels in (2, 4) else pixels
     if wanted.window is not None and colours.dtype == np.uint16 and wanted.dtype == "UINT8":
         colours = windowed(colours, wanted.window)  # the server sees no more of 16 bits
     return Tensor.of_array(PIXELS, _to_channels(to_dtype(colours, DTYPES[wanted.dtype]), wanted.channels))
@@ -122,27 +124,18 @@ def to_dtype(pixels: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
     return (pixels >> 8).astype(dtype) if dtype.itemsize == 1 else pixels.astype(dtype) * dtype.type(257)
 
 
-def _without_alpha(pixels: NDArray[Any]) -> NDArray[Any]:
-    channels = pixels.shape[2]
-    return pixels[:, :, : channels - 1] if channels in (2, 4) else pixels
-
-
 def _to_channels(pixels: NDArray[Any], channels: int) -> NDArray[Any]:
     if pixels.shape[2] == channels:
         return pixels
     if channels == 1:
-        return _luma(pixels)
+        luma = np.empty((*pixels.shape[:2], 1), pixels.dtype)
+        half = np.uint32(1 << 14)
+        # A few rows at a time: the products of a whole image would take ten times its memory.
+        for top in range(0, len(pixels), _ROWS):
+            red, green, blue = np.moveaxis(pixels[top : top + _ROWS], -1, 0)
+            luma[top : top + _ROWS, :, 0] = (red * _RED + green * _GREEN + blue * _BLUE + half) >> _BITS
+        return luma
     return np.broadcast_to(pixels, (*pixels.shape[:2], channels))
-
-
-def _luma(pixels: NDArray[Any]) -> NDArray[Any]:
-    luma = np.empty((*pixels.shape[:2], 1), pixels.dtype)
-    half = np.uint32(1 << 14)
-    # A few rows at a time: the products of a whole image would take ten times its memory.
-    for top in range(0, len(pixels), _ROWS):
-        red, green, blue = np.moveaxis(pixels[top : top + _ROWS], -1, 0)
-        luma[top : top + _ROWS, :, 0] = (red * _RED + green * _GREEN + blue * _BLUE + half) >> _BITS
-    return luma
 
 
 class ReadableFile(Protocol):
@@ -229,7 +222,11 @@ def image_size(image: Tensor) -> tuple[int, int] | None:
 def picture(image: ImageLike) -> Image.Image:
     """Return an image as RGB, rotated as its EXIF data says, for drawing; raises as `image_tensor` does."""
     encoded = _encoded(image)
-    return _to_rgb(_decoded(image) if encoded is None else file_pixels(encoded))
+    pixels = _decoded(image) if encoded is None else file_pixels(encoded)
+    from PIL import Image
+
+    shallow = to_dtype(pixels, np.dtype(np.uint8))
+    return Image.fromarray(shallow[:, :, 0] if shallow.shape[2] == 1 else shallow).convert("RGB")
 
 
 def file_pixels(encoded: bytes) -> NDArray[Any]:
@@ -269,13 +266,6 @@ def _deep_tiff(encoded: bytes, file: ImageHeader) -> NDArray[Any]:
     return ~pixels if file.photometric == WHITE_IS_ZERO else pixels
 
 
-def _to_rgb(pixels: NDArray[Any]) -> Image.Image:
-    from PIL import Image
-
-    shallow = to_dtype(pixels, np.dtype(np.uint8))
-    return Image.fromarray(shallow[:, :, 0] if shallow.shape[2] == 1 else shallow).convert("RGB")
-
-
 def _encoded(image: Any) -> bytes | None:
     """Return the bytes of an image file, or None for a decoded image."""
     match image:
@@ -284,53 +274,43 @@ def _encoded(image: Any) -> bytes | None:
         case bytearray() | memoryview():
             return bytes(image)
         case str() | os.PathLike():
-            return _file(image)
+            if isinstance(image, str) and _URL.match(image):
+                raise BadRequestError(
+                    f"the client does not fetch URLs, got {image[:200]!r}; fetch it and pass the response: "
+                    "segment(httpx.get(url), ...)"
+                )
+            return Path(image).read_bytes()
     if isinstance(image, np.ndarray) or _is_pil(image) or hasattr(image, "__array__"):
         return None
-    _check_status(image)
-    content = _content(image)
+    status = getattr(image, "status_code", getattr(image, "status", None))
+    if isinstance(status, int) and status != 200:
+        raise BadRequestError(f"the response is not an image: its HTTP status is {status}, not 200")
+    read: Callable[[], object] | None = getattr(image, "read", None)
+    if inspect.iscoroutinefunction(read):
+        raise BadRequestError(f"await the read() of the {type(image).__name__} and pass the bytes")
+    if hasattr(image, "status_code"):
+        try:
+            content = image.content
+        except RuntimeError as error:  # httpx's, of a response that is still a stream
+            raise BadRequestError(f"read the response before passing it: {error}") from error
+    else:
+        if read is None:
+            advice = ": use segment_many for several images" if isinstance(image, list | tuple) else ""
+            raise BadRequestError(f"an image must be {_ALLOWED}; got {type(image).__name__}{advice}")
+        content = read()
     if not isinstance(content, bytes):
         raise BadRequestError(f"an open file must be in binary mode; reading it gave {type(content).__name__}")
     return content
-
-
-def _file(path: str | os.PathLike[str]) -> bytes:
-    if isinstance(path, str) and _URL.match(path):
-        raise BadRequestError(
-            f"the client does not fetch URLs, got {path[:200]!r}; fetch it and pass the response: "
-            "segment(httpx.get(url), ...)"
-        )
-    return Path(path).read_bytes()
 
 
 def _is_pil(image: Any) -> bool:
     return hasattr(image, "getbands") and hasattr(image, "mode")
 
 
-def _check_status(image: Any) -> None:
-    status = getattr(image, "status_code", getattr(image, "status", None))
-    if isinstance(status, int) and status != 200:
-        raise BadRequestError(f"the response is not an image: its HTTP status is {status}, not 200")
-
-
-def _content(image: Any) -> object:
-    read: Callable[[], object] | None = getattr(image, "read", None)
-    if inspect.iscoroutinefunction(read):
-        raise BadRequestError(f"await the read() of the {type(image).__name__} and pass the bytes")
-    if hasattr(image, "status_code"):
-        try:
-            return image.content
-        except RuntimeError as error:  # httpx's, of a response that is still a stream
-            raise BadRequestError(f"read the response before passing it: {error}") from error
-    if read is None:
-        advice = ": use segment_many for several images" if isinstance(image, list | tuple) else ""
-        raise BadRequestError(f"an image must be {_ALLOWED}; got {type(image).__name__}{advice}")
-    return read()
-
-
 def _decoded(image: Any) -> NDArray[Any]:
     if _is_pil(image):
-        return _pil_pixels(image)
+        pixels = _mode_pixels(image)  # which loads a TIFF, that Pillow turns, and what comes behind the pixels
+        return turn(pixels, exif_orientation(image.info.get("exif") or b""))
     try:
         array = np.asarray(image)
     except (TypeError, RuntimeError) as error:  # torch's, of a tensor on a device or with a gradient
@@ -348,24 +328,16 @@ def _decoded(image: Any) -> NDArray[Any]:
     return pixels_of(array, "array" if isinstance(image, np.ndarray) else "np.asarray(image)")
 
 
-def _pil_pixels(image: Image.Image) -> NDArray[Any]:
-    pixels = _mode_pixels(image)  # which loads a TIFF, that Pillow turns, and what comes behind the pixels
-    return turn(pixels, exif_orientation(image.info.get("exif") or b""))
-
-
 def _mode_pixels(image: Image.Image) -> NDArray[Any]:
     if image.mode.startswith("I"):
-        return pixels_of(_sixteen_bits(np.asarray(image)))
+        array = np.asarray(image)
+        if array.dtype.itemsize > 2 and (array.min() < 0 or array.max() > 0xFFFF):
+            raise BadRequestError(
+                f"a PIL image of 32-bit integers has values from {array.min()} to {array.max()}; allowed: 0 to 65535"
+            )
+        return pixels_of(array.astype(np.uint16))
     if image.mode not in _PIL_MODES:
         allowed = ", ".join((*_PIL_MODES, "I", "I;16"))
         raise BadRequestError(f"a PIL image of mode {image.mode!r} cannot be sent; allowed: {allowed}")
     wanted = _PIL_MODES[image.mode]
     return pixels_of(np.asarray(image if image.mode == wanted else image.convert(wanted)))
-
-
-def _sixteen_bits(array: NDArray[Any]) -> NDArray[Any]:
-    if array.dtype.itemsize > 2 and (array.min() < 0 or array.max() > 0xFFFF):
-        raise BadRequestError(
-            f"a PIL image of 32-bit integers has values from {array.min()} to {array.max()}; allowed: 0 to 65535"
-        )
-    return array.astype(np.uint16)

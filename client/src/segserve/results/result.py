@@ -78,10 +78,10 @@ class PanopticResult(Objects[PanopticSegment]):
 
         The JSON refers to the PNG by `file_name` with the suffix `.png`, or else by `image_id`.
         """
-        from segserve.exports.coco_panoptic import data_set
+        from segserve.exports.coco import panoptic_data_set
 
         is_thing = {segment.id: segment.is_thing for segment in self}
-        return data_set(self, self.ids, is_thing, image_id=image_id, file_name=file_name)
+        return panoptic_data_set(self, self.ids, is_thing, image_id=image_id, file_name=file_name)
 
     def overlay(
         self,
@@ -157,7 +157,10 @@ class SemanticResult(Segmentation):
         for known in self.classes:
             if self.areas.get(known.name):
                 score = None if self.confidence is None else self.confidence[known.name]
-                mask = self._encoded_mask(known.id)
+                if self.encoded is None and known.id in self.encoded_masks:
+                    mask = self.encoded_masks[known.id]
+                else:
+                    mask = EncodedMask.of(self.mask(known.id))
                 yield Annotation(known.id, known.id, known.name, score, None, mask)
 
     def summary(self) -> list[str]:
@@ -198,11 +201,6 @@ class SemanticResult(Segmentation):
         style = Style(alpha, labels, contour, labels if legend is None else legend)
         areas = {known: self.areas.get(known.name, 0) for known in self.classes}
         return draw_labels(areas, self.mask, image, style, self.size)
-
-    def _encoded_mask(self, class_id: int) -> EncodedMask:
-        if self.encoded is None and class_id in self.encoded_masks:
-            return self.encoded_masks[class_id]
-        return EncodedMask.of(self.mask(class_id))
 
     def _class_id(self, class_: int | str) -> int:
         for known in self.classes:

@@ -174,7 +174,30 @@ def send_all_on(
     with _cluster(scheduler, in_flight) as cluster, _referring(job, scheduler) as job:
         check_hidden([cluster.scheduler.address, *cluster.nthreads()], job.clients.arguments)
         try:
-            _send(cluster, iter(todo), job, keep, in_flight)
+            tiles = iter(todo)
+            distributed = _distributed()
+            waiting = distributed.as_completed()
+            of_future: dict[str, Tile] = {}
+
+            def hand_out() -> None:
+                tile = next(tiles, None)
+                if tile is not None:
+                    future = cluster.submit(job.answer, tile.index, pure=False)
+                    of_future[future.key] = tile
+                    waiting.add(future)
+
+            threads = sum(cluster.nthreads().values()) or 1
+            for _ in range(max(in_flight, 2 * threads)):
+                hand_out()
+            try:
+                for future in waiting:
+                    keep(of_future.pop(future.key), future.result())
+                    hand_out()
+            except distributed.KilledWorker as error:
+                raise WorkersLostError(f"the workers of one tile died repeatedly: {error}") from error
+            finally:
+                for future in list(waiting.futures):
+                    future.cancel()
         finally:
             with suppress(OSError, TimeoutError):
                 cluster.run(_close, job, on_error="ignore")
@@ -188,34 +211,6 @@ def _referring(job: WorkerJob, scheduler: Any) -> Iterator[WorkerJob]:
         return
     with tempfile.TemporaryDirectory(prefix="segserve-") as folder:  # of this user alone
         yield replace(job, clients=job.clients.with_secrets_in(Path(folder) / "credentials.json"))
-
-
-def _send(
-    cluster: Any, tiles: Iterator[Tile], job: WorkerJob, keep: Callable[[Tile, Record], None], in_flight: int
-) -> None:
-    distributed = _distributed()
-    waiting = distributed.as_completed()
-    of_future: dict[str, Tile] = {}
-
-    def hand_out() -> None:
-        tile = next(tiles, None)
-        if tile is not None:
-            future = cluster.submit(job.answer, tile.index, pure=False)
-            of_future[future.key] = tile
-            waiting.add(future)
-
-    threads = sum(cluster.nthreads().values()) or 1
-    for _ in range(max(in_flight, 2 * threads)):
-        hand_out()
-    try:
-        for future in waiting:
-            keep(of_future.pop(future.key), future.result())
-            hand_out()
-    except distributed.KilledWorker as error:
-        raise WorkersLostError(f"the workers of one tile died repeatedly: {error}") from error
-    finally:
-        for future in list(waiting.futures):
-            future.cancel()
 
 
 @contextmanager

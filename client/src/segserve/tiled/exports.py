@@ -56,7 +56,18 @@ def write_geojson(result: TiledObjects, path: Path, affine: Sequence[float] | No
         file.write('{"type": "FeatureCollection", "features": [')
         first = True
         for found in result:
-            for feature in features_of(_local(found), _shifted(affine, found.origin or (0, 0))):
+            origin = found.origin or (0, 0)
+            a, b, c, d, e, f, *rest = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0) if affine is None else affine
+            x, y = origin
+            left, top = found.origin or (0, 0)
+            x1, y1, x2, y2 = found.box
+            mask = None if found.rle is None else EncodedMask(found.rle["counts"].encode(), *found.rle["size"])
+            points = None if found.points is None else np.array(found.points, np.float32) - (left, top, 0)
+            box = (x1 - left, y1 - top, x2 - left, y2 - top)
+            for feature in features_of(
+                Annotation(found.id, found.class_id, found.class_name, found.score, box, mask, points),
+                (a, b, c + a * x + b * y, d, e, f + d * x + e * y, *rest),
+            ):
                 file.write(("" if first else ",") + "\n" + json.dumps(feature, allow_nan=False))
                 first = False
         file.write("\n]}\n")
@@ -105,18 +116,14 @@ def write_png(result: TiledSemanticResult | TiledObjects, path: Path) -> None:
     else:
         picture = Image.fromarray(labels).convert("L")
         if isinstance(result, TiledSemanticResult) and any(known.colour for known in result.classes):
-            picture.putpalette(_palette(result))
+            palette = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
+            palette[[0, result.nodata or 0]] = 0
+            for known in result.classes:
+                if known.colour is not None and known.id < 256:
+                    palette[known.id] = known.colour
+            picture.putpalette(palette.tobytes())
     with replacing(path, suffix=PART) as partial:
         picture.save(partial, "PNG")
-
-
-def _palette(result: TiledSemanticResult) -> bytes:
-    palette = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
-    palette[[0, result.nodata or 0]] = 0
-    for known in result.classes:
-        if known.colour is not None and known.id < 256:
-            palette[known.id] = known.colour
-    return palette.tobytes()
 
 
 def _map(result: TiledSemanticResult | TiledObjects) -> Any:
@@ -153,20 +160,3 @@ def _annotation(found: TiledObject, height: int, width: int) -> dict[str, Any]:
             "num_keypoints": len(found.points),
         }
     return row
-
-
-def _local(found: TiledObject) -> Annotation:
-    """Return an object in the form that exports share, in pixels of its mask's box if it has a mask."""
-    left, top = found.origin or (0, 0)
-    x1, y1, x2, y2 = found.box
-    mask = None if found.rle is None else EncodedMask(found.rle["counts"].encode(), *found.rle["size"])
-    points = None if found.points is None else np.array(found.points, np.float32) - (left, top, 0)
-    box = (x1 - left, y1 - top, x2 - left, y2 - top)
-    return Annotation(found.id, found.class_id, found.class_name, found.score, box, mask, points)
-
-
-def _shifted(affine: Sequence[float] | None, origin: tuple[int, int]) -> tuple[float, ...]:
-    """Return the affine for pixels counted from `origin`."""
-    a, b, c, d, e, f, *rest = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0) if affine is None else affine
-    x, y = origin
-    return (a, b, c + a * x + b * y, d, e, f + d * x + e * y, *rest)

@@ -107,7 +107,24 @@ def merge(group: Sequence[Piece], grid: Grid, *, by_cells: bool = False) -> Merg
     wholes = [piece for piece in ordered if piece.is_whole and not _goes_on_beyond(piece, ordered, grid)]
     if wholes and not by_cells:
         return _as_shown(min(wholes, key=lambda piece: (-_depth(piece, grid), piece.key)), ordered)
-    return _united(ordered, shares, grid, by_cells=by_cells)
+    weights = shares if any(shares) else [piece.area for piece in ordered]
+    score = float(np.average([piece.score for piece in ordered], weights=weights))
+    # Keypoints cannot be merged: they come from the piece with the largest part of the object.
+    best = min(zip(weights, ordered, strict=True), key=lambda pair: (-pair[0], pair[1].key))[1]
+    boxes = np.array([piece.box for piece in ordered])
+    x1, y1 = boxes[:, :2].min(axis=0).tolist()
+    x2, y2 = boxes[:, 2:].max(axis=0).tolist()
+    if not best.has_mask:
+        return Merged(best, tuple(ordered), score, (x1, y1, x2, y2), _box_area((x1, y1, x2, y2)), None, None)
+    window = _drawn_window(ordered, grid, by_cells=by_cells)
+    if window is None:
+        return None
+    strips = enumerate(_strips(ordered, window, grid, by_cells=by_cells))
+    found = np.concatenate([intervals(strip, number * STRIP_PX * window.height) for number, strip in strips])
+    box = (float(window.left), float(window.top), float(window.right), float(window.bottom))
+    area = int((found[:, 1] - found[:, 0]).sum())
+    rle = encode_intervals(found, window.height, window.width)
+    return Merged(best, tuple(ordered), score, box, area, (window.left, window.top), rle)
 
 
 def _goes_on_beyond(piece: Piece, others: Sequence[Piece], grid: Grid) -> bool:
@@ -141,27 +158,6 @@ def _as_shown(piece: Piece, ordered: Sequence[Piece]) -> Merged:
     return Merged(piece, tuple(ordered), piece.score, piece.box, piece.area, (patch.left, patch.top), rle)
 
 
-def _united(ordered: Sequence[Piece], shares: Sequence[int], grid: Grid, *, by_cells: bool) -> Merged | None:
-    weights = shares if any(shares) else [piece.area for piece in ordered]
-    score = float(np.average([piece.score for piece in ordered], weights=weights))
-    # Keypoints cannot be merged: they come from the piece with the largest part of the object.
-    best = min(zip(weights, ordered, strict=True), key=lambda pair: (-pair[0], pair[1].key))[1]
-    boxes = np.array([piece.box for piece in ordered])
-    x1, y1 = boxes[:, :2].min(axis=0).tolist()
-    x2, y2 = boxes[:, 2:].max(axis=0).tolist()
-    if not best.has_mask:
-        return Merged(best, tuple(ordered), score, (x1, y1, x2, y2), _box_area((x1, y1, x2, y2)), None, None)
-    window = _drawn_window(ordered, grid, by_cells=by_cells)
-    if window is None:
-        return None
-    strips = enumerate(_strips(ordered, window, grid, by_cells=by_cells))
-    found = np.concatenate([intervals(strip, number * STRIP_PX * window.height) for number, strip in strips])
-    box = (float(window.left), float(window.top), float(window.right), float(window.bottom))
-    area = int((found[:, 1] - found[:, 0]).sum())
-    rle = encode_intervals(found, window.height, window.width)
-    return Merged(best, tuple(ordered), score, box, area, (window.left, window.top), rle)
-
-
 def _drawn_window(pieces: Sequence[Piece], grid: Grid, *, by_cells: bool) -> Window | None:
     """Return the bounding window of the pixels drawn from the pieces, or None if there are none."""
     windows = [piece.patch.window for piece in pieces]
@@ -187,7 +183,9 @@ def _strips(pieces: Sequence[Piece], window: Window, grid: Grid, *, by_cells: bo
             for piece in pieces:
                 _paint(canvas, strip, piece, strip)
             for cell in cells:
-                _clear(canvas, strip, cell)
+                part = strip.intersection(cell)
+                if not part.is_empty:
+                    canvas[part.slices((strip.top, strip.left))] = False
         for piece, cell in zip(pieces, cells, strict=True):
             _paint(canvas, strip, piece, cell)
         yield canvas
@@ -197,12 +195,6 @@ def _paint(canvas: NDArray[np.bool_], strip: Window, piece: Piece, within: Windo
     part = strip.intersection(piece.patch.window).intersection(within)
     if not part.is_empty:
         canvas[part.slices((strip.top, strip.left))] |= piece.patch.within(part)
-
-
-def _clear(canvas: NDArray[np.bool_], strip: Window, cell: Window) -> None:
-    part = strip.intersection(cell)
-    if not part.is_empty:
-        canvas[part.slices((strip.top, strip.left))] = False
 
 
 def _box_area(box: Box) -> int:

@@ -232,9 +232,21 @@ def _opened(folder: Path, options: Options, manifest: RunManifest) -> Checkpoint
     found = _checkpoint_of(folder, options)
     if options.start_over:
         found.clear()
-        _clear(folder)
+        # The result first: without it, the rest counts as an unfinished run.
+        (folder / RESULT).unlink(missing_ok=True)
+        for name in sorted(_OWN):
+            path = folder / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
     if found.manifest() is None and options.out is not None:
-        _refuse_other_files(folder, found.folder)
+        others = sorted(path.name for path in folder.iterdir() if path != found.folder)
+        if others:
+            raise CheckpointError(
+                f"the folder {str(folder)!r} is not empty and holds no run to resume: "
+                f"{', '.join(others[:5])}{', ...' if len(others) > 5 else ''}. Use a new folder"
+            )
     any_revision = options.on_revision_change == "allow"
     return Checkpoint.open(found.folder, manifest, any_revision=any_revision)
 
@@ -250,23 +262,3 @@ def _finished(folder: Path, manifest: RunManifest, options: Options) -> dict[str
     known = RunManifest.of(value["run"])
     known.check_same(manifest, folder, any_revision=options.on_revision_change == "allow")
     return value
-
-
-def _refuse_other_files(folder: Path, checkpoint: Path) -> None:
-    others = sorted(path.name for path in folder.iterdir() if path != checkpoint)
-    if others:
-        raise CheckpointError(
-            f"the folder {str(folder)!r} is not empty and holds no run to resume: "
-            f"{', '.join(others[:5])}{', ...' if len(others) > 5 else ''}. Use a new folder"
-        )
-
-
-def _clear(folder: Path) -> None:
-    # The result first: without it, the rest counts as an unfinished run.
-    (folder / RESULT).unlink(missing_ok=True)
-    for name in sorted(_OWN):
-        path = folder / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)

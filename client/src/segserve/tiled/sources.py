@@ -355,7 +355,13 @@ def _open_page(path: Path, file: ImageHeader, opened: ExitStack, **place: Any) -
     try:
         store = opened.enter_context(closing(tifffile.imread(path, aszarr=True, **place)))
         array: Any = zarr.open(store, mode="r")
-        _try_a_pixel(array, path)
+        size = int(np.prod(array.chunks)) * array.dtype.itemsize
+        if size > MAX_CHUNK_BYTES:
+            raise ImageTooLargeError(
+                f"{str(path)!r} stores pixels in compressed strips of {array.chunks[0]} rows, {size} bytes each; up to "
+                f"{MAX_CHUNK_BYTES} bytes are supported. Write it with tiles, or with strips of fewer rows"
+            )
+        array[:1, :1]
     except (tifffile.TiffFileError, IndexError, KeyError, ValueError) as error:
         if "imagecodecs" in str(error):
             raise MissingExtraError(f"{str(path)!r} cannot be read: {error}: pip install 'segserve[batch]'") from error
@@ -364,24 +370,19 @@ def _open_page(path: Path, file: ImageHeader, opened: ExitStack, **place: Any) -
     return array if is_planar or array.chunks[1] < array.shape[1] else StripArray(array)
 
 
-def _try_a_pixel(array: Any, path: Path) -> None:
-    """Raise if a strip or tile is too large to decode, or its codec is missing."""
-    size = int(np.prod(array.chunks)) * array.dtype.itemsize
-    if size > MAX_CHUNK_BYTES:
-        raise ImageTooLargeError(
-            f"{str(path)!r} stores pixels in compressed strips of {array.chunks[0]} rows, {size} bytes each; up to "
-            f"{MAX_CHUNK_BYTES} bytes are supported. Write it with tiles, or with strips of fewer rows"
-        )
-    array[:1, :1]
-
-
 def _open_whole(path: Path, file: ImageHeader) -> PixelSource:
     """Open an image that is decoded as a whole, and turned as its EXIF data says.
 
     Raises `ImageTooLargeError` above `MAX_DECODED_PIXELS`, and `BadRequestError` for damaged files.
     """
     if file.height * file.width > MAX_DECODED_PIXELS:
-        raise _too_large(path, file)
+        limit = f"decoded as a whole and limited to {MAX_DECODED_PIXELS} pixels"
+        what, advice = "PNG, JPEG and WebP are", "TIFF, zarr or .npy"
+        if file.format == "TIFF":
+            what, advice = f"a TIFF of {file.samples} is", "a TIFF of 8 bits, grey or interleaved RGB,"
+        raise ImageTooLargeError(
+            f"{str(path)!r} has {file.width} x {file.height} pixels; {what} {limit}. Use {advice} for larger images"
+        )
     if file.format == "PNG" and file.bits == 16 and file.channels > 1:
         pixels = turn(_deep_colours(path), file.orientation)
     else:
@@ -398,16 +399,6 @@ def _deep_colours(path: Path) -> NDArray[Any]:
     except (RuntimeError, ValueError) as error:
         raise BadRequestError(f"{str(path)!r} is damaged or cut short: {error}") from error
     return pixels
-
-
-def _too_large(path: Path, file: ImageHeader) -> ImageTooLargeError:
-    limit = f"decoded as a whole and limited to {MAX_DECODED_PIXELS} pixels"
-    what, advice = "PNG, JPEG and WebP are", "TIFF, zarr or .npy"
-    if file.format == "TIFF":
-        what, advice = f"a TIFF of {file.samples} is", "a TIFF of 8 bits, grey or interleaved RGB,"
-    return ImageTooLargeError(
-        f"{str(path)!r} has {file.width} x {file.height} pixels; {what} {limit}. Use {advice} for larger images"
-    )
 
 
 def by_path(image: object) -> SourcePath:

@@ -326,7 +326,19 @@ def from_http(
             retry_after_s=retry_after_s(headers.get("retry-after")),
         )
     if isinstance(request, ConfigRequest):
-        return _model_info(request.model, json_object(body))
+        config = json_object(body)
+        match config:
+            case {"output": list(outputs)}:
+                names = [str(output.get("name")) for output in outputs if isinstance(output, dict)]
+            case _:
+                raise ProtocolError(f"the configuration of model {request.model!r} lists no outputs")
+        parameters = config.get("parameters")
+        texts = {}
+        for name, value in parameters.items() if isinstance(parameters, dict) else ():
+            match value:
+                case {"string_value": str(text)}:
+                    texts[name] = text
+        return read_model_info(request.model, names, texts, _pixel_format(config.get("input")))
     return decode_http(body, headers.get(_HEADER_LENGTH))
 
 
@@ -337,21 +349,6 @@ def _absolute(endpoint: GatewayEndpoint, path: str) -> httpx.URL:
         return httpx.URL(endpoint.url + path)
     except httpx.InvalidURL as error:
         raise BadRequestError(f"not a URL: {endpoint.url!r}: {error}") from error
-
-
-def _model_info(model: str, config: Mapping[str, Any]) -> ModelInfo:
-    match config:
-        case {"output": list(outputs)}:
-            names = [str(output.get("name")) for output in outputs if isinstance(output, dict)]
-        case _:
-            raise ProtocolError(f"the configuration of model {model!r} lists no outputs")
-    parameters = config.get("parameters")
-    texts = {}
-    for name, value in parameters.items() if isinstance(parameters, dict) else ():
-        match value:
-            case {"string_value": str(text)}:
-                texts[name] = text
-    return read_model_info(model, names, texts, _pixel_format(config.get("input")))
 
 
 def _pixel_format(inputs: object) -> PixelFormat | None:

@@ -18,16 +18,17 @@ from segserve_platform.cli.errors import CommandError, plain
 from segserve_platform.cli.image_files import dark_notes
 from segserve_platform.cli.options import (
     GatewayUrl,
+    InFlight,
     ModelName,
     PlatformOptions,
+    Prometheus,
+    RequestTimeout,
     ScoreThreshold,
-    gateway,
-    platform_ref,
+    metrics_source,
+    model_client,
     seconds,
-    with_advice,
     with_platform_options,
 )
-from segserve_platform.cli.top import Prometheus, metrics_source
 from segserve_platform.platforms.errors import ControlError
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def batch(
         int, typer.Option(help="Overlap of neighbouring tiles in pixels.", rich_help_panel="Tiles")
     ] = 128,
     score_threshold: ScoreThreshold = None,
-    in_flight: Annotated[int, typer.Option(min=1, max=256, help="Concurrent tiles.")] = 8,
+    in_flight: InFlight = 8,
     start_over: Annotated[
         bool,
         typer.Option("--start-over/--resume", help="Delete an earlier run, or resume it.", show_default="--resume"),
@@ -134,9 +135,7 @@ def batch(
     ] = None,
     url: GatewayUrl = None,
     prometheus: Prometheus = None,
-    timeout: Annotated[
-        str, typer.Option(help="Timeout of each tile, such as 90s or 2m; a plain number is in seconds.")
-    ] = "60s",
+    timeout: RequestTimeout = "60s",
 ) -> None:
     """Segment images of any size, tile by tile.
 
@@ -144,7 +143,6 @@ def batch(
     again resumes an interrupted run and sends only the missing tiles. An image that fails does not stop the others; the
     exit code is then 1.
     """
-    from segserve.client import Client
     from segserve.tiled import TiledOptions
 
     paths = large_images(images)
@@ -164,15 +162,9 @@ def batch(
         on_revision_change=on_revision_change,
         timeout_s=seconds(timeout),
     )
-    try:
-        with (
-            gateway(platform_options, name, url) as address,
-            Client(address, platform=platform_ref(platform_options)) as client,
-        ):
-            options["id_map"] = _checked(client, name, form, id_map=id_map)
-            found = [_segment(client, name, image, folders[image], exported, options, scheduler) for image in paths]
-    except HOPELESS as error:
-        raise with_advice(error, platform_options, name) from error
+    with model_client(platform_options, name, url) as client:
+        options["id_map"] = _checked(client, name, form, id_map=id_map)
+        found = [_segment(client, name, image, folders[image], exported, options, scheduler) for image in paths]
     results = [result for result in found if result is not None]
     if exported.affine_metres is not None and results and (url is None or prometheus is not None):
         _print_cost(metrics_source(platform_options, prometheus), results, exported.affine_metres, tile, overlap)

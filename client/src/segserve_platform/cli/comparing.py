@@ -18,13 +18,13 @@ from segserve_platform.cli.errors import CommandError, plain
 from segserve_platform.cli.image_files import ImageFile, image_files
 from segserve_platform.cli.options import (
     GatewayUrl,
+    InFlight,
     PlatformOptions,
+    RequestTimeout,
     ScoreThreshold,
-    gateway,
+    model_client,
     model_names,
-    platform_ref,
     seconds,
-    with_advice,
     with_platform_options,
 )
 from segserve_platform.cli.terminal import print_failures, print_whole, spinner
@@ -80,12 +80,10 @@ def diff(
     ] = None,
     most: Annotated[int, typer.Option(min=1, help="Images on the sheet.")] = 8,
     score_threshold: ScoreThreshold = None,
-    in_flight: Annotated[int, typer.Option(min=1, max=256, help="Concurrent images.")] = 4,
+    in_flight: InFlight = 4,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     url: GatewayUrl = None,
-    timeout: Annotated[
-        str, typer.Option(help="Timeout of each image, such as 90s or 2m; a plain number is in seconds.")
-    ] = "30s",
+    timeout: RequestTimeout = "30s",
 ) -> None:
     """Compare the answers of two models to the same images, without labels.
 
@@ -94,32 +92,27 @@ def diff(
     """
     from rich.console import Console
 
-    from segserve.client import Client
     from segserve_platform.evaluation.pairs import common_classes
 
     files = image_files(images, recursive=recursive).images
-    try:
-        with (
-            gateway(platform_options, first, url) as address,
-            Client(address, timeout_s=seconds(timeout), platform=platform_ref(platform_options)) as client,
-            spinner("asking both models") as say,
-        ):
-            names = common_classes(client.model_info(first), client.model_info(second))
-            compared: list[ComparedImage] = []
-            failed: list[FailedImage] = []
-            by_class = defaultdict[int, list[float]](list)
-            values: dict[str, float] = {}
-            for each in _compared(client, (first, second), files, names, in_flight, score_threshold):
-                if isinstance(each, FailedImage):
-                    failed.append(each)
-                    continue
-                values[each.image.name] = each.agreement.value
-                for number, value in each.agreement.classes.items():
-                    by_class[number].append(value)
-                compared = sorted([*compared, each], key=lambda one: one.agreement.value)[:most]
-                say(f"{len(values)} of {len(files)} images compared")
-    except HOPELESS as error:
-        raise with_advice(error, platform_options, error.model or first) from error
+    with (
+        model_client(platform_options, first, url, timeout_s=seconds(timeout)) as client,
+        spinner("asking both models") as say,
+    ):
+        names = common_classes(client.model_info(first), client.model_info(second))
+        compared: list[ComparedImage] = []
+        failed: list[FailedImage] = []
+        by_class = defaultdict[int, list[float]](list)
+        values: dict[str, float] = {}
+        for each in _compared(client, (first, second), files, names, in_flight, score_threshold):
+            if isinstance(each, FailedImage):
+                failed.append(each)
+                continue
+            values[each.image.name] = each.agreement.value
+            for number, value in each.agreement.classes.items():
+                by_class[number].append(value)
+            compared = sorted([*compared, each], key=lambda one: one.agreement.value)[:most]
+            say(f"{len(values)} of {len(files)} images compared")
     if not values:
         raise CommandError(f"{failed[0].image}: {failed[0].error}")
     mean = sum(values.values()) / len(values)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import typer
@@ -13,23 +12,20 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from segserve_platform.cli.errors import CommandError
-from segserve_platform.cli.options import PlatformOptions, model_names, selected_platform, with_platform_options
+from segserve_platform.cli.options import (
+    PlatformOptions,
+    Prometheus,
+    metrics_source,
+    model_names,
+    selected_platform,
+    with_platform_options,
+)
 from segserve_platform.cli.terminal import print_whole
-from segserve_platform.cli.top import Prometheus, metrics_source
 from segserve_platform.platforms.history import read_requests
 
 if TYPE_CHECKING:
     from segserve_platform.platforms.costs import CallerKind, CallerUses, CostRow
     from segserve_platform.platforms.metrics import MetricsSnapshot
-
-
-class CostFormat(StrEnum):
-    """Formats of costs."""
-
-    TEXT = "text"
-    JSON = "json"
-    OPENCOST = "opencost"
-    OPENCOST_CUSTOM = "opencost-custom"
 
 
 CostOf: TypeAlias = Literal["revision", "caller", "slice"]
@@ -48,11 +44,11 @@ def cost(
     ] = None,
     prometheus: Prometheus = None,
     output: Annotated[
-        CostFormat,
+        Literal["text", "json", "opencost", "opencost-custom"],
         typer.Option(
             "--output", "-o", help="Output format: opencost are allocations, opencost-custom costs as of a plugin."
         ),
-    ] = CostFormat.TEXT,
+    ] = "text",
 ) -> None:
     """Show what requests have used since their servers started, and what that costs if the pool has prices.
 
@@ -73,11 +69,11 @@ def cost(
     if by != "revision":
         uses, pixels = _callers(platform_options, snapshot, by), slice_pixels(snapshot)
         rows = list(divided(rows, uses, pixels if by == "slice" else caller_pixels(pixels, uses)))
-    if output in (CostFormat.OPENCOST, CostFormat.OPENCOST_CUSTOM):
-        formed = allocations if output is CostFormat.OPENCOST else custom_costs
+    if output in ("opencost", "opencost-custom"):
+        formed = allocations if output == "opencost" else custom_costs
         typer.echo(json.dumps(formed(rows, snapshot)))
         return
-    if output is CostFormat.JSON:
+    if output == "json":
         listed = [row.to_json() | _per_area(row.to_json(), pixel_metres) for row in rows]
         typer.echo(json.dumps(listed))
         return

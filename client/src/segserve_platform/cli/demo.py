@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import Annotated, Final
 
 import typer
 
@@ -17,9 +17,6 @@ from segserve_platform.cli import lifecycle
 from segserve_platform.cli.errors import CommandError, needs
 from segserve_platform.platforms.local import LocalPlatform
 from segserve_platform.platforms.waiting import wait_serving
-
-if TYPE_CHECKING:
-    from segserve_operator.adapters.local.files import PlatformRecord
 
 START_S: Final = 180
 
@@ -56,7 +53,14 @@ def demo(
                 for name in names:
                     typer.echo(f"{name}: {wait_serving(LocalPlatform(), name, deadline_s, f'{START_S} s')}")
             # Nothing else runs while the calls are timed.
-            _show(folder, output, read_platform(state))
+            platform = read_platform(state)
+            if platform is None:
+                raise CommandError("the platform ended before it was called")
+            output.mkdir(parents=True, exist_ok=True)
+            command = [sys.executable, str(folder / "demo.py"), str(output)]
+            done = subprocess.run(command, env={**os.environ, "SEGSERVE_URL": platform.url}, check=False)
+            if done.returncode:
+                raise typer.Exit(done.returncode)
             if keep:
                 with compiling_the_rest(runtime):
                     lifecycle.show_until_interrupted(state)
@@ -71,13 +75,3 @@ def coins_folder() -> Path:
     packages = Path(__file__).parents[2]
     packaged = packages / "segserve_platform/examples/coins"
     return packaged if packaged.exists() else packages.parents[1] / "examples/coins"
-
-
-def _show(folder: Path, output: Path, platform: PlatformRecord | None) -> None:
-    if platform is None:
-        raise CommandError("the platform ended before it was called")
-    output.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, str(folder / "demo.py"), str(output)]
-    done = subprocess.run(command, env={**os.environ, "SEGSERVE_URL": platform.url}, check=False)
-    if done.returncode:
-        raise typer.Exit(done.returncode)

@@ -40,15 +40,6 @@ _REQUIREMENT: Final = re.compile(
 )
 
 
-def environment_checks(extra: str) -> Iterator[DoctorCheck]:
-    """Yield the checks of the client with an extra, in the order in which to fix them."""
-    yield _python()
-    yield _packages(extra)
-    url = os.environ.get(URL_VARIABLE)
-    if url:
-        yield _gateway(url, of_this_machine=extra == "local")
-
-
 def _python() -> DoctorCheck:
     advice = f"segserve needs Python {'.'.join(map(str, OLDEST))} or newer"
     return DoctorCheck(
@@ -124,7 +115,14 @@ def _gateway(url: str, *, of_this_machine: bool) -> DoctorCheck:
     host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
     proxy = getproxies().get(parts.scheme or "http")
     if proxy and not endpoint.is_loopback and not proxy_bypass(host):
-        return _proxy(proxy, host)
+        parts = urlsplit(proxy if "//" in proxy else f"//{proxy}")
+        where = f"{parts.hostname}:{parts.port or 80}"  # without the password
+        answer = _connected(parts.hostname or "", parts.port or 80)
+        if answer is None:
+            return DoctorCheck("proxy", good=True, seen=f"requests to {host} go through {where}")
+        advice = f"requests to {host} would use this proxy; hosts in NO_PROXY are reached directly"
+        fix = f'export NO_PROXY="$NO_PROXY,{host}" no_proxy="$no_proxy,{host}"'
+        return DoctorCheck("proxy", good=False, seen=f"{where}: {answer}", advice=advice, fix=fix)
     answer = _connected(host, port)
     if answer is None:
         return DoctorCheck(URL_VARIABLE, good=True, seen=f"{url} responds")
@@ -141,17 +139,6 @@ def _is_platform_up() -> bool:
         return open_platform(Local()).runs()
     except (MissingExtraError, ModuleNotFoundError):
         return False  # the check of packages says so
-
-
-def _proxy(proxy: str, host: str) -> DoctorCheck:
-    parts = urlsplit(proxy if "//" in proxy else f"//{proxy}")
-    where = f"{parts.hostname}:{parts.port or 80}"  # without the password
-    answer = _connected(parts.hostname or "", parts.port or 80)
-    if answer is None:
-        return DoctorCheck("proxy", good=True, seen=f"requests to {host} go through {where}")
-    advice = f"requests to {host} would use this proxy; hosts in NO_PROXY are reached directly"
-    fix = f'export NO_PROXY="$NO_PROXY,{host}" no_proxy="$no_proxy,{host}"'
-    return DoctorCheck("proxy", good=False, seen=f"{where}: {answer}", advice=advice, fix=fix)
 
 
 def _connected(host: str, port: int) -> str | None:
@@ -199,7 +186,12 @@ def _checked(platform_options: PlatformOptions, *, live: bool) -> Iterator[Docto
 
 
 def _checks(platform_options: PlatformOptions) -> Iterable[DoctorCheck]:
-    yield from environment_checks("local" if is_local(platform_options) else "cluster")
+    extra = "local" if is_local(platform_options) else "cluster"
+    yield _python()
+    yield _packages(extra)
+    url = os.environ.get(URL_VARIABLE)
+    if url:
+        yield _gateway(url, of_this_machine=extra == "local")
     try:
         yield from selected_platform(platform_options).checks()
     except MissingExtraError:

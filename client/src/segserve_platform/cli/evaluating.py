@@ -8,17 +8,17 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from segserve.errors import HOPELESS
 from segserve_platform.cli.errors import plain
 from segserve_platform.cli.options import (
     GatewayUrl,
+    InFlight,
+    MaxDetections,
     ModelName,
     PlatformOptions,
+    RequestTimeout,
     ScoreThreshold,
-    gateway,
-    platform_ref,
+    model_client,
     seconds,
-    with_advice,
     with_platform_options,
 )
 from segserve_platform.cli.terminal import NAMED, print_failures, print_whole, spinner
@@ -67,19 +67,15 @@ def eval_(
         ),
     ] = None,
     score_threshold: ScoreThreshold = None,
-    max_detections: Annotated[
-        int | None, typer.Option(help="Keep at most this many detections.", show_default=False)
-    ] = None,
+    max_detections: MaxDetections = None,
     worst: Annotated[int, typer.Option(min=0, help="Images of the lowest scores that the page shows.")] = WORST,
     resamples: Annotated[
         int, typer.Option(min=0, help="Samples of the images that intervals are made of; 0: none.")
     ] = RESAMPLES,
-    in_flight: Annotated[int, typer.Option(min=1, max=256, help="Concurrent images.")] = IN_FLIGHT,
+    in_flight: InFlight = IN_FLIGHT,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON instead of a table.")] = False,
     url: GatewayUrl = None,
-    timeout: Annotated[
-        str, typer.Option(help="Timeout of each image, such as 90s or 2m; a plain number is in seconds.")
-    ] = "30s",
+    timeout: RequestTimeout = "30s",
 ) -> None:
     """Evaluate a model on labelled images: mean IoU and Dice, AP and AR, or panoptic quality.
 
@@ -89,41 +85,36 @@ def eval_(
     """
     import json
 
-    from segserve.client import Client
     from segserve_platform.evaluation.report import PAGE
     from segserve_platform.evaluation.running import evaluate
 
     folder = out or Path(f"{name}-evaluation")
     chosen = None if classes is None else [each.strip() for each in classes.split(",") if each.strip()]
-    try:
-        with (
-            gateway(platform_options, name, url) as address,
-            Client(address, timeout_s=seconds(timeout), platform=platform_ref(platform_options)) as client,
-            spinner("reading labels") as say,
-        ):
-            report = evaluate(
-                name,
-                data,
-                out=folder,
-                images=images,
-                classes=chosen,
-                by=by,
-                score_threshold=score_threshold,
-                max_detections=max_detections,
-                in_flight=in_flight,
-                resamples=resamples,
-                worst=worst,
-                client=client,
-                progress=lambda step, done, total: say(
-                    f"{done} of {total} images answered"
-                    if step == "images"
-                    else f"scoring: {done} of {total} samples"
-                    if total
-                    else "scoring"
-                ),
-            )
-    except HOPELESS as error:
-        raise with_advice(error, platform_options, name) from error
+    with (
+        model_client(platform_options, name, url, timeout_s=seconds(timeout)) as client,
+        spinner("reading labels") as say,
+    ):
+        report = evaluate(
+            name,
+            data,
+            out=folder,
+            images=images,
+            classes=chosen,
+            by=by,
+            score_threshold=score_threshold,
+            max_detections=max_detections,
+            in_flight=in_flight,
+            resamples=resamples,
+            worst=worst,
+            client=client,
+            progress=lambda step, done, total: say(
+                f"{done} of {total} images answered"
+                if step == "images"
+                else f"scoring: {done} of {total} samples"
+                if total
+                else "scoring"
+            ),
+        )
     if as_json:
         typer.echo(json.dumps(report.to_dict()))
     else:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from segserve_builder.export.graph import Preparation
     from segserve_builder.export.image_processor import ImageProcessor
     from segserve_builder.export.networks import NetworkSource
-    from segserve_builder.export.writing import Accuracy, ExportResult
+    from segserve_builder.export.writing import ExportResult
     from segserve_builder.families.base import Family
     from segserve_builder.stages.resize import Resize
 
@@ -182,12 +182,8 @@ def _summary(made: ExportResult, classes: tuple[str, ...], resource: Path) -> It
     yield f"{made.spec['artifact']['uri']}  {size:.1f} MiB  sha256 {made.spec['artifact']['sha256'][:12]}..."
     yield f"verified: outputs differ from the network's by at most {made.difference:.1g} of their range"
     if made.accuracy is not None:
-        yield from _accuracy(made.accuracy, classes)
+        yield f"IoU by class against {made.accuracy.against}, before and after:"
+        for name, before, after in zip(classes, made.accuracy.before, made.accuracy.after, strict=True):
+            values = "not present" if before is None or after is None else f"{before:.4f}  {after:.4f}"
+            yield f"  {plain(name):<20} {values}"
     yield f"next: segserve up -f {resource}"
-
-
-def _accuracy(accuracy: Accuracy, classes: tuple[str, ...]) -> Iterator[str]:
-    yield f"IoU by class against {accuracy.against}, before and after:"
-    for name, before, after in zip(classes, accuracy.before, accuracy.after, strict=True):
-        values = "not present" if before is None or after is None else f"{before:.4f}  {after:.4f}"
-        yield f"  {plain(name):<20} {values}"

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from datetime import UTC
-from enum import StrEnum
+from dataclasses import InitVar, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import typer
 from rich.console import Console, Group
@@ -22,6 +24,7 @@ from rich.live import Live
 from rich.text import Text
 
 from segserve.platform import Cluster, Local
+from segserve_common.triton_log import TritonLogReader
 from segserve_platform.cli.errors import CommandError, needs, plain
 from segserve_platform.cli.installation import installation_progress
 from segserve_platform.cli.models_view import models_table
@@ -36,27 +39,144 @@ from segserve_platform.cli.options import (
 )
 from segserve_platform.cli.page import check_page, page, show_address
 from segserve_platform.cli.resources import check_local_files
-from segserve_platform.cli.startup import Startup
 from segserve_platform.cli.terminal import activity
 from segserve_platform.platforms.local import POLL_S, LocalPlatform, check_state_folder, local_store
-from segserve_platform.platforms.log_records import log_records
 from segserve_platform.platforms.manifests import check_kinds, read_files
 from segserve_platform.platforms.port import MODEL, Json, LogRequest
-from segserve_platform.platforms.waiting import Serving, readiness
+from segserve_platform.platforms.waiting import Serving, condition, is_seen, readiness
 
 if TYPE_CHECKING:
+    from datetime import tzinfo
+
     from segserve_operator.adapters.local.files import PlatformRecord, StateFolder
     from segserve_operator.adapters.local.resource_files import ResourceFiles
     from segserve_operator.adapters.local.runtime import RuntimeEnvironment
 
 START_S: Final = 120.0
 PORTS: Final = range(1, 65536)
+PHASES: Final = {
+    "": "platform",
+    "Starting": "server",
+    "NoServer": "server",
+    "Fetching": "download",
+    "Loading": "load",
+    "Proving": "golden images",
+    "Routing": "gateway",
+    "NoGateway": "gateway",
+    "Ready": "gateway",
+}
+"""What a model waits for, by the reason of its condition; other reasons are shown as they are."""
+
+LEAST_S: Final = 0.05
+LEAST_SHARE: Final = 0.03
+"""Share of the time below which a phase is not worth a word."""
+_TEXT: Final = re.compile(
+    r"(?P<day>\d{4}-\d\d-\d\d) (?P<clock>\d\d:\d\d:\d\d),(?P<ms>\d{3}) (?P<level>DEBUG|INFO|WARNING|ERROR|CRITICAL) "
+    r"(?:(?P<logger>segserve_\w+(?:\.\w+)*|__main__|kopf(?:\.\w+)*) )?(?P<message>.*)"
+)
+"""Lines of our own logs, in the time zone of who wrote them. Some programs name the logger."""
 
 
-class AuthMethod(StrEnum):
-    """How the local gateway tells callers from strangers."""
+def log_records(lines: Iterable[str], zone: tzinfo | None = None) -> Iterator[Json]:
+    """Yield an object for each line, with its `origin`; tables of Triton are one, once the next line has come.
 
-    KEY = "key"
+    `zone` is that of the times in lines of ours; default: this machine's.
+    """
+    readers: defaultdict[str, TritonLogReader] = defaultdict(TritonLogReader)
+    for line in lines:
+        origin, _, text = line.partition(" | ")
+        written = _object(text)
+        if written is not None:
+            records = [written]
+        elif origin.endswith("/triton"):
+            records = readers[origin].read(text, datetime.now(UTC))
+        else:
+            records = [_of_text(text, zone)]
+        yield from ({"origin": origin} | record for record in records)
+    for origin, reader in readers.items():
+        yield from ({"origin": origin} | record for record in reader.flush())
+
+
+def _object(text: str) -> Json | None:
+    try:
+        read = json.loads(text) if text.startswith("{") else None
+    except ValueError:
+        return None
+    return read if isinstance(read, dict) else None
+
+
+def _of_text(text: str, zone: tzinfo | None) -> Json:
+    found = _TEXT.fullmatch(text)
+    if found is None:
+        return {"message": text}
+    try:
+        written = datetime.fromisoformat(f"{found['day']} {found['clock']}.{found['ms']}")
+        time = written.replace(tzinfo=zone).astimezone(UTC)
+    except (ValueError, OverflowError):
+        return {"message": text}
+    logger = {} if found["logger"] is None else {"logger": found["logger"]}
+    return {
+        "time": time.isoformat(timespec="milliseconds"),
+        "level": found["level"].lower(),
+        **logger,
+        "message": found["message"],
+    }
+
+
+def phase(manifest: Json) -> str:
+    """Return what a model that does not serve yet waits for."""
+    if not is_seen(manifest):
+        return PHASES[""]
+    moving = condition(manifest, "Progressing")
+    reason = str((moving if moving["status"] == "True" else condition(manifest, "Ready"))["reason"])
+    if reason == "NoServer":  # a kept model: what its servers have done so far is in other conditions
+        if condition(manifest, "RevisionLoaded")["status"] == "True":
+            return PHASES["Proving"]
+        if condition(manifest, "ArtifactVerified")["status"] == "True":
+            return PHASES["Loading"]
+    return PHASES.get(reason, reason)
+
+
+@dataclass
+class Startup:
+    """The models that have not served yet since the platform was started, and the seconds of each one's phases."""
+
+    names: InitVar[Iterable[str]]
+    clock: Callable[[], float] = time.monotonic
+    waiting: dict[str, dict[str, float]] = field(init=False)
+    _last_s: float = field(init=False)
+
+    def __post_init__(self, names: Iterable[str]) -> None:
+        self.waiting = {name: {} for name in names}
+        self._last_s = self.clock()
+
+    def ready_lines(self, manifests: Iterable[Json]) -> Iterator[str]:
+        """Yield a line for each model that serves for the first time; call this a few times a second."""
+        now_s = self.clock()
+        passed_s, self._last_s = now_s - self._last_s, now_s
+        for manifest in manifests:
+            name, state = manifest["metadata"]["name"], readiness(manifest)
+            phases = self.waiting.get(name)
+            if phases is None:
+                continue
+            if state.serves:
+                del self.waiting[name]
+                yield f"{name}: ready{_times(phases)}"
+            else:
+                phases[phase(manifest)] = phases.get(phase(manifest), 0.0) + passed_s
+
+    def summary(self, manifests: Iterable[Json]) -> str:
+        """Return what the models wait for, in a line."""
+        missing = (each for each in manifests if each["metadata"]["name"] in self.waiting)
+        return ", ".join(f"{each['metadata']['name']}: {phase(each)}" for each in missing)
+
+
+def _times(phases: dict[str, float]) -> str:
+    total_s = sum(phases.values())
+    if total_s < LEAST_S:
+        return ""
+    parts = [f"{name} {spent_s:.1f} s" for name, spent_s in phases.items() if spent_s >= LEAST_SHARE * total_s]
+    return f" after {total_s:.1f} s ({', '.join(parts)})"
 
 
 def up(
@@ -73,7 +193,7 @@ def up(
         ),
     ] = None,
     auth: Annotated[
-        AuthMethod | None,
+        Literal["key"] | None,
         typer.Option(
             help="key makes an API key that every caller of the gateway must send, prints it once and ends an earlier "
             "one. Default: as before."
@@ -323,15 +443,20 @@ def show_until_interrupted(state: StateFolder) -> None:
                 else:
                     console.out(line, highlight=False)
             if live is not None:
+                url = record.url if record is not None else "..."
+                states = {manifest["metadata"]["name"]: readiness(manifest) for manifest in manifests}
+                notes = [f"  {name}: {state.text}" for name, state in states.items() if not state.serves]
+                head = Text(f"segserve at {url}   (stop with Ctrl-C)", style="bold")
                 live.update(
-                    _view(manifests, startup.waiting, record.url if record is not None else "..."), refresh=True
+                    Group(head, models_table(manifests, starting=startup.waiting), Text("\n".join(notes), style="dim")),
+                    refresh=True,
                 )
             time.sleep(POLL_S)
 
 
-def require_api_key(method: AuthMethod | None) -> None:
+def require_api_key(method: Literal["key"] | None) -> None:
     """If callers are to have a key, make a new one, let the gateway take it, and show it: nobody can again."""
-    if method is not AuthMethod.KEY:
+    if method is None:
         return
     from segserve_operator.adapters.local.api_keys import SECRET, SECRET_KEY, replace_key
 
@@ -344,13 +469,6 @@ def require_api_key(method: AuthMethod | None) -> None:
 def _show_authority(record: PlatformRecord | None) -> None:
     if record is not None and record.ca_file:
         typer.echo(f"clients trust it with: export SEGSERVE_URL={record.url} SEGSERVE_CA_FILE={record.ca_file}")
-
-
-def _view(manifests: Sequence[Json], starting: Container[str], url: str) -> Group:
-    states = {manifest["metadata"]["name"]: readiness(manifest) for manifest in manifests}
-    notes = [f"  {name}: {state.text}" for name, state in states.items() if not state.serves]
-    head = Text(f"segserve at {url}   (stop with Ctrl-C)", style="bold")
-    return Group(head, models_table(manifests, starting=starting), Text("\n".join(notes), style="dim"))
 
 
 def down(
@@ -394,12 +512,12 @@ def logs(
     lines: Annotated[int, typer.Option("--tail", min=0, help="Initial lines of each log.")] = 50,
     output: Annotated[
         ReportFormat, typer.Option("--output", "-o", help="Output format; json is an object a line.")
-    ] = ReportFormat.TEXT,
+    ] = "text",
 ) -> None:
     """Show the logs of gateway, servers and agents, each line with its origin."""
     shown = plain if sys.stdout.isatty() else str
     logged = selected_platform(platform_options).logs(LogRequest(name, container, previous, follow, lines))
-    if output is ReportFormat.JSON:
+    if output == "json":
         # Pods write their times in UTC, programs of this machine in its own zone.
         logged = map(json.dumps, log_records(logged, None if is_local(platform_options) else UTC))
     for line in logged:

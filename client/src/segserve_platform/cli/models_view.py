@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, Final
 
 import yaml
@@ -15,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from segserve_platform.platforms.port import Json, Platform
-from segserve_platform.platforms.waiting import condition, is_starting, readiness
+from segserve_platform.platforms.waiting import age, condition, is_starting, readiness
 
 # Statuses are read as JSON, not as `SegmentationModelStatus`: a newer operator may have added fields, which the type
 # rejects and which must not break `segserve get`.
@@ -126,15 +125,6 @@ def _candidate(candidate: Mapping[str, Any] | None) -> Text:
     if candidate["state"] == "Failed":
         return Text(f"{candidate['revision']} ({candidate['reason']})", "red")
     return Text(candidate["revision"], "yellow")
-
-
-def age(time: str) -> str:
-    """Return the time since an RFC 3339 time in kubectl's form: `45s`, `12m`, `3h`, `2d`."""
-    seconds = int((datetime.now(UTC) - datetime.fromisoformat(time)).total_seconds())
-    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
-        if seconds >= size:
-            return f"{seconds // size}{unit}"
-    return f"{max(seconds, 0)}s"
 
 
 def latest_record(platform: Platform, model: Json) -> Json | None:

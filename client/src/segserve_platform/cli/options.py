@@ -9,22 +9,25 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Final, TypeAlias, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias, get_type_hints
 
 import typer
 
 from segserve.calls.credentials import CA_VARIABLE
-from segserve.errors import MissingExtraError, ModelNotFoundError, SegserveError
+from segserve.errors import HOPELESS, MissingExtraError, ModelNotFoundError, SegserveError
 from segserve.platform import Cluster, Local, PlatformRef
-from segserve_platform.platforms.local import LocalPlatform
+from segserve_platform.platforms.local import LocalPlatform, local_store
 from segserve_platform.platforms.port import Json, Platform
 from segserve_platform.platforms.selection import default_platform_ref, open_platform
 from segserve_platform.platforms.waiting import name_advice
+
+if TYPE_CHECKING:
+    from segserve.client import Client
+    from segserve_platform.platforms.metrics import MetricsSource
 
 PLUGIN: Final = "kubectl-"
 PANEL: Final = "Platform"
@@ -33,11 +36,8 @@ PATIENCE_S: Final = 1.0
 """How long completion waits for a cluster."""
 
 
-class ReportFormat(StrEnum):
-    """Formats of what a command tells."""
-
-    TEXT = "text"
-    JSON = "json"
+ReportFormat: TypeAlias = Literal["text", "json"]
+ReportOutput = Annotated[ReportFormat, typer.Option("--output", "-o", help="Output format.")]
 
 
 _OPTIONS: Final = {
@@ -114,7 +114,7 @@ def with_platform_options(command: Callable[..., Any]) -> Callable[..., Any]:
         options = PlatformOptions(**{name: arguments.pop(name) for name in _OPTIONS})
         return command(**arguments, **{_PARAMETER: options})
 
-    # typer reads both; those of the wrapper itself are meaningless.
+    # typer reads both; the wrapper's own are meaningless.
     run.__signature__ = inspect.Signature([*own, *added])  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in (*own, *added)}
     return run
@@ -193,6 +193,15 @@ def _in_time(read: Callable[[], list[Json]]) -> list[Json]:
 
 ModelName = Annotated[str, typer.Argument(help="Model name.", show_default=False, autocompletion=model_names)]
 ScoreThreshold = Annotated[float | None, typer.Option(help="Minimum score of detections.", show_default=False)]
+MaxDetections = Annotated[int | None, typer.Option(help="Keep at most this many detections.", show_default=False)]
+InFlight = Annotated[int, typer.Option(min=1, max=256, help="Concurrent requests.")]
+RequestTimeout = Annotated[
+    str, typer.Option("--timeout", help="Timeout of each request, such as 90s or 2m; a plain number is in seconds.")
+]
+Prometheus = Annotated[
+    str | None,
+    typer.Option(help="URL of a Prometheus that has the metrics. Default: the platform of this machine."),
+]
 GatewayUrl = Annotated[
     str | None,
     typer.Option(
@@ -228,6 +237,39 @@ def gateway(platform_options: PlatformOptions, model: str, url: str | None) -> A
         if not is_local(platform_options):
             raise
         return nullcontext(None)  # the default URL needs nothing of the extra `local`
+
+
+def metrics_source(options: PlatformOptions, prometheus: str | None) -> MetricsSource:
+    """Return where the selected platform's metrics are read: on a cluster in the selected namespace."""
+    from segserve_platform.platforms.metrics import MetricsSource
+
+    if is_local(options):
+        return MetricsSource(local_store().state if prometheus is None else None, prometheus)
+    if prometheus is None or options.namespace is not None:
+        return MetricsSource(prometheus=prometheus, namespace=options.namespace)
+    from segserve_platform.platforms.cluster.config import context_of
+
+    return MetricsSource(
+        prometheus=prometheus, namespace=context_of(Cluster(options.context, None, options.kubeconfig)).namespace
+    )
+
+
+@contextmanager
+def model_client(platform_options: PlatformOptions, name: str, url: str | None, **settings: Any) -> Iterator[Client]:
+    """Connect to the gateway that serves a model; `settings` are the client's.
+
+    An error that concerns all images, raised in the block, also names the model that may have been meant.
+    """
+    from segserve.client import Client
+
+    try:
+        with (
+            gateway(platform_options, name, url) as address,
+            Client(address, platform=platform_ref(platform_options), **settings) as client,
+        ):
+            yield client
+    except HOPELESS as error:
+        raise with_advice(error, platform_options, error.model or name) from error
 
 
 def with_advice(error: SegserveError, platform_options: PlatformOptions, name: str) -> SegserveError:

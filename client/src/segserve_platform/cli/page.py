@@ -9,8 +9,14 @@ from typing import TYPE_CHECKING, Final
 import typer
 
 from segserve_platform.cli.errors import needs
-from segserve_platform.cli.options import PlatformOptions, gateway, is_local, platform_ref, selected_platform
-from segserve_platform.cli.top import metrics_source
+from segserve_platform.cli.options import (
+    PlatformOptions,
+    gateway,
+    is_local,
+    metrics_source,
+    platform_ref,
+    selected_platform,
+)
 
 if TYPE_CHECKING:
     from segserve_ui.guard import PageAccess

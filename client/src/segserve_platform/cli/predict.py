@@ -30,13 +30,14 @@ from segserve_platform.cli.image_files import ImageFile, image_files, output_ste
 from segserve_platform.cli.options import (
     PANEL,
     GatewayUrl,
+    InFlight,
+    MaxDetections,
     ModelName,
     PlatformOptions,
+    RequestTimeout,
     ScoreThreshold,
-    gateway,
-    platform_ref,
+    model_client,
     seconds,
-    with_advice,
     with_platform_options,
 )
 from segserve_platform.cli.terminal import print_whole
@@ -130,21 +131,17 @@ def predict(
         bool, typer.Option("--json", help="Print the COCO data set instead of tables.", rich_help_panel="Output")
     ] = False,
     score_threshold: ScoreThreshold = None,
-    max_detections: Annotated[
-        int | None, typer.Option(help="Keep at most this many detections.", show_default=False)
-    ] = None,
+    max_detections: MaxDetections = None,
     encoding: Annotated[
         Literal["rle", "polygons", "png", "raw"] | None,
         typer.Option(help="Encoding of masks in the answer; does not change the result.", show_default=False),
     ] = None,
-    in_flight: Annotated[int, typer.Option(min=1, max=256, help="Concurrent images.")] = 4,
+    in_flight: InFlight = 4,
     url: GatewayUrl = None,
     transport: Annotated[
         Literal["http", "grpc"], typer.Option(help="Protocol to the gateway.", rich_help_panel=PANEL)
     ] = "http",
-    timeout: Annotated[
-        str, typer.Option(help="Timeout of each image, such as 90s or 2m; a plain number is in seconds.")
-    ] = "30s",
+    timeout: RequestTimeout = "30s",
 ) -> None:
     """Segment images with a model and print the results.
 
@@ -152,7 +149,6 @@ def predict(
     the others: errors are printed, and the exit code is 1.
     """
     from segserve.calls.many import SegmentKeywords
-    from segserve.client import Client
 
     selection = image_files(images, recursive=recursive)
     files = selection.images
@@ -163,23 +159,15 @@ def predict(
         typer.echo(_left_out(selection.skipped), err=True)
     options = SegmentKeywords(score_threshold=score_threshold, max_detections=max_detections, encoding=encoding)
     began_s = time.monotonic()
-    try:
-        with (
-            gateway(platform_options, name, url) as address,
-            Client(
-                address, transport=transport, timeout_s=seconds(timeout), platform=platform_ref(platform_options)
-            ) as client,
-        ):
-            whole = partial(client.segment, model=name, **options)
-            tiles = partial(client.segment_tiled, model=name, progress=False, score_threshold=score_threshold,
-                            max_detections=max_detections)  # fmt: skip
-            ask = partial(_answer, whole, tiles)
-            advice = _batch_options(platform_options, url, score_threshold)
-            info = partial(client.model_info, name)
-            targets = OutputTargets(overlays, masks, stems, as_json or coco is not None, advice, info)
-            outcomes = list(_shown(_outcomes(ask, files, targets, in_flight), files, targets, quiet=as_json))
-    except HOPELESS as error:
-        raise with_advice(error, platform_options, name) from error
+    with model_client(platform_options, name, url, transport=transport, timeout_s=seconds(timeout)) as client:
+        whole = partial(client.segment, model=name, **options)
+        tiles = partial(client.segment_tiled, model=name, progress=False, score_threshold=score_threshold,
+                        max_detections=max_detections)  # fmt: skip
+        ask = partial(_answer, whole, tiles)
+        advice = _batch_options(platform_options, url, score_threshold)
+        info = partial(client.model_info, name)
+        targets = OutputTargets(overlays, masks, stems, as_json or coco is not None, advice, info)
+        outcomes = list(_shown(_outcomes(ask, files, targets, in_flight), files, targets, quiet=as_json))
     if as_json or coco is not None:
         _write_coco([one.document for one in outcomes if one.document is not None], coco, print_it=as_json)
     failed = [one for one in outcomes if one.error is not None]

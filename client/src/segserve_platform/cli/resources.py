@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from difflib import SequenceMatcher
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import typer
 import yaml
 from rich.console import Console, RenderableType
 from rich.live import Live
 
-from segserve_platform.cli.changes import change_lines, follower_lines
 from segserve_platform.cli.errors import CommandError, plain
 from segserve_platform.cli.models_view import latest_record, model_text, models_table
 from segserve_platform.cli.options import (
@@ -26,12 +26,9 @@ from segserve_platform.cli.options import (
 )
 from segserve_platform.cli.terminal import activity, print_whole, wide_enough
 from segserve_platform.platforms.local import LocalPlatform
-from segserve_platform.platforms.manifests import STDIN, check_kinds, read_files, stored_models
-from segserve_platform.platforms.port import MODEL, POOL, Json, ParsedResource, Platform
+from segserve_platform.platforms.manifests import STDIN, check_kinds, read_files, revision_of, stored_models
+from segserve_platform.platforms.port import MODEL, POOL, Change, Json, ParsedResource, Platform, user_fields
 from segserve_platform.platforms.waiting import Gone, readiness, wait_for, wait_serving
-
-if TYPE_CHECKING:
-    from segserve_platform.platforms.cluster.platform import ClusterPlatform
 
 REFRESH_S: Final = 0.25
 NO_PLATFORM: Final = "no platform is up on this machine: start it with `segserve up`"
@@ -39,6 +36,81 @@ NO_PLATFORM: Final = "no platform is up on this machine: start it with `segserve
 FILES: Final = "Resource file, folder of such files, or - for standard input; may be repeated."
 Recursive = Annotated[bool, typer.Option("--recursive", "-R", help="Include the subfolders of folders.")]
 Name = Annotated[str, typer.Argument(help="Model name.", autocompletion=model_names)]
+MAX_VALUE_LENGTH: Final = 100
+
+
+def change_lines(
+    resource: ParsedResource, change: Change, before: Mapping[str, Json], after: Mapping[str, Json]
+) -> Iterator[str]:
+    """Yield the outcome of a dry run, and below it each field that would change.
+
+    `before` and `after` are all models of the platform, by name, as they are and as they would be.
+    """
+    yield f"{resource.title} {change.outcome} (dry run){_revision_text(resource, change, before, after)}"
+    if change.before is not None:
+        yield from (f"  {line}" for line in differences("", user_fields(change.before), user_fields(change.after)))
+
+
+def follower_lines(before: Mapping[str, Json], after: Mapping[str, Json], applied: Collection[str]) -> Iterator[str]:
+    """Yield a line for each model that is not `applied`, and whose revision changes with a model that it names."""
+    for name, manifest in before.items():
+        former, following = revision_of(manifest, before), revision_of(manifest, after)
+        if name not in applied and former != following:
+            yield f"segmentationmodel/{name} follows (dry run): new revision {following or 'none'}, now {former}"
+
+
+def differences(path: str, before: Any, after: Any) -> Iterator[str]:
+    """Yield a line for each field that differs: `~` changed, `+` added, `-` removed.
+
+    Items of lists are matched by their content, so that one that is inserted is one line.
+    """
+    if before == after:
+        return
+    if isinstance(before, dict) and isinstance(after, dict):
+        for key in [*before, *(key for key in after if key not in before)]:
+            place = f"{path}.{key}" if path else key
+            if key not in after:
+                yield f"- {place}: {_short(before[key])}"
+            elif key not in before:
+                yield f"+ {place}: {_short(after[key])}"
+            else:
+                yield from differences(place, before[key], after[key])
+    elif isinstance(before, list) and isinstance(after, list):
+        matcher = SequenceMatcher(None, [*map(_key, before)], [*map(_key, after)], autojunk=False)
+        for kind, first, end, new_first, new_end in matcher.get_opcodes():
+            if kind == "replace" and end - first == new_end - new_first:
+                for number in range(end - first):
+                    yield from differences(
+                        f"{path}[{new_first + number}]", before[first + number], after[new_first + number]
+                    )
+            elif kind != "equal":
+                yield from (f"- {path}[{index}]: {_short(before[index])}" for index in range(first, end))
+                yield from (f"+ {path}[{index}]: {_short(after[index])}" for index in range(new_first, new_end))
+    else:
+        yield f"~ {path}: {_short(before)} -> {_short(after)}"
+
+
+def _key(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= MAX_VALUE_LENGTH else f"{text[:MAX_VALUE_LENGTH]}..."
+
+
+def _revision_text(
+    resource: ParsedResource, change: Change, before: Mapping[str, Json], after: Mapping[str, Json]
+) -> str:
+    """Return whether a model's answers could change: it would get a new revision, which is proved and rolled out."""
+    if resource.resource.kind != MODEL:
+        return ""
+    former, next_one = revision_of(change.before, before), revision_of(change.after, after)
+    if not next_one or (change.outcome == "unchanged" and next_one == former):
+        return ""
+    if not former:
+        return f": revision {next_one}"
+    return f": new revision {next_one}, now {former}" if next_one != former else f": stays revision {next_one}"
 
 
 class OutputFormat(StrEnum):
@@ -266,33 +338,27 @@ def describe(platform_options: PlatformOptions, name: Name) -> None:
         typer.echo(NO_PLATFORM, err=True)
 
 
-class WaitCondition(StrEnum):
-    """The conditions that `wait` supports."""
-
-    READY = "Ready"
-    DELETE = "delete"
-
-
 @with_platform_options
 def wait(
     platform_options: PlatformOptions,
     names: Annotated[list[str], typer.Argument(help="Models to wait for.", autocompletion=model_names)],
     target: Annotated[
-        WaitCondition, typer.Option("--for", help="Ready: the newest spec serves. delete: the model is deleted.")
-    ] = (WaitCondition.READY),
+        Literal["Ready", "delete"],
+        typer.Option("--for", help="Ready: the newest spec serves. delete: the model is deleted."),
+    ] = "Ready",
     timeout: Annotated[str, typer.Option(help="Timeout, such as 90s or 2m; a plain number is in seconds.")] = "120s",
 ) -> None:
     """Wait until models serve their newest spec, or are deleted; exit code 1 on failure or timeout."""
     platform, deadline_s = selected_platform(platform_options), time.monotonic() + seconds(timeout)
     if not platform.runs():
-        waiting = [name for name in names if platform.find(MODEL, name) or target is WaitCondition.READY]
+        waiting = [name for name in names if platform.find(MODEL, name) or target == "Ready"]
         for name in waiting:
             platform.model(name)  # an unknown model is the nearer cause
         if waiting:
             raise CommandError(f"{NO_PLATFORM}; nothing would change {', '.join(waiting)}")
     with activity(f"waiting for {', '.join(names)}") as shown:
         for name in names:
-            if target is WaitCondition.DELETE:
+            if target == "delete":
                 wait_for(platform, Gone(MODEL, name), deadline_s, timeout)
             else:
                 shown.line(f"{name}: {wait_serving(platform, name, deadline_s, timeout)}")
@@ -312,12 +378,7 @@ def model_description(platform: Platform, name: str) -> str:
     if isinstance(platform, LocalPlatform):
         return model_text(model, record)
     from segserve_platform.cli.cluster.describe import describe_on_cluster
-
-    return describe_on_cluster(_cluster(platform), model, record)
-
-
-def _cluster(platform: Platform) -> ClusterPlatform:
     from segserve_platform.platforms.cluster.platform import ClusterPlatform
 
     assert isinstance(platform, ClusterPlatform), "there are only two kinds of platform"
-    return platform
+    return describe_on_cluster(platform, model, record)

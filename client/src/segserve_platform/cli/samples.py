@@ -7,9 +7,8 @@ import sys
 import time
 from dataclasses import dataclass
 from datetime import datetime
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
@@ -18,9 +17,8 @@ from segserve_platform.cli.options import (
     GatewayUrl,
     ModelName,
     PlatformOptions,
-    ReportFormat,
-    gateway,
-    platform_ref,
+    ReportOutput,
+    model_client,
     seconds,
     selected_platform,
     with_platform_options,
@@ -34,14 +32,6 @@ if TYPE_CHECKING:
 
 samples = typer.Typer(help="Look at samples of requests, and bring labels back (spec.capture).", no_args_is_help=True)
 _IMAGES: Final = "images"
-
-
-class LabelTool(StrEnum):
-    """A labelling tool's format."""
-
-    COCO = "coco"
-    LABEL_STUDIO = "label-studio"
-    CVAT = "cvat"
 
 
 Sink = Annotated[str | None, typer.Option(help="URI of the samples. Default: spec.capture.sink of the model.")]
@@ -97,11 +87,11 @@ def list_samples(
     reason: Reason = None,
     newer_than: NewerThan = None,
     sink: Sink = None,
-    output: Annotated[ReportFormat, typer.Option("--output", "-o", help="Output format.")] = ReportFormat.TEXT,
+    output: ReportOutput = "text",
 ) -> None:
     """List a model's samples, the newest first."""
     rows = _opened(platform_options, model, sink).rows(limit, reason, newer_than)
-    if output is ReportFormat.JSON:
+    if output == "json":
         typer.echo(json.dumps([row.model_dump(mode="json") for row in rows]))
         return
     if not rows:
@@ -144,7 +134,9 @@ def export_samples(
     platform_options: PlatformOptions,
     model: ModelName,
     out: Annotated[Path, typer.Option("--out", help="Folder to write to.")],
-    to: Annotated[LabelTool, typer.Option("--to", help="Format of the annotations.")] = LabelTool.COCO,
+    to: Annotated[
+        Literal["coco", "label-studio", "cvat"], typer.Option("--to", help="Format of the annotations.")
+    ] = "coco",
     limit: Most = 100,
     reason: Reason = None,
     newer_than: NewerThan = None,
@@ -165,14 +157,14 @@ def export_samples(
     for row in rows:
         (out / _IMAGES / file_name(row)).write_bytes(opened.store.image(row))
     whole = data_set(documents)
-    if to is LabelTool.COCO:
+    if to == "coco":
         written = out / "annotations.json"
         written.write_text(json.dumps(whole))
     else:
         from segserve.exports.samples import SampleResult, cvat_document, label_studio_tasks
 
         parts = [SampleResult(row.revision, data_set([(row, document)])) for row, document in documents]
-        is_cvat = to is LabelTool.CVAT
+        is_cvat = to == "cvat"
         written = out / ("annotations.xml" if is_cvat else "tasks.json")
         written.write_text(cvat_document(parts) if is_cvat else json.dumps(label_studio_tasks(parts)))
     typer.echo(f"{len(rows)} samples: {written}, images in {out / _IMAGES}")
@@ -192,7 +184,6 @@ def label_back(
 
     Rollouts measure candidates by it (gate goldenQuality) once spec.golden names it.
     """
-    from segserve.client import Client
     from segserve_builder.capture.labelling import corrected, file_name
     from segserve_builder.golden.judging import GOLDEN_FILE, Case, GoldenSet, load
     from segserve_builder.sources import folder_digest
@@ -203,10 +194,7 @@ def label_back(
     classes = {each["name"]: each["id"] for each in resource["spec"]["classes"]}
     cases = {case.image: case for case in load(golden).cases} if (golden / GOLDEN_FILE).is_file() else {}
     images = {}
-    with (
-        gateway(platform_options, model, url) as address,
-        Client(address, platform=platform_ref(platform_options)) as client,
-    ):
+    with model_client(platform_options, model, url) as client:
         joins = "AREAS" in client.model_info(model).outputs
         for item in corrected(labels.read_bytes(), classes, joins=joins):
             if item.file_name not in rows:
@@ -236,7 +224,7 @@ def evaluate(
     platform_options: PlatformOptions,
     model: ModelName,
     golden: Annotated[Path, typer.Option("--golden", help="Folder of a golden set with labels.")],
-    output: Annotated[ReportFormat, typer.Option("--output", "-o", help="Output format.")] = ReportFormat.TEXT,
+    output: ReportOutput = "text",
     url: GatewayUrl = None,
     publish: Annotated[
         bool, typer.Option("--publish", help="Publish the result: condition Evaluated of the model, and metrics.")
@@ -248,21 +236,17 @@ def evaluate(
     """
     import numpy as np
 
-    from segserve.client import Client
     from segserve_builder.scoring.regions import read_golden_images
     from segserve_builder.scoring.replay import replay
     from segserve_builder.sources import folder_digest
     from segserve_operator.api.evaluation import EVALUATION_ANNOTATION
-    from segserve_platform.cli.sample_evaluation import RESAMPLES, described, evaluation_of
+    from segserve_platform.evaluation.estimates import RESAMPLES, described, evaluation_of
 
     platform = selected_platform(platform_options)
     pipeline = stored_pipeline(platform.model(model), stored_models(platform))
     digest = folder_digest(golden)
     images = read_golden_images(golden, digest, pipeline)
-    with (
-        gateway(platform_options, model, url) as address,
-        Client(address, platform=platform_ref(platform_options)) as client,
-    ):
+    with model_client(platform_options, model, url) as client:
         revisions = set()
 
         def infer(image: bytes, _: object) -> dict[str, Any]:
@@ -277,7 +261,7 @@ def evaluate(
         raise CommandError(f"several revisions answered: {', '.join(sorted(revisions))}; evaluate once one serves")
     names = {item.id: item.name for item in pipeline.classes}
     found = evaluation_of(scores, names, revisions.pop(), digest, platform.user())
-    if output is ReportFormat.JSON:
+    if output == "json":
         typer.echo(json.dumps({"model": model, **found.to_dict()}))
     else:
         typer.echo(plain("\n".join(described(model, found))))

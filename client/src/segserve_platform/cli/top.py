@@ -14,23 +14,22 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from segserve.platform import Cluster
-from segserve_platform.cli.options import PlatformOptions, ReportFormat, is_local, seconds, with_platform_options
+from segserve_platform.cli.options import (
+    PlatformOptions,
+    Prometheus,
+    ReportOutput,
+    metrics_source,
+    seconds,
+    with_platform_options,
+)
 from segserve_platform.cli.terminal import print_whole
 from segserve_platform.platforms.activity import PROMETHEUS_WINDOW_S, WINDOW_S, ActivityWindow
-from segserve_platform.platforms.local import local_store
-from segserve_platform.platforms.metrics import MetricsSource
 
 INTERVAL: Final = "2s"
 CLASSES: Final = 3
 _BARS: Final = "▁▂▃▄▅▆▇█"
 _WIDE: Final = 110
 _COLUMNS: Final = ("MODEL", "REQ/S", "", "P50", "P95", "ERRORS", "ACTIVE", "CPU/REQ")
-
-Prometheus = Annotated[
-    str | None,
-    typer.Option(help="URL of a Prometheus that has the metrics. Default: the platform of this machine."),
-]
 
 
 def sparkline(values: Sequence[float], width: int) -> str:
@@ -85,19 +84,6 @@ def _percent(ratio: float | None) -> str:
     return "-" if ratio is None else f"{100 * ratio:.1f} %"
 
 
-def metrics_source(options: PlatformOptions, prometheus: str | None) -> MetricsSource:
-    """Return where the selected platform's metrics are read: on a cluster those of the selected namespace."""
-    if is_local(options):
-        return MetricsSource(local_store().state if prometheus is None else None, prometheus)
-    if prometheus is None or options.namespace is not None:
-        return MetricsSource(prometheus=prometheus, namespace=options.namespace)
-    from segserve_platform.platforms.cluster.config import context_of
-
-    return MetricsSource(
-        prometheus=prometheus, namespace=context_of(Cluster(options.context, None, options.kubeconfig)).namespace
-    )
-
-
 @with_platform_options
 def top(
     platform_options: PlatformOptions,
@@ -107,7 +93,7 @@ def top(
     ] = None,
     once: Annotated[bool, typer.Option("--once", help="Print what happens in one interval, and end.")] = False,
     prometheus: Prometheus = None,
-    output: Annotated[ReportFormat, typer.Option("--output", "-o", help="Output format.")] = ReportFormat.TEXT,
+    output: ReportOutput = "text",
 ) -> None:
     """Show how models and servers do now: requests, latencies, errors, CPU, memory, queues and what is found.
 
@@ -118,11 +104,11 @@ def top(
     interval_s = window_s if once and interval is None else max(seconds(interval or INTERVAL), 0.2)
     view, console = TopView(window_s), Console()
     view.add(source.snapshot())
-    if output is ReportFormat.JSON or once:
+    if output == "json" or once:
         while True:
             time.sleep(interval_s)
             view.add(source.snapshot())
-            if output is ReportFormat.TEXT:
+            if output == "text":
                 print_whole(console, view.drawn(console.width))
             else:
                 typer.echo(json.dumps(_as_json(view)))

@@ -9,9 +9,8 @@ import typer
 
 from segserve_platform.cli.errors import CommandError
 from segserve_platform.cli.lifecycle import PORTS, ends_on_signals
-from segserve_platform.cli.options import GatewayUrl, PlatformOptions, with_platform_options
+from segserve_platform.cli.options import GatewayUrl, PlatformOptions, Prometheus, with_platform_options
 from segserve_platform.cli.page import page, show_address
-from segserve_platform.cli.top import Prometheus
 
 
 @with_platform_options

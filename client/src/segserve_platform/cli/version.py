@@ -4,39 +4,31 @@ from __future__ import annotations
 
 import json
 import platform
-from enum import StrEnum
 from importlib import metadata
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from segserve.errors import MissingExtraError
-from segserve_platform.cli.options import PlatformOptions, selected_platform, with_platform_options
+from segserve_platform.cli.options import PlatformOptions, ReportOutput, selected_platform, with_platform_options
 
 if TYPE_CHECKING:
     from segserve_platform.platforms.port import PlatformVersion
-
-
-class VersionFormat(StrEnum):
-    """The output formats of `version`."""
-
-    TEXT = "text"
-    JSON = "json"
 
 
 @with_platform_options
 def version(
     platform_options: PlatformOptions,
     client_only: Annotated[bool, typer.Option("--client", help="Only the version of this command line.")] = False,
-    output: Annotated[VersionFormat, typer.Option("--output", "-o", help="Output format.")] = VersionFormat.TEXT,
+    output: ReportOutput = "text",
 ) -> None:
     """Print the versions of segserve here and on the platform. Succeeds even if no platform is up."""
     here = {"version": metadata.version("segserve"), "python": platform.python_version()}
     # The client's line comes first: a cluster that does not answer ends the command.
-    if output is VersionFormat.TEXT:
+    if output == "text":
         typer.echo(f"client: segserve {here['version']} (Python {here['python']})")
     up, why = (None, "") if client_only else _platform(platform_options)
-    if output is VersionFormat.JSON:
+    if output == "json":
         there = None if up is None else {"place": up.place, "url": up.url, "version": up.version or None}
         typer.echo(json.dumps({"client": here} if client_only else {"client": here, "platform": there}, indent=2))
     elif up is not None:

@@ -16,7 +16,7 @@ from rich.console import Console
 from segserve_platform.cli.errors import plain
 from segserve_platform.cli.options import (
     PlatformOptions,
-    ReportFormat,
+    ReportOutput,
     model_names,
     seconds,
     selected_platform,
@@ -24,7 +24,7 @@ from segserve_platform.cli.options import (
 )
 from segserve_platform.platforms.errors import ControlError
 from segserve_platform.platforms.history import HistoryEntry, LoggedRequest, history, read_requests
-from segserve_platform.platforms.port import Json, Platform, PlatformEvent
+from segserve_platform.platforms.port import Json, Platform
 from segserve_platform.platforms.waiting import readiness
 
 NO_LOG: Final = (
@@ -39,7 +39,7 @@ def why(
     platform_options: PlatformOptions,
     name: Annotated[str, typer.Argument(help="Model name.", autocompletion=model_names)],
     since: Annotated[str, typer.Option(help="How far back, such as 30m or 4h; a plain number is in seconds.")] = "1h",
-    output: Annotated[ReportFormat, typer.Option("--output", "-o", help="Output format.")] = ReportFormat.TEXT,
+    output: ReportOutput = "text",
 ) -> None:
     """List what changed about a model: edits, revisions, rollouts, events, restarts, and requests that failed.
 
@@ -48,10 +48,20 @@ def why(
     platform, since_s = selected_platform(platform_options), time.time() - seconds(since)
     model = platform.model(name)
     notes: list[str] = []
-    events = _events(platform, name, notes)
+    try:
+        events = platform.events(name)
+    except ControlError as error:
+        notes.append(f"events cannot be read: {error}")
+        events = []
     entries = history(model, platform.rollouts(), events, _logged(platform, since_s, notes), since_s)
-    state = _state(model)
-    if output is ReportFormat.JSON:
+    status = model.get("status") or {}
+    stable = ((status.get("roles") or {}).get("stable") or {}).get("revision")
+    candidate = ((status.get("roles") or {}).get("candidate") or {}).get("revision")
+    serves = f"{stable} is stable" if stable else "nothing serves"
+    shifted = f", {candidate} has {status.get('weight', 0)} % of requests" if candidate else ""
+    slo = f", SLO {status['slo']}" if status.get("slo") else ""
+    state = f"{serves}{shifted}{slo}: {readiness(model).text or 'ready'}"
+    if output == "json":
         listed = [_as_json(entry) for entry in entries]
         typer.echo(json.dumps({"model": name, "since": _iso(since_s), "now": state, "entries": listed, "notes": notes}))
         return
@@ -68,16 +78,8 @@ def why(
         _say(f"note: {note}", indent=6)
 
 
-def _events(platform: Platform, name: str, notes: list[str]) -> list[PlatformEvent]:
-    try:
-        return platform.events(name)
-    except ControlError as error:
-        notes.append(f"events cannot be read: {error}")
-        return []
-
-
 def _logged(platform: Platform, since_s: float, notes: list[str]) -> Iterator[LoggedRequest]:
-    """Yield the requests of the access log one by one: those of a busy hour do not fit into memory."""
+    """Yield the requests of the access log one by one: the lines of a busy hour do not fit into memory."""
     try:
         lines = platform.access_log(since_s)
         if lines is None:
@@ -85,16 +87,6 @@ def _logged(platform: Platform, since_s: float, notes: list[str]) -> Iterator[Lo
         yield from read_requests(lines or ())
     except ControlError as error:
         notes.append(f"the access log cannot be read: {error}")
-
-
-def _state(model: Json) -> str:
-    status = model.get("status") or {}
-    stable = ((status.get("roles") or {}).get("stable") or {}).get("revision")
-    candidate = ((status.get("roles") or {}).get("candidate") or {}).get("revision")
-    serves = f"{stable} is stable" if stable else "nothing serves"
-    shifted = f", {candidate} has {status.get('weight', 0)} % of requests" if candidate else ""
-    slo = f", SLO {status['slo']}" if status.get("slo") else ""
-    return f"{serves}{shifted}{slo}: {readiness(model).text or 'ready'}"
 
 
 def _as_json(entry: HistoryEntry) -> Json:

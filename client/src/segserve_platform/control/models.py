@@ -9,7 +9,7 @@ from typing import Final, Literal, TypeAlias, overload
 
 from segserve_operator.api.segmentation_model import SegmentationModel
 from segserve_operator.api.triton_pool import TritonPool
-from segserve_platform.control.typed import apply_all, apply_one, goal_of, typed, wait_for_async
+from segserve_platform.control.typed import apply_all, apply_one, goal_of, in_thread, typed, wait_for_async
 from segserve_platform.platforms.manifests import Source
 from segserve_platform.platforms.port import MODEL, POOL, Platform
 from segserve_platform.platforms.waiting import wait_for
@@ -101,27 +101,13 @@ class AsyncModels:
 
     def __init__(self, platform: Callable[[], Platform]) -> None:
         self._platform = platform
-        self._models = Models(platform)
+        self.blocking = Models(platform)
 
-    async def list(self) -> ModelList:
-        """Return all models, sorted by name."""
-        return await asyncio.to_thread(self._models.list)
-
-    async def get(self, name: str) -> SegmentationModel:
-        """Return a model with its status; raises `NotFoundError`."""
-        return await asyncio.to_thread(self._models.get, name)
-
-    async def apply(self, source: Source, *, force: bool = False) -> SegmentationModel:
-        """Create or change a model, as `Models.apply` does."""
-        return await asyncio.to_thread(self._models.apply, source, force=force)
-
-    async def apply_all(self, source: Source, *, force: bool = False) -> ModelList:
-        """Create or change all resources of a source, as `Models.apply_all` does."""
-        return await asyncio.to_thread(self._models.apply_all, source, force=force)
-
-    async def delete(self, name: str) -> None:
-        """Request a model's deletion; raises `NotFoundError`."""
-        await asyncio.to_thread(self._models.delete, name)
+    list = in_thread(Models.list)
+    get = in_thread(Models.get)
+    apply = in_thread(Models.apply)
+    apply_all = in_thread(Models.apply_all)
+    delete = in_thread(Models.delete)
 
     @overload
     async def wait(
@@ -141,20 +127,9 @@ class AsyncPools:
     """`Pools` for asyncio; see there."""
 
     def __init__(self, platform: Callable[[], Platform]) -> None:
-        self._pools = Pools(platform)
+        self.blocking = Pools(platform)
 
-    async def list(self) -> PoolList:
-        """Return all pools, sorted by name."""
-        return await asyncio.to_thread(self._pools.list)
-
-    async def get(self, name: str) -> TritonPool:
-        """Return a pool with its status; raises `NotFoundError`."""
-        return await asyncio.to_thread(self._pools.get, name)
-
-    async def apply(self, source: Source, *, force: bool = False) -> TritonPool:
-        """Create or change a pool, as `Models.apply` does a model."""
-        return await asyncio.to_thread(self._pools.apply, source, force=force)
-
-    async def delete(self, name: str) -> None:
-        """Request a pool's deletion; the pool of this machine stays until `segserve down`. Raises `NotFoundError`."""
-        await asyncio.to_thread(self._pools.delete, name)
+    list = in_thread(Pools.list)
+    get = in_thread(Pools.get)
+    apply = in_thread(Pools.apply)
+    delete = in_thread(Pools.delete)

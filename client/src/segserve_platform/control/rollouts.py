@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
-from typing import Final, TypeAlias
+from collections.abc import Callable, Coroutine
+from functools import wraps
+from typing import Any, Concatenate, Final, TypeAlias, cast
 
 from segserve_operator.api.segmentation_model import SegmentationModel
 from segserve_operator.api.segmentation_rollout import RolloutPhase, RolloutStatus, SegmentationRollout
-from segserve_platform.control.typed import check_runs, record, typed, wait_for_async
+from segserve_platform.control.typed import P, check_runs, in_thread, record, typed, wait_for_async
 from segserve_platform.platforms.errors import NotServingError
 from segserve_platform.platforms.port import Json, Platform
 from segserve_platform.platforms.rollouts.actions import outcome, request_action, run_action
@@ -116,64 +117,44 @@ def _begun(found: SegmentationRollout) -> tuple[float, str]:
     return 0.0 if began is None else began.timestamp(), found.metadata.name
 
 
+def _asking(
+    method: Callable[Concatenate[Any, P], RolloutStatus],
+) -> Callable[Concatenate[Any, P], Coroutine[Any, Any, RolloutStatus]]:
+    """Return an action for asyncio; it polls in threads, so that a cancelled task leaves nothing behind."""
+
+    @wraps(method)
+    async def ask(self: AsyncRollouts, model: str, gate: str = "", *, timeout_s: float = ANSWER_S) -> RolloutStatus:
+        platform = await asyncio.to_thread(self._platform)
+        goal = await asyncio.to_thread(request_action, platform, model, method.__name__.replace("_", "-"), gate)
+        if timeout_s > 0:
+            answered = await wait_for_async(platform, goal, timeout_s)
+            assert answered is not None, "`reached` raises for a deleted model"
+            await asyncio.to_thread(outcome, platform, answered, goal.request)
+        return standing(await asyncio.to_thread(platform.model, model))
+
+    return cast("Callable[Concatenate[Any, P], Coroutine[Any, Any, RolloutStatus]]", ask)
+
+
 class AsyncRollouts:
     """`Rollouts` for asyncio; see there."""
 
     def __init__(self, platform: Callable[[], Platform]) -> None:
         self._platform = platform
-        self._rollouts = Rollouts(platform)
+        self.blocking = Rollouts(platform)
 
-    async def list(self, model: str | None = None) -> RolloutList:
-        """Return the records of rollouts of one model or all, newest first."""
-        return await asyncio.to_thread(self._rollouts.list, model)
-
-    async def get(self, name: str) -> SegmentationRollout:
-        """Return the record of a rollout; raises `NotFoundError`."""
-        return await asyncio.to_thread(self._rollouts.get, name)
-
-    async def status(self, model: str) -> RolloutStatus:
-        """Return the state of a model's latest rollout; raises `NotFoundError` if it has had none."""
-        return await asyncio.to_thread(self._rollouts.status, model)
-
-    async def promote(self, model: str, *, timeout_s: float = ANSWER_S) -> RolloutStatus:
-        """Send all requests to the new revision now, regardless of its gates; roll out one that was only judged."""
-        return await self._ask(model, "promote", timeout_s)
-
-    async def abort(self, model: str, *, timeout_s: float = ANSWER_S) -> RolloutStatus:
-        """Stop sending requests to the new revision, and mark it as failed."""
-        return await self._ask(model, "abort", timeout_s)
-
-    async def pause(self, model: str, *, timeout_s: float = ANSWER_S) -> RolloutStatus:
-        """Keep the current weight; a breach still rolls back."""
-        return await self._ask(model, "pause", timeout_s)
-
-    async def resume(self, model: str, *, timeout_s: float = ANSWER_S) -> RolloutStatus:
-        """Continue after a pause, or after a step that needs approval."""
-        return await self._ask(model, "resume", timeout_s)
-
-    async def retry(self, model: str, *, timeout_s: float = ANSWER_S) -> RolloutStatus:
-        """Roll out the failed revision again from the start; returns the state of the new rollout."""
-        return await self._ask(model, "retry", timeout_s)
-
-    async def rollback(self, model: str, *, timeout_s: float = ANSWER_S) -> RolloutStatus:
-        """Return from the stable revision to the previous one, which is still loaded."""
-        return await self._ask(model, "rollback", timeout_s)
-
-    async def skip_gate(self, model: str, gate: str, *, timeout_s: float = ANSWER_S) -> RolloutStatus:
-        """Ignore a gate for this rollout: it neither blocks the candidate nor rolls it back."""
-        return await self._ask(model, "skip-gate", timeout_s, gate)
+    list = in_thread(Rollouts.list)
+    get = in_thread(Rollouts.get)
+    status = in_thread(Rollouts.status)
+    promote = _asking(Rollouts.promote)
+    abort = _asking(Rollouts.abort)
+    pause = _asking(Rollouts.pause)
+    resume = _asking(Rollouts.resume)
+    retry = _asking(Rollouts.retry)
+    rollback = _asking(Rollouts.rollback)
+    skip_gate = _asking(Rollouts.skip_gate)
 
     async def wait(self, model: str, *, timeout_s: float = WAIT_S) -> RolloutStatus:
         """Return the state of a model's rollout once it has ended, as `Rollouts.wait` does."""
         platform = await asyncio.to_thread(self._platform)
         await asyncio.to_thread(check_runs, platform, model)
         return succeeded(await wait_for_async(platform, Ended(model), timeout_s))
-
-    async def _ask(self, model: str, verb: str, timeout_s: float, gate: str = "") -> RolloutStatus:
-        platform = await asyncio.to_thread(self._platform)
-        goal = await asyncio.to_thread(request_action, platform, model, verb, gate)
-        if timeout_s > 0:
-            answered = await wait_for_async(platform, goal, timeout_s)
-            assert answered is not None, "`reached` raises for a deleted model"
-            await asyncio.to_thread(outcome, platform, answered, goal.request)
-        return standing(await asyncio.to_thread(platform.model, model))

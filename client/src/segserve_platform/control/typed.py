@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, Final, TypeVar
+from collections.abc import Callable, Coroutine, Mapping
+from functools import wraps
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
 from segserve_common.errors import BadRequestError
 from segserve_operator.api.errors import SpecError
@@ -19,6 +20,8 @@ from segserve_platform.platforms.port import MODEL, Json, Platform
 from segserve_platform.platforms.waiting import Goal, Gone, Serving
 
 R = TypeVar("R", SegmentationModel, TritonPool, SegmentationRollout)
+P = ParamSpec("P")
+T = TypeVar("T")
 
 LOOK_S: Final = 0.5
 READ: Final[Mapping[str, Callable[[Platform, str], Json]]] = {
@@ -104,3 +107,13 @@ async def wait_for_async(platform: Platform, goal: Goal, timeout_s: float) -> Js
         if left_s <= 0:
             raise goal.late(manifest, f"{timeout_s:g} s")
         await asyncio.sleep(min(LOOK_S, left_s))
+
+
+def in_thread(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]:
+    """Return the method for asyncio, which runs the one of its object's attribute `blocking` in a thread."""
+
+    @wraps(method)
+    async def call(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await asyncio.to_thread(method, self.blocking, *args, **kwargs)
+
+    return call

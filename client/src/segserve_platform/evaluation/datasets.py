@@ -91,7 +91,25 @@ def read_dataset(path: Path, images: Path | None = None, *, beside: Path | None 
         return _of_json(documents[0], images)
     if documents:
         raise DatasetError(f"{str(path)!r} has several JSON files, {few(map(str, documents))}: name one of them")
-    return _of_folder(path, images)
+    folder = images or path / IMAGE_FOLDER
+    labels = next((path / name for name in LABEL_FOLDERS if (path / name).is_dir()), None)
+    if not folder.is_dir() or labels is None:
+        raise DatasetError(
+            f"{str(path)!r} is no data set: expected one COCO JSON file, {YOLO_FILE}, or "
+            f"the folders {IMAGE_FOLDER} and {' or '.join(LABEL_FOLDERS)} with label maps (PNG, TIFF)"
+        )
+    files = _images_in(folder)
+    maps = {
+        file: next(filter(Path.is_file, (labels / f"{file.stem}{suffix}" for suffix in MAP_SUFFIXES)), None)
+        for file in files
+    }
+    if missing := [file.name for file, label_map in maps.items() if label_map is None]:
+        raise DatasetError(
+            f"{len(missing)} of {len(files)} images have no labels: {few(missing)}; expected a PNG or TIFF of the same "
+            f"name in {str(labels)!r}"
+        )
+    listed = tuple(LabelledImage(file, file.name, _size_of(file), label_map=maps[file]) for file in files)
+    return Dataset("maps", listed, _listed_classes(path / CLASS_FILE))
 
 
 def matched_classes(
@@ -261,29 +279,6 @@ def _file_in(places: Sequence[Path], name: str, *, bare: bool = False) -> Path |
         return next((place / each for each in names for place in places if (place / each).is_file()), None)
     except OSError as error:
         raise DatasetError(f"file_name {name[:80]!r} cannot be looked for: {error.strerror}") from error
-
-
-def _of_folder(path: Path, images: Path | None) -> Dataset:
-    """Read `images/` and `labels/` (or `masks/`), whose PNGs or TIFFs have the images' names."""
-    folder = images or path / IMAGE_FOLDER
-    labels = next((path / name for name in LABEL_FOLDERS if (path / name).is_dir()), None)
-    if not folder.is_dir() or labels is None:
-        raise DatasetError(
-            f"{str(path)!r} is no data set: expected one COCO JSON file, {YOLO_FILE}, or "
-            f"the folders {IMAGE_FOLDER} and {' or '.join(LABEL_FOLDERS)} with label maps (PNG, TIFF)"
-        )
-    files = _images_in(folder)
-    maps = {
-        file: next(filter(Path.is_file, (labels / f"{file.stem}{suffix}" for suffix in MAP_SUFFIXES)), None)
-        for file in files
-    }
-    if missing := [file.name for file, label_map in maps.items() if label_map is None]:
-        raise DatasetError(
-            f"{len(missing)} of {len(files)} images have no labels: {few(missing)}; expected a PNG or TIFF of the same "
-            f"name in {str(labels)!r}"
-        )
-    listed = tuple(LabelledImage(file, file.name, _size_of(file), label_map=maps[file]) for file in files)
-    return Dataset("maps", listed, _listed_classes(path / CLASS_FILE))
 
 
 def _of_yolo(path: Path) -> Dataset:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
+import json
 import os
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from segserve.calls.many import Failure
@@ -19,13 +23,18 @@ from segserve.rendering.comparison import draw_label_comparison
 from segserve.results.values import SegmentClass
 from segserve_common.errors import BadRequestError, SegserveError
 from segserve_platform.evaluation import IN_FLIGHT, RESAMPLES, WORST
-from segserve_platform.evaluation.answers import ANSWERS, AnswerFile
-from segserve_platform.evaluation.datasets import Dataset, LabelledImage, matched_classes, read_dataset, repeated_labels
+from segserve_platform.evaluation.datasets import (
+    Dataset,
+    LabelledImage,
+    few,
+    matched_classes,
+    read_dataset,
+    repeated_labels,
+)
 from segserve_platform.evaluation.estimates import mean_estimate
 from segserve_platform.evaluation.regions import check_size, document_of, without_gaps
 from segserve_platform.evaluation.report import EvaluationReport, ImageScore, SliceScore
 from segserve_platform.evaluation.scores import MAIN, DatasetScores, Task, measure_of, read_labels, score, score_slices
-from segserve_platform.evaluation.slices import slices_of
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -42,6 +51,121 @@ _TASKS: Final[dict[str, Task]] = {
     "MASKS": "instance",
     "BOXES": "detection",
 }
+ANSWERS: Final = "answers.jsonl"
+BY_FOLDER: Final = "folder"
+MAX_SLICES: Final = 100
+
+
+def slices_of(dataset: Dataset, by: str | os.PathLike[str] | Mapping[str, str]) -> dict[str, tuple[int, ...]]:
+    """Return the places of the images of each slice, by its name.
+
+    `by` is `folder`, a CSV file with the columns image and slice, a JSON file with the slice of each image, or the same
+    as a mapping. Images are named as in the data set, or by their files. An image without a slice is in none. Raises
+    `DatasetError` for a file that is neither, for names of no image, and for one slice or more than `MAX_SLICES`.
+    """
+    if by == BY_FOLDER:
+        what = "the folders of images"
+        parents = [image.path.resolve().parent for image in dataset.images]
+        root = os.path.commonpath(parents)
+        named = [
+            PurePath(root).name if str(parent) == root else parent.relative_to(root).as_posix() for parent in parents
+        ]
+    else:
+        what = "the mapping of slices" if isinstance(by, Mapping) else repr(os.fspath(by))
+        own = by if isinstance(by, Mapping) else _read(Path(by))
+        named = [own.get(image.name) or own.get(image.path.name) or "" for image in dataset.images]
+        if not any(named):
+            raise DatasetError(
+                f"{what} has no image of the data set: it has {few(map(repr, own)) or 'none'}; the data set "
+                f"{few(repr(image.name) for image in dataset.images)}"
+            )
+    places = defaultdict[str, list[int]](list)
+    for place, name in enumerate(named):
+        if name:
+            places[name].append(place)
+    if not 2 <= len(places) <= MAX_SLICES:
+        raise DatasetError(f"{what} must make 2 to {MAX_SLICES} slices, got {len(places)}: {few(places)}")
+    return {name: tuple(own) for name, own in sorted(places.items())}
+
+
+def _read(path: Path) -> dict[str, str]:
+    form = path.suffix.lower()
+    if form not in (".csv", ".json"):
+        raise DatasetError(f"slices must be {BY_FOLDER!r}, or a CSV or JSON file that names them, got {str(path)!r}")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if form == ".json":
+            document = json.loads(text)
+            if not isinstance(document, dict):
+                raise DatasetError(
+                    f"{str(path)!r} must have the slice of each image in an object, got {document!r:.80}"
+                )
+            return _checked(path, list(document.items()))
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        columns = reader.fieldnames or ()
+        if not {"image", "slice"} <= {*columns}:
+            raise DatasetError(f"{str(path)!r} must have the columns image and slice, got {few(columns, 20)}")
+        return _checked(path, [(row["image"], row["slice"]) for row in reader])
+    except OSError as error:
+        raise DatasetError(f"slices {str(path)!r} cannot be read: {error.strerror}") from error
+    except (ValueError, csv.Error, RecursionError) as error:
+        raise DatasetError(f"slices {str(path)!r} cannot be read: {error}") from error
+
+
+def _checked(path: Path, rows: list[tuple[Any, Any]]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for image, name in rows:
+        if not isinstance(name, str | int | float | None):
+            raise DatasetError(f"{str(path)!r}: the slice of {image!r} must be a text, got {name!r:.80}")
+        text = "" if name is None else str(name).strip()
+        if found.setdefault(str(image).strip(), text) != text:
+            raise DatasetError(f"{str(path)!r} has the slices {found[str(image).strip()]!r} and {text!r} of {image!r}")
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerFile:
+    """Answers to images, one a line: of `model`, asked with these options.
+
+    Lines of other models, options and revisions stay and are skipped, as is one that was cut short.
+    """
+
+    path: Path
+    model: str
+    options: Mapping[str, Any]
+
+    def read(self, revision: str | None) -> dict[str, SampleResult]:
+        """Return this revision's answers by the sha256 of their images."""
+        if not self.path.is_file():
+            return {}
+        wanted = {"model": self.model, "options": dict(self.options), "revision": revision}
+        return {
+            line["sha256"]: SampleResult(line["revision"], line["answer"])
+            for line in self._lines()
+            if {key: line.get(key) for key in wanted} == wanted
+        }
+
+    def append(self, sha256: str, answer: SampleResult) -> None:
+        """Add an answer."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        line = {"model": self.model, "options": dict(self.options), "revision": answer.revision, "sha256": sha256}
+        with self.path.open("ab+") as file:
+            if file.tell():
+                file.seek(-1, 2)
+                # A line that was cut short ends here, so that it costs no more than itself.
+                if file.read(1) != b"\n":
+                    file.write(b"\n")
+            file.write(json.dumps(line | {"answer": answer.document}).encode() + b"\n")
+
+    def _lines(self) -> Iterator[dict[str, Any]]:
+        with self.path.open("rb") as file:
+            for text in file:
+                try:
+                    line = json.loads(text)
+                except ValueError:
+                    continue
+                if isinstance(line, dict) and {"sha256", "answer"} <= line.keys():
+                    yield line
 
 
 def evaluate(

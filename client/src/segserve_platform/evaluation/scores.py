@@ -14,16 +14,16 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+from pycocotools import mask as coco
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from pycocotools.mask import area
 
 from segserve.errors import DatasetError
 from segserve.exports.samples import SampleResult
-from segserve_builder.scoring.quality import Quality, Regions, score_samples
+from segserve_builder.scoring.quality import FEWEST_CALIBRATED, Quality, Regions, score_samples
 from segserve_operator.api.evaluation import Estimate
-from segserve_platform.evaluation.calibration import object_calibration, pixel_calibration
 from segserve_platform.evaluation.datasets import Dataset, few
 from segserve_platform.evaluation.estimates import estimates
 from segserve_platform.evaluation.regions import (
@@ -45,7 +45,7 @@ Task: TypeAlias = Literal["semantic", "instance", "panoptic", "detection", "keyp
 Measure: TypeAlias = Literal["pixels", "segments", "masks", "boxes"]
 Estimates: TypeAlias = Mapping[str, Estimate]
 Samples: TypeAlias = Iterable[Sequence[int]]
-"""The numbers of all images, and then those of each sample."""
+"""The numbers of all images, and then of each sample."""
 LabelPair: TypeAlias = tuple[Regions, Regions]
 """The labels of an image, and apart from them crowds, in which any number of objects may be found."""
 
@@ -62,6 +62,57 @@ _ALLOWED: Final[Mapping[Task, tuple[str, ...]]] = {
     "keypoints": ("objects",),
 }
 _KINDS: Final = {"objects": "COCO annotations", "segments": "COCO panoptic annotations", "maps": "label maps"}
+BINS: Final = 15
+
+
+def calibration_error(confidences: ArrayLike, right: ArrayLike, weights: ArrayLike = 1.0) -> float:
+    """Return the ECE, 0 to 1, of confidences from 0 to 1, each with the share that is right of what it is said of.
+
+    `weights` are how much each counts. Returns NaN if there are none.
+    """
+    sure, share = np.clip(np.asarray(confidences, np.float64), 0, 1), np.asarray(right, np.float64)
+    counted = np.broadcast_to(np.asarray(weights, np.float64), sure.shape)
+    if not counted.sum():
+        return math.nan
+    # A bin holds its upper end, the first one 0 as well.
+    bins = np.maximum(np.ceil(sure * BINS).astype(int) - 1, 0)
+    return float(np.abs(np.bincount(bins, (sure - share) * counted, BINS)).sum() / counted.sum())
+
+
+def pixel_calibration(labels: Sequence[Regions], answers: Sequence[Regions]) -> float:
+    """Return the ECE of label maps whose `scores` are the mean confidence of each class in its image.
+
+    The pixels of a class in an image count as equally sure. Those that are not labelled do not count.
+    """
+    confidences, right, weights = list[float](), list[float](), list[float]()
+    for label, answer in zip(labels, answers, strict=True):
+        assert answer.scores is not None
+        size = {"size": list(label.size)}
+        true = {number: {**size, "counts": mask} for number, mask in zip(label.classes, label.masks or (), strict=True)}
+        counted = [] if label.counted is None else [{**size, "counts": label.counted}]
+        for number, mask, score in zip(answer.classes, answer.masks or (), answer.scores.tolist(), strict=True):
+            shown = coco.merge([{**size, "counts": mask}, *counted], intersect=True)
+            pixels = float(coco.area(shown))
+            both = float(coco.area(coco.merge([shown, true[number]], intersect=True))) if number in true else 0.0
+            if pixels:
+                confidences.append(score)
+                right.append(both / pixels)
+                weights.append(pixels)
+    return calibration_error(confidences, right, weights)
+
+
+def object_calibration(evaluated: Iterable[Mapping[str, Any] | None]) -> float:
+    """Return the ECE of scores of objects, from pycocotools' evaluations of images; NaN of fewer than a hundred.
+
+    An object is right if it matches a labelled one at an IoU of 0.5. Those in crowds do not count.
+    """
+    confidences, right = list[float](), list[bool]()
+    for each in evaluated:
+        if each is not None:
+            counts = ~each["dtIgnore"][0].astype(bool)
+            confidences += np.asarray(each["dtScores"])[counts].tolist()
+            right += (each["dtMatches"][0][counts] > 0).tolist()
+    return calibration_error(confidences, right) if len(confidences) >= FEWEST_CALIBRATED else math.nan
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +174,7 @@ def read_labels(measure: Measure, dataset: Dataset, classes: Classes) -> list[La
     else:
         labels = [object_labels(image, classes, masks=measure == "masks") for image in dataset.images]
     if measure == "pixels" and dataset.labels == "objects":
-        # Not those of the regions: background is wherever there is no object.
+        # Not the classes of the regions: background is wherever there is no object.
         shown = {int(each["category_id"]) for image in dataset.images for each in image.annotations} & classes.keys()
     else:
         shown = {number for own, _ in labels for number in own.classes}
@@ -173,7 +224,7 @@ def score(
     counted = answers
     found = _answers(dataset, classes, answers, masks=measure != "boxes")
     if measure == "pixels":
-        scores = _score_pixels(classes, [own for own, _ in labels], found, drawn(), only_main=only_main)
+        scores = _score_pixels(classes, [own for own, _ in labels], found, drawn())
         documents = [answer.document for answer in answers if answer is not None]
         if not only_main and all("score" in each for document in documents for each in document["annotations"]):
             scores = _with_calibration(scores, pixel_calibration([own for own, _ in labels], found))
@@ -226,11 +277,8 @@ def score_slices(
 
 
 def _score_pixels(
-    classes: Classes, labels: Sequence[Regions], found: Sequence[Regions], samples: Samples, *, only_main: bool
+    classes: Classes, labels: Sequence[Regions], found: Sequence[Regions], samples: Samples
 ) -> DatasetScores:
-    if only_main:
-        qualities = score_samples("semantic", labels, found, samples, false_classes=True)
-        return _scores(classes, [(each, {"miou": each.means["iou"]}, {}) for each in qualities], labels)
     figures = []
     for quality in score_samples("semantic", labels, found, samples, false_classes=True):
         own = {number: {"iou": iou, "dice": 2 * iou / (1 + iou)} for number, iou in quality.classes.items()}
@@ -269,8 +317,22 @@ def _score_objects(
     labels = [objects for objects, _ in pairs]
     counted = [without_ignored(answer, *pair) for answer, pair in zip(sure, pairs, strict=True)]
     (by_image,) = score_samples("objects", labels, counted, [range(len(labels))], false_classes=True, most=None)
+    annotations = []
+    for index, image in enumerate(dataset.images):
+        for each in image.annotations:
+            if int(each["category_id"]) not in classes:
+                continue
+            x, y, width, height = box_of(each, image)
+            annotation: dict[str, Any] = {"image_id": index, "category_id": classes[int(each["category_id"])].id}
+            annotation |= {"bbox": [x, y, width, height], "area": width * height}
+            if masks:
+                rle = {"size": list(image.size), "counts": counts_of(each, image)}
+                annotation |= {"segmentation": rle, "area": int(area(rle))}
+            if each.get("area") is not None:
+                annotation["area"] = float(each["area"])
+            annotations.append(annotation | {"iscrowd": int(bool(each.get("iscrowd")))})
     judge = COCOeval(
-        _truth(dataset, classes, masks=masks), _detections(dataset, classes, found), "segm" if masks else "bbox"
+        _coco(dataset, classes, annotations), _detections(dataset, classes, found), "segm" if masks else "bbox"
     )
     table = _MAIN_FIGURES if only_main else _FIGURES
     if only_main:
@@ -301,7 +363,7 @@ def _score_objects(
     )
     if only_main:
         return scores
-    # Of each class the first rows are those of objects of all sizes.
+    # The first rows of each class are of objects of all sizes.
     return _with_calibration(scores, object_calibration(evaluated[:: len(_AREAS)].ravel()))
 
 
@@ -327,7 +389,7 @@ _MAIN_FIGURES: Final[CocoFigures] = {"ap": ("precision", slice(None), 0)}
 
 
 def _figures(evaluated: Mapping[str, NDArray[Any]], table: CocoFigures) -> dict[str, dict[str, float]]:
-    """Return the figures of all objects, of those of each size that was evaluated, and of each class, by its row."""
+    """Return the figures of all objects, of each size that was evaluated, and of each class, by its row."""
     class_count, size_count, _ = evaluated["recall"].shape[1:]
     groups: dict[str, tuple[Any, int]] = {size: (slice(None), area) for area, size in enumerate(_AREAS[:size_count])}
     groups |= {f"class {row}": (row, 0) for row in range(class_count)}
@@ -351,30 +413,12 @@ def _scores(
     figures: Sequence[tuple[Quality, Mapping[str, float], Mapping[int, Mapping[str, float]]]],
     labels: Sequence[Regions],
 ) -> DatasetScores:
-    """Return scores from the quality, the metrics and those of classes on all images, which are first, and samples."""
+    """Return scores from quality, metrics and metrics of classes, of all images first and then of each sample."""
     by_class = {one.name: _estimates([own.get(one.id, {}) for _, _, own in figures]) for one in classes.values()}
     metrics = _estimates([metrics for _, metrics, _ in figures])
     return DatasetScores(
         metrics, {name: own for name, own in by_class.items() if own}, figures[0][0].images, tuple(labels)
     )
-
-
-def _truth(dataset: Dataset, classes: Classes, *, masks: bool) -> COCO:
-    annotations = []
-    for index, image in enumerate(dataset.images):
-        for each in image.annotations:
-            if int(each["category_id"]) not in classes:
-                continue
-            x, y, width, height = box_of(each, image)
-            annotation: dict[str, Any] = {"image_id": index, "category_id": classes[int(each["category_id"])].id}
-            annotation |= {"bbox": [x, y, width, height], "area": width * height}
-            if masks:
-                rle = {"size": list(image.size), "counts": counts_of(each, image)}
-                annotation |= {"segmentation": rle, "area": int(area(rle))}
-            if each.get("area") is not None:
-                annotation["area"] = float(each["area"])
-            annotations.append(annotation | {"iscrowd": int(bool(each.get("iscrowd")))})
-    return _coco(dataset, classes, annotations)
 
 
 def _detections(dataset: Dataset, classes: Classes, found: Sequence[Regions]) -> COCO:

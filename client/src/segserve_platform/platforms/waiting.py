@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
 from segserve_platform.platforms.errors import NotFoundError, NotServingError, WaitTimeoutError
@@ -35,6 +36,15 @@ class Readiness:
     serves: bool
     failed: bool
     text: str
+
+
+def age(time: str) -> str:
+    """Return the time since an RFC 3339 time in kubectl's form: `45s`, `12m`, `3h`, `2d`."""
+    seconds = int((datetime.now(UTC) - datetime.fromisoformat(time)).total_seconds())
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= size:
+            return f"{seconds // size}{unit}"
+    return f"{max(seconds, 0)}s"
 
 
 def readiness(manifest: Mapping[str, Any]) -> Readiness:

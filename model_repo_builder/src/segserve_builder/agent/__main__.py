@@ -21,7 +21,16 @@ from segserve_builder.sources.access import ACCESS_VARIABLE, LOCAL, Access
 
 def main() -> None:
     """Keep one Triton equal to its group's assignment until SIGTERM."""
-    arguments = _arguments()
+    parser = argparse.ArgumentParser(prog="python -m segserve_builder.agent", description=main.__doc__)
+    parser.add_argument("--group-dir", type=Path, required=True, help="folder of assignment, report and repository")
+    parser.add_argument("--grpc", type=int, required=True, help="the server's gRPC port, on loopback")
+    parser.add_argument("--metrics", type=int, help="the server's port of metrics, on loopback")
+    parser.add_argument("--cache", type=Path, required=True, help="folder of verified artifacts")
+    parser.add_argument(
+        "--pid-file", type=Path, help="record of the server's process, to watch it and its steps' processes"
+    )
+    parser.add_argument("--secret-file", type=Path, help="the word that the server's management API requires")
+    arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     folder: Path = arguments.group_dir
     server, repository = TritonServer(arguments.grpc, arguments.secret_file), Repository(folder / "repository")
@@ -51,19 +60,6 @@ def main() -> None:
 def _uses(record: Path) -> ServerUse | None:
     uses = server_use(record)
     return None if uses is None else ServerUse(uses, gpu_count())
-
-
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m segserve_builder.agent", description=main.__doc__)
-    parser.add_argument("--group-dir", type=Path, required=True, help="folder of assignment, report and repository")
-    parser.add_argument("--grpc", type=int, required=True, help="the server's gRPC port, on loopback")
-    parser.add_argument("--metrics", type=int, help="the server's port of metrics, on loopback")
-    parser.add_argument("--cache", type=Path, required=True, help="folder of verified artifacts")
-    parser.add_argument(
-        "--pid-file", type=Path, help="record of the server's process, to watch it and its steps' processes"
-    )
-    parser.add_argument("--secret-file", type=Path, help="the word that the server's management API requires")
-    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from typing import Final
@@ -71,17 +71,26 @@ class AnswerCounts:
         self._requested = requested
 
     def start(self, now_s: float) -> bool:
-        """Tell whether to read the counts now; if so, the next time is an interval later."""
+        """Return whether to read the counts now; if so, the next time is an interval later."""
         if not self._requested or self.metrics_port is None or now_s < self._due_s:
             return False
         self._due_s = now_s + min(counting.interval_s for _, counting in self._requested.values())
         return True
 
     def read(self) -> None:
-        """Read the server's metrics; those of before stay if it does not answer, or with more than `_MAX_BYTES`."""
+        """Read the server's metrics; the former ones stay if it does not answer, or with more than `_MAX_BYTES`."""
         assert self.metrics_port is not None
         try:
-            text = _metrics_of(self.metrics_port)
+            # By name: where pods have addresses of IPv6, Triton listens on that family alone.
+            connection = http.client.HTTPConnection("localhost", self.metrics_port, timeout=_TIMEOUT_S)
+            try:
+                connection.request("GET", "/metrics")
+                response = connection.getresponse()
+                if response.status != http.client.OK:
+                    raise http.client.HTTPException(f"status {response.status}")
+                text = response.read(_MAX_BYTES + 1)
+            finally:
+                connection.close()
         except (OSError, http.client.HTTPException) as error:
             _log.warning("the server's metrics were not read: %s", error)
             return
@@ -167,21 +176,4 @@ def _buckets(series: Series, family: MetricFamily, name: str = "") -> tuple[int,
     """Return the observations in each bucket; steps tell counters one by one, so some may be ahead of others."""
     edges = [*(f"{edge:.10g}" for edge in family.edges), "+Inf"]
     told = (round(series.get((f"{family.name}_bucket", name, edge), 0.0)) for edge in edges)
-    return tuple(_differences(accumulate(told, max)))
-
-
-def _differences(cumulated: Iterator[int]) -> Iterator[int]:
-    return (after - before for before, after in pairwise((0, *cumulated)))
-
-
-def _metrics_of(port: int) -> bytes:
-    # By name: where pods have addresses of IPv6, Triton listens on that family alone.
-    connection = http.client.HTTPConnection("localhost", port, timeout=_TIMEOUT_S)
-    try:
-        connection.request("GET", "/metrics")
-        response = connection.getresponse()
-        if response.status != http.client.OK:
-            raise http.client.HTTPException(f"status {response.status}")
-        return response.read(_MAX_BYTES + 1)
-    finally:
-        connection.close()
+    return tuple((after - before for before, after in pairwise((0, *accumulate(told, max)))))

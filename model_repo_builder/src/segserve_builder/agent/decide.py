@@ -15,7 +15,6 @@ from segserve_builder.agent.state import (
     AssignedRevision,
     LoadStep,
     Prepare,
-    Prepared,
     Proof,
     Prove,
     Remove,
@@ -75,7 +74,14 @@ def _report(assigned: AssignedRevision, snapshot: ServerSnapshot, state: AgentSt
     failure = state.failures.get(assigned.revision)
     proof = state.proofs.get(assigned.revision)
     dead = sorted(snapshot.dead.intersection(prepared.steps)) if prepared else []
-    stage = _model_state(assigned, snapshot, state)
+    if assigned.revision in state.failures and assigned.revision not in state.proofs:
+        stage = ModelState.FAILED
+    elif assigned.revision not in state.prepared:
+        stage = ModelState.FETCHING
+    elif not is_loaded(assigned, snapshot, state):
+        stage = ModelState.LOADING
+    else:
+        stage = ModelState.READY if assigned.revision in state.proofs else ModelState.PROVING
     reason, message = "", ""
     if failure is not None:
         reason, message = failure.reason, failure.message
@@ -136,16 +142,6 @@ def _death(step: str, snapshot: ServerSnapshot) -> str:
     return f"a process of {step} died at {at:%H:%M:%S} UTC ({death.cause})"
 
 
-def _model_state(assigned: AssignedRevision, snapshot: ServerSnapshot, state: AgentState) -> ModelState:
-    if assigned.revision in state.failures and assigned.revision not in state.proofs:
-        return ModelState.FAILED
-    if assigned.revision not in state.prepared:
-        return ModelState.FETCHING
-    if not is_loaded(assigned, snapshot, state):
-        return ModelState.LOADING
-    return ModelState.READY if assigned.revision in state.proofs else ModelState.PROVING
-
-
 def _advance(assigned: AssignedRevision, snapshot: ServerSnapshot, state: AgentState, now_s: float) -> list[Action]:
     prepared = state.prepared.get(assigned.revision)
     if prepared is None or prepared.assigned != assigned:
@@ -155,8 +151,13 @@ def _advance(assigned: AssignedRevision, snapshot: ServerSnapshot, state: AgentS
         return []
     if not snapshot.folders.issuperset(prepared.folders):
         return [Prepare(assigned.revision, assigned.model)]
-    if steps := _steps_to_load(prepared, snapshot):
-        return steps
+    repairs = [RepairStep(step) for step in prepared.steps if step in snapshot.dead]
+    missing = [step for step in prepared.steps if snapshot.states.get(step) not in (READY, LOADING)]
+    heavy = prepared.tree.heavy
+    if heavy in missing and any(snapshot.states.get(step) != READY for step in prepared.steps if step != heavy):
+        missing.remove(heavy)  # Triton would load its steps again, which are yet loading
+    if repairs or missing:
+        return [*repairs, *map(LoadStep, missing)]
     if any(snapshot.states.get(step) == LOADING for step in prepared.steps):
         return []
     if not all(snapshot.serves(name, assigned.revision, prepared.folders) for name in prepared.tree.public):
@@ -169,15 +170,6 @@ def _advance(assigned: AssignedRevision, snapshot: ServerSnapshot, state: AgentS
         is_opening = None in outcomes and opening_s < OPENING_S
         return [] if is_opening else [Serve(assigned.revision, assigned.model)]
     return [] if _is_proved(assigned, state) else [Prove(assigned.revision, assigned.model)]
-
-
-def _steps_to_load(prepared: Prepared, snapshot: ServerSnapshot) -> list[Action]:
-    repairs = [RepairStep(step) for step in prepared.steps if step in snapshot.dead]
-    missing = [step for step in prepared.steps if snapshot.states.get(step) not in (READY, LOADING)]
-    heavy = prepared.tree.heavy
-    if heavy in missing and any(snapshot.states.get(step) != READY for step in prepared.steps if step != heavy):
-        missing.remove(heavy)  # Triton would load its steps again, which are yet loading
-    return [*repairs, *map(LoadStep, missing)]
 
 
 def _is_proved(assigned: AssignedRevision, state: AgentState) -> bool:
@@ -230,13 +222,10 @@ def _garbage_collect(
             continue
         if snapshot.states.get(name) in (READY, LOADING):
             yield Unload(name)
-        elif not snapshot.is_active(name) and not _outlived(name, present - kept, snapshot):
+        elif not snapshot.is_active(name) and not (
+            name in snapshot.published and bool(snapshot.published[name].folders & (present - kept))
+        ):
             yield Remove(name)
-
-
-def _outlived(name: str, leaving: frozenset[str] | set[str], snapshot: ServerSnapshot) -> bool:
-    """Tell whether steps of the ensemble `name` are yet to be removed: its folder, which names them, goes last."""
-    return name in snapshot.published and bool(snapshot.published[name].folders & leaving)
 
 
 def _public_names(assigned: AssignedRevision) -> tuple[str, ...]:

@@ -166,7 +166,15 @@ class Agent:
         if now_s >= self._next_probe_s:
             self._start_probe(snapshot, now_s)
         if now_s >= self._next_look_s:
-            self._end_idle_loads(now_s)
+            self._next_look_s = now_s + LOOK_INTERVAL_S
+            # While a step is repaired, its other processes answer callers.
+            loading = {
+                action.name: now_s - since_s if isinstance(action, RepairStep) else math.inf
+                for action, since_s in self._state.running.items()
+                if isinstance(action, LoadStep | RepairStep) and now_s - since_s >= LONG_LOAD_S
+            }
+            for step in self._observer.end_idle(loading):
+                _LOG.warning("%s: Triton does not go on with loading it; its process was ended, to load it again", step)
         if snapshot.ready and self._state.answers.start(now_s):
             self._workers.submit(self._state.answers.read)
         self._report(snapshot.ready, decide.reports(assignment, snapshot, self._state), has_assignment=True)
@@ -188,7 +196,7 @@ class Agent:
         self._wake.set()
 
     def _orders(self, action: Score) -> bool:
-        """Tell whether the present assignment asks for what an action does; any thread may ask."""
+        """Return whether the present assignment asks for what an action does; any thread may ask."""
         return any(each.revision == action.revision and each.orders(action) for each in self._assignment)
 
     def _on_progress(self, revision: str, text: str) -> None:
@@ -206,17 +214,6 @@ class Agent:
         self._last_probed = [*(other for other in self._last_probed if other != model), model]
         self._next_probe_s = now_s + PROBE_INTERVAL_S
         self._start(Probe(free[model].revision, model), now_s)
-
-    def _end_idle_loads(self, now_s: float) -> None:
-        self._next_look_s = now_s + LOOK_INTERVAL_S
-        # While a step is repaired, its other processes answer callers.
-        loading = {
-            action.name: now_s - since_s if isinstance(action, RepairStep) else math.inf
-            for action, since_s in self._state.running.items()
-            if isinstance(action, LoadStep | RepairStep) and now_s - since_s >= LONG_LOAD_S
-        }
-        for step in self._observer.end_idle(loading):
-            _LOG.warning("%s: Triton does not go on with loading it; its process was ended, to load it again", step)
 
     def _absorb(self, result: ActionResult, now_s: float) -> None:
         state, action = self._state, result.action
@@ -240,7 +237,10 @@ class Agent:
             state.serve(action.revision, now_s)
         elif isinstance(action, RepairStep):
             self._observer.clear(action.name)
-            self._part_crashed(action.name)
+            crashed = crashed_members(self._runner.repository.root)
+            for assigned in self._state.users(action.name):
+                if not crashed.isdisjoint(self._state.prepared[assigned.revision].tree.members):
+                    self._state.prepared.pop(assigned.revision)
         elif isinstance(action, Probe):
             self.health = replace(self.health, probe_s=result.duration_s)
             # Slow networks are probed less often, so that probes take at most a small share of the server's time.
@@ -257,13 +257,6 @@ class Agent:
             del since_s[revision]
             return failing
         return frozenset()
-
-    def _part_crashed(self, step: str) -> None:
-        """Have revisions prepared anew, with processes of their own, that ended the process of a shared step."""
-        crashed = crashed_members(self._runner.repository.root)
-        for assigned in self._state.users(step):
-            if not crashed.isdisjoint(self._state.prepared[assigned.revision].tree.members):
-                self._state.prepared.pop(assigned.revision)
 
     def _absorb_failure(self, action: Action, failure: ActionFailure, now_s: float) -> None:
         state = self._state
@@ -323,7 +316,7 @@ class Agent:
         )
 
     def _died_since(self, revision: str, since_s: float) -> bool:
-        """Tell whether a process of a revision's steps is dead, or has died since then (Unix time) and was replaced."""
+        """Return whether a process of a revision's steps is dead, or died since then (Unix time) and was replaced."""
         prepared = self._state.prepared.get(revision)
         if prepared is None:
             return False

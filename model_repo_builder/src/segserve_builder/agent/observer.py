@@ -59,37 +59,31 @@ class ServerObserver:
         try:
             states = self._server.states()
         except TritonError as error:
-            return self._without_answer(files, error)
+            ended = self._processes is not None and self._processes.server_runs() is False
+            lost = ended or isinstance(error, TritonUnreachableError)
+            if not lost and time.monotonic() - self._answered_s < UNANSWERED_GRACE_S:
+                return self._last  # a busy machine does not mean that the server is dead
+            self._loaded.clear()
+            self._suspects.clear()
+            return files
         self._answered_s = time.monotonic()
         self._loaded = {name: ensemble for name, ensemble in self._loaded.items() if states.get(name) == READY}
         for name in files.published.keys() - self._loaded.keys():
             if states.get(name) == READY:
                 self._query(name)
-        dead = self._dead(states, state)
+        under_repair = {action.name for action in state.running if isinstance(action, RepairStep)}
+        short: frozenset[str] = frozenset()
+        if self._processes is not None:
+            needed = {step: count for one in state.prepared.values() for step, count in one.processes.items()}
+            short = self._processes.short_of({s: count for s, count in needed.items() if states.get(s) == READY})
+        dead = short | under_repair | self._suspects
         deaths = {} if self._processes is None else dict(self._processes.deaths)
         opened = opened_members(self._repository.root)
         loaded = dict(self._loaded)
         return replace(files, ready=True, states=states, loaded=loaded, dead=dead, deaths=deaths, opened=opened)
-
-    def _without_answer(self, files: ServerSnapshot, error: TritonError) -> ServerSnapshot:
-        ended = self._processes is not None and self._processes.server_runs() is False
-        lost = ended or isinstance(error, TritonUnreachableError)
-        if not lost and time.monotonic() - self._answered_s < UNANSWERED_GRACE_S:
-            return self._last  # a busy machine does not mean that the server is dead
-        self._loaded.clear()
-        self._suspects.clear()
-        return files
 
     def _query(self, name: str) -> None:
         try:
             self._loaded[name] = self._server.ensemble(name)
         except TritonError:
             return  # it was unloaded in between: the next snapshot shows it
-
-    def _dead(self, states: Mapping[str, str], state: AgentState) -> frozenset[str]:
-        under_repair = {action.name for action in state.running if isinstance(action, RepairStep)}
-        short: frozenset[str] = frozenset()
-        if self._processes is not None:
-            needed = {step: count for one in state.prepared.values() for step, count in one.processes.items()}
-            short = self._processes.short_of({s: count for s, count in needed.items() if states.get(s) == READY})
-        return short | under_repair | self._suspects

@@ -51,7 +51,7 @@ class ProcessWatch(Protocol):
         ...
 
     def server_runs(self) -> bool | None:
-        """Tell whether the server runs; None if that is not known."""
+        """Return whether the server runs; None if that is not known."""
         ...
 
     def short_of(self, needed: Mapping[str, int]) -> frozenset[str]:
@@ -79,7 +79,7 @@ class StepProcesses:
         """The last death of each step whose end could be read."""
 
     def server_runs(self) -> bool | None:
-        """Tell whether the recorded server runs; None without a record."""
+        """Return whether the recorded server runs; None without a record."""
         server = self._find_server()
         return None if server is None else _is_alive(server)
 
@@ -93,7 +93,11 @@ class StepProcesses:
         short = self._short(needed)
         if not short:
             return short
-        self._explain(short)
+        for step in short:
+            for process in self._stubs.get(step, ()):
+                cause = None if _is_alive(process) else _end_of(process)
+                if cause is not None:
+                    self.deaths[step] = StepDeath(time.time(), cause)
         self._stubs = self._find_stubs()
         return self._short(needed)
 
@@ -128,13 +132,6 @@ class StepProcesses:
     def _short(self, needed: Mapping[str, int]) -> frozenset[str]:
         alive = {step: sum(map(_is_alive, self._stubs.get(step, ()))) for step in needed}
         return frozenset(step for step, count in needed.items() if alive[step] < count)
-
-    def _explain(self, steps: frozenset[str]) -> None:
-        for step in steps:
-            for process in self._stubs.get(step, ()):
-                cause = None if _is_alive(process) else _end_of(process)
-                if cause is not None:
-                    self.deaths[step] = StepDeath(time.time(), cause)
 
     def _find_stubs(self) -> dict[str, list[psutil.Process]]:
         stubs: dict[str, list[psutil.Process]] = {}

@@ -91,7 +91,7 @@ class AssignedModel(FrozenModel):
     """The canonical JSON of one that another release wrote and that this one does not know in full."""
 
     def __eq__(self, other: object) -> bool:
-        """Tell whether all that this release knows is equal; the name covers the rest."""
+        """Return whether all that this release knows is equal; the name covers the rest."""
         return isinstance(other, AssignedModel) and self.__dict__ == other.__dict__
 
     @property
@@ -224,7 +224,7 @@ class ScoreReport(FrozenModel):
 
 
 MAX_HISTOGRAMS: Final = 64
-"""Most histograms of one revision, without those of slices; agents report as many at most."""
+"""Most histograms of one revision, slices not counted; agents report no more."""
 MAX_SLICE_HISTOGRAMS: Final = 128
 """Most histograms of all slices of a revision together."""
 MAX_REPORTED_SLICES: Final = 18

@@ -137,41 +137,33 @@ class ActionRunner:
         on_progress: OnProgress = lambda _: None,
         is_ordered: IsOrdered = lambda: True,
     ) -> ActionResult:
-        """Run the action and return its result; never raises. `assigned` and `prepared` are those of its revision.
+        """Run the action and return its result; never raises. `assigned` and `prepared` are its revision's.
 
         `on_progress` is called with messages about a long download. A replay of golden images ends once `is_ordered`
         says that nobody asks for it any more.
         """
         started_s = time.monotonic()
-        result = self._attempt(action, assigned, prepared, on_progress, is_ordered)
+        try:
+            result = self._do(action, assigned, prepared, on_progress, is_ordered)
+        except TritonUnreachableError:
+            result = ActionResult(action)  # the next snapshot shows it, with its consequences
+        except BuilderError as error:
+            result = ActionResult(action, ActionFailure(error.reason, str(error), error.retryable))
+        except TritonTimeoutError as error:
+            result = ActionResult(action, ActionFailure("ServerSlow", str(error), retryable=True))
+        except TritonRefusedError as error:
+            result = ActionResult(action, self._refusal(action, error))
+        except Exception as error:
+            _LOG.exception("%s", action)
+            result = ActionResult(
+                action, ActionFailure("AgentError", f"{type(error).__name__}: {error}", retryable=True)
+            )
         duration_s = time.monotonic() - started_s
         if result.failure is not None:
             _LOG.warning("%s: %s: %s", action, result.failure.reason, result.failure.message)
         elif not isinstance(action, Probe):
             _LOG.info("%s: done in %.2f s", action, duration_s)
         return dataclasses.replace(result, duration_s=duration_s)
-
-    def _attempt(
-        self,
-        action: Action,
-        assigned: AssignedRevision | None,
-        prepared: Prepared | None,
-        on_progress: OnProgress,
-        is_ordered: IsOrdered,
-    ) -> ActionResult:
-        try:
-            return self._do(action, assigned, prepared, on_progress, is_ordered)
-        except TritonUnreachableError:
-            return ActionResult(action)  # the next snapshot shows it, with its consequences
-        except BuilderError as error:
-            return ActionResult(action, ActionFailure(error.reason, str(error), error.retryable))
-        except TritonTimeoutError as error:
-            return ActionResult(action, ActionFailure("ServerSlow", str(error), retryable=True))
-        except TritonRefusedError as error:
-            return ActionResult(action, self._refusal(action, error))
-        except Exception as error:
-            _LOG.exception("%s", action)
-            return ActionResult(action, ActionFailure("AgentError", f"{type(error).__name__}: {error}", retryable=True))
 
     def _do(
         self,
@@ -203,7 +195,12 @@ class ActionRunner:
             case Score() if assigned is not None and assigned.scoring is not None and prepared is not None:
                 return ActionResult(action, scores=self._score(assigned, assigned.scoring, prepared, is_ordered))
             case Probe() if prepared is not None:
-                return self._probe(action, prepared)
+                model, heavy = prepared.assigned.model, prepared.tree.heavy
+                if heavy is None:
+                    return self._probe_network(action, prepared, model)
+                # By itself: while the heavy network hangs, the light one's answers go on.
+                light = self._probe_network(action, prepared, model, {TIER: LIGHT})
+                return light if light.suspects or light.failing else self._probe_network(action, prepared, heavy)
             case Unload(name):
                 self.server.unload(name)
             case Remove(name):
@@ -325,7 +322,7 @@ class ActionRunner:
             for tier in tiers:
                 golden.check_builtin(self._infer(prepared, image, tier), self._infer(prepared, image, tier))
             return Proof("builtin", None)
-        # The expected answers are those of the model's own network, whatever its cascade makes of an image.
+        # The expected answers come from the model's own network, whatever its cascade makes of an image.
         parameters = {**_as_rle(prepared), **tiers[0]}
         images = 0
         for case, image in _cases(prepared):
@@ -399,14 +396,6 @@ class ActionRunner:
                 opens = error.status == "UNAVAILABLE" and OPENING in str(error)
                 if not opens or time.monotonic() > give_up_s or self.stopping.wait(delays.next_s()):
                     raise
-
-    def _probe(self, action: Probe, prepared: Prepared) -> ActionResult:
-        model, heavy = prepared.assigned.model, prepared.tree.heavy
-        if heavy is None:
-            return self._probe_network(action, prepared, model)
-        # By itself: while the heavy network hangs, the light one's answers go on.
-        light = self._probe_network(action, prepared, model, {TIER: LIGHT})
-        return light if light.suspects or light.failing else self._probe_network(action, prepared, heavy)
 
     def _probe_network(
         self, action: Probe, prepared: Prepared, model: str, parameters: Mapping[str, Any] | None = None

@@ -66,7 +66,7 @@ class AssignedRevision:
         return (self.spec, *trial, self.spec.model_copy(update={"golden": self.scoring.golden}))
 
     def orders(self, action: Score) -> bool:
-        """Tell whether this golden set is what is asked for now."""
+        """Return whether this golden set is what is asked for now."""
         return self.scoring is not None and self.scoring.golden == action.golden
 
     @property
@@ -219,7 +219,7 @@ class ServerSnapshot:
     opened: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def is_active(self, name: str) -> bool:
-        """Tell whether the server may still run requests of the model `name`."""
+        """Return whether the server may still run requests of the model `name`."""
         return self.states.get(name) in (READY, LOADING, UNLOADING)
 
     def used_steps(self) -> frozenset[str]:
@@ -230,7 +230,7 @@ class ServerSnapshot:
         return frozenset(name for ensemble in ensembles for name in ensemble.folders)
 
     def serves(self, name: str, revision: str, folders: Collection[str] | None = None) -> bool:
-        """Tell whether the public name `name` is ready and stands for `revision`, and needs nothing but `folders`.
+        """Return whether the public name `name` is ready and stands for `revision`, and needs nothing but `folders`.
 
         Metrics change a revision's steps and not its name: what serves with the former steps does serve.
         """
@@ -311,7 +311,7 @@ class RevisionFailure:
         return self.retry_at_s is not None and not self.given_up
 
     def is_due(self, now_s: float) -> bool:
-        """Tell whether to try again."""
+        """Return whether to try again."""
         return self.retry_at_s is not None and now_s >= self.retry_at_s
 
 
@@ -479,7 +479,7 @@ class AgentState:
 
 
 def is_loaded(assigned: AssignedRevision, snapshot: ServerSnapshot, state: AgentState) -> bool:
-    """Tell whether the model's public name stands for the revision, with all steps that it calls ready and alive."""
+    """Return whether the model's public name stands for the revision, with all steps that it calls ready and alive."""
     if assigned.revision not in state.prepared or not snapshot.ready:
         return False
     if not snapshot.serves(assigned.model, assigned.revision):

@@ -84,9 +84,27 @@ def make_sample(exchange: Exchange, rule: CaptureRule) -> StoredSample | None:
     """
     answer = exchange.answer
     regions = None if answer is None else _read(answer)
-    disagreement = _disagreement(exchange)
+    if exchange.answer is None or exchange.other is None:
+        disagreement = None
+    else:
+        found = agreement(exchange.answer, exchange.other)
+        disagreement = None if found is None else 1.0 - found.value
     uncertainty = None if answer is None else uncertainty_of(answer, rule.threshold)
-    reasons = _reasons(rule, answer, regions, uncertainty, disagreement)
+    reasons: tuple[CaptureReason, ...]
+    if not rule.when:
+        reasons = (CaptureReason.SHARE,) if answer is not None else ()
+    else:
+        is_map = answer is not None and "AREAS" in answer
+        limit = 1 - LEAST_CONFIDENCE if is_map else _near(rule.threshold)
+        met = {
+            CaptureReason.UNCERTAIN: uncertainty is not None and uncertainty >= limit,
+            CaptureReason.DISAGREE: disagreement is not None and disagreement > 1 - LEAST_AGREEMENT,
+            CaptureReason.ERROR: answer is None,
+            CaptureReason.DRIFT: answer is not None,
+            # As in the count of empty answers: a map of one class shows nothing apart from the rest.
+            CaptureReason.EMPTY: regions is not None and len(set(regions.classes)) < (2 if is_map else 1),
+        }
+        reasons = tuple(reason for reason in rule.when if met.get(reason))
     if not reasons:
         return None
     pixels = read_pixels(exchange.image, rule)
@@ -140,37 +158,8 @@ def uncertainty_of(answer: Answer, threshold: float | None) -> float | None:
     return None
 
 
-def _reasons(
-    rule: CaptureRule,
-    answer: Answer | None,
-    regions: _Regions | None,
-    uncertainty: float | None,
-    disagreement: float | None,
-) -> tuple[CaptureReason, ...]:
-    if not rule.when:
-        return (CaptureReason.SHARE,) if answer is not None else ()
-    is_map = answer is not None and "AREAS" in answer
-    limit = 1 - LEAST_CONFIDENCE if is_map else _near(rule.threshold)
-    met = {
-        CaptureReason.UNCERTAIN: uncertainty is not None and uncertainty >= limit,
-        CaptureReason.DISAGREE: disagreement is not None and disagreement > 1 - LEAST_AGREEMENT,
-        CaptureReason.ERROR: answer is None,
-        CaptureReason.DRIFT: answer is not None,
-        # As in the count of empty answers: a map of one class shows nothing apart from the rest.
-        CaptureReason.EMPTY: regions is not None and len(set(regions.classes)) < (2 if is_map else 1),
-    }
-    return tuple(reason for reason in rule.when if met.get(reason))
-
-
 def _near(threshold: float | None) -> float:
     return 2.0 if threshold is None else 1.0 - NEAR_THRESHOLD / max(threshold, 1 - threshold)
-
-
-def _disagreement(exchange: Exchange) -> float | None:
-    if exchange.answer is None or exchange.other is None:
-        return None
-    found = agreement(exchange.answer, exchange.other)
-    return None if found is None else 1.0 - found.value
 
 
 def _read(answer: Answer) -> _Regions:
@@ -223,7 +212,7 @@ def read_pixels(image: Tensor, rule: CaptureRule) -> NDArray[Any]:
 
 
 def redact(pixels: NDArray[Any], regions: _Regions, rule: RedactionRule) -> NDArray[Any]:
-    """Return the pixels with those of the rule's classes made unrecognisable; the input stays as it is.
+    """Return the pixels; where they show the rule's classes they are unrecognisable; the input stays as it is.
 
     Raises `UnredactedError` if the regions have neither masks nor boxes.
     """

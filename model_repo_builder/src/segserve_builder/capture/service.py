@@ -5,20 +5,21 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import logging
+import math
 import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
-from segserve_builder.capture.requests import OwnRequest, own_request, redaction_request, request_id_of
 from segserve_builder.capture.rule import RULES, CaptureFolder, CaptureReason, CaptureRule
 from segserve_builder.capture.store import ManifestRow, StoredSample
+from segserve_builder.copies.bodies import MALFORMED, WireBody, read_image, read_parameters
 from segserve_builder.copies.copies import RequestCopy, model_of, read_copy
 from segserve_builder.copies.frame_worker import FrameWorker
 from segserve_builder.copies.frames import WorkerFrame
@@ -26,6 +27,7 @@ from segserve_builder.copies.groups import Answer, AnswerKind, AskGroup
 from segserve_builder.copies.http_server import ByteBudget, HttpReply, ReceivedRequest
 from segserve_builder.errors import BuilderError
 from segserve_builder.sources.access import ACCESS_VARIABLE
+from segserve_common.kserve import HEADER_LENGTH, InferRequest, Parameter, Tensor, encode_http, model_path
 
 MAX_WAITING: Final = 8
 """Copies of one model that wait; all that is held of it has at most half of the budget's bytes."""
@@ -46,6 +48,57 @@ _TAKEN_GRPC: Final = HttpReply(200, headers={"content-type": "application/grpc",
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
+_KEPT_PARAMETERS: Final = ("score_threshold", "max_detections")
+"""Parameters that change an answer and hold nothing of a person; all others are left out, and never written."""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnRequest:
+    """A copy as the service asks it, with all outputs: the image, and the caller's parameters that are kept."""
+
+    copy: RequestCopy
+    image: Tensor
+    parameters: Mapping[str, float]
+
+
+def own_request(copy: RequestCopy, rule: CaptureRule) -> OwnRequest | None:
+    """Return the request for a copy's image, None if that cannot be read, or is a batch of several.
+
+    Where its answer says what is redacted, it has no parameter of the caller: a threshold would uncover what is hidden.
+    """
+    body = WireBody(copy.body, copy.header_length)
+    kept: dict[str, float] = {}
+    try:
+        image = read_image(copy.protocol, body)
+        stated = read_parameters(copy.protocol, body)
+        if rule.redact is None or rule.redact.model:
+            kept |= {name: _number(stated[name]) for name in _KEPT_PARAMETERS if name in stated}
+    except MALFORMED:
+        return None
+    if image is None or (len(image.shape) == 4 and image.shape[0] != 1):
+        return None
+    encoding = {"encoding": "rle"} if rule.as_rle else {}
+    return OwnRequest(_infer_copy(copy.model, image, {**kept, **encoding}), image, kept)
+
+
+def _number(value: Any) -> float:
+    """Return a parameter as a server reads it, also from text; raises for what every server refuses."""
+    number = math.nan if isinstance(value, bool) else float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"a parameter is {value!r}; allowed is a finite number")
+    return number
+
+
+def _infer_copy(model: str, image: Tensor, parameters: Mapping[str, Parameter]) -> RequestCopy:
+    headers, content = encode_http(InferRequest(model, (image,), parameters=parameters))
+    return RequestCopy(
+        model, "http", f"{model_path(model)}/infer", content, headers["Content-Type"], headers[HEADER_LENGTH]
+    )
+
+
+def request_id_of(request: ReceivedRequest) -> str:
+    """Return the id of a request, `x-request-id` as its caller sent it; bytes that are no UTF-8 are surrogates."""
+    return request.headers.get("x-request-id", "").encode("latin-1").decode("utf-8", "surrogateescape")
 
 
 class Sink(Protocol):
@@ -306,7 +359,8 @@ class CaptureService:
         if rule.other and CaptureReason.DISAGREE in rule.when and stable.content is not None:
             other = await self._ask(own.copy, rule.other)
         if rule.redact is not None and rule.redact.model:
-            redactor = await self._ask(redaction_request(own, rule.redact.model), rule.redact.group)
+            # Without any parameter of the caller.
+            redactor = await self._ask(_infer_copy(rule.redact.model, own.image, {}), rule.redact.group)
         return [None if each is None or each.content is None else each for each in (stable, other, redactor)]
 
     async def _write(self, rule: CaptureRule, sample: StoredSample) -> None:

@@ -103,7 +103,7 @@ class SampleStore:
         self._put(model, f"{_MANIFEST}/{row.key}.json", row.to_line())
 
     def rows(self, model: str, *, since_s: float = 0.0, newest: int | None = None) -> Iterator[ManifestRow]:
-        """Yield the rows of a model, the oldest first; those of a newer release that cannot be read are left out.
+        """Yield the rows of a model, the oldest first, without rows of a newer release that cannot be read.
 
         Only those captured since a time, and at most the `newest` of them, are read.
         """
@@ -137,7 +137,15 @@ class SampleStore:
             for name, key in (*self._keys(model, folder), *self._unfinished(model, folder)):
                 is_old = before_s is not None and int(key["at_ms"]) < before_s * 1000
                 if is_old or (request is not None and key["request"] == request):
-                    self._delete(model, name)
+                    import obstore
+                    from obstore.store import LocalStore
+
+                    path = self._path(model, name)
+                    with suppress(FileNotFoundError), self._translated(missing=True):
+                        if isinstance(self._store, LocalStore) and self._store.prefix is not None and "#" in name:
+                            Path(self._store.prefix, path).unlink()
+                        else:
+                            obstore.delete(self._store, path)
                     gone += 1
         return gone
 
@@ -173,17 +181,6 @@ class SampleStore:
             raise SinkError(f"{self._uri}: {name!r} is not the name of a sample's object")
         with self._translated(missing=True):
             return bytes(obstore.get(self._store, self._path(model, name)).bytes())
-
-    def _delete(self, model: str, name: str) -> None:
-        import obstore
-        from obstore.store import LocalStore
-
-        path = self._path(model, name)
-        with suppress(FileNotFoundError), self._translated(missing=True):
-            if isinstance(self._store, LocalStore) and self._store.prefix is not None and "#" in name:
-                Path(self._store.prefix, path).unlink()
-            else:
-                obstore.delete(self._store, path)
 
     def _keys(self, model: str, folder: str) -> list[tuple[str, re.Match[str]]]:
         """Return the objects of samples in a folder, and their keys."""

@@ -82,7 +82,12 @@ class _Server(ThreadingHTTPServer):
     def process_request(self, request: Any, client_address: Any) -> None:
         """Start a thread for a connection, once there is one to spare."""
         if not self._free.acquire(blocking=False):
-            self._close_oldest()
+            with self._changing:
+                oldest = next(iter(self._open), None)
+                if oldest is not None:
+                    del self._open[oldest]
+                    with suppress(OSError):  # it has just ended by itself
+                        oldest.shutdown(socket.SHUT_RDWR)
             self._free.acquire()
         with self._changing:
             self._open[request] = None
@@ -99,14 +104,6 @@ class _Server(ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing of a connection that ended early."""
-
-    def _close_oldest(self) -> None:
-        with self._changing:
-            oldest = next(iter(self._open), None)
-            if oldest is not None:
-                del self._open[oldest]
-                with suppress(OSError):  # it has just ended by itself
-                    oldest.shutdown(socket.SHUT_RDWR)
 
 
 def _handler(

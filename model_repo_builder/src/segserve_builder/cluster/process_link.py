@@ -88,7 +88,7 @@ class LinkedProcesses:
         """The last death of each step whose end could be read."""
 
     def server_runs(self) -> bool | None:
-        """Tell whether the server runs: False without a launcher, None if the launcher does not answer in time."""
+        """Return whether the server runs: False without a launcher, None if the launcher does not answer in time."""
         try:
             runs: bool | None = self._ask({"needed": {}})["serverRuns"]
         except ConnectionRefusedError:

@@ -43,7 +43,6 @@ class ReportSender:
         self._newest: str | None = None
         self._sent: str | None = None
         self._check_at_s = 0.0
-        self._answered_s: float | None = None
         self._stopped = False
         self._requested = False
         self._is_shortened = False
@@ -94,16 +93,13 @@ class ReportSender:
             self._own_wanted = True
             self.check()
 
-    def answered_age_s(self) -> float | None:
-        """Return the seconds since the API server last answered, None if it never did."""
-        return None if self._answered_s is None else time.monotonic() - self._answered_s
-
     def _run(self) -> None:
         delays = RetryDelays(BACKOFF)
         while (newest := self._next()) is not None:
             try:
-                self._store(newest)
-                self._sent, self._answered_s = newest, time.monotonic()
+                if self._own is None or not self._store_in_own(self._own, newest):
+                    self._put(self._name, self._key, newest)
+                self._sent = newest
                 self._check_at_s = time.monotonic() + CHECK_S * random.uniform(0.8, 1.2)
                 delays.reset()
                 self._wait(MIN_INTERVAL_S)
@@ -123,11 +119,6 @@ class ReportSender:
                 else:
                     self._changed.wait()
             return None
-
-    def _store(self, content: str) -> None:
-        """Write a report unless it is stored."""
-        if self._own is None or not self._store_in_own(self._own, content):
-            self._put(self._name, self._key, content)
 
     def _store_in_own(self, own: str, content: str) -> bool:
         if self._own_found is False and not self._own_wanted:

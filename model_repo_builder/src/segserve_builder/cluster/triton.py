@@ -12,11 +12,11 @@ from collections import defaultdict
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from segserve_builder.agent import secret
 from segserve_builder.agent.server import Repository
-from segserve_builder.cluster.bounded_log import BoundedLog
 from segserve_builder.cluster.process_link import LauncherLink
 from segserve_builder.cluster.settings import TritonSettings
 from segserve_builder.memory import STEP_LIMIT_VARIABLE, step_limit_bytes
@@ -28,7 +28,6 @@ from segserve_common.triton_log import TritonLogReader
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
     from types import FrameType
     from typing import IO
 
@@ -42,6 +41,32 @@ OWNERS_INTERVAL_S: Final = 5.0
 """Time between two looks at which model has a step, for lines of JSON."""
 _SHARED_MODE: Final = 0o775
 """Of the repository: the agent is another user of the same group."""
+MAX_BYTES: Final = 20 * 2**20
+
+
+class BoundedLog:
+    """Appends to a file; no other process may write to it."""
+
+    def __init__(self, path: Path, max_bytes: int = MAX_BYTES) -> None:
+        self._path = path
+        self._max_bytes = max_bytes
+        self._file = path.open("ab", buffering=0)
+
+    def write(self, data: bytes) -> None:
+        """Append data; if the file exceeds its limit, keep about half of it."""
+        self._file.write(data)
+        if self._file.tell() > self._max_bytes:
+            with self._path.open("rb") as old:
+                old.seek(-(self._max_bytes // 2), 2)
+                old.readline()  # the rest of a line whose beginning is cut off
+                end = old.read()
+            replace_file(self._path, end)
+            self._file.close()
+            self._file = self._path.open("ab", buffering=0)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
 
 
 def main() -> None:
@@ -117,7 +142,7 @@ class Launcher:
         self._server = server
         if self._ending.is_set():
             server.terminate()  # the signal came just before there was a server
-        _write_record(folder.record, server.pid)
+        replace_file(folder.record, ProcessRecord.of(server.pid).to_json())
         link = LauncherLink(folder.root, folder.record)
         shown = None
         if self._settings.log_format == "json":
@@ -135,10 +160,6 @@ class Launcher:
         self._ending.set()
         if self._server is not None and self._server.returncode is None:
             self._server.send_signal(number)
-
-
-def _write_record(path: Path, pid: int) -> None:
-    replace_file(path, ProcessRecord.of(pid).to_json())
 
 
 def _wait_for(server: subprocess.Popen[bytes]) -> int:

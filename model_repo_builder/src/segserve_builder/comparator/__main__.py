@@ -27,7 +27,16 @@ HELD_BYTES: Final = 64 * 2**20
 
 def main() -> None:
     """Ask two revisions the same requests, and count how their answers differ, until SIGTERM."""
-    arguments = _arguments()
+    parser = argparse.ArgumentParser(prog="python3 -m segserve_builder.comparator", description=main.__doc__)
+    parser.add_argument("folder", type=Path, help="folder of the sockets and of comparisons.json")
+    parser.add_argument(
+        "--gateway", required=True, help="the gateway's internal listener: http://host:port, or unix: and a path"
+    )
+    parser.add_argument(
+        "--max-request-bytes", type=int, default=MAX_REQUEST_BYTES, help="longest body of a copy, in bytes"
+    )
+    parser.add_argument("--sheets-port", type=int, help="port of loopback that shows sheets. Default: none")
+    arguments = parser.parse_args()
     start_logging(LogSettings.of(os.environ))
     folder = ComparatorFolder(arguments.folder)
     asyncio.run(_run(folder, arguments.gateway, arguments.max_request_bytes, arguments.sheets_port))
@@ -61,19 +70,6 @@ async def _run(folder: ComparatorFolder, gateway: str, max_request_bytes: int, s
         await comparator.close()
         await comparer.close()
         await groups.close()
-
-
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python3 -m segserve_builder.comparator", description=main.__doc__)
-    parser.add_argument("folder", type=Path, help="folder of the sockets and of comparisons.json")
-    parser.add_argument(
-        "--gateway", required=True, help="the gateway's internal listener: http://host:port, or unix: and a path"
-    )
-    parser.add_argument(
-        "--max-request-bytes", type=int, default=MAX_REQUEST_BYTES, help="longest body of a copy, in bytes"
-    )
-    parser.add_argument("--sheets-port", type=int, help="port of loopback that shows sheets. Default: none")
-    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ class Pacing:
         self.share = min(FIRST_PER_S / self.requests_per_s, 1.0) if self.requests_per_s > 0 else 1.0
 
     def admits(self, now_s: float) -> bool:
-        """Tell whether a request may be asked now, and count it if so."""
+        """Return whether a request may be asked now, and count it if so."""
         elapsed_s = 0.0 if self._updated_s is None else max(now_s - self._updated_s, 0.0)
         self._updated_s = now_s
         rate = self.requests_per_s * self.share

@@ -1,4 +1,4 @@
-"""The comparator: takes copies, asks both groups, and counts."""
+"""The comparator: takes copies, asks both groups, and keeps what is known of each compared model."""
 
 from __future__ import annotations
 
@@ -7,26 +7,100 @@ import json
 import logging
 import random
 import time
+from bisect import insort
+from collections import deque
 from collections.abc import Callable, Coroutine
-from dataclasses import replace
-from typing import Any, Final, Protocol, cast
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, NamedTuple, Protocol, cast
 from urllib.parse import parse_qs, urlsplit
 
 from pydantic import ValidationError
 
-from segserve_builder.comparator.compared_model import ComparedModel, KeptPair
 from segserve_builder.comparator.comparing import AnswerComparison
 from segserve_builder.comparator.folder import COMPARISONS, ComparatorFolder, Comparison
-from segserve_builder.comparator.kept import KeptSheets
+from segserve_builder.comparator.kept import KeptSheet, KeptSheets
 from segserve_builder.comparator.pacing import Pacing
 from segserve_builder.comparator.tally import PairTally
 from segserve_builder.copies.copies import RequestCopy, image_digest, model_of, read_copy
 from segserve_builder.copies.groups import Answer, AnswerKind, AskGroup
 from segserve_builder.copies.http_server import ByteBudget, HttpReply, ReceivedRequest
 
+WARM_UP_PAIRS: Final = 20
+WARM_UP_S: Final = 20.0
+MAX_BASELINES: Final = 200
+BASELINE_INTERVAL: Final = 3
+"""Of so many copies one is asked of stable twice, and all while the candidate warms up, until there are enough."""
+MOST_PAIRS: Final = 8
+"""As `sheet.MOST_PAIRS`, whose module needs numpy; this process does not."""
+
+
+class KeptPair(NamedTuple):
+    """A pair for the sheet, as JSON; `image` is a digest of the image that was asked."""
+
+    agreement: float
+    shown: bytes
+    image: bytes
+
+
+@dataclass(slots=True)
+class ComparedModel:
+    """A model whose revisions are compared: the comparison, what waits and is under way, and what has come of it."""
+
+    comparison: Comparison
+    tally: PairTally
+    pacing: Pacing
+    waiting: deque[RequestCopy] = field(default_factory=deque)
+    under_way: set[asyncio.Task[None]] = field(default_factory=set)
+    """Pairs that were not answered yet."""
+    pairs: set[asyncio.Task[None]] = field(default_factory=set)
+    asked: int = 0
+    first_asked_s: float = 0.0
+    compared: int = 0
+    kept: list[KeptPair] = field(default_factory=list)
+    """The pairs that agree least, the least first."""
+    baselines: int = 0
+    """Copies that stable was asked twice."""
+
+    def is_warm(self, now_s: float) -> bool:
+        """Return whether the pair that is about to be asked counts, and count it among those asked.
+
+        The first `WARM_UP_PAIRS` do not, or those of the first `WARM_UP_S`, whichever is less.
+        """
+        if not self.asked:
+            self.first_asked_s = now_s
+        self.asked += 1
+        return self.asked > WARM_UP_PAIRS or now_s - self.first_asked_s >= WARM_UP_S
+
+    def is_baseline(self, *, counts: bool) -> bool:
+        """Return whether the copy is for a comparison of stable with itself, and count it if so."""
+        due = not counts or self.asked % BASELINE_INTERVAL == 0
+        if not self.comparison.has_baseline or self.baselines >= MAX_BASELINES or not due:
+            return False
+        self.baselines += 1
+        return True
+
+    @property
+    def keep_below(self) -> float:
+        """The agreement of a pair that is worth keeping; equal answers have nothing to show."""
+        return self.kept[-1].agreement if len(self.kept) == MOST_PAIRS else 1.0
+
+    def sheet(self, name: str) -> KeptSheet:
+        """Return the sheet of what is compared of the model `name`."""
+        shown = [pair.shown for pair in self.kept]
+        return KeptSheet(name, self.tally.stable, self.tally.candidate, self.compared, shown)
+
+    def keep(self, pair: KeptPair) -> None:
+        """Keep a pair among those that agree least, one of each image."""
+        same = next((kept for kept in self.kept if kept.image == pair.image), None)
+        if same is not None and same.agreement <= pair.agreement:
+            return
+        self.kept = [kept for kept in self.kept if kept is not same]
+        insort(self.kept, pair, key=lambda kept: kept.agreement)
+        del self.kept[MOST_PAIRS:]
+
 
 class Compare(Protocol):
-    """Tells how much two answers agree, as `AnswerComparer.compare` does."""
+    """Measures how much two answers agree, as `AnswerComparer.compare` does."""
 
     async def __call__(
         self, copy: RequestCopy, stable: Answer, candidate: Answer, *, keep_below: float
@@ -98,7 +172,9 @@ class Comparator:
     def take(self, request: ReceivedRequest) -> HttpReply:
         """Take a copy; it is asked later, if at all."""
         if request.body is None:
-            self._count_dropped(model_of(request))
+            name = model_of(request)
+            if name is not None and name in self._models:
+                self._models[name].tally.dropped += 1
             return _TAKEN
         size = len(request.body)
         copy = read_copy(request)
@@ -126,7 +202,14 @@ class Comparator:
                 pairs = {name: model.tally.to_json() for name, model in self._models.items()}
                 return HttpReply(200, json.dumps(pairs).encode(), {"content-type": "application/json"})
             case "/sheet":
-                return self._sheet(parse_qs(url.query).get("model", [""])[0])
+                name = parse_qs(url.query).get("model", [""])[0]
+                self.refresh()
+                self._ended.forget_old(self._monotonic_s())
+                model = self._models.get(name)
+                sheet = model.sheet(name) if model is not None else self._ended.get(name)
+                if sheet is None:
+                    return HttpReply(404)
+                return HttpReply(200, sheet.to_json(), {"content-type": "application/json"})
             case _:
                 return HttpReply(404)
 
@@ -153,7 +236,10 @@ class Comparator:
         self._ended.forget_others([name for name, comparison in comparisons.items() if comparison is None])
         for name, comparison in comparisons.items():
             if comparison is not None and name not in self._models:
-                self._begin(name, comparison)
+                epoch = f"{time.time_ns()}:{comparison.stable}:{comparison.candidate}"
+                tally = PairTally(epoch, comparison.stable, comparison.candidate)
+                self._models[name] = ComparedModel(comparison, tally, self._pace(comparison.requests_per_s))
+                _log.info("%s: comparing %s with %s", name, comparison.candidate, comparison.stable)
 
     def _current_version(self) -> tuple[int, ...] | None:
         try:
@@ -173,12 +259,6 @@ class Comparator:
             _log.warning("nothing is compared: %s cannot be read: %s", self._folder.comparisons.name, error)
             return {}
 
-    def _begin(self, name: str, comparison: Comparison) -> None:
-        epoch = f"{time.time_ns()}:{comparison.stable}:{comparison.candidate}"
-        tally = PairTally(epoch, comparison.stable, comparison.candidate)
-        self._models[name] = ComparedModel(comparison, tally, self._pace(comparison.requests_per_s))
-        _log.info("%s: comparing %s with %s", name, comparison.candidate, comparison.stable)
-
     def _forget(self, name: str, *, keep: bool = False) -> None:
         model = self._models.pop(name)
         if keep:
@@ -189,26 +269,12 @@ class Comparator:
             pair.cancel()
         _log.info("%s: no longer comparing %s", name, model.comparison.candidate)
 
-    def _count_dropped(self, name: str | None) -> None:
-        if name is not None and name in self._models:
-            self._models[name].tally.dropped += 1
-
     def _admit(self, model: ComparedModel, copy: RequestCopy) -> bool:
         has_room = len(model.waiting) < WAITING_PER_MODEL
         if not copy.in_stream and has_room and model.pacing.admits(self._monotonic_s()):
             return True
         model.tally.dropped += 1
         return False
-
-    def _sheet(self, name: str) -> HttpReply:
-        """Return the `Sheet` of a model as JSON."""
-        self.refresh()
-        self._ended.forget_old(self._monotonic_s())
-        model = self._models.get(name)
-        sheet = model.sheet(name) if model is not None else self._ended.get(name)
-        if sheet is None:
-            return HttpReply(404)
-        return HttpReply(200, sheet.to_json(), {"content-type": "application/json"})
 
     def _start_pairs(self) -> None:
         under_way = sum(len(model.under_way) for model in self._models.values())

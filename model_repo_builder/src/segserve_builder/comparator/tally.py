@@ -63,7 +63,10 @@ class PairTally:
             if answer.kind is AnswerKind.HUNG:
                 latencies[HUNG_MS] += 1
             elif answer.has_latency:
-                latencies[lower_edge_ms(answer.seconds)] += 1
+                # The lower edge of its bin, of two significant digits, as Envoy's bins.
+                whole_ms = min(int(answer.seconds * 1000), HUNG_MS)
+                power = int(10 ** max(len(str(whole_ms)) - 2, 0))
+                latencies[whole_ms // power * power] += 1
         if kinds == (AnswerKind.ANSWERED, AnswerKind.ANSWERED):
             ratio = candidate.seconds / max(stable.seconds, 1e-9)
             for part in parts:
@@ -104,13 +107,6 @@ class PairTally:
             "shifts": self.shifts,
             "slices": [{"name": name, **asdict(counts)} for name, counts in self.slices.items()],
         }
-
-
-def lower_edge_ms(seconds: float) -> int:
-    """Return the lower edge of a latency's bin in whole milliseconds: two significant digits, as Envoy's bins."""
-    whole_ms = min(int(seconds * 1000), HUNG_MS)
-    power = int(10 ** max(len(str(whole_ms)) - 2, 0))
-    return whole_ms // power * power
 
 
 def _cell(stable: Answer, candidate: Answer) -> int | None:

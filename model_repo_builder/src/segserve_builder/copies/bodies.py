@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -47,7 +47,15 @@ def read_image(protocol: CopyProtocol, request: WireBody) -> Tensor | None:
     else:
         length = int(request.header_length or len(request.content))
         inputs = json_object(request.content[:length])["inputs"]
-        images = _binary_tensors(inputs, request.content, length)
+        start = length
+        tensors = []
+        for entry in inputs:
+            size = int(entry.get("parameters", {}).get("binary_data_size", 0))
+            if size:
+                raw = request.content[start : start + size]
+                tensors.append(Tensor(str(entry["name"]), str(entry["datatype"]), tuple(map(int, entry["shape"])), raw))
+            start += size
+        images = tensors
     return next((image for image in images if image.name in _IMAGES), None)
 
 
@@ -68,17 +76,6 @@ def _message(kind: str, content: bytes) -> Any:
         return getattr(service_pb2, kind).FromString(content)
     except DecodeError as error:
         raise ProtocolError(f"not a {kind}: {error}") from None
-
-
-def _binary_tensors(entries: Sequence[Mapping[str, Any]], body: bytes, start: int) -> list[Tensor]:
-    tensors = []
-    for entry in entries:
-        size = int(entry.get("parameters", {}).get("binary_data_size", 0))
-        if size:
-            raw = body[start : start + size]
-            tensors.append(Tensor(str(entry["name"]), str(entry["datatype"]), tuple(map(int, entry["shape"])), raw))
-        start += size
-    return tensors
 
 
 def _tensor_of_json(output: Mapping[str, Any]) -> Tensor:

@@ -45,23 +45,27 @@ class FrameWorker:
     async def ask(self, question: WorkerFrame) -> WorkerFrame | None:
         """Return the answer, None if it failed or took too long."""
         async with self._turn:
-            return await self._exchange(question)
-
-    async def _exchange(self, question: WorkerFrame) -> WorkerFrame | None:
-        is_done = False
-        try:
-            worker = self.process or await self._start()
-            async with asyncio.timeout(self._timeout_s):
-                answer = await _ask(worker, question)
-            is_done = True
-        except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
-            _log.warning("%s has not answered: %s", self._module, type(error).__name__)
-            return None
-        finally:
-            # Whatever it still does belongs to this question: the next one must not get its answer.
-            if not is_done:
-                await self.close()
-        return answer
+            is_done = False
+            try:
+                worker = self.process or await self._start()
+                async with asyncio.timeout(self._timeout_s):
+                    assert worker.stdin is not None
+                    assert worker.stdout is not None
+                    worker.stdin.writelines(question.pack())
+                    await worker.stdin.drain()
+                    header = json.loads(
+                        await worker.stdout.readexactly(LENGTH.unpack(await worker.stdout.readexactly(LENGTH.size))[0])
+                    )
+                    answer = WorkerFrame(header, [await worker.stdout.readexactly(size) for size in header["sizes"]])
+                is_done = True
+            except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
+                _log.warning("%s has not answered: %s", self._module, type(error).__name__)
+                return None
+            finally:
+                # Whatever it still does belongs to this question: the next one must not get its answer.
+                if not is_done:
+                    await self.close()
+            return answer
 
     async def _start(self) -> asyncio.subprocess.Process:
         environment = os.environ if self._environment is None else self._environment
@@ -76,12 +80,3 @@ class FrameWorker:
         async with asyncio.timeout(START_TIMEOUT_S):
             await worker.stdout.readexactly(len(READY))
         return worker
-
-
-async def _ask(worker: asyncio.subprocess.Process, question: WorkerFrame) -> WorkerFrame:
-    assert worker.stdin is not None
-    assert worker.stdout is not None
-    worker.stdin.writelines(question.pack())
-    await worker.stdin.drain()
-    header = json.loads(await worker.stdout.readexactly(LENGTH.unpack(await worker.stdout.readexactly(LENGTH.size))[0]))
-    return WorkerFrame(header, [await worker.stdout.readexactly(size) for size in header["sizes"]])

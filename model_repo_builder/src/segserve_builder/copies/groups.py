@@ -110,7 +110,17 @@ class GroupClient:
         try:
             async with asyncio.timeout(self._timeout_s):
                 if copy.protocol == "grpc":
-                    return await self._ask_grpc(copy, group, began_s)
+                    try:
+                        content = await self._infer(copy.body, metadata=((_GROUP_HEADER, group),))
+                    except grpc.aio.AioRpcError as error:
+                        seconds = time.perf_counter() - began_s
+                        details = error.details() or ""
+                        if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and _TOO_LARGE in details:
+                            return Answer(AnswerKind.ANSWERED, seconds)
+                        if error.code() is grpc.StatusCode.UNAVAILABLE and _NOT_CONNECTED in details:
+                            return Answer(AnswerKind.UNREACHED, seconds, has_latency=False)
+                        return Answer(_grpc_kind(error.code()), seconds, is_flagged=FLAGGED_WORDS in details)
+                    return Answer(AnswerKind.ANSWERED, time.perf_counter() - began_s, content)
                 return await self._ask_http(copy, group, began_s)
         except TimeoutError:
             return Answer(AnswerKind.HUNG, time.perf_counter() - began_s, has_latency=False)
@@ -144,19 +154,6 @@ class GroupClient:
             return Answer(_http_kind(reply.status_code), seconds, is_flagged=is_flagged)
         content = bytes(body) if is_kept else None
         return Answer(AnswerKind.ANSWERED, seconds, content, reply.headers.get(HEADER_LENGTH, ""))
-
-    async def _ask_grpc(self, copy: RequestCopy, group: str, began_s: float) -> Answer:
-        try:
-            content = await self._infer(copy.body, metadata=((_GROUP_HEADER, group),))
-        except grpc.aio.AioRpcError as error:
-            seconds = time.perf_counter() - began_s
-            details = error.details() or ""
-            if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and _TOO_LARGE in details:
-                return Answer(AnswerKind.ANSWERED, seconds)
-            if error.code() is grpc.StatusCode.UNAVAILABLE and _NOT_CONNECTED in details:
-                return Answer(AnswerKind.UNREACHED, seconds, has_latency=False)
-            return Answer(_grpc_kind(error.code()), seconds, is_flagged=FLAGGED_WORDS in details)
-        return Answer(AnswerKind.ANSWERED, time.perf_counter() - began_s, content)
 
 
 def _http_kind(status: int) -> AnswerKind:

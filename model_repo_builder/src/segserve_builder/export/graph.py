@@ -201,21 +201,16 @@ def to_int8(source: Path, target: Path, batches: Sequence[NDArray[Any]]) -> None
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
         )
-        _drop_unused_domains(target)
+        import onnx
+
+        model = onnx.load(target)
+        used = {node.domain for node in model.graph.node} | {""}
+        kept = [entry for entry in model.opset_import if entry.domain in used]
+        del model.opset_import[:]
+        model.opset_import.extend(kept)
+        onnx.save(model, target)
     finally:
         prepared.unlink(missing_ok=True)
-
-
-def _drop_unused_domains(path: Path) -> None:
-    """Remove operator sets that no node uses: quantisation lists all that ONNX Runtime knows."""
-    import onnx
-
-    model = onnx.load(path)
-    used = {node.domain for node in model.graph.node} | {""}
-    kept = [entry for entry in model.opset_import if entry.domain in used]
-    del model.opset_import[:]
-    model.opset_import.extend(kept)
-    onnx.save(model, path)
 
 
 def label_map(answer: Answer) -> NDArray[Any]:

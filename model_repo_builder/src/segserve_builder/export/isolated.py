@@ -110,7 +110,12 @@ def tensors_of(loaded: Any) -> Mapping[str, Any]:
 def perform(source: Path, options: Mapping[str, Any], output: BinaryIO) -> None:
     """Perform a task in the sandbox."""
     if options["task"] == "weights":
-        _write_weights(source, output)
+        import torch
+        from safetensors.torch import save
+
+        loaded = torch.load(source, map_location="cpu", weights_only=True)
+        # Tied weights share memory, which safetensors refuses.
+        output.write(save({name: value.detach().clone().contiguous() for name, value in tensors_of(loaded).items()}))
         return
     from segserve_builder.export.graph import ExportShape, Preparation, folded, write
     from segserve_builder.families import FAMILIES
@@ -122,16 +127,16 @@ def perform(source: Path, options: Mapping[str, Any], output: BinaryIO) -> None:
     if options["task"] == "script":
         write(network, family, ExportShape(**options["shape"]), output)
     else:
-        _write_answers(network, family, Path(options["inputs"]), output)
+        inputs = Path(options["inputs"])
+        import torch
+        from safetensors.torch import load_file, save
 
-
-def _write_weights(source: Path, output: BinaryIO) -> None:
-    import torch
-    from safetensors.torch import save
-
-    loaded = torch.load(source, map_location="cpu", weights_only=True)
-    # Tied weights share memory, which safetensors refuses.
-    output.write(save({name: value.detach().clone().contiguous() for name, value in tensors_of(loaded).items()}))
+        tensors: dict[str, Any] = {}
+        with torch.no_grad():
+            for number, batch in load_file(inputs).items():
+                answers = zip(family.output_names, network(batch), strict=True)
+                tensors |= {f"{number}/{name}": answer.contiguous() for name, answer in answers}
+        output.write(save(tensors))
 
 
 def _script(source: Path) -> Any:
@@ -147,15 +152,3 @@ def _script(source: Path) -> Any:
                 "it is not TorchScript that loads without files and network; weights alone need the code of their "
                 f"network: file.py:name with --weights {source.name} (... {reason})"
             ) from None
-
-
-def _write_answers(network: Any, family: Family, inputs: Path, output: BinaryIO) -> None:
-    import torch
-    from safetensors.torch import load_file, save
-
-    tensors: dict[str, Any] = {}
-    with torch.no_grad():
-        for number, batch in load_file(inputs).items():
-            answers = zip(family.output_names, network(batch), strict=True)
-            tensors |= {f"{number}/{name}": answer.contiguous() for name, answer in answers}
-    output.write(save(tensors))

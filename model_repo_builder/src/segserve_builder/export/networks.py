@@ -22,7 +22,7 @@ SCRIPTS: Final = frozenset({".pt", ".pth", ".ts", ".torchscript"})
 
 @dataclass(frozen=True)
 class NetworkSource:
-    """A network, with what its source tells about it; None if it does not.
+    """A network, with what its source says about it; None if it does not.
 
     `module` is a torch module in evaluation mode, or a file that only the sandbox loads; `sandboxed` is the name of the
     file that is read, or was, in the sandbox.
@@ -49,29 +49,25 @@ def load(source: str, weights: Path | None = None, family: Family | None = None)
     if path.is_file() and path.suffix in SCRIPTS:
         return NetworkSource(ScriptFile(path), sandboxed=path.name)
     if ":" in source:
-        return NetworkSource(_of_code(source, weights), sandboxed=_pickled(weights))
+        import torch
+
+        home, _, name = source.rpartition(":")
+        try:
+            value = _attributes(home)[name]
+        except (ImportError, OSError, KeyError) as error:
+            raise ExportError(f"{source!r}: {type(error).__name__}: {error}") from error
+        module = value if isinstance(value, torch.nn.Module) else value() if callable(value) else value
+        if not isinstance(module, torch.nn.Module):
+            raise ExportError(
+                f"{source!r} is a {type(module).__name__}; expected a torch.nn.Module, or a callable that returns one"
+            )
+        if weights is not None:
+            _fill(module, load_weights(weights), weights.name)
+        return NetworkSource(module.eval(), sandboxed=_pickled(weights))
     raise ExportError(
         f"{source!r} is not a network; allowed are package.module:name, file.py:name, a TorchScript file "
         f"({', '.join(sorted(SCRIPTS))}) and a folder with transformers' config.json"
     )
-
-
-def _of_code(source: str, weights: Path | None) -> Any:
-    import torch
-
-    home, _, name = source.rpartition(":")
-    try:
-        value = _attributes(home)[name]
-    except (ImportError, OSError, KeyError) as error:
-        raise ExportError(f"{source!r}: {type(error).__name__}: {error}") from error
-    module = value if isinstance(value, torch.nn.Module) else value() if callable(value) else value
-    if not isinstance(module, torch.nn.Module):
-        raise ExportError(
-            f"{source!r} is a {type(module).__name__}; expected a torch.nn.Module, or a callable that returns one"
-        )
-    if weights is not None:
-        _fill(module, load_weights(weights), weights.name)
-    return module.eval()
 
 
 def _attributes(home: str) -> Mapping[str, Any]:

@@ -176,9 +176,31 @@ def confine(reads: Sequence[str], data_bytes: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if sys.platform != "linux" or platform.machine() not in _ARCHITECTURES:
         raise SandboxMissingError(f"no sandbox for {sys.platform} on {platform.machine()}; {_ADVICE}")
-    _limit(data_bytes)
+    cpu_s = TIMEOUT_S * (os.cpu_count() or 1)
+    wanted = (
+        (resource.RLIMIT_DATA, data_bytes),
+        (resource.RLIMIT_AS, data_bytes + MAPPED_BYTES),
+        (resource.RLIMIT_FSIZE, data_bytes),
+        (resource.RLIMIT_NOFILE, OPEN_FILES),
+        (resource.RLIMIT_CPU, cpu_s),
+        (resource.RLIMIT_CORE, 0),
+    )
+    for kind, value in wanted:
+        hard = resource.getrlimit(kind)[1]
+        bound = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(kind, (bound, bound))
     _call("no_new_privs", libc.prctl(_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
-    _only_read(libc, reads)
+    version = _call("landlock", libc.syscall(_CREATE_RULESET, None, 0, 1))
+    count = next(count for since, count in sorted(_ABI_RIGHTS.items(), reverse=True) if version >= since)
+    handled = struct.pack("Q", (1 << count) - 1)
+    ruleset = _call("landlock", libc.syscall(_CREATE_RULESET, handled, len(handled), 0))
+    for read in reads:
+        place = os.open(read, os.O_PATH | os.O_CLOEXEC)
+        rights = _READ_FILE | _READ_DIR if Path(read).is_dir() else _READ_FILE
+        _call("landlock", libc.syscall(_ADD_RULE, ruleset, 1, struct.pack("=Qi", rights, place), 0))
+        os.close(place)
+    _call("landlock", libc.syscall(_RESTRICT_SELF, ruleset, 0))
+    os.close(ruleset)
     header, nothing = struct.pack("Ii", _CAPABILITY_VERSION, 0), bytes(24)
     _call("capset", libc.capset(header, nothing))
     program = _program(*_ARCHITECTURES[platform.machine()])
@@ -194,36 +216,6 @@ def _call(name: str, result: int) -> int:
     if result < 0:
         raise SandboxMissingError(f"this system has no {name} ({os.strerror(ctypes.get_errno())}); {_ADVICE}")
     return result
-
-
-def _limit(data_bytes: int) -> None:
-    cpu_s = TIMEOUT_S * (os.cpu_count() or 1)
-    wanted = (
-        (resource.RLIMIT_DATA, data_bytes),
-        (resource.RLIMIT_AS, data_bytes + MAPPED_BYTES),
-        (resource.RLIMIT_FSIZE, data_bytes),
-        (resource.RLIMIT_NOFILE, OPEN_FILES),
-        (resource.RLIMIT_CPU, cpu_s),
-        (resource.RLIMIT_CORE, 0),
-    )
-    for kind, value in wanted:
-        hard = resource.getrlimit(kind)[1]
-        bound = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(kind, (bound, bound))
-
-
-def _only_read(libc: Any, reads: Sequence[str]) -> None:
-    version = _call("landlock", libc.syscall(_CREATE_RULESET, None, 0, 1))
-    count = next(count for since, count in sorted(_ABI_RIGHTS.items(), reverse=True) if version >= since)
-    handled = struct.pack("Q", (1 << count) - 1)
-    ruleset = _call("landlock", libc.syscall(_CREATE_RULESET, handled, len(handled), 0))
-    for read in reads:
-        place = os.open(read, os.O_PATH | os.O_CLOEXEC)
-        rights = _READ_FILE | _READ_DIR if Path(read).is_dir() else _READ_FILE
-        _call("landlock", libc.syscall(_ADD_RULE, ruleset, 1, struct.pack("=Qi", rights, place), 0))
-        os.close(place)
-    _call("landlock", libc.syscall(_RESTRICT_SELF, ruleset, 0))
-    os.close(ruleset)
 
 
 def _program(column: int, architecture: int) -> bytes:

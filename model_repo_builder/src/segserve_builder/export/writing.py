@@ -111,12 +111,20 @@ def make(
     """
     folder.mkdir(parents=True, exist_ok=True)
     target, full = folder / f"{plan.name}.onnx", folder / f"{plan.name}.fp32.onnx"
-    network = _network(module, plan)
+    if isinstance(module, ScriptFile):
+        network = ScriptNetwork(module.path, plan.family, plan.preparation)
+    else:
+        network = folded(module, plan.family, plan.preparation)
     try:
         _write(network, plan, full)
         original = _model(plan, full)
         batches = [original.network_input(image.read_bytes()).tensor for image in images]
-        tried = _with_pairs(batches, plan)
+        import numpy as np
+
+        if not plan.family.batched:
+            tried = list(batches)
+        else:
+            tried = [*batches, np.concatenate([batches[0], batches[0][..., ::-1]])]
         expected = network.answers(tried) if isinstance(network, ScriptNetwork) else answers(network, tried)
         difference = largest_difference(expected, full, tried, batched=plan.family.batched)
         if difference > TOLERANCE:
@@ -145,27 +153,12 @@ def _refuse_probabilities(model: InProcessModel, images: Sequence[Path]) -> None
         )
 
 
-def _network(module: Any, plan: ExportPlan) -> Any:
-    if isinstance(module, ScriptFile):
-        return ScriptNetwork(module.path, plan.family, plan.preparation)
-    return folded(module, plan.family, plan.preparation)
-
-
 def _write(network: Any, plan: ExportPlan, path: Path) -> None:
     if isinstance(network, ScriptNetwork):
         network.write(plan.shape, path)
         return
     with path.open("wb") as output:
         write(network, plan.family, plan.shape, output)
-
-
-def _with_pairs(batches: Sequence[NDArray[Any]], plan: ExportPlan) -> list[NDArray[Any]]:
-    """Return the batches, and one of two images if the file takes batches, to find a batch size that is not free."""
-    import numpy as np
-
-    if not plan.family.batched:
-        return list(batches)
-    return [*batches, np.concatenate([batches[0], batches[0][..., ::-1]])]
 
 
 def _reduce(
@@ -184,17 +177,12 @@ def _reduce(
         to_fp16(full, target)
     else:
         to_int8(full, target, batches)
-    return _compared(plan, original, _model(plan, target), images, labels)
-
-
-def _compared(
-    plan: ExportPlan, before: InProcessModel, after: InProcessModel, images: Sequence[Path], labels: Mapping[str, Path]
-) -> Accuracy:
+    after = _model(plan, target)
     number = len(plan.classes)
-    request = RequestOptions(encoding="raw" if before.task == "semantic" else None)
-    old, new = ([model.answer(one.read_bytes(), request) for one in images] for model in (before, after))
+    request = RequestOptions(encoding="raw" if original.task == "semantic" else None)
+    old, new = ([model.answer(one.read_bytes(), request) for one in images] for model in (original, after))
     unchanged = "the answers before"
-    if before.task != "semantic":
+    if original.task != "semantic":
         return Accuracy(unchanged, [1.0] * number, object_iou(old, new, range(number)))
     old_maps, new_maps = ([label_map(answer) for answer in answers] for answers in (old, new))
     labelled = [index for index, image in enumerate(images) if image.stem in labels]

@@ -15,7 +15,6 @@ from segserve_builder.families.base import (
     ModelContext,
     NetworkIO,
     NetworkSignature,
-    TensorSpec,
     check_logits,
     described,
     described_all,
@@ -59,7 +58,16 @@ class AnchorFamily(Family):
                 f"the network has {described_all(signature.outputs)}"
             )
         heads = [float_output(outputs[name], model, 3, shape) for name, shape in SHAPES.items()]
-        _check_sizes(heads, model)
+        logits, *boxes = heads
+        for tensor in boxes:
+            if tensor.shape[2] not in (4, None):
+                raise SignatureError(f"output {described(tensor)}: its last dimension must be 4")
+        numbers = {tensor.shape[1] for tensor in heads} - {None}
+        if len(numbers) > 1:
+            raise SignatureError(f"outputs {described_all(heads)}: their numbers of anchors must be the same")
+        if logits.shape[2] is not None:
+            ids = frozenset(item.id for item in model.classes)
+            _check_channels(f"output {described(logits)}", logits.shape[2], ids)
         check_logits(heads[0], signature)
         if LEVELS not in outputs:
             return NetworkIO(image, layout, tuple(heads))
@@ -93,7 +101,7 @@ class AnchorFamily(Family):
         return network.shape(logits)[2]
 
     def evidence(self, network: InspectedNetwork) -> Iterator[FamilyEvidence]:
-        """Yield the number of anchors, which tells SSD's default boxes from RetinaNet's anchors."""
+        """Yield the number of anchors, which distinguishes SSD's default boxes from RetinaNet's anchors."""
         logits = next((tensor for tensor in network.signature.outputs if tensor.name == LOGITS), None)
         anchors = None if logits is None else network.shape(logits)[1]
         has_background = self.first_class_id == 1
@@ -109,19 +117,6 @@ def _levels(number: int, optional: list[NDArray[Any]]) -> tuple[int, ...]:
     if sum(levels) != number or min(levels, default=0) < 0:
         raise SignatureError(f"the levels have {', '.join(map(str, levels))} anchors; there are {number} in all")
     return levels
-
-
-def _check_sizes(tensors: list[TensorSpec], model: ModelContext) -> None:
-    logits, *boxes = tensors
-    for tensor in boxes:
-        if tensor.shape[2] not in (4, None):
-            raise SignatureError(f"output {described(tensor)}: its last dimension must be 4")
-    numbers = {tensor.shape[1] for tensor in tensors} - {None}
-    if len(numbers) > 1:
-        raise SignatureError(f"outputs {described_all(tensors)}: their numbers of anchors must be the same")
-    if logits.shape[2] is not None:
-        ids = frozenset(item.id for item in model.classes)
-        _check_channels(f"output {described(logits)}", logits.shape[2], ids)
 
 
 def _check_channels(observed: str, channels: int, ids: frozenset[int]) -> None:

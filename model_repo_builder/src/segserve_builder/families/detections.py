@@ -97,6 +97,8 @@ class DetectionFamily(Family):
     and Cascade R-CNN end so, as do RetinaNet, SSD and FCOS exported with their own NMS.
     """
 
+    numbers_classes: bool = False
+    batched: bool = False
     heads: OutputRole | None = None
     """The output with one mask or set of heat maps for each box."""
 
@@ -266,17 +268,13 @@ FASTER_RCNN: Final = DetectionFamily(
     name="faster-rcnn",
     gives=ValueType.BOXES,
     default_postprocess=(ScoreThreshold(threshold=0.05),),
-    numbers_classes=False,
     output_names=("boxes", "labels", "scores"),
-    batched=False,
 )
 MASK_RCNN: Final = MaskDetectionFamily(
     name="mask-rcnn",
     gives=ValueType.MASK_HEADS,
     default_postprocess=(ScoreThreshold(threshold=0.05), PasteMasks()),
-    numbers_classes=False,
     output_names=("boxes", "labels", "scores", "masks"),
-    batched=False,
     heads=MASKS,
     stage_notes=(
         USUAL_THRESHOLDS,
@@ -290,8 +288,6 @@ KEYPOINT_RCNN: Final = KeypointDetectionFamily(
     name="keypoint-rcnn",
     gives=ValueType.HEATMAPS,
     default_postprocess=(ScoreThreshold(threshold=0.05), Keypoints()),
-    numbers_classes=False,
     output_names=("boxes", "labels", "scores", "keypoints"),
-    batched=False,
     heads=HEATMAPS,
 )

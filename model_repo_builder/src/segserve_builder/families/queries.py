@@ -64,11 +64,12 @@ class QueryFamily(Family):
     outputs are ignored: outputs are found by transformers' names or aliases, or else by their shapes.
     """
 
+    gives: ValueType = ValueType.QUERIES
     outputs: tuple[QueryOutput, ...]
     """Class logits first."""
     sigmoid: bool = False
     uses_deformable_attention: bool | None = None
-    """Whether the graph samples features; None if that tells nothing."""
+    """Whether the graph samples features; None if that says nothing."""
 
     def network_io(self, signature: NetworkSignature, model: ModelContext) -> NetworkIO:
         """Return the image input and the family's outputs; raises `SignatureError` if they cannot be told."""
@@ -141,7 +142,7 @@ class QueryFamily(Family):
         return f"{self.name} has the same number of queries in all outputs; these have {listed}"
 
     def evidence(self, network: InspectedNetwork) -> Iterator[FamilyEvidence]:
-        """Yield whether the graph samples features, which tells decoders apart, and names that no other family has."""
+        """Yield whether the graph samples features, by which decoders differ, and names that no other family has."""
         samples = DEFORMABLE_ATTENTION in network.operators
         if self.uses_deformable_attention is samples:
             text = "its graph samples features (GridSample), as deformable attention does"
@@ -196,7 +197,6 @@ _TASKS: Final = StageNote(
 
 MASK2FORMER: Final = QueryFamily(
     name="mask2former",
-    gives=ValueType.QUERIES,
     # transformers interpolates the masks to 384 x 384 before anything else.
     default_postprocess=(PanopticQueries(mask_size=(384, 384)),),
     outputs=_MASKED,
@@ -210,7 +210,6 @@ MASK2FORMER: Final = QueryFamily(
 
 MASKFORMER: Final = QueryFamily(
     name="maskformer",
-    gives=ValueType.QUERIES,
     default_postprocess=(PanopticQueries(),),
     outputs=_MASKED,
     output_names=tuple(output.name for output in _MASKED),
@@ -222,7 +221,6 @@ MASKFORMER: Final = QueryFamily(
 
 EOMT: Final = QueryFamily(
     name="eomt",
-    gives=ValueType.QUERIES,
     default_postprocess=(PanopticQueries(threshold=0.8, convention="eomt"),),
     outputs=_MASKED,
     output_names=tuple(output.name for output in _MASKED),
@@ -236,7 +234,6 @@ EOMT: Final = QueryFamily(
 
 DETR: Final = QueryFamily(
     name="detr",
-    gives=ValueType.QUERIES,
     default_postprocess=(DetectionQueries(),),
     outputs=_BOXED,
     output_names=tuple(output.name for output in _BOXED),
@@ -246,7 +243,6 @@ DETR: Final = QueryFamily(
 
 DETR_PANOPTIC: Final = QueryFamily(
     name="detr-panoptic",
-    gives=ValueType.QUERIES,
     default_postprocess=(PanopticQueries(),),
     outputs=(*_BOXED, QueryOutput("pred_masks", MASKS)),
     output_names=(*(output.name for output in _BOXED), "pred_masks"),
@@ -267,7 +263,6 @@ _SIGMOID: Final = (QueryOutput("logits", CLASSES, ("labels",)), QueryOutput("pre
 
 DETR_SIGMOID: Final = QueryFamily(
     name="detr-sigmoid",
-    gives=ValueType.QUERIES,
     default_postprocess=(DetectionQueries(),),
     outputs=_SIGMOID,
     sigmoid=True,

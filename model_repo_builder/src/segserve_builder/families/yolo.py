@@ -69,6 +69,7 @@ class YoloFamily(Family):
     outputs are told apart by their number of dimensions. Boxes and keypoints are in pixels of the network's input.
     """
 
+    output_names: tuple[str, ...] = ("output0",)
     axis: ClassVar[Literal[1, 2]]
     leading_values: ClassVar[int]
     scored: ClassVar[bool]
@@ -292,7 +293,7 @@ class ObjectnessHead(YoloFamily):
 class GridHead(ObjectnessHead):
     """YOLOX as its exporter writes it by default: the values of `ObjectnessHead`, with boxes relative to grid cells.
 
-    Rows are the cells of three grids, row by row: those of 8, 16 and 32 pixels a side. A box's centre is counted in
+    Rows are the cells of three grids, row by row: of 8, 16 and 32 pixels a side. A box's centre is counted in
     cells from its own, its size is the logarithm of a number of cells.
     """
 
@@ -431,7 +432,6 @@ YOLO_DETECT: Final = ScoredHead(
     name="yolo-detect",
     gives=ValueType.BOXES,
     default_postprocess=(ScoreThreshold(), Nms()),
-    output_names=("output0",),
     tasks=("detect",),
 )
 YOLOV5_SEG: Final = ObjectnessHead(
@@ -446,7 +446,6 @@ YOLOV5_DETECT: Final = ObjectnessHead(
     name="yolov5-detect",
     gives=ValueType.BOXES,
     default_postprocess=(ScoreThreshold(), _V5_NMS),
-    output_names=("output0",),
     tasks=("detect",),
 )
 YOLOX_DETECT: Final = GridHead(
@@ -468,7 +467,6 @@ YOLO_POSE: Final = ScoredHead(
     name="yolo-pose",
     gives=ValueType.POINTS,
     default_postprocess=(ScoreThreshold(), Nms(), Keypoints()),
-    output_names=("output0",),
     points=True,
     tasks=("pose",),
 )
@@ -476,7 +474,6 @@ YOLO_OBB: Final = ScoredHead(
     name="yolo-obb",
     gives=ValueType.ROTATED,
     default_postprocess=(ScoreThreshold(), Nms(), FillBoxes()),
-    output_names=("output0",),
     rotated=True,
     tasks=("obb",),
 )
@@ -484,7 +481,6 @@ YOLO_NMS_FREE_OBB: Final = ChosenHead(
     name="yolo-nms-free-obb",
     gives=ValueType.ROTATED,
     default_postprocess=(ScoreThreshold(), FillBoxes()),
-    output_names=("output0",),
     rotated=True,
     tasks=("obb",),
 )
@@ -492,7 +488,6 @@ YOLO_NMS_FREE_POSE: Final = ChosenHead(
     name="yolo-nms-free-pose",
     gives=ValueType.POINTS,
     default_postprocess=(ScoreThreshold(), Keypoints()),
-    output_names=("output0",),
     points=True,
     tasks=("pose",),
 )
@@ -508,14 +503,12 @@ YOLO_NMS_FREE_DETECT: Final = ChosenHead(
     name="yolo-nms-free-detect",
     gives=ValueType.BOXES,
     default_postprocess=(ScoreThreshold(),),
-    output_names=("output0",),
     tasks=("detect",),
 )
 RTDETR_ULTRALYTICS: Final = RelativeHead(
     name="rtdetr-ultralytics",
     gives=ValueType.BOXES,
     default_postprocess=(ScoreThreshold(),),
-    output_names=("output0",),
     tasks=("detect",),
     preprocessing=replace(ULTRALYTICS, networks="Ultralytics' RT-DETR networks", resize={"mode": "stretch"}),
 )

@@ -166,9 +166,38 @@ def compare(case: Case, answer: Answer) -> None:
     if size != case.expected.size:
         raise GoldenError(f"{case.image}: SIZE is {size}; expected {case.expected.size}")
     if case.expected.scores is None:
-        _compare_semantic(case, answer)
+        expected = case.expected
+        classes = _output(case.image, answer, "CLASSES").tolist()
+        if sorted(classes) != sorted(expected.classes):
+            raise GoldenError(f"{case.image}: CLASSES is {classes}; expected {list(expected.classes)}")
+        masks = _masks(case, answer, len(classes))
+        for number, mask in zip(expected.classes, expected.masks or (), strict=True):
+            observed = _mask_iou([masks[classes.index(number)]], [mask], expected.size)[0][0]
+            if observed < case.tolerance.iou:
+                least = case.tolerance.iou
+                raise GoldenError(
+                    f"{case.image}: MASKS of class {number}: IoU {observed:.4f}; at least {least} is tolerated"
+                )
     else:
-        _compare_objects(case, answer)
+        expected, actual = case.expected, len(_output(case.image, answer, "SCORES"))
+        if actual != len(expected.classes):
+            raise GoldenError(f"{case.image}: SCORES has {actual} instances; expected {len(expected.classes)}")
+        output, overlaps = _overlaps(case, answer, actual)
+        classes = _output(case.image, answer, "CLASSES").tolist()
+        free = list(range(actual))
+        for index, number in enumerate(expected.classes):
+            same = [candidate for candidate in free if classes[candidate] == number]
+            best = max(same, key=lambda candidate: overlaps[candidate][index], default=None)
+            where = f"{case.image}: instance {index} of class {number}"
+            observed = 0.0 if best is None else overlaps[best][index]
+            if best is None or observed < case.tolerance.iou - ROUNDING:
+                raise GoldenError(
+                    f"{where}: {output}: best IoU {observed:.4f}; at least {case.tolerance.iou} is tolerated"
+                )
+            free.remove(best)
+            _compare_score(where, case, index, answer["SCORES"][best])
+            _compare_box(where, case, index, _output(case.image, answer, "BOXES")[best])
+            _compare_points(where, case, index, answer.get("KEYPOINTS"), best)
 
 
 def record(answer: Answer, image_name: str, tolerance: GoldenTolerance | None = None) -> dict[str, Any]:
@@ -225,41 +254,6 @@ def with_columns(image: str, answer: Answer) -> Answer:
     except (ValueError, TypeError, LookupError) as error:
         raise GoldenError(f"{image}: SEGMENTS is not a table of segments: {error!r}") from error
     return {**answer, **columns}
-
-
-def _compare_semantic(case: Case, answer: Answer) -> None:
-    expected = case.expected
-    classes = _output(case.image, answer, "CLASSES").tolist()
-    if sorted(classes) != sorted(expected.classes):
-        raise GoldenError(f"{case.image}: CLASSES is {classes}; expected {list(expected.classes)}")
-    masks = _masks(case, answer, len(classes))
-    for number, mask in zip(expected.classes, expected.masks or (), strict=True):
-        observed = _mask_iou([masks[classes.index(number)]], [mask], expected.size)[0][0]
-        if observed < case.tolerance.iou:
-            least = case.tolerance.iou
-            raise GoldenError(
-                f"{case.image}: MASKS of class {number}: IoU {observed:.4f}; at least {least} is tolerated"
-            )
-
-
-def _compare_objects(case: Case, answer: Answer) -> None:
-    expected, actual = case.expected, len(_output(case.image, answer, "SCORES"))
-    if actual != len(expected.classes):
-        raise GoldenError(f"{case.image}: SCORES has {actual} instances; expected {len(expected.classes)}")
-    output, overlaps = _overlaps(case, answer, actual)
-    classes = _output(case.image, answer, "CLASSES").tolist()
-    free = list(range(actual))
-    for index, number in enumerate(expected.classes):
-        same = [candidate for candidate in free if classes[candidate] == number]
-        best = max(same, key=lambda candidate: overlaps[candidate][index], default=None)
-        where = f"{case.image}: instance {index} of class {number}"
-        observed = 0.0 if best is None else overlaps[best][index]
-        if best is None or observed < case.tolerance.iou - ROUNDING:
-            raise GoldenError(f"{where}: {output}: best IoU {observed:.4f}; at least {case.tolerance.iou} is tolerated")
-        free.remove(best)
-        _compare_score(where, case, index, answer["SCORES"][best])
-        _compare_box(where, case, index, _output(case.image, answer, "BOXES")[best])
-        _compare_points(where, case, index, answer.get("KEYPOINTS"), best)
 
 
 def _overlaps(case: Case, answer: Answer, actual: int) -> tuple[str, Sequence[Sequence[float]]]:

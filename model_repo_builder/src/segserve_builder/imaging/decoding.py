@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segserve_builder.errors import BadImageError
-from segserve_builder.imaging.orientation import turn, turn_back
 from segserve_common.image_file import (
     PNG_SIGNATURE,
+    UPRIGHT,
     WHITE_IS_ZERO,
     ImageFileError,
     ImageHeader,
@@ -31,7 +31,7 @@ Orientation: TypeAlias = Literal["apply", "ignore"]
 _ANIMATION_CHUNKS: Final = frozenset({b"acTL", b"fcTL", b"fdAT"})
 # Each inflates to up to 8 MB, which takes libpng 0.1 s, and none changes the pixels.
 _COMPRESSED_CHUNKS: Final = frozenset({b"zTXt", b"iTXt", b"iCCP"})
-# Samples of a pixel by colour type. Data beyond those of the rows is inflated, too, and then dropped.
+# Samples of a pixel by colour type. Data beyond the rows is also inflated, and then dropped.
 _PNG_SAMPLES: Final = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _PNG_ROW_OVERHEAD_BYTES: Final = 16  # of encoders that end a block with each row
 _PNG_OVERHEAD_BYTES: Final = 2**16
@@ -42,6 +42,43 @@ _TO_COLOUR: Final = {
     (3, "GREY"): cv2.COLOR_BGR2GRAY,
     (4, "GREY"): cv2.COLOR_BGRA2GRAY,
 }
+_INVERSE: Final = {6: 8, 8: 6}  # the other six undo themselves
+
+
+def turn(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """Return stored pixels (H, W, C) upright, given their orientation 1..8.
+
+    The dtype stays. Raises `ValueError` for another orientation.
+    """
+    if orientation == UPRIGHT:
+        return pixels
+    match orientation:
+        case 2:
+            turned: NDArray[Any] = cv2.flip(pixels, 1)
+        case 3:
+            turned = cv2.rotate(pixels, cv2.ROTATE_180)
+        case 4:
+            turned = cv2.flip(pixels, 0)
+        case 5:
+            turned = cv2.transpose(pixels)
+        case 6:
+            turned = cv2.rotate(pixels, cv2.ROTATE_90_CLOCKWISE)
+        case 7:
+            turned = cv2.rotate(cv2.transpose(pixels), cv2.ROTATE_180)
+        case 8:
+            turned = cv2.rotate(pixels, cv2.ROTATE_90_COUNTERCLOCKWISE)
+        case _:
+            raise ValueError(f"orientation must be within 1..8, got {orientation}")
+    # OpenCV drops the last axis of one-channel images.
+    return turned.reshape(*turned.shape[:2], pixels.shape[2])
+
+
+def turn_back(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """Undo `turn`.
+
+    Pixels are (H, W, C) of any dtype.
+    """
+    return turn(pixels, _INVERSE.get(orientation, orientation))
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,22 +134,21 @@ def _decode(data: bytes, file: ImageHeader, pixel_format: _PixelFormat) -> NDArr
         case "WebP":
             return _to_colour(_opencv_decode(data, file), pixel_format)
         case _:
-            return _decode_tiff(data, file, pixel_format)
+            check_size(*file.tile, pixel_format.max_pixels)
+            # Pillow has no 16-bit colour; OpenCV misreads separate planes, and grey with alpha.
+            if not file.is_deep():
+                pixels = shallow_tiff(data, file)
+                return _to_colour(pixels if pixels.ndim == 2 else pixels[..., ::-1], pixel_format)
+            pixels = _opencv_decode(data, file)
+            pixels = _to_colour(~pixels if file.photometric == WHITE_IS_ZERO else pixels, pixel_format)
+            # OpenCV applies the orientation by itself.
+            return turn_back(pixels, file.orientation)
 
 
 def _decode_png(data: bytes, file: ImageHeader, pixel_format: _PixelFormat) -> NDArray[Any]:
     # OpenCV must not see a chunk beyond the data: it takes the memory that it claims, up to 4 GB, before it reads.
     chunks = list(png_chunks(data))
-    _check_png_data(data, sum(end - start for kind, start, end in chunks if kind == b"IDAT"))
-    # OpenCV 4 and 5 differ in which frame of an animation is the first: leave it the still image.
-    left_out = _COMPRESSED_CHUNKS | (_ANIMATION_CHUNKS if any(kind == b"acTL" for kind, _, _ in chunks) else set())
-    if any(kind in left_out for kind, _, _ in chunks):
-        data = PNG_SIGNATURE + b"".join(data[start:end] for kind, start, end in chunks if kind not in left_out)
-    return _to_colour(_opencv_decode(data, file), pixel_format)
-
-
-def _check_png_data(data: bytes, held: int) -> None:
-    """Refuse more compressed data than the rows could need, which would be inflated to a thousand times as much."""
+    held = sum(end - start for kind, start, end in chunks if kind == b"IDAT")
     width, height, depth, colour = struct.unpack_from(">IIBB", data, 16)
     row = (width * depth * _PNG_SAMPLES.get(colour, 4) + 7) // 8 + 1
     allowed = 2 * height * row + _PNG_ROW_OVERHEAD_BYTES * height + _PNG_OVERHEAD_BYTES
@@ -120,18 +156,11 @@ def _check_png_data(data: bytes, held: int) -> None:
         raise BadImageError(
             f"PNG image of {height} x {width} pixels has {held} bytes of compressed data; allowed are at most {allowed}"
         )
-
-
-def _decode_tiff(data: bytes, file: ImageHeader, pixel_format: _PixelFormat) -> NDArray[Any]:
-    check_size(*file.tile, pixel_format.max_pixels)
-    # Pillow has no 16-bit colour; OpenCV misreads separate planes, and grey with alpha.
-    if not file.is_deep():
-        pixels = shallow_tiff(data, file)
-        return _to_colour(pixels if pixels.ndim == 2 else pixels[..., ::-1], pixel_format)
-    pixels = _opencv_decode(data, file)
-    pixels = _to_colour(~pixels if file.photometric == WHITE_IS_ZERO else pixels, pixel_format)
-    # OpenCV applies the orientation by itself.
-    return turn_back(pixels, file.orientation)
+    # OpenCV 4 and 5 differ in which frame of an animation is the first: leave it the still image.
+    left_out = _COMPRESSED_CHUNKS | (_ANIMATION_CHUNKS if any(kind == b"acTL" for kind, _, _ in chunks) else set())
+    if any(kind in left_out for kind, _, _ in chunks):
+        data = PNG_SIGNATURE + b"".join(data[start:end] for kind, start, end in chunks if kind not in left_out)
+    return _to_colour(_opencv_decode(data, file), pixel_format)
 
 
 def _opencv_decode(data: bytes, file: ImageHeader) -> NDArray[Any]:

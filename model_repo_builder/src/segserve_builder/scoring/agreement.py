@@ -100,7 +100,23 @@ def agreement(stable: Answer, candidate: Answer) -> Agreement | None:
         seen = _read(candidate, kind)
         if expected.size != seen.size:
             return None
-        return _compared(expected, seen, kind)
+        if kind == "classes":
+            if expected.labels is not None and seen.labels is not None:
+                pixels = _class_pixels_of_maps(expected, seen)
+            elif expected.masks is not None and seen.masks is not None:
+                pixels = _class_pixels_of_masks(expected, seen)
+            else:
+                raise _IncomparableError
+            full = min(SMALL_PIXELS, max(expected.size[0] * expected.size[1] / 100, 1.0))
+            tallies = {}
+            for number, (both, left, right) in pixels.items():
+                if left or right:
+                    weight = min(1.0, max(left, right) / full)
+                    tallies[number] = (weight * both / (left + right - both), weight)
+            return _tallied(tallies)
+        if not len(expected.classes) and not len(seen.classes):
+            return Agreement(1.0)
+        return _of_objects(expected, seen, MATCH if kind == "segments" else 0.0)
     except _IncomparableError:
         return None
     except _MALFORMED:
@@ -193,31 +209,6 @@ def _masks(column: NDArray[Any], count: int, size: tuple[int, int]) -> list[dict
 
 def _bytes(item: Any) -> bytes:
     return item if isinstance(item, bytes) else str(item).encode()
-
-
-def _compared(stable: _Regions, candidate: _Regions, kind: Kind) -> Agreement:
-    if kind == "classes":
-        return _of_classes(stable, candidate)
-    if not len(stable.classes) and not len(candidate.classes):
-        return Agreement(1.0)
-    return _of_objects(stable, candidate, MATCH if kind == "segments" else 0.0)
-
-
-def _of_classes(stable: _Regions, candidate: _Regions) -> Agreement:
-    """Compare masks by class: the IoU of every class in either answer, weighed by its pixels."""
-    if stable.labels is not None and candidate.labels is not None:
-        pixels = _class_pixels_of_maps(stable, candidate)
-    elif stable.masks is not None and candidate.masks is not None:
-        pixels = _class_pixels_of_masks(stable, candidate)
-    else:
-        raise _IncomparableError
-    full = min(SMALL_PIXELS, max(stable.size[0] * stable.size[1] / 100, 1.0))
-    tallies = {}
-    for number, (both, left, right) in pixels.items():
-        if left or right:
-            weight = min(1.0, max(left, right) / full)
-            tallies[number] = (weight * both / (left + right - both), weight)
-    return _tallied(tallies)
 
 
 def _class_pixels_of_maps(stable: _Regions, candidate: _Regions) -> dict[int, tuple[float, float, float]]:

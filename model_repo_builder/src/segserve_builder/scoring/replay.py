@@ -11,7 +11,7 @@ import numpy as np
 from segserve_builder.errors import GoldenError
 from segserve_builder.golden.judging import Answer
 from segserve_builder.scoring.quality import Quality, Regions, score_samples
-from segserve_builder.scoring.regions import GoldenImage, GoldenImages, empty_regions, regions_of
+from segserve_builder.scoring.regions import GoldenImages, empty_regions, regions_of
 
 PAUSES_S: Final = (0.0, 0.5, 2.0)
 """Pauses before the attempts at an image; then it counts as not answered. A single failure says nothing about masks."""
@@ -54,7 +54,11 @@ def replay(images: GoldenImages, infer: Infer, wait: Callable[[float], object], 
         if missing and pause_s:
             wait(pause_s)
         for index, image in missing:
-            regions = _regions(image, infer(image.path.read_bytes(), images.parameters), images)
+            answer = infer(image.path.read_bytes(), images.parameters)
+            try:
+                regions = regions_of(image, answer, images.task) if answer is not None else None
+            except GoldenError:
+                regions = None
             if regions is not None:
                 answers[index] = regions
     shown = [answers.get(index) or empty_regions(image, images.task) for index, image in enumerate(images.images)]
@@ -73,10 +77,3 @@ def replay(images: GoldenImages, infer: Infer, wait: Callable[[float], object], 
         slices=tuple(image.case.slice or "" for image in images.images),
         resampled=tuple(resampled),
     )
-
-
-def _regions(image: GoldenImage, answer: Answer | None, images: GoldenImages) -> Regions | None:
-    try:
-        return regions_of(image, answer, images.task) if answer is not None else None
-    except GoldenError:
-        return None

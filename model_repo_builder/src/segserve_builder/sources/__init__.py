@@ -21,7 +21,7 @@ from segserve_builder.sources.archives import SUFFIXES, is_archive, open_member
 from segserve_builder.sources.az import AzSource
 from segserve_builder.sources.base import ArtifactSource, FolderSource, Stream
 from segserve_builder.sources.fetching import Download, Progress, RetryPolicy
-from segserve_builder.sources.file import FileSource
+from segserve_builder.sources.file import FileSource, PvcSource
 from segserve_builder.sources.folder import (
     copy_folder,
     download_files,
@@ -36,7 +36,6 @@ from segserve_builder.sources.http import HttpSource
 from segserve_builder.sources.hugging_face import HuggingFaceSource
 from segserve_builder.sources.mlflow import MlflowSource
 from segserve_builder.sources.oci import OciSource
-from segserve_builder.sources.pvc import PvcSource
 from segserve_builder.sources.s3 import S3Source
 
 __all__ = [
@@ -127,7 +126,6 @@ def fetch_folder(
     cache: Path,
     access: Access = _STRICT,
     *,
-    progress: Progress | None = None,
     retry_policy: RetryPolicy = _DEFAULT_RETRY,
 ) -> Path:
     """Return the verified folder `<cache>/folders/<sha256>`, copied, downloaded or unpacked if it is missing.
@@ -142,7 +140,7 @@ def fetch_folder(
     def is_intact() -> bool:
         if not is_archive(uri):
             return folder_digest(target) == sha256
-        archive = fetch(uri, sha256, cache, access, progress=progress, retry_policy=retry_policy)
+        archive = fetch(uri, sha256, cache, access, retry_policy=retry_policy)
         return is_unpacked(target, archive, uri, cache, access.max_bytes)
 
     if _VERIFIED.is_verified(target, is_intact):
@@ -150,22 +148,19 @@ def fetch_folder(
     if target.is_dir():
         set_aside(target, cache)
     with separate_fetch():
-        _fetch_folder(source, uri, sha256, cache, access, _Reader(access, cache, retry_policy, progress))
+        reader = _Reader(access, cache, retry_policy, None)
+        if is_archive(uri):
+            archive = fetch(uri, sha256, cache, access, retry_policy=retry_policy)
+            unpack_folder(archive, uri, sha256, cache, access.max_bytes)
+        elif isinstance(source, FileSource):
+            copy_folder(source.allowed(uri, access), uri, sha256, cache, access.max_bytes)
+        elif isinstance(source, FolderSource):
+            files = ((path, _below(uri, path)) for path in source.files(uri, access))
+            download_files(reader.receive, files, uri, sha256, cache, access.max_bytes)
+        else:
+            download_listed(reader.receive, uri, sha256, cache, access.max_bytes)
     _VERIFIED.add(target)
     return target
-
-
-def _fetch_folder(source: ArtifactSource, uri: str, sha256: str, cache: Path, access: Access, reader: _Reader) -> None:
-    if is_archive(uri):
-        archive = fetch(uri, sha256, cache, access, progress=reader.progress, retry_policy=reader.retry_policy)
-        unpack_folder(archive, uri, sha256, cache, access.max_bytes)
-    elif isinstance(source, FileSource):
-        copy_folder(source.allowed(uri, access), uri, sha256, cache, access.max_bytes)
-    elif isinstance(source, FolderSource):
-        files = ((path, _below(uri, path)) for path in source.files(uri, access))
-        download_files(reader.receive, files, uri, sha256, cache, access.max_bytes)
-    else:
-        download_listed(reader.receive, uri, sha256, cache, access.max_bytes)
 
 
 def fetch_unpinned(uri: str, access: Access, max_bytes: int, *, retry_policy: RetryPolicy = _DEFAULT_RETRY) -> bytes:
@@ -187,7 +182,9 @@ def resolved(uri: str, base: str | None) -> str:
         raise RelativeUriError(f"{uri!r} is relative, and there is no base; allowed: an absolute path, {schemes}")
     source_of(base)
     folder = base if _has_scheme(base) else FileSource().path(base).as_uri()
-    return _joined(folder.rstrip("/") + "/", "#".join(map(quote, _split(uri))).rstrip("#"))
+    relative = "#".join(map(quote, _split(uri))).rstrip("#")
+    scheme, _, rest = (folder.rstrip("/") + "/").partition(":")
+    return f"{scheme}:{urljoin(f'file:{rest}', relative).removeprefix('file:')}"
 
 
 def source_of(uri: str) -> ArtifactSource:
@@ -258,12 +255,6 @@ def _split(uri: str) -> tuple[str, str]:
 def _below(uri: str, relative: str) -> str:
     joint = "#" if _scheme(uri) in _WITH_MEMBERS and "#" not in uri else "/"
     return f"{uri.rstrip('/')}{joint}{quote(relative)}"
-
-
-def _joined(folder: str, relative: str) -> str:
-    """Join as `urljoin` does, for any scheme: it knows only a few."""
-    scheme, _, rest = folder.partition(":")
-    return f"{scheme}:{urljoin(f'file:{rest}', relative).removeprefix('file:')}"
 
 
 def _scheme(uri: str) -> str:

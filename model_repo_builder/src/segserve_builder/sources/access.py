@@ -41,7 +41,16 @@ class Credential(FrozenModel):
 
         Raises `SourceUnauthorizedError` if there are none, or if `forms` are given and the keys of none is complete.
         """
-        values = _read_folder(self.folder)
+        # Kubernetes keeps the data of a Secret in hidden folders next to the links to it.
+        try:
+            files = [path for path in self.folder.iterdir() if path.is_file() and not path.name.startswith("..")]
+            values = {path.name: path.read_text().strip() for path in files}
+        except (OSError, UnicodeDecodeError) as error:
+            raise SourceUnauthorizedError(
+                f"the Secret {self.folder.name!r} cannot be read: {type(error).__name__}"
+            ) from error
+        if not values:
+            raise SourceUnauthorizedError(f"the Secret {self.folder.name!r} does not exist, or has no keys")
         if forms and not any(all(values.get(key) for key in form) for form in forms):
             needed = "; or ".join(", ".join(form) for form in forms)
             keys = ", ".join(sorted(values)) or "nothing"
@@ -83,7 +92,7 @@ class Access(FrozenModel):
     """Patterns of allowed hosts; empty allows all."""
 
     ceiling: tuple[str, ...] = ()
-    """Further patterns, of which hosts and those of `endpoints` must match one: the operator's limit for all pools."""
+    """Further patterns, of which each host, also of `endpoints`, must match one: the operator's limit for all pools."""
 
     private: tuple[str, ...] = ()
     """Patterns of hosts, or networks, whose addresses may be of this machine or of a private network."""
@@ -172,15 +181,3 @@ def shown_digest(actual: str) -> str | None:
     Whoever reads the message need not be allowed to read what is there, and a digest can be tried in the next fetch.
     """
     return None if _PRIVATE.get() else actual
-
-
-def _read_folder(folder: Path) -> dict[str, str]:
-    # Kubernetes keeps the data of a Secret in hidden folders next to the links to it.
-    try:
-        files = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith("..")]
-        values = {path.name: path.read_text().strip() for path in files}
-    except (OSError, UnicodeDecodeError) as error:
-        raise SourceUnauthorizedError(f"the Secret {folder.name!r} cannot be read: {type(error).__name__}") from error
-    if not values:
-        raise SourceUnauthorizedError(f"the Secret {folder.name!r} does not exist, or has no keys")
-    return values

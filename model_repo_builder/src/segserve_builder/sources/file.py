@@ -1,28 +1,20 @@
-"""The source `file`: files of this machine, by absolute path or `file:` URI."""
+"""The sources `file` and `pvc`: files of this machine, and of claims that a pool's servers mount (pvc://claim/path)."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Final
 from urllib.parse import unquote, urlsplit
 
 from segserve_builder.errors import ArtifactMissingError, SourceDeniedError
 from segserve_builder.sources.access import Access
 from segserve_builder.sources.base import Stream
 
-
-class FileStream:
-    """An open file. It has no identity: copying it again is cheap."""
-
-    identity: str | None = None
-
-    def __init__(self, file: BinaryIO, start: int = 0) -> None:
-        self.size: int | None = os.fstat(file.fileno()).st_size
-        self.start = file.seek(start if start < self.size else 0)
-        self.read = file.read
+_CLAIM: Final = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 
 
 class LocalFiles:
@@ -86,3 +78,46 @@ class FileSource(LocalFiles):
         if not path.is_absolute():
             raise ArtifactMissingError(f"{uri!r} is relative; expected an absolute path or file: URI")
         return path
+
+
+class PvcSource(LocalFiles):
+    """Files of claims. Symbolic links are followed within their claim, and refused if they lead out of it."""
+
+    def allowed(self, uri: str, access: Access) -> Path:
+        """Return the path if it is in a claim of the pool."""
+        claim, _, rest = uri.partition("://")[2].partition("/")
+        access.check_uri("pvc", claim)
+        root = _root(claim, access)
+        parts = unquote(rest).split("/")
+        if any(part == ".." or "\0" in part for part in parts):
+            raise SourceDeniedError(f"{uri!r} leaves its claim; a path has no '..' and no NUL")
+        path = root.joinpath(*parts).resolve()
+        if not path.is_relative_to(root):
+            raise SourceDeniedError(f"{uri!r} leaves its claim by a symbolic link")
+        return path
+
+
+def _root(claim: str, access: Access) -> Path:
+    if access.claims is None:
+        raise SourceDeniedError(
+            "no claims are mounted here; pvc: is read by the servers of a pool whose spec.artifacts.claims lists the "
+            "claim. On one machine, name the file by its path, or make the folder claims/NAME in ~/.config/segserve"
+        )
+    root = (access.claims / claim).resolve()
+    if not _CLAIM.fullmatch(claim) or not root.is_dir():
+        there = sorted(path.name for path in access.claims.iterdir()) if access.claims.is_dir() else []
+        raise SourceDeniedError(
+            f"the claim {claim!r} is not one of the pool's; spec.artifacts.claims names: {', '.join(there) or 'none'}"
+        )
+    return root
+
+
+class FileStream:
+    """An open file. It has no identity: copying it again is cheap."""
+
+    identity: str | None = None
+
+    def __init__(self, file: BinaryIO, start: int = 0) -> None:
+        self.size: int | None = os.fstat(file.fileno()).st_size
+        self.start = file.seek(start if start < self.size else 0)
+        self.read = file.read

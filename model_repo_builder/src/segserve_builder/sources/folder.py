@@ -52,7 +52,17 @@ def folder_digest(folder: Path) -> str:
 def copy_folder(folder: Path, uri: str, sha256: str, cache: Path, max_bytes: int) -> Path:
     """Copy `folder` into the cache under its digest, which is computed over the bytes as they are copied."""
     with _entering(sha256, cache) as copy:
-        actual = _digest(_copy(folder, copy, uri, max_bytes))
+        digests: dict[str, str] = {}
+        left = max_bytes
+        for path, relative in _files(folder):
+            target = copy / relative
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("rb") as source, target.open("wb") as file:
+                digests[relative] = copy_hashed(source, file, f"{uri}/{relative}", left)
+                left -= file.tell()
+                file.flush()
+                os.fsync(file.fileno())
+        actual = _digest(digests)
         if actual != sha256:
             raise DigestMismatchError(uri, sha256, shown_digest(actual))
     return folder_path(cache, sha256)
@@ -129,7 +139,13 @@ def _entering(sha256: str, cache: Path) -> Iterator[Path]:
         copy.mkdir()
         yield copy
         target.parent.mkdir(parents=True, exist_ok=True)
-        _rename_unless_there(copy, target)
+        try:
+            copy.rename(target)
+        except OSError:
+            # A folder cannot be renamed over one with files: another process was first, with the same bytes.
+            if not target.is_dir():
+                raise
+            shutil.rmtree(copy)
         sync_folder(target.parent)
 
 
@@ -159,30 +175,6 @@ def _check_below(relative: str, uri: str) -> None:
     path = PurePosixPath(relative)
     if path.is_absolute() or ".." in path.parts or not path.parts or "\0" in relative:
         raise UnsafeArtifactError(f"{uri!r} names {relative!r}; a pinned folder holds files below itself only")
-
-
-def _copy(folder: Path, copy: Path, uri: str, max_bytes: int) -> dict[str, str]:
-    digests: dict[str, str] = {}
-    left = max_bytes
-    for path, relative in _files(folder):
-        target = copy / relative
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("rb") as source, target.open("wb") as file:
-            digests[relative] = copy_hashed(source, file, f"{uri}/{relative}", left)
-            left -= file.tell()
-            file.flush()
-            os.fsync(file.fileno())
-    return digests
-
-
-def _rename_unless_there(copy: Path, target: Path) -> None:
-    try:
-        copy.rename(target)
-    except OSError:
-        # A folder cannot be renamed over one with files: another process was first, with the same bytes.
-        if not target.is_dir():
-            raise
-        shutil.rmtree(copy)
 
 
 def _files(folder: Path) -> Iterator[tuple[Path, str]]:

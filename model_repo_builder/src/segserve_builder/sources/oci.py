@@ -136,7 +136,8 @@ def _entries(registry: Registry, layer: Layer, uri: str) -> Generator[tuple[str,
     The names are only compared, never written to, so unsafe ones do no harm.
     """
     with registry.blob(layer) as blob, readable(uri):
-        for info, found in tar_entries(blob, _name(layer), registry.max_bytes):
+        kind = layer.media_type.rpartition("tar")[2]
+        for info, found in tar_entries(blob, f"{layer.digest}.tar{_SUFFIXES.get(kind, kind)}", registry.max_bytes):
             yield str(PurePosixPath("/", info.name).relative_to("/")), found, info.issym() or info.islnk()
 
 
@@ -154,9 +155,3 @@ def _hides(path: str, member: str) -> bool:
 def _is_network(path: str) -> bool:
     is_whiteout = PurePosixPath(path).name.startswith(_WHITEOUT)
     return path.startswith(f"{MODELS}/") and path.lower().endswith(".onnx") and not is_whiteout
-
-
-def _name(layer: Layer) -> str:
-    """Return a file name for the layer, whose suffix tells its compression."""
-    kind = layer.media_type.rpartition("tar")[2]
-    return f"{layer.digest}.tar{_SUFFIXES.get(kind, kind)}"

@@ -114,7 +114,16 @@ class Registry:
         """Return the layers of the reference; of an index, those for this machine."""
         name = self._reference.digest or self._reference.tag
         for _ in range(_DEEPEST_INDEX):
-            manifest = self._manifest(name)
+            with self._authenticated(f"{self._url}/manifests/{name}") as response:
+                body = response.content()
+            actual = f"sha256:{hashlib.sha256(body).hexdigest()}"
+            # A tag pins nothing; the sha256 of the artifact still pins the file.
+            if name.startswith("sha256:") and actual != name:
+                raise DigestMismatchError(f"the manifest of {self._url}", name, shown_digest(actual))
+            try:
+                manifest = Manifest.model_validate_json(body)
+            except ValidationError as error:
+                raise ArtifactMissingError(f"'{response.url}' is not a manifest: {error.errors()[0]['msg']}") from error
             if manifest.manifests is None:
                 return manifest.layers
             name = _for_this_machine(manifest.manifests, self._url).digest
@@ -125,18 +134,6 @@ class Registry:
         """Open a layer; call `layers` first, which gets the token."""
         with open_file(f"{self._url}/blobs/{layer.digest}", self._access, self._request, start) as stream:
             yield stream
-
-    def _manifest(self, name: str) -> Manifest:
-        with self._authenticated(f"{self._url}/manifests/{name}") as response:
-            body = response.content()
-        actual = f"sha256:{hashlib.sha256(body).hexdigest()}"
-        # A tag pins nothing; the sha256 of the artifact still pins the file.
-        if name.startswith("sha256:") and actual != name:
-            raise DigestMismatchError(f"the manifest of {self._url}", name, shown_digest(actual))
-        try:
-            return Manifest.model_validate_json(body)
-        except ValidationError as error:
-            raise ArtifactMissingError(f"'{response.url}' is not a manifest: {error.errors()[0]['msg']}") from error
 
     @contextmanager
     def _authenticated(self, url: str) -> Iterator[StreamedResponse]:

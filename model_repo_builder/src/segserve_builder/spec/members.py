@@ -27,7 +27,7 @@ NOT_OPENED: Final = "cannot be opened"
 
 
 def is_shared(step: str) -> bool:
-    """Tell whether a step is shared by models whose own would differ in options alone."""
+    """Return whether a step is shared by models whose own would differ in options alone."""
     return _SHARED.fullmatch(step) is not None
 
 

@@ -8,13 +8,13 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from segserve_builder.stages.base import RequestOptions, Stage
-from segserve_builder.values import Instances, Int32, ValueType
+from segserve_builder.values import Instances, ValueType
 
 
 class MaskNms(Stage):
     """Lower the scores of masks that overlap better ones (Matrix NMS of SOLOv2), or remove them (greedy).
 
-    Overlaps are those of the masks, at the image's size. Instances may come in any order; among equal scores the first
+    Overlaps are between masks, at the image's size. Instances may come in any order; among equal scores the first
     is the better one.
     """
 
@@ -53,9 +53,6 @@ class MaskNms(Stage):
 
             size = value.height, value.width
             return ranked.take(greedy_masks(ranked.masks, classes, *size, self.iou_threshold, limit).tolist())
-        return self._lowered(ranked, classes, limit, request)
-
-    def _lowered(self, ranked: Instances, classes: Int32, limit: int, request: RequestOptions) -> Instances:
         import numpy as np
 
         from segserve_builder.kernels.mask_nms import matrix_decay

@@ -36,7 +36,18 @@ class Morphology(Stage):
 
         change = self._on_bitmaps()
         if isinstance(value, LabelMap):
-            return replace(value, labels=_change_labels(value.labels, change))
+            import numpy as np
+
+            from segserve_builder.kernels.regions import present_labels
+
+            changed = np.zeros_like(value.labels, order="C")
+            for label in present_labels(value.labels):
+                mask = value.labels == label
+                grown = change(mask.view(np.uint8)).view(bool)
+                # Pixels that it may take are 0, so adding sets them; that is faster than assigning by a mask.
+                taken = grown & (mask | ((value.labels | changed) == 0))
+                changed += taken.view(np.uint8) * value.labels.dtype.type(label)
+            return replace(value, labels=changed)
         return map_masks(value, change, margin=2 * self.radius)
 
     def _on_bitmaps(self) -> Callable[[NDArray[Any]], NDArray[Any]]:
@@ -51,18 +62,3 @@ class Morphology(Stage):
         shape = {"ellipse": cv2.MORPH_ELLIPSE, "square": cv2.MORPH_RECT, "cross": cv2.MORPH_CROSS}[self.shape]
         kernel = cv2.getStructuringElement(shape, (2 * self.radius + 1, 2 * self.radius + 1))
         return lambda bitmap: cv2.morphologyEx(bitmap, operation, kernel)
-
-
-def _change_labels(labels: NDArray[Any], change: Callable[[NDArray[Any]], NDArray[Any]]) -> NDArray[Any]:
-    import numpy as np
-
-    from segserve_builder.kernels.regions import present_labels
-
-    changed = np.zeros_like(labels, order="C")
-    for label in present_labels(labels):
-        mask = labels == label
-        grown = change(mask.view(np.uint8)).view(bool)
-        # Pixels that it may take are 0, so adding sets them; that is faster than assigning by a mask.
-        taken = grown & (mask | ((labels | changed) == 0))
-        changed += taken.view(np.uint8) * labels.dtype.type(label)
-    return changed

@@ -159,8 +159,19 @@ class Resize(Stage):
         transform = self.place(*value.pixels.shape[:2])
         if transform == value.transform:
             return value
-        _check_growth(transform)
-        constant = self._constant(value.pixels.dtype.itemsize)
+        area = transform.input_height * transform.input_width
+        allowed = max(_PADDED_PIXELS, 2 * transform.inner_height * transform.inner_width)
+        if area > allowed:
+            raise BadImageError(
+                f"image of {transform.height} x {transform.width} pixels would be padded to "
+                f"{transform.input_height} x {transform.input_width}; allowed are {allowed} pixels"
+            )
+        if self.pad_value is not None:
+            constant = self.pad_value
+        elif self.mode != "letterbox":
+            constant = 0
+        else:
+            constant = _LETTERBOX_GREY if value.pixels.dtype.itemsize == 1 else _LETTERBOX_GREY * 257
         return Image(self._pad(self._resize(value.pixels, transform), transform, constant), transform)
 
     def _resize(self, pixels: NDArray[Any], transform: ResizeTransform) -> NDArray[Any]:
@@ -200,13 +211,6 @@ class Resize(Stage):
         )
         return padded.reshape(transform.input_height, transform.input_width, pixels.shape[2])
 
-    def _constant(self, itemsize: int) -> int:
-        if self.pad_value is not None:
-            return self.pad_value
-        if self.mode != "letterbox":
-            return 0
-        return _LETTERBOX_GREY if itemsize == 1 else _LETTERBOX_GREY * 257
-
 
 def _letterboxed(whole: ResizeTransform, input_height: int, input_width: int, multiple: int | None) -> ResizeTransform:
     scale = min(input_height / whole.height, input_width / whole.width)
@@ -244,14 +248,3 @@ def _padded(whole: ResizeTransform, inner: tuple[int, int], multiple: int) -> Re
         input_height=height + -height % multiple,
         input_width=width + -width % multiple,
     )
-
-
-def _check_growth(transform: ResizeTransform) -> None:
-    """Refuse images so narrow that padding them would fill the memory."""
-    area = transform.input_height * transform.input_width
-    allowed = max(_PADDED_PIXELS, 2 * transform.inner_height * transform.inner_width)
-    if area > allowed:
-        raise BadImageError(
-            f"image of {transform.height} x {transform.width} pixels would be padded to "
-            f"{transform.input_height} x {transform.input_width}; allowed are {allowed} pixels"
-        )

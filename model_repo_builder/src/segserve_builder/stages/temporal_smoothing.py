@@ -81,8 +81,8 @@ class TemporalSmoothing(Stage):
         and an older one its own value; neither changes what is kept. Where the image's size changes, or the class of
         more than `scene_cut` of all pixels, the history begins anew.
         """
-        array, transform = _array(value), _placement(value)
-        number = _number(frame, history)
+        array, transform = value.labels if isinstance(value, LabelMap) else value.values, _placement(value)
+        number = frame if frame is not None else 0 if history is None else history.frames[-1] + 1
         fits = history is not None and history.transform == transform and history.arrays[-1].shape == array.shape
         if history is None or not fits:
             return value, History(transform, (number,), (_owned(array),))
@@ -91,7 +91,10 @@ class TemporalSmoothing(Stage):
             return value, history
         if number == last:
             return _with_array(value, _answer(history.arrays)), history
-        if _changed(array, history.arrays[-1]) > self.scene_cut:
+        before = history.arrays[-1]
+        import numpy as np
+
+        if float(np.mean(_classes(array) != _classes(before))) > self.scene_cut:
             return value, History(transform, (number,), (_owned(array),))
         kept = self._kept(array, number, history)
         return _with_array(value, _answer(kept.arrays)), kept
@@ -111,16 +114,6 @@ class TemporalSmoothing(Stage):
         return History(history.transform, frames, arrays)
 
 
-def _number(frame: int | None, history: History | None) -> int:
-    if frame is not None:
-        return frame
-    return 0 if history is None else history.frames[-1] + 1
-
-
-def _array(value: Logits | LabelMap) -> NDArray[Any]:
-    return value.labels if isinstance(value, LabelMap) else value.values
-
-
 def _placement(value: Logits | LabelMap) -> ResizeTransform:
     return value.logits.transform if isinstance(value, LabelMap) else value.transform
 
@@ -137,13 +130,6 @@ def _answer(arrays: tuple[NDArray[Any], ...]) -> NDArray[Any]:
 def _owned(array: NDArray[Any]) -> NDArray[Any]:
     """Return a copy: what a request brings is gone with it."""
     return array.copy()
-
-
-def _changed(array: NDArray[Any], before: NDArray[Any]) -> float:
-    """Return the part of all pixels that have another class than before."""
-    import numpy as np
-
-    return float(np.mean(_classes(array) != _classes(before)))
 
 
 def _classes(array: NDArray[Any]) -> NDArray[Any]:

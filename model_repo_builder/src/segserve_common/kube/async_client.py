@@ -100,7 +100,7 @@ class AsyncKubeClient:
         return with_type([item async for item in self._items("list", Selector(kind, labels), namespace, JSON)], kind)
 
     async def each(self, kind: Kind, namespace: str | None, labels: Mapping[str, str]) -> AsyncIterator[Json]:
-        """Yield the objects that `list` returns; only those of one page are in memory."""
+        """Yield the objects that `list` returns; only one page of them is in memory."""
         async for item in self._items("list", Selector(kind, labels), namespace, JSON):
             yield with_type([item], kind)[0]
 
@@ -171,9 +171,6 @@ class AsyncKubeClient:
                 return
 
     async def _object(self, request: Request, kind: Kind, keys: frozenset[str] = frozenset({"metadata"})) -> Json:
-        return decode_object(request, await self._content(request, kind), keys)
-
-    async def _content(self, request: Request, kind: Kind) -> bytes:
         status, began_s = 0, time.monotonic()
         try:
             async with asyncio.timeout(self._timeout_s):
@@ -185,7 +182,7 @@ class AsyncKubeClient:
             raise UnavailableError(f"{request}: {type(error).__name__} {error}".rstrip()) from error
         finally:
             self._on_call(request.verb, kind, status, time.monotonic() - began_s)
-        return content
+        return decode_object(request, content, keys)
 
     async def _send(self, request: Request) -> Any:
         token = await self._configuration.get_api_key_with_prefix("BearerToken")

@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 
 class Reflector:
-    """Tells `on_list` all objects that a selector chooses, then `on_event` every change, from a thread of its own.
+    """Gives `on_list` all objects that a selector chooses, then `on_event` every change, from a thread of its own.
 
     After an interruption the objects are listed again, also if a callback raised: what it missed comes once more.
     `on_error` gets why objects could not be listed or watched; an expired version is no error.

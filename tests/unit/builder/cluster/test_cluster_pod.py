@@ -24,12 +24,11 @@ from segserve_builder.agent.loop import AgentHealth
 from segserve_builder.agent.protocol import Assignment, ModelReport, ModelState
 from segserve_builder.agent.server import Repository
 from segserve_builder.agent.state import Ensemble
-from segserve_builder.cluster.agent_metrics import AgentMetrics
+from segserve_builder.cluster.agent import AgentMetrics
 from segserve_builder.cluster.assignment import AssignmentInbox
-from segserve_builder.cluster.bounded_log import BoundedLog
 from segserve_builder.cluster.probe_server import ProbeServer, probe_response
 from segserve_builder.cluster.settings import AgentSettings, ServerSettingsError, TritonSettings
-from segserve_builder.cluster.triton import JsonLog, arguments, environment
+from segserve_builder.cluster.triton import BoundedLog, JsonLog, arguments, environment
 from segserve_builder.errors import UnknownNameError
 from segserve_builder.sources.access import ACCESS_VARIABLE, Access, Credential
 from segserve_builder.spec.model_spec import Artifact

@@ -14,10 +14,10 @@ from tritonclient.grpc import service_pb2 as pb
 
 from fakes.compared_groups import COMPARISON, World, comparing, copy_of
 from raw_inference import Protocol
-from segserve_builder.comparator import compared_model, kept, service, sheet
-from segserve_builder.comparator.answers import ExchangedPair, compare_answers, confidence_shift
+from segserve_builder.comparator import kept, service, sheet
 from segserve_builder.comparator.comparing import AnswerComparer, AnswerComparison
 from segserve_builder.comparator.sheet import Sheet
+from segserve_builder.comparator.worker import ExchangedPair, compare_answers, confidence_shift
 from segserve_builder.copies.bodies import WireBody, read_answer, read_image
 from segserve_builder.copies.http_server import serving
 from segserve_common.kserve import BYTES, HEADER_LENGTH, Tensor
@@ -286,8 +286,8 @@ async def test_what_is_kept_is_bounded_in_number_and_bytes(limit: int, monkeypat
         pairs = json.loads((await world.control.get("/sheet?model=coins")).content)["pairs"]
 
     agreed = [pair["agreement"] for pair in pairs]
-    assert agreed == ([0.1, 0.5, *[0.7] * (compared_model.MOST_PAIRS - 2)] if limit else [])
+    assert agreed == ([0.1, 0.5, *[0.7] * (service.MOST_PAIRS - 2)] if limit else [])
 
 
 def test_a_sheet_has_as_many_pairs_as_are_kept() -> None:
-    assert compared_model.MOST_PAIRS == sheet.MOST_PAIRS
+    assert service.MOST_PAIRS == sheet.MOST_PAIRS

@@ -16,7 +16,7 @@ from fakes.compared_groups import COMPARISON, INFER, World, at_full_rate, compar
 from fakes.group_servers import GROUP
 from fakes.waiting import eventually
 from raw_inference import Protocol
-from segserve_builder.comparator import compared_model, service, tally
+from segserve_builder.comparator import service, tally
 from segserve_builder.comparator.pacing import Pacing
 from segserve_builder.copies import copies
 from segserve_builder.copies.copies import MODEL_INFER
@@ -64,7 +64,7 @@ async def test_what_the_body_needs_of_the_headers_goes_with_it_and_no_other() ->
 
 
 async def test_the_first_pairs_warm_the_candidate_and_are_not_counted(world: World) -> None:
-    await world.send_all(compared_model.WARM_UP_PAIRS)
+    await world.send_all(service.WARM_UP_PAIRS)
     assert (await world.pairs())["coins"]["failed"] == [0, 0, 0, 0]
 
     await world.send_all(3)
@@ -172,7 +172,7 @@ async def test_a_group_that_never_answers_has_failed_and_stands_in_the_last_bin(
         world.servers.answers["green"] = None
         await world.send()
         await world.idle()
-        world.clock.now_s += compared_model.WARM_UP_S
+        world.clock.now_s += service.WARM_UP_S
         await world.send_all(1)
         pairs = (await world.pairs())["coins"]
 

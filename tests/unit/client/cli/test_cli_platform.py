@@ -10,8 +10,7 @@ import httpx
 import pytest
 
 from fakes.kube_http import FakeServer, refusal
-from segserve_platform.cli.changes import change_lines
-from segserve_platform.cli.resources import model_description
+from segserve_platform.cli.resources import change_lines, model_description
 from segserve_platform.platforms.errors import (
     ControlError,
     ForbiddenError,

@@ -16,7 +16,7 @@ import yaml
 from segserve.platform import Local
 from segserve_common.process_record import ProcessRecord
 from segserve_operator.adapters.local.files import StateFolder
-from segserve_platform.cli.changes import differences
+from segserve_platform.cli.resources import differences
 from segserve_platform.platforms.port import MODEL
 from segserve_platform.platforms.selection import open_platform
 

@@ -13,7 +13,7 @@ import yaml
 
 from fakes import rollout_records as records
 from fakes.kube_http import FakeServer
-from segserve_operator.adapters.kube.objects.rollout import evidence_config_map
+from segserve_operator.adapters.kube.rollouts import evidence_config_map
 from segserve_operator.adapters.local.files import STATE_VARIABLE
 from segserve_operator.adapters.local.rollouts import RolloutFiles
 from segserve_operator.core.evidence import EvidenceWindow

@@ -30,7 +30,7 @@ from segserve_operator.adapters.local.store import LocalStore
 from segserve_operator.api.evaluation import Estimate, Evaluation
 from segserve_operator.api.loading import load
 from segserve_operator.core.models.evaluation import current_evaluation, read_evaluation
-from segserve_platform.cli.sample_evaluation import evaluation_of
+from segserve_platform.evaluation.estimates import evaluation_of
 
 from ..conftest import HEIGHT, WIDTH
 from .conftest import MODEL_FILE, Command

@@ -26,12 +26,11 @@ from segserve.results.result import SemanticResult
 from segserve.results.values import SegmentClass
 from segserve_builder.scoring.quality import Regions
 from segserve_operator.api.evaluation import Estimate
-from segserve_platform.evaluation.calibration import calibration_error
 from segserve_platform.evaluation.datasets import Dataset, LabelledImage
 from segserve_platform.evaluation.estimates import estimates
 from segserve_platform.evaluation.regions import document_of
 from segserve_platform.evaluation.report import ImageScore, SliceScore
-from segserve_platform.evaluation.scores import SIZES, score
+from segserve_platform.evaluation.scores import SIZES, calibration_error, score
 
 from ..conftest import rle_counts
 from .conftest import (
@@ -115,7 +114,7 @@ def test_the_calibration_error_of_objects_is_that_of_those_matched_by_pycocotool
     served: Served, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert "ece" not in evaluated("discs", folder / "coco").metrics, "30 objects tell nothing"
-    monkeypatch.setattr("segserve_platform.evaluation.calibration.FEWEST_CALIBRATED", 1)
+    monkeypatch.setattr("segserve_platform.evaluation.scores.FEWEST_CALIBRATED", 1)
 
     report = evaluated("discs", folder / "coco")
 

@@ -30,7 +30,7 @@ def segments(discs: list[Disc]) -> np.ndarray:
 
 
 def test_figures_are_those_of_torchmetrics(served: Served, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("segserve_platform.evaluation.calibration.FEWEST_CALIBRATED", 1)
+    monkeypatch.setattr("segserve_platform.evaluation.scores.FEWEST_CALIBRATED", 1)
     true, found = (np.stack([label_map(discs) for discs in side]) for side in (TRUE, FOUND))
     true[:, :, -9:] = 255
     for index, labels in enumerate(true):

@@ -12,7 +12,7 @@ import yaml
 
 from fakes.cluster_models import EXAMPLES
 from segserve_builder.errors import SourceDeniedError
-from segserve_builder.sources.pvc import PvcSource
+from segserve_builder.sources.file import PvcSource
 from segserve_operator.adapters.local.access import local_access
 from segserve_operator.adapters.local.files import CACHE_VARIABLE, CONFIG_VARIABLE
 from segserve_operator.api.artifacts import Artifacts

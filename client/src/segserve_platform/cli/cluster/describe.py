@@ -12,12 +12,13 @@ from segserve_common.kube.names import GROUP_LABEL, MANAGED_LABELS
 from segserve_operator.adapters.kube.pod_failures import pod_failure
 from segserve_operator.core.failure import FailureReason
 from segserve_platform.cli.errors import plain
-from segserve_platform.cli.models_view import age, model_text
+from segserve_platform.cli.models_view import model_text
 from segserve_platform.platforms.cluster.context_client import ContextClient
 from segserve_platform.platforms.cluster.logs import short_name
 from segserve_platform.platforms.cluster.platform import ClusterPlatform
 from segserve_platform.platforms.errors import ForbiddenError
 from segserve_platform.platforms.port import Json
+from segserve_platform.platforms.waiting import age
 
 
 @dataclass(frozen=True, slots=True)

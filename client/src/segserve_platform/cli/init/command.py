@@ -107,8 +107,8 @@ def init(
     folder = output if output is not None else Path(model)
     _refuse_to_overwrite(folder, force=force)
     with needs("builder"), spinner("starting") as progress:
-        from segserve_platform.cli.init.external_data import one_file
         from segserve_platform.cli.init.guess import guess
+        from segserve_platform.cli.init.network import one_file
         from segserve_platform.cli.init.report import report
         from segserve_platform.cli.init.values import Overrides, Remark
 

@@ -72,7 +72,10 @@ def guess(
     network = read_network(path)
     image = image_input(network.image)
     sizes = dict(zip(images, _sizes(images), strict=True))
-    runner = _runner(network, image)
+    try:
+        runner = NetworkRunner(network, image)
+    except ModuleNotFoundError:
+        runner = None
     network = network if runner is None else runner.observe(network, images[0])
     names = names_of(network, overrides.classes)
     ranked = _ranked(network, image, names, overrides)
@@ -146,13 +149,6 @@ def _pipeline_of(spec: Mapping[str, Any]) -> Pipeline:
     )
 
 
-def _runner(network: NetworkFile, image: ImageInput) -> NetworkRunner | None:
-    try:
-        return NetworkRunner(network, image)
-    except ModuleNotFoundError:
-        return None
-
-
 def _ranked(
     network: NetworkFile, image: ImageInput, names: ClassNames | None, overrides: Overrides
 ) -> tuple[FamilyCandidate, ...]:
@@ -180,7 +176,7 @@ def _class_channels(
             f"{network.path.name} does not contain its number of classes or their names: set them with --classes"
             + ("" if can_run else ", or pip install 'segserve[local]' to run the network")
         )
-    # Labels of a single named class are those of the background and of it.
+    # A single named class has two labels: the background's and its own.
     return max(len(names.names), 2) if candidate.family.gives == ValueType.LABELS else len(names.names)
 
 

@@ -81,10 +81,6 @@ def _resize_of(
         if processed["mode"] == "shortSide":
             text += "; transformers rounds sides down, which may differ by a pixel"
         return _resize(processed, Remark(PLACE, text))
-    return _as_they_are(multiple)
-
-
-def _as_they_are(multiple: int | None) -> Choice:
     step = SAFE_MULTIPLE if multiple in (None, 1) else multiple
     why = {
         None: f"multiples of {step} are a guess: the network was not run",

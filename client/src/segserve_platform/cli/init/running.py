@@ -52,7 +52,11 @@ class NetworkRunner:
                     "or cast them to float32 in the network"
                 )
             raise CommandError(f"ONNX Runtime cannot load {network.path}: {_brief(error)}{mend}") from error
-        self._run_options = _silent_run_options()
+        import onnxruntime
+
+        options = onnxruntime.RunOptions()
+        options.log_severity_level = 4
+        self._run_options = options
 
     def run(self, batch: int, height: int, width: int) -> Mapping[str, Any] | None:
         """Return the outputs for noise of a size by name, None if the run fails."""
@@ -119,15 +123,6 @@ def _within_0_and_1(outputs: Mapping[str, NDArray[Any]]) -> frozenset[str]:
         for name, array in outputs.items()
         if array.dtype == "float32" and array.min(initial=1) >= 0 and array.max(initial=0) <= 1
     )
-
-
-def _silent_run_options() -> Any:
-    """Return run options that keep failures off stderr, since some runs are expected to fail."""
-    import onnxruntime
-
-    options = onnxruntime.RunOptions()
-    options.log_severity_level = 4
-    return options
 
 
 def _brief(error: Exception) -> str:

@@ -14,7 +14,7 @@ Progress: TypeAlias = Callable[[str], None]
 
 
 def no_progress(_: str) -> None:
-    """Tell nobody."""
+    """Do nothing."""
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import Annotated, Any, Final
 
 import typer
 import yaml
@@ -21,17 +22,11 @@ from segserve_platform.cli.options import (
 from segserve_platform.cli.resources import OutputFormat
 from segserve_platform.cli.terminal import print_whole
 
-if TYPE_CHECKING:
-    from segserve_operator.core.rollout.record import Record
-
 NOT_LIVE: Final = (OutputFormat.JSON, OutputFormat.YAML)
 
 rollout = typer.Typer(help="Follow and control the rollout of a new revision.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(help="Model name.", autocompletion=model_names)]
-Files = Annotated[
-    list[Path], typer.Option("--filename", "-f", help="Resource file, or - for standard input; may be repeated.")
-]
 Output = Annotated[OutputFormat, typer.Option("--output", "-o", help="Output format.")]
 Timeout = Annotated[str, typer.Option(help="Timeout for the outcome, such as 10s; 0s does not wait.")]
 
@@ -117,9 +112,33 @@ def replay(
     else:
         record = records.record_of_name(selected_platform(platform_options), source)
     if policy is not None:
-        _what_if(record, policy, output)
+        from segserve_operator.core.rollout.replay import what_if
+        from segserve_platform.cli.rollout.records import policy_from_file, what_if_document, what_if_table
+
+        other = what_if(record, policy_from_file(policy))
+        if output in NOT_LIVE:
+            _print_document(what_if_document(record, other), output)
+        elif not other:
+            typer.echo(f"{record.name}: {policy} would have decided nothing on the counted requests")
+        else:
+            _print(Console(), what_if_table(record, other))
     else:
-        _replay(record, output)
+        from segserve_platform.cli.rollout.records import (
+            differences,
+            replay_decisions,
+            replayed_document,
+            replayed_table,
+            summary,
+        )
+
+        again = replay_decisions(record)
+        if output in NOT_LIVE:
+            _print_document(replayed_document(record, again), output)
+        else:
+            _print(Console(), replayed_table(record, again))
+            for text in (*differences(again), summary(record, again)):
+                typer.echo(text)
+        raise typer.Exit(0 if all(each.same for each in again) else 1)
 
 
 @rollout.command()
@@ -158,38 +177,6 @@ def verify(
     raise typer.Exit(1 if found else 0)
 
 
-def _replay(record: Record, output: OutputFormat) -> None:
-    from segserve_platform.cli.rollout.records import (
-        differences,
-        replay_decisions,
-        replayed_document,
-        replayed_table,
-        summary,
-    )
-
-    again = replay_decisions(record)
-    if output in NOT_LIVE:
-        _print_document(replayed_document(record, again), output)
-    else:
-        _print(Console(), replayed_table(record, again))
-        for text in (*differences(again), summary(record, again)):
-            typer.echo(text)
-    raise typer.Exit(0 if all(each.same for each in again) else 1)
-
-
-def _what_if(record: Record, policy: Path, output: OutputFormat) -> None:
-    from segserve_operator.core.rollout.replay import what_if
-    from segserve_platform.cli.rollout.records import policy_from_file, what_if_document, what_if_table
-
-    other = what_if(record, policy_from_file(policy))
-    if output in NOT_LIVE:
-        _print_document(what_if_document(record, other), output)
-    elif not other:
-        typer.echo(f"{record.name}: {policy} would have decided nothing on the counted requests")
-    else:
-        _print(Console(), what_if_table(record, other))
-
-
 def _print(console: Console, shown: RenderableType) -> None:
     print_whole(console, shown)
 
@@ -215,8 +202,7 @@ def sheet(
     are in the memory of the gateways alone. From a cluster it takes the right to forward ports to their pods.
     """
     with needs("local"):
-        from segserve_platform.cli.picture_pages import PAGE
-        from segserve_platform.cli.rollout.sheet import fetch_sheet, write_sheet
+        from segserve_platform.cli.picture_pages import PAGE, fetch_sheet, write_sheet
     content, classes = fetch_sheet(selected_platform(platform_options), name)
     folder = output or Path(f"{name}-sheet")
     for line in write_sheet(content, classes, folder):
@@ -224,46 +210,23 @@ def sheet(
     typer.echo(f"{folder / PAGE}: {len(content.pairs)} of {content.compared:,} pairs")
 
 
-@rollout.command()
-@with_platform_options
-def promote(platform_options: PlatformOptions, name: Name, timeout: Timeout = "10s") -> None:
-    """Promote the candidate now, regardless of its gates; roll out one that was only judged."""
-    _ask(platform_options, name, "promote", timeout)
+def _action(verb: str) -> Callable[..., None]:
+    @with_platform_options
+    def act(platform_options: PlatformOptions, name: Name, timeout: Timeout = "10s") -> None:
+        _ask(platform_options, name, verb, timeout)
+
+    return act
 
 
-@rollout.command()
-@with_platform_options
-def abort(platform_options: PlatformOptions, name: Name, timeout: Timeout = "10s") -> None:
-    """End the rollout: the candidate gets no more requests."""
-    _ask(platform_options, name, "abort", timeout)
-
-
-@rollout.command()
-@with_platform_options
-def pause(platform_options: PlatformOptions, name: Name, timeout: Timeout = "10s") -> None:
-    """Keep the current weight; a breach still rolls back."""
-    _ask(platform_options, name, "pause", timeout)
-
-
-@rollout.command()
-@with_platform_options
-def resume(platform_options: PlatformOptions, name: Name, timeout: Timeout = "10s") -> None:
-    """Continue after a pause, or after a step that needs approval."""
-    _ask(platform_options, name, "resume", timeout)
-
-
-@rollout.command()
-@with_platform_options
-def retry(platform_options: PlatformOptions, name: Name, timeout: Timeout = "10s") -> None:
-    """Roll out the failed revision again from the start."""
-    _ask(platform_options, name, "retry", timeout)
-
-
-@rollout.command()
-@with_platform_options
-def rollback(platform_options: PlatformOptions, name: Name, timeout: Timeout = "10s") -> None:
-    """Return from the stable revision to the previous one, which is still loaded."""
-    _ask(platform_options, name, "rollback", timeout)
+for _verb, _help in {
+    "promote": "Promote the candidate now, regardless of its gates; roll out one that was only judged.",
+    "abort": "End the rollout: the candidate gets no more requests.",
+    "pause": "Keep the current weight; a breach still rolls back.",
+    "resume": "Continue after a pause, or after a step that needs approval.",
+    "retry": "Roll out the failed revision again from the start.",
+    "rollback": "Return from the stable revision to the previous one, which is still loaded.",
+}.items():
+    rollout.command(_verb, help=_help)(_action(_verb))
 
 
 @rollout.command("skip-gate")

@@ -44,24 +44,22 @@ def rollouts_table(records: Iterable[Record], *, wide: bool = False) -> Table:
         table.add_column(name, no_wrap=True)
     now_s = time.time()
     for record in records:
-        table.add_row(*_row(record, now_s, wide=wide))
+        phase, started_s = Phase(int(record.progress.phase)), float(record.progress.started_s)
+        last = record.decisions[-1] if record.decisions else None
+        row = [
+            record.name,
+            record.model,
+            record.stable,
+            record.candidate,
+            f"[{COLOURS[phase]}]{phase.label}[/]",
+            str(last.weight if last is not None else 0),
+            span(now_s - started_s),
+            span(float(record.progress.since_s) - started_s) if phase in ENDED else "",
+        ]
+        table.add_row(
+            *[*row, *((last.reason, escape(last.message)) if last is not None else ("", ""))] if wide else row
+        )
     return table
-
-
-def _row(record: Record, now_s: float, *, wide: bool) -> list[str]:
-    phase, started_s = Phase(int(record.progress.phase)), float(record.progress.started_s)
-    last = record.decisions[-1] if record.decisions else None
-    row = [
-        record.name,
-        record.model,
-        record.stable,
-        record.candidate,
-        f"[{COLOURS[phase]}]{phase.label}[/]",
-        str(last.weight if last is not None else 0),
-        span(now_s - started_s),
-        span(float(record.progress.since_s) - started_s) if phase in ENDED else "",
-    ]
-    return [*row, *((last.reason, escape(last.message)) if last is not None else ("", ""))] if wide else row
 
 
 FILES: Final = (".json", ".yaml", ".yml")

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from segserve_operator.core.failure import FailureReason
-from segserve_operator.core.gates.base import Outcome, Verdict
+from segserve_operator.core.gates.base import Outcome
 from segserve_operator.core.rollout.engine import MAX_QUARANTINES
 from segserve_operator.core.rollout.forecast import Forecast
 from segserve_operator.core.rollout.phases import ENDED, Phase
@@ -103,7 +103,15 @@ class RolloutTree:
         for gate in words.gates(self.view, self.outlook):
             verdict = verdicts.get(gate.gate)
             if self.wide and verdict is not None:
-                rows.append(_statistics(verdict, gate, ascii_only=ascii_only))
+                skipped = gate.state == "skipped"
+                colour = QUIET if skipped else OUTCOMES[verdict.outcome]
+                detail = Text.assemble((bar(verdict.progress, ascii_only=ascii_only), colour))
+                detail.append(f" {100 * min(max(verdict.progress, 0.0), 1.0):>3.0f} %")
+                message = verdict.message + (f"  ({figures(verdict.numbers)})" if verdict.numbers else "")
+                state = "skipped" if skipped else verdict.outcome.value
+                rows.append(
+                    Node(Text(verdict.gate), colour, state, detail, cause=FailureReason(verdict.reason, message))
+                )
             else:
                 rows.append(Node(Text(gate.gate), _gate_colour(gate), gate.state, Text(gate.text)))
         if rows:
@@ -175,17 +183,6 @@ def _slo(view: RolloutView) -> Iterator[Node]:
 
 def _gate_colour(gate: GateWords) -> str:
     return QUIET if gate.outcome is None else OUTCOMES[gate.outcome]
-
-
-def _statistics(verdict: Verdict, gate: GateWords, *, ascii_only: bool) -> Node:
-    """Return a gate with its evidence: the bar, the reason, the message with the odds, and the numbers."""
-    skipped = gate.state == "skipped"
-    colour = QUIET if skipped else OUTCOMES[verdict.outcome]
-    detail = Text.assemble((bar(verdict.progress, ascii_only=ascii_only), colour))
-    detail.append(f" {100 * min(max(verdict.progress, 0.0), 1.0):>3.0f} %")
-    message = verdict.message + (f"  ({figures(verdict.numbers)})" if verdict.numbers else "")
-    state = "skipped" if skipped else verdict.outcome.value
-    return Node(Text(verdict.gate), colour, state, detail, cause=FailureReason(verdict.reason, message))
 
 
 def bar(share: float, *, ascii_only: bool = False) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -98,34 +98,22 @@ def once(view: RolloutView, *, wide: bool) -> RolloutTree | Text:
 
 def follow(console: Console, platform: Platform, name: str, *, wide: bool) -> RolloutView:
     """Show a rollout until it ends, and return it; without a terminal, print each change."""
-    shown = _redrawn if console.is_terminal else _printed
-    return shown(console, watch_rollout(platform, name), name, wide=wide)
-
-
-def _redrawn(console: Console, views: Iterator[RolloutView | None], name: str, *, wide: bool) -> RolloutView:
     outlook, forecasts = Outlook(), Forecasts()
-    with Live(console=console, auto_refresh=False) as live:
-        for view in views:
-            live.update(picture(view, name, outlook, forecasts, wide=wide), refresh=True)
+    last: tuple[Any, ...] = ()
+    live = Live(console=console, auto_refresh=False) if console.is_terminal else None
+    with live or nullcontext():
+        for view in watch_rollout(platform, name):
+            if live is not None:
+                live.update(picture(view, name, outlook, forecasts, wide=wide), refresh=True)
+            elif _move(view) != last:
+                last = _move(view)
+                print_whole(console, picture(view, name, outlook, forecasts, wide=wide))
+                if view is None or not view.over:
+                    typer.echo()
             if view is not None and view.over:
                 return view
             time.sleep(WATCH_S)
-    raise AssertionError("watch_rollout have no end")
-
-
-def _printed(console: Console, views: Iterator[RolloutView | None], name: str, *, wide: bool) -> RolloutView:
-    last: tuple[Any, ...] = ()
-    outlook, forecasts = Outlook(), Forecasts()
-    for view in views:
-        if _move(view) != last:
-            print_whole(console, picture(view, name, outlook, forecasts, wide=wide))
-            if view is None or not view.over:
-                typer.echo()
-            last = _move(view)
-        if view is not None and view.over:
-            return view
-        time.sleep(WATCH_S)
-    raise AssertionError("watch_rollout have no end")
+    raise AssertionError("watch_rollout has no end")
 
 
 def _move(view: RolloutView | None) -> tuple[Any, ...]:

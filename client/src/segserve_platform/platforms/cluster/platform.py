@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import contextmanager
+from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
-from segserve_common.kube.kinds import CONFIG_MAPS, MODELS, POOLS, ROLLOUTS, SELF_REVIEWS, Kind
-from segserve_common.kube.names import chunk_name
+from segserve_common.kube.kinds import CONFIG_MAPS, EVENTS, MODELS, PODS, POOLS, ROLLOUTS, SELF_REVIEWS, Kind
+from segserve_common.kube.names import (
+    COMPONENT_LABEL,
+    FIELD_MANAGER,
+    GATEWAY,
+    GROUP_LABEL,
+    MANAGED_LABELS,
+    POOL_LABEL,
+    chunk_name,
+)
 from segserve_common.kube.requests import Selector
 from segserve_common.kube.shards import content_of
 from segserve_operator.api.checks import did_you_mean
-from segserve_platform.platforms.cluster import events, logs
+from segserve_platform.platforms.cluster import logs
 from segserve_platform.platforms.cluster.config import context_of
 from segserve_platform.platforms.cluster.context_client import ContextClient
 from segserve_platform.platforms.cluster.gateway import gateway
+from segserve_platform.platforms.cluster.logs import short_name
 from segserve_platform.platforms.cluster.watcher import Watcher
 from segserve_platform.platforms.errors import ConflictError, ControlError, InvalidResourceError, NotFoundError
 from segserve_platform.platforms.port import (
@@ -36,6 +47,68 @@ if TYPE_CHECKING:
 KINDS: Final[Mapping[str, Kind]] = {MODEL: MODELS, POOL: POOLS}
 POLL_S: Final = 1.0
 APPLIED_METADATA: Final = ("name", "labels", "annotations")
+
+
+def past_of_model(client: ContextClient, model: Json, pool: Json | None) -> list[PlatformEvent]:
+    """Return events, edits and pods of a model and its pool, in no order; `pool` is None if there is no such pool."""
+    resources = [("model", MODELS, model), *([("pool", POOLS, pool)] if pool is not None else [])]
+    found: list[PlatformEvent] = []
+    for word, kind, resource in resources:
+        name = resource["metadata"]["name"]
+        found += _events(client, f"{word} {name}", resource)
+        found += _edits(f"{word} {name}", client.managed_fields(kind, name))
+    labels = MANAGED_LABELS if pool is None else {**MANAGED_LABELS, POOL_LABEL: pool["metadata"]["name"]}
+    roles = (model.get("status") or {}).get("roles") or {}
+    groups = {holder.get("group") for holder in roles.values()}
+    for pod in client.list(PODS, labels=labels)[0]:
+        own = pod["metadata"]["labels"]
+        if own.get(COMPONENT_LABEL) == GATEWAY:
+            found += _pod(f"gateway {short_name(pod)}", pod)
+        elif own.get(GROUP_LABEL) in groups:
+            found += _pod(f"server {own[GROUP_LABEL]}/{short_name(pod)}", pod)
+    return found
+
+
+def _events(client: ContextClient, about: str, resource: Json) -> Iterator[PlatformEvent]:
+    metadata = resource["metadata"]
+    fields = f"involvedObject.name={metadata['name']},involvedObject.uid={metadata['uid']}"
+    for event in client.list(EVENTS, fields=fields)[0]:
+        at = event.get("lastTimestamp") or event.get("eventTime") or event["metadata"].get("creationTimestamp")
+        yield PlatformEvent(
+            unix_s(at),
+            about,
+            event.get("type") == "Warning",
+            str(event.get("reason") or ""),
+            str(event.get("message") or ""),
+            int(event.get("count") or 1),
+        )
+
+
+def _edits(about: str, owners: Iterable[Json]) -> Iterator[PlatformEvent]:
+    """Yield the last edit of each tool that owns fields of the specification."""
+    for owner in owners:
+        specified = (owner.get("fieldsV1") or {}).get("f:spec")
+        if specified and not owner.get("subresource") and owner.get("manager") != FIELD_MANAGER:
+            fields = ", ".join(sorted(name.removeprefix("f:") for name in specified if name != "."))
+            message = f"by {owner['manager']}, which owns {fields}"
+            yield PlatformEvent(unix_s(owner.get("time")), about, False, "Edited", message)
+
+
+def _pod(about: str, pod: Json) -> Iterator[PlatformEvent]:
+    status = pod.get("status") or {}
+    if started := status.get("startTime"):
+        yield PlatformEvent(unix_s(started), about, False, "Started", "the pod was started")
+    for container in status.get("containerStatuses") or ():
+        ended = (container.get("lastState") or {}).get("terminated")
+        if ended:
+            message = f"{container['name']} ended: {ended.get('reason', '')} (exit code {ended.get('exitCode')})"
+            restarts = int(container.get("restartCount", 0))
+            yield PlatformEvent(unix_s(ended.get("finishedAt")), about, True, "Restarted", message, restarts)
+
+
+def unix_s(time_text: str | None) -> float:
+    """Return the Unix time in seconds of an RFC 3339 time; now without one."""
+    return time.time() if time_text is None else datetime.fromisoformat(time_text).timestamp()
 
 
 class ClusterPlatform:
@@ -166,7 +239,7 @@ class ClusterPlatform:
         """Read the events that the cluster still has, the owners of fields, and the states of pods."""
         manifest = self._get(MODEL, model)
         pool = self.find(POOL, manifest["spec"].get("pool", "default"))
-        return events.of_model(self.client, manifest, pool)
+        return past_of_model(self.client, manifest, pool)
 
     def access_log(self, since_s: float) -> Iterator[str] | None:
         """Read the logs of the gateways' pods, which begin with the start of their containers."""

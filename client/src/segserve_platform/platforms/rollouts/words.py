@@ -156,7 +156,8 @@ def awaited(view: RolloutView, outlook: Forecast | None) -> str:
     if standing.phase is Phase.GOLDEN:
         return "its golden images to be judged"
     if standing.phase is Phase.SHADOW:
-        return _copies_awaited(view, outlook)
+        less = "proof that it is no worse than tolerated"
+        return less if outlook.wait is Wait.HARM else "copies of callers' requests to compare"
     if standing.phase is Phase.PROGRESSING:
         return _requests_awaited(view, outlook)
     return f"the end of the bake, in {left(view, outlook.end_s)}" if standing.phase is Phase.BAKING else ""
@@ -168,11 +169,6 @@ def _decision_awaited(view: RolloutView) -> str:
     if CONFIDENCE_SHIFTED in reasons:
         return f"you, as its scores have shifted: `segserve rollout resume {view.model}` or `abort`"
     return f"you, as its masks differ: `segserve rollout sheet {view.model}` shows them, then `resume` or `abort`"
-
-
-def _copies_awaited(view: RolloutView, outlook: Forecast) -> str:
-    less = "proof that it is no worse than tolerated"
-    return less if outlook.wait is Wait.HARM else "copies of callers' requests to compare"
 
 
 def _requests_awaited(view: RolloutView, outlook: Forecast) -> str:

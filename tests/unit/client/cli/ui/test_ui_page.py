@@ -21,7 +21,7 @@ from segserve_operator.core.rollout.phases import Phase
 from segserve_platform.platforms.activity import WINDOW_S
 from segserve_platform.platforms.metrics import MetricsSnapshot, MetricsSource, read_series
 from segserve_platform.platforms.selection import open_platform
-from segserve_ui.caching import TimedCache
+from segserve_ui.app import TimedCache
 from segserve_ui.models import ModelsOverview, state_of_model
 from segserve_ui.rollouts import VERBS, describe_rollout
 from segserve_ui.server import serving
