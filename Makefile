@@ -24,7 +24,7 @@ MINUTES ?= 10
 
 .PHONY: cluster-build exporters cluster-up cluster-down cluster-images e2e-kind same write tiers
 .PHONY: test test-all test-platform test-oracles test-numpy1 test-thorough test-cluster test-edits test-client test-busy check fuzz
-.PHONY: help demo demo-rollout docs lint kernels peers bench bench-client bench-density bench-exporters bench-stages bench-tiled oracles prove crds dashboards system clean locks zoo zoo-report
+.PHONY: help demo demo-rollout docs gpu lint kernels peers bench bench-client bench-density bench-exporters bench-stages bench-tiled oracles prove crds dashboards system clean locks zoo zoo-report
 
 help:  ## Show what there is to make
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -87,6 +87,17 @@ $(CLIENT_VENV)/stamp: pyproject.toml constraints.txt
 
 test-client: $(CLIENT_VENV)/stamp  ## The client's own tests on another Python: PYTHON=python3.13
 	$(CLIENT_VENV)/bin/pytest $(SPREAD) -m 'not needs and not cluster and not platform' $(CLIENT_TESTS)
+
+# ONNX Runtime with its CUDA provider brings NVIDIA's libraries, two gigabytes: only where there is a GPU.
+$(VENV)-gpu/stamp: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)-gpu
+	$(VENV)-gpu/bin/pip $(PIP_INSTALL) --constraint constraints.txt --editable '.[local]' \
+	  'onnxruntime-gpu[cuda,cudnn]==$(shell sed -n "s/^onnxruntime==//p" constraints.txt)'
+	$(VENV)-gpu/bin/pip install torchvision onnx
+	touch $@
+
+gpu: $(VENV)-gpu/stamp  ## Networks on this machine's GPU beside its CPU; writes bench/out/gpu.json (needs NVIDIA's driver)
+	PYTHONPATH=tests $(VENV)-gpu/bin/python -m bench.engines --against gpu
 
 oracles: $(VENV)-debian/stamp $(VENV)/pydensecrf.stamp  ## What answers are compared with: Debian's torchvision, pydensecrf (Debian, root)
 

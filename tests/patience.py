@@ -32,6 +32,7 @@ DEADLINES: Final[Mapping[str, tuple[str, ...]]] = {
     "segserve_builder.cluster.config_map_watch": ("JOIN_S",),
     "segserve_builder.cluster.probe_server": ("_TIMEOUT_S",),
     "segserve_builder.cluster.process_link": ("_ANSWER_S",),
+    "segserve_builder.gpus": ("_ANSWER_S",),
     "segserve_builder.cluster.report_sender": ("JOIN_S",),
     "segserve_builder.comparator.comparing": ("TIMEOUT_S",),
     "segserve_builder.copies.frame_worker": ("TIMEOUT_S",),

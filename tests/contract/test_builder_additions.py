@@ -27,7 +27,7 @@ from segserve_builder.families.base import (
     float_output,
     image_input,
 )
-from segserve_builder.render.tree import render
+from segserve_builder.render.tree import Network, render
 from segserve_builder.stages.argmax import Argmax
 from segserve_builder.stages.base import RequestOptions
 from segserve_builder.steps.in_process import InProcessModel
@@ -122,7 +122,7 @@ def test_a_registered_family_is_parsed_rendered_and_run(tmp_path: Path) -> None:
     file = network(tmp_path / "net.onnx")
     pipeline = resource("binary-mask").spec.pipeline("m")
 
-    tree = render(pipeline, BINARY_MASK.network_io(read_signature(file), pipeline), file)
+    tree = render(pipeline, Network(BINARY_MASK.network_io(read_signature(file), pipeline), file))
     answer = InProcessModel(pipeline, file).answer(photo(tmp_path).read_bytes(), RequestOptions(encoding="raw"))
 
     assert tree.ensemble[0] == "m"
@@ -195,7 +195,7 @@ from segserve_builder import stages
 stages.POSTPROCESS["swapLabels"] = swap_labels.SwapLabels  # the one line of the registry
 
 from segserve_builder.families import FAMILIES
-from segserve_builder.render.tree import render
+from segserve_builder.render.tree import Network, render
 from segserve_builder.stages.base import RequestOptions
 from segserve_builder.steps.in_process import InProcessModel
 from segserve_builder.steps.onnx_signature import read_signature
@@ -204,7 +204,7 @@ from segserve_operator.api.segmentation_model import SegmentationModel
 manifest, network, image = json.loads(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
 model = SegmentationModel.model_validate(manifest)
 pipeline = model.spec.pipeline("m")
-tree = render(pipeline, FAMILIES[pipeline.family].network_io(read_signature(network), pipeline), network)
+tree = render(pipeline, Network(FAMILIES[pipeline.family].network_io(read_signature(network), pipeline), network))
 answer = InProcessModel(pipeline, network).answer(image.read_bytes(), RequestOptions(encoding="raw"))
 print(json.dumps({
     "identity": pipeline.identity()["postprocess"][1],

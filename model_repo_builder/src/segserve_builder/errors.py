@@ -50,6 +50,12 @@ class SignatureError(BuilderError):
     reason = "SignatureMismatch"
 
 
+class EngineError(BuilderError):
+    """A server does not have the engine or the device of `spec.runtime`."""
+
+    reason = "EngineUnavailable"
+
+
 class ArtifactMissingError(BuilderError):
     """Nothing is at the artifact's URI, or its server does not respond."""
 

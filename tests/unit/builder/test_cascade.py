@@ -56,7 +56,7 @@ def with_rule(**changes: Any) -> Pipeline:
 
 
 def rendered(given: Pipeline | None = None) -> Tree:
-    return render(given or pipeline(), IO, Path("/cache/heavy"), light=Network(IO, Path("/cache/light")))
+    return render(given or pipeline(), Network(IO, Path("/cache/heavy")), light=Network(IO, Path("/cache/light")))
 
 
 def parsed(files: Any) -> ModelConfig:
@@ -234,7 +234,9 @@ def test_a_step_that_both_networks_need_is_there_once() -> None:
 def test_a_former_revision_with_a_cascade_has_its_own_steps_also_where_the_spec_now_shares_them() -> None:
     shared = Sharing(post=True, networks=True)
 
-    tree = render(pipeline(), IO, Path("/cache/heavy"), sharing=shared, light=Network(IO, Path("/cache/light")))
+    tree = render(
+        pipeline(), Network(IO, Path("/cache/heavy")), sharing=shared, light=Network(IO, Path("/cache/light"))
+    )
 
     assert tree == rendered()
 

@@ -59,7 +59,7 @@ def pipeline(**changes: Any) -> Pipeline:
 
 
 def rendered(io: NetworkIO = SEMANTIC_IO, second: NetworkIO = INSTANCE_IO, **changes: Any) -> Tree:
-    return render(pipeline(**changes), io, Path("/cache/first"), Network(second, Path("/cache/second")))
+    return render(pipeline(**changes), Network(io, Path("/cache/first")), Network(second, Path("/cache/second")))
 
 
 def parsed(files: Any) -> ModelConfig:

@@ -77,7 +77,9 @@ def network(folder: Path, coin: float) -> Path:
 
 
 def tree_of(path: Path, sharing: Sharing = SHARED, **changes: Any) -> Tree:
-    return render(Pipeline.model_validate({**SPEC, "artifactSha256": path.name, **changes}), IO, path, sharing=sharing)
+    return render(
+        Pipeline.model_validate({**SPEC, "artifactSha256": path.name, **changes}), Network(IO, path), sharing=sharing
+    )
 
 
 def parsed(files: Any) -> ModelConfig:
@@ -605,7 +607,7 @@ def test_each_of_two_networks_of_a_model_is_opened_by_the_step_that_it_names(tmp
     }
     path, second = network(tmp_path, 1.0), network(tmp_path, 2.0)
     pipeline = Pipeline.model_validate({**SPEC, "artifactSha256": path.name, **panoptic})
-    tree = render(pipeline, IO, path, Network(second_io, second), sharing=SHARED)
+    tree = render(pipeline, Network(IO, path), Network(second_io, second), sharing=SHARED)
     opened: dict[str, dict[str, str]] = {step: {} for step in tree.member_steps.values()}
     assert len(opened) == len(tree.members) == 3
     for member, files in tree.members.items():

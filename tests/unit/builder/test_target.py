@@ -13,11 +13,11 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from segserve_builder.errors import UnknownNameError
 from segserve_builder.families.base import NetworkIO, TensorSpec
-from segserve_builder.render.config import VERSION
+from segserve_builder.render.config import VERSION, network_config
 from segserve_builder.render.target import EMBEDDED, RenderTarget
-from segserve_builder.render.tree import CONFIG_FILE, Tree, render, with_network_alias
+from segserve_builder.render.tree import CONFIG_FILE, Network, Tree, render, with_network_alias
 from segserve_builder.steps.pipeline import Pipeline
-from segserve_builder.steps.step_options import MODEL_FILE
+from segserve_builder.steps.step_options import MODEL_FILE, NetOptions
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "pbtxt-26.04-onnxruntime"
 ARTIFACT = Path("/cache/sha256/artifact")
@@ -52,7 +52,7 @@ def pipeline(**changes: Any) -> Pipeline:
 
 
 def tree(target: RenderTarget, io: NetworkIO = SEMANTIC_IO, **changes: Any) -> Tree:
-    return render(pipeline(**changes), io, ARTIFACT, target=target)
+    return render(pipeline(**changes), Network(io, ARTIFACT), target=target)
 
 
 def config(found: Tree, name: str) -> Any:
@@ -139,10 +139,61 @@ TILES = {"inference": [{"tile": {"height": 64, "width": 64}}]}
         pytest.param(NOT_BATCHED, {}, id="outputs of one image"),
     ],
 )
-def test_what_the_native_backend_cannot_do_stays_with_python(io: NetworkIO, changes: dict[str, Any]) -> None:
+def test_what_the_native_backend_cannot_do_on_a_cpu_stays_with_python(io: NetworkIO, changes: dict[str, Any]) -> None:
     found = tree(NATIVE, io, **changes)
     assert net(found).backend == "python"
     assert found.native == frozenset()
+
+
+GPU = {"runtime": {"maxBatchSize": 1, "device": "gpu"}}
+ONE_AT_A_TIME = replace(
+    FIXED,
+    outputs=(TensorSpec("boxes", "FP32", (1, None, 4)), TensorSpec("labels", "INT64", (1, None))),
+    batched=False,
+)
+
+
+def shapes(tensors: Any) -> list[tuple[list[int], list[int] | None]]:
+    """Return the shapes as callers and as the file have them, the second only if it differs."""
+    return [(list(each.dims), list(each.reshape.shape) if each.HasField("reshape") else None) for each in tensors]
+
+
+@pytest.mark.parametrize(
+    ("io", "single", "given", "returned"),
+    [
+        pytest.param(FIXED, False, ([1, 1, -1, -1], None), [([-1, 2, -1, -1], None)], id="a batch of one"),
+        pytest.param(
+            ONE_AT_A_TIME,
+            False,
+            ([1, 1, -1, -1], None),
+            [([1, -1, 4], [-1, 4]), ([1, -1], [-1])],
+            id="outputs without a batch",
+        ),
+        pytest.param(
+            ONE_AT_A_TIME,
+            True,
+            ([1, 1, -1, -1], [1, -1, -1]),
+            [([1, -1, 4], [-1, 4]), ([1, -1], [-1])],
+            id="no batch at all",
+        ),
+    ],
+)
+def test_on_a_gpu_triton_adds_the_batch_that_a_file_lacks(
+    io: NetworkIO, single: bool, given: Any, returned: Any
+) -> None:
+    spec = pipeline(**GPU)
+    found = network_config(NetOptions.of(spec, io), io, spec.runtime, NATIVE, native=True, single=single)
+    assert (found.backend, found.max_batch_size) == ("onnxruntime", 0)
+    assert not found.HasField("dynamic_batching")
+    assert shapes(found.input) == [given]
+    assert shapes(found.output) == returned
+
+
+def test_the_public_network_of_a_file_of_one_image_takes_what_its_step_takes() -> None:
+    found = with_network_alias(tree(NATIVE, FIXED, **GPU), pipeline(**GPU), FIXED)
+    assert found.native == set(found.networks)
+    public, step = config(found, "coins.network"), net(found)
+    assert (public.max_batch_size, public.input, public.output) == (0, step.input, step.output)
 
 
 @pytest.mark.parametrize(("release", "backend"), [("26.4", "python"), ("24.09", "python"), ("26.04", "openvino")])

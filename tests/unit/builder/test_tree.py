@@ -15,7 +15,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from segserve_builder.errors import PipelineError, UnknownNameError
 from segserve_builder.families import FAMILIES
 from segserve_builder.families.base import Family, NetworkIO, TensorSpec
-from segserve_builder.render.tree import Tree, render, with_network_alias
+from segserve_builder.render.tree import Network, Tree, render, with_network_alias
 from segserve_builder.steps.pipeline import Pipeline
 from segserve_builder.steps.step_options import PARAMETER, NetOptions, PostOptions, PreOptions
 
@@ -73,7 +73,7 @@ def pipeline(plain: dict[str, object] = PLAIN_SEMANTIC, **changes: object) -> Pi
 
 def rendered(plain: dict[str, object] = PLAIN_SEMANTIC, **changes: object) -> Tree:
     io = INSTANCE_IO if plain["family"] == "yolo-seg" else SEMANTIC_IO
-    return render(pipeline(plain, **changes), io, ARTIFACT)
+    return render(pipeline(plain, **changes), Network(io, ARTIFACT))
 
 
 def parsed(files) -> ModelConfig:
@@ -149,7 +149,7 @@ def test_no_public_output_feeds_a_later_step(plain) -> None:
 
 def test_a_network_whose_tensors_have_public_names_still_connects() -> None:
     io = replace(SEMANTIC_IO, outputs=(replace(SEMANTIC_IO.outputs[0], name="GEOMETRY"),))
-    tree = render(pipeline(), io, ARTIFACT)
+    tree = render(pipeline(), Network(io, ARTIFACT))
     steps = configs(tree)
     post = steps[list(tree.steps)[2]]
 
@@ -262,17 +262,17 @@ def test_each_python_step_blocks_the_cache_folder_and_names_its_own_code() -> No
 
 def test_an_unknown_family_is_named_with_the_known_ones() -> None:
     with pytest.raises(UnknownNameError, match=r"'sam'.*semantic-logits, .*, ssd"):
-        render(pipeline(family="sam"), SEMANTIC_IO, ARTIFACT)
+        render(pipeline(family="sam"), Network(SEMANTIC_IO, ARTIFACT))
 
 
 def test_stages_that_do_not_feed_the_network_are_refused() -> None:
     with pytest.raises(PipelineError, match="channels"):
-        render(pipeline(input={"colour": "RGB"}), SEMANTIC_IO, ARTIFACT)
+        render(pipeline(input={"colour": "RGB"}), Network(SEMANTIC_IO, ARTIFACT))
 
 
 def test_stages_that_do_not_follow_the_family_are_refused() -> None:
     with pytest.raises(PipelineError, match="removeSmallRegions"):
-        render(pipeline(postprocess=[{"removeSmallRegions": {"minArea": 150}}]), SEMANTIC_IO, ARTIFACT)
+        render(pipeline(postprocess=[{"removeSmallRegions": {"minArea": 150}}]), Network(SEMANTIC_IO, ARTIFACT))
 
 
 def test_a_changed_default_stage_is_another_post_step(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from segserve_platform.cli.errors import needs
 
 if TYPE_CHECKING:
     from segserve_operator.adapters.local.runtime import InstallStep, OnStep
 
 LINES_PER_STEP: Final = 4
 """Lines of a step after its first, if the output is not a terminal."""
+
+
+def install_openvino(models: Iterable[Mapping[str, Any]]) -> None:
+    """Install OpenVINO for the runtime environment if one of the manifests of models needs it."""
+    if not any((model["spec"].get("runtime") or {}).get("engine") == "openvino" for model in models):
+        return
+    with needs("local"):
+        from segserve_operator.adapters.local.files import cache_folder
+        from segserve_operator.adapters.local.runtime import ensure_openvino
+
+    with installation_progress() as progress:
+        ensure_openvino(cache_folder(), progress)
 
 
 @contextmanager

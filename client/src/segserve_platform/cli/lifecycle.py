@@ -26,7 +26,7 @@ from rich.text import Text
 from segserve.platform import Cluster, Local
 from segserve_common.triton_log import TritonLogReader
 from segserve_platform.cli.errors import CommandError, needs, plain
-from segserve_platform.cli.installation import installation_progress
+from segserve_platform.cli.installation import install_openvino, installation_progress
 from segserve_platform.cli.models_view import models_table
 from segserve_platform.cli.options import (
     PlatformOptions,
@@ -349,6 +349,12 @@ def apply_files(files: list[Path], port: int | None, *, tls: bool | None = None)
     resources = read_files(files)
     check_kinds(resources)
     check_local_files(resources)
+    # A running platform loads them at once.
+    install_openvino(
+        [each.value for each in resources if each.resource.kind == MODEL]
+        if files
+        else [store.get(MODEL, name) for name in store.names(MODEL)]
+    )
     for written, outcome in zip(resources, LocalPlatform().apply(resources), strict=True):
         typer.echo(f"{written.title} {outcome}")
     if port is not None:

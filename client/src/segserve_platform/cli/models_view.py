@@ -19,8 +19,8 @@ from segserve_platform.platforms.waiting import age, condition, is_starting, rea
 # Statuses are read as JSON, not as `SegmentationModelStatus`: a newer operator may have added fields, which the type
 # rejects and which must not break `segserve get`.
 COLUMNS: Final = ("NAME", "READY", "STABLE", "CANDIDATE", "PHASE", "WEIGHT", "SLO", "URL", "AGE")
-WIDE_COLUMNS: Final = (*COLUMNS, "GROUP", "MESSAGE")
-DROPPED_FIRST: Final = ("URL", "AGE", "GROUP", "SLO", "PHASE", "CANDIDATE", "MESSAGE", "STABLE")
+WIDE_COLUMNS: Final = (*COLUMNS, "DEVICE", "GROUP", "MESSAGE")
+DROPPED_FIRST: Final = ("URL", "AGE", "DEVICE", "GROUP", "SLO", "PHASE", "CANDIDATE", "MESSAGE", "STABLE")
 """Columns that a narrow terminal does without, in this order; before them those that are empty for every model."""
 GAP: Final = 2
 MESSAGE_WIDTH: Final = 20
@@ -81,7 +81,7 @@ def _total(widths: Mapping[str, int]) -> int:
 def models_table(
     manifests: Iterable[Mapping[str, Any]], *, wide: bool = False, starting: Container[str] = ()
 ) -> ModelsTable:
-    """Return a table of models; `wide` adds each one's group of servers and the state of its newest spec.
+    """Return a table of models; `wide` adds device, group of servers and the state of its newest spec.
 
     Models in `starting` have not been ready since their platform started.
     """
@@ -103,6 +103,7 @@ def _row(manifest: Mapping[str, Any], starting: Container[str]) -> list[Text]:
         _coloured(status.get("slo"), {"Met": "green", "Breached": "red"}),
         Text(status.get("url", "")),
         Text(age(manifest["metadata"]["creationTimestamp"])),
+        Text(status.get("device", "")),
         Text(roles.get("stable", {}).get("group", "")),
         Text(readiness(manifest).text),
     ]

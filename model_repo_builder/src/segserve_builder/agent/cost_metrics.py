@@ -1,13 +1,14 @@
-"""Costs as Prometheus metrics, at an agent's /metrics and at that of a machine's gateway."""
+"""Costs and devices of revisions as Prometheus metrics of an agent, and of a machine's gateway."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
-from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from segserve_builder.agent.cost import Owner, RevisionCost
+from segserve_builder.agent.protocol import ModelReport
 
 _OF_REVISION: Final = ("model", "revision")
 _GPU: Final = "Time in which networks computed, on servers with GPUs."
@@ -45,3 +46,17 @@ def cost_families(costs: Mapping[Owner, RevisionCost], seconds: float) -> Iterat
         if cost.gpu_s:
             gpu.add_metric(owner, cost.gpu_s)
     yield from (cpu, requests, tests, gpu, memory)
+
+
+def device_family(models: Iterable[ModelReport]) -> Metric:
+    """Return a gauge of 1 for each proved revision, with its networks' devices and its server's GPUs as labels."""
+    family = GaugeMetricFamily(
+        "segserve_revision_device_info",
+        "Devices of a revision's networks, and the GPUs of its server.",
+        labels=(*_OF_REVISION, "device", "gpus"),
+    )
+    for report in models:
+        if report.proved is not None and report.proved.devices:
+            labels = (report.model, report.revision, ",".join(report.proved.devices), "; ".join(report.proved.gpus))
+            family.add_metric(labels, 1.0)
+    return family

@@ -174,7 +174,8 @@ class ProofReport(FrozenModel):
 
     `can_score` is False from an agent of a version that scores no golden sets: it would refuse such an assignment;
     `can_count` is False from one that reports no counts of answers.
-    `cascade_loss` is the bound of a cascade's expected loss, if its spec declares one.
+    `cascade_loss` is the bound of a cascade's expected loss, if its spec declares one. `devices` are the devices of the
+    revision's networks, `cpu` or `gpu`, and `gpus` the server's GPUs with driver and compute capability.
     """
 
     golden_sha256: str | None = None
@@ -182,6 +183,8 @@ class ProofReport(FrozenModel):
     cascade_loss: float | None = None
     can_score: bool = False
     can_count: bool = False
+    devices: tuple[str, ...] = ()
+    gpus: tuple[str, ...] = ()
 
 
 class TrialReport(FrozenModel):

@@ -45,6 +45,7 @@ from segserve_builder.agent.state import (
 )
 from segserve_builder.errors import BuilderError, FilesChangedError, GoldenError, OtherVersionError
 from segserve_builder.golden import judging as golden
+from segserve_builder.gpus import visible_gpus
 from segserve_builder.render.published import PublishedSteps
 from segserve_builder.render.repository import build_tree, replace
 from segserve_builder.render.target import EMBEDDED, RenderTarget
@@ -67,6 +68,15 @@ OnProgress: TypeAlias = "Callable[[str], None]"
 IsOrdered: TypeAlias = "Callable[[], bool]"
 
 LOAD_FAILED: Final = "LoadFailed"
+_NO_GPU: Final = "has kind KIND_GPU but"
+"""Said by Triton of a model whose GPUs it cannot use."""
+_NO_MEMORY: Final = (
+    "Failed to allocate memory for requested buffer",
+    "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+"""Said by ONNX Runtime, CUDA, cuBLAS and cuDNN, also if another model has the memory."""
 UNHEALTHY: Final = "is not healthy"
 """Said by Triton of a step whose process has died, or waited for a core for longer than a second."""
 PROOF_S: Final = 120.0
@@ -122,6 +132,8 @@ class ActionRunner:
     """Where artifacts and golden sets may be downloaded from."""
     stopping: threading.Event = field(default_factory=threading.Event)
     """Ends a replay between two images."""
+    gpus: Callable[[], tuple[str, ...]] = visible_gpus
+    """Returns the server's GPUs."""
     tests: Counter[str] = field(default_factory=Counter)
     """Requests that the server has answered to this runner, by revision."""
     steps: PublishedSteps = field(init=False)
@@ -320,8 +332,9 @@ class ActionRunner:
         if prepared.assigned.spec.golden is None:
             image = golden.builtin_image()
             for tier in tiers:
-                golden.check_builtin(self._infer(prepared, image, tier), self._infer(prepared, image, tier))
-            return Proof("builtin", None)
+                rle = {**_as_rle(prepared), **tier}
+                golden.check_builtin(self._infer(prepared, image, rle), self._infer(prepared, image, rle))
+            return self._located(Proof("builtin", None), prepared)
         # The expected answers come from the model's own network, whatever its cascade makes of an image.
         parameters = {**_as_rle(prepared), **tiers[0]}
         images = 0
@@ -331,7 +344,11 @@ class ActionRunner:
         bound = None
         if cascade is not None and cascade.max_loss is not None:
             bound = self._cascade_loss(prepared, cascade.max_loss)
-        return Proof("golden", prepared.assigned.spec.golden.sha256, images, bound)
+        return self._located(Proof("golden", prepared.assigned.spec.golden.sha256, images, bound), prepared)
+
+    def _located(self, proof: Proof, prepared: Prepared) -> Proof:
+        devices = {device for step in prepared.tree.networks for device in self.server.devices(step)}
+        return dataclasses.replace(proof, devices=tuple(sorted(devices)), gpus=self.gpus())
 
     def _cascade_loss(self, prepared: Prepared, max_loss: float) -> float:
         """Return the bound of what the cascade loses; raises `GoldenError` if that is more than was declared."""
@@ -368,7 +385,7 @@ class ActionRunner:
             try:
                 return self._infer(prepared, image, parameters)
             except TritonRefusedError as error:
-                if error.status == "UNAVAILABLE":
+                if error.status == "UNAVAILABLE" or self._lacks_gpu_memory(error):
                     raise  # the server is busy, which says nothing about the image
                 return None
 
@@ -416,6 +433,9 @@ class ActionRunner:
                     part_running(self.repository.root, step)
             return ActionResult(action, suspects=own.union(still) if stuck else frozenset())
         except TritonRefusedError as error:
+            if self._lacks_gpu_memory(error):  # loading this model again would need more
+                _LOG.warning("a probe of %s: %s", model, error)
+                return ActionResult(action)
             broken = error.status in ("INTERNAL", "UNKNOWN")
             if broken and (failed := [member for member in prepared.tree.members if member in str(error)]):
                 # Its step opens it anew: nothing is wrong with what other models use, unless that does not help.
@@ -428,6 +448,11 @@ class ActionRunner:
 
     def _refusal(self, action: Action, error: TritonError) -> ActionFailure | None:
         match action:
+            case LoadStep() if _NO_GPU in str(error):
+                shown = ", ".join(self.gpus()) or "no GPU"
+                found = f"runtime.device is gpu, but Triton can use no GPU of this server, whose driver shows {shown}"
+                advice = "give the pool's servers a GPU (spec.server.resources.limits), or set runtime.device to auto"
+                return ActionFailure(LOAD_FAILED, f"{found}; {advice}", retryable=True)
             case LoadStep() | Serve():
                 return ActionFailure(LOAD_FAILED, str(error), retryable=True)
             case RepairStep():
@@ -436,11 +461,17 @@ class ActionRunner:
                 return ActionFailure(LOAD_FAILED, str(error), retryable=True)
             case Prove() | Try() | Score():
                 refused = isinstance(error, TritonRefusedError) and error.status == "UNAVAILABLE"
+                if self._lacks_gpu_memory(error):
+                    return ActionFailure("OutOfMemory", str(error), retryable=True)
                 passing = refused or UNHEALTHY in str(error)
                 return ActionFailure("ProofFailed", str(error), retryable=passing)
             case Unload():
                 return None  # it was not loaded any more: the next snapshot shows it
         return ActionFailure("ServerRefused", str(error), retryable=True)
+
+    def _lacks_gpu_memory(self, error: TritonError) -> bool:
+        """Return whether a GPU has no memory left, perhaps because of another model."""
+        return any(said in str(error) for said in _NO_MEMORY) and bool(self.gpus())
 
 
 def _has_masks(pipeline: Pipeline) -> bool:

@@ -106,9 +106,17 @@ class TritonServer:
 
     def ensemble(self, name: str) -> Ensemble:
         """Return a ready ensemble as the server reports it."""
+        return ensemble_of(self._config(name))
+
+    def devices(self, name: str) -> frozenset[str]:
+        """Return the devices that a loaded model has instances on: `cpu`, `gpu`."""
+        # A loaded model's KIND_AUTO has become one of the two.
+        kinds = {group.Kind.Name(group.kind) for group in self._config(name).instance_group}
+        return frozenset(kind.removeprefix("KIND_").lower() for kind in kinds)
+
+    def _config(self, name: str) -> Any:
         with self._typed_errors():
-            config = self._client.get_model_config(name, headers=self._headers, client_timeout=QUERY_TIMEOUT_S).config
-        return ensemble_of(config)
+            return self._client.get_model_config(name, headers=self._headers, client_timeout=QUERY_TIMEOUT_S).config
 
     def load(self, name: str) -> None:
         """Load a model from its current files; returns once it is ready."""

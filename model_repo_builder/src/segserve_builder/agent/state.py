@@ -272,13 +272,16 @@ class Prepared:
 class Proof:
     """How a revision was proved, with the sha256 of its golden set if it has one, and the number of images.
 
-    `cascade_loss` is the bound of its cascade's expected loss, if the spec declares one.
+    `cascade_loss` is the bound of its cascade's expected loss, if the spec declares one. `devices` are the devices of
+    its networks, and `gpus` the server's GPUs.
     """
 
     kind: ProofKind
     golden_sha256: str | None
     images: int = 1
     cascade_loss: float | None = None
+    devices: tuple[str, ...] = ()
+    gpus: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from segserve_builder.steps.step_options import MODEL_FILE, NetOptions
 
 
 class TritonPythonModel:
-    """Runs the ONNX file beside the step's code with ONNX Runtime; a `shared` one is a member of a shared step."""
+    """Runs the ONNX file beside the step's code; a `shared` one is a member of a shared step."""
 
     def __init__(self, *, shared: bool = False) -> None:
         self._shared = shared
@@ -29,7 +29,8 @@ class TritonPythonModel:
         """Load the network."""
         self._options = NetOptions.from_model_config(args["model_config"])
         folder = Path(args["model_repository"]) / args["model_version"]
-        self._session = NetworkSession(folder / MODEL_FILE, self._options, shared=self._shared)
+        gpu = int(args["model_instance_device_id"]) if args.get("model_instance_kind") == "GPU" else None
+        self._session = NetworkSession(folder / MODEL_FILE, self._options, shared=self._shared, gpu=gpu)
         self._rows = 2 if self._options.layout == "NCHW" else 1
         if self._options.inference:
             # Loads its kernels now: a proof reaches one instance only, the others' first requests are callers'.

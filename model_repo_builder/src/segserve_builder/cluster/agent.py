@@ -16,7 +16,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
 from segserve_builder.agent.cost import CostAccountant, CostLedger
-from segserve_builder.agent.cost_metrics import cost_families
+from segserve_builder.agent.cost_metrics import cost_families, device_family
 from segserve_builder.agent.loop import Agent
 from segserve_builder.agent.observer import ServerObserver
 from segserve_builder.agent.protocol import ModelState
@@ -80,7 +80,7 @@ class AgentMetrics(Collector):
             "Seconds since the Kubernetes API last said anything.",
             value=self._api_age_s(),
         )
-        families: list[Metric] = [models, ready, silence]
+        families: list[Metric] = [models, ready, silence, device_family(health.models)]
         if health.probe_s is not None:
             name = "segserve_agent_probe_seconds"
             families.append(GaugeMetricFamily(name, "How long the last probe's inference took.", value=health.probe_s))
@@ -125,8 +125,8 @@ class Pod:
         server = TritonServer(settings.ports.grpc, folder.secret)
         repository = Repository(folder.repository)
         sources = (settings.target, settings.artifact_base, settings.access)
-        runner = ActionRunner(server, repository, settings.cache, folder.log, *sources)
         processes = LinkedProcesses(folder.root)
+        runner = ActionRunner(server, repository, settings.cache, folder.log, *sources, gpus=processes.gpus)
         observer = ServerObserver(server, repository, processes)
         self.agent = Agent(settings.own_folder, runner, observer, self._report, settings.ports.metrics)
         self._sender = ReportSender(client, reports_name(pool, group), settings.pod, report_name(settings.pod))

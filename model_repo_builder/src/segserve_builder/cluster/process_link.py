@@ -23,6 +23,7 @@ from segserve_builder.agent.processes import (
     server_use,
 )
 from segserve_builder.agent.state import StepDeath
+from segserve_builder.gpus import visible_gpus
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -62,6 +63,8 @@ class LauncherLink:
                 _send(connection, self._answer(_receive(connection)))
 
     def _answer(self, question: Mapping[str, Any]) -> dict[str, Any]:
+        if question.get("gpus"):
+            return {"gpus": visible_gpus()}
         if question.get("memory"):
             return {"residentBytes": resident_bytes(self._record)}
         if question.get("use"):
@@ -122,6 +125,13 @@ class LinkedProcesses:
             return None if found is None else float(found)
         except (OSError, ValueError, KeyError, TypeError):
             return None
+
+    def gpus(self) -> tuple[str, ...]:
+        """Return the server's GPUs by name, driver and compute capability; none if the launcher does not answer."""
+        try:
+            return tuple(map(str, self._ask({"gpus": True})["gpus"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return ()
 
     def uses(self) -> ServerUse | None:
         """Return the use of the server's processes; None if that is not known."""

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from segserve_builder.agent.state import Ensemble
 
 PAUSE_AFTER_CRASH_S: Final = 3.0
+NVIDIA_ENTRYPOINT: Final = Path("/opt/nvidia/nvidia_entrypoint.sh")
+_NO_GPUS: Final = ("", "void", "none")
 _HTTP_LIMIT_SINCE: Final = (25, 7)
 _READ_BYTES: Final = 64 * 1024
 _MAX_LINE_BYTES: Final = 2**20
@@ -95,6 +97,15 @@ def arguments(settings: TritonSettings, api_secret: str) -> tuple[str, ...]:
     return (*common, *secret.server_arguments(api_secret), *newer)
 
 
+def gpu_entrypoint(inherited: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the entrypoint of NVIDIA's images, which prepares them for the node's driver and then becomes Triton.
+
+    Without it CUDA does not start on a driver that is older than the image. Empty without such a file, or a GPU.
+    """
+    has_gpus = inherited.get("NVIDIA_VISIBLE_DEVICES", "") not in _NO_GPUS
+    return (str(NVIDIA_ENTRYPOINT),) if has_gpus and NVIDIA_ENTRYPOINT.exists() else ()
+
+
 def environment(inherited: Mapping[str, str]) -> dict[str, str]:
     """Return the environment of Triton and its steps; variables of the user take precedence.
 
@@ -132,7 +143,7 @@ class Launcher:
         folder = self._settings.folder
         log = BoundedLog(folder.log)
         server = subprocess.Popen(
-            arguments(self._settings, secret.obtain(folder.secret)),
+            (*gpu_entrypoint(os.environ), *arguments(self._settings, secret.obtain(folder.secret))),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

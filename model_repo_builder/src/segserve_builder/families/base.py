@@ -63,6 +63,11 @@ class NetworkIO:
     outputs: tuple[TensorSpec, ...]
     batched: bool = True
 
+    @property
+    def has_free_batch(self) -> bool:
+        """Whether the network runs any number of images at once."""
+        return self.batched and all(tensor.shape[0] is None for tensor in (self.input, *self.outputs))
+
 
 class PipelineStage(Protocol):
     """A stage as a pipeline lists it."""

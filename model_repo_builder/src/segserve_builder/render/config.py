@@ -33,6 +33,13 @@ _SELECTED: Final = "INT32"
 LATENCY_MS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 CONDITIONAL: Final = "conditional_models"
 """Parameter of an ensemble's config: the models that a step of it calls for some images, which Triton does not know."""
+_KINDS: Final = {None: "KIND_AUTO", "gpu": "KIND_GPU", "cpu": "KIND_CPU"}
+"""Kinds of instances by `runtime.device`. KIND_AUTO is a GPU if the server has one."""
+_HEURISTIC: Final = "1"
+"""Value of ONNX Runtime's `OrtCudnnConvAlgoSearch`, as Triton's backend reads it."""
+_ENGINES: Final = "/tmp/segserve-engines-"
+"""Start of the folder of a native step's TensorRT engines. It ends with the container: an engine fits one GPU and
+driver. ONNX Runtime names engines by the graph alone, so each file has a folder."""
 _LATENCY: Final = "nv_inference_first_response_histogram_ms"
 
 
@@ -55,21 +62,33 @@ def preprocess_config(options: PreOptions) -> Any:
     return config
 
 
-def network_config(options: NetOptions, io: NetworkIO, runtime: Runtime, target: RenderTarget, *, native: bool) -> Any:
-    """Return the network with dynamic batching, yet unnamed; a native one is run by the server itself.
+def network_config(
+    options: NetOptions, io: NetworkIO, runtime: Runtime, target: RenderTarget, *, native: bool, single: bool = False
+) -> Any:
+    """Return the network, yet unnamed; a native one is run by the server itself.
 
-    Its queue is bounded by the gateway (`runtime.maxQueueSize`), not here: a queue policy turns prefetching off, and
-    then a request that arrives between an answer and the release of its batch is forgotten for half a second.
+    It has dynamic batching, unless the server itself runs a file that fixes the batch; with `single` the file's input
+    has no batch. The queue is bounded by the gateway (`runtime.maxQueueSize`), not here: a queue policy turns
+    prefetching off, and then a request that arrives between an answer and the release of its batch is forgotten for
+    half a second.
     """
-    config = _native_step(options, runtime) if native else _python_step(options, instances=runtime.instances)
-    config.max_batch_size = runtime.max_batch_size
-    config.dynamic_batching.max_queue_delay_microseconds = runtime.max_queue_delay_us
+    if native:
+        config = _native_step(options, io, runtime)
+    else:
+        # With KIND_AUTO Triton would start the step on a GPU, for which its ONNX Runtime may have no provider.
+        config = _python_step(options, instances=runtime.instances, kind=_KINDS[runtime.device or "cpu"])
     if target.has_histograms:
         metric = config.model_metrics.metric_control.add()
         metric.metric_identifier.family = _LATENCY
         metric.histogram_options.buckets.extend(LATENCY_MS)
-    _add_inputs(config, [_without_batch(io.input)])
-    _add_outputs(config, map(_without_batch, io.outputs))
+    _add_network_tensors(config, io, runtime, native=native)
+    if config.max_batch_size:
+        config.dynamic_batching.max_queue_delay_microseconds = runtime.max_queue_delay_us
+    else:
+        for tensor in (*(config.input if single else ()), *(() if io.batched else config.output)):
+            tensor.reshape.shape.extend(tensor.dims[1:])
+    if runtime.device == "gpu":
+        _add_warmup(config)
     return config
 
 
@@ -174,12 +193,10 @@ def _wired_selectors(number: int) -> list[str]:
     return [f"NETWORK_{number}_MEMBER_{place}" for place in range(DIGEST_LENGTH)]
 
 
-def network_alias_config(name: str, pipeline: Pipeline, io: NetworkIO, net: str) -> Any:
+def network_alias_config(name: str, pipeline: Pipeline, io: NetworkIO, net: str, *, native: bool) -> Any:
     """Return the ensemble `name` of the network step alone, batched as that is."""
     config = _ensemble(pipeline.revision, name)
-    config.max_batch_size = pipeline.runtime.max_batch_size
-    _add_inputs(config, [_without_batch(io.input)])
-    _add_outputs(config, map(_without_batch, io.outputs))
+    _add_network_tensors(config, io, pipeline.runtime, native=native)
     _add_step(config, net, _same([io.input.name]), _same(tensor.name for tensor in io.outputs))
     return config
 
@@ -205,10 +222,10 @@ def _model_config(**fields: Any) -> Any:
     return ModelConfig(**fields)
 
 
-def _python_step(options: StepOptions, *, instances: int) -> Any:
+def _python_step(options: StepOptions, *, instances: int, kind: str = "KIND_CPU") -> Any:
     config = _model_config(backend="python")
     config.parameters[PARAMETER].string_value = options.to_parameter()
-    config.instance_group.add(count=instances, kind="KIND_CPU")
+    config.instance_group.add(count=instances, kind=kind)
     return config
 
 
@@ -219,17 +236,62 @@ def _without_options(config: Any) -> Any:
     return shared
 
 
-def _native_step(options: NetOptions, runtime: Runtime) -> Any:
+def _native_step(options: NetOptions, io: NetworkIO, runtime: Runtime) -> Any:
     config = _model_config(backend="onnxruntime")
-    # The backend does not read it: it makes the step's name that of its network, too.
+    # The backend does not read it: the step's name is a digest that covers the network by it.
     config.parameters[PARAMETER].string_value = options.to_parameter()
     # Patterns are kept for each shape ever seen, so images of many sizes would fill the memory.
     config.parameters["enable_mem_pattern"].string_value = "0"
     if options.intra_op_threads:
         config.parameters["intra_op_thread_count"].string_value = str(options.intra_op_threads)
-    # On a GPU where the server has one, so that one step fits every pool.
-    config.instance_group.add(count=runtime.instances, kind="KIND_AUTO")
+    if runtime.device == "gpu":
+        # By default each new shape is timed with all of cuDNN's algorithms while its first caller waits.
+        config.parameters["cudnn_conv_algo_search"].string_value = _HEURISTIC
+    config.instance_group.add(count=runtime.instances, kind=_KINDS[runtime.device])
+    accelerators = config.optimization.execution_accelerators
+    match options.engine:
+        case "openvino":
+            accelerators.cpu_execution_accelerator.add(name="openvino")
+        case "tensorrt":
+            folder = f"{_ENGINES}{options.artifact_sha256[:DIGEST_LENGTH]}"
+            settings = {"trt_engine_cache_enable": "1", "trt_engine_cache_path": folder}
+            settings |= {"trt_timing_cache_enable": "1", "trt_timing_cache_path": folder}
+            if io.has_free_batch and None not in io.input.shape[1:]:
+                # One engine for all batches; without a profile TensorRT builds one for each shape that comes.
+                sizes = {"min": 1, "opt": options.max_batch_size, "max": options.max_batch_size}
+                settings |= {
+                    f"trt_profile_{name}_shapes": f"{io.input.name}:{'x'.join(map(str, (size, *io.input.shape[1:])))}"
+                    for name, size in sizes.items()
+                }
+            accelerators.gpu_execution_accelerator.add(name="tensorrt").parameters.update(settings)
     return config
+
+
+def _add_network_tensors(config: Any, io: NetworkIO, runtime: Runtime, *, native: bool) -> None:
+    """Add a network's tensors and its batch size; a native one whose file fixes the batch has none."""
+    if native and not io.has_free_batch:
+        _add_inputs(config, [io.input])
+        _add_outputs(config, io.outputs)
+        return
+    config.max_batch_size = runtime.max_batch_size
+    _add_inputs(config, [_without_batch(io.input)])
+    _add_outputs(config, map(_without_batch, io.outputs))
+
+
+def _add_warmup(config: Any) -> None:
+    """Add a run of each power of two of images in a batch, and of the largest, unless the network takes any size.
+
+    A GPU prepares its kernels for each shape; a proof reaches one instance, with one image.
+    """
+    (image,) = config.input
+    if -1 in image.dims:
+        return
+    largest = max(config.max_batch_size, 1)
+    for size in sorted({2**power for power in range(largest.bit_length())} | {largest}):
+        sample = config.model_warmup.add(name=f"batch of {size}", batch_size=size)
+        tensor = sample.inputs[image.name]
+        tensor.data_type, tensor.zero_data = image.data_type, True
+        tensor.dims.extend(image.dims)
 
 
 def _ensemble(revision: str, name: str = "") -> Any:

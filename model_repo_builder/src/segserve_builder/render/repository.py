@@ -57,7 +57,7 @@ def build_tree(
         before = read_network(pipeline.light, light, cache, access, progress)
     # The public network's ensemble has nothing that could take what selects a member.
     sharing = Sharing(post=shared, networks=shared and "network" not in expose)
-    tree = render(pipeline, network.io, network.artifact, beside, target, metrics, sharing, before)
+    tree = render(pipeline, network, beside, target, metrics, sharing, before)
     return with_network_alias(tree, pipeline, network.io) if "network" in expose else tree
 
 
@@ -69,7 +69,9 @@ def read_network(
         raise UnknownNameError("family", pipeline.family, FAMILIES)
     file = fetch(artifact.uri, artifact.sha256, cache, access, progress=progress)
     verify(artifact, file, access)
-    return Network(network_io(pipeline, read_signature(file)), file)
+    signature = read_signature(file)
+    io = network_io(pipeline, signature)
+    return Network(io, file, single=len(signature.inputs[0].shape) < len(io.input.shape))
 
 
 def write_repository(

@@ -44,12 +44,12 @@ class RenderTarget:
         return self.release >= HISTOGRAMS_SINCE
 
     def runs_natively(self, pipeline: Pipeline, io: NetworkIO) -> bool:
-        """Tell whether Triton's own backend can run a network: in whole batches, once per image.
+        """Return whether Triton's own backend runs a network: once per image, on a CPU in whole batches.
 
-        Tiles, augmented views, and files without a batch dimension need the Python step.
+        Tiles and augmented views need the Python step; on a CPU files that fix the batch as well.
         """
-        batches = all(tensor.shape[0] is None for tensor in (io.input, *io.outputs))
-        return self.backend == "onnxruntime" and not pipeline.inference and io.batched and batches
+        fits = io.has_free_batch or pipeline.runtime.device == "gpu"
+        return self.backend == "onnxruntime" and not pipeline.inference and fits
 
 
 EMBEDDED: Final = RenderTarget()

@@ -60,10 +60,11 @@ OWN: Final = Sharing()
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """A network's file and its tensors."""
+    """A network's file and its tensors; with `single` the file's input has no batch."""
 
     io: NetworkIO
     artifact: Path
+    single: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,26 +95,25 @@ class Tree:
 
 def render(
     pipeline: Pipeline,
-    io: NetworkIO,
-    artifact: Path,
+    network: Network,
     second: Network | None = None,
     target: RenderTarget = EMBEDDED,
     metrics: ModelMetrics = COUNTED,
     sharing: Sharing = OWN,
     light: Network | None = None,
 ) -> Tree:
-    """Render `pipeline` over the network file `artifact`, whose tensors are `io`; `second` is its second network.
+    """Render `pipeline` over its network; `second` is its second one.
 
     `light` is the light network of its cascade, if it has one, whose steps are never shared. `metrics` and `sharing`
     change the names of steps and no answer. Pure: equal arguments give an equal tree. Raises `UnknownNameError` for the
     family, and `PipelineError` if the stages do not fit each other or the network.
     """
-    for network in pipeline.networks:
-        if network.family not in FAMILIES:
-            raise UnknownNameError("family", network.family, FAMILIES)
+    for each in pipeline.networks:
+        if each.family not in FAMILIES:
+            raise UnknownNameError("family", each.family, FAMILIES)
     check_cascade(pipeline)
     if light is None or pipeline.cascade is None or pipeline.light is None:
-        only = _tier(pipeline, pipeline.revision, Network(io, artifact), second, target, metrics, sharing)
+        only = _tier(pipeline, pipeline.revision, network, second, target, metrics, sharing)
         only.ensemble.name = pipeline.model
         return Tree(
             {step.name: step.files for step in only.steps},
@@ -123,7 +123,7 @@ def render(
             members=dict(step.member for step in only.steps if step.member is not None),
             member_steps={step.member[0]: step.name for step in only.steps if step.member is not None},
         )
-    heavy = _tier(pipeline, pipeline.revision, Network(io, artifact), second, target, metrics, OWN)
+    heavy = _tier(pipeline, pipeline.revision, network, second, target, metrics, OWN)
     inner = _named("heavy", heavy.ensemble, EMPTY_VERSION)
     options = HeavyOptions(
         cascade=pipeline.cascade,
@@ -200,7 +200,8 @@ def _tier(
 def with_network_alias(tree: Tree, pipeline: Pipeline, io: NetworkIO) -> Tree:
     """Return `tree` with the bare network as the public `<model>.network`; this does not change the revision."""
     name = network_alias(pipeline.model)
-    files = _ensemble_files(config.network_alias_config(name, pipeline, io, tree.networks[0]))
+    net = tree.networks[0]
+    files = _ensemble_files(config.network_alias_config(name, pipeline, io, net, native=net in tree.native))
     return replace(tree, network=(name, files))
 
 
@@ -224,7 +225,7 @@ class _Tier(NamedTuple):
 
 def _network_step(pipeline: Pipeline, network: Network, target: RenderTarget, sharing: Sharing) -> _Step:
     options, native = NetOptions.of(pipeline, network.io), target.runs_natively(pipeline, network.io)
-    message = config.network_config(options, network.io, pipeline.runtime, target, native=native)
+    message = config.network_config(options, network.io, pipeline.runtime, target, native=native, single=network.single)
     artifact = {f"1/{MODEL_FILE}": network.artifact}
     if native:
         return _named("net", message, artifact)
@@ -237,7 +238,8 @@ def _may_share(pipeline: Pipeline, network: Network) -> bool:
     """Tell whether a network takes so little time and memory that others may wait for it, as they then do."""
     runtime = pipeline.runtime
     chosen = runtime.instances > 1 or runtime.intra_op_threads > 0 or bool(pipeline.inference)
-    return not chosen and network.artifact.stat().st_size <= LARGEST_SHARED_BYTES
+    elsewhere = runtime.device == "gpu" or runtime.engine is not None
+    return not chosen and not elsewhere and network.artifact.stat().st_size <= LARGEST_SHARED_BYTES
 
 
 def _step(kind: str, message: Any, extra: Files | None = None) -> _Step:

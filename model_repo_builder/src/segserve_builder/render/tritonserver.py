@@ -17,8 +17,10 @@ STEP_ENVIRONMENT: Final = {
     # Freed memory is kept between requests: returning pages and faulting them in again costs more than the work.
     "MALLOC_TRIM_THRESHOLD_": str(256 * 2**20),
     "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
+    # Libraries of NVIDIA compute FP32 in TF32 by default, with a mantissa of 10 bits.
+    "NVIDIA_TF32_OVERRIDE": "0",
 }
-"""Environment of Triton's Python steps."""
+"""Environment of Triton and its Python steps."""
 
 SILENT: Final = {"ORT_DISABLE_TELEMETRY": "1"}
 """Turns off the usage reports of ONNX Runtime's official builds to Microsoft."""

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Final, Literal, Self, TypeAlias
+from typing import Annotated, Any, Final, Literal, Self, TypeAlias, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
 from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError
 
@@ -279,9 +279,26 @@ class OutOfDistributionPolicy(FrozenModel):
 
 CascadeScore: TypeAlias = Literal["confidence", "area", "class"]
 
+Engine: TypeAlias = Literal["onnxruntime", "tensorrt", "openvino"]
+Device: TypeAlias = Literal["auto", "cpu", "gpu"]
+_SPELT_OUT: Final = {"engine": "onnxruntime", "device": "auto"}
+_ONLY_DEVICES: Final[Mapping[str, str]] = {"tensorrt": "gpu", "openvino": "cpu"}
+"""Devices of the engines that run on one alone."""
+_DEVICE_RULE: Final[dict[str, JsonValue]] = {
+    "rule": "!has(self.engine) || self.engine == 'onnxruntime' || !has(self.device) || self.device == 'auto' || "
+    "(self.engine == 'tensorrt') == (self.device == 'gpu')",
+    "message": "engine tensorrt runs on the device gpu, openvino on the device cpu",
+}
+
 
 class Runtime(FrozenModel):
-    """Settings of Triton for the network."""
+    """Settings of Triton for the network.
+
+    Revisions are named by all that is not None, so `engine` and `device` are None where they are the default, and
+    `device` is the engine's where that runs on one alone.
+    """
+
+    model_config = ConfigDict(json_schema_extra={"x-kubernetes-validations": [_DEVICE_RULE]})
 
     max_batch_size: int = Field(
         default=8, ge=1, le=1024, description="Largest number of requests in a batch of the network."
@@ -297,8 +314,36 @@ class Runtime(FrozenModel):
     )
     instances: int = Field(default=1, ge=1, le=64, description="Number of copies of the network on each server.")
     intra_op_threads: int = Field(
-        default=0, ge=0, le=256, description="Number of threads of one run; 0 lets ONNX Runtime choose."
+        default=0, ge=0, le=256, description="Number of threads of one run; 0 lets the engine choose."
     )
+    engine: Engine | None = Field(
+        default=None,
+        description="Library that runs the network: onnxruntime; tensorrt, on GPUs; or openvino, on CPUs. A server "
+        "without it does not load the network. Default: onnxruntime.",
+    )
+    device: Device | None = Field(
+        default=None,
+        description="Device of the network: gpu, every GPU of a server (a server without one does not load the "
+        "network); cpu; or auto, GPUs if the server has some and its Triton runs the file itself, else the CPU. "
+        "Default: auto.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_defaults(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            return given
+        kept = {name: value for name, value in given.items() if name not in _SPELT_OUT or value != _SPELT_OUT[name]}
+        engine = kept.get("engine")
+        only = _ONLY_DEVICES.get(engine) if isinstance(engine, str) else None
+        device = kept["device"] = kept.get("device") or only
+        if only is not None and device in get_args(Device) and device != only:
+            raise PydanticCustomError(
+                "engine",
+                "engine {engine} runs on the device {only}, not on {device}",
+                {"engine": engine, "only": only, "device": device},
+            )
+        return kept
 
     @property
     def concurrent_requests(self) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segserve_builder.families.base import NetworkIO
+from segserve_builder.spec.model_spec import Engine
 from segserve_builder.stages.base import RequestOptions
 from segserve_builder.steps.cascade import check_cascade, light_score
 from segserve_builder.steps.embedding import coordinates
@@ -30,13 +31,23 @@ class InProcessModel:
     """One model. Raises its steps' errors: `PipelineError`, `SignatureError`, `BadImageError`, `NonFiniteError`."""
 
     def __init__(
-        self, pipeline: Pipeline, artifact: Path, second: Path | None = None, light: Path | None = None
+        self,
+        pipeline: Pipeline,
+        artifact: Path,
+        second: Path | None = None,
+        light: Path | None = None,
+        *,
+        engine: Engine | None = None,
+        gpu: int | None = None,
     ) -> None:
-        """Load the network's file, and those of the pipeline's second and light network if it has them."""
-        io, self._network = _loaded(pipeline, artifact)
+        """Load the network's file, and those of the pipeline's second and light network if it has them.
+
+        `engine` and `gpu` run the networks whatever the pipeline says: this machine need not have what servers have.
+        """
+        io, self._network = _loaded(pipeline, artifact, engine, gpu)
         given, second_io, self._second = io, None, None
         if pipeline.second is not None and second is not None:
-            second_io, self._second = _loaded(pipeline.second, second)
+            second_io, self._second = _loaded(pipeline.second, second, engine, gpu)
             given = replace(io, input=common_input(io, second_io))
         check_cascade(pipeline)
         self.task = check_postprocess(pipeline)
@@ -123,6 +134,9 @@ class InProcessModel:
         return self._postprocess(raw, given.transform, request, outputs, given.guide, second, observe=observe)
 
 
-def _loaded(pipeline: Pipeline, artifact: Path) -> tuple[NetworkIO, NetworkSession]:
+def _loaded(
+    pipeline: Pipeline, artifact: Path, engine: Engine | None, gpu: int | None
+) -> tuple[NetworkIO, NetworkSession]:
     io = network_io(pipeline, read_signature(artifact))
-    return io, NetworkSession(artifact, NetOptions.of(pipeline, io))
+    options = NetOptions.of(pipeline, io).model_copy(update={"engine": engine})
+    return io, NetworkSession(artifact, options, gpu=gpu)

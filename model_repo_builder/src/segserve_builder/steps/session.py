@@ -1,9 +1,10 @@
-"""ONNX Runtime sessions with few idle threads, bounded memory and without telemetry."""
+"""Sessions of ONNX Runtime or OpenVINO with few idle threads, bounded memory and without telemetry."""
 
 from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -12,10 +13,16 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from segserve_builder.errors import EngineError
 from segserve_builder.memory import is_out_of_memory
+from segserve_builder.steps.engine_cache import engine_folder
 from segserve_builder.steps.inference import run
+from segserve_builder.steps.openvino_session import OpenVinoSession
 from segserve_builder.steps.step_options import NetOptions
 
+_CPU: Final = "CPUExecutionProvider"
+_CUDA: Final = "CUDAExecutionProvider"
+_TENSORRT: Final = "TensorrtExecutionProvider"
 MUCH_SMALLER: Final = 16
 """Ratio of the largest earlier input to the current one above which memory is released."""
 
@@ -23,13 +30,22 @@ MUCH_SMALLER: Final = 16
 class NetworkSession:
     """Runs the network of a step's options; its outputs always have a batch."""
 
-    def __init__(self, path: Path, options: NetOptions, *, shared: bool = False) -> None:
-        """Load the file; a `shared` session has the arena and threads of all such sessions of this process."""
+    def __init__(self, path: Path, options: NetOptions, *, shared: bool = False, gpu: int | None = None) -> None:
+        """Load the file on the GPU of that number, or on the CPU.
+
+        A `shared` session has the arena and threads of all such sessions of this process. Raises `EngineError` if the
+        options' engine or the GPU cannot be used.
+        """
         self._input, self._outputs = options.input, options.outputs
         self._batched = options.batched
         self._inference = tuple(step.stage for step in options.inference)
         self._layout, self._max_batch_size = options.layout, options.max_batch_size
-        self._open = partial(open_session, path, options.intra_op_threads, shared=shared)
+        self._open: Callable[[], Any]
+        if options.engine == "openvino":
+            self._open = partial(OpenVinoSession, path, options.intra_op_threads)
+        else:
+            engines = engine_folder(options.artifact_sha256) if options.engine == "tensorrt" else None
+            self._open = partial(open_session, path, options.intra_op_threads, shared=shared, gpu=gpu, engines=engines)
         self._session = self._open()
         (given,) = (tensor for tensor in self._session.get_inputs() if tensor.name == options.input)
         self._takes_batches = len(given.shape) > 3
@@ -133,10 +149,14 @@ def _shrinking() -> Any:
     return options
 
 
-def open_session(path: Path, threads: int = 0, *, shared: bool = False) -> Any:
-    """Return ONNX Runtime's session of a file on the CPU; 0 threads leaves their number to it.
+def open_session(
+    path: Path, threads: int = 0, *, shared: bool = False, gpu: int | None = None, engines: Path | None = None
+) -> Any:
+    """Return ONNX Runtime's session of a file on the GPU of that number, or on the CPU.
 
-    A `shared` one has no arena and no threads of its own; `share_sessions` was called before.
+    0 threads leaves their number to ONNX Runtime. A `shared` session has no arena and no threads of its own;
+    `share_sessions` was called before. With a folder for `engines` TensorRT runs what it has kernels for, and CUDA the
+    rest. Raises `EngineError` if the session cannot run there: ONNX Runtime itself would take the CPU.
     """
     # Its builds report what they run; what is served is nobody else's business. It reads this when it is imported.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -154,4 +174,27 @@ def open_session(path: Path, threads: int = 0, *, shared: bool = False) -> Any:
         options.use_per_session_threads = False
         options.add_session_config_entry("session.use_env_allocators", "1")
         options.add_session_config_entry("session.force_spinning_stop", "1")
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    providers: list[Any] = [_CPU]
+    if gpu is not None:
+        if hasattr(onnxruntime, "preload_dlls"):
+            onnxruntime.preload_dlls()  # CUDA's libraries from pip's packages; a GPU build alone has it
+        # By default each new shape is timed with all of cuDNN's algorithms while its first caller waits.
+        cuda = {"device_id": gpu, "cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested"}
+        providers.insert(0, (_CUDA, cuda))
+        if engines is not None:
+            caches = {"trt_engine_cache_enable": True, "trt_timing_cache_enable": True}
+            paths = {"trt_engine_cache_path": str(engines), "trt_timing_cache_path": str(engines)}
+            providers.insert(0, (_TENSORRT, {"device_id": gpu, **caches, **paths}))
+    elif engines is not None:
+        raise EngineError("runtime.engine is tensorrt, but this server gives the network no GPU")
+    first = providers[0] if gpu is None else providers[0][0]
+    asked = "runtime.device is gpu" if engines is None else "runtime.engine is tensorrt"
+    if first not in (known := onnxruntime.get_available_providers()):
+        more = ", and TensorRT's libraries" if first == _TENSORRT else ""
+        needs = f"it needs {first} (package onnxruntime-gpu in place of onnxruntime{more})"
+        raise EngineError(f"{asked}, but this server's ONNX Runtime {onnxruntime.__version__} has {known}; {needs}")
+    session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+    # ONNX Runtime leaves a provider that does not start out, with a warning.
+    if first not in (used := session.get_providers()):
+        raise EngineError(f"{asked}, but {first} does not start on GPU {gpu}; what starts is {used}")
+    return session

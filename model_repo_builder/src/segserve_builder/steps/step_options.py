@@ -7,7 +7,7 @@ from typing import Any, Final, Literal, Self
 
 from segserve_builder.families import FAMILIES
 from segserve_builder.families.base import NetworkIO, TensorSpec
-from segserve_builder.spec.model_spec import UNCOUNTED, FrozenModel, Input, ModelMetrics
+from segserve_builder.spec.model_spec import UNCOUNTED, Engine, FrozenModel, Input, ModelMetrics
 from segserve_builder.spec.names import canonical_json
 from segserve_builder.steps.pipeline import Cascade, InferenceStep, Pipeline, PreprocessStep
 from segserve_builder.steps.postprocess import postprocess_stages
@@ -67,7 +67,7 @@ class NetOptions(StepOptions):
 
     `layout` is that of its input; outputs that have no batch (`batched` is False) get one of one. `inference_versions`
     are those of `inference`, item by item; a step that runs the network more than once an image does so with at most
-    `max_batch_size` at a time.
+    `max_batch_size` at a time. Without an `engine` it is ONNX Runtime.
     """
 
     step_version: Literal[1] = 1
@@ -80,6 +80,7 @@ class NetOptions(StepOptions):
     inference_versions: tuple[int, ...]
     max_batch_size: int
     intra_op_threads: int
+    engine: Engine | None = None
 
     @classmethod
     def of(cls, pipeline: Pipeline, io: NetworkIO) -> Self:
@@ -94,6 +95,7 @@ class NetOptions(StepOptions):
             inference_versions=tuple(step.stage.version for step in pipeline.inference),
             max_batch_size=pipeline.runtime.max_batch_size,
             intra_op_threads=pipeline.runtime.intra_op_threads,
+            engine=pipeline.runtime.engine,
         )
 
 

@@ -81,6 +81,11 @@ class Resources(ApiValue):
     limits: Quantities = Field(default={}, description="Upper limits, such as cpu, memory, nvidia.com/gpu.")
     requests: Quantities = Field(default={}, description="Guaranteed amounts. Default: the limits.")
 
+    @property
+    def has_gpus(self) -> bool:
+        """Whether a container gets NVIDIA GPUs, whole or in parts."""
+        return any(name.startswith("nvidia.com/") for name in self.limits)
+
 
 class Toleration(ApiValue):
     """A taint of nodes that the pods tolerate."""

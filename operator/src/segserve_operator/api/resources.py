@@ -76,6 +76,7 @@ KINDS: Final[Mapping[str, ResourceKind]] = {
             Column("Weight", "integer", ".status.weight"),
             Column("SLO", "string", ".status.slo"),
             Column("URL", "string", ".status.url"),
+            Column("Device", "string", ".status.device", wide=True),
             *_WHY,
             _AGE,
         ),

@@ -665,6 +665,9 @@ class SegmentationModelStatus(ApiValue):
     drift: str | None = Field(
         default=None, max_length=196_608, description="Reference that `spec.drift` compares with, packed."
     )
+    device: str | None = Field(
+        default=None, max_length=40, description="Device of the stable revision's networks: cpu, gpu, or cpu,gpu."
+    )
     rollout: RolloutStatus | None = Field(default=None, description="State of the latest rollout.")
     handled_annotations: tuple[Annotated[str, Field(max_length=512)], ...] = Field(
         default=(),

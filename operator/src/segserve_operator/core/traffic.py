@@ -43,7 +43,8 @@ class Share:
     `endpoints` are the group's servers whose agents report that very revision loaded and proved; with none, its
     requests get 503. `max_requests` may be in flight at once over each protocol; more get 503 at once. With a `shadow`,
     half of its inference requests are sent and counted under the name `shadow_of(group)`, to the same servers.
-    `classes` are the ids and names of the revision's classes, where the gateway tells them with plain answers.
+    `classes` are the ids and names of the revision's classes, where the gateway adds them to plain answers. `device` is
+    the device of its networks, `cpu`, `gpu` or `cpu,gpu`, None if no server reports it.
     """
 
     group: str
@@ -53,6 +54,7 @@ class Share:
     max_requests: int = 1024
     shadow: bool = False
     classes: tuple[tuple[int, str], ...] | None = None
+    device: str | None = None
 
 
 class Callers(StrEnum):

@@ -20,7 +20,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from segserve_builder.agent.cost import COSTS_FILE, read_costs
-from segserve_builder.agent.cost_metrics import cost_families
+from segserve_builder.agent.cost_metrics import cost_families, device_family
 from segserve_builder.cluster.probe_server import ProbeResponse, ProbeServer
 from segserve_common.http.guard import gather_few, get_bounded
 from segserve_common.http.urls import RequestError
@@ -237,6 +237,7 @@ def _agent(folder: Path, group: GroupObserved | None) -> str:
     if group is not None:
         ready = all(server.ready for server in group.servers)
         families.append(GaugeMetricFamily("segserve_agent_server_ready", "Whether Triton answers.", value=ready))
+        families.append(device_family(report for server in group.servers for report in server.reports))
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         stored = json.loads((folder / COSTS_FILE).read_text())
         memory_bytes = sum(float(use[2]) for use in stored["last"]["processes"].values())

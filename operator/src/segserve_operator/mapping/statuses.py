@@ -56,6 +56,7 @@ def from_api(status: SegmentationModelStatus) -> ModelStatus:
         slo=status.slo or "",
         false_alarms=status.false_alarms or "",
         drift=status.drift or "",
+        device=status.device or "",
         read_generation=max((each.observed_generation or 0 for each in status.conditions), default=0),
     )
 
@@ -76,6 +77,7 @@ def to_api(status: ModelStatus, former: SegmentationModelStatus, now: datetime) 
         slo=status.slo or None,
         false_alarms=status.false_alarms or None,
         drift=status.drift or None,
+        device=status.device or None,
         rollout=_rollout_status(status.rollout),
         handled_annotations=status.handled[-MAX_HANDLED_ANNOTATIONS:],
     )

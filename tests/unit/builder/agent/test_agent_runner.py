@@ -30,6 +30,7 @@ from segserve_builder.agent.state import (
     AgentState,
     AssignedRevision,
     Ensemble,
+    LoadStep,
     Prepare,
     Prepared,
     Probe,
@@ -216,11 +217,14 @@ class Hanging(Refusing):
         raise TritonTimeoutError("no answer")
 
 
-def asked(action: Probe | Prove | Serve, server: Refusing, folder: Path) -> ActionResult:
+def asked(
+    action: Probe | Prove | Serve | LoadStep, server: Refusing, folder: Path, gpus: tuple[str, ...] = ()
+) -> ActionResult:
     """Carry out an action on a model whose network and last step are shared."""
     assigned = AssignedRevision.of(assignment(processes="shared"))
     tree = Tree({}, ("coins", {}), members={MEMBER: {}}, member_steps={MEMBER: NET})
-    runner = ActionRunner(cast(TritonServer, server), Repository(folder / "repository"), folder, folder / "log")
+    repository = Repository(folder / "repository")
+    runner = ActionRunner(cast(TritonServer, server), repository, folder, folder / "log", gpus=lambda: gpus)
     return runner.carry_out(action, assigned, Prepared(assigned, tree, dict.fromkeys(STEPS, 1), None))
 
 
@@ -239,6 +243,46 @@ def test_a_probe_suspects_only_steps_that_its_error_can_be_of(
 
     assert result.suspects == suspects
     assert result.failing == failing
+
+
+T4 = "Tesla T4, driver 550.54.15, compute capability 7.5"
+FULL = ("INTERNAL", "onnx runtime error 6: Failed to allocate memory for requested buffer of size 4096")
+
+
+@pytest.mark.parametrize(("gpus", "reason", "retried"), [((T4,), "OutOfMemory", True), ((), "ProofFailed", False)])
+def test_a_proof_that_finds_no_memory_on_a_gpu_is_tried_again(
+    tmp_path: Path, gpus: tuple[str, ...], reason: str, retried: bool
+) -> None:
+    failure = asked(Prove("coins-1", "coins"), Refusing(FULL), tmp_path, gpus).failure
+
+    assert failure is not None
+    assert (failure.reason, failure.retryable) == (reason, retried)
+
+
+def test_a_probe_that_finds_no_memory_on_a_gpu_loads_nothing_again(tmp_path: Path) -> None:
+    result = asked(Probe("coins-1", "coins"), Refusing(FULL), tmp_path, (T4,))
+
+    assert not result.suspects | result.failing
+
+
+class Gpuless(Refusing):
+    """A server whose Triton finds no GPU."""
+
+    def load(self, name: str) -> None:
+        raise TritonRefusedError("INVALID_ARGUMENT", f"model {name} has kind KIND_GPU but no GPUs are available")
+
+
+@pytest.mark.parametrize(("gpus", "shown"), [((), "no GPU"), ((T4,), T4)])
+def test_a_load_without_the_gpu_that_it_needs_says_what_the_driver_shows(
+    tmp_path: Path, gpus: tuple[str, ...], shown: str
+) -> None:
+    failure = asked(LoadStep(NET), Gpuless(("", "")), tmp_path, gpus).failure
+
+    assert failure is not None
+    assert failure.reason == "LoadFailed"
+    assert (
+        f"can use no GPU of this server, whose driver shows {shown}; give the pool's servers a GPU" in failure.message
+    )
 
 
 def test_a_member_that_hangs_in_a_shared_step_is_parted_from_the_others(tmp_path: Path) -> None:

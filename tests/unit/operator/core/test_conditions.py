@@ -34,6 +34,7 @@ from segserve_operator.core.advance.advance import RolloutUpdate
 from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.models import conditions
 from segserve_operator.core.models.conditions import GOLDEN_REASONS, status_of
+from segserve_operator.core.models.planning import desired_state
 from segserve_operator.core.models.pool import MAX_CANDIDATE_GROUPS
 from segserve_operator.core.rollout.phases import ENDED, Phase
 from segserve_operator.core.rollout.record import RolloutState
@@ -112,6 +113,17 @@ def on_trial(*trials: TrialReport | None, wanted: Golden | None = NEW_SET, knows
     servers = [server(f"{n}", report(told, proved=proved, trial=trial)) for n, trial in enumerate(trials)]
     main = replace(group("main", told), servers=tuple(servers), wanted=len(servers))
     return world(model(edited, SERVED), groups=[main], records=[told])
+
+
+T4 = "Tesla T4, driver 550.54.15, compute capability 7.5"
+
+
+def proved_on(devices: tuple[str, ...], *gpus: str) -> Observed:
+    """Return a world whose server has proved the revision on devices."""
+    told = FIRST.model_copy(update={"golden": OLD_SET})
+    proof = ProofReport(golden_sha256=OLD_SET.sha256, images=3, devices=devices, gpus=gpus)
+    main = replace(group("main", told), servers=(server("1", report(told, proved=proof)),))
+    return world(model(told, SERVED), groups=[main], records=[told])
 
 
 def adopted(seen: Observed) -> Observed:
@@ -231,7 +243,19 @@ REVISION_LOADED = [
     ),
 ]
 
+ANSWERED = f"golden set {'1' * 12}: every image (3) was answered within its tolerance"
 GOLDEN_PASSED = [
+    *(
+        pytest.param(
+            proved_on((device,), T4),
+            ObservedCondition("GoldenPassed", "True", "AnswersMatch", f"{ANSWERED}; {where}"),
+            id=f"the device of the proof is the {device}",
+        )
+        for device, where in (
+            ("gpu", f"on {T4}"),
+            ("cpu", f"on the CPU, although the server has {T4} (runtime.device gpu does not allow that)"),
+        )
+    ),
     pytest.param(
         world(model(FIRST, SERVED), groups=[MAIN]),
         ObservedCondition(
@@ -900,3 +924,16 @@ def test_the_observed_generation_lags_until_the_spec_serves_or_is_refused(seen: 
     found = status(replace(seen, models=(edited,)))
 
     assert (found.observed_generation, found.read_generation) == (expected, 7)
+
+
+@pytest.mark.parametrize("devices", [(), ("cpu",), ("cpu", "gpu")])
+def test_the_status_and_the_gateway_have_the_device_of_stable(devices: tuple[str, ...]) -> None:
+    seen = proved_on(devices)
+
+    desired = desired_state(seen)
+
+    (status,) = desired.statuses.values()
+    assert status.device == ",".join(devices)
+    assert desired.traffic is not None
+    (route,) = desired.traffic.routes
+    assert [share.device for share in route.shares] == [",".join(devices) or None]

@@ -22,6 +22,7 @@ from typing import ClassVar, Final, TypeAlias
 
 import segserve_builder
 import segserve_common
+from segserve_builder.steps.openvino_session import REQUIREMENT
 from segserve_operator.adapters.local.code_folder import (
     CODE_VARIABLE,
     has_all_kernels,
@@ -34,6 +35,8 @@ from segserve_operator.adapters.local.code_folder import (
 PYTHON_VERSIONS: Final = ((3, 11), (3, 12))
 _MARKER: Final = "complete"
 _INSTALLING: Final = "installing Triton (240 MB to download)"
+_INSTALLING_OPENVINO: Final = "installing OpenVINO (59 MB to download)"
+_INDEX: Final = "Is the package index reachable? pip's own configuration applies (PIP_INDEX_URL, pip.conf)"
 _COMPILE: Final = ("-m", "segserve_builder.kernels", "--report")
 _PACKAGE: Final = Path(segserve_builder.__file__).parent
 _KERNELS: Final = _PACKAGE / "kernels"
@@ -138,6 +141,20 @@ def ensure_runtime(
     return RuntimeEnvironment(root, code, library_folder)
 
 
+def ensure_openvino(cache: Path, progress: OnStep = lambda _: None) -> None:
+    """Install OpenVINO for the runtime environment's steps, and that environment if it is missing.
+
+    Models with `runtime.engine: openvino` alone need it: unpacked it has 184 MB. Raises `RuntimeEnvironmentError`.
+    """
+    root = ensure_runtime(cache, progress, kernels=()).root
+    with _locked(root.with_suffix(".lock")):
+        if not (installed := root / REQUIREMENT).exists():
+            progress(InstallStep(_INSTALLING_OPENVINO, 0, 1))
+            run_or_raise([*_pip_install(root), REQUIREMENT], _INDEX)
+            installed.touch()
+            progress(InstallStep(_INSTALLING_OPENVINO, 1, 1))
+
+
 @contextmanager
 def compiling_the_rest(runtime: RuntimeEnvironment) -> Iterator[None]:
     """Compile the kernels that are missing at the lowest priority, as long as the block runs."""
@@ -209,13 +226,11 @@ def _install(root: Path, progress: OnStep) -> None:
     shutil.rmtree(root, ignore_errors=True)
     interpreter = getattr(sys, "_base_executable", sys.executable)
     python = str(root / "bin" / "python")
-    # A pip of its own would take seconds to install.
-    has_pip = find_spec("pip") is not None
     run_or_raise(
-        [interpreter, "-m", "venv", *(["--without-pip"] if has_pip else []), str(root)],
+        # A pip of its own would take seconds to install.
+        [interpreter, "-m", "venv", *(["--without-pip"] if find_spec("pip") is not None else []), str(root)],
         "On Debian and Ubuntu: apt-get install python3-venv",
     )
-    pip = [sys.executable, "-m", "pip", "--python", python] if has_pip else [python, "-m", "pip"]
     lock = lock_file()
     # The last part is that all are unpacked.
     total = 1 + sum(1 for line in lock.read_text().splitlines() if line and not line.startswith("#"))
@@ -229,12 +244,7 @@ def _install(root: Path, progress: OnStep) -> None:
 
     progress(InstallStep(_INSTALLING, 0, total))
     # The list is complete. The requirements of nvidia-pytriton are for its Python code, which is not used.
-    pip += ["install", "--no-deps", "--no-compile", "--disable-pip-version-check", "--progress-bar", "off"]
-    run_or_raise(
-        [*pip, "-r", str(lock)],
-        "Is the package index reachable? pip's own configuration applies (PIP_INDEX_URL, pip.conf)",
-        report,
-    )
+    run_or_raise([*_pip_install(root), "-r", str(lock)], _INDEX, report)
     # Three of five lines are of Kubernetes' client, which serves the agent in a cluster alone.
     compiler = [python, "-m", "compileall", "-qq", "-x", "/kubernetes/", str(site_packages(root))]
     subprocess.run(compiler, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
@@ -246,6 +256,13 @@ def _install(root: Path, progress: OnStep) -> None:
     shutil.copy2(wheel / "python_backend_stubs" / version / "triton_python_backend_stub", target)
     (root / _MARKER).touch()
     progress(InstallStep(_INSTALLING, total, total))
+
+
+def _pip_install(root: Path) -> list[str]:
+    python = str(root / "bin" / "python")
+    has_pip = find_spec("pip") is not None
+    pip = [sys.executable, "-m", "pip", "--python", python] if has_pip else [python, "-m", "pip"]
+    return [*pip, "install", "--no-deps", "--no-compile", "--disable-pip-version-check", "--progress-bar", "off"]
 
 
 def run_or_raise(command: list[str], advice: str, on_line: Callable[[str], object] = lambda _: None) -> None:

@@ -6,4 +6,5 @@ function envoy_on_response(handle)
   local headers = handle:headers()
   headers:remove("x-segserve-revision")
   headers:remove("x-segserve-group")
+  headers:remove("x-segserve-device")
 end

@@ -40,6 +40,7 @@ ROUTES_NAME: Final = "models"
 ROUTE_HEADER: Final = "x-segserve-route"
 MODEL_HEADER: Final = "x-segserve-model"
 REVISION_HEADER: Final = "x-segserve-revision"
+DEVICE_HEADER: Final = "x-segserve-device"
 GROUP_HEADER: Final = "x-segserve-group"
 SERVICE: Final = "inference.GRPCInferenceService"
 SERVER_PATHS: Final = ("/v2", "/v2/health/live", "/v2/health/ready", "/v2/models/stats")
@@ -261,6 +262,8 @@ def _entry(**action: Any) -> Json:
 
 def _response_headers(share: Share) -> list[Json]:
     headers = {REVISION_HEADER: share.revision, GROUP_HEADER: share.group}
+    if share.device is not None:
+        headers[DEVICE_HEADER] = share.device
     return [
         {"header": {"key": key, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
         for key, value in headers.items()

@@ -76,7 +76,16 @@ def status_of(
         false_alarms=false_alarm_text(world.self_tests.get(model.name)) if tests_itself(model) else "",
         read_generation=model.generation,
         drift=drift.stored if drift is not None else model.status.drift if model.wanted is None else "",
+        device=_device(model, roles, world),
     )
+
+
+def _device(model: ModelObserved, roles: Roles, world: Observed) -> str:
+    stable, former = roles.stable, model.status.roles.stable
+    if stable is None:
+        return ""
+    device = world.groups[stable.group].reports(stable.revision).device if stable.group in world.groups else ""
+    return device or (model.status.device if former is not None and former.revision == stable.revision else "")
 
 
 def _weight(roles: Roles, state: RolloutState | None) -> int:
@@ -252,16 +261,26 @@ def _proved(report: ModelReport, passed: TrialProgress | None, asked: Golden | N
         answered = report.trial
     if answered is not None:
         proof = ProofReport(golden_sha256=answered.golden and answered.golden.sha256, images=answered.images)
+    where = _where(report.proved) if report.proved is not None else ""
     if proof is not None and proof.golden_sha256 is not None:
         text = f"{name_of(proof.golden_sha256)}: every image ({proof.images}) was answered within its tolerance"
         if proof.cascade_loss is not None:
             text += f"; the cascade's expected loss is at most {proof.cascade_loss:.4g}"
-        return ObservedCondition("GoldenPassed", "True", "AnswersMatch", text)
+        return ObservedCondition("GoldenPassed", "True", "AnswersMatch", text + where)
     if proof is None and report.proof == "golden":
         text = "every golden image was answered within its tolerance"
         return ObservedCondition("GoldenPassed", "True", "AnswersMatch", text)
     text = "no golden set: a built-in image showed that the pipeline runs and its answer is finite and repeatable"
-    return ObservedCondition("GoldenPassed", "True", "BuiltinOnly", text)
+    return ObservedCondition("GoldenPassed", "True", "BuiltinOnly", text + where)
+
+
+def _where(proof: ProofReport) -> str:
+    """Return the device of a proof for a condition; nothing on a server without GPUs."""
+    if not proof.gpus:
+        return ""
+    if "gpu" in proof.devices:
+        return f"; on {', '.join(proof.gpus)}"
+    return f"; on the CPU, although the server has {', '.join(proof.gpus)} (runtime.device gpu does not allow that)"
 
 
 def _refused(trial: TrialProgress, failure: FailureReason) -> str:

@@ -345,14 +345,15 @@ def _other_weight(
 
 
 def _share(group: str, assigned: AssignedModel, weight: int, world: Observed) -> Share:
-    endpoints = world.groups[group].endpoints(assigned.revision) if group in world.groups else ()
+    servers = world.groups.get(group)
     return Share(
         group,
         assigned.revision,
         weight,
-        endpoints,
+        servers.endpoints(assigned.revision) if servers is not None else (),
         assigned.pipeline.runtime.max_requests,
         classes=_class_names(assigned) if world.pool is not None and world.pool.plain_http else None,
+        device=(servers.reports(assigned.revision).device or None) if servers is not None else None,
     )
 
 

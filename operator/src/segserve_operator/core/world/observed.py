@@ -172,6 +172,7 @@ class ModelStatus:
     false_alarms: str = ""
     read_generation: int = 0
     drift: str = ""
+    device: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,21 +267,28 @@ class ServerObserved:
 
 @dataclass(frozen=True, slots=True)
 class RevisionReports:
-    """The reports of a group's ready servers on one revision: all of them, and the servers that serve it or fail."""
+    """The reports of a group's ready servers on one revision: all of them, and the servers that serve it or fail.
+
+    `device` is the device of its networks: `cpu`, `gpu` or `cpu,gpu`; empty if no server reports it.
+    """
 
     said: tuple[tuple[ServerObserved, ModelReport], ...]
     proved: tuple[ServerObserved, ...]
     failed: tuple[ServerObserved, ...]
+    device: str = ""
 
     @classmethod
     def of(cls, servers: Iterable[ServerObserved], revision: str) -> Self:
         """Gather the servers' reports on a revision."""
         reports = ((server, server.report(revision)) for server in servers)
         said = tuple((server, report) for server, report in reports if report is not None)
+        proofs = (report.proved for _, report in said if report.state is ModelState.READY)
+        devices = {device for proof in proofs if proof is not None for device in proof.devices}
         return cls(
             said,
             tuple(server for server, report in said if report.state is ModelState.READY),
             tuple(server for server, report in said if report.state is ModelState.FAILED),
+            ",".join(sorted(devices)),
         )
 
     def least(self, *, without_failed: bool = False) -> ModelReport | None:

@@ -54,6 +54,8 @@ _GRACE_S: Final = 5
 _START_S: Final = 1800
 """Time for Triton to start; loading CUDA from a slow disk takes long, and a restart would begin it again."""
 
+_NO_GPUS: Final = {"NVIDIA_VISIBLE_DEVICES": "void"}
+"""The image's value is `all`: where NVIDIA's runtime is the default one, that is every GPU of the node."""
 _MAX_REQUEST_BYTES: Final = 2**31 - 1
 """Triton's largest; the gateway enforces the pool's limit, which can change without new servers."""
 
@@ -107,6 +109,7 @@ def _triton(context: PoolContext, group: str) -> V1Container:
         env=pods.variables(
             {
                 **_common(context, group),
+                **({} if server.resources.has_gpus else _NO_GPUS),
                 "SEGSERVE_EXIT_TIMEOUT_SECONDS": str(server.exit_timeout_seconds),
                 "SEGSERVE_MAX_REQUEST_BYTES": str(_MAX_REQUEST_BYTES),
                 **_own(server.pod_template.container(TRITON_CONTAINER)),
@@ -146,6 +149,7 @@ def _agent(context: PoolContext, group: str) -> V1Container:
         env=pods.variables(
             {
                 **_common(context, group),
+                **_NO_GPUS,
                 "SEGSERVE_ARTIFACT_BASE": artifacts.base_of(context),
                 "SEGSERVE_AGENT_FOLDER": _AGENT_FOLDER,
                 **context.defaults.logging.variables(),

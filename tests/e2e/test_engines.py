@@ -1,0 +1,55 @@
+"""Networks that another engine runs, on the real server, and a device that it lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench.coins import variant, write
+from bench.platform import Running
+from examples.coins.in_process import resources
+from raw_inference import RawRequest, image, send
+from segserve_builder.golden.judging import Case, GoldenTolerance, compare, record
+
+pytestmark = pytest.mark.platform
+
+GPU = {"device": "gpu"}
+TOLERANCE = GoldenTolerance(iou=0.999, score=0.001)
+"""Of OpenVINO's answers against those of ONNX Runtime: of each mask's IoU, and of scores."""
+
+
+def answer(running: Running, model: str, photo: bytes) -> dict[str, np.ndarray]:
+    request = RawRequest([image(photo)], parameters={"encoding": "rle"}, model=model)
+    outputs = send(running.url, "http", request).arrays()
+    return {name: np.array(value, object) if isinstance(value, tuple) else value for name, value in outputs.items()}
+
+
+def test_openvino_answers_within_a_thousandth_of_onnx_runtime(
+    coins: Running, serve: Callable[..., Running], tmp_path: Path, photo: bytes
+) -> None:
+    models = [variant(model=name, runtime={"maxBatchSize": 1, "engine": "openvino"}) for name in resources()]
+
+    running = serve(write(tmp_path / "models.yaml", *models))  # installs OpenVINO, as it is asked for
+
+    for name in resources():
+        expected = Case.model_validate(record(answer(coins, name, photo), "coins.png", TOLERANCE))
+        found = answer(running, name, photo)
+        compare(expected, found)
+        assert found["REVISION"].tolist() != answer(coins, name, photo)["REVISION"].tolist()
+    steps = [each for each in running.processes() if "triton_python_backend_stub" in " ".join(each.cmdline())]
+    loaded = [each for each in steps if any("openvino_intel_cpu" in mapped.path for mapped in each.memory_maps())]
+    assert len(loaded) == len(models)
+
+
+def test_a_gpu_that_is_missing_is_named_and_the_network_does_not_run_on_the_cpu(
+    serve: Callable[..., Running], tmp_path: Path
+) -> None:
+    running = serve(write(tmp_path / "first.yaml", variant(model="coins")))
+    running.segserve("apply", "-f", str(write(tmp_path / "model.yaml", variant(model="coins", runtime=GPU))))
+
+    with pytest.raises(RuntimeError, match="can use no GPU of this server, whose driver shows no GPU"):
+        running.segserve("wait", "coins", "--timeout", "60s")
+    assert "cpu" in running.segserve("get", "-o", "wide")  # what was there before serves
