@@ -59,7 +59,7 @@ from segserve_builder.steps.session import NetworkSession
 from segserve_builder.steps.step_options import NetOptions
 from segserve_operator.api.drift import Drift, DriftReference, DriftWindow
 from segserve_operator.api.segmentation_model import SegmentationModel
-from segserve_operator.core.advance.self_test import wilson
+from bench.rollout.outcomes import wilson
 from segserve_operator.core.drift.watch import DriftWatch
 
 OUT: Final = ROOT / "bench/out/drift.json"

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from bench.platform import ROOT
 from bench.rollout.report import markdown_table
 from segserve_operator.api.rollout_policy import DriftGate, RolloutPolicy
-from segserve_operator.core.advance.self_test import wilson
+from bench.rollout.outcomes import wilson
 from segserve_operator.core.drift.comparison import RevisionComparison
 from segserve_operator.core.drift.detector import Histograms
 from segserve_operator.core.gates.checks import CheckResult

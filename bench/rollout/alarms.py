@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from bench.platform import ROOT
+from bench.rollout.outcomes import wilson
 from bench.rollout.report import markdown_table, put_into_document
 from bench.rollout.running import minutes_told, run_missing
 from segserve_operator.api.rollout_policy import RolloutPolicy, SlicesGate, Slo
-from segserve_operator.core.advance.self_test import wilson
 from segserve_operator.core.evidence import EDGES_MS, EvidenceWindow, Pairs, SlicePairs
 from segserve_operator.core.gates import measured_gates
 from segserve_operator.core.gates.ab_test import AbTestResult

@@ -6,8 +6,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-
-from segserve_operator.core.advance.self_test import Z_95, wilson
+from scipy.stats import binomtest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,6 +14,16 @@ if TYPE_CHECKING:
     from bench.rollout.world import Floats
 
 _DIGITS: Final = 5
+Z_95: Final = 1.959963984540054
+"""Quantile of the normal distribution for an interval of 95 %."""
+
+
+def wilson(count: int, total: int) -> tuple[float, float]:
+    """Return the 95 % interval (low, high) of a share that was `count` of `total` (Wilson 1927); 0 to 1 of none."""
+    if not total:
+        return 0.0, 1.0
+    interval = binomtest(count, total).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 @dataclass(frozen=True, slots=True)

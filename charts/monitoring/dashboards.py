@@ -248,14 +248,10 @@ ROLLOUTS: Final = Dashboard(
             Panel("p50", ((quantile_by_role(0.5), NAMED + " {{role}}"),), "ms"),
             Panel("p95", ((quantile_by_role(0.95), NAMED + " {{role}}"),), "ms"),
         )),
-        Row("Ends and self-test", (
+        Row("Ends", (
             Panel("Decisions", ((counted("decisions_total", "signal"), NAMED + " {{signal}}"),)),
             Panel("Quarantines and ends", ((counted("quarantines_total"), NAMED + " quarantined"),
                                            (counted("ends_total", "phase"), NAMED + " {{phase}}"))),
-            Panel("Self-test: false alarms", ((counted("self_test_false_alarms_total"), NAMED),),
-                  description="Breaches of stable against itself."),
-            Panel("Self-test: dispersion", ((of_rollouts("dispersion"), NAMED),),
-                  description="1 where failures are independent; bursts make it larger."),
         )),
     ),
     variables("segserve_model_group", "namespace", "pool", "model"),

@@ -19,7 +19,6 @@ from segserve_operator.api.rollout_policy import (
 from segserve_operator.core.gates.checks import CheckResult
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.replay import replay
-from segserve_operator.core.traffic import shadow_of
 
 
 async def test_a_healthy_revision_goes_up_by_steps_and_is_promoted_and_the_old_one_is_kept() -> None:
@@ -346,20 +345,6 @@ async def test_a_step_of_the_clock_promotes_nothing_bad_and_blocks_nothing_good(
         ends.append((await rollout.end(3600)).phase)
 
     assert ends == [Phase.SUCCEEDED, Phase.ROLLED_BACK]
-
-
-async def test_at_rest_stable_is_compared_with_itself_where_that_is_asked_for() -> None:
-    world = World()
-    world.store.apply(FIRST, policy=POLICY.model_copy(update={"self_test": True}), slo=Slo())
-    for _ in range(600):
-        for group in ("main", shadow_of("main")):
-            world.traffic.count("coins", group, 5, 0)
-        await world.passes(1)
-    told = world.rollout_cache.self_tests["coins"]
-
-    assert [share.shadow for route in world.traffic.plan.routes for share in route.shares] == [True]
-    assert (told.false_alarms, told.measured_s > 1_000_500) == (0, True)
-    assert world.store.objects["coins"].status.slo == "Met"
 
 
 async def story(rollout: Rollout, die_at: int = -1, *, after: bool = False) -> list[str]:

@@ -120,7 +120,7 @@ spec:
       anonymous: true
     sessionAffinity: {header: x-camera, cookie: visitor, caller: true}
     accessLog: {samplingRatio: 0.01}
-    callerMetrics: {most: 20, sliceByCaller: true}
+    callerMetrics: {sliceByCaller: true}
     tracing: {endpoint: "http://collector.observability:4318", samplingRatio: 0.5}
     maxRequestBytes: 1048576
     streams: true

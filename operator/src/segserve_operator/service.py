@@ -63,7 +63,6 @@ from segserve_operator.core.world.observed import (
     Observed,
     PoolObserved,
     PoolStatus,
-    SelfTest,
     SloWatch,
 )
 from segserve_operator.core.world.restore import with_presumed_reports
@@ -87,18 +86,17 @@ class RolloutCache:
     """The newest records of rollouts, by name. Losing it loses only the evidence since the last write.
 
     `written` is the sequence of the last decision in the store and the time of that write (Unix seconds), by name, and
-    `stored` what the store had in the last pass; `watches` are the last hour of each model's SLO, `self_tests` the
-    comparisons of stable with itself, `drifts` those with references, `comparisons` those of two revisions' answers by
-    rollout, `load` the requests of the pool, of which no gateway told anything in the last `unanswered` readings, the
-    last at `read_s` (Unix seconds). `at_rest` tells whether the last pass found nothing that becomes due as
-    time passes, `rest` the models that it found settled; `world` is what it saw of a pool that follows requests.
+    `stored` what the store had in the last pass. `watches` are the last hour of each model's SLO, `drifts` comparisons
+    with references, and `comparisons` two revisions' answers by rollout. `load` is the requests of the pool; gateways
+    reported nothing in the last `unanswered` readings, the last at `read_s` (Unix seconds). `at_rest` is True if the
+    last pass found nothing that becomes due as time passes, `rest` the models that it found settled; `world` is what it
+    saw of a pool that follows requests.
     """
 
     records: dict[str, Record] = field(default_factory=dict)
     written: dict[str, tuple[int, float]] = field(default_factory=dict)
     stored: Mapping[str, Record] = field(default_factory=dict)
     watches: Mapping[str, SloWatch] = field(default_factory=dict)
-    self_tests: Mapping[str, SelfTest] = field(default_factory=dict)
     drifts: Mapping[str, DriftWatch] = field(default_factory=dict)
     comparisons: Mapping[str, RevisionComparison] = field(default_factory=dict)
     load: PoolLoad = field(default_factory=PoolLoad)
@@ -121,7 +119,7 @@ class RolloutCache:
 
     def keep(self, desired: DesiredState, world: Observed) -> None:
         """Keep the results of a pass, and drop records that no status names any more."""
-        self.watches, self.self_tests, self.drifts = desired.watches, desired.self_tests, desired.drifts
+        self.watches, self.drifts = desired.watches, desired.drifts
         self.comparisons, self.load = desired.comparisons, desired.load
         self.at_rest, self.rest = desired.at_rest, desired.rest
         self.world = world if world.pool is not None and world.pool.scaling is not None else None
@@ -291,7 +289,6 @@ class Service:
             samples=await self.traffic.samples(sampled_groups(models, self.rollout_cache.watches, now_s)),
             check_results=self.check_runner.check_results(),
             watches=self.rollout_cache.watches,
-            self_tests=self.rollout_cache.self_tests,
             drifts=self.rollout_cache.drifts,
             comparisons=self.rollout_cache.comparisons,
             failures=dict(self.failures),

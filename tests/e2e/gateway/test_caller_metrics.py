@@ -101,8 +101,11 @@ async def test_a_request_without_a_slice_has_its_callers_name_where_the_pool_say
         assert await counted(gateway, "requests", "slice") == {"team-a": 1, "camera-1": 1}
 
 
-async def test_labels_are_bounded_and_no_caller_can_spoil_the_text(tmp_path: Path, old: StubTriton) -> None:
-    async with running_gateway(tmp_path, caller_metrics=CallerMetrics(most=3)) as gateway:
+async def test_labels_are_bounded_and_no_caller_can_spoil_the_text(
+    tmp_path: Path, old: StubTriton, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(envoy_telemetry, "MOST_CALLERS", 3)
+    async with running_gateway(tmp_path, caller_metrics=CallerMetrics()) as gateway:
         await gateway.traffic.apply(served(old))
         labels = [b'a"b\\c', "caf\u00e9".encode(), b"camera.3", *(f"random-{number}".encode() for number in range(20))]
         for label in labels:
@@ -115,9 +118,10 @@ async def test_labels_are_bounded_and_no_caller_can_spoil_the_text(tmp_path: Pat
 
 
 async def test_a_caller_who_invents_slices_leaves_half_of_the_places_to_another(
-    tmp_path: Path, old: StubTriton
+    tmp_path: Path, old: StubTriton, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = CallerMetrics(most=4)
+    monkeypatch.setattr(envoy_telemetry, "MOST_CALLERS", 4)
+    settings = CallerMetrics()
     async with running_gateway(tmp_path / "gateway", auth=two_teams(tmp_path), caller_metrics=settings) as gateway:
         await gateway.traffic.apply(served(old))
         a, b = api_key("team-a", "s"), api_key("team-b", "s")

@@ -13,7 +13,6 @@ from segserve_operator.core.gates.base import Outcome, Verdict
 from segserve_operator.core.rollout.engine import Progress
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.record import Decision, Record, RolloutState, Row
-from segserve_operator.core.world.observed import SelfTest
 from segserve_operator.metrics.rollout_metrics import RolloutMetrics
 
 NOW_S = 1000.0
@@ -159,15 +158,6 @@ def test_bad_requests_are_what_was_lost_before_a_quarantine_or_more(metrics: Rol
     record = replace(RECORD, progress=replace(RECORD.progress, bad=np.array(12.0)))
     metrics.observe("lab", "default", {"coins": STANDING}, {"coins-7f": record})
     assert seen(metrics, "bad_requests") == {(): 12}
-
-
-def test_the_self_test_adds_up(metrics: RolloutMetrics) -> None:
-    for rounds, alarms in ((2, 1), (4, 1), (0, 0), (2, 2)):
-        test = SelfTest(rounds=rounds, false_alarms=alarms, dispersion=1.5)
-        metrics.observe_self_tests("lab", "default", {"coins": test})
-    assert seen(metrics, "self_test_false_alarms_total") == {(): 3}
-    assert seen(metrics, "self_test_rounds_total") == {(): 6}
-    assert seen(metrics, "dispersion") == {(): 1.5}
 
 
 def test_in_shadow_the_copies_that_were_compared_are_counted_and_no_bad_requests(metrics: RolloutMetrics) -> None:

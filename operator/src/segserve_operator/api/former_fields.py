@@ -49,6 +49,7 @@ REPLACED: Final[Mapping[str, Mapping[str, str]]] = {
     ),
     "spec.rollout": {
         "holdback": "remove it: a canary's predecessor keeps 5 % of the requests while its successor bakes",
+        "selfTest": "remove it: segserve no longer compares stable with itself",
         "maxQuarantines": "remove it: after three quarantines a rollout waits for a person",
     },
     "spec.rollout.abTest": {"confidencePercent": "remove it: intervals have a confidence of 95 %"},
@@ -66,6 +67,7 @@ REPLACED: Final[Mapping[str, Mapping[str, str]]] = {
         "comparatorResources": f"{_CONTAINER}comparator",
         "captureResources": f"{_CONTAINER}capture",
     },
+    "spec.gateway.callerMetrics": {"most": "remove it: 50 callers, and slices, are counted by name"},
     "spec.serverTls": {"resources": "write it into server.podTemplate, as resources of the container tls"},
 }
 """What to write instead of a former field, by the part of the spec that had it."""

@@ -558,9 +558,6 @@ class RolloutPolicy(ApiValue):
             ),
         },
     )
-    self_test: bool = Field(
-        default=False, description="Split stable's requests against itself and publish the rate of false alarms."
-    )
 
     def judging(self) -> Self:
         """Return the policy with what its strategy needs: copies, for one that judges by them alone."""

@@ -657,11 +657,6 @@ class SegmentationModelStatus(ApiValue):
         description="Percent of requests sent to the candidate; 100 if there is only a stable revision.",
     )
     slo: str | None = Field(default=None, max_length=40, description="State of the SLO: Met, Breached or Unknown.")
-    false_alarms: str | None = Field(
-        default=None,
-        max_length=80,
-        description="How often `rollout.selfTest` judged stable worse than itself, and the maximum that is expected.",
-    )
     drift: str | None = Field(
         default=None, max_length=196_608, description="Reference that `spec.drift` compares with, packed."
     )

@@ -27,13 +27,6 @@ class AccessLog(ApiValue):
 class CallerMetrics(ApiValue):
     """Counters of answered requests, of servers' time and of bytes, by caller and by slice."""
 
-    most: int = Field(
-        default=50,
-        ge=1,
-        le=200,
-        description="Number of callers, and of slices, that each worker thread of a gateway counts by name; the others "
-        "share the name other. Default 50.",
-    )
     slice_by_caller: bool | None = Field(
         default=None,
         description="Whether a request without the header X-Segserve-Slice has the name of its caller as its slice, "

@@ -5,22 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Final, Literal, Self
+from typing import Literal, Self
 
 from segserve_builder.capture.rule import RuleOfAnyRelease
 from segserve_operator.core.failure import FailureReason
-
-_SHADOW: Final = "~shadow"  # a name that no group can have
-
-
-def shadow_of(group: str) -> str:
-    """Return the name that the second half of a group's requests is counted under."""
-    return f"{group}{_SHADOW}"
-
-
-def real_group(name: str) -> str:
-    """Return the group of `name`, which may be the name of its shadow."""
-    return name.removesuffix(_SHADOW)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +29,7 @@ class Share:
     then only our own come, which name the group.
 
     `endpoints` are the group's servers whose agents report that very revision loaded and proved; with none, its
-    requests get 503. `max_requests` may be in flight at once over each protocol; more get 503 at once. With a `shadow`,
-    half of its inference requests are sent and counted under the name `shadow_of(group)`, to the same servers.
+    requests get 503. `max_requests` may be in flight at once over each protocol; more get 503 at once.
     `classes` are the ids and names of the revision's classes, where the gateway adds them to plain answers. `device` is
     the device of its networks, `cpu`, `gpu` or `cpu,gpu`, None if no server reports it.
     """
@@ -52,7 +39,6 @@ class Share:
     weight: int
     endpoints: tuple[Endpoint, ...] = ()
     max_requests: int = 1024
-    shadow: bool = False
     classes: tuple[tuple[int, str], ...] | None = None
     device: str | None = None
 

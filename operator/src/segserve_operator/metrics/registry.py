@@ -70,7 +70,6 @@ class Metrics:
         """Note what a pass found and keeps; of a pool that is gone that is nothing."""
         states = {model.name: model.status.rollout for model in models if model.status.rollout is not None}
         self.rollouts.observe(key.namespace, key.pool, states, kept.records)
-        self.rollouts.observe_self_tests(key.namespace, key.pool, kept.self_tests)
         self.drift.observe(key.namespace, key.pool, kept.drifts)
         self.scaling.observe_requests(key.namespace, key.pool, kept.load.history, now_s)
 

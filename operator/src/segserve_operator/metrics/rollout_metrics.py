@@ -12,7 +12,6 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from segserve_operator.core.advance.explanations import hold_of
 from segserve_operator.core.rollout.phases import ENDED, Phase
 from segserve_operator.core.rollout.record import Record, RolloutState
-from segserve_operator.core.world.observed import SelfTest
 
 EXCESS: Final = "excess"
 """The number of a verdict that counts requests which went wrong because of the candidate."""
@@ -45,18 +44,12 @@ class RolloutMetrics:
         self.bad_requests = self._gauge("bad_requests", "Requests that went wrong because of the candidate.")
         self.compared = self._gauge("compared", "Copies of callers' requests that both revisions had in Shadow.")
         self.look_age = self._gauge("look_seconds", "Time since the gateways' counts were last looked at.")
-        self.dispersion = self._gauge(
-            "dispersion", "Variance of stable's failures, divided by the variance of independent failures."
-        )
         self.decisions = self._counter("decisions", "Decisions that changed something.", "signal")
         self.quarantines = self._counter("quarantines", "Candidates put at weight 0 without a verdict.")
         self.ends = self._counter("ends", "Rollouts that ended, by the phase in which they did.", "phase")
-        self.rounds = self._counter("self_test_rounds", "Comparisons of stable with itself that have ended.")
-        self.false_alarms = self._counter("self_test_false_alarms", "Breaches of stable against itself.")
         text = "Messages to people, by what became of them."
         self.notifications = Counter("segserve_notifications", text, ["outcome"], registry=self.registry)
         self._pools: dict[tuple[str, str], _Known] = {}
-        self._tested: dict[tuple[str, str], Mapping[str, SelfTest]] = {}
         self._shown: set[tuple[Gauge, tuple[str, ...]]] = set()
 
     def observe(
@@ -95,17 +88,6 @@ class RolloutMetrics:
         for gauge, labels in self._shown - shown:
             gauge.remove(*labels)
         self._shown = shown
-
-    def observe_self_tests(self, namespace: str, pool: str, tests: Mapping[str, SelfTest]) -> None:
-        """Count what a pool's self-tests have found since the last pass, by model."""
-        former = self._tested.get((namespace, pool), {})
-        for model, test in tests.items():
-            before = former.get(model, SelfTest())
-            # A self-test that began anew counts from zero, and a counter of Prometheus must not decrease.
-            self.rounds.labels(namespace, pool, model).inc(max(test.rounds - before.rounds, 0))
-            self.false_alarms.labels(namespace, pool, model).inc(max(test.false_alarms - before.false_alarms, 0))
-            self.dispersion.labels(namespace, pool, model).set(test.dispersion)
-        self._tested[namespace, pool] = tests
 
     def notified(self, outcome: str) -> None:
         """Count the outcome of a notification."""

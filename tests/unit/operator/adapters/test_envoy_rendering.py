@@ -220,50 +220,6 @@ def test_an_unreadable_plan_does_not_keep_envoy_from_starting(tmp_path: Path, te
     assert recorded[1] == TrafficPlan()
 
 
-def test_a_shadow_halves_a_shares_inference_and_nothing_else() -> None:
-    shares = (replace(OLD, weight=75, shadow=True), replace(NEW, weight=25))
-    traffic_plan = TrafficPlan((Route("coins", shares, exposed=("coins.network",)),), OLD.endpoints)
-
-    routes = table(traffic_plan)
-
-    assert weights(routes["http:infer:coins"]) == {
-        "coins/main/infer/http": 75,
-        "coins/main~shadow/infer/http": 75,
-        "coins/coins-bb/infer/http": 50,
-    }
-    assert weights(routes["http:infer:coins.network"]) == {
-        "coins/main/network/http": 75,
-        "coins/coins-bb/network/http": 25,
-    }
-    shadows = {name for name in route_clusters(traffic_plan) if "~" in name}
-    assert shadows == {"coins/main~shadow/infer/http", "coins/main~shadow/infer/grpc"}
-    for name in shadows:
-        shadow, real = route_clusters(traffic_plan)[name], route_clusters(traffic_plan)[name.replace("~shadow", "")]
-        assert shadow["load_assignment"]["endpoints"] == real["load_assignment"]["endpoints"]
-
-
-def test_newer_weights_keep_a_shadows_half() -> None:
-    shares = (replace(OLD, weight=75, shadow=True), replace(NEW, weight=25))
-    route = Route("coins", shares)
-    before = rendered(TrafficPlan((route,)))
-
-    after = rendered(
-        TrafficPlan((replace(route, shares=(replace(shares[0], weight=60), replace(NEW, weight=40))),)), before
-    )
-
-    assert {key.partition(".coins/")[2]: value for key, value in after.weights.items() if "http" in key} == {
-        "main/infer/http": 60,
-        "main~shadow/infer/http": 60,
-        "coins-bb/infer/http": 80,
-    }
-
-
-def test_requests_to_a_shadow_are_in_flight_to_its_group() -> None:
-    active = {"coins/main/infer/http": 1, "coins/main~shadow/infer/http": 2}
-
-    assert active_by_model(active) == {("coins", "main"): 3}
-
-
 def sticky(new_weight: int) -> TrafficPlan:
     (route,) = plan(new_weight).routes
     affinity = RouteAffinity(last=NEW.group, salt="coins-000001")

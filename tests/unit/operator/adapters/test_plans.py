@@ -35,7 +35,7 @@ def plan(models: int, servers: tuple[Endpoint, ...], *, unproved: bool = False) 
     def route(number: int) -> Route:
         held = tuple(server for at, server in enumerate(servers) if not unproved or at != number)
         main = Share("main-0a1b2c3d", f"m{number:04}-aaaaaaaaaa", 90, held)
-        candidate = Share(f"m{number:04}-bbbbbbbbbb", f"m{number:04}-bbbbbbbbbb", 10, servers[:2], shadow=number == 1)
+        candidate = Share(f"m{number:04}-bbbbbbbbbb", f"m{number:04}-bbbbbbbbbb", 10, servers[:2])
         return Route(f"m{number:04}", (main, candidate), steps=(f"segserve--pre--{number}",))
 
     return TrafficPlan(tuple(map(route, range(models))), servers[:3])

@@ -96,7 +96,6 @@ ROLLOUTS = build(
     deadline=SECONDS,
     on_undecided=st.sampled_from(["Hold", "Rollback", "Promote"]),
     gates=GATE_LISTS,
-    self_test=st.booleans(),
 )
 SPECS = build(
     SegmentationModelSpec,

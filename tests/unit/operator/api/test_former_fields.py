@@ -15,7 +15,7 @@ from segserve_operator.mapping.reading import read_pool
 from .conftest import problem
 
 CASES = [(parent, name) for parent, fields in REPLACED.items() for name in fields]
-OF_POOL = ("spec.server", "spec.gateway", "spec.serverTls")
+OF_POOL = ("spec.server", "spec.gateway", "spec.gateway.callerMetrics", "spec.serverTls")
 PARTS: dict[str, Any] = {
     "spec.instances": {"model": "other"},
     "spec.cascade.light": {"model": "other"},

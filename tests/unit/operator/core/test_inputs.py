@@ -44,7 +44,7 @@ from segserve_operator.core.gates.base import Outcome, Verdict
 from segserve_operator.core.gates.checks import CheckResult
 from segserve_operator.core.rollout.phases import ENDED, Phase
 from segserve_operator.core.rollout.record import Record, RolloutState
-from segserve_operator.core.traffic import TrafficState, shadow_of
+from segserve_operator.core.traffic import TrafficState
 from segserve_operator.core.world.observed import ModelObserved, Observed, Roles, SloWatch
 from segserve_operator.core.world.slo import INTERVAL_S
 
@@ -126,7 +126,6 @@ def test_a_rollout_is_still_the_one_that_the_roles_ask_for(at: RolloutState, rol
 
 
 SLO = Slo(p95_milliseconds=250)
-TESTS_ITSELF = RolloutPolicy(self_test=True)
 
 
 @pytest.mark.parametrize(
@@ -165,9 +164,6 @@ TESTS_ITSELF = RolloutPolicy(self_test=True)
         ),
         pytest.param(model(FIRST, Roles(), slo=SLO), None, None, id="nothing where nothing is stable"),
         pytest.param(model(FIRST, ALONE), None, None, id="nothing where nothing was promised"),
-        pytest.param(
-            model(FIRST, ALONE, policy=TESTS_ITSELF), None, ("main", shadow_of("main")), id="both halves of a self-test"
-        ),
         pytest.param(
             model(FIRST, ALONE, slo=SLO, rollout=state(SECOND, Phase.ROLLED_BACK)),
             None,

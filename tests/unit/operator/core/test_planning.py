@@ -539,32 +539,6 @@ def test_a_route_tells_no_steps_where_no_server_reports() -> None:
     assert (route.steps, route.exposed) == ((), ())
 
 
-SELF_TEST = RolloutPolicy(gates=(), self_test=True)
-
-
-@pytest.mark.parametrize(
-    ("coins", "shadows"),
-    [
-        pytest.param(model(FIRST, SERVED, policy=SELF_TEST), [True], id="what is compared with itself has a shadow"),
-        pytest.param(model(FIRST, SERVED, policy=POLICY), [False], id="what is not compared has no shadow"),
-        pytest.param(
-            model(SECOND, CHANGING, policy=SELF_TEST, rollout=state(SECOND, Phase.PROGRESSING)),
-            [False, False],
-            id="a rollout needs all requests and leaves none to a shadow",
-        ),
-        pytest.param(
-            model(SECOND, CHANGED, policy=SELF_TEST, rollout=state(SECOND, Phase.SUCCEEDED)),
-            [True, False],
-            id="after a rollout the stable revision alone has a shadow",
-        ),
-    ],
-)
-def test_shadows_are_counted_apart(coins: ModelObserved, shadows: list[bool]) -> None:
-    route = plan_of(world(coins, groups=[MAIN, OWN])).routes[0]
-
-    assert [share.shadow for share in route.shares] == shadows
-
-
 ASSIGNMENTS = [
     pytest.param(world(model(FIRST)), {"main": []}, id="there is always a main group"),
     pytest.param(

@@ -27,7 +27,6 @@ from segserve_operator.core.world.slo import (
 NOW = int(NOW_S // 60)
 SLO = Slo(p95_milliseconds=200.0)
 SERVED = Roles(holder(FIRST, "main"))
-SELF_TEST = RolloutPolicy(self_test=True)
 
 
 def minutes(*told: tuple[int, int, dict[str, int]]) -> tuple[Minute, ...]:
@@ -107,9 +106,6 @@ def test_an_slo_promises_shares_of_requests(slo: Slo, expected: dict[str, float]
     ("coins", "watched"),
     [
         pytest.param(model(FIRST, SERVED, slo=Slo()), True, id="requests of a model with an SLO are counted"),
-        pytest.param(
-            model(FIRST, SERVED, policy=SELF_TEST), True, id="requests of a model that tests itself are counted"
-        ),
         pytest.param(model(FIRST, SERVED, policy=RolloutPolicy()), False, id="a policy alone has none counted"),
         pytest.param(model(FIRST, SERVED), False, id="nobody else's requests are counted"),
         pytest.param(model(None, SERVED), False, id="requests of a model whose spec cannot be read are not counted"),
@@ -241,7 +237,6 @@ NEWS = {"coins": sample(NOW_S, answered((20.0, 15)))}
     ("coins", "known", "samples", "expected"),
     [
         pytest.param(model(FIRST, SERVED, slo=SLO), KNOWN, NEWS, 5, id="what is due is looked at"),
-        pytest.param(model(FIRST, SERVED, policy=SELF_TEST), KNOWN, NEWS, 5, id="a self-test needs no SLO"),
         pytest.param(model(FIRST, SERVED, slo=SLO), None, NEWS, 0, id="a first look is the beginning"),
         pytest.param(model(FIRST, SERVED, slo=SLO), KNOWN, {}, 0, id="gateways that do not answer change nothing"),
         pytest.param(

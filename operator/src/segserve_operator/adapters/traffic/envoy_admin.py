@@ -17,7 +17,6 @@ from segserve_operator.adapters.traffic.envoy_counts import Stats, parse_stats, 
 from segserve_operator.adapters.traffic.envoy_limits import LIMITS_NAME
 from segserve_operator.adapters.traffic.envoy_listener import STAT_PREFIX
 from segserve_operator.adapters.traffic.envoy_routes import ROUTES_NAME
-from segserve_operator.core.traffic import real_group
 
 CLUSTERS: Final = "cluster_manager.cds"
 ROUTES: Final = f"http.{STAT_PREFIX}.rds.{ROUTES_NAME}"
@@ -145,7 +144,7 @@ def active_by_model(active: Mapping[str, int]) -> dict[tuple[str, str], int]:
     for name, count in active.items():
         upstream = Upstream.parse(name)
         if upstream.is_inference:
-            key = (upstream.model, real_group(upstream.group))
+            key = (upstream.model, upstream.group)
             totals[key] = totals.get(key, 0) + count
     return totals
 

@@ -10,7 +10,7 @@ from socket import IPPROTO_TCP
 from typing import Final, Literal, TypeAlias, cast
 
 from segserve_operator.adapters.traffic.envoy_messages import CLUSTER, LOCALITY, Json, encode, parse, parse_json
-from segserve_operator.core.traffic import Endpoint, Route, Share, shadow_of
+from segserve_operator.core.traffic import Endpoint, Route, Share
 
 Protocol: TypeAlias = Literal["http", "grpc"]
 Purpose: TypeAlias = Literal["infer", "network", "aside", "server"]
@@ -99,18 +99,12 @@ def route_clusters(route: Route) -> dict[str, EnvoyCluster]:
     for share in route.shares:
         for protocol in PROTOCOLS:
             for purpose in _PURPOSES_EXPOSED if route.exposed else _PURPOSES:
-                for group in group_names(share, purpose):
-                    upstream = Upstream(purpose, protocol, route.model, group)
-                    limit = share.max_requests if upstream.is_inference else _LIMIT
-                    sticks = route.affinity is not None and upstream.is_inference
-                    servers = _locality(share.endpoints, protocol, named=sticks)
-                    clusters[upstream.name] = _cluster(upstream, servers, limit, sticks=sticks)
+                upstream = Upstream(purpose, protocol, route.model, share.group)
+                limit = share.max_requests if upstream.is_inference else _LIMIT
+                sticks = route.affinity is not None and upstream.is_inference
+                servers = _locality(share.endpoints, protocol, named=sticks)
+                clusters[upstream.name] = _cluster(upstream, servers, limit, sticks=sticks)
     return clusters
-
-
-def group_names(share: Share, purpose: Purpose) -> tuple[str, ...]:
-    """Return the names over which a share's requests of one purpose are split evenly: the group, and its shadow."""
-    return (share.group, shadow_of(share.group)) if share.shadow and purpose == "infer" else (share.group,)
 
 
 def weighted_clusters(route: Route, purpose: Purpose, protocol: Protocol) -> list[tuple[Share, str, int]]:
@@ -118,17 +112,11 @@ def weighted_clusters(route: Route, purpose: Purpose, protocol: Protocol) -> lis
 
     An id keeps its revision as the weight of that revision grows if the order and the sum of the weights stay.
     """
-    parts = 2 if purpose == "infer" and any(share.shadow for share in route.shares) else 1
     shares = route.shares
     if route.affinity is not None:
-        last, parts = route.affinity.last, 2
+        last = route.affinity.last
         shares = tuple(sorted(shares, key=lambda share: (share.group == last, share.group)))
-    return [
-        (share, Upstream(purpose, protocol, route.model, name).name, share.weight * parts // len(names))
-        for share in shares
-        for names in (group_names(share, purpose),)
-        for name in names
-    ]
+    return [(share, Upstream(purpose, protocol, route.model, share.group).name, share.weight) for share in shares]
 
 
 def server_clusters(servers: tuple[Endpoint, ...]) -> dict[str, EnvoyCluster]:

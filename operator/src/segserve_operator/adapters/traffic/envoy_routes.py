@@ -245,7 +245,7 @@ def read_weights(encoded: Iterable[bytes]) -> dict[str, int]:
 def _weights_prefix(written: Route) -> str:
     # It depends on the weights in the table, because table and weights reach Envoy one after the other: keys for one
     # table then never match in another.
-    named = json.dumps([[share.group, share.weight, *(["shadow"] if share.shadow else [])] for share in written.shares])
+    named = json.dumps([[share.group, share.weight] for share in written.shares])
     return f"segserve.{hashlib.sha256(named.encode()).hexdigest()[:8]}"
 
 

@@ -26,6 +26,8 @@ FLUSH_ARGUMENTS: Final = ("--file-flush-interval-msec", "1000")
 METRICS_PATH: Final = "/metrics"
 METRICS_CLUSTER: Final = "/metrics/own/http"
 """As all names of clusters are; of no model."""
+MOST_CALLERS: Final = 50
+"""Callers, and slices, that each worker thread of a gateway counts by name; the others share the name other."""
 _MOST_ID_BYTES: Final = 128
 _MOST_PATH_BYTES: Final = 200
 _FIELDS: Final = {
@@ -125,7 +127,7 @@ def caller_filters(settings: CallerMetrics | None) -> list[Json]:
     if settings is None:
         return []
     by_caller = bool(settings.slice_by_caller)
-    return [lua_filter("counted.lua", COUNTED=_COUNTED_NAMESPACE, MOST=settings.most, SLICE_BY_CALLER=by_caller)]
+    return [lua_filter("counted.lua", COUNTED=_COUNTED_NAMESPACE, MOST=MOST_CALLERS, SLICE_BY_CALLER=by_caller)]
 
 
 def caller_counters(settings: CallerMetrics | None) -> list[Json]:

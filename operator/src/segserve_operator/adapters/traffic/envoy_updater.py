@@ -42,7 +42,7 @@ from segserve_operator.adapters.traffic.envoy_routes import (
 )
 from segserve_operator.adapters.traffic.envoy_server_tls import with_server_tls
 from segserve_operator.adapters.traffic.envoy_tls import TlsFiles
-from segserve_operator.core.traffic import Route, RouteLimits, TrafficPlan, real_group
+from segserve_operator.core.traffic import Route, RouteLimits, TrafficPlan
 
 UPDATE_TIMEOUT_S: Final = 10.0
 # Envoy's main thread hands changes to its workers, and nothing reports when they have arrived: one turn of their loops.
@@ -137,8 +137,8 @@ def _with_table(
     return RenderedRoute(route, route, clusters, entries, encode_entries(entries), {}, early_weights)
 
 
-def _split_of(route: Route) -> list[tuple[str, str, bool]]:
-    return [(share.group, share.revision, share.shadow) for share in route.shares]
+def _split_of(route: Route) -> list[tuple[str, str]]:
+    return [(share.group, share.revision) for share in route.shares]
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,7 +256,7 @@ class EnvoyUpdater:
         weighted = {(route.model, share.group) for route in routes for share in route.shares if share.weight}
         upstreams = map(_upstream, current.clusters)
         inference = (upstream for upstream in upstreams if upstream.is_inference)
-        return [up.name for up in inference if (up.model, real_group(up.group)) not in weighted]
+        return [up.name for up in inference if (up.model, up.group) not in weighted]
 
     async def _apply_clusters(self, admin: EnvoyAdmin, clusters: Mapping[str, EnvoyCluster]) -> None:
         before = self._current().clusters

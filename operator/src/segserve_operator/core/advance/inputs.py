@@ -8,7 +8,6 @@ from typing import Final
 import numpy as np
 
 from segserve_operator.core.advance.case import RolloutCase, VerdictSource, groups_of
-from segserve_operator.core.advance.self_test import tests_itself
 from segserve_operator.core.advance.sizes import has_grown
 from segserve_operator.core.advance.verdicts import ab_query, checked, drift, golden, probe
 from segserve_operator.core.failure import UNKNOWN_FIELD
@@ -16,7 +15,6 @@ from segserve_operator.core.gates.base import Verdict
 from segserve_operator.core.gates.checks import Check
 from segserve_operator.core.rollout.engine import Signals
 from segserve_operator.core.rollout.phases import Phase
-from segserve_operator.core.traffic import shadow_of
 from segserve_operator.core.world.observed import ModelObserved, SloWatch
 from segserve_operator.core.world.slo import is_due, is_watched
 
@@ -42,8 +40,7 @@ def sampled_groups(
             continue
         watch = watches.get(model.name) or SloWatch()
         if model.roles.stable is not None and is_watched(model) and is_due(watch.measured_s, now_s):
-            group = model.roles.stable.group
-            groups[model.name] = (group, shadow_of(group) if tests_itself(model) else "")
+            groups[model.name] = (model.roles.stable.group, "")
     return groups
 
 

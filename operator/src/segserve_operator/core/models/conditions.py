@@ -9,7 +9,6 @@ from typing import Final
 from segserve_builder.agent.protocol import AssignedModel, ModelReport, ModelState, ProofReport, TrialReport
 from segserve_builder.spec.model_spec import Golden
 from segserve_operator.core.advance.advance import RolloutUpdate
-from segserve_operator.core.advance.self_test import false_alarm_text, tests_itself
 from segserve_operator.core.drift.watch import DriftWatch
 from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.models.capture import redaction_of
@@ -73,7 +72,6 @@ def status_of(
         rollout=update.state,
         handled=update.handled,
         slo=slo_state(watch, slo, world.now_s) if slo is not None and watch is not None else "",
-        false_alarms=false_alarm_text(world.self_tests.get(model.name)) if tests_itself(model) else "",
         read_generation=model.generation,
         drift=drift.stored if drift is not None else model.status.drift if model.wanted is None else "",
         device=_device(model, roles, world),

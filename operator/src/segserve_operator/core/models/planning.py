@@ -12,7 +12,6 @@ from segserve_operator.api.rollout_policy import MaskAgreementGate
 from segserve_operator.core.advance.advance import RolloutUpdate, unchanged
 from segserve_operator.core.advance.case import groups_of
 from segserve_operator.core.advance.explanations import SIGNALS
-from segserve_operator.core.advance.self_test import self_tests, tests_itself
 from segserve_operator.core.advance.sizes import sizes, with_sizes
 from segserve_operator.core.advance.verdicts.drift import with_comparisons
 from segserve_operator.core.advance.verdicts.golden import with_scoring
@@ -50,7 +49,6 @@ from segserve_operator.core.world.observed import (
     PoolStatus,
     RoleHolder,
     Roles,
-    SelfTest,
     SloWatch,
 )
 from segserve_operator.core.world.quorum import answers, prevailing_report, suffices
@@ -66,7 +64,7 @@ class DesiredState:
     """The desired world. Groups that are not named here are stopped; `replicas` is their number of servers.
 
     `records` are the rollouts' records after this pass, `checks` the checks to run, `answers` the events that answer
-    requests by model; `watches`, `self_tests` and `drifts` are kept by model, `comparisons` by rollout, and `load`.
+    requests by model; `watches` and `drifts` are kept by model, `comparisons` by rollout, and `load`.
     `at_rest` tells whether nothing becomes due as time passes: the decision stays as it is until something else
     changes. `rest` are the models that are settled.
     """
@@ -81,7 +79,6 @@ class DesiredState:
     checks: tuple[Check, ...]
     answers: Mapping[str, tuple[Event, ...]]
     watches: Mapping[str, SloWatch]
-    self_tests: Mapping[str, SelfTest]
     drifts: Mapping[str, DriftWatch]
     comparisons: Mapping[str, RevisionComparison]
     replicas: Mapping[str, int]
@@ -133,7 +130,6 @@ def desired_state(
         checks=tuple(check for each in updates.values() for check in each.checks),
         answers={name: update.events for name, update in updates.items() if update.events},
         watches=slo_watches,
-        self_tests=self_tests(world.models, world),
         drifts=drifts,
         comparisons=world.comparisons,
         replicas=replicas,
@@ -246,8 +242,7 @@ def _route(model: ModelObserved, roles: Roles, state: RolloutState | None, world
         return None
     report = prevailing_report(stable.group, stable.revision, world)
     other, weight = _other_weight(roles, state, world)
-    shadow = weight == 0 and tests_itself(model)
-    shares = [replace(_share(stable.group, assigned, 100 - weight, world), shadow=shadow)]
+    shares = [_share(stable.group, assigned, 100 - weight, world)]
     for holder in (roles.candidate, roles.previous):
         holder_model = record_of(holder.revision, model, world) if holder is not None else None
         if holder is None or holder.group is None or holder_model is None:

@@ -18,7 +18,6 @@ from segserve_operator.core.rollout.counters import (
     Sample,
     SeriesCounts,
 )
-from segserve_operator.core.traffic import shadow_of
 
 FORGOTTEN_S: Final = 3600.0
 """Time without an answer after which a gateway is forgotten."""
@@ -71,17 +70,14 @@ def window_between(
     one that hangs among many that are answered is seen when it ends; a group that answers nothing, in time. A stream,
     or an upload, that takes so long counts likewise, of both groups. `slow_after_s` may not change while `hung` is
     handed on.
-
-    A group's shadow counts as the group, but where it is the other one.
     """
     hung_before = hung or HungRequests()
     waiting = dict(hung_before.gateways)
-    names = (_names(stable_group, candidate_group), _names(candidate_group, stable_group))
     newest_s = max((count.at_s for count in before.values()), default=None)
     window = EvidenceWindow.nothing(edges=len(edges))
     for name, now in after.items():
         then = before.get(name, first_reference(now, newest_s))
-        arms = (_between(then, now, names[0]), _between(then, now, names[1]))
+        arms = (_between(then, now, stable_group), _between(then, now, candidate_group))
         held = _continued(hung_before.of(name) if then.epoch == now.epoch else InFlight(), now.at_s, arms)
         latencies = np.stack([_binned(arm, edges) for arm in arms])
         charged = [_charge(held, at, arms[at], latencies[at], slow_after_s, edges) for at in range(2)]
@@ -108,15 +104,10 @@ def first_reference(now: Counters, newest_s: float | None) -> Counters:
     return now
 
 
-def _names(group: str, other: str) -> frozenset[str]:
-    """Return the names that a group's requests are counted under; without its shadow if the two are compared."""
-    return frozenset({group, shadow_of(group)} - {other})
-
-
-def _between(then: Counters, now: Counters, names: frozenset[str]) -> _Arm:
+def _between(then: Counters, now: Counters, group: str) -> _Arm:
     former = then.by_series if then.epoch == now.epoch else {}
     pairs = [
-        (former.get(series, SeriesCounts()), tally) for series, tally in now.by_series.items() if series.group in names
+        (former.get(series, SeriesCounts()), tally) for series, tally in now.by_series.items() if series.group == group
     ]
     latencies: list[tuple[float, int]] = []
     for was, tally in pairs:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, Self
+from typing import Final, Literal, Self
 
 from segserve_builder.agent.protocol import AssignedModel, Assignment, ModelReport, ModelState, ProofReport
 from segserve_operator.api.drift import Drift
@@ -65,25 +65,6 @@ class SloWatch:
     hung: HungRequests = field(default_factory=HungRequests)
     minutes: tuple[Minute, ...] = ()
     past: StablePast = field(default=_NO_PAST, compare=False, repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class SelfTest:
-    """Comparison of the two halves of one model's stable group.
-
-    `rounds` have ended, `false_alarms` of them with a breach. `dispersion` is the variance of stable's failures divided
-    by that of independent ones.
-    """
-
-    group: str = ""
-    began_s: float = 0.0
-    measured_s: float = float("-inf")
-    seen: Sample = field(default_factory=dict)
-    hung: HungRequests = field(default_factory=HungRequests)
-    gates: Mapping[str, Any] = field(default_factory=dict)
-    rounds: int = 0
-    false_alarms: int = 0
-    dispersion: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,9 +137,9 @@ class ModelStatus:
 
     `observed_generation` is the latest generation of the spec that serves, or that was refused; `read_generation` the
     one that the conditions are about. `rollout` is the state of the latest rollout, `handled` the texts of annotations
-    that were handled, and `slo` the state of the SLO: Met, Breached, Unknown, or empty without an SLO. `false_alarms`
-    says how often stable was taken for worse than itself; it is empty without a self-test that has ended. `drift` is
-    the stored reference of the stable revision's answers, empty without one.
+    that were handled, and `slo` the state of the SLO: Met, Breached, Unknown, or empty without an SLO. `drift`
+    is the stored reference of the stable revision's answers, empty without one. `device` is the device of the stable
+    revision's networks: `cpu`, `gpu` or `cpu,gpu`, empty until a server reports it.
     """
 
     observed_generation: int = 0
@@ -169,7 +150,6 @@ class ModelStatus:
     rollout: RolloutState | None = None
     handled: tuple[str, ...] = ()
     slo: str = ""
-    false_alarms: str = ""
     read_generation: int = 0
     drift: str = ""
     device: str = ""
@@ -536,7 +516,7 @@ class Observed:
     `now_s` is Unix time, `gateway_url` the base URL for clients, `revisions` the records of revisions by name. Without
     a pool nothing is served. For rollouts: `records` by name, the newest known; `written` by name, the last decision in
     the store and the time of its write; `samples` by model, the gateways' counters; `check_results` by key;
-    `comparisons` of both revisions' answers by name. `watches`, `self_tests` and `drifts` are kept by model, `failures`
+    `comparisons` of both revisions' answers by name. `watches` and `drifts` are kept by model, `failures`
     of effects by kind and subject. `gateway_loads` are the totals of requests by gateway, if they were read in this
     pass, and `load` what was kept of those before.
     """
@@ -553,7 +533,6 @@ class Observed:
     samples: Mapping[str, Sample] = field(default_factory=dict)
     check_results: Mapping[str, CheckResult] = field(default_factory=dict)
     watches: Mapping[str, SloWatch] = field(default_factory=dict)
-    self_tests: Mapping[str, SelfTest] = field(default_factory=dict)
     drifts: Mapping[str, DriftWatch] = field(default_factory=dict)
     comparisons: Mapping[str, RevisionComparison] = field(default_factory=dict)
     failures: Mapping[tuple[str, str], EffectFailure] = field(default_factory=dict)

@@ -33,8 +33,7 @@ def slo_of(model: ModelObserved) -> Slo | None:
 
 def is_watched(model: ModelObserved) -> bool:
     """Return whether a model's requests are counted although no rollout is in progress."""
-    wanted = model.wanted
-    return wanted is not None and (wanted.slo is not None or (wanted.policy is not None and wanted.policy.self_test))
+    return slo_of(model) is not None
 
 
 def is_due(measured_s: float, now_s: float) -> bool:
