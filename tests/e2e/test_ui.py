@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import pytest
 import yaml
+from anyio.from_thread import start_blocking_portal
 from axe_playwright_python.sync_playwright import Axe
+from PIL import Image
 from playwright.sync_api import Browser, Page, Route, expect
 
 from bench.platform import MODELS, Running
 from fakes import rollout_records as records
+from fakes import sheets
 from fakes.captured_samples import keep_samples
+from fakes.comparator import running_comparator
 from fakes.control import LocalHarness, answering, status
 from fakes.page_browser import chromium, opened, silent
 from segserve import Client
+from segserve_common.kserve import Tensor
+from segserve_operator.adapters.traffic.envoy_config import EnvoyFiles
+from segserve_operator.api.rollout_policy import Shadow
 from segserve_platform.cli.options import PlatformOptions
 from segserve_platform.cli.page import page as page_of
 from segserve_ui.guard import PageAccess
@@ -183,6 +192,56 @@ def test_two_models_are_compared(page: Page, coins: Running) -> None:
     expect(page.get_by_text("of the pixels differ")).to_be_visible()
 
 
+def test_several_images_are_compared_one_after_another(browser: Browser, access: PageAccess, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_text("no image")
+    with silent(browser, access.url, complaints=("Failed to load resource",)) as page:
+        page.get_by_role("link", name="Compare").click()
+        page.locator("input[type=file]").set_input_files([PHOTO, broken, MODELS.parent / "truth.png"])
+        images = page.get_by_role("group", name="Images")
+        expect(images).to_contain_text("1 of 3")
+        expect(page.locator("pre")).to_contain_text("'coins.png'")
+
+        images.get_by_role("button", name="Next").click()
+
+        expect(images).to_contain_text("2 of 2")
+        expect(page.locator("#notice")).to_contain_text("broken.png: ")
+        expect(page.locator("pre")).to_contain_text("'truth.png'")
+        expect(images.get_by_role("button", name="Next")).to_be_disabled()
+        images.get_by_role("button", name="Previous").click()
+        expect(page.locator("pre")).to_contain_text("'coins.png'")
+
+
+def test_after_init_and_up_a_new_user_needs_the_page_alone(
+    browser: Browser, coins: Running, serve: Callable[..., Running], tmp_path: Path
+) -> None:
+    photos, out = tmp_path / "photos", tmp_path / "found"
+    photos.mkdir()
+    shutil.copy(PHOTO, photos / "a.png")
+    with Image.open(PHOTO) as photo:
+        photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(photos / "b.png")
+    coins.segserve("init", str(photos), str(MODELS.parent / "coins-yolo.onnx"), "--name", "found", "-o", str(out))
+    other = yaml.safe_load((out / "model.yaml").read_text())
+    other["metadata"]["name"] = "other"
+    (out / "other.yaml").write_text(yaml.safe_dump(other))
+    mine = serve(out / "model.yaml", out / "other.yaml")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SEGSERVE_STATE", str(mine.state))
+        with page_of(PlatformOptions(local=True)) as access, opened(browser, access) as page:
+            page.get_by_role("button", name="Golden image").first.click()
+            page.get_by_role("img", name=f"found found {COINS}").wait_for()
+            page.get_by_role("button", name="Next").click()
+            expect(page.get_by_role("group", name="Images")).to_contain_text("2 of 2")
+            segment(page, "found", photos / "b.png")
+
+            page.get_by_role("link", name="Compare").click()
+            page.get_by_role("combobox", name="Second").select_option("other")
+            expect(page.locator(".big")).to_have_text("1.000")
+
+            page.get_by_role("link", name="Models").click()
+            expect(page.locator("tbody .tag.good", has_text="Ready")).to_have_count(2)
+
+
 @pytest.mark.parametrize(("scheme", "checked"), [("light", "phone"), ("dark", "wide")])
 def test_every_page_is_accessible_and_fits_at_every_width(
     page: Page, access: PageAccess, scheme: Literal["light", "dark"], checked: str
@@ -248,36 +307,65 @@ def test_the_gallery_shows_the_samples_that_a_model_keeps_by_class_and_reason(
             expect(page.locator(".stage canvas.top")).to_be_visible()
 
 
-@pytest.mark.parametrize(("scheme", "size"), [("light", "phone"), ("dark", "wide")])
-def test_a_gate_of_a_rollout_is_skipped_after_a_question(
-    browser: Browser, tmp_path: Path, scheme: Literal["light", "dark"], size: str
-) -> None:
-    harness = LocalHarness(tmp_path / "state")
+@contextmanager
+def rollout_page(
+    browser: Browser, folder: Path, scheme: Literal["light", "dark"], size: str
+) -> Iterator[tuple[Page, LocalHarness]]:
+    """Open the page at a rollout that has compared pairs in Shadow, of a platform that is not up."""
+    harness = LocalHarness(folder / "state")
     with Client(platform=harness.place()) as client:
         client.models.apply(next(yaml.safe_load_all(MODELS.read_text())))
-    at = records.standing()
-    harness.tell("coins", status(at=at))
-    harness.keep(records.record())
+    harness.tell("coins", status(at=records.standing()))
+    harness.keep(records.record(policy=records.POLICY.model_copy(update={"shadow": Shadow()})))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SEGSERVE_STATE", str(tmp_path / "state"))
+        patch.setenv("SEGSERVE_STATE", str(folder / "state"))
         with page_of(PlatformOptions(local=True)) as access, opened(browser, access) as page:
             width, height = WIDTHS[size]
             page.set_viewport_size({"width": width, "height": height})
             page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
             page.get_by_role("link", name="Rollouts").click()
             page.get_by_role("button", name="Skip latency").wait_for()
-            assert Axe().run(page).response["violations"] == []
+            yield page, harness
 
-            questions: list[str] = []
-            page.once("dialog", lambda dialog: (questions.append(dialog.message), dialog.dismiss()))
+
+@pytest.mark.parametrize(("scheme", "size"), [("light", "phone"), ("dark", "wide")])
+def test_a_gate_of_a_rollout_is_skipped_after_a_question(
+    browser: Browser, tmp_path: Path, scheme: Literal["light", "dark"], size: str
+) -> None:
+    with rollout_page(browser, tmp_path, scheme, size) as (page, harness):
+        assert Axe().run(page).response["violations"] == []
+        questions: list[str] = []
+        page.once("dialog", lambda dialog: (questions.append(dialog.message), dialog.dismiss()))
+        page.get_by_role("button", name="Skip latency").click()
+        assert questions[0].startswith("Skip latency of coins?")
+        assert harness.annotations("coins") == {}
+        at = replace(records.standing(), skipped=("latency",))
+        with answering(harness, "coins", lambda text: status(at=at, handled=(text,))):
+            page.once("dialog", lambda dialog: dialog.accept())
             page.get_by_role("button", name="Skip latency").click()
-            assert questions[0].startswith("Skip latency of coins?")
-            assert harness.annotations("coins") == {}
-            with answering(
-                harness, "coins", lambda text: status(at=replace(at, skipped=("latency",)), handled=(text,))
-            ):
-                page.once("dialog", lambda dialog: dialog.accept())
-                page.get_by_role("button", name="Skip latency").click()
-                page.get_by_text("skipped").first.wait_for()
+            page.get_by_text("skipped").first.wait_for()
 
     assert list(harness.annotations("coins")) == ["segserve.dev/skip-gate"]
+
+
+@pytest.mark.parametrize(("scheme", "size"), [("light", "phone"), ("dark", "wide")])
+def test_the_images_that_differ_most_in_shadow_are_shown(
+    browser: Browser, tmp_path: Path, scheme: Literal["light", "dark"], size: str
+) -> None:
+    image = Tensor.of_items("IMAGE", [sheets.photo()])
+    pair = sheets.pair(image, sheets.labels("coins-1", (40, 60, 25)), sheets.labels("coins-2", (110, 60, 25)))
+    content = sheets.sheet(pair, pair.model_copy(update={"candidate": ()})).model_dump_json().encode()
+    with rollout_page(browser, tmp_path, scheme, size) as (page, harness), start_blocking_portal() as portal:
+        folder = EnvoyFiles(harness.state.gateway).comparator
+        with portal.wrap_async_context_manager(running_comparator(folder, pairs=content)):
+            page.get_by_text("Images on which they differ most").click()
+            expect(page.locator("figure").first).to_contain_text(f"Agreement {pair.agreement:.3f}")
+        page.wait_for_function("document.querySelector('figure img').naturalWidth > 4 * 480")
+        expect(page.locator("figure").last).to_contain_text("not drawn: ")
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        assert Axe().run(page).response["violations"] == []
+
+        harness.tell("coins", status(at=replace(records.standing(), weight=30)))
+
+        expect(page.locator(".rollout .headline")).to_contain_text("30 %")
+        expect(page.locator("figure img")).to_be_visible()

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from mimetypes import guess_type
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
@@ -38,11 +39,11 @@ from segserve_platform.platforms.errors import (
 from segserve_platform.platforms.port import Json
 from segserve_platform.platforms.rollouts.actions import run_action
 from segserve_ui.answers import GoneAnswerError, KeptAnswers, describe_answer, without
-from segserve_ui.backend import Backend, UiPlatform
+from segserve_ui.backend import Backend, UiPlatform, body_limit_bytes
 from segserve_ui.calls import calls
 from segserve_ui.guard import Guard, PageAccess
-from segserve_ui.models import ModelsList, ModelsOverview, example_images
-from segserve_ui.rollouts import VERBS, RolloutsOverview
+from segserve_ui.models import ModelsList, ModelsOverview, StoredModels, example_images
+from segserve_ui.rollouts import VERBS, RolloutsOverview, draw_pairs
 
 if TYPE_CHECKING:
     from segserve_builder.capture.store import ManifestRow, SampleStore
@@ -91,7 +92,7 @@ class Samples:
         self._place = place
         self._classes: dict[str, Mapping[str, int]] = {}
 
-    def read(self, model: str, reason: str, class_name: str) -> Json:
+    def read(self, stored: StoredModels, model: str, reason: str, class_name: str) -> Json:
         """Return the `models` that keep samples, and of one of them `samples`, `reasons` and `classes` with counts.
 
         An empty `model` is the first, an empty `reason` or `class_name` any. Raises `BadRequestError` for an unknown
@@ -103,7 +104,7 @@ class Samples:
 
         if reason and reason not in tuple(CaptureReason):
             raise BadRequestError(f"reason is {reason!r}; allowed: {', '.join(CaptureReason)}")
-        sinks = self._sinks()
+        sinks = _sinks(stored)
         if not model and not sinks:
             return {"models": [], "samples": [], "note": "no model has spec.capture"}
         model = model or next(iter(sinks))
@@ -121,23 +122,16 @@ class Samples:
             "samples": [_described(row, self._classes[row.key]) for row in chosen[:SHOWN]],
         }
 
-    def image(self, model: str, key: str) -> tuple[bytes, str]:
+    def image(self, stored: StoredModels, model: str, key: str) -> tuple[bytes, str]:
         """Return the image of a sample as it was kept, and its media type."""
         if isinstance(self._place.ref, Cluster):
             raise NotFoundError("samples are only shown of this machine's platform")
-        with self._opened(model, self._sinks()) as store:
+        with self._opened(model, _sinks(stored)) as store:
             row = store.row(model, key)
             if row is None:
                 raise NotFoundError(f"{model} has no sample {key!r}")
             kind = guess_type(row.image)[0]
             return store.image(row), kind if kind in PICTURES else "application/octet-stream"
-
-    def _sinks(self) -> dict[str, str]:
-        """Return where each model that keeps samples keeps them."""
-        captures = {
-            each["metadata"]["name"]: each["spec"].get("capture") or {} for each in self._place.platform.models()
-        }
-        return {name: capture["sink"] for name, capture in captures.items() if capture.get("sink")}
 
     @contextmanager
     def _opened(self, model: str, sinks: Mapping[str, str]) -> Iterator[SampleStore]:
@@ -164,6 +158,12 @@ class Samples:
         return self._classes[row.key]
 
 
+def _sinks(stored: StoredModels) -> dict[str, str]:
+    """Return where each model that keeps samples keeps them."""
+    captures = {each["metadata"]["name"]: each["spec"].get("capture") or {} for each in stored.manifests}
+    return {name: capture["sink"] for name, capture in captures.items() if capture.get("sink")}
+
+
 def _described(row: ManifestRow, classes: Mapping[str, int]) -> Json:
     return {
         "key": row.key,
@@ -181,11 +181,15 @@ def _described(row: ManifestRow, classes: Mapping[str, int]) -> Json:
 
 
 class TimedCache(Generic[T]):
-    """The outcome of a function, also an exception, for `every_s` seconds."""
+    """The outcome of a function of `sources`, also an exception, to the end of a period of `every_s` seconds.
 
-    def __init__(self, read: Callable[[], T], every_s: float) -> None:
+    All caches of one `every_s` end together, so that an outcome is not older than its sources' periods.
+    """
+
+    def __init__(self, read: Callable[..., T], every_s: float, *sources: TimedCache[Any]) -> None:
         self._read = read
         self._every_s = every_s
+        self._sources = sources
         self._lock = asyncio.Lock()
         self._ends_s = 0.0
         self._value: T | None = None
@@ -194,13 +198,15 @@ class TimedCache(Generic[T]):
     async def get(self) -> T:
         """Return the latest value, read anew in a thread if it is too old; raises what the function raised."""
         async with self._lock:
-            if time.monotonic() >= self._ends_s:
+            now_s = time.monotonic()
+            if now_s >= self._ends_s:
                 self._value, self._error = None, None
                 try:
-                    self._value = await asyncio.to_thread(self._read)
+                    given = [await source.get() for source in self._sources]
+                    self._value = await asyncio.to_thread(self._read, *given)
                 except Exception as error:
                     self._error = error
-                self._ends_s = time.monotonic() + self._every_s
+                self._ends_s = now_s + self._every_s - now_s % self._every_s if self._every_s else now_s
             if self._error is not None:
                 raise self._error.with_traceback(None)
             assert self._value is not None
@@ -224,6 +230,7 @@ def create_app(place: UiPlatform, access: PageAccess) -> tuple[Guard, Backend]:
         Route("/api/overview", page.overview),
         Route("/api/models/{model}/examples/{number:int}", page.example),
         Route("/api/rollouts", page.rollouts),
+        Route("/api/rollouts/{model}/pairs", page.pairs),
         Route("/api/rollouts/{model}/{verb}", page.act, methods=["POST"]),
         Route("/api/samples", page.samples),
         Route("/api/samples/{model}/{key}", page.sample),
@@ -250,9 +257,11 @@ class _Page:
         self._answers = KeptAnswers()
         self._samples = Samples(place)
         is_local = not isinstance(place.ref, Cluster)  # golden sets of a cluster are elsewhere
-        self._models = TimedCache(ModelsList(place.platform, examples=is_local).read, REFRESH_S)
-        self._overview = TimedCache(ModelsOverview(place.platform, place.metrics, window_s).read, REFRESH_S)
-        self._rollouts = TimedCache(RolloutsOverview(place.platform).read, REFRESH_S)
+        self._pools = TimedCache(backend.pools, REFRESH_S)
+        self._stored = TimedCache(partial(StoredModels.of, place.platform), REFRESH_S)
+        self._models = TimedCache(ModelsList(examples=is_local).describe, REFRESH_S, self._stored)
+        self._overview = TimedCache(ModelsOverview(place.metrics, window_s).describe, REFRESH_S, self._stored)
+        self._rollouts = TimedCache(RolloutsOverview(place.platform).describe, REFRESH_S, self._stored)
 
     async def index(self, request: Request) -> Response:
         return FileResponse(STATIC / "index.html", media_type="text/html")
@@ -261,7 +270,8 @@ class _Page:
         return FileResponse(STATIC / "icon.svg")
 
     async def platform(self, request: Request) -> Response:
-        return JSONResponse(await asyncio.to_thread(self._platform))
+        limit = body_limit_bytes(await self._pools.get())
+        return JSONResponse(await asyncio.to_thread(self._platform) | {"bodyLimit": limit})
 
     def _platform(self) -> Json:
         place = self._backend.place
@@ -277,7 +287,6 @@ class _Page:
             "place": version.place if version is not None else where,
             "url": version.url if version is not None else "",
             "version": version.version if version is not None else "",
-            "bodyLimit": self._backend.body_limit_bytes(),
         }
 
     async def models(self, request: Request) -> Response:
@@ -290,14 +299,18 @@ class _Page:
         model, number = request.path_params["model"], request.path_params["number"]
         if isinstance(self._backend.place.ref, Cluster):
             raise NotFoundError("golden images are shown of this machine's platform only")
-        manifest = await asyncio.to_thread(self._backend.place.platform.model, model)
-        images = example_images(manifest)
+        manifests = (await self._stored.get()).manifests
+        images = example_images(next((each for each in manifests if each["metadata"]["name"] == model), {}))
         if number >= len(images):
             raise NotFoundError(f"{model} has {len(images)} example images, got the number {number}")
         return FileResponse(images[number])
 
     async def rollouts(self, request: Request) -> Response:
         return JSONResponse(await self._rollouts.get())
+
+    async def pairs(self, request: Request) -> Response:
+        platform, model = self._backend.place.platform, request.path_params["model"]
+        return JSONResponse(await asyncio.to_thread(draw_pairs, platform, model))
 
     async def act(self, request: Request) -> Response:
         model, verb = request.path_params["model"], request.path_params["verb"]
@@ -308,19 +321,18 @@ class _Page:
             gate = request.query_params.get("gate", "")
             text = await asyncio.to_thread(run_action, platform, model, verb, gate=gate, timeout_s=ACTION_S)
         finally:
-            self._rollouts.clear()
-            self._models.clear()
-            self._overview.clear()
+            for cache in (self._stored, self._rollouts, self._models, self._overview):
+                cache.clear()
         return JSONResponse({"text": text})
 
     async def samples(self, request: Request) -> Response:
         given = request.query_params
         names = [given.get(name, "") for name in ("model", "reason", "class")]
-        return JSONResponse(await asyncio.to_thread(self._samples.read, *names))
+        return JSONResponse(await asyncio.to_thread(self._samples.read, await self._stored.get(), *names))
 
     async def sample(self, request: Request) -> Response:
         model, key = request.path_params["model"], request.path_params["key"]
-        image, kind = await asyncio.to_thread(self._samples.image, model, key)
+        image, kind = await asyncio.to_thread(self._samples.image, await self._stored.get(), model, key)
         if request.query_params.get("size") == "small":
             image, kind = await asyncio.to_thread(_preview, image, THUMBNAIL_PX), "image/jpeg"
         return Response(image, media_type=kind)
@@ -346,7 +358,7 @@ class _Page:
 
     async def calls(self, request: Request) -> Response:
         model, name = _text(request, "model"), _text(request, "name")
-        caller = await asyncio.to_thread(self._backend.caller, model)
+        caller = await asyncio.to_thread(self._backend.caller, model, await self._pools.get())
         score = _score(request, "score_threshold")
         return JSONResponse({"calls": calls(caller, model, name, score)})
 
@@ -366,7 +378,7 @@ class _Page:
 
     async def _image(self, request: Request) -> bytes:
         """Return the body; raises `TooLargeError` for one that the gateway would not take, without reading it all."""
-        limit = await asyncio.to_thread(self._backend.body_limit_bytes)
+        limit = body_limit_bytes(await self._pools.get())
         parts, size = [], int(request.headers.get("content-length") or 0)
         if size <= limit:
             size = 0

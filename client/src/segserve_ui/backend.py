@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Final, TypeVar
@@ -19,7 +19,7 @@ from segserve_operator.api.triton_pool import TritonPoolSpec
 from segserve_platform.evaluation.pairs import agreement_of, class_name, common_classes
 from segserve_platform.platforms.local import LocalPlatform
 from segserve_platform.platforms.metrics import MetricsSource
-from segserve_platform.platforms.port import Json, Platform
+from segserve_platform.platforms.port import MODEL, Json, Platform
 from segserve_ui.calls import Caller
 
 TIMEOUT_S: Final = 60.0
@@ -76,20 +76,19 @@ class Backend:
         only = [sum(found.stable_only), sum(found.candidate_only)]
         return sides, {"value": found.value, "classes": sorted(classes, key=_agreement), "only": only}
 
-    def body_limit_bytes(self) -> int:
-        """Return how large an image may be: what the largest gateway takes."""
-        default = TritonPoolSpec().gateway.max_request_bytes
+    def pools(self) -> list[Json]:
+        """Return the pools' manifests; none for a user who may send requests, but not read pools."""
         try:
-            pools = self.place.platform.pools()
+            return self.place.platform.pools()
         except SegserveError:
-            pools = []  # who may send requests need not be allowed to read pools
-        return max((_limit(pool, default) for pool in pools), default=default) - HEADROOM_BYTES
+            return []
 
-    def caller(self, model: str) -> Caller:
-        """Return how somebody outside of the page calls a model."""
+    def caller(self, model: str, pools: Iterable[Json]) -> Caller:
+        """Return how somebody outside of the page calls a model of one of these pools."""
         platform = self.place.platform
         ca_file = platform.ca_file() if isinstance(platform, LocalPlatform) else None
-        spec = self._pool_of(model)
+        key = self._key(model)
+        spec = next((pool["spec"] or {} for pool in pools if pool["metadata"]["name"] == key), {})
         plain = (spec.get("gateway") or {}).get("plainHttp")
         return Caller(
             self.place.ref,
@@ -105,14 +104,6 @@ class Backend:
             opened, self._gateways = self._gateways, {}
         for each in opened.values():
             each.stack.close()
-
-    def _pool_of(self, model: str) -> Json:
-        platform = self.place.platform
-        try:
-            name = platform.model(model)["spec"].get("pool") or "default"
-            return next((pool["spec"] or {} for pool in platform.pools() if pool["metadata"]["name"] == name), {})
-        except SegserveError:
-            return {}
 
     def _with_gateway(self, model: str, call: Callable[[_OpenGateway], T]) -> T:
         """Call with the gateway of a model; one that is gone is opened again: a platform may have restarted."""
@@ -142,11 +133,8 @@ class Backend:
 
     def _key(self, model: str) -> str:
         """Return the pool of a model: models of one pool share a gateway, which on a cluster is a forwarded port."""
-        return str(self._spec(model).get("pool") or "default")
-
-    def _spec(self, model: str) -> Json:
-        """Return the spec of a model, an empty one if there is no such model."""
-        return (self.place.platform.find("SegmentationModel", model) or {}).get("spec") or {}
+        manifest = self.place.platform.find(MODEL, model) or {}
+        return str((manifest.get("spec") or {}).get("pool") or "default")
 
 
 def _timed(call: Callable[[], T]) -> tuple[T, float]:
@@ -158,5 +146,8 @@ def _agreement(row: Json) -> float:
     return float(row["agreement"])
 
 
-def _limit(pool: Json, default: int) -> int:
-    return int(((pool.get("spec") or {}).get("gateway") or {}).get("maxRequestBytes") or default)
+def body_limit_bytes(pools: Iterable[Json]) -> int:
+    """Return how large an image may be: what the largest of the pools' gateways takes, or the default one."""
+    default = TritonPoolSpec().gateway.max_request_bytes
+    gateways = ((pool.get("spec") or {}).get("gateway") or {} for pool in pools)
+    return max((int(each.get("maxRequestBytes") or default) for each in gateways), default=default) - HEADROOM_BYTES

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
+from segserve_operator.mapping.manifests import named_models
 from segserve_platform.platforms.activity import ActivityWindow, ModelRow
 from segserve_platform.platforms.errors import ControlError, InvalidResourceError
 from segserve_platform.platforms.manifests import stored_pipeline
@@ -19,43 +21,55 @@ SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff"})
 EXAMPLES: Final = 12
 """Images of a golden set that are offered."""
 _MOVING: Final = ("Progressing", "Reconciling")
-_GOOD_IF_FALSE: Final = (*_MOVING, "Degraded", "Stalled")
+_DRIFTING: Final = "Drifting"
+_GOOD_IF_FALSE: Final = (*_MOVING, _DRIFTING, "Degraded", "Stalled")
 _ROLES: Final = ("stable", "candidate", "previous")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredModels:
+    """Whether a platform runs, and the manifests of its models, as read at one time."""
+
+    runs: bool
+    manifests: list[Json]
+
+    @classmethod
+    def of(cls, platform: Platform) -> StoredModels:
+        """Read them; raises as `Platform.models` does."""
+        return cls(platform.runs(), platform.models())
 
 
 class ModelsList:
     """Lists all models with their states, and the example images of each, where there are any."""
 
-    def __init__(self, platform: Platform, *, examples: bool) -> None:
-        self._platform = platform
+    def __init__(self, *, examples: bool) -> None:
         self._examples = examples
-        self._tasks: dict[tuple[str, int], str] = {}
+        self._tasks: dict[str, tuple[list[Json], str]] = {}
 
-    def read(self) -> Json:
+    def describe(self, found: StoredModels) -> Json:
         """Return `models`, and `examples`: names of images by model."""
-        runs, manifests = self._platform.runs(), self._platform.models()
-        stored = {each["metadata"]["name"]: each for each in manifests}
+        stored = {each["metadata"]["name"]: each for each in found.manifests}
         return {
             "models": [
                 {
                     "name": each["metadata"]["name"],
                     "task": self._task(each, stored),
-                    "state": state_of_model(each, runs=runs),
+                    "state": state_of_model(each, runs=found.runs),
                 }
-                for each in manifests
+                for each in found.manifests
             ],
             "examples": {
-                each["metadata"]["name"]: [path.name for path in example_images(each)]
-                for each in manifests
-                if self._examples
+                name: [path.name for path in example_images(each)] for name, each in stored.items() if self._examples
             },
         }
 
     def _task(self, manifest: Json, stored: Mapping[str, Json]) -> str:
-        key = manifest["metadata"]["name"], int(manifest["metadata"].get("generation") or 0)
-        if key not in self._tasks:
-            self._tasks[key] = task_of(manifest, stored)
-        return self._tasks[key]
+        """Return a model's task, derived anew once its spec, or that of a model which it names, is another one."""
+        name = manifest["metadata"]["name"]
+        specs = [stored[each]["spec"] for each in (name, *named_models(manifest).values()) if each in stored]
+        if name not in self._tasks or self._tasks[name][0] != specs:
+            self._tasks[name] = specs, task_of(manifest, stored)
+        return self._tasks[name][1]
 
 
 def task_of(manifest: Json, stored: Mapping[str, Json]) -> str:
@@ -72,16 +86,15 @@ def task_of(manifest: Json, stored: Mapping[str, Json]) -> str:
 
 
 class ModelsOverview:
-    """Reads all models and their activity; rates are between this snapshot and an earlier one."""
+    """Describes all models and their activity; rates are between this snapshot and an earlier one."""
 
-    def __init__(self, platform: Platform, metrics: MetricsSource | None, window_s: float) -> None:
-        self._platform = platform
+    def __init__(self, metrics: MetricsSource | None, window_s: float) -> None:
         self._metrics = metrics
         self._window = ActivityWindow(window_s)
 
-    def read(self) -> Json:
+    def describe(self, found: StoredModels) -> Json:
         """Return `models`, `servers` (None without metrics), and `notes` on missing numbers."""
-        runs, notes = self._platform.runs(), list[str]()
+        runs, notes = found.runs, list[str]()
         activity: Mapping[str, ModelRow] = {}
         servers: Json | None = None
         if self._metrics is None:
@@ -94,7 +107,7 @@ class ModelsOverview:
                 notes.append(f"no metrics: {error}")
         else:
             notes.append("the platform is not running: `segserve up` starts it")
-        models = [self._row(manifest, activity, runs=runs) for manifest in self._platform.models()]
+        models = [self._row(manifest, activity, runs=runs) for manifest in found.manifests]
         return {"models": models, "servers": servers, "notes": notes, "runs": runs}
 
     def _activity(self, metrics: MetricsSource) -> tuple[Mapping[str, ModelRow], Json | None]:
@@ -107,6 +120,7 @@ class ModelsOverview:
     def _row(self, manifest: Json, activity: Mapping[str, ModelRow], *, runs: bool) -> Json:
         name, status = manifest["metadata"]["name"], manifest.get("status") or {}
         row = activity.get(name)
+        conditions = [_condition(each) for each in status.get("conditions") or ()]
         counted = len(self._window.snapshots) > 1 and runs and bool(self._metrics)
         idle = {"requestsPerSecond": 0.0} if counted else None
         return {
@@ -117,8 +131,10 @@ class ModelsOverview:
             "state": state_of_model(manifest, runs=runs),
             "revisions": list(_revisions(status)),
             "slo": status.get("slo"),
+            "device": status.get("device"),
+            "drift": next((each for each in conditions if each["type"] == _DRIFTING), None),
             "rollout": (status.get("rollout") or {}).get("phase"),
-            "conditions": [_condition(each) for each in status.get("conditions") or ()],
+            "conditions": conditions,
             "activity": _finite(row.to_json()) if row is not None else idle,
             "rates": [round(rate, 3) for rate in self._window.rates.get(name, ())],
         }

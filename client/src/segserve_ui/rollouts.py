@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import math
+from base64 import b64encode
 from collections.abc import Iterator
 from typing import Final
 
+from segserve.rendering.display import printable
+from segserve_common.errors import ControlError, SegserveError
 from segserve_operator.core.gates.base import Outcome
 from segserve_operator.core.rollout.engine import MAX_QUARANTINES, Wait
 from segserve_operator.core.rollout.forecast import Forecast
@@ -18,6 +22,7 @@ from segserve_platform.platforms.rollouts.documents import Forecasts, stamp
 from segserve_platform.platforms.rollouts.rollout_view import RolloutView, Side, is_written, read_rollout, record_of
 from segserve_platform.platforms.rollouts.steps import deadline, steps
 from segserve_platform.platforms.rollouts.words import span
+from segserve_ui.models import StoredModels
 
 VERBS: Final = ("promote", "pause", "resume", "abort", "retry", "rollback", SKIP_GATE)
 DECISIONS: Final = 30
@@ -34,19 +39,18 @@ _OUTCOMES: Final = {Outcome.PASS: "good", Outcome.BREACH: "bad", Outcome.UNDECID
 
 
 class RolloutsOverview:
-    """Reads the latest rollout of each model."""
+    """Describes the latest rollout of each model."""
 
     def __init__(self, platform: Platform) -> None:
         self._platform = platform
         self._forecasts: dict[str, Forecasts] = {}
         self._views: dict[str, RolloutView] = {}
 
-    def read(self) -> Json:
-        """Return `rollouts`, those in progress first, and the models `without` one."""
+    def describe(self, stored: StoredModels) -> Json:
+        """Return `rollouts`, those in progress first, and the models `without` one; raises as `Platform.rollouts`."""
         found, without = [], []
-        models = self._platform.models()
         earlier = self._earlier()
-        for model in models:
+        for model in stored.manifests:
             name = model["metadata"]["name"]
             view = read_rollout(self._platform, model, self._views.get(name))
             if view is None:
@@ -77,6 +81,28 @@ class RolloutsOverview:
         ]
 
 
+def draw_pairs(platform: Platform, model: str) -> Json:
+    """Return the `pairs` of answers that differ most in Shadow: `figures` as lines, and `picture`, a JPEG in base64.
+
+    Nothing of them is kept: they are of callers' images. `compared` is the number of pairs that they were chosen from.
+    Raises `NotFoundError` if there are none, and `ControlError` if the platform cannot show them.
+    """
+    try:
+        from segserve_platform.evaluation.sheets import draw_pair, fetch_sheet, figures_of
+    except ImportError as error:
+        raise ControlError("drawing answers needs the extra local: pip install 'segserve[local]'") from error
+    sheet, classes = fetch_sheet(platform, model)
+    names, pairs = {known.id: known.name for known in classes}, list[Json]()
+    for pair in sheet.pairs:
+        figures, buffer = figures_of(pair, names), io.BytesIO()
+        try:
+            draw_pair(sheet, pair, classes).save(buffer, "JPEG", quality=90)
+        except (SegserveError, ValueError) as error:
+            figures.append(f"not drawn: {printable(str(error), 200)}")
+        pairs.append({"figures": figures, "picture": b64encode(buffer.getvalue()).decode()})
+    return {"compared": sheet.compared, "pairs": pairs}
+
+
 def _actions(model: Json, view: RolloutView, outlook: Forecast | None) -> list[str]:
     """Return what a person may want now: nothing is to be resumed that waits for nobody."""
     awaited = view.standing.paused or (outlook is not None and outlook.wait is Wait.PERSON)
@@ -100,6 +126,7 @@ def describe_rollout(view: RolloutView, outlook: Forecast | None) -> Json:
         "weight": standing.weight,
         "startedAt": stamp(standing.started_s),
         "sides": [_side(side, view) for side in view.present_sides()],
+        "compares": record is not None and record.policy.shadow is not None,
         "steps": [],
         "gates": [],
         "decisions": [],

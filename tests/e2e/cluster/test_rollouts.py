@@ -31,7 +31,7 @@ from faults.platform import revision_of
 from faults.scenarios import AT_FIRST, COINS, POLICY, SLO, labelled_coins
 from faults.story import ENDED
 from segserve_common.kube.names import SHEETS_PORT
-from segserve_platform.cli.picture_pages import fetch_sheet
+from segserve_platform.evaluation.sheets import fetch_sheet
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 

@@ -12,8 +12,8 @@ from fakes.control import ClusterHarness, status
 from fakes.rights import grants
 from segserve import Client
 from segserve_platform.platforms.rollouts.actions import run_action
-from segserve_ui.backend import Backend, UiPlatform
-from segserve_ui.models import ModelsList, ModelsOverview
+from segserve_ui.backend import Backend, UiPlatform, body_limit_bytes
+from segserve_ui.models import ModelsList, ModelsOverview, StoredModels
 from segserve_ui.rollouts import RolloutsOverview
 
 from .conftest import Render, of_kind
@@ -100,10 +100,11 @@ def test_the_page_may_do_what_it_asks_of_the_api_server_and_changes_nothing_unle
     harness.keep(rollout_records.record())
     harness.server.requests.clear()
 
-    ModelsList(platform, examples=False).read()
-    ModelsOverview(platform, None, 1.0).read()
-    RolloutsOverview(platform).read()
-    assert Backend(UiPlatform(platform, platform, None, None)).body_limit_bytes() > 0  # type: ignore[arg-type]
+    stored = StoredModels.of(platform)
+    ModelsList(examples=False).describe(stored)
+    ModelsOverview(None, 1.0).describe(stored)
+    RolloutsOverview(platform).describe(stored)
+    assert body_limit_bytes(Backend(UiPlatform(platform, platform, None, None)).pools()) > 0  # type: ignore[arg-type]
     if values is ACTING:
         assert run_action(platform, "coins", "abort", timeout_s=0).startswith("requested: ")
 

@@ -186,7 +186,8 @@ def _write_sheet(
     folder: Path, models: tuple[str, str], compared: Sequence[ComparedImage], names: Mapping[int, str], total: int
 ) -> None:
     from segserve.rendering.comparison import draw_comparison
-    from segserve_platform.cli.picture_pages import Drawing, agreement_lines, write_pictures
+    from segserve_platform.cli.picture_pages import Drawing, write_pictures
+    from segserve_platform.evaluation.pairs import agreement_lines
 
     def drawing(each: ComparedImage) -> Drawing:
         only = {models[0]: each.agreement.stable_only, models[1]: each.agreement.candidate_only}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -17,6 +17,11 @@ from segserve_common.errors import BadRequestError
 if TYPE_CHECKING:
     from segserve_builder.scoring.agreement import Agreement
     from segserve_builder.scoring.agreement import Answer as ComparedAnswer
+
+
+_CLASSES: Final = 4
+"""Classes that a pair's figures name: the ones that agree least."""
+_SIZES: Final = ("small", "medium", "large")
 
 
 def common_classes(first: ModelInfo, second: ModelInfo) -> dict[int, str]:
@@ -66,3 +71,21 @@ def _answer(result: Result, numbers: Mapping[str, int]) -> ComparedAnswer:
         return answer | {"CLASSES": classes, "AREAS": np.array([each.area for each in found], np.int64)}
     answer |= {"CLASSES": classes, "BOXES": result.boxes, "SCORES": result.scores}
     return answer | ({"KEYPOINTS": result.points} if isinstance(result, KeypointResult) else {})
+
+
+def agreement_lines(
+    first: str, classes: Mapping[int, float], only: Mapping[str, Sequence[int]], names: Mapping[int, str]
+) -> list[str]:
+    """Return the figures of a pair as lines of text: the agreement, the classes that agree least, and objects without
+    a partner, `only` one side's, by size.
+    """
+    lines = [f"agreement {first}"]
+    worst = sorted(classes.items(), key=lambda item: item[1])[:_CLASSES]
+    if worst:
+        shown = ", ".join(f"{class_name(number, names)} {value:.3f}" for number, value in worst)
+        lines.append(f"least by class: {shown}")
+    for side, counts in only.items():
+        if any(counts):
+            by_size = ", ".join(f"{count} {size}" for count, size in zip(counts, _SIZES, strict=True) if count)
+            lines.append(f"only {side} has: {by_size}")
+    return lines

@@ -26,7 +26,7 @@ from segserve_common.kserve import Tensor
 from segserve_common.kube.names import COMPONENT_LABEL, GATEWAY, MANAGED_LABELS, POOL_LABEL, SHEETS_PORT
 from segserve_operator.adapters.local.files import STATE_VARIABLE, StateFolder, write_yaml
 from segserve_operator.adapters.traffic.envoy_config import EnvoyFiles
-from segserve_platform.cli.picture_pages import fetch_sheet
+from segserve_platform.evaluation.sheets import fetch_sheet
 from segserve_platform.platforms.errors import ControlError
 
 from .conftest import MODELS, Command

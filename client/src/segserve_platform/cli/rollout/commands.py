@@ -202,7 +202,8 @@ def sheet(
     are in the memory of the gateways alone. From a cluster it takes the right to forward ports to their pods.
     """
     with needs("local"):
-        from segserve_platform.cli.picture_pages import PAGE, fetch_sheet, write_sheet
+        from segserve_platform.cli.picture_pages import PAGE, write_sheet
+        from segserve_platform.evaluation.sheets import fetch_sheet
     content, classes = fetch_sheet(selected_platform(platform_options), name)
     folder = output or Path(f"{name}-sheet")
     for line in write_sheet(content, classes, folder):

@@ -1,10 +1,10 @@
 // Two models on one image: under a swipe, side by side, or as their difference, and how much they agree.
 
 import { post } from "./api.js";
-import { fill, h, meter, swatch } from "./dom.js";
+import { alert, fill, h, meter, swatch, watch } from "./dom.js";
 import { Layers, coloursOf, displaySize, fitted, shownObjects } from "./overlay.js";
 import { summary } from "./playground.js";
-import { chooser, droppable, examplesOf, invitation, source, watchModels } from "./source.js";
+import { chooser, droppable, examplesOf, invitation, photograph, source, stepper } from "./source.js";
 
 const ONLY_FIRST = [240, 140, 0];
 const ONLY_SECOND = [40, 130, 240];
@@ -21,7 +21,7 @@ export function compare(main, given, go) {
   const panel = h("aside", { class: "panel card", "aria-label": "Agreement" });
   droppable(stage);
   main.replaceChildren(
-    h("div", { class: "head" }, h("div", {}, h("h1", {}, "Compare"), h("p", {}, "Two models, one image. Agreement is no quality: look which one is right.")), controls),
+    h("div", { class: "head" }, h("div", {}, h("h1", {}, "Compare"), h("p", {}, "Two models on the same image. Agreement is no quality: look which one is right.")), controls),
     problem, h("div", { class: "play" }, h("div", { class: "card" }, stage, caption), panel));
 
   function select(title, key) {
@@ -50,8 +50,8 @@ export function compare(main, given, go) {
 
   function draw() {
     if (over) return;
-    fill(controls, select("First", "first"), select("Second", "second"), source.file ? chooser("Another image") : null);
-    fill(problem, state.error ? h("p", { class: "problem", role: "alert" }, state.error) : null);
+    fill(controls, select("First", "first"), select("Second", "second"), source.file ? [stepper(), chooser("Other images")] : null);
+    fill(problem, state.error ? alert(state.error) : null);
     if (!state.answer) {
       const text = state.busy ? "Both models are at work." : source.file ? "There is no answer." : "Looking for models";
       fill(stage, !source.file && state.seen ? invitation(examplesOf(state.seen, state.first)) : h("p", { class: "soft" }, text));
@@ -61,14 +61,6 @@ export function compare(main, given, go) {
     }
     pictures();
     describe();
-  }
-
-  function photograph(width, height) {
-    const canvas = h("canvas", { width, height, "aria-hidden": "true" });
-    const context = canvas.getContext("2d");
-    context.imageSmoothingQuality = "high";
-    context.drawImage(source.bitmap, 0, 0, width, height);
-    return canvas;
   }
 
   function overlay(index) {
@@ -86,12 +78,12 @@ export function compare(main, given, go) {
     const css = fitted(state.answer.answers[0], room);
     const sized = (canvas) => { canvas.style.width = `${css}px`; return canvas; };
     if (state.view === "difference") {
-      fill(stage, sized(photograph(width, height)), sized(difference()));
+      fill(stage, sized(photograph(h("canvas", { "aria-hidden": "true" }), width, height)), sized(difference()));
       return;
     }
     const overlays = [overlay(0), overlay(1)].map(sized);
     const divider = h("div", { class: "divider", "aria-hidden": "true" });
-    fill(stage, sized(photograph(width, height)), overlays, divider, names());
+    fill(stage, sized(photograph(h("canvas", { "aria-hidden": "true" }), width, height)), overlays, divider, names());
     const clip = () => {
       divider.style.left = `${(stage.clientWidth - css) / 2 + (css * state.swipe) / 100 - 1}px`;
       overlays[0].style.clipPath = `inset(0 ${100 - state.swipe}% 0 0)`;
@@ -143,7 +135,7 @@ export function compare(main, given, go) {
       h("section", {}, h("h2", {}, "Agreement"),
         h("p", { class: "big" }, agreement.value.toFixed(3)),
         h("p", { class: "soft" }, "1 is the same: the IoU of masks, objects weighed by their scores."),
-        h("ul", { class: "agreement" }, agreement.classes.slice(0, 40).map((row) => h("li", {}, h("span", {}, row.class), h("span", { class: "right" }, row.agreement.toFixed(3)), meter(row.agreement, "good", `Agreement on ${row.class}`)))),
+        h("ul", { class: "agreement stack" }, agreement.classes.slice(0, 40).map((row) => h("li", {}, h("span", {}, row.class), h("span", { class: "right" }, row.agreement.toFixed(3)), meter(row.agreement, "good", `Agreement on ${row.class}`)))),
         agreement.only.some(Boolean) ? h("p", {}, `Only ${answers[0].model}: ${agreement.only[0]} objects. Only ${answers[1].model}: ${agreement.only[1]}.`) : null),
       h("section", {}, h("h2", {}, "View"),
         h("div", { class: "row", role: "radiogroup", "aria-label": "View" }, views.map(([view, title]) => h("label", { class: "row" },
@@ -160,8 +152,7 @@ export function compare(main, given, go) {
   const changed = () => { state.answer = null; compareBoth(); };
   source.listeners.add(changed);
   draw();
-  const end = watchModels((seen) => {
-    if (over) return;
+  const [end] = watch("/api/models", (seen) => {
     const names = seen.models.filter((model) => model.state.serves).map((model) => model.name);
     const task = (name) => seen.models.find((model) => model.name === name)?.task;
     const partner = (name) => names.find((other) => other !== name && task(other) === task(name));
@@ -170,6 +161,6 @@ export function compare(main, given, go) {
     Object.assign(state, { seen, error: names.length < 2 ? "A comparison needs two models that serve." : "" });
     if (state.answer || names.length < 2) draw();
     else compareBoth();
-  }, (message) => { if (!over) { state.error = message; draw(); } });
+  }, (message) => { state.error = message; draw(); });
   return () => { over = true; end(); request?.abort(); resized.disconnect(); source.listeners.delete(changed); };
 }

@@ -1,5 +1,7 @@
 // Elements from data. Text is only ever set as text, so that names of models and classes cannot be markup.
 
+import { get } from "./api.js";
+
 const SVG = "http://www.w3.org/2000/svg";
 
 /** Return an element; `on...` are listeners, null and false are left out, children may be nested arrays. */
@@ -32,6 +34,8 @@ export function notice(text) {
   forgotten = setTimeout(() => place.replaceChildren(), 6000);
 }
 
+/** Return an error's text, which screen readers say at once. */
+export const alert = (text) => h("p", { class: "problem", role: "alert" }, text);
 export const tag = (tone, text) => h("span", { class: `tag ${tone}` }, text);
 
 /** Return a square of a colour. A policy without inline styles allows those that scripts set. */
@@ -48,10 +52,23 @@ export function meter(share, tone, label) {
       h("rect", { svg: true, width: 100 * share, height: 1 })));
 }
 
-/** Run `look` now and again every 2 s while the page is visible; returns what ends that. */
-export function repeated(look) {
-  let timer;
-  let over = false;
+/**
+ * Read a path now and again every 2 s while the page is visible: `use` what changed, and `fail` with an error's text.
+ * Returns what ends that, and what reads at once.
+ */
+export function watch(path, use, fail) {
+  let [timer, over, last] = [0, false, ""];
+  const look = async () => {
+    try {
+      const found = await get(path);
+      const text = JSON.stringify(found);
+      if (text !== last && !over) use(found);
+      last = text;
+    } catch (error) {
+      last = "";
+      if (!over) fail(error.message);
+    }
+  };
   const again = async () => {
     clearTimeout(timer);
     if (!document.hidden) await look();
@@ -60,5 +77,5 @@ export function repeated(look) {
   const seen = () => { if (!document.hidden) again(); };
   document.addEventListener("visibilitychange", seen);
   again();
-  return () => { over = true; clearTimeout(timer); document.removeEventListener("visibilitychange", seen); };
+  return [() => { over = true; clearTimeout(timer); document.removeEventListener("visibilitychange", seen); }, look];
 }

@@ -1,7 +1,8 @@
 // The models as they do now: a table that refreshes by itself.
 
-import { get } from "./api.js";
-import { fill, h, repeated, tag } from "./dom.js";
+import { alert, fill, h, tag, watch } from "./dom.js";
+
+const DRIFT = { True: "Drifting", False: "No drift", Unknown: "Drift not known yet" };
 
 export function models(main) {
   const opened = new Set();
@@ -11,21 +12,7 @@ export function models(main) {
   main.replaceChildren(
     h("div", { class: "head" }, h("div", {}, h("h1", {}, "Models"), h("p", {}, "What serves, and how it does. The numbers are of the last seconds and refresh by themselves."))),
     problem, servers, table);
-  let last = "";
   let seen = null;
-
-  async function look() {
-    try {
-      seen = await get("/api/overview");
-    } catch (error) {
-      fill(problem, h("p", { class: "problem", role: "alert" }, error.message));
-      return;
-    }
-    const text = JSON.stringify(seen);
-    if (text === last) return;
-    last = text;
-    draw();
-  }
 
   function draw() {
     fill(problem, seen.notes.map((note) => h("p", { class: "note" }, note)));
@@ -44,11 +31,12 @@ export function models(main) {
     const activity = model.activity;
     return h("tr", {},
       h("td", { class: "full" }, h("a", { href: `#/play?model=${encodeURIComponent(model.name)}`, "data-key": `name-${model.name}` }, h("strong", {}, model.name)),
-        h("div", { class: "soft" }, `${model.family || "cascade"}, ${model.classes} ${model.classes === 1 ? "class" : "classes"}, pool ${model.pool}`)),
+        h("div", { class: "soft" }, `${model.family || "cascade"}, ${model.classes} ${model.classes === 1 ? "class" : "classes"}, pool ${model.pool}${model.device ? `, ${model.device.toUpperCase().replace(",", " and ")}` : ""}`)),
       h("td", { "data-label": "State" }, tag(model.state.tone, model.state.word), model.state.tone === "good" ? null : h("div", { class: "soft" }, model.state.text),
+        model.drift ? h("div", {}, tag(model.drift.tone, DRIFT[model.drift.status]), model.drift.status === "True" ? h("div", { class: "soft" }, model.drift.text) : null) : null,
         model.slo ? h("div", { class: "soft" }, `SLO ${model.slo}`) : null),
       h("td", { "data-label": "Revisions" }, h("ul", { class: "revisions" }, model.revisions.map((each) => h("li", {},
-        h("span", { class: "number" }, `${each.weight} %`), h("span", { class: "mono" }, each.revision),
+        h("span", {}, `${each.weight} %`), h("span", { class: "mono" }, each.revision),
         h("span", { class: "soft" }, each.role + (each.failed ? ", failed" : "")))),
       model.revisions.length ? null : h("li", { class: "soft" }, "none yet"))),
       h("td", { class: "right", "data-label": "Requests" }, activity ? `${rate(activity.requestsPerSecond)}/s` : "–", spark(model.rates)),
@@ -66,7 +54,7 @@ export function models(main) {
       h("dt", {}, tag(each.tone, each.type)), h("dd", {}, each.text, h("span", { class: "soft" }, ` (${each.status}, for ${each.age})`))]))));
   }
 
-  return repeated(look);
+  return watch("/api/overview", (found) => { seen = found; draw(); }, (message) => fill(problem, alert(message)))[0];
 }
 
 function all(servers) {

@@ -1,9 +1,9 @@
 // The playground: one image, one model, its answer to look at.
 
 import { address, get, post } from "./api.js";
-import { fill, h, notice, swatch } from "./dom.js";
+import { alert, fill, h, notice, swatch, watch } from "./dom.js";
 import { Layers, coloursOf, displaySize, fitted, shownObjects } from "./overlay.js";
-import { chooser, droppable, examplesOf, invitation, source, watchModels } from "./source.js";
+import { chooser, droppable, examplesOf, invitation, photograph, source, stepper } from "./source.js";
 
 const LISTED = 300;
 const FORMATS = [["coco", "COCO"], ["geojson", "GeoJSON"], ["labelme", "LabelMe"], ["label-studio", "Label Studio"], ["cvat", "CVAT"]];
@@ -66,14 +66,7 @@ export function playground(main, given, go) {
     const room = (stage.clientWidth || 800) * (window.devicePixelRatio || 1);
     const [width, height] = displaySize(state.answer, Math.max(room, 200));
     if (state.layers?.answer !== state.answer || state.layers.width !== width) state.layers = new Layers(state.answer, width, height);
-    photograph(width, height);
-  }
-
-  function photograph(width, height) {
-    Object.assign(picture, { width, height });
-    const context = picture.getContext("2d");
-    context.imageSmoothingQuality = "high";
-    context.drawImage(source.bitmap, 0, 0, width, height);
+    photograph(picture, width, height);
   }
 
   function paint() {
@@ -93,8 +86,8 @@ export function playground(main, given, go) {
       h("label", { class: "field" }, "Model",
         h("select", { "data-key": "model", onchange: (event) => { state.model = event.target.value; go({ model: state.model }); segment(); } },
           (state.seen?.models ?? []).map((model) => h("option", { value: model.name, selected: model.name === state.model }, model.name + (model.state.serves ? "" : ` (${model.state.word})`))))),
-      source.file ? chooser("Another image") : null);
-    fill(problem, state.error ? h("p", { class: "problem", role: "alert" }, state.error) : null);
+      source.file ? [stepper(), chooser("Other images")] : null);
+    fill(problem, state.error ? alert(state.error) : null);
     callsCard.hidden = !state.answer;
     if (!source.file) {
       fill(stage, state.seen ? invitation(examplesOf(state.seen, state.model)) : h("p", { class: "soft" }, "Looking for models"));
@@ -104,7 +97,7 @@ export function playground(main, given, go) {
     }
     if (!stage.contains(picture)) fill(stage, picture, top, tip);
     if (!state.layers) {
-      photograph(...displaySize(source.bitmap, Math.max(stage.clientWidth, 200)));
+      photograph(picture, ...displaySize(source.bitmap, Math.max(stage.clientWidth, 200)));
       top.getContext("2d").clearRect(0, 0, top.width, top.height);
     }
     stage.querySelector(".busy")?.remove();
@@ -162,7 +155,7 @@ export function playground(main, given, go) {
         h("input", { type: "checkbox", checked: !isFixed(known) && !state.hidden.has(known.id), disabled: isFixed(known), "data-key": `class-${known.id}`,
           onchange: (event) => { if (event.target.checked) state.hidden.delete(known.id); else state.hidden.add(known.id); state.under = -1; changed(); } }),
         swatch(isFixed(known) ? "transparent" : known.colour), h("span", { class: "name" }, known.name),
-        h("span", { class: "soft number" }, answer.kind === "semantic" ? percent(area / (answer.width * answer.height)) : String(count)))))) : h("p", { class: "soft" }, "Nothing was found."));
+        h("span", { class: "soft" }, answer.kind === "semantic" ? percent(area / (answer.width * answer.height)) : String(count)))))) : h("p", { class: "soft" }, "Nothing was found."));
   }
 
   function objects(answer) {
@@ -174,8 +167,8 @@ export function playground(main, given, go) {
         rows.slice(0, LISTED).map(([object, index]) => h("li", {}, h("button", { type: "button", "aria-pressed": String(index === state.pinned), "data-key": `object-${index}`,
           onmouseenter: brighten(index), onmouseleave: brighten(-1), onfocus: brighten(index), onclick: () => pin(index) },
         swatch(colours[index]), h("span", { class: "name" }, `${object.class} ${object.number}`),
-        h("span", { class: "number" }, object.score === null ? "" : object.score.toFixed(2)),
-        h("span", { class: "soft number" }, pixels(object.area))))),
+        h("span", {}, object.score === null ? "" : object.score.toFixed(2)),
+        h("span", { class: "soft" }, pixels(object.area))))),
         rows.length > LISTED ? h("li", { class: "soft" }, `and ${rows.length - LISTED} more`) : null,
         rows.length ? null : h("li", { class: "soft" }, "None at this score.")));
   }
@@ -194,7 +187,7 @@ export function playground(main, given, go) {
     if (object.points) rows.push(["Keypoints", `${object.points.filter((point) => point[2] > 0).length} of ${object.points.length}`]);
     return h("section", { class: "pinned" },
       h("div", { class: "row spread" }, h("h2", {}, "Pinned"), h("button", { type: "button", class: "quiet", onclick: () => pin(state.pinned) }, "Unpin")),
-      h("dl", {}, rows.map(([name, value]) => [h("dt", {}, name), h("dd", { class: "number" }, value)])));
+      h("dl", { class: "facts" }, rows.map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])));
   }
 
   function downloads(answer) {
@@ -293,14 +286,13 @@ export function playground(main, given, go) {
   resized.observe(stage);
   source.listeners.add(segment);
   draw();
-  const end = watchModels((seen) => {
-    if (over) return;
+  const [end] = watch("/api/models", (seen) => {
     const chosen = seen.models.find((model) => model.name === state.model) ?? seen.models.find((model) => model.state.serves) ?? seen.models[0];
     const isNew = state.model !== chosen?.name;
     Object.assign(state, { seen, model: chosen?.name ?? "", error: chosen ? "" : "This platform has no model yet: `segserve up -f model.yaml` serves one." });
     if (chosen && !state.busy && (isNew || !state.answer)) segment();
     else draw();
-  }, (message) => { if (!over) { state.error = message; draw(); } });
+  }, (message) => { state.error = message; draw(); });
   return () => { over = true; end(); request?.abort(); resized.disconnect(); source.listeners.delete(segment); clearTimeout(callsTimer); };
 }
 

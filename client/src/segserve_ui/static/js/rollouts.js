@@ -1,7 +1,7 @@
 // Rollouts: where each stands, the evidence of its gates, its decisions, and what can be done about it.
 
 import { get, post } from "./api.js";
-import { fill, h, meter, notice, repeated, tag } from "./dom.js";
+import { alert, fill, h, meter, notice, tag, watch } from "./dom.js";
 
 const VERBS = {
   promote: ["Promote", "The new revision gets all requests now, whatever its gates say.", false],
@@ -18,23 +18,37 @@ export function rollouts(main) {
   main.replaceChildren(
     h("div", { class: "head" }, h("div", {}, h("h1", {}, "Rollouts"), h("p", {}, "How a new revision does beside the present one, and what follows from it."))),
     problem, list);
-  let last = "";
   const details = new Set();
+  const pairs = new Map();
 
-  async function look() {
-    let seen;
-    try {
-      seen = await get("/api/rollouts");
-    } catch (error) {
-      fill(problem, h("p", { class: "problem", role: "alert" }, error.message));
-      return;
-    }
+  function draw(seen) {
     fill(problem);
-    const text = JSON.stringify(seen);
-    if (text === last) return;
-    last = text;
     for (const each of list.querySelectorAll("details[data-name]")) { if (each.open) details.add(each.dataset.name); else details.delete(each.dataset.name); }
     fill(list, seen.rollouts.map(card), rest(seen));
+  }
+
+  /** Read the pairs that differ most when their list is opened; one that stays open is not read again. */
+  async function toggled(one, list) {
+    const { model, rollout } = one;
+    if (!list.open) { pairs.get(rollout)?.remove(); pairs.delete(rollout); return; }
+    if (pairs.has(rollout)) return;
+    const shown = h("div", { class: "stack" }, h("p", { class: "soft" }, "Drawing the pairs"));
+    pairs.set(rollout, shown);
+    list.append(shown);
+    try {
+      const found = await get(`/api/rollouts/${encodeURIComponent(model)}/pairs`);
+      fill(shown, h("p", { class: "soft" }, `${found.pairs.length} of ${found.compared} pairs that were compared. Agreement is no quality: look which one is right.`), found.pairs.map(pair));
+    } catch (error) {
+      fill(shown, h("p", { class: "soft" }, error.message));
+    }
+  }
+
+  function pair(one, index) {
+    const bytes = Uint8Array.from(atob(one.picture), (letter) => letter.charCodeAt(0));
+    const [first, ...more] = one.figures;
+    return h("figure", { class: "stack" }, h("figcaption", {}, h("strong", {}, capital(first)), more.map((line) => h("div", { class: "soft" }, line))),
+      bytes.length ? h("div", { class: "scroll", tabindex: 0, role: "group", "aria-label": `Pair ${index + 1}` }, h("img", { alt: "Image, stable, candidate and difference",
+        src: URL.createObjectURL(new Blob([bytes], { type: "image/jpeg" })), onload: (event) => URL.revokeObjectURL(event.target.src) })) : null);
   }
 
   async function request(model, action, question, text) {
@@ -70,6 +84,8 @@ export function rollouts(main) {
         one.decisions.length ? h("section", { class: "stack" }, h("h3", { class: "small" }, "Decisions, newest first"), h("ol", { class: "decisions" }, one.decisions.map((each) =>
           h("li", { class: each.tone }, h("time", { datetime: each.at, title: each.at }, `${each.ago} ago`),
             h("div", {}, h("strong", {}, `${each.phase}, ${each.weight} %`), h("br"), each.text, each.by ? h("span", { class: "soft" }, ` (${each.by})`) : null))))) : null),
+      one.compares ? h("details", { "data-name": `pairs of ${one.rollout}`, open: details.has(`pairs of ${one.rollout}`), ontoggle: (event) => toggled(one, event.target) },
+        h("summary", { "data-key": `pairs-${one.rollout}` }, "Images on which they differ most"), pairs.get(one.rollout)) : null,
       one.facts.length ? h("dl", { class: "facts" }, one.facts.map((fact) => [h("dt", {}, fact.name), h("dd", {}, fact.text)])) : null,
       one.earlier.length ? h("details", { "data-name": one.model, open: details.has(one.model) }, h("summary", {}, "Earlier rollouts"), h("ul", {}, one.earlier.map((each) =>
         h("li", {}, h("span", { class: "mono" }, each.revision), ` ${each.phase}`)))) : null);
@@ -86,7 +102,8 @@ export function rollouts(main) {
       one.statistics && one.statistics !== one.text ? h("details", { "data-name": name, open: details.has(name) }, h("summary", { class: "soft", "data-key": `statistics-${name}` }, "Statistics"), h("p", { class: "soft" }, one.statistics)) : null);
   }
 
-  return repeated(look);
+  const [end, look] = watch("/api/rollouts", draw, (message) => fill(problem, alert(message)));
+  return end;
 }
 
 function rest(seen) {

@@ -1,8 +1,8 @@
 // The gallery of the samples that a model keeps: filtered by class and by why each was kept.
 
-import { address, get, getBlob } from "./api.js";
-import { fill, h, notice, tag } from "./dom.js";
-import { take } from "./source.js";
+import { address, get } from "./api.js";
+import { alert, fill, h, tag } from "./dom.js";
+import { takeFrom } from "./source.js";
 
 const REASONS = { uncertain: "uncertain", disagree: "disagreed", error: "failed", empty: "nothing found", drift: "drift", share: "by chance" };
 
@@ -25,7 +25,7 @@ export function samples(main, given, go) {
     try {
       seen = await get("/api/samples", chosen);
     } catch (error) {
-      if (mine === latest && !over) fill(problem, h("p", { class: "problem", role: "alert" }, error.message));
+      if (mine === latest && !over) fill(problem, alert(error.message));
       return;
     }
     if (mine !== latest || over) return;
@@ -65,17 +65,11 @@ export function samples(main, given, go) {
         h("div", { class: "row" }, sample.reasons.map((reason) => tag(reason === "error" ? "bad" : reason === "share" ? "quiet" : "moving", REASONS[reason] ?? reason))),
         h("strong", {}, found),
         h("div", { class: "soft" }, [new Date(sample.capturedAt).toLocaleString(), sample.slice, `${sample.width} × ${sample.height}`].filter(Boolean).join(", ")),
-        h("div", { class: "soft number" }, numbers.map(([name, value]) => `${name} ${value.toFixed(2)}`).join(", "))));
+        h("div", { class: "soft" }, numbers.map(([name, value]) => `${name} ${value.toFixed(2)}`).join(", "))));
   }
 
   async function open(sample, path) {
-    try {
-      await take(await getBlob(path), `${sample.key}.jpg`);
-    } catch (error) {
-      notice(error.message);
-      return;
-    }
-    location.hash = `#/play?model=${encodeURIComponent(sample.model)}`;
+    if (await takeFrom(path, `${sample.key}.jpg`)) location.hash = `#/play?model=${encodeURIComponent(sample.model)}`;
   }
 
   look();

@@ -6,29 +6,39 @@ import asyncio
 import io
 import json
 import time
+from base64 import b64decode
+from collections import Counter
 from contextlib import nullcontext
+from copy import deepcopy
 from dataclasses import replace
+from typing import Any
 
 import httpx
 import pytest
+import yaml
 from PIL import Image
 
 from fakes import rollout_records as records
+from fakes import sheets
+from fakes.comparator import running_comparator
 from fakes.control import FAILED, LOADING, ClusterHarness, Harness, LocalHarness, answering, status
 from fakes.kserve import Fault, Gateway
 from segserve import Client
+from segserve_common.kserve import Tensor
+from segserve_operator.adapters.traffic.envoy_config import EnvoyFiles
 from segserve_operator.core.rollout.phases import Phase
 from segserve_platform.platforms.activity import WINDOW_S
+from segserve_platform.platforms.local import LocalPlatform
 from segserve_platform.platforms.metrics import MetricsSnapshot, MetricsSource, read_series
 from segserve_platform.platforms.selection import open_platform
 from segserve_ui.app import TimedCache
-from segserve_ui.models import ModelsOverview, state_of_model
+from segserve_ui.models import ModelsList, ModelsOverview, StoredModels, state_of_model
 from segserve_ui.rollouts import VERBS, describe_rollout
 from segserve_ui.server import serving
 
 from ...conftest import CLASSES, HEIGHT, WIDTH
 from ..conftest import conditions, model
-from .conftest import Page, entered
+from .conftest import EXAMPLE, Page, entered
 
 
 async def test_an_image_is_segmented_by_the_model_that_is_named(page: Page, photo: bytes) -> None:
@@ -112,7 +122,7 @@ async def test_what_is_missing_or_wrong_in_a_request_is_said(page: Page, path: s
 async def test_an_image_beyond_the_gateways_limit_is_refused_before_it_is_read_whole(
     page: Page, gateway: Gateway, monkeypatch: pytest.MonkeyPatch, declared: bool
 ) -> None:
-    monkeypatch.setattr("segserve_ui.backend.Backend.body_limit_bytes", lambda _: 2**20)
+    monkeypatch.setattr("segserve_ui.app.body_limit_bytes", lambda _: 2**20)
     read = 0
 
     async def body() -> object:
@@ -217,6 +227,36 @@ async def test_models_are_listed_with_their_states(page: Page) -> None:
     assert seen["examples"] == ({"coins": ["coins.png"], "discs": ["coins.png"]} if is_local else {})
 
 
+THING = [{"id": 0, "name": "background"}, {"id": 1, "name": "coin", "thing": True}]
+FUSION = [{"argmax": {}}, {"panopticFusion": {"stuffArea": 1000}}]
+
+
+@pytest.mark.parametrize(
+    ("fields", "task"),
+    [
+        ({"cascade": {"light": {"model": "named"}, "when": "confidence", "threshold": 0.5}}, "semantic"),
+        ({"instances": {"model": "named"}, "classes": THING, "postprocess": FUSION}, "panoptic"),
+    ],
+)
+def test_a_model_has_a_task_once_the_model_that_it_names_is_applied(
+    local: LocalHarness, fields: dict[str, Any], task: str
+) -> None:
+    semantic, instances, *_ = yaml.safe_load_all(EXAMPLE.read_text())
+    other = deepcopy(instances if task == "panoptic" else semantic)
+    other["metadata"]["name"] = "named"
+    semantic["spec"] |= fields | {"preprocess": other["spec"]["preprocess"]}
+    listed, platform = ModelsList(examples=False), open_platform(local.place())
+    with Client(platform=local.place()) as client:
+        client.models.apply_all(yaml.safe_dump_all([semantic, other]))
+        local.vanish("named")
+        before = listed.describe(StoredModels.of(platform))["models"]
+        client.models.apply(other)
+
+    assert [each["task"] for each in before] == [""]
+    after = listed.describe(StoredModels.of(platform))["models"]
+    assert {each["name"]: each["task"] for each in after}["coins"] == task
+
+
 async def test_a_golden_image_can_be_taken_on_this_machine_alone(page: Page) -> None:
     first = await page.client.get("/api/models/coins/examples/0")
     other = await page.client.get("/api/models/coins/examples/7")
@@ -260,10 +300,24 @@ class CountedMetrics(MetricsSource):
         return MetricsSnapshot(at_s, tuple(read_series(f"envoy_cluster_upstream_rq_completed{{{labels}}} {10 * at_s}")))
 
 
-async def test_rates_are_between_two_snapshots(page: Page) -> None:
-    overview = ModelsOverview(page.place.platform, CountedMetrics(), WINDOW_S)
+@pytest.mark.parametrize(
+    ("said", "tone"), [("True", "bad"), ("False", "good"), ("Unknown", "quiet"), (None, None)], ids=str
+)
+def test_the_overview_has_the_device_and_whether_a_model_drifts(said: str | None, tone: str | None) -> None:
+    manifest = model(conditions=conditions(**({} if said is None else {"Drifting": said})))
+    if said is not None:
+        manifest["status"]["device"] = "cpu,gpu"
 
-    first, second = overview.read(), overview.read()
+    (row,) = ModelsOverview(None, WINDOW_S).describe(StoredModels(True, [manifest]))["models"]
+
+    assert row["device"] == ("cpu,gpu" if said is not None else None)
+    assert (None if row["drift"] is None else row["drift"]["tone"]) == tone
+
+
+async def test_rates_are_between_two_snapshots(page: Page) -> None:
+    overview, stored = ModelsOverview(CountedMetrics(), WINDOW_S), StoredModels.of(page.place.platform)
+
+    first, second = overview.describe(stored), overview.describe(stored)
 
     assert first["models"][0]["activity"] is None
     rates = {each["name"]: each["activity"]["requestsPerSecond"] for each in second["models"]}
@@ -279,11 +333,42 @@ async def test_many_viewers_cost_one_read() -> None:
         reads.append(1)
         return len(reads)
 
-    shared = TimedCache(read, every_s=3600)
+    shared = TimedCache(read, 3600)
+    derived = [TimedCache(lambda number: -number, 3600, shared) for _ in range(2)]
 
     assert await asyncio.gather(*(shared.get() for _ in range(50))) == [1] * 50
-    shared.clear()
-    assert await shared.get() == 2
+    assert [await each.get() for each in derived] == [-1, -1]
+    for each in (shared, *derived):
+        each.clear()
+    assert [await each.get() for each in derived] == [-2, -2]
+
+
+@pytest.mark.parametrize("harness", ["this machine"], indirect=True)
+async def test_all_pages_share_one_reading_of_models_and_of_pools(
+    harness: Harness, gateway: Gateway, photo: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("segserve_ui.app.REFRESH_S", 3600)
+    reads = Counter[str]()
+
+    class Counted(LocalPlatform):
+        def models(self) -> list[dict[str, Any]]:
+            reads["models"] += 1
+            return super().models()
+
+        def pools(self) -> list[dict[str, Any]]:
+            reads["pools"] += 1
+            return super().pools()
+
+    monkeypatch.setattr("segserve_platform.platforms.local.LocalPlatform", Counted)
+    with gateway.http() as url:
+        async for page in entered(harness, lambda _: nullcontext(url)):
+            for path in ("platform", "models", "overview", "rollouts", "samples", "models/coins/examples/0"):
+                assert (await page.client.get(f"/api/{path}")).status_code == 200
+            await page.get("/api/calls", model="discs", name="a.png")
+            for _ in range(3):
+                assert (await page.segment(photo))["status"] == 200
+
+    assert reads == {"models": 1, "pools": 1}
 
 
 async def test_viewers_share_an_error_too() -> None:
@@ -293,7 +378,7 @@ async def test_viewers_share_an_error_too() -> None:
         reads.append(1)
         raise ValueError("no platform")
 
-    shared = TimedCache(read, every_s=3600)
+    shared = TimedCache(read, 3600)
     outcomes = await asyncio.gather(*(shared.get() for _ in range(3)), return_exceptions=True)
 
     assert [str(each) for each in outcomes] == ["no platform"] * 3
@@ -350,6 +435,28 @@ async def test_the_running_rollout_comes_with_what_can_be_done(page: Page) -> No
     assert (one["model"], one["weight"], one["earlier"]) == ("coins", 25, [])
     assert one["actions"] == ["promote", "pause", "abort"]
     assert {each["model"]: each["actions"] for each in seen["without"]} == {"discs": []}
+
+
+@pytest.mark.parametrize("harness", ["this machine"], indirect=True)
+async def test_the_pairs_that_differ_most_in_shadow_are_drawn_or_the_page_says_why_not(page: Page) -> None:
+    assert isinstance(page.harness, LocalHarness)
+    image, side = Tensor.of_items("IMAGE", [sheets.photo()]), sheets.labels("coins-1", (40, 60, 25))
+    pair = sheets.pair(image, side, sheets.labels("coins-2", (110, 60, 25)))
+    told = sheets.sheet(pair, pair.model_copy(update={"candidate": ()}))
+    none = await page.get("/api/rollouts/coins/pairs")
+    async with running_comparator(
+        EnvoyFiles(page.harness.state.gateway).comparator, pairs=told.model_dump_json().encode()
+    ):
+        seen = await page.get("/api/rollouts/coins/pairs")
+
+    assert "while a rollout with spec.rollout.shadow is in Shadow" in none["error"]
+    drawn, broken = seen["pairs"]
+    assert (seen["compared"], drawn["figures"][0][:16]) == (212, f"agreement {pair.agreement:.3f},")
+    with Image.open(io.BytesIO(b64decode(drawn["picture"]))) as picture:
+        assert picture.format == "JPEG"
+        assert picture.width > 4 * 480
+    assert "not drawn: " in broken["figures"][-1]
+    assert broken["picture"] == ""
 
 
 async def test_what_is_paused_can_be_resumed(page: Page) -> None:
@@ -437,7 +544,8 @@ async def test_the_server_listens_on_loopback_and_ends_with_its_block(page: Page
 def test_a_machine_without_a_platform_is_named(local: LocalHarness) -> None:
     local.state.platform.unlink()
 
-    seen = ModelsOverview(open_platform(local.place()), MetricsSource(local.state), WINDOW_S).read()
+    stored = StoredModels.of(open_platform(local.place()))
+    seen = ModelsOverview(MetricsSource(local.state), WINDOW_S).describe(stored)
 
     assert (seen["runs"], seen["models"]) == (False, [])
     assert seen["notes"] == ["the platform is not running: `segserve up` starts it"]
