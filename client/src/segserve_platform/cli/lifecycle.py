@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import InitVar, dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Final, Literal
@@ -24,7 +21,6 @@ from rich.live import Live
 from rich.text import Text
 
 from segserve.platform import Cluster, Local
-from segserve_common.triton_log import TritonLogReader
 from segserve_platform.cli.errors import CommandError, needs, plain
 from segserve_platform.cli.installation import install_openvino, installation_progress
 from segserve_platform.cli.models_view import models_table
@@ -39,144 +35,21 @@ from segserve_platform.cli.options import (
 )
 from segserve_platform.cli.page import check_page, page, show_address
 from segserve_platform.cli.resources import check_local_files
+from segserve_platform.cli.startup import Startup
 from segserve_platform.cli.terminal import activity
 from segserve_platform.platforms.local import POLL_S, LocalPlatform, check_state_folder, local_store
+from segserve_platform.platforms.log_records import log_records
 from segserve_platform.platforms.manifests import check_kinds, read_files
-from segserve_platform.platforms.port import MODEL, Json, LogRequest
-from segserve_platform.platforms.waiting import Serving, condition, is_seen, readiness
+from segserve_platform.platforms.port import MODEL, LogRequest
+from segserve_platform.platforms.waiting import Serving, readiness
 
 if TYPE_CHECKING:
-    from datetime import tzinfo
-
     from segserve_operator.adapters.local.files import PlatformRecord, StateFolder
     from segserve_operator.adapters.local.resource_files import ResourceFiles
     from segserve_operator.adapters.local.runtime import RuntimeEnvironment
 
 START_S: Final = 120.0
 PORTS: Final = range(1, 65536)
-PHASES: Final = {
-    "": "platform",
-    "Starting": "server",
-    "NoServer": "server",
-    "Fetching": "download",
-    "Loading": "load",
-    "Proving": "golden images",
-    "Routing": "gateway",
-    "NoGateway": "gateway",
-    "Ready": "gateway",
-}
-"""What a model waits for, by the reason of its condition; other reasons are shown as they are."""
-
-LEAST_S: Final = 0.05
-LEAST_SHARE: Final = 0.03
-"""Share of the time below which a phase is not worth a word."""
-_TEXT: Final = re.compile(
-    r"(?P<day>\d{4}-\d\d-\d\d) (?P<clock>\d\d:\d\d:\d\d),(?P<ms>\d{3}) (?P<level>DEBUG|INFO|WARNING|ERROR|CRITICAL) "
-    r"(?:(?P<logger>segserve_\w+(?:\.\w+)*|__main__|kopf(?:\.\w+)*) )?(?P<message>.*)"
-)
-"""Lines of our own logs, in the time zone of who wrote them. Some programs name the logger."""
-
-
-def log_records(lines: Iterable[str], zone: tzinfo | None = None) -> Iterator[Json]:
-    """Yield an object for each line, with its `origin`; tables of Triton are one, once the next line has come.
-
-    `zone` is that of the times in lines of ours; default: this machine's.
-    """
-    readers: defaultdict[str, TritonLogReader] = defaultdict(TritonLogReader)
-    for line in lines:
-        origin, _, text = line.partition(" | ")
-        written = _object(text)
-        if written is not None:
-            records = [written]
-        elif origin.endswith("/triton"):
-            records = readers[origin].read(text, datetime.now(UTC))
-        else:
-            records = [_of_text(text, zone)]
-        yield from ({"origin": origin} | record for record in records)
-    for origin, reader in readers.items():
-        yield from ({"origin": origin} | record for record in reader.flush())
-
-
-def _object(text: str) -> Json | None:
-    try:
-        read = json.loads(text) if text.startswith("{") else None
-    except ValueError:
-        return None
-    return read if isinstance(read, dict) else None
-
-
-def _of_text(text: str, zone: tzinfo | None) -> Json:
-    found = _TEXT.fullmatch(text)
-    if found is None:
-        return {"message": text}
-    try:
-        written = datetime.fromisoformat(f"{found['day']} {found['clock']}.{found['ms']}")
-        time = written.replace(tzinfo=zone).astimezone(UTC)
-    except (ValueError, OverflowError):
-        return {"message": text}
-    logger = {} if found["logger"] is None else {"logger": found["logger"]}
-    return {
-        "time": time.isoformat(timespec="milliseconds"),
-        "level": found["level"].lower(),
-        **logger,
-        "message": found["message"],
-    }
-
-
-def phase(manifest: Json) -> str:
-    """Return what a model that does not serve yet waits for."""
-    if not is_seen(manifest):
-        return PHASES[""]
-    moving = condition(manifest, "Progressing")
-    reason = str((moving if moving["status"] == "True" else condition(manifest, "Ready"))["reason"])
-    if reason == "NoServer":  # a kept model: what its servers have done so far is in other conditions
-        if condition(manifest, "RevisionLoaded")["status"] == "True":
-            return PHASES["Proving"]
-        if condition(manifest, "ArtifactVerified")["status"] == "True":
-            return PHASES["Loading"]
-    return PHASES.get(reason, reason)
-
-
-@dataclass
-class Startup:
-    """The models that have not served yet since the platform was started, and the seconds of each one's phases."""
-
-    names: InitVar[Iterable[str]]
-    clock: Callable[[], float] = time.monotonic
-    waiting: dict[str, dict[str, float]] = field(init=False)
-    _last_s: float = field(init=False)
-
-    def __post_init__(self, names: Iterable[str]) -> None:
-        self.waiting = {name: {} for name in names}
-        self._last_s = self.clock()
-
-    def ready_lines(self, manifests: Iterable[Json]) -> Iterator[str]:
-        """Yield a line for each model that serves for the first time; call this a few times a second."""
-        now_s = self.clock()
-        passed_s, self._last_s = now_s - self._last_s, now_s
-        for manifest in manifests:
-            name, state = manifest["metadata"]["name"], readiness(manifest)
-            phases = self.waiting.get(name)
-            if phases is None:
-                continue
-            if state.serves:
-                del self.waiting[name]
-                yield f"{name}: ready{_times(phases)}"
-            else:
-                phases[phase(manifest)] = phases.get(phase(manifest), 0.0) + passed_s
-
-    def summary(self, manifests: Iterable[Json]) -> str:
-        """Return what the models wait for, in a line."""
-        missing = (each for each in manifests if each["metadata"]["name"] in self.waiting)
-        return ", ".join(f"{each['metadata']['name']}: {phase(each)}" for each in missing)
-
-
-def _times(phases: dict[str, float]) -> str:
-    total_s = sum(phases.values())
-    if total_s < LEAST_S:
-        return ""
-    parts = [f"{name} {spent_s:.1f} s" for name, spent_s in phases.items() if spent_s >= LEAST_SHARE * total_s]
-    return f" after {total_s:.1f} s ({', '.join(parts)})"
 
 
 def up(

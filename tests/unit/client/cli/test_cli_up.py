@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from segserve_operator.adapters.local.files import StateFolder
-from segserve_platform.cli.lifecycle import Startup
+from segserve_platform.cli.startup import Startup
 from segserve_platform.platforms import local
 
 from .conftest import Command, conditions, model
