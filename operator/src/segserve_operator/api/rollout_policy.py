@@ -51,10 +51,6 @@ class Shadow(ApiValue):
         "probably worse.",
     )
 
-    def copies_per_second(self, requests_per_second: float) -> float:
-        """Return how many copies a gateway takes at most, of so many requests of callers."""
-        return min(requests_per_second * self.percent / 100, self.max_requests_per_second)
-
 
 def _rules(*rules: tuple[str, str]) -> JsonDict:
     return {"x-kubernetes-validations": [{"rule": rule, "message": message} for rule, message in rules]}

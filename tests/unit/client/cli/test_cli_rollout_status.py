@@ -46,11 +46,10 @@ PREVIEW = Preview(
     40.0,
     10.0,
     (
-        Power("error rate", "1 point higher", 0.1, float("inf")),
-        Power("error rate", "5 points higher", 1.0, 75.0),
-        Power("latency", "3 times as high", 0.2, float("inf")),
+        Power("error rate", "1 point higher", float("inf")),
+        Power("error rate", "5 points higher", 75.0),
+        Power("latency", "3 times as high", float("inf")),
     ),
-    90.0,
 )
 ENDS = {Phase.SUCCEEDED: 0, Phase.ROLLED_BACK: 1, Phase.CANCELLED: 1}
 
