@@ -229,9 +229,10 @@ def _garbage_collect(
             continue
         if snapshot.states.get(name) in (READY, LOADING):
             yield Unload(name)
-        elif not snapshot.is_active(name) and not (
-            name in snapshot.published and bool(snapshot.published[name].folders & (present - kept))
-        ):
+            continue
+        # An ensemble's folder, which names its steps, goes after them.
+        steps = snapshot.published[name].folders if name in snapshot.published else frozenset()
+        if not snapshot.is_active(name) and not steps & (present - kept):
             yield Remove(name)
 
 

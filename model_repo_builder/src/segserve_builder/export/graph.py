@@ -204,6 +204,7 @@ def to_int8(source: Path, target: Path, batches: Sequence[NDArray[Any]]) -> None
         import onnx
 
         model = onnx.load(target)
+        # Quantisation lists all operator sets that ONNX Runtime has.
         used = {node.domain for node in model.graph.node} | {""}
         kept = [entry for entry in model.opset_import if entry.domain in used]
         del model.opset_import[:]

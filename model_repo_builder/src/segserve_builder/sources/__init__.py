@@ -184,6 +184,7 @@ def resolved(uri: str, base: str | None) -> str:
     folder = base if _has_scheme(base) else FileSource().path(base).as_uri()
     relative = "#".join(map(quote, _split(uri))).rstrip("#")
     scheme, _, rest = (folder.rstrip("/") + "/").partition(":")
+    # `urljoin` joins few schemes.
     return f"{scheme}:{urljoin(f'file:{rest}', relative).removeprefix('file:')}"
 
 

@@ -45,11 +45,11 @@ def watches(models: Iterable[ModelObserved], world: Observed) -> dict[str, SloWa
     """Return the watches of all models with an SLO by name, updated with the current counters."""
     watches_by_model: dict[str, SloWatch] = {}
     for model in models:
-        stable, sample = model.roles.stable, world.samples.get(model.name)
-        if is_watched(model) and stable is not None:
+        stable, sample, slo = model.roles.stable, world.samples.get(model.name), slo_of(model)
+        if slo is not None and stable is not None:
             watch = world.watches.get(model.name) or SloWatch()
             if sample and is_due(watch.measured_s, world.now_s):
-                watch = measured(watch, sample, stable.group, slo_of(model) or Slo(), world.now_s)
+                watch = measured(watch, sample, stable.group, slo, world.now_s)
             watches_by_model[model.name] = watch
     return watches_by_model
 
