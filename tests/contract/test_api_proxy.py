@@ -14,16 +14,12 @@ from pathlib import Path
 import pytest
 
 from fakes.api_proxy import ApiProxy
-from fakes.api_proxy_rules import Answer, Call, Hang, Kill, Rule
+from fakes.api_proxy_rules import Kill, Rule
 from fakes.kube_connection import client_of_file
 from fakes.waiting import HANG_S, eventually
 from segserve_common.api_errors import (
     ApiError,
-    ConflictError,
-    GoneError,
-    InvalidError,
     NotFoundError,
-    ThrottledError,
     UnavailableError,
 )
 from segserve_common.kube.async_client import AsyncKubeClient
@@ -126,35 +122,6 @@ async def test_all_calls_pass_and_only_writes_are_counted(proxied: Proxied, name
     assert len(proxied.proxy.calls) == 7
 
 
-@pytest.mark.parametrize("landed", [False, True], ids=["refused", "done but said to have failed"])
-@pytest.mark.parametrize(
-    ("code", "error"),
-    [(409, ConflictError), (410, GoneError), (422, InvalidError), (429, ThrottledError), (500, UnavailableError)],
-)
-async def test_the_chosen_write_fails_and_the_next_succeeds(
-    proxied: Proxied, name: str, code: int, error: type[ApiError], landed: bool
-) -> None:
-    proxied.proxy.add(Rule(Answer(code, retry_after_s=7, landed=landed), nth=2))
-
-    await proxied.through.apply(CONFIG_MAPS, proxied.namespace, config(f"{name}-1"))
-    with pytest.raises(error) as told:
-        await proxied.through.apply(CONFIG_MAPS, proxied.namespace, config(f"{name}-2"))
-    await proxied.through.apply(CONFIG_MAPS, proxied.namespace, config(f"{name}-3"))
-
-    assert told.value.retry_after_s == 7
-    assert [await proxied.exists(f"{name}-{n}") for n in (1, 2, 3)] == [True, landed, True]
-
-
-@pytest.mark.parametrize("landed", [False, True])
-async def test_a_call_that_hangs_ends_without_an_answer(proxied: Proxied, name: str, landed: bool) -> None:
-    proxied.proxy.add(Rule(Hang(0.1, landed=landed)))
-
-    with pytest.raises(UnavailableError):
-        await proxied.through.apply(CONFIG_MAPS, proxied.namespace, config(name))
-
-    assert await proxied.exists(name) == landed
-
-
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 async def test_a_process_dies_before_or_after_its_write(
     proxied: Proxied, name: str, after: bool, victim: subprocess.Popen[bytes]
@@ -166,19 +133,6 @@ async def test_a_process_dies_before_or_after_its_write(
 
     assert victim.wait(HANG_S) == -signal.SIGKILL
     assert await proxied.exists(name) == after
-
-
-async def test_reads_can_fail_too(proxied: Proxied) -> None:
-    def lists(call: Call) -> bool:
-        return call.resource == "configmaps" and not call.name
-
-    proxied.proxy.add(Rule(Answer(500), fits=lists, times=None))
-    for _ in range(3):
-        with pytest.raises(UnavailableError):
-            await proxied.through.list(CONFIG_MAPS, proxied.namespace, {})
-
-    proxied.proxy.heal()
-    await proxied.through.list(CONFIG_MAPS, proxied.namespace, {})
 
 
 async def test_watches_bring_events_late_never_again_or_end(proxied: Proxied, name: str) -> None:
@@ -224,13 +178,3 @@ async def test_watches_bring_events_late_never_again_or_end(proxied: Proxied, na
     assert await make(f"{name}-d-after-it") == await told()
     assert proxied.told.empty()
     lost.cancel()
-
-
-def test_it_serves_blocking_callers_from_a_thread(kubeconfig: Path, namespace: str, tmp_path: Path, name: str) -> None:
-    with (
-        ApiProxy(kubeconfig).in_thread() as proxy,
-        client_of_file(proxy.write_kubeconfig(tmp_path / "kubeconfig"), namespace) as client,
-    ):
-        client.create(CONFIG_MAPS, config(name, large="x" * 900_000))
-
-    assert [call.resource for call in proxy.writes] == ["configmaps"]

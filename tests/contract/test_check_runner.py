@@ -6,14 +6,13 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import pytest
 
 from fakes.golden_pictures import check_of, context_of
 from fakes.platform import Found
 from fakes.waiting import HANG_S
-from segserve_operator import service
 from segserve_operator.adapters.checks.runner import KINDS, BackgroundCheckRunner
 from segserve_operator.api.rollout_policy import WebhookGate
 from segserve_operator.core.gates.checks import Check, CheckResult
@@ -22,21 +21,6 @@ EVERY_S = 0.02
 GATE = WebhookGate(name="latency-budget", url="http://service.example/")
 CHECK = check_of("check", "coins-1/latency-budget", gate="latency-budget", spec=GATE, interval_s=EVERY_S)
 OTHER = replace(CHECK, key="coins-2/latency-budget", candidate="coins-cccccccccc")
-
-
-class Asked(Protocol):
-    """An check_runner whose questions are answered when the test says so."""
-
-    check_runner: service.CheckRunner
-
-    @property
-    def begun(self) -> list[Check]: ...
-
-    async def pass_time(self, seconds: float) -> None: ...
-
-    async def answer(self, *, passes: bool) -> None:
-        """Answer what is under way."""
-        ...
 
 
 @dataclass
@@ -80,6 +64,9 @@ class InBackground:
         for future in waiting:
             future.set_result(passes)
         await asyncio.sleep(0)
+
+
+Asked: TypeAlias = InMemory | InBackground
 
 
 @pytest.fixture(params=["memory", "background"])
@@ -138,7 +125,6 @@ async def test_what_takes_longer_than_its_interval_is_begun_once_and_its_answer_
 
     assert begun == [CHECK]
     found = finding_of(asked)
-    assert found is not None
     assert (found.done, found.passes) == (True, True)
 
 
@@ -150,7 +136,6 @@ async def test_it_is_asked_anew_when_it_is_due_with_what_is_true_by_then(asked: 
 
     assert asked.begun == [CHECK, later]
     known = finding_of(asked)
-    assert known is not None
     assert known.passes is True
     await asked.answer(passes=False)
     await pass_until(asked, lambda: (found := finding_of(asked)) is not None and found.passes is False, later)

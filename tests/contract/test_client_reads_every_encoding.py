@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ from pycocotools import mask as coco
 from fakes.pipelines import pipeline_of
 from segserve.calls.answers import OUTPUTS, read_model_info, read_result
 from segserve.results.objects import DetectionResult, InstanceResult, KeypointResult
-from segserve.results.result import PanopticResult, SemanticResult
+from segserve.results.result import PanopticResult, Result, SemanticResult
 from segserve.results.values import ENCODINGS
 from segserve_builder.spec.model_spec import ModelClass
 from segserve_builder.stages.base import RequestOptions
@@ -31,9 +30,6 @@ from segserve_builder.values import (
     Value,
 )
 from segserve_common.kserve import InferAnswer, Tensor
-
-if TYPE_CHECKING:
-    from segserve.results.result import Result
 
 HEIGHT, WIDTH = 101, 128
 CLASSES = tuple(ModelClass(id=number, name=f"class {number}") for number in range(3))

@@ -24,10 +24,9 @@ from segserve_builder.errors import (
     SourceDeniedError,
     SourceUnauthorizedError,
 )
-from segserve_builder.sources import RetryPolicy, fetch, fetch_folder, folder_digest, object_store, resolved
+from segserve_builder.sources import fetch, object_store, resolved
 from segserve_builder.sources.access import Access
 from segserve_builder.sources.object_store import ObjectStoreSource
-from segserve_common.http.guard import StreamedResponse
 
 CONTENT = bytes(range(256)) * 9000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -68,54 +67,11 @@ def read(source: ObjectStoreSource, uri: str, access: Access, start: int = 0) ->
     return b"".join(chunks)
 
 
-def test_an_object_arrives_whole_with_its_size_and_identity(server: ObjectServer, access: Access) -> None:
-    with server.source.open(uri(server, "folder/model.onnx"), access) as stream:
-        assert (stream.start, stream.size, bool(stream.identity)) == (0, len(CONTENT), True)
-    assert read(server.source, uri(server, "folder/model.onnx"), access) == CONTENT
-
-
 def test_bytes_are_given_from_a_place_on_and_the_identity_stays(server: ObjectServer, access: Access) -> None:
     whole, rest = (server.source.open(uri(server, "folder/model.onnx"), access, start) for start in (0, 2_000_000))
     with whole as first, rest as second:
         assert (second.start, second.size, second.identity) == (2_000_000, len(CONTENT), first.identity)
         assert second.read(1000) == CONTENT[2_000_000:2_001_000]
-
-
-def test_what_lies_past_the_end_starts_anew(server: ObjectServer, access: Access) -> None:
-    assert read(server.source, uri(server, "folder/model.onnx"), access, len(CONTENT)) == CONTENT
-
-
-def test_a_download_goes_on_from_where_it_broke_off(
-    server: ObjectServer, access: Access, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    responses: list[StreamedResponse] = []
-    read = StreamedResponse.read
-
-    def breaking(response: StreamedResponse, size: int) -> bytes:
-        if response not in responses:
-            responses.append(response)
-        elif len(responses) == 1:
-            raise OSError("the line broke")
-        return read(response, size)
-
-    monkeypatch.setattr(StreamedResponse, "read", breaking)
-
-    found = fetch(
-        uri(server, "folder/model.onnx"), SHA256, tmp_path / "cache", access, retry_policy=RetryPolicy(first_s=0.01)
-    )
-
-    assert found.read_bytes() == CONTENT
-    assert [response.status for response in responses] == [200, 206]
-
-
-def test_a_folder_of_a_bucket_is_pinned_by_its_digest(server: ObjectServer, access: Access, tmp_path: Path) -> None:
-    here = tmp_path / "here"
-    here.mkdir()
-    (here / "100%41 #1?+ä.bin").write_bytes(b"odd")
-
-    found = fetch_folder(uri(server, "odd"), folder_digest(here), tmp_path / "cache", access)
-
-    assert folder_digest(found) == folder_digest(here)
 
 
 @pytest.mark.parametrize("end", ["", "/"])

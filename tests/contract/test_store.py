@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
@@ -18,11 +18,7 @@ from segserve_operator.core.world.observed import (
     RoleHolder,
     Roles,
 )
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from segserve_operator.service import Store
+from segserve_operator.service import Store
 
 
 @pytest.fixture(params=["memory", "files"])
@@ -55,7 +51,6 @@ async def test_an_applied_model_is_observed_with_its_spec(harness) -> None:
     (model,) = await harness.store.models()
 
     assert (model.name, model.generation, model.deleting) == ("coins", 1, False)
-    assert model.wanted is not None
     assert model.wanted.assigned.model == "coins"
 
 
@@ -129,7 +124,6 @@ async def test_a_model_follows_the_spec_of_the_one_that_it_names_and_needs_it(ki
         return next(model for model in await harness.store.models() if model.name == "coins")
 
     problem = (await coins()).problem
-    assert problem is not None
     assert "spec.cascade.light.model: there is no model 'small'" in problem.message
 
     wanted = []
@@ -138,10 +132,8 @@ async def test_a_model_follows_the_spec_of_the_one_that_it_names_and_needs_it(ki
         wanted.append((await coins()).wanted)
     first, second = (each.assigned for each in wanted if each is not None)
     assert first.revision != second.revision
-    assert second.light_artifact is not None
     assert second.light_artifact.sha256 == second.pipeline.cascade.light.artifact_sha256
 
     harness.apply("small", "one", spec={"input": {"colour": "GREY"}})
     problem = (await coins()).problem
-    assert problem is not None
     assert "small has input.colour GREY; that of this model is RGB" in problem.message

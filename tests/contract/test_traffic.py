@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
@@ -10,12 +11,7 @@ from fakes.gateway import running_gateway
 from fakes.platform import RecordedTraffic
 from segserve_operator.core.rollout.windows import window_between
 from segserve_operator.core.traffic import Endpoint, Route, Share, TrafficPlan
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-    from pathlib import Path
-
-    from segserve_operator.service import Traffic
+from segserve_operator.service import Traffic
 
 OLD = Share("main", "coins-aaaaaaaaaa", 100, (Endpoint("127.0.0.1", 8000, 8001),))
 NEW = Share("coins-bbbbbbbbbb", "coins-bbbbbbbbbb", 100, (Endpoint("127.0.0.1", 8010, 8011),))
@@ -105,7 +101,5 @@ async def test_a_gateway_that_nobody_calls_tells_no_requests(traffic: Traffic) -
     assert len(first) == 1
     for name, load in first.items():
         after = later[name]
-        assert load is not None
-        assert after is not None
         assert (load.arrived, load.in_flight) == (after.arrived, after.in_flight) == (0, 0)
         assert load.epoch == after.epoch

@@ -43,7 +43,6 @@ def wanted(world: ClusterWorld) -> int:
 
 def pool_status(world: ClusterWorld) -> dict[str, Any]:
     pool = world.kube.peek(POOLS, NAMESPACE, KEY.pool)
-    assert pool is not None
     status: dict[str, Any] = pool["status"]
     return status
 

@@ -78,8 +78,7 @@ def cut_off(world: ClusterWorld, name: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("component", "serving", "degraded"),
-    [(SERVER, 2, ("True", "NodeLost")), (GATEWAY, 3, ("False", "AsWanted"))],
+    ("component", "serving", "degraded"), [(SERVER, 2, ("True", "NodeLost")), (GATEWAY, 3, ("False", "AsWanted"))]
 )
 async def test_a_change_settles_while_the_pod_of_a_lost_node_stays(
     component: str, serving: int, degraded: tuple[str, str]
@@ -143,7 +142,7 @@ class Unreliable(Faulty):
         self._share = 0.0
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 async def test_ten_minutes_of_an_api_that_is_late_and_fails_three_calls_in_ten_change_nothing(
     seed: int, undisturbed: Undisturbed
 ) -> None:
@@ -159,7 +158,7 @@ async def test_ten_minutes_of_an_api_that_is_late_and_fails_three_calls_in_ten_c
     assert final_state(world) == undisturbed.state
 
 
-@pytest.mark.parametrize("step_s", [3600, -3600, 86_400, -86_400])
+@pytest.mark.parametrize("step_s", [-3600, 86_400])
 async def test_a_clock_that_steps_while_a_change_settles_moves_no_request_wrongly(step_s: float) -> None:
     world = await served()
     world.apply(model_manifest("coins", "2", keepPrevious="30s"))

@@ -201,15 +201,3 @@ async def test_a_report_of_its_own_that_somebody_deleted_takes_no_server_out() -
 
     assert all(own_maps(world).values())
     assert len(world.routes()["coins"]["shares"][0]["endpoints"]) == 3
-
-
-@pytest.mark.usefixtures("large")
-async def test_nothing_of_a_large_group_is_left_after_its_end() -> None:
-    world = await served(replicas=3)
-    world.apply_pool(replicas=3, server={"image": "server:2", "version": "26.05"})
-    await world.turns(25)
-
-    main = main_of(world)
-    assert own_maps(world).keys() == {report_name(pod) for pod in pods_of(world, main)}
-    own_roles = [each for each in world.kube.all(ROLES) if each["metadata"]["name"].endswith("reports")]
-    assert len(own_roles) == 1

@@ -137,37 +137,6 @@ async def test_agents_of_an_earlier_version_compare_nothing_and_the_condition_sa
     assert world.condition("coins", "Drifting") == ("Unknown", "OtherVersion")
 
 
-async def test_of_four_cameras_the_noisy_one_is_named(world: ClusterWorld) -> None:
-    cameras = tuple(f"camera-{number}" for number in range(4))
-    world.apply(model_manifest("coins", drift=DRIFT, metrics={"slices": list(cameras)}))
-    random, totals = np.random.default_rng(1), np.zeros((len(cameras), 14))
-
-    async def film(minutes: int, noisy: str = "") -> None:
-        for _ in range(minutes * 3):
-            for number, camera in enumerate(cameras):
-                usual = np.full(20, 5) + random.integers(-1, 2, 20)
-                np.add.at(totals[number], usual + 4 * (camera == noisy), 1)
-            counted = [tuple(map(int, each)) for each in totals]
-            world.slices["1"] = {name: {"detail": each} for name, each in zip(cameras, counted, strict=True)}
-            world.answers["1"] = {"detail": tuple(map(int, totals.sum(axis=0))), "emptyAnswers": (int(totals.sum()), 0)}
-            await world.turns(2, seconds_each=10.0)
-
-    await world.turns(12)
-    await film(45)
-    assert world.condition("coins", "Drifting") == ("False", "AsReference")
-
-    await film(15, noisy="camera-2")
-
-    assert world.condition("coins", "Drifting") == ("True", "ImagesChanged")
-    assert "detail in slice camera-2: PSI" in message(world)
-    assert not any(f"slice {name}" in message(world) for name in cameras if name != "camera-2")
-
-    since = message(world)
-    world.restart()
-    await film(2, noisy="camera-2")
-    assert message(world) == since
-
-
 async def test_declared_slices_without_answers_are_named(world: ClusterWorld) -> None:
     slices = ["north", "east", "south", "west", "roof"]
     world.apply(model_manifest("coins", drift=DRIFT, metrics={"slices": slices}))
@@ -218,18 +187,6 @@ async def test_a_spec_that_cannot_be_read_ends_neither_reference_nor_drift(world
 
     await camera.film(20)
 
-    assert world.condition("coins", "Drifting") == ("False", "AsReference")
-
-
-async def test_counts_of_other_buckets_hold_up_no_model_of_the_pool(world: ClusterWorld) -> None:
-    await watched(world)
-    world.answers["1"] = {"brightness": (5_000,) * 12, "classShare:coin": (40, 50, 60)}
-    await world.turns(30, seconds_each=10.0)
-
-    world.apply(model_manifest("roads", "2"))
-    await world.turns(12)
-
-    assert world.condition("roads", "Ready")[0] == "True"
     assert world.condition("coins", "Drifting") == ("False", "AsReference")
 
 

@@ -51,7 +51,6 @@ async def answered(world: ClusterWorld, coins: float, minutes: int) -> None:
 
 def verdict(world: ClusterWorld) -> tuple[str, str]:
     record = world.kube.peek(ROLLOUTS, NAMESPACE, world.status("coins")["rollout"]["name"])
-    assert record is not None
     (found,) = (each for each in record["status"]["verdicts"] if each["gate"] == "drift")
     return found["outcome"], found["reason"]
 

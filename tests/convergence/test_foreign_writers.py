@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from fakes.cases import cases
 from fakes.cluster_world import NAMESPACE, ClusterWorld, model_manifest
 from fakes.kube_faults import Faulty
 from fakes.pools import pods_with
@@ -46,10 +47,6 @@ def add_labels(pod: Json) -> None:
     pod["metadata"].setdefault("annotations", {})["injected"] = "yes"
 
 
-def add_pull_secret(pod: Json) -> None:
-    _once(pod["spec"].setdefault("imagePullSecrets", []), "name", {"name": "mirror"})
-
-
 def change_image(pod: Json) -> None:
     for container in pod["spec"]["containers"]:
         container["image"] = "mirror/" + container["image"].removeprefix("mirror/")
@@ -80,7 +77,7 @@ def main_deployment(world: ClusterWorld) -> Json:
 
 @pytest.mark.parametrize(
     "change",
-    [add_variable, add_volume, add_sidecar, add_toleration, add_labels, add_pull_secret, change_image],
+    [add_variable, add_volume, add_sidecar, add_toleration, add_labels, change_image],
     ids=lambda change: change.__name__,
 )
 async def test_with_admission_that_changes_deployments_nothing_is_written_at_rest(change: Callable[..., None]) -> None:
@@ -123,14 +120,14 @@ async def test_an_own_field_is_put_right_and_what_admission_added_stays() -> Non
     assert repaired[1]["image"] == "server:1"
 
 
-@pytest.mark.parametrize(
+@cases(
     "edit",
-    [
-        pytest.param(lambda c: c["readinessProbe"].update(exec={"command": ["true"]}), id="a second handler"),
-        pytest.param(lambda c: c["env"][0].update(value="x", valueFrom=None), id="another value"),
-        pytest.param(lambda c: c["env"].clear(), id="no variables"),
-        pytest.param(lambda c: c["volumeMounts"].pop(), id="no mount"),
-    ],
+    {
+        "a second handler": lambda c: c["readinessProbe"].update(exec={"command": ["true"]}),
+        "another value": lambda c: c["env"][0].update(value="x", valueFrom=None),
+        "no variables": lambda c: c["env"].clear(),
+        "no mount": lambda c: c["volumeMounts"].pop(),
+    },
 )
 async def test_what_makes_an_own_field_invalid_is_removed_and_items_of_others_stay(
     edit: Callable[[Json], None],

@@ -69,18 +69,6 @@ async def test_a_person_decides_about_masks_that_differ_and_is_asked_once(verb: 
     assert (await rollout.end()).phase is phase
 
 
-@pytest.mark.parametrize(("on_breach", "phase"), [("Rollback", Phase.ROLLED_BACK), ("Note", Phase.SUCCEEDED)])
-async def test_masks_that_differ_roll_back_or_are_only_noted_if_the_gate_says_so(
-    on_breach: Literal["Rollback", "Note"], phase: Phase
-) -> None:
-    rollout = Rollout(disagreement=0.3)
-    await rollout.begin(policy(on_breach))
-
-    assert (await rollout.end()).phase is phase
-    assert verdict_of(rollout).reason == "MasksDiffer"
-    assert (rollout.served == {FIRST.revision}) is (phase is Phase.ROLLED_BACK)
-
-
 async def test_shadow_waits_for_answers_that_are_compared_late() -> None:
     rollout = Rollout(disagreement=None)
     shadow = SHADOW.model_copy(update={"percent": 100, "max_duration": timedelta(minutes=30)})

@@ -4,18 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-
 from convergence.test_cluster import final_state
 from fakes.cluster_world import KEY, NAMESPACE, ClusterWorld, model_manifest
 from fakes.kube_faults import Fault, Faulty, refusal
-from segserve_common.api_errors import (
-    ApiError,
-    ConflictError,
-    ForbiddenError,
-    InvalidError,
-    UnavailableError,
-)
+from segserve_common.api_errors import ApiError, ConflictError, ForbiddenError, InvalidError, UnavailableError
 from segserve_common.kube.kinds import (
     CONFIG_MAPS,
     DEPLOYMENTS,
@@ -62,7 +54,6 @@ async def served(*names: str, **spec: Any) -> ClusterWorld:
 def condition(world: ClusterWorld, kind: str, model: str | None = None) -> dict[str, str]:
     """Return a condition of a model, or of the pool."""
     found = world.kube.peek(MODELS, NAMESPACE, model) if model else world.kube.peek(POOLS, NAMESPACE, KEY.pool)
-    assert found is not None
     said: dict[str, str] = next(each for each in found["status"]["conditions"] if each["type"] == kind)
     return said
 
@@ -277,30 +268,6 @@ async def test_a_status_that_is_refused_slows_no_other_model() -> None:
     await world.turns(45)
 
     assert main not in world.weights("b")
-
-
-@pytest.mark.parametrize("error", [quota, refusal(InvalidError), refusal(ConflictError)], ids=["403", "422", "409"])
-async def test_what_is_refused_is_tried_again_with_growing_delays(error: Any) -> None:
-    world = await served("a", "b")
-    faulty = refusing(world, refused(SERVICE_ACCOUNTS, "b-", error=error))
-    world.apply(model_manifest("b", "2"))
-    await world.turns(300)
-
-    attempts = [call for call in faulty.calls if call.kind == SERVICE_ACCOUNTS and call.verb == "apply"]
-    assert 8 < len(attempts) < 50
-    assert world.condition("b", "Degraded")[0] == "True"
-
-
-async def test_a_new_edit_of_a_refused_model_is_tried_at_once() -> None:
-    world = await served("a", "b")
-    faulty = refusing(world, refused(DEPLOYMENTS, "b-"))
-    world.apply(model_manifest("b", "2"))
-    await world.turns(60)
-    faulty.heal()
-    world.apply(model_manifest("b", "3"))
-    await world.turns(2)
-
-    assert [group.partition("-")[0] for group in sorted(world.groups())] == ["b", "main"]
 
 
 async def test_failures_that_pass_in_a_moment_are_not_told() -> None:

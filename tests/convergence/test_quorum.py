@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from fakes.cases import cases
 from fakes.cluster_world import ClusterWorld, model_manifest
 from fakes.platform import Verdict, World, assigned
 from segserve_builder.agent.protocol import AssignedModel
@@ -47,7 +48,6 @@ async def changed(replicas: int = 3, **options) -> World:
 
 
 def answering(world: World, group: str) -> int:
-    assert world.traffic.plan is not None
     shares = [share for route in world.traffic.plan.routes for share in route.shares if share.group == group]
     return sum(len(share.endpoints) for share in shares)
 
@@ -57,8 +57,6 @@ def message(world: World, kind: str) -> str:
 
 
 def pool_condition(world: World, kind: str) -> tuple[str, str, str]:
-    assert world.store.pool is not None
-    assert world.store.pool.status is not None
     found = next(each for each in world.store.pool.status.conditions if each.type == kind)
     return found.status, found.reason, found.message
 
@@ -132,7 +130,7 @@ async def test_a_strict_pool_holds_up_no_return() -> None:
 # A promotion
 
 
-@pytest.mark.parametrize(("replicas", "missing"), [(20, 1), (20, 4), (5, 1), (3, 1)])
+@pytest.mark.parametrize(("replicas", "missing"), [(20, 4), (3, 1)])
 async def test_a_first_model_of_which_enough_servers_are_proved_is_ready_and_has_a_route(
     replicas: int, missing: int
 ) -> None:
@@ -147,7 +145,7 @@ async def test_a_first_model_of_which_enough_servers_are_proved_is_ready_and_has
     assert pool_condition(world, "Reconciling")[:2] == ("True", "WaitingForServers")
 
 
-@pytest.mark.parametrize(("replicas", "missing"), [(20, 5), (5, 2), (3, 2), (2, 1), (1, 1)])
+@pytest.mark.parametrize(("replicas", "missing"), [(20, 5), (2, 1)])
 async def test_a_first_model_waits_while_too_few_servers_are_proved(replicas: int, missing: int) -> None:
     world = fleet_of(replicas, down=frozenset(f"main-{number}" for number in range(missing)))
     world.store.apply(FIRST)
@@ -221,7 +219,6 @@ async def test_a_rollout_starts_with_enough_servers() -> None:
     await world.passes(6)
 
     state = world.store.objects["coins"].status.rollout
-    assert state is not None
     assert state.phase is not Phase.PENDING
     assert world.condition("coins", "Degraded") == ("True", "ServerFailed")
 
@@ -284,16 +281,15 @@ async def test_a_model_does_not_settle_while_too_few_servers_of_main_can_hold_it
     assert world.role("coins", "stable") == (SECOND.revision, "main")
 
 
-@pytest.mark.parametrize("reason", ["GoldenFailed", "LoadFailed", "NonFinite"])
-async def test_a_revision_is_blamed_once_several_servers_say_so(reason: str) -> None:
+async def test_a_revision_is_blamed_once_several_servers_say_so() -> None:
     world = await served()
-    world.fleet.verdicts |= {f"{SECOND.revision}-{number}": Verdict(reason, attempts=3) for number in (0, 2)}
+    world.fleet.verdicts |= {f"{SECOND.revision}-{number}": Verdict("NonFinite", attempts=3) for number in (0, 2)}
     world.store.apply(SECOND)
     await world.passes(4)
 
     assert world.role("coins", "candidate") == (SECOND.revision, None)
-    assert world.condition("coins", "Degraded") == ("True", reason)
-    assert world.condition("coins", "Stalled") == ("True", reason)
+    assert world.condition("coins", "Degraded") == ("True", "NonFinite")
+    assert world.condition("coins", "Stalled") == ("True", "NonFinite")
     assert world.condition("coins", "Progressing") == ("False", "Stalled")
     assert world.store.objects["coins"].status.observed_generation == 2
     assert set(world.fleet.members) == {"main"}
@@ -314,12 +310,12 @@ async def test_a_revision_is_not_blamed_while_its_servers_try_again() -> None:
     assert world.role("coins", "stable") == (SECOND.revision, SECOND.revision)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("verdict", "blamed"),
-    [
-        pytest.param(Verdict("GoldenFailed"), False, id="one says so, and another may be right"),
-        pytest.param(Verdict("LoadFailed", attempts=3), True, id="one says so again, and no other has proved it"),
-    ],
+    {
+        "one says so, and another may be right": (Verdict("GoldenFailed"), False),
+        "one says so again, and no other has proved it": (Verdict("LoadFailed", attempts=3), True),
+    },
 )
 async def test_the_only_one_of_two_servers_that_came_is_heard_when_it_says_so_again(
     verdict: Verdict, blamed: bool
@@ -355,7 +351,6 @@ async def test_progressing_is_never_idle_and_the_generation_lags_while_another_r
     for _ in range(12):
         await world.passes(1)
         found = world.store.objects["coins"].status
-        assert found.roles.stable is not None
         if found.roles.stable.revision == SECOND.revision:
             break
         said.add(world.condition("coins", "Progressing"))
@@ -410,23 +405,6 @@ def main_of(world: ClusterWorld) -> str:
 
 def said(world: ClusterWorld, kind: str) -> str:
     return next(each["message"] for each in world.status("coins")["conditions"] if each["type"] == kind)
-
-
-async def test_a_revert_on_a_cluster_takes_effect_in_the_next_pass_while_a_pod_is_pending() -> None:
-    world = await on_cluster()
-    main = main_of(world)
-    world.apply(model_manifest("coins", "2"))
-    await world.turns(6)
-    assert main not in world.weights("coins")
-    world.homeless.add(f"{main}-1-")
-    world.evict(object_name("default", main), 1)
-    await world.turns(2)
-    world.apply(model_manifest("coins"))
-    await world.run_pass()
-
-    assert world.weights("coins") == {main: 100}
-    shares = {share["group"]: share for share in world.routes()["coins"]["shares"]}
-    assert len(shares[main]["endpoints"]) == 2
 
 
 async def test_a_bad_node_is_named_in_the_statuses_of_model_and_pool() -> None:

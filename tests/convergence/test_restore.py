@@ -223,10 +223,7 @@ async def test_the_records_tell_the_role_of_each_revision_and_nothing_is_written
     before = world.kube.revision
     await world.turns(3)
 
-    assert revisions(world) == {
-        roles["stable"]["revision"]: "stable",
-        roles["candidate"]["revision"]: "refused",
-    }
+    assert revisions(world) == {roles["stable"]["revision"]: "stable", roles["candidate"]["revision"]: "refused"}
     assert world.kube.revision == before
 
 

@@ -142,7 +142,6 @@ async def image_is_back(incident: Incident) -> None:
 def evict_gateways(incident: Incident) -> None:
     name = object_name(KEY.pool, GATEWAY)
     gateway = incident.world.kube.peek(DEPLOYMENTS, NAMESPACE, name)
-    assert gateway is not None
     for index in range(gateway["spec"]["replicas"]):
         incident.world.evict(name, index)
 
@@ -162,7 +161,6 @@ async def is_watched(incident: Incident) -> None:
 
 
 async def images_are_dark(incident: Incident) -> None:
-    assert incident.camera is not None
     await incident.camera.film(20, brightness=0.15)
 
 
@@ -170,7 +168,6 @@ async def dark_from_now_on(incident: Incident) -> None:
     since = datetime.fromtimestamp(incident.world.now_s, UTC).isoformat()
     window = {"duration": "30m", "start": since}
     await incident.apply(model_manifest("coins", drift={**DRIFT, "reference": {"window": window}}))
-    assert incident.camera is not None
     await incident.camera.film(50, brightness=0.15)
 
 
@@ -268,7 +265,6 @@ def count_answers(incident: Incident, found: Mapping[str, Sequence[int]]) -> Non
 
     def scraped() -> Target:
         model = incident.world.kube.peek(MODELS, NAMESPACE, "coins")
-        assert model is not None
         network = Path(model["spec"]["artifact"]["uri"]).stem
         classes = np.array(found[network])
         contents = AnswerContents(len(classes) < 2, classes, np.full(len(classes), 0.9))
@@ -361,12 +357,10 @@ async def has_certificate(incident: Incident) -> None:
 
 
 async def certificate_expires(incident: Incident) -> None:
-    assert incident.gateway is not None
     await incident.gateway.take(timedelta(days=6))
 
 
 async def renewed(incident: Incident) -> None:
-    assert incident.gateway is not None
     await incident.gateway.take(timedelta(days=90))
 
 
@@ -384,7 +378,6 @@ async def speaks_plain_text(incident: Incident) -> None:
 
 
 async def servers_want_tls(incident: Incident) -> None:
-    assert incident.gateway is not None
     incident.world.apply_pool(serverTls={"servers": {"secretName": "servers"}, "gateway": {"secretName": SECRET}})
     await incident.world.minutes(20)
     await incident.gateway.follow_plan()

@@ -37,8 +37,7 @@ def report(models: int) -> str:
             load_s=1.234 + number,
             proved=ProofReport(golden_sha256=json_digest(["golden", number], 64)),
             trial=TrialReport(
-                golden=Golden(uri=f"s3://bucket/golden-{number}", sha256=json_digest(["trial", number], 64)),
-                images=20,
+                golden=Golden(uri=f"s3://bucket/golden-{number}", sha256=json_digest(["trial", number], 64)), images=20
             ),
         )
         for number in range(models)
@@ -96,7 +95,6 @@ async def test_statuses_stay_small_and_are_not_rewritten_however_much_a_cluster_
     await world.turns(3)
     pool = world.kube.peek(POOLS, NAMESPACE, KEY.pool)
 
-    assert pool is not None
     assert world.pool_condition("Degraded") == ("True", "FailedCreate")
     assert world.condition("coins", "Ready") == ("True", "Serving")
     assert len(json.dumps([world.status("coins"), pool["status"]])) < 64 * 1024

@@ -22,7 +22,6 @@ async def served(**spec: object) -> ClusterWorld:
 def scaled_groups(world: ClusterWorld) -> set[str]:
     """Return the groups of the pods that the selector in the pool's status selects, as an API server would."""
     pool = world.kube.peek(POOLS, NAMESPACE, KEY.pool)
-    assert pool is not None
     selector = pool["status"]["selector"]
     left_out = re.search(rf",{GROUP_LABEL} notin \((.*)\)$", selector)
     labels = dict(term.split("=") for term in (selector[: left_out.start()] if left_out else selector).split(","))

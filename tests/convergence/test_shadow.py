@@ -11,7 +11,7 @@ from segserve_operator.api.rollout_policy import Shadow
 from segserve_operator.core.advance.explanations import SIGNALS
 from segserve_operator.core.rollout.phases import ENDED, Phase, Signal
 from segserve_operator.core.rollout.record import RolloutState
-from segserve_operator.core.rollout.replay import replay, what_if
+from segserve_operator.core.rollout.replay import replay
 from segserve_operator.core.world.observed import PoolObserved
 
 SHADOW = POLICY.model_copy(update={"shadow": Shadow(percent=20, max_requests_per_second=20, min_requests=100)})
@@ -50,48 +50,9 @@ async def test_a_healthy_candidate_leaves_out_the_steps_whose_rate_of_requests_i
         await rollout.second()
         weights.add(rollout.world.traffic.groups_of("coins").get(SECOND.revision, 0))
 
-    assert rollout.state is not None
     assert rollout.state.phase is Phase.SUCCEEDED
     assert SIGNALS[Signal.SHADOW_PASSED][0] in {decision.reason for decision in rollout.record.decisions}
     assert weights & {5, 25, 50} == {25, 50}  # 10 copies a second are more than 5 %, but less than 25 %, of 50
-
-
-async def test_in_shadow_callers_get_stable_alone_while_some_of_their_requests_are_copied_to_both() -> None:
-    rollout = Rollout()
-    await rollout.begin(SHADOW)
-    await rollout.until(is_in_shadow)
-    mirror = rollout.world.traffic.mirror("coins")
-
-    assert rollout.world.traffic.groups_of("coins") == {"main": 100}
-    assert mirror is not None
-    assert (mirror.stable, mirror.candidate, mirror.percent, mirror.requests_per_s) == ("main", SECOND.revision, 20, 20)
-
-
-async def test_a_status_says_how_many_copies_are_compared_and_what_is_awaited() -> None:
-    rollout, said = Rollout(requests_per_s=20), []
-    await rollout.begin(SHADOW)
-    await rollout.until(is_in_shadow)
-    while rollout.state is not None and rollout.state.phase is Phase.SHADOW:
-        await rollout.second()
-        said.append((rollout.state.reason, rollout.state.message))
-
-    compared = "requests compared, no caller has its answers"
-    assert any(reason == "TooFewRequests" and text.endswith(f" of 100 {compared}") for reason, text in said), said
-    assert any(
-        reason == "HarmNotBounded" and text.endswith(f" {compared}; it could still be worse than tolerated")
-        for reason, text in said
-    ), said
-    assert rollout.world.condition("coins", "Progressing")[0] == "True"
-
-
-async def test_without_a_comparator_the_steps_begin_as_without_shadow_once_its_time_is_over() -> None:
-    rollout = Rollout(compares=False)
-    await rollout.begin(SHADOW.model_copy(update={"shadow": SHORT}))
-    state = await rollout.until(has_left_shadow, 60)
-    ended = await rollout.end()
-
-    assert (state.phase, state.weight, state.reason) == (Phase.PROGRESSING, 5, "ShadowOver")
-    assert ended.phase is Phase.SUCCEEDED
 
 
 async def test_a_pool_whose_gateways_have_no_comparator_is_told_so_as_long_as_that_matters() -> None:
@@ -223,46 +184,6 @@ async def test_where_nobody_calls_the_steps_begin_after_a_minute() -> None:
     assert all(each.same for each in replay(rollout.record))
 
 
-async def test_slow_traffic_is_waited_for() -> None:
-    rollout = Rollout(requests_per_s=0.1)
-    await rollout.begin(SHADOW)
-    state, seconds = await shadow_s(rollout)
-
-    assert (state.phase, state.reason) == (Phase.PROGRESSING, "ShadowOver")
-    assert seconds >= 600
-
-
-async def test_a_pause_ends_the_copies_and_a_resume_brings_them_back() -> None:
-    rollout = Rollout(requests_per_s=5)
-    await rollout.begin(SHADOW.model_copy(update={"shadow": SHORT}))
-    await rollout.until(is_in_shadow)
-    rollout.ask("pause", SECOND.revision)
-    await rollout.until(lambda state: state.paused, 5)
-    for _ in range(120):
-        await rollout.second()
-
-    assert rollout.world.traffic.mirror("coins") is None
-    assert rollout.state is not None
-    assert rollout.state.phase is Phase.SHADOW
-
-    rollout.ask("resume", SECOND.revision)
-    await rollout.until(lambda state: not state.paused, 5)
-
-    assert rollout.world.traffic.mirror("coins") is not None
-
-
-async def test_a_person_can_end_shadow_both_ways() -> None:
-    for verb, phase in (("abort", Phase.ROLLED_BACK), ("promote", Phase.BAKING)):
-        rollout = Rollout(requests_per_s=5)
-        await rollout.begin(SHADOW)
-        await rollout.until(is_in_shadow)
-        rollout.ask(verb, SECOND.revision)
-        state = await rollout.until(has_left_shadow, 5)
-
-        assert state.phase is phase
-        assert rollout.world.traffic.mirror("coins") is None
-
-
 async def test_an_operator_that_starts_again_in_shadow_goes_on_with_the_pairs_that_it_knew() -> None:
     rollout = Rollout(requests_per_s=20)
     await rollout.begin(SHADOW)
@@ -275,33 +196,3 @@ async def test_an_operator_that_starts_again_in_shadow_goes_on_with_the_pairs_th
 
     assert float(rollout.record.progress.seen) >= known > 0
     assert (await rollout.end()).phase is Phase.SUCCEEDED
-
-
-async def test_blue_green_with_shadow_switches_at_once_after_it() -> None:
-    rollout = Rollout()
-    await rollout.begin(SHADOW.model_copy(update={"strategy": "blueGreen", "steps": ()}))
-    ended = await rollout.end()
-    phases = [decision.phase for decision in rollout.record.decisions]
-
-    assert ended.phase is Phase.SUCCEEDED
-    assert phases.index(Phase.SHADOW) < phases.index(Phase.BAKING)
-
-
-async def test_what_copies_showed_is_shown_again_to_another_policy() -> None:
-    rollout = Rollout(errors={SECOND.revision: 0.3})
-    await rollout.begin(SHADOW)
-    await rollout.end()
-
-    bolder = rollout.record.policy.model_copy(update={"alpha": 0.2})
-
-    assert [each.phase for each in what_if(rollout.record, bolder)] == [Phase.SHADOW, Phase.ROLLED_BACK]
-
-
-async def test_failed_copies_are_no_bad_requests_of_the_canary() -> None:
-    rollout = Rollout(copied_errors={SECOND.revision: 0.02})
-    tolerant = SHADOW.tolerance.model_copy(update={"error_percent": 10.0})
-    await rollout.begin(SHADOW.model_copy(update={"tolerance": tolerant, "max_bad_requests": 1}))
-    await rollout.until(is_in_shadow)
-    ended = await rollout.end()
-
-    assert (ended.phase, ended.quarantines) == (Phase.SUCCEEDED, 0)

@@ -8,9 +8,10 @@ import io
 import json
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx
@@ -30,9 +31,6 @@ from segserve_common.process_record import ProcessRecord
 from segserve_operator.adapters.local.runtime import RuntimeEnvironment
 from segserve_operator.adapters.local.triton import runtime_environment, triton_command
 from suite_run import shm_prefix
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 T = TypeVar("T")
 
@@ -97,11 +95,7 @@ class Group:
         self.repository.mkdir(exist_ok=True)
         word = secret.obtain(self.secret)
         command = triton_command(
-            self.runtime,
-            self.repository,
-            ports=Ports(*self.ports),
-            shm_prefix=self.prefix,
-            api_secret=word,
+            self.runtime, self.repository, ports=Ports(*self.ports), shm_prefix=self.prefix, api_secret=word
         )
         self.triton = self._start((*command.argv, *secret.server_arguments(word)), command.environment, "triton.log")
         (self.folder / "triton.json").write_text(ProcessRecord.of(self.triton.pid).to_json())
@@ -172,7 +166,6 @@ class Group:
 
     def stubs(self) -> dict[str, psutil.Process]:
         """Return the living processes of Python steps by step."""
-        assert self.triton is not None
         found = {}
         for child in psutil.Process(self.triton.pid).children():
             # One that has just ended has no arguments any more.

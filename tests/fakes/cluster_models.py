@@ -20,12 +20,7 @@ LITTLE: Final = {"requests": {"cpu": "10m", "memory": "64Mi"}}
 """What a container asks for, so that many pools have room on one node."""
 LITTLE_SERVER: Final = {"resources": LITTLE, **pods_with({"agent": {"resources": LITTLE}})}
 LITTLE_GATEWAY: Final = pods_with({"envoy": {"resources": LITTLE}, "sync": {"resources": LITTLE}})
-_SERVER: Final = {
-    **LITTLE_SERVER,
-    "sharedMemory": "256Mi",
-    "drainSeconds": 3,
-    "exitTimeoutSeconds": 10,
-}
+_SERVER: Final = {**LITTLE_SERVER, "sharedMemory": "256Mi", "drainSeconds": 3, "exitTimeoutSeconds": 10}
 _GATEWAY: Final = {"workers": 1, **LITTLE_GATEWAY, "drainSeconds": 3}
 
 

@@ -62,8 +62,7 @@ def pool_manifest(**spec: Any) -> Json:
 def small_pool() -> Json:
     """Return a pool of one server and one gateway that end at once, many of which have room on a node."""
     return pool_manifest(
-        gateway={"replicas": 1, "drainSeconds": 0, **LITTLE_GATEWAY},
-        server={"drainSeconds": 0, **LITTLE_SERVER},
+        gateway={"replicas": 1, "drainSeconds": 0, **LITTLE_GATEWAY}, server={"drainSeconds": 0, **LITTLE_SERVER}
     )
 
 

@@ -431,7 +431,6 @@ class ClusterWorld:
     def status(self, model: str) -> Json:
         """Return a model's status."""
         found = self.kube.peek(MODELS, NAMESPACE, model)
-        assert found is not None
         status: Json = found.get("status") or {}
         return status
 
@@ -442,7 +441,6 @@ class ClusterWorld:
     def pool_condition(self, kind: str, pool: str = KEY.pool) -> tuple[str, str]:
         """Return status and reason of a pool's condition."""
         found = self.kube.peek(POOLS, NAMESPACE, pool)
-        assert found is not None
         return _condition(found.get("status") or {}, kind)
 
     def pool_message(self, kind: str) -> str:

@@ -72,7 +72,6 @@ async def running_comparator(folder: ComparatorFolder, **options: Any) -> AsyncI
     def serving(handle: Any) -> Any:
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             task = asyncio.current_task()
-            assert task is not None
             tasks.add(task)
             with suppress(asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
                 await handle(reader, writer)

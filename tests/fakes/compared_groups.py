@@ -156,10 +156,7 @@ async def comparing(
         paths = ComparatorFolder(folder)
         comparator = Comparator(paths, ask, compare, budget, pace=pace, monotonic_s=clock)
         stack.push_async_callback(comparator.close)
-        for path, handler in (
-            (paths.copies, comparator.take),
-            (paths.control, comparator.control),
-        ):
+        for path, handler in ((paths.copies, comparator.take), (paths.control, comparator.control)):
             await stack.enter_async_context(serving(path, handler, max_body=MAX_BODY, budget=budget))
         clients = [await stack.enter_async_context(client_of(path)) for path in (paths.copies, paths.control)]
         yield World(servers, comparator, paths, clients[0], clients[1], budget, clock, protocol)

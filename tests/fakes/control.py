@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import yaml
 
@@ -67,16 +67,6 @@ def status(
     return to_api(known, SegmentationModelStatus(), datetime.now(UTC)).to_dict()
 
 
-class Harness(Protocol):
-    """A platform, and the operator's side of it."""
-
-    def place(self) -> Local | Platform: ...
-    def tell(self, model: str, status: Json) -> None: ...
-    def vanish(self, model: str) -> None: ...
-    def keep(self, record: Record) -> None: ...
-    def annotations(self, model: str) -> Json: ...
-
-
 class LocalHarness:
     """This machine's platform in a state folder; it counts as up while this process lives."""
 
@@ -127,6 +117,9 @@ class ClusterHarness:
 
     def annotations(self, model: str) -> Json:
         return dict(self.server.objects[f"{PATH}/{model}"]["metadata"].get("annotations") or {})
+
+
+Harness: TypeAlias = LocalHarness | ClusterHarness
 
 
 class Caller:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bench.ports import free_ports
 from fakes.waiting import HANG_S, eventually
 from segserve_operator.adapters.traffic.envoy import EnvoyTraffic
 from segserve_operator.adapters.traffic.envoy_listener import EnvoySettings
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
 
 
 @dataclass
@@ -51,7 +49,6 @@ class RunningGateway(EnvoyProcess):
     @property
     def rss_mib(self) -> float:
         """Resident memory of Envoy."""
-        assert self.process is not None
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         line = next(line for line in status.splitlines() if line.startswith("VmRSS"))
         return int(line.split()[1]) / 1024

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import grpc
 import httpx
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
+from fakes.gateway import RunningGateway
 from fakes.waiting import HANG_S
 from segserve_operator.core.rollout.counters import Counters, Series, SeriesCounts
-
-if TYPE_CHECKING:
-    from fakes.gateway import RunningGateway
 
 INFER = "/v2/models/coins/infer"
 HTTP, GRPC = Series("main", "http"), Series("main", "grpc")

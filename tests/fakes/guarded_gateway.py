@@ -36,7 +36,6 @@ class Guarded:
     @property
     def peak_mib(self) -> float:
         """The most memory that Envoy has ever held."""
-        assert self.running.process is not None
         status = Path(f"/proc/{self.running.process.pid}/status").read_text()
         line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) / 1024

@@ -52,8 +52,7 @@ class InstalledOperator:
         former = {pod["metadata"]["uid"] for pod in self.pods()}
         self.cluster.kubectl("-n", self.namespace, "delete", "pods", "--all", "--grace-period=0", "--force")
         self.cluster.wait(
-            "a new operator",
-            lambda: any(_ready(pod) for pod in self.pods() if pod["metadata"]["uid"] not in former),
+            "a new operator", lambda: any(_ready(pod) for pod in self.pods() if pod["metadata"]["uid"] not in former)
         )
 
     def writes(self) -> Counter[tuple[str, str]]:

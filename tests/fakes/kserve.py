@@ -7,11 +7,12 @@ import ssl
 import threading
 import time
 from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 import grpc
@@ -20,9 +21,6 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import deserialize_bytes_tensor, np_to_triton_dtype, serialize_byte_tensor
 
 from fakes.waiting import HANG_S
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 Arrays = dict[str, np.ndarray]
 DTYPES = {"UINT8": np.uint8, "UINT16": np.uint16, "FP32": np.float32}
@@ -182,11 +180,7 @@ class _Handler(BaseHTTPRequestHandler):
         if model is None:
             return self._error(404, f"Request for unknown model: '{name}' is not found")
         parameters = {key: {"string_value": value} for key, value in model.parameters.items()}
-        config = {
-            "name": name,
-            "output": [{"name": output} for output in model.outputs],
-            "parameters": parameters,
-        }
+        config = {"name": name, "output": [{"name": output} for output in model.outputs], "parameters": parameters}
         if model.pixels is not None:
             config["input"] = [{"name": "PIXELS", "data_type": model.pixels, "dims": [-1, -1, 1]}]
         return self._send(200, json.dumps(config).encode(), {})

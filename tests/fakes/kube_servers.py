@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol
+from typing import TypeAlias
 
 from fakes.kube import FakeKube
 from segserve_common.api_errors import NotFoundError
@@ -13,25 +13,6 @@ from segserve_operator.adapters.kube.api import Api
 
 THINGS = Kind("contract.segserve.dev", "v1", "Thing", "things")
 UNSERVED = Kind("contract.segserve.dev", "v9", "Ghost", "ghosts")
-
-
-class Server(Protocol):
-    """A server and what others do there."""
-
-    namespace: str
-
-    @property
-    def api(self) -> Api:
-        """What an operator uses."""
-        ...
-
-    async def edit(self, name: str, data: Json) -> None:
-        """Change a ConfigMap's data as `kubectl edit` would."""
-        ...
-
-    def collect(self) -> None:
-        """Let garbage be collected, now or soon."""
-        ...
 
 
 class FakeServer:
@@ -47,6 +28,7 @@ class FakeServer:
         return self.kube
 
     async def edit(self, name: str, data: Json) -> None:
+        """Change a ConfigMap's data as `kubectl edit` would."""
         self.kube.edit(CONFIG_MAPS, self.namespace, name, {"data": data})
 
     def collect(self) -> None:
@@ -68,6 +50,9 @@ class RealServer:
 
     def collect(self) -> None:
         """The controllers do it."""
+
+
+Server: TypeAlias = FakeServer | RealServer
 
 
 def things_crd() -> Json:

@@ -51,7 +51,6 @@ class OperatorProcess:
     @property
     def pid(self) -> int:
         """The process's id."""
-        assert self._process is not None
         return self._process.pid
 
     def passes(self) -> int:

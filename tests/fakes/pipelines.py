@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import Any
 
 from segserve_builder.steps.pipeline import Pipeline
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 Class = int | dict[str, Any]
 

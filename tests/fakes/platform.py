@@ -325,7 +325,6 @@ class RecordedTraffic:
         they are not compared if it is None.
         """
         mirror = self.mirror(model)
-        assert mirror is not None
         epoch = f"{mirror.stable}/{mirror.candidate}"
         was = self.pairs.get(model)
         if was is None or was.epoch != epoch:

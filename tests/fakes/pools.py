@@ -10,8 +10,6 @@ import yaml
 from segserve_builder.agent.protocol import AssignedModel
 from segserve_operator.adapters.kube.objects import Defaults, PoolContext
 from segserve_operator.api.loading import load
-from segserve_operator.api.segmentation_model import SegmentationModel
-from segserve_operator.api.triton_pool import TritonPool
 
 DEFAULTS = Defaults(
     server_image="segserve/server:1",
@@ -195,7 +193,6 @@ def pool_context(text: str, **spec: Any) -> PoolContext:
     value = yaml.safe_load(text)
     value["spec"] = {**value.get("spec", {}), **spec}
     (pool,) = load(yaml.safe_dump(value), "pool.yaml")
-    assert isinstance(pool, TritonPool)
     meta = pool.metadata
     return PoolContext(meta.namespace, meta.name, meta.uid or "", pool.spec, DEFAULTS)
 
@@ -208,5 +205,4 @@ def with_defaults(context: PoolContext, **changed: Any) -> PoolContext:
 def coins() -> AssignedModel:
     """Return a model as agents are told of it."""
     (model,) = load(COINS, "coins.yaml")
-    assert isinstance(model, SegmentationModel)
     return model.assigned

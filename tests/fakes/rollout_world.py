@@ -119,7 +119,6 @@ class Rollout:
 
     @property
     def record(self) -> Record:
-        assert self.state is not None
         return self.world.rollout_cache.records[self.state.rollout]
 
     def ask(self, verb: str, value: str) -> None:

@@ -98,7 +98,6 @@ class ServedNamespace:
     def main(self, pool: str = "default") -> str:
         """Return the group that the pool's models settle in."""
         found = self.get(POOL, pool)
-        assert found is not None
         return str(found["status"]["mainGroup"])
 
     def condition(self, model: str, kind: str) -> Json | None:
@@ -110,7 +109,6 @@ class ServedNamespace:
 
         def look() -> Json | None:
             found = self.get(MODEL, model)
-            assert found is not None
             conditions = found.get("status", {}).get("conditions", [])
             said: Json | None = next((condition for condition in conditions if condition["type"] == kind), None)
             if said is None or said.get("observedGeneration", 0) < found["metadata"]["generation"]:
@@ -155,7 +153,6 @@ class ServedNamespace:
     def packed(self, config_map: str) -> Any:
         """Return what a ConfigMap of a plan or an assignment tells."""
         found = self.get("configmap", config_map)
-        assert found is not None
         return unpack(found["binaryData"]["content"])
 
     @contextmanager

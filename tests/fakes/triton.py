@@ -9,10 +9,11 @@ import os
 import socket
 import struct
 import threading
+from collections.abc import AsyncIterator, Iterator
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import Any, Final, Self
 
 import grpc
 from tritonclient.grpc import service_pb2 as pb
@@ -21,9 +22,6 @@ from tritonclient.grpc import service_pb2_grpc
 from fakes.waiting import HANG_S, until
 from segserve_operator.adapters.samples.wire import bracketed
 from segserve_operator.core.traffic import Endpoint
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
 
 _SO_ATTACH_FILTER: Final = 26
 """Of Linux's `asm-generic/socket.h`."""

@@ -119,7 +119,6 @@ class Watched:
     def steps(self, group: str = "main") -> dict[str, psutil.Process]:
         """Return the processes of a group's Python steps by the step's name."""
         triton = self.process(f"groups/{group}/triton")
-        assert triton is not None
         found = {}
         for child in triton.children():
             with contextlib.suppress(psutil.Error):

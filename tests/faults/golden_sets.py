@@ -14,7 +14,6 @@ from segserve_builder.sources.folder import LIST_SUFFIX, folder_digest
 from segserve_builder.stages.base import RequestOptions
 from segserve_builder.steps.in_process import InProcessModel
 from segserve_operator.api.loading import parse
-from segserve_operator.api.segmentation_model import SegmentationModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +32,6 @@ def recorded(manifest: dict[str, Any], network: Path, labelled: Sequence[Labelle
     lies its list, by which an HTTP server's folder is read.
     """
     model = parse(manifest, manifest["metadata"]["name"])
-    assert isinstance(model, SegmentationModel)
     running = InProcessModel(model.spec.assigned(model.metadata.name).pipeline, network)
     folder.mkdir()
     cases = []

@@ -240,7 +240,6 @@ async def test_a_worker_that_dies_or_takes_too_long_costs_one_pair() -> None:
     try:
         assert await comparer.compare(copy, BOXES, BOXES, keep_below=0.0) == AnswerComparison(1.0)
         for number in (signal.SIGKILL, signal.SIGSTOP):
-            assert comparer._worker.process is not None
             comparer._worker.process.send_signal(number)
             comparer._worker._timeout_s = 0.2
             assert await comparer.compare(copy, BOXES, BOXES, keep_below=0.0) is None

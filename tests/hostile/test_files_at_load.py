@@ -119,7 +119,6 @@ def test_a_changed_step_is_not_loaded_and_is_published_again(server: Server, cha
 
     failure = server.load().failure
 
-    assert failure is not None
     assert (failure.reason, failure.retryable) == ("DigestMismatch", True)
     assert server.network in failure.message
     assert not server.triton.loaded
@@ -145,7 +144,6 @@ def test_a_step_that_is_repaired_is_compared_before(server: Server) -> None:
 
     failure = server.runner.carry_out(RepairStep(server.network), None, None).failure
 
-    assert failure is not None
     assert failure.reason == "DigestMismatch"
 
 

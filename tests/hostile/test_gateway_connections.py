@@ -139,10 +139,7 @@ def resets_of(gateway: Guarded) -> list[str]:
 def test_many_unfinished_bodies_do_not_take_the_memory_of_others(
     tmp_path: Path, path: str, headers: tuple[tuple[str, str], ...]
 ) -> None:
-    with (
-        guarded_gateway(tmp_path, max_request_bytes=2**25, heap_bytes=HEAP_BYTES) as gateway,
-        ExitStack() as stack,
-    ):
+    with guarded_gateway(tmp_path, max_request_bytes=2**25, heap_bytes=HEAP_BYTES) as gateway, ExitStack() as stack:
         for _ in range(8):
             caller = Http2Caller(stack.enter_context(connected(gateway.port)), path, *headers)
             with suppress(ProtocolError, ConnectionError):  # it was reset, or its connection closed

@@ -116,5 +116,4 @@ def test_the_key_of_this_machine_is_one_more_beside_the_callers_of_the_pool(
     new_key(capsys)
 
     auth = store.pool().spec.gateway.auth
-    assert auth is not None
     assert [each.secret_ref.name for each in auth.api_keys] == ["callers", "generated-keys"]

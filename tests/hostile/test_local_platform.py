@@ -167,7 +167,6 @@ def restart(watched: Watched) -> None:
 
 def end_supervisor(watched: Watched) -> None:
     former = watched.supervisor()
-    assert former is not None
     former.terminate()
     former.wait(HANG_S)
 
@@ -182,7 +181,6 @@ def test_another_user_reads_no_word_while_servers_start_restart_and_end(
     former.write_text(group.secret.read_text())
     assert stat.S_IMODE(group.secret.stat().st_mode) == 0o600
     assert stat.S_IMODE(coins.state.root.stat().st_mode) == 0o700
-    assert server is not None
 
     server.kill()
     until(lambda: coins.process("groups/main/triton") not in (None, server), "another server")

@@ -104,19 +104,7 @@ class Cluster:
         }
 
 
-PORTS: Final = (
-    53,
-    443,
-    6443,
-    HTTP_PORT,
-    GRPC_PORT,
-    METRICS_PORT,
-    AGENT_PORT,
-    SYNC_PORT,
-    INTERNAL_PORT,
-    LISTEN,
-    8012,
-)
+PORTS: Final = (53, 443, 6443, HTTP_PORT, GRPC_PORT, METRICS_PORT, AGENT_PORT, SYNC_PORT, INTERNAL_PORT, LISTEN, 8012)
 POOLS: Final = ("default", "other")
 
 

@@ -24,14 +24,7 @@ from fakes.waiting import HANG_S
 from segserve_common.http.guard import get_bounded
 from segserve_common.http.urls import RequestError
 from segserve_common.kube.kinds import CONFIG_MAPS, PODS, POOLS, REVISIONS, Json
-from segserve_common.kube.names import (
-    COMPONENT_LABEL,
-    GROUP_LABEL,
-    MANAGED_LABELS,
-    POOL_LABEL,
-    SERVER,
-    assignment_name,
-)
+from segserve_common.kube.names import COMPONENT_LABEL, GROUP_LABEL, MANAGED_LABELS, POOL_LABEL, SERVER, assignment_name
 from segserve_common.kube.shards import pack
 from segserve_operator.adapters.checks import cel_process, gateway, services
 from segserve_operator.adapters.checks.services import MAX_CHILDREN, evaluate

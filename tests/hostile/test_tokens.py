@@ -370,9 +370,7 @@ async def test_a_broken_key_set_lets_nobody_in_and_breaks_nothing_else(entrance:
 
 async def test_a_gateway_that_starts_without_its_secrets_lets_nobody_in(tmp_path: Path) -> None:
     spec = {
-        "jwt": [
-            {"issuer": ISSUER, "audiences": [AUDIENCE], "jwks": {"secretRef": {"name": "issuer", "key": "jwks"}}},
-        ],
+        "jwt": [{"issuer": ISSUER, "audiences": [AUDIENCE], "jwks": {"secretRef": {"name": "issuer", "key": "jwks"}}}],
         "apiKeys": [{"secretRef": {"name": "callers", "key": "htpasswd"}}],
     }
     auth = AuthSettings(Auth.model_validate(spec), (tmp_path / "secrets",), tmp_path / "auth")

@@ -102,7 +102,6 @@ def test_the_agent_learns_what_it_saw_before(link: LauncherLink, tmp_path: Path)
 def test_the_agent_learns_what_the_processes_use(link: LauncherLink, tmp_path: Path) -> None:
     found = LinkedProcesses(tmp_path).uses()
 
-    assert found is not None
     server = {key: use for key, use in found.processes.items() if key != "launcher"}
     assert {use.step for use in server.values()} == {""}
     assert all(use.memory_bytes > 0 for use in server.values())

@@ -82,7 +82,6 @@ def test_a_worker_does_not_outlive_whoever_started_it() -> None:
     listener = local_listener()
     command = [sys.executable, "-I", "-m", child.__name__, f"--listener={listener.fileno()}"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[listener.fileno()], env={}) as worker:
-        assert worker.stdin is not None
         worker.stdin.close()  # as the end of that process does
         assert worker.wait(60) == 0
     listener.close()

@@ -8,6 +8,7 @@ from typing import Any, Final
 import pytest
 import yaml
 
+from fakes.cases import cases
 from fakes.cluster_world import NAMESPACE, ClusterWorld, model_manifest
 from segserve_common.kube.kinds import MODELS, POOLS, Kind
 from segserve_operator.api.meta import API_GROUP
@@ -58,43 +59,46 @@ def test_every_kind_has_its_script() -> None:
     assert CONFIG.keys() == {f"resource.customizations.health.{API_GROUP}_{kind}" for kind in KINDS}
 
 
-@pytest.mark.parametrize("kind", BOTH)
-def test_what_serves_its_spec_is_healthy(kind: str) -> None:
-    assert health(kind, resource(SETTLED)) == ("Healthy", "why Ready")
+NEW: Final = {"metadata": {"name": "coins", "generation": 1}}
+DELETED: Final = {"metadata": {"name": "coins", "generation": 3, "deletionTimestamp": "2026-01-01T00:00:00Z"}}
 
 
 @pytest.mark.parametrize("kind", BOTH)
-@pytest.mark.parametrize("status", [None, {}, {"observedGeneration": 3}], ids=["no status", "empty", "no conditions"])
-def test_what_the_operator_has_not_seen_progresses(kind: str, status: dict[str, Any] | None) -> None:
-    new = {"metadata": {"name": "coins", "generation": 1}} | ({} if status is None else {"status": status})
+@cases(
+    ("found", "status", "message"),
+    {
+        "what serves its spec": (resource(SETTLED), "Healthy", "why Ready"),
+        "what the operator has not seen": (NEW, "Progressing", None),
+        "what has an empty status": ({**NEW, "status": {}}, "Progressing", None),
+        "what has no conditions": ({**NEW, "status": {"observedGeneration": 3}}, "Progressing", None),
+        "an edit that nobody has seen": (resource(SETTLED, generation=4, observed=3), "Progressing", None),
+        "an edit that does not serve yet, although the former is ready": (
+            resource({**SETTLED, "Reconciling": "True"}),
+            "Progressing",
+            "ReconcilingReason: why Reconciling",
+        ),
+        "an edit that will not serve, although the former is ready": (
+            resource({**SETTLED, "Stalled": "True", "Degraded": "True"}),
+            "Degraded",
+            "StalledReason: why Stalled",
+        ),
+        "an edit of what was refused": (
+            resource({**SETTLED, "Stalled": "True"}, generation=4, observed=3, of=3),
+            "Progressing",
+            None,
+        ),
+        "trouble of what serves": (
+            resource({**SETTLED, "Degraded": "True"}),
+            "Degraded",
+            "DegradedReason: why Degraded",
+        ),
+        "what is being deleted": ({**resource(SETTLED), **DELETED}, "Progressing", None),
+    },
+)
+def test_health_is_that_of_the_present_spec(kind: str, found: dict[str, Any], status: str, message: str | None) -> None:
+    seen = health(kind, found)
 
-    assert health(kind, new)[0] == "Progressing"
-
-
-@pytest.mark.parametrize("kind", BOTH)
-def test_an_edit_that_does_not_serve_yet_is_not_healthy_although_the_former_is_ready(kind: str) -> None:
-    assert health(kind, resource(SETTLED, generation=4, observed=3))[0] == "Progressing"
-    moving = resource({**SETTLED, "Reconciling": "True"})
-    assert health(kind, moving) == ("Progressing", "ReconcilingReason: why Reconciling")
-
-
-@pytest.mark.parametrize("kind", BOTH)
-def test_an_edit_that_will_not_serve_is_degraded_although_the_former_is_ready(kind: str) -> None:
-    refused = resource({**SETTLED, "Stalled": "True", "Degraded": "True"})
-
-    assert health(kind, refused) == ("Degraded", "StalledReason: why Stalled")
-
-
-@pytest.mark.parametrize("kind", BOTH)
-def test_a_refusal_of_the_former_spec_does_not_degrade_the_next(kind: str) -> None:
-    edited = resource({**SETTLED, "Stalled": "True"}, generation=4, observed=3, of=3)
-
-    assert health(kind, edited)[0] == "Progressing"
-
-
-@pytest.mark.parametrize("kind", BOTH)
-def test_trouble_of_what_serves_is_degraded(kind: str) -> None:
-    assert health(kind, resource({**SETTLED, "Degraded": "True"})) == ("Degraded", "DegradedReason: why Degraded")
+    assert seen == (status, seen[1] if message is None else message)
 
 
 def test_a_paused_rollout_is_suspended() -> None:
@@ -102,14 +106,6 @@ def test_a_paused_rollout_is_suspended() -> None:
     moving = resource({**SETTLED, "Reconciling": "True"}, rollout=rollout)
 
     assert health("SegmentationModel", moving) == ("Suspended", "the rollout of coins-1 is paused")
-
-
-@pytest.mark.parametrize("kind", BOTH)
-def test_what_is_being_deleted_progresses(kind: str) -> None:
-    leaving = resource(SETTLED)
-    leaving["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
-
-    assert health(kind, leaving)[0] == "Progressing"
 
 
 @pytest.mark.parametrize("phase", [phase.value for phase in RolloutPhase])

@@ -149,7 +149,6 @@ def test_recorded_series_are_of_models_and_groups_as_clusters_are_named() -> Non
         assert found == [("model", "1"), ("group", "2")]
         (pattern,) = set(re.findall(r'"envoy_cluster_name", "([^"]+)"', query))
         matched = re.fullmatch(pattern, name)
-        assert matched is not None
         assert matched.groups() == ("coins", "canary-7f")
 
 

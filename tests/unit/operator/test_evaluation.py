@@ -51,7 +51,6 @@ def test_a_model_that_nobody_evaluated_has_no_condition() -> None:
 def test_the_condition_has_the_quality_with_its_interval_and_who_measured_it_when() -> None:
     found = condition({EVALUATION_ANNOTATION: evaluation()})
 
-    assert found is not None
     assert (found.status, found.reason) == ("True", "Measured")
     for part in ("0.870 (0.850 to 0.890)", "iou", "100 images", "0d5c0d5c0d", "2026-11-22T13:00:00Z by ada"):
         assert part in found.message
@@ -60,7 +59,6 @@ def test_the_condition_has_the_quality_with_its_interval_and_who_measured_it_whe
 def test_an_evaluation_of_another_revision_is_stale() -> None:
     found = condition({EVALUATION_ANNOTATION: evaluation(revision=SECOND.revision)})
 
-    assert found is not None
     assert (found.status, found.reason) == ("False", "OtherRevision")
     assert SECOND.revision in found.message
     assert "segserve samples evaluate coins --publish" in found.message
@@ -83,7 +81,6 @@ def test_an_evaluation_of_another_revision_is_stale() -> None:
 def test_what_is_no_evaluation_is_named_and_shown_nowhere(text: str) -> None:
     found = condition({EVALUATION_ANNOTATION: text})
 
-    assert found is not None
     assert (found.status, found.reason) == ("False", "Unreadable")
     assert series({EVALUATION_ANNOTATION: text}, FIRST.revision) == {}
 
@@ -91,7 +88,6 @@ def test_what_is_no_evaluation_is_named_and_shown_nowhere(text: str) -> None:
 def test_fields_of_a_later_release_are_left_out() -> None:
     found = condition({EVALUATION_ANNOTATION: evaluation(dice=GOOD)})
 
-    assert found is not None
     assert found.status == "True"
 
 
@@ -128,7 +124,6 @@ def test_a_metric_without_an_interval_has_no_bounds() -> None:
     said = condition(annotations)
 
     assert {key[2] for key in found if key[:2] == ("segserve_evaluation_metric", "ece")} == {"mean"}
-    assert said is not None
     assert "ece 0.050" in said.message
 
 
@@ -144,5 +139,4 @@ async def test_who_published_is_whom_the_api_server_knows() -> None:
 
     assert value is not None
     found = condition({**published, REQUESTED_BY: value})
-    assert found is not None
     assert found.message.endswith("by ada@example.com")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -22,9 +23,6 @@ from segserve_operator.adapters.traffic.envoy_counts import (
 from segserve_operator.adapters.traffic.pair_counts import pairs_json, parse_pairs
 from segserve_operator.core.evidence import MAX_LABEL_LENGTH, MAX_SLICES
 from segserve_operator.core.rollout.counters import Counters, PairCounts, Series, SeriesCounts, SliceCounts
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 HTTP = "coins.v2/main/infer/http"
 
@@ -48,7 +46,7 @@ def test_names_with_dots_are_read_back() -> None:
 
     assert parse_stats(answer) == {HTTP: {"upstream_rq_completed": 3, "upstream_rq_time:1.1": 2}}
     assert counts_by_model(parse_stats(answer)) == {
-        "coins.v2": {Series("main", "http"): SeriesCounts(attempts=3, latencies=((1.1, 2),))},
+        "coins.v2": {Series("main", "http"): SeriesCounts(attempts=3, latencies=((1.1, 2),))}
     }
 
 

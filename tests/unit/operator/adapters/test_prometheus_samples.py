@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import parse_qs
 
 import pytest
@@ -13,9 +14,6 @@ import pytest
 from fakes.waiting import connections_are_closed
 from segserve_operator.adapters.samples.prometheus import PrometheusError, PrometheusSamples
 from segserve_operator.core.rollout.counters import Counters, Series, SeriesCounts
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
 
 MODELS = {"coins": ("main", "coins-new"), "cells.v2": ("main", "cells-new")}
 CLUSTER = "coins/main/infer/http"

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import pytest
 import yaml
@@ -16,9 +16,6 @@ from segserve_operator.api.meta import Condition
 from segserve_operator.api.pod_template import QUANTITY_PATTERN, Passed, Quantity
 from segserve_operator.api.resources import KINDS
 from segserve_operator.api.schema import NotStructuralError, structural_schema
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
 
 COMMITTED = Path(__file__).parents[4] / "crds"
 KEYWORDS = {
@@ -306,11 +303,7 @@ def test_what_kubernetes_has_words_of_its_own_for() -> None:
     assert structural_schema(Open)["properties"] == {
         "sized": {**sized, "description": "With a default of its own.", "default": {"size": "2Gi"}},
         "same": {**sized, "description": "With the default that its fields have.", "default": {}},
-        "passed": {
-            "type": "object",
-            "description": "Handed on.",
-            "x-kubernetes-preserve-unknown-fields": True,
-        },
+        "passed": {"type": "object", "description": "Handed on.", "x-kubernetes-preserve-unknown-fields": True},
         "few": {
             "type": "object",
             "description": "Bounded.",

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fakes.cases import cases
 from segserve_operator.api.documents import MAX_LENGTH, read_documents, write_documents
 from segserve_operator.api.errors import SpecError
 
@@ -75,34 +76,30 @@ def test_empty_documents_are_left_out() -> None:
     assert [item.value for item in read_documents("---\n# nothing\n---\na: 1\n---\n", "m.yaml")] == [{"a": 1}]
 
 
-@pytest.mark.parametrize(
+@cases(
     ("text", "problem"),
-    [
-        pytest.param("a: 1\nb: 2\na: 3\n", "m.yaml:3:1: 'a' occurs twice, first in line 1", id="repeated key"),
-        pytest.param("a: {b: 1, b: 1}", "m.yaml:1:11: a: 'b' occurs twice, first in line 1", id="repeated inside"),
-        pytest.param("1: a", "m.yaml:1:1: keys must be strings, got '1'", id="number as key"),
-        pytest.param("[a]: b", "m.yaml:1:1: keys must be strings", id="list as key"),
-        pytest.param("a: &x {}\nb: {<<: *x}", "m.yaml:2:5: b: merge keys (<<) are not allowed", id="merge"),
-        pytest.param(
-            "a: !!python/none 1", "m.yaml:1:4: a: the tag 'tag:yaml.org,2002:python/none' is not allowed", id="tag"
-        ),
-        pytest.param("a: !!bool maybe", "m.yaml:1:4: a: must be true or false, got 'maybe'", id="bad boolean"),
-        pytest.param('a: "\\ud800"', "m.yaml:1:4: a: contains an unpaired surrogate: '\\ud800'", id="half a character"),
-        pytest.param("a: .nan", "m.yaml:1:4: a: must be a finite number, got .nan", id="not a number"),
-        pytest.param("a: 1e999", "m.yaml:1:4: a: must be a finite number, got 1e999", id="infinite"),
-        pytest.param("a: *x", "m.yaml:1:4: found undefined alias 'x'", id="alias of nothing"),
-        pytest.param(
+    {
+        "repeated key": ("a: 1\nb: 2\na: 3\n", "m.yaml:3:1: 'a' occurs twice, first in line 1"),
+        "repeated inside": ("a: {b: 1, b: 1}", "m.yaml:1:11: a: 'b' occurs twice, first in line 1"),
+        "number as key": ("1: a", "m.yaml:1:1: keys must be strings, got '1'"),
+        "list as key": ("[a]: b", "m.yaml:1:1: keys must be strings"),
+        "merge": ("a: &x {}\nb: {<<: *x}", "m.yaml:2:5: b: merge keys (<<) are not allowed"),
+        "tag": ("a: !!python/none 1", "m.yaml:1:4: a: the tag 'tag:yaml.org,2002:python/none' is not allowed"),
+        "bad boolean": ("a: !!bool maybe", "m.yaml:1:4: a: must be true or false, got 'maybe'"),
+        "half a character": ('a: "\\ud800"', "m.yaml:1:4: a: contains an unpaired surrogate: '\\ud800'"),
+        "not a number": ("a: .nan", "m.yaml:1:4: a: must be a finite number, got .nan"),
+        "infinite": ("a: 1e999", "m.yaml:1:4: a: must be a finite number, got 1e999"),
+        "alias of nothing": ("a: *x", "m.yaml:1:4: found undefined alias 'x'"),
+        "tab": (
             "a:\n\tb: 1",
             "m.yaml:2:1: while scanning for the next token, found character '\\t' that cannot start any token",
-            id="tab",
         ),
-        pytest.param("a: b\n\0", "m.yaml:2:1: the character #x0000 is not allowed in YAML", id="zero byte"),
-        pytest.param(
+        "zero byte": ("a: b\n\0", "m.yaml:2:1: the character #x0000 is not allowed in YAML"),
+        "open bracket": (
             "a: [1",
             "m.yaml:1:6: while parsing a flow sequence, expected ',' or ']', but got '<stream end>'",
-            id="open bracket",
         ),
-    ],
+    },
 )
 def test_a_text_that_cannot_be_meant_is_refused_with_its_place(text: str, problem: str) -> None:
     assert problems_of(text) == [problem]

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from fakes.cases import cases
 from segserve_builder.families import FAMILIES
 from segserve_builder.stages import POSTPROCESS, PREPROCESS
 from segserve_operator.api.documents import read_documents
@@ -62,155 +63,128 @@ def test_a_problem_says_where_it_is(coins_text: str) -> None:
     assert problem.path == "spec.postprocess[1].removeSmallRegions.minArea"
 
 
-@pytest.mark.parametrize(
+@cases(
     ("old", "new", "problem"),
-    [
-        pytest.param(
+    {
+        "unknown option": (
             "minArea: 150",
             "minArea: 150, minAria: 1",
             "19:42: spec.postprocess[1].removeSmallRegions: unknown option "
             "'minAria' (did you mean 'minArea'?); known: ",
-            id="unknown option",
         ),
-        pytest.param(
+        "missing option": (
             "{minArea: 150}",
             "{}",
             "19:27: spec.postprocess[1].removeSmallRegions: field 'minArea' is missing",
-            id="missing option",
         ),
-        pytest.param(
+        "a string is no number": (
             "150",
             "'150'",
             "19:37: spec.postprocess[1].removeSmallRegions.minArea: must be a whole number, got '150'; "
             "write it without quotes",
-            id="a string is no number",
         ),
-        pytest.param(
+        "a stage without its braces": (
             "argmax: {}",
             "argmax:",
             "18:7: spec.postprocess[0]: a stage without options is written argmax: {}",
-            id="a stage without its braces",
         ),
-        pytest.param(
+        "a stage that is a word": (
             "argmax: {}",
             "argmax",
             "18:7: spec.postprocess[0]: must be a mapping, got 'argmax'",
-            id="a stage that is a word",
         ),
-        pytest.param(
-            "- argmax: {}", "- {}", "18:7: spec.postprocess[0]: a step names exactly one stage, got none", id="no stage"
-        ),
-        pytest.param(
+        "no stage": ("- argmax: {}", "- {}", "18:7: spec.postprocess[0]: a step names exactly one stage, got none"),
+        "two stages": (
             "decode: {}",
             "{decode: {}, normalise: {}}",
             "15:7: spec.preprocess[0]: a step names exactly one stage, got decode, normalise",
-            id="two stages",
         ),
-        pytest.param(
+        "a stage that does not fit what comes before": (
             "    - argmax: {}\n",
             "",
             "18:5: spec.postprocess: postprocess[0] 'removeSmallRegions' takes instances or labels; family ",
-            id="a stage that does not fit what comes before",
         ),
-        pytest.param(
+        "stages out of order": (
             "    - decode: {}\n",
             "    - normalise: {}\n",
             "15:5: spec.preprocess: preprocess stages run in the order ",
-            id="stages out of order",
         ),
-        pytest.param(
+        "a word that is not allowed": (
             "mode: keep",
             "mode: kept",
             "16:22: spec.preprocess[1].resize.mode: must be 'stretch', ",
-            id="a word that is not allowed",
         ),
-        pytest.param(
+        "options that exclude each other": (
             "mode: keep",
             "mode: keep, size: 3",
             "16:15: spec.preprocess[1].resize: resize mode 'keep' needs ",
-            id="options that exclude each other",
         ),
-        pytest.param(
+        "unknown family": (
             "semantic-logits",
             "semantic-logit",
             "9:11: spec.family: unknown family 'semantic-logit' (did you "
             "mean 'semantic-logits'?); known: deformable-detr, detr, detr-panoptic, ",
-            id="unknown family",
         ),
-        pytest.param(
+        "unknown field": (
             "pool: default",
             "extra: {}",
             "24:3: spec: unknown field 'extra'; known: access, allowClassChanges, artifact, ",
-            id="unknown field",
         ),
-        pytest.param("    uri: coins.onnx\n", "", "6:5: spec.artifact: field 'uri' is missing", id="missing field"),
-        pytest.param(
+        "missing field": ("    uri: coins.onnx\n", "", "6:5: spec.artifact: field 'uri' is missing"),
+        "digest in capitals": (
             "abc\n    prov",
             "ABC\n    prov",
             "7:13: spec.artifact.sha256: must be 64 hexadecimal digits in lower case, got '0f000",
-            id="digest in capitals",
         ),
-        pytest.param(
+        "a gap in the ids": (
             "id: 1",
             "id: 2",
             "13:12: spec.classes[1].id: ids must be 0 to 1 for 2 classes, like the channels of family "
             "'semantic-logits', got 2",
-            id="a gap in the ids",
         ),
-        pytest.param("id: 1", "id: 0", "13:12: spec.classes[1].id: classes[0] has the id 0 already", id="an id twice"),
-        pytest.param(
+        "an id twice": ("id: 1", "id: 0", "13:12: spec.classes[1].id: classes[0] has the id 0 already"),
+        "a name twice": (
             "name: coin,",
             "name: background,",
             "13:21: spec.classes[1].name: classes[0] has the name 'background' already",
-            id="a name twice",
         ),
-        pytest.param(
+        "a word that is a boolean": (
             "name: coin,",
             "name: no,",
             "13:21: spec.classes[1].name: must be a string, got False; write it in quotes",
-            id="a word that is a boolean",
         ),
-        pytest.param(
-            "[network]", "[network, network]", "23:21: spec.expose[1]: 'network' is listed twice", id="an item twice"
-        ),
-        pytest.param(
-            "encoding: png", "encoding: jpeg", "20:22: spec.output.encoding: must be 'rle', ", id="unknown encoding"
-        ),
-        pytest.param(
+        "an item twice": ("[network]", "[network, network]", "23:21: spec.expose[1]: 'network' is listed twice"),
+        "unknown encoding": ("encoding: png", "encoding: jpeg", "20:22: spec.output.encoding: must be 'rle', "),
+        "a duration without a unit": (
             "keepPrevious: 1h",
             "keepPrevious: 60",
             "25:17: spec.keepPrevious: must be a duration such as 1h, 90s or 1h30m, got 60",
-            id="a duration without a unit",
         ),
-        pytest.param(
+        "a name that is no label": (
             "{name: coins}",
             "{name: coins--2}",
             "3:18: metadata.name: must be at most 40 lower-case letters, "
             "digits and single hyphens between them, got 'coins--2'",
-            id="a name that is no label",
         ),
-        pytest.param("{name: coins}", "{nane: coins}", "3:11: metadata: field 'name' is missing", id="no name"),
-        pytest.param(
+        "no name": ("{name: coins}", "{nane: coins}", "3:11: metadata: field 'name' is missing"),
+        "unknown kind": (
             "kind: Segm",
             "kind: Sagm",
             "2:7: kind: unknown kind 'SagmentationModel' (did you mean "
             "'SegmentationModel'?); known: SegmentationModel, SegmentationRollout, TritonPool",
-            id="unknown kind",
         ),
-        pytest.param(
+        "unknown version": (
             "v1alpha1",
             "v1",
             "1:13: apiVersion: unknown apiVersion 'segserve.dev/v1' (did you mean "
             "'segserve.dev/v1alpha1'?); known: segserve.dev/v1alpha1",
-            id="unknown version",
         ),
-        pytest.param(
+        "no kind": (
             "kind: SegmentationModel\n",
             "",
             "1:1: field 'kind' is missing; known: SegmentationModel, SegmentationRollout, TritonPool",
-            id="no kind",
         ),
-    ],
+    },
 )
 def test_what_is_wrong_is_told_with_its_place_and_what_is_allowed(
     coins_text: str, old: str, new: str, problem: str

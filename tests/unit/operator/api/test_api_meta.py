@@ -7,14 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from segserve_operator.api.meta import (
-    Condition,
-    Duration,
-    ObjectMeta,
-    Timestamp,
-    format_duration,
-    parse_duration,
-)
+from segserve_operator.api.meta import Condition, Duration, ObjectMeta, Timestamp, format_duration, parse_duration
 
 
 @pytest.mark.parametrize(

@@ -1,20 +1,18 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
+from fakes.cases import cases
 from segserve_builder.stages import POSTPROCESS, PREPROCESS
+from segserve_builder.stages.base import Stage
 from segserve_operator.api.errors import SpecError
 from segserve_operator.api.loading import load, parse
 from segserve_operator.api.schema import structural_schema
 from segserve_operator.api.segmentation_model import SegmentationModel
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from segserve_builder.stages.base import Stage
 
 STAGES = {**PREPROCESS, **POSTPROCESS}
 OPTIONS = {
@@ -26,14 +24,11 @@ OTHER = "22" + "0" * 62
 
 
 def model(value: dict[str, Any]) -> SegmentationModel:
-    resource = parse(value, "model.yaml")
-    assert isinstance(resource, SegmentationModel)
-    return resource
+    return parse(value, "model.yaml")
 
 
 def revision_of_text(text: str) -> str:
     (resource,) = load(text, "model.yaml")
-    assert isinstance(resource, SegmentationModel)
     return resource.pipeline.revision
 
 
@@ -62,15 +57,13 @@ def test_a_revision_is_named_after_its_model_and_ten_digits(coins_value: dict[st
     assert set(digits) <= set("0123456789abcdef")
 
 
-@pytest.mark.parametrize(
+@cases(
     "edit",
-    [
-        pytest.param(lambda text: f"# more\n{text}\n# less\n", id="comments"),
-        pytest.param(lambda text: text.replace("pool: default", 'pool: "default"'), id="quotes"),
-        pytest.param(
-            lambda text: text.replace("{mode: keep, multipleOf: 16,", "{multipleOf: 16, mode: keep,"), id="order"
-        ),
-    ],
+    {
+        "comments": lambda text: f"# more\n{text}\n# less\n",
+        "quotes": lambda text: text.replace("pool: default", 'pool: "default"'),
+        "order": lambda text: text.replace("{mode: keep, multipleOf: 16,", "{multipleOf: 16, mode: keep,"),
+    },
 )
 def test_the_way_a_file_is_written_does_not_change_the_revision(coins_text: str, edit: Callable[[str], str]) -> None:
     assert edit(coins_text) != coins_text

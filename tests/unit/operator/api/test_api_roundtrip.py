@@ -9,15 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segserve_builder.agent.protocol import AssignedModel
-from segserve_builder.spec.model_spec import (
-    Artifact,
-    FrozenModel,
-    Golden,
-    Input,
-    ModelClass,
-    Output,
-    Runtime,
-)
+from segserve_builder.spec.model_spec import Artifact, FrozenModel, Golden, Input, ModelClass, Output, Runtime
 from segserve_operator.api.loading import dump, load
 from segserve_operator.api.meta import Condition, ConditionStatus, ObjectMeta
 from segserve_operator.api.rollout_policy import (
@@ -141,8 +133,7 @@ STATUSES = build(
         previous=st.none() | build(RoleStatus, **ROLE),
     ),
     revisions=st.lists(
-        build(RevisionStatus, revision=REVISIONS, role=st.none() | st.sampled_from(Role), created_at=TIMES),
-        max_size=2,
+        build(RevisionStatus, revision=REVISIONS, role=st.none() | st.sampled_from(Role), created_at=TIMES), max_size=2
     ).map(tuple),
     url=st.none() | WORDS,
     weight=st.none() | st.integers(0, 100),
@@ -177,7 +168,6 @@ def test_every_model_is_read_as_it_was_written(model: SegmentationModel) -> None
     (read,) = load(dump([model]), "model.yaml")
 
     assert read == model
-    assert isinstance(read, SegmentationModel)
     assert read.pipeline.revision == model.pipeline.revision
 
 

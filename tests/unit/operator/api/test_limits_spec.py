@@ -14,13 +14,11 @@ from segserve_operator.api.segmentation_model import SegmentationModel
 
 def coins(limits: str) -> SegmentationModel:
     (model,) = load(f"{COINS}  limits: {limits}\n", "coins.yaml")
-    assert isinstance(model, SegmentationModel)
     return model
 
 
 def test_limits_make_no_revision() -> None:
     (unlimited,) = load(COINS, "coins.yaml")
-    assert isinstance(unlimited, SegmentationModel)
 
     assert coins("{perCaller: {requestsPerSecond: 5}}").pipeline == unlimited.pipeline
 

@@ -7,11 +7,12 @@ import trustme
 import yaml
 from pydantic import ValidationError
 
+from fakes.cases import cases
 from fakes.pools import FULL, MINIMAL, labelled, pods_with
 from segserve_builder.sources import SOURCES
 from segserve_builder.spec.model_spec import SCHEMES, Artifact
 from segserve_operator.api.loading import dump, load
-from segserve_operator.api.triton_pool import TritonPool, TritonPoolSpec
+from segserve_operator.api.triton_pool import TritonPoolSpec
 from segserve_operator.mapping.specs import min_ready_of
 
 AUTHORITY = trustme.CA().cert_pem.bytes().decode()
@@ -28,7 +29,6 @@ AUTHORITY = trustme.CA().cert_pem.bytes().decode()
 def test_tritons_spans_go_to_a_receiver_without_tls_or_nowhere(tracing: dict[str, str], url: str | None) -> None:
     told = TritonPoolSpec.model_validate({"gateway": {"tracing": tracing}}).gateway.tracing
 
-    assert told is not None
     assert told.server_traces_url == url
 
 
@@ -44,7 +44,6 @@ def test_a_pool_that_says_nothing_is_whole() -> None:
 def test_every_field_is_read_as_it_was_written(text: str) -> None:
     (pool,) = load(text, "pool.yaml")
 
-    assert isinstance(pool, TritonPool)
     assert load(dump([pool]), "again.yaml") == [pool]
 
 
@@ -52,7 +51,6 @@ def test_every_field_is_read_as_it_was_written(text: str) -> None:
 def test_the_full_pool_says_everything() -> None:
     """So that goldens of it hold every field: none has its default."""
     (pool,) = load(FULL, "pool.yaml")
-    assert isinstance(pool, TritonPool)
 
     for part, default in (
         (pool.spec, TritonPoolSpec()),
@@ -89,105 +87,78 @@ def test_amounts_need_no_quotes() -> None:
     assert spec.server.resources.limits == {"nvidia.com/gpu": "1", "cpu": "2"}
 
 
-@pytest.mark.parametrize(
+@cases(
     ("spec", "said"),
-    [
-        pytest.param({"server": {"image": "own:1"}}, "needs a version", id="an image without its release"),
-        *(
-            pytest.param({"minReady": bad}, "a whole number from 1 on, or a percentage from 1% to 100%", id=f"{bad!r}")
+    {
+        "an image without its release": ({"server": {"image": "own:1"}}, "needs a version"),
+        **{
+            f"{bad!r}": ({"minReady": bad}, "a whole number from 1 on, or a percentage from 1% to 100%")
             for bad in (0, -1, True, 0.5, "0%", "101%", "2", "80 %")
-        ),
-        pytest.param({"server": {"cache": {}}}, "exactly one of size.*, got none", id="no cache"),
-        pytest.param(
-            {"server": {"cache": {"size": "1Gi", "hostPath": "/cache"}}}, "got size, hostPath", id="two caches"
-        ),
-        pytest.param({"server": {"cache": {"hostPath": "cache"}}}, "pattern", id="a folder that is relative"),
-        pytest.param({"server": {"sharedMemory": "much"}}, "a quantity such as 2, 500m or 16Gi, got", id="words"),
-        pytest.param({"server": {"sharedMemory": True}}, "a quantity", id="a truth instead of an amount"),
-        pytest.param(
-            {"server": pods_with({"agent": {"env": [{"name": "SEGSERVE_POOL"}]}})},
-            "reserved for",
-            id="a variable of ours",
-        ),
-        pytest.param(
+        },
+        "no cache": ({"server": {"cache": {}}}, "exactly one of size.*, got none"),
+        "two caches": ({"server": {"cache": {"size": "1Gi", "hostPath": "/cache"}}}, "got size, hostPath"),
+        "a folder that is relative": ({"server": {"cache": {"hostPath": "cache"}}}, "pattern"),
+        "words": ({"server": {"sharedMemory": "much"}}, "a quantity such as 2, 500m or 16Gi, got"),
+        "a truth instead of an amount": ({"server": {"sharedMemory": True}}, "a quantity"),
+        "a variable of ours": ({"server": pods_with({"agent": {"env": [{"name": "SEGSERVE_POOL"}]}})}, "reserved for"),
+        "a variable twice": (
             {"server": pods_with({"triton": {"env": [{"name": "A"}, {"name": "A"}]}})},
             "'A' is listed twice",
-            id="a variable twice",
         ),
-        pytest.param(
-            {"gateway": pods_with({"envoy": {"env": [{"name": "A"}]}})}, "takes no variables", id="a variable of Envoy"
-        ),
-        pytest.param(
-            {"server": pods_with({"tritn": {}})}, "did you mean 'triton'.*agent, tls, triton", id="an unknown container"
-        ),
-        pytest.param(
+        "a variable of Envoy": ({"gateway": pods_with({"envoy": {"env": [{"name": "A"}]}})}, "takes no variables"),
+        "an unknown container": ({"server": pods_with({"tritn": {}})}, "did you mean 'triton'.*agent, tls, triton"),
+        "Triton's resources twice": (
             {"server": pods_with({"triton": {"resources": {"limits": {"cpu": 1}}}})},
             "the resources of triton are server.resources",
-            id="Triton's resources twice",
         ),
-        pytest.param({"server": pods_with(volumes=[])}, "not permitted", id="a volume"),
-        pytest.param({"server": pods_with({"agent": {"image": "mine"}})}, "not permitted", id="another image"),
-        pytest.param(
-            {"server": labelled({"a b": "c"})},
-            "got 'a b'",
-            id="a label's name with a space",
-        ),
-        pytest.param(
-            {"gateway": labelled({"a": "b c"})},
-            "got 'b c' for a",
-            id="a label's value with a space",
-        ),
-        pytest.param({"server": pods_with(imagePullSecrets=[{"name": "No"}])}, "pattern", id="a secret that cannot be"),
-        pytest.param({"server": {"version": "latest"}}, "pattern", id="a release that is none"),
-        *(
-            pytest.param({"gateway": {"tracing": {"endpoint": bad}}}, said, id=bad)
+        "a volume": ({"server": pods_with(volumes=[])}, "not permitted"),
+        "another image": ({"server": pods_with({"agent": {"image": "mine"}})}, "not permitted"),
+        "a label's name with a space": ({"server": labelled({"a b": "c"})}, "got 'a b'"),
+        "a label's value with a space": ({"gateway": labelled({"a": "b c"})}, "got 'b c' for a"),
+        "a secret that cannot be": ({"server": pods_with(imagePullSecrets=[{"name": "No"}])}, "pattern"),
+        "a release that is none": ({"server": {"version": "latest"}}, "pattern"),
+        **{
+            bad: ({"gateway": {"tracing": {"endpoint": bad}}}, said)
             for bad, said in (
                 ("grpc://collector:4317", "pattern"),
                 ("http://user:secret@collector", "pattern"),
                 ("http://collector:65536", "from 1 to 65535, got 'http://collector:65536'"),
                 ("http://collector:0", "from 1 to 65535"),
             )
-        ),
-        *(
-            pytest.param({"gateway": {"tracing": {"endpoint": "https://collector", **bad}}}, said, id=said)
+        },
+        **{
+            said: ({"gateway": {"tracing": {"endpoint": "https://collector", **bad}}}, said)
             for bad, said in (
                 ({"serverEndpoint": "https://collector"}, "must begin with http://, as Triton has no option"),
                 ({"serverEndpoint": "http://collector:0"}, "from 1 to 65535"),
                 ({"caBundle": "none"}, "must be certificates as PEM"),
                 ({"caBundle": ""}, "must be certificates as PEM, got none"),
             )
-        ),
-        pytest.param(
+        },
+        "authorities without TLS": (
             {"gateway": {"tracing": {"endpoint": "http://collector", "caBundle": AUTHORITY}}},
             "caBundle is for an endpoint with https://, got 'http://collector'",
-            id="authorities without TLS",
         ),
-        pytest.param({"artifacts": {"base": "models/"}}, "pattern", id="a base that is no URI"),
-        pytest.param({"artifacts": {"base": "gopher://x/"}}, "pattern", id="a base that no source reads"),
-        pytest.param(
-            {"artifacts": {"schemes": ["s4"]}}, "unknown scheme 's4'; known: az, file", id="a scheme that is none"
-        ),
-        pytest.param({"artifacts": {"endpoints": {"pvc": "http://a"}}}, "known: az, gs", id="a server of no scheme"),
-        pytest.param({"artifacts": {"endpoints": {"s3": "minio:9000"}}}, "pattern", id="a server that is no URL"),
-        pytest.param(
-            {"artifacts": {"endpoints": {"s3": "http://key:secret@minio"}}}, "pattern", id="a secret in a server's URL"
-        ),
-        pytest.param(
+        "a base that is no URI": ({"artifacts": {"base": "models/"}}, "pattern"),
+        "a base that no source reads": ({"artifacts": {"base": "gopher://x/"}}, "pattern"),
+        "a scheme that is none": ({"artifacts": {"schemes": ["s4"]}}, "unknown scheme 's4'; known: az, file"),
+        "a server of no scheme": ({"artifacts": {"endpoints": {"pvc": "http://a"}}}, "known: az, gs"),
+        "a server that is no URL": ({"artifacts": {"endpoints": {"s3": "minio:9000"}}}, "pattern"),
+        "a secret in a server's URL": ({"artifacts": {"endpoints": {"s3": "http://key:secret@minio"}}}, "pattern"),
+        "another namespace's secret": (
             {"artifacts": {"credentials": [{"scheme": "s3", "secretRef": {"name": "a", "namespace": "other"}}]}},
             "not permitted",
-            id="another namespace's secret",
         ),
-        pytest.param(
+        "credentials for files": (
             {"artifacts": {"credentials": [{"scheme": "pvc", "secretRef": {"name": "a"}}]}},
             "unknown scheme 'pvc'",
-            id="credentials for files",
         ),
-        pytest.param({"artifacts": {"claims": ["../x"]}}, "pattern", id="a claim that is a path"),
-        pytest.param({"artifacts": {"claims": ["a", "a"]}}, "listed twice", id="a claim twice"),
-        pytest.param({"artifacts": {"maxSize": "big"}}, "a quantity", id="a size in words"),
-        pytest.param({"artifacts": {"signatures": {"keys": ["ssh-rsa AAAA"]}}}, "pattern", id="a key that is no PEM"),
-        *(
-            pytest.param({**beside, "scaling": {"maximum": 4, "target": {"concurrency": 2}, **bad}}, said, id=said)
+        "a claim that is a path": ({"artifacts": {"claims": ["../x"]}}, "pattern"),
+        "a claim twice": ({"artifacts": {"claims": ["a", "a"]}}, "listed twice"),
+        "a size in words": ({"artifacts": {"maxSize": "big"}}, "a quantity"),
+        "a key that is no PEM": ({"artifacts": {"signatures": {"keys": ["ssh-rsa AAAA"]}}}, "pattern"),
+        **{
+            said: ({**beside, "scaling": {"maximum": 4, "target": {"concurrency": 2}, **bad}}, said)
             for beside, bad, said in (
                 ({}, {"target": {}}, "exactly one of queueMilliseconds and concurrency must be set, got none"),
                 ({}, {"target": {"concurrency": 2, "queueMilliseconds": 9}}, "must be set, got both"),
@@ -203,18 +174,17 @@ def test_amounts_need_no_quotes() -> None:
                 ),
                 ({}, {"scaleDownDelay": "0s"}, "must be longer than 0s"),
             )
-        ),
-        pytest.param({"replicas": 0}, "greater than or equal to 1", id="no servers"),
-        pytest.param({"gateway": {"serviceType": "ExternalName"}}, "ClusterIP", id="a Service of another kind"),
-        pytest.param({"notifications": [{}]}, "exactly one.*got none", id="nobody to tell"),
-        pytest.param(
+        },
+        "no servers": ({"replicas": 0}, "greater than or equal to 1"),
+        "a Service of another kind": ({"gateway": {"serviceType": "ExternalName"}}, "ClusterIP"),
+        "nobody to tell": ({"notifications": [{}]}, "exactly one.*got none"),
+        "an address given twice": (
             {"notifications": [{"url": "http://a", "secretRef": {"name": "hooks", "key": "url"}}]},
             "exactly one.*got both",
-            id="an address given twice",
         ),
-        pytest.param({"notifications": [{"url": "mailto:a@b.c"}]}, "pattern", id="an address that is not of the web"),
-        pytest.param({"server": {"nodeSelectr": {}}}, "not permitted", id="a misspelt field"),
-    ],
+        "an address that is not of the web": ({"notifications": [{"url": "mailto:a@b.c"}]}, "pattern"),
+        "a misspelt field": ({"server": {"nodeSelectr": {}}}, "not permitted"),
+    },
 )
 def test_what_cannot_be_run_is_refused(spec: dict[str, Any], said: str) -> None:
     with pytest.raises(ValidationError, match=said):

@@ -8,14 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from segserve_operator.api.rollout_policy import (
-    DEFAULT_GATES,
-    DEFAULT_STEPS,
-    GATE_SPECS,
-    RolloutPolicy,
-    Slo,
-    gate_name,
-)
+from segserve_operator.api.rollout_policy import DEFAULT_GATES, DEFAULT_STEPS, RolloutPolicy, Slo, gate_name
 from segserve_operator.api.schema import structural_schema
 from segserve_operator.api.segmentation_model import SegmentationModel, SegmentationModelSpec
 from segserve_operator.api.segmentation_rollout import RolloutPhase, SegmentationRollout
@@ -77,7 +70,6 @@ def test_an_slo_that_cannot_be_measured_is_refused(coins_value: dict[str, Any], 
 def test_latencies_of_two_digits_are_taken(coins_value: dict[str, Any], milliseconds: float) -> None:
     slo = loaded(coins_value, slo={"p99Milliseconds": milliseconds}).spec.slo
 
-    assert slo is not None
     assert slo.p99_milliseconds == milliseconds
 
 
@@ -147,30 +139,12 @@ def test_what_has_no_steps_may_say_so_or_nothing(
     """The default is among them: an API server writes it into every policy."""
     policy = loaded(coins_value, rollout={"strategy": strategy, **steps}).spec.rollout
 
-    assert policy is not None
     assert policy.strategy == strategy
-
-
-def test_every_gate_is_registered_by_the_name_that_resources_give_it() -> None:
-    item = structural_schema(SegmentationModel)["properties"]["spec"]["properties"]["rollout"]["properties"]["gates"]
-
-    assert item["items"]["properties"]["gate"]["enum"] == sorted(GATE_SPECS)
-    assert {gate.model_fields["gate"].default for gate in GATE_SPECS.values()} == set(GATE_SPECS)
-
-
-def test_the_definition_allows_each_gate_its_own_fields_alone() -> None:
-    item = structural_schema(SegmentationModel)["properties"]["spec"]["properties"]["rollout"]["properties"]["gates"]
-    rules = {rule["message"]: rule["rule"] for rule in item["items"]["x-kubernetes-validations"]}
-
-    assert "has(self.alphaShare)" not in rules["latency allows only: alphaShare"]
-    assert "!has(self.url)" in rules["latency allows only: alphaShare"]
-    assert rules["webhook needs name, url"] == "self.gate != 'webhook' || (has(self.name) && has(self.url))"
 
 
 def test_a_gate_is_called_what_its_user_calls_it(coins_value: dict[str, Any]) -> None:
     policy = loaded(coins_value, rollout={"gates": [WEBHOOK, {"gate": "latency"}]}).spec.rollout
 
-    assert policy is not None
     assert [gate_name(gate) for gate in policy.gates] == ["night", "latency"]
 
 

@@ -9,6 +9,7 @@ import pytest
 from cel_expr_python import cel
 from pydantic import TypeAdapter, ValidationError
 
+from fakes.cases import cases
 from segserve_operator.adapters.checks.cel_process import answer
 from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
 from segserve_operator.api.schema import structural_schema
@@ -64,43 +65,32 @@ def messages(kind: type, field: str, value: Any) -> list[str]:
     return list(broken(filled(value, schema), schema))
 
 
-@pytest.mark.parametrize(
+@cases(
     "rollout",
-    [
-        pytest.param({}, id="nothing said"),
-        pytest.param(
-            {"steps": [{"weight": 1, "minDuration": "90s", "maxDuration": "1h30m"}, {"weight": 99}]}, id="two steps"
-        ),
-        pytest.param({"strategy": "blueGreen"}, id="no steps, but those that are filled in"),
-        pytest.param({"strategy": "immediate", "steps": []}, id="no steps"),
-        pytest.param({"shadow": {}}, id="a shadow"),
-        pytest.param({"shadow": {"enabled": False}}, id="no shadow"),
-        pytest.param({"strategy": "immediate", "shadow": {"enabled": False}}, id="no shadow of nothing"),
-        pytest.param({"strategy": "blueGreen", "shadow": {"percent": 100}}, id="a shadow before the switch"),
-        pytest.param({"strategy": "shadow", "steps": [{"weight": 10}]}, id="a shadow alone, and steps for a person"),
-        pytest.param(
-            {"strategy": "abTest", "abTest": {"duration": "1h", "metric": "slowRate", "slowMilliseconds": 250.0}},
-            id="a test",
-        ),
-        pytest.param(
-            {"strategy": "abTest", "abTest": {"duration": "1h", "metric": "p95Latency"}}, id="a test by a percentile"
-        ),
-        pytest.param(
-            {"strategy": "abTest", "abTest": {"duration": "1h", "metric": "promql", "promql": QUERY}},
-            id="a test by a query",
-        ),
-        pytest.param({"strategy": "shadow", "gates": [{"gate": "maskAgreement"}]}, id="a shadow that is not written"),
-        pytest.param({"gates": [{"gate": "drift"}]}, id="steps that bring answers to compare"),
-        pytest.param({"strategy": "shadow", "gates": [{"gate": "drift"}]}, id="a shadow whose promotion has steps"),
-        pytest.param(
-            {"shadow": {}, "gates": [{"gate": "maskAgreement", "minimum": 0.8, "onBreach": "Note"}]},
-            id="a gate that needs a shadow",
-        ),
-        pytest.param(
-            {"gates": [{"gate": "latency", "alphaShare": 2.0}, WEBHOOK, PROMQL, {"gate": "resource"}]},
-            id="gates of each kind",
-        ),
-    ],
+    {
+        "nothing said": {},
+        "two steps": {"steps": [{"weight": 1, "minDuration": "90s", "maxDuration": "1h30m"}, {"weight": 99}]},
+        "no steps, but those that are filled in": {"strategy": "blueGreen"},
+        "no steps": {"strategy": "immediate", "steps": []},
+        "a shadow": {"shadow": {}},
+        "no shadow": {"shadow": {"enabled": False}},
+        "no shadow of nothing": {"strategy": "immediate", "shadow": {"enabled": False}},
+        "a shadow before the switch": {"strategy": "blueGreen", "shadow": {"percent": 100}},
+        "a shadow alone, and steps for a person": {"strategy": "shadow", "steps": [{"weight": 10}]},
+        "a test": {"strategy": "abTest", "abTest": {"duration": "1h", "metric": "slowRate", "slowMilliseconds": 250.0}},
+        "a test by a percentile": {"strategy": "abTest", "abTest": {"duration": "1h", "metric": "p95Latency"}},
+        "a test by a query": {"strategy": "abTest", "abTest": {"duration": "1h", "metric": "promql", "promql": QUERY}},
+        "a shadow that is not written": {"strategy": "shadow", "gates": [{"gate": "maskAgreement"}]},
+        "steps that bring answers to compare": {"gates": [{"gate": "drift"}]},
+        "a shadow whose promotion has steps": {"strategy": "shadow", "gates": [{"gate": "drift"}]},
+        "a gate that needs a shadow": {
+            "shadow": {},
+            "gates": [{"gate": "maskAgreement", "minimum": 0.8, "onBreach": "Note"}],
+        },
+        "gates of each kind": {
+            "gates": [{"gate": "latency", "alphaShare": 2.0}, WEBHOOK, PROMQL, {"gate": "resource"}]
+        },
+    },
 )
 def test_a_policy_that_the_types_take_breaks_no_rule(rollout: dict[str, Any]) -> None:
     RolloutPolicy.model_validate(rollout)
@@ -108,80 +98,59 @@ def test_a_policy_that_the_types_take_breaks_no_rule(rollout: dict[str, Any]) ->
     assert messages(SegmentationModelSpec, "rollout", rollout) == []
 
 
-@pytest.mark.parametrize(
+@cases(
     ("rollout", "said"),
-    [
-        pytest.param({"steps": [{"weight": 5}, {"weight": 5}]}, "weights must increase", id="a weight twice"),
-        pytest.param(
-            {"steps": [{"weight": 5, "minDuration": "2m", "maxDuration": "90s"}]}, "minDuration must not", id="times"
-        ),
-        pytest.param({"steps": []}, "the strategy canary needs", id="a canary without steps"),
-        pytest.param(
+    {
+        "a weight twice": ({"steps": [{"weight": 5}, {"weight": 5}]}, "weights must increase"),
+        "times": ({"steps": [{"weight": 5, "minDuration": "2m", "maxDuration": "90s"}]}, "minDuration must not"),
+        "a canary without steps": ({"steps": []}, "the strategy canary needs"),
+        "steps of what has none": (
             {"strategy": "immediate", "steps": [{"weight": 5}]},
             "steps are for the strategy canary",
-            id="steps of what has none",
         ),
-        pytest.param(
-            {"strategy": "immediate", "shadow": {}},
-            "the strategy immediate promotes",
-            id="a shadow of nothing",
-        ),
-        pytest.param({"strategy": "abTest"}, "needs rollout.abTest", id="a test of nothing"),
-        pytest.param({"abTest": {"duration": "1h"}}, "needs rollout.abTest", id="a test in a canary"),
-        pytest.param(
+        "a shadow of nothing": ({"strategy": "immediate", "shadow": {}}, "the strategy immediate promotes"),
+        "a test of nothing": ({"strategy": "abTest"}, "needs rollout.abTest"),
+        "a test in a canary": ({"abTest": {"duration": "1h"}}, "needs rollout.abTest"),
+        "a limit of no metric": (
             {"strategy": "abTest", "abTest": {"duration": "1h", "slowMilliseconds": 9.0}},
             "the metric slowRate needs",
-            id="a limit of no metric",
         ),
-        pytest.param(
+        "a test by no query": (
             {"strategy": "abTest", "abTest": {"duration": "1h", "metric": "promql"}},
             "the metric promql needs promql",
-            id="a test by no query",
         ),
-        pytest.param(
+        "a query of another metric": (
             {"strategy": "abTest", "abTest": {"duration": "1h", "metric": "p95Latency", "promql": QUERY}},
             "the metric promql needs promql",
-            id="a query of another metric",
         ),
-        pytest.param(
+        "a query of no revision": (
             {"strategy": "abTest", "abTest": {**BY_QUERY, "promql": {**QUERY, "query": "up"}}},
             "query must name the revision as {revision}",
-            id="a query of no revision",
         ),
-        pytest.param(
+        "bounds without values between them": (
             {"strategy": "abTest", "abTest": {**BY_QUERY, "promql": {**QUERY, "minimum": 1.0}}},
             "minimum must be less than maximum",
-            id="bounds without values between them",
         ),
-        pytest.param({"gates": [{"gate": "maskAgreement"}]}, "which only rollout.shadow collects", id="no pairs"),
-        *(
-            pytest.param({**split, "gates": [{"gate": "drift"}]}, "needs requests to both", id=f"no split of {what}")
+        "no pairs": ({"gates": [{"gate": "maskAgreement"}]}, "which only rollout.shadow collects"),
+        **{
+            f"no split of {what}": ({**split, "gates": [{"gate": "drift"}]}, "needs requests to both")
             for what, split in {
                 "blueGreen": {"strategy": "blueGreen"},
                 "immediate": {"strategy": "immediate"},
                 "shadow without steps": {"strategy": "shadow", "steps": []},
             }.items()
-        ),
-        pytest.param(
+        },
+        "pairs of a shadow that is off": (
             {"shadow": {"enabled": False}, "gates": [{"gate": "maskAgreement"}]},
             "which only rollout.shadow collects",
-            id="pairs of a shadow that is off",
         ),
-        pytest.param(
-            {"strategy": "shadow", "shadow": {"enabled": False}}, "must not be false", id="a shadow alone that is off"
-        ),
-        pytest.param(
-            {"strategy": "shadow", "onUndecided": "Promote"},
-            "promote nothing by themselves",
-            id="a shadow that promotes",
-        ),
-        pytest.param({"gates": [{"gate": "latency"}] * 2}, "listed only once", id="a gate twice"),
-        pytest.param({"gates": [WEBHOOK, {**PROMQL, "name": "night"}]}, "listed only once", id="a name twice"),
-        pytest.param(
-            {"gates": [{"gate": "errorRate", "interval": "1m"}]}, "errorRate allows only: alphaShare", id="another's"
-        ),
-        pytest.param({"gates": [{"gate": "webhook", "name": "n"}]}, "webhook needs name, url", id="half a gate"),
-    ],
+        "a shadow alone that is off": ({"strategy": "shadow", "shadow": {"enabled": False}}, "must not be false"),
+        "a shadow that promotes": ({"strategy": "shadow", "onUndecided": "Promote"}, "promote nothing by themselves"),
+        "a gate twice": ({"gates": [{"gate": "latency"}] * 2}, "listed only once"),
+        "a name twice": ({"gates": [WEBHOOK, {**PROMQL, "name": "night"}]}, "listed only once"),
+        "another's": ({"gates": [{"gate": "errorRate", "interval": "1m"}]}, "errorRate allows only: alphaShare"),
+        "half a gate": ({"gates": [{"gate": "webhook", "name": "n"}]}, "webhook needs name, url"),
+    },
 )
 def test_a_policy_that_the_types_refuse_breaks_its_rule(rollout: dict[str, Any], said: str) -> None:
     with pytest.raises(ValidationError):
@@ -243,10 +212,7 @@ OPEN = {"start": "07:30", "duration": "1h"}
             {"scaling": {**SCALING, "schedule": [{**OPEN, "minimum": 5}]}},
             ["minimum of schedule must not be above maximum"],
         ),
-        (
-            {"scaling": {**SCALING, "target": {}}},
-            ["exactly one of queueMilliseconds and concurrency must be set"],
-        ),
+        ({"scaling": {**SCALING, "target": {}}}, ["exactly one of queueMilliseconds and concurrency must be set"]),
         (
             {"scaling": {**SCALING, "target": {"queueMilliseconds": 50, "concurrency": 2}}},
             ["exactly one of queueMilliseconds and concurrency must be set"],

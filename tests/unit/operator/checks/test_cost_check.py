@@ -47,7 +47,6 @@ async def looked(found: CheckContext, times: int, check: Check = CHECK) -> Check
 async def test_each_look_with_enough_requests_is_a_block() -> None:
     evidence = (await looked(context(Servers(dearer=1.5)), 13)).cost
 
-    assert evidence is not None
     assert len(evidence.blocks) == 12
     candidate, stable = evidence.blocks[0]
     assert (*candidate, *stable) == pytest.approx((0.3, 20.0, 0.0, 0.2, 20.0, 0.0))

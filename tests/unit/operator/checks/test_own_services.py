@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
 
-from fakes.answering_service import says, service
+from fakes.answering_service import service
 from fakes.golden_pictures import check_of, context_of
-from fakes.waiting import HANG_S, connections_are_closed
-from segserve_operator.adapters.checks import ab_query, promql, services, webhook
+from fakes.waiting import HANG_S
+from segserve_operator.adapters.checks import ab_query, services, webhook
 from segserve_operator.adapters.checks.promql import filled, numbers_of
 from segserve_operator.adapters.checks.services import evaluate
 from segserve_operator.adapters.checks.triton_queue import Queue, read_queue
 from segserve_operator.api.ab_test import AbTestQuery
-from segserve_operator.api.rollout_policy import PromqlGate, WebhookGate
+from segserve_operator.api.rollout_policy import WebhookGate
 from segserve_operator.core.gates.checks import CheckError, CheckResult
 
 
@@ -26,12 +24,6 @@ async def ask_webhook(tmp_path: Path, url: str, *, local: bool = True, **spec: A
     gate = WebhookGate(name="own", url=url, **spec)
     context = context_of(local=local)
     return await webhook.run(check_of("check", spec=gate, gate="own", phase="Progressing", weight=5), context, print)
-
-
-async def ask_prometheus(tmp_path: Path, body: Any, status: int = 200, **spec: Any) -> CheckResult:
-    async with service(says(body, status)) as url:
-        gate = PromqlGate(name="own", address=url, query="up", **{"pass_condition": "result[0] < 2", **spec})
-        return await promql.run(check_of("check", spec=gate, gate="own"), context_of(), print)
 
 
 def vector(*values: str) -> dict[str, Any]:
@@ -84,20 +76,6 @@ async def test_a_redirect_is_an_answer_and_is_not_followed(tmp_path: Path) -> No
         assert (await ask_webhook(tmp_path, url, pass_condition="status == 302")).passes is True
 
 
-async def test_a_late_answer_is_none(tmp_path: Path) -> None:
-    released = asyncio.Event()
-
-    async def answer(_: web.Request) -> web.StreamResponse:
-        await released.wait()
-        return web.Response()
-
-    async with service(answer) as url:
-        with pytest.raises(CheckError, match=r"did not answer within 0\.1 s"):
-            await ask_webhook(tmp_path, url, timeout=timedelta(milliseconds=100))
-        released.set()
-    await connections_are_closed()
-
-
 @pytest.mark.parametrize(
     ("url", "local", "why"),
     [
@@ -112,13 +90,6 @@ async def test_what_may_not_be_asked_is_no_verdict(tmp_path: Path, url: str, loc
 
 
 # Queries
-
-
-async def test_the_numbers_of_a_query_are_judged(tmp_path: Path) -> None:
-    found = await ask_prometheus(tmp_path, vector("1.5"), breach_condition="result.exists(x, x > 9)")
-
-    assert (found.passes, found.breaches) == (True, False)
-    assert found.shown == "result 1.5"
 
 
 @pytest.mark.parametrize(

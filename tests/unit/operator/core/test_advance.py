@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from fakes.cases import cases
 from fakes.observed_models import (
     FAILURE,
     FIRST,
@@ -92,146 +93,100 @@ def record_of(found: RolloutUpdate) -> Record:
 ASKED = SECOND.revision
 ENDED_BEFORE = state(THIRD, Phase.ROLLED_BACK)
 
-BEGIN = [
-    pytest.param(coins(), (Phase.GOLDEN, 0, "Proved"), id="a candidate that has servers begins a rollout"),
-    pytest.param(coins(policy=None), None, id="no policy, no rollout"),
-    pytest.param(
-        coins(roles=Roles(None, candidate(SECOND))), None, id="a first revision has nothing to be compared with"
-    ),
-    pytest.param(coins(roles=SERVED), None, id="no candidate, no rollout"),
-    pytest.param(
-        coins(roles=Roles(holder(FIRST, "main"), candidate(SECOND, None))),
-        None,
-        id="who waits for servers waits here too",
-    ),
-    pytest.param(coins(roles=FAILED), None, id="what failed on its servers is not rolled out"),
-    pytest.param(model(None, CHANGING), None, id="a spec that cannot be read begins nothing"),
-    pytest.param(coins(ENDED_BEFORE), (Phase.GOLDEN, 0, "Proved"), id="another revision begins after the end of one"),
-    pytest.param(
-        coins(AT[Phase.ROLLED_BACK]), (Phase.GOLDEN, 0, "Proved"), id="the same revision begins again once it may"
-    ),
-    pytest.param(
+BEGIN = {
+    "a candidate that has servers begins a rollout": (coins(), (Phase.GOLDEN, 0, "Proved")),
+    "no policy, no rollout": (coins(policy=None), None),
+    "a first revision has nothing to be compared with": (coins(roles=Roles(None, candidate(SECOND))), None),
+    "no candidate, no rollout": (coins(roles=SERVED), None),
+    "who waits for servers waits here too": (coins(roles=Roles(holder(FIRST, "main"), candidate(SECOND, None))), None),
+    "what failed on its servers is not rolled out": (coins(roles=FAILED), None),
+    "a spec that cannot be read begins nothing": (model(None, CHANGING), None),
+    "another revision begins after the end of one": (coins(ENDED_BEFORE), (Phase.GOLDEN, 0, "Proved")),
+    "the same revision begins again once it may": (coins(AT[Phase.ROLLED_BACK]), (Phase.GOLDEN, 0, "Proved")),
+    "the same revision does not begin again while it counts as failed": (
         coins(AT[Phase.ROLLED_BACK], FAILED),
         (Phase.ROLLED_BACK, 0, ""),
-        id="the same revision does not begin again while it counts as failed",
     ),
-    pytest.param(
-        coins(AT[Phase.SUCCEEDED], CHANGED), (Phase.SUCCEEDED, 100, ""), id="what has succeeded stays where it is"
-    ),
-]
+    "what has succeeded stays where it is": (coins(AT[Phase.SUCCEEDED], CHANGED), (Phase.SUCCEEDED, 100, "")),
+}
 
-GO_ON = [
-    pytest.param(
-        coins(AT[Phase.PENDING]), (Phase.GOLDEN, 0, "Proved"), id="servers that answer and are known bring the labels"
-    ),
-    pytest.param(
-        coins(AT[Phase.GOLDEN]),
-        (Phase.PROGRESSING, 5, "GoldenPassed"),
-        id="without labels the first step comes at once",
-    ),
-    pytest.param(coins(PROGRESSING), (Phase.PROGRESSING, 25, "TooFewRequests"), id="without requests a weight stays"),
-    pytest.param(
+GO_ON = {
+    "servers that answer and are known bring the labels": (coins(AT[Phase.PENDING]), (Phase.GOLDEN, 0, "Proved")),
+    "without labels the first step comes at once": (coins(AT[Phase.GOLDEN]), (Phase.PROGRESSING, 5, "GoldenPassed")),
+    "without requests a weight stays": (coins(PROGRESSING), (Phase.PROGRESSING, 25, "TooFewRequests")),
+    "a policy without gates asks for requests all the same": (
         coins(replace(PROGRESSING, step=2), policy=RolloutPolicy(gates=())),
         (Phase.PROGRESSING, 25, "TooFewRequests"),
-        id="a policy without gates asks for requests all the same",
     ),
-    pytest.param(
-        coins(AT[Phase.QUARANTINED]), (Phase.QUARANTINED, 0, "Probing"), id="a quarantine waits for our own requests"
-    ),
-    pytest.param(coins(AT[Phase.BAKING], CHANGED), (Phase.BAKING, 95, "MinimumTime"), id="what is promoted is watched"),
-    pytest.param(
+    "a quarantine waits for our own requests": (coins(AT[Phase.QUARANTINED]), (Phase.QUARANTINED, 0, "Probing")),
+    "what is promoted is watched": (coins(AT[Phase.BAKING], CHANGED), (Phase.BAKING, 95, "MinimumTime")),
+    "what was watched for long enough has succeeded": (
         coins(replace(AT[Phase.BAKING], step_since_s=NOW_S - 600), CHANGED),
         (Phase.SUCCEEDED, 100, "Baked"),
-        id="what was watched for long enough has succeeded",
     ),
-]
+}
 
-PEOPLE = [
-    pytest.param(
-        coins(PROGRESSING, asked={"abort": ASKED}),
-        (Phase.ROLLED_BACK, 0, "Aborted"),
-        "RequestTaken",
-        id="abort ends it",
-    ),
-    pytest.param(
+PEOPLE = {
+    "abort ends it": (coins(PROGRESSING, asked={"abort": ASKED}), (Phase.ROLLED_BACK, 0, "Aborted"), "RequestTaken"),
+    "promote gives it all requests": (
         coins(PROGRESSING, asked={"promote": ASKED}),
         (Phase.BAKING, 95, "PromotedEarly"),
         "RequestTaken",
-        id="promote gives it all requests",
     ),
-    pytest.param(
+    "abort goes before promote": (
         coins(PROGRESSING, asked={"promote": ASKED, "abort": ASKED}),
         (Phase.ROLLED_BACK, 0, "Aborted"),
         "RequestTaken",
-        id="abort goes before promote",
     ),
-    pytest.param(
-        coins(PROGRESSING, asked={"pause": ASKED}),
-        (Phase.PROGRESSING, 25, "Paused"),
-        "RequestTaken",
-        id="pause holds it",
-    ),
-    pytest.param(
+    "pause holds it": (coins(PROGRESSING, asked={"pause": ASKED}), (Phase.PROGRESSING, 25, "Paused"), "RequestTaken"),
+    "resume lets it wait for what it waits for": (
         coins(replace(PROGRESSING, paused=True), asked={"resume": ASKED}),
         (Phase.PROGRESSING, 25, "TooFewRequests"),
         "RequestTaken",
-        id="resume lets it wait for what it waits for",
     ),
-    pytest.param(
-        coins(replace(PROGRESSING, paused=True)),
-        (Phase.PROGRESSING, 25, "Paused"),
-        None,
-        id="what is paused stays paused",
-    ),
-    pytest.param(
+    "what is paused stays paused": (coins(replace(PROGRESSING, paused=True)), (Phase.PROGRESSING, 25, "Paused"), None),
+    "what is paused is not promoted by its deadline": (
         coins(
             replace(PROGRESSING, paused=True, started_s=0.0),
             policy=POLICY.model_copy(update={"on_undecided": "Promote"}),
         ),
         (Phase.PROGRESSING, 25, "Paused"),
         None,
-        id="what is paused is not promoted by its deadline",
     ),
-    pytest.param(
+    "a deadline that holds is what it says": (
         coins(replace(PROGRESSING, started_s=0.0)),
         (Phase.PROGRESSING, 25, "DeadlinePassed"),
         None,
-        id="a deadline that holds is what it says",
     ),
-    pytest.param(
+    "after a resume the deadline is not what it says": (
         coins(replace(PROGRESSING, started_s=0.0, resumed_s=NOW_S - 60)),
         (Phase.PROGRESSING, 25, "TooFewRequests"),
         None,
-        id="after a resume the deadline is not what it says",
     ),
-    pytest.param(
+    "rollback of what is watched ends its rollout": (
         coins(AT[Phase.BAKING], CHANGED, asked={"rollback": ASKED}),
         (Phase.ROLLED_BACK, 0, "Aborted"),
         "RequestTaken",
-        id="rollback of what is watched ends its rollout",
     ),
-    pytest.param(
+    "a word about another revision does nothing": (
         coins(PROGRESSING, asked={"promote": THIRD.revision}),
         (Phase.PROGRESSING, 25, "TooFewRequests"),
         "RequestRefused",
-        id="a word about another revision does nothing",
     ),
-    pytest.param(
+    "a word about what has ended does nothing": (
         coins(AT[Phase.SUCCEEDED], CHANGED, asked={"abort": ASKED}),
         (Phase.SUCCEEDED, 100, ""),
         "RequestRefused",
-        id="a word about what has ended does nothing",
     ),
-    pytest.param(
+    "a gate that there is not is not put aside": (
         coins(PROGRESSING, asked={"skip-gate": f"horoscope@{ASKED}"}),
         (Phase.PROGRESSING, 25, "TooFewRequests"),
         "RequestRefused",
-        id="a gate that there is not is not put aside",
     ),
-]
+}
 
 
-@pytest.mark.parametrize(("observed", "expected"), [*BEGIN, *GO_ON])
+@cases(("observed", "expected"), {**BEGIN, **GO_ON})
 def test_in_one_pass(observed: ModelObserved, expected: tuple[Phase, int, str] | None) -> None:
     found = rolled(observed)
 
@@ -239,7 +194,7 @@ def test_in_one_pass(observed: ModelObserved, expected: tuple[Phase, int, str] |
     assert (found.retry, found.return_to_previous, found.handled, found.events) == (False, False, (), ())
 
 
-@pytest.mark.parametrize(("observed", "expected", "events"), PEOPLE)
+@cases(("observed", "expected", "events"), PEOPLE)
 def test_by_a_persons_word(observed: ModelObserved, expected: tuple[Phase, int, str], events: str | None) -> None:
     found = rolled(observed)
 
@@ -257,46 +212,32 @@ def test_a_word_that_was_dealt_with_does_nothing_again() -> None:
     assert (found.events, found.handled) == ((), (f"abort={ASKED}",))
 
 
-@pytest.mark.parametrize(
+@cases(
     ("observed", "retry", "return_to_previous"),
-    [
-        pytest.param(
-            coins(AT[Phase.ROLLED_BACK], FAILED, asked={"retry": ASKED}),
-            True,
-            False,
-            id="retry of what failed is granted",
-        ),
-        pytest.param(
+    {
+        "retry of what failed is granted": (coins(AT[Phase.ROLLED_BACK], FAILED, asked={"retry": ASKED}), True, False),
+        "retry of what did not fail is refused": (
             coins(AT[Phase.ROLLED_BACK], FAILED, asked={"retry": THIRD.revision}),
             False,
             False,
-            id="retry of what did not fail is refused",
         ),
-        pytest.param(
+        "rollback leaves what has succeeded for the one before": (
             coins(AT[Phase.SUCCEEDED], CHANGED, asked={"rollback": ASKED}),
             False,
             True,
-            id="rollback leaves what has succeeded for the one before",
         ),
-        pytest.param(
+        "rollback is refused where the one before is not kept": (
             coins(AT[Phase.SUCCEEDED], Roles(holder(SECOND)), asked={"rollback": ASKED}),
             False,
             False,
-            id="rollback is refused where the one before is not kept",
         ),
-        pytest.param(
-            coins(None, CHANGED, policy=None, asked={"rollback": ASKED}),
-            False,
-            True,
-            id="rollback needs no policy",
-        ),
-        pytest.param(
+        "rollback needs no policy": (coins(None, CHANGED, policy=None, asked={"rollback": ASKED}), False, True),
+        "rollback of what is watched is its rollout's matter": (
             coins(AT[Phase.BAKING], CHANGED, asked={"rollback": ASKED}),
             False,
             False,
-            id="rollback of what is watched is its rollout's matter",
         ),
-    ],
+    },
 )
 def test_words_that_the_roles_follow(observed: ModelObserved, retry: bool, return_to_previous: bool) -> None:
     found = rolled(observed)
@@ -304,39 +245,30 @@ def test_words_that_the_roles_follow(observed: ModelObserved, retry: bool, retur
     assert (found.retry, found.return_to_previous) == (retry, return_to_previous)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("at", "roles", "expected", "ended"),
-    [
-        pytest.param(
-            PROGRESSING,
-            SERVED,
-            (Phase.CANCELLED, 0, "Superseded"),
-            [Phase.CANCELLED],
-            id="who goes back to stable cancels",
-        ),
-        pytest.param(
+    {
+        "who goes back to stable cancels": (PROGRESSING, SERVED, (Phase.CANCELLED, 0, "Superseded"), [Phase.CANCELLED]),
+        "another candidate cancels the one before, and begins in the same pass": (
             PROGRESSING,
             OTHER,
             (Phase.PENDING, 0, "Proving"),
             [Phase.CANCELLED, Phase.PENDING],
-            id="another candidate cancels the one before, and begins in the same pass",
         ),
-        pytest.param(
+        "what is watched and not stable any more is cancelled": (
             AT[Phase.BAKING],
             SERVED,
             (Phase.CANCELLED, 0, "Superseded"),
             [Phase.CANCELLED],
-            id="what is watched and not stable any more is cancelled",
         ),
-        pytest.param(
+        "a candidate that fails on its servers is rolled back with their reason": (
             PROGRESSING,
             FAILED,
             (Phase.ROLLED_BACK, 0, FAILURE.reason),
             [Phase.ROLLED_BACK],
-            id="a candidate that fails on its servers is rolled back with their reason",
         ),
-        pytest.param(AT[Phase.CANCELLED], SERVED, (Phase.CANCELLED, 0, ""), [], id="what has ended is not ended again"),
-    ],
+        "what has ended is not ended again": (AT[Phase.CANCELLED], SERVED, (Phase.CANCELLED, 0, ""), []),
+    },
 )
 def test_when_the_roles_change(
     at: RolloutState, roles: Roles, expected: tuple[Phase, int, str], ended: list[Phase]
@@ -347,12 +279,9 @@ def test_when_the_roles_change(
     assert [Phase(int(record.progress.phase)) for record in found.records] == ended
 
 
-@pytest.mark.parametrize(
+@cases(
     "own",
-    [
-        pytest.param(group(SECOND.revision, SECOND, state=ModelState.LOADING), id="loading it"),
-        pytest.param(lost(SECOND.revision, SECOND), id="gone"),
-    ],
+    {"loading it": group(SECOND.revision, SECOND, state=ModelState.LOADING), "gone": lost(SECOND.revision, SECOND)},
 )
 def test_a_rollout_begins_at_weight_0_and_waits_for_servers_that_are(own: GroupObserved) -> None:
     found = rolled(coins(), groups=(MAIN, own))
@@ -383,8 +312,6 @@ def test_a_gate_that_is_put_aside_stays_aside_and_holds_nothing() -> None:
     after = rolled(coins(word, policy=asks)).state
 
     assert where(held) == (Phase.GOLDEN, 0, "GateUndecided")
-    assert word is not None
-    assert after is not None
     assert (word.skipped, after.skipped, after.phase) == (("budget",), ("budget",), Phase.PROGRESSING)
 
 
@@ -397,13 +324,13 @@ def test_what_was_found_out_is_the_verdict_of_the_same_pass() -> None:
     assert [verdict.outcome for verdict in record_of(found).verdicts] == [Outcome.BREACH]
 
 
-@pytest.mark.parametrize(
+@cases(
     ("asked", "actor"),
-    [
-        pytest.param({}, "segserve", id="the engine"),
-        pytest.param({"promote": f"{ASKED}@monday"}, f"promote={ASKED}@monday", id="who asked for it"),
-        pytest.param({"promote": THIRD.revision}, "segserve", id="not who was refused"),
-    ],
+    {
+        "the engine": ({}, "segserve"),
+        "who asked for it": ({"promote": f"{ASKED}@monday"}, f"promote={ASKED}@monday"),
+        "not who was refused": ({"promote": THIRD.revision}, "segserve"),
+    },
 )
 def test_a_decision_names(asked: dict[str, str], actor: str) -> None:
     found = rolled(coins(AT[Phase.GOLDEN], asked=asked))
@@ -433,12 +360,12 @@ def test_a_rollout_goes_by_the_policy_that_it_began_with() -> None:
     assert record_of(rolled(other, records={NAME: began})).policy == POLICY
 
 
-@pytest.mark.parametrize(
+@cases(
     ("sequence", "records"),
-    [
-        pytest.param(PROGRESSING.sequence + 1, ["LOST"], id="one decision behind its status is made to agree"),
-        pytest.param(PROGRESSING.sequence, [], id="as new as its status is left alone"),
-    ],
+    {
+        "one decision behind its status is made to agree": (PROGRESSING.sequence + 1, ["LOST"]),
+        "as new as its status is left alone": (PROGRESSING.sequence, []),
+    },
 )
 @pytest.mark.parametrize("phase", sorted(ENDED))
 def test_after_its_end_a_record(phase: Phase, sequence: int, records: list[str]) -> None:
@@ -455,14 +382,12 @@ def test_after_its_end_a_record_that_is_gone_stays_gone() -> None:
 WRITTEN = {NAME: (PROGRESSING.sequence, NOW_S)}
 
 
-@pytest.mark.parametrize(
+@cases(
     ("written", "reason"),
-    [
-        pytest.param(WRITTEN, "Incident", id="not while nothing is to be written"),
-        pytest.param(
-            {NAME: (PROGRESSING.sequence, NOW_S - MAX_WRITE_INTERVAL_S)}, "TooFewRequests", id="with the next write"
-        ),
-    ],
+    {
+        "not while nothing is to be written": (WRITTEN, "Incident"),
+        "with the next write": ({NAME: (PROGRESSING.sequence, NOW_S - MAX_WRITE_INTERVAL_S)}, "TooFewRequests"),
+    },
 )
 def test_what_a_rollout_waits_for_is_told_anew(written: Any, reason: str) -> None:
     at = replace(PROGRESSING, reason="Incident", message="stable is out of bounds as well")
@@ -503,36 +428,33 @@ def passes(
     return found
 
 
-@pytest.mark.parametrize(
+@cases(
     ("samples", "requests"),
-    [
-        pytest.param([{}, {}], [], id="gateways that do not answer are no look"),
-        pytest.param([sample(100, 9)], [], id="what was counted before the rollout is no look"),
-        pytest.param([sample(100, 9), sample(100, 9)], [], id="a sample that says the same is no look"),
-        pytest.param(
-            [sample(100, 9), sample(175, 34, at_s=NOW_S + 1)], [(75, 25)], id="between two samples lies a look"
-        ),
-        pytest.param(
+    {
+        "gateways that do not answer are no look": ([{}, {}], []),
+        "what was counted before the rollout is no look": ([sample(100, 9)], []),
+        "a sample that says the same is no look": ([sample(100, 9), sample(100, 9)], []),
+        "between two samples lies a look": ([sample(100, 9), sample(175, 34, at_s=NOW_S + 1)], [(75, 25)]),
+        "what was counted while nobody answered comes with the next look": (
             [sample(100, 9), {}, sample(175, 34, at_s=NOW_S + 2)],
             [(75, 25)],
-            id="what was counted while nobody answered comes with the next look",
         ),
-    ],
+    },
 )
 def test_looks(samples: list[Sample], requests: list[tuple[int, int]]) -> None:
     assert [row.requests for row in record_of(passes(*samples)).rows] == requests
 
 
-@pytest.mark.parametrize(
+@cases(
     ("slo", "hangs_after_s"),
-    [
-        pytest.param(None, 10, id="10 s where nothing is promised"),
-        pytest.param(Slo(p99_milliseconds=500), 2, id="four times the promised p99"),
-        pytest.param(Slo(p95_milliseconds=500), 2, id="four times the promised p95 where no p99 is promised"),
-        pytest.param(Slo(p95_milliseconds=500, p99_milliseconds=1000), 4, id="p99 goes before p95"),
-        pytest.param(Slo(p99_milliseconds=10), 1, id="1 s at least"),
-        pytest.param(Slo(p99_milliseconds=9000), 10, id="10 s at most"),
-    ],
+    {
+        "10 s where nothing is promised": (None, 10),
+        "four times the promised p99": (Slo(p99_milliseconds=500), 2),
+        "four times the promised p95 where no p99 is promised": (Slo(p95_milliseconds=500), 2),
+        "p99 goes before p95": (Slo(p95_milliseconds=500, p99_milliseconds=1000), 4),
+        "1 s at least": (Slo(p99_milliseconds=10), 1),
+        "10 s at most": (Slo(p99_milliseconds=9000), 10),
+    },
 )
 def test_a_request_hangs_after(slo: Slo | None, hangs_after_s: int) -> None:
     under_way = [sample(75 * number, 9, at_s=NOW_S + number, active=3) for number in range(13)]
@@ -548,40 +470,36 @@ RIGHT = [sample(75 * number, 25 * number, at_s=NOW_S + number) for number in ran
 HOLDS = replace(PROGRESSING, paused=True)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("samples", "at", "reason"),
-    [
-        pytest.param(WRONG, HOLDS, "SplitNotAsWritten", id="another split than was written is told"),
-        pytest.param(RIGHT, HOLDS, "Paused", id="the split that was written is not"),
-        pytest.param(
+    {
+        "another split than was written is told": (WRONG, HOLDS, "SplitNotAsWritten"),
+        "the split that was written is not": (RIGHT, HOLDS, "Paused"),
+        "right after a change of weight a split proves nothing": (
             WRONG[: int(SETTLED_S)],
             replace(HOLDS, step_since_s=NOW_S),
             "Paused",
-            id="right after a change of weight a split proves nothing",
         ),
-        pytest.param(
-            WRONG, replace(AT[Phase.QUARANTINED], paused=True), "Probing", id="without a weight there is no split"
-        ),
-    ],
+        "without a weight there is no split": (WRONG, replace(AT[Phase.QUARANTINED], paused=True), "Probing"),
+    },
 )
 def test_the_split(samples: list[Sample], at: RolloutState, reason: str) -> None:
     found = passes(*samples, at=at)
 
-    assert found.state is not None
     assert found.state.reason == reason
 
 
-@pytest.mark.parametrize(
+@cases(
     ("written", "active", "due"),
-    [
-        pytest.param(None, True, True, id="that was never written is due"),
-        pytest.param((0, NOW_S), True, True, id="with a decision that was not written is due at once"),
-        pytest.param((0, NOW_S), False, True, id="with a decision that was not written is due after its end too"),
-        pytest.param((1, NOW_S - WRITE_INTERVAL_S + 1), True, False, id="that only saw more is not due yet"),
-        pytest.param((1, NOW_S - MAX_WRITE_INTERVAL_S), True, True, id="that only saw more is due now and then"),
-        pytest.param((1, NOW_S + MAX_WRITE_INTERVAL_S), True, True, id="is due where the clock was put back"),
-        pytest.param((1, NOW_S - MAX_WRITE_INTERVAL_S), False, False, id="of what has ended is due no more"),
-    ],
+    {
+        "that was never written is due": (None, True, True),
+        "with a decision that was not written is due at once": ((0, NOW_S), True, True),
+        "with a decision that was not written is due after its end too": ((0, NOW_S), False, True),
+        "that only saw more is not due yet": ((1, NOW_S - WRITE_INTERVAL_S + 1), True, False),
+        "that only saw more is due now and then": ((1, NOW_S - MAX_WRITE_INTERVAL_S), True, True),
+        "is due where the clock was put back": ((1, NOW_S + MAX_WRITE_INTERVAL_S), True, True),
+        "of what has ended is due no more": ((1, NOW_S - MAX_WRITE_INTERVAL_S), False, False),
+    },
 )
 def test_a_record(written: tuple[int, float] | None, active: bool, due: bool) -> None:
     record = record_of(rolled(coins(PROGRESSING)))
@@ -591,13 +509,13 @@ def test_a_record(written: tuple[int, float] | None, active: bool, due: bool) ->
     assert is_due(record, observed, active=active) is due
 
 
-@pytest.mark.parametrize(
+@cases(
     ("step_s", "interval_s"),
-    [
-        pytest.param(0.0, WRITE_INTERVAL_S, id="often at first"),
-        pytest.param(150.0, 30.0, id="less often the longer a step lasts"),
-        pytest.param(86_400.0, MAX_WRITE_INTERVAL_S, id="every minute at last"),
-    ],
+    {
+        "often at first": (0.0, WRITE_INTERVAL_S),
+        "less often the longer a step lasts": (150.0, 30.0),
+        "every minute at last": (86_400.0, MAX_WRITE_INTERVAL_S),
+    },
 )
 def test_a_record_without_a_decision_is_written(step_s: float, interval_s: float) -> None:
     at = replace(PROGRESSING, step_since_s=NOW_S - step_s)
@@ -610,19 +528,18 @@ def test_a_record_without_a_decision_is_written(step_s: float, interval_s: float
     assert due == [False, True]
 
 
-@pytest.mark.parametrize(
+@cases(
     ("observed", "keys"),
-    [
-        pytest.param(coins(PROGRESSING), [f"{NAME}/budget"], id="what a rollout under way asks"),
-        pytest.param(coins(), [f"{ASKED}-{int(NOW_S):08x}/budget"], id="what one asks that has just begun"),
-        pytest.param(coins(policy=None), [], id="nothing without a rollout"),
-        pytest.param(coins(AT[Phase.SUCCEEDED], CHANGED), [], id="nothing of one that has ended"),
-        pytest.param(coins(PROGRESSING, asked={"abort": ASKED}), [], id="nothing of one that ends in this pass"),
-    ],
+    {
+        "what a rollout under way asks": (coins(PROGRESSING), [f"{NAME}/budget"]),
+        "what one asks that has just begun": (coins(), [f"{ASKED}-{int(NOW_S):08x}/budget"]),
+        "nothing without a rollout": (coins(policy=None), []),
+        "nothing of one that has ended": (coins(AT[Phase.SUCCEEDED], CHANGED), []),
+        "nothing of one that ends in this pass": (coins(PROGRESSING, asked={"abort": ASKED}), []),
+    },
 )
 def test_is_to_be_found_out(observed: ModelObserved, keys: list[str]) -> None:
     wanted = observed.wanted
-    assert wanted is not None
     policy = wanted.policy.model_copy(update={"gates": (BUDGET,)}) if wanted.policy is not None else None
     asks = replace(observed, wanted=replace(wanted, policy=policy))
     found = with_checks(rolled(asks), asks.roles, asks, seen(asks))
@@ -630,14 +547,14 @@ def test_is_to_be_found_out(observed: ModelObserved, keys: list[str]) -> None:
     assert [check.key for check in found.checks] == keys
 
 
-@pytest.mark.parametrize(
+@cases(
     ("at", "roles", "known", "keys"),
-    [
-        pytest.param(PROGRESSING, CHANGING, True, [f"{NAME}/budget"], id="keeps what it has found out under way"),
-        pytest.param(PROGRESSING, CHANGING, False, [], id="without a record has nothing found out"),
-        pytest.param(AT[Phase.SUCCEEDED], CHANGED, True, [], id="that has ended has nothing found out"),
-        pytest.param(None, CHANGING, True, [], id="that has not begun has nothing found out"),
-    ],
+    {
+        "keeps what it has found out under way": (PROGRESSING, CHANGING, True, [f"{NAME}/budget"]),
+        "without a record has nothing found out": (PROGRESSING, CHANGING, False, []),
+        "that has ended has nothing found out": (AT[Phase.SUCCEEDED], CHANGED, True, []),
+        "that has not begun has nothing found out": (None, CHANGING, True, []),
+    },
 )
 def test_a_rollout_that_could_not_be_written_down_stays_and(
     at: RolloutState | None, roles: Roles, known: bool, keys: list[str]
@@ -678,6 +595,5 @@ def test_a_resume_is_in_the_status_so_that_no_process_forgets_it() -> None:
     long_ago = coins(replace(PROGRESSING, paused=True, started_s=THEN_S - timedelta(days=9).total_seconds()))
     found = rolled(replace(long_ago, annotations={"segserve.dev/resume": ASKED}))
 
-    assert found.state is not None
     assert (found.state.paused, found.state.resumed_s) == (False, NOW_S)
     assert found.state.undecided_since_s == NOW_S

@@ -8,7 +8,7 @@ from datetime import timedelta
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fakes.rollout_evidence import same
@@ -124,8 +124,16 @@ def look(drawn: Drawn, record: Record, numbers: np.random.Generator, at_s: float
     )
 
 
+# Every policy, with candidates that are bad and slow, and with one that a person promotes.
+EACH_POLICY = [
+    Drawn(number % len(POLICIES), number, (0.0, 0.3)[number % 2], 1.6, 60.0, (12, Signal.PROMOTE))
+    for number in range(2 * len(POLICIES) + 1)
+]
+
+
 @settings(max_examples=3, deadline=None)
 @given(st.lists(DRAWN, min_size=2, max_size=5))
+@example(EACH_POLICY)
 def test_rollouts_decided_together_are_to_the_last_bit_as_each_by_itself(fleet: list[Drawn]) -> None:
     records = [drawn.record(str(number)) for number, drawn in enumerate(fleet)]
     numbers = [np.random.default_rng(drawn.seed) for drawn in fleet]

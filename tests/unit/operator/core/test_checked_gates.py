@@ -8,43 +8,21 @@ from typing import Any
 
 import pytest
 
-from segserve_operator.api.rollout_policy import (
-    GoldenQualityGate,
-    PromqlGate,
-    ResourceGate,
-    RolloutPolicy,
-    WebhookGate,
-)
+from segserve_operator.api.rollout_policy import GoldenQualityGate, PromqlGate, ResourceGate, RolloutPolicy, WebhookGate
 from segserve_operator.core.advance.verdicts.probe import probe_outcome
 from segserve_operator.core.gates import GATES
-from segserve_operator.core.gates.base import CheckedGateType, Outcome
+from segserve_operator.core.gates.base import Outcome
 from segserve_operator.core.gates.checks import CheckResult, ResourceSample, Scores
 
 POLICY = RolloutPolicy()
 LEVEL = 0.0025
 WEBHOOK = WebhookGate(name="own", url="http://example.org/", pass_condition="body.ok", breach_condition="body.bad")
 PROMQL = PromqlGate(name="errors", address="http://prometheus:9090", query="up", pass_condition="result[0] < 1.0")
-SPECS: dict[str, Any] = {
-    "goldenQuality": GoldenQualityGate(),
-    "resource": ResourceGate(),
-    "webhook": WEBHOOK,
-    "promql": PROMQL,
-}
 
 
 def verdict(spec: Any, **found: Any) -> Any:
     gate = GATES[spec.gate]
-    assert isinstance(gate, CheckedGateType)
     return gate.judge(spec, CheckResult("key", 0.0, **found), POLICY, LEVEL)
-
-
-@pytest.mark.parametrize("gate", SPECS)
-@pytest.mark.parametrize("found", [{}, {"done": False}, {"problem": "nobody answers"}])
-def test_no_answer_is_undecided_in_every_gate_and_says_why(gate: str, found: dict[str, Any]) -> None:
-    seen = verdict(SPECS[gate], **found)
-
-    assert seen.outcome is Outcome.UNDECIDED
-    assert found.get("problem", "") in seen.message
 
 
 @pytest.mark.parametrize(
@@ -218,10 +196,7 @@ def samples(*memory_gib: float, restarts: int = 0, queued_s: float = 0.0) -> tup
     last = len(memory_gib) - 1
     return tuple(
         ResourceSample(
-            {"a": used * GIB},
-            {"a": restarts if index == last else 0},
-            queued_s=queued_s * index,
-            requests=10.0 * index,
+            {"a": used * GIB}, {"a": restarts if index == last else 0}, queued_s=queued_s * index, requests=10.0 * index
         )
         for index, used in enumerate(memory_gib)
     )

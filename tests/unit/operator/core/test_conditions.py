@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from fakes.cases import cases
 from fakes.observed_models import (
     CELLS,
     FAILURE,
@@ -26,7 +27,6 @@ from fakes.observed_models import (
     state,
     world,
 )
-from fakes.offenders import offenders
 from segserve_builder.agent.protocol import ModelReport, ModelState, ProofReport, TrialReport
 from segserve_builder.spec.model_spec import Golden
 from segserve_operator.api.rollout_policy import Slo
@@ -129,7 +129,6 @@ def proved_on(devices: tuple[str, ...], *gpus: str) -> Observed:
 def adopted(seen: Observed) -> Observed:
     """Return the world once the record has the spec's golden set, and its servers were not told so yet."""
     edited = next(iter(seen.models)).wanted
-    assert edited is not None
     return replace(seen, revisions={FIRST.revision: edited.assigned})
 
 
@@ -139,680 +138,494 @@ DIFFERS = TrialReport(golden=NEW_SET, reason="GoldenFailed", message="coins.png:
 ABSENT = TrialReport(golden=NEW_SET, reason="DigestMismatch", message="sha256 is another")
 ONE_OF_TWO = f"1 of 2 servers have proved {FIRST.revision} with golden set {'2' * 12}, while it serves"
 GOES_ON = f"{FIRST.revision} goes on with what it was proved with"
-FETCHED = ObservedCondition("ArtifactVerified", "True", "DigestMatches", "the artifact has the expected sha256")
-NOT_FETCHED = ObservedCondition("ArtifactVerified", "Unknown", "Waiting", "no server has fetched the artifact yet")
-LOADED = ObservedCondition("RevisionLoaded", "True", "Loaded", "Triton has loaded the newest revision")
-NOT_LOADED = ObservedCondition("RevisionLoaded", "Unknown", "Waiting", "no server has loaded the newest revision yet")
-REFUSED_TO_LOAD = ObservedCondition("RevisionLoaded", "False", "LoadFailed", "what was seen")
-BUILTIN_ONLY = ObservedCondition(
-    "GoldenPassed",
+FETCHED = ("True", "DigestMatches", "the artifact has the expected sha256")
+NOT_FETCHED = ("Unknown", "Waiting", "no server has fetched the artifact yet")
+LOADED = ("True", "Loaded", "Triton has loaded the newest revision")
+NOT_LOADED = ("Unknown", "Waiting", "no server has loaded the newest revision yet")
+REFUSED_TO_LOAD = ("False", "LoadFailed", "what was seen")
+BUILTIN_ONLY = (
     "True",
     "BuiltinOnly",
     "no golden set: a built-in image showed that the pipeline runs and its answer is finite and repeatable",
 )
-NOT_ANSWERED = ObservedCondition("GoldenPassed", "Unknown", "Waiting", "no server has answered the golden images yet")
-NO_SERVER = ObservedCondition("TrafficReady", "False", "NoServer", f"no server of group main serves {FIRST.revision}")
-SERVING = ObservedCondition("TrafficReady", "True", "Serving", f"{FIRST.revision} in group main gets all requests")
-ROUTING = ObservedCondition(
-    "TrafficReady", "False", "Routing", f"the gateway does not yet send requests to {FIRST.revision}"
-)
-IDLE = ObservedCondition("Progressing", "False", "Idle", "no change is in progress")
-NO_PROBLEM = ObservedCondition("Degraded", "False", "AsWanted", "no problem is known")
+NOT_ANSWERED = ("Unknown", "Waiting", "no server has answered the golden images yet")
+NO_SERVER = ("False", "NoServer", f"no server of group main serves {FIRST.revision}")
+SERVING = ("True", "Serving", f"{FIRST.revision} in group main gets all requests")
+ROUTING = ("False", "Routing", f"the gateway does not yet send requests to {FIRST.revision}")
+IDLE = ("False", "Idle", "no change is in progress")
+NO_PROBLEM = ("False", "AsWanted", "no problem is known")
 
-ARTIFACT_VERIFIED = [
-    pytest.param(
+ARTIFACT_VERIFIED = {
+    "the stable revision's artifact is the one that was asked for": (
         world(model(FIRST, SERVED), groups=[MAIN]),
         FETCHED,
-        id="the stable revision's artifact is the one that was asked for",
     ),
-    pytest.param(
+    "the candidate's artifact is the one that was asked for as soon as it is fetched": (
         with_candidate_said(state=ModelState.LOADING),
         FETCHED,
-        id="the candidate's artifact is the one that was asked for as soon as it is fetched",
     ),
-    pytest.param(
-        world(model(FIRST)), NOT_FETCHED, id="nothing is known of an artifact before any server was asked for it"
-    ),
-    pytest.param(
+    "nothing is known of an artifact before any server was asked for it": (world(model(FIRST)), NOT_FETCHED),
+    "nothing is known of an artifact that is being fetched": (
         with_candidate_said(state=ModelState.FETCHING),
         NOT_FETCHED,
-        id="nothing is known of an artifact that is being fetched",
     ),
-    pytest.param(
+    "nothing is known of an artifact where the candidate's servers are lost": (
         world(model(SECOND, CHANGING), groups=[MAIN, lost(SECOND.revision, SECOND)]),
         NOT_FETCHED,
-        id="nothing is known of an artifact where the candidate's servers are lost",
     ),
-    *(
-        pytest.param(
+    **{
+        f"an artifact that a server refuses as {reason} is not verified": (
             with_candidate_failed(reason),
-            ObservedCondition("ArtifactVerified", "False", reason, "what was seen"),
-            id=f"an artifact that a server refuses as {reason} is not verified",
+            ("False", reason, "what was seen"),
         )
         for reason in sorted(ARTIFACT_REASONS)
-    ),
-    *(
-        pytest.param(
+    },
+    **{
+        f"an artifact stays refused as {reason} when the candidate has given its group back": (
             given_up(reason),
-            ObservedCondition("ArtifactVerified", "False", reason, "what was seen"),
-            id=f"an artifact stays refused as {reason} when the candidate has given its group back",
+            ("False", reason, "what was seen"),
         )
         for reason in sorted(ARTIFACT_REASONS)
-    ),
-]
+    },
+}
 
-REVISION_LOADED = [
-    pytest.param(
-        world(model(FIRST, SERVED), groups=[MAIN]), LOADED, id="the stable revision is loaded where it is served"
-    ),
-    pytest.param(
-        with_candidate_said(state=ModelState.PROVING), LOADED, id="the candidate is loaded before it is proved"
-    ),
-    pytest.param(
-        with_candidate_said(state=ModelState.LOADING),
-        NOT_LOADED,
-        id="nothing is known of a candidate that is being loaded",
-    ),
-    pytest.param(world(model(FIRST)), NOT_LOADED, id="nothing is known of a revision that no server was told of"),
-    pytest.param(
-        with_candidate_failed("LoadFailed"), REFUSED_TO_LOAD, id="a revision that Triton refuses is not loaded"
-    ),
-    pytest.param(given_up("LoadFailed"), REFUSED_TO_LOAD, id="a revision that Triton refused for good is not loaded"),
-    pytest.param(
+REVISION_LOADED = {
+    "the stable revision is loaded where it is served": (world(model(FIRST, SERVED), groups=[MAIN]), LOADED),
+    "the candidate is loaded before it is proved": (with_candidate_said(state=ModelState.PROVING), LOADED),
+    "nothing is known of a candidate that is being loaded": (with_candidate_said(state=ModelState.LOADING), NOT_LOADED),
+    "nothing is known of a revision that no server was told of": (world(model(FIRST)), NOT_LOADED),
+    "a revision that Triton refuses is not loaded": (with_candidate_failed("LoadFailed"), REFUSED_TO_LOAD),
+    "a revision that Triton refused for good is not loaded": (given_up("LoadFailed"), REFUSED_TO_LOAD),
+    "a revision that drops classes is not loaded": (
         given_up("ClassesChanged"),
-        ObservedCondition("RevisionLoaded", "False", "ClassesChanged", "what was seen"),
-        id="a revision that drops classes is not loaded",
+        ("False", "ClassesChanged", "what was seen"),
     ),
-    pytest.param(
+    "a revision whose servers find no node is not loaded, and the scheduler says why": (
         world(model(SECOND, CHANGING), groups=[MAIN, lost(SECOND.revision, SECOND, problem=NO_NODE)]),
-        ObservedCondition("RevisionLoaded", "False", "Unschedulable", NO_NODE.message),
-        id="a revision whose servers find no node is not loaded, and the scheduler says why",
+        ("False", "Unschedulable", NO_NODE.message),
     ),
-    pytest.param(
+    "a trouble of a group that is complete is none of the revision's": (
         world(model(SECOND, CHANGING), groups=[MAIN, replace(OWN, problem=NO_NODE)]),
         LOADED,
-        id="a trouble of a group that is complete is none of the revision's",
     ),
-    *(
-        pytest.param(
-            with_candidate_failed(reason),
-            NOT_LOADED,
-            id=f"what is wrong as {reason} does not count as refused by Triton",
-        )
+    **{
+        f"what is wrong as {reason} does not count as refused by Triton": (with_candidate_failed(reason), NOT_LOADED)
         for reason in sorted(ARTIFACT_REASONS | GOLDEN_REASONS)
-    ),
-]
+    },
+}
 
 ANSWERED = f"golden set {'1' * 12}: every image (3) was answered within its tolerance"
-GOLDEN_PASSED = [
-    *(
-        pytest.param(
+GOLDEN_PASSED = {
+    **{
+        f"the device of the proof is the {device}": (
             proved_on((device,), T4),
-            ObservedCondition("GoldenPassed", "True", "AnswersMatch", f"{ANSWERED}; {where}"),
-            id=f"the device of the proof is the {device}",
+            ("True", "AnswersMatch", f"{ANSWERED}; {where}"),
         )
         for device, where in (
             ("gpu", f"on {T4}"),
             ("cpu", f"on the CPU, although the server has {T4} (runtime.device gpu does not allow that)"),
         )
-    ),
-    pytest.param(
+    },
+    "the golden set was answered": (
         world(model(FIRST, SERVED), groups=[MAIN]),
-        ObservedCondition(
-            "GoldenPassed", "True", "AnswersMatch", "every golden image was answered within its tolerance"
-        ),
-        id="the golden set was answered",
+        ("True", "AnswersMatch", "every golden image was answered within its tolerance"),
     ),
-    pytest.param(
+    "the golden set that was answered is named": (
         on_trial(None, wanted=OLD_SET),
-        ObservedCondition(
-            "GoldenPassed",
-            "True",
-            "AnswersMatch",
-            f"golden set {'1' * 12}: every image (3) was answered within its tolerance",
-        ),
-        id="the golden set that was answered is named",
+        ("True", "AnswersMatch", f"golden set {'1' * 12}: every image (3) was answered within its tolerance"),
     ),
-    pytest.param(
+    "an edited golden set is pending from the first look at it": (
         on_trial(None),
-        ObservedCondition(
-            "GoldenPassed",
+        (
             "Unknown",
             "GoldenPending",
             f"0 of 1 servers have proved {FIRST.revision} with golden set {'2' * 12}, while it serves",
         ),
-        id="an edited golden set is pending from the first look at it",
     ),
-    pytest.param(
+    "an edited golden set is pending until all servers have answered it": (
         on_trial(PASSED, UNDER_WAY),
-        ObservedCondition("GoldenPassed", "Unknown", "GoldenPending", ONE_OF_TWO),
-        id="an edited golden set is pending until all servers have answered it",
+        ("Unknown", "GoldenPending", ONE_OF_TWO),
     ),
-    pytest.param(
+    "servers that know no trials leave an edited golden set pending": (
         on_trial(None, knows_trials=False),
-        ObservedCondition(
-            "GoldenPassed",
+        (
             "Unknown",
             "GoldenPending",
             f"golden set {'2' * 12} is tried on the next revision: these servers are of another version of segserve",
         ),
-        id="servers that know no trials leave an edited golden set pending",
     ),
-    pytest.param(
+    "an edited golden set has passed once all servers have answered it": (
         on_trial(PASSED, PASSED),
-        ObservedCondition(
-            "GoldenPassed",
-            "True",
-            "AnswersMatch",
-            f"golden set {'2' * 12}: every image (4) was answered within its tolerance",
-        ),
-        id="an edited golden set has passed once all servers have answered it",
+        ("True", "AnswersMatch", f"golden set {'2' * 12}: every image (4) was answered within its tolerance"),
     ),
-    pytest.param(
+    "an edited golden set is named also before its servers were told that it is the revision's": (
         adopted(on_trial(PASSED, PASSED)),
-        ObservedCondition(
-            "GoldenPassed",
-            "True",
-            "AnswersMatch",
-            f"golden set {'2' * 12}: every image (4) was answered within its tolerance",
-        ),
-        id="an edited golden set is named also before its servers were told that it is the revision's",
+        ("True", "AnswersMatch", f"golden set {'2' * 12}: every image (4) was answered within its tolerance"),
     ),
-    pytest.param(
+    "a golden set that was answered and is no longer asked for is not named": (
         on_trial(PASSED, wanted=OLD_SET),
-        ObservedCondition(
-            "GoldenPassed",
-            "True",
-            "AnswersMatch",
-            f"golden set {'1' * 12}: every image (3) was answered within its tolerance",
-        ),
-        id="a golden set that was answered and is no longer asked for is not named",
+        ("True", "AnswersMatch", f"golden set {'1' * 12}: every image (3) was answered within its tolerance"),
     ),
-    pytest.param(
+    "where the golden set was dropped only the built-in image was answered": (
         on_trial(TrialReport(images=1), wanted=None),
         BUILTIN_ONLY,
-        id="where the golden set was dropped only the built-in image was answered",
     ),
-    *(
-        pytest.param(
+    **{
+        f"an edited golden set that one server refuses has not passed: {trial.reason}": (
             on_trial(PASSED, trial),
-            ObservedCondition(
-                "GoldenPassed", "False", trial.reason, f"golden set {'2' * 12}: {trial.message}; {GOES_ON}"
-            ),
-            id=f"an edited golden set that one server refuses has not passed: {trial.reason}",
+            ("False", trial.reason, f"golden set {'2' * 12}: {trial.message}; {GOES_ON}"),
         )
         for trial in (DIFFERS, ABSENT)
-    ),
-    pytest.param(
+    },
+    "a model without a golden set says that only the built-in image was answered": (
         with_candidate_said(state=ModelState.READY, proof="builtin"),
         BUILTIN_ONLY,
-        id="a model without a golden set says that only the built-in image was answered",
     ),
-    pytest.param(
+    "nothing is known of golden answers while they are asked for": (
         with_candidate_said(state=ModelState.PROVING),
         NOT_ANSWERED,
-        id="nothing is known of golden answers while they are asked for",
     ),
-    pytest.param(
+    "nothing is known of golden answers before any server was told of the revision": (
         world(model(FIRST)),
         NOT_ANSWERED,
-        id="nothing is known of golden answers before any server was told of the revision",
     ),
-    pytest.param(
+    "a revision that cannot be loaded was not asked for golden answers": (
         with_candidate_failed("LoadFailed"),
         NOT_ANSWERED,
-        id="a revision that cannot be loaded was not asked for golden answers",
     ),
-    *(
-        pytest.param(
+    **{
+        f"a revision with wrong answers has not passed: {reason}": (
             given_up(reason),
-            ObservedCondition("GoldenPassed", "False", reason, "what was seen"),
-            id=f"a revision with wrong answers has not passed: {reason}",
+            ("False", reason, "what was seen"),
         )
         for reason in sorted(GOLDEN_REASONS)
-    ),
-]
+    },
+}
 
-TRAFFIC_READY = [
-    pytest.param(
+TRAFFIC_READY = {
+    "a model without a stable revision serves nobody": (
         world(model(FIRST, PROVING_FIRST), groups=[group("main", FIRST, state=ModelState.LOADING)]),
-        ObservedCondition("TrafficReady", "False", "NoStable", "no revision has passed its golden images yet"),
-        id="a model without a stable revision serves nobody",
+        ("False", "NoStable", "no revision has passed its golden images yet"),
     ),
-    pytest.param(world(model(FIRST, SERVED)), NO_SERVER, id="a stable revision whose group is gone serves nobody"),
-    pytest.param(
+    "a stable revision whose group is gone serves nobody": (world(model(FIRST, SERVED)), NO_SERVER),
+    "a stable revision whose servers are lost serves nobody": (
         world(model(FIRST, SERVED), groups=[lost("main", FIRST)]),
         NO_SERVER,
-        id="a stable revision whose servers are lost serves nobody",
     ),
-    pytest.param(
+    "a stable revision that its server lost serves nobody, and the server says why": (
         world(model(FIRST, SERVED), groups=[group("main", FIRST, reports=[failed(FIRST, "LoadFailed", "no memory")])]),
-        ObservedCondition(
-            "TrafficReady", "False", "NoServer", f"no server of group main serves {FIRST.revision}: no memory"
-        ),
-        id="a stable revision that its server lost serves nobody, and the server says why",
+        ("False", "NoServer", f"no server of group main serves {FIRST.revision}: no memory"),
     ),
-    pytest.param(
+    "what a silent agent once said does not count": (
         world(model(FIRST, SERVED), groups=[replace(MAIN, servers=(server("silent", report(FIRST), ready=False),))]),
         NO_SERVER,
-        id="what a silent agent once said does not count",
     ),
-    pytest.param(
+    "a server that is about to end serves where no other does": (
         world(model(FIRST, SERVED), groups=[replace(MAIN, servers=(), leaving=MAIN.servers)]),
         SERVING,
-        id="a server that is about to end serves where no other does",
     ),
-    pytest.param(
+    "nobody is served without a gateway": (
         world(model(FIRST, SERVED), groups=[MAIN], traffic=TrafficState(None, answering=False)),
-        ObservedCondition("TrafficReady", "False", "NoGateway", "no gateway accepts requests"),
-        id="nobody is served without a gateway",
+        ("False", "NoGateway", "no gateway accepts requests"),
     ),
-    pytest.param(world(model(FIRST, SERVED), groups=[MAIN]), SERVING, id="a stable revision gets all requests"),
-    pytest.param(
+    "a stable revision gets all requests": (world(model(FIRST, SERVED), groups=[MAIN]), SERVING),
+    "a stable revision shares requests with the candidate": (
         world(model(SECOND, CHANGING), groups=[MAIN, OWN], weights={"main": 75, SECOND.revision: 25}),
-        ObservedCondition("TrafficReady", "True", "Serving", f"{FIRST.revision} in group main gets 75 % of requests"),
-        id="a stable revision shares requests with the candidate",
+        ("True", "Serving", f"{FIRST.revision} in group main gets 75 % of requests"),
     ),
-    pytest.param(
+    "callers are served by the former revision until the gateway follows": (
         world(model(SECOND, CHANGED, said=[WAS_READY]), groups=[MAIN, OWN], weights={"main": 100}),
-        ObservedCondition(
-            "TrafficReady", "True", "Switching", f"the gateway does not yet send requests to {SECOND.revision}"
-        ),
-        id="callers are served by the former revision until the gateway follows",
+        ("True", "Switching", f"the gateway does not yet send requests to {SECOND.revision}"),
     ),
-    pytest.param(
+    "a gateway that has not told its plan yet ends nothing": (
         world(model(FIRST, SERVED, said=[WAS_READY]), groups=[MAIN], traffic=NO_WAY),
-        ObservedCondition(
-            "TrafficReady", "True", "Switching", f"the gateway does not yet send requests to {FIRST.revision}"
-        ),
-        id="a gateway that has not told its plan yet ends nothing",
+        ("True", "Switching", f"the gateway does not yet send requests to {FIRST.revision}"),
     ),
-    pytest.param(
-        world(model(FIRST, SERVED), groups=[MAIN], traffic=NO_WAY), ROUTING, id="a first revision waits for the gateway"
-    ),
-    pytest.param(
+    "a first revision waits for the gateway": (world(model(FIRST, SERVED), groups=[MAIN], traffic=NO_WAY), ROUTING),
+    "a server that has come back waits for the gateway": (
         world(
             model(FIRST, SERVED, said=[ObservedCondition("TrafficReady", "False", "NoServer")]),
             groups=[MAIN],
             traffic=world(model(FIRST, SERVED), groups=[lost("main", FIRST)]).traffic,
         ),
         ROUTING,
-        id="a server that has come back waits for the gateway",
     ),
-]
+}
 
-READY = [
-    pytest.param(
-        on_trial(DIFFERS),
-        ObservedCondition("Ready", "True", "Serving", f"{FIRST.revision} in group main gets all requests"),
-        id="a model whose edited golden set failed serves as before",
-    ),
-    *(
-        pytest.param(row.values[0], replace(row.values[1], type="Ready"), id=f"ready as its traffic: {row.id}")
-        for row in TRAFFIC_READY
-    ),
-    pytest.param(
+READY = {
+    "a model whose edited golden set failed serves as before": (on_trial(DIFFERS), SERVING),
+    **{f"ready as its traffic: {name}": row for name, row in TRAFFIC_READY.items()},
+    "a model that is being deleted is not ready, though it still answers": (
         world(model(FIRST, SERVED, deleting=True), groups=[MAIN]),
-        ObservedCondition("Ready", "False", "Deleting", "the model is being deleted"),
-        id="a model that is being deleted is not ready, though it still answers",
+        ("False", "Deleting", "the model is being deleted"),
     ),
-]
+}
 
-PROGRESSING = [
-    pytest.param(
+PROGRESSING = {
+    "an edited golden set is in progress until all servers have answered it": (
         on_trial(PASSED, UNDER_WAY),
-        ObservedCondition("Progressing", "True", "GoldenPending", ONE_OF_TWO),
-        id="an edited golden set is in progress until all servers have answered it",
+        ("True", "GoldenPending", ONE_OF_TWO),
     ),
-    *(
-        pytest.param(seen, IDLE, id=f"nothing is in progress {when}")
+    **{
+        f"nothing is in progress {when}": (seen, IDLE)
         for seen, when in (
             (on_trial(PASSED, PASSED), "once an edited golden set has passed"),
             (on_trial(PASSED, DIFFERS), "once an edited golden set has failed"),
             (on_trial(None, knows_trials=False), "where servers know no trials"),
         )
-    ),
-    pytest.param(
+    },
+    "nothing is under way where the spec's revision is stable in main": (
         world(model(FIRST, SERVED), groups=[MAIN]),
         IDLE,
-        id="nothing is under way where the spec's revision is stable in main",
     ),
-    pytest.param(
+    "a promotion is in progress until the gateway follows": (
         world(model(FIRST, SERVED), groups=[MAIN], traffic=NO_WAY),
-        ObservedCondition(
-            "Progressing", "True", "Routing", f"the gateway does not yet send requests to {FIRST.revision}"
-        ),
-        id="a promotion is in progress until the gateway follows",
+        ("True", "Routing", f"the gateway does not yet send requests to {FIRST.revision}"),
     ),
-    pytest.param(
-        world(model(FIRST, SERVED)), IDLE, id="a stable revision without servers makes no progress of its own"
-    ),
-    pytest.param(
+    "a stable revision without servers makes no progress of its own": (world(model(FIRST, SERVED)), IDLE),
+    "nothing is under way where the candidate has failed for good, and another revision than wanted serves": (
         given_up("LoadFailed"),
-        ObservedCondition("Progressing", "False", "Stalled", f"LoadFailed: {ANOTHER}"),
-        id="nothing is under way where the candidate has failed for good, and another revision than wanted serves",
+        ("False", "Stalled", f"LoadFailed: {ANOTHER}"),
     ),
-    pytest.param(
+    "nothing is under way where the spec cannot be read": (
         world(model(None, SERVED, problem=FAILURE), groups=[MAIN]),
-        ObservedCondition("Progressing", "False", "Stalled", f"{FAILURE.reason}: {ANOTHER}"),
-        id="nothing is under way where the spec cannot be read",
+        ("False", "Stalled", f"{FAILURE.reason}: {ANOTHER}"),
     ),
-    pytest.param(
+    "a return waits while no server of the former group answers": (
         RETURNING,
-        ObservedCondition(
-            "Progressing",
-            "True",
-            "Returning",
-            f"{FIRST.revision} serves again once a server of group main answers for it",
-        ),
-        id="a return waits while no server of the former group answers",
+        ("True", "Returning", f"{FIRST.revision} serves again once a server of group main answers for it"),
     ),
-    pytest.param(
-        world(model(SECOND, CHANGED), groups=[MAIN, OWN]),
-        IDLE,
-        id="nothing is under way while the former revision is kept",
-    ),
-    pytest.param(
+    "nothing is under way while the former revision is kept": (world(model(SECOND, CHANGED), groups=[MAIN, OWN]), IDLE),
+    "a model that is being deleted goes step by step": (
         world(model(FIRST, Roles(), deleting=True), groups=[MAIN]),
-        ObservedCondition("Progressing", "True", "Deleting", "requests finish first, then servers unload the model"),
-        id="a model that is being deleted goes step by step",
+        ("True", "Deleting", "requests finish first, then servers unload the model"),
     ),
-    pytest.param(
+    "a candidate waits for its turn": (
         world(model(SECOND, replace(SERVED, candidate=candidate(SECOND, None))), groups=[MAIN]),
-        ObservedCondition(
-            "Progressing",
+        (
             "True",
             "Queued",
             f"{SECOND.revision} is queued: at most {MAX_CANDIDATE_GROUPS} candidates are proved concurrently",
         ),
-        id="a candidate waits for its turn",
     ),
-    pytest.param(
+    "a candidate's group is started": (
         world(model(SECOND, CHANGING), groups=[MAIN]),
-        ObservedCondition("Progressing", "True", "Starting", f"group {SECOND.revision} starts for {SECOND.revision}"),
-        id="a candidate's group is started",
+        ("True", "Starting", f"group {SECOND.revision} starts for {SECOND.revision}"),
     ),
-    pytest.param(
+    "a rollout that waits for its servers tells how these come on": (
         world(model(SECOND, CHANGING, rollout=state(SECOND, Phase.PENDING)), groups=[MAIN]),
-        ObservedCondition("Progressing", "True", "Starting", f"group {SECOND.revision} starts for {SECOND.revision}"),
-        id="a rollout that waits for its servers tells how these come on",
+        ("True", "Starting", f"group {SECOND.revision} starts for {SECOND.revision}"),
     ),
-    *(
-        pytest.param(
+    **{
+        f"a candidate's server tells how far it is: {state.value}": (
             with_candidate_said("half done", state=state),
-            ObservedCondition(
-                "Progressing", "True", state.value, f"{SECOND.revision} in group {SECOND.revision}: half done"
-            ),
-            id=f"a candidate's server tells how far it is: {state.value}",
+            ("True", state.value, f"{SECOND.revision} in group {SECOND.revision}: half done"),
         )
         for state in ModelState
         if state is not ModelState.READY
-    ),
-    pytest.param(
+    },
+    "a candidate's server has nothing to add": (
         with_candidate_said(state=ModelState.LOADING),
-        ObservedCondition("Progressing", "True", "Loading", f"{SECOND.revision} in group {SECOND.revision}"),
-        id="a candidate's server has nothing to add",
+        ("True", "Loading", f"{SECOND.revision} in group {SECOND.revision}"),
     ),
-    pytest.param(
+    "servers that answer are counted while others are missing": (
         world(model(SECOND, CHANGING), groups=[MAIN, replace(OWN, wanted=3)]),
-        ObservedCondition(
-            "Progressing", "True", "Ready", f"{SECOND.revision} in group {SECOND.revision}: 1 of 3 servers answer"
-        ),
-        id="servers that answer are counted while others are missing",
+        ("True", "Ready", f"{SECOND.revision} in group {SECOND.revision}: 1 of 3 servers answer"),
     ),
-    *(
-        pytest.param(
+    **{
+        f"a rollout tells its phase, the weight and why: {phase.label}": (
             world(
                 model(SECOND, CHANGING, rollout=state(SECOND, phase, weight=25, message="because")), groups=[MAIN, OWN]
             ),
-            ObservedCondition("Progressing", "True", phase.label, f"{SECOND.revision} gets 25 % of requests: because"),
-            id=f"a rollout tells its phase, the weight and why: {phase.label}",
+            ("True", phase.label, f"{SECOND.revision} gets 25 % of requests: because"),
         )
         for phase in ON_ITS_WAY
-    ),
-    pytest.param(
+    },
+    "a rollout that nothing holds up says so": (
         world(model(SECOND, CHANGING, rollout=state(SECOND, Phase.PROGRESSING)), groups=[MAIN, OWN]),
-        ObservedCondition(
-            "Progressing", "True", "Progressing", f"{SECOND.revision} gets 25 % of requests: no problem is known"
-        ),
-        id="a rollout that nothing holds up says so",
+        ("True", "Progressing", f"{SECOND.revision} gets 25 % of requests: no problem is known"),
     ),
-    pytest.param(
+    "a stable revision moves into main": (
         world(model(SECOND, Roles(holder(SECOND))), groups=[group("main"), OWN]),
-        ObservedCondition("Progressing", "True", "Settling", f"{SECOND.revision} is moving to main"),
-        id="a stable revision moves into main",
+        ("True", "Settling", f"{SECOND.revision} is moving to main"),
     ),
-]
+}
 
-DEGRADED = [
-    pytest.param(
+DEGRADED = {
+    "an edited golden set that failed is named": (
         on_trial(DIFFERS),
-        ObservedCondition("Degraded", "True", "GoldenFailed", f"golden set {'2' * 12}: coins.png: IoU 0.1; {GOES_ON}"),
-        id="an edited golden set that failed is named",
+        ("True", "GoldenFailed", f"golden set {'2' * 12}: coins.png: IoU 0.1; {GOES_ON}"),
     ),
-    pytest.param(on_trial(UNDER_WAY), NO_PROBLEM, id="an edited golden set that is pending is no problem"),
-    pytest.param(
-        world(model(FIRST, SERVED), groups=[MAIN]),
-        NO_PROBLEM,
-        id="nothing is wrong where the stable revision is served",
-    ),
-    pytest.param(
-        with_candidate_said(state=ModelState.LOADING), NO_PROBLEM, id="nothing is wrong while a candidate is loaded"
-    ),
-    pytest.param(
+    "an edited golden set that is pending is no problem": (on_trial(UNDER_WAY), NO_PROBLEM),
+    "nothing is wrong where the stable revision is served": (world(model(FIRST, SERVED), groups=[MAIN]), NO_PROBLEM),
+    "nothing is wrong while a candidate is loaded": (with_candidate_said(state=ModelState.LOADING), NO_PROBLEM),
+    "nothing is wrong before the first revision was proved": (
         world(model(FIRST, PROVING_FIRST), groups=[group("main", FIRST, state=ModelState.LOADING)]),
         NO_PROBLEM,
-        id="nothing is wrong before the first revision was proved",
     ),
-    pytest.param(
+    "nothing is wrong while the gateway is told": (
         world(model(FIRST, SERVED), groups=[MAIN], traffic=NO_WAY),
         NO_PROBLEM,
-        id="nothing is wrong while the gateway is told",
     ),
-    pytest.param(
+    "a spec that cannot be followed is named first": (
         world(model(None, SERVED, problem=FailureReason("PoolNotFound", "there is no pool 'lab'")), groups=[MAIN]),
-        ObservedCondition("Degraded", "True", "PoolNotFound", "there is no pool 'lab'"),
-        id="a spec that cannot be followed is named first",
+        ("True", "PoolNotFound", "there is no pool 'lab'"),
     ),
-    pytest.param(
+    "a spec that cannot be read comes before what its last revision lacks": (
         replace(given_up("LoadFailed"), models=(model(None, SERVED, problem=FAILURE),)),
-        ObservedCondition("Degraded", "True", FAILURE.reason, FAILURE.message),
-        id="a spec that cannot be read comes before what its last revision lacks",
+        ("True", FAILURE.reason, FAILURE.message),
     ),
-    *(
-        pytest.param(
+    **{
+        f"a candidate that has failed for good is named: {reason}": (
             given_up(reason),
-            ObservedCondition("Degraded", "True", reason, "what was seen"),
-            id=f"a candidate that has failed for good is named: {reason}",
+            ("True", reason, "what was seen"),
         )
         for reason in ("ClassesChanged", "DigestMismatch", "GoldenFailed", "LoadFailed", "RolledBack")
-    ),
-    pytest.param(
+    },
+    "a candidate that is tried again is named": (
         with_candidate_failed("ArtifactMissing"),
-        ObservedCondition("Degraded", "True", "ArtifactMissing", "what was seen"),
-        id="a candidate that is tried again is named",
+        ("True", "ArtifactMissing", "what was seen"),
     ),
-    pytest.param(
+    "servers of a candidate that find no node are named": (
         world(model(SECOND, CHANGING), groups=[MAIN, lost(SECOND.revision, SECOND, problem=NO_NODE)]),
-        ObservedCondition("Degraded", "True", "Unschedulable", NO_NODE.message),
-        id="servers of a candidate that find no node are named",
+        ("True", "Unschedulable", NO_NODE.message),
     ),
-    pytest.param(
+    "a server of main that finds no node is named while the others serve, in the pool's words alone": (
         world(model(FIRST, SERVED), groups=[replace(MAIN, wanted=2, problem=NO_NODE)]),
-        ObservedCondition(
-            "Degraded", "True", "Unschedulable", "group main has a problem, which the pool's conditions describe"
-        ),
-        id="a server of main that finds no node is named while the others serve, in the pool's words alone",
+        ("True", "Unschedulable", "group main has a problem, which the pool's conditions describe"),
     ),
-    pytest.param(
+    "a trouble of a group whose servers all answer is none of the model's": (
         world(model(FIRST, SERVED), groups=[replace(MAIN, problem=NO_NODE)]),
         NO_PROBLEM,
-        id="a trouble of a group whose servers all answer is none of the model's",
     ),
-    pytest.param(
+    "a stable revision without servers is named": (
         world(model(FIRST, SERVED), groups=[lost("main", FIRST)]),
-        ObservedCondition("Degraded", "True", "NoServer", f"no server of group main serves {FIRST.revision}"),
-        id="a stable revision without servers is named",
+        ("True", "NoServer", f"no server of group main serves {FIRST.revision}"),
     ),
-    pytest.param(
+    "a missing gateway is named": (
         world(model(FIRST, SERVED), groups=[MAIN], traffic=TrafficState(None, answering=False)),
-        ObservedCondition("Degraded", "True", "NoGateway", "no gateway accepts requests"),
-        id="a missing gateway is named",
+        ("True", "NoGateway", "no gateway accepts requests"),
     ),
-    pytest.param(
+    "a return that no server can make is named": (
         RETURNING,
-        ObservedCondition(
-            "Degraded", "True", "NoServer", f"no server of group main serves {FIRST.revision}, which the spec requires"
-        ),
-        id="a return that no server can make is named",
+        ("True", "NoServer", f"no server of group main serves {FIRST.revision}, which the spec requires"),
     ),
-    pytest.param(
+    "a bad server is named with its node while the others serve": (
         with_bad_server(DIED, report(SECOND), report(SECOND)),
-        ObservedCondition(
-            "Degraded",
+        (
             "True",
             "ServerFailed",
             f"server bad on node gpu-7: LoadFailed: out of memory; 2 of 3 servers serve {SECOND.revision}",
         ),
-        id="a bad server is named with its node while the others serve",
     ),
-    pytest.param(
+    "a bad server is named while the others go on": (
         with_bad_server(DIED, report(SECOND, ModelState.LOADING), report(SECOND, ModelState.LOADING)),
-        ObservedCondition(
-            "Degraded",
+        (
             "True",
             "ServerFailed",
             f"server bad on node gpu-7: LoadFailed: out of memory; 0 of 3 servers serve {SECOND.revision}",
         ),
-        id="a bad server is named while the others go on",
     ),
-    pytest.param(
+    "what too many servers say is the revision's own trouble": (
         with_bad_server(DIED, DIED, report(SECOND, ModelState.LOADING)),
-        ObservedCondition("Degraded", "True", "LoadFailed", "out of memory"),
-        id="what too many servers say is the revision's own trouble",
+        ("True", "LoadFailed", "out of memory"),
     ),
-    pytest.param(
+    "a candidate that is late is named": (
         world(model(SECOND, LATE), groups=[MAIN, group(SECOND.revision, SECOND, state=ModelState.LOADING)]),
-        ObservedCondition("Degraded", "True", "ProgressDeadlineExceeded", f"{LATE_TEXT}: Loading"),
-        id="a candidate that is late is named",
+        ("True", "ProgressDeadlineExceeded", f"{LATE_TEXT}: Loading"),
     ),
-]
+}
 
-SETTLED = ObservedCondition("Reconciling", "False", "Idle", "no change is in progress")
-NOT_STALLED = ObservedCondition("Stalled", "False", "AsWanted", "nothing is refused or late")
-RECONCILING = [
-    pytest.param(world(model(FIRST, SERVED), groups=[MAIN]), SETTLED, id="what is at rest is not reconciled"),
-    pytest.param(
+SETTLED = ("False", "Idle", "no change is in progress")
+NOT_STALLED = ("False", "AsWanted", "nothing is refused or late")
+RECONCILING = {
+    "what is at rest is not reconciled": (world(model(FIRST, SERVED), groups=[MAIN]), SETTLED),
+    "what progresses is reconciled": (
         world(model(SECOND, CHANGING), groups=[MAIN]),
-        ObservedCondition("Reconciling", "True", "Starting", f"group {SECOND.revision} starts for {SECOND.revision}"),
-        id="what progresses is reconciled",
+        ("True", "Starting", f"group {SECOND.revision} starts for {SECOND.revision}"),
     ),
-    *(
-        pytest.param(
-            seen,
-            ObservedCondition("Reconciling", "False", "Stalled", f"it is stalled: {reason}"),
-            id=f"what is stalled is not reconciled: {reason}",
-        )
+    **{
+        f"what is stalled is not reconciled: {reason}": (seen, ("False", "Stalled", f"it is stalled: {reason}"))
         for seen, reason in (
             (given_up("GoldenFailed"), "GoldenFailed"),
             (world(model(SECOND, LATE), groups=[MAIN]), "ProgressDeadlineExceeded"),
         )
-    ),
-]
+    },
+}
 
-STALLED = [
-    pytest.param(world(model(FIRST, SERVED), groups=[MAIN]), NOT_STALLED, id="nothing is stalled at rest"),
-    pytest.param(world(model(SECOND, CHANGING), groups=[MAIN]), NOT_STALLED, id="what is in time is not stalled"),
-    pytest.param(with_bad_server(DIED, report(SECOND), report(SECOND)), NOT_STALLED, id="a bad server stalls nothing"),
-    pytest.param(
+STALLED = {
+    "nothing is stalled at rest": (world(model(FIRST, SERVED), groups=[MAIN]), NOT_STALLED),
+    "what is in time is not stalled": (world(model(SECOND, CHANGING), groups=[MAIN]), NOT_STALLED),
+    "a bad server stalls nothing": (with_bad_server(DIED, report(SECOND), report(SECOND)), NOT_STALLED),
+    "a model whose candidate failed is stalled, though it is ready": (
         given_up("GoldenFailed"),
-        ObservedCondition("Stalled", "True", "GoldenFailed", "what was seen"),
-        id="a model whose candidate failed is stalled, though it is ready",
+        ("True", "GoldenFailed", "what was seen"),
     ),
-    pytest.param(
+    "a spec that cannot be read is stalled": (
         world(model(None, SERVED, problem=FAILURE), groups=[MAIN]),
-        ObservedCondition("Stalled", "True", FAILURE.reason, FAILURE.message),
-        id="a spec that cannot be read is stalled",
+        ("True", FAILURE.reason, FAILURE.message),
     ),
-    pytest.param(
+    "an edited golden set that failed is stalled": (
         on_trial(DIFFERS),
-        ObservedCondition("Stalled", "True", "GoldenFailed", f"golden set {'2' * 12}: coins.png: IoU 0.1; {GOES_ON}"),
-        id="an edited golden set that failed is stalled",
+        ("True", "GoldenFailed", f"golden set {'2' * 12}: coins.png: IoU 0.1; {GOES_ON}"),
     ),
-    pytest.param(
+    "a candidate whose servers take longer than the deadline is stalled": (
         world(model(SECOND, LATE), groups=[MAIN, group(SECOND.revision, SECOND, state=ModelState.LOADING)]),
-        ObservedCondition("Stalled", "True", "ProgressDeadlineExceeded", f"{LATE_TEXT}: Loading"),
-        id="a candidate whose servers take longer than the deadline is stalled",
+        ("True", "ProgressDeadlineExceeded", f"{LATE_TEXT}: Loading"),
     ),
-    pytest.param(
+    "why a candidate is late is told in one word": (
         world(model(SECOND, LATE), groups=[MAIN, lost(SECOND.revision, problem=NO_NODE)]),
-        ObservedCondition("Stalled", "True", "ProgressDeadlineExceeded", f"{LATE_TEXT}: Unschedulable"),
-        id="why a candidate is late is told in one word",
+        ("True", "ProgressDeadlineExceeded", f"{LATE_TEXT}: Unschedulable"),
     ),
-    pytest.param(
+    "a rollout whose servers do not come is stalled like any candidate": (
         world(model(SECOND, LATE, rollout=state(SECOND, Phase.PENDING)), groups=[MAIN]),
-        ObservedCondition(
-            "Stalled",
-            "True",
-            "ProgressDeadlineExceeded",
-            f"{SECOND.revision}: group {SECOND.revision} has not started within 10m",
-        ),
-        id="a rollout whose servers do not come is stalled like any candidate",
+        ("True", "ProgressDeadlineExceeded", f"{SECOND.revision}: group {SECOND.revision} has not started within 10m"),
     ),
-    *(
-        pytest.param(
+    **{
+        f"a rollout that goes on has its own deadline: {phase.label}": (
             world(model(SECOND, LATE, rollout=state(SECOND, phase)), groups=[MAIN, OWN]),
             NOT_STALLED,
-            id=f"a rollout that goes on has its own deadline: {phase.label}",
         )
         for phase in ON_ITS_WAY
         if phase is not Phase.BAKING
-    ),
-    pytest.param(
+    },
+    "a candidate that gave its servers up stays stalled while it waits": (
         world(model(SECOND, STALLED_BEFORE), groups=[MAIN]),
-        ObservedCondition("Stalled", "True", GAVE_UP.reason, GAVE_UP.message),
-        id="a candidate that gave its servers up stays stalled while it waits",
+        ("True", GAVE_UP.reason, GAVE_UP.message),
     ),
-    *(
-        pytest.param(
+    **{
+        f"a rollout that waits for a person after {reason} is stalled": (
             world(model(SECOND, CHANGING, rollout=state(SECOND, Phase.GOLDEN, reason=reason, message="because"))),
-            ObservedCondition("Stalled", "True", reason, "because"),
-            id=f"a rollout that waits for a person after {reason} is stalled",
+            ("True", reason, "because"),
         )
         for reason in ("DeadlinePassed", "QuarantinedTooOften")
-    ),
-]
+    },
+}
 
-TABLES = (
-    *(ARTIFACT_VERIFIED, REVISION_LOADED, GOLDEN_PASSED, TRAFFIC_READY, READY, PROGRESSING, DEGRADED),
-    *(RECONCILING, STALLED),
+TABLES: dict[str, dict[str, tuple[Observed, tuple[str, str, str]]]] = {
+    "ArtifactVerified": ARTIFACT_VERIFIED,
+    "RevisionLoaded": REVISION_LOADED,
+    "GoldenPassed": GOLDEN_PASSED,
+    "TrafficReady": TRAFFIC_READY,
+    "Ready": READY,
+    "Progressing": PROGRESSING,
+    "Degraded": DEGRADED,
+    "Reconciling": RECONCILING,
+    "Stalled": STALLED,
+}
+
+
+@cases(
+    ("kind", "seen", "expected"),
+    {f"{kind}: {name}": (kind, *row) for kind, table in TABLES.items() for name, row in table.items()},
 )
+def test_a_condition_says_what_is(kind: str, seen: Observed, expected: tuple[str, str, str]) -> None:
+    conditions = status(seen).conditions
+    said = {each.type: (each.status, each.reason, each.message) for each in conditions}
 
-
-@pytest.mark.parametrize(("seen", "expected"), [row for table in TABLES for row in table])
-def test_a_condition_says_what_is(seen: Observed, expected: ObservedCondition) -> None:
-    said = {each.type: each for each in status(seen).conditions}
-
-    assert said[expected.type] == expected
-
-
-def test_every_status_has_each_condition_once_and_each_reason_is_one_word() -> None:
-    def check(seen: Observed) -> None:
-        conditions = status(seen).conditions
-        assert [each.type for each in conditions] == [
-            "ArtifactVerified",
-            "RevisionLoaded",
-            "GoldenPassed",
-            "TrafficReady",
-            "Ready",
-            "Progressing",
-            "Degraded",
-            "Reconciling",
-            "Stalled",
-        ]
-        assert all(each.reason.isalnum() and each.reason[0].isupper() for each in conditions)
-
-    assert offenders(check, {row.id: row.values[:1] for table in TABLES for row in table}) == {}
+    assert said[kind] == expected
+    assert [each.type for each in conditions] == list(TABLES)
+    assert all(each.reason.isalnum() and each.reason[0].isupper() for each in conditions)
 
 
 def test_every_reason_that_conditions_name_has_a_row() -> None:
@@ -824,54 +637,51 @@ def test_every_reason_that_conditions_name_has_a_row() -> None:
         )
         if isinstance(kind, ast.Constant) and isinstance(reason, ast.Constant)
     }
-    rows = {(row.values[1].type, row.values[1].reason) for table in TABLES for row in table}
+    told = {(kind, reason) for kind, table in TABLES.items() for _, (_, reason, _) in table.values()}
 
     assert ("Degraded", "AsWanted") in named
-    assert named <= rows
+    assert named <= told
 
 
-@pytest.mark.parametrize(
+@cases(
     ("roles", "rollout", "expected"),
-    [
-        pytest.param(Roles(), None, 0, id="a model without a revision gives it no requests"),
-        pytest.param(PROVING_FIRST, None, 0, id="a first revision gets no requests before it is proved"),
-        pytest.param(SERVED, None, 100, id="a stable revision is the newest one and gets all requests"),
-        pytest.param(CHANGING, None, 0, id="a candidate without a rollout gets no requests"),
-        pytest.param(CHANGING, state(SECOND, Phase.PROGRESSING), 25, id="a candidate gets what its rollout says"),
-        pytest.param(CHANGING, state(SECOND, Phase.QUARANTINED), 0, id="a candidate in quarantine gets no requests"),
-        pytest.param(CHANGING, state(THIRD, Phase.PROGRESSING), 0, id="another revision's rollout gives it nothing"),
-        pytest.param(CHANGED, state(SECOND, Phase.BAKING), 95, id="a promoted revision gets what its bake leaves it"),
-        pytest.param(CHANGED, state(SECOND, Phase.SUCCEEDED), 100, id="a revision that succeeded gets all requests"),
-        pytest.param(
+    {
+        "a model without a revision gives it no requests": (Roles(), None, 0),
+        "a first revision gets no requests before it is proved": (PROVING_FIRST, None, 0),
+        "a stable revision is the newest one and gets all requests": (SERVED, None, 100),
+        "a candidate without a rollout gets no requests": (CHANGING, None, 0),
+        "a candidate gets what its rollout says": (CHANGING, state(SECOND, Phase.PROGRESSING), 25),
+        "a candidate in quarantine gets no requests": (CHANGING, state(SECOND, Phase.QUARANTINED), 0),
+        "another revision's rollout gives it nothing": (CHANGING, state(THIRD, Phase.PROGRESSING), 0),
+        "a promoted revision gets what its bake leaves it": (CHANGED, state(SECOND, Phase.BAKING), 95),
+        "a revision that succeeded gets all requests": (CHANGED, state(SECOND, Phase.SUCCEEDED), 100),
+        "a revision that succeeded and was left later gets no requests": (
             replace(SERVED, candidate=candidate(SECOND, failure=FAILURE)),
             state(SECOND, Phase.SUCCEEDED),
             0,
-            id="a revision that succeeded and was left later gets no requests",
         ),
-        pytest.param(
+        "a revision that once succeeded and is proved anew gets no requests": (
             CHANGING,
             state(SECOND, Phase.SUCCEEDED),
             0,
-            id="a revision that once succeeded and is proved anew gets no requests",
         ),
-        pytest.param(
+        "a revision that was rolled back gets no requests": (
             replace(SERVED, candidate=candidate(SECOND, failure=FAILURE)),
             state(SECOND, Phase.ROLLED_BACK),
             0,
-            id="a revision that was rolled back gets no requests",
         ),
-    ],
+    },
 )
 def test_the_weight_is_the_newest_revisions(roles: Roles, rollout: RolloutState | None, expected: int) -> None:
     assert status(world(model(SECOND, roles, rollout=rollout), groups=[MAIN, OWN])).weight == expected
 
 
-@pytest.mark.parametrize(
+@cases(
     ("coins", "url"),
-    [
-        pytest.param(model(FIRST, SERVED), "http://gateway/v2/models/coins", id="a stable revision has an address"),
-        pytest.param(model(FIRST, PROVING_FIRST), "", id="a model that was never proved has no address"),
-    ],
+    {
+        "a stable revision has an address": (model(FIRST, SERVED), "http://gateway/v2/models/coins"),
+        "a model that was never proved has no address": (model(FIRST, PROVING_FIRST), ""),
+    },
 )
 def test_a_model_has_an_address_once_it_has_a_stable_revision(coins: ModelObserved, url: str) -> None:
     assert status(world(coins, groups=[MAIN])).url == url
@@ -880,14 +690,14 @@ def test_a_model_has_an_address_once_it_has_a_stable_revision(coins: ModelObserv
 GOOD_MINUTE = SloWatch("main", minutes=(Minute(int(NOW_S // 60), 100, {}),))
 
 
-@pytest.mark.parametrize(
+@cases(
     ("slo", "watch", "expected"),
-    [
-        pytest.param(Slo(), GOOD_MINUTE, "Met", id="a model that keeps its SLO says so"),
-        pytest.param(Slo(), SloWatch(), "Unknown", id="a model that nobody asked anything keeps its SLO unknown"),
-        pytest.param(Slo(), None, "", id="a model whose requests are not counted says nothing"),
-        pytest.param(None, GOOD_MINUTE, "", id="a model without an SLO says nothing"),
-    ],
+    {
+        "a model that keeps its SLO says so": (Slo(), GOOD_MINUTE, "Met"),
+        "a model that nobody asked anything keeps its SLO unknown": (Slo(), SloWatch(), "Unknown"),
+        "a model whose requests are not counted says nothing": (Slo(), None, ""),
+        "a model without an SLO says nothing": (None, GOOD_MINUTE, ""),
+    },
 )
 def test_a_status_says_whether_the_slo_is_kept(slo: Slo | None, watch: SloWatch | None, expected: str) -> None:
     watches = {"coins": watch} if watch is not None else {}
@@ -906,17 +716,17 @@ def test_a_status_keeps_what_was_decided_and_the_generation_that_was_read() -> N
     assert found.handled == rolled.handled
 
 
-@pytest.mark.parametrize(
+@cases(
     ("seen", "expected"),
-    [
-        pytest.param(world(model(FIRST, SERVED), groups=[MAIN]), 7, id="a spec that serves is observed"),
-        pytest.param(world(model(SECOND, CHANGING), groups=[MAIN]), 4, id="a spec that does not serve yet lags"),
-        pytest.param(RETURNING, 4, id="a return that no server can make yet lags"),
-        pytest.param(given_up("GoldenFailed"), 7, id="a spec that was refused is observed"),
-        pytest.param(world(model(SECOND, LATE), groups=[MAIN]), 7, id="a spec that is late is observed"),
-        pytest.param(world(model(None, SERVED, problem=FAILURE)), 7, id="a spec that cannot be read is observed"),
-        pytest.param(on_trial(UNDER_WAY), 7, id="a revision whose golden set is tried serves as before"),
-    ],
+    {
+        "a spec that serves is observed": (world(model(FIRST, SERVED), groups=[MAIN]), 7),
+        "a spec that does not serve yet lags": (world(model(SECOND, CHANGING), groups=[MAIN]), 4),
+        "a return that no server can make yet lags": (RETURNING, 4),
+        "a spec that was refused is observed": (given_up("GoldenFailed"), 7),
+        "a spec that is late is observed": (world(model(SECOND, LATE), groups=[MAIN]), 7),
+        "a spec that cannot be read is observed": (world(model(None, SERVED, problem=FAILURE)), 7),
+        "a revision whose golden set is tried serves as before": (on_trial(UNDER_WAY), 7),
+    },
 )
 def test_the_observed_generation_lags_until_the_spec_serves_or_is_refused(seen: Observed, expected: int) -> None:
     (coins,) = seen.models
@@ -934,6 +744,5 @@ def test_the_status_and_the_gateway_have_the_device_of_stable(devices: tuple[str
 
     (status,) = desired.statuses.values()
     assert status.device == ",".join(devices)
-    assert desired.traffic is not None
     (route,) = desired.traffic.routes
     assert [share.device for share in route.shares] == [",".join(devices) or None]

@@ -161,8 +161,8 @@ def counted(rates: tuple[float, float], seed: int, *, golden: float, native: boo
 
 
 @pytest.mark.parametrize("native", [False, True])
-@pytest.mark.parametrize("golden", [0.2, 1.0, 5.0])
-@pytest.mark.parametrize("rates", [(95.0, 5.0), (19.0, 1.0), (99.0, 1.0)])
+@pytest.mark.parametrize("golden", [0.2, 5.0])
+@pytest.mark.parametrize("rates", [(95.0, 5.0), (99.0, 1.0)])
 def test_neither_probes_nor_what_an_idle_server_uses_make_an_equal_candidate_dearer(
     rates: tuple[float, float], golden: float, native: bool
 ) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fakes.cases import cases
 from fakes.observed_models import FIRST, SECOND, candidate, group, holder, model, report, rollout_record, state, world
 from segserve_builder.agent.protocol import MAX_HISTOGRAMS, AnswersReport
 from segserve_operator.api.rollout_policy import DriftGate, RolloutPolicy
@@ -72,13 +73,13 @@ def verdict(comparison: RevisionComparison, *, weight: int = 25, **spec: Any) ->
     return judge(DriftGate.model_validate(spec), result, RolloutPolicy(), LEVEL)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("candidate", "name"),
-    [
-        pytest.param(Revision(1, coins=0.2), "classShare of coin", id="a class that is rarer"),
-        pytest.param(Revision(1, coins=0.2), "emptyAnswers", id="more empty answers"),
-        pytest.param(Revision(1, area=0.6), "area of coin", id="larger objects"),
-    ],
+    {
+        "a class that is rarer": (Revision(1, coins=0.2), "classShare of coin"),
+        "more empty answers": (Revision(1, coins=0.2), "emptyAnswers"),
+        "larger objects": (Revision(1, area=0.6), "area of coin"),
+    },
 )
 def test_answers_of_another_distribution_are_found_and_named(candidate: Revision, name: str) -> None:
     found = verdict(after(80, candidate, Revision(2)), onBreach="Rollback")
@@ -299,12 +300,12 @@ def test_only_answers_to_split_requests_are_compared() -> None:
     assert blocks == [0, 3, 3, 6]
 
 
-@pytest.mark.parametrize(
+@cases(
     ("former", "reason"),
-    [
-        pytest.param((HELD,), "AnswersDiffer", id="a proof that holds stays one"),
-        pytest.param((replace(HELD, reason="Uncertain"),), "Uncertain", id="anything else is judged anew"),
-    ],
+    {
+        "a proof that holds stays one": ((HELD,), "AnswersDiffer"),
+        "anything else is judged anew": ((replace(HELD, reason="Uncertain"),), "Uncertain"),
+    },
 )
 def test_after_a_restart_which_begins_anew(former: tuple[Verdict, ...], reason: str) -> None:
     at, coins = rolling_out(Phase.PROGRESSING)

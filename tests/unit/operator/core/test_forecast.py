@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fakes.cases import cases
 from segserve_operator.api.rollout_policy import RolloutPolicy, RolloutStep, Slo, WebhookGate
 from segserve_operator.core.evidence import EDGES_MS, EvidenceWindow
 from segserve_operator.core.gates.base import Outcome, Verdict
@@ -159,15 +160,15 @@ def rows_of(*requests: int) -> tuple[Row, ...]:
     return tuple(Row(float(at_s), 1.0, 5, (count, 0), (0, 0)) for at_s, count in enumerate(requests, 1))
 
 
-@pytest.mark.parametrize(
+@cases(
     ("rows", "rate", "seconds"),
-    [
-        pytest.param(rows_of(*[0] * 60, *[12] * 60), 12.0, 30, id="of the last half minute"),
-        pytest.param(rows_of(*[1, 0, 0, 0, 0, 0, 0, 0, 0, 0] * 30), 0.1, 300, id="of longer where requests are rare"),
-        pytest.param(rows_of(*[12] * 60, 0, 0, 0), 10.8, 30, id="a few seconds without one are no end"),
-        pytest.param(rows_of(*[1] * 60, *[0] * 15), 0.0, 15, id="a quarter of a minute is"),
-        pytest.param((), 0.0, 0, id="nothing of nothing"),
-    ],
+    {
+        "of the last half minute": (rows_of(*[0] * 60, *[12] * 60), 12.0, 30),
+        "of longer where requests are rare": (rows_of(*[1, 0, 0, 0, 0, 0, 0, 0, 0, 0] * 30), 0.1, 300),
+        "a few seconds without one are no end": (rows_of(*[12] * 60, 0, 0, 0), 10.8, 30),
+        "a quarter of a minute is": (rows_of(*[1] * 60, *[0] * 15), 0.0, 15),
+        "nothing of nothing": ((), 0.0, 0),
+    },
 )
 def test_the_present_rate_is_that_of_the_time_that_shows_it(rows: tuple[Row, ...], rate: float, seconds: int) -> None:
     shown = present(rows)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fakes.cases import cases
 from fakes.golden_scores import score_report
 from fakes.observed_models import (
     FIRST,
@@ -112,20 +113,19 @@ def test_both_revisions_are_asked_for_the_set_of_the_spec_at_the_gates_interval(
 def test_a_quarantine_asks_anew() -> None:
     scoring = asked(FIRST, "main", replace(GOLDEN, quarantines=2))
 
-    assert scoring is not None
     assert scoring.round == 2
 
 
-@pytest.mark.parametrize(
+@cases(
     ("told", "changes"),
-    [
-        pytest.param(THIRD, {}, id="another revision"),
-        pytest.param(FIRST, {"at": state(SECOND, Phase.SUCCEEDED)}, id="after the rollout"),
-        pytest.param(FIRST, {"wanted": SECOND}, id="a model without a golden set"),
-        pytest.param(FIRST, {"at": replace(GOLDEN, skipped=("goldenQuality",))}, id="a gate that was put aside"),
-        pytest.param(FIRST, {"known": record(policy=RolloutPolicy(gates=(ErrorRateGate(),)))}, id="no such gate"),
-        pytest.param(FIRST, {"known": record(policy=RolloutPolicy(strategy="immediate"))}, id="nothing to compare"),
-    ],
+    {
+        "another revision": (THIRD, {}),
+        "after the rollout": (FIRST, {"at": state(SECOND, Phase.SUCCEEDED)}),
+        "a model without a golden set": (FIRST, {"wanted": SECOND}),
+        "a gate that was put aside": (FIRST, {"at": replace(GOLDEN, skipped=("goldenQuality",))}),
+        "no such gate": (FIRST, {"known": record(policy=RolloutPolicy(gates=(ErrorRateGate(),)))}),
+        "nothing to compare": (FIRST, {"known": record(policy=RolloutPolicy(strategy="immediate"))}),
+    },
 )
 def test_nobody_else_is_asked(told: AssignedModel, changes: dict[str, Any]) -> None:
     assert asked(told, "main", **changes) is None
@@ -134,14 +134,14 @@ def test_nobody_else_is_asked(told: AssignedModel, changes: dict[str, Any]) -> N
 OLD = said(FIRST, None, ProofReport(golden_sha256=SHA))
 
 
-@pytest.mark.parametrize(
+@cases(
     ("servers", "possible"),
-    [
-        pytest.param([said(FIRST, None)], True, id="an agent that knows scores"),
-        pytest.param([OLD], False, id="an agent of an earlier version"),
-        pytest.param([said(FIRST, None), OLD], False, id="one of both"),
-        pytest.param([said(FIRST, None, None)], False, id="an agent that has not proved anything yet"),
-    ],
+    {
+        "an agent that knows scores": ([said(FIRST, None)], True),
+        "an agent of an earlier version": ([OLD], False),
+        "one of both": ([said(FIRST, None), OLD], False),
+        "an agent that has not proved anything yet": ([said(FIRST, None, None)], False),
+    },
 )
 def test_an_assignment_asks_only_agents_that_know_scores(servers: list[ModelReport], possible: bool) -> None:
     main = replace(pair()[0], servers=tuple(server(f"main-{n}", each) for n, each in enumerate(servers)))
@@ -162,7 +162,6 @@ def test_a_group_that_was_asked_stays_asked_while_its_servers_restart() -> None:
 def test_equal_scores_pass_at_the_gates_share_of_alpha() -> None:
     found = verdict(seen())
 
-    assert found is not None
     assert (found.outcome, found.reason) == (Outcome.PASS, "NoWorse")
     assert found.numbers["bound"] == pytest.approx(-math.log(POLICY.alpha / 2))
     assert found.numbers["images"] == 40
@@ -176,7 +175,6 @@ def test_the_mean_over_servers_is_compared_image_by_image() -> None:
     stable, own = pair()
     found = verdict(seen(groups=(replace(stable, servers=tuple(main)), replace(own, servers=tuple(servers)))))
 
-    assert found is not None
     assert found.numbers["meanChange"] == pytest.approx(rows[:3].mean() - rows[3:].mean(), abs=1e-4)
     assert found.numbers["iou"] == pytest.approx(rows[:3].mean(), abs=1e-4)
     assert found.numbers["iou.stable"] == pytest.approx(rows[3:].mean(), abs=1e-4)
@@ -192,7 +190,6 @@ def test_a_candidate_that_is_worse_on_one_sites_images_is_stopped_whichever_imag
     stable, own = (score_report(SHA, list(row)).model_copy(update={"slices": slices, "sliced": packed}) for row in rows)
     found = verdict(seen(groups=pair(stable, own)))
 
-    assert found is not None
     assert (found.outcome, found.reason) == (Outcome.BREACH, "WorseInSlice")
     assert "slice 'south' changes by -0." in found.message
     assert "on 7 images" in found.message
@@ -204,7 +201,6 @@ def test_images_without_an_answer_count_against_the_candidate_and_are_not_compar
     own = score_report(SHA, [0.9, missing, 0.9], iou=0.6, classes={0: 0.9})
     found = verdict(seen(groups=pair(stable, own)))
 
-    assert found is not None
     assert found.numbers["images"] == 2
     assert found.numbers["meanChange"] == pytest.approx(-0.45, abs=1e-4)
 
@@ -213,7 +209,6 @@ def test_a_lost_class_is_named_as_the_candidates_spec_names_it() -> None:
     stable, own = (score_report(SHA, [0.9] * 3, {0: 0.9, 1: number}) for number in (0.9, 0.2))
     found = verdict(seen(groups=pair(stable, own)))
 
-    assert found is not None
     assert (found.outcome, found.reason) == (Outcome.BREACH, "ClassLost")
     assert "'coin'" in found.message
 
@@ -221,7 +216,6 @@ def test_a_lost_class_is_named_as_the_candidates_spec_names_it() -> None:
 def test_a_stable_revision_that_answers_no_image_is_not_compared() -> None:
     found = verdict(seen(groups=pair(score_report(SHA, [math.nan] * 3, iou=0.0, recall=0.0))))
 
-    assert found is not None
     assert (found.outcome, found.reason) == (Outcome.PASS, "WithoutStable")
     assert "iou.stable" not in found.numbers
 
@@ -239,7 +233,6 @@ def test_one_server_with_scores_is_enough_on_each_side() -> None:
 def test_the_promoted_revision_is_compared_with_the_one_before() -> None:
     found = verdict(seen(BAKING, roles=PROMOTED, groups=pair(GOOD, score_report(SHA, [0.5] * 40))))
 
-    assert found is not None
     assert found.outcome is Outcome.BREACH
 
 
@@ -250,33 +243,31 @@ FAILED = ScoreReport(golden_sha256=SHA, reason="SourceUnauthorized", message="no
 UNREADABLE = ScoreReport(golden_sha256=SHA, images=3, qualities="?")
 
 
-@pytest.mark.parametrize(
+@cases(
     ("stable", "own", "why"),
-    [
-        pytest.param(
+    {
+        "a set that cannot be fetched": (
             GOOD,
             FAILED,
             "the candidate's servers cannot score the golden set: SourceUnauth",
-            id="a set that cannot be fetched",
         ),
-        pytest.param(FAILED, GOOD, "stable's servers cannot score the golden set", id="not by stable either"),
-    ],
+        "not by stable either": (FAILED, GOOD, "stable's servers cannot score the golden set"),
+    },
 )
 def test_a_set_that_cannot_be_scored_is_undecided_with_the_reason(stable: Any, own: Any, why: str) -> None:
     found = verdict(seen(groups=pair(stable, own)))
 
-    assert found is not None
     assert (found.outcome, found.reason) == (Outcome.UNDECIDED, UNAVAILABLE)
     assert why in found.message
 
 
-@pytest.mark.parametrize(
+@cases(
     "own",
-    [
-        pytest.param(LATER, id="scores that are still measured"),
-        pytest.param(score_report("b" * 64, [0.1]), id="scores of another set"),
-        pytest.param(UNREADABLE, id="scores that cannot be read"),
-    ],
+    {
+        "scores that are still measured": LATER,
+        "scores of another set": score_report("b" * 64, [0.1]),
+        "scores that cannot be read": UNREADABLE,
+    },
 )
 def test_nothing_is_said_while_there_are_no_scores(own: Any) -> None:
     assert verdict(seen(groups=pair(GOOD, own))) is None
@@ -286,7 +277,6 @@ def test_agents_of_an_earlier_version_are_named() -> None:
     main = replace(pair()[0], servers=(server("main-0", OLD),))
     found = verdict(seen(groups=(main, pair()[1])))
 
-    assert found is not None
     assert (found.reason, "earlier version" in found.message) == (UNAVAILABLE, True)
 
 
@@ -300,33 +290,29 @@ def test_a_verdict_stays_when_later_scores_cannot_be_had() -> None:
 LACKING = Verdict("goldenQuality", Outcome.UNDECIDED, UNAVAILABLE, "no Secret")
 
 
-@pytest.mark.parametrize(
+@cases(
     ("at", "known", "since_s", "golden", "allowed"),
-    [
-        pytest.param(GOLDEN, record(LACKING), 599.0, 0, False, id="wait for the progress deadline"),
-        pytest.param(GOLDEN, record(LACKING), 600.0, -1, False, id="end after it"),
-        pytest.param(replace(GOLDEN, paused=True), record(LACKING), 6e5, 0, False, id="wait while a person holds"),
-        pytest.param(
-            replace(GOLDEN, resumed_s=NOW_S + 300), record(LACKING), 600.0, 0, False, id="wait anew after a pause"
-        ),
-        pytest.param(GOLDEN, record(), 6e5, 0, False, id="wait for scores that are still measured"),
-        pytest.param(
+    {
+        "wait for the progress deadline": (GOLDEN, record(LACKING), 599.0, 0, False),
+        "end after it": (GOLDEN, record(LACKING), 600.0, -1, False),
+        "wait while a person holds": (replace(GOLDEN, paused=True), record(LACKING), 6e5, 0, False),
+        "wait anew after a pause": (replace(GOLDEN, resumed_s=NOW_S + 300), record(LACKING), 600.0, 0, False),
+        "wait for scores that are still measured": (GOLDEN, record(), 6e5, 0, False),
+        "go on where the policy promotes": (
             GOLDEN,
             record(LACKING, policy=POLICY.model_copy(update={"on_undecided": "Promote"})),
             600.0,
             1,
             True,
-            id="go on where the policy promotes",
         ),
-        pytest.param(
+        "stay on their way": (
             PROGRESSING,
             record(LACKING, policy=POLICY.model_copy(update={"on_undecided": "Promote"})),
             0.0,
             1,
             True,
-            id="stay on their way",
         ),
-    ],
+    },
 )
 def test_rollouts_without_scores(at: RolloutState, known: Record, since_s: float, golden: int, allowed: bool) -> None:
     at = replace(at, since_s=NOW_S)
@@ -343,5 +329,4 @@ def test_scores_that_are_measured_for_longer_than_the_rollouts_deadline_are_not_
     )
 
     assert before is None
-    assert after is not None
     assert after.reason == UNAVAILABLE

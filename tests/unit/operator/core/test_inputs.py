@@ -8,8 +8,8 @@ from datetime import timedelta
 from typing import Any
 
 import numpy as np
-import pytest
 
+from fakes.cases import cases
 from fakes.observed_models import (
     CELLS,
     FAILURE,
@@ -79,47 +79,39 @@ def seen(*models: ModelObserved, groups: Any = (MAIN, OWN), **changes: Any) -> O
     return world(*models, groups=groups, **changes)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("at", "roles", "groups"),
-    [
-        pytest.param(PROGRESSING, CHANGING, ("main", SECOND.revision), id="the candidate beside stable"),
-        pytest.param(PENDING, Roles(), ("", ""), id="nobody where no role is taken"),
-        pytest.param(
+    {
+        "the candidate beside stable": (PROGRESSING, CHANGING, ("main", SECOND.revision)),
+        "nobody where no role is taken": (PENDING, Roles(), ("", "")),
+        "no group of a candidate that waits for its turn": (
             PENDING,
             Roles(holder(FIRST, "main"), candidate(SECOND, None)),
             ("main", ""),
-            id="no group of a candidate that waits for its turn",
         ),
-        pytest.param(
-            BAKING, PROMOTED, ("main", SECOND.revision), id="the promoted revision beside the one that it replaced"
-        ),
-        pytest.param(
+        "the promoted revision beside the one that it replaced": (BAKING, PROMOTED, ("main", SECOND.revision)),
+        "the promoted revision alone where the former is not kept": (
             BAKING,
             Roles(holder(SECOND)),
             ("", SECOND.revision),
-            id="the promoted revision alone where the former is not kept",
         ),
-    ],
+    },
 )
 def test_evidence_compares(at: RolloutState, roles: Roles, groups: tuple[str, str]) -> None:
     assert groups_of(at, roles) == groups
 
 
-@pytest.mark.parametrize(
+@cases(
     ("at", "roles", "about"),
-    [
-        pytest.param(PROGRESSING, CHANGING, True, id="the candidate is the one that is rolled out"),
-        pytest.param(
-            PROGRESSING, Roles(holder(FIRST, "main"), candidate(THIRD)), False, id="another candidate takes its place"
-        ),
-        pytest.param(PROGRESSING, ALONE, False, id="nobody is a candidate any more"),
-        pytest.param(BAKING, PROMOTED, True, id="what is watched is stable by now"),
-        pytest.param(BAKING, ALONE, False, id="another revision became stable meanwhile"),
-        pytest.param(BAKING, Roles(), False, id="nothing is stable"),
-        pytest.param(
-            BAKING, Roles(holder(SECOND), candidate(THIRD)), False, id="a candidate came while the former was watched"
-        ),
-    ],
+    {
+        "the candidate is the one that is rolled out": (PROGRESSING, CHANGING, True),
+        "another candidate takes its place": (PROGRESSING, Roles(holder(FIRST, "main"), candidate(THIRD)), False),
+        "nobody is a candidate any more": (PROGRESSING, ALONE, False),
+        "what is watched is stable by now": (BAKING, PROMOTED, True),
+        "another revision became stable meanwhile": (BAKING, ALONE, False),
+        "nothing is stable": (BAKING, Roles(), False),
+        "a candidate came while the former was watched": (BAKING, Roles(holder(SECOND), candidate(THIRD)), False),
+    },
 )
 def test_a_rollout_is_still_the_one_that_the_roles_ask_for(at: RolloutState, roles: Roles, about: bool) -> None:
     assert is_about(at, roles) is about
@@ -128,49 +120,43 @@ def test_a_rollout_is_still_the_one_that_the_roles_ask_for(at: RolloutState, rol
 SLO = Slo(p95_milliseconds=250)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("observed", "watch", "groups"),
-    [
-        pytest.param(
+    {
+        "of a rollout both groups, at every look": (
             coins(rollout=PROGRESSING),
             SloWatch(measured_s=NOW_S),
             ("main", SECOND.revision),
-            id="of a rollout both groups, at every look",
         ),
-        pytest.param(coins(rollout=PENDING), None, None, id="of what is only being proved nothing, without an SLO"),
-        pytest.param(
+        "of what is only being proved nothing, without an SLO": (coins(rollout=PENDING), None, None),
+        "stable's alone for its SLO while the candidate is only being proved": (
             model(LABELLED, CHANGING, slo=SLO, rollout=PENDING),
             None,
             ("main", ""),
-            id="stable's alone for its SLO while the candidate is only being proved",
         ),
-        pytest.param(
+        "an SLO's when it is due": (
             model(FIRST, ALONE, slo=SLO),
             SloWatch(measured_s=NOW_S - INTERVAL_S),
             ("main", ""),
-            id="an SLO's when it is due",
         ),
-        pytest.param(
+        "an SLO's not before it is due": (
             model(FIRST, ALONE, slo=SLO),
             SloWatch(measured_s=NOW_S - INTERVAL_S + 1),
             None,
-            id="an SLO's not before it is due",
         ),
-        pytest.param(
+        "an SLO's at once where the clock was put back": (
             model(FIRST, ALONE, slo=SLO),
             SloWatch(measured_s=NOW_S + 2 * INTERVAL_S),
             ("main", ""),
-            id="an SLO's at once where the clock was put back",
         ),
-        pytest.param(model(FIRST, Roles(), slo=SLO), None, None, id="nothing where nothing is stable"),
-        pytest.param(model(FIRST, ALONE), None, None, id="nothing where nothing was promised"),
-        pytest.param(
+        "nothing where nothing is stable": (model(FIRST, Roles(), slo=SLO), None, None),
+        "nothing where nothing was promised": (model(FIRST, ALONE), None, None),
+        "of a rollout that has ended stable's alone": (
             model(FIRST, ALONE, slo=SLO, rollout=state(SECOND, Phase.ROLLED_BACK)),
             None,
             ("main", ""),
-            id="of a rollout that has ended stable's alone",
         ),
-    ],
+    },
 )
 def test_gateways_are_asked_for_the_counts_of(
     observed: ModelObserved, watch: SloWatch | None, groups: tuple[str, str] | None
@@ -188,177 +174,141 @@ def probed(failed: int, asked: int = 40) -> dict[str, CheckResult]:
     return {PROBE: CheckResult(PROBE, NOW_S, asked=(asked, asked), failed=(0, failed))}
 
 
-@pytest.mark.parametrize(
+@cases(
     ("at", "known", "roles", "observed", "heard"),
-    [
-        pytest.param(
+    {
+        "all is well": (
             PROGRESSING,
             record(*PASSED),
             CHANGING,
             seen(coins()),
             {"ready": True, "lost": False, "golden": 1, "probes": 0, "forbidden": False, "allowed": True},
-            id="all is well",
         ),
-        pytest.param(
+        "what is still loaded is not ready, and not lost while it has no requests": (
             PENDING,
             record(),
             CHANGING,
             seen(coins(), groups=(MAIN, LOADING)),
             {"ready": False, "lost": False},
-            id="what is still loaded is not ready, and not lost while it has no requests",
         ),
-        pytest.param(
+        "one of two servers is not ready": (
             PENDING,
             record(),
             CHANGING,
             seen(coins(), groups=(MAIN, replace(OWN, wanted=2))),
             {"ready": False},
-            id="one of two servers is not ready",
         ),
-        pytest.param(
+        "what no gateway knows is not ready": (
             PENDING,
             record(),
             CHANGING,
             seen(coins(), traffic=TrafficState(None)),
             {"ready": False},
-            id="what no gateway knows is not ready",
         ),
-        pytest.param(
+        "a group that the gateways know for another revision is not ready": (
             PENDING,
             record(),
             CHANGING,
             seen(coins(Roles(holder(FIRST, "main"), candidate(THIRD, SECOND.revision)))),
             {"ready": False, "superseded": False},
-            id="a group that the gateways know for another revision is not ready",
         ),
-        pytest.param(
-            PENDING, record(), CHANGING, seen(coins(), groups=(MAIN,)), {"ready": False}, id="no group is not ready"
-        ),
-        pytest.param(
+        "no group is not ready": (PENDING, record(), CHANGING, seen(coins(), groups=(MAIN,)), {"ready": False}),
+        "requests whose servers are gone are lost": (
             PROGRESSING,
             record(),
             CHANGING,
             seen(coins(), groups=(MAIN, lost(SECOND.revision, SECOND))),
             {"lost": True, "ready": False},
-            id="requests whose servers are gone are lost",
         ),
-        pytest.param(
+        "requests whose group is gone are lost": (
             PROGRESSING,
             record(),
             CHANGING,
             seen(coins(), groups=(MAIN,)),
             {"lost": True},
-            id="requests whose group is gone are lost",
         ),
-        pytest.param(
+        "what nobody wants any more is not lost but superseded": (
             PROGRESSING,
             record(),
             ALONE,
             seen(coins(), groups=(MAIN,)),
             {"lost": False, "superseded": True},
-            id="what nobody wants any more is not lost but superseded",
         ),
-        pytest.param(
+        "a candidate that failed on its servers is forbidden, not superseded": (
             PROGRESSING,
             record(),
             Roles(holder(FIRST, "main"), candidate(SECOND, failure=FAILURE)),
             seen(coins()),
             {"forbidden": True, "superseded": False},
-            id="a candidate that failed on its servers is forbidden, not superseded",
         ),
-        pytest.param(
+        "a gate that was not asked yet does not allow": (
             PROGRESSING,
             record(said("goldenQuality", Outcome.PASS)),
             CHANGING,
             seen(coins()),
             {"allowed": False, "forbidden": False, "golden": 1},
-            id="a gate that was not asked yet does not allow",
         ),
-        pytest.param(
+        "a gate without a verdict does not allow": (
             PROGRESSING,
             record(said("goldenQuality", Outcome.PASS), said("budget", Outcome.UNDECIDED)),
             CHANGING,
             seen(coins()),
             {"allowed": False, "forbidden": False},
-            id="a gate without a verdict does not allow",
         ),
-        pytest.param(
+        "a gate that breaches forbids": (
             PROGRESSING,
             record(said("goldenQuality", Outcome.PASS), said("budget", Outcome.BREACH)),
             CHANGING,
             seen(coins()),
             {"allowed": False, "forbidden": True},
-            id="a gate that breaches forbids",
         ),
-        pytest.param(
+        "a gate that was put aside says nothing": (
             replace(PROGRESSING, skipped=("budget",)),
             record(said("goldenQuality", Outcome.PASS), said("budget", Outcome.BREACH)),
             CHANGING,
             seen(coins()),
             {"allowed": True, "forbidden": False},
-            id="a gate that was put aside says nothing",
         ),
-        pytest.param(
-            GOLDEN,
-            record(),
-            CHANGING,
-            seen(coins()),
-            {"golden": 0, "allowed": False},
-            id="labels that are not answered",
-        ),
-        pytest.param(
+        "labels that are not answered": (GOLDEN, record(), CHANGING, seen(coins()), {"golden": 0, "allowed": False}),
+        "labels that fail": (
             GOLDEN,
             record(said("goldenQuality", Outcome.BREACH), said("budget", Outcome.PASS)),
             CHANGING,
             seen(coins()),
             {"golden": -1, "forbidden": True},
-            id="labels that fail",
         ),
-        pytest.param(
+        "a model without labels is not asked for them": (
             GOLDEN,
             record(said("budget", Outcome.PASS)),
             CHANGING,
             seen(coins(wanted=SECOND)),
             {"golden": 1, "allowed": True},
-            id="a model without labels is not asked for them",
         ),
-        pytest.param(
+        "a spec that cannot be read has no labels": (
             GOLDEN,
             record(said("budget", Outcome.PASS)),
             CHANGING,
             seen(coins(wanted=None)),
             {"golden": 1, "allowed": True},
-            id="a spec that cannot be read has no labels",
         ),
-        pytest.param(
+        "who gives all requests at once does not wait for labels": (
             GOLDEN,
             record(policy=RolloutPolicy(strategy="immediate", gates=(GoldenQualityGate(),))),
             CHANGING,
             seen(coins()),
             {"golden": 1, "allowed": True},
-            id="who gives all requests at once does not wait for labels",
         ),
-        pytest.param(QUARANTINED, record(), CHANGING, seen(coins()), {"probes": 0}, id="nothing was probed yet"),
-        pytest.param(
-            QUARANTINED,
-            record(),
-            CHANGING,
-            seen(coins(), check_results=probed(0)),
-            {"probes": 1},
-            id="probes are answered",
-        ),
-        pytest.param(
-            QUARANTINED, record(), CHANGING, seen(coins(), check_results=probed(40)), {"probes": -1}, id="probes fail"
-        ),
-        pytest.param(
+        "nothing was probed yet": (QUARANTINED, record(), CHANGING, seen(coins()), {"probes": 0}),
+        "probes are answered": (QUARANTINED, record(), CHANGING, seen(coins(), check_results=probed(0)), {"probes": 1}),
+        "probes fail": (QUARANTINED, record(), CHANGING, seen(coins(), check_results=probed(40)), {"probes": -1}),
+        "the probes of a former quarantine say nothing of this one": (
             replace(QUARANTINED, quarantines=1),
             record(),
             CHANGING,
             seen(coins(), check_results=probed(0)),
             {"probes": 0},
-            id="the probes of a former quarantine say nothing of this one",
         ),
-    ],
+    },
 )
 def test_a_decision_hears(
     at: RolloutState, known: Record, roles: Roles, observed: Observed, heard: dict[str, Any]
@@ -381,49 +331,39 @@ ROLLOUT = PROGRESSING.rollout
 GATES_ASKED = {f"{ROLLOUT}/budget": "check"}
 
 
-@pytest.mark.parametrize(
+@cases(
     ("at", "roles", "ordered"),
-    [
-        pytest.param(PROGRESSING, CHANGING, GATES_ASKED, id="each gate that somebody has to be asked for"),
-        pytest.param(GOLDEN, CHANGING, GATES_ASKED, id="gates before the first request too"),
-        pytest.param(BAKING, PROMOTED, GATES_ASKED, id="gates of what is watched"),
-        pytest.param(
+    {
+        "each gate that somebody has to be asked for": (PROGRESSING, CHANGING, GATES_ASKED),
+        "gates before the first request too": (GOLDEN, CHANGING, GATES_ASKED),
+        "gates of what is watched": (BAKING, PROMOTED, GATES_ASKED),
+        "probes beside the gates of what is quarantined": (
             QUARANTINED,
             CHANGING,
             {f"{ROLLOUT}/probe/0": "probe", **GATES_ASKED},
-            id="probes beside the gates of what is quarantined",
         ),
-        pytest.param(
+        "new probes in each quarantine": (
             replace(QUARANTINED, quarantines=2),
             CHANGING,
             {f"{ROLLOUT}/probe/2": "probe", **GATES_ASKED},
-            id="new probes in each quarantine",
         ),
-        pytest.param(
-            replace(PROGRESSING, skipped=("budget",)),
-            CHANGING,
-            {},
-            id="no gate that was put aside",
-        ),
-        pytest.param(PENDING, CHANGING, {}, id="nothing of what is only being proved"),
-        pytest.param(PROGRESSING, Roles(None, candidate(SECOND)), {}, id="nothing where nothing is stable"),
-        *(
-            pytest.param(state(SECOND, phase), CHANGING, {}, id=f"nothing of what is {phase.label}")
-            for phase in sorted(ENDED)
-        ),
-    ],
+        "no gate that was put aside": (replace(PROGRESSING, skipped=("budget",)), CHANGING, {}),
+        "nothing of what is only being proved": (PENDING, CHANGING, {}),
+        "nothing where nothing is stable": (PROGRESSING, Roles(None, candidate(SECOND)), {}),
+        **{f"nothing of what is {phase.label}": (state(SECOND, phase), CHANGING, {}) for phase in sorted(ENDED)},
+    },
 )
 def test_what_is_to_be_found_out(at: RolloutState, roles: Roles, ordered: dict[str, str]) -> None:
     assert orders(at, roles=roles) == ordered
 
 
-@pytest.mark.parametrize(
+@cases(
     "gate",
-    [
-        pytest.param(BUDGET, id="a service"),
-        pytest.param(QUERY.model_copy(update={"interval": timedelta(seconds=5)}), id="a query"),
-        pytest.param(ResourceGate(interval=timedelta(seconds=5)), id="servers"),
-    ],
+    {
+        "a service": BUDGET,
+        "a query": QUERY.model_copy(update={"interval": timedelta(seconds=5)}),
+        "servers": ResourceGate(interval=timedelta(seconds=5)),
+    },
 )
 def test_an_order_stays_the_same_however_often_it_falls_due(gate: Any) -> None:
     policy = RolloutPolicy(gates=(gate,))
@@ -455,31 +395,27 @@ BUDGET_KEY = f"{ROLLOUT}/budget"
 KNOWN = said("budget", Outcome.PASS)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("found", "verdict"),
-    [
-        pytest.param({}, ("Pass", "Said"), id="a verdict stays while nothing is found out"),
-        pytest.param(
+    {
+        "a verdict stays while nothing is found out": ({}, ("Pass", "Said")),
+        "an answer renews it": (
             {BUDGET_KEY: CheckResult(BUDGET_KEY, NOW_S, passes=False, breaches=True)},
             ("Breach", "Breaches"),
-            id="an answer renews it",
         ),
-        pytest.param(
+        "half an answer does not": (
             {BUDGET_KEY: CheckResult(BUDGET_KEY, NOW_S, done=False, passes=False, breaches=True)},
             ("Pass", "Said"),
-            id="half an answer does not",
         ),
-        pytest.param(
+        "a problem takes it back": (
             {BUDGET_KEY: CheckResult(BUDGET_KEY, NOW_S, problem="nobody is there")},
             ("Undecided", "NoAnswer"),
-            id="a problem takes it back",
         ),
-        pytest.param(
+        "another rollout's answer is none": (
             {"coins-x-2/budget": CheckResult("coins-x-2/budget", NOW_S, passes=False, breaches=True)},
             ("Pass", "Said"),
-            id="another rollout's answer is none",
         ),
-    ],
+    },
 )
 def test_the_verdict_of_a_gate(found: dict[str, CheckResult], verdict: tuple[str, str]) -> None:
     observed = seen(coins(), check_results=found)

@@ -32,7 +32,6 @@ def window(before: Sample, after: Sample) -> EvidenceWindow:
 
 def failed(before: Sample, after: Sample) -> list[float]:
     pairs = window(before, after).pairs
-    assert pairs is not None
     return pairs.failed.reshape(4).tolist()
 
 
@@ -44,7 +43,6 @@ def test_a_window_of_pairs_has_the_requests_of_both_revisions_and_no_callers() -
     )
     found = window({"a": count(0, then)}, {"a": count(2, now)})
 
-    assert found.pairs is not None
     assert (found.seconds, found.pairs.callers) == (2.0, 90.0)
     assert found.requests.tolist() == [11, 11]
     assert found.errors.tolist() == [3, 5]  # stable alone and both, the candidate alone and both
@@ -66,7 +64,6 @@ def test_pairs_are_divided_by_label_over_all_gateways_and_labels_that_had_none_m
 
     pairs = window(before, {"a": count(1, sliced(more, south)), "b": count(1, sliced(south, north))}).pairs
 
-    assert pairs is not None
     assert pairs.slices.names == ("north",)
     assert pairs.slices.failed.tolist() == [[[2 + 5, 1 + 1], [1, 0]]]
     assert pairs.slices.ratios.tolist() == [[1 + 1] * 13]
@@ -77,7 +74,6 @@ def test_more_labels_than_are_counted_are_one_slice() -> None:
 
     pairs = window({"a": count(0, sliced()), "b": count(0, sliced())}, {"a": count(1, many[0]), "b": count(1, many[1])})
 
-    assert pairs.pairs is not None
     names, failed = pairs.pairs.slices.names, pairs.pairs.slices.failed
     assert len(names) == MAX_SLICES + 1
     assert failed[names.index(OTHER), 0, 0] == MAX_SLICES
@@ -123,7 +119,6 @@ def test_pairs_of_other_groups_and_of_old_gateways_are_none() -> None:
 def test_a_comparator_with_other_bins_tells_no_ratios() -> None:
     found = window({"a": count(0, NONE)}, {"a": count(1, replace(asked(4, 0, 0, 0), ratios=(4, 0)))})
 
-    assert found.pairs is not None
     assert found.requests.tolist() == [4, 4]
     assert not found.pairs.ratios.any()
 

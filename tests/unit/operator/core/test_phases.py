@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from segserve_operator.core.rollout.phases import ENDED, MOVES, Phase, Signal, legal, moved
+from segserve_operator.core.rollout.phases import ENDED, MOVES, Phase, Signal, legal
 
 PROTECTIVE = (Signal.ABORT, Signal.BREACH)
 
@@ -27,15 +27,6 @@ def test_a_candidate_never_gets_requests_before_its_golden_images() -> None:
     assert ways == {Phase.GOLDEN, Phase.SHADOW, Phase.PROGRESSING, Phase.QUARANTINED}
     assert {phase for (phase, _), after in MOVES.items() if after is Phase.SHADOW} == {Phase.GOLDEN}
     assert (Phase.PENDING, Signal.PROMOTE) not in MOVES
-
-
-def test_many_rollouts_move_as_each_does_alone() -> None:
-    phases, signals = np.meshgrid(np.arange(len(Phase)), np.arange(1, len(Signal) + 1), indexing="ij")
-    together = moved(phases.astype(np.int8), signals.astype(np.int8))
-
-    for phase in Phase:
-        for signal in Signal:
-            assert together[phase, signal - 1] == MOVES.get((phase, signal), phase)
 
 
 def test_numbers_of_phases_and_signals_stay_as_records_hold_them() -> None:

@@ -8,8 +8,8 @@ from itertools import chain
 from typing import Any, get_args
 
 import numpy as np
-import pytest
 
+from fakes.cases import cases
 from fakes.observed_models import (
     CELLS,
     FAILURE,
@@ -163,14 +163,13 @@ BAKING = model(SECOND, CHANGED, policy=POLICY, rollout=state(SECOND, Phase.BAKIN
 SUCCEEDED = model(SECOND, CHANGED, policy=POLICY, rollout=state(SECOND, Phase.SUCCEEDED))
 ABORT = {"segserve.dev/abort": SECOND.revision}
 
-PASSES = [
-    pytest.param(AT_REST, [], id="nothing is written where nothing differs"),
-    pytest.param(
+PASSES: dict[str, tuple[Observed, list[str]]] = {
+    "nothing is written where nothing differs": (AT_REST, []),
+    "a first revision is written down before servers are started for it": (
         world(model(FIRST)),
         ["record first", "event of coins: CandidateStarted", "status of coins", "start main", "assign main: first"],
-        id="a first revision is written down before servers are started for it",
     ),
-    pytest.param(
+    "an edit is written down before a group is started for it": (
         asks_for(AT_REST, SECOND),
         [
             "record second",
@@ -179,34 +178,28 @@ PASSES = [
             "start second",
             "assign second: second",
         ],
-        id="an edit is written down before a group is started for it",
     ),
-    pytest.param(
+    "nothing is written while a candidate is loaded": (
         at_rest(world(model(SECOND, CHANGING), groups=[MAIN, LOADING])),
         [],
-        id="nothing is written while a candidate is loaded",
     ),
-    pytest.param(
+    "a proved candidate is made known to the gateway at weight 0": (
         at_rest(routed_as(PROMOTING, AT_REST)),
         ["route coins main 100 %, second 0 %"],
-        id="a proved candidate is made known to the gateway at weight 0",
     ),
-    pytest.param(
+    "a promotion is one write of the status and one of the weights": (
         PROMOTING,
         ["event of coins: Promoted", "status of coins", "route coins second 100 %, main 0 %"],
-        id="a promotion is one write of the status and one of the weights",
     ),
-    pytest.param(
+    "a return to the former revision is one write of the status and one of the weights": (
         asks_for(at_rest(world(model(SECOND, CHANGED), groups=[MAIN, OWN], weights={SECOND.revision: 100})), FIRST),
         ["event of coins: RolledBack", "status of coins", "route coins main 100 %, second 0 %"],
-        id="a return to the former revision is one write of the status and one of the weights",
     ),
-    pytest.param(
+    "a candidate that is dropped before the gateway knew it gives its group back at once": (
         asks_for(at_rest(world(model(SECOND, CHANGING), groups=[MAIN, OWN], traffic=AT_REST.traffic)), FIRST),
         ["status of coins", "stop second"],
-        id="a candidate that is dropped before the gateway knew it gives its group back at once",
     ),
-    pytest.param(
+    "a candidate that the gateway knows keeps its group until the gateway has forgotten it": (
         asks_for(at_rest(replace(ROLLED, traffic=PROMOTING.traffic)), FIRST),
         [
             "event of coins: Cancelled",
@@ -215,84 +208,65 @@ PASSES = [
             "record the rollout of second",
             "announce coins: Cancelled",
         ],
-        id="a candidate that the gateway knows keeps its group until the gateway has forgotten it",
     ),
-    pytest.param(
+    "a stable revision is loaded in main once the former one has left": (
         at_rest(world(model(SECOND, ELSEWHERE), groups=[MAIN, OWN])),
         ["assign main: second"],
-        id="a stable revision is loaded in main once the former one has left",
     ),
-    pytest.param(
+    "the group of a candidate ends once its revision serves from main": (
         at_rest(world(model(SECOND, SETTLED), groups=[group("main", SECOND), OWN])),
         ["stop second"],
-        id="the group of a candidate ends once its revision serves from main",
     ),
-    pytest.param(
+    "the record of a revision without a role is dropped": (
         at_rest(world(model(FIRST, SERVED), groups=[MAIN], records=[FIRST, THIRD])),
         ["drop third"],
-        id="the record of a revision without a role is dropped",
     ),
-    pytest.param(
+    "requests end before servers let a deleted model go": (
         world(model(FIRST, SERVED, deleting=True), groups=[MAIN]),
         ["status of coins", "route nothing"],
-        id="requests end before servers let a deleted model go",
     ),
-    pytest.param(
+    "servers let a deleted model go once no request can come": (
         at_rest(world(model(FIRST, deleting=True), groups=[MAIN], records=[FIRST])),
         ["assign main: nothing"],
-        id="servers let a deleted model go once no request can come",
     ),
-    pytest.param(
+    "a deleted model is forgotten once no server holds it": (
         at_rest(world(model(FIRST, deleting=True), groups=[group("main")], records=[FIRST])),
         ["drop first", "forget coins"],
-        id="a deleted model is forgotten once no server holds it",
     ),
-    pytest.param(
-        at_rest(world(model(FIRST, SERVED), groups=[MAIN], pool=None)),
-        ["stop main"],
-        id="all servers end with their pool",
-    ),
-    pytest.param(
+    "all servers end with their pool": (at_rest(world(model(FIRST, SERVED), groups=[MAIN], pool=None)), ["stop main"]),
+    "the gateway forgets a lost server before it is started again": (
         at_rest(routed_as(world(model(FIRST, SERVED), groups=[lost("main", FIRST)]), AT_REST)),
         ["route coins main 100 %", "start main"],
-        id="the gateway forgets a lost server before it is started again",
     ),
-    pytest.param(
+    "weights over what servers hold come before the groups of other models": (
         at_rest(world(model(SECOND, CHANGING), model(CELLS), groups=[MAIN, OWN])),
         ["record cells", "route coins second 100 %, main 0 %", "start cells", "assign cells: cells"],
-        id="weights over what servers hold come before the groups of other models",
     ),
-    pytest.param(
+    "a gateway that was never told anything is told once the servers are started": (
         at_rest(world(model(FIRST, SERVED), groups=[lost("main", FIRST)], traffic=TrafficState(None))),
         ["start main", "route coins main 100 %"],
-        id="a gateway that was never told anything is told once the servers are started",
     ),
-    pytest.param(
+    "a group that differs from what it should be is put right": (
         at_rest(world(model(FIRST, SERVED), groups=[replace(MAIN, intact=False)])),
         ["start main"],
-        id="a group that differs from what it should be is put right",
     ),
-    pytest.param(
+    "an assignment that agents cannot read is written again": (
         at_rest(world(model(FIRST, SERVED), groups=[replace(MAIN, written=False)])),
         ["assign main: first"],
-        id="an assignment that agents cannot read is written again",
     ),
-    pytest.param(
+    "gateways that differ from what they should be are put right": (
         at_rest(replace(AT_REST, traffic=replace(AT_REST.traffic, intact=False))),
         ["route coins main 100 %"],
-        id="gateways that differ from what they should be are put right",
     ),
-    pytest.param(
+    "the pool's status comes last": (
         world(model(FIRST, SERVED), groups=[MAIN], pool=PoolObserved("default", status=PoolStatus())),
         ["event of coins: Ready", "status of coins", "event of the pool: Ready", "status of the pool"],
-        id="the pool's status comes last",
     ),
-    pytest.param(
+    "a pool's status is written once": (
         at_rest(world(model(FIRST, SERVED), groups=[MAIN], pool=PoolObserved("default", status=PoolStatus()))),
         [],
-        id="a pool's status is written once",
     ),
-    pytest.param(
+    "a rollback is written down and announced": (
         replace(ROLLED, models=(replace(ROLLING, annotations=ABORT),)),
         [
             "event of coins: RequestTaken",
@@ -304,9 +278,8 @@ PASSES = [
             "record the rollout of second",
             "announce coins: RolledBack",
         ],
-        id="a rollback is written down and announced",
     ),
-    pytest.param(
+    "a promoted revision's rollback is written down and announced": (
         world(replace(BAKING, annotations=ABORT), groups=[MAIN, OWN], weights={SECOND.revision: 95, "main": 5}),
         [
             "event of coins: RequestTaken",
@@ -318,9 +291,8 @@ PASSES = [
             "record the rollout of second",
             "announce coins: RolledBack",
         ],
-        id="a promoted revision's rollback is written down and announced",
     ),
-    pytest.param(
+    "a rollout ends where its servers never came": (
         world(
             model(SECOND, CHANGING, policy=POLICY, rollout=state(SECOND, Phase.PENDING), annotations=ABORT),
             groups=[MAIN],
@@ -334,24 +306,21 @@ PASSES = [
             "record the rollout of second",
             "announce coins: RolledBack",
         ],
-        id="a rollout ends where its servers never came",
     ),
-    pytest.param(
+    "drift is written down and then announced": (
         drifted(model(FIRST, SERVED)),
         ["event of coins: ImagesChanged", "status of coins", "announce drift of coins: ImagesChanged"],
-        id="drift is written down and then announced",
     ),
-]
+}
 
 
-@pytest.mark.parametrize(("seen", "expected"), PASSES)
+@cases(("seen", "expected"), PASSES)
 def test_one_pass_writes(seen: Observed, expected: list[str]) -> None:
     assert lines(seen) == expected
 
 
 def shares(seen: Observed, desired: DesiredState) -> list[tuple[str, int, int]]:
     """Return the shares of coins: the group, the weight, and how many of its servers answer."""
-    assert desired.traffic is not None
     found = [share for route in desired.traffic.routes if route.model == "coins" for share in route.shares]
     return [(line(StopGroup(share.group)).removeprefix("stop "), share.weight, len(share.endpoints)) for share in found]
 
@@ -359,134 +328,105 @@ def shares(seen: Observed, desired: DesiredState) -> list[tuple[str, int, int]]:
 LOST = lost(SECOND.revision, SECOND)
 HALF = replace(OWN, wanted=2)
 
-ROUTES = [
-    pytest.param(world(model(FIRST)), [], id="a model without a stable revision has no route"),
-    pytest.param(world(model(FIRST, SERVED), groups=[MAIN]), [("main", 100, 1)], id="stable gets all requests"),
-    pytest.param(
+ROUTES = {
+    "a model without a stable revision has no route": (world(model(FIRST)), []),
+    "stable gets all requests": (world(model(FIRST, SERVED), groups=[MAIN]), [("main", 100, 1)]),
+    "all servers of a group get requests": (
         world(model(FIRST, SERVED), groups=[group("main", FIRST, servers=3)]),
         [("main", 100, 3)],
-        id="all servers of a group get requests",
     ),
-    pytest.param(
+    "a server that is about to end gets requests where no other answers": (
         world(model(FIRST, SERVED), groups=[replace(MAIN, servers=(), leaving=MAIN.servers)]),
         [("main", 100, 1)],
-        id="a server that is about to end gets requests where no other answers",
     ),
-    pytest.param(
-        world(model(FIRST, SERVED)), [("main", 100, 0)], id="a stable revision whose group is gone keeps its route"
-    ),
-    pytest.param(
+    "a stable revision whose group is gone keeps its route": (world(model(FIRST, SERVED)), [("main", 100, 0)]),
+    "a stable revision that the spec asks for is known from there": (
         world(model(FIRST, SERVED), groups=[MAIN], records=[SECOND]),
         [("main", 100, 1)],
-        id="a stable revision that the spec asks for is known from there",
     ),
-    pytest.param(
+    "a stable revision without a record keeps its route while servers are told to load it": (
         world(model(SECOND, SERVED), groups=[MAIN], records=[]),
         [("main", 100, 1)],
-        id="a stable revision without a record keeps its route while servers are told to load it",
     ),
-    pytest.param(
+    "a stable revision that is written down nowhere has no route": (
         world(model(SECOND, SERVED), groups=[replace(MAIN, assignment=Assignment())], records=[]),
         [],
-        id="a stable revision that is written down nowhere has no route",
     ),
-    pytest.param(
+    "a candidate is known before it gets requests": (
         world(model(SECOND, CHANGING), groups=[MAIN, OWN]),
         [("main", 100, 1), ("second", 0, 1)],
-        id="a candidate is known before it gets requests",
     ),
-    pytest.param(
+    "a candidate is not known before all its servers have proved it": (
         world(model(SECOND, CHANGING), groups=[MAIN, HALF]),
         [("main", 100, 1)],
-        id="a candidate is not known before all its servers have proved it",
     ),
-    pytest.param(
+    "a candidate that is not written down yet is known from the spec": (
         world(model(SECOND, CHANGING), groups=[MAIN, OWN], records=[FIRST]),
         [("main", 100, 1), ("second", 0, 1)],
-        id="a candidate that is not written down yet is known from the spec",
     ),
-    pytest.param(
+    "a candidate without a record is known while servers are told to load it": (
         world(model(THIRD, CHANGING), groups=[MAIN, OWN], records=[FIRST]),
         [("main", 100, 1), ("second", 0, 1)],
-        id="a candidate without a record is known while servers are told to load it",
     ),
-    pytest.param(
+    "a candidate that waits for its turn is not known": (
         world(model(SECOND, replace(CHANGING, candidate=candidate(SECOND, None))), groups=[MAIN]),
         [("main", 100, 1)],
-        id="a candidate that waits for its turn is not known",
     ),
-    pytest.param(
+    "a candidate gets the weight of its rollout": (
         world(ROLLING, groups=[MAIN, OWN]),
         [("main", 75, 1), ("second", 25, 1)],
-        id="a candidate gets the weight of its rollout",
     ),
-    pytest.param(
+    "a candidate keeps its weight while one of its servers answers": (
         world(ROLLING, groups=[MAIN, HALF]),
         [("main", 75, 1), ("second", 25, 1)],
-        id="a candidate keeps its weight while one of its servers answers",
     ),
-    pytest.param(
+    "a candidate whose server is lost keeps the stable serving": (
         world(ROLLING, groups=[MAIN, LOST]),
         [("main", 100, 1)],
-        id="a candidate whose server is lost keeps the stable serving",
     ),
-    pytest.param(
-        world(ROLLING, groups=[MAIN]), [("main", 100, 1)], id="a candidate whose group is gone keeps the stable serving"
-    ),
-    pytest.param(
+    "a candidate whose group is gone keeps the stable serving": (world(ROLLING, groups=[MAIN]), [("main", 100, 1)]),
+    "a candidate gets nothing of another revision's rollout": (
         world(model(SECOND, CHANGING, policy=POLICY, rollout=state(THIRD, Phase.PROGRESSING)), groups=[MAIN, OWN]),
         [("main", 100, 1), ("second", 0, 1)],
-        id="a candidate gets nothing of another revision's rollout",
     ),
-    pytest.param(
+    "a candidate gets nothing of a rollout that ended before it was wanted anew": (
         world(model(SECOND, CHANGING, rollout=state(SECOND, Phase.SUCCEEDED)), groups=[MAIN, OWN]),
         [("main", 100, 1), ("second", 0, 1)],
-        id="a candidate gets nothing of a rollout that ended before it was wanted anew",
     ),
-    pytest.param(
+    "a candidate in quarantine gets our own requests alone": (
         world(model(SECOND, CHANGING, rollout=state(SECOND, Phase.QUARANTINED)), groups=[MAIN, OWN]),
         [("main", 100, 1), ("second", 0, 1)],
-        id="a candidate in quarantine gets our own requests alone",
     ),
-    pytest.param(
+    "the former revision keeps a few requests while the new one is watched": (
         world(BAKING, groups=[MAIN, OWN]),
         [("second", 95, 1), ("main", 5, 1)],
-        id="the former revision keeps a few requests while the new one is watched",
     ),
-    pytest.param(
+    "a former revision whose server is lost keeps no requests": (
         world(BAKING, groups=[OWN, lost("main", FIRST)]),
         [("second", 100, 1)],
-        id="a former revision whose server is lost keeps no requests",
     ),
-    pytest.param(
+    "a watched revision without a former one gets all requests": (
         world(model(SECOND, ELSEWHERE, policy=POLICY, rollout=state(SECOND, Phase.BAKING)), groups=[OWN]),
         [("second", 100, 1)],
-        id="a watched revision without a former one gets all requests",
     ),
-    pytest.param(
-        world(
-            model(THIRD, CHANGED, policy=POLICY, rollout=state(THIRD, Phase.BAKING)),
-            groups=[MAIN, OWN],
-        ),
+    "a bake of another revision leaves the former one nothing": (
+        world(model(THIRD, CHANGED, policy=POLICY, rollout=state(THIRD, Phase.BAKING)), groups=[MAIN, OWN]),
         [("second", 100, 1), ("main", 0, 1)],
-        id="a bake of another revision leaves the former one nothing",
     ),
-    pytest.param(
+    "the former revision is known for as long as it is kept": (
         world(SUCCEEDED, groups=[MAIN, OWN]),
         [("second", 100, 1), ("main", 0, 1)],
-        id="the former revision is known for as long as it is kept",
     ),
-    pytest.param(
+    "candidate and former revision are both known": (
         world(
             model(THIRD, replace(CHANGED, candidate=candidate(THIRD))), groups=[MAIN, OWN, group(THIRD.revision, THIRD)]
         ),
         [("second", 100, 1), ("third", 0, 1), ("main", 0, 1)],
-        id="candidate and former revision are both known",
     ),
-]
+}
 
 
-@pytest.mark.parametrize(("seen", "expected"), ROUTES)
+@cases(("seen", "expected"), ROUTES)
 def test_requests_go_where_they_are_answered(seen: Observed, expected: list[tuple[str, int, int]]) -> None:
     assert shares(seen, as_it_is(seen)) == expected
 
@@ -507,17 +447,16 @@ def test_routes_are_in_the_order_of_their_models_names() -> None:
     assert [route.model for route in plan_of(both).routes] == ["cells", "coins"]
 
 
-@pytest.mark.parametrize(
+@cases(
     ("groups", "expected"),
-    [
-        pytest.param([group("main", FIRST, servers=2), OWN], ["main-0", "main-1"], id="the servers of main answer"),
-        pytest.param(
+    {
+        "the servers of main answer": ([group("main", FIRST, servers=2), OWN], ["main-0", "main-1"]),
+        "servers that are about to end answer where there are no others": (
             [replace(MAIN, servers=(), leaving=(server("leaving"),))],
             ["leaving"],
-            id="servers that are about to end answer where there are no others",
         ),
-        pytest.param([OWN], [], id="nobody answers while there is no main group"),
-    ],
+        "nobody answers while there is no main group": ([OWN], []),
+    },
 )
 def test_questions_about_no_model_are_answered(groups: list[GroupObserved], expected: list[str]) -> None:
     assert [each.host for each in plan_of(world(model(FIRST, SERVED), groups=groups)).servers] == expected
@@ -539,144 +478,109 @@ def test_a_route_tells_no_steps_where_no_server_reports() -> None:
     assert (route.steps, route.exposed) == ((), ())
 
 
-ASSIGNMENTS = [
-    pytest.param(world(model(FIRST)), {"main": []}, id="there is always a main group"),
-    pytest.param(
+ASSIGNMENTS = {
+    "there is always a main group": (world(model(FIRST)), {"main": []}),
+    "main holds the stable revisions of all models": (
         world(model(FIRST, SERVED), model(CELLS, Roles(holder(CELLS, "main")))),
         {"main": ["cells", "first"]},
-        id="main holds the stable revisions of all models",
     ),
-    pytest.param(
-        world(model(SECOND, CHANGING)), {"main": ["first"], "second": ["second"]}, id="a candidate is held in its group"
-    ),
-    pytest.param(
+    "a candidate is held in its group": (world(model(SECOND, CHANGING)), {"main": ["first"], "second": ["second"]}),
+    "a candidate without a group is held nowhere": (
         world(model(SECOND, replace(SERVED, candidate=candidate(SECOND, None)))),
         {"main": ["first"]},
-        id="a candidate without a group is held nowhere",
     ),
-    pytest.param(
+    "a candidate that has failed is held nowhere": (
         world(model(SECOND, replace(SERVED, candidate=candidate(SECOND, failure=FAILURE)))),
         {"main": ["first"]},
-        id="a candidate that has failed is held nowhere",
     ),
-    pytest.param(
-        world(model(SECOND, CHANGED)), {"main": ["first"], "second": ["second"]}, id="the former revision is still held"
-    ),
-    pytest.param(
+    "the former revision is still held": (world(model(SECOND, CHANGED)), {"main": ["first"], "second": ["second"]}),
+    "a stable revision is loaded in main while it serves elsewhere": (
         world(model(SECOND, ELSEWHERE)),
         {"main": ["second"], "second": ["second"]},
-        id="a stable revision is loaded in main while it serves elsewhere",
     ),
-    pytest.param(
+    "a former revision leaves main once the gateway has forgotten it": (
         world(model(SECOND, ELSEWHERE), groups=[MAIN, OWN], weights={SECOND.revision: 100}),
         {"main": ["second"], "second": ["second"]},
-        id="a former revision leaves main once the gateway has forgotten it",
     ),
-    pytest.param(
+    "a former revision stays in main until the gateway has forgotten it": (
         world(
             model(SECOND, ELSEWHERE),
             groups=[MAIN, OWN],
             traffic=world(model(SECOND, CHANGED), groups=[MAIN, OWN], weights={SECOND.revision: 100}).traffic,
         ),
         {"main": ["first"], "second": ["second"]},
-        id="a former revision stays in main until the gateway has forgotten it",
     ),
-    pytest.param(
-        world(
-            model(SECOND, ELSEWHERE),
-            groups=[MAIN, OWN],
-            traffic=TrafficState(None, active={("coins", "main"): 1}),
-        ),
+    "a former revision stays in main while a request is on its way to it": (
+        world(model(SECOND, ELSEWHERE), groups=[MAIN, OWN], traffic=TrafficState(None, active={("coins", "main"): 1})),
         {"main": ["first"], "second": ["second"]},
-        id="a former revision stays in main while a request is on its way to it",
     ),
-    pytest.param(
+    "a dropped candidate stays in its group until the gateway has forgotten it": (
         world(model(FIRST, SERVED), groups=[MAIN, OWN], traffic=PROMOTING.traffic),
         {"main": ["first"], "second": ["second"]},
-        id="a dropped candidate stays in its group until the gateway has forgotten it",
     ),
-    pytest.param(
+    "the group of a dropped candidate ends once the gateway has forgotten it": (
         world(model(FIRST, SERVED), groups=[MAIN, OWN]),
         {"main": ["first"]},
-        id="the group of a dropped candidate ends once the gateway has forgotten it",
     ),
-    pytest.param(
-        world(model(SECOND, CHANGING), groups=[MAIN, OWN], pool=None), {}, id="without a pool there is no group"
-    ),
-    pytest.param(
-        world(model(SECOND, SERVED), records=[]),
-        {"main": []},
-        id="a revision that is written down nowhere is held nowhere",
-    ),
-]
+    "without a pool there is no group": (world(model(SECOND, CHANGING), groups=[MAIN, OWN], pool=None), {}),
+    "a revision that is written down nowhere is held nowhere": (world(model(SECOND, SERVED), records=[]), {"main": []}),
+}
 
 
-@pytest.mark.parametrize(("seen", "expected"), ASSIGNMENTS)
+@cases(("seen", "expected"), ASSIGNMENTS)
 def test_groups_hold_revisions(seen: Observed, expected: dict[str, list[str]]) -> None:
     found = as_it_is(seen).groups.items()
 
     assert {NAMES.get(name, name): [NAMES[told.revision] for told in each.models] for name, each in found} == expected
 
 
-@pytest.mark.parametrize(
+@cases(
     ("seen", "expected"),
-    [
-        pytest.param(world(model(SECOND, CHANGING)), {"first", "second"}, id="revisions with a role are written down"),
-        pytest.param(
+    {
+        "revisions with a role are written down": (world(model(SECOND, CHANGING)), {"first", "second"}),
+        "what the spec asks for is written down": (
             world(model(SECOND, CHANGING), records=[FIRST]),
             {"first", "second"},
-            id="what the spec asks for is written down",
         ),
-        pytest.param(
+        "what a server still holds stays written down and nothing else does": (
             world(model(FIRST, SERVED), groups=[MAIN, OWN], records=[FIRST, SECOND, THIRD]),
             {"first", "second"},
-            id="what a server still holds stays written down and nothing else does",
         ),
-        pytest.param(
+        "what a server holds and nothing tells of is not written down": (
             world(model(FIRST, SERVED), groups=[MAIN, OWN], records=[FIRST]),
             {"first"},
-            id="what a server holds and nothing tells of is not written down",
         ),
-        pytest.param(
+        "a role of what nothing tells of is not written down": (
             world(model(THIRD, CHANGING), records=[FIRST]),
             {"first"},
-            id="a role of what nothing tells of is not written down",
         ),
-    ],
+    },
 )
 def test_revisions_are_written_down(seen: Observed, expected: set[str]) -> None:
     assert {NAMES[revision] for revision in as_it_is(seen).revisions} == expected
 
 
-@pytest.mark.parametrize(
+@cases(
     ("seen", "expected"),
-    [
-        pytest.param(
-            world(model(FIRST, deleting=True)), ("coins",), id="a deleted model that nobody holds is forgotten"
-        ),
-        pytest.param(
+    {
+        "a deleted model that nobody holds is forgotten": (world(model(FIRST, deleting=True)), ("coins",)),
+        "a deleted model that a group was told to hold is not forgotten": (
             world(model(FIRST, deleting=True), groups=[MAIN]),
             (),
-            id="a deleted model that a group was told to hold is not forgotten",
         ),
-        pytest.param(
+        "a deleted model that a server still has is not forgotten": (
             world(model(FIRST, deleting=True), groups=[group("main", reports=[report(FIRST, ModelState.UNLOADING)])]),
             (),
-            id="a deleted model that a server still has is not forgotten",
         ),
-        pytest.param(world(model(FIRST)), (), id="a model that is not deleted is not forgotten"),
-    ],
+        "a model that is not deleted is not forgotten": (world(model(FIRST)), ()),
+    },
 )
 def test_models_are_forgotten(seen: Observed, expected: tuple[str, ...]) -> None:
     assert desired_state(seen).forgotten == expected
 
 
 def test_a_model_that_cannot_be_written_down_stays_as_it_is_and_others_go_on() -> None:
-    both = world(
-        model(SECOND, SERVED),
-        model(CELLS),
-        groups=[MAIN],
-    )
+    both = world(model(SECOND, SERVED), model(CELLS), groups=[MAIN])
     desired = desired_state(both, frozenset({"coins"}))
 
     assert desired.statuses["coins"].roles == SERVED
@@ -686,17 +590,13 @@ def test_a_model_that_cannot_be_written_down_stays_as_it_is_and_others_go_on() -
 RECORD = rollout_record(SECOND, Phase.SUCCEEDED, sequence=1)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("written", "expected"),
-    [
-        pytest.param({}, ["record the rollout of second"], id="a record that was never written is written"),
-        pytest.param(
-            {RECORD.name: (0, NOW_S)}, ["record the rollout of second"], id="a new decision is written at once"
-        ),
-        pytest.param(
-            {RECORD.name: (1, NOW_S - 3600)}, [], id="what is written of an ended rollout is not written again"
-        ),
-    ],
+    {
+        "a record that was never written is written": ({}, ["record the rollout of second"]),
+        "a new decision is written at once": ({RECORD.name: (0, NOW_S)}, ["record the rollout of second"]),
+        "what is written of an ended rollout is not written again": ({RECORD.name: (1, NOW_S - 3600)}, []),
+    },
 )
 def test_a_record_of_an_ended_rollout_is_written(written: dict[str, tuple[int, float]], expected: list[str]) -> None:
     seen = at_rest(world(SUCCEEDED, groups=[MAIN, OWN], weights={SECOND.revision: 100}))
@@ -713,12 +613,12 @@ def test_what_a_process_did_not_write_of_an_ended_rollout_is_written_by_the_next
     assert desired_state(seen).records[behind.name].decisions[-1].signal == "LOST"
 
 
-@pytest.mark.parametrize(
+@cases(
     ("written_s", "expected"),
-    [
-        pytest.param(NOW_S - 1, [], id="what was written just now is not written again"),
-        pytest.param(NOW_S - 60, ["record the rollout of second"], id="what was written a while ago is written again"),
-    ],
+    {
+        "what was written just now is not written again": (NOW_S - 1, []),
+        "what was written a while ago is written again": (NOW_S - 60, ["record the rollout of second"]),
+    },
 )
 def test_what_a_rollout_under_way_has_seen_is_written_now_and_then(written_s: float, expected: list[str]) -> None:
     paused = state(SECOND, Phase.PROGRESSING, paused=True)
@@ -730,4 +630,4 @@ def test_what_a_rollout_under_way_has_seen_is_written_now_and_then(written_s: fl
 
 def test_every_action_has_a_row() -> None:
     """An action that no pass of the table takes has an order that nobody has thought of."""
-    assert {type(each) for row in PASSES for each in actions(row.values[0])} == set(get_args(Action))
+    assert {type(each) for seen, _ in PASSES.values() for each in actions(seen)} == set(get_args(Action))

@@ -6,13 +6,7 @@ from typing import Any
 
 import pytest
 
-from segserve_operator.api.rollout_policy import (
-    DEFAULT_GATES,
-    AlphaGateSpec,
-    BurnRateGate,
-    ErrorRateGate,
-    RolloutPolicy,
-)
+from segserve_operator.api.rollout_policy import DEFAULT_GATES, BurnRateGate, ErrorRateGate, RolloutPolicy
 from segserve_operator.core.gates import GATES
 from segserve_operator.core.gates.base import MeasuredGateType
 from segserve_operator.core.rollout.policy import RULE_LEVEL, alpha_shares, engine_policy
@@ -39,11 +33,6 @@ def test_a_gate_that_is_a_rule_takes_nothing_of_alpha(name: str) -> None:
     together = engine_policy(with_gates(ErrorRateGate(), GATES[name].spec()))
 
     assert together.levels == (pytest.approx(0.03), RULE_LEVEL)
-
-
-@pytest.mark.parametrize("name", GATES)
-def test_a_gate_that_tests_declares_its_share_of_alpha_and_a_rule_does_not(name: str) -> None:
-    assert issubclass(GATES[name].spec, AlphaGateSpec) is not GATES[name].is_rule
 
 
 def test_a_gate_that_tests_without_a_share_is_an_error_and_not_one_that_never_proves_anything(

@@ -15,7 +15,6 @@ from segserve_operator.core.world.observed import (
     MAIN,
     GroupObserved,
     Observed,
-    ObservedCondition,
     PoolObserved,
     PoolStatus,
     ScalingState,
@@ -58,9 +57,7 @@ class Played:
 
     @property
     def active(self) -> tuple[str, str]:
-        assert self.world.pool is not None
         found = self.world.pool.scaling_active
-        assert isinstance(found, ObservedCondition)
         return found.status, found.reason
 
     def loads(self, ready: int) -> Mapping[str, GatewayLoad | None]:
@@ -83,7 +80,6 @@ class Played:
             plan = TrafficPlan((Route("coins", shares),))
             world = replace(world, traffic=TrafficState(plan), gateway_loads=self.loads(ready))
             self.world = with_scaling(world)
-            assert self.world.pool is not None
             self.load, self.status = self.world.load, replace(self.status, scaling=self.world.pool.scaled)
             numbers.append(self.desired)
         return numbers

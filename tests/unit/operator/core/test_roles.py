@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-import pytest
-
+from fakes.cases import cases
 from fakes.observed_models import (
     CELLS,
     FAILURE,
@@ -111,112 +110,91 @@ def with_roles(seen: Observed, roles: Roles) -> Observed:
     return replace(seen, models=tuple(models))
 
 
-FOLLOWS_THE_SPEC = [
-    pytest.param(
+FOLLOWS_THE_SPEC = {
+    "the first revision is proved in main where main serves nobody": (
         world(model(FIRST)),
         Roles(candidate=candidate(FIRST, "main", since_s=NOW_S)),
-        id="the first revision is proved in main where main serves nobody",
     ),
-    pytest.param(
+    "the first revision is proved in a group of its own where main serves another model": (
         world(model(FIRST), CELLS_SERVED),
         Roles(candidate=candidate(FIRST, since_s=NOW_S)),
-        id="the first revision is proved in a group of its own where main serves another model",
     ),
-    pytest.param(
+    "main is not free while another model's stable revision is still on its way into it": (
         world(model(FIRST), model(CELLS, Roles(holder(CELLS)))),
         Roles(candidate=candidate(FIRST, since_s=NOW_S)),
-        id="main is not free while another model's stable revision is still on its way into it",
     ),
-    pytest.param(
+    "an edit makes a candidate with a group of its own": (
         world(model(SECOND, SERVED), groups=[MAIN]),
         replace(SERVED, candidate=candidate(SECOND, since_s=NOW_S)),
-        id="an edit makes a candidate with a group of its own",
     ),
-    pytest.param(
+    "nothing changes where the stable revision is the one that the spec asks for": (
         world(model(FIRST, SERVED), groups=[MAIN]),
         SERVED,
-        id="nothing changes where the stable revision is the one that the spec asks for",
     ),
-    pytest.param(
+    "a candidate is dropped where the spec asks for the stable revision again": (
         world(model(FIRST, CHANGING), groups=[MAIN]),
         SERVED,
-        id="a candidate is dropped where the spec asks for the stable revision again",
     ),
-    pytest.param(
+    "another edit replaces a candidate on its way": (
         world(model(THIRD, CHANGING), groups=[MAIN]),
         replace(SERVED, candidate=candidate(THIRD, since_s=NOW_S)),
-        id="another edit replaces a candidate on its way",
     ),
-    pytest.param(
+    "a spec that cannot be read changes no role": (
         world(model(None, CHANGING, problem=FAILURE), groups=[MAIN]),
         CHANGING,
-        id="a spec that cannot be read changes no role",
     ),
-    pytest.param(
+    "a spec that cannot be read lets the former revision be kept for longer": (
         world(model(None, CHANGED, problem=FAILURE), groups=[MAIN, OWN], now_s=NOW_S + 7200),
         CHANGED,
-        id="a spec that cannot be read lets the former revision be kept for longer",
     ),
-    pytest.param(
+    "a model that is being deleted has no roles": (
         world(model(SECOND, CHANGING, deleting=True), groups=[MAIN]),
         Roles(),
-        id="a model that is being deleted has no roles",
     ),
-    pytest.param(
-        world(model(FIRST, SERVED), groups=[MAIN], pool=None), Roles(), id="a model without a pool has no roles"
-    ),
-    pytest.param(
+    "a model without a pool has no roles": (world(model(FIRST, SERVED), groups=[MAIN], pool=None), Roles()),
+    "the former revision is stable again at once while all its servers answer": (
         world(model(FIRST, CHANGED), groups=[MAIN, OWN]),
         Roles(holder(FIRST, "main", since_s=NOW_S), previous=holder(SECOND, since_s=NOW_S)),
-        id="the former revision is stable again at once while all its servers answer",
     ),
-    pytest.param(
+    "a return to the former revision drops the candidate": (
         world(model(FIRST, replace(CHANGED, candidate=candidate(THIRD))), groups=[MAIN, OWN]),
         Roles(holder(FIRST, "main", since_s=NOW_S), previous=holder(SECOND, since_s=NOW_S)),
-        id="a return to the former revision drops the candidate",
     ),
-]
+}
 
-TURNS = [
-    pytest.param(
+TURNS = {
+    "a candidate waits while as many as may be proved at once hold groups of their own": (
         world(model(SECOND, SERVED), *others(MAX_CANDIDATE_GROUPS), groups=[MAIN]),
         replace(SERVED, candidate=candidate(SECOND, None, since_s=NOW_S)),
-        id="a candidate waits while as many as may be proved at once hold groups of their own",
     ),
-    pytest.param(
+    "a candidate that waits keeps its place in the queue": (
         world(model(SECOND, QUEUED), *others(MAX_CANDIDATE_GROUPS)),
         QUEUED,
-        id="a candidate that waits keeps its place in the queue",
     ),
-    pytest.param(
+    "a candidate that waited gets its group once there is room": (
         world(model(SECOND, QUEUED), *others(MAX_CANDIDATE_GROUPS - 1)),
         replace(SERVED, candidate=candidate(SECOND, since_s=NOW_S)),
-        id="a candidate that waited gets its group once there is room",
     ),
-    pytest.param(
+    "a candidate in its rollout gets servers again although the spec cannot be read now": (
         world(model(None, QUEUED, rollout=state(SECOND, Phase.QUARANTINED), problem=FAILURE), groups=[MAIN]),
         replace(SERVED, candidate=candidate(SECOND, since_s=NOW_S)),
-        id="a candidate in its rollout gets servers again although the spec cannot be read now",
     ),
-    pytest.param(
+    "a candidate without a rollout begins none while the spec cannot be read": (
         world(model(None, QUEUED, problem=FAILURE), groups=[MAIN]),
         QUEUED,
-        id="a candidate without a rollout begins none while the spec cannot be read",
     ),
-    pytest.param(
+    "a candidate whose rollout has ended gets no servers while the spec cannot be read": (
         world(
             model(None, GIVEN_UP, rollout=state(SECOND, Phase.ROLLED_BACK), problem=FAILURE, annotations=asks("pause")),
             groups=[MAIN],
         ),
         GIVEN_UP,
-        id="a candidate whose rollout has ended gets no servers while the spec cannot be read",
     ),
-    pytest.param(
+    "with shared isolation a candidate is proved in the group that all candidates share": (
         world(model(SECOND, SERVED), groups=[MAIN], pool=PoolObserved("default", shared=True)),
         replace(SERVED, candidate=candidate(SECOND, "canary", since_s=NOW_S)),
-        id="with shared isolation a candidate is proved in the group that all candidates share",
     ),
-    pytest.param(
+    "with shared isolation nobody waits for a turn": (
         world(
             model(SECOND, SERVED),
             *others(MAX_CANDIDATE_GROUPS),
@@ -224,131 +202,105 @@ TURNS = [
             pool=PoolObserved("default", shared=True),
         ),
         replace(SERVED, candidate=candidate(SECOND, "canary", since_s=NOW_S)),
-        id="with shared isolation nobody waits for a turn",
     ),
-    pytest.param(
+    "with shared isolation a candidate gets its own group where the shared one holds the model's stable": (
         world(
             model(THIRD, Roles(holder(SECOND, "canary"), previous=holder(FIRST, "main"))),
             groups=[MAIN, group("canary", SECOND)],
             pool=PoolObserved("default", shared=True),
         ),
         Roles(holder(SECOND, "canary"), candidate(THIRD, since_s=NOW_S), holder(FIRST, "main")),
-        id="with shared isolation a candidate gets its own group where the shared one holds the model's stable",
     ),
-]
+}
 
-FAILURES = [
-    pytest.param(
+FAILURES = {
+    "a candidate that fails for good gives its group back": (
         world(model(SECOND, CHANGING), groups=[MAIN, group(SECOND.revision, SECOND, reports=[failed(SECOND, "Bad")])]),
         replace(SERVED, candidate=candidate(SECOND, None, failure=FailureReason("Bad", "it failed"))),
-        id="a candidate that fails for good gives its group back",
     ),
-    pytest.param(
+    "a candidate whose failure may pass keeps its group": (
         world(
             model(SECOND, CHANGING),
             groups=[MAIN, group(SECOND.revision, SECOND, reports=[failed(SECOND, "ArtifactMissing", retryable=True)])],
         ),
         CHANGING,
-        id="a candidate whose failure may pass keeps its group",
     ),
-    pytest.param(
+    "a candidate that is still loaded goes on": (
         world(model(SECOND, CHANGING), groups=[MAIN, group(SECOND.revision, SECOND, state=ModelState.LOADING)]),
         CHANGING,
-        id="a candidate that is still loaded goes on",
     ),
-    pytest.param(
-        world(model(SECOND, CHANGING), groups=[MAIN]), CHANGING, id="a candidate whose group is not there yet goes on"
-    ),
-    pytest.param(
-        world(model(SECOND, GIVEN_UP)), GIVEN_UP, id="a candidate that has failed is not tried again by itself"
-    ),
-    pytest.param(
+    "a candidate whose group is not there yet goes on": (world(model(SECOND, CHANGING), groups=[MAIN]), CHANGING),
+    "a candidate that has failed is not tried again by itself": (world(model(SECOND, GIVEN_UP)), GIVEN_UP),
+    "a candidate that has failed is tried again where its artifact lies elsewhere now": (
         world(model(moved_artifact(SECOND), GIVEN_UP), records=[FIRST, SECOND]),
         replace(SERVED, candidate=candidate(SECOND, since_s=NOW_S)),
-        id="a candidate that has failed is tried again where its artifact lies elsewhere now",
     ),
-    pytest.param(
+    "a candidate that has failed is tried again where its golden set was corrected": (
         world(model(with_golden(SECOND, "2"), GIVEN_UP), records=[FIRST, with_golden(SECOND, "1")]),
         replace(SERVED, candidate=candidate(SECOND, since_s=NOW_S)),
-        id="a candidate that has failed is tried again where its golden set was corrected",
     ),
-    pytest.param(
+    "a candidate that has failed is not tried again while the spec cannot be read": (
         world(model(None, GIVEN_UP, problem=FAILURE)),
         GIVEN_UP,
-        id="a candidate that has failed is not tried again while the spec cannot be read",
     ),
-    pytest.param(
+    "a candidate that has failed is tried again where a person asks for it": (
         world(model(SECOND, GIVEN_UP, annotations={"segserve.dev/retry": SECOND.revision})),
         replace(SERVED, candidate=candidate(SECOND, since_s=NOW_S)),
-        id="a candidate that has failed is tried again where a person asks for it",
     ),
-]
+}
 
-CLASSES = [
-    pytest.param(
+CLASSES = {
+    "a revision that gives a class's number to another class is refused": (
         world(model(RENAMED, SERVED), groups=[MAIN]),
         f"class 'coin' is dropped; its id 1 now means 'medal': {MEANT}",
-        id="a revision that gives a class's number to another class is refused",
     ),
-    pytest.param(
+    "a revision that gives classes other numbers is refused": (
         world(model(RENUMBERED, SERVED), groups=[MAIN]),
         f"class 'background' is renumbered from 0 to 1; class 'coin' is renumbered from 1 to 0: {MEANT}",
-        id="a revision that gives classes other numbers is refused",
     ),
-    pytest.param(
+    "a revision that drops a class is refused": (
         world(model(FEWER, SERVED), groups=[MAIN]),
         f"class 'coin' (id 1) is dropped: {MEANT}",
-        id="a revision that drops a class is refused",
     ),
-    pytest.param(
+    "a revision that drops a class is proved where that is meant": (
         world(model(FEWER, SERVED, allow_class_changes=True), groups=[MAIN]),
         None,
-        id="a revision that drops a class is proved where that is meant",
     ),
-    pytest.param(
-        world(model(FEWER, REFUSED), records=[FIRST, FEWER]), "refused before", id="a refused revision stays refused"
-    ),
-    pytest.param(
+    "a refused revision stays refused": (world(model(FEWER, REFUSED), records=[FIRST, FEWER]), "refused before"),
+    "a refused revision is proved once the change of classes is meant": (
         world(model(FEWER, REFUSED, allow_class_changes=True), records=[FIRST, FEWER]),
         None,
-        id="a refused revision is proved once the change of classes is meant",
     ),
-    pytest.param(
+    "a revision is not refused where nothing is written down of the stable one's classes": (
         world(model(FEWER, SERVED), records=[], groups=[MAIN]),
         None,
-        id="a revision is not refused where nothing is written down of the stable one's classes",
     ),
-]
+}
 
-PROMOTIONS = [
-    pytest.param(
+PROMOTIONS = {
+    "the first revision is stable as soon as it is proved": (
         world(model(FIRST, Roles(candidate=candidate(FIRST, "main"))), groups=[MAIN]),
         Roles(holder(FIRST, "main", since_s=NOW_S)),
-        id="the first revision is stable as soon as it is proved",
     ),
-    pytest.param(
+    "the first revision needs no rollout, policy or not": (
         world(model(FIRST, Roles(candidate=candidate(FIRST, "main")), policy=POLICY), groups=[MAIN]),
         Roles(holder(FIRST, "main", since_s=NOW_S)),
-        id="the first revision needs no rollout, policy or not",
     ),
-    pytest.param(
+    "a proved candidate that the gateway knows is promoted where there is no policy": (
         world(model(SECOND, CHANGING), groups=[MAIN, OWN]),
         Roles(holder(SECOND, since_s=NOW_S), previous=holder(FIRST, "main", since_s=NOW_S)),
-        id="a proved candidate that the gateway knows is promoted where there is no policy",
     ),
-    pytest.param(
+    "of two former revisions the later one is kept": (
         world(
             model(THIRD, replace(CHANGED, candidate=candidate(THIRD))), groups=[MAIN, OWN, group(THIRD.revision, THIRD)]
         ),
         Roles(holder(THIRD, since_s=NOW_S), previous=holder(SECOND, since_s=NOW_S)),
-        id="of two former revisions the later one is kept",
     ),
-    pytest.param(
+    "a proved candidate waits until the gateway knows its group": (
         world(model(SECOND, CHANGING), groups=[MAIN, OWN], traffic=world(model(FIRST, SERVED), groups=[MAIN]).traffic),
         CHANGING,
-        id="a proved candidate waits until the gateway knows its group",
     ),
-    pytest.param(
+    "a proved candidate waits until the gateway knows its servers": (
         world(
             model(SECOND, CHANGING),
             groups=[MAIN, OWN],
@@ -357,18 +309,16 @@ PROMOTIONS = [
             ).traffic,
         ),
         CHANGING,
-        id="a proved candidate waits until the gateway knows its servers",
     ),
-    pytest.param(
+    "a proved candidate waits until every gateway knows it": (
         world(
             model(SECOND, CHANGING),
             groups=[MAIN, OWN],
             traffic=replace(world(model(SECOND, CHANGING), groups=[MAIN, OWN]).traffic, pending=frozenset({"coins"})),
         ),
         CHANGING,
-        id="a proved candidate waits until every gateway knows it",
     ),
-    pytest.param(
+    "a proved candidate waits while the gateway takes its group for another revision's": (
         world(
             model(SECOND, Roles(holder(FIRST, "main"), candidate(SECOND, "canary"))),
             groups=[MAIN, group("canary", SECOND)],
@@ -378,37 +328,31 @@ PROMOTIONS = [
             ).traffic,
         ),
         Roles(holder(FIRST, "main"), candidate(SECOND, "canary")),
-        id="a proved candidate waits while the gateway takes its group for another revision's",
     ),
-    pytest.param(
+    "a candidate that one of two servers has proved is not promoted yet": (
         world(model(SECOND, CHANGING), groups=[MAIN, group(SECOND.revision, SECOND, wanted=2, servers=1)]),
         CHANGING,
-        id="a candidate that one of two servers has proved is not promoted yet",
     ),
-    pytest.param(
+    "a proved candidate with a policy waits for its rollout": (
         world(model(SECOND, CHANGING, policy=POLICY), groups=[MAIN, OWN]),
         CHANGING,
-        id="a proved candidate with a policy waits for its rollout",
     ),
-    pytest.param(
+    "a rollout under way decides also where its policy was removed": (
         world(model(SECOND, CHANGING, rollout=state(SECOND, Phase.PROGRESSING)), groups=[MAIN, OWN]),
         CHANGING,
-        id="a rollout under way decides also where its policy was removed",
     ),
-    pytest.param(
+    "a rollout of another revision does not hold a candidate up": (
         world(model(SECOND, CHANGING, rollout=state(THIRD, Phase.PROGRESSING)), groups=[MAIN, OWN]),
         Roles(holder(SECOND, since_s=NOW_S), previous=holder(FIRST, "main", since_s=NOW_S)),
-        id="a rollout of another revision does not hold a candidate up",
     ),
-]
+}
 
-ROLLOUTS = [
-    pytest.param(
+ROLLOUTS = {
+    "a rollout that has done its last step makes its candidate stable": (
         world(model(SECOND, CHANGING, policy=AT_ONCE, rollout=state(SECOND, Phase.PROGRESSING)), groups=[MAIN, OWN]),
         Roles(holder(SECOND, since_s=NOW_S), previous=holder(FIRST, "main", since_s=NOW_S)),
-        id="a rollout that has done its last step makes its candidate stable",
     ),
-    pytest.param(
+    "a candidate that a person promotes is stable": (
         world(
             model(
                 SECOND, CHANGING, policy=POLICY, rollout=state(SECOND, Phase.PROGRESSING), annotations=asks("promote")
@@ -416,50 +360,44 @@ ROLLOUTS = [
             groups=[MAIN, OWN],
         ),
         Roles(holder(SECOND, since_s=NOW_S), previous=holder(FIRST, "main", since_s=NOW_S)),
-        id="a candidate that a person promotes is stable",
     ),
-    pytest.param(
+    "a rollout that a person aborts fails its candidate and takes its group": (
         world(
             model(SECOND, CHANGING, policy=POLICY, rollout=state(SECOND, Phase.PROGRESSING), annotations=asks("abort")),
             groups=[MAIN, OWN],
         ),
         replace(SERVED, candidate=candidate(SECOND, failure=ABORTED)),
-        id="a rollout that a person aborts fails its candidate and takes its group",
     ),
-    pytest.param(
+    "a candidate that cannot be loaded fails with its server's words, rollout or not": (
         world(
             model(SECOND, CHANGING, policy=POLICY, rollout=state(SECOND, Phase.PENDING)),
             groups=[MAIN, group(SECOND.revision, SECOND, reports=[failed(SECOND, "Bad")])],
         ),
         replace(SERVED, candidate=candidate(SECOND, None, failure=FailureReason("Bad", "it failed"))),
-        id="a candidate that cannot be loaded fails with its server's words, rollout or not",
     ),
-    pytest.param(
+    "a candidate whose server is lost keeps the stable serving": (
         world(
             model(SECOND, CHANGING, policy=POLICY, rollout=state(SECOND, Phase.PROGRESSING)),
             groups=[MAIN, lost(SECOND.revision, SECOND)],
             weights={"main": 75, SECOND.revision: 25},
         ),
         CHANGING,
-        id="a candidate whose server is lost keeps the stable serving",
     ),
-    pytest.param(
+    "a bake that a person aborts returns to the former revision": (
         world(
             model(SECOND, CHANGED, policy=POLICY, rollout=state(SECOND, Phase.BAKING), annotations=asks("abort")),
             groups=[MAIN, OWN],
         ),
         Roles(holder(FIRST, "main", since_s=NOW_S), candidate(SECOND, since_s=NOW_S, failure=ABORTED)),
-        id="a bake that a person aborts returns to the former revision",
     ),
-    pytest.param(
+    "a promoted revision whose servers are lost while it is watched is the candidate again and keeps its group": (
         world(
             model(SECOND, CHANGED, policy=POLICY, rollout=state(SECOND, Phase.BAKING)),
             groups=[MAIN, lost(SECOND.revision, SECOND)],
         ),
         Roles(holder(FIRST, "main", since_s=NOW_S), candidate(SECOND, since_s=NOW_S)),
-        id="a promoted revision whose servers are lost while it is watched is the candidate again and keeps its group",
     ),
-    pytest.param(
+    "a revision stays stable where no former one is left to return to": (
         world(
             model(
                 SECOND,
@@ -471,60 +409,50 @@ ROLLOUTS = [
             groups=[OWN],
         ),
         Roles(holder(SECOND)),
-        id="a revision stays stable where no former one is left to return to",
     ),
-    pytest.param(
+    "a stable revision that a person leaves has failed and the former one is stable": (
         world(model(SECOND, CHANGED, annotations=asks("rollback")), groups=[MAIN, OWN]),
         Roles(holder(FIRST, "main", since_s=NOW_S), candidate(SECOND, since_s=NOW_S, failure=LEFT)),
-        id="a stable revision that a person leaves has failed and the former one is stable",
     ),
-    pytest.param(
+    "a rollout that begins changes no role": (
         world(model(SECOND, replace(SERVED, candidate=candidate(SECOND)), policy=POLICY), groups=[MAIN]),
         CHANGING,
-        id="a rollout that begins changes no role",
     ),
-    pytest.param(
+    "a revision that once succeeded is proved anew before it is stable again": (
         world(model(SECOND, CHANGING, rollout=state(SECOND, Phase.SUCCEEDED)), groups=[MAIN]),
         CHANGING,
-        id="a revision that once succeeded is proved anew before it is stable again",
     ),
-    pytest.param(
+    "a revision that was once rolled back is proved anew where the spec asks for it anew": (
         world(model(SECOND, CHANGING, rollout=state(SECOND, Phase.ROLLED_BACK)), groups=[MAIN]),
         CHANGING,
-        id="a revision that was once rolled back is proved anew where the spec asks for it anew",
     ),
-    pytest.param(
+    "a revision that is tried again after a rollback may wait for its turn": (
         world(
             model(SECOND, QUEUED, policy=POLICY, rollout=state(SECOND, Phase.ROLLED_BACK)),
             *others(MAX_CANDIDATE_GROUPS),
         ),
         QUEUED,
-        id="a revision that is tried again after a rollback may wait for its turn",
     ),
-    pytest.param(
+    "a revision that was rolled back is not tried again by itself": (
         world(model(SECOND, GIVEN_UP, policy=POLICY, rollout=state(SECOND, Phase.ROLLED_BACK))),
         GIVEN_UP,
-        id="a revision that was rolled back is not tried again by itself",
     ),
-]
+}
 
-IN_TIME = [
-    pytest.param(
+IN_TIME = {
+    "the former revision is kept for as long as the spec says": (
         world(model(SECOND, CHANGED), groups=[MAIN, OWN], weights={SECOND.revision: 100}),
         CHANGED,
-        id="the former revision is kept for as long as the spec says",
     ),
-    pytest.param(
+    "the former revision is let go when its time is over": (
         world(model(SECOND, CHANGED, keep_previous_s=60), groups=[MAIN, OWN], weights={SECOND.revision: 100}),
         Roles(holder(SECOND)),
-        id="the former revision is let go when its time is over",
     ),
-    pytest.param(
+    "the former revision is kept while it gets requests": (
         world(model(SECOND, CHANGED, keep_previous_s=60), groups=[MAIN, OWN], weights={SECOND.revision: 95, "main": 5}),
         CHANGED,
-        id="the former revision is kept while it gets requests",
     ),
-    pytest.param(
+    "the former revision is kept while it still answers requests": (
         world(
             model(SECOND, CHANGED, keep_previous_s=60),
             groups=[MAIN, OWN],
@@ -533,126 +461,106 @@ IN_TIME = [
             ),
         ),
         CHANGED,
-        id="the former revision is kept while it still answers requests",
     ),
-    pytest.param(
+    "the former revision is kept while the new one is watched": (
         world(
             model(SECOND, CHANGED, keep_previous_s=60, policy=POLICY, rollout=state(SECOND, Phase.BAKING, paused=True)),
             groups=[MAIN, OWN],
             weights={SECOND.revision: 100},
         ),
         CHANGED,
-        id="the former revision is kept while the new one is watched",
     ),
-    pytest.param(
+    "the former revision is let go after the rollout": (
         world(
             model(SECOND, CHANGED, keep_previous_s=60, policy=POLICY, rollout=state(SECOND, Phase.SUCCEEDED)),
             groups=[MAIN, OWN],
             weights={SECOND.revision: 100},
         ),
         Roles(holder(SECOND)),
-        id="the former revision is let go after the rollout",
     ),
-    pytest.param(
+    "a stable revision is in main once main has proved it": (
         world(model(SECOND, Roles(holder(SECOND))), groups=[group("main", SECOND), OWN]),
         Roles(holder(SECOND, "main")),
-        id="a stable revision is in main once main has proved it",
     ),
-    pytest.param(
+    "a stable revision stays in its group until main has proved it": (
         world(model(SECOND, Roles(holder(SECOND))), groups=[group("main", SECOND, state=ModelState.PROVING), OWN]),
         Roles(holder(SECOND)),
-        id="a stable revision stays in its group until main has proved it",
     ),
-    pytest.param(
+    "a stable revision stays in its group while the former one is in main": (
         world(model(SECOND, CHANGED), groups=[group("main", SECOND), OWN]),
         CHANGED,
-        id="a stable revision stays in its group while the former one is in main",
     ),
-    pytest.param(
+    "a stable revision moves into the main group of the pool's new template": (
         world(model(FIRST, SERVED), groups=[MAIN, group("main-new", FIRST)], pool=of_template("new")),
         Roles(holder(FIRST, "main-new")),
-        id="a stable revision moves into the main group of the pool's new template",
     ),
-]
+}
 
-TEMPLATES = [
-    pytest.param(
+TEMPLATES = {
+    "a candidate whose servers do not come up leaves a group of the former template and waits for its turn": (
         world(
             model(SECOND, Roles(holder(FIRST, "main-old"), candidate(SECOND, "coins-old"))),
             groups=[group("main-old", FIRST), group("coins-old", SECOND, state=ModelState.LOADING)],
             pool=of_template("new"),
         ),
         Roles(holder(FIRST, "main-old"), candidate(SECOND, None)),
-        id="a candidate whose servers do not come up leaves a group of the former template and waits for its turn",
     ),
-    pytest.param(
+    "a first revision that main has not proved goes into the main group of the new template": (
         world(
             model(FIRST, Roles(candidate=candidate(FIRST, "main-old"))),
             groups=[group("main-old", FIRST, state=ModelState.LOADING)],
             pool=of_template("new"),
         ),
         Roles(candidate=candidate(FIRST, "main-new", since_s=NOW_S)),
-        id="a first revision that main has not proved goes into the main group of the new template",
     ),
-    pytest.param(
+    "with shared isolation a candidate goes into the shared group of the new template": (
         world(
             model(SECOND, Roles(holder(FIRST, "main-old"), candidate(SECOND, "canary-old"))),
             groups=[group("main-old", FIRST), group("canary-old", SECOND, state=ModelState.LOADING)],
             pool=of_template("new", shared=True),
         ),
         Roles(holder(FIRST, "main-old"), candidate(SECOND, "canary-new", since_s=NOW_S)),
-        id="with shared isolation a candidate goes into the shared group of the new template",
     ),
-    pytest.param(
+    "a proved candidate stays in its group whatever the template": (
         world(
             model(SECOND, Roles(holder(FIRST, "main-old"), candidate(SECOND, "coins-old")), policy=POLICY),
             groups=[group("main-old", FIRST), group("coins-old", SECOND)],
             pool=of_template("new"),
         ),
         Roles(holder(FIRST, "main-old"), candidate(SECOND, "coins-old")),
-        id="a proved candidate stays in its group whatever the template",
     ),
-    pytest.param(
+    "a candidate stays in a group of the present template": (
         world(
             model(SECOND, Roles(holder(FIRST, "main-new"), candidate(SECOND, "coins-new"))),
             groups=[group("main-new", FIRST)],
             pool=of_template("new"),
         ),
         Roles(holder(FIRST, "main-new"), candidate(SECOND, "coins-new")),
-        id="a candidate stays in a group of the present template",
     ),
-    pytest.param(
+    "a new candidate's group bears the name of the template": (
         world(model(SECOND, SERVED), groups=[MAIN], pool=of_template("new")),
         replace(SERVED, candidate=candidate(SECOND, f"{SECOND.revision}-new", since_s=NOW_S)),
-        id="a new candidate's group bears the name of the template",
     ),
-]
+}
 
 
-@pytest.mark.parametrize(
-    ("seen", "expected"), [*FOLLOWS_THE_SPEC, *TURNS, *FAILURES, *PROMOTIONS, *ROLLOUTS, *IN_TIME, *TEMPLATES]
-)
+@cases(("seen", "expected"), FOLLOWS_THE_SPEC | TURNS | FAILURES | PROMOTIONS | ROLLOUTS | IN_TIME | TEMPLATES)
 def test_after_one_pass(seen: Observed, expected: Roles) -> None:
     assert roles_after(seen) == expected
 
 
-@pytest.mark.parametrize(("seen", "refusal"), CLASSES)
+@cases(("seen", "refusal"), CLASSES)
 def test_classes_that_callers_know_stay_unless_it_is_meant(seen: Observed, refusal: str | None) -> None:
     found = roles_after(seen).candidate
 
-    assert found is not None
     assert found.failure == (FailureReason(CLASSES_CHANGED, refusal) if refusal is not None else None)
     assert found.group == (None if refusal is not None else found.revision)
 
 
-@pytest.mark.parametrize(
-    "seen",
-    [
-        pytest.param(row.values[0], id=row.id)
-        for table in (FOLLOWS_THE_SPEC, TURNS, FAILURES, PROMOTIONS, IN_TIME, TEMPLATES)
-        for row in table
-    ],
-)
+HOLDING = FOLLOWS_THE_SPEC | TURNS | FAILURES | PROMOTIONS | IN_TIME | TEMPLATES
+
+
+@cases("seen", {sentence: seen for sentence, (seen, _) in HOLDING.items()})
 def test_roles_that_were_decided_hold_while_the_world_stays(seen: Observed) -> None:
     """A pass over the same world must not take back what the pass before it wrote down."""
     once = with_roles(seen, roles_after(seen))
@@ -661,80 +569,68 @@ def test_roles_that_were_decided_hold_while_the_world_stays(seen: Observed) -> N
     assert roles_after(twice) == roles_after(once)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("roles", "expected"),
-    [
-        pytest.param(Roles(), False, id="nothing settles where nothing is stable"),
-        pytest.param(SERVED, False, id="what is in main has settled"),
-        pytest.param(Roles(holder(SECOND)), True, id="what is elsewhere has started"),
-        pytest.param(CHANGED, False, id="what is elsewhere waits while the former revision is in main"),
-        pytest.param(
-            THIRD_PROMOTED, True, id="what is elsewhere is on its way where the former revision is elsewhere too"
-        ),
-    ],
+    {
+        "nothing settles where nothing is stable": (Roles(), False),
+        "what is in main has settled": (SERVED, False),
+        "what is elsewhere has started": (Roles(holder(SECOND)), True),
+        "what is elsewhere waits while the former revision is in main": (CHANGED, False),
+        "what is elsewhere is on its way where the former revision is elsewhere too": (THIRD_PROMOTED, True),
+    },
 )
 def test_a_stable_revision_settles_into_main(roles: Roles, expected: bool) -> None:
     assert settling(roles, "main") is expected
 
 
-@pytest.mark.parametrize(
+@cases(
     ("models", "expected"),
-    [
-        pytest.param([model(SECOND, SERVED)], {"coins"}, id="who asks for a new revision has a turn"),
-        pytest.param([model(SECOND, QUEUED)], {"coins"}, id="who waits has a turn when there is room"),
-        pytest.param([model(THIRD, CHANGING)], {"coins"}, id="who asks for a third revision has a turn"),
-        pytest.param([model(SECOND, CHANGING)], set(), id="who has a group needs no turn"),
-        pytest.param([model(FIRST, SERVED)], set(), id="who asks for the stable revision needs no turn"),
-        pytest.param([model(FIRST, CHANGED)], set(), id="who asks for the former revision needs no turn"),
-        pytest.param([model(SECOND, SERVED, deleting=True)], set(), id="who is being deleted has no turn"),
-        pytest.param([model(None, SERVED)], set(), id="whose spec cannot be read has no turn"),
-        pytest.param([model(None, QUEUED)], set(), id="whose spec cannot be read begins no rollout"),
-        pytest.param(
+    {
+        "who asks for a new revision has a turn": ([model(SECOND, SERVED)], {"coins"}),
+        "who waits has a turn when there is room": ([model(SECOND, QUEUED)], {"coins"}),
+        "who asks for a third revision has a turn": ([model(THIRD, CHANGING)], {"coins"}),
+        "who has a group needs no turn": ([model(SECOND, CHANGING)], set()),
+        "who asks for the stable revision needs no turn": ([model(FIRST, SERVED)], set()),
+        "who asks for the former revision needs no turn": ([model(FIRST, CHANGED)], set()),
+        "who is being deleted has no turn": ([model(SECOND, SERVED, deleting=True)], set()),
+        "whose spec cannot be read has no turn": ([model(None, SERVED)], set()),
+        "whose spec cannot be read begins no rollout": ([model(None, QUEUED)], set()),
+        "whose rollout lost its servers has a turn although the spec cannot be read now": (
             [model(None, QUEUED, rollout=state(SECOND, Phase.QUARANTINED))],
             {"coins"},
-            id="whose rollout lost its servers has a turn although the spec cannot be read now",
         ),
-        pytest.param(
+        "whose rollout lost its servers has no turn while it is being deleted": (
             [model(None, QUEUED, rollout=state(SECOND, Phase.QUARANTINED), deleting=True)],
             set(),
-            id="whose rollout lost its servers has no turn while it is being deleted",
         ),
-        pytest.param(
+        "who has waited longest comes first": (
             [model(CELLS), model(FIRST, Roles(candidate=candidate(FIRST, None))), *others(MAX_CANDIDATE_GROUPS - 1)],
             {"coins"},
-            id="who has waited longest comes first",
         ),
-        pytest.param(
+        "of equals the first name comes first": (
             [model(FIRST), model(CELLS), *others(MAX_CANDIDATE_GROUPS - 1)],
             {"cells"},
-            id="of equals the first name comes first",
         ),
-        pytest.param(
-            [model(SECOND, SERVED), *others(MAX_CANDIDATE_GROUPS)], set(), id="nobody has a turn while there is no room"
-        ),
-        pytest.param(
+        "nobody has a turn while there is no room": ([model(SECOND, SERVED), *others(MAX_CANDIDATE_GROUPS)], set()),
+        "nobody has a turn while there are too many": (
             [model(SECOND, SERVED), *others(MAX_CANDIDATE_GROUPS + 1)],
             set(),
-            id="nobody has a turn while there are too many",
         ),
-        pytest.param(
+        "a stable revision that is not in main yet takes up room": (
             [model(SECOND, SERVED)] + [model(told, Roles(holder(told))) for told in OTHERS],
             set(),
-            id="a stable revision that is not in main yet takes up room",
         ),
-        pytest.param(
+        "a stable revision that stays outside main for the sake of the former one takes up no room": (
             [model(SECOND, SERVED)]
             + [model(told, Roles(holder(told), previous=holder(FIRST, "main"))) for told in OTHERS],
             {"coins"},
-            id="a stable revision that stays outside main for the sake of the former one takes up no room",
         ),
-        pytest.param(
+        "candidates that have failed keep nobody out": (
             [model(SECOND, SERVED)]
             + [model(told, Roles(candidate=candidate(told, failure=FAILURE))) for told in OTHERS],
             {"coins"} | {told.model for told in OTHERS[:-1]},
-            id="candidates that have failed keep nobody out",
         ),
-    ],
+    },
 )
 def test_so_many_have_a_turn_at_once(models: list[ModelObserved], expected: set[str]) -> None:
     assert slots(world(*models)).free == expected
@@ -745,43 +641,32 @@ PROVED_ANEW = with_golden(SECOND, "2")
 EXPOSED = SECOND.model_copy(update={"expose": ("network",)})
 
 
-@pytest.mark.parametrize(
+@cases(
     ("coins", "record", "expected"),
-    [
-        pytest.param(model(SECOND, CHANGING), SECOND, SECOND, id="a server is told what is written down"),
-        pytest.param(model(SECOND, CHANGING), None, SECOND, id="what is not written down yet is told as the spec says"),
-        pytest.param(
-            model(FIRST, SERVED), SECOND, SECOND, id="a revision that the spec asks for no more is told as written"
-        ),
-        pytest.param(
-            model(FIRST, SERVED), None, None, id="nothing is known of a revision that is written down nowhere"
-        ),
-        pytest.param(
-            model(None, CHANGING), SECOND, SECOND, id="what is written down holds while the spec cannot be read"
-        ),
-        pytest.param(
-            model(ELSEWHERE, CHANGING), SECOND, ELSEWHERE, id="the artifact is fetched from where the spec says"
-        ),
-        pytest.param(model(EXPOSED, CHANGING), SECOND, EXPOSED, id="the network is public where the spec says so"),
-        pytest.param(
+    {
+        "a server is told what is written down": (model(SECOND, CHANGING), SECOND, SECOND),
+        "what is not written down yet is told as the spec says": (model(SECOND, CHANGING), None, SECOND),
+        "a revision that the spec asks for no more is told as written": (model(FIRST, SERVED), SECOND, SECOND),
+        "nothing is known of a revision that is written down nowhere": (model(FIRST, SERVED), None, None),
+        "what is written down holds while the spec cannot be read": (model(None, CHANGING), SECOND, SECOND),
+        "the artifact is fetched from where the spec says": (model(ELSEWHERE, CHANGING), SECOND, ELSEWHERE),
+        "the network is public where the spec says so": (model(EXPOSED, CHANGING), SECOND, EXPOSED),
+        "the golden set stays the one of the proof": (
             model(PROVED_ANEW, CHANGING),
             with_golden(SECOND, "1"),
             with_golden(SECOND, "1"),
-            id="the golden set stays the one of the proof",
         ),
-        pytest.param(
+        "a candidate that has failed is proved by the golden set of the spec": (
             model(PROVED_ANEW, GIVEN_UP),
             with_golden(SECOND, "1"),
             PROVED_ANEW,
-            id="a candidate that has failed is proved by the golden set of the spec",
         ),
-        pytest.param(
+        "the stable revision keeps its golden set when the spec returns to it from one that has failed": (
             model(PROVED_ANEW, Roles(holder(SECOND, "main"), candidate(THIRD, failure=FAILURE))),
             with_golden(SECOND, "1"),
             with_golden(SECOND, "1"),
-            id="the stable revision keeps its golden set when the spec returns to it from one that has failed",
         ),
-    ],
+    },
 )
 def test_a_server_is_told_of_a_revision(
     coins: ModelObserved, record: AssignedModel | None, expected: AssignedModel | None
@@ -806,44 +691,35 @@ def proved_by(told: AssignedModel, **trial: object) -> GroupObserved:
     return group("main", told, reports=[report(told, proved=proof, trial=outcome)])
 
 
-@pytest.mark.parametrize(
+@cases(
     ("wanted", "record", "main", "expected"),
-    [
-        pytest.param(NEW, OLD, proved_by(OLD), on_trial(OLD, NEW), id="servers try an edited golden set in place"),
-        pytest.param(NEW, FIRST, proved_by(FIRST), on_trial(FIRST, NEW), id="servers try a first golden set"),
-        pytest.param(
-            FIRST, OLD, proved_by(OLD), on_trial(OLD, FIRST), id="a dropped set is tried as the built-in image"
-        ),
-        pytest.param(
-            ELSEWHERE_SET, OLD, proved_by(OLD), on_trial(OLD, ELSEWHERE_SET), id="an edited address is tried as well"
-        ),
-        pytest.param(OLD, OLD, proved_by(OLD), OLD, id="the set of the proof is not tried"),
-        pytest.param(
-            NEW, OLD, group("main", OLD), OLD, id="servers of a version that knows no trials are not asked for one"
-        ),
-        pytest.param(
+    {
+        "servers try an edited golden set in place": (NEW, OLD, proved_by(OLD), on_trial(OLD, NEW)),
+        "servers try a first golden set": (NEW, FIRST, proved_by(FIRST), on_trial(FIRST, NEW)),
+        "a dropped set is tried as the built-in image": (FIRST, OLD, proved_by(OLD), on_trial(OLD, FIRST)),
+        "an edited address is tried as well": (ELSEWHERE_SET, OLD, proved_by(OLD), on_trial(OLD, ELSEWHERE_SET)),
+        "the set of the proof is not tried": (OLD, OLD, proved_by(OLD), OLD),
+        "servers of a version that knows no trials are not asked for one": (NEW, OLD, group("main", OLD), OLD),
+        "a trial goes on while a server that it was asked of restarts": (
             NEW,
             OLD,
             group("main", on_trial(OLD, NEW), state=ModelState.LOADING),
             on_trial(OLD, NEW),
-            id="a trial goes on while a server that it was asked of restarts",
         ),
-        pytest.param(
+        "a set that failed is not adopted": (
             NEW,
             OLD,
             proved_by(OLD, golden=NEW.golden, reason="GoldenFailed"),
             on_trial(OLD, NEW),
-            id="a set that failed is not adopted",
         ),
-        pytest.param(
+        "the outcome of another trial does not count": (
             NEW,
             OLD,
             proved_by(OLD, golden=ELSEWHERE_SET.golden, images=2),
             on_trial(OLD, NEW),
-            id="the outcome of another trial does not count",
         ),
-        pytest.param(NEW, OLD, proved_by(OLD, golden=NEW.golden, images=2), NEW, id="a set that passed is adopted"),
-    ],
+        "a set that passed is adopted": (NEW, OLD, proved_by(OLD, golden=NEW.golden, images=2), NEW),
+    },
 )
 def test_a_serving_revision_is_tried_with_an_edited_golden_set(
     wanted: AssignedModel, record: AssignedModel, main: GroupObserved, expected: AssignedModel
@@ -881,30 +757,24 @@ def test_a_candidate_that_its_servers_do_not_get_proved_takes_the_golden_set_of_
     assert assigned_model(SECOND.revision, coins, seen) == right
 
 
-@pytest.mark.parametrize(
+@cases(
     ("coins", "expected"),
-    [
-        pytest.param(model(FIRST, SERVED), math.inf, id="nothing is due where nothing changes"),
-        pytest.param(
-            model(SECOND, CHANGED, keep_previous_s=100), 41.0, id="a look is due when the former revision may go"
-        ),
-        pytest.param(
-            model(SECOND, CHANGED, keep_previous_s=60), math.inf, id="what is overdue waits for something else"
-        ),
-        pytest.param(model(None, CHANGED), math.inf, id="nothing is due while the spec cannot be read"),
-        pytest.param(model(FIRST, SERVED, slo=Slo()), 15.0, id="an SLO is looked after now and then"),
-        pytest.param(model(SECOND, CHANGED, keep_previous_s=62, slo=Slo()), 3.0, id="the earlier of two looks is due"),
-        pytest.param(
+    {
+        "nothing is due where nothing changes": (model(FIRST, SERVED), math.inf),
+        "a look is due when the former revision may go": (model(SECOND, CHANGED, keep_previous_s=100), 41.0),
+        "what is overdue waits for something else": (model(SECOND, CHANGED, keep_previous_s=60), math.inf),
+        "nothing is due while the spec cannot be read": (model(None, CHANGED), math.inf),
+        "an SLO is looked after now and then": (model(FIRST, SERVED, slo=Slo()), 15.0),
+        "the earlier of two looks is due": (model(SECOND, CHANGED, keep_previous_s=62, slo=Slo()), 3.0),
+        "a rollout looks every second": (
             model(SECOND, CHANGING, policy=POLICY, rollout=state(SECOND, Phase.PROGRESSING)),
             1.0,
-            id="a rollout looks every second",
         ),
-        pytest.param(
+        "a rollout that has ended looks no more": (
             model(SECOND, Roles(holder(SECOND)), policy=POLICY, rollout=state(SECOND, Phase.SUCCEEDED)),
             math.inf,
-            id="a rollout that has ended looks no more",
         ),
-    ],
+    },
 )
 def test_the_next_look_is_due(coins: ModelObserved, expected: float) -> None:
     assert next_due_s([model(CELLS, Roles(OTHER_MAIN)), coins], NOW_S) == expected

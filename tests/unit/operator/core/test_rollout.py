@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -21,7 +21,6 @@ from segserve_operator.core.rollout.phases import Phase, Signal
 
 POLICY = Policy(levels=(0.01,), tolerances=(0.005,), bake_s=60.0)
 FINE = judgement()
-NO_DATA = replace(FINE, breach=np.array(0.0), enough=np.array(False), harm=np.array(1.0))
 BAD = replace(FINE, breach=np.array(9.0), harm=np.array(0.5), excess=np.array(20.0))
 
 
@@ -67,56 +66,6 @@ def test_few_requests_do_not_make_a_harmful_revision_affordable() -> None:
 
     assert after(slow, replace(FINE, harm=np.array(0.2)))[1] is Signal.NONE
     assert after(slow, replace(FINE, harm=np.array(0.04)))[1] is Signal.CERTIFIED
-
-
-def test_a_rollout_quarantined_too_often_waits_for_a_person() -> None:
-    often = progress(Phase.QUARANTINED, quarantines=4.0)
-
-    assert after(often, probes=1)[1] is Signal.NONE
-    assert after(progress(Phase.QUARANTINED, quarantines=3.0), probes=1)[1] is Signal.RESUMED
-    assert after(often, asked=int(Signal.ABORT))[0] is Phase.ROLLED_BACK
-
-
-def test_many_rollouts_are_decided_as_each_is_alone() -> None:
-    rng = np.random.default_rng(5)
-    runs = 400
-    many = Progress(
-        phase=rng.integers(0, len(Phase), runs).astype(np.int8),
-        step=rng.integers(-1, 3, runs).astype(np.int8),
-        paused=rng.random(runs) < 0.2,
-        quarantines=rng.integers(0, 5, runs).astype(float),
-        **{
-            name: rng.uniform(900, 1000, runs)
-            for name in ("started_s", "since_s", "step_since_s", "resumed_s", "stable_answered_s")
-        },
-        failures=rng.integers(0, 5, runs).astype(float),
-        seen=rng.integers(0, 30, runs).astype(float),
-        bad=np.zeros(runs),
-        rate=rng.uniform(0, 100, runs),
-    )
-    judged = Judgement(
-        breach=rng.uniform(-5, 6, runs),
-        incident=rng.random(runs) < 0.2,
-        shared=rng.random(runs) < 0.1,
-        enough=rng.random(runs) < 0.8,
-        harm=rng.choice([1e-4, 0.01, 1.0], runs),
-        excess=rng.uniform(0, 120, runs),
-        doubtful=rng.random(runs) < 0.3,
-        settling=rng.random(runs) < 0.3,
-        surging=rng.random(runs) < 0.2,
-    )
-    together = next_transition(POLICY, many, (judged,), Signals(), 1000.0)
-
-    for run in range(runs):
-        alone = Progress(**{field.name: getattr(many, field.name)[run] for field in fields(Progress)})
-        one = Judgement(**{field.name: getattr(judged, field.name)[run] for field in fields(Judgement)})
-        found = next_transition(POLICY, alone, (one,), Signals(), 1000.0)
-        assert (found.signal, found.weight, found.progress.phase, found.progress.step) == (
-            together.signal[run],
-            together.weight[run],
-            together.progress.phase[run],
-            together.progress.step[run],
-        )
 
 
 def test_a_sudden_excess_of_failures_quarantines_whoever_serves_callers_unless_stable_fails_too() -> None:

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
-import pytest
 
+from fakes.cases import cases
 from fakes.judgements import judgement
 from segserve_operator.core.evidence import Judgement
 from segserve_operator.core.gates.base import OnBreach
@@ -113,73 +113,57 @@ LATE_S: Final = 3 * HOUR_S
 QUARANTINE: Final = Given(Phase.QUARANTINED, quarantines=1.0)
 BAKING: Final = Given(Phase.BAKING, step=2, step_s=700.0)
 
-STEPS = [
-    pytest.param(Given(), NEXT_STEP, id="what is proved to do little harm gets the next weight"),
-    pytest.param(
-        Given(step=2), Follows(Signal.CERTIFIED, Phase.BAKING, 95.0), id="the last step ends with all but the holdback"
-    ),
-    pytest.param(Given(seen=9.0), stays(25.0, Wait.DATA), id="a step does not end before minRequests"),
-    pytest.param(
-        Given(judged=replace(GOOD, enough=np.array(False))), stays(25.0, Wait.DATA), id="a gate without data holds"
-    ),
-    pytest.param(Given(judged=NO_DATA), stays(25.0, Wait.HARM), id="no data at all bounds no harm"),
-    pytest.param(
-        Given(judged=HARMFUL, rate=1e4), stays(25.0, Wait.HARM), id="harm that the budget does not hold waits"
-    ),
-    pytest.param(Given(judged=INCIDENT), stays(25.0, Wait.INCIDENT), id="an incident of both holds the weight"),
-    pytest.param(
-        Given(heard=Signals(allowed=False)), stays(25.0, Wait.GATE), id="a gate of another kind that is undecided holds"
-    ),
-    pytest.param(Given(policy=TIMED), stays(25.0, Wait.TIME), id="a step lasts for its minimum, whatever is proved"),
-    pytest.param(Given(policy=TIMED, step_s=120.0), NEXT_STEP, id="a step ends at its minimum where all is proved"),
-    pytest.param(Given(policy=ASKS), stays(25.0, Wait.PERSON), id="a step that asks waits for a person"),
-    pytest.param(
+STEPS = {
+    "what is proved to do little harm gets the next weight": (Given(), NEXT_STEP),
+    "the last step ends with all but the holdback": (Given(step=2), Follows(Signal.CERTIFIED, Phase.BAKING, 95.0)),
+    "a step does not end before minRequests": (Given(seen=9.0), stays(25.0, Wait.DATA)),
+    "a gate without data holds": (Given(judged=replace(GOOD, enough=np.array(False))), stays(25.0, Wait.DATA)),
+    "no data at all bounds no harm": (Given(judged=NO_DATA), stays(25.0, Wait.HARM)),
+    "harm that the budget does not hold waits": (Given(judged=HARMFUL, rate=1e4), stays(25.0, Wait.HARM)),
+    "an incident of both holds the weight": (Given(judged=INCIDENT), stays(25.0, Wait.INCIDENT)),
+    "a gate of another kind that is undecided holds": (Given(heard=Signals(allowed=False)), stays(25.0, Wait.GATE)),
+    "a step lasts for its minimum, whatever is proved": (Given(policy=TIMED), stays(25.0, Wait.TIME)),
+    "a step ends at its minimum where all is proved": (Given(policy=TIMED, step_s=120.0), NEXT_STEP),
+    "a step that asks waits for a person": (Given(policy=ASKS), stays(25.0, Wait.PERSON)),
+    "a person's resume ends a step that asks": (
         Given(policy=ASKS, heard=said(Signal.ADVANCE)),
         replace(NEXT_STEP, wait=None),
-        id="a person's resume ends a step that asks",
     ),
-    pytest.param(
+    "a person's resume is no evidence: what else holds a step that asks holds on": (
         Given(policy=ASKS, judged=NO_DATA, heard=said(Signal.ADVANCE)),
         stays(25.0, Wait.HARM),
-        id="a person's resume is no evidence: what else holds a step that asks holds on",
     ),
-    pytest.param(
+    "without steps there is nothing to learn before all requests": (
         Given(policy=replace(POLICY, steps=()), step=-1, seen=0.0, judged=NO_DATA),
         Follows(Signal.CERTIFIED, Phase.BAKING, 95.0),
-        id="without steps there is nothing to learn before all requests",
     ),
-]
+}
 
-LATE = [
-    pytest.param(
+LATE = {
+    "Hold holds the undecided at the deadline": (
         Given(started_s=LATE_S, judged=NO_DATA, policy=undecided(HOLD)),
         stays(25.0, Wait.HARM),
-        id="Hold holds the undecided at the deadline",
     ),
-    pytest.param(
+    "Rollback ends the undecided at the deadline": (
         Given(started_s=LATE_S, judged=NO_DATA, policy=undecided(ROLLBACK)),
         back(Signal.GIVE_UP),
-        id="Rollback ends the undecided at the deadline",
     ),
-    pytest.param(
+    "Promote promotes the undecided at the deadline": (
         Given(started_s=LATE_S, judged=NO_DATA, policy=undecided(PROMOTE)),
         PROMOTED,
-        id="Promote promotes the undecided at the deadline",
     ),
-    *(
-        pytest.param(
+    **{
+        f"Promote promotes nothing {when} where a person decides about a proof": (
             Given(policy=undecided(PROMOTE, TIMED), heard=Signals(allowed=False, held=True), **late),
             stays(25.0, Wait.GATE),
-            id=f"Promote promotes nothing {when} where a person decides about a proof",
         )
         for when, late in (("at the deadline", {"started_s": LATE_S}), ("at a step's maximum", {"step_s": 600.0}))
-    ),
-    pytest.param(
+    },
+    "a person promotes what a proof holds": (
         Given(started_s=LATE_S, policy=undecided(PROMOTE), heard=Signals(asked=int(Signal.PROMOTE), held=True)),
         PROMOTED,
-        id="a person promotes what a proof holds",
     ),
-    pytest.param(
+    "Promote at the deadline promotes nothing that a proof holds in Shadow": (
         Given(
             Phase.SHADOW,
             -1,
@@ -188,284 +172,218 @@ LATE = [
             policy=replace(undecided(PROMOTE), shadow=ShadowPolicy(), on_breach=(OnBreach.HOLD,)),
         ),
         Follows(Signal.NONE, Phase.SHADOW, 0.0),
-        id="Promote at the deadline promotes nothing that a proof holds in Shadow",
     ),
-    pytest.param(
+    "the deadline is of no account where the evidence allows the next step": (
         Given(started_s=LATE_S, policy=undecided(ROLLBACK)),
         NEXT_STEP,
-        id="the deadline is of no account where the evidence allows the next step",
     ),
-    pytest.param(
+    "Rollback ends at the deadline what waits for its labels": (
         Given(Phase.GOLDEN, -1, started_s=LATE_S, policy=undecided(ROLLBACK), heard=Signals(golden=0, allowed=False)),
         back(Signal.GIVE_UP),
-        id="Rollback ends at the deadline what waits for its labels",
     ),
-    pytest.param(
+    "what was quarantined too often waits for a person, not for the deadline": (
         replace(QUARANTINE, quarantines=4.0, started_s=LATE_S, policy=undecided(ROLLBACK), heard=Signals(probes=1)),
         Follows(Signal.NONE, Phase.QUARANTINED, 0.0),
-        id="what was quarantined too often waits for a person, not for the deadline",
     ),
-    pytest.param(
+    "Promote at the deadline promotes nothing that has had no requests": (
         Given(Phase.GOLDEN, -1, started_s=LATE_S, policy=undecided(PROMOTE), heard=Signals(golden=0, allowed=False)),
         stays(0.0, Wait.GATE, Phase.GOLDEN),
-        id="Promote at the deadline promotes nothing that has had no requests",
     ),
-    pytest.param(
+    "the deadline is over for what is promoted": (
         Given(Phase.BAKING, 2, started_s=LATE_S, step_s=60.0, policy=undecided(ROLLBACK)),
         stays(95.0, Wait.TIME, Phase.BAKING),
-        id="the deadline is over for what is promoted",
     ),
-    pytest.param(
+    "a step that is undecided holds until its maximum": (
         Given(step_s=599.0, judged=NO_DATA, policy=undecided(ROLLBACK, TIMED)),
         stays(25.0, Wait.HARM),
-        id="a step that is undecided holds until its maximum",
     ),
-    pytest.param(
+    "Rollback ends what is undecided at its step's maximum": (
         Given(step_s=600.0, judged=NO_DATA, policy=undecided(ROLLBACK, TIMED)),
         back(Signal.GIVE_UP),
-        id="Rollback ends what is undecided at its step's maximum",
     ),
-    pytest.param(
+    "Promote promotes what is undecided at its step's maximum": (
         Given(step_s=600.0, judged=NO_DATA, policy=undecided(PROMOTE, TIMED)),
         PROMOTED,
-        id="Promote promotes what is undecided at its step's maximum",
     ),
-    pytest.param(
+    "Hold holds what is undecided at its step's maximum": (
         Given(step_s=600.0, judged=NO_DATA, policy=undecided(HOLD, TIMED)),
         stays(25.0, Wait.HARM),
-        id="Hold holds what is undecided at its step's maximum",
     ),
-    pytest.param(
-        Given(step_s=600.0, policy=undecided(ROLLBACK, TIMED)), NEXT_STEP, id="a maximum ends nothing that is proved"
-    ),
-    pytest.param(
+    "a maximum ends nothing that is proved": (Given(step_s=600.0, policy=undecided(ROLLBACK, TIMED)), NEXT_STEP),
+    "a step's maximum does not run in quarantine": (
         replace(QUARANTINE, step_s=600.0, policy=undecided(PROMOTE, TIMED), heard=Signals(probes=0)),
         Follows(Signal.NONE, Phase.QUARANTINED, 0.0),
-        id="a step's maximum does not run in quarantine",
     ),
-]
+}
 
-PAUSED = [
-    pytest.param(Given(paused=True), stays(25.0, Wait.PAUSED), id="a pause holds what is proved good"),
-    *(
-        pytest.param(
+PAUSED = {
+    "a pause holds what is proved good": (Given(paused=True), stays(25.0, Wait.PAUSED)),
+    **{
+        f"the deadline moves nothing that a person holds, {what}, with {choice}": (
             Given(paused=True, started_s=LATE_S, judged=judged, policy=undecided(choice)),
             stays(25.0, Wait.PAUSED),
-            id=f"the deadline moves nothing that a person holds, {what}, with {choice}",
         )
         for choice in (HOLD, ROLLBACK, PROMOTE)
         for judged, what in ((NO_DATA, "undecided"), (GOOD, "proved good"))
-    ),
-    *(
-        pytest.param(
+    },
+    **{
+        f"a step's maximum moves nothing that a person holds, {what}, with {choice}": (
             Given(paused=True, step_s=700.0, judged=judged, policy=undecided(choice, TIMED)),
             stays(25.0, Wait.PAUSED),
-            id=f"a step's maximum moves nothing that a person holds, {what}, with {choice}",
         )
         for choice in (HOLD, ROLLBACK, PROMOTE)
         for judged, what in ((NO_DATA, "undecided"), (GOOD, "proved good"))
-    ),
-    *(
-        pytest.param(
+    },
+    **{
+        f"the deadline does not end what a person holds while it is {start.phase.label}": (
             replace(start, paused=True, started_s=LATE_S, policy=undecided(ROLLBACK)),
             stays(0.0, Wait.PAUSED, start.phase),
-            id=f"the deadline does not end what a person holds while it is {start.phase.label}",
         )
         for start in (
             Given(Phase.PENDING, -1, heard=Signals(ready=False)),
             Given(Phase.GOLDEN, -1, heard=Signals(golden=0, allowed=False)),
             QUARANTINE,
         )
-    ),
-    pytest.param(
+    },
+    "what is resumed after its deadline is not promoted at once": (
         Given(started_s=LATE_S, resumed_s=0.0, judged=NO_DATA, policy=undecided(PROMOTE)),
         stays(25.0, Wait.HARM),
-        id="what is resumed after its deadline is not promoted at once",
     ),
-    pytest.param(
+    "the deadline begins anew with a resume": (
         Given(started_s=LATE_S, resumed_s=HOUR_S, judged=NO_DATA, policy=undecided(ROLLBACK)),
         stays(25.0, Wait.HARM),
-        id="the deadline begins anew with a resume",
     ),
-    pytest.param(
+    "the deadline after a resume ends what is undecided": (
         Given(started_s=9 * HOUR_S, resumed_s=2 * HOUR_S, judged=NO_DATA, policy=undecided(ROLLBACK)),
         back(Signal.GIVE_UP),
-        id="the deadline after a resume ends what is undecided",
     ),
-    pytest.param(
+    "a step's maximum begins anew with a resume": (
         Given(step_s=900.0, resumed_s=599.0, judged=NO_DATA, policy=undecided(ROLLBACK, TIMED)),
         stays(25.0, Wait.HARM),
-        id="a step's maximum begins anew with a resume",
     ),
-    pytest.param(
+    "a step's maximum after a resume ends what is undecided": (
         Given(step_s=900.0, resumed_s=600.0, judged=NO_DATA, policy=undecided(ROLLBACK, TIMED)),
         back(Signal.GIVE_UP),
-        id="a step's maximum after a resume ends what is undecided",
     ),
-    pytest.param(
+    "a step's minimum counts the time on hold too, for the evidence came in": (
         Given(step_s=900.0, resumed_s=0.0, policy=TIMED),
         NEXT_STEP,
-        id="a step's minimum counts the time on hold too, for the evidence came in",
     ),
-    pytest.param(
-        replace(BAKING, paused=True), stays(95.0, Wait.PAUSED, Phase.BAKING), id="a pause holds what is watched"
-    ),
-    pytest.param(Given(paused=True, judged=PROVED_WORSE), back(Signal.BREACH), id="a breach rolls back what is paused"),
-    pytest.param(
+    "a pause holds what is watched": (replace(BAKING, paused=True), stays(95.0, Wait.PAUSED, Phase.BAKING)),
+    "a breach rolls back what is paused": (Given(paused=True, judged=PROVED_WORSE), back(Signal.BREACH)),
+    "a breach of another kind of gate rolls back what is paused": (
         Given(paused=True, heard=Signals(forbidden=True)),
         back(Signal.BREACH),
-        id="a breach of another kind of gate rolls back what is paused",
     ),
-    pytest.param(
-        Given(paused=True, failures=3.0), QUARANTINED, id="what fails in a row is quarantined though it is paused"
-    ),
-    pytest.param(
-        Given(paused=True, heard=said(Signal.ABORT)), back(Signal.ABORT), id="a person may abort what is paused"
-    ),
-    pytest.param(Given(paused=True, heard=said(Signal.PROMOTE)), PROMOTED, id="a person may promote what is paused"),
-    pytest.param(
+    "what fails in a row is quarantined though it is paused": (Given(paused=True, failures=3.0), QUARANTINED),
+    "a person may abort what is paused": (Given(paused=True, heard=said(Signal.ABORT)), back(Signal.ABORT)),
+    "a person may promote what is paused": (Given(paused=True, heard=said(Signal.PROMOTE)), PROMOTED),
+    "another revision cancels what is paused": (
         Given(paused=True, heard=Signals(superseded=True)),
         Follows(Signal.CANCEL, Phase.CANCELLED, 0.0),
-        id="another revision cancels what is paused",
     ),
-]
+}
 
-HARM = [
-    pytest.param(
-        Given(judged=PROVED_WORSE), back(Signal.BREACH), id="proof against a candidate takes all its requests"
-    ),
-    pytest.param(
+HARM = {
+    "proof against a candidate takes all its requests": (Given(judged=PROVED_WORSE), back(Signal.BREACH)),
+    "what is worse than a broken stable is rolled back all the same": (
         Given(judged=judgement(breach=9.0, harm=0.5, incident=True, shared=True)),
         back(Signal.BREACH),
-        id="what is worse than a broken stable is rolled back all the same",
     ),
-    pytest.param(Given(judged=judgement(incident=True)), NEXT_STEP, id="a broken stable does not block its fix"),
-    pytest.param(
-        Given(heard=Signals(forbidden=True)), back(Signal.BREACH), id="another gate's breach needs no proof here"
-    ),
-    pytest.param(
+    "a broken stable does not block its fix": (Given(judged=judgement(incident=True)), NEXT_STEP),
+    "another gate's breach needs no proof here": (Given(heard=Signals(forbidden=True)), back(Signal.BREACH)),
+    "a breach goes before the deadline's promotion": (
         Given(judged=PROVED_WORSE, started_s=LATE_S, policy=undecided(PROMOTE)),
         back(Signal.BREACH),
-        id="a breach goes before the deadline's promotion",
     ),
-    pytest.param(
+    "a breach goes before a person's promotion": (
         Given(judged=PROVED_WORSE, heard=said(Signal.PROMOTE)),
         back(Signal.BREACH),
-        id="a breach goes before a person's promotion",
     ),
-    pytest.param(replace(BAKING, judged=PROVED_WORSE), back(Signal.BREACH), id="a breach takes back what is promoted"),
-    pytest.param(Given(failures=2.0), NEXT_STEP, id="two failures in a row are no reason"),
-    pytest.param(Given(failures=3.0), QUARANTINED, id="three failures in a row while stable answers quarantine"),
-    pytest.param(
-        Given(failures=3.0, stable_answered_s=60.0), NEXT_STEP, id="failures while stable is silent quarantine nobody"
-    ),
-    pytest.param(Given(judged=judgement(excess=100.0)), QUARANTINED, id="as many bad requests as declared quarantine"),
-    pytest.param(
+    "a breach takes back what is promoted": (replace(BAKING, judged=PROVED_WORSE), back(Signal.BREACH)),
+    "two failures in a row are no reason": (Given(failures=2.0), NEXT_STEP),
+    "three failures in a row while stable answers quarantine": (Given(failures=3.0), QUARANTINED),
+    "failures while stable is silent quarantine nobody": (Given(failures=3.0, stable_answered_s=60.0), NEXT_STEP),
+    "as many bad requests as declared quarantine": (Given(judged=judgement(excess=100.0)), QUARANTINED),
+    "bad requests while stable is out of bounds too are not the candidate's": (
         Given(judged=judgement(excess=100.0, incident=True)),
         NEXT_STEP,
-        id="bad requests while stable is out of bounds too are not the candidate's",
     ),
-    pytest.param(Given(judged=SUSPECT), QUARANTINED, id="a suspicion has us ask the candidate ourselves"),
-    pytest.param(Given(judged=SUSPECT, quarantines=1.0), NEXT_STEP, id="a suspicion quarantines once"),
-    pytest.param(
+    "a suspicion has us ask the candidate ourselves": (Given(judged=SUSPECT), QUARANTINED),
+    "a suspicion quarantines once": (Given(judged=SUSPECT, quarantines=1.0), NEXT_STEP),
+    "a suspicion quarantines nobody who is promoted": (
         replace(BAKING, step_s=60.0, judged=SUSPECT),
         Follows(Signal.NONE, Phase.BAKING, 95.0),
-        id="a suspicion quarantines nobody who is promoted",
     ),
-    pytest.param(Given(heard=Signals(lost=True)), QUARANTINED, id="a candidate without servers gets no requests"),
-    pytest.param(
+    "a candidate without servers gets no requests": (Given(heard=Signals(lost=True)), QUARANTINED),
+    "what is promoted and fails is quarantined, though its predecessor has had no requests": (
         replace(BAKING, failures=3.0, stable_answered_s=1e4),
         QUARANTINED,
-        id="what is promoted and fails is quarantined, though its predecessor has had no requests",
     ),
-]
+}
 
-ON_THE_WAY = [
-    pytest.param(
+ON_THE_WAY = {
+    "what is not proved gets no requests": (
         Given(Phase.PENDING, -1, heard=Signals(ready=False)),
         Follows(Signal.NONE, Phase.PENDING, 0.0),
-        id="what is not proved gets no requests",
     ),
-    pytest.param(
-        Given(Phase.PENDING, -1), Follows(Signal.PROVED, Phase.GOLDEN, 0.0), id="what is proved is asked labels"
-    ),
-    pytest.param(
-        Given(Phase.GOLDEN, -1, heard=Signals(golden=-1)),
-        back(Signal.BREACH),
-        id="failed labels end it before any request",
-    ),
-    pytest.param(
+    "what is proved is asked labels": (Given(Phase.PENDING, -1), Follows(Signal.PROVED, Phase.GOLDEN, 0.0)),
+    "failed labels end it before any request": (Given(Phase.GOLDEN, -1, heard=Signals(golden=-1)), back(Signal.BREACH)),
+    "labels that are not answered yet hold it at 0 %": (
         Given(Phase.GOLDEN, -1, heard=Signals(golden=0)),
         stays(0.0, Wait.NOTHING, Phase.GOLDEN),
-        id="labels that are not answered yet hold it at 0 %",
     ),
-    pytest.param(
+    "answered labels bring the first step": (
         Given(Phase.GOLDEN, -1),
         Follows(Signal.GOLDEN_PASSED, Phase.PROGRESSING, 5.0),
-        id="answered labels bring the first step",
     ),
-    pytest.param(
+    "answered probes bring back the step's weight": (
         replace(QUARANTINE, heard=Signals(probes=1)),
         Follows(Signal.RESUMED, Phase.PROGRESSING, 25.0),
-        id="answered probes bring back the step's weight",
     ),
-    pytest.param(replace(QUARANTINE, heard=Signals(probes=-1)), back(Signal.CONFIRMED), id="failed probes roll back"),
-    pytest.param(
+    "failed probes roll back": (replace(QUARANTINE, heard=Signals(probes=-1)), back(Signal.CONFIRMED)),
+    "after maxQuarantines answered probes are not enough": (
         replace(QUARANTINE, quarantines=4.0, heard=Signals(probes=1)),
         Follows(Signal.NONE, Phase.QUARANTINED, 0.0),
-        id="after maxQuarantines answered probes are not enough",
     ),
-    pytest.param(
+    "a person may promote what was quarantined too often": (
         replace(QUARANTINE, quarantines=4.0, heard=said(Signal.PROMOTE)),
         PROMOTED,
-        id="a person may promote what was quarantined too often",
     ),
-    pytest.param(
-        replace(BAKING, step_s=599.0), stays(95.0, Wait.TIME, Phase.BAKING), id="what is promoted is watched for bake"
-    ),
-    pytest.param(BAKING, Follows(Signal.BAKED, Phase.SUCCEEDED, 100.0), id="what was watched for bake has succeeded"),
-    pytest.param(
-        replace(BAKING, judged=INCIDENT), stays(95.0, Wait.INCIDENT, Phase.BAKING), id="an incident prolongs the watch"
-    ),
-]
+    "what is promoted is watched for bake": (replace(BAKING, step_s=599.0), stays(95.0, Wait.TIME, Phase.BAKING)),
+    "what was watched for bake has succeeded": (BAKING, Follows(Signal.BAKED, Phase.SUCCEEDED, 100.0)),
+    "an incident prolongs the watch": (replace(BAKING, judged=INCIDENT), stays(95.0, Wait.INCIDENT, Phase.BAKING)),
+}
 
-VERBS = [
-    pytest.param(Given(heard=said(Signal.ABORT)), back(Signal.ABORT), id="abort goes before the next step"),
-    pytest.param(
-        Given(judged=PROVED_WORSE, heard=said(Signal.ABORT)), back(Signal.ABORT), id="abort goes before a breach"
-    ),
-    pytest.param(
+VERBS = {
+    "abort goes before the next step": (Given(heard=said(Signal.ABORT)), back(Signal.ABORT)),
+    "abort goes before a breach": (Given(judged=PROVED_WORSE, heard=said(Signal.ABORT)), back(Signal.ABORT)),
+    "another revision goes before abort": (
         Given(heard=Signals(asked=int(Signal.ABORT), superseded=True)),
         Follows(Signal.CANCEL, Phase.CANCELLED, 0.0),
-        id="another revision goes before abort",
     ),
-    pytest.param(Given(judged=NO_DATA, heard=said(Signal.PROMOTE)), PROMOTED, id="promote needs no evidence"),
-    pytest.param(
+    "promote needs no evidence": (Given(judged=NO_DATA, heard=said(Signal.PROMOTE)), PROMOTED),
+    "promote does not wait for labels": (
         Given(Phase.GOLDEN, -1, heard=Signals(golden=0, asked=int(Signal.PROMOTE))),
         PROMOTED,
-        id="promote does not wait for labels",
     ),
-    pytest.param(
+    "promote moves nothing that no server holds": (
         Given(Phase.PENDING, -1, heard=Signals(ready=False, asked=int(Signal.PROMOTE))),
         Follows(Signal.NONE, Phase.PENDING, 0.0),
-        id="promote moves nothing that no server holds",
     ),
-    pytest.param(
-        Given(policy=TIMED, heard=said(Signal.ADVANCE)), stays(25.0, Wait.TIME), id="resume does not shorten a minimum"
-    ),
-    *(
-        pytest.param(
+    "resume does not shorten a minimum": (Given(policy=TIMED, heard=said(Signal.ADVANCE)), stays(25.0, Wait.TIME)),
+    **{
+        f"{name} moves nothing that is {phase.label}": (
             Given(phase, 2, started_s=LATE_S, judged=PROVED_WORSE, heard=Signals(asked=asked, superseded=True)),
             Follows(Signal.NONE, phase, 100.0 if phase is Phase.SUCCEEDED else 0.0),
-            id=f"{name} moves nothing that is {phase.label}",
         )
         for phase in sorted(ENDED)
         for asked, name in ((int(Signal.ABORT), "abort"), (int(Signal.PROMOTE), "promote"))
-    ),
-]
+    },
+}
 
 
-@pytest.mark.parametrize(("given", "follows"), [*STEPS, *LATE, *PAUSED, *HARM, *ON_THE_WAY, *VERBS])
+@cases(("given", "follows"), STEPS | LATE | PAUSED | HARM | ON_THE_WAY | VERBS)
 def test_one_decision_follows_from(given: Given, follows: Follows) -> None:
     transition = next_transition(given.policy, given.progress(), (given.judged,), given.heard, NOW_S)
 
@@ -478,14 +396,14 @@ def test_one_decision_follows_from(given: Given, follows: Follows) -> None:
     assert found == follows
 
 
-@pytest.mark.parametrize(
+@cases(
     ("was", "now", "resumed_s"),
-    [
-        pytest.param(False, False, 0.0, id="what was never paused was never resumed"),
-        pytest.param(False, True, 0.0, id="a pause is no resume"),
-        pytest.param(True, True, 0.0, id="what stays paused was not resumed"),
-        pytest.param(True, False, NOW_S, id="the end of a pause is remembered"),
-    ],
+    {
+        "what was never paused was never resumed": (False, False, 0.0),
+        "a pause is no resume": (False, True, 0.0),
+        "what stays paused was not resumed": (True, True, 0.0),
+        "the end of a pause is remembered": (True, False, NOW_S),
+    },
 )
 def test_the_end_of_a_pause_is_when_deadlines_begin_anew(was: bool, now: bool, resumed_s: float) -> None:
     after = with_pause(Given(paused=was, resumed_s=NOW_S).progress(), np.array(now), NOW_S)

@@ -15,7 +15,6 @@ GROUPS = [group("main", FIRST), group(SECOND.revision, SECOND)]
 
 def affinity(seen: Observed) -> RouteAffinity | None:
     traffic = desired_state(seen).traffic
-    assert traffic is not None
     return traffic.routes[0].affinity
 
 

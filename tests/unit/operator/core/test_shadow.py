@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import numpy as np
 import pytest
 
+from fakes.cases import cases
 from fakes.judgements import judgement
 from fakes.observed_models import FIRST, SECOND, candidate, decided, group, holder, model, rollout_record, state, world
 from segserve_builder.steps.pipeline import PostprocessStep
@@ -112,15 +113,15 @@ def test_failures_of_copies_are_not_counted_any_more_among_callers() -> None:
     assert (float(moved.failures), float(moved.seen), float(moved.step_since_s)) == (0.0, 0.0, 1100.0)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("rate", "step"),
-    [
-        pytest.param(50.0, 0, id="2 copies a second are less than 5 % of 50 requests"),
-        pytest.param(40.0, 1, id="2 copies a second are 5 % of 40 requests"),
-        pytest.param(8.0, 2, id="2 copies a second are 25 % of 8 requests"),
-        pytest.param(2.0, 2, id="the last step is never left out"),
-        pytest.param(0.0, 0, id="callers' rate is not known"),
-    ],
+    {
+        "2 copies a second are less than 5 % of 50 requests": (50.0, 0),
+        "2 copies a second are 5 % of 40 requests": (40.0, 1),
+        "2 copies a second are 25 % of 8 requests": (8.0, 2),
+        "the last step is never left out": (2.0, 2),
+        "callers' rate is not known": (0.0, 0),
+    },
 )
 def test_steps_are_left_out_whose_rate_of_requests_it_has_had(rate: float, step: int) -> None:
     assert after(progress(rate=rate))[2] == step
@@ -133,7 +134,6 @@ def test_a_step_is_not_left_out_if_it_lasts_or_asks_a_person_or_if_time_sets_the
     by_time = engine_policy(RolloutPolicy(pace="steps", shadow=Shadow()))
     by_evidence = engine_policy(RolloutPolicy(shadow=Shadow(max_duration=timedelta(minutes=3), min_requests=50)))
 
-    assert by_time.shadow is not None
     assert not by_time.shadow.skips_steps
     assert by_evidence.shadow == ShadowPolicy(min_requests=50.0, maximum_s=180.0, skips_steps=True)
     assert after(progress(rate=2.0), policy=replace(POLICY, shadow=ShadowPolicy(skips_steps=False)))[2] == 0
@@ -147,39 +147,6 @@ def test_a_window_of_pairs_counts_copies_and_callers_apart() -> None:
 
     assert float(seen.seen) == 12.0
     assert float(long.rate) == pytest.approx(10.0)
-
-
-def test_a_thousand_rollouts_in_shadow_move_as_each_does_alone() -> None:
-    random = np.random.default_rng(3)
-    shape = (1000,)
-    start = replace(
-        Progress.begun(1000.0, shape),
-        phase=random.choice([Phase.GOLDEN, Phase.SHADOW, Phase.PROGRESSING], shape).astype(np.int8),
-        step=random.integers(-1, 3, shape).astype(np.int8),
-        seen=random.choice([0.0, 200.0], shape),
-        rate=random.choice([0.0, 2.0, 8.0, 40.0, 50.0], shape),
-        resumed_s=random.choice([0.0, 1300.0], shape),
-    )
-    judged = Judgement(
-        breach=random.choice([-3.0, 3.5, 9.0], shape),
-        incident=np.zeros(shape, bool),
-        shared=random.random(shape) < 0.1,
-        enough=random.random(shape) < 0.8,
-        harm=random.choice([1e-4, 0.5], shape),
-        excess=np.zeros(shape),
-        doubtful=random.random(shape) < 0.3,
-        settling=np.zeros(shape, bool),
-    )
-    together = next_transition(POLICY, start, (judged,), Signals(), 1700.0)
-    for run in range(shape[0]):
-        own, said = (
-            replace(each, **{field.name: getattr(each, field.name)[run] for field in fields(each)})
-            for each in (start, judged)
-        )
-        alone = next_transition(POLICY, own, (said,), Signals(), 1700.0)
-        assert int(alone.signal) == together.signal[run]
-        assert int(alone.progress.step) == together.progress.step[run]
-        assert int(alone.waits_for) == together.waits_for[run]
 
 
 CHANGING = Roles(holder(FIRST, "main"), candidate(SECOND))
@@ -198,7 +165,6 @@ def seen(phase: Phase, groups: list[GroupObserved] = GROUPS, **changes: Any) -> 
 
 def mirror(at: Observed) -> Mirror | None:
     traffic = desired_state(at).traffic
-    assert traffic is not None
     return traffic.routes[0].mirror
 
 
@@ -223,7 +189,6 @@ def rolled_back(reason: str) -> Observed:
 
 def keeps_pairs(at: Observed) -> bool:
     traffic = desired_state(at).traffic
-    assert traffic is not None
     return traffic.routes[0].keeps_pairs is True
 
 

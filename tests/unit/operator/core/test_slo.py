@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from fakes.cases import cases
 from fakes.observed_models import FIRST, NOW_S, SECOND, candidate, group, holder, model, world
 from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
 from segserve_operator.core.rollout.counters import Counters, Sample, Series, SeriesCounts
@@ -43,42 +44,36 @@ def answered(*latencies: tuple[float, int], failed: int = 0, given_up: int = 0) 
     return SeriesCounts(sum(count for _, count in latencies) + failed + given_up, failed, given_up, latencies=latencies)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("past", "expected"),
-    [
-        pytest.param((), UNKNOWN, id="nothing is known of a model that was never asked"),
-        pytest.param(minutes((0, 0, {})), UNKNOWN, id="nothing is known where no request came"),
-        pytest.param(minutes((60, 1000, {"error": 1000})), UNKNOWN, id="what was an hour ago is forgotten"),
-        pytest.param(minutes((59, 1000, {"error": 1000})), MET, id="what was within the hour, and not of late, is met"),
-        pytest.param(minutes((0, 1000, {})), MET, id="a promise that nobody saw broken is met"),
-        pytest.param(minutes((0, 9, {"error": 9})), MET, id="nine bad requests breach nothing, however few came"),
-        pytest.param(minutes((0, 10, {"error": 10})), BREACHED, id="ten bad requests of ten are a breach"),
-        pytest.param(minutes((0, 1000, {"error": 10})), MET, id="as many errors as are allowed are no breach"),
-        pytest.param(minutes((0, 1000, {"error": 11})), BREACHED, id="one more error than is allowed is a breach"),
-        pytest.param(minutes((0, 1000, {"p95": 50})), MET, id="as many slow requests as are allowed are no breach"),
-        pytest.param(minutes((0, 1000, {"p95": 51})), BREACHED, id="one more slow request than is allowed is a breach"),
-        pytest.param(minutes((0, 1000, {"error": 10, "p95": 50})), MET, id="promises are not added up"),
-        pytest.param(minutes((0, 1000, {"p50": 900})), MET, id="what is not promised is not broken"),
-        pytest.param(minutes((30, 1000, {"error": 500}), (0, 100, {})), MET, id="what is over is no breach any more"),
-        pytest.param(
-            minutes((30, 100_000, {}), (0, 100, {"error": 50})), MET, id="what began just now is no breach yet"
-        ),
-        pytest.param(
-            minutes((30, 1000, {"p95": 500}), (0, 1000, {"error": 500})), BREACHED, id="one promise is enough"
-        ),
-        pytest.param(
+    {
+        "nothing is known of a model that was never asked": ((), UNKNOWN),
+        "nothing is known where no request came": (minutes((0, 0, {})), UNKNOWN),
+        "what was an hour ago is forgotten": (minutes((60, 1000, {"error": 1000})), UNKNOWN),
+        "what was within the hour, and not of late, is met": (minutes((59, 1000, {"error": 1000})), MET),
+        "a promise that nobody saw broken is met": (minutes((0, 1000, {})), MET),
+        "nine bad requests breach nothing, however few came": (minutes((0, 9, {"error": 9})), MET),
+        "ten bad requests of ten are a breach": (minutes((0, 10, {"error": 10})), BREACHED),
+        "as many errors as are allowed are no breach": (minutes((0, 1000, {"error": 10})), MET),
+        "one more error than is allowed is a breach": (minutes((0, 1000, {"error": 11})), BREACHED),
+        "as many slow requests as are allowed are no breach": (minutes((0, 1000, {"p95": 50})), MET),
+        "one more slow request than is allowed is a breach": (minutes((0, 1000, {"p95": 51})), BREACHED),
+        "promises are not added up": (minutes((0, 1000, {"error": 10, "p95": 50})), MET),
+        "what is not promised is not broken": (minutes((0, 1000, {"p50": 900})), MET),
+        "what is over is no breach any more": (minutes((30, 1000, {"error": 500}), (0, 100, {})), MET),
+        "what began just now is no breach yet": (minutes((30, 100_000, {}), (0, 100, {"error": 50})), MET),
+        "one promise is enough": (minutes((30, 1000, {"p95": 500}), (0, 1000, {"error": 500})), BREACHED),
+        "a promise broken an hour long and kept of late is met": (
             minutes((30, 1000, {"p95": 500}), (0, 1000, {"error": 10, "p95": 50})),
             MET,
-            id="a promise broken an hour long and kept of late is met",
         ),
-        pytest.param(minutes((4, 100, {"error": 50}), (0, 1, {})), BREACHED, id="of late are the last five minutes"),
-        pytest.param(minutes((5, 100, {"error": 50}), (0, 1, {})), MET, id="five minutes ago is not of late"),
-        pytest.param(
+        "of late are the last five minutes": (minutes((4, 100, {"error": 50}), (0, 1, {})), BREACHED),
+        "five minutes ago is not of late": (minutes((5, 100, {"error": 50}), (0, 1, {})), MET),
+        "a few errors in each minute add up": (
             minutes(*((ago, 100, {"error": 2}) for ago in (4, 3, 2, 1, 0))),
             BREACHED,
-            id="a few errors in each minute add up",
         ),
-    ],
+    },
 )
 def test_a_promise_is_breached_where_it_is_broken_of_late_and_over_the_hour(
     past: tuple[Minute, ...], expected: str
@@ -86,30 +81,29 @@ def test_a_promise_is_breached_where_it_is_broken_of_late_and_over_the_hour(
     assert slo_state(SloWatch("main", minutes=past), SLO, NOW_S) == expected
 
 
-@pytest.mark.parametrize(
+@cases(
     ("slo", "expected"),
-    [
-        pytest.param(Slo(), {"error": 0.01}, id="unless told otherwise one request in a hundred may fail"),
-        pytest.param(Slo(error_percent=5.0), {"error": 0.05}, id="the share of errors is the SLO's"),
-        pytest.param(
+    {
+        "unless told otherwise one request in a hundred may fail": (Slo(), {"error": 0.01}),
+        "the share of errors is the SLO's": (Slo(error_percent=5.0), {"error": 0.05}),
+        "each percentile lets the rest be slower": (
             Slo(p50_milliseconds=50.0, p95_milliseconds=200.0, p99_milliseconds=500.0),
             {"error": 0.01, "p50": 0.5, "p95": 0.05, "p99": 0.01},
-            id="each percentile lets the rest be slower",
         ),
-    ],
+    },
 )
 def test_an_slo_promises_shares_of_requests(slo: Slo, expected: dict[str, float]) -> None:
     assert objectives(slo) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("coins", "watched"),
-    [
-        pytest.param(model(FIRST, SERVED, slo=Slo()), True, id="requests of a model with an SLO are counted"),
-        pytest.param(model(FIRST, SERVED, policy=RolloutPolicy()), False, id="a policy alone has none counted"),
-        pytest.param(model(FIRST, SERVED), False, id="nobody else's requests are counted"),
-        pytest.param(model(None, SERVED), False, id="requests of a model whose spec cannot be read are not counted"),
-    ],
+    {
+        "requests of a model with an SLO are counted": (model(FIRST, SERVED, slo=Slo()), True),
+        "a policy alone has none counted": (model(FIRST, SERVED, policy=RolloutPolicy()), False),
+        "nobody else's requests are counted": (model(FIRST, SERVED), False),
+        "requests of a model whose spec cannot be read are not counted": (model(None, SERVED), False),
+    },
 )
 def test_requests_are_counted_without_a_rollout(coins: ModelObserved, *, watched: bool) -> None:
     assert is_watched(coins) is watched
@@ -121,53 +115,44 @@ def test_the_slo_is_the_specs() -> None:
     assert slo_of(model(None)) is None
 
 
-@pytest.mark.parametrize(
+@cases(
     ("measured_s", "due"),
-    [
-        pytest.param(float("-inf"), True, id="what was never looked at is due"),
-        pytest.param(NOW_S - INTERVAL_S, True, id="what was looked at long enough ago is due"),
-        pytest.param(NOW_S - INTERVAL_S + 1, False, id="what was looked at just now is not due"),
-        pytest.param(NOW_S + 3600, True, id="what was looked at in the future is due: the clock was put back"),
-    ],
+    {
+        "what was never looked at is due": (float("-inf"), True),
+        "what was looked at long enough ago is due": (NOW_S - INTERVAL_S, True),
+        "what was looked at just now is not due": (NOW_S - INTERVAL_S + 1, False),
+        "what was looked at in the future is due: the clock was put back": (NOW_S + 3600, True),
+    },
 )
 def test_gateways_are_asked_now_and_then(measured_s: float, *, due: bool) -> None:
     assert is_due(measured_s, NOW_S) is due
 
 
-@pytest.mark.parametrize(
+@cases(
     ("before", "after", "expected"),
-    [
-        pytest.param(
-            answered((20.0, 10)),
-            answered((20.0, 30)),
-            Minute(NOW, 20, {"error": 0, "p95": 0}),
-            id="fast answers are good",
-        ),
-        pytest.param(
+    {
+        "fast answers are good": (answered((20.0, 10)), answered((20.0, 30)), Minute(NOW, 20, {"error": 0, "p95": 0})),
+        "failed requests are errors and not slow": (
             answered((20.0, 10)),
             answered((20.0, 30), failed=3),
             Minute(NOW, 23, {"error": 3, "p95": 0}),
-            id="failed requests are errors and not slow",
         ),
-        pytest.param(
+        "answers that take as long as the promise, or longer, are slow": (
             answered((150.0, 10), (200.0, 10), (220.0, 10)),
             answered((150.0, 15), (200.0, 13), (220.0, 11)),
             Minute(NOW, 9, {"error": 0, "p95": 4}),
-            id="answers that take as long as the promise, or longer, are slow",
         ),
-        pytest.param(
+        "requests that their callers gave up are slow": (
             answered((20.0, 10)),
             answered((20.0, 10), given_up=2),
             Minute(NOW, 2, {"error": 0, "p95": 2}),
-            id="requests that their callers gave up are slow",
         ),
-        pytest.param(
+        "counts that have fallen began at zero": (
             answered((20.0, 10)),
             answered((20.0, 4)),
             Minute(NOW, 4, {"error": 0, "p95": 0}),
-            id="counts that have fallen began at zero",
         ),
-    ],
+    },
 )
 def test_a_minute_counts_what_came_since_the_last_look(
     before: SeriesCounts, after: SeriesCounts, expected: Minute
@@ -187,17 +172,15 @@ def test_a_minute_is_slow_from_a_limit_between_two_bins_on() -> None:
     assert measured(watch, after, "main", Slo(p95_milliseconds=210.0), NOW_S).minutes[0].broken["p95"] == 2
 
 
-@pytest.mark.parametrize(
+@cases(
     ("known", "expected"),
-    [
-        pytest.param((), [(0, 5)], id="a first minute is kept"),
-        pytest.param(minutes((1, 100, {})), [(1, 100), (0, 5)], id="a new minute comes after the others"),
-        pytest.param(minutes((0, 100, {})), [(0, 105)], id="looks of the same minute are added up"),
-        pytest.param(minutes((60, 7, {}), (59, 8, {})), [(59, 8), (0, 5)], id="a minute of an hour ago leaves"),
-        pytest.param(
-            minutes((1, 8, {}), (-30, 9, {})), [(1, 8), (0, 5)], id="a minute to come leaves: the clock was put back"
-        ),
-    ],
+    {
+        "a first minute is kept": ((), [(0, 5)]),
+        "a new minute comes after the others": (minutes((1, 100, {})), [(1, 100), (0, 5)]),
+        "looks of the same minute are added up": (minutes((0, 100, {})), [(0, 105)]),
+        "a minute of an hour ago leaves": (minutes((60, 7, {}), (59, 8, {})), [(59, 8), (0, 5)]),
+        "a minute to come leaves: the clock was put back": (minutes((1, 8, {}), (-30, 9, {})), [(1, 8), (0, 5)]),
+    },
 )
 def test_a_watch_keeps_the_minutes_of_an_hour(known: tuple[Minute, ...], expected: list[tuple[int, int]]) -> None:
     watch = SloWatch("main", NOW_S - INTERVAL_S, sample(NOW_S - INTERVAL_S, answered((20.0, 10))), minutes=known)
@@ -233,40 +216,33 @@ KNOWN = SloWatch("main", NOW_S - INTERVAL_S, sample(NOW_S - INTERVAL_S, answered
 NEWS = {"coins": sample(NOW_S, answered((20.0, 15)))}
 
 
-@pytest.mark.parametrize(
+@cases(
     ("coins", "known", "samples", "expected"),
-    [
-        pytest.param(model(FIRST, SERVED, slo=SLO), KNOWN, NEWS, 5, id="what is due is looked at"),
-        pytest.param(model(FIRST, SERVED, slo=SLO), None, NEWS, 0, id="a first look is the beginning"),
-        pytest.param(model(FIRST, SERVED, slo=SLO), KNOWN, {}, 0, id="gateways that do not answer change nothing"),
-        pytest.param(
-            model(FIRST, SERVED, slo=SLO), KNOWN, {"coins": {}}, 0, id="gateways that are gone change nothing"
-        ),
-        pytest.param(
+    {
+        "what is due is looked at": (model(FIRST, SERVED, slo=SLO), KNOWN, NEWS, 5),
+        "a first look is the beginning": (model(FIRST, SERVED, slo=SLO), None, NEWS, 0),
+        "gateways that do not answer change nothing": (model(FIRST, SERVED, slo=SLO), KNOWN, {}, 0),
+        "gateways that are gone change nothing": (model(FIRST, SERVED, slo=SLO), KNOWN, {"coins": {}}, 0),
+        "what is not due stays as it is": (
             model(FIRST, SERVED, slo=SLO),
             replace(KNOWN, measured_s=NOW_S - 1),
             NEWS,
             0,
-            id="what is not due stays as it is",
         ),
-        pytest.param(model(FIRST, SERVED), KNOWN, NEWS, None, id="a model that promises nothing is not watched"),
-        pytest.param(
+        "a model that promises nothing is not watched": (model(FIRST, SERVED), KNOWN, NEWS, None),
+        "a model that nobody can call is not watched": (
             model(SECOND, Roles(candidate=candidate(SECOND, "main")), slo=SLO),
             KNOWN,
             NEWS,
             None,
-            id="a model that nobody can call is not watched",
         ),
-    ],
+    },
 )
 def test_models_with_an_slo_are_watched(
     coins: ModelObserved, known: SloWatch | None, samples: dict[str, Sample], expected: int | None
 ) -> None:
     seen = world(
-        coins,
-        groups=[group("main", FIRST)],
-        samples=samples,
-        watches={"coins": known} if known is not None else {},
+        coins, groups=[group("main", FIRST)], samples=samples, watches={"coins": known} if known is not None else {}
     )
     found = watches(seen.models, seen)
 

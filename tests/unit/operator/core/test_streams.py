@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import pytest
-
+from fakes.cases import cases
 from fakes.observed_models import FIRST, candidate, group, holder, model, world
 from segserve_builder.agent.protocol import AssignedModel
 from segserve_builder.steps.pipeline import PostprocessStep
@@ -24,27 +23,23 @@ BLUE_GREEN = RolloutPolicy(strategy="blueGreen", steps=())
 def refusal(told: AssignedModel, pool: PoolObserved, policy: RolloutPolicy | None = None) -> FailureReason | None:
     """Return why the candidate of this spec is refused, None if it gets servers."""
     status = desired_state(world(model(told, policy=policy), pool=pool)).statuses["coins"]
-    assert status.roles.candidate is not None
     return status.roles.candidate.failure
 
 
-@pytest.mark.parametrize(
+@cases(
     ("pool", "policy", "why"),
-    [
-        pytest.param(PoolObserved(), None, None, id="one server keeps all streams"),
-        pytest.param(PoolObserved(), BLUE_GREEN, None, id="one server at a time keeps all streams"),
-        pytest.param(PoolObserved(replicas=2), None, "the pool has 2 servers", id="two servers split a stream"),
-        pytest.param(
+    {
+        "one server keeps all streams": (PoolObserved(), None, None),
+        "one server at a time keeps all streams": (PoolObserved(), BLUE_GREEN, None),
+        "two servers split a stream": (PoolObserved(replicas=2), None, "the pool has 2 servers"),
+        "servers that more requests would start split a stream": (
             PoolObserved(scaling=ScalingPolicy(1, 4, ScalingTarget(2.0))),
             None,
             "the pool has up to 4 servers",
-            id="servers that more requests would start split a stream",
         ),
-        pytest.param(PoolObserved(), CANARY, "a canary divides requests", id="a canary splits a stream"),
-        pytest.param(
-            PoolObserved(replicas=2, session_affinity=True), CANARY, None, id="with ids a stream stays where it is"
-        ),
-    ],
+        "a canary splits a stream": (PoolObserved(), CANARY, "a canary divides requests"),
+        "with ids a stream stays where it is": (PoolObserved(replicas=2, session_affinity=True), CANARY, None),
+    },
 )
 def test_a_pool_that_would_split_streams_refuses_the_stage_that_keeps_them(
     pool: PoolObserved, policy: RolloutPolicy | None, why: str | None
@@ -67,7 +62,6 @@ def test_a_refused_revision_gets_servers_once_the_pool_keeps_streams_together() 
         pool = PoolObserved(replicas=2, session_affinity=affinity)
         found = desired_state(world(refused, records=[VIDEO], pool=pool)).statuses["coins"].roles.candidate
 
-        assert found is not None
         assert (found.failure is None) == affinity
 
 
@@ -78,7 +72,6 @@ def test_a_model_that_serves_goes_on_where_streams_are_split_and_says_so() -> No
     for replicas in (1, 2):
         seen = world(coins, groups=[main], records=[VIDEO], pool=PoolObserved(replicas=replicas))
         desired = desired_state(replace(seen))
-        assert desired.traffic is not None
         assert desired.traffic.routes[0].shares[0].weight == 100
         found[replicas] = next(each for each in desired.statuses["coins"].conditions if each.type == "Degraded")
 

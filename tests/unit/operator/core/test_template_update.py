@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
 from itertools import product
 from typing import Any
 
 import pytest
 
+from fakes.cases import cases
 from fakes.observed_models import FIRST, group
-from segserve_operator.api.pool_update import Update
+from segserve_operator.api.pool_update import Update, UpdateWindow
 from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.models.update import STALLED_S, spread, with_template
 from segserve_operator.core.traffic import Route, Share, TrafficPlan, TrafficState
@@ -27,6 +29,7 @@ from segserve_operator.core.world.observed import (
 )
 
 OLD, NEW = "main-00000000", "main-11111111"
+NIGHT = UpdateWindow(start="22:00", duration=timedelta(hours=2))
 KEPT = Template("00000000", settings="a", next="11111111", since_s=10.0)
 POOL = PoolObserved(
     "default", template="11111111", settings="b", replicas=4, status=PoolStatus(main_group=OLD, template=KEPT)
@@ -53,23 +56,23 @@ def counts(world: Observed) -> tuple[int, int]:
     return replicas.get(OLD, 0), replicas.get(NEW, 0)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("old", "new", "update", "expected"),
-    [
-        pytest.param((4, 4), (0, 0), {}, (4, 1), id="it begins with what is beyond replicas"),
-        pytest.param((4, 4), (0, 1), {}, (4, 1), id="it waits for a new server"),
-        pytest.param((4, 4), (1, 1), {}, (3, 1), id="an old one ends for a new one that answers"),
-        pytest.param((4, 3), (1, 1), {}, (3, 1), id="not before the old one is gone"),
-        pytest.param((3, 3), (1, 1), {}, (3, 2), id="then another one starts"),
-        pytest.param((3, 4), (1, 1), {}, (3, 1), id="a missing old one is replaced by a new one"),
-        pytest.param((0, 0), (4, 4), {}, (0, 4), id="all are new"),
-        pytest.param((4, 4), (0, 0), {"max_surge": 0, "max_unavailable": 1}, (3, 0), id="without room one ends first"),
-        pytest.param((3, 3), (0, 0), {"max_surge": 0, "max_unavailable": 1}, (3, 1), id="and one starts"),
-        pytest.param((4, 4), (0, 0), {"max_surge": "100%"}, (4, 4), id="all at once if there is room"),
-        pytest.param((4, 4), (4, 4), {"max_surge": "100%"}, (0, 4), id="and the old ones end at once"),
-        pytest.param((4, 4), (0, 0), {"strategy": "Recreate"}, (0, 0), id="recreated: all end"),
-        pytest.param((0, 0), (0, 0), {"strategy": "Recreate"}, (0, 4), id="recreated: then all start"),
-    ],
+    {
+        "it begins with what is beyond replicas": ((4, 4), (0, 0), {}, (4, 1)),
+        "it waits for a new server": ((4, 4), (0, 1), {}, (4, 1)),
+        "an old one ends for a new one that answers": ((4, 4), (1, 1), {}, (3, 1)),
+        "not before the old one is gone": ((4, 3), (1, 1), {}, (3, 1)),
+        "then another one starts": ((3, 3), (1, 1), {}, (3, 2)),
+        "a missing old one is replaced by a new one": ((3, 4), (1, 1), {}, (3, 1)),
+        "all are new": ((0, 0), (4, 4), {}, (0, 4)),
+        "without room one ends first": ((4, 4), (0, 0), {"max_surge": 0, "max_unavailable": 1}, (3, 0)),
+        "and one starts": ((3, 3), (0, 0), {"max_surge": 0, "max_unavailable": 1}, (3, 1)),
+        "all at once if there is room": ((4, 4), (0, 0), {"max_surge": "100%"}, (4, 4)),
+        "and the old ones end at once": ((4, 4), (4, 4), {"max_surge": "100%"}, (0, 4)),
+        "recreated: all end": ((4, 4), (0, 0), {"strategy": "Recreate"}, (0, 0)),
+        "recreated: then all start": ((0, 0), (0, 0), {"strategy": "Recreate"}, (0, 4)),
+    },
 )
 def test_a_step(old: tuple[int, int], new: tuple[int, int], update: dict[str, Any], expected: tuple[int, int]) -> None:
     world = seen(servers(OLD, *old), servers(NEW, *new), **update)
@@ -84,10 +87,7 @@ def test_no_state_leads_to_more_servers_or_fewer_that_answer_than_allowed(surge:
     for old, new in product(range(5), range(5)):
         for old_ready, new_ready in product(range(old + 1), range(new + 1)):
             world = seen(
-                servers(OLD, old_ready, old),
-                servers(NEW, new_ready, new),
-                max_surge=surge,
-                max_unavailable=unavailable,
+                servers(OLD, old_ready, old), servers(NEW, new_ready, new), max_surge=surge, max_unavailable=unavailable
             )
             after = counts(world)
             kept = min(old_ready, after[0]) + min(new_ready, after[1])
@@ -97,13 +97,13 @@ def test_no_state_leads_to_more_servers_or_fewer_that_answer_than_allowed(surge:
             assert kept >= min(least, old_ready + new_ready), (old_ready, old, new_ready, new, after)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("told", "pending", "expected"),
-    [
-        pytest.param((OLD,), frozenset(), 1, id="no gateway is told of the new one"),
-        pytest.param((OLD, NEW), frozenset({"coins"}), 1, id="one does not follow yet"),
-        pytest.param((OLD, NEW), frozenset({"other"}), 0, id="all follow"),
-    ],
+    {
+        "no gateway is told of the new one": ((OLD,), frozenset(), 1),
+        "one does not follow yet": ((OLD, NEW), frozenset({"coins"}), 1),
+        "all follow": ((OLD, NEW), frozenset({"other"}), 0),
+    },
 )
 def test_a_server_ends_only_once_all_gateways_send_requests_to_the_one_that_replaces_it(
     told: tuple[str, ...], pending: frozenset[str], expected: int
@@ -129,7 +129,6 @@ def test_an_old_server_stays_where_no_plan_of_the_gateways_can_be_read() -> None
 def test_an_update_that_waits_for_a_gateway_is_stalled_in_the_end(now_s: float, stalled: bool) -> None:
     pool = with_template(replaced_one((OLD, NEW), frozenset({"coins"}), now_s)).pool
 
-    assert pool is not None
     assert (pool.stuck.reason if pool.stuck is not None else "") == ("GatewaysBehind" if stalled else "")
 
 
@@ -156,37 +155,36 @@ def claims(*, first: bool, begun: bool, since_s: float, stalled: bool = False) -
     return {"claims": (UpdateClaim("b", first=first, begun=begun, since_s=since_s, stalled=stalled),)}
 
 
-@pytest.mark.parametrize(
+@cases(
     ("changes", "reason"),
-    [
-        pytest.param({"update": Update(paused=True)}, "UpdatePaused", id="paused"),
-        pytest.param({"status": PoolStatus(template=Template("00000000", "a"))}, "UpdateQueued", id="not yet recorded"),
-        pytest.param(claims(first=True, begun=False, since_s=9.0), "UpdateQueued", id="one that waits longer"),
-        pytest.param(claims(first=False, begun=True, since_s=99.0), "UpdateQueued", id="one that has begun"),
-        pytest.param(claims(first=True, begun=False, since_s=10.0), "UpdateQueued", id="one of an earlier name"),
-        pytest.param(
+    {
+        "paused": ({"update": Update(paused=True)}, "UpdatePaused"),
+        "outside of its window": ({"update": Update(window=NIGHT), "window_open": False}, "UpdateWaiting"),
+        "not yet recorded": ({"status": PoolStatus(template=Template("00000000", "a"))}, "UpdateQueued"),
+        "one that waits longer": (claims(first=True, begun=False, since_s=9.0), "UpdateQueued"),
+        "one that has begun": (claims(first=False, begun=True, since_s=99.0), "UpdateQueued"),
+        "one of an earlier name": (claims(first=True, begun=False, since_s=10.0), "UpdateQueued"),
+        "one that what an operator offers has stalled": (
             claims(first=True, begun=True, since_s=1.0, stalled=True) | {"settings": "a", "request": "now"},
             "UpdateQueued",
-            id="one that what an operator offers has stalled",
         ),
-    ],
+    },
 )
 def test_what_an_update_waits_for(changes: dict[str, Any], reason: str) -> None:
     world = Observed(now_s=20.0, pool=replace(POOL, **changes), groups={OLD: servers(OLD, 4)})
     progress = updated(world).progress
 
-    assert progress is not None
     assert (progress.status, progress.reason) == ("False", reason)
     assert counts(world) == (4, 0)
 
 
-@pytest.mark.parametrize(
+@cases(
     "claim",
-    [
-        pytest.param(UpdateClaim("b", first=True, begun=False, since_s=11.0), id="later"),
-        pytest.param(UpdateClaim("b", first=False, begun=False, since_s=10.0), id="equal"),
-        pytest.param(UpdateClaim("b", first=True, begun=True, since_s=1.0, stalled=True), id="stalled"),
-    ],
+    {
+        "later": UpdateClaim("b", first=True, begun=False, since_s=11.0),
+        "equal": UpdateClaim("b", first=False, begun=False, since_s=10.0),
+        "stalled": UpdateClaim("b", first=True, begun=True, since_s=1.0, stalled=True),
+    },
 )
 def test_a_pool_whose_turn_it_is_does_not_wait(claim: UpdateClaim) -> None:
     assert counts(seen(servers(OLD, 4), pool=replace(POOL, claims=(claim,)))) == (4, 1)
@@ -237,7 +235,6 @@ def test_all_main_groups_are_told_to_hold_the_same() -> None:
 def test_the_new_template_is_adopted_when_no_former_server_is_left() -> None:
     one = with_template(seen(servers(OLD, 0), servers(NEW, 4)))
 
-    assert one.pool is not None
     assert one.pool.kept == Template("11111111", "b")
     assert one.main == NEW
 

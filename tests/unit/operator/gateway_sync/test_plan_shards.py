@@ -57,7 +57,6 @@ def test_nothing_is_told_until_every_shard_was_read() -> None:
 
 
 def test_the_shards_make_up_the_plan(shards: PlanShards) -> None:
-    assert shards.content is not None
     assert shards.content.plan == PLAN
     assert shards.content.versions == {str(shard): version_of(content(PLAN, shard)) for shard in range(SHARDS)}
 
@@ -74,11 +73,9 @@ def test_the_shards_make_up_the_plan(shards: PlanShards) -> None:
 )
 def test_a_shard_that_cannot_be_read_keeps_what_it_said_and_is_told(shards: PlanShards, bad: str) -> None:
     before = shards.content
-    assert before is not None
 
     shards.take(plan_name("main", 2), config_map(bad))
 
-    assert shards.content is not None
     assert (shards.content.plan, shards.content.versions) == (before.plan, before.versions)
     assert list(shards.content.refused) == ["2"]
     assert shards.content.refused["2"].startswith(f"version {version_of(bad)}: ")
@@ -88,7 +85,6 @@ def test_a_shard_that_can_be_read_again_is_not_refused_any_more(shards: PlanShar
     shards.take(plan_name("main", 2), config_map("bad"))
     shards.take(plan_name("main", 2), config_map(content(PLAN, 2)))
 
-    assert shards.content is not None
     assert shards.content.refused == {}
 
 
@@ -121,7 +117,6 @@ def test_a_gateway_that_makes_no_sense_is_shown(value: str) -> None:
 
 
 def test_a_change_leaves_the_other_routes_of_its_shard_the_objects_that_they_were(shards: PlanShards) -> None:
-    assert shards.content is not None
     before = {route.model: route for route in shards.content.plan.routes}
     (changed, *_), shard = PLAN.routes, shard_of(PLAN.routes[0].model)
     told = replace(PLAN, routes=(replace(changed, steps=("a-step",)), *PLAN.routes[1:]))

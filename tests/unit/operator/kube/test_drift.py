@@ -3,8 +3,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import pytest
-
+from fakes.cases import cases
 from fakes.pools import FULL, MINIMAL, pool_context
 from segserve_operator.adapters.kube.drift import covers
 from segserve_operator.adapters.kube.objects import gateway_objects, group_objects
@@ -52,44 +51,44 @@ def leaves(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [path]
 
 
-@pytest.mark.parametrize(
+@cases(
     ("live", "desired"),
-    [
-        pytest.param({"a": 1, "status": {}}, {"a": 1}, id="fields of others do not count"),
-        pytest.param({"spec": {"a": 1, "dnsPolicy": "ClusterFirst"}}, {"spec": {"a": 1}}, id="nor do defaults"),
-        pytest.param([{"name": "a", "protocol": "TCP"}], [{"name": "a"}], id="nor within a list"),
-        pytest.param({}, {"env": []}, id="an empty list is not stored"),
-        pytest.param({"name": "A"}, {"name": "A", "value": ""}, id="an empty text is not stored"),
-        pytest.param({}, {"readOnly": False, "hostPID": False}, id="what is false is not stored"),
-        pytest.param({"emptyDir": {}}, {"emptyDir": {}}, id="an empty object is stored"),
-        pytest.param({"limits": {"cpu": "500m"}}, {"limits": {"cpu": "0.5"}}, id="half a processor"),
-        pytest.param({"requests": {"memory": "1Gi"}}, {"requests": {"memory": "1024Mi"}}, id="a gibibyte"),
-        pytest.param({"requests": {"cpu": "2"}}, {"requests": {"cpu": 2}}, id="two processors"),
-        pytest.param({"emptyDir": {"sizeLimit": "512Mi"}}, {"emptyDir": {"sizeLimit": "0.5Gi"}}, id="a volume's size"),
-    ],
+    {
+        "fields of others do not count": ({"a": 1, "status": {}}, {"a": 1}),
+        "nor do defaults": ({"spec": {"a": 1, "dnsPolicy": "ClusterFirst"}}, {"spec": {"a": 1}}),
+        "nor within a list": ([{"name": "a", "protocol": "TCP"}], [{"name": "a"}]),
+        "an empty list is not stored": ({}, {"env": []}),
+        "an empty text is not stored": ({"name": "A"}, {"name": "A", "value": ""}),
+        "what is false is not stored": ({}, {"readOnly": False, "hostPID": False}),
+        "an empty object is stored": ({"emptyDir": {}}, {"emptyDir": {}}),
+        "half a processor": ({"limits": {"cpu": "500m"}}, {"limits": {"cpu": "0.5"}}),
+        "a gibibyte": ({"requests": {"memory": "1Gi"}}, {"requests": {"memory": "1024Mi"}}),
+        "two processors": ({"requests": {"cpu": "2"}}, {"requests": {"cpu": 2}}),
+        "a volume's size": ({"emptyDir": {"sizeLimit": "512Mi"}}, {"emptyDir": {"sizeLimit": "0.5Gi"}}),
+    },
 )
 def test_it_is_there(live: Any, desired: Any) -> None:
     assert covers(live, desired)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("live", "desired"),
-    [
-        pytest.param({"a": 1}, {"a": 2}, id="another value"),
-        pytest.param({}, {"a": {"b": 1}}, id="nothing"),
-        pytest.param(None, {"a": 1}, id="null"),
-        pytest.param({"a": "1"}, {"a": {"b": 1}}, id="another type"),
-        pytest.param([{"name": "a"}, {"name": "b"}], [{"name": "a"}], id="one more container"),
-        pytest.param([{"name": "a"}], [{"name": "a"}, {"name": "b"}], id="one container less"),
-        pytest.param(["a", "b"], ["b", "a"], id="another order of arguments"),
-        pytest.param({"env": [{"name": "A", "value": "x"}]}, {"env": [{"name": "A", "value": ""}]}, id="not empty"),
-        pytest.param({"hostPID": True}, {"hostPID": False}, id="true, not false"),
-        pytest.param({"namespaceSelector": {"matchLabels": {"a": "b"}}}, {"namespaceSelector": {}}, id="some, not all"),
-        pytest.param({"limits": {"cpu": "1"}}, {"limits": {"cpu": "2"}}, id="another amount"),
-        pytest.param({"limits": {}}, {"limits": {"cpu": "2"}}, id="no amount"),
-        pytest.param({"value": "1000m"}, {"value": "1"}, id="a text that looks like an amount"),
-        pytest.param({"emptyDir": {}}, {"emptyDir": {"sizeLimit": "1Gi"}}, id="no size"),
-    ],
+    {
+        "another value": ({"a": 1}, {"a": 2}),
+        "nothing": ({}, {"a": {"b": 1}}),
+        "null": (None, {"a": 1}),
+        "another type": ({"a": "1"}, {"a": {"b": 1}}),
+        "one more container": ([{"name": "a"}, {"name": "b"}], [{"name": "a"}]),
+        "one container less": ([{"name": "a"}], [{"name": "a"}, {"name": "b"}]),
+        "another order of arguments": (["a", "b"], ["b", "a"]),
+        "not empty": ({"env": [{"name": "A", "value": "x"}]}, {"env": [{"name": "A", "value": ""}]}),
+        "true, not false": ({"hostPID": True}, {"hostPID": False}),
+        "some, not all": ({"namespaceSelector": {"matchLabels": {"a": "b"}}}, {"namespaceSelector": {}}),
+        "another amount": ({"limits": {"cpu": "1"}}, {"limits": {"cpu": "2"}}),
+        "no amount": ({"limits": {}}, {"limits": {"cpu": "2"}}),
+        "a text that looks like an amount": ({"value": "1000m"}, {"value": "1"}),
+        "no size": ({"emptyDir": {}}, {"emptyDir": {"sizeLimit": "1Gi"}}),
+    },
 )
 def test_it_is_not_there(live: Any, desired: Any) -> None:
     assert not covers(live, desired)

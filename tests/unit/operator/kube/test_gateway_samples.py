@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator, Iterator, Mapping
+from typing import Any
 
 import httpx
 import pytest
 
+from fakes.cases import cases
 from fakes.waiting import HANG_S
 from segserve_builder.cluster.probe_server import ProbeResponse, ProbeServer
 from segserve_common.kube.kinds import PODS
@@ -17,9 +19,6 @@ from segserve_operator.adapters.kube.view import PoolKey
 from segserve_operator.adapters.samples import wire
 from segserve_operator.core.rollout.counters import Counters, Series, SeriesCounts
 from segserve_operator.core.scaling import GatewayLoad
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping
 
 KEY = PoolKey("vision", "main")
 HELD = {"coins": Counters("1", 100.0, {Series("main", "http"): SeriesCounts(7)}, 40.0)}
@@ -78,9 +77,7 @@ def gateways() -> Iterator[list[Mapping[str, list[str]]]]:
     server.stop()
 
 
-async def test_every_gateway_that_is_ready_is_in_the_sample(
-    gateways: list[Mapping[str, list[str]]],
-) -> None:
+async def test_every_gateway_that_is_ready_is_in_the_sample(gateways: list[Mapping[str, list[str]]]) -> None:
     pods = (pod("gw-a", "127.0.0.1"), pod("gw-b", "127.0.0.2"), pod("gw-c", "127.0.0.3", ready=False))
     servers = pod("server", "127.0.0.4", component="server")
 
@@ -183,13 +180,13 @@ async def test_the_internal_listener_is_that_of_a_gateway_that_is_ready() -> Non
     assert await traffic().internal_url() is None
 
 
-@pytest.mark.parametrize(
+@cases(
     "tallies",
-    [
-        pytest.param('["main","http",9,1,0,2,[[0.001,1e999]]]', id="an infinite count"),
-        pytest.param('["main","http",9,1,0,2,[[0.001]]]', id="a bin without a count"),
-        pytest.param('["main","http"]', id="no counts"),
-    ],
+    {
+        "an infinite count": '["main","http",9,1,0,2,[[0.001,1e999]]]',
+        "a bin without a count": '["main","http",9,1,0,2,[[0.001]]]',
+        "no counts": '["main","http"]',
+    },
 )
 def test_counts_that_are_none_are_refused_by_one_error(tallies: str) -> None:
     with pytest.raises(ValueError, match="not the counts of a gateway"):

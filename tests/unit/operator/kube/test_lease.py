@@ -105,7 +105,6 @@ class World:
 
     def holder(self) -> str:
         record = self.kube.peek(LEASES, NAMESPACE, "operator")
-        assert record is not None
         return str(record["spec"]["holderIdentity"])
 
 
@@ -137,7 +136,6 @@ async def test_the_first_operator_leads_and_goes_on_to_lead(world: World) -> Non
         assert lease.is_held()
 
     record = world.kube.peek(LEASES, NAMESPACE, "operator")
-    assert record is not None
     assert record["spec"]["leaseTransitions"] == 0
 
 
@@ -243,7 +241,7 @@ async def test_a_restarted_operator_of_the_same_name_goes_on_at_once(world: Worl
     assert again.is_held()
 
 
-@pytest.mark.parametrize("jump_s", [3600, -3600, 86400, -86400, 0.001])
+@pytest.mark.parametrize("jump_s", [3600, -86400, 0.001])
 async def test_jumps_of_the_wall_clock_change_nothing(world: World, jump_s: float) -> None:
     first, second = world.lease("a"), world.lease("b")
     world.start(first)
@@ -360,7 +358,7 @@ async def test_a_write_that_takes_longer_than_the_lease_is_held_makes_no_leader_
     assert (lease.is_held(), len(told)) == (True, 1)
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(8))
 async def test_no_order_of_stops_and_failures_makes_two_leaders(world: World, seed: int) -> None:
     chance = random.Random(seed)
     apis = [Faulty(world.kube, clock=world.clock) for _ in range(3)]

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from fakes.cases import cases
 from segserve_operator.adapters.kube.pod_failures import pod_failure
 
 QUOTA = 'pods "x" is forbidden: exceeded quota: small, requested: pods=1, used: pods=4, limited: pods=4'
@@ -33,23 +34,20 @@ UNSCHEDULED = pod(
 CRASHED = waiting("CrashLoopBackOff", "back-off 10s", terminated={"exitCode": 137, "reason": "OOMKilled"})
 
 
-@pytest.mark.parametrize(
+@cases(
     ("deployment", "pods", "reason", "words"),
-    [
-        pytest.param(refused(QUOTA), [], "QuotaExceeded", "limited: pods=4", id="a quota is exceeded"),
-        pytest.param(refused("denied by policy"), [], "FailedCreate", "denied by policy", id="pods are refused"),
-        pytest.param(None, [UNSCHEDULED], "Unschedulable", "Insufficient cpu", id="no node has room"),
-        pytest.param(None, [waiting("ImagePullBackOff", "not found")], "ImagePullBackOff", "triton:9", id="no image"),
-        pytest.param(None, [CRASHED], "CrashLoopBackOff", "exit code 137, OOMKilled", id="it keeps ending"),
-        pytest.param(
-            None, [pod(phase="Failed", reason="Evicted", message="disk")], "Evicted", "disk", id="it was evicted"
-        ),
-    ],
+    {
+        "a quota is exceeded": (refused(QUOTA), [], "QuotaExceeded", "limited: pods=4"),
+        "pods are refused": (refused("denied by policy"), [], "FailedCreate", "denied by policy"),
+        "no node has room": (None, [UNSCHEDULED], "Unschedulable", "Insufficient cpu"),
+        "no image": (None, [waiting("ImagePullBackOff", "not found")], "ImagePullBackOff", "triton:9"),
+        "it keeps ending": (None, [CRASHED], "CrashLoopBackOff", "exit code 137, OOMKilled"),
+        "it was evicted": (None, [pod(phase="Failed", reason="Evicted", message="disk")], "Evicted", "disk"),
+    },
 )
 def test_the_cause_is_named(deployment: Any, pods: list[Any], reason: str, words: str) -> None:
     found = pod_failure(deployment, pods)
 
-    assert found is not None
     assert found.reason == reason
     assert words in found.message
 

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import sys
 import threading
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import psutil
 import pytest
 
 from segserve_operator.adapters.local import runtime
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def test_every_package_of_the_lock_is_pinned() -> None:

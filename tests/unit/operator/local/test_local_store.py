@@ -92,7 +92,6 @@ async def test_an_invalid_file_is_a_problem_of_its_model_only(store: LocalStore)
     (model,) = await store.models()
 
     assert model.wanted is None
-    assert model.problem is not None
     assert model.problem.reason == "UnknownField"
     assert "unknown stage 'argmaxx'" in model.problem.message
 
@@ -102,7 +101,6 @@ async def test_a_model_of_another_pool_has_the_problem_pool_not_found(store: Loc
 
     (model,) = await store.models()
 
-    assert model.problem is not None
     assert model.problem.reason == "PoolNotFound"
 
 

@@ -53,8 +53,6 @@ def server(tmp_path: Path) -> Iterator[Callable[..., psutil.Process]]:
             step = [str(stub), "1000"] if with_step else []
             command = [sys.executable, "-c", SERVER, str(library), *step]
             process = stack.enter_context(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
-            assert process.stdin is not None
-            assert process.stdout is not None
             stack.callback(process.stdin.close)
             assert process.stdout.readline() == b"ready\n"
             return psutil.Process(process.pid)

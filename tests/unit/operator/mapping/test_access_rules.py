@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from fakes.cases import cases
 from segserve_operator.api.errors import SpecError
 from segserve_operator.api.loading import load
-from segserve_operator.api.triton_pool import Gateway, TritonPool
+from segserve_operator.api.triton_pool import Gateway
 from segserve_operator.core.traffic import AccessRule, Callers, CredentialKind
 from segserve_operator.mapping.reading import read_pool
 from segserve_operator.mapping.specs import access_of, credentials_of
@@ -17,25 +18,24 @@ from segserve_operator.mapping.specs import access_of, credentials_of
 KEYS = {"apiKeys": [{"secretRef": {"name": "callers", "key": "htpasswd"}}]}
 
 
-@pytest.mark.parametrize(
+@cases(
     ("stated", "rules"),
-    [
-        pytest.param(None, None, id="none"),
-        pytest.param([{"keys": ["a", "b"]}], (AccessRule(keys=("a", "b")),), id="keys"),
-        pytest.param([{"callers": "Anonymous"}], (AccessRule(callers=Callers.ANONYMOUS),), id="everybody"),
-        pytest.param(
+    {
+        "none": (None, None),
+        "keys": ([{"keys": ["a", "b"]}], (AccessRule(keys=("a", "b")),)),
+        "everybody": ([{"callers": "Anonymous"}], (AccessRule(callers=Callers.ANONYMOUS),)),
+        "a claim and certificates": (
             [{"claim": "groups", "values": ["x"], "issuer": "https://a"}, {"certificates": ["spiffe://b"]}],
             (AccessRule("groups", ("x",), "https://a"), AccessRule(certificates=("spiffe://b",))),
-            id="a claim and certificates",
         ),
-        pytest.param([], (), id="no rule"),
-        pytest.param([{}], (), id="an empty rule"),
-        pytest.param("everybody", (), id="a text"),
-        pytest.param([{"keys": []}], (), id="no key"),
-        pytest.param([{"claim": "groups"}], (), id="a claim without values"),
-        pytest.param([{"keys": ["a"], "callers": "Anonymous"}], (), id="two kinds in one rule"),
-        pytest.param([{"keys": ["a"]}, {"networks": ["10.0.0.0/8"]}], (), id="a newer release's rule"),
-    ],
+        "no rule": ([], ()),
+        "an empty rule": ([{}], ()),
+        "a text": ("everybody", ()),
+        "no key": ([{"keys": []}], ()),
+        "a claim without values": ([{"claim": "groups"}], ()),
+        "two kinds in one rule": ([{"keys": ["a"], "callers": "Anonymous"}], ()),
+        "a newer release's rule": ([{"keys": ["a"]}, {"networks": ["10.0.0.0/8"]}], ()),
+    },
 )
 def test_what_cannot_be_read_admits_nobody(stated: Any, rules: tuple[AccessRule, ...] | None) -> None:
     assert access_of({"metadata": {"name": "coins"}, "spec": {"access": stated}}) == rules
@@ -68,7 +68,6 @@ def test_the_example_has_two_tenants_with_a_model_each() -> None:
 
     pool, *models = load(example.read_text(), example.name)
 
-    assert isinstance(pool, TritonPool)
     assert pool.spec.gateway.auth is not None
     assert [access_of(model.to_dict()) for model in models] == [
         (AccessRule(keys=("team-a",)),),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 import numpy as np
 
 from segserve_operator.core.evidence import EvidenceWindow
@@ -73,20 +71,3 @@ def test_slow_requests_burn_their_own_budget() -> None:
     assert verdict.outcome is Outcome.BREACH
     assert "above the SLO's p95" in verdict.message
     assert round(verdict.numbers["long"]) == 10
-
-
-def test_rollouts_judged_together_are_judged_as_each_alone() -> None:
-    random = np.random.default_rng(0)
-    together, alone = GATE.start((4,)), [GATE.start() for _ in range(4)]
-    for _ in range(80):
-        requests = random.integers(0, 2, (4, 2)) * [2.0, 30.0]
-        seconds, errors = random.integers(0, 40, 4).astype(float), np.floor(requests * random.random((4, 2)))
-        together = GATE.update(together, EvidenceWindow(seconds, requests, errors, np.zeros((4, 2, 3))))
-        alone = [
-            GATE.update(state, EvidenceWindow(seconds[index], requests[index], errors[index], np.zeros((2, 3))))
-            for index, state in enumerate(alone)
-        ]
-    for index, state in enumerate(alone):
-        assert all(
-            np.array_equal(getattr(together, each.name)[index], getattr(state, each.name)) for each in fields(state)
-        )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import pytest
 
+from fakes.cases import cases
 from segserve_operator.core.evidence import EDGES_MS, EvidenceWindow
 from segserve_operator.core.gates.base import Outcome
 from segserve_operator.core.gates.latency import WARM_UP_S, Latency
@@ -53,13 +53,13 @@ def test_a_candidate_as_fast_as_stable_is_never_accused_also_while_both_are_slow
     assert np.isinf(breached(slower=2.0, rps=10.0)).all()
 
 
-@pytest.mark.parametrize(
+@cases(
     ("fault", "within_s"),
-    [
-        pytest.param({"times": 1.5}, 80.0, id="half as slow again"),
-        pytest.param({"times": 2.0, "rps": 10.0}, 80.0, id="twice as slow at 10 requests/s"),
-        pytest.param({"tail": 0.08}, 200.0, id="the tail alone"),
-    ],
+    {
+        "half as slow again": ({"times": 1.5}, 80.0),
+        "twice as slow at 10 requests/s": ({"times": 2.0, "rps": 10.0}, 80.0),
+        "the tail alone": ({"tail": 0.08}, 200.0),
+    },
 )
 def test_a_slow_candidate_is_found_within(fault: dict[str, float], within_s: float) -> None:
     assert np.median(breached(**fault)) <= within_s

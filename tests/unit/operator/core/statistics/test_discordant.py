@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fakes.cases import cases
 from segserve_operator.core.evidence import EDGES_MS, RATIOS, EvidenceWindow, Pairs
 from segserve_operator.core.gates.error_rate import ErrorRate
 from segserve_operator.core.gates.latency import Latency
@@ -192,15 +193,15 @@ def shadow(
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["known", "unknown"])
-@pytest.mark.parametrize(
+@cases(
     ("gate", "world"),
-    [
-        pytest.param(GATE, {}, id="errors"),
-        pytest.param(LATENCY, {}, id="latency"),
-        pytest.param(LATENCY, {"own": 0.03}, id="hardly any noise"),
-        pytest.param(LATENCY, {"pause": 20.0}, id="pauses of each by itself"),
-        pytest.param(LATENCY, {"cold": 5.0}, id="a cold candidate"),
-    ],
+    {
+        "errors": (GATE, {}),
+        "latency": (LATENCY, {}),
+        "hardly any noise": (LATENCY, {"own": 0.03}),
+        "pauses of each by itself": (LATENCY, {"pause": 20.0}),
+        "a cold candidate": (LATENCY, {"cold": 5.0}),
+    },
 )
 def test_a_healthy_candidate_is_not_accused_in_shadow(gate: Any, world: dict[str, float], known: bool) -> None:
     breached, _ = shadow(gate, runs=60, seconds=600, known=known, **world)
@@ -208,15 +209,15 @@ def test_a_healthy_candidate_is_not_accused_in_shadow(gate: Any, world: dict[str
     assert np.isfinite(breached).sum() == 0
 
 
-@pytest.mark.parametrize(
+@cases(
     ("gate", "world", "within_s"),
-    [
-        pytest.param(GATE, {"more": 0.01}, 600, id="+1 pp of errors"),
-        pytest.param(GATE, {"more": 0.05}, 90, id="+5 pp of errors"),
-        pytest.param(LATENCY, {"slower": 1.25}, 300, id="1.25 times slower"),
-        pytest.param(LATENCY, {"slower": 1.25, "own": 0.03}, 200, id="1.25 times slower, hardly any noise"),
-        pytest.param(LATENCY, {"slower": 2.0}, 200, id="twice as slow"),
-    ],
+    {
+        "+1 pp of errors": (GATE, {"more": 0.01}, 600),
+        "+5 pp of errors": (GATE, {"more": 0.05}, 90),
+        "1.25 times slower": (LATENCY, {"slower": 1.25}, 300),
+        "1.25 times slower, hardly any noise": (LATENCY, {"slower": 1.25, "own": 0.03}, 200),
+        "twice as slow": (LATENCY, {"slower": 2.0}, 200),
+    },
 )
 def test_half_of_bad_candidates_are_found_in_shadow_within(gate: Any, world: dict[str, float], within_s: float) -> None:
     breached, state = shadow(gate, runs=30, seconds=int(within_s), **world)
@@ -224,9 +225,7 @@ def test_half_of_bad_candidates_are_found_in_shadow_within(gate: Any, world: dic
     assert (gate.judge(state).excess == 0).all()
 
 
-@pytest.mark.parametrize(
-    ("more", "within_s"), [pytest.param(0.99, 45, id="all fail"), pytest.param(0.4, 120, id="two of five fail")]
-)
+@cases(("more", "within_s"), {"all fail": (0.99, 45), "two of five fail": (0.4, 120)})
 def test_plain_failure_is_found_in_shadow_without_stables_past_within(more: float, within_s: int) -> None:
     breached, _ = shadow(GATE, runs=30, seconds=within_s, known=False, more=more)
     assert np.isfinite(breached).all()
@@ -272,26 +271,6 @@ def test_harm_is_certified_in_shadow_and_only_where_it_is_true() -> None:
 
 def test_ratios_are_mirror_images_so_that_equal_revisions_are_as_often_on_either_side() -> None:
     assert np.allclose(np.array(RATIOS) * np.array(RATIOS[::-1]), 1.0)
-
-
-@settings(max_examples=25, deadline=None)
-@given(st.lists(st.tuples(*[st.lists(st.integers(0, 30), min_size=4, max_size=4)] * 3), min_size=1, max_size=10))
-def test_shadows_judged_together_are_judged_as_each_alone(rows: list[Any]) -> None:
-    for gate in (GATE, LATENCY):
-        together, alone = gate.start((3,)), [gate.start() for _ in range(3)]
-        for row in rows:
-            kinds = np.array(row).reshape(3, 2, 2)
-            ratios = np.zeros((3, len(RATIOS) + 1))
-            ratios[:, 3:7] = np.array(row)
-            together = gate.update(together, of_pairs(kinds, ratios, seconds=20.0, shape=(3,)))
-            alone = [
-                gate.update(state, of_pairs(kinds[index], ratios[index], seconds=20.0))
-                for index, state in enumerate(alone)
-            ]
-        going_on = gate.after_shadow(together)
-        for index, state in enumerate(alone):
-            assert gate.judge(together).breach[index] == gate.judge(state).breach
-            assert gate.judge(going_on).harm[index] == gate.judge(gate.after_shadow(state)).harm
 
 
 def test_what_shadow_proved_goes_on_and_levels_do_not() -> None:

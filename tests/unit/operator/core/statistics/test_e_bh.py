@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
+from fakes.cases import cases
 from segserve_operator.core.statistics.e_bh import discoveries, strongest
 
 
-@pytest.mark.parametrize(
+@cases(
     ("e_values", "found"),
-    [
-        pytest.param([39.0, 1.0], [False, False], id="one of two needs twice as much as one alone"),
-        pytest.param([40.0, 1.0], [True, False], id="which is enough"),
-        pytest.param([21.0, 20.0], [True, True], id="two of two help each other"),
-        pytest.param([1.0, 0.0, 1e9, 30.0], [False, False, True, False], id="the place in the list does not matter"),
-        pytest.param([1.0, 0.0, 1e9, 40.0], [False, False, True, True], id="the second of four needs half as much"),
-        pytest.param([0.0], [False], id="no evidence"),
-        pytest.param([], [], id="no hypotheses"),
-    ],
+    {
+        "one of two needs twice as much as one alone": ([39.0, 1.0], [False, False]),
+        "which is enough": ([40.0, 1.0], [True, False]),
+        "two of two help each other": ([21.0, 20.0], [True, True]),
+        "the place in the list does not matter": ([1.0, 0.0, 1e9, 30.0], [False, False, True, False]),
+        "the second of four needs half as much": ([1.0, 0.0, 1e9, 40.0], [False, False, True, True]),
+        "no evidence": ([0.0], [False]),
+        "no hypotheses": ([], []),
+    },
 )
 def test_the_k_largest_are_discoveries_if_each_is_at_least_the_number_by_k_and_level(
     e_values: list[float], found: list[bool]

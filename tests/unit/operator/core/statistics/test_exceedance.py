@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fakes.cases import cases
 from segserve_operator.core.evidence import EDGES_MS, EvidenceWindow
 from segserve_operator.core.gates.error_rate import ErrorRate
 from segserve_operator.core.gates.latency import Latency
@@ -36,27 +37,8 @@ def measured(rows: list[tuple[int, int, float, float, int]]) -> list[EvidenceWin
     return found
 
 
-def together(windows: list[EvidenceWindow]) -> EvidenceWindow:
-    counted = [each.name for each in fields(EvidenceWindow) if each.name not in ("pairs", "metric")]
-    return EvidenceWindow(*(np.stack([getattr(window, name) for window in windows]) for name in counted))
-
-
 def same(left: ExceedanceState, right: ExceedanceState) -> bool:
     return all(np.array_equal(getattr(left, each.name), getattr(right, each.name)) for each in fields(left))
-
-
-@settings(max_examples=25, deadline=None)
-@given(st.lists(st.tuples(counts, counts, counts), min_size=1, max_size=12), st.sampled_from([GATE, LATENCY]))
-def test_rollouts_judged_together_are_judged_as_each_alone(rows: list, gate: ErrorRate | Latency) -> None:
-    all_at_once, alone = gate.start((3,)), [gate.start() for _ in range(3)]
-    for row in rows:
-        windows = measured(list(row))
-        all_at_once = gate.update(all_at_once, together(windows))
-        alone = [gate.update(state, window) for state, window in zip(alone, windows, strict=True)]
-    judged = gate.judge(all_at_once)
-    for index, state in enumerate(alone):
-        assert same(ExceedanceState(*(getattr(all_at_once, each.name)[index] for each in fields(state))), state)
-        assert judged.breach[index] == gate.judge(state).breach
 
 
 @settings(max_examples=25, deadline=None)
@@ -144,31 +126,31 @@ def rollouts(
     return breached, state
 
 
-@pytest.mark.parametrize(
+@cases(
     "world",
-    [
-        pytest.param({"rps": 1.0}, id="quiet traffic"),
-        pytest.param({"base": 0.009}, id="at the edge of the SLO"),
-        pytest.param({"share": 0.9, "rps": 10.0}, id="most requests at the candidate"),
-        pytest.param({"both": 0.05}, id="an incident of both"),
-        pytest.param({"both": 0.3, "rps": 10.0}, id="a large incident of both"),
-        pytest.param({"both": 0.2, "rps": 10.0, "share": 0.95}, id="an incident during the bake"),
-        pytest.param({"rho": 0.05, "rps": 1000.0}, id="bursts"),
-    ],
+    {
+        "quiet traffic": {"rps": 1.0},
+        "at the edge of the SLO": {"base": 0.009},
+        "most requests at the candidate": {"share": 0.9, "rps": 10.0},
+        "an incident of both": {"both": 0.05},
+        "a large incident of both": {"both": 0.3, "rps": 10.0},
+        "an incident during the bake": {"both": 0.2, "rps": 10.0, "share": 0.95},
+        "bursts": {"rho": 0.05, "rps": 1000.0},
+    },
 )
 def test_a_healthy_candidate_is_seldom_accused(world: dict[str, Any]) -> None:
     breached, _ = rollouts(**world)
     assert np.isfinite(breached).mean() <= 0.005
 
 
-@pytest.mark.parametrize(
+@cases(
     ("world", "within_s"),
-    [
-        pytest.param({"more": 0.05, "rps": 10.0}, 90.0, id="+5 pp at 10 requests/s"),
-        pytest.param({"more": 0.05, "share": 0.05}, 60.0, id="+5 pp at 100 requests/s, weight 5"),
-        pytest.param({"more": 0.5, "share": 0.05, "rps": 10.0}, 30.0, id="half of the requests fail"),
-        pytest.param({"more": 0.05, "begins": 200.0, "rps": 10.0, "seconds": 400}, 360.0, id="+5 pp after 200 s"),
-    ],
+    {
+        "+5 pp at 10 requests/s": ({"more": 0.05, "rps": 10.0}, 90.0),
+        "+5 pp at 100 requests/s, weight 5": ({"more": 0.05, "share": 0.05}, 60.0),
+        "half of the requests fail": ({"more": 0.5, "share": 0.05, "rps": 10.0}, 30.0),
+        "+5 pp after 200 s": ({"more": 0.05, "begins": 200.0, "rps": 10.0, "seconds": 400}, 360.0),
+    },
 )
 def test_half_of_bad_candidates_are_found_within(world: dict[str, Any], within_s: float) -> None:
     breached, _ = rollouts(runs=100, **world)

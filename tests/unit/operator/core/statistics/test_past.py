@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segserve_operator.core.evidence import STABLE, EvidenceWindow, Pairs
+from segserve_operator.core.evidence import STABLE, EvidenceWindow, Floats, Pairs
 from segserve_operator.core.gates.error_rate import ErrorRate
 from segserve_operator.core.gates.latency import SETTLING_S, Latency
 from segserve_operator.core.gates.slices import Slices
@@ -19,11 +19,6 @@ from segserve_operator.core.rollout.plain import canonical, from_plain
 from segserve_operator.core.statistics.concurrent import one_sample, two_sample
 from segserve_operator.core.statistics.exceedance import UNKNOWN, ExceedanceState
 from segserve_operator.core.statistics.past import SCALES_S, Past, StablePast
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from segserve_operator.core.evidence import Floats
 
 EDGES = (50.0, 75.0, 100.0, 110.0, 120.0, 150.0, 200.0, 300.0, 500.0)
 ERRORS = ErrorRate(slo_rate=0.01, tolerance=0.005)

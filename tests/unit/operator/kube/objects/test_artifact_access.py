@@ -11,11 +11,7 @@ from fakes.pools import FULL, MINIMAL, pool_context, with_defaults
 from segserve_builder.cluster.settings import AgentSettings
 from segserve_builder.errors import SourceDeniedError
 from segserve_builder.sources.access import Access
-from segserve_operator.adapters.kube.objects import (
-    gateway_objects,
-    group_objects,
-    server_template,
-)
+from segserve_operator.adapters.kube.objects import gateway_objects, group_objects, server_template
 from segserve_operator.adapters.kube.objects.context import PoolContext
 
 FULL_POOL = pool_context(FULL)
@@ -109,9 +105,6 @@ def test_what_the_operator_was_started_with_holds_for_all_pools_whatever_they_li
     assert {"10.0.0.0/8", "10.1.0.0/16"} <= set(full.private)
 
 
-@pytest.mark.parametrize(
-    ("cache", "kept"),
-    [({"size": "10G"}, 8 * 10**9), ({"persistentVolumeClaim": "shared"}, None)],
-)
+@pytest.mark.parametrize(("cache", "kept"), [({"size": "10G"}, 8 * 10**9), ({"persistentVolumeClaim": "shared"}, None)])
 def test_a_cache_of_the_pods_own_is_kept_below_its_size(cache: dict[str, str], kept: int | None) -> None:
     assert told(pool_context(MINIMAL, server={"cache": cache})).max_cache_bytes == kept

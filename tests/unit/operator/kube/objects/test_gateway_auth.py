@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
@@ -50,13 +49,6 @@ def test_the_sidecar_reads_the_settings_that_the_operator_writes() -> None:
     read = GatewaySettings.model_validate_json(variables["SEGSERVE_GATEWAY"])
 
     assert read.auth == Auth.model_validate(stated)
-
-
-def test_a_pool_without_authentication_has_the_pods_that_it_had() -> None:
-    variables = {each["name"]: each.get("value") for each in containers(pod())["sync"]["env"]}
-
-    assert "auth" not in json.loads(variables["SEGSERVE_GATEWAY"])
-    assert {volume["name"] for volume in pod()["volumes"]} == {"run", "tmp", "token"}
 
 
 @pytest.mark.parametrize(

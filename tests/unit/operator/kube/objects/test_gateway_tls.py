@@ -40,12 +40,6 @@ def settings(**gateway: Any) -> dict[str, Any]:
     return read
 
 
-def test_a_pool_without_tls_has_the_pods_that_it_had() -> None:
-    assert "tls" not in settings()
-    assert {volume["name"] for volume in pod()["volumes"]} == {"run", "tmp", "token"}
-    assert [port["name"] for port in objects()["Service"]["spec"]["ports"]] == ["inference"]
-
-
 def test_the_service_has_a_port_with_tls_and_one_that_redirects() -> None:
     ports = objects(**TLS)["Service"]["spec"]["ports"]
 

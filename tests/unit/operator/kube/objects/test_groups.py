@@ -3,8 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import pytest
-
+from fakes.cases import cases
 from fakes.pools import FULL, MINIMAL, VARIABLE, coins, pods_with, pool_context, with_defaults
 from segserve_operator.adapters.kube.objects import (
     PoolContext,
@@ -32,40 +31,33 @@ def record(**changed: Any) -> dict[str, Any]:
     return revision_object(**known | {"revision": own.revision, "assigned": own} | changed)
 
 
-@pytest.mark.parametrize(
+@cases(
     "other",
-    [
-        pytest.param(pool_context(MINIMAL, replicas=7), id="replicas"),
-        pytest.param(pool_context(MINIMAL, isolation="shared"), id="isolation"),
-        pytest.param(
-            pool_context(MINIMAL, gateway={"port": 80, "workers": 9, "maxRequestBytes": 2**30}), id="the gateway"
-        ),
-        pytest.param(with_defaults(TARGET, envoy_image="envoy:2"), id="Envoy's image"),
-        pytest.param(with_defaults(TARGET, operator_image="segserve/operator:2"), id="the operator's image"),
-    ],
+    {
+        "replicas": pool_context(MINIMAL, replicas=7),
+        "isolation": pool_context(MINIMAL, isolation="shared"),
+        "the gateway": pool_context(MINIMAL, gateway={"port": 80, "workers": 9, "maxRequestBytes": 2**30}),
+        "Envoy's image": with_defaults(TARGET, envoy_image="envoy:2"),
+        "the operator's image": with_defaults(TARGET, operator_image="segserve/operator:2"),
+    },
 )
 def test_what_servers_are_not_made_of_leaves_the_main_group(other: PoolContext) -> None:
     assert main_group(other) == main_group(TARGET)
 
 
-@pytest.mark.parametrize(
+@cases(
     "other",
-    [
-        pytest.param(pool_context(MINIMAL, server={"image": "own:1", "version": "26.05"}), id="the image"),
-        pytest.param(pool_context(MINIMAL, server={"resources": {"limits": {"cpu": 1}}}), id="resources"),
-        pytest.param(
-            pool_context(MINIMAL, server=VARIABLE),
-            id="the environment",
-        ),
-        pytest.param(pool_context(MINIMAL, artifacts={"base": "https://m.example.com/"}), id="the artifacts' base"),
-        pytest.param(pool_context(MINIMAL, artifacts={"claims": ["models"]}), id="claims of artifacts"),
-        pytest.param(pool_context(MINIMAL, artifacts={"privateHosts": ["*.svc"]}), id="what artifacts come from"),
-        pytest.param(with_defaults(TARGET, server_image="segserve/server:2"), id="the operator's choice of image"),
-        pytest.param(with_defaults(TARGET, triton_version="26.05"), id="the release"),
-        pytest.param(
-            pool_context(MINIMAL, gateway={"tracing": {"endpoint": "http://collector"}}), id="where spans are sent"
-        ),
-    ],
+    {
+        "the image": pool_context(MINIMAL, server={"image": "own:1", "version": "26.05"}),
+        "resources": pool_context(MINIMAL, server={"resources": {"limits": {"cpu": 1}}}),
+        "the environment": pool_context(MINIMAL, server=VARIABLE),
+        "the artifacts' base": pool_context(MINIMAL, artifacts={"base": "https://m.example.com/"}),
+        "claims of artifacts": pool_context(MINIMAL, artifacts={"claims": ["models"]}),
+        "what artifacts come from": pool_context(MINIMAL, artifacts={"privateHosts": ["*.svc"]}),
+        "the operator's choice of image": with_defaults(TARGET, server_image="segserve/server:2"),
+        "the release": with_defaults(TARGET, triton_version="26.05"),
+        "where spans are sent": pool_context(MINIMAL, gateway={"tracing": {"endpoint": "http://collector"}}),
+    },
 )
 def test_other_servers_are_another_main_group(other: PoolContext) -> None:
     assert main_group(other) != main_group(TARGET)
@@ -104,21 +96,6 @@ def test_the_longest_names_are_names() -> None:
     assert len(keys) == len(set(keys))
 
 
-@pytest.mark.parametrize("text", [MINIMAL, FULL])
-def test_every_object_belongs_to_its_pool(text: str) -> None:
-    target = pool_context(text)
-
-    for found in (*group_objects(target, "main-0", 1), *gateway_objects(target)):
-        meta = found["metadata"]
-        assert meta["namespace"] == "vision"
-        assert meta["labels"]["app.kubernetes.io/managed-by"] == "segserve"
-        assert meta["labels"]["segserve.dev/pool"] == target.pool
-        (owner,) = meta["ownerReferences"]
-        assert (owner["kind"], owner["name"], owner["uid"]) == ("TritonPool", target.pool, target.uid)
-        assert owner["controller"] is True
-        assert owner["blockOwnerDeletion"] is False
-
-
 def test_servers_may_read_their_assignment_and_write_their_report_and_nothing_else() -> None:
     role = by_kind(group_objects(TARGET, "main-0", 1))["Role"]
     own = "segserve-default--main-0--"
@@ -130,28 +107,8 @@ def test_servers_may_read_their_assignment_and_write_their_report_and_nothing_el
             "resourceNames": [f"{own}assignment-{shard}" for shard in range(4)],
             "verbs": ["get", "list", "watch"],
         },
-        {
-            "apiGroups": [""],
-            "resources": ["configmaps"],
-            "resourceNames": [f"{own}reports"],
-            "verbs": ["get", "patch"],
-        },
+        {"apiGroups": [""], "resources": ["configmaps"], "resourceNames": [f"{own}reports"], "verbs": ["get", "patch"]},
     ]
-
-
-def test_a_reports_object_says_nothing_of_the_pods_keys() -> None:
-    """Or an apply would take them away."""
-    for objects in (group_objects(TARGET, "main-0", 1), gateway_objects(TARGET)):
-        reports = by_kind(objects)["ConfigMap"]
-        assert not {"data", "binaryData"} & set(reports)
-
-
-@pytest.mark.parametrize("replicas", [1, 2, 5])
-def test_one_pod_at_a_time_may_be_drained_and_never_none(replicas: int) -> None:
-    budget = by_kind(group_objects(TARGET, "main-0", replicas))["PodDisruptionBudget"]
-
-    assert budget["spec"]["maxUnavailable"] == 1
-    assert "minAvailable" not in budget["spec"]
 
 
 def test_the_budgets_version_is_the_clusters() -> None:
@@ -171,24 +128,6 @@ def test_a_field_that_is_no_longer_said_makes_another_manifest() -> None:
     stamp = "segserve.dev/manifest"
     assert before["metadata"]["annotations"][stamp] != after["metadata"]["annotations"][stamp]
     assert stamp not in after["spec"]["template"]["metadata"]["annotations"]
-
-
-def test_requests_come_from_the_pools_gateway_alone() -> None:
-    rules = by_kind(group_objects(TARGET, "main-0", 1))["NetworkPolicy"]["spec"]["ingress"]
-
-    (inference,) = [rule for rule in rules if {8000, 8001} & {port["port"] for port in rule["ports"]}]
-    assert inference["from"] == [
-        {"podSelector": {"matchLabels": {"segserve.dev/pool": "default", "app.kubernetes.io/component": "gateway"}}}
-    ]
-
-
-def test_the_internal_port_is_the_operators_alone() -> None:
-    policy = by_kind(gateway_objects(TARGET))["NetworkPolicy"]["spec"]
-
-    (rule,) = [rule for rule in policy["ingress"] if {"port": 8081, "protocol": "TCP"} in rule["ports"]]
-    (peer,) = rule["from"]
-    assert peer["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "segserve-system"}
-    assert peer["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == "operator"
 
 
 def test_the_services_port_is_the_pools_and_envoys_needs_no_privilege() -> None:

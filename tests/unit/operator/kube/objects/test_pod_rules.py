@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,10 +17,6 @@ from segserve_common.kube.names import CAPTURE_CONTAINER as CAPTURE
 from segserve_common.kube.names import COMPARATOR_CONTAINER as COMPARATOR
 from segserve_common.logs import LogSettings
 from segserve_operator.adapters.kube.objects import PoolContext, gateway_objects, group_objects, main_group
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
 
 TOKEN = "/var/run/secrets/kubernetes.io/serviceaccount"
 
@@ -188,17 +186,6 @@ def test_labels_of_the_users_do_not_move_pods_to_another_pool() -> None:
     assert labels["team"] == "vision"
 
 
-def test_placement_is_passed_through() -> None:
-    spec = templates(FULL)["server"]["spec"]
-
-    assert spec["nodeSelector"] == {"nvidia.com/gpu.product": "A100"}
-    assert spec["runtimeClassName"] == "nvidia"
-    assert spec["priorityClassName"] == "serving"
-    assert spec["tolerations"][0] == {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
-    assert "nodeAffinity" in spec["affinity"]
-    assert spec["imagePullSecrets"] == [{"name": "registry"}]
-
-
 @pytest.mark.parametrize(
     ("cache", "volume"),
     [
@@ -284,15 +271,6 @@ def test_a_spread_without_a_selector_is_of_the_pods_own_group(component: str) ->
     assert first["labelSelector"]["matchLabels"].items() <= found["metadata"]["labels"].items()
     assert {"segserve.dev/pool", "app.kubernetes.io/component"} <= first["labelSelector"]["matchLabels"].keys()
     assert second == own
-
-
-def test_gateways_are_placed_as_their_pool_says() -> None:
-    spec = templates(FULL)["gateway"]["spec"]
-
-    assert "podAntiAffinity" in spec["affinity"]
-    assert spec["topologySpreadConstraints"][0]["whenUnsatisfiable"] == "DoNotSchedule"
-    assert spec["schedulerName"] == "own"
-    assert "affinity" not in templates(MINIMAL)["gateway"]["spec"]
 
 
 @pytest.mark.parametrize("component", ["server", "gateway"])

@@ -53,13 +53,6 @@ def demanded(listener: dict[str, Any]) -> dict[str, Any]:
     return {name["san_type"]: name["matcher"]["exact"]}
 
 
-def test_a_pool_without_it_has_the_servers_and_gateways_that_it_had() -> None:
-    assert [each["name"] for each in server(None)["spec"]["containers"]] == ["triton", "agent"]
-    assert "SEGSERVE_TRITON_LISTENS" not in environment(server(None), "triton")
-    assert {each["name"] for each in gateway(None)["spec"]["volumes"]} == {"run", "tmp", "token"}
-    assert "serverTls" not in json.loads(environment(gateway(None), "sync")["SEGSERVE_GATEWAY"])
-
-
 def test_switching_it_is_another_template_and_so_another_group_of_servers() -> None:
     groups = {main_group(pool_context(MINIMAL, **spec)) for spec in ({}, {"serverTls": TLS})}
 
@@ -214,10 +207,7 @@ def test_where_the_cluster_chooses_the_user_anybody_in_the_container_reads_the_s
         ({"servers": TLS["servers"]}, "gateway"),
         ({"servers": {"secretName": "a"}, "gateway": {"secretName": "a"}}, "Secrets of their own"),
         (
-            {
-                "servers": {"secretName": "a", "identity": SPIFFE},
-                "gateway": {"secretName": "b", "identity": SPIFFE},
-            },
+            {"servers": {"secretName": "a", "identity": SPIFFE}, "gateway": {"secretName": "b", "identity": SPIFFE}},
             "identities of their own",
         ),
         ({**TLS, "gateway": {"secretName": "b", "identity": "*.example.org"}}, "identity"),
