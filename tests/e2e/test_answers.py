@@ -18,9 +18,9 @@ from PIL import Image
 from bench.platform import MODELS as MODELS_FILE
 from bench.platform import Running
 from examples.coins.in_process import in_process, resources
-from examples.coins.score import photograph, score_instances, score_semantic, truth
+from examples.coins.score import photograph, score_instances, truth
 from raw_inference import PROTOCOLS, Protocol, RawRequest, image, pixels, send
-from segserve import AsyncClient, Client, InstanceResult, SemanticResult
+from segserve import Client, InstanceResult, SemanticResult
 from segserve.results.values import ENCODINGS, Encoding
 from segserve_builder.stages.base import RequestOptions
 from segserve_builder.steps.in_process import InProcessModel
@@ -78,34 +78,6 @@ def expected(coins: Running) -> dict[str, Any]:
     """The answers to the photograph, asked in the plainest way."""
     with Client(coins.url) as client:
         return {model: client.segment(png(GREY), model=model) for model in MODELS}
-
-
-def test_the_coins_are_found_as_the_example_promises(expected: dict[str, Any]) -> None:
-    semantic, instances = expected[SEMANTIC], expected[INSTANCES]
-
-    assert isinstance(semantic, SemanticResult)
-    score = score_semantic(semantic.mask("coin"), truth())
-    assert (score.parts, score.iou >= 0.95) == (24, True), score
-    assert semantic.areas["coin"] == semantic.mask("coin").sum()
-    assert sum(semantic.areas.values()) == HEIGHT * WIDTH
-
-    assert isinstance(instances, InstanceResult)
-    found = score_instances(bitmaps(instances), truth())
-    assert (found.found, found.false <= 1, found.mean_iou >= 0.95) == (24, True, True), found
-    assert (np.diff(instances.scores) <= 0).all()
-
-
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("protocol", PROTOCOLS)
-async def test_threads_and_tasks_get_the_same_by_either_protocol(
-    coins: Running, expected: dict[str, Any], protocol: Protocol, model: str
-) -> None:
-    with Client(coins.url, transport=protocol) as client:
-        by_thread = client.segment(png(GREY), model=model)
-    async with AsyncClient(coins.url, transport=protocol) as asynchronous:
-        by_task = await asynchronous.segment(png(GREY), model=model)
-
-    assert plain(by_thread) == plain(by_task) == plain(expected[model])
 
 
 def turned(orientation: int) -> bytes:
@@ -193,26 +165,6 @@ def test_a_threshold_and_a_number_take_the_best_of_the_same_instances(coins: Run
     assert len(more) > len(every)
     assert more.scores[: len(every)].tolist() == every.scores.tolist()
     assert list(none) == []
-
-
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_each_output_is_the_same_whichever_others_are_asked_for(coins: Running, protocol: Protocol, model: str) -> None:
-    names = OUTPUTS[model]
-    subsets = [(name,) for name in names]
-    subsets += [tuple(other for other in names if other != name) for name in names]
-    subsets += [names, names[::-1], (names[-1], names[1])]
-
-    def ask(outputs: tuple[str, ...]) -> dict[str, Any]:
-        return send(coins.url, protocol, RawRequest([image(png(GREY))], outputs=outputs, model=model)).arrays()
-
-    every = ask(())
-    assert set(every) == set(names)
-    for subset in subsets:
-        answer = ask(subset)
-        assert set(answer) == set(subset)
-        for name, values in answer.items():
-            np.testing.assert_array_equal(values, every[name])
 
 
 @pytest.mark.parametrize("model", MODELS)

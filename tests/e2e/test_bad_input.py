@@ -31,7 +31,7 @@ from raw_inference import (
     post,
     send,
 )
-from segserve import AsyncClient, BadRequestError, Client, ModelNotFoundError, RequestTooLargeError
+from segserve import BadRequestError, Client, ModelNotFoundError, RequestTooLargeError
 from segserve_common.kserve import HEADER_LENGTH, pack_bytes
 
 pytestmark = [pytest.mark.platform, pytest.mark.core]
@@ -224,15 +224,6 @@ def test_the_client_raises_its_typed_errors(coins: Running, protocol: Protocol) 
 
     assert (bad.value.status, bad.value.model) == (BAD[protocol], "coins")
     assert (unknown.value.status, unknown.value.model) == (UNKNOWN[protocol], "nope")
-
-
-@pytest.mark.parametrize("protocol", PROTOCOLS)
-async def test_the_client_for_asyncio_raises_the_same(coins: Running, protocol: Protocol) -> None:
-    async with AsyncClient(coins.url, transport=protocol) as client:
-        with pytest.raises(BadRequestError, match=r"^image is not a JPEG, PNG, WebP or TIFF file"):
-            await client.segment(b"hello", model="coins")
-        with pytest.raises(ModelNotFoundError, match="unknown model 'nope'"):
-            await client.segment(PNG, model="nope")
 
 
 POOL = """\

@@ -6,34 +6,15 @@ import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import trustme
 
 from bench.platform import Running
-from segserve import AsyncClient, Client, DeadlineExceededError
+from segserve import Client, DeadlineExceededError
 
 pytestmark = [pytest.mark.platform, pytest.mark.core]
 
 PAGE = Path(__file__).parents[2] / "docs/reference/client.md"
-WAYS = {"HTTP/1.1": {}, "HTTP/2": {"http2": True}, "gzip": {"gzip": True}, "gRPC": {"transport": "grpc"}}
-
-
-@pytest.mark.parametrize("way", WAYS)
-async def test_every_way_to_send_gets_the_same_answer(coins: Running, photo: bytes, way: str) -> None:
-    options: Any = WAYS[way]
-    pixels = np.zeros((300, 400, 3), np.uint8)
-    with Client(coins.url) as plain, Client(coins.url, **options) as client:
-        expected = plain.segment(photo, model="coins")
-        found = client.segment(photo, model="coins", encoding="rle", request_id="mine")
-        assert client.segment(pixels, model="coins").size == (300, 400)
-    async with AsyncClient(coins.url, **options) as client_of_tasks:
-        again = await client_of_tasks.segment(photo, model="coins")
-
-    assert found.request_id == "mine"
-    assert expected.revision == found.revision == again.revision
-    for result in (found, again):
-        np.testing.assert_array_equal(result.mask("coin"), expected.mask("coin"))  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("transport", ["http", "grpc"])

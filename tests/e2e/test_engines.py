@@ -16,7 +16,6 @@ from segserve_builder.golden.judging import Case, GoldenTolerance, compare, reco
 
 pytestmark = pytest.mark.platform
 
-GPU = {"device": "gpu"}
 TOLERANCE = GoldenTolerance(iou=0.999, score=0.001)
 """Of OpenVINO's answers against those of ONNX Runtime: of each mask's IoU, and of scores."""
 
@@ -42,14 +41,3 @@ def test_openvino_answers_within_a_thousandth_of_onnx_runtime(
     steps = [each for each in running.processes() if "triton_python_backend_stub" in " ".join(each.cmdline())]
     loaded = [each for each in steps if any("openvino_intel_cpu" in mapped.path for mapped in each.memory_maps())]
     assert len(loaded) == len(models)
-
-
-def test_a_gpu_that_is_missing_is_named_and_the_network_does_not_run_on_the_cpu(
-    serve: Callable[..., Running], tmp_path: Path
-) -> None:
-    running = serve(write(tmp_path / "first.yaml", variant(model="coins")))
-    running.segserve("apply", "-f", str(write(tmp_path / "model.yaml", variant(model="coins", runtime=GPU))))
-
-    with pytest.raises(RuntimeError, match="can use no GPU of this server, whose driver shows no GPU"):
-        running.segserve("wait", "coins", "--timeout", "60s")
-    assert "cpu" in running.segserve("get", "-o", "wide")  # what was there before serves

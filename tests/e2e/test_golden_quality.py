@@ -3,37 +3,20 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 from PIL import Image
 
 from bench.coins import variant
 from bench.platform import MODELS, Running
-from fakes.waiting import eventually
 from segserve import Client, Local, NotServingError
 from segserve_builder import sources
 from segserve_builder.golden.judging import load
 from segserve_builder.spec.model_spec import Golden
-from segserve_common.http.urls import own_service
-from segserve_operator.adapters.checks.context import CheckContext
-from segserve_operator.adapters.checks.gateway import InternalGateway
-from segserve_operator.adapters.checks.runner import BackgroundCheckRunner
-from segserve_operator.adapters.checks.services import DirectServices
-from segserve_operator.adapters.local.files import StateFolder
-from segserve_operator.adapters.local.fleet import LocalResources
-from segserve_operator.adapters.traffic.envoy_admin import UNIX_SCHEME
-from segserve_operator.api.rollout_policy import ResourceGate, RolloutPolicy
-from segserve_operator.core.advance.verdicts.probe import probe_outcome
-from segserve_operator.core.gates import resource
-from segserve_operator.core.gates.base import Outcome
-from segserve_operator.core.gates.checks import Check, CheckResult
 
 pytestmark = pytest.mark.platform
 
@@ -108,59 +91,3 @@ def test_a_revision_below_the_floor_is_rolled_back_before_its_first_request(
     with pytest.raises(NotServingError, match="BelowFloor"):
         client.rollouts.wait(NAME)
     assert client.segment(photo, model=NAME).revision == stable
-
-
-@pytest.fixture
-async def check_runner(coins: Running) -> AsyncIterator[BackgroundCheckRunner]:
-    state = StateFolder(coins.state)
-
-    async def socket() -> str:
-        return f"{UNIX_SCHEME}{state.gateway / 'internal.sock'}"
-
-    services = DirectServices(own_service)
-    found = BackgroundCheckRunner(CheckContext(InternalGateway(socket), LocalResources(state), time.time, services))
-    yield found
-    await found.close()
-
-
-@pytest.fixture
-def order(coins: Running) -> Check:
-    """An order that compares the served revision with itself."""
-    served = yaml.safe_load(coins.segserve("get", "coins", "-o", "yaml"))
-    revision = served["status"]["roles"]["stable"]["revision"]
-    return Check("coins-1/probe/0", "coins", "probe", "main", revision, "main", revision, seconds=6.0)
-
-
-async def found_out(check_runner: BackgroundCheckRunner, order: Check) -> CheckResult:
-    check_runner.schedule([order])
-
-    async def answered() -> CheckResult | None:
-        finding = check_runner.check_results().get(order.key)
-        return finding if finding is not None and finding.done else None
-
-    finding = await eventually(answered, f"an answer to {order.key}")
-    assert finding is not None
-    assert not finding.problem
-    return finding
-
-
-async def test_probes_of_a_healthy_revision_let_it_go_on(check_runner: BackgroundCheckRunner, order: Check) -> None:
-    finding = await found_out(check_runner, order)
-
-    assert finding.failed == (0, 0)
-    assert probe_outcome(finding, 6.0) == 1
-
-
-async def test_the_servers_memory_restarts_and_queue_are_seen(
-    check_runner: BackgroundCheckRunner, order: Check
-) -> None:
-    check: dict[str, Any] = {"purpose": "check", "gate": "resource", "spec": ResourceGate(max_queue_seconds=5.0)}
-    await found_out(check_runner, replace(order, key="coins-1/resource/0", **check))
-    finding = await found_out(check_runner, replace(order, key="coins-1/resource/1", **check))
-
-    last = finding.samples[-1]
-    assert last.memory_bytes["main"] > 100 * 2**20
-    assert last.restarts == {"main": 0}
-    assert last.requests is not None
-    assert last.requests > 0
-    assert resource.judge(ResourceGate(), finding, RolloutPolicy(), 0.0025).outcome is Outcome.PASS

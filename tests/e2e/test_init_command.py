@@ -12,13 +12,7 @@ import pytest
 from PIL import Image
 
 from bench.platform import MODELS, Running
-from fakes.callers import COIN_PIXELS, PHOTO
-from fakes.waiting import HANG_S
-from fakes.watching import Watched
-from segserve import BadRequestError, Client, InstanceResult
-from segserve_builder.memory import STEP_LIMIT_VARIABLE
-from segserve_operator.api.loading import load
-from segserve_operator.api.segmentation_model import SegmentationModel
+from segserve import Client, InstanceResult
 
 pytestmark = pytest.mark.platform
 
@@ -60,28 +54,3 @@ def test_what_init_writes_is_served_and_answers_as_the_committed_model(
     assert len(json.loads((tmp_path / "coco.json").read_text())["annotations"]) == 48
     with Image.open(tmp_path / "masks/more/b-001-class-0.png") as mask:
         np.testing.assert_array_equal(np.asarray(mask) > 0, next(iter(guessed)).mask)
-
-
-def test_the_largest_image_that_init_allows_is_answered_and_a_larger_one_refused_by_its_size(
-    coins: Running, serve: Callable[..., Running], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    photos, out = tmp_path / "photos", tmp_path / "found"
-    photos.mkdir()
-    shutil.copy(COINS / "coins.png", photos)
-    monkeypatch.setenv(STEP_LIMIT_VARIABLE, str(2**30))
-    coins.segserve("init", str(COINS / "coins-unet.onnx"), str(photos), "--name", "found", "-o", str(out))
-    (model,) = load((out / "model.yaml").read_text(), "model.yaml")
-    assert isinstance(model, SegmentationModel)
-    most = model.spec.input.max_pixels
-
-    watched = Watched(serve(out / "model.yaml"))
-    before = watched.steps()
-    with Client(watched.running.url, retries=0, timeout_s=HANG_S) as client:
-        largest = client.segment(np.zeros((most // 1000, 1000, 1), np.uint8), model="found")
-        with pytest.raises(BadRequestError, match=rf"allowed are 1 to {most} \(input\.maxPixels\)"):
-            client.segment(np.zeros((most // 1000 + 1, 1000, 1), np.uint8), model="found")
-        coin_pixels = client.segment(PHOTO, model="found").areas["class-1"]
-
-    assert largest.size == (most // 1000, 1000)
-    assert coin_pixels in COIN_PIXELS
-    assert watched.steps() == before

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from google.protobuf import text_format
-from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelEnsembling, ModelInput, ModelOutput
 
 from fakes.agent_group import wait_for
 from fakes.server_pod import ServerPod
 from fakes.waiting import HANG_S
 from segserve_builder.agent import secret
 from segserve_builder.agent.server import TritonRefusedError
-from segserve_builder.spec.names import AGENT_REQUEST_ID
 from segserve_common.process_record import ProcessRecord
 from segserve_operator.adapters.local.files import cache_folder
 from segserve_operator.adapters.local.runtime import ensure_runtime
@@ -86,20 +80,10 @@ def test_health_metadata_and_inference_are_open_to_all(pod: ServerPod) -> None:
     stranger.close()
 
 
-def test_only_its_user_and_the_group_of_its_agent_can_read_the_word(pod: ServerPod) -> None:
-    assert stat.S_IMODE((pod.folder / "secret").stat().st_mode) == 0o440
-
-
 def test_the_server_listens_on_loopback_unless_its_image_says_otherwise(pod: ServerPod) -> None:
     listening = [found for found in pod.triton.net_connections("inet") if found.status == "LISTEN"]
     assert {found.laddr.ip.removeprefix("::ffff:") for found in listening} == {"127.0.0.1"}
     assert {found.laddr.port for found in listening} == set(pod.ports[:3])
-
-
-def test_what_the_server_logs_is_in_its_log_and_on_stdout(pod: ServerPod) -> None:
-    line = "Started GRPCInferenceService"
-    wait_for(lambda: line in (pod.folder / "triton.log").read_text(), pod.describe)
-    assert line in (pod.folder / "triton.out").read_text()
 
 
 def test_a_killed_server_ends_its_container_and_the_next_one_knows_the_same_word(pod: ServerPod) -> None:
@@ -131,63 +115,3 @@ def test_sigterm_while_it_waits_after_a_crash_starts_no_server(pod: ServerPod, t
         assert not (tmp_path / "triton.log").exists()
     finally:
         other.stop()
-
-
-FAILS = """\
-from segserve_builder.backend.responses import respond
-
-
-class TritonPythonModel:
-    def execute(self, requests):
-        return respond(requests, lambda _: {}["no such class"], str, None)
-"""
-STEP = "segserve--post--0123456789"
-
-
-def config(name: str, **more: Any) -> str:
-    tensors = {"input": [ModelInput(name="IMAGE", data_type="TYPE_STRING", dims=[1])]}
-    tensors["output"] = [ModelOutput(name="MASK", data_type="TYPE_UINT8", dims=[-1])]
-    return text_format.MessageToString(ModelConfig(name=name, **tensors, **more))
-
-
-def test_the_container_can_log_json_which_names_the_model_the_step_and_the_request_of_an_error(tmp_path: Path) -> None:
-    pod = ServerPod(tmp_path, ensure_runtime(cache_folder()), {"SEGSERVE_LOG_FORMAT": "json"})
-    step = ModelEnsembling.Step(
-        model_name=STEP, model_version=1, input_map={"IMAGE": "IMAGE"}, output_map={"MASK": "MASK"}
-    )
-    ensemble = {"platform": "ensemble", "ensemble_scheduling": {"step": [step]}}
-    configs = {
-        STEP: config(STEP, backend="python"),
-        "coins": config("coins", **ensemble, parameters={"revision": {"string_value": "7f"}}),
-    }
-    for name, text in configs.items():
-        (tmp_path / "repository" / name / "1").mkdir(parents=True)
-        (tmp_path / "repository" / name / "config.pbtxt").write_text(text)
-    (tmp_path / "repository" / STEP / "1" / "model.py").write_text(FAILS)
-
-    def written() -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (tmp_path / "triton.out").read_text().splitlines()]
-
-    pod.start("triton")
-    try:
-        wait_for(pod.is_live, pod.describe)
-        server = pod.server()
-        server.load("coins")
-
-        def named() -> list[dict[str, Any]]:
-            # Which model has a step is read beside Triton: the first errors may come before.
-            with pytest.raises(TritonRefusedError, match="no such class"):
-                server.infer("coins", b"x", {}, HANG_S)
-            return [each for each in written() if "exception" in each and "model" in each]
-
-        error = wait_for(named, pod.describe)[0]
-        server.close()
-    finally:
-        pod.stop()
-
-    told = {"level": "error", "model": "coins", "revision": "7f", "step": STEP, "request_id": AGENT_REQUEST_ID}
-    assert error.items() >= (told | {"message": "KeyError: 'no such class'"}).items()
-    lines = written()
-    assert all({"time", "level", "logger", "message"} <= line.keys() for line in lines)
-    assert any("model_control_mode               | MODE_EXPLICIT" in line["message"] for line in lines)
-    assert f"step '{STEP}', request" in (tmp_path / "triton.log").read_text()  # agents read Triton's own lines

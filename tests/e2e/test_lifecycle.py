@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import pty
 import re
@@ -23,7 +22,6 @@ import numpy as np
 import psutil
 import pytest
 import tritonclient.grpc
-import yaml
 
 from bench.platform import MODELS, TIMEOUT, Running, platform
 from bench.ports import free_port
@@ -230,37 +228,6 @@ def test_a_running_platform_keeps_its_port(watched: Watched) -> None:
     ]
 
 
-def test_what_is_known_of_a_model_can_be_read(watched: Watched) -> None:
-    state = watched.running.state
-    as_json = json.loads(segserve(state, "get", "coins", "-o", "json").stdout)
-    as_yaml = list(yaml.safe_load_all(segserve(state, "get", "-o", "yaml").stdout))
-    described = segserve(state, "describe", "coins").stdout
-    logs = segserve(state, "logs", "coins").stdout
-    doctor = segserve(state, "doctor")
-
-    revision = watched.role("coins", "stable")[0]
-    assert as_json["status"]["roles"]["stable"]["revision"] == revision
-    assert [document["metadata"]["name"] for document in as_yaml] == ["coins", "coins-instances", "coins-twostage"]
-    assert as_yaml[0] == as_json
-    assert re.search(rf"stable\s+{revision} in group main", described)
-    assert re.search(r"Ready\s+True", described)
-    assert {line.partition(" | ")[0] for line in logs.splitlines()} == {"groups/main/agent", "groups/main/triton"}
-    assert doctor.returncode == 0, doctor.stdout
-    assert "gateway port" in doctor.stdout
-
-
-def test_a_deleted_model_is_waited_for(watched: Watched, edited: Edit) -> None:
-    state = watched.running.state
-    watched.running.segserve("apply", "-f", str(edited(model="coins-instances", name="short-lived")))
-    watched.running.segserve("wait", "short-lived")
-
-    assert segserve(state, "delete", "short-lived", "--no-wait").returncode == 0
-    assert segserve(state, "wait", "short-lived", "--for", "delete", "--timeout", f"{HANG_S:g}s").returncode == 0
-
-    assert not watched.exists("short-lived")
-    assert "short-lived" not in segserve(state, "get").stdout
-
-
 def test_the_built_repository_is_served_by_a_triton_of_ones_own(tmp_path: Path, photo: bytes) -> None:
     repository, prefix = tmp_path / "repository", shm_prefix()
     built = segserve(tmp_path, "build", "-f", str(MODELS), "-o", str(repository))
@@ -286,54 +253,3 @@ def test_the_built_repository_is_served_by_a_triton_of_ones_own(tmp_path: Path, 
 
     assert answer.as_numpy("AREAS")[1] in COIN_PIXELS
     assert shm_regions(prefix) == ()
-
-
-def misspelt(folder: Path) -> str:
-    (folder / "misspelt.yaml").write_text(MODELS.read_text().replace("argmax", "argmaks"))
-    return str(folder / "misspelt.yaml")
-
-
-def written(folder: Path, content: bytes) -> str:
-    (folder / "model.yaml").write_bytes(content)
-    return str(folder / "model.yaml")
-
-
-MISTAKES = {
-    "an unknown stage": (
-        lambda folder: ["apply", "-f", misspelt(folder)],
-        r"misspelt\.yaml:\d+:7: spec\.postprocess\[0\]: unknown stage 'argmaks' \(did you mean 'argmax'\?\); "
-        r"known: argmax, .*scoreThreshold",
-    ),
-    "a file that is not there": (lambda _: ["apply", "-f", "nowhere.yaml"], r"nowhere\.yaml: No such file"),
-    "a file that is not there, for up": (lambda _: ["up", "-f", "nowhere.yaml"], r"nowhere\.yaml: No such file"),
-    "a folder without resources": (
-        lambda folder: ["apply", "-f", str(folder)],
-        r"the folder has no \*\.yaml or \*\.yml",
-    ),
-    "bad YAML": (lambda folder: ["apply", "-f", written(folder, b"a: [1\nb: 2")], r"model\.yaml:2:\d+: .*expected ','"),
-    "no text": (lambda folder: ["apply", "-f", written(folder, b"\xff\xfe")], r"model\.yaml: .*UTF-8"),
-    "an empty file": (lambda folder: ["apply", "-f", written(folder, b"")], r"no resource found; .*apiVersion"),
-    "an unknown model": (lambda _: ["get", "nope"], r"no SegmentationModel 'nope'; there are: coins, coins-instances"),
-    "waiting for an unknown model": (lambda _: ["wait", "nope"], r"no SegmentationModel 'nope'"),
-    "deleting an unknown model": (lambda _: ["delete", "nope"], r"no SegmentationModel 'nope'"),
-    "deleting nothing": (lambda _: ["delete"], r"pass the names of models to delete, or their files"),
-    "a port that is none": (lambda _: ["up", "--port", "70000"], r"--port must be within 1\.\.65535, got 70000"),
-    "nothing to build": (
-        lambda folder: ["build", "-f", written(folder, POOL), "-o", str(folder / "out")],
-        r"no SegmentationModel in .*model\.yaml; found: TritonPool",
-    ),
-}
-POOL = b"apiVersion: segserve.dev/v1alpha1\nkind: TritonPool\nmetadata: {name: default}\nspec: {}\n"
-
-
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_users_mistake_ends_in_one_line_that_says_what_is_allowed(
-    watched: Watched, tmp_path: Path, mistake: str
-) -> None:
-    arguments, message = MISTAKES[mistake]
-
-    done = segserve(watched.running.state, *arguments(tmp_path))
-
-    assert done.returncode == 1
-    assert re.fullmatch(rf"error: .*{message}.*\n", done.stderr)
-    assert done.stdout == ""

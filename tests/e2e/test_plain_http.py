@@ -64,33 +64,6 @@ def test_a_label_map_is_the_one_that_the_client_gets(coins: Running, photo: byte
     assert [each["size"] for each in masks] == [list(expected.size)] * 2
 
 
-def test_a_label_map_comes_as_the_picture_that_a_caller_accepts(coins: Running, photo: bytes) -> None:
-    url, accept = f"{coins.url}/v1/models/coins:segment", {"accept": "image/png"}
-
-    answer = httpx.post(url, content=photo, headers=accept, timeout=HANG_S)
-
-    assert (answer.status_code, answer.headers["content-type"]) == (200, "image/png"), answer.text
-    assert answer.content == base64.b64decode(ask(coins, photo, "coins").json()["labels"])
-    refused = {
-        "objects": httpx.post(url.replace("coins:", "coins-instances:"), content=photo, headers=accept, timeout=HANG_S),
-        "rle": httpx.post(url, content=photo, headers=accept, params={"encoding": "rle"}, timeout=HANG_S),
-    }
-    assert {name: each.status_code for name, each in refused.items()} == {"objects": 400, "rle": 406}
-    assert "LABELS" in refused["objects"].json()["detail"]
-
-
-def test_what_a_model_refuses_is_a_problem_in_its_words(coins: Running, photo: bytes) -> None:
-    told = {
-        "an image": (ask(coins, b"hello", "coins"), "not a JPEG, PNG, WebP or TIFF"),
-        "a value": (ask(coins, photo, "coins-instances", score_threshold=2), "allowed: a number from 0 to 1"),
-        "an option of others": (ask(coins, photo, "coins", max_detections=2), "is for models of task"),
-    }
-    for name, (answer, reason) in told.items():
-        document = answer.json()
-        assert (answer.status_code, document["title"], document["status"]) == (400, "Bad Request", 400), name
-        assert reason in document["detail"], name
-
-
 @pytest.mark.needs("curl")
 def test_the_page_about_curl_does_what_it_says(coins: Running, photo: bytes, tmp_path: Path) -> None:
     (tmp_path / "photo.jpg").write_bytes(photo)

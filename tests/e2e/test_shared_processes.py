@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -76,24 +75,6 @@ def test_models_share_one_process_of_each_kind_and_each_answers_as_its_own_revis
     assert found == {name: report_of(watched, name).revision for name in NAMES}
     assert shared_steps(watched, ONE) == shared_steps(watched, OTHER)
     assert [step.split("--")[1] for step in sorted(watched.steps())] == ["net-shared", "post-shared", "pre"]
-
-
-def counted(watched: Watched, model: str) -> float:
-    """Return how many answers of a model's present revision the server has counted."""
-    port = json.loads((watched.state.groups / "main/ports.json").read_text())["metrics"]
-    lines = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=HANG_S).text.splitlines()
-    labels = (f'model="{model}"', f'revision="{report_of(watched, model).revision}"')
-    found = [line for line in lines if line.startswith("segserve_answers_total{") and all(map(line.count, labels))]
-    return sum(float(line.rpartition(" ")[2]) for line in found)
-
-
-def test_answers_are_counted_for_each_of_the_models(watched: Watched) -> None:
-    wanted = {name: counted(watched, name) + 2 for name in NAMES}
-
-    for _ in range(2):
-        answers(watched)
-
-    until(lambda: all(counted(watched, name) >= wanted[name] for name in NAMES), "the answers are counted")
 
 
 def test_no_caller_chooses_whose_network_answers(watched: Watched) -> None:

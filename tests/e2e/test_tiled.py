@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 
 from bench.platform import MODELS, Running
-from segserve import Client, InstanceResult, SemanticResult
-from segserve.tiled import TiledObjects, TiledSemanticResult, open_result
+from segserve import Client, InstanceResult
+from segserve.tiled import TiledObjects
 
 pytestmark = pytest.mark.platform
 
@@ -51,19 +51,6 @@ def files(folder: Path) -> dict[str, str]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
-
-
-def test_a_stitched_label_map_is_that_of_one_request_but_for_a_few_pixels(coins: Running, table: np.ndarray) -> None:
-    with Client(coins.url) as client:
-        whole = client.segment(table, model="coins")
-        tiled = client.segment_tiled(table, model="coins", tile=512, overlap=128, progress=False)
-
-    assert isinstance(whole, SemanticResult)
-    assert isinstance(tiled, TiledSemanticResult)
-    assert tiled.tiles == 12
-    assert tiled.revisions == (whole.revision,)
-    # What differs lies where a network with a receptive field beyond 64 pixels is unsure.
-    assert (tiled.labels != whole.labels).mean() < 1e-4
 
 
 def test_a_coin_over_a_seam_or_a_corner_is_one_coin_with_its_area(coins: Running, table: np.ndarray) -> None:
@@ -135,19 +122,3 @@ def test_a_dask_cluster_that_loses_a_worker_loses_no_tile(coins: Running, table_
     assert half_way.is_set()
     assert lost.sent == lost.tiles
     assert files(tmp_path / "lost") == files(tmp_path / "alone")
-
-
-def test_the_command_writes_what_the_client_finds(coins: Running, table: np.ndarray, tmp_path: Path) -> None:
-    for name in ("one", "two"):
-        Image.fromarray(table[:303, :600]).save(tmp_path / f"{name}.png")
-
-    printed = coins.segserve(
-        *("batch", "coins", str(tmp_path / "*.png"), "--out", str(tmp_path / "out"), "--url", coins.url),
-        *("--tile", "256", "--format", "tiff"),
-    )
-
-    assert printed.count("tiles (") == 2
-    result = open_result(tmp_path / "out" / "one")
-    assert isinstance(result, TiledSemanticResult)
-    with Image.open(tmp_path / "out" / "one.tif") as written:
-        assert (np.asarray(written) == result.labels[:]).all()

@@ -110,20 +110,6 @@ def test_a_callers_trace_goes_on_through_gateway_and_server_to_each_step(
     assert [line["trace_id"] for line in logged if line.get("request_id") == result.request_id] == [trace_id]
 
 
-def test_a_request_that_its_caller_does_not_sample_leaves_no_span(
-    traced: tuple[Running, Collector], photo: bytes
-) -> None:
-    running, spans = traced
-    unsampled, sampled, parent = "12" * 16, "34" * 16, "56" * 8
-    for trace_id, flags in ((unsampled, "00"), (sampled, "01")):
-        context = {"traceparent": f"00-{trace_id}-{parent}-{flags}"}
-        with Client(running.url, telemetry=False, headers=context) as client:
-            client.segment(photo, model="coins")
-
-    spans.inference(sampled, parent)  # spans are sent in order
-    assert spans.of(unsampled) == []
-
-
 def test_decisions_about_a_rollout_are_one_trace_that_names_the_revision(
     traced: tuple[Running, Collector], tmp_path: Path
 ) -> None:

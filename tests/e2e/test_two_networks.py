@@ -5,20 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import pytest
 
 from bench.coins import variant, write
 from bench.platform import MODELS, Running, platform
 from raw_inference import PROTOCOLS, Protocol, RawRequest, image, send
-from segserve import Client, PanopticResult
 from segserve_builder.stages.base import RequestOptions
 from segserve_builder.steps.in_process import InProcessModel
 from segserve_platform.platforms.manifests import complete_models, read_files
 
 pytestmark = pytest.mark.platform
 
-COINS = 24
 COIN = 1
 
 
@@ -62,19 +59,3 @@ def test_the_answer_is_that_of_the_same_stages_in_this_process(
 
     assert arrays["LABELS"] == tuple(offline["LABELS"])
     assert arrays["SEGMENTS"] == tuple(offline["SEGMENTS"])
-
-
-def test_every_coin_is_a_segment_and_the_background_is_one(served: Running, photo: bytes) -> None:
-    with Client(served.url) as client:
-        result = client.segment(photo, model="both")
-
-    assert isinstance(result, PanopticResult)
-    assert sorted(segment.class_id for segment in result) == [0] + [COIN] * COINS
-    assert all(segment.is_thing == (segment.class_id == COIN) for segment in result)
-    assert np.count_nonzero(result.ids) > 0.95 * result.ids.size
-
-
-def test_both_networks_are_steps_of_one_revision(served: Running) -> None:
-    steps = {path.name for path in served.state.rglob("segserve--net--*") if path.is_dir()}
-
-    assert len(steps) == 2

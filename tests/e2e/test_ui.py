@@ -125,17 +125,6 @@ def test_the_mask_under_the_pointer_is_the_models(page: Page, coins: Running) ->
         expect(page.locator(".pinned")).to_contain_text(f"{result[index].score:.4f}")  # type: ignore[index]
 
 
-def test_a_semantic_answer_has_the_share_of_each_class(page: Page, coins: Running) -> None:
-    segment(page, "coins")
-    with Client(coins.url) as client:
-        areas = client.segment(PHOTO, model="coins").areas  # type: ignore[union-attr]
-    share = f"{100 * areas['coin'] / sum(areas.values()):.1f} %"
-
-    expect(page.locator(".legend")).to_contain_text(share)
-    page.get_by_role("checkbox", name="coin").uncheck()
-    assert shown(page) == 0
-
-
 def test_markup_in_the_name_of_a_class_is_text(page: Page) -> None:
     def renamed(route: Route) -> None:
         response = route.fetch()
@@ -192,26 +181,6 @@ def test_two_models_are_compared(page: Page, coins: Running) -> None:
     expect(page.get_by_text("of the pixels differ")).to_be_visible()
 
 
-def test_several_images_are_compared_one_after_another(browser: Browser, access: PageAccess, tmp_path: Path) -> None:
-    broken = tmp_path / "broken.png"
-    broken.write_text("no image")
-    with silent(browser, access.url, complaints=("Failed to load resource",)) as page:
-        page.get_by_role("link", name="Compare").click()
-        page.locator("input[type=file]").set_input_files([PHOTO, broken, MODELS.parent / "truth.png"])
-        images = page.get_by_role("group", name="Images")
-        expect(images).to_contain_text("1 of 3")
-        expect(page.locator("pre")).to_contain_text("'coins.png'")
-
-        images.get_by_role("button", name="Next").click()
-
-        expect(images).to_contain_text("2 of 2")
-        expect(page.locator("#notice")).to_contain_text("broken.png: ")
-        expect(page.locator("pre")).to_contain_text("'truth.png'")
-        expect(images.get_by_role("button", name="Next")).to_be_disabled()
-        images.get_by_role("button", name="Previous").click()
-        expect(page.locator("pre")).to_contain_text("'coins.png'")
-
-
 def test_after_init_and_up_a_new_user_needs_the_page_alone(
     browser: Browser, coins: Running, serve: Callable[..., Running], tmp_path: Path
 ) -> None:
@@ -262,18 +231,6 @@ def test_every_page_is_accessible_and_fits_at_every_width(
         found += [(name, checked, each["id"], each["nodes"][0]["html"]) for each in violations]
 
     assert found == []
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_gateways_own_page_names_the_models_and_the_command(
-    browser: Browser, coins: Running, scheme: Literal["light", "dark"]
-) -> None:
-    with silent(browser, coins.url, WIDTHS["phone"]) as page:
-        page.emulate_media(color_scheme=scheme)
-        expect(page.locator("li", has_text="coins-twostage")).to_be_visible()
-        expect(page.get_by_text("segserve ui", exact=True)).to_be_visible()
-        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-        assert Axe().run(page).response["violations"] == []
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

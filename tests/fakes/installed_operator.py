@@ -68,11 +68,6 @@ class InstalledOperator:
         """Return how many passes over pools it has made since it started; at rest each pool has one in five minutes."""
         return sum(int(sample.value) for sample in self._metric("segserve_reconcile_passes"))
 
-    def audit_age_s(self) -> float:
-        """Return how long ago its view was last compared with the cluster."""
-        (sample,) = self._metric("segserve_watch_age_seconds")
-        return float(sample.value)
-
     def _metric(self, name: str) -> list[Sample]:
         """Return the samples of a counter or gauge."""
         (pod,) = self.pods()

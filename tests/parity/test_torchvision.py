@@ -8,20 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 from pycocotools import mask as coco
 
-from fakes.pipelines import pipeline_of
 from oracles.debian import Debian
-from segserve_builder.families import FAMILIES
 from segserve_builder.kernels.keypoints import keypoints
 from segserve_builder.kernels.paste import paste_rles
-from segserve_builder.stages.base import RequestOptions
-from segserve_builder.steps.postprocess import postprocess_stages
-from segserve_builder.values import Candidates, Instances, KeypointDetections, ResizeTransform
 
 ORACLES = Path(__file__).parents[1] / "oracles"
-IDS = {"faster": (1, 2, 3), "mask": (1, 2, 3), "keypoint": (1,)}
 pytestmark = [
     pytest.mark.needs("torchvision"),
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # pycocotools, numpy 2
@@ -44,11 +37,6 @@ def boxes(rng: np.random.Generator, n: int, height: int, width: int) -> np.ndarr
     size = np.exp(rng.uniform(-4, 0.3, (n, 2))) * (width, height)
     found = np.concatenate([corner, corner + size], axis=1)
     return np.clip(found, 0, [width, height, width, height]).astype(np.float32)
-
-
-def photograph(seed: int, height: int, width: int) -> np.ndarray:
-    coarse = np.random.default_rng(seed).integers(0, 256, (height // 8 + 1, width // 8 + 1, 3)).astype(np.uint8)
-    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
 
 
 def test_pasted_masks_are_torchvisions_but_for_one_pixel_in_a_million(torchvision: Debian) -> None:
@@ -80,38 +68,3 @@ def test_key_points_are_torchvisions_but_for_equal_values(torchvision: Debian) -
         np.testing.assert_allclose(points[..., 2], logits, atol=1e-5)
         apart = np.abs(points[..., :2] - expected[..., :2]).max(axis=2) > 1e-3
         assert apart.sum() <= 1
-
-
-@pytest.mark.parametrize("kind", ["faster", "mask", "keypoint"])
-@pytest.mark.parametrize(("seed", "size"), [(0, (150, 211)), (1, (96, 120)), (2, (90, 61)), (3, (400, 333))])
-def test_raw_heads_become_what_torchvision_answers(
-    torchvision: Debian, kind: str, seed: int, size: tuple[int, int]
-) -> None:
-    """torchvision resizes, pads, runs its network and answers; we make the same answer of the network's raw heads."""
-    family = f"{kind}-rcnn"
-    whole = torchvision.call("whole", kind, seed, photograph(seed, *size), True)
-    inner_height, inner_width, input_height, input_width = whole["sizes"]
-    transform = ResizeTransform(*size, 0, 0, inner_height, inner_width, input_height, input_width)
-    order = [
-        "boxes",
-        "labels",
-        *([{"mask": "masks", "keypoint": "keypoints"}[kind]] if kind != "faster" else []),
-        "scores",
-    ]
-
-    model = pipeline_of(family, IDS[kind], runtime={"maxBatchSize": 1})
-    value: Any = FAMILIES[family].read({name: whole["raw"][name][None] for name in order}, transform, model)
-    for stage in postprocess_stages(model):
-        value = stage(value, RequestOptions())
-
-    expected = whole["answer"]
-    assert len(value.scores) == len(expected["scores"]) > 0
-    np.testing.assert_array_equal(value.boxes, expected["boxes"])
-    np.testing.assert_array_equal(value.scores, expected["scores"])
-    np.testing.assert_array_equal(value.classes, expected["labels"])
-    if isinstance(value, Instances):
-        assert value.masks == tuple(expected["masks"])
-    if isinstance(value, KeypointDetections):
-        np.testing.assert_allclose(value.points[..., :2], expected["keypoints"][..., :2], atol=2e-3)
-        np.testing.assert_allclose(value.points[..., 2], expected["keypoints_scores"], atol=1e-5)
-    assert isinstance(value, Candidates | Instances | KeypointDetections)

@@ -13,7 +13,7 @@ from fakes.cluster import Cluster
 from fakes.served_namespace import ServedNamespace
 from fakes.terminal import Terminal
 from fakes.waiting import HANG_S
-from segserve import Client, InvalidResourceError, NotFoundError
+from segserve import Client
 from segserve_common.kube.kinds import SERVICES
 from segserve_common.kube.names import FINALIZER, MANAGED_LABELS, object_name
 from segserve_platform.platforms import port
@@ -35,35 +35,6 @@ def shell(cluster: Cluster, namespace: str) -> Terminal:
 @pytest.fixture
 def served_shell(served: ServedNamespace) -> Terminal:
     return Terminal(served.cluster, served.name)
-
-
-def test_what_is_applied_is_as_written_and_again_is_unchanged(shell: Terminal, tmp_path: Path) -> None:
-    first, second = shell("apply", "-f", EXAMPLE / "model.yaml"), shell("apply", "-f", EXAMPLE / "model.yaml")
-    edited = (EXAMPLE / "model.yaml").read_text().replace("minArea: 150", "minArea: 160")
-    third = shell("apply", "-f", "-", stdin=edited)
-
-    assert [line.split() for line in first.stdout.splitlines()] == [
-        [f"segmentationmodel/{n}", "created"] for n in NAMES
-    ]
-    assert {line.split()[1] for line in second.stdout.splitlines()} == {"unchanged"}
-    assert [line.split()[1] for line in third.stdout.splitlines()] == ["configured", "unchanged", "unchanged"]
-    stored = json.loads(shell("get", "coins", "-o", "json").stdout)
-    assert stored["spec"]["artifact"]["uri"] == "coins-unet.onnx"
-    assert shell.cluster.get(shell.namespace, "segm", "coins") is not None
-
-
-def test_fields_that_another_has_set_are_named_and_taken_over_only_when_told(shell: Terminal, tmp_path: Path) -> None:
-    shell.cluster.apply(shell.namespace, EXAMPLE / "model.yaml")
-    edited = tmp_path / "model.yaml"
-    edited.write_text((EXAMPLE / "model.yaml").read_text().replace("maxBatchSize: 8", "maxBatchSize: 4"))
-
-    refused = shell("apply", "-f", edited)
-    forced = shell("apply", "-f", edited, "--force-conflicts")
-
-    assert refused.returncode == 1
-    assert re.search(r"error: segmentationmodel/coins: .*\.spec\.runtime\.maxBatchSize .*kubectl", refused.stderr)
-    assert "--force-conflicts" in refused.stderr
-    assert forced.stdout.splitlines()[0] == "segmentationmodel/coins configured"
 
 
 def test_what_is_left_without_an_operator_is_listed_and_removed(shell: Terminal) -> None:
@@ -139,33 +110,3 @@ def test_a_port_is_forwarded_where_the_service_cannot_be_reached(
         with forwarded(api, service, options) as url, Client(url) as client:
             assert url.startswith("http://127.0.0.1:")
             assert client.segment(EXAMPLE / "coins.png", model="coins").areas["coin"] in COIN_PIXELS
-
-
-MISTAKES = {
-    "an unknown model": (["describe", "nope"], r"no SegmentationModel 'nope' in namespace '\S+'; there are: none"),
-    "an unknown context": (["get", "--context", "nope"], r"no context 'nope' in \S+; there are: \S+"),
-}
-
-
-def test_a_users_mistake_ends_in_one_line(shell: Terminal) -> None:
-    for mistake, (arguments, message) in MISTAKES.items():
-        done = shell(*arguments)
-
-        assert done.returncode == 1, mistake
-        assert re.fullmatch(rf"error: .*{message}.*\n", done.stderr), mistake
-        assert done.stdout == "", mistake
-
-
-def test_a_client_reads_and_waits_on_the_cluster_as_the_command_does(served: ServedNamespace) -> None:
-    named = port.Cluster(namespace=served.name, kubeconfig=Path(served.cluster.kubeconfig))
-    with Client(platform=named) as client:
-        model = client.models.wait("coins", timeout_s=HANG_S)
-
-        assert model == client.models.get("coins")
-        assert model.status.roles.stable.revision.startswith("coins-")
-        assert {each.metadata.name for each in client.models.list()} >= set(NAMES)
-        assert client.pools.get("default").status.replicas
-        with pytest.raises(NotFoundError, match=f"no SegmentationModel 'nope' in namespace '{served.name}'"):
-            client.models.get("nope")
-        with pytest.raises(InvalidResourceError, match=r"spec\.family: .*known: "):
-            client.models.apply({**model.to_dict(), "spec": {**model.to_dict()["spec"], "family": "nope"}})

@@ -116,31 +116,6 @@ def test_a_changed_shard_is_delivered_and_an_equal_one_is_not(world: World) -> N
     assert heard.versions == (version_of(pack(["a", "c"])), version_of(pack(["d"])))
 
 
-def test_a_deleted_shard_changes_nothing_and_is_followed_once_it_is_made_anew(world: World) -> None:
-    world.write("first", ["a"])
-    world.write("second", ["b"])
-    heard = world.follow()
-    heard.wait(["a"], ["b"])
-    world.delete("first")
-    world.write("first", ["made anew"])
-    heard.wait(["made anew"], ["b"])
-    assert len(heard.values) == 2  # the deletion was told in between
-
-
-def test_an_api_that_stops_answering_changes_nothing_and_is_followed_on_afterwards(world: World) -> None:
-    world.write("first", ["a"])
-    world.write("second", ["b"])
-    relay = world.relay()
-    heard = world.follow(relay)
-    heard.wait(["a"], ["b"])
-    relay.pause()
-    world.write("first", ["meanwhile"])
-    assert len(heard.values) == 1
-    relay.resume()
-    heard.wait(["meanwhile"], ["b"])
-    assert len(heard.values) == 2
-
-
 def test_a_connection_that_is_silent_for_too_long_is_given_up(world: World) -> None:
     world.write("first", ["a"])
     world.write("second", ["b"])
@@ -170,29 +145,3 @@ def test_three_pods_write_their_own_keys_of_one_map(world: World) -> None:
             sender.send({"uid": pod, "number": number})
     last = {pod: {"uid": pod, "number": 19} for pod in senders}
     wait_for(lambda: world.reports() == last, lambda: str(world.reports()))
-
-
-def test_a_report_waits_for_its_map_and_comes_back_with_it(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    sender = world.sender("pod")
-    sender.send({"ready": True})
-    wait_for(lambda: "was not sent" in caplog.text, lambda: caplog.text)
-    world.make_reports()
-    wait_for(lambda: world.reports() == {"pod": {"ready": True}}, lambda: str(world.reports()))
-    world.delete("reports")
-    world.make_reports()
-    sender.check()
-    wait_for(lambda: world.reports() == {"pod": {"ready": True}}, lambda: str(world.reports()))
-
-
-def test_the_newest_report_arrives_after_an_outage(world: World) -> None:
-    world.make_reports()
-    relay = world.relay()
-    sender = world.sender("pod", relay)
-    sender.send({"number": 0})
-    wait_for(lambda: world.reports() == {"pod": {"number": 0}}, lambda: str(world.reports()))
-    relay.pause()
-    for number in (1, 2, 3):
-        sender.send({"number": number})
-    assert world.reports() == {"pod": {"number": 0}}
-    relay.resume()
-    wait_for(lambda: world.reports() == {"pod": {"number": 3}}, lambda: str(world.reports()))

@@ -11,12 +11,10 @@ import pytest
 
 from fakes.cluster import Cluster
 from fakes.gateway_clients import served
-from fakes.gateway_pod import POOL, GatewayPod, PlanObjects, versions_of
+from fakes.gateway_pod import GatewayPod, PlanObjects, versions_of
 from fakes.tcp_relay import TcpRelay
 from fakes.triton import StubTriton
 from fakes.waiting import HANG_S
-from segserve_common.kube.names import plan_name
-from segserve_common.kube.shards import shard_of
 
 pytestmark = pytest.mark.cluster
 
@@ -95,25 +93,6 @@ def test_probes_and_metrics_are_answered(serving: GatewayPod) -> None:
     assert 'envoy_cluster_upstream_rq_total{envoy_cluster_name="coins/main/infer/http"} 1' in metrics.text
     assert live is not None
     assert live.status_code == 200
-
-
-def test_a_plan_that_is_deleted_changes_nothing(
-    cluster: Cluster, plans: PlanObjects, serving: GatewayPod, old: StubTriton, new: StubTriton
-) -> None:
-    """The plan that is made anew is told after the deletion, and answers before it are those of the plan before."""
-    later, answers = versions_of(served(old, new, 100)), set()
-    cluster.kubectl("-n", plans.namespace, "delete", "configmap", plan_name(POOL, shard_of("coins")))
-    answers.add(serving.infer())
-
-    plans.write(served(old, new, 100))
-
-    def followed() -> bool:
-        answers.add(serving.infer())
-        return plans.report(serving.name).get("shards") == later
-
-    cluster.wait("the plan that is made anew is followed", followed)
-    assert answers <= {"old", "new"}
-    assert serving.infer() == "new"
 
 
 def test_envoy_and_sidecar_start_again_without_the_api_and_follow_it_once_it_is_back(

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import pytest
 
-from fakes.artifact_server import ArtifactServer
 from fakes.cluster import Cluster
 from segserve_common.kube.kinds import PODS
 
@@ -70,61 +69,3 @@ def test_the_operator_image_has_operator_client_and_example(cluster: Cluster, na
     run_in(cluster, namespace, pod, "python3", "-c", everything)
     seen = run_in(cluster, namespace, pod, "sh", "-c", "ls ${SEGSERVE_ARTIFACT_BASE#file://}")
     assert {"model.yaml", "coins-unet.onnx", "golden"} <= set(seen.split())
-
-
-def test_the_envoy_image_has_envoy(cluster: Cluster, namespace: str) -> None:
-    pod = start(cluster, namespace, cluster.images.envoy, ["sleep", "1000"])
-
-    assert "/RELEASE/" in run_in(cluster, namespace, pod, "envoy", "--version")
-
-
-def test_pods_fetch_artifacts_from_the_test_and_see_it_fail(
-    cluster: Cluster, namespace: str, artifacts: ArtifactServer
-) -> None:
-    (artifacts.folder / "model.onnx").write_bytes(b"network")
-    pod = start(cluster, namespace, cluster.images.operator, ["sleep", "1000"])
-    fetch = f"import urllib.request as r; print(r.urlopen('{artifacts.url}/model.onnx').read().decode())"
-
-    assert run_in(cluster, namespace, pod, "python3", "-c", fetch) == "network\n"
-
-    with artifacts.failing(503), pytest.raises(AssertionError, match="503"):
-        run_in(cluster, namespace, pod, "python3", "-c", fetch)
-    assert artifacts.requests["/model.onnx"] == 2
-
-
-def test_a_killed_container_is_started_again(cluster: Cluster, namespace: str) -> None:
-    pod = start(cluster, namespace, cluster.images.operator, ["sleep", "1000"])
-
-    cluster.kill(namespace, pod, "main")
-
-    cluster.wait("it was restarted", lambda: cluster.restarts(namespace, pod, "main") == 1)
-
-
-def test_one_process_of_a_container_can_be_killed(cluster: Cluster, namespace: str) -> None:
-    pod = start(
-        cluster, namespace, cluster.images.operator, ["sh", "-c", "for n in 1001 1002; do sleep $n & done; wait"]
-    )
-
-    cluster.kill(namespace, pod, "main", running="sleep 1001")
-
-    left = " ".join(process.command for process in cluster.processes(namespace, pod, "main"))
-    assert "sleep 1001" not in left
-    assert "sleep 1002" in left
-
-
-def test_pods_go_on_while_the_kubelet_is_down(cluster: Cluster, namespace: str) -> None:
-    pod = start(cluster, namespace, cluster.images.operator, ["sleep", "1000"])
-
-    with cluster.kubelet_down():
-        cluster.kill(namespace, pod, "main")
-        assert cluster.restarts(namespace, pod, "main") == 0
-
-    cluster.wait("the kubelet restarts the container", lambda: cluster.restarts(namespace, pod, "main") == 1)
-
-
-def test_a_paused_api_server_answers_nobody(cluster: Cluster) -> None:
-    asked = ("get", "--raw", "/readyz", "--request-timeout=1s")
-    with cluster.api_paused(), pytest.raises(AssertionError):
-        cluster.kubectl(*asked)
-
-    assert cluster.wait("it answers again", lambda: cluster.kubectl(*asked)) == "ok"

@@ -16,8 +16,8 @@ from PIL import Image, ImageEnhance
 
 from fakes.callers import PHOTO
 from fakes.cluster import Cluster, Json
-from fakes.cluster_models import model, pool, smallest
-from fakes.collector import STEPS, Collector, ReceivedSpan, collector
+from fakes.cluster_models import model, pool
+from fakes.collector import Collector, collector
 from fakes.credentials import api_key, key_line
 from fakes.installed_operator import installed
 from fakes.object_servers import BUCKET, ObjectServer, s3_server
@@ -145,25 +145,6 @@ def observed(cluster: Cluster) -> Iterator[Observed]:
         yield found
 
 
-def test_a_callers_trace_goes_on_through_the_gateways_pod_to_the_steps_of_a_servers_pod(observed: Observed) -> None:
-    trace, parent = "ab" * 16, "cd" * 8
-    context = {"traceparent": f"00-{trace}-{parent}-01"}
-    with Client(observed.served.url(), telemetry=False, headers=context) as client:
-        result = client.segment(PHOTO, model=TRACED)
-
-    children = observed.spans.inference(trace, parent)
-
-    # The client has also asked what the model takes.
-    (gateway,) = (span for span in children[parent] if span.name == f"POST {TRACED}")
-    assert gateway.service == "segserve-gateway"
-    assert gateway.attributes["segserve.request_id"] == result.request_id
-    assert gateway.attributes["segserve.revision"] == observed.served.stable(TRACED)
-    (received,) = children[gateway.id]
-    (inference,) = children[received.id]
-    assert inference.attributes["triton.request_id"] == result.request_id
-    assert [step.name.rsplit("--", 1)[0] for step in children[inference.id]] == list(STEPS)
-
-
 def test_a_models_cost_has_the_cpu_of_its_gateways_container_as_the_kubelet_counts_it(observed: Observed) -> None:
     (pod,) = observed.served.cluster.pods(observed.served.name, f"{COMPONENT_LABEL}={GATEWAY}")
     place = f'namespace="{observed.served.name}",pool="default"'
@@ -214,22 +195,6 @@ def test_two_callers_share_what_their_model_has_used_by_the_prometheus_of_the_cl
     for amount in ("cpuSeconds", "requests"):
         total = sum(row[amount] for row in shares.values())
         assert 0.999 * before[""][amount] <= total <= 1.001 * after[""][amount], amount
-
-
-def test_decisions_about_a_rollout_are_spans_of_one_trace(observed: Observed) -> None:
-    observed.served.apply(model(TRACED, rollout=PAUSED, postprocess=smallest(151)))
-
-    def decided() -> list[ReceivedSpan]:
-        decisions = [span for span in observed.spans.spans if span.service == "segserve-operator"]
-        return decisions if any(span.name == f"StepReached {TRACED}" for span in decisions) else []
-
-    decisions = observed.served.cluster.wait("a decision about the new revision", decided, LONG_S)
-
-    candidate = observed.served.role(TRACED, "candidate")
-    assert candidate is not None
-    assert decisions[0].name == f"RolloutStarted {TRACED}"
-    assert len({span.trace for span in decisions}) == 1
-    assert {span.attributes["segserve.revision"] for span in decisions} == {candidate[0]}
 
 
 def test_gateways_keep_samples_once_their_pool_allows_it_and_servers_are_as_before(

@@ -107,12 +107,6 @@ def test_what_is_assigned_is_proved_and_reported_and_the_pod_is_ready_from_then_
     server.close()
 
 
-def test_a_model_that_fails_is_reported_and_leaves_the_pod_ready(world: World, coins: AssignedModel) -> None:
-    world.assign(coins.model_copy(update={"revision": "coins-0123456789"}))
-    wait_for(lambda: "OtherVersion" in str(world.report()), world.pod.describe)
-    wait_for(lambda: world.pod.probe("/ready")[0] == 200, world.pod.describe)
-
-
 def test_a_killed_agent_and_a_killed_server_come_back_to_what_was_assigned(world: World, coins: AssignedModel) -> None:
     world.assign(coins)
     world.wait(coins, ModelState.READY)
@@ -130,10 +124,3 @@ def test_a_killed_agent_and_a_killed_server_come_back_to_what_was_assigned(world
     world.pod.start("triton")
     world.wait(coins, ModelState.READY)
     wait_for(lambda: world.pod.probe("/ready")[0] == 200, world.pod.describe)
-
-
-def test_sigterm_ends_the_agent_at_once(world: World, coins: AssignedModel) -> None:
-    world.assign(coins)
-    world.wait(coins, ModelState.READY)
-    world.pod.processes["agent"].terminate()
-    assert world.pod.processes["agent"].wait(HANG_S) == 0

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 import tritonclient.grpc
 import tritonclient.http
-from prometheus_client.parser import text_string_to_metric_families
 
 from bench.coins import write
 from bench.platform import platform
@@ -18,10 +16,9 @@ from fakes.callers import PHOTO
 from fakes.cluster_models import SERVED as POOLS
 from fakes.cluster_models import model, on_this_machine, smallest
 from fakes.served_namespace import POOL, ServedNamespace
-from fakes.waiting import HANG_S
-from raw_inference import PROTOCOLS, Protocol, RawRequest, image, send
+from raw_inference import PROTOCOLS, RawRequest, image, send
 from segserve import Client
-from segserve_common.kube.names import AGENT_PORT, COMPONENT_LABEL, POOL_LABEL, SERVER, SHARDS, plan_name
+from segserve_common.kube.names import SHARDS, plan_name
 from segserve_common.kube.shards import shard_of
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
@@ -94,30 +91,6 @@ def test_kubectl_shows_that_a_model_is_ready_and_where_it_answers(served: Served
         url = f"http://segserve-{in_pool}.{served.name}.svc.cluster.local:8080/v2/models/{name}"
         assert shown[name][0] == "True"
         assert url in shown[name]
-
-
-def test_agents_tell_what_each_revision_has_cost(served: ServedNamespace) -> None:
-    revision, labels = served.stable("coins"), f"{POOL_LABEL}=default,{COMPONENT_LABEL}={SERVER}"
-    ask(served.url(), "coins")
-
-    def told() -> bool:
-        pods = served.cluster.pods(served.name, labels)
-        addresses = [pod["status"]["podIP"] for pod in pods]
-        texts = [
-            httpx.get(f"http://{address}:{AGENT_PORT}/metrics", timeout=HANG_S, trust_env=False).text
-            for address in addresses
-        ]
-        samples = [
-            sample
-            for text in texts
-            for family in text_string_to_metric_families(text)
-            for sample in family.samples
-            if sample.labels.get("revision") == revision
-        ]
-        counted = {(each.name, each.labels.get("part")) for each in samples if each.value > 0}
-        return {("segserve_cost_cpu_seconds_total", "steps"), ("segserve_cost_requests_total", None)} <= counted
-
-    served.cluster.wait("the agents have counted what coins costs", told)
 
 
 def test_kubectl_scale_changes_how_many_servers_answer_and_no_request_fails(served: ServedNamespace) -> None:
@@ -203,12 +176,3 @@ def check_groups_answer_apart(served: ServedNamespace, revisions: dict[str, str]
             for protocol in PROTOCOLS:
                 reply = send(url, protocol, RawRequest([image(PHOTO)], model="coins"), {GROUP: group})
                 assert reply.arrays()["REVISION"] == (revision.encode(),), (group, reply)
-
-
-@pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_the_public_listener_does_not_choose_groups(served: ServedNamespace, protocol: Protocol) -> None:
-    stable = served.stable("coins")
-
-    reply = send(served.url(), protocol, RawRequest([image(PHOTO)], model="coins"), {GROUP: "another"})
-
-    assert reply.arrays()["REVISION"] == (stable.encode(),)

@@ -84,12 +84,3 @@ async def test_a_client_without_one_is_not(entrance: Entrance, way: str) -> None
 
     assert way == "gRPC" or type(caught.value) in (TlsError, ConnectionLostError), repr(caught.value)
     assert entrance.gateway.config_requests == asked
-
-
-@pytest.mark.parametrize("way", WAYS)
-async def test_a_gateway_of_a_private_authority_is_not_trusted_unless_that_is_named(
-    entrance: Entrance, way: str
-) -> None:
-    options: Any = WAYS[way]
-    with Client(entrance.url, **options) as client, pytest.raises(TlsError):
-        await asyncio.to_thread(client.segment, PIXELS, model="boxes")

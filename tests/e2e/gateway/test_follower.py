@@ -108,17 +108,6 @@ async def test_what_has_no_weight_any_more_drains_and_its_end_is_said(
     assert answer.json()["model_version"] == "old"
 
 
-async def test_the_last_of_many_plans_is_followed(
-    gateway: RunningGateway, following: Following, old: StubTriton, new: StubTriton
-) -> None:
-    for number in range(30):
-        following.follower.follow(told(served(old, new, number), f"v{number}"))
-
-    await following.until(lambda report: report["shards"].get("0") == "v29")
-
-    assert (await gateway.traffic.observe()).plan == served(old, new, 29)
-
-
 async def test_a_refused_plan_is_said_and_the_one_before_stays(
     gateway: RunningGateway, following: Following, old: StubTriton, new: StubTriton
 ) -> None:

@@ -19,7 +19,7 @@ from fakes.gateway_clients import ask, by_grpc, image, served
 from fakes.triton import StubTriton
 from fakes.waiting import HANG_S
 from segserve_operator.adapters.traffic.envoy_admin import EnvoyAdmin
-from segserve_operator.core.traffic import Endpoint, Route, Share, TrafficPlan
+from segserve_operator.core.traffic import Route, Share, TrafficPlan
 
 pytestmark = [pytest.mark.platform, pytest.mark.core]
 
@@ -161,15 +161,3 @@ async def test_servers_do_not_see_what_segserve_writes_for_itself(waiting: Runni
     await post(waiting, "/v2/models/coins/infer", **{GROUP: "coins-new", "x-envoy-retry-on": "5xx"})
 
     assert not [name for name in new.asked[-1].headers if name.startswith(("x-envoy-", "x-segserve-"))]
-
-
-async def test_the_group_of_a_dead_server_is_unavailable_and_others_are_not(
-    gateway: RunningGateway, old: StubTriton
-) -> None:
-    dead = Share("coins-new", "coins-new", 0, (Endpoint("127.0.0.1", 1, 1),))
-    await gateway.traffic.apply(
-        TrafficPlan((Route("coins", (Share("main", "coins-old", 100, (old.endpoint,)), dead)),))
-    )
-
-    assert (await post(gateway, "/v2/models/coins/infer", **{GROUP: "coins-new"})).status_code == 503
-    assert (await post(gateway, "/v2/models/coins/infer", **{GROUP: "main"})).status_code == 200

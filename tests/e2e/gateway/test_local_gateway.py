@@ -55,17 +55,6 @@ async def local(tmp_path: Path) -> AsyncIterator[LocalGateway]:
     processes.end_marked_processes(state.root, grace_s=5)
 
 
-async def test_its_samples_are_of_one_gateway(local: LocalGateway, old: StubTriton) -> None:
-    await local.apply(served(old))
-    await asyncio.to_thread(by_http, local.url.removeprefix("http://"))
-
-    found = await local.samples(GROUPS)
-
-    assert found["cells"] == {}
-    assert set(found["coins"]) == {"local"}
-    assert found["coins"]["local"].by_series[Series("main", "http")].attempts == 1
-
-
 async def test_segserve_itself_reaches_a_group_without_weight(
     local: LocalGateway, old: StubTriton, new: StubTriton, tmp_path: Path
 ) -> None:

@@ -40,10 +40,6 @@ SERVERS_FAULTS = (
 )
 
 
-async def test_nothing_is_counted_of_a_model_that_nobody_asked(serving: RunningGateway) -> None:
-    assert await serving.traffic.count(["coins", "unknown"]) == {}
-
-
 async def test_answers_of_both_protocols_are_attempts_that_did_not_fail(serving: RunningGateway) -> None:
     for _ in range(3):
         await asyncio.to_thread(by_http, serving.authority)
@@ -85,15 +81,6 @@ async def test_an_error_that_is_answered_at_the_second_time_is_seen_nevertheless
     found = await tally(serving, HTTP)
 
     assert (found.attempts, found.failed, found.given_up) == (2, 1, 0)
-
-
-async def test_a_server_that_cuts_off_both_attempts_has_failed_twice(serving: RunningGateway, old: StubTriton) -> None:
-    old.resets = 2
-    assert await by_http_status(serving) == 503
-
-    found = await tally(serving, HTTP)
-
-    assert (found.attempts, found.failed, found.given_up) == (2, 2, 0)
 
 
 @pytest.mark.parametrize("status", [400, 404, 422])

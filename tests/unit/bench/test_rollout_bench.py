@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 
 from bench.rollout import running
-from bench.rollout.cells import Cell, chosen_cells, every_cell
-from bench.rollout.conditions import CONDITIONS, DRAWN, STEADY, Condition, drawn
+from bench.rollout.cells import Cell
+from bench.rollout.conditions import CONDITIONS, STEADY, Condition
 from bench.rollout.faults import FAULTS, NONE
 from bench.rollout.ours import PACES, our_outcomes, outcomes_of, windows
 from bench.rollout.outcomes import Outcomes, accounted, share_of
 from bench.rollout.pairs import PairedWorld
-from bench.rollout.peers import Limits, Tuning, peers_outcomes
+from bench.rollout.peers import Tuning, peers_outcomes
 from bench.rollout.report import between
-from bench.rollout.rules import alarm, argo, burn_rate, flagger, group_sequential, kayenta, msprt
-from bench.rollout.series import Series, quantile_ms, scraped
-from bench.rollout.tuning import plain, read, tuned
+from bench.rollout.rules import argo, burn_rate, flagger, group_sequential, kayenta, msprt
+from bench.rollout.series import quantile_ms, scraped
+from bench.rollout.tuning import tuned
 from bench.rollout.world import BASE_ERRORS, CANDIDATE, EDGES_MS, STABLE, Setting, World, excess_share
 from segserve_operator.api.rollout_policy import Shadow
 
@@ -67,7 +67,7 @@ def test_healthy_revisions_fail_and_are_slow_equally_often() -> None:
     assert slow == pytest.approx([0.00918, 0.00918], rel=0.03)  # P(Z > ln(390 / 120) / 0.5)
 
 
-@pytest.mark.parametrize("points", [0.2, 1, 5, 20, 100])
+@pytest.mark.parametrize("points", [0.2, 5, 100])
 def test_faults_add_the_errors_that_they_say_to_the_candidate_alone(points: float) -> None:
     counts = counted(STEADY, f"errors+{points:g}", rate=1000.0)
 
@@ -75,7 +75,7 @@ def test_faults_add_the_errors_that_they_say_to_the_candidate_alone(points: floa
     assert error_share(counts, STABLE) == pytest.approx(BASE_ERRORS, rel=0.1)
 
 
-@pytest.mark.parametrize("rho", [0.005, 0.02, 0.05])
+@pytest.mark.parametrize("rho", [0.005, 0.05])
 def test_bursts_have_the_correlation_that_they_say(rho: float) -> None:
     """The variance of beta-binomial counts is n p (1 - p) (1 + (n - 1) rho)."""
     setting = Setting(2000.0, replace(CONDITIONS[STEADY], rho=rho), FAULTS["errors+20"], SLO_MS)
@@ -170,13 +170,6 @@ def test_pauses_hit_each_revision_by_itself_and_large_images_both() -> None:
     assert together("image-sizes") > 0.9
 
 
-def test_worlds_drawn_at_random_are_the_same_in_each_run_and_differ() -> None:
-    worlds = [drawn(number) for number in range(DRAWN)]
-
-    assert worlds == [CONDITIONS[f"drawn-{number}"] for number in range(DRAWN)]
-    assert len(set(worlds)) == DRAWN
-
-
 def test_a_delayed_fault_and_a_leak_come_with_time() -> None:
     delayed, leak = (replace(STEADY_10, fault=FAULTS[name]) for name in ("delayed", "leak"))
 
@@ -205,13 +198,6 @@ def test_flagger_needs_five_misses_in_all_and_one_tick_more() -> None:
     # The healthy one needs nine more weights and a pass at the last; misses are not forgotten by a pass between them.
     assert canaries.rolled_back_s.tolist() == [360.0, np.inf, 600.0]
     assert canaries.promoted_s.tolist() == [np.inf, 600.0, np.inf]
-
-
-def test_a_miss_halts_flaggers_weight() -> None:
-    canaries = flagger.tick(flagger.Canaries.begun(2), np.array([True, False]), 60.0)
-
-    assert canaries.weight == pytest.approx([0.05, 0.10])
-    assert canaries.failed_checks.tolist() == [1, 0]
 
 
 def test_argo_aborts_at_the_fourth_failure_of_one_metric() -> None:
@@ -258,28 +244,6 @@ def test_kayentas_interval_is_scipys() -> None:
     assert p.pvalue == pytest.approx(0.01, abs=0.002)
 
 
-def test_kayentas_score_is_the_share_of_metrics_that_pass_and_zero_without_data() -> None:
-    highs = np.array([[False, True, False], [False, False, False]])
-    known = np.array([[True, True, False], [True, True, True]])
-
-    assert kayenta.score(highs, known).tolist() == [100.0, 50.0, 0.0]
-
-
-def test_kayenta_ends_at_the_judgement_that_fails() -> None:
-    points = np.full((1, 40), 100.0) + np.arange(40) % 3
-    jump = points.copy()
-    jump[:, 5:] += 100
-
-    assert kayenta.rolled_back_s([(jump, points), (points, points)], 15.0).tolist() == [300.0]
-
-
-def test_one_minute_out_of_bounds_sets_off_the_alarm() -> None:
-    minutes = np.zeros((2, 10), bool)
-    minutes[0, 3] = True
-
-    assert alarm.rolled_back_s(minutes).tolist() == [240.0, np.inf]
-
-
 def test_burn_rate_needs_both_windows_above_the_factor() -> None:
     requests = np.full((2, 40), 100.0)
     errors = np.zeros((2, 40))
@@ -305,15 +269,6 @@ def test_group_sequential_bounds_spend_their_alpha_and_fall_along_the_looks() ->
     assert all(np.diff([bound for bound in bounds if np.isfinite(bound)]) < 0)
     assert bounds[-1] == pytest.approx(2.07, abs=0.03)
     assert group_sequential.spent(np.array([1.0]), 0.025) == pytest.approx([0.025])
-
-
-def test_documented_limits_miss_a_minute_without_data_and_tuned_ones_do_not() -> None:
-    nothing = Series(
-        np.zeros((1, 1, 2)), np.zeros((1, 1, 2)), np.zeros((1, 1, 2, len(EDGES_MS) + 1)), np.ones((1, 1), bool)
-    )
-
-    assert Limits(0.01, SLO_MS).missed(nothing).all()
-    assert not Limits(0.01, SLO_MS, no_data_fails=False).missed(nothing).any()
 
 
 def test_scrapes_follow_the_schedule_of_weights() -> None:
@@ -400,12 +355,6 @@ def test_tuned_rules_keep_to_one_percent_where_they_were_tuned() -> None:
     assert all(np.isfinite(each.rolled_back_s).mean() <= 0.03 for each in found.values())
 
 
-def test_a_file_that_was_not_written_to_its_end_counts_as_missing(tmp_path: Path) -> None:
-    (tmp_path / "cell.json").write_text('{"cell": ')
-
-    assert running.read(tmp_path / "cell.json") == {}
-
-
 def test_results_of_different_code_are_not_mixed(tmp_path: Path) -> None:
     cells = [Cell(1.0), Cell(10.0), Cell(100.0)]
     for cell, version in zip(cells, ("old", "new", "old"), strict=True):
@@ -416,19 +365,6 @@ def test_results_of_different_code_are_not_mixed(tmp_path: Path) -> None:
 
     assert found["versions"] == {"ours": "old", "peers": "old"}
     assert [row["rate"] for row in found["cells"]] == [1.0, 100.0]
-
-
-def test_a_tuning_survives_its_file() -> None:
-    tuning = Tuning.documented(SLO_MS)
-
-    assert read(json.loads(json.dumps(plain(tuning)))) == tuning
-
-
-def test_the_choice_is_a_part_of_all_cells_and_names_are_their_own() -> None:
-    every = every_cell()
-
-    assert set(chosen_cells()) < set(every)
-    assert len({cell.name for cell in every}) == len(every)
 
 
 def test_a_table_replaces_what_is_between_its_marks_alone() -> None:

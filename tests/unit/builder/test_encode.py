@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco
 
 from fakes.pipelines import pipeline_of
-from segserve_builder.imaging.masks import default_colour, label_png, outlines, polygons_json
+from segserve_builder.imaging.masks import default_colour, label_png, polygons_json
 from segserve_builder.imaging.probabilities import mean_confidence
 from segserve_builder.kernels.rle import MaskWindow, encode_bitmap
 from segserve_builder.stages.base import RequestOptions
@@ -182,12 +182,6 @@ def test_pycocotools_makes_the_mask_with_its_holes_filled_of_its_polygons(
     made = polygons_json(MaskWindow(bitmap, 3, 4))
 
     assert np.array_equal(rings(json.loads(made), *mask.shape), ndimage.binary_fill_holes(mask))
-
-
-def test_one_pixel_is_a_square() -> None:
-    (ring,) = outlines(MaskWindow(np.ones((1, 1), np.uint8), 5, 8))
-
-    assert sorted(map(tuple, ring.tolist())) == [(8, 5), (8, 6), (9, 5), (9, 6)]
 
 
 @pytest.mark.parametrize("classes", [1, 2, 7])

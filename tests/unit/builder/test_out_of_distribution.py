@@ -180,12 +180,6 @@ def test_energy_is_refused_where_there_are_no_logits_of_pixels() -> None:
         check_postprocess(pipeline("yolo-seg", score="energy", threshold=-3.0))
 
 
-@pytest.mark.parametrize("threshold", [float("nan"), float("inf")])
-def test_a_threshold_is_a_number(threshold: float) -> None:
-    with pytest.raises(ValidationError, match="finite"):
-        OutOfDistributionPolicy(score="detail", threshold=threshold)
-
-
 def test_slices_are_refused_where_answers_are_not_counted() -> None:
     with pytest.raises(ValidationError, match="slices need counts of answers, which answers: false switches off"):
         ModelMetrics(answers=False, slices=("north",))

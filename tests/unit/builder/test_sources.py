@@ -19,7 +19,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from segserve_builder import sources
 from segserve_builder.errors import (
     ArtifactMissingError,
     ArtifactTooLargeError,
@@ -266,10 +265,6 @@ def test_concurrent_fetches_of_one_folder_all_get_it(folder: Path, cache: Path) 
     with ThreadPoolExecutor(6) as pool:
         assert set(pool.map(one, range(6))) == {cache / "folders" / digest}
     assert list((cache / "partial").iterdir()) == []
-
-
-def test_every_registered_source_is_the_one_its_scheme_gets() -> None:
-    assert all(sources.source_of(f"{scheme}:///x") is source for scheme, source in sources.SOURCES.items())
 
 
 @pytest.mark.parametrize(

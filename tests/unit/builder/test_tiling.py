@@ -146,16 +146,6 @@ def test_the_last_tiles_reach_beyond_the_image_where_multiples_ask_for_it() -> N
     np.testing.assert_array_equal(found[-1], np.pad(image[:, 64:, 64:], ((0, 0), (0, 28), (0, 0)), "reflect"))
 
 
-@pytest.mark.parametrize("blend", BLENDS)
-@pytest.mark.parametrize("size", [1, 2, 7, 512])
-def test_weights_are_symmetric_and_largest_in_the_middle(blend: Any, size: int) -> None:
-    weights = TileWeights.of(blend, size, 3).weights()
-
-    assert weights.min() > 0
-    np.testing.assert_allclose(weights, weights[::-1, ::-1], rtol=1e-4)
-    assert (weights <= weights[(size - 1) // 2] * (1 + 1e-6)).all()
-
-
 def test_one_channel_is_the_logit_of_the_second_class() -> None:
     plan = TilePlan.of(TiledInference(height=8, width=8, overlap=0.5, multiple_of=1), 20, 30)
     logits = some_logits(plan, 1, 1)

@@ -12,7 +12,7 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from segserve_builder.errors import PipelineError, UnknownNameError
+from segserve_builder.errors import PipelineError
 from segserve_builder.families import FAMILIES
 from segserve_builder.families.base import Family, NetworkIO, TensorSpec
 from segserve_builder.render.tree import Network, Tree, render, with_network_alias
@@ -157,16 +157,6 @@ def test_a_network_whose_tensors_have_public_names_still_connects() -> None:
     assert len(names) == len(set(names))
 
 
-def test_a_request_gives_an_encoded_image_or_pixels() -> None:
-    config = configs(rendered())["coins"]
-
-    assert [(tensor.name, list(tensor.dims), tensor.optional) for tensor in config.input] == [
-        ("IMAGE", [1], True),
-        ("PIXELS", [-1, -1, 1], True),
-    ]
-    assert config.max_batch_size == 0
-
-
 def test_clients_find_the_revision_and_the_classes_in_the_ensemble() -> None:
     config = configs(rendered())["coins"]
 
@@ -193,10 +183,6 @@ def test_each_step_reads_its_options_back_from_its_configuration() -> None:
 
     assert all(text == again for text, again in texts)
     assert PostOptions.model_validate_json(texts[2][0]).pipeline == pipeline()
-
-
-def test_equal_arguments_render_an_equal_tree() -> None:
-    assert rendered() == rendered()
 
 
 @pytest.mark.parametrize(
@@ -258,11 +244,6 @@ def test_each_python_step_blocks_the_cache_folder_and_names_its_own_code() -> No
         assert files["1/__pycache__"] == b""
         kind = name.split("--")[1]
         assert files["1/model.py"].startswith(f"from segserve_builder.backend.{kind} import Tri".encode())
-
-
-def test_an_unknown_family_is_named_with_the_known_ones() -> None:
-    with pytest.raises(UnknownNameError, match=r"'sam'.*semantic-logits, .*, ssd"):
-        render(pipeline(family="sam"), Network(SEMANTIC_IO, ARTIFACT))
 
 
 def test_stages_that_do_not_feed_the_network_are_refused() -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -218,19 +216,6 @@ def test_a_connection_that_keeps_breaking_is_an_unreachable_gateway(gateway: Gat
         client.segment(photo, model="coins")
 
 
-@pytest.mark.parametrize("transport", ["http", "grpc"])
-def test_a_port_where_nothing_listens_is_an_unreachable_gateway(
-    transport: Any, photo: bytes, segment: Segment, gateway: Gateway
-) -> None:
-    from .conftest import Served
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{free.getsockname()[1]}"
-        with pytest.raises(GatewayUnreachableError, match="cannot reach"):
-            segment(Served(gateway, url, transport), photo, model="coins")
-
-
 def test_an_answer_that_is_late_is_a_timeout_and_not_asked_for_again(
     served: Served, photo: bytes, segment: Segment
 ) -> None:
@@ -267,30 +252,6 @@ def test_an_answer_that_is_not_one_is_a_protocol_error_and_not_asked_for_again(
 
     assert caught.value.model == "coins"
     assert gateway.inferences == 1
-
-
-def test_contents_missing_over_grpc_are_a_protocol_error(gateway: Gateway, photo: bytes) -> None:
-    gateway.faults.append(Fault(truncate_to=0))
-
-    with gateway.grpc() as url, Client(url, transport="grpc") as client, pytest.raises(ProtocolError):
-        client.segment(photo, model="coins")
-
-
-def test_sixteen_threads_share_a_client(served: Served, photo: bytes) -> None:
-    with Client(served.url, transport=served.transport) as client, ThreadPoolExecutor(16) as threads:
-        models = ["coins", "discs"] * 32
-        results = list(threads.map(lambda model: client.segment(photo, model=model), models))
-
-    assert [result.model for result in results] == models
-    assert served.gateway.inferences == 64
-
-
-async def test_thirty_two_tasks_share_a_client(served: Served, photo: bytes) -> None:
-    async with AsyncClient(served.url, transport=served.transport) as client:
-        models = ["coins", "discs"] * 16
-        results = await asyncio.gather(*(client.segment(photo, model=model) for model in models))
-
-    assert [result.model for result in results] == models
 
 
 def test_a_models_configuration_is_asked_for_once(served: Served, photo: bytes) -> None:

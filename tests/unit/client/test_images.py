@@ -158,12 +158,6 @@ def test_an_array_is_what_the_server_makes_of_its_file(pixels: np.ndarray, wante
     assert found.datatype == wanted.dtype
 
 
-def test_grey_of_every_colour_is_that_of_the_server() -> None:
-    colours = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
-    grey = to_pixel_format(image_tensor(colours), PixelFormat(1, "UINT8")).to_array()
-    np.testing.assert_array_equal(grey, decode_image(png(colours), colour="GREY", dtype="UINT8", max_pixels=10**6))
-
-
 def test_a_file_and_what_suits_the_model_are_left_as_they_are() -> None:
     for tensor in (image_tensor(png(PIXELS)), image_tensor(PIXELS)):
         assert to_pixel_format(tensor, PixelFormat(3, "UINT8")) is tensor
@@ -307,11 +301,6 @@ def test_a_tensor_of_torch_is_sent_unless_it_has_other_axes_a_gradient_or_no_mem
         image_tensor(torch.zeros(5, 7, 3, requires_grad=True))
     with pytest.raises(BadRequestError, match=r"Tensor.*meta"):
         image_tensor(torch.zeros(5, 7, device="meta"))
-
-
-def test_a_file_that_is_not_there_is_the_usual_error(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"none\.png"):
-        image_tensor(tmp_path / "none.png")
 
 
 def test_sixteen_bits_are_drawn_scaled_not_clipped() -> None:

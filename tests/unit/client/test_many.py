@@ -17,7 +17,7 @@ from PIL import Image
 from fakes.kserve import Arrays, Asked, Fault, Gateway, Model, items
 from segserve import AsyncClient, BadRequestError, Client, Failure, SegserveError, ServerError
 
-from .conftest import parameters, png
+from .conftest import parameters
 
 DETECTION = ["REVISION", "SIZE", "BOXES", "SCORES", "CLASSES"]
 
@@ -219,14 +219,6 @@ def test_memory_that_is_used_again_for_the_next_image_does_not_change_the_last(c
     assert [value(result) for result in caller.run("segment_many", camera(), in_flight=6)] == list(range(12))
 
 
-def test_paths_files_and_bytes_may_be_mixed(caller: Any, tmp_path: Path) -> None:
-    path = tmp_path / "one.png"
-    path.write_bytes(png(image(1)))
-    with path.open("rb") as opened:
-        images = [path, str(path), opened, png(image(2)), Image.fromarray(image(3))]
-        assert [value(result) for result in caller.run("segment_many", images)] == [1, 1, 1, 2, 3]
-
-
 def test_leaving_early_pulls_and_sends_no_more(caller: Any, gateway: Gateway) -> None:
     images, pulled = counted(100)
     results = caller.run("segment_many", images, in_flight=4)
@@ -268,10 +260,6 @@ def test_failures_stand_in_the_places_of_their_images_where_they_are_returned(
     assert isinstance(second, Failure)
     assert (second.index, second.source, type(second.error)) == (1, missing, FileNotFoundError)
     assert value(third) == 2
-
-
-def test_no_images_give_no_results(caller: Any) -> None:
-    assert list(caller.run("segment_many", [])) == []
 
 
 @pytest.mark.parametrize("method", ["segment_many", "segment_stream"])

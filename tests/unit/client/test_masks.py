@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from PIL import Image, ImageDraw
 from pycocotools import mask as coco
 
 from segserve.results.masks import EncodedMask, largest_first, runs_of
@@ -165,16 +164,3 @@ def test_a_png_of_another_size_or_with_colours_is_a_protocol_error() -> None:
         read_png(png(np.zeros((4, 5), np.uint8)), 4, 4)
     with pytest.raises(ProtocolError, match="RGB"):
         read_png(png(np.zeros((4, 4, 3), np.uint8)), 4, 4)
-
-
-def test_the_bitmap_cannot_be_written_to() -> None:
-    mask = EncodedMask(rle_counts(np.ones((3, 3), bool)), 3, 3)
-    with pytest.raises(ValueError, match="read-only"):
-        mask.bitmap[0, 0] = False
-
-
-def test_a_ring_is_one_part_with_a_hole() -> None:
-    canvas = Image.new("1", (30, 30))
-    ImageDraw.Draw(canvas).ellipse((4, 4, 26, 26), outline=1, width=5)
-    (part,) = EncodedMask.of(np.asarray(canvas)).parts()
-    assert len(part.holes) == 1

@@ -6,7 +6,6 @@ import io
 
 import numpy as np
 import pytest
-from pycocotools.coco import COCO
 from rich.console import Console
 
 from segserve import (
@@ -86,19 +85,6 @@ def test_segments_are_filled_stuff_in_its_classes_colour() -> None:
 def test_an_image_of_another_size_is_refused(result: Result) -> None:
     with pytest.raises(BadRequestError, match="60 x 80"):
         result.overlay(np.zeros((10, 10, 3), np.uint8))
-
-
-@pytest.mark.parametrize(
-    ("result", "boxes"),
-    [(DETECTIONS, [[5, 6, 35, 24]]), (KEYPOINTS, [[5, 6, 35, 24]]), (SEGMENTS, [[0, 0, 80, 30], [20, 35, 40, 15]])],
-)
-def test_pycocotools_reads_what_is_written(result: Result, boxes: list[list[float]]) -> None:
-    written = COCO()
-    written.dataset = result.to_coco()
-    written.createIndex()
-
-    found = written.loadAnns(written.getAnnIds())
-    assert [one["bbox"] for one in found] == boxes
 
 
 def test_keypoints_are_written_as_coco_has_them() -> None:

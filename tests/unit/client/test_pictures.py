@@ -84,16 +84,6 @@ def test_a_mask_that_leaves_the_image_has_no_contour_along_its_edge() -> None:
     assert (drawn[:, 198:200] != 90).any()
 
 
-@pytest.mark.parametrize(("size", "width"), [((64, 64), 1), ((300, 400), 2), ((2160, 3840), 9)])
-def test_lines_grow_with_the_image(size: tuple[int, int], width: int) -> None:
-    mask = np.zeros(size, bool)
-    mask[size[0] // 4 : -size[0] // 4, size[1] // 4 : -size[1] // 4] = True
-    drawn = np.asarray(instances(mask).overlay(Image.new("RGB", size[::-1]), alpha=0, labels=False))
-
-    middle = drawn[size[0] // 2, : size[1] // 2]
-    assert (middle == palette(0)).all(axis=1).sum() == width
-
-
 def test_labels_leave_most_of_a_crowded_or_small_image_to_see() -> None:
     rng = np.random.default_rng(0)
     discs = [np.hypot(ROWS - y, COLUMNS - x) < 9 for y, x in rng.integers(10, 290, (200, 2))]
@@ -113,12 +103,6 @@ def test_a_legend_names_what_does_not_fit_by_its_number() -> None:
     with_legend, without = (np.asarray(result.overlay(ground, legend=legend)) for legend in (True, False))
     covered = (with_legend != without).any(axis=2)
     assert 0 < covered.mean() < 0.4
-
-
-def test_colours_by_class_are_those_of_the_legend() -> None:
-    ground = Image.new("RGB", (WIDTH, HEIGHT))
-    drawn = np.asarray(instances(DISC, class_id=2).overlay(ground, legend=True, alpha=1, labels=False))
-    assert tuple(drawn[150, 200]) == palette(2)
 
 
 def test_no_thing_has_the_colour_of_stuff() -> None:
@@ -210,18 +194,3 @@ def test_a_notebook_shows_a_table_and_a_small_picture() -> None:
 def test_a_large_result_is_shown_without_a_picture_of_its_own() -> None:
     result = DetectionResult("m", "m", (20_000, 20_000), CLASSES, ())
     assert "<img" not in result._repr_html_()
-
-
-@pytest.mark.parametrize(
-    ("result", "said"),
-    [
-        (instances(DISC, ~DISC), "<InstanceResult of 400 x 300 by m-aa: 2 dog>"),
-        (
-            SemanticResult("m", "m-aa", (10, 10), CLASSES, {"dog": 25, "bicycle": 0}, None, b"", {}),
-            "<SemanticResult of 10 x 10 by m-aa: dog 25.0%>",
-        ),
-        (DetectionResult("m", "m-aa", (10, 10), CLASSES, ()), "<DetectionResult of 10 x 10 by m-aa: nothing>"),
-    ],
-)
-def test_a_result_is_described_in_one_line(result: InstanceResult, said: str) -> None:
-    assert repr(result) == said

@@ -8,10 +8,9 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from pycocotools.coco import COCO
 
 from fakes.kserve import Asked, items
-from segserve import BadRequestError, InstanceResult, ModelInfo, ProtocolError, SegmentClass, SemanticResult
+from segserve import InstanceResult, ModelInfo, ProtocolError, SemanticResult
 from segserve.calls.answers import read_model_info, read_result, wanted_outputs
 from segserve.rendering.drawing import palette
 from segserve_common.kserve import InferAnswer, Tensor
@@ -81,14 +80,6 @@ def test_masks_of_instances_are_stacked_in_their_order() -> None:
         MASKS=items(), BOXES=np.zeros((0, 4), np.float32), SCORES=np.zeros(0, np.float32), CLASSES=np.zeros(0, np.int32)
     )
     assert (nothing.masks.shape, nothing.masks.dtype) == ((0, HEIGHT, WIDTH), np.bool_)
-
-
-def test_an_object_is_shown_with_the_digits_that_mean_something() -> None:
-    boxes = np.array([[8.123457, 8, 33, 33], [43, 5, 74, 36]], np.float32)
-
-    assert repr(instances(BOXES=boxes)[0]) == (
-        "Instance(box=(8.1, 8.0, 33.0, 33.0), score=0.930, class_id=1, class_name='coin')"
-    )
 
 
 def test_semantic_labels_areas_and_masks_agree() -> None:
@@ -211,23 +202,6 @@ def test_a_model_that_answers_otherwise_is_named_with_what_it_has() -> None:
         wanted_outputs(ModelInfo("resnet", frozenset({"logits"})), confidence=False)
 
 
-@pytest.mark.parametrize("result", [semantic(), instances()], ids=["semantic", "instances"])
-def test_pycocotools_loads_the_data_set_and_gives_the_masks_back(
-    result: SemanticResult | InstanceResult, capsys: pytest.CaptureFixture[str]
-) -> None:
-    data = json.loads(json.dumps(result.to_coco(image_id=4, file_name="a.png")))
-    index = COCO()
-    index.dataset = data
-    index.createIndex()
-
-    assert index.imgs[4] == {"id": 4, "width": WIDTH, "height": HEIGHT, "file_name": "a.png"}
-    assert index.cats[1]["name"] == "coin"
-    coins = index.loadAnns(index.getAnnIds(catIds=[1]))
-    masks = [decoded(index.annToRLE(annotation)) for annotation in coins]
-    np.testing.assert_array_equal(np.any(masks, axis=0), coin_masks().any(axis=0))
-    assert [annotation["area"] for annotation in coins] == [mask.sum() for mask in masks]
-
-
 def test_an_overlay_colours_masks_and_leaves_the_rest(photo: bytes) -> None:
     drawn = np.asarray(semantic().overlay(photo, labels=False))
     coin = coin_masks().any(axis=0)
@@ -244,23 +218,3 @@ def test_instances_have_colours_of_their_own_unless_the_class_decides(photo: byt
 
     assert [tuple(by_instance[place]) for place in inside] == [palette(0), palette(1)]
     assert [tuple(by_class[place]) for place in inside] == [(255, 204, 0)] * 2
-
-
-def test_labels_and_legend_are_drawn_within_the_image(photo: bytes) -> None:
-    for result in (semantic(), instances()):
-        plain, labelled = (np.asarray(result.overlay(photo, labels=labels)) for labels in (False, True))
-        assert labelled.shape == plain.shape == (HEIGHT, WIDTH, 3)
-        assert (labelled != plain).any()
-
-
-def test_an_overlay_of_another_image_is_refused() -> None:
-    with pytest.raises(BadRequestError, match=r"60 x 80 .*this image is 5 x 9"):
-        semantic().overlay(np.zeros((5, 9), np.uint8))
-
-
-def test_the_first_colours_are_all_different() -> None:
-    assert len({palette(index) for index in range(100)}) == 100
-
-
-def test_a_class_has_the_colour_of_the_file() -> None:
-    assert INFO.classes[1] == SegmentClass(1, "coin", (255, 204, 0))

@@ -42,28 +42,3 @@ def test_every_coin_has_a_point_near_its_centre_that_answers_for_it() -> None:
         mine = owner == index
         assert torch.all((points.x[mine] > left) & (points.x[mine] < right))
         assert torch.all((points.y[mine] > top) & (points.y[mine] < bottom))
-
-
-def test_small_coins_are_for_fine_points_and_large_ones_for_coarse_points() -> None:
-    from targets import assign, coins_of
-    from yolo import STRIDES, points_of
-
-    labels = np.zeros((SIZE, SIZE), np.uint8)
-    disc(labels, 1, 30, 30, 8)
-    disc(labels, 2, 80, 80, 40)
-    points = points_of(SIZE)
-
-    owner = assign(coins_of(labels), points)
-
-    assert set(points.stride[owner == 0].tolist()) == {STRIDES[0]}
-    assert set(points.stride[owner == 1].tolist()) == {STRIDES[2]}
-
-
-def test_a_scene_without_coins_is_all_background() -> None:
-    from targets import BACKGROUND, assign, coins_of
-    from yolo import points_of
-
-    coins = coins_of(np.zeros((SIZE, SIZE), np.uint8))
-
-    assert coins.boxes.shape == (0, 4)
-    assert (assign(coins, points_of(SIZE)) == BACKGROUND).all()

@@ -136,7 +136,7 @@ def test_masks_are_pasted_as_torchvision_pastes_them() -> None:
     assert (rows[0], rows[-1], columns[0], columns[-1]) == (20, 48, 10, 38)
 
 
-@NAMES
+@pytest.mark.parametrize("name", ["unet", "pspnet", "segformer", "yolo-seg", "mask-rcnn", "maskformer"])
 @pytest.mark.filterwarnings("ignore:You are using the legacy TorchScript:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @pytest.mark.filterwarnings("ignore:The feature will be removed:DeprecationWarning")

@@ -113,10 +113,6 @@ def test_where_everything_must_run_a_skipped_test_is_a_failure(run: Run) -> None
     assert "a skipped test is a failure" in done.stdout
 
 
-def test_a_run_that_left_nothing_out_says_nothing_of_it(run: Run) -> None:
-    assert "NOT RUN" not in run(TESTS, "-m", "platform").stdout
-
-
 def test_a_property_test_tries_the_same_examples_each_time_and_others_when_it_is_to_explore(
     run: Run, tmp_path: Path
 ) -> None:

@@ -35,10 +35,6 @@ def test_a_change_meets_the_tests_that_import_it(changed: str, test: str) -> Non
     assert distances(ROOT, [changed])[test] == 1
 
 
-def test_a_test_that_changed_comes_first() -> None:
-    assert nearest("tests/unit/client/test_wire.py") == "tests/unit/client/test_wire.py"
-
-
 def test_who_imports_it_over_others_comes_later() -> None:
     found = distances(ROOT, [f"{STAGES}/keypoints.py"])
 

@@ -184,14 +184,6 @@ class World:
         return [type(action) for action in self.done if action.subject == name]
 
 
-def test_an_assigned_model_ends_up_loaded_and_proved() -> None:
-    world, coins = World(), revision_of("coins")
-    world.converge(coins)
-    report = world.report(coins)["coins"]
-    assert (report.state, report.proof, report.loaded) == (ModelState.READY, "builtin", True)
-    assert report.steps == steps_of(coins)
-
-
 def test_nothing_is_reported_ready_before_its_proof() -> None:
     world, coins = World(), revision_of("coins")
     world.converge(coins)
@@ -418,13 +410,6 @@ def test_a_shared_step_is_suspected_whose_member_fails_probes_although_it_was_op
         agent._absorb(ActionResult(probe, failing=failing), 61.0)
 
     assert suspected == suspects
-
-
-def test_steps_that_are_not_loaded_yet_load_together() -> None:
-    world, coins = World(), revision_of("coins")
-    world.prepare(coins)
-    actions = next_actions((coins,), world.snapshot(), world.state, 0.0)
-    assert actions == tuple(LoadStep(step) for step in steps_of(coins))
 
 
 def test_the_ensemble_of_a_heavy_network_loads_once_its_steps_are_loaded() -> None:

@@ -135,14 +135,6 @@ def test_a_server_that_greets_late_is_slow_and_not_unreachable() -> None:
         server.close()
 
 
-def test_progress_of_a_small_file_is_not_reported() -> None:
-    said: list[str] = []
-    for done in range(0, 50 * MEGABYTE, MEGABYTE):
-        DownloadProgress(said.append)(done, 50 * MEGABYTE)
-
-    assert said == []
-
-
 def test_a_report_shows_the_progress_of_a_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner_module, "LARGE_BYTES", 1)
     state, said = AgentState(), []
@@ -182,11 +174,6 @@ def test_a_log_that_was_cut_short_is_read_from_its_start(tmp_path: Path) -> None
     log = tmp_path / "triton.log"
     log.write_text(NEW)
     assert logged_reason(log, "coins", 10_000_000) == "Poll failed for model directory 'coins': new"
-
-
-def test_a_missing_log_tells_nothing(tmp_path: Path) -> None:
-    log = tmp_path / "triton.log"
-    assert logged_reason(log, "coins", log_position(log)) is None
 
 
 PRE, NET, POST = STEPS = ("segserve--pre--0", "segserve--net-shared--0", "segserve--post-shared--0")

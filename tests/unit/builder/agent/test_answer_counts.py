@@ -23,8 +23,6 @@ from segserve_builder.agent.protocol import (
     MAX_SLICE_HISTOGRAMS,
     AnswerCounting,
     AnswersReport,
-    ModelReport,
-    ModelState,
 )
 from segserve_builder.spec.model_spec import MAX_COUNTED_SLICES, ModelMetrics
 from segserve_builder.steps.answer_metrics import EMBEDDING_DIRECTIONS, IMAGE_HISTOGRAMS, METRIC_FAMILIES
@@ -81,10 +79,6 @@ def test_cumulated_buckets_become_observations_of_each_bucket_of_one_revision() 
     assert found["brightness"] == (0, 0, 0, 10, 0, 0, 0, 0, 0, 0, 0)
     assert "area:coin" not in found
     assert series.keys() == {"coins-1"}
-
-
-def test_a_revision_that_nobody_called_has_no_histograms() -> None:
-    assert histograms({}, ("coin",)) == {}
 
 
 def test_names_of_classes_may_have_any_characters() -> None:
@@ -229,14 +223,3 @@ def test_metrics_that_are_too_long_leave_the_former_counts_and_are_told_once(
     assert [record.getMessage() for record in caplog.records] == [
         "the server's metrics are longer than 16 MiB: answers are not counted any more"
     ]
-
-
-def test_a_report_with_counts_comes_back_as_it_was_written() -> None:
-    report = ModelReport(
-        model="coins",
-        revision="coins-1",
-        state=ModelState.READY,
-        answers=AnswersReport(histograms={"classShare:coin": (2, 8)}),
-    )
-
-    assert ModelReport.read(report.to_json()) == report

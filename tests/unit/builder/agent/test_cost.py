@@ -203,12 +203,6 @@ def test_looks_that_take_long_are_rarer(took_s: float, expected_s: float) -> Non
     assert period_s(took_s) == pytest.approx(expected_s)
 
 
-def test_a_look_says_what_it_took_the_launcher() -> None:
-    found = ServerUse({"net": ProcessUse("net", 1.0, 1000.0)}, 0, 0.6)
-
-    assert CostAccountant(CostLedger(), lambda: found, lambda: answered(1, 1), lambda: [ONE], {}).look() == 0.6
-
-
 @pytest.mark.parametrize("content", ["", "[]", '{"costs": 1}', '{"last": {}}'])
 def test_a_file_that_is_no_ledger_is_replaced(tmp_path: Path, content: str) -> None:
     file = tmp_path / "costs.json"

@@ -282,22 +282,6 @@ def test_a_step_has_the_model_and_the_revision_that_have_it_now(
     assert owner(log) == named
 
 
-def test_an_error_of_a_shared_step_has_the_model_of_its_member() -> None:
-    shared, members = "segserve--post-shared--0123456789", [f"segserve--post-member--{digit * 10}" for digit in "12"]
-    having = {
-        name: Ensemble(f"{name}-1", frozenset({shared}), frozenset({member}))
-        for name, member in zip(("coins", "roads"), members, strict=True)
-    }
-    log, repository = JsonLog(), Ensembles(having)
-    log.follow(repository, repository.ending)
-    error = ERROR.replace(f"step '{STEP}'".encode(), f"step '{shared}', member '{members[1]}'".encode())
-
-    (row,) = map(json.loads, log.convert(error).splitlines())
-
-    assert (row["step"], row["member"]) == (shared, members[1])
-    assert (row["model"], row["revision"]) == ("roads", "roads-1")
-
-
 def test_a_line_that_cannot_be_read_is_written_as_it_is_and_so_are_its_neighbours(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

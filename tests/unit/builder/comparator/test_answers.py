@@ -287,7 +287,3 @@ async def test_what_is_kept_is_bounded_in_number_and_bytes(limit: int, monkeypat
 
     agreed = [pair["agreement"] for pair in pairs]
     assert agreed == ([0.1, 0.5, *[0.7] * (service.MOST_PAIRS - 2)] if limit else [])
-
-
-def test_a_sheet_has_as_many_pairs_as_are_kept() -> None:
-    assert service.MOST_PAIRS == sheet.MOST_PAIRS

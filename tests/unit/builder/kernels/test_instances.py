@@ -128,31 +128,6 @@ def test_regions_of_the_chosen_classes_are_those_of_scipy(
     assert firsts == sorted(firsts)
 
 
-def test_touching_discs_are_one_object_each() -> None:
-    labels, (rows, columns) = np.zeros((120, 200), np.uint8), np.mgrid[:120, :200]
-    centres = [(30, 30), (30, 68), (68, 30), (68, 68), (60, 150)]
-    for y, x in centres:
-        labels[(rows - y) ** 2 + (columns - x) ** 2 <= 400] = 1
-    assert len(find_regions(labels, chosen(np.uint8, [1]), 4, 1).boxes) == 2
-
-    cut = objects(labels, 4, 10)
-
-    assert len(cut.boxes) == 5
-    assert sorted(cut.numbers[y, x] for y, x in centres) == [1, 2, 3, 4, 5]
-
-
-def test_a_ring_is_not_filled_and_its_hole_is_another_object() -> None:
-    labels = np.zeros((31, 31), np.uint8)
-    labels[5:26, 5:26] = 1
-    labels[12:19, 12:19] = 2
-
-    found = find_regions(labels, chosen(np.uint8, [1, 2]), 4, 1)
-
-    assert found.boxes.tolist() == [[5, 5, 26, 26], [12, 12, 19, 19]]
-    assert found.classes.tolist() == [1, 2]
-    assert np.array_equal(found.numbers, labels)
-
-
 @pytest.mark.parametrize("value", [0, 1])
 @pytest.mark.parametrize("shape", [(1, 1), (1, 70), (70, 1), (64, 65), (0, 5), (5, 0)])
 def test_a_map_of_one_class_is_one_object_or_none(shape: tuple[int, int], value: int) -> None:
@@ -161,15 +136,6 @@ def test_a_map_of_one_class_is_one_object_or_none(shape: tuple[int, int], value:
     expected = [[0, 0, shape[1], shape[0]]] if value and shape[0] * shape[1] else []
     assert cut.boxes.tolist() == expected
     assert cut.numbers.tolist() == np.full(shape, value).tolist()
-
-
-def test_a_thin_line_is_cut_at_every_least_distance() -> None:
-    line = np.zeros((5, 40), np.uint8)
-    line[2] = 1
-
-    cut = objects(line, 4, 10)
-
-    assert cut.boxes.tolist() == [[0, 2, 6, 3], [6, 2, 16, 3], [16, 2, 26, 3], [26, 2, 40, 3]]
 
 
 def test_what_is_farther_from_the_outside_than_any_object_has_one_middle() -> None:

@@ -84,11 +84,6 @@ def test_values_that_are_not_finite_do_not_crash() -> None:
     assert keypoints(heatmaps, np.array([[0, 0, 20, 20]], np.float32)).shape == (1, 1, 3)
 
 
-def test_no_boxes_and_no_keypoints_give_none() -> None:
-    assert keypoints(np.zeros((0, 17, 56, 56), np.float32), np.zeros((0, 4), np.float32)).shape == (0, 17, 3)
-    assert keypoints(np.zeros((2, 0, 56, 56), np.float32), np.zeros((2, 4), np.float32)).shape == (2, 0, 3)
-
-
 def test_shapes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="have shapes"):
         keypoints(np.zeros((2, 17, 56, 56), np.float32), np.zeros((3, 4), np.float32))

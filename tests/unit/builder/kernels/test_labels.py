@@ -105,25 +105,6 @@ def test_padded_labels_are_those_of_exact_sampling_but_for_float_ties(
     assert (exact.max(axis=0) - chosen).max() < 2e-5
 
 
-def test_a_padded_image_at_full_resolution_is_cropped() -> None:
-    logits = noise(3, 32, 48, 0)
-
-    labels = label_map(logits, *axes(ResizeTransform(20, 30, 5, 7, 20, 30, 32, 48), 32, 48))
-
-    assert np.array_equal(labels, logits[:, 5:25, 7:37].argmax(axis=0))
-
-
-def test_padding_never_decides_a_pixel() -> None:
-    logits = np.zeros((2, 16, 16), np.float32)
-    logits[0] = 1
-    inside = (slice(None), slice(4, 12), slice(3, 13))
-    logits[inside] = logits[inside][::-1]
-
-    labels = label_map(logits, *axes(ResizeTransform(77, 91, 32, 24, 64, 80, 128, 128), 16, 16))
-
-    assert (labels == 1).all()
-
-
 @pytest.mark.parametrize("threshold", [-1.5, 0.0, 0.7])
 @pytest.mark.parametrize("size", [(16, 24), (40, 50)])
 def test_one_channel_is_compared_with_the_threshold(threshold: float, size: tuple[int, int]) -> None:
@@ -160,13 +141,6 @@ def test_huge_logits_are_compared_like_any(channels: int) -> None:
     labels = label_map(logits, *axes(ResizeTransform.of(40, 40), 5, 5))
 
     assert np.array_equal(labels, interpolated(logits, 40, 40).argmax(axis=0))
-
-
-@pytest.mark.parametrize("aligned", [False, True])
-def test_one_cell_is_the_label_of_every_pixel(aligned: bool) -> None:
-    logits = np.arange(4, dtype=np.float32).reshape(4, 1, 1)
-
-    assert (label_map(logits, *axes(ResizeTransform.of(7, 5), 1, 1, align_corners=aligned)) == 3).all()
 
 
 def test_aligned_corners_of_an_image_as_large_as_the_grid_are_a_crop() -> None:

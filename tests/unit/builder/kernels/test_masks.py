@@ -114,12 +114,6 @@ def test_masks_are_the_same_together_as_one_by_one() -> None:
     assert list(together) == alone
 
 
-def test_no_instances_give_no_masks() -> None:
-    prototypes, coefficients, boxes = head(0, 4, 8, 8, 32, 32, seed=0)
-
-    assert mask_rles(prototypes, coefficients, boxes, *axes(ResizeTransform.of(32, 32), 8, 8)) == ()
-
-
 def test_a_box_outside_the_image_gives_an_empty_mask() -> None:
     prototypes, coefficients = np.ones((1, 8, 8), np.float32), np.ones((2, 1), np.float32)
     boxes = np.array([[40, 40, 50, 50], [-9, -9, -1, -1]], np.float32)

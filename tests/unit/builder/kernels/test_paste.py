@@ -191,10 +191,6 @@ def test_a_value_of_the_threshold_itself_counts_for_detectron2_alone() -> None:
     assert decoded(paste_rles(masks, boxes, 32, 32, whole_pixels=False), 32, 32).all()
 
 
-def test_no_masks_give_none() -> None:
-    assert paste_rles(np.zeros((0, 28, 28), np.float32), np.zeros((0, 4), np.float32), 32, 32) == ()
-
-
 def test_shapes_that_do_not_fit_are_refused() -> None:
     boxes = np.zeros((2, 4), np.float32)
 

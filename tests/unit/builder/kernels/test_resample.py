@@ -97,15 +97,6 @@ def test_the_size_it_has_leaves_an_image_as_it_is() -> None:
     assert np.array_equal(resample(pixels, 31, 47, "cubic"), pixels)
 
 
-def test_read_only_and_strided_pixels_give_the_same_and_are_left_untouched() -> None:
-    pixels = picture(40, 50, 3, np.uint8, 3)
-    strided = pixels.repeat(2, axis=1)[:, ::2]
-    strided.setflags(write=False)
-
-    assert np.array_equal(resample(strided, 13, 77, "bilinear"), resample(pixels, 13, 77, "bilinear"))
-    assert np.array_equal(strided, pixels)
-
-
 def test_pixels_that_do_not_fit_are_refused_with_what_was_seen() -> None:
     with pytest.raises(ValueError, match="pixels are float32"):
         resample(np.zeros((2, 2, 3), np.float32), 4, 4, "bilinear")

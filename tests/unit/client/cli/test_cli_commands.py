@@ -210,20 +210,3 @@ def test_a_mistake_is_told_without_a_traceback(command: Command, here: FakePlatf
     assert (code, printed) == (expected, "")
     assert said in complaint
     assert "Traceback" not in complaint
-
-
-def test_a_cluster_that_is_down_is_told_with_its_context(command: Command, kubeconfig: Path) -> None:
-    code, _, complaint = command("get", "--kubeconfig", kubeconfig)
-
-    assert code == 1
-    assert complaint.startswith("error: http://127.0.0.1:1 of context 'test' does not respond: ")
-    assert complaint.count("\n") == 1
-
-
-@pytest.mark.parametrize("name", ["apply", "delete", "get", "describe", "wait", "logs", "predict", "doctor", "cleanup"])
-def test_every_command_says_where_it_can_go(command: Command, name: str) -> None:
-    code, printed, _ = command(name, "--help")
-
-    assert code == 0
-    for option in ("--local", "--context", "--namespace", "--kubeconfig"):
-        assert option in printed

@@ -427,12 +427,6 @@ def test_the_users_word_counts_more_than_a_guess(command: Command, photos: Path,
     assert [entry["name"] for entry in written["spec"]["classes"]] == ["table", "coin"]
 
 
-def test_folder_and_network_are_taken_in_either_order(command: Command, photos: Path, tmp_path: Path) -> None:
-    code, _, _ = command("init", EXAMPLES / "coins/coins-unet.onnx", photos, "-o", tmp_path / "out")
-
-    assert (code, (tmp_path / "out/model.yaml").exists()) == (0, True)
-
-
 def test_without_photographs_one_of_coins_stands_in(command: Command, tmp_path: Path) -> None:
     code, printed, _ = command("init", EXAMPLES / "coins/coins-unet.onnx", "-o", tmp_path / "out")
 
@@ -517,28 +511,6 @@ def test_what_is_written_names_the_schema_for_editors(command: Command, photos: 
     assert json.loads((tmp_path / "out" / schema).read_text())["$schema"]
 
 
-def test_a_wrong_number_of_classes_is_told_before_anything_is_tried(photos: Path) -> None:
-    told: list[str] = []
-
-    with pytest.raises(CommandError, match="--classes has 3 names"):
-        guess(EXAMPLES / "coins/coins-unet.onnx", "0" * 64, [PHOTO], Overrides(classes="a,b,c"), told.append)
-
-    assert told == ["reading the network"]
-
-
-@pytest.mark.usefixtures("small_trial_runs")
-def test_what_takes_long_is_told_step_by_step(tmp_path: Path) -> None:
-    file = without_its_normalisation(EXAMPLES / "coins/coins-unet.onnx", tmp_path / "float.onnx")
-    told: list[str] = []
-
-    guess(file, "0" * 64, [PHOTO], Overrides(), told.append)
-
-    assert [text for text in told if text.startswith("normalisation")] == [
-        f"normalisation {n} of 4" for n in (1, 2, 3, 4)
-    ]
-    assert "measuring memory 1 of 2" in told
-
-
 @pytest.mark.parametrize(("channels", "usual"), [(3, "ImageNet"), (1, "0 to 1")])
 def test_images_that_cannot_tell_the_normalisation_leave_the_most_usual_one(
     tmp_path: Path, channels: int, usual: str
@@ -554,31 +526,6 @@ def test_images_that_cannot_tell_the_normalisation_leave_the_most_usual_one(
     assert "  0.00  pixels of 0 to 255" in remark.text.splitlines()
     expected = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]} if usual == "ImageNet" else {}
     assert guessed.spec["preprocess"][-1] == {"normalise": expected}
-
-
-def test_as_many_objects_as_an_answer_holds_are_told_as_the_limit(
-    command: Command, photos: Path, tmp_path: Path
-) -> None:
-    boxes = np.arange(300, dtype=np.float32)
-    rows = np.stack([boxes % 20 * 3, boxes // 20 * 3, boxes % 20 * 3 + 2, boxes // 20 * 3 + 2], 1)
-    rows = np.concatenate([rows, np.full((300, 1), 0.9), np.zeros((300, 1))], 1).astype(np.float32)[None]
-    image = helper.make_tensor_value_info("images", TensorProto.FLOAT, [1, 3, 64, 64])
-    found = helper.make_tensor_value_info("output0", TensorProto.FLOAT, [1, 300, 6])
-    nodes = [
-        helper.make_node("ReduceMax", ["images"], ["most"], axes=[1, 2, 3], keepdims=0),
-        helper.make_node("Mul", ["most", "zero"], ["nothing"]),
-        helper.make_node("Add", ["rows", "nothing"], ["output0"]),
-    ]
-    weights = [onnx.numpy_helper.from_array(rows, "rows"), onnx.numpy_helper.from_array(np.zeros(1, "f4"), "zero")]
-    graph = helper.make_graph(nodes, "g", [image], [found], weights)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
-    model.ir_version = 8
-    onnx.save(model, tmp_path / "many.onnx")
-
-    options = ("--classes", "coin", "--family", "yolo-nms-free-detect")
-    code, printed, _ = command("init", photos, tmp_path / "many.onnx", "-o", tmp_path / "out", *options)
-
-    assert (code, "300 coin (300 is the limit, output.maxDetections)" in printed) == (0, True)
 
 
 def test_nothing_is_written_over_without_force(command: Command, photos: Path, tmp_path: Path) -> None:

@@ -161,37 +161,6 @@ def test_a_target_of_the_wrong_kind_is_found_out_before_anything_is_asked(
     assert (code, said in complaint, gateway.inferences) == (1, True, 0)
 
 
-def test_progress_is_shown_on_a_terminal_and_leaves_nothing_in_what_is_piped(url: str, photos: Path) -> None:
-    controller, terminal = pty.openpty()
-    try:
-        done = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "segserve_platform.cli",
-                "predict",
-                "discs",
-                str(photos),
-                "-r",
-                "--json",
-                "--url",
-                url,
-            ],
-            stdout=subprocess.PIPE,
-            stderr=terminal,
-            env={**os.environ, "TERM": "xterm"},
-            check=True,
-        )
-        shown = os.read(controller, 100_000).decode()
-    finally:
-        os.close(terminal)
-        os.close(controller)
-
-    assert len(json.loads(done.stdout)["images"]) == 3
-    assert "images" in shown
-    assert "/3" in shown
-
-
 def screen(raw: str) -> list[str]:
     """Return the lines of a terminal after it was sent the output of rich."""
     lines, row, column = [""], 0, 0

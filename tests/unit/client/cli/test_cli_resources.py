@@ -16,7 +16,6 @@ import yaml
 from segserve.platform import Local
 from segserve_common.process_record import ProcessRecord
 from segserve_operator.adapters.local.files import StateFolder
-from segserve_platform.cli.resources import differences
 from segserve_platform.platforms.port import MODEL
 from segserve_platform.platforms.selection import open_platform
 
@@ -165,12 +164,6 @@ def test_a_resource_that_is_being_deleted_would_be_configured(command: Command, 
     command("delete", "coins")
 
     assert command("apply", "-f", "model.yaml", "--dry-run")[1].startswith("segmentationmodel/coins configured")
-
-
-def test_an_item_that_is_inserted_into_a_list_is_one_line() -> None:
-    assert [*differences("a", [1, 2, 3], [0, 1, 2, 3])] == ["+ a[0]: 0"]
-    assert [*differences("a", [{"b": 1}, 2], [{"b": 3}, 2])] == ["~ a[0].b: 1 -> 3"]
-    assert [*differences("", {"a": 1, "b": 2}, {"b": 2, "c": 3})] == ["- a: 1", "+ c: 3"]
 
 
 def test_addresses_from_standard_input_are_relative_to_the_current_folder_or_a_base(

@@ -11,7 +11,6 @@ from typing import Any
 
 import httpx
 import pytest
-from typer.main import get_command
 
 from fakes import rollout_records as records
 from fakes.kube_http import FakeServer
@@ -33,7 +32,6 @@ from .rollout_platform import RolloutPlatform
 
 ROLLOUTS = "apis/segserve.dev/v1alpha1/segmentationrollouts"
 EXAMPLE = Path(__file__).parents[4] / "examples/coins/rollout.yaml"
-COMMANDS = get_command(commands.rollout).commands  # type: ignore[attr-defined]
 OLD, NEW = records.STABLE, records.CANDIDATE
 ANSWERED: dict[str, tuple[Any, ...]] = {
     "promote": (Phase.PROGRESSING, (), NEW, {"phase": "Baking", "weight": 100}, "Baking at 100 %"),
@@ -249,12 +247,6 @@ def test_a_rollback_after_the_end_leaves_the_stable_revision(command: Command, h
     assert here.annotations["segserve.dev/rollback"].startswith(f"{NEW}@")
 
 
-def test_an_unknown_model_is_told_with_the_known(command: Command, here: RolloutPlatform) -> None:
-    code, _, complaint = command("rollout", "abort", "roads")
-
-    assert (code, complaint) == (1, "error: no SegmentationModel 'roads'; there are: coins\n")
-
-
 def test_on_a_cluster_an_annotation_is_merged_and_nothing_else_is_touched(server: FakeServer) -> None:
     server.put(MODELS, records.coins(records.standing()))
 
@@ -311,24 +303,6 @@ def test_on_this_machine_a_verb_is_written_beside_the_spec_and_records_are_files
     assert "step 2 of 3" in shown[1]
     assert listed[1].splitlines()[1].startswith(records.NAME)
     assert f"rollout: {records.NAME}" in model_description(here, "coins")
-
-
-def test_every_verb_of_the_design_is_a_command() -> None:
-    verbs = {"promote", "abort", "pause", "resume", "retry", "rollback", "skip-gate"}
-
-    others = {"status", "list", "replay", "sheet", "verify"}
-
-    assert set(COMMANDS) == others | verbs
-
-
-@pytest.mark.parametrize("name", sorted(COMMANDS))
-def test_every_help_text_is_a_sentence(name: str) -> None:
-    texts = [COMMANDS[name].help, *(each.help for each in COMMANDS[name].params if getattr(each, "help", None))]
-
-    assert COMMANDS[name].help
-    for text in texts:
-        assert text[0].isupper() or text.startswith("-"), text
-        assert text.rstrip().endswith("."), text
 
 
 def test_the_command_line_loads_no_engine_until_a_rollout_is_asked_about() -> None:

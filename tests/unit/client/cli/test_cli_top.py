@@ -129,11 +129,6 @@ def test_a_server_that_starts_again_leaves_the_counts_of_the_others() -> None:
     assert found == {("coins",): 35.0}
 
 
-@pytest.mark.parametrize(("share", "expected"), [(0.5, 37.5), (0.99, 49.75)])
-def test_a_quantile_lies_within_its_bucket(share: float, expected: float) -> None:
-    assert quantile({25.0: 0.0, 50.0: 10.0, float("inf"): 10.0}, share) == pytest.approx(expected)
-
-
 def test_quantiles_of_nothing_are_unknown_and_those_beyond_all_edges_are_the_last_edge() -> None:
     assert quantile({25.0: 0.0, float("inf"): 0.0}, 0.5) is None
     assert quantile({25.0: 0.0, float("inf"): 3.0}, 0.5) == 25.0

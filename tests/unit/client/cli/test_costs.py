@@ -176,16 +176,6 @@ def test_on_a_cluster_the_callers_of_a_pool_share_the_use_of_that_pool_alone() -
     assert found == pytest.approx({("default", "key:ann"): 50, ("default", "key:ben"): 50, ("second", "key:carl"): 100})
 
 
-def test_a_slice_that_no_step_has_seen_has_the_mean_of_all() -> None:
-    labels = 'pool="default",model="coins",revision="coins-1",slice="north"'
-    pixels = f"segserve_image_pixels_count{{{labels}}} 10\nsegserve_image_pixels_sum{{{labels}}} 20000000\n"
-    shot = snapshot(used("coins", 100), pixels, called("south", 10, 10, "slice"))
-
-    (row,) = divided(cost_rows(shot), counted_callers(shot, "slice"), slice_pixels(shot))
-
-    assert row.to_json()["megapixelsPerRequest"] == pytest.approx(2)
-
-
 def test_the_dearest_callers_are_listed_by_name_and_all_others_as_one() -> None:
     told = [called(f"key:{number}", 1, number + 1) for number in range(80)]
     rows = by_caller(used("coins", 80), *told, called("other", 1, 5))
@@ -244,13 +234,6 @@ def test_on_a_cluster_the_gateways_cpu_is_that_of_their_pools_containers() -> No
         {("default", "coins"): 40, ("second", "roads"): 7, ("default", ""): 3, ("second", ""): 0}
     )
     assert sum(row.use.cpu_s for row in rows) == pytest.approx(100 + 100 + 50)
-
-
-def test_a_gateway_that_nobody_called_is_nobodys() -> None:
-    told = 'segserve_process_cpu_seconds_total{process="envoy"} 7\n'
-    rows = {row.model: row.use.gateway_cpu_s for row in cost_rows(snapshot(used("coins", 0), told))}
-
-    assert rows == {"coins": 0, "": 7}
 
 
 ALLOCATION = {

@@ -28,7 +28,6 @@ from segserve.tiled import (
     RevisionChangedError,
     TiledObjects,
     TiledSemanticResult,
-    open_result,
 )
 from segserve.tiled.sources import MAX_DECODED_PIXELS
 from segserve_builder.errors import ImageMemoryError
@@ -168,18 +167,6 @@ def test_a_run_that_broke_off_sends_only_what_is_missing_and_ends_the_same(
     assert resumed.sent == world.sent - before < whole
     assert resumed.tiles == whole
     assert files(tmp_path / "broken") == files(tmp_path / "whole")
-
-
-def test_a_finished_run_is_read_and_not_sent_again(
-    client: Client, world: World, scene: np.ndarray, tmp_path: Path
-) -> None:
-    client.segment_tiled(scene, model="objects", out=tmp_path / "out", **TILES)
-    before = world.sent
-
-    again = client.segment_tiled(scene, model="objects", out=tmp_path / "out", **TILES)
-
-    assert (world.sent, again.sent) == (before, 0)
-    assert [one.box for one in open_result(tmp_path / "out")] == [one.box for one in again]
 
 
 @pytest.mark.parametrize(

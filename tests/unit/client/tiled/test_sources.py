@@ -15,17 +15,6 @@ from segserve.tiled.grid import Window
 from segserve.tiled.sources import by_path, open_source
 
 
-@pytest.mark.parametrize("rows", [7, 64, 1000])
-def test_a_tiff_in_strips_is_read_by_windows(tmp_path: Path, rows: int) -> None:
-    image = np.random.default_rng(0).integers(0, 255, (300, 200, 3), np.uint8)
-    tifffile.imwrite(tmp_path / "a.tif", image, rowsperstrip=rows, compression="zlib", photometric="rgb")
-    source = open_source(tmp_path / "a.tif")
-
-    for window in (Window(0, 0, 300, 200), Window(3, 5, 4, 6), Window(61, 10, 130, 200), Window(299, 0, 300, 200)):
-        assert (source.read(window) == image[window.slices()]).all()
-    source.close()
-
-
 @pytest.mark.parametrize("channels", [3, 4])
 def test_16_bits_of_a_colour_png_are_kept(tmp_path: Path, channels: int) -> None:
     cv2 = pytest.importorskip("cv2")
@@ -119,11 +108,6 @@ def test_a_tiff_of_one_huge_compressed_strip_is_refused(tmp_path: Path, monkeypa
 
     with pytest.raises(ImageTooLargeError, match="strips of 200 rows, 40000 bytes each"):
         open_source(tmp_path / "a.tif")
-
-
-def test_a_missing_file_is_an_os_error(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
-        open_source(tmp_path / "none.tif")
 
 
 def test_workers_open_a_zarr_array_by_its_path(tmp_path: Path) -> None:

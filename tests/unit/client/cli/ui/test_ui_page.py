@@ -21,7 +21,7 @@ from PIL import Image
 from fakes import rollout_records as records
 from fakes import sheets
 from fakes.comparator import running_comparator
-from fakes.control import FAILED, LOADING, ClusterHarness, Harness, LocalHarness, answering, status
+from fakes.control import FAILED, ClusterHarness, Harness, LocalHarness, answering, status
 from fakes.kserve import Fault, Gateway
 from segserve import Client
 from segserve_common.kserve import Tensor
@@ -53,13 +53,6 @@ async def test_an_image_is_segmented_by_the_model_that_is_named(page: Page, phot
 
 async def test_a_lowest_score_is_passed_on(page: Page, photo: bytes) -> None:
     assert (await page.segment(photo, score_threshold="0.96"))["objects"] == []
-
-
-async def test_models_of_one_pool_share_a_gateway(page: Page, photo: bytes) -> None:
-    for name in ("discs", "coins", "discs"):
-        await page.segment(photo, name)
-
-    assert page.opened == ["discs"]
 
 
 async def test_a_platform_that_came_back_at_another_address_is_found(
@@ -371,20 +364,6 @@ async def test_all_pages_share_one_reading_of_models_and_of_pools(
     assert reads == {"models": 1, "pools": 1}
 
 
-async def test_viewers_share_an_error_too() -> None:
-    reads = []
-
-    def read() -> int:
-        reads.append(1)
-        raise ValueError("no platform")
-
-    shared = TimedCache(read, 3600)
-    outcomes = await asyncio.gather(*(shared.get() for _ in range(3)), return_exceptions=True)
-
-    assert [str(each) for each in outcomes] == ["no platform"] * 3
-    assert reads == [1]
-
-
 @pytest.mark.parametrize(
     ("given", "word", "tone"),
     [
@@ -519,15 +498,6 @@ async def test_an_action_that_is_not_possible_says_why(page: Page, path: str, co
     assert answer.status_code == code
     assert text in answer.json()["error"]
     assert page.harness.annotations("coins") == {}
-
-
-async def test_a_model_that_moves_is_not_called_ready(page: Page) -> None:
-    page.harness.tell("coins", status(LOADING))
-
-    (row, _) = (await page.get("/api/models"))["models"]
-
-    assert row["state"]["tone"] == "moving"
-    assert "Loading" in row["state"]["text"]
 
 
 async def test_the_server_listens_on_loopback_and_ends_with_its_block(page: Page) -> None:
