@@ -46,7 +46,7 @@ class BinaryMask(Family):
 
     def network_io(self, signature: NetworkSignature, model: ModelContext) -> NetworkIO:
         image, layout = image_input(signature, model)
-        return NetworkIO(image, layout, (float_output(signature.outputs[0], model, 3, "[batch, height, width]"),))
+        return NetworkIO(image, layout, (float_output(signature.outputs[0], 3, "[batch, height, width]"),))
 
     def read(self, outputs: Mapping[str, Any], transform: ResizeTransform, model: ModelContext) -> Logits:
         (logits,) = outputs.values()

@@ -228,15 +228,13 @@ def test_an_output_that_is_missing_or_the_answer_is_refused(
 
 @pytest.mark.parametrize("shape", [(1, 256, None, None), (1, 197, 768), (1, 2, 3, 4, 5)])
 def test_features_with_a_batch_are_refused_where_the_family_has_none(shape: tuple[int | None, ...]) -> None:
-    runtime = {**variant()["spec"].get("runtime", {}), "maxBatchSize": 1}
-    pipeline = SegmentationModel.model_validate(variant(runtime=runtime)).spec.pipeline("coins")
     features = TensorSpec("f", "FP32", shape)
     io = NetworkIO(TensorSpec("x", "FP32", (None, 3, None, None)), "NCHW", (), batched=False)
 
     with pytest.raises(SignatureError, match=r"no batch|without a batch"):
-        embedding_tensor(features, io, pipeline)
+        embedding_tensor(features, io)
 
-    assert embedding_tensor(replace(features, shape=(768,)), io, pipeline).shape == (1, 768)
+    assert embedding_tensor(replace(features, shape=(768,)), io).shape == (1, 768)
 
 
 @pytest.mark.parametrize(

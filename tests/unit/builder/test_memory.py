@@ -15,6 +15,7 @@ from onnx import TensorProto, helper
 from segserve_builder.memory import STEP_LIMIT_VARIABLE, StepMemoryError, available_bytes, step_limit_bytes
 
 MIB = 2**20
+CORES = len(os.sched_getaffinity(0))
 MACHINE = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
@@ -63,12 +64,17 @@ def resident():
 
 options = NetOptions(
     artifact_sha256="a" * 64, input="x", outputs=("y",), batched=True, layout="NCHW", inference=(),
-    inference_versions=(), max_batch_size=1, intra_op_threads=1,
+    inference_versions=(), max_batch_size=8, intra_op_threads=int(sys.argv[2]),
 )
 session = NetworkSession(Path(sys.argv[1]), options)
 before = resident()
 print("limit", limit_allocations())
-for size in map(int, sys.argv[2:]):
+for size in map(int, sys.argv[4:]):
+    if sys.argv[3] != "1":
+        try:
+            session.run_each([np.ones((1, 1, size, size), np.float32)] * int(sys.argv[3]))
+        except MemoryError:
+            pass
     try:
         answer = session.run(np.ones((1, 1, size, size), np.float32))["y"].shape
     except MemoryError as error:
@@ -95,9 +101,9 @@ def network(tmp_path: Path) -> Path:
     return path
 
 
-def run(network: Path, *sizes: int, limit_bytes: int = 512 * MIB) -> list[str]:
+def run(network: Path, *sizes: int, limit_bytes: int = 512 * MIB, threads: int = 1, batch: int = 1) -> list[str]:
     environment = {**os.environ, STEP_LIMIT_VARIABLE: str(limit_bytes)}
-    command = [sys.executable, "-c", RUN, str(network), *map(str, sizes)]
+    command = [sys.executable, "-c", RUN, str(network), *map(str, (threads, batch, *sizes))]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
 
 
@@ -120,3 +126,16 @@ def test_whether_an_input_is_refused_does_not_depend_on_those_before_it(network:
 
     assert run(network, 1100)[1:] == [answered]
     assert run(network, 100, 500, 300, 900, 700, 1000, 1100)[-1] == answered
+
+
+@pytest.mark.parametrize("threads", [0, 1])
+def test_an_image_is_answered_alone_after_a_batch_that_found_no_room(network: Path, threads: int) -> None:
+    # 1,100 x 1,100 takes 310 MB of 512.
+    single = onnx.load(network)
+    for tensor in (*single.graph.input, *single.graph.output):
+        tensor.type.tensor_type.shape.dim[0].dim_value = 1
+    onnx.save(single, network)
+
+    answers = run(network, 1100, 1100, threads=threads, batch=2 * CORES)[1:]
+
+    assert [answer.split(")")[0] for answer in answers] == [f"{n} (1, 1, {n}, {n}" for n in (1100, 1100)]

@@ -114,19 +114,12 @@ def test_other_outputs_than_those_of_mask_rcnn_are_refused(outputs: tuple[Tensor
         io("mask-rcnn", *outputs)
 
 
-def test_outputs_without_a_batch_need_a_batch_size_of_one() -> None:
-    image = TensorSpec("image", "UINT8", (None, 3, None, None))
+@pytest.mark.parametrize("batch", [1, 8])
+def test_outputs_without_a_batch_or_with_a_fixed_one_fit_any_batch_size(batch: int) -> None:
+    outputs = (BOXES, LABELS, SCORES)
 
-    with pytest.raises(SignatureError, match=r"runs one image at a time, so runtime.maxBatchSize must be 1; it is 8"):
-        io("mask-rcnn", BOXES, LABELS, SCORES, MASKS, image=image, batch=8)
-
-
-def test_outputs_with_a_fixed_batch_need_a_batch_size_of_one() -> None:
-    outputs = [with_batch(tensor) for tensor in (BOXES, LABELS, SCORES)]
-
-    assert io("faster-rcnn", *outputs).batched
-    with pytest.raises(SignatureError, match="the batch size must be free"):
-        io("faster-rcnn", *outputs, image=TensorSpec("x", "UINT8", (None, 3, None, None)), batch=2)
+    assert not io("faster-rcnn", *outputs, batch=batch).batched
+    assert io("faster-rcnn", *map(with_batch, outputs), batch=batch).batched
 
 
 def arrays(n: int = 3, **changed: Any) -> dict[str, np.ndarray]:

@@ -122,6 +122,25 @@ def test_a_native_network_is_its_file_with_the_tensors_of_the_python_step() -> N
     assert (found.native, known.native) == (set(found.networks), frozenset())
 
 
+@pytest.mark.parametrize(
+    ("cpus", "device", "preferred"),
+    [(2, "cpu", [2]), (7, "cpu", [7]), (8, "cpu", []), (None, "cpu", []), (2, "gpu", [])],
+)
+def test_a_batch_on_a_cpu_is_as_large_as_the_server_has_processors(
+    cpus: int | None, device: str, preferred: list[int]
+) -> None:
+    found = net(tree(replace(EMBEDDED, cpus=cpus), runtime={"maxBatchSize": 8, "device": device}))
+
+    assert list(found.dynamic_batching.preferred_batch_size) == preferred
+
+
+@pytest.mark.parametrize(("cpus", "threads"), [(2, "2"), (None, "")])
+def test_a_native_network_has_a_thread_for_each_processor_of_the_container(cpus: int | None, threads: str) -> None:
+    found = net(tree(replace(NATIVE, cpus=cpus), runtime={}))
+
+    assert found.parameters["intra_op_thread_count"].string_value == threads
+
+
 def test_the_native_step_of_another_file_has_another_name() -> None:
     assert tree(NATIVE).networks != tree(NATIVE, artifactSha256="b" * 64).networks
 

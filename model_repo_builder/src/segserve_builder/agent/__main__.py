@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import threading
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from segserve_builder.agent.observer import ServerObserver
 from segserve_builder.agent.processes import ServerUse, StepProcesses, gpu_count, server_use
 from segserve_builder.agent.runner import ActionRunner
 from segserve_builder.agent.server import Repository, TritonServer
+from segserve_builder.cpus import available_cpus
+from segserve_builder.render.target import EMBEDDED
 from segserve_builder.sources.access import ACCESS_VARIABLE, LOCAL, Access
 
 
@@ -37,7 +40,8 @@ def main() -> None:
     observer = ServerObserver(server, repository, StepProcesses(arguments.pid_file) if arguments.pid_file else None)
     configured = os.environ.get(ACCESS_VARIABLE)
     access = Access.model_validate_json(configured) if configured else LOCAL
-    runner = ActionRunner(server, repository, arguments.cache, folder / "triton.log", access=access)
+    target = replace(EMBEDDED, cpus=available_cpus())
+    runner = ActionRunner(server, repository, arguments.cache, folder / "triton.log", target, access=access)
     agent = Agent(folder, runner, observer, metrics_port=arguments.metrics)
     stop = threading.Event()
     if arguments.pid_file:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from importlib import import_module
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from segserve_builder.backend.batch_spans import batch_spans
@@ -50,7 +48,7 @@ class TritonPythonModel:
         present = [array for _, array in given if array is not None]
         if len(present) == len(given):
             try:
-                return [response(outputs) for outputs in self._run(present)]
+                return [response(outputs) for outputs in self._session.run_each(present)]
             except Exception as error:
                 if len(given) == 1:
                     return [error_response(self._blamed(error, present[0]), given[0][0])]
@@ -61,13 +59,6 @@ class TritonPythonModel:
         if array is None:
             return error_response(BadImageError(f"the input {self._options.input!r} is missing"))
         return self._answer_together([(request_id, array)])[0]
-
-    def _run(self, arrays: Sequence[NDArray[Any]]) -> list[dict[str, NDArray[Any]]]:
-        batch = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-        results = self._session.run(batch)
-        ends = np.cumsum([len(array) for array in arrays])[:-1]
-        split = [np.split(result, ends) for result in results.values()]
-        return [dict(zip(results, parts, strict=True)) for parts in zip(*split, strict=True)]
 
     def _blamed(self, error: Exception, given: NDArray[Any]) -> Exception:
         """Return `error` as the caller's fault if the input is too large, or of a shape or type that is not allowed."""

@@ -71,7 +71,7 @@ class ExportPlan:
     def spec(self, sha256: str, golden_sha256: str) -> dict[str, Any]:
         """Return the spec of the resource that serves the file."""
         resize = self.resize.model_dump(by_alias=True, exclude_unset=True)
-        spec: dict[str, Any] = {
+        return {
             "artifact": {"uri": f"{self.name}.onnx", "sha256": sha256},
             "family": self.family.name,
             "input": {"colour": self.colour},
@@ -79,7 +79,6 @@ class ExportPlan:
             "preprocess": [{"decode": {}}, {"resize": resize}],
             "golden": {"uri": "golden", "sha256": golden_sha256},
         }
-        return spec | ({} if self.family.batched else {"runtime": {"maxBatchSize": 1}})
 
 
 @dataclass(frozen=True)

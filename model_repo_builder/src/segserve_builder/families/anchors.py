@@ -57,7 +57,7 @@ class AnchorFamily(Family):
                 f"{self.name} has the outputs {allowed}, and optionally {LEVELS!r} INT64 [batch, levels]; "
                 f"the network has {described_all(signature.outputs)}"
             )
-        heads = [float_output(outputs[name], model, 3, shape) for name, shape in SHAPES.items()]
+        heads = [float_output(outputs[name], 3, shape) for name, shape in SHAPES.items()]
         logits, *boxes = heads
         for tensor in boxes:
             if tensor.shape[2] not in (4, None):

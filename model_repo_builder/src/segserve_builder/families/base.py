@@ -286,11 +286,11 @@ def image_input(
     if tensor.dtype not in IMAGE_DTYPES:
         raise SignatureError(f"input {described(tensor)}: allowed dtypes are {', '.join(IMAGE_DTYPES)}")
     layout = _layout(tensor, model)
-    check_batch("input", tensor, model)
+    check_batch("input", tensor)
     return tensor, layout
 
 
-def float_output(tensor: TensorSpec, model: ModelContext, rank: int, shape: str) -> TensorSpec:
+def float_output(tensor: TensorSpec, rank: int, shape: str) -> TensorSpec:
     """Return `tensor`, an FP32 output of `rank` dimensions; `shape` names the dimensions in errors.
 
     Raises `SignatureError` if it is another.
@@ -300,7 +300,7 @@ def float_output(tensor: TensorSpec, model: ModelContext, rank: int, shape: str)
         raise SignatureError(f"output {described(tensor)}: the dtype must be FP32{mend}")
     if len(tensor.shape) != rank:
         raise SignatureError(f"output {described(tensor)}: the shape must be {shape}")
-    check_batch("output", tensor, model)
+    check_batch("output", tensor)
     return tensor
 
 
@@ -346,18 +346,13 @@ def thing_ids(model: ModelContext) -> frozenset[int]:
     return frozenset(item.id for item in model.classes if item.thing)
 
 
-def check_batch(kind: str, tensor: TensorSpec, model: ModelContext) -> None:
-    """Check that a tensor's batch is free, or 1 as the runtime's; `kind` is input or output.
+def check_batch(kind: str, tensor: TensorSpec) -> None:
+    """Check that a tensor's batch is free, or 1; `kind` is input or output.
 
     Raises `SignatureError` if it is not.
     """
-    batch, limit = tensor.shape[0], model.runtime.max_batch_size
-    if batch is None or (batch == 1 and limit == 1):
-        return
-    raise SignatureError(
-        f"{kind} {described(tensor)}: the batch size must be free, or 1 with runtime.maxBatchSize 1; "
-        f"it is {batch} with runtime.maxBatchSize {limit}"
-    )
+    if tensor.shape[0] not in (None, 1):
+        raise SignatureError(f"{kind} {described(tensor)}: the batch size must be free or 1; it is {tensor.shape[0]}")
 
 
 def _layout(tensor: TensorSpec, model: ModelContext) -> Literal["NCHW", "NHWC"]:

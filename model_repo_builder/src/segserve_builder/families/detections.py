@@ -118,12 +118,7 @@ class DetectionFamily(Family):
             tensors.append(search.find(SCORES, batched))
         if batched:
             for tensor in tensors:
-                check_batch("output", tensor, model)
-        elif model.runtime.max_batch_size != 1:
-            raise SignatureError(
-                f"output {described(boxes)} has no batch: such a network runs one image at a time, so "
-                f"runtime.maxBatchSize must be 1; it is {model.runtime.max_batch_size}"
-            )
+                check_batch("output", tensor)
         else:
             tensors = [replace(tensor, shape=(1, *tensor.shape)) for tensor in tensors]
         return NetworkIO(image, layout, tuple(tensors), batched)

@@ -78,7 +78,7 @@ class QueryFamily(Family):
         if len(candidates) < len(self.outputs):
             candidates = [self._by_shape(output, signature, model) for output in self.outputs]
         tensors = tuple(
-            float_output(tensor, model, RANKS[output.meaning], output.meaning)
+            float_output(tensor, RANKS[output.meaning], output.meaning)
             for tensor, output in zip(candidates, self.outputs, strict=True)
         )
         if len({tensor.name for tensor in tensors}) < len(tensors):

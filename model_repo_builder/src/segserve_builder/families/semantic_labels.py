@@ -47,7 +47,7 @@ class SemanticLabels(Family):
                 f"{self.name} has one output, {' or '.join(DTYPES)} {SHAPES}; the network has "
                 f"{described_all(signature.outputs)}"
             )
-        check_batch("output", fitting[0], model)
+        check_batch("output", fitting[0])
         return NetworkIO(image, layout, tuple(fitting))
 
     def read(self, outputs: Mapping[str, NDArray[Any]], transform: ResizeTransform, model: ModelContext) -> LabelMap:

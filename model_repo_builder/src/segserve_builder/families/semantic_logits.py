@@ -62,7 +62,7 @@ class SemanticLogits(Family):
                 f"{self.name} has an output FP32 {SHAPE} for the model's {len(model.classes)} classes; "
                 f"the network has {described_all(signature.outputs)}"
             )
-        logits = float_output((fitting or signature.outputs)[0], model, 4, SHAPE)
+        logits = float_output((fitting or signature.outputs)[0], 4, SHAPE)
         classes_last = _classes_last(logits.shape, layout, model)
         channels = logits.shape[3 if classes_last else 1]
         if channels is not None:

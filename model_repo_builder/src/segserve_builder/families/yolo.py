@@ -89,8 +89,8 @@ class YoloFamily(Family):
         if [len(tensor.shape) for tensor in outputs] != self._ranks:
             allowed = f"two outputs, FP32 {meaning} and {PROTOTYPES}" if self.masks else f"one output, FP32 {meaning}"
             raise SignatureError(f"{self.name} has {allowed}; the network has {described_all(signature.outputs)}")
-        detections = float_output(outputs[0], model, 3, meaning)
-        prototypes = [float_output(tensor, model, 4, PROTOTYPES) for tensor in outputs[1:]]
+        detections = float_output(outputs[0], 3, meaning)
+        prototypes = [float_output(tensor, 4, PROTOTYPES) for tensor in outputs[1:]]
         self._check_values(detections, prototypes, len(model.classes))
         return NetworkIO(image, layout, (detections, *prototypes))
 

@@ -73,7 +73,7 @@ def network_config(
     half a second.
     """
     if native:
-        config = _native_step(options, io, runtime)
+        config = _native_step(options, io, runtime, target)
     else:
         # With KIND_AUTO Triton would start the step on a GPU, for which its ONNX Runtime may have no provider.
         config = _python_step(options, instances=runtime.instances, kind=_KINDS[runtime.device or "cpu"])
@@ -84,6 +84,9 @@ def network_config(
     _add_network_tensors(config, io, runtime, native=native)
     if config.max_batch_size:
         config.dynamic_batching.max_queue_delay_microseconds = runtime.max_queue_delay_us
+        if not native and runtime.device != "gpu" and target.cpus and target.cpus < config.max_batch_size:
+            # It runs an image on each: more of them at a time would only hold memory.
+            config.dynamic_batching.preferred_batch_size.append(target.cpus)
     else:
         for tensor in (*(config.input if single else ()), *(() if io.batched else config.output)):
             tensor.reshape.shape.extend(tensor.dims[1:])
@@ -236,14 +239,14 @@ def _without_options(config: Any) -> Any:
     return shared
 
 
-def _native_step(options: NetOptions, io: NetworkIO, runtime: Runtime) -> Any:
+def _native_step(options: NetOptions, io: NetworkIO, runtime: Runtime, target: RenderTarget) -> Any:
     config = _model_config(backend="onnxruntime")
     # The backend does not read it: the step's name is a digest that covers the network by it.
     config.parameters[PARAMETER].string_value = options.to_parameter()
     # Patterns are kept for each shape ever seen, so images of many sizes would fill the memory.
     config.parameters["enable_mem_pattern"].string_value = "0"
-    if options.intra_op_threads:
-        config.parameters["intra_op_thread_count"].string_value = str(options.intra_op_threads)
+    if threads := options.intra_op_threads or target.cpus:
+        config.parameters["intra_op_thread_count"].string_value = str(threads)
     if runtime.device == "gpu":
         # By default each new shape is timed with all of cuDNN's algorithms while its first caller waits.
         config.parameters["cudnn_conv_algo_search"].string_value = _HEURISTIC

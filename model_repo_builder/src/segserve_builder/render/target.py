@@ -19,23 +19,25 @@ _RELEASE: Final = re.compile(r"(\d\d)\.(\d\d)")
 
 @dataclass(frozen=True, slots=True)
 class RenderTarget:
-    """A release of Triton (year and month), and the preferred backend for networks.
+    """A release of Triton (year and month), the preferred backend for networks, and the processors of a server.
 
-    Neither changes answers or the name of a revision; the names of steps that differ do change.
+    `cpus` is None if they are those of its machine. None of it changes answers or the name of a revision; the names of
+    steps that differ do change.
     """
 
     release: tuple[int, int] = OLDEST
     backend: Backend = "python"
+    cpus: int | None = None
 
     @classmethod
-    def named(cls, release: str, backend: str) -> Self:
+    def named(cls, release: str, backend: str, cpus: int | None = None) -> Self:
         """Return the target of a release such as '26.04'; raises `UnknownNameError`."""
         match = _RELEASE.fullmatch(release)
         if match is None or (number := (int(match[1]), int(match[2]))) < OLDEST:
             raise UnknownNameError("release of Triton", release, ["24.10 and later, as year.month"])
         for known in get_args(Backend):
             if backend == known:
-                return cls(number, known)
+                return cls(number, known, cpus)
         raise UnknownNameError("backend of networks", backend, get_args(Backend))
 
     @property

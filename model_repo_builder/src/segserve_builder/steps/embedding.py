@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from segserve_builder.errors import NonFiniteError, SignatureError
 from segserve_builder.families.base import (
-    ModelContext,
     NetworkIO,
     TensorSpec,
     check_batch,
@@ -38,7 +37,7 @@ _LEAST_SHRINKAGE: Final = 0.001
 """So that projections which depend on each other have an inverse covariance."""
 
 
-def embedding_tensor(found: TensorSpec, io: NetworkIO, model: ModelContext) -> TensorSpec:
+def embedding_tensor(found: TensorSpec, io: NetworkIO) -> TensorSpec:
     """Return the output that is declared as the embedding, batch first; raises `SignatureError` if it cannot be one."""
     tensor = found if io.batched else replace(found, shape=(1, *found.shape))
     if tensor.dtype != "FP32" or len(tensor.shape) not in (2, 3, 4):
@@ -46,7 +45,7 @@ def embedding_tensor(found: TensorSpec, io: NetworkIO, model: ModelContext) -> T
         if not io.batched:
             allowed = "[channels], [positions, channels], or a map, without a batch as the family's other outputs, of"
         raise SignatureError(f"embedding {described(found)}: it must be FP32 {allowed} the input's layout, {io.layout}")
-    check_batch("embedding", tensor, model)
+    check_batch("embedding", tensor)
     channels = tensor.shape[_channel_axis(len(tensor.shape), io.layout)]
     if channels is not None and channels < DIRECTIONS:
         batch = "" if io.batched else ", and no batch, as the family's other outputs have none"

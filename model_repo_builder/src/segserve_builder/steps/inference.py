@@ -43,7 +43,7 @@ def network_io(pipeline: Pipeline, signature: NetworkSignature) -> NetworkIO:
         )
     answer = tuple(tensor for tensor in signature.outputs if tensor is not found)
     io = family.network_io(replace(signature, outputs=answer), pipeline)
-    return replace(io, outputs=(*io.outputs, embedding_tensor(found, io, pipeline)))
+    return replace(io, outputs=(*io.outputs, embedding_tensor(found, io)))
 
 
 def with_inference(pipeline: Pipeline, io: NetworkIO) -> NetworkIO:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -28,8 +28,8 @@ _ON_CPU: Final[Mapping[str, Any]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class OpenVinoInput:
-    """An input of a network: its name, and its shape with a text for each free dimension."""
+class OpenVinoTensor:
+    """An input or output of a network: its name, and its shape with a text for each free dimension."""
 
     name: str
     shape: tuple[int | str, ...]
@@ -53,14 +53,13 @@ class OpenVinoSession:
         # Its passes give a tensor further names.
         self._inputs = {name: each for each in self._compiled.inputs for name in each.names}
 
-    def get_inputs(self) -> list[OpenVinoInput]:
+    def get_inputs(self) -> list[OpenVinoTensor]:
         """Return the network's inputs, one that has several names once for each."""
-        return [
-            OpenVinoInput(
-                name, tuple(str(side) if side.is_dynamic else side.get_length() for side in each.partial_shape)
-            )
-            for name, each in self._inputs.items()
-        ]
+        return _tensors(self._compiled.inputs)
+
+    def get_outputs(self) -> list[OpenVinoTensor]:
+        """Return the network's outputs, one that has several names once for each."""
+        return _tensors(self._compiled.outputs)
 
     def run(self, outputs: Sequence[str], feeds: Mapping[str, NDArray[Any]], run_options: Any = None) -> list[Any]:
         """Return the outputs of these names, in order; with `run_options` memory is given back afterwards.
@@ -90,6 +89,14 @@ class OpenVinoSession:
             raise BadImageError(
                 f"the input {name!r} is {array.dtype} of shape {list(array.shape)}; expected {dtype} of shape {shape}"
             )
+
+
+def _tensors(ports: Iterable[Any]) -> list[OpenVinoTensor]:
+    return [
+        OpenVinoTensor(name, tuple(str(side) if side.is_dynamic else side.get_length() for side in each.partial_shape))
+        for each in ports
+        for name in each.names
+    ]
 
 
 @cache

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from segserve_builder.errors import EngineError
-from segserve_builder.memory import is_out_of_memory
+from segserve_builder.cpus import available_cpus, cpu_limit
+from segserve_builder.errors import BadImageError, EngineError
+from segserve_builder.memory import allow_total, is_out_of_memory, process_bytes, total_allowed
 from segserve_builder.steps.engine_cache import engine_folder
 from segserve_builder.steps.inference import run
 from segserve_builder.steps.openvino_session import OpenVinoSession
@@ -25,10 +28,15 @@ _CUDA: Final = "CUDAExecutionProvider"
 _TENSORRT: Final = "TensorrtExecutionProvider"
 MUCH_SMALLER: Final = 16
 """Ratio of the largest earlier input to the current one above which memory is released."""
+_STACK_BYTES: Final = 8 * 2**20
 
 
 class NetworkSession:
-    """Runs the network of a step's options; its outputs always have a batch."""
+    """Runs the network of a step's options; its outputs always have a batch.
+
+    If the options leave the number of threads open, an image alone has all of them, and of a batch with an image for
+    each core each image has one: that takes less processor time. Images that are left over have all threads again.
+    """
 
     def __init__(self, path: Path, options: NetOptions, *, shared: bool = False, gpu: int | None = None) -> None:
         """Load the file on the GPU of that number, or on the CPU.
@@ -42,45 +50,87 @@ class NetworkSession:
         self._layout, self._max_batch_size = options.layout, options.max_batch_size
         self._open: Callable[[], Any]
         if options.engine == "openvino":
-            self._open = partial(OpenVinoSession, path, options.intra_op_threads)
+            self._open = partial(OpenVinoSession, path, options.intra_op_threads or cpu_limit() or 0)
         else:
             engines = engine_folder(options.artifact_sha256) if options.engine == "tensorrt" else None
             self._open = partial(open_session, path, options.intra_op_threads, shared=shared, gpu=gpu, engines=engines)
         self._session = self._open()
         (given,) = (tensor for tensor in self._session.get_inputs() if tensor.name == options.input)
         self._takes_batches = len(given.shape) > 3
+        tensors = [given, *(each for each in self._session.get_outputs() if each.name in options.outputs)]
+        has_batch = options.batched and self._takes_batches
+        self._is_single = not has_batch or any(tensor.shape[:1] == [1] for tensor in tensors)
+        is_open = gpu is None and options.engine != "openvino" and not shared and not options.intra_op_threads
+        self._parallel = ParallelSession(path) if is_open else None
         self._shrinking = _shrinking()
         self._arena = _SHARED_ARENA if shared else Arena()
         self._least_refused = math.inf
 
     def run(self, batch: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        """Return the outputs by name for a batch of inputs; one image where the file's outputs have no batch.
+        """Return the outputs by name for a batch of inputs.
 
         `batch` is shaped and typed as the network's input. Raises `MemoryError` if it needs more memory than this
-        process may allocate.
+        process may allocate, and `BadImageError` if it has no images, or if its images' outputs differ in shape.
+        """
+        return self.run_each([batch])[0]
+
+    def run_each(self, batches: Sequence[NDArray[Any]]) -> list[dict[str, NDArray[Any]]]:
+        """Return the outputs of each of several batches, which are run together: their images have one shape.
+
+        Inputs and errors are as for `run`.
         """
         if not self._inference:
-            return self._run(batch)
+            answers = iter(self._answers([image for batch in batches for image in _images(batch)]))
+            return [_joined(list(islice(answers, len(batch)))) for batch in batches]
         (name,) = self._outputs
-        logits = run(batch, self._layout, lambda part: self._run(part)[name], self._inference, self._max_batch_size)
-        return {name: logits}
 
-    def _run(self, batch: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        def call(part: NDArray[Any]) -> NDArray[Any]:
+            return _joined(self._answers(_images(part)))[name]
+
+        steps, most = self._inference, self._max_batch_size
+        return [{name: run(batch, self._layout, call, steps, most)} for batch in batches]
+
+    def _answers(self, images: Sequence[NDArray[Any]]) -> list[dict[str, NDArray[Any]]]:
+        """Return the outputs of each image; inputs and outputs have a batch of one."""
+        count = self._parallel.share(len(images), is_single=self._is_single) if self._parallel else 0
+        answers: list[dict[str, NDArray[Any]]] = []
+        if self._parallel and count:
+            feeds = [{self._input: self._given(image)} for image in images[:count]]
+            answers += map(self._named, self._parallel.run(self._outputs, feeds))
+        rest = images[len(answers) :]
+        size = 1 if self._is_single else max(len(rest), 1)
+        for start in range(0, len(rest), size):
+            part = rest[start : start + size]
+            given = part[0] if len(part) == 1 else np.concatenate(part)
+            outputs = self._run(given, is_alone=len(part) == len(images))
+            for place in range(len(part)):
+                answers.append({name: array[place : place + 1] for name, array in outputs.items()})
+        return answers
+
+    def _run(self, batch: NDArray[Any], *, is_alone: bool) -> dict[str, NDArray[Any]]:
+        """Return the outputs of a batch; if it `is_alone`, no outputs of others take memory."""
         if batch.size >= self._least_refused:
             raise MemoryError(f"an input of {self._least_refused} values was too large before")
-        given = batch if self._takes_batches else batch[0]
+        given = self._given(batch)
         is_much_smaller = self._arena.is_much_smaller(math.prod(batch.shape[1:]))
         results = self._results(given, self._shrinking if is_much_smaller else None)
         if results is None:
             # What runs of other sizes left of the memory is in pieces: an image must not depend on earlier ones.
-            results = self._results_of_free_memory(given)
+            results = self._results_of_free_memory(given, is_alone=is_alone)
         if results is None:
             raise MemoryError(f"an input of {batch.size} values is too large")
-        if not self._batched:
-            results = [np.asarray(result)[None] for result in results]
-        return dict(zip(self._outputs, results, strict=True))
+        if self._parallel is not None:
+            self._parallel.observe(batch.size)
+        return self._named(results)
 
-    def _results_of_free_memory(self, given: NDArray[Any]) -> list[Any] | None:
+    def _given(self, batch: NDArray[Any]) -> NDArray[Any]:
+        return batch if self._takes_batches else batch[0]
+
+    def _named(self, results: Sequence[Any]) -> dict[str, NDArray[Any]]:
+        arrays = results if self._batched else [np.asarray(result)[None] for result in results]
+        return dict(zip(self._outputs, arrays, strict=True))
+
+    def _results_of_free_memory(self, given: NDArray[Any], *, is_alone: bool) -> list[Any] | None:
         if self._arena is _SHARED_ARENA:
             # Other sessions keep the arena; a run gives back what is free of it, even if it fails. What they hold now
             # says nothing about a later image.
@@ -89,7 +139,7 @@ class NetworkSession:
         results = self._results(given, None)
         if results is None:
             self._reopen()
-            self._least_refused = given.size
+            self._least_refused = given.size if is_alone else self._least_refused
         return results
 
     def _results(self, given: NDArray[Any], run_options: Any) -> list[Any] | None:
@@ -106,6 +156,8 @@ class NetworkSession:
 
     def _reopen(self) -> None:
         self._session, self._arena.largest = None, 0  # first, for the two together may be too large
+        if self._parallel is not None:
+            self._parallel.close()
         self._session = self._open()
 
 
@@ -129,13 +181,111 @@ class Arena:
 _SHARED_ARENA: Final = Arena()
 
 
+class ParallelSession:
+    """A second session of a file on the CPU that runs several images at the same time, each on one thread.
+
+    It is opened when it is first needed, since it holds the weights once more.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._cores = path, available_cpus()
+        self._session: Any = None
+        self._threads = ThreadPoolExecutor(self._cores, "image")
+        self._arena, self._shrinking = Arena(), _shrinking()
+        self._has_allowance = False
+        self._loaded_bytes = process_bytes("VmData")
+        self._largest, self._needed_bytes = 0, 0
+        self._least_refused = math.inf
+
+    def share(self, images: int, *, is_single: bool) -> int:
+        """Return how many images of a batch to run here: those that keep all cores busy.
+
+        Half of the cores are enough if the file `is_single`: the alternative is one image after the other.
+        """
+        if self._cores == 1:
+            return 0
+        rest = images % self._cores
+        return images if is_single and rest > 1 and 2 * rest >= self._cores else images - rest
+
+    def observe(self, size: int) -> None:
+        """Learn what memory an input of this size takes at most, from a run of the other session that has ended."""
+        if size > self._largest:
+            self._largest, self._needed_bytes = size, process_bytes("VmData") - self._loaded_bytes
+
+    def run(self, outputs: Sequence[str], feeds: Sequence[Mapping[str, NDArray[Any]]]) -> list[list[Any]]:
+        """Return the outputs for each feed, an image; nothing if memory does not suffice for all at the same time.
+
+        Arrays are shaped and typed as the file's inputs and outputs, and all feeds alike.
+        """
+        size = sum(array.size for array in feeds[0].values())
+        if size > self._largest or size >= self._least_refused:
+            return []
+        room_bytes = total_allowed() - process_bytes("VmData")
+        # Not by trial: what ONNX Runtime has allocated when it fails is not all given back.
+        if size > self._arena.largest and total_allowed() >= 0 and room_bytes < self._cores * self._needed_bytes:
+            return []
+        try:
+            session = self._session = self._session or self._opened()
+            options = self._shrinking if self._arena.is_much_smaller(size) else None
+            runs = [self._threads.submit(session.run, list(outputs), feed, options) for feed in feeds]
+            wait(runs)
+            # Not by `result()`: the traceback of an error that is raised here would keep the session from being freed.
+            errors = [error for run in runs if (error := run.exception()) is not None]
+        except Exception as error:
+            errors = [error]
+        if not errors:
+            return [run.result() for run in runs]
+        if not all(map(is_out_of_memory, errors)):
+            raise errors[0]
+        self.close()
+        self._least_refused = size
+        return []
+
+    def close(self) -> None:
+        """Give all memory back until the next run."""
+        self._session, self._arena.largest = None, 0
+
+    def _opened(self) -> Any:
+        limit_bytes = total_allowed()
+        if self._has_allowance or limit_bytes < 0:
+            return open_session(self._path, 1)
+        # Neither weights nor the threads' stacks are memory of requests.
+        before, stacks = process_bytes("VmData"), self._cores * _STACK_BYTES
+        allow_total(limit_bytes + 3 * self._path.stat().st_size + stacks)
+        try:
+            session = open_session(self._path, 1)
+        finally:
+            allow_total(limit_bytes + max(process_bytes("VmData") - before, 0) + stacks)
+            self._has_allowance = True
+        return session
+
+
+def _images(batch: NDArray[Any]) -> list[NDArray[Any]]:
+    return [batch[place : place + 1] for place in range(len(batch))]
+
+
+def _joined(answers: Sequence[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
+    """Return the outputs of one batch from its images'; raises `BadImageError` if they have no common shape."""
+    if len(answers) == 1:
+        return answers[0]
+    if not answers:
+        raise BadImageError("the batch has no images; send at least one")
+    try:
+        return {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
+    except ValueError as error:
+        shapes = ", ".join(str([list(array.shape) for array in answer.values()]) for answer in answers)
+        raise BadImageError(
+            f"this network's outputs differ in shape by image ({shapes}): send one image a request"
+        ) from error
+
+
 @cache
 def share_sessions() -> None:
     """Prepare this process for shared sessions, before it opens any."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime as ort
 
-    ort.set_global_thread_pool_sizes(max(len(os.sched_getaffinity(0)), 1), 1)
+    ort.set_global_thread_pool_sizes(available_cpus(), 1)
     memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
     # It grows by what is asked for: by doubling, a process of many small networks would keep much more than it uses.
     ort.create_and_register_allocator(memory, ort.OrtArenaCfg({"arena_extend_strategy": 1}))
@@ -154,16 +304,17 @@ def open_session(
 ) -> Any:
     """Return ONNX Runtime's session of a file on the GPU of that number, or on the CPU.
 
-    0 threads leaves their number to ONNX Runtime. A `shared` session has no arena and no threads of its own;
-    `share_sessions` was called before. With a folder for `engines` TensorRT runs what it has kernels for, and CUDA the
-    rest. Raises `EngineError` if the session cannot run there: ONNX Runtime itself would take the CPU.
+    0 threads are those of the container's limit, or else what ONNX Runtime takes of the machine. A `shared` session has
+    no arena and no threads of its own; `share_sessions` was called before. With a folder for `engines` TensorRT runs
+    what it has kernels for, and CUDA the rest. Raises `EngineError` if the session cannot run there: ONNX Runtime
+    itself would take the CPU.
     """
     # Its builds report what they run; what is served is nobody else's business. It reads this when it is imported.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = threads or cpu_limit() or 0
     options.inter_op_num_threads = 0 if shared else 1
     # Idle threads that spin take the cores from the steps before and after this one.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

@@ -16,7 +16,6 @@ from segserve_platform.cli.init.classes import ClassNames, names_for
 from segserve_platform.cli.init.network import ImageInput, NetworkFile
 
 ANY_SHA256: Final = "0" * 64
-BATCH: Final = 8
 
 
 @dataclass(frozen=True)
@@ -120,7 +119,7 @@ def _pipeline_of(family: Family, image: ImageInput, classes: int) -> Pipeline:
             "preprocess": [],
             "postprocess": [],
             "output": {},
-            "runtime": {"maxBatchSize": 1 if image.batch == 1 or not family.batched else BATCH},
+            "runtime": {},
         }
     )
 

@@ -19,7 +19,7 @@ from segserve_common.errors import BadRequestError
 from segserve_common.image_file import ImageFileError, describe_file
 from segserve_platform.cli.errors import CommandError
 from segserve_platform.cli.init.classes import ClassNames, classes_of, names_of
-from segserve_platform.cli.init.families import BATCH, FamilyCandidate, candidates, misfit
+from segserve_platform.cli.init.families import FamilyCandidate, candidates, misfit
 from segserve_platform.cli.init.measuring import DEFAULT_MAX_PIXELS, Budget, PixelBound, bound_of, measure, megapixels
 from segserve_platform.cli.init.network import ImageInput, NetworkFile, image_input, read_network
 from segserve_platform.cli.init.preparation import PLACE, USUAL, colour_of, normalise_of, resize_of
@@ -27,6 +27,7 @@ from segserve_platform.cli.init.running import NetworkRunner, border_class, stea
 from segserve_platform.cli.init.values import Choice, Overrides, Progress, Remark, StageOptions, Trial, no_progress
 from segserve_platform.cli.init.writing import listed
 
+BATCH: Final = 8
 LABELLED_IMAGES: Final = 10
 MOST_LABELS: Final = 1000
 CLEAR_LEAD: Final = 1.1
@@ -234,7 +235,7 @@ def _labels(spec: Mapping[str, Any], network: NetworkFile, images: Sequence[Path
 def _batch(family: Family, image: ImageInput, runner: NetworkRunner | None) -> tuple[int, Remark]:
     place = ("spec", "runtime")
     if image.batch == 1 or not family.batched:
-        return 1, Remark(place, "the file takes one image at a time")
+        return BATCH, Remark(place, "the file takes one image at a time; a server runs it for several at once")
     if runner is None:
         return BATCH, Remark(place, "the batch size is free")
     if not runner.takes_pairs():

@@ -179,6 +179,15 @@ def test_the_gpu_is_tritons() -> None:
     assert "nvidia.com/mig-1g.10gb" not in found["agent"]["resources"]["limits"]
 
 
+@pytest.mark.parametrize(("limit", "cpus"), [("1500m", "2"), (2, "2"), (None, None)])
+def test_triton_and_the_agent_see_the_processors_of_tritons_limit(limit: str | int | None, cpus: str | None) -> None:
+    limits = {} if limit is None else {"resources": {"limits": {"cpu": limit}}}
+    found = containers(templates(pool_context(MINIMAL, server=limits))["server"])
+
+    for name in ("triton", "agent"):
+        assert {item["name"]: item.get("value") for item in found[name]["env"]}.get("SEGSERVE_CPUS") == cpus
+
+
 def test_labels_of_the_users_do_not_move_pods_to_another_pool() -> None:
     labels = templates(FULL)["server"]["metadata"]["labels"]
 

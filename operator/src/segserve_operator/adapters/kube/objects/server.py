@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Final
 
 from kubernetes.aio.client import (
@@ -17,6 +18,7 @@ from kubernetes.aio.client import (
     V1VolumeMount,
 )
 
+from segserve_builder.cpus import CPUS_VARIABLE
 from segserve_builder.sources.access import ACCESS_VARIABLE
 from segserve_builder.spec.names import TRACES_VARIABLE
 from segserve_common.canonical import json_digest
@@ -36,6 +38,7 @@ from segserve_common.kube.names import (
 from segserve_common.logs import LogSettings
 from segserve_operator.adapters.kube.objects import artifacts, pods, server_tls
 from segserve_operator.adapters.kube.objects.context import server_selector
+from segserve_operator.mapping.quantities import number
 
 if TYPE_CHECKING:
     from segserve_operator.adapters.kube.objects.context import PoolContext
@@ -193,8 +196,15 @@ def _common(context: PoolContext, group: str) -> dict[str, str | None]:
         "SEGSERVE_POOL": context.pool,
         "SEGSERVE_GROUP": group or None,
         "SEGSERVE_TRITON_VERSION": context.spec.server.version or context.defaults.triton_version,
+        CPUS_VARIABLE: _cpus(context.spec.server),
         "HOME": pods.TMP_FOLDER,
     }
+
+
+def _cpus(server: Server) -> str | None:
+    """Return Triton's limit of processors, rounded up; its processes and the agent see all of the node."""
+    limit = number(server.resources.limits.get("cpu", ""))
+    return str(math.ceil(limit)) if limit else None
 
 
 def _own(container: ContainerTemplate) -> dict[str, str | None]:

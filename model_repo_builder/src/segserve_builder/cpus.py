@@ -1,0 +1,22 @@
+"""The processors that a server may use: those of its machine, or its container's limit."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Final
+
+CPUS_VARIABLE: Final = "SEGSERVE_CPUS"
+"""Environment variable of a container: its limit of processors, rounded up. Its processes see those of the node."""
+
+
+def cpu_limit(environment: Mapping[str, str] = os.environ) -> int | None:
+    """Return the limit of this container, at least 1; None without one."""
+    limit = environment.get(CPUS_VARIABLE, "")
+    return max(int(limit), 1) if limit.isascii() and limit.isdigit() else None
+
+
+def available_cpus(environment: Mapping[str, str] = os.environ) -> int:
+    """Return how many processors this process may use at a time, at least 1."""
+    machine = max(len(os.sched_getaffinity(0)), 1)
+    return min(machine, cpu_limit(environment) or machine)
