@@ -24,7 +24,7 @@ MINUTES ?= 10
 
 .PHONY: cluster-build exporters cluster-up cluster-down cluster-images e2e-kind same write tiers
 .PHONY: test test-all test-platform test-oracles test-numpy1 test-thorough test-cluster test-edits test-client test-busy check fuzz
-.PHONY: help demo demo-rollout docs gpu lint kernels peers bench bench-client bench-density bench-exporters bench-stages bench-tiled oracles prove crds dashboards system clean locks zoo zoo-report
+.PHONY: help demo demo-rollout docs gpu lint kernels peers bench bench-versus bench-client bench-density bench-exporters bench-stages bench-tiled oracles prove crds dashboards system clean locks zoo zoo-report
 
 help:  ## Show what there is to make
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -74,6 +74,12 @@ $(VENV)-peers/stamp: tests/peers.lock
 $(VENV)-exporters/stamp: tests/exporters.lock
 	$(PYTHON) -m venv $(VENV)-exporters
 	$(VENV)-exporters/bin/pip $(PIP_INSTALL) --no-deps --requirement tests/exporters.lock
+	touch $@
+
+# Other servers of networks, beside which segserve is measured, with segserve in the same environment.
+$(VENV)-rivals/stamp: bench/rivals.lock
+	$(PYTHON) -m venv $(VENV)-rivals
+	$(VENV)-rivals/bin/pip $(PIP_INSTALL) --no-deps --requirement bench/rivals.lock --editable .
 	touch $@
 
 # The client on another Python: what programs import, without servers, operator and command line.
@@ -188,6 +194,10 @@ bench: $(VENV)/dev.stamp system  ## The whole request against the bare network; 
 	$(BIN)/python -m bench.request
 	$(BIN)/python -m bench.memory
 	$(BIN)/python -m bench.cold_start
+
+bench-versus: $(VENV)-rivals/stamp  ## YOLO segmentation beside LitServe, BentoML, Ray Serve and code in the client; adds to bench/out/versus.json (30 minutes)
+	$(VENV)-rivals/bin/python -m bench.rivals.network out/versus
+	$(VENV)-rivals/bin/python -m bench.versus out/versus/yolo/model.yaml out/versus/photos/*.jpg --rivals
 
 bench-operator: $(VENV)/dev.stamp  ## What the operator costs; writes bench/out/operator.json and its table (30 minutes; needs the cluster's binaries)
 	$(CLUSTER)/build.sh
