@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from fakes.cases import cases
+import pytest
+
 from fakes.cluster_world import DEFAULTS, NAMESPACE, ClusterWorld, model_manifest
 from fakes.deaths import SWEEP, deaths
 from fakes.kube_faults import Fault, Faulty, crash_at
@@ -193,9 +194,14 @@ async def capacity_kept(world: ClusterWorld, *, most: int, least: int, turns: in
     return seen
 
 
-@cases(
+@pytest.mark.parametrize(
     ("update", "most", "least"),
-    {"by default a quarter more": ({}, 5, 4), "one less": ({"maxSurge": 0, "maxUnavailable": 1}, 4, 3)},
+    [
+        pytest.param({}, 5, 4, id="by default a quarter more"),
+        pytest.param({"maxSurge": 1}, 5, 4, id="one more"),
+        pytest.param({"maxSurge": 0, "maxUnavailable": 1}, 4, 3, id="one less"),
+        pytest.param({"maxSurge": "50%", "maxUnavailable": "25%"}, 6, 3, id="percentages"),
+    ],
 )
 async def test_an_update_needs_no_more_servers_than_allowed_and_keeps_the_capacity(
     update: dict[str, Any], most: int, least: int
@@ -258,6 +264,17 @@ async def test_a_template_that_is_taken_back_during_its_update_ends_with_the_for
     assert world.groups() == {main}
 
 
+async def test_a_third_template_during_an_update_takes_no_more_servers() -> None:
+    world = await served(replicas=3, update={"maxSurge": 1})
+    world.apply_pool(replicas=3, update={"maxSurge": 1}, server=OTHER_SERVER)
+    await world.turns(5, seconds_each=2)
+    world.apply_pool(replicas=3, update={"maxSurge": 1}, server={"image": "server:10", "version": "26.06"})
+    await capacity_kept(world, most=4, least=3, turns=30)
+
+    assert images(world) == {"server:10"}
+    assert len(world.groups()) == 1
+
+
 async def test_without_room_the_update_is_stalled_and_everything_else_goes_on() -> None:
     world = await served(replicas=2)
     before = servers(world)
@@ -311,6 +328,32 @@ async def test_a_paused_update_stays_where_it_is_and_models_go_on() -> None:
     assert world.condition("other", "Ready") == ("True", "Serving")
     world.apply_pool(replicas=3, update={"maxSurge": 1}, server=OTHER_SERVER)
     await world.turns(20)
+    assert images(world) == {"server:9"}
+
+
+async def test_a_paused_pool_can_be_scaled() -> None:
+    world = await served(replicas=2, update={"paused": True})
+    world.apply_pool(replicas=3, update={"paused": True}, server=OTHER_SERVER)
+    await world.turns(6)
+
+    assert images(world) == {"server:1"}
+    assert len(servers(world)) == 3
+
+
+async def test_servers_are_replaced_in_the_window_only() -> None:
+    # The world begins on a Friday at 08:00 UTC.
+    update = {"window": {"start": "22:00", "duration": "2h", "timeZone": "Europe/Berlin"}}
+    world = await served(update=update)
+    world.apply_pool(update=update, server=OTHER_SERVER)
+    await world.turns(5)
+
+    assert images(world) == {"server:1"}
+    assert world.pool_condition("Progressing") == ("False", "UpdateWaiting")
+    assert "22:00 Europe/Berlin" in world.pool_message("Progressing")
+
+    world.now_s += 13.5 * 3600
+    await world.turns(12)
+
     assert images(world) == {"server:9"}
 
 

@@ -12,12 +12,13 @@ from pathlib import Path
 import onnx
 import pytest
 import tritonclient.grpc
+import yaml
 from tritonclient.utils import InferenceServerException
 
 from bench.platform import MODELS, platform
 from fakes.callers import PHOTO, Load
 from fakes.waiting import until
-from fakes.watching import Watched, command
+from fakes.watching import Watched, command, segserve
 from segserve import Client, ModelNotFoundError
 from segserve_builder.sources import folder_digest
 
@@ -58,6 +59,17 @@ def promoted(watched: Watched, former: str) -> str:
     until(lambda: stable(watched)[0] != former, "promotion")
     watched.becomes("coins", "Ready", "True", "Serving")
     return stable(watched)[0]
+
+
+def test_a_second_model_is_added_while_requests_run(watched: Watched, edited: Edit) -> None:
+    with Load(watched.running.url, pause_s=0.1) as load:
+        apply(watched, edited(model="coins-instances", name="second"))
+        watched.command("wait", "second")
+
+    with Client(watched.running.url) as client:
+        assert len(client.segment(PHOTO, model="second").instances) == 24
+    assert load.failures == []
+    assert len(load.answers) == 1
 
 
 def test_an_edit_goes_back_and_forth_and_settles_and_no_request_fails(watched: Watched, edited: Edit) -> None:
@@ -209,3 +221,117 @@ def test_dropping_a_class_is_refused_unless_the_file_says_that_it_is_meant(watch
     promoted(watched, before)
     with Client(watched.running.url) as client:
         assert set(client.segment(PHOTO, model="coins").areas) == {"background", "token"}
+
+
+def test_an_edit_that_changes_no_meaning_changes_nothing(watched: Watched, edited: Edit) -> None:
+    file = edited(allowClassChanges=True)
+    apply(watched, file)
+    watched.command("wait", "coins")
+    revision, generation = stable(watched), watched.manifest("coins")["metadata"]["generation"]
+    document = yaml.safe_load(file.read_text())
+    spec = dict(reversed(document["spec"].items())) | {"pool": "default", "output": {"maxDetections": 300}}
+    file.write_text("# another comment\n" + yaml.safe_dump(document | {"spec": spec}, sort_keys=False))
+
+    assert apply(watched, file) == "segmentationmodel/coins unchanged"
+
+    assert watched.manifest("coins")["metadata"]["generation"] == generation
+    assert stable(watched) == revision
+
+
+def test_exposing_the_network_takes_effect_without_a_new_revision(watched: Watched, edited: Edit) -> None:
+    settled = promoted_base(watched, edited)
+    groups = watched.groups()
+    client = tritonclient.grpc.InferenceServerClient(watched.running.url.removeprefix("http://"))
+
+    def answers(status: str) -> bool:
+        """Tell whether the configuration of the network is answered with a status.
+
+        Between both it may be unavailable: the gateway knows it already or still, and no server has it loaded.
+        """
+        found = "StatusCode.OK"
+        try:
+            client.get_model_config("coins.network")
+        except InferenceServerException as error:
+            found = error.status()
+            if found not in ("StatusCode.NOT_FOUND", "StatusCode.UNAVAILABLE"):
+                raise
+        return found == status
+
+    with Load(watched.running.url, pause_s=0.05) as load:
+        until(lambda: answers("StatusCode.OK"), "coins.network is there")
+        apply(watched, edited(allowClassChanges=True, expose=[]))
+        until(lambda: answers("StatusCode.NOT_FOUND"), "coins.network is gone")
+        until(lambda: not (watched.state.groups / settled[1] / "repository/coins.network").exists(), "it is unloaded")
+        apply(watched, edited(allowClassChanges=True, expose=["network"]))
+        until(lambda: answers("StatusCode.OK"), "coins.network is back")
+
+    client.close()
+    assert load.failures == []
+    assert set(load.answers) == {settled[0]}
+    assert stable(watched) == settled
+    assert watched.groups() <= groups
+
+
+def two_images(folder: Path) -> dict[str, str]:
+    """Copy the golden set and add its one image a second time."""
+    shutil.copytree(EXAMPLE / "golden/semantic", folder)
+    golden = json.loads((folder / "golden.json").read_text())
+    shutil.copy(folder / "coins.png", folder / "again.png")
+    golden["cases"].append(golden["cases"][0] | {"image": "again.png"})
+    (folder / "golden.json").write_text(json.dumps(golden))
+    return {"uri": folder.as_uri(), "sha256": folder_digest(folder)}
+
+
+def test_an_edited_golden_set_is_proved_in_place_and_one_that_fails_takes_nothing_from_callers(
+    watched: Watched, edited: Edit, tmp_path: Path
+) -> None:
+    settled = promoted_base(watched, edited)
+    groups, wrong, more = watched.groups(), tampered(tmp_path / "wrong"), two_images(tmp_path / "more")
+    figures = f"golden set {more['sha256'][:12]}: every image (2) was answered within its tolerance"
+
+    def edit(golden: dict[str, str]) -> None:
+        apply(watched, edited(allowClassChanges=True, golden=golden))
+
+    with Load(watched.running.url, pause_s=0.1) as load:
+        edit(more | {"sha256": "0" * 64})
+        watched.becomes("coins", "GoldenPassed", "False", "DigestMismatch")
+        edit(more | {"uri": (tmp_path / "nowhere").as_uri(), "sha256": "1" * 64})
+        watched.becomes("coins", "GoldenPassed", "False", "ArtifactMissing")
+        edit(wrong)
+        refused = watched.becomes("coins", "GoldenPassed", "False", "GoldenFailed")
+        waited = command(watched.running.state, "wait", "coins")
+        assert re.search(r"coins\.png: MASKS of class 0: IoU 0\.\d+; at least 0\.98 is tolerated", refused["message"])
+        assert watched.condition("coins", "Ready")["status"] == "True"
+        assert watched.condition("coins", "Degraded")["reason"] == "GoldenFailed"
+        assert (waited.returncode, refused["message"] in waited.stderr) == (1, True)
+
+        promoted_base(watched, edited)
+        watched.becomes("coins", "GoldenPassed", "True", "AnswersMatch")
+        edit(more)
+        watched.command("wait", "coins")
+        assert watched.becomes("coins", "GoldenPassed", "True", "AnswersMatch")["message"] == figures
+
+    assert load.failures == []
+    assert set(load.answers) == {settled[0]}
+    assert stable(watched) == settled
+    assert watched.groups() <= groups
+
+    # What a server starts with is the set that it was proved with last, and one that fails keeps it.
+    edit(wrong)
+    watched.becomes("coins", "GoldenPassed", "False", "GoldenFailed")
+    watched.running.segserve("down")
+    started = segserve(watched.running.state, "up", "--detach", "--port", watched.running.url.rpartition(":")[2])
+    assert (started.returncode, "GoldenFailed" in started.stderr) == (1, True)
+    watched.becomes("coins", "Ready", "True", "Serving")
+    watched.becomes("coins", "GoldenPassed", "False", "GoldenFailed")
+    edit(more)
+    assert watched.becomes("coins", "GoldenPassed", "True", "AnswersMatch")["message"] == figures
+    record = json.loads((watched.state.revisions / f"{settled[0]}.json").read_text())
+    assert (record["golden"], "trial" in record) == (more, False)
+
+
+def promoted_base(watched: Watched, edited: Edit) -> tuple[str, str]:
+    """Serve the example's own revision again and return who holds it."""
+    apply(watched, edited(allowClassChanges=True))
+    watched.command("wait", "coins")
+    return stable(watched)

@@ -265,7 +265,6 @@ class RecordedTraffic:
     by_series: dict[tuple[str, str], SeriesCounts] = field(default_factory=dict)
     pairs: dict[str, PairCounts] = field(default_factory=dict)
     """What the gateway's comparator has counted, by model."""
-    blind: bool = False
     clock: Callable[[], float] = field(default=lambda: 0.0)
 
     async def observe(self) -> TrafficState:
@@ -275,8 +274,6 @@ class RecordedTraffic:
         self.plan = plan
 
     async def samples(self, models: Mapping[str, tuple[str, str]]) -> Mapping[str, Sample]:
-        if self.blind:
-            return {}
         return {
             model: {
                 "gateway": Counters(
@@ -290,8 +287,6 @@ class RecordedTraffic:
         }
 
     async def loads(self) -> Mapping[str, GatewayLoad | None]:
-        if self.blind:
-            return {"gateway": None}
         in_flight = sum(self.active.values())
         arrived = in_flight + sum(each.attempts for each in self.by_series.values())
         return {"gateway": GatewayLoad("first", self.clock(), 0.0, arrived, in_flight)}

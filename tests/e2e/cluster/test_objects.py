@@ -13,7 +13,8 @@ from fakes.cluster import Cluster
 from fakes.pools import FULL, MINIMAL, coins, pods_with, pool_context, with_defaults
 from segserve_common.api_errors import NotFoundError
 from segserve_common.kube.async_client import AsyncKubeClient
-from segserve_common.kube.kinds import CHILDREN, DISRUPTION_BUDGETS, OLD_DISRUPTION_BUDGETS, POOLS, Kind
+from segserve_common.kube.kinds import CHILDREN, CONFIG_MAPS, DISRUPTION_BUDGETS, OLD_DISRUPTION_BUDGETS, POOLS, Kind
+from segserve_common.kube.names import reports_name
 from segserve_common.kube.shards import pack
 from segserve_operator.adapters.kube.children import apply_differing
 from segserve_operator.adapters.kube.drift import covers
@@ -139,6 +140,35 @@ async def test_every_object_is_taken_as_it_is_and_found_again(world: World, text
         assert again["metadata"].get("generation") == applied["metadata"].get("generation")
 
 
+async def test_reports_outlive_the_operators_applies(world: World) -> None:
+    target = await world.target(MINIMAL)
+    (manifest,) = [
+        found
+        for found in group_objects(target, GROUP, 1)
+        if found["metadata"]["name"] == reports_name("default", GROUP)
+    ]
+    await world.apply(manifest)
+    report = {"binaryData": {"a-pod": "AAAA"}}
+    await world.api.patch(CONFIG_MAPS, world.namespace, manifest["metadata"]["name"], report)
+
+    applied = await world.apply(manifest)
+
+    assert applied["binaryData"] == report["binaryData"]
+
+
+async def test_what_a_pool_no_longer_says_goes(world: World) -> None:
+    placed = await world.target(MINIMAL, gateway=pods_with(nodeSelector={"disk": "fast"}, priorityClassName="serving"))
+    bare = await world.target(MINIMAL)
+    *_, before = map(without_pods, gateway_objects(placed))
+    *_, after = map(without_pods, gateway_objects(bare))
+    live = await world.apply(before)
+    assert not covers(live, after)
+
+    live = await world.apply(after)
+
+    assert not {"nodeSelector", "priorityClassName"} & set(live["spec"]["template"]["spec"])
+
+
 async def test_what_a_pool_says_in_another_order_is_there_and_no_difference(world: World) -> None:
     variables = [{"name": name, "value": "1"} for name in ("A", "B", "C")]
     first = await world.target(MINIMAL, server=pods_with({"triton": {"env": variables}}))
@@ -157,8 +187,10 @@ async def test_what_a_pool_says_in_another_order_is_there_and_no_difference(worl
 CONTAINERS = "/spec/template/spec/containers"
 EDITS: list[tuple[str, str, str, Any]] = [
     ("Deployment", "replace", f"{CONTAINERS}/1/image", "other:1"),
+    ("Deployment", "remove", f"{CONTAINERS}/0/livenessProbe", None),
     ("Deployment", "replace", f"{CONTAINERS}/0/readinessProbe", {"exec": {"command": ["true"]}}),
     ("Deployment", "remove", f"{CONTAINERS}/0/env/0", None),
+    ("Deployment", "remove", f"{CONTAINERS}/0/volumeMounts/0", None),
     ("Deployment", "remove", "/metadata/ownerReferences", None),
     ("Service", "replace", "/spec/selector/segserve.dev~1pool", "other"),
     ("Role", "add", "/rules/-", {"apiGroups": [""], "resources": ["secrets"], "verbs": ["get"]}),
@@ -183,7 +215,9 @@ async def test_every_edit_is_seen_and_put_right(world: World, kind: str, what: s
 ADDITIONS: list[tuple[str, str, Any]] = [
     ("Deployment", f"{CONTAINERS}/0/env/0", {"name": "OTHER", "value": "1"}),
     ("Deployment", f"{CONTAINERS}/-", {"name": "other", "image": "other:1"}),
+    ("Deployment", "/spec/template/spec/volumes/-", {"name": "other", "emptyDir": {}}),
     ("Deployment", "/spec/template/spec/tolerations", [{"key": "gpu", "operator": "Exists"}]),
+    ("Deployment", "/spec/template/metadata/labels/team", "vision"),
     ("Service", "/spec/ports/-", {"name": "other", "port": 99, "protocol": "TCP"}),
 ]
 

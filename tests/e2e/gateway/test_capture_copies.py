@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -13,17 +13,19 @@ import pytest_asyncio
 
 from fakes.comparator import StubComparator, running_comparator
 from fakes.gateway import RunningGateway, running_gateway
-from fakes.gateway_clients import ask, by_grpc, served
+from fakes.gateway_clients import ask, by_grpc, by_http, served
 from fakes.triton import StubTriton
 from fakes.waiting import eventually
 from segserve_builder.capture.rule import RULES, CaptureFolder, CaptureRule
 from segserve_builder.comparator.folder import ComparatorFolder
 from segserve_operator.adapters.traffic.envoy_config import EnvoyFiles
+from segserve_operator.adapters.traffic.envoy_mirror import MAX_COPIES
 from segserve_operator.core.traffic import Mirror, TrafficPlan
 
 pytestmark = [pytest.mark.platform, pytest.mark.asyncio(loop_scope="module")]
 
 INFER = "/v2/models/coins/infer"
+BIG = 20 * 2**20
 RULE = CaptureRule(
     group="main", revision="coins-1", share=1.0, per_minute=60, sink="s3://x/y", retention_s=60, max_pixels=1000
 )
@@ -92,3 +94,20 @@ async def test_a_request_can_be_compared_and_captured_at_once(gateway: RunningGa
 
         await eventually(both, "a copy for each")
         assert service.copies[0].body == comparator.copies[0].body == b"image"
+
+
+@pytest.mark.parametrize("state", ["dead", "deaf", "slow"])
+async def test_a_large_request_is_answered_whatever_the_service_does(
+    gateway: RunningGateway, old: StubTriton, state: str
+) -> None:
+    folder = shared_with(gateway)
+    options: dict[str, Any] = {"deaf": state == "deaf", "delay_s": 8.0}
+    running: AbstractAsyncContextManager[Any] = nullcontext() if state == "dead" else beside(folder, **options)
+    await gateway.traffic.apply(plan(old))
+    async with running:
+        for _ in range(MAX_COPIES + 1):
+            answers = (
+                await asyncio.to_thread(by_http, gateway.authority, size=BIG),
+                await asyncio.to_thread(by_grpc, gateway.authority, size=BIG),
+            )
+            assert answers == ("old", "old")
