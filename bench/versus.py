@@ -5,7 +5,7 @@
 MODEL.yaml holds one model whose artifact is a file beside it; `--rivals` are for YOLO segmentation, and need
 `make .venv-rivals/stamp`. The ways take turns in short rounds, after their masks were found equal. Images/s are medians
 over rounds, CPU is that of all processes and the client's, memory the proportional set size once each was warm and at
-the end. Adds to bench/out/versus.json.
+the end. Adds to bench/out/versus.json; with `--rivals` it draws docs/images/versus.svg.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ import numpy as np
 import psutil
 import urllib3
 import yaml
+from matplotlib.figure import Figure
 from PIL import Image
 from pycocotools import mask
 from rich.console import Console
@@ -41,6 +42,7 @@ from rich.table import Table
 from bench.platform import ROOT, Running, platform
 from bench.ports import free_port
 from bench.request import OUTPUTS, image_call
+from bench.svg import BLUE, GREY, ORANGE, plot_style, save_svg
 from segserve_builder.stages.base import RequestOptions
 from segserve_builder.steps.in_process import InProcessModel
 from segserve_builder.steps.inference import network_io
@@ -51,6 +53,7 @@ from segserve_operator.api.segmentation_model import SegmentationModel
 CALLERS: Final = (1, 8, 32)
 CORES: Final = len(os.sched_getaffinity(0))
 OUT: Final = ROOT / "bench/out/versus.json"
+PLOT: Final = ROOT / "docs/images/versus.svg"
 SIZE: Final = (720, 1280)
 START_S: Final = 120
 Call = Callable[[bytes], list[bytes]]
@@ -316,7 +319,38 @@ def main() -> None:
                 ways[name] = stack.enter_context(context)
         results = compare(ways, photos, given.rounds, given.seconds)
     record(given.model, results)
+    if given.rivals:
+        draw(results, PLOT)
     show(results)
+
+
+def draw(results: dict[str, Any], path: Path) -> None:
+    """Draw the images a second of each way, a group for each number of callers, with the spread of its rounds."""
+    names = [name for name, of in results.items() if isinstance(of, dict)]
+    width = 0.8 / len(names)
+    with plot_style():
+        figure = Figure(figsize=(8.5, 3.4), layout="constrained")
+        axes = figure.subplots()
+        for place, name in enumerate(names):
+            rows = [results[name][str(callers)] for callers in CALLERS]
+            rates = np.array([row["images_per_s"] for row in rows])
+            spread = [rates - [min(row["rounds"]) for row in rows], [max(row["rounds"]) for row in rows] - rates]
+            ours, served = name.startswith("segserve"), "ready_mib" in results[name]
+            colour = BLUE if ours else GREY if served else ORANGE
+            axes.bar(
+                np.arange(len(CALLERS)) + (place - (len(names) - 1) / 2) * width,
+                rates,
+                width,
+                yerr=spread,
+                color=colour,
+                edgecolor="white",
+                alpha=1 - 0.12 * sum(name.startswith("segserve") == ours for name in names[:place]),
+                label=name if served else f"{name} (no server)",
+            )
+        axes.set_xticks(range(len(CALLERS)), [f"{callers} caller{'s' * (callers > 1)}" for callers in CALLERS])
+        axes.set(ylabel="images a second", xlim=(-0.5, len(CALLERS) - 0.5))
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+        save_svg(figure, path)
 
 
 def record(model: Path, results: dict[str, Any]) -> None:
