@@ -11,12 +11,15 @@ CPUS_VARIABLE: Final = "SEGSERVE_CPUS"
 
 
 def cpu_limit(environment: Mapping[str, str] = os.environ) -> int | None:
-    """Return the limit of this container, at least 1; None without one."""
+    """Return the limit of this container, at least 1 and at most what its machine has; None without one."""
     limit = environment.get(CPUS_VARIABLE, "")
-    return max(int(limit), 1) if limit.isascii() and limit.isdigit() else None
+    return min(max(int(limit), 1), _machine_cpus()) if limit.isascii() and limit.isdigit() else None
 
 
 def available_cpus(environment: Mapping[str, str] = os.environ) -> int:
     """Return how many processors this process may use at a time, at least 1."""
-    machine = max(len(os.sched_getaffinity(0)), 1)
-    return min(machine, cpu_limit(environment) or machine)
+    return cpu_limit(environment) or _machine_cpus()
+
+
+def _machine_cpus() -> int:
+    return max(len(os.sched_getaffinity(0)), 1)

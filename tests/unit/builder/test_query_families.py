@@ -78,7 +78,7 @@ def test_one_output_is_not_logits_and_boxes_at_once() -> None:
         ((TensorSpec("class_queries_logits", "FP32", (None, 100, 9)), MASKS), r"5 \+ 1 for the model's classes"),
         ((TensorSpec("class_queries_logits", "FP16", (None, 100, 6)), MASKS), "dtype must be FP32"),
         ((CLASSES, TensorSpec("masks_queries_logits", "FP32", (None, 100, 96))), "the shape must be"),
-        ((CLASSES, TensorSpec("masks_queries_logits", "FP32", (1, 100, 96, 96))), "batch size must be free"),
+        ((CLASSES, TensorSpec("masks_queries_logits", "FP32", (4, 100, 96, 96))), "must be free or 1; it is 4"),
     ],
 )
 def test_outputs_that_are_not_the_familys_are_refused(outputs: tuple[TensorSpec, ...], says: str) -> None:

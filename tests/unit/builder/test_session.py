@@ -13,6 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from segserve_builder.errors import BadImageError
+from segserve_builder.spec.model_spec import Engine
 from segserve_builder.steps.session import NetworkSession, ParallelSession, open_session
 from segserve_builder.steps.step_options import NetOptions
 
@@ -43,7 +44,7 @@ def network(folder: Path, kind: str) -> Path:
     return folder / "model.onnx"
 
 
-def opened(path: Path, kind: str, threads: int = 0) -> NetworkSession:
+def opened(path: Path, kind: str, threads: int = 0, engine: Engine | None = None) -> NetworkSession:
     options = NetOptions(
         artifact_sha256="a" * 64,
         input="x",
@@ -54,14 +55,19 @@ def opened(path: Path, kind: str, threads: int = 0) -> NetworkSession:
         inference_versions=(),
         max_batch_size=8,
         intra_op_threads=threads,
+        engine=engine,
     )
     return NetworkSession(path, options)
 
 
-@pytest.mark.parametrize("threads", [0, 1])
-@pytest.mark.parametrize("kind", ["free", "fixed", "none"])
-def test_an_image_gets_the_answer_in_any_batch_that_it_gets_alone(tmp_path: Path, kind: str, threads: int) -> None:
-    session = opened(network(tmp_path, kind), kind, threads)
+@pytest.mark.parametrize(
+    ("kind", "threads", "engine"),
+    [*((kind, threads, None) for kind in ("free", "fixed", "none") for threads in (0, 1)), ("fixed", 0, "openvino")],
+)
+def test_an_image_gets_the_answer_in_any_batch_that_it_gets_alone(
+    tmp_path: Path, kind: str, threads: int, engine: Engine | None
+) -> None:
+    session = opened(network(tmp_path, kind), kind, threads, engine)
     images = np.random.default_rng(1).normal(size=(11, 1, 3, 40, 56)).astype(np.float32)
 
     alone = [session.run(image)["y"] for image in images]

@@ -123,13 +123,22 @@ def test_a_native_network_is_its_file_with_the_tensors_of_the_python_step() -> N
 
 
 @pytest.mark.parametrize(
-    ("cpus", "device", "preferred"),
-    [(2, "cpu", [2]), (7, "cpu", [7]), (8, "cpu", []), (None, "cpu", []), (2, "gpu", [])],
+    ("cpus", "runtime", "preferred"),
+    [
+        (2, {}, [2]),
+        (7, {}, [7]),
+        (8, {}, []),
+        (1, {}, []),
+        (None, {}, []),
+        (2, {"device": "gpu"}, []),
+        (2, {"intraOpThreads": 1}, []),
+        (2, {"engine": "openvino"}, []),
+    ],
 )
-def test_a_batch_on_a_cpu_is_as_large_as_the_server_has_processors(
-    cpus: int | None, device: str, preferred: list[int]
+def test_a_batch_whose_images_have_a_core_each_is_as_large_as_the_server_has_cores(
+    cpus: int | None, runtime: dict[str, Any], preferred: list[int]
 ) -> None:
-    found = net(tree(replace(EMBEDDED, cpus=cpus), runtime={"maxBatchSize": 8, "device": device}))
+    found = net(tree(replace(EMBEDDED, cpus=cpus), runtime={"maxBatchSize": 8, **runtime}))
 
     assert list(found.dynamic_batching.preferred_batch_size) == preferred
 

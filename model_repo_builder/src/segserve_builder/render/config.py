@@ -84,7 +84,8 @@ def network_config(
     _add_network_tensors(config, io, runtime, native=native)
     if config.max_batch_size:
         config.dynamic_batching.max_queue_delay_microseconds = runtime.max_queue_delay_us
-        if not native and runtime.device != "gpu" and target.cpus and target.cpus < config.max_batch_size:
+        is_open = not (native or runtime.device == "gpu" or options.intra_op_threads or options.engine == "openvino")
+        if is_open and target.cpus and 1 < target.cpus < config.max_batch_size:
             # It runs an image on each: more of them at a time would only hold memory.
             config.dynamic_batching.preferred_batch_size.append(target.cpus)
     else:
@@ -117,6 +118,8 @@ def postprocess_config(options: PostOptions, task: Task) -> Any:
 def shared_network(config: Any) -> Any:
     """Return the configuration of a step that runs all networks whose own step would differ in options alone."""
     shared = _without_options(config)
+    # Its networks have the threads of the process together, and run whole batches.
+    del shared.dynamic_batching.preferred_batch_size[:]
     _add_outputs(shared, [TensorSpec(name, _SELECTED, (1,)) for name in SELECTORS])
     return shared
 

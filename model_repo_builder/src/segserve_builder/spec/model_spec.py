@@ -314,7 +314,10 @@ class Runtime(FrozenModel):
     )
     instances: int = Field(default=1, ge=1, le=64, description="Number of copies of the network on each server.")
     intra_op_threads: int = Field(
-        default=0, ge=0, le=256, description="Number of threads of one run; 0 lets the engine choose."
+        default=0,
+        ge=0,
+        le=256,
+        description="Number of threads of one run; 0: the container's CPU limit, or the engine's choice.",
     )
     engine: Engine | None = Field(
         default=None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import islice
@@ -59,7 +59,7 @@ class NetworkSession:
         self._takes_batches = len(given.shape) > 3
         tensors = [given, *(each for each in self._session.get_outputs() if each.name in options.outputs)]
         has_batch = options.batched and self._takes_batches
-        self._is_single = not has_batch or any(tensor.shape[:1] == [1] for tensor in tensors)
+        self._is_single = not has_batch or any(tuple(tensor.shape[:1]) == (1,) for tensor in tensors)
         is_open = gpu is None and options.engine != "openvino" and not shared and not options.intra_op_threads
         self._parallel = ParallelSession(path) if is_open else None
         self._shrinking = _shrinking()
@@ -120,7 +120,7 @@ class NetworkSession:
         if results is None:
             raise MemoryError(f"an input of {batch.size} values is too large")
         if self._parallel is not None:
-            self._parallel.observe(batch.size)
+            self._parallel.observe(batch.size // len(batch), len(batch))
         return self._named(results)
 
     def _given(self, batch: NDArray[Any]) -> NDArray[Any]:
@@ -207,10 +207,11 @@ class ParallelSession:
         rest = images % self._cores
         return images if is_single and rest > 1 and 2 * rest >= self._cores else images - rest
 
-    def observe(self, size: int) -> None:
-        """Learn what memory an input of this size takes at most, from a run of the other session that has ended."""
+    def observe(self, size: int, images: int) -> None:
+        """Learn what memory an image of this size takes at most, from a run of the other session that has ended."""
         if size > self._largest:
-            self._largest, self._needed_bytes = size, process_bytes("VmData") - self._loaded_bytes
+            self._largest = size
+            self._needed_bytes = (process_bytes("VmData") - self._loaded_bytes) // images
 
     def run(self, outputs: Sequence[str], feeds: Sequence[Mapping[str, NDArray[Any]]]) -> list[list[Any]]:
         """Return the outputs for each feed, an image; nothing if memory does not suffice for all at the same time.
@@ -224,21 +225,25 @@ class ParallelSession:
         # Not by trial: what ONNX Runtime has allocated when it fails is not all given back.
         if size > self._arena.largest and total_allowed() >= 0 and room_bytes < self._cores * self._needed_bytes:
             return []
+        runs: list[Future[list[Any]]] = []
+        errors: list[BaseException] = []
         try:
             session = self._session = self._session or self._opened()
             options = self._shrinking if self._arena.is_much_smaller(size) else None
-            runs = [self._threads.submit(session.run, list(outputs), feed, options) for feed in feeds]
-            wait(runs)
-            # Not by `result()`: the traceback of an error that is raised here would keep the session from being freed.
-            errors = [error for run in runs if (error := run.exception()) is not None]
+            for feed in feeds:
+                runs.append(self._threads.submit(session.run, list(outputs), feed, options))  # noqa: PERF401
         except Exception as error:
             errors = [error]
+        wait(runs)
+        # Not by `result()`: the traceback of an error that is raised here would keep the session from being freed.
+        errors += [raised for run in runs if (raised := run.exception()) is not None]
         if not errors:
             return [run.result() for run in runs]
         if not all(map(is_out_of_memory, errors)):
             raise errors[0]
+        # What cannot be opened is not opened again for a smaller image.
+        self._least_refused = size if self._session is not None else 0
         self.close()
-        self._least_refused = size
         return []
 
     def close(self) -> None:
@@ -252,11 +257,13 @@ class ParallelSession:
         # Neither weights nor the threads' stacks are memory of requests.
         before, stacks = process_bytes("VmData"), self._cores * _STACK_BYTES
         allow_total(limit_bytes + 3 * self._path.stat().st_size + stacks)
+        allowed_bytes = limit_bytes
         try:
             session = open_session(self._path, 1)
-        finally:
-            allow_total(limit_bytes + max(process_bytes("VmData") - before, 0) + stacks)
+            allowed_bytes += max(process_bytes("VmData") - before, 0) + stacks
             self._has_allowance = True
+        finally:
+            allow_total(allowed_bytes)
         return session
 
 

@@ -235,7 +235,7 @@ def _labels(spec: Mapping[str, Any], network: NetworkFile, images: Sequence[Path
 def _batch(family: Family, image: ImageInput, runner: NetworkRunner | None) -> tuple[int, Remark]:
     place = ("spec", "runtime")
     if image.batch == 1 or not family.batched:
-        return BATCH, Remark(place, "the file takes one image at a time; a server runs it for several at once")
+        return BATCH, Remark(place, "the file takes one image at a time; a server runs it on each of its cores")
     if runner is None:
         return BATCH, Remark(place, "the batch size is free")
     if not runner.takes_pairs():
