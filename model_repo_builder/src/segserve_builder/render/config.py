@@ -84,8 +84,8 @@ def network_config(
     _add_network_tensors(config, io, runtime, native=native)
     if config.max_batch_size:
         config.dynamic_batching.max_queue_delay_microseconds = runtime.max_queue_delay_us
-        is_open = not (native or runtime.device == "gpu" or options.intra_op_threads or options.engine == "openvino")
-        if is_open and target.cpus and 1 < target.cpus < config.max_batch_size:
+        apart = options.runs_images_apart and not native and runtime.device != "gpu"
+        if apart and target.cpus and 1 < target.cpus < config.max_batch_size:
             # It runs an image on each: more of them at a time would only hold memory.
             config.dynamic_batching.preferred_batch_size.append(target.cpus)
     else:

@@ -60,8 +60,8 @@ class NetworkSession:
         tensors = [given, *(each for each in self._session.get_outputs() if each.name in options.outputs)]
         has_batch = options.batched and self._takes_batches
         self._is_single = not has_batch or any(tuple(tensor.shape[:1]) == (1,) for tensor in tensors)
-        is_open = gpu is None and options.engine != "openvino" and not shared and not options.intra_op_threads
-        self._parallel = ParallelSession(path) if is_open else None
+        apart = options.runs_images_apart and gpu is None and not shared
+        self._parallel = ParallelSession(path) if apart else None
         self._shrinking = _shrinking()
         self._arena = _SHARED_ARENA if shared else Arena()
         self._least_refused = math.inf

@@ -98,6 +98,11 @@ class NetOptions(StepOptions):
             engine=pipeline.runtime.engine,
         )
 
+    @property
+    def runs_images_apart(self) -> bool:
+        """Whether each image of a batch has a core of its own where the step runs on a CPU and shares no session."""
+        return self.engine != "openvino" and not self.intra_op_threads
+
 
 class HeavyOptions(FrozenModel):
     """How the last step of a light network asks the heavy one.
