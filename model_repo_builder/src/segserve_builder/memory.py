@@ -1,7 +1,8 @@
-"""The memory that the process of one step may use: its default, its limit, and errors of allocations beyond it."""
+"""The memory that the process of one step may use, and what it keeps of it between requests."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
 from collections.abc import Mapping
@@ -12,6 +13,11 @@ from segserve_builder.errors import BuilderError
 
 STEP_LIMIT_VARIABLE: Final = "SEGSERVE_STEP_MEMORY_BYTES"
 """Environment variable of Triton: bytes that each process of a step may allocate for requests."""
+
+SERVER_MALLOC: Final = {"MALLOC_TRIM_THRESHOLD_": str(32 * 2**20), "MALLOC_MMAP_THRESHOLD_": str(4 * 2**20)}
+"""Environment of Triton, which holds the tensors of all requests that wait: freed ones go back to the system."""
+_M_TRIM_THRESHOLD: Final = -1
+_M_MMAP_THRESHOLD: Final = -3
 
 LEAST_BYTES: Final = 256 * 2**20
 _DEFAULT_SHARE: Final = 4
@@ -47,6 +53,17 @@ def available_bytes(cgroups: Path = _CGROUPS) -> int:
     # Inside a container its own group is mounted as the root; version 2 of cgroups, then version 1.
     limits = (_limit(cgroups / "memory.max"), _limit(cgroups / "memory" / "memory.limit_in_bytes"))
     return min([machine, *(limit for limit in limits if limit is not None)])
+
+
+def keep_freed_memory(environment: Mapping[str, str] = os.environ) -> None:
+    """Let this process keep what it frees for its next request, other than Triton, whose environment it has.
+
+    To return pages and fault them in again costs a step more than its work. Values of the user stay.
+    """
+    if SERVER_MALLOC.items() <= environment.items():
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_TRIM_THRESHOLD, 256 * 2**20)
+        mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)
 
 
 def limit_allocations(environment: Mapping[str, str] = os.environ) -> int | None:

@@ -12,7 +12,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from segserve_builder.memory import STEP_LIMIT_VARIABLE, StepMemoryError, available_bytes, step_limit_bytes
+from segserve_builder.memory import (
+    SERVER_MALLOC,
+    STEP_LIMIT_VARIABLE,
+    StepMemoryError,
+    available_bytes,
+    step_limit_bytes,
+)
 
 MIB = 2**20
 CORES = len(os.sched_getaffinity(0))
@@ -139,3 +145,33 @@ def test_an_image_is_answered_alone_after_a_batch_that_found_no_room(network: Pa
     answers = run(network, 1100, 1100, threads=threads, batch=2 * CORES)[1:]
 
     assert [answer.split(")")[0] for answer in answers] == [f"{n} (1, 1, {n}, {n}" for n in (1100, 1100)]
+
+
+FREE = """
+import sys
+from segserve_builder.memory import keep_freed_memory, process_bytes
+
+if sys.argv[1] == "step":
+    keep_freed_memory()
+before = process_bytes("VmRSS")
+image = b"1" * 16 * 2**20
+del image
+print("kept" if process_bytes("VmRSS") - before > 8 * 2**20 else "returned")
+"""
+
+
+@pytest.mark.parametrize(
+    ("process", "environment", "freed"),
+    [
+        ("server", {}, "returned"),
+        ("step", {}, "kept"),
+        ("step", {"MALLOC_MMAP_THRESHOLD_": str(8 * MIB)}, "returned"),
+    ],
+    ids=["Triton", "step", "step of a user with another threshold"],
+)
+def test_a_step_keeps_an_images_memory_for_the_next_one_and_triton_returns_it(
+    process: str, environment: dict[str, str], freed: str
+) -> None:
+    variables = {**os.environ, **SERVER_MALLOC, **environment}
+    command = [sys.executable, "-c", FREE, process]
+    assert subprocess.run(command, env=variables, capture_output=True, text=True, check=True).stdout.split() == [freed]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from segserve_builder.backend.batch_spans import batch_spans
 from segserve_builder.backend.responses import error_response, input_array, response
 from segserve_builder.errors import BadImageError, ImageMemoryError
-from segserve_builder.memory import is_out_of_memory, limit_allocations
+from segserve_builder.memory import is_out_of_memory, keep_freed_memory, limit_allocations
 from segserve_builder.steps.session import NetworkSession
 from segserve_builder.steps.step_options import MODEL_FILE, NetOptions
 
@@ -25,6 +25,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the network."""
+        keep_freed_memory()
         self._options = NetOptions.from_model_config(args["model_config"])
         folder = Path(args["model_repository"]) / args["model_version"]
         gpu = int(args["model_instance_device_id"]) if args.get("model_instance_kind") == "GPU" else None

@@ -14,7 +14,7 @@ from segserve_builder.backend.heavy import HeavyModel
 from segserve_builder.backend.metrics import MetricsReporter
 from segserve_builder.backend.responses import input_array, log_error, parameters_of, respond
 from segserve_builder.errors import BadImageError
-from segserve_builder.memory import limit_allocations
+from segserve_builder.memory import keep_freed_memory, limit_allocations
 from segserve_builder.spec.model_spec import OF_DETAIL, OutOfDistributionPolicy
 from segserve_builder.spec.names import AGENT_REQUEST_ID
 from segserve_builder.steps.answer_metrics import AnswerMetrics, Measures
@@ -47,6 +47,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Build the pipeline's last step from its options."""
+        keep_freed_memory()
         options = PostOptions.from_model_config(args["model_config"])
         self._output = options.pipeline.output
         self._guided = options.pipeline.needs_guide

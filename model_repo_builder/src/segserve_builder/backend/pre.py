@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segserve_builder.backend.responses import input_array, respond
-from segserve_builder.memory import limit_allocations
+from segserve_builder.memory import keep_freed_memory, limit_allocations
 from segserve_builder.steps.answer_metrics import Measures
 from segserve_builder.steps.preprocess import Preprocess
 from segserve_builder.steps.public_outputs import GEOMETRY, GUIDE, NETWORK_INPUT
@@ -21,6 +21,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Build the pipeline's first step from its options."""
+        keep_freed_memory()
         options = PreOptions.from_model_config(args["model_config"])
         network, layout = options.network_input, options.layout
         self._is_first = True

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from segserve_builder.memory import SERVER_MALLOC
 from segserve_builder.spec.names import SLICE_HEADER
 
 STEP_ENVIRONMENT: Final = {
@@ -14,9 +15,7 @@ STEP_ENVIRONMENT: Final = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "NUMBA_NUM_THREADS": "1",
-    # Freed memory is kept between requests: returning pages and faulting them in again costs more than the work.
-    "MALLOC_TRIM_THRESHOLD_": str(256 * 2**20),
-    "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
+    **SERVER_MALLOC,
     # Libraries of NVIDIA compute FP32 in TF32 by default, with a mantissa of 10 bits.
     "NVIDIA_TF32_OVERRIDE": "0",
 }
