@@ -14,6 +14,7 @@ from fakes.server_pod import ServerPod
 from fakes.waiting import HANG_S
 from segserve_builder.agent import secret
 from segserve_builder.agent.server import TritonRefusedError
+from segserve_builder.cluster.process_link import LinkedProcesses
 from segserve_common.process_record import ProcessRecord
 from segserve_operator.adapters.local.files import cache_folder
 from segserve_operator.adapters.local.runtime import ensure_runtime
@@ -95,6 +96,13 @@ def test_a_killed_server_ends_its_container_and_the_next_one_knows_the_same_word
     assert (pod.triton.pid, pod.word) != (first.pid, "")
     assert pod.word == word
     assert started.poll() is None
+
+
+def test_the_agent_ends_a_server_and_its_container_starts_another(pod: ServerPod) -> None:
+    server, launcher = pod.triton, pod.processes["triton"]
+    LinkedProcesses(pod.folder).end_server()
+    assert launcher.wait(HANG_S) == 0
+    assert not server.is_running()
 
 
 def test_sigterm_ends_the_server_and_its_code_is_the_containers(pod: ServerPod) -> None:

@@ -20,7 +20,7 @@ from segserve_builder.agent.answer_counts import AnswerCounts
 from segserve_builder.agent.cost import Owner, ServedRevision
 from segserve_builder.agent.observer import ServerObserver
 from segserve_builder.agent.protocol import Assignment, ModelReport, ModelState, Report
-from segserve_builder.agent.runner import LOAD_FAILED, ActionFailure, ActionResult, ActionRunner
+from segserve_builder.agent.runner import LOAD_FAILED, LOST_GPU, ActionFailure, ActionResult, ActionRunner
 from segserve_builder.agent.state import (
     CRASHES_ALLOWED,
     Action,
@@ -218,6 +218,9 @@ class Agent:
     def _absorb(self, result: ActionResult, now_s: float) -> None:
         state, action = self._state, result.action
         state.running.pop(action, None)
+        if result.lost_gpu:
+            _LOG.error("Triton can use its GPU no more and is ended, to start anew: %s", result.lost_gpu)
+            self._observer.end_server()
         self._observer.learn(result.ensembles)
         if isinstance(action, Try):
             self._absorb_trial(action, result, now_s)
@@ -242,11 +245,14 @@ class Agent:
                 if not crashed.isdisjoint(self._state.prepared[assigned.revision].tree.members):
                     self._state.prepared.pop(assigned.revision)
         elif isinstance(action, Probe):
-            self.health = replace(self.health, probe_s=result.duration_s)
-            # Slow networks are probed less often, so that probes take at most a small share of the server's time.
-            self._next_probe_s = now_s + max(PROBE_INTERVAL_S, result.duration_s / PROBE_SHARE)
-            if not self._has_dead_steps(action.revision):
-                self._observer.suspect(result.suspects | self._failing_on(action.revision, result.failing, now_s))
+            self._absorb_probe(action, result, now_s)
+
+    def _absorb_probe(self, action: Probe, result: ActionResult, now_s: float) -> None:
+        self.health = replace(self.health, probe_s=result.duration_s)
+        # Slow networks are probed less often, so that probes take at most a small share of the server's time.
+        self._next_probe_s = now_s + max(PROBE_INTERVAL_S, result.duration_s / PROBE_SHARE)
+        if not self._has_dead_steps(action.revision):
+            self._observer.suspect(result.suspects | self._failing_on(action.revision, result.failing, now_s))
 
     def _failing_on(self, revision: str, failing: frozenset[str], now_s: float) -> frozenset[str]:
         """Return the steps of a failed probe once another one failed so long before that its member was opened anew."""
@@ -261,7 +267,7 @@ class Agent:
     def _absorb_failure(self, action: Action, failure: ActionFailure, now_s: float) -> None:
         state = self._state
         # A proof that failed because a step died says nothing about the model, unless it dies again and again.
-        if isinstance(action, Prove) and self._has_dead_steps(action.revision):
+        if isinstance(action, Prove) and (failure.reason == LOST_GPU or self._has_dead_steps(action.revision)):
             state.crashes[action.revision] += 1
             if state.crashes[action.revision] < CRASHES_ALLOWED:
                 return
@@ -298,7 +304,7 @@ class Agent:
             self._state.pass_trial(result.prepared, result.proof)
             return
         failure = result.failure or _LOST_SERVER
-        died = result.failure is None or self._has_dead_steps(action.revision)
+        died = result.failure is None or failure.reason == LOST_GPU or self._has_dead_steps(action.revision)
         retry_from_s = now_s if failure.retryable or died else None
         self._state.fail_trial(trial, failure.reason, failure.message, retry_from_s=retry_from_s, died=died)
 
@@ -310,7 +316,7 @@ class Agent:
             self._state.replays.keep(action.revision, result.scores, now_s, result.duration_s)
             return
         failure = result.failure or (_DIED if result.scores is not None else _LOST_SERVER)
-        died = died or result.failure is None
+        died = died or result.failure is None or failure.reason == LOST_GPU
         self._state.replays.fail(
             action.revision, failure.reason, failure.message, now_s, retryable=failure.retryable, died=died
         )

@@ -54,6 +54,11 @@ class ServerObserver:
         """End processes of the steps `loading` that have been idle for long: see `ProcessWatch`."""
         return self._processes.end_idle(loading) if loading and self._processes is not None else frozenset()
 
+    def end_server(self) -> None:
+        """End the server, which whatever started it starts again."""
+        if self._processes is not None:
+            self._processes.end_server()
+
     def _snapshot(self, state: AgentState) -> ServerSnapshot:
         files = ServerSnapshot(ready=False, published=self._repository.ensembles(), folders=self._repository.folders())
         try:

@@ -65,6 +65,10 @@ class ProcessWatch(Protocol):
         """
         ...
 
+    def end_server(self) -> None:
+        """End the server once its requests in flight are answered; what started it starts it again."""
+        ...
+
 
 class StepProcesses:
     """The stub processes of the Triton that `pid_file` records."""
@@ -128,6 +132,12 @@ class StepProcesses:
                 ended.add(step)
         self._seen = seen
         return frozenset(ended)
+
+    def end_server(self) -> None:
+        """Send SIGTERM to the server."""
+        if (server := self._find_server()) is not None:
+            with suppress(psutil.Error):
+                server.terminate()
 
     def _short(self, needed: Mapping[str, int]) -> frozenset[str]:
         alive = {step: sum(map(_is_alive, self._stubs.get(step, ()))) for step in needed}

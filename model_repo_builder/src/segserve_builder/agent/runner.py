@@ -68,6 +68,7 @@ OnProgress: TypeAlias = "Callable[[str], None]"
 IsOrdered: TypeAlias = "Callable[[], bool]"
 
 LOAD_FAILED: Final = "LoadFailed"
+LOST_GPU: Final = "LostGpu"
 _NO_GPU: Final = "has kind KIND_GPU but"
 """Said by Triton of a model whose GPUs it cannot use."""
 _NO_MEMORY: Final = (
@@ -77,6 +78,24 @@ _NO_MEMORY: Final = (
     "CUDNN_STATUS_ALLOC_FAILED",
 )
 """Said by ONNX Runtime, CUDA, cuBLAS and cuDNN, also if another model has the memory."""
+_LOST_GPU: Final = (
+    "uncorrectable ECC error encountered",
+    "uncorrectable NVLink error detected",
+    "Invalid access of peer GPU memory over nvlink or a hardware error",
+    "an illegal memory access was encountered",
+    "the launch timed out and was terminated",
+    "context is destroyed",
+    "device-side assert triggered",
+    "hardware stack error",
+    "an illegal instruction was encountered",
+    "misaligned address",
+    "operation not supported on global/shared address space",
+    "invalid program counter",
+    "unspecified launch failure",
+    "CUDA failure 999",
+)
+"""Errors of CUDA after which a process can use its GPU no more (https://docs.nvidia.com/cuda/cuda-runtime-api), as its
+`cudaGetErrorString` words them. The driver logs most of them as an Xid."""
 UNHEALTHY: Final = "is not healthy"
 """Said by Triton of a step whose process has died, or waited for a core for longer than a second."""
 PROOF_S: Final = 120.0
@@ -103,7 +122,8 @@ class ActionFailure:
 class ActionResult:
     """The result of an action.
 
-    `suspects` are steps that did not respond to a probe, and `failing` shared ones with a member that failed it.
+    `suspects` are steps that did not respond to a probe, and `failing` shared ones with a member that failed it;
+    `lost_gpu` is the error with which the server itself lost its GPU.
     """
 
     action: Action
@@ -114,6 +134,7 @@ class ActionResult:
     ensembles: Mapping[str, Ensemble] = field(default_factory=dict)
     suspects: frozenset[str] = frozenset()
     failing: frozenset[str] = frozenset()
+    lost_gpu: str = ""
     duration_s: float = 0.0
 
 
@@ -164,7 +185,9 @@ class ActionRunner:
         except TritonTimeoutError as error:
             result = ActionResult(action, ActionFailure("ServerSlow", str(error), retryable=True))
         except TritonRefusedError as error:
-            result = ActionResult(action, self._refusal(action, error))
+            # A step's own process is replaced as any that fails.
+            is_lost = _has_lost_gpu(error) and prepared is not None and bool(prepared.tree.native)
+            result = ActionResult(action, self._refusal(action, error), lost_gpu=str(error) if is_lost else "")
         except Exception as error:
             _LOG.exception("%s", action)
             result = ActionResult(
@@ -433,6 +456,8 @@ class ActionRunner:
                     part_running(self.repository.root, step)
             return ActionResult(action, suspects=own.union(still) if stuck else frozenset())
         except TritonRefusedError as error:
+            if _has_lost_gpu(error) and prepared.tree.native:  # no load by that server would help
+                raise
             if self._lacks_gpu_memory(error):  # loading this model again would need more
                 _LOG.warning("a probe of %s: %s", model, error)
                 return ActionResult(action)
@@ -463,6 +488,8 @@ class ActionRunner:
                 refused = isinstance(error, TritonRefusedError) and error.status == "UNAVAILABLE"
                 if self._lacks_gpu_memory(error):
                     return ActionFailure("OutOfMemory", str(error), retryable=True)
+                if _has_lost_gpu(error):
+                    return ActionFailure(LOST_GPU, str(error), retryable=True)
                 passing = refused or UNHEALTHY in str(error)
                 return ActionFailure("ProofFailed", str(error), retryable=passing)
             case Unload():
@@ -472,6 +499,10 @@ class ActionRunner:
     def _lacks_gpu_memory(self, error: TritonError) -> bool:
         """Return whether a GPU has no memory left, perhaps because of another model."""
         return any(said in str(error) for said in _NO_MEMORY) and bool(self.gpus())
+
+
+def _has_lost_gpu(error: TritonError) -> bool:
+    return any(said in str(error) for said in _LOST_GPU)
 
 
 def _has_masks(pipeline: Pipeline) -> bool:

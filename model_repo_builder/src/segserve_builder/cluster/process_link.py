@@ -1,7 +1,7 @@
 """Questions of the agent about Triton's processes, which its container cannot see, and the launcher's answers.
 
 They share the pod's network alone, so the launcher listens on an abstract socket, whose name follows from the folder
-that both have. Whoever else could ask learns which steps run, and can end one that is idle.
+that both have. Whoever else could ask learns which steps run, and can end Triton or a step that is idle.
 """
 
 from __future__ import annotations
@@ -65,6 +65,9 @@ class LauncherLink:
     def _answer(self, question: Mapping[str, Any]) -> dict[str, Any]:
         if question.get("gpus"):
             return {"gpus": visible_gpus()}
+        if question.get("endServer"):
+            self._processes.end_server()
+            return {}
         if question.get("memory"):
             return {"residentBytes": resident_bytes(self._record)}
         if question.get("use"):
@@ -117,6 +120,11 @@ class LinkedProcesses:
             return frozenset(map(str, self._ask({"loading": dict(loading)})["ended"])) & loading.keys()
         except (OSError, ValueError, KeyError, TypeError):
             return frozenset()
+
+    def end_server(self) -> None:
+        """End the server, whose container then starts it again: see `StepProcesses`."""
+        with suppress(OSError, ValueError):
+            self._ask({"endServer": True})
 
     def resident_bytes(self) -> float | None:
         """Return the memory of the server and its steps in bytes, None if it is not known."""

@@ -11,9 +11,9 @@ import pytest
 
 from fakes.pipelines import pipeline_of
 from segserve_builder.agent.decide import next_actions, reports
-from segserve_builder.agent.loop import Agent
+from segserve_builder.agent.loop import CRASHES_ALLOWED, Agent
 from segserve_builder.agent.protocol import AssignedModel, GoldenTrial, ModelReport, ModelState
-from segserve_builder.agent.runner import LOAD_FAILED, ActionFailure, ActionResult, ActionRunner
+from segserve_builder.agent.runner import LOAD_FAILED, LOST_GPU, ActionFailure, ActionResult, ActionRunner
 from segserve_builder.agent.state import (
     LOADS_ALLOWED,
     OPENING_S,
@@ -303,6 +303,25 @@ def test_a_member_that_cannot_be_opened_is_a_failed_load_beside_what_serves(
     report = world.report(coins)["coins"]
     is_same = former.revision == coins.revision
     assert (report.state, report.reason) == (ModelState.READY if is_same else ModelState.FAILED, LOAD_FAILED)
+
+
+def test_a_server_that_lost_its_gpu_ends_and_a_revision_whose_proofs_do_that_is_given_up(tmp_path: Path) -> None:
+    world, coins = World(), revision_of("coins")
+    world.prepare(coins)
+    agent, _ = agent_of(world, tmp_path, coins)
+    ended: list[str] = []
+    cast(Any, agent._observer).end_server = lambda: ended.append("server")
+    failure = ActionFailure(LOST_GPU, "unspecified launch failure", retryable=True)
+    proof = ActionResult(Prove(coins.revision, "coins"), failure, lost_gpu=failure.message)
+
+    states = []
+    for _ in range(CRASHES_ALLOWED):
+        agent._absorb(proof, 0.0)
+        states.append(world.report(coins)["coins"].state)
+
+    assert ended == ["server"] * CRASHES_ALLOWED
+    assert states == [ModelState.LOADING] * (CRASHES_ALLOWED - 1) + [ModelState.FAILED]
+    assert not world.report(coins)["coins"].retryable
 
 
 def test_a_member_that_is_opened_after_all_ends_the_failure_of_a_model_that_served_meanwhile(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +18,7 @@ from fakes.pipelines import pipeline_of
 from segserve_builder.agent import runner as runner_module
 from segserve_builder.agent.decide import reports
 from segserve_builder.agent.protocol import AssignedModel, Assignment, ModelState
-from segserve_builder.agent.runner import LOAD_FAILED, ActionResult, ActionRunner, DownloadProgress
+from segserve_builder.agent.runner import LOAD_FAILED, ActionFailure, ActionResult, ActionRunner, DownloadProgress
 from segserve_builder.agent.server import (
     Repository,
     TritonRefusedError,
@@ -204,12 +205,18 @@ class Hanging(Refusing):
         raise TritonTimeoutError("no answer")
 
 
+SHARED = Tree({}, ("coins", {}), members={MEMBER: {}}, member_steps={MEMBER: NET})
+
+
 def asked(
-    action: Probe | Prove | Serve | LoadStep, server: Refusing, folder: Path, gpus: tuple[str, ...] = ()
+    action: Probe | Prove | Serve | LoadStep,
+    server: Refusing,
+    folder: Path,
+    gpus: tuple[str, ...] = (),
+    tree: Tree = SHARED,
 ) -> ActionResult:
-    """Carry out an action on a model whose network and last step are shared."""
+    """Carry out an action on a model whose network and last step are shared, or that has another tree."""
     assigned = AssignedRevision.of(assignment(processes="shared"))
-    tree = Tree({}, ("coins", {}), members={MEMBER: {}}, member_steps={MEMBER: NET})
     repository = Repository(folder / "repository")
     runner = ActionRunner(cast(TritonServer, server), repository, folder, folder / "log", gpus=lambda: gpus)
     return runner.carry_out(action, assigned, Prepared(assigned, tree, dict.fromkeys(STEPS, 1), None))
@@ -250,6 +257,27 @@ def test_a_probe_that_finds_no_memory_on_a_gpu_loads_nothing_again(tmp_path: Pat
     result = asked(Probe("coins-1", "coins"), Refusing(FULL), tmp_path, (T4,))
 
     assert not result.suspects | result.failing
+
+
+ILLEGAL = (
+    "onnx runtime error 1: Non-zero status code returned while running Conv node. Name:'/conv' Status Message: "
+    "CUDA failure 700: an illegal memory access was encountered ; GPU=0 ; expr=cudaStreamSynchronize(stream);"
+)
+
+
+@pytest.mark.parametrize(("native", "lost"), [({NET}, ILLEGAL), ((), "")], ids=["by Triton itself", "by its step"])
+def test_a_server_has_lost_its_gpu_once_an_error_has_ended_its_use_of_cuda(
+    tmp_path: Path, native: Iterable[str], lost: str
+) -> None:
+    tree = Tree({}, ("coins", {}), networks=(NET,), native=frozenset(native))
+    server = Refusing(("INTERNAL", ILLEGAL))
+
+    probe = asked(Probe("coins-1", "coins"), server, tmp_path, (T4,), tree)
+    proof = asked(Prove("coins-1", "coins"), server, tmp_path, (T4,), tree)
+
+    assert (probe.lost_gpu, proof.lost_gpu) == (lost, lost)
+    assert bool(probe.suspects) != bool(native)  # no load by that server would help
+    assert proof.failure == ActionFailure("LostGpu", ILLEGAL, retryable=True)
 
 
 class Gpuless(Refusing):
