@@ -60,7 +60,7 @@ class ClassAccuracy:
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """What the answers lose: `measure` says what was compared, `changed` the objects that are (lost, added)."""
+    """Likeness of answers by class: `measure` says what was compared, `changed` the objects that are (lost, added)."""
 
     measure: str
     classes: Sequence[ClassAccuracy]
@@ -69,7 +69,7 @@ class Accuracy:
 
 @dataclass(frozen=True, slots=True)
 class Reduction:
-    """The outcome: bytes of the file, milliseconds an image (each before, after), and why golden images fail."""
+    """Outcome: bytes of the file, milliseconds an image (each before, after), and why golden images fail."""
 
     accuracy: Accuracy
     size_bytes: tuple[int, int]

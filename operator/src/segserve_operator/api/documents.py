@@ -8,8 +8,6 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import reduce
-from operator import getitem
 from typing import Any, Final
 
 import yaml
@@ -123,7 +121,10 @@ def with_strings(text: str, strings: Mapping[Path, str]) -> str:
     (document,) = read_documents(text, "")
     changed = text
     for path in sorted(strings, key=lambda each: -document.nodes[each].start_mark.index):
-        reduce(getitem, path[:-1], document.value)[path[-1]] = strings[path]
+        parent = document.value
+        for part in path[:-1]:
+            parent = parent[part]
+        parent[path[-1]] = strings[path]
         start, end = document.nodes[path].start_mark.index, document.nodes[path].end_mark.index
         changed = f"{changed[:start]}{json.dumps(strings[path], ensure_ascii=False)}{changed[end:]}"
     with suppress(SpecError):
