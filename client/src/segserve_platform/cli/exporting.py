@@ -275,7 +275,8 @@ def _reduce(
         made = reduce_precision(
             full, target, pipeline, precision, images, labels=labels, golden=answers, max_loss=max_loss
         )
-    strings = {("spec", "artifact", "uri"): target.name, ("spec", "artifact", "sha256"): file_sha256(target)}
+    strings: dict[tuple[str | int, ...], str] = {("spec", "artifact", "uri"): target.name}
+    strings["spec", "artifact", "sha256"] = file_sha256(target)
     if golden is not None and folder.resolve() != file.parent.resolve():
         uri = addresses["golden"]["uri"]
         if not urlsplit(uri).scheme:
