@@ -36,12 +36,12 @@ from PIL import Image
 from bench.platform import ROOT
 from examples.zoo.world import CLASSES, Scene, draw_scenes
 from segserve_builder.errors import BuilderError
-from segserve_builder.export.graph import INPUT, class_iou, label_map, object_iou, to_int8
+from segserve_builder.export.reducing import answers_of, to_int8
+from segserve_builder.export.reducing import compared as compared_answers
 from segserve_builder.gpus import visible_gpus
 from segserve_builder.spec.model_spec import Engine
 from segserve_builder.stages.base import RequestOptions
 from segserve_builder.steps.in_process import InProcessModel
-from segserve_builder.steps.onnx_signature import read_signature
 from segserve_builder.steps.pipeline import Pipeline
 from segserve_operator.api.segmentation_model import SegmentationModel
 from segserve_platform.platforms.manifests import read_files
@@ -130,19 +130,14 @@ def large(folder: Path) -> Iterator[Network]:
 def quantised(network: Network, folder: Path, images: Sequence[bytes]) -> Network:
     """Return a network with an INT8 file, calibrated on images."""
     model, path = network.opened(), folder / f"{network.name}.int8.onnx"
-    to_int8(network.path, path, [model.network_input(image).tensor for image in images])
+    to_int8(network.path, path, (feed for image in images for feed in model.feeds(image)))
     return replace(network, name=f"{network.name} INT8", path=path, exact=network.path)
 
 
-def agreement(one: InProcessModel, other: InProcessModel, images: Sequence[bytes], classes: int) -> float:
-    """Return the lowest class's IoU of two models' answers: of label maps, or of the boxes of instances."""
-    request = RequestOptions(encoding="raw" if one.task == "semantic" else None)
-    first, second = ([model.answer(image, request) for image in images] for model in (one, other))
-    if one.task == "semantic":
-        found = class_iou(map(label_map, first), map(label_map, second), classes)
-    else:
-        found = object_iou(first, second, range(classes))
-    return min((value for value in found if value is not None), default=1.0)
+def agreement(one: InProcessModel, other: InProcessModel, images: Sequence[bytes], names: Mapping[int, str]) -> float:
+    """Return the lowest class's IoU of two models' answers, or the lowest agreement of objects."""
+    found = compared_answers(answers_of(one, images), answers_of(other, images), names)
+    return min((each.after for each in found.classes if each.after is not None and each.is_judged), default=1.0)
 
 
 def difference(one: InProcessModel, other: InProcessModel, images: Sequence[bytes]) -> float:
@@ -214,7 +209,7 @@ def measured(network: Network, against: str, images: Sequence[bytes], turns: int
     few, turns = (images[:5], min(turns, 3)) if is_large else (images, turns)
     row: dict[str, Any] = {
         "network": network.name,
-        "iou": round(agreement(exact, other, few, network.classes), 5),
+        "iou": round(agreement(exact, other, few, {each.id: each.name for each in network.pipeline.classes}), 5),
         "difference": difference(exact, other, few),
         "loadS": round(load_s, 2),
         "run": compared(timed({name: partial(each.raw, given) for name, each in pair.items()}, turns, clock)),
@@ -255,9 +250,7 @@ def main() -> None:
         networks = [network for network in networks if not given.only or network.name in given.only]
         if given.int8:
             calibration = [as_png(scene) for scene in draw_scenes(40, SEED + 1)]
-            # Exports of segserve name the input so.
-            own = [network for network in networks if read_signature(network.path).inputs[0].name == INPUT]
-            networks += [quantised(network, Path(folder), calibration) for network in own]
+            networks += [quantised(network, Path(folder), calibration) for network in networks]
         for network in networks:
             try:
                 rows.append(measured(network, given.against, images, given.turns, given.seconds))

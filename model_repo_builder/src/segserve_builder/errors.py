@@ -205,3 +205,7 @@ class ExportError(BuilderError):
     """A network cannot be exported as an artifact."""
 
     reason = "ExportFailed"
+
+
+class PrecisionError(ExportError):
+    """A network's answers with a reduced precision are too far from its full ones, or cannot be judged."""

@@ -81,6 +81,8 @@ def images(tmp_path: Path) -> Path:
     folder.mkdir()
     cv2.imwrite(str(folder / "a.png"), skimage.data.astronaut()[:300:3, ::3, ::-1])
     cv2.imwrite(str(folder / "b.jpg"), skimage.data.chelsea()[::4, ::4, ::-1])
+    cv2.imwrite(str(folder / "c.png"), skimage.data.coffee()[::5, ::5, ::-1])
+    cv2.imwrite(str(folder / "d.png"), skimage.data.astronaut()[100:400:3, ::3, ::-1])
     return folder
 
 
@@ -112,13 +114,13 @@ def test_what_is_exported_is_served_as_it_was_made_golden(
 def test_a_smaller_file_is_measured_against_labels(code: str, images: Path, tmp_path: Path) -> None:
     labels = tmp_path / "labels"
     labels.mkdir()
-    height, width = cv2.imread(str(images / "a.png")).shape[:2]
-    cv2.imwrite(str(labels / "a.png"), np.full((height, width), 2, np.uint8))
+    height, width = cv2.imread(str(images / "b.jpg")).shape[:2]
+    cv2.imwrite(str(labels / "b.png"), np.full((height, width), 2, np.uint8))
 
     told = run(f"{code}:make", "-o", tmp_path / "out", "--name", "net", "--images", images, "--family",
                "semantic-logits", "--classes", "a,b,c", "--precision", "int8", "--labels", labels)  # fmt: skip
 
-    assert "against 1 labelled images" in told
+    assert "IoU with 1 label maps, before and after" in told
 
 
 def test_the_file_normalises_in_its_graph_and_takes_any_batch_and_size(code: str, tmp_path: Path) -> None:

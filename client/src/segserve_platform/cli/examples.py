@@ -58,6 +58,7 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
     "export": (
         "segserve export net.py:make --weights best.pth --family semantic-logits --classes background,road "
         "--name roads --images photos/ -o roads/",
+        "segserve export roads/model.yaml --precision int8 --images photos/",
     ),
     "eval": (
         "segserve eval coins --data annotations.json",

@@ -1,40 +1,53 @@
-"""`segserve export`: a torch network becomes an ONNX artifact, its golden set and the resource that serves it."""
+"""`segserve export`: a torch network becomes an ONNX artifact with its resource; an artifact gets a lower precision."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Annotated, Final, Literal
+from urllib.parse import urlsplit
 
 import typer
 
 from segserve_platform.cli.errors import CommandError, needs, plain
 from segserve_platform.cli.image_files import images_in
+from segserve_platform.cli.terminal import spinner
+from segserve_platform.platforms.manifests import SUFFIXES, complete_models, read_files
+from segserve_platform.platforms.port import MODEL
 
 if TYPE_CHECKING:
     from segserve_builder.export.graph import Preparation
     from segserve_builder.export.image_processor import ImageProcessor
     from segserve_builder.export.networks import NetworkSource
+    from segserve_builder.export.reducing import Reduced, Reduction
     from segserve_builder.export.writing import ExportResult
     from segserve_builder.families.base import Family
     from segserve_builder.stages.resize import Resize
 
 
+OF_TORCH: Final = ("name", "family", "weights", "classes", "size", "multiple_of", "mean", "std", "scale", "colour")
+"""Options that mean nothing for a resource, which says all this itself."""
+
+
 def export(
+    context: typer.Context,
     source: Annotated[
         str,
         typer.Argument(
             help="package.module:name or file.py:name (a torch module, or a function that returns one), a TorchScript "
-            "file, or a folder with a transformers checkpoint.",
+            "file, a folder with a transformers checkpoint; or a resource file, whose artifact gets another precision.",
             show_default=False,
         ),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Output folder, created if missing.")],
-    name: Annotated[str, typer.Option(help="Model name.")],
-    images: Annotated[
-        Path,
-        typer.Option(help="Folder of images for verification, calibration and the golden set."),
-    ],
+    images: Annotated[Path, typer.Option(help="Folder of images for verification, calibration and the golden set.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Output folder. Default: that of a resource file.", show_default=False),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Model name; required but for a resource file.", show_default=False)
+    ] = None,
     family: Annotated[
         str | None,
         typer.Option(
@@ -67,16 +80,42 @@ def export(
         typer.Option(help="Channels of the network's input. Default: RGB, or the checkpoint's.", show_default=False),
     ] = None,
     precision: Annotated[
-        Literal["fp32", "fp16", "int8"], typer.Option(help="Precision of the weights; fp16 and int8 are smaller.")
+        Literal["fp32", "fp16", "int8"],
+        typer.Option(help="Precision; int8 is calibrated on every second image, and checked on the others."),
     ] = "fp32",
+    max_loss: Annotated[
+        float | None,
+        typer.Option(
+            help="Largest loss of a class. Default: 0.05 of IoU, 0.15 of objects' agreement.",
+            min=0,
+            max=1,
+            show_default=False,
+        ),
+    ] = None,
     labels: Annotated[
         Path | None,
         typer.Option(help="Folder of label PNGs with the images' names, for measuring accuracy.", show_default=False),
     ] = None,
 ) -> None:
     """Export a torch network as ONNX with its normalisation in the graph, verify it, and write its resource and golden
-    set.
+    set; or write the artifact of a resource file with a lower precision, and a copy of the file that serves it.
     """
+    label_files = {} if labels is None else {path.stem: path for path in labels.glob("*.png")}
+    if labels is not None and not label_files:
+        raise CommandError(f"{labels} has no label PNGs")
+    if Path(source).suffix in SUFFIXES:
+        sources = {each: context.get_parameter_source(each) for each in OF_TORCH}
+        if given := [
+            f"--{each.replace('_', '-')}" for each, came in sources.items() if came and came.name != "DEFAULT"
+        ]:
+            raise CommandError(f"{', '.join(given)}: only for torch networks; {source} says this of its own")
+        if precision == "fp32":
+            raise CommandError(f"--precision must be fp16 or int8 for a resource file such as {source}, got fp32")
+        with needs("export"):
+            _reduce(Path(source), output, precision, images_in(images), label_files, max_loss)
+        return
+    if output is None or name is None:
+        raise CommandError("-o and --name are required for a torch network; only a resource file has defaults")
     with needs("export"):
         from segserve_builder.export.networks import load
         from segserve_builder.export.sandbox import HELD
@@ -95,11 +134,10 @@ def export(
             colour=colour or preparation.processor.colour,
             precision=precision,
         )
-        label_files = {} if labels is None else {path.stem: path for path in labels.glob("*.png")}
-        made = make(loaded.module, plan, images_in(images), label_files, output)
+        made = make(loaded.module, plan, images_in(images), label_files, output, max_loss)
     if loaded.sandboxed is not None:
         typer.echo(f"{loaded.sandboxed} was read in a sandbox: {HELD}")
-    for line in _summary(made, plan.classes, _write_resource(made, name, output)):
+    for line in _summary(made, _write_resource(made, name, output)):
         typer.echo(line)
 
 
@@ -177,13 +215,83 @@ def _write_resource(made: ExportResult, name: str, folder: Path) -> Path:
     return path
 
 
-def _summary(made: ExportResult, classes: tuple[str, ...], resource: Path) -> Iterator[str]:
+def _summary(made: ExportResult, resource: Path) -> Iterator[str]:
     size = made.size_bytes / 2**20
     yield f"{made.spec['artifact']['uri']}  {size:.1f} MiB  sha256 {made.spec['artifact']['sha256'][:12]}..."
     yield f"verified: outputs differ from the network's by at most {made.difference:.1g} of their range"
-    if made.accuracy is not None:
-        yield f"IoU by class against {made.accuracy.against}, before and after:"
-        for name, before, after in zip(classes, made.accuracy.before, made.accuracy.after, strict=True):
-            values = "not present" if before is None or after is None else f"{before:.4f}  {after:.4f}"
-            yield f"  {plain(name):<20} {values}"
+    if made.reduction is not None:
+        yield from _reduction_lines(made.reduction)
     yield f"next: segserve up -f {resource}"
+
+
+def _reduction_lines(made: Reduction) -> Iterator[str]:
+    (before, after), (before_ms, after_ms) = (size / 2**20 for size in made.size_bytes), made.run_ms
+    yield f"{before:.1f} -> {after:.1f} MiB, {before_ms:.1f} -> {after_ms:.1f} ms an image on this machine"
+    if made.calibrated_on:
+        yield f"calibrated on {made.calibrated_on} images, digest {made.calibration_sha256}"
+    yield f"{made.accuracy.measure}, before and after:"
+    for each in made.accuracy.classes:
+        if each.after is None:
+            continue
+        rare = "" if each.is_judged else "  (too rare to be judged)"
+        before_text = "not present" if each.before is None else f"{each.before:.4f}"
+        yield f"  {plain(each.name):<20} {before_text}  {each.after:.4f}{rare}"
+    if absent := sum(each.after is None for each in made.accuracy.classes):
+        yield f"  not present: {absent} classes"
+    if made.accuracy.changed is not None:
+        yield "  objects lost: {}, added: {}".format(*made.accuracy.changed)
+
+
+def _reduce(
+    file: Path,
+    output: Path | None,
+    precision: Reduced,
+    images: list[Path],
+    labels: dict[str, Path],
+    max_loss: float | None,
+) -> None:
+    """Write the artifact of a resource file with a reduced precision, and a copy of the file that names it."""
+    from segserve_builder.export.reducing import reduce_precision
+    from segserve_builder.export.writing import file_sha256
+    from segserve_builder.sources import fetch, fetch_folder
+    from segserve_operator.adapters.local.access import local_access
+    from segserve_operator.adapters.local.files import cache_folder
+    from segserve_operator.api.documents import with_strings
+
+    written = read_files([file])
+    if [each.resource.kind for each in written] != [MODEL]:
+        raise CommandError(f"{file} must have one {MODEL}, got {', '.join(each.title for each in written)}")
+    ((name, resource),) = complete_models(written).items()
+    artifact, golden, pipeline = resource.spec.artifact, resource.spec.golden, resource.spec.pipeline(name)
+    if pipeline.second is not None or pipeline.light is not None:
+        raise CommandError(f"{name} has two networks; only a model of one gets another precision")
+    folder, addresses = file.parent if output is None else output, written[0].value["spec"]
+    stem = PurePosixPath(urlsplit(addresses["artifact"]["uri"]).path)
+    target = folder / f"{stem.stem if stem.suffix == '.onnx' else name}.{precision}.onnx"
+    cache, access = cache_folder(), local_access()
+    full = fetch(artifact.uri, artifact.sha256, cache, access)
+    answers = None if golden is None else fetch_folder(golden.uri, golden.sha256, cache, access)
+    with spinner(f"running {name}'s network on {len(images)} images, before and after"):
+        made = reduce_precision(
+            full, target, pipeline, precision, images, labels=labels, golden=answers, max_loss=max_loss
+        )
+    strings: dict[tuple[str | int, ...], str] = {("spec", "artifact", "uri"): target.name}
+    strings["spec", "artifact", "sha256"] = file_sha256(target)
+    if golden is not None and folder.resolve() != file.parent.resolve():
+        uri = addresses["golden"]["uri"]
+        if not urlsplit(uri).scheme:
+            strings["spec", "golden", "uri"] = (PurePosixPath(os.path.relpath(file.parent, folder)) / uri).as_posix()
+    copy = folder / f"{file.stem}-{precision}.yaml"
+    copy.write_text(with_strings(file.read_text(), strings))
+    typer.echo(f"{target}  sha256 {strings['spec', 'artifact', 'sha256'][:12]}...")
+    for line in _reduction_lines(made):
+        typer.echo(line)
+    if artifact.signature is not None:
+        typer.echo(f"sign {target.name} first: spec.artifact.signature requires it")
+    if problems := made.golden_problems:
+        typer.echo(f"the golden set refuses this file, and so do servers ({len(problems)} images): {problems[0]}")
+        typer.echo(
+            f"next: check its masks, and record them: segserve golden record {images[0].parent} -f {copy} -o FOLDER"
+        )
+    else:
+        typer.echo(f"next: segserve up -f {copy}, or kubectl apply -f {copy} with the file in your store")

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Any, Final, Literal
 
 from segserve_builder.errors import ExportError
 from segserve_builder.export.graph import (
@@ -16,16 +16,12 @@ from segserve_builder.export.graph import (
     ExportShape,
     Preparation,
     answers,
-    class_iou,
     folded,
-    label_map,
     largest_difference,
-    object_iou,
-    to_fp16,
-    to_int8,
     write,
 )
 from segserve_builder.export.isolated import ScriptFile, ScriptNetwork
+from segserve_builder.export.reducing import Reduction, reduce_precision
 from segserve_builder.families.base import CHANNELS, Family
 from segserve_builder.families.semantic_logits import SEMANTIC_LOGITS, SEMANTIC_PROBABILITIES
 from segserve_builder.golden.judging import GOLDEN_FILE, GoldenTolerance, record
@@ -35,9 +31,6 @@ from segserve_builder.stages.resize import Resize
 from segserve_builder.steps.in_process import InProcessModel
 from segserve_builder.steps.pipeline import Pipeline
 from segserve_builder.steps.public_outputs import has_masks
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 GOLDEN_IMAGES: Final = 3
 EXAMPLE_SIDE: Final = 256
@@ -82,31 +75,27 @@ class ExportPlan:
 
 
 @dataclass(frozen=True)
-class Accuracy:
-    """Each class's IoU before and after a file was reduced, against `against`; None if a class does not occur."""
-
-    against: str
-    before: Sequence[float | None]
-    after: Sequence[float | None]
-
-
-@dataclass(frozen=True)
 class ExportResult:
     """The result of an export: the spec of its resource, and the outcome of the checks."""
 
     spec: dict[str, Any]
     difference: float
     size_bytes: int
-    accuracy: Accuracy | None
+    reduction: Reduction | None
 
 
 def make(
-    module: Any, plan: ExportPlan, images: Sequence[Path], labels: Mapping[str, Path], folder: Path
+    module: Any,
+    plan: ExportPlan,
+    images: Sequence[Path],
+    labels: Mapping[str, Path],
+    folder: Path,
+    max_loss: float | None = None,
 ) -> ExportResult:
     """Write `<name>.onnx` and `golden/` into `folder`.
 
     `labels` are label PNGs by the stem of their image, of its size. Raises `ExportError` if the file does not answer as
-    the network does, and the errors of the pipeline's own steps.
+    the network does, `PrecisionError` as `reduce_precision` does, and the errors of the pipeline's own steps.
     """
     folder.mkdir(parents=True, exist_ok=True)
     target, full = folder / f"{plan.name}.onnx", folder / f"{plan.name}.fp32.onnx"
@@ -133,13 +122,19 @@ def make(
             )
         if plan.family is SEMANTIC_LOGITS:
             _refuse_probabilities(original, images[:GOLDEN_IMAGES])
-        accuracy = _reduce(plan, full, target, original, batches, images, labels)
+        reduction = None
+        if plan.precision == "fp32":
+            shutil.move(full, target)
+        else:
+            reduction = reduce_precision(
+                full, target, _pipeline(plan, full), plan.precision, images, labels=labels, max_loss=max_loss
+            )
     finally:
         full.unlink(missing_ok=True)
     served = _model(plan, target)
     golden_sha256 = _write_golden(served, plan, images[:GOLDEN_IMAGES], folder / "golden")
-    spec = plan.spec(_sha256(target), golden_sha256)
-    return ExportResult(spec, difference, target.stat().st_size, accuracy)
+    spec = plan.spec(file_sha256(target), golden_sha256)
+    return ExportResult(spec, difference, target.stat().st_size, reduction)
 
 
 def _refuse_probabilities(model: InProcessModel, images: Sequence[Path]) -> None:
@@ -160,60 +155,23 @@ def _write(network: Any, plan: ExportPlan, path: Path) -> None:
         write(network, plan.family, plan.shape, output)
 
 
-def _reduce(
-    plan: ExportPlan,
-    full: Path,
-    target: Path,
-    original: InProcessModel,
-    batches: Sequence[NDArray[Any]],
-    images: Sequence[Path],
-    labels: Mapping[str, Path],
-) -> Accuracy | None:
-    if plan.precision == "fp32":
-        shutil.move(full, target)
-        return None
-    if plan.precision == "fp16":
-        to_fp16(full, target)
-    else:
-        to_int8(full, target, batches)
-    after = _model(plan, target)
-    number = len(plan.classes)
-    request = RequestOptions(encoding="raw" if original.task == "semantic" else None)
-    old, new = ([model.answer(one.read_bytes(), request) for one in images] for model in (original, after))
-    unchanged = "the answers before"
-    if original.task != "semantic":
-        return Accuracy(unchanged, [1.0] * number, object_iou(old, new, range(number)))
-    old_maps, new_maps = ([label_map(answer) for answer in answers] for answers in (old, new))
-    labelled = [index for index, image in enumerate(images) if image.stem in labels]
-    if not labelled:
-        return Accuracy(unchanged, [1.0] * number, class_iou(old_maps, new_maps, number))
-    truth = [_read_labels(labels[images[index].stem]) for index in labelled]
-    first, second = (class_iou(truth, [maps[index] for index in labelled], number) for maps in (old_maps, new_maps))
-    return Accuracy(f"{len(labelled)} labelled images", first, second)
-
-
-def _read_labels(path: Path) -> NDArray[Any]:
-    import numpy as np
-    from PIL import Image
-
-    with Image.open(path) as opened:
-        return np.array(opened)
-
-
-def _model(plan: ExportPlan, path: Path) -> InProcessModel:
+def _pipeline(plan: ExportPlan, path: Path) -> Pipeline:
     spec = plan.spec("0" * 64, "0" * 64)
     parts = {key: spec[key] for key in ("family", "input", "classes", "preprocess")}
-    pipeline = Pipeline.model_validate(
+    return Pipeline.model_validate(
         {
             "model": plan.name,
-            "artifactSha256": _sha256(path),
+            "artifactSha256": file_sha256(path),
             "postprocess": [],
             "output": {},
             "runtime": spec.get("runtime", {}),
             **parts,
         }
     )
-    return InProcessModel(pipeline, path)
+
+
+def _model(plan: ExportPlan, path: Path) -> InProcessModel:
+    return InProcessModel(_pipeline(plan, path), path)
 
 
 def _write_golden(model: InProcessModel, plan: ExportPlan, images: Sequence[Path], folder: Path) -> str:
@@ -228,6 +186,7 @@ def _write_golden(model: InProcessModel, plan: ExportPlan, images: Sequence[Path
     return folder_digest(folder)
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, as `spec.artifact` pins it."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -73,13 +73,15 @@ class Agreement:
     """How much two answers agree, 0 to 1, where 1 is the same: `value` over all, `classes` by the id of a class.
 
     `classes` are those in either answer: at most `MOST_CLASSES`, the rest joined as `OTHER_CLASSES`. `stable_only` and
-    `candidate_only` are the numbers of (small, medium, large) objects without a partner as like as 0.5.
+    `candidate_only` are the numbers of (small, medium, large) objects without a partner as like as 0.5. `weights` are
+    what each class weighs in `value`.
     """
 
     value: float
     classes: Mapping[int, float] = field(default_factory=dict)
     stable_only: SizeCounts = (0, 0, 0)
     candidate_only: SizeCounts = (0, 0, 0)
+    weights: Mapping[int, float] = field(default_factory=dict, compare=False)
 
 
 def agreement(stable: Answer, candidate: Answer) -> Agreement | None:
@@ -445,7 +447,8 @@ def _tallied(
     gain, weight = (sum(each[part] for each in tallies.values()) for part in (0, 1))
     value = min(gain / weight, 1.0) if weight else 1.0
     classes = {number: min(won / most, 1.0) for number, (won, most) in joined.items()}
-    return Agreement(value, classes, stable_only, candidate_only)
+    weights = {number: most for number, (_, most) in joined.items()}
+    return Agreement(value, classes, stable_only, candidate_only, weights)
 
 
 def _by_size(areas: Floats) -> SizeCounts:

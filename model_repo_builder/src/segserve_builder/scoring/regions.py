@@ -61,7 +61,7 @@ def _image(folder: Path, case: golden.Case, task: Task, known: frozenset[int]) -
     if case.label_map is not None:
         if task != "semantic":
             raise GoldenError(f"{case.image}: a labelMap is only for semantic models; use labels for {task} models")
-        labels = _of_map(folder / case.label_map, known)
+        labels = labels_of_map(folder / case.label_map, known)
     else:
         labels = labels_of_marks(case.labels or case.expected, task)
     if task != "detection" and task != "keypoints" and labels.masks is None:
@@ -88,7 +88,7 @@ def _boxes_around(size: tuple[int, int], masks: tuple[bytes, ...]) -> NDArray[np
     return boxes
 
 
-def _of_map(path: Path, known: frozenset[int]) -> Regions:
+def labels_of_map(path: Path, known: frozenset[int]) -> Regions:
     """Read a label map; pixels whose value is not a class are unlabelled."""
     try:
         with Image.open(path) as image:

@@ -26,6 +26,7 @@ from segserve_builder.sources.folder import (
     copy_folder,
     download_files,
     download_listed,
+    files_digest,
     folder_digest,
     is_unpacked,
     set_aside,
@@ -47,6 +48,7 @@ __all__ = [
     "fetch",
     "fetch_folder",
     "fetch_unpinned",
+    "files_digest",
     "folder_digest",
     "resolved",
 ]

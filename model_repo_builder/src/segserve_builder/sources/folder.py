@@ -49,6 +49,11 @@ def folder_digest(folder: Path) -> str:
     return _digest(digests)
 
 
+def files_digest(paths: Iterable[Path]) -> str:
+    """Return the digest of a folder that holds these files, and nothing else."""
+    return _digest({path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths})
+
+
 def copy_folder(folder: Path, uri: str, sha256: str, cache: Path, max_bytes: int) -> Path:
     """Copy `folder` into the cache under its digest, which is computed over the bytes as they are copied."""
     with _entering(sha256, cache) as copy:

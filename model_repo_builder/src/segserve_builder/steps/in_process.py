@@ -76,6 +76,10 @@ class InProcessModel:
         """
         return self._run(given)[0]
 
+    def feeds(self, image: bytes) -> list[dict[str, NDArray[Any]]]:
+        """Return the inputs that the network's file gets for one encoded image, as it declares them."""
+        return self._network.feeds(self.network_input(image).tensor)
+
     def answer(self, image: bytes, request: RequestOptions) -> dict[str, NDArray[Any]]:
         """Return every public output but REVISION for one encoded image.
 

@@ -90,6 +90,21 @@ class NetworkSession:
         steps, most = self._inference, self._max_batch_size
         return [{name: run(batch, self._layout, call, steps, most)} for batch in batches]
 
+    def feeds(self, batch: NDArray[Any]) -> list[dict[str, NDArray[Any]]]:
+        """Return the inputs that the file gets for a batch, one for each image, or for each of their views or tiles.
+
+        Input and errors are as for `run`.
+        """
+        given: list[NDArray[Any]] = [] if self._inference else _images(batch)
+
+        def call(part: NDArray[Any]) -> NDArray[Any]:
+            given.extend(_images(part))
+            return _joined(self._answers(_images(part)))[self._outputs[0]]
+
+        if self._inference:
+            run(batch, self._layout, call, self._inference, self._max_batch_size)
+        return [{self._input: self._given(image)} for image in given]
+
     def _answers(self, images: Sequence[NDArray[Any]]) -> list[dict[str, NDArray[Any]]]:
         """Return the outputs of each image; inputs and outputs have a batch of one."""
         count = self._parallel.share(len(images), is_single=self._is_single) if self._parallel else 0

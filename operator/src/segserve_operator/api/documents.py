@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -60,12 +62,12 @@ for _kind, _pattern, _first in (
 
 @dataclass(slots=True)
 class Document:
-    """One document of a text: its plain value and the marks of each key and value by path."""
+    """One document of a text: its plain value, the marks of each key and the nodes of each value by path."""
 
     source: str
     value: Any = None
     keys: dict[Path, yaml.Mark] = field(default_factory=dict)
-    values: dict[Path, yaml.Mark] = field(default_factory=dict)
+    nodes: dict[Path, yaml.Node] = field(default_factory=dict)
 
     def problem(self, path: Path, message: str, *, key: bool = False) -> Problem:
         """Return the problem at `path`, with the position of the nearest value in the text.
@@ -74,9 +76,10 @@ class Document:
         """
         mark = self.keys.get(path) if key else None
         near = path
-        while mark is None and near not in self.values and near:
+        while mark is None and near not in self.nodes and near:
             near = near[:-1]
-        mark = mark or self.values.get(near)
+        if mark is None and near in self.nodes:
+            mark = self.nodes[near].start_mark
         return _problem(self.source, mark, format_path(path[:-1] if key else path), message)
 
 
@@ -108,6 +111,26 @@ def read_documents(text: str, source: str) -> list[Document]:
 def write_documents(values: Iterable[Any]) -> str:
     """Return JSON values as the YAML documents of one text, which `read_documents` reads back."""
     return yaml.dump_all(values, Dumper=_Dumper, sort_keys=False, width=110, allow_unicode=True)
+
+
+def with_strings(text: str, strings: Mapping[Path, str]) -> str:
+    """Return the YAML text of one document with other strings at some paths; comments and layout stay.
+
+    A text that shares such a value by an alias is written anew, without its comments.
+    """
+    (document,) = read_documents(text, "")
+    changed = text
+    for path in sorted(strings, key=lambda each: -document.nodes[each].start_mark.index):
+        parent = document.value
+        for part in path[:-1]:
+            parent = parent[part]
+        parent[path[-1]] = strings[path]
+        start, end = document.nodes[path].start_mark.index, document.nodes[path].end_mark.index
+        changed = f"{changed[:start]}{json.dumps(strings[path], ensure_ascii=False)}{changed[end:]}"
+    with suppress(SpecError):
+        if [each.value for each in read_documents(changed, "")] == [document.value]:
+            return changed
+    return write_documents([document.value])
 
 
 def format_path(path: Path) -> str:
@@ -143,7 +166,7 @@ class _Reader:
         return document
 
     def _value(self, document: Document, node: yaml.Node, path: Path) -> Any:
-        document.values[path] = node.start_mark
+        document.nodes[path] = node
         self.count += 1
         if self.count > MAX_VALUES or len(path) > MAX_DEPTH:
             limit = f"more than {MAX_VALUES} values" if self.count > MAX_VALUES else _TOO_DEEP

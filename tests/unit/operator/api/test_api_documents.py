@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fakes.cases import cases
-from segserve_operator.api.documents import MAX_LENGTH, read_documents, write_documents
+from segserve_operator.api.documents import MAX_LENGTH, read_documents, with_strings, write_documents
 from segserve_operator.api.errors import SpecError
 
 TEXT = st.text(alphabet=st.characters(codec="utf-8", exclude_categories=("Cc", "Cs", "Cn", "Co")), max_size=12)
@@ -132,3 +132,16 @@ def test_a_text_that_is_too_long_is_refused_unread() -> None:
     assert problems_of("a" * (MAX_LENGTH + 1)) == [
         "m.yaml: the text has 1048577 characters; at most 1048576 are allowed"
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "changed"),
+    [
+        ("a:  # why\n  uri: x.onnx  # here\n  b: 1\n", 'a:  # why\n  uri: "y.onnx"  # here\n  b: 1\n'),
+        ("{a: {uri: 'x', b: 1}}\n", '{a: {uri: "y.onnx", b: 1}}\n'),
+        ("a: {uri: &x v}\nb: *x  # shared\n", "a:\n  uri: y.onnx\nb: v\n"),
+        ("a: {uri: !!str 1}\n", 'a: {uri: "y.onnx"}\n'),
+    ],
+)
+def test_a_string_changes_without_anything_else(text: str, changed: str) -> None:
+    assert with_strings(text, {("a", "uri"): "y.onnx"}) == changed

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Final
 from PIL import ImageOps
 
 from segserve.results.images import picture
-from segserve_builder.export.graph import label_map
 from segserve_builder.golden.judging import Answer, with_columns
 from segserve_builder.stages.base import RequestOptions
 from segserve_builder.steps.in_process import InProcessModel
@@ -148,7 +147,7 @@ def border_class(model: InProcessModel, images: Sequence[Path]) -> int | None:
     """Return the label of most pixels at the borders of the images; None if no label is on more than half of them."""
     import numpy as np
 
-    found = [label_map(model.answer(path.read_bytes(), RequestOptions(encoding="raw"))) for path in images]
+    found = [_label_map(model.answer(path.read_bytes(), RequestOptions(encoding="raw"))) for path in images]
     borders = np.concatenate([side.ravel() for labels in found for side in (labels[[0, -1]], labels[:, [0, -1]])])
     counts = np.bincount(borders)
     return int(counts.argmax()) if 2 * counts.max() > counts.sum() else None
@@ -173,7 +172,7 @@ def _labels_agree(answer: Answer, mirrored: Answer) -> float:
     """Return Cohen's kappa of two label maps, 0 if all pixels are of one class, times the mean confidence."""
     import numpy as np
 
-    labels, other = label_map(answer), label_map(mirrored)[:, ::-1]
+    labels, other = _label_map(answer), _label_map(mirrored)[:, ::-1]
     if labels.shape != other.shape or labels.min() == labels.max():
         return 0.0
     top = int(max(labels.max(), other.max())) + 1
@@ -209,3 +208,12 @@ def _overlaps(boxes: NDArray[Any], others: NDArray[Any]) -> NDArray[Any]:
     areas = [(b[:, 2:] - b[:, :2]).prod(axis=1) for b in (boxes, others)]
     overlaps: NDArray[Any] = shared / np.maximum(areas[0][:, None] + areas[1][None] - shared, 1e-9)
     return overlaps
+
+
+def _label_map(answer: Answer) -> NDArray[Any]:
+    """Return the label map, uint8 or uint16 (H, W), of a semantic answer with `encoding=raw`."""
+    import numpy as np
+
+    height, width = (int(side) for side in answer["SIZE"])
+    data = answer["LABELS"].item()
+    return np.frombuffer(data, "u1" if len(data) == height * width else "<u2").reshape(height, width)

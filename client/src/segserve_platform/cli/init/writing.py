@@ -66,7 +66,7 @@ def commented(manifest: Mapping[str, Any], remarks: Iterable[Remark], head: Sequ
     (document,) = read_documents(text, "the resource")
     above: dict[int, list[str]] = {}
     for remark in remarks:
-        mark = document.keys.get(remark.place) or document.values[remark.place]
+        mark = document.keys.get(remark.place) or document.nodes[remark.place].start_mark
         comment = remark.text if remark.sure else f"{CHECK}{remark.text}"
         # The first key of a list's item stands behind its dash.
         indent = mark.column - 2 if isinstance(remark.place[-1], int) else mark.column
