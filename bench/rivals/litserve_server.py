@@ -9,7 +9,8 @@ from typing import Any
 import litserve
 import torch
 
-from bench.rivals.pipeline import masks, session
+from bench.rivals.pipeline import masks, prepare
+from bench.rivals.session import session
 
 
 class Yolo(litserve.LitAPI):
@@ -23,7 +24,8 @@ class Yolo(litserve.LitAPI):
         return request["image"].file.read()
 
     def predict(self, x: bytes) -> list[bytes]:
-        return masks(x, self.network)
+        tensor, size = prepare(x)
+        return masks(self.network(tensor), size)
 
     def encode_response(self, output: list[bytes]) -> dict[str, Any]:
         return {"masks": [each.decode() for each in output]}
