@@ -26,14 +26,19 @@ class Yolo(litserve.LitAPI):
         self.network = session(Path(sys.argv[1]), 1)
 
     def decode_request(self, request) -> Prepared:  # with a type it would be no form
-        return prepare(request["image"].file.read())
+        return prepare(request["image"].file.read(), is_dynamic=True)
 
     def batch(self, inputs: Sequence[Prepared]) -> Sequence[Prepared]:
         return inputs
 
     def predict(self, x: Sequence[Prepared]) -> list[list[bytes]]:
-        outputs = self.network(np.concatenate([tensor for tensor, _ in x]))
-        return [masks([each[at : at + 1] for each in outputs], size) for at, (_, size) in enumerate(x)]
+        found: list[list[bytes]] = [[]] * len(x)
+        for shape in {tensor.shape for tensor, _ in x}:  # images of one shape make a batch
+            chosen = [at for at, (tensor, _) in enumerate(x) if tensor.shape == shape]
+            outputs = self.network(np.concatenate([x[at][0] for at in chosen]))
+            for place, at in enumerate(chosen):
+                found[at] = masks([each[place : place + 1] for each in outputs], x[at][1])
+        return found
 
     def unbatch(self, output: list[list[bytes]]) -> list[list[bytes]]:
         return output

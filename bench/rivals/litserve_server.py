@@ -1,4 +1,4 @@
-"""`python -m bench.rivals.litserve_server NETWORK PORT WORKERS`."""
+"""`python -m bench.rivals.litserve_server NETWORK PORT WORKERS [dynamic]`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Yolo(litserve.LitAPI):
         return request["image"].file.read()
 
     def predict(self, x: bytes) -> list[bytes]:
-        tensor, size = prepare(x)
+        tensor, size = prepare(x, is_dynamic=sys.argv[4:] == ["dynamic"])
         return masks(self.network(tensor), size)
 
     def encode_response(self, output: list[bytes]) -> dict[str, Any]:

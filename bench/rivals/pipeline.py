@@ -18,10 +18,13 @@ from ultralytics.data.augment import LetterBox
 from ultralytics.utils import nms, ops
 
 
-def prepare(jpeg: bytes) -> tuple[NDArray[np.float32], tuple[int, int]]:
-    """Return the network's input (1, 3, 640, 640), 0 to 1, and the image's height and width."""
+def prepare(jpeg: bytes, *, is_dynamic: bool = False) -> tuple[NDArray[np.float32], tuple[int, int]]:
+    """Return the network's input, 0 to 1, and the image's height and width.
+
+    It is (1, 3, 640, 640), or less high or wide for a dynamic export, as Ultralytics prepares images for these.
+    """
     image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
-    boxed = LetterBox((640, 640))(image=image)
+    boxed = LetterBox((640, 640), auto=is_dynamic)(image=image)
     tensor = np.ascontiguousarray(boxed[..., ::-1].transpose(2, 0, 1)[None], np.float32) / 255
     return tensor, image.shape[:2]
 
@@ -31,7 +34,8 @@ def masks(outputs: Sequence[NDArray[Any]], size: tuple[int, int]) -> list[bytes]
     with torch.inference_mode():
         detections, prototypes = map(torch.from_numpy, outputs)
         (found,) = nms.non_max_suppression(detections, 0.25, 0.7, nc=80)
-        found[:, :4] = ops.scale_boxes((640, 640), found[:, :4], size)
+        given = [4 * each for each in prototypes.shape[2:]]
+        found[:, :4] = ops.scale_boxes(given, found[:, :4], size)
         bitmaps = ops.process_mask_native(prototypes[0], found[:, 6:], found[:, :4], size)
     return encode(bitmaps.numpy())
 
