@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import base64
 import hashlib
 import io
 import json
@@ -255,39 +254,9 @@ def in_process(file: Path, task: Task) -> Way:
     return Way(lambda callers: calls[0 if callers == 1 else 1])
 
 
-def as_body(photo: bytes) -> dict[str, Any]:
-    return {"body": photo, "headers": {"content-type": "image/jpeg"}}
-
-
-def as_form(photo: bytes) -> dict[str, Any]:
-    return {"fields": {"image": ("image.jpg", photo, "image/jpeg")}}
-
-
-def as_json(photo: bytes, package: Path) -> dict[str, Any]:
-    """Return a request of Roboflow's server for a package on disk; it takes any key for those."""
-    limits = {"confidence": 0.25, "iou_threshold": 0.7, "max_detections": 300, "response_mask_format": "rle"}
-    image = {"type": "base64", "value": base64.b64encode(photo).decode()}
-    return {"json": {"model_id": str(package), "api_key": "none", "image": image, **limits}}
-
-
-def answered(response: urllib3.BaseHTTPResponse) -> list[bytes]:
-    """Return the masks or the label map of a response."""
-    if response.headers["content-type"] == "image/png":
-        return [response.data]
-    answer = response.json()
-    masks = answer["masks"] if "masks" in answer else [each["rle"]["counts"] for each in answer["predictions"]]
-    return [each.encode() for each in masks]
-
-
 @contextmanager
-def rival(
-    name: str,
-    command: Sequence[str],
-    request: Callable[[bytes], dict[str, Any]] = as_body,
-    path: str = "/predict",
-    **environment: str,
-) -> Iterator[Way]:
-    """Run a server of `bench/rivals`, with a worker for each core; a caller posts an image."""
+def rival(name: str, command: Sequence[str], *, is_form: bool = False, **environment: str) -> Iterator[Way]:
+    """Run a server of `bench/rivals`, with a worker for each core; a caller posts an image and reads JSON or PNG."""
     port, blank = free_port(), BytesIO()
     Image.new("RGB", (64, 48)).save(blank, "JPEG")
     words = [word.format(port=port) for word in command]
@@ -297,13 +266,18 @@ def rival(
         subprocess.Popen(words, cwd=ROOT, env=os.environ | quiet | environment, stdout=log, stderr=log) as process,
         urllib3.PoolManager(maxsize=64, retries=False) as pool,
     ):
-        url, known = f"http://127.0.0.1:{port}{path}", psutil.Process(process.pid)
+        url, known = f"http://127.0.0.1:{port}/predict", psutil.Process(process.pid)
 
         def call(photo: bytes) -> list[bytes]:
-            response = pool.request("POST", url, **request(photo))
+            sent: dict[str, Any] = {"body": photo, "headers": {"content-type": "image/jpeg"}}
+            if is_form:
+                sent = {"fields": {"image": ("image.jpg", photo, "image/jpeg")}}
+            response = pool.request("POST", url, **sent)
             if response.status != 200:
                 raise RuntimeError(f"{name} answers {response.status}: {response.data[:500]!r}")
-            return answered(response)
+            if response.headers["content-type"] == "image/png":
+                return [response.data]
+            return [each.encode() for each in response.json()["masks"]]
 
         def processes() -> list[psutil.Process]:
             return [known, *known.children(recursive=True)]
@@ -417,8 +391,8 @@ def started(name: str, scenario: Scenario, folder: Path) -> AbstractContextManag
     ways: dict[str, Callable[[], AbstractContextManager[Way]]] = {
         OURS: lambda: served(file, task),
         ONE_THREAD: lambda: served(file, task, instances=CORES, intraOpThreads=1),
-        LITSERVE: lambda: rival(name, litserve, as_form),
-        BATCHED: lambda: rival(name, litserve, as_form),
+        LITSERVE: lambda: rival(name, litserve, is_form=True),
+        BATCHED: lambda: rival(name, litserve, is_form=True),
         BENTOML: lambda: rival(
             name, [*bentoml, "--host", "127.0.0.1", "--port", "{port}"], NETWORK=given[0], WORKERS=given[2]
         ),
