@@ -105,7 +105,7 @@ YOLO: Final = tuple(way for way in WAYS if way != BATCHED)
 SCENARIOS: Final = {
     "few": Scenario("{:.0f} objects", "few", "yolo", YOLO),
     "eight": Scenario("{:.0f} objects", "eight", "yolo", YOLO),
-    # Of the servers that run the same functions one is enough: an image takes them two seconds.
+    # Of the servers that run the same functions one is enough: an image takes them a second.
     "crowded": Scenario(
         "{:.0f} objects", "crowded", "yolo", (OURS, ONE_THREAD, LITSERVE, ENSEMBLE, REMOTE, CLIENT, STAGES)
     ),

@@ -18,4 +18,4 @@ def _nms(dets: torch.Tensor, scores: torch.Tensor, iou_threshold: float) -> torc
 
 import torchvision  # noqa: E402  it needs the operators
 
-torchvision.ops.nms = torchvision.ops.boxes.nms = _nms
+torchvision.ops.nms = _nms
