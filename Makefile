@@ -195,9 +195,17 @@ bench: $(VENV)/dev.stamp system  ## The whole request against the bare network; 
 	$(BIN)/python -m bench.memory
 	$(BIN)/python -m bench.cold_start
 
-bench-versus: $(VENV)-rivals/stamp  ## YOLO segmentation beside LitServe, BentoML, Ray Serve and code in the client; adds to bench/out/versus.json (30 minutes)
-	$(VENV)-rivals/bin/python -m bench.rivals.network out/versus
-	$(VENV)-rivals/bin/python -m bench.versus out/versus/yolo/model.yaml out/versus/photos/*.jpg --rivals
+# Each run takes at most five minutes: some for one scenario, `make bench-versus VERSUS="eight:1,8 eight:32"`.
+VERSUS ?= few:1,8 few:32 eight:1,8 eight:32 crowded:1 crowded:8 batch:1,8,32 semantic:1,8,32
+
+out/versus/stamp: $(VENV)-rivals/stamp
+	rm -rf $(@D)
+	$(VENV)-rivals/bin/python -m bench.rivals.network $(@D)
+	$(VENV)-rivals/bin/python -m bench.rivals.unet $(@D)
+	touch $@
+
+bench-versus: out/versus/stamp  ## Segmentation beside other servers and code in the client; adds to bench/out/versus.json, writes the tables of docs/evidence/versus.md and docs/images/versus.svg (40 minutes)
+	set -e; for run in $(VERSUS); do $(VENV)-rivals/bin/python -m bench.versus $$run; done
 
 bench-operator: $(VENV)/dev.stamp  ## What the operator costs; writes bench/out/operator.json and its table (30 minutes; needs the cluster's binaries)
 	$(CLUSTER)/build.sh

@@ -7,10 +7,11 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import httpx
 
@@ -47,9 +48,17 @@ def monolith(artifact: Path) -> Iterator[str]:
 
 @contextmanager
 def embedded_triton(
-    repository: Path, model: str, *, traces_url: str | None = None, without: Collection[str] = ()
+    repository: Path,
+    model: str,
+    *,
+    traces_url: str | None = None,
+    without: Collection[str] = (),
+    variables: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[EmbeddedTriton]:
-    """Serve a model of a repository with an embedded Triton; its environment lacks the variables of `without`."""
+    """Serve a model of a repository with an embedded Triton.
+
+    Its environment lacks the variables of `without`, and has those of `variables`.
+    """
     http, grpc, metrics = _free_ports(3)
     prefix = f"segserve-bench-{http}-"
     command = triton_command(
@@ -60,7 +69,7 @@ def embedded_triton(
         api_secret=SECRET,
         traces_url=traces_url,
     )
-    environment = {name: value for name, value in command.environment.items() if name not in without}
+    environment = {name: value for name, value in command.environment.items() if name not in without} | dict(variables)
     url = f"http://{LOOPBACK}:{http}"
     with (repository / "triton.log").open("w") as log:
         argv = (*command.argv, *secret.server_arguments(SECRET))

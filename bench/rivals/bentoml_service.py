@@ -10,7 +10,8 @@ import bentoml
 import torch
 from bentoml.validators import ContentType
 
-from bench.rivals.pipeline import masks, session
+from bench.rivals.pipeline import masks, prepare
+from bench.rivals.session import session
 
 
 @bentoml.service(workers=int(os.environ.get("WORKERS", "1")), traffic={"timeout": 300})
@@ -23,4 +24,5 @@ class Yolo:
 
     @bentoml.api
     def predict(self, image: Annotated[Path, ContentType("image/jpeg")], /) -> dict[str, list[str]]:
-        return {"masks": [each.decode() for each in masks(image.read_bytes(), self.network)]}
+        tensor, size = prepare(image.read_bytes())
+        return {"masks": [each.decode() for each in masks(self.network(tensor), size)]}

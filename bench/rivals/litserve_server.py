@@ -1,4 +1,4 @@
-"""`python -m bench.rivals.litserve_server NETWORK PORT WORKERS`."""
+"""`python -m bench.rivals.litserve_server NETWORK PORT WORKERS [dynamic]`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 import litserve
 import torch
 
-from bench.rivals.pipeline import masks, session
+from bench.rivals.pipeline import masks, prepare
+from bench.rivals.session import session
 
 
 class Yolo(litserve.LitAPI):
@@ -23,7 +24,8 @@ class Yolo(litserve.LitAPI):
         return request["image"].file.read()
 
     def predict(self, x: bytes) -> list[bytes]:
-        return masks(x, self.network)
+        tensor, size = prepare(x, is_dynamic=sys.argv[4:] == ["dynamic"])
+        return masks(self.network(tensor), size)
 
     def encode_response(self, output: list[bytes]) -> dict[str, Any]:
         return {"masks": [each.decode() for each in output]}

@@ -1,9 +1,10 @@
-"""Trains YOLO11n-seg on drawn shapes for some minutes, so that it finds about ten objects an image.
+"""Trains YOLO11n-seg on drawn shapes for some minutes, so that it finds what the photos of all scenes show.
 
     python -m bench.rivals.network FOLDER
 
-Weights of COCO would need the internet. FOLDER gets photos of 1280 x 720 pixels, net.onnx as `export` writes it (a
-fixed batch of one image of 640 x 640), and model.yaml by `segserve init`.
+Weights of COCO would need the internet. FOLDER gets photos of 1280 x 720 pixels for each of SCENES, and two folders
+with the network and the model.yaml of `segserve init`: yolo (as `export` writes it: a fixed batch of one image of
+640 x 640) and yolo-batch (a free batch, `dynamic=True`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,47 +25,87 @@ from numpy.typing import NDArray
 
 os.environ["YOLO_OFFLINE"] = "true"  # it reports what it runs
 
-from bench.rivals import operators  # noqa: F401  before what imports torchvision
+from bench.rivals.pipeline import masks, prepare
+from bench.rivals.session import Network, session
 
 # isort: split
 from ultralytics import YOLO
 
-TRAINED: Final = 240
-PHOTOS: Final = 20
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """The range of the number of shapes in a photo and of their radius in pixels, and what the network finds in it."""
+
+    shapes: tuple[int, int]
+    radius: tuple[int, int]
+    found: tuple[int, int]
+
+
+SCENES: Final = {
+    "few": Scene((6, 14), (20, 60), (4, 4)),
+    "eight": Scene((12, 28), (20, 60), (7, 9)),
+    "crowded": Scene((130, 200), (16, 28), (90, 110)),
+}
+SIZE: Final = (720, 1280)
+TRAINED: Final = (288, 512)
+"""Parts of a scene at 256 pixels show objects as large as whole scenes at 640."""
+IMAGES: Final = 240
+PHOTOS: Final = 10
 EPOCHS: Final = 12
+DISC, RECTANGLE = 32, 73
 
 
-def drawn(random: np.random.Generator) -> tuple[NDArray[Any], list[str]]:
-    """Return an image (720, 1280, 3) of 8 to 13 discs and rectangles, and their classes and outlines, as labels."""
-    coarse = random.integers(0, 255, (9, 16, 3)).astype(np.uint8)
-    image = cv2.resize(coarse, (1280, 720), interpolation=cv2.INTER_CUBIC)
+def drawn(random: np.random.Generator, scene: Scene, size: tuple[int, int]) -> tuple[NDArray[Any], list[str]]:
+    """Return an image of discs and rectangles apart, and their classes and outlines, as labels."""
+    height, width = size
+    coarse = random.integers(0, 255, (height // 80, width // 80, 3)).astype(np.uint8)
+    image = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
     image = np.clip(image + random.normal(0, 12, image.shape), 0, 255).astype(np.uint8)
-    labels = []
-    for _ in range(random.integers(8, 14)):
-        size, middle = int(random.integers(30, 90)), random.integers((100, 100), (1180, 620))
-        is_disc, colour = bool(random.integers(2)), random.integers(0, 255, 3).tolist()
-        angles = np.linspace(0, 2 * np.pi, 40 if is_disc else 4, endpoint=False) + (
-            0 if is_disc else random.uniform(0, 3)
-        )
-        outline = (middle + size * np.stack([np.cos(angles), np.sin(angles)], 1)).astype(np.int32)
-        cv2.fillPoly(image, [outline], colour, cv2.LINE_AA)
-        labels.append(
-            " ".join([str(32 if is_disc else 73), *(f"{each:.4f}" for each in (outline / (1280, 720)).ravel())])
-        )
+    taken, labels = np.empty((0, 3)), []
+    for _ in range(max(3, random.integers(*scene.shapes) * height * width // (SIZE[0] * SIZE[1]))):
+        radius = int(random.integers(*scene.radius))
+        for _ in range(100):
+            middle = random.integers(radius, (width - radius, height - radius))
+            if (np.linalg.norm(taken[:, :2] - middle, axis=1) > taken[:, 2] + radius).all():
+                break
+        else:
+            continue  # there is no room
+        taken = np.vstack([taken, [*middle, radius]])
+        is_disc = bool(random.integers(2))
+        colour = (image[middle[1], middle[0]] + random.integers(90, 166, 3)) % 256  # unlike what is behind it
+        angles = np.linspace(0, 2 * np.pi, 40 if is_disc else 4, endpoint=False) + random.uniform(0, 3)
+        outline = (middle + radius * np.stack([np.cos(angles), np.sin(angles)], 1)).astype(np.int32)
+        cv2.fillPoly(image, [outline], colour.tolist(), cv2.LINE_AA)
+        corners = (outline / (width, height)).ravel()
+        labels.append(" ".join([str(DISC if is_disc else RECTANGLE), *(f"{each:.4f}" for each in corners)]))
     return image, labels
 
 
-def main() -> None:
-    folder, random = Path(sys.argv[1]).resolve(), np.random.default_rng(7)
+def photos(random: np.random.Generator, scene: Scene, network: Network) -> Iterator[bytes]:
+    """Yield photos, drawn until the network finds as many objects in each as the scene has."""
+    count = 0
+    while count < PHOTOS:
+        jpeg = cv2.imencode(".jpg", drawn(random, scene, SIZE)[0], [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
+        tensor, size = prepare(jpeg)
+        if scene.found[0] <= len(masks(network(tensor), size)) <= scene.found[1]:
+            yield jpeg
+            count += 1
+
+
+def served(folder: Path, name: str, network: Path, photos: Path) -> None:
+    """Let `segserve init` write a folder of a network."""
+    segserve = Path(sys.executable).with_name("segserve")
+    subprocess.run([segserve, "init", photos, network, "-o", folder / name], check=True)
+
+
+def train(folder: Path, random: np.random.Generator) -> None:
+    """Write yolo.onnx and yolo-batch.onnx."""
     for kind in ("images", "labels"):
         (folder / "train" / kind).mkdir(parents=True)
-    (folder / "photos").mkdir()
-    for number in range(TRAINED):
-        image, labels = drawn(random)
+    for number in range(IMAGES):
+        image, labels = drawn(random, SCENES["crowded" if number % 3 == 2 else "eight"], TRAINED)
         cv2.imwrite(str(folder / f"train/images/{number}.jpg"), image)
         (folder / f"train/labels/{number}.txt").write_text("\n".join(labels))
-    for number in range(PHOTOS):
-        cv2.imwrite(str(folder / f"photos/{number}.jpg"), drawn(random)[0], [cv2.IMWRITE_JPEG_QUALITY, 95])
     data = folder / "data.yaml"
     names = {number: f"class {number}" for number in range(80)}
     data.write_text(
@@ -73,10 +116,22 @@ def main() -> None:
         data=data, epochs=EPOCHS, imgsz=256, batch=8, device="cpu", project=str(folder), name="run", val=False,
         plots=False, workers=0, amp=False, cache="ram", mosaic=0.0, optimizer="AdamW", lr0=0.003, warmup_epochs=0.5,
     )  # fmt: skip
-    exported = YOLO(folder / "run/weights/last.pt").export(format="onnx", imgsz=640, simplify=False)
-    shutil.move(exported, folder / "net.onnx")
-    segserve = Path(sys.executable).with_name("segserve")
-    subprocess.run([segserve, "init", folder / "photos", folder / "net.onnx", "-o", folder / "yolo"], check=True)
+    for name, is_free in (("yolo", False), ("yolo-batch", True)):
+        trained = YOLO(folder / "run/weights/last.pt")
+        exported = trained.export(format="onnx", imgsz=640, simplify=False, dynamic=is_free)
+        shutil.move(exported, folder / f"{name}.onnx")
+
+
+def main() -> None:
+    folder, random = Path(sys.argv[1]).resolve(), np.random.default_rng(7)
+    if not (folder / "yolo-batch.onnx").exists():
+        train(folder, random)
+    for scene in SCENES:
+        (folder / scene).mkdir(exist_ok=True)
+        for number, photo in enumerate(photos(random, SCENES[scene], session(folder / "yolo.onnx", 0))):
+            (folder / scene / f"{number}.jpg").write_bytes(photo)
+    for name in ("yolo", "yolo-batch"):
+        served(folder, name, folder / f"{name}.onnx", folder / "eight")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ import torch
 from ray import serve
 from starlette.requests import Request
 
-from bench.rivals.pipeline import masks, session
+from bench.rivals.pipeline import masks, prepare
+from bench.rivals.session import session
 
 
 @serve.deployment(num_replicas=int(sys.argv[3]), max_ongoing_requests=2, ray_actor_options={"num_cpus": 1})
@@ -23,7 +24,8 @@ class Yolo:
         self.network = session(Path(network), 1)
 
     async def __call__(self, request: Request) -> dict[str, list[str]]:
-        return {"masks": [each.decode() for each in masks(await request.body(), self.network)]}
+        tensor, size = prepare(await request.body())
+        return {"masks": [each.decode() for each in masks(self.network(tensor), size)]}
 
 
 if __name__ == "__main__":
