@@ -195,7 +195,7 @@ bench: $(VENV)/dev.stamp system  ## The whole request against the bare network; 
 	$(BIN)/python -m bench.memory
 	$(BIN)/python -m bench.cold_start
 
-# Each run takes at most five minutes: some for one scenario, `make bench-versus VERSUS="eight:1,8 eight:32"`.
+# Each run takes at most five minutes. For one scenario: `make bench-versus VERSUS="eight:1,8 eight:32"`.
 VERSUS ?= few:1,8 few:32 eight:1,8 eight:32 crowded:1 crowded:8 batch:1,8,32 semantic:1,8,32
 
 out/versus/stamp: $(VENV)-rivals/stamp

@@ -85,6 +85,9 @@ CLIENT, STAGES = "in the client", "stages in one process"
 WAYS: Final = (OURS, ONE_THREAD, LITSERVE, BATCHED, BENTOML, RAY, ENSEMBLE, REMOTE, CLIENT, STAGES)
 COLOURS: Final = {OURS: BLUE, ONE_THREAD: BLUE, CLIENT: ORANGE, STAGES: ORANGE}
 
+KEPT: Final = {"MALLOC_TRIM_THRESHOLD_": str(256 * 2**20), "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20)}
+"""Steps written by hand keep freed memory, as segserve's do."""
+
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
@@ -316,7 +319,7 @@ def by_hand(network: Path, task: Task, model: str) -> Iterator[tuple[str, Callab
             text = json.dumps(repr(known))
             file.write(f'parameters {{ key: "metadata" value: {{ string_value: {text} }} }}\n')
         # Its stubs ignore PYTHONPATH; the folder of this variable comes after the runtime's own packages.
-        variables = {CODE_VARIABLE: sysconfig.get_path("purelib"), "YOLO_OFFLINE": "true"}
+        variables = {CODE_VARIABLE: sysconfig.get_path("purelib"), "YOLO_OFFLINE": "true", **KEPT}
         with embedded_triton(repository, model, variables=variables) as server:
             root = psutil.Process(server.pid)
             yield server.grpc, lambda: [root, *root.children(recursive=True)]
@@ -332,7 +335,7 @@ def ensemble(network: Path, task: Task) -> Iterator[Way]:
 
 @contextmanager
 def remote(network: Path) -> Iterator[Way]:
-    """Serve the network alone, for Ultralytics' client; each caller has a client of its own, as its guide wants it."""
+    """Serve the network alone, for Ultralytics' client; each caller has a client of its own."""
     import torch
 
     from bench.rivals.ultralytics_client import connect, masks
@@ -512,7 +515,14 @@ def measure(name: str, callers: Sequence[int], folder: Path, rounds: int, second
                     rows[each]["mib"][str(number)] = way.memory_mib()
     file = folder / scenario.network / "model.yaml"
     digest = hashlib.sha256(artifact_of(file).read_bytes()).hexdigest()
-    return {"cores": CORES, "sha256": digest, "yaml_lines": code_lines(file), **result}
+    return {
+        "cores": CORES,
+        "rounds": rounds,
+        "seconds": seconds,
+        "sha256": digest,
+        "yaml_lines": code_lines(file),
+        **result,
+    }
 
 
 def record(name: str, result: dict[str, Any]) -> None:

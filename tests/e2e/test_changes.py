@@ -74,25 +74,6 @@ def test_a_second_model_is_added_while_requests_run(watched: Watched, edited: Ed
     assert len(load.answers) == 1
 
 
-def test_a_file_of_int8_is_rolled_out_by_the_golden_set_of_its_fp32_file(
-    watched: Watched, edited: Edit, tmp_path: Path
-) -> None:
-    (tmp_path / "photos").mkdir()
-    for index in range(4):
-        part = cv2.imdecode(np.frombuffer(PHOTO, np.uint8), cv2.IMREAD_COLOR)[40 * index :, 40 * index :]
-        cv2.imwrite(str(tmp_path / f"photos/{index}.png"), part)
-    former, file = stable(watched)[0], edited()
-
-    watched.command("export", str(file), "--precision", "int8", "--images", str(tmp_path / "photos"))
-    apply(watched, file.with_name("model-int8.yaml"))
-
-    assert promoted(watched, former) != former
-    artifact = watched.manifest("coins")["spec"]["artifact"]
-    assert artifact == {**artifact, **pinned(tmp_path / "coins-unet.int8.onnx")}
-    with Client(watched.running.url) as client:
-        assert client.segment(PHOTO, model="coins").areas["coin"] > 0
-
-
 def test_an_edit_goes_back_and_forth_and_settles_and_no_request_fails(watched: Watched, edited: Edit) -> None:
     first, _ = stable(watched)
     with Load(watched.running.url, pause_s=0.1) as load:
@@ -356,3 +337,22 @@ def promoted_base(watched: Watched, edited: Edit) -> tuple[str, str]:
     apply(watched, edited(allowClassChanges=True))
     watched.command("wait", "coins")
     return stable(watched)
+
+
+def test_a_file_of_int8_is_rolled_out_by_the_golden_set_of_its_fp32_file(
+    watched: Watched, edited: Edit, tmp_path: Path
+) -> None:
+    (tmp_path / "photos").mkdir()
+    for index in range(4):
+        part = cv2.imdecode(np.frombuffer(PHOTO, np.uint8), cv2.IMREAD_COLOR)[40 * index :, 40 * index :]
+        cv2.imwrite(str(tmp_path / f"photos/{index}.png"), part)
+    former, file = stable(watched)[0], edited()
+
+    watched.command("export", str(file), "--precision", "int8", "--images", str(tmp_path / "photos"))
+    apply(watched, file.with_name("model-int8.yaml"))
+
+    assert promoted(watched, former) != former
+    artifact = watched.manifest("coins")["spec"]["artifact"]
+    assert artifact == {**artifact, **pinned(tmp_path / "coins.int8.onnx")}
+    with Client(watched.running.url) as client:
+        assert client.segment(PHOTO, model="coins").areas["coin"] > 0

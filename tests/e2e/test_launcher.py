@@ -98,7 +98,7 @@ def test_a_killed_server_ends_its_container_and_the_next_one_knows_the_same_word
     assert started.poll() is None
 
 
-def test_the_agent_ends_a_server_and_its_container_starts_another(pod: ServerPod) -> None:
+def test_the_agent_ends_a_server_and_its_container_ends_with_it(pod: ServerPod) -> None:
     server, launcher = pod.triton, pod.processes["triton"]
     LinkedProcesses(pod.folder).end_server()
     assert launcher.wait(HANG_S) == 0

@@ -16,8 +16,8 @@ STEP_LIMIT_VARIABLE: Final = "SEGSERVE_STEP_MEMORY_BYTES"
 
 SERVER_MALLOC: Final = {"MALLOC_TRIM_THRESHOLD_": str(32 * 2**20), "MALLOC_MMAP_THRESHOLD_": str(4 * 2**20)}
 """Environment of Triton, which holds the tensors of all requests that wait: freed ones go back to the system."""
-_M_TRIM_THRESHOLD: Final = -1
-_M_MMAP_THRESHOLD: Final = -3
+_STEP_MALLOC: Final = {"MALLOC_TRIM_THRESHOLD_": (-1, 256 * 2**20), "MALLOC_MMAP_THRESHOLD_": (-3, 32 * 2**20)}
+"""Options of `mallopt` in glibc's malloc.h and their values for steps, by their variables."""
 
 LEAST_BYTES: Final = 256 * 2**20
 _DEFAULT_SHARE: Final = 4
@@ -58,12 +58,12 @@ def available_bytes(cgroups: Path = _CGROUPS) -> int:
 def keep_freed_memory(environment: Mapping[str, str] = os.environ) -> None:
     """Let this process keep what it frees for its next request, other than Triton, whose environment it has.
 
-    To return pages and fault them in again costs a step more than its work. Values of the user stay.
+    To return pages and fault them in again costs a step more than its work. Other values than Triton's stay.
     """
-    if SERVER_MALLOC.items() <= environment.items():
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_M_TRIM_THRESHOLD, 256 * 2**20)
-        mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)
+    mallopt = ctypes.CDLL(None).mallopt
+    for name, (option, threshold) in _STEP_MALLOC.items():
+        if environment.get(name) == SERVER_MALLOC[name]:
+            mallopt(option, threshold)
 
 
 def limit_allocations(environment: Mapping[str, str] = os.environ) -> int | None:

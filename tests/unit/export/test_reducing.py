@@ -12,13 +12,16 @@ import numpy as np
 import onnx
 import pytest
 import yaml
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from pycocotools import mask as coco
 from typer.testing import CliRunner
 
 from bench.coins import variant
 from bench.platform import MODELS, ROOT
 from segserve_builder.errors import ExportError
-from segserve_builder.export.reducing import reduce_precision
+from segserve_builder.export.reducing import compared, reduce_precision
+from segserve_builder.scoring.quality import Regions
 from segserve_builder.sources import folder_digest
 from segserve_builder.steps.in_process import InProcessModel
 from segserve_builder.steps.pipeline import Pipeline
@@ -68,8 +71,8 @@ def test_a_reduced_file_is_a_revision_of_the_same_model_with_the_same_golden_set
 
     assert error == ""
     (before,), (after,) = (complete_models(read_files([path])).values() for path in (resource, out / "model-int8.yaml"))
-    network = Path(before.spec.artifact.uri).stem
-    assert Path(after.spec.artifact.uri).name == f"{network}.int8.onnx"
+    model = yaml.safe_load(resource.read_text())["metadata"]["name"]
+    assert Path(after.spec.artifact.uri).name == f"{model}.int8.onnx"
     changed = {"artifact": after.spec.artifact.model_copy(update={"provenance": None})}
     assert after.spec.golden == before.spec.golden
     assert before.spec.model_copy(update=changed).model_dump() == after.spec.model_copy(update=changed).model_dump()
@@ -138,9 +141,12 @@ def test_a_golden_set_that_refuses_the_file_is_named_with_what_to_do(tmp_path: P
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--precision", "int8", "--size", "64x64", "--family", "yolo-seg"], "--family, --size: only for torch netw"),
+        (
+            ["--precision", "int8", "--size", "64x64", "--family", "yolo-seg"],
+            "--family, --size: for torch networks only",
+        ),
         ([], "--precision must be fp16 or int8 for a resource file"),
-        (["--precision", "int8", "--labels", "photos"], r"labels are PNGs of held-out images .* task is instance"),
+        (["--precision", "int8", "--labels", "photos"], r"labels are PNGs .* for semantic models"),
     ],
 )
 @pytest.mark.parametrize("resource", ["coins-instances"], indirect=True)
@@ -241,6 +247,47 @@ def test_tiles_calibrate_as_the_network_gets_them(tmp_path: Path, photos: Path) 
     feeds = InProcessModel(tiled, tmp_path / "net.onnx").feeds((photos / "0.png").read_bytes())
 
     assert [(name, tensor.shape) for feed in feeds for name, tensor in feed.items()] == [("pixels", (1, 3, 64, 64))] * 9
+
+
+def answer(*masks: NDArray[np.bool_]) -> dict[str, Any]:
+    """The answer of a semantic model with a mask for each of its classes from 0 on."""
+    shown = [(number, mask) for number, mask in enumerate(masks) if mask.any()]
+    counts = [coco.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"] for _, mask in shown]
+    return {
+        "SIZE": np.array(masks[0].shape),
+        "CLASSES": np.array([number for number, _ in shown]),
+        "AREAS": np.array([int(mask.sum()) for _, mask in shown]),
+        "MASKS": np.array(counts, np.object_),
+    }
+
+
+def test_false_pixels_of_a_class_without_a_label_do_not_decide() -> None:
+    nothing, one = np.zeros((64, 64), bool), np.zeros((64, 64), bool)
+    one[0, 0] = True
+    labels = {0: Regions((64, 64), (0,), tuple(answer(~nothing)["MASKS"]))}
+    old, new = [answer(~nothing, nothing), answer(nothing, ~nothing)], [answer(~one, one), answer(nothing, ~nothing)]
+
+    dark, bright = compared(old, new, {0: "dark", 1: "bright"}, labels).classes
+
+    assert (bright.before, bright.after, bright.is_judged) == (None, 0.0, False)
+    assert dark.is_judged
+    assert dark.loss < 0.001
+
+
+def test_labels_of_another_size_than_their_image_are_refused(tmp_path: Path, photos: Path) -> None:
+    network(tmp_path / "net.onnx", TensorProto.UINT8, ["n", 3, "h", "w"])
+    cv2.imwrite(str(tmp_path / "labels.png"), np.zeros((80, 160), np.uint8))
+    labels = {"1": tmp_path / "labels.png"}
+
+    with pytest.raises(ExportError, match="is 80 x 160 pixels, its image 160 x 160; labels must have the image's size"):
+        reduce_precision(
+            tmp_path / "net.onnx",
+            tmp_path / "out.onnx",
+            pipeline(preprocess=[{"decode": {}}]),
+            "int8",
+            sorted(photos.iterdir()),
+            labels=labels,
+        )
 
 
 def test_a_network_in_int8_already_is_refused(tmp_path: Path, photos: Path) -> None:

@@ -105,15 +105,15 @@ def export(
         raise CommandError(f"{labels} has no label PNGs")
     if Path(source).suffix in SUFFIXES:
         sources = {each: context.get_parameter_source(each) for each in OF_TORCH}
-        if given := [
-            f"--{each.replace('_', '-')}" for each, came in sources.items() if came and came.name != "DEFAULT"
-        ]:
-            raise CommandError(f"{', '.join(given)}: only for torch networks; {source} says this of its own")
+        if refused := [f"--{each.replace('_', '-')}" for each, by in sources.items() if by and by.name != "DEFAULT"]:
+            raise CommandError(f"{', '.join(refused)}: for torch networks only; {source} has its own")
         if precision == "fp32":
             raise CommandError(f"--precision must be fp16 or int8 for a resource file such as {source}, got fp32")
         with needs("export"):
             _reduce(Path(source), output, precision, images_in(images), label_files, max_loss)
         return
+    if precision == "fp32" and (labels is not None or max_loss is not None):
+        raise CommandError("--labels and --max-loss are for --precision fp16 or int8, got fp32")
     if output is None or name is None:
         raise CommandError("-o and --name are required for a torch network; only a resource file has defaults")
     with needs("export"):
@@ -266,8 +266,7 @@ def _reduce(
     if pipeline.second is not None or pipeline.light is not None:
         raise CommandError(f"{name} has two networks; only a model of one gets another precision")
     folder, addresses = file.parent if output is None else output, written[0].value["spec"]
-    stem = PurePosixPath(urlsplit(addresses["artifact"]["uri"]).path)
-    target = folder / f"{stem.stem if stem.suffix == '.onnx' else name}.{precision}.onnx"
+    target = folder / f"{name}.{precision}.onnx"
     cache, access = cache_folder(), local_access()
     full = fetch(artifact.uri, artifact.sha256, cache, access)
     answers = None if golden is None else fetch_folder(golden.uri, golden.sha256, cache, access)
@@ -280,14 +279,17 @@ def _reduce(
     if golden is not None and folder.resolve() != file.parent.resolve():
         uri = addresses["golden"]["uri"]
         if not urlsplit(uri).scheme:
-            strings["spec", "golden", "uri"] = (PurePosixPath(os.path.relpath(file.parent, folder)) / uri).as_posix()
+            back = PurePosixPath(os.path.relpath(file.parent.resolve(), folder.resolve()))
+            strings["spec", "golden", "uri"] = (back / uri).as_posix()
     copy = folder / f"{file.stem}-{precision}.yaml"
     copy.write_text(with_strings(file.read_text(), strings))
     typer.echo(f"{target}  sha256 {strings['spec', 'artifact', 'sha256'][:12]}...")
     for line in _reduction_lines(made):
         typer.echo(line)
     if artifact.signature is not None:
-        typer.echo(f"sign {target.name} first: spec.artifact.signature requires it")
+        typer.echo(f"first sign {target.name}, and name its signature in spec.artifact.signature of {copy}")
+    if artifact.provenance is not None:
+        typer.echo(f"spec.artifact.provenance of {copy} is still that of the full file")
     if problems := made.golden_problems:
         typer.echo(f"the golden set refuses this file, and so do servers ({len(problems)} images): {problems[0]}")
         typer.echo(

@@ -218,8 +218,8 @@ class Agent:
     def _absorb(self, result: ActionResult, now_s: float) -> None:
         state, action = self._state, result.action
         state.running.pop(action, None)
-        if result.lost_gpu:
-            _LOG.error("Triton can use its GPU no more and is ended, to start anew: %s", result.lost_gpu)
+        if result.server_lost_gpu:
+            _LOG.error("Triton lost its GPU; restarting it")
             self._observer.end_server()
         self._observer.learn(result.ensembles)
         if isinstance(action, Try):
@@ -229,6 +229,7 @@ class Agent:
             self._absorb_scores(action, result, now_s)
             return
         if result.failure is not None:
+            self._observer.suspect(result.suspects)
             self._absorb_failure(action, result.failure, now_s)
             return
         if isinstance(action, Prepare) and result.prepared is not None:
@@ -267,7 +268,7 @@ class Agent:
     def _absorb_failure(self, action: Action, failure: ActionFailure, now_s: float) -> None:
         state = self._state
         # A proof that failed because a step died says nothing about the model, unless it dies again and again.
-        if isinstance(action, Prove) and (failure.reason == LOST_GPU or self._has_dead_steps(action.revision)):
+        if isinstance(action, Prove) and self._has_dead_steps(action.revision):
             state.crashes[action.revision] += 1
             if state.crashes[action.revision] < CRASHES_ALLOWED:
                 return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import re
 import threading
 import time
 from collections import Counter
@@ -78,24 +79,9 @@ _NO_MEMORY: Final = (
     "CUDNN_STATUS_ALLOC_FAILED",
 )
 """Said by ONNX Runtime, CUDA, cuBLAS and cuDNN, also if another model has the memory."""
-_LOST_GPU: Final = (
-    "uncorrectable ECC error encountered",
-    "uncorrectable NVLink error detected",
-    "Invalid access of peer GPU memory over nvlink or a hardware error",
-    "an illegal memory access was encountered",
-    "the launch timed out and was terminated",
-    "context is destroyed",
-    "device-side assert triggered",
-    "hardware stack error",
-    "an illegal instruction was encountered",
-    "misaligned address",
-    "operation not supported on global/shared address space",
-    "invalid program counter",
-    "unspecified launch failure",
-    "CUDA failure 999",
-)
-"""Errors of CUDA after which a process can use its GPU no more (https://docs.nvidia.com/cuda/cuda-runtime-api), as its
-`cudaGetErrorString` words them. The driver logs most of them as an Xid."""
+_LOST_GPU: Final = re.compile(r"CUDA (?:failure|error) (?:214|220|226|700|702|709|710|714|715|716|717|718|719|999)\b")
+"""ONNX Runtime's words for CUDA's errors after which a process can use its GPU no more; the driver logs most of them as
+an Xid. See `cudaError_t` in https://docs.nvidia.com/cuda/cuda-runtime-api."""
 UNHEALTHY: Final = "is not healthy"
 """Said by Triton of a step whose process has died, or waited for a core for longer than a second."""
 PROOF_S: Final = 120.0
@@ -122,8 +108,8 @@ class ActionFailure:
 class ActionResult:
     """The result of an action.
 
-    `suspects` are steps that did not respond to a probe, and `failing` shared ones with a member that failed it;
-    `lost_gpu` is the error with which the server itself lost its GPU.
+    `suspects` are steps that did not respond to a probe, or whose process has lost its GPU, and `failing` shared ones
+    with a member that failed a probe. With `server_lost_gpu` it was the server's own process.
     """
 
     action: Action
@@ -134,7 +120,7 @@ class ActionResult:
     ensembles: Mapping[str, Ensemble] = field(default_factory=dict)
     suspects: frozenset[str] = frozenset()
     failing: frozenset[str] = frozenset()
-    lost_gpu: str = ""
+    server_lost_gpu: bool = False
     duration_s: float = 0.0
 
 
@@ -185,9 +171,11 @@ class ActionRunner:
         except TritonTimeoutError as error:
             result = ActionResult(action, ActionFailure("ServerSlow", str(error), retryable=True))
         except TritonRefusedError as error:
-            # A step's own process is replaced as any that fails.
-            is_lost = _has_lost_gpu(error) and prepared is not None and bool(prepared.tree.native)
-            result = ActionResult(action, self._refusal(action, error), lost_gpu=str(error) if is_lost else "")
+            result = ActionResult(action, self._refusal(action, error))
+            if prepared is not None and self._has_lost_gpu(error):
+                native = bool(prepared.tree.native)
+                steps = frozenset() if native else frozenset(prepared.tree.networks)
+                result = dataclasses.replace(result, server_lost_gpu=native, suspects=steps)
         except Exception as error:
             _LOG.exception("%s", action)
             result = ActionResult(
@@ -408,8 +396,8 @@ class ActionRunner:
             try:
                 return self._infer(prepared, image, parameters)
             except TritonRefusedError as error:
-                if error.status == "UNAVAILABLE" or self._lacks_gpu_memory(error):
-                    raise  # the server is busy, which says nothing about the image
+                if error.status == "UNAVAILABLE" or self._lacks_gpu_memory(error) or self._has_lost_gpu(error):
+                    raise  # this says nothing about the image
                 return None
 
         return replay(read_golden_images(folder, scoring.golden.sha256, spec.pipeline), infer, self.stopping.wait)
@@ -456,7 +444,7 @@ class ActionRunner:
                     part_running(self.repository.root, step)
             return ActionResult(action, suspects=own.union(still) if stuck else frozenset())
         except TritonRefusedError as error:
-            if _has_lost_gpu(error) and prepared.tree.native:  # no load by that server would help
+            if self._has_lost_gpu(error) and prepared.tree.native:  # no load by that server would help
                 raise
             if self._lacks_gpu_memory(error):  # loading this model again would need more
                 _LOG.warning("a probe of %s: %s", model, error)
@@ -488,7 +476,7 @@ class ActionRunner:
                 refused = isinstance(error, TritonRefusedError) and error.status == "UNAVAILABLE"
                 if self._lacks_gpu_memory(error):
                     return ActionFailure("OutOfMemory", str(error), retryable=True)
-                if _has_lost_gpu(error):
+                if self._has_lost_gpu(error):
                     return ActionFailure(LOST_GPU, str(error), retryable=True)
                 passing = refused or UNHEALTHY in str(error)
                 return ActionFailure("ProofFailed", str(error), retryable=passing)
@@ -500,9 +488,9 @@ class ActionRunner:
         """Return whether a GPU has no memory left, perhaps because of another model."""
         return any(said in str(error) for said in _NO_MEMORY) and bool(self.gpus())
 
-
-def _has_lost_gpu(error: TritonError) -> bool:
-    return any(said in str(error) for said in _LOST_GPU)
+    def _has_lost_gpu(self, error: TritonError) -> bool:
+        """Return whether the process that ran the network can use its GPU no more."""
+        return _LOST_GPU.search(str(error)) is not None and bool(self.gpus())
 
 
 def _has_masks(pipeline: Pipeline) -> bool:

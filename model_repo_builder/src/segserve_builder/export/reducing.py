@@ -5,7 +5,6 @@ INT8 is calibrated on every second image; the others are held out, and answered 
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -104,22 +103,19 @@ def reduce_precision(
     original = InProcessModel(pipeline, source)
     calibration, held_out = (images[::2], images[1::2]) if precision == "int8" else ([], images)
     names = {item.id: item.name for item in pipeline.classes}
-    labelled = {index: labels[image.stem] for index, image in enumerate(held_out) if image.stem in labels}
-    if labels and (original.task != "semantic" or not labelled):
-        raise ExportError(
-            f"labels are PNGs of held-out images (with int8 every second one) for semantic models; {len(labelled)} of "
-            f"{len(held_out)} held-out images have one of their name, and the model's task is {original.task}"
-        )
-    truth = {index: labels_of_map(file, frozenset(names)) for index, file in labelled.items()}
     cases = () if golden is None else load(golden).cases
     encoded = [image.read_bytes() for image in (*held_out, *(golden / case.image for case in cases if golden))]
+    calibrating = {image.read_bytes() for image in calibration}
+    checked = [index for index, image in enumerate(encoded) if index < len(held_out) or image not in calibrating]
     old = answers_of(original, encoded)
     _check_shown(old[: len(held_out)], names)
+    truth = _truth(held_out, labels, old, names) if labels else None
     digest = files_digest(calibration)
     made_of = {"sourceSha256": pipeline.artifact_sha256, "precision": precision}
     if calibration:
         made_of |= {"calibrationSha256": digest, "calibrationImages": str(len(calibration))}
-    with TemporaryDirectory() as scratch:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=target.parent) as scratch:
         path = Path(scratch) / target.name
         try:
             if precision == "fp16":
@@ -133,7 +129,7 @@ def reduce_precision(
         _describe(source, path, {f"segserve.{key}": value for key, value in made_of.items()})
         reduced = InProcessModel(pipeline, path)
         new = answers_of(reduced, encoded)
-        accuracy = compared(old, new, names, truth or None)
+        accuracy = compared([old[index] for index in checked], [new[index] for index in checked], names, truth)
         if max_loss is None:
             max_loss = MAX_LOSS if accuracy.changed is None else MAX_OBJECT_LOSS
         if lossy := [each for each in accuracy.classes if each.is_judged and each.loss > max_loss]:
@@ -143,8 +139,7 @@ def reduce_precision(
                 "(--max-loss). Nothing was written; give more images, and such as are served"
             )
         sizes, speeds = (source.stat().st_size, path.stat().st_size), _run_ms((original, reduced), held_out[0])
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(path, target)
+        path.replace(target)
     problems = []
     for case, answer in zip(cases, new[len(held_out) :], strict=True):
         try:
@@ -152,6 +147,26 @@ def reduce_precision(
         except GoldenError as error:
             problems.append(str(error))
     return Reduction(accuracy, sizes, speeds, len(calibration), digest, problems)
+
+
+def _truth(
+    held_out: Sequence[Path], labels: Mapping[str, Path], answers: Sequence[Answer], names: Mapping[int, str]
+) -> dict[int, Regions]:
+    """Return the labels of the held-out images that have some; raises `ExportError` if they do not fit."""
+    found = {index: labels[image.stem] for index, image in enumerate(held_out) if image.stem in labels}
+    if not found or "AREAS" not in answers[0]:
+        raise ExportError(
+            "labels are PNGs with the names of held-out images (with int8 every second one), for semantic models; "
+            f"{len(found)} of {len(held_out)} held-out images have one"
+        )
+    truth = {index: labels_of_map(file, frozenset(names)) for index, file in found.items()}
+    for index, regions in truth.items():
+        if regions.size != (size := tuple(answers[index]["SIZE"].tolist())):
+            raise ExportError(
+                f"{found[index]} is {regions.size[0]} x {regions.size[1]} pixels, its image {size[0]} x {size[1]}; "
+                "labels must have the image's size"
+            )
+    return truth
 
 
 def to_fp16(source: Path, target: Path) -> None:
@@ -255,9 +270,10 @@ def compared(
     Regions of classes are compared by their IoU over all images, objects by `scoring.agreement`. `labels` are those of
     the images with an index. Raises `PrecisionError` for objects that are too large to be compared.
     """
-    amounts = _total(old) | _total(new)
     if "AREAS" not in old[0]:
-        return _of_objects(old, new, names, amounts)
+        return _of_objects(old, new, names, _total(old) | _total(new))
+    places = range(len(old)) if labels is None else labels.keys()
+    amounts = _total(old[index] for index in places) | _total(new[index] for index in places)
     regions = [[_regions(answer) for answer in answers] for answers in (old, new)]
     truth = dict(enumerate(regions[0])) if labels is None else labels
     before, after = (
@@ -271,7 +287,13 @@ def compared(
     return Accuracy(
         "IoU with the answers before" if labels is None else f"IoU with {len(labels)} label maps",
         [
-            ClassAccuracy(names[each], before.get(each), after.get(each), amounts[each] >= LEAST_PIXELS)
+            # A class that no label map has is one of few false pixels, before or after.
+            ClassAccuracy(
+                names[each],
+                before.get(each),
+                after.get(each),
+                amounts[each] >= LEAST_PIXELS and (labels is None or before.get(each) is not None),
+            )
             for each in names
         ],
     )

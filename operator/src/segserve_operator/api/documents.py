@@ -116,7 +116,7 @@ def write_documents(values: Iterable[Any]) -> str:
 def with_strings(text: str, strings: Mapping[Path, str]) -> str:
     """Return the YAML text of one document with other strings at some paths; comments and layout stay.
 
-    A text that shares such a value by an alias is written anew, without its comments.
+    A text in which such a value has an alias, or is folded over lines, is written anew, without its comments.
     """
     (document,) = read_documents(text, "")
     changed = text

@@ -305,23 +305,26 @@ def test_a_member_that_cannot_be_opened_is_a_failed_load_beside_what_serves(
     assert (report.state, report.reason) == (ModelState.READY if is_same else ModelState.FAILED, LOAD_FAILED)
 
 
-def test_a_server_that_lost_its_gpu_ends_and_a_revision_whose_proofs_do_that_is_given_up(tmp_path: Path) -> None:
-    world, coins = World(), revision_of("coins")
-    world.prepare(coins)
-    agent, _ = agent_of(world, tmp_path, coins)
+def test_a_server_that_lost_its_gpu_is_ended_and_no_revision_is_given_up_for_it(tmp_path: Path) -> None:
+    world, coins, parts = World(), revision_of("coins"), revision_of("parts", "2")
+    world.converge(coins, parts)
+    world.state.proofs.clear()
+    agent, suspected = agent_of(world, tmp_path, coins, parts)
     ended: list[str] = []
     cast(Any, agent._observer).end_server = lambda: ended.append("server")
-    failure = ActionFailure(LOST_GPU, "unspecified launch failure", retryable=True)
-    proof = ActionResult(Prove(coins.revision, "coins"), failure, lost_gpu=failure.message)
+    failure = ActionFailure(LOST_GPU, "CUDA failure 700", retryable=True)
 
-    states = []
     for _ in range(CRASHES_ALLOWED):
-        agent._absorb(proof, 0.0)
-        states.append(world.report(coins)["coins"].state)
+        for each in (coins, parts):
+            agent._absorb(ActionResult(Prove(each.revision, each.model), failure, server_lost_gpu=True), 0.0)
 
-    assert ended == ["server"] * CRASHES_ALLOWED
-    assert states == [ModelState.LOADING] * (CRASHES_ALLOWED - 1) + [ModelState.FAILED]
-    assert not world.report(coins)["coins"].retryable
+    assert len(ended) == 2 * CRASHES_ALLOWED
+    assert not suspected
+    reports = world.report(coins, parts)
+    assert [(each.state, each.reason, each.retryable) for each in reports.values()] == [
+        (ModelState.FAILED, LOST_GPU, True),
+        (ModelState.FAILED, LOST_GPU, True),
+    ]
 
 
 def test_a_member_that_is_opened_after_all_ends_the_failure_of_a_model_that_served_meanwhile(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import socket
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
@@ -265,19 +264,33 @@ ILLEGAL = (
 )
 
 
-@pytest.mark.parametrize(("native", "lost"), [({NET}, ILLEGAL), ((), "")], ids=["by Triton itself", "by its step"])
-def test_a_server_has_lost_its_gpu_once_an_error_has_ended_its_use_of_cuda(
-    tmp_path: Path, native: Iterable[str], lost: str
+@pytest.mark.parametrize("by_server", [True, False], ids=["by Triton itself", "by its step"])
+def test_an_error_that_ends_the_use_of_cuda_is_of_the_process_that_ran_the_network(
+    tmp_path: Path, by_server: bool
 ) -> None:
-    tree = Tree({}, ("coins", {}), networks=(NET,), native=frozenset(native))
+    tree = Tree({}, ("coins", {}), networks=(NET,), native=frozenset({NET} if by_server else ()))
     server = Refusing(("INTERNAL", ILLEGAL))
 
     probe = asked(Probe("coins-1", "coins"), server, tmp_path, (T4,), tree)
     proof = asked(Prove("coins-1", "coins"), server, tmp_path, (T4,), tree)
 
-    assert (probe.lost_gpu, proof.lost_gpu) == (lost, lost)
-    assert bool(probe.suspects) != bool(native)  # no load by that server would help
+    assert probe.server_lost_gpu is proof.server_lost_gpu is by_server
+    assert bool(probe.suspects) is bool(proof.suspects) is not by_server  # no load by that server would help
     assert proof.failure == ActionFailure("LostGpu", ILLEGAL, retryable=True)
+
+
+@pytest.mark.parametrize(
+    ("message", "gpus"),
+    [
+        pytest.param(ILLEGAL, (), id="on a server without a GPU"),
+        pytest.param("RuntimeError: running Conv node. Name:'/misaligned address'", (T4,), id="a name in the file"),
+        pytest.param("CUDA failure 2: out of memory ; GPU=0", (T4,), id="an error that ends nothing"),
+    ],
+)
+def test_other_errors_do_not_end_a_server(tmp_path: Path, message: str, gpus: tuple[str, ...]) -> None:
+    tree = Tree({}, ("coins", {}), networks=(NET,), native=frozenset({NET}))
+
+    assert not asked(Probe("coins-1", "coins"), Refusing(("INTERNAL", message)), tmp_path, gpus, tree).server_lost_gpu
 
 
 class Gpuless(Refusing):
