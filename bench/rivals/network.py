@@ -51,6 +51,7 @@ TRAINED: Final = (288, 512)
 """Parts of a scene at 256 pixels show objects as large as whole scenes at 640."""
 IMAGES: Final = 240
 PHOTOS: Final = 10
+MOST_DRAWN: Final = 1000
 EPOCHS: Final = 12
 DISC, RECTANGLE = 32, 73
 
@@ -84,12 +85,17 @@ def drawn(random: np.random.Generator, scene: Scene, size: tuple[int, int]) -> t
 def photos(random: np.random.Generator, scene: Scene, network: Network) -> Iterator[bytes]:
     """Yield photos, drawn until the network finds as many objects in each as the scene has."""
     count = 0
-    while count < PHOTOS:
+    for _ in range(MOST_DRAWN):
         jpeg = cv2.imencode(".jpg", drawn(random, scene, SIZE)[0], [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
         tensor, size = prepare(jpeg)
         if scene.found[0] <= len(masks(network(tensor), size)) <= scene.found[1]:
             yield jpeg
             count += 1
+            if count == PHOTOS:
+                return
+    raise SystemExit(
+        f"the network finds {scene.found} objects in {count} of {MOST_DRAWN} drawn photos; train it longer"
+    )
 
 
 def served(folder: Path, name: str, network: Path, photos: Path) -> None:
