@@ -627,7 +627,7 @@ def draw(shown: dict[str, Any]) -> None:
                 )
             axes.axhline(1, color=BLUE, linewidth=0.8)
             axes.set(ylabel=f"images/s beside\nsegserve, {callers} caller{'s' * (callers != '1')}")
-        panels[1].set_xticks(range(len(shown)), shown)
+        panels[1].set_xticks(range(len(shown)), [title.replace(", ", ",\n") for title in shown])
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
         save_svg(figure, PLOT)
 
