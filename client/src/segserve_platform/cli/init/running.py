@@ -14,6 +14,7 @@ from segserve.results.images import picture
 from segserve_builder.golden.judging import Answer, with_columns
 from segserve_builder.stages.base import RequestOptions
 from segserve_builder.steps.in_process import InProcessModel
+from segserve_common.mask_encodings import read_labels
 from segserve_platform.cli.errors import CommandError
 from segserve_platform.cli.init.network import ImageInput, NetworkFile
 
@@ -212,8 +213,4 @@ def _overlaps(boxes: NDArray[Any], others: NDArray[Any]) -> NDArray[Any]:
 
 def _label_map(answer: Answer) -> NDArray[Any]:
     """Return the label map, uint8 or uint16 (H, W), of a semantic answer with `encoding=raw`."""
-    import numpy as np
-
-    height, width = (int(side) for side in answer["SIZE"])
-    data = answer["LABELS"].item()
-    return np.frombuffer(data, "u1" if len(data) == height * width else "<u2").reshape(height, width)
+    return read_labels(answer["LABELS"].item(), *answer["SIZE"].tolist())
