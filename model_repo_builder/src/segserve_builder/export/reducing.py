@@ -18,7 +18,7 @@ from segserve_builder.errors import BuilderError, ExportError, GoldenError, Prec
 from segserve_builder.golden.judging import Answer, compare, load, with_columns
 from segserve_builder.scoring.agreement import agreement
 from segserve_builder.scoring.quality import Regions, score_samples
-from segserve_builder.scoring.regions import labels_of_map
+from segserve_builder.scoring.regions import labels_of_map, regions_of
 from segserve_builder.sources import files_digest
 from segserve_builder.stages.base import RequestOptions
 from segserve_builder.steps.in_process import InProcessModel
@@ -274,7 +274,10 @@ def compared(
         return _of_objects(old, new, names, _total(old) | _total(new))
     places = range(len(old)) if labels is None else labels.keys()
     amounts = _total(old[index] for index in places) | _total(new[index] for index in places)
-    regions = [[_regions(answer) for answer in answers] for answers in (old, new)]
+    regions = [
+        [regions_of("an image", tuple(answer["SIZE"].tolist()), answer, "semantic") for answer in answers]
+        for answers in (old, new)
+    ]
     truth = dict(enumerate(regions[0])) if labels is None else labels
     before, after = (
         next(
@@ -297,11 +300,6 @@ def compared(
             for each in names
         ],
     )
-
-
-def _regions(answer: Answer) -> Regions:
-    height, width = answer["SIZE"].tolist()
-    return Regions((height, width), tuple(answer["CLASSES"].tolist()), tuple(answer["MASKS"].tolist()))
 
 
 def _check_shown(answers: Sequence[Answer], names: Mapping[int, str]) -> None:

@@ -26,7 +26,8 @@ def cascade_losses(
     answers: tuple[list[Regions], list[Regions]] = ([], [])
     for image in images.images:
         content = image.path.read_bytes()
-        best, found = (regions_of(image, ask(content), images.task) for ask in (heavy, other))
+        name, size = image.case.image, image.labels.size
+        best, found = (regions_of(name, size, ask(content), images.task) for ask in (heavy, other))
         labels.append(image.labels if image.labelled else best)
         answers[0].append(best)
         answers[1].append(found)

@@ -114,21 +114,20 @@ def _encoded(mask: NDArray[np.bool_]) -> bytes:
     return counts
 
 
-def regions_of(image: GoldenImage, answer: golden.Answer, task: Task) -> Regions:
-    """Return an answer as regions; raises `GoldenError` if it cannot be read, or has another size than the image."""
-    name = image.case.image
-    columns = golden.with_columns(name, answer)
+def regions_of(image: str, size: tuple[int, int], answer: golden.Answer, task: Task) -> Regions:
+    """Return the answer to an image as regions; raises `GoldenError` if it cannot be read, or has another size."""
+    columns = golden.with_columns(image, answer)
     missing = [output for output in _NEEDED[task] if output not in columns]
     if missing:
-        raise GoldenError(f"{name}: the answer lacks {', '.join(missing)}; it has {', '.join(sorted(answer))}")
-    size = tuple(int(number) for number in columns["SIZE"])
-    if size != image.labels.size:
-        raise GoldenError(f"{name}: SIZE is {size}; its labels have {image.labels.size}")
+        raise GoldenError(f"{image}: the answer lacks {', '.join(missing)}; it has {', '.join(sorted(answer))}")
+    answered = tuple(int(number) for number in columns["SIZE"])
+    if answered != size:
+        raise GoldenError(f"{image}: SIZE is {answered}; its labels have {size}")
     scored = "SCORES" in columns and task != "panoptic"
     return Regions(
-        image.labels.size,
+        size,
         tuple(int(number) for number in columns["CLASSES"]),
-        golden.run_length_masks(name, columns, image.labels.size) if "MASKS" in columns else None,
+        golden.run_length_masks(image, columns, size) if "MASKS" in columns else None,
         columns["BOXES"].astype(np.float64).reshape(-1, 4) if "BOXES" in columns else None,
         columns["SCORES"].astype(np.float64) if scored else None,
         columns["KEYPOINTS"].astype(np.float64) if "KEYPOINTS" in columns else None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
@@ -55,12 +56,9 @@ def replay(images: GoldenImages, infer: Infer, wait: Callable[[float], object], 
             wait(pause_s)
         for index, image in missing:
             answer = infer(image.path.read_bytes(), images.parameters)
-            try:
-                regions = regions_of(image, answer, images.task) if answer is not None else None
-            except GoldenError:
-                regions = None
-            if regions is not None:
-                answers[index] = regions
+            if answer is not None:
+                with suppress(GoldenError):
+                    answers[index] = regions_of(image.case.image, image.labels.size, answer, images.task)
     shown = [answers.get(index) or empty_regions(image, images.task) for index, image in enumerate(images.images)]
     count = len(shown)
     drawn = np.random.default_rng(0).integers(0, count, (resamples, count)).tolist()

@@ -111,7 +111,7 @@ def image_of(task: Any, answer: dict[str, np.ndarray]) -> GoldenImage:
 def test_an_answer_of_every_task_is_perfect_beside_itself_and_empty_beside_nothing(task: Any) -> None:
     image = image_of(task, ANSWERS[task])
 
-    itself = score_objects([image.labels], [regions_of(image, ANSWERS[task], task)])
+    itself = score_objects([image.labels], [regions_of("coin.png", (24, 32), ANSWERS[task], task)])
     nothing = score_objects([image.labels], [empty_regions(image, task)])
 
     assert itself.images == pytest.approx((1.0,))
@@ -123,13 +123,12 @@ def test_an_answer_of_every_task_is_perfect_beside_itself_and_empty_beside_nothi
 @pytest.mark.parametrize("task", ANSWERS)
 @pytest.mark.parametrize("change", ["size", "output"])
 def test_an_answer_that_is_none_names_what_is_wrong(task: Any, change: str) -> None:
-    image = image_of(task, ANSWERS[task])
     lacking = "BOXES" if task in ("detection", "keypoints") else "MASKS"
     without = {name: array for name, array in ANSWERS[task].items() if name != lacking}
     wrong = ANSWERS[task] | {"SIZE": np.array([9, 9])} if change == "size" else without
 
     with pytest.raises(GoldenError, match=r"SIZE is \(9, 9\)" if change == "size" else f"lacks {lacking}"):
-        regions_of(image, wrong, task)
+        regions_of("coin.png", (24, 32), wrong, task)
 
 
 def test_labels_of_boxes_may_be_masks() -> None:
