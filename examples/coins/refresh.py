@@ -7,18 +7,15 @@ import json
 from typing import TYPE_CHECKING
 
 import make_golden
-import yaml
 from in_process import RESOURCES
 
 from segserve_builder.sources.folder import folder_digest
+from segserve_operator.api.documents import read_documents, with_strings
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-Place = tuple[str, ...]
-ARTIFACT: Place = ("spec", "artifact", "sha256")
-DATASET: Place = ("spec", "artifact", "provenance", "datasetSha256")
-GOLDEN: Place = ("spec", "golden", "sha256")
+    from segserve_operator.api.documents import Path as Place
 
 
 def digests_of(resource: dict[str, dict[str, dict[str, str]]], folder: Path) -> dict[Place, str]:
@@ -26,28 +23,15 @@ def digests_of(resource: dict[str, dict[str, dict[str, str]]], folder: Path) -> 
     artifact = folder / resource["spec"]["artifact"]["uri"]
     run = json.loads(artifact.with_suffix(".json").read_text())
     return {
-        ARTIFACT: hashlib.sha256(artifact.read_bytes()).hexdigest(),
-        DATASET: run["datasetSha256"],
-        GOLDEN: folder_digest(folder / resource["spec"]["golden"]["uri"]),
+        ("spec", "artifact", "sha256"): hashlib.sha256(artifact.read_bytes()).hexdigest(),
+        ("spec", "artifact", "provenance", "datasetSha256"): run["datasetSha256"],
+        ("spec", "golden", "sha256"): folder_digest(folder / resource["spec"]["golden"]["uri"]),
     }
 
 
 def with_digests(text: str, folder: Path) -> str:
     """Return the text of a resource file with its digests brought up to date, and nothing else changed."""
-    edits: list[tuple[int, int, str]] = []
-    for node, resource in zip(yaml.compose_all(text), yaml.safe_load_all(text), strict=True):
-        for place, digest in digests_of(resource, folder).items():
-            scalar = _at(node, place)
-            edits.append((scalar.start_mark.index, scalar.end_mark.index, f'"{digest}"'))
-    for start, end, replacement in sorted(edits, reverse=True):
-        text = text[:start] + replacement + text[end:]
-    return text
-
-
-def _at(node: yaml.Node, place: Place) -> yaml.Node:
-    for key in place:
-        node = next(value for name, value in node.value if name.value == key)
-    return node
+    return with_strings(text, *(digests_of(document.value, folder) for document in read_documents(text, "")))
 
 
 def main() -> None:

@@ -6,40 +6,30 @@ import hashlib
 import json
 from typing import TYPE_CHECKING
 
-import yaml
-
 from examples.zoo.training import HERE
+from segserve_operator.api.documents import read_documents, with_strings
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from segserve_operator.api.documents import Path as Place
+
 RESOURCES = HERE / "zoo.yaml"
-Place = tuple[str, ...]
-ARTIFACT: Place = ("spec", "artifact", "sha256")
-DATASET: Place = ("spec", "artifact", "provenance", "datasetSha256")
 
 
 def with_digests(text: str, folder: Path) -> str:
     """Return the text of zoo.yaml, whose files lie in `folder`, with its digests right and nothing else changed."""
-    edits: list[tuple[int, int, str]] = []
-    for node, resource in zip(yaml.compose_all(text), yaml.safe_load_all(text), strict=True):
-        artifact = folder / resource["spec"]["artifact"]["uri"]
-        digests = {
-            ARTIFACT: hashlib.sha256(artifact.read_bytes()).hexdigest(),
-            DATASET: json.loads(artifact.with_suffix(".json").read_text())["datasetSha256"],
-        }
-        for place, digest in digests.items():
-            scalar = _at(node, place)
-            edits.append((scalar.start_mark.index, scalar.end_mark.index, f'"{digest}"'))
-    for start, end, replacement in sorted(edits, reverse=True):
-        text = text[:start] + replacement + text[end:]
-    return text
-
-
-def _at(node: yaml.Node, place: Place) -> yaml.Node:
-    for key in place:
-        node = next(value for name, value in node.value if name.value == key)
-    return node
+    digests: list[dict[Place, str]] = []
+    for document in read_documents(text, ""):
+        artifact = folder / document.value["spec"]["artifact"]["uri"]
+        run = json.loads(artifact.with_suffix(".json").read_text())
+        digests.append(
+            {
+                ("spec", "artifact", "sha256"): hashlib.sha256(artifact.read_bytes()).hexdigest(),
+                ("spec", "artifact", "provenance", "datasetSha256"): run["datasetSha256"],
+            }
+        )
+    return with_strings(text, *digests)
 
 
 if __name__ == "__main__":

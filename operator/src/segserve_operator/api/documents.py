@@ -113,24 +113,27 @@ def write_documents(values: Iterable[Any]) -> str:
     return yaml.dump_all(values, Dumper=_Dumper, sort_keys=False, width=110, allow_unicode=True)
 
 
-def with_strings(text: str, strings: Mapping[Path, str]) -> str:
-    """Return the YAML text of one document with other strings at some paths; comments and layout stay.
+def with_strings(text: str, *strings: Mapping[Path, str]) -> str:
+    """Return a YAML text with other strings at some paths, given for each document; comments and layout stay.
 
     A text in which such a value has an alias, or is folded over lines, is written anew, without its comments.
     """
-    (document,) = read_documents(text, "")
-    changed = text
-    for path in sorted(strings, key=lambda each: -document.nodes[each].start_mark.index):
-        parent = document.value
-        for part in path[:-1]:
-            parent = parent[part]
-        parent[path[-1]] = strings[path]
-        start, end = document.nodes[path].start_mark.index, document.nodes[path].end_mark.index
-        changed = f"{changed[:start]}{json.dumps(strings[path], ensure_ascii=False)}{changed[end:]}"
+    documents, edits = read_documents(text, ""), list[tuple[int, int, str]]()
+    for document, others in zip(documents, strings, strict=True):
+        for path, string in others.items():
+            parent = document.value
+            for part in path[:-1]:
+                parent = parent[part]
+            parent[path[-1]] = string
+            node = document.nodes[path]
+            edits.append((node.start_mark.index, node.end_mark.index, json.dumps(string, ensure_ascii=False)))
+    changed, values = text, [document.value for document in documents]
+    for start, end, string in sorted(edits, reverse=True):
+        changed = f"{changed[:start]}{string}{changed[end:]}"
     with suppress(SpecError):
-        if [each.value for each in read_documents(changed, "")] == [document.value]:
+        if [each.value for each in read_documents(changed, "")] == values:
             return changed
-    return write_documents([document.value])
+    return write_documents(values)
 
 
 def format_path(path: Path) -> str:
