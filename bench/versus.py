@@ -52,6 +52,7 @@ from bench.monolith_server import embedded_triton
 from bench.platform import ROOT, platform
 from bench.ports import free_port
 from bench.svg import BLUE, GREY, ORANGE, plot_style, save_svg
+from segserve_builder.memory import STEP_MALLOC
 from segserve_builder.stages.base import RequestOptions
 from segserve_builder.steps.in_process import InProcessModel
 from segserve_builder.steps.inference import network_io
@@ -85,7 +86,7 @@ CLIENT, STAGES = "in the client", "stages in one process"
 WAYS: Final = (OURS, ONE_THREAD, LITSERVE, BATCHED, BENTOML, RAY, ENSEMBLE, REMOTE, CLIENT, STAGES)
 COLOURS: Final = {OURS: BLUE, ONE_THREAD: BLUE, CLIENT: ORANGE, STAGES: ORANGE}
 
-KEPT: Final = {"MALLOC_TRIM_THRESHOLD_": str(256 * 2**20), "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20)}
+KEPT: Final = {name: str(threshold) for name, (_, threshold) in STEP_MALLOC.items()}
 """Steps written by hand keep freed memory, as segserve's do."""
 
 

@@ -16,7 +16,7 @@ STEP_LIMIT_VARIABLE: Final = "SEGSERVE_STEP_MEMORY_BYTES"
 
 SERVER_MALLOC: Final = {"MALLOC_TRIM_THRESHOLD_": str(32 * 2**20), "MALLOC_MMAP_THRESHOLD_": str(4 * 2**20)}
 """Environment of Triton, which holds the tensors of all requests that wait: freed ones go back to the system."""
-_STEP_MALLOC: Final = {"MALLOC_TRIM_THRESHOLD_": (-1, 256 * 2**20), "MALLOC_MMAP_THRESHOLD_": (-3, 32 * 2**20)}
+STEP_MALLOC: Final = {"MALLOC_TRIM_THRESHOLD_": (-1, 256 * 2**20), "MALLOC_MMAP_THRESHOLD_": (-3, 32 * 2**20)}
 """Options of `mallopt` in glibc's malloc.h and their values for steps, by their variables."""
 
 LEAST_BYTES: Final = 256 * 2**20
@@ -61,7 +61,7 @@ def keep_freed_memory(environment: Mapping[str, str] = os.environ) -> None:
     To return pages and fault them in again costs a step more than its work. Other values than Triton's stay.
     """
     mallopt = ctypes.CDLL(None).mallopt
-    for name, (option, threshold) in _STEP_MALLOC.items():
+    for name, (option, threshold) in STEP_MALLOC.items():
         if environment.get(name) == SERVER_MALLOC[name]:
             mallopt(option, threshold)
 
