@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import onnx
 import onnxruntime
 from numpy.typing import NDArray
 from PIL import Image
@@ -130,7 +131,7 @@ def large(folder: Path) -> Iterator[Network]:
 def quantised(network: Network, folder: Path, images: Sequence[bytes]) -> Network:
     """Return a network with an INT8 file, calibrated on images."""
     model, path = network.opened(), folder / f"{network.name}.int8.onnx"
-    to_int8(network.path, path, (feed for image in images for feed in model.feeds(image)))
+    onnx.save(to_int8(network.path, (feed for image in images for feed in model.feeds(image))), path)
     return replace(network, name=f"{network.name} INT8", path=path, exact=network.path)
 
 

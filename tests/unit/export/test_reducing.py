@@ -226,14 +226,8 @@ def test_an_input_of_any_name_type_and_layout_calibrates(
     network(tmp_path / "net.onnx", dtype, shape)
     stages = [{"decode": {}}, *([] if dtype == TensorProto.UINT8 else [{"normalise": {}}])]
 
-    made = reduce_precision(
-        tmp_path / "net.onnx",
-        tmp_path / "out.onnx",
-        pipeline(preprocess=stages),
-        "int8",
-        sorted(photos.iterdir()),
-        labels={},
-    )
+    original = InProcessModel(pipeline(preprocess=stages), tmp_path / "net.onnx")
+    made = reduce_precision(original, tmp_path / "out.onnx", "int8", sorted(photos.iterdir()), labels={})
 
     assert min(each.after or 0 for each in made.accuracy.classes) > 0.95
     operators = [node.op_type for node in onnx.load(tmp_path / "out.onnx").graph.node]
@@ -279,22 +273,16 @@ def test_labels_of_another_size_than_their_image_are_refused(tmp_path: Path, pho
     cv2.imwrite(str(tmp_path / "labels.png"), np.zeros((80, 160), np.uint8))
     labels = {"1": tmp_path / "labels.png"}
 
+    original = InProcessModel(pipeline(preprocess=[{"decode": {}}]), tmp_path / "net.onnx")
     with pytest.raises(ExportError, match="is 80 x 160 pixels, its image 160 x 160; labels must have the image's size"):
-        reduce_precision(
-            tmp_path / "net.onnx",
-            tmp_path / "out.onnx",
-            pipeline(preprocess=[{"decode": {}}]),
-            "int8",
-            sorted(photos.iterdir()),
-            labels=labels,
-        )
+        reduce_precision(original, tmp_path / "out.onnx", "int8", sorted(photos.iterdir()), labels=labels)
 
 
 def test_a_network_in_int8_already_is_refused(tmp_path: Path, photos: Path) -> None:
-    files, source = sorted(photos.iterdir()), tmp_path / "net.onnx"
-    network(source, TensorProto.UINT8, ["n", 3, "h", "w"])
+    files, out = sorted(photos.iterdir()), tmp_path / "out.onnx"
+    network(tmp_path / "net.onnx", TensorProto.UINT8, ["n", 3, "h", "w"])
     whole = pipeline(preprocess=[{"decode": {}}])
-    reduce_precision(source, tmp_path / "out.onnx", whole, "int8", files, labels={})
+    reduce_precision(InProcessModel(whole, tmp_path / "net.onnx"), out, "int8", files, labels={})
 
     with pytest.raises(ExportError, match="is quantised already: it has QuantizeLinear"):
-        reduce_precision(tmp_path / "out.onnx", tmp_path / "twice.onnx", whole, "int8", files, labels={})
+        reduce_precision(InProcessModel(whole, out), tmp_path / "twice.onnx", "int8", files, labels={})

@@ -254,6 +254,7 @@ def _reduce(
     from segserve_builder.export.reducing import reduce_precision
     from segserve_builder.export.writing import file_sha256
     from segserve_builder.sources import fetch, fetch_folder
+    from segserve_builder.steps.in_process import InProcessModel
     from segserve_operator.adapters.local.access import local_access
     from segserve_operator.adapters.local.files import cache_folder
     from segserve_operator.api.documents import with_strings
@@ -271,9 +272,8 @@ def _reduce(
     full = fetch(artifact.uri, artifact.sha256, cache, access)
     answers = None if golden is None else fetch_folder(golden.uri, golden.sha256, cache, access)
     with spinner(f"running {name}'s network on {len(images)} images, before and after"):
-        made = reduce_precision(
-            full, target, pipeline, precision, images, labels=labels, golden=answers, max_loss=max_loss
-        )
+        original = InProcessModel(pipeline, full)
+        made = reduce_precision(original, target, precision, images, labels=labels, golden=answers, max_loss=max_loss)
     strings: dict[tuple[str | int, ...], str] = {("spec", "artifact", "uri"): target.name}
     strings["spec", "artifact", "sha256"] = file_sha256(target)
     if golden is not None and folder.resolve() != file.parent.resolve():

@@ -22,7 +22,6 @@ from segserve_builder.scoring.regions import labels_of_map, regions_of
 from segserve_builder.sources import files_digest
 from segserve_builder.stages.base import RequestOptions
 from segserve_builder.steps.in_process import InProcessModel
-from segserve_builder.steps.pipeline import Pipeline
 from segserve_builder.steps.public_outputs import has_masks
 
 if TYPE_CHECKING:
@@ -79,9 +78,8 @@ class Reduction:
 
 
 def reduce_precision(
-    source: Path,
+    original: InProcessModel,
     target: Path,
-    pipeline: Pipeline,
     precision: Reduced,
     images: Sequence[Path],
     *,
@@ -89,20 +87,22 @@ def reduce_precision(
     golden: Path | None = None,
     max_loss: float | None = None,
 ) -> Reduction:
-    """Write the network of `pipeline` with a reduced precision.
+    """Write the network of a model with a reduced precision.
 
     `labels` are label PNGs by the stem of their image; `golden` is a golden set, whose images are a check too. Raises
     `PrecisionError` if a class loses more than `max_loss` (by default `MAX_LOSS`, or `MAX_OBJECT_LOSS` for objects), or
     if the held-out images show nothing; then no file is written.
     """
+    import onnx
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
     if precision == "int8" and len(images) < LEAST_IMAGES:
         raise PrecisionError(
             f"{len(images)} images are too few for int8: half of them calibrate, the others are the check; "
             f"give at least {LEAST_IMAGES}, better 50"
         )
-    original = InProcessModel(pipeline, source)
     calibration, held_out = (images[::2], images[1::2]) if precision == "int8" else ([], images)
-    names = {item.id: item.name for item in pipeline.classes}
+    names = {item.id: item.name for item in original.pipeline.classes}
     cases = () if golden is None else load(golden).cases
     encoded = [image.read_bytes() for image in (*held_out, *(golden / case.image for case in cases if golden))]
     calibrating = {image.read_bytes() for image in calibration}
@@ -111,23 +111,26 @@ def reduce_precision(
     _check_shown(old[: len(held_out)], names)
     truth = _truth(held_out, labels, old, names) if labels else None
     digest = files_digest(calibration)
-    made_of = {"sourceSha256": pipeline.artifact_sha256, "precision": precision}
+    made_of = {"segserve.sourceSha256": original.pipeline.artifact_sha256, "segserve.precision": precision}
     if calibration:
-        made_of |= {"calibrationSha256": digest, "calibrationImages": str(len(calibration))}
+        made_of |= {"segserve.calibrationSha256": digest, "segserve.calibrationImages": str(len(calibration))}
     target.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=target.parent) as scratch:
         path = Path(scratch) / target.name
         try:
             if precision == "fp16":
-                to_fp16(source, path)
+                network = convert_float_to_float16(onnx.load(original.artifact), keep_io_types=True)
             else:
-                to_int8(source, path, (feed for image in calibration for feed in original.feeds(image.read_bytes())))
+                feeds = (feed for image in calibration for feed in original.feeds(image.read_bytes()))
+                network = to_int8(original.artifact, feeds)
         except (BuilderError, ImportError):
             raise
         except Exception as error:
             raise ExportError(f"ONNX Runtime cannot reduce the network to {precision}: {error!r:.400}") from error
-        _describe(source, path, {f"segserve.{key}": value for key, value in made_of.items()})
-        reduced = InProcessModel(pipeline, path)
+        metadata = {entry.key: entry.value for entry in network.metadata_props}
+        onnx.helper.set_model_props(network, metadata | made_of)
+        onnx.save(network, path)
+        reduced = InProcessModel(original.pipeline, path)
         new = answers_of(reduced, encoded)
         accuracy = compared([old[index] for index in checked], [new[index] for index in checked], names, truth)
         if max_loss is None:
@@ -138,7 +141,8 @@ def reduce_precision(
                 f"{precision} costs too much {accuracy.measure}: {named}; at most {max_loss:g} is allowed "
                 "(--max-loss). Nothing was written; give more images, and such as are served"
             )
-        sizes, speeds = (source.stat().st_size, path.stat().st_size), _run_ms((original, reduced), held_out[0])
+        sizes = (original.artifact.stat().st_size, path.stat().st_size)
+        speeds = _run_ms((original, reduced), held_out[0])
         path.replace(target)
     problems = []
     for case, answer in zip(cases, new[len(held_out) :], strict=True):
@@ -169,17 +173,8 @@ def _truth(
     return truth
 
 
-def to_fp16(source: Path, target: Path) -> None:
-    """Write `source` with FP16 weights and arithmetic; inputs and outputs keep their types."""
-    import onnx
-    from onnxruntime.transformers.float16 import convert_float_to_float16
-
-    model = convert_float_to_float16(onnx.load(source), keep_io_types=True)
-    onnx.save(model, target)
-
-
-def to_int8(source: Path, target: Path, feeds: Iterable[Mapping[str, NDArray[Any]]]) -> None:
-    """Write `source` with INT8 convolutions, whose ranges are calibrated on `feeds`: inputs by name.
+def to_int8(source: Path, feeds: Iterable[Mapping[str, NDArray[Any]]]) -> Any:
+    """Return the `ModelProto` in `source` with INT8 convolutions, calibrated on `feeds`: inputs by name.
 
     Standard operators only (QuantizeLinear and DequantizeLinear around the others), weights by channel. The last
     convolutions stay as they are: they make scores and classes, and take little time. Products stay too: in INT8 those
@@ -195,31 +190,35 @@ def to_int8(source: Path, target: Path, feeds: Iterable[Mapping[str, NDArray[Any
         def get_next(self) -> Mapping[str, NDArray[Any]] | None:
             return next(left, None)
 
-    if found := sorted(_QUANTISED & {node.op_type for node in onnx.load(source).graph.node}):
+    full = onnx.load(source)
+    if found := sorted(_QUANTISED & {node.op_type for node in full.graph.node}):
         raise ExportError(f"the network is quantised already: it has {', '.join(found)}; give it in FP32")
-    # This joins normalisations with convolutions.
-    quant_pre_process(str(source), str(target), skip_symbolic_shape=True)
-    model = onnx.load(target)
-    inner = _named_inner_convolutions(model)
-    if not inner:
-        raise ExportError("the network has no convolutions that int8 would make faster; fp16 makes it smaller")
-    quantize_static(
-        model,
-        str(target),
-        Reader(),
-        quant_format=QuantFormat.QDQ,
-        nodes_to_quantize=inner,
-        per_channel=True,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-    )
-    model = onnx.load(target)
-    # Quantisation lists all operator sets that ONNX Runtime has.
+    with TemporaryDirectory() as scratch:
+        path = f"{scratch}/network.onnx"
+        # This joins normalisations with convolutions.
+        quant_pre_process(str(source), path, skip_symbolic_shape=True)
+        model = onnx.load(path)
+        inner = _named_inner_convolutions(model)
+        if not inner:
+            raise ExportError("the network has no convolutions that int8 would make faster; fp16 makes it smaller")
+        quantize_static(
+            model,
+            path,
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            nodes_to_quantize=inner,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+        )
+        model = onnx.load(path)
+    # Quantisation lists all operator sets that ONNX Runtime has, and adds metadata.
     used = {node.domain for node in model.graph.node} | {""}
     kept = [entry for entry in model.opset_import if entry.domain in used]
-    del model.opset_import[:]
+    del model.opset_import[:], model.metadata_props[:]
     model.opset_import.extend(kept)
-    onnx.save(model, target)
+    model.metadata_props.extend(full.metadata_props)
+    return model
 
 
 def _named_inner_convolutions(model: Any) -> list[str]:
@@ -234,16 +233,6 @@ def _named_inner_convolutions(model: Any) -> list[str]:
         if followed or node.op_type in _LAYERS:
             leading.update(node.input)
     return inner
-
-
-def _describe(source: Path, path: Path, own: Mapping[str, str]) -> None:
-    """Write into the file at `path` its own metadata, beside those of its source."""
-    import onnx
-
-    model = onnx.load(path)
-    before = {entry.key: entry.value for entry in onnx.load(source).metadata_props}
-    onnx.helper.set_model_props(model, {**before, **own})
-    onnx.save(model, path)
 
 
 def _run_ms(models: tuple[InProcessModel, InProcessModel], image: Path) -> tuple[float, float]:

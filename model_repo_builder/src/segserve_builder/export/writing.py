@@ -73,6 +73,13 @@ class ExportPlan:
             "golden": {"uri": "golden", "sha256": golden_sha256},
         }
 
+    def pipeline(self, sha256: str) -> Pipeline:
+        """Return the pipeline around the file."""
+        spec = self.spec(sha256, "")
+        parts = {key: spec[key] for key in ("family", "input", "classes", "preprocess")}
+        fixed = {"model": self.name, "artifactSha256": sha256, "postprocess": [], "output": {}, "runtime": {}}
+        return Pipeline.model_validate(fixed | parts)
+
 
 @dataclass(frozen=True)
 class ExportResult:
@@ -105,7 +112,7 @@ def make(
         network = folded(module, plan.family, plan.preparation)
     try:
         _write(network, plan, full)
-        original = _model(plan, full)
+        original = InProcessModel(plan.pipeline(file_sha256(full)), full)
         batches = [original.network_input(image.read_bytes()).tensor for image in images]
         import numpy as np
 
@@ -126,13 +133,11 @@ def make(
         if plan.precision == "fp32":
             shutil.move(full, target)
         else:
-            reduction = reduce_precision(
-                full, target, _pipeline(plan, full), plan.precision, images, labels=labels, max_loss=max_loss
-            )
+            reduction = reduce_precision(original, target, plan.precision, images, labels=labels, max_loss=max_loss)
     finally:
         full.unlink(missing_ok=True)
-    served = _model(plan, target)
-    golden_sha256 = _write_golden(served, plan, images[:GOLDEN_IMAGES], folder / "golden")
+    served = InProcessModel(original.pipeline, target)
+    golden_sha256 = _write_golden(served, images[:GOLDEN_IMAGES], folder / "golden")
     spec = plan.spec(file_sha256(target), golden_sha256)
     return ExportResult(spec, difference, target.stat().st_size, reduction)
 
@@ -155,26 +160,7 @@ def _write(network: Any, plan: ExportPlan, path: Path) -> None:
         write(network, plan.family, plan.shape, output)
 
 
-def _pipeline(plan: ExportPlan, path: Path) -> Pipeline:
-    spec = plan.spec("0" * 64, "0" * 64)
-    parts = {key: spec[key] for key in ("family", "input", "classes", "preprocess")}
-    return Pipeline.model_validate(
-        {
-            "model": plan.name,
-            "artifactSha256": file_sha256(path),
-            "postprocess": [],
-            "output": {},
-            "runtime": spec.get("runtime", {}),
-            **parts,
-        }
-    )
-
-
-def _model(plan: ExportPlan, path: Path) -> InProcessModel:
-    return InProcessModel(_pipeline(plan, path), path)
-
-
-def _write_golden(model: InProcessModel, plan: ExportPlan, images: Sequence[Path], folder: Path) -> str:
+def _write_golden(model: InProcessModel, images: Sequence[Path], folder: Path) -> str:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     request = RequestOptions(encoding="rle" if has_masks(model.task) else None)

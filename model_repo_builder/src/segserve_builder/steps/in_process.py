@@ -51,7 +51,7 @@ class InProcessModel:
             given = replace(io, input=common_input(io, second_io))
         check_cascade(pipeline)
         self.task = check_postprocess(pipeline)
-        self._pipeline = pipeline
+        self.pipeline, self.artifact = pipeline, artifact
         self._light = None if pipeline.light is None or light is None else InProcessModel(pipeline.light, light)
         self._outputs = frozenset(tensor.name for tensor in PUBLIC_OUTPUTS[self.task]) - {"REVISION"}
         self._preprocess = Preprocess(
@@ -85,9 +85,9 @@ class InProcessModel:
 
         Dtypes and shapes are those of the wire contract.
         """
-        if self._light is not None and self._pipeline.cascade is not None:
-            score, outputs = self._light.scored(image, request, self._pipeline.cascade)
-            if score < self._pipeline.cascade.threshold:
+        if self._light is not None and self.pipeline.cascade is not None:
+            score, outputs = self._light.scored(image, request, self.pipeline.cascade)
+            if score < self.pipeline.cascade.threshold:
                 return outputs
         given = self.network_input(image)
         return self._answered(given, self.raw(given), request, self._outputs, lambda value: None)
@@ -96,7 +96,7 @@ class InProcessModel:
         """Return the score of this network's answer as the light one of a cascade, and the answer."""
         given, values = self.network_input(image), list[Any]()
         outputs = self._answered(given, self.raw(given), request, self._outputs, values.append)
-        return light_score(cascade, values[0], self._pipeline, given.transform), outputs
+        return light_score(cascade, values[0], self.pipeline, given.transform), outputs
 
     def score(self, image: bytes) -> float | None:
         """Return how unlike its usual images the pipeline's `out_of_distribution` takes one encoded image to be.
