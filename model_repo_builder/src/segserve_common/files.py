@@ -1,8 +1,9 @@
-"""Durable replacement of files: readers see the old content or the new one, also after a power cut."""
+"""Digests of files, and durable replacement: readers see the old content or the new one, also after a power cut."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import itertools
 import os
 from collections.abc import Iterator
@@ -11,6 +12,12 @@ from pathlib import Path
 from typing import Final
 
 _NUMBERS: Final = itertools.count()
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, as hexadecimal digits; raises `OSError`."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def replace_file(path: Path, content: str | bytes, *, mode: int = 0o666) -> None:

@@ -20,6 +20,7 @@ from segserve.results.images import MAX_DECODED_PIXELS as MAX_DECODED_PIXELS
 from segserve.results.images import file_pixels
 from segserve.tiled.grid import Window
 from segserve_common.errors import BadRequestError
+from segserve_common.files import file_sha256
 from segserve_common.image_file import (
     BLACK_IS_ZERO,
     FROM_BELOW,
@@ -191,8 +192,7 @@ class ImageFileSource(ArraySource):
 
     def digest(self) -> str:
         """Return the digest of the file."""
-        with self._path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_sha256(self._path)
 
     def close(self) -> None:
         """Close the file."""

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import typer
 
+from segserve_common.files import file_sha256
 from segserve_platform.cli.errors import CommandError, needs, plain
 from segserve_platform.cli.image_files import images_in
 from segserve_platform.cli.terminal import spinner
@@ -252,7 +253,6 @@ def _reduce(
 ) -> None:
     """Write the artifact of a resource file with a reduced precision, and a copy of the file that names it."""
     from segserve_builder.export.reducing import reduce_precision
-    from segserve_builder.export.writing import file_sha256
     from segserve_builder.sources import fetch, fetch_folder
     from segserve_builder.steps.in_process import InProcessModel
     from segserve_operator.adapters.local.access import local_access

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -31,6 +30,7 @@ from segserve_builder.stages.resize import Resize
 from segserve_builder.steps.in_process import InProcessModel
 from segserve_builder.steps.pipeline import Pipeline
 from segserve_builder.steps.public_outputs import has_masks
+from segserve_common.files import file_sha256
 
 GOLDEN_IMAGES: Final = 3
 EXAMPLE_SIDE: Final = 256
@@ -170,9 +170,3 @@ def _write_golden(model: InProcessModel, images: Sequence[Path], folder: Path) -
         cases.append(record(model.answer(image.read_bytes(), request), image.name, GOLDEN_TOLERANCE))
     (folder / GOLDEN_FILE).write_text(json.dumps({"cases": cases}, indent=1) + "\n")
     return folder_digest(folder)
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, as `spec.artifact` pins it."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -19,7 +19,7 @@ from typing import BinaryIO, Final
 
 from segserve_builder.errors import ArtifactTooLargeError, PublishError, SourceUnavailableError, writing
 from segserve_builder.sources.archives import Readable
-from segserve_common.files import sync_folder
+from segserve_common.files import file_sha256, sync_folder
 
 CHUNK_BYTES: Final = 1024 * 1024
 ABANDONED_S: Final = 3600.0
@@ -86,8 +86,7 @@ class VerifiedObjects:
 
 def is_file_of(path: Path, sha256: str) -> bool:
     """Return whether a file has this sha256."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() == sha256
+    return file_sha256(path) == sha256
 
 
 def _identity_of(path: Path) -> tuple[str, int, int, int] | None:

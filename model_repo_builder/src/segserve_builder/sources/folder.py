@@ -24,7 +24,7 @@ from segserve_builder.errors import (
 from segserve_builder.sources import archives
 from segserve_builder.sources.access import shown_digest
 from segserve_builder.sources.cache import PartialFile, copy_hashed, folder_path, partial_path
-from segserve_common.files import sync_folder
+from segserve_common.files import file_sha256, sync_folder
 
 Receive: TypeAlias = Callable[[str, PartialFile, int], None]
 """Fills a file with all bytes at a URI, at most that many."""
@@ -42,16 +42,12 @@ def folder_digest(folder: Path) -> str:
     Raises `ArtifactMissingError` if there is no folder, and `UnsafeArtifactError` if it holds a symbolic link or a
     special file.
     """
-    digests = {}
-    for path, relative in _files(folder):
-        with path.open("rb") as file:
-            digests[relative] = hashlib.file_digest(file, "sha256").hexdigest()
-    return _digest(digests)
+    return _digest({relative: file_sha256(path) for path, relative in _files(folder)})
 
 
 def files_digest(paths: Iterable[Path]) -> str:
     """Return the digest of a folder that holds these files, and nothing else."""
-    return _digest({path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths})
+    return _digest({path.name: file_sha256(path) for path in paths})
 
 
 def copy_folder(folder: Path, uri: str, sha256: str, cache: Path, max_bytes: int) -> Path:

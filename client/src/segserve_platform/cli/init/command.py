@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from segserve_common.files import file_sha256
 from segserve_platform.cli.demo import coins_folder
 from segserve_platform.cli.errors import CommandError, needs
 from segserve_platform.cli.image_files import images_in
@@ -115,7 +115,7 @@ def init(
         with _bounded_memory(), one_file(network) as whole:
             if whole != network and copy is False:
                 raise CommandError(f"{network} is joined with its weights, which makes a copy: leave --no-copy out")
-            guessed = guess(whole, _sha256(whole), image_files, Overrides(family, classes), progress)
+            guessed = guess(whole, file_sha256(whole), image_files, Overrides(family, classes), progress)
             if stands_in:
                 guessed = replace(guessed, remarks=(*guessed.remarks, Remark(("spec", "input"), STAND_IN, sure=False)))
             uri = _uri(whole, folder, copy=copy if whole == network else True, force=force)
@@ -178,14 +178,6 @@ def _uri(network: Path, folder: Path, *, copy: bool | None, force: bool) -> str:
     if inside.exists() and not force:
         raise CommandError(f"{inside} already exists; use --force to overwrite it, or --no-copy")
     return network.name
-
-
-def _sha256(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise CommandError(f"{path}: {error.strerror}") from error
 
 
 def _write(
