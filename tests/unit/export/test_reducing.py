@@ -35,11 +35,11 @@ NETWORKS = {"coins": "coins-unet", "coins-instances": "coins-yolo"}
 
 @pytest.fixture(params=NETWORKS)
 def resource(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """The file of one of the example's models, with comments, and its golden set beside it."""
+    """The file of one of the example's models, with comments and CRLF, and its golden set beside it."""
     (text,) = (each for each in MODELS.read_text().split("\n---\n") if f"  name: {request.param}\n" in each)
     folder = tmp_path / "served"
     folder.mkdir()
-    (folder / "model.yaml").write_text(f"{text}\n")
+    (folder / "model.yaml").write_text(f"{text}\n", newline="\r\n")
     shutil.copy(MODELS.parent / f"{NETWORKS[request.param]}.onnx", folder)
     shutil.copytree(MODELS.parent / "golden", folder / "golden")
     return folder / "model.yaml"
@@ -77,10 +77,23 @@ def test_a_reduced_file_is_a_revision_of_the_same_model_with_the_same_golden_set
     assert after.spec.golden == before.spec.golden
     assert before.spec.model_copy(update=changed).model_dump() == after.spec.model_copy(update=changed).model_dump()
     assert after.metadata == before.metadata
-    old, new = (path.read_text().splitlines() for path in (resource, out / "model-int8.yaml"))
+    old, new = (path.read_bytes().splitlines(keepends=True) for path in (resource, out / "model-int8.yaml"))
     assert sum(line != other for line, other in zip(old, new, strict=True)) == 3
     assert "golden set refuses" not in told
     assert f"next: segserve up -f {out / 'model-int8.yaml'}" in told
+
+
+@pytest.mark.parametrize("resource", ["coins"], indirect=True)
+def test_a_copy_is_written_again_until_it_is_edited(resource: Path, photos: Path) -> None:
+    copy, arguments = resource.with_name("model-fp16.yaml"), (resource, "--precision", "fp16", "--images", photos)
+    assert [export(*arguments)[1] for _ in range(2)] == ["", ""]
+    edited = copy.read_bytes() + b"# signed\r\n"
+    copy.write_bytes(edited)
+
+    _, error = export(*arguments)
+
+    assert f"{copy} already exists, and it, {resource} or coins.fp16.onnx has changed since" in error
+    assert copy.read_bytes() == edited
 
 
 def test_every_second_image_calibrates_and_the_file_says_which(resource: Path, photos: Path, tmp_path: Path) -> None:

@@ -266,24 +266,31 @@ def _reduce(
     artifact, golden, pipeline = resource.spec.artifact, resource.spec.golden, resource.spec.pipeline(name)
     if pipeline.second is not None or pipeline.light is not None:
         raise CommandError(f"{name} has two networks; only a model of one gets another precision")
-    folder, addresses = file.parent if output is None else output, written[0].value["spec"]
-    target = folder / f"{name}.{precision}.onnx"
+    folder = file.parent if output is None else output
+    target, copy = folder / f"{name}.{precision}.onnx", folder / f"{file.stem}-{precision}.yaml"
+    text, digest = file.read_bytes().decode(), ("spec", "artifact", "sha256")  # bytes keep CRLF
+    strings: dict[tuple[str | int, ...], str] = {("spec", "artifact", "uri"): target.name}
+    if golden is not None and folder.resolve() != file.parent.resolve():
+        uri = written[0].value["spec"]["golden"]["uri"]
+        if not urlsplit(uri).scheme:
+            back = PurePosixPath(os.path.relpath(file.parent.resolve(), folder.resolve()))
+            strings["spec", "golden", "uri"] = (back / uri).as_posix()
+    if copy.exists():
+        strings[digest] = file_sha256(target) if target.exists() else ""
+        if copy.read_bytes() != with_strings(text, strings).encode():
+            raise CommandError(
+                f"{copy} already exists, and it, {file} or {target.name} has changed since: remove it, or use -o for "
+                "another folder"
+            )
     cache, access = cache_folder(), local_access()
     full = fetch(artifact.uri, artifact.sha256, cache, access)
     answers = None if golden is None else fetch_folder(golden.uri, golden.sha256, cache, access)
     with spinner(f"running {name}'s network on {len(images)} images, before and after"):
         original = InProcessModel(pipeline, full)
         made = reduce_precision(original, target, precision, images, labels=labels, golden=answers, max_loss=max_loss)
-    strings: dict[tuple[str | int, ...], str] = {("spec", "artifact", "uri"): target.name}
-    strings["spec", "artifact", "sha256"] = file_sha256(target)
-    if golden is not None and folder.resolve() != file.parent.resolve():
-        uri = addresses["golden"]["uri"]
-        if not urlsplit(uri).scheme:
-            back = PurePosixPath(os.path.relpath(file.parent.resolve(), folder.resolve()))
-            strings["spec", "golden", "uri"] = (back / uri).as_posix()
-    copy = folder / f"{file.stem}-{precision}.yaml"
-    copy.write_text(with_strings(file.read_text(), strings))
-    typer.echo(f"{target}  sha256 {strings['spec', 'artifact', 'sha256'][:12]}...")
+    strings[digest] = file_sha256(target)
+    copy.write_bytes(with_strings(text, strings).encode())
+    typer.echo(f"{target}  sha256 {strings[digest][:12]}...")
     for line in _reduction_lines(made):
         typer.echo(line)
     if artifact.signature is not None:
