@@ -291,11 +291,11 @@ def test_labels_of_another_size_than_their_image_are_refused(tmp_path: Path, pho
         reduce_precision(original, tmp_path / "out.onnx", "int8", sorted(photos.iterdir()), labels=labels)
 
 
-def test_a_network_in_int8_already_is_refused(tmp_path: Path, photos: Path) -> None:
-    files, out = sorted(photos.iterdir()), tmp_path / "out.onnx"
+@pytest.mark.parametrize(("precision", "says"), [("int8", "already: it has QuantizeLinear"), ("fp16", "cannot reduce")])
+def test_a_reduced_network_is_not_reduced_again(tmp_path: Path, photos: Path, precision: Any, says: str) -> None:
+    files, out, whole = sorted(photos.iterdir()), tmp_path / "out.onnx", pipeline(preprocess=[{"decode": {}}])
     network(tmp_path / "net.onnx", TensorProto.UINT8, ["n", 3, "h", "w"])
-    whole = pipeline(preprocess=[{"decode": {}}])
-    reduce_precision(InProcessModel(whole, tmp_path / "net.onnx"), out, "int8", files, labels={})
+    reduce_precision(InProcessModel(whole, tmp_path / "net.onnx"), out, precision, files, labels={})
 
-    with pytest.raises(ExportError, match="is quantised already: it has QuantizeLinear"):
-        reduce_precision(InProcessModel(whole, out), tmp_path / "twice.onnx", "int8", files, labels={})
+    with pytest.raises(ExportError, match=says):
+        reduce_precision(InProcessModel(whole, out), tmp_path / "twice.onnx", precision, files, labels={})

@@ -123,14 +123,14 @@ def reduce_precision(
             else:
                 feeds = (feed for image in calibration for feed in original.feeds(image.read_bytes()))
                 network = to_int8(original.artifact, feeds)
+            metadata = {entry.key: entry.value for entry in network.metadata_props}
+            onnx.helper.set_model_props(network, metadata | made_of)
+            onnx.save(network, path)
+            reduced = InProcessModel(original.pipeline, path)
         except (BuilderError, ImportError):
             raise
         except Exception as error:
             raise ExportError(f"ONNX Runtime cannot reduce the network to {precision}: {error!r:.400}") from error
-        metadata = {entry.key: entry.value for entry in network.metadata_props}
-        onnx.helper.set_model_props(network, metadata | made_of)
-        onnx.save(network, path)
-        reduced = InProcessModel(original.pipeline, path)
         new = answers_of(reduced, encoded)
         accuracy = compared([old[index] for index in checked], [new[index] for index in checked], names, truth)
         if max_loss is None:
