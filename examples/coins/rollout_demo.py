@@ -34,7 +34,8 @@ from segserve_operator.adapters.local.triton import free_port
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.local_platform.supervisor import end
 from segserve_platform.cli import lifecycle
-from segserve_platform.cli.picture_pages import PAGE, fetch_sheet, write_sheet
+from segserve_platform.cli.picture_pages import PAGE, write_sheet
+from segserve_platform.evaluation.sheets import fetch_sheet
 from segserve_platform.platforms.local import LocalPlatform
 from segserve_platform.platforms.manifests import read_files
 from segserve_platform.platforms.rollouts.rollout_view import RolloutView, watch_rollout

@@ -80,3 +80,16 @@ def test_every_version_of_a_dependency_is_in_the_constraints() -> None:
     pinned = {normalised(line.partition("==")[0]) for line in (ROOT / "constraints.txt").read_text().splitlines()}
 
     assert declared() - pinned - {"segserve"} == set()
+
+
+def test_programs_beside_the_product_import_what_it_has() -> None:
+    """Neither mypy nor a quick test covers all programs of `examples` and `bench`."""
+    missing = []
+    for path in [*ROOT.glob("examples/**/*.py"), *ROOT.glob("bench/**/*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.partition(".")[0] in OWN:
+                names = [alias.name for alias in node.names]
+                module = __import__(node.module, fromlist=names)  # also modules of a package
+                missing += [f"{path.name}: {node.module}.{name}" for name in names if not hasattr(module, name)]
+
+    assert missing == []
