@@ -131,7 +131,7 @@ def large(folder: Path) -> Iterator[Network]:
 def quantised(network: Network, folder: Path, images: Sequence[bytes]) -> Network:
     """Return a network with an INT8 file, calibrated on images."""
     model, path = network.opened(), folder / f"{network.name}.int8.onnx"
-    onnx.save(to_int8(network.path, (feed for image in images for feed in model.feeds(image))), path)
+    onnx.save(to_int8(network.path, (feed for image in images for feed in model.feeds(image)), path.parent), path)
     return replace(network, name=f"{network.name} INT8", path=path, exact=network.path)
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import hashlib
 import io
 import json
 import os
@@ -58,6 +57,7 @@ from segserve_builder.steps.in_process import InProcessModel
 from segserve_builder.steps.inference import network_io
 from segserve_builder.steps.onnx_signature import read_signature
 from segserve_builder.steps.postprocess import Postprocess
+from segserve_common.files import file_sha256
 from segserve_operator.adapters.local.code_folder import CODE_VARIABLE
 from segserve_operator.api.segmentation_model import SegmentationModel
 
@@ -515,7 +515,7 @@ def measure(name: str, callers: Sequence[int], folder: Path, rounds: int, second
                 if way.processes():
                     rows[each]["mib"][str(number)] = way.memory_mib()
     file = folder / scenario.network / "model.yaml"
-    digest = hashlib.sha256(artifact_of(file).read_bytes()).hexdigest()
+    digest = file_sha256(artifact_of(file))
     return {
         "cores": CORES,
         "rounds": rounds,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from typing import TYPE_CHECKING
 
@@ -10,6 +9,7 @@ import make_golden
 from in_process import RESOURCES
 
 from segserve_builder.sources.folder import folder_digest
+from segserve_common.files import file_sha256
 from segserve_operator.api.documents import read_documents, with_strings
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def digests_of(resource: dict[str, dict[str, dict[str, str]]], folder: Path) -> 
     artifact = folder / resource["spec"]["artifact"]["uri"]
     run = json.loads(artifact.with_suffix(".json").read_text())
     return {
-        ("spec", "artifact", "sha256"): hashlib.sha256(artifact.read_bytes()).hexdigest(),
+        ("spec", "artifact", "sha256"): file_sha256(artifact),
         ("spec", "artifact", "provenance", "datasetSha256"): run["datasetSha256"],
         ("spec", "golden", "sha256"): folder_digest(folder / resource["spec"]["golden"]["uri"]),
     }

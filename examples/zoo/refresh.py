@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from typing import TYPE_CHECKING
 
 from examples.zoo.training import HERE
+from segserve_common.files import file_sha256
 from segserve_operator.api.documents import read_documents, with_strings
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def with_digests(text: str, folder: Path) -> str:
         run = json.loads(artifact.with_suffix(".json").read_text())
         digests.append(
             {
-                ("spec", "artifact", "sha256"): hashlib.sha256(artifact.read_bytes()).hexdigest(),
+                ("spec", "artifact", "sha256"): file_sha256(artifact),
                 ("spec", "artifact", "provenance", "datasetSha256"): run["datasetSha256"],
             }
         )

@@ -122,7 +122,7 @@ def reduce_precision(
                 network = convert_float_to_float16(onnx.load(original.artifact), keep_io_types=True)
             else:
                 feeds = (feed for image in calibration for feed in original.feeds(image.read_bytes()))
-                network = to_int8(original.artifact, feeds)
+                network = to_int8(original.artifact, feeds, target.parent)
             metadata = {entry.key: entry.value for entry in network.metadata_props}
             onnx.helper.set_model_props(network, metadata | made_of)
             onnx.save(network, path)
@@ -173,12 +173,13 @@ def _truth(
     return truth
 
 
-def to_int8(source: Path, feeds: Iterable[Mapping[str, NDArray[Any]]]) -> Any:
+def to_int8(source: Path, feeds: Iterable[Mapping[str, NDArray[Any]]], folder: Path) -> Any:
     """Return the `ModelProto` in `source` with INT8 convolutions, calibrated on `feeds`: inputs by name.
 
     Standard operators only (QuantizeLinear and DequantizeLinear around the others), weights by channel. The last
     convolutions stay as they are: they make scores and classes, and take little time. Products stay too: in INT8 those
-    of the zoo's transformers save no time. Raises `ExportError` if nothing is left to reduce.
+    of the zoo's transformers save no time. Temporary files are in `folder`. Raises `ExportError` if nothing is left to
+    reduce.
     """
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
@@ -193,7 +194,7 @@ def to_int8(source: Path, feeds: Iterable[Mapping[str, NDArray[Any]]]) -> Any:
     full = onnx.load(source)
     if found := sorted(_QUANTISED & {node.op_type for node in full.graph.node}):
         raise ExportError(f"the network is quantised already: it has {', '.join(found)}; give it in FP32")
-    with TemporaryDirectory() as scratch:
+    with TemporaryDirectory(dir=folder) as scratch:
         path = f"{scratch}/network.onnx"
         # This joins normalisations with convolutions.
         quant_pre_process(str(source), path, skip_symbolic_shape=True)
