@@ -28,6 +28,7 @@ KINDS: Final = {
     "pre": "segserve--pre",
     "network": "segserve--net",
     "post": "segserve--post",
+    "pipeline": "segserve--pipeline",
     "agent": "segserve_builder.agent",
     "Triton": "tritonserver",
     "Envoy": "envoy",

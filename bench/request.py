@@ -11,9 +11,12 @@ import argparse
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from functools import partial
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -24,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.closed_loop import Latencies, measure
+from bench.coins import variant, write
 from bench.monolith_server import MODEL as MONOLITH
 from bench.monolith_server import monolith
 from bench.platform import MODELS, ROOT, Running, platform
@@ -36,7 +40,10 @@ from step_times import Counters, StepTimes  # noqa: E402
 from transform import unet_input  # noqa: E402
 
 WHOLE, WHOLE_AT_TRITON = "whole request (JPEG), gateway", "whole request (JPEG), Triton"
+WHOLE_APART = "whole request (JPEG), gateway, three steps"
 WHOLE_PNG = "whole request (PNG), gateway"
+APART = "coins-apart"
+"""The model whose network is public, and which is therefore three steps."""
 BARE, BARE_AT_TRITON = "bare network, gateway", "bare network, Triton"
 BY_HAND = "one hand-written model, Triton"
 OUTPUTS = ("SIZE", "MASKS", "CLASSES")
@@ -45,6 +52,7 @@ PAIRS = (
     (WHOLE, BARE_AT_TRITON),
     (WHOLE_PNG, BARE_AT_TRITON),
     (WHOLE, BARE),
+    (WHOLE, WHOLE_APART),
     (WHOLE_AT_TRITON, BARE_AT_TRITON),
     (WHOLE, WHOLE_AT_TRITON),
     (WHOLE_AT_TRITON, BY_HAND),
@@ -79,7 +87,7 @@ def tensor_call(address: str) -> Callable[[], Any]:
     image = triton.InferInput("image", tensor.shape, "UINT8")
     image.set_data_from_numpy(tensor)
     client = triton.InferenceServerClient(address)
-    return partial(client.infer, "coins.network", [image])
+    return partial(client.infer, f"{APART}.network", [image])
 
 
 def addresses(running: Running) -> tuple[str, str, str]:
@@ -90,19 +98,20 @@ def addresses(running: Running) -> tuple[str, str, str]:
 
 
 def step_times(http_url: str, call: Callable[[], Any], calls: int) -> StepTimes:
-    """Return the time of each step while requests are sent one after the other."""
+    """Return the time of each of the three steps while requests are sent one after the other."""
     with httpx.Client(base_url=http_url, trust_env=False) as http:
-        before = Counters.read(http, "coins")
+        before = Counters.read(http, APART)
         for _ in range(calls):
             call()
-        return before.until(Counters.read(http, "coins"))
+        return before.until(Counters.read(http, APART))
 
 
 def check(targets: Mapping[str, Callable[[], Any]]) -> None:
     """Exit if the hand-written model and ours return different masks: they would not do the same work."""
-    masks = [targets[name]().as_numpy("MASKS").tolist() for name in (WHOLE, WHOLE_AT_TRITON, BY_HAND)]
-    if masks[0] != masks[1] or masks[0] != masks[2]:
-        raise SystemExit("the masks of the hand-written model differ from ours")
+    names = (WHOLE, WHOLE_AT_TRITON, WHOLE_APART, BY_HAND)
+    first, *others = (targets[name]().as_numpy("MASKS").tolist() for name in names)
+    if any(other != first for other in others):
+        raise SystemExit("the masks of the hand-written model, or of three steps, differ from ours")
 
 
 def ratios(at: Mapping[int, Mapping[str, Latencies]]) -> dict[str, dict[str, float]]:
@@ -157,11 +166,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--calls", type=int, default=480, help="calls of each target at each concurrency")
     calls = parser.parse_args().calls
-    with platform(MODELS) as running, monolith(COINS / "coins-unet.onnx") as by_hand:
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        apart = write(folder / "apart.yaml", variant(name=APART, expose=["network"]))
+        running = stack.enter_context(platform(MODELS, apart))
+        by_hand = stack.enter_context(monolith(COINS / "coins-unet.onnx"))
         gateway, grpc, http = addresses(running)
         jpeg = as_jpeg()
         targets = {
             WHOLE: image_call(gateway, "coins", jpeg),
+            WHOLE_APART: image_call(gateway, APART, jpeg),
             WHOLE_PNG: image_call(gateway, "coins", (COINS / "coins.png").read_bytes()),
             WHOLE_AT_TRITON: image_call(grpc, "coins", jpeg),
             BARE: tensor_call(gateway),
@@ -172,7 +186,7 @@ def main() -> None:
         measure(targets, concurrency=max(CONCURRENCIES), rounds=1, calls=3 * max(CONCURRENCIES))
         # Short rounds, because the speed of a shared machine changes from second to second.
         at = {n: measure(targets, concurrency=n, rounds=calls // (8 * n), calls=8 * n) for n in CONCURRENCIES}
-        results = report(at, step_times(http, targets[WHOLE_AT_TRITON], 200))
+        results = report(at, step_times(http, image_call(grpc, APART, jpeg), 200))
     show(results)
     out = ROOT / "bench" / "out"
     out.mkdir(exist_ok=True)

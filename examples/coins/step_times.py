@@ -14,6 +14,7 @@ STEPS: Final[Mapping[str, str]] = {
     "segserve--pre--": "decode + preprocess",
     "segserve--net--": "network",
     "segserve--post--": "postprocess",
+    "segserve--pipeline--": "all of the model",
 }
 # Not compute_output: it ends when the answer was handed on, and by then the next step computes already.
 COMPUTE: Final = ("compute_input", "compute_infer")

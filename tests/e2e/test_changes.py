@@ -260,12 +260,15 @@ def test_exposing_the_network_takes_effect_without_a_new_revision(watched: Watch
         return found == status
 
     with Load(watched.running.url, pause_s=0.05) as load:
+        apply(watched, edited(allowClassChanges=True, expose=["network"]))
         until(lambda: answers("StatusCode.OK"), "coins.network is there")
         apply(watched, edited(allowClassChanges=True, expose=[]))
         until(lambda: answers("StatusCode.NOT_FOUND"), "coins.network is gone")
         until(lambda: not (watched.state.groups / settled[1] / "repository/coins.network").exists(), "it is unloaded")
         apply(watched, edited(allowClassChanges=True, expose=["network"]))
         until(lambda: answers("StatusCode.OK"), "coins.network is back")
+        apply(watched, edited(allowClassChanges=True, expose=[]))
+        until(lambda: answers("StatusCode.NOT_FOUND"), "coins.network is gone again")
 
     client.close()
     assert load.failures == []

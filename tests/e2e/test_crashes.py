@@ -97,14 +97,15 @@ def test_a_process_that_is_killed_is_started_again(watched: Watched, record: str
     assert len(load.answers) == 1
 
 
-def test_a_step_of_each_kind_that_is_killed_is_loaded_again(watched: Watched) -> None:
+def test_an_instance_of_each_kind_that_is_killed_is_loaded_again(watched: Watched) -> None:
     triton = watched.process("groups/main/triton")
     with Load(watched.running.url, pause_s=0.05) as load:
-        for name in steps_of_coins(watched):
-            former = watched.steps()[name]
+        (step,) = steps_of_coins(watched)
+        for name in (f"{step}_0_0", f"{step}_0_1"):
+            former = watched.instances()[name]
             kill(former)
-            comes_back(watched, lambda name=name, former=former: watched.steps().get(name, former) != former)
-            assert f"{name} died" in watched.condition("coins", "RevisionLoaded")["message"]
+            comes_back(watched, lambda name=name, former=former: watched.instances().get(name, former) != former)
+            assert f"{step} died" in watched.condition("coins", "RevisionLoaded")["message"]
             assert "killed by SIGKILL" in watched.condition("coins", "RevisionLoaded")["message"]
 
     assert unexpected(load.failures, BROKEN_OFF) == []
@@ -113,9 +114,9 @@ def test_a_step_of_each_kind_that_is_killed_is_loaded_again(watched: Watched) ->
 
 def test_callers_outlast_a_step_that_gets_no_core_for_seconds(watched: Watched) -> None:
     """Triton 2.51 takes it for dead, and ends itself when it goes on: its process is started again meanwhile."""
-    network = next(name for name in steps_of_coins(watched) if "--net--" in name)
+    (step,) = steps_of_coins(watched)
     with Client(watched.running.url, timeout_s=HANG_S, retries=1000) as client, ThreadPoolExecutor(1) as threads:
-        stalled = watched.steps()[network]
+        stalled = watched.steps()[step]
         stalled.suspend()
         try:
             called = threads.submit(client.segment, PHOTO, model="coins")
@@ -130,7 +131,7 @@ def test_callers_outlast_a_step_that_gets_no_core_for_seconds(watched: Watched) 
 
 
 def steps_of_coins(watched: Watched) -> tuple[str, ...]:
-    """Return the names of the three steps that `coins` is made of."""
+    """Return the names of the steps that `coins` is made of."""
     report = Report.model_validate_json((watched.state.groups / "main/report.json").read_text())
     return next(model.steps for model in report.models if model.model == "coins")
 

@@ -16,7 +16,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from bench.coins import variant, write
 from bench.platform import Running, platform
-from fakes.collector import STEPS, Collector, ReceivedSpan, collector
+from fakes.collector import Collector, ReceivedSpan, collector
 from fakes.waiting import until
 from segserve import Client
 
@@ -33,6 +33,7 @@ spec:
 """
 MAXIMUM_CALLS = {"http": 1, "grpc": 20}
 """Triton overlooks the trace context of a gRPC request whose header is not followed by a zero byte in its memory."""
+PARTS = ("pre", "network", "post")
 MANUAL = {"steps": [{"weight": 50, "pause": True}]}
 
 
@@ -99,13 +100,18 @@ def test_a_callers_trace_goes_on_through_gateway_and_server_to_each_step(
     assert model.attributes["triton.model_name"] == "coins"
     assert model.attributes["triton.request_id"] == result.request_id
     steps = children[model.id]
-    assert [step.name.rsplit("--", 1)[0] for step in steps] == list(STEPS)
-    for step in steps:
-        (computed,) = (span for span in children[step.id] if span.name == "compute")
-        assert step.start_ns <= step.events["QUEUE_START"] <= computed.start_ns <= computed.end_ns <= step.end_ns
-    batches = until(lambda: [span for span in spans.of(trace_id) if span.name == "batch"], "the span of the batch")
-    assert [(span.parent, span.service) for span in batches] == [(steps[1].id, "segserve-triton")]
-    assert batches[0].attributes == {"segserve.batch_size": "1", "segserve.batch_requests": "1"}
+    assert [step.name.rsplit("--", 1)[0] for step in steps] == ["segserve--pipeline"]
+    (computed,) = (span for span in children[steps[0].id] if span.name == "compute")
+    assert (
+        steps[0].start_ns <= steps[0].events["QUEUE_START"] <= computed.start_ns <= computed.end_ns <= steps[0].end_ns
+    )
+    parts = until(
+        lambda: found if len(found := [span for span in spans.of(trace_id) if span.name in PARTS]) == 3 else None,
+        "the spans of the model's parts",
+    )
+    assert [(span.name, span.parent, span.service) for span in parts] == [
+        (part, steps[0].id, "segserve-triton") for part in PARTS
+    ]
     logged = map(json.loads, running.segserve("logs", "--tail", "1000000", "-o", "json").splitlines())
     assert [line["trace_id"] for line in logged if line.get("request_id") == result.request_id] == [trace_id]
 

@@ -118,3 +118,4 @@ def triton_python() -> Iterator[list[str]]:
         del sys.modules[fake.__name__]
         for name in [name for name in sys.modules if name.startswith("segserve_builder.backend.")]:
             del sys.modules[name]
+            delattr(sys.modules["segserve_builder.backend"], name.rpartition(".")[2])

@@ -117,12 +117,19 @@ class Watched:
         return psutil.Process(record.process.pid)
 
     def steps(self, group: str = "main") -> dict[str, psutil.Process]:
-        """Return the processes of a group's Python steps by the step's name."""
-        triton = self.process(f"groups/{group}/triton")
+        """Return the processes of the first instances of a group's Python steps by the step's name."""
+        first = "_0_0"
+        found = self.instances(group).items()
+        return {name.removesuffix(first): process for name, process in found if name.endswith(first)}
+
+    def instances(self, group: str = "main") -> dict[str, psutil.Process]:
+        """Return the processes of a group's Python steps by the instance's name."""
         found = {}
-        for child in triton.children():
+        for child in self.process(f"groups/{group}/triton").children():
             with contextlib.suppress(psutil.Error):
-                found |= {Path(part).parents[1].name: child for part in child.cmdline() if part.endswith("/1/model.py")}
+                words = child.cmdline()
+                step = next((Path(word).parents[1].name for word in words if word.endswith("/1/model.py")), "/")
+                found |= {word: child for word in words if word.startswith(f"{step}_")}
         return found
 
     def shm(self, group: str) -> tuple[str, ...]:

@@ -19,6 +19,9 @@ SERVER_MALLOC: Final = {"MALLOC_TRIM_THRESHOLD_": str(32 * 2**20), "MALLOC_MMAP_
 STEP_MALLOC: Final = {"MALLOC_TRIM_THRESHOLD_": (-1, 256 * 2**20), "MALLOC_MMAP_THRESHOLD_": (-3, 32 * 2**20)}
 """Options of `mallopt` in glibc's malloc.h and their values for steps, by their variables."""
 
+_ARENA_MAX: Final = -8
+"""Option of `mallopt`: the number of heaps that threads are spread over."""
+
 LEAST_BYTES: Final = 256 * 2**20
 _DEFAULT_SHARE: Final = 4
 _DEFAULT_LEAST_BYTES: Final = 2**30
@@ -64,6 +67,16 @@ def keep_freed_memory(environment: Mapping[str, str] = os.environ) -> None:
     for name, (option, threshold) in STEP_MALLOC.items():
         if environment.get(name) == SERVER_MALLOC[name]:
             mallopt(option, threshold)
+
+
+def share_freed_memory() -> None:
+    """Let all threads of this process take from one heap: each would else keep freed memory of its own."""
+    ctypes.CDLL(None).mallopt(_ARENA_MAX, 1)
+
+
+def return_freed_memory() -> None:
+    """Return to the system what this process has freed."""
+    ctypes.CDLL(None).malloc_trim(0)
 
 
 def limit_allocations(environment: Mapping[str, str] = os.environ) -> int | None:

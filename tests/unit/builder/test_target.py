@@ -138,7 +138,8 @@ def test_a_native_network_is_its_file_with_the_tensors_of_the_python_step() -> N
 def test_a_batch_whose_images_have_a_core_each_is_as_large_as_the_server_has_cores(
     cpus: int | None, runtime: dict[str, Any], preferred: list[int]
 ) -> None:
-    found = net(tree(replace(EMBEDDED, cpus=cpus), runtime={"maxBatchSize": 8, **runtime}))
+    given, target = pipeline(runtime={"maxBatchSize": 8, **runtime}), replace(EMBEDDED, cpus=cpus)
+    found = net(render(given, Network(SEMANTIC_IO, ARTIFACT), target=target, apart=True))
 
     assert list(found.dynamic_batching.preferred_batch_size) == preferred
 

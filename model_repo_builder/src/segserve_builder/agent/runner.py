@@ -260,11 +260,8 @@ class ActionRunner:
             evict(self.cache, self.access.max_cache_bytes)
         for name, files in {**tree.members, **tree.steps}.items():
             self.steps.publish(name, files)
-        pipelines = (*spec.pipeline.networks, *([] if spec.pipeline.light is None else [spec.pipeline.light]))
-        runtimes = (network.runtime for network in pipelines)
-        copies = dict(zip(tree.networks, (runtime.instances for runtime in runtimes), strict=True))
         inside = (*tree.native, *([] if tree.heavy is None else [tree.heavy]))
-        processes = dict.fromkeys(tree.steps, 1) | copies | dict.fromkeys(inside, 0)
+        processes = {**dict.fromkeys(tree.steps, 1), **tree.instances, **dict.fromkeys(inside, 0)}
         return Prepared(assigned, tree, processes, folder)
 
     def _resolved(self, artifact: Artifact) -> Artifact:

@@ -1,4 +1,4 @@
-"""Spans of the batches that a step runs, which Triton does not tell, sent to where Triton sends its own."""
+"""Spans of what a step runs, which Triton does not tell, sent to where Triton sends its own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import queue
 import secrets
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from http.client import HTTPConnection, HTTPException
@@ -30,32 +30,40 @@ def batch_spans(requests: Sequence[Any], images: int) -> Iterator[None]:
 
     `images` are the rows of the network's input, which may be tiles of images.
     """
-    url = os.environ.get(TRACES_VARIABLE)
-    parents = _parents(requests) if url else []
-    started_ns = time.time_ns()
+    sizes = {"segserve.batch_size": images, "segserve.batch_requests": len(requests)}
+    with spans("batch", trace_parents(requests), sizes):
+        yield
+
+
+@contextmanager
+def spans(name: str, parents: Sequence[Mapping[str, str]], sizes: Mapping[str, int] | None = None) -> Iterator[None]:
+    """Make a span of the context for each of the `parents`, with numbers as its attributes."""
+    url, started_ns = os.environ.get(TRACES_VARIABLE), time.time_ns()
     try:
         yield
     finally:
         if url and parents:
-            sizes = {"segserve.batch_size": images, "segserve.batch_requests": len(requests)}
-            attributes = [{"key": name, "value": {"intValue": str(number)}} for name, number in sizes.items()]
+            attributes = [{"key": key, "value": {"intValue": str(number)}} for key, number in (sizes or {}).items()]
             times = {"startTimeUnixNano": str(started_ns), "endTimeUnixNano": str(time.time_ns())}
             # An answer matters more than its spans: there may be no memory for a thread.
             with suppress(RuntimeError):
                 for parent in parents:
+                    ids = {**parent, "spanId": secrets.token_hex(8)}
                     # Kind 1 is internal.
-                    _exporter(url).add({"name": "batch", "kind": 1, **parent, **times, "attributes": attributes})
+                    _exporter(url).add({"name": name, "kind": 1, **ids, **times, "attributes": attributes})
 
 
-def _parents(requests: Sequence[Any]) -> list[dict[str, str]]:
-    """Return the ids of a child of Triton's span of the step, for each request that Triton traces."""
-    found = []
+def trace_parents(requests: Sequence[Any]) -> list[dict[str, str]]:
+    """Return the ids of Triton's span of the step, for each request that Triton traces, if somebody takes spans."""
+    found: list[dict[str, str]] = []
+    if TRACES_VARIABLE not in os.environ:
+        return found
     for request in requests:
         # A Triton whose Python steps have no contexts makes its own spans alone.
         with suppress(AttributeError, ValueError, KeyError, TypeError):
             if context := request.trace().get_context():
                 _, trace, parent, _ = json.loads(context)["traceparent"].split("-")
-                found.append({"traceId": trace, "parentSpanId": parent, "spanId": secrets.token_hex(8)})
+                found.append({"traceId": trace, "parentSpanId": parent})
     return found
 
 

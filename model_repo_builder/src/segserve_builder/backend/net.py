@@ -13,6 +13,7 @@ from segserve_builder.backend.batch_spans import batch_spans
 from segserve_builder.backend.responses import error_response, input_array, response
 from segserve_builder.errors import BadImageError, ImageMemoryError
 from segserve_builder.memory import is_out_of_memory, keep_freed_memory, limit_allocations
+from segserve_builder.steps.inference import Layout
 from segserve_builder.steps.session import NetworkSession
 from segserve_builder.steps.step_options import MODEL_FILE, NetOptions
 
@@ -30,7 +31,6 @@ class TritonPythonModel:
         folder = Path(args["model_repository"]) / args["model_version"]
         gpu = int(args["model_instance_device_id"]) if args.get("model_instance_kind") == "GPU" else None
         self._session = NetworkSession(folder / MODEL_FILE, self._options, shared=self._shared, gpu=gpu)
-        self._rows = 2 if self._options.layout == "NCHW" else 1
         if self._options.inference:
             # Loads its kernels now: a proof reaches one instance only, the others' first requests are callers'.
             import_module("segserve_builder.steps.tiling")
@@ -52,7 +52,8 @@ class TritonPythonModel:
                 return [response(outputs) for outputs in self._session.run_each(present)]
             except Exception as error:
                 if len(given) == 1:
-                    return [error_response(self._blamed(error, present[0]), given[0][0])]
+                    blamed = blame(error, present[0], self._options.layout, self._limit_bytes)
+                    return [error_response(blamed, given[0][0])]
         # One of them may have made the others fail, so each is run by itself.
         return [self._answer_alone(*each) for each in given]
 
@@ -61,11 +62,18 @@ class TritonPythonModel:
             return error_response(BadImageError(f"the input {self._options.input!r} is missing"))
         return self._answer_together([(request_id, array)])[0]
 
-    def _blamed(self, error: Exception, given: NDArray[Any]) -> Exception:
-        """Return `error` as the caller's fault if the input is too large, or of a shape or type that is not allowed."""
-        from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
-        if is_out_of_memory(error):
-            height, width = given.shape[self._rows : self._rows + 2]
-            return ImageMemoryError(f"the network's input of {height} x {width} pixels", self._limit_bytes)
-        return BadImageError(str(error)) if isinstance(error, InvalidArgument) else error
+def blame(error: Exception, given: NDArray[Any], layout: Layout, limit_bytes: int | None) -> Exception:
+    """Return `error` as the caller's fault if the input is too large, or of a shape or type that is not allowed."""
+    from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
+
+    if is_out_of_memory(error):
+        return ImageMemoryError(described_input(given, layout), limit_bytes)
+    return BadImageError(str(error)) if isinstance(error, InvalidArgument) else error
+
+
+def described_input(given: NDArray[Any], layout: Layout) -> str:
+    """Name a network's input by its size."""
+    rows = 2 if layout == "NCHW" else 1
+    height, width = given.shape[rows : rows + 2]
+    return f"the network's input of {height} x {width} pixels"

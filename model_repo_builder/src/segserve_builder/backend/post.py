@@ -48,7 +48,11 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         """Build the pipeline's last step from its options."""
         keep_freed_memory()
-        options = PostOptions.from_model_config(args["model_config"])
+        self.open(PostOptions.from_model_config(args["model_config"]))
+        self._limit_bytes = limit_allocations()
+
+    def open(self, options: PostOptions) -> None:
+        """Build the step."""
         self._output = options.pipeline.output
         self._guided = options.pipeline.needs_guide
         self._unlike = options.pipeline.out_of_distribution
@@ -71,7 +75,6 @@ class TritonPythonModel:
             except Exception as error:  # a server without metrics serves all the same
                 self._metrics = None
                 log_error(error)
-        self._limit_bytes = limit_allocations()
 
     def finalize(self) -> None:
         """Wait for the heavy network's answers, and report what was counted last."""
@@ -82,8 +85,8 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Return one response per request, in order."""
-        answer = self._answer if self._streams is None else partial(self._answer_frame, self._streams)
-        responses = respond(requests, answer, _describe, self._limit_bytes)
+        answer = self.answer if self._streams is None else partial(self._answer_frame, self._streams)
+        responses = respond(requests, answer, describe, self._limit_bytes)
         return responses if self._heavy is None else self._heavy.send(requests, responses)
 
     def _answer_frame(self, streams: Streams, request: Any) -> dict[str, NDArray[Any]] | None:
@@ -97,7 +100,8 @@ class TritonPythonModel:
             streams.keep(stream, flags, frame)
         return answer
 
-    def _answer(self, request: Any) -> dict[str, NDArray[Any]] | None:
+    def answer(self, request: Any) -> dict[str, NDArray[Any]] | None:
+        """Return the public outputs that a request asks for; None if the heavy network is to answer."""
         return self._answered(request, parameters_of(request))
 
     def _answered(
@@ -193,7 +197,8 @@ class TritonPythonModel:
             self._has_miscounted = True
 
 
-def _describe(request: Any) -> str:
+def describe(request: Any) -> str:
+    """Name a request's work, with the image's size."""
     size = ResizeTransform.from_numbers(_required(request, GEOMETRY.name))
     return f"postprocessing an image of {size.height} x {size.width} pixels"
 

@@ -22,19 +22,23 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         """Build the pipeline's first step from its options."""
         keep_freed_memory()
-        options = PreOptions.from_model_config(args["model_config"])
+        self.open(PreOptions.from_model_config(args["model_config"]))
+        self._limit_bytes = limit_allocations()
+
+    def open(self, options: PreOptions) -> None:
+        """Build the step."""
         network, layout = options.network_input, options.layout
         self._is_first = True
         self._preprocess = Preprocess(
             options.preprocess, options.input, network, layout, guided=options.guided, measures=options.measures
         )
-        self._limit_bytes = limit_allocations()
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Return one response per request, in order."""
-        return respond(requests, self._answer, _describe, self._limit_bytes)
+        return respond(requests, self.answer, describe, self._limit_bytes)
 
-    def _answer(self, request: Any) -> dict[str, NDArray[Any]]:
+    def answer(self, request: Any) -> dict[str, NDArray[Any]]:
+        """Return the network's input and what passes to the last step, by name; raises `BadImageError`."""
         started_s = time.monotonic()
         encoded = input_array(request, "IMAGE")
         image = None if encoded is None else bytes(encoded.item())
@@ -52,7 +56,8 @@ class TritonPythonModel:
         return tensors
 
 
-def _describe(request: Any) -> str:
+def describe(request: Any) -> str:
+    """Name a request's work, with the image's size if it is known."""
     pixels = input_array(request, "PIXELS")
     if pixels is None:
         return "preprocessing this image"

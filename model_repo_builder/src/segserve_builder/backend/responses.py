@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -27,6 +27,36 @@ class RunningMember:
 
     name: str
     has_failed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StepFailure:
+    """Why a request failed; `is_callers` if its caller can correct it."""
+
+    message: str
+    is_callers: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SentRequest:
+    """A request with arrays by name in place of Triton's tensors, which another process may have got.
+
+    `parents` are the ids of Triton's span, if it traces the request.
+    """
+
+    id: str
+    outputs: tuple[str, ...]
+    parameters: str
+    tensors: Mapping[str, NDArray[Any]]
+    parents: Sequence[Mapping[str, str]] = ()
+
+    def request_id(self) -> str:
+        """Return the request's id, as Triton's requests do."""
+        return self.id
+
+    def requested_output_names(self) -> tuple[str, ...]:
+        """Return the names of the outputs that are asked for, as Triton's requests do."""
+        return self.outputs
 
 
 _MEMBER: Final[ContextVar[RunningMember | None]] = ContextVar("member", default=None)
@@ -76,18 +106,29 @@ def response(outputs: Mapping[str, NDArray[Any]]) -> Any:
 
 
 def error_response(error: Exception, request_id: str = "") -> Any:
-    """Return the response of a failed request: INVALID_ARG if the caller can correct it, else INTERNAL.
+    """Return the response of a failed request; the traceback of INTERNAL goes to the server's log, after its id."""
+    return failed_response(failure_of(error, request_id))
+
+
+def failure_of(error: Exception, request_id: str = "") -> StepFailure:
+    """Return what the caller of a failed request gets: INVALID_ARG if the caller can correct it, else INTERNAL.
 
     Callers get one line; the traceback goes to the server's log, after the request's id.
     """
     if isinstance(error, BadImageError):
-        return _failed(_one_line(error), pb_utils.TritonError.INVALID_ARG)
+        return StepFailure(_one_line(error), is_callers=True)
     log_error(error, request_id)
     about = ""
     if (member := _MEMBER.get()) is not None:
         member.has_failed = True
         about = f"{member.name}: "
-    return _failed(f"{about}{type(error).__name__}: {_one_line(error)}", pb_utils.TritonError.INTERNAL)
+    return StepFailure(f"{about}{type(error).__name__}: {_one_line(error)}", is_callers=False)
+
+
+def failed_response(failure: StepFailure) -> Any:
+    """Return the response of a failed request."""
+    code = pb_utils.TritonError.INVALID_ARG if failure.is_callers else pb_utils.TritonError.INTERNAL
+    return _failed(failure.message, code)
 
 
 def unavailable_response(message: str) -> Any:
@@ -117,19 +158,26 @@ def input_array(request: Any, name: str) -> NDArray[Any] | None:
 
     Its dtype and shape are those that the caller sent.
     """
+    if isinstance(request, SentRequest):
+        return request.tensors.get(name)
     tensor = pb_utils.get_input_tensor_by_name(request, name)
     return None if tensor is None else tensor.as_numpy()
 
 
 def parameters_of(request: Any) -> dict[str, Any]:
     """Return the parameters that a request came with."""
-    try:
-        text = request.parameters()
-    except UnicodeDecodeError as error:
-        # A forwarded header may be of any bytes.
-        text = error.object.decode(errors="replace")
+    text = request.parameters if isinstance(request, SentRequest) else parameters_text(request)
     parameters: dict[str, Any] = json.loads(text or "{}")
     return parameters
+
+
+def parameters_text(request: Any) -> str:
+    """Return the parameters of one of Triton's requests as JSON; they may be empty."""
+    try:
+        return str(request.parameters())
+    except UnicodeDecodeError as error:
+        # A forwarded header may be of any bytes.
+        return error.object.decode(errors="replace")
 
 
 def _failed(message: str, code: Any) -> Any:

@@ -24,7 +24,14 @@ from segserve_builder.steps.public_outputs import (
     public_outputs,
     second_output,
 )
-from segserve_builder.steps.step_options import PARAMETER, NetOptions, PostOptions, PreOptions, StepOptions
+from segserve_builder.steps.step_options import (
+    PARAMETER,
+    NetOptions,
+    PipelineOptions,
+    PostOptions,
+    PreOptions,
+    StepOptions,
+)
 from segserve_builder.steps.streams import smoothing_of
 
 VERSION: Final = 1
@@ -77,10 +84,7 @@ def network_config(
     else:
         # With KIND_AUTO Triton would start the step on a GPU, for which its ONNX Runtime may have no provider.
         config = _python_step(options, instances=runtime.instances, kind=_KINDS[runtime.device or "cpu"])
-    if target.has_histograms:
-        metric = config.model_metrics.metric_control.add()
-        metric.metric_identifier.family = _LATENCY
-        metric.histogram_options.buckets.extend(LATENCY_MS)
+    _add_histogram(config, target)
     _add_network_tensors(config, io, runtime, native=native)
     if config.max_batch_size:
         config.dynamic_batching.max_queue_delay_microseconds = runtime.max_queue_delay_us
@@ -112,6 +116,17 @@ def postprocess_config(options: PostOptions, task: Task) -> Any:
         # The direct strategy would give each stream the whole step until it ends: this one takes requests by age.
         config.sequence_batching.oldest.max_candidate_sequences = smoothing.max_streams
         config.sequence_batching.max_sequence_idle_microseconds = MAX_IDLE_S * 1_000_000
+    return config
+
+
+def pipeline_config(options: PipelineOptions, task: Task, target: RenderTarget) -> Any:
+    """Return the step that is all of a model, from IMAGE or PIXELS to the public outputs, yet unnamed."""
+    pipeline = options.post.pipeline
+    config = _python_step(options, instances=target.joined_instances)
+    _add_histogram(config, target)
+    _add_inputs(config, public_inputs(pipeline.input), optional=True)
+    _add_outputs(config, public_outputs(task, streams=False, flags=pipeline.flags_images))
+    config.metric_tags["revision"] = options.post.revision
     return config
 
 
@@ -157,17 +172,9 @@ def ensemble_config(
     for a subset of the outputs.
     """
     pre, net, post = steps
-    config = _ensemble(revision)
+    config, inputs, outputs = _public_ensemble(pipeline, revision, task)
     if conditional:
         config.parameters[CONDITIONAL].string_value = canonical_json(list(conditional))
-    classes = [item.model_dump(exclude_none=True) for item in pipeline.classes]
-    config.parameters["classes"].string_value = canonical_json(classes)
-    if (window := pipeline.decode.window) is not None:
-        config.parameters["window"].string_value = canonical_json(list(window))
-    inputs = public_inputs(pipeline.input)
-    outputs = public_outputs(task, streams=smoothing_of(pipeline) is not None, flags=pipeline.flags_images)
-    _add_inputs(config, inputs, optional=True)
-    _add_outputs(config, outputs)
     raw = {tensor.name: network_output(tensor.name) for tensor in io.outputs}
     facts = [tensor.name for tensor in _facts(pipeline.needs_guide, measures)]
     _add_step(config, pre, _same(tensor.name for tensor in inputs), _same([NETWORK_INPUT, *facts]))
@@ -186,6 +193,29 @@ def ensemble_config(
         wired |= _same(tensor.name for tensor in inputs)
     _add_step(config, post, wired, _same(tensor.name for tensor in outputs))
     return config
+
+
+def joined_ensemble_config(pipeline: Pipeline, revision: str, task: Task, step: str) -> Any:
+    """Return the ensemble of the step that is all of a model, yet unnamed."""
+    config, inputs, outputs = _public_ensemble(pipeline, revision, task)
+    _add_step(config, step, _same(tensor.name for tensor in inputs), _same(tensor.name for tensor in outputs))
+    return config
+
+
+def _public_ensemble(
+    pipeline: Pipeline, revision: str, task: Task
+) -> tuple[Any, tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Return an ensemble without steps, with its public inputs and outputs."""
+    config = _ensemble(revision)
+    classes = [item.model_dump(exclude_none=True) for item in pipeline.classes]
+    config.parameters["classes"].string_value = canonical_json(classes)
+    if (window := pipeline.decode.window) is not None:
+        config.parameters["window"].string_value = canonical_json(list(window))
+    inputs = public_inputs(pipeline.input)
+    outputs = public_outputs(task, streams=smoothing_of(pipeline) is not None, flags=pipeline.flags_images)
+    _add_inputs(config, inputs, optional=True)
+    _add_outputs(config, outputs)
+    return config, inputs, outputs
 
 
 def _chosen_network(members: Members | None, number: int) -> dict[str, str]:
@@ -282,6 +312,13 @@ def _add_network_tensors(config: Any, io: NetworkIO, runtime: Runtime, *, native
     config.max_batch_size = runtime.max_batch_size
     _add_inputs(config, [_without_batch(io.input)])
     _add_outputs(config, map(_without_batch, io.outputs))
+
+
+def _add_histogram(config: Any, target: RenderTarget) -> None:
+    if target.has_histograms:
+        metric = config.model_metrics.metric_control.add()
+        metric.metric_identifier.family = _LATENCY
+        metric.histogram_options.buckets.extend(LATENCY_MS)
 
 
 def _add_warmup(config: Any) -> None:

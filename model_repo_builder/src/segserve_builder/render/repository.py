@@ -57,7 +57,7 @@ def build_tree(
         before = read_network(pipeline.light, light, cache, access, progress)
     # The public network's ensemble has nothing that could take what selects a member.
     sharing = Sharing(post=shared, networks=shared and "network" not in expose)
-    tree = render(pipeline, network, beside, target, metrics, sharing, before)
+    tree = render(pipeline, network, beside, target, metrics, sharing, before, apart="network" in expose)
     return with_network_alias(tree, pipeline, network.io) if "network" in expose else tree
 
 

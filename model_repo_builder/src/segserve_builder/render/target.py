@@ -9,11 +9,14 @@ from typing import Final, Literal, Self, TypeAlias, get_args
 from segserve_builder.errors import UnknownNameError
 from segserve_builder.families.base import NetworkIO
 from segserve_builder.steps.pipeline import Pipeline
+from segserve_builder.steps.streams import smoothing_of
 
 Backend: TypeAlias = Literal["python", "onnxruntime"]
 OLDEST: Final = (24, 10)
 HISTOGRAMS_SINCE: Final = (26, 1)
 """Triton 2.65, the first release with latency histograms for models that are not decoupled."""
+MOST_JOINED: Final = 16
+"""Images that a step which is all of a model runs beside each other, at most."""
 _RELEASE: Final = re.compile(r"(\d\d)\.(\d\d)")
 
 
@@ -44,6 +47,23 @@ class RenderTarget:
     def has_histograms(self) -> bool:
         """Whether the release has `model_metrics` with histograms."""
         return self.release >= HISTOGRAMS_SINCE
+
+    def joins_steps(self, pipeline: Pipeline) -> bool:
+        """Return whether one step is all of a model: a network on the CPU, with the defaults of how it runs.
+
+        The number of its instances depends on the server's processors, so they have to be known. Two networks, tiles
+        and streams have steps of their own, and so has what chooses its engine, instances or threads.
+        """
+        runtime = pipeline.runtime
+        chosen = runtime.instances > 1 or runtime.intra_op_threads > 0 or runtime.engine is not None
+        plain = pipeline.second is None and pipeline.cascade is None and not pipeline.inference
+        here = self.backend == "python" and self.cpus is not None and runtime.device != "gpu"
+        return here and plain and not chosen and smoothing_of(pipeline) is None
+
+    @property
+    def joined_instances(self) -> int:
+        """The instances of a step that is all of a model: one for each processor, and one that waits for the next."""
+        return min(self.cpus or 1, MOST_JOINED) + 1
 
     def runs_natively(self, pipeline: Pipeline, io: NetworkIO) -> bool:
         """Return whether Triton's own backend runs a network: once per image, on a CPU in whole batches.

@@ -23,6 +23,7 @@ from segserve_builder.steps.step_options import (
     MODEL_FILE,
     HeavyOptions,
     NetOptions,
+    PipelineOptions,
     PostOptions,
     PreOptions,
     StepOptions,
@@ -71,17 +72,18 @@ class Network:
 class Tree:
     """One revision's models: immutable steps, and ensembles with mutable names that call them.
 
-    `steps` are in the order of processing, `networks` the names of the steps that run a network in order, `native`
-    those of them without a process of their own; `heavy` is the step that is an ensemble of the others before it, which
-    a cascade calls. `public` holds the ensemble of the model's name, and that of the bare network if it was added.
-    `members` are what the shared ones of the steps run for this revision, which Triton does not load, and
-    `member_steps` the step that runs each of them.
+    `steps` are in the order of processing, `networks` the names of the steps that run a network in order, `instances`
+    how many each of these has on a device, `native` those of them without a process of their own; `heavy` is the step
+    that is an ensemble of the others before it, which a cascade calls. `public` holds the ensemble of the model's
+    name, and that of the bare network if it was added. `members` are what the shared ones of the steps run for this
+    revision, which Triton does not load, and `member_steps` the step that runs each of them.
     """
 
     steps: Mapping[str, Files]
     ensemble: tuple[str, Files]
     network: tuple[str, Files] | None = field(default=None)
     networks: tuple[str, ...] = ()
+    instances: Mapping[str, int] = field(default_factory=dict)
     native: frozenset[str] = frozenset()
     heavy: str | None = None
     members: Mapping[str, Files] = field(default_factory=dict)
@@ -101,24 +103,31 @@ def render(
     metrics: ModelMetrics = COUNTED,
     sharing: Sharing = OWN,
     light: Network | None = None,
+    *,
+    apart: bool = False,
 ) -> Tree:
     """Render `pipeline` over its network; `second` is its second one.
 
-    `light` is the light network of its cascade, if it has one, whose steps are never shared. `metrics` and `sharing`
-    change the names of steps and no answer. Pure: equal arguments give an equal tree. Raises `UnknownNameError` for the
-    family, and `PipelineError` if the stages do not fit each other or the network.
+    `light` is the light network of its cascade, if it has one, whose steps are never shared. `metrics`, `sharing` and
+    `apart`, which gives the network a step of its own in any case, change steps and no answer. Pure: equal arguments
+    give an equal tree. Raises `UnknownNameError` for the family, and `PipelineError` if the stages do not fit each
+    other or the network.
     """
     for each in pipeline.networks:
         if each.family not in FAMILIES:
             raise UnknownNameError("family", each.family, FAMILIES)
     check_cascade(pipeline)
     if light is None or pipeline.cascade is None or pipeline.light is None:
-        only = _tier(pipeline, pipeline.revision, network, second, target, metrics, sharing)
+        if target.joins_steps(pipeline) and not sharing.post and not apart:
+            only = _joined_tier(pipeline, network, target, metrics)
+        else:
+            only = _tier(pipeline, pipeline.revision, network, second, target, metrics, sharing)
         only.ensemble.name = pipeline.model
         return Tree(
             {step.name: step.files for step in only.steps},
             (pipeline.model, _ensemble_files(only.ensemble)),
             networks=only.networks,
+            instances=only.instances,
             native=only.native,
             members=dict(step.member for step in only.steps if step.member is not None),
             member_steps={step.member[0]: step.name for step in only.steps if step.member is not None},
@@ -138,6 +147,7 @@ def render(
         {step.name: step.files for step in (*heavy.steps, inner, *first.steps)},
         (pipeline.model, _ensemble_files(first.ensemble)),
         networks=(*heavy.networks, *first.networks),
+        instances={**heavy.instances, **first.instances},
         native=heavy.native | first.native,
         heavy=inner.name,
     )
@@ -194,7 +204,26 @@ def _tier(
         members=members,
         conditional=conditional,
     )
-    return _Tier((pre_step, *nets, post_step), ensemble, tuple(step.name for step in nets), frozenset(native))
+    instances = {step.name: given.runtime.instances for step, (given, _) in zip(nets, networks, strict=True)}
+    return _Tier(
+        (pre_step, *nets, post_step), ensemble, tuple(step.name for step in nets), frozenset(native), instances
+    )
+
+
+def _joined_tier(pipeline: Pipeline, network: Network, target: RenderTarget, metrics: ModelMetrics) -> _Tier:
+    check_preprocess(pipeline.preprocess, pipeline.input)
+    check_network_input(pipeline.preprocess, pipeline.input, network.io.input, network.io.layout)
+    task = check_postprocess(pipeline)
+    post = PostOptions.of(pipeline, network.io, None, metrics)
+    options = PipelineOptions(
+        pre=PreOptions.of(pipeline, network.io, measures=post.measures),
+        net=NetOptions.of(pipeline, network.io),
+        post=post,
+    )
+    message = config.pipeline_config(options, task, target)
+    step = _step("pipeline", message, {f"1/{MODEL_FILE}": network.artifact})
+    ensemble = config.joined_ensemble_config(pipeline, pipeline.revision, task, step.name)
+    return _Tier((step,), ensemble, (step.name,), frozenset(), {step.name: target.joined_instances})
 
 
 def with_network_alias(tree: Tree, pipeline: Pipeline, io: NetworkIO) -> Tree:
@@ -221,6 +250,7 @@ class _Tier(NamedTuple):
     ensemble: Any
     networks: tuple[str, ...]
     native: frozenset[str]
+    instances: Mapping[str, int]
 
 
 def _network_step(pipeline: Pipeline, network: Network, target: RenderTarget, sharing: Sharing) -> _Step:

@@ -128,7 +128,7 @@ IMAGE_TOP_BRIGHTNESS: Final = MetricFamily(
 )
 STEP_SECONDS: Final = MetricFamily(
     "segserve_step_seconds",
-    "Time of a request in a step; network has its queue, and what Triton does between the steps.",
+    "Time of a request in a step; network has its queue, and the time between the steps.",
     ("step",),
     (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10),
 )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import islice
 from pathlib import Path
+from threading import Lock
 from typing import Any, Final
 
 import numpy as np
@@ -29,6 +31,11 @@ _TENSORRT: Final = "TensorrtExecutionProvider"
 MUCH_SMALLER: Final = 16
 """Ratio of the largest earlier input to the current one above which memory is released."""
 _STACK_BYTES: Final = 8 * 2**20
+_OPEN_BYTES: Final = 16 * 2**20
+
+
+class InputMemoryError(MemoryError):
+    """An input is not smaller than one for which memory did not suffice when nothing else ran."""
 
 
 class NetworkSession:
@@ -38,11 +45,13 @@ class NetworkSession:
     each core each image has one: that takes less processor time. Images that are left over have all threads again.
     """
 
-    def __init__(self, path: Path, options: NetOptions, *, shared: bool = False, gpu: int | None = None) -> None:
+    def __init__(
+        self, path: Path, options: NetOptions, *, shared: bool = False, gpu: int | None = None, apart: bool = True
+    ) -> None:
         """Load the file on the GPU of that number, or on the CPU.
 
-        A `shared` session has the arena and threads of all such sessions of this process. Raises `EngineError` if the
-        options' engine or the GPU cannot be used.
+        If not `apart`, images of a batch have no core each. A `shared` session has the arena and threads of all such
+        sessions of this process. Raises `EngineError` if the options' engine or the GPU cannot be used.
         """
         self._input, self._outputs = options.input, options.outputs
         self._batched = options.batched
@@ -60,11 +69,12 @@ class NetworkSession:
         tensors = [given, *(each for each in self._session.get_outputs() if each.name in options.outputs)]
         has_batch = options.batched and self._takes_batches
         self._is_single = not has_batch or any(tuple(tensor.shape[:1]) == (1,) for tensor in tensors)
-        apart = options.runs_images_apart and gpu is None and not shared
+        apart = apart and options.runs_images_apart and gpu is None and not shared
         self._parallel = ParallelSession(path) if apart else None
         self._shrinking = _shrinking()
         self._arena = _SHARED_ARENA if shared else Arena()
         self._least_refused = math.inf
+        self._opening = Lock()
 
     def run(self, batch: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """Return the outputs by name for a batch of inputs.
@@ -89,6 +99,29 @@ class NetworkSession:
 
         steps, most = self._inference, self._max_batch_size
         return [{name: run(batch, self._layout, call, steps, most)} for batch in batches]
+
+    def run_beside_others(self, image: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """Return the outputs by name for one image, as `run` does, while other threads do the same.
+
+        Raises `MemoryError`, or another error that `is_out_of_memory`, as soon as memory does not suffice beside the
+        others.
+        """
+        is_much_smaller = self._arena.is_much_smaller(math.prod(image.shape[1:]))
+        with self._opening:
+            session = self._session = self._session or self._open()
+        options = self._shrinking if is_much_smaller else None
+        return self._named(session.run(list(self._outputs), {self._input: self._given(image)}, options))
+
+    def check_size(self, batch: NDArray[Any]) -> None:
+        """Raise `InputMemoryError` if an input is not smaller than one that was refused when nothing else ran."""
+        if batch.size >= self._least_refused:
+            raise InputMemoryError(f"an input of {self._least_refused} values was too large before")
+
+    def close(self) -> None:
+        """Give all memory back until the next run."""
+        self._session, self._arena.largest = None, 0
+        if self._parallel is not None:
+            self._parallel.close()
 
     def feeds(self, batch: NDArray[Any]) -> list[dict[str, NDArray[Any]]]:
         """Return the inputs that the file gets for a batch, one for each image, or for each of their views or tiles.
@@ -124,8 +157,7 @@ class NetworkSession:
 
     def _run(self, batch: NDArray[Any], *, is_alone: bool) -> dict[str, NDArray[Any]]:
         """Return the outputs of a batch; if it `is_alone`, no outputs of others take memory."""
-        if batch.size >= self._least_refused:
-            raise MemoryError(f"an input of {self._least_refused} values was too large before")
+        self.check_size(batch)
         given = self._given(batch)
         is_much_smaller = self._arena.is_much_smaller(math.prod(batch.shape[1:]))
         results = self._results(given, self._shrinking if is_much_smaller else None)
@@ -170,9 +202,7 @@ class NetworkSession:
         return results
 
     def _reopen(self) -> None:
-        self._session, self._arena.largest = None, 0  # first, for the two together may be too large
-        if self._parallel is not None:
-            self._parallel.close()
+        self.close()  # first, for the two together may be too large
         self._session = self._open()
 
 
@@ -266,20 +296,34 @@ class ParallelSession:
         self._session, self._arena.largest = None, 0
 
     def _opened(self) -> Any:
-        limit_bytes = total_allowed()
-        if self._has_allowance or limit_bytes < 0:
+        if self._has_allowance:
             return open_session(self._path, 1)
-        # Neither weights nor the threads' stacks are memory of requests.
-        before, stacks = process_bytes("VmData"), self._cores * _STACK_BYTES
-        allow_total(limit_bytes + 3 * self._path.stat().st_size + stacks)
-        allowed_bytes = limit_bytes
-        try:
+        with weights_allowed(self._path, self._cores * _STACK_BYTES):
             session = open_session(self._path, 1)
-            allowed_bytes += max(process_bytes("VmData") - before, 0) + stacks
-            self._has_allowance = True
-        finally:
-            allow_total(allowed_bytes)
+        self._has_allowance = True
         return session
+
+
+@contextmanager
+def weights_allowed(path: Path, stacks_bytes: int = 0) -> Iterator[None]:
+    """Let this process have what it takes to open a file beside its limit: weights are no memory of requests.
+
+    Nor are the stacks of threads. If the context raises, the limit is as before.
+    """
+    limit_bytes = total_allowed()
+    if limit_bytes < 0:
+        yield
+        return
+    before, most_bytes = process_bytes("VmData"), 3 * path.stat().st_size
+    allow_total(limit_bytes + most_bytes + stacks_bytes)
+    allowed_bytes = limit_bytes
+    try:
+        yield
+        # Requests beside it may have taken some.
+        grown_bytes = min(max(process_bytes("VmData") - before, 0), most_bytes + _OPEN_BYTES)
+        allowed_bytes += grown_bytes + stacks_bytes
+    finally:
+        allow_total(allowed_bytes)
 
 
 def _images(batch: NDArray[Any]) -> list[NDArray[Any]]:

@@ -155,3 +155,12 @@ class PostOptions(StepOptions):
             second_io=second,
             metrics=metrics,
         )
+
+
+class PipelineOptions(StepOptions):
+    """The options of a step that is all of a model: those of the steps that it runs one after the other."""
+
+    step_version: Literal[1] = 1
+    pre: PreOptions
+    net: NetOptions
+    post: PostOptions

@@ -1,0 +1,110 @@
+"""All steps of a model in one process, for several images beside each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from segserve_builder.backend import post, pre
+from segserve_builder.backend.batch_spans import spans
+from segserve_builder.backend.net import blame, described_input
+from segserve_builder.backend.responses import SentRequest, StepFailure, failure_of
+from segserve_builder.errors import ImageMemoryError
+from segserve_builder.memory import is_out_of_memory, limit_allocations, return_freed_memory
+from segserve_builder.steps.image_session import ImageSession, Turns
+from segserve_builder.steps.public_outputs import GEOMETRY, NETWORK_INPUT, network_output
+from segserve_builder.steps.session import Arena, InputMemoryError
+from segserve_builder.steps.step_options import PipelineOptions
+from segserve_builder.values import ResizeTransform
+
+
+class JoinedSteps:
+    """Answers requests from any thread. Memory is limited once `limit` is called."""
+
+    def __init__(self, options: PipelineOptions, network: Path, instances: int) -> None:
+        """Load the network's file, for at most so many images at a time."""
+        self._layout = options.net.layout
+        self._pre, self._post = pre.TritonPythonModel(), post.TritonPythonModel()
+        self._pre.open(options.pre)
+        self._session = ImageSession(network, options.net)
+        self._post.open(options.post)
+        self._turns = Turns(instances)
+        self._images = Arena()
+        self._limit_bytes: int | None = None
+
+    def limit(self) -> int | None:
+        """Limit what requests may allocate from now on, and return that."""
+        self._limit_bytes = limit_allocations()
+        return self._limit_bytes
+
+    def close(self) -> None:
+        """Report what was counted last."""
+        self._post.finalize()
+
+    def answer(self, request: SentRequest) -> dict[str, NDArray[Any]] | StepFailure:
+        """Return the public outputs that a request asks for, or why it failed."""
+        try:
+            return self._answered_in_turn(request)
+        except _NoMemoryError as error:
+            return failure_of(ImageMemoryError(str(error), self._limit_bytes), request.id)
+        except Exception as error:
+            return failure_of(error, request.id)
+
+    def _answered_in_turn(self, request: SentRequest) -> dict[str, NDArray[Any]]:
+        try:
+            with self._turns.beside() as running:
+                return self._answered(request, lambda image: self._session.run(image, running))
+        except _NoMemoryError:
+            pass
+        # An image must not depend on what runs beside it.
+        with self._turns.alone():
+            self._session.close()
+            return self._answered(request, self._session.run_alone)
+
+    def _answered(
+        self, request: SentRequest, run: Callable[[NDArray[Any]], dict[str, NDArray[Any]]]
+    ) -> dict[str, NDArray[Any]]:
+        with spans("pre", request.parents), self._described(lambda: pre.describe(request)):
+            tensors = self._pre.answer(request)
+        given = tensors.pop(NETWORK_INPUT)
+        with spans("network", request.parents), self._described(lambda: described_input(given, self._layout)):
+            outputs = self._outputs(given, run)
+        tensors |= {network_output(name): array for name, array in outputs.items()}
+        after = replace(request, tensors=tensors)
+        with spans("post", request.parents), self._described(lambda: post.describe(after)):
+            answer = self._post.answer(after)
+        assert answer is not None  # a model with a heavy network has steps of its own
+        size = ResizeTransform.from_numbers(tensors[GEOMETRY.name])
+        if self._images.is_much_smaller(size.height * size.width):
+            return_freed_memory()
+        return answer
+
+    def _outputs(
+        self, given: NDArray[Any], run: Callable[[NDArray[Any]], dict[str, NDArray[Any]]]
+    ) -> dict[str, NDArray[Any]]:
+        try:
+            return run(given)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            raise blame(error, given, self._layout, self._limit_bytes) from error
+
+    @contextmanager
+    def _described(self, work: Callable[[], str]) -> Iterator[None]:
+        try:
+            yield
+        except InputMemoryError as error:
+            raise ImageMemoryError(work(), self._limit_bytes) from error
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise _NoMemoryError(work()) from error
+            raise
+
+
+class _NoMemoryError(MemoryError):
+    """Memory did not suffice for what it says, perhaps because of other images."""

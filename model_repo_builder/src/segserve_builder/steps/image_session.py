@@ -1,0 +1,133 @@
+"""A network for images beside each other in one process: one alone has all cores, more have one each."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from segserve_builder.cpus import available_cpus
+from segserve_builder.memory import is_out_of_memory, return_freed_memory
+from segserve_builder.steps.session import NetworkSession, weights_allowed
+from segserve_builder.steps.step_options import NetOptions
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_SUCCESSES: Final = 64
+"""Images after which one more runs beside the others again."""
+
+
+class ImageSession:
+    """Runs a network over one image at a time in each thread. The session of one thread is opened when it is needed."""
+
+    def __init__(self, path: Path, options: NetOptions) -> None:
+        """Load the file; raises as `NetworkSession` does."""
+        self._path, self._cores = path, available_cpus()
+        self._options = options.model_copy(update={"intra_op_threads": 1})
+        self._wide = NetworkSession(path, options, apart=False)
+        self._narrow: NetworkSession | None = None
+        self._opening = threading.Lock()
+        self._has_allowance = False
+        self._is_too_large = False
+
+    def run(self, image: NDArray[Any], running: int) -> dict[str, NDArray[Any]]:
+        """Return the outputs by name for one image, while so many run.
+
+        `image` is shaped and typed as the network's input. Raises `InputMemoryError` if memory did not suffice
+        for such an image alone, and another `MemoryError` if it does not for all that run.
+        """
+        self._wide.check_size(image)
+        few = self._cores == 1 or 2 * running <= self._cores
+        session = self._wide if few else self._of_one_thread() or self._wide
+        return session.run_beside_others(image)
+
+    def run_alone(self, image: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """Return the outputs by name for one image while no other runs; raises `MemoryError`."""
+        return self._wide.run(image)
+
+    def close(self) -> None:
+        """Give all memory back until the next run; no image may run."""
+        self._narrow = None
+        self._wide.close()
+        return_freed_memory()
+
+    def _of_one_thread(self) -> NetworkSession | None:
+        # Who comes while it is opened does not wait.
+        if self._narrow is None and not self._is_too_large and self._opening.acquire(blocking=False):
+            try:
+                if self._narrow is None:
+                    self._narrow = self._opened()
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._is_too_large = True
+            finally:
+                self._opening.release()
+        return self._narrow
+
+    def _opened(self) -> NetworkSession:
+        if self._has_allowance:
+            return NetworkSession(self._path, self._options)
+        with weights_allowed(self._path):
+            session = NetworkSession(self._path, self._options)
+        self._has_allowance = True
+        return session
+
+
+class Turns:
+    """Lets images run beside each other while memory suffices, and by itself one that it did not suffice for."""
+
+    def __init__(self, most: int) -> None:
+        self._changed = threading.Condition()
+        self._most = self._allowed = most
+        self._running = self._alone = self._successes = 0
+
+    @contextmanager
+    def beside(self) -> Iterator[int]:
+        """Wait for a turn beside others, and give how many run; after a `MemoryError` fewer may."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._alone and self._running < self._allowed)
+            self._running += 1
+            running = self._running
+        try:
+            yield running
+        except Exception as error:
+            with self._changed:
+                # One that ran by itself says nothing of those beside others.
+                if is_out_of_memory(error) and self._running > 1:
+                    self._allowed = max(min(self._allowed, self._running) - 1, 1)
+                    self._successes = 0
+            raise
+        else:
+            with self._changed:
+                self._successes += 1
+                if self._allowed < self._most and self._successes >= _SUCCESSES:
+                    self._allowed, self._successes = self._allowed + 1, 0
+        finally:
+            self._end()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Wait until no other runs; those that come meanwhile wait."""
+        with self._changed:
+            self._alone += 1
+            try:
+                self._changed.wait_for(lambda: not self._running)
+            except BaseException:
+                self._alone -= 1
+                raise
+            self._running += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._alone -= 1
+            self._end()
+
+    def _end(self) -> None:
+        with self._changed:
+            self._running -= 1
+            self._changed.notify_all()
