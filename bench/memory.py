@@ -1,9 +1,9 @@
-"""Memory and load time of 1 and of 20 models on one server that share equal steps.
+"""Memory and load time of 1 and of 20 models on one server.
 
     python -m bench.memory
 
-Writes bench/out/memory.json. Every model is the example's U-Net under its own name, so all share `pre` and `network`;
-each revision has its own `post`. Memory is the proportional set size (PSS): memory that processes share counts once.
+Writes bench/out/memory.json. Every model is the example's U-Net under its own name, in a process of its own. Memory is
+the proportional set size (PSS): memory that processes share counts once.
 """
 
 from __future__ import annotations
@@ -55,9 +55,7 @@ def main() -> int:
     out = ROOT / "bench/out/memory.json"
     out.parent.mkdir(exist_ok=True)
     out.write_text(json.dumps(rows, indent=1))
-    table = Table(
-        "models", "apply to ready, s", "memory, MiB", "of it", title="Models on one server, pre and net shared"
-    )
+    table = Table("models", "apply to ready, s", "memory, MiB", "of it", title="Models on one server")
     for row in rows:
         table.add_row(*(str(value) for value in row.values()))
     Console().print(table)
