@@ -88,8 +88,8 @@ class Collector:
         """Return the spans of a trace, in the order of their starts."""
         return sorted((span for span in self.spans if span.trace == trace), key=lambda span: span.start_ns)
 
-    def inference(self, trace: str, caller: str, steps: int = 1) -> dict[str, list[ReceivedSpan]]:
-        """Return the spans of an inference of so many steps by their parents, once all below the caller's have come."""
+    def inference(self, trace: str, caller: str) -> dict[str, list[ReceivedSpan]]:
+        """Return the spans of an inference of one step by their parents, once all below the caller's span have come."""
 
         def complete() -> dict[str, list[ReceivedSpan]] | None:
             arrived, found = self.of(trace), dict[str, list[ReceivedSpan]]()
@@ -97,7 +97,7 @@ class Collector:
                 found.setdefault(span.parent, []).append(span)
             computed = [span for span in arrived if span.name == "compute"]
             has_parents = found.keys() - {span.id for span in arrived} == {caller}
-            return found if has_parents and len(computed) == steps else None
+            return found if has_parents and len(computed) == 1 else None
 
         return until(complete, f"the spans of {trace}")
 

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from segserve_builder.backend import post, pre
 from segserve_builder.backend.batch_spans import spans
-from segserve_builder.backend.net import blame, described_input
+from segserve_builder.backend.net import described_input
 from segserve_builder.backend.responses import SentRequest, StepFailure, failure_of
-from segserve_builder.errors import ImageMemoryError
+from segserve_builder.errors import BadImageError, ImageMemoryError
 from segserve_builder.memory import is_out_of_memory, limit_allocations, return_freed_memory
 from segserve_builder.steps.image_session import ImageSession, Turns
 from segserve_builder.steps.public_outputs import GEOMETRY, NETWORK_INPUT, network_output
@@ -87,12 +87,12 @@ class JoinedSteps:
     def _outputs(
         self, given: NDArray[Any], run: Callable[[NDArray[Any]], dict[str, NDArray[Any]]]
     ) -> dict[str, NDArray[Any]]:
+        from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
+
         try:
             return run(given)
-        except Exception as error:
-            if is_out_of_memory(error):
-                raise
-            raise blame(error, given, self._layout, self._limit_bytes) from error
+        except InvalidArgument as error:  # a shape or type that is not allowed
+            raise BadImageError(str(error)) from error
 
     @contextmanager
     def _described(self, work: Callable[[], str]) -> Iterator[None]:

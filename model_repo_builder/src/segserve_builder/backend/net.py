@@ -52,8 +52,7 @@ class TritonPythonModel:
                 return [response(outputs) for outputs in self._session.run_each(present)]
             except Exception as error:
                 if len(given) == 1:
-                    blamed = blame(error, present[0], self._options.layout, self._limit_bytes)
-                    return [error_response(blamed, given[0][0])]
+                    return [error_response(self._blamed(error, present[0]), given[0][0])]
         # One of them may have made the others fail, so each is run by itself.
         return [self._answer_alone(*each) for each in given]
 
@@ -62,14 +61,13 @@ class TritonPythonModel:
             return error_response(BadImageError(f"the input {self._options.input!r} is missing"))
         return self._answer_together([(request_id, array)])[0]
 
+    def _blamed(self, error: Exception, given: NDArray[Any]) -> Exception:
+        """Return `error` as the caller's fault if the input is too large, or of a shape or type that is not allowed."""
+        from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
-def blame(error: Exception, given: NDArray[Any], layout: Layout, limit_bytes: int | None) -> Exception:
-    """Return `error` as the caller's fault if the input is too large, or of a shape or type that is not allowed."""
-    from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
-
-    if is_out_of_memory(error):
-        return ImageMemoryError(described_input(given, layout), limit_bytes)
-    return BadImageError(str(error)) if isinstance(error, InvalidArgument) else error
+        if is_out_of_memory(error):
+            return ImageMemoryError(described_input(given, self._options.layout), self._limit_bytes)
+        return BadImageError(str(error)) if isinstance(error, InvalidArgument) else error
 
 
 def described_input(given: NDArray[Any], layout: Layout) -> str:

@@ -37,9 +37,9 @@ class TritonPythonModel:
         sockets = socket_folder(folder.parent)
         group, _, number = args["model_instance_name"].rpartition("_")
         self._first = f"{group}_0"
-        self._listener = self._steps = None
-        self._link = InstanceLink(sockets, folder.name)
+        self._listener = self._steps = self._link = None
         if number != "0":
+            self._link = InstanceLink(sockets, folder.name)
             self._ask = self._link.ask
             self._limit_bytes = limit_allocations()
             return
@@ -57,7 +57,8 @@ class TritonPythonModel:
 
     def finalize(self) -> None:
         """Answer what was asked, and report what was counted last."""
-        self._link.close()
+        if self._link is not None:
+            self._link.close()
         if self._listener is not None:
             self._listener.close()
         if self._steps is not None:
