@@ -19,16 +19,23 @@ LINES_PER_STEP: Final = 4
 """Lines of a step after its first, if the output is not a terminal."""
 
 
-def install_openvino(models: Iterable[Mapping[str, Any]]) -> None:
-    """Install OpenVINO for the runtime environment if one of the manifests of models needs it."""
-    if not any((model["spec"].get("runtime") or {}).get("engine") == "openvino" for model in models):
+def install_engines(models: Iterable[Mapping[str, Any]]) -> None:
+    """Install what the manifests of models need beside the runtime environment: OpenVINO, and CUDA where a GPU is."""
+    runtimes = [model["spec"].get("runtime") or {} for model in models]
+    openvino = any(runtime.get("engine") == "openvino" for runtime in runtimes)
+    gpu = any(runtime.get("device") == "gpu" for runtime in runtimes)
+    if not openvino and not gpu:
         return
     with needs("local"):
+        from segserve_builder.gpus import visible_gpus
         from segserve_operator.adapters.local.files import cache_folder
-        from segserve_operator.adapters.local.runtime import ensure_openvino
+        from segserve_operator.adapters.local.runtime import ensure_cuda, ensure_openvino
 
     with installation_progress() as progress:
-        ensure_openvino(cache_folder(), progress)
+        if openvino:
+            ensure_openvino(cache_folder(), progress)
+        if gpu and visible_gpus():  # without one, the model's condition says what is missing
+            ensure_cuda(cache_folder(), progress)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from rich.text import Text
 
 from segserve.platform import Cluster, Local
 from segserve_platform.cli.errors import CommandError, needs, plain
-from segserve_platform.cli.installation import install_openvino, installation_progress
+from segserve_platform.cli.installation import install_engines, installation_progress
 from segserve_platform.cli.models_view import models_table
 from segserve_platform.cli.options import (
     PlatformOptions,
@@ -223,7 +223,7 @@ def apply_files(files: list[Path], port: int | None, *, tls: bool | None = None)
     check_kinds(resources)
     check_local_files(resources)
     # A running platform loads them at once.
-    install_openvino(
+    install_engines(
         [each.value for each in resources if each.resource.kind == MODEL]
         if files
         else [store.get(MODEL, name) for name in store.names(MODEL)]

@@ -16,7 +16,7 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 
 from segserve_platform.cli.errors import CommandError, plain
-from segserve_platform.cli.installation import install_openvino
+from segserve_platform.cli.installation import install_engines
 from segserve_platform.cli.models_view import latest_record, model_text, models_table
 from segserve_platform.cli.options import (
     PlatformOptions,
@@ -168,7 +168,7 @@ def apply(
             typer.echo(line)
     else:
         if isinstance(platform, LocalPlatform):
-            install_openvino(each.value for each in resources if each.resource.kind == MODEL)
+            install_engines(each.value for each in resources if each.resource.kind == MODEL)
         for written, outcome in zip(resources, platform.apply(resources, force=force), strict=True):
             typer.echo(f"{written.title} {outcome}")
     for warning in warnings:

@@ -67,3 +67,22 @@ def test_the_lines_of_the_compiler_are_parts_of_a_step_and_others_are_not() -> N
     for line in ("3/12\n", "a warning: 1/2 of it\n"):
         report(line)
     assert [str(step) for step in steps] == ["compiling kernels 3/12"]
+
+
+def test_the_gpu_build_is_of_the_pinned_version_and_installed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real one has 1.6 GB."""
+    commands: list[list[str]] = []
+    made = runtime.RuntimeEnvironment(tmp_path, tmp_path, tmp_path)
+    monkeypatch.setattr(runtime, "ensure_runtime", lambda *_, **__: made)
+    monkeypatch.setattr(runtime, "run_or_raise", lambda command, _: commands.append(command))
+
+    runtime.ensure_cuda(tmp_path)
+    runtime.ensure_cuda(tmp_path)
+
+    (command,) = commands
+    assert command[-3:-1] == ["--constraint", str(runtime.lock_file())]
+    package, _, version = command[-1].partition("==")
+    assert package == "onnxruntime-gpu[cuda,cudnn]"
+    assert f"onnxruntime=={version}" in runtime.lock_file().read_text().splitlines()

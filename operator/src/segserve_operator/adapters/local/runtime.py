@@ -36,6 +36,7 @@ PYTHON_VERSIONS: Final = ((3, 11), (3, 12))
 _MARKER: Final = "complete"
 _INSTALLING: Final = "installing Triton (240 MB to download)"
 _INSTALLING_OPENVINO: Final = "installing OpenVINO (59 MB to download)"
+_INSTALLING_CUDA: Final = "installing ONNX Runtime for CUDA 13 (1.6 GB to download)"
 _INDEX: Final = "Is the package index reachable? pip's own configuration applies (PIP_INDEX_URL, pip.conf)"
 _COMPILE: Final = ("-m", "segserve_builder.kernels", "--report")
 _PACKAGE: Final = Path(segserve_builder.__file__).parent
@@ -146,13 +147,28 @@ def ensure_openvino(cache: Path, progress: OnStep = lambda _: None) -> None:
 
     Models with `runtime.engine: openvino` alone need it: unpacked it has 184 MB. Raises `RuntimeEnvironmentError`.
     """
+    _ensure(cache, _INSTALLING_OPENVINO, REQUIREMENT, ["--no-deps", REQUIREMENT], progress)
+
+
+def ensure_cuda(cache: Path, progress: OnStep = lambda _: None) -> None:
+    """Install ONNX Runtime's build for GPUs with CUDA's libraries for the runtime environment, and that as well.
+
+    Models with `runtime.device: gpu` alone need it: unpacked it has 2.6 GB. The files replace those of the build for
+    CPUs, of the same version, and running steps keep theirs. Raises `RuntimeEnvironmentError`.
+    """
+    name = f"onnxruntime-gpu=={_pinned()['onnxruntime']}"
+    requirement = name.replace("==", "[cuda,cudnn]==")
+    _ensure(cache, _INSTALLING_CUDA, name, ["--constraint", str(lock_file()), requirement], progress)
+
+
+def _ensure(cache: Path, text: str, name: str, arguments: list[str], progress: OnStep) -> None:
     root = ensure_runtime(cache, progress, kernels=()).root
     with _locked(root.with_suffix(".lock")):
-        if not (installed := root / REQUIREMENT).exists():
-            progress(InstallStep(_INSTALLING_OPENVINO, 0, 1))
-            run_or_raise([*_pip_install(root), REQUIREMENT], _INDEX)
+        if not (installed := root / name).exists():
+            progress(InstallStep(text, 0, 1))
+            run_or_raise([*_pip_install(root), *arguments], _INDEX)
             installed.touch()
-            progress(InstallStep(_INSTALLING_OPENVINO, 1, 1))
+            progress(InstallStep(text, 1, 1))
 
 
 @contextmanager
@@ -179,6 +195,10 @@ def _root(cache: Path) -> Path:
 def lock_file() -> Path:
     """Return the path of the list of pinned packages."""
     return _PACKAGE / "runtime.lock"
+
+
+def _pinned() -> dict[str, str]:
+    return dict(line.split("==") for line in lock_file().read_text().splitlines() if "==" in line)
 
 
 def environment_digest(lock: bytes) -> str:
@@ -244,7 +264,7 @@ def _install(root: Path, progress: OnStep) -> None:
 
     progress(InstallStep(_INSTALLING, 0, total))
     # The list is complete. The requirements of nvidia-pytriton are for its Python code, which is not used.
-    run_or_raise([*_pip_install(root), "-r", str(lock)], _INDEX, report)
+    run_or_raise([*_pip_install(root), "--no-deps", "-r", str(lock)], _INDEX, report)
     # Three of five lines are of Kubernetes' client, which serves the agent in a cluster alone.
     compiler = [python, "-m", "compileall", "-qq", "-x", "/kubernetes/", str(site_packages(root))]
     subprocess.run(compiler, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
@@ -262,7 +282,7 @@ def _pip_install(root: Path) -> list[str]:
     python = str(root / "bin" / "python")
     has_pip = find_spec("pip") is not None
     pip = [sys.executable, "-m", "pip", "--python", python] if has_pip else [python, "-m", "pip"]
-    return [*pip, "install", "--no-deps", "--no-compile", "--disable-pip-version-check", "--progress-bar", "off"]
+    return [*pip, "install", "--no-compile", "--disable-pip-version-check", "--progress-bar", "off"]
 
 
 def run_or_raise(command: list[str], advice: str, on_line: Callable[[str], object] = lambda _: None) -> None:
@@ -329,7 +349,7 @@ def _compiling_meanwhile(kernels: Collection[str] | None, progress: OnStep) -> I
 
 def _has_the_same_compiler() -> bool:
     """Return whether kernels that this Python compiles can be loaded in the runtime environment."""
-    pinned = dict(line.split("==") for line in lock_file().read_text().splitlines() if "==" in line)
+    pinned = _pinned()
     try:
         return all(version(name) == pinned[name] for name in ("numba", "llvmlite"))
     except PackageNotFoundError:
