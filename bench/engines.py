@@ -34,6 +34,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from PIL import Image
 
+from bench.large_networks import LARGE, exported, large_model
 from bench.platform import ROOT
 from examples.zoo.world import CLASSES, Scene, draw_scenes
 from segserve_builder.errors import BuilderError
@@ -80,52 +81,13 @@ def zoo() -> Iterator[Network]:
 
 
 def large(folder: Path) -> Iterator[Network]:
-    """Export DeepLabV3 and Mask R-CNN of torchvision with random weights into a folder, for 512 x 512 pixels."""
-    import torch
-    from torchvision.models.detection import maskrcnn_resnet50_fpn
-    from torchvision.models.segmentation import deeplabv3_resnet50
-
-    from oracles.torchvision_networks import OUTPUTS, RawHeads
-
-    torch.manual_seed(SEED)
-
-    class Logits(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = deeplabv3_resnet50(weights=None, weights_backbone=None, num_classes=21)
-
-        def forward(self, image: Any) -> Any:
-            return self.model(image.float() / 255)["out"]
-
-    raw = RawHeads(
-        maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, box_score_thresh=0.0, box_detections_per_img=50),
-        OUTPUTS["mask"],
-    )
-    kinds = {
-        "deeplabv3-resnet50": ("semantic-logits", Logits(), ("logits",), {"image": {0: "n"}, "logits": {0: "n"}}, 21),
-        "mask-rcnn-resnet50": ("mask-rcnn", raw, OUTPUTS["mask"], {name: {0: "n"} for name in OUTPUTS["mask"]}, 91),
-    }
-    for name, (family, module, outputs, axes, classes) in kinds.items():
-        path = folder / f"{name}.onnx"
-        torch.onnx.export(
-            module.eval(),
-            (torch.randint(0, 256, (1, 3, 512, 512), dtype=torch.uint8),),
-            str(path),
-            opset_version=17,
-            dynamo=False,
-            input_names=["image"],
-            output_names=list(outputs),
-            dynamic_axes=axes,
-        )
-        spec = {
-            "artifact": {"uri": path.as_uri(), "sha256": "0" * 64},
-            "family": family,
-            "classes": [{"id": number, "name": f"class {number}"} for number in range(classes)],
-            "preprocess": [{"resize": {"mode": "stretch", "height": 512, "width": 512}}],
-            "runtime": {"maxBatchSize": 1, "intraOpThreads": len(os.sched_getaffinity(0))},
-        }
-        manifest = {"apiVersion": "segserve.dev/v1alpha1", "kind": "SegmentationModel", "metadata": {"name": name}}
-        yield Network(name, SegmentationModel.model_validate(manifest | {"spec": spec}).pipeline, path, classes)
+    """Yield DeepLabV3 and Mask R-CNN of torchvision, whose files are in a folder or are exported into it."""
+    for name in LARGE:
+        path = exported(name, folder)
+        manifest = large_model(name, path)
+        manifest["spec"]["runtime"]["intraOpThreads"] = len(os.sched_getaffinity(0))
+        resource = SegmentationModel.model_validate(manifest)
+        yield Network(name, resource.pipeline, path, len(resource.pipeline.classes))
 
 
 def quantised(network: Network, folder: Path, images: Sequence[bytes]) -> Network:
