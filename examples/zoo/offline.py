@@ -16,7 +16,7 @@ from torch.nn import functional
 from examples.zoo.evaluate import Found
 from examples.zoo.networks import NETWORKS
 from examples.zoo.training import WEIGHTS
-from examples.zoo.weights import load
+from examples.zoo.weights import load  # type: ignore[attr-defined]  # not the folder of that name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

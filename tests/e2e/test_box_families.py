@@ -111,8 +111,9 @@ def test_raw_heads_of_torchvision_are_answered_as_by_torchvision(
 ) -> None:
     size, _ = ANCHORS[family]
     photo = photograph(*size)
-    *_, answer = torchvision.call("answer", family, 0, (photo / np.float32(255)).transpose(2, 0, 1).astype(np.float32))
+    tensor = (photo / np.float32(255)).transpose(2, 0, 1).astype(np.float32)
+    *_, (boxes, scores, classes) = torchvision.call("answer", family, 0, tensor)
 
     result = served.segment(photo, model=family)
 
-    assert_same(result, *answer, size)
+    assert_same(result, boxes, scores, classes, size)

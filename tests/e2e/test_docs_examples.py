@@ -55,6 +55,8 @@ def test_every_example_of_a_page_runs(page: Path, coins: Running, tmp_path: Path
 README = ROOT / "README.md"
 FIRST = ("git clone", "segserve init")
 """How the README's blocks begin that a new user copies."""
+UI_S, INTERRUPTED = 10, 130
+"""How long its page is looked at before Ctrl-C, and the exit status after that."""
 
 
 @pytest.mark.timeout(1200)
@@ -68,7 +70,8 @@ def test_the_first_commands_of_the_readme_run_in_one_shell(tmp_path: Path) -> No
     with Image.open(ROOT / "examples/coins/coins.png") as photo:
         photo.convert("RGB").save(tmp_path / "photos/photo.jpg")
     script = shown[0] + "cp -r ../photos . && cp examples/coins/coins-unet.onnx coins.onnx\n"
-    script += shown[1].replace("segserve up", f"segserve up --port {free_port()}")
+    ui = f"timeout --preserve-status --signal INT {UI_S} segserve ui || [ $? = {INTERRUPTED} ]"
+    script += shown[1].replace("segserve up", f"segserve up --port {free_port()}").replace("segserve ui", ui)
     own = {name: value for name, value in os.environ.items() if not name.startswith(("SEGSERVE_", "MAKE"))}
     # git takes the checkout for the address that is shown.
     git = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": f"url.{ROOT}.insteadOf", "GIT_CONFIG_VALUE_0": address}

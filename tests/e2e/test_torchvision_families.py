@@ -13,8 +13,9 @@ import pytest
 from bench.coins import write
 from bench.platform import platform
 from networks.served import model, photograph
-from oracles.debian import PYTHON, Debian
+from oracles.debian import Debian
 from segserve import Client, DetectionResult, InstanceResult, KeypointResult
+from tools import DEBIAN_PYTHON
 
 pytestmark = [pytest.mark.platform, pytest.mark.needs("torchvision")]
 
@@ -40,7 +41,7 @@ def torchvision() -> Iterator[Debian]:
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     folder = tmp_path_factory.mktemp("torchvision")
-    subprocess.run([PYTHON, ORACLES / "export_torchvision.py", folder], check=True, timeout=120)
+    subprocess.run([DEBIAN_PYTHON, ORACLES / "export_torchvision.py", folder], check=True, timeout=120)
     resources = write(folder / "models.yaml", *(resource(folder, name) for name in MODELS))
     with platform(resources) as running, Client(running.url, transport="grpc") as client:
         yield client

@@ -17,9 +17,10 @@ from tritonclient.utils import InferenceServerException
 
 from bench.coins import variant, write
 from bench.platform import Running, platform
-from examples.coins.in_process import InProcessModel, resources
+from examples.coins.in_process import resources
 from examples.coins.score import photograph
 from segserve import AsyncClient, Client
+from segserve_builder.steps.in_process import InProcessModel
 from segserve_builder.steps.preprocess import NetworkInput
 from segserve_builder.values import ResizeTransform
 

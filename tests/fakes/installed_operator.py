@@ -68,6 +68,11 @@ class InstalledOperator:
         """Return how many passes over pools it has made since it started; at rest each pool has one in five minutes."""
         return sum(int(sample.value) for sample in self._metric("segserve_reconcile_passes"))
 
+    def audit_age_s(self) -> float:
+        """Return the time since it last compared all that it knows with the cluster."""
+        (sample,) = self._metric("segserve_watch_age_seconds")
+        return sample.value
+
     def _metric(self, name: str) -> list[Sample]:
         """Return the samples of a counter or gauge."""
         (pod,) = self.pods()

@@ -14,6 +14,7 @@ from fakes.callers import EIGHT, Load
 from fakes.cluster import Cluster, Json
 from fakes.installed_operator import InstalledOperator
 from fakes.waiting import HANG_S
+from segserve import platform
 from segserve_common.kube.names import (
     COMPONENT_LABEL,
     GATEWAY,
@@ -25,7 +26,6 @@ from segserve_common.kube.names import (
     object_name,
 )
 from segserve_common.kube.shards import unpack
-from segserve_platform.platforms import port
 from segserve_platform.platforms.cluster.platform import ClusterPlatform
 
 MODEL: Final = "segmentationmodel"
@@ -47,7 +47,7 @@ class ServedNamespace:
 
     def platform(self) -> ClusterPlatform:
         """Return the namespace as commands see it."""
-        return ClusterPlatform.connect(port.Cluster(namespace=self.name, kubeconfig=Path(self.cluster.kubeconfig)))
+        return ClusterPlatform.connect(platform.Cluster(namespace=self.name, kubeconfig=Path(self.cluster.kubeconfig)))
 
     def story(self) -> str:
         """Return what a person needs to understand a failure."""

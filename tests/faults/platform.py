@@ -90,7 +90,7 @@ class FaultyPlatform:
 
 def revision_of(manifest: Json) -> str:
     """Return the name of the revision that a model's manifest asks for."""
-    found = wanted_of(manifest)
+    found = wanted_of(manifest, {})
     assert isinstance(found, Wanted), found
     return found.assigned.revision
 

@@ -26,8 +26,9 @@ from e2e import (
     test_two_networks,
 )
 from networks import hugging_face, yolo
-from oracles.debian import PYTHON, Debian
+from oracles.debian import Debian
 from segserve import Client
+from tools import DEBIAN_PYTHON
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,7 +51,7 @@ UNSCORED = {"m2f-panoptic": "mask2former", "detr-panoptic": "detr-panoptic", "mu
 
 def random_networks(folder: Path) -> list[dict[str, Any]]:
     """Write the tests' networks, and return a resource for each family that no trained one shows."""
-    subprocess.run([PYTHON, ORACLES / "export_torchvision.py", folder], check=True)
+    subprocess.run([DEBIAN_PYTHON, ORACLES / "export_torchvision.py", folder], check=True)
     transformers = ("m2f-panoptic", "detr", "detr-panoptic")
     for model in transformers:
         name = test_hugging_face_families.MODELS[model][0]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from segserve_builder.steps.tiling import TileWeights
+from segserve_builder.kernels.blend import TileWeights
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -13,10 +13,9 @@ from fakes.cluster import Cluster
 from fakes.served_namespace import ServedNamespace
 from fakes.terminal import Terminal
 from fakes.waiting import HANG_S
-from segserve import Client
+from segserve import Client, platform
 from segserve_common.kube.kinds import SERVICES
 from segserve_common.kube.names import FINALIZER, MANAGED_LABELS, object_name
-from segserve_platform.platforms import port
 from segserve_platform.platforms.cluster.gateway import forwarded
 from segserve_platform.platforms.cluster.platform import ClusterPlatform
 
@@ -103,7 +102,7 @@ def test_a_port_is_forwarded_where_the_service_cannot_be_reached(
     for name in ("PATH", "HOME"):
         monkeypatch.setenv(name, served_shell.environment[name])
     options = ["--kubeconfig", str(served.cluster.kubeconfig), "--namespace", served.name]
-    here = ClusterPlatform.connect(port.Cluster(kubeconfig=served.cluster.kubeconfig, namespace=served.name))
+    here = ClusterPlatform.connect(platform.Cluster(kubeconfig=served.cluster.kubeconfig, namespace=served.name))
     with here.client as api:
         service = api.get(SERVICES, object_name("default"))
 

@@ -181,10 +181,8 @@ async def test_a_request_in_flight_is_counted_and_ends_well_after_its_group_has_
 ) -> None:
     await gateway.traffic.apply(served(old))
     old.hold()
-    slow = [
-        asyncio.create_task(ask(gateway, "/v2/models/coins/infer")),
-        asyncio.create_task(asyncio.to_thread(by_grpc, gateway.authority)),
-    ]
+    slow = asyncio.create_task(ask(gateway, "/v2/models/coins/infer"))
+    slow_by_grpc = asyncio.create_task(asyncio.to_thread(by_grpc, gateway.authority))
     await gateway.in_flight({("coins", "main"): 2})
 
     share = Share("coins-new", "coins-new", 100, (new.endpoint,))
@@ -192,7 +190,7 @@ async def test_a_request_in_flight_is_counted_and_ends_well_after_its_group_has_
     meanwhile = await ask(gateway, "/v2/models/coins/infer")
     await gateway.in_flight({("coins", "main"): 2})
     old.release()
-    answer, answer_by_grpc = await asyncio.gather(*slow)
+    answer, answer_by_grpc = await asyncio.gather(slow, slow_by_grpc)
 
     assert meanwhile.json()["model_version"] == "new"
     assert (answer.json()["model_version"], answer_by_grpc) == ("old", "old")

@@ -18,6 +18,7 @@ from bench.ports import free_ports
 from fakes.gateway_clients import by_grpc, by_http, served
 from fakes.waiting import HANG_S, eventually
 from segserve_builder.comparator.folder import ComparatorFolder
+from segserve_common.process_record import ProcessRecord
 from segserve_operator.adapters.local import processes
 from segserve_operator.adapters.local.comparator import IDLE_S, CopyService, local_comparator
 from segserve_operator.adapters.local.files import StateFolder
@@ -170,7 +171,7 @@ async def test_a_comparator_ends_when_nothing_has_been_compared_for_a_while_and_
     assert running_comparator(tmp_path) is None
 
 
-def running_comparator(folder: Path) -> processes.ProcessRecord | None:
+def running_comparator(folder: Path) -> ProcessRecord | None:
     record = processes.read_record(folder / "gateway/comparator.process.json")
     return record if processes.is_alive(record) else None
 
