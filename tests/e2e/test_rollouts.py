@@ -41,6 +41,7 @@ def tell(tmp_path: Path) -> Iterator[Callable[..., Told]]:
         yield lambda policy, rate: stack.enter_context(told(tmp_path, policy, rate))
 
 
+@pytest.mark.core
 def test_what_fails_always_is_quarantined_first_and_then_rolled_back(tell: Callable[..., Told]) -> None:
     story, change = tell(HALF, 20)
     story.apply(change.second)

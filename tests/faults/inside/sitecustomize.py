@@ -48,8 +48,16 @@ def faulty(step):
 
 
 class _Faulty:
+    """Of a step by itself, and of one that is all of a model."""
+
+    _is_apart = False
+
     def initialize(self, args):
+        self._is_apart = True
         super().initialize(args)
+
+    def open(self, options):
+        super().open(options)
         self._plan = Plan(os.environ[VARIABLE], self._revision[0].decode())
         self._served, self._leaked, self._fault = 0, [], WELL
         self._right = self._postprocess.value
@@ -57,20 +65,25 @@ class _Faulty:
         time.sleep(self._plan.now().get("load_s", 0))
 
     def execute(self, requests):
-        fault = self._plan.now()
-        self._served += len(requests)
-        self._fault = fault if self._served > fault.get("after", 0) else WELL
-        self._harm_all(len(requests))
         responses = super().execute(requests)
         delay_s = self._fault.get("delay_ms", 0) / 1000
         return _sent_later(requests, responses, delay_s) if delay_s else responses
 
-    def _harm_all(self, count):
+    def answer(self, request):
+        fault = self._plan.now()
+        self._served += 1
+        self._fault = fault if self._served > fault.get("after", 0) else WELL
+        self._harm_all()
+        if not self._is_apart:  # others are answered meanwhile, in other threads
+            time.sleep(self._fault.get("delay_ms", 0) / 1000)
+        return super().answer(request)
+
+    def _harm_all(self):
         if self._fault.get("hang"):
             time.sleep(FOR_EVER_S)
         if 0 < self._fault.get("crash_after", 0) <= self._served - self._fault.get("after", 0):
             os.kill(os.getppid(), signal.SIGKILL)
-        self._leaked.append(os.urandom(int(self._fault.get("leak_mib", 0) * count * 2**20)))
+        self._leaked.append(os.urandom(int(self._fault.get("leak_mib", 0) * 2**20)))
 
     def _spoiled(self, raw, *others):
         if _draw(raw) < self._fault.get("errors", 0):
