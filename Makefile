@@ -103,8 +103,9 @@ $(VENV)-gpu/stamp: pyproject.toml constraints.txt
 	touch $@
 
 gpu: $(VENV)-gpu/stamp  ## Networks on this machine's GPU beside its CPU; writes bench/out/gpu.json, gpu_served.json (needs NVIDIA's driver)
-	PYTHONPATH=tests $(VENV)-gpu/bin/python -m bench.engines --against gpu
-	PYTHONPATH=tests $(VENV)-gpu/bin/python -m bench.gpu
+	mkdir -p $(OUT)/large
+	PYTHONPATH=tests $(VENV)-gpu/bin/python -m bench.engines --against gpu --large $(OUT)/large
+	PYTHONPATH=tests $(VENV)-gpu/bin/python -m bench.gpu --large $(OUT)/large
 
 oracles: $(VENV)-debian/stamp $(VENV)/pydensecrf.stamp  ## What answers are compared with: Debian's torchvision, pydensecrf (Debian, root)
 

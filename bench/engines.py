@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -34,6 +33,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from PIL import Image
 
+from bench.gpu_use import use_after
 from bench.large_networks import LARGE, exported, large_model
 from bench.platform import ROOT
 from examples.zoo.world import CLASSES, Scene, draw_scenes
@@ -52,7 +52,6 @@ ZOO: Final = ROOT / "examples/zoo/zoo.yaml"
 SEED: Final = 3000
 RUNS: Final = 5
 """Runs in a turn."""
-_BUSY: Final = ("nvidia-smi", "--query-gpu=utilization.gpu,memory.used", "--format=csv,noheader,nounits", "--id=0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,15 +146,12 @@ def compared(spans: Mapping[str, NDArray[np.float64]]) -> dict[str, Any]:
 def saturated(run: Callable[[], object], seconds: float) -> dict[str, float | None]:
     """Return the runs per second, one after the other, and the GPU's use and memory meanwhile."""
     count, began_s = 0, time.perf_counter()
-    asked: subprocess.Popen[str] | None = None
+    look = use_after(seconds / 2)
     while (passed_s := time.perf_counter() - began_s) < seconds:
         run()
         count += 1
-        if asked is None and passed_s > seconds / 2:
-            asked = subprocess.Popen(_BUSY, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
-    busy = (asked.communicate()[0] if asked is not None else "").partition("\n")[0].split(", ")
-    use, memory = (float(each) if each.replace(".", "").isdigit() else None for each in [*busy, ""][:2])
-    return {"runsPerS": round(count / passed_s, 1), "gpuUsePercent": use, "gpuMemoryMiB": memory}
+    use = look.result()
+    return {"runsPerS": round(count / passed_s, 1), "gpuUsePercent": use.percent, "gpuMemoryMiB": use.mib}
 
 
 def measured(network: Network, against: str, images: Sequence[bytes], turns: int, seconds: float) -> dict[str, Any]:
@@ -200,6 +196,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=60, help="Turns of each network.")
     parser.add_argument("--seconds", type=float, default=3.0, help="Time of each network at saturation, on a GPU.")
     parser.add_argument("--only", nargs="*", help="Names of networks. Default: all.")
+    parser.add_argument("--large", type=Path, help="A folder for the files of the large networks.")
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()
     os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # as servers have it
@@ -209,7 +206,7 @@ def main() -> None:
     images = [as_png(scene) for scene in draw_scenes(given.scenes, SEED)]
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        networks = [*zoo(), *(large(Path(folder)) if find_spec("torchvision") is not None else ())]
+        networks = [*zoo(), *(large(given.large or Path(folder)) if find_spec("torchvision") is not None else ())]
         networks = [network for network in networks if not given.only or network.name in given.only]
         if given.int8:
             calibration = [as_png(scene) for scene in draw_scenes(40, SEED + 1)]

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,18 +21,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
-from io import BytesIO
 from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
 import numpy as np
-import tritonclient.grpc as triton
-from PIL import Image
 
 from bench.coins import variant, write
+from bench.gpu_use import gpu_use, use_after
 from bench.large_networks import LARGE, exported, large_model
-from bench.platform import MODELS, ROOT, Running, platform
+from bench.platform import ROOT, Running, platform
+from bench.request import as_jpeg, image_call
 from segserve_builder.errors import GoldenError
 from segserve_builder.golden.judging import Case, GoldenTolerance, compare, record
 from segserve_builder.gpus import visible_gpus
@@ -43,11 +41,9 @@ from segserve_operator.api.segmentation_model import SegmentationModel
 
 OUT: Final = ROOT / "bench/out/gpu_served.json"
 DEVICE: Final = "gpu"
-OUTPUTS: Final = ("SIZE", "MASKS", "CLASSES")
 CALLERS: Final = (1, 8, 32)
 TOLERANCE: Final = GoldenTolerance(iou=0.999, score=0.001)
 ON_GPU, ON_CPU, STEPS, BARE = "GPU", "CPU, one process", "CPU, three steps", "network alone"
-_USED: Final = ("nvidia-smi", "--query-gpu=utilization.gpu,memory.used", "--format=csv,noheader,nounits", "--id=0")
 Call = Callable[[], object]
 
 
@@ -93,27 +89,11 @@ def models(folder: Path | None) -> list[Served]:
     return small + [Served(large_model(name, exported(name, folder)), on_cpu=False) for name in LARGE]
 
 
-def as_jpeg() -> bytes:
-    """Return the example's photograph as a JPEG."""
-    file = BytesIO()
-    Image.open(MODELS.parent / "coins.png").convert("RGB").save(file, "JPEG", quality=95)
-    return file.getvalue()
-
-
-def served_call(address: str, model: str, photo: bytes, outputs: Sequence[str] = OUTPUTS) -> Call:
-    """Return a call that sends an image through the gateway and receives an answer."""
-    image = triton.InferInput("IMAGE", [1], "BYTES")
-    image.set_data_from_numpy(np.array([photo], np.object_))
-    asked = [triton.InferRequestedOutput(name) for name in outputs]
-    parameters = {"encoding": "rle", "outputs": ",".join(outputs)}
-    return partial(triton.InferenceServerClient(address).infer, model, [image], outputs=asked, parameters=parameters)
-
-
 def differences(served: Served, address: str, photo: bytes) -> str | None:
     """Return how the answer on the GPU differs from that of the stages in this process on the CPU, or None."""
     expected = served.in_process(None).answer(photo, RequestOptions(encoding="rle"))
     name = served.ways()[ON_GPU]["metadata"]["name"]
-    found: Any = served_call(address, name, photo, [*expected])()
+    found: Any = image_call(address, name, photo, [*expected])()
     try:
         compare(
             Case.model_validate(record(expected, "photo", TOLERANCE)),
@@ -122,12 +102,6 @@ def differences(served: Served, address: str, photo: bytes) -> str | None:
     except GoldenError as error:
         return str(error)  # a figure of the report
     return None
-
-
-def used() -> list[float]:
-    """Return the GPU's use in percent and its memory in MiB."""
-    answer = subprocess.run(_USED, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False).stdout
-    return [float(each) for each in answer.partition("\n")[0].split(", ") if each.replace(".", "").isdigit()]
 
 
 def turn(call: Call, callers: int, seconds: float) -> tuple[list[float], float]:
@@ -156,10 +130,10 @@ def measured(ways: Mapping[str, Call], callers: int, rounds: int, seconds: float
         turn(ways[way], callers, seconds / 2)
     for _ in range(rounds):
         for way, call in ways.items():
-            with ThreadPoolExecutor(1) as pool:
-                look = pool.submit(lambda: (time.sleep(seconds / 2), used())[1])
-                found, rate = turn(call, callers, seconds)
-                uses[way] += look.result()[:1]
+            look = use_after(seconds / 2)
+            found, rate = turn(call, callers, seconds)
+            if (percent := look.result().percent) is not None:
+                uses[way].append(percent)
             spans[way] += found
             rates[way].append(rate)
     return {
@@ -182,21 +156,21 @@ def report(all_models: Sequence[Served], running: Running, folder: Path, rounds:
     for served in all_models:
         ways, memory = served.ways(), {}
         for way, manifest in ways.items():
-            before = used()
+            before = gpu_use()
             began_s = time.perf_counter()
             running.segserve("apply", "-f", str(write(folder / f"{manifest['metadata']['name']}.yaml", manifest)))
             running.segserve("wait", manifest["metadata"]["name"])
-            memory[way] = {"readyS": round(time.perf_counter() - began_s, 1), "gpuMiB": [*before[1:], *used()[1:]]}
+            memory[way] = {"readyS": round(time.perf_counter() - began_s, 1), "gpuMiB": [before.mib, gpu_use().mib]}
         row = rows[served.name] = {"loaded": memory, "differences": differences(served, address, photo)}
         network = served.in_process(0 if DEVICE == "gpu" else None)
         given = network.network_input(photo)
         calls: dict[str, Call] = {
-            way: served_call(address, manifest["metadata"]["name"], photo) for way, manifest in ways.items()
+            way: image_call(address, manifest["metadata"]["name"], photo) for way, manifest in ways.items()
         }
         calls[BARE] = partial(network.raw, given)
         for callers in CALLERS:
             row[str(callers)] = measured(calls, callers, rounds, seconds)
-            row["gpuMiB"] = used()[1:]
+            row["gpuMiB"] = gpu_use().mib
             print(json.dumps({served.name: {str(callers): row[str(callers)]}}), flush=True)
         print(json.dumps({served.name: row["loaded"], "differences": row["differences"]}), flush=True)
     return rows

@@ -12,7 +12,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from io import BytesIO
@@ -71,12 +71,12 @@ def as_jpeg() -> bytes:
     return buffer.getvalue()
 
 
-def image_call(address: str, model: str, encoded: bytes) -> Callable[[], Any]:
-    """Return a call that sends an encoded image and receives RLE masks."""
+def image_call(address: str, model: str, encoded: bytes, names: Sequence[str] = OUTPUTS) -> Callable[[], Any]:
+    """Return a call that sends an encoded image and receives outputs, their masks as RLE."""
     image = triton.InferInput("IMAGE", [1], "BYTES")
     image.set_data_from_numpy(np.array([encoded], np.object_))
-    outputs = [triton.InferRequestedOutput(name) for name in OUTPUTS]
-    parameters = {} if model == MONOLITH else {"encoding": "rle", "outputs": ",".join(OUTPUTS)}
+    outputs = [triton.InferRequestedOutput(name) for name in names]
+    parameters = {} if model == MONOLITH else {"encoding": "rle", "outputs": ",".join(names)}
     client = triton.InferenceServerClient(address)
     return partial(client.infer, model, [image], outputs=outputs, parameters=parameters)
 

@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
-from http.client import HTTPConnection, HTTPException
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -81,6 +80,8 @@ class SpanExporter:
             self._waiting.put_nowait(span)
 
     def _send_all(self) -> None:
+        from http.client import HTTPException  # 2 MiB that a process without spans does not need
+
         while True:
             spans = [self._waiting.get()]
             time.sleep(PERIOD_S)
@@ -93,6 +94,8 @@ class SpanExporter:
     def _send(self, spans: list[dict[str, Any]]) -> None:
         scope = {"scope": {"name": "segserve"}, "spans": spans}
         body = json.dumps({"resourceSpans": [{"resource": _RESOURCE, "scopeSpans": [scope]}]})
+        from http.client import HTTPConnection
+
         connection = HTTPConnection(self._url.hostname or "", self._url.port, timeout=TIMEOUT_S)
         try:
             connection.request("POST", self._url.path, body, {"content-type": "application/json"})

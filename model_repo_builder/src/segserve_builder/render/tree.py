@@ -19,6 +19,7 @@ from segserve_builder.steps.cascade import check_cascade
 from segserve_builder.steps.pipeline import Pipeline
 from segserve_builder.steps.postprocess import check_postprocess
 from segserve_builder.steps.preprocess_rules import check_network_input, check_preprocess, common_input
+from segserve_builder.steps.public_outputs import Task
 from segserve_builder.steps.step_options import (
     MODEL_FILE,
     HeavyOptions,
@@ -166,9 +167,7 @@ def _tier(
 ) -> _Tier:
     io = first.io
     given = io if second is None else replace(io, input=common_input(io, second.io))
-    check_preprocess(pipeline.preprocess, pipeline.input)
-    check_network_input(pipeline.preprocess, pipeline.input, given.input, io.layout)
-    task = check_postprocess(pipeline)
+    task = _checked(pipeline, given)
     post = PostOptions.of(pipeline, io, None if second is None else second.io, metrics)
     post = post.model_copy(update={"revision": revision, "heavy": heavy})
     pre_step = _step("pre", config.preprocess_config(PreOptions.of(pipeline, given, measures=post.measures)))
@@ -211,9 +210,7 @@ def _tier(
 
 
 def _joined_tier(pipeline: Pipeline, network: Network, target: RenderTarget, metrics: ModelMetrics) -> _Tier:
-    check_preprocess(pipeline.preprocess, pipeline.input)
-    check_network_input(pipeline.preprocess, pipeline.input, network.io.input, network.io.layout)
-    task = check_postprocess(pipeline)
+    task = _checked(pipeline, network.io)
     post = PostOptions.of(pipeline, network.io, None, metrics)
     options = PipelineOptions(
         pre=PreOptions.of(pipeline, network.io, measures=post.measures),
@@ -224,6 +221,13 @@ def _joined_tier(pipeline: Pipeline, network: Network, target: RenderTarget, met
     step = _step("pipeline", message, {f"1/{MODEL_FILE}": network.artifact})
     ensemble = config.joined_ensemble_config(pipeline, pipeline.revision, task, step.name)
     return _Tier((step,), ensemble, (step.name,), frozenset(), {step.name: target.joined_instances})
+
+
+def _checked(pipeline: Pipeline, given: NetworkIO) -> Task:
+    """Return the task of a pipeline whose stages fit each other and what the network is given."""
+    check_preprocess(pipeline.preprocess, pipeline.input)
+    check_network_input(pipeline.preprocess, pipeline.input, given.input, given.layout)
+    return check_postprocess(pipeline)
 
 
 def with_network_alias(tree: Tree, pipeline: Pipeline, io: NetworkIO) -> Tree:

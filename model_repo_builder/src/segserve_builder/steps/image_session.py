@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from segserve_builder.cpus import available_cpus
 from segserve_builder.memory import is_out_of_memory, return_freed_memory
-from segserve_builder.steps.session import NetworkSession, weights_allowed
+from segserve_builder.steps.session import NetworkSession, WeightsAllowance
 from segserve_builder.steps.step_options import NetOptions
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class ImageSession:
         self._wide = NetworkSession(path, options, apart=False)
         self._narrow: NetworkSession | None = None
         self._opening = threading.Lock()
-        self._has_allowance = False
+        self._allowance = WeightsAllowance(path)
         self._is_too_large = False
 
     def run(self, image: NDArray[Any], running: int) -> dict[str, NDArray[Any]]:
@@ -69,12 +69,8 @@ class ImageSession:
         return self._narrow
 
     def _opened(self) -> NetworkSession:
-        if self._has_allowance:
+        with self._allowance.given():
             return NetworkSession(self._path, self._options)
-        with weights_allowed(self._path):
-            session = NetworkSession(self._path, self._options)
-        self._has_allowance = True
-        return session
 
 
 class Turns:

@@ -237,7 +237,7 @@ class ParallelSession:
         self._session: Any = None
         self._threads = ThreadPoolExecutor(self._cores, "image")
         self._arena, self._shrinking = Arena(), _shrinking()
-        self._has_allowance = False
+        self._allowance = WeightsAllowance(path, self._cores * _STACK_BYTES)
         self._loaded_bytes = process_bytes("VmData")
         self._largest, self._needed_bytes = 0, 0
         self._least_refused = math.inf
@@ -296,34 +296,38 @@ class ParallelSession:
         self._session, self._arena.largest = None, 0
 
     def _opened(self) -> Any:
-        if self._has_allowance:
+        with self._allowance.given():
             return open_session(self._path, 1)
-        with weights_allowed(self._path, self._cores * _STACK_BYTES):
-            session = open_session(self._path, 1)
-        self._has_allowance = True
-        return session
 
 
-@contextmanager
-def weights_allowed(path: Path, stacks_bytes: int = 0) -> Iterator[None]:
-    """Let this process have what it takes to open a file beside its limit: weights are no memory of requests.
+class WeightsAllowance:
+    """What this process may have beside its limit to open a file: weights are no memory of requests.
 
-    Nor are the stacks of threads. If the context raises, the limit is as before.
+    Nor are the stacks of threads. It is given once, however often the file is opened.
     """
-    limit_bytes = total_allowed()
-    if limit_bytes < 0:
-        yield
-        return
-    before, most_bytes = process_bytes("VmData"), 3 * path.stat().st_size
-    allow_total(limit_bytes + most_bytes + stacks_bytes)
-    allowed_bytes = limit_bytes
-    try:
-        yield
-        # Requests beside it may have taken some.
-        grown_bytes = min(max(process_bytes("VmData") - before, 0), most_bytes + _OPEN_BYTES)
-        allowed_bytes += grown_bytes + stacks_bytes
-    finally:
-        allow_total(allowed_bytes)
+
+    def __init__(self, path: Path, stacks_bytes: int = 0) -> None:
+        self._path, self._stacks_bytes = path, stacks_bytes
+        self._is_given = False
+
+    @contextmanager
+    def given(self) -> Iterator[None]:
+        """Open the file in the context. If it raises, the limit is as before."""
+        limit_bytes = total_allowed()
+        if self._is_given or limit_bytes < 0:
+            yield
+            return
+        before, most_bytes = process_bytes("VmData"), 3 * self._path.stat().st_size
+        allow_total(limit_bytes + most_bytes + self._stacks_bytes)
+        allowed_bytes = limit_bytes
+        try:
+            yield
+            # Requests beside it may have taken some.
+            grown_bytes = min(max(process_bytes("VmData") - before, 0), most_bytes + _OPEN_BYTES)
+            allowed_bytes += grown_bytes + self._stacks_bytes
+            self._is_given = True
+        finally:
+            allow_total(allowed_bytes)
 
 
 def _images(batch: NDArray[Any]) -> list[NDArray[Any]]:

@@ -153,7 +153,7 @@ def ensure_openvino(cache: Path, progress: OnStep = lambda _: None) -> None:
 def ensure_cuda(cache: Path, progress: OnStep = lambda _: None) -> None:
     """Install ONNX Runtime's build for GPUs with CUDA's libraries for the runtime environment, and that as well.
 
-    Models with `runtime.device: gpu` alone need it: unpacked it has 2.6 GB. The files replace those of the build for
+    Models with `runtime.device: gpu` alone need it: unpacked it has 2.3 GB. The files replace those of the build for
     CPUs, of the same version, and running steps keep theirs. Raises `RuntimeEnvironmentError`.
     """
     name = f"onnxruntime-gpu=={_pinned()['onnxruntime']}"
