@@ -29,6 +29,7 @@ from segserve_builder.steps.in_process import InProcessModel
 from segserve_builder.steps.onnx_signature import read_signature
 from segserve_operator.api.loading import load as load_resources
 from segserve_platform.cli.app import app
+from segserve_platform.cli.errors import CommandError
 
 PLAIN = Preparation(1 / 255, (0.0,), (1.0,))
 CODE = """
@@ -359,6 +360,21 @@ def test_probabilities_are_exported_as_such_alone(
         run(*options, "--family", "semantic-logits")
 
     assert "verified" in run(*options, "--family", "semantic-probabilities")
+
+
+def test_the_resource_of_an_earlier_export_is_replaced_by_force_alone(code: str, images: Path, tmp_path: Path) -> None:
+    resource = tmp_path / "out/model.yaml"
+    resource.parent.mkdir()
+    resource.write_text("edited")
+    options = [f"{code}:make", "-o", resource.parent, "--name", "net", "--images", images, "--family",
+               "semantic-logits", "--classes", "a,b,c"]  # fmt: skip
+
+    with pytest.raises(CommandError, match="already exists; use --force to overwrite it, or -o for another folder"):
+        run(*options)
+    assert resource.read_text() == "edited"
+
+    run(*options, "--force")
+    assert "net.onnx" in resource.read_text()
 
 
 def test_a_network_whose_batch_is_fixed_in_the_graph_is_refused(tmp_path: Path, images: Path) -> None:

@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     from segserve_builder.stages.resize import Resize
 
 
-OF_TORCH: Final = ("name", "family", "weights", "classes", "size", "multiple_of", "mean", "std", "scale", "colour")
+OF_TORCH: Final = (
+    *("name", "family", "weights", "classes", "size", "multiple_of", "mean", "std", "scale", "colour"),
+    "force",
+)
 """Options that mean nothing for a resource, which says all this itself."""
 
 
@@ -97,6 +100,7 @@ def export(
         Path | None,
         typer.Option(help="Folder of label PNGs with the images' names, for measuring accuracy.", show_default=False),
     ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the resource of an earlier export.")] = False,
 ) -> None:
     """Export a torch network as ONNX with its normalisation in the graph, verify it, and write its resource and golden
     set; or write the artifact of a resource file with a lower precision, and a copy of the file that serves it.
@@ -117,6 +121,9 @@ def export(
         raise CommandError("--labels and --max-loss are for --precision fp16 or int8, got fp32")
     if output is None or name is None:
         raise CommandError("-o and --name are required for a torch network; only a resource file has defaults")
+    resource = output / "model.yaml"
+    if resource.exists() and not force:
+        raise CommandError(f"{resource} already exists; use --force to overwrite it, or -o for another folder")
     with needs("export"):
         from segserve_builder.export.networks import load
         from segserve_builder.export.sandbox import HELD
@@ -138,7 +145,8 @@ def export(
         made = make(loaded.module, plan, images_in(images), label_files, output, max_loss)
     if loaded.sandboxed is not None:
         typer.echo(f"{loaded.sandboxed} was read in a sandbox: {HELD}")
-    for line in _summary(made, _write_resource(made, name, output)):
+    _write_resource(made, name, resource)
+    for line in _summary(made, resource):
         typer.echo(line)
 
 
@@ -200,7 +208,7 @@ def _height_and_width(text: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def _write_resource(made: ExportResult, name: str, folder: Path) -> Path:
+def _write_resource(made: ExportResult, name: str, path: Path) -> None:
     from segserve_operator.api.documents import write_documents
     from segserve_operator.api.segmentation_model import SegmentationModel
 
@@ -211,9 +219,7 @@ def _write_resource(made: ExportResult, name: str, folder: Path) -> Path:
         "spec": made.spec,
     }
     SegmentationModel.model_validate(manifest)
-    path = folder / "model.yaml"
     path.write_text(write_documents([manifest]))
-    return path
 
 
 def _summary(made: ExportResult, resource: Path) -> Iterator[str]:
