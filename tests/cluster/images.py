@@ -50,7 +50,7 @@ FORMER_IMAGES: Final = ("localhost/segserve-server:former", "localhost/segserve-
 
 CACHE: Final = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "segserve"
 REPOSITORY: Final = Path(__file__).parents[2]
-FORMER: Final = REPOSITORY / "tests/golden/releases/903990e.tar.xz"
+FORMER: Final = REPOSITORY / "tests/golden/releases/2e848198.tar.xz"
 """Chart and code of the former release, from which the tests upgrade."""
 _FAULTS: Final = REPOSITORY / "tests/faults/inside/sitecustomize.py"
 _BASE: Final = CACHE / "kubernetes-1.20.2/images/python.tar"
