@@ -1,9 +1,13 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-# Python compiles what it imports; pip would compile all of torch and transformers.
-PIP_INSTALL := install --quiet --disable-pip-version-check --no-compile --retries 10
-PIP := $(BIN)/pip $(PIP_INSTALL) --constraint constraints.txt
+# torch comes with CUDA's libraries, 4.5 GB: uv links the files of every environment to one cache, where pip copies them.
+UV_VERSION := 0.13.9
+UV := $(or $(shell command -v uv),$(CURDIR)/$(VENV)-uv/bin/uv)
+export UV_LINK_MODE := hardlink
+export UV_HTTP_RETRIES := 10
+# $(call INSTALL,ENVIRONMENT) is followed by what to install there.
+INSTALL = $(UV) pip install --quiet --python $(1)/bin/python
 LOCK := model_repo_builder/src/segserve_builder/runtime.lock
 OUT := $(CURDIR)/out
 
@@ -29,24 +33,29 @@ MINUTES ?= 10
 help:  ## Show what there is to make
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
 
+$(CURDIR)/$(VENV)-uv/bin/uv:
+	$(PYTHON) -m venv $(VENV)-uv
+	$(VENV)-uv/bin/pip install --quiet --disable-pip-version-check --retries 10 uv==$(UV_VERSION)
+
+# Tests build wheels by the pip of this environment; the others need none.
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/local.stamp: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) --editable '.[local]'
+$(VENV)/local.stamp: pyproject.toml constraints.txt | $(BIN)/python $(UV)
+	$(call INSTALL,$(VENV)) --constraint constraints.txt --editable '.[local]'
 	touch $@
 
-$(VENV)/dev.stamp: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) --editable '.[dev]'
+$(VENV)/dev.stamp: pyproject.toml constraints.txt | $(BIN)/python $(UV)
+	$(call INSTALL,$(VENV)) --constraint constraints.txt --editable '.[dev]'
 	touch $@ $(VENV)/local.stamp
 
 # What runs inside Triton meets numpy 1.26 there: its tests run with the runtime's own versions too.
-$(VENV)-numpy1/stamp: pyproject.toml constraints.txt $(LOCK)
-	$(PYTHON) -m venv $(VENV)-numpy1
+$(VENV)-numpy1/stamp: pyproject.toml constraints.txt $(LOCK) | $(UV)
+	$(PYTHON) -m venv --without-pip $(VENV)-numpy1
 	# Constraints without the packages of which the runtime has versions of its own.
 	awk -F '==' 'NR == FNR { locked[tolower($$1)]; next } !(tolower($$1) in locked)' $(LOCK) constraints.txt \
 	  > $(VENV)-numpy1/constraints.txt
-	$(VENV)-numpy1/bin/pip $(PIP_INSTALL) --constraint $(LOCK) --constraint $(VENV)-numpy1/constraints.txt \
+	$(call INSTALL,$(VENV)-numpy1) --constraint $(LOCK) --constraint $(VENV)-numpy1/constraints.txt \
 	  --editable '.[builder,cluster,sources]' torch==2.13.0 onnxruntime scipy scikit-image \
 	  pytest pytest-asyncio pytest-reportlog pytest-timeout pytest-xdist hypothesis
 	touch $@
@@ -55,51 +64,51 @@ $(VENV)-numpy1/stamp: pyproject.toml constraints.txt $(LOCK)
 $(VENV)-debian/stamp: | $(VENV)/dev.stamp system
 	! /usr/bin/python3 -c 'import torchvision' 2>/dev/null || { \
 	  /usr/bin/python3 -m venv --without-pip --system-site-packages $(VENV)-debian && \
-	  $(BIN)/pip --python $(VENV)-debian/bin/python $(PIP_INSTALL) numpy==1.26.4 pycocotools==2.0.11 onnx==1.16.2 && \
+	  $(call INSTALL,$(VENV)-debian) numpy==1.26.4 pycocotools==2.0.11 onnx==1.16.2 && \
 	  touch $@; }
 
 # It has no wheel: a compiler builds it.
 $(VENV)/pydensecrf.stamp: constraints.txt | $(VENV)/dev.stamp system
-	$(PIP) pydensecrf2
+	$(call INSTALL,$(VENV)) --constraint constraints.txt pydensecrf2
 	touch $@
 
 # Servers that artifacts come from, and the annotation tools that read exports: each in its own process, in versions of
 # its own, so that nothing of them decides what segserve runs with.
-$(VENV)-peers/stamp: tests/peers.lock
-	$(PYTHON) -m venv $(VENV)-peers
-	$(VENV)-peers/bin/pip $(PIP_INSTALL) --no-deps --requirement tests/peers.lock
+$(VENV)-peers/stamp: tests/peers.lock | $(UV)
+	$(PYTHON) -m venv --without-pip $(VENV)-peers
+	$(call INSTALL,$(VENV)-peers) --no-deps --requirement tests/peers.lock
 	touch $@
 
 # The exporters of networks, which are no dependency of anything: their own process, their own versions.
-$(VENV)-exporters/stamp: tests/exporters.lock
-	$(PYTHON) -m venv $(VENV)-exporters
-	$(VENV)-exporters/bin/pip $(PIP_INSTALL) --no-deps --requirement tests/exporters.lock
+$(VENV)-exporters/stamp: tests/exporters.lock | $(UV)
+	$(PYTHON) -m venv --without-pip $(VENV)-exporters
+	$(call INSTALL,$(VENV)-exporters) --no-deps --requirement tests/exporters.lock
 	touch $@
 
 # Other servers of networks, beside which segserve is measured, with segserve in the same environment.
-$(VENV)-rivals/stamp: bench/rivals.lock
-	$(PYTHON) -m venv $(VENV)-rivals
-	$(VENV)-rivals/bin/pip $(PIP_INSTALL) --no-deps --requirement bench/rivals.lock --editable .
+$(VENV)-rivals/stamp: bench/rivals.lock | $(UV)
+	$(PYTHON) -m venv --without-pip $(VENV)-rivals
+	$(call INSTALL,$(VENV)-rivals) --no-deps --requirement bench/rivals.lock --editable .
 	touch $@
 
 # The client on another Python: what programs import, without servers, operator and command line.
 CLIENT_VENV := $(VENV)-client-$(notdir $(PYTHON))
 CLIENT_TESTS := tests/unit/client --ignore tests/unit/client/cli
 
-$(CLIENT_VENV)/stamp: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(CLIENT_VENV)
-	$(CLIENT_VENV)/bin/pip $(PIP_INSTALL) --constraint constraints.txt --editable '.[test-client]'
+$(CLIENT_VENV)/stamp: pyproject.toml constraints.txt | $(UV)
+	$(PYTHON) -m venv --without-pip $(CLIENT_VENV)
+	$(call INSTALL,$(CLIENT_VENV)) --constraint constraints.txt --editable '.[test-client]'
 	touch $@
 
 test-client: $(CLIENT_VENV)/stamp  ## The client's own tests on another Python: PYTHON=python3.13
 	$(CLIENT_VENV)/bin/pytest $(SPREAD) -m 'not needs and not cluster and not platform' $(CLIENT_TESTS)
 
 # ONNX Runtime with its CUDA provider brings NVIDIA's libraries, two gigabytes: only where there is a GPU.
-$(VENV)-gpu/stamp: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)-gpu
-	$(VENV)-gpu/bin/pip $(PIP_INSTALL) --constraint constraints.txt --editable '.[local]' \
+$(VENV)-gpu/stamp: pyproject.toml constraints.txt | $(UV)
+	$(PYTHON) -m venv --without-pip $(VENV)-gpu
+	$(call INSTALL,$(VENV)-gpu) --constraint constraints.txt --editable '.[local]' \
 	  'onnxruntime-gpu[cuda,cudnn]==$(shell sed -n "s/^onnxruntime==//p" constraints.txt)'
-	$(VENV)-gpu/bin/pip install torchvision onnx
+	$(call INSTALL,$(VENV)-gpu) torchvision onnx
 	touch $@
 
 gpu: $(VENV)-gpu/stamp  ## Networks on this machine's GPU beside its CPU; writes bench/out/gpu.json, gpu_served.json (needs NVIDIA's driver)
@@ -260,16 +269,15 @@ crds: $(VENV)/dev.stamp  ## Write the custom resource definitions, their referen
 	$(BIN)/python -m segserve_operator.api.reference docs/resource.md
 	$(BIN)/python -m charts.kustomize_base
 
-UV ?= uv
 UV_LOCK := pip compile --quiet pyproject.toml - --constraint constraints.txt --generate-hashes --no-emit-index-url \
   --no-annotate --no-header --python-platform x86_64-manylinux_2_28
 LOCK_HEADER = echo "\# What images/$(1).Dockerfile installs, with the digests of every file that may be it. Written by \`make locks\`."
 
-locks:  ## Write what the images install, with digests (needs uv)
+locks: | $(UV)  ## Write what the images install, with digests
 	{ $(call LOCK_HEADER,operator); echo hatchling | $(UV) $(UV_LOCK) --python-version 3.11 --extra operator; } > $(OUT)/operator.lock
 	{ $(call LOCK_HEADER,server); printf 'hatchling\nonnxruntime\n' | \
 	  $(UV) $(UV_LOCK) --python-version 3.12 --extra builder --extra cluster --extra sources; } > $(OUT)/server.lock
 	mv $(OUT)/operator.lock $(OUT)/server.lock images
 
 clean:  ## Remove what was made here (not the cache in ~/.cache/segserve)
-	rm -rf $(VENV) $(VENV)-numpy1 $(VENV)-debian $(VENV)-peers $(VENV)-exporters $(VENV)-client-* $(OUT) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(VENV)-uv $(VENV)-numpy1 $(VENV)-debian $(VENV)-peers $(VENV)-exporters $(VENV)-client-* $(VENV)-gpu $(VENV)-rivals $(OUT) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
