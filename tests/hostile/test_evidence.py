@@ -15,7 +15,9 @@ from tritonclient.grpc import service_pb2 as pb
 from fakes.gateway_clients import LIMIT
 from fakes.guarded_gateway import Guarded, guarded_gateway
 from fakes.hostile_caller import INFER, connected, head, reply
+from fakes.triton import StubTriton
 from fakes.waiting import until
+from segserve_operator.adapters.traffic.envoy_counts import FAULTS
 from segserve_operator.adapters.traffic.envoy_listener import CallerTimeouts
 from segserve_operator.api.session_affinity import SessionAffinity
 
@@ -102,6 +104,22 @@ def large(size: int) -> bytes:
     return pb.ModelInferRequest(model_name="coins", raw_input_contents=[bytes(size)]).SerializeToString()
 
 
+def unreachable(do: Callable[[Guarded], Any], end: Callable[[StubTriton], None]) -> Callable[[Guarded], Any]:
+    """Do something while the server cannot be connected to, and no former connection is open."""
+
+    def send(gateway: Guarded) -> Any:
+        gateway.triton.close()
+        gateway.triton.open()
+        end(gateway.triton)
+        try:
+            return do(gateway)
+        finally:
+            gateway.triton.close()
+            gateway.triton.open()
+
+    return send
+
+
 ATTACKS = {
     "cookies of 50 kB": Attack(http(f"cookie: {'a' * 50_000}"), 200, 1),
     "a token of 20 kB": Attack(http(f"authorization: Bearer {'a' * 20_000}"), 200, 1),
@@ -139,6 +157,11 @@ ATTACKS = {
     "a message that no server can read": Attack(
         by_grpc(), CALLER_FAULT, 1, grpc_said=SERVER_FAULT, grpc_message="Unable to parse request"
     ),
+    "a server that no connection reaches in time": Attack(unreachable(http(), StubTriton.lose), 503),
+    "a server that no connection of gRPC reaches in time": Attack(
+        unreachable(by_grpc(), StubTriton.lose), grpc.StatusCode.UNAVAILABLE
+    ),
+    "a port at which nobody listens": Attack(unreachable(http(), StubTriton.close), 503),
     "inputs that a server refuses": Attack(by_grpc(), CALLER_FAULT, 1, grpc_said=CALLER_FAULT),
 }  # fmt: skip
 
@@ -173,11 +196,26 @@ def test_it_is_no_evidence(gateway: Guarded, name: str) -> None:
         assert sent + len(each.path) < TRITON_HEADERS
 
 
-def test_what_a_server_does_is_evidence(gateway: Guarded) -> None:
+@pytest.mark.parametrize("status", grpc.StatusCode, ids=lambda status: status.name)
+def test_a_status_of_grpc_is_evidence_if_the_server_is_at_fault(gateway: Guarded, status: grpc.StatusCode) -> None:
     before = asyncio.run(counted(gateway))
-    gateway.triton.grpc_status = SERVER_FAULT
+    gateway.triton.grpc_status, gateway.triton.grpc_message = status, "the server says so"
 
-    assert by_grpc()(gateway) is SERVER_FAULT
+    assert by_grpc()(gateway) is status
 
     gateway.triton.grpc_status = grpc.StatusCode.OK
-    assert asyncio.run(counted(gateway))[1] > before[1]
+    until(lambda: asyncio.run(counted(gateway))[0] > before[0], "the attempt is counted")
+    is_fault = status.value[0] in FAULTS
+    assert (asyncio.run(counted(gateway))[1] > before[1]) is is_fault
+
+
+@pytest.mark.parametrize("status", [200, 201, 206, 300, *range(400, 432), 451, *range(500, 512), 599])
+def test_a_status_of_http_is_evidence_from_500_on(gateway: Guarded, status: int) -> None:
+    before = asyncio.run(counted(gateway))
+    gateway.triton.status = status
+
+    assert http()(gateway) == status
+
+    gateway.triton.status = 200
+    until(lambda: asyncio.run(counted(gateway))[0] > before[0], "the attempt is counted")
+    assert (asyncio.run(counted(gateway))[1] > before[1]) is (status >= 500)

@@ -1,8 +1,14 @@
 """Request counts from Envoy's statistics of a cluster, in attempts.
 
 Envoy counts responses (its own 503 and 504 included), retries, and connections or streams that it closed itself because
-a request timed out or its caller disconnected. So attempts are the sum of responses, retries and disconnected callers,
-less the requests that Envoy refused because too many waited: these say how many came, and not how a server answers.
+a request timed out or its caller disconnected. So attempts are the sum of responses, retries and disconnected callers.
+
+What a caller can provoke is not evidence. An attempt counts only if a server has had it: neither one that Envoy refused
+because too many waited, nor one for which there was no connection in time, which says how busy the machine is. It
+counts as failed only if the server is at fault: by HTTP a status from 500 on, by gRPC one of `FAULTS`. What Triton says
+of requests that it cannot read is corrected before (`faults.lua`). A caller who leaves, with a deadline or without,
+makes no attempt a failed one.
+
 Each retry stands for an attempt that failed. Latencies are of whole requests, including a failed first attempt: from
 the last byte of the request to the last byte of the response, in whole milliseconds. An HTTP response that breaks off
 after its headers counts as a response without a latency.
@@ -35,7 +41,8 @@ FAULTS: Final = (2, 4, 8, 13, 14, 15)
 """The gRPC status codes that are a server's fault: unknown, deadline exceeded, resource exhausted, internal,
 unavailable, data loss."""
 
-_RETRIES, _TIMEOUTS, _REFUSED = "upstream_rq_retry", "upstream_rq_timeout", "upstream_rq_active_overflow"
+_RETRIES, _TIMEOUTS = "upstream_rq_retry", "upstream_rq_timeout"
+_NEVER_SENT: Final = ("upstream_rq_active_overflow", "upstream_rq_pending_failure_eject")
 # gRPC calls are counted when they end, by status; HTTP requests as soon as the response headers arrive.
 _RESPONSES: Final[Mapping[Protocol, str]] = {"http": "upstream_rq_completed", "grpc": "grpc.total"}
 _CANCELLED = "upstream_rq_cancelled"
@@ -56,7 +63,7 @@ _FAILED: Final[Mapping[Protocol, tuple[str, ...]]] = {
     "grpc": tuple(f"grpc.{status}" for status in FAULTS),
 }
 STATISTICS: Final = (
-    *(*_RESPONSES.values(), _RETRIES, _REFUSED, *_ACTIVE, LATENCIES),
+    *(*_RESPONSES.values(), _RETRIES, *_NEVER_SENT, *_ACTIVE, LATENCIES),
     *(name for stats in (_CANCELLED_STATS, _CANCELLED_BY_ENVOY, _FAILED) for names in stats.values() for name in names),
 )
 
@@ -87,12 +94,12 @@ def parse_stats(response: Mapping[str, Any]) -> dict[str, Stats]:
 def series_counts(stats: Mapping[str, int], protocol: Protocol) -> SeriesCounts:
     """Return the request counts that a cluster's statistics add up to."""
     retries, disconnected = stats.get(_RETRIES, 0), stats.get(_DISCONNECTED, _disconnected_callers(stats, protocol))
-    refused = stats.get(_REFUSED, 0)
+    never_sent = _total_of(stats, _NEVER_SENT)
     total_ms, request_ms = (stats.get(name, 0) for name in LEFT)
     bins = [(float(name.removeprefix(BIN)), count) for name, count in stats.items() if name.startswith(BIN) and count]
     return SeriesCounts(
-        attempts=max(stats.get(_RESPONSES[protocol], 0) + retries + disconnected - refused, 0),
-        failed=max(retries + _total_of(stats, _FAILED[protocol]) - refused, 0),
+        attempts=max(stats.get(_RESPONSES[protocol], 0) + retries + disconnected - never_sent, 0),
+        failed=max(retries + _total_of(stats, _FAILED[protocol]) - never_sent, 0),
         given_up=disconnected + stats.get(_TIMEOUTS, 0),
         active=_total_of(stats, _ACTIVE),
         latencies=tuple(sorted(bins)),
