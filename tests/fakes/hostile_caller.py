@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from h2.config import H2Configuration
 from h2.connection import H2Connection
+from h2.events import StreamEnded, StreamReset
 
 from fakes.waiting import HANG_S
 
@@ -53,6 +54,7 @@ class Http2Caller:
 
     def __init__(self, connection: socket.socket, path: str, *headers: tuple[str, str]) -> None:
         self._socket = connection
+        self._is_answered = False
         self._state = H2Connection(H2Configuration(client_side=True))
         self._state.initiate_connection()
         self._flush()
@@ -65,16 +67,27 @@ class Http2Caller:
 
     def send(self, frame: bytes) -> None:
         """Send one frame, of at most 16 KiB; raises `ConnectionError` once the request has been reset."""
-        while self._state.local_flow_control_window(1) < len(frame):
+        while not self._is_answered and self._state.local_flow_control_window(1) < len(frame):
             self._receive()
+        if self._is_answered:
+            raise ConnectionResetError
         self._state.send_data(1, frame)
         self._flush()
+
+    def end(self) -> None:
+        """End the request, and return once its answer has ended; raises `ConnectionError` if the connection has."""
+        if not self._is_answered:
+            self._state.end_stream(1)
+            self._flush()
+        while not self._is_answered:
+            self._receive()
 
     def _receive(self) -> None:
         received = self._socket.recv(65536)
         if not received:
             raise ConnectionResetError
-        self._state.receive_data(received)
+        events = self._state.receive_data(received)
+        self._is_answered |= any(isinstance(event, StreamEnded | StreamReset) for event in events)
         self._flush()
 
     def _flush(self) -> None:

@@ -259,7 +259,7 @@ def _http_filters(settings: EnvoySettings, listener: _Listener) -> list[Json]:
     called = [*pages, *noting_filters(enabled=is_plain), *caller, *head_filters(enabled=is_plain)]
     sizes = bounded_bodies(settings.max_request_bytes, streams=settings.streams)
     sizes += image_filters(settings.max_request_bytes, enabled=is_plain)
-    model = [_name_extraction(), lua_filter("route_key.lua", **_route_key(settings))]
+    model = [lua_filter("grpc_messages.lua"), _name_extraction(), lua_filter("route_key.lua", **_route_key(settings))]
     if settings.streams:
         model.insert(0, lua_filter("stream_messages.lua", MAX_MESSAGE_BYTES=settings.max_request_bytes))
     # Whether that caller may call this model, whose route is known by then.

@@ -41,7 +41,7 @@ metadata that has the path of a request as it came in, and its method."""
 PLAIN_HEADER: Final = "x-segserve-plain"
 """Header of a request that is translated."""
 MAX_PLAIN_BYTES: Final = 16 * 2**20
-"""Most bytes of an image, and of an answer: a script blocks its thread for some 15 ms a MiB."""
+"""Most bytes of an image, and of an answer: a script blocks its thread for some 4 ms a MiB."""
 _MAX_HELD_BYTES: Final = 4 * MAX_PLAIN_BYTES
 """Most bytes of all answers that a thread translates at once."""
 PROBES: Final = ("/healthz", "/readyz")

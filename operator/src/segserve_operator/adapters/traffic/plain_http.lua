@@ -18,7 +18,8 @@
 
 local PROBES = {["/healthz"] = "/v2/health/live", ["/readyz"] = "/v2/health/ready"}
 local DOCUMENTS = {["/"] = true, [PAGE] = true, ["/openapi.json"] = true, ["/v1/models"] = true}
-local HOW = "send the image itself (curl --data-binary @FILE), or as a form's file (curl -F image=@FILE)"
+local ITSELF = "send the image itself (curl --data-binary @FILE)"
+local HOW = ITSELF .. ", or as a form's file (curl -F image=@FILE)"
 local OPTIONS = {encoding = true, max_detections = true, score_threshold = true}
 local OPTION_NAMES = "encoding, max_detections, score_threshold"
 local LENGTH = "inference-header-content-length"
@@ -26,7 +27,8 @@ local MOST_BOUNDARY = 70
 local MOST_HEAD = 8192  -- of a part of a form, which patterns go over
 local MOST_PROBLEM = 65536  -- bytes of an error that are read
 local LARGE = 1048576  -- bytes of a body after which the thread's memory is collected at once
-local RETURN = 13  -- "\r", with which a form's delimiter begins, and which it has nowhere else
+local MOST_RETURNS = 131072  -- twice what a compressed image of 16 MiB has
+local NEWLINE, DASH = string.byte("\n-", 1, 2)
 local TITLES = {
   ["400"] = "Bad Request", ["401"] = "Unauthorized", ["404"] = "Not Found", ["405"] = "Method Not Allowed",
   ["406"] = "Not Acceptable", ["408"] = "Request Timeout", ["413"] = "Content Too Large",
@@ -97,29 +99,32 @@ local function frame(size, options)
   return header .. length, #header
 end
 
--- Returns where a delimiter, "\r\n--" and a form's boundary, begins and ends in a text, from `from` on; nil if it does
--- not. The method is Horspool's. string.find looks anew at each "\r" of an image, which may consist of them.
-local function find_delimiter(text, delimiter, from)
-  local size, skips = #delimiter, {}
-  for byte = 0, 255 do skips[byte] = size end
-  for index = 1, size - 1 do skips[string.byte(delimiter, index)] = size - index end
-  local at, last = from, #text - size + 1
-  while at <= last do
-    if string.byte(text, at) == RETURN then
-      local same = 1
-      while same < size and string.byte(text, at + same) == string.byte(delimiter, same + 1) do same = same + 1 end
-      if same == size then return at, at + size - 1 end
+-- Returns a function that returns where a delimiter, "\r\n--" and a form's boundary, begins and ends in a text, from a
+-- position on; nil if it does not. An image may consist of returns, each of which is looked at: a form has at most
+-- MOST_RETURNS that begin no delimiter. Those of a compressed image are one byte of 256.
+local function delimiter_finder(handle, text, delimiter)
+  local others = 0
+  return function(from)
+    local at = string.find(text, "\r", from, true)
+    while at ~= nil do
+      local is_near = string.byte(text, at + 1) == NEWLINE and string.byte(text, at + 2) == DASH
+      if is_near and string.sub(text, at, at + #delimiter - 1) == delimiter then return at, at + #delimiter - 1 end
+      others = others + 1
+      if others > MOST_RETURNS then
+        refuse(handle, "400", "the form has more than " .. MOST_RETURNS .. " bytes of 13 (carriage return): " .. ITSELF)
+      end
+      at = string.find(text, "\r", at + 1, true)
     end
-    at = at + skips[string.byte(text, at + size - 1)]
   end
 end
 
 -- Returns the position of a form's image, its size, and adds the form's other fields to the options.
 local function image_of_form(handle, text, boundary, options)
   local delimiter = "\r\n--" .. boundary
+  local find_delimiter = delimiter_finder(handle, text, delimiter)
   local image, size
   local at = string.sub(text, 1, #delimiter - 2) == string.sub(delimiter, 3) and #delimiter - 2 or nil
-  if at == nil then _, at = find_delimiter(text, delimiter, 1) end
+  if at == nil then _, at = find_delimiter(1) end
   while at ~= nil and string.sub(text, at + 1, at + 2) == "\r\n" do
     local head = string.sub(text, at + 1, at + MOST_HEAD + 4)
     local _, head_size = string.find(head, "\r\n\r\n", 1, true)
@@ -128,7 +133,7 @@ local function image_of_form(handle, text, boundary, options)
       refuse(handle, "400", "the head of a part of the form has more than " .. MOST_HEAD .. " bytes")
     end
     local head_end = at + head_size
-    local next_at, next_end = find_delimiter(text, delimiter, head_end - 1)
+    local next_at, next_end = find_delimiter(head_end - 1)
     if next_at == nil then break end
     head = string.sub(head, 1, head_size)
     local name = string.match(head, '[; ]name="([^"\r\n]*)"') or string.match(head, "[; ]name=([^; \r\n]*)") or ""
