@@ -3,7 +3,8 @@
     python tests/tiers.py run NAME [MINUTES]    run a tier, look a second time at what failed, write its record
     python tests/tiers.py list                  which tiers are older than what they cover
 
-The record of the tier `test` is `out/report.json`, that of any other `out/tiers/NAME.json`.
+The records of the long tiers, `tests/records/NAME.json`, are committed: a tier that nobody runs rots. The record of a
+tier that every change runs is in `out/`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from selection import MUST_RUN_ALL
 
 ROOT: Final = Path(__file__).parent.parent
 OUT: Final = ROOT / "out"
+RECORDS: Final = ROOT / "tests/records"
 # One more process than there are cores: tests on real servers wait half of their time. Each file goes to one process,
 # so that what a module starts is started once.
 SPREAD: Final = (
@@ -49,13 +51,29 @@ class Tier:
     environment: str = ".venv"
     repeated: bool = False
     """Whether it is run with fresh seeds until its minutes are over."""
+    is_long: bool = True
+    """Whether it is not run for every change, so that its record is committed."""
 
 
+# To collect all unit tests would take longer than to run these.
+_SAME: Final = tuple(
+    str(path.relative_to(ROOT))
+    for path in sorted((ROOT / "tests/unit").rglob("test_*.py"))
+    if "mark.same" in path.read_text(encoding="utf-8")
+)
 TIERS: Final[Mapping[str, Tier]] = {
+    "same": Tier(
+        "what is generated beside what it is generated from, and all lists beside what they list",
+        (*PRODUCT, "charts", "crds", "docs", "examples", "images", "tests", "pyproject.toml"),
+        "same",
+        paths=_SAME,
+        is_long=False,
+    ),
     "test": Tier(
         "quick tests, and the core on the real Triton and Envoy",
         (*PRODUCT, "bench", "charts", "crds", "docs", "examples", "images", "tests", "pyproject.toml"),
         "not same and not thorough and not needs and not cluster and (core or not platform)",
+        is_long=False,
     ),
     "platform": Tier(
         "the rest on the real Triton and Envoy",
@@ -114,7 +132,7 @@ def main(arguments: Sequence[str]) -> int:
         case ["run", name, *minutes] if name in TIERS and len(minutes) <= 1:
             return run_tier(name, float(minutes[0]) if minutes else 0.0)
         case ["list"]:
-            print("\n".join(f"{name:<10}{standing(name)}" for name in TIERS))
+            print("\n".join(f"{name:<11}{standing(name)}" for name in TIERS))
             return 0
     print(f"{__doc__}\nTiers: {', '.join(TIERS)}", file=sys.stderr)
     return 2
@@ -140,6 +158,11 @@ def run_tier(name: str, minutes: float) -> int:
     if os.environ.get(MUST_RUN_ALL) and results.having("skipped"):
         results.broken.append(f"{len(results.having('skipped'))} skipped, and {MUST_RUN_ALL} is set")
     record = write_record(name, results, time.monotonic() - began_s)
+    if name == "same" and any("Timeout" not in text for text in results.failures.values()):
+        print("`make write` writes what is generated anew; read the difference. A list is completed by hand.")
+    if name == "test":
+        old = [f"{each:<11}{standing(each)}" for each, tier in TIERS.items() if tier.is_long and not is_current(each)]
+        print("\n".join(["==== LONG TIERS OLDER THAN WHAT THEY COVER ====", *(old or ["none"])]))
     print(summary(record), flush=True)
     return 0 if record["green"] else 1
 
@@ -148,8 +171,9 @@ def write_record(name: str, results: Results, took_s: float) -> dict[str, Any]:
     """Write the record of a run, and `out/flaky.json` beside it; return the record."""
     record = record_of(name, results, took_s)
     path = _record_path(name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=1))
+    OUT.mkdir(exist_ok=True)
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(record, indent=1) + "\n")
     (OUT / "flaky.json").write_text(json.dumps(results.flaky, indent=1))
     return record
 
@@ -171,14 +195,18 @@ def record_of(name: str, results: Results, took_s: float) -> dict[str, Any]:
         "green": not results.having("failed") and not results.broken,
         "minutes": round(took_s / 60, 1),
         "passed": len(results.having("passed")),
-        "failed": results.failures,
-        "flaky": results.flaky,
+        "failed": _without_folders(results.failures),
+        "flaky": _without_folders(results.flaky),
         "quarantined": {test: results.outcomes[test] for test in results.having("xfailed", "xpassed")},
         "broken": results.broken,
         "leftOut": not_run.read_text().splitlines() if not_run.exists() else [],
         "folders": {name: {**sums, "minutes": round(sums["minutes"], 2)} for name, sums in sorted(folders.items())},
         "slowest": {test: round(results.seconds[test], 1) for test in slowest},
     }
+
+
+def _without_folders(texts: Mapping[str, str]) -> dict[str, str]:
+    return {test: text.replace(f"{ROOT}/", "").replace(str(Path.home()), "~") for test, text in texts.items()}
 
 
 def summary(record: Mapping[str, Any]) -> str:
@@ -198,19 +226,30 @@ def summary(record: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def is_current(name: str) -> bool:
+    """Return whether a tier has been run since what it covers has changed."""
+    path = _record_path(name)
+    return path.exists() and json.loads(path.read_text())["digest"] == digest(TIERS[name].covers)
+
+
 def standing(name: str) -> str:
     """Return what the record of a tier is worth now, in words."""
     path = _record_path(name)
     if not path.exists():
-        return f"never run here       {TIERS[name].title}"
+        return f"no record            {TIERS[name].title}"
     record = json.loads(path.read_text())
-    age = "current" if record["digest"] == digest(TIERS[name].covers) else "older than what it covers"
-    verdict = "green" if record["green"] else "RED"
-    return f"{verdict}, {age}; {record['passed']} passed in {record['minutes']} minutes at {record['commit'][:9]}"
+    age = "current" if is_current(name) else "older than what it covers"
+    verdict = "green" if record["green"] else f"RED ({len(record['failed'])} failed)"
+    counts = f"{record['passed']} passed, {len(record['leftOut'])} not run"
+    return (
+        f"{verdict}, {age}; {counts} in {record['minutes']} minutes at {record['commit'][:9]}, {record['ended'][:10]}"
+    )
 
 
 def _record_path(name: str) -> Path:
-    return OUT / "report.json" if name == "test" else OUT / "tiers" / f"{name}.json"
+    if TIERS[name].is_long:
+        return RECORDS / f"{name}.json"
+    return OUT / ("report.json" if name == "test" else f"{name}.json")
 
 
 def digest(folders: Sequence[str]) -> str:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 QUERIES, CLASSES = 14, 5
 INPUT = (64, 96)
+ROUNDING = 2e-6
 SIZES = [(64, 96), (101, 67), (333, 500)]
 MASK_FAMILIES = ["mask2former", "maskformer", "detr-panoptic"]
 MASK_SIZE = {"mask2former": (384, 384)}
@@ -125,6 +126,20 @@ def cases() -> Iterator[dict[str, Case]]:
     torch.set_num_threads(threads)
 
 
+def tied(case: Case, size: tuple[int, int], threshold: float, mask_threshold: float = 0.5) -> NDArray[np.bool_]:
+    """The pixels at which rounding decides which query has them, or whether one has: processors round differently."""
+    import torch
+    from torch.nn.functional import interpolate
+
+    classes, masks = (vars(case.outputs)[NAMES[case.family][at]].double() for at in (0, -1))
+    scores, labels = classes[0].softmax(-1).max(-1)
+    if case.family in MASK_SIZE:
+        masks = interpolate(masks, MASK_SIZE[case.family], mode="bilinear")
+    products = interpolate(masks.sigmoid(), size, mode="bilinear")[0] * scores[:, None, None]
+    best, second = products[(labels < CLASSES) & (scores > threshold)].topk(2, dim=0).values
+    return (torch.minimum(best - second, (best - mask_threshold).abs()) < ROUNDING).numpy()
+
+
 def options(family: str) -> dict[str, Any]:
     return {"mask_size": MASK_SIZE.get(family)}
 
@@ -132,12 +147,18 @@ def options(family: str) -> dict[str, Any]:
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("family", MASK_FAMILIES)
 def test_semantic_maps_are_those_of_transformers(cases: dict[str, Case], family: str, size: tuple[int, int]) -> None:
+    import torch
+
     case = cases[family]
 
     scores = SemanticQueries(**options(family))(case.queries(size), RequestOptions())
 
     (expected,) = case.theirs.post_process_semantic_segmentation(case.outputs, target_sizes=[size])
-    np.testing.assert_array_equal(Argmax()(scores, RequestOptions()).labels, expected.numpy())
+    sums = torch.nn.functional.interpolate(torch.from_numpy(scores.values)[None], size, mode="bilinear")
+    best, second = sums[0].topk(2, dim=0).values.numpy()
+    untied = best - second > ROUNDING
+    np.testing.assert_array_equal(Argmax()(scores, RequestOptions()).labels[untied], expected.numpy()[untied])
+    assert untied.mean() > 0.99
     assert len(np.unique(expected)) > 2
 
 
@@ -162,9 +183,11 @@ def test_panoptic_maps_are_those_of_transformers(
         threshold=thresholds[0], mask_threshold=thresholds[1], overlap_threshold=thresholds[2], **options(family)
     )(case.queries(size), RequestOptions())
 
-    np.testing.assert_array_equal(ours.ids, ids)
+    untied = ~tied(case, size, *thresholds[:2])
+    np.testing.assert_array_equal(ours.ids[untied], ids[untied])
+    assert untied.mean() > 0.99
     assert [(s.id, s.class_id) for s in ours.segments] == [(s["id"], s["label_id"]) for s in segments]
-    np.testing.assert_allclose([s.score for s in ours.segments], [s["score"] for s in segments], atol=2e-6)
+    np.testing.assert_allclose([s.score for s in ours.segments], [s["score"] for s in segments], atol=ROUNDING)
 
 
 def test_most_of_what_is_compared_has_segments(cases: dict[str, Case]) -> None:
@@ -216,14 +239,14 @@ def test_what_is_no_thing_is_fused_by_default(cases: dict[str, Case]) -> None:
     assert {s.class_id for s in plain.segments if s.is_thing} <= things
 
 
-def assert_same(found: Instances, info: list[Any], masks: Any) -> None:
-    """In any order: transformers keeps none."""
-    ours = [decode_bitmap(counts, found.height, found.width).tobytes() for counts in found.masks]
-    theirs = [np.asarray(mask, np.uint8).tobytes() for mask in masks]
+def assert_same(found: Instances, info: list[Any], masks: Any, at: Any = ...) -> None:
+    """In any order: transformers keeps none. `at` are the pixels that are compared."""
+    ours = [decode_bitmap(counts, found.height, found.width)[at].tobytes() for counts in found.masks]
+    theirs = [np.asarray(mask, np.uint8)[at].tobytes() for mask in masks]
     own = sorted(zip(found.classes.tolist(), ours, found.scores.tolist(), strict=True))
     other = sorted((s["label_id"], mask, s["score"]) for s, mask in zip(info, theirs, strict=True))
     assert [row[:2] for row in own] == [row[:2] for row in other]
-    np.testing.assert_allclose([row[2] for row in own], [row[2] for row in other], atol=2e-6)
+    np.testing.assert_allclose([row[2] for row in own], [row[2] for row in other], atol=ROUNDING)
     assert len(info) > 2
 
 
@@ -255,7 +278,7 @@ def test_exclusive_instances_are_those_of_detr(cases: dict[str, Case], size: tup
         case.outputs, target_sizes=[size], threshold=0.4, overlap_mask_area_threshold=0.2
     )
     info, ids = found["segments_info"], found["segmentation"].numpy()
-    assert_same(ours, info, [ids == s["id"] for s in info])
+    assert_same(ours, info, [ids == s["id"] for s in info], ~tied(case, size, 0.4))
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -293,7 +316,7 @@ def test_panoptic_maps_of_eomt_are_those_of_transformers(
 
     info = expected["segments_info"]
     assert [(s.id, s.class_id) for s in found.segments] == [(s["id"] + 1, s["label_id"]) for s in info]
-    np.testing.assert_allclose([s.score for s in found.segments], [s["score"] for s in info], atol=2e-6)
+    np.testing.assert_allclose([s.score for s in found.segments], [s["score"] for s in info], atol=ROUNDING)
     assert (found.ids != expected["segmentation"].numpy() + 1).mean() < 0.01
     assert len(info) >= 2
 

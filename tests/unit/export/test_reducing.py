@@ -247,6 +247,19 @@ def test_an_input_of_any_name_type_and_layout_calibrates(
     assert operators.count("QuantizeLinear") >= 1
 
 
+def test_weights_of_int8_are_too_small_to_saturate_a_processor_without_vnni(
+    resource: Path, photos: Path, tmp_path: Path
+) -> None:
+    """Two products of 255 and a weight are added in 16 bits there: 2 * 255 * 64 fits, 2 * 255 * 65 does not."""
+    export(resource, "--precision", "int8", "--images", photos, "-o", tmp_path / "out")
+
+    (file,) = (tmp_path / "out").glob("*.int8.onnx")
+    tensors = [numpy_helper.to_array(each) for each in onnx.load(file).graph.initializer]
+    weights = [tensor for tensor in tensors if tensor.dtype == np.int8 and tensor.ndim == 4]
+    assert weights
+    assert max(np.abs(tensor.astype(int)).max() for tensor in weights) == 64
+
+
 def test_tiles_calibrate_as_the_network_gets_them(tmp_path: Path, photos: Path) -> None:
     network(tmp_path / "net.onnx", TensorProto.UINT8, ["n", 3, 64, 64])
     tiled = pipeline(preprocess=[{"decode": {}}], inference=[{"tile": {"height": 64, "width": 64, "overlap": 0}}])

@@ -28,15 +28,16 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         subprocess.run(["git", *command], cwd=tmp_path, check=True)
     monkeypatch.setattr(tiers, "ROOT", tmp_path)
     monkeypatch.setattr(tiers, "OUT", tmp_path / "out")
+    monkeypatch.setattr(tiers, "RECORDS", tmp_path / "records")
     return tmp_path
 
 
 @pytest.mark.same
-def test_every_test_belongs_to_a_tier_or_to_make_same() -> None:
-    whole = [Expression.compile(tier.marks) for tier in TIERS.values() if not tier.paths]
+def test_every_test_belongs_to_a_tier() -> None:
+    whole = [Expression.compile(tier.marks) for name, tier in TIERS.items() if not tier.paths or name == "same"]
 
     def is_run(marks: set[str]) -> bool:
-        return marks == {"same"} or any(tier.evaluate(lambda name, **_: name in marks) for tier in whole)
+        return any(tier.evaluate(lambda name, **_: name in marks) for tier in whole)
 
     combinations = [set(marks) for number in range(5) for marks in itertools.combinations(MARKS, number)]
     # What is of the core is of the platform, and what compares needs nothing.
@@ -63,12 +64,54 @@ def test_a_digest_is_of_what_is_covered(checkout: Path) -> None:
 
 def test_a_record_says_what_it_is_worth(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(TIERS, "platform", tiers.Tier("servers", ("covered",), "platform"))  # type: ignore[arg-type]
-    assert standing("platform").startswith("never run here")
+    assert standing("platform").startswith("no record")
 
     tiers.write_record("platform", Results({"tests/a/test_b.py::test_c": "passed"}), 60.0)
-    assert standing("platform").startswith("green, current; 1 passed in 1.0 minutes")
+    assert standing("platform").startswith("green, current; 1 passed, 0 not run in 1.0 minutes")
     (checkout / "covered/file.py").write_text("changed")
     assert standing("platform").startswith("green, older than what it covers")
+
+
+@pytest.mark.parametrize("name", [name for name, tier in TIERS.items() if tier.is_long])
+def test_the_record_of_a_long_tier_can_be_committed(checkout: Path, name: str) -> None:
+    tiers.write_record(name, Results({"tests/a/test_b.py::test_c": "passed"}), 60.0)
+
+    untracked = subprocess.run(
+        ["git", "status", "--porcelain"], cwd=checkout, capture_output=True, text=True, check=True
+    )
+    assert untracked.stdout == "?? records/\n"
+
+
+@pytest.mark.parametrize(
+    ("failure", "is_said"),
+    [
+        pytest.param("in call: assert 'a' == 'b'", True, id="a difference"),
+        pytest.param("in call: Failed: Timeout (>300.0s) from pytest-timeout.", False, id="a timeout"),
+    ],
+)
+def test_only_a_difference_is_said_to_need_what_is_generated_anew(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], failure: str, is_said: bool
+) -> None:
+    results = Results({"tests/unit/test_a.py::test_a": "failed"}, {}, {"tests/unit/test_a.py::test_a": failure})
+    monkeypatch.setattr(tiers, "run", lambda _: results)
+    monkeypatch.setattr(tiers, "look_again", lambda *_: None)
+
+    assert tiers.run_tier("same", 0.0) == 1
+
+    assert ("`make write`" in capsys.readouterr().out) is is_said
+
+
+def test_a_run_of_all_quick_tests_names_the_long_tiers_that_are_old(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tiers, "run", lambda _: Results({"tests/unit/test_a.py::test_a": "passed"}))
+    tiers.write_record("edits", Results({"tests/a/test_b.py::test_c": "passed"}), 60.0)
+
+    assert tiers.run_tier("test", 0.0) == 0
+
+    _, _, old = capsys.readouterr().out.partition("==== LONG TIERS OLDER THAN WHAT THEY COVER ====")
+    assert "platform   no record" in old
+    assert "edits" not in old
 
 
 def test_a_summary_names_what_failed_what_was_flaky_and_where_the_minutes_went(checkout: Path) -> None:
