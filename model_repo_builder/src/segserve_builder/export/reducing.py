@@ -178,9 +178,9 @@ def to_int8(source: Path, feeds: Iterable[Mapping[str, NDArray[Any]]], folder: P
 
     Standard operators only (QuantizeLinear and DequantizeLinear around the others), weights by channel, of 7 bits:
     without VNNI, ONNX Runtime adds two products of x86's 8 bits in 16, which saturates with larger weights, so that one
-    file would answer differently on two processors. The last convolutions stay as they are: they make scores and classes, and take little time. Products stay too: in INT8 those
-    of the zoo's transformers save no time. Temporary files are in `folder`. Raises `ExportError` if nothing is left to
-    reduce.
+    file would answer differently on two processors. The last convolutions stay as they are: they make scores and
+    classes, and take little time. Products stay too: in INT8 those of the zoo's transformers save no time. Temporary
+    files are in `folder`. Raises `ExportError` if nothing is left to reduce.
     """
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
