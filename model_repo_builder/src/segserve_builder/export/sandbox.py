@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from segserve_builder.errors import ExportError
+from segserve_common.interpreter import python
 
 TIMEOUT_S: Final = 600
 DATA_BYTES: Final = 8 * 2**30
@@ -115,7 +116,7 @@ def run(task: Task, output: Path) -> None:
     }
     start = f"import sys; sys.path += {_packages()!r}; from {__name__} import _main; _main()"
     with output.open("wb") as file, tempfile.TemporaryFile() as messages:
-        command = [sys.executable, "-I", "-B", "-c", start, json.dumps({**order, "output": file.fileno()})]
+        command = python("-I", "-B", "-c", start, json.dumps({**order, "output": file.fileno()}))
         try:
             done = subprocess.run(
                 command,

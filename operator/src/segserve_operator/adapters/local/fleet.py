@@ -27,6 +27,7 @@ from segserve_builder.sources.access import ACCESS_VARIABLE, Access
 from segserve_builder.steps.crash_record import forget_crashes
 from segserve_common.backoff import Backoff
 from segserve_common.files import write_private
+from segserve_common.interpreter import python
 from segserve_common.process_record import ProcessRecord
 from segserve_operator.adapters.checks.triton_queue import queue_of
 from segserve_operator.adapters.local import processes
@@ -251,8 +252,7 @@ class LocalFleet:
     def _agent_argv(self, folder: GroupFolder) -> list[str]:
         ports = _read_ports(folder)
         return [
-            str(self.runtime.python),
-            *("-m", "segserve_builder.agent"),
+            *python("-m", "segserve_builder.agent", interpreter=self.runtime.python),
             *("--group-dir", str(folder.root)),
             *("--grpc", str(ports.grpc)),
             *("--metrics", str(ports.metrics)),

@@ -7,7 +7,6 @@ import ctypes
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Final
 import psutil
 
 from segserve_common.files import write_private
+from segserve_common.interpreter import python
 from segserve_common.process_record import ProcessRecord
 
 # Environment variable that marks child processes. Not SEGSERVE_STATE, which users export: their shell would be marked.
@@ -43,7 +43,7 @@ def start(
     """
     hidden = [name for name in environment if name.startswith("--")]
     if hidden:
-        argv = [sys.executable, "-I", "-S", "-c", _TRACED, *argv, *hidden]
+        argv = python("-I", "-S", "-c", _TRACED, *argv, *hidden)
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
         child = subprocess.Popen(
@@ -96,8 +96,11 @@ def _swap_arguments(child: subprocess.Popen[bytes], count: int) -> None:
 
 
 def marked_environment(environment: Mapping[str, str], state: Path) -> dict[str, str]:
-    """Return the environment that marks a process and its descendants as belonging to this platform."""
-    return {**environment, MARK: str(state)}
+    """Return the environment that marks a process and its descendants as belonging to this platform.
+
+    Those that are not started by `segserve_common.interpreter`, such as Triton's steps, do without the current folder.
+    """
+    return {**environment, MARK: str(state), "PYTHONSAFEPATH": "1"}
 
 
 def current_process() -> ProcessRecord:

@@ -23,6 +23,7 @@ from typing import ClassVar, Final, TypeAlias
 import segserve_builder
 import segserve_common
 from segserve_builder.steps.openvino_session import REQUIREMENT
+from segserve_common.interpreter import python
 from segserve_operator.adapters.local.code_folder import (
     CODE_VARIABLE,
     has_all_kernels,
@@ -38,7 +39,6 @@ _INSTALLING: Final = "installing Triton (240 MB to download)"
 _INSTALLING_OPENVINO: Final = "installing OpenVINO (59 MB to download)"
 _INSTALLING_CUDA: Final = "installing ONNX Runtime for CUDA 13 (1.6 GB to download)"
 _INDEX: Final = "Is the package index reachable? pip's own configuration applies (PIP_INDEX_URL, pip.conf)"
-_COMPILE: Final = ("-m", "segserve_builder.kernels", "--report")
 _PACKAGE: Final = Path(segserve_builder.__file__).parent
 _KERNELS: Final = _PACKAGE / "kernels"
 _CODE: Final = (_PACKAGE, Path(segserve_common.__file__).parent)
@@ -84,7 +84,7 @@ class RuntimeEnvironment:
     @property
     def python(self) -> Path:
         """Path of the interpreter."""
-        return self.root / "bin" / "python"
+        return _interpreter(self.root)
 
     @property
     def site_packages(self) -> Path:
@@ -239,16 +239,17 @@ def _locked(path: Path) -> Iterator[None]:
 
 def _is_complete(root: Path) -> bool:
     # The interpreter is a link to the Python that created it, which may have been removed since.
-    return (root / _MARKER).exists() and (root / "bin" / "python").exists()
+    return (root / _MARKER).exists() and _interpreter(root).exists()
 
 
 def _install(root: Path, progress: OnStep) -> None:
     shutil.rmtree(root, ignore_errors=True)
-    interpreter = getattr(sys, "_base_executable", sys.executable)
-    python = str(root / "bin" / "python")
     run_or_raise(
         # A pip of its own would take seconds to install.
-        [interpreter, "-m", "venv", *(["--without-pip"] if find_spec("pip") is not None else []), str(root)],
+        python(
+            *("-m", "venv", *(["--without-pip"] if find_spec("pip") is not None else []), str(root)),
+            interpreter=getattr(sys, "_base_executable", None),
+        ),
         "On Debian and Ubuntu: apt-get install python3-venv",
     )
     lock = lock_file()
@@ -266,7 +267,9 @@ def _install(root: Path, progress: OnStep) -> None:
     # The list is complete. The requirements of nvidia-pytriton are for its Python code, which is not used.
     run_or_raise([*_pip_install(root), "--no-deps", "-r", str(lock)], _INDEX, report)
     # Three of five lines are of Kubernetes' client, which serves the agent in a cluster alone.
-    compiler = [python, "-m", "compileall", "-qq", "-x", "/kubernetes/", str(site_packages(root))]
+    compiler = python(
+        *("-m", "compileall", "-qq", "-x", "/kubernetes/", str(site_packages(root))), interpreter=_interpreter(root)
+    )
     subprocess.run(compiler, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
     # The wheel has one stub per Python version in a separate folder; the backend expects it in its own.
     wheel = _triton_folder(root)
@@ -279,9 +282,9 @@ def _install(root: Path, progress: OnStep) -> None:
 
 
 def _pip_install(root: Path) -> list[str]:
-    python = str(root / "bin" / "python")
+    own = _interpreter(root)
     has_pip = find_spec("pip") is not None
-    pip = [sys.executable, "-m", "pip", "--python", python] if has_pip else [python, "-m", "pip"]
+    pip = python("-m", "pip", "--python", str(own)) if has_pip else python("-m", "pip", interpreter=own)
     return [*pip, "install", "--no-compile", "--disable-pip-version-check", "--progress-bar", "off"]
 
 
@@ -305,6 +308,10 @@ def run_or_raise(command: list[str], advice: str, on_line: Callable[[str], objec
         raise InstallError(f"{' '.join(command)} failed with exit code {process.returncode}. {advice}.\n{output}")
 
 
+def _interpreter(root: Path) -> Path:
+    return root / "bin" / "python"
+
+
 def _triton_folder(root: Path) -> Path:
     return site_packages(root) / "pytriton" / "tritonserver"
 
@@ -320,8 +327,11 @@ def _compile_kernels(root: Path, code: Path, kernels: Collection[str] | None, pr
 
 def _kernel_command(root: Path, code: Path, kernels: Collection[str] | None) -> list[str]:
     # `env` adds to the inherited environment.
-    python = str(root / "bin" / "python")
-    return ["env", f"PYTHONPATH={code}", f"{CODE_VARIABLE}={code}", python, *_COMPILE, *(kernels or ())]
+    return ["env", f"PYTHONPATH={code}", f"{CODE_VARIABLE}={code}", *_compiler(kernels, _interpreter(root))]
+
+
+def _compiler(kernels: Collection[str] | None, interpreter: Path | None = None) -> list[str]:
+    return python("-m", "segserve_builder.kernels", "--report", *(kernels or ()), interpreter=interpreter)
 
 
 def _kernel_report(progress: OnStep) -> Callable[[str], None]:
@@ -342,7 +352,7 @@ def _compiling_meanwhile(kernels: Collection[str] | None, progress: OnStep) -> I
     if (kernels is not None and not kernels) or not _has_the_same_compiler() or not os.access(_KERNELS, os.W_OK):
         yield
         return
-    with _running([sys.executable, *_COMPILE, *(kernels or ())], _kernel_report(progress)) as wait:
+    with _running(_compiler(kernels), _kernel_report(progress)) as wait:
         yield
         wait()
 
