@@ -3,7 +3,8 @@
 The child is an isolated Python (`-I`) with an empty environment. Before it imports what parses the file it gives up,
 for good, and for root too: all files but the libraries and those it is given (landlock), sockets of any kind, other
 processes and their memory, signals, opening a file for writing, changing a file's rights or times (seccomp), all
-capabilities, and memory and time without limit. What it writes goes to a file that its parent has opened.
+capabilities, and memory and time without limit. What it writes goes to a file that its parent has opened. It keeps
+signals by `fcntl` (F_SETOWN, F_SETSIG), attributes of files that it may read (FS_IOC_SETFLAGS), and System V IPC by id.
 
 There is no library for it that is kept up: `landlock` on PyPI is a development version of 2023 that knows no more than
 landlock, `pyseccomp` needs libseccomp and has not changed since 2021. The kernel's interface is stable.
