@@ -91,7 +91,7 @@ class GroupFolder:
     @property
     def secret(self) -> Path:
         """The word that this Triton's management API requires; an earlier version of segserve wrote none here."""
-        return self.root / "api-secret"
+        return self.root / "server-secret"
 
     def record(self, process: str) -> Path:
         """Return the record file of the process `triton` or `agent`."""
@@ -214,7 +214,7 @@ class LocalFleet:
         running = processes.read_record(folder.record("triton"))
         if processes.is_alive(running) and not folder.secret.exists():
             log.warning("the server of group %s is restarted: an earlier version of segserve started it, "
-                        "and any process of this machine may load models into it", group)  # fmt: skip
+                        "and other users of this machine may read its shared memory", group)  # fmt: skip
             processes.end(processes.read_record(folder.record("agent")), grace_s=5)
             processes.end(running, grace_s=STOP_GRACE_S)
         if processes.is_alive(running):
