@@ -41,6 +41,8 @@ _INSTALLING_CUDA: Final = "installing ONNX Runtime for CUDA 13 (1.6 GB to downlo
 _INDEX: Final = "Is the package index reachable? pip's own configuration applies (PIP_INDEX_URL, pip.conf)"
 _PACKAGE: Final = Path(segserve_builder.__file__).parent
 _KERNELS: Final = _PACKAGE / "kernels"
+_OPENVINO_LOCK: Final = _PACKAGE / "openvino.lock"
+_CUDA_LOCK: Final = _PACKAGE / "cuda.lock"
 _CODE: Final = (_PACKAGE, Path(segserve_common.__file__).parent)
 """The packages that agents and steps import."""
 
@@ -147,7 +149,7 @@ def ensure_openvino(cache: Path, progress: OnStep = lambda _: None) -> None:
 
     Models with `runtime.engine: openvino` alone need it: unpacked it has 184 MB. Raises `RuntimeEnvironmentError`.
     """
-    _ensure(cache, _INSTALLING_OPENVINO, REQUIREMENT, ["--no-deps", REQUIREMENT], progress)
+    _ensure(cache, _INSTALLING_OPENVINO, REQUIREMENT, _OPENVINO_LOCK, progress)
 
 
 def ensure_cuda(cache: Path, progress: OnStep = lambda _: None) -> None:
@@ -156,17 +158,15 @@ def ensure_cuda(cache: Path, progress: OnStep = lambda _: None) -> None:
     Models with `runtime.device: gpu` alone need it: unpacked it has 2.3 GB. The files replace those of the build for
     CPUs, of the same version, and running steps keep theirs. Raises `RuntimeEnvironmentError`.
     """
-    name = f"onnxruntime-gpu=={_pinned()['onnxruntime']}"
-    requirement = name.replace("==", "[cuda,cudnn]==")
-    _ensure(cache, _INSTALLING_CUDA, name, ["--constraint", str(lock_file()), requirement], progress)
+    _ensure(cache, _INSTALLING_CUDA, f"onnxruntime-gpu=={_pinned()['onnxruntime']}", _CUDA_LOCK, progress)
 
 
-def _ensure(cache: Path, text: str, name: str, arguments: list[str], progress: OnStep) -> None:
+def _ensure(cache: Path, text: str, name: str, lock: Path, progress: OnStep) -> None:
     root = ensure_runtime(cache, progress, kernels=()).root
     with _locked(root.with_suffix(".lock")):
         if not (installed := root / name).exists():
             progress(InstallStep(text, 0, 1))
-            run_or_raise([*_pip_install(root), *arguments], _INDEX)
+            run_or_raise(_pip_install(root, lock), _INDEX)
             installed.touch()
             progress(InstallStep(text, 1, 1))
 
@@ -198,7 +198,8 @@ def lock_file() -> Path:
 
 
 def _pinned() -> dict[str, str]:
-    return dict(line.split("==") for line in lock_file().read_text().splitlines() if "==" in line)
+    """Return the version of each package of the list; lines of digests follow each."""
+    return dict(line.split()[0].split("==") for line in lock_file().read_text().splitlines() if "==" in line)
 
 
 def environment_digest(lock: bytes) -> str:
@@ -254,7 +255,7 @@ def _install(root: Path, progress: OnStep) -> None:
     )
     lock = lock_file()
     # The last part is that all are unpacked.
-    total = 1 + sum(1 for line in lock.read_text().splitlines() if line and not line.startswith("#"))
+    total = 1 + len(_pinned())
     collected = 0
 
     def report(line: str) -> None:
@@ -264,8 +265,7 @@ def _install(root: Path, progress: OnStep) -> None:
             progress(InstallStep(_INSTALLING, collected, total))
 
     progress(InstallStep(_INSTALLING, 0, total))
-    # The list is complete. The requirements of nvidia-pytriton are for its Python code, which is not used.
-    run_or_raise([*_pip_install(root), "--no-deps", "-r", str(lock)], _INDEX, report)
+    run_or_raise(_pip_install(root, lock), _INDEX, report)
     # Three of five lines are of Kubernetes' client, which serves the agent in a cluster alone.
     compiler = python(
         *("-m", "compileall", "-qq", "-x", "/kubernetes/", str(site_packages(root))), interpreter=_interpreter(root)
@@ -281,11 +281,13 @@ def _install(root: Path, progress: OnStep) -> None:
     progress(InstallStep(_INSTALLING, total, total))
 
 
-def _pip_install(root: Path) -> list[str]:
+def _pip_install(root: Path, lock: Path) -> list[str]:
+    """Return the command that installs a list, which is complete and has the digests of all files that may be it."""
     own = _interpreter(root)
     has_pip = find_spec("pip") is not None
     pip = python("-m", "pip", "--python", str(own)) if has_pip else python("-m", "pip", interpreter=own)
-    return [*pip, "install", "--no-compile", "--disable-pip-version-check", "--progress-bar", "off"]
+    options = ["--no-compile", "--disable-pip-version-check", "--progress-bar", "off", "--no-deps", "--require-hashes"]
+    return [*pip, "install", *options, "-r", str(lock)]
 
 
 def run_or_raise(command: list[str], advice: str, on_line: Callable[[str], object] = lambda _: None) -> None:
