@@ -53,7 +53,7 @@ $(VENV)/dev.stamp: pyproject.toml constraints.txt | $(BIN)/python $(UV)
 $(VENV)-numpy1/stamp: pyproject.toml constraints.txt $(LOCK) | $(UV)
 	$(PYTHON) -m venv --without-pip $(VENV)-numpy1
 	# Constraints without the packages of which the runtime has versions of its own.
-	awk -F '==' 'NR == FNR { locked[tolower($$1)]; next } !(tolower($$1) in locked)' $(LOCK) constraints.txt \
+	awk -F '==' '{ name = tolower($$1); gsub("_", "-", name) } NR == FNR { locked[name]; next } !(name in locked)' $(LOCK) constraints.txt \
 	  > $(VENV)-numpy1/constraints.txt
 	$(call INSTALL,$(VENV)-numpy1) --constraint $(LOCK) --constraint $(VENV)-numpy1/constraints.txt \
 	  --editable '.[builder,cluster,sources]' torch==2.13.0 onnxruntime scipy scikit-image \
@@ -272,11 +272,16 @@ UV_LOCK := pip compile --quiet pyproject.toml - --constraint constraints.txt --g
   --no-annotate --no-header --python-platform x86_64-manylinux_2_28
 LOCK_HEADER = echo "\# What images/$(1).Dockerfile installs, with the digests of every file that may be it. Written by \`make locks\`."
 
-locks: | $(UV)  ## Write what the images install, with digests
+locks: | $(UV)  ## Write what the images and local runtimes install, with digests
 	{ $(call LOCK_HEADER,operator); echo hatchling | $(UV) $(UV_LOCK) --python-version 3.11 --extra operator; } > $(OUT)/operator.lock
 	{ $(call LOCK_HEADER,server); printf 'hatchling\nonnxruntime\n' | \
 	  $(UV) $(UV_LOCK) --python-version 3.12 --extra builder --extra cluster --extra sources; } > $(OUT)/server.lock
 	mv $(OUT)/operator.lock $(OUT)/server.lock images
+	# Versions of the local runtimes are chosen by hand.
+	for lock in $(LOCK) $(dir $(LOCK))openvino.lock $(dir $(LOCK))cuda.lock; do \
+	  { grep '^#' $$lock; sed -n 's/^\([^# ]*==[^ ]*\).*/\1/p' $$lock | $(UV) pip compile --quiet - --no-deps --generate-hashes \
+	    --no-emit-index-url --no-annotate --no-header --python-platform x86_64-manylinux_2_35 --python-version 3.11; \
+	  } > $(OUT)/runtime.lock && mv $(OUT)/runtime.lock $$lock || exit 1; done
 
 clean:  ## Remove what was made here (not the cache in ~/.cache/segserve)
 	rm -rf $(VENV) $(VENV)-uv $(VENV)-numpy1 $(VENV)-debian $(VENV)-peers $(VENV)-exporters $(VENV)-client-* $(VENV)-gpu $(VENV)-rivals $(OUT) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

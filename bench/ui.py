@@ -22,7 +22,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
-import httpx
 import numpy as np
 import psutil
 from PIL import Image
@@ -77,22 +76,21 @@ async def view(url: str) -> None:
     By hand: an HTTP client takes more processor time than the server.
     """
     host = url.partition("//")[2].partition("/")[0]
-    entered = httpx.get(url)
-    entered.raise_for_status()
-    cookie = entered.headers["set-cookie"].partition(";")[0]
+    token = url.partition("token=")[2]
 
     async def viewer(number: int) -> None:
         await asyncio.sleep(POLL_S * number / VIEWERS)
-        request = f"GET {POLLS[number % len(POLLS)]} HTTP/1.1\r\nHost: {host}\r\nCookie: {cookie}\r\n\r\n".encode()
+        head = f"GET {POLLS[number % len(POLLS)]} HTTP/1.1\r\nHost: {host}\r\n"
+        request = f"{head}Authorization: Bearer {token}\r\n\r\n".encode()
         while True:
             reader, writer = await asyncio.open_connection(*host.split(":"))
             # The server closes the connections of paused viewers.
             with suppress(asyncio.IncompleteReadError, ConnectionError):
                 while True:
                     writer.write(request)
-                    head = await reader.readuntil(b"\r\n\r\n")
-                    assert head.startswith(b"HTTP/1.1 200 "), head
-                    await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].split()[0]))
+                    answer = await reader.readuntil(b"\r\n\r\n")
+                    assert answer.startswith(b"HTTP/1.1 200 "), answer
+                    await reader.readexactly(int(answer.lower().partition(b"content-length: ")[2].split()[0]))
                     await asyncio.sleep(POLL_S)
             writer.close()
 

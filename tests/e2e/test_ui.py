@@ -7,8 +7,10 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Literal
+from threading import Thread
+from typing import ClassVar, Literal
 
 import pytest
 import yaml
@@ -31,6 +33,7 @@ from segserve_operator.api.rollout_policy import Shadow
 from segserve_platform.cli.options import PlatformOptions
 from segserve_platform.cli.page import page as page_of
 from segserve_ui.guard import PageAccess
+from segserve_ui.server import open_browser
 
 pytestmark = [pytest.mark.platform, pytest.mark.needs("chromium")]
 PHOTO = MODELS.parent / "coins.png"
@@ -96,7 +99,7 @@ def test_an_image_is_segmented_and_the_slider_hides_objects_without_a_request(pa
     page.get_by_role("tab", name="curl").click()
     expect(page.get_by_role("tabpanel")).to_contain_text(f"score_threshold={middle:g}")
     with page.expect_download() as download:
-        page.get_by_role("link", name="COCO").click()
+        page.get_by_role("button", name="COCO").click()
     assert len(json.loads(download.value.path().read_text())["annotations"]) == shown(page)
 
 
@@ -262,6 +265,59 @@ def test_the_gallery_shows_the_samples_that_a_model_keeps_by_class_and_reason(
             page.get_by_role("button", name="Open the sample").click()
             expect(page.get_by_role("heading", name="Playground")).to_be_visible()
             expect(page.locator(".stage canvas.top")).to_be_visible()
+
+
+class OtherPort(BaseHTTPRequestHandler):
+    """A server of another user of the machine, whose page asks the page for what it knows."""
+
+    headers_of: ClassVar[list[str]] = []
+    page = ""
+
+    def do_GET(self) -> None:
+        self.headers_of.append(str(self.headers))
+        self.send_response(200)
+        self.send_header("content-type", "text/html")
+        self.end_headers()
+        self.wfile.write(f'<title>other</title><img src="{self.page}/api/models"><h1>other</h1>'.encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_the_browser_is_led_to_the_page_which_outlives_a_reload_and_no_other_port_gets_its_token(
+    browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harness, started = LocalHarness(tmp_path / "state"), list[str]()
+    with Client(platform=harness.place()) as client:
+        client.models.apply(next(yaml.safe_load_all(MODELS.read_text())))
+    for name, value in {"SEGSERVE_STATE": tmp_path / "state", "DISPLAY": ":0", "HOME": tmp_path}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr("webbrowser.open", lambda url: started.append(url) or True)
+    other = ThreadingHTTPServer(("127.0.0.1", 0), OtherPort)
+    Thread(target=other.serve_forever, daemon=True).start()
+    with page_of(PlatformOptions(local=True)) as access, other:
+        OtherPort.page = access.origins[0]
+        assert open_browser(access)
+        with silent(browser, started[0], complaints=("Failed to load resource", "ERR_BLOCKED")) as page:
+            for _ in range(2):
+                page.get_by_role("link", name="Models").click()
+                expect(page.get_by_role("button", name="Details of coins")).to_be_visible()
+                assert "token" not in page.url
+                page.reload()
+
+            page.evaluate("url => { location.href = url; }", f"http://127.0.0.1:{other.server_port}/")
+            page.get_by_role("heading", name="other").wait_for()
+            kept = page.evaluate("[document.cookie, document.referrer, sessionStorage.length, localStorage.length]")
+            page.go_back()
+            expect(page.get_by_role("button", name="Details of coins")).to_be_visible()
+
+            page.goto(access.origins[0].replace("127.0.0.1", "localhost"))  # another origin, without the token
+            expect(page.get_by_role("alert").first).to_contain_text("open the address that `segserve ui` printed")
+        other.shutdown()
+
+    assert kept == ["", "", 0, 0]
+    assert OtherPort.headers_of
+    assert [each for each in OtherPort.headers_of if access.token in each or "Cookie" in each] == []
 
 
 @contextmanager

@@ -73,10 +73,10 @@ spec:
         priorityClassName: serving
         containers:
           - name: triton
-            env: [{name: HTTPS_PROXY, value: "http://proxy:3128"}, {name: NO_PROXY}]
+            env: [{name: OMP_NUM_THREADS, value: "2"}, {name: TZ}]
           - name: agent
             resources: {limits: {cpu: "0.5", memory: 1Gi}}
-            env: [{name: HTTPS_PROXY, value: "http://proxy:3128"}, {name: NO_PROXY}]
+            env: [{name: OMP_NUM_THREADS, value: "2"}, {name: TZ}]
           - name: tls
             resources: {limits: {memory: 128Mi}, requests: {cpu: 20m}}
     serviceAccountAnnotations: {eks.amazonaws.com/role-arn: "arn:aws:iam::1:role/models"}
@@ -184,7 +184,7 @@ def labelled(labels: dict[str, str]) -> dict[str, Any]:
     return {"podTemplate": {"metadata": {"labels": labels}}}
 
 
-VARIABLE = pods_with({"agent": {"env": [{"name": "A", "value": "b"}]}})
+VARIABLE = pods_with({"agent": {"env": [{"name": "TZ", "value": "Europe/Berlin"}]}})
 """The part of a pool's server that gives the agent a variable."""
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
@@ -59,6 +59,7 @@ CLASSES: Final = 1000
 STATUSES: Final[tuple[tuple[type[Exception], int], ...]] = (
     (errors.RequestTooLargeError, 413),
     (BadRequestError, 400),
+    (ClientDisconnect, 400),  # nobody gets it
     (errors.ModelNotFoundError, 404),
     (NotFoundError, 404),
     (GoneAnswerError, 404),
@@ -240,7 +241,8 @@ def create_app(place: UiPlatform, access: PageAccess) -> tuple[Guard, Backend]:
         Route("/api/calls", page.calls),
         Route("/api/answers/{answer}/{format}", page.export),
     ]
-    app = Starlette(routes=routes, exception_handlers={SegserveError: _error_response, OSError: _error_response})
+    handlers = {SegserveError: _error_response, OSError: _error_response, ClientDisconnect: _error_response}
+    app = Starlette(routes=routes, exception_handlers=handlers)
     return Guard(app, access), backend
 
 

@@ -1,19 +1,19 @@
-"""Access to the page: loopback names alone, a token that becomes a cookie, no request from another site."""
+"""Access to the page: loopback names alone, a token that the page's scripts send, no request from another site."""
 
 from __future__ import annotations
 
 import json
 import secrets
 from dataclasses import dataclass, field
-from http.cookies import CookieError, SimpleCookie
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
-from urllib.parse import parse_qs
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 TOKEN_BYTES: Final = 24
-SAFE_METHODS: Final = frozenset({"GET", "HEAD"})
+OPEN: Final = ("/static/", "/favicon.ico")
+"""What everybody may have, beside the page's frame: the files of an open-source package."""
 POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
     "form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
@@ -22,31 +22,25 @@ HEADERS: Final = (
     (b"content-security-policy", POLICY.encode()),
     (b"x-frame-options", b"DENY"),
     (b"x-content-type-options", b"nosniff"),
-    # The address of the first request has the token in it.
     (b"referrer-policy", b"no-referrer"),
     (b"cross-origin-opener-policy", b"same-origin"),
     (b"cross-origin-resource-policy", b"same-origin"),
     (b"cache-control", b"no-store"),
 )
-# Not a redirect: a browser leaves a strict cookie out of redirects that another site's link began.
-ENTERED: Final = (
-    '<!doctype html><html lang="en"><meta charset="utf-8"><title>segserve</title>'
-    '<meta http-equiv="refresh" content="0;url=/"><p><a href="/">Continue</a></p></html>'
-)
 
 
 @dataclass(slots=True)
 class PageAccess:
-    """The secrets of one server at a port: they live as long as its process.
+    """The secret of one server at a port: it lives as long as its process.
 
-    `token` is in the printed URL. A ticket opens the page once: it is in the command line of the browser that is
-    started, which other users of the machine can read.
+    It is in the fragment of the printed URL, which browsers do not send. The page's scripts keep it for their tab and
+    origin, and send it in a header: a cookie would go to all ports of this host, which other users may listen on.
     """
 
     port: int
     token: str = field(default_factory=lambda: secrets.token_urlsafe(TOKEN_BYTES), repr=False)
-    session: str = field(default_factory=lambda: secrets.token_urlsafe(TOKEN_BYTES), repr=False)
-    _tickets: set[str] = field(default_factory=set, repr=False)
+    redirect: Path | None = None
+    """The file that leads a browser here, if one was started: it ends with the server."""
 
     @property
     def origins(self) -> tuple[str, ...]:
@@ -59,37 +53,14 @@ class PageAccess:
         return f"127.0.0.1:{self.port}", f"localhost:{self.port}"
 
     @property
-    def cookie(self) -> str:
-        """The cookie's name: browsers send cookies to all ports of a host, so that each needs a name of its own."""
-        return f"segserve-ui-{self.port}"
-
-    @property
     def url(self) -> str:
         """The URL for a person."""
-        return f"{self.origins[0]}/?token={self.token}"
+        return f"{self.origins[0]}/#token={self.token}"
 
-    def ticket_url(self) -> str:
-        """Return a URL that opens the page once."""
-        ticket = secrets.token_urlsafe(TOKEN_BYTES)
-        self._tickets.add(ticket)
-        return f"{self.origins[0]}/?token={ticket}"
-
-    def admits(self, token: str) -> bool:
-        """Return whether a token opens the page; a ticket is spent by that."""
-        spent = next(
-            (ticket for ticket in self._tickets if secrets.compare_digest(ticket.encode(), token.encode())), None
-        )
-        if spent is not None:
-            self._tickets.discard(spent)
-        return spent is not None or secrets.compare_digest(self.token.encode(), token.encode())
-
-    def has_session(self, cookie_header: str) -> bool:
-        """Return whether a request's cookies are those of somebody who had the token."""
-        try:
-            found = SimpleCookie(cookie_header).get(self.cookie)
-        except CookieError:
-            return False
-        return found is not None and secrets.compare_digest(found.value.encode(), self.session.encode())
+    @property
+    def authorization(self) -> str:
+        """The value of the header `Authorization` of somebody who has the token."""
+        return f"Bearer {self.token}"
 
 
 class Guard:
@@ -100,23 +71,18 @@ class Guard:
         self._access = access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Check a request, exchange a token for the cookie, or pass the request on."""
+        """Check a request, and pass it on."""
         if scope["type"] != "http":
             return  # nothing here speaks WebSocket
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        refused = self._refusal(scope["method"], headers)
-        if refused is not None:
-            await _answer(send, 403, json.dumps({"error": refused}), "application/json")
+        if refused := self._refusal(headers):
+            await _answer(send, 403, refused)
             return
-        tokens = parse_qs(scope["query_string"].decode("latin-1")).get("token", [])
-        if scope["path"] == "/" and tokens and self._access.admits(tokens[0]):
-            access = self._access
-            cookie = f"{access.cookie}={access.session}; Path=/; HttpOnly; SameSite=Strict"
-            await _answer(send, 200, ENTERED, "text/html; charset=utf-8", (b"set-cookie", cookie.encode()))
-            return
-        if not self._access.has_session(headers.get("cookie", "")):
+        given, wanted = headers.get("authorization", ""), self._access.authorization
+        is_open = scope["path"] == "/" or scope["path"].startswith(OPEN)
+        if not is_open and not secrets.compare_digest(given.encode(), wanted.encode()):
             text = "open the address that `segserve ui` printed: it has the token which this page needs"
-            await _answer(send, 401, json.dumps({"error": text}), "application/json")
+            await _answer(send, 401, text)
             return
 
         async def guarded(message: Message) -> None:
@@ -128,7 +94,7 @@ class Guard:
 
         await self._app(scope, receive, guarded)
 
-    def _refusal(self, method: str, headers: dict[str, str]) -> str | None:
+    def _refusal(self, headers: dict[str, str]) -> str | None:
         """Return why a request is not the page's own, or None."""
         hosts, host = self._access.hosts, headers.get("host", "")
         if host not in hosts:
@@ -136,13 +102,11 @@ class Guard:
         origin = headers.get("origin")
         if origin is not None and origin not in self._access.origins:
             return f"requests from {origin!r} are refused: only this page itself may send them"
-        if method not in SAFE_METHODS and origin is None:
-            return "a request that changes something must have an Origin, as browsers send it"
         return None
 
 
-async def _answer(send: Send, status: int, body: str, kind: str, *more: tuple[bytes, bytes]) -> None:
-    content = body.encode()
-    own = ((b"content-type", kind.encode()), (b"content-length", str(len(content)).encode()))
-    await send({"type": "http.response.start", "status": status, "headers": [*own, *HEADERS, *more]})
+async def _answer(send: Send, status: int, text: str) -> None:
+    content = json.dumps({"error": text}).encode()
+    own = ((b"content-type", b"application/json"), (b"content-length", str(len(content)).encode()))
+    await send({"type": "http.response.start", "status": status, "headers": [*own, *HEADERS]})
     await send({"type": "http.response.body", "body": content})

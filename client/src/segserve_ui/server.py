@@ -11,16 +11,22 @@ import time
 import webbrowser
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Final
 
 import uvicorn
 
+from segserve_common.files import write_private
 from segserve_platform.platforms.errors import ControlError
 from segserve_ui.app import create_app
 from segserve_ui.backend import UiPlatform
 from segserve_ui.guard import PageAccess
 
 HOST: Final = "127.0.0.1"
+REDIRECT: Final = (
+    '<!doctype html><html lang="en"><meta charset="utf-8"><title>segserve</title>'
+    '<meta http-equiv="refresh" content="0;url={url}"><p><a href="{url}">Continue</a></p></html>'
+)
 START_S: Final = 10.0
 END_S: Final = 5.0
 
@@ -60,14 +66,22 @@ def serving(place: UiPlatform, port: int = 0) -> Iterator[PageAccess]:
             logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
             server.should_exit = True
             thread.join(END_S)
+            if access.redirect is not None:
+                access.redirect.unlink(missing_ok=True)
             backend.close()
 
 
 def open_browser(access: PageAccess) -> bool:
-    """Open the page in the user's browser; returns whether there is one to open it in."""
+    """Open the page in the user's browser; returns whether there is one to open it in.
+
+    Other users can read the command line of a browser: it names a file that they cannot read, which has the token.
+    """
     if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         return False  # a browser for terminals would take over this one
     try:
-        return webbrowser.open(access.ticket_url())
-    except webbrowser.Error:
+        # A browser that is a snap opens nothing in /tmp or in a hidden folder.
+        access.redirect = Path.home() / f"segserve-page-{access.port}.html"
+        write_private(access.redirect, REDIRECT.format(url=access.url))
+        return webbrowser.open(access.redirect.as_uri())
+    except (OSError, RuntimeError, webbrowser.Error):
         return False

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Annotated, Final
 
 import typer
 
+from segserve_common.interpreter import python
 from segserve_platform.cli import lifecycle
 from segserve_platform.cli.errors import CommandError, needs
 from segserve_platform.platforms.local import LocalPlatform
@@ -57,8 +57,9 @@ def demo(
             if platform is None:
                 raise CommandError("the platform ended before it was called")
             output.mkdir(parents=True, exist_ok=True)
-            command = [sys.executable, str(folder / "demo.py"), str(output)]
-            done = subprocess.run(command, env={**os.environ, "SEGSERVE_URL": platform.url}, check=False)
+            packages = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
+            environment = {**os.environ, "SEGSERVE_URL": platform.url, "PYTHONPATH": packages}
+            done = subprocess.run(python("-m", "demo", str(output)), env=environment, check=False)
             if done.returncode:
                 raise typer.Exit(done.returncode)
             if keep:

@@ -21,6 +21,7 @@ from rich.live import Live
 from rich.text import Text
 
 from segserve.platform import Cluster, Local
+from segserve_common.interpreter import python
 from segserve_platform.cli.errors import CommandError, needs, plain
 from segserve_platform.cli.installation import install_engines, installation_progress
 from segserve_platform.cli.models_view import models_table
@@ -255,7 +256,7 @@ def launch(state: StateFolder, speed: float = 1.0, *, compile_all: bool = True) 
     with state.log.open("ab") as log:
         child = subprocess.Popen(
             [
-                *(sys.executable, "-m", "segserve_operator.local_platform", str(state.root), "--speed", str(speed)),
+                *python("-m", "segserve_operator.local_platform", str(state.root), "--speed", str(speed)),
                 *([] if compile_all else ["--no-compile-all"]),
             ],
             stdin=subprocess.DEVNULL,

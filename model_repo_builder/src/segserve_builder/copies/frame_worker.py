@@ -6,12 +6,12 @@ import asyncio
 import json
 import logging
 import os
-import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Final
 
 from segserve_builder.copies.frames import LENGTH, READY, WorkerFrame
+from segserve_common.interpreter import python
 
 TIMEOUT_S: Final = 10.0
 """A question that takes longer has no answer, and ends the worker."""
@@ -70,7 +70,7 @@ class FrameWorker:
     async def _start(self) -> asyncio.subprocess.Process:
         environment = os.environ if self._environment is None else self._environment
         worker = self.process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", self._module),
+            *python("-m", self._module),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             env={**environment, **_ONE_THREAD},

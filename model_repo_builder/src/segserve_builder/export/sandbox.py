@@ -3,7 +3,8 @@
 The child is an isolated Python (`-I`) with an empty environment. Before it imports what parses the file it gives up,
 for good, and for root too: all files but the libraries and those it is given (landlock), sockets of any kind, other
 processes and their memory, signals, opening a file for writing, changing a file's rights or times (seccomp), all
-capabilities, and memory and time without limit. What it writes goes to a file that its parent has opened.
+capabilities, and memory and time without limit. What it writes goes to a file that its parent has opened. It keeps
+signals by `fcntl` (F_SETOWN, F_SETSIG), attributes of files that it may read (FS_IOC_SETFLAGS), and System V IPC by id.
 
 There is no library for it that is kept up: `landlock` on PyPI is a development version of 2023 that knows no more than
 landlock, `pyseccomp` needs libseccomp and has not changed since 2021. The kernel's interface is stable.
@@ -28,6 +29,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from segserve_builder.errors import ExportError
+from segserve_common.interpreter import python
 
 TIMEOUT_S: Final = 600
 DATA_BYTES: Final = 8 * 2**30
@@ -115,7 +117,7 @@ def run(task: Task, output: Path) -> None:
     }
     start = f"import sys; sys.path += {_packages()!r}; from {__name__} import _main; _main()"
     with output.open("wb") as file, tempfile.TemporaryFile() as messages:
-        command = [sys.executable, "-I", "-B", "-c", start, json.dumps({**order, "output": file.fileno()})]
+        command = python("-I", "-B", "-c", start, json.dumps({**order, "output": file.fileno()}))
         try:
             done = subprocess.run(
                 command,

@@ -1,7 +1,8 @@
 """The cache of compiled kernels: beside their source, and keyed by everything that their code depends on.
 
 numba alone refuses a cache that it cannot write, which is what an image run by another user has, and knows a kernel by
-the text of its own module, so that it would go on with what it once inlined from another.
+the text of its own module, so that it would go on with what it once inlined from another. It also takes settings from a
+file `.numba_config.yaml` of the current folder, which may name a cache, that is, pickles.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numba
+from numba.core import config
 from numba.core.caching import CacheImpl, InTreeCacheLocator, UserProvidedCacheLocator, UserWideCacheLocator
 from numba.core.registry import cpu_target
 
@@ -55,7 +57,9 @@ class _AtHome(_OfKernels, UserWideCacheLocator):  # type: ignore[misc]
 
 
 def use() -> None:
-    """Use these locators for the kernels of this package only."""
+    """Use these locators for the kernels of this package only, and no settings of the current folder."""
+    config._config_fname = ""
+    config.reload_config()
     CacheImpl._locator_classes[:0] = [_BesideSource, _Configured, _AtHome]
 
 

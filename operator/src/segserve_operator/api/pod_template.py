@@ -71,6 +71,12 @@ Hostname = Annotated[
 """A host name in lower case; its first label may be `*`."""
 Image = Annotated[str, Field(pattern=r"^[^\s]+$", min_length=1, max_length=512)]
 PullPolicy = Literal["Always", "IfNotPresent", "Never"]
+VariableName = Literal[
+    "CUDA_DEVICE_MAX_CONNECTIONS", "CUDA_LAUNCH_BLOCKING", "CUDA_MODULE_LOADING", "KMP_AFFINITY", "KMP_BLOCKTIME",
+    "LANG", "LC_ALL", "MALLOC_ARENA_MAX", "MALLOC_TRIM_THRESHOLD_", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS",
+    "NVIDIA_TF32_OVERRIDE", "OMP_NUM_THREADS", "OMP_PLACES", "OMP_PROC_BIND", "OMP_WAIT_POLICY", "OPENBLAS_NUM_THREADS",
+    "TZ",
+]  # fmt: skip
 Passed = Annotated[Mapping[str, Any], WithJsonSchema({"type": "object", "x-kubernetes-preserve-unknown-fields": True})]
 """JSON that is copied unchanged."""
 
@@ -111,31 +117,10 @@ class SecretKey(ApiValue):
 
 
 class Variable(ApiValue):
-    """An environment variable."""
+    """An environment variable that tunes libraries: others could load code, or reach devices and hosts."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "x-kubernetes-validations": [
-                {
-                    "rule": "!self.name.startsWith('SEGSERVE_') && !self.name.startsWith('POD_')",
-                    "message": "the prefixes SEGSERVE_ and POD_ are reserved for segserve",
-                }
-            ]
-        }
-    )
-
-    name: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=128, description="Name of the variable.")
+    name: VariableName = Field(description="Name of the variable.")
     value: str = Field(default="", max_length=4096, description="Value of the variable.")
-
-    @model_validator(mode="after")
-    def _check_name(self) -> Self:
-        if self.name.startswith(("SEGSERVE_", "POD_")):
-            raise PydanticCustomError(
-                "spec",
-                "the prefixes SEGSERVE_ and POD_ are reserved for segserve, got {seen}",
-                {"seen": repr(self.name), "at": ("name",)},
-            )
-        return self
 
 
 class SecretName(ApiValue):
@@ -194,7 +179,7 @@ class PodTemplate(ApiValue):
     """A part of a PodTemplateSpec, merged into the pods as kubectl merges a strategic merge patch.
 
     It has the fields that cannot give the pods more rights than segserve gives them: no volumes, no images, no security
-    contexts, no service accounts.
+    contexts, no service accounts, and of variables those that tune libraries.
     """
 
     metadata: PodMetadata = Field(default=PodMetadata(), description="Additional labels and annotations.")

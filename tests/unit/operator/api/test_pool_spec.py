@@ -100,12 +100,18 @@ def test_amounts_need_no_quotes() -> None:
         "a folder that is relative": ({"server": {"cache": {"hostPath": "cache"}}}, "pattern"),
         "words": ({"server": {"sharedMemory": "much"}}, "a quantity such as 2, 500m or 16Gi, got"),
         "a truth instead of an amount": ({"server": {"sharedMemory": True}}, "a quantity"),
-        "a variable of ours": ({"server": pods_with({"agent": {"env": [{"name": "SEGSERVE_POOL"}]}})}, "reserved for"),
+        **{
+            f"the variable {name}": (
+                {"server": pods_with({"agent": {"env": [{"name": name}]}})},
+                "or 'TZ'",
+            )
+            for name in ("SEGSERVE_POOL", "LD_PRELOAD", "PYTHONPATH", "NVIDIA_VISIBLE_DEVICES", "HTTPS_PROXY", "PATH")
+        },
         "a variable twice": (
-            {"server": pods_with({"triton": {"env": [{"name": "A"}, {"name": "A"}]}})},
-            "'A' is listed twice",
+            {"server": pods_with({"triton": {"env": [{"name": "TZ"}, {"name": "TZ"}]}})},
+            "'TZ' is listed twice",
         ),
-        "a variable of Envoy": ({"gateway": pods_with({"envoy": {"env": [{"name": "A"}]}})}, "takes no variables"),
+        "a variable of Envoy": ({"gateway": pods_with({"envoy": {"env": [{"name": "TZ"}]}})}, "takes no variables"),
         "an unknown container": ({"server": pods_with({"tritn": {}})}, "did you mean 'triton'.*agent, tls, triton"),
         "Triton's resources twice": (
             {"server": pods_with({"triton": {"resources": {"limits": {"cpu": 1}}}})},

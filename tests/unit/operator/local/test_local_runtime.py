@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import threading
+import venv
 from pathlib import Path
 
 import psutil
 import pytest
 
+from segserve_builder.steps.openvino_session import REQUIREMENT
 from segserve_operator.adapters.local import runtime
 
 
-def test_every_package_of_the_lock_is_pinned() -> None:
-    lines = [line for line in runtime.lock_file().read_text().splitlines() if line and not line.startswith("#")]
+@pytest.mark.parametrize("name", ["runtime", "openvino", "cuda"])
+def test_every_package_of_a_list_has_a_version_and_the_digests_of_its_files(name: str) -> None:
+    text = runtime.lock_file().with_name(f"{name}.lock").read_text().replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+
     assert lines
-    assert all(line.count("==") == 1 for line in lines)
+    assert [
+        line for line in lines if not re.fullmatch(r"[a-z0-9.-]+==[^ ]+( +--hash=sha256:[0-9a-f]{64})+", line)
+    ] == []
+
+
+def test_a_file_of_other_bytes_than_the_list_says_is_not_installed(tmp_path: Path) -> None:
+    (tmp_path / "evil-1.0.tar.gz").write_bytes(b"other bytes")
+    lock = tmp_path / "evil.lock"
+    lock.write_text(f"evil==1.0 --hash=sha256:{'0' * 64}\n")
+    venv.create(tmp_path / "root", with_pip=False)
+
+    with pytest.raises(runtime.InstallError, match="DO NOT MATCH THE HASHES"):
+        runtime.run_or_raise(
+            [*runtime._pip_install(tmp_path / "root", lock), "--no-index", "--find-links", str(tmp_path)], "Why?"
+        )
 
 
 def test_another_list_of_packages_makes_another_environment() -> None:
@@ -82,7 +102,16 @@ def test_the_gpu_build_is_of_the_pinned_version_and_installed_once(
     runtime.ensure_cuda(tmp_path)
 
     (command,) = commands
-    assert command[-3:-1] == ["--constraint", str(runtime.lock_file())]
-    package, _, version = command[-1].partition("==")
-    assert package == "onnxruntime-gpu[cuda,cudnn]"
-    assert f"onnxruntime=={version}" in runtime.lock_file().read_text().splitlines()
+    assert {"--require-hashes", "--no-deps"} < set(command)
+    assert command[-2:] == ["-r", str(runtime.lock_file().with_name("cuda.lock"))]
+
+
+def test_all_lists_have_the_same_versions() -> None:
+    def versions(name: str) -> dict[str, str]:
+        lines = runtime.lock_file().with_name(f"{name}.lock").read_text().splitlines()
+        return dict(line.split()[0].split("==") for line in lines if "==" in line)
+
+    common, cuda = versions("runtime"), versions("cuda")
+    assert cuda["onnxruntime-gpu"] == common["onnxruntime"]
+    assert {name: version for name, version in cuda.items() if common.get(name, version) != version} == {}
+    assert "openvino=={openvino}".format_map(versions("openvino")) == REQUIREMENT

@@ -55,6 +55,31 @@ def test_options_in_the_environment_are_arguments_that_others_and_children_do_no
     assert b"word" not in Path(f"/proc/{started.pid}/cmdline").read_bytes()
 
 
+WIDENING = """
+import os
+file = os.open(NAME, os.O_CREAT | os.O_RDWR, 0o666)
+try:
+    os.fchmod(file, 0o644)  # as Boost does with each region of shared memory
+except PermissionError:
+    print(NAME, "is refused", flush=True)
+"""
+
+
+def test_what_a_process_with_hidden_arguments_and_its_children_make_is_read_by_nobody_else(
+    launch, tmp_path: Path
+) -> None:
+    child = f"NAME = 'of a child'{WIDENING}"
+    code = (
+        f"NAME = 'of the process'{WIDENING}\nimport subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    )
+
+    launch(code, {"--first": "word"})
+
+    for name in ("of the process", "of a child"):
+        until(lambda name=name: f"{name} is refused" in (tmp_path / "it.log").read_text(), "the mode is kept")
+        assert (tmp_path / name).stat().st_mode & 0o777 == 0o600
+
+
 def test_a_program_that_cannot_have_hidden_arguments_does_not_run(tmp_path: Path) -> None:
     with pytest.raises(processes.VisibleArgumentsError, match="ptrace"):
         processes.start(

@@ -8,7 +8,6 @@ import math
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
@@ -24,6 +23,7 @@ from segserve_builder.memory import STEP_LIMIT_VARIABLE, step_limit_bytes
 from segserve_builder.spec.model_spec import Input
 from segserve_builder.steps.pipeline import Pipeline
 from segserve_common.errors import BadRequestError
+from segserve_common.interpreter import python
 from segserve_platform.cli.init.values import Progress
 
 MEGAPIXEL: Final = 1_000_000
@@ -130,7 +130,7 @@ def _measured(
         "images": {pixels: str(path) for pixels, path in files.items()},
     }
     process = subprocess.Popen(
-        [sys.executable, "-m", "segserve_platform.cli.init.trial_process"],
+        python("-m", "segserve_platform.cli.init.trial_process"),
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         env={**os.environ, STEP_LIMIT_VARIABLE: str(step_limit_bytes())},
     )  # fmt: skip

@@ -1,4 +1,4 @@
-// What the server of this page answers.
+// What the server of this page answers to requests with the token.
 
 export class ApiError extends Error {}
 
@@ -7,7 +7,7 @@ async function send(path, given, options) {
   const query = new URLSearchParams(Object.entries(given).filter(([, value]) => value !== null && value !== undefined && value !== ""));
   let response;
   try {
-    response = await fetch(`${path}${query.size ? `?${query}` : ""}`, options);
+    response = await fetch(`${path}${query.size ? `?${query}` : ""}`, { ...options, headers: { authorization: `Bearer ${sessionStorage.getItem("token")}` } });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new ApiError("the page's server does not answer: is `segserve ui` still running?");
@@ -18,7 +18,10 @@ async function send(path, given, options) {
 }
 
 export const get = async (path, given = {}) => (await send(path, given, {})).json();
-export const getBlob = async (path) => (await send(path, {}, {})).blob();
+export const getBlob = async (path, given = {}) => (await send(path, given, {})).blob();
+/** Return a file and its name. */
+export async function getFile(path, given) {
+  const response = await send(path, given, {});
+  return [await response.blob(), /filename="(.*)"/.exec(response.headers.get("content-disposition"))[1]];
+}
 export const post = (path, given = {}, body = undefined, signal = undefined) => send(path, given, { method: "POST", body, signal });
-/** Return the address of a download. */
-export const address = (path, given) => `${path}?${new URLSearchParams(given)}`;

@@ -1,6 +1,6 @@
 // Elements from data. Text is only ever set as text, so that names of models and classes cannot be markup.
 
-import { get } from "./api.js";
+import { get, getBlob } from "./api.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -15,6 +15,31 @@ export function h(tag, given = {}, ...children) {
   }
   element.append(...children.flat(Infinity).filter((each) => each !== null && each !== undefined && each !== false));
   return element;
+}
+
+const near = new IntersectionObserver((entries) => {
+  for (const { isIntersecting, target } of entries) {
+    if (!isIntersecting) continue;
+    near.unobserve(target);
+    getBlob(target.dataset.path).then((blob) => {
+      target.onload = () => URL.revokeObjectURL(target.src);
+      target.src = URL.createObjectURL(blob);
+    }, () => {});
+  }
+}, { rootMargin: "50%" });
+
+/** Return an image of a path, read once it is near what is shown: the browser would read it without the token. */
+export function picture(path) {
+  const image = h("img", { alt: "", "data-path": path });
+  near.observe(image);
+  return image;
+}
+
+/** Save a file where the browser saves downloads. */
+export function save(blob, name) {
+  const href = URL.createObjectURL(blob);
+  h("a", { href, download: name }).click();
+  setTimeout(() => URL.revokeObjectURL(href), 10_000);
 }
 
 /** Replace the children of an element, and keep the focus where an element of the same `data-key` has it. */

@@ -1,7 +1,7 @@
 // The playground: one image, one model, its answer to look at.
 
-import { address, get, post } from "./api.js";
-import { alert, fill, h, notice, swatch, watch } from "./dom.js";
+import { get, getFile, post } from "./api.js";
+import { alert, fill, h, notice, save, swatch, watch } from "./dom.js";
 import { Layers, coloursOf, displaySize, fitted, shownObjects } from "./overlay.js";
 import { chooser, droppable, examplesOf, invitation, photograph, source, stepper } from "./source.js";
 
@@ -194,8 +194,16 @@ export function playground(main, given, go) {
     const panoptic = answer.kind === "panoptic" ? [["coco-panoptic", "COCO panoptic"], ["coco-panoptic-png", "Panoptic PNG"]] : [];
     return h("section", {}, h("h2", {}, "Download what is shown"),
       h("div", { class: "row" }, h("button", { type: "button", onclick: savePicture, "data-key": "as-png" }, "PNG"),
-        [...FORMATS, ...panoptic].map(([format, title]) => h("a", { class: "button", download: "", "data-key": `as-${format}`,
-          href: address(`/api/answers/${answer.id}/${format}`, { name: source.name, min_score: state.lowest, hidden: [...state.hidden].join(",") }) }, title))));
+        [...FORMATS, ...panoptic].map(([format, title]) => h("button", { type: "button", "data-key": `as-${format}`, onclick: () => saveAnswer(answer, format) }, title))));
+  }
+
+  async function saveAnswer(answer, format) {
+    const given = { name: source.name, min_score: state.lowest, hidden: [...state.hidden].join(",") };
+    try {
+      save(...await getFile(`/api/answers/${answer.id}/${format}`, given));
+    } catch (error) {
+      notice(error.message);
+    }
   }
 
   /** Draw the picture again in the image's own size, and save it. */
@@ -208,9 +216,7 @@ export function playground(main, given, go) {
     canvas.getContext("2d").drawImage(overlay, 0, 0);
     const blob = await new Promise((resolve) => { canvas.toBlob(resolve, "image/png"); });
     if (!blob) { notice("the browser has not enough memory for a picture of this size"); return; }
-    const href = URL.createObjectURL(blob);
-    h("a", { href, download: `${source.name.replace(/\.[^.]*$/, "")}-overlay.png` }).click();
-    setTimeout(() => URL.revokeObjectURL(href), 10_000);
+    save(blob, `${source.name.replace(/\.[^.]*$/, "")}-overlay.png`);
   }
 
   async function loadCalls() {

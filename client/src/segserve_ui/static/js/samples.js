@@ -1,7 +1,7 @@
 // The gallery of the samples that a model keeps: filtered by class and by why each was kept.
 
-import { address, get } from "./api.js";
-import { alert, fill, h, tag } from "./dom.js";
+import { get } from "./api.js";
+import { alert, fill, h, picture, tag } from "./dom.js";
 import { takeFrom } from "./source.js";
 
 const REASONS = { uncertain: "uncertain", disagree: "disagreed", error: "failed", empty: "nothing found", drift: "drift", share: "by chance" };
@@ -60,7 +60,7 @@ export function samples(main, given, go) {
     const numbers = [["uncertainty", sample.uncertainty], ["disagreement", sample.disagreement]].filter(([, value]) => value !== null);
     return h("article", { class: "card sample", "data-sample": sample.key },
       h("button", { type: "button", "data-key": `sample-${sample.key}`, "aria-label": `Open the sample of ${sample.capturedAt} in the playground: ${found}`, onclick: () => open(sample, path) },
-        h("img", { src: address(path, { size: "small" }), alt: "", loading: "lazy" })),
+        picture(`${path}?size=small`)),
       h("div", { class: "about" },
         h("div", { class: "row" }, sample.reasons.map((reason) => tag(reason === "error" ? "bad" : reason === "share" ? "quiet" : "moving", REASONS[reason] ?? reason))),
         h("strong", {}, found),

@@ -1,7 +1,7 @@
 // The images that the pages work on: dropped, pasted, chosen, or golden ones of a model. Both pages share them.
 
 import { get, getBlob, post } from "./api.js";
-import { h, notice } from "./dom.js";
+import { h, notice, picture } from "./dom.js";
 
 export const source = { file: null, name: "", bitmap: null, images: [], at: 0, listeners: new Set() };
 const EXPOSURE_MS = 700;
@@ -119,7 +119,7 @@ export function invitation(examples) {
     h("div", { class: "row" }, chooser("Choose images", true), camera()),
     examples.length ? h("p", {}, "Or take one of the golden images:") : null,
     examples.length ? h("div", { class: "thumbs" }, examples.map(([name, , path], at) =>
-      h("button", { type: "button", "aria-label": `Golden image ${name}`, onclick: () => take(examples, at) }, h("img", { src: path, alt: "", loading: "lazy" })))) : null);
+      h("button", { type: "button", "aria-label": `Golden image ${name}`, onclick: () => take(examples, at) }, picture(path)))) : null);
 }
 
 /** Return the golden images of a model, as `take` takes them, with their addresses. */

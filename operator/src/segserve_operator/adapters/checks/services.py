@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import httpx
 
 from segserve_common.http.guard import body_within, send_async, single_use_transport
 from segserve_common.http.urls import AddressCheck, RefusedError, RequestError, Url, UrlError
+from segserve_common.interpreter import python
 from segserve_operator.adapters.checks.cel_process import READY
 from segserve_operator.adapters.checks.context import Question, ServiceVerdict
 from segserve_operator.adapters.checks.promql import SHOWN, numbers_of
@@ -88,7 +88,7 @@ async def evaluate(
 
 async def _ask_child(question: bytes, timeout_s: float) -> dict[str, Any]:
     child = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-I", str(_CHILD)),
+        *python("-I", str(_CHILD)),
         env={},
         cwd="/",
         stdin=asyncio.subprocess.PIPE,

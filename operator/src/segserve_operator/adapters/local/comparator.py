@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from segserve_builder.capture.rule import CaptureFolder
 from segserve_builder.comparator import fetching
 from segserve_builder.comparator.folder import ComparatorFolder
 from segserve_builder.sources.access import ACCESS_VARIABLE, Access
+from segserve_common.interpreter import python
 from segserve_operator.adapters.local import processes
 from segserve_operator.adapters.local.files import StateFolder
 from segserve_operator.adapters.traffic.envoy_config import EnvoyFiles
@@ -44,7 +44,7 @@ class CopyService:
     ) -> None:
         self._state = state
         self._name = name
-        self._command = [sys.executable, "-m", module, *arguments]
+        self._command = python("-m", module, *arguments)
         self._sockets = sockets
         self._environment = environment or {}
         self._monotonic_s = monotonic_s

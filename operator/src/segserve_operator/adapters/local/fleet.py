@@ -27,6 +27,7 @@ from segserve_builder.sources.access import ACCESS_VARIABLE, Access
 from segserve_builder.steps.crash_record import forget_crashes
 from segserve_common.backoff import Backoff
 from segserve_common.files import write_private
+from segserve_common.interpreter import python
 from segserve_common.process_record import ProcessRecord
 from segserve_operator.adapters.checks.triton_queue import queue_of
 from segserve_operator.adapters.local import processes
@@ -90,7 +91,7 @@ class GroupFolder:
     @property
     def secret(self) -> Path:
         """The word that this Triton's management API requires; an earlier version of segserve wrote none here."""
-        return self.root / "api-secret"
+        return self.root / "server-secret"
 
     def record(self, process: str) -> Path:
         """Return the record file of the process `triton` or `agent`."""
@@ -213,7 +214,7 @@ class LocalFleet:
         running = processes.read_record(folder.record("triton"))
         if processes.is_alive(running) and not folder.secret.exists():
             log.warning("the server of group %s is restarted: an earlier version of segserve started it, "
-                        "and any process of this machine may load models into it", group)  # fmt: skip
+                        "and other users of this machine may read its shared memory", group)  # fmt: skip
             processes.end(processes.read_record(folder.record("agent")), grace_s=5)
             processes.end(running, grace_s=STOP_GRACE_S)
         if processes.is_alive(running):
@@ -251,8 +252,7 @@ class LocalFleet:
     def _agent_argv(self, folder: GroupFolder) -> list[str]:
         ports = _read_ports(folder)
         return [
-            str(self.runtime.python),
-            *("-m", "segserve_builder.agent"),
+            *python("-m", "segserve_builder.agent", interpreter=self.runtime.python),
             *("--group-dir", str(folder.root)),
             *("--grpc", str(ports.grpc)),
             *("--metrics", str(ports.metrics)),

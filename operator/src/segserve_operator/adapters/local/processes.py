@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
+import platform
 import signal
+import struct
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +18,7 @@ from typing import Final
 import psutil
 
 from segserve_common.files import write_private
+from segserve_common.interpreter import python
 from segserve_common.process_record import ProcessRecord
 
 # Environment variable that marks child processes. Not SEGSERVE_STATE, which users export: their shell would be marked.
@@ -23,13 +26,20 @@ MARK: Final = "SEGSERVE_CHILD_OF"
 MAX_ROUNDS: Final = 5
 POLL_S: Final = 0.02
 KILL_TIMEOUT_S: Final = 5.0
-_TRACED: Final = """import ctypes, os, sys
-ctypes.CDLL(None).ptrace(0, 0, None, None) and sys.exit("this system does not allow ptrace")  # PTRACE_TRACEME
-os.execv(sys.argv[1], sys.argv[1:])"""
+_PRIVATE: Final = """import ctypes, os, struct, sys
+libc, lines = ctypes.CDLL(None), ctypes.create_string_buffer(bytes.fromhex(sys.argv[1]))
+os.umask(0o077)
+libc.prctl(38, 1, 0, 0, 0) and sys.exit("this system has no PR_SET_NO_NEW_PRIVS")
+filter = struct.pack("HxxxxxxP", len(lines) // 8, ctypes.addressof(lines))
+libc.prctl(22, 2, filter, 0, 0) and sys.exit("this system does not allow a filter of system calls (seccomp)")
+libc.ptrace(0, 0, None, None) and sys.exit("this system does not allow ptrace")  # PTRACE_TRACEME
+os.execv(sys.argv[2], sys.argv[2:])"""
+_FCHMOD: Final = {"x86_64": (91, 0xC000003E), "aarch64": (52, 0xC00000B7)}
+"""Its number by architecture, and what seccomp calls that."""
 
 
 class VisibleArgumentsError(Exception):
-    """A process is not started, because other users could read its hidden arguments."""
+    """A process is not started, because other users could read its hidden arguments or its shared memory."""
 
 
 def start(
@@ -38,12 +48,13 @@ def start(
     """Start a process in a new session, append its output to `log`, and write its record to `record`.
 
     It and all its descendants are marked as belonging to the platform of the state folder `state`. Variables of the
-    `environment` that begin with `--` become its last arguments, which other users of the machine cannot read. Raises
+    `environment` that begin with `--` become its last arguments, which other users of the machine cannot read. Nor can
+    they read the files of such a process, also those whose mode Boost sets past the umask: its shared memory. Raises
     `VisibleArgumentsError` if that cannot be.
     """
     hidden = [name for name in environment if name.startswith("--")]
     if hidden:
-        argv = [sys.executable, "-I", "-S", "-c", _TRACED, *argv, *hidden]
+        argv = python("-I", "-S", "-c", _PRIVATE, _without_fchmod().hex(), *argv, *hidden)
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
         child = subprocess.Popen(
@@ -62,6 +73,15 @@ def start(
     started = ProcessRecord.of(child.pid)
     write_private(record, started.to_json())
     return started
+
+
+def _without_fchmod() -> bytes:
+    """Return the filter of system calls that refuses `fchmod` alone, in the kernel's form (see seccomp(2))."""
+    number, architecture = _FCHMOD[platform.machine()]
+    load, equal, end = 0x20, 0x15, 0x06
+    lines = [(load, 0, 0, 4), (equal, 0, 3, architecture), (load, 0, 0, 0), (equal, 0, 1, number),
+             (end, 0, 0, 0x50000 | errno.EPERM), (end, 0, 0, 0x7FFF0000)]  # fmt: skip
+    return b"".join(struct.pack("HBBI", *line) for line in lines)
 
 
 def _swap_arguments(child: subprocess.Popen[bytes], count: int) -> None:
@@ -90,14 +110,18 @@ def _swap_arguments(child: subprocess.Popen[bytes], count: int) -> None:
         child.kill()
         child.wait()
         raise VisibleArgumentsError(
-            "Triton is not started: other users could read its secret, because this system (kernel.yama.ptrace_scope, "
-            f"or a container's seccomp) does not allow ptrace of a child: {error}"
+            "Triton is not started: other users could read its secret and its shared memory, because this system "
+            "(kernel.yama.ptrace_scope, or a container's seccomp) does not allow ptrace of a child, or a filter of its "
+            f"system calls: {error}"
         ) from error
 
 
 def marked_environment(environment: Mapping[str, str], state: Path) -> dict[str, str]:
-    """Return the environment that marks a process and its descendants as belonging to this platform."""
-    return {**environment, MARK: str(state)}
+    """Return the environment that marks a process and its descendants as belonging to this platform.
+
+    Those that are not started by `segserve_common.interpreter`, such as Triton's steps, do without the current folder.
+    """
+    return {**environment, MARK: str(state), "PYTHONSAFEPATH": "1"}
 
 
 def current_process() -> ProcessRecord:

@@ -23,6 +23,7 @@ from typing import ClassVar, Final, TypeAlias
 import segserve_builder
 import segserve_common
 from segserve_builder.steps.openvino_session import REQUIREMENT
+from segserve_common.interpreter import python
 from segserve_operator.adapters.local.code_folder import (
     CODE_VARIABLE,
     has_all_kernels,
@@ -38,9 +39,10 @@ _INSTALLING: Final = "installing Triton (240 MB to download)"
 _INSTALLING_OPENVINO: Final = "installing OpenVINO (59 MB to download)"
 _INSTALLING_CUDA: Final = "installing ONNX Runtime for CUDA 13 (1.6 GB to download)"
 _INDEX: Final = "Is the package index reachable? pip's own configuration applies (PIP_INDEX_URL, pip.conf)"
-_COMPILE: Final = ("-m", "segserve_builder.kernels", "--report")
 _PACKAGE: Final = Path(segserve_builder.__file__).parent
 _KERNELS: Final = _PACKAGE / "kernels"
+_OPENVINO_LOCK: Final = _PACKAGE / "openvino.lock"
+_CUDA_LOCK: Final = _PACKAGE / "cuda.lock"
 _CODE: Final = (_PACKAGE, Path(segserve_common.__file__).parent)
 """The packages that agents and steps import."""
 
@@ -84,7 +86,7 @@ class RuntimeEnvironment:
     @property
     def python(self) -> Path:
         """Path of the interpreter."""
-        return self.root / "bin" / "python"
+        return _interpreter(self.root)
 
     @property
     def site_packages(self) -> Path:
@@ -147,7 +149,7 @@ def ensure_openvino(cache: Path, progress: OnStep = lambda _: None) -> None:
 
     Models with `runtime.engine: openvino` alone need it: unpacked it has 184 MB. Raises `RuntimeEnvironmentError`.
     """
-    _ensure(cache, _INSTALLING_OPENVINO, REQUIREMENT, ["--no-deps", REQUIREMENT], progress)
+    _ensure(cache, _INSTALLING_OPENVINO, REQUIREMENT, _OPENVINO_LOCK, progress)
 
 
 def ensure_cuda(cache: Path, progress: OnStep = lambda _: None) -> None:
@@ -156,17 +158,15 @@ def ensure_cuda(cache: Path, progress: OnStep = lambda _: None) -> None:
     Models with `runtime.device: gpu` alone need it: unpacked it has 2.3 GB. The files replace those of the build for
     CPUs, of the same version, and running steps keep theirs. Raises `RuntimeEnvironmentError`.
     """
-    name = f"onnxruntime-gpu=={_pinned()['onnxruntime']}"
-    requirement = name.replace("==", "[cuda,cudnn]==")
-    _ensure(cache, _INSTALLING_CUDA, name, ["--constraint", str(lock_file()), requirement], progress)
+    _ensure(cache, _INSTALLING_CUDA, f"onnxruntime-gpu=={_pinned()['onnxruntime']}", _CUDA_LOCK, progress)
 
 
-def _ensure(cache: Path, text: str, name: str, arguments: list[str], progress: OnStep) -> None:
+def _ensure(cache: Path, text: str, name: str, lock: Path, progress: OnStep) -> None:
     root = ensure_runtime(cache, progress, kernels=()).root
     with _locked(root.with_suffix(".lock")):
         if not (installed := root / name).exists():
             progress(InstallStep(text, 0, 1))
-            run_or_raise([*_pip_install(root), *arguments], _INDEX)
+            run_or_raise(_pip_install(root, lock), _INDEX)
             installed.touch()
             progress(InstallStep(text, 1, 1))
 
@@ -198,7 +198,8 @@ def lock_file() -> Path:
 
 
 def _pinned() -> dict[str, str]:
-    return dict(line.split("==") for line in lock_file().read_text().splitlines() if "==" in line)
+    """Return the version of each package of the list; lines of digests follow each."""
+    return dict(line.split()[0].split("==") for line in lock_file().read_text().splitlines() if "==" in line)
 
 
 def environment_digest(lock: bytes) -> str:
@@ -239,21 +240,22 @@ def _locked(path: Path) -> Iterator[None]:
 
 def _is_complete(root: Path) -> bool:
     # The interpreter is a link to the Python that created it, which may have been removed since.
-    return (root / _MARKER).exists() and (root / "bin" / "python").exists()
+    return (root / _MARKER).exists() and _interpreter(root).exists()
 
 
 def _install(root: Path, progress: OnStep) -> None:
     shutil.rmtree(root, ignore_errors=True)
-    interpreter = getattr(sys, "_base_executable", sys.executable)
-    python = str(root / "bin" / "python")
     run_or_raise(
         # A pip of its own would take seconds to install.
-        [interpreter, "-m", "venv", *(["--without-pip"] if find_spec("pip") is not None else []), str(root)],
+        python(
+            *("-m", "venv", *(["--without-pip"] if find_spec("pip") is not None else []), str(root)),
+            interpreter=getattr(sys, "_base_executable", None),
+        ),
         "On Debian and Ubuntu: apt-get install python3-venv",
     )
     lock = lock_file()
     # The last part is that all are unpacked.
-    total = 1 + sum(1 for line in lock.read_text().splitlines() if line and not line.startswith("#"))
+    total = 1 + len(_pinned())
     collected = 0
 
     def report(line: str) -> None:
@@ -263,10 +265,11 @@ def _install(root: Path, progress: OnStep) -> None:
             progress(InstallStep(_INSTALLING, collected, total))
 
     progress(InstallStep(_INSTALLING, 0, total))
-    # The list is complete. The requirements of nvidia-pytriton are for its Python code, which is not used.
-    run_or_raise([*_pip_install(root), "--no-deps", "-r", str(lock)], _INDEX, report)
+    run_or_raise(_pip_install(root, lock), _INDEX, report)
     # Three of five lines are of Kubernetes' client, which serves the agent in a cluster alone.
-    compiler = [python, "-m", "compileall", "-qq", "-x", "/kubernetes/", str(site_packages(root))]
+    compiler = python(
+        *("-m", "compileall", "-qq", "-x", "/kubernetes/", str(site_packages(root))), interpreter=_interpreter(root)
+    )
     subprocess.run(compiler, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
     # The wheel has one stub per Python version in a separate folder; the backend expects it in its own.
     wheel = _triton_folder(root)
@@ -278,11 +281,13 @@ def _install(root: Path, progress: OnStep) -> None:
     progress(InstallStep(_INSTALLING, total, total))
 
 
-def _pip_install(root: Path) -> list[str]:
-    python = str(root / "bin" / "python")
+def _pip_install(root: Path, lock: Path) -> list[str]:
+    """Return the command that installs a list, which is complete and has the digests of all files that may be it."""
+    own = _interpreter(root)
     has_pip = find_spec("pip") is not None
-    pip = [sys.executable, "-m", "pip", "--python", python] if has_pip else [python, "-m", "pip"]
-    return [*pip, "install", "--no-compile", "--disable-pip-version-check", "--progress-bar", "off"]
+    pip = python("-m", "pip", "--python", str(own)) if has_pip else python("-m", "pip", interpreter=own)
+    options = ["--no-compile", "--disable-pip-version-check", "--progress-bar", "off", "--no-deps", "--require-hashes"]
+    return [*pip, "install", *options, "-r", str(lock)]
 
 
 def run_or_raise(command: list[str], advice: str, on_line: Callable[[str], object] = lambda _: None) -> None:
@@ -305,6 +310,10 @@ def run_or_raise(command: list[str], advice: str, on_line: Callable[[str], objec
         raise InstallError(f"{' '.join(command)} failed with exit code {process.returncode}. {advice}.\n{output}")
 
 
+def _interpreter(root: Path) -> Path:
+    return root / "bin" / "python"
+
+
 def _triton_folder(root: Path) -> Path:
     return site_packages(root) / "pytriton" / "tritonserver"
 
@@ -320,8 +329,11 @@ def _compile_kernels(root: Path, code: Path, kernels: Collection[str] | None, pr
 
 def _kernel_command(root: Path, code: Path, kernels: Collection[str] | None) -> list[str]:
     # `env` adds to the inherited environment.
-    python = str(root / "bin" / "python")
-    return ["env", f"PYTHONPATH={code}", f"{CODE_VARIABLE}={code}", python, *_COMPILE, *(kernels or ())]
+    return ["env", f"PYTHONPATH={code}", f"{CODE_VARIABLE}={code}", *_compiler(kernels, _interpreter(root))]
+
+
+def _compiler(kernels: Collection[str] | None, interpreter: Path | None = None) -> list[str]:
+    return python("-m", "segserve_builder.kernels", "--report", *(kernels or ()), interpreter=interpreter)
 
 
 def _kernel_report(progress: OnStep) -> Callable[[str], None]:
@@ -342,7 +354,7 @@ def _compiling_meanwhile(kernels: Collection[str] | None, progress: OnStep) -> I
     if (kernels is not None and not kernels) or not _has_the_same_compiler() or not os.access(_KERNELS, os.W_OK):
         yield
         return
-    with _running([sys.executable, *_COMPILE, *(kernels or ())], _kernel_report(progress)) as wait:
+    with _running(_compiler(kernels), _kernel_report(progress)) as wait:
         yield
         wait()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -13,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from segserve_common.backoff import Backoff
+from segserve_common.interpreter import python
 
 BACKLOG: Final = 128
 _BACKOFF: Final = Backoff(first_s=0.1, longest_s=30.0)
@@ -69,7 +69,7 @@ class WorkerProcess:
     async def _run(self) -> int:
         descriptor = self.listener.fileno()
         child = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-I", "-B", "-m", "segserve_operator.adapters.outbound.child"),
+            *python("-I", "-B", "-m", "segserve_operator.adapters.outbound.child"),
             *(f"--listener={descriptor}", *self.arguments),
             env={**_FRUGAL, **{name: self.environment[name] for name in _KEPT if name in self.environment}},
             cwd="/",

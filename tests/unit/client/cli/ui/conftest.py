@@ -88,7 +88,7 @@ def local(tmp_path: Path) -> LocalHarness:
 
 @pytest.fixture
 async def page(harness: Harness, gateway: Gateway) -> AsyncIterator[Page]:
-    """The page, entered with its token."""
+    """The page, with its token."""
     with gateway.http() as url:
         async for each in entered(harness, lambda _: nullcontext(url)):
             yield each
@@ -112,10 +112,8 @@ async def entered(harness: Harness, open_gateway: Callable[[str], AbstractContex
     access = PageAccess(PORT)
     app, backend = create_app(place, access)
     transport = httpx.ASGITransport(app=app)
-    async with httpx.AsyncClient(
-        transport=transport, base_url=access.origins[0], headers={"origin": access.origins[0]}
-    ) as client:
-        await client.get("/", params={"token": access.token})
+    headers = {"origin": access.origins[0], "authorization": access.authorization}
+    async with httpx.AsyncClient(transport=transport, base_url=access.origins[0], headers=headers) as client:
         yield Page(app, access, client, harness, place, opened)
     backend.close()
 

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import httpx
@@ -14,12 +15,14 @@ import pytest
 
 from fakes.control import LocalHarness
 from fakes.waiting import HANG_S
+from segserve_platform.platforms.selection import open_platform
+from segserve_ui.backend import UiPlatform
 from segserve_ui.guard import PageAccess
-from segserve_ui.server import open_browser
+from segserve_ui.server import open_browser, serving
 
 from ..conftest import Command
 
-ADDRESS = re.compile(r"page: (http://127\.0\.0\.1:(\d+)/\?token=\S+)")
+ADDRESS = re.compile(r"page: (http://127\.0\.0\.1:(\d+)/#token=(\S+))")
 
 
 def test_the_page_is_served_until_it_is_ended_and_its_address_opens_it(local: LocalHarness) -> None:
@@ -30,8 +33,9 @@ def test_the_page_is_served_until_it_is_ended_and_its_address_opens_it(local: Lo
             assert child.stdout is not None
             found = ADDRESS.match(child.stdout.readline())
             assert found is not None
-            answer = httpx.get(found[1])
-            refused = httpx.get(f"http://127.0.0.1:{found[2]}/")
+            models = f"http://127.0.0.1:{found[2]}/api/models"
+            answer = httpx.get(models, headers={"authorization": f"Bearer {found[3]}"})
+            refused = httpx.get(models)
         finally:
             child.send_signal(signal.SIGTERM)
         _, complaint = child.communicate(timeout=HANG_S)
@@ -87,14 +91,31 @@ def test_where_there_is_no_display_no_browser_is_started(monkeypatch: pytest.Mon
     assert open_browser(PageAccess(4711)) is False
 
 
-def test_a_browser_gets_an_address_that_opens_the_page_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_browsers_command_line_names_a_private_file_that_ends_with_the_page(
+    local: LocalHarness, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     opened: list[str] = []
     monkeypatch.setattr("webbrowser.open", lambda url: opened.append(url) or True)
     monkeypatch.setenv("DISPLAY", ":0")
-    access = PageAccess(4711)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    place = UiPlatform(local.place(), open_platform(local.place()), lambda _: nullcontext(""), None)
 
-    assert open_browser(access)
+    with serving(place) as access:
+        assert open_browser(access)
+        (file,) = (Path(url.removeprefix("file://")) for url in opened)
+        assert access.token not in str(file)
+        assert file.stat().st_mode & 0o777 == 0o600
+        assert access.url in file.read_text()
 
-    (token,) = (url.partition("token=")[2] for url in opened)
-    assert token != access.token
-    assert [access.admits(token), access.admits(token)] == [True, False]
+    assert not file.exists()
+
+
+def test_where_that_file_cannot_be_written_no_browser_is_started(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("webbrowser.open", lambda _: pytest.fail("a browser was started"))
+    monkeypatch.setenv("DISPLAY", ":0")
+    (tmp_path / "home").touch()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+
+    assert open_browser(PageAccess(4711)) is False

@@ -504,11 +504,30 @@ async def test_the_server_listens_on_loopback_and_ends_with_its_block(page: Page
     with serving(page.place) as access:
         async with httpx.AsyncClient() as client:
             assert (await client.get(access.url)).status_code == 200
-            assert (await client.get(f"{access.origins[0]}/")).status_code == 200
 
     async with httpx.AsyncClient() as client:
         with pytest.raises(httpx.ConnectError):
             await client.get(access.url)
+
+
+@pytest.mark.parametrize("path", ["/api/segment", "/api/compare", "/api/preview"])
+async def test_a_client_that_leaves_during_an_upload_is_no_error(page: Page, path: str) -> None:
+    """What the application raises is a traceback in the terminal of `segserve ui`."""
+    messages = iter(
+        [{"type": "http.request", "body": b"the first bytes", "more_body": True}, {"type": "http.disconnect"}]
+    )
+    given = {"host": page.access.hosts[0], "authorization": page.access.authorization, "content-length": "1000"}
+    headers = [(name.encode(), value.encode()) for name, value in given.items()]
+    query = b"model=coins&first=coins&second=discs"
+    scope = {"type": "http", "method": "POST", "path": path, "query_string": query, "headers": headers}
+
+    async def receive() -> dict[str, Any]:
+        return next(messages)
+
+    async def send(message: dict[str, Any]) -> None:
+        assert message.get("status", 400) == 400
+
+    await page.app(scope, receive, send)
 
 
 def test_a_machine_without_a_platform_is_named(local: LocalHarness) -> None:
