@@ -175,6 +175,13 @@ class GoldenError(BuilderError):
     reason = "GoldenFailed"
 
 
+class BusyError(BuilderError):
+    """An image is not computed now because others take all the time; its caller may send it again."""
+
+    reason = "Busy"
+    retryable = True
+
+
 class BadImageError(BuilderError):
     """A request's image or parameter cannot be used; the caller can correct it."""
 

@@ -23,10 +23,11 @@ import pytest
 from fakes.docs import ROOT
 from fakes.triton_python import FakeRequest, triton_python
 from segserve_builder.backend.link import DeadInstanceError, InstanceLink, InstanceListener, socket_folder
+from segserve_builder.errors import BusyError
 from segserve_builder.render.target import EMBEDDED, RenderTarget
 from segserve_builder.render.tree import CONFIG_FILE, Network, Tree, render
 from segserve_builder.stages.base import RequestOptions
-from segserve_builder.steps.image_session import ImageSession, Turns
+from segserve_builder.steps.image_session import PATIENCE_S, ImageSession, Places, Turns
 from segserve_builder.steps.in_process import InProcessModel
 from segserve_builder.steps.inference import network_io
 from segserve_builder.steps.onnx_signature import read_signature
@@ -311,6 +312,54 @@ def test_after_an_image_found_no_memory_fewer_run_beside_each_other_for_a_while(
         with turns.beside():
             pass
     assert most_beside() == 3
+
+
+LARGE = 20_000
+"""Pixels of which 1000 have taken 0.1 s."""
+
+
+@pytest.fixture
+def now_s() -> list[float]:
+    return [0.0]
+
+
+@pytest.fixture
+def places(now_s: list[float]) -> Places:
+    """Three places, which have had an image of 1000 pixels."""
+    places = Places(3, clock=lambda: now_s[0])
+    with places.taken(1000):
+        now_s[0] += 0.1
+    return places
+
+
+def test_the_last_place_is_for_images_that_do_not_take_long(places: Places, now_s: list[float]) -> None:
+    with places.taken(LARGE), places.taken(LARGE):
+        now_s[0] += PATIENCE_S
+        with pytest.raises(BusyError, match="one of 20000 pixels takes about 2 s, and 2 are computed; try again later"):
+            places.taken(LARGE).__enter__()
+
+        with places.taken(9000):
+            pass
+
+
+def test_an_image_that_takes_long_gets_the_place_of_another_that_ends(places: Places) -> None:
+    def run() -> str:
+        with places.taken(LARGE):
+            return "run"
+
+    with ThreadPoolExecutor(1) as pool, places.taken(LARGE):
+        with places.taken(LARGE):
+            waiting = pool.submit(run)
+
+        assert waiting.result(60) == "run"
+
+
+def test_images_that_turn_out_quick_are_not_long_any_more(places: Places, now_s: list[float]) -> None:
+    with places.taken(LARGE):
+        now_s[0] += 0.2
+
+    with places.taken(LARGE), places.taken(LARGE), places.taken(LARGE):
+        pass
 
 
 def options() -> NetOptions:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from segserve_operator.adapters.local.files import StateFolder
 
 TIMEOUT_S: Final = 35.0
-FAULTS: Final = (2, 4, 8, 13, 14, 15)
+FAULTS: Final = (2, 4, 13, 14, 15)
 """gRPC statuses that are a server's fault."""
 GATEWAY_CONTAINERS: Final = (ENVOY_CONTAINER, SYNC_CONTAINER, COMPARATOR_CONTAINER, CAPTURE_CONTAINER)
 CONTAINER_CPU: Final = "container_cpu_usage_seconds_total"

@@ -16,7 +16,7 @@ from segserve_builder.backend.net import described_input
 from segserve_builder.backend.responses import SentRequest, StepFailure, failure_of
 from segserve_builder.errors import BadImageError, ImageMemoryError
 from segserve_builder.memory import is_out_of_memory, limit_allocations, return_freed_memory
-from segserve_builder.steps.image_session import ImageSession, Turns
+from segserve_builder.steps.image_session import ImageSession, Places, Turns
 from segserve_builder.steps.public_outputs import GEOMETRY, NETWORK_INPUT, network_output
 from segserve_builder.steps.session import Arena, InputMemoryError
 from segserve_builder.steps.step_options import PipelineOptions
@@ -33,7 +33,7 @@ class JoinedSteps:
         self._pre.open(options.pre)
         self._session = ImageSession(network, options.net)
         self._post.open(options.post)
-        self._turns = Turns(instances)
+        self._turns, self._places = Turns(instances), Places(instances)
         self._images = Arena()
         self._limit_bytes: int | None = None
 
@@ -49,7 +49,8 @@ class JoinedSteps:
     def answer(self, request: SentRequest) -> dict[str, NDArray[Any]] | StepFailure:
         """Return the public outputs that a request asks for, or why it failed."""
         try:
-            return self._answered_in_turn(request)
+            with self._places.taken(pre.pixels_of(request)):
+                return self._answered_in_turn(request)
         except _NoMemoryError as error:
             return failure_of(ImageMemoryError(str(error), self._limit_bytes), request.id)
         except Exception as error:

@@ -14,6 +14,8 @@ from segserve_builder.steps.answer_metrics import Measures
 from segserve_builder.steps.preprocess import Preprocess
 from segserve_builder.steps.public_outputs import GEOMETRY, GUIDE, NETWORK_INPUT
 from segserve_builder.steps.step_options import PreOptions
+from segserve_common.image_file import ImageFileError
+from segserve_common.image_file import describe as describe_image
 
 
 class TritonPythonModel:
@@ -54,6 +56,18 @@ class TritonPythonModel:
             tensors[GEOMETRY.name] = np.concatenate([tensors[GEOMETRY.name], measures.to_numbers()])
             self._is_first = False
         return tensors
+
+
+def pixels_of(request: Any) -> int:
+    """Return how many pixels the image of a request has; 0 if that cannot be read, which `answer` says."""
+    pixels, encoded = input_array(request, "PIXELS"), input_array(request, "IMAGE")
+    if pixels is not None:
+        return int(np.prod(pixels.shape[:2]))
+    try:
+        header = describe_image(b"" if encoded is None else bytes(encoded.item()))
+    except (ImageFileError, ValueError):
+        return 0
+    return header.height * header.width
 
 
 def describe(request: Any) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import triton_python_backend_utils as pb_utils
 
-from segserve_builder.errors import BadImageError, ImageMemoryError
+from segserve_builder.errors import BadImageError, BusyError, ImageMemoryError
 from segserve_builder.memory import is_out_of_memory
 
 if TYPE_CHECKING:
@@ -31,10 +31,11 @@ class RunningMember:
 
 @dataclass(frozen=True, slots=True)
 class StepFailure:
-    """Why a request failed; `is_callers` if its caller can correct it."""
+    """Why a request failed; `is_callers` if its caller can correct it, `is_busy` if it may succeed later."""
 
     message: str
     is_callers: bool
+    is_busy: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,12 +112,14 @@ def error_response(error: Exception, request_id: str = "") -> Any:
 
 
 def failure_of(error: Exception, request_id: str = "") -> StepFailure:
-    """Return what the caller of a failed request gets: INVALID_ARG if the caller can correct it, else INTERNAL.
+    """Return what the caller of a failed request gets: INVALID_ARG, UNAVAILABLE if it may succeed later, or INTERNAL.
 
     Callers get one line; the traceback goes to the server's log, after the request's id.
     """
     if isinstance(error, BadImageError):
         return StepFailure(_one_line(error), is_callers=True)
+    if isinstance(error, BusyError):
+        return StepFailure(_one_line(error), is_callers=False, is_busy=True)
     log_error(error, request_id)
     about = ""
     if (member := _MEMBER.get()) is not None:
@@ -127,6 +130,8 @@ def failure_of(error: Exception, request_id: str = "") -> StepFailure:
 
 def failed_response(failure: StepFailure) -> Any:
     """Return the response of a failed request."""
+    if failure.is_busy:
+        return unavailable_response(failure.message)
     code = pb_utils.TritonError.INVALID_ARG if failure.is_callers else pb_utils.TritonError.INTERNAL
     return _failed(failure.message, code)
 

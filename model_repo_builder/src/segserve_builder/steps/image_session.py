@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from segserve_builder.cpus import available_cpus
+from segserve_builder.errors import BusyError
 from segserve_builder.memory import is_out_of_memory, return_freed_memory
 from segserve_builder.steps.session import NetworkSession, WeightsAllowance
 from segserve_builder.steps.step_options import NetOptions
@@ -18,6 +20,12 @@ if TYPE_CHECKING:
 
 _SUCCESSES: Final = 64
 """Images after which one more runs beside the others again."""
+LONG_S: Final = 1.0
+"""Time from which on an image does not take the last place."""
+PATIENCE_S: Final = 2.0
+"""Time that such an image waits for another place since there is none."""
+_LIKE: Final = 0.8
+"""Fraction of the largest image's pixels from which on an image says how long the largest takes."""
 
 
 class ImageSession:
@@ -127,3 +135,51 @@ class Turns:
         with self._changed:
             self._running -= 1
             self._changed.notify_all()
+
+
+class Places:
+    """Keeps the last of some places free of images that take long, so that nobody's images keep others waiting.
+
+    How long an image takes follows from its pixels and the time of the largest one so far. `clock` returns seconds.
+    """
+
+    def __init__(self, most: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._changed = threading.Condition()
+        self._most_long = max(most - 1, 1)
+        self._clock = clock
+        self._largest, self._largest_s = 1, 0.0
+        self._long, self._full_since_s = 0, 0.0
+
+    @contextmanager
+    def taken(self, pixels: int) -> Iterator[None]:
+        """Take a place for an image, once there is one; raises `BusyError` if there is none in time."""
+        expected_s = self._largest_s * pixels / self._largest
+        is_long = expected_s > LONG_S
+        if is_long:
+            self._take(pixels, expected_s)
+        began_s = self._clock()
+        try:
+            yield
+            if pixels >= _LIKE * self._largest:
+                self._largest_s = (self._clock() - began_s) * max(1.0, self._largest / pixels)
+                self._largest = max(self._largest, pixels)
+        finally:
+            if is_long:
+                with self._changed:
+                    self._long -= 1
+                    self._changed.notify()
+
+    def _take(self, pixels: int, expected_s: float) -> None:
+        with self._changed:
+            # All who find no place wait for the same time together: each would keep others waiting for as long.
+            patience_s = (
+                self._full_since_s + PATIENCE_S - self._clock() if self._long == self._most_long else PATIENCE_S
+            )
+            if not self._changed.wait_for(lambda: self._long < self._most_long, max(patience_s, 0.0)):
+                raise BusyError(
+                    f"too many requests with large images are under way: one of {pixels} pixels takes about "
+                    f"{expected_s:.0f} s, and {self._long} are computed; try again later"
+                )
+            self._long += 1
+            if self._long == self._most_long:
+                self._full_since_s = self._clock()

@@ -37,9 +37,9 @@ LEFT_CLUSTER: Final = "envoy.cluster_name"
 """Tag of these statistics that names the cluster."""
 BIN: Final = "upstream_rq_time:"
 LATENCIES: Final = "upstream_rq_time"
-FAULTS: Final = (2, 4, 8, 13, 14, 15)
-"""The gRPC status codes that are a server's fault: unknown, deadline exceeded, resource exhausted, internal,
-unavailable, data loss."""
+FAULTS: Final = (2, 4, 13, 14, 15)
+"""The gRPC status codes that are a server's fault: unknown, deadline exceeded, internal, unavailable, data loss. It is
+callers who exhaust resources, by their rate or by large images."""
 
 _RETRIES, _TIMEOUTS = "upstream_rq_retry", "upstream_rq_timeout"
 _NEVER_SENT: Final = ("upstream_rq_active_overflow", "upstream_rq_pending_failure_eject")
