@@ -175,11 +175,8 @@ class GoldenError(BuilderError):
     reason = "GoldenFailed"
 
 
-class BusyError(BuilderError):
-    """An image is not computed now because others take all the time; its caller may send it again."""
-
-    reason = "Busy"
-    retryable = True
+class BusyError(Exception):
+    """An image is not computed now, because others take all places; its caller may send it again."""
 
 
 class BadImageError(BuilderError):
