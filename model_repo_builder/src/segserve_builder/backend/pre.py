@@ -14,8 +14,6 @@ from segserve_builder.steps.answer_metrics import Measures
 from segserve_builder.steps.preprocess import Preprocess
 from segserve_builder.steps.public_outputs import GEOMETRY, GUIDE, NETWORK_INPUT
 from segserve_builder.steps.step_options import PreOptions
-from segserve_common.image_file import ImageFileError
-from segserve_common.image_file import describe as describe_image
 
 
 class TritonPythonModel:
@@ -59,15 +57,13 @@ class TritonPythonModel:
 
 
 def pixels_of(request: Any) -> int:
-    """Return how many pixels the image of a request has; 0 if that cannot be read, which `answer` says."""
+    """Return how many pixels the image of a request has; 0 if it has none, which `answer` refuses."""
+    from segserve_builder.imaging.decoding import pixels_in
+
     pixels, encoded = input_array(request, "PIXELS"), input_array(request, "IMAGE")
     if pixels is not None:
         return int(np.prod(pixels.shape[:2]))
-    try:
-        header = describe_image(b"" if encoded is None else bytes(encoded.item()))
-    except (ImageFileError, ValueError):
-        return 0
-    return header.height * header.width
+    return 0 if encoded is None or encoded.size != 1 else pixels_in(bytes(encoded.item()))
 
 
 def describe(request: Any) -> str:

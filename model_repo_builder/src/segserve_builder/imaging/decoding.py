@@ -125,6 +125,15 @@ def decode_image(
     return turn(pixels, file.orientation) if orientation == "apply" else pixels
 
 
+def pixels_in(data: bytes) -> int:
+    """Return how many pixels a file has by its header; 0 for a file that `decode_image` refuses for its header."""
+    try:
+        file = describe(data)
+    except ImageFileError:
+        return 0
+    return file.height * file.width
+
+
 def _decode(data: bytes, file: ImageHeader, pixel_format: _PixelFormat) -> NDArray[Any]:
     match file.format:
         case "JPEG":
