@@ -15,7 +15,6 @@ from tritonclient.grpc import service_pb2 as pb
 from fakes.gateway_clients import LIMIT
 from fakes.guarded_gateway import Guarded, guarded_gateway
 from fakes.hostile_caller import INFER, connected, head, reply
-from fakes.triton import StubTriton
 from fakes.waiting import until
 from segserve_operator.adapters.traffic.envoy_counts import FAULTS
 from segserve_operator.adapters.traffic.envoy_listener import CallerTimeouts
@@ -104,13 +103,13 @@ def large(size: int) -> bytes:
     return pb.ModelInferRequest(model_name="coins", raw_input_contents=[bytes(size)]).SerializeToString()
 
 
-def unreachable(do: Callable[[Guarded], Any], end: Callable[[StubTriton], None]) -> Callable[[Guarded], Any]:
-    """Do something while the server cannot be connected to, and no former connection is open."""
+def unreachable(do: Callable[[Guarded], Any]) -> Callable[[Guarded], Any]:
+    """Do something while the server's machine answers nobody, and no former connection to it is open."""
 
     def send(gateway: Guarded) -> Any:
         gateway.triton.close()
         gateway.triton.open()
-        end(gateway.triton)
+        gateway.triton.lose()
         try:
             return do(gateway)
         finally:
@@ -157,11 +156,10 @@ ATTACKS = {
     "a message that no server can read": Attack(
         by_grpc(), CALLER_FAULT, 1, grpc_said=SERVER_FAULT, grpc_message="Unable to parse request"
     ),
-    "a server that no connection reaches in time": Attack(unreachable(http(), StubTriton.lose), 503),
+    "a server that no connection reaches in time": Attack(unreachable(http()), 503),
     "a server that no connection of gRPC reaches in time": Attack(
-        unreachable(by_grpc(), StubTriton.lose), grpc.StatusCode.UNAVAILABLE
+        unreachable(by_grpc()), grpc.StatusCode.UNAVAILABLE
     ),
-    "a port at which nobody listens": Attack(unreachable(http(), StubTriton.close), 503),
     "inputs that a server refuses": Attack(by_grpc(), CALLER_FAULT, 1, grpc_said=CALLER_FAULT),
 }  # fmt: skip
 

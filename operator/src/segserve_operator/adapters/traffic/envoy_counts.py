@@ -42,7 +42,8 @@ FAULTS: Final = (2, 4, 13, 14, 15)
 callers who exhaust resources, by their rate or by large images."""
 
 _RETRIES, _TIMEOUTS = "upstream_rq_retry", "upstream_rq_timeout"
-_NEVER_SENT: Final = ("upstream_rq_active_overflow", "upstream_rq_pending_failure_eject")
+_REFUSED, _NOT_CONNECTED = "upstream_rq_active_overflow", "upstream_rq_pending_failure_eject"
+_CONNECT_TIMEOUTS = "upstream_cx_connect_timeout"
 # gRPC calls are counted when they end, by status; HTTP requests as soon as the response headers arrive.
 _RESPONSES: Final[Mapping[Protocol, str]] = {"http": "upstream_rq_completed", "grpc": "grpc.total"}
 _CANCELLED = "upstream_rq_cancelled"
@@ -63,7 +64,7 @@ _FAILED: Final[Mapping[Protocol, tuple[str, ...]]] = {
     "grpc": tuple(f"grpc.{status}" for status in FAULTS),
 }
 STATISTICS: Final = (
-    *(*_RESPONSES.values(), _RETRIES, *_NEVER_SENT, *_ACTIVE, LATENCIES),
+    *(*_RESPONSES.values(), _RETRIES, _REFUSED, _NOT_CONNECTED, _CONNECT_TIMEOUTS, *_ACTIVE, LATENCIES),
     *(name for stats in (_CANCELLED_STATS, _CANCELLED_BY_ENVOY, _FAILED) for names in stats.values() for name in names),
 )
 
@@ -94,7 +95,8 @@ def parse_stats(response: Mapping[str, Any]) -> dict[str, Stats]:
 def series_counts(stats: Mapping[str, int], protocol: Protocol) -> SeriesCounts:
     """Return the request counts that a cluster's statistics add up to."""
     retries, disconnected = stats.get(_RETRIES, 0), stats.get(_DISCONNECTED, _disconnected_callers(stats, protocol))
-    never_sent = _total_of(stats, _NEVER_SENT)
+    # A connection that times out fails the request that it was for; at a port that refuses it, nobody listens.
+    never_sent = stats.get(_REFUSED, 0) + min(stats.get(_NOT_CONNECTED, 0), stats.get(_CONNECT_TIMEOUTS, 0))
     total_ms, request_ms = (stats.get(name, 0) for name in LEFT)
     bins = [(float(name.removeprefix(BIN)), count) for name, count in stats.items() if name.startswith(BIN) and count]
     return SeriesCounts(
