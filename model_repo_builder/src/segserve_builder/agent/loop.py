@@ -23,6 +23,8 @@ from segserve_builder.agent.protocol import Assignment, ModelReport, ModelState,
 from segserve_builder.agent.runner import LOAD_FAILED, LOST_GPU, ActionFailure, ActionResult, ActionRunner
 from segserve_builder.agent.state import (
     CRASHES_ALLOWED,
+    RELOADS_ALLOWED,
+    UNLOADS_ALLOWED,
     Action,
     AgentState,
     AssignedRevision,
@@ -36,6 +38,7 @@ from segserve_builder.agent.state import (
     Serve,
     ServerSnapshot,
     Try,
+    Unload,
     is_loaded,
 )
 from segserve_builder.errors import FilesChangedError
@@ -161,8 +164,11 @@ class Agent:
         if assignment is None:
             self._report(snapshot.ready, ())
             return
-        for action in decide.next_actions(assignment, snapshot, self._state, now_s):
-            self._start(action, now_s)
+        actions = decide.next_actions(assignment, snapshot, self._state, now_s)
+        self._state.repeats.follow(actions, now_s)
+        for action in actions:
+            if self._state.repeats.is_due(action, now_s):
+                self._start(action, now_s)
         if now_s >= self._next_probe_s:
             self._start_probe(snapshot, now_s)
         if now_s >= self._next_look_s:
@@ -218,6 +224,8 @@ class Agent:
     def _absorb(self, result: ActionResult, now_s: float) -> None:
         state, action = self._state, result.action
         state.running.pop(action, None)
+        state.repeats.record(action, now_s)
+        self._end_stuck_server(action)
         if result.server_lost_gpu:
             _LOG.error("Triton lost its GPU; restarting it")
             self._observer.end_server()
@@ -247,6 +255,13 @@ class Agent:
                     self._state.prepared.pop(assigned.revision)
         elif isinstance(action, Probe):
             self._absorb_probe(action, result, now_s)
+
+    def _end_stuck_server(self, action: Action) -> None:
+        """End a server that accepts to unload a model and does not, again and again, unless it serves another one."""
+        in_vain = self._state.repeats.count(action) > UNLOADS_ALLOWED + RELOADS_ALLOWED
+        if isinstance(action, Unload) and in_vain and not self._state.proofs:
+            _LOG.error("Triton accepts to unload %s and keeps it loaded; restarting it", action.name)
+            self._observer.end_server()
 
     def _absorb_probe(self, action: Probe, result: ActionResult, now_s: float) -> None:
         self.health = replace(self.health, probe_s=result.duration_s)
