@@ -45,7 +45,7 @@ from segserve_builder.errors import FilesChangedError
 from segserve_builder.render.repository import sweep
 from segserve_builder.sources.cache import FileLocks
 from segserve_builder.steps.crash_record import crashed_members
-from segserve_common.files import replace_file
+from segserve_common.files import DamagedFileError, read_file, replace_file
 
 TICK_S: Final = 0.5
 HEARTBEAT_S: Final = 1.0
@@ -366,12 +366,12 @@ class AssignmentFile:
             stamp = (status.st_ino, status.st_mtime_ns)
             if stamp != self._stamp:
                 self._stamp = stamp
-                models = Assignment.read(json.loads(self._path.read_bytes())).models
+                models = read_file(self._path, lambda text: Assignment.read(json.loads(text))).models
                 self._assignment = tuple(map(AssignedRevision.of, models))
         except FileNotFoundError:
             return self._assignment
-        except ValueError as error:
-            _LOG.error("%s is not valid; the previous assignment stays: %s", self._path, error)
+        except DamagedFileError as error:
+            _LOG.error("%s; the previous assignment stays", error)
         return self._assignment
 
 

@@ -248,7 +248,7 @@ class Repository:
             if cached is None or cached[0] != changed:
                 cached = (changed, ensemble_of(text_format.Parse(path.read_text(), ModelConfig())))
                 self._parsed[name] = cached
-        except (OSError, text_format.ParseError):
+        except (OSError, ValueError, text_format.ParseError):
             return None
         return cached[1]
 
