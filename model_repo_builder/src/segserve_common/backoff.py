@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from typing import Generic, TypeVar
+
+Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,54 @@ class RetryDelays:
     def reset(self) -> None:
         """Start again with the shortest delay."""
         self._failures = 0
+
+
+@dataclass(slots=True)
+class _Repeat:
+    content: object
+    count: int
+    done_s: float
+    wanted_s: float
+
+
+class Repeats(Generic[Key]):
+    """Delays of actions that are wanted again after they were done: what they were to change is as it was before.
+
+    An action that was not wanted for as long as its delay is a new one, and so is one with another `content`.
+    """
+
+    def __init__(self, backoff: Backoff) -> None:
+        self._backoff = backoff
+        self._done: dict[Key, _Repeat] = {}
+
+    def count(self, key: Key) -> int:
+        """Return how often in a row an action was done."""
+        return self._done[key].count if key in self._done else 0
+
+    def is_due(self, key: Key, now_s: float, content: object = None) -> bool:
+        """Return whether an action may be done now."""
+        return key not in self._done or self._done[key].content != content or self.wait_s(key, now_s) <= 0
+
+    def wait_s(self, key: Key, now_s: float) -> float:
+        """Return the seconds until an action that was done may be done again."""
+        repeat = self._done[key]
+        if now_s < repeat.done_s:  # the clock was set back
+            repeat.done_s = repeat.wanted_s = now_s
+        return repeat.done_s + self._backoff.delay_s(repeat.count) - now_s
+
+    def follow(self, wanted: Collection[Key], now_s: float) -> None:
+        """Forget the actions that are no longer wanted; called with all that are wanted now."""
+        for key, repeat in [*self._done.items()]:
+            if key in wanted:
+                repeat.wanted_s = now_s
+            elif now_s - repeat.wanted_s >= self._backoff.delay_s(repeat.count):
+                del self._done[key]
+
+    def record(self, key: Key, now_s: float, content: object = None) -> None:
+        """Record that an action was done."""
+        former = self._done.get(key)
+        count = former.count + 1 if former is not None and former.content == content else 1
+        self._done[key] = _Repeat(content, count, now_s, now_s)
 
 
 def retry_after_s(text: str | None, now: datetime | None = None) -> float | None:

@@ -6,12 +6,43 @@ import errno
 import hashlib
 import itertools
 import os
-from collections.abc import Iterator
+import stat
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
+T = TypeVar("T")
+
+MOST_BYTES: Final = 2**28
+"""No file that `read_file` reads is larger."""
 _NUMBERS: Final = itertools.count()
+
+
+class DamagedFileError(ValueError):
+    """A file is not what this platform writes there; the message has its path and what was found."""
+
+    def __init__(self, path: Path, found: object) -> None:
+        super().__init__(f"{path} is damaged: {' '.join(str(found).split())[:300]}")
+
+
+def read_file(path: Path, parse: Callable[[str], T]) -> T:
+    """Return what `parse` makes of a file's text, whatever that is.
+
+    Raises `FileNotFoundError` if there is none, and `DamagedFileError` for a file that cannot be read or parsed.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise DamagedFileError(path, "it is not a file")
+    if status.st_size > MOST_BYTES:
+        raise DamagedFileError(path, f"it has {status.st_size} bytes")
+    try:
+        return parse(path.read_text())
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        raise DamagedFileError(path, f"{type(error).__name__}: {error}") from error
 
 
 def file_sha256(path: Path) -> str:
@@ -30,8 +61,13 @@ def replace_file(path: Path, content: str | bytes, *, mode: int = 0o666) -> None
 
 
 def write_private(path: Path, content: str | bytes) -> None:
-    """Replace a file as `replace_file` does, readable by this user only; missing folders are created."""
+    """Replace a file as `replace_file` does, readable by this user only; missing folders are created.
+
+    A folder in its place is kept under another name.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        path.rename(path.with_name(f"{path.name}.{time.time_ns()}.damaged"))
     replace_file(path, content, mode=0o600)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from segserve_common.files import DamagedFileError, read_file
 from segserve_common.process_record import ProcessRecord
 
 STATE_VARIABLE: Final = "SEGSERVE_STATE"
@@ -38,10 +39,17 @@ def state_folder() -> Path:
 
 def read_record(path: Path) -> PlatformRecord | None:
     """Return the record of the running platform in a file, or None if none runs."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        record = json.loads(path.read_text())
-        process = ProcessRecord.from_fields(record.get("process", record))
-        if process.is_running:
-            later = (record.get("version", ""), record.get("caFile", ""))
-            return PlatformRecord(process, record["url"], record["observed"], *later)
+    with contextlib.suppress(OSError, DamagedFileError):
+        record = read_file(path, _parse)
+        return record if record.process.is_running else None
     return None
+
+
+def _parse(text: str) -> PlatformRecord:
+    record = json.loads(text)
+    process = ProcessRecord.from_fields(record.get("process", record))
+    texts = (record["url"], record.get("version", ""), record.get("caFile", ""))
+    if not all(isinstance(each, str) for each in texts):
+        raise TypeError(f"url, version and caFile are texts, got {texts!r}")
+    url, version, ca_file = texts
+    return PlatformRecord(process, url, record["observed"] is True, version, ca_file)

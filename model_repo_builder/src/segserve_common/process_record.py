@@ -44,7 +44,7 @@ class ProcessRecord:
                 return cls(int(fields["pid"]), int(fields["start_ticks"]), str(fields["boot_id"]))
             present = cls.of(int(fields["pid"]))
             created_s = float(fields["createTime"] if "createTime" in fields else fields["create_time"])
-        except (KeyError, TypeError) as error:
+        except (LookupError, TypeError, ArithmeticError) as error:
             raise ValueError(f"a process is recorded by pid, start_ticks and boot_id, got {fields!r}") from error
         except OSError as error:
             raise ValueError(f"the recorded process {fields['pid']} has ended") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -141,7 +142,9 @@ class PoolReconciler:
         self._dependencies.metrics.observe_pass(key, models, cache.rollout_cache, now_s)
         due_s.append(next_due_s(models, now_s))
         due_s += [max(failure.retry_s - now_s, MIN_DUE_S) for failure in cache.failures.values()]
-        at_rest = cache.rollout_cache.at_rest and not writes and not fleet.waits_for_agents()
+        due_s.append(max(cache.rollout_cache.repeat_s - now_s, MIN_DUE_S))
+        repeats = cache.rollout_cache.repeat_s < math.inf
+        at_rest = cache.rollout_cache.at_rest and not writes and not repeats and not fleet.waits_for_agents()
         context = self._contexts.get(key)
         if context is not None and context.spec.scaling is not None:
             cache.settled = (changes, now_s + min(*due_s, RESYNC_S)) if not writes else None

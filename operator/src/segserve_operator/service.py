@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+import math
+from collections.abc import Awaitable, Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final, Protocol
 
 from segserve_builder.agent.protocol import AssignedModel, Assignment
 from segserve_common.api_errors import ForbiddenError, InvalidError, UnavailableError
+from segserve_common.backoff import Backoff, Repeats
 from segserve_operator.adapters.kube.api import NotLeaderError
 from segserve_operator.core.advance.inputs import sampled_groups
 from segserve_operator.core.drift.comparison import RevisionComparison
@@ -75,6 +77,8 @@ LOAD_INTERVAL_S: Final = 0.5
 PATIENT_LOOKS: Final = 5
 SILENT_INTERVAL_S: Final = 15.0
 """Time between two readings once no gateway has answered so many of them: each waits for all that do not answer."""
+REPEAT_BACKOFF: Final = Backoff(first_s=0.5, longest_s=30.0)
+"""Delay before an action is repeated that succeeded and that changed nothing."""
 DEFECTS: Final = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
 
 
@@ -90,7 +94,8 @@ class RolloutCache:
     with references, and `comparisons` two revisions' answers by rollout. `load` is the requests of the pool; gateways
     reported nothing in the last `unanswered` readings, the last at `read_s` (Unix seconds). `at_rest` is True if the
     last pass found nothing that becomes due as time passes, `rest` the models that it found settled; `world` is what it
-    saw of a pool that follows requests.
+    saw of a pool that follows requests. `repeats` are the actions that were taken, and `repeat_s` is when the first of
+    those that passes want again is due (Unix seconds).
     """
 
     records: dict[str, Record] = field(default_factory=dict)
@@ -105,6 +110,8 @@ class RolloutCache:
     at_rest: bool = False
     rest: Rest = field(default_factory=Rest)
     world: Observed | None = None
+    repeats: Repeats[Hashable] = field(default_factory=lambda: Repeats(REPEAT_BACKOFF))
+    repeat_s: float = math.inf
 
     def take(self, stored: Mapping[str, Record], now_s: float) -> None:
         """Adopt records from the store that are newer: at the start, or after another process was the leader."""
@@ -335,7 +342,8 @@ class Service:
         this process write no more.
         """
         world = without_refused_revisions(await self.observe())
-        outcome = _Outcome(world)
+        statuses = {model.name: model.status for model in world.models}
+        outcome = _Outcome(world, self.rollout_cache.repeats, self.clock(), statuses)
         desired = desired_state(world, former=self.rollout_cache.rest)
         wanted = intents(desired, world)
         held = await self._write_intents(wanted, outcome)
@@ -347,7 +355,9 @@ class Service:
             permitted_stage = [tuple(outcome.ready(sequence)) for sequence in stage]
             await _concurrently([partial(self._apply_sequence, each, outcome) for each in permitted_stage if each])
         outcome.raise_outage()
+        outcome.repeats.follow(outcome.asked, outcome.now_s)
         self._keep_failures(outcome)
+        self.rollout_cache.repeat_s = outcome.repeat_s
         return tuple(outcome.taken)
 
     async def _write_intents(self, wanted: Mapping[str, Sequence[Intent]], outcome: _Outcome) -> frozenset[str]:
@@ -357,7 +367,7 @@ class Service:
         held = {model for model, each in wanted.items() if not all(is_due(intent, world) for intent in each)}
 
         async def write(model: str) -> None:
-            for intent in wanted[model]:
+            for intent in filter(outcome.is_new, wanted[model]):
                 if not await outcome.attempt(intent, self._write(intent)):
                     held.add(model)
                     return
@@ -437,6 +447,11 @@ class _Outcome:
     """The outcome of a pass so far: the actions taken, those that failed, and those that wait."""
 
     world: Observed
+    repeats: Repeats[Hashable]
+    now_s: float
+    statuses: Mapping[str, ModelStatus]
+    asked: set[Hashable] = field(default_factory=set)
+    repeat_s: float = math.inf
     taken: list[Action] = field(default_factory=list)
     errors: list[tuple[Action, Exception]] = field(default_factory=list)
     waiting: list[Effect] = field(default_factory=list)
@@ -448,10 +463,19 @@ class _Outcome:
         for effect in sequence:
             self.wanted.add(key_of(effect))
             permitted_effect = permitted(effect, held, self.world)
-            if permitted_effect is not None and is_due(permitted_effect, self.world):
-                yield permitted_effect
-            else:
+            if permitted_effect is None or not is_due(permitted_effect, self.world):
                 self.waiting.append(effect)
+            elif self.is_new(permitted_effect):
+                yield permitted_effect
+
+    def is_new(self, action: Action) -> bool:
+        """Return whether an action is not one that passes take again and again, or whether its delay is over."""
+        key, content = self._key_and_content(action)
+        self.asked.add(key)
+        if self.repeats.is_due(key, self.now_s, content):
+            return True
+        self.repeat_s = min(self.repeat_s, self.now_s + self.repeats.wait_s(key, self.now_s))
+        return False
 
     async def attempt(self, action: Action, writing: Awaitable[None]) -> bool:
         """Wait for an action, note what became of it, and return whether it was taken."""
@@ -463,7 +487,20 @@ class _Outcome:
                 log.exception("%s failed", brief(action))
             return False
         self.taken.append(action)
+        key, content = self._key_and_content(action)
+        self.repeats.record(key, self.now_s, content)
         return True
+
+    def _key_and_content(self, action: Action) -> tuple[Hashable, object]:
+        """Return what an action is about, and what makes it another one; times in a status do not."""
+        match action:
+            case SaveStatus(model):
+                return key_of(action), self.statuses.get(model)
+            case EmitEvent(model, event):
+                return (*key_of(action), event.reason), self.statuses.get(model)
+            case SaveRollout(record):
+                return key_of(action), _age(record)  # its arrays have no equality that is true or false
+        return key_of(action), action
 
     def raise_outage(self) -> None:
         """Raise the error that is about the API and not about an object, if there is one."""

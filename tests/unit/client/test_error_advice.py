@@ -40,6 +40,7 @@ from segserve.platform import Local
 from segserve.results.images import image_size, image_tensor
 from segserve_common.kserve import Tensor
 from segserve_common.process_record import ProcessRecord
+from segserve_operator.adapters.local.files import write_yaml
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -226,8 +227,9 @@ def platform(tmp_path: Path, gateway: Gateway) -> Any:
     for name in ("coins", "fresh"):
         folder = tmp_path / "objects/SegmentationModel" / name
         folder.mkdir(parents=True)
-        (folder / "spec.yaml").write_text(json.dumps({"metadata": {"name": name, "generation": 1}, "spec": {}}))
-        (folder / "status.yaml").write_text(json.dumps(status))
+        metadata = {"name": name, "generation": 1, "creationTimestamp": "2026-11-20T12:00:00Z"}
+        write_yaml(folder / "spec.yaml", {"metadata": metadata, "spec": {}})
+        write_yaml(folder / "status.yaml", status)
     own = asdict(ProcessRecord.of(os.getpid()))
 
     def at(url: str, **fields: str) -> Local:

@@ -8,6 +8,7 @@ import textwrap
 from typing import Final
 
 from segserve_common.errors import SegserveError
+from segserve_common.files import DamagedFileError
 from segserve_platform.platforms.errors import needs as needs
 
 
@@ -43,4 +44,4 @@ def user_errors() -> tuple[type[Exception], ...]:
     """Return the exception types whose message is all that a user needs, of the modules that the command has loaded."""
     # Errors of the operating system (disk full, not a folder, permission denied) explain themselves.
     loaded = [getattr(sys.modules[module], name) for module, name in _USER_ERRORS.items() if module in sys.modules]
-    return (CommandError, SegserveError, OSError, *loaded)
+    return (CommandError, SegserveError, OSError, DamagedFileError, *loaded)

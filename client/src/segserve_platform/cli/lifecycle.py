@@ -268,7 +268,7 @@ def launch(state: StateFolder, speed: float = 1.0, *, compile_all: bool = True) 
     deadline_s = time.monotonic() + START_S
     while (record := read_platform(state)) is None or not record.observed:
         if child.poll() is not None:
-            last = state.log.read_text().strip().splitlines()[-1:]
+            last = state.log.read_text(errors="replace").strip().splitlines()[-1:]
             raise CommandError(f"the platform did not start: {''.join(last)} (full log: {state.log})")
         if time.monotonic() > deadline_s:
             raise CommandError(

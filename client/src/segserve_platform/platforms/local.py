@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
 
 from segserve.platform import Local
+from segserve_common.files import DamagedFileError, read_file
 from segserve_platform.platforms.errors import ControlError, NotFoundError, needs
 from segserve_platform.platforms.port import (
     MODEL,
@@ -95,7 +96,7 @@ class LocalPlatform:
 
     def models(self) -> list[Json]:
         """Read all models from their files."""
-        return [self.store.get(MODEL, name) for name in self.store.names(MODEL)]
+        return [_shown(self.store.get(MODEL, name)) for name in self.store.names(MODEL)]
 
     def model(self, name: str) -> Json:
         """Read a model from its file."""
@@ -122,8 +123,10 @@ class LocalPlatform:
         return [record for record in found if record is not None]
 
     def rollout(self, name: str) -> Json | None:
-        """Read a record from its file."""
-        return self.find(ROLLOUT, name)
+        """Read a record from its file; a damaged one counts as missing."""
+        with suppress(DamagedFileError):
+            return self.find(ROLLOUT, name)
+        return None
 
     def chunks(self, rollout: str, count: int) -> list[str]:
         """Read the files next to the record."""
@@ -131,8 +134,8 @@ class LocalPlatform:
 
         folder = self.store.state.objects / ROLLOUT / rollout
         try:
-            return [chunk_file(folder, number).read_text() for number in range(count)]
-        except FileNotFoundError:
+            return [read_file(chunk_file(folder, number), str) for number in range(count)]
+        except (OSError, DamagedFileError):
             return []
 
     def sheet(self, model: str) -> bytes | None:
@@ -238,7 +241,7 @@ class LocalPlatform:
 
     def _get(self, kind: str, name: str) -> Json:
         with _known():
-            return self.store.get(kind, name)
+            return _shown(self.store.get(kind, name))
 
     def _url(self) -> str | None:
         record = self._running()
@@ -256,6 +259,17 @@ class LocalPlatform:
             return groups if wanted else [state.log, *sorted(state.gateway.glob("*.log")), *groups]
         roles = (self.model(request.name).get("status") or {}).get("roles", {})
         return [path for path in groups if path.parent.name in {holder.get("group") for holder in roles.values()}]
+
+
+def _shown(manifest: Json) -> Json:
+    """Return a resource without roles that nobody can read, and with a condition that says so."""
+    status = manifest.get("status") or {}
+    if not isinstance(status.get("roles", {}), str):
+        return manifest
+    lost = {"type": "Ready", "status": "Unknown", "reason": "StatusUnreadable", "message": status["roles"]}
+    changed = {"lastTransitionTime": manifest["metadata"]["creationTimestamp"]}
+    conditions = status.get("conditions") or [lost | changed]
+    return {**manifest, "status": {**status, "roles": {}, "conditions": conditions}}
 
 
 @contextmanager

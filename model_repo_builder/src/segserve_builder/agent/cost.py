@@ -15,7 +15,7 @@ from typing import Final, NamedTuple, TypeAlias
 
 from segserve_builder.agent.processes import ProcessUse, ServerUse
 from segserve_builder.agent.server import StepCounts, TritonError
-from segserve_common.files import replace_file
+from segserve_common.files import read_file, replace_file
 
 COSTS_FILE: Final = "costs.json"
 """Name of a ledger's file in the folder of a group on one machine."""
@@ -176,8 +176,8 @@ class CostLedger:
 
     def __post_init__(self) -> None:
         if self.file is not None:
-            with suppress(FileNotFoundError, ValueError, TypeError, KeyError):
-                stored = json.loads(self.file.read_text())
+            with suppress(OSError, ValueError, TypeError, LookupError, AttributeError):
+                stored = read_file(self.file, json.loads)
                 last = stored["last"]
                 processes = {key: ProcessUse(*use) for key, use in last["processes"].items()}
                 counts = {name: StepCounts(*each) for name, each in last["counts"].items()}

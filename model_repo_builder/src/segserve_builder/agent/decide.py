@@ -10,6 +10,7 @@ from segserve_builder.agent.state import (
     LOADING,
     OPENING_S,
     READY,
+    UNLOADS_ALLOWED,
     Action,
     AgentState,
     AssignedRevision,
@@ -228,7 +229,7 @@ def _garbage_collect(
         if name in (kept if is_step else public) or (is_step and not settled):
             continue
         if snapshot.states.get(name) in (READY, LOADING):
-            yield Unload(name)
+            yield Unload(name, load_first=state.repeats.count(Unload(name)) >= UNLOADS_ALLOWED)
             continue
         # An ensemble's folder, which names its steps, goes after them.
         steps = snapshot.published[name].folders if name in snapshot.published else frozenset()

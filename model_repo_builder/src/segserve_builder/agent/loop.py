@@ -23,6 +23,8 @@ from segserve_builder.agent.protocol import Assignment, ModelReport, ModelState,
 from segserve_builder.agent.runner import LOAD_FAILED, LOST_GPU, ActionFailure, ActionResult, ActionRunner
 from segserve_builder.agent.state import (
     CRASHES_ALLOWED,
+    RELOADS_ALLOWED,
+    UNLOADS_ALLOWED,
     Action,
     AgentState,
     AssignedRevision,
@@ -36,13 +38,14 @@ from segserve_builder.agent.state import (
     Serve,
     ServerSnapshot,
     Try,
+    Unload,
     is_loaded,
 )
 from segserve_builder.errors import FilesChangedError
 from segserve_builder.render.repository import sweep
 from segserve_builder.sources.cache import FileLocks
 from segserve_builder.steps.crash_record import crashed_members
-from segserve_common.files import replace_file
+from segserve_common.files import DamagedFileError, read_file, replace_file
 
 TICK_S: Final = 0.5
 HEARTBEAT_S: Final = 1.0
@@ -161,8 +164,11 @@ class Agent:
         if assignment is None:
             self._report(snapshot.ready, ())
             return
-        for action in decide.next_actions(assignment, snapshot, self._state, now_s):
-            self._start(action, now_s)
+        actions = decide.next_actions(assignment, snapshot, self._state, now_s)
+        self._state.repeats.follow(actions, now_s)
+        for action in actions:
+            if self._state.repeats.is_due(action, now_s):
+                self._start(action, now_s)
         if now_s >= self._next_probe_s:
             self._start_probe(snapshot, now_s)
         if now_s >= self._next_look_s:
@@ -218,6 +224,8 @@ class Agent:
     def _absorb(self, result: ActionResult, now_s: float) -> None:
         state, action = self._state, result.action
         state.running.pop(action, None)
+        state.repeats.record(action, now_s)
+        self._end_stuck_server(action)
         if result.server_lost_gpu:
             _LOG.error("Triton lost its GPU; restarting it")
             self._observer.end_server()
@@ -247,6 +255,13 @@ class Agent:
                     self._state.prepared.pop(assigned.revision)
         elif isinstance(action, Probe):
             self._absorb_probe(action, result, now_s)
+
+    def _end_stuck_server(self, action: Action) -> None:
+        """End a server that accepts to unload a model and does not, again and again, unless it serves another one."""
+        in_vain = self._state.repeats.count(action) > UNLOADS_ALLOWED + RELOADS_ALLOWED
+        if isinstance(action, Unload) and in_vain and not self._state.proofs:
+            _LOG.error("Triton accepts to unload %s and keeps it loaded; restarting it", action.name)
+            self._observer.end_server()
 
     def _absorb_probe(self, action: Probe, result: ActionResult, now_s: float) -> None:
         self.health = replace(self.health, probe_s=result.duration_s)
@@ -351,12 +366,12 @@ class AssignmentFile:
             stamp = (status.st_ino, status.st_mtime_ns)
             if stamp != self._stamp:
                 self._stamp = stamp
-                models = Assignment.read(json.loads(self._path.read_bytes())).models
+                models = read_file(self._path, lambda text: Assignment.read(json.loads(text))).models
                 self._assignment = tuple(map(AssignedRevision.of, models))
         except FileNotFoundError:
             return self._assignment
-        except ValueError as error:
-            _LOG.error("%s is not valid; the previous assignment stays: %s", self._path, error)
+        except DamagedFileError as error:
+            _LOG.error("%s; the previous assignment stays", error)
         return self._assignment
 
 

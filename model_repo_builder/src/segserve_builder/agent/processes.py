@@ -13,6 +13,7 @@ from typing import Final, NamedTuple, Protocol
 import psutil
 
 from segserve_builder.agent.state import StepDeath
+from segserve_common.files import read_file
 from segserve_common.process_record import ProcessRecord
 
 _STUB: Final = "triton_python_backend_stub"
@@ -154,7 +155,7 @@ class StepProcesses:
 
     def _find_server(self) -> psutil.Process | None:
         try:
-            record = ProcessRecord.from_json(self._pid_file.read_text())
+            record = read_file(self._pid_file, ProcessRecord.from_json)
             if self._server is None or record != self._record:
                 self._server, self._record = _process(record), record
                 self._stubs = {}
@@ -175,7 +176,7 @@ def resident_bytes(pid_file: Path) -> float | None:
 def _members(pid_file: Path) -> list[psutil.Process]:
     """Return the recorded server and its descendants; none if it does not run."""
     try:
-        server = _process(ProcessRecord.from_json(pid_file.read_text()))
+        server = _process(read_file(pid_file, ProcessRecord.from_json))
         return [] if server is None else [server, *server.children(recursive=True)]
     except (OSError, ValueError, psutil.Error):
         return []

@@ -224,8 +224,8 @@ class ActionRunner:
                 # By itself: while the heavy network hangs, the light one's answers go on.
                 light = self._probe_network(action, prepared, model, {TIER: LIGHT})
                 return light if light.suspects or light.failing else self._probe_network(action, prepared, heavy)
-            case Unload(name):
-                self.server.unload(name)
+            case Unload(name, load_first):
+                self.server.unload(name, load_first=load_first)
             case Remove(name):
                 self.steps.remove(name)
         return ActionResult(action)

@@ -9,7 +9,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 from uuid import uuid4
@@ -123,8 +123,11 @@ class TritonServer:
         with self._typed_errors():
             self._client.load_model(name, headers=self._headers, client_timeout=LOAD_TIMEOUT_S)
 
-    def unload(self, name: str) -> None:
-        """Start to unload a model; the server finishes running requests first."""
+    def unload(self, name: str, *, load_first: bool = False) -> None:
+        """Start to unload a model, which may have to be loaded first; the server finishes running requests."""
+        if load_first:
+            with suppress(TritonRefusedError):
+                self.load(name)
         with self._typed_errors():
             self._client.unload_model(name, headers=self._headers, client_timeout=UNLOAD_TIMEOUT_S)
 
@@ -245,7 +248,7 @@ class Repository:
             if cached is None or cached[0] != changed:
                 cached = (changed, ensemble_of(text_format.Parse(path.read_text(), ModelConfig())))
                 self._parsed[name] = cached
-        except (OSError, text_format.ParseError):
+        except (OSError, ValueError, text_format.ParseError):
             return None
         return cached[1]
 

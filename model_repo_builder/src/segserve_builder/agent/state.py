@@ -13,7 +13,7 @@ from segserve_builder.agent.protocol import AnswerCounting, AssignedModel, Golde
 from segserve_builder.agent.scoring import Replays
 from segserve_builder.render.tree import Tree
 from segserve_builder.spec.model_spec import Golden
-from segserve_common.backoff import Backoff
+from segserve_common.backoff import Backoff, Repeats
 
 READY = "READY"
 LOADING = "LOADING"
@@ -23,6 +23,12 @@ BACKOFF: Final = Backoff(first_s=1.0, longest_s=30.0)
 """Delay before a retryable failure is tried again."""
 LOAD_BACKOFF: Final = Backoff(first_s=2.0, longest_s=300.0)
 """Delay before a load that Triton refused is tried again."""
+REPEAT_BACKOFF: Final = Backoff(first_s=0.5, longest_s=30.0)
+"""Delay before an action is repeated that Triton accepted and that changed nothing."""
+UNLOADS_ALLOWED: Final = 2
+"""Unloads without effect before the model is loaded again to be unloaded."""
+RELOADS_ALLOWED: Final = 3
+"""Of these without effect before the server is ended, if it serves nothing."""
 LOADS_ALLOWED: Final = 3
 """Loads that Triton may refuse before others need not wait for this server; it goes on trying."""
 OPENING_S: Final = 120.0
@@ -161,10 +167,14 @@ class Probe(_OnRevision):
     __slots__ = ()
 
 
+@dataclass(frozen=True, slots=True)
 class Unload(_OnName):
-    """Unload a model that nothing uses."""
+    """Unload a model that nothing uses.
 
-    __slots__ = ()
+    Triton accepts it and does nothing if some of an ensemble's steps are not loaded: `load_first` loads all of it.
+    """
+
+    load_first: bool = field(default=False, compare=False)
 
 
 class Remove(_OnName):
@@ -332,6 +342,7 @@ class AgentState:
     load_s: dict[str, float] = field(default_factory=dict)
     running: dict[Action, float] = field(default_factory=dict)
     """When actions that run were started."""
+    repeats: Repeats[Action] = field(default_factory=lambda: Repeats(REPEAT_BACKOFF))
     crashes: Counter[str] = field(default_factory=Counter)
     progress: dict[str, str] = field(default_factory=dict)
     """Progress messages of revisions that are being prepared."""

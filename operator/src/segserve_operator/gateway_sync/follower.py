@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from segserve_common.backoff import Backoff, Repeats, RetryDelays
 from segserve_operator.adapters.traffic.envoy_admin import EnvoyUnreachableError
 from segserve_operator.adapters.traffic.envoy_auth import CREDENTIALS
 from segserve_operator.adapters.traffic.envoy_files import ConfigurationRejectedError
@@ -21,11 +22,14 @@ if TYPE_CHECKING:
     from segserve_operator.adapters.traffic.envoy import EnvoyTraffic
     from segserve_operator.gateway_sync.plan_shards import ShardContent
 
-_RETRY_S: Final = 0.2
+_RETRY: Final = Backoff(first_s=0.2, longest_s=5.0)
+_SHIFT_AGAIN: Final = Backoff(first_s=2.0, longest_s=60.0)
+"""Delay before Envoy is given a plan once more that it took and does not follow."""
 _DRAIN_POLL_S: Final = 0.5
 _PASS_S: Final = 5.0
 _CALM_S: Final = 2.0
 """Time without a new plan before unused configuration is removed, which would delay the next weight."""
+_PLAN: Final = "plan"
 _log = logging.getLogger(__name__)
 
 
@@ -58,6 +62,8 @@ class Follower:
         self._credential_problem: str | None = None
         self._gave_up = False
         self._shifted_s = 0.0
+        self._shifts: Repeats[str] = Repeats(_SHIFT_AGAIN)
+        self._retries = RetryDelays(_RETRY)
         self._changed = asyncio.Event()
         self._loop = asyncio.get_running_loop()
 
@@ -75,15 +81,21 @@ class Follower:
         """Make one pass after another until this is cancelled."""
         while True:
             self._changed.clear()
-            try:
-                pause_s = await self.one_pass()
-            except (EnvoyUnreachableError, ConfigurationRejectedError) as error:
-                _log.warning("%s", error)
-                pause_s = _RETRY_S
+            pause_s = await self.paused_pass()
             self.health.passed_s = time.monotonic()
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
                     await self._changed.wait()
+
+    async def paused_pass(self) -> float:
+        """Make a pass, and return the seconds until the next one, which grow while passes fail."""
+        try:
+            pause_s = await self.one_pass()
+        except (EnvoyUnreachableError, ConfigurationRejectedError) as error:
+            _log.warning("%s", error)
+            return self._retries.next_s()
+        self._retries.reset()
+        return pause_s
 
     async def one_pass(self) -> float:
         """Do what is due, and return the seconds until the next pass if no plan comes before."""
@@ -95,7 +107,11 @@ class Follower:
         newest = self._newest
         if newest is None:
             return _PASS_S
-        new = self._gave_up or self._is_new(newest) or not await self._traffic.follows()
+        new, now_s = self._gave_up or self._is_new(newest), time.monotonic()
+        if not new:
+            lost = not await self._traffic.follows()
+            self._shifts.follow((_PLAN,) if lost else (), now_s)
+            new = lost and self._shifts.is_due(_PLAN, now_s, newest.plan)
         if new and not await self._shift(newest):
             return 0.0
         followed = self.health.followed
@@ -132,6 +148,7 @@ class Follower:
             return False
         self._refused = None
         self._shifted_s = time.monotonic()
+        self._shifts.record(_PLAN, self._shifted_s, content.plan)
         self.health.followed = content
         self.health.followed_s = time.monotonic() - began_s
         self.health.shifts += 1

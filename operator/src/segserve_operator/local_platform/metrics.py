@@ -22,6 +22,7 @@ from prometheus_client.registry import Collector
 from segserve_builder.agent.cost import COSTS_FILE, read_costs
 from segserve_builder.agent.cost_metrics import cost_families, device_family
 from segserve_builder.cluster.probe_server import ProbeResponse, ProbeServer
+from segserve_common.files import read_file
 from segserve_common.http.guard import gather_few, get_bounded
 from segserve_common.http.urls import RequestError
 from segserve_operator.adapters.local import processes
@@ -222,11 +223,11 @@ def _add_process(cpu: CounterMetricFamily, memory: GaugeMetricFamily, name: str,
 
 async def _server_metrics(folder: Path) -> str:
     try:
-        port = int(json.loads((folder / "ports.json").read_text())["metrics"])
+        port = read_file(folder / "ports.json", lambda text: int(json.loads(text)["metrics"]))
         async with httpx.AsyncClient(timeout=SERVER_TIMEOUT_S, trust_env=False) as client:
             url = f"http://{LOOPBACK}:{port}/metrics"
             content = await get_bounded(client, url, max_bytes=MAX_BYTES, timeout_s=SERVER_TIMEOUT_S)
-    except (RequestError, OSError, ValueError, KeyError):
+    except (RequestError, OSError, ValueError):
         return ""
     return content.decode(errors="replace")
 
@@ -238,8 +239,8 @@ def _agent(folder: Path, group: GroupObserved | None) -> str:
         ready = all(server.ready for server in group.servers)
         families.append(GaugeMetricFamily("segserve_agent_server_ready", "Whether Triton answers.", value=ready))
         families.append(device_family(report for server in group.servers for report in server.reports))
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        stored = json.loads((folder / COSTS_FILE).read_text())
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
+        stored = read_file(folder / COSTS_FILE, json.loads)
         memory_bytes = sum(float(use[2]) for use in stored["last"]["processes"].values())
         families += cost_families(read_costs(stored), float(stored.get("seconds", 0.0)))
         text = "Resident memory of Triton and its steps."

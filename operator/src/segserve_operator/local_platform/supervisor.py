@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from segserve_builder.render.tritonserver import sweep_shm
+from segserve_common.backoff import Backoff, RetryDelays
 from segserve_common.files import write_private
 from segserve_operator.adapters.checks.context import CheckContext
 from segserve_operator.adapters.checks.gateway import InternalGateway
@@ -45,6 +46,7 @@ POLL_S: Final = 0.1
 PASS_INTERVAL_S: Final = 1.0
 SHORTEST_PASS_INTERVAL_S: Final = 0.2
 STOP_GRACE_S: Final = 10.0
+RETRY_BACKOFF: Final = Backoff(first_s=0.2, longest_s=5.0)
 LOG_CHECK_INTERVAL_S: Final = 60.0
 MAX_LOG_BYTES: Final = 20 * 2**20
 KEPT_LOG_BYTES: Final = 2**20
@@ -151,6 +153,7 @@ class Supervisor:
         self.metrics = LocalMetrics(state, self.gateway, fleet, self._present_pool)
         self.action_log = ActionLog()
         self.stopping = asyncio.Event()
+        self._retries, self._retry_s = RetryDelays(RETRY_BACKOFF), 0.0
 
     async def run(self) -> None:
         """Supervise until `stopping` is set. Processes of an earlier supervisor are adopted as they are."""
@@ -164,10 +167,14 @@ class Supervisor:
         last_mtimes, passed_s, logs_checked_s = None, 0.0, 0.0
         while not self.stopping.is_set():
             mtimes = self._mtimes()
-            if mtimes != last_mtimes or time.monotonic() - passed_s > self._pass_interval_s:
+            due = mtimes != last_mtimes or time.monotonic() - passed_s > self._pass_interval_s
+            # Reports change all the time: they do not shorten the delay of a pass that keeps failing.
+            if due and time.monotonic() >= self._retry_s:
                 last_mtimes, passed_s = mtimes, time.monotonic()
                 if await self._pass():
                     passed_s = float("-inf")  # its writes may allow further actions at once
+            if read_platform(self.state) is None:  # somebody damaged the record: commands would not find this platform
+                self._write_record(observed=True)
             if time.monotonic() - logs_checked_s > LOG_CHECK_INTERVAL_S:
                 logs_checked_s = time.monotonic()
                 for path in (self.state.log, *self.state.gateway.glob("*.log"), *self.state.groups.glob("*/*.log")):
@@ -197,11 +204,12 @@ class Supervisor:
             kept = self.service.rollout_cache
             models, failures = await self._store.models(), self.service.failures.values()
             self.metrics.observe(models, kept.records, kept.drifts, failures)
-        except (EnvoyUnreachableError, PortTakenError) as error:
-            log.warning("%s; the next pass retries", error)
-        except Exception:
+            self._retries.reset()
+        except Exception as error:
             # A failed pass must not end the supervisor: the next one starts from the current state.
-            log.exception("a pass failed; the next one retries")
+            defect = None if isinstance(error, (EnvoyUnreachableError, PortTakenError)) else error
+            log.warning("a pass failed: %s; the next one retries", error, exc_info=defect)
+            self._retry_s = time.monotonic() + self._retries.next_s()
         for line in self.action_log.new_lines(actions):
             log.info("%s", line)
         for line in self.action_log.new_failures(self.service.failures):

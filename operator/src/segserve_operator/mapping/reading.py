@@ -38,14 +38,20 @@ _OUTCOMES: Final = ("Pass", "Breach", "Undecided")
 
 
 def read_status(plain: Mapping[str, Any]) -> tuple[SegmentationModelStatus, FailureReason | None]:
-    """Return a model's status, and why its roles cannot be relied on: then it has none."""
+    """Return a model's status, and why its roles cannot be relied on: then it has none.
+
+    On one machine a text stands for roles that were lost with their file.
+    """
+    if isinstance(plain, Mapping) and isinstance(lost_roles := plain.get("roles"), str):
+        status, _ = read_status({**plain, "roles": {}})
+        return status, FailureReason(STATUS_UNREADABLE, lost_roles)
     try:
         return SegmentationModelStatus.model_validate(plain), None
     except ValidationError:
-        known = _with_known_words(plain)
+        pass
     try:
-        status, left_out = read_tolerantly(SegmentationModelStatus, known)
-    except ValidationError as error:
+        status, left_out = read_tolerantly(SegmentationModelStatus, _with_known_words(plain))
+    except (ValueError, TypeError, AttributeError, LookupError) as error:
         return SegmentationModelStatus(), FailureReason(STATUS_UNREADABLE, f"the status cannot be read: {error}")
     lost = [path for path in left_out if path in _ROLES]
     if not lost:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final
@@ -43,6 +44,7 @@ def wanted_of(manifest: Mapping[str, Any], others: Mapping[str, Mapping[str, Any
 def model_of(manifest: Mapping[str, Any], spec: Wanted | FailureReason) -> ModelObserved:
     """Return a stored model; `spec` is its spec, or why that cannot be rolled out."""
     metadata = manifest["metadata"]
+    deleted = metadata.get("deletionTimestamp")
     status, unreadable = read_status(manifest.get("status") or {})
     spec = unreadable or spec
     return ModelObserved(
@@ -51,7 +53,8 @@ def model_of(manifest: Mapping[str, Any], spec: Wanted | FailureReason) -> Model
         wanted=spec if isinstance(spec, Wanted) else None,
         problem=spec if isinstance(spec, FailureReason) else None,
         status=from_api(status),
-        deleting="deletionTimestamp" in metadata,
+        deleting=deleted is not None,
+        deleted_s=datetime.fromisoformat(deleted).timestamp() if deleted is not None else math.inf,
         annotations=annotations_of(manifest),
         access=access_of(manifest),
         limits=limits_of(manifest),

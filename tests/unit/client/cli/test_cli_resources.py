@@ -15,7 +15,7 @@ import yaml
 
 from segserve.platform import Local
 from segserve_common.process_record import ProcessRecord
-from segserve_operator.adapters.local.files import StateFolder
+from segserve_operator.adapters.local.files import StateFolder, write_yaml
 from segserve_platform.platforms.port import MODEL
 from segserve_platform.platforms.selection import open_platform
 
@@ -256,7 +256,7 @@ def test_a_model_that_serves_and_whose_newest_spec_failed_has_a_line_of_its_own(
         {"type": "Degraded", "status": "True", "reason": "GoldenFailed", "message": "1 of 2 images differ"},
     ]
     status = state.objects / "SegmentationModel/coins/status.yaml"
-    status.write_text(yaml.safe_dump({"observedGeneration": 1, "conditions": conditions}))
+    write_yaml(status, {"observedGeneration": 1, "conditions": conditions})
     record = {"process": asdict(ProcessRecord.of(os.getpid())), "url": "http://127.0.0.1:1", "observed": True}
     state.platform.write_text(json.dumps(record))
 

@@ -66,6 +66,7 @@ from segserve_operator.core.world.observed import (
 
 POLICY = RolloutPolicy(gates=())
 MAIN = group("main", FIRST)
+STILL_LOADED = group("main", reports=[report(FIRST, ModelState.UNLOADING)])
 OWN = group(SECOND.revision, SECOND)
 LOADING = group(SECOND.revision, SECOND, state=ModelState.LOADING)
 SERVED = Roles(holder(FIRST, "main"))
@@ -569,7 +570,15 @@ def test_revisions_are_written_down(seen: Observed, expected: set[str]) -> None:
             (),
         ),
         "a deleted model that a server still has is not forgotten": (
-            world(model(FIRST, deleting=True), groups=[group("main", reports=[report(FIRST, ModelState.UNLOADING)])]),
+            world(model(FIRST, deleting=True, deleted_s=NOW_S - 1.0), groups=[STILL_LOADED]),
+            (),
+        ),
+        "one that a server does not unload in time is forgotten": (
+            world(model(FIRST, deleting=True, deleted_s=THEN_S), groups=[STILL_LOADED]),
+            ("coins",),
+        ),
+        "one that may still get requests is not": (
+            world(model(FIRST, SERVED, deleting=True, deleted_s=THEN_S), groups=[MAIN]),
             (),
         ),
         "a model that is not deleted is not forgotten": (world(model(FIRST)), ()),

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import yaml
 
-from segserve_common.files import write_private
+from segserve_common.files import read_file, write_private
 from segserve_common.platform_record import RECORD_FILE, read_record
 from segserve_common.platform_record import STATE_VARIABLE as STATE_VARIABLE
 from segserve_common.platform_record import PlatformRecord as PlatformRecord
@@ -21,6 +21,9 @@ from segserve_common.platform_record import state_folder as state_folder
 
 CACHE_VARIABLE: Final = "SEGSERVE_CACHE"
 CONFIG_VARIABLE: Final = "SEGSERVE_CONFIG"
+MOST_LEVELS: Final = 100
+"""No document that is read is nested deeper."""
+_DIGEST: Final = "# sha256 "
 _LOADER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _DUMPER: Final = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
@@ -123,17 +126,39 @@ class StateFolder:
         return f"segserve-{hashlib.sha256(str(self.root).encode()).hexdigest()[:8]}-"
 
 
+def is_as_written(path: Path) -> bool:
+    """Return whether a YAML file is as `write_yaml` wrote it, whole and unchanged."""
+    return _is_as_written(path.read_text(errors="replace"))
+
+
+def _is_as_written(text: str) -> bool:
+    content, _, digest = text.rpartition(_DIGEST)
+    return digest.strip() == _sha256(content)
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="replace")).hexdigest()
+
+
 def read_yaml(path: Path) -> Any:
-    """Return the value of a YAML file; raises `ValueError` if it is not valid YAML."""
-    try:
-        return yaml.load(path.read_text(), Loader=_LOADER)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path.name} is not valid YAML: {error}") from error
+    """Return the value of a YAML file; raises `DamagedFileError`."""
+    return read_file(path, _parse_yaml)
+
+
+def _parse_yaml(text: str) -> Any:
+    depth = 0
+    for event in () if _is_as_written(text) else yaml.parse(text, Loader=_LOADER):
+        # libyaml's stack overflows and ends the process.
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MOST_LEVELS:
+            raise ValueError(f"it has more than {MOST_LEVELS} levels")
+    return yaml.load(text, Loader=_LOADER)
 
 
 def write_yaml(path: Path, value: Mapping[str, Any]) -> None:
-    """Replace a YAML file durably, readable by this user only."""
-    write_private(path, yaml.dump(dict(value), Dumper=_DUMPER, sort_keys=False))
+    """Replace a YAML file durably, readable by this user only; its last line is a digest, for `is_as_written`."""
+    text = yaml.dump(dict(value), Dumper=_DUMPER, sort_keys=False)
+    write_private(path, f"{text}{_DIGEST}{_sha256(text)}\n")
 
 
 def bound_log(path: Path, *, limit_bytes: int, kept_bytes: int) -> None:

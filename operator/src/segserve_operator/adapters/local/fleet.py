@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import random
+import re
 import secrets
 import shutil
 import time
@@ -26,7 +27,7 @@ from segserve_builder.render.tritonserver import Ports, sweep_shm
 from segserve_builder.sources.access import ACCESS_VARIABLE, Access
 from segserve_builder.steps.crash_record import forget_crashes
 from segserve_common.backoff import Backoff
-from segserve_common.files import write_private
+from segserve_common.files import DamagedFileError, read_file, write_private
 from segserve_common.interpreter import python
 from segserve_common.process_record import ProcessRecord
 from segserve_operator.adapters.checks.triton_queue import queue_of
@@ -53,6 +54,7 @@ PORTS: Final = range(20_000, 32_000)
 log = logging.getLogger("segserve")
 
 TMP: Final = Path("/tmp")
+_SECRET: Final = re.compile(r"[\w-]{16,}", re.ASCII)
 # Start times of processes have a resolution of 10 ms, relative to a boot time in whole seconds.
 _CLOCK_TOLERANCE_S: Final = 2.0
 
@@ -164,18 +166,19 @@ class LocalFleet:
     _restarts: dict[Path, RestartDelays] = field(default_factory=dict)
     _stopping_since: dict[str, float] = field(default_factory=dict)
     _pulses: dict[str, AgentPulse] = field(default_factory=dict)
+    _reports: dict[str, Report | None] = field(default_factory=dict)
 
     async def groups(self) -> Mapping[str, GroupObserved]:
         """Return every group with the state of its processes and the report of its agent."""
         if not self.state.groups.is_dir():
             return {}
-        names = sorted(path.name for path in self.state.groups.iterdir() if (path / "ports.json").exists())
+        names = sorted(path.name for path in self.state.groups.iterdir() if _has_ports(GroupFolder(path)))
         return {name: self._observe(name) for name in names}
 
     def _observe(self, name: str) -> GroupObserved:
         folder = self._folder(name)
         ports = _read_ports(folder)
-        report = _read_report(folder)
+        self._reports[name] = report = _read_report(folder, self._reports.get(name))
         triton = processes.is_alive(processes.read_record(folder.record("triton")))
         record, now_s = processes.read_record(folder.record("agent")), time.monotonic()
         pulse = self._pulses.get(name, AgentPulse(None, None, now_s, now_s))
@@ -190,7 +193,7 @@ class LocalFleet:
             reports=report.models if report is not None else (),
         )
         return GroupObserved(
-            name, (server,), intact=triton and agent and folder.secret.exists(), assignment=_read_assignment(folder)
+            name, (server,), intact=triton and agent and has_secret(folder), assignment=_read_assignment(folder)
         )
 
     async def start(self, group: str, replicas: int = 1) -> None:
@@ -201,7 +204,7 @@ class LocalFleet:
         folder = self._folder(group)
         self._stopping_since.pop(group, None)
         folder.repository.mkdir(parents=True, exist_ok=True)
-        if not folder.ports.exists():
+        if not _has_ports(folder):
             self._choose_ports(folder)
         self._start_triton(group, folder)
         if group in self._pulses and self._pulses[group].hangs:
@@ -212,9 +215,9 @@ class LocalFleet:
 
     def _start_triton(self, group: str, folder: GroupFolder) -> None:
         running = processes.read_record(folder.record("triton"))
-        if processes.is_alive(running) and not folder.secret.exists():
-            log.warning("the server of group %s is restarted: an earlier version of segserve started it, "
-                        "and other users of this machine may read its shared memory", group)  # fmt: skip
+        if processes.is_alive(running) and not has_secret(folder):
+            log.warning("the server of group %s is restarted: the word that manages it is lost, or an earlier version "
+                        "of segserve started it, whose shared memory others may read", group)  # fmt: skip
             processes.end(processes.read_record(folder.record("agent")), grace_s=5)
             processes.end(running, grace_s=STOP_GRACE_S)
         if processes.is_alive(running):
@@ -244,7 +247,8 @@ class LocalFleet:
             self._start_process(folder, "triton", command.argv, command.environment)
 
     def _choose_ports(self, folder: GroupFolder) -> None:
-        others = [_read_ports(GroupFolder(path.parent)) for path in self.state.groups.glob("*/ports.json")]
+        folders = (GroupFolder(path.parent) for path in self.state.groups.glob("*/ports.json"))
+        others = [_read_ports(other) for other in folders if other != folder and _has_ports(other)]
         taken = frozenset(port for ports in others for port in (ports.http, ports.grpc, ports.metrics))
         free = (port for port in random.sample(PORTS, len(PORTS)) if port not in taken and is_port_free(port))
         write_private(folder.ports, json.dumps(asdict(Ports(next(free), next(free), next(free)))))
@@ -295,6 +299,7 @@ class LocalFleet:
             processes.end(record, grace_s=0)
         del self._stopping_since[group]
         self._pulses.pop(group, None)
+        self._reports.pop(group, None)
         for process in ("agent", "triton"):
             self._restarts.pop(folder.record(process), None)
         sweep_shm(shm_prefix(self.state, group))
@@ -323,7 +328,7 @@ class LocalResources:
             return ResourceSample()
         self._servers[group].add(process)
         memory_bytes = await asyncio.to_thread(resident_bytes, folder.record("triton"))
-        queue = await queue_of(LOOPBACK, _read_ports(folder).metrics)
+        queue = await queue_of(LOOPBACK, _read_ports(folder).metrics) if _has_ports(folder) else None
         return ResourceSample(
             memory_bytes={} if memory_bytes is None else {group: memory_bytes},
             restarts={group: len(self._servers[group]) - 1},
@@ -339,13 +344,61 @@ def shm_prefix(state: StateFolder, group: str) -> str:
 
 
 def _read_ports(folder: GroupFolder) -> Ports:
-    return Ports(**json.loads(folder.ports.read_text()))
+    return read_file(folder.ports, _parse_ports)
+
+
+def _parse_ports(text: str) -> Ports:
+    ports = Ports(**json.loads(text))
+    if not all(type(port) is int and 0 < port < 65536 for port in (ports.http, ports.grpc, ports.metrics)):
+        raise ValueError(f"ports are whole numbers, got {ports}")
+    return ports
+
+
+def _has_ports(folder: GroupFolder) -> bool:
+    """Return whether a group's ports are known; a damaged file is written again as its running server has them.
+
+    A server whose ports are not known is ended: it gets others.
+    """
+    try:
+        _read_ports(folder)
+    except FileNotFoundError:
+        return False
+    except (OSError, DamagedFileError) as error:
+        log.warning("%s; it is written again", error)
+        running = processes.read_record(folder.record("triton"))
+        arguments = processes.arguments_of(running)
+        try:
+            http, grpc, metrics = (int(arguments[f"--{kind}-port"]) for kind in ("http", "grpc", "metrics"))
+        except (KeyError, ValueError):
+            processes.end(running, grace_s=STOP_GRACE_S)
+            return False
+        write_private(folder.ports, json.dumps(asdict(Ports(http, grpc, metrics))))
+    return True
+
+
+def has_secret(folder: GroupFolder) -> bool:
+    """Return whether the word that manages a group's server is known; a damaged file is written again from it.
+
+    Servers of earlier versions have no such file.
+    """
+    try:
+        if _SECRET.fullmatch(read_file(folder.secret, str)):
+            return True
+    except FileNotFoundError:
+        return False
+    except DamagedFileError:
+        pass
+    hidden = processes.arguments_of(processes.read_record(folder.record("triton")), hidden=True)
+    word = next((value.rpartition("=")[2] for value in hidden.values()), "")
+    if _SECRET.fullmatch(word):
+        write_private(folder.secret, word)
+    return _SECRET.fullmatch(word) is not None
 
 
 def _read_costs(folder: GroupFolder) -> dict[str, CostCounts]:
     try:
-        costs = read_costs(json.loads(folder.costs.read_text()))
-    except (OSError, ValueError, KeyError, TypeError):
+        costs = read_file(folder.costs, lambda text: read_costs(json.loads(text)))
+    except (OSError, DamagedFileError):
         return {}
     return {
         owner.revision: CostCounts(cost.step_cpu_s, cost.requests, cost.tests)
@@ -355,17 +408,21 @@ def _read_costs(folder: GroupFolder) -> dict[str, CostCounts]:
 
 
 def _read_assignment(folder: GroupFolder) -> Assignment:
+    """Return the assignment; a damaged one counts as empty, and is written again."""
     try:
-        return Assignment.read(json.loads(folder.assignment.read_text()))
-    except FileNotFoundError:
+        return read_file(folder.assignment, lambda text: Assignment.read(json.loads(text)))
+    except (OSError, DamagedFileError):
         return Assignment()
 
 
-def _read_report(folder: GroupFolder) -> Report | None:
+def _read_report(folder: GroupFolder, former: Report | None) -> Report | None:
+    """Return the agent's report; while a damaged one is not written again, the former."""
     try:
-        return Report.read(json.loads(folder.report.read_text()))
+        return read_file(folder.report, lambda text: Report.read(json.loads(text)))
     except FileNotFoundError:
         return None
+    except (OSError, DamagedFileError):
+        return former
 
 
 def orphaned_step_environments(folder: Path = TMP) -> tuple[Path, ...]:

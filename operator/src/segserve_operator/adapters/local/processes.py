@@ -17,12 +17,14 @@ from typing import Final
 
 import psutil
 
-from segserve_common.files import write_private
+from segserve_common.files import DamagedFileError, read_file, write_private
 from segserve_common.interpreter import python
 from segserve_common.process_record import ProcessRecord
 
 # Environment variable that marks child processes. Not SEGSERVE_STATE, which users export: their shell would be marked.
 MARK: Final = "SEGSERVE_CHILD_OF"
+RECORD_MARK: Final = "SEGSERVE_CHILD_RECORD"
+"""The environment variable with the record's path, by which a process is found whose record is damaged."""
 MAX_ROUNDS: Final = 5
 POLL_S: Final = 0.02
 KILL_TIMEOUT_S: Final = 5.0
@@ -50,8 +52,10 @@ def start(
     It and all its descendants are marked as belonging to the platform of the state folder `state`. Variables of the
     `environment` that begin with `--` become its last arguments, which other users of the machine cannot read. Nor can
     they read the files of such a process, also those whose mode Boost sets past the umask: its shared memory. Raises
-    `VisibleArgumentsError` if that cannot be.
+    `VisibleArgumentsError` if that cannot be. One that runs already, without a record, gets one instead.
     """
+    if (running := _unrecorded(record)) is not None:
+        return running
     hidden = [name for name in environment if name.startswith("--")]
     if hidden:
         argv = python("-I", "-S", "-c", _PRIVATE, _without_fchmod().hex(), *argv, *hidden)
@@ -62,7 +66,7 @@ def start(
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=marked_environment(environment, state),
+            env=marked_environment(environment, state) | {RECORD_MARK: str(record)},
             start_new_session=True,
             cwd=record.parent,
         )
@@ -130,11 +134,26 @@ def current_process() -> ProcessRecord:
 
 
 def read_record(record: Path) -> ProcessRecord | None:
-    """Read a record; None if it is missing or unreadable."""
+    """Read a record; None if it is missing. One that is damaged is written again if its process runs."""
     try:
-        return ProcessRecord.from_json(record.read_text())
-    except (FileNotFoundError, ValueError):
+        return read_file(record, ProcessRecord.from_json)
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except (OSError, DamagedFileError):
+        return _unrecorded(record)
+
+
+def _unrecorded(record: Path) -> ProcessRecord | None:
+    """Return the running process that was started with a record, and write it."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            # Its children inherit the mark, and not its session's lead.
+            marked = process.environ().get(RECORD_MARK) == str(record)
+            if marked and os.getsid(process.pid) == process.pid and _runs(process):
+                found = ProcessRecord.of(process.pid)
+                write_private(record, found.to_json())
+                return found
+    return None
 
 
 def is_alive(process: ProcessRecord | None) -> bool:
@@ -154,6 +173,18 @@ def _find(process: ProcessRecord) -> psutil.Process | None:
     except psutil.NoSuchProcess:
         return None
     return candidate
+
+
+def arguments_of(process: ProcessRecord | None, *, hidden: bool = False) -> dict[str, str]:
+    """Return the options of a running process, from those that all users can read or from the `hidden` ones."""
+    running = _find(process) if process is not None else None
+    if running is None:
+        return {}
+    with contextlib.suppress(psutil.Error, OSError):
+        if hidden:
+            return {name: value for name, value in running.environ().items() if name.startswith("--")}
+        return dict(part.split("=", 1) for part in running.cmdline() if part.startswith("--") and "=" in part)
+    return {}
 
 
 def terminate(process: ProcessRecord | None) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import logging
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,7 +15,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from segserve_operator.adapters.local.files import StateFolder, bound_log, read_yaml, write_yaml
+from segserve_common.files import DamagedFileError
+from segserve_common.kube.names import DOMAIN
+from segserve_operator.adapters.local.files import StateFolder, bound_log, is_as_written, read_yaml, write_yaml
 from segserve_operator.core.world.event import Event
 from segserve_operator.mapping.manifests import annotations_of, named_models
 
@@ -29,6 +32,7 @@ _TAIL_BYTES: Final = 16 * 1024
 _DEPTH: Final = 3
 """Fields of a specification are named by so many parts, such as spec.rollout.steps."""
 
+_TIME: Final = "%Y-%m-%dT%H:%M:%SZ"
 MODEL: Final = "SegmentationModel"
 POOL: Final = "TritonPool"
 ROLLOUT: Final = "SegmentationRollout"
@@ -38,8 +42,10 @@ log = logging.getLogger("segserve")
 
 
 def add_event(folder: Path, event: Event, now_s: float) -> None:
-    """Append an event, unless it repeats the last one."""
+    """Append an event, unless it repeats the last one; a file that nobody can write is left alone."""
     path = _file(folder)
+    if path.exists() and not (path.is_file() and os.access(path, os.R_OK | os.W_OK)):
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", errors="replace") as file:
         file.seek(max(0, file.tell() - _TAIL_BYTES))
@@ -53,7 +59,7 @@ def read_events(folder: Path) -> list[tuple[float, Event]]:
     """Return the events with their Unix times in seconds, oldest first; unreadable ones are left out."""
     try:
         lines = _file(folder).read_text(errors="replace").splitlines()
-    except FileNotFoundError:
+    except OSError:
         return []
     return list(_parsed(lines))
 
@@ -62,8 +68,9 @@ def _parsed(lines: Iterable[str]) -> Iterator[tuple[float, Event]]:
     for line in lines:
         try:
             read = json.loads(line)
-            yield float(read["at"]), Event(read["kind"], str(read["reason"]), str(read["message"]))
-        except (ValueError, TypeError, LookupError):
+            datetime.fromtimestamp(at_s := float(read["at"]), UTC)  # raises for what is no time
+            yield at_s, Event(read["kind"], str(read["reason"]), str(read["message"]))
+        except (ValueError, TypeError, LookupError, ArithmeticError, OSError, RecursionError):
             continue
 
 
@@ -117,7 +124,7 @@ class ResourceFiles:
 
     def preview(self, resource: Resource, manifest: Mapping[str, Any]) -> tuple[dict[str, Any] | None, dict[str, Any]]:
         """Return a resource as it is (None if it does not exist) and as `apply` would leave it: the same if equal."""
-        current = self._manifest(self._folder(resource.kind, resource.metadata.name) / "spec.yaml")
+        current = self._stored(resource.kind, resource.metadata.name)
         deleting = current is not None and "deletionTimestamp" in current["metadata"]
         if current is not None and not deleting and _same(current, manifest):
             return current, current
@@ -131,6 +138,7 @@ class ResourceFiles:
 
     def pool(self) -> TritonPool:
         """Return the pool of this machine: the TritonPool resource, or the default pool if there is none."""
+        from segserve_operator.api.errors import Problem, SpecError
         from segserve_operator.api.meta import ObjectMeta
         from segserve_operator.api.triton_pool import TritonPool
         from segserve_operator.mapping.reading import read_pool
@@ -138,7 +146,11 @@ class ResourceFiles:
         name = self._pool_name()
         if not self.names(POOL):
             return TritonPool(metadata=ObjectMeta(name=name))
-        return read_pool(self.get(POOL, name), name)[0]
+        try:
+            return read_pool(self.get(POOL, name), name)[0]
+        except DamagedFileError as error:
+            advice = "apply the pool again, or remove the file for the default one"
+            raise SpecError([Problem(name, "", f"{error}; {advice}")]) from error
 
     def set_gateway_port(self, port: int) -> None:
         """Change the gateway port of the pool, from the next start of the platform."""
@@ -175,7 +187,7 @@ class ResourceFiles:
         """Mark a resource for deletion: it is removed once it is no longer served, a rollout's record at once."""
         path = self._folder(kind, name) / "spec.yaml"
         with self._locked():
-            current = self._manifest(path)
+            current = self._stored(kind, name)
             if current is None:
                 raise ResourceNotFoundError(kind, name, self.names(kind))
             if kind == ROLLOUT:
@@ -201,17 +213,52 @@ class ResourceFiles:
         return sorted(path.parent.name for path in self.state.objects.glob(f"{kind}/*/spec.yaml"))
 
     def get(self, kind: str, name: str) -> dict[str, Any]:
-        """Return a resource with its status, as the API of a cluster does."""
-        folder = self._folder(kind, name)
-        manifest = self._manifest(folder / "spec.yaml")
+        """Return a resource with its status, as the API of a cluster does.
+
+        Raises `DamagedFileError` for a pool, or for a rollout's record.
+        """
+        manifest = self._stored(kind, name)
         if manifest is None:
             raise ResourceNotFoundError(kind, name, self.names(kind))
-        try:
-            status = self._manifest(folder / "status.yaml")
-        except ValueError as error:
-            log.error("%s: %s", folder, error)
-            status = {"roles": str(error)}  # which is read as roles that nobody knows
+        path = self._folder(kind, name) / "status.yaml"
+        status = self._status(path) if kind == MODEL else self._cached(path, read_yaml) if path.exists() else None
+        if kind == ROLLOUT and not is_as_written(path):
+            _check_rollout(path, {**manifest, "status": status})
         return {**manifest, "status": status} if status is not None else dict(manifest)
+
+    def damage(self, kind: str, name: str) -> DamagedFileError | None:
+        """Return what is wrong with the file of a resource's specification."""
+        try:
+            self._manifest(self._folder(kind, name) / "spec.yaml")
+        except DamagedFileError as error:
+            return error
+        return None
+
+    def _stored(self, kind: str, name: str) -> dict[str, Any] | None:
+        """Return a resource without its status, None if it does not exist; of a damaged one all but its name is lost.
+
+        Raises `DamagedFileError` for a pool: nothing goes on without one.
+        """
+        folder = self._folder(kind, name)
+        try:
+            return self._manifest(folder / "spec.yaml")
+        except DamagedFileError:
+            if kind != MODEL:
+                raise
+        seen = (self._status(folder / "status.yaml") or {}).get("observedGeneration")
+        changed = datetime.fromtimestamp((folder / "spec.yaml").stat().st_mtime, UTC)
+        metadata = {"name": name, "creationTimestamp": changed.strftime(_TIME), "generation": seen or 1}
+        return {"apiVersion": f"{DOMAIN}/v1alpha1", "kind": kind, "metadata": metadata, "spec": {}}
+
+    def _status(self, path: Path) -> dict[str, Any] | None:
+        """Return a model's status; one that nobody can read has a text in place of its roles, which says so."""
+        try:
+            status: dict[str, Any] = self._cached(path, _read_status)
+        except FileNotFoundError:
+            return None
+        except DamagedFileError as error:
+            return {"roles": f"{error}; what serves goes on, and without the file the specification is rolled out"}
+        return status
 
     def named(self, manifest: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         """Return the stored models that a model names as its second network, by name."""
@@ -235,7 +282,7 @@ class ResourceFiles:
 
     def _manifest(self, path: Path) -> dict[str, Any] | None:
         try:
-            manifest: dict[str, Any] = self._cached(path, read_yaml)
+            manifest: dict[str, Any] = self._cached(path, _read_manifest)
         except FileNotFoundError:
             return None
         return manifest
@@ -243,8 +290,15 @@ class ResourceFiles:
     def _cached(self, path: Path, parse: Callable[[Path], Any]) -> Any:
         mtime_ns = path.stat().st_mtime_ns
         if path not in self._parsed or self._parsed[path][0] != mtime_ns:
-            self._parsed[path] = (mtime_ns, parse(path))
-        return self._parsed[path][1]
+            try:
+                self._parsed[path] = (mtime_ns, parse(path))
+            except DamagedFileError as error:
+                log.error("%s", error)
+                self._parsed[path] = (mtime_ns, error)
+        found = self._parsed[path][1]
+        if isinstance(found, DamagedFileError):
+            raise found
+        return found
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -253,6 +307,47 @@ class ResourceFiles:
         with (self.state.objects / ".lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    """Return a resource; raises `DamagedFileError` for one whose head this platform did not write."""
+    manifest = read_yaml(path)
+    try:
+        metadata = manifest["metadata"]
+        heads = [metadata["name"], metadata["creationTimestamp"], *(metadata.get("annotations") or {}).values()]
+        for time_key in ("creationTimestamp", "deletionTimestamp"):
+            if (time_text := metadata.get(time_key)) is not None:
+                datetime.fromisoformat(time_text)
+        if not all(isinstance(each, str) for each in heads) or metadata["name"] != path.parent.name:
+            raise ValueError(f"it is of {metadata['name']!r}")
+        if type(metadata["generation"]) is not int or not isinstance(manifest["spec"], dict):
+            raise TypeError("it has no generation, or no spec")
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise DamagedFileError(path, f"it is no resource: {error}") from error
+    return dict(manifest)
+
+
+def _read_status(path: Path) -> dict[str, Any]:
+    """Return a model's status, as far as it can be read; this platform's own is not checked, which takes a second."""
+    status = read_yaml(path)
+    if is_as_written(path) and isinstance(status, dict):
+        return status
+    from segserve_operator.mapping.reading import read_status
+
+    known, unreadable = read_status(status)
+    if unreadable is None:
+        return known.to_dict()
+    return {**known.to_dict(), "roles": f"{path}: {unreadable.message}"}
+
+
+def _check_rollout(path: Path, manifest: Mapping[str, Any]) -> None:
+    """Raise `DamagedFileError` for a record that this platform did not write."""
+    from segserve_operator.mapping.reading import read_rollout
+
+    try:
+        read_rollout(manifest)
+    except (ValueError, TypeError, AttributeError, LookupError) as error:
+        raise DamagedFileError(path, error) from error
 
 
 def _annotations(current: Mapping[str, Any] | None, manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -269,4 +364,4 @@ def _same(current: Mapping[str, Any], manifest: Mapping[str, Any]) -> bool:
 
 
 def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return datetime.now(UTC).strftime(_TIME)

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from segserve_common.files import write_private
+from segserve_common.files import DamagedFileError, read_file, write_private
 from segserve_operator.adapters.local.files import read_yaml, write_yaml
 from segserve_operator.api.segmentation_rollout import SegmentationRollout
 from segserve_operator.core.rollout.record import Record, Row
@@ -82,7 +82,9 @@ class RolloutFiles:
         try:
             manifest = {**_mapping(folder / "spec.yaml"), "status": _mapping(folder / "status.yaml")}
             record = record_of(manifest, _rows(folder, manifest["status"].get("chunkedRows", 0)))
-        except UnreadableRecordError as error:
+            if record.name != folder.name:
+                raise UnreadableRecordError(folder.name, f"it has the name {record.name!r}")
+        except (OSError, DamagedFileError, UnreadableRecordError) as error:
             log.warning("%s; the rollout continues from its model's status", error)
             return _CachedRecord(mtime_ns, None)
         return _CachedRecord(mtime_ns, record, chunks(record.rows))
@@ -110,10 +112,7 @@ class RolloutFiles:
 
 
 def _mapping(path: Path) -> dict[str, Any]:
-    try:
-        value = read_yaml(path)
-    except ValueError as error:
-        raise UnreadableRecordError(path.parent.name, str(error)) from error
+    value = read_yaml(path)
     if not isinstance(value, dict):
         raise UnreadableRecordError(path.parent.name, f"{path.name} does not contain a mapping")
     return value
@@ -123,7 +122,7 @@ def _spec(path: Path) -> dict[str, Any] | None:
     """Return a record's spec, or None if the file is missing or unreadable."""
     try:
         spec = _mapping(path).get("spec")
-    except (UnreadableRecordError, FileNotFoundError):
+    except (UnreadableRecordError, OSError, DamagedFileError):
         return None
     return spec if isinstance(spec, dict) else None
 
@@ -131,10 +130,12 @@ def _spec(path: Path) -> dict[str, Any] | None:
 def _rows(folder: Path, count: int) -> tuple[Row, ...]:
     """Return the first `count` rows from their separate files, or none if any of the files is lost."""
     rows: list[Row] = []
+    if type(count) is not int:
+        raise UnreadableRecordError(folder.name, f"chunkedRows is {count!r}")
     for number in range(-(-count // CHUNK_ROWS)):
         try:
-            rows += unpack_rows(chunk_file(folder, number).read_text())
-        except (FileNotFoundError, ValueError) as error:
+            rows += read_file(chunk_file(folder, number), unpack_rows)
+        except (OSError, DamagedFileError) as error:
             log.warning("SegmentationRollout %r: its oldest evidence is lost: %s", folder.name, error)
             return ()
     return tuple(rows[:count])

@@ -9,13 +9,13 @@ import operator
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from segserve_builder.agent.protocol import AssignedModel
-from segserve_common.files import write_private
+from segserve_common.files import DamagedFileError, read_file, write_private
 from segserve_operator.adapters.local.files import write_yaml
 from segserve_operator.adapters.local.resource_files import (
     DEFAULT_POOL,
@@ -74,8 +74,16 @@ class LocalStore(ResourceFiles):
         for name in self.names(MODEL):
             with contextlib.suppress(ResourceNotFoundError):
                 manifest = self.get(MODEL, name)
-                models.append(model_of(manifest, _pool_mismatch(pool, manifest) or self._spec(manifest)))
+                models.append(self._model_of(manifest, pool))
         return tuple(models)
+
+    def _model_of(self, manifest: Mapping[str, Any], pool: str) -> ModelObserved:
+        damage = self.damage(MODEL, manifest["metadata"]["name"])
+        if damage is None:
+            return model_of(manifest, _pool_mismatch(pool, manifest) or self._spec(manifest))
+        advice = "what serves goes on; apply the model again, or delete it"
+        # Nobody is let in whom the lost specification may have kept out.
+        return replace(model_of(manifest, FailureReason("FileDamaged", f"{damage}; {advice}")), access=())
 
     def _spec(self, manifest: Mapping[str, Any]) -> Wanted | FailureReason:
         name, others = manifest["metadata"]["name"], self.named(manifest)
@@ -139,9 +147,9 @@ class LocalStore(ResourceFiles):
 def _read_revision(path: Path) -> AssignedModel | None:
     """Return a revision's record, None if it cannot be read: then what its servers were told to load stands for it."""
     try:
-        return AssignedModel.read(json.loads(path.read_text()))
-    except ValueError as error:
-        log.error("%s cannot be read: %s", path, error)
+        return read_file(path, lambda text: AssignedModel.read(json.loads(text)))
+    except DamagedFileError as error:
+        log.error("%s", error)
         return None
 
 

@@ -12,7 +12,7 @@ from typing import Final
 
 from segserve_builder.capture.rule import CaptureFolder
 from segserve_builder.comparator.folder import ComparatorFolder
-from segserve_common.files import write_private
+from segserve_common.files import DamagedFileError, read_file, write_private
 from segserve_operator.adapters.traffic.envoy_admin import (
     EnvoyAdmin,
     EnvoyUnreachableError,
@@ -172,8 +172,8 @@ class EnvoyTraffic:
     def is_current(self) -> bool:
         """Whether the Envoy that was started last in this folder listens as these settings and this version say."""
         try:
-            started: object = json.loads(self._files.bootstrap.read_text())
-        except (FileNotFoundError, ValueError):
+            started: object = read_file(self._files.bootstrap, json.loads)
+        except (OSError, DamagedFileError):
             return False
         if self._bootstrap is None:
             rendered = render_bootstrap(self._settings, self._files, timeout_s=self._timeout_s)

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-from segserve_common.files import write_private
+from segserve_common.files import read_file, write_private
 from segserve_operator.adapters.traffic.envoy_clusters import Protocol, Upstream
 from segserve_operator.core.rollout.counters import Series, SeriesCounts
 
@@ -170,7 +170,7 @@ class CumulativeStats:
 
     def _read(self, epoch: str) -> dict[str, Stats]:
         try:
-            content = json.loads(self.path.read_text())
+            content = read_file(self.path, json.loads)
             return dict(content["lost"]) if content["epoch"] == epoch else {}
         except (OSError, LookupError, ValueError, TypeError):
             return {}

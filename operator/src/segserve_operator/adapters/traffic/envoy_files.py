@@ -15,7 +15,7 @@ from typing import Any, Final
 from google.protobuf.message import DecodeError
 from pydantic_core import to_json
 
-from segserve_common.files import write_private
+from segserve_common.files import DamagedFileError, read_file, write_private
 from segserve_operator.adapters.traffic.envoy_admin import EnvoyUnreachableError, Versions
 from segserve_operator.adapters.traffic.envoy_messages import (
     DISCOVERY_RESPONSE,
@@ -113,8 +113,12 @@ def write_plan(path: Path, versions: Versions, plan: TrafficPlan) -> None:
 
 def read_plan(path: Path) -> tuple[Versions, TrafficPlan] | None:
     """Read what `write_plan` wrote; None if there is no record, or this version of segserve cannot read it."""
-    try:
-        record: dict[str, Any] = json.loads(path.read_text())
+
+    def parse(text: str) -> tuple[Versions, TrafficPlan]:
+        record: dict[str, Any] = json.loads(text)
         return Versions(**record["versions"]), load_plan(record["plan"])
-    except (OSError, LookupError, ValueError, TypeError):
+
+    try:
+        return read_file(path, parse)
+    except (OSError, DamagedFileError):
         return None

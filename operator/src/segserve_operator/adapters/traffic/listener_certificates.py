@@ -17,6 +17,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
+from segserve_common.files import DamagedFileError, read_file
 from segserve_operator.adapters.traffic.envoy_clusters import TYPES
 from segserve_operator.adapters.traffic.envoy_extensions import encode_resources
 from segserve_operator.adapters.traffic.envoy_files import DiscoveryResponse, write_watched
@@ -180,6 +181,6 @@ def _check_pair(leaf: x509.Certificate, key: bytes, folder: Path) -> None:
 
 def _has_resource(path: Path) -> bool:
     try:
-        return bool(json.loads(path.read_bytes())["resources"])
-    except (OSError, ValueError, LookupError):
+        return read_file(path, lambda text: bool(json.loads(text)["resources"]))
+    except (OSError, DamagedFileError):
         return False

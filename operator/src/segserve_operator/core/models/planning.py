@@ -31,7 +31,7 @@ from segserve_operator.core.models.drift import drift_watches, with_counting
 from segserve_operator.core.models.events import rollout_events, status_events
 from segserve_operator.core.models.pool import pool_status, slots
 from segserve_operator.core.models.rest import Rest, Settled, is_at_rest
-from segserve_operator.core.models.roles import assigned_model, next_roles, record_of, settling
+from segserve_operator.core.models.roles import UNLOAD_S, assigned_model, next_roles, record_of, settling
 from segserve_operator.core.models.scaling import with_scaling
 from segserve_operator.core.models.update import spread, with_template
 from segserve_operator.core.rollout.batches import answered
@@ -110,7 +110,10 @@ def desired_state(
     groups, replicas = dict[str, Assignment](), dict[str, int]()
     if world.pool is not None:
         groups, replicas = spread(_assignments(roles, drifts, world), smaller, world.pool, seen.groups)
-    forgotten = tuple(model.name for model in world.models if model.deleting and model.name not in held)
+    # A server that does not unload it must not keep it from its end: it goes on trying.
+    assigned = {each.model for assignment in groups.values() for each in assignment.models}
+    overdue = {model.name for model in world.models if world.now_s >= model.deleted_s + UNLOAD_S} - assigned
+    forgotten = tuple(m.name for m in world.models if m.deleting and (m.name not in held or m.name in overdue))
     statuses = {
         m.name: m.status
         if m.name in still

@@ -28,6 +28,8 @@ from segserve_operator.core.world.streams import STREAMS_SPLIT, TEST_NEEDS_AFFIN
 
 CLASSES_CHANGED: Final = "ClassesChanged"
 INTERVAL_S: Final = 1.0
+UNLOAD_S: Final = 30.0
+"""How long servers may take to unload a deleted model before it is forgotten; they go on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,6 +341,7 @@ def next_due_s(models: Collection[ModelObserved], now_s: float) -> float:
         for model in models
         if model.roles.previous is not None and model.wanted is not None
     ]
+    ends += [model.deleted_s + UNLOAD_S - now_s for model in models]
     ends += [waited_out_s(model.roles, deadline_s(model), now_s) for model in models]
     # An overdue one waits for something else, which causes an event.
     role_s = min((left for left in ends if left > 0), default=math.inf) + 1.0

@@ -5,6 +5,7 @@ It includes what a process keeps between passes: the SLO watch and the self-test
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal, Self
@@ -177,7 +178,7 @@ class ModelObserved:
     """One model: its spec (or why it cannot be read) and its status.
 
     `annotations` contains those with segserve's prefix. `access` says who may use the model: whoever the gateway takes
-    if it is None, and nobody that the spec tells if it is empty.
+    if it is None, and nobody that the spec tells if it is empty. It is `deleting` since `deleted_s` (Unix seconds).
     """
 
     name: str
@@ -186,6 +187,7 @@ class ModelObserved:
     problem: FailureReason | None = None
     status: ModelStatus = ModelStatus()
     deleting: bool = False
+    deleted_s: float = math.inf
     annotations: Mapping[str, str] = field(default_factory=dict)
     access: tuple[AccessRule, ...] | None = None
     limits: RouteLimits | None = None
