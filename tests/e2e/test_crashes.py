@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -13,9 +14,10 @@ import pytest
 from bench.platform import MODELS, platform
 from fakes.callers import COIN_PIXELS, PHOTO, Load
 from fakes.waiting import HANG_S, until
-from fakes.watching import Watched
+from fakes.watching import Watched, segserve
 from segserve import Client, OverloadedError, SegserveError
 from segserve_builder.agent.protocol import Report
+from segserve_operator.adapters.local.files import read_platform
 
 pytestmark = pytest.mark.platform
 
@@ -83,7 +85,7 @@ def unexpected(failures: list[str], allowed: tuple[str, ...]) -> list[str]:
     ("record", "allowed"),
     [
         pytest.param("groups/main/triton", UNAVAILABLE, id="Triton"),
-        pytest.param("groups/main/agent", UNAVAILABLE, id="its agent"),
+        pytest.param("groups/main/agent", (), id="its agent"),
         pytest.param("gateway/envoy", UNREACHABLE, id="Envoy"),
     ],
 )
@@ -147,6 +149,32 @@ def test_a_supervisor_that_is_killed_is_replaced_and_no_request_fails(watched: W
 
     assert load.failures == []
     assert [watched.process(name) for name in ("groups/main/triton", "groups/main/agent", "gateway/envoy")] == servers
+
+
+def test_a_supervisor_that_is_killed_is_missed_and_the_next_one_starts_nothing_twice(watched: Watched) -> None:
+    former = watched.supervisor()
+    with Load(watched.running.url, pause_s=0.02) as load:
+        kill(former)
+        until(lambda: read_platform(watched.state) is None, "no supervisor")
+        shown = segserve(watched.running.state, "get")
+        before = servers(watched)
+        for name in ("groups/main/triton", "groups/main/agent", "gateway/envoy"):  # the records are lost with it
+            (watched.running.state / f"{name}.process.json").write_text("no record")
+        watched.running.segserve("up", "--detach")
+        comes_back(watched, lambda: True)
+
+    assert "supervisor has ended" in shown.stderr
+    assert "coins" in shown.stdout
+    assert "True" in shown.stdout
+    assert load.failures == []
+    assert servers(watched) == before
+
+
+def servers(watched: Watched) -> list[int]:
+    """Return the ids of all processes that serve: of Triton, of its agent and of Envoy."""
+    leaders = [process for process in watched.running.processes() if os.getsid(process.pid) == process.pid]
+    parts = ("tritonserver", "segserve_builder.agent", "envoy")
+    return sorted(each.pid for each in leaders if any(part in " ".join(each.cmdline()) for part in parts))
 
 
 def test_a_supervisor_that_is_killed_in_the_middle_of_an_edit_leaves_nothing_half_done(

@@ -33,6 +33,7 @@ from segserve_platform.platforms.waiting import Gone, readiness, wait_for, wait_
 
 REFRESH_S: Final = 0.25
 NO_PLATFORM: Final = "no platform is up on this machine: start it with `segserve up`"
+UNATTENDED: Final = "the platform's supervisor has ended, and servers and gateway go on: `segserve up` takes them over"
 
 FILES: Final = "Resource file, folder of such files, or - for standard input; may be repeated."
 Recursive = Annotated[bool, typer.Option("--recursive", "-R", help="Include the subfolders of folders.")]
@@ -275,10 +276,11 @@ def get(
         _show(Console(), frames(platform, name, wide=wide))
     else:
         manifests, is_up = _models(platform, name), platform.runs()
-        as_stored = is_up or output in (OutputFormat.JSON, OutputFormat.YAML)
+        unattended = isinstance(platform, LocalPlatform) and platform.is_unattended()
+        as_stored = is_up or unattended or output in (OutputFormat.JSON, OutputFormat.YAML)
         _print(Console(), manifests if as_stored else [*map(_stopped, manifests)], output, one=name is not None)
         if manifests and not is_up:
-            typer.echo(NO_PLATFORM, err=True)
+            typer.echo(UNATTENDED if unattended else NO_PLATFORM, err=True)
 
 
 def _models(platform: Platform, name: str | None) -> list[Json]:

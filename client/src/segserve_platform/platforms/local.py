@@ -89,6 +89,13 @@ class LocalPlatform:
         """Return whether a platform is up."""
         return self._url() is not None
 
+    def is_unattended(self) -> bool:
+        """Return whether the gateway runs without a supervisor, which has ended."""
+        from segserve_operator.adapters.local.processes import is_alive, read_record
+
+        gateway = self.store.state.gateway / "envoy.process.json"
+        return not self.runs() and gateway.exists() and is_alive(read_record(gateway))
+
     def version(self) -> PlatformVersion | None:
         """Return the version that the running platform was started with."""
         record = self._running()

@@ -53,6 +53,8 @@ PROBE_INTERVAL_S: Final = 5.0
 PROBE_SHARE: Final = 0.02
 WORKERS: Final = 8
 TAKEOVER_S: Final = 3.0
+PROVING_S: Final = 20.0
+"""The same for models that are loaded: on a busy machine it takes long to prove them again."""
 LONG_LOAD_S: Final = 10.0
 """The processes of a step that takes longer to load are looked at."""
 LOOK_INTERVAL_S: Final = 2.0
@@ -378,14 +380,15 @@ class AssignmentFile:
 class ReportFile:
     """The report file, replaced as a whole: at once after a change, else once per heartbeat.
 
-    The last report of an earlier agent stays for `TAKEOVER_S` or until this agent knows the state of its models: a
-    server that still serves must not lose its traffic because its agent restarts.
+    The last report of an earlier agent stays for `TAKEOVER_S`, for `PROVING_S` unless a model has to be loaded, or
+    until this agent knows the state of its models: a server that still serves must not lose its traffic because its
+    agent restarts.
     """
 
     def __init__(self, path: Path, on_report: OnReport = lambda *_: None) -> None:
         self._path = path
         self._on_report = on_report
-        self._inherited_until_s = time.monotonic() + TAKEOVER_S if path.exists() else 0.0
+        self._began_s = time.monotonic() if path.exists() else -math.inf
         self._content: tuple[bool, tuple[ModelReport, ...]] | None = None
         self._written_s = 0.0
 
@@ -393,9 +396,11 @@ class ReportFile:
         """Write the report if it changed or its heartbeat is due."""
         content, now_s = (server_ready, models), time.monotonic()
         settled = all(model.state in (ModelState.READY, ModelState.FAILED) for model in models)
-        if server_ready and not settled and now_s < self._inherited_until_s:
+        loading = any(model.state is ModelState.LOADING for model in models)
+        inherited_s = TAKEOVER_S if loading else PROVING_S
+        if server_ready and not settled and now_s < self._began_s + inherited_s:
             return
-        self._inherited_until_s = 0.0
+        self._began_s = -math.inf
         if content == self._content and now_s - self._written_s < HEARTBEAT_S:
             return
         report = Report(heartbeat=time.time(), server_ready=server_ready, models=models)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from segserve_builder.agent.loop import ReportFile
+import pytest
+
+from segserve_builder.agent import loop
+from segserve_builder.agent.loop import PROVING_S, TAKEOVER_S, ReportFile
 from segserve_builder.agent.protocol import ModelReport, ModelState, Report
 
 
@@ -29,6 +32,31 @@ def test_a_new_agent_leaves_the_report_alone_until_it_knows_its_models(tmp_path:
 
     successor.write(True, (model(ModelState.LOADING),))
     assert said(path) == [ModelState.LOADING]
+
+
+@pytest.mark.own_deadlines
+@pytest.mark.parametrize(
+    ("state", "kept_s"),
+    [
+        pytest.param(ModelState.LOADING, TAKEOVER_S, id="a model that has to be loaded"),
+        pytest.param(ModelState.PROVING, PROVING_S, id="a model that is loaded"),
+    ],
+)
+def test_the_last_report_stands_for_long_only_if_the_models_are_loaded(
+    state: ModelState, kept_s: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, now_s = tmp_path / "report.json", 0.0
+    ReportFile(path).write(True, (model(ModelState.READY),))
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now_s)
+    successor = ReportFile(path)
+
+    now_s = kept_s - 0.1
+    successor.write(True, (model(state),))
+    assert said(path) == [ModelState.READY]
+
+    now_s = kept_s + 0.1
+    successor.write(True, (model(state),))
+    assert said(path) == [state]
 
 
 def test_a_server_that_is_gone_is_reported_at_once(tmp_path: Path) -> None:

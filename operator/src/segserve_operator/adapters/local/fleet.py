@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import math
 import os
 import random
 import re
@@ -18,6 +19,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
+import httpx
 import psutil
 
 from segserve_builder.agent.cost import COSTS_FILE, read_costs
@@ -39,7 +41,10 @@ from segserve_operator.core.gates.checks import CostCounts, ResourceSample
 from segserve_operator.core.traffic import Endpoint
 from segserve_operator.core.world.observed import GroupObserved, ServerObserved
 
-REPORT_MAX_AGE_S: Final = 6.0
+FRESH_S: Final = 6.0
+REPORT_MAX_AGE_S: Final = 30.0
+"""How old the last report of a server's agent may be, as on a cluster; beyond `FRESH_S` Triton itself must answer."""
+PROBE_TIMEOUT_S: Final = 2.0
 AGENT_STARTS_S: Final = 300.0
 """How long an agent may take for its first report; on a cluster its probes allow as much, and end it as well."""
 AGENT_HANGS_S: Final = 60.0
@@ -173,9 +178,10 @@ class LocalFleet:
         if not self.state.groups.is_dir():
             return {}
         names = sorted(path.name for path in self.state.groups.iterdir() if _has_ports(GroupFolder(path)))
-        return {name: self._observe(name) for name in names}
+        observed = await asyncio.gather(*(self._observe(name) for name in names))
+        return dict(zip(names, observed, strict=True))
 
-    def _observe(self, name: str) -> GroupObserved:
+    async def _observe(self, name: str) -> GroupObserved:
         folder = self._folder(name)
         ports = _read_ports(folder)
         self._reports[name] = report = _read_report(folder, self._reports.get(name))
@@ -184,7 +190,8 @@ class LocalFleet:
         pulse = self._pulses.get(name, AgentPulse(None, None, now_s, now_s))
         self._pulses[name] = pulse = pulse.after(record, report.heartbeat if report is not None else None, now_s)
         agent = processes.is_alive(record) and not pulse.hangs
-        is_fresh = report is not None and time.time() - report.heartbeat < REPORT_MAX_AGE_S
+        age_s = time.time() - report.heartbeat if report is not None else math.inf
+        is_fresh = age_s < FRESH_S or (age_s < REPORT_MAX_AGE_S and await _answers(ports.http))
         server = ServerObserved(
             name=name,
             endpoint=Endpoint(LOOPBACK, ports.http, ports.grpc),
@@ -423,6 +430,15 @@ def _read_report(folder: GroupFolder, former: Report | None) -> Report | None:
         return None
     except (OSError, DamagedFileError):
         return former
+
+
+async def _answers(http_port: int) -> bool:
+    """Return whether a Triton says that it is ready."""
+    try:
+        async with httpx.AsyncClient(timeout=PROBE_TIMEOUT_S, trust_env=False) as client:
+            return (await client.get(f"http://{LOOPBACK}:{http_port}/v2/health/ready")).is_success
+    except httpx.HTTPError:
+        return False
 
 
 def orphaned_step_environments(folder: Path = TMP) -> tuple[Path, ...]:
