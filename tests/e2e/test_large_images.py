@@ -13,10 +13,9 @@ from PIL import Image
 
 from bench.platform import Running
 from fakes.waiting import HANG_S, until
+from segserve_builder.errors import BUSY
 
 pytestmark = pytest.mark.platform
-
-BUSY = "too many requests with large images are under way"
 
 
 def png(side: int) -> bytes:

@@ -17,6 +17,7 @@ from lupa.luajit21 import LuaError, LuaRuntime
 from fakes.guarded_gateway import Guarded, guarded_gateway
 from fakes.hostile_caller import connected, head
 from fakes.waiting import HANG_S, until
+from segserve_builder.errors import BUSY
 from segserve_common.kserve import HEADER_LENGTH
 from segserve_operator.adapters.traffic.envoy_extensions import lua_script
 from segserve_operator.adapters.traffic.envoy_plain_http import MAX_PLAIN_BYTES
@@ -30,7 +31,7 @@ CONSTANTS: dict[str, dict[str, Any]] = {
     "counted.lua": {"COUNTED": "counted", "MOST": 50, "SLICE_BY_CALLER": True},
     "route_key.lua": {"STREAMS": False, "NOTED": NOTED, "REPLAY_GROUP": "~", "REPLAYS": "~"},
     "stream_messages.lua": {"MAX_MESSAGE_BYTES": 2**26},
-    "faults.lua": {"RESTART_S": "2"},
+    "faults.lua": {"RESTART_S": "2", "BUSY": BUSY},
 }
 JSON = {":path": "/v2/models/coins/infer"}
 MESSAGE = {":path": "/inference.GRPCInferenceService/ModelInfer"}

@@ -6,7 +6,7 @@ import errno
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Final
 
 
 class BuilderError(Exception):
@@ -173,6 +173,10 @@ class GoldenError(BuilderError):
     """A golden set cannot be read, or an answer is outside its tolerance."""
 
     reason = "GoldenFailed"
+
+
+BUSY: Final = "too many requests with large images are under way"
+"""How the message of a `BusyError` begins: gateways find it by this, as Triton has no status for it."""
 
 
 class BusyError(Exception):

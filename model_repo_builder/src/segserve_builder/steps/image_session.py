@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from segserve_builder.cpus import available_cpus
-from segserve_builder.errors import BusyError
+from segserve_builder.errors import BUSY, BusyError
 from segserve_builder.memory import is_out_of_memory, return_freed_memory
 from segserve_builder.steps.session import NetworkSession, WeightsAllowance
 from segserve_builder.steps.step_options import NetOptions
@@ -177,8 +177,8 @@ class Places:
             )
             if not self._changed.wait_for(lambda: self._long < self._most_long, max(patience_s, 0.0)):
                 raise BusyError(
-                    f"too many requests with large images are under way: one of {pixels} pixels takes about "
-                    f"{expected_s:.0f} s, and {self._long} are computed; try again later"
+                    f"{BUSY}: one of {pixels} pixels takes about {expected_s:.0f} s, and {self._long} are computed; "
+                    "try again later"
                 )
             self._long += 1
             if self._long == self._most_long:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from segserve_builder.errors import BUSY
 from segserve_operator.adapters.traffic.envoy_affinity import affinity_filters
 from segserve_operator.adapters.traffic.envoy_auth import (
     DENIED,
@@ -337,7 +338,7 @@ def _router(*, traced: bool) -> Json:
         "extensions.filters.http.router.v3.Router",
         suppress_envoy_headers=True,
         # These apply to each attempt, before its outcome is counted or retried.
-        upstream_http_filters=[*unsampled, lua_filter("faults.lua", RESTART_S=str(_RESTART_S)), codec],
+        upstream_http_filters=[*unsampled, lua_filter("faults.lua", RESTART_S=str(_RESTART_S), BUSY=BUSY), codec],
     )
 
 

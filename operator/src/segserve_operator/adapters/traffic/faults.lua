@@ -11,7 +11,6 @@ local UNREADABLE = {
 local UNREADABLE_MESSAGE = "Unable to parse request"  -- of the library for gRPC
 -- Of a version, which is the caller's choice, it says "'coins' version 7 is not found".
 local UNLOADED = {"' is not found", "' has no available versions"}
-local BUSY = {"too many requests with large images are under way"}
 local ENDING = "Server is stopping"
 local NOT_LOADED = "no server that was asked has the model loaded; try again"
 
@@ -25,7 +24,7 @@ end
 local function correct_grpc(headers)
   local message = headers:get("grpc-message") or ""
   if headers:get("grpc-status") == "13" and message == UNREADABLE_MESSAGE then headers:replace("grpc-status", "3") end
-  if headers:get("grpc-status") == "14" and says(message, BUSY) then headers:replace("grpc-status", "8") end
+  if headers:get("grpc-status") == "14" and string.find(message, BUSY, 1, true) then headers:replace("grpc-status", "8") end
   local unloaded = headers:get("grpc-status") == "5" and says(message, UNLOADED)
   if unloaded then
     headers:replace("grpc-status", "14")
@@ -47,7 +46,7 @@ function envoy_on_response(handle)
   -- Headers that were taken before the wait for the body are void after it.
   local headers = handle:headers()
   if status == "503" then
-    if says(text, BUSY) then headers:replace(":status", "429") end
+    if string.find(text, BUSY, 1, true) then headers:replace(":status", "429") end
   elseif status ~= "404" and says(text, UNREADABLE) then
     headers:replace(":status", "400")
   elseif status == "404" and says(text, UNLOADED) then
