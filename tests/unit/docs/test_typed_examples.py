@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from fakes.docs import PAGES, ROOT, blocks
+from tools import CACHE
 
 SCRIPTS = sorted((ROOT / "docs/how-to").glob("*.py"))
 PROGRAMS = [page for page in PAGES if any(not block.reason for block in blocks(page, "python"))]
@@ -94,7 +95,7 @@ def mypy_output(tmp_path_factory: pytest.TempPathFactory) -> str:
     for name, text in texts.items():
         (folder / name).write_text(text)
     command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "--disable-error-code=import-untyped"]
-    command += ["--python-executable", environment(folder), "--cache-dir", str(ROOT / ".mypy_cache/user"), *texts]
+    command += ["--python-executable", environment(folder), "--cache-dir", str(CACHE / "mypy-user"), *texts]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert f"checked {len(texts)} source files" in done.stdout, done.stdout + done.stderr
     return done.stdout

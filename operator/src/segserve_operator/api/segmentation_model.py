@@ -596,7 +596,7 @@ class CandidateStatus(ApiValue):
     )
     since: Timestamp = Field(description="Time at which it got the role and the group.")
     state: CandidateState = Field(
-        description="Pending until it gets traffic; Failed until the spec changes; Judged, if its strategy promotes "
+        description="Pending until it gets traffic; Failed until the spec or the servers' template changes; Judged, if its strategy promotes "
         "nothing by itself, until a person promotes it or the spec changes."
     )
     promoted: bool | None = Field(
@@ -606,6 +606,9 @@ class CandidateStatus(ApiValue):
         default=None, description="Why it failed, or why it gave its group up, as one CamelCase word."
     )
     message: str | None = Field(default=None, description="The same as a sentence.")
+    template: str | None = Field(
+        default=None, description="Template of the servers that failed to serve it: those of another one try it again."
+    )
 
 
 class RolesStatus(ApiValue):

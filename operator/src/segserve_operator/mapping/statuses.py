@@ -170,7 +170,15 @@ def _candidate(role: CandidateStatus | None) -> Candidate | None:
     failed = role.state is not CandidateState.PENDING
     failure = FailureReason(role.reason or "Failed", role.message or "") if failed else None
     stalled = FailureReason(role.reason, role.message or "") if role.reason and not failed else None
-    return Candidate(role.revision, role.group, role.since.timestamp(), failure, stalled, bool(role.promoted))
+    return Candidate(
+        role.revision,
+        role.group,
+        role.since.timestamp(),
+        failure,
+        stalled,
+        bool(role.promoted),
+        role.template or "",
+    )
 
 
 def _standing(status: RolloutStatus | None) -> RolloutState | None:
@@ -236,6 +244,7 @@ def _candidate_status(candidate: Candidate | None) -> CandidateStatus | None:
         promoted=candidate.promoted or None,
         reason=told.reason if told is not None else None,
         message=told.message if told is not None else None,
+        template=candidate.template or None,
     )
 
 

@@ -31,11 +31,13 @@ from segserve_builder.agent.protocol import ModelReport, ModelState, ProofReport
 from segserve_builder.spec.model_spec import Golden
 from segserve_operator.api.rollout_policy import Slo
 from segserve_operator.core.advance.advance import RolloutUpdate
+from segserve_operator.core.advance.explanations import HELD
 from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.models import conditions
 from segserve_operator.core.models.conditions import GOLDEN_REASONS, status_of
 from segserve_operator.core.models.planning import desired_state
 from segserve_operator.core.models.pool import MAX_CANDIDATE_GROUPS
+from segserve_operator.core.rollout.engine import Wait
 from segserve_operator.core.rollout.phases import ENDED, Phase
 from segserve_operator.core.rollout.record import RolloutState
 from segserve_operator.core.traffic import TrafficState
@@ -87,7 +89,7 @@ def given_up(reason: str) -> Observed:
     return world(model(SECOND, roles), groups=[MAIN])
 
 
-ANOTHER = "another spec is needed, or a retry"
+ANOTHER = "another spec is needed"
 RETURNING = world(model(FIRST, CHANGED), groups=[lost("main", FIRST), OWN])
 LATE = Roles(holder(FIRST, "main"), candidate(SECOND, since_s=NOW_S - 600))
 LATE_TEXT = f"0 of at least 1 servers of group {SECOND.revision} have proved {SECOND.revision} within 10m"
@@ -385,7 +387,12 @@ PROGRESSING = {
     "a stable revision without servers makes no progress of its own": (world(model(FIRST, SERVED)), IDLE),
     "nothing is under way where the candidate has failed for good, and another revision than wanted serves": (
         given_up("LoadFailed"),
-        ("False", "Stalled", f"LoadFailed: {ANOTHER}"),
+        (
+            "False",
+            "Stalled",
+            f"LoadFailed: {ANOTHER}, or `segserve rollout retry coins` "
+            f"(or the annotation segserve.dev/retry={SECOND.revision})",
+        ),
     ),
     "nothing is under way where the spec cannot be read": (
         world(model(None, SERVED, problem=FAILURE), groups=[MAIN]),
@@ -444,6 +451,30 @@ PROGRESSING = {
     "a rollout that nothing holds up says so": (
         world(model(SECOND, CHANGING, rollout=state(SECOND, Phase.PROGRESSING)), groups=[MAIN, OWN]),
         ("True", "Progressing", f"{SECOND.revision} gets 25 % of requests: no problem is known"),
+    ),
+    **{
+        f"a rollout that a person holds names the commands: {reason}": (
+            world(
+                model(SECOND, CHANGING, rollout=state(SECOND, Phase.PROGRESSING, reason=reason, message="held")),
+                groups=[MAIN, OWN],
+            ),
+            (
+                "True",
+                "Progressing",
+                f"{SECOND.revision} gets 25 % of requests: held; `segserve rollout resume coins` (or the annotation "
+                f"segserve.dev/resume={SECOND.revision}) goes on, `segserve rollout abort coins` ends it",
+            ),
+        )
+        for reason in sorted(HELD - {Wait.INCIDENT})
+    },
+    "a revision that was only judged names the command that rolls it out": (
+        given_up("JudgedWell"),
+        (
+            "False",
+            "Judged",
+            f"{SECOND.revision} gets no requests: what was seen; `segserve rollout promote coins` "
+            f"(or the annotation segserve.dev/promote={SECOND.revision}) rolls it out",
+        ),
     ),
     "a stable revision moves into main": (
         world(model(SECOND, Roles(holder(SECOND))), groups=[group("main"), OWN]),

@@ -79,6 +79,12 @@ def of_template(name: str, *, shared: bool = False) -> PoolObserved:
     return PoolObserved("default", template=name, shared=shared)
 
 
+def failed_on(template: str) -> Roles:
+    """Return the roles of a model whose second revision failed on servers of a template."""
+    given_up = candidate(SECOND, failure=FailureReason("Bad", "it failed"))
+    return replace(SERVED, candidate=replace(given_up, template=template))
+
+
 def roles_after(seen: Observed) -> Roles:
     """Return the roles of coins after one pass."""
     coins = next(each for each in seen.models if each.name == "coins")
@@ -242,6 +248,22 @@ FAILURES = {
     "a candidate that has failed is not tried again while the spec cannot be read": (
         world(model(None, GIVEN_UP, problem=FAILURE)),
         GIVEN_UP,
+    ),
+    "the template of the servers that cannot serve a candidate is kept": (
+        world(
+            model(SECOND, replace(SERVED, candidate=candidate(SECOND, f"{SECOND.revision}-old"))),
+            groups=[MAIN, group(f"{SECOND.revision}-old", SECOND, reports=[failed(SECOND, "Bad")])],
+            pool=of_template("old"),
+        ),
+        failed_on("old"),
+    ),
+    "a candidate that has failed on servers of one template is tried again on those of another": (
+        world(model(SECOND, failed_on("old")), groups=[MAIN], pool=of_template("new")),
+        replace(SERVED, candidate=candidate(SECOND, f"{SECOND.revision}-new", since_s=NOW_S)),
+    ),
+    "a candidate that has failed is not tried again on servers of the same template": (
+        world(model(SECOND, failed_on("new")), groups=[MAIN], pool=of_template("new")),
+        failed_on("new"),
     ),
     "a candidate that has failed is tried again where a person asks for it": (
         world(model(SECOND, GIVEN_UP, annotations={"segserve.dev/retry": SECOND.revision})),

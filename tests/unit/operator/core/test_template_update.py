@@ -232,6 +232,51 @@ def test_all_main_groups_are_told_to_hold_the_same() -> None:
     assert replicas == {OLD: 3, NEW: 2, "coins-1-00000000": 4}
 
 
+@pytest.mark.parametrize(
+    ("stable", "proved", "adopted"),
+    [
+        pytest.param(None, False, NEW, id="at once if no model has served"),
+        pytest.param(None, True, OLD, id="not if a server could serve one"),
+        pytest.param(RoleHolder(FIRST.revision, OLD, 0.0), False, OLD, id="nor if one has served"),
+    ],
+)
+def test_a_pool_adopts_a_new_template(stable: RoleHolder | None, proved: bool, adopted: str) -> None:
+    old = servers(OLD, 4) if not proved else replace(group(OLD, FIRST, servers=4), replicas=4)
+    waiting = replace(KEPT, next="", since_s=0.0)
+    pool = replace(POOL, settings="a", status=PoolStatus(main_group=OLD, template=waiting))
+    coins = ModelObserved("coins", 1, None, status=ModelStatus(roles=Roles(stable)))
+
+    assert updated(replace(seen(old, pool=pool), models=(coins,))).main == adopted
+
+
+@cases(
+    ("text", "updates"),
+    {
+        "a text that names nothing starts an update": ("monday", True),
+        "so does the name of the offered template": ("11111111", True),
+        "that of another one does not": ("22222222", False),
+    },
+)
+def test_a_request(text: str, updates: bool) -> None:
+    status = PoolStatus(main_group=OLD, template=replace(KEPT, next="", since_s=0.0))
+    pool = replace(POOL, settings="a", request=text, status=status)
+
+    kept = updated(seen(servers(OLD, 4), pool=pool)).kept
+    assert kept is not None
+    assert bool(kept.next) is updates
+
+
+def test_a_former_operator_does_not_take_the_request_for_the_template_of_the_next_one() -> None:
+    waiting = replace(KEPT, next="", since_s=0.0)
+    pool = replace(POOL, template="00000000", settings="a", status=PoolStatus(main_group=OLD, template=waiting))
+    by_name, by_text = (
+        updated(seen(servers(OLD, 4), pool=replace(pool, request=text))).kept for text in ("11111111", "monday")
+    )
+
+    assert by_name == waiting
+    assert by_text == replace(waiting, request="monday")
+
+
 def test_the_new_template_is_adopted_when_no_former_server_is_left() -> None:
     one = with_template(seen(servers(OLD, 0), servers(NEW, 4)))
 

@@ -9,6 +9,7 @@ from typing import Final
 from segserve_builder.agent.protocol import AssignedModel, ModelReport, ModelState, ProofReport, TrialReport
 from segserve_builder.spec.model_spec import Golden
 from segserve_operator.core.advance.advance import RolloutUpdate
+from segserve_operator.core.advance.explanations import hold_of
 from segserve_operator.core.drift.watch import DriftWatch
 from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.models.capture import redaction_of
@@ -24,6 +25,7 @@ from segserve_operator.core.models.kstatus import (
 )
 from segserve_operator.core.models.pool import MAX_CANDIDATE_GROUPS
 from segserve_operator.core.models.roles import settling
+from segserve_operator.core.rollout.engine import Wait
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.record import RolloutState
 from segserve_operator.core.world.golden import TrialProgress, name_of, trial_of
@@ -335,6 +337,8 @@ def _progressing(
         )
     if state is not None and not state.ended and state.phase is not Phase.PENDING:
         text = f"{state.revision} gets {state.weight} % of requests: {state.message or 'no problem is known'}"
+        if hold_of(state) not in ("", Wait.INCIDENT):
+            text += f"; {_command('resume', model, state.revision)} goes on, `segserve rollout abort {model.name}` ends it"
         return ObservedCondition("Progressing", "True", state.phase.label, text)
     if candidate is None or candidate.failure is not None:
         return _settling(model, roles, trial, serving, world)
@@ -380,15 +384,23 @@ def _at_rest(model: ModelObserved, roles: Roles, serving: ObservedCondition) -> 
         return ObservedCondition("Progressing", "True", "Returning", text)
     candidate = roles.candidate
     if model.problem is None and candidate is not None and candidate.judged and candidate.failure is not None:
-        text = f"{candidate.revision} gets no requests: {candidate.failure.message}"
+        command = _command("promote", model, candidate.revision)
+        text = f"{candidate.revision} gets no requests: {candidate.failure.message}; {command} rolls it out"
         return ObservedCondition("Progressing", "False", Phase.JUDGED.label, text)
     refused = model.problem or (candidate.failure if candidate is not None else None)
     if refused is not None:
-        text = f"{refused.reason}: another spec is needed, or a retry"
+        text = f"{refused.reason}: another spec is needed"
+        if model.problem is None and candidate is not None:
+            text += f", or {_command('retry', model, candidate.revision)}"
         return ObservedCondition("Progressing", "False", "Stalled", text)
     if serving.reason == "Routing":
         return ObservedCondition("Progressing", "True", serving.reason, serving.message)
     return ObservedCondition("Progressing", "False", "Idle", "no change is in progress")
+
+
+def _command(verb: str, model: ModelObserved, revision: str) -> str:
+    """Return what a person types, with a client of segserve or without one."""
+    return f"`segserve rollout {verb} {model.name}` (or the annotation segserve.dev/{verb}={revision})"
 
 
 def _degraded(

@@ -15,7 +15,7 @@ from segserve_builder.spec.model_spec import ModelClass
 from segserve_operator.core.advance.advance import RolloutUpdate, advance, with_checks
 from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.models.pool import Slots
-from segserve_operator.core.models.update import is_outdated
+from segserve_operator.core.models.update import is_outdated, template_of
 from segserve_operator.core.rollout.decisions import Deciding
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.world.deadlines import deadline_s, is_overdue, overdue_reason, waited_out_s
@@ -78,7 +78,7 @@ def _follow_spec(roles: Roles, scope: Scope) -> Roles:
     if roles.previous is not None and roles.previous.revision == wanted:
         return _return_to_previous(roles, scope)
     candidate = roles.candidate
-    if candidate is None or candidate.revision != wanted or _worth_a_retry(candidate, scope):
+    if candidate is None or candidate.revision != wanted or _worth_a_retry(candidate, roles, scope):
         return replace(roles, candidate=_new_candidate(roles, scope, wanted))
     return _placed(roles, scope)
 
@@ -105,7 +105,7 @@ def _return_to_previous(roles: Roles, scope: Scope) -> Roles:
     return Roles(stable=replace(roles.previous, since_s=now_s), previous=replace(roles.stable, since_s=now_s))
 
 
-def _worth_a_retry(candidate: Candidate, scope: Scope) -> bool:
+def _worth_a_retry(candidate: Candidate, roles: Roles, scope: Scope) -> bool:
     # The artifact's URI and the golden set are not part of a revision's name, yet changing them may cure the failure.
     if candidate.failure is None or scope.model.wanted is None:
         return False
@@ -117,6 +117,10 @@ def _worth_a_retry(candidate: Candidate, scope: Scope) -> bool:
         # Another strategy is a new question, the same one has its answer.
         policy = scope.model.wanted.policy
         return policy is None or policy.strategy != JUDGED_REASONS[candidate.failure.reason]
+    # The fault may have been the servers': their image, memory or device.
+    group = _group_for(roles, scope, candidate.revision)
+    if candidate.template and group is not None and template_of(group) != candidate.template:
+        return True
     # After a restore there may be no record of it: that cures nothing.
     return scope.world.revisions.get(candidate.revision) not in (None, scope.model.wanted.assigned)
 
@@ -188,7 +192,8 @@ def _judge_candidate(roles: Roles, scope: Scope) -> Roles:
         return _promoted(roles, candidate, world.now_s)
     failure = blame(candidate.group, candidate.revision, world)
     if failure is not None:
-        return replace(roles, candidate=replace(candidate, group=None, failure=failure))
+        template = template_of(candidate.group) if world.pool is not None and world.pool.template else ""
+        return replace(roles, candidate=replace(candidate, group=None, failure=failure, template=template))
     return roles
 
 

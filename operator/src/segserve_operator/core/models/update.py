@@ -32,7 +32,8 @@ from segserve_operator.core.world.observed import (
 UPDATE_AVAILABLE: Final = "UpdateAvailable"
 STALLED_S: Final = 600.0
 """Time after which an update whose new servers do not come up is stalled."""
-_MAIN_NAME: Final = re.compile(rf"{MAIN}-[0-9a-f]{{8}}")
+_DIGEST: Final = re.compile(r"[0-9a-f]{8}")
+_MAIN_NAME: Final = re.compile(rf"{MAIN}-{_DIGEST.pattern}")
 
 
 def with_template(world: Observed) -> Observed:
@@ -94,6 +95,11 @@ def is_outdated(group: str, world: Observed) -> bool:
     return not is_kept or (present is not None and present.problem is not None)
 
 
+def template_of(group: str) -> str:
+    """Return the digest of the template that a group was made from, of a platform that has templates."""
+    return group.rpartition("-")[2]
+
+
 def offered_update(world: Observed) -> Iterator[ObservedCondition]:
     """Yield the condition that tells which update the operator offers, if it offers one."""
     pool = world.pool
@@ -102,7 +108,7 @@ def offered_update(world: Observed) -> Iterator[ObservedCondition]:
     difference = f" ({pool.difference})" if pool.difference else ""
     text = (
         f"servers keep template {pool.kept.digest}, the operator would make them from {pool.template}{difference}; "
-        "a new text of the annotation segserve.dev/update asks for it"
+        f"`kubectl annotate --overwrite tpool {pool.name} segserve.dev/update={pool.template}` asks for it"
     )
     yield ObservedCondition(UPDATE_AVAILABLE, "True", "OperatorChanged", text)
 
@@ -145,14 +151,17 @@ def _failure(group: GroupObserved, revisions: Collection[str]) -> FailureReason 
 
 
 def _kept(pool: PoolObserved, world: Observed) -> Template:
-    offered = Template(pool.template, pool.settings, pool.request)
     stored = pool.status.template if pool.status is not None else None
     former = stored or _inherited(pool, world)
+    answered = pool.request if _is_asked_for(pool) else former.request if former is not None else ""
+    offered = Template(pool.template, pool.settings, answered)
     if former is None or former.digest == pool.template:
         return offered
     group = world.groups.get(_main(former.digest))
     runs = group is not None and (group.intact or group.replicas > 0 or bool(group.servers))
-    if not runs or _is_hopeless(main_groups(world).values()) or _is_finished(former, pool, world):
+    if not runs or _serves_nothing(world) or _is_hopeless(main_groups(world).values()):
+        return offered
+    if _is_finished(former, pool, world):
         return offered
     if not _is_wanted(former, pool):
         return replace(former, next="", since_s=0.0)
@@ -173,10 +182,22 @@ def _inherited(pool: PoolObserved, world: Observed) -> Template | None:
 
 
 def _is_wanted(former: Template, pool: PoolObserved) -> bool:
-    asked = bool(pool.request) and pool.request != former.request
+    asked = _is_asked_for(pool) and pool.request != former.request
     begun = former.next == pool.template
     in_window = pool.update.window is not None and (pool.window_open or begun)
     return former.settings != pool.settings or asked or in_window
+
+
+def _is_asked_for(pool: PoolObserved) -> bool:
+    """Return whether the request is for the template that this operator offers: it may name that of the next one."""
+    return bool(pool.request) and (pool.request == pool.template or not _DIGEST.fullmatch(pool.request))
+
+
+def _serves_nothing(world: Observed) -> bool:
+    """Return whether there are models and none has served yet: all servers may then be replaced at once."""
+    roles = [model.roles for model in world.models]
+    served = served_revisions(main_groups(world).values())
+    return bool(roles) and not served and all(each.stable is None for each in roles)
 
 
 def _is_hopeless(groups: Collection[GroupObserved]) -> bool:

@@ -82,8 +82,8 @@ class Candidate:
     """A revision that is to become stable. One that failed, was only judged, or waits for a slot, has no group.
 
     `since_s` is when it got the role, its group, or gave that up. `failure` is also why one that was `judged` goes no
-    further. `stalled` is why it gave its group up: others go first until it gets another. `promoted`: a person has
-    asked to roll out what was judged.
+    further. `template` is that of the servers that failed to serve it: another one may be able to. `stalled` is why it
+    gave its group up: others go first until it gets another. `promoted`: a person has asked to roll out what was judged.
     """
 
     revision: str
@@ -92,6 +92,7 @@ class Candidate:
     failure: FailureReason | None = None
     stalled: FailureReason | None = None
     promoted: bool = False
+    template: str = ""
 
     @property
     def judged(self) -> bool:
