@@ -84,12 +84,13 @@ async def test_without_a_server_requests_are_unavailable(gateway: RunningGateway
 async def test_a_request_cut_off_before_its_answer_is_asked_once_more(
     serving: RunningGateway, old: StubTriton, size: int
 ) -> None:
+    request = binary(size) if size else {"content": b""}
     old.resets = 1
-    assert (await ask(serving, "/v2/models/coins/infer", content=bytes(size))).status_code == 200
+    assert (await ask(serving, "/v2/models/coins/infer", **request)).status_code == 200
     assert [asked.body_bytes for asked in old.asked] == [size, size]
 
     old.resets = 5
-    refused = await ask(serving, "/v2/models/coins/infer", content=bytes(size))
+    refused = await ask(serving, "/v2/models/coins/infer", **request)
     assert (refused.status_code, refused.headers["retry-after"]) == (503, "2")
     assert old.resets == 3
 
