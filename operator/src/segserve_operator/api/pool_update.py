@@ -106,7 +106,8 @@ class TemplateStatus(ApiValue):
     request: str = Field(
         default="",
         max_length=MAX_REQUEST_LENGTH,
-        description="Text of the annotation segserve.dev/update when the template was adopted, unless it names another one.",
+        description="Text of the annotation segserve.dev/update when the template was adopted, unless it names "
+        "another one.",
     )
     next: str | None = Field(
         default=None, pattern=DIGEST_PATTERN, description="Digest of the template that is to replace it."

@@ -596,8 +596,8 @@ class CandidateStatus(ApiValue):
     )
     since: Timestamp = Field(description="Time at which it got the role and the group.")
     state: CandidateState = Field(
-        description="Pending until it gets traffic; Failed until the spec or the servers' template changes; Judged, if its strategy promotes "
-        "nothing by itself, until a person promotes it or the spec changes."
+        description="Pending until it gets traffic; Failed until the spec or the servers' template changes; Judged, "
+        "if its strategy promotes nothing by itself, until a person promotes it or the spec changes."
     )
     promoted: bool | None = Field(
         default=None, description="True if a person has started the rollout of a Judged candidate."

@@ -338,7 +338,8 @@ def _progressing(
     if state is not None and not state.ended and state.phase is not Phase.PENDING:
         text = f"{state.revision} gets {state.weight} % of requests: {state.message or 'no problem is known'}"
         if hold_of(state) not in ("", Wait.INCIDENT):
-            text += f"; {_command('resume', model, state.revision)} goes on, `segserve rollout abort {model.name}` ends it"
+            resume = _command("resume", model, state.revision)
+            text += f"; {resume} goes on, `segserve rollout abort {model.name}` ends it"
         return ObservedCondition("Progressing", "True", state.phase.label, text)
     if candidate is None or candidate.failure is not None:
         return _settling(model, roles, trial, serving, world)

@@ -83,7 +83,8 @@ class Candidate:
 
     `since_s` is when it got the role, its group, or gave that up. `failure` is also why one that was `judged` goes no
     further. `template` is that of the servers that failed to serve it: another one may be able to. `stalled` is why it
-    gave its group up: others go first until it gets another. `promoted`: a person has asked to roll out what was judged.
+    gave its group up: others go first until it gets another. `promoted`: a person has asked to roll out what was
+    judged.
     """
 
     revision: str
