@@ -27,10 +27,15 @@ class DamagedFileError(ValueError):
         super().__init__(f"{path} is damaged: {' '.join(str(found).split())[:300]}")
 
 
+class UnreadableFileError(DamagedFileError):
+    """A file cannot be read now; nothing is known of what is in it."""
+
+
 def read_file(path: Path, parse: Callable[[str], T]) -> T:
     """Return what `parse` makes of a file's text, whatever that is.
 
-    Raises `FileNotFoundError` if there is none, and `DamagedFileError` for a file that cannot be read or parsed.
+    Raises `FileNotFoundError` if there is none, `UnreadableFileError` if the system does not give its content, and
+    another `DamagedFileError` for a content that cannot be parsed.
     """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
@@ -41,6 +46,8 @@ def read_file(path: Path, parse: Callable[[str], T]) -> T:
         return parse(path.read_text())
     except FileNotFoundError:
         raise
+    except OSError as error:
+        raise UnreadableFileError(path, error) from error
     except Exception as error:
         raise DamagedFileError(path, f"{type(error).__name__}: {error}") from error
 

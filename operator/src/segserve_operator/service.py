@@ -367,7 +367,8 @@ class Service:
         held = {model for model, each in wanted.items() if not all(is_due(intent, world) for intent in each)}
 
         async def write(model: str) -> None:
-            for intent in filter(outcome.is_new, wanted[model]):
+            # All at once: what is written first makes nothing of the rest an action of before.
+            for intent in [each for each in wanted[model] if outcome.is_new(each)]:
                 if not await outcome.attempt(intent, self._write(intent)):
                     held.add(model)
                     return

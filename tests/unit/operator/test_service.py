@@ -7,8 +7,10 @@ from typing import Any, Final
 import pytest
 
 from fakes.platform import WRITES, World, assigned
-from segserve_operator.core.models.actions import SetTraffic, StartGroup, StopGroup
+from segserve_operator import service as service_module
+from segserve_operator.core.models.actions import EmitEvent, SaveStatus, SetTraffic, StartGroup, StopGroup
 from segserve_operator.core.traffic import TrafficPlan
+from segserve_operator.core.world.event import Event
 from segserve_operator.service import ActionLog
 
 
@@ -64,3 +66,20 @@ async def test_a_write_that_is_accepted_and_ignored_is_not_repeated_without_a_pa
 
     assert taken < 3 * MINUTES * 60
     assert sum(port.calls for port in ports) < 3 * MINUTES * 20
+
+
+async def test_two_events_of_one_reason_are_both_written_before_the_status() -> None:
+    world = World()
+    world.store.apply(assigned("coins"))
+    (seen,) = await world.store.models()
+    events = [Event(kind, "RolledBack", "because") for kind in ("Normal", "Warning")]
+    wanted = [EmitEvent("coins", events[0]), EmitEvent("coins", events[1]), SaveStatus("coins", seen.status)]
+    service = world.service
+    outcome = service_module._Outcome(
+        await service.observe(), world.rollout_cache.repeats, world.now_s, {"coins": seen.status}
+    )
+
+    held = await service._write_intents({"coins": wanted}, outcome)
+
+    assert held == frozenset()
+    assert outcome.taken == wanted

@@ -45,7 +45,7 @@ from segserve_builder.errors import FilesChangedError
 from segserve_builder.render.repository import sweep
 from segserve_builder.sources.cache import FileLocks
 from segserve_builder.steps.crash_record import crashed_members
-from segserve_common.files import DamagedFileError, read_file, replace_file
+from segserve_common.files import DamagedFileError, UnreadableFileError, read_file, replace_file
 
 TICK_S: Final = 0.5
 HEARTBEAT_S: Final = 1.0
@@ -53,8 +53,9 @@ PROBE_INTERVAL_S: Final = 5.0
 PROBE_SHARE: Final = 0.02
 WORKERS: Final = 8
 TAKEOVER_S: Final = 3.0
+"""How long the last report of an earlier agent stands while a model has to be loaded."""
 PROVING_S: Final = 20.0
-"""The same for models that are loaded: on a busy machine it takes long to prove them again."""
+"""How long it stands if all models are loaded: on a busy machine it takes long to prove them again."""
 LONG_LOAD_S: Final = 10.0
 """The processes of a step that takes longer to load are looked at."""
 LOOK_INTERVAL_S: Final = 2.0
@@ -259,9 +260,9 @@ class Agent:
             self._absorb_probe(action, result, now_s)
 
     def _end_stuck_server(self, action: Action) -> None:
-        """End a server that accepts to unload a model and does not, again and again, unless it serves another one."""
+        """End a server that accepts to unload a model and does not, again and again, unless others are assigned."""
         in_vain = self._state.repeats.count(action) > UNLOADS_ALLOWED + RELOADS_ALLOWED
-        if isinstance(action, Unload) and in_vain and not self._state.proofs:
+        if isinstance(action, Unload) and in_vain and not self._assignment:
             _LOG.error("Triton accepts to unload %s and keeps it loaded; restarting it", action.name)
             self._observer.end_server()
 
@@ -373,6 +374,8 @@ class AssignmentFile:
         except FileNotFoundError:
             return self._assignment
         except DamagedFileError as error:
+            if isinstance(error, UnreadableFileError):
+                self._stamp = None
             _LOG.error("%s; the previous assignment stays", error)
         return self._assignment
 

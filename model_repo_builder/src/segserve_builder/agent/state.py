@@ -26,9 +26,9 @@ LOAD_BACKOFF: Final = Backoff(first_s=2.0, longest_s=300.0)
 REPEAT_BACKOFF: Final = Backoff(first_s=0.5, longest_s=30.0)
 """Delay before an action is repeated that Triton accepted and that changed nothing."""
 UNLOADS_ALLOWED: Final = 2
-"""Unloads without effect before the model is loaded again to be unloaded."""
+"""Unloads without effect before a model is loaded again to be unloaded."""
 RELOADS_ALLOWED: Final = 3
-"""Of these without effect before the server is ended, if it serves nothing."""
+"""Further unloads without effect, each after a load, before a server without an assignment is ended."""
 LOADS_ALLOWED: Final = 3
 """Loads that Triton may refuse before others need not wait for this server; it goes on trying."""
 OPENING_S: Final = 120.0

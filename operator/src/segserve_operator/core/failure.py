@@ -9,6 +9,7 @@ UNKNOWN_FIELD: Final = "UnknownField"
 HOST_PATH_REFUSED: Final = "HostPathRefused"
 """The reason if a spec has fields that only a newer release knows."""
 STATUS_UNREADABLE: Final = "StatusUnreadable"
+FILE_DAMAGED: Final = "FileDamaged"
 """The reason if the roles in a model's status cannot be read."""
 
 MAX_MESSAGE: Final = 2048

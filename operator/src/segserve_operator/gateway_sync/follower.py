@@ -112,6 +112,8 @@ class Follower:
             lost = not await self._traffic.follows()
             self._shifts.follow((_PLAN,) if lost else (), now_s)
             new = lost and self._shifts.is_due(_PLAN, now_s, newest.plan)
+            if lost and not new:  # nothing is reported of a plan that Envoy does not follow
+                return min(self._shifts.wait_s(_PLAN, now_s), _PASS_S)
         if new and not await self._shift(newest):
             return 0.0
         followed = self.health.followed

@@ -174,7 +174,8 @@ class Supervisor:
                 if await self._pass():
                     passed_s = float("-inf")  # its writes may allow further actions at once
             if read_platform(self.state) is None:  # somebody damaged the record: commands would not find this platform
-                self._write_record(observed=True)
+                with contextlib.suppress(OSError):
+                    self._write_record(observed=True)
             if time.monotonic() - logs_checked_s > LOG_CHECK_INTERVAL_S:
                 logs_checked_s = time.monotonic()
                 for path in (self.state.log, *self.state.gateway.glob("*.log"), *self.state.groups.glob("*/*.log")):

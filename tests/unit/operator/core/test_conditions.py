@@ -89,6 +89,12 @@ def given_up(reason: str) -> Observed:
     return world(model(SECOND, roles), groups=[MAIN])
 
 
+def typed(verb: str) -> str:
+    """Return what a person types about the second revision."""
+    annotation = f"segserve.dev/{verb}={SECOND.revision}@WORD"
+    return f"`segserve rollout {verb} coins` (or the annotation {annotation}, with a new WORD each time)"
+
+
 ANOTHER = "another spec is needed"
 RETURNING = world(model(FIRST, CHANGED), groups=[lost("main", FIRST), OWN])
 LATE = Roles(holder(FIRST, "main"), candidate(SECOND, since_s=NOW_S - 600))
@@ -387,12 +393,7 @@ PROGRESSING = {
     "a stable revision without servers makes no progress of its own": (world(model(FIRST, SERVED)), IDLE),
     "nothing is under way where the candidate has failed for good, and another revision than wanted serves": (
         given_up("LoadFailed"),
-        (
-            "False",
-            "Stalled",
-            f"LoadFailed: {ANOTHER}, or `segserve rollout retry coins` "
-            f"(or the annotation segserve.dev/retry={SECOND.revision})",
-        ),
+        ("False", "Stalled", f"LoadFailed: {ANOTHER}, or {typed('retry')}"),
     ),
     "nothing is under way where the spec cannot be read": (
         world(model(None, SERVED, problem=FAILURE), groups=[MAIN]),
@@ -461,20 +462,15 @@ PROGRESSING = {
             (
                 "True",
                 "Progressing",
-                f"{SECOND.revision} gets 25 % of requests: held; `segserve rollout resume coins` (or the annotation "
-                f"segserve.dev/resume={SECOND.revision}) goes on, `segserve rollout abort coins` ends it",
+                f"{SECOND.revision} gets 25 % of requests: held; {typed('resume')} goes on, "
+                "`segserve rollout abort coins` ends it",
             ),
         )
         for reason in sorted(HELD - {Wait.INCIDENT})
     },
     "a revision that was only judged names the command that rolls it out": (
         given_up("JudgedWell"),
-        (
-            "False",
-            "Judged",
-            f"{SECOND.revision} gets no requests: what was seen; `segserve rollout promote coins` "
-            f"(or the annotation segserve.dev/promote={SECOND.revision}) rolls it out",
-        ),
+        ("False", "Judged", f"{SECOND.revision} gets no requests: what was seen; {typed('promote')} rolls it out"),
     ),
     "a stable revision moves into main": (
         world(model(SECOND, Roles(holder(SECOND))), groups=[group("main"), OWN]),

@@ -257,6 +257,14 @@ FAILURES = {
         ),
         failed_on("old"),
     ),
+    "while servers of two templates are one group, what those of the former say is not held against it": (
+        world(
+            model(FIRST, Roles(candidate=candidate(FIRST, "main-new"))),
+            groups=[group("main-new", FIRST, reports=[failed(FIRST, "Bad")])],
+            pool=replace(of_template("new"), counts={"main-old": 0, "main-new": 1}),
+        ),
+        Roles(candidate=candidate(FIRST, "main-new")),
+    ),
     "a candidate that has failed on servers of one template is tried again on those of another": (
         world(model(SECOND, failed_on("old")), groups=[MAIN], pool=of_template("new")),
         replace(SERVED, candidate=candidate(SECOND, f"{SECOND.revision}-new", since_s=NOW_S)),

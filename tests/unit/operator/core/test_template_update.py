@@ -233,20 +233,23 @@ def test_all_main_groups_are_told_to_hold_the_same() -> None:
 
 
 @pytest.mark.parametrize(
-    ("stable", "proved", "adopted"),
+    ("stable", "proved", "update", "adopted"),
     [
-        pytest.param(None, False, NEW, id="at once if no model has served"),
-        pytest.param(None, True, OLD, id="not if a server could serve one"),
-        pytest.param(RoleHolder(FIRST.revision, OLD, 0.0), False, OLD, id="nor if one has served"),
+        pytest.param(None, False, {}, NEW, id="at once if no model has served"),
+        pytest.param(None, False, {"paused": True}, OLD, id="not if updates are paused"),
+        pytest.param(None, True, {}, OLD, id="nor if a server could serve one"),
+        pytest.param(RoleHolder(FIRST.revision, OLD, 0.0), False, {}, OLD, id="nor if one has served"),
     ],
 )
-def test_a_pool_adopts_a_new_template(stable: RoleHolder | None, proved: bool, adopted: str) -> None:
+def test_a_pool_adopts_a_new_template(
+    stable: RoleHolder | None, proved: bool, update: dict[str, Any], adopted: str
+) -> None:
     old = servers(OLD, 4) if not proved else replace(group(OLD, FIRST, servers=4), replicas=4)
     waiting = replace(KEPT, next="", since_s=0.0)
     pool = replace(POOL, settings="a", status=PoolStatus(main_group=OLD, template=waiting))
     coins = ModelObserved("coins", 1, None, status=ModelStatus(roles=Roles(stable)))
 
-    assert updated(replace(seen(old, pool=pool), models=(coins,))).main == adopted
+    assert updated(replace(seen(old, pool=pool, **update), models=(coins,))).main == adopted
 
 
 @cases(

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from segserve_common.files import write_private
+from segserve_common.files import UnreadableFileError, write_private
 from segserve_operator.adapters.local.files import StateFolder
 from segserve_operator.adapters.local.resource_files import ResourceNotFoundError
 from segserve_operator.adapters.local.store import LocalStore
 from segserve_operator.api.loading import load
 from segserve_operator.api.telemetry import AccessLog
 from segserve_operator.core.traffic import CredentialKind
+from segserve_operator.core.world.observed import ModelStatus, RoleHolder, Roles
 
 TEXT = """
 apiVersion: segserve.dev/v1alpha1
@@ -126,3 +129,69 @@ def test_the_access_log_is_a_field_of_the_pool_and_can_be_turned_off(store: Loca
     assert found == [AccessLog(), AccessLog(sampling_ratio=0.25), None]
     edits = [event.message for _, _, event in store.events("coins") if event.reason == "Edited"]
     assert edits[-1] == "generation 3: spec.gateway.accessLog"
+
+
+SERVED = ModelStatus(roles=Roles(RoleHolder("coins-1", "main", 1.0)))
+
+
+async def test_a_status_that_cannot_be_read_for_a_moment_is_not_written_over(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apply(store)
+    await store.save_status("coins", SERVED)
+    path = store.state.objects / "SegmentationModel/coins/status.yaml"
+    written = path.read_bytes()
+    again, read_text = LocalStore(store.state), Path.read_text
+
+    def without_descriptors(self: Path, *arguments: Any, **options: Any) -> str:
+        if self == path:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return read_text(self, *arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_text", without_descriptors)
+        (model,) = await again.models()
+        assert model.problem.reason == "StatusUnreadable"
+        with pytest.raises(UnreadableFileError, match="Too many open files"):
+            await again.save_status("coins", ModelStatus())
+
+    assert path.read_bytes() == written
+    (model,) = await again.models()
+    assert model.status.roles == SERVED.roles
+
+
+async def test_a_damaged_status_is_kept_under_another_name(store: LocalStore) -> None:
+    apply(store)
+    await store.save_status("coins", SERVED)
+    path = store.state.objects / "SegmentationModel/coins/status.yaml"
+    path.write_bytes(b"\xff\xfe damaged")
+
+    await LocalStore(store.state).save_status("coins", ModelStatus())
+
+    (kept,) = path.parent.glob("status.yaml.*.damaged")
+    assert kept.read_bytes() == b"\xff\xfe damaged"
+
+
+async def test_a_damaged_pool_is_observed_as_it_was_before(store: LocalStore) -> None:
+    store.set_gateway_keys("callers", "ada")
+    before = await store.observed_pool()
+    write_private(store.state.objects / "TritonPool/default/spec.yaml", "}")
+
+    assert before.credentials
+    assert await store.observed_pool() == before
+
+
+async def test_a_model_that_names_a_damaged_one_says_which(store: LocalStore) -> None:
+    apply(store)
+    (resource,) = load((TEXT % ("2" * 64)).replace("name: coins}", "name: fine}"), "fine.yaml")
+    manifest = resource.to_dict()
+    manifest.pop("status", None)
+    manifest["spec"]["cascade"] = {"light": {"model": "coins"}}
+    store.apply(resource, manifest)
+    path = store.state.objects / "SegmentationModel/coins/spec.yaml"
+    write_private(path, "}")
+
+    found = {model.name: model.problem for model in await store.models()}
+
+    assert {name: problem.reason for name, problem in found.items()} == dict.fromkeys(("coins", "fine"), "FileDamaged")
+    assert str(path) in found["fine"].message

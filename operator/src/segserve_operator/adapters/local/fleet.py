@@ -223,7 +223,7 @@ class LocalFleet:
     def _start_triton(self, group: str, folder: GroupFolder) -> None:
         running = processes.read_record(folder.record("triton"))
         if processes.is_alive(running) and not has_secret(folder):
-            log.warning("the server of group %s is restarted: the word that manages it is lost, or an earlier version "
+            log.warning("the server of group %s is restarted: its secret is lost, or an earlier version "
                         "of segserve started it, whose shared memory others may read", group)  # fmt: skip
             processes.end(processes.read_record(folder.record("agent")), grace_s=5)
             processes.end(running, grace_s=STOP_GRACE_S)

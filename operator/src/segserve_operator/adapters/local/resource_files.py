@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from segserve_common.files import DamagedFileError
+from segserve_common.files import DamagedFileError, UnreadableFileError
 from segserve_common.kube.names import DOMAIN
 from segserve_operator.adapters.local.files import StateFolder, bound_log, is_as_written, read_yaml, write_yaml
 from segserve_operator.core.world.event import Event
@@ -222,7 +222,7 @@ class ResourceFiles:
             raise ResourceNotFoundError(kind, name, self.names(kind))
         path = self._folder(kind, name) / "status.yaml"
         status = self._status(path) if kind == MODEL else self._cached(path, read_yaml) if path.exists() else None
-        if kind == ROLLOUT and not is_as_written(path):
+        if kind == ROLLOUT and status is not None and not is_as_written(path):
             _check_rollout(path, {**manifest, "status": status})
         return {**manifest, "status": status} if status is not None else dict(manifest)
 
@@ -253,7 +253,7 @@ class ResourceFiles:
     def _status(self, path: Path) -> dict[str, Any] | None:
         """Return a model's status; one that nobody can read has a text in place of its roles, which says so."""
         try:
-            status: dict[str, Any] = self._cached(path, _read_status)
+            status: dict[str, Any] = self._cached(path, read_model_status)
         except FileNotFoundError:
             return None
         except DamagedFileError as error:
@@ -292,6 +292,8 @@ class ResourceFiles:
         if path not in self._parsed or self._parsed[path][0] != mtime_ns:
             try:
                 self._parsed[path] = (mtime_ns, parse(path))
+            except UnreadableFileError:
+                raise
             except DamagedFileError as error:
                 log.error("%s", error)
                 self._parsed[path] = (mtime_ns, error)
@@ -327,7 +329,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return dict(manifest)
 
 
-def _read_status(path: Path) -> dict[str, Any]:
+def read_model_status(path: Path) -> dict[str, Any]:
     """Return a model's status, as far as it can be read; this platform's own is not checked, which takes a second."""
     status = read_yaml(path)
     if is_as_written(path) and isinstance(status, dict):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from segserve_builder.agent.protocol import AssignedModel
-from segserve_common.files import DamagedFileError, read_file, write_private
+from segserve_common.files import DamagedFileError, UnreadableFileError, read_file, write_private
 from segserve_operator.adapters.local.files import write_yaml
 from segserve_operator.adapters.local.resource_files import (
     DEFAULT_POOL,
@@ -24,10 +24,11 @@ from segserve_operator.adapters.local.resource_files import (
     ResourceFiles,
     ResourceNotFoundError,
     add_event,
+    read_model_status,
 )
 from segserve_operator.adapters.local.rollouts import RolloutFiles
 from segserve_operator.api.errors import SpecError
-from segserve_operator.core.failure import FailureReason
+from segserve_operator.core.failure import FILE_DAMAGED, FailureReason
 from segserve_operator.core.rollout.record import Record
 from segserve_operator.core.world.event import Event
 from segserve_operator.core.world.observed import ModelObserved, ModelStatus, PoolObserved, PoolStatus, Wanted
@@ -41,23 +42,25 @@ class LocalStore(ResourceFiles):
     """The resources of one state folder, and what the platform keeps of them."""
 
     _specs: dict[str, tuple[list[Any], Wanted | FailureReason]] = field(default_factory=dict)
+    _pool: PoolObserved | None = None
     _rollouts: RolloutFiles = field(init=False)
 
     def __post_init__(self) -> None:
         self._rollouts = RolloutFiles(self.state.objects)
 
     async def observed_pool(self) -> PoolObserved:
-        """Return the pool of this machine; it always exists, and has no status."""
+        """Return the pool of this machine; it always exists, and has no status. A damaged one is as it was before."""
         try:
             gateway = self.pool().spec.gateway
         except SpecError:
-            return PoolObserved(self._pool_name())
-        return PoolObserved(
+            return self._pool or PoolObserved(self._pool_name())
+        self._pool = PoolObserved(
             self._pool_name(),
             credentials=credentials_of(gateway),
             session_affinity=gateway.session_affinity is not None,
             plain_http=gateway.plain_http is not False,
         )
+        return self._pool
 
     async def save_pool_status(self, status: PoolStatus) -> None:
         """Do nothing: the state of the pool is that of its processes."""
@@ -83,10 +86,13 @@ class LocalStore(ResourceFiles):
             return model_of(manifest, _pool_mismatch(pool, manifest) or self._spec(manifest))
         advice = "what serves goes on; apply the model again, or delete it"
         # Nobody is let in whom the lost specification may have kept out.
-        return replace(model_of(manifest, FailureReason("FileDamaged", f"{damage}; {advice}")), access=())
+        return replace(model_of(manifest, FailureReason(FILE_DAMAGED, f"{damage}; {advice}")), access=())
 
     def _spec(self, manifest: Mapping[str, Any]) -> Wanted | FailureReason:
         name, others = manifest["metadata"]["name"], self.named(manifest)
+        damage = next(filter(None, (self.damage(MODEL, other) for other in others)), None)
+        if damage is not None:
+            return FailureReason(FILE_DAMAGED, f"a model that it names is lost: {damage}; apply that again")
         specs = [each["spec"] for each in (manifest, *others.values())]
         known = self._specs.get(name)
         if known is None or len(known[0]) != len(specs) or any(map(operator.is_not, known[0], specs)):
@@ -124,12 +130,23 @@ class LocalStore(ResourceFiles):
             self._rollouts.write(record)
 
     async def save_status(self, model: str, status: ModelStatus) -> None:
-        """Write a model's status; conditions that did not change keep their times. Without the model, do nothing."""
+        """Write a model's status; conditions that did not change keep their times. Without the model, do nothing.
+
+        A damaged status is kept under another name. Raises `UnreadableFileError` for one that cannot be read now.
+        """
         folder = self._folder(MODEL, model)
         if not folder.exists():
             return
+        path = folder / "status.yaml"
         present = self.get(MODEL, model).get("status") or {}
-        write_yaml(folder / "status.yaml", model_status(status, present, datetime.now(UTC)))
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                self._cached(path, read_model_status)
+        except UnreadableFileError:
+            raise
+        except DamagedFileError:
+            path.rename(path.with_name(f"{path.name}.{time.time_ns()}.damaged"))
+        write_yaml(path, model_status(status, present, datetime.now(UTC)))
 
     async def forget(self, model: str) -> None:
         """Remove a model that is marked for deletion, unless it was applied again meanwhile."""

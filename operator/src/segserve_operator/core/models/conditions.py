@@ -24,7 +24,7 @@ from segserve_operator.core.models.kstatus import (
     stalled_condition,
 )
 from segserve_operator.core.models.pool import MAX_CANDIDATE_GROUPS
-from segserve_operator.core.models.roles import settling
+from segserve_operator.core.models.roles import REFUSED_BEFORE_PROOF, settling
 from segserve_operator.core.rollout.engine import Wait
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.record import RolloutState
@@ -391,7 +391,7 @@ def _at_rest(model: ModelObserved, roles: Roles, serving: ObservedCondition) -> 
     refused = model.problem or (candidate.failure if candidate is not None else None)
     if refused is not None:
         text = f"{refused.reason}: another spec is needed"
-        if model.problem is None and candidate is not None:
+        if model.problem is None and candidate is not None and refused.reason not in REFUSED_BEFORE_PROOF:
             text += f", or {_command('retry', model, candidate.revision)}"
         return ObservedCondition("Progressing", "False", "Stalled", text)
     if serving.reason == "Routing":
@@ -401,7 +401,8 @@ def _at_rest(model: ModelObserved, roles: Roles, serving: ObservedCondition) -> 
 
 def _command(verb: str, model: ModelObserved, revision: str) -> str:
     """Return what a person types, with a client of segserve or without one."""
-    return f"`segserve rollout {verb} {model.name}` (or the annotation segserve.dev/{verb}={revision})"
+    annotation = f"segserve.dev/{verb}={revision}@WORD"
+    return f"`segserve rollout {verb} {model.name}` (or the annotation {annotation}, with a new WORD each time)"
 
 
 def _degraded(

@@ -17,7 +17,7 @@ from segserve_operator.core.advance.verdicts.drift import with_comparisons
 from segserve_operator.core.advance.verdicts.golden import with_scoring
 from segserve_operator.core.drift.comparison import RevisionComparison
 from segserve_operator.core.drift.watch import DriftWatch
-from segserve_operator.core.failure import STATUS_UNREADABLE
+from segserve_operator.core.failure import FILE_DAMAGED, STATUS_UNREADABLE
 from segserve_operator.core.gates.checks import Check
 from segserve_operator.core.models.actions import (
     EmitEvent,
@@ -39,7 +39,16 @@ from segserve_operator.core.rollout.decisions import decide_all
 from segserve_operator.core.rollout.phases import Phase, Signal
 from segserve_operator.core.rollout.record import Record, RolloutState
 from segserve_operator.core.scaling import PoolLoad
-from segserve_operator.core.traffic import AccessRule, Endpoint, Mirror, Route, RouteAffinity, Share, TrafficPlan
+from segserve_operator.core.traffic import (
+    AccessRule,
+    Endpoint,
+    Mirror,
+    Route,
+    RouteAffinity,
+    RouteLimits,
+    Share,
+    TrafficPlan,
+)
 from segserve_operator.core.world.event import Event
 from segserve_operator.core.world.observed import (
     Candidate,
@@ -230,7 +239,7 @@ def _kept_route(model: ModelObserved, world: Observed) -> Route | None:
         if route.model == model.name:
             present = ((share, _endpoints(share.group, share.revision, world)) for share in route.shares)
             shares = tuple(replace(share, endpoints=endpoints) for share, endpoints in present)
-            return replace(route, shares=shares, access=_access(model, world), limits=model.limits)
+            return replace(route, shares=shares, access=_access(model, world), limits=_limits(model, world))
     return None
 
 
@@ -260,7 +269,7 @@ def _route(model: ModelObserved, roles: Roles, state: RolloutState | None, world
         steps=report.steps if report is not None else (),
         exposed=(network_alias(model.name),) if "network" in assigned.expose else (),
         access=_access(model, world),
-        limits=model.limits,
+        limits=_limits(model, world),
         affinity=_affinity(roles, state, world),
         mirror=_mirror(model, roles, state, shares, world),
         keeps_pairs=_keeps_pairs(model, state, world),
@@ -318,6 +327,13 @@ def _access(model: ModelObserved, world: Observed) -> tuple[AccessRule, ...] | N
         return model.access
     present = next((route.access for route in world.traffic.plan.routes if route.model == model.name), None)
     return present or ()
+
+
+def _limits(model: ModelObserved, world: Observed) -> RouteLimits | None:
+    """Return the limits of a model's requests: as the gateways have them, if its spec is lost."""
+    if model.problem is None or model.problem.reason != FILE_DAMAGED or world.traffic.plan is None:
+        return model.limits
+    return next((route.limits for route in world.traffic.plan.routes if route.model == model.name), model.limits)
 
 
 def _may_get_requests(holder: Candidate | RoleHolder, group: str, world: Observed) -> bool:

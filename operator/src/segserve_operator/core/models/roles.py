@@ -27,6 +27,8 @@ from segserve_operator.core.world.slo import is_watched
 from segserve_operator.core.world.streams import STREAMS_SPLIT, TEST_NEEDS_AFFINITY, split_streams, untestable
 
 CLASSES_CHANGED: Final = "ClassesChanged"
+REFUSED_BEFORE_PROOF: Final = frozenset({CLASSES_CHANGED, STREAMS_SPLIT, TEST_NEEDS_AFFINITY})
+"""Reasons of revisions that no server is asked to prove: without another spec a retry ends the same way."""
 INTERVAL_S: Final = 1.0
 UNLOAD_S: Final = 30.0
 """How long servers may take to unload a deleted model before it is forgotten; they go on."""
@@ -191,7 +193,9 @@ def _judge_candidate(roles: Roles, scope: Scope) -> Roles:
     if enough and (roles.stable is None or _may_take_all(candidate, scope)):
         return _promoted(roles, candidate, world.now_s)
     failure = blame(candidate.group, candidate.revision, world)
-    if failure is not None:
+    # While servers of two templates are one group, those of the former one may be at fault.
+    is_mixed = candidate.group == world.main and world.pool is not None and len(world.pool.counts) > 1
+    if failure is not None and not is_mixed:
         template = template_of(candidate.group) if world.pool is not None and world.pool.template else ""
         return replace(roles, candidate=replace(candidate, group=None, failure=failure, template=template))
     return roles

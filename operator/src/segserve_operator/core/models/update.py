@@ -159,7 +159,8 @@ def _kept(pool: PoolObserved, world: Observed) -> Template:
         return offered
     group = world.groups.get(_main(former.digest))
     runs = group is not None and (group.intact or group.replicas > 0 or bool(group.servers))
-    if not runs or _serves_nothing(world) or _is_hopeless(main_groups(world).values()):
+    may_begin = not pool.update.paused and pool.window_open
+    if not runs or (may_begin and _serves_nothing(world)) or _is_hopeless(main_groups(world).values()):
         return offered
     if _is_finished(former, pool, world):
         return offered
