@@ -342,8 +342,7 @@ class Service:
         this process write no more.
         """
         world = without_refused_revisions(await self.observe())
-        statuses = {model.name: model.status for model in world.models}
-        outcome = _Outcome(world, self.rollout_cache.repeats, self.clock(), statuses)
+        outcome = _Outcome(world, self.rollout_cache.repeats)
         desired = desired_state(world, former=self.rollout_cache.rest)
         wanted = intents(desired, world)
         held = await self._write_intents(wanted, outcome)
@@ -355,7 +354,7 @@ class Service:
             permitted_stage = [tuple(outcome.ready(sequence)) for sequence in stage]
             await _concurrently([partial(self._apply_sequence, each, outcome) for each in permitted_stage if each])
         outcome.raise_outage()
-        outcome.repeats.follow(outcome.asked, outcome.now_s)
+        outcome.repeats.follow(outcome.asked, world.now_s)
         self._keep_failures(outcome)
         self.rollout_cache.repeat_s = outcome.repeat_s
         return tuple(outcome.taken)
@@ -449,14 +448,16 @@ class _Outcome:
 
     world: Observed
     repeats: Repeats[Hashable]
-    now_s: float
-    statuses: Mapping[str, ModelStatus]
+    statuses: Mapping[str, ModelStatus] = field(init=False)
     asked: set[Hashable] = field(default_factory=set)
     repeat_s: float = math.inf
     taken: list[Action] = field(default_factory=list)
     errors: list[tuple[Action, Exception]] = field(default_factory=list)
     waiting: list[Effect] = field(default_factory=list)
     wanted: set[tuple[str, str]] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.statuses = {model.name: model.status for model in self.world.models}
 
     def ready(self, sequence: Sequence[Effect]) -> Iterator[Effect]:
         """Yield what of a sequence may be applied now."""
@@ -473,9 +474,9 @@ class _Outcome:
         """Return whether an action is not one that passes take again and again, or whether its delay is over."""
         key, content = self._key_and_content(action)
         self.asked.add(key)
-        if self.repeats.is_due(key, self.now_s, content):
+        if self.repeats.is_due(key, self.world.now_s, content):
             return True
-        self.repeat_s = min(self.repeat_s, self.now_s + self.repeats.wait_s(key, self.now_s))
+        self.repeat_s = min(self.repeat_s, self.world.now_s + self.repeats.wait_s(key, self.world.now_s))
         return False
 
     async def attempt(self, action: Action, writing: Awaitable[None]) -> bool:
@@ -489,7 +490,7 @@ class _Outcome:
             return False
         self.taken.append(action)
         key, content = self._key_and_content(action)
-        self.repeats.record(key, self.now_s, content)
+        self.repeats.record(key, self.world.now_s, content)
         return True
 
     def _key_and_content(self, action: Action) -> tuple[Hashable, object]:

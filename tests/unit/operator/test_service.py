@@ -75,9 +75,7 @@ async def test_two_events_of_one_reason_are_both_written_before_the_status() -> 
     events = [Event(kind, "RolledBack", "because") for kind in ("Normal", "Warning")]
     wanted = [EmitEvent("coins", events[0]), EmitEvent("coins", events[1]), SaveStatus("coins", seen.status)]
     service = world.service
-    outcome = service_module._Outcome(
-        await service.observe(), world.rollout_cache.repeats, world.now_s, {"coins": seen.status}
-    )
+    outcome = service_module._Outcome(await service.observe(), world.rollout_cache.repeats)
 
     held = await service._write_intents({"coins": wanted}, outcome)
 

@@ -126,37 +126,33 @@ class StateFolder:
         return f"segserve-{hashlib.sha256(str(self.root).encode()).hexdigest()[:8]}-"
 
 
-def is_as_written(path: Path) -> bool:
-    """Return whether a YAML file is as `write_yaml` wrote it, whole and unchanged."""
-    return _is_as_written(path.read_text(errors="replace"))
-
-
-def _is_as_written(text: str) -> bool:
-    content, _, digest = text.rpartition(_DIGEST)
-    return digest.strip() == _sha256(content)
-
-
 def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode(errors="replace")).hexdigest()
 
 
 def read_yaml(path: Path) -> Any:
     """Return the value of a YAML file; raises `DamagedFileError`."""
+    return read_digested_yaml(path)[0]
+
+
+def read_digested_yaml(path: Path) -> tuple[Any, bool]:
+    """Return the value of a YAML file, and whether the file is as `write_yaml` wrote it; raises `DamagedFileError`."""
     return read_file(path, _parse_yaml)
 
 
-def _parse_yaml(text: str) -> Any:
-    depth = 0
-    for event in () if _is_as_written(text) else yaml.parse(text, Loader=_LOADER):
+def _parse_yaml(text: str) -> tuple[Any, bool]:
+    content, _, digest = text.rpartition(_DIGEST)
+    as_written, depth = digest.strip() == _sha256(content), 0
+    for event in () if as_written else yaml.parse(text, Loader=_LOADER):
         # libyaml's stack overflows and ends the process.
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > MOST_LEVELS:
             raise ValueError(f"it has more than {MOST_LEVELS} levels")
-    return yaml.load(text, Loader=_LOADER)
+    return yaml.load(text, Loader=_LOADER), as_written
 
 
 def write_yaml(path: Path, value: Mapping[str, Any]) -> None:
-    """Replace a YAML file durably, readable by this user only; its last line is a digest, for `is_as_written`."""
+    """Replace a YAML file durably, readable by this user only; its last line is a digest, for `read_digested_yaml`."""
     text = yaml.dump(dict(value), Dumper=_DUMPER, sort_keys=False)
     write_private(path, f"{text}{_DIGEST}{_sha256(text)}\n")
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from segserve_common.files import DamagedFileError, UnreadableFileError
 from segserve_common.kube.names import DOMAIN
-from segserve_operator.adapters.local.files import StateFolder, bound_log, is_as_written, read_yaml, write_yaml
+from segserve_operator.adapters.local.files import StateFolder, bound_log, read_digested_yaml, read_yaml, write_yaml
 from segserve_operator.core.world.event import Event
 from segserve_operator.mapping.manifests import annotations_of, named_models
 
@@ -221,9 +221,12 @@ class ResourceFiles:
         if manifest is None:
             raise ResourceNotFoundError(kind, name, self.names(kind))
         path = self._folder(kind, name) / "status.yaml"
-        status = self._status(path) if kind == MODEL else self._cached(path, read_yaml) if path.exists() else None
-        if kind == ROLLOUT and status is not None and not is_as_written(path):
-            _check_rollout(path, {**manifest, "status": status})
+        if kind == MODEL:
+            status = self._status(path)
+        else:
+            status, as_written = self._cached(path, read_digested_yaml) if path.exists() else (None, True)
+            if kind == ROLLOUT and not as_written:
+                _check_rollout(path, {**manifest, "status": status})
         return {**manifest, "status": status} if status is not None else dict(manifest)
 
     def damage(self, kind: str, name: str) -> DamagedFileError | None:
@@ -331,8 +334,8 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 def read_model_status(path: Path) -> dict[str, Any]:
     """Return a model's status, as far as it can be read; this platform's own is not checked, which takes a second."""
-    status = read_yaml(path)
-    if is_as_written(path) and isinstance(status, dict):
+    status, as_written = read_digested_yaml(path)
+    if as_written and isinstance(status, dict):
         return status
     from segserve_operator.mapping.reading import read_status
 
