@@ -260,6 +260,8 @@ def check(damaged: str, damage: Callable[[Path], object], whole: tuple[Path, Tra
         for name in MODELS:
             routed = {route.model: route for route in platform.traffic.plan.routes}  # type: ignore[union-attr]
             assert any(share.endpoints for share in routed[name].shares), f"{name} has no server"
+            former = next(route for route in whole[1].routes if route.model == name)
+            assert (routed[name].access, routed[name].limits) == (former.access, former.limits)
             degraded = platform.condition(name, "Degraded")
             if name != of_model:
                 assert platform.condition(name, "Ready")["status"] == "True"

@@ -323,17 +323,28 @@ def _affinity(roles: Roles, state: RolloutState | None, world: Observed) -> Rout
 
 def _access(model: ModelObserved, world: Observed) -> tuple[AccessRule, ...] | None:
     """Return who may use a model: as the gateways have it, if its spec cannot be read on that."""
-    if model.access != () or world.traffic.plan is None:
+    if model.access != ():
         return model.access
-    present = next((route.access for route in world.traffic.plan.routes if route.model == model.name), None)
-    return present or ()
+    present = _present_route(model, world)
+    if present is None:
+        return ()
+    # A spec that can be read may say of callers what this release does not know; one that is lost says nothing.
+    return present.access if _is_lost(model) else present.access or ()
 
 
 def _limits(model: ModelObserved, world: Observed) -> RouteLimits | None:
     """Return the limits of a model's requests: as the gateways have them, if its spec is lost."""
-    if model.problem is None or model.problem.reason != FILE_DAMAGED or world.traffic.plan is None:
-        return model.limits
-    return next((route.limits for route in world.traffic.plan.routes if route.model == model.name), model.limits)
+    present = _present_route(model, world) if _is_lost(model) else None
+    return present.limits if present is not None else model.limits
+
+
+def _is_lost(model: ModelObserved) -> bool:
+    return model.problem is not None and model.problem.reason == FILE_DAMAGED
+
+
+def _present_route(model: ModelObserved, world: Observed) -> Route | None:
+    routes = world.traffic.plan.routes if world.traffic.plan is not None else ()
+    return next((route for route in routes if route.model == model.name), None)
 
 
 def _may_get_requests(holder: Candidate | RoleHolder, group: str, world: Observed) -> bool:
