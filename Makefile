@@ -26,7 +26,7 @@ SAME = $(shell grep -rl 'mark\.same' tests/unit --include 'test_*.py')
 BASE ?= HEAD
 MINUTES ?= 10
 
-.PHONY: cluster-build exporters cluster-up cluster-down cluster-images e2e-kind same write tiers
+.PHONY: cluster-build exporters cluster-up cluster-down same write tiers
 .PHONY: test test-all test-platform test-oracles test-numpy1 test-thorough test-cluster test-edits test-client test-busy check fuzz
 .PHONY: help demo demo-rollout docs gpu lint kernels peers bench bench-versus bench-client bench-density bench-exporters bench-stages bench-tiled oracles prove crds dashboards system clean locks zoo zoo-report
 
@@ -147,7 +147,7 @@ test-oracles: oracles peers exporters kernels  ## Tests that compare with torchv
 test-numpy1: $(VENV)/dev.stamp $(VENV)-numpy1/stamp kernels  ## Kernels, stages and what runs inside Triton, on numpy 1.26
 	$(TIER) numpy1
 
-test-cluster: oracles cluster-build kernels  ## Tests on a real Kubernetes (Debian, root)
+test-cluster: oracles cluster-build kernels  ## Tests on a real Kubernetes (Docker or, on Debian, root; Go)
 	$(TIER) cluster
 	cd tests && $(CURDIR)/$(BIN)/python -m machine_state
 
@@ -185,20 +185,14 @@ exporters: $(VENV)-exporters/stamp  ## Ultralytics, RF-DETR, transformers and se
 system:  ## What tests need of the system, where it is missing
 	sh tests/system.sh
 
-cluster-build: $(VENV)/dev.stamp  ## Build the tests' own Kubernetes and the images it runs (Debian, root; 10 minutes, once)
-	cd tests && $(CURDIR)/$(BIN)/python -m cluster.prepare
+cluster-build: $(VENV)/dev.stamp  ## Make what the tests' cluster and its images consist of (15 minutes, once; a minute where kind's images can be pulled)
+	cd tests && $(CURDIR)/$(BIN)/python -m cluster.images
 
-cluster-up: cluster-build  ## Start it and leave it up
+cluster-up: cluster-build  ## Start the tests' cluster and leave it up (kind)
 	$(CLUSTER)/up.sh
 
-cluster-down:  ## End it
+cluster-down:  ## Delete it, and end the Docker daemon that was started for it
 	$(CLUSTER)/down.sh
-
-cluster-images: cluster-build  ## Write the images that the cluster tests run into out/images.tar
-	cd tests && $(CURDIR)/$(BIN)/python -m cluster.images $(OUT)/images.tar
-
-e2e-kind: $(VENV)/dev.stamp  ## Run the cluster tests on kind (needs docker, kind, kubectl)
-	$(CLUSTER)/kind.sh
 
 bench: $(VENV)/dev.stamp system  ## The whole request against the bare network; writes bench/out/request.json
 	$(BIN)/python -m bench.request
@@ -217,8 +211,8 @@ out/versus/stamp: $(VENV)-rivals/stamp
 bench-versus: out/versus/stamp  ## Segmentation beside other servers and code in the client; adds to bench/out/versus.json, writes the tables of docs/evidence/versus.md and docs/images/versus.svg (40 minutes)
 	set -e; for run in $(VERSUS); do $(VENV)-rivals/bin/python -m bench.versus $$run; done
 
-bench-operator: $(VENV)/dev.stamp  ## What the operator costs; writes bench/out/operator.json and its table (30 minutes; needs the cluster's binaries)
-	$(CLUSTER)/build.sh
+bench-operator: $(VENV)/dev.stamp  ## What the operator costs; writes bench/out/operator.json and its table (30 minutes; needs Go)
+	$(CLUSTER)/build.sh programs
 	PYTHONPATH=tests $(BIN)/python -m bench.operator
 
 bench-stages: oracles  ## Every stage beside its peers; writes bench/out/stages.json and its table

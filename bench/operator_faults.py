@@ -20,7 +20,6 @@ import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, product, zip_longest
@@ -33,9 +32,7 @@ from rich.console import Console
 
 from bench.platform import ROOT
 from bench.svg import BLUE, plot_style, save_svg
-from cluster.images import ENVOY_IMAGE, OPERATOR_IMAGE, SERVER_IMAGE, images
-from cluster.node import default_node
-from fakes.cluster import Cluster, ImageNames
+from fakes.cluster import Cluster, running_cluster
 from fakes.crash_story import FAULTS, LONG_FAULT, LONG_FAULT_S, STAGES, Outcome, Point, Story, story
 
 KILLS: Final = "tests/e2e/cluster/test_kills.py"
@@ -62,24 +59,6 @@ LABELS: Final = {
 """Short names of tests in the table and in the plot."""
 KINDS: Final = ("kills", "deaths", "faults")
 Json: TypeAlias = dict[str, Any]
-
-
-@contextmanager
-def a_cluster() -> Iterator[Cluster]:
-    """Use the running cluster, or start one for the duration of the block."""
-    node = default_node()
-    was_up = node.is_up
-    if not was_up:
-        node.start()
-    try:
-        node.load(images())
-        names = ImageNames(SERVER_IMAGE, OPERATOR_IMAGE, ENVOY_IMAGE)
-        cluster = Cluster(node.kubeconfig, node.kubectl, names, "", node)
-        cluster.install_crds()
-        yield cluster
-    finally:
-        if not was_up:
-            node.stop()
 
 
 def moments(writes: int, stage: str) -> list[Point]:
@@ -277,7 +256,7 @@ def main() -> None:
     if OUT.exists() and (chosen.go_on or set(chosen.only) != set(KINDS)):
         kept = json.loads(OUT.read_text())
         results |= kept if chosen.go_on else {kind: kept[kind] for kind in kept if kind not in chosen.only}
-    with tempfile.TemporaryDirectory() as name, a_cluster() as cluster:
+    with tempfile.TemporaryDirectory() as name, running_cluster() as cluster:
         if "kills" in chosen.only:
             results["kills"] = kills(Path(name))
         if set(chosen.only) - {"kills"}:

@@ -29,10 +29,10 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from bench.operator_faults import DOCUMENT, a_cluster
+from bench.operator_faults import DOCUMENT
 from bench.platform import ROOT
 from fakes.api_proxy import ApiProxy
-from fakes.cluster import Cluster
+from fakes.cluster import Cluster, running_cluster
 from fakes.cluster_models import model, smallest
 from fakes.cluster_pool import ClusterPool, name_of, small_pool
 from fakes.mutations import Edit, edited, edits, spec_schema
@@ -428,7 +428,7 @@ def prove(sequences: int, result: Json, folder: Path, at_once: int) -> None:
     """Draw so many sequences, apply those that have no good result, and add what became of them."""
     drawn = enumerate(draw(-(-sequences // AT_ONCE), result["seed"]), 1)
     good = {number for number, told in result["stories"].items() if not told["ended_otherwise"]}
-    with a_cluster() as cluster, ThreadPoolExecutor(at_once) as pool:
+    with running_cluster() as cluster, ThreadPoolExecutor(at_once) as pool:
         proof = Proof(cluster, folder, result, deque(each for each in drawn if str(each[0]) not in good))
         for done in [pool.submit(proof.work, worker) for worker in range(at_once)]:
             done.result()

@@ -26,8 +26,9 @@ import psutil
 from rich.console import Console
 from scipy import stats
 
-from bench.operator_faults import DOCUMENT, a_cluster
+from bench.operator_faults import DOCUMENT
 from bench.platform import ROOT
+from fakes.cluster import running_cluster
 from fakes.cluster_load import Load, Strike, strike
 from fakes.cluster_pool import ClusterPool, coins_manifest, name_of, pool_manifest
 from fakes.operator_process import OperatorProcess
@@ -171,7 +172,7 @@ def growth(samples: Sequence[Json], name: str) -> Json:
 
 def soak(seconds: float, seed: int, folder: Path) -> Json:
     """Run it, and return what was seen."""
-    with a_cluster() as cluster, cluster.namespace("soak") as namespace:
+    with running_cluster() as cluster, cluster.namespace("soak") as namespace:
         operator = OperatorProcess(cluster.kubeconfig, (namespace,), cluster.images, folder / "operator.log")
         pool = ClusterPool(cluster, namespace, operator.tail)
         with operator.running():

@@ -2,13 +2,12 @@
 
 Others use the machine at the same time, so only what carries the suite's mark counts, of runs that have ended:
 processes (the mark is in the environment of all that tests start), shared memory and folders for temporary files that
-bear a run's name, and the tests' cluster with its link and control group. It needs neither root nor any tool.
+bear a run's name, and the tests' cluster. It needs neither root nor any tool.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -17,11 +16,10 @@ from typing import Final
 
 import psutil
 
+from cluster import kind
 from suite_run import FOLDER_PREFIX, SHM, SHM_PREFIX, goes_on, held_regions, marked, recorded
 
-CLUSTER: Final = Path(os.environ.get("KT_RUN", "/var/lib/kt"))
-_LINK: Final = os.environ.get("KT_LINK", "kt0")
-_CONTROL_GROUP: Final = os.environ.get("KT_CGROUP", "kt")
+CLUSTER: Final = kind.STATE
 
 
 def leftovers() -> list[str]:
@@ -66,10 +64,6 @@ def _cluster() -> Iterator[str]:
     mark = CLUSTER / "test-run"
     if mark.exists() and not goes_on(mark.read_text().strip()):
         yield f"cluster in {CLUSTER}"
-    # Without its folder a link or a control group belongs to nobody.
-    if not CLUSTER.exists():
-        found = [Path("/sys/class/net", _LINK), *Path("/sys/fs/cgroup").glob(f"*/{_CONTROL_GROUP}")]
-        yield from (f"part of the cluster: {path}" for path in found if path.exists())
 
 
 def main() -> int:

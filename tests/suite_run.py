@@ -23,7 +23,7 @@ from typing import Any, Final
 import psutil
 import pytest
 
-from cluster.node import default_node
+from cluster import kind
 from segserve_common.files import write_private
 from segserve_common.process_record import ProcessRecord
 from segserve_operator.adapters.local.files import StateFolder
@@ -136,11 +136,10 @@ def remove(run: Run, *, ending_s: float = 0.0) -> list[str]:
     left = [f"process {process.pid}: {_words(process)}" for process in processes]
     _kill_all(mark)
     # After that: a script that starts the cluster would go on with it.
-    node = default_node()
     with contextlib.suppress(OSError):
-        if (node.state / "test-run").read_text().strip() == mark:
-            left.append(f"the cluster in {node.state}")
-            node.stop()
+        if (kind.STATE / "test-run").read_text().strip() == mark:
+            left.append(f"the cluster in {kind.STATE}")
+            kind.stop()
     # What platforms have left in shared memory is found by their state folders' names, also where no process is left.
     for groups in list(Path(run.folder).rglob("groups")):
         # Not imported above: where only the builder is installed there is no platform either.

@@ -10,6 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
+from cluster import kind
+
 ROOT: Final = Path(__file__).parent.parent
 DEBIAN_PYTHON: Final = ROOT / ".venv-debian/bin/python"
 EXPORTERS: Final = ROOT / ".venv-exporters/bin/python"
@@ -17,7 +19,6 @@ PEERS: Final = ROOT / ".venv-peers/bin"
 PEER_PACKAGES: Final = ROOT / ".venv-peers/lib/python3.11/site-packages"
 CACHE: Final = Path.home() / ".cache/segserve"
 _IPV6: Final = Path("/proc/net/if_inet6")
-KUBECTL: Final = CACHE / "kubernetes-1.20.2/bin/kubectl"
 AZURITE: Final = CACHE / "azurite-3.37.0/node_modules/.bin/azurite-blob"
 
 
@@ -53,7 +54,7 @@ TOOLS: Final[Mapping[str, Tool]] = {
     "azurite": Tool("Azurite", AZURITE.is_file, "make system"),
     "curl": _program("curl"),
     "chromium": _program("chromium"),
-    "kubectl": Tool("kubectl of the tests' Kubernetes", KUBECTL.is_file, "make cluster-build"),
+    "kubectl": Tool("kubectl of the tests' Kubernetes", kind.KUBECTL.is_file, "make cluster-build"),
     "docker-registry": _program("docker-registry"),
     "prometheus": _program("prometheus"),
     "promtool": _program("promtool", "prometheus"),

@@ -28,6 +28,7 @@ from bench.operator.report import WEIGHT_GOALS_MS, write_table
 from bench.operator.scenarios import applying, fleet, many
 from bench.operator.weights import weights
 from bench.platform import ROOT
+from cluster.node import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -137,7 +138,7 @@ def _machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "python": platform.python_version(),
-        "api_server": "kube-apiserver 1.20.2, etcd in memory",
+        "api_server": f"kube-apiserver {VERSION}, etcd in memory",
         "load_at_start": round(os.getloadavg()[0], 1),
     }
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import shutil
 import ssl
@@ -25,6 +24,7 @@ import yaml
 
 from bench.platform import ROOT
 from bench.ports import free_port
+from cluster.node import CACHE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,18 +32,14 @@ if TYPE_CHECKING:
 OPERATOR: Final = "operator"
 OTHERS: Final = "others"
 _START_S: Final = 600
+_PROGRAMS: Final = CACHE / "built"
+"""Where the tests' cluster keeps its programs."""
 _AUDIT: Final = {
     "apiVersion": "audit.k8s.io/v1",
     "kind": "Policy",
     "omitStages": ["RequestReceived"],
     "rules": [{"level": "Metadata", "users": [OPERATOR]}, {"level": "None"}],
 }
-
-
-def binaries() -> Path:
-    """Return the folder of the Kubernetes that the tests build."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.get("KT_BIN") or cache / "segserve/kubernetes-1.20.2/bin")
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +112,8 @@ def api_server(kept: Path | None = None) -> Iterator[ApiServer]:
 
     Its objects stay in `kept`, if given, and a later server there continues with them.
     """
-    program = binaries() / "kube-apiserver"
-    if not program.is_file():
-        raise SystemExit(f"there is no {program}: run tests/cluster/build.sh first")
+    if not _PROGRAMS.is_dir():
+        raise SystemExit("there is no kube-apiserver: run `tests/cluster/build.sh programs` first")
     # In memory: it is the operator that is measured, not a disk.
     folder = kept or Path(tempfile.mkdtemp(prefix="segserve-bench-", dir="/dev/shm"))
     folder.mkdir(exist_ok=True)
@@ -126,7 +121,7 @@ def api_server(kept: Path | None = None) -> Iterator[ApiServer]:
     try:
         store, port = f"http://127.0.0.1:{free_port()}", free_port()
         processes.append(_logged(folder / "etcd.log", _etcd(folder, store)))
-        processes.append(_logged(folder / "apiserver.log", [str(program), *_arguments(folder, store, port)]))
+        processes.append(_logged(folder / "apiserver.log", _kube_apiserver(folder, store, port)))
         server = ApiServer(f"https://127.0.0.1:{port}", folder, store)
         _wait_until_ready(server, processes)
         _install(server)
@@ -142,7 +137,7 @@ def api_server(kept: Path | None = None) -> Iterator[ApiServer]:
 def _etcd(folder: Path, store: str) -> list[str]:
     peers = f"http://127.0.0.1:{free_port()}"
     return [
-        "etcd",
+        str(_PROGRAMS / "etcd"),
         f"--data-dir={folder / 'etcd'}",
         f"--listen-client-urls={store}",
         f"--advertise-client-urls={store}",
@@ -155,12 +150,13 @@ def _etcd(folder: Path, store: str) -> list[str]:
     ]
 
 
-def _arguments(folder: Path, store: str, port: int) -> list[str]:
+def _kube_apiserver(folder: Path, store: str, port: int) -> list[str]:
     key, users, policy = folder / "accounts.key", folder / "users.csv", folder / "policy.json"
     subprocess.run(["openssl", "genrsa", "-out", key, "2048"], check=True, capture_output=True)
     users.write_text("".join(f'{user},{user},{user},"system:masters"\n' for user in (OPERATOR, OTHERS)))
     policy.write_text(json.dumps(_AUDIT))
     return [
+        str(_PROGRAMS / "kube-apiserver"),
         f"--etcd-servers={store}",
         "--bind-address=127.0.0.1",
         f"--secure-port={port}",

@@ -1,103 +1,121 @@
 #!/bin/bash
-# Build what a cluster needs into $KT_CACHE, once: Kubernetes 1.20.2 from
-# bookworm's source package (which carries its full vendor/) with apt's Go 1.19,
-# and the base images. Later calls find everything and take no time.
-#   KT_KEEP=1   keep the sources and the compiler's cache, several GB
-# One constant of kubelet is patched: it reports finished deletions every second, not every ten (a deleted pod leaves
-# the API after about 6 s instead of 13 s).
+# Make what the cluster is made of, once, and print the image of its nodes. `build.sh programs` makes the programs alone.
+#
+# Where images can be pulled, the nodes' is kind's own, and base.tar, which the tests' images begin with, is Python's.
+# Elsewhere both are made of Debian's packages (root), and the nodes' also of Go modules: ten minutes of two cores.
 set -euo pipefail
-. "$(dirname "$0")/env.sh"
-PACKAGES="containerd runc containernetworking-plugins iptables conntrack etcd-server busybox-static
-  debootstrap openssl iproute2 curl golang-go gcc libc6-dev make rsync"
-COMPONENTS="kube-apiserver kube-controller-manager kube-scheduler kubelet kube-proxy kubectl"
-VERSION=1.20.2
-TARBALL=kubernetes_1.20.5+really1.20.2.orig.tar.gz
-SHA256=b83c0780efb182d928dc63d46488a847f161f04e40a94b96bf5247dd671ecdfc
-# the mirror that apt on this machine already uses
-POOL=${DEBIAN_MIRROR:-$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Codename: bookworm' | head -n 1)}
-POOL=${POOL%/}
-PATCHES=3  # of the sources, below; binaries of others are built again
-COMMIT=faecb196815e248d3ecfb03c680a4507229c2a56
+. "$(dirname "$0")/settings.sh"
+mkdir -p "$BIN" "$BUILT"
+digest() { cat "$@" | sha256sum | cut -c1-16; }
 
-missing=$(for p in $PACKAGES; do dpkg-query -W -f '${Status}' "$p" 2>/dev/null | grep -q 'ok installed' || echo "$p"; done)
-if [ -n "$missing" ]; then
-  # packages must not start their services (containerd, etcd): policy-rc.d says no
-  if [ ! -e /usr/sbin/policy-rc.d ]; then
-    trap 'rm -f /usr/sbin/policy-rc.d' EXIT
-    printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d; chmod +x /usr/sbin/policy-rc.d
+programs() { # NAME PACKAGE...: build Go programs; NAME says which they are
+  local at=k8s.io/component-base/version minor=${KUBERNETES#*.} digest
+  digest=$(digest "$HERE/go.mod" "$HERE/go.sum")
+  [ "$(cat "$BUILT/.$1" 2>/dev/null)" != "$digest" ] || return 0
+  # kubeadm asks for images of the version that it is stamped with.
+  (cd "$HERE" && GOFLAGS=-mod=readonly CGO_ENABLED=0 nice go build -trimpath -o "$BUILT/" -ldflags "-s -w -X $at.gitVersion=$KUBERNETES \
+    -X $at.gitMajor=1 -X $at.gitMinor=${minor%.*} -X $at.gitTreeState=archive" "${@:2}")
+  [ "$1" != all ] || ln -f "$BUILT/server" "$BUILT/etcd"  # named by the last word of its package
+  ln -sf "$BUILT/kind" "$BUILT/kubectl" "$BIN/"
+  echo "$digest" >"$BUILT/.$1"
+}
+
+if [ "${1-}" = programs ]; then programs all tool; exit; fi
+"$HERE/docker.sh"
+. "$HERE/settings.sh"
+PULLED=docker.io/kindest/node:$KUBERNETES PYTHON=docker.io/library/python:3.11-slim-bookworm
+OURS=localhost/segserve-node:$(digest "$HERE"/{go.mod,go.sum,build.sh})
+has() { docker image inspect "$1" >/dev/null 2>&1; }
+if ! has "$OURS" && { has "$PULLED" || docker pull --quiet "$PULLED" >/dev/null 2>&1; }; then
+  programs few sigs.k8s.io/kind k8s.io/kubernetes/cmd/kubectl
+  if [ ! -e "$CACHE/base.tar" ]; then
+    container=$(docker create "$PYTHON")
+    docker export "$container" >"$CACHE/base.tar.new"
+    docker rm "$container" >/dev/null
+    mv "$CACHE/base.tar.new" "$CACHE/base.tar"
   fi
-  apt-get -o Acquire::Retries=3 update -qq
-  DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3 install -y -qq --no-install-recommends $missing
-  if [ -n "$(trap -p EXIT)" ]; then rm /usr/sbin/policy-rc.d; trap - EXIT; fi
+  echo "$PULLED"; exit
 fi
-mkdir -p "$KT_BIN" "$KT_IMAGES" "$KT_CACHE/gocache"
+programs all tool
 
-[ "$(cat "$KT_BIN/patches" 2>/dev/null)" = "$PATCHES" ] || rm -f "$KT_BIN"/kube-apiserver "$KT_BIN"/kubelet
-need=$(for c in $COMPONENTS; do [ -x "$KT_BIN/$c" ] || echo "$c"; done)
-if [ -n "$need" ]; then
-  src=$KT_CACHE/src
-  export GOCACHE=${GOCACHE:-$KT_CACHE/gocache} GOPATH=$KT_CACHE/gopath GO111MODULE=off GOPROXY=off GOFLAGS= CGO_ENABLED=0
-  if [ ! -e "$src/.generated" ]; then
-    if ! echo "$SHA256  $KT_CACHE/$TARBALL" | sha256sum -c --status 2>/dev/null; then
-      curl -fsSL --retry 3 -o "$KT_CACHE/$TARBALL" "$POOL/pool/main/k/kubernetes/$TARBALL"
-      echo "$SHA256  $KT_CACHE/$TARBALL" | sha256sum -c --quiet
-    fi
-    rm -rf "$src"; mkdir -p "$src"
-    tar xzf "$KT_CACHE/$TARBALL" -C "$src" --strip-components=1
-    # keeps the build scripts from asking git, which this tree has not
-    printf "%s\n" "KUBE_GIT_COMMIT='$COMMIT'" KUBE_GIT_TREE_STATE=archive "KUBE_GIT_VERSION=v$VERSION" \
-      KUBE_GIT_MAJOR=1 KUBE_GIT_MINOR=20 >"$src/.version-defs"
-    # The vendored reflect2 1.0.1 dereferences nil under Go >= 1.18: the API server starts, answers GETs, and
-    # fails almost every create. Debian's packaged 1.0.2 is a drop-in replacement.
-    (cd "$KT_CACHE" && apt-get -o APT::Sandbox::User=root -qq download golang-github-modern-go-reflect2-dev
-     dpkg-deb --fsys-tarfile golang-github-modern-go-reflect2-dev_*.deb | tar x -C "$KT_CACHE" ./usr/share/gocode/src/github.com/modern-go/reflect2)
-    vendored=$src/vendor/github.com/modern-go/reflect2
-    rm -f "$vendored"/*.go "$vendored"/*.s
-    cp "$KT_CACHE"/usr/share/gocode/src/github.com/modern-go/reflect2/*.{go,s} "$vendored/"
-    rm -rf "$KT_CACHE/usr" "$KT_CACHE"/golang-github-modern-go-reflect2-dev_*.deb
-    KUBE_GIT_VERSION_FILE=$src/.version-defs nice -n 15 make -C "$src" generated_files >"$KT_CACHE/generate.log" 2>&1
-    touch "$src/.generated"
-  fi
-  # The vendored validator takes an empty string for null under Go >= 1.18, in a CRD's default as in an object.
-  validator=$src/vendor/k8s.io/kube-openapi/pkg/validation/validate/type.go
-  sed -i 's/if data == nil || reflect.DeepEqual(reflect.Zero(reflect.TypeOf(data)), reflect.ValueOf(data)) {/if data == nil {/' "$validator"
-  grep -q 'if data == nil {' "$validator"
-  sed -i "s/^const syncPeriod = [0-9]* /const syncPeriod = 1 /" "$src/pkg/kubelet/status/status_manager.go"
-  mkdir -p "$GOPATH/src/k8s.io"; ln -sfn "$src" "$GOPATH/src/k8s.io/kubernetes"
-  stamp=
-  for package in component-base/version client-go/pkg/version; do
-    at=k8s.io/kubernetes/vendor/k8s.io/$package
-    stamp="$stamp -X $at.gitVersion=v$VERSION -X $at.gitMajor=1 -X $at.gitMinor=20 -X $at.gitCommit=$COMMIT -X $at.gitTreeState=archive"
-  done
-  for c in $need; do
-    began=$SECONDS
-    (cd "$GOPATH/src/k8s.io/kubernetes" && nice -n 15 go build -tags providerless,dockerless -ldflags "-s -w $stamp" -o "$KT_BIN/.$c" "k8s.io/kubernetes/cmd/$c")
-    mv "$KT_BIN/.$c" "$KT_BIN/$c"; echo "built $c in $((SECONDS-began)) s"
-  done
-  echo "$PATCHES" >"$KT_BIN/patches"
-fi
+# -- Debian's part -------------------------------------------------------------
+sh "$HERE/../system.sh" debootstrap gcc libc6-dev
+WORK=$CACHE/work
+debian() { # NAME PACKAGES: NAME.tar, a root folder of Debian with these packages
+  [ ! -e "$CACHE/$1.tar" ] || return 0
+  local mirror; mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Codename: bookworm' | head -n 1)
+  rm -rf "$WORK"; mkdir -p "$WORK"
+  nice debootstrap --variant=minbase --include="$2" bookworm "$WORK" ${mirror:+"$mirror"} >"$CACHE/debootstrap.log" 2>&1
+  tar c -C "$WORK" --exclude='./dev/*' --exclude='./proc/*' --exclude='./sys/*' --exclude='./var/cache/*' --exclude='./var/log/*' \
+    --exclude='./var/lib/apt/*' --exclude='./usr/share/'{doc,man,locale,info}'/*' . >"$CACHE/$1.tar.new"
+  mv "$CACHE/$1.tar.new" "$CACHE/$1.tar"
+}
+debian base python3-minimal,libpython3.11-stdlib
+if has "$OURS"; then echo "$OURS"; exit; fi
+# bookworm's systemd runs on a machine with the cgroup v1 hierarchies; later ones refuse.
+debian node "systemd,systemd-sysv,dbus,conntrack,iptables,nftables,ipset,iproute2,ethtool,mount,kmod,libseccomp2,jq,procps,e2fsprogs,ca-certificates,curl,runc,findutils,hostname"
 
-# -- images -------------------------------------------------------------------
-[ -x "$KT_BIN/kt-init" ] || gcc -Os -static -s -o "$KT_BIN/kt-init" "$KT_HERE/pause.c"
-[ -e "$KT_IMAGES/pause.tar" ] ||
-  "$KT_HERE/make_image.py" -t localhost/pause:1 -o "$KT_IMAGES/pause.tar" --copy "$KT_BIN/kt-init:/pause" --entrypoint /pause
-if [ ! -e "$KT_IMAGES/busybox.tar" ]; then
-  root=$KT_CACHE/busybox-root; rm -rf "$root"; mkdir -p "$root"/{bin,etc,root,tmp,var}; chmod 1777 "$root/tmp"
-  cp /bin/busybox "$root/bin/"
-  printf 'root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n' >"$root/etc/passwd"
-  links=$(/bin/busybox --list-full | grep -v '^bin/busybox$' | sed 's,.*,--symlink=&=/bin/busybox,')
-  "$KT_HERE/make_image.py" -t localhost/busybox:1 -o "$KT_IMAGES/busybox.tar" --root "$root" $links --cmd sh
-  rm -rf "$root"
-fi
-if [ ! -e "$KT_IMAGES/python.tar" ]; then
-  root=$KT_CACHE/python-root
-  [ -e "$root/usr/bin/python3" ] || { rm -rf "$root"
-    nice -n 15 debootstrap --variant=minbase --include=python3-minimal,libpython3.11-stdlib bookworm "$root" "$POOL" >"$KT_CACHE/debootstrap.log" 2>&1; }
-  # what a container never reads: package lists, caches, documentation, translations
-  "$KT_HERE/make_image.py" -t localhost/python:3.11 -o "$KT_IMAGES/python.tar" --root "$root" --cmd python3 \
-    --env PYTHONDONTWRITEBYTECODE=1 --env PYTHONUNBUFFERED=1 --env LANG=C.UTF-8 \
-    $(for p in dev proc sys var/cache var/log var/lib/apt usr/share/doc usr/share/man usr/share/locale usr/share/info; do echo "--exclude=$p"; done)
-fi
+# -- a node's root folder: Debian, kind's own files, the programs -----------------
+ROOT=$WORK/root
+rm -rf "$WORK"; mkdir -p "$ROOT"; tar x -C "$ROOT" <"$CACHE/node.tar"
+files=$(cd "$HERE" && GOFLAGS=-mod=readonly go list -m -f '{{.Dir}}' sigs.k8s.io/kind)/images/base/files
+cp -r --no-preserve=mode,ownership "$files"/{etc,kind,usr} "$ROOT"; chmod 755 "$ROOT"/usr/local/bin/* "$ROOT"/kind/bin/*
+chroot "$ROOT" bash -ec '
+  # What kind does in images/base/Dockerfile: a container has no devices, file systems and consoles to look after.
+  find /lib/systemd/system/sysinit.target.wants/ -name systemd-tmpfiles-setup.service -delete
+  rm -f /lib/systemd/system/{multi-user,local-fs,basic}.target.wants/* /etc/systemd/system/*.wants/* /lib/systemd/system/sockets.target.wants/*{udev,initctl}*
+  echo ReadKMsg=no >>/etc/systemd/journald.conf
+  ln -sf /usr/lib/systemd/systemd /sbin/init
+  systemctl -q enable kubelet.service containerd.service undo-mount-hacks.service; systemctl -q mask systemd-binfmt.service
+  mkdir -p /etc/kubernetes/manifests /opt/cni/bin /etc/cni/net.d'
+cp "$BUILT"/{containerd,containerd-shim-runc-v2,ctr} "$ROOT/usr/local/bin/"; cp "$BUILT"/{kubeadm,kubelet,kubectl} "$ROOT/usr/bin/"
+cp "$BUILT"/{host-local,loopback,portmap,ptp} "$ROOT/opt/cni/bin/"
+# CAP_SYS_RESOURCE may be missing: no container gets it, or an oom score below its parent's.
+chroot "$ROOT" ctr oci spec | jq '.hooks.createContainer += [{"path": "/kind/bin/mount-product-files.sh"}] | del(.process.rlimits)
+  | (.process.capabilities[]?) -= ["CAP_SYS_RESOURCE"]' >"$WORK/cri-base.json"; mv "$WORK/cri-base.json" "$ROOT/etc/containerd/"
+sed -i 's/restrict_oom_score_adj = false/restrict_oom_score_adj = true/' "$ROOT/etc/containerd/config.toml"
+echo "$KUBERNETES" >"$ROOT/kind/version"
 
-# the sources and the compiler's cache are several GB and of no more use
-[ -n "${KT_KEEP-}" ] || rm -rf "$KT_CACHE/src" "$KT_CACHE/gocache" "$KT_CACHE/gopath" "$KT_CACHE/python-root"
+# -- the images of the control plane: a static program each -------------------------
+names=$("$BUILT/kubeadm" config images list --kubernetes-version "$KUBERNETES" 2>/dev/null)
+name() { echo "$names" | grep "/$1:"; }
+image() { # NAME ROOT ENTRYPOINT
+  mkdir -p "$2/tmp" "$2/etc/ssl/certs"; chmod 1777 "$2/tmp"
+  tar c -C "$2" . | docker import -c 'ENV PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin' -c "ENTRYPOINT [\"$3\"]" - "$(name "$1")" >/dev/null
+}
+for each in kube-apiserver kube-controller-manager kube-scheduler etcd coredns; do
+  mkdir -p "$WORK/$each/usr/local/bin"; cp "$BUILT/$each" "$WORK/$each/usr/local/bin/"; image "$each" "$WORK/$each" "/usr/local/bin/$each"
+done
+mkdir "$WORK/pause"
+printf '#include <signal.h>\n#include <unistd.h>\nint main(void) { signal(SIGCHLD, SIG_IGN); for (;;) pause(); }\n' |
+  gcc -Os -static -s -x c -o "$WORK/pause/pause" -
+image pause "$WORK/pause" /pause
+# kube-proxy calls iptables and others: they come with the libraries of their own and of iptables' extensions.
+proxy=$WORK/kube-proxy; mkdir -p "$proxy"/{usr/local/bin,usr/sbin,usr/lib/x86_64-linux-gnu,bin,sbin,run}; cp "$BUILT/kube-proxy" "$proxy/usr/local/bin/"
+for each in usr/sbin/{xtables-legacy-multi,xtables-nft-multi,conntrack,nft,ipset} bin/{dash,kmod}; do cp "$ROOT/$each" "$proxy/$each"; done
+cp -r "$ROOT/usr/lib/x86_64-linux-gnu/xtables" "$proxy/usr/lib/x86_64-linux-gnu/"
+chroot "$ROOT" sh -c 'ldd /usr/sbin/xtables-*-multi /usr/sbin/conntrack /usr/sbin/nft /usr/sbin/ipset /bin/dash /bin/kmod /usr/lib/x86_64-linux-gnu/xtables/*.so' |
+  grep -oE '/[^ ]+\.so[^ :]*' | grep -v xtables/ | sort -u | while read -r each; do mkdir -p "$proxy/${each%/*}"; cp -nL "$ROOT/$each" "$proxy/$each"; done
+ln -s dash "$proxy/bin/sh"; ln -s ../bin/kmod "$proxy/sbin/modprobe"
+for each in ip{,6}tables{,-save,-restore}; do ln -s xtables-nft-multi "$proxy/usr/sbin/$each"; done
+image kube-proxy "$proxy" /usr/local/bin/kube-proxy
+
+# -- the nodes' image: the root folder, and those images in its containerd ------------
+sandbox=$(sed -n 's/.*sandbox_image = "\(.*\)"/\1/p' "$ROOT/etc/containerd/config.toml")
+docker tag "$(name pause)" "$sandbox"
+tar c -C "$ROOT" . | docker import -c 'ENV container=docker' - localhost/segserve-node:root >/dev/null
+docker rm -f segserve-node-build >/dev/null 2>&1 || true
+docker run -d --name segserve-node-build --privileged --entrypoint sleep localhost/segserve-node:root infinity >/dev/null
+docker exec segserve-node-build bash -c 'nohup containerd >/dev/null 2>&1 & for _ in $(seq 100); do [ -S /run/containerd/containerd.sock ] && exit; sleep 0.1; done; exit 1'
+for each in $names "$sandbox"; do
+  docker save "$each" | docker exec -i segserve-node-build ctr -n k8s.io images import --label=io.cri-containerd.pinned=pinned --all-platforms --no-unpack --digests - >/dev/null
+done
+docker exec segserve-node-build sh -c 'pkill containerd; while pgrep -x containerd >/dev/null; do sleep 0.1; done'
+docker commit segserve-node-build localhost/segserve-node:loaded >/dev/null
+docker rm -f segserve-node-build >/dev/null
+# Neither import nor commit takes a STOPSIGNAL.
+printf 'FROM localhost/segserve-node:loaded\nSTOPSIGNAL SIGRTMIN+3\nENTRYPOINT ["/usr/local/bin/entrypoint", "/sbin/init"]\n' |
+  docker build -q -t "$OURS" - >/dev/null 2>"$CACHE/docker-build.log"
+docker rmi $names "$sandbox" localhost/segserve-node:{root,loaded} >/dev/null  # by these names others know the upstream ones
+rm -rf "$WORK"
+echo "$OURS"

@@ -1,7 +1,8 @@
 """The images that the tests on a cluster run: made of what is on this machine, layer by layer, without Docker.
 
-`python -m cluster.images FILE` (in `tests/`) writes them as one archive. They are for tests: a server image of theirs
-holds the embedded Triton, which users never get (`docker/` has what they build on NVIDIA's image).
+`python -m cluster.images` (in `tests/`) makes them and the cluster's own parts, which takes minutes.
+They are for tests: the server's image has the embedded Triton, which users never get (`images/` has what they build on
+NVIDIA's image).
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ import segserve
 import segserve_builder
 import segserve_common
 import segserve_operator
+import segserve_platform
+import segserve_ui
+from cluster import kind, node
 from cluster.make_image import (
     Image,
     Layer,
@@ -35,9 +39,7 @@ from cluster.make_image import (
     Part,
     Text,
     Tree,
-    read_archive,
     read_layer,
-    write_archive,
     write_layer,
 )
 from segserve_operator.adapters.local.code_folder import CODE_VARIABLE, code_digest
@@ -53,7 +55,8 @@ REPOSITORY: Final = Path(__file__).parents[2]
 FORMER: Final = REPOSITORY / "tests/golden/releases/2e848198.tar.xz"
 """Chart and code of the former release, from which the tests upgrade."""
 _FAULTS: Final = REPOSITORY / "tests/faults/inside/sitecustomize.py"
-_BASE: Final = CACHE / "kubernetes-1.20.2/images/python.tar"
+_BASE: Final = node.CACHE / "base.tar"
+"""A root folder with what Python's own libraries need of a system; `build.sh` makes it."""
 _HOME: Final = "/opt/segserve"
 _EXAMPLE: Final = f"{_HOME}/examples/coins"
 _PATH: Final = "/usr/local/bin:/usr/bin:/bin"
@@ -80,7 +83,7 @@ def images() -> tuple[Image, ...]:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        base = (*_debian(), _python(runtime))
+        base = (read_layer(_BASE), _python(runtime))
         present = (_server(base, runtime), _operator(base), _envoy(base[:-1]))
         kernels = runtime.code / "segserve_builder/kernels/__pycache__"
         former = (_former(image, tag, kernels) for image, tag in zip(present[:2], FORMER_IMAGES, strict=True))
@@ -111,7 +114,7 @@ def _server(base: tuple[Layer, ...], runtime: RuntimeEnvironment) -> Image:
 
 def _operator(base: tuple[Layer, ...]) -> Image:
     packages = _packages()
-    imported = (segserve, segserve_builder, segserve_common, segserve_operator)
+    imported = (segserve, segserve_builder, segserve_common, segserve_operator, segserve_platform, segserve_ui)
     ours = [Path(package.__file__ or "").parent for package in imported]
     key = _digest(*map(code_digest, ours))
     # For processes without an environment (`python -I`): the worker, and expressions.
@@ -161,20 +164,6 @@ def _former(present: Image, tag: str, kernels: Path) -> Image:
     ours = ("builder-", "operator-", "faults-")
     layers = (*(layer for layer in present.layers if not layer.path.name.startswith(ours)), code)
     return replace(present, tag=tag, layers=layers)
-
-
-def _debian() -> tuple[Layer, ...]:
-    """Return the base's layers: SEGSERVE_TEST_BASE, a tar of a root folder, else the image that `build.sh` made."""
-    if named := os.environ.get("SEGSERVE_TEST_BASE"):
-        return (read_layer(Path(named)),)
-    key = _digest(str(_BASE.stat().st_size), str(_BASE.stat().st_mtime_ns))
-
-    def write(path: Path) -> None:
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            (only,) = read_archive(_BASE, Path(folder)).layers
-            only.path.replace(path)
-
-    return (_layer("debian", key, write),)
 
 
 def _python(runtime: RuntimeEnvironment) -> Layer:
@@ -293,15 +282,13 @@ def _digest(*texts: str) -> str:
 
 
 def main() -> None:
-    """Write them all into the archive that the command line names."""
-    made = images()
-    target = Path(sys.argv[1])
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with target.open("wb") as file:
-        write_archive(file, made)
-    for image in made:
-        size = sum(layer.size for layer in image.layers) / 1e6
-        print(f"{image.tag}: {len(image.layers)} layers, {size:.0f} MB")
+    """Make the cluster's parts and the images where they are missing, or say why this machine runs no cluster."""
+    if reason := kind.unfit():
+        print(f"no cluster: {reason}", file=sys.stderr)
+        return
+    kind.build()
+    for image in images():
+        print(f"{image.tag}: {sum(layer.size for layer in image.layers) / 1e6:.0f} MB in {len(image.layers)} layers")
 
 
 if __name__ == "__main__":

@@ -1,25 +1,17 @@
-#!/usr/bin/env python3
 """Container images without Docker or a registry: layers are tar files, an archive is an OCI layout in a tar.
 
-`ctr -n k8s.io images import` and `kind load image-archive` read the archives. Only the standard library is used,
-for the scripts beside this file run it before there is an environment.
-
-    make_image.py -t localhost/tool:1 -o tool.tar --root DIR        # DIR becomes /
-    make_image.py -t localhost/app:1 -o app.tar --from tool.tar --copy ./src:/app --entrypoint /app/main.py
+`ctr -n k8s.io images import` reads the archives.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import io
 import json
-import shutil
 import stat
 import tarfile
-import tempfile
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Final, TypeAlias
 
@@ -128,31 +120,6 @@ def write_archive(file: IO[bytes], images: Sequence[Image], known: Container[str
                 tar.addfile(info, content)
 
 
-def read_archive(path: Path, folder: Path) -> Image:
-    """Return the first image of an archive, its layers written into `folder`."""
-    with tarfile.open(path) as tar:
-
-        def blob(ref: Mapping[str, str]) -> IO[bytes]:
-            found = tar.extractfile(_blob_name(ref["digest"]))
-            if found is None:
-                raise ValueError(f"{path} has no blob {ref['digest']}")
-            return found
-
-        found = tar.extractfile("index.json")
-        assert found is not None
-        described = json.load(found)["manifests"][0]
-        manifest = json.load(blob(described))
-        config = json.load(blob(manifest["config"]))["config"]
-        layers = []
-        for ref in manifest["layers"]:
-            target = folder / f"{ref['digest'].removeprefix('sha256:')[:16]}.tar"
-            with target.open("wb") as file:
-                shutil.copyfileobj(blob(ref), file)
-            layers.append(Layer(target, ref["digest"], ref["size"]))
-    environment = dict(item.split("=", 1) for item in config.pop("Env", []))
-    return Image(described["annotations"][NAME_ANNOTATION], tuple(layers), environment, config)
-
-
 class _LayerWriter:
     def __init__(self, tar: tarfile.TarFile) -> None:
         self._tar = tar
@@ -239,46 +206,3 @@ def _add_bytes(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     info = tarfile.TarInfo(name)
     info.size, info.mode = len(data), 0o644
     tar.addfile(info, io.BytesIO(data))
-
-
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-t", "--tag", required=True, help="full image name, e.g. localhost/app:1")
-    parser.add_argument("-o", "--output", required=True, type=Path)
-    parser.add_argument("--from", dest="base", type=Path, help="an archive made by this script")
-    parser.add_argument("--root", type=Path, help="folder whose content becomes /")
-    parser.add_argument("--copy", action="append", default=[], metavar="SRC:DST")
-    parser.add_argument("--symlink", action="append", default=[], metavar="NAME=TARGET")
-    parser.add_argument("--exclude", action="append", default=[], metavar="PATH", help="path within --root")
-    parser.add_argument("--entrypoint", action="append")
-    parser.add_argument("--cmd", action="append")
-    parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE")
-    return parser.parse_args()
-
-
-def main() -> None:
-    """Make one image of one new layer."""
-    arguments = _arguments()
-    parts: list[Part] = []
-    if arguments.root:
-        parts.append(Tree(arguments.root, "", {name.strip("/") for name in arguments.exclude}.__contains__))
-    parts += [Tree(Path(source), target) for source, target in (item.split(":", 1) for item in arguments.copy)]
-    parts += [Link(name, target) for name, target in (item.split("=", 1) for item in arguments.symlink)]
-    config = {"Entrypoint": arguments.entrypoint, "Cmd": arguments.cmd}
-    with tempfile.TemporaryDirectory(dir=arguments.output.parent) as folder:
-        base = read_archive(arguments.base, Path(folder)) if arguments.base else Image(arguments.tag, ())
-        image = replace(
-            base,
-            tag=arguments.tag,
-            layers=(*base.layers, *([write_layer(Path(folder, "layer.tar"), parts)] if parts else [])),
-            environment={**base.environment, **dict(item.split("=", 1) for item in arguments.env)},
-            config={**base.config, **{name: value for name, value in config.items() if value}},
-        )
-        staging = arguments.output.with_name(arguments.output.name + ".new")
-        with staging.open("wb") as file:
-            write_archive(file, [image])
-        staging.replace(arguments.output)
-
-
-if __name__ == "__main__":
-    main()

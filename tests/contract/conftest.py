@@ -1,8 +1,7 @@
-"""The real API server of the contracts: the one that a kubeconfig names, else one that is started for them."""
+"""The real API server of the contracts: that of the cluster that is up, else of one that is started for them."""
 
 from __future__ import annotations
 
-import os
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.node import default_node, unfit
+from cluster import kind
 from fakes.kube_connection import client_of_file
 from fakes.kube_servers import THINGS, FakeServer, RealServer, Server, things_crd
 from fakes.mlflow_server import MlflowServer, mlflow_server
@@ -22,19 +21,11 @@ from segserve_common.kube.kinds import CUSTOM_RESOURCE_DEFINITIONS, NAMESPACES
 
 @pytest.fixture(scope="session")
 def kubeconfig() -> Iterator[Path]:
-    """The administrator's way in; a cluster that runs already is left running."""
-    named = os.environ.get("SEGSERVE_TEST_KUBECONFIG") or os.environ.get("KUBECONFIG")
-    node = default_node()
-    if named:
-        yield Path(named)
-    elif reason := unfit():
-        pytest.skip(f"no real API server: {reason}; SEGSERVE_TEST_KUBECONFIG=FILE names one to use (make e2e-kind)")
-    elif node.is_up:
-        yield node.kubeconfig
-    else:
-        node.start()
-        yield node.kubeconfig
-        node.stop()
+    """The administrator's way in; a cluster that is up already is left up."""
+    if reason := kind.unfit():
+        pytest.skip(f"no real API server: {reason}")
+    with kind.running():
+        yield kind.KUBECONFIG
 
 
 @pytest.fixture(scope="session")

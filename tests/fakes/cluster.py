@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-import pytest
-
+from cluster import kind
+from cluster.images import ENVOY_IMAGE, OPERATOR_IMAGE, SERVER_IMAGE, images
 from cluster.make_image import Image
-from cluster.node import API_SERVER, KUBELET, Node, Process
+from cluster.node import Node, Process
 from fakes.cluster_reads import ClusterReads
 from fakes.kube_connection import client_of_file
 from fakes.waiting import HANG_S
@@ -31,7 +31,6 @@ Json = dict[str, Any]
 CRDS: Final = Path(__file__).parents[2] / "crds"
 _OURS: Final = tuple(kind.crd_name for kind in KINDS.values())
 _POLL_S: Final = 0.2
-_NEEDS_NODE: Final = "needs the cluster of tests/cluster: what is to be broken is not within reach of kubectl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,16 +44,16 @@ class ImageNames:
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """A cluster that tests may use; `node` is None where it is somebody else's, and nothing of it may be broken.
+    """A cluster that tests may use and break: `node` runs its pods, and `second` is there to be lost.
 
     `host` is this machine's address as pods see it.
     """
 
     kubeconfig: Path
-    kubectl_path: str
     images: ImageNames
     host: str
-    node: Node | None = None
+    node: Node
+    second: Node
     client: KubeClient = field(init=False, compare=False)
     _reads: ClusterReads = field(init=False, compare=False)
 
@@ -70,7 +69,7 @@ class Cluster:
         """Run kubectl and return what it printed; AssertionError with its words where it fails."""
         cache = Path(tempfile.gettempdir()) / "kubectl"  # else it is in the home of whoever runs the tests
         done = subprocess.run(
-            [self.kubectl_path, "--kubeconfig", str(self.kubeconfig), "--cache-dir", str(cache), *arguments],
+            [str(kind.KUBECTL), "--kubeconfig", str(self.kubeconfig), "--cache-dir", str(cache), *arguments],
             input=stdin,
             capture_output=True,
             text=True,
@@ -90,12 +89,11 @@ class Cluster:
         if items := [each for each in manifests if not isinstance(each, Path)]:
             texts.append(json.dumps({"apiVersion": "v1", "kind": "List", "items": items}))
         for text in texts:
-            self.kubectl("-n", namespace, "apply", "--validate=false", "-f", "-", stdin=text)
+            self.kubectl("-n", namespace, "apply", "-f", "-", stdin=text)
 
     def install_crds(self) -> None:
         """Install our custom resources, or bring them up to date, and wait until they are served."""
-        # Not validated: an old kubectl does not know the rules (CEL) that an old server drops.
-        self.kubectl("apply", "--validate=false", "-f", str(CRDS))
+        self.kubectl("apply", "-f", str(CRDS))
         self.wait("custom resources are served", lambda: [self.kubectl("get", name, "-A") for name in _OURS])
 
     @contextmanager
@@ -104,7 +102,7 @@ class Cluster:
         name = f"{prefix}-{uuid.uuid4().hex[:8]}"
         self.client.create(NAMESPACES, {"metadata": {"name": name}})
         try:
-            self.wait("pods have a service account", lambda: self._has_account(name))
+            self.wait("pods have a service account", lambda: self.get(name, "serviceaccount", "default"))
             yield name
         finally:
             self.remove_namespace(name)
@@ -181,8 +179,8 @@ class Cluster:
         return "\n".join(part for part in parts if part.strip())
 
     def processes(self, namespace: str, pod: str, container: str) -> list[Process]:
-        """Return the processes of a container; skips the test where the cluster is somebody else's."""
-        return self._own().processes(self._container_id(namespace, pod, container))
+        """Return the processes of a container."""
+        return self.node.processes(self._container_id(namespace, pod, container))
 
     def kill(self, namespace: str, pod: str, container: str, *, running: str = "", signal: str = "KILL") -> list[int]:
         """Kill a container's first process, or all whose command contains `running`; return their ids on the node."""
@@ -190,7 +188,7 @@ class Cluster:
         chosen = [process for process in found if running in process.command] if running else found[:1]
         assert chosen, f"no process with {running!r} in {[process.command for process in found]}"
         for process in chosen:
-            self._own().kill(process.pid, signal)
+            self.node.kill(process.pid, signal)
         return [process.pid for process in chosen]
 
     def restarts(self, namespace: str, pod: str, container: str) -> int:
@@ -204,45 +202,31 @@ class Cluster:
     @contextmanager
     def kubelet_down(self) -> Iterator[None]:
         """Kill the kubelet and start it again at the end of the block."""
-        node = self._own()
-        node.signal(KUBELET, "KILL")
+        # Without a stop, systemd would start it again after a second.
+        self.node.run("systemctl kill --signal=KILL kubelet; systemctl stop kubelet")
         try:
             yield
         finally:
-            node.restart(KUBELET)
+            self.node.run("systemctl start kubelet")
 
     @contextmanager
     def second_node(self, images: Sequence[Image]) -> Iterator[Node]:
-        """Have a second node join for the time of the block; it is gone at its end, if it was not lost before."""
-        node, name = self._own().second(), self._own().second().settings["KT_NODE"]
-        node.start()
+        """Have a second node with some images for the time of the block, in which it may be lost."""
+        self.wait_condition("default", "nodes", self.second.name, "Ready")
+        self.second.load(images)
         try:
-            node.load(images)
-            self.wait_condition("default", "nodes", name, "Ready")
-            yield node
+            yield self.second
         finally:
-            node.stop()
-            self.kubectl("delete", "node", name, check=False)
+            self.second.recover()
 
     @contextmanager
     def api_paused(self) -> Iterator[None]:
         """Let the API server neither answer nor close anything for the time of the block."""
-        node = self._own()
-        node.signal(API_SERVER, "STOP")
+        self.node.run("pkill -STOP -x kube-apiserver")
         try:
             yield
         finally:
-            node.signal(API_SERVER, "CONT")
-
-    def _has_account(self, namespace: str) -> bool:
-        account = self.get(namespace, "serviceaccount", "default")
-        # Kubernetes before 1.24 refuses pods until the account's token is there, too.
-        return account is not None and (self.node is None or bool(account.get("secrets")))
-
-    def _own(self) -> Node:
-        if self.node is None:
-            pytest.skip(_NEEDS_NODE)
-        return self.node
+            self.node.run("pkill -CONT -x kube-apiserver")
 
     def _container(self, namespace: str, pod: str, container: str) -> Json:
         status = (self.get(namespace, "pod", pod) or {}).get("status", {})
@@ -256,3 +240,17 @@ class Cluster:
         status = self._container(namespace, pod, container)
         assert status.get("containerID"), f"{container} of {pod} does not exist yet: {status}"
         return str(status["containerID"]).removeprefix("containerd://")
+
+
+@contextmanager
+def running_cluster() -> Iterator[Cluster]:
+    """Give the tests' cluster, with our images and custom resources; one that is up already is left up."""
+    with kind.running():
+        kind.FIRST.load(images())
+        names = ImageNames(SERVER_IMAGE, OPERATOR_IMAGE, ENVOY_IMAGE)
+        cluster = Cluster(kind.KUBECONFIG, names, kind.host(), kind.FIRST, kind.SECOND)
+        try:
+            cluster.install_crds()
+            yield cluster
+        finally:
+            cluster.close()

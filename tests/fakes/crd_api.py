@@ -1,4 +1,4 @@
-"""A current API server as a client of custom resources sees it: raw calls, strict validation, whole answers."""
+"""An API server as a client of custom resources sees it: raw calls, strict validation, whole answers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from segserve_common.kube.config import authorization
 Json = dict[str, Any]
 
 _DEFINITIONS: Final = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
-_OURS: Final = "segserve.dev/v1alpha1"
 _MERGE: Final = {"content-type": "application/merge-patch+json"}
 _TABLE: Final = {"accept": "application/json;as=Table;v=v1;g=meta.k8s.io"}
 
@@ -34,8 +33,7 @@ class RefusedError(Exception):
 class CrdApi:
     """Calls of objects in the namespace `default`; each answer of 400 or more is a `RefusedError`."""
 
-    def __init__(self, kubeconfig: Path, api_version: str = _OURS) -> None:
-        self.kubeconfig = kubeconfig
+    def __init__(self, kubeconfig: Path, api_version: str) -> None:
         self._resources = f"/apis/{api_version}/namespaces/default"
         context = context_of_file(kubeconfig)
         configuration = context.configuration()

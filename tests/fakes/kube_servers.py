@@ -36,7 +36,7 @@ class FakeServer:
 
 
 class RealServer:
-    """The one that KUBECONFIG names."""
+    """The one of the tests' cluster."""
 
     def __init__(self, api: Api, client: KubeClient, namespace: str) -> None:
         self._api, self._client, self.namespace = api, client, namespace

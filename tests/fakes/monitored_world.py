@@ -18,6 +18,7 @@ from unittest import mock
 from prometheus_client.metrics_core import Metric
 from prometheus_client.samples import Sample
 
+from cluster.kind import KUBECTL
 from fakes.cluster_world import KEY, ClusterWorld
 from fakes.kube_faults import Faulty
 from fakes.waiting import HANG_S
@@ -26,7 +27,7 @@ from segserve_common.kube.kinds import PODS
 from segserve_operator.adapters.kube.view import PoolKey
 from segserve_operator.worker import Worker
 from segserve_platform.cli.app import main
-from tools import KUBECTL, ROOT
+from tools import ROOT
 
 Target: TypeAlias = tuple[Iterable[Sample], dict[str, str]]
 """What a pod shows to Prometheus, and its labels there."""

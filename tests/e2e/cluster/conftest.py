@@ -1,20 +1,17 @@
-"""The real cluster for tests: the one that KUBECONFIG names, else one that is started for them and ended."""
+"""The real cluster for tests: the one that is up, else one that is started for them and deleted."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from cluster.images import ENVOY_IMAGE, OPERATOR_IMAGE, SERVER_IMAGE, images
-from cluster.node import Node, default_node, start_crd_server, unfit
+from cluster import kind
 from fakes.artifact_server import ArtifactServer, artifact_server
-from fakes.cluster import Cluster, ImageNames
+from fakes.cluster import Cluster, running_cluster
 from fakes.cluster_models import EXAMPLES, SERVED, default_pool, model, second_pool
-from fakes.crd_api import CrdApi
 from fakes.installed_operator import installed
 from fakes.served_namespace import ServedNamespace
 
@@ -36,15 +33,11 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    """A cluster with our images and custom resources; one that runs already is left running."""
-    named = os.environ.get("SEGSERVE_TEST_KUBECONFIG") or os.environ.get("KUBECONFIG")
-    node = default_node()
-    with ExitStack() as stack:
-        ours = not named or Path(named) == node.kubeconfig
-        usable = _own(node, stack) if ours else _somebody_elses(Path(named or ""))
-        stack.callback(usable.close)
-        usable.install_crds()
-        yield usable
+    """A cluster with our images and custom resources; one that is up already is left up."""
+    if reason := kind.unfit():
+        pytest.skip(f"no cluster: {reason}")
+    with running_cluster() as found:
+        yield found
 
 
 @pytest.fixture
@@ -89,41 +82,3 @@ def served(cluster: Cluster) -> Iterator[ServedNamespace]:
         found.apply(default_pool(), second_pool(zoo.url), *(model(each, pool=of) for each, of in SERVED.items()))
         found.wait_ready(*SERVED)
         yield found
-
-
-@pytest.fixture(scope="session")
-def crd_server(cluster: Cluster) -> Iterator[CrdApi]:
-    """A current API server for custom resources: one beside our cluster, or the named one where that is for tests."""
-    if cluster.node is None and not os.environ.get("SEGSERVE_TEST_THROWAWAY"):
-        pytest.skip("custom resources would be removed with all objects: SEGSERVE_TEST_THROWAWAY=1 allows that")
-    with ExitStack() as stack:
-        kubeconfig = cluster.kubeconfig
-        if cluster.node is not None:
-            server = start_crd_server(cluster.node)
-            stack.callback(server.stop)
-            kubeconfig = server.kubeconfig
-        api = CrdApi(kubeconfig)
-        stack.callback(api.close)
-        yield api
-
-
-def _own(node: Node, stack: ExitStack) -> Cluster:
-    """Return our cluster, started where it is not up, and then ended with the stack."""
-    if reason := unfit():
-        pytest.skip(f"no cluster: {reason}; SEGSERVE_TEST_KUBECONFIG=FILE names one to use (make e2e-kind)")
-    if not node.is_up:
-        stack.callback(node.stop)
-        node.start()
-    node.load(images())
-    names = ImageNames(SERVER_IMAGE, OPERATOR_IMAGE, ENVOY_IMAGE)
-    return Cluster(node.kubeconfig, node.kubectl, names, os.environ.get("KT_HOST_IP", "172.31.240.1"), node)
-
-
-def _somebody_elses(kubeconfig: Path) -> Cluster:
-    """Return a named cluster; it has to know our images (`make e2e-kind` sees to it), or those that are named."""
-    names = ImageNames(
-        os.environ.get("SEGSERVE_TEST_SERVER_IMAGE", SERVER_IMAGE),
-        os.environ.get("SEGSERVE_TEST_OPERATOR_IMAGE", OPERATOR_IMAGE),
-        os.environ.get("SEGSERVE_TEST_ENVOY_IMAGE", ENVOY_IMAGE),
-    )
-    return Cluster(kubeconfig, "kubectl", names, os.environ.get("SEGSERVE_TEST_HOST", "host.docker.internal"))

@@ -84,9 +84,7 @@ def test_definitions_and_pool_follow_the_release_and_stay_when_it_goes(
     def release(verb: str, port: int) -> None:
         told = values | {"crds": {"enabled": True}, "operator": {"replicas": 0}}
         told["pool"] = {"create": True, "spec": {"gateway": {"port": port}}}
-        # Helm asks the API server what fields there are; one before 1.23 does not know of rules (CEL).
-        options = ("-n", namespace, "-f", _written(told, tmp_path), "--disable-openapi-validation")
-        helm(verb, "segserve", chart, *options)
+        helm(verb, "segserve", chart, "-n", namespace, "-f", _written(told, tmp_path))
 
     def pool() -> tuple[str, int]:
         found = cluster.get(namespace, f"tritonpools.{group}", "default")
@@ -183,8 +181,6 @@ def test_models_say_who_requested_what_and_promoting_is_a_right_of_its_own(
     chain = b"".join(part.bytes() for part in issued.cert_chain_pems)
     keys = {"tls.crt": _base64(chain), "tls.key": _base64(issued.private_key_pem.bytes())}
     cluster.apply(namespace, {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "admission"}, "data": keys})
-    # Kubernetes itself writes it from 1.21 on.
-    cluster.kubectl("label", "namespace", namespace, f"kubernetes.io/metadata.name={namespace}", "--overwrite")
     admission = {"enabled": True, "secret": "admission", "caBundle": _base64(authority.cert_pem.bytes())}
     told = values | {"admission": admission, "pool": {"create": False}}
     helm("install", "segserve", CHART, "-n", namespace, "-f", _written(told, tmp_path), "--wait")
@@ -202,7 +198,7 @@ def test_models_say_who_requested_what_and_promoting_is_a_right_of_its_own(
     def annotate(user: str, text: str) -> None:
         cluster.kubectl("-n", namespace, "annotate", "--overwrite", "segm", "coins", text, f"--as={user}")
 
-    apply = ("-n", namespace, "apply", "--validate=false", "-f", str(EXAMPLE), "--as=alice")
+    apply = ("-n", namespace, "apply", "-f", str(EXAMPLE), "--as=alice")
     cluster.wait("the webhook answers", lambda: cluster.kubectl(*apply))
     assert requested() == {"spec": "alice"}
 

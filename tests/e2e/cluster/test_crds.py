@@ -1,4 +1,7 @@
-"""Our custom resources on a current API server: what it refuses, fills in, keeps, shows and scales."""
+"""Our custom resources on a real API server: what it refuses, fills in, keeps, shows and scales.
+
+They are in an API group of these tests alone, so that they can be removed while others are served.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from fakes.cluster import Cluster
 from fakes.crd_api import CrdApi, Json, RefusedError, load
 from fakes.rollout_evidence import record, same
 from fakes.waiting import until
@@ -17,9 +21,11 @@ from segserve_operator.mapping.rollouts import manifest_of, record_of, status_of
 pytestmark = pytest.mark.cluster
 
 ROOT = Path(__file__).parents[3]
+GROUP = "crds.segserve.test"
+API_VERSION = f"{GROUP}/v1alpha1"
 MODELS, POOLS, ROLLOUTS = "segmentationmodels", "tritonpools", "segmentationrollouts"
 EXAMPLES = [
-    manifest
+    {**manifest, "apiVersion": API_VERSION}
     for path in (ROOT / "examples/coins/model.yaml", *sorted((ROOT / "examples/zoo").glob("*.yaml")))
     for manifest in load(path)
 ]
@@ -27,7 +33,14 @@ EXAMPLES = [
 
 def present(plural: str) -> Json:
     """The custom resource as it is now."""
-    (definition,) = load(ROOT / f"crds/segserve.dev_{plural}.yaml")
+    return definition_of(ROOT / f"crds/segserve.dev_{plural}.yaml")
+
+
+def definition_of(path: Path) -> Json:
+    """The custom resource of a file, in the group of these tests."""
+    (definition,) = load(path)
+    definition["spec"]["group"] = GROUP
+    definition["metadata"]["name"] = f"{definition['spec']['names']['plural']}.{GROUP}"
     return definition
 
 
@@ -49,7 +62,7 @@ def model(name: str = "seg", **spec: object) -> Json:
         "postprocess": [{"argmax": {}}],
     }
     return {
-        "apiVersion": "segserve.dev/v1alpha1",
+        "apiVersion": API_VERSION,
         "kind": "SegmentationModel",
         "metadata": {"name": name},
         "spec": {**least, **spec},
@@ -59,7 +72,7 @@ def model(name: str = "seg", **spec: object) -> Json:
 def pool(name: str = "default", **spec: object) -> Json:
     """A pool; nothing has to be said of it."""
     return {
-        "apiVersion": "segserve.dev/v1alpha1",
+        "apiVersion": API_VERSION,
         "kind": "TritonPool",
         "metadata": {"name": name},
         "spec": spec,
@@ -70,7 +83,7 @@ def rollout(name: str = "seg-2f6c1f0a00-6553f100", **spec: object) -> Json:
     """The record of a rollout, as the operator creates it."""
     least = {"model": "seg", "stable": "seg-1", "candidate": "seg-2"}
     return {
-        "apiVersion": "segserve.dev/v1alpha1",
+        "apiVersion": API_VERSION,
         "kind": "SegmentationRollout",
         "metadata": {"name": name},
         "spec": {**least, **spec},
@@ -88,11 +101,15 @@ def read_once_it_has(api: CrdApi, plural: str, name: str, field: str) -> Json:
 
 
 @pytest.fixture(scope="module")
-def installed(crd_server: CrdApi) -> CrdApi:
+def installed(cluster: Cluster) -> Iterator[CrdApi]:
     """A server with the present custom resources."""
+    api = CrdApi(cluster.kubeconfig, API_VERSION)
     for plural in (MODELS, POOLS, ROLLOUTS):
-        crd_server.install(present(plural))
-    return crd_server
+        api.install(present(plural))
+    yield api
+    for plural in (MODELS, POOLS, ROLLOUTS):
+        api.uninstall(f"{plural}.{GROUP}")
+    api.close()
 
 
 @pytest.fixture
@@ -139,7 +156,7 @@ def test_a_record_is_stored_to_the_last_bit(api: CrdApi) -> None:
     """As the operator writes it: the numbers go through the API server's JSON."""
     written = record()
     name = written.name
-    api.create(ROLLOUTS, manifest_of(written))
+    api.create(ROLLOUTS, {**manifest_of(written), "apiVersion": API_VERSION})
     api.patch(ROLLOUTS, name, {"status": status_of(written, datetime.now(UTC))}, subresource="status")
 
     assert same(record_of(api.get(ROLLOUTS, name), ()), written)
@@ -235,7 +252,7 @@ def test_a_pool_that_cannot_be_run_is_refused_with_the_field_named(
 
 
 def test_an_upgrade_keeps_the_models_and_pools_that_are_stored(api: CrdApi) -> None:
-    (first,) = load(ROOT / "tests/golden/crds/first_tritonpools.yaml")
+    first = definition_of(ROOT / "tests/golden/crds/first_tritonpools.yaml")
     for definition in (first, cut_down(present(MODELS), "keepPrevious", "allowClassChanges", "expose")):
         api.uninstall(definition["metadata"]["name"])
         api.install(definition)

@@ -35,21 +35,17 @@ Note = Callable[[str, object], None]
 @contextmanager
 def small_disk(cluster: Cluster, namespace: str) -> Iterator[Path]:
     """Mount a disk of few MiB at a folder of the node for the time of the block."""
-    node = cluster.node
-    if node is None:
-        pytest.skip("needs the cluster of tests/cluster: a disk of a node is filled")
-    folder = node.state / "disks" / namespace
-    node.run(f"mkdir -p {folder}; mount -t tmpfs -o size={DISK_MIB}m,mode=0777 tmpfs {folder}")
+    folder = Path("/mnt") / namespace
+    cluster.node.run(f"mkdir -p {folder}; mount -t tmpfs -o size={DISK_MIB}m,mode=0777 tmpfs {folder}")
     try:
         yield folder
     finally:
-        node.run(f"umount --lazy {folder}; rmdir {folder}")
+        cluster.node.run(f"umount --lazy {folder}; rmdir {folder}")
 
 
 def test_a_full_disk_holds_a_new_network_up_until_there_is_room_and_what_serves_goes_on(
     cluster: Cluster, namespace: str, record_property: Note
 ) -> None:
-    assert cluster.node is not None
     with (
         small_disk(cluster, namespace) as disk,
         installed(cluster, [namespace], more=["allowHostPath=true"]) as operator,

@@ -1,4 +1,4 @@
-"""Routes of the Gateway API on a current API server, with the upstream definitions."""
+"""Routes of the Gateway API on a real API server, with the upstream definitions."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from fakes.cluster import Cluster
 from fakes.crd_api import CrdApi, RefusedError, load
 from fakes.pools import MINIMAL, pool_context
 from segserve_common.kube.kinds import GRPC_ROUTES, HTTP_ROUTES
@@ -25,9 +26,9 @@ TOLD = {
 
 
 @pytest.fixture(scope="module")
-def upstream(crd_server: CrdApi) -> Iterator[CrdApi]:
+def upstream(cluster: Cluster) -> Iterator[CrdApi]:
     """The server with the definitions of HTTPRoute and GRPCRoute."""
-    api = CrdApi(crd_server.kubeconfig, HTTP_ROUTES.api_version)
+    api = CrdApi(cluster.kubeconfig, HTTP_ROUTES.api_version)
     definitions = [found for kind in (HTTP_ROUTES, GRPC_ROUTES) for found in load(UPSTREAM / f"{kind.plural}.yaml")]
     for definition in definitions:
         api.install(definition)

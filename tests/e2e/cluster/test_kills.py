@@ -52,14 +52,12 @@ class World:
 
     def kill(self, process: Process) -> Strike:
         """Kill a process, and return when that was."""
-        assert self.cluster.node is not None
         with strike() as struck:
             self.cluster.node.kill(process.pid)
         return struck()
 
     def exhaust_memory(self, processes: Collection[Process]) -> Strike:
         """Have the kernel kill a process of a container that has no memory left, and return when that was."""
-        assert self.cluster.node is not None
         with strike() as struck:
             self.cluster.node.exhaust_memory(next(iter(processes)).pid)
         return struck()

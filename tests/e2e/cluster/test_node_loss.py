@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cluster.images import images
-from cluster.node import SECOND, Node
+from cluster.kind import SECOND_TAINT
 from fakes.cluster import Cluster
 from fakes.cluster_load import Load, Strike, strike
 from fakes.cluster_pool import ClusterPool, coins_manifest, is_ready, name_of, pool_manifest, said
@@ -22,7 +22,7 @@ from segserve_common.kube.names import object_name
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 WHOLE_S = 300.0
-ON_BOTH = pods_with(tolerations=[{"key": SECOND, "operator": "Exists"}])
+ON_BOTH = pods_with(tolerations=[{"key": SECOND_TAINT, "operator": "Exists"}])
 POOL = {"gateway": {"replicas": 1, **ON_BOTH}, "server": ON_BOTH}
 
 
@@ -38,14 +38,13 @@ def pool(cluster: Cluster, tmp_path: Path) -> Iterator[ClusterPool]:
 
 
 @contextmanager
-def only_on(second: Node, cluster: Cluster) -> Iterator[None]:
+def only_on_second(cluster: Cluster) -> Iterator[None]:
     """Have new pods started on the second node alone for the time of the block."""
-    (first,) = {name_of(node) for node in cluster.get("default", "nodes")} - {second.settings["KT_NODE"]}
-    cluster.kubectl("cordon", first)
+    cluster.kubectl("cordon", cluster.node.name)
     try:
         yield
     finally:
-        cluster.kubectl("uncordon", first)
+        cluster.kubectl("uncordon", cluster.node.name)
 
 
 def test_a_node_that_is_lost_takes_its_server_out_and_holds_no_change_up(
@@ -53,7 +52,7 @@ def test_a_node_that_is_lost_takes_its_server_out_and_holds_no_change_up(
 ) -> None:
     stays = pool.endpoints("coins")
     with cluster.second_node(images()[:3]) as second:
-        with only_on(second, cluster):
+        with only_on_second(cluster):
             pool.apply(pool_manifest(replicas=2, **POOL))
             pool.wait("the pool is whole", lambda: pool.is_whole(2, 1), WHOLE_S)
         former = pool.routes()["coins"]["shares"][0]["revision"]
@@ -79,10 +78,10 @@ def test_a_gateway_that_is_lost_with_its_node_holds_no_change_up_and_the_other_a
     cluster: Cluster, pool: ClusterPool, record_property: Callable[[str, object], None]
 ) -> None:
     with cluster.second_node(images()[:3]) as second:
-        with only_on(second, cluster):
+        with only_on_second(cluster):
             pool.apply(pool_manifest(replicas=1, server=ON_BOTH, gateway={"replicas": 2, **ON_BOTH}))
             pool.wait("each node has a gateway", lambda: pool.is_whole(1, 2), WHOLE_S)
-        (lost,) = [pod for pod in pool.gateways() if pod["spec"]["nodeName"] == second.settings["KT_NODE"]]
+        (lost,) = [pod for pod in pool.gateways() if pod["spec"]["nodeName"] == second.name]
         former = pool.routes()["coins"]["shares"][0]["revision"]
         with Load(pool.url, reconnects=True) as load:
             load.answers_go_on(100)
