@@ -116,6 +116,7 @@ docker rm -f segserve-node-build >/dev/null
 # Neither import nor commit takes a STOPSIGNAL.
 printf 'FROM localhost/segserve-node:loaded\nSTOPSIGNAL SIGRTMIN+3\nENTRYPOINT ["/usr/local/bin/entrypoint", "/sbin/init"]\n' |
   docker build -q -t "$OURS" - >/dev/null 2>"$CACHE/docker-build.log"
-docker rmi $names "$sandbox" localhost/segserve-node:{root,loaded} >/dev/null  # by these names others know the upstream ones
+# By these names others know the upstream images; two of them may be the same.
+docker rmi $(printf '%s\n' $names "$sandbox" localhost/segserve-node:{root,loaded} | sort -u) >/dev/null
 rm -rf "$WORK"
 echo "$OURS"

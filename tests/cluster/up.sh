@@ -4,12 +4,13 @@ set -euo pipefail
 . "$(dirname "$0")/settings.sh"
 image=$("$HERE/build.sh")
 . "$HERE/settings.sh"  # by now there may be a Docker daemon of our own
-[ ! -e "$STATE/ready" ] || ! docker inspect "$NAME-control-plane" 2>/dev/null | grep -q '"Running": true' || exit 0
+runs() { [ "$(docker inspect --format '{{.State.Running}}' "$1" 2>/dev/null)" = true ]; }
+if [ -e "$STATE/ready" ] && runs "$NAME-control-plane"; then exit; fi
 kind delete cluster --quiet --name "$NAME" --kubeconfig "$KUBECONFIG"  # of which a part may be left
 rm -rf "$STATE"
 mkdir -p "$STATE"
 [ -z "${SEGSERVE_TEST_RUN-}" ] || echo "$SEGSERVE_TEST_RUN" >"$STATE/test-run"  # the run that has to delete it
-kind create cluster --quiet --name "$NAME" --kubeconfig "$KUBECONFIG" --image "$image" --config "$HERE/kind.yaml"
+kind create cluster --name "$NAME" --kubeconfig "$KUBECONFIG" --image "$image" --config "$HERE/kind.yaml"
 kubectl taint node "$NAME-control-plane" node-role.kubernetes.io/control-plane- >/dev/null
 kubectl taint node "$NAME-worker" segserve.dev/second-node=:NoSchedule >/dev/null
 "$HERE/network.sh"
