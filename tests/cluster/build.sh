@@ -110,7 +110,8 @@ docker exec segserve-node-build bash -c 'nohup containerd >/dev/null 2>&1 & for 
 for each in $names "$sandbox"; do
   docker save "$each" | docker exec -i segserve-node-build ctr -n k8s.io images import --label=io.cri-containerd.pinned=pinned --all-platforms --no-unpack --digests - >/dev/null
 done
-docker exec segserve-node-build sh -c 'pkill containerd; while pgrep -x containerd >/dev/null; do sleep 0.1; done'
+# Nobody in this container waits for a process that has ended: it stays as a zombie.
+docker exec segserve-node-build sh -c 'pkill containerd; while ps -C containerd -o stat= | grep -q "^[^Z]"; do sleep 0.1; done'
 docker commit segserve-node-build localhost/segserve-node:loaded >/dev/null
 docker rm -f segserve-node-build >/dev/null
 # Neither import nor commit takes a STOPSIGNAL.
