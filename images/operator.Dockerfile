@@ -6,14 +6,14 @@ ARG BASE=docker.io/library/python:3.11.14-slim-bookworm
 FROM ${BASE} AS build
 WORKDIR /src
 COPY images/operator.lock ./
-RUN python3 -m venv /opt/segserve/venv \
- && /opt/segserve/venv/bin/pip install --no-cache-dir --require-hashes --requirement operator.lock
+RUN python3 -m venv --without-pip /opt/segserve/venv \
+ && python3 -m pip --python /opt/segserve/venv/bin/python3 install --no-cache-dir --require-hashes --requirement operator.lock
 COPY pyproject.toml README.md LICENSE ./
 COPY client/src client/src
 COPY model_repo_builder/src model_repo_builder/src
 COPY operator/src operator/src
 COPY examples/coins examples/coins
-RUN /opt/segserve/venv/bin/pip install --no-cache-dir --no-deps --no-build-isolation .
+RUN python3 -m pip --python /opt/segserve/venv/bin/python3 install --no-cache-dir --no-deps --no-build-isolation .
 
 FROM ${BASE}
 LABEL org.opencontainers.image.title="segserve operator" \

@@ -125,8 +125,3 @@ def _asked(method: str, path: str, query: str) -> tuple[str, str, str]:
     reads = "get" if len(rest) > 1 else "watch" if "watch=" in query else "list"
     verb = {"GET": reads, "PATCH": "patch", "POST": "create", "PUT": "update", "DELETE": "delete"}[method]
     return verb, group, rest[0]
-
-
-def test_the_operators_image_has_what_the_page_needs() -> None:
-    locked = (REPOSITORY / "images/operator.lock").read_text()
-    assert all(f"\n{name}==" in locked for name in ("starlette", "uvicorn"))

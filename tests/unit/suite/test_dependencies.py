@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 import sys
 import tomllib
 from collections import defaultdict
@@ -25,6 +26,28 @@ DEVELOPMENT = ("dev", "docs", "test-")
 GIVEN_BY_TRITON = {"triton_python_backend_utils"}
 # Type checkers have it in their own stubs; nothing imports it at run time.
 OF_TYPE_CHECKERS = {"typing_extensions"}
+# What the pods with the operator's image run: the operator, its worker, the sidecar of the gateways, and the page.
+OF_THE_OPERATORS_IMAGE = (
+    "segserve_operator.main",
+    "segserve_operator.adapters.outbound.__main__",
+    "segserve_operator.adapters.outbound.child",
+    "segserve_operator.gateway_sync.__main__",
+    "segserve_platform.cli.app",
+    "segserve_platform.platforms.cluster.platform",
+    "segserve_ui.app",
+    "segserve_ui.server",
+)
+IMPORTING = """
+import importlib, sys
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name in hidden:
+            raise ModuleNotFoundError(name)
+hidden = set(sys.argv[1].split())
+sys.meta_path.insert(0, Hidden())
+for name in sys.argv[2:]:
+    importlib.import_module(name)
+"""
 # Several distributions share this namespace.
 NAMESPACES = {"google": {"google.protobuf": "protobuf"}, "opentelemetry": {"opentelemetry": "opentelemetry-api"}}
 
@@ -80,6 +103,21 @@ def test_every_version_of_a_dependency_is_in_the_constraints() -> None:
     pinned = {normalised(line.partition("==")[0]) for line in (ROOT / "constraints.txt").read_text().splitlines()}
 
     assert declared() - pinned - {"segserve"} == set()
+
+
+def test_the_image_of_the_operator_has_what_its_pods_import() -> None:
+    locked = {normalised(name) for name in re.findall(r"^(\S+)==", (ROOT / "images/operator.lock").read_text(), re.M)}
+    hidden = [
+        module
+        for module, names in packages_distributions().items()
+        if module not in OWN and not locked & {normalised(name) for name in names}
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTING, " ".join(hidden), *OF_THE_OPERATORS_IMAGE], capture_output=True, text=True
+    )
+
+    assert {"numba", "cv2", "onnx"} <= set(hidden)
+    assert done.returncode == 0, done.stderr
 
 
 def test_programs_beside_the_product_import_what_it_has() -> None:
