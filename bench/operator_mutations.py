@@ -184,7 +184,7 @@ class Side:
         try:
             client.apply(kind, whole, namespace=namespace, force=True)
         except (InvalidError, UnavailableError) as error:
-            # A value of another type than the schema's is refused as an error of the server (Kubernetes 1.20).
+            # A value of another type than the schema's is refused as an error of the server.
             if isinstance(error, UnavailableError) and _OF_ANOTHER_TYPE not in str(error):
                 raise
             self.counts["refused by the API server"] += 1

@@ -32,10 +32,8 @@ from bench.operator.watching import until_answered
 from segserve_common.kube.kinds import (
     CHILDREN,
     CONFIG_MAPS,
-    DISRUPTION_BUDGETS,
     EVENTS,
     MODELS,
-    OLD_DISRUPTION_BUDGETS,
     ROLLOUTS,
 )
 from segserve_common.kube.kinds import POOLS as POOL_KIND
@@ -198,8 +196,8 @@ def _objects_mb(server: ApiServer, pools: int) -> float:
 
     etcd holds them so after each compaction; kinds of Kubernetes are smaller there, since they are no JSON.
     """
-    kinds = [OLD_DISRUPTION_BUDGETS if kind == DISRUPTION_BUDGETS else kind for kind in (MODELS, POOL_KIND, *CHILDREN)]
-    size = sum(sum(_objects(server, kind, pools)) for kind in (*kinds, ROLLOUTS, EVENTS))
+    kinds = (MODELS, POOL_KIND, *CHILDREN, ROLLOUTS, EVENTS)
+    size = sum(sum(_objects(server, kind, pools)) for kind in kinds)
     return size * pools / min(pools, SAMPLED_POOLS) / 1e6
 
 

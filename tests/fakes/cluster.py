@@ -98,9 +98,13 @@ class Cluster:
 
     @contextmanager
     def namespace(self, prefix: str = "test") -> Iterator[str]:
-        """Make a namespace for the time of the block. Its pods are killed at the end, the rest goes by itself."""
+        """Make a namespace for the time of the block. Its pods are killed at the end, the rest goes by itself.
+
+        All pods in it have to meet the restricted Pod Security Standard.
+        """
         name = f"{prefix}-{uuid.uuid4().hex[:8]}"
-        self.client.create(NAMESPACES, {"metadata": {"name": name}})
+        labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+        self.client.create(NAMESPACES, {"metadata": {"name": name, "labels": labels}})
         try:
             self.wait("pods have a service account", lambda: self.get(name, "serviceaccount", "default"))
             yield name

@@ -20,12 +20,10 @@ from segserve_common.api_errors import ApiError
 from segserve_common.kube.async_client import AsyncKubeClient
 from segserve_common.kube.kinds import (
     CHILDREN,
-    DISRUPTION_BUDGETS,
     GATEWAY_ROUTES,
     GRPC_ROUTES,
     HTTP_ROUTES,
     MODELS,
-    OLD_DISRUPTION_BUDGETS,
     POOLS,
     SECRETS,
 )
@@ -177,14 +175,9 @@ async def assemble(
     settings: OperatorSettings, api: AsyncKubeClient, metrics: Metrics, outbound: OutboundClient
 ) -> Operator:
     """Put the parts together for the cluster that `api` reaches; `outbound` calls tenants' services."""
-    modern = await api.has(DISRUPTION_BUDGETS)
-    children = [kind for kind in CHILDREN if kind != DISRUPTION_BUDGETS]
-    if await api.has(HTTP_ROUTES) and await api.has(GRPC_ROUTES):
-        children += GATEWAY_ROUTES
+    routes = GATEWAY_ROUTES if await api.has(HTTP_ROUTES) and await api.has(GRPC_ROUTES) else ()
     enabled = EnabledNamespaces(settings.namespaces) if settings.cluster_wide else None
-    view = View(
-        (MODELS, POOLS, *children, DISRUPTION_BUDGETS if modern else OLD_DISRUPTION_BUDGETS), enabled, KnownObjects()
-    )
+    view = View((MODELS, POOLS, *CHILDREN, *routes), enabled, KnownObjects())
 
     def wake_all() -> None:
         for key in view.pools():
@@ -203,11 +196,7 @@ async def assemble(
         sign=signer(Path(settings.signing_key)) if settings.signing_key else None,
     )
     fenced = WriteThroughApi(FencedApi(api, lease), view)
-    defaults = replace(
-        settings,
-        operator_namespace_labels={"kubernetes.io/metadata.name": settings.lease_namespace},
-        disruption_api="policy/v1" if modern else "policy/v1beta1",
-    )
+    defaults = replace(settings, operator_namespace_labels={"kubernetes.io/metadata.name": settings.lease_namespace})
     reconciler = PoolReconciler(fenced, view, defaults, outside, time.time)
     worker = Worker(reconciler.reconcile, reconciler.wanted, lease.is_held, metrics)
     return Operator(

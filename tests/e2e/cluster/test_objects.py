@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 
 from fakes.cluster import Cluster
-from fakes.pools import FULL, MINIMAL, coins, pods_with, pool_context, with_defaults
-from segserve_common.api_errors import NotFoundError
+from fakes.pools import FULL, MINIMAL, coins, pods_with, pool_context
 from segserve_common.kube.async_client import AsyncKubeClient
-from segserve_common.kube.kinds import CHILDREN, CONFIG_MAPS, DISRUPTION_BUDGETS, OLD_DISRUPTION_BUDGETS, POOLS, Kind
+from segserve_common.kube.kinds import CHILDREN, CONFIG_MAPS, POOLS, Kind
 from segserve_common.kube.names import reports_name
 from segserve_common.kube.shards import pack
 from segserve_operator.adapters.kube.children import apply_differing
@@ -33,7 +32,7 @@ from segserve_operator.adapters.kube.write_through import WriteThroughApi
 pytestmark = pytest.mark.cluster
 
 Json = dict[str, Any]
-KINDS = {(kind.api_version, kind.name): kind for kind in (*CHILDREN, OLD_DISRUPTION_BUDGETS)}
+KINDS = {(kind.api_version, kind.name): kind for kind in CHILDREN}
 GROUP = "main-0"
 
 
@@ -44,11 +43,10 @@ class World:
     cluster: Cluster
     api: AsyncKubeClient
     namespace: str
-    disruption_api: str
 
     async def target(self, text: str, **spec: Any) -> PoolContext:
         """Return the target of a pool that is there: what belongs to none would be collected."""
-        target = with_defaults(pool_context(text, **spec), disruption_api=self.disruption_api)
+        target = pool_context(text, **spec)
         pool = {"apiVersion": POOLS.api_version, "kind": POOLS.name, "metadata": {"name": target.pool}, "spec": {}}
         made = await self.api.apply(POOLS, self.namespace, pool)
         return replace(target, namespace=self.namespace, uid=made["metadata"]["uid"])
@@ -61,7 +59,7 @@ class World:
 
     async def put(self, manifest: Json) -> Json:
         """Put an object right as the operator does; return it."""
-        view = View((*CHILDREN, OLD_DISRUPTION_BUDGETS))
+        view = View(CHILDREN)
         view.take(kind_of(manifest), await self.live(manifest))
         key = PoolKey(self.namespace, "default")
         await apply_differing(WriteThroughApi(self.api, view), view, key, [manifest])
@@ -120,12 +118,7 @@ def rendered(target: PoolContext) -> list[Json]:
 @pytest.fixture
 async def world(cluster: Cluster, namespace: str) -> AsyncIterator[World]:
     async with AsyncKubeClient.connect(cluster.kubeconfig) as api:
-        try:
-            await api.list(DISRUPTION_BUDGETS, namespace, {})
-            version = DISRUPTION_BUDGETS.api_version
-        except NotFoundError:
-            version = OLD_DISRUPTION_BUDGETS.api_version
-        yield World(cluster, api, namespace, version)
+        yield World(cluster, api, namespace)
 
 
 @pytest.mark.parametrize("text", [pytest.param(MINIMAL, id="minimal"), pytest.param(FULL, id="full")])

@@ -47,7 +47,7 @@ EVERYTHING = {
     "SEGSERVE_SIGNING_KEY": "/etc/segserve/signing/key.pem",
     "SEGSERVE_EGRESS": '{"apiServerPorts": [8443], "servers": [{}]}',
 }
-OF_THE_CLUSTER = {"operator_namespace_labels", "operator_pod_labels", "disruption_api"}
+OF_THE_CLUSTER = {"operator_namespace_labels", "operator_pod_labels"}
 """Settings that no variable has."""
 
 

@@ -6,16 +6,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from segserve_common.kube.kinds import CHILDREN, DEPLOYMENTS, MODELS, OLD_DISRUPTION_BUDGETS, PODS, POOLS, Kind
+from segserve_common.kube.kinds import CHILDREN, DEPLOYMENTS, MODELS, PODS, POOLS, Kind
 from segserve_common.kube.names import FINALIZER, MANAGED_LABELS, POOL_FINALIZER
 from segserve_platform.platforms.cluster.context_client import ContextClient
 from segserve_platform.platforms.cluster.doctor import OPERATOR
 from segserve_platform.platforms.errors import ForbiddenError, NotFoundError, NotInstalledError
 from segserve_platform.platforms.port import Json
 
-# Pods go with their Deployments; budgets are of one version or the other.
 _FINALIZERS: Final = {MODELS: FINALIZER, POOLS: POOL_FINALIZER}
-KINDS: Final = (*(kind for kind in CHILDREN if kind is not PODS), OLD_DISRUPTION_BUDGETS)
+KINDS: Final = tuple(kind for kind in CHILDREN if kind is not PODS)  # pods go with their Deployments
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 OPERATOR: Final = {"app.kubernetes.io/name": "segserve", "app.kubernetes.io/component": "operator"}
 LEASE: Final = "segserve-operator"
 LEASE_S: Final = 30
-OLDEST: Final = (1, 20)
+OLDEST: Final = (1, 30)
 READING: Final = ("get", "list", "watch")
 VERBS: Final = (*READING, "create", "patch", "delete")
 
@@ -72,7 +72,7 @@ def _version(version: Mapping[str, str]) -> DoctorCheck:
     # Some providers append a sign to the minor version, as in 27+.
     number = tuple(int("".join(filter(str.isdigit, version.get(part, "")) or "0")) for part in ("major", "minor"))
     return DoctorCheck(
-        "API server", number >= OLDEST, str(version.get("gitVersion")), "segserve needs Kubernetes 1.20 or newer"
+        "API server", number >= OLDEST, str(version.get("gitVersion")), "segserve needs Kubernetes 1.30 or newer"
     )
 
 

@@ -217,7 +217,7 @@ class ClusterPlatform:
         try:
             status = self.client.create(SELF_REVIEWS, review).get("status") or {}
         except ControlError:
-            return ""  # Kubernetes before 1.28, or an administrator has forbidden it
+            return ""  # an administrator has forbidden it
         return str((status.get("userInfo") or {}).get("username") or "")
 
     def states(self, kind: str, name: str) -> Iterator[Json | None]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from segserve_common.api_errors import ApiError, ConflictError, InvalidError, NotFoundError
 from segserve_common.canonical import json_digest
-from segserve_common.kube.kinds import CHILDREN, GATEWAY_ROUTES, OLD_DISRUPTION_BUDGETS
+from segserve_common.kube.kinds import CHILDREN, GATEWAY_ROUTES
 from segserve_operator.adapters.kube.api import NotLeaderError
 from segserve_operator.adapters.kube.drift import covers, overlay
 from segserve_operator.adapters.kube.pods import is_terminating
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from segserve_operator.adapters.kube.view import PoolKey, View
 
 
-_KINDS: Final = {(kind.api_version, kind.name): kind for kind in (*CHILDREN, *GATEWAY_ROUTES, OLD_DISRUPTION_BUDGETS)}
+_KINDS: Final = {(kind.api_version, kind.name): kind for kind in (*CHILDREN, *GATEWAY_ROUTES)}
 
 # Controllers write an object's status a few times after each edit of it.
 _ATTEMPTS: Final = 5

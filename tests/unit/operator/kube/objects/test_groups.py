@@ -111,13 +111,6 @@ def test_servers_may_read_their_assignment_and_write_their_report_and_nothing_el
     ]
 
 
-def test_the_budgets_version_is_the_clusters() -> None:
-    old = with_defaults(TARGET, disruption_api="policy/v1beta1")
-
-    assert by_kind(group_objects(TARGET, "main-0", 1))["PodDisruptionBudget"]["apiVersion"] == "policy/v1"
-    assert by_kind(group_objects(old, "main-0", 1))["PodDisruptionBudget"]["apiVersion"] == "policy/v1beta1"
-
-
 def test_a_field_that_is_no_longer_said_makes_another_manifest() -> None:
     """What is absent is not compared: by the digest the object differs all the same."""
     before = by_kind(gateway_objects(pool_context(MINIMAL, gateway=pods_with(nodeSelector={"disk": "fast"}))))[

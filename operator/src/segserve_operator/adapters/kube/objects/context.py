@@ -38,14 +38,14 @@ MANIFEST_ANNOTATION: Final = f"{DOMAIN}/manifest"
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
-    """Settings of the operator for fields that a pool's spec leaves out, and for differences between clusters.
+    """Settings of the operator for fields that a pool's spec leaves out.
 
     `operator_namespace_labels` and `operator_pod_labels` select, in network policies, the pods that may call a
-    gateway's internal port; `disruption_api` is the cluster's version of PodDisruptionBudget. Artifacts come only from
-    `artifact_schemes` and `artifact_hosts` (all if empty), and may come from `artifact_private_hosts`; they have the
-    signatures that `artifact_signatures` requires. A cache may be a folder of the node if `allow_host_path`. Images are
-    pulled with the Secrets `image_pull_secrets` beside the pool's own. Pods run as `pod_user`, as whom the cluster
-    chooses if it is None. Pods reach what `egress` says, anything if it is None.
+    gateway's internal port. Artifacts come only from `artifact_schemes` and `artifact_hosts` (all if empty), and may
+    come from `artifact_private_hosts`; they have the signatures that `artifact_signatures` requires. A cache may be a
+    folder of the node if `allow_host_path`. Images are pulled with the Secrets `image_pull_secrets` beside the pool's
+    own. Pods run as `pod_user`, as whom the cluster chooses if it is None. Pods reach what `egress` says, anything if
+    it is None.
     """
 
     server_image: str
@@ -69,7 +69,6 @@ class Defaults:
         default_factory=lambda: {"app.kubernetes.io/part-of": "segserve", COMPONENT_LABEL: "operator"}
     )
     egress: Egress | None = None
-    disruption_api: str = "policy/v1"
 
 
 @dataclass(frozen=True, slots=True)

@@ -274,5 +274,4 @@ def disruption_budget(context: PoolContext, name: str, selector: Mapping[str, st
     """Return the V1PodDisruptionBudget that allows one eviction at a time."""
     # Not min_available: a single pod could then never be evicted, and would block the drain of its node.
     spec = V1PodDisruptionBudgetSpec(max_unavailable=1, selector=V1LabelSelector(match_labels=dict(selector)))
-    budget = rendered(DISRUPTION_BUDGETS, V1PodDisruptionBudget(metadata=meta(context, name, selector), spec=spec))
-    return {**budget, "apiVersion": context.defaults.disruption_api}
+    return rendered(DISRUPTION_BUDGETS, V1PodDisruptionBudget(metadata=meta(context, name, selector), spec=spec))
