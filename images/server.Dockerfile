@@ -19,6 +19,8 @@ COPY client/src client/src
 COPY model_repo_builder/src model_repo_builder/src
 COPY operator/src operator/src
 COPY examples/coins examples/coins
+# Triton before 24.11 gives its Python steps no PYTHONPATH.
+RUN python3 -c "import sysconfig; open(sysconfig.get_path('purelib') + '/segserve.pth', 'w').write('/opt/segserve/python')"
 RUN PYTHONPATH=/opt/segserve/python \
     python3 -m pip install --no-cache-dir --target /opt/segserve/python --no-deps --no-build-isolation .
 

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Make what the cluster is made of, once, and print the image of its nodes. `build.sh programs` makes the programs alone.
 #
-# Where images can be pulled, the nodes' is kind's own, and base.tar, which the tests' images begin with, is Python's.
+# Where images can be pulled, the nodes' is kind's own, and the one that the tests' images begin with is Python's.
 # Elsewhere both are made of Debian's packages (root), and the nodes' also of Go modules: ten minutes of two cores.
 set -euo pipefail
 . "$(dirname "$0")/settings.sh"
@@ -23,17 +23,13 @@ programs() { # NAME PACKAGE...: build Go programs; NAME says which they are
 if [ "${1-}" = programs ]; then programs all tool; exit; fi
 "$HERE/docker.sh"
 . "$HERE/settings.sh"
-PULLED=docker.io/kindest/node:$KUBERNETES PYTHON=docker.io/library/python:3.11-slim-bookworm
+PULLED=docker.io/kindest/node:$KUBERNETES PYTHON=localhost/segserve-python:test
 OURS=localhost/segserve-node:$(digest "$HERE"/{go.mod,go.sum,build.sh})
 has() { docker image inspect "$1" >/dev/null 2>&1; }
 if ! has "$OURS" && { has "$PULLED" || docker pull --quiet "$PULLED" >/dev/null 2>&1; }; then
   programs few sigs.k8s.io/kind k8s.io/kubernetes/cmd/kubectl
-  if [ ! -e "$CACHE/base.tar" ]; then
-    container=$(docker create "$PYTHON")
-    docker export "$container" >"$CACHE/base.tar.new"
-    docker rm "$container" >/dev/null
-    mv "$CACHE/base.tar.new" "$CACHE/base.tar"
-  fi
+  official=$(sed -n 's/^ARG BASE=//p' "$HERE/../../images/operator.Dockerfile")
+  has "$PYTHON" || { docker pull --quiet "$official" >/dev/null; docker tag "$official" "$PYTHON"; }
   echo "$PULLED"; exit
 fi
 programs all tool
@@ -46,11 +42,16 @@ debian() { # NAME PACKAGES: NAME.tar, a root folder of Debian with these package
   local mirror; mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Codename: bookworm' | head -n 1)
   rm -rf "$WORK"; mkdir -p "$WORK"
   nice debootstrap --variant=minbase --include="$2" bookworm "$WORK" ${mirror:+"$mirror"} >"$CACHE/debootstrap.log" 2>&1
+  # A registry of packages may be reached through a mirror with an authority of its own.
+  cp /etc/ssl/certs/ca-certificates.crt "$WORK/etc/ssl/certs/"
   tar c -C "$WORK" --exclude='./dev/*' --exclude='./proc/*' --exclude='./sys/*' --exclude='./var/cache/*' --exclude='./var/log/*' \
     --exclude='./var/lib/apt/*' --exclude='./usr/share/'{doc,man,locale,info}'/*' . >"$CACHE/$1.tar.new"
   mv "$CACHE/$1.tar.new" "$CACHE/$1.tar"
 }
-debian base python3-minimal,libpython3.11-stdlib
+if ! has "$PYTHON"; then
+  debian python python3,python3-pip,python3-venv,libpython3.11,ca-certificates
+  docker import "$CACHE/python.tar" "$PYTHON" >/dev/null
+fi
 if has "$OURS"; then echo "$OURS"; exit; fi
 # bookworm's systemd runs on a machine with the cgroup v1 hierarchies; later ones refuse.
 debian node "systemd,systemd-sysv,dbus,conntrack,iptables,nftables,ipset,iproute2,ethtool,mount,kmod,libseccomp2,jq,procps,e2fsprogs,ca-certificates,curl,runc,findutils,hostname"

@@ -10,15 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from cluster.node import CACHE, Node, docker, run_script
+from cluster.node import CACHE, NAME, Node, docker, run_script
 
-_NAME: Final = os.environ.get("KIND_NAME", "segserve")
-STATE: Final = CACHE / "clusters" / _NAME
+STATE: Final = CACHE / "clusters" / NAME
 """The folder of a running cluster's files; `test-run` in it says which run of the tests has to delete the cluster."""
 KUBECONFIG: Final = STATE / "kubeconfig"
 KUBECTL: Final = CACHE / "bin/kubectl"
-FIRST: Final = Node(f"{_NAME}-control-plane")
-SECOND: Final = Node(f"{_NAME}-worker")
+FIRST: Final = Node(f"{NAME}-control-plane")
+SECOND: Final = Node(f"{NAME}-worker")
 """A node that a test may lose."""
 SECOND_TAINT: Final = "segserve.dev/second-node"
 """Pods that do not tolerate this taint stay away from the second node."""

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from cluster.make_image import Image, write_archive
-
 HERE: Final = Path(__file__).parent
 VERSION: Final = next(
     line.split()[1] for line in (HERE / "go.mod").read_text().splitlines() if line.startswith("\tk8s.io/kubernetes v")
@@ -23,6 +21,8 @@ CACHE: Final = Path(
     or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", f"segserve/kind-{VERSION}")
 )
 """What `settings.sh` calls so: programs, images, and the state of clusters."""
+NAME: Final = os.environ.get("KIND_NAME", "segserve")
+"""The cluster's, with which its nodes' names begin."""
 _NETWORK: Final = "kind"
 
 
@@ -49,27 +49,9 @@ class Node:
         """Whether it runs."""
         return docker("inspect", "--format", "{{.State.Running}}", self.name, check=False).strip() == "true"
 
-    def load(self, images: Sequence[Image]) -> None:
-        """Make images known to the node; layers that it has already are left out."""
-        known = frozenset(self.run("ctr -n k8s.io content ls -q").split())
-        try:
-            self._load(images, known)
-        except ClusterError:
-            # What was known may have been collected meanwhile, as part of an image whose tag went to a newer one.
-            self._load(images, frozenset())
-
-    def _load(self, images: Sequence[Image], known: frozenset[str]) -> None:
-        command = ["docker", "exec", "-i", self.name, "ctr", "-n", "k8s.io", "images", "import", "-"]
-        with subprocess.Popen(
-            command, env=_environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        ) as ctr:
-            assert ctr.stdin is not None
-            assert ctr.stdout is not None
-            write_archive(ctr.stdin, images, known)
-            ctr.stdin.close()
-            said = ctr.stdout.read().decode()
-        if ctr.returncode:
-            raise ClusterError(f"images could not be imported: {said}")
+    def load(self, images: Sequence[str]) -> None:
+        """Make images of Docker's known to the node; one that it has already is left out."""
+        _run("kind", "load", "docker-image", "--quiet", "--name", NAME, "--nodes", self.name, *images)
 
     def processes(self, container_id: str) -> list[Process]:
         """Return the processes of a container, by its id without the `containerd://`."""
@@ -136,16 +118,22 @@ class Node:
 
 def docker(*arguments: str, check: bool = True) -> str:
     """Run a command of Docker's, and return what it printed; `ClusterError` where it fails."""
+    return _run("docker", *arguments, check=check)
+
+
+def _run(*command: str, check: bool = True) -> str:
+    socket = CACHE / "docker/docker.sock"  # of the daemon that `settings.sh` chooses
+    environment = {
+        **({"DOCKER_HOST": f"unix://{socket}"} if socket.is_socket() else {}),
+        **os.environ,
+        "DOCKER_BUILDKIT": "1",
+        "PATH": f"{CACHE / 'bin'}:{os.environ['PATH']}",
+    }
     done = subprocess.run(
-        ["docker", *arguments],
-        env=_environment(),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
+        command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )
     if check and done.returncode:
-        raise ClusterError(f"docker {' '.join(arguments)} ended with {done.returncode}: {done.stderr.strip()}")
+        raise ClusterError(f"{' '.join(command)} ended with {done.returncode}: {done.stderr.strip()}")
     return done.stdout
 
 
@@ -158,9 +146,3 @@ def run_script(script: str, *arguments: str) -> None:
         tail = "\n".join(said.read().decode(errors="replace").splitlines()[-20:])
     if done.returncode:
         raise ClusterError(f"{script} {' '.join(arguments)} ended with {done.returncode}:\n{tail}")
-
-
-def _environment() -> dict[str, str]:
-    """Return the environment in which `docker` reaches the daemon that `settings.sh` chooses."""
-    socket = CACHE / "docker/docker.sock"
-    return {**({"DOCKER_HOST": f"unix://{socket}"} if socket.is_socket() else {}), **os.environ}

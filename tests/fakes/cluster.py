@@ -7,15 +7,14 @@ import subprocess
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from cluster import images as made
 from cluster import kind
-from cluster.images import ENVOY_IMAGE, OPERATOR_IMAGE, SERVER_IMAGE, images
-from cluster.make_image import Image
 from cluster.node import Node, Process
 from fakes.cluster_reads import ClusterReads
 from fakes.kube_connection import client_of_file
@@ -214,10 +213,10 @@ class Cluster:
             self.node.run("systemctl start kubelet")
 
     @contextmanager
-    def second_node(self, images: Sequence[Image]) -> Iterator[Node]:
-        """Have a second node with some images for the time of the block, in which it may be lost."""
+    def second_node(self) -> Iterator[Node]:
+        """Have a second node with the images for the time of the block, in which it may be lost."""
         self.wait_condition("default", "nodes", self.second.name, "Ready")
-        self.second.load(images)
+        self.second.load(made.IMAGES)
         try:
             yield self.second
         finally:
@@ -250,8 +249,9 @@ class Cluster:
 def running_cluster() -> Iterator[Cluster]:
     """Give the tests' cluster, with our images and custom resources; one that is up already is left up."""
     with kind.running():
-        kind.FIRST.load(images())
-        names = ImageNames(SERVER_IMAGE, OPERATOR_IMAGE, ENVOY_IMAGE)
+        made.build()
+        kind.FIRST.load([*made.IMAGES, *made.FORMER_IMAGES])
+        names = ImageNames(*made.IMAGES)
         cluster = Cluster(kind.KUBECONFIG, names, kind.host(), kind.FIRST, kind.SECOND)
         try:
             cluster.install_crds()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from cluster import images
 from fakes.cluster import Cluster
 from segserve_common.kube.kinds import PODS
 
@@ -36,7 +37,7 @@ def start(cluster: Cluster, namespace: str, image: str, command: Sequence[str]) 
     spec = {
         "containers": [container],
         "terminationGracePeriodSeconds": 1,
-        "securityContext": {"runAsNonRoot": True, "fsGroup": 1000},
+        "securityContext": {"runAsNonRoot": True, "fsGroup": 1000, "seccompProfile": {"type": "RuntimeDefault"}},
         "volumes": [{"name": "tmp", "emptyDir": {}}],
     }
     cluster.client.create(PODS, {"metadata": {"name": "main"}, "spec": spec}, namespace=namespace)
@@ -63,9 +64,16 @@ def test_the_server_image_runs_triton_as_nobody_special_on_a_root_that_is_read_o
 def test_the_operator_image_has_operator_client_and_example(cluster: Cluster, namespace: str) -> None:
     pod = start(cluster, namespace, cluster.images.operator, ["sleep", "1000"])
 
-    everything = (
-        "import kopf, kubernetes.aio.client, prometheus_client, segserve_platform.cli.app, segserve_operator.service"
-    )
-    run_in(cluster, namespace, pod, "python3", "-c", everything)
-    seen = run_in(cluster, namespace, pod, "sh", "-c", "ls ${SEGSERVE_ARTIFACT_BASE#file://}")
-    assert {"model.yaml", "coins-unet.onnx", "golden"} <= set(seen.split())
+    run_in(cluster, namespace, pod, "python3", "-c", "import segserve_operator.main, segserve_operator.gateway_sync")
+    assert "0.1.0" in run_in(cluster, namespace, pod, "segserve", "version")
+    seen = run_in(cluster, namespace, pod, "ls", "/opt/segserve/examples/coins/golden")
+    assert seen.split()
+
+
+@pytest.mark.parametrize(
+    ("image", "base", "most_mb"),
+    [(images.OPERATOR_IMAGE, images.PYTHON_IMAGE, 300), (images.SERVER_IMAGE, images.TRITON_IMAGE, 500)],
+    ids=["operator", "server"],
+)
+def test_an_image_adds_little_to_its_base(cluster: Cluster, image: str, base: str, most_mb: int) -> None:
+    assert images.size_mb(image, base) <= most_mb

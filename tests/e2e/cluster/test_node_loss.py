@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from cluster.images import images
 from cluster.kind import SECOND_TAINT
 from fakes.cluster import Cluster
 from fakes.cluster_load import Load, Strike, strike
@@ -51,7 +50,7 @@ def test_a_node_that_is_lost_takes_its_server_out_and_holds_no_change_up(
     cluster: Cluster, pool: ClusterPool, record_property: Callable[[str, object], None]
 ) -> None:
     stays = pool.endpoints("coins")
-    with cluster.second_node(images()[:3]) as second:
+    with cluster.second_node() as second:
         with only_on_second(cluster):
             pool.apply(pool_manifest(replicas=2, **POOL))
             pool.wait("the pool is whole", lambda: pool.is_whole(2, 1), WHOLE_S)
@@ -77,7 +76,7 @@ def test_a_node_that_is_lost_takes_its_server_out_and_holds_no_change_up(
 def test_a_gateway_that_is_lost_with_its_node_holds_no_change_up_and_the_other_answers(
     cluster: Cluster, pool: ClusterPool, record_property: Callable[[str, object], None]
 ) -> None:
-    with cluster.second_node(images()[:3]) as second:
+    with cluster.second_node() as second:
         with only_on_second(cluster):
             pool.apply(pool_manifest(replicas=1, server=ON_BOTH, gateway={"replicas": 2, **ON_BOTH}))
             pool.wait("each node has a gateway", lambda: pool.is_whole(1, 2), WHOLE_S)
