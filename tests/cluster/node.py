@@ -121,16 +121,20 @@ def docker(*arguments: str, check: bool = True) -> str:
     return _run("docker", *arguments, check=check)
 
 
-def _run(*command: str, check: bool = True) -> str:
-    socket = CACHE / "docker/docker.sock"  # of the daemon that `settings.sh` chooses
-    environment = {
+def environment() -> dict[str, str]:
+    """Return the environment in which `docker` reaches the daemon that `settings.sh` chooses, and `kind` is found."""
+    socket = CACHE / "docker/docker.sock"
+    return {
         **({"DOCKER_HOST": f"unix://{socket}"} if socket.is_socket() else {}),
         **os.environ,
         "DOCKER_BUILDKIT": "1",
         "PATH": f"{CACHE / 'bin'}:{os.environ['PATH']}",
     }
+
+
+def _run(*command: str, check: bool = True) -> str:
     done = subprocess.run(
-        command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+        command, env=environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )
     if check and done.returncode:
         raise ClusterError(f"{' '.join(command)} ended with {done.returncode}: {done.stderr.strip()}")
