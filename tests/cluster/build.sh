@@ -24,12 +24,15 @@ if [ "${1-}" = programs ]; then programs all tool; exit; fi
 "$HERE/docker.sh"
 . "$HERE/settings.sh"
 PULLED=docker.io/kindest/node:$KUBERNETES PYTHON=localhost/segserve-python:test
+ROUTER=localhost/segserve-kube-router:test ROUTER_MODULE=github.com/cloudnativelabs/kube-router/v2@v2.1.0
 OURS=localhost/segserve-node:$(digest "$HERE"/{go.mod,go.sum,build.sh})
 has() { docker image inspect "$1" >/dev/null 2>&1; }
 if ! has "$OURS" && { has "$PULLED" || docker pull --quiet "$PULLED" >/dev/null 2>&1; }; then
   programs few sigs.k8s.io/kind k8s.io/kubernetes/cmd/kubectl
   official=$(sed -n 's/^ARG BASE=//p' "$HERE/../../images/operator.Dockerfile")
-  has "$PYTHON" || { docker pull --quiet "$official" >/dev/null; docker tag "$official" "$PYTHON"; }
+  pulled() { has "$1" || { docker pull --quiet "$2" >/dev/null; docker tag "$2" "$1"; }; }
+  pulled "$PYTHON" "$official"
+  pulled "$ROUTER" "docker.io/cloudnativelabs/kube-router:${ROUTER_MODULE#*@}"
   echo "$PULLED"; exit
 fi
 programs all tool
@@ -100,6 +103,11 @@ chroot "$ROOT" sh -c 'ldd /usr/sbin/xtables-*-multi /usr/sbin/conntrack /usr/sbi
 ln -s dash "$proxy/bin/sh"; ln -s ../bin/kmod "$proxy/sbin/modprobe"
 for each in ip{,6}tables{,-save,-restore}; do ln -s xtables-nft-multi "$proxy/usr/sbin/$each"; done
 image kube-proxy "$proxy" /usr/local/bin/kube-proxy
+# kube-router calls the same. It is built in its own module, whose `replace` lines count only there.
+module=$(cd "$WORK" && GOFLAGS=-mod=mod go mod download -json "$ROUTER_MODULE" | sed -n 's/.*"Dir": "\(.*\)".*/\1/p')
+[ -x "$BUILT/kube-router" ] || (cd "$module" && CGO_ENABLED=0 nice go build -trimpath -ldflags '-s -w' -o "$BUILT/" ./cmd/kube-router)
+mv "$proxy/usr/local/bin/kube-proxy" "$WORK/"; cp "$BUILT/kube-router" "$proxy/usr/local/bin/"
+tar c -C "$proxy" . | docker import -c 'ENV PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin' -c 'ENTRYPOINT ["/usr/local/bin/kube-router"]' - "$ROUTER" >/dev/null
 
 # -- the nodes' image: the root folder, and those images in its containerd ------------
 sandbox=$(sed -n 's/.*sandbox_image = "\(.*\)"/\1/p' "$ROOT/etc/containerd/config.toml")

@@ -1,0 +1,131 @@
+"""Who reaches whom where something enforces the NetworkPolicies: kube-router, for the time of these tests."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Final
+
+import pytest
+
+from cluster.images import KUBE_ROUTER_IMAGE
+from fakes.cluster import Cluster, Json
+from fakes.served_namespace import ServedNamespace
+from segserve_common.kube.names import (
+    AGENT_PORT,
+    COMPONENT_LABEL,
+    GATEWAY,
+    GRPC_PORT,
+    HTTP_PORT,
+    INTERNAL_PORT,
+    METRICS_PORT,
+    POOL_LABEL,
+    SERVER,
+    SYNC_PORT,
+)
+
+pytestmark = pytest.mark.cluster
+
+LISTEN: Final = 8080
+PORTS: Final = {
+    GATEWAY: (LISTEN, SYNC_PORT, INTERNAL_PORT),
+    SERVER: (HTTP_PORT, GRPC_PORT, METRICS_PORT, AGENT_PORT),
+}
+METRICS: Final = {(GATEWAY, SYNC_PORT), (SERVER, METRICS_PORT), (SERVER, AGENT_PORT)}
+"""Prometheus may be in any namespace."""
+KUBE_SYSTEM: Final = "kube-system"
+LABELS: Final = {"app": "kube-router"}
+CONNECT: Final = """
+import socket, sys
+for address in sys.argv[1:]:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), 2).close()
+    except OSError:
+        continue
+    print(address)
+"""
+
+
+def pod_spec(image: str, *command: str) -> Json:
+    """Return a pod that meets the restricted standard."""
+    container = {
+        "name": "main",
+        "image": image,
+        "command": list(command),
+        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+    }
+    security = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    return {"containers": [container], "securityContext": security, "terminationGracePeriodSeconds": 1}
+
+
+def router() -> list[Json]:
+    """Return the objects of kube-router as a firewall alone."""
+    metadata = {"name": "kube-router", "namespace": KUBE_SYSTEM}
+    container = {
+        "name": "kube-router",
+        "image": KUBE_ROUTER_IMAGE,
+        "args": ["--run-router=false", "--run-firewall=true", "--run-service-proxy=false"],
+        "env": [{"name": "NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}],
+        "securityContext": {"privileged": True},
+        "volumeMounts": [{"name": "lock", "mountPath": "/run/xtables.lock"}],
+    }
+    spec = {
+        "hostNetwork": True,
+        "serviceAccountName": "kube-router",
+        "containers": [container],
+        "volumes": [{"name": "lock", "hostPath": {"path": "/run/xtables.lock", "type": "FileOrCreate"}}],
+    }
+    subject = {"kind": "ServiceAccount", "name": "kube-router", "namespace": KUBE_SYSTEM}
+    role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"}
+    template = {"metadata": {"labels": LABELS}, "spec": spec}
+    return [
+        {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata},
+        {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
+         "metadata": {"name": "kube-router"}, "roleRef": role, "subjects": [subject]},
+        {"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": metadata,
+         "spec": {"selector": {"matchLabels": LABELS}, "template": template}},
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def enforced(served: ServedNamespace) -> Iterator[ServedNamespace]:
+    """The pools of the session, with their policies enforced."""
+    cluster = served.cluster
+    cluster.node.load([KUBE_ROUTER_IMAGE])
+    cluster.kubectl("apply", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": router()}))
+    try:
+        cluster.kubectl("-n", KUBE_SYSTEM, "rollout", "status", "daemonset/kube-router", "--timeout=60s")
+        yield served
+    finally:
+        cluster.kubectl("-n", KUBE_SYSTEM, "delete", "daemonset/kube-router", "serviceaccount/kube-router", "--wait")
+        cluster.kubectl("delete", "clusterrolebinding/kube-router")
+        # What it has written stays in the node.
+        cluster.node.run(
+            "iptables-save | grep -v KUBE-ROUTER | grep -v KUBE-POD-FW | grep -v KUBE-NWPLCY | iptables-restore"
+        )
+
+
+def reached(cluster: Cluster, served: ServedNamespace, namespace: str) -> set[tuple[str, int]]:
+    """Return (component, port) of all that a pod of a namespace reaches."""
+    addresses = {
+        f"{pod['status']['podIP']}:{port}": (component, port)
+        for component, ports in PORTS.items()
+        for pod in cluster.pods(served.name, f"{POOL_LABEL}=default,{COMPONENT_LABEL}={component}")[:1]
+        for port in ports
+    }
+    printed = cluster.kubectl("-n", namespace, "exec", "stranger", "--", "python3", "-c", CONNECT, *addresses)
+    return {addresses[line] for line in printed.splitlines()}
+
+
+def test_strangers_reach_the_data_port_and_metrics_and_nothing_else(
+    cluster: Cluster, enforced: ServedNamespace, namespace: str
+) -> None:
+    spec = pod_spec(cluster.images.operator, "sleep", "1000")
+    cluster.apply(namespace, {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "stranger"}, "spec": spec})
+    cluster.kubectl("-n", namespace, "wait", "--for=condition=Ready", "pod/stranger", "--timeout=60s")
+
+    expected = {(GATEWAY, LISTEN), *METRICS}
+    cluster.wait("policies are enforced", lambda: reached(cluster, enforced, namespace) == expected, timeout_s=60)
+    with enforced.load() as load:
+        load.wait_for(enforced.stable("coins"), count=20)
