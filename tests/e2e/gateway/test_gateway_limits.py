@@ -66,7 +66,7 @@ async def test_a_chunked_body_under_the_limit_passes_whole(serving: RunningGatew
 
 @pytest.mark.parametrize("endpoints", [(), (NOWHERE,)], ids=["no server", "nobody listens"])
 async def test_without_a_server_requests_are_unavailable(gateway: RunningGateway, endpoints: Any) -> None:
-    share = Share("main", "coins-old", 100, endpoints)
+    share = Share("main", "coins-old", 100, endpoints, restart_s=7)
     await gateway.traffic.apply(TrafficPlan((Route("coins", (share,)),), endpoints))
 
     answer = await ask(gateway, "/v2/models/coins/infer")
@@ -75,9 +75,10 @@ async def test_without_a_server_requests_are_unavailable(gateway: RunningGateway
 
     assert answer.status_code == 503
     assert set(answer.json()) == {"error"}
-    assert answer.headers["retry-after"] == "2"
+    assert answer.headers["retry-after"] == "7"  # the revision's own time
     assert caught.value.status() == "StatusCode.UNAVAILABLE"
-    assert (await ask(gateway, "/v2/health/ready", method="GET")).status_code == 503
+    health = await ask(gateway, "/v2/health/ready", method="GET")
+    assert (health.status_code, health.headers["retry-after"]) == (503, "2")
 
 
 @pytest.mark.parametrize("size", [0, 2_000_000], ids=["small", "a photograph"])

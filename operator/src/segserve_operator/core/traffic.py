@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal, Self
+from typing import Final, Literal, Self
 
 from segserve_builder.capture.rule import RuleOfAnyRelease
 from segserve_operator.core.failure import FailureReason
+
+RESTART_S: Final = 2
+"""Time in seconds in which Triton starts, without its models."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +34,8 @@ class Share:
     `endpoints` are the group's servers whose agents report that very revision loaded and proved; with none, its
     requests get 503. `max_requests` may be in flight at once over each protocol; more get 503 at once.
     `classes` are the ids and names of the revision's classes, where the gateway adds them to plain answers. `device` is
-    the device of its networks, `cpu`, `gpu` or `cpu,gpu`, None if no server reports it.
+    the device of its networks, `cpu`, `gpu` or `cpu,gpu`, None if no server reports it. A server of it that ended
+    answers again after about `restart_s` seconds.
     """
 
     group: str
@@ -41,6 +45,7 @@ class Share:
     max_requests: int = 1024
     classes: tuple[tuple[int, str], ...] | None = None
     device: str | None = None
+    restart_s: int = RESTART_S
 
 
 class Callers(StrEnum):

@@ -773,3 +773,12 @@ def test_the_status_and_the_gateway_have_the_device_of_stable(devices: tuple[str
     assert status.device == ",".join(devices)
     (route,) = desired.traffic.routes
     assert [share.device for share in route.shares] == [",".join(devices) or None]
+
+
+def test_the_gateway_has_the_time_in_which_the_slowest_server_of_stable_starts() -> None:
+    reports = [report(FIRST, load_s=load_s) for load_s in (3.2, 7.1)]
+    main = replace(group("main", FIRST), servers=tuple(server(f"{n}", told) for n, told in enumerate(reports)))
+
+    (route,) = desired_state(world(model(FIRST, SERVED), groups=[main], records=[FIRST])).traffic.routes
+
+    assert [share.restart_s for share in route.shares] == [2 + 8]

@@ -45,6 +45,7 @@ from segserve_operator.adapters.traffic.envoy_plain_http import (
 from segserve_operator.adapters.traffic.envoy_routes import (
     GROUP_HEADER,
     MODEL_HEADER,
+    RESTART_METADATA,
     ROUTE_HEADER,
     ROUTES_NAME,
     SERVICE,
@@ -62,6 +63,7 @@ from segserve_operator.adapters.traffic.envoy_telemetry import (
 from segserve_operator.adapters.traffic.envoy_tls import TlsSettings, render_redirect
 from segserve_operator.api.session_affinity import SessionAffinity
 from segserve_operator.api.telemetry import AccessLog, CallerMetrics, Tracing
+from segserve_operator.core.traffic import RESTART_S
 
 STAT_PREFIX: Final = "ingress"
 NAME_FIELDS: Final = {
@@ -81,7 +83,6 @@ _DEADLINE_EXCEEDED: Final = 4
 _RESOURCE_EXHAUSTED: Final = 8
 _UNIMPLEMENTED: Final = 12
 _UNAVAILABLE: Final = 14
-_RESTART_S: Final = 2
 _AFTER_TIMEOUT_S: Final = 5.0
 _BODY: Final = "%LOCAL_REPLY_BODY%"
 # RE2 knows no lookahead: what differs from the word at its first letter, its second, and so on, or is longer.
@@ -338,7 +339,7 @@ def _router(*, traced: bool) -> Json:
         "extensions.filters.http.router.v3.Router",
         suppress_envoy_headers=True,
         # These apply to each attempt, before its outcome is counted or retried.
-        upstream_http_filters=[*unsampled, lua_filter("faults.lua", RESTART_S=str(_RESTART_S), BUSY=BUSY), codec],
+        upstream_http_filters=[*unsampled, lua_filter("faults.lua", RESTART_S=str(RESTART_S), BUSY=BUSY), codec],
     )
 
 
@@ -391,7 +392,7 @@ def render_local_replies(
             grpc_reply([status_filter(504), grpc], _BODY, _DEADLINE_EXCEEDED),
             grpc_reply([limited, grpc], limit_reached, headers=_grpc_retry_after(RETRY_AFTER_S)),
             grpc_reply([overflow, grpc], overload),
-            grpc_reply([no_answer, grpc], _BODY, headers=_grpc_retry_after(_RESTART_S)),
+            grpc_reply([no_answer, grpc], _BODY, headers=_when_restarted("retry-after", "grpc-retry-pushback-ms")),
             grpc_reply([half_sent, grpc], send_again, _UNAVAILABLE),
             grpc_reply([grpc], _BODY),
             http_reply([missing, named], unknown) | {"status_code": 404},
@@ -400,7 +401,7 @@ def render_local_replies(
             http_reply([oversize], limit) | {"status_code": 413},
             http_reply([limited], limit_reached),
             http_reply([overflow], overload),
-            http_reply([no_answer], _BODY, headers={"retry-after": str(_RESTART_S)}),
+            http_reply([no_answer], _BODY, headers=_when_restarted("retry-after")),
             http_reply([half_sent], send_again) | {"status_code": 503},
             http_reply([status_filter(408)], late),
             http_reply([escaped_slash], no_slash),
@@ -408,6 +409,11 @@ def render_local_replies(
         ],
         "body_format": {"json_format": {"error": _BODY}},
     }
+
+
+def _when_restarted(*names: str) -> dict[str, str]:
+    """Return the headers that the route's metadata says."""
+    return {name: f"%METADATA(ROUTE:{RESTART_METADATA}:{name})%" for name in names}
 
 
 def _grpc_retry_after(delay_s: int) -> dict[str, str]:

@@ -34,7 +34,7 @@ from segserve_operator.adapters.traffic.envoy_messages import (
 from segserve_operator.adapters.traffic.envoy_mirror import mirror_metadata, mirror_policy, mirror_scripts
 from segserve_operator.adapters.traffic.envoy_plain_http import class_names_of_route
 from segserve_operator.adapters.traffic.envoy_telemetry import METRICS_CLUSTER, METRICS_PATH
-from segserve_operator.core.traffic import AccessRule, Callers, Route, Share
+from segserve_operator.core.traffic import RESTART_S, AccessRule, Callers, Route, Share
 
 ROUTES_NAME: Final = "models"
 ROUTE_HEADER: Final = "x-segserve-route"
@@ -62,6 +62,8 @@ _RETRY: Final = {
     # The server that just failed has the fewest requests in flight, so the balancer keeps choosing it.
     "host_selection_retry_max_attempts": 100,
 }
+RESTART_METADATA: Final = "segserve.restart"
+"""What a route says of the answer if no server does."""
 _LOOPBACK: Final = [f"{host}{port}" for host in ("localhost", "127.0.0.1", "[::1]") for port in ("", ":*")]
 _OTHER_HOST: Final = "without --auth this gateway answers to Host: localhost, 127.0.0.1 and [::1] alone"
 # A body is kept until its response begins, to be sent again; of a larger one the client is told to send it again. By
@@ -94,6 +96,7 @@ class RouteTable:
         """Return the entries of one model; `written` is the same route with the weights to write into them."""
         marks = {**limits_of_route(route), **salt_of_route(route)}
         access = {} if route.access is None else access_of_route(route.access)
+        marks |= _restart(max(share.restart_s for share in route.shares))
         guard, limited = _options(access, {}), _options(access, marks)
         # Bare networks are not compared.
         filters, metadata = {**access, **mirror_scripts(route)}, {**marks, **mirror_metadata(route)}
@@ -116,7 +119,8 @@ class RouteTable:
 
     def cluster_entry(self, upstream: Upstream, **options: Json) -> Json:
         """Return the entry that sends all requests to one cluster."""
-        return _entry(route={"cluster": upstream.name, "timeout": f"{self.timeout_s:.3f}s"}, **options)
+        action = {"cluster": upstream.name, "timeout": f"{self.timeout_s:.3f}s"}
+        return _entry(route=action, **{**_options({}, _restart(RESTART_S)), **options})
 
     def _split(self, purpose: Purpose, protocol: Protocol, route: Route, more: Json, **options: Json) -> Json:
         parts = [
@@ -209,7 +213,7 @@ def render_internal_routes(*, timeout_s: float) -> Json:
             {
                 "name": "internal",
                 "domains": ["*"],
-                "routes": [{"match": {"prefix": "/"}, "route": action}],
+                "routes": [{"match": {"prefix": "/"}, "route": action, **_options({}, _restart(RESTART_S))}],
                 "retry_policy": _RETRY,
                 "request_body_buffer_limit": _MOST_KEPT_BYTES,
             }
@@ -253,6 +257,11 @@ def _options(filters: Json, metadata: Json) -> dict[str, Json]:
     """Return the options of an entry: its configuration by filter, and what filters read of it."""
     options = {"typed_per_filter_config": filters, "metadata": {"filter_metadata": metadata} if metadata else {}}
     return {key: value for key, value in options.items() if value}
+
+
+def _restart(delay_s: int) -> Json:
+    """Return the metadata of which the answer's headers are made if no server answers."""
+    return {RESTART_METADATA: {"retry-after": str(delay_s), "grpc-retry-pushback-ms": str(1000 * delay_s)}}
 
 
 def _entry(**action: Any) -> Json:

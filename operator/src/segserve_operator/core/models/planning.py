@@ -40,6 +40,7 @@ from segserve_operator.core.rollout.phases import Phase, Signal
 from segserve_operator.core.rollout.record import Record, RolloutState
 from segserve_operator.core.scaling import PoolLoad
 from segserve_operator.core.traffic import (
+    RESTART_S,
     AccessRule,
     Endpoint,
     Mirror,
@@ -371,6 +372,7 @@ def _other_weight(
 
 def _share(group: str, assigned: AssignedModel, weight: int, world: Observed) -> Share:
     servers = world.groups.get(group)
+    reports = servers.reports(assigned.revision) if servers is not None else None
     return Share(
         group,
         assigned.revision,
@@ -378,7 +380,8 @@ def _share(group: str, assigned: AssignedModel, weight: int, world: Observed) ->
         servers.endpoints(assigned.revision) if servers is not None else (),
         assigned.pipeline.runtime.max_requests,
         classes=_class_names(assigned) if world.pool is not None and world.pool.plain_http else None,
-        device=(servers.reports(assigned.revision).device or None) if servers is not None else None,
+        device=(reports.device or None) if reports is not None else None,
+        restart_s=RESTART_S + (reports.load_s if reports is not None else 0),
     )
 
 

@@ -253,13 +253,15 @@ class ServerObserved:
 class RevisionReports:
     """The reports of a group's ready servers on one revision: all of them, and the servers that serve it or fail.
 
-    `device` is the device of its networks: `cpu`, `gpu` or `cpu,gpu`; empty if no server reports it.
+    `device` is the device of its networks: `cpu`, `gpu` or `cpu,gpu`; empty if no server reports it. `load_s` is the
+    time in whole seconds in which the slowest server last loaded it.
     """
 
     said: tuple[tuple[ServerObserved, ModelReport], ...]
     proved: tuple[ServerObserved, ...]
     failed: tuple[ServerObserved, ...]
     device: str = ""
+    load_s: int = 0
 
     @classmethod
     def of(cls, servers: Iterable[ServerObserved], revision: str) -> Self:
@@ -273,6 +275,7 @@ class RevisionReports:
             tuple(server for server, report in said if report.state is ModelState.READY),
             tuple(server for server, report in said if report.state is ModelState.FAILED),
             ",".join(sorted(devices)),
+            math.ceil(max((report.load_s for _, report in said), default=0.0)),
         )
 
     def least(self, *, without_failed: bool = False) -> ModelReport | None:
