@@ -7,13 +7,16 @@ FROM ${BASE} AS build
 WORKDIR /src
 COPY images/operator.lock ./
 RUN python3 -m venv --without-pip /opt/segserve/venv \
- && python3 -m pip --python /opt/segserve/venv/bin/python3 install --no-cache-dir --require-hashes --requirement operator.lock
+ && python3 -m pip --python /opt/segserve/venv/bin/python3 install --no-cache-dir --no-compile --no-deps --require-hashes --requirement operator.lock
 COPY pyproject.toml README.md LICENSE ./
 COPY client/src client/src
 COPY model_repo_builder/src model_repo_builder/src
 COPY operator/src operator/src
 COPY examples/coins examples/coins
 RUN python3 -m pip --python /opt/segserve/venv/bin/python3 install --no-cache-dir --no-deps --no-build-isolation .
+# Nobody can write there later. Of Kubernetes' client, which is large, what is imported is compiled.
+RUN /opt/segserve/venv/bin/python3 -m compileall -q -x /kubernetes/ /opt/segserve/venv/lib \
+ && /opt/segserve/venv/bin/python3 -c "import segserve_operator.main, segserve_operator.gateway_sync.__main__"
 
 FROM ${BASE}
 LABEL org.opencontainers.image.title="segserve operator" \

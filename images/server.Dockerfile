@@ -11,9 +11,9 @@ LABEL org.opencontainers.image.title="segserve server" \
 
 WORKDIR /src
 COPY images/server.lock ./
-# In a folder of its own: nothing of the base image changes, and Triton's Python steps find these versions first.
+# The lock is complete. In a folder of its own: nothing of the base image changes, and Triton's Python steps find these versions first.
 # ONNX Runtime is for networks that run in tiles or views: their step is one of Python's on every image.
-RUN python3 -m pip install --no-cache-dir --target /opt/segserve/python --require-hashes --requirement server.lock
+RUN python3 -m pip install --no-cache-dir --no-compile --no-deps --target /opt/segserve/python --require-hashes --requirement server.lock
 COPY pyproject.toml README.md LICENSE ./
 COPY client/src client/src
 COPY model_repo_builder/src model_repo_builder/src
@@ -33,6 +33,9 @@ ENV NUMBA_CPU_NAME=${PROCESSOR} \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1
 RUN python3 -m segserve_builder.kernels
+# Nobody can write there later. Of Kubernetes' client, which is large, what is imported is compiled.
+RUN python3 -m compileall -q -x /kubernetes/ /opt/segserve/python \
+ && PYTHONDONTWRITEBYTECODE= python3 -c "import segserve_builder.cluster.agent"
 
 COPY examples/coins/model.yaml examples/coins/*.onnx /opt/segserve/examples/coins/
 COPY examples/coins/golden /opt/segserve/examples/coins/golden

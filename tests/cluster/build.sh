@@ -106,7 +106,7 @@ image kube-proxy "$proxy" /usr/local/bin/kube-proxy
 # kube-router calls the same. It is built in its own module, whose `replace` lines count only there.
 module=$(cd "$WORK" && GOFLAGS=-mod=mod go mod download -json "$ROUTER_MODULE" | sed -n 's/.*"Dir": "\(.*\)".*/\1/p')
 [ -x "$BUILT/kube-router" ] || (cd "$module" && CGO_ENABLED=0 nice go build -trimpath -ldflags '-s -w' -o "$BUILT/" ./cmd/kube-router)
-mv "$proxy/usr/local/bin/kube-proxy" "$WORK/"; cp "$BUILT/kube-router" "$proxy/usr/local/bin/"
+rm "$proxy/usr/local/bin/kube-proxy"; cp "$BUILT/kube-router" "$proxy/usr/local/bin/"
 tar c -C "$proxy" . | docker import -c 'ENV PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin' -c 'ENTRYPOINT ["/usr/local/bin/kube-router"]' - "$ROUTER" >/dev/null
 
 # -- the nodes' image: the root folder, and those images in its containerd ------------

@@ -5,7 +5,9 @@ set -euo pipefail
 docker info >/dev/null 2>&1 && exit
 [ "$(id -u)" = 0 ] || { echo "no Docker daemon answers, and only root can start one" >&2; exit 1; }
 sh "$HERE/../system.sh" docker.io iptables iproute2 jq libcap2-bin
-mkdir -p "$DOCKER"
+mkdir -p "$DOCKER" "$BIN"
+# Another docker on the PATH may be newer, and lack the plugin that builds images.
+ln -sf /usr/bin/docker "$BIN/docker"
 rm -f "$DOCKER/docker.pid"  # a daemon that crashed left it: another process may have its id
 # Without the mark of a test run, which ends what has its mark before it deletes the cluster.
 env --unset=SEGSERVE_TEST_RUN setsid dockerd --data-root "$DOCKER/data" --exec-root "$DOCKER/exec" \

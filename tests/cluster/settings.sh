@@ -6,7 +6,7 @@ NAME=${KIND_NAME:-segserve}    # the cluster's, and the beginning of its nodes' 
 STATE=$CACHE/clusters/$NAME    # what a running cluster needs; down.sh removes it
 DOCKER=$CACHE/docker           # all that a Docker daemon of our own writes
 BUILT=$CACHE/built             # programs
-# Of these, kind and kubectl alone are on the PATH: Docker would take a containerd or a shim there for its own.
+# Of these, kind, kubectl and docker alone are on the PATH: Docker would take a containerd or a shim there for its own.
 BIN=$CACHE/bin
 export PATH=$BIN:$PATH KUBECONFIG=$STATE/kubeconfig
 # The socket is there while docker.sh has a daemon of our own running.

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster import kind
 from fakes.callers import COIN_PIXELS
 from fakes.cluster import Cluster
 from fakes.served_namespace import ServedNamespace
@@ -87,7 +88,7 @@ def test_models_are_watched_with_their_addresses_in_a_pipe(served_shell: Termina
 
 def test_doctor_finds_nothing_and_the_kubectl_plugin_is_the_same_command(served_shell: Terminal) -> None:
     doctor = served_shell("doctor")
-    plugin = served_shell("get", "-o", "json", program=(served_shell.cluster.kubectl_path, "segserve"))
+    plugin = served_shell("get", "-o", "json", program=(str(kind.KUBECTL), "segserve"))
 
     assert doctor.returncode == 0, doctor.stdout
     assert re.search(r"^ok  operator: deployment/\S+ in \S+, 1 of 1 ready", doctor.stdout, re.MULTILINE)

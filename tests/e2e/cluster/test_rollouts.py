@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 import pytest
 
+from cluster import kind
 from fakes.artifact_server import ArtifactServer
 from fakes.cluster import Cluster, Json
 from fakes.cluster_models import default_pool, model, smallest
@@ -188,7 +188,7 @@ def test_copies_stop_a_candidate_with_wrong_masks_before_any_caller_and_let_a_go
     bad, good = shadowed(156, longest="1h"), shadowed(157, longest="1m")
     ended = rolled_out(rolling, bad)
     said = rolling.status("coins")["rollout"]
-    monkeypatch.setenv("PATH", f"{Path(rolling.cluster.kubectl_path).parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("PATH", f"{kind.KUBECTL.parent}:{os.environ['PATH']}")
     sheet, _ = fetch_sheet(rolling.platform(), "coins")
     address = (urlsplit(rolling.internal_urls()[0]).hostname, SHEETS_PORT)
     with pytest.raises(OSError, match="refused"), socket.create_connection(address, HANG_S):
