@@ -13,6 +13,7 @@ mkdir -p "$STATE"
 kind create cluster --name "$NAME" --kubeconfig "$KUBECONFIG" --image "$image" --config "$HERE/kind.yaml"
 kubectl taint node "$NAME-control-plane" node-role.kubernetes.io/control-plane- >/dev/null
 kubectl taint node "$NAME-worker" segserve.dev/second-node=:NoSchedule >/dev/null
+kubectl cordon "$NAME-worker" >/dev/null  # a test that may lose it brings its images
 "$HERE/network.sh"
 kubectl wait --for condition=Ready node --all --timeout 120s >/dev/null
 kubectl -n kube-system rollout status deployment/coredns --timeout 120s >/dev/null

@@ -29,6 +29,8 @@ Json = dict[str, Any]
 
 CRDS: Final = Path(__file__).parents[2] / "crds"
 _OURS: Final = tuple(kind.crd_name for kind in KINDS.values())
+ENFORCED: Final = "pod-security.kubernetes.io/enforce"
+"""The label of a namespace with the Pod Security Standard that its pods have to meet."""
 _POLL_S: Final = 0.2
 
 
@@ -102,7 +104,7 @@ class Cluster:
         All pods in it have to meet the restricted Pod Security Standard.
         """
         name = f"{prefix}-{uuid.uuid4().hex[:8]}"
-        labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+        labels = {ENFORCED: "restricted"}
         self.client.create(NAMESPACES, {"metadata": {"name": name, "labels": labels}})
         try:
             self.wait("pods have a service account", lambda: self.get(name, "serviceaccount", "default"))
@@ -217,10 +219,12 @@ class Cluster:
         """Have a second node with the images for the time of the block, in which it may be lost."""
         self.wait_condition("default", "nodes", self.second.name, "Ready")
         self.second.load(made.IMAGES)
+        self.kubectl("uncordon", self.second.name)
         try:
             yield self.second
         finally:
             self.second.recover()
+            self.kubectl("cordon", self.second.name)
 
     @contextmanager
     def api_paused(self) -> Iterator[None]:

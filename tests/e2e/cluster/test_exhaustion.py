@@ -15,7 +15,7 @@ import httpx
 import pytest
 import trustme
 
-from fakes.cluster import Cluster, Json
+from fakes.cluster import ENFORCED, Cluster, Json
 from fakes.cluster_models import model, pool
 from fakes.installed_operator import installed
 from fakes.issued import issued
@@ -46,6 +46,8 @@ def small_disk(cluster: Cluster, namespace: str) -> Iterator[Path]:
 def test_a_full_disk_holds_a_new_network_up_until_there_is_room_and_what_serves_goes_on(
     cluster: Cluster, namespace: str, record_property: Note
 ) -> None:
+    # A folder of the node is beyond the baseline standard.
+    cluster.kubectl("label", "--overwrite", "namespace", namespace, f"{ENFORCED}=privileged")
     with (
         small_disk(cluster, namespace) as disk,
         installed(cluster, [namespace], more=["allowHostPath=true"]) as operator,

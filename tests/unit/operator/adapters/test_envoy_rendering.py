@@ -240,7 +240,11 @@ def test_limits_and_affinity_of_a_model_are_both_in_its_routes() -> None:
     (rendered_route,) = rendered(sticky(30)).models.values()
     entry = rendered_route.entries["http:infer:coins"]["action"]["typed_config"]
 
-    assert set(entry["metadata"]["filter_metadata"]) == {"segserve.limits", "envoy.filters.http.lua"}
+    assert set(entry["metadata"]["filter_metadata"]) == {
+        "segserve.limits",
+        "segserve.restart",
+        "envoy.filters.http.lua",
+    }
 
 
 def test_a_plan_with_affinity_is_read_as_it_was_written() -> None:
