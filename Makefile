@@ -26,7 +26,7 @@ SAME = $(shell grep -rl 'mark\.same' tests/unit --include 'test_*.py')
 BASE ?= HEAD
 MINUTES ?= 10
 
-.PHONY: cluster-build exporters cluster-up cluster-down same write tiers
+.PHONY: cluster-build e2e-kind exporters cluster-up cluster-down same write tiers
 .PHONY: test test-all test-platform test-oracles test-numpy1 test-thorough test-cluster test-edits test-client test-busy check fuzz
 .PHONY: help demo demo-rollout docs gpu lint kernels peers bench bench-versus bench-client bench-density bench-exporters bench-stages bench-tiled oracles prove crds dashboards system clean locks zoo zoo-report
 
@@ -146,6 +146,8 @@ test-oracles: oracles peers exporters kernels  ## Tests that compare with torchv
 
 test-numpy1: $(VENV)/dev.stamp $(VENV)-numpy1/stamp kernels  ## Kernels, stages and what runs inside Triton, on numpy 1.26
 	$(TIER) numpy1
+
+e2e-kind: test-cluster
 
 test-cluster: oracles cluster-build kernels  ## Tests on a real Kubernetes (Docker or, on Debian, root; Go)
 	$(TIER) cluster

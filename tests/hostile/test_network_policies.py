@@ -79,6 +79,7 @@ class Cluster:
             context = with_defaults(
                 pool_context(json.dumps(document)),
                 egress=settings.egress,
+                metrics_from=settings.metrics_from,
                 operator_namespace_labels={"kubernetes.io/metadata.name": NAMESPACE},
             )
             for component, objects in (
@@ -178,8 +179,17 @@ def test_a_release_that_says_nothing_of_egress_reaches_what_it_did(source: str) 
     assert all(cluster.allows(source, target, 443) for target in ("store", "internet", "API server"))
 
 
-def test_only_monitoring_reads_the_metrics_of_the_operator(listed: Cluster) -> None:
-    assert {source for source in listed.ends if listed.allows(source, "operator", 8012)} == {"prometheus"}
+@pytest.mark.parametrize(
+    ("target", "port", "readers"),
+    [
+        ("operator", 8012, {"prometheus"}),
+        ("server of default", METRICS_PORT, {"prometheus"}),
+        ("server of default", AGENT_PORT, {"prometheus"}),
+        ("gateway of default", SYNC_PORT, {"prometheus", "operator"}),
+    ],
+)
+def test_only_monitoring_reads_metrics(listed: Cluster, target: str, port: int, readers: set[str]) -> None:
+    assert {source for source in listed.ends if source != target and listed.allows(source, target, port)} == readers
 
 
 def test_callers_reach_gateways_from_anywhere(any_cluster: Cluster) -> None:

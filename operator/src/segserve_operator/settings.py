@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias, get_args
 
-from pydantic import ValidationError
+from kubernetes.aio.client import V1NetworkPolicyPeer
+from pydantic import TypeAdapter, ValidationError
 
 from segserve_builder.sources.access import Signatures
 from segserve_builder.spec.model_spec import SCHEMES
@@ -150,6 +151,14 @@ def _egress(text: str) -> Egress:
         raise ValueError(seen, "JSON such as the chart's networkPolicy.egress") from None
 
 
+def _peers(text: str) -> tuple[V1NetworkPolicyPeer, ...]:
+    try:
+        return TypeAdapter(tuple[V1NetworkPolicyPeer, ...]).validate_json(text)
+    except ValidationError as error:
+        seen = str(error.errors(include_url=False)[0]["msg"])
+        raise ValueError(seen, "peers such as the chart's networkPolicy.from") from None
+
+
 _DOMAIN: Final = _matching(_SUBDOMAIN, "DNS labels with dots between them")
 _IMAGE: Final = _matching(r"[^\s@]+(@sha256:[0-9a-f]{64})?", "an image's reference")
 _PRIVATE_HOSTS: Final = _listed(r"[^\s@]+", "patterns of hosts or networks with commas between them")
@@ -192,6 +201,7 @@ _VARIABLES: Final[Mapping[str, tuple[str, Callable[[str], Any]]]] = {
         _matching(r"https?://.+", "an address such as 'http://prometheus:9090'"),
     ),
     "SEGSERVE_EGRESS": ("egress", _egress),
+    "SEGSERVE_METRICS_FROM": ("metrics_from", _peers),
     "SEGSERVE_ADMISSION_KEYS": ("admission_keys", _matching(r"/.+", "the path of a folder")),
     "SEGSERVE_SIGNING_KEY": ("signing_key", _matching(r"/.+", "the path of a PEM file")),
 }

@@ -118,14 +118,35 @@ def reached(cluster: Cluster, served: ServedNamespace, namespace: str) -> set[tu
     return {addresses[line] for line in printed.splitlines()}
 
 
-def test_strangers_reach_the_data_port_and_metrics_and_nothing_else(
-    cluster: Cluster, enforced: ServedNamespace, namespace: str
-) -> None:
+@pytest.fixture
+def stranger(cluster: Cluster, namespace: str) -> str:
+    """A namespace with a pod of somebody else's."""
     spec = pod_spec(cluster.images.operator, "sleep", "1000")
     cluster.apply(namespace, {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "stranger"}, "spec": spec})
     cluster.kubectl("-n", namespace, "wait", "--for=condition=Ready", "pod/stranger", "--timeout=60s")
+    return namespace
 
+
+def test_strangers_reach_the_data_port_and_metrics_and_nothing_else(
+    cluster: Cluster, enforced: ServedNamespace, stranger: str
+) -> None:
     expected = {(GATEWAY, LISTEN), *METRICS}
-    cluster.wait("policies are enforced", lambda: reached(cluster, enforced, namespace) == expected, timeout_s=60)
+    cluster.wait("policies are enforced", lambda: reached(cluster, enforced, stranger) == expected, timeout_s=60)
     with enforced.load() as load:
         load.wait_for(enforced.stable("coins"), count=20)
+
+
+def test_strangers_reach_no_metrics_where_the_chart_says_who_reads_them(
+    cluster: Cluster, enforced: ServedNamespace, stranger: str
+) -> None:
+    def set_variable(text: str) -> None:
+        cluster.kubectl("-n", enforced.operator.namespace, "set", "env", "deployment/segserve", text)
+
+    monitoring = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
+    set_variable(f"SEGSERVE_METRICS_FROM={json.dumps([monitoring])}")
+    try:
+        cluster.wait("metrics are closed", lambda: reached(cluster, enforced, stranger) == {(GATEWAY, LISTEN)}, 120)
+        with enforced.load() as load:
+            load.wait_for(enforced.stable("coins"), count=20)
+    finally:
+        set_variable("SEGSERVE_METRICS_FROM-")

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+from kubernetes.aio.client import V1NetworkPolicyPeer
 
 import segserve_operator
 from segserve_builder.sources.access import Signatures
@@ -45,6 +46,7 @@ EVERYTHING = {
     "SEGSERVE_SAMPLES_PROMETHEUS": "https://prometheus.example:9090",
     "SEGSERVE_ADMISSION_KEYS": "/etc/segserve/admission",
     "SEGSERVE_SIGNING_KEY": "/etc/segserve/signing/key.pem",
+    "SEGSERVE_METRICS_FROM": '[{"namespaceSelector": {"matchLabels": {"team": "sre"}}}]',
     "SEGSERVE_EGRESS": '{"apiServerPorts": [8443], "servers": [{}]}',
 }
 OF_THE_CLUSTER = {"operator_namespace_labels", "operator_pod_labels"}
@@ -88,6 +90,7 @@ def test_every_variable_is_taken_over() -> None:
         samples_prometheus="https://prometheus.example:9090",
         admission_keys="/etc/segserve/admission",
         signing_key="/etc/segserve/signing/key.pem",
+        metrics_from=(V1NetworkPolicyPeer.model_validate({"namespaceSelector": {"matchLabels": {"team": "sre"}}}),),
         egress=Egress.model_validate({"apiServerPorts": [8443], "servers": [{}]}),
     )
     default = OperatorSettings()
@@ -129,6 +132,7 @@ def test_every_variable_is_taken_over() -> None:
         ("SEGSERVE_HEALTH_PORT", "65536"),
         ("SEGSERVE_SIGNING_KEY", "key.pem"),
         ("SEGSERVE_ADMISSION_KEYS", "keys"),
+        ("SEGSERVE_METRICS_FROM", '[{"podselector": {}}]'),
         ("SEGSERVE_EGRESS", "{"),
         ("SEGSERVE_EGRESS", '{"servers": [{"too": []}]}'),
     ],

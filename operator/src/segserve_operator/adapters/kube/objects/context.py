@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from kubernetes.aio.client import V1ObjectMeta, V1OwnerReference
+from kubernetes.aio.client import V1NetworkPolicyPeer, V1ObjectMeta, V1OwnerReference
 from pydantic import BaseModel
 
 from segserve_builder.sources.access import Signatures
@@ -45,7 +45,7 @@ class Defaults:
     come from `artifact_private_hosts`; they have the signatures that `artifact_signatures` requires. A cache may be a
     folder of the node if `allow_host_path`. Images are pulled with the Secrets `image_pull_secrets` beside the pool's
     own. Pods run as `pod_user`, as whom the cluster chooses if it is None. Pods reach what `egress` says, anything if
-    it is None.
+    it is None. Metrics are for `metrics_from`, for any pod if it is empty.
     """
 
     server_image: str
@@ -69,6 +69,7 @@ class Defaults:
         default_factory=lambda: {"app.kubernetes.io/part-of": "segserve", COMPONENT_LABEL: "operator"}
     )
     egress: Egress | None = None
+    metrics_from: tuple[V1NetworkPolicyPeer, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,15 +38,15 @@ if TYPE_CHECKING:
 
     from segserve_operator.adapters.kube.objects.context import PoolContext, rendered
 
-# Any pod of the cluster, as metrics are scraped from another namespace. Probes of the kubelet are always allowed.
 _INFERENCE_PORTS: Final = (HTTP_PORT, GRPC_PORT)
+# Probes of the kubelet are always allowed.
 _CLUSTER: Final = V1NetworkPolicyPeer(namespace_selector=V1LabelSelector())
 
 
 def server_policy(context: PoolContext, group: str) -> Json:
     """Return the V1NetworkPolicy of a group: only the pool's gateway may send it requests."""
     gateway = V1NetworkPolicyPeer(pod_selector=V1LabelSelector(match_labels=gateway_selector(context)))
-    rules = [_rule(_INFERENCE_PORTS, gateway), _rule((METRICS_PORT, AGENT_PORT), _CLUSTER)]
+    rules = [_rule(_INFERENCE_PORTS, gateway), _rule((METRICS_PORT, AGENT_PORT), *_monitoring(context))]
     egress = None if context.defaults.egress is None else context.defaults.egress.of_servers()
     return _policy(context, object_name(context.pool, group), server_selector(context, group), rules, egress)
 
@@ -57,7 +57,8 @@ def gateway_policy(context: PoolContext, *listen_ports: int) -> Json:
         namespace_selector=V1LabelSelector(match_labels=dict(context.defaults.operator_namespace_labels) or None),
         pod_selector=V1LabelSelector(match_labels=dict(context.defaults.operator_pod_labels)),
     )
-    rules = [_rule(listen_ports), _rule((INTERNAL_PORT,), operator), _rule((SYNC_PORT,), _CLUSTER)]
+    counters = _rule((SYNC_PORT,), operator, *_monitoring(context))
+    rules = [_rule(listen_ports), _rule((INTERNAL_PORT,), operator), counters]
     name = object_name(context.pool, "gateway")
     servers = {POOL_LABEL: context.pool, COMPONENT_LABEL: SERVER}
     allowed = context.defaults.egress
@@ -65,11 +66,16 @@ def gateway_policy(context: PoolContext, *listen_ports: int) -> Json:
     return _policy(context, name, gateway_selector(context), rules, egress)
 
 
-def _rule(ports: Sequence[int], peer: V1NetworkPolicyPeer | None = None) -> V1NetworkPolicyIngressRule:
+def _monitoring(context: PoolContext) -> tuple[V1NetworkPolicyPeer, ...]:
+    """Return who may read metrics: any pod unless the chart says who, as Prometheus may be in any namespace."""
+    return context.defaults.metrics_from or (_CLUSTER,)
+
+
+def _rule(ports: Sequence[int], *peers: V1NetworkPolicyPeer) -> V1NetworkPolicyIngressRule:
     allowed = [V1NetworkPolicyPort(port=port, protocol="TCP") for port in ports]
     rule = V1NetworkPolicyIngressRule(ports=allowed)
-    if peer is not None:
-        rule.var_from = [peer]
+    if peers:
+        rule.var_from = list(peers)
     return rule
 
 
