@@ -782,3 +782,15 @@ def test_the_gateway_has_the_time_in_which_the_slowest_server_of_stable_starts()
     (route,) = desired_state(world(model(FIRST, SERVED), groups=[main], records=[FIRST])).traffic.routes
 
     assert [share.restart_s for share in route.shares] == [2 + 8]
+
+
+def test_the_gateway_keeps_that_time_once_the_servers_have_ended() -> None:
+    main = replace(group("main", FIRST), servers=(server("1", report(FIRST, load_s=7.1)),))
+    serving = world(model(FIRST, SERVED), groups=[main], records=[FIRST])
+    plan = desired_state(serving).traffic
+    ended = replace(main, servers=(server("1", ready=False),))
+
+    (route,) = desired_state(replace(serving, groups={"main": ended}, traffic=TrafficState(plan))).traffic.routes
+
+    assert [share.endpoints for share in route.shares] == [()]
+    assert [share.restart_s for share in route.shares] == [10]

@@ -373,6 +373,10 @@ def _other_weight(
 def _share(group: str, assigned: AssignedModel, weight: int, world: Observed) -> Share:
     servers = world.groups.get(group)
     reports = servers.reports(assigned.revision) if servers is not None else None
+    # A server that has ended reports nothing.
+    load_s = reports.load_s if reports is not None else 0
+    former = world.traffic.share(assigned.model, group)
+    known_s = former.restart_s if former is not None and former.revision == assigned.revision else RESTART_S
     return Share(
         group,
         assigned.revision,
@@ -381,7 +385,7 @@ def _share(group: str, assigned: AssignedModel, weight: int, world: Observed) ->
         assigned.pipeline.runtime.max_requests,
         classes=_class_names(assigned) if world.pool is not None and world.pool.plain_http else None,
         device=(reports.device or None) if reports is not None else None,
-        restart_s=RESTART_S + (reports.load_s if reports is not None else 0),
+        restart_s=RESTART_S + load_s if load_s else known_s,
     )
 
 
