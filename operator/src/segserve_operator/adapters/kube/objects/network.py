@@ -39,14 +39,15 @@ if TYPE_CHECKING:
     from segserve_operator.adapters.kube.objects.context import PoolContext, rendered
 
 _INFERENCE_PORTS: Final = (HTTP_PORT, GRPC_PORT)
-# Probes of the kubelet are always allowed.
+# Any pod: Prometheus may be in any namespace. Probes of the kubelet are always allowed.
 _CLUSTER: Final = V1NetworkPolicyPeer(namespace_selector=V1LabelSelector())
 
 
 def server_policy(context: PoolContext, group: str) -> Json:
     """Return the V1NetworkPolicy of a group: only the pool's gateway may send it requests."""
     gateway = V1NetworkPolicyPeer(pod_selector=V1LabelSelector(match_labels=gateway_selector(context)))
-    rules = [_rule(_INFERENCE_PORTS, gateway), _rule((METRICS_PORT, AGENT_PORT), *_monitoring(context))]
+    readers = context.defaults.metrics_from or (_CLUSTER,)
+    rules = [_rule(_INFERENCE_PORTS, gateway), _rule((METRICS_PORT, AGENT_PORT), *readers)]
     egress = None if context.defaults.egress is None else context.defaults.egress.of_servers()
     return _policy(context, object_name(context.pool, group), server_selector(context, group), rules, egress)
 
@@ -57,18 +58,13 @@ def gateway_policy(context: PoolContext, *listen_ports: int) -> Json:
         namespace_selector=V1LabelSelector(match_labels=dict(context.defaults.operator_namespace_labels) or None),
         pod_selector=V1LabelSelector(match_labels=dict(context.defaults.operator_pod_labels)),
     )
-    counters = _rule((SYNC_PORT,), operator, *_monitoring(context))
-    rules = [_rule(listen_ports), _rule((INTERNAL_PORT,), operator), counters]
+    readers = (operator, *context.defaults.metrics_from) if context.defaults.metrics_from else (_CLUSTER,)
+    rules = [_rule(listen_ports), _rule((INTERNAL_PORT,), operator), _rule((SYNC_PORT,), *readers)]
     name = object_name(context.pool, "gateway")
     servers = {POOL_LABEL: context.pool, COMPONENT_LABEL: SERVER}
     allowed = context.defaults.egress
     egress = None if allowed is None else allowed.of_gateways(servers, _INFERENCE_PORTS)
     return _policy(context, name, gateway_selector(context), rules, egress)
-
-
-def _monitoring(context: PoolContext) -> tuple[V1NetworkPolicyPeer, ...]:
-    """Return who may read metrics: any pod unless the chart says who, as Prometheus may be in any namespace."""
-    return context.defaults.metrics_from or (_CLUSTER,)
 
 
 def _rule(ports: Sequence[int], *peers: V1NetworkPolicyPeer) -> V1NetworkPolicyIngressRule:
