@@ -50,6 +50,7 @@ from segserve_operator.adapters.traffic.envoy_routes import (
     ROUTES_NAME,
     SERVICE,
     render_internal_routes,
+    retry_headers,
 )
 from segserve_operator.adapters.traffic.envoy_telemetry import (
     REQUEST_NAMESPACE,
@@ -390,7 +391,7 @@ def render_local_replies(
             grpc_reply([status_filter(408), grpc], late, _DEADLINE_EXCEEDED),
             grpc_reply([status_filter(431), grpc], _BODY, _RESOURCE_EXHAUSTED),
             grpc_reply([status_filter(504), grpc], _BODY, _DEADLINE_EXCEEDED),
-            grpc_reply([limited, grpc], limit_reached, headers=_grpc_retry_after(RETRY_AFTER_S)),
+            grpc_reply([limited, grpc], limit_reached, headers=retry_headers(RETRY_AFTER_S)),
             grpc_reply([overflow, grpc], overload),
             grpc_reply([no_answer, grpc], _BODY, headers=_when_restarted("retry-after", "grpc-retry-pushback-ms")),
             grpc_reply([half_sent, grpc], send_again, _UNAVAILABLE),
@@ -414,10 +415,6 @@ def render_local_replies(
 def _when_restarted(*names: str) -> dict[str, str]:
     """Return the headers that the route's metadata says."""
     return {name: f"%METADATA(ROUTE:{RESTART_METADATA}:{name})%" for name in names}
-
-
-def _grpc_retry_after(delay_s: int) -> dict[str, str]:
-    return {"retry-after": str(delay_s), "grpc-retry-pushback-ms": str(1000 * delay_s)}
 
 
 def _details(start: str) -> Json:

@@ -94,9 +94,9 @@ class RouteTable:
 
     def route_entries(self, route: Route, written: Route) -> dict[str, Json]:
         """Return the entries of one model; `written` is the same route with the weights to write into them."""
-        marks = {**limits_of_route(route), **salt_of_route(route)}
+        restart = _restart(max(share.restart_s for share in route.shares))
+        marks = {**limits_of_route(route), **salt_of_route(route), **restart}
         access = {} if route.access is None else access_of_route(route.access)
-        marks |= _restart(max(share.restart_s for share in route.shares))
         guard, limited = _options(access, {}), _options(access, marks)
         # Bare networks are not compared.
         filters, metadata = {**access, **mirror_scripts(route)}, {**marks, **mirror_metadata(route)}
@@ -259,9 +259,14 @@ def _options(filters: Json, metadata: Json) -> dict[str, Json]:
     return {key: value for key, value in options.items() if value}
 
 
+def retry_headers(delay_s: int) -> dict[str, str]:
+    """Return the headers by which clients over gRPC know when to ask again."""
+    return {"retry-after": str(delay_s), "grpc-retry-pushback-ms": str(1000 * delay_s)}
+
+
 def _restart(delay_s: int) -> Json:
     """Return the metadata of which the answer's headers are made if no server answers."""
-    return {RESTART_METADATA: {"retry-after": str(delay_s), "grpc-retry-pushback-ms": str(1000 * delay_s)}}
+    return {RESTART_METADATA: retry_headers(delay_s)}
 
 
 def _entry(**action: Any) -> Json:

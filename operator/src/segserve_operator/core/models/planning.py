@@ -235,13 +235,11 @@ def _traffic(
 def _kept_route(model: ModelObserved, world: Observed) -> Route | None:
     """Return the present route of a model whose roles nobody knows: what serves goes on, with the servers of now."""
     unread = model.problem is not None and model.problem.reason == STATUS_UNREADABLE and not model.deleting
-    routes = world.traffic.plan.routes if world.traffic.plan is not None and unread else ()
-    for route in routes:
-        if route.model == model.name:
-            present = ((share, _endpoints(share.group, share.revision, world)) for share in route.shares)
-            shares = tuple(replace(share, endpoints=endpoints) for share, endpoints in present)
-            return replace(route, shares=shares, access=_access(model, world), limits=_limits(model, world))
-    return None
+    route = _present_route(model, world) if unread else None
+    if route is None:
+        return None
+    shares = tuple(replace(share, endpoints=_endpoints(share.group, share.revision, world)) for share in route.shares)
+    return replace(route, shares=shares, access=_access(model, world), limits=_limits(model, world))
 
 
 def _endpoints(group: str, revision: str, world: Observed) -> tuple[Endpoint, ...]:
