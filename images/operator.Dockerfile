@@ -6,16 +6,16 @@ ARG BASE=docker.io/library/python:3.11.14-slim-bookworm
 FROM ${BASE} AS build
 WORKDIR /src
 COPY images/operator.lock ./
+# Nobody can write there later. Of Kubernetes' client, which is large, only what is imported is compiled, at the end.
 RUN python3 -m venv --without-pip /opt/segserve/venv \
- && python3 -m pip --python /opt/segserve/venv/bin/python3 install --no-cache-dir --no-compile --no-deps --require-hashes --requirement operator.lock
+ && python3 -m pip --python /opt/segserve/venv/bin/python3 install --no-cache-dir --no-compile --no-deps --require-hashes --requirement operator.lock \
+ && /opt/segserve/venv/bin/python3 -m compileall -q -x /kubernetes/ /opt/segserve/venv/lib
 COPY pyproject.toml README.md LICENSE ./
 COPY client/src client/src
 COPY model_repo_builder/src model_repo_builder/src
 COPY operator/src operator/src
 COPY examples/coins examples/coins
-RUN python3 -m pip --python /opt/segserve/venv/bin/python3 install --no-cache-dir --no-deps --no-build-isolation .
-# Nobody can write there later. Of Kubernetes' client, which is large, what is imported is compiled.
-RUN /opt/segserve/venv/bin/python3 -m compileall -q -x /kubernetes/ /opt/segserve/venv/lib \
+RUN python3 -m pip --python /opt/segserve/venv/bin/python3 install --no-cache-dir --no-deps --no-build-isolation . \
  && /opt/segserve/venv/bin/python3 -c "import segserve_operator.main, segserve_operator.gateway_sync.__main__"
 
 FROM ${BASE}

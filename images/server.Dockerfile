@@ -13,14 +13,16 @@ WORKDIR /src
 COPY images/server.lock ./
 # The lock is complete. In a folder of its own: nothing of the base image changes, and Triton's Python steps find these versions first.
 # ONNX Runtime is for networks that run in tiles or views: their step is one of Python's on every image.
-RUN python3 -m pip install --no-cache-dir --no-compile --no-deps --target /opt/segserve/python --require-hashes --requirement server.lock
+# Nobody can write there later. Of Kubernetes' client, which is large, only what is imported is compiled, at the end.
+RUN python3 -m pip install --no-cache-dir --no-compile --no-deps --target /opt/segserve/python --require-hashes --requirement server.lock \
+ && python3 -m compileall -q -x /kubernetes/ /opt/segserve/python
+# Triton before 24.11 gives its Python steps no PYTHONPATH.
+RUN python3 -c "import sysconfig; open(sysconfig.get_path('purelib') + '/segserve.pth', 'w').write('/opt/segserve/python')"
 COPY pyproject.toml README.md LICENSE ./
 COPY client/src client/src
 COPY model_repo_builder/src model_repo_builder/src
 COPY operator/src operator/src
 COPY examples/coins examples/coins
-# Triton before 24.11 gives its Python steps no PYTHONPATH.
-RUN python3 -c "import sysconfig; open(sysconfig.get_path('purelib') + '/segserve.pth', 'w').write('/opt/segserve/python')"
 RUN PYTHONPATH=/opt/segserve/python \
     python3 -m pip install --no-cache-dir --target /opt/segserve/python --no-deps --no-build-isolation .
 
@@ -33,9 +35,7 @@ ENV NUMBA_CPU_NAME=${PROCESSOR} \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1
 RUN python3 -m segserve_builder.kernels
-# Nobody can write there later. Of Kubernetes' client, which is large, what is imported is compiled.
-RUN python3 -m compileall -q -x /kubernetes/ /opt/segserve/python \
- && PYTHONDONTWRITEBYTECODE= python3 -c "import segserve_builder.cluster.agent"
+RUN PYTHONDONTWRITEBYTECODE= python3 -c "import segserve_builder.cluster.agent"
 
 COPY examples/coins/model.yaml examples/coins/*.onnx /opt/segserve/examples/coins/
 COPY examples/coins/golden /opt/segserve/examples/coins/golden
