@@ -83,17 +83,17 @@ echo "$KUBERNETES" >"$ROOT/kind/version"
 # -- the images of the control plane: a static program each -------------------------
 names=$("$BUILT/kubeadm" config images list --kubernetes-version "$KUBERNETES" 2>/dev/null)
 name() { echo "$names" | grep "/$1:"; }
-image() { # NAME ROOT ENTRYPOINT
+image() { # REFERENCE ROOT ENTRYPOINT
   mkdir -p "$2/tmp" "$2/etc/ssl/certs"; chmod 1777 "$2/tmp"
-  tar c -C "$2" . | docker import -c 'ENV PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin' -c "ENTRYPOINT [\"$3\"]" - "$(name "$1")" >/dev/null
+  tar c -C "$2" . | docker import -c 'ENV PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin' -c "ENTRYPOINT [\"$3\"]" - "$1" >/dev/null
 }
 for each in kube-apiserver kube-controller-manager kube-scheduler etcd coredns; do
-  mkdir -p "$WORK/$each/usr/local/bin"; cp "$BUILT/$each" "$WORK/$each/usr/local/bin/"; image "$each" "$WORK/$each" "/usr/local/bin/$each"
+  mkdir -p "$WORK/$each/usr/local/bin"; cp "$BUILT/$each" "$WORK/$each/usr/local/bin/"; image "$(name "$each")" "$WORK/$each" "/usr/local/bin/$each"
 done
 mkdir "$WORK/pause"
 printf '#include <signal.h>\n#include <unistd.h>\nint main(void) { signal(SIGCHLD, SIG_IGN); for (;;) pause(); }\n' |
   gcc -Os -static -s -x c -o "$WORK/pause/pause" -
-image pause "$WORK/pause" /pause
+image "$(name pause)" "$WORK/pause" /pause
 # kube-proxy calls iptables and others: they come with the libraries of their own and of iptables' extensions.
 proxy=$WORK/kube-proxy; mkdir -p "$proxy"/{usr/local/bin,usr/sbin,usr/lib/x86_64-linux-gnu,bin,sbin,run}; cp "$BUILT/kube-proxy" "$proxy/usr/local/bin/"
 for each in usr/sbin/{xtables-legacy-multi,xtables-nft-multi,conntrack,nft,ipset} bin/{dash,kmod}; do cp "$ROOT/$each" "$proxy/$each"; done
@@ -102,12 +102,12 @@ chroot "$ROOT" sh -c 'ldd /usr/sbin/xtables-*-multi /usr/sbin/conntrack /usr/sbi
   grep -oE '/[^ ]+\.so[^ :]*' | grep -v xtables/ | sort -u | while read -r each; do mkdir -p "$proxy/${each%/*}"; cp -nL "$ROOT/$each" "$proxy/$each"; done
 ln -s dash "$proxy/bin/sh"; ln -s ../bin/kmod "$proxy/sbin/modprobe"
 for each in ip{,6}tables{,-save,-restore}; do ln -s xtables-nft-multi "$proxy/usr/sbin/$each"; done
-image kube-proxy "$proxy" /usr/local/bin/kube-proxy
+image "$(name kube-proxy)" "$proxy" /usr/local/bin/kube-proxy
 # kube-router calls the same. It is built in its own module, whose `replace` lines count only there.
 module=$(cd "$WORK" && GOFLAGS=-mod=mod go mod download -json "$ROUTER_MODULE" | sed -n 's/.*"Dir": "\(.*\)".*/\1/p')
-[ -x "$BUILT/kube-router" ] || (cd "$module" && CGO_ENABLED=0 nice go build -trimpath -ldflags '-s -w' -o "$BUILT/" ./cmd/kube-router)
+(cd "$module" && CGO_ENABLED=0 nice go build -trimpath -ldflags '-s -w' -o "$BUILT/" ./cmd/kube-router)
 rm "$proxy/usr/local/bin/kube-proxy"; cp "$BUILT/kube-router" "$proxy/usr/local/bin/"
-tar c -C "$proxy" . | docker import -c 'ENV PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin' -c 'ENTRYPOINT ["/usr/local/bin/kube-router"]' - "$ROUTER" >/dev/null
+image "$ROUTER" "$proxy" /usr/local/bin/kube-router
 
 # -- the nodes' image: the root folder, and those images in its containerd ------------
 sandbox=$(sed -n 's/.*sandbox_image = "\(.*\)"/\1/p' "$ROOT/etc/containerd/config.toml")

@@ -20,6 +20,7 @@ import envoy
 
 from cluster import kind
 from cluster.node import docker
+from segserve_operator.adapters.local.files import cache_folder
 from segserve_operator.adapters.local.runtime import ensure_runtime
 
 SERVER_IMAGE: Final = "localhost/segserve-server:test"
@@ -32,8 +33,7 @@ PYTHON_IMAGE: Final = "localhost/segserve-python:test"
 KUBE_ROUTER_IMAGE: Final = "localhost/segserve-kube-router:test"
 TRITON_IMAGE: Final = os.environ.get("SEGSERVE_TEST_TRITON") or "localhost/segserve-triton:test"
 
-_EMBEDDED: Final = "SEGSERVE_TEST_TRITON" not in os.environ
-_CACHE: Final = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "segserve"
+_EMBEDDED: Final = not os.environ.get("SEGSERVE_TEST_TRITON")
 _REPOSITORY: Final = Path(__file__).parents[2]
 _OURS: Final = Path(__file__).with_name("Dockerfile")
 _RUNTIME_LOCK: Final = _REPOSITORY / "model_repo_builder/src/segserve_builder/runtime.lock"
@@ -65,7 +65,7 @@ def _server_context() -> Iterator[Path]:
     if not _EMBEDDED:
         yield _REPOSITORY
         return
-    runtime = ensure_runtime(_CACHE, lambda step: print(step.text, file=sys.stderr))
+    runtime = ensure_runtime(cache_folder(), lambda step: print(step.text, file=sys.stderr))
     _build(TRITON_IMAGE, _OURS, runtime.root, PYTHON_IMAGE, "triton")
     with tempfile.TemporaryDirectory(prefix="segserve-image-") as folder:
         ignored = (_REPOSITORY / "images/server.Dockerfile.dockerignore").read_text().split()

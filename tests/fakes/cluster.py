@@ -21,7 +21,7 @@ from fakes.kube_connection import client_of_file
 from fakes.waiting import HANG_S
 from segserve_common.api_errors import ApiError
 from segserve_common.kube.client import KubeClient
-from segserve_common.kube.kinds import NAMESPACES
+from segserve_common.kube.kinds import NAMESPACES, PODS
 from segserve_operator.api.resources import KINDS
 
 T = TypeVar("T")
@@ -96,6 +96,28 @@ class Cluster:
         """Install our custom resources, or bring them up to date, and wait until they are served."""
         self.kubectl("apply", "-f", str(CRDS))
         self.wait("custom resources are served", lambda: [self.kubectl("get", name, "-A") for name in _OURS])
+
+    def start_pod(self, namespace: str, name: str, image: str, *command: str) -> None:
+        """Run a command in a pod that meets the restricted standard and may write only to /tmp; wait until it runs."""
+        container = {
+            "name": "main",
+            "image": image,
+            "command": list(command),
+            "securityContext": {
+                "readOnlyRootFilesystem": True,
+                "allowPrivilegeEscalation": False,
+                "capabilities": {"drop": ["ALL"]},
+            },
+            "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
+        }
+        spec = {
+            "containers": [container],
+            "terminationGracePeriodSeconds": 1,
+            "securityContext": {"runAsNonRoot": True, "fsGroup": 1000, "seccompProfile": {"type": "RuntimeDefault"}},
+            "volumes": [{"name": "tmp", "emptyDir": {}}],
+        }
+        self.client.create(PODS, {"metadata": {"name": name}, "spec": spec}, namespace=namespace)
+        self.wait("the pod runs", lambda: self.get(namespace, "pod", name)["status"].get("phase") == "Running")
 
     @contextmanager
     def namespace(self, prefix: str = "test") -> Iterator[str]:

@@ -43,7 +43,7 @@ class Terminal:
     @property
     def environment(self) -> dict[str, str]:
         kept = {name: text for name, text in os.environ.items() if not name.startswith("SEGSERVE_")}
-        tools = (str(Path(kind.KUBECTL).parent), str(Path(sys.executable).parent), os.environ["PATH"])
+        tools = (str(kind.KUBECTL.parent), str(Path(sys.executable).parent), os.environ["PATH"])
         paths = os.pathsep.join(tools)
         # kubectl keeps a cache in the home.
         home = tempfile.gettempdir()

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import pytest
 
 from cluster import images
 from fakes.cluster import Cluster
-from segserve_common.kube.kinds import PODS
 
 pytestmark = pytest.mark.cluster
 
+POD = "main"
 SERVE = "exec $SEGSERVE_TRITONSERVER --model-repository=/tmp --backend-directory=$SEGSERVE_BACKENDS --log-verbose=0 "
 EXPLICIT = "--model-control-mode=explicit"
 LOAD_KERNELS = """
@@ -20,53 +18,28 @@ assert cache._is_complete(), "kernels would be compiled again"
 """
 
 
-def start(cluster: Cluster, namespace: str, image: str, command: Sequence[str]) -> str:
-    """Run a command in a pod that may do nothing but write to /tmp, and return the pod's name once it runs."""
-    security = {
-        "readOnlyRootFilesystem": True,
-        "allowPrivilegeEscalation": False,
-        "capabilities": {"drop": ["ALL"]},
-    }
-    container = {
-        "name": "main",
-        "image": image,
-        "command": list(command),
-        "securityContext": security,
-        "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
-    }
-    spec = {
-        "containers": [container],
-        "terminationGracePeriodSeconds": 1,
-        "securityContext": {"runAsNonRoot": True, "fsGroup": 1000, "seccompProfile": {"type": "RuntimeDefault"}},
-        "volumes": [{"name": "tmp", "emptyDir": {}}],
-    }
-    cluster.client.create(PODS, {"metadata": {"name": "main"}, "spec": spec}, namespace=namespace)
-    cluster.wait("the pod runs", lambda: cluster.get(namespace, "pod", "main")["status"].get("phase") == "Running")
-    return "main"
-
-
-def run_in(cluster: Cluster, namespace: str, pod: str, *command: str) -> str:
-    return cluster.kubectl("-n", namespace, "exec", pod, "--", *command)
+def run_in(cluster: Cluster, namespace: str, *command: str) -> str:
+    return cluster.kubectl("-n", namespace, "exec", POD, "--", *command)
 
 
 def test_the_server_image_runs_triton_as_nobody_special_on_a_root_that_is_read_only(
     cluster: Cluster, namespace: str
 ) -> None:
-    pod = start(cluster, namespace, cluster.images.server, ["sh", "-c", SERVE + EXPLICIT])
+    cluster.start_pod(namespace, POD, cluster.images.server, "sh", "-c", SERVE + EXPLICIT)
 
     ready = "import urllib.request as r; print(r.urlopen('http://localhost:8000/v2/health/live').status)"
-    assert cluster.wait("Triton is live", lambda: run_in(cluster, namespace, pod, "python3", "-c", ready)) == "200\n"
-    assert "uid=1000" in run_in(cluster, namespace, pod, "id")
-    run_in(cluster, namespace, pod, "python3", "-c", LOAD_KERNELS)
-    run_in(cluster, namespace, pod, "python3", "-c", "import segserve_builder.agent.loop, segserve_builder.cluster")
+    assert cluster.wait("Triton is live", lambda: run_in(cluster, namespace, "python3", "-c", ready)) == "200\n"
+    assert "uid=1000" in run_in(cluster, namespace, "id")
+    run_in(cluster, namespace, "python3", "-c", LOAD_KERNELS)
+    run_in(cluster, namespace, "python3", "-c", "import segserve_builder.agent.loop, segserve_builder.cluster")
 
 
 def test_the_operator_image_has_operator_client_and_example(cluster: Cluster, namespace: str) -> None:
-    pod = start(cluster, namespace, cluster.images.operator, ["sleep", "1000"])
+    cluster.start_pod(namespace, POD, cluster.images.operator, "sleep", "1000")
 
-    run_in(cluster, namespace, pod, "python3", "-c", "import segserve_operator.main, segserve_operator.gateway_sync")
-    assert "0.1.0" in run_in(cluster, namespace, pod, "segserve", "version")
-    seen = run_in(cluster, namespace, pod, "ls", "/opt/segserve/examples/coins/golden")
+    run_in(cluster, namespace, "python3", "-c", "import segserve_operator.main, segserve_operator.gateway_sync")
+    assert "0.1.0" in run_in(cluster, namespace, "segserve", "version")
+    seen = run_in(cluster, namespace, "ls", "/opt/segserve/examples/coins/golden")
     assert seen.split()
 
 

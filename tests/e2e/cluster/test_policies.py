@@ -47,18 +47,6 @@ for address in sys.argv[1:]:
 """
 
 
-def pod_spec(image: str, *command: str) -> Json:
-    """Return a pod that meets the restricted standard."""
-    container = {
-        "name": "main",
-        "image": image,
-        "command": list(command),
-        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
-    }
-    security = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
-    return {"containers": [container], "securityContext": security, "terminationGracePeriodSeconds": 1}
-
-
 def router() -> list[Json]:
     """Return the objects of kube-router as a firewall alone."""
     metadata = {"name": "kube-router", "namespace": KUBE_SYSTEM}
@@ -101,9 +89,7 @@ def enforced(served: ServedNamespace) -> Iterator[ServedNamespace]:
         cluster.kubectl("-n", KUBE_SYSTEM, "delete", "daemonset/kube-router", "serviceaccount/kube-router", "--wait")
         cluster.kubectl("delete", "clusterrolebinding/kube-router")
         # What it has written stays in the node.
-        cluster.node.run(
-            "iptables-save | grep -v KUBE-ROUTER | grep -v KUBE-POD-FW | grep -v KUBE-NWPLCY | iptables-restore"
-        )
+        cluster.node.run("iptables-save | grep -vE 'KUBE-(ROUTER|POD-FW|NWPLCY)' | iptables-restore")
 
 
 def reached(cluster: Cluster, served: ServedNamespace, namespace: str) -> set[tuple[str, int]]:
@@ -121,9 +107,7 @@ def reached(cluster: Cluster, served: ServedNamespace, namespace: str) -> set[tu
 @pytest.fixture
 def stranger(cluster: Cluster, namespace: str) -> str:
     """A namespace with a pod of somebody else's."""
-    spec = pod_spec(cluster.images.operator, "sleep", "1000")
-    cluster.apply(namespace, {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "stranger"}, "spec": spec})
-    cluster.kubectl("-n", namespace, "wait", "--for=condition=Ready", "pod/stranger", "--timeout=60s")
+    cluster.start_pod(namespace, "stranger", cluster.images.operator, "sleep", "1000")
     return namespace
 
 

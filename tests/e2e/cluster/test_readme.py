@@ -15,7 +15,7 @@ from PIL import Image
 from bench.ports import free_port
 from cluster import images
 from cluster.node import NAME, environment
-from fakes.cluster import Cluster
+from fakes.cluster import Cluster, Json
 from fakes.docs import ROOT, blocks
 from fakes.installed_operator import TRITON_VERSION, image_values, set_options
 
@@ -70,12 +70,10 @@ def test_a_model_is_installed_asked_and_promoted(cluster: Cluster, namespace: st
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{cluster.story(namespace)}"
     with Image.open(tmp_path / "overlay.png") as overlay, Image.open(ROOT / "examples/coins/coins.png") as photo:
         assert overlay.size == photo.size
-    roles = cluster.wait(
-        "the candidate is stable",
-        lambda: (
-            (found := cluster.get(namespace, "segmentationmodel", "coins")["status"]["roles"])
-            and "candidate" not in found
-            and found
-        ),
-    )
+
+    def promoted() -> Json | None:
+        found: Json = cluster.get(namespace, "segmentationmodel", "coins")["status"]["roles"]
+        return None if "candidate" in found else found
+
+    roles = cluster.wait("the candidate is stable", promoted)
     assert roles["stable"]["revision"] != roles["previous"]["revision"]
