@@ -13,7 +13,7 @@ from bench.svg import BLUE, GREY, ORANGE, plot_style, save_svg
 NAMES: Final = {
     "blend": "tile blending",
     "boxes": "NMS and anchors",
-    "crf": "CRF, guided filter",
+    "crf": "CRF",
     "keypoints": "keypoints",
     "labels": "labels from logits",
     "paste": "Mask R-CNN masks",

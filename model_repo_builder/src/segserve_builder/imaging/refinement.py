@@ -17,7 +17,7 @@ MAX_PIXELS: Final = 8 << 20
 MAX_BYTES: Final = 2 << 30
 """Memory limit of one image's refinement, its result included."""
 PIXEL_BYTES: Final = 128
-"""Memory of a stage per pixel beside its labels: vertices and weights of two lattices, or coefficients."""
+"""Memory of a stage per pixel beside its labels: vertices and weights of two lattices."""
 
 
 @dataclass(frozen=True, slots=True)

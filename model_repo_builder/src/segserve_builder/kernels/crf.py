@@ -15,7 +15,7 @@ from numba import njit, types
 from numpy.typing import NDArray
 
 from segserve_builder.kernels.compiled import packed, target
-from segserve_builder.kernels.crf_lattice import Feature, Lattice, build_lattice
+from segserve_builder.kernels.crf_lattice import Feature, build_lattice
 from segserve_builder.kernels.crf_simd import LANES, blur8, slice3, slice6, splat3, splat6
 from segserve_builder.kernels.crf_softmax import FUSED, log_softmax_row, softmax_row
 
@@ -43,13 +43,13 @@ _NEIGHBOURS: Final = target(types.int32, 3)
 @njit(
     types.void(
         _FLAT, types.int64, types.int64, types.int64, _IDS, _FLAT, _NEIGHBOURS, _IDS, _FLAT, _NEIGHBOURS,
-        types.int64, types.boolean, types.boolean,
+        types.int64, types.boolean,
     ),
     **FUSED,
 )  # fmt: skip
 def _mean_field(
     scores: Any, groups: Any, height: Any, width: Any, ids6: Any, weights6: Any, colour: Any, ids3: Any, weights3: Any,
-    space: Any, iterations: Any, shift: Any, logarithm: Any,
+    space: Any, iterations: Any, shift: Any,
 ) -> Any:  # fmt: skip
     row, first = width * LANES, 1 + colour.shape[1]
     size = (first + space.shape[1]) * LANES
@@ -71,7 +71,7 @@ def _mean_field(
                     for x in range(width):
                         slice6(ids6, weights6, 6 * (p + x), sent6, own, LANES * x)
                         slice3(ids3, weights3, 3 * (p + x), sent3, own, LANES * x)
-            if iteration == iterations and logarithm:
+            if iteration == iterations:
                 log_softmax_row(e, width, scratch)
             else:
                 softmax_row(e, width, shift)
@@ -107,17 +107,17 @@ LATTICE_BYTES: Final = 1 << 30
 """What the values at the vertices and their neighbours may take."""
 
 
-def refine(
-    scores: NDArray[np.float32], image: NDArray[np.uint8], terms: Terms, iterations: int, *, logarithms: bool
-) -> None:
-    """Replace scores by the probabilities of the mean field after `iterations`, or by their logarithms.
+def refine(scores: NDArray[np.float32], image: NDArray[np.uint8], terms: Terms, iterations: int) -> None:
+    """Replace scores by the logarithms of the mean field's probabilities after `iterations`.
 
     `scores` (G, H, W, 8) holds the log probability of label 8 * g + k, up to a number of each pixel's own so that its
     best is 0, at [g, y, x, k]; lanes that are no label hold `EMPTY`. `image` is (H, W, 3) and has a pixel. Equal to
     pydensecrf's with `DIAG_KERNEL` and `NORMALIZE_SYMMETRIC`. Raises `ValueError` for another image, and
     `LatticeTooLargeError` where the lattices would take more than LATTICE_BYTES or are too wide.
     """
-    groups, height, width, _ = scores.shape
+    groups, height, width, lanes = scores.shape
+    if lanes != LANES or not scores.flags.c_contiguous or scores.dtype != np.float32:
+        raise ValueError(f"scores are {scores.dtype} {scores.shape}; contiguous float32 [G, H, W, {LANES}] is expected")
     if image.dtype != np.uint8 or image.shape != (height, width, 3):
         raise ValueError(f"the image is {image.dtype} {image.shape}; uint8 {(height, width, 3)} is expected")
     image = packed(image, np.uint8, 3)
@@ -128,30 +128,9 @@ def refine(
     vertices = colour.neighbours.shape[1]
     near = [Feature(width - 1, terms.gaussian_xy), Feature(height - 1, terms.gaussian_xy)]
     space = build_lattice(image, near, 1 + vertices, terms.gaussian_weight, limit - vertices)
-    shift = terms.bilateral_weight + terms.gaussian_weight > SAFE_WEIGHT
-    _run(scores, colour, space, iterations, shift, logarithms)
-
-
-def softmax(scores: NDArray[np.float32]) -> None:
-    """Replace scores as `refine` takes them by their softmax: a mean field to which no messages come.
-
-    They are float32 (G, H, W, 8).
-    """
-    colour, space = (
-        Lattice(np.empty(0, np.int32), np.empty(0, np.float32), np.empty((size, 0, 2), np.int32)) for size in (6, 3)
-    )
-    _run(scores, colour, space, 0, False, False)
-
-
-def _run(
-    scores: NDArray[np.float32], colour: Lattice, space: Lattice, iterations: int, shift: bool, logarithms: bool
-) -> None:
-    groups, height, width, lanes = scores.shape
-    if lanes != LANES or not scores.flags.c_contiguous or scores.dtype != np.float32:
-        raise ValueError(f"scores are {scores.dtype} {scores.shape}; contiguous float32 [G, H, W, {LANES}] is expected")
     _mean_field(
         scores.reshape(-1), groups, height, width,
         colour.ids.reshape(-1), colour.weights.reshape(-1), colour.neighbours,
         space.ids.reshape(-1), space.weights.reshape(-1), space.neighbours,
-        iterations, shift, logarithms,
+        iterations, terms.bilateral_weight + terms.gaussian_weight > SAFE_WEIGHT,
     )  # fmt: skip

@@ -142,34 +142,3 @@ max8 = _reduced(lambda builder, a, b: builder.select(builder.fcmp_ordered(">", a
 add8 = _changed(lambda builder, a, b: builder.fadd(a, b))
 scale8 = _changed(lambda builder, a, b: builder.fmul(a, b))
 """(values, i, number): add the number to values[i:i + 8], or multiply them with it."""
-
-
-@intrinsic
-def line8(
-    typing_context: Any, pairs: Any, near: Any, far: Any, part: Any, guide: Any, least: Any, out: Any, i: Any
-) -> Any:
-    """Write out[i:i + 8] = max(slope * guide + offset, least).
-
-    Slopes pairs[at:at + 8] and offsets pairs[at + 8:at + 16] are those at `near`, and by `part` those at `far`.
-    """
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        part, guide, least = (_everywhere(builder, arguments[n]) for n in (3, 4, 5))
-
-        def blended(offset: int) -> Any:
-            a, b = (
-                builder.load(
-                    _lanes(context, builder, signature.args[0], arguments[0], builder.add(arguments[n], I64(offset))),
-                    align=4,
-                )
-                for n in (1, 2)
-            )
-            return builder.fadd(a, builder.fmul(part, builder.fsub(b, a), flags=CONTRACT), flags=CONTRACT)
-
-        value = builder.fadd(builder.fmul(blended(0), guide, flags=CONTRACT), blended(LANES), flags=CONTRACT)
-        value = builder.select(builder.fcmp_ordered(">", value, least), value, least)
-        builder.store(value, _lanes(context, builder, signature.args[6], arguments[6], arguments[7]), align=4)
-        return context.get_dummy_value()
-
-    number, index = types.float32, types.intp
-    return types.void(pairs, index, index, number, number, number, out, index), generate

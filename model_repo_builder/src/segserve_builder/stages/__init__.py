@@ -15,7 +15,6 @@ from segserve_builder.stages.decode_anchors import DecodeAnchors
 from segserve_builder.stages.detection_queries import DetectionQueries
 from segserve_builder.stages.fill_boxes import FillBoxes
 from segserve_builder.stages.fill_holes import FillHoles
-from segserve_builder.stages.guided_filter import GuidedFilter
 from segserve_builder.stages.instance_queries import InstanceQueries
 from segserve_builder.stages.instances import InstancesFromLabels
 from segserve_builder.stages.keep_largest import KeepLargest
@@ -64,6 +63,5 @@ POSTPROCESS: Final[Mapping[str, type[Stage]]] = {
     "panopticFusion": PanopticFusion,
     "instances": InstancesFromLabels,
     "crf": Crf,
-    "guidedFilter": GuidedFilter,
     "temporalSmoothing": TemporalSmoothing,
 }

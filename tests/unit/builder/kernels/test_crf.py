@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segserve_builder.kernels.crf import Terms, refine, softmax
+from segserve_builder.kernels.crf import Terms, refine
 from segserve_builder.kernels.crf_lattice import LatticeTooLargeError
 from segserve_builder.kernels.crf_softmax import EMPTY
 
@@ -121,7 +121,7 @@ def test_the_mean_field_is_that_of_the_definition(
     terms = Terms(xy, rgb, bilateral, near, gaussian)
     scores = lanes(logits)
 
-    refine(scores, image, terms, iterations, logarithms=True)
+    refine(scores, image, terms, iterations)
 
     expected, found = mean_field(logits, image, terms, iterations), planes(scores, labels)
     assert np.isfinite(found).all()
@@ -135,53 +135,32 @@ def test_large_weights_do_not_overflow(weight: float) -> None:
     terms = Terms(80, 13, weight, 3, weight)
     scores = lanes(logits)
 
-    refine(scores, image, terms, 1, logarithms=True)
+    refine(scores, image, terms, 1)
 
     np.testing.assert_allclose(planes(scores, 3), mean_field(logits, image, terms, 1), rtol=1e-3, atol=1e-2)
 
 
-def test_probabilities_are_the_exponentials_of_their_logarithms() -> None:
-    image, logits = an_image(20, 30, 2), np.random.default_rng(2).normal(size=(20, 30, 11))
-    one, other = lanes(logits), lanes(logits)
-
-    refine(one, image, TERMS, 3, logarithms=True)
-    refine(other, image, TERMS, 3, logarithms=False)
-
-    np.testing.assert_allclose(planes(other, 11), np.exp(planes(one, 11)), atol=1e-6)
-    np.testing.assert_allclose(planes(other, 11).sum(2), 1, atol=1e-5)
-
-
-def test_softmax_is_that_of_the_scores() -> None:
-    logits = np.random.default_rng(2).normal(size=(5, 6, 13), scale=4)
-    scores = lanes(logits)
-
-    softmax(scores)
-
-    q = np.exp(logits)
-    np.testing.assert_allclose(planes(scores, 13), q / q.sum(2, keepdims=True), atol=1e-6)
-
-
 def test_an_image_that_is_not_uint8_is_refused() -> None:
     with pytest.raises(ValueError, match=r"float32 \(4, 4, 3\); uint8 \(4, 4, 3\) is expected"):
-        refine(np.zeros((1, 4, 4, 8), np.float32), np.zeros((4, 4, 3), np.float32), TERMS, 1, logarithms=True)
+        refine(np.zeros((1, 4, 4, 8), np.float32), np.zeros((4, 4, 3), np.float32), TERMS, 1)
 
 
 def test_a_lattice_whose_keys_would_overflow_is_refused() -> None:
     image = np.zeros((2, 4000, 3), np.uint8)
     with pytest.raises(LatticeTooLargeError, match=r"3999 / 0.05, .* 62 are allowed"):
-        refine(np.zeros((1, 2, 4000, 8), np.float32), image, Terms(0.05, 0.05, 1, 3, 1), 1, logarithms=True)
+        refine(np.zeros((1, 2, 4000, 8), np.float32), image, Terms(0.05, 0.05, 1, 3, 1), 1)
 
 
 def test_a_lattice_of_too_many_vertices_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("segserve_builder.kernels.crf.LATTICE_BYTES", 10_000)
     with pytest.raises(LatticeTooLargeError, match="more than 56 vertices"):
-        refine(np.zeros((1, 20, 20, 8), np.float32), an_image(20, 20, 0), TERMS, 1, logarithms=True)
+        refine(np.zeros((1, 20, 20, 8), np.float32), an_image(20, 20, 0), TERMS, 1)
 
 
 def test_tiny_deviations_leave_every_pixel_to_itself() -> None:
     image, logits = an_image(9, 9, 5), np.random.default_rng(5).normal(size=(9, 9, 4), scale=2)
     scores = lanes(logits)
 
-    refine(scores, image, Terms(0.3, 0.5, 1, 0.1, 1), 5, logarithms=True)
+    refine(scores, image, Terms(0.3, 0.5, 1, 0.1, 1), 5)
 
     assert np.array_equal(planes(scores, 4).argmax(2), logits.argmax(2))
