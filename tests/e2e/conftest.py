@@ -11,21 +11,11 @@ import pytest
 from bench.coins import variant, write
 from bench.platform import MODELS, Running, platform
 
-STREAMS = """\
-apiVersion: segserve.dev/v1alpha1
-kind: TritonPool
-metadata: {name: default}
-spec:
-  gateway: {streams: true}
-"""
-
 
 @pytest.fixture(scope="session")
-def coins(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """The example's two networks, served, also to streams; tests leave it as it is."""
-    pool: Path = tmp_path_factory.mktemp("pool") / "pool.yaml"
-    pool.write_text(STREAMS)
-    with platform(MODELS, pool) as running:
+def coins() -> Iterator[Running]:
+    """The example's two networks, served; tests leave it as it is."""
+    with platform(MODELS) as running:
         yield running
 
 

@@ -95,22 +95,6 @@ def test_what_administers_the_server_is_closed_over_grpc(
     check_serves(coins.url, "grpc", photo)
 
 
-def test_a_later_message_of_a_stream_reaches_no_step_that_is_hidden(coins: Running, photo: bytes) -> None:
-    with grpc.insecure_channel(coins.url.removeprefix("http://")) as channel:
-        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-        config = stub.ModelConfig(pb.ModelConfigRequest(name="coins"), timeout=HANG_S).config
-        hidden = config.ensemble_scheduling.step[0].model_name
-        messages = [pb.ModelInferRequest(model_name=name) for name in ("coins", hidden, "coins-instances")]
-
-        answers = [answer.error_message for answer in stub.ModelStreamInfer(iter(messages), timeout=HANG_S)]
-
-    # The first one lacks its inputs, the others have no model: no answer is about the step or the other model.
-    assert len(answers) == 3
-    assert sum("(refused: a stream is for the model of its first message)" in answer for answer in answers) == 2
-    assert not [answer for answer in answers if hidden in answer or "coins-instances" in answer]
-    check_serves(coins.url, "grpc", photo)
-
-
 def test_no_shared_memory_can_be_named(coins: Running) -> None:
     region = "triton_python_backend_shm_region_1"
     tensor = {"name": "IMAGE", "shape": [1], "datatype": "BYTES"}

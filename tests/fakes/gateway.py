@@ -104,7 +104,7 @@ def gateway_of(
 ) -> RunningGateway:
     """Return a gateway in `folder` that does not run yet, on free ports; `settings` are fields of EnvoySettings."""
     port, internal_port = free_ports(2)
-    plain = {"host": "127.0.0.1", "max_request_bytes": 2**21, "streams": True, "access_log_file": folder / "access.log"}
+    plain = {"host": "127.0.0.1", "max_request_bytes": 2**21, "access_log_file": folder / "access.log"}
     gateway = EnvoySettings(port=port, internal_port=internal_port, **(plain | settings))
     return RunningGateway(folder, EnvoyTraffic(folder, gateway, server_tls=server_tls, timeout_s=timeout_s), gateway)
 

@@ -51,12 +51,11 @@ def guarded_gateway(
     *,
     max_request_bytes: int = LIMIT,
     heap_bytes: int = 2**31,
-    streams: bool = False,
     waits: CallerTimeouts = PATIENT,
     **settings: Any,
 ) -> Iterator[Guarded]:
     """Run Envoy on a free port, in `folder`; `settings` are further fields of EnvoySettings."""
-    own = {"max_request_bytes": max_request_bytes, "heap_bytes": heap_bytes, "streams": streams, "timeouts": waits}
+    own = {"max_request_bytes": max_request_bytes, "heap_bytes": heap_bytes, "timeouts": waits}
     running = gateway_of(folder, **own, **settings)
 
     async def start(triton: StubTriton) -> None:

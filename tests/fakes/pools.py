@@ -121,7 +121,6 @@ spec:
     callerMetrics: {sliceByCaller: true}
     tracing: {endpoint: "http://collector.observability:4318", samplingRatio: 0.5}
     maxRequestBytes: 1048576
-    streams: true
     plainHttp: true
     requestTimeoutSeconds: 10
     replicas: 3

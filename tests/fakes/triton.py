@@ -9,7 +9,7 @@ import os
 import socket
 import struct
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,8 +43,8 @@ class StubTriton:
     `delay_s` is the least time that an inference takes, one after the other if it is `serial`, and between `hold` and
     `release` none ends. The next `resets` HTTP requests are cut off without an answer; `status` is what HTTP answers
     have, `grpc_status` what inferences by gRPC end with, with `grpc_message`: `late`, once an answer has begun. `said`
-    are headers and body of the next HTTP answers, `body` is that of the last HTTP request. `streamed` are the models
-    that messages of streams have named. `in_flight` inferences have arrived and have not ended.
+    are headers and body of the next HTTP answers, `body` is that of the last HTTP request. `in_flight`
+    inferences have arrived and have not ended.
     """
 
     name: str
@@ -60,7 +60,6 @@ class StubTriton:
     body: bytes = b""
     asked: list[Asked] = field(default_factory=list)
     methods: list[str] = field(default_factory=list)
-    streamed: list[str] = field(default_factory=list)
     in_flight: int = field(default=0, init=False)
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
 
@@ -200,14 +199,6 @@ class _Service(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
                 await context.send_initial_metadata(())
             await context.abort(self._triton.grpc_status, self._triton.grpc_message)
         return self._answer(request)
-
-    async def ModelStreamInfer(  # noqa: N802
-        self, requests: AsyncIterator[pb.ModelInferRequest], _: object
-    ) -> AsyncIterator[pb.ModelStreamInferResponse]:
-        self._triton.methods.append("ModelStreamInfer")
-        async for request in requests:
-            self._triton.streamed.append(request.model_name)
-            yield pb.ModelStreamInferResponse(infer_response=self._answer(request))
 
     async def ServerLive(self, *_: object) -> pb.ServerLiveResponse:  # noqa: N802
         return pb.ServerLiveResponse(live=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -157,12 +156,10 @@ class Entrance:
 
     async def by_grpc(self, caller: Principal, method: str, model: str) -> tuple[str, str, tuple[Any, ...]]:
         """Return status, details and metadata of the response."""
-        named = "model_name" if method in ("ModelInfer", "ModelStreamInfer") else "name"
-        request_type = "ModelInfer" if method == "ModelStreamInfer" else method
-        request = getattr(pb, f"{request_type}Request")(**{named: model})
+        named = "model_name" if method == "ModelInfer" else "name"
+        request = getattr(pb, f"{method}Request")(**{named: model})
         stub = service_pb2_grpc.GRPCInferenceServiceStub(self.channel)
-        streams = method == "ModelStreamInfer"
-        call = getattr(stub, method)(iter([request]) if streams else request, metadata=caller.headers)
+        call = getattr(stub, method)(request, metadata=caller.headers)
         code, details = await call.code(), await call.details()
         parts = (await call.initial_metadata(), await call.trailing_metadata())
         return (
@@ -218,15 +215,6 @@ async def test_exactly_whom_the_rules_admit_uses_a_model_and_to_others_it_does_n
         await asyncio.gather(
             *(compare(caller, model, route, allowed=may) for model, may in allowed.items() for route in routes)
         )
-
-
-async def test_a_stream_does_not_lead_around_the_rules(entrance: Entrance) -> None:
-    """Only its first message is looked at; so where some model has rules there are no streams, not even to others."""
-    await entrance.admit(None, (AccessRule(keys=("team-a",)),))
-
-    for caller, model in itertools.product(PRINCIPALS[:3], MODELS[:2]):
-        code, details, _ = await entrance.by_grpc(caller, "ModelStreamInfer", model)
-        assert (code, details) == ("NOT_FOUND", f"unknown model '{model}'")
 
 
 async def test_a_list_of_all_models_is_for_nobody_where_some_are_not_for_all(entrance: Entrance) -> None:

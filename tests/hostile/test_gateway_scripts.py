@@ -29,13 +29,11 @@ CONSTANTS: dict[str, dict[str, Any]] = {
     "plain_http.lua": {"IS_HEAD": False, "NOTED": NOTED, **BOUNDS},
     "affinity.lua": {"HEADER": "x-camera", "COOKIE": "session", "CALLER": True},
     "counted.lua": {"COUNTED": "counted", "MOST": 50, "SLICE_BY_CALLER": True},
-    "route_key.lua": {"STREAMS": False, "NOTED": NOTED, "REPLAY_GROUP": "~", "REPLAYS": "~"},
-    "stream_messages.lua": {"MAX_MESSAGE_BYTES": 2**26},
+    "route_key.lua": {"NOTED": NOTED, "REPLAY_GROUP": "~", "REPLAYS": "~"},
     "faults.lua": {"RESTART_S": "2", "BUSY": BUSY},
 }
 JSON = {":path": "/v2/models/coins/infer"}
 MESSAGE = {":path": "/inference.GRPCInferenceService/ModelInfer"}
-STREAM = {":path": "/inference.GRPCInferenceService/ModelStreamInfer"}
 QUICK_S = 0.005
 QUARTER = MEBIBYTE // 4 - 64
 """So that four times as much is JSON that is read."""
@@ -99,9 +97,6 @@ INPUTS = {
     "message of a failure": Input(
         "faults.lua", 2**13, lambda n: {":status": "200", "grpc-status": "5", "grpc-message": "'" * n},
         function="envoy_on_response",
-    ),
-    "messages of a stream": Input(
-        "stream_messages.lua", 2**18, lambda _: STREAM, lambda n: b"\0\0\0\0\3\x0a\1m" * (n // 8)
     ),
     "query of options": Input(
         "plain_http.lua", 2**11, constants={"IS_HEAD": True},

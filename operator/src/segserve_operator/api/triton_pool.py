@@ -299,11 +299,6 @@ class Gateway(ApiValue):
     max_request_bytes: int = Field(
         default=64 * 1024**2, ge=65_536, le=2**31 - 1, description="Largest request in bytes; larger ones get 413."
     )
-    streams: bool = Field(
-        default=False,
-        description="Whether gRPC streams (ModelStreamInfer) are allowed. Each message of a stream must name the "
-        "model of the first.",
-    )
     plain_http: bool | None = Field(
         default=None,
         description="Whether callers may also send an image as the body of POST /v1/models/NAME:segment, for an "

@@ -55,7 +55,6 @@ class GatewaySettings(BaseModel):
     max_request_bytes: int
     request_timeout_seconds: float
     workers: Annotated[int, Field(ge=1)] = 1
-    streams: bool = False
     plain_http: bool = False
     heap_bytes: Annotated[int, Field(ge=2**26)] = 2 * 2**30
     host: str = Field(default_factory=any_address)
@@ -106,7 +105,6 @@ class Settings:
             port=settings.port,
             max_request_bytes=settings.max_request_bytes,
             workers=settings.workers,
-            streams=settings.streams,
             plain_http=settings.plain_http,
             internal_port=settings.internal_port,
             heap_bytes=settings.heap_bytes,

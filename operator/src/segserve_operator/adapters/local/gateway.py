@@ -61,7 +61,6 @@ class LocalGateway:
             host=LOOPBACK,
             port=spec.port,
             max_request_bytes=spec.max_request_bytes,
-            streams=spec.streams,
             plain_http=spec.plain_http is not False,
             internal_socket=str(self._internal),
             tls=_tls(state, spec),

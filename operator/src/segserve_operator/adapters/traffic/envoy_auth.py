@@ -40,7 +40,6 @@ from segserve_operator.core.traffic import AccessRule, Callers
 ACCESS_FILTER: Final = "segserve.access"
 CREDENTIALS: Final = "credentials"
 """Key of a gateway's report for what is wrong with the Secrets of credentials."""
-STREAM_PATH: Final = "/inference.GRPCInferenceService/ModelStreamInfer"
 UNAUTHENTICATED: Final = "rbac_access_denied_matched_policy[unauthenticated]"
 DENIED: Final = "rbac_access_denied_matched_policy[none]"
 """Details of the response to a caller whom no rule of the model admits."""
@@ -182,11 +181,9 @@ def access_filters() -> list[Json]:
 
 
 def access_of_route(rules: tuple[AccessRule, ...]) -> Json:
-    """Return the setting of a route that admits callers by these rules, but no streams; without rules, nobody."""
+    """Return the setting of a route that admits callers by these rules; without rules, nobody."""
     principals = [principal for rule in rules for principal in _principals(rule)]
-    # Only the first message of a stream is looked at, and others may name any model.
-    streams = {"url_path": {"path": {"exact": STREAM_PATH}}}
-    policies = {"callers": {"permissions": [{"not_rule": streams}], "principals": principals}} if principals else {}
+    policies = {"callers": {"permissions": [{"any": True}], "principals": principals}} if principals else {}
     rbac = {"@type": f"{TYPES}.extensions.filters.http.rbac.v3.RBACPerRoute"}
     return {ACCESS_FILTER: {**rbac, "rbac": {"rules": {"action": "ALLOW", "policies": policies}}}}
 

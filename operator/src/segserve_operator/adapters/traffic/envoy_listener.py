@@ -69,7 +69,6 @@ from segserve_operator.core.traffic import RESTART_S
 STAT_PREFIX: Final = "ingress"
 NAME_FIELDS: Final = {
     "ModelInfer": "model_name",
-    "ModelStreamInfer": "model_name",
     "ModelReady": "name",
     "ModelMetadata": "name",
     "ModelConfig": "name",
@@ -103,8 +102,8 @@ _WINDOW_BITS: Final = 15  # the largest window; every encoder's output can be re
 class CallerTimeouts:
     """How long Envoy waits for callers, in seconds.
 
-    For the end of a request's headers, for the end of its body, for its next byte, which is also the longest pause of
-    a stream, and for the next request on a connection, or the first.
+    For the end of a request's headers, for the end of its body, for its next byte, and for the next request on a
+    connection, or the first.
     """
 
     headers_s: float = 5.0
@@ -117,8 +116,8 @@ class CallerTimeouts:
 class EnvoySettings:
     """Settings with which Envoy is started; changing them takes a restart.
 
-    `max_request_bytes` limits the body of a request, as it is decompressed, and each message of a gRPC stream; without
-    `streams` there are none. `workers` is the number of threads that handle requests. With `internal_port` there is a
+    `max_request_bytes` limits the body of a request, as it is decompressed. `workers` is the number of threads that
+    handle requests. With `internal_port` there is a
     second listener, for segserve's own requests, which choose a group by the header x-segserve-group regardless of
     weights; with `internal_socket` it is a Unix socket that only this user can open. Before Envoy uses more than
     `heap_bytes` of memory, the largest requests are reset and new ones rejected (503). With `tls` the public listener
@@ -137,7 +136,6 @@ class EnvoySettings:
     tls: TlsSettings | None = None
     auth: AuthSettings | None = None
     affinity: SessionAffinity | None = None
-    streams: bool = False
     plain_http: bool = False
     access_log: AccessLog | None = None
     access_log_file: Path | None = None
@@ -260,11 +258,9 @@ def _http_filters(settings: EnvoySettings, listener: _Listener) -> list[Json]:
     caller = [] if listener.internal else authentication_filters(settings.auth, open_paths=open_paths)
     pages = [lua_filter("pages.lua", NOTED="segserve.pages")] if settings.is_open and not listener.internal else []
     called = [*pages, *noting_filters(enabled=is_plain), *caller, *head_filters(enabled=is_plain)]
-    sizes = bounded_bodies(settings.max_request_bytes, streams=settings.streams)
+    sizes = bounded_bodies(settings.max_request_bytes)
     sizes += image_filters(settings.max_request_bytes, enabled=is_plain)
     model = [lua_filter("grpc_messages.lua"), _name_extraction(), lua_filter("route_key.lua", **_route_key(settings))]
-    if settings.streams:
-        model.insert(0, lua_filter("stream_messages.lua", MAX_MESSAGE_BYTES=settings.max_request_bytes))
     # Whether that caller may call this model, whose route is known by then.
     access = [] if listener.internal else access_filters()
     # How much that caller may send to it.
@@ -279,9 +275,9 @@ def _http_filters(settings: EnvoySettings, listener: _Listener) -> list[Json]:
     return [*called, *sizes, *model, *admitted, *public, _router(traced=traced)]
 
 
-def _route_key(settings: EnvoySettings) -> dict[str, bool | str]:
+def _route_key(settings: EnvoySettings) -> dict[str, str]:
     is_noted = any(each is not None for each in (settings.access_log, settings.caller_metrics, settings.tracing))
-    return {"STREAMS": settings.streams, "NOTED": REQUEST_NAMESPACE if is_noted else ""}
+    return {"NOTED": REQUEST_NAMESPACE if is_noted else ""}
 
 
 def _seconds(value: float) -> str:
@@ -421,13 +417,17 @@ def _details(start: str) -> Json:
     return details_filter(f".startsWith('{start}')")
 
 
-def bounded_bodies(max_request_bytes: int, *, streams: bool) -> list[Json]:
+def bounded_bodies(max_request_bytes: int) -> list[Json]:
     """Return the filters after which a request's body is decompressed, whole, and has at most `max_request_bytes`.
 
-    A body beyond that is answered with 413 at once, and its connection closed. Streams, where they are allowed, have
-    no such total.
+    A body beyond that is answered with 413 at once, and its connection closed.
     """
-    return [_decompressed(), _limited(max_request_bytes, streams=streams), _buffered(max_request_bytes)]
+    limit = extension(
+        "envoy.filters.http.body_size_limit",
+        "extensions.filters.http.body_size_limit.v3.BodySizeLimit",
+        max_request_bytes=max_request_bytes,
+    )
+    return [_decompressed(), limit, _buffered(max_request_bytes)]
 
 
 def _decompressed() -> Json:
@@ -450,16 +450,6 @@ def _decompressed() -> Json:
         },
         response_direction_config={"common_config": never},
     )
-
-
-def _limited(max_request_bytes: int, *, streams: bool) -> Json:
-    limit = extension(
-        "envoy.filters.http.body_size_limit",
-        "extensions.filters.http.body_size_limit.v3.BodySizeLimit",
-        max_request_bytes=max_request_bytes,
-    )
-    stream = header_matches(":path", {"exact": f"/{SERVICE}/ModelStreamInfer"})
-    return unless(stream, limit) if streams else limit
 
 
 def _buffered(max_request_bytes: int) -> Json:

@@ -247,9 +247,7 @@ _MESSAGES: Final[dict[str, dict[str, tuple[int, str]]]] = {
         "any": (3, "bool"),
         "sourced_metadata": (13, "envoy.config.rbac.v3.SourcedMetadata"),
     },
-    "envoy.type.matcher.v3.PathMatcher": {"path": (1, "envoy.type.matcher.v3.StringMatcher")},
-    "envoy.config.rbac.v3.PathPermission": {"url_path": (10, "envoy.type.matcher.v3.PathMatcher")},
-    "envoy.config.rbac.v3.Permission": {"not_rule": (8, "envoy.config.rbac.v3.PathPermission")},
+    "envoy.config.rbac.v3.Permission": {"any": (3, "bool")},
     "envoy.config.rbac.v3.Policy": {
         "permissions": (1, "[]envoy.config.rbac.v3.Permission"),
         "principals": (2, "[]envoy.config.rbac.v3.Principal"),

@@ -1,7 +1,7 @@
 """Renders what copies some of callers' requests to the comparator and the capture service; callers notice nothing.
 
 A script chooses requests once their route is known, and marks them by a header. They are whole by then: otherwise a
-comparator that does not read would stop a large request on its way to the server. Streams are never marked. Copies
+comparator that does not read would stop a large request on its way to the server. Copies
 are made by Envoy's mirror policy, which sends one where the header names a cluster; the copy's answer is dropped. How
 many copies are under way at once, and for how long, is limited by the cluster: beyond that they are dropped, so that
 they hold little memory.

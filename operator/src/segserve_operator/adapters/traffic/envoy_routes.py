@@ -148,7 +148,7 @@ def encode_routes(
 ) -> bytes:
     """Encode the route configuration of the public listener: these encoded entries, and those about servers.
 
-    Where some model is `restricted` to callers, none learns the names of all models, and there are no streams. With
+    Where some model is `restricted` to callers, none learns the names of all models. With
     `metrics` there is a cluster that answers `/metrics`. The `documents`, by path, are answered as they are.
     With `loopback` only requests to a host of that kind are answered: web pages come by names of their own.
     """

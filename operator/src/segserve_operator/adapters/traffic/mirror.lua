@@ -1,7 +1,6 @@
 -- Chooses requests of which the comparator, or the capture service, gets a copy, and writes its CLUSTER into HEADER.
 -- The route's metadata say which percentage of a model's requests it is, and how many a second at most.
 
-local STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
 local left = {}  -- by model: copies that may be made now, and the time of the last look; of this worker
 
 local function may_copy(model, rate, now_ms)
@@ -18,7 +17,6 @@ function envoy_on_request(handle)
   local headers, said = handle:headers(), handle:metadata()
   local percent, rate = said:get("percent"), said:get("requests_per_s")
   if percent == nil or math.random() * 100 >= percent then return end
-  if string.sub(headers:get(":path") or "", 1, #STREAM) == STREAM then return end  -- its end may never come
   if not may_copy(headers:get("x-segserve-model"), rate, handle:timestamp()) then return end
   headers:replace(HEADER, CLUSTER)
 end

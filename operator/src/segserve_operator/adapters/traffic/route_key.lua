@@ -9,11 +9,9 @@
 
 local EXTRACTION = "envoy.filters.http.grpc_field_extraction"
 local SERVICE = "/inference.GRPCInferenceService/"
-local STREAM = SERVICE .. "ModelStreamInfer"
 local KIND_BY_PATH = {[""] = "about", ["/infer"] = "infer", ["/ready"] = "about", ["/config"] = "about", ["/stats"] = "about"}
 local KIND_BY_METHOD = {
-  ModelInfer = "infer", ModelStreamInfer = "infer",
-  ModelReady = "about", ModelMetadata = "about", ModelConfig = "about", ModelStatistics = "about",
+  ModelInfer = "infer", ModelReady = "about", ModelMetadata = "about", ModelConfig = "about", ModelStatistics = "about",
 }
 
 local function http_target(path)
@@ -52,9 +50,6 @@ function envoy_on_request(handle)
   local headers = handle:headers()
   local path = headers:get(":path") or ""
   local reason = unreadable(headers)
-  if reason == nil and not STREAMS and string.sub(path, 1, #STREAM) == STREAM then
-    reason = "ModelStreamInfer is off; spec.gateway.streams of the pool turns it on"
-  end
   -- The local replies give it the form of the protocol.
   if reason ~= nil then handle:respond({[":status"] = "415"}, reason) end
   local query = string.find(path, "?", 1, true)

@@ -173,7 +173,6 @@ def _sync_container(context: PoolContext, name: str, task: str) -> V1Container:
         "maxRequestBytes": gateway.max_request_bytes,
         "requestTimeoutSeconds": gateway.request_timeout_seconds,
         "workers": gateway.workers,
-        **({"streams": True} if gateway.streams else {}),
         **({"plainHttp": True} if gateway.plain_http else {}),
         **({"capture": True} if gateway.capture else {}),
         **({"heapBytes": pods.heap_bytes(limit)} if limit is not None else {}),
