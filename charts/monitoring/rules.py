@@ -288,13 +288,10 @@ ALERTS: Final = (
     Alert(
         "SegserveCertificateExpires",
         "warning",
-        " or ".join(
-            # 0 where there is none.
-            f"min by (namespace, pool, pod) (segserve_gateway_{each}_expires_seconds > 0) - time() < {7 * 86400}"
-            for each in ("certificate", "server_tls")
-        ),
+        # 0 where there is none.
+        f"min by (namespace, pool, pod) (segserve_gateway_certificate_expires_seconds > 0) - time() < {7 * 86400}",
         f"A certificate of the gateway of pool {_OF_POOL} expires.",
-        "In {{ $value | humanizeDuration }}. Then callers are refused, or requests to servers fail.",
+        "In {{ $value | humanizeDuration }}. Then callers are refused.",
         "1h",
     ),
     Alert(

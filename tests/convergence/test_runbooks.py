@@ -41,13 +41,12 @@ from segserve_builder.spec.model_spec import ModelMetrics
 from segserve_builder.steps.answer_metrics import AnswerContents, AnswerMetrics
 from segserve_builder.values import ImageStatistics, ResizeTransform
 from segserve_common.api_errors import ForbiddenError, UnavailableError
-from segserve_common.kube.kinds import CONFIG_MAPS, DEPLOYMENTS, MODELS, PODS, SECRETS
-from segserve_common.kube.names import GATEWAY, SYNC_CONTAINER, object_name
+from segserve_common.kube.kinds import DEPLOYMENTS, MODELS, PODS, SECRETS
+from segserve_common.kube.names import GATEWAY, object_name
 from segserve_operator.adapters.samples import wire
 from segserve_operator.adapters.traffic.envoy_admin import EnvoyUnreachableError
 from segserve_operator.api.evaluation import EVALUATION_ANNOTATION, Estimate, Evaluation
 from segserve_operator.core.rollout.counters import Counters
-from segserve_operator.gateway_sync import follower
 from segserve_operator.gateway_sync.settings import GatewaySettings, Settings
 from segserve_operator.gateway_sync.sidecar import Sidecar
 from tools import ROOT
@@ -320,13 +319,6 @@ class Gateway:
     def _scraped(self) -> Target:
         return self._samples, {"namespace": NAMESPACE, "pool": KEY.pool, "pod": "gateway-0"}
 
-    async def follow_plan(self) -> None:
-        """Let the sidecar read the plan of the operator, as its watch does."""
-        for name in self.sidecar._shards.names:
-            self.sidecar._take(name, self._incident.world.kube.peek(CONFIG_MAPS, NAMESPACE, name))
-        await asyncio.sleep(0)
-        await self._pass()
-
     async def _pass(self) -> None:
         with suppress(EnvoyUnreachableError):
             await self.sidecar.follower.one_pass()
@@ -362,25 +354,6 @@ async def certificate_expires(incident: Incident) -> None:
 
 async def renewed(incident: Incident) -> None:
     await incident.gateway.take(timedelta(days=90))
-
-
-async def speaks_plain_text(incident: Incident) -> None:
-    """The gateway's Secret for TLS with servers has not come yet, which no server wants so far."""
-    lines = incident.world.logged.setdefault(SYNC_CONTAINER, [])
-    handler = logging.Handler()
-    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
-    log = logging.getLogger(follower.__name__)
-    log.addHandler(handler)
-    incident.ends.callback(log.removeHandler, handler)
-    incident.gateway = Gateway(incident, serverTls=str(incident.kubeconfig.parent / "secret"))
-    await incident.gateway.follow_plan()
-    await incident.world.minutes(2)
-
-
-async def servers_want_tls(incident: Incident) -> None:
-    incident.world.apply_pool(serverTls={"servers": {"secretName": "servers"}, "gateway": {"secretName": SECRET}})
-    await incident.world.minutes(20)
-    await incident.gateway.follow_plan()
 
 
 async def overloaded(incident: Incident) -> None:
@@ -440,9 +413,6 @@ CASES: Final[Mapping[str, Followed]] = {
     "SegserveAnswersEmpty": Followed(revision_finds_nothing, ("is stable",), former_again, answered, 240),
     "SegserveClassGone": Followed(revision_finds_another_class, ("is stable",), former_again, answered, 240),
     "SegserveScalingAtMaximum": Followed(overloaded, ("Maximum",), more_servers, minutes=16),
-    "SegserveGatewayStale": Followed(
-        servers_want_tls, ("there is no certificate to show them",), renewed, speaks_plain_text, 10
-    ),
     "SegserveStoredObjectLarge": Followed(classes_are_many, ("maps", "roads"), models_are_fewer, scraped_slowly, 60),
     "SegserveCertificateExpires": Followed(certificate_expires, ("notAfter=",), renewed, has_certificate, 90),
 }
@@ -451,6 +421,7 @@ CASES: Final[Mapping[str, Followed]] = {
 NOT_FOLLOWED: Final[Mapping[str, str]] = {
     "SegserveSloBurn": "it needs callers of a real Envoy; by hand",
     "SegserveGatewayErrors": "it needs callers of a real Envoy; by hand",
+    "SegserveGatewayStale": "it needs an Envoy that refuses a plan; by hand",
     "SegserveServerNotReady": "it needs a Triton that hangs; by hand",
     "SegserveBudgetExceeded": "its commands need a Prometheus that has scraped servers; by hand",
     "SegserveGpuMemoryHigh": "it needs a GPU",

@@ -99,14 +99,12 @@ class RunningGateway(EnvoyProcess):
         return next(line for line in await self.metrics() if line.startswith("envoy_server_uptime"))
 
 
-def gateway_of(
-    folder: Path, *, timeout_s: float = 60.0, server_tls: Path | None = None, **settings: Any
-) -> RunningGateway:
+def gateway_of(folder: Path, *, timeout_s: float = 60.0, **settings: Any) -> RunningGateway:
     """Return a gateway in `folder` that does not run yet, on free ports; `settings` are fields of EnvoySettings."""
     port, internal_port = free_ports(2)
     plain = {"host": "127.0.0.1", "max_request_bytes": 2**21, "access_log_file": folder / "access.log"}
     gateway = EnvoySettings(port=port, internal_port=internal_port, **(plain | settings))
-    return RunningGateway(folder, EnvoyTraffic(folder, gateway, server_tls=server_tls, timeout_s=timeout_s), gateway)
+    return RunningGateway(folder, EnvoyTraffic(folder, gateway, timeout_s=timeout_s), gateway)
 
 
 @asynccontextmanager

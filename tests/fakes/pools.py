@@ -77,8 +77,6 @@ spec:
           - name: agent
             resources: {limits: {cpu: "0.5", memory: 1Gi}}
             env: [{name: OMP_NUM_THREADS, value: "2"}, {name: TZ}]
-          - name: tls
-            resources: {limits: {memory: 128Mi}, requests: {cpu: 20m}}
     serviceAccountAnnotations: {eks.amazonaws.com/role-arn: "arn:aws:iam::1:role/models"}
     drainSeconds: 20
     exitTimeoutSeconds: 60
@@ -151,9 +149,6 @@ spec:
           - {name: comparator, resources: {limits: {memory: 1Gi}}}
           - {name: capture, resources: {limits: {memory: 2Gi}}}
     drainSeconds: 30
-  serverTls:
-    servers: {secretName: gpus-servers-tls, identity: "spiffe://example.org/ns/vision/sa/gpus-servers"}
-    gateway: {secretName: gpus-gateway-tls, identity: gpus.example.org}
   cost: {cpuHour: 0.04, gpuHour: 2.5, memoryGiBHour: 0.005, currency: EUR, monthlyBudget: 900}
   notifications:
     - {url: "https://hooks.example.com/rollouts", format: json}

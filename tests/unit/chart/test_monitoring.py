@@ -60,7 +60,6 @@ OF_OTHERS: Final = {
     "segserve_gateway_certificate_expires_seconds",
     "segserve_gateway_pass_age_seconds",
     "segserve_gateway_refusals_total",
-    "segserve_gateway_server_tls_expires_seconds",
     "segserve_gateway_shifts_total",
 }
 

@@ -28,9 +28,6 @@ POOL_FINALIZER: Final = f"{DOMAIN}/models"
 FORCE_DELETE: Final = f"{DOMAIN}/force-delete"
 """Annotation of a pool that may be deleted although it has models: `true`."""
 
-IDENTITY_ANNOTATION: Final = f"{DOMAIN}/identity"
-"""Annotation of a server that speaks TLS alone: the name in its certificate."""
-
 FIELD_MANAGER: Final = "segserve"
 
 SERVER: Final = "server"
@@ -41,7 +38,6 @@ ENVOY_CONTAINER: Final = "envoy"
 SYNC_CONTAINER: Final = "sync"
 COMPARATOR_CONTAINER: Final = "comparator"
 CAPTURE_CONTAINER: Final = "capture"
-TLS_CONTAINER: Final = "tls"
 
 HTTP_PORT: Final = 8000
 GRPC_PORT: Final = 8001
@@ -69,8 +65,6 @@ CLAIMS_FOLDER: Final = "/mnt/segserve/claims"
 CERTIFICATE_FOLDER: Final = "/mnt/segserve/certificate"
 CLIENT_CA_FOLDER: Final = "/mnt/segserve/client-ca"
 """Where the sidecar of a gateway finds the certificate of its listener, and the authority of callers' certificates."""
-SERVER_TLS_FOLDER: Final = "/mnt/segserve/server-tls"
-"""Where the sidecar of a gateway, and the Envoy of a server, find what they show each other and whom they trust."""
 
 SHARDS: Final = 4
 """Number of ConfigMaps over which an assignment or a plan is spread: Kubernetes stores at most 1 MiB in each."""

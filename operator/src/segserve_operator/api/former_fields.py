@@ -68,7 +68,6 @@ REPLACED: Final[Mapping[str, Mapping[str, str]]] = {
         "captureResources": f"{_CONTAINER}capture",
     },
     "spec.gateway.callerMetrics": {"most": "remove it: 50 callers, and slices, are counted by name"},
-    "spec.serverTls": {"resources": "write it into server.podTemplate, as resources of the container tls"},
 }
 """What to write instead of a former field, by the part of the spec that had it."""
 

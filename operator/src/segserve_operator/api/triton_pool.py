@@ -15,7 +15,6 @@ from segserve_common.kube.names import (
     COMPARATOR_CONTAINER,
     ENVOY_CONTAINER,
     SYNC_CONTAINER,
-    TLS_CONTAINER,
     TRITON_CONTAINER,
 )
 from segserve_operator.api.access import Auth
@@ -39,10 +38,6 @@ from segserve_operator.api.pool_update import TemplateStatus, Update
 from segserve_operator.api.session_affinity import SessionAffinity
 from segserve_operator.api.telemetry import AccessLog, CallerMetrics, Tracing
 
-_LABEL: Final = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
-IDENTITY_PATTERN: Final = rf"^(spiffe://[-._a-z0-9]+(/[-._a-zA-Z0-9]+)+|{_LABEL}(\.{_LABEL})*)$"
-_MESSAGE: Final = "servers and gateway need Secrets of their own, and identities of their own"
-
 _SET: JsonDict = {"x-kubernetes-list-type": "set"}
 _BY_NAME: JsonDict = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}
 _WHOLE: JsonDict = {"x-kubernetes-list-type": "atomic"}
@@ -61,50 +56,8 @@ _MERGED = (
     "runtimeClassName, priorityClassName, imagePullSecrets; and spec.containers by name ({containers}), each with "
     "resources{variables}. {defaults}"
 )
-_SERVER_CONTAINERS: Final = (TRITON_CONTAINER, AGENT_CONTAINER, TLS_CONTAINER)
+_SERVER_CONTAINERS: Final = (TRITON_CONTAINER, AGENT_CONTAINER)
 _GATEWAY_CONTAINERS: Final = (ENVOY_CONTAINER, SYNC_CONTAINER, COMPARATOR_CONTAINER, CAPTURE_CONTAINER)
-
-
-class TlsParty(ApiValue):
-    """One side of the connections."""
-
-    secret_name: Subdomain = Field(
-        description="Secret of the namespace with tls.crt, tls.key and ca.crt (the authorities of the other side), "
-        "such as cert-manager writes; a renewed certificate is used without a restart."
-    )
-    identity: str | None = Field(
-        default=None,
-        pattern=IDENTITY_PATTERN,
-        max_length=512,
-        description="The name that the other side requires in its certificate: a DNS name, or a SPIFFE ID such as "
-        "spiffe://example.org/ns/vision/masks. Default: servers.POOL.NAMESPACE.svc, or gateway.POOL.NAMESPACE.svc.",
-    )
-
-
-class ServerTls(ApiValue):
-    """Mutual TLS between the gateway and its servers: each shows a certificate, and Triton listens on loopback only."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "x-kubernetes-validations": [
-                {
-                    "rule": "self.servers.secretName != self.gateway.secretName && (!has(self.servers.identity) || "
-                    "!has(self.gateway.identity) || self.servers.identity != self.gateway.identity)",
-                    "message": _MESSAGE,
-                }
-            ]
-        }
-    )
-
-    servers: TlsParty = Field(description="The servers.")
-    gateway: TlsParty = Field(description="The gateway.")
-
-    @model_validator(mode="after")
-    def _check_parties(self) -> Self:
-        same_name = self.servers.identity is not None and self.servers.identity == self.gateway.identity
-        if same_name or self.servers.secret_name == self.gateway.secret_name:
-            raise PydanticCustomError("spec", _MESSAGE, {"at": ("gateway", "identity" if same_name else "secretName")})
-        return self
 
 
 class Cost(ApiValue):
@@ -423,11 +376,6 @@ class TritonPoolSpec(ApiValue):
     )
     gateway: Gateway = Field(
         default=Gateway(), description="The gateway, through which all requests to the pool's models go."
-    )
-    server_tls: ServerTls | None = Field(
-        default=None,
-        description="Mutual TLS between the gateway and the servers. Default: plain text. Switching it starts a new "
-        "group of servers, as other changes of the servers do.",
     )
     cost: Cost | None = Field(
         default=None, description="Prices of what the servers use. Default: none; use is counted all the same."

@@ -16,12 +16,11 @@ RESTART_S: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Addresses of one Triton server; with an `identity` it speaks TLS alone, and its certificate has that name."""
+    """Addresses of one Triton server."""
 
     host: str
     http_port: int
     grpc_port: int
-    identity: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,12 +166,6 @@ class TrafficPlan:
 
     routes: tuple[Route, ...] = ()
     servers: tuple[Endpoint, ...] = ()
-
-    @property
-    def needs_tls(self) -> bool:
-        """Whether some server speaks TLS alone."""
-        shares = (share.endpoints for route in self.routes for share in route.shares)
-        return any(server.identity for servers in (self.servers, *shares) for server in servers)
 
     @property
     def is_restricted(self) -> bool:

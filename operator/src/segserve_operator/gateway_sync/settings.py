@@ -62,7 +62,6 @@ class GatewaySettings(BaseModel):
     sync_port: _Port = SYNC_PORT
     tls: TlsOptions | None = None
     auth: Auth | None = None
-    server_tls: Path | None = None
     secrets: Path = Path(SECRETS_FOLDER)
     session_affinity: SessionAffinity | None = None
     access_log: AccessLog | None = None
@@ -116,6 +115,4 @@ class Settings:
             capture=settings.capture,
             auth=AuthSettings(settings.auth, (settings.secrets,), self.folder / "auth") if settings.auth else None,
         )
-        return EnvoyTraffic(
-            self.folder, gateway, server_tls=settings.server_tls, timeout_s=settings.request_timeout_seconds
-        )
+        return EnvoyTraffic(self.folder, gateway, timeout_s=settings.request_timeout_seconds)

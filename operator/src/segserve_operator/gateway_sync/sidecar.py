@@ -92,8 +92,8 @@ class Sidecar:
             busy_s = time.monotonic() - self._answered_s
             return probe_response(busy_s < LONGEST_BUSY_S, f"Envoy has not answered for {busy_s:.1f} s")
         self._answered_s = time.monotonic()
-        needed = (self._traffic.certificates, self._traffic.server_certificates)
-        if not all(each is None or each.can_serve for each in needed):
+        certificates = self._traffic.certificates
+        if certificates is not None and not certificates.can_serve:
             return probe_response(False, "there is no certificate that can be used; the log says why")
         followed = "the plan of the API" if self.follower.health.followed is not None else "the plan of its start"
         return probe_response(True, f"Envoy answers and follows {followed}")
@@ -111,10 +111,9 @@ class Sidecar:
         }
         for name, value in values.items():
             self._gauges[name].set(value)
-        shown = {"certificate": self._traffic.certificates, "server_tls": self._traffic.server_certificates}
-        for name, certificates in shown.items():
-            if certificates is not None and certificates.expires_s is not None:
-                self._gauges[name].set(certificates.expires_s)
+        certificates = self._traffic.certificates
+        if certificates is not None and certificates.expires_s is not None:
+            self._gauges["certificate"].set(certificates.expires_s)
         try:
             self._gauges["started"].set(int(self._traffic.epoch()) / 1e9)
             of_envoy = self._run(self._traffic.metrics(), _METRICS_S)
@@ -160,10 +159,6 @@ def _gauges() -> tuple[CollectorRegistry, dict[str, Gauge]]:
         "refusals": ("refusals_total", "Plans that Envoy refused."),
         "started": ("started_seconds", "Unix time of the start of Envoy, whose counts were zero then."),
         "certificate": ("certificate_expires_seconds", "Unix time at which the certificate expires; 0 without one."),
-        "server_tls": (
-            "server_tls_expires_seconds",
-            "Unix time at which the one for servers expires; 0 without one.",
-        ),
         "draining": ("draining", "Models in groups that get no new requests and have some in flight."),
     }
     return registry, {

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from segserve_common.kube.shards import pack, unpack
 from segserve_operator.adapters.traffic.plans import (
-    ACCESS_RULES,
     PLANS,
     SERVER_LISTS,
     dump_lists,
@@ -139,21 +138,6 @@ def test_a_plan_that_admits_nobody_to_a_model_is_not_one_that_admits_everybody()
 
 def test_a_plan_without_rules_of_access_is_written_as_before_there_were_any() -> None:
     assert "access" not in json.dumps(dump_plan(plan(2, SERVERS[:3])))
-
-
-def test_a_gateway_that_knows_no_tls_of_servers_refuses_a_plan_with_some() -> None:
-    """A reader that ignores the field would ask them in plain text."""
-    named = tuple(replace(server, identity="servers.default.vision.svc") for server in SERVERS[:3])
-    told = plan(2, named)
-
-    for dumped in (unpack(pack_plan(told)), dump_plan(told)):
-        assert dumped["format"] not in (None, SERVER_LISTS, ACCESS_RULES)  # what such a gateway reads
-        assert load_plan(dumped) == told
-
-
-def test_a_plan_without_tls_of_servers_does_not_mention_it() -> None:
-    assert "identity" not in str(dump_lists(plan(2, SERVERS[:3])))
-    assert "identity" not in str(dump_plan(plan(2, SERVERS[:3])))
 
 
 def test_a_mirror_is_read_back_and_nothing_else_of_a_plan_tells_of_it() -> None:

@@ -15,12 +15,11 @@ from segserve_operator.mapping.reading import read_pool
 from .conftest import problem
 
 CASES = [(parent, name) for parent, fields in REPLACED.items() for name in fields]
-OF_POOL = ("spec.server", "spec.gateway", "spec.gateway.callerMetrics", "spec.serverTls")
+OF_POOL = ("spec.server", "spec.gateway", "spec.gateway.callerMetrics")
 PARTS: dict[str, Any] = {
     "spec.instances": {"model": "other"},
     "spec.cascade.light": {"model": "other"},
     "spec.rollout.abTest": {"weight": 10, "duration": "1d", "metric": "errorRate"},
-    "spec.serverTls": {"servers": {"secretName": "a"}, "gateway": {"secretName": "b"}},
 }
 
 

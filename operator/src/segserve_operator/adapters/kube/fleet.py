@@ -15,7 +15,6 @@ from segserve_common.kube.names import (
     HTTP_PORT,
     SERVER,
     SHARDS,
-    TLS_CONTAINER,
     TRITON_CONTAINER,
     assignment_name,
 )
@@ -182,11 +181,9 @@ class ClusterFleet:
         report = self._report(pod, reports.get(pod["metadata"]["name"]))
         lost = not pods.container_ready(pod, AGENT_CONTAINER) and pods.unready_for_s(pod, self.clock()) > AGENT_GRACE_S
         runs = pods.container_runs(pod, TRITON_CONTAINER) and not pods.is_cut_off(pod)
-        if pods.tls_identity(pod) is not None:
-            runs = runs and pods.container_ready(pod, TLS_CONTAINER)  # with a certificate that can be used
         ready = (report.server_ready or not report.is_read) and runs and not lost
         node = str(pod["spec"].get("nodeName") or "")
-        metadata, endpoint = pod["metadata"], Endpoint(ip, HTTP_PORT, GRPC_PORT, pods.tls_identity(pod))
+        metadata, endpoint = pod["metadata"], Endpoint(ip, HTTP_PORT, GRPC_PORT)
         state = (endpoint, ready, report, node)
         known = self.decoded.servers.get(metadata["uid"])
         if known is not None and known[0] == state:

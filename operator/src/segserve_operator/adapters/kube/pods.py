@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from segserve_common.kube.names import IDENTITY_ANNOTATION
 from segserve_common.kube.shards import unpack
 
 if TYPE_CHECKING:
@@ -28,12 +27,6 @@ def address(pod: Mapping[str, Any]) -> str | None:
     status = pod.get("status") or {}
     ip: str | None = status.get("podIP")
     return ip if ip and status.get("phase") == "Running" else None
-
-
-def tls_identity(pod: Mapping[str, Any]) -> str | None:
-    """Return the name in the certificate of a server that speaks TLS alone; None if it speaks plain text."""
-    identity: str | None = (pod["metadata"].get("annotations") or {}).get(IDENTITY_ANNOTATION)
-    return identity
 
 
 def container_ready(pod: Mapping[str, Any], name: str) -> bool:

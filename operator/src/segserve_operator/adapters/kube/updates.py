@@ -67,12 +67,7 @@ def settings_digest(context: PoolContext) -> str:
             mode="json", by_alias=True, exclude_defaults=True, exclude=set(_NOT_IN_TEMPLATE)
         )
         artifacts = context.spec.artifacts.model_dump(mode="json", by_alias=True, exclude_defaults=True)
-        content = {"server": server, "artifacts": artifacts}
-        if context.spec.server_tls is not None:
-            content["serverTls"] = context.spec.server_tls.model_dump(
-                mode="json", by_alias=True, exclude_defaults=True, exclude={"gateway": {"secret_name"}}
-            )
-        return json_digest(content, 8)
+        return json_digest({"server": server, "artifacts": artifacts}, 8)
 
     return context.once("settings", digest)
 

@@ -22,11 +22,11 @@ from segserve_operator.adapters.traffic.envoy_admin import (
 from segserve_operator.adapters.traffic.envoy_auth import AuthFiles
 from segserve_operator.adapters.traffic.envoy_config import EnvoyFiles, command, render_bootstrap
 from segserve_operator.adapters.traffic.envoy_counts import CumulativeStats, Stats, counts_by_model
-from segserve_operator.adapters.traffic.envoy_files import ConfigurationRejectedError, read_plan
+from segserve_operator.adapters.traffic.envoy_files import read_plan
 from segserve_operator.adapters.traffic.envoy_listener import EnvoySettings
 from segserve_operator.adapters.traffic.envoy_mirror import write_comparisons, write_rules
 from segserve_operator.adapters.traffic.envoy_updater import UPDATE_TIMEOUT_S, EnvoyUpdater
-from segserve_operator.adapters.traffic.listener_certificates import ListenerCertificates, ServerTlsCertificates
+from segserve_operator.adapters.traffic.listener_certificates import ListenerCertificates
 from segserve_operator.adapters.traffic.pair_counts import fetch_capture_metrics, fetch_pairs
 from segserve_operator.core.rollout.counters import Counters, Sample
 from segserve_operator.core.scaling import GatewayLoad
@@ -46,34 +46,16 @@ class EnvoyTraffic:
 
     All state is in `folder`: a new object continues where another one ended, and a restarted Envoy serves the last
     plan. `timeout_s` is the time limit of a request to a model.
-    `server_tls` is a folder with what TLS with servers needs: tls.crt, tls.key and ca.crt.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        settings: EnvoySettings | None = None,
-        *,
-        server_tls: Path | None = None,
-        timeout_s: float = 60.0,
-    ) -> None:
+    def __init__(self, folder: Path, settings: EnvoySettings | None = None, *, timeout_s: float = 60.0) -> None:
         self._settings = settings or EnvoySettings()
         self._timeout_s = timeout_s
         self._files = EnvoyFiles(folder)
-        self._updater = EnvoyUpdater(
-            self._files,
-            self._settings,
-            timeout_s=timeout_s,
-            server_tls=self._files.server_tls if server_tls is not None else None,
-            on_replace=self._record_stats,
-        )
+        self._updater = EnvoyUpdater(self._files, self._settings, timeout_s=timeout_s, on_replace=self._record_stats)
         tls = self._settings.tls
         self.certificates = ListenerCertificates(tls, self._files.tls) if tls is not None else None
         """The certificates of the public listener; None without TLS."""
-        self.server_certificates = (
-            ServerTlsCertificates(server_tls, self._files.server_tls) if server_tls is not None else None
-        )
-        """What servers are shown; None if no server speaks TLS."""
         self._certificate_problem: str | None = None
         auth = self._settings.auth
         self.credentials = AuthFiles(auth) if auth is not None else None
@@ -161,8 +143,7 @@ class EnvoyTraffic:
 
     def refresh_certificates(self) -> str | None:
         """Give Envoy what has changed of its certificates; return what is wrong with them, which is logged once."""
-        problems = [each.refresh() for each in (self.certificates, self.server_certificates) if each is not None]
-        problem = "; ".join(filter(None, problems)) or None
+        problem = self.certificates.refresh() if self.certificates is not None else None
         if problem is not None and problem != self._certificate_problem:
             log.warning("%s", problem)
         self._certificate_problem = problem
@@ -223,9 +204,6 @@ class EnvoyTraffic:
 
         Returns False if it ended early, as the plan was `superseded` meanwhile; then a newer one must be given.
         """
-        own = self.server_certificates
-        if plan.needs_tls and own is not None and not own.can_serve:
-            raise ConfigurationRejectedError("servers of the plan want TLS, and there is no certificate to show them")
         async with self._lock, self._admin(timeout_s=UPDATE_TIMEOUT_S) as admin:
             followed = await self._updater.shift(admin, plan, superseded=superseded)
         if followed:

@@ -83,11 +83,6 @@ class EnvoyFiles:
         return TlsFiles(self.folder / "tls")
 
     @property
-    def server_tls(self) -> TlsFiles:
-        """The certificate that servers are shown, and the authorities of theirs (SDS)."""
-        return TlsFiles(self.folder / "tls" / "servers")
-
-    @property
     def totals(self) -> Path:
         """Statistics of clusters that have been replaced, to be added to the current ones."""
         return self.folder / "totals.json"

@@ -29,7 +29,6 @@ CLUSTER: Final = "envoy.config.cluster.v3.Cluster"
 LOCALITY: Final = "envoy.config.endpoint.v3.LocalityLbEndpoints"
 ROUTE_CONFIGURATION: Final = "envoy.config.route.v3.RouteConfiguration"
 ROUTE_MAP: Final = "xds.type.matcher.v3.MatchMap"
-SOCKET_MATCH: Final = "envoy.config.cluster.v3.TransportSocketMatch"
 RUNTIME: Final = "envoy.service.runtime.v3.Runtime"
 DISCOVERY_RESPONSE: Final = "envoy.service.discovery.v3.DiscoveryResponse"
 _LENGTH_DELIMITED: Final = 2
@@ -46,9 +45,6 @@ _WELL_KNOWN: Final = {
 _ENUMS: Final = {
     "DiscoveryType": {"STATIC": 0},
     "LbPolicy": {"ROUND_ROBIN": 0, "LEAST_REQUEST": 1, "MAGLEV": 5},
-    "ApiVersion": {"AUTO": 0, "V3": 2},
-    "TlsProtocol": {"TLS_AUTO": 0, "TLSv1_2": 3, "TLSv1_3": 4},
-    "SanType": {"SAN_TYPE_UNSPECIFIED": 0, "DNS": 2, "URI": 3},
     "RbacAction": {"ALLOW": 0, "DENY": 1},
     "AppendAction": {"APPEND_IF_EXISTS_OR_ADD": 0, "ADD_IF_ABSENT": 1, "OVERWRITE_IF_EXISTS_OR_ADD": 2},
 }
@@ -85,53 +81,7 @@ _MESSAGES: Final[dict[str, dict[str, tuple[int, str]]]] = {
         "cluster_name": (1, "string"),
         "endpoints": (2, f"[]{LOCALITY}"),
     },
-    "envoy.config.core.v3.WatchedDirectory": {"path": (1, "string")},
-    "envoy.config.core.v3.PathConfigSource": {
-        "path": (1, "string"),
-        "watched_directory": (2, "envoy.config.core.v3.WatchedDirectory"),
-    },
-    "envoy.config.core.v3.ConfigSource": {
-        "resource_api_version": (6, "ApiVersion"),
-        "path_config_source": (8, "envoy.config.core.v3.PathConfigSource"),
-    },
-    "envoy.config.core.v3.TransportSocket": {"name": (1, "string"), "typed_config": (3, "any")},
     "envoy.type.matcher.v3.StringMatcher": {"exact": (1, "string")},
-    "envoy.extensions.transport_sockets.tls.v3.SdsSecretConfig": {
-        "name": (1, "string"),
-        "sds_config": (2, "envoy.config.core.v3.ConfigSource"),
-    },
-    "envoy.extensions.transport_sockets.tls.v3.SubjectAltNameMatcher": {
-        "san_type": (1, "SanType"),
-        "matcher": (2, "envoy.type.matcher.v3.StringMatcher"),
-    },
-    "envoy.extensions.transport_sockets.tls.v3.CertificateValidationContext": {
-        "match_typed_subject_alt_names": (15, "[]envoy.extensions.transport_sockets.tls.v3.SubjectAltNameMatcher")
-    },
-    "envoy.extensions.transport_sockets.tls.v3.CombinedCertificateValidationContext": {
-        "default_validation_context": (1, "envoy.extensions.transport_sockets.tls.v3.CertificateValidationContext"),
-        "validation_context_sds_secret_config": (2, "envoy.extensions.transport_sockets.tls.v3.SdsSecretConfig"),
-    },
-    "envoy.extensions.transport_sockets.tls.v3.TlsParameters": {
-        "tls_minimum_protocol_version": (1, "TlsProtocol"),
-        "tls_maximum_protocol_version": (2, "TlsProtocol"),
-    },
-    "envoy.extensions.transport_sockets.tls.v3.CommonTlsContext": {
-        "tls_params": (1, "envoy.extensions.transport_sockets.tls.v3.TlsParameters"),
-        "alpn_protocols": (4, "[]string"),
-        "tls_certificate_sds_secret_configs": (6, "[]envoy.extensions.transport_sockets.tls.v3.SdsSecretConfig"),
-        "combined_validation_context": (
-            8,
-            "envoy.extensions.transport_sockets.tls.v3.CombinedCertificateValidationContext",
-        ),
-    },
-    "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext": {
-        "common_tls_context": (1, "envoy.extensions.transport_sockets.tls.v3.CommonTlsContext")
-    },
-    SOCKET_MATCH: {
-        "name": (1, "string"),
-        "match": (2, "struct"),
-        "transport_socket": (3, "envoy.config.core.v3.TransportSocket"),
-    },
     "envoy.type.v3.Percent": {"value": (1, "double")},
     "envoy.config.cluster.v3.RetryBudget": {
         "budget_percent": (1, "envoy.type.v3.Percent"),
@@ -167,7 +117,6 @@ _MESSAGES: Final[dict[str, dict[str, tuple[int, str]]]] = {
         "upstream_connection_options": (30, "envoy.config.cluster.v3.UpstreamConnectionOptions"),
         "load_assignment": (33, "envoy.config.endpoint.v3.ClusterLoadAssignment"),
         "typed_extension_protocol_options": (36, "{}any"),
-        "transport_socket_matches": (43, f"[]{SOCKET_MATCH}"),
     },
     "envoy.extensions.upstreams.http.v3.ExplicitHttpConfig": {
         "http_protocol_options": (1, "envoy.config.core.v3.Http1ProtocolOptions"),

@@ -25,10 +25,17 @@ def render_overload_manager(heap_bytes: int) -> Json:
     return {
         "refresh_interval": "0.25s",
         "buffer_factory_config": {"minimum_account_to_track_power_of_two": _COUNTED_FROM_POWER},
-        "resource_monitors": monitors(heap_bytes),
+        "resource_monitors": [
+            extension(_HEAP, f"{_MONITORS}.fixed_heap.v3.FixedHeapConfig", max_heap_size_bytes=heap_bytes),
+            extension(
+                "envoy.resource_monitors.global_downstream_max_connections",
+                f"{_MONITORS}.downstream_connections.v3.DownstreamConnectionsConfig",
+                max_active_downstream_connections=MAX_CONNECTIONS,
+            ),
+        ],
         "actions": [
             {
-                **heap_action("reduce_timeouts", {"scaled": {"scaling_threshold": 0.8, "saturation_threshold": 0.95}}),
+                **_heap_action("reduce_timeouts", {"scaled": {"scaling_threshold": 0.8, "saturation_threshold": 0.95}}),
                 "typed_config": {
                     "@type": f"{TYPES}.config.overload.v3.ScaleTimersOverloadActionConfig",
                     "timer_scale_factors": [
@@ -37,26 +44,14 @@ def render_overload_manager(heap_bytes: int) -> Json:
                     ],
                 },
             },
-            heap_action(
+            _heap_action(
                 "reset_high_memory_stream", {"scaled": {"scaling_threshold": 0.85, "saturation_threshold": 0.95}}
             ),
-            heap_action("stop_accepting_requests", {"threshold": {"value": 0.95}}),
+            _heap_action("stop_accepting_requests", {"threshold": {"value": 0.95}}),
         ],
     }
 
 
-def monitors(heap_bytes: int) -> list[Json]:
-    """Return the monitors of the heap's share of `heap_bytes`, and of the number of connections, which they limit."""
-    return [
-        extension(_HEAP, f"{_MONITORS}.fixed_heap.v3.FixedHeapConfig", max_heap_size_bytes=heap_bytes),
-        extension(
-            "envoy.resource_monitors.global_downstream_max_connections",
-            f"{_MONITORS}.downstream_connections.v3.DownstreamConnectionsConfig",
-            max_active_downstream_connections=MAX_CONNECTIONS,
-        ),
-    ]
-
-
-def heap_action(name: str, trigger: Json) -> Json:
+def _heap_action(name: str, trigger: Json) -> Json:
     """Return an action on the share of the heap that is used; `trigger` says from which one on."""
     return {"name": f"envoy.overload_actions.{name}", "triggers": [{"name": _HEAP, **trigger}]}

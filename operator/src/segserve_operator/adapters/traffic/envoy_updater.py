@@ -40,8 +40,6 @@ from segserve_operator.adapters.traffic.envoy_routes import (
     encode_weights,
     read_weights,
 )
-from segserve_operator.adapters.traffic.envoy_server_tls import with_server_tls
-from segserve_operator.adapters.traffic.envoy_tls import TlsFiles
 from segserve_operator.core.traffic import Route, RouteLimits, TrafficPlan
 
 UPDATE_TIMEOUT_S: Final = 10.0
@@ -79,20 +77,14 @@ class EnvoyConfiguration:
     early_weights: dict[str, int] = field(default_factory=dict)
 
 
-def render(
-    plan: TrafficPlan, before: EnvoyConfiguration | None, *, timeout_s: float, tls: TlsFiles | None = None
-) -> EnvoyConfiguration:
-    """Return the configuration for `plan`; `before` is the one that Envoy follows now, or None if it is not known.
-
-    `tls` are the files for TLS with servers. Raises `ConfigurationRejectedError` if the plan needs them and there are
-    none.
-    """
+def render(plan: TrafficPlan, before: EnvoyConfiguration | None, *, timeout_s: float) -> EnvoyConfiguration:
+    """Return the configuration for `plan`; `before` is the one that Envoy follows now, or None if it is not known."""
     table = RouteTable(timeout_s)
     models_before = before.models if before is not None else {}
     configuration = EnvoyConfiguration(plan)
-    configuration.clusters.update(with_server_tls(server_clusters(plan.servers), plan.servers, tls))
+    configuration.clusters.update(server_clusters(plan.servers))
     for route in plan.routes:
-        rendered = _rendered(route, models_before.get(route.model), table, tls)
+        rendered = _rendered(route, models_before.get(route.model), table)
         configuration.models[route.model] = rendered
         configuration.clusters.update(rendered.clusters)
         configuration.entries.update(rendered.entries)
@@ -108,11 +100,10 @@ def usable_clusters(
     return {**present, **{name: new for name, new in desired.items() if name not in present or new.usable}}
 
 
-def _rendered(route: Route, before: RenderedRoute | None, table: RouteTable, tls: TlsFiles | None) -> RenderedRoute:
+def _rendered(route: Route, before: RenderedRoute | None, table: RouteTable) -> RenderedRoute:
     if before is not None and before.route == route:
         return before if before.early_weights == before.weights else replace(before, early_weights=before.weights)
-    servers = (server for share in route.shares for server in share.endpoints)
-    clusters = with_server_tls(route_clusters(route), servers, tls)
+    clusters = route_clusters(route)
     if before is None:
         return _with_table(route, clusters, table, {})
     # The same objects as before, so that comparing whole configurations is cheap.
@@ -165,13 +156,11 @@ class EnvoyUpdater:
         *,
         timeout_s: float,
         update_timeout_s: float = UPDATE_TIMEOUT_S,
-        server_tls: TlsFiles | None = None,
         on_replace: Callable[[EnvoyAdmin, Collection[str]], Awaitable[None]],
     ) -> None:
         self._files, self._settings = files, settings
         self._timeout_s = timeout_s
         self._update_timeout_s = update_timeout_s
-        self._server_tls = server_tls
         self._on_replace = on_replace
         self._written: _WrittenState | None = None
         self._rejected: tuple[EnvoyAdmin, int] | None = None
@@ -180,7 +169,7 @@ class EnvoyUpdater:
 
     def write(self, plan: TrafficPlan) -> None:
         """Write all files at once, before Envoy starts."""
-        desired = render(plan, None, timeout_s=self._timeout_s, tls=self._server_tls)
+        desired = render(plan, None, timeout_s=self._timeout_s)
         responses = {
             self._files.clusters: _clusters(desired.clusters),
             self._files.routes: self._routes(desired),
@@ -202,7 +191,7 @@ class EnvoyUpdater:
         """
         before = self._current()
         complete = self._before_unfinished or before
-        desired = render(plan, before.configuration, timeout_s=self._timeout_s, tls=self._server_tls)
+        desired = render(plan, before.configuration, timeout_s=self._timeout_s)
         try:
             # Whatever routes refer to must exist before they do.
             await self._apply_clusters(admin, usable_clusters(before.clusters, desired.clusters))

@@ -26,7 +26,6 @@ from segserve_operator.adapters.traffic.envoy_tls import CERTIFICATE, CLIENT_CA,
 
 CERTIFICATE_FILE: Final = "tls.crt"
 KEY_FILE: Final = "tls.key"
-AUTHORITIES_FILE: Final = "ca.crt"
 MAX_BYTES: Final = 2**20
 """Largest file that is read; Kubernetes stores no larger Secret."""
 _SECRET_TYPE: Final = f"{TYPES}.extensions.transport_sockets.tls.v3.Secret"
@@ -39,17 +38,16 @@ class CertificateError(Exception):
     """A certificate or an authority that cannot be used; the message has what was found and what is allowed."""
 
 
-class WatchedCertificates:
-    """Gives Envoy a certificate and `authorities`, if any, and keeps those that it has if new ones cannot be used.
+class ListenerCertificates:
+    """The certificate of the public listener and the authorities of callers, if any.
 
-    `certificate` is a folder with tls.crt and tls.key, `authorities` a file; `without` says what is so without them.
+    Envoy keeps those that it has if new ones cannot be used.
     """
 
-    def __init__(self, certificate: Path, authorities: Path | None, files: TlsFiles, *, without: str) -> None:
-        self._folder = certificate
-        self._authorities_file = authorities
+    def __init__(self, settings: TlsSettings, files: TlsFiles) -> None:
+        self._folder = settings.certificate
+        self._authorities_file = settings.client_ca
         self._files = files
-        self._without = without
         self._written: dict[Path, bytes] = {}
         self.expires_s: float | None = None
         """Unix time at which the certificate that was read last expires."""
@@ -77,7 +75,8 @@ class WatchedCertificates:
             secret = self._certificate() if name == CERTIFICATE else self._authorities()
         except CertificateError as error:
             in_use = _has_resource(path)
-            outcome = "the former one stays in use" if in_use else f"until it can be, {self._without}"
+            without = "until it can be, the gateway ends every connection"
+            outcome = "the former one stays in use" if in_use else without
             problem = f"{error}; {outcome}"
             if in_use:
                 return problem
@@ -113,20 +112,6 @@ class WatchedCertificates:
         (content,) = _read(path.parent, (path.name,))
         _certificates(content, path)
         return {"validation_context": {"trusted_ca": {"inline_string": content.decode()}}}
-
-
-class ListenerCertificates(WatchedCertificates):
-    """The certificate of the public listener, and the authorities of callers."""
-
-    def __init__(self, settings: TlsSettings, files: TlsFiles) -> None:
-        super().__init__(settings.certificate, settings.client_ca, files, without="the gateway ends every connection")
-
-
-class ServerTlsCertificates(WatchedCertificates):
-    """The certificate that the gateway shows to servers, and the authorities of theirs, all in the folder `secret`."""
-
-    def __init__(self, secret: Path, files: TlsFiles) -> None:
-        super().__init__(secret, secret / AUTHORITIES_FILE, files, without="no server with TLS is called")
 
 
 def _read(folder: Path, names: Iterable[str]) -> list[bytes]:

@@ -1,11 +1,10 @@
 """Traffic plans as JSON, in the ConfigMaps that gateways follow and in a gateway's own record.
 
-There are four formats, and readers know all. In the first, which every release reads, each share lists its servers. In
+There are three formats, and readers know all. In the first, which every release reads, each share lists its servers. In
 the second each list of servers is written once and shares refer to it by number. It is written only where the first
 would not fit into a ConfigMap, so that gateways of an earlier release follow every plan that their release could write.
 The third is the second with rules of access in it: a gateway that does not know these must not follow such a plan, as
-it would open the models to everybody. The fourth is the third with servers that speak TLS alone: a gateway that does
-not know of these would ask them in plain text.
+it would open the models to everybody.
 """
 
 from __future__ import annotations
@@ -27,9 +26,7 @@ SERVER_LISTS: Final = 2
 """The value of the key `format` in the second one; the first has no such key."""
 ACCESS_RULES: Final = 3
 """Its value in the third one."""
-SERVER_TLS: Final = 4
-"""Its value in the fourth one."""
-_FORMATS: Final = (SERVER_LISTS, ACCESS_RULES, SERVER_TLS)
+_FORMATS: Final = (SERVER_LISTS, ACCESS_RULES)
 LIMIT_BYTES: Final = 960_000
 """Size of a shard up to which it is written in the first format: a ConfigMap may have 1 MiB, labels included."""
 # The first format takes at least 5.8 bytes a server where servers are too many for gzip to remember a list of them.
@@ -97,8 +94,6 @@ def _dump(plan: TrafficPlan) -> Json:
 
 def _format(plan: TrafficPlan) -> int:
     """Return the oldest format with numbered lists that has everything that must not be overlooked."""
-    if plan.needs_tls:
-        return SERVER_TLS
     return ACCESS_RULES if plan.is_restricted else SERVER_LISTS
 
 

@@ -34,7 +34,7 @@ from segserve_common.kube.names import (
     plan_name,
     reports_name,
 )
-from segserve_operator.adapters.kube.objects import copies, gateway_auth, gateway_tls, pods, server_tls
+from segserve_operator.adapters.kube.objects import copies, gateway_auth, gateway_tls, pods
 from segserve_operator.adapters.kube.objects.access import access_objects
 from segserve_operator.adapters.kube.objects.config_maps import gateway_reports
 from segserve_operator.adapters.kube.objects.context import gateway_selector, meta, rendered, stamped
@@ -110,7 +110,6 @@ def _template(context: PoolContext) -> Json:
         volumes=[
             *(pods.folder("run"), pods.folder("tmp"), pods.token_volume()),
             *gateway_tls.volumes(context),
-            *server_tls.gateway_volumes(context),
             *gateway_auth.volumes(context),
             *copies.volumes(context),
         ],
@@ -177,7 +176,6 @@ def _sync_container(context: PoolContext, name: str, task: str) -> V1Container:
         **({"capture": True} if gateway.capture else {}),
         **({"heapBytes": pods.heap_bytes(limit)} if limit is not None else {}),
         **gateway_tls.options(context),
-        **server_tls.gateway_options(context),
         **gateway_auth.options(context),
         **_option("sessionAffinity", gateway.session_affinity),
         **_option("accessLog", gateway.access_log),
@@ -205,7 +203,6 @@ def _sync_container(context: PoolContext, name: str, task: str) -> V1Container:
             V1VolumeMount(name="tmp", mount_path=pods.TMP_FOLDER),
             pods.token_mount(),
             *gateway_tls.sync_mounts(context),
-            *server_tls.gateway_mounts(context),
             *gateway_auth.sync_mounts(context),
             *copies.mounts(context),
         ],

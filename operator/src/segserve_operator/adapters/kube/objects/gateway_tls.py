@@ -41,7 +41,7 @@ def container_ports(context: PoolContext) -> list[V1ContainerPort]:
 
 def volumes(context: PoolContext) -> list[V1Volume]:
     """Return the volumes of the Secrets, and of what the sidecar gives to Envoy."""
-    if not _has_folder(context):
+    if context.spec.gateway.tls is None:
         return []
     return [
         pods.folder(_FOLDER, "8Mi", memory=True),
@@ -55,7 +55,7 @@ def volumes(context: PoolContext) -> list[V1Volume]:
 
 def envoy_mounts(context: PoolContext) -> list[V1VolumeMount]:
     """Return the mounts of Envoy's container."""
-    if not _has_folder(context):
+    if context.spec.gateway.tls is None:
         return []
     return [V1VolumeMount(name=_FOLDER, mount_path=f"{RUN_FOLDER}/tls")]
 
@@ -78,10 +78,6 @@ def options(context: PoolContext) -> dict[str, Any]:
         settings["clientCa"] = f"{CLIENT_CA_FOLDER}/{gateway.auth.mtls.ca_secret_ref.key}"
         settings["clientCertificates"] = gateway.auth.client_certificates
     return {"tls": settings}
-
-
-def _has_folder(context: PoolContext) -> bool:
-    return context.spec.gateway.tls is not None or context.spec.server_tls is not None
 
 
 def _secrets(context: PoolContext) -> list[tuple[str, str, str]]:

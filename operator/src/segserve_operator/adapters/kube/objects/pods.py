@@ -149,16 +149,11 @@ def folder(name: str, size: str | None = None, *, memory: bool = False) -> V1Vol
     return V1Volume(name=name, empty_dir=V1EmptyDirVolumeSource(size_limit=size, medium="Memory" if memory else None))
 
 
-def secret_volume(name: str, secret: str, user: int | None, *, keys: Iterable[str] = ()) -> V1Volume:
-    """Return a Secret as a volume of a pod that runs as `user`.
-
-    The pod is started once the Secret has all `keys`; without keys it runs even if there is no such Secret.
-    """
-    items = listed(V1KeyToPath(key=key, path=key) for key in keys)
+def secret_volume(name: str, secret: str, user: int | None) -> V1Volume:
+    """Return a Secret as a volume of a pod that runs as `user`, which runs even if there is no such Secret."""
     # The group of the volumes may read them; without one, who reads them is not known before the pod runs.
     mode = 0o440 if user is not None else 0o444
-    optional = True if items is None else None
-    source = V1SecretVolumeSource(secret_name=secret, optional=optional, default_mode=mode, items=items)
+    source = V1SecretVolumeSource(secret_name=secret, optional=True, default_mode=mode)
     return V1Volume(name=name, secret=source)
 
 

@@ -36,7 +36,7 @@ from segserve_common.kube.names import (
     object_name,
 )
 from segserve_common.logs import LogSettings
-from segserve_operator.adapters.kube.objects import artifacts, pods, server_tls
+from segserve_operator.adapters.kube.objects import artifacts, pods
 from segserve_operator.adapters.kube.objects.context import server_selector
 from segserve_operator.mapping.quantities import number
 
@@ -85,25 +85,18 @@ def server_template(context: PoolContext, group: str = "") -> Json:
         termination_grace_period_seconds=server.drain_seconds + server.exit_timeout_seconds + _GRACE_S,
         security_context=pods.pod_security(context.defaults.pod_user),
         **pods.placement(given, selector, context.defaults.image_pull_secrets),
-        containers=[
-            _triton(context, group),
-            _agent(context, group),
-            *server_tls.containers(context, _ports()),
-        ],
-        volumes=[*_volumes(server), *artifacts.volumes(context), *server_tls.volumes(context)],
+        containers=[_triton(context, group), _agent(context, group)],
+        volumes=[*_volumes(server), *artifacts.volumes(context)],
     )
-    annotations = {
-        **given.metadata.annotations,
-        **server_tls.pod_annotations(context),
-        "kubectl.kubernetes.io/default-container": TRITON_CONTAINER,
-    }
+    annotations = {**given.metadata.annotations, "kubectl.kubernetes.io/default-container": TRITON_CONTAINER}
     template = V1PodTemplateSpec(metadata=V1ObjectMeta(labels=labels, annotations=annotations), spec=spec)
     return pods.placed(template, selector, given)
 
 
 def _triton(context: PoolContext, group: str) -> V1Container:
     server, tracing = context.spec.server, context.spec.gateway.tracing
-    live, ready, probed = "/v2/health/live", "/v2/health/ready", server_tls.probe_port(context)
+    live, ready = "/v2/health/live", "/v2/health/ready"
+    ports = {"http": HTTP_PORT, "grpc": GRPC_PORT, "metrics": METRICS_PORT}
     return V1Container(
         name=TRITON_CONTAINER,
         image=server.image or context.defaults.server_image,
@@ -116,19 +109,18 @@ def _triton(context: PoolContext, group: str) -> V1Container:
                 "SEGSERVE_EXIT_TIMEOUT_SECONDS": str(server.exit_timeout_seconds),
                 "SEGSERVE_MAX_REQUEST_BYTES": str(_MAX_REQUEST_BYTES),
                 **_own(server.pod_template.container(TRITON_CONTAINER)),
-                **server_tls.triton_variables(context),
                 TRACES_VARIABLE: tracing.server_traces_url if tracing is not None else None,
                 **LogSettings(context.defaults.server_log_format).variables(),
             }
         ),
-        ports=_ports() if context.spec.server_tls is None else None,
+        ports=[V1ContainerPort(name=name, container_port=port, protocol="TCP") for name, port in ports.items()],
         resources=pods.requirements(server.resources, _TRITON_REQUESTS, _TRITON_LIMITS),
         # Who breaks into Triton is not the user whose credentials the agent has.
         security_context=pods.container_security(_triton_user(context)),
-        startup_probe=pods.http_probe(live, probed, period_s=1, timeout_s=2, failures=_START_S),
+        startup_probe=pods.http_probe(live, HTTP_PORT, period_s=1, timeout_s=2, failures=_START_S),
         # A restart loses all loaded models, so it takes half a minute without an answer.
-        liveness_probe=pods.http_probe(live, probed, period_s=5, timeout_s=5, failures=6),
-        readiness_probe=pods.http_probe(ready, probed, period_s=1, timeout_s=2, failures=3),
+        liveness_probe=pods.http_probe(live, HTTP_PORT, period_s=5, timeout_s=5, failures=6),
+        readiness_probe=pods.http_probe(ready, HTTP_PORT, period_s=1, timeout_s=2, failures=3),
         lifecycle=V1Lifecycle(
             pre_stop=pods.run_first("python3", "-c", f"import time; time.sleep({server.drain_seconds})")
         ),
@@ -178,11 +170,6 @@ def _agent(context: PoolContext, group: str) -> V1Container:
             *artifacts.mounts(context.spec.artifacts),
         ],
     )
-
-
-def _ports() -> list[V1ContainerPort]:
-    ports = {"http": HTTP_PORT, "grpc": GRPC_PORT, "metrics": METRICS_PORT}
-    return [V1ContainerPort(name=name, container_port=port, protocol="TCP") for name, port in ports.items()]
 
 
 def _triton_user(context: PoolContext) -> int | None:
