@@ -22,16 +22,6 @@ def variant(*, model: str = "coins", name: str | None = None, **spec: object) ->
     return document
 
 
-def with_output(network: Path, output: str, target: Path) -> Path:
-    """Write a network whose tensor of this name is an output too, as an embedding must be, and return its file."""
-    import onnx
-
-    changed = onnx.load(network)
-    changed.graph.output.append(next(each for each in changed.graph.value_info if each.name == output))
-    onnx.save(changed, target)
-    return target
-
-
 def write(path: Path, *models: dict[str, Any]) -> Path:
     """Write models into one resource file and return its path."""
     path.write_text(yaml.safe_dump_all(models))

@@ -3,8 +3,7 @@
 Answers are those of the example's instances model, run in this process on parts of its photograph, and counted by the
 steps' own code. Thirty days are drawn from them: four cameras whose scenes last some twenty answers, twelve answers a
 minute in all, a day and a night. A second table has a simulated brightness alone, whose mean falls. The figures go to
-bench/out/drift.json, and the tables are printed (a quarter of an hour). With `--embedding` the network's features are
-compared too; their figures go to bench/out/drift_embedding.json, and there is no second table. `--values FILE` only
+bench/out/drift.json, and the tables are printed (a quarter of an hour). `--values FILE` only
 writes what the steps measure of each answer, for `bench.archive.drift_peers`.
 """
 
@@ -35,11 +34,11 @@ from bench.archive.drift_months import (
     Month,
     Planted,
 )
-from bench.coins import variant, with_output
+from bench.coins import variant
 from bench.platform import ROOT
 from bench.rollout.report import markdown_table
-from segserve_builder.agent.answer_counts import counted_classes, histograms, report_of
-from segserve_builder.spec.model_spec import Embedding, ModelMetrics
+from segserve_builder.agent.answer_counts import counted_classes, histograms
+from segserve_builder.spec.model_spec import ModelMetrics
 from segserve_builder.stages.base import RequestOptions
 from segserve_builder.steps.answer_metrics import (
     CLASS_AREA,
@@ -49,7 +48,6 @@ from segserve_builder.steps.answer_metrics import (
     AnswerMetrics,
     Measures,
 )
-from segserve_builder.steps.embedding import coordinates, of_usual_images, unscaled
 from segserve_builder.steps.inference import network_io
 from segserve_builder.steps.onnx_signature import read_signature
 from segserve_builder.steps.postprocess import Postprocess, check_postprocess
@@ -63,9 +61,6 @@ from bench.rollout.outcomes import wilson
 from segserve_operator.core.drift.watch import DriftWatch
 
 OUT: Final = ROOT / "bench/out/drift.json"
-EMBEDDED_OUT: Final = OUT.with_name("drift_embedding.json")
-FEATURES: Final = "/network/lateral.0/Conv_output_0"
-"""The network's embedding: its features at an eighth of the resolution."""
 PHOTO: Final = ROOT / "examples/coins/coins.png"
 CLEAN_MONTHS: Final = 12
 DRIFT: Final = Drift(
@@ -87,13 +82,10 @@ T = TypeVar("T")
 class CountedModel:
     """The example's instances model in this process, with the counts of its steps."""
 
-    def __init__(self, embedding: Embedding | None = None) -> None:
+    def __init__(self) -> None:
         model = SegmentationModel.model_validate(variant(model="coins-instances"))
-        pipeline = model.pipeline.model_copy(update={"embedding": embedding})
-        self.assigned = model.assigned.model_copy(update={"pipeline": pipeline})
+        pipeline, self.assigned = model.pipeline, model.assigned
         file = Path(model.spec.artifact.uri.removeprefix("file://"))
-        if embedding is not None:
-            file = with_output(file, FEATURES, EMBEDDED_OUT.with_suffix(".onnx"))
         io_ = network_io(pipeline, read_signature(file))
         self._network = NetworkSession(file, NetOptions.of(pipeline, io_))
         self._pre = Preprocess(pipeline.preprocess, pipeline.input, io_.input, io_.layout, measures=True)
@@ -107,28 +99,17 @@ class CountedModel:
         given = self._pre(file.getvalue(), None)
         return given, self._network.run(given.tensor)
 
-    def embedding(self, image: Image.Image) -> NDArray[Any]:
-        """Return the coordinates of an image's embedding."""
-        assert self._pipeline.embedding is not None
-        return coordinates(self._run(image)[1][FEATURES], "NCHW", self._pipeline.embedding)
-
     def _counters(self, image: Image.Image) -> dict[tuple[str, str, str], float]:
-        """Return the counters of the answer to an image by name, class or direction, and bucket."""
+        """Return the counters of the answer to an image by name, class and bucket."""
         given, raw = self._run(image)
         values: list[Any] = []
         outputs = self._post(raw, given.transform, RequestOptions(), self._outputs, observe=values.append)
         metrics = AnswerMetrics(self._pipeline, ModelMetrics())
         assert given.statistics is not None
         measures = Measures(given.statistics, 0.0, 0.0, 0.0)
-        declared = self._pipeline.embedding
-        features = None if declared is None else coordinates(raw[FEATURES], "NCHW", declared)
-        metrics.count(values[0], outputs, given.transform, measures, (0.0, 0.0), is_test=False, embedding=features)
+        metrics.count(values[0], outputs, given.transform, measures, (0.0, 0.0), is_test=False)
         return {
-            (
-                each.name,
-                each.labels.get("class", each.labels.get("direction", "")),
-                each.labels.get("le", ""),
-            ): each.amount
+            (each.name, each.labels.get("class", ""), each.labels.get("le", "")): each.amount
             for each in metrics.take()
             if "step" not in each.labels
         }
@@ -146,13 +127,7 @@ class CountedModel:
 
     def record(self, image: Image.Image) -> Record:
         """Return what the steps count of the answer to an image, as an agent reports it."""
-        counters = self._counters(image)
-        of_embedding = {
-            name: counts
-            for name, counts in report_of({"": counters}, self.assigned).histograms.items()
-            if name.startswith("embedding")
-        }
-        return {**histograms(counters, counted_classes(self.assigned)), **of_embedding}
+        return histograms(self._counters(image), counted_classes(self.assigned))
 
 
 def pictures() -> tuple[list[Image.Image], list[Image.Image]]:
@@ -275,31 +250,17 @@ def report(results: Mapping[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--embedding", action="store_true", help="compare the network's features, too")
-    parser.add_argument("--drifts", nargs="+", choices=DRIFTS, help="drifts to plant; default: all")
     parser.add_argument("--values", type=Path, metavar="FILE", help="only write what is measured of each answer")
     options = parser.parse_args()
-    if options.drifts is not None and not options.embedding:
-        parser.error(f"--drifts is for --embedding: {OUT.name} has all drifts")
-    planted = options.drifts or list(DRIFTS)
     model = CountedModel()
     if options.values is not None:
         options.values.write_text(json.dumps({name: answers(model.values, each) for name, each in DRIFTS.items()}))
         return
-    if options.embedding:
-        plain, (scenes, ground) = CountedModel(unscaled(FEATURES)), pictures()
-        usual = [ImageEnhance.Brightness(each).enhance(level) for each in (*scenes, *ground) for level in LEVELS]
-        model = CountedModel(of_usual_images(FEATURES, np.array([plain.embedding(each) for each in usual])))
-    tables = {name: answers(model.record, DRIFTS[name]) for name in dict.fromkeys(("none", *planted))}
+    tables = {name: answers(model.record, DRIFTS[name]) for name in DRIFTS}
     results: dict[str, Any] = {}
-    for name in planted:
+    for name in DRIFTS:
         results[name] = result(name, tables)
         print(name, results[name], flush=True)
-    if options.embedding:
-        EMBEDDED_OUT.write_text(json.dumps(results, indent=2) + "\n")
-        EMBEDDED_OUT.with_suffix(".onnx").unlink()
-        report(results)
-        return
     simulated = falls()
     OUT.write_text(json.dumps({"planted": results, "simulated": simulated}, indent=2) + "\n")
     report(results)

@@ -12,21 +12,18 @@ import argparse
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Final, TypeAlias
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.coins import with_output
 from bench.platform import ROOT
 from bench.rollout.report import markdown_table
 from examples.zoo.world import SIZE, draw_scenes
-from segserve_builder.spec.model_spec import Embedding, OutOfDistributionPolicy
-from segserve_builder.steps.embedding import unscaled
+from segserve_builder.spec.model_spec import OutOfDistributionPolicy
 from segserve_builder.steps.in_process import InProcessModel
-from segserve_builder.steps.out_of_distribution import conformal_threshold, detail_change_threshold, usual_embedding
+from segserve_builder.steps.out_of_distribution import conformal_threshold
 from segserve_operator.api.segmentation_model import SegmentationModel
 from segserve_platform.platforms.manifests import read_files
 
@@ -34,11 +31,9 @@ OUT: Final = ROOT / "bench/out/out_of_distribution.json"
 ZOO: Final = ROOT / "examples/zoo/zoo.yaml"
 PHOTO: Final = ROOT / "examples/coins/coins.png"
 MODELS: Final = {
-    "zoo-unet": ("maxSoftmax", "energy", "detail", "detailChange", "featureDistance"),
+    "zoo-unet": ("maxSoftmax", "energy", "detail"),
     "zoo-yolo-seg": ("maxSoftmax", "detail"),
 }
-FEATURES: Final = "/down.1/down.1.1/down.1.1.2/Relu_output_0"
-"""The embedding of the U-Net: the features of its second level."""
 CALIBRATED: Final = 100
 TESTED: Final = 100
 RATE: Final = 0.05
@@ -106,24 +101,9 @@ def measured(name: str, score: str, images: dict[str, list[Image]], calibration:
 
     file = Path(spec.artifact.uri.removeprefix("file://"))
 
-    def judging(network: Path = file, embedding: Embedding | None = None, **policy: Any) -> InProcessModel:
-        judged = OutOfDistributionPolicy.model_validate({"threshold": 0.0, **policy})
-        changes = {"out_of_distribution": judged, "embedding": embedding}
-        return InProcessModel(spec.pipeline(name).model_copy(update=changes), network)
-
-    if score == "featureDistance":
-        with TemporaryDirectory() as folder:
-            network = with_output(file, FEATURES, Path(folder, "embedded.onnx"))
-            plain = judging(network, unscaled(FEATURES), score=score)
-            projections = [plain.embedding(cv2.imencode(".png", image)[1].tobytes()) for image in calibration]
-            usual_one, _, threshold = usual_embedding(FEATURES, np.array(projections), RATE)
-            model = judging(network, usual_one, score=score)
-    elif score == "detailChange":
-        usual, threshold = detail_change_threshold(scores(judging(score="detail"), calibration), RATE)
-        model = judging(score=score, usual_detail=usual)
-    else:
-        model = judging(score=score)
-        threshold = conformal_threshold(scores(model, calibration), RATE)
+    policy = OutOfDistributionPolicy.model_validate({"score": score, "threshold": 0.0})
+    model = InProcessModel(spec.pipeline(name).model_copy(update={"out_of_distribution": policy}), file)
+    threshold = conformal_threshold(scores(model, calibration), RATE)
     found = {kind: scores(model, own) for kind, own in images.items()}
     return {
         kind: {

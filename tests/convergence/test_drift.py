@@ -32,19 +32,13 @@ class Camera:
         self._world, self._network = world, network
         self._random = np.random.default_rng(1)
         self._totals = {"brightness": np.zeros(11), "classShare:coin": np.zeros(2), "emptyAnswers": np.zeros(2)}
-        self._totals["embedding:2"] = np.zeros(12)
 
-    async def film(
-        self, minutes: int, brightness: float = 0.45, coins: float = 0.9, features: float | None = None
-    ) -> None:
-        """Let time pass, with 60 images per minute at each server; `features` is the mean of a coordinate of theirs."""
+    async def film(self, minutes: int, brightness: float = 0.45, coins: float = 0.9) -> None:
+        """Let time pass, with 60 images per minute at each server."""
         for _ in range(minutes * 3):
             light = np.clip(self._random.normal(brightness, 0.08, 20), 0.0, 0.999)
             found = int((self._random.random(20) < coins).sum())
             self._totals["brightness"] += np.append(np.histogram(light, 10, (0.0, 1.0))[0], 0)
-            if features is not None:
-                coordinates = np.clip(self._random.normal(features, 1.0, 20), -6.0, 5.9)
-                self._totals["embedding:2"] += np.histogram(coordinates, 12, (-6.0, 6.0))[0]
             self._totals["classShare:coin"] += (20 - found, found)
             self._totals["emptyAnswers"] += (found, 20 - found)
             await self._turn()
@@ -86,19 +80,6 @@ def is_asked(world: ClusterWorld) -> bool:
     contents = [content_of(each) for each in maps if each is not None]
     assert len(contents) == SHARDS
     return any("counting" in model for content in contents if content is not None for model in unpack(content))
-
-
-async def test_images_whose_embedding_moves_are_changed_images(world: ClusterWorld) -> None:
-    world.apply(model_manifest("coins", drift=DRIFT))
-    await world.turns(12)
-    camera = Camera(world)
-    await camera.film(43, features=0.0)
-    assert world.condition("coins", "Drifting") == ("False", "AsReference")
-
-    await camera.film(20, features=2.0)
-
-    assert world.condition("coins", "Drifting") == ("True", "ImagesChanged")
-    assert "embedding in direction 2: PSI" in message(world)
 
 
 async def test_darker_images_are_drift_with_numbers_an_event_and_an_end(world: ClusterWorld) -> None:

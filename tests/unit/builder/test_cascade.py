@@ -141,10 +141,6 @@ def test_an_answer_that_shows_nothing_tells_nothing(when: str, expected: float) 
             "outOfDistribution judges the answers of one network",
         ),
         (
-            {"embedding": {"output": "features", "mean": [0.0] * 7, "whitening": [1.0] * 28}},
-            "embedding is an output of one network",
-        ),
-        (
             {"cascade": CASCADE | {"light": LIGHT | {"preprocess": [{"decode": {"window": [0, 4095]}}]}}},
             r"cascade.light has the window \(0, 4095\) of decode; that of the model is None",
         ),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -14,14 +13,9 @@ from fakes.pipelines import pipeline_of
 from segserve.calls import answers
 from segserve_builder.errors import PipelineError
 from segserve_builder.families.base import NetworkIO, TensorSpec
-from segserve_builder.spec.model_spec import COUNTED, UNCOUNTED, ModelMetrics, OutOfDistributionPolicy
+from segserve_builder.spec.model_spec import COUNTED, UNCOUNTED, ModelMetrics
 from segserve_builder.spec.names import OPTIONAL_OUTPUTS
-from segserve_builder.steps.out_of_distribution import (
-    conformal_threshold,
-    detail_change,
-    detail_change_threshold,
-    score_of,
-)
+from segserve_builder.steps.out_of_distribution import conformal_threshold, score_of
 from segserve_builder.steps.pipeline import Pipeline
 from segserve_builder.steps.postprocess import check_postprocess
 from segserve_builder.steps.public_outputs import PUBLIC_OUTPUTS, Task, public_outputs
@@ -110,49 +104,6 @@ def test_of_exchangeable_images_at_most_the_given_share_is_above_the_threshold(i
     above = [each > conformal_threshold([*scores[:at], *scores[at + 1 :]], rate) for at, each in enumerate(scores)]
 
     assert sum(above) <= rate * len(scores)
-
-
-def test_less_detail_than_usual_is_as_strange_as_more() -> None:
-    def score(detail: float) -> float:
-        found = score_of("detailChange", instances(), ImageStatistics(0.5, 0.4, detail, 0.5, 0.5), 0.02)
-        assert found is not None
-        return found
-
-    assert score(0.02) == 0.0
-    assert score(0.01) == pytest.approx(score(0.04)) == pytest.approx(math.log(2))
-    assert score(0.0) == pytest.approx(math.log(0.02 * 8192))
-
-
-@pytest.mark.parametrize(("images", "rate"), [(100, 0.05), (101, 0.02)])
-def test_the_usual_detail_and_its_threshold_are_of_different_images(images: int, rate: float) -> None:
-    random = np.random.default_rng(1)
-    above = []
-    for _ in range(400):
-        *details, further = np.exp(random.normal(-4, 0.5, images + 1)).tolist()
-        usual, threshold = detail_change_threshold(details, rate)
-        above.append(detail_change(further, usual) > threshold)
-        assert usual == pytest.approx(np.median(details[::4]))
-
-    assert np.mean(above) <= rate + 2 * math.sqrt(rate / 400)
-
-
-def test_usual_images_without_detail_have_one_that_can_be_compared() -> None:
-    assert detail_change_threshold([0.0] * 40, 0.05) == (2.0**-13, 0.0)
-    with pytest.raises(ValueError, match="needs at least 19 images with a score, got 0"):
-        detail_change_threshold([], 0.05)
-
-
-@pytest.mark.parametrize(
-    ("policy", "complaint"),
-    [
-        ({"score": "detailChange"}, r"the score detailChange needs usualDetail, a number in \(0, 1\]"),
-        ({"score": "detail", "usualDetail": 0.02}, "the score detail takes no usualDetail"),
-        ({"score": "detailChange", "usualDetail": 0.0}, "greater than 0"),
-    ],
-)
-def test_the_usual_detail_is_said_where_it_is_needed(policy: dict[str, Any], complaint: str) -> None:
-    with pytest.raises(ValidationError, match=complaint):
-        OutOfDistributionPolicy.model_validate({"threshold": 0.5, **policy})
 
 
 def test_too_few_images_are_refused_with_the_number_that_is_needed() -> None:

@@ -19,7 +19,7 @@ from segserve_platform.platforms.manifests import complete_models, read_files
 if TYPE_CHECKING:
     from segserve_operator.api.segmentation_model import SegmentationModel
 
-ImageScore: TypeAlias = Literal["maxSoftmax", "energy", "detail", "detailChange", "featureDistance"]
+ImageScore: TypeAlias = Literal["maxSoftmax", "energy", "detail"]
 """The scores of `spec.outOfDistribution`."""
 
 
@@ -257,77 +257,43 @@ def golden_threshold(
     false_positive_rate: Annotated[
         float, typer.Option(min=0.0001, max=0.5, help="Maximum share of usual images to flag.")
     ] = 0.01,
-    embedding: Annotated[
-        str | None,
-        typer.Option(
-            metavar="OUTPUT",
-            help="Output of the network to make spec.embedding of, for the score featureDistance. Default: the file's; "
-            "give other images then than those that it was made of.",
-            show_default=False,
-        ),
-    ] = None,
     model: ModelOfFile = None,
 ) -> None:
     """Find the threshold of spec.outOfDistribution: the score that few usual images exceed.
 
     The threshold is the conformal quantile: a further image of the same kind is flagged with at most the given rate, on
     average over folders of this size. Do not use training images: networks are overconfident on them. The network runs
-    in this process. For the score detailChange every fourth image gives the usual detail, and the others give the
-    threshold. With --embedding the first half of the images, sorted by name, gives the usual embeddings, and the others
-    give the threshold: name the files so that frames of one scene are in one half, and each camera is in both.
+    in this process.
     """
     found = images_in(images)
-    if embedding is not None and score != "featureDistance":
-        raise CommandError(f"--embedding is for --score featureDistance, not for {score}")
     with needs("builder"):
-        import numpy as np
         import yaml
 
         from segserve_builder.errors import BadImageError
         from segserve_builder.spec.model_spec import OutOfDistributionPolicy
-        from segserve_builder.steps.embedding import unscaled
-        from segserve_builder.steps.out_of_distribution import (
-            conformal_threshold,
-            detail_change_threshold,
-            usual_embedding,
-        )
+        from segserve_builder.steps.out_of_distribution import conformal_threshold
 
         resource = named_model(file, model)
-        measured = "detail" if score == "detailChange" else score
-        policy = OutOfDistributionPolicy.model_validate({"score": measured, "threshold": 0.0})
-        changes: dict[str, Any] = {"out_of_distribution": policy}
-        if embedding is not None:
-            changes["embedding"] = unscaled(embedding)
-        elif score == "featureDistance" and resource.spec.embedding is None:
-            raise CommandError("--score featureDistance needs --embedding OUTPUT, or spec.embedding in the file")
+        policy = OutOfDistributionPolicy(score=score, threshold=0.0)
         pipeline = resource.spec.pipeline(resource.metadata.name)
         with spinner(f"running {resource.metadata.name}'s network on images of {images}"):
-            network = loaded(resource, pipeline.model_copy(update=changes))
-            values: list[Any] = []
+            network = loaded(resource, pipeline.model_copy(update={"out_of_distribution": policy}))
+            values: list[float | None] = []
             for path in found:
                 try:
-                    values.append((network.score if embedding is None else network.embedding)(path.read_bytes()))
+                    values.append(network.score(path.read_bytes()))
                 except BadImageError as error:
                     raise CommandError(f"{path}: {error}") from error
             known = [each for each in values if each is not None]
-    added: dict[str, Any] = {}
-    judged: dict[str, Any] = {"score": score}
     try:
-        if embedding is not None:
-            usual, known, judged["threshold"] = usual_embedding(embedding, np.array(known), false_positive_rate)
-            added["embedding"] = usual.model_dump(mode="json", by_alias=True)
-        elif score == "detailChange":
-            judged["usualDetail"], judged["threshold"] = detail_change_threshold(known, false_positive_rate)
-        else:
-            judged["threshold"] = conformal_threshold(known, false_positive_rate)
+        threshold = conformal_threshold(known, false_positive_rate)
     except ValueError as error:
         raise CommandError(f"{images}: {error}, of {len(found)} images") from error
     typer.echo(f"{resource.metadata.name}: {len(known)} images with a score, from {min(known):.4g} to {max(known):.4g}")
-    added["outOfDistribution"] = judged
-    for field, value in added.items():
-        # Not as JSON, whose 1e-07 is a string in YAML 1.1.
-        text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=float("inf"))
-        typer.echo(f"add to spec: {field}: {text.strip()}")
+    # Not as JSON, whose 1e-07 is a string in YAML 1.1.
+    judged = {"score": score, "threshold": threshold}
+    text = yaml.safe_dump(judged, default_flow_style=True, sort_keys=False, width=float("inf"))
+    typer.echo(f"add to spec: outOfDistribution: {text.strip()}")
 
 
 @runtime.command("install")

@@ -1,7 +1,7 @@
 """Counts of answers in reports: what this server's steps have counted of a revision, read from Triton's metrics.
 
 They are histograms by name, whose counts only grow until the server restarts. A report has those of the images, of
-empty answers, of confidences by answer, of embeddings, and of at most `MAX_CLASSES` classes, so that its size is
+empty answers, of confidences by answer, and of at most `MAX_CLASSES` classes, so that its size is
 bounded.
 """
 
@@ -30,8 +30,6 @@ from segserve_builder.steps.answer_metrics import (
     CLASS_AREA,
     CLASS_SCORE,
     CONFIDENCE,
-    EMBEDDING_DIRECTIONS,
-    EMBEDDING_HISTOGRAMS,
     EMPTY,
     IMAGE_HISTOGRAMS,
     MetricFamily,
@@ -53,7 +51,7 @@ _LABEL: Final = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 _log = logging.getLogger(__name__)
 
 Series = Mapping[tuple[str, str, str], float]
-"""Values of counters by name, class or direction, and bucket (`le`); the last two are empty where there are none."""
+"""Values of counters by name, class and bucket (`le`); the last two are empty where there are none."""
 
 
 @dataclass(slots=True)
@@ -130,11 +128,8 @@ def report_of(by_slice: Mapping[str, Series], assigned: AssignedModel) -> Answer
     found = {name: histograms(by_slice.get(name, {}), classes[:most]) for name in slices}
     whole = histograms(total, classes)
     if whole:
-        further = {ANSWER_CONFIDENCE: _buckets(total, CONFIDENCE)}
-        for name, family in EMBEDDING_HISTOGRAMS.items():
-            for direction in EMBEDDING_DIRECTIONS if family.labels else ("",):
-                further[f"{name}:{direction}".rstrip(":")] = _buckets(total, family, direction)
-        whole |= {name: counts for name, counts in further.items() if any(counts)}
+        confidences = _buckets(total, CONFIDENCE)
+        whole |= {ANSWER_CONFIDENCE: confidences} if any(confidences) else {}
     return AnswersReport(histograms=whole, slices={name: each for name, each in found.items() if each})
 
 
@@ -146,7 +141,7 @@ def read_series(text: bytes, revisions: frozenset[str]) -> dict[str, dict[str, S
         revision = own.get("revision", "")
         if revision in revisions and "step" not in own:
             of_slice = found.setdefault(revision, {}).setdefault(own.get("slice", ""), {})
-            of_slice[name.decode(), own.get("class", own.get("direction", "")), own.get("le", "")] = float(value)
+            of_slice[name.decode(), own.get("class", ""), own.get("le", "")] = float(value)
     return {revision: dict(by_slice) for revision, by_slice in found.items()}
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,11 +14,10 @@ from segserve_builder.backend.metrics import MetricsReporter
 from segserve_builder.backend.responses import input_array, log_error, parameters_of, respond
 from segserve_builder.errors import BadImageError
 from segserve_builder.memory import keep_freed_memory, limit_allocations
-from segserve_builder.spec.model_spec import OF_DETAIL, OutOfDistributionPolicy
+from segserve_builder.spec.model_spec import OutOfDistributionPolicy
 from segserve_builder.spec.names import AGENT_REQUEST_ID
 from segserve_builder.steps.answer_metrics import AnswerMetrics, Measures
 from segserve_builder.steps.cascade import HEAVY, LIGHT, TIER, light_score
-from segserve_builder.steps.embedding import coordinates
 from segserve_builder.steps.out_of_distribution import FlaggedImageError, score_of
 from segserve_builder.steps.postprocess import Postprocess, request_from_parameters, slice_of_parameters
 from segserve_builder.steps.public_outputs import (
@@ -56,7 +54,6 @@ class TritonPythonModel:
         self._output = options.pipeline.output
         self._guided = options.pipeline.needs_guide
         self._unlike = options.pipeline.out_of_distribution
-        self._embedding, self._layout = options.pipeline.embedding, options.io.layout
         self._pipeline = options.pipeline
         self._heavy = None if options.heavy is None else HeavyModel(options.heavy, options.pipeline.input)
         self._revision = np.array([options.revision.encode()], np.object_)
@@ -134,33 +131,20 @@ class TritonPythonModel:
             if tier == HEAVY:
                 return None
         outputs = self._postprocess.encoded(value, overrides, wanted - ours.keys() - late)
-        # Found where it is needed: one that is only counted fails no answer.
-        embedding = cache(partial(self._coordinates, raw))
         if self._unlike is not None:
-            ours |= dict.fromkeys(late, self._scored(self._unlike, request, value, geometry, embedding))
+            ours |= dict.fromkeys(late, self._scored(self._unlike, request, value, geometry))
         if self._metrics is not None:
             times_s = (started_s, time.monotonic())
             label = slice_of_parameters(parameters)
-            self._count(self._metrics, request, value, outputs, transform, geometry, times_s, label, embedding)
+            self._count(self._metrics, request, value, outputs, transform, geometry, times_s, label)
         return outputs | ours
 
-    def _coordinates(self, raw: dict[str, NDArray[Any]]) -> NDArray[Any] | None:
-        if self._embedding is None:
-            return None
-        return coordinates(raw[self._embedding.output], self._layout, self._embedding)
-
     def _scored(
-        self,
-        unlike: OutOfDistributionPolicy,
-        request: Any,
-        value: Any,
-        geometry: NDArray[Any],
-        embedding: Callable[[], NDArray[Any] | None],
+        self, unlike: OutOfDistributionPolicy, request: Any, value: Any, geometry: NDArray[Any]
     ) -> NDArray[np.float32]:
         """Return the output OUT_OF_DISTRIBUTION; raises `FlaggedImageError` for an image that is refused."""
-        image = Measures.from_geometry(geometry).image if unlike.score in OF_DETAIL else None
-        features = embedding() if unlike.score == "featureDistance" else None
-        score = score_of(unlike.score, value, image, unlike.usual_detail, features)
+        image = Measures.from_geometry(geometry).image if unlike.score == "detail" else None
+        score = score_of(unlike.score, value, image)
         told = np.array([] if score is None else [score, unlike.threshold], np.float32)
         # An agent's built-in image is none of the model's, and some golden images are flagged by definition.
         if score is None or request.request_id() == AGENT_REQUEST_ID:
@@ -183,14 +167,11 @@ class TritonPythonModel:
         geometry: NDArray[Any],
         times_s: tuple[float, float],
         label: str,
-        embedding: Callable[[], NDArray[Any] | None],
     ) -> None:
         try:
             measures = Measures.from_geometry(geometry)
             is_test = request.request_id() == AGENT_REQUEST_ID
-            metrics.count(
-                value, outputs, transform, measures, times_s, is_test=is_test, label=label, embedding=embedding()
-            )
+            metrics.count(value, outputs, transform, measures, times_s, is_test=is_test, label=label)
         except Exception as error:  # an answer matters more than its metrics, and than a log of each one
             if not self._has_miscounted:
                 log_error(error)

@@ -204,42 +204,7 @@ COUNTED: Final = ModelMetrics()
 UNCOUNTED: Final = ModelMetrics(answers=False)
 
 
-DIRECTIONS: Final = 7
-"""Directions that embeddings are projected onto: as many as a report has room for histograms of."""
-_WHITENING: Final = DIRECTIONS * (DIRECTIONS + 1) // 2
-_Finite = Annotated[float, Field(allow_inf_nan=False)]
-
-
-class Embedding(FrozenModel):
-    """An output of the network that tells what an image is as a whole, and what it is for usual images."""
-
-    output: str = Field(
-        min_length=1,
-        max_length=256,
-        description="Name of the network's output: FP32, a vector for each image, tokens, or a map of features, which "
-        f"is averaged over its positions. It has at least {DIRECTIONS} channels, and is no output that the family "
-        "reads.",
-    )
-    mean: tuple[_Finite, ...] = Field(
-        min_length=DIRECTIONS,
-        max_length=DIRECTIONS,
-        description=f"Mean of usual images' projections onto {DIRECTIONS} fixed directions, as "
-        "`segserve golden threshold` finds it.",
-        json_schema_extra={"x-kubernetes-list-type": "atomic"},
-    )
-    whitening: tuple[_Finite, ...] = Field(
-        min_length=_WHITENING,
-        max_length=_WHITENING,
-        description="Rows of the lower triangular matrix that makes the covariance of usual images' projections the "
-        "identity, as `segserve golden threshold` finds it.",
-        json_schema_extra={"x-kubernetes-list-type": "atomic"},
-    )
-
-
-OutOfDistributionScore: TypeAlias = Literal["maxSoftmax", "energy", "detail", "detailChange", "featureDistance"]
-
-OF_DETAIL: Final = ("detail", "detailChange")
-"""Scores of the image itself."""
+OutOfDistributionScore: TypeAlias = Literal["maxSoftmax", "energy", "detail"]
 
 
 class OutOfDistributionPolicy(FrozenModel):
@@ -247,34 +212,17 @@ class OutOfDistributionPolicy(FrozenModel):
 
     score: OutOfDistributionScore = Field(
         description="Score of an image, higher for stranger ones: maxSoftmax, one less the mean probability of what is "
-        "answered; energy, of the pixels' logits (semantic models); detail, the fine detail of the image itself; "
-        "detailChange, by how much that differs from usualDetail, in either direction; or featureDistance, how far the "
-        "image's embedding is from usual ones (it needs spec.embedding)."
+        "answered; energy, of the pixels' logits (semantic models); or detail, the fine detail of the image itself."
     )
     threshold: float = Field(
         allow_inf_nan=False,
         description="Score above which an image is flagged, as `segserve golden threshold` finds it.",
-    )
-    usual_detail: float | None = Field(
-        default=None,
-        gt=0,
-        le=1,
-        description="Fine detail of usual images, as `segserve golden threshold` finds it. Required by the score "
-        "detailChange; other scores take none.",
     )
     on_flag: Literal["Count", "Flag", "Refuse"] = Field(
         default="Count",
         description="Effect for a flagged image: Count it in metrics; Flag, which also sets the output "
         "OUT_OF_DISTRIBUTION; or Refuse it with 400, and count it.",
     )
-
-    @model_validator(mode="after")
-    def _usual_detail_is_known(self) -> Self:
-        if (self.score == "detailChange") is (self.usual_detail is None):
-            kind = "detailChange" if self.usual_detail is None else self.score
-            needs = "needs usualDetail, a number in (0, 1]" if self.usual_detail is None else "takes no usualDetail"
-            raise PydanticCustomError("usual_detail", "the score {kind} {needs}", {"kind": kind, "needs": needs})
-        return self
 
 
 CascadeScore: TypeAlias = Literal["confidence", "area", "class"]

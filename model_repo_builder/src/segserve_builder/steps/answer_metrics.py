@@ -13,7 +13,7 @@ from itertools import product
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeAlias
 
-from segserve_builder.spec.model_spec import DIRECTIONS, ModelMetrics
+from segserve_builder.spec.model_spec import ModelMetrics
 from segserve_builder.steps.encode import FEW_CLASSES, label_areas
 from segserve_builder.steps.pipeline import Pipeline
 from segserve_builder.values import (
@@ -41,7 +41,6 @@ MOST_KEPT: Final = 256
 """Answers that are kept to be summed at once."""
 STEPS: Final = ("pre", "network", "post")
 TIERS: Final = ("light", "heavy")
-EMBEDDING_DIRECTIONS: Final = tuple(str(number + 1) for number in range(DIRECTIONS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,19 +147,6 @@ CASCADE_ANSWERS: Final = MetricFamily(
     "Requests by the network that answered them, light or heavy; of models with spec.cascade.",
     ("tier",),
 )
-EMBEDDING: Final = MetricFamily(
-    "segserve_embedding",
-    "Coordinates of images' embeddings beside those of usual images, which have mean 0 and, if there were many, "
-    "about variance 1; of models with spec.embedding.",
-    ("direction",),
-    (-4, -3, -2, -1.5, -1, -0.5, 0, 0.5, 1, 1.5, 2, 3, 4),
-)
-EMBEDDING_DISTANCE: Final = MetricFamily(
-    "segserve_embedding_distance",
-    "Distances of images' embeddings from usual ones, some 2 to 2.5 for usual images; of models with spec.embedding.",
-    (),
-    (0.5, 1, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 8, 12, 20),
-)
 SLICED: Final = frozenset(
     {
         *(ANSWERS, EMPTY, CLASS_ANSWERS, CLASS_INSTANCES, CLASS_PIXELS, CLASS_ISLANDS, CLASS_AREA, CLASS_SCORE),
@@ -178,12 +164,10 @@ IMAGE_HISTOGRAMS: Final = {
     "imagePixels": IMAGE_PIXELS,
 }
 """Families of images, by the names that reports have for them: the fields of `ImageStatistics` in order, and pixels."""
-EMBEDDING_HISTOGRAMS: Final = {"embedding": EMBEDDING, "embeddingDistance": EMBEDDING_DISTANCE}
-"""Families of images' embeddings, by the names that reports have for them."""
 METRIC_FAMILIES: Final = (
     *(ANSWERS, EMPTY, COLD_STARTS, CLASS_ANSWERS, CLASS_INSTANCES, CLASS_ISLANDS, CLASS_PIXELS, CLASS_AREA),
     *(CLASS_SCORE, CONFIDENCE, *IMAGE_HISTOGRAMS.values(), STEP_SECONDS),
-    *(OUT_OF_DISTRIBUTION, OUT_OF_DISTRIBUTION_MARGIN, *EMBEDDING_HISTOGRAMS.values(), CASCADE_ANSWERS),
+    *(OUT_OF_DISTRIBUTION, OUT_OF_DISTRIBUTION_MARGIN, CASCADE_ANSWERS),
 )
 
 
@@ -301,10 +285,9 @@ class AnswerMetrics:
         self._names = tuple(names)
         slices = () if metrics.slices is None else tuple(dict.fromkeys((*metrics.slices, OTHER)))
         self._slice_of = {name: number for number, name in enumerate(slices)}
-        values = {"step": STEPS, "class": self._names, "direction": EMBEDDING_DIRECTIONS, "tier": TIERS}
+        values = {"step": STEPS, "class": self._names, "tier": TIERS}
         of_scores = () if pipeline.out_of_distribution else (OUT_OF_DISTRIBUTION, OUT_OF_DISTRIBUTION_MARGIN)
-        of_embeddings = () if pipeline.embedding else EMBEDDING_HISTOGRAMS.values()
-        absent = {*of_scores, *of_embeddings, *(() if tiers else (CASCADE_ANSWERS,))}
+        absent = {*of_scores, *(() if tiers else (CASCADE_ANSWERS,))}
         self._counts = {
             family: _Counts(
                 family,
@@ -316,7 +299,6 @@ class AnswerMetrics:
         }
         self._kept: list[_Kept] = []
         self._margins: list[float] = []
-        self._embeddings: list[NDArray[Any]] = []
         self._lock = Lock()
         self._is_first = True
 
@@ -330,12 +312,10 @@ class AnswerMetrics:
         *,
         is_test: bool,
         label: str = "",
-        embedding: NDArray[Any] | None = None,
     ) -> None:
         """Count an answer with its public outputs, which the step `post` made between two times.
 
-        Of a test by an agent only a cold start is counted. `label` is the slice that the request names,
-        `embedding` are the coordinates of the image's.
+        Of a test by an agent only a cold start is counted. `label` is the slice that the request names.
         """
         if measures.first or self._is_first:
             firsts = {"pre": measures.first, "post": float(self._is_first)}
@@ -348,11 +328,6 @@ class AnswerMetrics:
         seconds = (pre_ended_s - pre_started_s, post_started_s - pre_ended_s, post_ended_s - post_started_s)
         contents = AnswerContents.of(answer, outputs, self._pipeline)
         self.count_contents(contents, image, measures.image, seconds, label)
-        if embedding is not None:
-            with self._lock:
-                self._embeddings.append(embedding)
-                if len(self._embeddings) == MOST_KEPT:
-                    self._sum()
 
     def count_contents(
         self,
@@ -395,10 +370,6 @@ class AnswerMetrics:
             margins, self._margins = np.array(self._margins), []
             self._counts[OUT_OF_DISTRIBUTION].add((margins > 0).sum())
             self._counts[OUT_OF_DISTRIBUTION_MARGIN].observe(margins)
-        if self._embeddings:
-            embeddings, self._embeddings = np.array(self._embeddings), []
-            self._counts[EMBEDDING].observe(embeddings, np.arange(DIRECTIONS))
-            self._counts[EMBEDDING_DISTANCE].observe(np.linalg.norm(embeddings, axis=1))
         if not self._kept:
             return
         pixels, images, seconds, contents, numbers = zip(*self._kept, strict=True)

@@ -68,8 +68,6 @@ def check_cascade(pipeline: Pipeline) -> None:
         raise PipelineError("cascade: a model with temporalSmoothing has one network; its frames depend on each other")
     if pipeline.out_of_distribution is not None:
         raise PipelineError("cascade: outOfDistribution judges the answers of one network; use one of the two")
-    if pipeline.embedding is not None:
-        raise PipelineError("cascade: embedding is an output of one network; use one of the two")
     known = sorted(item.id for item in pipeline.classes)
     if unknown := sorted(set(cascade.classes) - set(known)):
         raise PipelineError(f"cascade.classes has {unknown}; the model's classes have the ids {known}")

@@ -11,7 +11,6 @@ from segserve_builder.families.base import NetworkIO
 from segserve_builder.spec.model_spec import Engine
 from segserve_builder.stages.base import RequestOptions
 from segserve_builder.steps.cascade import check_cascade, light_score
-from segserve_builder.steps.embedding import coordinates
 from segserve_builder.steps.inference import network_io
 from segserve_builder.steps.onnx_signature import read_signature
 from segserve_builder.steps.out_of_distribution import score_of
@@ -62,7 +61,7 @@ class InProcessModel:
             guided=pipeline.needs_guide,
             measures=pipeline.scores_detail,
         )
-        self._unlike, self._embedding, self._layout = pipeline.out_of_distribution, pipeline.embedding, io.layout
+        self._unlike = pipeline.out_of_distribution
         self._postprocess = Postprocess(pipeline, io, second_io)
 
     def network_input(self, image: bytes) -> NetworkInput:
@@ -70,11 +69,11 @@ class InProcessModel:
         return self._preprocess(image, None)
 
     def raw(self, given: NetworkInput) -> dict[str, NDArray[Any]]:
-        """Return the first network's outputs but the embedding by name, with a batch of one.
+        """Return the first network's outputs by name, with a batch of one.
 
         Dtypes and shapes are those that the network's file declares.
         """
-        return self._run(given)[0]
+        return self._network.run(given.tensor)
 
     def feeds(self, image: bytes) -> list[dict[str, NDArray[Any]]]:
         """Return the inputs that the network's file gets for one encoded image, as it declares them."""
@@ -106,25 +105,9 @@ class InProcessModel:
         if self._unlike is None:
             return None
         given = self.network_input(image)
-        raw, features = self._run(given)
         values: list[Any] = []
-        self._answered(given, raw, RequestOptions(), frozenset(), values.append)
-        embedding = self._coordinates(features) if self._unlike.score == "featureDistance" else None
-        return score_of(self._unlike.score, values[0], given.statistics, self._unlike.usual_detail, embedding)
-
-    def embedding(self, image: bytes) -> NDArray[Any] | None:
-        """Return the coordinates of one encoded image's embedding; None if the pipeline declares none."""
-        return self._coordinates(self._run(self.network_input(image))[1])
-
-    def _run(self, given: NetworkInput) -> tuple[dict[str, NDArray[Any]], NDArray[Any] | None]:
-        """Return the first network's outputs, and apart from them the declared embedding's."""
-        outputs = self._network.run(given.tensor)
-        return outputs, None if self._embedding is None else outputs.pop(self._embedding.output)
-
-    def _coordinates(self, features: NDArray[Any] | None) -> NDArray[Any] | None:
-        if self._embedding is None or features is None:
-            return None
-        return coordinates(features, self._layout, self._embedding)
+        self._answered(given, self.raw(given), RequestOptions(), frozenset(), values.append)
+        return score_of(self._unlike.score, values[0], given.statistics)
 
     def _answered(
         self,

@@ -7,13 +7,12 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from segserve_builder.errors import PipelineError, SignatureError
+from segserve_builder.errors import PipelineError
 from segserve_builder.families import FAMILIES
-from segserve_builder.families.base import NetworkIO, NetworkSignature, TensorSpec, described_all
+from segserve_builder.families.base import NetworkIO, NetworkSignature, TensorSpec
 from segserve_builder.stages.base import Stage
 from segserve_builder.stages.tile import TiledInference
 from segserve_builder.stages.tta import Tta
-from segserve_builder.steps.embedding import embedding_tensor
 from segserve_builder.steps.pipeline import Pipeline
 from segserve_builder.values import ValueType
 
@@ -27,23 +26,11 @@ Layout = Literal["NCHW", "NHWC"]
 
 
 def network_io(pipeline: Pipeline, signature: NetworkSignature) -> NetworkIO:
-    """Return the tensors of the network's step: those that the family reads, and last the declared embedding.
+    """Return the tensors of the network's step, those that the family reads.
 
     Raises `SignatureError` if the network has others, and `PipelineError` as `with_inference` does.
     """
-    family, embedding = FAMILIES[pipeline.family], pipeline.embedding
-    if embedding is None:
-        return with_inference(pipeline, family.network_io(signature, pipeline))
-    if pipeline.inference:
-        raise PipelineError(f"inference {pipeline.inference[0].name!r} merges logits, and no embedding")
-    found = next((tensor for tensor in signature.outputs if tensor.name == embedding.output), None)
-    if found is None:
-        raise SignatureError(
-            f"embedding.output is {embedding.output!r}; the network has {described_all(signature.outputs)}"
-        )
-    answer = tuple(tensor for tensor in signature.outputs if tensor is not found)
-    io = family.network_io(replace(signature, outputs=answer), pipeline)
-    return replace(io, outputs=(*io.outputs, embedding_tensor(found, io)))
+    return with_inference(pipeline, FAMILIES[pipeline.family].network_io(signature, pipeline))
 
 
 def with_inference(pipeline: Pipeline, io: NetworkIO) -> NetworkIO:

@@ -10,9 +10,7 @@ from pydantic import ConfigDict, Field, create_model, model_validator
 
 from segserve_builder.families import FAMILIES
 from segserve_builder.spec.model_spec import (
-    OF_DETAIL,
     CascadeScore,
-    Embedding,
     FrozenModel,
     Input,
     ModelClass,
@@ -127,7 +125,6 @@ class Pipeline(FrozenModel):
     runtime: Runtime
     instances: SecondNetwork | None = None
     out_of_distribution: OutOfDistributionPolicy | None = None
-    embedding: Embedding | None = None
     cascade: Cascade | None = None
 
     def identity(self) -> dict[str, Any]:
@@ -181,7 +178,6 @@ class Pipeline(FrozenModel):
             "runtime": self.instances.runtime or self.runtime,
             "instances": None,
             "out_of_distribution": None,
-            "embedding": None,
         }
         return self.model_copy(update=changes)
 
@@ -211,7 +207,7 @@ class Pipeline(FrozenModel):
     @property
     def scores_detail(self) -> bool:
         """Whether an answer depends on statistics of the image."""
-        return self.out_of_distribution is not None and self.out_of_distribution.score in OF_DETAIL
+        return self.out_of_distribution is not None and self.out_of_distribution.score == "detail"
 
     @property
     def revision(self) -> str:

@@ -127,8 +127,7 @@ class _Reader:
         self._pipeline = pipeline
         self._family = _family(pipeline)
         self._stages = postprocess_stages(pipeline)
-        embedding = None if pipeline.embedding is None else pipeline.embedding.output
-        self._outputs = tuple(tensor.name for tensor in io.outputs if tensor.name != embedding)
+        self._outputs = tuple(tensor.name for tensor in io.outputs)
 
     def __call__(
         self,
@@ -176,8 +175,7 @@ def check_postprocess(pipeline: Pipeline) -> Task:
     if kind not in TASKS:
         raise PipelineError(f"{before} gives {kind}; the last stage must give {', '.join(TASKS)}")
     if pipeline.out_of_distribution is not None:
-        score, embedded = pipeline.out_of_distribution.score, pipeline.embedding is not None
-        check_score(score, kind, embedded=embedded, scored=family.gives != ValueType.LABELS)
+        check_score(pipeline.out_of_distribution.score, kind, scored=family.gives != ValueType.LABELS)
     return TASKS[kind]
 
 

@@ -24,7 +24,6 @@ from segserve_builder.families import FAMILIES
 from segserve_builder.spec.model_spec import (
     Artifact,
     CascadeScore,
-    Embedding,
     Golden,
     Input,
     ModelClass,
@@ -353,11 +352,6 @@ class SegmentationModelSpec(ApiValue):
         description="How images are judged that the model was not made for. It is part of the revision. Default: none "
         "is judged.",
     )
-    embedding: Embedding | None = Field(
-        default=None,
-        description="Output of the network that drift and the score featureDistance compare with usual images. It is "
-        "part of the revision. Default: none.",
-    )
     rollout: RolloutPolicy | None = Field(
         default=None,
         description="How a new revision replaces the stable one. Default: at once, as soon as it is proved.",
@@ -437,13 +431,6 @@ class SegmentationModelSpec(ApiValue):
         return self
 
     @model_validator(mode="after")
-    def _embedding_is_of_one_run(self) -> Self:
-        if self.embedding is not None and self.inference:
-            name = self.inference[0].name
-            raise located(f"inference {name!r} merges logits, and no embedding: remove one of the two", "embedding")
-        return self
-
-    @model_validator(mode="after")
     def _captured_classes_exist(self) -> Self:
         redact = None if self.capture is None else self.capture.redact
         if redact is not None and redact.model is None:
@@ -485,7 +472,6 @@ class SegmentationModelSpec(ApiValue):
             output=self.output,
             runtime=self.runtime,
             out_of_distribution=self.out_of_distribution,
-            embedding=self.embedding,
         )
 
     def _network(self, reference: NetworkReference, at: str) -> SegmentationModelSpec:

@@ -25,7 +25,7 @@ from segserve_builder.agent.protocol import (
     AnswersReport,
 )
 from segserve_builder.spec.model_spec import MAX_COUNTED_SLICES, ModelMetrics
-from segserve_builder.steps.answer_metrics import EMBEDDING_DIRECTIONS, IMAGE_HISTOGRAMS, METRIC_FAMILIES
+from segserve_builder.steps.answer_metrics import IMAGE_HISTOGRAMS, METRIC_FAMILIES
 
 OWN = 'model="coins",revision="coins-1"'
 METRICS = f"""
@@ -89,22 +89,6 @@ def test_names_of_classes_may_have_any_characters() -> None:
     assert series["r"][""] == {("segserve_class_answers_total", 'a "b", {c}', ""): 3.0}
 
 
-def test_an_embedding_has_a_histogram_for_each_direction_and_one_of_distances() -> None:
-    lines = [f"segserve_answers_total{{{OWN}}} 10", f'segserve_embedding_distance_bucket{{{OWN},le="3"}} 10']
-    for direction, least in (("1", "-1"), ("7", "2")):
-        lines += [
-            f'segserve_embedding_bucket{{{OWN},direction="{direction}",le="{edge}"}} 10' for edge in (least, "+Inf")
-        ]
-
-    report = report_of(read_series("\n".join(lines).encode(), frozenset({"coins-1"}))["coins-1"], assigned("coins"))
-
-    assert {name: counts.index(10) for name, counts in report.histograms.items() if "embedding" in name} == {
-        "embedding:1": 4,
-        "embedding:7": 10,
-        "embeddingDistance": 5,
-    }
-
-
 def test_a_report_has_a_bounded_number_of_classes() -> None:
     many = assigned("coins", classes=tuple(f"class {number}" for number in range(200)))
 
@@ -113,15 +97,15 @@ def test_a_report_has_a_bounded_number_of_classes() -> None:
     assert counted_classes(named) == ("class 150",)
 
 
-def test_a_report_of_most_classes_and_an_embedding_has_no_more_histograms_than_are_read() -> None:
+def test_a_report_of_most_classes_has_no_more_histograms_than_are_read() -> None:
     many = assigned("coins", classes=tuple(f"class {number}" for number in range(200)))
-    labels = ("", *counted_classes(many), *EMBEDDING_DIRECTIONS)
+    labels = ("", *counted_classes(many))
     everything = {(f"{family.name}_bucket", label, "+Inf"): 10.0 for family in METRIC_FAMILIES for label in labels}
     everything |= {(family.name, label, ""): 10.0 for family in METRIC_FAMILIES for label in labels}
 
     report = report_of({"": everything}, many)
 
-    assert {"confidence", "embedding:7", "embeddingDistance"} < report.histograms.keys()
+    assert {"confidence"} < report.histograms.keys()
     assert len(report.histograms) <= MAX_HISTOGRAMS
     assert AnswersReport.model_validate(report.model_dump(mode="json")).histograms.keys() == report.histograms.keys()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import pytest
 import yaml
 from PIL import Image
 
-from bench.coins import variant, with_output, write
 from fakes.docs import ROOT
 from segserve_builder.spec.model_spec import OutOfDistributionPolicy
 from segserve_builder.steps.in_process import InProcessModel
@@ -47,69 +45,6 @@ def test_the_threshold_is_printed_as_a_spec_takes_it(command: Command, usual: Pa
     assert resource.to_dict()["spec"]["outOfDistribution"]["score"] == "energy"
 
 
-def test_the_threshold_of_a_change_of_detail_comes_with_the_usual_detail(command: Command, usual: Path) -> None:
-    arguments = (
-        "golden",
-        "threshold",
-        usual,
-        "-f",
-        COINS / "model.yaml",
-        "--model",
-        "coins",
-        "--score",
-        "detailChange",
-    )
-    code, printed, _ = command(*arguments, "--false-positive-rate", "0.25")
-
-    found = re.search(r"add to spec: (outOfDistribution: .*)", printed)
-    assert (code, "4 images with a score" in printed) == (0, True)
-    assert found is not None
-    (resource,) = load((COINS / "model.yaml").read_text().split("---")[0] + f"  {found[1]}\n", "model.yaml")
-    policy = resource.spec.out_of_distribution
-    assert policy is not None
-    assert policy.score == "detailChange"
-    assert policy.usual_detail is not None
-
-
-def test_the_embedding_of_usual_images_comes_with_the_threshold_of_others(command: Command, tmp_path: Path) -> None:
-    output = "/down.1/down.1.3/Conv_output_0"
-    network = with_output(COINS / "coins-unet.onnx", output, tmp_path / "embedded.onnx")
-    artifact = {"uri": network.as_uri(), "sha256": hashlib.sha256(network.read_bytes()).hexdigest()}
-    file = write(tmp_path / "model.yaml", variant(artifact=artifact))
-    folder = tmp_path / "usual"
-    folder.mkdir()
-    with Image.open(COINS / "coins.png") as photo:
-        for number in range(60):
-            left, top = 16 * (number % 10), 16 * (number // 10)
-            photo.crop((left, top, left + 96, top + 96)).save(folder / f"{number:02}.png")
-    arguments = ("golden", "threshold", folder, "-f", file, "--score", "featureDistance")
-
-    code, printed, _ = command(*arguments, "--embedding", output, "--false-positive-rate", "0.1")
-
-    added = yaml.safe_load("\n".join(re.findall(r"add to spec: (.*)", printed)))
-    assert (code, "30 images with a score" in printed) == (0, True)
-    spec = SegmentationModel.model_validate(variant(artifact=artifact, **added)).spec
-    assert spec.embedding is not None
-    assert spec.out_of_distribution is not None
-    assert spec.out_of_distribution.score == "featureDistance"
-
-
-@pytest.mark.parametrize(
-    ("options", "complaint"),
-    [
-        (("--score", "featureDistance"), "--score featureDistance needs --embedding OUTPUT, or spec.embedding"),
-        (("--score", "energy", "--embedding", "y"), "--embedding is for --score featureDistance, not for energy"),
-    ],
-)
-def test_the_embedding_is_named_where_it_is_needed(
-    command: Command, usual: Path, options: tuple[str, ...], complaint: str
-) -> None:
-    code, _, said = command("golden", "threshold", usual, "-f", COINS / "model.yaml", "--model", "coins", *options)
-
-    assert code == 1
-    assert complaint in said.replace("\n", " ")
-
-
 def test_a_file_that_is_damaged_is_named(command: Command, usual: Path) -> None:
     (usual / "1.png").write_bytes((usual / "0.png").read_bytes()[:200])
 
@@ -142,21 +77,6 @@ def test_numbers_that_are_nearly_zero_are_numbers_in_yaml(
 
     added = yaml.safe_load("\n".join(re.findall(r"add to spec: (.*)", printed)))
     assert added["outOfDistribution"]["threshold"] == 1e-7
-
-
-def test_images_too_few_for_an_embedding_and_a_threshold_add_nothing(
-    command: Command, usual: Path, tmp_path: Path
-) -> None:
-    output = "/down.1/down.1.3/Conv_output_0"
-    network = with_output(COINS / "coins-unet.onnx", output, tmp_path / "embedded.onnx")
-    artifact = {"uri": network.as_uri(), "sha256": hashlib.sha256(network.read_bytes()).hexdigest()}
-    file = write(tmp_path / "model.yaml", variant(artifact=artifact))
-    arguments = ("golden", "threshold", usual, "-f", file, "--score", "featureDistance", "--embedding", output)
-
-    code, printed, complaint = command(*arguments)
-
-    assert (code, "add to spec" in printed) == (1, False)
-    assert "need at least 198 images, got 4" in complaint.replace("\n", " ")
 
 
 def test_too_few_images_are_refused_with_the_number_that_is_needed(command: Command, usual: Path) -> None:

@@ -123,19 +123,6 @@ def test_a_difference_within_the_tolerance_is_none() -> None:
     assert verdict(differs, onBreach="Rollback").reason == "AnswersAlike"
 
 
-def test_embeddings_of_two_networks_are_not_compared() -> None:
-    histograms = ("embedding:1", "embeddingDistance")
-    comparison = RevisionComparison()
-    for answers in range(100, 800, 100):
-        comparison = comparison.with_reports(
-            {"server": dict.fromkeys(histograms, (answers, 0))},
-            {"server": dict.fromkeys(histograms, (0, answers))},
-            0.1,
-        )
-
-    assert comparison.histograms == {}
-
-
 def test_before_the_first_step_the_gate_lets_the_rollout_begin() -> None:
     assert verdict(RevisionComparison(), weight=0).reason == "NoTraffic"
     assert verdict(RevisionComparison(), weight=5).outcome is Outcome.UNDECIDED

@@ -22,7 +22,6 @@ from typing import Final, Self
 import numpy as np
 
 from segserve_builder.agent.protocol import MAX_HISTOGRAMS
-from segserve_builder.steps.answer_metrics import EMBEDDING_HISTOGRAMS
 from segserve_operator.core.drift.detector import STAKES, Histograms, cumulated
 from segserve_operator.core.drift.watch import counted_since, summed
 from segserve_operator.core.evidence import Floats
@@ -33,10 +32,10 @@ OVERLOOKED: Final = 0.15
 """Difference beyond the tolerance that is proved to be absent where revisions are called alike."""
 OF_ANSWERS: Final = frozenset({"emptyAnswers", "classShare", "area", "confidence"})
 """Kinds of histograms of answers; all others are of images."""
-NOT_COMPARED: Final = frozenset({"score", *EMBEDDING_HISTOGRAMS})
+NOT_COMPARED: Final = frozenset({"score"})
 """Kinds that two revisions are not compared by. Scores have an observation for each object, and their shares are no
 fair bets: few images with many objects move them, and the revision with more images in a block has some of these more
-often. Embeddings of two networks have other coordinates."""
+often."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from segserve_builder.agent.protocol import AnswerCounting, AssignedModel
-from segserve_builder.steps.answer_metrics import EMBEDDING_HISTOGRAMS, IMAGE_HISTOGRAMS
+from segserve_builder.steps.answer_metrics import IMAGE_HISTOGRAMS
 from segserve_operator.api.drift import Drift
 from segserve_operator.core.advance.case import RolloutCase
 from segserve_operator.core.advance.verdicts.drift import drift_gate
@@ -22,7 +22,6 @@ REPORTS_PER_WINDOW: Final = 5
 SHORTEST_INTERVAL_S: Final = 5.0
 LONGEST_INTERVAL_S: Final = 60.0
 _MAX_NAMED: Final = 3
-_OF_IMAGES: Final = IMAGE_HISTOGRAMS.keys() | EMBEDDING_HISTOGRAMS.keys()
 _OTHER_VERSION: Final = ObservedCondition(
     DRIFTING,
     "Unknown",
@@ -141,13 +140,17 @@ def reason_of(found: Iterable[DriftedHistogram]) -> str:
     found = tuple(found)
     if any(each.is_gone for each in found):
         return CLASS_GONE
-    return IMAGES_CHANGED if any(each.histogram.partition(":")[0] in _OF_IMAGES for each in found) else ANSWERS_CHANGED
+    return (
+        IMAGES_CHANGED
+        if any(each.histogram.partition(":")[0] in IMAGE_HISTOGRAMS for each in found)
+        else ANSWERS_CHANGED
+    )
 
 
 def describe(histogram: DriftedHistogram) -> str:
     """Return a drifted histogram with its numbers."""
     name, _, of_class = histogram.histogram.partition(":")
-    subject = f"{name} {'in direction' if name in EMBEDDING_HISTOGRAMS else 'of'} {of_class}" if of_class else name
+    subject = f"{name} of {of_class}" if of_class else name
     subject += f" in slice {histogram.slice}" if histogram.slice else ""
     if name in ("classShare", "emptyAnswers"):
         return f"{subject} {100 * histogram.reference[1]:.3g} % -> {100 * histogram.recent[1]:.3g} % of answers"
