@@ -1,4 +1,4 @@
-"""How often A/B tests and the gate `slices` find a difference where there is none: `python -m bench.rollout.alarms`.
+"""How often the gate `slices` finds a difference where there is none: `python -m bench.rollout.alarms`.
 
 The figures go to bench/out/rollout_alarms.json, and the tables into docs/evidence/decisions.md. `--report` only writes
 the tables anew.
@@ -16,9 +16,8 @@ from bench.rollout.outcomes import wilson
 from bench.rollout.report import markdown_table, put_into_document
 from bench.rollout.running import minutes_told, run_missing
 from segserve_operator.api.rollout_policy import RolloutPolicy, SlicesGate, Slo
-from segserve_operator.core.evidence import EDGES_MS, EvidenceWindow, Pairs, SlicePairs
+from segserve_operator.core.evidence import EvidenceWindow, Pairs, SlicePairs
 from segserve_operator.core.gates import measured_gates
-from segserve_operator.core.gates.ab_test import AbTestResult
 from segserve_operator.core.statistics.past import StablePast
 
 if TYPE_CHECKING:
@@ -27,9 +26,7 @@ if TYPE_CHECKING:
     from segserve_operator.core.evidence import Bools, Floats
 
 OUT: Final = ROOT / "bench/out/rollout_alarms.json"
-TESTS: Final = 400
 ROLLOUTS: Final = 500
-TEST_S: Final = 7200
 SHADOW_S: Final = 1800
 WATCHED_S: Final = 540
 """For which stable was watched before a Shadow that learns from its past: as short as Shadow by default takes it."""
@@ -57,37 +54,6 @@ class FailureBursts:
 STEADY: Final = FailureBursts("steady traffic")
 HALF: Final = FailureBursts("half of all requests fail for 30 s, every 10 min on average", 0.5)
 ALL: Final = FailureBursts("all requests fail for 30 s, every 10 min on average", 1.0)
-
-
-@dataclass(frozen=True, slots=True)
-class SimulatedTest:
-    """An A/B test of the share of failed requests, half of 10 requests a second each; 1 % fail of stable's."""
-
-    bursts: FailureBursts
-    more: float
-
-    @property
-    def name(self) -> str:
-        """Its name in the file."""
-        return f"test-{self.bursts.share:g}-{self.more:g}"
-
-    def figures(self) -> dict[str, Any]:
-        """Return how many of the tests miss the difference at any look, and find one, by the minute."""
-        rng, gate = np.random.default_rng(SEED), AbTestResult()
-        state, failing = gate.start((TESTS,)), self.bursts.failing(rng, TESTS, TEST_S)
-        latencies = np.zeros((TESTS, 2, len(EDGES_MS) + 1))
-        usual, missed, found = np.array([0.01, 0.01 + self.more]), np.zeros(TESTS, bool), np.zeros(TESTS, bool)
-        for now_s in range(0, TEST_S, 10):
-            requests = rng.poisson(50.0, (TESTS, 2))
-            shares = np.minimum(failing[now_s // BURST_S] + usual, 1.0)
-            errors = rng.binomial(requests, shares)
-            window = EvidenceWindow(np.full(TESTS, 10.0), requests.astype(float), errors.astype(float), latencies)
-            state = gate.update(state, window)
-            if now_s % 60 == 50:
-                low, high = gate.difference(state)
-                missed |= (low > self.more) | (high < self.more)
-                found |= (low > 0) | (high < 0)
-        return {"runs": TESTS, "missed": _share(missed), "found": _share(found)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +122,6 @@ def _share(which: Bools) -> list[float]:
     return [float(which.mean()), *wilson(int(which.sum()), len(which))]
 
 
-TESTS_RUN: Final = tuple(SimulatedTest(bursts, more) for bursts in (STEADY, HALF) for more in (0.0, 0.01))
 SHADOWS: Final = tuple(
     HealthyShadow(bursts, slices, pairs_per_s)
     for bursts in (STEADY, HALF, ALL)
@@ -166,24 +131,13 @@ SHADOWS: Final = tuple(
 
 
 def _named() -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
-    yield from ((each.name, each.figures) for each in TESTS_RUN)
     yield from ((each.name, each.figures) for each in SHADOWS)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run what is missing until the time is over, and write the tables."""
     found = run_missing(_named(), OUT, minutes_told("python -m bench.rollout.alarms", __doc__, arguments))
-    put_into_document({"alarms of tests": tests_table(found), "alarms of slices": slices_table(found)})
-
-
-def tests_table(found: Mapping[str, Any]) -> str:
-    """Return how often intervals of A/B tests missed the difference, and found one."""
-    rows = [
-        (each.bursts.says, f"{100 * each.more:g} points", _shown(mine["missed"]), _shown(mine["found"]))
-        for each in TESTS_RUN
-        if (mine := found.get(each.name))
-    ]
-    return markdown_table(("traffic", "difference", "missed, %", "found in 2 h, %"), rows)
+    put_into_document({"alarms of slices": slices_table(found)})
 
 
 def slices_table(found: Mapping[str, Any]) -> str:

@@ -85,7 +85,7 @@ async def test_a_prometheus_gets_a_form_and_its_numbers_are_judged(outside: Outs
             question(url, kind="promql", fields={"query": 'up{model="ü"}'}, pass_condition="result[0] < 2.0")
         )
 
-    assert verdict == ServiceVerdict(passes=True, breaches=False, shown="result 1.5", numbers=(1.5,))
+    assert verdict == ServiceVerdict(passes=True, breaches=False, shown="result 1.5")
     assert received == ['up{model="ü"}']
 
 

@@ -89,7 +89,7 @@ async def test_what_people_ask_is_observed_and_changes_no_generation(harness: Ha
 async def test_a_later_record_takes_the_place_of_the_former(harness: Harness) -> None:
     await begun(harness, record())
     await harness.store.save_rollout(record())
-    later = replace(record(rows=30, sequence=4), hung=None, split=None, verdicts=())
+    later = replace(record(rows=30, sequence=4), hung=None, verdicts=())
     await harness.store.save_rollout(later)
 
     assert same(await read(harness, later.name), later)

@@ -1,4 +1,4 @@
-"""Gates that ask others, a blue-green switch and the burn rate on the real parts, each with a rollback; an A/B test."""
+"""Gates that ask others, a blue-green switch and the burn rate on the real parts, each with a rollback."""
 
 from __future__ import annotations
 
@@ -17,16 +17,11 @@ from aiohttp import web
 
 from bench.ports import free_port
 from fakes.answering_service import service
-from fakes.golden_pictures import check_of, context_of
 from fakes.rollout_load import pictures
 from fakes.waiting import HANG_S, until
 from faults.plan import Fault
-from faults.platform import PATIENT_S, revision_of
 from faults.scenarios import coins
 from faults.story import ENDED, Story
-from segserve_operator.adapters.checks.runner import BackgroundCheckRunner
-from segserve_operator.api.ab_test import AbTestQuery
-from segserve_operator.core.gates.checks import CheckResult
 
 pytestmark = [pytest.mark.platform, pytest.mark.needs("prometheus"), pytest.mark.timeout(600)]
 
@@ -39,14 +34,12 @@ class Outside:
 
     def __init__(self) -> None:
         self.wrong = 0
-        self.wrong_by_revision: dict[str, float] = {}
         self.url = ""
         self.asked: list[dict[str, Any]] = []
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         if request.path == "/metrics":
-            shares = (f'wrong_share{{revision="{name}"}} {share}' for name, share in self.wrong_by_revision.items())
-            return web.Response(text="\n".join([f'masks_wrong{{model="coins"}} {self.wrong}', *shares, ""]))
+            return web.Response(text=f'masks_wrong{{model="coins"}} {self.wrong}\n')
         self.asked.append(await request.json())
         return web.json_response({"wrong": self.wrong})
 
@@ -176,44 +169,3 @@ def test_a_blue_green_switch_that_burns_the_error_budget_is_taken_back(story: St
 
     assert {stage.weight for stage in story.stages if stage.phase == "Baking"} == {100}
     assert "the budget burns" in story.stages[-1].message
-
-
-async def test_prometheus_is_asked_for_one_value_of_each_revision(outside: Outside, prometheus: str) -> None:
-    outside.wrong_by_revision = {"coins-0000000001": 0.9, "coins-0000000002": 0.1}
-    query = AbTestQuery(
-        address=prometheus, query='sum(wrong_share{revision="{revision}"})', minimum=0, maximum=1, interval="1s"
-    )
-    check_runner = BackgroundCheckRunner(context_of())
-    check = check_of("abTest", query=query, interval_s=1.0)
-    check_runner.schedule([check])
-    found = CheckResult(check.key, 0.0, problem="not asked yet")
-    async with asyncio.timeout(HANG_S):
-        while found.problem:  # there is no value of a series that was not scraped yet
-            await asyncio.sleep(0.2)
-            found = check_runner.check_results().get(check.key, found)
-    await check_runner.close()
-
-    assert (found.values, found.shown) == ((0.9, 0.1), "stable 0.9, candidate 0.1")
-
-
-def test_an_ab_test_by_a_query_of_prometheus_has_a_result_and_stable_keeps_all_requests(
-    story: Story, outside: Outside, prometheus: str
-) -> None:
-    port = int(story.platform.running.url.rpartition(":")[2])
-    gateway = {"port": port, "requestTimeoutSeconds": PATIENT_S, "sessionAffinity": {"header": "x-camera-id"}}
-    pool = {"apiVersion": "segserve.dev/v1alpha1", "kind": "TritonPool", "metadata": {"name": "default"}}
-    story.platform.apply(pool | {"spec": {"gateway": gateway}})
-    query = {"address": prometheus, "query": 'sum(wrong_share{revision="{revision}"})', "interval": "1s"}
-    test = {"duration": "1m", "metric": "promql", "promql": {**query, "minimum": 0, "maximum": 1}}
-    model = changed(154, {"strategy": "abTest", "steps": [], "abTest": test})
-    outside.wrong_by_revision = {story.stable: 0.9, revision_of(model): 0.1}
-    story.stages.clear()
-    story.apply(model)
-    with story.watching():
-        assert story.reaches(*ENDED, within_s=300.0), story.stages
-        story.load.settles_on(story.stable, count=10)
-
-    judged = story.stages[-1]
-    assert (judged.phase, judged.reason, judged.weight) == ("Judged", "TestedBetter", 0), story.stages
-    assert [stage.weight for stage in story.stages if stage.phase == "Progressing"] == [50]
-    assert "stable's 0.9" in judged.message

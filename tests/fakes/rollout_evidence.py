@@ -27,7 +27,6 @@ from segserve_operator.core.rollout.engine import Progress
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.plain import canonical
 from segserve_operator.core.rollout.record import Decision, PairRow, Record, RolloutState, Row
-from segserve_operator.core.statistics.sample_ratio import SampleRatio
 
 STARTED_S = 1_790_000_000.0
 POLICY = RolloutPolicy(alpha=0.1 + 0.2 - 0.2)
@@ -80,7 +79,6 @@ def record(name: str = "coins-2-1", model: str = "coins", *, rows: int = 20, seq
         hung=HungRequests(
             (("gateway-0", InFlight((1 / 3, 0.0), (InFlightSample(STARTED_S, (1.0, 2.0), (0.0, 1.0)),))),)
         ),
-        split=SampleRatio().start(),
         rows=_rows(rows),
         decisions=tuple(decision(number) for number in range(1, sequence + 1)),
         verdicts=(verdict(),),

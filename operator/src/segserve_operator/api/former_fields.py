@@ -52,7 +52,6 @@ REPLACED: Final[Mapping[str, Mapping[str, str]]] = {
         "selfTest": "remove it: segserve no longer compares stable with itself",
         "maxQuarantines": "remove it: after three quarantines a rollout waits for a person",
     },
-    "spec.rollout.abTest": {"confidencePercent": "remove it: intervals have a confidence of 95 %"},
     "spec.drift": {"tolerance": "remove it: the share of a bucket may be 0.05 beyond the reference's own windows"},
     "spec.server": _PODS
     | {

@@ -22,7 +22,6 @@ from pydantic import (
 from pydantic.config import JsonDict
 from pydantic_core.core_schema import CoreSchema, tagged_union_schema
 
-from segserve_operator.api.ab_test import AbTest
 from segserve_operator.api.checks import located
 from segserve_operator.api.meta import ApiValue, Duration, format_duration
 
@@ -413,12 +412,11 @@ DEFAULT_GATES: Final = (ErrorRateGate(), LatencyGate(), BurnRateGate(), GoldenQu
 DEFAULT_STEPS: Final = (RolloutStep(weight=5), RolloutStep(weight=25), RolloutStep(weight=50))
 _ALL_AT_ONCE: Final = "steps are for the strategy canary; blueGreen and immediate switch all requests at once"
 _NOT_JUDGED: Final = "the strategy shadow judges by copies of callers' requests: shadow.enabled must not be false"
-_SERVES_NOBODY: Final = "shadow and abTest promote nothing by themselves: onUndecided must be Hold or Rollback"
-_AB_TEST: Final = "the strategy abTest needs rollout.abTest, and the other strategies take none"
+_SERVES_NOBODY: Final = "shadow promotes nothing by itself: onUndecided must be Hold or Rollback"
 _OF_PAIRS: Final = frozenset({"maskAgreement", "slices"})
 _NO_SHADOW: Final = "the strategy immediate promotes a revision at once; shadow is for canary and blueGreen"
 _NO_PAIRS: Final = "the gate maskAgreement judges pairs of answers, which only rollout.shadow collects"
-_NO_SPLIT: Final = "the gate drift needs requests to both revisions: canary, abTest, or shadow with steps"
+_NO_SPLIT: Final = "the gate drift needs requests to both revisions: canary, or shadow with steps"
 _IS_ON: Final = "has(self.shadow) && (!has(self.shadow.enabled) || self.shadow.enabled)"
 _NO_STEP: Final = "the strategy canary needs at least one step; use blueGreen to switch without steps"
 _RISING: Final = "weights must increase from step to step"
@@ -461,7 +459,7 @@ class RolloutPolicy(ApiValue):
         json_schema_extra=_rules(
             ("self.strategy != 'canary' || self.steps.size() > 0", _NO_STEP),
             (
-                "self.strategy in ['canary', 'shadow', 'abTest'] || self.steps.size() == 0 || "
+                "self.strategy in ['canary', 'shadow'] || self.steps.size() == 0 || "
                 f"self.steps.map(step, step.weight) == {_DEFAULT_WEIGHTS}",
                 _ALL_AT_ONCE,
             ),
@@ -471,21 +469,19 @@ class RolloutPolicy(ApiValue):
                 _NO_PAIRS,
             ),
             (
-                "(self.strategy in ['canary', 'abTest']) || (self.strategy == 'shadow' && self.steps.size() > 0) || "
+                "self.strategy == 'canary' || (self.strategy == 'shadow' && self.steps.size() > 0) || "
                 "!self.gates.exists(gate, gate.gate == 'drift')",
                 _NO_SPLIT,
             ),
-            ("!(self.strategy in ['shadow', 'abTest']) || self.onUndecided != 'Promote'", _SERVES_NOBODY),
-            ("(self.strategy == 'abTest') == has(self.abTest)", _AB_TEST),
+            ("self.strategy != 'shadow' || self.onUndecided != 'Promote'", _SERVES_NOBODY),
             (f"self.strategy != 'shadow' || !has(self.shadow) || ({_IS_ON})", _NOT_JUDGED),
         )
     )
 
-    strategy: Literal["canary", "blueGreen", "immediate", "shadow", "abTest"] = Field(
+    strategy: Literal["canary", "blueGreen", "immediate", "shadow"] = Field(
         default="canary",
         description="canary shifts requests in steps; blueGreen switches at once after the golden images; immediate "
-        "at once after the proof. With the others a person promotes: shadow judges by copies of callers' requests; "
-        "abTest divides callers by id for a time and compares a metric.",
+        "at once after the proof; shadow judges by copies of callers' requests, and a person promotes.",
     )
     pace: Literal["evidence", "steps"] = Field(
         default="evidence",
@@ -514,7 +510,6 @@ class RolloutPolicy(ApiValue):
         "values below, if spec.slo is set, the gateway has a comparator, and stable has been watched for nine "
         "minutes.",
     )
-    ab_test: AbTest | None = Field(default=None, description="The test of the strategy abTest.")
     alpha: float = Field(
         default=0.01,
         ge=1e-6,
@@ -570,26 +565,20 @@ class RolloutPolicy(ApiValue):
 
     def promoting(self) -> Self:
         """Return the policy by which a person's promotion rolls out what was only judged: by the steps, if any."""
-        if self.strategy not in ("shadow", "abTest"):
+        if self.strategy != "shadow":
             return self
-        strategy = "canary" if self.steps else "blueGreen"
-        return self.without_pairs().model_copy(update={"strategy": strategy, "ab_test": None})
+        return self.without_pairs().model_copy(update={"strategy": "canary" if self.steps else "blueGreen"})
 
     def without_pairs(self) -> Self:
         """Return the policy without Shadow, and without the gates that judge its pairs alone."""
         gates = tuple(gate for gate in self.gates if gate.gate not in _OF_PAIRS)
         return self.model_copy(update={"shadow": None, "gates": gates})
 
-    @property
-    def longest(self) -> timedelta:
-        """The longest time without a decision: the deadline, after the time that an A/B test takes."""
-        return self.deadline + (self.ab_test.duration if self.ab_test is not None else timedelta())
-
     @model_validator(mode="after")
     def _check_steps_suit(self) -> Self:
         if self.strategy == "canary" and not self.steps:
             raise located(_NO_STEP, "steps")
-        if self.strategy not in ("canary", "shadow", "abTest") and self.steps not in ((), DEFAULT_STEPS):
+        if self.strategy not in ("canary", "shadow") and self.steps not in ((), DEFAULT_STEPS):
             raise located(f"{_ALL_AT_ONCE}; {self.strategy} got {len(self.steps)}", "steps")
         is_on = self.shadow is not None and self.shadow.enabled
         if self.strategy == "immediate" and is_on:
@@ -599,11 +588,9 @@ class RolloutPolicy(ApiValue):
         compares = is_on or self.strategy == "shadow"
         if not compares and any(isinstance(gate, MaskAgreementGate) for gate in self.gates):
             raise located(_NO_PAIRS, "gates")
-        splits = self.strategy in ("canary", "abTest") or (self.strategy == "shadow" and bool(self.steps))
+        splits = self.strategy == "canary" or (self.strategy == "shadow" and bool(self.steps))
         if not splits and any(isinstance(gate, DriftGate) for gate in self.gates):
             raise located(f"{_NO_SPLIT}; got {self.strategy}", "gates")
-        if self.strategy in ("shadow", "abTest") and self.on_undecided == "Promote":
+        if self.strategy == "shadow" and self.on_undecided == "Promote":
             raise located(_SERVES_NOBODY, "onUndecided")
-        if (self.strategy == "abTest") != (self.ab_test is not None):
-            raise located(_AB_TEST, "abTest")
         return self

@@ -96,19 +96,6 @@ class Pairs:
 
 
 @dataclass(frozen=True, slots=True)
-class MetricValues:
-    """Values [..., 2] of a metric of stable (0) and the candidate (1), as known at `at_s` [...] (Unix time)."""
-
-    at_s: Floats
-    values: Floats
-
-    @classmethod
-    def nothing(cls, shape: tuple[int, ...] = ()) -> MetricValues:
-        """Return values that were never asked for."""
-        return cls(np.full(shape, -np.inf), np.zeros((*shape, 2)))
-
-
-@dataclass(frozen=True, slots=True)
 class EvidenceWindow:
     """Requests counted between two moments. All arrays have the same leading axes: none, or [runs] in a simulation.
 
@@ -118,8 +105,7 @@ class EvidenceWindow:
     bin also holds requests that timed out, that their callers gave up, or that hang: the latter as soon as they hang,
     and not again when they end. Failures without a server's answer are in no bin, so that the sum may be less than
     `requests` or, while requests hang, more. pairs: of a window in which both revisions were asked the same (Shadow),
-    what the pairs say; requests, errors and latencies are then those of the pairs, and of no caller. metric: in an A/B
-    test by a metric that others measure, the latest values, which may be those of former windows.
+    what the pairs say; requests, errors and latencies are then those of the pairs, and of no caller.
     """
 
     seconds: Floats
@@ -127,7 +113,6 @@ class EvidenceWindow:
     errors: Floats
     latencies: Floats
     pairs: Pairs | None = None
-    metric: MetricValues | None = None
 
     @classmethod
     def nothing(cls, shape: tuple[int, ...] = (), *, edges: int = len(EDGES_MS)) -> EvidenceWindow:

@@ -19,7 +19,6 @@ from segserve_operator.core.rollout.counters import (
 from segserve_operator.core.rollout.engine import Progress
 from segserve_operator.core.rollout.plain import from_plain, to_plain
 from segserve_operator.core.rollout.record import PairRow, Row, SliceRow
-from segserve_operator.core.statistics.sample_ratio import SampleRatio
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -110,7 +109,6 @@ def pack_state(record: Record) -> str:
         {
             "progress": to_plain(record.progress),
             "gates": {name: to_plain(state) for name, state in record.gates.items()},
-            "split": to_plain(record.split),
             "hung": to_plain(record.hung),
             "seen": {gateway: _count_value(count) for gateway, count in record.seen.items()},
             "verdicts": _verdict_values(record.verdicts),
@@ -129,7 +127,6 @@ def unpack_state(text: str, policy: RolloutPolicy, slo: Slo) -> dict[str, Any]:
         return {
             "progress": from_plain(Progress.begun(0.0), state["progress"]),
             "gates": {name: from_plain(gate.start(), state["gates"][name]) for name, gate in gates.items()},
-            "split": None if state["split"] is None else from_plain(SampleRatio().start(), state["split"]),
             "hung": None if state["hung"] is None else from_plain(HungRequests(), state["hung"]),
             "seen": {gateway: _count(value) for gateway, value in state["seen"].items()},
             "verdicts": _verdicts(state["verdicts"]),

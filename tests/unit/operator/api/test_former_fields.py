@@ -19,7 +19,6 @@ OF_POOL = ("spec.server", "spec.gateway", "spec.gateway.callerMetrics")
 PARTS: dict[str, Any] = {
     "spec.instances": {"model": "other"},
     "spec.cascade.light": {"model": "other"},
-    "spec.rollout.abTest": {"weight": 10, "duration": "1d", "metric": "errorRate"},
 }
 
 

@@ -40,7 +40,7 @@ def test_what_the_cluster_fills_in_is_what_the_types_fill_in(coins_value: dict[s
     schema = structural_schema(SegmentationModel)["properties"]["spec"]["properties"]["rollout"]["properties"]
     filled = {name: field["default"] for name, field in schema.items() if "default" in field}
 
-    assert set(schema) - set(filled) == {"shadow", "abTest"}  # which are off unless somebody asks for them
+    assert set(schema) - set(filled) == {"shadow"}  # which is off unless somebody asks for it
     assert loaded(coins_value, rollout=filled).spec.rollout == RolloutPolicy()
 
 

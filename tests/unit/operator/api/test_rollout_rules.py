@@ -27,8 +27,6 @@ PROMQL = {
     "query": "up",
     "passCondition": "result[0] > 0.0",
 }
-QUERY = {"address": "http://p:9090", "query": 'wrong{revision="{revision}"}', "minimum": 0.0, "maximum": 1.0}
-BY_QUERY = {"duration": "1h", "metric": "promql"}
 
 
 def filled(value: Any, schema: Mapping[str, Any]) -> Any:
@@ -77,9 +75,6 @@ def messages(kind: type, field: str, value: Any) -> list[str]:
         "no shadow of nothing": {"strategy": "immediate", "shadow": {"enabled": False}},
         "a shadow before the switch": {"strategy": "blueGreen", "shadow": {"percent": 100}},
         "a shadow alone, and steps for a person": {"strategy": "shadow", "steps": [{"weight": 10}]},
-        "a test": {"strategy": "abTest", "abTest": {"duration": "1h", "metric": "slowRate", "slowMilliseconds": 250.0}},
-        "a test by a percentile": {"strategy": "abTest", "abTest": {"duration": "1h", "metric": "p95Latency"}},
-        "a test by a query": {"strategy": "abTest", "abTest": {"duration": "1h", "metric": "promql", "promql": QUERY}},
         "a shadow that is not written": {"strategy": "shadow", "gates": [{"gate": "maskAgreement"}]},
         "steps that bring answers to compare": {"gates": [{"gate": "drift"}]},
         "a shadow whose promotion has steps": {"strategy": "shadow", "gates": [{"gate": "drift"}]},
@@ -109,28 +104,6 @@ def test_a_policy_that_the_types_take_breaks_no_rule(rollout: dict[str, Any]) ->
             "steps are for the strategy canary",
         ),
         "a shadow of nothing": ({"strategy": "immediate", "shadow": {}}, "the strategy immediate promotes"),
-        "a test of nothing": ({"strategy": "abTest"}, "needs rollout.abTest"),
-        "a test in a canary": ({"abTest": {"duration": "1h"}}, "needs rollout.abTest"),
-        "a limit of no metric": (
-            {"strategy": "abTest", "abTest": {"duration": "1h", "slowMilliseconds": 9.0}},
-            "the metric slowRate needs",
-        ),
-        "a test by no query": (
-            {"strategy": "abTest", "abTest": {"duration": "1h", "metric": "promql"}},
-            "the metric promql needs promql",
-        ),
-        "a query of another metric": (
-            {"strategy": "abTest", "abTest": {"duration": "1h", "metric": "p95Latency", "promql": QUERY}},
-            "the metric promql needs promql",
-        ),
-        "a query of no revision": (
-            {"strategy": "abTest", "abTest": {**BY_QUERY, "promql": {**QUERY, "query": "up"}}},
-            "query must name the revision as {revision}",
-        ),
-        "bounds without values between them": (
-            {"strategy": "abTest", "abTest": {**BY_QUERY, "promql": {**QUERY, "minimum": 1.0}}},
-            "minimum must be less than maximum",
-        ),
         "no pairs": ({"gates": [{"gate": "maskAgreement"}]}, "which only rollout.shadow collects"),
         **{
             f"no split of {what}": ({**split, "gates": [{"gate": "drift"}]}, "needs requests to both")
@@ -145,7 +118,7 @@ def test_a_policy_that_the_types_take_breaks_no_rule(rollout: dict[str, Any]) ->
             "which only rollout.shadow collects",
         ),
         "a shadow alone that is off": ({"strategy": "shadow", "shadow": {"enabled": False}}, "must not be false"),
-        "a shadow that promotes": ({"strategy": "shadow", "onUndecided": "Promote"}, "promote nothing by themselves"),
+        "a shadow that promotes": ({"strategy": "shadow", "onUndecided": "Promote"}, "promotes nothing by itself"),
         "a gate twice": ({"gates": [{"gate": "latency"}] * 2}, "listed only once"),
         "a name twice": ({"gates": [WEBHOOK, {**PROMQL, "name": "night"}]}, "listed only once"),
         "another's": ({"gates": [{"gate": "errorRate", "interval": "1m"}]}, "errorRate allows only: alphaShare"),

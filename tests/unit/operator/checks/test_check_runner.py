@@ -135,7 +135,7 @@ async def test_closing_ends_everything() -> None:
 def test_every_gate_that_asks_has_something_that_asks_for_it() -> None:
     checked = {name for name, gate in GATES.items() if isinstance(gate, CheckedGateType) and gate.purpose == "check"}
 
-    assert {"probe", "abTest", *checked} == set(KINDS)
+    assert {"probe", *checked} == set(KINDS)
 
 
 def test_every_kind_of_check_is_registered() -> None:

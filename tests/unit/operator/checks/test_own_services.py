@@ -11,11 +11,10 @@ from aiohttp import web
 from fakes.answering_service import service
 from fakes.golden_pictures import check_of, context_of
 from fakes.waiting import HANG_S
-from segserve_operator.adapters.checks import ab_query, services, webhook
+from segserve_operator.adapters.checks import services, webhook
 from segserve_operator.adapters.checks.promql import filled, numbers_of
 from segserve_operator.adapters.checks.services import evaluate
 from segserve_operator.adapters.checks.triton_queue import Queue, read_queue
-from segserve_operator.api.ab_test import AbTestQuery
 from segserve_operator.api.rollout_policy import WebhookGate
 from segserve_operator.core.gates.checks import CheckError, CheckResult
 
@@ -115,42 +114,6 @@ def test_names_are_filled_in_as_quoted_label_values() -> None:
     seen = filled(query, {"model": "coins", "candidate": 'a"} or up{x="\\', "stable": "s"})
 
     assert seen == 'sum(rate(x{model="coins",revision="a\\"} or up{x=\\"\\\\"}[1m])) by (le) / {other}'
-
-
-# Queries of A/B tests
-
-
-async def ask_for_both(values: dict[str, list[str]]) -> CheckResult:
-    async def answer(request: web.Request) -> web.StreamResponse:
-        asked = str((await request.post())["query"])
-        return web.json_response(vector(*next(found for name, found in values.items() if f'"{name}"' in asked)))
-
-    async with service(answer) as url:
-        query = AbTestQuery(address=url, query='wrong{revision="{revision}"}', minimum=0, maximum=1)
-        return await ab_query.run(check_of("abTest", query=query), context_of(), print)
-
-
-async def test_a_test_has_the_value_of_each_revision() -> None:
-    found = await ask_for_both({"coins-0000000001": ["0.25"], "coins-0000000002": ["0.5"]})
-
-    assert (found.values, found.shown) == ((0.25, 0.5), "stable 0.25, candidate 0.5")
-
-
-@pytest.mark.parametrize(
-    ("candidate", "why"),
-    [
-        ([], "^coins-0000000002: .*has no result"),
-        (["1", "2"], "has 2 series for coins-0000000002"),
-        (["1"] * 7, "has 7 series"),
-        (["1"] * 20, "has at least 8 series"),
-        (["NaN"], "^coins-0000000002: .*finite"),
-    ],
-)
-async def test_a_test_needs_one_number_of_each_revision(candidate: list[str], why: str) -> None:
-    with pytest.raises(ExceptionGroup) as caught:
-        await ask_for_both({"coins-0000000001": ["0.25"], "coins-0000000002": candidate})
-
-    assert caught.group_contains(CheckError, match=why)
 
 
 # Expressions

@@ -30,7 +30,6 @@ from segserve_builder.agent.protocol import ModelState
 from segserve_operator.api.rollout_policy import ErrorRateGate, RolloutPolicy, RolloutStep, Slo, WebhookGate
 from segserve_operator.core.advance.advance import (
     MAX_WRITE_INTERVAL_S,
-    SETTLED_S,
     WRITE_INTERVAL_S,
     RolloutUpdate,
     advance,
@@ -463,30 +462,6 @@ def test_a_request_hangs_after(slo: Slo | None, hangs_after_s: int) -> None:
 
     assert hung.index(3) + 1 == hangs_after_s
     assert sum(hung) == 3
-
-
-WRONG = [sample(75 * number, 100 * number, at_s=NOW_S + number) for number in range(60)]
-RIGHT = [sample(75 * number, 25 * number, at_s=NOW_S + number) for number in range(60)]
-HOLDS = replace(PROGRESSING, paused=True)
-
-
-@cases(
-    ("samples", "at", "reason"),
-    {
-        "another split than was written is told": (WRONG, HOLDS, "SplitNotAsWritten"),
-        "the split that was written is not": (RIGHT, HOLDS, "Paused"),
-        "right after a change of weight a split proves nothing": (
-            WRONG[: int(SETTLED_S)],
-            replace(HOLDS, step_since_s=NOW_S),
-            "Paused",
-        ),
-        "without a weight there is no split": (WRONG, replace(AT[Phase.QUARANTINED], paused=True), "Probing"),
-    },
-)
-def test_the_split(samples: list[Sample], at: RolloutState, reason: str) -> None:
-    found = passes(*samples, at=at)
-
-    assert found.state.reason == reason
 
 
 @cases(

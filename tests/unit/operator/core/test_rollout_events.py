@@ -110,13 +110,6 @@ def test_a_deadline_that_holds_says_so_once() -> None:
     assert told(held, held) == []
 
 
-def test_a_split_that_is_not_as_written_is_told_with_what_was_counted() -> None:
-    seen = Verdict("split", Outcome.UNDECIDED, "SplitNotAsWritten", "9 of 100", 1.0, {"wanted": 0.05, "seen": 0.09})
-    assert told(STEP, replace(STEP, reason="SplitNotAsWritten"), seen) == [
-        "SplitNotAsWritten: coins-r2 does not get the 5 % of requests that it should: 9 of 100 (wanted 0.05, seen 0.09)"
-    ]
-
-
 def test_a_new_revision_in_mid_rollout_cancels_and_begins() -> None:
     other = RolloutState("coins-80", "coins-r3", started_s=1100.0, since_s=1100.0)
     assert [text.partition(":")[0] for text in told(LATER, other)] == ["Cancelled", "RolloutStarted"]

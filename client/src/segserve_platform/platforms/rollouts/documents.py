@@ -59,7 +59,7 @@ def document(view: RolloutView) -> Json:
 def _recorded(record: Record, undecided_since_s: float) -> Json:
     return {
         "steps": len(record.policy.steps),
-        "deadlineAt": stamp(undecided_since_s + record.policy.longest.total_seconds()),
+        "deadlineAt": stamp(undecided_since_s + record.policy.deadline.total_seconds()),
         "gates": [_verdict(verdict) for verdict in record.verdicts],
         "decisions": [decision_document(decision) for decision in record.decisions],
     }

@@ -11,7 +11,6 @@ from typing import Final
 from segserve_operator.api.segmentation_model import SegmentationModelStatus
 from segserve_operator.core.advance.explanations import SIGNALS
 from segserve_operator.core.evidence import CANDIDATE, EDGES_MS, STABLE
-from segserve_operator.core.gates.ab_test import BETTER, WORSE
 from segserve_operator.core.rollout.forecast import present, recent
 from segserve_operator.core.rollout.phases import Phase, Signal
 from segserve_operator.core.rollout.record import Record, RolloutState, Row
@@ -108,7 +107,7 @@ class RolloutView:
     def exit_code(self) -> int:
         """What `rollout status` exits with: 1 if it ended badly, 4 if it ended undecided, else 0."""
         if self.over and self.standing.phase is Phase.JUDGED:
-            return {SIGNALS[Signal.JUDGED_WELL][0]: 0, BETTER: 0, WORSE: 1}.get(self.standing.reason, UNDECIDED_CODE)
+            return 0 if self.standing.reason == SIGNALS[Signal.JUDGED_WELL][0] else UNDECIDED_CODE
         return int(self.failed)
 
     @property

@@ -43,7 +43,7 @@ def steps(view: RolloutView, record: Record, outlook: Forecast | None) -> Iterat
             yield StepWords(f"{weight} %", "now", _now(view, record, outlook))
         else:
             yield StepWords(f"{weight} %", "stopped", since)
-    if record.policy.strategy in ("shadow", "abTest") and not view.promoted:
+    if record.policy.strategy == "shadow" and not view.promoted:
         return
     watched = f"watched for {span(record.policy.bake_time.total_seconds())}"
     part = 100 - HOLDBACK if weights else 100
@@ -79,8 +79,6 @@ def _now(view: RolloutView, record: Record, outlook: Forecast | None) -> str:
 
 
 def _conditions(record: Record, index: int) -> str:
-    if record.policy.ab_test is not None:
-        return f"for {span(record.policy.ab_test.duration.total_seconds())}, then its result"
     step = record.policy.steps[index]
     least = f"at least {span(step.min_duration.total_seconds())}" if step.min_duration is not None else ""
     return ", ".join(filter(None, (least, "then waits for you" if step.pause else "")))
@@ -92,11 +90,11 @@ def deadline(view: RolloutView, record: Record) -> str:
     if standing.phase is Phase.BAKING:
         return "none: it has been promoted"
     if standing.paused:
-        return f"{span(policy.longest.total_seconds())} after it is resumed"
-    left_s = standing.undecided_since_s + policy.longest.total_seconds() - view.now_s
+        return f"{span(policy.deadline.total_seconds())} after it is resumed"
+    left_s = standing.undecided_since_s + policy.deadline.total_seconds() - view.now_s
     follows = _AT_DEADLINE[policy.on_undecided]
     if policy.strategy == "shadow" and policy.on_undecided == "Hold" and standing.phase is Phase.SHADOW:
         follows = "it ends without a verdict"
     if left_s <= 0:
-        return f"passed: undecided for {span(policy.longest.total_seconds())}, so {follows}"
+        return f"passed: undecided for {span(policy.deadline.total_seconds())}, so {follows}"
     return f"in {span(left_s)}, then {follows}"

@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 
 from segserve_operator.api.rollout_policy import Slo, gate_name
-from segserve_operator.core.advance.explanations import DEADLINE_PASSED, SPLIT_NOT_AS_WRITTEN, TOO_OFTEN
+from segserve_operator.core.advance.explanations import DEADLINE_PASSED, TOO_OFTEN
 from segserve_operator.core.evidence import EDGES_MS
 from segserve_operator.core.gates import GATES
 from segserve_operator.core.gates.base import CheckedGateType, GateType, Outcome, Verdict
@@ -74,8 +74,6 @@ def looks(view: RolloutView, outlook: Forecast | None) -> str:
     # Copies are counted in Shadow alone: a number that mixes them with callers' requests would fall at the first step.
     counted = view.compared if view.standing.phase is Phase.SHADOW else view.sides()[1].requests
     record = view.record
-    if view.standing.reason == SPLIT_NOT_AS_WRITTEN:
-        return view.standing.message
     if outlook is not None and outlook.wait is Wait.INCIDENT:
         return "both revisions miss the SLO, so nothing can be said about it"
     if record is None or not counted:
@@ -111,8 +109,6 @@ def _until(view: RolloutView, outlook: Forecast | None) -> str:
     if view.standing.phase is Phase.SHADOW:
         text = f"at most {left(view, outlook.next_s)} to {next_weight(view)}"
         return f"{text}{_to_the_end(view, outlook)}"
-    if view.record is not None and view.record.policy.ab_test is not None:
-        return f"{left(view, outlook.next_s)} to {next_weight(view)}"
     next_s = left_s(view, outlook.next_s)
     text = f"{about(next_s)} to {next_weight(view)}" if next_s >= SOON_S else f"{next_weight(view)} any moment now"
     return f"{text}{_to_the_end(view, outlook) or ' at this rate'}"
@@ -204,12 +200,10 @@ def _quarantine(view: RolloutView) -> str:
 
 def next_weight(view: RolloutView) -> str:
     """Return the weight after the present step: `25 %`, or its promotion."""
-    if view.record is not None and view.record.policy.ab_test is not None and view.standing.step >= 0:
-        return "the end of its test"
     steps = view.record.policy.steps if view.record is not None else ()
     following = view.standing.step + 1
     if view.standing.phase is Phase.SHADOW and view.record is not None:
-        follows = {"canary": "its first step", "shadow": "its verdict", "abTest": "its test"}
+        follows = {"canary": "its first step", "shadow": "its verdict"}
         return follows.get(view.record.policy.strategy, "its promotion")
     if view.record is None or view.record.policy.strategy != "canary" or following >= len(steps):
         return "its promotion"
@@ -418,8 +412,6 @@ def stale_s(view: RolloutView) -> float:
 
 def steps(record: Record) -> tuple[int, ...]:
     """Return the weights of a rollout's steps; none if it goes over all at once."""
-    if record.policy.ab_test is not None:
-        return (record.policy.ab_test.weight,)
     return tuple(step.weight for step in record.policy.steps) if record.policy.strategy == "canary" else ()
 
 

@@ -41,15 +41,11 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class ServiceVerdict:
-    """Values of a question's expressions, and what they were evaluated over, without what must not be shown.
-
-    `numbers` are the first of a Prometheus' answer, and none of a webhook's.
-    """
+    """Values of a question's expressions, and what they were evaluated over, without what must not be shown."""
 
     passes: bool
     breaches: bool
     shown: str
-    numbers: tuple[float, ...] = ()
 
 
 class Services(Protocol):

@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, Final
 
 from segserve_operator.adapters.checks.context import CheckContext, Question, ReportResult
-from segserve_operator.api.ab_test import AbTestQuery
 from segserve_operator.api.rollout_policy import PromqlGate
 from segserve_operator.core.gates.checks import Check, CheckError, CheckResult
 
-_PLACES: Final = re.compile(r"\{(model|candidate|stable|revision)\}")
+_PLACES: Final = re.compile(r"\{(model|candidate|stable)\}")
 _ESCAPES: Final = str.maketrans({"\\": "\\\\", '"': '\\"', "'": "\\'", "\n": "\\n"})
 _ERRORS: Final = ("bad_data", "execution", "timeout", "canceled", "unavailable", "not_found", "internal")
 """Kinds of errors in Prometheus' answers; the rest of an answer is shown nowhere."""
@@ -26,28 +24,20 @@ async def run(check: Check, context: CheckContext, report: ReportResult) -> Chec
     del report
     if not isinstance(check.spec, PromqlGate):
         raise CheckError(f"the gate {check.gate!r} is not a query")
-    asked = query_question(check, context.pool, check.spec)
+    names = {"model": check.model, "candidate": check.candidate, "stable": check.stable}
     verdict = await context.services.ask(
-        replace(asked, pass_condition=check.spec.pass_condition, breach_condition=check.spec.breach_condition)
+        Question(
+            kind="promql",
+            pool=context.pool,
+            url=f"{check.spec.address.rstrip('/')}/api/v1/query",
+            fields={"query": filled(check.spec.query, names)},
+            pass_condition=check.spec.pass_condition,
+            breach_condition=check.spec.breach_condition,
+            timeout_s=check.spec.timeout.total_seconds(),
+        )
     )
     return CheckResult(
         check.key, context.clock(), passes=verdict.passes, breaches=verdict.breaches, shown=verdict.shown
-    )
-
-
-def query_question(check: Check, pool: str, spec: PromqlGate | AbTestQuery, *, revision: str | None = None) -> Question:
-    """Return the question for a query's numbers, about a `revision` if it names one."""
-    names = {"model": check.model, "candidate": check.candidate, "stable": check.stable}
-    if revision is not None:
-        names["revision"] = revision
-    return Question(
-        kind="promql",
-        pool=pool,
-        url=f"{spec.address.rstrip('/')}/api/v1/query",
-        fields={"query": filled(spec.query, names)},
-        pass_condition="true",
-        breach_condition="false",
-        timeout_s=spec.timeout.total_seconds(),
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Final
 
-from segserve_operator.adapters.checks import ab_query, cost, probe, promql, resource, webhook
+from segserve_operator.adapters.checks import cost, probe, promql, resource, webhook
 from segserve_operator.adapters.checks.context import CheckContext, RunCheck
 from segserve_operator.core.gates.checks import Check, CheckError, CheckResult
 
@@ -18,7 +18,6 @@ KINDS: Final[Mapping[str, RunCheck]] = {
     "resource": resource.run,
     "webhook": webhook.run,
     "promql": promql.run,
-    "abTest": ab_query.run,
     "cost": cost.run,
 }
 RETRY_DELAYS_S: Final = (2.0, 5.0, 15.0, 60.0)

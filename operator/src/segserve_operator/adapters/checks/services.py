@@ -64,8 +64,7 @@ class DirectServices:
         evaluation = self._evaluations.setdefault(question.pool, asyncio.Lock())
         async with evaluation:
             values = await evaluate(expressions, variables)
-        numbers = tuple(variables.get("result", ())[:SHOWN])
-        return ServiceVerdict(values["passCondition"], values["breachCondition"], shown, numbers)
+        return ServiceVerdict(values["passCondition"], values["breachCondition"], shown)
 
 
 async def evaluate(

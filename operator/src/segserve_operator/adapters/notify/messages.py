@@ -29,7 +29,6 @@ _EMOJI: Final[Mapping[str, str]] = {
     "Quarantined": ":warning:",
     "Held": ":hourglass:",
     "DeadlinePassed": ":hourglass:",
-    "SplitNotAsWritten": ":warning:",
     "Succeeded": ":white_check_mark:",
 }
 

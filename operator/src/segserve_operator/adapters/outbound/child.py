@@ -174,7 +174,7 @@ class WorkerServer:
         try:
             if isinstance(request, Ask):
                 verdict = await self.services.ask(request.question)
-                return Judged(verdict.passes, verdict.breaches, shortened(verdict.shown), verdict.numbers)
+                return Judged(verdict.passes, verdict.breaches, shortened(verdict.shown))
             return Sent(await self.post(request.url, request.payload, request.timeout_s))
         except CheckError as error:
             return Failed("check", shortened(str(error)))

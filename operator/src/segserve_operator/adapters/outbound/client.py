@@ -65,8 +65,8 @@ class OutboundClient:
             except WorkerError as error:
                 raise CheckError(str(error)) from error
         match response:
-            case Judged(passes, breaches, shown, numbers):
-                return ServiceVerdict(passes, breaches, shortened(shown), numbers)
+            case Judged(passes, breaches, shown):
+                return ServiceVerdict(passes, breaches, shortened(shown))
             case Failed(_, text):
                 raise CheckError(shortened(text))
         raise CheckError("the worker answers something else than a verdict")

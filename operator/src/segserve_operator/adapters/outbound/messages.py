@@ -14,7 +14,6 @@ from typing import Annotated, Any, Final, Literal, TypeAlias
 from pydantic import ConfigDict, Field, TypeAdapter
 
 from segserve_operator.adapters.checks.context import Question
-from segserve_operator.adapters.checks.promql import SHOWN
 
 MAX_REQUEST: Final = 128 * 1024
 """Bytes of a request: the longest query of a gate has 4 KiB, a notification about 8."""
@@ -54,7 +53,6 @@ class Judged:
     passes: bool
     breaches: bool
     shown: Annotated[str, Field(max_length=MAX_TEXT)]
-    numbers: Annotated[tuple[Annotated[float, Field(allow_inf_nan=False)], ...], Field(max_length=SHOWN)] = ()
     kind: Literal["judged"] = "judged"
 
 

@@ -5,14 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final
 
-import numpy as np
-
 from segserve_operator.api.rollout_policy import RolloutPolicy, Slo, gate_name
 from segserve_operator.core.advance.case import RolloutCase, is_about
-from segserve_operator.core.advance.explanations import SPLIT_EXPLANATION, explanation
+from segserve_operator.core.advance.explanations import explanation
 from segserve_operator.core.advance.inputs import checks, gather_signals, verdicts_with
 from segserve_operator.core.advance.sizes import has_grown, is_deferred
-from segserve_operator.core.advance.verdicts.ab_query import metric_values
 from segserve_operator.core.evidence import EvidenceWindow
 from segserve_operator.core.failure import shortened
 from segserve_operator.core.gates import measured_gates, started
@@ -20,7 +17,6 @@ from segserve_operator.core.gates.checks import Check
 from segserve_operator.core.rollout import decisions
 from segserve_operator.core.rollout.counters import HungRequests
 from segserve_operator.core.rollout.decisions import (
-    SPLIT,
     Deciding,
     DecisionInput,
     DecisionResult,
@@ -52,9 +48,6 @@ WRITE_INTERVAL_S: Final = 10.0
 MAX_WRITE_INTERVAL_S: Final = 60.0
 WRITTEN_PER_STEP: Final = 5
 """A record is written again once this part of its step has passed since: a hundred a second would fill etcd."""
-SETTLED_S: Final = 10.0
-"""Time after a change of weight in which the split of requests is not tested."""
-SPLIT_ODDS: Final = 1e4
 MAX_HUNG_AFTER_S: Final = 10.0
 """A request in flight for this long hangs, whatever the SLO says."""
 
@@ -223,19 +216,14 @@ def _decide(case: RolloutCase, request: RolloutRequest | None) -> Deciding[tuple
     verdicts = verdicts_with(case)
     if verdicts != case.record.verdicts:
         case = replace(case, record=replace(case.record, verdicts=verdicts))
-    if callers is not None:
-        callers = replace(callers, metric=metric_values(case))
     verb = request.verb if request is not None else ""
     skipped = (*state.skipped, request.gate) if request is not None and verb == "skip-gate" else state.skipped
     learns = case.record.policy.shadow is not None and state.phase in (Phase.SHADOW, Phase.PROGRESSING)
-    # Requests lag behind a change of the weight.
-    settles = 0 <= now_s - state.step_since_s < SETTLED_S
     inputs = DecisionInput(
         now_s=now_s,
         signals=replace(gather_signals(case), asked=int(VERB_SIGNALS.get(verb, Signal.NONE))),
         window=pairs or callers,
         callers=callers if pairs is not None else None,
-        tested_weight=state.weight if 0 < state.weight < 100 and not settles else None,
         past=past_of(model, case.roles.stable, case.world) if learns else None,
         paused=verb == "pause" or (state.paused and verb != "resume"),
         skipped=skipped,
@@ -246,8 +234,6 @@ def _decide(case: RolloutCase, request: RolloutRequest | None) -> Deciding[tuple
     reason, message = explanation(state, result, case.roles)
     if result.changed:
         result = decisions.with_reason(result, reason, message)
-    elif result.record.split is not None and float(SPLIT.evidence(result.record.split)) >= np.log(SPLIT_ODDS):
-        reason, message = SPLIT_EXPLANATION
     after = state_of(result.record, state.revision)
     return result, replace(after, skipped=result.skipped, reason=reason, message=shortened(message))
 

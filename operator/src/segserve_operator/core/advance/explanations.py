@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from segserve_operator.api.meta import format_duration
 from segserve_operator.core.advance.verdicts.golden import UNAVAILABLE
-from segserve_operator.core.gates import ab_test
 from segserve_operator.core.gates.base import Outcome
 from segserve_operator.core.gates.mask_agreement import CONFIDENCE_SHIFTED, MASKS_DIFFER
 from segserve_operator.core.rollout.decisions import DecisionResult, with_verdicts
@@ -18,11 +16,6 @@ from segserve_operator.core.world.observed import Roles
 
 DEADLINE_PASSED: Final = "DeadlinePassed"
 TOO_OFTEN: Final = "QuarantinedTooOften"
-SPLIT_NOT_AS_WRITTEN: Final = "SplitNotAsWritten"
-SPLIT_EXPLANATION: Final = (
-    SPLIT_NOT_AS_WRITTEN,
-    "the gateways count a different split of requests than was written; something else changes routes or weights",
-)
 SIGNALS: Final[Mapping[Signal, tuple[str, str]]] = {
     Signal.CANCEL: ("Superseded", "another revision is wanted"),
     Signal.ABORT: ("Aborted", "a person aborted it"),
@@ -37,7 +30,6 @@ SIGNALS: Final[Mapping[Signal, tuple[str, str]]] = {
     Signal.SHADOW_OVER: ("ShadowOver", "shadow.maxDuration has passed; the steps begin with what is known"),
     Signal.JUDGED_WELL: ("JudgedWell", "it answered copies of callers' requests no worse than stable"),
     Signal.JUDGED_UNDECIDED: ("JudgedUndecided", "Shadow's time is over without proof for or against it"),
-    Signal.TESTED: ("Tested", "the time of the A/B test is over"),
     Signal.ADVANCE: ("StepDone", "the evidence allows the next weight"),
     Signal.CERTIFIED: ("Certified", "the evidence allows sending it all requests"),
     Signal.BAKED: ("Baked", "bakeTime has passed"),
@@ -82,8 +74,6 @@ def explanation(before: RolloutState, result: DecisionResult, roles: Roles) -> t
     if result.signal is Signal.QUARANTINE:
         return _quarantine(result)
     phase = Phase(int(result.record.progress.phase))
-    if result.signal is Signal.TESTED:
-        return _tested(result)
     if phase is Phase.JUDGED:
         return SIGNALS[result.signal][0], _judged(result)
     if result.signal is Signal.SHADOW_OVER and _is_unused(before, result):
@@ -104,12 +94,10 @@ def explanation(before: RolloutState, result: DecisionResult, roles: Roles) -> t
 def _waiting(result: DecisionResult, phase: Phase) -> tuple[str, str]:
     progress = result.record.progress
     undecided_s = result.at_s - float(max(progress.started_s, progress.resumed_s))
-    if result.wait is not Wait.PAUSED and undecided_s >= result.record.policy.longest.total_seconds():
+    if result.wait is not Wait.PAUSED and undecided_s >= result.record.policy.deadline.total_seconds():
         return _LATE
     if phase is Phase.SHADOW:
         return result.wait.value, _shadow(result)
-    if result.wait is Wait.TIME and result.record.policy.ab_test is not None and phase is Phase.PROGRESSING:
-        return result.wait.value, "both revisions get callers by id until the A/B test has had its time"
     return result.wait.value, WAITS[result.wait]
 
 
@@ -135,15 +123,6 @@ def _held_by(result: DecisionResult) -> str:
     verdicts = with_verdicts(result.record, result.skipped).verdicts
     shifted = next((each.message for each in verdicts if each.reason == CONFIDENCE_SHIFTED), None)
     return shifted or "its masks differ from stable's: look at `segserve rollout sheet`, then resume or abort it"
-
-
-def _tested(result: DecisionResult) -> tuple[str, str]:
-    """Return the result of an A/B test: its reason, and what was measured, for how long and how sure."""
-    record, test = result.record, result.record.policy.ab_test
-    verdict = next(each for each in record.decisions[-1].verdicts if each.gate == ab_test.NAME)
-    weight, duration = (test.weight, format_duration(test.duration)) if test is not None else (0, "")
-    text = f"tested with {weight} % of ids for {duration}: {verdict.message}; stable has all requests again"
-    return verdict.reason, f"{text}; `segserve rollout promote {record.model}` rolls it out"
 
 
 def _judged(result: DecisionResult) -> str:

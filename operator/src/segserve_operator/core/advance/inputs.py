@@ -9,7 +9,7 @@ import numpy as np
 
 from segserve_operator.core.advance.case import RolloutCase, VerdictSource, groups_of
 from segserve_operator.core.advance.sizes import has_grown
-from segserve_operator.core.advance.verdicts import ab_query, checked, drift, golden, probe
+from segserve_operator.core.advance.verdicts import checked, drift, golden, probe
 from segserve_operator.core.failure import UNKNOWN_FIELD
 from segserve_operator.core.gates.base import Verdict
 from segserve_operator.core.gates.checks import Check
@@ -21,7 +21,6 @@ from segserve_operator.core.world.slo import is_due, is_watched
 SOURCES: Final[tuple[VerdictSource, ...]] = (
     probe.SOURCE,
     golden.SOURCE,
-    ab_query.SOURCE,
     drift.SOURCE,
     checked.SOURCE,
 )

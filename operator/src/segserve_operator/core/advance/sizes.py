@@ -77,8 +77,8 @@ def _next_weight(model: ModelObserved, state: RolloutState | None, world: Observ
     if policy is None or policy.on_undecided == "Promote" or (request is not None and request.verb == "promote"):
         return _ALL
     engine = engine_policy(policy)
-    # What is only judged gets no requests, and one server answers the copies; what is tested gets no more than that.
-    last = _ALL if engine.serves and not engine.tests else 1
+    # What is only judged gets no requests, and one server answers the copies.
+    last = _ALL if engine.serves else 1
     following = [*(step.weight for step in engine.steps), last]
     step = state.step if state is not None and not state.ended else -1
     if state is not None and state.phase is Phase.SHADOW and record is not None:

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from segserve_operator.api.ab_test import QUANTILES, AbTest
 from segserve_operator.api.rollout_policy import CheckedGateSpec, PromqlGate, RolloutPolicy, Slo, WebhookGate
 from segserve_operator.core.evidence import EDGES_MS
 from segserve_operator.core.gates import (
-    ab_test,
     burn_rate,
     cost,
     drift,
@@ -20,9 +18,6 @@ from segserve_operator.core.gates import (
     resource,
     slices,
 )
-from segserve_operator.core.gates.ab_metric import AbMetricResult
-from segserve_operator.core.gates.ab_quantile import AbQuantileResult
-from segserve_operator.core.gates.ab_test import AbTestResult
 from segserve_operator.core.gates.base import (
     CheckedGateType,
     Edges,
@@ -52,22 +47,13 @@ GATES: Final[Mapping[str, GateType]] = {
 
 
 def measured_gates(policy: RolloutPolicy, slo: Slo, edges: Edges = EDGES_MS) -> dict[str, MeasuredGate[Any]]:
-    """Return the policy's gates that measure requests, by name in its order; last, its test's result."""
+    """Return the policy's gates that measure requests, by name in its order."""
     declared = ((spec, GATES[spec.gate]) for spec in policy.gates)
-    test = {ab_test.NAME: _tested(policy.ab_test, edges)} if policy.ab_test is not None else {}
     return {
         spec.gate: gate_type.build(spec, slo, policy, edges)
         for spec, gate_type in declared
         if isinstance(gate_type, MeasuredGateType)
-    } | test
-
-
-def _tested(spec: AbTest, edges: Edges) -> MeasuredGate[Any]:
-    if spec.promql is not None:
-        return AbMetricResult.of(spec.promql)
-    if spec.metric in QUANTILES:
-        return AbQuantileResult(QUANTILES[spec.metric], edges=edges)
-    return AbTestResult(spec.slow_milliseconds, edges=edges)
+    }
 
 
 def started(gates: Mapping[str, MeasuredGate[Any]], past: StablePast, shape: tuple[int, ...] = ()) -> dict[str, Any]:

@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, TypeAlias
 
-from segserve_operator.api.ab_test import AbTestQuery
 from segserve_operator.api.rollout_policy import CheckedGateSpec
 from segserve_operator.core.drift.comparison import RevisionComparison
 
-Purpose: TypeAlias = Literal["probe", "check", "abTest"]
+Purpose: TypeAlias = Literal["probe", "check"]
 Pair: TypeAlias = tuple[float, float]
 
 
@@ -23,7 +22,6 @@ class Check:
 
     probe: send both groups the built-in image repeatedly for `seconds`, while quarantined.
     check: whatever the gate `gate` needs (resource, webhook, promql).
-    abTest: ask for the value of each revision in the A/B test that is compared by `query`.
 
     `spec` is the gate that the check is for; `phase` and `weight` (percent) are passed to webhooks.
     """
@@ -41,7 +39,6 @@ class Check:
     spec: CheckedGateSpec | None = None
     phase: str = ""
     weight: int = 0
-    query: AbTestQuery | None = None
 
     @property
     def sides(self) -> tuple[tuple[str, str], tuple[str, str]]:
@@ -114,9 +111,8 @@ class CheckResult:
 
     `asked` and `failed` count our own requests to (stable, candidate). `samples` are of the candidate's servers: the
     first that was taken, and then the latest, oldest first. `passes` and `breaches` are the values of a gate's
-    expressions, `shown` is what they were evaluated over. `values` are those of a query for (stable, candidate).
-    `answers` compares what both revisions answered, and `weight` is then the candidate's, in percent. A `problem` says
-    why the check has no result, which is not a verdict.
+    expressions, `shown` is what they were evaluated over. `answers` compares what both revisions answered, and `weight`
+    is then the candidate's, in percent. A `problem` says why the check has no result, which is not a verdict.
     """
 
     key: str
@@ -129,7 +125,6 @@ class CheckResult:
     passes: bool | None = None
     breaches: bool | None = None
     shown: str = ""
-    values: Pair | None = None
     cost: CostEvidence | None = None
     answers: RevisionComparison | None = None
     weight: int = 0

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from typing import Final
 
-from segserve_operator.core.advance.explanations import DEADLINE_PASSED, SPLIT_NOT_AS_WRITTEN, WAITS, hold_of
+from segserve_operator.core.advance.explanations import DEADLINE_PASSED, WAITS, hold_of
 from segserve_operator.core.gates.base import Outcome, Verdict
 from segserve_operator.core.models.drift import DRIFTING
 from segserve_operator.core.rollout.engine import Wait
@@ -101,8 +101,6 @@ def _changes(before: RolloutState, after: RolloutState, verdicts: Sequence[Verdi
         yield Event("Normal", "RolloutStarted", f"rollout {after.rollout}: {after.revision} has started")
     if after.reason == DEADLINE_PASSED != before.reason:
         yield Event("Warning", "DeadlinePassed", f"{after.revision} is undecided after {_age(after)}{_because(after)}")
-    if after.reason == SPLIT_NOT_AS_WRITTEN != before.reason:
-        yield Event("Warning", SPLIT_NOT_AS_WRITTEN, _split(after, verdicts))
     if after.phase is not before.phase:
         yield from _entered(before, after, verdicts)
     elif after.phase is Phase.PROGRESSING and (after.step, after.weight) != (before.step, before.weight):
@@ -164,12 +162,6 @@ def _step_reached(after: RolloutState) -> Event:
 def _cancelled(state: RolloutState) -> Event:
     text = f"the rollout of {state.revision} was cancelled{_because(state)}"
     return Event("Normal", "Cancelled", text)
-
-
-def _split(after: RolloutState, verdicts: Iterable[Verdict]) -> str:
-    verdict = next((verdict for verdict in verdicts if verdict.reason == SPLIT_NOT_AS_WRITTEN), None)
-    figures = f": {verdict.message}{_figures(verdict.numbers)}" if verdict is not None else _because(after)
-    return f"{after.revision} does not get the {after.weight} % of requests that it should{figures}"
 
 
 def _proof(verdicts: Iterable[Verdict]) -> str:

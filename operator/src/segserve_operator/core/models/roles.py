@@ -20,11 +20,11 @@ from segserve_operator.core.rollout.decisions import Deciding
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.world.deadlines import deadline_s, is_overdue, overdue_reason, waited_out_s
 from segserve_operator.core.world.golden import golden_of, trial_of
-from segserve_operator.core.world.observed import JUDGED_REASONS, Candidate, ModelObserved, Observed, RoleHolder, Roles
+from segserve_operator.core.world.observed import Candidate, ModelObserved, Observed, RoleHolder, Roles
 from segserve_operator.core.world.quorum import answers, blame, may_take_over, suffices
 from segserve_operator.core.world.slo import INTERVAL_S as SLO_LOOK_S
 from segserve_operator.core.world.slo import is_watched
-from segserve_operator.core.world.streams import STREAMS_SPLIT, TEST_NEEDS_AFFINITY, split_streams, untestable
+from segserve_operator.core.world.streams import STREAMS_SPLIT, split_streams
 
 CLASSES_CHANGED: Final = "ClassesChanged"
 REFUSED_BEFORE_PROOF: Final = frozenset({CLASSES_CHANGED, STREAMS_SPLIT, TEST_NEEDS_AFFINITY})
@@ -113,12 +113,12 @@ def _worth_a_retry(candidate: Candidate, roles: Roles, scope: Scope) -> bool:
         return False
     if candidate.failure.reason == CLASSES_CHANGED:
         return scope.model.wanted.allow_class_changes
-    if candidate.failure.reason in (STREAMS_SPLIT, TEST_NEEDS_AFFINITY):
+    if candidate.failure.reason == STREAMS_SPLIT:
         return _refused_streams(scope) is None
     if candidate.judged:
         # Another strategy is a new question, the same one has its answer.
         policy = scope.model.wanted.policy
-        return policy is None or policy.strategy != JUDGED_REASONS[candidate.failure.reason]
+        return policy is None or policy.strategy != "shadow"
     # The fault may have been the servers': their image, memory or device.
     group = _group_for(roles, scope, candidate.revision)
     if candidate.template and group is not None and template_of(group) != candidate.template:
@@ -165,11 +165,7 @@ def _refused_classes(roles: Roles, scope: Scope) -> FailureReason | None:
 
 def _refused_streams(scope: Scope) -> FailureReason | None:
     wanted = scope.model.wanted
-    if wanted is None:
-        return None
-    split = split_streams(wanted.assigned.pipeline, wanted.policy, scope.world.pool)
-    # A first revision has nobody to be tested against.
-    return split or (untestable(wanted.policy, scope.world.pool) if scope.model.roles.stable is not None else None)
+    return None if wanted is None else split_streams(wanted.assigned.pipeline, wanted.policy, scope.world.pool)
 
 
 def _follow_template(roles: Roles, scope: Scope) -> Roles:

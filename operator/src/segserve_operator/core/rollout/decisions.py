@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
 from segserve_operator.api.segmentation_rollout import MAX_DECISIONS
-from segserve_operator.core.evidence import EvidenceWindow, Judgement, MetricValues, Pairs
+from segserve_operator.core.evidence import EvidenceWindow, Judgement, Pairs
 from segserve_operator.core.gates import informed, measured_gates
 from segserve_operator.core.gates.base import MeasuredGate, Verdict
 from segserve_operator.core.rollout.batches import at_once, taken_apart
@@ -36,11 +36,9 @@ from segserve_operator.core.rollout.plain import canonical, from_plain
 from segserve_operator.core.rollout.policy import engine_policy
 from segserve_operator.core.rollout.record import Decision, Record, RolloutState, kept, row_of
 from segserve_operator.core.statistics.past import StablePast
-from segserve_operator.core.statistics.sample_ratio import SampleRatio, SampleRatioState
 
 T = TypeVar("T")
 
-SPLIT: Final = SampleRatio()
 LOST: Final = "LOST"
 """Signal of a decision whose process stopped before writing it."""
 
@@ -50,7 +48,6 @@ class DecisionInput:
     """Inputs of a decision besides the record: a window of evidence (or none), signals, and a person's request.
 
     In Shadow the `window` is of pairs, and `callers` are the requests of callers meanwhile, which decide nothing.
-    `tested_weight` (percent) was in force during all of the window, so that its split is tested against it.
     `past` is stable's, for gates that learn from it while it is short. `skipped` are the gates to ignore, `paused`
     whether a person has paused the rollout. `actor` is who caused the decision, for the record, and `requested_by` the
     person, as the API server authenticated him.
@@ -60,7 +57,6 @@ class DecisionInput:
     signals: Signals = field(default_factory=Signals)
     window: EvidenceWindow | None = None
     callers: EvidenceWindow | None = None
-    tested_weight: int | None = None
     past: StablePast | None = None
     paused: bool = False
     skipped: tuple[str, ...] = ()
@@ -130,29 +126,11 @@ def decide(record: Record, inputs: DecisionInput) -> DecisionResult:
 def decide_all(questions: Sequence[tuple[Record, DecisionInput]]) -> list[DecisionResult]:
     """Update each record with its inputs, and decide; of equal policies together, which changes no result."""
     cases = [_Case.of(record, inputs) for record, inputs in questions]
-    decided = zip(questions, cases, _engine(cases), _splits(questions), strict=True)
-    return [_result(record, inputs, case, made, split) for (record, inputs), case, made, split in decided]
+    decided = zip(questions, cases, _engine(cases), strict=True)
+    return [_result(record, inputs, case, made) for (record, inputs), case, made in decided]
 
 
-def _splits(questions: Sequence[tuple[Record, DecisionInput]]) -> list[SampleRatioState | None]:
-    splits: list[SampleRatioState | None] = [record.split for record, _ in questions]
-    tested = [
-        (index, inputs.tested_weight, (inputs.callers or inputs.window).requests)
-        for index, (_, inputs) in enumerate(questions)
-        if inputs.tested_weight is not None and inputs.window is not None
-    ]
-    if tested:
-        at, weights, requests = zip(*tested, strict=True)
-        before = np.stack([(splits[index] or SPLIT.start()).wealth for index in at])
-        after = SPLIT.update(SampleRatioState(before), np.array(weights, float), np.stack(requests))
-        for index, wealth in zip(at, after.wealth, strict=True):
-            splits[index] = SampleRatioState(wealth.copy())
-    return splits
-
-
-def _result(
-    record: Record, inputs: DecisionInput, case: _Case, made: _Made, split: SampleRatioState | None
-) -> DecisionResult:
+def _result(record: Record, inputs: DecisionInput, case: _Case, made: _Made) -> DecisionResult:
     transition = made.transition
     signal = Signal(int(transition.signal))
     changed = signal is not Signal.NONE or bool(record.progress.paused) != inputs.paused
@@ -161,7 +139,7 @@ def _result(
         callers, shadow = inputs.callers or inputs.window, inputs.window if inputs.callers is not None else None
         rows = kept(rows, row_of(callers, inputs.now_s, _weight(record), shadow))
     gates = {**record.gates, **made.gates}
-    after = replace(record, progress=transition.progress, gates=gates, split=split, rows=rows)
+    after = replace(record, progress=transition.progress, gates=gates, rows=rows)
     if changed:
         # Records in the store have these keys: with other ones, `repeat` could not read them.
         encoded = canonical(
@@ -210,14 +188,10 @@ def repeat(decision: Decision, policy: RolloutPolicy, slo: Slo) -> str:
 
 
 def _window_of(look: Mapping[str, Any]) -> EvidenceWindow:
-    """Return a recorded window; those outside of Shadow have no pairs, and older ones do not name them.
-
-    A metric is in those of A/B tests alone.
-    """
-    optional: dict[str, Any] = {"pairs": Pairs.nothing(), "metric": MetricValues.nothing()}
-    given = {name: like for name, like in optional.items() if look.get(name) is not None}
-    known = {name: value for name, value in look.items() if name in given or name not in optional}
-    return from_plain(replace(EvidenceWindow.nothing(), **given), known)
+    """Return a recorded window; those outside of Shadow have no pairs, and older ones do not name them."""
+    if look.get("pairs") is not None:
+        return from_plain(replace(EvidenceWindow.nothing(), pairs=Pairs.nothing()), look)
+    return from_plain(EvidenceWindow.nothing(), {name: value for name, value in look.items() if name != "pairs"})
 
 
 def judge(rules: Rules, states: Mapping[str, Any]) -> list[Judgement]:

@@ -76,7 +76,7 @@ class Policy:
     `levels` are the gates' shares of alpha, `tolerances` the harm (a share of requests) that is negligible for each;
     both in the order of the judgements, and so is `on_breach`, what the proof of each does (empty: each rolls back).
     Without `shadow`, the steps follow the golden images. If it does not `serve`, Shadow ends with a verdict, and only a
-    person gives the candidate requests. If it `tests`, its only step ends after its shortest duration with a result.
+    person gives the candidate requests.
     """
 
     steps: tuple[Step, ...] = (Step(5), Step(25), Step(50))
@@ -93,7 +93,6 @@ class Policy:
     shadow: ShadowPolicy | None = None
     on_breach: tuple[OnBreach, ...] = ()
     serves: bool = True
-    tests: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,7 +295,7 @@ def _signal(
                 late
                 & (policy.on_undecided is OnUndecided.PROMOTE)
                 & ~held
-                & (policy.serves and not policy.tests)
+                & policy.serves
                 & ((phase == Phase.PROGRESSING) | (phase == Phase.SHADOW))
             )
         ),
@@ -308,9 +307,8 @@ def _signal(
         Signal.JUDGED_UNDECIDED: ends,
         Signal.SHADOW_PASSED: goes_on & shadow_passes(policy, progress, judged) & policy.serves,
         Signal.SHADOW_OVER: goes_on & policy.serves,
-        Signal.TESTED: _test_over(policy, progress, now_s),
         Signal.ADVANCE: goes_on & ~last,
-        Signal.CERTIFIED: goes_on & last & (not policy.tests),
+        Signal.CERTIFIED: goes_on & last,
         Signal.BAKED: goes_on,
     }
     signal = np.full(phase.shape, Signal.NONE, np.int8)
@@ -395,8 +393,6 @@ def _waits(policy: Policy, progress: Progress, judged: Sequence[Judgement], hear
     asks = np.array([False, *(step.ask for step in policy.steps)])[at]
     # Without steps there is no evidence to collect before it gets all requests.
     progressing = (phase == Phase.PROGRESSING) & bool(policy.steps)
-    # A test leads to no larger weight: it only takes its time.
-    weighs = progressing & (not policy.tests)
     shadowing = (phase == Phase.SHADOW) & ~shadow_passes(policy, progress, judged)
     # A rollout that only judges has nothing else to wait for.
     unused = _is_quiet(progress, now_s) & np.asarray(heard.counted) & policy.serves
@@ -415,8 +411,8 @@ def _waits(policy: Policy, progress: Progress, judged: Sequence[Judgement], hear
         (Wait.SERVERS, ((phase == Phase.PROGRESSING) | before) & ~np.asarray(heard.grown)),
         (Wait.PERSON, asks),
         (Wait.TIME, now_s - progress.step_since_s < shortest),
-        (Wait.DATA, (weighs | shadowing) & data),
-        (Wait.HARM, (weighs & unproved) | (shadowing & ~harmless & ~data)),
+        (Wait.DATA, (progressing | shadowing) & data),
+        (Wait.HARM, (progressing & unproved) | (shadowing & ~harmless & ~data)),
         (Wait.INCIDENT, (progressing | shadowing | (phase == Phase.BAKING)) & incident),
         (Wait.GATE, (progressing | before) & ~np.asarray(heard.allowed)),
         (Wait.PAUSED, progress.paused),
@@ -471,14 +467,6 @@ def _shadow_over(policy: Policy, progress: Progress, judged: Sequence[Judgement]
     over: Bools = now_s - np.maximum(progress.step_since_s, progress.resumed_s) >= longest_s
     for judgement, negligible in zip(judged, _negligible(policy, judged), strict=True):
         over = over & (negligible | ~judgement.doubtful)
-    return over
-
-
-def _test_over(policy: Policy, progress: Progress, now_s: float) -> Bools:
-    """Return whether an A/B test has had its time; a paused one goes on until it is resumed."""
-    if not policy.tests:
-        return np.zeros(progress.phase.shape, bool)
-    over: Bools = (now_s - progress.step_since_s >= policy.steps[0].minimum_s) & ~progress.paused
     return over
 
 

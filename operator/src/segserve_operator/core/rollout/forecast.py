@@ -131,9 +131,6 @@ def forecast(record: Record, skipped: tuple[str, ...], now_s: float) -> Forecast
     if Phase(int(progress.phase)) is Phase.BAKING:
         left_s = float(progress.step_since_s) + rules.policy.bake_s - at_s
         return replace(found, next_s=max(left_s, 0.0), promoted_s=0.0, end_s=max(left_s, 0.0))
-    if rules.policy.tests and Phase(int(progress.phase)) is Phase.PROGRESSING:
-        left_s = float(progress.step_since_s) + rules.policy.steps[0].minimum_s - at_s
-        return replace(found, measuring=(), next_s=max(left_s, 0.0))
     moves = found.wait in (Wait.NOTHING, Wait.TIME, Wait.DATA, Wait.HARM)
     if Phase(int(progress.phase)) is Phase.SHADOW and rules.policy.shadow is not None and moves:
         if breached(rules.policy, judged, OnBreach.HOLD):
@@ -159,7 +156,7 @@ def _until_steps(found: Forecast, shadow: ShadowPolicy, progress: Progress) -> F
 def _after_shadow(found: Forecast, record: Record, rules: Rules, states: Mapping[str, Any]) -> Forecast:
     """Return the forecast of a rollout in Shadow with the time of its steps, as if Shadow lasted as long as it may."""
     policy, progress = rules.policy, record.progress
-    if math.isinf(found.next_s) or not found.requests_per_second or policy.tests or not policy.serves:
+    if math.isinf(found.next_s) or not found.requests_per_second or not policy.serves:
         return found
     begins_s = found.at_s + found.next_s
     begun = replace(

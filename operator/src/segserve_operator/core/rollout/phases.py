@@ -85,8 +85,6 @@ class Signal(IntEnum):
     """As SHADOW_PASSED, of a rollout that promotes nothing by itself."""
     JUDGED_UNDECIDED = 19
     """Shadow's time is over without proof for or against it, of a rollout that promotes nothing by itself."""
-    TESTED = 20
-    """The time of an A/B test is over."""
 
 
 ENDED: Final = frozenset({Phase.SUCCEEDED, Phase.ROLLED_BACK, Phase.CANCELLED, Phase.JUDGED})
@@ -106,7 +104,6 @@ MOVES: Final[Mapping[tuple[Phase, Signal], Phase]] = {
     (Phase.SHADOW, Signal.SHADOW_OVER): Phase.PROGRESSING,
     (Phase.SHADOW, Signal.JUDGED_WELL): Phase.JUDGED,
     (Phase.SHADOW, Signal.JUDGED_UNDECIDED): Phase.JUDGED,
-    (Phase.PROGRESSING, Signal.TESTED): Phase.JUDGED,
     (Phase.PROGRESSING, Signal.ADVANCE): Phase.PROGRESSING,
     (Phase.PROGRESSING, Signal.CERTIFIED): Phase.BAKING,
     (Phase.PROGRESSING, Signal.QUARANTINE): Phase.QUARANTINED,

@@ -6,7 +6,7 @@ from typing import Final
 
 from segserve_operator.api.rollout_policy import AlphaGateSpec, RolloutPolicy
 from segserve_operator.core.gates import GATES
-from segserve_operator.core.gates.base import MeasuredGateType, OnBreach
+from segserve_operator.core.gates.base import MeasuredGateType
 from segserve_operator.core.rollout.engine import HOLDBACK, OnUndecided, Policy, ShadowPolicy, Step
 
 STEP_S: Final = 60.0
@@ -17,7 +17,6 @@ RULE_LEVEL: Final = 1e-12
 
 def engine_policy(policy: RolloutPolicy) -> Policy:
     """Return the engine's policy; its levels and tolerances are in the order of `measured_gates`."""
-    test = policy.ab_test
     shares = alpha_shares(policy)
     declared = {spec.gate: GATES[spec.gate] for spec in policy.gates}
     gates = {name: gate for name, gate in declared.items() if isinstance(gate, MeasuredGateType)}
@@ -31,28 +30,21 @@ def engine_policy(policy: RolloutPolicy) -> Policy:
         )
         for step in policy.steps
     )
-    if test is not None:
-        steps = (Step(test.weight, test.duration.total_seconds()),)
-    # The result of a test is no gate: it never breaches, and holds nothing.
-    results = int(test is not None)
     return Policy(
-        steps=steps if policy.strategy in ("canary", "abTest") else (),
-        levels=tuple(RULE_LEVEL if gate.is_rule else shares[name] for name, gate in gates.items())
-        + (RULE_LEVEL,) * results,
-        tolerances=tuple(gate.tolerated_harm(policy) for gate in gates.values()) + (1.0,) * results,
+        steps=steps if policy.strategy == "canary" else (),
+        levels=tuple(RULE_LEVEL if gate.is_rule else shares[name] for name, gate in gates.items()),
+        tolerances=tuple(gate.tolerated_harm(policy) for gate in gates.values()),
         max_bad_requests=float(policy.max_bad_requests),
         min_requests=float(policy.min_requests),
-        deadline_s=policy.longest.total_seconds(),
+        deadline_s=policy.deadline.total_seconds(),
         on_undecided=OnUndecided(policy.on_undecided),
         bake_s=policy.bake_time.total_seconds(),
         holdback=HOLDBACK if policy.strategy == "canary" else 0.0,
         shadow=_shadow(policy),
         on_breach=tuple(
             gate.on_breach(spec) for spec in policy.gates if isinstance(gate := GATES[spec.gate], MeasuredGateType)
-        )
-        + (OnBreach.NOTE,) * results,
+        ),
         serves=policy.strategy != "shadow",
-        tests=test is not None,
     )
 
 

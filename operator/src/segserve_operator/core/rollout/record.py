@@ -143,8 +143,7 @@ class Record:
     """Everything known about one rollout.
 
     `gates` are the measured gates' states by name, `seen` the gateways' counters at the end of the last window, and
-    `hung` the requests that hung then; `split` is the state of the test of the split. `rows` are oldest first, and
-    coarser the older they are.
+    `hung` the requests that hung then. `rows` are oldest first, and coarser the older they are.
     """
 
     name: str
@@ -158,7 +157,6 @@ class Record:
     gates: Mapping[str, Any] = field(default_factory=dict)
     seen: Sample = field(default_factory=dict)
     hung: Any = None
-    split: Any = None
     rows: tuple[Row, ...] = ()
     decisions: tuple[Decision, ...] = ()
     verdicts: tuple[Verdict, ...] = ()

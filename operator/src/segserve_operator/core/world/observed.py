@@ -18,7 +18,6 @@ from segserve_operator.api.segmentation_model import Capture
 from segserve_operator.core.drift.comparison import RevisionComparison
 from segserve_operator.core.drift.watch import DriftWatch
 from segserve_operator.core.failure import FailureReason, shortened
-from segserve_operator.core.gates import ab_test
 from segserve_operator.core.gates.checks import CheckResult
 from segserve_operator.core.rollout.counters import HungRequests, Sample
 from segserve_operator.core.rollout.record import Record, RolloutState
@@ -30,12 +29,8 @@ _NO_PAST: Final = StablePast.none()
 MAIN: Final = "main"
 CANARY: Final = "canary"
 PROGRESS_DEADLINE_S: Final = 600.0
-JUDGED_REASONS: Final[Mapping[str, str]] = {
-    "JudgedWell": "shadow",
-    "JudgedUndecided": "shadow",
-    **dict.fromkeys((ab_test.BETTER, ab_test.WORSE, ab_test.OPEN), "abTest"),
-}
-"""The strategy by reason of a candidate that was judged and not promoted."""
+JUDGED_REASONS: Final = frozenset({"JudgedWell", "JudgedUndecided"})
+"""Reasons of a candidate that was judged and not promoted."""
 Truth = Literal["True", "False", "Unknown"]
 _PROGRESS: Final = (
     ModelState.FAILED,

@@ -11,7 +11,6 @@ from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.world.observed import PoolObserved
 
 STREAMS_SPLIT: Final = "StreamsNeedAffinity"
-TEST_NEEDS_AFFINITY: Final = "ABTestNeedsAffinity"
 
 
 def split_streams(pipeline: Pipeline, policy: RolloutPolicy | None, pool: PoolObserved | None) -> FailureReason | None:
@@ -21,7 +20,7 @@ def split_streams(pipeline: Pipeline, policy: RolloutPolicy | None, pool: PoolOb
     """
     if pool is None or pool.session_affinity:
         return None
-    divided = policy is not None and policy.strategy in ("canary", "abTest")
+    divided = policy is not None and policy.strategy == "canary"
     servers = pool.replicas if pool.scaling is None else pool.scaling.maximum
     if (servers <= 1 and not divided) or not keeps_streams(pipeline):
         return None
@@ -31,17 +30,6 @@ def split_streams(pipeline: Pipeline, policy: RolloutPolicy | None, pool: PoolOb
         STREAMS_SPLIT,
         f"temporalSmoothing keeps a stream's state on one server, and {why}: set spec.gateway.sessionAffinity of the "
         "pool, which sends the frames of a stream to one server",
-    )
-
-
-def untestable(policy: RolloutPolicy | None, pool: PoolObserved | None) -> FailureReason | None:
-    """Return why an A/B test cannot divide callers by id: the pool's gateway knows no ids."""
-    if policy is None or policy.ab_test is None or pool is None or pool.session_affinity:
-        return None
-    return FailureReason(
-        TEST_NEEDS_AFFINITY,
-        "the strategy abTest divides callers by id, and the pool's gateway knows no ids: set "
-        "spec.gateway.sessionAffinity of the pool",
     )
 
 

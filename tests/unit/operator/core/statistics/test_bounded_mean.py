@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from segserve_operator.core.statistics.bounded_mean import STAKES, interval, log_wealth, shared_out
+from segserve_operator.core.statistics.bounded_mean import STAKES, log_wealth
 
 LIMIT = 0.1
 
@@ -55,22 +55,3 @@ def test_ten_thousand_values_leave_finite_evidence() -> None:
     evidence = log_wealth(np.array([[1e4, 0.0], [0.0, 1e4]]), np.array([0.0, 0.5]), LIMIT)
     assert np.isfinite(evidence).all()
     assert evidence[0] < 0 < evidence[1]
-
-
-def test_a_value_between_two_of_the_grid_is_shared_out_with_its_mean_and_wins_no_bet_more() -> None:
-    grid, values = np.array([0.0, 0.1, 0.5, 1.0]), np.array([0.0, 0.05, 0.3, 0.5, 1.0])
-    parts = shared_out(values, grid)
-
-    assert parts.sum(-1) == pytest.approx(np.ones(5))
-    assert parts @ grid == pytest.approx(values)
-    assert (log_wealth(parts, grid, LIMIT) <= log_wealth(np.eye(5), values, LIMIT) + 1e-12).all()
-
-
-def test_an_interval_consists_of_the_means_that_no_bet_refutes_at_half_its_level() -> None:
-    values, counts = np.array([0.0, 0.5, 1.0]), np.array([[30.0, 10.0, 5.0], [0.0, 0.0, 0.0]])
-    low, high = interval(counts, values, 0.05)
-
-    assert log_wealth(counts[0], values, float(low[0])) == pytest.approx(np.log(40.0), abs=1e-3)
-    assert log_wealth(counts[0], 1.0 - values, float(1.0 - high[0])) == pytest.approx(np.log(40.0), abs=1e-3)
-    assert low[0] < 10 / 45 < high[0]
-    assert (low[1], high[1]) == pytest.approx((0.0, 1.0), abs=1e-6)
