@@ -115,10 +115,6 @@ def decision(sequence: int) -> Decision:
         inputs=canonical({"nowS": STARTED_S + sequence / 3, "numbers": [*AWKWARD, np.inf]}),
         result=canonical({"signal": "ADVANCE"}),
         requested_by="alice@example.com",
-        inputs_digest="a" * 64,
-        previous="b" * 64,
-        digest="c" * 64,
-        signature="d" * 88,
     )
 
 

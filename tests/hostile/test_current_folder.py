@@ -63,7 +63,6 @@ ALL: Final = (
     "rollout status coins",
     "rollout list",
     "rollout replay coins",
-    "rollout verify coins --key key.pem",
     "rollout sheet coins -o sheet",
     *(f"rollout {verb} coins --timeout 1s" for verb in ("promote", "abort", "pause", "resume", "retry", "rollback")),
     "rollout skip-gate latency coins --timeout 1s",

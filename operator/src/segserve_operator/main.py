@@ -39,7 +39,6 @@ from segserve_operator.adapters.outbound.client import OutboundClient, own_worke
 from segserve_operator.handlers import registry_of, settings_of
 from segserve_operator.metrics.registry import Metrics, health_server
 from segserve_operator.reconciler import Dependencies, PoolReconciler
-from segserve_operator.record_keys import signer
 from segserve_operator.settings import OperatorSettings, OperatorSettingsError
 from segserve_operator.worker import Worker
 
@@ -193,7 +192,6 @@ async def assemble(
         metrics=metrics,
         services=outbound,
         prometheus=settings.samples_prometheus,
-        sign=signer(Path(settings.signing_key)) if settings.signing_key else None,
     )
     fenced = WriteThroughApi(FencedApi(api, lease), view)
     defaults = replace(settings, operator_namespace_labels={"kubernetes.io/metadata.name": settings.lease_namespace})

@@ -28,7 +28,6 @@ from segserve_operator.adapters.kube.view import ModelInterner, PoolKey, View, r
 from segserve_operator.adapters.notify.messages import Target
 from segserve_operator.adapters.notify.notifier import Notifier, PoolAnnouncer, targets
 from segserve_operator.core.models.roles import next_due_s
-from segserve_operator.core.rollout.chain import Sign
 from segserve_operator.core.traffic import TrafficPlan
 from segserve_operator.core.world.observed import EffectFailure
 from segserve_operator.metrics.registry import Metrics
@@ -50,15 +49,14 @@ log = logging.getLogger("segserve")
 class Dependencies:
     """Dependencies of passes beside the objects of the API.
 
-    `notifier` sends notifications, `services` are those that gates ask, `sign` signs decisions of rollouts. If
-    `prometheus` is an address, gateways' counters come from there.
+    `notifier` sends notifications, `services` are those that gates ask. If `prometheus` is an address,
+    gateways' counters come from there.
     """
 
     notifier: Notifier
     metrics: Metrics
     services: Services
     prometheus: str = ""
-    sign: Sign | None = None
 
 
 @dataclass(slots=True)
@@ -87,7 +85,7 @@ class PoolReconciler:
     ) -> None:
         self._api = api
         self._view = view
-        self._contexts = PoolContexts(view, defaults, dependencies.sign)
+        self._contexts = PoolContexts(view, defaults)
         self._dependencies = dependencies
         self._clock = clock
         self._caches: dict[PoolKey, PoolCache] = {}

@@ -48,7 +48,6 @@ SETS: Final[Mapping[str, dict[str, Any]]] = {
         "watchNamespaces": ["lab"],
         "rbac": {"namespaceDeletion": True},
         "admission": {"enabled": True, "secret": "admission", "annotations": {"cert-manager.io/inject-ca-from": "a/b"}},
-        "signing": {"secret": "signing"},
     },
     "monitoring": {
         "monitoring": {

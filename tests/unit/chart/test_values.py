@@ -25,7 +25,6 @@ ALL: Final[dict[str, Any]] = {
     "watchNamespaces": [],
     "operator": {"replicas": 2},
     "admission": {"enabled": True, "secret": "admission", "caBundle": "YQ=="},
-    "signing": {"secret": "signing"},
     "networkPolicy": {"enabled": True, "egress": {"enabled": True}},
 }
 

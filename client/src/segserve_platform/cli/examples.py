@@ -92,7 +92,6 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
         "segserve rollout replay coins",
         "segserve rollout replay coins-ba49ef2491-6b00f192 --with stricter.yaml",
     ),
-    "rollout verify": ("segserve rollout verify coins --key operator.pub.pem",),
     "rollout sheet": ("segserve rollout sheet coins -o coins-sheet/",),
     "rollout promote": ("segserve rollout promote coins",),
     "rollout abort": ("segserve rollout abort coins --timeout 30s",),

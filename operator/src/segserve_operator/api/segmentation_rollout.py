@@ -117,16 +117,6 @@ class DecisionStatus(ApiValue):
     )
     reason: str = Field(default="", max_length=1024, description="Reason as one CamelCase word.")
     message: str = Field(default="", max_length=MESSAGE_MAX_LENGTH, description="Reason as a sentence.")
-    previous: str | None = Field(
-        default=None, max_length=64, description="Digest of the decision before it; of the first one, of the rollout."
-    )
-    inputs_digest: str | None = Field(default=None, max_length=64, description="SHA-256 of the inputs.")
-    digest: str | None = Field(
-        default=None, max_length=64, description="SHA-256 of the decision; `segserve rollout verify` compares it."
-    )
-    signature: str | None = Field(
-        default=None, max_length=256, description="Ed25519 signature of the digest in base64, if there is a key."
-    )
     inputs: str | None = Field(
         default=None,
         description="Inputs, result and verdicts of the decision as gzipped JSON in base64; absent from very old ones.",

@@ -10,6 +10,7 @@ from segserve_common.canonical import canonical_json
 from segserve_operator.api.meta import GROUP_VERSION
 from segserve_operator.api.segmentation_rollout import (
     MAX_DECISIONS,
+    MESSAGE_MAX_LENGTH,
     DecisionStatus,
     RolloutPhase,
     SegmentationRollout,
@@ -17,8 +18,6 @@ from segserve_operator.api.segmentation_rollout import (
     SegmentationRolloutStatus,
     VerdictStatus,
 )
-from segserve_operator.core.rollout.chain import UNSEALED, Sign, sealed
-from segserve_operator.core.rollout.chain import cut as _cut
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.record import Decision, Record, Row
 from segserve_operator.mapping.packed_evidence import (
@@ -58,11 +57,8 @@ def manifest_of(record: Record) -> dict[str, Any]:
     }
 
 
-def status_of(record: Record, now: datetime, sign: Sign | None = None) -> dict[str, Any]:
-    """Return the status of a record, as JSON; the oldest rows are stored separately (`packed_evidence.chunks`).
-
-    Its decisions are sealed, and signed if there is a key.
-    """
+def status_of(record: Record, now: datetime) -> dict[str, Any]:
+    """Return the status of a record, as JSON; the oldest rows are stored separately (`packed_evidence.chunks`)."""
     progress, last = record.progress, record.decisions[-1] if record.decisions else None
     apart = chunked_rows(len(record.rows))
     status = SegmentationRolloutStatus(
@@ -93,7 +89,7 @@ def status_of(record: Record, now: datetime, sign: Sign | None = None) -> dict[s
         state=pack_state(record),
     )
     room = OBJECT_BYTES - len(canonical_json({**manifest_of(record), "status": status.to_dict()}))
-    return status.model_copy(update={"decisions": _decision_statuses(sealed(record, sign), room)}).to_dict()
+    return status.model_copy(update={"decisions": _decision_statuses(record.decisions, room)}).to_dict()
 
 
 def record_of(manifest: Mapping[str, Any], apart: tuple[Row, ...]) -> Record:
@@ -150,10 +146,6 @@ def _decision_status(decision: Decision) -> DecisionStatus:
         weight=decision.weight,
         actor=_cut(decision.actor),
         requested_by=_cut(decision.requested_by) or None,
-        previous=decision.previous or None,
-        inputs_digest=decision.inputs_digest or None,
-        digest=_stored(decision.digest),
-        signature=_stored(decision.signature),
         reason=_cut(decision.reason),
         message=_cut(decision.message),
     )
@@ -168,10 +160,6 @@ def _decision(status: DecisionStatus) -> Decision:
         weight=status.weight,
         actor=status.actor,
         requested_by=status.requested_by or "",
-        previous=status.previous or "",
-        inputs_digest=status.inputs_digest or "",
-        digest=status.digest or UNSEALED,
-        signature=status.signature or UNSEALED,
         reason=status.reason,
         message=status.message,
         **(unpack_inputs(status.inputs) if status.inputs is not None else {}),
@@ -182,8 +170,8 @@ def _label(phase: Phase) -> RolloutPhase:
     return RolloutPhase(phase.label)
 
 
-def _stored(seal: str) -> str | None:
-    return seal if seal not in ("", UNSEALED) else None
+def _cut(text: str) -> str:
+    return text if len(text) <= MESSAGE_MAX_LENGTH else f"{text[: MESSAGE_MAX_LENGTH - 3]}..."
 
 
 def _time(seconds: float) -> datetime:

@@ -141,42 +141,6 @@ def replay(
         raise typer.Exit(0 if all(each.same for each in again) else 1)
 
 
-@rollout.command()
-@with_platform_options
-def verify(
-    platform_options: PlatformOptions,
-    source: Annotated[
-        str, typer.Argument(metavar="NAME|FILE", help="Model, rollout, or .yaml or .json file of a record.")
-    ],
-    key: Annotated[
-        Path | None, typer.Option("--key", metavar="FILE", help="Public Ed25519 key (PEM) of the operator.")
-    ] = None,
-) -> None:
-    """Check that no decision of a record was changed, dropped or swapped; exit code 1 if one was.
-
-    Each decision has the digest of the one before it. With --key signatures are checked as well: without, somebody who
-    may write records could have made new digests for all decisions. Decisions from before 0.1.0 have none, which is no
-    error unless a record that is older has them.
-    """
-    with needs("local"):
-        from segserve_operator.core.rollout.chain import SEALED_SINCE, unsealed
-        from segserve_platform.cli.rollout import records
-    platform = None if records.is_file(source) else selected_platform(platform_options)
-    record = records.record_from_file(Path(source)) if platform is None else records.record_of_name(platform, source)
-    found, count, bare = records.chain_flaws(record, key), len(record.decisions), unsealed(record)
-    sealed = records.sealed_before(platform, record) if platform is not None and 0 < bare == count else None
-    if sealed is not None:
-        found.append(f"{record.name}: its decisions have no digests, but decisions of {sealed}, which is older, have")
-    for line in found:
-        typer.echo(line)
-    if bare and not found:
-        typer.echo(f"{record.name}: {bare} of {count} decisions not signed: written before {SEALED_SINCE}")
-    signed = " and signed" if key is not None else ", signatures not checked (--key)"
-    if bare < count and not found:
-        typer.echo(f"{record.name}: {count - bare} decisions, chained{signed}")
-    raise typer.Exit(1 if found else 0)
-
-
 def _print(console: Console, shown: RenderableType) -> None:
     print_whole(console, shown)
 

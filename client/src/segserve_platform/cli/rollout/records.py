@@ -14,12 +14,10 @@ from rich.table import Table
 
 from segserve_operator.api.loading import parse_value
 from segserve_operator.api.rollout_policy import RolloutPolicy
-from segserve_operator.core.rollout.chain import flaws, unsealed
 from segserve_operator.core.rollout.phases import ENDED, Phase
 from segserve_operator.core.rollout.record import Record
 from segserve_operator.core.rollout.replay import Replayed, WhatIf, replay
 from segserve_operator.mapping.packed_evidence import CHUNK_ROWS
-from segserve_operator.record_keys import RecordKeyError, checker
 from segserve_platform.cli.errors import CommandError
 from segserve_platform.cli.rollout.render import COLOURS
 from segserve_platform.platforms.port import ROLLOUT, Json, Platform
@@ -128,21 +126,6 @@ def replay_decisions(record: Record) -> tuple[Replayed, ...]:
     if not again:
         raise CommandError(f"{record.name} has {len(record.decisions)} decisions, none with recorded evidence")
     return again
-
-
-def chain_flaws(record: Record, key: Path | None) -> list[str]:
-    """Return what is wrong with the chain of a record's decisions; raises `CommandError` if the key cannot be read."""
-    try:
-        return list(flaws(record, None if key is None else checker(key)))
-    except RecordKeyError as error:
-        raise CommandError(str(error)) from error
-
-
-def sealed_before(platform: Platform, record: Record) -> str | None:
-    """Return the name of a record that is older than this one and whose decisions have digests, if there is any."""
-    created = {each["metadata"]["name"]: each["metadata"].get("creationTimestamp", "") for each in platform.rollouts()}
-    others = (other for _, other in rollouts(platform, None) if unsealed(other) < len(other.decisions))
-    return next((other.name for other in others if created[other.name] < created.get(record.name, "")), None)
 
 
 def summary(record: Record, again: Iterable[Replayed]) -> str:

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from segserve_operator.adapters.kube.objects import Defaults
     from segserve_operator.adapters.kube.view import PoolKey, View
     from segserve_operator.api.triton_pool import TritonPoolSpec
-    from segserve_operator.core.rollout.chain import Sign
 
 
 _NAMED: Final = 5
@@ -34,8 +33,6 @@ class PoolContexts:
 
     view: View
     defaults: Defaults
-    sign: Sign | None = None
-    """What signs the decisions of rollouts, if the operator has a key."""
     _cache: dict[PoolKey, tuple[int, PoolContext, FailureReason | None]] = field(default_factory=dict)
 
     def resource(self, key: PoolKey) -> Json | None:

@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from segserve_common.kube.kinds import Json
     from segserve_operator.adapters.kube.api import Api
     from segserve_operator.adapters.kube.view import PoolKey
-    from segserve_operator.core.rollout.chain import Sign
     from segserve_operator.core.rollout.record import Record, Row
 
 
@@ -82,8 +81,6 @@ class ClusterRollouts:
     """Models of the pool, which share the room for records."""
     named: Collection[str] = ()
     """Rollouts that models' statuses name, which are never deleted."""
-    sign: Sign | None = None
-    """What signs decisions, if the operator has a key."""
 
     async def read(self, names: Collection[str]) -> Mapping[str, Record]:
         """Return the records with these names; those that are missing or cannot be read are left out."""
@@ -146,7 +143,7 @@ class ClusterRollouts:
             annotations, labels = {OUTCOME_ANNOTATION: message}, {OUTCOME_LABEL: outcome}
             fenced = {"metadata": {"labels": labels, "annotations": annotations, "resourceVersion": cached.version}}
             cached = _cached(await self.api.patch(ROLLOUTS, namespace, record.name, fenced), cached.record)
-        status = status_of(record, datetime.fromtimestamp(self.clock(), UTC), self.sign)
+        status = status_of(record, datetime.fromtimestamp(self.clock(), UTC))
         # Null removes a field that an earlier status had.
         absent = dict.fromkeys(field.alias or name for name, field in SegmentationRolloutStatus.model_fields.items())
         patch = {"metadata": {"resourceVersion": cached.version}, "status": {**absent, **status}}

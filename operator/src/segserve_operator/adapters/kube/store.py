@@ -253,8 +253,7 @@ class ClusterStore:
     def _rollouts(self) -> ClusterRollouts:
         states = [model.status.rollout for model in self.parsed.models.values()]
         named = frozenset(state.rollout for state in states if state is not None)
-        sign = self.contexts.sign
-        return ClusterRollouts(self.api, self.key, self.clock, self.parsed.rollouts, len(states), named, sign)
+        return ClusterRollouts(self.api, self.key, self.clock, self.parsed.rollouts, len(states), named)
 
     async def save_status(self, model: str, status: ModelStatus) -> None:
         """Write the finalizer if it is absent, then a model's status; does nothing if the model is gone.

@@ -18,7 +18,6 @@ from segserve_operator.core.evidence import EvidenceWindow, Judgement, Pairs
 from segserve_operator.core.gates import informed, measured_gates
 from segserve_operator.core.gates.base import MeasuredGate, Verdict
 from segserve_operator.core.rollout.batches import at_once, taken_apart
-from segserve_operator.core.rollout.chain import sealed
 from segserve_operator.core.rollout.engine import (
     WAITS,
     Policy,
@@ -316,7 +315,7 @@ def _written_down(
         inputs=encoded_inputs,
         result=decided_text(transition, verdicts),
     )
-    decisions = (*sealed(record), decision)[-MAX_DECISIONS:]
+    decisions = (*record.decisions, decision)[-MAX_DECISIONS:]
     return replace(record, sequence=decision.sequence, decisions=decisions)
 
 
@@ -369,7 +368,7 @@ def caught_up(record: Record, standing: RolloutState) -> Record:
         reason=standing.reason,
         message=standing.message,
     )
-    return replace(record, progress=progress, sequence=standing.sequence, decisions=(*sealed(record), lost))
+    return replace(record, progress=progress, sequence=standing.sequence, decisions=(*record.decisions, lost))
 
 
 def _agrees(progress: Progress, standing: RolloutState) -> bool:

@@ -117,7 +117,6 @@ class Decision:
 
     `inputs` and `result` are canonical JSON, so that `replay` can repeat the decision and compare. `requested_by` is
     whom the API server authenticated as the person who requested it, empty if nobody did or that is not known.
-    `previous` and `digest` chain the decisions (`core.rollout.chain`); neither decides anything.
     """
 
     sequence: int
@@ -132,10 +131,6 @@ class Decision:
     inputs: str = ""
     result: str = ""
     requested_by: str = ""
-    inputs_digest: str = field(default="", compare=False)
-    previous: str = field(default="", compare=False)
-    digest: str = field(default="", compare=False)
-    signature: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
