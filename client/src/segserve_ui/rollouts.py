@@ -18,7 +18,7 @@ from segserve_operator.core.rollout.record import Record
 from segserve_platform.platforms.port import Json, Platform
 from segserve_platform.platforms.rollouts import words
 from segserve_platform.platforms.rollouts.actions import SKIP_GATE, possible_actions, skippable_gates
-from segserve_platform.platforms.rollouts.documents import Forecasts, stamp
+from segserve_platform.platforms.rollouts.documents import forecast_of, stamp
 from segserve_platform.platforms.rollouts.rollout_view import RolloutView, Side, is_written, read_rollout, record_of
 from segserve_platform.platforms.rollouts.steps import deadline, steps
 from segserve_platform.platforms.rollouts.words import span
@@ -43,7 +43,6 @@ class RolloutsOverview:
 
     def __init__(self, platform: Platform) -> None:
         self._platform = platform
-        self._forecasts: dict[str, Forecasts] = {}
         self._views: dict[str, RolloutView] = {}
 
     def describe(self, stored: StoredModels) -> Json:
@@ -58,7 +57,7 @@ class RolloutsOverview:
                                 "actions": possible_actions(model)})  # fmt: skip
                 continue
             self._views[name] = view
-            forecast = self._forecasts.setdefault(name, Forecasts()).of(view)
+            forecast = forecast_of(view)
             latest = describe_rollout(view, forecast)
             former = [each for each in earlier if each["model"] == name and each["name"] != view.standing.rollout]
             possible = {"actions": _actions(model, view, forecast), "skippable": skippable_gates(model)}

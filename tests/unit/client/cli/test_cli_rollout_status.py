@@ -5,9 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
-import threading
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from html import unescape
 from pathlib import Path
@@ -25,14 +23,12 @@ from segserve_operator.core.gates.base import Outcome, Verdict
 from segserve_operator.core.rollout.engine import Wait
 from segserve_operator.core.rollout.forecast import Forecast
 from segserve_operator.core.rollout.phases import Phase
-from segserve_operator.core.rollout.power import DetectedRegression as Power
-from segserve_operator.core.rollout.power import Preview
 from segserve_operator.core.rollout.record import PairRow, Row
 from segserve_platform.cli.models_view import models_table
 from segserve_platform.cli.rollout import commands
 from segserve_platform.cli.rollout.render import RolloutTree, bar
-from segserve_platform.cli.rollout.status import Outlook, follow
-from segserve_platform.platforms.rollouts.documents import Forecasts
+from segserve_platform.cli.rollout.status import follow
+from segserve_platform.platforms.rollouts.documents import forecast_of
 from segserve_platform.platforms.rollouts.rollout_view import RolloutView
 from segserve_platform.platforms.rollouts.words import about, awaited, latency, span
 
@@ -40,15 +36,6 @@ from .conftest import Command
 from .rollout_platform import RolloutPlatform
 
 DOCUMENTED = Path(__file__).parents[4] / "docs/images/rollout-status.svg"
-PREVIEW = Preview(
-    40.0,
-    10.0,
-    (
-        Power("error rate", "1 point higher", float("inf")),
-        Power("error rate", "5 points higher", 75.0),
-        Power("latency", "3 times as high", float("inf")),
-    ),
-)
 ENDS = {Phase.SUCCEEDED: 0, Phase.ROLLED_BACK: 1, Phase.CANCELLED: 1}
 
 
@@ -59,14 +46,13 @@ def here(monkeypatch: pytest.MonkeyPatch) -> RolloutPlatform:
     fake = RolloutPlatform([records.coins(records.standing(found))], {found.name: records.manifest(found)})
     monkeypatch.setattr(commands, "selected_platform", lambda _: fake)
     monkeypatch.setattr("segserve_platform.cli.rollout.status.WATCH_S", 0.0)
-    monkeypatch.setattr("segserve_platform.cli.rollout.status.preview", lambda policy, slo, rate, minutes: PREVIEW)
     return fake
 
 
 def drawn(seen: Any, *, encoding: str = "utf-8", width: int = 170, **how: Any) -> list[str]:
     file = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
     console = Console(file=file, width=width, force_terminal=False, color_system=None)
-    console.print(RolloutTree(seen, Forecasts().of(seen), **how))
+    console.print(RolloutTree(seen, forecast_of(seen), **how))
     file.seek(0)
     return [line.rstrip() for line in file.read().splitlines()]
 
@@ -431,52 +417,6 @@ def test_bars_spans_and_latencies_are_never_rounded_to_what_they_are_not() -> No
         "about 2 days",
     ]
     assert [latency(ms) for ms in (None, 0.44, 23.4, 1234, float("inf"))] == ["-", "0.44 ms", "23 ms", "1.2 s", "hung"]
-
-
-def test_wide_says_what_the_evidence_can_show_at_the_requests_that_come(
-    command: Command, here: RolloutPlatform
-) -> None:
-    _, brief, _ = command("rollout", "status", "coins")
-    _, wide, _ = command("rollout", "status", "coins", "-o", "wide")
-
-    assert (
-        "10 min at 40 requests/s detect error rate 5 points higher in 1m15s, no latency up to 3 times as high" in wide
-    )
-    assert "10 min" not in brief
-
-
-def test_a_live_view_does_not_wait_for_what_is_worked_out_and_keeps_what_was_known(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    ready, found, outlook = threading.Event(), records.record(), Outlook()
-
-    def preview(policy: Any, slo: Any, rate: float, minutes: float) -> Preview:
-        ready.wait()
-        return PREVIEW
-
-    monkeypatch.setattr("segserve_platform.cli.rollout.status.preview", preview)
-
-    assert outlook.line(found) == ""
-    ready.set()
-    known = outlook.line(found, wait=True) or wait_for(lambda: outlook.line(found))
-    ready.clear()
-    busier = replace(found, progress=replace(found.progress, rate=np.array(900.0)))
-
-    assert "error rate 5 points higher in 1m15s" in known
-    assert outlook.line(busier) == known
-    ready.set()
-
-
-def wait_for(said: Callable[[], str]) -> str:
-    while not said():
-        time.sleep(0.001)
-    return said()
-
-
-def test_nothing_is_worked_out_where_no_requests_come() -> None:
-    quiet = replace(records.record(), progress=replace(records.record().progress, rate=np.array(0.0)))
-
-    assert Outlook().line(quiet, wait=True) == ""
 
 
 @pytest.mark.parametrize(("phase", "code"), ENDS.items())

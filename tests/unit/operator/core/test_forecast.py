@@ -145,17 +145,6 @@ def test_a_check_without_a_pass_is_named_and_holds() -> None:
     assert passed.wait is not Wait.GATE
 
 
-def test_most_who_answer_badly_are_not_told_a_time() -> None:
-    record = followed(90, 12.0)
-    failing = tuple(replace(row, errors=(0, row.requests[1])) for row in record.rows)
-
-    found = of(record, rows=failing)
-
-    assert found.fails
-    assert math.isinf(found.promoted_s)
-    assert not of(record).fails
-
-
 def rows_of(*requests: int) -> tuple[Row, ...]:
     return tuple(Row(float(at_s), 1.0, 5, (count, 0), (0, 0)) for at_s, count in enumerate(requests, 1))
 

@@ -49,7 +49,7 @@ def status(
     if watch and output in NOT_LIVE:
         raise typer.BadParameter(f"-w supports only -o table and -o wide, got {output}")
     with needs("local"):
-        from segserve_platform.cli.rollout.status import current, follow, once
+        from segserve_platform.cli.rollout.status import current, follow, picture
         from segserve_platform.platforms.rollouts.documents import document
     console, platform, wide = Console(), selected_platform(platform_options), output is OutputFormat.WIDE
     if watch:
@@ -59,7 +59,7 @@ def status(
         if output in NOT_LIVE:
             _print_document(document(view), output)
         else:
-            shown = once(view, wide=wide)
+            shown = picture(view, name, wide=wide)
             # A person reads lines that are folded between words; a file or a program gets whole ones.
             if console.is_terminal:
                 console.print(shown)

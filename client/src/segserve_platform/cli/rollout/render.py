@@ -50,12 +50,11 @@ _LOST: Final = frozenset({Phase.QUARANTINED, Phase.ROLLED_BACK})
 
 @dataclass(frozen=True, slots=True)
 class RolloutTree:
-    """A rollout for terminals; `outlook` is its forecast, and `preview` the line of its `Outlook`."""
+    """A rollout for terminals; `outlook` is its forecast."""
 
     view: RolloutView
     outlook: Forecast | None = None
     wide: bool = False
-    preview: str = ""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield Text(words.headline(self.view, self.outlook), "bold" if self.view.over else "")
@@ -141,8 +140,6 @@ class RolloutTree:
             yield Node(Text("asked by"), QUIET, "", Text("; ".join(dated)))
         if old_s := words.stale_s(view):
             yield Node(Text("counted"), MOVING, "", Text(f"last {span(old_s)} ago: is the operator running?"))
-        if self.preview:
-            yield Node(Text("power"), QUIET, "", Text(self.preview))
 
 
 def step_of(view: RolloutView) -> str:

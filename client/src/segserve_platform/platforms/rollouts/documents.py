@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 from segserve_operator.core.gates.base import Verdict
 from segserve_operator.core.rollout.forecast import Forecast, forecast
@@ -15,22 +13,10 @@ from segserve_platform.platforms.port import Json
 from segserve_platform.platforms.rollouts.rollout_view import RolloutView, Side
 
 
-@dataclass(slots=True)
-class Forecasts:
-    """The forecast of a rollout's latest record. Working one out takes about a tenth of a second."""
-
-    _key: tuple[Any, ...] = ()
-    _last: Forecast | None = None
-
-    def of(self, view: RolloutView) -> Forecast | None:
-        """Return the forecast; None without a record, or after the end."""
-        record, standing = view.record, view.standing
-        if record is None or standing.ended:
-            return None
-        key = (record.name, record.sequence, record.rows[-1:], standing.skipped, record.verdicts)
-        if key != self._key:
-            self._key, self._last = key, forecast(record, standing.skipped, view.now_s)
-        return self._last
+def forecast_of(view: RolloutView) -> Forecast | None:
+    """Return the forecast of a rollout; None without a record, or after the end."""
+    record, standing = view.record, view.standing
+    return None if record is None or standing.ended else forecast(record, standing.skipped, view.now_s)
 
 
 def document(view: RolloutView) -> Json:

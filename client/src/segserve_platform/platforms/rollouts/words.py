@@ -178,8 +178,6 @@ def _requests_awaited(view: RolloutView, outlook: Forecast) -> str:
         if outlook.measuring:
             parts.append(f"{missing_requests(outlook)} to the candidate")
         return " and ".join(parts)
-    if outlook.fails:
-        return "better answers: with answers like the last ones it is stopped before the next weight"
     return "more requests than come at this rate before its deadline"
 
 

@@ -1,21 +1,23 @@
-"""When a rollout is likely to reach its next weight and its end: the real engine and gates, continued at the present
-rate."""
+"""When a rollout is likely to reach its next weight and its end: the requests that are needed, at the present rate."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
-from typing import Any, Final, TypeVar
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
 
 from segserve_operator.api.rollout_policy import CheckedGateSpec, gate_name
-from segserve_operator.core.evidence import CANDIDATE, EDGES_MS, STABLE, EvidenceWindow, Floats
+from segserve_operator.core.evidence import Judgement
 from segserve_operator.core.gates import checked_gate
 from segserve_operator.core.gates.base import OnBreach, Outcome
 from segserve_operator.core.rollout.decisions import Rules, judge
 from segserve_operator.core.rollout.engine import (
+    LARGEST_HARM,
+    LOOKAHEAD_S,
+    PART_AT_RISK,
     WAITS,
     Progress,
     ShadowPolicy,
@@ -23,10 +25,9 @@ from segserve_operator.core.rollout.engine import (
     Wait,
     affordable,
     breached,
+    excess_of,
     next_transition,
     step_after_shadow,
-    watch,
-    weights,
 )
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.record import Record, Row
@@ -37,18 +38,7 @@ ENOUGH_REQUESTS: Final = 20
 QUIET_S: Final = 10.0
 MISSING: Final = 5.0
 """Requests have ended after so long a pause, in which so many are missing: chance has that once in 150 pauses."""
-TRAFFIC_S: Final = 600.0
-"""Length of time whose answers stand for the coming ones."""
-PRIOR_REQUESTS: Final = 100.0
-"""The candidate's answers so far count beside so many like stable's: three requests tell little of the next ones."""
-RUNS: Final = 24
-SHORTEST_S: Final = 5.0
-LONGEST_S: Final = 60.0
-GROWTH: Final = 0.05
-"""Simulated windows grow with the time from now: the next minute matters to the second, the fifth hour does not."""
-HORIZON_S: Final = 6 * 3600.0
-
-T = TypeVar("T")
+LEAST_HARM: Final = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +49,10 @@ class Forecast:
     gates whose evidence does not allow the next weight yet. `requests_per_second` is the rate of both revisions, and
     `last_request_s` (Unix time) when the last request ended, 0 if there was none.
 
-    Infinity means unknown: without requests, if it waits for something else than time and requests, or if most of the
-    simulated rollouts do not get there; `fails` if that is because most are stopped. `next_s` is the median time to
-    the next weight, in Shadow the longest (from which the other times count), `next_requests` how many requests the
-    candidate gets until then, `promoted_s` the median time to the promotion, and `end_s` to the end of the bake.
+    Infinity means unknown: without requests, if it waits for something else than time and requests, or if it would take
+    longer than the rollout's deadline. `next_s` is the time to the next weight, in Shadow the longest, `next_requests`
+    how many more requests the candidate needs until then, `promoted_s` the time to the promotion, and `end_s` to the
+    end of the bake.
     """
 
     at_s: float
@@ -71,7 +61,6 @@ class Forecast:
     undecided: tuple[str, ...] = ()
     requests_per_second: float = 0.0
     last_request_s: float = 0.0
-    fails: bool = False
     next_s: float = float("inf")
     next_requests: float = float("inf")
     promoted_s: float = float("inf")
@@ -136,11 +125,16 @@ def forecast(record: Record, skipped: tuple[str, ...], now_s: float) -> Forecast
         if breached(rules.policy, judged, OnBreach.HOLD):
             # Whatever else is still missing: in the end a person decides.
             return replace(found, wait=Wait.PERSON)
-        return _after_shadow(_until_steps(found, rules.policy.shadow, progress), record, rules, states)
+        shadow = _until_steps(found, rules.policy.shadow, progress)
+        if math.isinf(shadow.next_s) or not found.requests_per_second or not rules.policy.serves:
+            return shadow
+        # As if Shadow lasted as long as it may.
+        begun = replace(progress, seen=np.array(0.0), step_since_s=np.array(at_s))
+        steps = _with_times(found, rules, judged, begun, int(step_after_shadow(rules.policy, progress, at_s)))
+        return replace(shadow, promoted_s=shadow.next_s + steps.promoted_s, end_s=shadow.next_s + steps.end_s)
     if Phase(int(progress.phase)) is not Phase.PROGRESSING or not found.requests_per_second or not moves:
         return found
-    traffic = _Traffic.of(record, found.requests_per_second)
-    return _simulated(found, rules, states, progress, traffic)
+    return _with_times(found, rules, judged, progress, int(progress.step))
 
 
 def _until_steps(found: Forecast, shadow: ShadowPolicy, progress: Progress) -> Forecast:
@@ -151,25 +145,6 @@ def _until_steps(found: Forecast, shadow: ShadowPolicy, progress: Progress) -> F
     left_s = float(max(progress.step_since_s, progress.resumed_s)) + shadow.maximum_s - found.at_s
     missing = max(shadow.min_requests - float(progress.seen), 0.0)
     return replace(found, next_s=left_s, next_requests=missing) if left_s > 0 else found
-
-
-def _after_shadow(found: Forecast, record: Record, rules: Rules, states: Mapping[str, Any]) -> Forecast:
-    """Return the forecast of a rollout in Shadow with the time of its steps, as if Shadow lasted as long as it may."""
-    policy, progress = rules.policy, record.progress
-    if math.isinf(found.next_s) or not found.requests_per_second or not policy.serves:
-        return found
-    begins_s = found.at_s + found.next_s
-    begun = replace(
-        progress,
-        phase=np.array(Phase.PROGRESSING, np.int8),
-        step=step_after_shadow(policy, progress, found.at_s),
-        seen=np.array(0.0),
-        step_since_s=np.array(begins_s),
-    )
-    going_on = {name: gate.after_shadow(states[name]) for name, gate in rules.gates.items()}
-    traffic = _Traffic.of(record, found.requests_per_second)
-    steps = _simulated(replace(found, at_s=begins_s), rules, going_on, begun, traffic)
-    return replace(found, promoted_s=found.next_s + steps.promoted_s, end_s=found.next_s + steps.end_s)
 
 
 def _undecided(record: Record, skipped: tuple[str, ...]) -> tuple[str, ...]:
@@ -186,104 +161,35 @@ def _undecided(record: Record, skipped: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(names)
 
 
-@dataclass(frozen=True, slots=True)
-class _Traffic:
-    """Coming requests: the rate, and for (stable, candidate) the shares of errors [2] and of latencies [2, K + 1]."""
+def _with_times(found: Forecast, rules: Rules, judged: Sequence[Judgement], progress: Progress, step: int) -> Forecast:
+    """Return the forecast with times from `step` on: the requests that each step's gates need, at the present rate.
 
-    requests_per_second: float
-    errors: Floats
-    latencies: Floats
-    random: np.random.Generator
-
-    @classmethod
-    def of(cls, record: Record, requests_per_second: float) -> _Traffic:
-        """Return requests that are answered as those of the last minutes."""
-        rows = recent(record.rows, TRAFFIC_S)
-        requests = np.sum([row.requests for row in rows], 0, dtype=float)
-        errors = np.sum([row.errors for row in rows], 0, dtype=float)
-        bins = np.zeros((2, len(EDGES_MS) + 1))
-        for row in rows:
-            for role, counted in enumerate(row.latencies):
-                for index, count in counted:
-                    bins[role, index] += count
-        if not bins[STABLE].any():
-            bins[STABLE, 0] = 1.0
-        assumed = record.slo.error_percent / 500.0
-        failed = (errors[STABLE] + PRIOR_REQUESTS * assumed) / (requests[STABLE] + PRIOR_REQUESTS)
-        took = bins[STABLE] / bins[STABLE].sum()
-        return cls(
-            requests_per_second,
-            np.array([failed, _shrunk(errors[CANDIDATE], requests[CANDIDATE], failed)]),
-            np.stack([took, _shrunk(bins[CANDIDATE], bins[CANDIDATE].sum(), took)]),
-            np.random.default_rng(0),
-        )
-
-    def window(self, percent: Floats, seconds: float) -> EvidenceWindow:
-        """Return what `seconds` at these weights [runs] bring."""
-        share = np.stack([1.0 - percent / 100.0, percent / 100.0], -1)
-        requests = self.random.poisson(self.requests_per_second * seconds * share)
-        failed = self.random.binomial(requests, self.errors)
-        took = [self.random.multinomial(requests[:, role], self.latencies[role]) for role in (STABLE, CANDIDATE)]
-        return EvidenceWindow(
-            np.full(len(percent), seconds),
-            requests.astype(float),
-            failed.astype(float),
-            np.stack(took, 1).astype(float),
-        )
-
-
-def _shrunk(count: Any, total: float, expected: Any) -> Any:
-    """Return the share of `count` in `total`, beside `PRIOR_REQUESTS` requests as expected."""
-    return (count + PRIOR_REQUESTS * expected) / (total + PRIOR_REQUESTS)
-
-
-def _simulated(
-    found: Forecast,
-    rules: Rules,
-    states: Mapping[str, Any],
-    progress: Progress,
-    traffic: _Traffic,
-) -> Forecast:
-    """Return the forecast with the medians of `RUNS` simulated continuations, up to the rollout's deadline."""
-    left_s = max(float(progress.started_s), float(progress.resumed_s)) + rules.policy.deadline_s - found.at_s
-    lasts_s = min(max(left_s, 0.0), HORIZON_S)
-    progress, step = _repeated(progress), int(progress.step)
-    states = {name: _repeated(state) for name, state in states.items()}
-    requests, next_requests, next_s, promoted_s = (np.full(RUNS, start) for start in (0.0, np.inf, np.inf, np.inf))
-    passed_s, stopped = 0.0, np.zeros(RUNS, bool)
-    while passed_s < lasts_s:
-        seconds = min(max(SHORTEST_S, GROWTH * passed_s), LONGEST_S)
-        window = traffic.window(weights(rules.policy, progress.phase, progress.step), seconds)
-        passed_s += seconds
-        requests = requests + window.requests[:, CANDIDATE]
-        progress = watch(progress, window, found.at_s + passed_s)
-        states = {name: gate.update(states[name], window) for name, gate in rules.gates.items()}
-        moved = next_transition(rules.policy, progress, judge(rules, states), Signals(), found.at_s + passed_s)
-        progress = moved.progress
-        promoted = progress.phase == Phase.BAKING
-        advanced = (promoted | (progress.step > step)) & np.isinf(next_s)
-        next_s = np.where(advanced, passed_s, next_s)
-        next_requests = np.where(advanced, requests, next_requests)
-        promoted_s = np.where(promoted & np.isinf(promoted_s), passed_s, promoted_s)
-        stopped = ~np.isin(progress.phase, (Phase.PROGRESSING, Phase.BAKING))
-        if np.isfinite(_median(promoted_s)) or np.mean(stopped) > 0.5:
-            break
+    After n requests without harm its bound is about k / n, where k is the log of the odds that a gate has to prove. The
+    bounds are followed from step to step; none is known beyond the rollout's deadline.
+    """
+    policy, rate = rules.policy, found.requests_per_second
+    odds = -np.log(policy.levels)
+    counted = odds / np.maximum([float(each.harm) for each in judged], LEAST_HARM)
+    budget = policy.max_bad_requests - float(excess_of(judged, progress) - progress.bad)
+    begun_s, seen = float(progress.step_since_s) - found.at_s, float(progress.seen)
+    following = [*(each.weight for each in policy.steps[1:]), 100]
+    passed_s, next_s, next_requests = 0.0, 0.0, 0.0
+    for index in range(step, len(policy.steps)):
+        last = index + 1 == len(policy.steps)
+        at_risk = rate * following[index] / 100.0 * (max(policy.bake_s, LOOKAHEAD_S) if last else LOOKAHEAD_S)
+        fits = min((1.0 if last else PART_AT_RISK) * budget / at_risk, LARGEST_HARM if last else 1.0)
+        allowed = np.maximum(np.where([bool(each.doubtful) for each in judged], 0.0, fits), policy.tolerances)
+        needed = np.max(odds / np.maximum(allowed, LEAST_HARM) - counted, initial=policy.min_requests - seen)
+        per_s = rate * policy.steps[index].weight / 100.0
+        lasts_s = max(float(needed) / per_s, policy.steps[index].minimum_s + begun_s - passed_s, 0.0)
+        if index == step:
+            next_s, next_requests = lasts_s, max(float(needed), 0.0)
+        passed_s, counted, seen, begun_s = passed_s + lasts_s, counted + lasts_s * per_s, 0.0, passed_s + lasts_s
+    left_s = max(float(progress.started_s), float(progress.resumed_s)) + policy.deadline_s - found.at_s
     return replace(
         found,
-        fails=bool(np.mean(stopped) > 0.5),
-        next_s=_median(next_s),
-        next_requests=_median(next_requests),
-        promoted_s=_median(promoted_s),
-        end_s=_median(promoted_s) + rules.policy.bake_s,
+        next_s=next_s if next_s < left_s else math.inf,
+        next_requests=next_requests,
+        promoted_s=passed_s if passed_s < left_s else math.inf,
+        end_s=passed_s + policy.bake_s if passed_s < left_s else math.inf,
     )
-
-
-def _median(values: Floats) -> float:
-    return float(np.quantile(values, 0.5, method="inverted_cdf"))
-
-
-def _repeated(value: T) -> T:
-    """Return a frozen dataclass of arrays with a leading axis of `RUNS` equal entries."""
-    arrays = {each.name: np.asarray(getattr(value, each.name)) for each in fields(value)}  # type: ignore[arg-type]
-    many = {name: np.broadcast_to(array, (RUNS, *array.shape)).copy() for name, array in arrays.items()}
-    return replace(value, **many)  # type: ignore[type-var]
