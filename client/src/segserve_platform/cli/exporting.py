@@ -39,8 +39,8 @@ def export(
     source: Annotated[
         str,
         typer.Argument(
-            help="package.module:name or file.py:name (a torch module, or a function that returns one), a TorchScript "
-            "file, a folder with a transformers checkpoint; or a resource file, whose artifact gets another precision.",
+            help="package.module:name or file.py:name (a torch module, or a function that returns one), a folder "
+            "with a transformers checkpoint; or a resource file, whose artifact gets another precision.",
             show_default=False,
         ),
     ],
@@ -126,7 +126,6 @@ def export(
         raise CommandError(f"{resource} already exists; use --force to overwrite it, or -o for another folder")
     with needs("export"):
         from segserve_builder.export.networks import load
-        from segserve_builder.export.sandbox import HELD
         from segserve_builder.export.writing import ExportPlan, make
         from segserve_builder.families import FAMILIES
 
@@ -143,8 +142,6 @@ def export(
             precision=precision,
         )
         made = make(loaded.module, plan, images_in(images), label_files, output, max_loss)
-    if loaded.sandboxed is not None:
-        typer.echo(f"{loaded.sandboxed} was read in a sandbox: {HELD}")
     _write_resource(made, name, resource)
     for line in _summary(made, resource):
         typer.echo(line)

@@ -6,7 +6,7 @@ import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from segserve_builder.errors import ExportError
 from segserve_builder.export.image_processor import ImageProcessor
@@ -85,7 +85,7 @@ def _picked(answer: Any, names: Sequence[str]) -> list[Any]:
     return list(answer[: len(names)])
 
 
-def write(network: Any, family: Family, shape: ExportShape, output: BinaryIO) -> None:
+def write(network: Any, family: Family, shape: ExportShape, path: Path) -> None:
     """Write the network as ONNX; raises `ExportError` if torch cannot express it."""
     import warnings
 
@@ -102,9 +102,6 @@ def write(network: Any, family: Family, shape: ExportShape, output: BinaryIO) ->
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # tracing warns about constants; `largest_difference` checks what matters
-            if isinstance(network.network, torch.jit.ScriptModule):
-                # The exporter's own trace cannot call a scripted module; that of torch.jit can.
-                network = torch.jit.trace(network, (example,), check_trace=False)
             torch.onnx.export(
                 network,
                 (example,),
@@ -120,7 +117,7 @@ def write(network: Any, family: Family, shape: ExportShape, output: BinaryIO) ->
     except Exception as error:
         reason = " ".join(str(error).split())[:400]
         raise ExportError(f"torch cannot write this network as ONNX: {type(error).__name__}: {reason}") from error
-    output.write(written.getbuffer())
+    path.write_bytes(written.getbuffer())
 
 
 def answers(network: Any, batches: Iterable[NDArray[Any]]) -> Iterator[list[NDArray[Any]]]:

@@ -1,10 +1,11 @@
-"""Loads the torch network that a source names: a module or factory, a TorchScript file, a transformers checkpoint."""
+"""Loads the torch network that a source names: a module or factory, or a transformers checkpoint."""
 
 from __future__ import annotations
 
 import importlib
 import runpy
 import sys
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,41 +14,44 @@ from typing import Any, Final
 from segserve_builder.errors import ExportError
 from segserve_builder.export.graph import Preparation
 from segserve_builder.export.image_processor import FILE_NAME, read_image_processor
-from segserve_builder.export.isolated import ScriptFile, load_weights
 from segserve_builder.families import FAMILIES
 from segserve_builder.families.base import Family
 
-SCRIPTS: Final = frozenset({".pt", ".pth", ".ts", ".torchscript"})
+CODE: Final = frozenset({".pt", ".pth", ".ts", ".torchscript"})
+"""Suffixes of TorchScript and pickled modules, whose code is not run."""
+NESTED: Final = ("state_dict", "model_state_dict", "model", "weights")
+"""Keys under which training scripts keep the weights in a checkpoint."""
+_INSTEAD: Final = (
+    "where it comes from, write its weights with safetensors.torch.save_file(network.state_dict(), "
+    "'weights.safetensors'), and export file.py:name with --weights weights.safetensors"
+)
 
 
 @dataclass(frozen=True)
 class NetworkSource:
     """A network, with what its source says about it; None if it does not.
 
-    `module` is a torch module in evaluation mode, or a file that only the sandbox loads; `sandboxed` is the name of the
-    file that is read, or was, in the sandbox.
+    `module` is a torch module in evaluation mode.
     """
 
     module: Any
     family: Family | None = None
     classes: tuple[str, ...] | None = None
     preparation: Preparation | None = None
-    sandboxed: str | None = None
 
 
 def load(source: str, weights: Path | None = None, family: Family | None = None) -> NetworkSource:
     """Return the network that `source` names.
 
     `package.module:name` or `file.py:name` is a module, or a callable without arguments that returns one; `weights`
-    are loaded into it. A folder with config.json is a checkpoint of transformers, a file ending in .pt, .pth, .ts or
-    .torchscript is TorchScript. `family` overrides that of a checkpoint's architecture. Raises `ExportError` if the
-    source is none of these, or the architecture is of no family.
+    are loaded into it. A folder with config.json is a checkpoint of transformers. `family` overrides that of a
+    checkpoint's architecture. Raises `ExportError` if the source is neither, or the architecture is of no family.
     """
     path = Path(source)
     if (path / "config.json").is_file():
         return _of_transformers(path, family)
-    if path.is_file() and path.suffix in SCRIPTS:
-        return NetworkSource(ScriptFile(path), sandboxed=path.name)
+    if path.is_file() and path.suffix in CODE:
+        raise ExportError(f"{path.name} is TorchScript or a pickle, whose code is not run; {_INSTEAD}")
     if ":" in source:
         import torch
 
@@ -63,10 +67,10 @@ def load(source: str, weights: Path | None = None, family: Family | None = None)
             )
         if weights is not None:
             _fill(module, load_weights(weights), weights.name)
-        return NetworkSource(module.eval(), sandboxed=_pickled(weights))
+        return NetworkSource(module.eval())
     raise ExportError(
-        f"{source!r} is not a network; allowed are package.module:name, file.py:name, a TorchScript file "
-        f"({', '.join(sorted(SCRIPTS))}) and a folder with transformers' config.json"
+        f"{source!r} is not a network; allowed are package.module:name, file.py:name and a folder with "
+        "transformers' config.json"
     )
 
 
@@ -85,8 +89,36 @@ def _fill(module: Any, tensors: Mapping[str, Any], name: str) -> None:
         raise ExportError(f"the weights in {name} do not fit the network: {' '.join(lines)}") from error
 
 
-def _pickled(weights: Path | None) -> str | None:
-    return weights.name if weights is not None and weights.suffix != ".safetensors" else None
+def load_weights(path: Path) -> dict[str, Any]:
+    """Return the tensors of a checkpoint by name: a .safetensors file, or a pickle of tensors alone.
+
+    Raises `ExportError` if the file holds anything else.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    if path.suffix == ".safetensors":
+        return dict(load_file(path))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of TorchScript before it refuses it
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # a damaged pickle raises anything
+        raise ExportError(
+            f"{path.name} is not a file of weights alone: torch.load(weights_only=True) refuses it "
+            f"({type(error).__name__}); {_INSTEAD}"
+        ) from None
+    for key in NESTED:
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
+    items = loaded.items() if isinstance(loaded, dict) else ()
+    tensors = {str(name): value for name, value in items if isinstance(value, torch.Tensor)}
+    if not tensors:
+        raise ExportError(f"{path.name} is a {type(loaded).__name__} without named tensors; a state dict is allowed")
+    # Data-parallel training puts its own name before every weight's.
+    return {name.removeprefix("module."): value for name, value in tensors.items()}
 
 
 def _of_transformers(folder: Path, family: Family | None) -> NetworkSource:
@@ -104,16 +136,14 @@ def _of_transformers(folder: Path, family: Family | None) -> NetworkSource:
         )
     kind = getattr(transformers, names[0])
     pickled = folder / "pytorch_model.bin"
-    is_pickled = pickled.is_file() and not any(folder.glob("*.safetensors"))
-    if is_pickled:
+    if pickled.is_file() and not any(folder.glob("*.safetensors")):
         module = kind.from_pretrained(None, config=config, state_dict=load_weights(pickled))
     else:
         module = kind.from_pretrained(folder, local_files_only=True, use_safetensors=True, trust_remote_code=False)
     # Other implementations of attention are not exported as plain operators.
     module.set_attn_implementation("eager")
     classes = tuple(config.id2label[index] for index in sorted(config.id2label))
-    sandboxed = pickled.name if is_pickled else None
-    return NetworkSource(module.eval(), family or family_of(names[0]), classes, _preparation(folder), sandboxed)
+    return NetworkSource(module.eval(), family or family_of(names[0]), classes, _preparation(folder))
 
 
 def family_of(architecture: str) -> Family | None:

@@ -19,7 +19,6 @@ from segserve_builder.export.graph import (
     largest_difference,
     write,
 )
-from segserve_builder.export.isolated import ScriptFile, ScriptNetwork
 from segserve_builder.export.reducing import Reduction, reduce_precision
 from segserve_builder.families.base import CHANNELS, Family
 from segserve_builder.families.semantic_logits import SEMANTIC_LOGITS, SEMANTIC_PROBABILITIES
@@ -106,12 +105,9 @@ def make(
     """
     folder.mkdir(parents=True, exist_ok=True)
     target, full = folder / f"{plan.name}.onnx", folder / f"{plan.name}.fp32.onnx"
-    if isinstance(module, ScriptFile):
-        network = ScriptNetwork(module.path, plan.family, plan.preparation)
-    else:
-        network = folded(module, plan.family, plan.preparation)
+    network = folded(module, plan.family, plan.preparation)
     try:
-        _write(network, plan, full)
+        write(network, plan.family, plan.shape, full)
         original = InProcessModel(plan.pipeline(file_sha256(full)), full)
         batches = [original.network_input(image.read_bytes()).tensor for image in images]
         import numpy as np
@@ -120,8 +116,7 @@ def make(
             tried = list(batches)
         else:
             tried = [*batches, np.concatenate([batches[0], batches[0][..., ::-1]])]
-        expected = network.answers(tried) if isinstance(network, ScriptNetwork) else answers(network, tried)
-        difference = largest_difference(expected, full, tried, batched=plan.family.batched)
+        difference = largest_difference(answers(network, tried), full, tried, batched=plan.family.batched)
         if difference > TOLERANCE:
             raise ExportError(
                 f"the file's outputs differ from the network's by {difference:.2g} of their range; "
@@ -150,14 +145,6 @@ def _refuse_probabilities(model: InProcessModel, images: Sequence[Path]) -> None
             "all values for your images are within 0 and 1, so they are probabilities and no logits: use --family "
             f"{SEMANTIC_PROBABILITIES.name}"
         )
-
-
-def _write(network: Any, plan: ExportPlan, path: Path) -> None:
-    if isinstance(network, ScriptNetwork):
-        network.write(plan.shape, path)
-        return
-    with path.open("wb") as output:
-        write(network, plan.family, plan.shape, output)
 
 
 def _write_golden(model: InProcessModel, images: Sequence[Path], folder: Path) -> str:
