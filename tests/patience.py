@@ -18,7 +18,6 @@ import pytest
 FACTOR: Final = 20
 FOLDERS: Final = ("tests/unit/", "tests/contract/", "tests/hostile/")
 DEADLINES: Final[Mapping[str, tuple[str, ...]]] = {
-    "segserve_platform.cli.doctor": ("CONNECT_S",),
     "segserve_platform.cli.options": ("PATIENCE_S",),
     "segserve_platform.control.rollouts": ("ANSWER_S",),
     "segserve_platform.platforms.cluster.gateway": ("REACH_S",),

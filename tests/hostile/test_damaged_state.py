@@ -63,7 +63,6 @@ COMMANDS: Final = (
     ("why", "coins"),
     ("rollout", "status", "coins"),
     ("rollout", "list"),
-    ("top", "--help"),
     ("apply", "-f", "again.yaml"),
     ("delete", "coins", "--no-wait"),
 )

@@ -26,7 +26,6 @@ from segserve_platform.cli import (
     resources,
     samples,
     schema,
-    top,
     ui,
     version,
     why,
@@ -97,7 +96,6 @@ COMMANDS: Final[dict[str, tuple[Callable[..., Any], ...]]] = {
         resources.apply,
         resources.get,
         resources.describe,
-        top.top,
         cost.cost,
         why.why,
         resources.wait,
@@ -114,7 +112,6 @@ COMMANDS: Final[dict[str, tuple[Callable[..., Any], ...]]] = {
         schema.schema,
         openapi.openapi,
         version.version,
-        lifecycle.cleanup,
         completion,
     ),
 }

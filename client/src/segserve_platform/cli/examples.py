@@ -15,7 +15,6 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
     "down": ("segserve down", "segserve down --forget"),
     "doctor": ("segserve doctor", "segserve doctor --context prod", "segserve doctor -o json"),
     "logs": ("segserve logs", "segserve logs coins -c triton -f", "segserve logs -o json"),
-    "cleanup": ("segserve cleanup -n vision", "segserve cleanup -A --yes"),
     "apply": (
         "segserve apply -f model.yaml",
         "segserve apply -f models/ --recursive --dry-run",
@@ -25,7 +24,6 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
     "get": ("segserve get -w", "segserve get coins -o yaml", "segserve get -o wide -n vision"),
     "describe": ("segserve describe coins",),
     "why": ("segserve why coins", "segserve why coins --since 4h -n vision", "segserve why coins -o json"),
-    "top": ("segserve top", "segserve top --once -o json", "segserve top --prometheus http://localhost:9090 -n vision"),
     "cost": (
         "segserve cost",
         "segserve cost coins --by slice",

@@ -1,4 +1,4 @@
-"""`segserve up`, `down`, `logs` and `cleanup`: the life cycle of platforms."""
+"""`segserve up`, `down` and `logs`: the life cycle of the platform on this machine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from datetime import UTC
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Final, Literal
@@ -20,7 +19,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from segserve.platform import Cluster, Local
+from segserve.platform import Local
 from segserve_common.interpreter import python
 from segserve_platform.cli.errors import CommandError, needs, plain
 from segserve_platform.cli.installation import install_engines, installation_progress
@@ -28,11 +27,8 @@ from segserve_platform.cli.models_view import models_table
 from segserve_platform.cli.options import (
     PlatformOptions,
     ReportFormat,
-    is_local,
     model_names,
     seconds,
-    selected_platform,
-    with_platform_options,
 )
 from segserve_platform.cli.page import check_page, page, show_address
 from segserve_platform.cli.resources import check_local_files
@@ -376,76 +372,23 @@ def end_platform(state: StateFolder, *, keep: bool) -> None:
     typer.echo(outcome)
 
 
-@with_platform_options
 def logs(
-    platform_options: PlatformOptions,
     name: Annotated[
         str | None, typer.Argument(help="Only the servers of this model.", autocompletion=model_names)
     ] = None,
     container: Annotated[
         str | None, typer.Option("--container", "-c", help="Container: triton or agent. Default: all.")
     ] = None,
-    previous: Annotated[
-        bool, typer.Option("--previous", "-p", help="On a cluster: logs of the previous containers.")
-    ] = False,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Follow the logs.")] = False,
     lines: Annotated[int, typer.Option("--tail", min=0, help="Initial lines of each log.")] = 50,
     output: Annotated[
         ReportFormat, typer.Option("--output", "-o", help="Output format; json is an object a line.")
     ] = "text",
 ) -> None:
-    """Show the logs of gateway, servers and agents, each line with its origin."""
+    """Show the logs of this machine's gateway, servers and agents, each line with its origin."""
     shown = plain if sys.stdout.isatty() else str
-    logged = selected_platform(platform_options).logs(LogRequest(name, container, previous, follow, lines))
+    logged = LocalPlatform(Local()).logs(LogRequest(name, container, follow, lines))
     if output == "json":
-        # Pods write their times in UTC, programs of this machine in its own zone.
-        logged = map(json.dumps, log_records(logged, None if is_local(platform_options) else UTC))
+        logged = map(json.dumps, log_records(logged))
     for line in logged:
         typer.echo(shown(line))
-
-
-@with_platform_options
-def cleanup(
-    platform_options: PlatformOptions,
-    everything: Annotated[
-        bool, typer.Option("--all", help="Also remove the finalizer of models that are not being deleted.")
-    ] = False,
-    everywhere: Annotated[bool, typer.Option("--all-namespaces", "-A", help="Use all namespaces.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
-) -> None:
-    """Remove what remains on a cluster if the operator was uninstalled before its models were deleted.
-
-    Removes the finalizer of models that wait for deletion, and objects of deleted pools and models.
-    """
-    if is_local(platform_options):
-        raise CommandError(
-            "cleanup is only for clusters (--context, --namespace); on this machine, use `segserve down`"
-        )
-    with needs("cluster"):
-        from segserve_platform.cli.cluster.cleanup import leftovers, remove, running_operator
-        from segserve_platform.platforms.cluster.config import context_of
-        from segserve_platform.platforms.cluster.context_client import ContextClient
-
-    with ContextClient.connect(
-        context_of(Cluster(platform_options.context, platform_options.namespace, platform_options.kubeconfig))
-    ) as client:
-        remaining = leftovers(client, everywhere=everywhere, of_all=everything)
-        place = "all namespaces" if everywhere else f"namespace {client.namespace}"
-        if not remaining:
-            typer.echo(f"nothing to remove in {place}")
-            return
-        for leftover in remaining:
-            typer.echo(str(leftover))
-        if (operator := running_operator(client)) is not None:
-            typer.echo(f"an operator is running ({operator}) and removes these itself if it can", err=True)
-        if not yes and not _agreed(f"remove these {len(remaining)} from {place}?"):
-            raise CommandError("nothing was removed")
-        for leftover in remaining:
-            remove(client, leftover)
-        typer.echo(f"{len(remaining)} removed")
-
-
-def _agreed(question: str) -> bool:
-    if not sys.stdin.isatty():
-        raise CommandError(f"{question} Standard input is not a terminal: confirm with --yes")
-    return typer.confirm(question)

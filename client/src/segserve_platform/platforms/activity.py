@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -27,8 +26,6 @@ class ModelRow:
     p95_ms: float | None
     failed_ratio: float | None
     active: float
-    cpu_s_per_request: float | None
-    objects_per_s: Mapping[str, float]
 
     def to_json(self) -> dict[str, Any]:
         """Return it with the names of JSON."""
@@ -39,8 +36,6 @@ class ModelRow:
             "p95Milliseconds": self.p95_ms,
             "failedRatio": self.failed_ratio,
             "active": int(self.active),
-            "cpuSecondsPerRequest": self.cpu_s_per_request,
-            "objectsPerSecond": {name: round(rate, 3) for name, rate in self.objects_per_s.items()},
         }
 
 
@@ -78,11 +73,7 @@ def model_rows(before: MetricsSnapshot, now: MetricsSnapshot) -> list[ModelRow]:
     buckets: defaultdict[str, dict[float, float]] = defaultdict(dict)
     for (model, edge), count in increases(before, now, "envoy_cluster_upstream_rq_time_bucket", "model", "le").items():
         buckets[model][float(edge)] = count
-    objects: defaultdict[str, dict[str, float]] = defaultdict(dict)
-    for (model, name), rate in rates(before, now, "segserve_class_instances_total", "model", "class").items():
-        objects[model][name] = rate
     active = now.sums("envoy_cluster_upstream_rq_active", "model")
-    cpu_s = increases(before, now, "segserve_cost_cpu_seconds_total", "model")
     counted = increases(before, now, "segserve_cost_requests_total", "model")
     models = {model for (model,) in requests.keys() | counted.keys() if model}
     rows = [
@@ -93,8 +84,6 @@ def model_rows(before: MetricsSnapshot, now: MetricsSnapshot) -> list[ModelRow]:
             p95_ms=quantile(buckets[model], 0.95),
             failed_ratio=failed[model] / requests[model,] if requests.get((model,)) else None,
             active=active.get((model,), 0.0),
-            cpu_s_per_request=cpu_s.get((model,), 0.0) / counted[model,] if counted.get((model,)) else None,
-            objects_per_s=dict(sorted(objects[model].items(), key=lambda item: -item[1])),
         )
         for model in models
     ]

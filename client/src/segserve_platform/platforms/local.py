@@ -178,10 +178,11 @@ class LocalPlatform:
         state = self.store.state
         if request.container not in (None, *CONTAINERS):
             raise ControlError(f"no container {request.container!r}; there are: {', '.join(CONTAINERS)}")
-        if request.previous:
-            raise ControlError("--previous is only for clusters: on this machine a log continues after a restart")
         if not state.root.exists():
-            raise ControlError(f"no platform has run in {state.root}")
+            raise ControlError(
+                f"no platform has run in {state.root}; for a cluster: "
+                "kubectl logs -l app.kubernetes.io/managed-by=segserve --all-containers --prefix"
+            )
         known: dict[Path, _LogFile] = {}
         without_gpu = not NVIDIA_DRIVER.exists()
         while True:
@@ -243,7 +244,7 @@ class LocalPlatform:
         with needs("local"):
             from segserve_operator.local_platform.doctor import examine
 
-        for finding in examine(self.store):
+        for finding in examine():
             yield DoctorCheck(finding.name, finding.passed, finding.observed, finding.advice, finding.fix)
 
     def _get(self, kind: str, name: str) -> Json:

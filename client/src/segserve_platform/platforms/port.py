@@ -93,7 +93,6 @@ class LogRequest:
 
     name: str | None = None
     container: str | None = None
-    previous: bool = False
     follow: bool = False
     lines: int = 50
 
@@ -212,10 +211,6 @@ class Platform(Protocol):
 
     def states(self, kind: str, name: str) -> Iterator[Json | None]:
         """Yield a resource now, after each change and at least every second, without end; None if it does not exist."""
-        ...
-
-    def logs(self, request: LogRequest) -> Iterator[str]:
-        """Yield log lines, each with its origin; without end if they are followed."""
         ...
 
     def events(self, model: str) -> list[PlatformEvent]:

@@ -140,9 +140,9 @@ class KubeClient:
             self._object(Request("patch", "PATCH", path, params, patch, MERGE_PATCH), kind, frozenset({"metadata"}))
         )
 
-    def delete(self, kind: Kind, name: str, *, namespace: str | None = None, uid: str | None = None) -> None:
-        """Delete an object, of that uid if one is named, and in the background what it owns."""
-        self._object(delete_request(kind, namespace or self.namespace, name, uid), kind, frozenset())
+    def delete(self, kind: Kind, name: str, *, namespace: str | None = None) -> None:
+        """Delete an object, and in the background what it owns."""
+        self._object(delete_request(kind, namespace or self.namespace, name, None), kind, frozenset())
 
     def text(self, path: str, params: Mapping[str, str] | None = None) -> str:
         """Return the text at a path."""

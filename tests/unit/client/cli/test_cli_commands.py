@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -13,9 +11,9 @@ from pathlib import Path
 import pytest
 from rich.text import Text
 
-from segserve_platform.cli import doctor, lifecycle, options, resources
+from segserve_platform.cli import doctor, options, resources
 from segserve_platform.platforms.errors import ControlError, NotFoundError
-from segserve_platform.platforms.port import MODEL, POOL, DoctorCheck, Json, LogRequest, ParsedResource
+from segserve_platform.platforms.port import MODEL, POOL, DoctorCheck, Json, ParsedResource
 
 from .conftest import Command, conditions, model
 
@@ -26,7 +24,6 @@ class FakePlatform:
 
     scenes: dict[str, list[Json]] = field(default_factory=dict)
     applied: list[tuple[str, bool]] = field(default_factory=list)
-    asked: list[LogRequest] = field(default_factory=list)
     findings: list[DoctorCheck] = field(default_factory=list)
     deleted: list[tuple[str, str]] = field(default_factory=list)
 
@@ -62,10 +59,6 @@ class FakePlatform:
             yield self.model(name)
         yield None
 
-    def logs(self, request: LogRequest) -> Iterator[str]:
-        self.asked.append(request)
-        yield "main/abc/triton | hello"
-
     def gateway(self, model: str) -> AbstractContextManager[str | None]:
         raise ControlError(f"no gateway for {model}")
 
@@ -76,7 +69,7 @@ class FakePlatform:
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> FakePlatform:
     fake = FakePlatform({"coins": [model()]})
-    for module in (resources, lifecycle, doctor, options):
+    for module in (resources, doctor, options):
         monkeypatch.setattr(module, "selected_platform", lambda _: fake)
     monkeypatch.setattr(resources, "frames", lambda *_, wide: map(Text, ("one", "one", "two")))
     return fake
@@ -165,29 +158,6 @@ def test_doctor_fails_where_something_is_not_good_and_says_how_to_mend_it(comman
 
     assert (code, complaint) == (1, "")
     assert printed.endswith("ok  API server: v1.36 [new]\nbad operator: none\n    helm install\n")
-
-
-def test_logs_pass_on_what_is_asked_for(command: Command, here: FakePlatform) -> None:
-    code, printed, _ = command("logs", "coins", "-c", "agent", "--previous", "--tail", "7")
-
-    assert (code, printed) == (0, "main/abc/triton | hello\n")
-    assert here.asked == [LogRequest("coins", "agent", previous=True, follow=False, lines=7)]
-
-
-@pytest.mark.parametrize(("place", "hour"), [("--local", 22), ("--namespace=lab", 17)])
-def test_logs_of_a_cluster_are_read_in_its_time_zone_and_those_of_this_machine_in_its_own(
-    command: Command, here: FakePlatform, monkeypatch: pytest.MonkeyPatch, place: str, hour: int
-) -> None:
-    monkeypatch.setattr(here, "logs", lambda _: iter(["main/agent | 2026-11-22 17:22:37,225 INFO it runs"]))
-    monkeypatch.setenv("TZ", "America/New_York")
-    time.tzset()
-    try:
-        _, printed, _ = command("logs", place, "-o", "json")
-    finally:
-        monkeypatch.undo()
-        time.tzset()
-
-    assert json.loads(printed)["time"] == f"2026-11-22T{hour}:22:37.225+00:00"
 
 
 MISTAKES: dict[str, tuple[list[str], int, str]] = {

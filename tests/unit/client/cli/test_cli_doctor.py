@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from copy import deepcopy
 from typing import Any
 
@@ -11,14 +10,12 @@ import pytest
 
 from fakes.kube_http import FakeServer, refusal
 from segserve_operator.api.crd import crd
-from segserve_operator.api.loading import load
 from segserve_operator.api.resources import KINDS
 from segserve_platform.platforms.port import DoctorCheck
 
-from .conftest import POOLS, deployment, pool
+from .conftest import deployment
 
 CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
-REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 LABELS = {"app.kubernetes.io/name": "segserve", "app.kubernetes.io/component": "operator"}
 
 
@@ -39,18 +36,15 @@ def healthy(server: FakeServer) -> FakeServer:
         items = [each for each in definitions.values() if each["metadata"]["name"] == name]
         return httpx.Response(200, json={"items": items, "metadata": {}})
 
-    allowed = httpx.Response(201, json={"status": {"allowed": True}, "metadata": {}})
     server.answers |= {
         ("GET", "/version"): lambda _: httpx.Response(
             200, json={"major": "1", "minor": "36+", "gitVersion": "v1.36.1"}
         ),
         ("GET", CRDS): listed,
-        ("POST", REVIEWS): lambda _: allowed,
         ("GET", "/api/v1/namespaces/lab"): lambda _: httpx.Response(200, json={"metadata": {"name": "lab"}}),
     }
     server.put("apis/coordination.k8s.io/v1/leases")
     server.put("apis/apps/v1/deployments", operator())
-    server.put(POOLS, pool())
     return server
 
 
@@ -69,8 +63,6 @@ def test_a_cluster_that_has_all_is_good(healthy: FakeServer) -> None:
         "tritonpools.segserve.dev",
         "segmentationrollouts.segserve.dev",
         "operator",
-        "your rights",
-        "pool default",
     ]
     assert found["operator"].seen == "deployment/segserve in system, 1 of 1 ready, op:1"
 
@@ -128,17 +120,6 @@ def test_an_operator_of_the_whole_cluster_works_where_a_namespace_has_the_label(
     assert examined(healthy)["operator"].good
 
 
-def test_rights_that_are_missing_are_named(healthy: FakeServer) -> None:
-    def answer(request: httpx.Request) -> httpx.Response:
-        return httpx.Response(201, json={"status": {"allowed": b'"delete"' not in request.content}, "metadata": {}})
-
-    healthy.answers["POST", REVIEWS] = answer
-
-    check = examined(healthy)["your rights"]
-
-    assert (check.good, check.seen) == (False, "you may not delete segmentationmodels, delete tritonpools")
-
-
 def test_what_a_user_may_not_see_is_no_fault_of_the_cluster(healthy: FakeServer) -> None:
     healthy.answers["GET", CRDS] = lambda _: refusal(403, "customresourcedefinitions is forbidden")
 
@@ -146,16 +127,3 @@ def test_what_a_user_may_not_see_is_no_fault_of_the_cluster(healthy: FakeServer)
 
     assert check.good
     assert check.seen == "not for you to see (customresourcedefinitions is forbidden)"
-
-
-def test_a_missing_default_pool_is_told(healthy: FakeServer) -> None:
-    healthy.objects.pop("/apis/segserve.dev/v1alpha1/namespaces/lab/tritonpools/default")
-
-    check = examined(healthy)["pool default"]
-
-    assert (check.good, check.seen) == (False, "not in lab")
-    assert "TritonPool named default" in check.advice
-    printed = subprocess.run(
-        ["bash", "-c", check.fix.partition(" | ")[0]], capture_output=True, text=True, check=True
-    ).stdout
-    assert [(pool.kind, pool.metadata.name) for pool in load(printed, "fix")] == [("TritonPool", "default")]

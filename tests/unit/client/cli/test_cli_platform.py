@@ -19,7 +19,7 @@ from segserve_platform.platforms.errors import (
     PlatformUnreachableError,
 )
 from segserve_platform.platforms.manifests import read_file
-from segserve_platform.platforms.port import MODEL, POOL, LogRequest
+from segserve_platform.platforms.port import MODEL, POOL
 
 from .conftest import MODELS, POOLS, model, pod, pool
 
@@ -195,28 +195,3 @@ def test_a_description_has_the_models_events_and_pods(server: FakeServer) -> Non
     assert "it serves (3 times)" in text
     assert "segserve-default--main-1-abc-a  ready" in text
     assert "other" not in text
-
-
-def test_logs_are_of_the_groups_that_hold_the_model_and_one_without_any_says_so(server: FakeServer) -> None:
-    server.put(MODELS, model())
-    server.put("api/v1/pods", pod("main-1", "a"), pod("other", "b"))
-    log = "/api/v1/namespaces/lab/pods/segserve-default--main-1-abc-a/log"
-
-    def answer(request: httpx.Request) -> httpx.Response:
-        if request.url.params["container"] == "agent":
-            return refusal(400, 'container "agent" is waiting to start')
-        assert request.url.params["previous"] == "true"
-        return httpx.Response(200, text="one\ntwo\n")
-
-    server.answers["GET", log] = answer
-    here = server.platform()
-
-    assert list(here.logs(LogRequest("coins", previous=True))) == [
-        "main-1/abc-a/triton | one",
-        "main-1/abc-a/triton | two",
-        'main-1/abc-a/agent | (no log: container "agent" is waiting to start)',
-    ]
-    with pytest.raises(ControlError, match="no container 'envoy'; there are: agent, triton"):
-        list(here.logs(LogRequest("coins", "envoy")))
-    with pytest.raises(ControlError, match="cannot be followed"):
-        list(here.logs(LogRequest("coins", previous=True, follow=True)))

@@ -14,8 +14,7 @@ from segserve_operator.core.failure import FailureReason
 from segserve_platform.cli.errors import plain
 from segserve_platform.cli.models_view import model_text
 from segserve_platform.platforms.cluster.context_client import ContextClient
-from segserve_platform.platforms.cluster.logs import short_name
-from segserve_platform.platforms.cluster.platform import ClusterPlatform
+from segserve_platform.platforms.cluster.platform import ClusterPlatform, short_name
 from segserve_platform.platforms.errors import ForbiddenError
 from segserve_platform.platforms.port import Json
 from segserve_platform.platforms.waiting import age

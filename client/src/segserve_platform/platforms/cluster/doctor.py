@@ -1,4 +1,4 @@
-"""Checks of a cluster and of the user's rights there, each with a remedy."""
+"""Checks of a cluster, each with a remedy."""
 
 from __future__ import annotations
 
@@ -8,19 +8,15 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from segserve_common.kube.kinds import (
-    ACCESS_REVIEWS,
     CUSTOM_RESOURCE_DEFINITIONS,
     DEPLOYMENTS,
     LEASES,
     NAMESPACES,
-    POOLS,
 )
 from segserve_operator.api.crd import crd
-from segserve_operator.api.meta import API_GROUP
 from segserve_operator.api.resources import KINDS
 from segserve_platform.platforms.errors import INSTALL, ControlError, ForbiddenError, NotFoundError
-from segserve_platform.platforms.port import ROLLOUT, DoctorCheck
-from segserve_platform.platforms.waiting import condition
+from segserve_platform.platforms.port import DoctorCheck
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,14 +28,8 @@ OPERATOR: Final = {"app.kubernetes.io/name": "segserve", "app.kubernetes.io/comp
 LEASE: Final = "segserve-operator"
 LEASE_S: Final = 30
 OLDEST: Final = (1, 30)
-READING: Final = ("get", "list", "watch")
-VERBS: Final = (*READING, "create", "patch", "delete")
 
 DEFINE: Final = "segserve crds | kubectl apply --server-side -f -"
-ADD_POOL: Final = (
-    "printf 'apiVersion: segserve.dev/v1alpha1\\nkind: TritonPool\\nmetadata: {name: default}\\nspec: {}\\n' "
-    "| segserve apply -f -"
-)
 _UPGRADE: Final = "helm upgrade segserve charts/segserve, or `segserve crds | kubectl apply --server-side -f -`"
 
 
@@ -55,8 +45,6 @@ def checks(client: ContextClient) -> Iterator[DoctorCheck]:
     for kind in KINDS.values():
         yield _guarded(kind.crd_name, partial(_definition, client, kind.kind))
     yield _guarded("operator", lambda: _operator(client))
-    yield _guarded("your rights", lambda: _rights(client))
-    yield _guarded("pool default", lambda: _pool(client))
 
 
 def _guarded(what: str, check: Callable[[], DoctorCheck]) -> DoctorCheck:
@@ -178,36 +166,3 @@ def _lease_holder(client: ContextClient) -> str | None:
         if renewed and datetime.now(UTC) - datetime.fromisoformat(renewed) < timedelta(seconds=LEASE_S):
             return f"{spec.get('holderIdentity')} (namespace {lease['metadata']['namespace']})"
     return None
-
-
-def _rights(client: ContextClient) -> DoctorCheck:
-    # Only the operator writes records of rollouts.
-    needed = [(verb, kind.plural) for name, kind in KINDS.items() for verb in (READING if name == ROLLOUT else VERBS)]
-    refused = [f"{verb} {plural}" for verb, plural in needed if not _may(client, verb, plural)]
-    advice = "ask who runs the cluster for the role `edit` in this namespace: segserve's chart adds its resources to it"
-    seen = (
-        f"you may not {', '.join(refused)}" if refused else f"{', '.join(VERBS)} models and pools in {client.namespace}"
-    )
-    return DoctorCheck("your rights", not refused, seen, advice)
-
-
-def _may(client: ContextClient, verb: str, plural: str) -> bool:
-    attributes = {"namespace": client.namespace, "verb": verb, "group": API_GROUP, "resource": plural}
-    review = {
-        "apiVersion": ACCESS_REVIEWS.api_version,
-        "kind": ACCESS_REVIEWS.name,
-        "spec": {"resourceAttributes": attributes},
-    }
-    return bool(client.create(ACCESS_REVIEWS, review)["status"].get("allowed"))
-
-
-def _pool(client: ContextClient) -> DoctorCheck:
-    what = "pool default"
-    pools = {pool["metadata"]["name"]: pool for pool in client.list(POOLS)[0]}
-    if "default" not in pools:
-        seen = f"not in {client.namespace}" + (f"; there are: {', '.join(pools)}" if pools else "")
-        advice = "apply a TritonPool named default (spec: {}), or name another in each model's spec.pool"
-        return DoctorCheck(what, bool(pools), seen, advice, ADD_POOL)
-    ready = condition(pools["default"], "Ready")
-    seen = ": ".join(filter(None, (ready["reason"], ready.get("message"))))
-    return DoctorCheck(what, ready["status"] == "True", seen, "`segserve get -w` shows what it waits for")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from contextlib import contextmanager
-from datetime import datetime
-from typing import TYPE_CHECKING, Final
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
 
 from segserve_common.kube.kinds import CONFIG_MAPS, EVENTS, MODELS, PODS, POOLS, ROLLOUTS, SELF_REVIEWS, Kind
 from segserve_common.kube.names import (
     COMPONENT_LABEL,
+    ENVOY_CONTAINER,
     FIELD_MANAGER,
     GATEWAY,
     GROUP_LABEL,
@@ -20,11 +21,9 @@ from segserve_common.kube.names import (
 from segserve_common.kube.requests import Selector
 from segserve_common.kube.shards import content_of
 from segserve_operator.api.checks import did_you_mean
-from segserve_platform.platforms.cluster import logs
 from segserve_platform.platforms.cluster.config import context_of
 from segserve_platform.platforms.cluster.context_client import ContextClient
 from segserve_platform.platforms.cluster.gateway import gateway
-from segserve_platform.platforms.cluster.logs import short_name
 from segserve_platform.platforms.cluster.watcher import Watcher
 from segserve_platform.platforms.errors import ConflictError, ControlError, InvalidResourceError, NotFoundError
 from segserve_platform.platforms.port import (
@@ -33,7 +32,6 @@ from segserve_platform.platforms.port import (
     Change,
     DoctorCheck,
     Json,
-    LogRequest,
     PlatformEvent,
     PlatformVersion,
 )
@@ -104,6 +102,12 @@ def _pod(about: str, pod: Json) -> Iterator[PlatformEvent]:
             message = f"{container['name']} ended: {ended.get('reason', '')} (exit code {ended.get('exitCode')})"
             restarts = int(container.get("restartCount", 0))
             yield PlatformEvent(unix_s(ended.get("finishedAt")), about, True, "Restarted", message, restarts)
+
+
+def short_name(pod: Mapping[str, Any]) -> str:
+    """Return the part of a pod's name after that of its Deployment."""
+    name, template = str(pod["metadata"]["name"]), (pod["metadata"].get("labels") or {}).get("pod-template-hash")
+    return name[name.rindex(template) :] if template and template in name else name
 
 
 def unix_s(time_text: str | None) -> float:
@@ -228,13 +232,6 @@ class ClusterPlatform:
                 changes = watcher.wait(changes, POLL_S)
                 yield next(iter(watcher.all(KINDS[kind])), None)
 
-    def logs(self, request: LogRequest) -> Iterator[str]:
-        """Read logs through the API server, of the groups that serve the model's revisions in a role."""
-        groups = None if request.name is None else self._groups(request.name)
-        if request.follow and request.previous:
-            raise ControlError("--previous is over and cannot be followed; leave out one of both")
-        return (logs.follow if request.follow else logs.read)(self.client, request, groups)
-
     def events(self, model: str) -> list[PlatformEvent]:
         """Read the events that the cluster still has, the owners of fields, and the states of pods."""
         manifest = self._get(MODEL, model)
@@ -245,7 +242,18 @@ class ClusterPlatform:
         """Read the logs of the gateways' pods, which begin with the start of their containers."""
         if not any("accessLog" in (pool["spec"].get("gateway") or {}) for pool in self.pools()):
             return None
-        return logs.read_gateways(self.client, since_s)
+        return self._access_log(since_s)
+
+    def _access_log(self, since_s: float) -> Iterator[str]:
+        since = f"{datetime.fromtimestamp(since_s, UTC):%Y-%m-%dT%H:%M:%SZ}"
+        for pod in self.client.list(PODS, labels={**MANAGED_LABELS, COMPONENT_LABEL: GATEWAY})[0]:
+            path = self.client.path(PODS, pod["metadata"]["name"], None, "log")
+            # A container that has not started has no log.
+            with (
+                suppress(InvalidResourceError),
+                self.client.lines(path, {"container": ENVOY_CONTAINER, "sinceTime": since}) as lines,
+            ):
+                yield from lines
 
     @contextmanager
     def gateway(self, model: str) -> Iterator[str | None]:
@@ -273,13 +281,6 @@ class ClusterPlatform:
     def _kubectl_options(self) -> list[str]:
         options = ["--context", self.client.context, "--namespace", self.client.namespace]
         return options + ([] if self._place.kubeconfig is None else ["--kubeconfig", str(self._place.kubeconfig)])
-
-    def _groups(self, name: str) -> list[str]:
-        roles = (self._get(MODEL, name).get("status") or {}).get("roles") or {}
-        groups = [holder["group"] for holder in roles.values() if holder.get("group")]
-        if not groups:
-            raise ControlError(f"no server holds {name} yet; `segserve describe {name}` says why")
-        return groups
 
     def _get(self, kind: str, name: str) -> Json:
         try:

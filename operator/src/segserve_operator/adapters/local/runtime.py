@@ -182,12 +182,6 @@ def compiling_the_rest(runtime: RuntimeEnvironment) -> Iterator[None]:
         yield
 
 
-def find_runtime(cache: Path) -> Path | None:
-    """Return the folder of the environment in `cache`, or None if it does not exist yet."""
-    root = _root(cache)
-    return root if _is_complete(root) else None
-
-
 def _root(cache: Path) -> Path:
     return cache.resolve() / "runtime" / environment_digest(lock_file().read_bytes())
 

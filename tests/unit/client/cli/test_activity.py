@@ -1,4 +1,4 @@
-"""`segserve top` and `segserve cost`: what is read from metrics, and how it is drawn."""
+"""`segserve cost` and the page's figures: what is read from metrics, and how it is drawn."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 from typer.testing import CliRunner
 
 from segserve_operator.adapters.local.files import StateFolder
 from segserve_platform.cli.app import app
-from segserve_platform.cli.top import TopView, sparkline
 from segserve_platform.platforms.activity import model_rows, servers_row
 from segserve_platform.platforms.costs import cost_rows
 from segserve_platform.platforms.errors import ControlError, NoPlatformError
@@ -39,7 +37,6 @@ envoy_cluster_upstream_rq_time_bucket{{{OF_COINS},le="50"}} {requests}
 envoy_cluster_upstream_rq_time_bucket{{{OF_COINS},le="+Inf"}} {requests}
 envoy_cluster_upstream_cx_tx_bytes_total{{{OF_COINS}}} {1000 * requests}
 envoy_cluster_upstream_cx_rx_bytes_total{{{OF_COINS}}} {500 * requests}
-segserve_class_instances_total{{{OWNER},class="coin"}} {24 * requests}
 segserve_image_pixels_sum{{{OWNER}}} {2e6 * requests}
 segserve_image_pixels_count{{{OWNER}}} {requests}
 segserve_cost_cpu_seconds_total{{{OWNER},part="steps"}} {cpu_s}
@@ -72,8 +69,6 @@ def test_a_model_has_what_was_counted_between_two_snapshots() -> None:
 
     assert (row.model, row.requests_per_s, row.failed_ratio, row.active) == ("coins", 5.0, 0.1, 2)
     assert (row.p50_ms, row.p95_ms) == pytest.approx((37.5, 48.75))
-    assert row.cpu_s_per_request == pytest.approx(2.5 / 50)
-    assert row.objects_per_s == {"coin": 120.0}
 
 
 def test_servers_have_the_cpu_of_all_revisions_and_the_time_in_queues_by_request() -> None:
@@ -100,7 +95,7 @@ def test_numbers_of_a_prometheus_are_by_the_time_between_its_scrapes() -> None:
     (row,) = model_rows(scraped(100, 100, 50), scraped(175, 700, 110))
     (still,) = model_rows(scraped(100, 100, 50), scraped(102, 100, 50))
 
-    assert (row.requests_per_s, row.objects_per_s) == (10.0, {"coin": 240.0})
+    assert row.requests_per_s == 10.0
     assert still.requests_per_s == 0.0
 
 
@@ -132,26 +127,6 @@ def test_a_server_that_starts_again_leaves_the_counts_of_the_others() -> None:
 def test_quantiles_of_nothing_are_unknown_and_those_beyond_all_edges_are_the_last_edge() -> None:
     assert quantile({25.0: 0.0, float("inf"): 0.0}, 0.5) is None
     assert quantile({25.0: 0.0, float("inf"): 3.0}, 0.5) == 25.0
-
-
-def test_a_sparkline_rises_with_its_values() -> None:
-    assert sparkline([0, 1, 2, 4], 10) == "▁▃▅█"
-    assert sparkline([0, 0], 10) == "▁▁"
-    assert len(sparkline(range(100), 20)) == 20
-
-
-@pytest.mark.parametrize("width", [80, 130])
-def test_the_table_fits_its_terminal_and_loses_no_number(width: int) -> None:
-    view = TopView(10.0)
-    for shot in (BEFORE, NOW):
-        view.add(shot)
-    console = Console(width=width, record=True)
-    console.print(view.drawn(width))
-    lines = console.export_text().splitlines()
-
-    assert max(map(len, lines)) <= width
-    assert all(part in lines[2] for part in ("coins", "5.0", "38 ms", "49 ms", "10.0 %", "50 ms"))
-    assert ("coin 120.0" in lines[2]) is (width == 130)
 
 
 def test_a_snapshot_has_only_the_series_of_its_namespace() -> None:
@@ -292,12 +267,6 @@ def test_the_tables_columns_are_those_of_the_prices(prometheus: str) -> None:
 
     assert shown.output.splitlines()[0].split()[-4:] == ["PER", "1000", "PER", "MPIX"]
     assert "0.6 EUR" in shown.output
-
-
-def test_top_once_prints_one_look(prometheus: str) -> None:
-    shown = CliRunner().invoke(app, ["top", "--once", "--interval", "0.2", "--prometheus", prometheus, "-o", "json"])
-
-    assert [row["model"] for row in json.loads(shown.output)["models"]] == ["coins"]
 
 
 def test_without_a_platform_the_error_says_how_to_start_one(tmp_path: Path) -> None:
