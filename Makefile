@@ -220,7 +220,7 @@ bench-operator: $(VENV)/dev.stamp  ## What the operator costs; writes bench/out/
 bench-stages: oracles  ## Every stage beside its peers; writes bench/out/stages.json and its table
 	$(BIN)/python -m bench.stages
 
-bench-rollout: $(VENV)/dev.stamp  ## Simulate rollouts beside other tools' rules; writes bench/out/rollout*.json, bench/out/decisions.md and docs/evidence/decisions.md (an hour; FULL=1: all cells, SHARD=1/4)
+bench-rollout: $(VENV)/dev.stamp  ## Simulate rollouts beside other tools' rules; writes bench/out/rollout*.json, bench/out/decisions.md and its plots (an hour; FULL=1: all cells, SHARD=1/4)
 	$(BIN)/python -m bench.rollout $(if $(FULL),--full) $(if $(SHARD),--shard $(SHARD))
 	$(BIN)/python -m bench.rollout.measured
 	$(BIN)/python -m bench.rollout.shadow

@@ -1,7 +1,7 @@
 """Simulates rollouts: `python -m bench.rollout`; `--full` all cells, `--shard 1/4` a part of them, `--report` none.
 
 Each cell's figures go to bench/out/rollout/<cell>.json and are kept while the code that made them stays; all of them
-together are bench/out/rollout.json, the tables of docs/evidence/decisions.md, and its plots.
+together are bench/out/rollout.json, the tables of bench/out/decisions.md, and the plots of docs/evidence/decisions.md.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How often the gate `slices` finds a difference where there is none: `python -m bench.rollout.alarms`.
 
-The figures go to bench/out/rollout_alarms.json, and the tables into docs/evidence/decisions.md. `--report` only writes
+The figures go to bench/out/rollout_alarms.json, and the tables into bench/out/decisions.md. `--report` only writes
 the tables anew.
 """
 

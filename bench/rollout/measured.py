@@ -1,7 +1,7 @@
 """Rollouts whose stable has a past: `python -m bench.rollout.measured`, cell by cell, kept in its file.
 
 The figures go to bench/out/rollout_measured.json and, beside those without a past and the peers' of
-bench/out/rollout.json, into docs/evidence/decisions.md. `--report` only writes the tables anew.
+bench/out/rollout.json, into bench/out/decisions.md. `--report` only writes the tables anew.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The tables of docs/evidence/decisions.md and, by cell, bench/out/decisions.md; figures that miss goals are bold."""
+"""The tables of bench/out/decisions.md; figures that miss goals are bold."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from bench.rollout.figures import Compared, Row
 
-DOCUMENTS: Final = (ROOT / "docs/evidence/decisions.md", ROOT / "bench/out/decisions.md")
+DOCUMENT: Final = ROOT / "bench/out/decisions.md"
 NOTHING: Final = "–"
 LEAST_HARM: Final = 0.01
 """Excess bad requests that count as none, where ratios are formed."""
@@ -40,19 +40,16 @@ def write_tables(found: Mapping[str, Any]) -> None:
 
 
 def put_into_document(tables: Mapping[str, str]) -> None:
-    """Put tables between the marks of their names, in the document that has them."""
+    """Put tables between the marks of their names."""
+    text = DOCUMENT.read_text()
     for name, table in tables.items():
-        document = next((each for each in DOCUMENTS if _marks(name)[0] in each.read_text()), DOCUMENTS[0])
-        document.write_text(between(document.read_text(), name, table))
-
-
-def _marks(name: str) -> tuple[str, str]:
-    return f"<!-- {name}: written by make bench-rollout -->", f"<!-- end of {name} -->"
+        text = between(text, name, table)
+    DOCUMENT.write_text(text)
 
 
 def between(text: str, name: str, table: str) -> str:
     """Return a text with something new between the marks of that name; ValueError where they are missing."""
-    begin, end = _marks(name)
+    begin, end = f"<!-- {name}: written by make bench-rollout -->", f"<!-- end of {name} -->"
     if begin not in text or end not in text:
         raise ValueError(f"no marks {begin!r} and {end!r}")
     before, rest = text.split(begin)

@@ -1,7 +1,7 @@
 """Rollouts with Shadow before the first step: `python -m bench.rollout.shadow`, cell by cell, kept in its file.
 
 The figures go to bench/out/rollout_shadow.json and, beside those without Shadow and the peers' of the other two files
-there, into docs/evidence/decisions.md. `--report` only writes the tables anew.
+there, into bench/out/decisions.md. `--report` only writes the tables anew.
 """
 
 from __future__ import annotations
