@@ -37,7 +37,6 @@ DEADLINES: Final[Mapping[str, tuple[str, ...]]] = {
     "segserve_builder.copies.frame_worker": ("TIMEOUT_S",),
     "segserve_common.kube.async_client": ("CONNECT_TIMEOUT_S",),
     "segserve_common.kube.client": ("CONNECT_TIMEOUT_S",),
-    "segserve_operator.adapters.checks.services": ("TIMEOUT_S",),
     "segserve_operator.adapters.checks.gateway": ("CONNECT_S",),
     "segserve_operator.adapters.checks.probe": ("TIMEOUT_S",),
     "segserve_operator.adapters.checks.triton_queue": ("TIMEOUT_S",),

@@ -38,7 +38,9 @@ class InMemory:
         self.now_s += seconds
 
     async def answer(self, *, passes: bool) -> None:
-        self.check_runner.answers["check"] = lambda check: CheckResult(check.key, self.now_s, passes=passes)
+        self.check_runner.answers["check"] = lambda check: CheckResult(
+            check.key, self.now_s, status=200 if passes else 404
+        )
         self.check_runner.check_results()
         del self.check_runner.answers["check"]
 
@@ -54,7 +56,7 @@ class InBackground:
     async def ask(self, asked: Check, tools: Any, tell: Any) -> CheckResult:
         self.begun.append(asked)
         self.under_way.append(asyncio.get_running_loop().create_future())
-        return CheckResult(asked.key, 1000.0, passes=await self.under_way[-1])
+        return CheckResult(asked.key, 1000.0, status=200 if await self.under_way[-1] else 404)
 
     async def pass_time(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
@@ -125,7 +127,7 @@ async def test_what_takes_longer_than_its_interval_is_begun_once_and_its_answer_
 
     assert begun == [CHECK]
     found = finding_of(asked)
-    assert (found.done, found.passes) == (True, True)
+    assert (found.done, found.status) == (True, 200)
 
 
 async def test_it_is_asked_anew_when_it_is_due_with_what_is_true_by_then(asked: Asked) -> None:
@@ -136,9 +138,9 @@ async def test_it_is_asked_anew_when_it_is_due_with_what_is_true_by_then(asked: 
 
     assert asked.begun == [CHECK, later]
     known = finding_of(asked)
-    assert known.passes is True
+    assert known.status == 200
     await asked.answer(passes=False)
-    await pass_until(asked, lambda: (found := finding_of(asked)) is not None and found.passes is False, later)
+    await pass_until(asked, lambda: (found := finding_of(asked)) is not None and found.status == 404, later)
 
 
 async def test_what_is_no_longer_ordered_is_given_up_and_its_answer_is_nobodys(asked: Asked) -> None:

@@ -37,7 +37,8 @@ from segserve_operator.core.gates.base import (
     MeasuredGateType,
     Outcome,
     Verdict,
-    judge_by_expressions,
+    judge_query,
+    judge_webhook,
     no_answer,
 )
 from segserve_operator.core.gates.checks import CheckResult
@@ -51,7 +52,7 @@ from segserve_operator.mapping.rollouts import manifest_of, record_of, status_of
 
 OWN: dict[str, dict[str, Any]] = {
     "webhook": {"name": "own", "url": "http://own.example/"},
-    "promql": {"name": "own", "address": "http://prometheus.example", "query": "up", "pass_condition": "true"},
+    "promql": {"name": "own", "address": "http://prometheus.example", "query": "up", "max": 1.0},
 }
 CHECKED = [name for name, gate in GATES.items() if isinstance(gate, CheckedGateType)]
 MEASURED = [name for name, gate in GATES.items() if isinstance(gate, MeasuredGateType)]
@@ -81,8 +82,8 @@ def test_every_file_that_defines_a_gate_is_registered() -> None:
     }
 
     assert defining == registered
-    by_expressions = [gate for gate in GATES.values() if getattr(gate, "judge", None) is judge_by_expressions]
-    assert len(registered) + len(by_expressions) == len(GATES)
+    of_services = [gate for gate in GATES.values() if getattr(gate, "judge", None) in (judge_query, judge_webhook)]
+    assert len(registered) + len(of_services) == len(GATES)
 
 
 def test_every_file_that_defines_a_source_of_verdicts_is_registered() -> None:
@@ -269,7 +270,7 @@ def test_a_gate_of_a_user_keeps_the_name_that_a_later_gate_of_segserve_got() -> 
     asked = checks(RolloutCase(record, quiet, ROLES, observed, now))
     after = replace(
         world(observed, groups=groups),
-        check_results={check.key: CheckResult(check.key, 0.0, passes=False, breaches=True) for check in asked},
+        check_results={check.key: CheckResult(check.key, 0.0, status=404) for check in asked},
     )
     judged = replace(record, verdicts=verdicts_with(RolloutCase(record, PROGRESSING, ROLES, observed, after)))
     read = record_of({**manifest_of(judged), "status": status_of(judged, datetime.now(UTC))}, ())

@@ -115,27 +115,13 @@ def test_a_wrong_digest_does_not_tell_what_is_at_a_private_address(
     assert (hashlib.sha256(SECRET.encode()).hexdigest() in str(caught.value)) is is_shown
 
 
-@pytest.mark.parametrize(
-    "expression",
-    [
-        "body[body.token] == 1",
-        "body.token.matches(body.token + '(')",
-        "int(body.token) > 0",
-        "timestamp(body.token) > timestamp('2020-01-01T00:00:00Z')",
-        "body.token",
-        "status == 200",
-    ],
-)
-async def test_a_verdict_and_its_error_show_nothing_of_what_answers(expression: str) -> None:
+async def test_a_webhooks_answer_tells_nothing_but_its_status() -> None:
     async with service(says({"token": SECRET})) as url:
-        gate = WebhookGate(name="own", url=url, pass_condition=expression)
-        try:
-            shown = (await webhook.run(check_of("check", spec=gate, gate="own"), context_of(), print)).shown
-        except CheckError as error:
-            shown = str(error)
+        gate = WebhookGate(name="own", url=url)
+        found = await webhook.run(check_of("check", spec=gate, gate="own"), context_of(), print)
 
-    assert shown
-    assert "CAES" not in shown
+    assert found.status == 200
+    assert "CAES" not in repr(found)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +134,7 @@ async def test_a_verdict_and_its_error_show_nothing_of_what_answers(expression: 
 )
 async def test_a_query_of_what_is_no_prometheus_shows_nothing_of_it(body: Any) -> None:
     async with service(says(body)) as url:
-        gate = PromqlGate(name="own", address=url, query="up", pass_condition="result[0] < 2")
+        gate = PromqlGate(name="own", address=url, query="up", max=2.0)
         with pytest.raises(CheckError) as caught:
             await promql.run(check_of("check", spec=gate, gate="own"), context_of(), print)
 

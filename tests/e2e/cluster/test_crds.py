@@ -145,7 +145,7 @@ def test_what_is_left_out_gets_its_documented_default(api: CrdApi) -> None:
 def test_what_a_rollout_is_about_stays(api: CrdApi) -> None:
     name = rollout()["metadata"]["name"]
     api.create(ROLLOUTS, rollout(policy={"gates": [{"gate": "promql", "name": "load", "address": "http://p:9090",
-                                                     "query": "up", "passCondition": "result[0] > 0.0"}]}))  # fmt: skip
+                                                     "query": "up", "min": 0.5}]}))  # fmt: skip
 
     for change in ({"candidate": "seg-3"}, {"policy": {"alpha": 0.05}}):
         with pytest.raises(RefusedError, match="the spec of a rollout is immutable"):

@@ -7,7 +7,6 @@ from typing import Final
 
 RENAMED: Final[Mapping[str, str]] = {
     "bake": "bakeTime",
-    "breaches": "breachCondition",
     "every": "interval",
     "long": "longWindow",
     "maximum": "maxDuration",
@@ -20,7 +19,6 @@ RENAMED: Final[Mapping[str, str]] = {
     "minimumClassIou": "minClassIou",
     "minimumIou": "minIou",
     "minimumRecall": "minRecall",
-    "passes": "passCondition",
     "share": "alphaShare",
     "handledRequests": "handledAnnotations",
     "saw": "inputs",

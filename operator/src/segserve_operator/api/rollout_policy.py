@@ -352,22 +352,16 @@ class DriftGate(AlphaGateSpec, CheckedGateSpec):
 
 
 class WebhookGate(CheckedGateSpec):
-    """Calls a service of your own (POST with a JSON body) and judges its answer with CEL expressions."""
+    """Calls a service of your own (POST with a JSON body); a status of 2xx passes, 4xx breaches."""
 
     gate: Literal["webhook"] = Field(default="webhook", description="Name of the gate.")
     name: GateName = Field(description="Name of the gate in verdicts.")
     url: str = Field(max_length=2048, pattern=r"^https?://", description="URL to POST to.")
-    pass_condition: str = Field(
-        default="status == 200", max_length=1024, description="CEL expression over status and body; true is a pass."
-    )
-    breach_condition: str = Field(
-        default="false", max_length=1024, description="CEL expression over status and body; true is a breach."
-    )
     timeout: SomeTime = Field(default=timedelta(seconds=10), description="How long to wait for the answer.")
 
 
 class PromqlGate(CheckedGateSpec):
-    """Queries Prometheus and judges the result with CEL expressions."""
+    """Queries Prometheus: passes if all numbers of the result are within the bounds, and breaches if one is not."""
 
     gate: Literal["promql"] = Field(default="promql", description="Name of the gate.")
     name: GateName = Field(description="Name of the gate in verdicts.")
@@ -376,13 +370,20 @@ class PromqlGate(CheckedGateSpec):
         max_length=4096,
         description="PromQL query; {model}, {candidate} and {stable} are replaced by the current names.",
     )
-    pass_condition: str = Field(
-        max_length=1024, description="CEL expression over result, a list of numbers; true is a pass."
+    min: float | None = Field(
+        default=None, description="Smallest number of the result that is not a breach. Default: no bound."
     )
-    breach_condition: str = Field(
-        default="false", max_length=1024, description="CEL expression over result; true is a breach."
+    max: float | None = Field(
+        default=None, description="Largest number of the result that is not a breach. Default: no bound."
     )
     timeout: SomeTime = Field(default=timedelta(seconds=10), description="How long to wait for the answer.")
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether there is a bound, and a number within both."""
+        if self.min is None or self.max is None:
+            return self.min is not None or self.max is not None
+        return self.min <= self.max
 
 
 GATE_SPECS: Final[Mapping[str, type[GateSpec]]] = {
@@ -420,6 +421,7 @@ _NO_SPLIT: Final = "the gate drift needs requests to both revisions: canary, or 
 _IS_ON: Final = "has(self.shadow) && (!has(self.shadow.enabled) || self.shadow.enabled)"
 _NO_STEP: Final = "the strategy canary needs at least one step; use blueGreen to switch without steps"
 _RISING: Final = "weights must increase from step to step"
+_NO_BOUND: Final = "the gate promql needs min, max or both, and min must not exceed max"
 _GATE_TWICE: Final = "each gate and each name may be listed only once"
 _RESERVED: Final = ("latency", "resource", "webhook", "promql")
 """Names of gates that users' gates may not have. Later gates are not among them: objects with such names exist."""
@@ -448,6 +450,8 @@ def _check_gates(gates: tuple[Gate, ...]) -> tuple[Gate, ...]:
             raise located(
                 f"the name {name!r} belongs to another gate; reserved names: {', '.join(_RESERVED)}", index, "name"
             )
+        if isinstance(gate, PromqlGate) and not gate.is_bounded:
+            raise located(_NO_BOUND, index)
         index_by_gate[name] = index
     return gates
 
@@ -545,7 +549,12 @@ class RolloutPolicy(ApiValue):
                     "self.all(gate, self.exists_one(other, (has(other.name) ? other.name : other.gate) == "
                     "(has(gate.name) ? gate.name : gate.gate)))",
                     _GATE_TWICE,
-                )
+                ),
+                (
+                    "self.all(gate, gate.gate != 'promql' || (has(gate.min) && has(gate.max) ? gate.min <= gate.max : "
+                    "has(gate.min) || has(gate.max)))",
+                    _NO_BOUND,
+                ),
             ),
         },
     )

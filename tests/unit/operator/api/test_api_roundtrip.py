@@ -77,7 +77,7 @@ GATE_LISTS = st.permutations(
         GoldenQualityGate(max_class_drop=0.5),
         ResourceGate(),
         WebhookGate(name="night", url="http://night:80/"),
-        PromqlGate(name="load", address="http://prometheus:9090", query="up", pass_condition="result[0] > 0"),
+        PromqlGate(name="load", address="http://prometheus:9090", query="up", min=1.0),
     )
 ).flatmap(lambda gates: st.integers(0, len(gates)).map(lambda count: tuple(gates[:count])))
 ROLLOUTS = build(

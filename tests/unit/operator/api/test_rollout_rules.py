@@ -10,7 +10,6 @@ from cel_expr_python import cel
 from pydantic import TypeAdapter, ValidationError
 
 from fakes.cases import cases
-from segserve_operator.adapters.checks.cel_process import answer
 from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
 from segserve_operator.api.schema import structural_schema
 from segserve_operator.api.segmentation_model import SegmentationModelSpec
@@ -20,13 +19,8 @@ _KUBERNETES_OWN = {"self.map(step, step.weight).isSorted()": "true"}
 """What CEL has only on an API server, and what stands for it here; tests/e2e/cluster/test_crds.py has the real one."""
 
 WEBHOOK = {"gate": "webhook", "name": "night", "url": "http://night/"}
-PROMQL = {
-    "gate": "promql",
-    "name": "load",
-    "address": "http://p:9090",
-    "query": "up",
-    "passCondition": "result[0] > 0.0",
-}
+BOUNDLESS = {"gate": "promql", "name": "load", "address": "http://p:9090", "query": "up"}
+PROMQL = {**BOUNDLESS, "min": 0.5}
 
 
 def filled(value: Any, schema: Mapping[str, Any]) -> Any:
@@ -42,13 +36,16 @@ def filled(value: Any, schema: Mapping[str, Any]) -> Any:
 
 def broken(value: Any, schema: Mapping[str, Any]) -> Iterator[str]:
     """Yield the message of each rule that a value breaks."""
+    environment = cel.NewEnv(
+        variables={"self": cel.Type.List(cel.Type.DYN) if isinstance(value, list) else cel.Type.DYN}
+    )
     for rule in schema.get("x-kubernetes-validations", ()):
         text = rule["rule"]
         for own, instead in _KUBERNETES_OWN.items():
             text = text.replace(own, instead)
-        found = answer(cel, {"rule": text}, {"self": value})
-        assert "values" in found, f"{rule['rule']}: {found}"
-        if not found["values"]["rule"]:
+        found = environment.compile(text).eval(data={"self": value})
+        assert found.type() == cel.Type.BOOL, f"{rule['rule']}: {found.value()}"
+        if not found.value():
             yield rule["message"]
     if isinstance(value, list):
         for item in value:
@@ -120,6 +117,8 @@ def test_a_policy_that_the_types_take_breaks_no_rule(rollout: dict[str, Any]) ->
         "a shadow alone that is off": ({"strategy": "shadow", "shadow": {"enabled": False}}, "must not be false"),
         "a shadow that promotes": ({"strategy": "shadow", "onUndecided": "Promote"}, "promotes nothing by itself"),
         "a gate twice": ({"gates": [{"gate": "latency"}] * 2}, "listed only once"),
+        "a query without a bound": ({"gates": [BOUNDLESS]}, "min, max or both"),
+        "a query whose bounds exclude all": ({"gates": [{**PROMQL, "max": 0.25}]}, "min, max or both"),
         "a name twice": ({"gates": [WEBHOOK, {**PROMQL, "name": "night"}]}, "listed only once"),
         "another's": ({"gates": [{"gate": "errorRate", "interval": "1m"}]}, "errorRate allows only: alphaShare"),
         "half a gate": ({"gates": [{"gate": "webhook", "name": "n"}]}, "webhook needs name, url"),

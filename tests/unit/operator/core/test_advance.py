@@ -316,7 +316,7 @@ def test_a_gate_that_is_put_aside_stays_aside_and_holds_nothing() -> None:
 
 def test_what_was_found_out_is_the_verdict_of_the_same_pass() -> None:
     asks = POLICY.model_copy(update={"gates": (BUDGET,)})
-    breach = CheckResult(f"{NAME}/budget", NOW_S, passes=False, breaches=True, shown="status 500")
+    breach = CheckResult(f"{NAME}/budget", NOW_S, status=404)
     found = rolled(coins(PROGRESSING, policy=asks), check_results={breach.key: breach})
 
     assert where(found) == (Phase.ROLLED_BACK, 0, "Breaches")

@@ -16,8 +16,8 @@ from segserve_operator.core.gates.checks import CheckResult, ResourceSample, Sco
 
 POLICY = RolloutPolicy()
 LEVEL = 0.0025
-WEBHOOK = WebhookGate(name="own", url="http://example.org/", pass_condition="body.ok", breach_condition="body.bad")
-PROMQL = PromqlGate(name="errors", address="http://prometheus:9090", query="up", pass_condition="result[0] < 1.0")
+WEBHOOK = WebhookGate(name="own", url="http://example.org/")
+PROMQL = PromqlGate(name="errors", address="http://prometheus:9090", query="up", min=0.5, max=1.0)
 
 
 def verdict(spec: Any, **found: Any) -> Any:
@@ -26,23 +26,48 @@ def verdict(spec: Any, **found: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("passes", "breaches", "outcome"),
+    ("status", "outcome"),
     [
-        (True, False, Outcome.PASS),
-        (True, True, Outcome.BREACH),
-        (False, True, Outcome.BREACH),
-        (False, False, Outcome.UNDECIDED),
+        (200, Outcome.PASS),
+        (204, Outcome.PASS),
+        (302, Outcome.UNDECIDED),
+        (404, Outcome.BREACH),
+        (503, Outcome.UNDECIDED),
     ],
 )
-@pytest.mark.parametrize("spec", [WEBHOOK, PROMQL])
-def test_a_users_expressions_decide_and_a_breach_comes_first(
-    spec: Any, passes: bool, breaches: bool, outcome: Outcome
-) -> None:
-    seen = verdict(spec, passes=passes, breaches=breaches, shown="status 200")
+def test_the_status_of_a_users_service_decides(status: int, outcome: Outcome) -> None:
+    seen = verdict(WEBHOOK, status=status)
 
-    assert seen.outcome is outcome
-    assert seen.gate == spec.name
-    assert "status 200" in seen.message
+    assert (seen.outcome, seen.gate) == (outcome, "own")
+    assert str(status) in seen.message
+
+
+@pytest.mark.parametrize(
+    ("values", "outcome"),
+    [
+        ((0.5, 1.0), Outcome.PASS),
+        ((0.4, 0.9), Outcome.BREACH),
+        ((0.6, 1.1), Outcome.BREACH),
+    ],
+)
+def test_every_number_of_a_query_has_to_be_within_its_bounds(values: tuple[float, float], outcome: Outcome) -> None:
+    seen = verdict(PROMQL, values=values)
+
+    assert (seen.outcome, seen.gate) == (outcome, "errors")
+    assert seen.message == f"result {values[0]:g} to {values[1]:g}, min 0.5, max 1"
+
+
+def test_a_query_may_have_one_bound() -> None:
+    least = PromqlGate(name="errors", address="http://prometheus:9090", query="up", min=0.5)
+
+    assert verdict(least, values=(0.5, 1e9)).outcome is Outcome.PASS
+    assert verdict(least, values=(0.4, 0.4)).message == "result 0.4, min 0.5"
+
+
+@pytest.mark.parametrize("spec", [WEBHOOK, PROMQL])
+def test_no_answer_of_a_users_service_is_undecided(spec: Any) -> None:
+    assert verdict(spec).reason == "NoAnswer"
+    assert verdict(spec, problem="it is away").message == "it is away"
 
 
 # Golden images

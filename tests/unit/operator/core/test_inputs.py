@@ -54,7 +54,7 @@ PROMOTED = Roles(holder(SECOND), previous=holder(FIRST, "main"))
 ALONE = Roles(holder(FIRST, "main"))
 MAIN, OWN = group("main", FIRST), group(SECOND.revision, SECOND)
 BUDGET = WebhookGate(name="budget", url="http://budget.example/", interval=timedelta(seconds=5))
-QUERY = PromqlGate(name="drift", address="http://prometheus.example", query="up", pass_condition="true")
+QUERY = PromqlGate(name="drift", address="http://prometheus.example", query="up", max=1.0)
 POLICY = RolloutPolicy(gates=(ErrorRateGate(), GoldenQualityGate(), BUDGET))
 PROGRESSING = state(SECOND, Phase.PROGRESSING)
 GOLDEN, PENDING, QUARANTINED, BAKING = (
@@ -400,11 +400,11 @@ KNOWN = said("budget", Outcome.PASS)
     {
         "a verdict stays while nothing is found out": ({}, ("Pass", "Said")),
         "an answer renews it": (
-            {BUDGET_KEY: CheckResult(BUDGET_KEY, NOW_S, passes=False, breaches=True)},
+            {BUDGET_KEY: CheckResult(BUDGET_KEY, NOW_S, status=404)},
             ("Breach", "Breaches"),
         ),
         "half an answer does not": (
-            {BUDGET_KEY: CheckResult(BUDGET_KEY, NOW_S, done=False, passes=False, breaches=True)},
+            {BUDGET_KEY: CheckResult(BUDGET_KEY, NOW_S, done=False, status=404)},
             ("Pass", "Said"),
         ),
         "a problem takes it back": (
@@ -412,7 +412,7 @@ KNOWN = said("budget", Outcome.PASS)
             ("Undecided", "NoAnswer"),
         ),
         "another rollout's answer is none": (
-            {"coins-x-2/budget": CheckResult("coins-x-2/budget", NOW_S, passes=False, breaches=True)},
+            {"coins-x-2/budget": CheckResult("coins-x-2/budget", NOW_S, status=404)},
             ("Pass", "Said"),
         ),
     },
@@ -425,7 +425,7 @@ def test_the_verdict_of_a_gate(found: dict[str, CheckResult], verdict: tuple[str
 
 
 def test_what_was_put_aside_keeps_its_last_verdict() -> None:
-    found = {BUDGET_KEY: CheckResult(BUDGET_KEY, NOW_S, passes=False, breaches=True)}
+    found = {BUDGET_KEY: CheckResult(BUDGET_KEY, NOW_S, status=404)}
     observed = seen(coins(), check_results=found)
     at = replace(PROGRESSING, skipped=("budget",))
 

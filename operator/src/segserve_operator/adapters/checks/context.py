@@ -24,35 +24,32 @@ class ResourceSource(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """A request to a tenant's service, and CEL expressions over its answer.
+    """A request to a tenant's service.
 
-    A webhook gets `fields` as JSON, and its answer is `status` and `body`; a Prometheus gets them as a form, and its
-    answer is `result`, a list of numbers. `pool` is the pool that asks: pools share what questions take.
+    A webhook gets `fields` as JSON, a Prometheus as a form. `pool` is the pool that asks: pools share what questions
+    take.
     """
 
     kind: Literal["webhook", "promql"]
     pool: str
     url: str
     fields: Mapping[str, str | int]
-    pass_condition: str
-    breach_condition: str
     timeout_s: float
 
 
 @dataclass(frozen=True, slots=True)
-class ServiceVerdict:
-    """Values of a question's expressions, and what they were evaluated over, without what must not be shown."""
+class ServiceAnswer:
+    """The status of a service's response; of a query also the smallest and the largest number of its result."""
 
-    passes: bool
-    breaches: bool
-    shown: str
+    status: int
+    values: tuple[float, float] | None = None
 
 
 class Services(Protocol):
     """Services of tenants."""
 
-    async def ask(self, question: Question) -> ServiceVerdict:
-        """Send a question and evaluate its expressions; raises `CheckError` if that is no verdict."""
+    async def ask(self, question: Question) -> ServiceAnswer:
+        """Send a question and return the answer; raises `CheckError` if there is none."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""PromQL check: an instant query, and the gate's expressions over its numbers."""
+"""PromQL check: an instant query, whose numbers the gate bounds."""
 
 from __future__ import annotations
 
@@ -20,25 +20,21 @@ SHOWN: Final = 8
 
 
 async def run(check: Check, context: CheckContext, report: ReportResult) -> CheckResult:
-    """Run the query, and evaluate the gate's expressions over its numbers."""
+    """Run the query."""
     del report
     if not isinstance(check.spec, PromqlGate):
         raise CheckError(f"the gate {check.gate!r} is not a query")
     names = {"model": check.model, "candidate": check.candidate, "stable": check.stable}
-    verdict = await context.services.ask(
+    answer = await context.services.ask(
         Question(
             kind="promql",
             pool=context.pool,
             url=f"{check.spec.address.rstrip('/')}/api/v1/query",
             fields={"query": filled(check.spec.query, names)},
-            pass_condition=check.spec.pass_condition,
-            breach_condition=check.spec.breach_condition,
             timeout_s=check.spec.timeout.total_seconds(),
         )
     )
-    return CheckResult(
-        check.key, context.clock(), passes=verdict.passes, breaches=verdict.breaches, shown=verdict.shown
-    )
+    return CheckResult(check.key, context.clock(), status=answer.status, values=answer.values)
 
 
 def filled(query: str, names: Mapping[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""Webhook check: a POST to a service of the user, and the gate's expressions over its answer."""
+"""Webhook check: a POST to a service of the user, whose status is judged."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from segserve_operator.core.gates.checks import Check, CheckError, CheckResult
 
 
 async def run(check: Check, context: CheckContext, report: ReportResult) -> CheckResult:
-    """Post the state of the rollout, and evaluate the gate's expressions over the answer."""
+    """Post the state of the rollout."""
     del report
     if not isinstance(check.spec, WebhookGate):
         raise CheckError(f"the gate {check.gate!r} is not a webhook")
@@ -24,11 +24,7 @@ async def run(check: Check, context: CheckContext, report: ReportResult) -> Chec
             "phase": check.phase,
             "weight": check.weight,
         },
-        pass_condition=check.spec.pass_condition,
-        breach_condition=check.spec.breach_condition,
         timeout_s=check.spec.timeout.total_seconds(),
     )
-    verdict = await context.services.ask(question)
-    return CheckResult(
-        check.key, context.clock(), passes=verdict.passes, breaches=verdict.breaches, shown=verdict.shown
-    )
+    answer = await context.services.ask(question)
+    return CheckResult(check.key, context.clock(), status=answer.status, values=answer.values)

@@ -29,9 +29,9 @@ from segserve_operator.adapters.outbound.messages import (
     MAX_REQUEST,
     REQUESTS,
     RESPONSES,
+    Answered,
     Ask,
     Failed,
-    Judged,
     Request,
     Response,
     Sent,
@@ -41,7 +41,7 @@ from segserve_operator.adapters.outbound.messages import (
 from segserve_operator.core.gates.checks import CheckError
 
 MEMORY_BYTES: Final = 384 * 2**20
-"""Address space; what is in use is a fifth of it. Expressions are evaluated in processes of their own."""
+"""Address space; what is in use is a fifth of it."""
 
 STUCK_S: Final = 60.0
 """Seconds after which a worker whose event loop stands still ends itself."""
@@ -173,8 +173,8 @@ class WorkerServer:
     async def _work(self, request: Request) -> Response:
         try:
             if isinstance(request, Ask):
-                verdict = await self.services.ask(request.question)
-                return Judged(verdict.passes, verdict.breaches, shortened(verdict.shown))
+                answer = await self.services.ask(request.question)
+                return Answered(answer.status, answer.values)
             return Sent(await self.post(request.url, request.payload, request.timeout_s))
         except CheckError as error:
             return Failed("check", shortened(str(error)))

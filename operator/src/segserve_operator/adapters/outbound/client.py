@@ -13,15 +13,15 @@ from weakref import WeakValueDictionary
 from pydantic import ValidationError
 
 from segserve_common.http.urls import RefusedError, UrlError
-from segserve_operator.adapters.checks.context import Question, ServiceVerdict
+from segserve_operator.adapters.checks.context import Question, ServiceAnswer
 from segserve_operator.adapters.outbound.messages import (
     MAX_REQUEST,
     MAX_RESPONSE,
     REQUESTS,
     RESPONSES,
+    Answered,
     Ask,
     Failed,
-    Judged,
     Request,
     Response,
     SendMessage,
@@ -33,7 +33,7 @@ from segserve_operator.adapters.outbound.process import WorkerProcess, local_lis
 from segserve_operator.core.gates.checks import CheckError
 
 GRACE_S: Final = 30.0
-"""Seconds beyond a request's own timeout: for expressions that wait for others, and a worker that starts anew."""
+"""Seconds beyond a request's own timeout: for a worker that starts anew."""
 
 QUESTIONS_OF_A_POOL: Final = 16
 """Questions of one pool at the same time; the others wait in the operator."""
@@ -56,8 +56,8 @@ class OutboundClient:
     grace_s: float = GRACE_S
     _turns: WeakValueDictionary[str, asyncio.Semaphore] = field(default_factory=WeakValueDictionary)
 
-    async def ask(self, question: Question) -> ServiceVerdict:
-        """Send a question and evaluate its expressions; raises `CheckError` if that is no verdict."""
+    async def ask(self, question: Question) -> ServiceAnswer:
+        """Send a question and return the answer; raises `CheckError` if there is none."""
         turns = self._turns.setdefault(question.pool, asyncio.Semaphore(QUESTIONS_OF_A_POOL))
         async with turns:
             try:
@@ -65,11 +65,11 @@ class OutboundClient:
             except WorkerError as error:
                 raise CheckError(str(error)) from error
         match response:
-            case Judged(passes, breaches, shown):
-                return ServiceVerdict(passes, breaches, shortened(shown))
+            case Answered(status, values):
+                return ServiceAnswer(status, values)
             case Failed(_, text):
                 raise CheckError(shortened(text))
-        raise CheckError("the worker answers something else than a verdict")
+        raise CheckError("the worker answers something else than an answer to the question")
 
     async def post(self, url: str, payload: Mapping[str, Any], timeout_s: float, ca_bundle: str | None = None) -> int:
         """Post JSON and return the status of the response; raises as `Post` says."""

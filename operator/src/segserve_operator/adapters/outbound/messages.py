@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal, TypeAlias
 
-from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic import ConfigDict, Field, FiniteFloat, TypeAdapter
 
 from segserve_operator.adapters.checks.context import Question
 
@@ -46,14 +46,13 @@ class SendMessage:
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
-    """The verdict on a question."""
+class Answered:
+    """The answer to a question."""
 
     __pydantic_config__ = _STRICT
-    passes: bool
-    breaches: bool
-    shown: Annotated[str, Field(max_length=MAX_TEXT)]
-    kind: Literal["judged"] = "judged"
+    status: Annotated[int, Field(ge=100, le=599)]
+    values: tuple[FiniteFloat, FiniteFloat] | None = None
+    kind: Literal["answered"] = "answered"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +66,7 @@ class Sent:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """Why there is no verdict or status: `refused` and `url` are for good, `transient` may pass."""
+    """Why there is no answer or status: `refused` and `url` are for good, `transient` may pass."""
 
     __pydantic_config__ = _STRICT
     reason: Literal["check", "refused", "url", "transient"]
@@ -76,7 +75,7 @@ class Failed:
 
 
 Request: TypeAlias = Ask | SendMessage
-Response: TypeAlias = Judged | Sent | Failed
+Response: TypeAlias = Answered | Sent | Failed
 REQUESTS: Final[TypeAdapter[Request]] = TypeAdapter(Annotated[Request, Field(discriminator="kind")])
 RESPONSES: Final[TypeAdapter[Response]] = TypeAdapter(Annotated[Response, Field(discriminator="kind")])
 

@@ -24,7 +24,8 @@ from segserve_operator.core.gates.base import (
     GateType,
     MeasuredGate,
     MeasuredGateType,
-    judge_by_expressions,
+    judge_query,
+    judge_webhook,
 )
 from segserve_operator.core.statistics.past import StablePast
 
@@ -36,8 +37,8 @@ GATES: Final[Mapping[str, GateType]] = {
     "burnRate": burn_rate.GATE,
     "goldenQuality": golden_quality.GATE,
     "resource": resource.GATE,
-    "webhook": CheckedGateType(WebhookGate, judge_by_expressions),
-    "promql": CheckedGateType(PromqlGate, judge_by_expressions),
+    "webhook": CheckedGateType(WebhookGate, judge_webhook),
+    "promql": CheckedGateType(PromqlGate, judge_query),
     "maskAgreement": mask_agreement.GATE,
     "slices": slices.GATE,
     "cost": cost.GATE,

@@ -190,20 +190,30 @@ def no_answer(gate: str, result: CheckResult) -> Verdict:
     return Verdict(gate, Outcome.UNDECIDED, "NoAnswer", message)
 
 
-def judge_by_expressions(
-    spec: PromqlGate | WebhookGate, result: CheckResult, _policy: RolloutPolicy, _level: float
-) -> Verdict:
-    """Judge by a user's two expressions. A breach takes precedence over a pass; neither is Undecided."""
-    gate, pass_condition, breach_condition = spec.name, spec.pass_condition, spec.breach_condition
-    if result.problem or result.passes is None or result.breaches is None:
-        return no_answer(gate, result)
-    if result.breaches:
-        message = f"{breach_condition} is true: {result.shown}"
-        return Verdict(gate, Outcome.BREACH, "Breaches", message, progress=1.0)
-    if result.passes:
-        return Verdict(gate, Outcome.PASS, "Passes", f"{pass_condition} is true: {result.shown}")
-    message = f"neither {pass_condition} nor {breach_condition} is true: {result.shown}"
-    return Verdict(gate, Outcome.UNDECIDED, "Neither", message)
+def judge_webhook(spec: WebhookGate, result: CheckResult, _policy: RolloutPolicy, _level: float) -> Verdict:
+    """Judge by the status of a user's service: 2xx passes, 4xx breaches, any other is Undecided."""
+    if result.problem or result.status is None:
+        return no_answer(spec.name, result)
+    message = f"the service answered {result.status}"
+    match result.status // 100:
+        case 2:
+            return Verdict(spec.name, Outcome.PASS, "Passes", message)
+        case 4:
+            return Verdict(spec.name, Outcome.BREACH, "Breaches", message, progress=1.0)
+    return Verdict(spec.name, Outcome.UNDECIDED, "Neither", f"{message}; 2xx passes, 4xx breaches")
+
+
+def judge_query(spec: PromqlGate, result: CheckResult, _policy: RolloutPolicy, _level: float) -> Verdict:
+    """Judge by the bounds on a query's numbers."""
+    if result.problem or result.values is None:
+        return no_answer(spec.name, result)
+    low, high = result.values
+    shown = f"{low:.6g}" if low == high else f"{low:.6g} to {high:.6g}"
+    bounds = [f"{name} {bound:.6g}" for name, bound in (("min", spec.min), ("max", spec.max)) if bound is not None]
+    message = f"result {shown}, {', '.join(bounds)}"
+    if (spec.min is not None and low < spec.min) or (spec.max is not None and high > spec.max):
+        return Verdict(spec.name, Outcome.BREACH, "Breaches", message, progress=1.0)
+    return Verdict(spec.name, Outcome.PASS, "Passes", message)
 
 
 def _times(count: float) -> str:

@@ -110,8 +110,8 @@ class CheckResult:
     """Result of a check at `at_s` (Unix time); `done` unless the same run will report more. `scores` come from agents.
 
     `asked` and `failed` count our own requests to (stable, candidate). `samples` are of the candidate's servers: the
-    first that was taken, and then the latest, oldest first. `passes` and `breaches` are the values of a gate's
-    expressions, `shown` is what they were evaluated over. `answers` compares what both revisions answered, and `weight`
+    first that was taken, and then the latest, oldest first. `status` is that of a user's service, and `values` the
+    smallest and the largest number of a query's result. `answers` compares what both revisions answered, and `weight`
     is then the candidate's, in percent. A `problem` says why the check has no result, which is not a verdict.
     """
 
@@ -122,9 +122,8 @@ class CheckResult:
     failed: tuple[int, int] = (0, 0)
     scores: Scores | None = None
     samples: tuple[ResourceSample, ...] = ()
-    passes: bool | None = None
-    breaches: bool | None = None
-    shown: str = ""
+    status: int | None = None
+    values: tuple[float, float] | None = None
     cost: CostEvidence | None = None
     answers: RevisionComparison | None = None
     weight: int = 0
