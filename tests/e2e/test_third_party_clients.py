@@ -95,21 +95,6 @@ def test_tritonclient_gets_answers_later_over_http(coins: Running, photo: bytes)
             check_answer(one.get_result())
 
 
-def test_tritonclient_gets_answers_by_a_stream(coins: Running, photo: bytes) -> None:
-    answers: queue.Queue[tuple[Any, Any]] = queue.Queue()
-    with tritonclient.grpc.InferenceServerClient(authority(coins)) as client:
-        client.start_stream(lambda result, error: answers.put((result, error)))
-        for number in range(3):
-            client.async_stream_infer("coins", encoded_image(tritonclient.grpc, photo), request_id=str(number))
-        received = [answers.get(timeout=HANG_S) for _ in range(3)]
-        client.stop_stream()
-
-    assert {result.get_response().id for result, _ in received} == {"0", "1", "2"}
-    for result, error in received:
-        assert error is None
-        check_answer(result)
-
-
 @pytest.mark.parametrize("library", [tritonclient.http.aio, tritonclient.grpc.aio], ids=LIBRARIES)
 async def test_tritonclient_for_asyncio_gets_the_same(coins: Running, photo: bytes, library: Any) -> None:
     plain = {tritonclient.http.aio: tritonclient.http, tritonclient.grpc.aio: tritonclient.grpc}[library]
@@ -205,23 +190,16 @@ def analyzer() -> PerfAnalyzer:
     return perf_analyzer()
 
 
-ANALYZED = {
-    "http": ["-i", "http"],
-    "grpc": ["-i", "grpc"],
-    "grpc stream": ["-i", "grpc", "--streaming"],
-}
-
-
 @pytest.mark.needs("libb64")
-@pytest.mark.parametrize("options", ANALYZED.values(), ids=ANALYZED)
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
 def test_perf_analyzer_measures_one_and_two_callers(
-    coins: Running, photo: bytes, analyzer: PerfAnalyzer, tmp_path: Path, options: list[str]
+    coins: Running, photo: bytes, analyzer: PerfAnalyzer, tmp_path: Path, protocol: str
 ) -> None:
     data, report = tmp_path / "input.json", tmp_path / "report.csv"
     data.write_text(json.dumps({"data": [{"IMAGE": {"b64": base64.b64encode(pack_bytes([photo])).decode()}}]}))
 
     done = analyzer.run(
-        *("-m", "coins-instances", "-u", authority(coins), *options),
+        *("-m", "coins-instances", "-u", authority(coins), "-i", protocol),
         *(f"--input-data={data}", "--shape=IMAGE:1", "--concurrency-range=1:2", "-f", str(report)),
         # As short as it goes: whether it runs is the question here, not what it measures.
         *("--measurement-mode=count_windows", "--measurement-request-count=10", "--stability-percentage=999"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import queue
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +15,6 @@ import tritonclient.grpc
 import tritonclient.http
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
-from tritonclient.utils import InferenceServerException
 
 from fakes.gateway import RunningGateway
 from fakes.kserve import Gateway, Model, items
@@ -68,19 +66,6 @@ def by_grpc(authority: str, model: str = "coins", size: int = 8, **options: Any)
     with tritonclient.grpc.InferenceServerClient(authority) as client:
         answer: str = client.infer(model, image(tritonclient.grpc, size), **options).get_response().model_version
         return answer
-
-
-def by_stream(authority: str, model: str = "coins") -> str:
-    answers: queue.Queue[tuple[Any, InferenceServerException | None]] = queue.Queue()
-    with tritonclient.grpc.InferenceServerClient(authority) as client:
-        client.start_stream(lambda result, error: answers.put((result, error)))
-        client.async_stream_infer(model, image(tritonclient.grpc))
-        result, error = answers.get(timeout=HANG_S)
-        client.stop_stream()
-    if error is not None:
-        raise error
-    answer: str = result.get_response().model_version
-    return answer
 
 
 async def ask(gateway: RunningGateway, path: str, **options: Any) -> httpx.Response:

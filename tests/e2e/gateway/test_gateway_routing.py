@@ -18,16 +18,14 @@ from tritonclient.grpc import service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
 from fakes.gateway import RunningGateway
-from fakes.gateway_clients import STEP, ask, by_grpc, by_http, by_stream, image, served
+from fakes.gateway_clients import STEP, ask, by_grpc, by_http, image, served
 from fakes.triton import StubTriton
 from fakes.waiting import HANG_S
 
 pytestmark = [pytest.mark.platform, pytest.mark.core]
 
-CALLS = [by_http, by_grpc, by_stream]
 
-
-@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("call", [by_http, by_grpc])
 async def test_plain_clients_are_answered_without_any_header(serving: RunningGateway, call: Any) -> None:
     assert await asyncio.to_thread(call, serving.authority) == "old"
 
@@ -108,11 +106,10 @@ async def test_an_exposed_network_is_answered_and_a_step_is_not(serving: Running
         await asyncio.to_thread(by_grpc, serving.authority, STEP)
 
 
-@pytest.mark.parametrize("call", [by_grpc, by_stream])
 @pytest.mark.parametrize(("name", "shown"), [("nope", "nope"), ("", ""), ('a"b\n%s', "a?b??s")])
-async def test_an_unknown_model_is_not_found_by_grpc(serving: RunningGateway, call: Any, name: str, shown: str) -> None:
+async def test_an_unknown_model_is_not_found_by_grpc(serving: RunningGateway, name: str, shown: str) -> None:
     with pytest.raises(InferenceServerException) as caught:
-        await asyncio.to_thread(call, serving.authority, name)
+        await asyncio.to_thread(by_grpc, serving.authority, name)
 
     assert caught.value.message().strip() == f"unknown model '{shown}'"
     assert caught.value.status() == "StatusCode.NOT_FOUND"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fakes.gateway import RunningGateway, running_gateway
-from fakes.gateway_clients import by_grpc, by_http, by_stream, served
+from fakes.gateway_clients import by_grpc, by_http, served
 from fakes.triton import StubTriton
 
 pytestmark = [pytest.mark.platform, pytest.mark.needs("ipv6")]
@@ -23,7 +23,7 @@ async def gateway(tmp_path: Path) -> AsyncIterator[RunningGateway]:
 
 
 @pytest.mark.parametrize("host", ["[::1]", "127.0.0.1"])
-@pytest.mark.parametrize("call", [by_http, by_grpc, by_stream])
+@pytest.mark.parametrize("call", [by_http, by_grpc])
 async def test_callers_of_both_families_are_answered_by_a_server_of_ipv6(
     gateway: RunningGateway, host: str, call: Any
 ) -> None:
