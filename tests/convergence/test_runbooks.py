@@ -421,7 +421,7 @@ CASES: Final[Mapping[str, Followed]] = {
 NOT_FOLLOWED: Final[Mapping[str, str]] = {
     "SegserveSloBurn": "it needs callers of a real Envoy; by hand",
     "SegserveGatewayErrors": "it needs callers of a real Envoy; by hand",
-    "SegserveGatewayStale": "it needs an Envoy that refuses a plan; by hand",
+    "SegserveGatewayStale": "it needs an Envoy that refuses a plan",
     "SegserveServerNotReady": "it needs a Triton that hangs; by hand",
     "SegserveBudgetExceeded": "its commands need a Prometheus that has scraped servers; by hand",
     "SegserveGpuMemoryHigh": "it needs a GPU",

@@ -35,11 +35,3 @@ def issued(
         builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
     certificate = builder.sign(signer, hashes.SHA256()).public_bytes(Encoding.PEM)
     return certificate, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-
-
-def identity_secret(authority: trustme.CA, identity: str, *trusted: trustme.CA) -> dict[str, bytes]:
-    """Return the Secret of one side of mutual TLS; it trusts its own authority, or the `trusted` ones."""
-    name = {"uri": identity} if "://" in identity else {"dns": identity}
-    certificate, key = issued(authority, **name)
-    roots = b"".join(each.cert_pem.bytes() for each in trusted or (authority,))
-    return {"tls.crt": certificate, "tls.key": key, "ca.crt": roots}

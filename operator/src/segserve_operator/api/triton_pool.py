@@ -126,9 +126,8 @@ class Server(ApiValue):
             pods="servers' pods",
             containers=", ".join(_SERVER_CONTAINERS),
             variables=", and triton and agent with env of variables that tune libraries (such as OMP_NUM_THREADS, TZ)",
-            defaults="Default requests, of each that has neither a request nor a limit: 50m cpu, 256Mi memory, 1Gi "
-            "ephemeral-storage for the agent, whose memory then has a limit of 4Gi; 50m cpu, 64Mi memory, 32Mi "
-            "ephemeral-storage and at most 256Mi memory for tls.",
+            defaults="Default requests of the agent, of each that has neither a request nor a limit: 50m cpu, 256Mi "
+            "memory, 1Gi ephemeral-storage; its memory then has a limit of 4Gi.",
         ),
         json_schema_extra=_OPEN,
     )

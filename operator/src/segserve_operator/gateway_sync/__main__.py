@@ -14,7 +14,6 @@ from segserve_common.kube.client import KubeClient, connect
 from segserve_common.kube.kinds import CONFIG_MAPS
 from segserve_common.logs import LogSettings, LogSettingsError, start_logging
 from segserve_operator.adapters.traffic.envoy_admin import EnvoyUnreachableError
-from segserve_operator.adapters.traffic.envoy_files import ConfigurationRejectedError
 from segserve_operator.gateway_sync.plan_shards import PlanShards
 from segserve_operator.gateway_sync.settings import Settings, SidecarSettingsError
 from segserve_operator.gateway_sync.sidecar import follow
@@ -42,10 +41,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _prepare(settings: Settings) -> None:
-    try:
-        prepare(settings, connect(settings.namespace))
-    except ConfigurationRejectedError as error:
-        sys.exit(str(error))
+    prepare(settings, connect(settings.namespace))
 
 
 def _follow(settings: Settings) -> None:

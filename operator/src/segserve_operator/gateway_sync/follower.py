@@ -99,10 +99,7 @@ class Follower:
 
     async def one_pass(self) -> float:
         """Do what is due, and return the seconds until the next pass if no plan comes before."""
-        problem = self._traffic.refresh_certificates()
-        if problem != self._certificate_problem:
-            self._refused = None  # perhaps for want of a certificate
-        self._certificate_problem = problem
+        self._certificate_problem = self._traffic.refresh_certificates()
         self._credential_problem = self._traffic.refresh_credentials()
         newest = self._newest
         if newest is None:

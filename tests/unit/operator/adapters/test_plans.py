@@ -96,7 +96,7 @@ def test_models_on_the_same_servers_share_one_list_when_they_are_read() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 5}, "format is 5; allowed is 2 or 3 or 4"),
+        ({"format": 4}, "format is 4; allowed is 2 or 3, or no format"),
         ({"lists": [[0, 99]]}, "does not list"),
         ({"lists": [[-1]]}, "greater than or equal to 0"),
         ({"lists": []}, "does not list"),

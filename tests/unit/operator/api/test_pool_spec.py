@@ -112,7 +112,7 @@ def test_amounts_need_no_quotes() -> None:
             "'TZ' is listed twice",
         ),
         "a variable of Envoy": ({"gateway": pods_with({"envoy": {"env": [{"name": "TZ"}]}})}, "takes no variables"),
-        "an unknown container": ({"server": pods_with({"tritn": {}})}, "did you mean 'triton'.*agent, tls, triton"),
+        "an unknown container": ({"server": pods_with({"tritn": {}})}, "did you mean 'triton'.*agent, triton"),
         "Triton's resources twice": (
             {"server": pods_with({"triton": {"resources": {"limits": {"cpu": 1}}}})},
             "the resources of triton are server.resources",

@@ -53,10 +53,10 @@ def render_transport_socket(settings: TlsSettings, files: TlsFiles) -> Json:
     common = {
         "alpn_protocols": ["h2", "http/1.1"],
         "tls_params": {"tls_minimum_protocol_version": f"TLSv{settings.min_version.replace('.', '_')}"},
-        "tls_certificate_sds_secret_configs": [watched_secret(CERTIFICATE, files.certificate)],
+        "tls_certificate_sds_secret_configs": [_watched_secret(CERTIFICATE, files.certificate)],
     }
     if settings.client_ca is not None:
-        common["validation_context_sds_secret_config"] = watched_secret(CLIENT_CA, files.client_ca)
+        common["validation_context_sds_secret_config"] = _watched_secret(CLIENT_CA, files.client_ca)
     return extension(
         TLS_SOCKET,
         "extensions.transport_sockets.tls.v3.DownstreamTlsContext",
@@ -90,6 +90,5 @@ def render_redirect(settings: TlsSettings, host: str) -> list[Json]:
     return [{"name": "redirect", "address": address, "filter_chains": [{"filters": [manager]}]}]
 
 
-def watched_secret(name: str, path: Path) -> Json:
-    """Return the source of a secret: a file that Envoy reads again when it is replaced."""
+def _watched_secret(name: str, path: Path) -> Json:
     return {"name": name, "sds_config": watched_file(path)}

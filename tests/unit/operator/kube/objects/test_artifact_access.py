@@ -55,7 +55,7 @@ def test_each_secret_and_claim_is_mounted_where_the_agent_looks() -> None:
 def test_a_secret_that_is_not_there_stops_no_pod() -> None:
     volumes = server_template(FULL_POOL, "main-0")["spec"]["volumes"]
 
-    secrets = [found for found in volumes if "secret" in found and found["name"] != "server-tls"]
+    secrets = [found for found in volumes if "secret" in found]
     assert [found["secret"]["optional"] for found in secrets] == [True, True]
 
 
