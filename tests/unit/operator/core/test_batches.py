@@ -86,8 +86,7 @@ def latencies(numbers: np.random.Generator, counts: Sequence[int], slowness: flo
 def look(drawn: Drawn, record: Record, numbers: np.random.Generator, at_s: float, number: int) -> DecisionInput:
     """Return what is known at a look: of pairs in Shadow, else of callers; sometimes nothing new."""
     seconds = np.array(float(numbers.choice((2.0, 5.0))))
-    percent = record.decisions[-1].weight if record.decisions else 0
-    weight = percent / 100
+    weight = record.decisions[-1].weight / 100 if record.decisions else 0
     sent = numbers.poisson(drawn.rate * float(seconds) * np.array((1 - weight, weight)))
     failed = numbers.binomial(sent, (0.005, drawn.errors))
     callers = EvidenceWindow(
@@ -118,7 +117,6 @@ def look(drawn: Drawn, record: Record, numbers: np.random.Generator, at_s: float
         known,
         None if silent else window,
         callers if window is not callers and not silent else None,
-        percent if 0 < percent < 100 else None,
         paused=bool(numbers.random() < 0.05),
         skipped=("latency",) if number > 20 and drawn.seed % 5 == 0 else (),
     )

@@ -27,7 +27,7 @@ from segserve_operator.core.world.slo import is_watched
 from segserve_operator.core.world.streams import STREAMS_SPLIT, split_streams
 
 CLASSES_CHANGED: Final = "ClassesChanged"
-REFUSED_BEFORE_PROOF: Final = frozenset({CLASSES_CHANGED, STREAMS_SPLIT, TEST_NEEDS_AFFINITY})
+REFUSED_BEFORE_PROOF: Final = frozenset({CLASSES_CHANGED, STREAMS_SPLIT})
 """Reasons of revisions that no server is asked to prove: without another spec a retry ends the same way."""
 INTERVAL_S: Final = 1.0
 UNLOAD_S: Final = 30.0

@@ -188,9 +188,8 @@ def repeat(decision: Decision, policy: RolloutPolicy, slo: Slo) -> str:
 
 def _window_of(look: Mapping[str, Any]) -> EvidenceWindow:
     """Return a recorded window; those outside of Shadow have no pairs, and older ones do not name them."""
-    if look.get("pairs") is not None:
-        return from_plain(replace(EvidenceWindow.nothing(), pairs=Pairs.nothing()), look)
-    return from_plain(EvidenceWindow.nothing(), {name: value for name, value in look.items() if name != "pairs"})
+    pairs = Pairs.nothing() if look.get("pairs") is not None else None
+    return from_plain(replace(EvidenceWindow.nothing(), pairs=pairs), look)
 
 
 def judge(rules: Rules, states: Mapping[str, Any]) -> list[Judgement]:
