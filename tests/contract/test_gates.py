@@ -151,9 +151,9 @@ class AuditGate(CheckedGateSpec):
 
 
 def judge_audit(spec: AuditGate, result: CheckResult, _policy: RolloutPolicy, _level: float) -> Verdict:
-    if not result.shown:
+    if result.status is None:
         return no_answer("audit", result)
-    return Verdict("audit", Outcome.PASS, "Audited", f"{spec.auditor}: {result.shown}")
+    return Verdict("audit", Outcome.PASS, "Audited", f"{spec.auditor}: {result.status}")
 
 
 @pytest.fixture
@@ -228,9 +228,9 @@ def test_an_added_checked_gate_has_its_check_and_holds_the_rollout_until_it_pass
     assert (check.purpose, check.gate, check.interval_s) == ("check", "audit", 30.0)
     assert not gather_signals(RolloutCase(record, PROGRESSING, ROLES, observed, before)).allowed
 
-    after = replace(before, check_results={check.key: CheckResult(check.key, 0.0, shown="in order")})
+    after = replace(before, check_results={check.key: CheckResult(check.key, 0.0, status=200)})
     judged = replace(record, verdicts=verdicts_with(RolloutCase(record, PROGRESSING, ROLES, observed, after)))
-    assert [(verdict.gate, verdict.message) for verdict in judged.verdicts] == [("audit", "Ada: in order")]
+    assert [(verdict.gate, verdict.message) for verdict in judged.verdicts] == [("audit", "Ada: 200")]
     assert gather_signals(RolloutCase(judged, PROGRESSING, ROLES, observed, after)).allowed
 
 

@@ -27,4 +27,4 @@ async def run(check: Check, context: CheckContext, report: ReportResult) -> Chec
         timeout_s=check.spec.timeout.total_seconds(),
     )
     answer = await context.services.ask(question)
-    return CheckResult(check.key, context.clock(), status=answer.status, values=answer.values)
+    return CheckResult(check.key, context.clock(), status=answer.status)
