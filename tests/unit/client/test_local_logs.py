@@ -10,9 +10,8 @@ import pytest
 
 from segserve.platform import Local
 from segserve_operator.adapters.local.files import bound_log
-from segserve_platform.platforms.local import LocalPlatform
+from segserve_platform.platforms.local import LocalPlatform, LogRequest
 from segserve_platform.platforms.log_records import log_records
-from segserve_platform.platforms.port import LogRequest
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import getpass
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
 
@@ -19,7 +20,6 @@ from segserve_platform.platforms.port import (
     Change,
     DoctorCheck,
     Json,
-    LogRequest,
     ParsedResource,
     PlatformEvent,
     PlatformVersion,
@@ -55,6 +55,18 @@ def check_state_folder(store: ResourceFiles) -> None:
     if not nearest.is_dir():
         raise ControlError(f"the state folder {str(root)!r} cannot be used: {nearest} is a file, not a folder; "
                            "set SEGSERVE_STATE to another folder")  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class LogRequest:
+    """The logs to show: those of the model `name` and the `container` triton or agent, or all for None. `lines` is per
+    log.
+    """
+
+    name: str | None = None
+    container: str | None = None
+    follow: bool = False
+    lines: int = 50
 
 
 class LocalPlatform:

@@ -86,18 +86,6 @@ def user_fields(manifest: Json) -> Json:
 
 
 @dataclass(frozen=True, slots=True)
-class LogRequest:
-    """The logs to show: those of the model `name` and the `container` triton or agent, or all for None. `lines` is per
-    log.
-    """
-
-    name: str | None = None
-    container: str | None = None
-    follow: bool = False
-    lines: int = 50
-
-
-@dataclass(frozen=True, slots=True)
 class PlatformEvent:
     """Something that happened at a Unix time; `about` is a model, a pool, a server or a gateway, with its name."""
 
