@@ -112,7 +112,7 @@ def test_shadow_says_how_many_copies_are_compared_and_how_long_it_takes_at_most(
     at = next(number for number, line in enumerate(lines) if "steps" in line)
     assert lines[0] == (
         "coins: no requests yet, 120 of 200 copied requests compared for 27s; healthy so far in 120 requests; "
-        "at most 9m33s to its first step and about 23 min to the end at this rate."
+        "at most 9m33s to its first step and about 24 min to the end at this rate."
     )
     assert lines[at + 1 : at + 3] == ["│ ├─ Shadow ◐ now 120 of 200 copied requests compared", "│ ├─ 5 % ○ to come"]
     assert any("waits for ◐ copies of callers' requests to compare" in line for line in lines)
@@ -191,7 +191,7 @@ def test_what_has_happened_is_nothing_to_wait_for() -> None:
     text = said(replace(records.seen(standing=just_moved), record=records.record(decisions=())))
 
     assert "golden images were answered" not in text
-    assert "waits for ◐ about 1,900 more requests to the candidate" in text
+    assert "waits for ◐ about 1,700 more requests to the candidate" in text
 
 
 def test_the_slo_is_shown_with_what_both_revisions_use_of_it() -> None:
@@ -339,7 +339,7 @@ def test_each_phase_has_its_sentence(phase: Phase) -> None:
     [
         (Phase.PENDING, "its servers to load and prove it"),
         (Phase.GOLDEN, "its golden images to be judged"),
-        (Phase.PROGRESSING, "about 1,900 more requests to the candidate"),
+        (Phase.PROGRESSING, "about 1,700 more requests to the candidate"),
         (Phase.BAKING, "the end of the bake, in 6m11s"),
     ],
 )
