@@ -7,7 +7,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,13 +52,9 @@ def embedded_triton(
     model: str,
     *,
     traces_url: str | None = None,
-    without: Collection[str] = (),
     variables: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[EmbeddedTriton]:
-    """Serve a model of a repository with an embedded Triton.
-
-    Its environment lacks the variables of `without`, and has those of `variables`.
-    """
+    """Serve a model of a repository with an embedded Triton; its environment has the `variables` as well."""
     http, grpc, metrics = _free_ports(3)
     prefix = f"segserve-bench-{http}-"
     command = triton_command(
@@ -69,7 +65,7 @@ def embedded_triton(
         api_secret=SECRET,
         traces_url=traces_url,
     )
-    environment = {name: value for name, value in command.environment.items() if name not in without} | dict(variables)
+    environment = command.environment | dict(variables)
     url = f"http://{LOOPBACK}:{http}"
     with (repository / "triton.log").open("w") as log:
         argv = (*command.argv, *secret.server_arguments(SECRET))

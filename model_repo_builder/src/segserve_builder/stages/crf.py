@@ -58,7 +58,8 @@ class Crf(Stage):
 
         guide = checked_guide(value)
         least = LEAST / max(1, (self.bilateral_weight + self.gaussian_weight) / 13)
-        labels = LabelScores.of(value, *guide.shape[:2], least)
+        height, width, _ = guide.shape
+        labels = LabelScores.of(value, height, width, least)
         terms = Terms(
             self.bilateral_sxy, self.bilateral_rgb, self.bilateral_weight, self.gaussian_sxy, self.gaussian_weight
         )
