@@ -68,8 +68,7 @@ def test_every_pod_meets_the_restricted_standard(served: ServedNamespace) -> Non
         assert served.cluster.pods(namespace)
 
 
-def test_a_drain_takes_one_server_after_the_other_and_no_request_fails(served: ServedNamespace) -> None:
-    """What `kubectl drain` asks for of each pod of a node."""
+def test_evictions_take_one_server_after_the_other_and_no_request_fails(served: ServedNamespace) -> None:
     labels = f"{POOL_LABEL}=default,{COMPONENT_LABEL}={SERVER}"
 
     def names() -> set[str]:

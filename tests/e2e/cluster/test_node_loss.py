@@ -1,4 +1,4 @@
-"""A node of two is lost with its kubelet and its pods, as in a power failure: the other serves, and changes go on."""
+"""A node of two is lost as in a power failure, or drained: the other serves, and changes go on."""
 
 from __future__ import annotations
 
@@ -100,6 +100,23 @@ def test_a_gateway_that_is_lost_with_its_node_holds_no_change_up_and_the_other_a
     figures = {"back_s": round(out_s, 1), "changed_s": round(changed_s, 1), **load.summary(struck)}
     record_property("seen", json.dumps(figures))
     assert load.unexcused(struck) == []
+
+
+def test_a_drained_node_gives_its_server_and_its_gateway_to_another_and_no_request_fails(
+    cluster: Cluster, pool: ClusterPool
+) -> None:
+    with cluster.second_node() as second:
+        with only_on_second(cluster):
+            pool.apply(pool_manifest(replicas=2, server=ON_BOTH, gateway={"replicas": 2, **ON_BOTH}))
+            pool.wait("each node has a server and a gateway", lambda: pool.is_whole(2, 2), WHOLE_S)
+        with Load(pool.url, reconnects=True) as load:
+            load.answers_go_on(100)
+            cluster.kubectl("drain", second.name, "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=300s")
+            left = [name_of(pod) for pod in pool.pods() if pod["spec"]["nodeName"] == second.name]
+            pool.wait("the pool is whole", lambda: pool.is_whole(2, 2), WHOLE_S)
+            load.answers_go_on(100)
+    assert left == []
+    assert load.failures == []
 
 
 def called(pool: ClusterPool) -> list[str]:
