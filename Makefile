@@ -27,7 +27,7 @@ BASE ?= HEAD
 MINUTES ?= 10
 
 .PHONY: cluster-build e2e-kind exporters cluster-up cluster-down same write tiers
-.PHONY: test test-all test-platform test-oracles test-numpy1 test-thorough test-cluster test-edits test-client test-busy check fuzz
+.PHONY: test test-all test-platform test-oracles test-numpy1 test-thorough test-cluster test-edits test-client test-python test-busy check fuzz
 .PHONY: help demo demo-rollout docs gpu lint kernels peers bench bench-versus bench-client bench-density bench-exporters bench-stages bench-tiled oracles prove crds dashboards system clean locks zoo zoo-report
 
 help:  ## Show what there is to make
@@ -102,6 +102,17 @@ $(CLIENT_VENV)/stamp: pyproject.toml constraints.txt | $(UV)
 
 test-client: $(CLIENT_VENV)/stamp  ## The client's own tests on another Python: PYTHON=python3.13
 	$(CLIENT_VENV)/bin/pytest $(SPREAD) -m 'not needs and not cluster and not platform' $(CLIENT_TESTS)
+
+# All the rest on another Python, without the embedded Triton and Envoy.
+PYTHON_VENV := $(VENV)-$(notdir $(PYTHON))
+
+$(PYTHON_VENV)/stamp: pyproject.toml constraints.txt | $(UV)
+	$(PYTHON) -m venv $(PYTHON_VENV)
+	$(call INSTALL,$(PYTHON_VENV)) --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+test-python: $(PYTHON_VENV)/stamp  ## The quick tests of operator, builder and command line on another Python: PYTHON=python3.13
+	$(PYTHON_VENV)/bin/pytest $(SPREAD) -m 'not same and not thorough and not needs and not cluster and not platform'
 
 # ONNX Runtime with its CUDA provider brings NVIDIA's libraries, two gigabytes: only where there is a GPU.
 $(VENV)-gpu/stamp: pyproject.toml constraints.txt | $(UV)
@@ -269,6 +280,7 @@ UV_LOCK := pip compile --quiet pyproject.toml - --constraint constraints.txt --g
 LOCK_HEADER = echo "\# What images/$(1).Dockerfile installs, with the digests of every file that may be it. Written by \`make locks\`."
 
 locks: | $(UV)  ## Write what the images and local runtimes install, with digests
+	mkdir -p $(OUT)
 	{ $(call LOCK_HEADER,operator); echo hatchling | $(UV) $(UV_LOCK) --python-version 3.11 --extra operator; } > $(OUT)/operator.lock
 	{ $(call LOCK_HEADER,server); printf 'hatchling\nonnxruntime\n' | \
 	  $(UV) $(UV_LOCK) --python-version 3.12 --extra builder --extra cluster --extra sources; } > $(OUT)/server.lock
