@@ -292,4 +292,4 @@ locks: | $(UV)  ## Write what the images and local runtimes install, with digest
 	  } > $(OUT)/runtime.lock && mv $(OUT)/runtime.lock $$lock || exit 1; done
 
 clean:  ## Remove what was made here (not the cache in ~/.cache/segserve)
-	rm -rf $(VENV) $(VENV)-uv $(VENV)-numpy1 $(VENV)-debian $(VENV)-peers $(VENV)-exporters $(VENV)-client-* $(VENV)-gpu $(VENV)-rivals $(OUT) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(VENV)-uv $(VENV)-numpy1 $(VENV)-debian $(VENV)-peers $(VENV)-exporters $(VENV)-client-* $(VENV)-python* $(VENV)-gpu $(VENV)-rivals $(OUT) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

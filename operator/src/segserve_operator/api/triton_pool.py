@@ -39,7 +39,6 @@ from segserve_operator.api.session_affinity import SessionAffinity
 from segserve_operator.api.telemetry import AccessLog, CallerMetrics, Tracing
 
 _SET: JsonDict = {"x-kubernetes-list-type": "set"}
-_BY_NAME: JsonDict = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}
 _WHOLE: JsonDict = {"x-kubernetes-list-type": "atomic"}
 _ONE_ADDRESS = "exactly one of url and secretRef must be set"
 _ROUTES_MESSAGE = "gatewayApi needs parentRefs, and hostnames or grpcHostnames"
