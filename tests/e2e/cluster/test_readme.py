@@ -21,31 +21,36 @@ from fakes.installed_operator import TRITON_VERSION, image_values, set_options
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
-COMMANDS: Final = ("kind create cluster", "kubectl patch segm coins")
-"""How the two blocks begin."""
+COMMANDS: Final = ("kind create cluster", "kubectl patch segm coins", "helm upgrade segserve")
+"""How the blocks begin."""
+FORMER_TAG: Final = "former"
+"""Of images that the cluster has, with the same content: an upgrade to them is one to other images."""
 
 
 def adapted(port: int, helm: str) -> Mapping[str, str]:
     """Return what the cluster of these tests needs in the place of some commands, or behind them."""
-    server = "docker build -f images/server.Dockerfile -t localhost/segserve-server:0.1.0 ."
+    server = "docker build -f images/server.Dockerfile -t $REGISTRY/segserve-server:0.1.0 ."
     build = f"docker build --quiet --network=host --build-arg BASE={images.PYTHON_IMAGE}"
     forward = "kubectl port-forward service/segserve-default"
     forwards = f"until curl -fs 127.0.0.1:{port}/v2/health/ready; do sleep 0.2; done"
     return {
         "kind create cluster": "",
-        server: f"docker tag {images.SERVER_IMAGE} localhost/segserve-server:0.1.0",  # of the embedded Triton
+        server: f"docker tag {images.SERVER_IMAGE} $REGISTRY/segserve-server:0.1.0",  # of the embedded Triton
         "docker build -f images/operator": f"{build} -f images/operator",
         "kind load docker-image": f"kind load docker-image --name {NAME}",
         "helm install segserve charts/segserve": f"helm install segserve charts/segserve {helm}",
         f"{forward} 8080 &": f"{forward} {port}:8080 &\n{forwards}",
         "127.0.0.1:8080": f"127.0.0.1:{port}",
         "overlay.png": "$OUT/overlay.png",
+        "tag=next": f"tag={FORMER_TAG}",
     }
 
 
-def test_a_model_is_installed_asked_and_promoted(cluster: Cluster, namespace: str, tmp_path: Path) -> None:
+def test_a_model_is_installed_asked_and_promoted_and_its_release_upgraded(
+    cluster: Cluster, namespace: str, tmp_path: Path
+) -> None:
     shown = [block.text for block in blocks(ROOT / "README.md", "console") if block.text.startswith(COMMANDS)]
-    assert len(shown) == 2
+    assert len(shown) == len(COMMANDS)
     script = "".join(shown)
     values = ["crds.enabled=false", *image_values("envoy", cluster.images.envoy)]  # other operators use the definitions
     helm = " ".join(["--set-string", f"images.server.tritonVersion={TRITON_VERSION}", *set_options(values)])
@@ -77,3 +82,5 @@ def test_a_model_is_installed_asked_and_promoted(cluster: Cluster, namespace: st
 
     roles = cluster.wait("the candidate is stable", promoted)
     assert roles["stable"]["revision"] != roles["previous"]["revision"]
+    operator = cluster.get(namespace, "deployment", "segserve")["spec"]["template"]["spec"]["containers"][0]
+    assert operator["image"] == images.FORMER_IMAGES[1]

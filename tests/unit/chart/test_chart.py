@@ -307,6 +307,7 @@ def test_the_notes_name_the_commands_that_come_next(create: bool, render: Render
 @pytest.mark.parametrize(
     "document",
     [
+        "README.md",
         "docs/how-to/install.md",
         "docs/how-to/upgrade.md",
         "docs/how-to/harden.md",
