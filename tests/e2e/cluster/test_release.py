@@ -142,7 +142,8 @@ def test_a_release_consists_of_packages_images_chart_and_lists_of_their_contents
     listed = {}
     for file, name in contents.items():
         bom = json.loads((release.folder / file).read_text())
-        listed[name] = {each["name"]: each["version"] for each in bom["components"]}
+        parts = [*bom["components"], *filter(None, [bom["metadata"].get("component")])]
+        listed[name] = {each["name"]: each.get("version") for each in parts}
     assert [each["segserve"] for each in listed.values()] == [VERSION] * 3
     assert "httpx" in listed["segserve"]
     assert ("kopf" in listed["segserve-operator"], "onnxruntime" in listed["segserve-server"]) == (True, True)
