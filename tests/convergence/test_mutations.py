@@ -314,7 +314,6 @@ async def _edits_end_as_the_last_spec(
             # What a person has refused is not tried again; another network is.
             story.specs[name] = edited(story.specs[name], Edit(("artifact",), base_spec("9")["artifact"]))
     story.specs = {name: spec | OF_HISTORY for name, spec in story.specs.items()}
-    story.pool.pop("update", None)  # servers of a former template would wait for the window
     await story.settle()
 
     alone = new_world()

@@ -13,7 +13,6 @@ from fakes.kube_faults import Fault, Faulty, crash_at
 from fakes.pools import VARIABLE
 from segserve_common.kube.kinds import DEPLOYMENTS, PODS, POOLS, ROLE_BINDINGS, SERVICE_ACCOUNTS
 from segserve_common.kube.names import COMPONENT_LABEL, POOL_LABEL, SERVER
-from segserve_operator.adapters.kube.view import PoolKey
 
 NEWER = replace(DEFAULTS, server_image="server:2")
 OTHER_SERVER = {"image": "server:9", "version": "26.05"}
@@ -338,58 +337,6 @@ async def test_a_paused_pool_can_be_scaled() -> None:
 
     assert images(world) == {"server:1"}
     assert len(servers(world)) == 3
-
-
-async def test_servers_are_replaced_in_the_window_only() -> None:
-    # The world begins on a Friday at 08:00 UTC.
-    update = {"window": {"start": "22:00", "duration": "2h", "timeZone": "Europe/Berlin"}}
-    world = await served(update=update)
-    world.apply_pool(update=update, server=OTHER_SERVER)
-    await world.turns(5)
-
-    assert images(world) == {"server:1"}
-    assert world.pool_condition("Progressing") == ("False", "UpdateWaiting")
-    assert "22:00 Europe/Berlin" in world.pool_message("Progressing")
-
-    world.now_s += 13.5 * 3600
-    await world.turns(12)
-
-    assert images(world) == {"server:9"}
-
-
-async def test_a_window_takes_up_what_a_new_operator_offers() -> None:
-    world = await served(update={"window": {"days": ["Sat"], "start": "01:00", "duration": "2h"}})
-    upgrade(world)
-    await world.turns(3)
-    assert images(world) == {"server:1"}
-    world.now_s += 17.5 * 3600
-    await world.turns(12)
-
-    assert images(world) == {"server:2"}
-
-
-async def test_pools_are_updated_one_after_the_other_by_default() -> None:
-    world = await served(replicas=2)
-    other = PoolKey(NAMESPACE, "other")
-    metadata = {"name": "other", "namespace": NAMESPACE}
-    manifest = {"apiVersion": POOLS.api_version, "kind": POOLS.name, "metadata": metadata}
-    world.apply({**manifest, "spec": {"replicas": 2}})
-    world.apply(model_manifest("elsewhere", pool="other"))
-    world.keys = (*world.keys, other)
-    await world.turns(10)
-    world.apply_pool(replicas=2, server=OTHER_SERVER)
-    world.apply({**manifest, "spec": {"replicas": 2, "server": OTHER_SERVER}})
-    waited = set()
-    for _ in range(40):
-        await world.turns(1)
-        reasons = {world.pool_condition("Progressing")[1], world.pool_condition("Progressing", "other")[1]}
-        assert reasons != {"Updating"}
-        waited |= reasons
-        assert sum(len(set(versions)) > 1 for versions in by_pool(world).values()) <= 1
-
-    assert "UpdateQueued" in waited
-    assert images(world) == {"server:9"}
-    assert world.condition("elsewhere", "Ready") == ("True", "Serving")
 
 
 def by_pool(world: ClusterWorld) -> dict[str, list[str]]:

@@ -41,8 +41,6 @@ spec:
     strategy: RollingUpdate
     maxUnavailable: 1
     maxSurge: 0
-    maxParallelPools: 3
-    window: {days: [Sat, Sun], start: "02:00", duration: 4h, timeZone: Europe/Berlin}
     paused: true
   server:
     image: example.com/triton:26.05

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Final, Self
+from typing import Annotated, Final, Literal, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
+from pydantic.config import JsonDict
 
-from segserve_operator.api.checks import located
+from segserve_operator.api.checks import check_distinct, located
 from segserve_operator.api.meta import ApiValue, Timestamp
-from segserve_operator.api.pool_update import UpdateWindow
 from segserve_operator.api.rollout_policy import SomeTime
 
 MAX_SERVERS: Final = 1000
 _ONE_TARGET: Final = "exactly one of queueMilliseconds and concurrency must be set"
 _BOUNDS: Final = "minimum must not be above maximum"
 _SCHEDULED: Final = "minimum of schedule must not be above maximum"
+_SET: Final[JsonDict] = {"x-kubernetes-list-type": "set"}
+
+Day = Literal["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"]
 
 
 class ScaleTarget(ApiValue):
@@ -47,9 +50,20 @@ class ScaleTarget(ApiValue):
         return self
 
 
-class ScheduledMinimum(UpdateWindow):
+class ScheduledMinimum(ApiValue):
     """Hours in which a pool has at least so many servers."""
 
+    days: Annotated[tuple[Day, ...], AfterValidator(check_distinct)] = Field(
+        default=(), max_length=7, description="Days on which it begins. Default: every day.", json_schema_extra=_SET
+    )
+    start: str = Field(pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$", description="Local time at which it begins: 22:30.")
+    duration: SomeTime = Field(le=timedelta(days=7), description="How long it lasts, up to a week.")
+    time_zone: str = Field(
+        default="UTC",
+        max_length=64,
+        pattern=r"^[A-Za-z][A-Za-z0-9_+-]*(/[A-Za-z0-9_+-]+)*$",
+        description="Name of the time zone in the IANA database, such as Europe/Berlin.",
+    )
     minimum: int = Field(ge=1, le=MAX_SERVERS, description="Smallest number of servers per group in these hours.")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import timedelta
 from itertools import product
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 
 from fakes.cases import cases
 from fakes.observed_models import FIRST, group
-from segserve_operator.api.pool_update import Update, UpdateWindow
+from segserve_operator.api.pool_update import Update
 from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.models.update import STALLED_S, spread, with_template
 from segserve_operator.core.traffic import Route, Share, TrafficPlan, TrafficState
@@ -25,11 +24,9 @@ from segserve_operator.core.world.observed import (
     RoleHolder,
     Roles,
     Template,
-    UpdateClaim,
 )
 
 OLD, NEW = "main-00000000", "main-11111111"
-NIGHT = UpdateWindow(start="22:00", duration=timedelta(hours=2))
 KEPT = Template("00000000", settings="a", next="11111111", since_s=10.0)
 POOL = PoolObserved(
     "default", template="11111111", settings="b", replicas=4, status=PoolStatus(main_group=OLD, template=KEPT)
@@ -151,49 +148,13 @@ def test_a_silent_fleet_is_not_given_up() -> None:
     assert counts(seen(silent, servers(NEW, 0, 1))) == (4, 1)
 
 
-def claims(*, first: bool, begun: bool, since_s: float, stalled: bool = False) -> dict[str, Any]:
-    return {"claims": (UpdateClaim("b", first=first, begun=begun, since_s=since_s, stalled=stalled),)}
-
-
-@cases(
-    ("changes", "reason"),
-    {
-        "paused": ({"update": Update(paused=True)}, "UpdatePaused"),
-        "outside of its window": ({"update": Update(window=NIGHT), "window_open": False}, "UpdateWaiting"),
-        "not yet recorded": ({"status": PoolStatus(template=Template("00000000", "a"))}, "UpdateQueued"),
-        "one that waits longer": (claims(first=True, begun=False, since_s=9.0), "UpdateQueued"),
-        "one that has begun": (claims(first=False, begun=True, since_s=99.0), "UpdateQueued"),
-        "one of an earlier name": (claims(first=True, begun=False, since_s=10.0), "UpdateQueued"),
-        "one that what an operator offers has stalled": (
-            claims(first=True, begun=True, since_s=1.0, stalled=True) | {"settings": "a", "request": "now"},
-            "UpdateQueued",
-        ),
-    },
-)
-def test_what_an_update_waits_for(changes: dict[str, Any], reason: str) -> None:
-    world = Observed(now_s=20.0, pool=replace(POOL, **changes), groups={OLD: servers(OLD, 4)})
+def test_a_paused_update_says_so_and_changes_no_server() -> None:
+    world = seen(servers(OLD, 4), paused=True)
     progress = updated(world).progress
 
-    assert (progress.status, progress.reason) == ("False", reason)
+    assert progress is not None
+    assert (progress.status, progress.reason) == ("False", "UpdatePaused")
     assert counts(world) == (4, 0)
-
-
-@cases(
-    "claim",
-    {
-        "later": UpdateClaim("b", first=True, begun=False, since_s=11.0),
-        "equal": UpdateClaim("b", first=False, begun=False, since_s=10.0),
-        "stalled": UpdateClaim("b", first=True, begun=True, since_s=1.0, stalled=True),
-    },
-)
-def test_a_pool_whose_turn_it_is_does_not_wait(claim: UpdateClaim) -> None:
-    assert counts(seen(servers(OLD, 4), pool=replace(POOL, claims=(claim,)))) == (4, 1)
-
-
-def test_several_pools_may_go_at_once() -> None:
-    claims = (UpdateClaim("b", first=True, begun=True, since_s=1.0),)
-
-    assert counts(seen(servers(OLD, 4), pool=replace(POOL, claims=claims), max_parallel_pools=2)) == (4, 1)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,8 @@ from segserve_operator.adapters.kube.objects import revision_object, scale_selec
 from segserve_operator.adapters.kube.pods import is_terminating
 from segserve_operator.adapters.kube.role_notes import RestoreCache, RoleNotes
 from segserve_operator.adapters.kube.rollouts import CachedRollout, ClusterRollouts
-from segserve_operator.adapters.kube.updates import is_open, offered_update
+from segserve_operator.adapters.kube.schedules import is_open
+from segserve_operator.adapters.kube.updates import offered_update
 from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.scaling import ScalingPolicy, ScalingTarget
 from segserve_operator.core.world.observed import ModelObserved, PoolObserved, Wanted
@@ -93,7 +94,7 @@ class ClusterStore:
             replicas=context.spec.replicas,
             update=context.spec.update,
             scaling=_scaling(context.spec, self.clock()),
-            **offered_update(self.view, self.contexts, self.key, self.clock()),
+            **offered_update(self.view, self.contexts, self.key),
             status=pool_from_api(read_pool_status(resource.get("status") or {})),
             ignored=self.contexts.ignored(self.key),
             credentials=credentials_of(context.spec.gateway),

@@ -42,27 +42,25 @@ def with_template(world: Observed) -> Observed:
     if pool is None or not pool.template:
         return world
     kept = _kept(pool, world)
-    counts, wait = _step(pool, kept, world)
-    progress, stuck = _conditions(pool, kept, wait, world)
+    counts = _step(pool, kept, world)
+    progress, stuck = _conditions(pool, kept, world)
     told = replace(pool, kept=kept, counts=counts, progress=pool.progress or progress, stuck=stuck)
     return _as_one_group(replace(world, pool=told))
 
 
-def _step(pool: PoolObserved, kept: Template, world: Observed) -> tuple[dict[str, int], tuple[str, str] | None]:
-    """Return the next number of servers of each main group, and why no more are replaced: a reason and a sentence."""
+def _step(pool: PoolObserved, kept: Template, world: Observed) -> dict[str, int]:
+    """Return the next number of servers of each main group."""
     target = _main(kept.next or kept.digest)
     former = [group for name, group in main_groups(world).items() if name != target and not _is_held_apart(name, world)]
     present = world.groups.get(target) or GroupObserved(target, replicas=0)
     if not former and not kept.next:
-        return {target: pool.replicas}, None
-    wait = _wait(pool, kept, world)
-    if wait is not None:
-        return _unchanged(pool, kept, present, former), wait
+        return {target: pool.replicas}
+    if pool.update.paused:
+        return _unchanged(pool, kept, present, former)
     if pool.update.strategy == "Recreate":
         ended = not any(map(_occupied, former))
-        counts = {group.name: 0 for group in former} | {target: pool.replicas if ended else present.replicas}
-        return counts, None
-    return _rolled(pool, present, former, world.traffic), None
+        return {group.name: 0 for group in former} | {target: pool.replicas if ended else present.replicas}
+    return _rolled(pool, present, former, world.traffic)
 
 
 def spread(
@@ -114,7 +112,7 @@ def offered_update(world: Observed) -> Iterator[ObservedCondition]:
 
 
 def _conditions(
-    pool: PoolObserved, kept: Template, wait: tuple[str, str] | None, world: Observed
+    pool: PoolObserved, kept: Template, world: Observed
 ) -> tuple[ObservedCondition | None, ObservedCondition | None]:
     """Return how far an update is, as the condition Progressing, and why it goes no further, as Stalled."""
     target = _main(kept.next or kept.digest)
@@ -126,8 +124,8 @@ def _conditions(
     answering = answering_servers(new, needed)
     count = len(answering)
     text = f"{count} of {pool.replicas} servers are of template {_digest(target)}"
-    if wait is not None:
-        return ObservedCondition("Progressing", "False", wait[0], f"{text}: {wait[1]}"), None
+    if pool.update.paused:
+        return ObservedCondition("Progressing", "False", "UpdatePaused", f"{text}: spec.update.paused is true"), None
     progress = ObservedCondition("Progressing", "True", "Updating", text)
     problem = group_problem(target, world) or _failure(new, needed)
     if problem is None and not all(_is_asked(server, needed, world.traffic) for server in answering):
@@ -159,8 +157,8 @@ def _kept(pool: PoolObserved, world: Observed) -> Template:
         return offered
     group = world.groups.get(_main(former.digest))
     runs = group is not None and (group.intact or group.replicas > 0 or bool(group.servers))
-    may_begin = not pool.update.paused and pool.window_open
-    if not runs or (may_begin and _serves_nothing(world)) or _is_hopeless(main_groups(world).values()):
+    at_once = not pool.update.paused and _serves_nothing(world)
+    if not runs or at_once or _is_hopeless(main_groups(world).values()):
         return offered
     if _is_finished(former, pool, world):
         return offered
@@ -184,9 +182,7 @@ def _inherited(pool: PoolObserved, world: Observed) -> Template | None:
 
 def _is_wanted(former: Template, pool: PoolObserved) -> bool:
     asked = _is_asked_for(pool) and pool.request != former.request
-    begun = former.next == pool.template
-    in_window = pool.update.window is not None and (pool.window_open or begun)
-    return former.settings != pool.settings or asked or in_window
+    return former.settings != pool.settings or asked
 
 
 def _is_asked_for(pool: PoolObserved) -> bool:
@@ -216,29 +212,6 @@ def _is_finished(former: Template, pool: PoolObserved, world: Observed) -> bool:
 
 
 # How many servers
-
-
-def _wait(pool: PoolObserved, kept: Template, world: Observed) -> tuple[str, str] | None:
-    update = pool.update
-    if update.paused:
-        return "UpdatePaused", "spec.update.paused is true"
-    if update.window is not None and not pool.window_open:
-        return "UpdateWaiting", f"servers are replaced in the window {update.window}"
-    stored = pool.status.template if pool.status is not None else None
-    if kept.next and (stored is None or stored.next != kept.next):
-        # Recorded before its first server starts, so that pools see each other.
-        return "UpdateQueued", "it is about to begin"
-    if not kept.next:
-        return None
-    begun = _main(kept.next) in world.groups
-    own = (not begun, kept.since_s, True)
-    # What an operator offers to all pools stops at the first that cannot take it; own changes go past that one.
-    is_own = kept.settings != pool.settings
-    claims = [claim for claim in pool.claims if not (claim.stalled and is_own)]
-    ahead = [claim.pool for claim in claims if (not claim.begun, claim.since_s, not claim.first) < own]
-    if len(ahead) < update.max_parallel_pools:
-        return None
-    return "UpdateQueued", f"it waits for the update of {', '.join(sorted(ahead)[:3])}"
 
 
 def _unchanged(

@@ -362,20 +362,6 @@ class Template:
 
 
 @dataclass(frozen=True, slots=True)
-class UpdateClaim:
-    """Another pool of this operator that replaces its servers, or waits to do so since `since_s` (Unix seconds).
-
-    `first` tells whether it goes first if both wait equally long, `stalled` that its new servers do not come up.
-    """
-
-    pool: str
-    first: bool
-    begun: bool
-    since_s: float
-    stalled: bool = False
-
-
-@dataclass(frozen=True, slots=True)
 class ScalingState:
     """The number of servers per group by requests: since when (Unix seconds) there are so many, and why.
 
@@ -436,8 +422,8 @@ class PoolObserved:
 
     For updates to another template: `kept` is that of the main group, `counts` the next numbers of servers of the main
     groups of all templates, `settings` the digest of the pool's own part of the present one, `difference` what changed,
-    `request` the text that asks for it, `window_open` is False outside of the hours for it, `claims` are the updates of
-    other pools, `progress` and `stuck` are the conditions that tell how far it is and why it goes no further.
+    `request` the text that asks for it, `progress` and `stuck` are the conditions that tell how far it is and why it
+    goes no further.
 
     With `scaling` the number of servers follows requests: `scaled` is that of now, `starting` how many of them have had
     no time to start yet, and `scaling_active` the condition that tells whether it works.
@@ -459,8 +445,6 @@ class PoolObserved:
     request: str = ""
     difference: str = ""
     update: Update = field(default_factory=Update)
-    window_open: bool = True
-    claims: tuple[UpdateClaim, ...] = ()
     kept: Template | None = None
     counts: Mapping[str, int] = field(default_factory=dict)
     progress: ObservedCondition | None = None
