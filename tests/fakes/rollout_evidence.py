@@ -114,7 +114,6 @@ def decision(sequence: int) -> Decision:
         verdicts=(verdict(),),
         inputs=canonical({"nowS": STARTED_S + sequence / 3, "numbers": [*AWKWARD, np.inf]}),
         result=canonical({"signal": "ADVANCE"}),
-        requested_by="alice@example.com",
     )
 
 

@@ -11,7 +11,6 @@ import sys
 import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import kopf
@@ -28,7 +27,6 @@ from segserve_common.kube.kinds import (
     SECRETS,
 )
 from segserve_common.logs import start_logging
-from segserve_operator.adapters.kube.admission import MayPromote, admit, may_promote_by
 from segserve_operator.adapters.kube.known_objects import KnownObjects
 from segserve_operator.adapters.kube.lease import FencedApi, LeaderLease
 from segserve_operator.adapters.kube.namespaces import EnabledNamespaces, pools_within
@@ -70,7 +68,6 @@ class Operator:
     worker: Worker[PoolKey]
     reconciler: PoolReconciler
     metrics: Metrics
-    may_promote: MayPromote
     audited_at_s: float
     enabled: EnabledNamespaces | None = None
     """The namespaces to work in, if all are read."""
@@ -141,12 +138,9 @@ class Operator:
 
     async def _watch(self, stopping: asyncio.Event) -> None:
         scopes = [namespace for namespace in self.scopes if namespace is not None]
-        registry, settings = registry_of(self.view, self.worker.enqueue, self.enabled), settings_of(self.view)
-        if self.settings.admission_keys:
-            admit(registry, settings, self.may_promote, Path(self.settings.admission_keys))
         await kopf.operator(
-            registry=registry,
-            settings=settings,
+            registry=registry_of(self.view, self.worker.enqueue, self.enabled),
+            settings=settings_of(self.view),
             namespaces=scopes,
             clusterwide=not scopes,
             # Only peers would read it; by default kopf asks who its user is, whom an image need not know.
@@ -197,9 +191,7 @@ async def assemble(
     defaults = replace(settings, operator_namespace_labels={"kubernetes.io/metadata.name": settings.lease_namespace})
     reconciler = PoolReconciler(fenced, view, defaults, outside, time.time)
     worker = Worker(reconciler.reconcile, reconciler.wanted, lease.is_held, metrics)
-    return Operator(
-        settings, api, view, lease, worker, reconciler, metrics, may_promote_by(api), time.monotonic(), enabled
-    )
+    return Operator(settings, api, view, lease, worker, reconciler, metrics, time.monotonic(), enabled)
 
 
 async def _run(settings: OperatorSettings) -> None:

@@ -43,7 +43,6 @@ class OperatorSettings(Defaults):
     if there are none); the worker that does so listens at `worker_socket` as the user `worker_user` (the operator's own
     if it is None), and is a child of the operator if there is no socket.
     The holder of the Lease `lease_name` in `lease_namespace` leads, under the identity `pod_name`, which is unique.
-    The admission webhook is served with the certificate in the folder `admission_keys`, if it is set.
     The counters of gateways are read from the gateways, or from the Prometheus at `samples_prometheus` if it is set.
     """
 
@@ -64,7 +63,6 @@ class OperatorSettings(Defaults):
     health_port: int = 8012
     pod_name: str = _SOMEBODY
     samples_prometheus: str = ""
-    admission_keys: str = ""
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> OperatorSettings:
@@ -200,6 +198,5 @@ _VARIABLES: Final[Mapping[str, tuple[str, Callable[[str], Any]]]] = {
     ),
     "SEGSERVE_EGRESS": ("egress", _egress),
     "SEGSERVE_METRICS_FROM": ("metrics_from", _peers),
-    "SEGSERVE_ADMISSION_KEYS": ("admission_keys", _matching(r"/.+", "the path of a folder")),
 }
 """Variables with the names of their settings and their readers."""

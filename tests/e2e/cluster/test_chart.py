@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import shutil
 import subprocess
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-import trustme
 import yaml
 
 from fakes.cluster import Cluster
@@ -171,51 +169,6 @@ def test_a_namespace_is_deleted_with_its_models_and_pools_where_the_operator_has
         cluster.wait("finalizers", guarded)
         cluster.kubectl("delete", "namespace", leaving, f"--timeout={HANG_S:g}s")
         helm("uninstall", "segserve", "-n", namespace)
-
-
-def test_models_say_who_requested_what_and_promoting_is_a_right_of_its_own(
-    cluster: Cluster, namespace: str, helm: Helm, values: dict[str, Any], tmp_path: Path
-) -> None:
-    authority = trustme.CA()
-    issued = authority.issue_cert(f"segserve.{namespace}.svc")
-    chain = b"".join(part.bytes() for part in issued.cert_chain_pems)
-    keys = {"tls.crt": _base64(chain), "tls.key": _base64(issued.private_key_pem.bytes())}
-    cluster.apply(namespace, {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "admission"}, "data": keys})
-    admission = {"enabled": True, "secret": "admission", "caBundle": _base64(authority.cert_pem.bytes())}
-    told = values | {"admission": admission, "pool": {"create": False}}
-    helm("install", "segserve", CHART, "-n", namespace, "-f", _written(told, tmp_path), "--wait")
-    verbs = "get,list,create,update,patch"
-    cluster.kubectl(
-        "-n", namespace, "create", "role", "edits", f"--verb={verbs}", "--resource=segmentationmodels.segserve.dev"
-    )
-    cluster.kubectl("-n", namespace, "create", "rolebinding", "all", "--role=edits", "--user=alice", "--user=bob")
-    cluster.kubectl("-n", namespace, "create", "rolebinding", "some", "--clusterrole=segserve-promote", "--user=bob")
-
-    def requested() -> dict[str, str]:
-        annotations = cluster.get(namespace, "segm", "coins")["metadata"]["annotations"]
-        return dict(json.loads(annotations["segserve.dev/requested-by"]))
-
-    def annotate(user: str, text: str) -> None:
-        cluster.kubectl("-n", namespace, "annotate", "--overwrite", "segm", "coins", text, f"--as={user}")
-
-    apply = ("-n", namespace, "apply", "-f", str(EXAMPLE), "--as=alice")
-    cluster.wait("the webhook answers", lambda: cluster.kubectl(*apply))
-    assert requested() == {"spec": "alice"}
-
-    with pytest.raises(AssertionError, match="right to create segmentationmodels/promote"):
-        annotate("alice", "segserve.dev/promote=coins-1@1")
-    annotate("bob", "segserve.dev/promote=coins-1@1")
-    assert requested() == {"promote": "bob", "spec": "alice"}
-
-    with pytest.raises(AssertionError, match="admission webhook alone"):
-        annotate("alice", 'segserve.dev/requested-by={"promote": "carol"}')
-    annotate("alice", "segserve.dev/requested-by-")
-    assert requested() == {"promote": "bob", "spec": "alice"}
-    helm("uninstall", "segserve", "-n", namespace)
-
-
-def _base64(value: bytes) -> str:
-    return base64.b64encode(value).decode()
 
 
 def _written(values: dict[str, Any], folder: Path) -> Path:

@@ -47,7 +47,6 @@ SETS: Final[Mapping[str, dict[str, Any]]] = {
         "clusterWide": True,
         "watchNamespaces": ["lab"],
         "rbac": {"namespaceDeletion": True},
-        "admission": {"enabled": True, "secret": "admission", "annotations": {"cert-manager.io/inject-ca-from": "a/b"}},
     },
     "monitoring": {
         "monitoring": {
@@ -253,7 +252,6 @@ def test_a_packaged_chart_renders_the_same(helm: Helm, render: Render, tmp_path:
         pytest.param({"operator": {"replica": 2}}, "replica", id="a misspelt value"),
         pytest.param({"operator": {"replicas": "2"}}, "operator.replicas", id="a text for a number"),
         pytest.param({"watchNamespaces": "vision"}, "watchNamespaces", id="a text for a list"),
-        pytest.param({"admission": {"enabled": True}}, "admission.secret", id="a webhook without a certificate"),
         pytest.param({"clusterWide": "yes"}, "clusterWide", id="a text for a truth"),
         pytest.param({"watchNamespaces": ["Vision"]}, "watchNamespaces.0", id="no name of a namespace"),
         pytest.param({"images": {"server": {"tritonVersion": "2.51.0"}}}, "tritonVersion", id="no NVIDIA release"),

@@ -112,7 +112,7 @@ def test_the_page_may_do_what_it_asks_of_the_api_server_and_changes_nothing_unle
     assert (("patch", "segserve.dev", "segmentationmodels") in asked) is (values is ACTING)
     assert asked - {("create", *OF_EVERYBODY)} <= {(each.verb, each.group, each.resource) for each in granted}
     writes = {each.resource for each in granted if each.verb not in ("get", "list", "watch")}
-    assert writes == ({"segmentationmodels", "segmentationmodels/promote"} if values is ACTING else set())
+    assert writes == ({"segmentationmodels"} if values is ACTING else set())
     assert ("get", "", "services") in {(each.verb, each.group, each.resource) for each in granted}
     assert {each.scope for each in granted} == {"vision"}
 

@@ -24,7 +24,6 @@ ALL: Final[dict[str, Any]] = {
     **SETS["pool"],
     "watchNamespaces": [],
     "operator": {"replicas": 2},
-    "admission": {"enabled": True, "secret": "admission", "caBundle": "YQ=="},
     "networkPolicy": {"enabled": True, "egress": {"enabled": True}},
 }
 

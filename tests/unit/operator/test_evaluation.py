@@ -9,12 +9,10 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from fakes.observed_models import FIRST, SECOND, group, holder, model, world
-from segserve_operator.adapters.kube.admission import stamp
 from segserve_operator.api.evaluation import EVALUATION_ANNOTATION, MAX_EVALUATION_LENGTH
 from segserve_operator.core.advance.advance import RolloutUpdate
 from segserve_operator.core.models.conditions import status_of
 from segserve_operator.core.world.observed import ObservedCondition, Roles
-from segserve_operator.core.world.requests import REQUESTED_BY
 from segserve_operator.metrics.resource_gauges import EvaluationMetrics
 
 SERVED = Roles(holder(FIRST, "main"))
@@ -125,18 +123,3 @@ def test_a_metric_without_an_interval_has_no_bounds() -> None:
 
     assert {key[2] for key in found if key[:2] == ("segserve_evaluation_metric", "ece")} == {"mean"}
     assert "ece 0.050" in said.message
-
-
-async def test_who_published_is_whom_the_api_server_knows() -> None:
-    async def nobody_may(*_: Any) -> bool:
-        return False
-
-    def stored(**annotations: str) -> dict[str, Any]:
-        return {"metadata": {"name": "coins", "namespace": "lab", "annotations": annotations}, "spec": {}}
-
-    published = {EVALUATION_ANNOTATION: evaluation(evaluatedBy="mallory")}
-    value = await stamp({"username": "ada@example.com"}, stored(), stored(**published), nobody_may)
-
-    assert value is not None
-    found = condition({**published, REQUESTED_BY: value})
-    assert found.message.endswith("by ada@example.com")

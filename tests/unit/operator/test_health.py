@@ -38,7 +38,7 @@ def operator_with(api: object) -> Operator:
     nothing: Any = None
     long_ago_s = time.monotonic() - 3600
     view = View((MODELS, POOLS))
-    parts = (OperatorSettings(), cast("Any", api), view, nothing, nothing, nothing, Metrics(), nothing, long_ago_s)
+    parts = (OperatorSettings(), cast("Any", api), view, nothing, nothing, nothing, Metrics(), long_ago_s)
     return Operator(*parts, tried_at_s=long_ago_s)
 
 

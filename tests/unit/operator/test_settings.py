@@ -44,7 +44,6 @@ EVERYTHING = {
     "SEGSERVE_HEALTH_PORT": "9000",
     "POD_NAME": "segserve-6d4cf56db6-abcde",
     "SEGSERVE_SAMPLES_PROMETHEUS": "https://prometheus.example:9090",
-    "SEGSERVE_ADMISSION_KEYS": "/etc/segserve/admission",
     "SEGSERVE_METRICS_FROM": '[{"namespaceSelector": {"matchLabels": {"team": "sre"}}}]',
     "SEGSERVE_EGRESS": '{"apiServerPorts": [8443], "servers": [{}]}',
 }
@@ -87,7 +86,6 @@ def test_every_variable_is_taken_over() -> None:
         health_port=9000,
         pod_name="segserve-6d4cf56db6-abcde",
         samples_prometheus="https://prometheus.example:9090",
-        admission_keys="/etc/segserve/admission",
         metrics_from=(V1NetworkPolicyPeer.model_validate({"namespaceSelector": {"matchLabels": {"team": "sre"}}}),),
         egress=Egress.model_validate({"apiServerPorts": [8443], "servers": [{}]}),
     )
@@ -128,7 +126,6 @@ def test_every_variable_is_taken_over() -> None:
         ("SEGSERVE_SAMPLES_PROMETHEUS", "prometheus:9090"),
         ("SEGSERVE_HEALTH_PORT", "٨٠٨٠"),
         ("SEGSERVE_HEALTH_PORT", "65536"),
-        ("SEGSERVE_ADMISSION_KEYS", "keys"),
         ("SEGSERVE_METRICS_FROM", '[{"podselector": {}}]'),
         ("SEGSERVE_EGRESS", "{"),
         ("SEGSERVE_EGRESS", '{"servers": [{"too": []}]}'),

@@ -58,9 +58,6 @@ NODES: Final = Kind("", "v1", "Node", "nodes", namespaced=False)
 CUSTOM_RESOURCE_DEFINITIONS: Final = Kind(
     "apiextensions.k8s.io", "v1", "CustomResourceDefinition", "customresourcedefinitions", namespaced=False
 )
-SUBJECT_REVIEWS: Final = Kind(
-    "authorization.k8s.io", "v1", "SubjectAccessReview", "subjectaccessreviews", namespaced=False
-)
 SELF_REVIEWS: Final = Kind("authentication.k8s.io", "v1", "SelfSubjectReview", "selfsubjectreviews", namespaced=False)
 CHILDREN: Final = (
     REVISIONS,

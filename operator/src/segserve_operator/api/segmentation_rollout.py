@@ -112,9 +112,6 @@ class DecisionStatus(ApiValue):
     phase: RolloutPhase = Field(description="Phase from then on.")
     weight: int = Field(ge=0, le=100, description="Percent of requests sent to the candidate from then on.")
     actor: str = Field(max_length=1024, description="Who decided: segserve, or a person's annotation.")
-    requested_by: str | None = Field(
-        default=None, max_length=1024, description="Who requested it, as the API server authenticated him."
-    )
     reason: str = Field(default="", max_length=1024, description="Reason as one CamelCase word.")
     message: str = Field(default="", max_length=MESSAGE_MAX_LENGTH, description="Reason as a sentence.")
     inputs: str | None = Field(

@@ -145,7 +145,6 @@ def _decision_status(decision: Decision) -> DecisionStatus:
         phase=_label(decision.phase),
         weight=decision.weight,
         actor=_cut(decision.actor),
-        requested_by=_cut(decision.requested_by) or None,
         reason=_cut(decision.reason),
         message=_cut(decision.message),
     )
@@ -159,7 +158,6 @@ def _decision(status: DecisionStatus) -> Decision:
         phase=Phase.labelled(status.phase),
         weight=status.weight,
         actor=status.actor,
-        requested_by=status.requested_by or "",
         reason=status.reason,
         message=status.message,
         **(unpack_inputs(status.inputs) if status.inputs is not None else {}),

@@ -37,7 +37,6 @@ from segserve_operator.core.world.requests import (
     next_request,
     promotes_judged,
     refusal,
-    requester,
     with_handled,
 )
 from segserve_operator.core.world.slo import past_of
@@ -228,7 +227,6 @@ def _decide(case: RolloutCase, request: RolloutRequest | None) -> Deciding[tuple
         paused=verb == "pause" or (state.paused and verb != "resume"),
         skipped=skipped,
         actor=request.text if request is not None else "segserve",
-        requested_by=requester(model.annotations, verb),
     )
     result = yield case.record, inputs
     reason, message = explanation(state, result, case.roles)

@@ -8,13 +8,11 @@ from typing import Final
 
 from segserve_builder.spec.reading import read_tolerantly
 from segserve_operator.api.evaluation import (
-    EVALUATION,
     EVALUATION_ANNOTATION,
     MAX_EVALUATION_LENGTH,
     Evaluation,
 )
 from segserve_operator.core.world.observed import ModelObserved, ObservedCondition
-from segserve_operator.core.world.requests import requester
 
 EVALUATED: Final = "Evaluated"
 
@@ -69,8 +67,7 @@ def evaluation_condition(model: ModelObserved) -> ObservedCondition | None:
 def _describe(evaluation: Evaluation, model: ModelObserved) -> str:
     metrics = "".join(f", {name} {estimate}" for name, estimate in evaluation.metrics.items())
     at = evaluation.evaluated_at.isoformat(timespec="seconds").replace("+00:00", "Z")
-    by = requester(model.annotations, EVALUATION) or evaluation.evaluated_by
     return (
         f"score {evaluation.score}{metrics} on {evaluation.images} images of the set "
-        f"{evaluation.golden_sha256[:10]}, at {at}{f' by {by}' if by else ''}"
+        f"{evaluation.golden_sha256[:10]}, at {at}{f' by {evaluation.evaluated_by}' if evaluation.evaluated_by else ''}"
     )

@@ -48,8 +48,7 @@ class DecisionInput:
 
     In Shadow the `window` is of pairs, and `callers` are the requests of callers meanwhile, which decide nothing.
     `past` is stable's, for gates that learn from it while it is short. `skipped` are the gates to ignore, `paused`
-    whether a person has paused the rollout. `actor` is who caused the decision, for the record, and `requested_by` the
-    person, as the API server authenticated him.
+    whether a person has paused the rollout. `actor` is who caused the decision, for the record.
     """
 
     now_s: float
@@ -60,7 +59,6 @@ class DecisionInput:
     paused: bool = False
     skipped: tuple[str, ...] = ()
     actor: str = "segserve"
-    requested_by: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,7 +305,6 @@ def _written_down(
         phase=Phase(int(transition.progress.phase)),
         weight=round(float(transition.weight)),
         actor=inputs.actor,
-        requested_by=inputs.requested_by,
         reason="",
         message="",
         verdicts=verdicts,

@@ -115,8 +115,7 @@ class Row:
 class Decision:
     """One decision that changed something.
 
-    `inputs` and `result` are canonical JSON, so that `replay` can repeat the decision and compare. `requested_by` is
-    whom the API server authenticated as the person who requested it, empty if nobody did or that is not known.
+    `inputs` and `result` are canonical JSON, so that `replay` can repeat the decision and compare.
     """
 
     sequence: int
@@ -130,7 +129,6 @@ class Decision:
     verdicts: tuple[Verdict, ...] = ()
     inputs: str = ""
     result: str = ""
-    requested_by: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -14,8 +13,6 @@ from segserve_operator.core.world.observed import Roles
 PREFIX: Final = "segserve.dev/"
 VERBS: Final = ("abort", "rollback", "pause", "promote", "resume", "skip-gate", "retry")
 """In the order in which several annotations are handled."""
-REQUESTED_BY: Final = f"{PREFIX}requested-by"
-"""Annotation in which the admission webhook keeps who requested each verb, as a JSON object."""
 MAX_HANDLED: Final = 32
 _WATCHED: Final = (Phase.GOLDEN, Phase.SHADOW, Phase.PROGRESSING, Phase.QUARANTINED)
 PHASES: Final[Mapping[str, tuple[Phase, ...]]] = {
@@ -69,20 +66,6 @@ class RolloutRequest:
     def gate(self) -> str:
         """The gate that skip-gate names."""
         return self.value.partition("@")[0]
-
-
-def requesters(annotations: Mapping[str, str]) -> Mapping[str, str]:
-    """Return who requested each verb, as the admission webhook wrote it; nobody if the annotation cannot be read."""
-    try:
-        found = json.loads(annotations.get(REQUESTED_BY, "{}"))
-    except (ValueError, RecursionError):
-        return {}
-    return {verb: user for verb, user in found.items() if isinstance(user, str)} if isinstance(found, dict) else {}
-
-
-def requester(annotations: Mapping[str, str], verb: str) -> str:
-    """Return who requested a verb, empty if that is not known."""
-    return requesters(annotations).get(verb, "")
 
 
 def next_request(annotations: Mapping[str, str], handled: Iterable[str]) -> RolloutRequest | None:
