@@ -171,26 +171,6 @@ async def test_a_group_that_grows_moves_its_reports_while_it_serves(monkeypatch:
 
 
 @pytest.mark.usefixtures("large")
-async def test_reports_that_agents_of_the_last_release_write_are_read_in_a_large_group() -> None:
-    world = ClusterWorld()
-    world.old_agents = True
-    world.apply_pool(replicas=3)
-    world.apply(model_manifest("coins"))
-    await world.turns()
-    main = main_of(world)
-
-    assert shared(world, main).keys() == pods_of(world, main)
-    assert len(world.routes()["coins"]["shares"][0]["endpoints"]) == 3
-    assert await world.run_pass() == 0
-
-    world.old_agents = False
-    await world.turns(3)
-
-    assert shared(world, main) == {}
-    assert len(world.routes()["coins"]["shares"][0]["endpoints"]) == 3
-
-
-@pytest.mark.usefixtures("large")
 async def test_a_report_of_its_own_that_somebody_deleted_takes_no_server_out() -> None:
     world = await served(replicas=3)
     for name in own_maps(world):

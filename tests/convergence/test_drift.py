@@ -108,16 +108,6 @@ async def test_a_class_that_is_gone_is_told_by_its_name(world: ClusterWorld) -> 
     assert "% of answers" in message(world)
 
 
-async def test_agents_of_an_earlier_version_compare_nothing_and_the_condition_says_so(world: ClusterWorld) -> None:
-    world.counting = False
-    world.apply(model_manifest("coins", drift=DRIFT))
-
-    await world.turns(20)
-
-    assert world.condition("coins", "Ready")[0] == "True"
-    assert world.condition("coins", "Drifting") == ("Unknown", "OtherVersion")
-
-
 async def test_declared_slices_without_answers_are_named(world: ClusterWorld) -> None:
     slices = ["north", "east", "south", "west", "roof"]
     world.apply(model_manifest("coins", drift=DRIFT, metrics={"slices": slices}))

@@ -79,15 +79,6 @@ async def test_no_deadline_promotes_what_a_person_is_to_decide_on(
     assert verdict(world) == ("Undecided", "AnswersDiffer")
 
 
-async def test_agents_of_an_earlier_version_are_not_asked_and_the_gate_says_so(world: ClusterWorld) -> None:
-    world.counting = False
-
-    await rolled_out(world, coins=0.8, minutes=3)
-
-    assert phase(world) == "Progressing"
-    assert verdict(world) == ("Undecided", "NoAnswer")
-
-
 async def test_a_restarted_operator_compares_anew_and_comes_to_the_same_end(world: ClusterWorld) -> None:
     await rolled_out(world, coins=0.2, minutes=2, onBreach="Rollback")
     world.restart()

@@ -102,22 +102,6 @@ async def test_a_candidate_whose_answers_are_worse_is_rolled_back_before_its_fir
     assert world.condition("coins", "Degraded") == ("True", "ClassLost")
 
 
-async def test_agents_that_score_no_golden_sets_end_a_canary_in_ten_minutes_with_the_reason(
-    world: ClusterWorld,
-) -> None:
-    world.scoring = False
-    await changed(world)
-    began_s = world.now_s
-    state = await ended(world)
-
-    assert (state["phase"], state["reason"]) == ("RolledBack", "GoldenUnavailable")
-    assert "earlier version" in state["message"]
-    assert 600 <= world.now_s - began_s < 700
-    assert world.condition("coins", "Degraded") == ("True", "GoldenUnavailable")
-    assert list(world.weights("coins").values()) == [100]
-    assert ("coins", "RolledBack") in world.told()
-
-
 async def test_a_golden_set_that_servers_cannot_fetch_ends_a_canary_after_its_progress_deadline(
     world: ClusterWorld,
 ) -> None:

@@ -151,7 +151,7 @@ async def test_a_deleted_deployment_of_an_earlier_template_comes_back_from_the_p
     assert world.condition("model-0", "Ready") == ("True", "Serving")
 
 
-async def test_a_status_of_an_earlier_release_keeps_its_servers() -> None:
+async def test_a_pool_whose_status_is_lost_keeps_its_servers() -> None:
     world = await served()
     before = servers(world)
     world.kube.edit_status(POOLS, NAMESPACE, "default", {"status": {"template": None}})

@@ -97,10 +97,6 @@ class ClusterWorld:
     """What agents say of a model's network (its character) instead of Ready: the reason of a failure."""
     qualities: dict[str, list[float]] = field(default_factory=dict)
     """The quality of a network's answers to golden images, all .9 unless said otherwise; by its character."""
-    scoring: bool = True
-    """Whether agents are of a version that scores golden sets; others refuse an assignment that asks for it."""
-    counting: bool = True
-    """Whether agents are of a version that reports counts of answers; others refuse an assignment that asks for it."""
     answers: dict[str, dict[str, tuple[int, ...]]] = field(default_factory=dict)
     """What each server has counted of a network's answers; by its character."""
     slices: dict[str, dict[str, dict[str, tuple[int, ...]]]] = field(default_factory=dict)
@@ -112,8 +108,6 @@ class ClusterWorld:
     bad_pods: dict[str, str] = field(default_factory=dict)
     """What agents say of all that they hold instead of Ready, by pod: the reason of a failure."""
     delay_s: float = 0.0
-    old_agents: bool = False
-    """Whether agents are of a release that knows no ConfigMaps of single pods."""
     defaults: Defaults = DEFAULTS
     fails_with: dict[str, str] = field(default_factory=dict)
     """What servers of an image say of all networks instead of Ready."""
@@ -337,14 +331,12 @@ class ClusterWorld:
 
     def _proof(self, told: Json) -> ProofReport:
         sha256 = (told.get("golden") or {}).get("sha256")
-        return ProofReport(golden_sha256=sha256, can_score=self.scoring, can_count=self.counting)
+        return ProofReport(golden_sha256=sha256)
 
     def _answers(self, network: str) -> AnswersReport:
-        assert self.counting, "an agent of an earlier version refuses the whole assignment"
         return AnswersReport(histograms=self.answers.get(network, {}), slices=self.slices.get(network, {}))
 
     def _scores(self, told: Json, network: str) -> ScoreReport:
-        assert self.scoring, "an agent of an earlier version refuses the whole assignment"
         golden = GoldenScoring.model_validate(told).golden
         reason = self.verdicts.get(golden.sha256)
         if reason is not None:
@@ -382,7 +374,7 @@ class ClusterWorld:
 
     def _tells_own(self, pool: str, group: str) -> bool:
         told = self.kube.peek(CONFIG_MAPS, NAMESPACE, assignment_name(pool, group, 0)) or {}
-        return not self.old_agents and told.get("data", {}).get(REPORTS_KEY) == OWN_REPORTS
+        return told.get("data", {}).get(REPORTS_KEY) == OWN_REPORTS
 
     def _may_patch(self, name: str) -> bool:
         rules = (rule for role in self.kube.all(ROLES, NAMESPACE) for rule in role["rules"])

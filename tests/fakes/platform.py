@@ -220,9 +220,7 @@ class InMemoryFleet:
                 artifact_verified=True,
                 loaded=True,
                 proof="golden",
-                proved=ProofReport(
-                    golden_sha256=told.golden.sha256 if told.golden is not None else None, can_score=True
-                ),
+                proved=ProofReport(golden_sha256=told.golden.sha256 if told.golden is not None else None),
                 trial=self._trial(told),
                 scores=self._scores(told),
             )

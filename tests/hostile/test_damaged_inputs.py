@@ -43,7 +43,7 @@ from segserve_common.kserve import Tensor, decode_http
 from segserve_common.kube.shards import pack, unpack
 from segserve_operator.adapters.kube.pods import read_report
 from segserve_operator.adapters.samples import wire
-from segserve_operator.adapters.traffic.plans import dump_lists, load_plan
+from segserve_operator.adapters.traffic.plans import dump_plan, load_plan
 from segserve_operator.api.documents import SpecError
 from segserve_operator.api.loading import load
 from segserve_operator.core.traffic import Endpoint, Route, Share, TrafficPlan
@@ -222,7 +222,7 @@ def compare_with_itself(data: bytes) -> None:
 def plan_sample() -> list[bytes]:
     servers = (Endpoint("10.0.0.1", 8000, 8001), Endpoint("10.0.0.2", 8000, 8001))
     share = Share("main-0a1b2c3d", "coins-aaaaaaaaaa", 100, servers)
-    plan = dump_lists(TrafficPlan((Route("coins", (share,), steps=("segserve--pre--1",)),), servers))
+    plan = dump_plan(TrafficPlan((Route("coins", (share,), steps=("segserve--pre--1",)),), servers))
     return [json.dumps(plan).encode()]
 
 
@@ -273,7 +273,7 @@ READERS = {
     "a gateway's report": Reader(read_gateway_report, gateway_report_sample, ()),
     "a gateway's counts": Reader(
         lambda data: wire.decode(data, 0.0),
-        lambda: [b'{"coins":{"epoch":"e","age":1.5,"tallies":[["main","http",9,1,0,2,[[0.001,7],[0.01,2]]]]}}'],
+        lambda: [b'{"coins":{"epoch":"e","age":1.5,"tallies":[["main","http",9,1,0,2,[[0.001,7],[0.01,2]],0,0]]}}'],
         (ValueError,),
     ),
     "a plan": Reader(lambda data: load_plan(json.loads(data)), plan_sample, (ValueError,)),

@@ -21,7 +21,7 @@ from fakes.watching import Watched
 from segserve import Client
 from segserve_builder.agent import secret
 from segserve_builder.agent.server import TritonError, TritonRefusedError, TritonServer
-from segserve_operator.adapters.local.files import StateFolder, StateFolderError
+from segserve_operator.adapters.local.files import PlatformError, StateFolder, StateFolderError
 from segserve_operator.adapters.local.fleet import GroupFolder
 from segserve_operator.adapters.local.store import LocalStore
 
@@ -150,12 +150,12 @@ def test_a_new_supervisor_finds_the_word_again_and_replaces_a_server_that_has_no
     assert (secret.obtain(group.secret), coins.process("groups/main/triton")) == (word, server)
 
     end_supervisor(coins)
-    group.secret.unlink()  # as an earlier version left it
+    group.secret.unlink()
     running.segserve("up", "--detach")
     until(lambda: group.secret.exists() and coins.process("groups/main/triton") not in (None, server), "a new server")
     running.segserve("wait", "coins", "--timeout", f"{HANG_S:g}s")
 
-    assert "an earlier version of segserve started it" in running.segserve("logs", "--tail", "200")
+    assert "its secret is lost" in running.segserve("logs", "--tail", "200")
     with Client(running.url, timeout_s=HANG_S) as client:
         assert client.segment(PHOTO, model="coins").areas["coin"] in COIN_PIXELS
 
@@ -225,6 +225,22 @@ def test_a_new_state_folder_is_of_its_user_alone_whatever_the_umask(tmp_path: Pa
         os.umask(former)
 
     assert stat.S_IMODE((tmp_path / "a/state").stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize(("found", "said"), [(None, "None"), ("2\n", "2")], ids=["no number", "another number"])
+def test_a_state_folder_of_another_format_is_refused_with_what_to_do(
+    tmp_path: Path, found: str | None, said: str
+) -> None:
+    state = StateFolder(tmp_path / "state")
+    state.create()
+    state.create()
+    state.objects.mkdir()
+    state.format.unlink()
+    if found is not None:
+        state.format.write_text(found)
+
+    with pytest.raises(PlatformError, match=f"its format is {said}, .*`segserve down --forget` removes it"):
+        state.create()
 
 
 def test_a_folder_that_all_users_share_is_no_state_folder(tmp_path: Path) -> None:

@@ -3,9 +3,6 @@ Values of an earlier release (helm upgrade --reuse-values) lack those that are n
 which Helm does not offer to templates, from a copy. Every template that is rendered starts with this.
 */ -}}
 {{- define "segserve.complete" -}}
-{{- if and .Release.IsUpgrade (not (hasKey .Values "clusterWide")) (not .Values.watchNamespaces) -}}
-{{- include "segserve.formerlyClusterWide" . -}}
-{{- end -}}
 {{- include "segserve.fill" (list .Values (.Files.Get "files/defaults.yaml" | fromYaml) (list "images" "monitoring" "networkPolicy")) -}}
 {{- end }}
 
@@ -33,10 +30,6 @@ their own. What is within others, such as resources, is the user's: who removed 
 {{- end -}}
 {{- end -}}
 {{- end -}}
-{{- end }}
-
-{{- define "segserve.formerlyClusterWide" -}}
-{{- fail (printf "the former revision of this release worked in all namespaces, this one works in %s alone unless it is told otherwise; say where: --set 'watchNamespaces={%s}' for named namespaces, or --set clusterWide=true beside it to go on reading everywhere (docs/how-to/upgrade.md)" .Release.Namespace .Release.Namespace) -}}
 {{- end }}
 
 {{- /* The namespaces in which the release has the right to write, as a JSON list. */ -}}

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 _TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
-_BOOT_RESOLUTION_S: Final = 2.0
-"""Former records have Unix times, which are relative to a boot time in whole seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,19 +36,11 @@ class ProcessRecord:
 
     @classmethod
     def from_fields(cls, fields: Any) -> Self:
-        """Read the fields of a record, also those of former versions. Raises `ValueError` if they are none."""
+        """Read the fields of a record. Raises `ValueError` if they are none."""
         try:
-            if "start_ticks" in fields:
-                return cls(int(fields["pid"]), int(fields["start_ticks"]), str(fields["boot_id"]))
-            present = cls.of(int(fields["pid"]))
-            created_s = float(fields["createTime"] if "createTime" in fields else fields["create_time"])
+            return cls(int(fields["pid"]), int(fields["start_ticks"]), str(fields["boot_id"]))
         except (LookupError, TypeError, ArithmeticError) as error:
             raise ValueError(f"a process is recorded by pid, start_ticks and boot_id, got {fields!r}") from error
-        except OSError as error:
-            raise ValueError(f"the recorded process {fields['pid']} has ended") from error
-        if abs(present.started_at_s - created_s) > _BOOT_RESOLUTION_S:
-            raise ValueError(f"the process {present.pid} started at another time than the recorded one")
-        return present
 
     def to_json(self) -> str:
         """Return the text that `from_json` reads."""

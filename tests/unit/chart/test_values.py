@@ -13,7 +13,7 @@ import yaml
 from segserve_common.logs import LogSettings
 from segserve_operator.settings import OperatorSettings
 
-from .conftest import CHART, Helm, Render, of_kind, the
+from .conftest import CHART, Render, of_kind, the
 from .test_chart import SETS, _environment
 
 VALUES: Final[dict[str, Any]] = yaml.safe_load((CHART / "values.yaml").read_text())
@@ -60,21 +60,6 @@ def test_values_within_groups_that_an_earlier_release_lacks_have_their_defaults(
 
 def test_a_group_of_values_that_is_null_is_as_if_it_were_not_given(render: Render) -> None:
     assert _offenders(lambda null: render(dict.fromkeys(null)) != render({}), [*VALUES]) == []
-
-
-def test_a_release_that_worked_in_all_namespaces_is_not_confined_by_an_upgrade_that_says_nothing_of_it(
-    helm: Helm, tmp_path: Path
-) -> None:
-    """Its pools elsewhere would go on serving, and nobody would look after them."""
-    earlier = _with_values(tmp_path, {name: value for name, value in VALUES.items() if name != "clusterWide"})
-
-    refused = helm("template", "segserve", earlier, "--namespace", "vision", "--is-upgrade")
-    assert refused.returncode != 0
-    assert "watchNamespaces={vision}" in refused.stderr
-    assert "clusterWide=true" in refused.stderr
-    for told in ("watchNamespaces={vision}", "clusterWide=true"):
-        done = helm("template", "segserve", earlier, "--namespace", "vision", "--is-upgrade", "--set", told)
-        assert done.returncode == 0, done.stderr
 
 
 def test_a_limit_that_is_taken_away_stays_away(render: Render) -> None:

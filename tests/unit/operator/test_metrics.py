@@ -106,7 +106,7 @@ def test_a_pool_that_follows_requests_is_told_with_its_servers_and_other_pools_a
     assert seen(metrics, "segserve_scaling_startup_seconds") == {("lab", "a"): 40}
 
 
-def test_what_another_release_wrote_of_a_pools_servers_ends_no_scrape() -> None:
+def test_a_damaged_status_ends_no_scrape() -> None:
     view, metrics = View((MODELS, POOLS)), Metrics()
     metadata = {"name": "a", "namespace": "lab", "uid": "a", "resourceVersion": "1"}
     status = {"scaling": {"desired": {"main": 4}, "startupSeconds": "40"}}

@@ -119,14 +119,12 @@ def _report(assigned: AssignedRevision, snapshot: ServerSnapshot, state: AgentSt
 
 
 def _proof_report(proof: Proof) -> ProofReport:
-    can = dict.fromkeys(("can_score", "can_count"), True)
     return ProofReport(
         golden_sha256=proof.golden_sha256,
         images=proof.images,
         cascade_loss=proof.cascade_loss,
         devices=proof.devices,
         gpus=proof.gpus,
-        **can,
     )
 
 

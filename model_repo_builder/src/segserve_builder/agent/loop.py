@@ -369,7 +369,7 @@ class AssignmentFile:
             stamp = (status.st_ino, status.st_mtime_ns)
             if stamp != self._stamp:
                 self._stamp = stamp
-                models = read_file(self._path, lambda text: Assignment.read(json.loads(text))).models
+                models = read_file(self._path, lambda text: Assignment.model_validate(json.loads(text))).models
                 self._assignment = tuple(map(AssignedRevision.of, models))
         except FileNotFoundError:
             return self._assignment

@@ -1,14 +1,8 @@
-"""The agent's interface as JSON: the assignment it reads and the report it writes.
-
-Operator and agents may be of different releases. What they write has no defaults (`to_json`), and what they read of
-each other may have fields and words that they do not know (`read`). A default never changes, nor the meaning of a
-field: a new one has a name of its own.
-"""
+"""The agent's interface as JSON without defaults: the assignment it reads and the report it writes."""
 
 from __future__ import annotations
 
 import base64
-import json
 import math
 import struct
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,12 +10,11 @@ from contextlib import suppress
 from enum import StrEnum
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import Field, PrivateAttr, ValidationError
+from pydantic import Field, ValidationError
 
 from segserve_builder.spec.model_spec import Artifact, FrozenModel, Golden, ModelMetrics
 from segserve_builder.spec.reading import read_tolerantly
 from segserve_builder.steps.pipeline import Pipeline
-from segserve_common.canonical import canonical_json
 
 _UNITS: Final = 65534
 """Steps of a packed quality between 0 and 1; `_NOT_MEASURED` stands for NaN."""
@@ -87,57 +80,13 @@ class AssignedModel(FrozenModel):
     counting: AnswerCounting | None = None
     """That its answers are watched for drift. Assignments have it, records never do."""
 
-    _stored: str | None = PrivateAttr(default=None)
-    """The canonical JSON of one that another release wrote and that this one does not know in full."""
-
-    def __eq__(self, other: object) -> bool:
-        """Return whether all that this release knows is equal; the name covers the rest."""
-        return isinstance(other, AssignedModel) and self.__dict__ == other.__dict__
-
     @property
     def model(self) -> str:
         """The public name."""
         return self.pipeline.model
 
-    @classmethod
-    def read(cls, plain: Any) -> Self:
-        """Return the model of a JSON value that this or another release wrote; `to_json` writes back all of it.
-
-        Raises `ValidationError` if too much is missing.
-        """
-        try:
-            return cls.model_validate(plain)
-        except ValidationError:
-            assigned, _ = read_tolerantly(cls, plain)
-            assigned._stored = canonical_json(plain)
-            return assigned
-
-    @property
-    def is_understood(self) -> bool:
-        """Whether this release gives the answers that the revision's name stands for.
-
-        The name is a digest of all that can change an answer: unknown fields that do not change it change no answer.
-        """
-        if self._stored is None:
-            return True
-        try:
-            return self.pipeline.revision == self.revision
-        except KeyError:  # a family that this release does not have
-            return False
-
     def to_json(self) -> dict[str, Any]:
-        """Return the JSON value without defaults, and with what another release wrote and this one does not know."""
-        plain = self._known()
-        if self._stored is None:
-            return plain
-        stored = json.loads(self._stored)
-        before = read_tolerantly(type(self), stored)[0]._known()
-        # A field that was replaced since is not the one that was stored.
-        changed = {name for name in plain.keys() | before.keys() if plain.get(name) != before.get(name)}
-        kept = {name: value for name, value in stored.items() if name not in changed}
-        return {**kept, **{name: plain[name] for name in changed if name in plain}}
-
-    def _known(self) -> dict[str, Any]:
+        """Return the JSON value without defaults."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True)
 
 
@@ -145,13 +94,6 @@ class Assignment(FrozenModel):
     """All models of a group's servers, at most one revision of each."""
 
     models: tuple[AssignedModel, ...] = ()
-
-    @classmethod
-    def read(cls, plain: Mapping[str, Any]) -> Self:
-        """Return the assignment of a JSON value that this or another release wrote; raises `ValidationError`."""
-        if not isinstance(plain, Mapping):
-            return cls.model_validate(plain)
-        return cls(models=tuple(map(AssignedModel.read, plain.get("models", ()))))
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON value without defaults."""
@@ -172,8 +114,6 @@ class ModelState(StrEnum):
 class ProofReport(FrozenModel):
     """Proof of a revision: the digest of its golden set, None for the built-in image, and the number of images.
 
-    `can_score` is False from an agent of a version that scores no golden sets: it would refuse such an assignment;
-    `can_count` is False from one that reports no counts of answers.
     `cascade_loss` is the bound of a cascade's expected loss, if its spec declares one. `devices` are the devices of the
     revision's networks, `cpu` or `gpu`, and `gpus` the server's GPUs with driver and compute capability.
     """
@@ -181,8 +121,6 @@ class ProofReport(FrozenModel):
     golden_sha256: str | None = None
     images: int = 1
     cascade_loss: float | None = None
-    can_score: bool = False
-    can_count: bool = False
     devices: tuple[str, ...] = ()
     gpus: tuple[str, ...] = ()
 
@@ -347,22 +285,9 @@ class ModelReport(FrozenModel):
     """The outcome of `AssignedModel.counting`; None unless it was asked for."""
 
     @classmethod
-    def read(cls, plain: Mapping[str, Any]) -> Self:
-        """Return the report of a JSON value that this or another release wrote; raises `ValidationError`.
-
-        An unknown state counts as Ready if the revision is loaded and proved, else as Proving: a newer agent's server
-        must not lose its requests over a word, nor get any before the proof.
-        """
-        try:
-            return cls.model_validate(plain)
-        except ValidationError:
-            known = dict(plain)
-        if known.get("proof") not in (None, "golden", "builtin"):
-            known["proof"] = "builtin"
-        if known.get("state") not in tuple(ModelState):
-            serves = known.get("loaded") is True and known.get("proof") is not None
-            known["state"] = ModelState.READY if serves else ModelState.PROVING
-        return read_tolerantly(cls, known)[0]
+    def read(cls, plain: Any) -> Self:
+        """Return the report of a JSON value as far as it can be read; raises `ValidationError` if too little can."""
+        return read_tolerantly(cls, plain)[0]
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON value without defaults."""
@@ -378,7 +303,7 @@ class Report(FrozenModel):
 
     @classmethod
     def read(cls, plain: Mapping[str, Any]) -> Self:
-        """Return the report of a JSON value that this or another release wrote.
+        """Return the report of a JSON value.
 
         Models whose report cannot be read are left out. Raises `ValidationError` if there is no readable heartbeat.
         """
@@ -387,7 +312,7 @@ class Report(FrozenModel):
 
 
 def read_reports(plain: Iterable[Any]) -> tuple[ModelReport, ...]:
-    """Return the reports of JSON values that this or another release wrote, without those that cannot be read."""
+    """Return the reports of JSON values, without those that cannot be read."""
     reports = []
     for each in plain:
         with suppress(ValidationError, TypeError, ValueError):

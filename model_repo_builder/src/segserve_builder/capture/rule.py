@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, TypeAlias
+from typing import Final, Literal
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 
 class CaptureReason(StrEnum):
@@ -72,16 +72,6 @@ class CaptureRule(_Value):
     as_rle: bool = False
 
 
-def _unless_unreadable(value: Any, read: ValidatorFunctionWrapHandler) -> CaptureRule | None:
-    try:
-        rule: CaptureRule | None = read(value)
-    except ValidationError:
-        return None
-    return rule
-
-
-RuleOfAnyRelease: TypeAlias = Annotated[CaptureRule | None, WrapValidator(_unless_unreadable)]
-"""None where a later release wrote what this one cannot read: then nothing is captured, and requests are routed."""
 SINK_SCHEMES: Final = ("file", "s3", "gs", "az")
 MAX_COPIES_PER_S: Final = 2.0
 """Copies per second of one model and worker thread of a gateway: each costs one to three more inferences."""

@@ -103,7 +103,7 @@ class SampleStore:
         self._put(model, f"{_MANIFEST}/{row.key}.json", row.to_line())
 
     def rows(self, model: str, *, since_s: float = 0.0, newest: int | None = None) -> Iterator[ManifestRow]:
-        """Yield the rows of a model, the oldest first, without rows of a newer release that cannot be read.
+        """Yield the rows of a model, the oldest first, without rows that cannot be read.
 
         Only those captured since a time, and at most the `newest` of them, are read.
         """

@@ -87,8 +87,8 @@ class _Part:
 class AssignmentInbox:
     """Writes the assignment to `path` after every change, once all shards have been read, and calls `on_change`.
 
-    A revision whose answers depend on a field that this version of segserve does not know is rejected: the model keeps
-    its last valid revision and does not delay others; `on_change` gets the reports about such models.
+    A revision that cannot be read is rejected: the model keeps its last valid revision and does not delay others;
+    `on_change` gets the reports about such models.
     """
 
     def __init__(self, names: Sequence[str], path: Path, on_change: Callable[[RejectedModels], None]) -> None:
@@ -107,9 +107,7 @@ class AssignmentInbox:
         models, rejected = [], []
         for plain in value:
             try:
-                assigned = AssignedModel.read(plain)
-                if not assigned.is_understood:
-                    AssignedModel.model_validate(plain)  # which says what is not known
+                assigned = AssignedModel.model_validate(plain)
             except ValidationError as error:
                 rejection = _rejection(plain, error)
                 last_valid = self._last_valid.get(rejection.model)

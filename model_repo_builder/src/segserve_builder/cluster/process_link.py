@@ -147,8 +147,7 @@ class LinkedProcesses:
             answer = self._ask({"use": True})
             uses = {str(key): ProcessUse(str(step), float(cpu), float(memory))
                     for key, (step, cpu, memory) in answer["uses"].items()}  # fmt: skip
-            # A launcher of an earlier release does not say how long it looked.
-            return ServerUse(uses, int(answer["gpus"]), float(answer.get("lookCpuS", 0.0)))
+            return ServerUse(uses, int(answer["gpus"]), float(answer["lookCpuS"]))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 

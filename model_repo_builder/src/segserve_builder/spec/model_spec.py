@@ -169,7 +169,7 @@ class ModelMetrics(FrozenModel):
         json_schema_extra={"x-kubernetes-list-type": "atomic"},
     )
     slices: tuple[SliceLabel, ...] | None = Field(
-        # The API server would write a default into every object, and an earlier release refuse what it does not know.
+        # The API server would write a default into every object.
         default=None,
         min_length=1,
         max_length=MAX_COUNTED_SLICES,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from reprlib import Repr
 from typing import Any, Final, TypeVar, get_args
 
@@ -15,7 +15,6 @@ from pydantic_core.core_schema import ErrorType
 from segserve_operator.api.checks import did_you_mean, unknown_name
 from segserve_operator.api.documents import Document, Path, read_documents, write_documents
 from segserve_operator.api.errors import Problem, SpecError
-from segserve_operator.api.former_fields import RENAMED, replacement_of
 from segserve_operator.api.meta import ANNOTATION_DESCRIPTIONS, ANNOTATION_PREFIX, GROUP_VERSION, UNREAD_METADATA
 from segserve_operator.api.pod_template import PodTemplate
 from segserve_operator.api.resources import KINDS, Resource
@@ -131,7 +130,7 @@ def _with_networks(loaded: list[tuple[Resource, Document]]) -> list[tuple[Resour
 def _unknown_annotations(document: Document, resource: Resource) -> Iterator[Problem]:
     """Yield a problem for each annotation with our prefix that nothing reads: a typo in a request would go unnoticed.
 
-    Only files are checked: a stored resource may have annotations of another version of segserve.
+    Only files are checked: what is stored goes on.
     """
     known = [f"{ANNOTATION_PREFIX}{name}" for name in ANNOTATION_DESCRIPTIONS]
     for name in resource.metadata.annotations:
@@ -216,19 +215,11 @@ def _problem(document: Document, model: type[BaseModel], detail: ErrorDetails) -
         case "missing":
             noun = "item" if isinstance(path[-1], int) else "field"
             return document.problem(path[:-1], f"{noun} {path[-1]!r} is missing")
-        case "extra_forbidden" if (instead := replacement_of(".".join(map(str, path)))) is not None:
-            return document.problem(path, f"unknown {_noun(path)} {path[-1]!r}; {instead}", key=True)
         case "extra_forbidden":
             known = _fields(structural_schema(GATE_SPECS[tag] if tag else model), () if tag else path[:-1])
-            return document.problem(path, _unknown(_noun(path), str(path[-1]), known), key=True)
+            return document.problem(path, unknown_name(_noun(path), str(path[-1]), known), key=True)
         case _:
             return document.problem(path, _message(detail, path))
-
-
-def _unknown(noun: str, name: str, known: Sequence[str]) -> str:
-    if RENAMED.get(name) in known:
-        return f"unknown {noun} {name!r}; it is named {RENAMED[name]!r} now"
-    return unknown_name(noun, name, known)
 
 
 def _fields(schema: Mapping[str, Any], path: Path) -> list[str]:

@@ -311,7 +311,7 @@ class SegmentationModelSpec(ApiValue):
         description="How much callers may send. Default: no limit. A change applies at once, and makes no revision.",
     )
     metrics: ModelMetrics | None = Field(
-        # The API server would write a default into every object, and an earlier release refuse what it does not know.
+        # The API server would write a default into every object.
         default=None,
         description="What servers count of answers. A change applies without a new revision or rollout.",
     )

@@ -395,6 +395,9 @@ class TritonPoolStatus(ApiValue):
     observed_generation: int | None = Field(
         default=None, ge=0, description="Generation of the spec that the status describes."
     )
+    format: int | None = Field(
+        default=None, ge=1, description="Number of the format of what is stored; an operator reads only its own."
+    )
     conditions: tuple[Condition, ...] = Field(
         default=(),
         max_length=32,

@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-UNKNOWN_FIELD: Final = "UnknownField"
 HOST_PATH_REFUSED: Final = "HostPathRefused"
-"""The reason if a spec has fields that only a newer release knows."""
 STATUS_UNREADABLE: Final = "StatusUnreadable"
-FILE_DAMAGED: Final = "FileDamaged"
 """The reason if the roles in a model's status cannot be read."""
+FILE_DAMAGED: Final = "FileDamaged"
 
 MAX_MESSAGE: Final = 2048
 """Longest message in a status, in characters: others write many of them, such as the scheduler and Triton."""

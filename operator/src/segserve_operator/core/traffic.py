@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, Literal, Self
 
-from segserve_builder.capture.rule import RuleOfAnyRelease
+from segserve_builder.capture.rule import CaptureRule
 from segserve_operator.core.failure import FailureReason
 
 RESTART_S: Final = 2
@@ -151,7 +151,7 @@ class Route:
     affinity: RouteAffinity | None = None
     mirror: Mirror | None = None
     keeps_pairs: Literal[True] | None = None
-    capture: RuleOfAnyRelease = None
+    capture: CaptureRule | None = None
 
     def __post_init__(self) -> None:
         total = sum(share.weight for share in self.shares)

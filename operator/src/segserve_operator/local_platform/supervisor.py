@@ -285,12 +285,12 @@ def end(state: StateFolder, *, keep_models: bool = False) -> bool:
         sweep_shm(shm_prefix(state, group.name))
     sweep_step_environments()
     # Only what the platform created: users may keep other files in the state folder.
-    # `bundles` is of earlier versions.
-    of_models = (state.objects, state.revisions, state.root / "bundles", state.tls, state.secrets)
+    of_models = (state.objects, state.revisions, state.tls, state.secrets)
     folders = [state.groups, state.gateway, *(() if keep_models else of_models)]
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
-    for file in (state.platform, state.log, state.lock):
+    is_empty = not state.objects.exists()
+    for file in (state.platform, state.log, state.lock, *((state.format,) if is_empty else ())):
         file.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         state.root.rmdir()

@@ -89,8 +89,7 @@ def _pair_values(pairs: PairRow | None) -> list[Any]:
     if pairs is None:
         return []
     bins = (*pairs.latencies, pairs.ratios, pairs.disagreements, pairs.baseline, pairs.shifts)
-    # Earlier releases have the agreement of masks at the end, and read it.
-    slices = [[each.name, *each.failed, _gaps(each.ratios), []] for each in pairs.slices]
+    slices = [[each.name, *each.failed, _gaps(each.ratios)] for each in pairs.slices]
     return [[*pairs.failed, *map(_gaps, bins), slices]]
 
 
@@ -104,12 +103,10 @@ def unpack_rows(text: str) -> tuple[Row, ...]:
 
 def pack_state(record: Record) -> str:
     """Return the engine's state as packed text."""
-    # Rollouts under way have these keys in their objects, so they stay as they are.
     return pack(
         {
             "progress": to_plain(record.progress),
             "gates": {name: to_plain(state) for name, state in record.gates.items()},
-            "split": None,  # of a test that the former release has: after a rollback to it, its operator reads the key
             "hung": to_plain(record.hung),
             "seen": {gateway: _count_value(count) for gateway, count in record.seen.items()},
             "verdicts": _verdict_values(record.verdicts),
@@ -168,17 +165,21 @@ def _bins(gaps: Sequence[int]) -> Bins:
 
 
 def _row(at_s: float, seconds: float, weight: int, *rest: Any) -> Row:
-    # A newer release may have added numbers at the end, here and below.
-    stable, candidate, stable_failed, candidate_failed, stable_bins, candidate_bins = rest[:6]
-    latencies = (_bins(stable_bins), _bins(candidate_bins))
-    pairs = _pair_row(*rest[6]) if len(rest) > 6 else None
-    return Row(at_s, seconds, weight, (stable, candidate), (stable_failed, candidate_failed), latencies, pairs)
+    stable, candidate, stable_failed, candidate_failed, stable_bins, candidate_bins, *pairs = rest
+    return Row(
+        at_s,
+        seconds,
+        weight,
+        (stable, candidate),
+        (stable_failed, candidate_failed),
+        (_bins(stable_bins), _bins(candidate_bins)),
+        _pair_row(*pairs[0]) if pairs else None,
+    )
 
 
 def _pair_row(neither: int, candidate: int, stable: int, both: int, *rest: Any) -> PairRow:
-    # Those of an earlier release end before the last one, or three, or have one more.
-    stable_bins, candidate_bins, ratios, disagreements, baseline, shifts = map(_bins, [*rest[:6], [], []][:6])
-    slices = rest[6] if len(rest) > 6 else []
+    *bins, slices = rest
+    stable_bins, candidate_bins, ratios, disagreements, baseline, shifts = map(_bins, bins)
     return PairRow(
         (neither, candidate, stable, both),
         (stable_bins, candidate_bins),
@@ -186,12 +187,8 @@ def _pair_row(neither: int, candidate: int, stable: int, both: int, *rest: Any) 
         disagreements,
         baseline,
         shifts,
-        tuple(_slice_row(*each) for each in slices),
+        tuple(SliceRow(name, tuple(failed), _bins(gaps)) for name, *failed, gaps in slices),
     )
-
-
-def _slice_row(name: str, neither: int, candidate: int, stable: int, both: int, *rest: Any) -> SliceRow:
-    return SliceRow(name, (neither, candidate, stable, both), _bins(rest[0]))
 
 
 def _count_value(count: Counters) -> list[Any]:
@@ -207,22 +204,18 @@ def _count_value(count: Counters) -> list[Any]:
 
 
 def _count(value: Sequence[Any]) -> Counters:
-    epoch, at_s, began_s, by_series = value[:4]
-    pairs = _pair_counts(value[4]) if len(value) > 4 else None
-    return Counters(epoch, at_s, dict(_tally(*each) for each in by_series), began_s, pairs)
+    epoch, at_s, began_s, by_series, *pairs = value
+    tallies = {}
+    for group, protocol, attempts, failed, given_up, active, latencies, left, waited_ms in by_series:
+        bins = tuple((edge_ms, count) for edge_ms, count in latencies)
+        tally = SeriesCounts(attempts, failed, given_up, active, bins, left, waited_ms)
+        tallies[Series(group, protocol)] = tally
+    return Counters(epoch, at_s, tallies, began_s, _pair_counts(pairs[0]) if pairs else None)
 
 
 def _pair_counts(value: Mapping[str, Any]) -> PairCounts:
     counts = from_plain(PairCounts("", "", ""), value)
-    return replace(counts, slices=tuple(SliceCounts(*each[:3]) for each in counts.slices))
-
-
-def _tally(
-    group: str, protocol: Any, attempts: int, failed: int, given_up: int, *rest: Any
-) -> tuple[Series, SeriesCounts]:
-    active, latencies, *waits = rest[:4]
-    bins = tuple((edge_ms, count) for edge_ms, count in latencies)
-    return Series(group, protocol), SeriesCounts(attempts, failed, given_up, active, bins, *waits)
+    return replace(counts, slices=tuple(SliceCounts(*each) for each in counts.slices))
 
 
 def _verdict_values(verdicts: Iterable[Verdict]) -> list[Any]:
@@ -238,15 +231,9 @@ def _verdict_values(verdicts: Iterable[Verdict]) -> list[Any]:
 
 def _verdicts(values: Iterable[Mapping[str, Any]]) -> tuple[Verdict, ...]:
     like = Verdict("", Outcome.UNDECIDED, "", "")
-    outcomes = {outcome.value for outcome in Outcome}
     return tuple(
         replace(
-            # An outcome that only a newer release knows decides nothing.
-            from_plain(
-                like,
-                {**value, "numbers": {}}
-                | ({} if value["outcome"] in outcomes else {"outcome": Outcome.UNDECIDED.value}),
-            ),
+            from_plain(like, {**value, "numbers": {}}),
             numbers={name: from_plain(0.0, number) for name, number in value["numbers"].items()},
         )
         for value in values

@@ -107,7 +107,7 @@ def credentials_of(gateway: Gateway) -> frozenset[CredentialKind]:
 def limits_of(manifest: Mapping[str, Any]) -> RouteLimits | None:
     """Return how much callers may send to a model, None if its spec does not limit it.
 
-    It is read by itself, as rules of access are; of a newer release's limits those hold that this one knows.
+    It is read by itself, as rules of access are; those limits hold that can be read.
     """
     stated = manifest["spec"].get("limits")
     if stated is None:

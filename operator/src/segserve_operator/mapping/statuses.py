@@ -35,6 +35,7 @@ from segserve_operator.core.world.observed import (
     ScalingState,
     Template,
 )
+from segserve_operator.store_format import STORE_FORMAT
 
 _LEFT_OUT: Final = re.compile(rf"{GROUP_LABEL} notin \(([^)]*)\)")
 
@@ -101,6 +102,7 @@ def pool_to_api(status: PoolStatus, former: TritonPoolStatus, now: datetime, sel
     """Return a pool's status; `selector` is the label selector of the servers that serve."""
     return TritonPoolStatus(
         observed_generation=status.observed_generation,
+        format=STORE_FORMAT,
         conditions=_conditions(status.conditions, status.observed_generation, former.conditions, now),
         replicas=status.servers,
         selector=selector,

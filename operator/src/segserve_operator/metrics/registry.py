@@ -214,6 +214,6 @@ class ScalingMetrics:
             (self.room, counted.room if counted is not None else None),
         )
         for gauge, value in values:
-            # Another release may write something else into the status.
+            # A status may be damaged.
             if spec and isinstance(value, int | float):
                 gauge.labels(namespace, pool).set(value)

@@ -55,13 +55,13 @@ def test_a_model_that_served_all_along_has_a_line_without_times() -> None:
 
 @pytest.fixture
 def state(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> StateFolder:
-    """A platform that is not up, with two models, a record and a bundle of an earlier version."""
+    """A platform that is not up, with two models and a record."""
     found = StateFolder(tmp_path / "state")
     for name in ("coins", "roads"):
         folder = found.objects / "SegmentationModel" / name
         folder.mkdir(parents=True)
         (folder / "spec.yaml").write_text(yaml.safe_dump(model(name)))
-    for path in (found.revisions / "coins-1.json", found.root / "bundles/coins-1.tar.gz", found.groups / "main/a.log"):
+    for path in (found.revisions / "coins-1.json", found.groups / "main/a.log"):
         path.parent.mkdir(parents=True)
         path.write_text("{}")
     monkeypatch.setenv("SEGSERVE_STATE", str(found.root))
@@ -77,7 +77,7 @@ def test_down_leaves_models_and_their_revisions(command: Command, state: StateFo
     printed = "no platform was running; models kept for the next `segserve up`: coins, roads (--forget removes them)\n"
 
     assert command("down") == (0, printed, "")
-    assert {path.name for path in state.root.iterdir()} == {"objects", "revisions", "bundles"}
+    assert {path.name for path in state.root.iterdir()} == {"objects", "revisions"}
 
 
 @pytest.mark.parametrize("below", ["", "/below"])

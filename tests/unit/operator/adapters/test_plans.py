@@ -11,15 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segserve_common.kube.shards import pack, unpack
-from segserve_operator.adapters.traffic.plans import (
-    PLANS,
-    SERVER_LISTS,
-    dump_lists,
-    dump_plan,
-    load_plan,
-    pack_plan,
-)
+from segserve_common.kube.shards import unpack
+from segserve_operator.adapters.traffic.plans import dump_plan, load_plan, pack_plan
 from segserve_operator.core.traffic import AccessRule, Endpoint, Mirror, Route, Share, TrafficPlan
 
 CONFIG_MAP_BYTES = 2**20
@@ -55,16 +48,8 @@ def plans(draw: st.DrawFn) -> TrafficPlan:
 
 
 @given(plans())
-def test_a_plan_is_read_back_from_either_format(told: TrafficPlan) -> None:
-    assert load_plan(PLANS.dump_python(told, mode="json")) == told
-    assert load_plan(unpack(pack(dump_lists(told)))) == told
-
-
-@pytest.mark.parametrize(("models", "servers"), [(1, 1), (250, 10), (250, 100)])
-def test_what_an_earlier_release_could_write_is_written_as_it_reads_it(models: int, servers: int) -> None:
-    told = plan(models, SERVERS[:servers])
-
-    assert PLANS.validate_python(unpack(pack_plan(told))) == told
+def test_a_plan_is_read_back(told: TrafficPlan) -> None:
+    assert load_plan(unpack(pack_plan(told))) == told
 
 
 @pytest.mark.parametrize("unproved", [False, True])
@@ -88,7 +73,7 @@ def test_long_addresses_do_not_overflow_a_config_map() -> None:
 
 
 def test_models_on_the_same_servers_share_one_list_when_they_are_read() -> None:
-    routes = load_plan(dump_lists(plan(3, SERVERS[:9]))).routes
+    routes = load_plan(dump_plan(plan(3, SERVERS[:9]))).routes
 
     assert routes[0].shares[0].endpoints is routes[2].shares[0].endpoints
 
@@ -96,7 +81,7 @@ def test_models_on_the_same_servers_share_one_list_when_they_are_read() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 4}, "format is 4; allowed is 2 or 3, or no format"),
+        ({"format": 5}, "format is 5; allowed is 1"),
         ({"lists": [[0, 99]]}, "does not list"),
         ({"lists": [[-1]]}, "greater than or equal to 0"),
         ({"lists": []}, "does not list"),
@@ -107,26 +92,15 @@ def test_models_on_the_same_servers_share_one_list_when_they_are_read() -> None:
 )
 def test_a_plan_that_makes_no_sense_is_refused_with_what_is_wrong(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        load_plan({**dump_lists(plan(2, SERVERS[:3])), **change})
+        load_plan({**dump_plan(plan(2, SERVERS[:3])), **change})
 
 
-def test_a_field_of_a_later_release_is_ignored() -> None:
-    told = plan(2, SERVERS[:3])
-    dumped = dump_lists(told)
-    dumped["routes"][0]["colour"] = dumped["colour"] = "red"
-
-    assert load_plan(dumped) == told
-
-
-def test_a_gateway_that_knows_no_rules_of_access_refuses_a_plan_with_some() -> None:
-    """A reader that ignores the field would open the model to everybody."""
+def test_rules_of_access_are_read_back() -> None:
     rules = (AccessRule(keys=("team-a",)), AccessRule(claim="groups", values=("x",), issuer="https://idp.example"))
     told = plan(2, SERVERS[:3])
     restricted = replace(told, routes=(told.routes[0], replace(told.routes[1], access=rules)))
 
-    for dumped in (unpack(pack_plan(restricted)), dump_plan(restricted)):
-        assert dumped["format"] not in (None, SERVER_LISTS)  # the two that such a gateway reads
-        assert load_plan(dumped) == restricted
+    assert load_plan(dump_plan(restricted)) == restricted
 
 
 def test_a_plan_that_admits_nobody_to_a_model_is_not_one_that_admits_everybody() -> None:
@@ -136,17 +110,16 @@ def test_a_plan_that_admits_nobody_to_a_model_is_not_one_that_admits_everybody()
     assert load_plan(unpack(pack_plan(closed))) == closed != told
 
 
-def test_a_plan_without_rules_of_access_is_written_as_before_there_were_any() -> None:
+def test_a_plan_without_rules_of_access_names_none() -> None:
     assert "access" not in json.dumps(dump_plan(plan(2, SERVERS[:3])))
 
 
 def test_a_mirror_is_read_back_and_nothing_else_of_a_plan_tells_of_it() -> None:
-    """A gateway that knows none ignores the field: no caller sees a difference, so the format stays."""
     told = plan(2, SERVERS[:3])
     mirrored = replace(told.routes[1], mirror=Mirror("main", "m0001-bbbbbbbbbb", percent=10, requests_per_s=5.0))
     copied = replace(told, routes=(told.routes[0], mirrored))
 
-    for write in (dump_plan, dump_lists, lambda each: unpack(pack_plan(each))):
+    for write in (dump_plan, lambda each: unpack(pack_plan(each))):
         with_mirror, without = write(copied), write(told)
         assert load_plan(with_mirror) == copied
         del with_mirror["routes"][1]["mirror"]

@@ -142,17 +142,6 @@ def test_every_default_is_one_that_an_api_server_takes() -> None:
     assert failing(DEFAULTED, lambda node: fits(node["default"], node)) == []
 
 
-def test_a_spec_has_no_new_default_of_its_own() -> None:
-    """The API server writes it into every object, and an earlier release refuses fields that it does not know."""
-    model = "allowClassChanges expose inference input keepPrevious output pool postprocess preprocess progressDeadline"
-    pool = "artifacts gateway isolation notifications replicas server update"
-    known = {
-        *(f"SegmentationModel.spec.{name}" for name in (*model.split(), "runtime")),
-        *(f"TritonPool.spec.{name}" for name in pool.split()),
-    }
-    assert {name for name in DEFAULTED if re.fullmatch(r"(SegmentationModel|TritonPool)\.spec\.\w+", name)} == known
-
-
 @pytest.mark.same
 def test_every_field_is_described() -> None:
     assert FIELDS

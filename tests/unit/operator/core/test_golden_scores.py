@@ -54,7 +54,7 @@ CHANGING = Roles(holder(FIRST, "main"), candidate(SECOND))
 PROMOTED = Roles(holder(SECOND), previous=holder(FIRST, "main"))
 GOLDEN, PROGRESSING, BAKING = (state(SECOND, phase) for phase in (Phase.GOLDEN, Phase.PROGRESSING, Phase.BAKING))
 GOOD = score_report(SHA, [0.9] * 40)
-PROVED = ProofReport(golden_sha256=SHA, can_score=True)
+PROVED = ProofReport(golden_sha256=SHA)
 
 
 def record(*verdicts: Verdict, policy: RolloutPolicy = POLICY) -> Record:
@@ -129,24 +129,6 @@ def test_a_quarantine_asks_anew() -> None:
 )
 def test_nobody_else_is_asked(told: AssignedModel, changes: dict[str, Any]) -> None:
     assert asked(told, "main", **changes) is None
-
-
-OLD = said(FIRST, None, ProofReport(golden_sha256=SHA))
-
-
-@cases(
-    ("servers", "possible"),
-    {
-        "an agent that knows scores": ([said(FIRST, None)], True),
-        "an agent of an earlier version": ([OLD], False),
-        "one of both": ([said(FIRST, None), OLD], False),
-        "an agent that has not proved anything yet": ([said(FIRST, None, None)], False),
-    },
-)
-def test_an_assignment_asks_only_agents_that_know_scores(servers: list[ModelReport], possible: bool) -> None:
-    main = replace(pair()[0], servers=tuple(server(f"main-{n}", each) for n, each in enumerate(servers)))
-
-    assert (asked(FIRST, "main", groups=(main, pair()[1])) is not None) is possible
 
 
 def test_a_group_that_was_asked_stays_asked_while_its_servers_restart() -> None:
@@ -271,13 +253,6 @@ def test_a_set_that_cannot_be_scored_is_undecided_with_the_reason(stable: Any, o
 )
 def test_nothing_is_said_while_there_are_no_scores(own: Any) -> None:
     assert verdict(seen(groups=pair(GOOD, own))) is None
-
-
-def test_agents_of_an_earlier_version_are_named() -> None:
-    main = replace(pair()[0], servers=(server("main-0", OLD),))
-    found = verdict(seen(groups=(main, pair()[1])))
-
-    assert (found.reason, "earlier version" in found.message) == (UNAVAILABLE, True)
 
 
 def test_a_verdict_stays_when_later_scores_cannot_be_had() -> None:

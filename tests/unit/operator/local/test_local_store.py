@@ -95,7 +95,7 @@ async def test_an_invalid_file_is_a_problem_of_its_model_only(store: LocalStore)
     (model,) = await store.models()
 
     assert model.wanted is None
-    assert model.problem.reason == "UnknownField"
+    assert model.problem.reason == "SpecInvalid"
     assert "unknown stage 'argmaxx'" in model.problem.message
 
 

@@ -16,7 +16,7 @@ from segserve_operator.mapping.specs import limits_of
         "empty": ({}, RouteLimits()),
         "of each caller": ({"perCaller": {"requestsPerSecond": 5}}, RouteLimits(RequestRate(5))),
         "of all together": ({"total": {"megabytesPerSecond": 9}}, RouteLimits(total=RequestRate(None, 9))),
-        "a newer release's": (
+        "one that nobody knows": (
             {"perCaller": {"requestsPerSecond": 5, "pixelsPerSecond": 7}},
             RouteLimits(RequestRate(5)),
         ),
@@ -24,5 +24,5 @@ from segserve_operator.mapping.specs import limits_of
         "no limits at all": ("many", None),
     },
 )
-def test_what_a_release_knows_of_the_limits_holds(stated: Any, limits: RouteLimits | None) -> None:
+def test_those_limits_hold_that_can_be_read(stated: Any, limits: RouteLimits | None) -> None:
     assert limits_of({"metadata": {"name": "coins"}, "spec": {"limits": stated}}) == limits

@@ -11,10 +11,12 @@ from segserve_common.kube.kinds import MODELS, POOLS
 from segserve_common.kube.names import FORCE_DELETE, POOL_FINALIZER
 from segserve_operator.adapters.kube.objects import PoolContext
 from segserve_operator.adapters.kube.pods import is_terminating
+from segserve_operator.api.errors import Problem, SpecError
 from segserve_operator.api.triton_pool import Server
 from segserve_operator.core.failure import HOST_PATH_REFUSED, FailureReason
 from segserve_operator.core.world.observed import ObservedCondition
 from segserve_operator.mapping.reading import read_pool
+from segserve_operator.store_format import STORE_FORMAT
 
 if TYPE_CHECKING:
     from segserve_common.kube.kinds import Json
@@ -43,7 +45,7 @@ class PoolContexts:
     def get(self, key: PoolKey) -> PoolContext | None:
         """Return the context of a pool, None if there is no such pool.
 
-        Raises `SpecError` if its spec cannot be parsed.
+        Raises `SpecError` if its spec cannot be parsed, or what is stored has another format.
         """
         resource = self.resource(key)
         if resource is None:
@@ -53,15 +55,26 @@ class PoolContexts:
         cached = self._cache.get(key)
         # A pool that was deleted and created again may have the same generation, but not the same uid.
         if cached is None or (cached[0], cached[1].uid) != (generation, uid):
-            pool, ignored = read_pool(resource, key.pool)
-            spec, refused = _within(pool.spec, self.defaults)
-            cached = (generation, PoolContext(key.namespace, key.pool, uid, spec, self.defaults), refused or ignored)
+            _check_format(resource, key.pool)
+            spec, refused = _within(read_pool(resource, key.pool).spec, self.defaults)
+            cached = (generation, PoolContext(key.namespace, key.pool, uid, spec, self.defaults), refused)
             self._cache[key] = cached
         return cached[1]
 
     def ignored(self, key: PoolKey) -> FailureReason | None:
-        """Return which fields of a pool's spec this release does not know, None if it knows all."""
+        """Return which part of a pool's spec the operator does not allow, None if it allows all."""
         return self._cache[key][2] if self.get(key) is not None else None
+
+
+def _check_format(resource: Json, pool: str) -> None:
+    status = resource.get("status") or {}
+    found = status.get("format")
+    if "observedGeneration" in status and found != STORE_FORMAT:
+        message = (
+            f"another version of segserve wrote what is stored (its format is {found}, this one's is {STORE_FORMAT}): "
+            "go back to that version, delete the models and the pool with it, then upgrade and apply them again"
+        )
+        raise SpecError([Problem(pool, "status.format", message)])
 
 
 def _within(spec: TritonPoolSpec, defaults: Defaults) -> tuple[TritonPoolSpec, FailureReason | None]:

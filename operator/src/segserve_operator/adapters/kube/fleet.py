@@ -165,7 +165,7 @@ class ClusterFleet:
             return ()
         if packed not in self.decoded.assignments:
             try:
-                read = tuple(map(AssignedModel.read, unpack(packed)))
+                read = tuple(map(AssignedModel.model_validate, unpack(packed)))
             except (ValueError, TypeError):
                 return ()  # edited by somebody else; the next pass writes it again
             self.decoded.assignments[packed] = tuple(map(self.interner.intern, read))

@@ -2,7 +2,7 @@
 
 The pods of a group share one ConfigMap while their reports fit into it. In a larger group each pod has a ConfigMap of
 its own, which it owns: a write is as large as one report, and Kubernetes deletes it with its pod. A group that began
-to use them does so until it ends. Agents of a release without them use the shared one, which is read as well.
+to use them does so until it ends.
 """
 
 from __future__ import annotations

@@ -192,7 +192,7 @@ class ClusterStore:
         uid = record["metadata"]["uid"]
         if uid not in self.parsed.records and uid not in self.parsed.unreadable:
             try:
-                self.parsed.records[uid] = self.interner.intern(AssignedModel.read(record.get("data")))
+                self.parsed.records[uid] = self.interner.intern(AssignedModel.model_validate(record.get("data")))
             except ValueError as error:
                 self.parsed.unreadable[uid] = " ".join(str(error).split())[:MESSAGE_LENGTH]
                 log.error("%s/%s: %s", self.key.namespace, record["metadata"]["name"], error)

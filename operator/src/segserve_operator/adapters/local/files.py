@@ -18,6 +18,7 @@ from segserve_common.platform_record import RECORD_FILE, read_record
 from segserve_common.platform_record import STATE_VARIABLE as STATE_VARIABLE
 from segserve_common.platform_record import PlatformRecord as PlatformRecord
 from segserve_common.platform_record import state_folder as state_folder
+from segserve_operator.store_format import STORE_FORMAT
 
 CACHE_VARIABLE: Final = "SEGSERVE_CACHE"
 CONFIG_VARIABLE: Final = "SEGSERVE_CONFIG"
@@ -54,7 +55,7 @@ class StateFolder:
         """Create the folder, or narrow the rights of an existing one, so that only this user can look into it.
 
         It has logs, golden images, and the words that manage the servers. Raises `StateFolderError` for a folder that
-        another user owns, or that all users share, such as /tmp.
+        another user owns, or that all users share, such as /tmp, and `PlatformError` for one of another format.
         """
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = self.root.stat()
@@ -64,6 +65,26 @@ class StateFolder:
                                    f"set {STATE_VARIABLE} to a folder of your own")  # fmt: skip
         if found.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
             self.root.chmod(0o700)
+        self._check_format()
+
+    def _check_format(self) -> None:
+        """Note the format of a new folder; a number that nobody can read does not stop what can be read."""
+        if not self.format.exists() and not self.objects.exists():
+            write_private(self.format, f"{STORE_FORMAT}\n")
+        try:
+            found = int(self.format.read_text()) if self.format.exists() else None
+        except (OSError, ValueError):
+            return
+        if found != STORE_FORMAT:
+            raise PlatformError(
+                f"the state folder {self.root} was written by another version of segserve (its format is {found}, this "
+                f"one's is {STORE_FORMAT}): `segserve down --forget` removes it, then apply the models again"
+            )
+
+    @property
+    def format(self) -> Path:
+        """The number of the format of what is stored."""
+        return self.root / "format"
 
     @property
     def objects(self) -> Path:

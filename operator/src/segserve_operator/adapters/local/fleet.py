@@ -97,7 +97,7 @@ class GroupFolder:
 
     @property
     def secret(self) -> Path:
-        """The word that this Triton's management API requires; an earlier version of segserve wrote none here."""
+        """The word that this Triton's management API requires."""
         return self.root / "server-secret"
 
     def record(self, process: str) -> Path:
@@ -223,8 +223,7 @@ class LocalFleet:
     def _start_triton(self, group: str, folder: GroupFolder) -> None:
         running = processes.read_record(folder.record("triton"))
         if processes.is_alive(running) and not has_secret(folder):
-            log.warning("the server of group %s is restarted: its secret is lost, or an earlier version "
-                        "of segserve started it, whose shared memory others may read", group)  # fmt: skip
+            log.warning("the server of group %s is restarted: its secret is lost", group)
             processes.end(processes.read_record(folder.record("agent")), grace_s=5)
             processes.end(running, grace_s=STOP_GRACE_S)
         if processes.is_alive(running):
@@ -384,10 +383,7 @@ def _has_ports(folder: GroupFolder) -> bool:
 
 
 def has_secret(folder: GroupFolder) -> bool:
-    """Return whether the word that manages a group's server is known; a damaged file is written again from it.
-
-    Servers of earlier versions have no such file.
-    """
+    """Return whether the word that manages a group's server is known; a damaged file is written again from it."""
     try:
         if _SECRET.fullmatch(read_file(folder.secret, str)):
             return True
@@ -417,7 +413,7 @@ def _read_costs(folder: GroupFolder) -> dict[str, CostCounts]:
 def _read_assignment(folder: GroupFolder) -> Assignment:
     """Return the assignment; a damaged one counts as empty, and is written again."""
     try:
-        return read_file(folder.assignment, lambda text: Assignment.read(json.loads(text)))
+        return read_file(folder.assignment, lambda text: Assignment.model_validate(json.loads(text)))
     except (OSError, DamagedFileError):
         return Assignment()
 

@@ -120,7 +120,7 @@ class LocalGateway:
         return await self._envoy.metrics()
 
     async def internal_url(self) -> str | None:
-        """Return the URL for segserve's own requests; None if Envoy does not run, or an earlier version started it."""
+        """Return the URL for segserve's own requests; None if Envoy does not run."""
         return f"{UNIX_SCHEME}{self._internal}" if self._internal.exists() else None
 
     def _keep_services(self) -> None:
@@ -133,7 +133,7 @@ class LocalGateway:
         recently = time.monotonic() - self._started_s < START_INTERVAL_S
         running = processes.read_record(_record(self._state))
         if not recently and processes.is_alive(running) and not self._envoy.is_current:
-            # An earlier version of segserve started it, and it watches other files.
+            # It was started with other settings.
             processes.end(running, grace_s=END_GRACE_S)
         if recently or processes.is_alive(running):
             return

@@ -147,7 +147,7 @@ class ResourceFiles:
         if not self.names(POOL):
             return TritonPool(metadata=ObjectMeta(name=name))
         try:
-            return read_pool(self.get(POOL, name), name)[0]
+            return read_pool(self.get(POOL, name), name)
         except DamagedFileError as error:
             advice = "apply the pool again, or remove the file for the default one"
             raise SpecError([Problem(name, "", f"{error}; {advice}")]) from error

@@ -164,7 +164,7 @@ class LocalStore(ResourceFiles):
 def _read_revision(path: Path) -> AssignedModel | None:
     """Return a revision's record, None if it cannot be read: then what its servers were told to load stands for it."""
     try:
-        return read_file(path, lambda text: AssignedModel.read(json.loads(text)))
+        return read_file(path, lambda text: AssignedModel.model_validate(json.loads(text)))
     except DamagedFileError as error:
         log.error("%s", error)
         return None

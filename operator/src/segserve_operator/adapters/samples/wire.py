@@ -21,7 +21,7 @@ from segserve_operator.core.scaling import GatewayLoad
 PATH: Final = "/counts"
 MODEL: Final = "model"
 LOAD_PATH: Final = "/load"
-"""The totals of all models, which a gateway of an earlier release does not tell (404)."""
+"""The totals of all models."""
 TIMEOUT_S: Final = 0.8
 """Samples are taken once a second; a later response is part of the next one."""
 
@@ -107,10 +107,15 @@ def pod_client() -> httpx.AsyncClient:
 def _counters(fields: Mapping[str, Any], now_s: float) -> Counters:
     by_series = {
         Series(group, protocol): SeriesCounts(
-            attempts, failed, given_up, active, tuple((float(lower), int(count)) for lower, count in latencies), *waits
+            attempts,
+            failed,
+            given_up,
+            active,
+            tuple((float(lower), int(count)) for lower, count in latencies),
+            left,
+            waited_ms,
         )
-        # A gateway of an earlier release does not count how long those who left had waited.
-        for group, protocol, attempts, failed, given_up, active, latencies, *waits in fields["tallies"]
+        for group, protocol, attempts, failed, given_up, active, latencies, left, waited_ms in fields["tallies"]
     }
     pairs = parse_pairs(fields["pairs"]) if "pairs" in fields else None
     return Counters(fields["epoch"], now_s, by_series, now_s - fields["age"], pairs)

@@ -40,7 +40,7 @@ class _Slice(BaseModel):
 
 
 class _Pairs(BaseModel):
-    """The fields of `PairCounts`, of a comparator or a gateway of any release."""
+    """The fields of `PairCounts`."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 

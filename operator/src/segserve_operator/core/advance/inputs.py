@@ -10,7 +10,6 @@ import numpy as np
 from segserve_operator.core.advance.case import RolloutCase, VerdictSource, groups_of
 from segserve_operator.core.advance.sizes import has_grown
 from segserve_operator.core.advance.verdicts import checked, drift, golden, probe
-from segserve_operator.core.failure import UNKNOWN_FIELD
 from segserve_operator.core.gates.base import Verdict
 from segserve_operator.core.gates.checks import Check
 from segserve_operator.core.rollout.engine import Signals
@@ -46,8 +45,6 @@ def sampled_groups(
 def gather_signals(case: RolloutCase) -> Signals:
     """Return the signals for a decision: of the servers, of a change of the spec, and of all sources of verdicts."""
     model, signals = case.model, [source.signal(case) for source in SOURCES]
-    # A newer release may have set conditions for this rollout that are not known here.
-    unknown = model.problem is not None and model.problem.reason == UNKNOWN_FIELD
     return Signals(
         ready=np.array(case.ready),
         grown=np.array(has_grown(case.roles, case.world)),
@@ -56,7 +53,7 @@ def gather_signals(case: RolloutCase) -> Signals:
         probes=np.array(sum(each.probes for each in signals), np.int8),
         forbidden=np.array(case.failed or any(each.forbidden for each in signals)),
         held=np.array(any(each.held for each in signals)),
-        allowed=np.array(not unknown and all(each.allowed for each in signals)),
+        allowed=np.array(all(each.allowed for each in signals)),
         superseded=np.array(case.superseded),
         counted=np.array(case.world.compares and bool(case.world.samples.get(model.name))),
     )

@@ -312,7 +312,8 @@ def restored(text: str, now_s: float) -> DriftWatch:
         scales = []
         for number, ranges in enumerate(plain["ranges"]):
             known = {name: _range(each) for name, each in ranges.items()}
-            scale = Scale(now_s, ranges=known, counting=_counting(plain, number, known))
+            counting = {name: float(at_s) for name, at_s in plain["counting"][number].items() if name in known}
+            scale = Scale(now_s, ranges=known, counting=counting)
             if number == 0:
                 # The windows that begin now tell whether it still drifts.
                 alarms = {name: Detector(drifting=True) for name in alarmed & known.keys()}
@@ -326,15 +327,6 @@ def restored(text: str, now_s: float) -> DriftWatch:
         return replace(watch, complete=plain["complete"], since_s=plain["since"])
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise ValueError(f"not a stored reference: {error!r}") from error
-
-
-def _counting(plain: Mapping[str, Any], number: int, known: Mapping[str, ReferenceRange]) -> dict[str, float]:
-    if "counting" in plain:
-        return {name: float(since_s) for name, since_s in plain["counting"][number].items() if name in known}
-    # An earlier release has stored none.
-    least = MIN_REFERENCE_WINDOWS if number == 0 else 0
-    began_s = float(plain["began"])
-    return {name: began_s for name, each in known.items() if not plain["complete"] or each.windows < least}
 
 
 def _plain(reference: ReferenceRange) -> list[Any]:

@@ -12,7 +12,7 @@ from segserve_operator.api.drift import Drift
 from segserve_operator.core.advance.case import RolloutCase
 from segserve_operator.core.advance.verdicts.drift import drift_gate
 from segserve_operator.core.drift.watch import DriftedHistogram, DriftWatch, basis_of, restored, with_slices
-from segserve_operator.core.world.observed import GroupObserved, ModelObserved, Observed, ObservedCondition
+from segserve_operator.core.world.observed import ModelObserved, Observed, ObservedCondition
 
 DRIFTING: Final = "Drifting"
 IMAGES_CHANGED: Final = "ImagesChanged"
@@ -22,12 +22,6 @@ REPORTS_PER_WINDOW: Final = 5
 SHORTEST_INTERVAL_S: Final = 5.0
 LONGEST_INTERVAL_S: Final = 60.0
 _MAX_NAMED: Final = 3
-_OTHER_VERSION: Final = ObservedCondition(
-    DRIFTING,
-    "Unknown",
-    "OtherVersion",
-    "its servers are of another version of segserve, which reports no counts of answers",
-)
 
 
 def drift_of(model: ModelObserved) -> Drift | None:
@@ -44,16 +38,8 @@ def with_counting(assigned: AssignedModel, group: str, model: ModelObserved, wor
         intervals_s.append(gate.interval.total_seconds())
     if not intervals_s or observed is None or not assigned.metrics.answers:
         return assigned
-    if not _can_count(observed, assigned.revision):
-        return assigned
     interval_s = min(max(min(intervals_s), SHORTEST_INTERVAL_S), LONGEST_INTERVAL_S)
     return assigned.model_copy(update={"counting": AnswerCounting(interval_s=interval_s)})
-
-
-def _can_count(group: GroupObserved, revision: str) -> bool:
-    return group.agents_know(
-        lambda each: each.revision == revision and each.counting is not None, lambda proof: proof.can_count
-    )
 
 
 def drift_watches(models: Iterable[ModelObserved], world: Observed) -> dict[str, DriftWatch]:
@@ -114,10 +100,6 @@ def drift_condition(model: ModelObserved, watch: DriftWatch | None, world: Obser
         if left_out := watch.without_reference(_slices_of(model)):
             text += f"; not compared, as there is no reference of them yet: slices {_listed(left_out)}"
         return ObservedCondition(DRIFTING, "False", "AsReference", text)
-    stable = model.roles.stable
-    group = world.groups.get(stable.group) if stable is not None else None
-    if not (group is None or _can_count(group, watch.revision)):
-        return _OTHER_VERSION
     until = _time(watch.began_s + drift.reference.window.duration.total_seconds())
     text = f"the reference is counted from {_time(watch.began_s)} to {until}, or until there are enough answers"
     return ObservedCondition(DRIFTING, "Unknown", "CountingReference", text)

@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping
 from typing import Final
 
-from segserve_builder.spec.reading import read_tolerantly
 from segserve_operator.api.evaluation import (
     EVALUATION_ANNOTATION,
     MAX_EVALUATION_LENGTH,
@@ -18,10 +17,7 @@ EVALUATED: Final = "Evaluated"
 
 
 def read_evaluation(annotations: Mapping[str, str]) -> Evaluation | None:
-    """Return the evaluation among a model's annotations, None if there is none; raises `ValueError`.
-
-    What another release added to it is left out.
-    """
+    """Return the evaluation among a model's annotations, None if there is none; raises `ValueError`."""
     text = annotations.get(EVALUATION_ANNOTATION)
     if text is None:
         return None
@@ -31,7 +27,7 @@ def read_evaluation(annotations: Mapping[str, str]) -> Evaluation | None:
         plain = json.loads(text)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
-    return read_tolerantly(Evaluation, plain)[0]
+    return Evaluation.model_validate(plain)
 
 
 def current_evaluation(annotations: Mapping[str, str], stable: str | None) -> Evaluation | None:

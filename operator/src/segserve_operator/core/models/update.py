@@ -51,7 +51,7 @@ def with_template(world: Observed) -> Observed:
 def _step(pool: PoolObserved, kept: Template, world: Observed) -> dict[str, int]:
     """Return the next number of servers of each main group."""
     target = _main(kept.next or kept.digest)
-    former = [group for name, group in main_groups(world).items() if name != target and not _is_held_apart(name, world)]
+    former = [group for name, group in main_groups(world).items() if name != target]
     present = world.groups.get(target) or GroupObserved(target, replicas=0)
     if not former and not kept.next:
         return {target: pool.replicas}
@@ -149,8 +149,7 @@ def _failure(group: GroupObserved, revisions: Collection[str]) -> FailureReason 
 
 
 def _kept(pool: PoolObserved, world: Observed) -> Template:
-    stored = pool.status.template if pool.status is not None else None
-    former = stored or _inherited(pool, world)
+    former = _adopted(pool, world)
     answered = pool.request if _is_asked_for(pool) else former.request if former is not None else ""
     offered = Template(pool.template, pool.settings, answered)
     if former is None or former.digest == pool.template:
@@ -167,17 +166,13 @@ def _kept(pool: PoolObserved, world: Observed) -> Template:
     return former if former.next == pool.template else replace(former, next=pool.template, since_s=world.now_s)
 
 
-def _inherited(pool: PoolObserved, world: Observed) -> Template | None:
-    """Return the template of a pool whose status does not name one: its servers were made by an earlier release."""
-    status = pool.status
-    if status is not None and _MAIN_NAME.fullmatch(status.main_group):
-        unchanged = status.observed_generation == pool.generation
-        return Template(_digest(status.main_group), pool.settings if unchanged else "", pool.request)
-    mains = main_groups(world)
-    if not mains:
-        return None
-    largest = max(mains.values(), key=lambda group: (len(group.servers), group.replicas, group.name))
-    return Template(_digest(largest.name), pool.settings, pool.request)
+def _adopted(pool: PoolObserved, world: Observed) -> Template | None:
+    """Return the template that the status names; if it names none, the template of most servers."""
+    if pool.status is not None and pool.status.template is not None:
+        return pool.status.template
+    mains = main_groups(world).values()
+    largest = max(mains, key=lambda group: (len(group.servers), group.replicas, group.name), default=None)
+    return Template(_digest(largest.name), pool.settings, pool.request) if largest is not None else None
 
 
 def _is_wanted(former: Template, pool: PoolObserved) -> bool:
@@ -307,7 +302,7 @@ def _as_one_group(world: Observed) -> Observed:
     """Return the world with all main groups as one: that of the template that the pool keeps."""
     main = world.main
     mains = main_groups(world)
-    others = {name: group for name, group in mains.items() if name != main and not _is_held_apart(name, world)}
+    others = {name: group for name, group in mains.items() if name != main}
     models = tuple(_in_main(model, main) for model in world.models)
     if not others:
         return replace(world, models=models)
@@ -337,34 +332,18 @@ def _digest(main: str) -> str:
     return main.removeprefix(f"{MAIN}-")
 
 
-def _is_held_apart(name: str, world: Observed) -> bool:
-    """Return whether a model has revisions in two main groups, as releases before paced updates left them."""
-    return any(_is_split(model.roles) and name in _groups(model.roles) for model in world.models)
-
-
-def _is_split(roles: Roles) -> bool:
-    return sum(_MAIN_NAME.fullmatch(group) is not None for group in _groups(roles)) > 1
-
-
-def _groups(roles: Roles) -> set[str]:
-    return {group for group, _ in roles.loaded_revisions()}
-
-
 def _in_main(model: ModelObserved, main: str) -> ModelObserved:
     """Return the model with its revisions in the pool's main group, where they are in that of another template."""
     roles = model.roles
-    away = [group for group in _groups(roles) if group != main and _MAIN_NAME.fullmatch(group)]
-    if not away or _is_split(roles):
-        return model
     candidate = roles.candidate
-    if candidate is not None and candidate.group == away[0]:
+    if candidate is not None and candidate.group is not None and _MAIN_NAME.fullmatch(candidate.group):
         candidate = replace(candidate, group=main)
-    moved = Roles(_moved(roles.stable, away[0], main), candidate, _moved(roles.previous, away[0], main))
-    return replace(model, status=replace(model.status, roles=moved))
+    moved = Roles(_moved(roles.stable, main), candidate, _moved(roles.previous, main))
+    return model if moved == roles else replace(model, status=replace(model.status, roles=moved))
 
 
-def _moved(holder: RoleHolder | None, group: str, main: str) -> RoleHolder | None:
-    return replace(holder, group=main) if holder is not None and holder.group == group else holder
+def _moved(holder: RoleHolder | None, main: str) -> RoleHolder | None:
+    return replace(holder, group=main) if holder is not None and _MAIN_NAME.fullmatch(holder.group) else holder
 
 
 def _in_one(traffic: TrafficState, names: Collection[str], main: str) -> TrafficState:

@@ -138,7 +138,6 @@ def _result(record: Record, inputs: DecisionInput, case: _Case, made: _Made) -> 
     gates = {**record.gates, **made.gates}
     after = replace(record, progress=transition.progress, gates=gates, rows=rows)
     if changed:
-        # Records in the store have these keys: with other ones, `repeat` could not read them.
         encoded = canonical(
             {
                 "gates": case.known.gates,
@@ -185,9 +184,9 @@ def repeat(decision: Decision, policy: RolloutPolicy, slo: Slo) -> str:
 
 
 def _window_of(look: Mapping[str, Any]) -> EvidenceWindow:
-    """Return a recorded window; those outside of Shadow have no pairs, and older ones do not name them."""
-    pairs = Pairs.nothing() if look.get("pairs") is not None else None
-    return from_plain(replace(EvidenceWindow.nothing(), pairs=pairs), look)
+    """Return a recorded window; those outside of Shadow have no pairs."""
+    like = EvidenceWindow.nothing()
+    return from_plain(like if look["pairs"] is None else replace(like, pairs=Pairs.nothing()), look)
 
 
 def judge(rules: Rules, states: Mapping[str, Any]) -> list[Judgement]:

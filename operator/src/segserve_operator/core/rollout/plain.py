@@ -62,7 +62,7 @@ def canonical(value: Any) -> str:
 def from_plain(like: T, value: Any) -> T:
     """Return the value that `to_plain` converted; `like` is any value of the same type.
 
-    A missing field keeps its value in `like`. Raises ValueError if the JSON does not fit.
+    Raises ValueError if the JSON does not fit.
     """
     try:
         converted: T = _read(like, value)
@@ -73,8 +73,7 @@ def from_plain(like: T, value: Any) -> T:
 
 def _read(like: Any, value: Any) -> Any:
     if is_dataclass(like) and not isinstance(like, type):
-        defaults = {field.name: getattr(like, field.name) for field in fields(like)}
-        return replace(like, **{name: _read(defaults[name], value[name]) for name in defaults.keys() & value.keys()})
+        return replace(like, **{each.name: _read(getattr(like, each.name), value[each.name]) for each in fields(like)})
     if isinstance(like, (np.ndarray, np.generic)):
         return np.array(_numbers(value), dtype=like.dtype)
     if isinstance(like, Enum):

@@ -6,11 +6,11 @@ It includes what a process keeps between passes: the SLO watch and the self-test
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal, Self
 
-from segserve_builder.agent.protocol import AssignedModel, Assignment, ModelReport, ModelState, ProofReport
+from segserve_builder.agent.protocol import AssignedModel, Assignment, ModelReport, ModelState
 from segserve_operator.api.drift import Drift
 from segserve_operator.api.pool_update import Update
 from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
@@ -332,14 +332,6 @@ class GroupObserved:
         """Return the servers that say that they cannot serve a revision now."""
         return self.reports(revision).failed
 
-    def agents_know(self, order: Callable[[AssignedModel], bool], able: Callable[[ProofReport], bool]) -> bool:
-        """Return whether all agents know an order; an earlier version would refuse the whole assignment.
-
-        While none has proved anything, as servers restart, the agents know what their assignment has.
-        """
-        proofs = [report.proved for server in self.servers for report in server.reports if report.proved is not None]
-        return all(map(able, proofs)) and (bool(proofs) or any(map(order, self.assignment.models)))
-
     def holds(self, model: str) -> bool:
         """Return whether the group's servers may still have any revision of a model."""
         return model in self._assigned or any(server.holds(model) for server in self.servers)
@@ -428,7 +420,7 @@ class PoolObserved:
     With `scaling` the number of servers follows requests: `scaled` is that of now, `starting` how many of them have had
     no time to start yet, and `scaling_active` the condition that tells whether it works.
 
-    `ignored` tells which fields of the spec this release does not know. `credentials` are the kinds that the gateway
+    `ignored` tells which part of the spec the operator does not allow. `credentials` are the kinds that the gateway
     takes (those of `CredentialKind`); None if it is not known. With `session_affinity` it sends requests of one id
     to one revision and one server. Without `shadow` it has no comparator, without
     `capture` nothing that keeps samples. With `plain_http` it also takes an image as the body of a request.

@@ -97,7 +97,7 @@ def with_roles_of(
 def with_presumed_reports(groups: Mapping[str, GroupObserved], traffic: TrafficState) -> dict[str, GroupObserved]:
     """Return groups in which a server whose report cannot be read has what the gateways send it requests for.
 
-    After a rollback of the operator an agent of a newer release must not lose its requests; it gets no new ones.
+    It must not lose its requests, and gets no new ones.
     """
     return {
         name: group

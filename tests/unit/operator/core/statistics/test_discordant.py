@@ -16,7 +16,6 @@ from fakes.cases import cases
 from segserve_operator.core.evidence import EDGES_MS, RATIOS, EvidenceWindow, Pairs
 from segserve_operator.core.gates.error_rate import ErrorRate
 from segserve_operator.core.gates.latency import Latency
-from segserve_operator.core.rollout.plain import from_plain, to_plain
 from segserve_operator.core.statistics.blocks import CERTIFIED
 from segserve_operator.core.statistics.discordant import Discordant, DiscordantState, discordant
 from segserve_operator.core.statistics.exceedance import UNKNOWN, ExceedanceState, pairs_of
@@ -239,16 +238,13 @@ def test_one_interruption_of_half_a_minute_is_no_proof_without_stables_past() ->
         assert GATE.judge(state).breach < PROOF
 
 
-def test_states_of_before_are_judged_without_the_assumption_about_clusters() -> None:
-    """Records must repeat: states that name no such assumption make none, and new ones do unless the past is known."""
+def test_only_what_watches_an_unknown_past_assumes_clusters() -> None:
     fails = of_pairs([[0, 25], [0, 0]])
-    new, former = GATE.start((), StablePast.none()), GATE.start()
-    stored = {name: value for name, value in to_plain(former).items() if name not in ("pairs_assumed_s", "pairs_quick")}
-    read = from_plain(GATE.start(), stored)
+    new, certain = GATE.start((), StablePast.none()), GATE.start()
     for _ in range(10):
-        new, former, read = (GATE.update(state, fails) for state in (new, former, read))
-    assert GATE.judge(new).breach >= PROOF > GATE.judge(former).breach == GATE.judge(read).breach
-    assert GATE.again(new).pairs_assumed_s > 0 == GATE.again(former).pairs_assumed_s
+        new, certain = (GATE.update(state, fails) for state in (new, certain))
+    assert GATE.judge(new).breach >= PROOF > GATE.judge(certain).breach
+    assert GATE.again(new).pairs_assumed_s > 0 == GATE.again(certain).pairs_assumed_s
     assert GATE.start((), watched()).pairs_assumed_s == 0
 
 
@@ -291,22 +287,6 @@ def test_a_rollout_whose_shadow_had_no_traffic_goes_on_as_if_there_had_been_none
     for gate in (GATE, LATENCY):
         start = gate.start((2,), watched(runs=(2,)))
         assert same(gate.after_shadow(start), start)
-
-
-def test_a_record_of_before_shadow_is_read_and_judged_as_before() -> None:
-    for gate in (GATE, LATENCY):
-        state = gate.start()
-        window = EvidenceWindow(
-            np.array(5.0), np.array([90.0, 60.0]), np.array([1.0, 9.0]), np.zeros((2, len(EDGES_MS) + 1))
-        )
-        window.latencies[:, 74] = 50.0
-        for _ in range(8):
-            state = gate.update(state, window)
-        stored = to_plain(state)
-        new = ("shadowed", "carried", *(name for name in stored if name.startswith("pairs_")))
-        former = {name: value for name, value in stored.items() if name not in new}
-        assert same(from_plain(gate.start(), former), state)
-        assert gate.explain(state, 0.01) == gate.explain(from_plain(gate.start(), former), 0.01)
 
 
 def test_the_verdict_names_pairs() -> None:

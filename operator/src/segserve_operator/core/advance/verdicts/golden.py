@@ -17,7 +17,6 @@ from segserve_builder.agent.protocol import (
     AssignedModel,
     GoldenScoring,
     ModelReport,
-    ModelState,
     ScoreReport,
     unpack_classes,
     unpack_qualities,
@@ -46,10 +45,6 @@ def with_scoring(assigned: AssignedModel, name: str, model: ModelObserved, world
         return assigned
     gates = case.gates_for("golden")
     if case.golden is None or not gates or group is None:
-        return assigned
-    if not group.agents_know(
-        lambda each: each.revision == assigned.revision and each.scoring is not None, lambda proof: proof.can_score
-    ):
         return assigned
     scoring = GoldenScoring(
         golden=case.golden,
@@ -140,10 +135,6 @@ def answers(who: str, reports: Sequence[ModelReport], sha256: str) -> Answers:
     failed = next((score for score in scored if score.reason), None)
     if failed is not None:
         return Answers(problem=f"{who}'s servers cannot score the golden set: {failed.reason}: {failed.message}")
-    ready = (report.proved for report in reports if report.state is ModelState.READY)
-    if any(proved is None or not proved.can_score for proved in ready):
-        old = f"{who}'s servers have agents of an earlier version, which score no golden sets"
-        return Answers(problem=f"{old}; update the pool's servers, or skip the gate")
     return Answers()
 
 
