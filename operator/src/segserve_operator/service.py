@@ -18,7 +18,6 @@ from segserve_common.api_errors import ForbiddenError, InvalidError, Unavailable
 from segserve_common.backoff import Backoff, Repeats
 from segserve_operator.adapters.kube.api import NotLeaderError
 from segserve_operator.core.advance.inputs import sampled_groups
-from segserve_operator.core.drift.comparison import RevisionComparison
 from segserve_operator.core.drift.watch import DriftWatch
 from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.gates.checks import Check, CheckResult
@@ -91,7 +90,7 @@ class RolloutCache:
 
     `written` is the sequence of the last decision in the store and the time of that write (Unix seconds), by name, and
     `stored` what the store had in the last pass. `watches` are the last hour of each model's SLO, `drifts` comparisons
-    with references, and `comparisons` two revisions' answers by rollout. `load` is the requests of the pool; gateways
+    with references. `load` is the requests of the pool; gateways
     reported nothing in the last `unanswered` readings, the last at `read_s` (Unix seconds). `at_rest` is True if the
     last pass found nothing that becomes due as time passes, `rest` the models that it found settled; `world` is what it
     saw of a pool that follows requests. `repeats` are the actions that were taken, and `repeat_s` is when the first of
@@ -103,7 +102,6 @@ class RolloutCache:
     stored: Mapping[str, Record] = field(default_factory=dict)
     watches: Mapping[str, SloWatch] = field(default_factory=dict)
     drifts: Mapping[str, DriftWatch] = field(default_factory=dict)
-    comparisons: Mapping[str, RevisionComparison] = field(default_factory=dict)
     load: PoolLoad = field(default_factory=PoolLoad)
     unanswered: int = 0
     read_s: float = 0.0
@@ -127,7 +125,7 @@ class RolloutCache:
     def keep(self, desired: DesiredState, world: Observed) -> None:
         """Keep the results of a pass, and drop records that no status names any more."""
         self.watches, self.drifts = desired.watches, desired.drifts
-        self.comparisons, self.load = desired.comparisons, desired.load
+        self.load = desired.load
         self.at_rest, self.rest = desired.at_rest, desired.rest
         self.world = world if world.pool is not None and world.pool.scaling is not None else None
         states = (status.rollout for status in desired.statuses.values())
@@ -297,7 +295,6 @@ class Service:
             check_results=self.check_runner.check_results(),
             watches=self.rollout_cache.watches,
             drifts=self.rollout_cache.drifts,
-            comparisons=self.rollout_cache.comparisons,
             failures=dict(self.failures),
             gateway_loads=await self._gateway_loads(pool),
             load=self.rollout_cache.load,

@@ -333,24 +333,6 @@ class CostGate(AlphaGateSpec, CheckedGateSpec):
     interval: SomeTime = Field(default=timedelta(seconds=10), description="Interval between looks.")
 
 
-class DriftGate(AlphaGateSpec, CheckedGateSpec):
-    """Compares the distributions of answers (classes, areas, scores, empty ones) with stable's over the same time."""
-
-    gate: Literal["drift"] = Field(default="drift", description="Name of the gate.")
-    tolerance: float = Field(
-        default=0.1,
-        ge=0,
-        le=0.7,
-        description="Difference of a share of answers that still counts as equal, 0 to 0.7.",
-    )
-    on_breach: Literal["Hold", "Rollback", "Note"] = Field(
-        default="Hold",
-        description="Effect of a proof of a difference: Hold waits for a person to skip the gate or abort, Note only "
-        "reports it.",
-    )
-    interval: SomeTime = Field(default=timedelta(seconds=10), description="Interval between servers' reports.")
-
-
 class WebhookGate(CheckedGateSpec):
     """Calls a service of your own (POST with a JSON body); a status of 2xx passes, 4xx breaches."""
 
@@ -397,7 +379,6 @@ GATE_SPECS: Final[Mapping[str, type[GateSpec]]] = {
     "maskAgreement": MaskAgreementGate,
     "slices": SlicesGate,
     "cost": CostGate,
-    "drift": DriftGate,
 }
 """Specs of gates by name; the gates themselves are in `core.gates.GATES`."""
 
@@ -417,7 +398,6 @@ _SERVES_NOBODY: Final = "shadow promotes nothing by itself: onUndecided must be 
 _OF_PAIRS: Final = frozenset({"maskAgreement", "slices"})
 _NO_SHADOW: Final = "the strategy immediate promotes a revision at once; shadow is for canary and blueGreen"
 _NO_PAIRS: Final = "the gate maskAgreement judges pairs of answers, which only rollout.shadow collects"
-_NO_SPLIT: Final = "the gate drift needs requests to both revisions: canary, or shadow with steps"
 _IS_ON: Final = "has(self.shadow) && (!has(self.shadow.enabled) || self.shadow.enabled)"
 _NO_STEP: Final = "the strategy canary needs at least one step; use blueGreen to switch without steps"
 _RISING: Final = "weights must increase from step to step"
@@ -471,11 +451,6 @@ class RolloutPolicy(ApiValue):
             (
                 f"({_IS_ON}) || self.strategy == 'shadow' || !self.gates.exists(gate, gate.gate == 'maskAgreement')",
                 _NO_PAIRS,
-            ),
-            (
-                "self.strategy == 'canary' || (self.strategy == 'shadow' && self.steps.size() > 0) || "
-                "!self.gates.exists(gate, gate.gate == 'drift')",
-                _NO_SPLIT,
             ),
             ("self.strategy != 'shadow' || self.onUndecided != 'Promote'", _SERVES_NOBODY),
             (f"self.strategy != 'shadow' || !has(self.shadow) || ({_IS_ON})", _NOT_JUDGED),
@@ -597,9 +572,6 @@ class RolloutPolicy(ApiValue):
         compares = is_on or self.strategy == "shadow"
         if not compares and any(isinstance(gate, MaskAgreementGate) for gate in self.gates):
             raise located(_NO_PAIRS, "gates")
-        splits = self.strategy == "canary" or (self.strategy == "shadow" and bool(self.steps))
-        if not splits and any(isinstance(gate, DriftGate) for gate in self.gates):
-            raise located(f"{_NO_SPLIT}; got {self.strategy}", "gates")
         if self.strategy == "shadow" and self.on_undecided == "Promote":
             raise located(_SERVES_NOBODY, "onUndecided")
         return self

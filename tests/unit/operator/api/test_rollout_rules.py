@@ -73,8 +73,6 @@ def messages(kind: type, field: str, value: Any) -> list[str]:
         "a shadow before the switch": {"strategy": "blueGreen", "shadow": {"percent": 100}},
         "a shadow alone, and steps for a person": {"strategy": "shadow", "steps": [{"weight": 10}]},
         "a shadow that is not written": {"strategy": "shadow", "gates": [{"gate": "maskAgreement"}]},
-        "steps that bring answers to compare": {"gates": [{"gate": "drift"}]},
-        "a shadow whose promotion has steps": {"strategy": "shadow", "gates": [{"gate": "drift"}]},
         "a gate that needs a shadow": {
             "shadow": {},
             "gates": [{"gate": "maskAgreement", "minimum": 0.8, "onBreach": "Note"}],
@@ -102,14 +100,6 @@ def test_a_policy_that_the_types_take_breaks_no_rule(rollout: dict[str, Any]) ->
         ),
         "a shadow of nothing": ({"strategy": "immediate", "shadow": {}}, "the strategy immediate promotes"),
         "no pairs": ({"gates": [{"gate": "maskAgreement"}]}, "which only rollout.shadow collects"),
-        **{
-            f"no split of {what}": ({**split, "gates": [{"gate": "drift"}]}, "needs requests to both")
-            for what, split in {
-                "blueGreen": {"strategy": "blueGreen"},
-                "immediate": {"strategy": "immediate"},
-                "shadow without steps": {"strategy": "shadow", "steps": []},
-            }.items()
-        },
         "pairs of a shadow that is off": (
             {"shadow": {"enabled": False}, "gates": [{"gate": "maskAgreement"}]},
             "which only rollout.shadow collects",

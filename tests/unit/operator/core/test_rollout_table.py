@@ -152,17 +152,6 @@ LATE = {
         Given(started_s=LATE_S, judged=NO_DATA, policy=undecided(PROMOTE)),
         PROMOTED,
     ),
-    **{
-        f"Promote promotes nothing {when} where a person decides about a proof": (
-            Given(policy=undecided(PROMOTE, TIMED), heard=Signals(allowed=False, held=True), **late),
-            stays(25.0, Wait.GATE),
-        )
-        for when, late in (("at the deadline", {"started_s": LATE_S}), ("at a step's maximum", {"step_s": 600.0}))
-    },
-    "a person promotes what a proof holds": (
-        Given(started_s=LATE_S, policy=undecided(PROMOTE), heard=Signals(asked=int(Signal.PROMOTE), held=True)),
-        PROMOTED,
-    ),
     "Promote at the deadline promotes nothing that a proof holds in Shadow": (
         Given(
             Phase.SHADOW,

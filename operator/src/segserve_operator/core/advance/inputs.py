@@ -9,7 +9,7 @@ import numpy as np
 
 from segserve_operator.core.advance.case import RolloutCase, VerdictSource, groups_of
 from segserve_operator.core.advance.sizes import has_grown
-from segserve_operator.core.advance.verdicts import checked, drift, golden, probe
+from segserve_operator.core.advance.verdicts import checked, golden, probe
 from segserve_operator.core.gates.base import Verdict
 from segserve_operator.core.gates.checks import Check
 from segserve_operator.core.rollout.engine import Signals
@@ -20,7 +20,6 @@ from segserve_operator.core.world.slo import is_due, is_watched
 SOURCES: Final[tuple[VerdictSource, ...]] = (
     probe.SOURCE,
     golden.SOURCE,
-    drift.SOURCE,
     checked.SOURCE,
 )
 """The sources of verdicts: a gate that needs evidence of its own is a file in `verdicts`, and a line here."""
@@ -52,7 +51,6 @@ def gather_signals(case: RolloutCase) -> Signals:
         golden=np.array(min(each.golden for each in signals), np.int8),
         probes=np.array(sum(each.probes for each in signals), np.int8),
         forbidden=np.array(case.failed or any(each.forbidden for each in signals)),
-        held=np.array(any(each.held for each in signals)),
         allowed=np.array(all(each.allowed for each in signals)),
         superseded=np.array(case.superseded),
         counted=np.array(case.world.compares and bool(case.world.samples.get(model.name))),

@@ -10,7 +10,6 @@ from segserve_operator.core.evidence import EDGES_MS
 from segserve_operator.core.gates import (
     burn_rate,
     cost,
-    drift,
     error_rate,
     golden_quality,
     latency,
@@ -42,7 +41,6 @@ GATES: Final[Mapping[str, GateType]] = {
     "maskAgreement": mask_agreement.GATE,
     "slices": slices.GATE,
     "cost": cost.GATE,
-    "drift": drift.GATE,
 }
 """Gate types by the name that resources use."""
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, TypeAlias
 
 from segserve_operator.api.rollout_policy import CheckedGateSpec
-from segserve_operator.core.drift.comparison import RevisionComparison
 
 Purpose: TypeAlias = Literal["probe", "check"]
 Pair: TypeAlias = tuple[float, float]
@@ -111,8 +110,8 @@ class CheckResult:
 
     `asked` and `failed` count our own requests to (stable, candidate). `samples` are of the candidate's servers: the
     first that was taken, and then the latest, oldest first. `status` is that of a user's service, and `values` the
-    smallest and the largest number of a query's result. `answers` compares what both revisions answered, and `weight`
-    is then the candidate's, in percent. A `problem` says why the check has no result, which is not a verdict.
+    smallest and the largest number of a query's result. A `problem` says why the check has no result, which is not a
+    verdict.
     """
 
     key: str
@@ -125,8 +124,6 @@ class CheckResult:
     status: int | None = None
     values: tuple[float, float] | None = None
     cost: CostEvidence | None = None
-    answers: RevisionComparison | None = None
-    weight: int = 0
     problem: str = ""
 
 

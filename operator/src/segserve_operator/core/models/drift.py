@@ -9,8 +9,6 @@ from typing import Final
 from segserve_builder.agent.protocol import AnswerCounting, AssignedModel
 from segserve_builder.steps.answer_metrics import IMAGE_HISTOGRAMS
 from segserve_operator.api.drift import Drift
-from segserve_operator.core.advance.case import RolloutCase
-from segserve_operator.core.advance.verdicts.drift import drift_gate
 from segserve_operator.core.drift.watch import DriftedHistogram, DriftWatch, basis_of, restored, with_slices
 from segserve_operator.core.world.observed import ModelObserved, Observed, ObservedCondition
 
@@ -30,15 +28,11 @@ def drift_of(model: ModelObserved) -> Drift | None:
 
 
 def with_counting(assigned: AssignedModel, group: str, model: ModelObserved, world: Observed) -> AssignedModel:
-    """Return the assignment with the order to report counts, if drift or a rollout's gate `drift` needs them."""
-    drift, case, observed = drift_of(model), RolloutCase.current(model, world), world.groups.get(group)
-    intervals_s = [drift.window.total_seconds() / REPORTS_PER_WINDOW] if drift is not None else []
-    gate = drift_gate(case) if case is not None else None
-    if case is not None and gate is not None and assigned.revision in (case.record.stable, case.record.candidate):
-        intervals_s.append(gate.interval.total_seconds())
-    if not intervals_s or observed is None or not assigned.metrics.answers:
+    """Return the assignment with the order to report counts, if the model is watched for drift."""
+    drift = drift_of(model)
+    if drift is None or group not in world.groups or not assigned.metrics.answers:
         return assigned
-    interval_s = min(max(min(intervals_s), SHORTEST_INTERVAL_S), LONGEST_INTERVAL_S)
+    interval_s = min(max(drift.window.total_seconds() / REPORTS_PER_WINDOW, SHORTEST_INTERVAL_S), LONGEST_INTERVAL_S)
     return assigned.model_copy(update={"counting": AnswerCounting(interval_s=interval_s)})
 
 

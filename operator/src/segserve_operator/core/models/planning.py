@@ -13,9 +13,7 @@ from segserve_operator.core.advance.advance import RolloutUpdate, unchanged
 from segserve_operator.core.advance.case import groups_of
 from segserve_operator.core.advance.explanations import SIGNALS
 from segserve_operator.core.advance.sizes import sizes, with_sizes
-from segserve_operator.core.advance.verdicts.drift import with_comparisons
 from segserve_operator.core.advance.verdicts.golden import with_scoring
-from segserve_operator.core.drift.comparison import RevisionComparison
 from segserve_operator.core.drift.watch import DriftWatch
 from segserve_operator.core.failure import FILE_DAMAGED, STATUS_UNREADABLE
 from segserve_operator.core.gates.checks import Check
@@ -74,7 +72,7 @@ class DesiredState:
     """The desired world. Groups that are not named here are stopped; `replicas` is their number of servers.
 
     `records` are the rollouts' records after this pass, `checks` the checks to run, `answers` the events that answer
-    requests by model; `watches` and `drifts` are kept by model, `comparisons` by rollout, and `load`.
+    requests by model; `watches` and `drifts` are kept by model, and `load`.
     `at_rest` tells whether nothing becomes due as time passes: the decision stays as it is until something else
     changes. `rest` are the models that are settled.
     """
@@ -90,7 +88,6 @@ class DesiredState:
     answers: Mapping[str, tuple[Event, ...]]
     watches: Mapping[str, SloWatch]
     drifts: Mapping[str, DriftWatch]
-    comparisons: Mapping[str, RevisionComparison]
     replicas: Mapping[str, int]
     load: PoolLoad
     at_rest: bool
@@ -106,7 +103,7 @@ def desired_state(
     settled is not decided again while all that it follows from is the same; the result is equal without it.
     """
     seen = with_scaling(world)
-    world = with_comparisons(with_sizes(with_template(seen)))
+    world = with_sizes(with_template(seen))
     drifts, free = drift_watches(world.models, world), slots(world)
     still = former.still(world, drifts) if former is not None else {}
     changing = [model for model in world.models if model.name not in unrecorded and model.name not in still]
@@ -144,7 +141,6 @@ def desired_state(
         answers={name: update.events for name, update in updates.items() if update.events},
         watches=slo_watches,
         drifts=drifts,
-        comparisons=world.comparisons,
         replicas=replicas,
         load=world.load,
         at_rest=is_at_rest(seen),

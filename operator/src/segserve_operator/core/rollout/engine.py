@@ -147,9 +147,9 @@ class Signals:
     `ready`: enough of the candidate's servers serve it, and the gateways know them. `grown`: they suffice for the next
     weight too. `lost`: it should get requests, but no server serves it. `golden`: golden images passed (1), failed
     (-1), or neither (0). `probes`: segserve's own requests in quarantine are answered (1), fail (-1), or neither (0).
-    `forbidden`: a checked gate breaches; `allowed`: all checked gates pass; `held`: a person decides about the proof of
-    one. `asked`: a person's request (ABORT, PROMOTE, or ADVANCE to resume), else `Signal.NONE`. `superseded`: the spec
-    requires another revision. `counted`: gateways compare both revisions and tell their counts of callers' requests.
+    `forbidden`: a checked gate breaches; `allowed`: all checked gates pass. `asked`: a person's request (ABORT,
+    PROMOTE, or ADVANCE to resume), else `Signal.NONE`. `superseded`: the spec requires another revision. `counted`:
+    gateways compare both revisions and tell their counts of callers' requests.
     """
 
     ready: Bools | bool = True
@@ -159,7 +159,6 @@ class Signals:
     probes: Ints | int = 0
     forbidden: Bools | bool = False
     allowed: Bools | bool = True
-    held: Bools | bool = False
     asked: Ints | int = Signal.NONE
     superseded: Bools | bool = False
     counted: Bools | bool = False
@@ -276,7 +275,7 @@ def _signal(
         cold = cold | judgement.settling
     # A paused rollout is not undecided: a person decided to hold it, so deadlines do not apply.
     late = _late(policy, progress, now_s) & ~goes_on & ~progress.paused
-    held = np.asarray(heard.held) | _holds_shadow(policy, progress, judged)
+    held = _holds_shadow(policy, progress, judged)
     over = _shadow_over(policy, progress, judged, now_s)
     ends: Bools = (over | _late(policy, progress, now_s)) & ~progress.paused & (not policy.serves)
     given = {

@@ -15,7 +15,6 @@ from segserve_operator.api.drift import Drift
 from segserve_operator.api.pool_update import Update
 from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
 from segserve_operator.api.segmentation_model import Capture
-from segserve_operator.core.drift.comparison import RevisionComparison
 from segserve_operator.core.drift.watch import DriftWatch
 from segserve_operator.core.failure import FailureReason, shortened
 from segserve_operator.core.gates.checks import CheckResult
@@ -493,10 +492,9 @@ class Observed:
 
     `now_s` is Unix time, `gateway_url` the base URL for clients, `revisions` the records of revisions by name. Without
     a pool nothing is served. For rollouts: `records` by name, the newest known; `written` by name, the last decision in
-    the store and the time of its write; `samples` by model, the gateways' counters; `check_results` by key;
-    `comparisons` of both revisions' answers by name. `watches` and `drifts` are kept by model, `failures`
-    of effects by kind and subject. `gateway_loads` are the totals of requests by gateway, if they were read in this
-    pass, and `load` what was kept of those before.
+    the store and the time of its write; `samples` by model, the gateways' counters; `check_results` by key.
+    `watches` and `drifts` are kept by model, `failures` of effects by kind and subject. `gateway_loads` are the totals
+    of requests by gateway, if they were read in this pass, and `load` what was kept of those before.
     """
 
     now_s: float
@@ -512,7 +510,6 @@ class Observed:
     check_results: Mapping[str, CheckResult] = field(default_factory=dict)
     watches: Mapping[str, SloWatch] = field(default_factory=dict)
     drifts: Mapping[str, DriftWatch] = field(default_factory=dict)
-    comparisons: Mapping[str, RevisionComparison] = field(default_factory=dict)
     failures: Mapping[tuple[str, str], EffectFailure] = field(default_factory=dict)
     gateway_loads: Mapping[str, GatewayLoad | None] | None = None
     load: PoolLoad = field(default_factory=PoolLoad)
