@@ -235,7 +235,6 @@ bench-rollout: $(VENV)/dev.stamp  ## Simulate rollouts beside other tools' rules
 	$(BIN)/python -m bench.rollout $(if $(FULL),--full) $(if $(SHARD),--shard $(SHARD))
 	$(BIN)/python -m bench.rollout.measured
 	$(BIN)/python -m bench.rollout.shadow
-	$(BIN)/python -m bench.rollout.alarms
 
 bench-client: $(VENV)/dev.stamp system  ## The client beside tritonclient and httpx, decoding beside supervision; writes bench/out/client.json
 	$(BIN)/python -m bench.client

@@ -311,7 +311,7 @@ class Comparator:
                 return
             stable, candidate = await self._ask_both(model, copy)
             if counts:
-                model.tally.count(stable, candidate, copy.slice)
+                model.tally.count(stable, candidate)
             self._make_room(model)
             if counts and stable.kind is candidate.kind is AnswerKind.ANSWERED:
                 await self._compare_answers(model, copy, stable, candidate)

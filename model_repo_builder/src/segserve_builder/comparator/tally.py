@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Final
 
-from segserve_builder.copies.copies import OTHER
 from segserve_builder.copies.groups import Answer, AnswerKind
 
 RATIOS: Final = (0.25, 1 / 3, 0.5, 2 / 3, 0.8, 1 / 1.1, 1.1, 1.25, 1.5, 2.0, 3.0, 4.0)
@@ -18,16 +17,6 @@ SHIFTS: Final = (-0.5, -0.3, -0.2, -0.15, -0.1, -0.05, -0.02, 0.02, 0.05, 0.1, 0
 """Edges of bins of a pair's shift of confidence, the mean score of the candidate's objects less that of stable's."""
 HUNG_MS: Final = 100_000
 """Lower edge of the last bin, in milliseconds: of answers that never came."""
-MAX_SLICES: Final = 200
-"""Labels that a model's pairs are divided by; pairs of further ones are counted as `OTHER`."""
-
-
-@dataclass(slots=True)
-class SliceTally:
-    """Counts of the pairs with one label, as in `PairTally`."""
-
-    failed: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
-    ratios: list[int] = field(default_factory=lambda: [0] * (len(RATIOS) + 1))
 
 
 @dataclass(slots=True)
@@ -46,19 +35,16 @@ class PairTally:
     ratios: list[int] = field(default_factory=lambda: [0] * (len(RATIOS) + 1))
     disagreements: list[int] = field(default_factory=lambda: [0] * (len(DISAGREEMENTS) + 1))
     dropped: int = 0
-    slices: dict[str, SliceTally] = field(default_factory=dict)
     baseline: list[int] = field(default_factory=lambda: [0] * (len(DISAGREEMENTS) + 1))
     shifts: list[int] = field(default_factory=lambda: [0] * (len(SHIFTS) + 1))
 
-    def count(self, stable: Answer, candidate: Answer, label: str = "") -> None:
-        """Count a pair of answers to a request with this label; without one it is in no slice."""
+    def count(self, stable: Answer, candidate: Answer) -> None:
+        """Count a pair of answers."""
         kinds = (stable.kind, candidate.kind)
         cell = _cell(stable, candidate)
         if cell is None:
             return
-        parts = self._parts(label)
-        for part in parts:
-            part.failed[cell] += 1
+        self.failed[cell] += 1
         for answer, latencies in zip((stable, candidate), self.latencies, strict=True):
             if answer.kind is AnswerKind.HUNG:
                 latencies[HUNG_MS] += 1
@@ -69,20 +55,11 @@ class PairTally:
                 latencies[whole_ms // power * power] += 1
         if kinds == (AnswerKind.ANSWERED, AnswerKind.ANSWERED):
             ratio = candidate.seconds / max(stable.seconds, 1e-9)
-            for part in parts:
-                part.ratios[bisect_right(RATIOS, ratio)] += 1
+            self.ratios[bisect_right(RATIOS, ratio)] += 1
 
     def count_disagreement(self, disagreement: float) -> None:
         """Count how much two answers differ, from 0 to 1."""
         self.disagreements[bisect_right(DISAGREEMENTS, disagreement)] += 1
-
-    def _parts(self, label: str) -> tuple[PairTally | SliceTally, ...]:
-        """Return what counts a pair: all pairs, and the slice of a label, which begins with its first pair."""
-        if not label:
-            return (self,)
-        labels = len(self.slices.keys() - {OTHER})
-        name = label if label in self.slices or labels < MAX_SLICES else OTHER
-        return self, self.slices.setdefault(name, SliceTally())
 
     def count_baseline(self, disagreement: float) -> None:
         """Count how much two answers of stable differ, from 0 to 1."""
@@ -105,7 +82,6 @@ class PairTally:
             "dropped": self.dropped,
             "baseline": self.baseline,
             "shifts": self.shifts,
-            "slices": [{"name": name, **asdict(counts)} for name, counts in self.slices.items()],
         }
 
 

@@ -301,12 +301,6 @@ class MaskAgreementGate(AlphaGateSpec):
     )
 
 
-class SlicesGate(AlphaGateSpec):
-    """Compares failures and latencies by the label of requests (camera, site, scanner); by pairs of Shadow."""
-
-    gate: Literal["slices"] = Field(default="slices", description="Name of the gate.")
-
-
 class ResourceGate(CheckedGateSpec):
     """Checks memory, restarts and queueing time of the candidate's servers."""
 
@@ -377,7 +371,6 @@ GATE_SPECS: Final[Mapping[str, type[GateSpec]]] = {
     "webhook": WebhookGate,
     "promql": PromqlGate,
     "maskAgreement": MaskAgreementGate,
-    "slices": SlicesGate,
     "cost": CostGate,
 }
 """Specs of gates by name; the gates themselves are in `core.gates.GATES`."""
@@ -395,7 +388,6 @@ DEFAULT_STEPS: Final = (RolloutStep(weight=5), RolloutStep(weight=25), RolloutSt
 _ALL_AT_ONCE: Final = "steps are for the strategy canary; blueGreen and immediate switch all requests at once"
 _NOT_JUDGED: Final = "the strategy shadow judges by copies of callers' requests: shadow.enabled must not be false"
 _SERVES_NOBODY: Final = "shadow promotes nothing by itself: onUndecided must be Hold or Rollback"
-_OF_PAIRS: Final = frozenset({"maskAgreement", "slices"})
 _NO_SHADOW: Final = "the strategy immediate promotes a revision at once; shadow is for canary and blueGreen"
 _NO_PAIRS: Final = "the gate maskAgreement judges pairs of answers, which only rollout.shadow collects"
 _IS_ON: Final = "has(self.shadow) && (!has(self.shadow.enabled) || self.shadow.enabled)"
@@ -404,7 +396,7 @@ _RISING: Final = "weights must increase from step to step"
 _NO_BOUND: Final = "the gate promql needs min, max or both, and min must not exceed max"
 _GATE_TWICE: Final = "each gate and each name may be listed only once"
 _RESERVED: Final = ("latency", "resource", "webhook", "promql")
-"""Names of gates that users' gates may not have. Later gates are not among them: objects with such names exist."""
+"""Names of gates that users' gates may not have."""
 _DEFAULT_WEIGHTS: Final = [step.weight for step in DEFAULT_STEPS]
 
 
@@ -555,7 +547,7 @@ class RolloutPolicy(ApiValue):
 
     def without_pairs(self) -> Self:
         """Return the policy without Shadow, and without the gates that judge its pairs alone."""
-        gates = tuple(gate for gate in self.gates if gate.gate not in _OF_PAIRS)
+        gates = tuple(gate for gate in self.gates if not isinstance(gate, MaskAgreementGate))
         return self.model_copy(update={"shadow": None, "gates": gates})
 
     @model_validator(mode="after")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
@@ -30,36 +29,6 @@ SHIFTS: Final = (-0.5, -0.3, -0.2, -0.15, -0.1, -0.05, -0.02, 0.02, 0.05, 0.1, 0
 """Edges of bins of a pair's shift of confidence, the mean score of the candidate's objects less that of stable's."""
 
 
-MAX_SLICES: Final = 200
-"""Labels of requests that a model's pairs are divided by; pairs of further ones are counted as `OTHER`."""
-OTHER: Final = "other"
-MAX_LABEL_LENGTH: Final = 40
-
-
-def slice_name(label: str, known: Collection[str]) -> str:
-    """Return the slice of a label beside those that are known: its own, or `OTHER` if there are enough."""
-    return label if label in known or len(set(known) - {OTHER}) < MAX_SLICES else OTHER
-
-
-@dataclass(frozen=True, slots=True)
-class SlicePairs:
-    """Pairs by the label of their request (camera, site, scanner); those without one are in no slice.
-
-    names: of S slices. failed [..., S, 2, 2], ratios [..., S, R + 1]: as in `Pairs`.
-    Without slices the arrays hold nothing, in whatever shape.
-    """
-
-    names: tuple[str, ...]
-    failed: Floats
-    ratios: Floats
-
-    @classmethod
-    def nothing(cls, names: tuple[str, ...] = (), shape: tuple[int, ...] = ()) -> SlicePairs:
-        """Return no pairs of these slices."""
-        each = (*shape, len(names))
-        return cls(names, np.zeros((*each, 2, 2)), np.zeros((*each, len(RATIOS) + 1)))
-
-
 @dataclass(frozen=True, slots=True)
 class Pairs:
     """Requests of which both revisions were asked at the same moment. All arrays have the same leading axes.
@@ -68,7 +37,7 @@ class Pairs:
     in which both answered, by the candidate's latency divided by stable's; bin i holds those of at least
     `RATIOS[i - 1]` and less than `RATIOS[i]`. disagreements [..., D + 1]: pairs whose answers were compared, by how
     much they differ, in bins between `DISAGREEMENTS`. callers [...]: requests of callers meanwhile, which are in no
-    other number of the window. slices: the same pairs by the labels of their requests. baseline [..., D + 1]: two
+    other number of the window. baseline [..., D + 1]: two
     answers of stable alone to the same request, by how much they differ. shifts [..., S + 1]: pairs whose answers have
     scores, by the shift of confidence, in bins between `SHIFTS`.
     """
@@ -77,7 +46,6 @@ class Pairs:
     ratios: Floats
     disagreements: Floats
     callers: Floats = field(default_factory=lambda: np.zeros(()))
-    slices: SlicePairs = field(default_factory=SlicePairs.nothing)
     baseline: Floats = field(default_factory=lambda: np.zeros(len(DISAGREEMENTS) + 1))
     shifts: Floats = field(default_factory=lambda: np.zeros(len(SHIFTS) + 1))
 

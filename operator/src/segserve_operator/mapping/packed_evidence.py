@@ -14,11 +14,10 @@ from segserve_operator.core.rollout.counters import (
     PairCounts,
     Series,
     SeriesCounts,
-    SliceCounts,
 )
 from segserve_operator.core.rollout.engine import Progress
 from segserve_operator.core.rollout.plain import from_plain, to_plain
-from segserve_operator.core.rollout.record import PairRow, Row, SliceRow
+from segserve_operator.core.rollout.record import PairRow, Row
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -65,19 +64,14 @@ def pack_rows(rows: Iterable[Row]) -> str:
 
 
 def pack_rows_within(rows: tuple[Row, ...], most: int) -> str:
-    """Pack rows; if the text is too large, drop slices of the older ones, and then their bins and pairs."""
+    """Pack rows; if the text is too large, drop bins and pairs of the older ones."""
     text = pack_rows(rows)
-    for lighter in (_without_slices, _bare):
-        light = 0
-        while len(text) > most and light < len(rows):
-            light += max((len(rows) - light) // 2, 1)
-            rows = (*map(lighter, rows[:light]), *rows[light:])
-            text = pack_rows(rows)
+    light = 0
+    while len(text) > most and light < len(rows):
+        light += max((len(rows) - light) // 2, 1)
+        rows = (*map(_bare, rows[:light]), *rows[light:])
+        text = pack_rows(rows)
     return text
-
-
-def _without_slices(row: Row) -> Row:
-    return replace(row, pairs=replace(row.pairs, slices=())) if row.pairs is not None else row
 
 
 def _bare(row: Row) -> Row:
@@ -89,8 +83,7 @@ def _pair_values(pairs: PairRow | None) -> list[Any]:
     if pairs is None:
         return []
     bins = (*pairs.latencies, pairs.ratios, pairs.disagreements, pairs.baseline, pairs.shifts)
-    slices = [[each.name, *each.failed, _gaps(each.ratios)] for each in pairs.slices]
-    return [[*pairs.failed, *map(_gaps, bins), slices]]
+    return [[*pairs.failed, *map(_gaps, bins)]]
 
 
 def unpack_rows(text: str) -> tuple[Row, ...]:
@@ -178,8 +171,7 @@ def _row(at_s: float, seconds: float, weight: int, *rest: Any) -> Row:
 
 
 def _pair_row(neither: int, candidate: int, stable: int, both: int, *rest: Any) -> PairRow:
-    *bins, slices = rest
-    stable_bins, candidate_bins, ratios, disagreements, baseline, shifts = map(_bins, bins)
+    stable_bins, candidate_bins, ratios, disagreements, baseline, shifts = map(_bins, rest)
     return PairRow(
         (neither, candidate, stable, both),
         (stable_bins, candidate_bins),
@@ -187,7 +179,6 @@ def _pair_row(neither: int, candidate: int, stable: int, both: int, *rest: Any) 
         disagreements,
         baseline,
         shifts,
-        tuple(SliceRow(name, tuple(failed), _bins(gaps)) for name, *failed, gaps in slices),
     )
 
 
@@ -210,12 +201,7 @@ def _count(value: Sequence[Any]) -> Counters:
         bins = tuple((edge_ms, count) for edge_ms, count in latencies)
         tally = SeriesCounts(attempts, failed, given_up, active, bins, left, waited_ms)
         tallies[Series(group, protocol)] = tally
-    return Counters(epoch, at_s, tallies, began_s, _pair_counts(pairs[0]) if pairs else None)
-
-
-def _pair_counts(value: Mapping[str, Any]) -> PairCounts:
-    counts = from_plain(PairCounts("", "", ""), value)
-    return replace(counts, slices=tuple(SliceCounts(*each) for each in counts.slices))
+    return Counters(epoch, at_s, tallies, began_s, from_plain(PairCounts("", "", ""), pairs[0]) if pairs else None)
 
 
 def _verdict_values(verdicts: Iterable[Verdict]) -> list[Any]:

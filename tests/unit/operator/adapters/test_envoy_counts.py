@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,8 @@ from segserve_operator.adapters.traffic.envoy_counts import (
     series_counts,
     stats_pattern,
 )
-from segserve_operator.adapters.traffic.pair_counts import pairs_json, parse_pairs
-from segserve_operator.core.evidence import MAX_LABEL_LENGTH, MAX_SLICES
-from segserve_operator.core.rollout.counters import Counters, PairCounts, Series, SeriesCounts, SliceCounts
+from segserve_operator.adapters.traffic.pair_counts import pairs_json
+from segserve_operator.core.rollout.counters import Counters, PairCounts, Series, SeriesCounts
 
 HTTP = "coins.v2/main/infer/http"
 
@@ -144,7 +142,6 @@ def test_decoded_counts_have_the_times_of_the_operators_clock() -> None:
 
 
 PAIRS = PairCounts("7", "main", "coins-new", (5, 1, 0, 2), (((1.1, 5),), ((2.0, 6),)), (0, 3, 2), (1, 4), 3)
-NORTH = SliceCounts("north", (4, 1, 0, 0), (0, 3, 2))
 
 
 def test_counts_of_pairs_go_with_those_of_a_model_and_a_gateway_without_any_says_nothing_of_them() -> None:
@@ -158,12 +155,6 @@ def test_counts_of_pairs_go_with_those_of_a_model_and_a_gateway_without_any_says
     assert "pairs" not in json.loads(encoded)["cells"]
 
 
-def test_pairs_are_read_with_their_slices() -> None:
-    sliced = replace(PAIRS, slices=(NORTH, SliceCounts("south")))
-
-    assert parse_pairs(pairs_json(sliced)) == sliced
-
-
 @pytest.mark.parametrize(
     "changed",
     [
@@ -175,9 +166,6 @@ def test_pairs_are_read_with_their_slices() -> None:
         {"ratios": [2**63]},
         {"stable": "x" * 1000},
         {"dropped": 0.5},
-        {"slices": [{"name": "n" * 41}]},
-        {"slices": [{"name": "north", "failed": [1, 2, 3, -1]}]},
-        {"slices": [{"name": f"{number}"} for number in range(202)]},
     ],
 )
 def test_damaged_pairs_are_no_evidence_and_take_nothing_else_with_them(changed: dict[str, Any]) -> None:
@@ -193,8 +181,6 @@ def test_damaged_pairs_are_no_evidence_and_take_nothing_else_with_them(changed: 
 def test_as_many_pairs_as_there_can_be_fit_into_a_response() -> None:
     bins = tuple((float(f"{digits}e{power}"), 10**6) for power in range(4) for digits in range(10, 100))
     most = PairCounts("9" * 60, "m" * 63, "c" * 63, (10**6,) * 4, (bins, bins), (10**6,) * 20, (10**6,) * 20, 10**6)
-    labels = (f"{number:0{MAX_LABEL_LENGTH}}" for number in range(MAX_SLICES + 1))
-    most = replace(most, slices=tuple(SliceCounts(name, (10**6,) * 4, (10**6,) * 13) for name in labels))
     series = {Series(f"{name}-{'x' * 50}", "http"): SeriesCounts(1, 1, 1, 1, bins[:200]) for name in ("a", "b")}
     counts = {f"m{number:04}": Counters("1", 1.0, series, 0.0, most) for number in range(60)}
 

@@ -19,10 +19,9 @@ from segserve_operator.api.rollout_policy import (
     MaskAgreementGate,
     RolloutPolicy,
     Shadow,
-    SlicesGate,
     Slo,
 )
-from segserve_operator.core.evidence import CANDIDATE, EDGES_MS, RATIOS, EvidenceWindow, Pairs, SlicePairs
+from segserve_operator.core.evidence import CANDIDATE, EDGES_MS, RATIOS, EvidenceWindow, Pairs
 from segserve_operator.core.rollout.batches import answered, at_once, taken_apart
 from segserve_operator.core.rollout.decisions import DecisionInput, DecisionResult, decide, decide_all
 from segserve_operator.core.rollout.engine import Progress, Signals
@@ -35,7 +34,7 @@ LOOKS = 24
 GATES = (ErrorRateGate(), LatencyGate(), BurnRateGate())
 SHORT = RolloutPolicy(gates=GATES, shadow=None, bake_time=timedelta(seconds=40), max_bad_requests=400)
 COPIED = RolloutPolicy(
-    gates=(*GATES, MaskAgreementGate(), SlicesGate()),
+    gates=(*GATES, MaskAgreementGate()),
     shadow=Shadow(min_requests=20, max_duration=timedelta(seconds=120)),
     bake_time=timedelta(seconds=40),
 )
@@ -102,8 +101,7 @@ def look(drawn: Drawn, record: Record, numbers: np.random.Generator, at_s: float
         differ = nothing.disagreements.copy()
         differ[numbers.integers(len(differ))] += asked - wrong
         both = np.array([[asked - wrong, wrong], [0.0, 0.0]])
-        slices = SlicePairs((f"camera-{numbers.integers(2)}",), both[None], ratios[None])
-        pairs = Pairs(both, ratios, differ, callers.requests.sum(-1), slices)
+        pairs = Pairs(both, ratios, differ, callers.requests.sum(-1))
         window = EvidenceWindow.of_pairs(seconds, latencies(numbers, (asked, asked - wrong), drawn.slowness), pairs)
     when, asked_for = drawn.asked
     known = Signals(

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segserve_operator.core.evidence import EvidenceWindow, Pairs, SlicePairs
+from segserve_operator.core.evidence import EvidenceWindow, Pairs
 from segserve_operator.core.rollout.plain import canonical
 from segserve_operator.core.rollout.record import Row, kept, row_of, window_of
 from segserve_operator.mapping.packed_evidence import pack_rows, unpack_rows
@@ -51,32 +49,11 @@ def test_a_row_of_shadow_has_callers_requests_and_reads_back_as_the_pairs_that_i
     assert canonical(again) == canonical(pairs())
 
 
-def labelled(name: str) -> EvidenceWindow:
-    """Return pairs with a label."""
-    slices = SlicePairs((name,), np.array([[[2.0, 1.0], [0.0, 0.0]]]), np.ones((1, 13)))
-    compared = pairs()
-    assert compared.pairs is not None
-    return replace(compared, pairs=replace(compared.pairs, slices=slices))
-
-
-def test_a_row_keeps_slices_also_when_it_is_packed() -> None:
-    row = row_of(window(), 5.0, 0, labelled("yard"))
+def test_a_row_keeps_its_pairs_also_when_it_is_packed() -> None:
+    row = row_of(window(), 5.0, 0, pairs())
     (read,) = unpack_rows(pack_rows([row]))
 
     assert read == row
-    assert canonical(window_of(read, 6)) == canonical(labelled("yard"))
-
-
-def test_merged_rows_add_up_slices_by_name() -> None:
-    rows: tuple[Row, ...] = ()
-    for second in range(600):
-        new = labelled("yard" if second % 3 else "door")
-        rows = kept(rows, row_of(window(), 1_000_000.0 + second, 0, new))
-    slices = [each for row in rows if row.pairs is not None for each in row.pairs.slices]
-
-    assert len(rows) < 200
-    counted = {name: sum(each.failed[1] for each in slices if each.name == name) for name in ("yard", "door")}
-    assert counted == {"yard": 400, "door": 200}
 
 
 def test_rows_with_pairs_are_merged_among_themselves_and_no_pair_is_lost() -> None:

@@ -12,10 +12,10 @@ import pytest
 from fakes.rollout_evidence import STARTED_S, decision, record, row, same, state_of_record
 from segserve_common.canonical import canonical_json
 from segserve_operator.api.segmentation_rollout import MAX_DECISIONS, MESSAGE_MAX_LENGTH
-from segserve_operator.core.evidence import EDGES_MS, MAX_SLICES
+from segserve_operator.core.evidence import EDGES_MS
 from segserve_operator.core.rollout import decisions as core_decisions
 from segserve_operator.core.rollout.plain import canonical
-from segserve_operator.core.rollout.record import Decision, PairRow, Record, Row, SliceRow
+from segserve_operator.core.rollout.record import Decision, PairRow, Record, Row
 from segserve_operator.mapping.packed_evidence import (
     CHUNK_ROWS,
     ROWS_BYTES,
@@ -102,25 +102,16 @@ def test_rows_are_packed_without_loss_into_little_space() -> None:
     assert len(pack_rows(rows)) < 60_000
 
 
-def labelled(number: int) -> Row:
-    """Return a row whose pairs have two hundred labels."""
-    counts = np.random.default_rng(number).integers(1, 1000, (MAX_SLICES, 4)).tolist()
-    slices = tuple(SliceRow(f"camera-{at}", (a, b, c, d)) for at, (a, b, c, d) in enumerate(counts))
-    return replace(dense(number, 1000), pairs=PairRow((9, 0, 0, 0), slices=slices))
+def test_of_rows_that_are_too_large_together_pairs_and_bins_of_the_older_ones_go() -> None:
+    rows = tuple(replace(dense(number, 1000), pairs=PairRow((9, 0, 0, 0))) for number in range(40))
+    most = len(pack_rows(rows)) // 2
+    found = unpack_rows(pack_rows_within(rows, most))
+    kept = [each.pairs is not None for each in found]
 
-
-def test_of_rows_that_are_too_large_together_slices_of_the_older_ones_go_first_and_then_pairs_and_bins() -> None:
-    rows = tuple(map(labelled, range(40)))
-    whole, few, fewest = (pack_rows_within(rows, most) for most in (ROWS_BYTES, 30_000, 4_000))
-
-    assert same(unpack_rows(whole), rows)
-    assert (len(few) <= 30_000, len(fewest) <= 4_000) == (True, True)
-    found = unpack_rows(few)
-    assert same(tuple(replace(each, pairs=None) for each in found), tuple(replace(each, pairs=None) for each in rows))
-    sliced = [each.pairs is not None and each.pairs.slices != () for each in found]
-    assert (sliced, any(sliced), all(sliced)) == (sorted(sliced), True, False)
-    assert [each.requests for each in unpack_rows(fewest)] == [each.requests for each in rows]
-    assert unpack_rows(fewest)[0].pairs is None
+    assert same(unpack_rows(pack_rows_within(rows, ROWS_BYTES)), rows)
+    assert len(pack_rows_within(rows, most)) <= most
+    assert (kept, any(kept), all(kept)) == (sorted(kept), True, False)
+    assert [each.requests for each in found] == [each.requests for each in rows]
 
 
 @pytest.mark.parametrize("text", ["", "AAAA", pack_rows(())[:-8], "H4sIAAAAAAAC/4s1BAD4sS5cAwAAAA=="])

@@ -15,8 +15,7 @@ from segserve_builder.comparator.folder import COMPARISONS, ComparatorFolder
 from segserve_common.http.guard import get_bounded
 from segserve_common.http.urls import RequestError
 from segserve_operator.adapters.traffic.envoy_admin import WITHOUT_TLS
-from segserve_operator.core.evidence import MAX_LABEL_LENGTH, MAX_SLICES
-from segserve_operator.core.rollout.counters import PairCounts, SliceCounts
+from segserve_operator.core.rollout.counters import PairCounts
 
 TIMEOUT_S: Final = 0.3
 """A comparator that takes longer is left out of a sample."""
@@ -27,16 +26,6 @@ _Bins: TypeAlias = Annotated[
     tuple[tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], _Count], ...], Field(max_length=500)
 ]
 _Histogram: TypeAlias = Annotated[tuple[_Count, ...], Field(max_length=50)]
-
-
-class _Slice(BaseModel):
-    """The fields of `SliceCounts`."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-    name: Annotated[str, Field(min_length=1, max_length=MAX_LABEL_LENGTH)]
-    failed: tuple[_Count, _Count, _Count, _Count] = (0, 0, 0, 0)
-    ratios: _Histogram = ()
 
 
 class _Pairs(BaseModel):
@@ -52,7 +41,6 @@ class _Pairs(BaseModel):
     ratios: _Histogram = ()
     disagreements: _Histogram = ()
     dropped: _Count = 0
-    slices: Annotated[tuple[_Slice, ...], Field(max_length=MAX_SLICES + 1)] = ()
     baseline: _Histogram = ()
     shifts: _Histogram = ()
 
@@ -65,8 +53,7 @@ def pairs_json(counts: PairCounts) -> dict[str, Any]:
 def parse_pairs(value: Any) -> PairCounts | None:
     """Return the counts in a JSON value; None for anything else, since without pairs there is just no such evidence."""
     try:
-        pairs = _Pairs.model_validate(value)
-        return PairCounts(**{**dict(pairs), "slices": tuple(SliceCounts(**dict(each)) for each in pairs.slices)})
+        return PairCounts(**dict(_Pairs.model_validate(value)))
     except ValidationError:
         return None
 

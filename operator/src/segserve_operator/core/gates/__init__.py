@@ -15,7 +15,6 @@ from segserve_operator.core.gates import (
     latency,
     mask_agreement,
     resource,
-    slices,
 )
 from segserve_operator.core.gates.base import (
     CheckedGateType,
@@ -39,7 +38,6 @@ GATES: Final[Mapping[str, GateType]] = {
     "webhook": CheckedGateType(WebhookGate, judge_webhook),
     "promql": CheckedGateType(PromqlGate, judge_query),
     "maskAgreement": mask_agreement.GATE,
-    "slices": slices.GATE,
     "cost": cost.GATE,
 }
 """Gate types by the name that resources use."""

@@ -36,14 +36,6 @@ class SeriesCounts:
     waited_ms: int = 0
 
 
-class SliceCounts(NamedTuple):
-    """Counters of the pairs with one label, as in `PairCounts`."""
-
-    name: str
-    failed: tuple[int, int, int, int] = (0, 0, 0, 0)
-    ratios: tuple[int, ...] = ()
-
-
 @dataclass(frozen=True, slots=True)
 class PairCounts:
     """Counters of the pairs that one gateway's comparator asked two groups for, about one model.
@@ -52,8 +44,7 @@ class PairCounts:
     `epoch` changes when the comparator starts anew, or compares other groups: it then counts from zero. failed: pairs
     by (stable failed, candidate failed): neither, the candidate alone, stable alone, both. latencies: of stable and
     candidate, as in `SeriesCounts`. ratios, disagreements: as in `core.evidence.Pairs`. dropped: copies that were not
-    asked, since others were under way or there were too many. slices: the same pairs by the labels of their requests;
-    those without a label are in none.
+    asked, since others were under way or there were too many.
     """
 
     epoch: str
@@ -66,7 +57,6 @@ class PairCounts:
     dropped: int = 0
     baseline: tuple[int, ...] = ()
     shifts: tuple[int, ...] = ()
-    slices: tuple[SliceCounts, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

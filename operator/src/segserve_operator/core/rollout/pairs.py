@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
 from segserve_operator.core.evidence import (
     CANDIDATE,
     EDGES_MS,
-    RATIOS,
     EvidenceWindow,
     Floats,
     Pairs,
-    SlicePairs,
-    slice_name,
 )
-from segserve_operator.core.rollout.counters import Counters, PairCounts, Sample, SliceCounts
+from segserve_operator.core.rollout.counters import Counters, PairCounts, Sample
 from segserve_operator.core.rollout.windows import first_reference
-
-
-class _SliceIncrease(NamedTuple):
-    """Pairs with one label between two samples, as in `Pairs`."""
-
-    failed: Floats
-    ratios: Floats
 
 
 def pairs_between(
@@ -64,7 +53,6 @@ def pairs_between(
         callers.requests.sum(-1),
         baseline=more(lambda counts: counts.baseline, none.baseline),
         shifts=more(lambda counts: counts.shifts, none.shifts),
-        slices=_slices(compared),
     )
     return EvidenceWindow.of_pairs(callers.seconds, latencies, pairs)
 
@@ -77,26 +65,6 @@ def _since(then: Counters, now: PairCounts) -> PairCounts:
         return anew
     fallen = any(count < was for was, count in zip(former.failed, now.failed, strict=True))
     return anew if fallen else former
-
-
-def _slices(compared: Sequence[tuple[PairCounts, PairCounts]]) -> SlicePairs:
-    """Return the increase by label; labels beyond `MAX_SLICES` of all gateways are `OTHER`."""
-    total: dict[str, _SliceIncrease] = {}
-    for then, now in compared:
-        former = {each.name: each for each in then.slices}
-        for each in now.slices:
-            was = former.get(each.name, SliceCounts(each.name))
-            new = _SliceIncrease(
-                np.maximum(np.subtract(each.failed, was.failed), 0).reshape(2, 2).astype(float),
-                _bins(was.ratios, each.ratios, len(RATIOS) + 1),
-            )
-            if any(counts.any() for counts in new):
-                name = slice_name(each.name, total)
-                total[name] = _SliceIncrease(*map(np.add, total[name], new)) if name in total else new
-    if not total:
-        return SlicePairs.nothing()
-    names = tuple(sorted(total))
-    return SlicePairs(names, *(np.stack(counts) for counts in zip(*(total[name] for name in names), strict=True)))
 
 
 def _latencies(then: PairCounts, now: PairCounts, role: int, edges: Sequence[float]) -> Floats:

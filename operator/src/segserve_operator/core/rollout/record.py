@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, Final, TypeAlias
@@ -17,7 +17,6 @@ from segserve_operator.core.evidence import (
     EvidenceWindow,
     Floats,
     Pairs,
-    SlicePairs,
 )
 from segserve_operator.core.gates.base import Verdict
 from segserve_operator.core.rollout.counters import Sample
@@ -74,15 +73,6 @@ class RolloutState:
 
 
 @dataclass(frozen=True, slots=True)
-class SliceRow:
-    """A stored window's pairs with one label, as in `PairRow`."""
-
-    name: str
-    failed: tuple[int, int, int, int]
-    ratios: Bins = ()
-
-
-@dataclass(frozen=True, slots=True)
 class PairRow:
     """A stored window's pairs: by whether stable and the candidate failed, as in `PairCounts`, and by bin."""
 
@@ -92,7 +82,6 @@ class PairRow:
     disagreements: Bins = ()
     baseline: Bins = ()
     shifts: Bins = ()
-    slices: tuple[SliceRow, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,20 +163,6 @@ def _pair_row(window: EvidenceWindow) -> PairRow | None:
         _sparse(window.pairs.disagreements),
         _sparse(window.pairs.baseline),
         _sparse(window.pairs.shifts),
-        _slice_rows(window.pairs.slices),
-    )
-
-
-def _slice_rows(slices: SlicePairs) -> tuple[SliceRow, ...]:
-    """Return the slices of which a window has pairs."""
-    return tuple(
-        SliceRow(
-            name,
-            _four(slices.failed[at].astype(int).reshape(4).tolist()),
-            _sparse(slices.ratios[at]),
-        )
-        for at, name in enumerate(slices.names)
-        if slices.failed[at].any()
     )
 
 
@@ -210,17 +185,8 @@ def window_of(row: Row, bins: int) -> EvidenceWindow:
         requests.sum(-1),
         baseline=_dense(row.pairs.baseline, len(DISAGREEMENTS) + 1),
         shifts=_dense(row.pairs.shifts, len(SHIFTS) + 1),
-        slices=_slice_pairs(row.pairs.slices),
     )
     return EvidenceWindow.of_pairs(seconds, latencies, pairs)
-
-
-def _slice_pairs(rows: tuple[SliceRow, ...]) -> SlicePairs:
-    slices = SlicePairs.nothing(tuple(row.name for row in rows))
-    for at, row in enumerate(rows):
-        slices.failed[at] = np.reshape(row.failed, (2, 2))
-        slices.ratios[at] = _dense(row.ratios, slices.ratios.shape[-1])
-    return slices
 
 
 def kept(rows: tuple[Row, ...], new: Row) -> tuple[Row, ...]:
@@ -275,21 +241,6 @@ def _sum_of_pairs(rows: tuple[PairRow, ...]) -> PairRow | None:
         _added([row.disagreements for row in rows]),
         _added([row.baseline for row in rows]),
         _added([row.shifts for row in rows]),
-        _sum_of_slices([each for row in rows for each in row.slices]),
-    )
-
-
-def _sum_of_slices(rows: Sequence[SliceRow]) -> tuple[SliceRow, ...]:
-    by_name: dict[str, list[SliceRow]] = {}
-    for row in rows:
-        by_name.setdefault(row.name, []).append(row)
-    return tuple(
-        SliceRow(
-            name,
-            _four([sum(counts) for counts in zip(*(each.failed for each in same), strict=True)]),
-            _added([each.ratios for each in same]),
-        )
-        for name, same in by_name.items()
     )
 
 

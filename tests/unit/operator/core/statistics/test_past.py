@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from segserve_operator.core.evidence import STABLE, EvidenceWindow, Floats, Pairs
 from segserve_operator.core.gates.error_rate import ErrorRate
 from segserve_operator.core.gates.latency import SETTLING_S, Latency
-from segserve_operator.core.gates.slices import Slices
 from segserve_operator.core.rollout.plain import canonical, from_plain
 from segserve_operator.core.statistics.concurrent import one_sample, two_sample
 from segserve_operator.core.statistics.exceedance import UNKNOWN, ExceedanceState
@@ -103,7 +102,7 @@ def test_a_long_past_is_known_and_takes_13_kilobytes_at_most() -> None:
     assert sum(getattr(StablePast.none().latencies, each.name).nbytes for each in fields(Past)) < 13_000
 
 
-GATES = (ERRORS, LATENCY, Slices(ERRORS, LATENCY))
+GATES = (ERRORS, LATENCY)
 
 
 def of_stable(looks: list[tuple[int, int]], edges: int = len(EDGES)) -> StablePast:
@@ -155,16 +154,6 @@ def test_requests_of_the_steps_count_once_where_a_past_is_learned_in_them() -> N
 
     assert (told.clustered_s >= 0).all()
     assert told.past.sum() < 0.05 * state.total[STABLE].sum()
-
-
-def test_slices_assume_long_clusters_until_stables_past_is_long_and_nothing_new_after_shadow() -> None:
-    gate, long = Slices(ERRORS, LATENCY), of_stable([(2, 9), (1, 9)] * 60)
-    short = gate.informed(gate.start(past=StablePast.none(len(EDGES))), of_stable([(2, 9), (1, 9)] * 20))
-
-    assert (short.clustered_s == UNKNOWN).all()
-    assert (gate.start(past=of_stable([(2, 9), (1, 9)] * 20)).clustered_s == UNKNOWN).all()
-    assert (gate.informed(short, long).clustered_s >= 0).all()
-    assert (gate.informed(gate.after_shadow(short), long).clustered_s == UNKNOWN).all()
 
 
 def test_in_shadow_a_judgement_waits_until_stables_past_is_known() -> None:
