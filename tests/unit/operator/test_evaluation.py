@@ -83,12 +83,6 @@ def test_what_is_no_evaluation_is_named_and_shown_nowhere(text: str) -> None:
     assert series({EVALUATION_ANNOTATION: text}, FIRST.revision) == {}
 
 
-def test_fields_of_a_later_release_are_left_out() -> None:
-    found = condition({EVALUATION_ANNOTATION: evaluation(dice=GOOD)})
-
-    assert found.status == "True"
-
-
 def series(annotations: dict[str, str], stable: str) -> dict[tuple[str, ...], float]:
     """Return the values of the metrics by name, what they are about, and bound."""
     registry = CollectorRegistry()

@@ -107,7 +107,7 @@ def test_a_model_without_the_one_that_it_names_is_read_and_has_no_pipeline(
         (fused, lambda spec, second: second.update(inference=[{"tta": {"flips": ["horizontal"]}}]),
          "spec.instances.model: second has inference"),
         (fused, lambda spec, second: spec["instances"].update(postprocess=[]),
-         "spec.instances: unknown field 'postprocess'; the network is a SegmentationModel of its own"),
+         "spec.instances: unknown field 'postprocess'; known: "),
         (asked_first, lambda spec, second: spec["cascade"].update(classes=["coin", "cion"]),
          "spec.cascade.classes[1]: unknown class 'cion' (did you mean 'coin'?)"),
         (asked_first, lambda spec, second: second["classes"].append({"id": 2, "name": "cell"}),
@@ -123,7 +123,7 @@ def test_a_model_without_the_one_that_it_names_is_read_and_has_no_pipeline(
         (asked_first, lambda spec, second: (spec["cascade"].update(maxLoss=0.01), spec.pop("golden")),
          "spec.cascade.maxLoss: maxLoss needs spec.golden, which is not set"),
         (asked_first, lambda spec, second: spec["cascade"]["light"].update(family="yolo-seg"),
-         "spec.cascade.light: unknown field 'family'; the network is a SegmentationModel of its own"),
+         "spec.cascade.light: unknown field 'family'; known: model"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused_with_its_place(

@@ -111,26 +111,6 @@ def test_a_policy_that_cannot_be_followed_is_refused_with_its_place(
     assert said in problem(coins_value, rollout=rollout)
 
 
-@pytest.mark.parametrize(
-    ("rollout", "said"),
-    [
-        pytest.param({"bake": "10m"}, "rollout: unknown field 'bake'; it is named 'bakeTime' now", id="a policy's"),
-        pytest.param({"steps": [{"weight": 5, "minimum": "10m"}]},
-                     "rollout.steps[0]: unknown field 'minimum'; it is named 'minDuration' now", id="a step's"),
-        pytest.param({"gates": [{"gate": "latency", "share": 2}]},
-                     "rollout.gates[0]: unknown field 'share'; it is named 'alphaShare' now", id="a gate's"),
-        pytest.param({"gates": [{**WEBHOOK, "every": "1m"}]},
-                     "rollout.gates[0]: unknown field 'every'; it is named 'interval' now", id="another gate's"),
-        pytest.param({"gates": [{"gate": "latency", "every": "1m"}]},
-                     "rollout.gates[0]: unknown field 'every'; known: alphaShare, gate", id="of a gate without it"),
-    ],
-)  # fmt: skip
-def test_a_field_by_its_former_name_is_refused_with_its_present_one(
-    coins_value: dict[str, Any], rollout: Any, said: str
-) -> None:
-    assert said in problem(coins_value, rollout=rollout)
-
-
 @pytest.mark.parametrize("strategy", ["blueGreen", "immediate"])
 @pytest.mark.parametrize("steps", [{}, {"steps": []}, {"steps": [{"weight": w} for w in (5, 25, 50)]}])
 def test_what_has_no_steps_may_say_so_or_nothing(

@@ -8,8 +8,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segserve_operator.core.evidence import EDGES_MS, MAX_SLICES, OTHER, RATIOS, EvidenceWindow
-from segserve_operator.core.rollout.counters import Counters, PairCounts, Sample, SliceCounts
+from segserve_operator.core.evidence import EDGES_MS, RATIOS, EvidenceWindow
+from segserve_operator.core.rollout.counters import Counters, PairCounts, Sample
 from segserve_operator.core.rollout.pairs import pairs_between
 
 T = 1_000_000.0
@@ -51,32 +51,6 @@ def test_a_window_of_pairs_has_the_requests_of_both_revisions_and_no_callers() -
     assert found.latencies.sum() == 5 + 2 + 6
     assert found.pairs.ratios[np.searchsorted(RATIOS, 1.0, side="right")] == 5
     assert found.pairs.disagreements.tolist() == [5] * 14
-
-
-def sliced(*slices: SliceCounts, epoch: str = "1") -> PairCounts:
-    return PairCounts(epoch, "main", "coins-new", slices=slices)
-
-
-def test_pairs_are_divided_by_label_over_all_gateways_and_labels_that_had_none_meanwhile_are_left_out() -> None:
-    north, south = SliceCounts("north", (5, 1, 0, 0), (1,) * 13), SliceCounts("south", (9, 0, 0, 0))
-    before = {"a": count(0, sliced(north, south)), "b": count(0, sliced(south))}
-    more = SliceCounts("north", (7, 2, 1, 0), (2,) * 13)
-
-    pairs = window(before, {"a": count(1, sliced(more, south)), "b": count(1, sliced(south, north))}).pairs
-
-    assert pairs.slices.names == ("north",)
-    assert pairs.slices.failed.tolist() == [[[2 + 5, 1 + 1], [1, 0]]]
-    assert pairs.slices.ratios.tolist() == [[1 + 1] * 13]
-
-
-def test_more_labels_than_are_counted_are_one_slice() -> None:
-    many = [sliced(*(SliceCounts(f"{gateway}{n:03}", (1, 0, 0, 0)) for n in range(MAX_SLICES))) for gateway in "ab"]
-
-    pairs = window({"a": count(0, sliced()), "b": count(0, sliced())}, {"a": count(1, many[0]), "b": count(1, many[1])})
-
-    names, failed = pairs.pairs.slices.names, pairs.pairs.slices.failed
-    assert len(names) == MAX_SLICES + 1
-    assert failed[names.index(OTHER), 0, 0] == MAX_SLICES
 
 
 def test_pairs_of_all_gateways_are_added_up() -> None:

@@ -310,7 +310,12 @@ PASSES: dict[str, tuple[Observed, list[str]]] = {
     ),
     "drift is written down and then announced": (
         drifted(model(FIRST, SERVED)),
-        ["event of coins: ImagesChanged", "status of coins", "announce drift of coins: ImagesChanged"],
+        [
+            "event of coins: ImagesChanged",
+            "status of coins",
+            "assign main: first",
+            "announce drift of coins: ImagesChanged",
+        ],
     ),
 }
 

@@ -151,21 +151,6 @@ def test_a_histogram_with_few_windows_in_the_reference_is_compared_once_it_has_e
     assert counted.watch.drifting == {"area:coin"}
 
 
-@pytest.mark.parametrize("windows", [40, 65])
-def test_a_watch_that_an_earlier_release_stored_goes_on(windows: int) -> None:
-    counted = Counted()
-    counted.add(with_south({"brightness": (50.0, 50.0)}), windows=windows)
-    plain = unpack(counted.watch.stored)
-    assert plain.pop("counting") is not None
-
-    counted.watch = restored(pack(plain), counted.now_s)
-    counted.add(with_south({"brightness": (50.0, 50.0)}), windows=65 - windows)
-    assert counted.watch.complete
-    counted.add(with_south({"brightness": (5.0, 95.0)}), windows=40)
-
-    assert counted.watch.drifting == {"south/brightness"}
-
-
 def test_names_of_classes_with_slashes_are_of_no_slice() -> None:
     of_class = DriftedHistogram("classShare:car/truck", 1.0, 1.0, (0.5, 0.5), (1.0, 0.0))
     of_slice = DriftedHistogram("north/classShare:car/truck", 1.0, 1.0, (0.5, 0.5), (1.0, 0.0))
