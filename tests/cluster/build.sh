@@ -25,6 +25,7 @@ if [ "${1-}" = programs ]; then programs all tool; exit; fi
 . "$HERE/settings.sh"
 PULLED=docker.io/kindest/node:$KUBERNETES PYTHON=localhost/segserve-python:test
 ROUTER=localhost/segserve-kube-router:test ROUTER_MODULE=github.com/cloudnativelabs/kube-router/v2@v2.1.0
+METRICS=localhost/segserve-metrics-server:test METRICS_MODULE=sigs.k8s.io/metrics-server@v0.9.0
 OURS=localhost/segserve-node:$(digest "$HERE"/{go.mod,go.sum,build.sh})
 has() { docker image inspect "$1" >/dev/null 2>&1; }
 if ! has "$OURS" && { has "$PULLED" || docker pull --quiet "$PULLED" >/dev/null 2>&1; }; then
@@ -33,6 +34,7 @@ if ! has "$OURS" && { has "$PULLED" || docker pull --quiet "$PULLED" >/dev/null 
   pulled() { has "$1" || { docker pull --quiet "$2" >/dev/null; docker tag "$2" "$1"; }; }
   pulled "$PYTHON" "$official"
   pulled "$ROUTER" "docker.io/cloudnativelabs/kube-router:${ROUTER_MODULE#*@}"
+  pulled "$METRICS" "registry.k8s.io/metrics-server/metrics-server:${METRICS_MODULE#*@}"
   echo "$PULLED"; exit
 fi
 programs all tool
@@ -103,11 +105,16 @@ chroot "$ROOT" sh -c 'ldd /usr/sbin/xtables-*-multi /usr/sbin/conntrack /usr/sbi
 ln -s dash "$proxy/bin/sh"; ln -s ../bin/kmod "$proxy/sbin/modprobe"
 for each in ip{,6}tables{,-save,-restore}; do ln -s xtables-nft-multi "$proxy/usr/sbin/$each"; done
 image "$(name kube-proxy)" "$proxy" /usr/local/bin/kube-proxy
-# kube-router calls the same. It is built in its own module, whose `replace` lines count only there.
-module=$(cd "$WORK" && GOFLAGS=-mod=mod go mod download -json "$ROUTER_MODULE" | sed -n 's/.*"Dir": "\(.*\)".*/\1/p')
-(cd "$module" && CGO_ENABLED=0 nice go build -trimpath -ldflags '-s -w' -o "$BUILT/" ./cmd/kube-router)
+own() { # MODULE PROGRAM: build a program in its own module, whose `replace` lines count only there
+  local module; module=$(cd "$WORK" && GOFLAGS=-mod=mod go mod download -json "$1" | sed -n 's/.*"Dir": "\(.*\)".*/\1/p')
+  (cd "$module" && CGO_ENABLED=0 nice go build -trimpath -ldflags '-s -w' -o "$BUILT/" "./cmd/$2")
+}
+# kube-router calls the same.
+own "$ROUTER_MODULE" kube-router
 rm "$proxy/usr/local/bin/kube-proxy"; cp "$BUILT/kube-router" "$proxy/usr/local/bin/"
 image "$ROUTER" "$proxy" /usr/local/bin/kube-router
+own "$METRICS_MODULE" metrics-server
+mkdir -p "$WORK/metrics"; cp "$BUILT/metrics-server" "$WORK/metrics/"; image "$METRICS" "$WORK/metrics" /metrics-server
 
 # -- the nodes' image: the root folder, and those images in its containerd ------------
 sandbox=$(sed -n 's/.*sandbox_image = "\(.*\)"/\1/p' "$ROOT/etc/containerd/config.toml")

@@ -29,8 +29,9 @@ ENVOY_IMAGE: Final = "localhost/segserve-envoy:test"
 FORMER_IMAGES: Final = ("localhost/segserve-server:former", "localhost/segserve-operator:former")
 IMAGES: Final = (SERVER_IMAGE, OPERATOR_IMAGE, ENVOY_IMAGE)
 PYTHON_IMAGE: Final = "localhost/segserve-python:test"
-"""The base that `build.sh` makes or pulls, as it does the next."""
+"""The base that `build.sh` makes or pulls, as it does the next two."""
 KUBE_ROUTER_IMAGE: Final = "localhost/segserve-kube-router:test"
+METRICS_SERVER_IMAGE: Final = "localhost/segserve-metrics-server:test"
 TRITON_IMAGE: Final = os.environ.get("SEGSERVE_TEST_TRITON") or "localhost/segserve-triton:test"
 
 _EMBEDDED: Final = not os.environ.get("SEGSERVE_TEST_TRITON")
