@@ -276,16 +276,6 @@ GATEWAYS: Final = Dashboard(
             Panel("Requests in flight", of_clusters(f"envoy_cluster_upstream_rq_active{{{INFER}}}")),
             Panel("Refused because queues are full", of_clusters(REFUSED), "reqps"),
         )),
-        Row("Servers that follow requests", (
-            Panel("Servers per group", tuple((f"max by ({POOL}) (segserve_scaling_{each}_servers{{{OF_POOL}}})",
-                                              f"{POOL_NAMED} {each}") for each in ("desired", "maximum")),
-                  description="Of pools with spec.scaling; empty without."),
-            Panel("Requests in flight", (
-                (f"max by ({POOL}) (segserve_scaling_requests_in_flight{{{OF_POOL}}})", POOL_NAMED),
-                (f"max by ({POOL}) (segserve_scaling_target_requests_in_flight{{{OF_POOL}}})",
-                 POOL_NAMED + " by the target"),
-            ), description="And those that the servers that are ready may have."),
-        )),
         Row("Gateways themselves", (
             Panel("Memory", (by_pod("envoy_server_memory_allocated"),), "bytes"),
             Panel("Age of the last comparison with the plan", (by_pod("segserve_gateway_pass_age_seconds"),), "s"),

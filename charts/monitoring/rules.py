@@ -303,20 +303,6 @@ ALERTS: Final = (
         "10m",
     ),
     Alert(
-        "SegserveScalingAtMaximum",
-        "warning",
-        # For more than half of the time: a moment's queue is nobody's alarm.
-        " / ".join(
-            f"max by (namespace, pool) {leading(f'quantile_over_time(0.5, segserve_scaling_{each}[10m])')}"
-            for each in ("requests_in_flight", "target_requests_in_flight")
-        )
-        + " > 1 and "
-        + " >= ".join(f"max by (namespace, pool) (segserve_scaling_{each}_servers)" for each in ("desired", "maximum")),
-        f"Pool {_OF_POOL} has as many servers as it may, and requests queue.",
-        "Its servers have {{ $value | humanizePercentage }} of the requests in flight that spec.scaling.target allows.",
-        "5m",
-    ),
-    Alert(
         "SegserveGpuMemoryHigh",
         "warning",
         "max by (namespace, pool, pod, gpu_uuid) (nv_gpu_memory_used_bytes / (nv_gpu_memory_total_bytes > 0)) > 0.95",

@@ -91,15 +91,3 @@ async def test_a_model_that_nobody_calls_has_no_requests_in_its_samples(traffic:
 
 async def test_nothing_is_said_of_models_where_none_is_asked_for(traffic: Traffic) -> None:
     assert await traffic.samples({}) == {}
-
-
-async def test_a_gateway_that_nobody_calls_tells_no_requests(traffic: Traffic) -> None:
-    await traffic.apply(TrafficPlan((split(30),), OLD.endpoints))
-
-    first, later = await traffic.loads(), await traffic.loads()
-
-    assert len(first) == 1
-    for name, load in first.items():
-        after = later[name]
-        assert (load.arrived, load.in_flight) == (after.arrived, after.in_flight) == (0, 0)
-        assert load.epoch == after.epoch

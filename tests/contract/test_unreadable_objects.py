@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from typing import Any
@@ -17,7 +17,6 @@ from fakes.written_objects import repacked, written_objects
 from segserve_builder.agent.protocol import AssignedModel, ModelReport, read_reports
 from segserve_common.kube.kinds import CHILDREN, MODELS, POOLS, REVISIONS, ROLLOUTS
 from segserve_common.kube.names import REVISION_LABEL
-from segserve_operator.adapters.kube.gateway import ClusterTraffic
 from segserve_operator.api.errors import SpecError
 from segserve_operator.store_format import STORE_FORMAT
 
@@ -269,50 +268,16 @@ async def test_a_model_with_a_field_that_nobody_knows_is_not_rolled_out_and_serv
     assert world.status("coins")["roles"]["stable"]["revision"] not in before
 
 
-SCALED: dict[str, Json] = {
-    "one more field": {"burst": {"servers": 3}},
-    "a reason that became a list": {"reason": ["MoreRequests"]},
-    "a number that became a mapping": {"desired": {"main": 4}},
-}
-
-
-async def scaled(monkeypatch: pytest.MonkeyPatch) -> ClusterWorld:
-    """Return a pool of two servers by its replicas that requests have brought to four."""
-
-    async def loads(_: ClusterTraffic) -> Mapping[str, None]:
-        return {"gateway-0": None}
-
-    monkeypatch.setattr(ClusterTraffic, "loads", loads)
-    world = world_with(json.loads(own_objects()))
-    scaling = {"minimum": 4, "maximum": 6, "target": {"concurrency": 4}}
-    world.kube.edit(POOLS, NAMESPACE, KEY.pool, {"spec": {"scaling": scaling}})
-    await world.turns(8)
-    world.kube.edit(POOLS, NAMESPACE, KEY.pool, {"spec": {"scaling": {"minimum": 1}}})
-    await world.turns(4)
-    return world
-
-
 def stable_servers(world: ClusterWorld) -> set[int]:
     return {max(count for _, count in shares.values()) for shares in answered(world).values()}
 
 
-@pytest.mark.parametrize("change", SCALED.values(), ids=SCALED)
-async def test_a_new_operator_gives_up_no_server_whatever_it_can_read_of_how_many_are_wanted(
-    change: Json, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    world = await scaled(monkeypatch)
+async def test_a_pool_that_cannot_be_read_ends_no_server() -> None:
+    world = world_with(json.loads(own_objects()))
+    world.kube.edit(POOLS, NAMESPACE, KEY.pool, {"spec": {"replicas": 4}})
+    await world.turns(12)
     assert stable_servers(world) == {4}
-    world.kube.edit_status(POOLS, NAMESPACE, KEY.pool, {"status": {"scaling": change}})
-    world.restart()
-    await world.turns(8)
-
-    assert stable_servers(world) == {4}
-
-
-async def test_a_pool_that_cannot_be_read_ends_no_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    world = await scaled(monkeypatch)
-    target = {"concurrency": None, "gpuUtilization": 70}
-    world.kube.edit(POOLS, NAMESPACE, KEY.pool, {"spec": {"scaling": {"target": target}}})
+    world.kube.edit(POOLS, NAMESPACE, KEY.pool, {"spec": {"replicas": None, "gpuUtilization": 70}})
     world.restart()
     for _ in range(8):
         with suppress(SpecError):

@@ -338,8 +338,7 @@ def test_a_rollout_whose_servers_are_replaced_ends_although_its_spec_is_refused_
         removed,
     ]
     unchanged, more = Edit(("notifications",), REMOVED), Edit(("update", "maxSurge"), "72%")
-    scaled = Edit(("scaling", "target", "queueMilliseconds"), 2686)
-    edits_of_pool = [scaled, more, *[unchanged] * 3, Edit(("server", "sharedMemory"), "2Gi")]
+    edits_of_pool = [unchanged, more, *[unchanged] * 3, Edit(("server", "sharedMemory"), "2Gi")]
     between = [(turns, Disturbance.NONE) for turns in (0, 5, 6, 3, 6, 5)]
 
     asyncio.run(_edits_end_as_the_last_spec("own", [[unchanged], edits_of_model], edits_of_pool, between))

@@ -7,7 +7,6 @@ from collections.abc import Callable
 import pytest
 
 from fakes.cluster_world import NAMESPACE, ClusterWorld, model_manifest
-from fakes.loaded_gateways import LoadedGateways
 from fakes.pools import pods_with
 from segserve_common.kube.kinds import MODELS, PODS
 from segserve_operator import service
@@ -94,21 +93,15 @@ async def test_settled_models_are_not_decided_again_and_all_decisions_are_as_if_
     await world.turns(4, seconds_each=400)
 
 
-async def test_a_settled_model_that_keeps_streams_says_so_once_there_may_be_more_servers(
-    remembered: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_settled_model_that_keeps_streams_says_so_once_there_are_more_servers(remembered: list[int]) -> None:
     world = ClusterWorld()
-    LoadedGateways(world, "coins").attach(monkeypatch)
-    scaling = {"maximum": 1, "target": {"concurrency": 4}}
-    world.apply_pool(scaling=scaling)
+    world.apply_pool()
     votes = [{"argmax": {}}, {"temporalSmoothing": {"method": "votes"}}]
     world.apply(model_manifest("coins", postprocess=votes, keepPrevious="0s"))
-    # A pool that follows requests is decided about each half minute while nothing changes.
     await world.turns(12)
-    await world.turns(2, seconds_each=31)
     assert remembered[-1] == 1
 
-    world.apply_pool(scaling={**scaling, "maximum": 4})
+    world.apply_pool(replicas=2)
     await world.turns(4)
 
     assert world.condition("coins", "Degraded") == ("True", STREAMS_SPLIT)

@@ -32,7 +32,6 @@ from fakes.counting_gateways import count_requests
 from fakes.issued import issued
 from fakes.kube_faults import Fault
 from fakes.kube_web import api_server
-from fakes.loaded_gateways import LoadedGateways
 from fakes.monitored_world import OPERATOR, MonitoredWorld, Scrapes, Target, samples_of
 from fakes.mounted_secret import MountedSecret
 from fakes.pipelines import pipeline_of
@@ -356,27 +355,6 @@ async def renewed(incident: Incident) -> None:
     await incident.gateway.take(timedelta(days=90))
 
 
-async def overloaded(incident: Incident) -> None:
-    """Callers send more than the two servers that the pool may have can answer."""
-    gateways = LoadedGateways(incident.world, "coins", per_s=85.0)
-
-    def answered() -> Target:
-        gateways.answer(incident.world.scrapes.every_s)
-        return [], {}
-
-    gateways.attach(incident.patched)
-    incident.world.others.append(answered)
-    incident.world.apply_pool(scaling=scaling(2))
-
-
-async def more_servers(incident: Incident) -> None:
-    incident.world.apply_pool(scaling=scaling(4))
-
-
-def scaling(maximum: int) -> Json:
-    return {"minimum": 1, "maximum": maximum, "target": {"concurrency": 4}}
-
-
 async def classes_are_many(incident: Incident) -> None:
     """Let two models have long names of classes that hardly compress, so that few of them make a large assignment."""
     draw = random.Random(1)
@@ -412,7 +390,6 @@ CASES: Final[Mapping[str, Followed]] = {
     "SegserveRolloutRunning": Followed(begin_rollout, (), promote, counted, 5),
     "SegserveAnswersEmpty": Followed(revision_finds_nothing, ("is stable",), former_again, answered, 240),
     "SegserveClassGone": Followed(revision_finds_another_class, ("is stable",), former_again, answered, 240),
-    "SegserveScalingAtMaximum": Followed(overloaded, ("Maximum",), more_servers, minutes=16),
     "SegserveStoredObjectLarge": Followed(classes_are_many, ("maps", "roads"), models_are_fewer, scraped_slowly, 60),
     "SegserveCertificateExpires": Followed(certificate_expires, ("notAfter=",), renewed, has_certificate, 90),
 }

@@ -27,7 +27,6 @@ from segserve_operator.core.gates.checks import Check, CheckResult
 from segserve_operator.core.models.actions import Announce, AnnounceDrift
 from segserve_operator.core.rollout.counters import Counters, PairCounts, Sample, Series, SeriesCounts
 from segserve_operator.core.rollout.record import Record
-from segserve_operator.core.scaling import GatewayLoad
 from segserve_operator.core.traffic import Endpoint, Mirror, TrafficPlan, TrafficState
 from segserve_operator.core.world.event import Event
 from segserve_operator.core.world.observed import (
@@ -283,11 +282,6 @@ class RecordedTraffic:
             }
             for model, groups in models.items()
         }
-
-    async def loads(self) -> Mapping[str, GatewayLoad | None]:
-        in_flight = sum(self.active.values())
-        arrived = in_flight + sum(each.attempts for each in self.by_series.values())
-        return {"gateway": GatewayLoad("first", self.clock(), 0.0, arrived, in_flight)}
 
     def _tally(self, model: str, group: str) -> SeriesCounts:
         return self.by_series.get((model, group), SeriesCounts())

@@ -30,12 +30,6 @@ metadata: {name: gpus, namespace: vision, uid: 2c3d}
 spec:
   replicas: 3
   minReady: 75%
-  scaling:
-    minimum: 2
-    maximum: 12
-    target: {queueMilliseconds: 50}
-    scaleDownDelay: 10m
-    schedule: [{days: [Mon, Fri], start: "07:30", duration: 10h, timeZone: Europe/Berlin, minimum: 6}]
   isolation: shared
   update:
     strategy: RollingUpdate

@@ -32,7 +32,7 @@ from segserve_operator.core.traffic import TrafficPlan
 from segserve_operator.core.world.observed import EffectFailure
 from segserve_operator.metrics.registry import Metrics
 from segserve_operator.service import ActionLog, RolloutCache, Service
-from segserve_operator.worker import RESYNC_S, ReconcileResult
+from segserve_operator.worker import ReconcileResult
 
 if TYPE_CHECKING:
     pass
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
 MIN_DUE_S: Final = 1.0
 GUARD_RETRY_S: Final = 1.0
-SCALING_LOOK_S: Final = 1.0
 
 log = logging.getLogger("segserve")
 
@@ -73,8 +72,6 @@ class PoolCache:
     plans: dict[str, TrafficPlan] = field(default_factory=dict)
     silent: set[str] = field(default_factory=set)
     action_log: ActionLog = field(default_factory=ActionLog)
-    settled: tuple[int, float] | None = None
-    """After a pass that wrote nothing: how often the pool's objects had changed, and when the next pass is due."""
 
 
 class PoolReconciler:
@@ -108,13 +105,6 @@ class PoolReconciler:
             rollout_cache=cache.rollout_cache,
             failures=cache.failures,
         )
-        changes = self._view.changes(key)
-        settled, cache.settled = cache.settled, None
-        if settled is not None and settled[0] == changes and self._clock() < settled[1] and await service.keeps_size():
-            cache.settled = settled
-            load = cache.rollout_cache.load.history
-            self._dependencies.metrics.scaling.observe_requests(key.namespace, key.pool, load, self._clock())
-            return ReconcileResult(0, SCALING_LOOK_S)
         try:
             actions = await service.run_once()
         except ApiError:
@@ -137,16 +127,12 @@ class PoolReconciler:
         # Statuses tell what failed in the next pass.
         writes = len(actions) + tidied + (attempts != _attempts(cache.failures))
         now_s = self._clock()
-        self._dependencies.metrics.observe_pass(key, models, cache.rollout_cache, now_s)
+        self._dependencies.metrics.observe_pass(key, models, cache.rollout_cache)
         due_s.append(next_due_s(models, now_s))
         due_s += [max(failure.retry_s - now_s, MIN_DUE_S) for failure in cache.failures.values()]
         due_s.append(max(cache.rollout_cache.repeat_s - now_s, MIN_DUE_S))
         repeats = cache.rollout_cache.repeat_s < math.inf
         at_rest = cache.rollout_cache.at_rest and not writes and not repeats and not fleet.waits_for_agents()
-        context = self._contexts.get(key)
-        if context is not None and context.spec.scaling is not None:
-            cache.settled = (changes, now_s + min(*due_s, RESYNC_S)) if not writes else None
-            due_s.append(SCALING_LOOK_S)
         return ReconcileResult(writes, min(due_s), at_rest=at_rest)
 
     def _begin(self, key: PoolKey) -> PoolCache:
@@ -178,7 +164,7 @@ class PoolReconciler:
         if not wanted and key in self._caches:
             cache = self._caches.pop(key)
             cache.check_runner.schedule(())
-            self._dependencies.metrics.observe_pass(key, (), RolloutCache(), self._clock())
+            self._dependencies.metrics.observe_pass(key, (), RolloutCache())
         return wanted
 
     def failures(self) -> Mapping[PoolKey, Collection[EffectFailure]]:

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Awaitable, Callable, Collection, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, Protocol
 
@@ -50,10 +50,8 @@ from segserve_operator.core.models.failures import (
 )
 from segserve_operator.core.models.planning import DesiredState, desired_state, intents
 from segserve_operator.core.models.rest import Rest
-from segserve_operator.core.models.scaling import with_scaling
 from segserve_operator.core.rollout.counters import Sample
 from segserve_operator.core.rollout.record import Record
-from segserve_operator.core.scaling import GatewayLoad, PoolLoad
 from segserve_operator.core.traffic import TrafficPlan, TrafficState
 from segserve_operator.core.world.event import Event
 from segserve_operator.core.world.observed import (
@@ -71,11 +69,6 @@ from segserve_operator.core.world.restore import with_presumed_reports
 MAX_CONCURRENT_WRITES: Final = 16
 MESSAGE_LENGTH: Final = 1000
 QUOTA: Final = "exceeded quota"
-LOAD_INTERVAL_S: Final = 0.5
-"""Shortest time between two readings of the gateways' totals."""
-PATIENT_LOOKS: Final = 5
-SILENT_INTERVAL_S: Final = 15.0
-"""Time between two readings once no gateway has answered so many of them: each waits for all that do not answer."""
 REPEAT_BACKOFF: Final = Backoff(first_s=0.5, longest_s=30.0)
 """Delay before an action is repeated that succeeded and that changed nothing."""
 DEFECTS: Final = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
@@ -90,11 +83,9 @@ class RolloutCache:
 
     `written` is the sequence of the last decision in the store and the time of that write (Unix seconds), by name, and
     `stored` what the store had in the last pass. `watches` are the last hour of each model's SLO, `drifts` comparisons
-    with references. `load` is the requests of the pool; gateways
-    reported nothing in the last `unanswered` readings, the last at `read_s` (Unix seconds). `at_rest` is True if the
-    last pass found nothing that becomes due as time passes, `rest` the models that it found settled; `world` is what it
-    saw of a pool that follows requests. `repeats` are the actions that were taken, and `repeat_s` is when the first of
-    those that passes want again is due (Unix seconds).
+    with references. `at_rest` is True if the last pass found nothing that becomes due as time passes, `rest` the models
+    that it found settled. `repeats` are the actions that were taken, and `repeat_s` is when the first of those that
+    passes want again is due (Unix seconds).
     """
 
     records: dict[str, Record] = field(default_factory=dict)
@@ -102,12 +93,8 @@ class RolloutCache:
     stored: Mapping[str, Record] = field(default_factory=dict)
     watches: Mapping[str, SloWatch] = field(default_factory=dict)
     drifts: Mapping[str, DriftWatch] = field(default_factory=dict)
-    load: PoolLoad = field(default_factory=PoolLoad)
-    unanswered: int = 0
-    read_s: float = 0.0
     at_rest: bool = False
     rest: Rest = field(default_factory=Rest)
-    world: Observed | None = None
     repeats: Repeats[Hashable] = field(default_factory=lambda: Repeats(REPEAT_BACKOFF))
     repeat_s: float = math.inf
 
@@ -122,12 +109,10 @@ class RolloutCache:
                 self.written[name] = (record.sequence, now_s)
         self.stored = stored
 
-    def keep(self, desired: DesiredState, world: Observed) -> None:
+    def keep(self, desired: DesiredState) -> None:
         """Keep the results of a pass, and drop records that no status names any more."""
         self.watches, self.drifts = desired.watches, desired.drifts
-        self.load = desired.load
         self.at_rest, self.rest = desired.at_rest, desired.rest
-        self.world = world if world.pool is not None and world.pool.scaling is not None else None
         states = (status.rollout for status in desired.statuses.values())
         named = {state.rollout for state in states if state is not None}
         self.records.update(desired.records)
@@ -233,10 +218,6 @@ class Traffic(Protocol):
         """Return the gateways' counters of models, for two groups each; a gateway that does not answer is left out."""
         ...
 
-    async def loads(self) -> Mapping[str, GatewayLoad | None]:
-        """Return the totals of callers' requests by gateway; None for one that takes requests and does not answer."""
-        ...
-
 
 class CheckRunner(Protocol):
     """Runner of checks in the background."""
@@ -280,11 +261,11 @@ class Service:
         now_s = float(int(self.clock()))
         models = await self.store.models()
         self.rollout_cache.take(await self.store.rollouts(now_s), now_s)
-        traffic, pool = await self.traffic.observe(), await self.store.observed_pool()
+        traffic = await self.traffic.observe()
         return Observed(
             now_s=now_s,
             gateway_url=self.traffic.url,
-            pool=pool,
+            pool=await self.store.observed_pool(),
             models=models,
             revisions=await self.store.revisions(),
             groups=with_presumed_reports(await self.fleet.groups(), traffic),
@@ -296,40 +277,7 @@ class Service:
             watches=self.rollout_cache.watches,
             drifts=self.rollout_cache.drifts,
             failures=dict(self.failures),
-            gateway_loads=await self._gateway_loads(pool),
-            load=self.rollout_cache.load,
         )
-
-    async def _gateway_loads(self, pool: PoolObserved | None) -> Mapping[str, GatewayLoad | None] | None:
-        """Return the gateways' totals if the number of servers follows from them; None if it is too soon again."""
-        if pool is None or pool.scaling is None:
-            return None
-        cache, now_s = self.rollout_cache, self.clock()
-        is_patient = cache.unanswered >= PATIENT_LOOKS and abs(now_s - cache.read_s) < SILENT_INTERVAL_S
-        if is_patient or abs(now_s - cache.load.history.at_s) < LOAD_INTERVAL_S:
-            return None
-        loads = await self.traffic.loads()
-        cache.unanswered = cache.unanswered + 1 if loads and not any(loads.values()) else 0
-        cache.read_s = now_s
-        return loads
-
-    async def keeps_size(self) -> bool:
-        """Count the requests since the last pass, and tell whether the pool keeps its number of servers with them.
-
-        Nothing else is read, and nothing is kept if it does not: then a pass decides.
-        """
-        former, pool = self.rollout_cache.world, await self.store.observed_pool()
-        if former is None or pool is None or pool.status is None:
-            return False
-        now_s, loads = float(int(self.clock())), await self._gateway_loads(pool)
-        world = with_scaling(replace(former, now_s=now_s, pool=pool, gateway_loads=loads, load=self.rollout_cache.load))
-        scaled = world.pool
-        if scaled is None or scaled.scaled != pool.status.scaling:
-            return False
-        if scaled.scaling_active not in pool.status.conditions:
-            return False
-        self.rollout_cache.load = world.load
-        return True
 
     async def run_once(self) -> tuple[Action, ...]:
         """Make one pass and return the actions taken, none if the world is as desired.
@@ -345,7 +293,7 @@ class Service:
         held = await self._write_intents(wanted, outcome)
         if held:
             desired = desired_state(world, held)
-        self.rollout_cache.keep(desired, world)
+        self.rollout_cache.keep(desired)
         self.check_runner.schedule(desired.checks)
         for stage in effects(desired, world):
             permitted_stage = [tuple(outcome.ready(sequence)) for sequence in stage]

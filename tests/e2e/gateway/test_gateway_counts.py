@@ -12,7 +12,7 @@ import pytest
 
 from bench.ports import free_ports
 from fakes.gateway_clients import Load, ask, by_grpc, by_http, served
-from fakes.waiting import HANG_S, eventually
+from fakes.waiting import HANG_S
 from segserve_operator.adapters.samples import wire
 from segserve_operator.adapters.samples.prometheus import PrometheusError, PrometheusSamples
 from segserve_operator.core.rollout.counters import Series
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from fakes.gateway import RunningGateway
     from fakes.triton import StubTriton
-    from segserve_operator.core.scaling import GatewayLoad
 
 pytestmark = pytest.mark.platform
 
@@ -103,39 +102,6 @@ async def test_a_sidecar_that_is_asked_of_no_model_says_what_it_needs(sidecar: s
         answer = await client.get(f"{sidecar}/counts")
 
     assert (answer.status_code, answer.text) == (400, "/counts needs model=, once or more\n")
-
-
-async def test_a_sidecar_tells_how_many_requests_came_and_how_many_are_in_flight(
-    gateway: RunningGateway, sidecar: str, old: StubTriton
-) -> None:
-    await gateway.traffic.apply(served(old))
-    await asyncio.to_thread(by_http, gateway.authority)
-    await asyncio.to_thread(by_grpc, gateway.authority)
-    host, port = sidecar.removeprefix("http://").split(":")
-    assert host == "127.0.0.1"
-
-    async with wire.pod_client() as client:
-
-        async def told() -> GatewayLoad | None:
-            return await wire.fetch_load(client, host, lambda: 5000.0, port=int(port))
-
-        quiet = await told()
-        assert quiet is not None
-        assert (quiet.arrived, quiet.in_flight, quiet.at_s) == (2, 0, 5000.0)
-        assert quiet.epoch == f"uid-7/{gateway.traffic.epoch()}"
-        assert 5000 - HANG_S < quiet.began_s < 5000
-
-        old.delay_s = 2.0
-        call = asyncio.create_task(asyncio.to_thread(by_http, gateway.authority))
-
-        async def is_in_flight() -> bool:
-            busy = await told()
-            return busy is not None and (busy.arrived, busy.in_flight) == (3, 1)
-
-        await eventually(is_in_flight, "the request is in flight")
-        await call
-        gateway.kill()
-        assert await told() is None
 
 
 async def test_a_sidecar_without_its_envoy_says_so(gateway: RunningGateway, sidecar: str) -> None:

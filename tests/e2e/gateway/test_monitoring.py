@@ -47,7 +47,6 @@ EMPTY: Final = {
     **{family.name.removesuffix("_total"): "which counts no answers" for family in METRIC_FAMILIES},
     "segserve_agent_": "no agent runs",
     "segserve_drift": "no model is watched for drift",
-    "segserve_scaling_": "the pool has as many servers as it says",
     "cost": "nor counts costs, and the pool has no prices",
     "segserve_reconcile_": "no operator passes over a cluster",
     "segserve_api_requests": "nor an API server",

@@ -38,7 +38,6 @@ OPERATOR: Final = 'pod="operator-0"'
 QUALITY: Final = f'segserve_evaluation_score{{{MODEL},revision="r1",slice="",bound=BOUND,{OPERATOR}}}'
 QUALITY_LOW: Final = QUALITY.replace("BOUND", '"low"')
 QUALITY_HIGH: Final = QUALITY.replace("BOUND", '"high"')
-IN_FLIGHT: Final = f"segserve_scaling_requests_in_flight{{{POOL},{OPERATOR}}}"
 FOR_EVER: Final = "x900"
 FOR_A_DAY: Final = "x3400"
 
@@ -84,10 +83,6 @@ HEALTHY: Final[Series] = {
     f'segserve_cost_price{{{POOL},currency="EUR",resource="cpuHour",pod="operator-1"}}': always(0.04),
     f'segserve_cost_price{{{POOL},currency="EUR",resource="memoryGiBHour",{OPERATOR}}}': always(0.005),
     f'segserve_cost_monthly_budget{{{POOL},currency="EUR",{OPERATOR}}}': always(30),
-    f"segserve_scaling_desired_servers{{{POOL},{OPERATOR}}}": always(4),
-    f"segserve_scaling_maximum_servers{{{POOL},{OPERATOR}}}": always(4),
-    IN_FLIGHT: always(14),
-    f"segserve_scaling_target_requests_in_flight{{{POOL},{OPERATOR}}}": always(16),
     f'nv_gpu_memory_used_bytes{{{POOL},pod="server-0",gpu_uuid="0"}}': always(6e9),
     f'nv_gpu_memory_total_bytes{{{POOL},pod="server-0",gpu_uuid="0"}}': always(16e9),
 }
@@ -136,13 +131,6 @@ FAILURES: Final = [
      {"SegserveBudgetExceeded warning"}),
     ("a full GPU", {f'nv_gpu_memory_used_bytes{{{POOL},pod="server-0",gpu_uuid="0"}}': always(15.8e9)}, "15m",
      {"SegserveGpuMemoryHigh warning"}),
-    ("requests queue, and there are as many servers as there may be", {IN_FLIGHT: f"14x2 24{FOR_EVER}"}, "20m",
-     {"SegserveScalingAtMaximum warning"}),
-    ("requests queue while more servers start",
-     {IN_FLIGHT: always(40), f"segserve_scaling_desired_servers{{{POOL},{OPERATOR}}}": always(3)}, "1h", set()),
-    ("requests queue for a moment", {IN_FLIGHT: f"14x20 90x3 14{FOR_EVER}"}, "20m", set()),
-    ("an operator that lost its Lease remembers a queue",
-     {IN_FLIGHT.replace("operator-0", "operator-1"): always(40)}, "20m", set()),
     ("a rollout waits for a person",
      {**RUNNING, f'segserve_rollout_held{{{MODEL},reason="Paused",{OPERATOR}}}': always(1)}, "40m",
      {ROLLOUT, "SegserveRolloutHeld warning"}),

@@ -90,28 +90,3 @@ def test_writes_that_fail_are_counted_by_kind_until_they_succeed() -> None:
     metrics.resources.observe_failures({key: []})
 
     assert seen(metrics, "segserve_failing_effects") == {}
-
-
-def test_a_pool_that_follows_requests_is_told_with_its_servers_and_other_pools_are_not() -> None:
-    view, metrics = View((MODELS, POOLS)), Metrics()
-    pools = {"a": ({"scaling": {"maximum": 4}}, {"scaling": {"desired": 2, "startupSeconds": 40}}), "b": ({}, {})}
-    for name, (spec, status) in pools.items():
-        metadata = {"name": name, "namespace": "lab", "uid": name, "resourceVersion": "1"}
-        view.take(POOLS, {"metadata": metadata, "spec": spec, "status": status})
-    metrics.observe(view)
-    metrics.observe(view)
-
-    assert seen(metrics, "segserve_scaling_desired_servers") == {("lab", "a"): 2}
-    assert seen(metrics, "segserve_scaling_maximum_servers") == {("lab", "a"): 4}
-    assert seen(metrics, "segserve_scaling_startup_seconds") == {("lab", "a"): 40}
-
-
-def test_a_damaged_status_ends_no_scrape() -> None:
-    view, metrics = View((MODELS, POOLS)), Metrics()
-    metadata = {"name": "a", "namespace": "lab", "uid": "a", "resourceVersion": "1"}
-    status = {"scaling": {"desired": {"main": 4}, "startupSeconds": "40"}}
-    view.take(POOLS, {"metadata": metadata, "spec": {"scaling": {"maximum": 4}}, "status": status})
-    metrics.observe(view)
-
-    assert seen(metrics, "segserve_scaling_maximum_servers") == {("lab", "a"): 4}
-    assert seen(metrics, "segserve_scaling_desired_servers") == {}

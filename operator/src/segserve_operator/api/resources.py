@@ -89,10 +89,8 @@ KINDS: Final[Mapping[str, ResourceKind]] = {
         columns=(
             _READY,
             Column("Replicas", "integer", ".status.replicas"),
-            _condition("Scaling", "ScalingActive", "reason"),
             Column("Models", "integer", ".status.models"),
             Column("URL", "string", ".status.url"),
-            Column("Desired", "integer", ".status.scaling.desired", wide=True),
             Column("Group", "string", ".status.mainGroup", wide=True),
             *_WHY,
             _AGE,

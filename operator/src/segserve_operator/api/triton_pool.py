@@ -33,7 +33,6 @@ from segserve_operator.api.pod_template import (
     Subdomain,
     check_containers,
 )
-from segserve_operator.api.pool_scaling import Scaling, ScalingStatus
 from segserve_operator.api.pool_update import TemplateStatus, Update
 from segserve_operator.api.session_affinity import SessionAffinity
 from segserve_operator.api.telemetry import AccessLog, CallerMetrics, Tracing
@@ -45,7 +44,6 @@ _ROUTES_MESSAGE = "gatewayApi needs parentRefs, and hostnames or grpcHostnames"
 _HOSTNAMES_MESSAGE = "a host name is either of hostnames or of grpcHostnames"
 _REDIRECT_MESSAGE = "tls.redirectPort must be another port than port"
 _MTLS_MESSAGE = "auth.mtls needs tls: callers show their certificates there"
-_REPLICAS_MESSAGE = "replicas must not be above scaling.maximum"
 _VERSION_MESSAGE = "an image needs a version, the Triton release that it contains, such as 26.04"
 _OPEN: JsonDict = {"x-kubernetes-preserve-unknown-fields": True}
 """Its fields are Kubernetes' own, and stand in its documentation; the operator refuses what it does not merge."""
@@ -340,29 +338,13 @@ class Notification(ApiValue):
 
 
 class TritonPoolSpec(ApiValue):
-    """How the pool runs. On one machine there are no pods: `server`, `replicas`, `scaling`, `update` have no effect."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "x-kubernetes-validations": [
-                {
-                    "rule": "!has(self.scaling) || !has(self.replicas) || self.replicas <= self.scaling.maximum",
-                    "message": _REPLICAS_MESSAGE,
-                }
-            ]
-        }
-    )
+    """How the pool runs. On one machine there are no pods: `server`, `replicas`, `update` have no effect."""
 
     replicas: int = Field(default=1, ge=1, le=1000, description="Number of servers per group.")
     min_ready: CountOrShare | None = Field(
         default=None,
         description="Servers of a group (a number, or a percentage, rounded to whole servers; at least 1) that must "
         "have proved a revision before it serves. Default: 80%. A return to a revision that served needs only one.",
-    )
-    scaling: Scaling | None = Field(
-        default=None,
-        description="Number of servers by the requests that come; replicas is then their smallest number. "
-        "Default: replicas is their number.",
     )
     isolation: Literal["own", "shared"] = Field(
         default="own", description="own gives each candidate servers of its own; shared uses one group for all models."
@@ -382,12 +364,6 @@ class TritonPoolSpec(ApiValue):
         default=(), max_length=8, description="Where to send notifications of rollouts.", json_schema_extra=_WHOLE
     )
 
-    @model_validator(mode="after")
-    def _check_replicas(self) -> Self:
-        if self.scaling is not None and self.replicas > self.scaling.maximum:
-            raise located(f"{_REPLICAS_MESSAGE}, got {self.replicas} and {self.scaling.maximum}", "replicas")
-        return self
-
 
 class TritonPoolStatus(ApiValue):
     """Observed state of the pool."""
@@ -401,8 +377,7 @@ class TritonPoolStatus(ApiValue):
     conditions: tuple[Condition, ...] = Field(
         default=(),
         max_length=32,
-        description="Conditions, one of each type: Ready, Progressing, Degraded, Reconciling, Stalled, and with "
-        "spec.scaling ScalingActive.",
+        description="Conditions, one of each type: Ready, Progressing, Degraded, Reconciling, Stalled.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
     replicas: int | None = Field(default=None, ge=0, description="Number of servers in the main group.")
@@ -413,9 +388,6 @@ class TritonPoolStatus(ApiValue):
     main_group: str | None = Field(default=None, description="Group that serves stable revisions.")
     models: int | None = Field(default=None, ge=0, description="Number of models in the pool.")
     template: TemplateStatus | None = Field(default=None, description="The template of the main group's servers.")
-    scaling: ScalingStatus | None = Field(
-        default=None, description="The number of servers by requests; absent without spec.scaling."
-    )
     waiting_since: Timestamp | None = Field(
         default=None, description="Time since which the pool is not ready; absent while it is."
     )

@@ -52,8 +52,7 @@ class Sidecar:
         self._watch = ConfigMapWatch(client, self._shards.names, self._take)
         self._uid = settings.uid
         answers = {"/live": self._live, "/ready": self._ready, "/metrics": self._metrics}
-        counts = {wire.PATH: self._counts, wire.LOAD_PATH: self._load}
-        self.probes = ProbeServer(settings.gateway.sync_port, answers, counts)
+        self.probes = ProbeServer(settings.gateway.sync_port, answers, {wire.PATH: self._counts})
         self._answered_s = float("-inf")
         self._registry, self._gauges = _gauges()
 
@@ -132,14 +131,6 @@ class Sidecar:
         except (EnvoyUnreachableError, TimeoutError) as error:
             return probe_response(False, f"Envoy does not answer: {error!r}")
         return ProbeResponse(200, wire.encode(counts, uid=self._uid), "application/json")
-
-    def _load(self, query: Mapping[str, list[str]]) -> ProbeResponse:
-        """Return the totals of callers' requests, whatever the query says."""
-        try:
-            load = self._run(self._traffic.load(), wire.TIMEOUT_S)
-        except (EnvoyUnreachableError, TimeoutError) as error:
-            return probe_response(False, f"Envoy does not answer: {error!r}")
-        return ProbeResponse(200, wire.encode_load(load, uid=self._uid), "application/json")
 
     def _run(self, coroutine: Coroutine[None, None, T], timeout_s: float) -> T:
         future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)

@@ -37,7 +37,6 @@ from segserve_operator.api.errors import SpecError
 from segserve_operator.api.triton_pool import TritonPool
 from segserve_operator.core.models.actions import Action
 from segserve_operator.core.rollout.counters import Sample
-from segserve_operator.core.scaling import GatewayLoad
 from segserve_operator.core.traffic import TrafficPlan, TrafficState
 from segserve_operator.local_platform.metrics import LocalMetrics
 from segserve_operator.service import ActionLog, Service, Traffic
@@ -92,10 +91,6 @@ class FasterTraffic:
     async def apply(self, plan: TrafficPlan) -> None:
         """Put a plan into force."""
         await self.gateway.apply(plan)
-
-    async def loads(self) -> Mapping[str, GatewayLoad | None]:
-        """Return the gateway's totals; on one machine nothing follows from them."""
-        return await self.gateway.loads()
 
     async def samples(self, models: Mapping[str, tuple[str, str]]) -> Mapping[str, Sample]:
         """Return the gateway's counters as if they had been read at the clock's times."""

@@ -9,7 +9,6 @@ from typing import Final
 
 from segserve_common.kube.names import GROUP_LABEL
 from segserve_operator.api.meta import Condition, ConditionStatus
-from segserve_operator.api.pool_scaling import ScalingStatus
 from segserve_operator.api.pool_update import TemplateStatus
 from segserve_operator.api.segmentation_model import (
     CandidateState,
@@ -32,7 +31,6 @@ from segserve_operator.core.world.observed import (
     PoolStatus,
     RoleHolder,
     Roles,
-    ScalingState,
     Template,
 )
 from segserve_operator.store_format import STORE_FORMAT
@@ -93,7 +91,6 @@ def pool_from_api(status: TritonPoolStatus) -> PoolStatus:
         models=status.models or 0,
         url=status.url or "",
         template=_template(status.template),
-        scaling=_scaling(status.scaling),
         waiting_since_s=status.waiting_since.timestamp() if status.waiting_since is not None else None,
     )
 
@@ -110,7 +107,6 @@ def pool_to_api(status: PoolStatus, former: TritonPoolStatus, now: datetime, sel
         main_group=status.main_group,
         models=status.models,
         template=_template_status(status.template),
-        scaling=_scaling_status(status.scaling),
         waiting_since=_time(status.waiting_since_s) if status.waiting_since_s is not None else None,
     )
 
@@ -131,25 +127,6 @@ def _template_status(template: Template | None) -> TemplateStatus | None:
         request=template.request,
         next=template.next or None,
         since=_time(template.since_s) if template.since_s else None,
-    )
-
-
-def _scaling(status: ScalingStatus | None) -> ScalingState | None:
-    if status is None:
-        return None
-    since_s = status.since.timestamp() if status.since is not None else 0.0
-    return ScalingState(status.desired, status.reason, status.message, since_s, float(status.startup_seconds or 0))
-
-
-def _scaling_status(state: ScalingState | None) -> ScalingStatus | None:
-    if state is None:
-        return None
-    return ScalingStatus(
-        desired=state.desired,
-        reason=state.reason,
-        message=state.message,
-        since=_time(state.since_s) if state.since_s else None,
-        startup_seconds=int(state.startup_s) or None,
     )
 
 

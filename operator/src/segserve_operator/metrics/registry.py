@@ -15,8 +15,6 @@ from segserve_common.kube.kinds import CONFIG_MAPS, MODELS, POOLS, Kind
 from segserve_common.kube.names import COMPONENT_LABEL, GATEWAY
 from segserve_common.kube.shards import CONTENT_KEY
 from segserve_operator.adapters.kube.view import PoolKey, View
-from segserve_operator.core.models.scaling import NO_COUNTS_S
-from segserve_operator.core.scaling import PANIC_WINDOW_S, LoadHistory
 from segserve_operator.core.world.observed import ModelObserved
 from segserve_operator.metrics.resource_gauges import (
     CostMetrics,
@@ -31,7 +29,6 @@ from segserve_operator.service import RolloutCache
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 
 _KINDS: Final = (CONFIG_MAPS, MODELS, POOLS)
-_POOL: Final = ("namespace", "pool")
 
 
 class Metrics:
@@ -51,7 +48,6 @@ class Metrics:
         self.pools = Gauge("segserve_pools", "Pools.", ["namespace", "ready"], registry=to)
         self.slo = SloMetrics(to)
         self.cost = CostMetrics(to)
-        self.scaling = ScalingMetrics(to)
         self.rollouts = RolloutMetrics(to)
         self.drift = DriftMetrics(to)
         self.evaluation = EvaluationMetrics(to)
@@ -66,12 +62,11 @@ class Metrics:
         """Count a request to the API server."""
         self.requests.labels(verb, kind.name, str(code)).inc()
 
-    def observe_pass(self, key: PoolKey, models: Iterable[ModelObserved], kept: RolloutCache, now_s: float) -> None:
+    def observe_pass(self, key: PoolKey, models: Iterable[ModelObserved], kept: RolloutCache) -> None:
         """Note what a pass found and keeps; of a pool that is gone that is nothing."""
         states = {model.name: model.status.rollout for model in models if model.status.rollout is not None}
         self.rollouts.observe(key.namespace, key.pool, states, kept.records)
         self.drift.observe(key.namespace, key.pool, kept.drifts)
-        self.scaling.observe_requests(key.namespace, key.pool, kept.load.history, now_s)
 
     def observe(self, view: View) -> None:
         """Set the gauges to the current numbers of objects."""
@@ -79,7 +74,6 @@ class Metrics:
         self.pools.clear()
         self.slo.clear()
         self.cost.clear()
-        self.scaling.clear()
         self.evaluation.clear()
         for key in view.pools():
             for model in view.of_pool(MODELS, key):
@@ -95,7 +89,6 @@ class Metrics:
             for pool in view.of_pool(POOLS, key):
                 self.pools.labels(key.namespace, _ready(pool)).inc()
                 self.cost.observe(key.namespace, key.pool, (pool.get("spec") or {}).get("cost") or {})
-                self.scaling.observe(key.namespace, key.pool, pool)
         self.rollouts.show()
         self.drift.show()
         self.stored.observe(view)
@@ -172,48 +165,3 @@ def _measured(kind: Kind, item: Mapping[str, Any]) -> tuple[str, int]:
         return "reports", size
     is_plan = (item["metadata"].get("labels") or {}).get(COMPONENT_LABEL) == GATEWAY
     return ("plan" if is_plan else "assignment"), size
-
-
-class ScalingMetrics:
-    """Gauges of each pool with `spec.scaling`: of its resource, and of the requests that the leader has counted."""
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        text = "Servers per group that are wanted by the requests that come."
-        self.desired = Gauge("segserve_scaling_desired_servers", text, _POOL, registry=registry)
-        text = "Largest number of servers per group, as spec.scaling of the pool says."
-        self.maximum = Gauge("segserve_scaling_maximum_servers", text, _POOL, registry=registry)
-        text = "Time in which a server starts and loads the models, as measured."
-        self.startup = Gauge("segserve_scaling_startup_seconds", text, _POOL, registry=registry)
-        text = "Requests in flight at the gateways, as a mean of six seconds; absent while none are counted."
-        self.in_flight = Gauge("segserve_scaling_requests_in_flight", text, _POOL, registry=registry)
-        text = "Requests that the servers that are ready may have in flight by the target."
-        self.room = Gauge("segserve_scaling_target_requests_in_flight", text, _POOL, registry=registry)
-        self._counted: dict[tuple[str, str], LoadHistory] = {}
-
-    def observe_requests(self, namespace: str, pool: str, counted: LoadHistory, now_s: float) -> None:
-        """Note a pool's requests, unless they are not counted now (Unix seconds). It is called after each pass."""
-        if now_s - counted.at_s <= NO_COUNTS_S:
-            self._counted[namespace, pool] = counted
-        else:
-            self._counted.pop((namespace, pool), None)
-
-    def clear(self) -> None:
-        """Empty the gauges, before each scrape."""
-        for gauge in (self.desired, self.maximum, self.startup, self.in_flight, self.room):
-            gauge.clear()
-
-    def observe(self, namespace: str, pool: str, resource: Mapping[str, Any]) -> None:
-        """Set the gauges of a pool to its `spec.scaling` and `status.scaling`, and to the requests last noted."""
-        spec, status = ((resource.get(part) or {}).get("scaling") or {} for part in ("spec", "status"))
-        counted = self._counted.get((namespace, pool))
-        values = (
-            (self.desired, status.get("desired")),
-            (self.maximum, spec.get("maximum")),
-            (self.startup, status.get("startupSeconds")),
-            (self.in_flight, counted.in_flight(PANIC_WINDOW_S) if counted is not None else None),
-            (self.room, counted.room if counted is not None else None),
-        )
-        for gauge, value in values:
-            # A status may be damaged.
-            if spec and isinstance(value, int | float):
-                gauge.labels(namespace, pool).set(value)

@@ -218,7 +218,7 @@ def test_a_pool_can_be_scaled() -> None:
     (version,) = definition["versions"]
 
     columns = [column["name"] for column in version["additionalPrinterColumns"] if not column.get("priority")]
-    assert columns == ["Ready", "Replicas", "Scaling", "Models", "URL", "Age"]
+    assert columns == ["Ready", "Replicas", "Models", "URL", "Age"]
     for path in version["subresources"]["scale"].values():
         node = schema_of("TritonPool")
         for name in path.strip(".").split("."):

@@ -163,24 +163,6 @@ def test_amounts_need_no_quotes() -> None:
         "a claim twice": ({"artifacts": {"claims": ["a", "a"]}}, "listed twice"),
         "a size in words": ({"artifacts": {"maxSize": "big"}}, "a quantity"),
         "a key that is no PEM": ({"artifacts": {"signatures": {"keys": ["ssh-rsa AAAA"]}}}, "pattern"),
-        **{
-            said: ({**beside, "scaling": {"maximum": 4, "target": {"concurrency": 2}, **bad}}, said)
-            for beside, bad, said in (
-                ({}, {"target": {}}, "exactly one of queueMilliseconds and concurrency must be set, got none"),
-                ({}, {"target": {"concurrency": 2, "queueMilliseconds": 9}}, "must be set, got both"),
-                ({}, {"target": {"gpuUtilization": 70}}, "not permitted"),
-                ({}, {"target": {"concurrency": 0}}, "greater than 0"),
-                ({}, {"minimum": 5}, "minimum must not be above maximum, got 5 and 4"),
-                ({}, {"maximum": 0}, "greater than or equal to 1"),
-                ({"replicas": 5}, {}, "replicas must not be above scaling.maximum, got 5 and 4"),
-                (
-                    {},
-                    {"schedule": [{"start": "07:30", "duration": "1h", "minimum": 5}]},
-                    "minimum of schedule must not be above maximum, got 5 and 4",
-                ),
-                ({}, {"scaleDownDelay": "0s"}, "must be longer than 0s"),
-            )
-        },
         "no servers": ({"replicas": 0}, "greater than or equal to 1"),
         "a Service of another kind": ({"gateway": {"serviceType": "ExternalName"}}, "ClusterIP"),
         "nobody to tell": ({"notifications": [{}]}, "exactly one.*got none"),

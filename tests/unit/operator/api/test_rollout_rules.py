@@ -156,37 +156,3 @@ def _taken(kind: type, value: Any) -> bool:
     except ValidationError:
         return False
     return True
-
-
-SCALING = {"maximum": 4, "target": {"concurrency": 2}}
-OPEN = {"start": "07:30", "duration": "1h"}
-
-
-@pytest.mark.parametrize(
-    ("spec", "said"),
-    [
-        ({"scaling": SCALING}, []),
-        ({"replicas": 4, "scaling": {**SCALING, "minimum": 4, "schedule": [{**OPEN, "minimum": 4}]}}, []),
-        ({"scaling": {**SCALING, "target": {"queueMilliseconds": 50}}}, []),
-        ({"replicas": 5, "scaling": SCALING}, ["replicas must not be above scaling.maximum"]),
-        ({"scaling": {**SCALING, "minimum": 5}}, ["minimum must not be above maximum"]),
-        (
-            {"scaling": {**SCALING, "schedule": [{**OPEN, "minimum": 5}]}},
-            ["minimum of schedule must not be above maximum"],
-        ),
-        ({"scaling": {**SCALING, "target": {}}}, ["exactly one of queueMilliseconds and concurrency must be set"]),
-        (
-            {"scaling": {**SCALING, "target": {"queueMilliseconds": 50, "concurrency": 2}}},
-            ["exactly one of queueMilliseconds and concurrency must be set"],
-        ),
-    ],
-)
-def test_bounds_of_a_pools_servers_are_refused_as_the_types_refuse_them(spec: dict[str, Any], said: list[str]) -> None:
-    schema = structural_schema(TritonPoolSpec)
-
-    assert list(broken(filled(spec, schema), schema)) == said
-    if said:
-        with pytest.raises(ValidationError):
-            TritonPoolSpec.model_validate(spec)
-    else:
-        TritonPoolSpec.model_validate(spec)

@@ -11,7 +11,6 @@ from segserve_builder.steps.pipeline import PostprocessStep
 from segserve_operator.api.rollout_policy import RolloutPolicy
 from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.models.planning import desired_state
-from segserve_operator.core.scaling import ScalingPolicy, ScalingTarget
 from segserve_operator.core.world.observed import ObservedCondition, PoolObserved, Roles
 
 VOTES = [PostprocessStep.model_validate(step) for step in ({"argmax": {}}, {"temporalSmoothing": {"method": "votes"}})]
@@ -32,11 +31,6 @@ def refusal(told: AssignedModel, pool: PoolObserved, policy: RolloutPolicy | Non
         "one server keeps all streams": (PoolObserved(), None, None),
         "one server at a time keeps all streams": (PoolObserved(), BLUE_GREEN, None),
         "two servers split a stream": (PoolObserved(replicas=2), None, "the pool has 2 servers"),
-        "servers that more requests would start split a stream": (
-            PoolObserved(scaling=ScalingPolicy(1, 4, ScalingTarget(2.0))),
-            None,
-            "the pool has up to 4 servers",
-        ),
         "a canary splits a stream": (PoolObserved(), CANARY, "a canary divides requests"),
         "with ids a stream stays where it is": (PoolObserved(replicas=2, session_affinity=True), CANARY, None),
     },

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-import httpx
 import pytest
 
 from fakes.cases import cases
@@ -18,11 +17,9 @@ from segserve_operator.adapters.kube.gateway import ClusterTraffic
 from segserve_operator.adapters.kube.view import PoolKey
 from segserve_operator.adapters.samples import wire
 from segserve_operator.core.rollout.counters import Counters, Series, SeriesCounts
-from segserve_operator.core.scaling import GatewayLoad
 
 KEY = PoolKey("vision", "main")
 HELD = {"coins": Counters("1", 100.0, {Series("main", "http"): SeriesCounts(7)}, 40.0)}
-LOAD = GatewayLoad("1", 100.0, 40.0, 700, 3)
 
 
 class OnePool:
@@ -67,11 +64,7 @@ def gateways() -> Iterator[list[Mapping[str, list[str]]]]:
         asked.append(query)
         return ProbeResponse(200, wire.encode(HELD, uid=f"uid-{len(asked)}"), "application/json")
 
-    def load(query: Mapping[str, list[str]]) -> ProbeResponse:
-        asked.append(query)
-        return ProbeResponse(200, wire.encode_load(LOAD, uid=f"uid-{len(asked)}"), "application/json")
-
-    server = ProbeServer(SYNC_PORT, {}, {wire.PATH: counts, wire.LOAD_PATH: load})
+    server = ProbeServer(SYNC_PORT, {}, {wire.PATH: counts})
     server.start()
     yield asked
     server.stop()
@@ -112,59 +105,6 @@ async def test_a_gateway_that_does_not_answer_is_left_out_in_time(gateways: list
             pass
 
     assert set(found["coins"]) == {"gw-a"}
-
-
-async def test_the_totals_of_every_gateway_that_is_ready_are_told_and_those_that_are_missing_are_named(
-    gateways: list[Mapping[str, list[str]]],
-) -> None:
-    refused = pod("gw-b", "255.255.255.255")  # the kernel connects to no broadcast address
-    pods = (pod("gw-a", "127.0.0.1"), refused, pod("gw-c", "127.0.0.3", ready=False))
-
-    found = await traffic(*pods).loads()
-
-    assert found == {"gw-a": GatewayLoad("uid-1/1", 1000.0, 940.0, 700, 3), "gw-b": None}
-    assert await traffic().loads() == {}
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        b"",
-        b"[]",
-        b"{}",
-        b'{"epoch":"e","age":1,"arrived":-1,"inFlight":0}',
-        b'{"epoch":"e","age":1e999,"arrived":1,"inFlight":0}',
-        b'{"epoch":"e","age":1,"arrived":1e999,"inFlight":0}',
-        b'{"epoch":"e","age":1,"arrived":"many","inFlight":0}',
-    ],
-)
-async def test_totals_that_are_none_count_as_missing(answer: bytes) -> None:
-    async def parts() -> AsyncIterator[bytes]:
-        yield answer
-
-    transport = httpx.MockTransport(lambda _: httpx.Response(200, content=parts()))
-    async with httpx.AsyncClient(transport=transport) as client:
-        assert await wire.fetch_load(client, "10.0.0.1", lambda: 1000.0) is None
-
-
-async def test_a_gateway_whose_clock_was_set_back_tells_its_totals() -> None:
-    async def parts() -> AsyncIterator[bytes]:
-        yield b'{"epoch":"e","age":-3,"arrived":7,"inFlight":2}'
-
-    transport = httpx.MockTransport(lambda _: httpx.Response(200, content=parts()))
-    async with httpx.AsyncClient(transport=transport) as client:
-        found = await wire.fetch_load(client, "10.0.0.1", lambda: 1000.0)
-
-    assert found == GatewayLoad("e", 1000.0, 0.0, 7, 2)
-
-
-async def test_a_gateway_of_an_earlier_release_tells_no_totals() -> None:
-    async def parts() -> AsyncIterator[bytes]:
-        yield b"no such path"
-
-    transport = httpx.MockTransport(lambda _: httpx.Response(404, content=parts()))
-    async with httpx.AsyncClient(transport=transport) as client:
-        assert await wire.fetch_load(client, "10.0.0.1", lambda: 1000.0) is None
 
 
 async def test_where_no_gateway_is_ready_samples_are_empty() -> None:

@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from segserve_operator.adapters.kube.objects import PoolContext
     from segserve_operator.adapters.kube.view import PoolKey, View
     from segserve_operator.core.rollout.counters import Sample
-    from segserve_operator.core.scaling import GatewayLoad
     from segserve_operator.core.traffic import Route
 
 CHANGED_KEY: Final = "changed"
@@ -148,13 +147,6 @@ class ClusterTraffic:
         self.silent.clear()
         self.silent.update(silent)
         return {model: {name: counts[model] for name, counts in by_pod.items() if model in counts} for model in models}
-
-    async def loads(self) -> dict[str, GatewayLoad | None]:
-        """Return the totals of each ready gateway pod; None for one that does not answer in time."""
-        ready = self._ready()
-        async with wire.pod_client() as client:
-            read = await gather_few(wire.fetch_load(client, host, self.clock) for host in ready.values())
-        return dict(zip(ready, read, strict=True))
 
     async def _prometheus_samples(self, models: Mapping[str, tuple[str, str]]) -> dict[str, Sample]:
         source = PrometheusSamples(self.prometheus, {"namespace": self.key.namespace, "pool": self.key.pool})

@@ -19,10 +19,8 @@ from segserve_operator.adapters.kube.objects import revision_object, scale_selec
 from segserve_operator.adapters.kube.pods import is_terminating
 from segserve_operator.adapters.kube.role_notes import RestoreCache, RoleNotes
 from segserve_operator.adapters.kube.rollouts import CachedRollout, ClusterRollouts
-from segserve_operator.adapters.kube.schedules import is_open
 from segserve_operator.adapters.kube.updates import offered_update
 from segserve_operator.core.failure import FailureReason
-from segserve_operator.core.scaling import ScalingPolicy, ScalingTarget
 from segserve_operator.core.world.observed import ModelObserved, PoolObserved, Wanted
 from segserve_operator.mapping.manifests import named_models
 from segserve_operator.mapping.reading import read_pool_status
@@ -42,7 +40,6 @@ if TYPE_CHECKING:
     from segserve_operator.adapters.kube.api import Api
     from segserve_operator.adapters.kube.contexts import PoolContexts
     from segserve_operator.adapters.kube.view import ModelInterner, PoolKey, View
-    from segserve_operator.api.triton_pool import TritonPoolSpec
     from segserve_operator.core.rollout.record import Record
     from segserve_operator.core.world.event import Event
     from segserve_operator.core.world.observed import ModelStatus, PoolStatus
@@ -93,7 +90,6 @@ class ClusterStore:
             min_ready=min_ready_of(context.spec.min_ready),
             replicas=context.spec.replicas,
             update=context.spec.update,
-            scaling=_scaling(context.spec, self.clock()),
             **offered_update(self.view, self.contexts, self.key),
             status=pool_from_api(read_pool_status(resource.get("status") or {})),
             ignored=self.contexts.ignored(self.key),
@@ -311,21 +307,6 @@ class ClusterStore:
         metadata = {**patch.get("metadata", {}), "resourceVersion": item["metadata"]["resourceVersion"]}
         name = item["metadata"]["name"]
         return await self.api.patch(kind, self.key.namespace, name, {**patch, "metadata": metadata}, status=status)
-
-
-def _scaling(spec: TritonPoolSpec, now_s: float) -> ScalingPolicy | None:
-    """Return how the number of servers follows requests now, None if it does not."""
-    scaling = spec.scaling
-    if scaling is None:
-        return None
-    open_now = (each.minimum for each in scaling.schedule if is_open(each, now_s))
-    target = scaling.target
-    return ScalingPolicy(
-        minimum=max(scaling.minimum, spec.replicas, *open_now),
-        maximum=scaling.maximum,
-        target=ScalingTarget(target.concurrency, target.queue_milliseconds),
-        scale_down_delay_s=scaling.scale_down_delay.total_seconds(),
-    )
 
 
 def _revision_of(record: Json) -> str:

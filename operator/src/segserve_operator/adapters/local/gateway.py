@@ -25,7 +25,6 @@ from segserve_operator.adapters.traffic.envoy_mirror import has_capture, has_mir
 from segserve_operator.adapters.traffic.envoy_tls import TlsSettings
 from segserve_operator.api.triton_pool import Gateway as GatewaySpec
 from segserve_operator.core.rollout.counters import Sample
-from segserve_operator.core.scaling import GatewayLoad
 from segserve_operator.core.traffic import TrafficPlan, TrafficState
 
 PRIVATE_CERTIFICATE: Final = "private-certificate"
@@ -110,10 +109,6 @@ class LocalGateway:
     async def samples(self, models: Mapping[str, tuple[str, str]]) -> dict[str, Sample]:
         """Return the sample of each model, empty while the gateway does not answer."""
         return await self._envoy.samples(models)
-
-    async def loads(self) -> dict[str, GatewayLoad | None]:
-        """Return the totals of callers' requests at this one gateway."""
-        return await self._envoy.loads()
 
     async def metrics(self) -> bytes:
         """Return Envoy's statistics in the Prometheus text format; raises `EnvoyUnreachableError`."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 import httpx
@@ -16,12 +15,9 @@ from segserve_common.kube.shards import read_json
 from segserve_operator.adapters.traffic.envoy_admin import WITHOUT_TLS
 from segserve_operator.adapters.traffic.pair_counts import pairs_json, parse_pairs
 from segserve_operator.core.rollout.counters import Counters, Series, SeriesCounts
-from segserve_operator.core.scaling import GatewayLoad
 
 PATH: Final = "/counts"
 MODEL: Final = "model"
-LOAD_PATH: Final = "/load"
-"""The totals of all models."""
 TIMEOUT_S: Final = 0.8
 """Samples are taken once a second; a later response is part of the next one."""
 
@@ -31,7 +27,6 @@ BYTES_PER_MODEL: Final = 96 * 1024
 with as many latencies as there are bins and as many labels as are counted."""
 
 MAX_BYTES: Final = 8 * 2**20
-LOAD_BYTES: Final = 4096
 
 
 def encode(counts: Mapping[str, Counters], *, uid: str) -> bytes:
@@ -74,29 +69,6 @@ async def fetch_counts(
     except (RequestError, ValueError):
         return {}
     return {model: counts[model] for model in models if model in counts}
-
-
-def encode_load(load: GatewayLoad, *, uid: str) -> bytes:
-    """Encode the totals of the pod `uid`, with an age instead of times because clocks differ."""
-    age_s = round(load.at_s - load.began_s, 3)
-    fields = {"epoch": f"{uid}/{load.epoch}", "age": age_s, "arrived": load.arrived, "inFlight": load.in_flight}
-    return json.dumps(fields, separators=(",", ":")).encode()
-
-
-async def fetch_load(
-    client: httpx.AsyncClient, host: str, clock: Callable[[], float], port: int = SYNC_PORT
-) -> GatewayLoad | None:
-    """Fetch the totals of the gateway pod at this address; None if it does not answer in time, or with none."""
-    url = f"http://{bracketed(host)}:{port}{LOAD_PATH}"
-    try:
-        fields = read_json(await get_bounded(client, url, max_bytes=LOAD_BYTES, timeout_s=TIMEOUT_S))
-        now_s, age_s = clock(), float(fields["age"])
-        # A node's clock that was set back does not tell when its gateway started.
-        began_s = now_s - age_s if age_s >= 0 else 0.0
-        load = GatewayLoad(str(fields["epoch"]), now_s, began_s, int(fields["arrived"]), int(fields["inFlight"]))
-    except (RequestError, ValueError, LookupError, TypeError, OverflowError):
-        return None
-    return load if math.isfinite(age_s) and load.arrived >= 0 and load.in_flight >= 0 else None
 
 
 def pod_client() -> httpx.AsyncClient:

@@ -29,7 +29,6 @@ from segserve_operator.adapters.traffic.envoy_updater import UPDATE_TIMEOUT_S, E
 from segserve_operator.adapters.traffic.listener_certificates import ListenerCertificates
 from segserve_operator.adapters.traffic.pair_counts import fetch_capture_metrics, fetch_pairs
 from segserve_operator.core.rollout.counters import Counters, Sample
-from segserve_operator.core.scaling import GatewayLoad
 from segserve_operator.core.traffic import TrafficPlan, TrafficState
 
 _ADMIN_TIMEOUT_S: Final = 2.0
@@ -243,22 +242,6 @@ class EnvoyTraffic:
         except EnvoyUnreachableError:
             counts = {}
         return {model: {NAME: counts[model]} if model in counts else {} for model in models}
-
-    async def load(self) -> GatewayLoad:
-        """Return the totals of callers' requests; raises `EnvoyUnreachableError` if Envoy does not answer."""
-        epoch = self.epoch()
-        async with self._admin() as admin:
-            arrived, in_flight = await admin.totals()
-        if self.epoch() != epoch:
-            raise EnvoyUnreachableError("Envoy restarted while its statistics were read")
-        return GatewayLoad(epoch, time.time(), int(epoch) / 1e9, arrived, in_flight)
-
-    async def loads(self) -> dict[str, GatewayLoad | None]:
-        """Return the totals of this one gateway; None if Envoy does not answer."""
-        try:
-            return {NAME: await self.load()}
-        except EnvoyUnreachableError:
-            return {NAME: None}
 
     async def _record_stats(self, admin: EnvoyAdmin, models: Collection[str]) -> None:
         # A replaced cluster restarts some of its statistics, so their values just before and after are recorded.

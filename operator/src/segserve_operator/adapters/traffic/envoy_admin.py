@@ -24,7 +24,6 @@ WEIGHTS: Final = "runtime"
 LIMITS: Final = f"extension_config_discovery.http_filter.{LIMITS_NAME}"
 _SOURCES: Final = (CLUSTERS, ROUTES, WEIGHTS, LIMITS)
 _REJECTIONS: Final = ("update_rejected", "update_failure")
-_TOTALS: Final = (f"http.{STAT_PREFIX}.downstream_rq_total", f"http.{STAT_PREFIX}.downstream_rq_active")
 _ACTIVE: Final = (".upstream_rq_active", ".upstream_rq_pending_active")
 # A request line may have 64 KiB; beyond this many names all statistics are read and filtered here.
 _NAMES_PER_QUERY: Final = 50
@@ -101,12 +100,6 @@ class EnvoyAdmin:
             if int(value) and (names is None or name in names):
                 active[name] = active.get(name, 0) + int(value)
         return active
-
-    async def totals(self) -> tuple[int, int]:
-        """Return callers' requests that have arrived since Envoy's start, of all models, and those in flight."""
-        stats = await self._stats("All", "|".join(map(re.escape, _TOTALS)))
-        arrived, in_flight = (int(stats.get(name, 0)) for name in _TOTALS)
-        return arrived, in_flight
 
     async def counts(self, models: Collection[str]) -> dict[str, Stats]:
         """Return the statistics of these models' inference by cluster; without clusters that never had a request."""

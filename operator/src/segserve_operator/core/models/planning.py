@@ -30,13 +30,11 @@ from segserve_operator.core.models.events import rollout_events, status_events
 from segserve_operator.core.models.pool import pool_status, slots
 from segserve_operator.core.models.rest import Rest, Settled, is_at_rest
 from segserve_operator.core.models.roles import UNLOAD_S, assigned_model, next_roles, record_of, settling
-from segserve_operator.core.models.scaling import with_scaling
 from segserve_operator.core.models.update import spread, with_template
 from segserve_operator.core.rollout.batches import answered
 from segserve_operator.core.rollout.decisions import decide_all
 from segserve_operator.core.rollout.phases import Phase, Signal
 from segserve_operator.core.rollout.record import Record, RolloutState
-from segserve_operator.core.scaling import PoolLoad
 from segserve_operator.core.traffic import (
     RESTART_S,
     AccessRule,
@@ -72,7 +70,7 @@ class DesiredState:
     """The desired world. Groups that are not named here are stopped; `replicas` is their number of servers.
 
     `records` are the rollouts' records after this pass, `checks` the checks to run, `answers` the events that answer
-    requests by model; `watches` and `drifts` are kept by model, and `load`.
+    requests by model; `watches` and `drifts` are kept by model.
     `at_rest` tells whether nothing becomes due as time passes: the decision stays as it is until something else
     changes. `rest` are the models that are settled.
     """
@@ -89,7 +87,6 @@ class DesiredState:
     watches: Mapping[str, SloWatch]
     drifts: Mapping[str, DriftWatch]
     replicas: Mapping[str, int]
-    load: PoolLoad
     at_rest: bool
     rest: Rest
 
@@ -102,8 +99,7 @@ def desired_state(
     The models `unrecorded` stay as they are, because their roles could not be written. What a `former` pass found
     settled is not decided again while all that it follows from is the same; the result is equal without it.
     """
-    seen = with_scaling(world)
-    world = with_sizes(with_template(seen))
+    seen, world = world, with_sizes(with_template(world))
     drifts, free = drift_watches(world.models, world), slots(world)
     still = former.still(world, drifts) if former is not None else {}
     changing = [model for model in world.models if model.name not in unrecorded and model.name not in still]
@@ -142,7 +138,6 @@ def desired_state(
         watches=slo_watches,
         drifts=drifts,
         replicas=replicas,
-        load=world.load,
         at_rest=is_at_rest(seen),
         rest=Rest.of(world, kept, {route.model: route for route in traffic.routes} if traffic is not None else {}),
     )

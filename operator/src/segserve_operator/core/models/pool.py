@@ -58,7 +58,6 @@ def pool_status(world: Observed) -> PoolStatus | None:
             reconciling(progressing, stalled),
             stalled,
             *offered_update(world),
-            *filter(None, (pool.scaling_active,)),
         ),
         main_group=pool.main,
         idle=_idle_groups(world),
@@ -67,18 +66,12 @@ def pool_status(world: Observed) -> PoolStatus | None:
         url=world.gateway_url,
         template=pool.kept,
         waiting_since_s=waiting_since_s,
-        scaling=pool.scaled,
     )
 
 
 def pool_events(before: PoolStatus | None, after: PoolStatus) -> tuple[Event, ...]:
     """Return the events of a change of a pool's status."""
-    events = tuple(condition_events(before.conditions if before is not None else (), after.conditions))
-    former, scaling = before.scaling if before is not None else None, after.scaling
-    if former is None or scaling is None or former.desired == scaling.desired:
-        return events
-    text = f"{former.desired} to {scaling.desired} servers: {scaling.reason}: {scaling.message}"
-    return (*events, Event("Normal", "Scaled", text))
+    return tuple(condition_events(before.conditions if before is not None else (), after.conditions))
 
 
 def _idle_groups(world: Observed) -> tuple[str, ...]:

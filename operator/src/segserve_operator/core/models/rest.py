@@ -60,7 +60,7 @@ def is_at_rest(world: Observed) -> bool:
     """Return whether the world has no deadlines, delays, windows or intervals, for which a pass looks at the clock."""
     pool = world.pool
     kept = pool.status.template if pool is not None and pool.status is not None else None
-    if pool is None or pool.scaling is not None or pool.progress is not None:
+    if pool is None or pool.progress is not None:
         return False
     if world.failures or world.check_results:
         return False
@@ -105,8 +105,6 @@ def _common(world: Observed) -> tuple[object, ...]:
     return (
         pool.name,
         pool.min_ready,
-        pool.scaling,
-        pool.starting,
         pool.template,
         pool.credentials,
         pool.session_affinity,

@@ -20,7 +20,6 @@ from segserve_operator.core.failure import FailureReason, shortened
 from segserve_operator.core.gates.checks import CheckResult
 from segserve_operator.core.rollout.counters import HungRequests, Sample
 from segserve_operator.core.rollout.record import Record, RolloutState
-from segserve_operator.core.scaling import GatewayLoad, PoolLoad, ScalingPolicy
 from segserve_operator.core.statistics.past import StablePast
 from segserve_operator.core.traffic import AccessRule, CredentialKind, Endpoint, RouteLimits, TrafficState
 
@@ -353,29 +352,11 @@ class Template:
 
 
 @dataclass(frozen=True, slots=True)
-class ScalingState:
-    """The number of servers per group by requests: since when (Unix seconds) there are so many, and why.
-
-    `startup_s` is the time in which a server starts, in whole seconds; 0 before it is measured.
-    """
-
-    desired: int
-    reason: str
-    message: str
-    since_s: float
-    startup_s: float
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "message", shortened(self.message))
-
-
-@dataclass(frozen=True, slots=True)
 class PoolStatus:
     """Content of a pool's status. `servers` is the number of ready servers of the main group.
 
     `idle` are the groups that get no requests, which an autoscaler must not look at.
     `waiting_since_s` is the time since which too few servers or no gateway are ready, None if the pool is ready.
-    `scaling` is None if the number of servers does not follow requests.
     """
 
     observed_generation: int = 0
@@ -387,7 +368,6 @@ class PoolStatus:
     url: str = ""
     waiting_since_s: float | None = None
     template: Template | None = None
-    scaling: ScalingState | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -416,9 +396,6 @@ class PoolObserved:
     `request` the text that asks for it, `progress` and `stuck` are the conditions that tell how far it is and why it
     goes no further.
 
-    With `scaling` the number of servers follows requests: `scaled` is that of now, `starting` how many of them have had
-    no time to start yet, and `scaling_active` the condition that tells whether it works.
-
     `ignored` tells which part of the spec the operator does not allow. `credentials` are the kinds that the gateway
     takes (those of `CredentialKind`); None if it is not known. With `session_affinity` it sends requests of one id
     to one revision and one server. Without `shadow` it has no comparator, without
@@ -443,10 +420,6 @@ class PoolObserved:
     ignored: FailureReason | None = None
     credentials: frozenset[CredentialKind] | None = None
     session_affinity: bool = False
-    scaling: ScalingPolicy | None = None
-    scaled: ScalingState | None = None
-    starting: int = 0
-    scaling_active: ObservedCondition | None = None
     shadow: bool = True
     capture: bool = True
     plain_http: bool = False
@@ -493,8 +466,7 @@ class Observed:
     `now_s` is Unix time, `gateway_url` the base URL for clients, `revisions` the records of revisions by name. Without
     a pool nothing is served. For rollouts: `records` by name, the newest known; `written` by name, the last decision in
     the store and the time of its write; `samples` by model, the gateways' counters; `check_results` by key.
-    `watches` and `drifts` are kept by model, `failures` of effects by kind and subject. `gateway_loads` are the totals
-    of requests by gateway, if they were read in this pass, and `load` what was kept of those before.
+    `watches` and `drifts` are kept by model, `failures` of effects by kind and subject.
     """
 
     now_s: float
@@ -511,8 +483,6 @@ class Observed:
     watches: Mapping[str, SloWatch] = field(default_factory=dict)
     drifts: Mapping[str, DriftWatch] = field(default_factory=dict)
     failures: Mapping[tuple[str, str], EffectFailure] = field(default_factory=dict)
-    gateway_loads: Mapping[str, GatewayLoad | None] | None = None
-    load: PoolLoad = field(default_factory=PoolLoad)
 
     @property
     def main(self) -> str:

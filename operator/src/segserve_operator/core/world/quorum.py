@@ -33,13 +33,9 @@ _SEVERAL: Final = 2
 
 
 def needed(group: GroupObserved, world: Observed) -> int:
-    """Return the number of a group's servers that must have proved a revision before it serves.
-
-    Those of the main group that were asked for because of more requests, and have had no time to start, are not among
-    them; the own group of a candidate waits for all that its weight needs.
-    """
-    rule, starting = (world.pool.min_ready, world.pool.starting) if world.pool is not None else (MinReady(), 0)
-    return rule.of(max(group.wanted - (starting if group.name == world.main else 0), 1))
+    """Return the number of a group's servers that must have proved a revision before it serves."""
+    rule = world.pool.min_ready if world.pool is not None else MinReady()
+    return rule.of(max(group.wanted, 1))
 
 
 def suffices(name: str, revision: str, world: Observed) -> bool:

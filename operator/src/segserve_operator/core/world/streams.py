@@ -21,11 +21,9 @@ def split_streams(pipeline: Pipeline, policy: RolloutPolicy | None, pool: PoolOb
     if pool is None or pool.session_affinity:
         return None
     divided = policy is not None and policy.strategy == "canary"
-    servers = pool.replicas if pool.scaling is None else pool.scaling.maximum
-    if (servers <= 1 and not divided) or not keeps_streams(pipeline):
+    if (pool.replicas <= 1 and not divided) or not keeps_streams(pipeline):
         return None
-    why = f"the pool has up to {servers} servers" if pool.scaling is not None else f"the pool has {servers} servers"
-    why = why if servers > 1 else "a canary divides requests"
+    why = f"the pool has {pool.replicas} servers" if pool.replicas > 1 else "a canary divides requests"
     return FailureReason(
         STREAMS_SPLIT,
         f"temporalSmoothing keeps a stream's state on one server, and {why}: set spec.gateway.sessionAffinity of the "
