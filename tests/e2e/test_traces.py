@@ -1,11 +1,10 @@
-"""One trace from a request's caller through the real Envoy to the steps of the real Triton, and one of a rollout."""
+"""One trace from a request's caller through the real Envoy to the steps of the real Triton."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -16,7 +15,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from bench.coins import variant, write
 from bench.platform import Running, platform
-from fakes.collector import Collector, ReceivedSpan, collector
+from fakes.collector import Collector, collector
 from fakes.waiting import until
 from segserve import Client
 
@@ -34,7 +33,6 @@ spec:
 MAXIMUM_CALLS = {"http": 1, "grpc": 20}
 """Triton overlooks the trace context of a gRPC request whose header is not followed by a zero byte in its memory."""
 PARTS = ("pre", "network", "post")
-MANUAL = {"steps": [{"weight": 50, "pause": True}]}
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +43,7 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Running, 
         spans = stack.enter_context(collector())
         pool = folder / "pool.yaml"
         pool.write_text(POOL.format(url=spans.url))
-        models = write(folder / "models.yaml", variant(rollout=MANUAL))
+        models = write(folder / "models.yaml", variant())
         yield stack.enter_context(platform(models, pool)), spans
 
 
@@ -114,23 +112,3 @@ def test_a_callers_trace_goes_on_through_gateway_and_server_to_each_step(
     ]
     logged = map(json.loads, running.segserve("logs", "--tail", "1000000", "-o", "json").splitlines())
     assert [line["trace_id"] for line in logged if line.get("request_id") == result.request_id] == [trace_id]
-
-
-def test_decisions_about_a_rollout_are_one_trace_that_names_the_revision(
-    traced: tuple[Running, Collector], tmp_path: Path
-) -> None:
-    running, spans = traced
-    smaller = [{"argmax": {}}, {"removeSmallRegions": {"minArea": 10}}]
-    changed = write(tmp_path / "model.yaml", variant(rollout=MANUAL, postprocess=smaller))
-    running.segserve("apply", "-f", str(changed))
-
-    def decided() -> list[ReceivedSpan]:
-        decisions = [span for span in spans.spans if span.service == "segserve-operator"]
-        return decisions if any(span.name.startswith("StepReached") for span in decisions) else []
-
-    decisions = until(decided, "a decision about the new revision")
-    assert decisions[0].name == "RolloutStarted coins"
-    assert len({span.trace for span in decisions}) == 1
-    (revision,) = {span.attributes["segserve.revision"] for span in decisions}
-    model = json.loads(running.segserve("get", "coins", "-o", "json"))
-    assert model["status"]["roles"]["candidate"]["revision"] == revision

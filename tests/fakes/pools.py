@@ -144,7 +144,7 @@ spec:
   cost: {cpuHour: 0.04, gpuHour: 2.5, memoryGiBHour: 0.005, currency: EUR, monthlyBudget: 900}
   notifications:
     - {url: "https://hooks.example.com/rollouts", format: json}
-    - {secretRef: {name: hooks, key: slack}, format: slack}
+    - {secretRef: {name: hooks, key: chat}}
 """
 COINS = """\
 apiVersion: segserve.dev/v1alpha1

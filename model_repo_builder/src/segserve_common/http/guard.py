@@ -85,14 +85,9 @@ def public_authorities() -> ssl.SSLContext:
     return httpx.create_ssl_context()  # 30 ms, so once in a process
 
 
-def single_use_transport(url: Url, ca_bundle: str | None = None) -> httpx.AsyncHTTPTransport:
-    """Return a transport for one request to this URL, without proxies.
-
-    `ca_bundle` has the authorities to trust with https, as PEM; by default they are the public ones.
-    """
-    verify: ssl.SSLContext | bool = False
-    if url.scheme == "https":
-        verify = public_authorities() if ca_bundle is None else ssl.create_default_context(cadata=ca_bundle)
+def single_use_transport(url: Url) -> httpx.AsyncHTTPTransport:
+    """Return a transport for one request to this URL, without proxies; https trusts the public authorities."""
+    verify = public_authorities() if url.scheme == "https" else False
     return httpx.AsyncHTTPTransport(verify=verify, trust_env=False, limits=SINGLE_USE)
 
 

@@ -326,9 +326,6 @@ class Notification(ApiValue):
         default=None, max_length=2048, pattern=r"^https?://", description="URL to POST notifications to."
     )
     secret_ref: SecretKey | None = Field(default=None, description="Secret that contains the URL (on a cluster).")
-    format: Literal["json", "slack"] = Field(
-        default="json", description="json sends every detail; slack sends a message for Slack."
-    )
 
     @model_validator(mode="after")
     def _check_one(self) -> Self:

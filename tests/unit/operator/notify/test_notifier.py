@@ -5,17 +5,14 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
-import ssl
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import pytest
-import trustme
 from aiohttp import web
 
-from fakes.collector import collector
 from fakes.kube import FakeKube
 from fakes.waiting import HANG_S
 from fakes.webhook import webhook
@@ -76,71 +73,6 @@ async def test_a_message_arrives_as_json_that_says_all_of_it() -> None:
     assert notifier.counts == {"sent": 1}
 
 
-async def test_slack_gets_blocks_in_which_nothing_can_be_a_link() -> None:
-    async with webhook() as receiver, quick() as notifier:
-        notifier.send([Target(receiver.url, "slack")], MESSAGE)
-        await notifier.idle()
-    (payload,) = receiver.received
-    assert payload["blocks"][0]["text"]["text"] == (
-        ":rotating_light: *lab/coins* RolledBack\ncoins-r2 was rolled back after 40 s: errors &lt;5 %&gt;"
-    )
-    assert "lab/coins-7f/4/RolledBack/1700000000" in payload["blocks"][1]["elements"][0]["text"]
-    assert payload["text"].startswith("lab/coins: RolledBack")
-
-
-async def test_a_text_that_is_too_long_for_slack_is_cut() -> None:
-    async with webhook() as receiver, quick() as notifier:
-        notifier.send([Target(receiver.url, "slack")], replace(MESSAGE, message="x" * 5000))
-        await notifier.idle()
-    assert len(receiver.received[0]["blocks"][0]["text"]["text"]) < 3000
-
-
-async def test_a_collector_gets_a_span_of_the_rollouts_trace_that_names_the_revision() -> None:
-    spec = TritonPoolSpec.model_validate({"gateway": {"tracing": {"endpoint": "http://collector"}}})
-    (target,) = targets(spec, "lab")
-    assert target == Target("http://collector/v1/traces", "otlp")
-    with collector() as spans:
-        target = Target(f"{spans.url}/v1/traces", "otlp")
-        async with quick() as notifier:
-            held, other = replace(MESSAGE, sequence=5, reason="Held"), replace(MESSAGE, rollout="other")
-            for message in (MESSAGE, MESSAGE, held, other):
-                notifier.send([target], message)
-            await notifier.idle()
-
-    first, again, later, unrelated = spans.spans
-    assert (first.service, first.name) == ("segserve-operator", "RolledBack coins")
-    assert first == again  # a collector keeps it once
-    assert (later.trace, later.id != first.id) == (first.trace, True)
-    assert unrelated.trace != first.trace
-    assert first.start_ns == first.end_ns == 1_700_000_000_000_000_000
-    assert first.attributes == {
-        "segserve.model": "coins",
-        "segserve.revision": "coins-r2",
-        "segserve.rollout": "coins-7f",
-        "segserve.phase": "RolledBack",
-        "segserve.weight": "0",
-        "segserve.reason": "RolledBack",
-        "segserve.message": "coins-r2 was rolled back after 40 s: errors <5 %>",
-        "k8s.namespace.name": "lab",
-    }
-
-
-async def test_a_collector_with_tls_has_to_have_a_certificate_of_the_bundles_authority() -> None:
-    authority, other = trustme.CA(), trustme.CA()
-    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("localhost").configure_cert(server)
-    with collector(advertised="localhost", tls=server) as spans:
-        async with quick() as notifier:
-            for each in (other, authority):
-                tracing = {"endpoint": spans.url, "caBundle": each.cert_pem.bytes().decode()}
-                spec = TritonPoolSpec.model_validate({"gateway": {"tracing": tracing}})
-                notifier.send(targets(spec, "lab"), MESSAGE)
-            await notifier.idle()
-
-    assert [span.name for span in spans.spans] == ["RolledBack coins"]
-    assert notifier.counts == {"sent": 1, "failed": 1}
-
-
 async def test_a_receiver_that_fails_twice_gets_the_same_message_a_third_time() -> None:
     async with webhook(answer=failing(500, 429, 200)) as receiver, quick() as notifier:
         notifier.send([Target(receiver.url)], MESSAGE)
@@ -185,9 +117,9 @@ async def test_a_receiver_that_is_slow_is_given_up_and_holds_no_other_up() -> No
     attempts: Counter[str] = Counter()
     post = direct_post(own_service)
 
-    async def impatient(url: str, payload: Mapping[str, Any], timeout_s: float, ca_bundle: str | None = None) -> int:
+    async def impatient(url: str, payload: Mapping[str, Any], timeout_s: float) -> int:
         attempts[url] += 1
-        return await post(url, payload, 0.2 if url == slow.url else timeout_s, ca_bundle)
+        return await post(url, payload, 0.2 if url == slow.url else timeout_s)
 
     async with webhook(delay_s=HANG_S) as slow, webhook() as receiver:
         notifier = Notifier(post=impatient, timeout_s=HANG_S, delays_s=(0.01, 0.01))
@@ -275,13 +207,13 @@ async def test_what_became_of_messages_is_told_to_who_counts() -> None:
     assert sorted(told) == ["failed", "refused", "sent"]
 
 
-SECRET = Target(secret=Secret("lab", "hooks", "slack"))
+SECRET = Target(secret=Secret("lab", "hooks", "chat"))
 
 
 async def test_a_url_that_is_secret_is_read_when_it_is_needed(caplog: pytest.LogCaptureFixture) -> None:
     async with webhook() as receiver:
         kube = FakeKube()
-        kube.put(SECRETS, secret(slack=f"{receiver.url}\n"))
+        kube.put(SECRETS, secret(chat=f"{receiver.url}\n"))
         async with Notifier(post=direct_post(own_service), read=Secrets(kube).read) as notifier:
             notifier.send([SECRET], MESSAGE)
             await notifier.idle()
@@ -292,9 +224,9 @@ async def test_a_url_that_is_secret_is_read_when_it_is_needed(caplog: pytest.Log
 @pytest.mark.parametrize(
     ("values", "text"),
     [
-        ({}, "has no key 'slack'"),
-        ({"other": "x"}, "has no key 'slack'"),
-        ({"slack": "not a url"}, "secret hooks: scheme ''"),
+        ({}, "has no key 'chat'"),
+        ({"other": "x"}, "has no key 'chat'"),
+        ({"chat": "not a url"}, "secret hooks: scheme ''"),
     ],
 )
 async def test_a_secret_that_holds_no_url_is_told_and_nothing_of_it_shown(
@@ -329,13 +261,13 @@ def test_targets_are_those_of_the_pool_in_its_namespace() -> None:
         {
             "notifications": [
                 {"url": "https://example.org/hook"},
-                {"secretRef": {"name": "hooks", "key": "slack"}, "format": "slack"},
+                {"secretRef": {"name": "hooks", "key": "chat"}},
             ]
         }
     )
     assert targets(spec, "lab") == (
-        Target("https://example.org/hook", "json"),
-        Target(format="slack", secret=Secret("lab", "hooks", "slack")),
+        Target("https://example.org/hook"),
+        Target(secret=Secret("lab", "hooks", "chat")),
     )
 
 

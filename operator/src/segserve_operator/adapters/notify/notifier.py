@@ -17,7 +17,7 @@ import httpx
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_chain, wait_fixed
 
 from segserve_common.http.urls import RefusedError, UrlError
-from segserve_operator.adapters.notify.messages import FORMATS, Message, Post, Secret, Target
+from segserve_operator.adapters.notify.messages import Message, Post, Secret, Target, as_json
 from segserve_operator.api.triton_pool import TritonPoolSpec
 from segserve_operator.core.models.actions import Announce, AnnounceDrift
 
@@ -140,7 +140,7 @@ class Notifier:
     async def _post(self, target: Target, message: Message) -> None:
         async with asyncio.timeout(self._timeout_s):
             url = target.url if target.secret is None else (await self._read(target.secret)).strip()
-        status = await self._send(url, FORMATS[target.format](message), self._timeout_s, target.ca_bundle)
+        status = await self._send(url, as_json(message), self._timeout_s)
         if status in _TRANSIENT or httpx.codes.is_server_error(status):
             raise _TransientStatusError(f"answered {status}")
         if not httpx.codes.is_success(status):
@@ -207,16 +207,10 @@ class PoolAnnouncer:
 
 
 def targets(spec: TritonPoolSpec, namespace: str) -> tuple[Target, ...]:
-    """Return the targets that a pool names, its collector of spans included.
-
-    Their Secrets are in the pool's own namespace.
-    """
-    tracing = spec.gateway.tracing
-    collectors = () if tracing is None else (Target(tracing.traces_url, "otlp", ca_bundle=tracing.ca_bundle),)
-    named = tuple(
-        Target(each.url or "", each.format)
+    """Return the targets that a pool names; their Secrets are in the pool's own namespace."""
+    return tuple(
+        Target(each.url or "")
         if each.secret_ref is None
-        else Target(format=each.format, secret=Secret(namespace, each.secret_ref.name, each.secret_ref.key))
+        else Target(secret=Secret(namespace, each.secret_ref.name, each.secret_ref.key))
         for each in spec.notifications
     )
-    return named + collectors

@@ -71,9 +71,9 @@ class OutboundClient:
                 raise CheckError(shortened(text))
         raise CheckError("the worker answers something else than an answer to the question")
 
-    async def post(self, url: str, payload: Mapping[str, Any], timeout_s: float, ca_bundle: str | None = None) -> int:
+    async def post(self, url: str, payload: Mapping[str, Any], timeout_s: float) -> int:
         """Post JSON and return the status of the response; raises as `Post` says."""
-        response = await self._call(SendMessage(url, payload, timeout_s, ca_bundle), timeout_s)
+        response = await self._call(SendMessage(url, payload, timeout_s), timeout_s)
         match response:
             case Sent(status):
                 return status

@@ -41,7 +41,6 @@ class SendMessage:
     url: str
     payload: Mapping[str, Any]
     timeout_s: float
-    ca_bundle: str | None = None
     kind: Literal["send"] = "send"
 
 
