@@ -47,12 +47,6 @@ def of_leader(metric: str, by: str, selector: str = CHOSEN) -> str:
     return f"max by ({by}) ({metric}{{{selector}}} unless on (pod) segserve_is_leader == 0)"
 
 
-def evaluated(of: str, by: str = "", *, bound: str = "mean", more: str = "") -> str:
-    """Return what the latest evaluation on labelled images says of the serving revision."""
-    labels = f"{REVISION}, {by}" if by else REVISION
-    return of_leader(f"segserve_evaluation_{of}", labels, f'{CHOSEN},bound="{bound}"{more}')
-
-
 CHANGE: Final = f"{answers_with_class('')} - {answers_with_class('offset 1d')}"
 STEP: Final = f"{REVISION}, step"
 
@@ -120,24 +114,6 @@ ANSWERS: Final = Dashboard(
             Panel("KL divergence",
                   ((of_leader("segserve_drift_kl_nats", f"{MODEL}, histogram"), "{{model}} {{histogram}}"),), width=8,
                   description="In nats."),
-        )),
-        Row("Quality on labelled images", (
-            Panel("Score of all images, and its 95 % interval",
-                  tuple((evaluated("score", bound=bound, more=',slice=""'), f"{{{{revision}}}} {bound}")
-                        for bound in ("low", "mean", "high")), "percentunit", top=1, width=8,
-                  description="What `segserve samples evaluate --publish` measured last; none of other revisions."),
-            Panel("Score by slice", ((evaluated("score", "slice", more=',slice!=""'), "{{revision}} {{slice}}"),),
-                  "percentunit", top=1, width=8),
-            Panel("Quality by class",
-                  ((evaluated("class", "class", more=',class=~"$class"'), NAMED),), "percentunit", top=1, width=8),
-            Panel("Other metrics", ((evaluated("metric", "metric"), "{{revision}} {{metric}}"),),
-                  "percentunit", top=1, width=8),
-            Panel("Labelled images",
-                  ((of_leader("segserve_evaluation_images", f"{REVISION}, slice"), "{{revision}} {{slice}}"),),
-                  width=8),
-            Panel("Since the latest evaluation",
-                  ((f"time() - {of_leader('segserve_evaluation_timestamp_seconds', REVISION)}", OF_REVISION),), "s",
-                  width=8, description="Nothing while another revision serves than the one that was evaluated."),
         )),
         Row("Which step", (
             Panel("p95 by step", ((quantile(0.95, "segserve_step_seconds", STEP), "{{revision}} {{step}}"),), "s"),

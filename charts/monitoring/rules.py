@@ -216,7 +216,6 @@ def _slo_alerts() -> Iterator[Alert]:
 
 _OF_POOL: Final = "{{ $labels.namespace }}/{{ $labels.pool }}"
 _OF_MODEL: Final = "{{ $labels.namespace }}/{{ $labels.model }}"
-_EVALUATED: Final = 'segserve_evaluation_score{{bound="{}"}}'
 _INGRESS: Final = 'envoy_http_conn_manager_prefix="ingress"'
 
 ALERTS: Final = (
@@ -350,19 +349,6 @@ ALERTS: Final = (
         f"Images or answers of {_OF_MODEL} are not as those of its reference any more.",
         "The condition Drifting says which and since when: `segserve why {{ $labels.model }} -n"
         " {{ $labels.namespace }}`.",
-    ),
-    Alert(
-        "SegserveQualityFell",
-        "warning",
-        # Their mean: the best of many evaluations is above the next one by chance.
-        f"max by ({MODEL}, slice) {leading(_EVALUATED.format('high'))} < "
-        + " / ".join(
-            f"sum by ({MODEL}, slice) ({each}_over_time({_EVALUATED.format('low')}[7d]))" for each in ("sum", "count")
-        ),
-        f"{_OF_MODEL} answers labelled images worse than it did in the last week.",
-        "The score{{ with $labels.slice }} of slice {{ . }}{{ end }} has an interval that ends at"
-        " {{ $value | humanizePercentage }}, below where those of the last 7 days began on average:"
-        " `segserve why {{ $labels.model }} -n {{ $labels.namespace }}`.",
     ),
     Alert(
         "SegserveStoredObjectLarge",

@@ -44,7 +44,6 @@ from segserve_common.kube.kinds import DEPLOYMENTS, MODELS, PODS, SECRETS
 from segserve_common.kube.names import GATEWAY, object_name
 from segserve_operator.adapters.samples import wire
 from segserve_operator.adapters.traffic.envoy_admin import EnvoyUnreachableError
-from segserve_operator.api.evaluation import EVALUATION_ANNOTATION, Estimate, Evaluation
 from segserve_operator.core.rollout.counters import Counters
 from segserve_operator.gateway_sync.settings import GatewaySettings, Settings
 from segserve_operator.gateway_sync.sidecar import Sidecar
@@ -167,32 +166,6 @@ async def dark_from_now_on(incident: Incident) -> None:
     window = {"duration": "30m", "start": since}
     await incident.apply(model_manifest("coins", drift={**DRIFT, "reference": {"window": window}}))
     await incident.camera.film(50, brightness=0.15)
-
-
-def publish(incident: Incident, score: float) -> None:
-    """Do what `segserve samples evaluate --publish` does."""
-    world = incident.world
-    estimate = Estimate(mean=score, low=score - 0.02, high=score + 0.02)
-    evaluation = Evaluation(
-        revision=world.status("coins")["roles"]["stable"]["revision"],
-        golden_sha256="0" * 64,
-        evaluated_at=datetime.fromtimestamp(world.now_s, UTC),
-        images=100,
-        score=estimate,
-    )
-    annotations = {EVALUATION_ANNOTATION: evaluation.model_dump_json(by_alias=True, exclude_none=True)}
-    world.kube.edit(MODELS, NAMESPACE, "coins", {"metadata": {"annotations": annotations}})
-
-
-async def evaluated(incident: Incident) -> None:
-    publish(incident, 0.9)
-    await incident.world.minutes(60)
-
-
-async def evaluated_worse(incident: Incident) -> None:
-    await incident.apply(model_manifest("coins", "2"))
-    await incident.world.minutes(5)
-    publish(incident, 0.65)
 
 
 async def former_again(incident: Incident) -> None:
@@ -381,7 +354,6 @@ CASES: Final[Mapping[str, Followed]] = {
     "SegservePoolDegraded": Followed(image_is_gone, ("default   False", "ImagePullBackOff"), image_is_back),
     "SegserveOperatorNotReconciling": Followed(operator_is_deleted, ("No resources found",), operator_is_back),
     "SegserveDrifting": Followed(images_are_dark, ("brightness", "ImagesChanged"), dark_from_now_on, is_watched, 2),
-    "SegserveQualityFell": Followed(evaluated_worse, ("0.65",), former_again, evaluated, 10),
     "SegserveRolloutBlind": Followed(
         gateways_do_not_answer, ("gateway-0 reports no counts",), gateways_answer, in_rollout, 3
     ),

@@ -57,7 +57,6 @@ ALL: Final = (
     "samples show coins 1763800000000-0123456789abcdef",
     "samples export coins --out samples",
     "samples label-back coins labels.json --golden golden/semantic",
-    "samples evaluate coins",
     "samples delete coins --older-than 720h",
     "rollout status coins",
     "rollout list",

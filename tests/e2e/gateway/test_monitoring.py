@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,7 +19,6 @@ from fakes.waiting import HANG_S, until
 from segserve_builder.steps.answer_metrics import METRIC_FAMILIES
 from segserve_common.kube.kinds import MODELS, POOLS
 from segserve_operator.adapters.kube.view import View
-from segserve_operator.api.evaluation import EVALUATION_ANNOTATION, Estimate, Evaluation, SliceEvaluation
 from segserve_operator.gateway_sync.settings import GatewaySettings, Settings
 from segserve_operator.gateway_sync.sidecar import Sidecar
 from segserve_operator.metrics.registry import Metrics, health_server
@@ -30,17 +28,6 @@ pytestmark = [pytest.mark.platform, pytest.mark.needs("prometheus"), pytest.mark
 MODEL: Final = "coins"
 NAMESPACE: Final = "lab"
 POOL: Final = "default"
-GOOD: Final = Estimate(mean=0.9, low=0.88, high=0.92)
-EVALUATED: Final = Evaluation(
-    revision="r1",
-    golden_sha256="0" * 64,
-    evaluated_at=datetime(2026, 11, 22, tzinfo=UTC),
-    images=100,
-    score=GOOD,
-    metrics={"iou": GOOD},
-    classes={"coin": GOOD},
-    slices={"north": SliceEvaluation(images=40, score=GOOD)},
-)
 EMPTY: Final = {
     "segserve_rollout_": "no rollout runs",
     "nv_": "the server is a stand-in for Triton; see test_server_queries.py",
@@ -73,8 +60,7 @@ async def scraped(running: RunningGateway) -> AsyncIterator[dict[str, dict[str, 
     metadata = {"namespace": NAMESPACE, "uid": "1", "resourceVersion": "1"}
     spec = {"slo": {"errorPercent": 1, "p95Milliseconds": 30_000}}
     status = {"roles": {"stable": {"group": "main", "revision": "r1"}}}
-    annotations = {EVALUATION_ANNOTATION: EVALUATED.model_dump_json(by_alias=True)}
-    model = {"metadata": {**metadata, "name": MODEL, "annotations": annotations}, "spec": spec, "status": status}
+    model = {"metadata": {**metadata, "name": MODEL}, "spec": spec, "status": status}
     view.take(MODELS, model)
     view.take(POOLS, {"metadata": {**metadata, "name": POOL}})
     async with health_server(port, lambda: None, metrics.registry, lambda: metrics.observe(view)):

@@ -35,9 +35,6 @@ HTTP_5XX: Final = f'envoy_cluster_upstream_rq_xx{{envoy_response_code_class="5",
 GRPC: Final = 'envoy_cluster_name="coins/main-7f/infer/grpc",' + GATEWAY
 FAST: Final = f'envoy_cluster_upstream_rq_time_bucket{{le="250",{CLUSTER}}}'
 OPERATOR: Final = 'pod="operator-0"'
-QUALITY: Final = f'segserve_evaluation_score{{{MODEL},revision="r1",slice="",bound=BOUND,{OPERATOR}}}'
-QUALITY_LOW: Final = QUALITY.replace("BOUND", '"low"')
-QUALITY_HIGH: Final = QUALITY.replace("BOUND", '"high"')
 FOR_EVER: Final = "x900"
 FOR_A_DAY: Final = "x3400"
 
@@ -144,27 +141,6 @@ FAILURES: Final = [
       f"segserve_rollout_weight{{{MODEL},{OPERATOR}}}": always(0)}, "5m", {ROLLOUT}),
     ("images became dark", {f"segserve_drifting{{{MODEL},{OPERATOR}}}": f"0x20 1{FOR_EVER}"}, "20m",
      {"SegserveDrifting warning"}),
-    ("labelled images are answered worse than three hours ago",
-     {QUALITY_LOW: f"0.88x360 0.79{FOR_EVER}", QUALITY_HIGH: f"0.92x360 0.85{FOR_EVER}"}, "4h",
-     {"SegserveQualityFell warning"}),
-    ("labelled images are answered worse, and the intervals overlap",
-     {QUALITY_LOW: f"0.88x360 0.85{FOR_EVER}", QUALITY_HIGH: f"0.92x360 0.89{FOR_EVER}"}, "4h", set()),
-    ("labelled images of one camera are answered worse",
-     {QUALITY_LOW: always(0.88), QUALITY_HIGH: always(0.92),
-      QUALITY_LOW.replace('slice=""', 'slice="north"'): f"0.8x360 0.5{FOR_EVER}",
-      QUALITY_HIGH.replace('slice=""', 'slice="north"'): f"0.95x360 0.7{FOR_EVER}"}, "4h",
-     {"SegserveQualityFell warning"}),
-    ("a new revision answers labelled images worse than the former one",
-     {QUALITY_LOW: "0.88x360 stale", QUALITY_HIGH: "0.92x360 stale",
-      QUALITY_LOW.replace("r1", "r2"): f"_x360 0.79{FOR_EVER}",
-      QUALITY_HIGH.replace("r1", "r2"): f"_x360 0.85{FOR_EVER}"}, "4h",
-     {"SegserveQualityFell warning"}),
-    ("labelled images are answered as always, after one evaluation that was better by chance",
-     {QUALITY_LOW: f"0.88x200 0.93x20 0.88{FOR_EVER}", QUALITY_HIGH: f"0.92x200 0.97x20 0.92{FOR_EVER}"}, "4h", set()),
-    ("labelled images are harder than they were yesterday, and have been since",
-     {QUALITY_LOW: f"0.88x360 0.79{FOR_EVER}", QUALITY_HIGH: f"0.92x360 0.85{FOR_EVER}"}, "28h", set()),
-    ("the serving revision has not been evaluated yet",
-     {QUALITY_LOW: "0.88x360 stale", QUALITY_HIGH: "0.92x360 stale"}, "4h", set()),
     ("an object grows", {f'segserve_stored_bytes{{{POOL},purpose="plan"}}': always(800_000)}, "20m",
      {"SegserveStoredObjectLarge warning"}),
     ("a third of answers is empty, unlike yesterday",

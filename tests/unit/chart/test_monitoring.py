@@ -189,7 +189,6 @@ def test_there_is_an_alert_for_each_thing_that_people_have_to_know() -> None:
         "SegserveEffectsFailing",
         "SegserveGatewayErrors",
         "SegserveDrifting",
-        "SegserveQualityFell",
         "SegserveRolloutHeld",
         "SegserveRolloutRolledBack",
         "SegserveRolloutBlind",

@@ -74,7 +74,6 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
     "samples show": ("segserve samples show coins 1763800000000-0123456789abcdef --image sample.jpg",),
     "samples export": ("segserve samples export coins --out labels/ --to coco --limit 100",),
     "samples label-back": ("segserve samples label-back coins labels/corrected.json --golden golden/",),
-    "samples evaluate": ("segserve samples evaluate coins --golden golden/",),
     "samples delete": (
         "segserve samples delete coins --request-id 7d1c3e9a-6a0a-4c7e-9d0e-3c9a1f1c2b11",
         "segserve samples delete coins --older-than 720h",

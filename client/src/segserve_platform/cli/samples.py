@@ -23,7 +23,6 @@ from segserve_platform.cli.options import (
     selected_platform,
     with_platform_options,
 )
-from segserve_platform.platforms.manifests import stored_models, stored_pipeline
 from segserve_platform.platforms.port import MODEL
 
 if TYPE_CHECKING:
@@ -216,58 +215,6 @@ def label_back(
     document = GoldenSet(cases=tuple(cases.values())).model_dump_json(by_alias=True, exclude_none=True, indent=1)
     (golden / GOLDEN_FILE).write_text(document)
     typer.echo(f"{golden}: {len(cases)} images; sha256 {folder_digest(golden)} for spec.golden")
-
-
-@samples.command("evaluate")
-@with_platform_options
-def evaluate(
-    platform_options: PlatformOptions,
-    model: ModelName,
-    golden: Annotated[Path, typer.Option("--golden", help="Folder of a golden set with labels.")],
-    output: ReportOutput = "text",
-    url: GatewayUrl = None,
-    publish: Annotated[
-        bool, typer.Option("--publish", help="Publish the result: condition Evaluated of the model, and metrics.")
-    ] = False,
-) -> None:
-    """Score the revision that serves by labelled samples: of all, of each class and of each slice.
-
-    Each image is sent through the gateway, as callers do. Intervals are 95 %, by the bootstrap over images.
-    """
-    import numpy as np
-
-    from segserve_builder.scoring.regions import read_golden_images
-    from segserve_builder.scoring.replay import replay
-    from segserve_builder.sources import folder_digest
-    from segserve_operator.api.evaluation import EVALUATION_ANNOTATION
-    from segserve_platform.evaluation.estimates import RESAMPLES, described, evaluation_of
-
-    platform = selected_platform(platform_options)
-    pipeline = stored_pipeline(platform.model(model), stored_models(platform))
-    digest = folder_digest(golden)
-    images = read_golden_images(golden, digest, pipeline)
-    with model_client(platform_options, model, url) as client:
-        revisions = set()
-
-        def infer(image: bytes, _: object) -> dict[str, Any]:
-            answer, revision = _answer_of(client, model, image)
-            revisions.add(revision)
-            return {name: np.array(values) for name, values in answer.items()}
-
-        scores = replay(images, infer, time.sleep, resamples=RESAMPLES)
-    if not scores.labelled:
-        raise CommandError(f"{golden} has images without labels; `segserve samples label-back` adds them")
-    if len(revisions) != 1:
-        raise CommandError(f"several revisions answered: {', '.join(sorted(revisions))}; evaluate once one serves")
-    names = {item.id: item.name for item in pipeline.classes}
-    found = evaluation_of(scores, names, revisions.pop(), digest, platform.user())
-    if output == "json":
-        typer.echo(json.dumps({"model": model, **found.to_dict()}))
-    else:
-        typer.echo(plain("\n".join(described(model, found))))
-    if publish:
-        platform.annotate(MODEL, model, {EVALUATION_ANNOTATION: json.dumps(found.to_dict())})
-        typer.echo(f"published: the condition Evaluated of {model}, and segserve_evaluation_*", err=True)
 
 
 @samples.command("delete")

@@ -1,79 +1,32 @@
-"""Qualities from 0 to 1 with the interval that a bootstrap of the images gives them, and `Evaluation`s made of them."""
+"""Qualities from 0 to 1 with the interval that a bootstrap of the images gives them (Efron 1979)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Final
 
 import numpy as np
+from pydantic import Field
 
-from segserve_operator.api.evaluation import (
-    MAX_EVALUATED_CLASSES,
-    MAX_EVALUATED_SLICES,
-    Estimate,
-    Evaluation,
-    SliceEvaluation,
-)
+from segserve_operator.api.meta import ApiValue
 
-if TYPE_CHECKING:
-    from segserve_builder.scoring.replay import GoldenScores
+Share = Annotated[float, Field(ge=0, le=1)]
 
 _MEANS: Final = 2000
-RESAMPLES: Final = 500
-"""Samples of the images for the intervals of metrics and classes, of which each is scored as a whole."""
-_WITHOUT_INTERVAL: Final = frozenset({"ece"})
-"""Samples of the images have larger calibration errors than the images have, of calibrated scores most of all."""
 
 
-def evaluation_of(
-    scores: GoldenScores, names: Mapping[int, str], revision: str, golden_sha256: str, user: str
-) -> Evaluation:
-    """Return what was measured of a revision; what cannot be measured is left out.
+class Estimate(ApiValue):
+    """A quality from 0 to 1, and the ends of its 95 % interval, both None without one."""
 
-    Of more classes or slices than an evaluation holds, those with the fewest points are kept.
-    """
-    quality, resampled = scores.quality, scores.resampled
-    metrics = estimates(
-        (
-            (name, value, [each.means.get(name, math.nan) for each in resampled])
-            for name, value in quality.means.items()
-        ),
-        without_interval=_WITHOUT_INTERVAL,
-    )
-    classes = estimates(
-        (names.get(number, str(number)), value, [each.classes.get(number, math.nan) for each in resampled])
-        for number, value in quality.classes.items()
-    )
-    by_slice: dict[str, list[float]] = {}
-    for label, score in zip(scores.slices, scores.images, strict=True):
-        if label:
-            by_slice.setdefault(label, []).append(score)
-    slices = {name: SliceEvaluation(images=len(own), score=mean_estimate(own)) for name, own in by_slice.items()}
-    worst = sorted(classes, key=lambda name: classes[name].mean)[:MAX_EVALUATED_CLASSES]
-    worst_slices = sorted(slices, key=lambda name: slices[name].score.mean)[:MAX_EVALUATED_SLICES]
-    return Evaluation(
-        revision=revision,
-        golden_sha256=golden_sha256,
-        evaluated_at=datetime.now(UTC),
-        evaluated_by=user[:256],
-        images=len(scores.images),
-        score=mean_estimate(scores.images),
-        metrics=metrics,
-        classes={name: value for name, value in classes.items() if name in worst},
-        slices={name: value for name, value in slices.items() if name in worst_slices},
-    )
+    mean: Share
+    low: Share | None = None
+    high: Share | None = None
 
-
-def described(model: str, evaluation: Evaluation) -> Iterator[str]:
-    """Yield the lines for people."""
-    yield f"{model} {evaluation.revision} on {evaluation.images} labelled images"
-    yield f"  {'score per image':<20} {evaluation.score}"
-    for name, estimate in (*evaluation.metrics.items(), *evaluation.classes.items()):
-        yield f"  {name:<20} {estimate}"
-    for name, own in evaluation.slices.items():
-        yield f"  {name:<20} {own.score}, {own.images} images"
+    def __str__(self) -> str:
+        if self.low is None or self.high is None:
+            return f"{self.mean:.3f}"
+        return f"{self.mean:.3f} ({self.low:.3f} to {self.high:.3f})"
 
 
 def mean_estimate(scores: Sequence[float], *, interval: bool = True) -> Estimate:
@@ -87,9 +40,7 @@ def mean_estimate(scores: Sequence[float], *, interval: bool = True) -> Estimate
     return _rounded(float(known.mean()), *np.quantile(means, [0.025, 0.975]))
 
 
-def estimates(
-    values: Iterable[tuple[str, float, Sequence[float]]], *, without_interval: frozenset[str] = frozenset()
-) -> dict[str, Estimate]:
+def estimates(values: Iterable[tuple[str, float, Sequence[float]]]) -> dict[str, Estimate]:
     """Return qualities by name, without those that cannot be measured.
 
     The interval is that of the samples of which a quality can be measured; there is none without such samples.
@@ -99,7 +50,7 @@ def estimates(
         known = [each for each in resampled if not math.isnan(each)]
         if math.isnan(value):
             continue
-        if name in without_interval or not known:
+        if not known:
             found[name] = Estimate(mean=round(value, 4))
         else:
             found[name] = _rounded(value, *np.quantile(known, [0.025, 0.975]))

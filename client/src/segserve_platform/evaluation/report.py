@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from segserve.rendering.display import PAGE_STYLE, printable
 from segserve_common.files import replace_file
-from segserve_operator.api.evaluation import Estimate
+from segserve_platform.evaluation.estimates import Estimate
 from segserve_platform.evaluation.scores import Estimates, Measure, Task
 
 if TYPE_CHECKING:

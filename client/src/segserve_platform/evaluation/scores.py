@@ -23,9 +23,8 @@ from pycocotools.mask import area
 from segserve.errors import DatasetError
 from segserve.exports.samples import SampleResult
 from segserve_builder.scoring.quality import FEWEST_CALIBRATED, Quality, Regions, score_samples
-from segserve_operator.api.evaluation import Estimate
 from segserve_platform.evaluation.datasets import Dataset, few
-from segserve_platform.evaluation.estimates import estimates
+from segserve_platform.evaluation.estimates import Estimate, estimates
 from segserve_platform.evaluation.regions import (
     NOT_LABELLED,
     Classes,

@@ -11,7 +11,7 @@ import numpy as np
 
 from segserve_builder.errors import GoldenError
 from segserve_builder.golden.judging import Answer
-from segserve_builder.scoring.quality import Quality, Regions, score_samples
+from segserve_builder.scoring.quality import Quality, Regions, score_objects, score_semantic
 from segserve_builder.scoring.regions import GoldenImages, empty_regions, regions_of
 
 PAUSES_S: Final = (0.0, 0.5, 2.0)
@@ -27,15 +27,13 @@ class GoldenScores:
 
     `images` [image] is NaN where the revision gave no readable answer; such an image counts as answered without regions
     in `quality`. `labelled` is False if an image has no labels, so that its expected answer stands in for them.
-    `slices` [image] says where it comes from, "" if the set does not. `resampled` are the qualities on samples of the
-    images, drawn with replacement: their quantiles are intervals (the bootstrap, Efron 1979).
+    `slices` [image] says where it comes from, "" if the set does not.
     """
 
     quality: Quality
     images: tuple[float, ...]
     labelled: bool
     slices: tuple[str, ...] = ()
-    resampled: tuple[Quality, ...] = ()
 
     @property
     def lacks_answers(self) -> bool:
@@ -43,11 +41,10 @@ class GoldenScores:
         return bool(np.isnan(self.images).any())
 
 
-def replay(images: GoldenImages, infer: Infer, wait: Callable[[float], object], *, resamples: int = 0) -> GoldenScores:
+def replay(images: GoldenImages, infer: Infer, wait: Callable[[float], object]) -> GoldenScores:
     """Send all images, one after the other, and score the answers; errors of `infer` propagate.
 
-    `wait` is called with seconds before the images without an answer are sent again. `resamples` is how many samples of
-    the images are scored besides.
+    `wait` is called with seconds before the images without an answer are sent again.
     """
     answers: dict[int, Regions] = {}
     for pause_s in PAUSES_S:
@@ -60,18 +57,11 @@ def replay(images: GoldenImages, infer: Infer, wait: Callable[[float], object], 
                 with suppress(GoldenError):
                     answers[index] = regions_of(image.case.image, image.labels.size, answer, images.task)
     shown = [answers.get(index) or empty_regions(image, images.task) for index, image in enumerate(images.images)]
-    count = len(shown)
-    drawn = np.random.default_rng(0).integers(0, count, (resamples, count)).tolist()
-    quality, *resampled = score_samples(
-        "semantic" if images.task == "semantic" else "objects",
-        [image.labels for image in images.images],
-        shown,
-        [range(count), *drawn],
-    )
+    score = score_semantic if images.task == "semantic" else score_objects
+    quality = score([image.labels for image in images.images], shown)
     return GoldenScores(
         quality=quality,
         images=tuple(value if index in answers else np.nan for index, value in enumerate(quality.images)),
         labelled=all(image.labelled for image in images.images),
         slices=tuple(image.case.slice or "" for image in images.images),
-        resampled=tuple(resampled),
     )

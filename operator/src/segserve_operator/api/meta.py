@@ -28,7 +28,6 @@ GROUP_VERSION: Final = f"{API_GROUP}/{API_VERSION}"
 ANNOTATION_PREFIX: Final = f"{API_GROUP}/"
 ANNOTATION_DESCRIPTIONS: Final[Mapping[str, str]] = {
     "abort": "End the rollout of the named revision: it gets no more requests.",
-    "evaluation": "Quality of a revision on labelled images, as `segserve samples evaluate --publish` writes it.",
     "pause": "Keep the current weight of the named revision; a breach still rolls back.",
     "promote": "Promote the named revision now, regardless of its gates.",
     "resume": "Continue the rollout of the named revision after a pause, or after a step that needs approval.",
@@ -36,7 +35,7 @@ ANNOTATION_DESCRIPTIONS: Final[Mapping[str, str]] = {
     "rollback": "Return from the named stable revision to the previous one, which is still loaded.",
     "skip-gate": "Ignore a gate for the rollout of a revision: GATE@REVISION.",
 }
-"""The annotations that are read of models, without their prefix: those that control rollouts, and an evaluation."""
+"""The annotations that are read of models, without their prefix: they control rollouts."""
 
 DURATION_PATTERN: Final = r"^([0-9]{1,5}h)?([0-9]{1,5}m)?([0-9]{1,5}s)?$"
 _UNITS: Final = (("h", 3600), ("m", 60), ("s", 1))

@@ -545,7 +545,6 @@ class ConditionType(StrEnum):
     RECONCILING = "Reconciling"
     STALLED = "Stalled"
     DRIFTING = "Drifting"
-    EVALUATED = "Evaluated"
 
 
 class Role(StrEnum):

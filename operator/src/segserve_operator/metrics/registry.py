@@ -19,7 +19,6 @@ from segserve_operator.core.world.observed import ModelObserved
 from segserve_operator.metrics.resource_gauges import (
     CostMetrics,
     DriftMetrics,
-    EvaluationMetrics,
     ResourceMetrics,
     SloMetrics,
 )
@@ -50,7 +49,6 @@ class Metrics:
         self.cost = CostMetrics(to)
         self.rollouts = RolloutMetrics(to)
         self.drift = DriftMetrics(to)
-        self.evaluation = EvaluationMetrics(to)
         self.stored = StoredSizes(to)
 
     def passed(self, outcome: str, seconds: float) -> None:
@@ -74,7 +72,6 @@ class Metrics:
         self.pools.clear()
         self.slo.clear()
         self.cost.clear()
-        self.evaluation.clear()
         for key in view.pools():
             for model in view.of_pool(MODELS, key):
                 labels = (key.namespace, key.pool, model["metadata"]["name"])
@@ -84,8 +81,6 @@ class Metrics:
                 watched = roles if "slo" in spec or "rollout" in spec else {}
                 groups = {role: holder["group"] for role, holder in watched.items() if holder and holder.get("group")}
                 self.resources.observe(labels, _ready(model), groups)
-                stable = (roles.get("stable") or {}).get("revision")
-                self.evaluation.observe(labels, model["metadata"].get("annotations") or {}, stable)
             for pool in view.of_pool(POOLS, key):
                 self.pools.labels(key.namespace, _ready(pool)).inc()
                 self.cost.observe(key.namespace, key.pool, (pool.get("spec") or {}).get("cost") or {})

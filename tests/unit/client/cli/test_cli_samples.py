@@ -20,17 +20,12 @@ from segserve_builder.capture.rule import CapturedClass, CaptureRule
 from segserve_builder.capture.samples import Exchange, make_sample
 from segserve_builder.capture.store import SampleStore
 from segserve_builder.golden.judging import load as load_golden
-from segserve_builder.scoring.quality import Quality
-from segserve_builder.scoring.replay import GoldenScores
 from segserve_builder.sources import folder_digest
 from segserve_builder.sources.access import LOCAL
 from segserve_common.kserve import Tensor
 from segserve_operator.adapters.local.files import StateFolder
 from segserve_operator.adapters.local.store import LocalStore
-from segserve_operator.api.evaluation import Estimate, Evaluation
 from segserve_operator.api.loading import load
-from segserve_operator.core.models.evaluation import current_evaluation, read_evaluation
-from segserve_platform.evaluation.estimates import evaluation_of
 
 from ..conftest import HEIGHT, WIDTH
 from .conftest import MODEL_FILE, Command
@@ -156,12 +151,6 @@ def exported(command: Command, folder: Path, limit: int) -> dict[str, Any]:
     return document
 
 
-def published(tmp_path: Path) -> dict[str, str]:
-    """Return the annotations of the model."""
-    metadata = LocalStore(StateFolder(tmp_path / "state")).get("SegmentationModel", "coins")["metadata"]
-    return dict(metadata.get("annotations") or {})
-
-
 def test_corrections_become_a_golden_set_that_grows(
     command: Command, sink: Path, tmp_path: Path, gateway: Gateway
 ) -> None:
@@ -186,28 +175,6 @@ def test_corrections_become_a_golden_set_that_grows(
     assert [case.labels.classes for case in cases if case.labels is not None] == [(1,), (1,)]
     assert {case.expected.classes for case in cases} == {(0, 1)}
     assert all(case.expected.masks and case.expected.scores is None for case in cases)
-
-    with gateway.http() as url:
-        asked = ("samples", "evaluate", "coins", "--golden", golden, "--url", url, "--local")
-        code, printed, _ = command(*asked, "-o", "json")
-        text = command(*asked)[1]
-    report = json.loads(printed)
-    # Each label is a square of 64 pixels in the corner, where the answer has no coin.
-    nothing = {"mean": 0.0, "low": 0.0, "high": 0.0}
-    assert (code, report["images"], report["classes"]) == (0, 2, {"coin": nothing})
-    assert report["score"] == report["metrics"]["iou"] == nothing
-    assert report["slices"] == {"camera-7": {"images": 2, "score": nothing}}
-    assert "coins-aaaaaaaaaa on 2 labelled images" in text
-    assert published(tmp_path) == {}
-
-    with gateway.http() as url:
-        assert command(*asked[:-3], "--url", url, "--local", "--publish")[0] == 0
-    written = published(tmp_path)
-    evaluation = read_evaluation(written)
-    assert evaluation is not None
-    assert (evaluation.revision, evaluation.images) == ("coins-aaaaaaaaaa", 2)
-    assert evaluation.golden_sha256 == folder_digest(golden)
-    assert current_evaluation(written, "coins-bbbbbbbbbb") is None
 
 
 def test_labels_of_an_image_that_is_no_sample_are_refused_and_nothing_is_written(
@@ -250,15 +217,3 @@ def test_samples_of_a_deleted_model_are_listed_and_deleted_by_their_sink(
     assert len(listed(command, "--sink", sink.as_uri())) == 3
     assert command("samples", "delete", "coins", "--all", "--sink", sink.as_uri(), "--local")[0] == 0
     assert not [path for path in sink.rglob("*") if path.is_file()]
-
-
-def test_the_calibration_error_has_no_interval_as_samples_of_the_images_have_larger_ones() -> None:
-    means = {"iou": 0.8, "ece": 0.02}
-    resampled = tuple(Quality((), means={"iou": 0.8 + step, "ece": 0.06 + step}) for step in (-0.01, 0.0, 0.01))
-    scores = GoldenScores(Quality((0.8,), means=means), (0.8,), labelled=True, slices=("",), resampled=resampled)
-
-    found = evaluation_of(scores, {}, "coins-1", "0d5c" * 16, "ada")
-
-    assert found.metrics["ece"] == Estimate(mean=0.02)
-    assert (found.metrics["iou"].low, found.metrics["iou"].high) == pytest.approx((0.79, 0.81), abs=0.001)
-    assert Evaluation.model_validate_json(json.dumps(found.to_dict())) == found

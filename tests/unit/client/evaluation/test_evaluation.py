@@ -25,9 +25,8 @@ from segserve.exports.samples import SampleResult
 from segserve.results.result import SemanticResult
 from segserve.results.values import SegmentClass
 from segserve_builder.scoring.quality import Regions
-from segserve_operator.api.evaluation import Estimate
 from segserve_platform.evaluation.datasets import Dataset, LabelledImage
-from segserve_platform.evaluation.estimates import estimates
+from segserve_platform.evaluation.estimates import Estimate, estimates
 from segserve_platform.evaluation.regions import document_of
 from segserve_platform.evaluation.report import ImageScore, SliceScore
 from segserve_platform.evaluation.scores import SIZES, calibration_error, score

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import yaml
 
-from segserve_operator.api.evaluation import EVALUATION
 from segserve_operator.api.json_schema import json_schema
 from segserve_operator.api.meta import ANNOTATION_DESCRIPTIONS, GROUP_VERSION
 from segserve_operator.api.resources import KINDS
@@ -163,5 +162,5 @@ def test_every_kind_is_known_and_every_field_has_a_description() -> None:
         assert list(undescribed(schema["properties"]["spec"], kind)) == []
 
 
-def test_the_known_annotations_are_the_verbs_of_rollouts_and_an_evaluation() -> None:
-    assert sorted(ANNOTATION_DESCRIPTIONS) == sorted((*VERBS, EVALUATION))
+def test_the_known_annotations_are_the_verbs_of_rollouts() -> None:
+    assert sorted(ANNOTATION_DESCRIPTIONS) == sorted(VERBS)

@@ -14,7 +14,6 @@ from segserve_operator.core.drift.watch import DriftWatch
 from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.models.capture import redaction_of
 from segserve_operator.core.models.drift import drift_condition
-from segserve_operator.core.models.evaluation import evaluation_condition
 from segserve_operator.core.models.failures import problem_for_model, refusal_of
 from segserve_operator.core.models.kstatus import (
     is_returning,
@@ -61,13 +60,13 @@ def status_of(
     refusal = FailureReason(refused.reason, _refused(trial, refused)) if trial is not None and refused else None
     stall = stall_of(model, roles, update.state, refusal, world)
     drift = drifts.get(model.name)
-    on_demand = (drift_condition(model, drift, world), evaluation_condition(model))
+    drifting = drift_condition(model, drift, world)
     return ModelStatus(
         observed_generation=observed_generation(model, roles, stall),
         roles=roles,
         conditions=(
             *_conditions(model, roles, update.state, stall, world),
-            *(condition for condition in on_demand if condition is not None),
+            *(() if drifting is None else (drifting,)),
         ),
         weight=_weight(roles, update.state),
         url=f"{world.gateway_url}/v2/models/{model.name}" if roles.stable is not None else "",
