@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 REPORT: Final = "report.json"
 PAGE: Final = "report.html"
 ALL: Final = "all"
-_TABLE: Final = ("miou", "iou", "dice", "recall", "ap", "ap50", "ar100", "pq", "ece")
+_TABLE: Final = ("miou", "iou", "boundaryIou", "dice", "recall", "ap", "ap50", "ar100", "pq", "boundaryPq", "ece")
 """The figures of the table; JSON and the page have all of them."""
 
 

@@ -279,10 +279,17 @@ def _score_pixels(
     classes: Classes, labels: Sequence[Regions], found: Sequence[Regions], samples: Samples
 ) -> DatasetScores:
     figures = []
-    for quality in score_samples("semantic", labels, found, samples, false_classes=True):
-        own = {number: {"iou": iou, "dice": 2 * iou / (1 + iou)} for number, iou in quality.classes.items()}
-        dice = _mean(each["dice"] for each in own.values())
-        metrics = {"miou": quality.means["iou"], "dice": dice, "recall": quality.means["recall"]}
+    for quality in score_samples("semantic", labels, found, samples, false_classes=True, outlines=True):
+        own = {
+            number: {"iou": iou, "boundaryIou": quality.outlines[number], "dice": 2 * iou / (1 + iou)}
+            for number, iou in quality.classes.items()
+        }
+        metrics = {
+            "miou": quality.means["iou"],
+            "boundaryIou": quality.means["boundaryIou"],
+            "dice": _mean(each["dice"] for each in own.values()),
+            "recall": quality.means["recall"],
+        }
         figures.append((quality, metrics, own))
     return _scores(classes, figures, labels)
 
@@ -294,8 +301,10 @@ def _score_segments(
     # Without scores there is no AP to compute for each sample.
     counted = [replace(without_ignored(answer, *pair), scores=None) for answer, pair in zip(found, pairs, strict=True)]
     figures = []
-    for quality in score_samples("objects", labels, counted, samples, false_classes=True, most=None, above_match=True):
-        metrics = {"pq": quality.means["iou"]}
+    for quality in score_samples(
+        "objects", labels, counted, samples, false_classes=True, most=None, above_match=True, outlines=True
+    ):
+        metrics = {"pq": quality.means["iou"], "boundaryPq": quality.means["boundaryIou"]}
         for name, wanted in (("pqThings", True), ("pqStuff", False)):
             metrics[name] = _mean(pq for number, pq in quality.classes.items() if (number in things) is wanted)
         figures.append((quality, metrics, {number: {"pq": pq} for number, pq in quality.classes.items()}))
@@ -315,7 +324,10 @@ def _score_objects(
 ) -> DatasetScores:
     labels = [objects for objects, _ in pairs]
     counted = [without_ignored(answer, *pair) for answer, pair in zip(sure, pairs, strict=True)]
-    (by_image,) = score_samples("objects", labels, counted, [range(len(labels))], false_classes=True, most=None)
+    every = [range(len(labels))]
+    (by_image,) = score_samples(
+        "objects", labels, counted, every, false_classes=True, most=None, outlines=not only_main
+    )
     annotations = []
     for index, image in enumerate(dataset.images):
         for each in image.annotations:
@@ -363,6 +375,8 @@ def _score_objects(
     if only_main:
         return scores
     # The first rows of each class are of objects of all sizes.
+    outlines = [("boundaryPq", by_image.means.get("boundaryIou", math.nan), ())]
+    scores = replace(scores, metrics={**scores.metrics, **estimates(outlines)})
     return _with_calibration(scores, object_calibration(evaluated[:: len(_AREAS)].ravel()))
 
 

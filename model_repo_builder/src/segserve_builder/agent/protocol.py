@@ -143,9 +143,9 @@ class ScoreReport(FrozenModel):
     """Quality of a revision's answers to the golden set `golden_sha256`, on one server; without `images` not yet known.
 
     `qualities` are those of the first images in the set's own order, and `classes` those of the classes in its labels,
-    both packed; `slices` are the names of those images' slices, and `sliced` which image is of which. `iou`, `recall`,
-    `ap` and `ece` are means over all. A CamelCase `reason` says why the latest replay has no scores; those of an
-    earlier one stay.
+    both packed; `slices` are the names of those images' slices, and `sliced` which image is of which. `iou`,
+    `boundary_iou`, `recall`, `ap` and `ece` are means over all. A CamelCase `reason` says why the latest replay has no
+    scores; those of an earlier one stay.
     """
 
     golden_sha256: str
@@ -157,6 +157,7 @@ class ScoreReport(FrozenModel):
     slices: tuple[str, ...] = ()
     sliced: str = ""
     iou: float | None = None
+    boundary_iou: float | None = None
     recall: float | None = None
     ap: float | None = None
     ece: float | None = None

@@ -120,6 +120,7 @@ def report_of(golden_sha256: str, scores: GoldenScores) -> ScoreReport:
         slices=slices,
         sliced=sliced,
         iou=known.get("iou"),
+        boundary_iou=known.get("boundaryIou"),
         recall=known.get("recall"),
         ap=known.get("ap"),
         ece=known.get("ece"),

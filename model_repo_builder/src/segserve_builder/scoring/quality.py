@@ -10,15 +10,22 @@ where the likeness is the IoU of masks or of boxes, or the object keypoint simil
 objects that were found, and AP the average precision of COCO (0.50 to 0.95, 101 points, 100 objects an image). ECE is
 the expected calibration error of Naeini et al. (2015) for detections, as in Kueppers et al. (2020): how far scores are
 from the share of objects that match a labelled one, on average over tenths of the scores' range.
+
+Boundary IoU of Cheng et al. (2021) is the IoU of the bands inside of two masks' outlines, whose width is 2 % of the
+image's diagonal: it says whether outlines are right, of large regions too. Objects are then as alike as the lesser of
+the IoU of their masks and that of their bands.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 from pycocotools import mask as coco
+
+from segserve_common.rle import run_lengths
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -37,6 +44,8 @@ FEWEST_CALIBRATED: Final = 100
 SIGMAS: Final = np.array([26, 25, 25, 35, 35, 79, 79, 72, 72, 62, 62, 107, 107, 87, 87, 89, 89]) / 1000.0
 """COCO's falloffs of a person's 17 keypoints; those of other objects have `SIGMA`."""
 SIGMA: Final = 0.05
+BAND: Final = 0.02
+"""Width of the band inside of an outline, as a share of the image's diagonal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +70,7 @@ class Regions:
 @dataclass(frozen=True, slots=True)
 class Quality:
     """Of one revision's answers: `images` [image], `classes` by id, `means` by metric: iou and recall, of
-    objects ap too, and ece of a hundred or more.
+    objects ap too, and ece of a hundred or more. Where outlines are compared, `outlines` by id, and boundaryIou.
 
     All within 0 to 1; an image without anything to find or found has 1. Classes that no label shows are left out, and
     what cannot be measured is NaN.
@@ -70,6 +79,7 @@ class Quality:
     images: tuple[float, ...]
     classes: Mapping[int, float] = field(default_factory=dict)
     means: Mapping[str, float] = field(default_factory=dict)
+    outlines: Mapping[int, float] = field(default_factory=dict)
 
 
 def score_semantic(labels: Sequence[Regions], answers: Sequence[Regions]) -> Quality:
@@ -95,27 +105,81 @@ def score_samples(
     false_classes: bool = False,
     most: int | None = MOST_OBJECTS,
     above_match: bool = False,
+    outlines: bool = False,
 ) -> Iterator[Quality]:
     """Yield the quality on each sample of the images, by number and with repetitions, as the bootstrap draws them.
 
     Labels and answers are compared once. With `false_classes` a class that only answers show counts as one with a
     quality of 0, as in COCO's panoptic quality and the usual mean IoU. Of each class the `most` best objects of an
-    image count. With `above_match` a likeness of exactly 0.5 is no match, as in COCO's panoptic quality.
+    image count. With `above_match` a likeness of exactly 0.5 is no match, as in COCO's panoptic quality. With
+    `outlines` these are compared as well, where labels and answers have masks.
     """
     pairs = list(zip(labels, answers, strict=True))
     scored = (*labels, *answers) if false_classes else labels
     known = sorted({number for regions in scored for number in regions.classes})
+    outlines = outlines and all(each.masks is not None and each.points is None for each in (*labels, *answers))
     if kind == "semantic":
         counts = [_pixel_counts(label, answer) for label, answer in pairs]
+        edges = [_pixel_counts(*_bands(label, answer)) for label, answer in pairs if outlines]
         for sample in samples:
-            yield _semantic([counts[index] for index in sample], known, false_classes=false_classes)
+            quality = _semantic([counts[index] for index in sample], known, false_classes=false_classes)
+            if edges:
+                drawn = [edges[index] for index in sample]
+                quality = _with_outlines(quality, _semantic(drawn, known, false_classes=false_classes).classes)
+            yield quality
         return
     found = [
         {number: _matching(label, answer, number, most, above_match=above_match) for number in known}
         for label, answer in pairs
     ]
+    outlined = []
+    for label, answer in pairs if outlines else ():
+        bands = _bands(label, answer)
+        outlined.append({number: _matching(label, answer, number, most, above_match=above_match, bands=bands)
+                         for number in known})  # fmt: skip
     for sample in samples:
-        yield _objects([found[index] for index in sample], [answers[index] for index in sample], known)
+        quality = _objects([found[index] for index in sample], [answers[index] for index in sample], known)
+        if outlined:
+            by_class = {number: _panoptic([outlined[index][number] for index in sample]) for number in known}
+            quality = _with_outlines(quality, by_class)
+        yield quality
+
+
+def _with_outlines(quality: Quality, classes: Mapping[int, float]) -> Quality:
+    return replace(quality, means={**quality.means, "boundaryIou": _mean(list(classes.values()))}, outlines=classes)
+
+
+def _bands(label: Regions, answer: Regions) -> tuple[Regions, Regions]:
+    """Return the bands of the masks of both, without the pixels that do not count."""
+    return _banded(label, label.counted), _banded(answer, label.counted)
+
+
+def _banded(regions: Regions, counted: bytes | None) -> Regions:
+    distance = max(1, round(BAND * math.hypot(*regions.size)))
+    masks = []
+    for mask in regions.masks or ():
+        rle = _rle(regions.size, mask)
+        if counted is not None:
+            rle = coco.merge([rle, _rle(regions.size, counted)], intersect=True)
+        x, y, across, down = (int(each) for each in coco.toBbox(rle))
+        runs = run_lengths(rle["counts"], *regions.size)
+        bitmap = np.repeat((np.arange(len(runs)) % 2).astype(np.uint8), runs).reshape(regions.size[::-1]).T
+        patch = bitmap[y : y + down, x : x + across].astype(np.bool_)
+        bitmap[y : y + down, x : x + across] = patch & ~_eroded(patch, distance)
+        masks.append(coco.encode(bitmap)["counts"])
+    return replace(regions, masks=tuple(masks))
+
+
+def _eroded(mask: NDArray[np.bool_], distance: int) -> NDArray[np.bool_]:
+    """Return the pixels whose square of `distance` to each side is all in the mask, which ends at the array's edge."""
+    found, side = np.pad(mask, distance), 2 * distance + 1
+    for _ in range(2):
+        length = 1
+        while length < side:
+            step = min(length, side - length)
+            found, length = found[step:] & found[:-step], length + step
+        found = found.T
+    return found
 
 
 def _semantic(
@@ -188,13 +252,26 @@ def _by_class(regions: Regions, counted: bytes | None) -> dict[int, dict[str, An
     return {number: coco.merge([rle, within], intersect=True) for number, rle in found.items()}
 
 
-def _matching(label: Regions, answer: Regions, number: int, most: int | None, *, above_match: bool) -> _Matching:
-    """Match the found objects of a class with the labelled ones, as COCO does: best score first."""
+def _matching(
+    label: Regions,
+    answer: Regions,
+    number: int,
+    most: int | None,
+    *,
+    above_match: bool,
+    bands: tuple[Regions, Regions] | None = None,
+) -> _Matching:
+    """Match the found objects of a class with the labelled ones, as COCO does: best score first.
+
+    With the bands of both, two are as alike as the lesser likeness of masks and of bands says.
+    """
     true = np.flatnonzero(np.array(label.classes) == number)
     seen = np.flatnonzero(np.array(answer.classes) == number)
     scores = answer.scores[seen] if answer.scores is not None else -np.arange(len(seen), dtype=float)
     order = np.argsort(-scores, kind="stable")[:most]
     likeness = _likeness(label, answer, true, seen[order])
+    if bands is not None:
+        likeness = np.minimum(likeness, _likeness(*bands, true, seen[order]))
     hits = np.zeros((len(THRESHOLDS), len(order)), bool)
     matched: list[float] = []
     for row, threshold in zip(hits, THRESHOLDS, strict=True):

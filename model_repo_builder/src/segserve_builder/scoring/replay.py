@@ -11,7 +11,7 @@ import numpy as np
 
 from segserve_builder.errors import GoldenError
 from segserve_builder.golden.judging import Answer
-from segserve_builder.scoring.quality import Quality, Regions, score_objects, score_semantic
+from segserve_builder.scoring.quality import Quality, Regions, score_samples
 from segserve_builder.scoring.regions import GoldenImages, empty_regions, regions_of
 
 PAUSES_S: Final = (0.0, 0.5, 2.0)
@@ -57,8 +57,13 @@ def replay(images: GoldenImages, infer: Infer, wait: Callable[[float], object]) 
                 with suppress(GoldenError):
                     answers[index] = regions_of(image.case.image, image.labels.size, answer, images.task)
     shown = [answers.get(index) or empty_regions(image, images.task) for index, image in enumerate(images.images)]
-    score = score_semantic if images.task == "semantic" else score_objects
-    quality = score([image.labels for image in images.images], shown)
+    (quality,) = score_samples(
+        "semantic" if images.task == "semantic" else "objects",
+        [image.labels for image in images.images],
+        shown,
+        [range(len(shown))],
+        outlines=True,
+    )
     return GoldenScores(
         quality=quality,
         images=tuple(value if index in answers else np.nan for index, value in enumerate(quality.images)),

@@ -245,6 +245,12 @@ class GoldenQualityGate(AlphaGateSpec, CheckedGateSpec):
         le=1,
         description="Lowest acceptable intersection over union of every class, 0 to 1. Default: no limit.",
     )
+    min_boundary_iou: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Lowest acceptable mean boundary IoU, of the bands inside of masks' outlines. Default: no limit.",
+    )
     min_recall: float | None = Field(
         default=None, ge=0, le=1, description="Lowest acceptable recall, 0 to 1. Default: no limit."
     )

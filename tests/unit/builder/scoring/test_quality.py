@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import warnings
 from dataclasses import replace
 from typing import Literal
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from scipy.ndimage import binary_erosion
 
 from segserve_builder.scoring.quality import Quality, Regions, score_objects, score_samples, score_semantic
 
@@ -279,3 +281,47 @@ def test_few_objects_tell_nothing_about_calibration() -> None:
 
     assert "ece" not in score_objects([label] * 99, [label] * 99).means
     assert "ece" in score_objects([label] * 100, [label] * 100).means
+
+
+def test_objects_are_as_alike_as_the_lesser_of_their_masks_and_their_bands() -> None:
+    labels, answers = [scene(3), scene(4)], [shaken(scene(3), 5), shaken(scene(4), 6)]
+
+    def band(mask: bytes) -> NDArray[np.bool_]:
+        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # of pycocotools with numpy 2
+            pixels = coco.decode({"size": SIZE, "counts": mask}).astype(bool)
+        return pixels & ~binary_erosion(pixels, np.ones((5, 5)))  # 2 % of a diagonal of 100 pixels to each side
+
+    expected = []
+    for number in sorted({each for label in labels for each in label.classes}):
+        shared = count = 0.0
+        for label, answer in zip(labels, answers, strict=True):
+            true = [mask for each, mask in zip(label.classes, label.masks, strict=True) if each == number]
+            own = [(score, mask) for each, score, mask in zip(answer.classes, answer.scores, answer.masks, strict=True)
+                   if each == number]  # fmt: skip
+            count += len(true) + len(own)
+            for _, mask in sorted(own, key=lambda each: -each[0]):
+                alike = []
+                for other in true:
+                    left, right = band(mask), band(other)
+                    outlines = (left & right).sum() / (left | right).sum()
+                    sides = [{"size": SIZE, "counts": each} for each in (mask, other)]
+                    alike.append(min(outlines, coco.iou(sides[:1], sides[1:], [0])[0, 0]))
+                if alike and max(alike) >= 0.5:
+                    best = len(alike) - 1 - int(np.argmax(alike[::-1]))
+                    shared += alike[best]
+                    true.pop(best)
+        expected.append(2 * shared / count)
+
+    (found,) = score_samples("objects", labels, answers, [[0, 1]], outlines=True)
+
+    assert list(found.outlines.values()) == pytest.approx(expected)
+    assert found.means["boundaryIou"] == pytest.approx(np.mean(expected))
+    assert 0 < found.means["boundaryIou"] < found.means["iou"]
+
+
+def test_boxes_have_no_outlines() -> None:
+    boxes = [replace(scene(3), masks=None)]
+
+    (found,) = score_samples("objects", boxes, boxes, [[0]], outlines=True)
+
+    assert "boundaryIou" not in found.means

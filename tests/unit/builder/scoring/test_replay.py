@@ -50,7 +50,7 @@ def test_right_answers_have_perfect_scores(pictures: Pictures, labels: str) -> N
     found = scored(pictures, pictures.answering(CANDIDATE))
 
     assert found.images == (1.0,) * 6
-    assert found.quality.means == {"iou": 1.0, "recall": 1.0}
+    assert found.quality.means == {"iou": 1.0, "boundaryIou": 1.0, "recall": 1.0}
     assert found.quality.classes == {0: 1.0, 1: 1.0, 2: 1.0}
     assert found.labelled
 

@@ -16,6 +16,7 @@ import pytest
 import tifffile
 from PIL import Image
 from pycocotools.cocoeval import COCOeval
+from scipy.ndimage import binary_erosion
 
 import segserve
 from fakes.kserve import Arrays, Asked, Fault, items
@@ -77,8 +78,40 @@ def test_iou_and_dice_are_those_of_all_pixels_counted_one_by_one(served: Served,
     assert means(report, "iou") == pytest.approx(dict(zip(CLASSES.values(), iou, strict=True)), abs=ROUNDED)
     assert means(report, "dice") == pytest.approx(dict(zip(CLASSES.values(), dice, strict=True)), abs=ROUNDED)
     assert {name: each.mean for name, each in report.metrics.items()} == pytest.approx(
-        {"miou": iou.mean(), "dice": dice.mean(), "recall": (both / labelled).mean()}, abs=ROUNDED
-    )
+        {"miou": iou.mean(), "boundaryIou": report.metrics["boundaryIou"].mean, "dice": dice.mean(),
+         "recall": (both / labelled).mean()}, abs=ROUNDED
+    )  # fmt: skip
+
+
+def band(mask: np.ndarray) -> np.ndarray:
+    """Return the boundary of Cheng et al.: pixels of a mask not farther from its outline than 2 % of the diagonal."""
+    distance = round(0.02 * math.hypot(*mask.shape))
+    return mask & ~binary_erosion(mask, np.ones((2 * distance + 1,) * 2))
+
+
+def test_boundary_iou_is_that_of_bands_of_outlines(served: Served, folder: Path) -> None:
+    report = evaluated("pixels", folder)
+
+    expected = {}
+    for number, name in CLASSES.items():
+        both = either = 0
+        for true, found in zip(TRUE, FOUND, strict=True):
+            left, right = (band(label_map(discs) == number) for discs in (true, found))
+            both, either = both + (left & right).sum(), either + (left | right).sum()
+        expected[name] = both / either
+    assert means(report, "boundaryIou") == pytest.approx(expected, abs=ROUNDED)
+    assert report.metrics["boundaryIou"].mean == pytest.approx(np.mean([*expected.values()]), abs=ROUNDED)
+    assert all(expected[name] < iou for name, iou in means(report, "iou").items())
+
+
+def test_an_area_without_labels_changes_no_outline(served: Served, folder: Path) -> None:
+    # The answer is right on the left of each image; the right has no labels.
+    for index, discs in enumerate(FOUND):
+        labels = label_map(discs)
+        labels[:, WIDTH // 2 :] = 255
+        Image.fromarray(labels).save(folder / "labels" / f"{index}.png")
+
+    assert evaluated("pixels", folder).metrics["boundaryIou"].mean == 1.0
 
 
 def binned(confidences: np.ndarray, right: np.ndarray) -> float:
@@ -237,8 +270,10 @@ def test_panoptic_quality_is_the_sum_over_matched_segments_of_kirillov(served: S
     assert means(report, "pq") == pytest.approx(quality, abs=ROUNDED)
     things = (quality["coin"] + quality["button"]) / 2
     assert {name: each.mean for name, each in report.metrics.items()} == pytest.approx(
-        {"pq": np.mean([*quality.values()]), "pqThings": things, "pqStuff": quality["background"]}, abs=ROUNDED
-    )
+        {"pq": np.mean([*quality.values()]), "boundaryPq": report.metrics["boundaryPq"].mean, "pqThings": things,
+         "pqStuff": quality["background"]}, abs=ROUNDED
+    )  # fmt: skip
+    assert report.metrics["boundaryPq"].mean < report.metrics["pq"].mean
 
 
 @pytest.mark.parametrize(("width", "pq"), [(4, 1.0), (3, 0.75), (2, 0.0)])
@@ -433,7 +468,8 @@ def test_the_same_answers_have_the_same_intervals_around_their_figures(served: S
     first, second = (evaluated("discs", folder / "coco", resamples=30) for _ in range(2))
 
     assert first == second
-    for each in (*first.metrics.values(), first.score):
+    with_interval = [each for name, each in first.metrics.items() if name != "boundaryPq"]
+    for each in (*with_interval, first.score):
         assert each.low is not None
         assert each.high is not None
         assert each.low < each.mean < each.high

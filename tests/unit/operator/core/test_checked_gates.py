@@ -146,6 +146,7 @@ def test_a_drop_within_tolerance_passes() -> None:
     ("spec", "named"),
     [
         ({"min_iou": 0.95}, "iou is 0.900; at least 0.950"),
+        ({"min_boundary_iou": 0.8}, "boundaryIou is 0.700; at least 0.800"),
         ({"min_recall": 0.9}, "recall is 0.800"),
         ({"min_ap": 0.6}, "ap is 0.500"),
         ({"min_class_iou": 0.5}, "class 'sign' is 0.400"),
@@ -156,7 +157,7 @@ def test_a_floor_is_a_plain_rule_even_on_one_image(spec: dict[str, float], named
         0.9,
         0.9,
         images=1,
-        means={"iou": (0.9, 0.9), "recall": (0.8, 0.8), "ap": (0.5, 0.5)},
+        means={"iou": (0.9, 0.9), "boundaryIou": (0.7, 0.7), "recall": (0.8, 0.8), "ap": (0.5, 0.5)},
         classes={"road": (0.9, 0.9), "sign": (0.4, 0.4)},
     )
 

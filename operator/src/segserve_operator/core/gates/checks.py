@@ -51,10 +51,10 @@ class Scores:
 
     `paired` has the score of each image that stable answered, in an order independent of their content, with 0 for one
     that the candidate did not answer; of a large set the first ones. `slices` says where each of them comes from, "" if
-    the set does not; it is empty if no image has a slice. `classes` has the score of each class by name,
-    `means` each metric: `iou`, `recall` and, for objects with scores, `ap` and `ece`. If stable answered nothing, its
-    scores are NaN and `paired` is empty. `labelled` is False if an image has no labels, so that its expected answer
-    stands in for them: the scores then measure agreement with it.
+    the set does not; it is empty if no image has a slice. `classes` has the score of each class by name, `means` each
+    metric: `iou`, with masks `boundaryIou`, `recall` and, for objects with scores, `ap` and `ece`. If stable answered
+    nothing, its scores are NaN and `paired` is empty. `labelled` is False if an image has no labels, so that its
+    expected answer stands in for them: the scores then measure agreement with it.
     """
 
     paired: tuple[Pair, ...] = ()

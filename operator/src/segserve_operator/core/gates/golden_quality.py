@@ -118,7 +118,12 @@ def _paired(scores: Scores, tolerance: float, level: float, numbers: dict[str, f
 
 def _floors(spec: GoldenQualityGate, scores: Scores) -> Iterator[tuple[str, float | None, float]]:
     """Yield name, limit and the candidate's score; a score that cannot be measured is NaN."""
-    for metric, floor in (("iou", spec.min_iou), ("recall", spec.min_recall), ("ap", spec.min_ap)):
+    for metric, floor in (
+        ("iou", spec.min_iou),
+        ("boundaryIou", spec.min_boundary_iou),
+        ("recall", spec.min_recall),
+        ("ap", spec.min_ap),
+    ):
         yield metric, floor, scores.means.get(metric, (math.nan, math.nan))[0]
     for name, (candidate, _) in scores.classes.items():
         yield f"iou of class {name!r}", spec.min_class_iou, candidate

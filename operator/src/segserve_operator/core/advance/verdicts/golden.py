@@ -195,6 +195,7 @@ def _classes(reports: Sequence[ScoreReport]) -> dict[int, float]:
 def _means(reports: Sequence[ScoreReport]) -> dict[str, float]:
     named = {
         "iou": [report.iou for report in reports],
+        "boundaryIou": [report.boundary_iou for report in reports],
         "recall": [report.recall for report in reports],
         "ap": [report.ap for report in reports],
         "ece": [report.ece for report in reports],
