@@ -47,7 +47,7 @@ def main() -> None:
     if arguments.pid_file:
         ledger = CostLedger(folder / COSTS_FILE)
         uses = partial(_uses, arguments.pid_file)
-        CostAccountant(ledger, uses, server.counts, agent.served, runner.tests).start(stop)
+        CostAccountant(ledger, uses, server.counts, agent.served).start(stop)
 
     def end(*_: object) -> None:
         stop.set()

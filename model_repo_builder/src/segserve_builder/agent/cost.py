@@ -62,7 +62,7 @@ class RevisionCost:
 
     `step_cpu_s` is of its steps' processes, and of the server while that computes the network; `server_cpu_s` is its
     share of all else. `gpu_s` is the time in which its network computed, on a server with GPUs. Requests are
-    answered ones, and `tests` those of them that the agent asked itself.
+    answered ones, also those of the agent itself.
     """
 
     step_cpu_s: float = 0.0
@@ -70,7 +70,6 @@ class RevisionCost:
     gpu_s: float = 0.0
     memory_byte_s: float = 0.0
     requests: float = 0.0
-    tests: float = 0.0
 
     def __add__(self, other: RevisionCost) -> RevisionCost:
         return RevisionCost(*(mine + more for mine, more in zip(astuple(self), astuple(other), strict=True)))
@@ -81,14 +80,13 @@ class ServerLook:
     """One look at a server: the use of its processes, and the counts of its Triton by step; all count upwards.
 
     `at_s` is Unix time, but within a process steps of the clock do not matter to it. A process that belongs to no step
-    has the step "". `tests` are requests of this agent by revision, since it was started.
+    has the step "".
     """
 
     at_s: float
     processes: Mapping[str, ProcessUse]
     counts: Mapping[str, StepCounts]
     gpus: int = 0
-    tests: Mapping[str, float] = field(default_factory=dict)
 
 
 Weights: TypeAlias = Mapping[Owner, float]
@@ -132,7 +130,6 @@ def costs_between(before: ServerLook, now: ServerLook, served: Sequence[ServedRe
             gpu_s=computed_s.get(owner, 0.0) if now.gpus else 0.0,
             memory_byte_s=seconds * (memory.get(owner, 0.0) + shared_memory.get(owner, 0.0)),
             requests=requests.get(owner, 0.0),
-            tests=now.tests.get(owner.revision, 0.0) - before.tests.get(owner.revision, 0.0),
         )
         for owner in {*everyone, *of_steps, *server, *shared_memory}
     }
@@ -214,7 +211,7 @@ class CostAccountant:
     """Looks at a server every few seconds, in a thread of its own, and keeps a ledger.
 
     `uses` returns the use of the server's processes (None if that is not known), `counts` what its Triton counted,
-    `served` its revisions. `tests` counts what the agent asked them, by revision.
+    `served` its revisions.
     """
 
     def __init__(
@@ -223,10 +220,9 @@ class CostAccountant:
         uses: Callable[[], ServerUse | None],
         counts: Callable[[], Mapping[str, StepCounts]],
         served: Callable[[], Sequence[ServedRevision]],
-        tests: Mapping[str, float],
     ) -> None:
         self.ledger = ledger
-        self._uses, self._counts, self._served, self._tests = uses, counts, served, tests
+        self._uses, self._counts, self._served = uses, counts, served
         self._began_s = time.time() - time.monotonic()
 
     def start(self, stop: threading.Event) -> None:
@@ -256,8 +252,7 @@ class CostAccountant:
         processes, gpus, look_cpu_s = found
         own = {"agent": ProcessUse("", time.process_time(), 0.0)}
         at_s = self._began_s + time.monotonic()
-        tests = dict(self._tests)  # before Triton's counts, so that these have them
-        self.ledger.add(ServerLook(at_s, {**processes, **own}, self._counts(), gpus, tests), self._served())
+        self.ledger.add(ServerLook(at_s, {**processes, **own}, self._counts(), gpus), self._served())
         return look_cpu_s
 
 

@@ -14,7 +14,6 @@ _OF_REVISION: Final = ("model", "revision")
 _GPU: Final = "Time in which networks computed, on servers with GPUs."
 _MEMORY: Final = "Memory of the servers' processes, over time."
 _REQUESTS: Final = "Requests that servers answered, tests by agents included."
-_TESTS: Final = "Requests of agents that servers answered: probes, proofs and golden sets."
 
 
 def cost_families(costs: Mapping[Owner, RevisionCost], seconds: float) -> Iterator[Metric]:
@@ -28,11 +27,10 @@ def cost_families(costs: Mapping[Owner, RevisionCost], seconds: float) -> Iterat
         "CPU time of servers: in a revision's steps, and its share of the server itself.",
         labels=(*_OF_REVISION, "part"),
     )
-    requests, tests, gpu, memory = (
+    requests, gpu, memory = (
         CounterMetricFamily(f"segserve_cost_{name}", text, labels=_OF_REVISION)
         for name, text in (
             ("requests", _REQUESTS),
-            ("tests", _TESTS),
             ("gpu_seconds", _GPU),
             ("memory_byte_seconds", _MEMORY),
         )
@@ -41,11 +39,10 @@ def cost_families(costs: Mapping[Owner, RevisionCost], seconds: float) -> Iterat
         cpu.add_metric((*owner, "steps"), cost.step_cpu_s)
         cpu.add_metric((*owner, "server"), cost.server_cpu_s)
         requests.add_metric(owner, cost.requests)
-        tests.add_metric(owner, cost.tests)
         memory.add_metric(owner, cost.memory_byte_s)
         if cost.gpu_s:
             gpu.add_metric(owner, cost.gpu_s)
-    yield from (cpu, requests, tests, gpu, memory)
+    yield from (cpu, requests, gpu, memory)
 
 
 def device_family(models: Iterable[ModelReport]) -> Metric:

@@ -7,7 +7,6 @@ import logging
 import re
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -141,8 +140,6 @@ class ActionRunner:
     """Ends a replay between two images."""
     gpus: Callable[[], tuple[str, ...]] = visible_gpus
     """Returns the server's GPUs."""
-    tests: Counter[str] = field(default_factory=Counter)
-    """Requests that the server has answered to this runner, by revision."""
     steps: PublishedSteps = field(init=False)
 
     def __post_init__(self) -> None:
@@ -405,7 +402,6 @@ class ActionRunner:
 
     def _infer(self, prepared: Prepared, image: bytes, parameters: Mapping[str, Any] | None = None) -> RawAnswer:
         answer = self._answer(prepared, image, parameters or {})
-        self.tests[prepared.assigned.revision] += 1
         revisions = [bytes(revision).decode(errors="replace") for revision in answer.get("REVISION", ())]
         if revisions != [prepared.assigned.revision]:
             raise GoldenError(f"REVISION is {revisions!r}; expected {prepared.assigned.revision!r}")
@@ -431,7 +427,6 @@ class ActionRunner:
         answered = self.server.answered(model)
         try:
             self.server.infer(model, image, parameters or {}, PROBE_S)
-            self.tests[prepared.assigned.revision] += 1
         except TritonTimeoutError:
             # Load can delay a probe, but then other requests are answered meanwhile.
             stuck = self.server.answered(model) == answered

@@ -133,7 +133,7 @@ class Pod:
         names = [assignment_name(pool, group, shard) for shard in range(SHARDS)]
         self._inbox = AssignmentInbox(names, settings.own_folder / "assignment.json", self._reject)
         self._watch = ConfigMapWatch(client, names, self._take)
-        self._costs = CostAccountant(CostLedger(), processes.uses, server.counts, self.agent.served, runner.tests)
+        self._costs = CostAccountant(CostLedger(), processes.uses, server.counts, self.agent.served)
         metrics = AgentMetrics(
             lambda: self.agent.health, self._watch.contact_age_s, processes.resident_bytes, self._costs.ledger
         )

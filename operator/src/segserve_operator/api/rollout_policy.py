@@ -323,16 +323,6 @@ class ResourceGate(CheckedGateSpec):
     interval: SomeTime = Field(default=timedelta(seconds=10), description="Interval between measurements.")
 
 
-class CostGate(AlphaGateSpec, CheckedGateSpec):
-    """Compares the CPU time for each request with stable's at the same time, as the servers' agents count it."""
-
-    gate: Literal["cost"] = Field(default="cost", description="Name of the gate.")
-    max_increase_percent: float = Field(
-        default=10.0, gt=0, le=1000, description="Maximum increase in cost per request, in percent."
-    )
-    interval: SomeTime = Field(default=timedelta(seconds=10), description="Interval between looks.")
-
-
 class WebhookGate(CheckedGateSpec):
     """Calls a service of your own (POST with a JSON body); a status of 2xx passes, 4xx breaches."""
 
@@ -377,7 +367,6 @@ GATE_SPECS: Final[Mapping[str, type[GateSpec]]] = {
     "webhook": WebhookGate,
     "promql": PromqlGate,
     "maskAgreement": MaskAgreementGate,
-    "cost": CostGate,
 }
 """Specs of gates by name; the gates themselves are in `core.gates.GATES`."""
 

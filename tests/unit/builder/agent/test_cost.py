@@ -162,16 +162,6 @@ def test_a_ledger_is_continued_by_the_next_process(tmp_path: Path) -> None:
     assert later.costs[FIRST] == RevisionCost(step_cpu_s=4.0, memory_byte_s=20_000.0, requests=6)
 
 
-def test_tests_are_counted_from_the_start_of_each_agent(tmp_path: Path) -> None:
-    """Those before the first look of a ledger are not counted, as are the requests."""
-    for asked in ((5.0, 7.0), (1.0, 4.0)):
-        ledger = CostLedger(tmp_path / "costs.json")
-        for tests in asked:
-            ledger.add(replace(look(counts=answered(0, 0)), tests={FIRST.revision: tests}), [ONE])
-
-    assert ledger.costs[FIRST].tests == 2 + 4
-
-
 def test_a_clock_that_went_back_takes_nothing_from_a_later_process(tmp_path: Path) -> None:
     former = CostLedger(tmp_path / "costs.json")
     former.add(look(7200.0, counts=answered(0, 0), net=1.0), [ONE])
@@ -188,7 +178,7 @@ def test_a_clock_that_goes_back_while_an_agent_looks_does_not_matter(monkeypatch
     clock = SimpleNamespace(time=lambda: 7200.0, monotonic=lambda: 50.0, process_time=lambda: 0.0)
     monkeypatch.setattr(cost, "time", clock)
     used = ServerUse({"net": ProcessUse("net", 1.0, 1000.0)}, 0)
-    accountant = CostAccountant(CostLedger(), lambda: used, lambda: answered(1, 1), lambda: [ONE], {})
+    accountant = CostAccountant(CostLedger(), lambda: used, lambda: answered(1, 1), lambda: [ONE])
     accountant.look()
     clock.time, clock.monotonic = lambda: 3600.0, lambda: 60.0
     accountant.look()
@@ -216,7 +206,7 @@ def test_a_file_that_is_no_ledger_is_replaced(tmp_path: Path, content: str) -> N
 def test_the_metrics_are_counters_by_model_and_revision() -> None:
     class Costs(Collector):
         def collect(self) -> list[object]:  # type: ignore[override]
-            return list(cost_families({FIRST: RevisionCost(1.5, 0.5, 0.0, 100.0, 4.0, 3.0)}, 30.0))
+            return list(cost_families({FIRST: RevisionCost(1.5, 0.5, 2.5, 100.0, 4.0)}, 30.0))
 
     registry = CollectorRegistry()
     registry.register(Costs())
@@ -225,5 +215,6 @@ def test_the_metrics_are_counters_by_model_and_revision() -> None:
     assert 'segserve_cost_cpu_seconds_total{model="coins",part="steps",revision="coins-1"} 1.5' in text
     assert 'segserve_cost_cpu_seconds_total{model="coins",part="server",revision="coins-1"} 0.5' in text
     assert 'segserve_cost_requests_total{model="coins",revision="coins-1"} 4.0' in text
-    assert 'segserve_cost_tests_total{model="coins",revision="coins-1"} 3.0' in text
+    assert 'segserve_cost_gpu_seconds_total{model="coins",revision="coins-1"} 2.5' in text
+    assert 'segserve_cost_memory_byte_seconds_total{model="coins",revision="coins-1"} 100.0' in text
     assert "segserve_cost_counted_seconds_total 30.0" in text

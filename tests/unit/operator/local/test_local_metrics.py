@@ -10,13 +10,12 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from fakes.observed_models import FIRST, holder, model
-from segserve_builder.agent.cost import CostLedger, Owner, RevisionCost, ServedRevision, ServerLook
+from segserve_builder.agent.cost import COSTS_FILE, CostLedger, Owner, ServedRevision, ServerLook
 from segserve_builder.agent.processes import ProcessUse
 from segserve_builder.agent.server import StepCounts
 from segserve_builder.sources.access import LOCAL
-from segserve_common.process_record import ProcessRecord
 from segserve_operator.adapters.local.files import StateFolder
-from segserve_operator.adapters.local.fleet import LocalFleet, LocalResources
+from segserve_operator.adapters.local.fleet import LocalFleet
 from segserve_operator.adapters.local.gateway import LocalGateway
 from segserve_operator.adapters.local.runtime import RuntimeEnvironment
 from segserve_operator.adapters.traffic.envoy_messages import ROUTE_CONFIGURATION, parse, to_json
@@ -25,7 +24,6 @@ from segserve_operator.adapters.traffic.envoy_telemetry import METRICS_CLUSTER, 
 from segserve_operator.api.rollout_policy import Slo
 from segserve_operator.api.triton_pool import TritonPool
 from segserve_operator.core.failure import FailureReason
-from segserve_operator.core.gates.checks import CostCounts
 from segserve_operator.core.world.observed import EffectFailure, ObservedCondition, Roles
 from segserve_operator.local_platform.metrics import LocalMetrics, MetricsText
 
@@ -90,14 +88,19 @@ def test_a_gateway_without_the_socket_has_no_cluster_for_it() -> None:
     assert metrics_clusters("/run/metrics.sock")[0]["name"] == METRICS_CLUSTER
 
 
-async def test_what_alerts_ask_of_an_operator_and_its_servers_is_told_of_this_machine(tmp_path: Path) -> None:
-    state = StateFolder(tmp_path)
+def local_metrics(root: Path) -> LocalMetrics:
+    """The metrics of a state folder with one group, whose server does not run."""
+    state = StateFolder(root)
     folder = state.groups / "main"
     folder.mkdir(parents=True)
     (folder / "ports.json").write_text(json.dumps({"http": 1, "grpc": 2, "metrics": 3}))
     pool = TritonPool.model_validate({"metadata": {"name": "default"}, "spec": {}})
-    gateway, fleet = LocalGateway(state, pool.spec.gateway), LocalFleet(state, RUNTIME, tmp_path, LOCAL)
-    metrics = LocalMetrics(state, gateway, fleet, lambda: pool)
+    gateway, fleet = LocalGateway(state, pool.spec.gateway), LocalFleet(state, RUNTIME, root, LOCAL)
+    return LocalMetrics(state, gateway, fleet, lambda: pool)
+
+
+async def test_what_alerts_ask_of_an_operator_and_its_servers_is_told_of_this_machine(tmp_path: Path) -> None:
+    metrics = local_metrics(tmp_path)
     broken = ObservedCondition("Ready", "False", "NoServer")
     failure = EffectFailure("StartGroup", "main", FailureReason("PortTaken", "it is taken"), 1, 0.0, reported=True)
     coins = model(FIRST, Roles(stable=holder(FIRST, "main")), slo=Slo(), said=[broken])
@@ -115,18 +118,17 @@ async def test_what_alerts_ask_of_an_operator_and_its_servers_is_told_of_this_ma
     assert told["segserve_agent_server_ready"] == (of_server, 0)
 
 
-async def test_what_revisions_have_cost_is_read_from_the_agents_ledger(tmp_path: Path) -> None:
-    folder = StateFolder(tmp_path).groups / "main"
-    folder.mkdir(parents=True)
-    (folder / "triton.process.json").write_text(ProcessRecord(2**22 + 1, 1, "").to_json())
-    (folder / "ports.json").write_text(json.dumps({"http": 1, "grpc": 2, "metrics": 3}))
-    ledger, served = CostLedger(folder / "costs.json"), ServedRevision(Owner("coins", "coins-1"), ("net",))
+async def test_what_a_revision_has_used_is_read_from_the_agents_ledger(tmp_path: Path) -> None:
+    metrics = local_metrics(tmp_path)
+    ledger = CostLedger(StateFolder(tmp_path).groups / "main" / COSTS_FILE)
+    served = ServedRevision(Owner("coins", "coins-1"), ("net",))
     for at_s, cpu_s in ((0.0, 1.0), (10.0, 4.0)):
-        use = {"1@1": ProcessUse("net", cpu_s, 10.0)}
-        counts, tests = {"net": StepCounts(10 * cpu_s, cpu_s)}, {"coins-1": 2 * cpu_s}
-        ledger.add(ServerLook(at_s, use, counts, tests=tests), [served])
+        use, counts = {"1@1": ProcessUse("net", cpu_s, 10.0)}, {"net": StepCounts(10 * cpu_s, cpu_s)}
+        ledger.add(ServerLook(at_s, use, counts), [served])
 
-    look = await LocalResources(StateFolder(tmp_path)).look("main")
+    lines = (await metrics.text()).splitlines()
 
-    assert look.costs == {"coins-1": CostCounts(3.0, 30.0, 6.0)}
-    assert ledger.costs[served.owner] == RevisionCost(step_cpu_s=3.0, memory_byte_s=100.0, requests=30.0, tests=6.0)
+    owner = 'pool="default",group="main",pod="main",model="coins"'
+    assert f'segserve_cost_cpu_seconds_total{{{owner},part="steps",revision="coins-1"}} 3.0' in lines
+    assert f'segserve_cost_memory_byte_seconds_total{{{owner},revision="coins-1"}} 100.0' in lines
+    assert f'segserve_cost_requests_total{{{owner},revision="coins-1"}} 30.0' in lines

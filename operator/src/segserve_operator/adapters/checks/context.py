@@ -11,7 +11,6 @@ from segserve_operator.core.gates.checks import Check, CheckResult, ResourceSamp
 if TYPE_CHECKING:
     # The worker reads this module, and nothing of gateways and of Envoy.
     from segserve_operator.adapters.checks.gateway import InternalGateway
-    from segserve_operator.core.gates.cost import CostBlocks
 
 
 class ResourceSource(Protocol):
@@ -57,8 +56,7 @@ class Services(Protocol):
 class CheckContext:
     """The ports of the pool `pool`. `clock` returns Unix time in seconds.
 
-    `samples` holds the first and the latest samples of each group that is checked. `costs` holds what cost checks have
-    counted, by key.
+    `samples` holds the first and the latest samples of each group that is checked.
     """
 
     gateway: InternalGateway
@@ -67,7 +65,6 @@ class CheckContext:
     services: Services
     pool: str = ""
     samples: dict[str, tuple[ResourceSample, ...]] = field(default_factory=dict)
-    costs: dict[str, CostBlocks] = field(default_factory=dict)
 
 
 ReportResult: TypeAlias = "Callable[[CheckResult], None]"

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Final
 
-from segserve_operator.adapters.checks import cost, probe, promql, resource, webhook
+from segserve_operator.adapters.checks import probe, promql, resource, webhook
 from segserve_operator.adapters.checks.context import CheckContext, RunCheck
 from segserve_operator.core.gates.checks import Check, CheckError, CheckResult
 
@@ -18,7 +18,6 @@ KINDS: Final[Mapping[str, RunCheck]] = {
     "resource": resource.run,
     "webhook": webhook.run,
     "promql": promql.run,
-    "cost": cost.run,
 }
 RETRY_DELAYS_S: Final = (2.0, 5.0, 15.0, 60.0)
 """Delays after a check without a result; the last repeats. None is longer than the interval of the check."""
@@ -62,8 +61,6 @@ class BackgroundCheckRunner:
         groups = {check.candidate_group for check in checks}
         for group in self._context.samples.keys() - groups:
             del self._context.samples[group]
-        for key in self._context.costs.keys() - self._checks.keys():
-            del self._context.costs[key]
         for key in self._checks.keys() - self._tasks.keys():
             self._tasks[key] = asyncio.create_task(self._run(key), name=f"check {key}")
 

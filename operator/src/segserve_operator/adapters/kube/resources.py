@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,17 +14,15 @@ from segserve_common.kube.kinds import PODS
 from segserve_common.kube.names import AGENT_PORT, GROUP_LABEL, METRICS_PORT, TRITON_CONTAINER
 from segserve_operator.adapters.checks.triton_queue import queue_of
 from segserve_operator.adapters.kube import pods
-from segserve_operator.core.gates.checks import CostCounts, ResourceSample
+from segserve_operator.core.gates.checks import ResourceSample
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from segserve_operator.adapters.kube.view import PoolKey, View
 
 TIMEOUT_S: Final = 3.0
 MAX_METRICS_BYTES: Final = 16 * 2**20
-_COST: Final = re.compile(r"^segserve_cost_(requests|tests|cpu_seconds)_total\{([^}]*)\} (\S+)$", re.MULTILINE)
-_REVISION: Final = re.compile(r'revision="([^"]*)"')
 _MEMORY: Final = re.compile(r"^segserve_agent_server_memory_bytes (\S+)$", re.MULTILINE)
 
 
@@ -53,27 +50,12 @@ class ClusterResources:
             restarts={name: _restarts(pod) for name, pod in members.items()},
             queued_s=sum(queue.queued_s for queue in queues) if queues else None,
             requests=sum(queue.requests for queue in queues) if queues else None,
-            costs=_costs(told.values()),
         )
 
 
 def _restarts(pod: Mapping[str, Any]) -> int:
     statuses = (pod.get("status") or {}).get("containerStatuses") or ()
     return sum(int(status.get("restartCount", 0)) for status in statuses if status["name"] == TRITON_CONTAINER)
-
-
-def _costs(texts: Iterable[str]) -> dict[str, CostCounts]:
-    """Return what was counted of each revision, summed over servers."""
-    sums = {name: defaultdict[str, float](float) for name in ("cpu_seconds", "requests", "tests")}
-    for text in texts:
-        for name, labels, value in _COST.findall(text):
-            found = _REVISION.search(labels)
-            if found is not None and found[1] and (name != "cpu_seconds" or 'part="steps"' in labels):
-                sums[name][found[1]] += float(value)
-    return {
-        revision: CostCounts(sums["cpu_seconds"][revision], requests, sums["tests"][revision])
-        for revision, requests in sums["requests"].items()
-    }
 
 
 async def _told(host: str) -> str:

@@ -22,7 +22,6 @@ from typing import Final
 import httpx
 import psutil
 
-from segserve_builder.agent.cost import COSTS_FILE, read_costs
 from segserve_builder.agent.processes import resident_bytes
 from segserve_builder.agent.protocol import Assignment, Report
 from segserve_builder.render.tritonserver import Ports, sweep_shm
@@ -37,7 +36,7 @@ from segserve_operator.adapters.local import processes
 from segserve_operator.adapters.local.files import StateFolder
 from segserve_operator.adapters.local.runtime import RuntimeEnvironment
 from segserve_operator.adapters.local.triton import LOOPBACK, is_port_free, runtime_environment, triton_command
-from segserve_operator.core.gates.checks import CostCounts, ResourceSample
+from segserve_operator.core.gates.checks import ResourceSample
 from segserve_operator.core.traffic import Endpoint
 from segserve_operator.core.world.observed import GroupObserved, ServerObserved
 
@@ -79,11 +78,6 @@ class GroupFolder:
     def report(self) -> Path:
         """State of the server; written by the agent."""
         return self.root / "report.json"
-
-    @property
-    def costs(self) -> Path:
-        """What its revisions have cost; written by the agent."""
-        return self.root / COSTS_FILE
 
     @property
     def repository(self) -> Path:
@@ -340,7 +334,6 @@ class LocalResources:
             restarts={group: len(self._servers[group]) - 1},
             queued_s=None if queue is None else queue.queued_s,
             requests=None if queue is None else queue.requests,
-            costs=_read_costs(folder),
         )
 
 
@@ -396,18 +389,6 @@ def has_secret(folder: GroupFolder) -> bool:
     if _SECRET.fullmatch(word):
         write_private(folder.secret, word)
     return _SECRET.fullmatch(word) is not None
-
-
-def _read_costs(folder: GroupFolder) -> dict[str, CostCounts]:
-    try:
-        costs = read_file(folder.costs, lambda text: read_costs(json.loads(text)))
-    except (OSError, DamagedFileError):
-        return {}
-    return {
-        owner.revision: CostCounts(cost.step_cpu_s, cost.requests, cost.tests)
-        for owner, cost in costs.items()
-        if owner.revision
-    }
 
 
 def _read_assignment(folder: GroupFolder) -> Assignment:

@@ -7,15 +7,7 @@ from typing import Any, Final
 
 from segserve_operator.api.rollout_policy import CheckedGateSpec, PromqlGate, RolloutPolicy, Slo, WebhookGate
 from segserve_operator.core.evidence import EDGES_MS
-from segserve_operator.core.gates import (
-    burn_rate,
-    cost,
-    error_rate,
-    golden_quality,
-    latency,
-    mask_agreement,
-    resource,
-)
+from segserve_operator.core.gates import burn_rate, error_rate, golden_quality, latency, mask_agreement, resource
 from segserve_operator.core.gates.base import (
     CheckedGateType,
     Edges,
@@ -38,7 +30,6 @@ GATES: Final[Mapping[str, GateType]] = {
     "webhook": CheckedGateType(WebhookGate, judge_webhook),
     "promql": CheckedGateType(PromqlGate, judge_query),
     "maskAgreement": mask_agreement.GATE,
-    "cost": cost.GATE,
 }
 """Gate types by the name that resources use."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, TypeAlias
 
 from segserve_operator.api.rollout_policy import CheckedGateSpec
 
@@ -64,44 +64,18 @@ class Scores:
     slices: tuple[str, ...] = ()
 
 
-class CostCounts(NamedTuple):
-    """CPU seconds of a revision's steps, and the requests that it answered; `tests` are those of agents among them."""
-
-    cpu_s: float
-    requests: float
-    tests: float = 0.0
-
-    @property
-    def calls(self) -> float:
-        """Requests of callers."""
-        return self.requests - self.tests
-
-
-@dataclass(frozen=True, slots=True)
-class CostEvidence:
-    """The use of both revisions in blocks: stretches of time in which both answered some requests of callers.
-
-    The counts are those of (candidate, stable) in each block. `weight` is the candidate's, in percent.
-    """
-
-    blocks: tuple[tuple[CostCounts, CostCounts], ...]
-    weight: int
-
-
 @dataclass(frozen=True, slots=True)
 class ResourceSample:
     """Resource usage of a group's servers, by server. A quantity that cannot be measured is absent.
 
     `memory_bytes` is resident memory, `restarts` the number of restarts of a server's process; `queued_s` and
-    `requests` count since the servers started: seconds that requests waited in Triton, and their number. `costs` are,
-    by revision, what was counted so far.
+    `requests` count since the servers started: seconds that requests waited in Triton, and their number.
     """
 
     memory_bytes: Mapping[str, float] = field(default_factory=dict)
     restarts: Mapping[str, int] = field(default_factory=dict)
     queued_s: float | None = None
     requests: float | None = None
-    costs: Mapping[str, CostCounts] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +97,6 @@ class CheckResult:
     samples: tuple[ResourceSample, ...] = ()
     status: int | None = None
     values: tuple[float, float] | None = None
-    cost: CostEvidence | None = None
     problem: str = ""
 
 
