@@ -45,11 +45,6 @@ def of_models(recorded: str, aggregation: str = "sum") -> str:
     return f"{aggregation} by ({MODEL}) (segserve:{recorded}{{{OF_MODEL}}})"
 
 
-def of_costs(recorded: str, by: str) -> str:
-    """Return recorded costs by their currency."""
-    return f"sum by ({by}, currency) (segserve:{recorded}{{{OF_POOL}}})"
-
-
 def quantile_by_role(share: float) -> str:
     """Return a quantile of latencies by role."""
     roles = f"max by ({MODEL}, group, role) (segserve_model_group{{{OF_MODEL}}})"
@@ -60,6 +55,16 @@ def quantile_by_role(share: float) -> str:
 def rate(metric: str, selector: str, by: str, past: str = "5m") -> str:
     """Return the rate of a counter."""
     return f"sum by ({by}) (rate({metric}{{{selector}}}[{past}]))"
+
+
+def cost_of_an_hour() -> str:
+    """Return what models use now, at the prices of `PRICES`: seconds in a second are hours in an hour."""
+    cpu, memory, gpu = (
+        rate(f"segserve_cost_{each}_total", OF_MODEL, MODEL)
+        for each in ("cpu_seconds", "memory_byte_seconds", "gpu_seconds")
+    )
+    # Models without a GPU have no series of its time.
+    return f"{cpu} * $cpu_hour + {memory} / 2^30 * $gib_hour + ({gpu} * $gpu_hour or {cpu} * 0)"
 
 
 def of_triton(metric: str, selector: str = OF_POOL) -> str:
@@ -96,6 +101,11 @@ def variables(metric: str, *names: str) -> tuple[Query, ...]:
 OF_MODELS: Final = variables("segserve:model_requests:rate2m", "namespace", "pool", "model")
 OF_POOLS: Final = variables("envoy_server_live", "namespace", "pool")
 
+PRICES: Final = (
+    ("cpu_hour", "Price of a CPU hour"),
+    ("gib_hour", "Price of a GiB hour of memory"),
+    ("gpu_hour", "Price of a GPU hour"),
+)
 BUDGET_LEFT: Final = f"1 - segserve:slo_burn:rate30d{{{OF_MODEL}}}"
 FAILED_SHARE: Final = f"{of_models('model_failures:rate2m')} / {of_models('model_requests:rate2m')}"
 REFUSED: Final = f"rate(envoy_cluster_upstream_rq_pending_overflow{{{INFER}}}[5m])"
@@ -130,18 +140,15 @@ EXECUTIVE: Final = Dashboard(
             Panel("Rollouts under way", ((f"count({of_rollouts('weight')}) or vector(0)", "rollouts"),)),
         )),
         Row("Cost", (
-            Panel("Cost of an hour", ((of_costs("cost_per_hour:rate5m", MODEL), NAMED + " {{currency}}"),), width=8,
-                  description="What servers use, at the prices in spec.cost of the pool; without them empty."),
-            Panel("Cost of 30 days", (
-                (of_costs("pool_cost:forecast30d", POOL), POOL_NAMED + " {{currency}}"),
-                (f"max by ({POOL}, currency) (segserve_cost_monthly_budget{{{OF_POOL}}})", POOL_NAMED + " budget"),
-            ), width=8, description="At the rate of the last 7 days."),
+            Panel("Cost of an hour", ((cost_of_an_hour(), NAMED),),
+                  description="What servers use, at the prices that you type in above."),
             Panel("CPU of a request", ((f"{rate('segserve_cost_cpu_seconds_total', OF_MODEL, MODEL)} / "
                                         f"{rate('segserve_cost_requests_total', OF_MODEL, MODEL)}", NAMED),), "s",
-                  width=8, description="Of servers, tests by agents included."),
+                  description="Of servers, tests by agents included."),
         )),
     ),
     OF_MODELS,
+    PRICES,
     refresh="5m",
     past="now-30d",
 )  # fmt: skip

@@ -90,12 +90,16 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Dashboard:
-    """A page of rows. `variables` are (name, PromQL), each of which may use those before it."""
+    """A page of rows. `variables` are (name, PromQL), each of which may use those before it.
+
+    `numbers` are (name, label) of what whoever looks types in; they are 0 at first.
+    """
 
     name: str
     title: str
     rows: tuple[Row, ...]
     variables: tuple[tuple[str, str], ...] = ()
+    numbers: tuple[tuple[str, str], ...] = ()
     refresh: str = "30s"
     past: str = "now-1h"
 
@@ -118,6 +122,8 @@ class Dashboard:
         )
         for name, query in self.variables:
             made = made.with_variable(_variable(name, query))
+        for name, label in self.numbers:
+            made = made.with_variable(build.TextBoxVariable(name).label(label).default_value("0"))
         number = 0
         for row in self.rows:
             made = made.with_row(build.Row(row.title).id(number := number + 1))

@@ -126,25 +126,6 @@ def _model_records() -> Iterator[Record]:
         yield Record(f"segserve:model_latency_ms:{name}", query)
 
 
-def _cost_records() -> Iterator[Record]:
-    used = {
-        "cpuHour": "segserve_cost_cpu_seconds_total",
-        "gpuHour": "segserve_cost_gpu_seconds_total",
-        "memoryGiBHour": "segserve_cost_memory_byte_seconds_total",
-    }
-    pool = "namespace, pool"
-    parts = []
-    for resource, metric in used.items():
-        rate = f"sum by ({MODEL}) (rate({metric}[5m]))" + (" / 2^30" if resource == "memoryGiBHour" else "")
-        price = f'max by ({pool}, currency, resource) (segserve_cost_price{{resource="{resource}"}})'
-        parts.append(f"{rate} * on ({pool}) group_left (currency, resource) {price}")
-    yield Record("segserve:cost_per_hour:rate5m", f"sum by ({MODEL}, currency) ({' or '.join(parts)})")
-    yield Record("segserve:pool_cost_per_hour:rate5m", f"sum by ({pool}, currency) (segserve:cost_per_hour:rate5m)")
-    # By seven whole days, as servers may rest: a mean of samples would count only the time in which they run.
-    week = f"sum_over_time(segserve:pool_cost_per_hour:rate5m[7d]) * {INTERVAL_S} / 3600"
-    yield Record("segserve:pool_cost:forecast30d", f"{week} * 30 / 7")
-
-
 def _slo_records() -> Iterator[Record]:
     errors = f"max by ({MODEL}) (segserve_slo_error_ratio)"
     slow = f"max by ({MODEL}, objective) (segserve_slo_slow_ratio)"
@@ -359,15 +340,6 @@ ALERTS: Final = (
         "{{ $labels.purpose }}: {{ $value | humanize1024 }}B of 1 MiB. Spread the models over more pools.",
         "15m",
     ),
-    Alert(
-        "SegserveBudgetExceeded",
-        "warning",
-        "segserve:pool_cost:forecast30d > on (namespace, pool, currency)"
-        " max by (namespace, pool, currency) (segserve_cost_monthly_budget)",
-        f"Pool {_OF_POOL} will cost more than its budget.",
-        "At the rate of the last 7 days 30 days cost {{ $value | humanize }} {{ $labels.currency }}.",
-        "6h",
-    ),
     *_answer_alerts(),
     *_slo_alerts(),
 )
@@ -376,14 +348,11 @@ ALERTS: Final = (
 def rules() -> dict[str, Any]:
     """Return all groups as Prometheus reads them."""
     interval = f"{INTERVAL_S}s"
-    models, slos, costs = (
-        [each.rendered() for each in records()] for records in (_model_records, _slo_records, _cost_records)
-    )
+    models, slos = ([each.rendered() for each in records()] for records in (_model_records, _slo_records))
     return {
         "groups": [
             {"name": "segserve", "rules": [alert.rendered() for alert in ALERTS]},
             {"name": "segserve-models", "interval": interval, "rules": models},
             {"name": "segserve-slos", "interval": interval, "rules": slos},
-            {"name": "segserve-costs", "interval": interval, "rules": costs},
         ]
     }

@@ -372,7 +372,6 @@ NOT_FOLLOWED: Final[Mapping[str, str]] = {
     "SegserveGatewayErrors": "it needs callers of a real Envoy; by hand",
     "SegserveGatewayStale": "it needs an Envoy that refuses a plan",
     "SegserveServerNotReady": "it needs a Triton that hangs; by hand",
-    "SegserveBudgetExceeded": "its commands need a Prometheus that has scraped servers; by hand",
     "SegserveGpuMemoryHigh": "it needs a GPU",
 }
 """Alerts whose page no test follows, and why. This list shrinks."""

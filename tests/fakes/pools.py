@@ -108,7 +108,6 @@ spec:
       anonymous: true
     sessionAffinity: {header: x-camera, cookie: visitor, caller: true}
     accessLog: {samplingRatio: 0.01}
-    callerMetrics: {sliceByCaller: true}
     tracing: {endpoint: "http://collector.observability:4318", samplingRatio: 0.5}
     maxRequestBytes: 1048576
     plainHttp: true
@@ -141,7 +140,6 @@ spec:
           - {name: comparator, resources: {limits: {memory: 1Gi}}}
           - {name: capture, resources: {limits: {memory: 2Gi}}}
     drainSeconds: 30
-  cost: {cpuHour: 0.04, gpuHour: 2.5, memoryGiBHour: 0.005, currency: EUR, monthlyBudget: 900}
   notifications:
     - {url: "https://hooks.example.com/rollouts", format: json}
     - {secretRef: {name: hooks, key: chat}}

@@ -35,7 +35,6 @@ ALL: Final = (
     *STARTING[:-1],
     "get",
     "describe coins",
-    "cost",
     "why coins",
     "wait coins",
     "doctor",

@@ -28,7 +28,6 @@ BOUNDS = {"MARK": "x-plain", "PAGE": "/page", "MAX_BYTES": 2**26, "MOST_ANSWER_B
 CONSTANTS: dict[str, dict[str, Any]] = {
     "plain_http.lua": {"IS_HEAD": False, "NOTED": NOTED, **BOUNDS},
     "affinity.lua": {"HEADER": "x-camera", "COOKIE": "session", "CALLER": True},
-    "counted.lua": {"COUNTED": "counted", "MOST": 50, "SLICE_BY_CALLER": True},
     "route_key.lua": {"NOTED": NOTED, "REPLAY_GROUP": "~", "REPLAYS": "~"},
     "faults.lua": {"RESTART_S": "2", "BUSY": BUSY},
 }
@@ -91,7 +90,6 @@ INPUTS = {
     "cookie of pairs": Input("affinity.lua", 2**13, lambda n: {"cookie": "a=;" * (n // 3)}, route=SPLIT),
     "long id": Input("affinity.lua", 2**13, lambda n: {"x-camera": "a" * n, "x-segserve-model": "m"}, route=SPLIT),
     "path of slashes": Input("route_key.lua", 2**13, lambda n: {":path": "/v2/models/" + "a/" * (n // 2)}),
-    "slice": Input("counted.lua", 2**13, lambda n: {"x-segserve-slice": "\1" * n}),
     "headers that go on": Input("forwarded.lua", 2**11, lambda n: {f"x-{at}": "a" * 64 for at in range(n // 64)}),
     "trace context": Input("unsampled.lua", 2**13, lambda n: {"traceparent": "a" * n}),
     "message of a failure": Input(

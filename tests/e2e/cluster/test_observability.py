@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,33 +18,17 @@ from fakes.callers import PHOTO
 from fakes.cluster import Cluster, Json
 from fakes.cluster_models import model, pool
 from fakes.collector import Collector, collector
-from fakes.credentials import api_key, key_line
 from fakes.installed_operator import installed
 from fakes.object_servers import BUCKET, ObjectServer, s3_server
-from fakes.prometheus import prometheus
 from fakes.served_namespace import ServedNamespace
 from fakes.terminal import Terminal
 from fakes.waiting import meanwhile
 from segserve import Client, SegserveError
-from segserve_common.kube.names import (
-    AGENT_PORT,
-    COMPONENT_LABEL,
-    GATEWAY,
-    GROUP_LABEL,
-    METRICS_PORT,
-    POOL_LABEL,
-    SERVER,
-    SYNC_PORT,
-)
-from segserve_platform.platforms.costs import cost_rows
-from segserve_platform.platforms.metrics import MetricsSnapshot, read_series
+from segserve_common.kube.names import COMPONENT_LABEL, GATEWAY, SERVER
 
 pytestmark = [pytest.mark.cluster, pytest.mark.needs("peers"), pytest.mark.timeout(900)]
 
 SECRET: Final = "bucket"
-KEYS: Final = {"name": "callers", "key": "htpasswd"}
-CALLERS: Final = {"team-a": 2, "team-b": 6}
-"""How many requests each sends."""
 SINK: Final = f"s3://{BUCKET}/samples"
 PAUSED: Final = {"steps": [{"weight": 50, "pause": True}]}
 DRIFT: Final = {
@@ -55,7 +39,6 @@ DRIFT: Final = {
 }
 TRACED, SAMPLED, WATCHED = "coins", "coins-instances", "coins-watched"
 LONG_S: Final = 300.0
-PLACES: Final = {"pool": POOL_LABEL, "group": GROUP_LABEL}
 
 
 @dataclass(frozen=True)
@@ -78,8 +61,6 @@ class Observed:
                 "replicas": 1,
                 "tracing": tracing,
                 "accessLog": {"samplingRatio": 1},
-                "callerMetrics": {},
-                "auth": {"apiKeys": [{"secretRef": KEYS}], "anonymous": True},
                 **gateway,
             },
             artifacts=artifacts,
@@ -89,18 +70,6 @@ class Observed:
         """Return the names of the containers of the pods of a component, by the pods' uids."""
         pods = self.served.cluster.pods(self.served.name, f"{COMPONENT_LABEL}={component}")
         return {pod["metadata"]["uid"]: [each["name"] for each in pod["spec"]["containers"]] for pod in pods}
-
-    @property
-    def scraped(self) -> dict[str, dict[str, str]]:
-        """Return what the chart's PodMonitors scrape, with the labels that they write."""
-        found = {}
-        for component, ports in {GATEWAY: (SYNC_PORT,), SERVER: (AGENT_PORT, METRICS_PORT)}.items():
-            for pod in self.served.cluster.pods(self.served.name, f"{COMPONENT_LABEL}={component}"):
-                known = {"namespace": self.served.name, "pod": pod["metadata"]["name"]}
-                of_pod = {name: pod["metadata"]["labels"].get(label) for name, label in PLACES.items()}
-                labels = known | {name: place for name, place in of_pod.items() if place}
-                found |= {f"{pod['status']['podIP']}:{port}": labels for port in ports}
-        return found
 
     @property
     def terminal(self) -> Terminal:
@@ -119,11 +88,6 @@ class Observed:
         return json.loads(done.stdout)
 
 
-def secret(name: str, contents: Mapping[str, str]) -> Json:
-    """Return a Secret's manifest."""
-    return {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": contents}
-
-
 @pytest.fixture(scope="module")
 def observed(cluster: Cluster) -> Iterator[Observed]:
     with ExitStack() as stack:
@@ -134,8 +98,7 @@ def observed(cluster: Cluster) -> Iterator[Observed]:
         operator = stack.enter_context(installed(cluster, [name], replicas=2, more=reached))
         found = Observed(ServedNamespace(cluster, operator, name), spans, bucket)
         found.served.apply(
-            secret(SECRET, bucket.keys),
-            secret(KEYS["name"], {KEYS["key"]: "\n".join(key_line(name, "s") for name in CALLERS)}),
+            {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": SECRET}, "stringData": bucket.keys},
             found.pool(),
             model(TRACED, rollout=PAUSED),
             model(SAMPLED, capture={"share": 1, "perMinute": 600, "sink": SINK}),
@@ -143,58 +106,6 @@ def observed(cluster: Cluster) -> Iterator[Observed]:
         )
         found.served.wait_ready(TRACED, SAMPLED, WATCHED, timeout_s=LONG_S)
         yield found
-
-
-def test_a_models_cost_has_the_cpu_of_its_gateways_container_as_the_kubelet_counts_it(observed: Observed) -> None:
-    (pod,) = observed.served.cluster.pods(observed.served.name, f"{COMPONENT_LABEL}={GATEWAY}")
-    place = f'namespace="{observed.served.name}",pool="default"'
-    envoy = f'{place},pod="{pod["metadata"]["name"]}",envoy_cluster_name="{TRACED}/main/infer/http"'
-    known = f"""\
-segserve_cost_requests_total{{{place},model="{TRACED}",revision="r1",group="main"}} 1
-envoy_cluster_upstream_rq_completed{{{envoy}}} 1
-"""
-
-    def used() -> Mapping[str, float]:
-        told = observed.served.cluster.kubectl(
-            "get", "--raw", f"/api/v1/nodes/{pod['spec']['nodeName']}/proxy/metrics/resource"
-        )
-        rows = cost_rows(MetricsSnapshot(0.0, tuple(read_series(known + told, observed.served.name))))
-        cpu_s = {row.model: row.use.gateway_cpu_s for row in rows if row.use.gateway_cpu_s > 0}
-        return cpu_s if TRACED in cpu_s else {}
-
-    found = observed.served.cluster.wait("the kubelet has looked at the gateway's containers", used, LONG_S)
-    assert found.keys() == {TRACED, ""}  # the sidecar's is nobody's
-
-
-@pytest.mark.needs("prometheus")
-def test_two_callers_share_what_their_model_has_used_by_the_prometheus_of_the_cluster(
-    observed: Observed, tmp_path: Path
-) -> None:
-    """Agents count on: what was used before and after the shares were read are bounds of their sum."""
-    for name, count in CALLERS.items():
-        key = api_key(name, "s")
-        with Client(observed.served.url(), api_key=key, allow_plain_http_credentials=True) as client:
-            for _ in range(count):
-                client.segment(PHOTO, model=TRACED)
-    with prometheus(tmp_path, observed.scraped) as url:
-
-        def cost(*arguments: str) -> dict[str, Any]:
-            done = observed.terminal("cost", TRACED, "--prometheus", url, "-o", "json", *arguments)
-            return {row.get("name", ""): row for row in json.loads(done.stdout)} if done.returncode == 0 else {}
-
-        def shared() -> list[dict[str, Any]]:
-            found = [cost(), cost("--by", "caller"), cost()]
-            has_all = found[1].keys() >= {f"key:{name}" for name in CALLERS}
-            return found if has_all and found[0][""]["requests"] > sum(CALLERS.values()) else []
-
-        before, shares, after = observed.served.cluster.wait("both callers have shares", shared, LONG_S)
-
-    one, other = (shares[f"key:{name}"] for name in CALLERS)
-    assert other["requests"] == pytest.approx(3 * one["requests"])
-    assert min(one["cpuSeconds"], other["cpuSeconds"]) > 0
-    for amount in ("cpuSeconds", "requests"):
-        total = sum(row[amount] for row in shares.values())
-        assert 0.999 * before[""][amount] <= total <= 1.001 * after[""][amount], amount
 
 
 def test_gateways_keep_samples_once_their_pool_allows_it_and_servers_are_as_before(

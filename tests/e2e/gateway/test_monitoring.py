@@ -34,7 +34,7 @@ EMPTY: Final = {
     **{family.name.removesuffix("_total"): "which counts no answers" for family in METRIC_FAMILIES},
     "segserve_agent_": "no agent runs",
     "segserve_drift": "no model is watched for drift",
-    "cost": "nor counts costs, and the pool has no prices",
+    "segserve_cost_": "nor counts what models use",
     "segserve_reconcile_": "no operator passes over a cluster",
     "segserve_api_requests": "nor an API server",
     "segserve_notifications": "nor anybody to notify",

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from bench.ports import free_port
-from charts.monitoring.dashboards import counted
+from charts.monitoring.dashboards import cost_of_an_hour, counted
 from charts.monitoring.rules import ALERTS
 from fakes.waiting import HANG_S, until
 
@@ -74,12 +74,6 @@ HEALTHY: Final[Series] = {
     f'segserve_answers_total{{{MODEL},revision="r1"}}': grows(30),
     f'segserve_empty_answers_total{{{MODEL},revision="r1"}}': grows(3),
     f'segserve_class_answers_total{{{MODEL},revision="r1",class="coin"}}': grows(27),
-    f'segserve_cost_cpu_seconds_total{{{MODEL},revision="r1",part="steps"}}': grows(15),
-    f'segserve_cost_memory_byte_seconds_total{{{MODEL},revision="r1"}}': grows(30 * 2**30),
-    f'segserve_cost_price{{{POOL},currency="EUR",resource="cpuHour",{OPERATOR}}}': always(0.04),
-    f'segserve_cost_price{{{POOL},currency="EUR",resource="cpuHour",pod="operator-1"}}': always(0.04),
-    f'segserve_cost_price{{{POOL},currency="EUR",resource="memoryGiBHour",{OPERATOR}}}': always(0.005),
-    f'segserve_cost_monthly_budget{{{POOL},currency="EUR",{OPERATOR}}}': always(30),
     f'nv_gpu_memory_used_bytes{{{POOL},pod="server-0",gpu_uuid="0"}}': always(6e9),
     f'nv_gpu_memory_total_bytes{{{POOL},pod="server-0",gpu_uuid="0"}}': always(16e9),
 }
@@ -123,9 +117,6 @@ FAILURES: Final = [
      {"SegserveCertificateExpires warning"}),
     ("a server hangs", {f'segserve_agent_server_ready{{{POOL},pod="server-0"}}': always(0)}, "15m",
      {"SegserveServerNotReady warning"}),
-    ("servers that use more than the budget",
-     {f'segserve_cost_cpu_seconds_total{{{MODEL},revision="r1",part="steps"}}': grows(12000)}, "7h",
-     {"SegserveBudgetExceeded warning"}),
     ("a full GPU", {f'nv_gpu_memory_used_bytes{{{POOL},pod="server-0",gpu_uuid="0"}}': always(15.8e9)}, "15m",
      {"SegserveGpuMemoryHigh warning"}),
     ("a rollout waits for a person",
@@ -236,18 +227,19 @@ def test_buckets_are_those_of_the_operator_as_prometheus_3_writes_them_too(tmp_p
 
 
 @pytest.mark.needs("promtool")
-def test_a_pool_that_rests_is_forecast_to_cost_what_it_cost_in_seven_days(tmp_path: Path) -> None:
-    """A core at a price of 1 runs for an hour a day, twice up to now."""
-    nightly = {
-        f'segserve_cost_cpu_seconds_total{{{MODEL},revision="r1",part="steps"}}': "0+30x119 _x2759 0+30x119 _x2759",
-        f'segserve_cost_price{{{POOL},currency="USD",resource="cpuHour"}}': "1x5759",
-        f'segserve_cost_monthly_budget{{{POOL},currency="USD"}}': "40x5759",
+def test_an_hour_costs_what_models_use_at_the_prices_that_are_typed_in(tmp_path: Path) -> None:
+    """Both have one core, one of them 2 GiB and the other one 1 GiB and half of a GPU."""
+    other = MODEL.replace("coins", "cells")
+    used = {
+        **{f'segserve_cost_cpu_seconds_total{{{each},part="steps"}}': grows(30) for each in (MODEL, other)},
+        f"segserve_cost_memory_byte_seconds_total{{{MODEL}}}": grows(60 * 2**30),
+        f"segserve_cost_memory_byte_seconds_total{{{other}}}": grows(30 * 2**30),
+        f"segserve_cost_gpu_seconds_total{{{other}}}": grows(15),
     }
-    expected = [
-        ("round(segserve:pool_cost:forecast30d, 2)", f'{{{POOL},currency="USD"}}', 8.0),
-        ('ALERTS{alertname="SegserveBudgetExceeded"}', "", 0.0),
-    ]
-    judged(nightly, expected, "47h", tmp_path)
+    typed = {"cpu_hour": "0.04", "gib_hour": "0.005", "gpu_hour": "2.5"}
+    query = re.sub(r"\$(\w+)", lambda found: typed.get(found[1], ".*"), cost_of_an_hour())
+    expected = [(f"round({query}, 0.001)", f"{{{each}}}", cost) for each, cost in ((other, 1.295), (MODEL, 0.05))]
+    judged(used, expected, "10m", tmp_path)
 
 
 @pytest.mark.needs("promtool")

@@ -199,7 +199,6 @@ def test_there_is_an_alert_for_each_thing_that_people_have_to_know() -> None:
         "SegserveServerNotReady",
         "SegserveGpuMemoryHigh",
         "SegserveRolloutRunning",
-        "SegserveBudgetExceeded",
         "SegserveClassGone",
         "SegserveAnswersEmpty",
     }

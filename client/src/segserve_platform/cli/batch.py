@@ -21,21 +21,16 @@ from segserve_platform.cli.options import (
     InFlight,
     ModelName,
     PlatformOptions,
-    Prometheus,
     RequestTimeout,
     ScoreThreshold,
-    metrics_source,
     model_client,
     seconds,
     with_platform_options,
 )
-from segserve_platform.platforms.errors import ControlError
 
 if TYPE_CHECKING:
     from segserve.client import Client
     from segserve.tiled import TiledObjects, TiledOptions, TiledSemanticResult
-    from segserve.tiled.results import TiledResult
-    from segserve_platform.platforms.metrics import MetricsSource
 
 BatchFormat: TypeAlias = Literal["zarr", "tiff", "png", "coco", "geojson"]
 LengthUnit: TypeAlias = Literal["m", "ft", "us-ft"]
@@ -134,7 +129,6 @@ def batch(
         ),
     ] = None,
     url: GatewayUrl = None,
-    prometheus: Prometheus = None,
     timeout: RequestTimeout = "60s",
 ) -> None:
     """Segment images of any size, tile by tile.
@@ -164,11 +158,8 @@ def batch(
     )
     with model_client(platform_options, name, url) as client:
         options["id_map"] = _checked(client, name, form, id_map=id_map)
-        found = [_segment(client, name, image, folders[image], exported, options, scheduler) for image in paths]
-    results = [result for result in found if result is not None]
-    if exported.affine_metres is not None and results and (url is None or prometheus is not None):
-        _print_cost(metrics_source(platform_options, prometheus), results, exported.affine_metres, tile, overlap)
-    failed = len(paths) - len(results)
+        done = [_segment(client, name, image, folders[image], exported, options, scheduler) for image in paths]
+    failed = done.count(False)
     if failed:
         typer.echo(f"{failed} of {len(paths)} images failed", err=True)
         raise typer.Exit(1)
@@ -237,8 +228,8 @@ def _segment(
     exported: ExportTarget,
     options: TiledOptions,
     scheduler: str | None,
-) -> TiledResult | None:
-    """Segment one image and print the outcome; returns None on failure."""
+) -> bool:
+    """Segment one image, print the outcome, and return whether it succeeded."""
     began_s = time.monotonic()
     try:
         result = client.segment_tiled(image, model=model, scheduler=scheduler, **(options | {"out": folder}))
@@ -247,7 +238,7 @@ def _segment(
         raise
     except (SegserveError, OSError) as error:
         typer.echo(plain(f"error: {image}: {error}"), err=True)
-        return None
+        return False
     for note in dark_notes(image, image, lambda: client.model_info(model)):
         typer.echo(plain(f"note: {note}"), err=True)
     height, width = result.size
@@ -257,33 +248,7 @@ def _segment(
         f"{image.name}: {width} x {height}{area}, {_found(result)}, {_counted(result.tiles, 'tile')} ({result.sent} "
         f"sent), {time.monotonic() - began_s:.1f} s: {written}"
     )
-    return result
-
-
-def _print_cost(
-    source: MetricsSource, results: Sequence[TiledResult], affine: Sequence[float], tile: int, overlap: int
-) -> None:
-    """Print what the images cost at the mean price of a megapixel so far, if the pool has prices."""
-    from segserve.tiled.grid import Grid
-    from segserve_platform.platforms.costs import cost_rows
-
-    model, area = results[0].model, sum(result.square_kilometres(affine) for result in results)
-    try:
-        rows = [row for row in cost_rows(source.snapshot()) if row.model == model and row.use.megapixels]
-    except ControlError:
-        if source.prometheus is not None:
-            raise
-        return
-    money, megapixels = sum(row.prices.money(row.use) for row in rows), sum(row.use.megapixels for row in rows)
-    if not money:
-        return
-    grids = (Grid(*result.size, tile, overlap) for result in results)
-    sent = sum(each.window.area for grid in grids for each in grid) / 1e6
-    cost, currency = money / megapixels * sent, rows[0].prices.currency
-    typer.echo(
-        f"{_counted(len(results), 'image')} of {area:.3g} km² in {sent:.3g} megapixels of tiles: {cost:.3g} "
-        f"{currency}, {cost / area:.3g} {currency} a km², as {model} has cost so far"
-    )
+    return True
 
 
 def _found(result: TiledSemanticResult | TiledObjects) -> str:

@@ -24,12 +24,6 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
     "get": ("segserve get -w", "segserve get coins -o yaml", "segserve get -o wide -n vision"),
     "describe": ("segserve describe coins",),
     "why": ("segserve why coins", "segserve why coins --since 4h -n vision", "segserve why coins -o json"),
-    "cost": (
-        "segserve cost",
-        "segserve cost coins --by slice",
-        "segserve cost --pixel-metres 0.1 -o json",
-        "segserve cost -o opencost --prometheus http://localhost:9090",
-    ),
     "wait": ("segserve wait coins --timeout 5m", "segserve wait coins --for delete"),
     "predict": (
         "segserve predict coins photo.jpg -o overlay.png",

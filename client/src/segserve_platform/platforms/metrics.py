@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 import httpx
 
-from segserve_common.kube.names import CAPTURE_CONTAINER, COMPARATOR_CONTAINER, ENVOY_CONTAINER, SYNC_CONTAINER
 from segserve_platform.platforms.errors import ControlError, NoPlatformError
 
 if TYPE_CHECKING:
@@ -20,16 +19,11 @@ if TYPE_CHECKING:
 TIMEOUT_S: Final = 35.0
 FAULTS: Final = (2, 4, 13, 14, 15)
 """gRPC statuses that are a server's fault."""
-GATEWAY_CONTAINERS: Final = (ENVOY_CONTAINER, SYNC_CONTAINER, COMPARATOR_CONTAINER, CAPTURE_CONTAINER)
-CONTAINER_CPU: Final = "container_cpu_usage_seconds_total"
-"""The kubelet's, of cAdvisor or of its resource metrics, of all containers that the Prometheus watches."""
 MATCHED: Final = (
-    r'{__name__=~"segserve_(cost|answers|class_instances|image_pixels|agent_server|process)_.+"}',
+    r'{__name__=~"segserve_(cost|agent_server)_.+"}',
     r'{__name__=~"nv_(inference_(queue_duration_us|request_success)|gpu_.+)"}',
-    r'{__name__=~"envoy_cluster_(upstream_rq_(completed|xx|active|time_bucket)|upstream_cx_[rt]x_bytes_total|grpc_.+)",'
+    r'{__name__=~"envoy_cluster_(upstream_rq_(completed|xx|active|time_bucket)|grpc_.+)",'
     r'envoy_cluster_name=~".+/.+/infer/.+"}',
-    r'{__name__=~"envoy_segserve_(caller|slice)_.+"}',
-    f'{CONTAINER_CPU}{{container=~"{"|".join(GATEWAY_CONTAINERS)}"}}',
 )
 """The series of a Prometheus that are read."""
 _SAMPLE: Final = re.compile(r"^([a-zA-Z_:][\w:]*)(?:\{(.*)\})? (\S+)(?: (\d+))?")
@@ -102,9 +96,7 @@ class MetricsSource:
         """Read all metrics now; raises `ControlError` if they cannot be had."""
         text = self._of_prometheus(self.prometheus) if self.prometheus is not None else self._of_machine()
         series = tuple(read_series(text, self.namespace))
-        # Anybody's containers may be called envoy.
-        own = (each.labels for each in series if each.name != CONTAINER_CPU)
-        namespaces = sorted({labels["namespace"] for labels in own if "namespace" in labels})
+        namespaces = sorted({each.labels["namespace"] for each in series if "namespace" in each.labels})
         if self.prometheus is not None and len(namespaces) > 1:
             raise ControlError(
                 f"the Prometheus at {self.prometheus} has metrics of the namespaces {', '.join(namespaces)}: choose "

@@ -1,4 +1,4 @@
-"""The access log, counters and traces of a pool's gateway, in `spec.gateway`."""
+"""The access log and traces of a pool's gateway, in `spec.gateway`."""
 
 from __future__ import annotations
 
@@ -21,17 +21,6 @@ class AccessLog(ApiValue):
         ge=0,
         le=1,
         description="Share of the requests without an error that are logged: 0 for none, 1 for all. Default 0.",
-    )
-
-
-class CallerMetrics(ApiValue):
-    """Counters of answered requests, of servers' time and of bytes, by caller and by slice."""
-
-    slice_by_caller: bool | None = Field(
-        default=None,
-        description="Whether a request without the header X-Segserve-Slice has the name of its caller as its slice, "
-        "without key:, token: or certificate:. What a model measures by slice it measures by caller then. Default "
-        "false.",
     )
 
 

@@ -35,7 +35,7 @@ from segserve_operator.api.pod_template import (
 )
 from segserve_operator.api.pool_update import TemplateStatus, Update
 from segserve_operator.api.session_affinity import SessionAffinity
-from segserve_operator.api.telemetry import AccessLog, CallerMetrics, Tracing
+from segserve_operator.api.telemetry import AccessLog, Tracing
 
 _SET: JsonDict = {"x-kubernetes-list-type": "set"}
 _WHOLE: JsonDict = {"x-kubernetes-list-type": "atomic"}
@@ -55,24 +55,6 @@ _MERGED = (
 )
 _SERVER_CONTAINERS: Final = (TRITON_CONTAINER, AGENT_CONTAINER)
 _GATEWAY_CONTAINERS: Final = (ENVOY_CONTAINER, SYNC_CONTAINER, COMPARATOR_CONTAINER, CAPTURE_CONTAINER)
-
-
-class Cost(ApiValue):
-    """Prices of an hour of what servers use, and what a month may cost."""
-
-    cpu_hour: float | None = Field(default=None, ge=0, description="Price of a CPU core for an hour. Default: none.")
-    gpu_hour: float | None = Field(default=None, ge=0, description="Price of a GPU for an hour. Default: none.")
-    memory_gi_b_hour: float | None = Field(
-        default=None, ge=0, description="Price of a GiB of memory for an hour. Default: none."
-    )
-    currency: str = Field(
-        default="USD", pattern=r"^[A-Z]{3}$", description="Currency of the prices (ISO 4217). Default USD."
-    )
-    monthly_budget: float | None = Field(
-        default=None,
-        gt=0,
-        description="What the pool's servers may cost in 30 days, which an alert compares. Default: no limit.",
-    )
 
 
 class GatewayTls(ApiValue):
@@ -229,12 +211,6 @@ class Gateway(ApiValue):
         description="Log of requests as JSON, on standard output of the Envoy container. A change restarts the "
         "gateways one by one. Default: none.",
     )
-    caller_metrics: CallerMetrics | None = Field(
-        default=None,
-        description="Counters of answered requests by caller and by slice, in proportion to which costs are divided. "
-        "They put callers' names into the gateway's metrics. A change restarts the gateways one by one. Default: "
-        "none.",
-    )
     tracing: Tracing | None = Field(
         default=None,
         description="Traces of requests through gateway and servers, and of decisions about rollouts. Another "
@@ -353,9 +329,6 @@ class TritonPoolSpec(ApiValue):
     )
     gateway: Gateway = Field(
         default=Gateway(), description="The gateway, through which all requests to the pool's models go."
-    )
-    cost: Cost | None = Field(
-        default=None, description="Prices of what the servers use. Default: none; use is counted all the same."
     )
     notifications: tuple[Notification, ...] = Field(
         default=(), max_length=8, description="Where to send notifications of rollouts.", json_schema_extra=_WHOLE

@@ -17,7 +17,7 @@ from segserve_operator.adapters.traffic.envoy_listener import EnvoySettings
 from segserve_operator.adapters.traffic.envoy_tls import TlsSettings
 from segserve_operator.api.access import Auth
 from segserve_operator.api.session_affinity import SessionAffinity
-from segserve_operator.api.telemetry import AccessLog, CallerMetrics, Tracing
+from segserve_operator.api.telemetry import AccessLog, Tracing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -65,7 +65,6 @@ class GatewaySettings(BaseModel):
     secrets: Path = Path(SECRETS_FOLDER)
     session_affinity: SessionAffinity | None = None
     access_log: AccessLog | None = None
-    caller_metrics: CallerMetrics | None = None
     tracing: Tracing | None = None
     capture: bool = False
 
@@ -110,7 +109,6 @@ class Settings:
             tls=TlsSettings(**dict(settings.tls)) if settings.tls is not None else None,
             affinity=settings.session_affinity,
             access_log=settings.access_log,
-            caller_metrics=settings.caller_metrics,
             tracing=settings.tracing,
             capture=settings.capture,
             auth=AuthSettings(settings.auth, (settings.secrets,), self.folder / "auth") if settings.auth else None,

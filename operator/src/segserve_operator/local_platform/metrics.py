@@ -35,13 +35,7 @@ from segserve_operator.api.triton_pool import TritonPool
 from segserve_operator.core.drift.watch import DriftWatch
 from segserve_operator.core.rollout.record import Record
 from segserve_operator.core.world.observed import EffectFailure, GroupObserved, ModelObserved
-from segserve_operator.metrics.resource_gauges import (
-    CostMetrics,
-    DriftMetrics,
-    EvaluationMetrics,
-    ResourceMetrics,
-    SloMetrics,
-)
+from segserve_operator.metrics.resource_gauges import DriftMetrics, EvaluationMetrics, ResourceMetrics, SloMetrics
 from segserve_operator.metrics.rollout_metrics import RolloutMetrics
 
 MAX_BYTES: Final = 64 * 2**20
@@ -108,7 +102,6 @@ class LocalMetrics(Collector):
         self._resources.leader.set(1)  # it is the only supervisor of its state folder
         self._rollouts = RolloutMetrics(self._registry)
         self._slo = SloMetrics(self._registry)
-        self._cost = CostMetrics(self._registry)
         self._drift = DriftMetrics(self._registry)
         self._evaluation = EvaluationMetrics(self._registry)
         self._models: tuple[ModelObserved, ...] = ()
@@ -158,8 +151,8 @@ class LocalMetrics(Collector):
 
     async def text(self) -> str:
         """Return all metrics now; a process that does not answer is left out."""
-        resource = self._pool()
-        pool = {"pool": resource.metadata.name}
+        name = self._pool().metadata.name
+        pool = {"pool": name}
         whole = MetricsText()
         self._rollouts.show()
         self._drift.show()
@@ -168,11 +161,7 @@ class LocalMetrics(Collector):
         self._slo.clear()
         self._evaluation.clear()
         for model in self._models:
-            self._observe_model(("", resource.metadata.name, model.name), model)
-        self._cost.clear()
-        if resource.spec.cost is not None:
-            prices = resource.spec.cost.model_dump(by_alias=True, exclude_none=True)
-            self._cost.observe("", resource.metadata.name, prices)
+            self._observe_model(("", name, model.name), model)
         whole.add((await asyncio.to_thread(generate_latest, self._registry)).decode(), {})
         with contextlib.suppress(EnvoyUnreachableError):
             whole.add((await self._gateway.metrics()).decode(), pool)

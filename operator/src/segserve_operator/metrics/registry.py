@@ -16,12 +16,7 @@ from segserve_common.kube.names import COMPONENT_LABEL, GATEWAY
 from segserve_common.kube.shards import CONTENT_KEY
 from segserve_operator.adapters.kube.view import PoolKey, View
 from segserve_operator.core.world.observed import ModelObserved
-from segserve_operator.metrics.resource_gauges import (
-    CostMetrics,
-    DriftMetrics,
-    ResourceMetrics,
-    SloMetrics,
-)
+from segserve_operator.metrics.resource_gauges import DriftMetrics, ResourceMetrics, SloMetrics
 from segserve_operator.metrics.rollout_metrics import RolloutMetrics
 from segserve_operator.service import RolloutCache
 
@@ -46,7 +41,6 @@ class Metrics:
         self.resources = ResourceMetrics(to)
         self.pools = Gauge("segserve_pools", "Pools.", ["namespace", "ready"], registry=to)
         self.slo = SloMetrics(to)
-        self.cost = CostMetrics(to)
         self.rollouts = RolloutMetrics(to)
         self.drift = DriftMetrics(to)
         self.stored = StoredSizes(to)
@@ -71,7 +65,6 @@ class Metrics:
         self.resources.clear()
         self.pools.clear()
         self.slo.clear()
-        self.cost.clear()
         for key in view.pools():
             for model in view.of_pool(MODELS, key):
                 labels = (key.namespace, key.pool, model["metadata"]["name"])
@@ -83,7 +76,6 @@ class Metrics:
                 self.resources.observe(labels, _ready(model), groups)
             for pool in view.of_pool(POOLS, key):
                 self.pools.labels(key.namespace, _ready(pool)).inc()
-                self.cost.observe(key.namespace, key.pool, (pool.get("spec") or {}).get("cost") or {})
         self.rollouts.show()
         self.drift.show()
         self.stored.observe(view)

@@ -1,4 +1,4 @@
-"""Gauges of models and pools: SLOs, prices, drift, and the operator's work, for rules and dashboards."""
+"""Gauges of models and pools: SLOs, drift, and the operator's work, for rules and dashboards."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any, Final
 from prometheus_client import CollectorRegistry, Gauge
 
 from segserve_operator.api.rollout_policy import Slo
-from segserve_operator.api.triton_pool import Cost
 from segserve_operator.core.drift.watch import DriftWatch
 from segserve_operator.core.world.observed import EffectFailure
 
@@ -21,9 +20,6 @@ LATENCY_EDGES_MS: Final = (
 PERCENTILES: Final = (50, 95, 99)
 _DEFAULT_ERROR_PERCENT: Final = Slo().error_percent
 _MODEL: Final = ("namespace", "pool", "model")
-RESOURCES: Final = ("cpuHour", "gpuHour", "memoryGiBHour")
-_PRICED: Final = ("namespace", "pool", "currency")
-_CURRENCY: Final = Cost().currency
 
 
 class DriftMetrics:
@@ -107,30 +103,6 @@ def latency_weights(latency_ms: float) -> Iterator[tuple[float, float]]:
     if place and share < 1:
         yield lower, 1 - share
     yield upper, share
-
-
-class CostMetrics:
-    """Gauges of each pool with `spec.cost`."""
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        text = "Price of an hour of a resource, as spec.cost of the pool says."
-        self.price = Gauge("segserve_cost_price", text, (*_PRICED, "resource"), registry=registry)
-        text = "What the pool's servers may cost in 30 days."
-        self.budget = Gauge("segserve_cost_monthly_budget", text, _PRICED, registry=registry)
-
-    def clear(self) -> None:
-        """Forget all pools."""
-        self.price.clear()
-        self.budget.clear()
-
-    def observe(self, namespace: str, pool: str, cost: Mapping[str, Any]) -> None:
-        """Set the gauges of a pool to its `spec.cost`."""
-        key = (namespace, pool, cost.get("currency", _CURRENCY))
-        for resource in RESOURCES:
-            if cost.get(resource):
-                self.price.labels(*key, resource).set(cost[resource])
-        if cost.get("monthlyBudget"):
-            self.budget.labels(*key).set(cost["monthlyBudget"])
 
 
 class ResourceMetrics:

@@ -1,22 +1,20 @@
-"""`segserve cost` and the page's figures: what is read from metrics, and how it is drawn."""
+"""The page's figures: what is read from metrics."""
 
 from __future__ import annotations
 
 import json
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from segserve_operator.adapters.local.files import StateFolder
-from segserve_platform.cli.app import app
+from segserve_platform.cli.options import PlatformOptions, metrics_source
 from segserve_platform.platforms.activity import model_rows, servers_row
-from segserve_platform.platforms.costs import cost_rows
 from segserve_platform.platforms.errors import ControlError, NoPlatformError
 from segserve_platform.platforms.metrics import MetricsSnapshot, MetricsSource, increases, quantile, read_series
 
@@ -24,7 +22,7 @@ OF_COINS = 'envoy_cluster_name="coins/main/infer/http",pool="default"'
 OWNER = 'pool="default",group="main",model="coins",revision="coins-1"'
 
 
-def text(requests: float, *, failed: float = 0.0, cpu_s: float = 0.0, counted_s: float = 0.0, price: str = "") -> str:
+def text(requests: float, *, failed: float = 0.0, cpu_s: float = 0.0, counted_s: float = 0.0) -> str:
     """Metrics after so many requests, each of 30 ms, of which some failed."""
     return f"""\
 # TYPE envoy_cluster_upstream_rq_completed counter
@@ -35,26 +33,15 @@ envoy_cluster_upstream_rq_active{{{OF_COINS}}} 2
 envoy_cluster_upstream_rq_time_bucket{{{OF_COINS},le="25"}} 0
 envoy_cluster_upstream_rq_time_bucket{{{OF_COINS},le="50"}} {requests}
 envoy_cluster_upstream_rq_time_bucket{{{OF_COINS},le="+Inf"}} {requests}
-envoy_cluster_upstream_cx_tx_bytes_total{{{OF_COINS}}} {1000 * requests}
-envoy_cluster_upstream_cx_rx_bytes_total{{{OF_COINS}}} {500 * requests}
-segserve_image_pixels_sum{{{OWNER}}} {2e6 * requests}
-segserve_image_pixels_count{{{OWNER}}} {requests}
 segserve_cost_cpu_seconds_total{{{OWNER},part="steps"}} {cpu_s}
 segserve_cost_cpu_seconds_total{{{OWNER},part="server"}} {cpu_s / 4}
 segserve_cost_counted_seconds_total{{pool="default",group="main"}} {counted_s}
-segserve_cost_memory_byte_seconds_total{{{OWNER}}} {3600 * 2**30}
 segserve_cost_requests_total{{{OWNER}}} {requests}
 nv_inference_queue_duration_us{{model="segserve--net--1",version="1"}} {4000 * requests}
 nv_inference_request_success{{model="segserve--net--1",version="1"}} {requests}
 nv_inference_request_success{{model="coins",version="1"}} {requests}
 segserve_agent_server_memory_bytes{{group="main"}} 5e8
-{price}"""
-
-
-PRICES = "".join(
-    f'segserve_cost_price{{pool="default",currency="EUR",resource="{name}"}} {amount}\n'
-    for name, amount in (("cpuHour", 3.6), ("memoryGiBHour", 0.5))
-)
+"""
 
 
 def snapshot(at_s: float, told: str) -> MetricsSnapshot:
@@ -135,53 +122,6 @@ def test_a_snapshot_has_only_the_series_of_its_namespace() -> None:
     assert [each.value for each in read_series(told, "lab")] == [1, 3]
 
 
-def test_a_revision_has_its_use_and_with_prices_its_cost() -> None:
-    (row,) = cost_rows(snapshot(0, text(1000, cpu_s=80, price=PRICES)))
-    found = row.to_json()
-
-    assert found["cpuSecondsPerRequest"] == pytest.approx(0.1)
-    assert (found["megapixelsPerRequest"], found["bytesPerRequest"]) == (2.0, 1500)
-    assert found["money"] == pytest.approx(0.1 + 0.5)
-    assert found["per1000Requests"] == pytest.approx(0.6)
-    assert found["perMegapixel"] == pytest.approx(0.6 / 2000)
-    assert found["currency"] == "EUR"
-
-
-def test_a_megapixel_costs_what_callers_images_have_of_it_also_after_a_restart_of_triton() -> None:
-    """Triton has counted 10 images since it started again; of the 1000 requests in the ledger 200 were tests."""
-    since = text(10, cpu_s=80, price=PRICES).replace(
-        f"segserve_cost_requests_total{{{OWNER}}} 10", f"segserve_cost_requests_total{{{OWNER}}} 1000"
-    )
-    (row,) = cost_rows(snapshot(0, f"{since}segserve_cost_tests_total{{{OWNER}}} 200\n"))
-    found = row.to_json()
-
-    assert (found["megapixels"], found["megapixelsPerRequest"]) == (1600, 2.0)
-    assert found["perMegapixel"] == pytest.approx(0.6 / 1600)
-
-
-def test_a_model_that_nobody_called_has_no_cost_of_a_megapixel() -> None:
-    told = f"{text(1000, cpu_s=80, price=PRICES)}segserve_cost_tests_total{{{OWNER}}} 1000\n"
-    (row,) = cost_rows(snapshot(0, told))
-
-    assert not {"megapixelsPerRequest", "perMegapixel"} & row.to_json().keys()
-
-
-def test_revisions_of_one_group_share_its_bytes_by_their_requests() -> None:
-    promoted = "".join(
-        f'segserve_cost_{name}_total{{pool="default",group="main",model="coins",revision="coins-2"}} 250\n'
-        for name in ("cpu_seconds", "requests")
-    )
-    rows = cost_rows(snapshot(0, text(750, cpu_s=80) + promoted))
-
-    assert {row.revision: row.use.bytes for row in rows} == {"coins-1": 843_750, "coins-2": 281_250}
-
-
-def test_without_prices_nothing_costs_money() -> None:
-    (row,) = cost_rows(snapshot(0, text(1000, cpu_s=80)))
-
-    assert not {"money", "per1000Requests", "currency"} & row.to_json().keys()
-
-
 @contextmanager
 def federating(metrics: str) -> Iterator[str]:
     """Run a server that answers /federate with metrics as a Prometheus does."""
@@ -203,22 +143,16 @@ def federating(metrics: str) -> Iterator[str]:
     server.server_close()
 
 
-@pytest.fixture
-def prometheus() -> Iterator[str]:
-    with federating(text(1000, cpu_s=80, price=PRICES)) as url:
-        yield url
-
-
 def in_namespaces(*names: str) -> str:
     """Metrics of models of one name, on which as much was spent as the number of their namespace."""
     return "".join(
         line.replace("{", f'{{namespace="{name}",', 1) + "\n"
         for number, name in enumerate(names, 1)
-        for line in text(1000, cpu_s=80 * number, price=PRICES).splitlines()
+        for line in text(1000, cpu_s=80 * number).splitlines()
     )
 
 
-def test_the_cost_of_a_cluster_is_that_of_one_namespace_by_default_the_kubeconfigs(
+def test_the_metrics_of_a_cluster_are_those_of_one_namespace_by_default_the_kubeconfigs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kubeconfig = {
@@ -230,43 +164,20 @@ def test_the_cost_of_a_cluster_is_that_of_one_namespace_by_default_the_kubeconfi
     (tmp_path / "config").write_text(json.dumps(kubeconfig))
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
 
-    def cpu_s(*options: str) -> list[float]:
+    def cpu_s(options: PlatformOptions) -> Mapping[tuple[str, ...], float]:
         with federating(in_namespaces("dev", "prod")) as url:
-            shown = CliRunner().invoke(app, ["cost", "--prometheus", url, "-o", "json", *options])
-        return [row["cpuSeconds"] for row in json.loads(shown.output)]
+            return metrics_source(options, url).snapshot().sums("segserve_cost_cpu_seconds_total", "namespace")
 
-    assert cpu_s() == [100]
-    assert cpu_s("--namespace", "prod") == [200]
+    assert cpu_s(PlatformOptions()) == {("dev",): 100}
+    assert cpu_s(PlatformOptions(namespace="prod")) == {("prod",): 200}
 
 
 def test_without_a_kubeconfig_a_prometheus_of_two_namespaces_asks_for_one() -> None:
-    with federating(in_namespaces("dev", "prod")) as url:
-        shown = CliRunner().invoke(app, ["cost", "--prometheus", url])
-
-    assert isinstance(shown.exception, ControlError)
-    assert "of the namespaces dev, prod: choose one with --namespace" in str(shown.exception)
-
-
-def test_costs_are_read_from_a_prometheus(prometheus: str) -> None:
-    shown = CliRunner().invoke(app, ["cost", "--prometheus", prometheus, "-o", "json", "--pixel-metres", "0.5"])
-
-    (found,) = json.loads(shown.output)
-    assert found["perSquareKilometre"] == pytest.approx(0.6 / 2000 / 0.25)
-
-
-def test_costs_in_opencosts_format_add_up(prometheus: str) -> None:
-    shown = CliRunner().invoke(app, ["cost", "--prometheus", prometheus, "-o", "opencost"])
-
-    (allocation,) = json.loads(shown.output)["data"][0].values()
-    assert allocation["totalCost"] == pytest.approx(allocation["cpuCost"] + allocation["ramCost"])
-    assert allocation["cpuCoreHours"] == pytest.approx(100 / 3600)
-
-
-def test_the_tables_columns_are_those_of_the_prices(prometheus: str) -> None:
-    shown = CliRunner().invoke(app, ["cost", "--prometheus", prometheus], env={"COLUMNS": "200"})
-
-    assert shown.output.splitlines()[0].split()[-4:] == ["PER", "1000", "PER", "MPIX"]
-    assert "0.6 EUR" in shown.output
+    with (
+        federating(in_namespaces("dev", "prod")) as url,
+        pytest.raises(ControlError, match="of the namespaces dev, prod: choose one with --namespace"),
+    ):
+        metrics_source(PlatformOptions(), url).snapshot()
 
 
 def test_without_a_platform_the_error_says_how_to_start_one(tmp_path: Path) -> None:

@@ -20,11 +20,9 @@ from typer.testing import CliRunner
 from fakes.kserve import Arrays, Asked, Fault, Model, items
 from segserve import GatewayUnreachableError, ModelNotFoundError
 from segserve.tiled import open_result
-from segserve.tiled.grid import Grid
 from segserve_platform.cli.batch import batch, large_images
 from segserve_platform.cli.errors import CommandError
 from segserve_platform.cli.predict import predict
-from segserve_platform.platforms.metrics import MetricsSnapshot, MetricsSource, read_series
 
 from .conftest import World, parts
 
@@ -144,33 +142,6 @@ def test_an_image_that_fails_is_named_and_does_not_hold_up_the_others(
     assert "a.png' cannot be read as a large image" in result.stderr
     assert "1 of 3 images failed" in result.stderr
     assert result.stdout.count("tiles (") == 2
-
-
-def test_with_an_affine_an_image_has_its_area_and_with_prices_its_cost(
-    world: World, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A megapixel has cost 0.5 EUR; the tiles overlap, and 200 x 200 pixels of 10 m are 4 km²."""
-    owner = 'pool="default",group="main",model="classes",revision="classes-1"'
-    told = f"""\
-segserve_cost_cpu_seconds_total{{{owner},part="steps"}} 3600
-segserve_cost_requests_total{{{owner}}} 100
-segserve_image_pixels_sum{{{owner}}} 2e6
-segserve_image_pixels_count{{{owner}}} 100
-segserve_cost_price{{pool="default",currency="EUR",resource="cpuHour"}} 1
-"""
-    shot = MetricsSnapshot(0.0, tuple(read_series(told)))
-    monkeypatch.setattr(MetricsSource, "snapshot", lambda _: shot)
-    affine = ("--affine", 10, 0, 500_000, 0, -10, 5_800_000, "--affine-unit", "m")
-
-    result = run(world, "classes", images / "a.png", "--out", tmp_path / "out", *affine, "--prometheus", "http://p")
-    plain = run(world, "classes", images / "a.png", "--out", tmp_path / "plain", *affine)
-
-    tiles = Grid(200, 200, 128, 64)
-    cost = 0.5 * sum(tile.window.area for tile in tiles) / 1e6
-    assert "a.png: 200 x 200 (4 km²), " in result.stdout
-    assert f"{cost:.3g} EUR, {cost / 4:.3g} EUR a km²" in result.stdout.replace("\n", " ")
-    assert "EUR" not in plain.stdout
-    assert open_result(tmp_path / "out" / "a").square_kilometres((10, 0, 0, 0, -10, 0)) == 4
 
 
 @pytest.mark.parametrize(

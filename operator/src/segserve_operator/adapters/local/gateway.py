@@ -69,17 +69,16 @@ class LocalGateway:
             access_log_file=state.access_log,
             capture=True,
             metrics_socket=str(state.metrics_socket),
-            caller_metrics=spec.caller_metrics,
             tracing=spec.tracing,
         )
         return EnvoyTraffic(state.gateway, settings, timeout_s=spec.request_timeout_seconds)
 
     def follow(self, spec: GatewaySpec) -> None:
-        """Change who may call, a request's id, and what is logged and counted, if the pool's resource says otherwise.
+        """Change who may call, a request's id, and what is logged, if the pool's resource says otherwise.
 
         Envoy is started again for it. All else of a changed resource waits for the next start of the platform.
         """
-        followed = {name: getattr(spec, name) for name in ("auth", "session_affinity", "access_log", "caller_metrics")}
+        followed = {name: getattr(spec, name) for name in ("auth", "session_affinity", "access_log")}
         if any(getattr(self._spec, name) != value for name, value in followed.items()):
             self._spec = self._spec.model_copy(update=followed)
             self._envoy = self._of(self._spec)

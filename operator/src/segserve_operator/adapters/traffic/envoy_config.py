@@ -18,7 +18,6 @@ from segserve_operator.adapters.traffic.envoy_routes import WEIGHTS_NAME
 from segserve_operator.adapters.traffic.envoy_telemetry import (
     FLUSH_ARGUMENTS,
     collector_clusters,
-    eviction,
     metrics_clusters,
 )
 from segserve_operator.adapters.traffic.envoy_tls import TlsFiles, render_transport_socket
@@ -149,7 +148,6 @@ def render_bootstrap(settings: EnvoySettings, files: EnvoyFiles, *, timeout_s: f
         "deferred_stat_options": {"enable_deferred_creation_stats": True},
         # Histograms are merged over worker threads at each flush; before that, latencies are not visible.
         "stats_flush_interval": f"{_HISTOGRAMS_EVERY_S}s",
-        **eviction(settings.caller_metrics),
         # Unused statistics cost memory, and time whenever statistics are read.
         "stats_config": {"stats_matcher": {"exclusion_list": {"patterns": [{"safe_regex": {"regex": _UNUSED_STATS}}]}}},
         "dynamic_resources": {"cds_config": watched_file(files.clusters)},

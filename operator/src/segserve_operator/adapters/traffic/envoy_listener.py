@@ -55,15 +55,13 @@ from segserve_operator.adapters.traffic.envoy_routes import (
 from segserve_operator.adapters.traffic.envoy_telemetry import (
     REQUEST_NAMESPACE,
     access_logs,
-    caller_counters,
-    caller_filters,
     left_counters,
     request_ids,
     tracing,
 )
 from segserve_operator.adapters.traffic.envoy_tls import TlsSettings, render_redirect
 from segserve_operator.api.session_affinity import SessionAffinity
-from segserve_operator.api.telemetry import AccessLog, CallerMetrics, Tracing
+from segserve_operator.api.telemetry import AccessLog, Tracing
 from segserve_operator.core.traffic import RESTART_S
 
 STAT_PREFIX: Final = "ingress"
@@ -122,8 +120,8 @@ class EnvoySettings:
     weights; with `internal_socket` it is a Unix socket that only this user can open. Before Envoy uses more than
     `heap_bytes` of memory, the largest requests are reset and new ones rejected (503). With `tls` the public listener
     speaks it alone. With `access_log` callers' requests are logged, into `access_log_file` or to stdout. With
-    `caller_metrics` they are counted by caller and slice. With `tracing` they have spans. With `metrics_socket` the
-    public listener answers `/metrics` from there. With `plain_http` it also takes an image as the body of a request.
+    `tracing` they have spans. With `metrics_socket` the public listener answers `/metrics` from there. With
+    `plain_http` it also takes an image as the body of a request.
     """
 
     host: str = "127.0.0.1"
@@ -140,7 +138,6 @@ class EnvoySettings:
     access_log: AccessLog | None = None
     access_log_file: Path | None = None
     metrics_socket: str | None = None
-    caller_metrics: CallerMetrics | None = None
     tracing: Tracing | None = None
     capture: bool = False
     timeouts: CallerTimeouts = field(default_factory=CallerTimeouts)
@@ -246,8 +243,7 @@ def _connection_manager(settings: EnvoySettings, listener: _Listener, *, timeout
 def _told(settings: EnvoySettings) -> Json:
     """Return what callers and the log are told of a request."""
     logs = access_logs(settings.access_log, settings.access_log_file, traced=settings.tracing is not None)
-    counters = caller_counters(settings.caller_metrics)
-    return {**request_ids(), "access_log": [*logs, *counters, left_counters()], **tracing(settings.tracing)}
+    return {**request_ids(), "access_log": [*logs, left_counters()], **tracing(settings.tracing)}
 
 
 def _http_filters(settings: EnvoySettings, listener: _Listener) -> list[Json]:
@@ -271,12 +267,12 @@ def _http_filters(settings: EnvoySettings, listener: _Listener) -> list[Json]:
     admitted = [*access, *limits, *translation, *affinity, *checked]
     traced = settings.tracing is not None and not listener.internal
     copied = mirror_filters(capture=settings.capture)
-    public = [] if listener.internal else [*caller_filters(settings.caller_metrics), _grpc_statuses(), *copied]
+    public = [] if listener.internal else [_grpc_statuses(), *copied]
     return [*called, *sizes, *model, *admitted, *public, _router(traced=traced)]
 
 
 def _route_key(settings: EnvoySettings) -> dict[str, str]:
-    is_noted = any(each is not None for each in (settings.access_log, settings.caller_metrics, settings.tracing))
+    is_noted = settings.access_log is not None or settings.tracing is not None
     return {"NOTED": REQUEST_NAMESPACE if is_noted else ""}
 
 

@@ -12,12 +12,11 @@ from segserve_operator.adapters.traffic.envoy_extensions import (
     CALLER,
     extension,
     header_filter,
-    lua_filter,
     status_filter,
     upstream_tls,
 )
 from segserve_operator.adapters.traffic.envoy_messages import Json
-from segserve_operator.api.telemetry import AccessLog, CallerMetrics, Tracing
+from segserve_operator.api.telemetry import AccessLog, Tracing
 
 REQUEST_NAMESPACE: Final = "segserve.request"
 """Namespace of the dynamic metadata that says which `model` a request names; routes remove its header."""
@@ -26,8 +25,6 @@ FLUSH_ARGUMENTS: Final = ("--file-flush-interval-msec", "1000")
 METRICS_PATH: Final = "/metrics"
 METRICS_CLUSTER: Final = "/metrics/own/http"
 """As all names of clusters are; of no model."""
-MOST_CALLERS: Final = 50
-"""Callers, and slices, that each worker thread of a gateway counts by name; the others share the name other."""
 _MOST_ID_BYTES: Final = 128
 _MOST_PATH_BYTES: Final = 200
 _FIELDS: Final = {
@@ -54,19 +51,6 @@ _FIELDS: Final = {
     "attempts": "%UPSTREAM_REQUEST_ATTEMPT_COUNT%",
     "upstream_host": "%UPSTREAM_HOST%",
 }
-_COUNTED_NAMESPACE: Final = "segserve.counted"
-"""Namespace of the dynamic metadata that says under which names of caller and slice a request is counted."""
-_COUNTED_BY: Final = ("caller", "slice")
-_COUNTED: Final[Json] = {
-    "requests": {"value_fixed": 1},
-    "received_bytes": {"value_format": "%BYTES_RECEIVED%"},
-    "sent_bytes": {"value_format": "%BYTES_SENT%"},
-    # From the first byte to the server, which gets a request as a whole, to the first of its answer.
-    "server_microseconds": {"value_format": "%COMMON_DURATION(US_TX_BEG:US_RX_BEG:us)%"},
-}
-_MOST_COUNTERS: Final = 100_000
-_UNCHANGED_S: Final = 7 * 24 * 3600
-"""Counters that have not changed for so long make room for others, at the latest in twice that time."""
 _COLLECTOR: Final = "//collector/http"
 """Name of the cluster that takes spans: as all names of clusters are, of no model."""
 _EXPORT_TIMEOUT_S: Final = 5.0
@@ -122,43 +106,6 @@ def access_logs(settings: AccessLog | None, file: Path | None, *, traced: bool =
     return [extension(name, kind, **written) | {"filter": {"or_filter": {"filters": [*_failures(), _share(settings)]}}}]
 
 
-def caller_filters(settings: CallerMetrics | None) -> list[Json]:
-    """Return the filter that notes by whom an answered request is counted; none without settings."""
-    if settings is None:
-        return []
-    by_caller = bool(settings.slice_by_caller)
-    return [lua_filter("counted.lua", COUNTED=_COUNTED_NAMESPACE, MOST=MOST_CALLERS, SLICE_BY_CALLER=by_caller)]
-
-
-def caller_counters(settings: CallerMetrics | None) -> list[Json]:
-    """Return the counters of answered requests by caller and by slice; none without settings."""
-    if settings is None:
-        return []
-    counters = [
-        {
-            "stat": {
-                "name": f"{by}_{name}",
-                "tags": [
-                    {"name": "model", "value_format": _FIELDS["model"]},
-                    {"name": "revision", "value_format": _FIELDS["revision"]},
-                    {"name": by, "value_format": f"%DYNAMIC_METADATA({_COUNTED_NAMESPACE}:{by})%"},
-                ],
-            },
-            **amount,
-        }
-        for by in _COUNTED_BY
-        for name, amount in _COUNTED.items()
-    ]
-    stats = extension(
-        "envoy.access_loggers.stats",
-        "extensions.access_loggers.stats.v3.Config",
-        stats_scope={"prefix": "segserve", "max_counters": _MOST_COUNTERS, "enable_eviction": True},
-        counters=counters,
-    )
-    is_noted = {"filter": _COUNTED_NAMESPACE, "path": [{"key": "is_counted"}], "value": {"bool_match": True}}
-    return [stats | {"filter": {"metadata_filter": {"matcher": is_noted, "match_if_key_not_found": False}}}]
-
-
 def left_counters() -> Json:
     """Return the counters of how long callers had waited who left before the answer began, by cluster."""
     tag = {"name": LEFT_CLUSTER, "value_format": "%UPSTREAM_CLUSTER_RAW%"}
@@ -173,11 +120,6 @@ def left_counters() -> Json:
     )
     left = {"response_flag_filter": {"flags": ["DC", "DR"]}}
     return stats | {"filter": {"and_filter": {"filters": [left, status_filter(0)]}}}
-
-
-def eviction(settings: CallerMetrics | None) -> Json:
-    """Return the options of a bootstrap with which those counters expire; none without settings."""
-    return {} if settings is None else {"stats_eviction_interval": f"{_UNCHANGED_S}s"}
 
 
 def tracing(settings: Tracing | None) -> Json:

@@ -179,7 +179,6 @@ def _sync_container(context: PoolContext, name: str, task: str) -> V1Container:
         **gateway_auth.options(context),
         **_option("sessionAffinity", gateway.session_affinity),
         **_option("accessLog", gateway.access_log),
-        **_option("callerMetrics", gateway.caller_metrics),
         **_option("tracing", gateway.tracing),
     }
     return V1Container(
