@@ -35,7 +35,7 @@ from segserve_operator.api.triton_pool import TritonPool
 from segserve_operator.core.drift.watch import DriftWatch
 from segserve_operator.core.rollout.record import Record
 from segserve_operator.core.world.observed import EffectFailure, GroupObserved, ModelObserved
-from segserve_operator.metrics.resource_gauges import DriftMetrics, EvaluationMetrics, ResourceMetrics, SloMetrics
+from segserve_operator.metrics.resource_gauges import DriftMetrics, ResourceMetrics, SloMetrics
 from segserve_operator.metrics.rollout_metrics import RolloutMetrics
 
 MAX_BYTES: Final = 64 * 2**20
@@ -103,7 +103,6 @@ class LocalMetrics(Collector):
         self._rollouts = RolloutMetrics(self._registry)
         self._slo = SloMetrics(self._registry)
         self._drift = DriftMetrics(self._registry)
-        self._evaluation = EvaluationMetrics(self._registry)
         self._models: tuple[ModelObserved, ...] = ()
         self._observed_s = time.monotonic()
         self._registry.register(self)
@@ -159,7 +158,6 @@ class LocalMetrics(Collector):
         self._resources.watch_age.set(time.monotonic() - self._observed_s)
         self._resources.clear()
         self._slo.clear()
-        self._evaluation.clear()
         for model in self._models:
             self._observe_model(("", name, model.name), model)
         whole.add((await asyncio.to_thread(generate_latest, self._registry)).decode(), {})
@@ -181,8 +179,6 @@ class LocalMetrics(Collector):
         watched = model.wanted is not None and (model.wanted.slo is not None or model.wanted.policy is not None)
         groups = {role: holder.group for role, holder in holders.items() if watched and holder and holder.group}
         self._resources.observe(key, ready, groups)
-        stable = model.roles.stable
-        self._evaluation.observe(key, model.annotations, None if stable is None else stable.revision)
         if model.wanted is not None and model.wanted.slo is not None:
             self._slo.observe(key, model.wanted.slo.model_dump(by_alias=True, exclude_none=True))
 
