@@ -260,8 +260,8 @@ def record_with(policy: RolloutPolicy) -> Record:
     )
 
 
-def test_a_gate_of_a_user_may_have_the_name_of_a_gate_of_segserve() -> None:
-    own = {"gate": "webhook", "name": "cost", "url": "http://own.example/"}
+def test_a_gate_of_a_user_is_asked_and_judged_by_its_own_name() -> None:
+    own = {"gate": "webhook", "name": "carbon", "url": "http://own.example/"}
     policy = RolloutPolicy.model_validate({"shadow": {}, "gates": [{"gate": "errorRate"}, own]})
     observed, record = model(SECOND, ROLES, policy=policy), record_with(policy)
     quiet = replace(state(SECOND, Phase.SHADOW), since_s=-1000.0, step_since_s=-1000.0)
@@ -276,7 +276,7 @@ def test_a_gate_of_a_user_may_have_the_name_of_a_gate_of_segserve() -> None:
     read = record_of({**manifest_of(judged), "status": status_of(judged, datetime.now(UTC))}, ())
 
     assert len({check.key for check in asked}) == len(asked)
-    assert [check.gate for check in asked if check.purpose == "check"] == ["cost"]
-    assert {each.gate: each.reason for each in read.verdicts}["cost"] == "Breaches"
+    assert [check.gate for check in asked if check.purpose == "check"] == ["carbon"]
+    assert {each.gate: each.reason for each in read.verdicts}["carbon"] == "Breaches"
     assert gather_signals(RolloutCase(judged, PROGRESSING, ROLES, observed, after)).forbidden
     assert list(Rules.of(read.policy, Slo()).gates) == ["errorRate"]

@@ -198,10 +198,6 @@ InFlight = Annotated[int, typer.Option(min=1, max=256, help="Concurrent requests
 RequestTimeout = Annotated[
     str, typer.Option("--timeout", help="Timeout of each request, such as 90s or 2m; a plain number is in seconds.")
 ]
-Prometheus = Annotated[
-    str | None,
-    typer.Option(help="URL of a Prometheus that has the metrics. Default: the platform of this machine."),
-]
 GatewayUrl = Annotated[
     str | None,
     typer.Option(

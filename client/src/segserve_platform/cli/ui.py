@@ -9,7 +9,7 @@ import typer
 
 from segserve_platform.cli.errors import CommandError
 from segserve_platform.cli.lifecycle import PORTS, ends_on_signals
-from segserve_platform.cli.options import GatewayUrl, PlatformOptions, Prometheus, with_platform_options
+from segserve_platform.cli.options import GatewayUrl, PlatformOptions, with_platform_options
 from segserve_platform.cli.page import page, show_address
 
 
@@ -20,7 +20,10 @@ def ui(
     browser: Annotated[
         bool, typer.Option("--open/--no-open", help="Whether to open the page in a browser, if there is a display.")
     ] = True,
-    prometheus: Prometheus = None,
+    prometheus: Annotated[
+        str | None,
+        typer.Option(help="URL of a Prometheus that has the metrics. Default: the platform of this machine."),
+    ] = None,
     url: GatewayUrl = None,
 ) -> None:
     """Serve a web page on this machine: segment images, compare two models, follow models, rollouts and samples.
