@@ -24,7 +24,7 @@ from segserve_operator.adapters.traffic.envoy_plain_http import MAX_PLAIN_BYTES
 from segserve_operator.api.session_affinity import SessionAffinity
 
 MEBIBYTE = 2**20
-CONSTANT_S, BY_MEBIBYTE_S = 0.020, 0.004
+CONSTANT_S, BY_MEBIBYTE_S = 0.030, 0.004
 LOOKS = 4
 """A busy machine makes a request dearer, never cheaper: the cheapest look of some counts."""
 MODEL_INFER = "/inference.GRPCInferenceService/ModelInfer"
