@@ -141,7 +141,7 @@ spec:
           - {name: capture, resources: {limits: {memory: 2Gi}}}
     drainSeconds: 30
   notifications:
-    - {url: "https://hooks.example.com/rollouts", format: json}
+    - {url: "https://hooks.example.com/rollouts"}
     - {secretRef: {name: hooks, key: chat}}
 """
 COINS = """\

@@ -16,6 +16,7 @@ import typer.main
 import yaml
 
 from fakes.offenders import offenders
+from segserve_operator.store_format import STORE_FORMAT
 from segserve_platform.cli.app import app
 from segserve_platform.cli.examples import EXAMPLES
 
@@ -41,6 +42,8 @@ ALL = dict(commands())
 def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A state folder with a model of each of two names, of a platform that is not up."""
     state = tmp_path / "state"
+    state.mkdir()
+    (state / "format").write_text(f"{STORE_FORMAT}\n")
     for name in ("coins", "roads"):
         folder = state / "objects/SegmentationModel" / name
         folder.mkdir(parents=True)
