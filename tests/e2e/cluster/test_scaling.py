@@ -34,7 +34,7 @@ def metrics_server() -> list[Json]:
         "--secure-port=10250",
         "--cert-dir=/tmp",
         "--kubelet-insecure-tls",
-        "--metric-resolution=10s",
+        "--metric-resolution=15s",
         "--kubelet-preferred-address-types=InternalIP",
     )
     container = {"name": "main", "image": METRICS_SERVER_IMAGE, "command": ["/metrics-server", *options]}
@@ -75,7 +75,7 @@ def test_an_autoscaler_of_kubernetes_sets_the_number_of_servers_and_no_request_f
     cluster: Cluster, namespace: str, measured: None, tmp_path: Path
 ) -> None:
     (shown,) = [block.text for block in blocks(ROOT / "docs/how-to/scale.md", "yaml") if "Autoscaler" in block.text]
-    autoscaler = yaml.safe_load(shown.replace('averageValue: "3"', "averageValue: 50m").replace("8", "2"))
+    autoscaler = yaml.safe_load(shown.replace('averageValue: "3"', "averageValue: 150m").replace("8", "2"))
     autoscaler["spec"]["behavior"] = {"scaleDown": {"stabilizationWindowSeconds": 0}}
     operator = OperatorProcess(cluster.kubeconfig, (namespace,), cluster.images, tmp_path / "operator.log")
     pool = ClusterPool(cluster, namespace, operator.tail)
