@@ -111,7 +111,7 @@ def test_kubectl_scale_changes_how_many_servers_answer_and_no_request_fails(serv
 def endpoints(served: ServedNamespace, name: str, group: str) -> list[Any]:
     told = served.packed(plan_name(POOLS[name], shard_of(name)))
     shares = next(route["shares"] for route in told["routes"] if route["model"] == name)
-    return [end for share in shares if share["group"] == group for end in share["endpoints"]]
+    return [end for share in shares if share["group"] == group for end in told["lists"][share["endpoints"]]]
 
 
 def test_an_edit_is_proved_apart_takes_over_goes_back_in_one_write_and_settles_and_no_request_fails(
