@@ -16,7 +16,7 @@ from PIL import Image
 
 from segserve import Client
 from segserve.tiled import TiledObjects, TiledSemanticResult, open_result
-from segserve.tiled.exports import write_geojson
+from segserve.tiled.results import write_geojson
 
 photo = np.asarray(Image.open("examples/coins/coins.png"))
 table = np.tile(photo, (2, 3))

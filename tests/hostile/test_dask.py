@@ -13,8 +13,8 @@ import cloudpickle
 import pytest
 
 from segserve import BadRequestError, Client
-from segserve.tiled import clusters
-from segserve.tiled.clusters import ClientFactory
+from segserve.tiled import segmenting
+from segserve.tiled.segmenting import ClientFactory
 
 KEY, TOKEN, COOKIE = "a-secret-key", "a-secret-token", "a-secret-cookie"
 
@@ -35,14 +35,14 @@ def factory() -> ClientFactory:
 
 
 def test_another_user_runs_no_code_in_a_local_cluster() -> None:
-    with clusters._cluster("local", 2) as cluster:
+    with segmenting._cluster("local", 2) as cluster:
         address = cluster.scheduler.address
         addresses = [address, *cluster.nthreads()]
         assert cluster.submit(os.getuid).result() == os.getuid()
 
         for stranger in (address, address.replace("tls://", "tcp://")):
             with pytest.raises(BadRequestError, match="no Dask scheduler answers at"):
-                clusters.connected(stranger, timeout_s=1)
+                segmenting.connected(stranger, timeout_s=1)
 
     assert all(each.startswith("tls://") for each in addresses)
 
@@ -51,7 +51,7 @@ def test_a_client_that_found_no_scheduler_is_closed_before_another_one_starts() 
     before = set(threading.enumerate())
 
     with pytest.raises(BadRequestError, match="no Dask scheduler answers at"):
-        clusters.connected("tcp://127.0.0.1:1", timeout_s=0.2)
+        segmenting.connected("tcp://127.0.0.1:1", timeout_s=0.2)
 
     assert not [thread for thread in set(threading.enumerate()) - before if thread.name == "IO loop"]
 

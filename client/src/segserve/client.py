@@ -213,7 +213,7 @@ class Client(BaseClient[Transport]):
         for a file that cannot be read.
         """
         from segserve.tiled import Options, run_tiled
-        from segserve.tiled.clusters import ClientFactory
+        from segserve.tiled.segmenting import ClientFactory
 
         result = run_tiled(
             self,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias, TypedDict, Unpack
 
 from segserve.calls.steps import check_option_names
-from segserve.tiled.matching import SAME
+from segserve.tiled.merging import SAME
 from segserve_common.errors import BadRequestError
 
 MapFormat: TypeAlias = Literal["zarr", "npy"]

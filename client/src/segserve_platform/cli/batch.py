@@ -270,16 +270,16 @@ def _counted(number: int, noun: str) -> str:
 
 
 def _export(result: Any, image: Path, folder: Path, exported: ExportTarget) -> Path:
-    from segserve.tiled import exports
+    from segserve.tiled import results
 
     path = folder.with_name(f"{folder.name}{SUFFIXES[exported.form]}")
     match exported.form:
         case "coco":
-            exports.write_coco(result, path, image.name)
+            results.write_coco(result, path, image.name)
         case "geojson":
-            exports.write_geojson(result, path, exported.affine)
+            results.write_geojson(result, path, exported.affine)
         case "tiff":
-            exports.write_tiff(result, path)
+            results.write_tiff(result, path)
         case "png":
-            exports.write_png(result, path)
+            results.write_png(result, path)
     return path

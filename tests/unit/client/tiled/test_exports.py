@@ -13,7 +13,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from segserve import Client
-from segserve.tiled import ImageTooLargeError, exports
+from segserve.tiled import ImageTooLargeError, results
 
 from .conftest import parts
 from .test_segment_tiled import TILES
@@ -23,7 +23,7 @@ from .test_segment_tiled import TILES
 def test_coco_has_every_mask_at_its_place(client: Client, scene: np.ndarray, tmp_path: Path) -> None:
     result = client.segment_tiled(scene, model="objects", **TILES)
 
-    exports.write_coco(result, tmp_path / "found.json", "scene.png")
+    results.write_coco(result, tmp_path / "found.json", "scene.png")
 
     coco = COCO(tmp_path / "found.json")
     expected = {mask.tobytes() for mask, _ in parts(scene)}
@@ -34,7 +34,7 @@ def test_coco_has_every_mask_at_its_place(client: Client, scene: np.ndarray, tmp
 def test_geojson_has_every_outline_on_the_map(client: Client, scene: np.ndarray, tmp_path: Path) -> None:
     result = client.segment_tiled(scene, model="objects", **TILES)
 
-    exports.write_geojson(result, tmp_path / "found.geojson", (0.5, 0, 1000, 0, -0.5, 2000))
+    results.write_geojson(result, tmp_path / "found.geojson", (0.5, 0, 1000, 0, -0.5, 2000))
 
     features = json.loads((tmp_path / "found.geojson").read_text())["features"]
     for feature, one in zip(features, result, strict=True):
@@ -49,10 +49,10 @@ def test_maps_are_read_back_as_they_are(client: Client, scene: np.ndarray, tmp_p
     labels = client.segment_tiled(scene, model="classes", out=tmp_path / "labels", **TILES)
     found = client.segment_tiled(scene, model="objects", id_map=True, **TILES)
 
-    exports.write_tiff(labels, tmp_path / "labels.tif")
-    exports.write_png(labels, tmp_path / "labels.png")
-    exports.write_tiff(found, tmp_path / "ids.tif")
-    exports.write_png(found, tmp_path / "ids.png")
+    results.write_tiff(labels, tmp_path / "labels.tif")
+    results.write_png(labels, tmp_path / "labels.png")
+    results.write_tiff(found, tmp_path / "ids.tif")
+    results.write_png(found, tmp_path / "ids.png")
 
     assert (tifffile.imread(tmp_path / "labels.tif") == labels.labels[:]).all()
     assert (tifffile.imread(tmp_path / "ids.tif") == found.ids).all()
@@ -66,8 +66,8 @@ def test_maps_are_read_back_as_they_are(client: Client, scene: np.ndarray, tmp_p
 def test_boxes_and_points_have_no_masks_in_coco(client: Client, scene: np.ndarray, tmp_path: Path) -> None:
     result = client.segment_tiled(scene, model="points", **TILES)
 
-    exports.write_coco(result, tmp_path / "found.json", "scene.png")
-    exports.write_geojson(result, tmp_path / "found.geojson")
+    results.write_coco(result, tmp_path / "found.json", "scene.png")
+    results.write_geojson(result, tmp_path / "found.geojson")
 
     rows = json.loads((tmp_path / "found.json").read_text())["annotations"]
     assert all("segmentation" not in row and row["num_keypoints"] == 2 for row in rows)
@@ -79,7 +79,7 @@ def test_a_map_too_large_for_a_png_is_refused(
     client: Client, scene: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     result = client.segment_tiled(scene, model="classes", **TILES)
-    monkeypatch.setattr(exports, "MAX_DECODED_PIXELS", 1000)
+    monkeypatch.setattr(results, "MAX_DECODED_PIXELS", 1000)
 
     with pytest.raises(ImageTooLargeError, match="Write a TIFF"):
-        exports.write_png(result, tmp_path / "labels.png")
+        results.write_png(result, tmp_path / "labels.png")

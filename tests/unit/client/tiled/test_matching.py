@@ -9,8 +9,7 @@ from pycocotools import mask as coco
 
 from segserve.results.masks import EncodedMask
 from segserve.tiled.grid import Grid
-from segserve.tiled.matching import Groups, matches
-from segserve.tiled.merging import Merged, merge, merged_objects
+from segserve.tiled.merging import Groups, Merged, matches, merge, merged_objects
 from segserve.tiled.tile_masks import Piece, TilePatch, crop, encode, encode_intervals, intervals, is_whole, of_bitmap
 
 GRID = Grid(192, 320, 128, 64)

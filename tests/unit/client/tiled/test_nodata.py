@@ -11,7 +11,7 @@ import tifffile
 from PIL import Image
 
 from segserve import Client
-from segserve.tiled import TiledObjects, TiledSemanticResult, exports
+from segserve.tiled import TiledObjects, TiledSemanticResult, results
 from segserve.tiled.grid import Window
 from segserve.tiled.sources import open_source
 
@@ -77,8 +77,8 @@ def test_a_map_has_a_value_of_its_own_where_the_image_has_no_data(
     assert result.nodata == 255
     assert (np.asarray(result.labels[:]) == expected).mean() > 0.9999  # but for one pixel of `planar`
     assert sum(result.areas.values()) == valid.sum()
-    exports.write_tiff(result, tmp_path / "labels.tif")
-    exports.write_png(result, tmp_path / "labels.png")
+    results.write_tiff(result, tmp_path / "labels.tif")
+    results.write_png(result, tmp_path / "labels.png")
     with tifffile.TiffFile(tmp_path / "labels.tif") as tiff:
         assert tiff.pages.first.tags["GDAL_NODATA"].value == "255"
     with Image.open(tmp_path / "labels.png") as picture:

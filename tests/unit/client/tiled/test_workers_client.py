@@ -17,7 +17,7 @@ import trustme
 
 from segserve import BadRequestError, Client, Hooks, PlainHttpCredentialsError, Timeouts, Tls
 from segserve.base_client import BaseClient
-from segserve.tiled.clusters import ClientFactory, check_hidden
+from segserve.tiled.segmenting import ClientFactory, check_hidden
 
 from .conftest import World
 
