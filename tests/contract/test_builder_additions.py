@@ -37,7 +37,7 @@ from segserve_builder.values import Logits, ResizeTransform, ValueType
 from segserve_operator.api.segmentation_model import SegmentationModel
 from segserve_platform.cli.errors import CommandError
 from segserve_platform.cli.init.guess import guess
-from segserve_platform.cli.init.values import Overrides
+from segserve_platform.cli.init.network import Overrides
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,10 @@ from segserve.tiled.tile_masks import LocalRle, Piece, decode, encode_intervals,
 
 Id: TypeAlias = tuple[int, int]
 SAME: Final = 0.5
+# Objects are drawn in strips of this width, to bound memory for objects of any size.
+STRIP_PX: Final = 1024
+
+Box: TypeAlias = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,12 +132,6 @@ class Groups:
         for piece in self._members[gone]:
             self._group_of[id_of(piece)] = kept
         self._members[kept] += self._members.pop(gone)
-
-
-# Objects are drawn in strips of this width, to bound memory for objects of any size.
-STRIP_PX: Final = 1024
-
-Box: TypeAlias = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True, eq=False)

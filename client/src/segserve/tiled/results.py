@@ -35,6 +35,11 @@ MAX_PIXELS_IN_MEMORY: Final = 268_435_456
 MOST_SEGMENTS: Final = 65_535
 MAX_TABLE_IN_MEMORY: Final = 536_870_912
 LABELS, IDS = "labels", "ids"
+TIFF_TILE: Final = 512
+GDAL_NODATA: Final = 42113
+LARGEST_CLASSIC_TIFF: Final = 4_000_000_000
+# COCO's tools count runs with 32 bits.
+MAX_COCO_PIXELS: Final = (1 << 32) - 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -286,13 +291,6 @@ def _open_map(folder: Path, name: str) -> Any:
     if (folder / f"{name}.npy").is_file():
         return np.load(folder / f"{name}.npy", mmap_mode="r")
     return None
-
-
-TIFF_TILE: Final = 512
-GDAL_NODATA: Final = 42113
-LARGEST_CLASSIC_TIFF: Final = 4_000_000_000
-# COCO's tools count runs with 32 bits.
-MAX_COCO_PIXELS: Final = (1 << 32) - 1
 
 
 def write_coco(result: TiledObjects, path: Path, file_name: str) -> None:

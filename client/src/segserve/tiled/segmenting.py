@@ -43,6 +43,10 @@ LOCAL: Final = "local"
 LOCAL_WORKERS: Final = 2
 HIDDEN: Final = frozenset({"tls", "wss", "inproc"})
 """Dask's protocols that nobody on the network can read."""
+Progress: TypeAlias = bool | Tick
+
+# A model that changes more often than this during one image is not going to settle.
+RESTARTS: Final = 3
 
 
 class WorkerClient(Segmenter, Protocol):
@@ -284,12 +288,6 @@ def connected(address: str, timeout_s: float) -> Any:
 
 def _distributed() -> Any:
     return package_of_extra("distributed", "batch", "scheduler=")
-
-
-Progress: TypeAlias = bool | Tick
-
-# A model that changes more often than this during one image is not going to settle.
-RESTARTS: Final = 3
 
 
 def run_tiled(

@@ -1,15 +1,20 @@
-"""The `segserve` command."""
+"""The `segserve` command, and its subcommands `ui`, `version` and `completion`."""
 
 from __future__ import annotations
 
+import json
 import os
+import platform
 import sys
+import threading
 from collections.abc import Callable
-from typing import Annotated, Any, Final, Literal
+from importlib import metadata
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 from typer.core import TyperGroup
 
+from segserve.errors import MissingExtraError
 from segserve_platform.cli import (
     batch,
     building,
@@ -25,14 +30,25 @@ from segserve_platform.cli import (
     resources,
     samples,
     schema,
-    ui,
-    version,
     why,
 )
-from segserve_platform.cli.errors import plain, user_errors, wrapped
+from segserve_platform.cli.errors import CommandError, plain, user_errors, wrapped
 from segserve_platform.cli.examples import epilog
 from segserve_platform.cli.init import command as init
+from segserve_platform.cli.lifecycle import PORTS, ends_on_signals
+from segserve_platform.cli.options import (
+    GatewayUrl,
+    PlatformOptions,
+    ReportOutput,
+    selected_platform,
+    with_platform_options,
+)
 from segserve_platform.cli.rollout import commands as rollouts
+from segserve_platform.cli.terminal import page, show_address
+
+if TYPE_CHECKING:
+    from segserve_platform.platforms.port import PlatformVersion
+
 
 COMPLETES: Final = "_SEGSERVE_COMPLETE"
 """Set by shells to request completions of a line."""
@@ -75,6 +91,61 @@ app = typer.Typer(
 )
 
 
+@with_platform_options
+def ui(
+    platform_options: PlatformOptions,
+    port: Annotated[int | None, typer.Option(help="Port on loopback. Default: a free one.", show_default=False)] = None,
+    browser: Annotated[
+        bool, typer.Option("--open/--no-open", help="Whether to open the page in a browser, if there is a display.")
+    ] = True,
+    prometheus: Annotated[
+        str | None,
+        typer.Option(help="URL of a Prometheus that has the metrics. Default: the platform of this machine."),
+    ] = None,
+    url: GatewayUrl = None,
+) -> None:
+    """Serve a web page on this machine: segment images, compare two models, follow models, rollouts and samples.
+
+    This process serves it until Ctrl-C, on loopback alone and with your own rights; the printed address has a token.
+    On a cluster, rates and latencies come from its Prometheus.
+    """
+    if port is not None and port not in PORTS:
+        raise CommandError(f"--port must be within 1..65535, got {port}")
+    with ends_on_signals(), page(platform_options, port, prometheus, url) as access:
+        show_address(access, browser=browser)
+        threading.Event().wait()
+
+
+@with_platform_options
+def version(
+    platform_options: PlatformOptions,
+    client_only: Annotated[bool, typer.Option("--client", help="Only the version of this command line.")] = False,
+    output: ReportOutput = "text",
+) -> None:
+    """Print the versions of segserve here and on the platform. Succeeds even if no platform is up."""
+    here = {"version": metadata.version("segserve"), "python": platform.python_version()}
+    # The client's line comes first: a cluster that does not answer ends the command.
+    if output == "text":
+        typer.echo(f"client: segserve {here['version']} (Python {here['python']})")
+    up, why = (None, "") if client_only else _platform(platform_options)
+    if output == "json":
+        there = None if up is None else {"place": up.place, "url": up.url, "version": up.version or None}
+        typer.echo(json.dumps({"client": here} if client_only else {"client": here, "platform": there}, indent=2))
+    elif up is not None:
+        typer.echo(f"platform: segserve {up.version or '(version unknown)'} at {up.url} ({up.place})")
+    elif not client_only:
+        typer.echo(f"platform: {why}")
+
+
+def _platform(platform_options: PlatformOptions) -> tuple[PlatformVersion | None, str]:
+    """Return the version of the platform, or None and the reason."""
+    try:
+        up = selected_platform(platform_options).version()
+    except MissingExtraError as error:
+        return None, str(error)
+    return up, "none is up on this machine; start it with `segserve up`"
+
+
 def completion(
     shell: Annotated[Literal["bash", "zsh", "fish"], typer.Argument(help="Shell to complete in.", show_default=False)],
 ) -> None:
@@ -90,7 +161,7 @@ def completion(
 
 
 COMMANDS: Final[dict[str, tuple[Callable[..., Any], ...]]] = {
-    "Start here": (demo.demo, init.init, predict.predict, batch.batch, ui.ui),
+    "Start here": (demo.demo, init.init, predict.predict, batch.batch, ui),
     "Models": (
         resources.apply,
         resources.get,
@@ -109,17 +180,15 @@ COMMANDS: Final[dict[str, tuple[Callable[..., Any], ...]]] = {
         building.crds,
         schema.schema,
         openapi.openapi,
-        version.version,
+        version,
         completion,
     ),
 }
 
 
 def _print_version(requested: bool) -> None:
-    from importlib.metadata import version
-
     if requested:
-        typer.echo(f"segserve {version('segserve')}")
+        typer.echo(f"segserve {metadata.version('segserve')}")
         raise typer.Exit
 
 

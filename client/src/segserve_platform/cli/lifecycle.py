@@ -25,10 +25,9 @@ from segserve_platform.cli.errors import CommandError, needs, plain
 from segserve_platform.cli.installation import install_engines, installation_progress
 from segserve_platform.cli.models_view import models_table
 from segserve_platform.cli.options import PlatformOptions, ReportFormat, model_names, seconds
-from segserve_platform.cli.page import check_page, page, show_address
 from segserve_platform.cli.resources import check_local_files
 from segserve_platform.cli.startup import Startup
-from segserve_platform.cli.terminal import activity
+from segserve_platform.cli.terminal import activity, check_page, page, show_address
 from segserve_platform.platforms.local import POLL_S, LocalPlatform, LogRequest, check_state_folder, local_store
 from segserve_platform.platforms.log_records import log_records
 from segserve_platform.platforms.manifests import check_kinds, read_files

@@ -24,11 +24,9 @@ from segserve_operator.api.loading import load as load_resources
 from segserve_operator.api.segmentation_model import SegmentationModel
 from segserve_platform.cli.errors import CommandError
 from segserve_platform.cli.init.classes import names_of
-from segserve_platform.cli.init.families import candidates
-from segserve_platform.cli.init.guess import guess
+from segserve_platform.cli.init.guess import candidates, guess
 from segserve_platform.cli.init.measuring import Measurement, TrialRun
-from segserve_platform.cli.init.network import image_input, read_network
-from segserve_platform.cli.init.values import Overrides
+from segserve_platform.cli.init.network import Overrides, image_input, read_network
 
 from .conftest import Command
 

@@ -25,7 +25,7 @@ from segserve_platform.cli.init.measuring import (
     bound_of,
     measure,
 )
-from segserve_platform.cli.init.values import Overrides
+from segserve_platform.cli.init.network import Overrides
 
 EXAMPLES = Path(__file__).parents[4] / "examples"
 PHOTO = EXAMPLES / "coins/coins.png"

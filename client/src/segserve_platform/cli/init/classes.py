@@ -10,8 +10,7 @@ from typing import Any, Final
 
 from segserve_builder.families.base import Family
 from segserve_platform.cli.errors import CommandError
-from segserve_platform.cli.init.network import NetworkFile
-from segserve_platform.cli.init.values import Remark
+from segserve_platform.cli.init.network import NetworkFile, Remark
 
 KEYS: Final = ("names", "class_names", "classes", "labels", "id2label")
 PLACE: Final = ("spec", "classes")

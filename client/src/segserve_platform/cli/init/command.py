@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from segserve.results.result import Result
     from segserve_platform.cli.init.guess import Guess
-    from segserve_platform.cli.init.values import Progress, Remark
+    from segserve_platform.cli.init.network import Progress, Remark
 
 RESOURCE: Final = "model.yaml"
 STAND_IN: Final = (
@@ -108,9 +108,8 @@ def init(
     _refuse_to_overwrite(folder, force=force)
     with needs("builder"), spinner("starting") as progress:
         from segserve_platform.cli.init.guess import guess
-        from segserve_platform.cli.init.network import one_file
+        from segserve_platform.cli.init.network import Overrides, Remark, one_file
         from segserve_platform.cli.init.report import report
-        from segserve_platform.cli.init.values import Overrides, Remark
 
         with _bounded_memory(), one_file(network) as whole:
             if whole != network and copy is False:
@@ -189,7 +188,7 @@ def _write(
     """
     from segserve_operator.api.segmentation_model import SegmentationModel
     from segserve_platform.cli.init.guess import NOT_INSTALLED, model_of
-    from segserve_platform.cli.init.values import Remark
+    from segserve_platform.cli.init.network import Remark
     from segserve_platform.cli.init.writing import commented, golden_answers, manifest_of, write_golden, write_previews
     from segserve_platform.cli.schema import modeline
 

@@ -24,7 +24,7 @@ from segserve_builder.spec.model_spec import Input
 from segserve_builder.steps.pipeline import Pipeline
 from segserve_common.errors import BadRequestError
 from segserve_common.interpreter import python
-from segserve_platform.cli.init.values import Progress
+from segserve_platform.cli.init.network import Progress
 
 MEGAPIXEL: Final = 1_000_000
 SIZES: Final[tuple[int, ...]] = (15_625, 62_500, 250_000, 1_000_000, 4_000_000)

@@ -1,15 +1,18 @@
-"""Inspects an ONNX file and its folder: weights in other files, tensors, operators, metadata, first arithmetic."""
+"""Inspects an ONNX file and its folder: weights in other files, tensors, operators, metadata, first arithmetic.
+
+Also what a guess from them is made of: the user's overrides, choices with their reasons, trials.
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from segserve_builder.export.image_processor import FILE_NAME, ImageProcessor, read_image_processor
 from segserve_builder.families.base import IMAGE_DTYPES, NetworkSignature, TensorSpec, described, described_all
@@ -19,6 +22,11 @@ from segserve_platform.cli.errors import CommandError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+Place: TypeAlias = tuple[str | int, ...]
+"""A path within a resource: `("spec", "classes")`."""
+StageOptions: TypeAlias = Mapping[str, Any]
+Progress: TypeAlias = Callable[[str], None]
+"""Told what is being tried: "normalisation 2 of 4"."""
 PASSING: Final = frozenset({"Cast", "Identity", "Transpose", "Unsqueeze", "Squeeze", "Reshape", "Pad", "Slice"})
 """Operators that do not change the values of pixels."""
 METADATA_OPERATORS: Final = frozenset({"Shape", "Size"})
@@ -26,6 +34,46 @@ LONGEST_CHAIN: Final = 24
 COLOURS: Final[dict[int, Literal["RGB", "GREY"]]] = {3: "RGB", 1: "GREY"}
 BESIDE: Final = ("config.json", FILE_NAME)
 """Files that tell about a network, in its folder."""
+
+
+def no_progress(_: str) -> None:
+    """Do nothing."""
+
+
+@dataclass(frozen=True)
+class Remark:
+    """A comment on the field at `place`; one that is not `sure` is also listed for the user to check.
+
+    Lines of `text` stay lines.
+    """
+
+    place: Place
+    text: str
+    sure: bool = True
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """The user's own statements about the network; None is guessed."""
+
+    family: str | None = None
+    classes: str | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Stages of a pipeline and the reason for them; None if they are still to be determined by trials."""
+
+    steps: tuple[StageOptions, ...] | None
+    remark: Remark
+
+
+@dataclass(frozen=True)
+class Trial:
+    """The result of one way of preparing images: 0 (nothing found, or by chance) to 1 (sure, and the same mirrored)."""
+
+    name: str
+    score: float
 
 
 @contextmanager

@@ -12,8 +12,7 @@ from segserve_builder.export.image_processor import FILE_NAME
 from segserve_builder.families.base import IMAGENET, ULTRALYTICS, Family, LibraryPreprocessing
 from segserve_builder.families.yolo import literal
 from segserve_platform.cli.errors import CommandError
-from segserve_platform.cli.init.network import ImageInput, NetworkFile
-from segserve_platform.cli.init.values import Choice, Remark, StageOptions
+from segserve_platform.cli.init.network import Choice, ImageInput, NetworkFile, Remark, StageOptions
 
 PLACE: Final = ("spec", "preprocess")
 SAFE_MULTIPLE: Final = 32

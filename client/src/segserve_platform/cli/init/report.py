@@ -15,7 +15,7 @@ from segserve.results.objects import Objects
 from segserve.results.result import Result
 from segserve_builder.spec.model_spec import Output
 from segserve_platform.cli.init.guess import Guess
-from segserve_platform.cli.init.values import Remark
+from segserve_platform.cli.init.network import Remark
 
 MOST_NAMES: Final = 8
 MAX_DETECTIONS: Final[int] = Output().max_detections

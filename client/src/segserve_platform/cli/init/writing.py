@@ -20,7 +20,7 @@ from segserve_builder.steps.in_process import InProcessModel
 from segserve_builder.steps.public_outputs import has_masks
 from segserve_common.kserve import InferAnswer, Tensor, pack_bytes
 from segserve_operator.api.segmentation_model import SegmentationModel
-from segserve_platform.cli.init.values import Progress, Remark, no_progress
+from segserve_platform.cli.init.network import Progress, Remark, no_progress
 
 IMAGES: Final = 3
 DATATYPES: Final = {"int32": "INT32", "int64": "INT64", "float32": "FP32"}
