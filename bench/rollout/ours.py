@@ -12,7 +12,7 @@ from bench.rollout.outcomes import Outcomes
 from bench.rollout.pairs import PairedWorld
 from bench.rollout.series import WEIGHTS
 from bench.rollout.world import CANDIDATE, EDGES_MS, STABLE
-from segserve_builder.comparator.pacing import FEW, FIRST_PER_S
+from segserve_builder.comparator.service import FEW, FIRST_PER_S
 from segserve_operator.api.rollout_policy import RolloutPolicy, RolloutStep, Slo
 from segserve_operator.core.advance.verdicts.probe import probe_outcome
 from segserve_operator.core.evidence import EvidenceWindow

@@ -14,7 +14,7 @@ from fakes.server_pod import ServerPod
 from fakes.waiting import HANG_S
 from segserve_builder.agent import secret
 from segserve_builder.agent.server import TritonRefusedError
-from segserve_builder.cluster.process_link import LinkedProcesses
+from segserve_builder.cluster.triton import LinkedProcesses
 from segserve_common.process_record import ProcessRecord
 from segserve_operator.adapters.local.files import cache_folder
 from segserve_operator.adapters.local.runtime import ensure_runtime

@@ -18,8 +18,7 @@ from fakes.waiting import HANG_S, eventually
 from raw_inference import Protocol
 from segserve_builder.comparator import service
 from segserve_builder.comparator.folder import ComparatorFolder
-from segserve_builder.comparator.pacing import Pacing
-from segserve_builder.comparator.service import Comparator, Compare
+from segserve_builder.comparator.service import Comparator, Compare, Pacing
 from segserve_builder.copies.copies import MODEL_INFER, RequestCopy
 from segserve_builder.copies.groups import Answer, GroupClient
 from segserve_builder.copies.http_server import ByteBudget, serving

@@ -14,7 +14,7 @@ import pytest
 
 from fakes.pools import FULL, MINIMAL, pool_context, with_defaults
 from segserve_builder.agent import secret
-from segserve_builder.cluster.process_link import LauncherLink, LinkedProcesses, _address
+from segserve_builder.cluster.triton import LauncherLink, LinkedProcesses, _address
 from segserve_common.process_record import ProcessRecord
 from segserve_operator.adapters.kube.objects import group_objects, main_group
 

@@ -13,7 +13,7 @@ from fakes.agent_group import wait_for
 from fakes.cluster import Cluster
 from fakes.kube_connection import context_of_file, write_config_map
 from fakes.tcp_relay import TcpRelay
-from segserve_builder.cluster.assignment import Shard, ShardInbox
+from segserve_builder.cluster.agent import Shard, ShardInbox
 from segserve_builder.cluster.config_map_watch import ConfigMapWatch
 from segserve_builder.cluster.report_sender import ReportSender
 from segserve_common.api_errors import GoneError

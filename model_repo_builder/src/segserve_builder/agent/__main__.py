@@ -13,10 +13,9 @@ from pathlib import Path
 
 from segserve_builder.agent.cost import COSTS_FILE, CostAccountant, CostLedger
 from segserve_builder.agent.loop import Agent
-from segserve_builder.agent.observer import ServerObserver
 from segserve_builder.agent.processes import ServerUse, StepProcesses, gpu_count, server_use
 from segserve_builder.agent.runner import ActionRunner
-from segserve_builder.agent.server import Repository, TritonServer
+from segserve_builder.agent.server import Repository, ServerObserver, TritonServer
 from segserve_builder.cpus import available_cpus
 from segserve_builder.render.target import EMBEDDED
 from segserve_builder.sources.access import ACCESS_VARIABLE, LOCAL, Access

@@ -18,9 +18,9 @@ from typing import Final, TypeAlias
 from segserve_builder.agent import decide
 from segserve_builder.agent.answer_counts import AnswerCounts
 from segserve_builder.agent.cost import Owner, ServedRevision
-from segserve_builder.agent.observer import ServerObserver
 from segserve_builder.agent.protocol import Assignment, ModelReport, ModelState, Report
 from segserve_builder.agent.runner import LOAD_FAILED, LOST_GPU, ActionFailure, ActionResult, ActionRunner
+from segserve_builder.agent.server import ServerObserver
 from segserve_builder.agent.state import (
     CRASHES_ALLOWED,
     RELOADS_ALLOWED,

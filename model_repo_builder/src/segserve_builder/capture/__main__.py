@@ -14,7 +14,7 @@ from typing import Final
 from segserve_builder.capture.rule import CaptureFolder
 from segserve_builder.capture.service import CaptureService, hide_memory, worker_environment
 from segserve_builder.capture.store import SampleStore
-from segserve_builder.copies.frame_worker import FrameWorker
+from segserve_builder.copies.copies import FrameWorker
 from segserve_builder.copies.groups import GroupClient
 from segserve_builder.copies.http_server import ByteBudget, serving
 from segserve_builder.sources.access import ACCESS_VARIABLE, Access

@@ -20,9 +20,7 @@ from pydantic import ValidationError
 from segserve_builder.capture.rule import RULES, CaptureFolder, CaptureReason, CaptureRule
 from segserve_builder.capture.store import ManifestRow, StoredSample
 from segserve_builder.copies.bodies import MALFORMED, WireBody, read_image, read_parameters
-from segserve_builder.copies.copies import RequestCopy, model_of, read_copy
-from segserve_builder.copies.frame_worker import FrameWorker
-from segserve_builder.copies.frames import WorkerFrame
+from segserve_builder.copies.copies import FrameWorker, RequestCopy, WorkerFrame, model_of, read_copy
 from segserve_builder.copies.groups import Answer, AnswerKind, AskGroup
 from segserve_builder.copies.http_server import ByteBudget, HttpReply, ReceivedRequest
 from segserve_builder.errors import BuilderError

@@ -14,7 +14,7 @@ from typing import Final
 from segserve_builder.capture.rule import CaptureRule
 from segserve_builder.capture.samples import MALFORMED, Exchange, UnredactedError, make_sample
 from segserve_builder.copies.bodies import WireBody, answer_arrays, read_answer
-from segserve_builder.copies.frames import WorkerFrame, answer_frames
+from segserve_builder.copies.copies import WorkerFrame, answer_frames
 from segserve_builder.errors import BadImageError
 from segserve_builder.scoring.agreement import Answer
 from segserve_common.kserve import Tensor

@@ -5,9 +5,7 @@ from __future__ import annotations
 import time
 from typing import Final, NamedTuple
 
-from segserve_builder.copies.copies import RequestCopy
-from segserve_builder.copies.frame_worker import TIMEOUT_S, FrameWorker
-from segserve_builder.copies.frames import WorkerFrame
+from segserve_builder.copies.copies import TIMEOUT_S, FrameWorker, RequestCopy, WorkerFrame
 from segserve_builder.copies.groups import Answer
 from segserve_builder.copies.http_server import ByteBudget
 

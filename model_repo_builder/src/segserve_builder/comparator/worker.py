@@ -15,8 +15,7 @@ import numpy as np
 
 from segserve_builder.comparator.sheet import MOST_PAIR_BYTES, SheetPair
 from segserve_builder.copies.bodies import MALFORMED, WireBody, answer_arrays, read_answer, read_image
-from segserve_builder.copies.copies import CopyProtocol
-from segserve_builder.copies.frames import WorkerFrame, answer_frames
+from segserve_builder.copies.copies import CopyProtocol, WorkerFrame, answer_frames
 from segserve_builder.scoring.agreement import Agreement, Answer, agreement
 from segserve_common.kserve import Tensor
 

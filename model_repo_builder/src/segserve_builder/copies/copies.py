@@ -1,20 +1,32 @@
-"""Copies of callers' requests, and the little that is read of them before they are asked.
+"""Copies of callers' requests, the little that is read of them before they are asked, and the worker that reads more.
 
 A copy asks for no output that the other revision may lack: neither would be compared, and Triton refuses the request.
+
+A worker is a child process that is asked one thing after the other, and is ended when it takes too long. A service and
+its worker speak in frames: a length, a header of JSON, and blobs.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
+import os
 import re
-from collections.abc import Iterator, Mapping
+import resource
+import struct
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Final, Literal, TypeAlias
+from typing import Any, BinaryIO, Final, Literal, TypeAlias
 from urllib.parse import unquote
 
 from segserve_builder.copies.http_server import ReceivedRequest
 from segserve_builder.spec.names import OPTIONAL_OUTPUTS, SLICE_HEADER
+from segserve_common.interpreter import python
+from segserve_common.logs import LogSettings, start_logging
 
 CopyProtocol: TypeAlias = Literal["http", "grpc"]
 
@@ -42,6 +54,18 @@ _JSON_SLICE: Final = re.compile(rb'"segserve_slice"\s*:\s*"([^"\\]*)"')
 _BAGGAGE_KEY: Final = "segserve.slice"
 _LABEL: Final = re.compile(r"[A-Za-z0-9._-]{1,40}")
 _VARINT, _FIXED_64, _BYTES, _FIXED_32 = 0, 1, 2, 5
+NICENESS: Final = 10
+LENGTH: Final = struct.Struct("<I")
+"""Of the header in bytes; the header's `sizes` are the lengths of the blobs."""
+READY: Final = b"\n"
+"""Written by the worker once it has loaded what it needs."""
+TIMEOUT_S: Final = 10.0
+"""A question that takes longer has no answer, and ends the worker."""
+START_TIMEOUT_S: Final = 120.0
+_ONE_THREAD: Final = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+_BUFFER_BYTES: Final = 2**20
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,3 +254,100 @@ def _varint(message: bytes, at: int) -> tuple[int, int]:
         if not byte & 0x80:
             return value, at + place + 1
     raise ValueError("a number runs past the end")
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerFrame:
+    """A header, and blobs behind it."""
+
+    header: Mapping[str, Any]
+    blobs: Sequence[bytes]
+
+    def pack(self) -> list[bytes]:
+        """Return the parts as they are written."""
+        header = json.dumps({**self.header, "sizes": [len(blob) for blob in self.blobs]}).encode()
+        return [LENGTH.pack(len(header)), header, *self.blobs]
+
+
+def read_frame(stream: BinaryIO) -> WorkerFrame | None:
+    """Read a frame; None at the end."""
+    length = stream.read(LENGTH.size)
+    if len(length) < LENGTH.size:
+        return None
+    header = json.loads(stream.read(LENGTH.unpack(length)[0]))
+    return WorkerFrame(header, [stream.read(size) for size in header["sizes"]])
+
+
+def answer_frames(answer: Callable[[WorkerFrame], WorkerFrame], *, memory_bytes: int) -> None:
+    """Answer the frames at stdin until it ends, with so much memory (RLIMIT_DATA), and behind other processes."""
+    # Whatever prints must not write between the frames.
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    start_logging(LogSettings.of(os.environ))
+    os.nice(NICENESS)
+    resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
+    answers.write(READY)
+    answers.flush()
+    while (frame := read_frame(sys.stdin.buffer)) is not None:
+        answers.writelines(answer(frame).pack())
+        answers.flush()
+
+
+class FrameWorker:
+    """Asks a module's process. It starts with the first question, and gets `environment`, by default this one's."""
+
+    def __init__(
+        self, module: str, *, timeout_s: float = TIMEOUT_S, environment: Mapping[str, str] | None = None
+    ) -> None:
+        self._module = module
+        self._timeout_s = timeout_s
+        self._environment = environment
+        self._turn = asyncio.Lock()
+        self.process: asyncio.subprocess.Process | None = None
+
+    async def close(self) -> None:
+        """End the process."""
+        worker, self.process = self.process, None
+        if worker is not None:
+            with suppress(ProcessLookupError):
+                worker.kill()
+            await worker.wait()
+
+    async def ask(self, question: WorkerFrame) -> WorkerFrame | None:
+        """Return the answer, None if it failed or took too long."""
+        async with self._turn:
+            is_done = False
+            try:
+                worker = self.process or await self._start()
+                async with asyncio.timeout(self._timeout_s):
+                    assert worker.stdin is not None
+                    assert worker.stdout is not None
+                    worker.stdin.writelines(question.pack())
+                    await worker.stdin.drain()
+                    header = json.loads(
+                        await worker.stdout.readexactly(LENGTH.unpack(await worker.stdout.readexactly(LENGTH.size))[0])
+                    )
+                    answer = WorkerFrame(header, [await worker.stdout.readexactly(size) for size in header["sizes"]])
+                is_done = True
+            except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
+                _log.warning("%s has not answered: %s", self._module, type(error).__name__)
+                return None
+            finally:
+                # Whatever it still does belongs to this question: the next one must not get its answer.
+                if not is_done:
+                    await self.close()
+            return answer
+
+    async def _start(self) -> asyncio.subprocess.Process:
+        environment = os.environ if self._environment is None else self._environment
+        worker = self.process = await asyncio.create_subprocess_exec(
+            *python("-m", self._module),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            env={**environment, **_ONE_THREAD},
+            limit=_BUFFER_BYTES,
+        )
+        assert worker.stdout is not None
+        async with asyncio.timeout(START_TIMEOUT_S):
+            await worker.stdout.readexactly(len(READY))
+        return worker

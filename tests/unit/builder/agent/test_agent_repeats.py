@@ -16,10 +16,9 @@ import pytest
 from fakes.agent_group import assigned, write_network
 from segserve_builder.agent import loop
 from segserve_builder.agent.loop import TICK_S, Agent
-from segserve_builder.agent.observer import ServerObserver
 from segserve_builder.agent.protocol import AssignedModel, Assignment, ModelState
 from segserve_builder.agent.runner import ActionRunner
-from segserve_builder.agent.server import Repository, TritonServer
+from segserve_builder.agent.server import Repository, ServerObserver, TritonServer
 from segserve_builder.agent.state import Ensemble
 from segserve_common.files import replace_file
 

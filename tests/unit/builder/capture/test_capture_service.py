@@ -22,8 +22,7 @@ from PIL import Image
 from segserve_builder.capture.rule import RULES, CaptureFolder, CaptureRule, RedactionRule
 from segserve_builder.capture.service import MAX_WAITING, MAX_WRITES, CaptureService, worker_environment
 from segserve_builder.capture.store import SampleStore, StoredSample
-from segserve_builder.copies.copies import RequestCopy
-from segserve_builder.copies.frame_worker import FrameWorker
+from segserve_builder.copies.copies import FrameWorker, RequestCopy
 from segserve_builder.copies.groups import Answer, AnswerKind
 from segserve_builder.copies.http_server import ByteBudget, ReceivedRequest
 from segserve_builder.errors import SinkError

@@ -11,7 +11,7 @@ import pytest
 
 from fakes.waiting import until
 from segserve_builder.cluster import report_sender
-from segserve_builder.cluster.assignment import Shard, ShardInbox
+from segserve_builder.cluster.agent import Shard, ShardInbox
 from segserve_builder.cluster.config_map_watch import ConfigMapWatch
 from segserve_builder.cluster.report_sender import ReportSender
 from segserve_common.api_errors import (

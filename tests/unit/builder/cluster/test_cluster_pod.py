@@ -24,8 +24,7 @@ from segserve_builder.agent.loop import AgentHealth
 from segserve_builder.agent.protocol import Assignment, ModelReport, ModelState
 from segserve_builder.agent.server import Repository
 from segserve_builder.agent.state import Ensemble
-from segserve_builder.cluster.agent import AgentMetrics
-from segserve_builder.cluster.assignment import AssignmentInbox
+from segserve_builder.cluster.agent import AgentMetrics, AssignmentInbox
 from segserve_builder.cluster.probe_server import ProbeServer, probe_response
 from segserve_builder.cluster.settings import AgentSettings, ServerSettingsError, TritonSettings
 from segserve_builder.cluster.triton import BoundedLog, JsonLog, arguments, environment

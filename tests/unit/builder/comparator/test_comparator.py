@@ -17,7 +17,7 @@ from fakes.group_servers import GROUP
 from fakes.waiting import eventually
 from raw_inference import Protocol
 from segserve_builder.comparator import service, tally
-from segserve_builder.comparator.pacing import Pacing
+from segserve_builder.comparator.service import Pacing
 from segserve_builder.copies.copies import MODEL_INFER
 from segserve_builder.copies.groups import MAX_ANSWER_BYTES, GroupClient
 from segserve_builder.spec.names import FLAGGED_WORDS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from segserve_builder.comparator.pacing import FEW, FIRST_PER_S, SMALLEST_SHARE, Pacing
+from segserve_builder.comparator.service import FEW, FIRST_PER_S, SMALLEST_SHARE, Pacing
 
 
 def admitted(pacing: Pacing, seconds: float, *, start_s: float = 0.0, per_s: int = 100) -> int:

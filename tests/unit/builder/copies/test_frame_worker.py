@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from fakes.waiting import HANG_S
-from segserve_builder.copies import frame_worker
-from segserve_builder.copies.frame_worker import FrameWorker
-from segserve_builder.copies.frames import WorkerFrame
+from segserve_builder.copies import copies
+from segserve_builder.copies.copies import FrameWorker, WorkerFrame
 
 START_S, QUESTION_S = 1.0, 0.01
 
@@ -29,7 +28,7 @@ async def waited_s(folder: Path, code: str) -> float:
 async def test_the_time_of_a_question_begins_when_the_worker_says_that_it_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(frame_worker, "START_TIMEOUT_S", START_S)
+    monkeypatch.setattr(copies, "START_TIMEOUT_S", START_S)
 
     assert await waited_s(tmp_path, "") >= START_S
 
@@ -37,6 +36,6 @@ async def test_the_time_of_a_question_begins_when_the_worker_says_that_it_runs(
 async def test_a_worker_that_runs_has_no_more_time_than_a_question(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(frame_worker, "START_TIMEOUT_S", 2 * HANG_S)
+    monkeypatch.setattr(copies, "START_TIMEOUT_S", 2 * HANG_S)
 
     assert await waited_s(tmp_path, "print(flush=True)") < HANG_S
