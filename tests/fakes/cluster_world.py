@@ -54,9 +54,8 @@ from segserve_common.kube.shards import content_of, pack, unpack, version_of
 from segserve_operator.adapters.checks.context import Services
 from segserve_operator.adapters.checks.services import DirectServices
 from segserve_operator.adapters.kube.api import Api
-from segserve_operator.adapters.kube.known_objects import KnownObjects
 from segserve_operator.adapters.kube.objects import Defaults
-from segserve_operator.adapters.kube.view import PoolKey, View, fill
+from segserve_operator.adapters.kube.view import KnownObjects, PoolKey, View, fill
 from segserve_operator.adapters.kube.write_through import WriteThroughApi
 from segserve_operator.adapters.notify.messages import direct_post
 from segserve_operator.adapters.notify.notifier import Notifier

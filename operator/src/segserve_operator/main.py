@@ -27,10 +27,9 @@ from segserve_common.kube.kinds import (
     SECRETS,
 )
 from segserve_common.logs import start_logging
-from segserve_operator.adapters.kube.known_objects import KnownObjects
 from segserve_operator.adapters.kube.lease import FencedApi, LeaderLease
 from segserve_operator.adapters.kube.namespaces import EnabledNamespaces, pools_within
-from segserve_operator.adapters.kube.view import PoolKey, View, audit, fill
+from segserve_operator.adapters.kube.view import KnownObjects, PoolKey, View, audit, fill
 from segserve_operator.adapters.kube.write_through import WriteThroughApi
 from segserve_operator.adapters.notify.notifier import Notifier, SecretError
 from segserve_operator.adapters.outbound.client import OutboundClient, own_worker

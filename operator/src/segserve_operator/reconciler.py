@@ -20,7 +20,7 @@ from segserve_operator.adapters.kube.contexts import PoolContexts, keep_guard
 from segserve_operator.adapters.kube.fleet import ClusterFleet, FleetCache
 from segserve_operator.adapters.kube.gateway import ClusterTraffic
 from segserve_operator.adapters.kube.objects import Defaults
-from segserve_operator.adapters.kube.objects.gateway_routes import route_objects
+from segserve_operator.adapters.kube.objects.gateway import route_objects
 from segserve_operator.adapters.kube.pods import is_terminating
 from segserve_operator.adapters.kube.resources import ClusterResources
 from segserve_operator.adapters.kube.store import ClusterStore, StoreCache

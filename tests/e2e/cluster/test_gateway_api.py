@@ -11,7 +11,7 @@ from fakes.cluster import Cluster
 from fakes.crd_api import CrdApi, RefusedError, load
 from fakes.pools import MINIMAL, pool_context
 from segserve_common.kube.kinds import GRPC_ROUTES, HTTP_ROUTES
-from segserve_operator.adapters.kube.objects.gateway_routes import route_objects
+from segserve_operator.adapters.kube.objects.gateway import route_objects
 
 pytestmark = pytest.mark.cluster
 

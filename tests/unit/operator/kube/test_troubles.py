@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fakes.cases import cases
-from segserve_operator.adapters.kube.pod_failures import pod_failure
+from segserve_operator.adapters.kube.pods import pod_failure
 
 QUOTA = 'pods "x" is forbidden: exceeded quota: small, requested: pods=1, used: pods=4, limited: pods=4'
 

@@ -8,8 +8,7 @@ from fakes.kube import FakeKube
 from segserve_common.kube.kinds import CONFIG_MAPS, MODELS, POOLS, Json
 from segserve_common.kube.names import COMPONENT_LABEL, GATEWAY, GROUP_LABEL, MANAGED_LABELS, POOL_LABEL, SERVER
 from segserve_operator.adapters.kube.children import find_drift
-from segserve_operator.adapters.kube.known_objects import KnownObjects
-from segserve_operator.adapters.kube.view import PoolKey, View, audit, fill, read_known
+from segserve_operator.adapters.kube.view import KnownObjects, PoolKey, View, audit, fill, read_known
 from segserve_operator.adapters.kube.write_through import WriteThroughApi
 
 KEY = PoolKey("ml", "default")

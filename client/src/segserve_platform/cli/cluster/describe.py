@@ -9,7 +9,7 @@ from typing import Any
 
 from segserve_common.kube.kinds import EVENTS, PODS
 from segserve_common.kube.names import GROUP_LABEL, MANAGED_LABELS
-from segserve_operator.adapters.kube.pod_failures import pod_failure
+from segserve_operator.adapters.kube.pods import pod_failure
 from segserve_operator.core.failure import FailureReason
 from segserve_platform.cli.errors import plain
 from segserve_platform.cli.models_view import model_text

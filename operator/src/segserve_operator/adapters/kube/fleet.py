@@ -24,7 +24,7 @@ from segserve_operator.adapters.kube.accounts import token_renewal, with_valid_t
 from segserve_operator.adapters.kube.api import attempt_all
 from segserve_operator.adapters.kube.children import apply_differing, find_drift, kind_of
 from segserve_operator.adapters.kube.objects import assignment_config_map, group_objects, main_group
-from segserve_operator.adapters.kube.pod_failures import pod_failure
+from segserve_operator.adapters.kube.pods import pod_failure
 from segserve_operator.adapters.kube.reports import ReportMaps
 from segserve_operator.core.traffic import Endpoint
 from segserve_operator.core.world.observed import GroupObserved, ServerObserved

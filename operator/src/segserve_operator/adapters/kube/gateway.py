@@ -25,7 +25,7 @@ from segserve_operator.adapters.kube.accounts import with_valid_tokens
 from segserve_operator.adapters.kube.api import attempt_all
 from segserve_operator.adapters.kube.children import apply_differing, find_drift
 from segserve_operator.adapters.kube.objects import gateway_objects, gateway_url, plan_config_map
-from segserve_operator.adapters.kube.pod_failures import pod_failure
+from segserve_operator.adapters.kube.pods import pod_failure
 from segserve_operator.adapters.samples import wire
 from segserve_operator.adapters.samples.prometheus import PrometheusError, PrometheusSamples
 from segserve_operator.adapters.traffic.envoy_auth import CREDENTIALS

@@ -1,4 +1,7 @@
-"""Reads of pod objects: addresses, the state of containers, and the reports that pods wrote."""
+"""Reads of pod objects: addresses, the state of containers, the reports that pods wrote, and why pods do not serve.
+
+The reasons are those that their Deployment, the scheduler, the kubelet, the runtime and the node controller report.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,17 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from segserve_common.kube.shards import unpack
+from segserve_operator.core.failure import FailureReason
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 MAX_REPORT_BYTES: Final = 2 * 2**20
 """Largest report that is read: one of 2,500 models has about 1 MB."""
 
 MAX_REASON: Final = 600
+# Every container waits for these reasons while it starts.
+_PASSING: Final = frozenset({"ContainerCreating", "PodInitializing"})
 
 
 def is_terminating(item: Mapping[str, Any]) -> bool:
@@ -96,10 +102,69 @@ def _has_ready_condition(pod: Mapping[str, Any]) -> bool:
     return any(condition["type"] == "Ready" and condition["status"] == "True" for condition in _conditions(pod))
 
 
-def _conditions(pod: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return (pod.get("status") or {}).get("conditions") or []
+def _conditions(item: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return (item.get("status") or {}).get("conditions") or []
 
 
 def _container(pod: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     statuses = (pod.get("status") or {}).get("containerStatuses") or ()
     return next((status for status in statuses if status["name"] == name), {})
+
+
+def pod_failure(deployment: Mapping[str, Any] | None, pods: Sequence[Mapping[str, Any]]) -> FailureReason | None:
+    """Return the first failure, in the order in which pods come up; None if there is none, or none is reported yet."""
+    causes = (*_refused(deployment), *_unscheduled(pods), *_waiting(pods), *_failed(pods), *_lost(pods))
+    return causes[0] if causes else None
+
+
+def _refused(deployment: Mapping[str, Any] | None) -> Iterator[FailureReason]:
+    for condition in _conditions(deployment or {}):
+        if condition["type"] == "ReplicaFailure" and condition["status"] == "True":
+            message = condition.get("message", "")
+            reason = "QuotaExceeded" if "exceeded quota" in message else condition.get("reason", "FailedCreate")
+            yield FailureReason(reason, message)
+
+
+def _unscheduled(pods: Iterable[Mapping[str, Any]]) -> Iterator[FailureReason]:
+    for pod in pods:
+        for condition in _conditions(pod):
+            unscheduled = condition["type"] == "PodScheduled" and condition["status"] == "False"
+            if unscheduled and condition.get("reason") == "Unschedulable":
+                yield FailureReason("Unschedulable", f"pod {pod['metadata']['name']}: {condition.get('message', '')}")
+
+
+def _waiting(pods: Iterable[Mapping[str, Any]]) -> Iterator[FailureReason]:
+    for pod in pods:
+        for container in _containers(pod):
+            waiting = container.get("state", {}).get("waiting") or {}
+            reason = waiting.get("reason")
+            if reason and reason not in _PASSING:
+                # A container in CrashLoopBackOff waits; only its last state says why it ended.
+                terminated = container.get("lastState", {}).get("terminated") or {}
+                why = waiting.get("message") or terminated.get("message") or ""
+                if terminated:
+                    why = f"{why} (exit code {terminated.get('exitCode')}, {terminated.get('reason', 'Error')})"
+                title = f"container {container['name']} of pod {pod['metadata']['name']}"
+                yield FailureReason(reason, f"{title}, image {container.get('image', '')!r}: {why}")
+
+
+def _failed(pods: Iterable[Mapping[str, Any]]) -> Iterator[FailureReason]:
+    for pod in pods:
+        status = pod.get("status") or {}
+        if status.get("phase") == "Failed":
+            text = f"pod {pod['metadata']['name']}: {status.get('message') or 'it ended'}"
+            yield FailureReason(status.get("reason") or "PodFailed", text)
+
+
+def _lost(pods: Iterable[Mapping[str, Any]]) -> Iterator[FailureReason]:
+    # A pod that is being deleted has a successor, which is what the group waits for.
+    for pod in pods:
+        if is_cut_off(pod) and not is_terminating(pod):
+            node = pod["spec"].get("nodeName")
+            yield FailureReason("NodeLost", f"pod {pod['metadata']['name']}: node {node} no longer reports")
+
+
+def _containers(pod: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    status = pod.get("status") or {}
+    yield from status.get("initContainerStatuses") or ()
+    yield from status.get("containerStatuses") or ()

@@ -20,7 +20,7 @@ from segserve_common.kube.names import (
     ROLLOUT_LABEL,
 )
 from segserve_operator.adapters.kube.objects import main_group
-from segserve_operator.adapters.kube.objects.revision import has_role, owner_reference, role_patch
+from segserve_operator.adapters.kube.objects.group import has_role, owner_reference, role_patch
 from segserve_operator.adapters.kube.pods import is_terminating
 from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.rollout.phases import Phase

@@ -20,7 +20,7 @@ from segserve_common.kube.names import (
     chunk_name,
 )
 from segserve_common.kube.shards import CONTENT_KEY, content_of
-from segserve_operator.adapters.kube.objects.revision import owner_reference
+from segserve_operator.adapters.kube.objects.group import owner_reference
 from segserve_operator.api.segmentation_rollout import MESSAGE_MAX_LENGTH, SegmentationRolloutStatus
 from segserve_operator.mapping.notes import outcome_of
 from segserve_operator.mapping.packed_evidence import (

@@ -1,7 +1,8 @@
-"""NetworkPolicies of the pods: ingress always, egress if the chart says what may be reached.
+"""NetworkPolicies of the pods, and the ServiceAccounts and Roles of servers and gateways.
 
-Artifacts come from object stores, registries and web servers anywhere, and the addresses of the API server and of
-DNS differ between clusters, so egress rules that fit all clusters would allow everything.
+Ingress is limited always, egress if the chart says what may be reached. Artifacts come from object stores, registries
+and web servers anywhere, and the addresses of the API server and of DNS differ between clusters, so egress rules that
+fit all clusters would allow everything. Pods may read their assignment or plan, and write reports.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from kubernetes.aio.client import (
+    RbacV1Subject,
     V1LabelSelector,
     V1NetworkPolicy,
     V1NetworkPolicyEgressRule,
@@ -16,9 +18,14 @@ from kubernetes.aio.client import (
     V1NetworkPolicyPeer,
     V1NetworkPolicyPort,
     V1NetworkPolicySpec,
+    V1PolicyRule,
+    V1Role,
+    V1RoleBinding,
+    V1RoleRef,
+    V1ServiceAccount,
 )
 
-from segserve_common.kube.kinds import NETWORK_POLICIES, Json
+from segserve_common.kube.kinds import NETWORK_POLICIES, ROLE_BINDINGS, ROLES, SERVICE_ACCOUNTS, Json
 from segserve_common.kube.names import (
     AGENT_PORT,
     COMPONENT_LABEL,
@@ -34,9 +41,9 @@ from segserve_common.kube.names import (
 from segserve_operator.adapters.kube.objects.context import gateway_selector, meta, rendered, server_selector
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
-    from segserve_operator.adapters.kube.objects.context import PoolContext, rendered
+    from segserve_operator.adapters.kube.objects.context import PoolContext
 
 _INFERENCE_PORTS: Final = (HTTP_PORT, GRPC_PORT)
 # Any pod: Prometheus may be in any namespace. Probes of the kubelet are always allowed.
@@ -89,3 +96,53 @@ def _policy(
         egress=egress,
     )
     return rendered(NETWORK_POLICIES, V1NetworkPolicy(metadata=meta(context, name, selector), spec=spec))
+
+
+def access_objects(
+    context: PoolContext,
+    name: str,
+    labels: Mapping[str, str],
+    *,
+    read: Iterable[str],
+    written: str,
+    annotations: Mapping[str, str] | None = None,
+) -> tuple[Json, ...]:
+    """Return a ServiceAccount with the right to read the ConfigMaps `read` and to patch the one called `written`.
+
+    A list or watch is allowed if its field selector names one of them. Only the account gets the annotations.
+    """
+    account = meta(context, name, labels)
+    account.annotations = dict(annotations) if annotations else None
+    rules = [
+        V1PolicyRule(
+            api_groups=[""], resources=["configmaps"], resource_names=list(read), verbs=["get", "list", "watch"]
+        ),
+        V1PolicyRule(api_groups=[""], resources=["configmaps"], resource_names=[written], verbs=["get", "patch"]),
+    ]
+    # The Role and its binding must not carry annotations meant for the account, such as a cloud identity.
+    return (
+        rendered(SERVICE_ACCOUNTS, V1ServiceAccount(metadata=account, automount_service_account_token=False)),
+        *_role(context, name, name, labels, rules),
+    )
+
+
+def own_reports_access(
+    context: PoolContext, name: str, account: str, labels: Mapping[str, str], written: Sequence[str]
+) -> tuple[Json, ...]:
+    """Return a Role `name` with the right of an account to read and patch the ConfigMaps `written`, at least one."""
+    if not written:
+        raise ValueError("a rule without names would be about all ConfigMaps")
+    rule = V1PolicyRule(api_groups=[""], resources=["configmaps"], resource_names=list(written), verbs=["get", "patch"])
+    return _role(context, name, account, labels, [rule])
+
+
+def _role(
+    context: PoolContext, name: str, account: str, labels: Mapping[str, str], rules: list[V1PolicyRule]
+) -> tuple[Json, Json]:
+    own = meta(context, name, labels)
+    subject = RbacV1Subject(kind="ServiceAccount", name=account, namespace=context.namespace)
+    reference = V1RoleRef(api_group="rbac.authorization.k8s.io", kind="Role", name=name)
+    return (
+        rendered(ROLES, V1Role(metadata=own, rules=rules)),
+        rendered(ROLE_BINDINGS, V1RoleBinding(metadata=own, role_ref=reference, subjects=[subject])),
+    )
