@@ -25,7 +25,7 @@ from segserve import AsyncClient, Hooks, RateLimitError, SegserveError
 from segserve.calls.steps import TransportName
 from segserve_operator.adapters.traffic.envoy_admin import WITHOUT_TLS
 from segserve_operator.adapters.traffic.envoy_auth import AuthSettings
-from segserve_operator.adapters.traffic.envoy_limits import RETRY_AFTER_S
+from segserve_operator.adapters.traffic.envoy_routes import RETRY_AFTER_S
 from segserve_operator.api.access import Auth
 from segserve_operator.core.traffic import RequestRate, RouteLimits, Share, TrafficPlan
 

@@ -16,10 +16,9 @@ from segserve_operator.adapters.traffic.envoy_admin import EnvoyAdmin, Versions
 from segserve_operator.adapters.traffic.envoy_clusters import EnvoyCluster, read_clusters
 from segserve_operator.adapters.traffic.envoy_config import EnvoyFiles
 from segserve_operator.adapters.traffic.envoy_files import ConfigurationRejectedError, DiscoveryResponse
-from segserve_operator.adapters.traffic.envoy_limits import read_version
 from segserve_operator.adapters.traffic.envoy_listener import EnvoySettings
 from segserve_operator.adapters.traffic.envoy_messages import DISCOVERY_RESPONSE, ROUTE_CONFIGURATION, parse, to_json
-from segserve_operator.adapters.traffic.envoy_routes import read_weights
+from segserve_operator.adapters.traffic.envoy_routes import read_limits_version, read_weights
 from segserve_operator.adapters.traffic.envoy_updater import EnvoyUpdater
 from segserve_operator.core.traffic import Endpoint, Route, Share, TrafficPlan
 
@@ -41,7 +40,7 @@ class Envoy:
     async def versions(self) -> Versions:
         self._look()
         *others, limits = self._loaded.values()
-        return Versions(*(parse(DISCOVERY_RESPONSE, each).version_info for each in others), read_version(limits))
+        return Versions(*(parse(DISCOVERY_RESPONSE, each).version_info for each in others), read_limits_version(limits))
 
     async def rejections(self) -> int:
         self._look()

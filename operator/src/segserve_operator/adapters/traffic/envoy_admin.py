@@ -14,9 +14,8 @@ import httpx
 
 from segserve_operator.adapters.traffic.envoy_clusters import Upstream
 from segserve_operator.adapters.traffic.envoy_counts import Stats, parse_stats, stats_pattern
-from segserve_operator.adapters.traffic.envoy_limits import LIMITS_NAME
 from segserve_operator.adapters.traffic.envoy_listener import STAT_PREFIX
-from segserve_operator.adapters.traffic.envoy_routes import ROUTES_NAME
+from segserve_operator.adapters.traffic.envoy_routes import LIMITS_NAME, ROUTES_NAME
 
 CLUSTERS: Final = "cluster_manager.cds"
 ROUTES: Final = f"http.{STAT_PREFIX}.rds.{ROUTES_NAME}"

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Final
 
 from segserve_builder.errors import BUSY
-from segserve_operator.adapters.traffic.envoy_affinity import affinity_filters
 from segserve_operator.adapters.traffic.envoy_auth import (
     DENIED,
     AuthSettings,
@@ -29,7 +28,6 @@ from segserve_operator.adapters.traffic.envoy_extensions import (
     status_filter,
     unless,
 )
-from segserve_operator.adapters.traffic.envoy_limits import DETAILS, RETRY_AFTER_S, limits_filter
 from segserve_operator.adapters.traffic.envoy_messages import Json
 from segserve_operator.adapters.traffic.envoy_mirror import mirror_filters
 from segserve_operator.adapters.traffic.envoy_plain_http import (
@@ -43,12 +41,16 @@ from segserve_operator.adapters.traffic.envoy_plain_http import (
     translation_replies,
 )
 from segserve_operator.adapters.traffic.envoy_routes import (
+    DETAILS,
     GROUP_HEADER,
     MODEL_HEADER,
     RESTART_METADATA,
+    RETRY_AFTER_S,
     ROUTE_HEADER,
     ROUTES_NAME,
     SERVICE,
+    affinity_filters,
+    limits_filter,
     render_internal_routes,
     retry_headers,
 )

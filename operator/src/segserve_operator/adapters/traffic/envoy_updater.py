@@ -28,7 +28,6 @@ from segserve_operator.adapters.traffic.envoy_files import (
     write_plan,
     write_watched,
 )
-from segserve_operator.adapters.traffic.envoy_limits import encode_limits, read_version
 from segserve_operator.adapters.traffic.envoy_listener import EnvoySettings
 from segserve_operator.adapters.traffic.envoy_messages import CLUSTER, ROUTE_CONFIGURATION, RUNTIME, Json
 from segserve_operator.adapters.traffic.envoy_plain_http import documents
@@ -36,8 +35,10 @@ from segserve_operator.adapters.traffic.envoy_routes import (
     RouteTable,
     changed_weights,
     encode_entries,
+    encode_limits,
     encode_routes,
     encode_weights,
+    read_limits_version,
     read_weights,
 )
 from segserve_operator.core.traffic import Route, RouteLimits, TrafficPlan
@@ -352,7 +353,7 @@ class EnvoyUpdater:
             responses = {path: read_response(path) for path in paths}
             clusters, _, weights = (responses[path].resources() for path in paths)
             content = self._files.limits.read_bytes() if self._files.limits.is_file() else b""
-            responses[self._files.limits] = DiscoveryResponse(read_version(content), content)
+            responses[self._files.limits] = DiscoveryResponse(read_limits_version(content), content)
             self._written = _WrittenState(read_clusters(clusters), read_weights(weights), None, None, responses)
         return self._written
 
