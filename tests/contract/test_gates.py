@@ -14,6 +14,7 @@ from pydantic import Field
 
 from fakes.observed_models import FIRST, SECOND, candidate, group, holder, model, state, world
 from segserve_builder.spec.model_spec import Golden
+from segserve_operator.api.crd import structural_schema
 from segserve_operator.api.loading import parse
 from segserve_operator.api.rollout_policy import (
     GATE_SPECS,
@@ -23,7 +24,6 @@ from segserve_operator.api.rollout_policy import (
     RolloutPolicy,
     Slo,
 )
-from segserve_operator.api.schema import structural_schema
 from segserve_operator.api.segmentation_model import SegmentationModel, SegmentationModelSpec
 from segserve_operator.api.segmentation_rollout import SegmentationRollout, SegmentationRolloutSpec
 from segserve_operator.core import gates

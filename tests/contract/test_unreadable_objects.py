@@ -17,7 +17,7 @@ from fakes.written_objects import repacked, written_objects
 from segserve_builder.agent.protocol import AssignedModel, ModelReport, read_reports
 from segserve_common.kube.kinds import CHILDREN, MODELS, POOLS, REVISIONS, ROLLOUTS
 from segserve_common.kube.names import REVISION_LABEL
-from segserve_operator.api.errors import SpecError
+from segserve_operator.api.meta import SpecError
 from segserve_operator.store_format import STORE_FORMAT
 
 Json = dict[str, Any]

@@ -26,8 +26,8 @@ from fakes.mutations import REMOVED, Edit, Json, edited, edits, fields, of_field
 from segserve_common.kube.kinds import DEPLOYMENTS, MODELS, PODS, POOLS, REVISIONS, SERVICES
 from segserve_common.kube.names import REVISION_LABEL
 from segserve_operator.adapters.kube.gateway import ClusterTraffic
-from segserve_operator.api.errors import SpecError
 from segserve_operator.api.loading import parse
+from segserve_operator.api.meta import SpecError
 from segserve_operator.core.world.requests import VERBS
 
 pytestmark = pytest.mark.timeout(3600)

@@ -13,8 +13,8 @@ from typing import Any, Final, TypeAlias
 
 from hypothesis import strategies as st
 
+from segserve_operator.api.crd import structural_schema
 from segserve_operator.api.resources import KINDS
-from segserve_operator.api.schema import structural_schema
 
 Json: TypeAlias = dict[str, Any]
 Path: TypeAlias = tuple[str | int, ...]

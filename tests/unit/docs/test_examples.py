@@ -12,8 +12,8 @@ from typer.core import TyperGroup
 
 from fakes.docs import PAGES, Block, blocks, prose
 from fakes.offenders import offenders
-from segserve_operator.api.errors import SpecError
 from segserve_operator.api.loading import parse
+from segserve_operator.api.meta import SpecError
 from segserve_operator.api.resources import KINDS
 from segserve_operator.api.segmentation_model import SegmentationModelSpec
 from segserve_operator.api.triton_pool import TritonPoolSpec

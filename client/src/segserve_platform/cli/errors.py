@@ -32,7 +32,7 @@ def wrapped(text: str) -> str:
 
 _USER_ERRORS: Final = {
     "segserve_builder.errors": "BuilderError",
-    "segserve_operator.api.errors": "SpecError",
+    "segserve_operator.api.meta": "SpecError",
     "segserve_operator.adapters.local.gateway": "PortTakenError",
     "segserve_operator.adapters.local.files": "PlatformError",
     "segserve_operator.adapters.local.resource_files": "ResourceNotFoundError",

@@ -39,7 +39,7 @@ def schema(
 
 def schema_text() -> str:
     """Return the JSON Schema as the text of a file."""
-    from segserve_operator.api.json_schema import json_schema
+    from segserve_operator.api.crd import json_schema
 
     return json.dumps(json_schema(), indent=1) + "\n"
 

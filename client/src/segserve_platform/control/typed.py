@@ -9,8 +9,8 @@ from functools import wraps
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
 from segserve_common.errors import BadRequestError
-from segserve_operator.api.errors import SpecError
 from segserve_operator.api.loading import parse
+from segserve_operator.api.meta import SpecError
 from segserve_operator.api.segmentation_model import SegmentationModel
 from segserve_operator.api.segmentation_rollout import SegmentationRollout
 from segserve_operator.api.triton_pool import TritonPool

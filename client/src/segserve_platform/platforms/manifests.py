@@ -73,8 +73,8 @@ def complete_models(resources: Iterable[ParsedResource]) -> dict[str, Segmentati
 
     Raises `InvalidResourceError` for one that names a model that is not among them.
     """
-    from segserve_operator.api.errors import SpecError
     from segserve_operator.api.loading import parse
+    from segserve_operator.api.meta import SpecError
     from segserve_operator.api.segmentation_model import SegmentationModel
 
     manifests = [(written.source, written.complete()) for written in resources if written.resource.kind == MODEL]
@@ -149,8 +149,8 @@ def _files(path: Path, *, recursive: bool) -> list[Path]:
 
 
 def _read_text(text: str, source: str, folder: Path) -> list[ParsedResource]:
-    from segserve_operator.api.errors import SpecError
     from segserve_operator.api.loading import load_with_documents
+    from segserve_operator.api.meta import SpecError
 
     try:
         loaded = load_with_documents(text, source)
@@ -160,8 +160,8 @@ def _read_text(text: str, source: str, folder: Path) -> list[ParsedResource]:
 
 
 def _read_mapping(value: Mapping[str, Any]) -> ParsedResource:
-    from segserve_operator.api.errors import SpecError
     from segserve_operator.api.loading import parse
+    from segserve_operator.api.meta import SpecError
 
     try:
         return ParsedResource(parse(value, "the resource"), dict(value), "the resource", Path())

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import yaml
 
-from segserve_operator.api.errors import Problem, SpecError
+from segserve_operator.api.meta import Problem, SpecError
 
 MAX_LENGTH: Final = 1024 * 1024
 MAX_VALUES: Final = 50_000

@@ -13,13 +13,19 @@ from pydantic_core import ErrorDetails
 from pydantic_core.core_schema import ErrorType
 
 from segserve_operator.api.checks import did_you_mean, unknown_name
+from segserve_operator.api.crd import structural_schema, untagged
 from segserve_operator.api.documents import Document, Path, read_documents, write_documents
-from segserve_operator.api.errors import Problem, SpecError
-from segserve_operator.api.meta import ANNOTATION_DESCRIPTIONS, ANNOTATION_PREFIX, GROUP_VERSION, UNREAD_METADATA
+from segserve_operator.api.meta import (
+    ANNOTATION_DESCRIPTIONS,
+    ANNOTATION_PREFIX,
+    GROUP_VERSION,
+    UNREAD_METADATA,
+    Problem,
+    SpecError,
+)
 from segserve_operator.api.pod_template import PodTemplate
 from segserve_operator.api.resources import KINDS, Resource
 from segserve_operator.api.rollout_policy import GATE_SPECS
-from segserve_operator.api.schema import structural_schema, untagged
 from segserve_operator.api.segmentation_model import NETWORKS, SegmentationModel, SegmentationModelSpec
 
 _STAGE_LISTS: Final = ("preprocess", "inference", "postprocess")

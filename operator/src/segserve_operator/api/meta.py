@@ -1,12 +1,16 @@
-"""Metadata, conditions, timestamps and durations in the form that Kubernetes uses."""
+"""Metadata, conditions, timestamps and durations in the form that Kubernetes uses, and problems of resources.
+
+A problem has its place in the file.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, ClassVar, Final
 
 from pydantic import (
     AfterValidator,
@@ -47,6 +51,36 @@ UNREAD_METADATA: Final = (
     "ownerReferences",
     "managedFields",
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One problem: `message` says what was found and what is allowed.
+
+    `line` and `column` count from 1; both are None if the resource was not read from text. `path` is the field within
+    its document (`spec.postprocess[1].removeSmallRegions.minArea`), the parent of an unknown field or stage, or empty
+    for the whole document.
+    """
+
+    source: str
+    path: str
+    message: str
+    line: int | None = None
+    column: int | None = None
+
+    def __str__(self) -> str:
+        place = self.source if self.line is None else f"{self.source}:{self.line}:{self.column}"
+        return ": ".join(part for part in (place, self.path, self.message) if part)
+
+
+class SpecError(Exception):
+    """Raised for invalid resources; `problems` lists every problem in the order of the text."""
+
+    reason: ClassVar[str] = "SpecInvalid"
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
 
 
 def parse_duration(value: Any) -> timedelta:

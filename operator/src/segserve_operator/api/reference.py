@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from segserve_operator.api.crd import structural_schema
 from segserve_operator.api.resources import KINDS
-from segserve_operator.api.schema import structural_schema
 from segserve_operator.api.segmentation_model import SegmentationModel
 
 HEAD: Final = """# Every field

@@ -55,13 +55,14 @@ from segserve_operator.api.checks import (
     unknown_name,
 )
 from segserve_operator.api.drift import Drift
-from segserve_operator.api.errors import Problem, SpecError
 from segserve_operator.api.meta import (
     ApiValue,
     Condition,
     Duration,
     ObjectMeta,
+    Problem,
     ResourceName,
+    SpecError,
     Timestamp,
     format_duration,
 )

@@ -33,7 +33,7 @@ from segserve_operator.adapters.local.store import LocalStore
 from segserve_operator.adapters.notify.notifier import Notifier, PoolAnnouncer, targets
 from segserve_operator.adapters.outbound.client import own_worker
 from segserve_operator.adapters.traffic.envoy_admin import EnvoyUnreachableError
-from segserve_operator.api.errors import SpecError
+from segserve_operator.api.meta import SpecError
 from segserve_operator.api.triton_pool import TritonPool
 from segserve_operator.core.models.actions import Action
 from segserve_operator.core.rollout.counters import Sample

@@ -8,8 +8,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from segserve_builder.spec.reading import read_tolerantly
-from segserve_operator.api.errors import SpecError
 from segserve_operator.api.loading import parse
+from segserve_operator.api.meta import SpecError
 from segserve_operator.api.segmentation_model import RolesStatus, SegmentationModel, SegmentationModelStatus
 from segserve_operator.api.segmentation_rollout import SegmentationRollout
 from segserve_operator.api.triton_pool import TritonPool, TritonPoolStatus

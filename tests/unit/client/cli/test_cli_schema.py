@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from segserve_operator.api.json_schema import json_schema
+from segserve_operator.api.crd import json_schema
 from segserve_platform.cli.schema import modeline, schema_text
 
 from .conftest import Command

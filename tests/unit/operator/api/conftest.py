@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import yaml
 
-from segserve_operator.api.errors import SpecError
 from segserve_operator.api.loading import load
+from segserve_operator.api.meta import SpecError
 from segserve_operator.api.segmentation_model import SegmentationModel
 
 COINS = """\

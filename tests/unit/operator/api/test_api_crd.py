@@ -12,10 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from segserve_builder.families import FAMILIES
 from segserve_builder.stages import POSTPROCESS, PREPROCESS
 from segserve_operator.api import crd
+from segserve_operator.api.crd import NotStructuralError, structural_schema
 from segserve_operator.api.meta import Condition
 from segserve_operator.api.pod_template import QUANTITY_PATTERN, Passed, Quantity
 from segserve_operator.api.resources import KINDS
-from segserve_operator.api.schema import NotStructuralError, structural_schema
 
 COMMITTED = Path(__file__).parents[4] / "crds"
 KEYWORDS = {

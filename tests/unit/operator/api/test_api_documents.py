@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fakes.cases import cases
 from segserve_operator.api.documents import MAX_LENGTH, read_documents, with_strings, write_documents
-from segserve_operator.api.errors import SpecError
+from segserve_operator.api.meta import SpecError
 
 TEXT = st.text(alphabet=st.characters(codec="utf-8", exclude_categories=("Cc", "Cs", "Cn", "Co")), max_size=12)
 LOOKALIKES = st.sampled_from(

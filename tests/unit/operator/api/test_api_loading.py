@@ -12,11 +12,11 @@ import pytest
 from fakes.cases import cases
 from segserve_builder.families import FAMILIES
 from segserve_builder.stages import POSTPROCESS, PREPROCESS
+from segserve_operator.api.crd import structural_schema
 from segserve_operator.api.documents import read_documents
-from segserve_operator.api.errors import SpecError
 from segserve_operator.api.loading import dump, load, parse
+from segserve_operator.api.meta import SpecError
 from segserve_operator.api.resources import KINDS
-from segserve_operator.api.schema import structural_schema
 from segserve_operator.api.segmentation_model import SegmentationModel
 from segserve_operator.api.triton_pool import TritonPool
 

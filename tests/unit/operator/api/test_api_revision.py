@@ -9,9 +9,9 @@ import pytest
 from fakes.cases import cases
 from segserve_builder.stages import POSTPROCESS, PREPROCESS
 from segserve_builder.stages.base import Stage
-from segserve_operator.api.errors import SpecError
+from segserve_operator.api.crd import structural_schema
 from segserve_operator.api.loading import load, parse
-from segserve_operator.api.schema import structural_schema
+from segserve_operator.api.meta import SpecError
 from segserve_operator.api.segmentation_model import SegmentationModel
 
 STAGES = {**PREPROCESS, **POSTPROCESS}

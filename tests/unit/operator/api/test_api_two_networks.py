@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from segserve_builder.agent.protocol import AssignedModel
-from segserve_operator.api.errors import SpecError
 from segserve_operator.api.loading import load
+from segserve_operator.api.meta import SpecError
 
 SHA256 = "b" * 64
 Spec = dict[str, Any]

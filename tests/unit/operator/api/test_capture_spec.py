@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from fakes.pools import COINS
-from segserve_operator.api.errors import SpecError
 from segserve_operator.api.loading import load
+from segserve_operator.api.meta import SpecError
 from segserve_operator.api.segmentation_model import SegmentationModel
 
 SINK = "sink: s3://bucket/samples"

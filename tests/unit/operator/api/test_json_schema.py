@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from segserve_operator.api.json_schema import json_schema
+from segserve_operator.api.crd import json_schema
 from segserve_operator.api.meta import ANNOTATION_DESCRIPTIONS, GROUP_VERSION
 from segserve_operator.api.resources import KINDS
 from segserve_operator.core.world.requests import VERBS

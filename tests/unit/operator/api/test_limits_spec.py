@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from fakes.pools import COINS
-from segserve_operator.api.errors import SpecError
 from segserve_operator.api.loading import load
+from segserve_operator.api.meta import SpecError
 from segserve_operator.api.segmentation_model import SegmentationModel
 
 

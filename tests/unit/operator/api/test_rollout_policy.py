@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from segserve_operator.api.crd import structural_schema
 from segserve_operator.api.rollout_policy import DEFAULT_GATES, DEFAULT_STEPS, RolloutPolicy, Slo, gate_name
-from segserve_operator.api.schema import structural_schema
 from segserve_operator.api.segmentation_model import SegmentationModel, SegmentationModelSpec
 from segserve_operator.api.segmentation_rollout import RolloutPhase, SegmentationRollout
 from segserve_operator.core.rollout.phases import Phase

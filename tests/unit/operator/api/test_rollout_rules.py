@@ -10,8 +10,8 @@ from cel_expr_python import cel
 from pydantic import TypeAdapter, ValidationError
 
 from fakes.cases import cases
+from segserve_operator.api.crd import structural_schema
 from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
-from segserve_operator.api.schema import structural_schema
 from segserve_operator.api.segmentation_model import SegmentationModelSpec
 from segserve_operator.api.triton_pool import TritonPoolSpec
 

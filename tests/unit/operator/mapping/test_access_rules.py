@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from fakes.cases import cases
-from segserve_operator.api.errors import SpecError
 from segserve_operator.api.loading import load
+from segserve_operator.api.meta import SpecError
 from segserve_operator.api.triton_pool import Gateway
 from segserve_operator.core.traffic import AccessRule, Callers, CredentialKind
 from segserve_operator.mapping.reading import read_pool

@@ -11,7 +11,7 @@ from segserve_common.kube.kinds import MODELS, POOLS
 from segserve_common.kube.names import FORCE_DELETE, POOL_FINALIZER
 from segserve_operator.adapters.kube.objects import PoolContext
 from segserve_operator.adapters.kube.pods import is_terminating
-from segserve_operator.api.errors import Problem, SpecError
+from segserve_operator.api.meta import Problem, SpecError
 from segserve_operator.api.triton_pool import Server
 from segserve_operator.core.failure import HOST_PATH_REFUSED, FailureReason
 from segserve_operator.core.world.observed import ObservedCondition

@@ -138,8 +138,7 @@ class ResourceFiles:
 
     def pool(self) -> TritonPool:
         """Return the pool of this machine: the TritonPool resource, or the default pool if there is none."""
-        from segserve_operator.api.errors import Problem, SpecError
-        from segserve_operator.api.meta import ObjectMeta
+        from segserve_operator.api.meta import ObjectMeta, Problem, SpecError
         from segserve_operator.api.triton_pool import TritonPool
         from segserve_operator.mapping.reading import read_pool
 

@@ -27,7 +27,7 @@ from segserve_operator.adapters.local.resource_files import (
     read_model_status,
 )
 from segserve_operator.adapters.local.rollouts import RolloutFiles
-from segserve_operator.api.errors import SpecError
+from segserve_operator.api.meta import SpecError
 from segserve_operator.core.failure import FILE_DAMAGED, FailureReason
 from segserve_operator.core.rollout.record import Record
 from segserve_operator.core.world.event import Event

@@ -9,7 +9,7 @@ import pytest
 from fakes.pools import MINIMAL, pool_context
 from segserve_operator.adapters.kube.objects import gateway_objects
 from segserve_operator.api.access import Auth
-from segserve_operator.api.errors import SpecError
+from segserve_operator.api.meta import SpecError
 from segserve_operator.gateway_sync.settings import GatewaySettings
 
 KEYS: dict[str, Any] = {"apiKeys": [{"secretRef": {"name": "callers.of.all", "key": "htpasswd"}}]}

@@ -9,7 +9,7 @@ import pytest
 from fakes.pools import MINIMAL, pool_context
 from segserve_operator.adapters.kube.objects import gateway_objects
 from segserve_operator.adapters.kube.objects.gateway import route_objects
-from segserve_operator.api.errors import SpecError
+from segserve_operator.api.meta import SpecError
 
 TOLD: dict[str, Any] = {
     "provider": "gatewayApi",

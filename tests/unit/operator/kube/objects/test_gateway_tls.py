@@ -9,7 +9,7 @@ import pytest
 
 from fakes.pools import MINIMAL, pool_context
 from segserve_operator.adapters.kube.objects import gateway_objects, gateway_url
-from segserve_operator.api.errors import SpecError
+from segserve_operator.api.meta import SpecError
 
 TLS: dict[str, Any] = {"port": 443, "tls": {"secretName": "masks-tls", "redirectPort": 80}}
 
