@@ -128,15 +128,12 @@ def score_samples(
                 quality = _with_outlines(quality, _semantic(drawn, known, false_classes=false_classes).classes)
             yield quality
         return
-    found = [
-        {number: _matching(label, answer, number, most, above_match=above_match) for number in known}
-        for label, answer in pairs
-    ]
-    outlined = []
-    for label, answer in pairs if outlines else ():
-        bands = _bands(label, answer)
-        outlined.append({number: _matching(label, answer, number, most, above_match=above_match, bands=bands)
-                         for number in known})  # fmt: skip
+
+    def matched(label: Regions, answer: Regions, bands: tuple[Regions, Regions] | None = None) -> dict[int, _Matching]:
+        return {n: _matching(label, answer, n, most, above_match=above_match, bands=bands) for n in known}
+
+    found = [matched(*pair) for pair in pairs]
+    outlined = [matched(*pair, _bands(*pair)) for pair in pairs if outlines]
     for sample in samples:
         quality = _objects([found[index] for index in sample], [answers[index] for index in sample], known)
         if outlined:
@@ -161,13 +158,29 @@ def _banded(regions: Regions, counted: bytes | None) -> Regions:
         rle = _rle(regions.size, mask)
         if counted is not None:
             rle = coco.merge([rle, _rle(regions.size, counted)], intersect=True)
-        x, y, across, down = (int(each) for each in coco.toBbox(rle))
-        runs = run_lengths(rle["counts"], *regions.size)
-        bitmap = np.repeat((np.arange(len(runs)) % 2).astype(np.uint8), runs).reshape(regions.size[::-1]).T
-        patch = bitmap[y : y + down, x : x + across].astype(np.bool_)
-        bitmap[y : y + down, x : x + across] = patch & ~_eroded(patch, distance)
-        masks.append(coco.encode(bitmap)["counts"])
+        masks.append(_band(rle, distance))
     return replace(regions, masks=tuple(masks))
+
+
+def _band(rle: dict[str, Any], distance: int) -> bytes:
+    """Return the band of one mask; work and memory are those of the columns of its box."""
+    height, width = rle["size"]
+    x, y, across, down = (int(each) for each in coco.toBbox(rle))
+    if not across:
+        return bytes(rle["counts"])
+    ends = np.cumsum(run_lengths(rle["counts"], height, width))
+    runs = np.diff(np.clip(ends - x * height, 0, across * height), prepend=0)
+    columns = np.repeat((np.arange(len(runs)) % 2).astype(np.uint8), runs).reshape(across, height)
+    patch = columns[:, y : y + down].astype(np.bool_)
+    columns[:, y : y + down] = patch & ~_eroded(patch, distance)
+    # The first run, and one in an odd place at the end, are of pixels outside of the mask, as those beside the box are.
+    counts = [int(run) for run in run_lengths(coco.encode(columns.T)["counts"], height, across)]
+    counts[0] += x * height
+    if after := (width - x - across) * height:
+        counts += [0] * (len(counts) % 2 == 0)
+        counts[-1] += after
+    (found,) = coco.frPyObjects([{"size": [height, width], "counts": counts}], height, width)
+    return bytes(found["counts"])
 
 
 def _eroded(mask: NDArray[np.bool_], distance: int) -> NDArray[np.bool_]:
