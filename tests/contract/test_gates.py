@@ -47,7 +47,7 @@ from segserve_operator.core.rollout.engine import Progress
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.policy import alpha_shares, engine_policy
 from segserve_operator.core.rollout.record import Record
-from segserve_operator.core.world.observed import PoolObserved, Roles
+from segserve_operator.core.world.observed import PoolGateway, PoolObserved, Roles
 from segserve_operator.mapping.rollouts import manifest_of, record_of, status_of
 
 OWN: dict[str, dict[str, Any]] = {
@@ -56,7 +56,7 @@ OWN: dict[str, dict[str, Any]] = {
 }
 CHECKED = [name for name, gate in GATES.items() if isinstance(gate, CheckedGateType)]
 MEASURED = [name for name, gate in GATES.items() if isinstance(gate, MeasuredGateType)]
-POOL = PoolObserved("default", shadow=True)
+POOL = PoolObserved("default", gateway=PoolGateway(shadow=True))
 ROLES = Roles(holder(FIRST, "main"), candidate(SECOND))
 PROGRESSING = state(SECOND, Phase.PROGRESSING, weight=5)
 

@@ -12,7 +12,7 @@ from segserve_operator.core.advance.explanations import SIGNALS
 from segserve_operator.core.rollout.phases import ENDED, Phase, Signal
 from segserve_operator.core.rollout.record import RolloutState
 from segserve_operator.core.rollout.replay import replay
-from segserve_operator.core.world.observed import PoolObserved
+from segserve_operator.core.world.observed import PoolGateway, PoolObserved
 
 SHADOW = POLICY.model_copy(update={"shadow": Shadow(percent=20, max_requests_per_second=20, min_requests=100)})
 SHORT = Shadow(percent=20, max_requests_per_second=20, max_duration=timedelta(seconds=30))
@@ -56,7 +56,7 @@ async def test_a_healthy_candidate_leaves_out_the_steps_whose_rate_of_requests_i
 
 
 async def test_a_pool_whose_gateways_have_no_comparator_is_told_so_as_long_as_that_matters() -> None:
-    rollout = Rollout(world=World(store=InMemoryStore(pool=PoolObserved("default", shadow=False))))
+    rollout = Rollout(world=World(store=InMemoryStore(pool=PoolObserved("default", gateway=PoolGateway(shadow=False)))))
     await rollout.begin(SHADOW.model_copy(update={"shadow": SHORT}))
     await rollout.until(is_in_shadow)
 
@@ -137,7 +137,7 @@ async def test_a_model_without_an_slo_has_shadow_only_if_it_asks_for_it() -> Non
 
 
 async def test_where_nothing_is_compared_nobody_waits_for_what_he_did_not_ask_for() -> None:
-    rollout = Rollout(world=World(store=InMemoryStore(pool=PoolObserved("default", shadow=False))))
+    rollout = Rollout(world=World(store=InMemoryStore(pool=PoolObserved("default", gateway=PoolGateway(shadow=False)))))
     await rollout.begin(BY_DEFAULT, watched=True)
     state = await rollout.until(has_left_shadow, 30)
 

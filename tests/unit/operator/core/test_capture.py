@@ -14,7 +14,14 @@ from segserve_operator.api.segmentation_model import Capture, Redact
 from segserve_operator.core.models.capture import capture_rule
 from segserve_operator.core.models.planning import desired_state
 from segserve_operator.core.traffic import Share, TrafficPlan
-from segserve_operator.core.world.observed import ModelObserved, Observed, ObservedCondition, PoolObserved, Roles
+from segserve_operator.core.world.observed import (
+    ModelObserved,
+    Observed,
+    ObservedCondition,
+    PoolGateway,
+    PoolObserved,
+    Roles,
+)
 
 CAPTURE = Capture(share=0.5, sink="s3://bucket/samples", when=("disagree",))
 STABLE = Roles(holder(FIRST, "main"))
@@ -63,7 +70,7 @@ def test_another_revision_that_is_loaded_is_asked_too() -> None:
 
 def test_nothing_is_captured_unless_asked_nor_where_the_gateways_cannot() -> None:
     groups = [group("main", FIRST)]
-    not_allowed = world(asked(), groups=groups, pool=PoolObserved(capture=False))
+    not_allowed = world(asked(), groups=groups, pool=PoolObserved(gateway=PoolGateway(capture=False)))
     assert rule(world(asked(None), groups=groups)) is None
     assert rule(not_allowed) is None
     assert "set its spec.gateway.capture" in degraded(not_allowed)

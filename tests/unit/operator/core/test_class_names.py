@@ -8,11 +8,11 @@ from segserve_builder.spec.model_spec import ModelClass
 from segserve_operator.core.models.planning import MAX_NAMES_BYTES, desired_state
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.traffic import Share
-from segserve_operator.core.world.observed import PoolObserved, Roles
+from segserve_operator.core.world.observed import PoolGateway, PoolObserved, Roles
 
 SERVED = Roles(holder(FIRST, "main"))
 CHANGING = Roles(holder(FIRST, "main"), candidate(SECOND))
-PLAIN = PoolObserved(plain_http=True)
+PLAIN = PoolObserved(gateway=PoolGateway(plain_http=True))
 
 
 def with_names(told: AssignedModel, *names: str) -> AssignedModel:

@@ -10,7 +10,7 @@ from fakes.observed_models import FIRST, SECOND, candidate, group, holder, model
 from segserve_operator.core.failure import STATUS_UNREADABLE, FailureReason
 from segserve_operator.core.models.planning import desired_state
 from segserve_operator.core.traffic import AccessRule, Callers, CredentialKind, Route, TrafficPlan, TrafficState
-from segserve_operator.core.world.observed import Observed, PoolObserved, Roles
+from segserve_operator.core.world.observed import Observed, PoolGateway, PoolObserved, Roles
 
 RULES = (AccessRule(keys=("team-a",)),)
 FORMER = (AccessRule(keys=("team-b",)),)
@@ -94,7 +94,9 @@ def test_a_model_whose_rules_admit_nobody_at_its_pool_s_gateway_says_so(
 ) -> None:
     coins = replace(model(FIRST, SERVED), access=access)
 
-    decided = desired_state(world(coins, groups=[MAIN], pool=PoolObserved("default", credentials=credentials)))
+    decided = desired_state(
+        world(coins, groups=[MAIN], pool=PoolObserved("default", gateway=PoolGateway(credentials=credentials)))
+    )
 
     (status,) = decided.statuses.values()
     degraded = {each.type: each for each in status.conditions}["Degraded"]

@@ -41,7 +41,14 @@ from segserve_operator.core.models.roles import (
 )
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.traffic import TrafficState
-from segserve_operator.core.world.observed import GroupObserved, ModelObserved, Observed, PoolObserved, Roles
+from segserve_operator.core.world.observed import (
+    GroupObserved,
+    ModelObserved,
+    Observed,
+    PoolObserved,
+    Roles,
+    ServerUpdate,
+)
 
 POLICY = RolloutPolicy(gates=())
 AT_ONCE = RolloutPolicy(strategy="immediate", gates=())
@@ -261,7 +268,7 @@ FAILURES = {
         world(
             model(FIRST, Roles(candidate=candidate(FIRST, "main-new"))),
             groups=[group("main-new", FIRST, reports=[failed(FIRST, "Bad")])],
-            pool=replace(of_template("new"), counts={"main-old": 0, "main-new": 1}),
+            pool=replace(of_template("new"), update=ServerUpdate(counts={"main-old": 0, "main-new": 1})),
         ),
         Roles(candidate=candidate(FIRST, "main-new")),
     ),

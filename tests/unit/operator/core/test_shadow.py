@@ -36,7 +36,7 @@ from segserve_operator.core.rollout.phases import Phase, Signal
 from segserve_operator.core.rollout.policy import engine_policy
 from segserve_operator.core.rollout.record import Record
 from segserve_operator.core.traffic import Mirror
-from segserve_operator.core.world.observed import GroupObserved, Observed, PoolObserved, Roles
+from segserve_operator.core.world.observed import GroupObserved, Observed, PoolGateway, PoolObserved, Roles
 
 POLICY = Policy(levels=(0.01,), tolerances=(0.005,), shadow=ShadowPolicy(min_requests=200, maximum_s=600))
 FINE = judgement()
@@ -199,7 +199,9 @@ def test_what_was_compared_may_be_kept_after_shadow_but_not_after_an_abort_nor_i
     assert keeps_pairs(rolled_back("MasksDiffer"))
     assert not keeps_pairs(rolled_back("Aborted"))
     assert not keeps_pairs(seen(Phase.PENDING))
-    assert not keeps_pairs(replace(seen(Phase.PROGRESSING), pool=PoolObserved(replicas=4, shadow=False)))
+    assert not keeps_pairs(
+        replace(seen(Phase.PROGRESSING), pool=PoolObserved(replicas=4, gateway=PoolGateway(shadow=False)))
+    )
 
 
 def test_in_shadow_a_candidate_gets_the_servers_for_the_step_that_follows() -> None:

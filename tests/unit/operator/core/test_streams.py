@@ -11,7 +11,7 @@ from segserve_builder.steps.pipeline import PostprocessStep
 from segserve_operator.api.rollout_policy import RolloutPolicy
 from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.models.planning import desired_state
-from segserve_operator.core.world.observed import ObservedCondition, PoolObserved, Roles
+from segserve_operator.core.world.observed import ObservedCondition, PoolGateway, PoolObserved, Roles
 
 VOTES = [PostprocessStep.model_validate(step) for step in ({"argmax": {}}, {"temporalSmoothing": {"method": "votes"}})]
 VIDEO = FIRST.model_copy(update={"pipeline": FIRST.pipeline.model_copy(update={"postprocess": tuple(VOTES)})})
@@ -32,7 +32,11 @@ def refusal(told: AssignedModel, pool: PoolObserved, policy: RolloutPolicy | Non
         "one server at a time keeps all streams": (PoolObserved(), BLUE_GREEN, None),
         "two servers split a stream": (PoolObserved(replicas=2), None, "the pool has 2 servers"),
         "a canary splits a stream": (PoolObserved(), CANARY, "a canary divides requests"),
-        "with ids a stream stays where it is": (PoolObserved(replicas=2, session_affinity=True), CANARY, None),
+        "with ids a stream stays where it is": (
+            PoolObserved(replicas=2, gateway=PoolGateway(session_affinity=True)),
+            CANARY,
+            None,
+        ),
     },
 )
 def test_a_pool_that_would_split_streams_refuses_the_stage_that_keeps_them(
@@ -53,7 +57,7 @@ def test_a_refused_revision_gets_servers_once_the_pool_keeps_streams_together() 
     refused = model(VIDEO, Roles(candidate=candidate(VIDEO, failure=failure)))
 
     for affinity in (False, True):
-        pool = PoolObserved(replicas=2, session_affinity=affinity)
+        pool = PoolObserved(replicas=2, gateway=PoolGateway(session_affinity=affinity))
         found = desired_state(world(refused, records=[VIDEO], pool=pool)).statuses["coins"].roles.candidate
 
         assert (found.failure is None) == affinity

@@ -23,13 +23,18 @@ from segserve_operator.core.world.observed import (
     PoolStatus,
     RoleHolder,
     Roles,
+    ServerUpdate,
     Template,
 )
 
 OLD, NEW = "main-00000000", "main-11111111"
 KEPT = Template("00000000", settings="a", next="11111111", since_s=10.0)
 POOL = PoolObserved(
-    "default", template="11111111", settings="b", replicas=4, status=PoolStatus(main_group=OLD, template=KEPT)
+    "default",
+    template="11111111",
+    update=ServerUpdate(settings="b"),
+    replicas=4,
+    status=PoolStatus(main_group=OLD, template=KEPT),
 )
 
 
@@ -38,7 +43,7 @@ def servers(name: str, ready: int, replicas: int | None = None, **changes: Any) 
 
 
 def seen(*groups: GroupObserved, pool: PoolObserved = POOL, now_s: float = 20.0, **update: Any) -> Observed:
-    pool = replace(pool, update=Update(**update))
+    pool = replace(pool, update=replace(pool.update, policy=Update(**update)))
     return Observed(now_s=now_s, pool=pool, groups={each.name: each for each in groups})
 
 
@@ -49,7 +54,7 @@ def updated(world: Observed) -> PoolObserved:
 
 
 def counts(world: Observed) -> tuple[int, int]:
-    replicas = updated(world).counts
+    replicas = updated(world).update.counts
     return replicas.get(OLD, 0), replicas.get(NEW, 0)
 
 
@@ -126,7 +131,7 @@ def test_an_old_server_stays_where_no_plan_of_the_gateways_can_be_read() -> None
 def test_an_update_that_waits_for_a_gateway_is_stalled_in_the_end(now_s: float, stalled: bool) -> None:
     pool = with_template(replaced_one((OLD, NEW), frozenset({"coins"}), now_s)).pool
 
-    assert (pool.stuck.reason if pool.stuck is not None else "") == ("GatewaysBehind" if stalled else "")
+    assert (pool.update.stuck.reason if pool.update.stuck is not None else "") == ("GatewaysBehind" if stalled else "")
 
 
 def test_servers_that_terminate_still_have_their_machines() -> None:
@@ -207,7 +212,7 @@ def test_a_pool_adopts_a_new_template(
 ) -> None:
     old = servers(OLD, 4) if not proved else replace(group(OLD, FIRST, servers=4), replicas=4)
     waiting = replace(KEPT, next="", since_s=0.0)
-    pool = replace(POOL, settings="a", status=PoolStatus(main_group=OLD, template=waiting))
+    pool = replace(POOL, update=ServerUpdate(settings="a"), status=PoolStatus(main_group=OLD, template=waiting))
     coins = ModelObserved("coins", 1, None, status=ModelStatus(roles=Roles(stable)))
 
     assert updated(replace(seen(old, pool=pool, **update), models=(coins,))).main == adopted
@@ -223,18 +228,24 @@ def test_a_pool_adopts_a_new_template(
 )
 def test_a_request(text: str, updates: bool) -> None:
     status = PoolStatus(main_group=OLD, template=replace(KEPT, next="", since_s=0.0))
-    pool = replace(POOL, settings="a", request=text, status=status)
+    pool = replace(POOL, update=ServerUpdate(settings="a", request=text), status=status)
 
-    kept = updated(seen(servers(OLD, 4), pool=pool)).kept
+    kept = updated(seen(servers(OLD, 4), pool=pool)).update.kept
     assert kept is not None
     assert bool(kept.next) is updates
 
 
 def test_a_former_operator_does_not_take_the_request_for_the_template_of_the_next_one() -> None:
     waiting = replace(KEPT, next="", since_s=0.0)
-    pool = replace(POOL, template="00000000", settings="a", status=PoolStatus(main_group=OLD, template=waiting))
+    pool = replace(
+        POOL,
+        template="00000000",
+        update=ServerUpdate(settings="a"),
+        status=PoolStatus(main_group=OLD, template=waiting),
+    )
     by_name, by_text = (
-        updated(seen(servers(OLD, 4), pool=replace(pool, request=text))).kept for text in ("11111111", "monday")
+        updated(seen(servers(OLD, 4), pool=replace(pool, update=ServerUpdate(settings="a", request=text)))).update.kept
+        for text in ("11111111", "monday")
     )
 
     assert by_name == waiting
@@ -244,7 +255,7 @@ def test_a_former_operator_does_not_take_the_request_for_the_template_of_the_nex
 def test_the_new_template_is_adopted_when_no_former_server_is_left() -> None:
     one = with_template(seen(servers(OLD, 0), servers(NEW, 4)))
 
-    assert one.pool.kept == Template("11111111", "b")
+    assert one.pool.update.kept == Template("11111111", "b")
     assert one.main == NEW
 
 

@@ -114,10 +114,10 @@ def test_the_gateway_port_is_a_field_of_the_pool(store: LocalStore) -> None:
 
 
 async def test_the_credentials_that_the_gateway_takes_follow_the_resource(store: LocalStore) -> None:
-    before = (await store.observed_pool()).credentials
+    before = (await store.observed_pool()).gateway.credentials
     store.set_gateway_keys("callers", "htpasswd")
 
-    assert (before, (await store.observed_pool()).credentials) == (frozenset(), {CredentialKind.KEY})
+    assert (before, (await store.observed_pool()).gateway.credentials) == (frozenset(), {CredentialKind.KEY})
 
 
 def test_the_access_log_is_a_field_of_the_pool_and_can_be_turned_off(store: LocalStore) -> None:

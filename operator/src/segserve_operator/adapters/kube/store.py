@@ -21,7 +21,7 @@ from segserve_operator.adapters.kube.role_notes import RestoreCache, RoleNotes
 from segserve_operator.adapters.kube.rollouts import CachedRollout, ClusterRollouts
 from segserve_operator.adapters.kube.updates import offered_update
 from segserve_operator.core.failure import FailureReason
-from segserve_operator.core.world.observed import ModelObserved, PoolObserved, Wanted
+from segserve_operator.core.world.observed import ModelObserved, PoolGateway, PoolObserved, Wanted
 from segserve_operator.mapping.manifests import named_models
 from segserve_operator.mapping.reading import read_pool_status
 from segserve_operator.mapping.specs import (
@@ -82,25 +82,26 @@ class ClusterStore:
         resource, context = self.contexts.resource(self.key), self.contexts.get(self.key)
         if resource is None or context is None:
             return None
-        observed = PoolObserved(
+        gateway = context.spec.gateway
+        return PoolObserved(
             name=self.key.pool,
             generation=resource["metadata"]["generation"],
-            template=template_digest(context),
-            shared=context.spec.isolation == "shared",
-            min_ready=min_ready_of(context.spec.min_ready),
-            replicas=context.spec.replicas,
-            update=context.spec.update,
-            **offered_update(self.view, self.contexts, self.key),
             status=pool_from_api(read_pool_status(resource.get("status") or {})),
+            progress=kept_condition(self.view, self.key, resource),
             ignored=self.contexts.ignored(self.key),
-            credentials=credentials_of(context.spec.gateway),
-            session_affinity=context.spec.gateway.session_affinity is not None,
-            shadow=context.spec.gateway.shadow,
-            capture=context.spec.gateway.capture is True,
-            plain_http=context.spec.gateway.plain_http is True,
+            template=template_digest(context),
+            replicas=context.spec.replicas,
+            min_ready=min_ready_of(context.spec.min_ready),
+            shared=context.spec.isolation == "shared",
+            update=offered_update(self.view, self.contexts, self.key),
+            gateway=PoolGateway(
+                credentials_of(gateway),
+                gateway.session_affinity is not None,
+                gateway.shadow,
+                gateway.capture is True,
+                gateway.plain_http is True,
+            ),
         )
-        kept = kept_condition(self.view, self.key, resource)
-        return observed if kept is None else replace(observed, progress=kept)
 
     async def models(self) -> tuple[ModelObserved, ...]:
         """Return every model of the pool; one whose spec cannot be parsed has a `problem`.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, TypedDict
+from typing import TYPE_CHECKING, Any, Final
 
 from segserve_common.canonical import json_digest
 from segserve_common.kube.kinds import DEPLOYMENTS
@@ -10,7 +10,7 @@ from segserve_common.kube.names import object_name
 from segserve_operator.adapters.kube.drift import covers
 from segserve_operator.adapters.kube.objects import server_template, template_digest
 from segserve_operator.api.pool_update import MAX_REQUEST_LENGTH, UPDATE_ANNOTATION
-from segserve_operator.core.world.observed import MAIN
+from segserve_operator.core.world.observed import MAIN, ServerUpdate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,22 +24,15 @@ _NOT_IN_TEMPLATE: Final = frozenset({"service_account_annotations"})
 _SHOWN: Final = 3
 
 
-class OfferedUpdate(TypedDict):
-    """The part of `PoolObserved` that is about updates."""
-
-    settings: str
-    request: str
-    difference: str
-
-
-def offered_update(view: View, contexts: PoolContexts, key: PoolKey) -> OfferedUpdate:
+def offered_update(view: View, contexts: PoolContexts, key: PoolKey) -> ServerUpdate:
     """Return what decides about an update of a pool, whose context there must be."""
     context, resource = contexts.get(key), contexts.resource(key)
     assert context is not None
     assert resource is not None
     kept = ((resource.get("status") or {}).get("template") or {}).get("digest", "")
     annotations = resource["metadata"].get("annotations") or {}
-    return OfferedUpdate(
+    return ServerUpdate(
+        context.spec.update,
         settings=settings_digest(context),
         request=annotations.get(UPDATE_ANNOTATION, "")[:MAX_REQUEST_LENGTH],
         difference=_difference(view, context, f"{MAIN}-{kept}") if kept not in ("", template_digest(context)) else "",

@@ -31,7 +31,14 @@ from segserve_operator.api.meta import SpecError
 from segserve_operator.core.failure import FILE_DAMAGED, FailureReason
 from segserve_operator.core.rollout.record import Record
 from segserve_operator.core.world.event import Event
-from segserve_operator.core.world.observed import ModelObserved, ModelStatus, PoolObserved, PoolStatus, Wanted
+from segserve_operator.core.world.observed import (
+    ModelObserved,
+    ModelStatus,
+    PoolGateway,
+    PoolObserved,
+    PoolStatus,
+    Wanted,
+)
 from segserve_operator.mapping.specs import credentials_of, model_of, model_status, wanted_of
 
 log = logging.getLogger("segserve")
@@ -54,12 +61,10 @@ class LocalStore(ResourceFiles):
             gateway = self.pool().spec.gateway
         except SpecError:
             return self._pool or PoolObserved(self._pool_name())
-        self._pool = PoolObserved(
-            self._pool_name(),
-            credentials=credentials_of(gateway),
-            session_affinity=gateway.session_affinity is not None,
-            plain_http=gateway.plain_http is not False,
+        observed = PoolGateway(
+            credentials_of(gateway), gateway.session_affinity is not None, plain_http=gateway.plain_http is not False
         )
+        self._pool = PoolObserved(self._pool_name(), gateway=observed)
         return self._pool
 
     async def save_pool_status(self, status: PoolStatus) -> None:

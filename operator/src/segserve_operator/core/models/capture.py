@@ -35,7 +35,7 @@ def capture_rule(
     only reason, the rule of a model that does not drift captures nothing, and former samples are still deleted in time.
     """
     capture = model.wanted.capture if model.wanted is not None else None
-    if capture is None or world.pool is None or not world.pool.capture:
+    if capture is None or world.pool is None or not world.pool.gateway.capture:
         return None
     drifts = any(each.type == DRIFTING and each.status == "True" for each in model.status.conditions)
     when = tuple(CaptureReason(each) for each in capture.when if drifts or each != "drift")

@@ -160,7 +160,7 @@ def _impaired(model: ModelObserved, roles: Roles, state: RolloutState | None, wo
 
 def _not_compared(state: RolloutState | None, world: Observed) -> FailureReason | None:
     """Return that a rollout is in Shadow and nothing is compared: it goes on once shadow.maxDuration is over."""
-    if state is None or state.phase is not Phase.SHADOW or world.pool is None or world.pool.shadow:
+    if state is None or state.phase is not Phase.SHADOW or world.pool is None or world.pool.gateway.shadow:
         return None
     text = "rollout.shadow compares nothing, as the pool's gateways have no comparator: set spec.gateway.shadow of it"
     return FailureReason("NoComparator", text)
@@ -171,7 +171,7 @@ def _not_captured(model: ModelObserved, stable: AssignedModel | None, world: Obs
     capture = model.wanted.capture if model.wanted is not None else None
     if capture is None or stable is None or world.pool is None:
         return None
-    if not world.pool.capture:
+    if not world.pool.gateway.capture:
         text = "spec.capture keeps nothing, as the pool's gateways have no service for it: set its spec.gateway.capture"
         return FailureReason("NothingCaptured", text)
     redact = capture.redact
@@ -184,7 +184,7 @@ def _not_captured(model: ModelObserved, stable: AssignedModel | None, world: Obs
 
 def _shut(model: ModelObserved, world: Observed) -> FailureReason | None:
     """Return that the gateway takes no credentials that any of the model's rules is about."""
-    taken = world.pool.credentials if world.pool is not None else None
+    taken = world.pool.gateway.credentials if world.pool is not None else None
     if not model.access or taken is None or any(rule.can_admit(taken) for rule in model.access):
         return None
     takes = f"only {', '.join(sorted(taken))}" if taken else "no credentials: it has no spec.gateway.auth"

@@ -301,7 +301,7 @@ def _keeps_pairs(model: ModelObserved, state: RolloutState | None, world: Observ
 
 def _affinity(roles: Roles, state: RolloutState | None, world: Observed) -> RouteAffinity | None:
     """Return how requests of one id stay together, None if the pool's gateway knows no ids."""
-    if world.pool is None or not world.pool.session_affinity:
+    if world.pool is None or not world.pool.gateway.session_affinity:
         return None
     if state is None or state.ended:
         return RouteAffinity()
@@ -372,7 +372,7 @@ def _share(group: str, assigned: AssignedModel, weight: int, world: Observed) ->
         weight,
         servers.endpoints(assigned.revision) if servers is not None else (),
         assigned.pipeline.runtime.max_requests,
-        classes=_class_names(assigned) if world.pool is not None and world.pool.plain_http else None,
+        classes=_class_names(assigned) if world.pool is not None and world.pool.gateway.plain_http else None,
         device=(reports.device or None) if reports is not None else None,
         restart_s=RESTART_S + load_s if load_s else known_s,
     )

@@ -48,7 +48,7 @@ def pool_status(world: Observed) -> PoolStatus | None:
     ready = _ready(world)
     progressing = _progressing(world, ready)
     waiting_since_s = _waiting_since_s(pool.status, ready, world.now_s)
-    stalled = pool.stuck or stalled_condition(_stall(ready, waiting_since_s, world.now_s))
+    stalled = pool.update.stuck or stalled_condition(_stall(ready, waiting_since_s, world.now_s))
     return PoolStatus(
         observed_generation=pool.generation,
         conditions=(
@@ -64,7 +64,7 @@ def pool_status(world: Observed) -> PoolStatus | None:
         servers=_servers(world),
         models=len(world.models),
         url=world.gateway_url,
-        template=pool.kept,
+        template=pool.update.kept,
         waiting_since_s=waiting_since_s,
     )
 

@@ -190,7 +190,7 @@ def _judge_candidate(roles: Roles, scope: Scope) -> Roles:
         return _promoted(roles, candidate, world.now_s)
     failure = blame(candidate.group, candidate.revision, world)
     # While servers of two templates are one group, those of the former one may be at fault.
-    is_mixed = candidate.group == world.main and world.pool is not None and len(world.pool.counts) > 1
+    is_mixed = candidate.group == world.main and world.pool is not None and len(world.pool.update.counts) > 1
     if failure is not None and not is_mixed:
         template = template_of(candidate.group) if world.pool is not None and world.pool.template else ""
         return replace(roles, candidate=replace(candidate, group=None, failure=failure, template=template))

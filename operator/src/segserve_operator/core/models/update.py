@@ -44,8 +44,8 @@ def with_template(world: Observed) -> Observed:
     kept = _kept(pool, world)
     counts = _step(pool, kept, world)
     progress, stuck = _conditions(pool, kept, world)
-    told = replace(pool, kept=kept, counts=counts, progress=pool.progress or progress, stuck=stuck)
-    return _as_one_group(replace(world, pool=told))
+    update = replace(pool.update, kept=kept, counts=counts, stuck=stuck)
+    return _as_one_group(replace(world, pool=replace(pool, update=update, progress=pool.progress or progress)))
 
 
 def _step(pool: PoolObserved, kept: Template, world: Observed) -> dict[str, int]:
@@ -55,9 +55,9 @@ def _step(pool: PoolObserved, kept: Template, world: Observed) -> dict[str, int]
     present = world.groups.get(target) or GroupObserved(target, replicas=0)
     if not former and not kept.next:
         return {target: pool.replicas}
-    if pool.update.paused:
+    if pool.update.policy.paused:
         return _unchanged(pool, kept, present, former)
-    if pool.update.strategy == "Recreate":
+    if pool.update.policy.strategy == "Recreate":
         ended = not any(map(_occupied, former))
         return {group.name: 0 for group in former} | {target: pool.replicas if ended else present.replicas}
     return _rolled(pool, present, former, world.traffic)
@@ -75,10 +75,10 @@ def spread(
     observed, with the main groups of all templates; `pool` has that template which it keeps.
     """
     all_groups = dict(groups)
-    for name, count in pool.counts.items():
+    for name, count in pool.update.counts.items():
         if name not in all_groups and (count or _occupied(present.get(name))):
             all_groups[name] = groups[pool.main]
-    return all_groups, {name: pool.counts.get(name, smaller.get(name, pool.replicas)) for name in all_groups}
+    return all_groups, {name: pool.update.counts.get(name, smaller.get(name, pool.replicas)) for name in all_groups}
 
 
 def is_outdated(group: str, world: Observed) -> bool:
@@ -89,7 +89,8 @@ def is_outdated(group: str, world: Observed) -> bool:
     pool, present = world.pool, world.groups.get(group)
     if pool is None or group.endswith(f"-{pool.template}"):
         return False
-    is_kept = pool.kept is not None and group.endswith(f"-{pool.kept.digest}")
+    kept = pool.update.kept
+    is_kept = kept is not None and group.endswith(f"-{kept.digest}")
     return not is_kept or (present is not None and present.problem is not None)
 
 
@@ -101,11 +102,12 @@ def template_of(group: str) -> str:
 def offered_update(world: Observed) -> Iterator[ObservedCondition]:
     """Yield the condition that tells which update the operator offers, if it offers one."""
     pool = world.pool
-    if pool is None or pool.kept is None or pool.kept.next or pool.kept.digest == pool.template:
+    kept = pool.update.kept if pool is not None else None
+    if pool is None or kept is None or kept.next or kept.digest == pool.template:
         return
-    difference = f" ({pool.difference})" if pool.difference else ""
+    difference = f" ({pool.update.difference})" if pool.update.difference else ""
     text = (
-        f"servers keep template {pool.kept.digest}, the operator would make them from {pool.template}{difference}; "
+        f"servers keep template {kept.digest}, the operator would make them from {pool.template}{difference}; "
         f"`kubectl annotate --overwrite tpool {pool.name} segserve.dev/update={pool.template}` asks for it"
     )
     yield ObservedCondition(UPDATE_AVAILABLE, "True", "OperatorChanged", text)
@@ -124,7 +126,7 @@ def _conditions(
     answering = answering_servers(new, needed)
     count = len(answering)
     text = f"{count} of {pool.replicas} servers are of template {_digest(target)}"
-    if pool.update.paused:
+    if pool.update.policy.paused:
         return ObservedCondition("Progressing", "False", "UpdatePaused", f"{text}: spec.update.paused is true"), None
     progress = ObservedCondition("Progressing", "True", "Updating", text)
     problem = group_problem(target, world) or _failure(new, needed)
@@ -150,13 +152,13 @@ def _failure(group: GroupObserved, revisions: Collection[str]) -> FailureReason 
 
 def _kept(pool: PoolObserved, world: Observed) -> Template:
     former = _adopted(pool, world)
-    answered = pool.request if _is_asked_for(pool) else former.request if former is not None else ""
-    offered = Template(pool.template, pool.settings, answered)
+    answered = pool.update.request if _is_asked_for(pool) else former.request if former is not None else ""
+    offered = Template(pool.template, pool.update.settings, answered)
     if former is None or former.digest == pool.template:
         return offered
     group = world.groups.get(_main(former.digest))
     runs = group is not None and (group.intact or group.replicas > 0 or bool(group.servers))
-    at_once = not pool.update.paused and _serves_nothing(world)
+    at_once = not pool.update.policy.paused and _serves_nothing(world)
     if not runs or at_once or _is_hopeless(main_groups(world).values()):
         return offered
     if _is_finished(former, pool, world):
@@ -172,17 +174,18 @@ def _adopted(pool: PoolObserved, world: Observed) -> Template | None:
         return pool.status.template
     mains = main_groups(world).values()
     largest = max(mains, key=lambda group: (len(group.servers), group.replicas, group.name), default=None)
-    return Template(_digest(largest.name), pool.settings, pool.request) if largest is not None else None
+    return Template(_digest(largest.name), pool.update.settings, pool.update.request) if largest is not None else None
 
 
 def _is_wanted(former: Template, pool: PoolObserved) -> bool:
-    asked = _is_asked_for(pool) and pool.request != former.request
-    return former.settings != pool.settings or asked
+    asked = _is_asked_for(pool) and pool.update.request != former.request
+    return former.settings != pool.update.settings or asked
 
 
 def _is_asked_for(pool: PoolObserved) -> bool:
     """Return whether the request is for the template that this operator offers: it may name that of the next one."""
-    return bool(pool.request) and (pool.request == pool.template or not _DIGEST.fullmatch(pool.request))
+    request = pool.update.request
+    return bool(request) and (request == pool.template or not _DIGEST.fullmatch(request))
 
 
 def _serves_nothing(world: Observed) -> bool:
@@ -263,13 +266,13 @@ def _is_asked(server: ServerObserved, revisions: Collection[str], traffic: Traff
 
 
 def _surge(pool: PoolObserved) -> int:
-    surge = pool.update.max_surge
+    surge = pool.update.policy.max_surge
     count = surge if isinstance(surge, int) else -(-pool.replicas * int(surge.rstrip("%")) // 100)
     return count or int(_unavailable(pool) == 0)
 
 
 def _unavailable(pool: PoolObserved) -> int:
-    missing = pool.update.max_unavailable
+    missing = pool.update.policy.max_unavailable
     count = missing if isinstance(missing, int) else pool.replicas * int(missing.rstrip("%")) // 100
     return min(count, pool.replicas)
 

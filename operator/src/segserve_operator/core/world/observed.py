@@ -384,50 +384,65 @@ class MinReady:
 
 
 @dataclass(frozen=True, slots=True)
-class PoolObserved:
-    """The pool: its spec and its status.
+class PoolGateway:
+    """What a pool's gateway takes and has.
 
-    `template` identifies the template that groups are made from now: groups made from another one are replaced, not
-    changed. The local platform has no template. With `shared` isolation candidates share one group. `replicas` is the
-    number of servers of a group, `min_ready` how many of them must have proved a revision before it serves.
-
-    For updates to another template: `kept` is that of the main group, `counts` the next numbers of servers of the main
-    groups of all templates, `settings` the digest of the pool's own part of the present one, `difference` what changed,
-    `request` the text that asks for it, `progress` and `stuck` are the conditions that tell how far it is and why it
-    goes no further.
-
-    `ignored` tells which part of the spec the operator does not allow. `credentials` are the kinds that the gateway
-    takes (those of `CredentialKind`); None if it is not known. With `session_affinity` it sends requests of one id
-    to one revision and one server. Without `shadow` it has no comparator, without
-    `capture` nothing that keeps samples. With `plain_http` it also takes an image as the body of a request.
+    `credentials` are the kinds that it takes, None if it is not known. With `session_affinity` it sends requests of one
+    id to one revision and one server. Without `shadow` it has no comparator, without `capture` nothing that keeps
+    samples. With `plain_http` it also takes an image as the body of a request.
     """
 
-    name: str = ""
-    generation: int = 0
-    template: str = ""
-    shared: bool = False
-    status: PoolStatus | None = None
-    min_ready: MinReady = MinReady()
-    replicas: int = 1
-    settings: str = ""
-    request: str = ""
-    difference: str = ""
-    update: Update = field(default_factory=Update)
-    kept: Template | None = None
-    counts: Mapping[str, int] = field(default_factory=dict)
-    progress: ObservedCondition | None = None
-    stuck: ObservedCondition | None = None
-    ignored: FailureReason | None = None
     credentials: frozenset[CredentialKind] | None = None
     session_affinity: bool = False
     shadow: bool = True
     capture: bool = True
     plain_http: bool = False
 
+
+@dataclass(frozen=True, slots=True)
+class ServerUpdate:
+    """The update of a pool's servers to another template.
+
+    `settings` is the digest of the pool's own part of the present template, `request` the text that asks for the
+    update, `difference` what changed. `kept` is the template of the main group, `counts` the next numbers of servers of
+    the main groups of all templates, `stuck` the condition that tells why the update goes no further.
+    """
+
+    policy: Update = field(default_factory=Update)
+    settings: str = ""
+    request: str = ""
+    difference: str = ""
+    kept: Template | None = None
+    counts: Mapping[str, int] = field(default_factory=dict)
+    stuck: ObservedCondition | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PoolObserved:
+    """The pool: its spec and its status.
+
+    `template` identifies the template that groups are made from now: groups made from another one are replaced, not
+    changed. The local platform has no template. With `shared` isolation candidates share one group. `replicas` is the
+    number of servers of a group, `min_ready` how many of them must have proved a revision before it serves. `progress`
+    is the condition that tells how far a change is, `ignored` which part of the spec the operator does not allow.
+    """
+
+    name: str = ""
+    generation: int = 0
+    status: PoolStatus | None = None
+    progress: ObservedCondition | None = None
+    ignored: FailureReason | None = None
+    template: str = ""
+    replicas: int = 1
+    min_ready: MinReady = MinReady()
+    shared: bool = False
+    update: ServerUpdate = field(default_factory=ServerUpdate)
+    gateway: PoolGateway = PoolGateway()
+
     @property
     def main(self) -> str:
         """The name of the group that serves stable revisions."""
-        return f"{MAIN}-{self.kept.digest}" if self.kept is not None else self._group(MAIN)
+        return f"{MAIN}-{self.update.kept.digest}" if self.update.kept is not None else self._group(MAIN)
 
     @property
     def canary(self) -> str:
@@ -492,7 +507,7 @@ class Observed:
     @property
     def compares(self) -> bool:
         """Whether the pool's gateways have comparators."""
-        return self.pool is not None and self.pool.shadow
+        return self.pool is not None and self.pool.gateway.shadow
 
     def complete(self, group: str, revision: str) -> bool:
         """Return whether all servers of a group serve exactly that revision."""

@@ -18,7 +18,7 @@ def split_streams(pipeline: Pipeline, policy: RolloutPolicy | None, pool: PoolOb
 
     That is so if the pool's gateway knows no ids, and there are several servers, or canaries that divide requests.
     """
-    if pool is None or pool.session_affinity:
+    if pool is None or pool.gateway.session_affinity:
         return None
     divided = policy is not None and policy.strategy == "canary"
     if (pool.replicas <= 1 and not divided) or not keeps_streams(pipeline):
