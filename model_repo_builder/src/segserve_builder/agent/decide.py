@@ -38,7 +38,7 @@ def next_actions(
     actions: list[Action] = []
     waiting: list[tuple[float, Score]] = []
     for assigned in assignment:
-        failure = state.failures.get(assigned.revision)
+        failure = state.revisions[assigned.revision].failure
         if failure is None or failure.is_due(now_s):
             first = _advance(assigned, snapshot, state, now_s) or _try(assigned, snapshot, state, now_s)
             actions += first
@@ -71,25 +71,24 @@ def reports(
 
 
 def _report(assigned: AssignedRevision, snapshot: ServerSnapshot, state: AgentState) -> ModelReport:
-    prepared = state.prepared.get(assigned.revision)
-    failure = state.failures.get(assigned.revision)
-    proof = state.proofs.get(assigned.revision)
+    own = state.revisions[assigned.revision]
+    prepared, failure, proof = own.prepared, own.failure, own.proof
     dead = sorted(snapshot.dead.intersection(prepared.steps)) if prepared else []
-    if assigned.revision in state.failures and assigned.revision not in state.proofs:
+    if failure is not None and proof is None:
         stage = ModelState.FAILED
-    elif assigned.revision not in state.prepared:
+    elif prepared is None:
         stage = ModelState.FETCHING
     elif not is_loaded(assigned, snapshot, state):
         stage = ModelState.LOADING
     else:
-        stage = ModelState.READY if assigned.revision in state.proofs else ModelState.PROVING
+        stage = ModelState.READY if proof is not None else ModelState.PROVING
     reason, message = "", ""
     if failure is not None:
         reason, message = failure.reason, failure.message
     elif dead:
         reason, message = "StepDied", f"{'; '.join(_death(step, snapshot) for step in dead)}; reloading it"
     elif stage is ModelState.FETCHING:
-        message = state.progress.get(assigned.revision, "")
+        message = own.progress
     elif stage is ModelState.LOADING and not snapshot.ready:
         reason, message = "ServerNotReady", "Triton does not respond"
     elif stage is ModelState.LOADING and prepared is not None:
@@ -110,7 +109,7 @@ def _report(assigned: AssignedRevision, snapshot: ServerSnapshot, state: AgentSt
         loaded=is_loaded(assigned, snapshot, state),
         proof=proof.kind if proof is not None and stage is ModelState.READY else None,
         steps=prepared.steps if prepared is not None else (),
-        load_s=state.load_s.get(assigned.revision, 0.0),
+        load_s=own.load_s,
         proved=_proof_report(proof) if proof is not None else None,
         trial=_trial_report(assigned, state),
         scores=state.replays.report(assigned.revision),
@@ -132,7 +131,8 @@ def _trial_report(assigned: AssignedRevision, state: AgentState) -> TrialReport 
     if assigned.trial is None:
         return None
     golden = assigned.trial.spec.golden
-    passed, failure = state.trial_proofs.get(assigned.revision), state.trial_failures.get(assigned.revision)
+    own = state.revisions[assigned.revision]
+    passed, failure = own.trial_proof, own.trial_failure
     if passed is not None:
         return TrialReport(golden=golden, images=passed.proof.images)
     if failure is not None:
@@ -149,7 +149,8 @@ def _death(step: str, snapshot: ServerSnapshot) -> str:
 
 
 def _advance(assigned: AssignedRevision, snapshot: ServerSnapshot, state: AgentState, now_s: float) -> list[Action]:
-    prepared = state.prepared.get(assigned.revision)
+    own = state.revisions[assigned.revision]
+    prepared = own.prepared
     if prepared is None or prepared.assigned != assigned:
         return [Prepare(assigned.revision, assigned.model)]
     leaving = {action.name for action in state.running if isinstance(action, Unload | Remove)}
@@ -172,23 +173,23 @@ def _advance(assigned: AssignedRevision, snapshot: ServerSnapshot, state: AgentS
         is_open = all(outcome == "" for outcome in outcomes)
         if not is_open and is_loaded(assigned, snapshot, state) and not _is_proved(assigned, state):
             return [Prove(assigned.revision, assigned.model)]
-        opening_s = now_s - state.opening_since_s.get(assigned.revision, now_s)
-        is_opening = None in outcomes and opening_s < OPENING_S
+        is_opening = None in outcomes and now_s - own.opening_since_s < OPENING_S
         return [] if is_opening else [Serve(assigned.revision, assigned.model)]
     return [] if _is_proved(assigned, state) else [Prove(assigned.revision, assigned.model)]
 
 
 def _is_proved(assigned: AssignedRevision, state: AgentState) -> bool:
-    proof = state.proofs.get(assigned.revision)
+    proof = state.revisions[assigned.revision].proof
     return proof is not None and proof.golden_sha256 == assigned.golden_sha256
 
 
 def _try(assigned: AssignedRevision, snapshot: ServerSnapshot, state: AgentState, now_s: float) -> list[Action]:
     """Return the trial of a revision that is proved, if one is due."""
     proved = _is_proved(assigned, state) and is_loaded(assigned, snapshot, state)
-    if assigned.trial is None or not proved or assigned.revision in state.trial_proofs:
+    own = state.revisions[assigned.revision]
+    if assigned.trial is None or not proved or own.trial_proof is not None:
         return []
-    failure = state.trial_failures.get(assigned.revision)
+    failure = own.trial_failure
     if failure is not None and not failure.is_due(now_s):
         return []
     return [Try(assigned.revision, assigned.model, assigned.trial.spec.golden)]
@@ -209,18 +210,19 @@ def _garbage_collect(
     kept = snapshot.used_steps() | {
         step
         for assigned in assignment
-        if (prepared := state.prepared.get(assigned.revision))
+        if (prepared := state.revisions[assigned.revision].prepared)
         for step in prepared.folders
     }
     # Until all revisions are proved or failed, an old one's steps may be needed again and a new one's are not known.
     settled = all(
-        assigned.revision in state.failures
+        own.failure is not None
         or (
             is_loaded(assigned, snapshot, state)
-            and assigned.revision in state.proofs
-            and state.prepared[assigned.revision].assigned == assigned
+            and own.proof is not None
+            and own.prepared is not None
+            and own.prepared.assigned == assigned
         )
-        for assigned in assignment
+        for assigned, own in ((assigned, state.revisions[assigned.revision]) for assigned in assignment)
     )
     for name in sorted(present):
         is_step = name.startswith(STEP_PREFIX)

@@ -143,7 +143,7 @@ class Agent:
                 each.tree.native,
                 counter=each.assigned.model if each.tree.members else each.steps[-1],
             )
-            for each in list(self._state.prepared.values())
+            for each in self._state.published()
             # The public name counts requests of the former revision until it stands for this one.
             if not each.tree.members or snapshot.serves(each.assigned.model, each.assigned.revision)
         ]
@@ -152,7 +152,7 @@ class Agent:
         now_s = time.monotonic()
         while not self._progress.empty():
             revision, text = self._progress.get()
-            self._state.progress[revision] = text
+            self._state.revisions[revision].progress = text
         while not self._results.empty():
             self._absorb(self._results.get(), now_s)
         assignment = self._assignment_file.read()
@@ -196,7 +196,8 @@ class Agent:
         revision = action.revision if isinstance(action, Prepare | Serve | Prove | Try | Score | Probe) else ""
         assigned = next((model for model in self._assignment if model.revision == revision), None)
         self._state.start(action, now_s)
-        self._workers.submit(self._carry_out, action, assigned, self._state.prepared.get(revision))
+        prepared = self._state.revisions[revision].prepared if assigned is not None else None
+        self._workers.submit(self._carry_out, action, assigned, prepared)
 
     def _carry_out(self, action: Action, assigned: AssignedRevision | None, prepared: Prepared | None) -> None:
         on_progress = partial(self._on_progress, assigned.revision if assigned is not None else "")
@@ -214,7 +215,8 @@ class Agent:
 
     def _start_probe(self, snapshot: ServerSnapshot, now_s: float) -> None:
         busy = {action.subject for action in self._state.running}
-        proved = [assigned for assigned in self._assignment if assigned.revision in self._state.proofs]
+        states = self._state.revisions
+        proved = [assigned for assigned in self._assignment if states[assigned.revision].proof is not None]
         free = {assigned.model: assigned for assigned in proved if assigned.model not in busy}
         if not free or not snapshot.ready:
             return
@@ -253,9 +255,9 @@ class Agent:
         elif isinstance(action, RepairStep):
             self._observer.clear(action.name)
             crashed = crashed_members(self._runner.repository.root)
-            for assigned in self._state.users(action.name):
-                if not crashed.isdisjoint(self._state.prepared[assigned.revision].tree.members):
-                    self._state.prepared.pop(assigned.revision)
+            for prepared in state.published():
+                if action.name in prepared.steps and not crashed.isdisjoint(prepared.tree.members):
+                    state.revisions[prepared.assigned.revision].prepared = None
         elif isinstance(action, Probe):
             self._absorb_probe(action, result, now_s)
 
@@ -275,20 +277,18 @@ class Agent:
 
     def _failing_on(self, revision: str, failing: frozenset[str], now_s: float) -> frozenset[str]:
         """Return the steps of a failed probe once another one failed so long before that its member was opened anew."""
-        since_s = self._state.failing_since_s
-        if not failing:
-            since_s.pop(revision, None)
-        elif now_s - since_s.setdefault(revision, now_s) > RENEWED_S:
-            del since_s[revision]
-            return failing
-        return frozenset()
+        state = self._state.revisions[revision]
+        since_s = min(state.failing_since_s, now_s) if failing else math.inf
+        is_late = now_s - since_s > RENEWED_S
+        state.failing_since_s = math.inf if is_late else since_s
+        return failing if is_late else frozenset()
 
     def _absorb_failure(self, action: Action, failure: ActionFailure, now_s: float) -> None:
         state = self._state
         # A proof that failed because a step died says nothing about the model, unless it dies again and again.
         if isinstance(action, Prove) and self._has_dead_steps(action.revision):
-            state.crashes[action.revision] += 1
-            if state.crashes[action.revision] < CRASHES_ALLOWED:
+            state.revisions[action.revision].crashes += 1
+            if state.revisions[action.revision].crashes < CRASHES_ALLOWED:
                 return
             failure = replace(failure, retryable=False)
         concerned: Sequence[AssignedRevision] = ()
@@ -301,12 +301,12 @@ class Agent:
             # What cannot be changed, such as its metrics, goes on as it was.
             serves = isinstance(action, Prepare | LoadStep | Serve) and is_loaded(assigned, snapshot, state)
             if failure.reason == FilesChangedError.reason and isinstance(action, LoadStep | RepairStep):
-                state.prepared.pop(assigned.revision, None)  # it is published anew
+                state.revisions[assigned.revision].prepared = None  # it is published anew
             if failure.reason == LOAD_FAILED:
                 state.fail_load(assigned, failure.reason, failure.message, now_s, serves=serves)
                 continue
             # A proof with the former steps says nothing about the shared ones, which have not opened all members yet.
-            prepared = state.prepared.get(assigned.revision) if isinstance(action, Prove) else None
+            prepared = state.revisions[assigned.revision].prepared if isinstance(action, Prove) else None
             by_former = (
                 prepared is not None
                 and bool(prepared.tree.members)
@@ -342,7 +342,7 @@ class Agent:
 
     def _died_since(self, revision: str, since_s: float) -> bool:
         """Return whether a process of a revision's steps is dead, or died since then (Unix time) and was replaced."""
-        prepared = self._state.prepared.get(revision)
+        prepared = self._state.revisions[revision].prepared
         if prepared is None:
             return False
         snapshot = self._observer.take(self._state)
@@ -350,7 +350,7 @@ class Agent:
         return not snapshot.dead.isdisjoint(prepared.steps) or any(death.at_s >= since_s for death in deaths)
 
     def _has_dead_steps(self, revision: str) -> bool:
-        prepared = self._state.prepared.get(revision)
+        prepared = self._state.revisions[revision].prepared
         return prepared is not None and not self._observer.take(self._state).dead.isdisjoint(prepared.steps)
 
 

@@ -353,7 +353,7 @@ class ServerObserver:
         under_repair = {action.name for action in state.running if isinstance(action, RepairStep)}
         short: frozenset[str] = frozenset()
         if self._processes is not None:
-            needed = {step: count for one in state.prepared.values() for step, count in one.processes.items()}
+            needed = {step: count for one in state.published() for step, count in one.processes.items()}
             short = self._processes.short_of({s: count for s, count in needed.items() if states.get(s) == READY})
         dead = short | under_repair | self._suspects
         deaths = {} if self._processes is None else dict(self._processes.deaths)

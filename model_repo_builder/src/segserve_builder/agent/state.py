@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import math
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -329,79 +330,81 @@ class RevisionFailure:
 
 
 @dataclass(slots=True)
-class AgentState:
-    """State kept between passes, by revision. Losing it costs no more than new snapshots and proofs."""
+class RevisionState:
+    """State of one revision. Times are those of a monotonic clock, infinite if there is none."""
 
-    prepared: dict[str, Prepared] = field(default_factory=dict)
-    proofs: dict[str, Proof] = field(default_factory=dict)
-    failures: dict[str, RevisionFailure] = field(default_factory=dict)
-    trial_proofs: dict[str, TrialProof] = field(default_factory=dict)
-    trial_failures: dict[str, RevisionFailure] = field(default_factory=dict)
+    prepared: Prepared | None = None
+    proof: Proof | None = None
+    failure: RevisionFailure | None = None
+    trial_proof: TrialProof | None = None
+    trial_failure: RevisionFailure | None = None
+    crashes: int = 0
+    progress: str = ""
+    """The last message of a download."""
+    load_started_s: float = math.inf
+    load_s: float = 0.0
+    opening_since_s: float = math.inf
+    """Since when it waits for members that are not open."""
+    failing_since_s: float = math.inf
+    """Its first failed probe, since which its members are opened anew."""
+
+    def follow(self, assigned: AssignedRevision) -> None:
+        """Forget what is about former assignments; a set that passed its trial and was adopted is the proof now."""
+        if self.failure is not None and self.failure.assigned != assigned:
+            self.failure = None
+        if self.trial_failure is not None and self.trial_failure.assigned != assigned.trial:
+            self.trial_failure = None
+        passed = self.trial_proof
+        if passed is not None and passed.prepared.assigned != assigned.trial:
+            self.trial_proof = None
+            if passed.prepared.assigned == assigned:
+                # Nothing is fetched for it again: a source that is away must not take what serves.
+                self.prepared, self.proof = passed.prepared, passed.proof
+
+
+@dataclass(slots=True)
+class AgentState:
+    """State kept between passes. Losing it costs no more than new snapshots and proofs."""
+
+    revisions: defaultdict[str, RevisionState] = field(default_factory=lambda: defaultdict(RevisionState))
     replays: Replays = field(default_factory=Replays)
     answers: AnswerCounts = field(default_factory=AnswerCounts)
-    load_s: dict[str, float] = field(default_factory=dict)
     running: dict[Action, float] = field(default_factory=dict)
     """When actions that run were started."""
     repeats: Repeats[Action] = field(default_factory=lambda: Repeats(REPEAT_BACKOFF))
-    crashes: Counter[str] = field(default_factory=Counter)
-    progress: dict[str, str] = field(default_factory=dict)
-    """Progress messages of revisions that are being prepared."""
-    failing_since_s: dict[str, float] = field(default_factory=dict)
-    """The first failed probe of revisions whose members are opened anew since."""
-    opening_since_s: dict[str, float] = field(default_factory=dict)
-    """Since when revisions wait for members that are not open."""
-
-    _load_started_s: dict[str, float] = field(default_factory=dict)
 
     def keep_only(self, assignment: Sequence[AssignedRevision]) -> None:
-        """Forget revisions that are no longer assigned, and failures of those whose assignment has changed."""
+        """Forget revisions that are no longer assigned, and what is about former assignments of the others."""
         by_revision = {model.revision: model for model in assignment}
-        told = (self.load_s, self.progress, self.failing_since_s, self._load_started_s)
-        for table in (self.prepared, self.proofs, self.crashes, *told):
-            for revision in table.keys() - by_revision.keys():
-                del table[revision]
-        for revision, failure in tuple(self.failures.items()):
-            if by_revision.get(revision) != failure.assigned:
-                del self.failures[revision]
-        self._follow_trials(by_revision)
+        for revision in self.revisions.keys() - by_revision.keys():
+            del self.revisions[revision]
+        for revision, state in self.revisions.items():
+            state.follow(by_revision[revision])
         counted = [(each, each.counting) for each in assignment if each.counting is not None]
         self.answers.follow({each.revision: (each.spec, counting) for each, counting in counted})
         self.replays.follow({model.revision: model.scoring for model in assignment if model.scoring is not None})
 
-    def _follow_trials(self, by_revision: Mapping[str, AssignedRevision]) -> None:
-        """Forget outcomes of trials that are over; a set that passed and was adopted is the proof from now on."""
-        trials = {revision: assigned.trial for revision, assigned in by_revision.items()}
-        for revision, failure in tuple(self.trial_failures.items()):
-            if trials.get(revision) != failure.assigned:
-                del self.trial_failures[revision]
-        for revision, passed in tuple(self.trial_proofs.items()):
-            if trials.get(revision) == passed.prepared.assigned:
-                continue
-            del self.trial_proofs[revision]
-            if by_revision.get(revision) == passed.prepared.assigned:
-                # Nothing is fetched for it again: a source that is away must not take what serves.
-                self.prepared[revision] = passed.prepared
-                self.proofs[revision] = passed.proof
+    def published(self) -> list[Prepared]:
+        """Return the published revisions; any thread may ask."""
+        return [prepared for each in list(self.revisions.values()) if (prepared := each.prepared) is not None]
 
     def invalidate_proofs(self, assignment: Iterable[AssignedRevision], snapshot: ServerSnapshot) -> None:
         """Forget the proofs of revisions that the server no longer holds completely."""
         for assigned in assignment:
             if not is_loaded(assigned, snapshot, self):
-                self.proofs.pop(assigned.revision, None)
-                self.trial_proofs.pop(assigned.revision, None)
+                state = self.revisions[assigned.revision]
+                state.proof = state.trial_proof = None
                 self.replays.lose(assigned.revision)
 
     def follow_openings(self, snapshot: ServerSnapshot, now_s: float) -> None:
         """Record since when revisions wait for members to be opened."""
-        self.opening_since_s = {
-            revision: self.opening_since_s.get(revision, now_s)
-            for revision, prepared in self.prepared.items()
-            if None in prepared.outcomes(snapshot.opened).values()
-        }
+        for state in self.revisions.values():
+            waits = state.prepared is not None and None in state.prepared.outcomes(snapshot.opened).values()
+            state.opening_since_s = min(state.opening_since_s, now_s) if waits else math.inf
 
     def users(self, step: str) -> list[AssignedRevision]:
         """Return the assigned models that use a step."""
-        return [prepared.assigned for prepared in self.prepared.values() if step in prepared.steps]
+        return [prepared.assigned for prepared in self.published() if step in prepared.steps]
 
     def fail(
         self, assigned: AssignedRevision, reason: str, message: str, *, retry_from_s: float | None, serves: bool = False
@@ -410,13 +413,13 @@ class AgentState:
 
         It stays proved if it `serves` as it was assigned before.
         """
-        earlier = self.failures.get(assigned.revision)
-        attempts = earlier.attempts + 1 if earlier is not None else 1
+        state = self.revisions[assigned.revision]
+        attempts = state.failure.attempts + 1 if state.failure is not None else 1
         retry_at_s = None if retry_from_s is None else retry_from_s + BACKOFF.delay_s(attempts)
-        verified = assigned.revision in self.prepared
-        self.failures[assigned.revision] = RevisionFailure(assigned, reason, message, attempts, retry_at_s, verified)
+        verified = state.prepared is not None
+        state.failure = RevisionFailure(assigned, reason, message, attempts, retry_at_s, verified)
         if not serves:
-            self.proofs.pop(assigned.revision, None)
+            state.proof = None
 
     def fail_load(
         self, assigned: AssignedRevision, reason: str, message: str, now_s: float, *, serves: bool = False
@@ -426,21 +429,21 @@ class AgentState:
         Perhaps memory is short only now: it is tried again for as long as it is assigned, which after `LOADS_ALLOWED`
         attempts nobody should wait for.
         """
-        earlier = self.failures.get(assigned.revision)
-        if earlier is not None and not earlier.is_due(now_s):
+        state = self.revisions[assigned.revision]
+        if state.failure is not None and not state.failure.is_due(now_s):
             return  # another step of the same attempt
-        attempts = earlier.attempts + 1 if earlier is not None else 1
-        self.failures[assigned.revision] = RevisionFailure(
+        attempts = state.failure.attempts + 1 if state.failure is not None else 1
+        state.failure = RevisionFailure(
             assigned,
             reason,
             message,
             attempts,
             now_s + LOAD_BACKOFF.delay_s(attempts),
-            published=assigned.revision in self.prepared,
+            published=state.prepared is not None,
             given_up=attempts >= LOADS_ALLOWED,
         )
         if not serves:
-            self.proofs.pop(assigned.revision, None)
+            state.proof = None
 
     def fail_trial(
         self, trial: AssignedRevision, reason: str, message: str, *, retry_from_s: float | None, died: bool = False
@@ -450,51 +453,49 @@ class AgentState:
         A trial in which the server or a step `died` is given up after `CRASHES_ALLOWED` attempts: perhaps the images
         did it, and the same processes serve callers.
         """
-        earlier = self.trial_failures.get(trial.revision)
-        attempts = earlier.attempts + 1 if earlier is not None else 1
+        state = self.revisions[trial.revision]
+        attempts = state.trial_failure.attempts + 1 if state.trial_failure is not None else 1
         retry_at_s = None if retry_from_s is None else retry_from_s + BACKOFF.delay_s(attempts)
         if died and attempts >= CRASHES_ALLOWED:
             retry_at_s = None
-        self.trial_failures[trial.revision] = RevisionFailure(trial, reason, message, attempts, retry_at_s)
+        state.trial_failure = RevisionFailure(trial, reason, message, attempts, retry_at_s)
 
     def start(self, action: Action, now_s: float) -> None:
         """Record that an action is running."""
         self.running[action] = now_s
+        revisions = [action.revision] if isinstance(action, Serve) else []
         if isinstance(action, LoadStep | RepairStep):
-            for assigned in self.users(action.name):
-                self._load_started_s.setdefault(assigned.revision, now_s)
-        elif isinstance(action, Serve):
-            self._load_started_s.setdefault(action.revision, now_s)
+            revisions = [assigned.revision for assigned in self.users(action.name)]
+        for state in map(self.revisions.__getitem__, revisions):
+            state.load_started_s = min(state.load_started_s, now_s)
 
     def prepare(self, prepared: Prepared) -> None:
         """Record that a revision is published."""
-        self.prepared[prepared.assigned.revision] = prepared
-        self.failures.pop(prepared.assigned.revision, None)
+        state = self.revisions[prepared.assigned.revision]
+        state.prepared, state.failure = prepared, None
 
     def serve(self, revision: str, now_s: float) -> None:
         """Record that a revision is loaded, and how long that took."""
-        if revision in self.proofs:  # it served before with other steps, and is not proved again
-            self.failures.pop(revision, None)
-        started_s = self._load_started_s.pop(revision, None)
-        if started_s is not None:
-            self.load_s[revision] = round(now_s - started_s, 3)
+        state = self.revisions[revision]
+        if state.proof is not None:  # it served before with other steps, and is not proved again
+            state.failure = None
+        if state.load_started_s < math.inf:
+            state.load_s, state.load_started_s = round(now_s - state.load_started_s, 3), math.inf
 
     def prove(self, revision: str, proof: Proof) -> None:
         """Record that a revision gave the expected answers."""
-        self.proofs[revision] = proof
-        self.failures.pop(revision, None)
-        self.crashes.pop(revision, None)
-        self.failing_since_s.pop(revision, None)
+        state = self.revisions[revision]
+        state.proof, state.failure, state.crashes, state.failing_since_s = proof, None, 0, math.inf
 
     def pass_trial(self, tried: Prepared, proof: Proof) -> None:
         """Record that a revision gave the answers of the set on trial."""
-        self.trial_proofs[tried.assigned.revision] = TrialProof(tried, proof)
-        self.trial_failures.pop(tried.assigned.revision, None)
+        state = self.revisions[tried.assigned.revision]
+        state.trial_proof, state.trial_failure = TrialProof(tried, proof), None
 
 
 def is_loaded(assigned: AssignedRevision, snapshot: ServerSnapshot, state: AgentState) -> bool:
     """Return whether the model's public name stands for the revision, with all steps that it calls ready and alive."""
-    if assigned.revision not in state.prepared or not snapshot.ready:
+    if state.revisions[assigned.revision].prepared is None or not snapshot.ready:
         return False
     if not snapshot.serves(assigned.model, assigned.revision):
         return False

@@ -146,7 +146,7 @@ class World:
                 trial = by_revision[action.revision].trial
                 assert trial is not None
                 kind = "golden" if trial.spec.golden else "builtin"
-                tried = replace(self.state.prepared[action.revision], assigned=trial)
+                tried = replace(self.state.revisions[action.revision].prepared, assigned=trial)
                 self.state.pass_trial(tried, Proof(kind, trial.golden_sha256, 2))
             case Unload(name):
                 assert not any(name in ensemble.steps for ensemble in self.loaded.values()), f"{name} is in use"
@@ -187,7 +187,7 @@ class World:
 def test_nothing_is_reported_ready_before_its_proof() -> None:
     world, coins = World(), revision_of("coins")
     world.converge(coins)
-    del world.state.proofs[coins.revision]
+    world.state.revisions[coins.revision].proof = None
     assert world.report(coins)["coins"].state is ModelState.PROVING
 
 
@@ -308,7 +308,8 @@ def test_a_member_that_cannot_be_opened_is_a_failed_load_beside_what_serves(
 def test_a_server_that_lost_its_gpu_is_ended_and_no_revision_is_given_up_for_it(tmp_path: Path) -> None:
     world, coins, parts = World(), revision_of("coins"), revision_of("parts", "2")
     world.converge(coins, parts)
-    world.state.proofs.clear()
+    for assigned in (coins, parts):
+        world.state.revisions[assigned.revision].proof = None
     agent, suspected = agent_of(world, tmp_path, coins, parts)
     ended: list[str] = []
     cast(Any, agent._observer).end_server = lambda: ended.append("server")
@@ -438,7 +439,7 @@ def test_the_ensemble_of_a_heavy_network_loads_once_its_steps_are_loaded() -> No
     assigned = revision_of("tiers")
     world = World()
     world.prepare(assigned)
-    prepared = world.state.prepared[assigned.revision]
+    prepared = world.state.revisions[assigned.revision].prepared
     heavy = f"{STEP_PREFIX}heavy--0"
     world.step_folders.add(heavy)
     tree = replace(prepared.tree, steps={**prepared.tree.steps, heavy: {}}, heavy=heavy)
@@ -518,8 +519,8 @@ def test_pauses_double_to_a_bound_that_is_longer_between_loads(
         fetched.fail(coins, "ArtifactMissing", "gone", retry_from_s=100.0)
         loaded.fail_load(coins, "LoadFailed", "no memory", attempt * 1000.0)
 
-    assert fetched.failures[coins.revision].retry_at_s == 100.0 + pause_s
-    assert loaded.failures[coins.revision].retry_at_s == (attempts - 1) * 1000.0 + load_pause_s
+    assert fetched.revisions[coins.revision].failure.retry_at_s == 100.0 + pause_s
+    assert loaded.revisions[coins.revision].failure.retry_at_s == (attempts - 1) * 1000.0 + load_pause_s
 
 
 def test_what_triton_refuses_to_load_is_tried_again_after_the_final_word_too() -> None:
@@ -529,13 +530,13 @@ def test_what_triton_refuses_to_load_is_tried_again_after_the_final_word_too() -
     world.restart_server()
     said = []
     for _ in range(LOADS_ALLOWED + 2):
-        failure = world.state.failures.get(coins.revision)
+        failure = world.state.revisions[coins.revision].failure
         now_s = failure.retry_at_s if failure is not None and failure.retry_at_s is not None else 0.0
         for step in steps_of(coins):  # all steps of an attempt that fail are one failure
             world.state.fail_load(coins, "LoadFailed", f"no memory for {step}", now_s)
         report = world.report(coins)["coins"]
         said.append((report.state, report.reason, report.attempts, report.retryable))
-        due_s = world.state.failures[coins.revision].retry_at_s
+        due_s = world.state.revisions[coins.revision].failure.retry_at_s
         assert due_s is not None
         assert next_actions((coins,), world.snapshot(), world.state, due_s - 0.1) == ()
         assert next_actions((coins,), world.snapshot(), world.state, due_s)[0] == LoadStep(steps_of(coins)[0])
@@ -749,7 +750,7 @@ def test_a_trial_that_servers_die_of_is_given_up_after_three_attempts() -> None:
     for attempt in range(1, 4):
         assert any(isinstance(action, Try) for action in next_actions((tried,), world.snapshot(), world.state, 99.0))
         world.state.fail_trial(tried.trial, "ServerNotReady", "gone", retry_from_s=0.0, died=True)
-        assert world.state.trial_failures[coins.revision].attempts == attempt
+        assert world.state.revisions[coins.revision].trial_failure.attempts == attempt
         world.state.keep_only((tried,))
     assert next_actions((tried,), world.snapshot(), world.state, 1e9) == ()
     assert world.report(tried)["coins"].state is ModelState.READY
@@ -775,7 +776,8 @@ def test_the_outcome_of_a_trial_does_not_outlive_it() -> None:
     assert report.trial is None
     assert report.proved is not None
     assert report.proved.golden_sha256 == "a" * 64
-    assert (world.state.trial_proofs, world.state.trial_failures) == ({}, {})
+    own = world.state.revisions[coins.revision]
+    assert (own.trial_proof, own.trial_failure) == (None, None)
 
 
 def test_a_restarted_server_is_tried_again_after_its_proof() -> None:

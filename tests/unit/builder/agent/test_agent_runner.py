@@ -144,7 +144,7 @@ def test_a_report_shows_the_progress_of_a_download(tmp_path: Path, monkeypatch: 
         runner = ActionRunner(nobody, Repository(tmp_path / "repository"), tmp_path / "cache", tmp_path / "log")
         result = runner.carry_out(Prepare(assigned.revision, assigned.model), assigned, None, said.append)
 
-    state.progress[assigned.revision] = said[-1]
+    state.revisions[assigned.revision].progress = said[-1]
     (report,) = reports((assigned,), ServerSnapshot(ready=True), state)
 
     assert result.failure is not None

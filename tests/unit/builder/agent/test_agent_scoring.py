@@ -111,7 +111,7 @@ def test_a_revision_is_neither_scored_before_its_proof_nor_unasked(pictures: Pic
     assert next_actions((unasked,), server, state, 0.0) == ()
 
     state.keep_only((asked,))
-    state.proofs.clear()
+    state.revisions[asked.revision].proof = None
 
     assert not [action for action in next_actions((asked,), server, state, 0.0) if isinstance(action, Score)]
 
@@ -336,7 +336,7 @@ def replayed(
     runner = ActionRunner(server, Repository(root / "repository"), root / "cache", root / "log", access=access)
     assert coins.scoring is not None
     action = Score(coins.revision, "coins", coins.scoring.golden)
-    yield runner.carry_out(action, coins, state.prepared[coins.revision]), coins, runner
+    yield runner.carry_out(action, coins, state.revisions[coins.revision].prepared), coins, runner
 
 
 def test_a_replay_fetches_the_set_and_scores_the_servers_own_answers(pictures: Pictures) -> None:
@@ -418,5 +418,5 @@ def test_an_agent_that_stops_ends_its_replay(pictures: Pictures) -> None:
         state, _ = serving(coins)
         assert coins.scoring is not None
         action = Score(coins.revision, "coins", coins.scoring.golden)
-        assert runner.carry_out(action, coins, state.prepared[coins.revision]).scores is None
+        assert runner.carry_out(action, coins, state.revisions[coins.revision].prepared).scores is None
         assert asked == []
