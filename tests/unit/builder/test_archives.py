@@ -14,9 +14,10 @@ import pytest
 
 from fakes.pipelines import pipeline_of
 from segserve_builder.errors import ArtifactMissingError, ArtifactTooLargeError, UnsafeArtifactError
-from segserve_builder.render.repository import write_repository
+from segserve_builder.render.repository import build_tree, publish_tree
 from segserve_builder.sources.archives import SUFFIXES, is_archive, open_member, unpack
 from segserve_builder.spec.model_spec import Artifact
+from segserve_builder.steps.pipeline import NetworkArtifact
 
 EXAMPLES = Path(__file__).parents[3] / "examples" / "coins"
 
@@ -241,7 +242,8 @@ def test_a_configuration_or_code_that_comes_with_a_network_never_reaches_triton(
     )
     artifact = Artifact(uri=f"{bundle}#1/model.onnx", sha256=pipeline.artifact_sha256)
 
-    write_repository(pipeline, artifact, (), tmp_path / "repository", tmp_path / "cache")
+    tree = build_tree({"first": NetworkArtifact(pipeline, artifact)}, tmp_path / "cache")
+    publish_tree(tree, tmp_path / "repository")
 
     published = [each for each in (tmp_path / "repository").rglob("*") if each.is_file()]
     assert any(each.read_bytes() == network for each in published)

@@ -188,7 +188,7 @@ def build(
 ) -> None:
     """Write the Triton model repository of models, for running Triton without segserve."""
     with needs("builder"):
-        from segserve_builder.render.repository import write_repository
+        from segserve_builder.render.repository import build_tree, publish_tree
         from segserve_operator.adapters.local.access import local_access
         from segserve_operator.adapters.local.files import cache_folder
         from segserve_operator.api.triton_pool import TritonPool
@@ -201,17 +201,9 @@ def build(
         found = ", ".join(written.resource.kind for written in read)
         raise CommandError(f"no SegmentationModel in {', '.join(map(str, files))}; found: {found or 'nothing'}")
     for assigned in (model.assigned for model in models.values()):
-        write_repository(
-            assigned.pipeline,
-            assigned.artifact,
-            assigned.expose,
-            output,
-            cache_folder(),
-            assigned.second_artifact,
-            access,
-            metrics=assigned.metrics,
-            light=assigned.light_artifact,
-        )
+        networks, cache = assigned.networks, cache_folder()
+        tree = build_tree(networks, cache, access, expose=assigned.expose, metrics=assigned.metrics)
+        publish_tree(tree, output)
         typer.echo(f"{assigned.revision} written to {output}")
 
 

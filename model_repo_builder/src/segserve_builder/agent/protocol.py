@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError
 
 from segserve_builder.spec.model_spec import Artifact, FrozenModel, Golden, ModelMetrics
 from segserve_builder.spec.reading import read_tolerantly
-from segserve_builder.steps.pipeline import Pipeline
+from segserve_builder.steps.pipeline import NetworkArtifact, NetworkRole, Pipeline
 
 _UNITS: Final = 65534
 """Steps of a packed quality between 0 and 1; `_NOT_MEASURED` stands for NaN."""
@@ -84,6 +84,16 @@ class AssignedModel(FrozenModel):
     def model(self) -> str:
         """The public name."""
         return self.pipeline.model
+
+    @property
+    def networks(self) -> dict[NetworkRole, NetworkArtifact]:
+        """Its networks by role."""
+        found: dict[NetworkRole, NetworkArtifact] = {"first": NetworkArtifact(self.pipeline, self.artifact)}
+        if self.pipeline.second is not None and self.second_artifact is not None:
+            found["second"] = NetworkArtifact(self.pipeline.second, self.second_artifact)
+        if self.pipeline.light is not None and self.light_artifact is not None:
+            found["light"] = NetworkArtifact(self.pipeline.light, self.light_artifact)
+        return found
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON value without defaults."""

@@ -56,7 +56,7 @@ from segserve_builder.spec.members import NOT_OPENED, OPENING, is_shared
 from segserve_builder.spec.model_spec import Artifact, Signature
 from segserve_builder.steps.cascade import HEAVY, LIGHT, TIER
 from segserve_builder.steps.crash_record import crashed_members, opened_members, part_running
-from segserve_builder.steps.pipeline import Pipeline
+from segserve_builder.steps.pipeline import NetworkArtifact, Pipeline
 from segserve_builder.steps.postprocess import check_postprocess
 from segserve_builder.steps.public_outputs import has_masks
 from segserve_common.backoff import Backoff, RetryDelays
@@ -233,21 +233,19 @@ class ActionRunner:
             raise OtherVersionError(
                 f"{assigned.revision} was named by another version of segserve; this one names it {own}"
             )
-        first = self._resolved(spec.artifact)
-        second = self._resolved(spec.second_artifact) if spec.second_artifact is not None else None
-        light = self._resolved(spec.light_artifact) if spec.light_artifact is not None else None
+        networks = {
+            role: NetworkArtifact(pipeline, self._resolved(artifact))
+            for role, (pipeline, artifact) in spec.networks.items()
+        }
         build = partial(
             build_tree,
-            spec.pipeline,
-            first,
-            spec.expose,
+            networks,
             self.cache,
-            second,
-            self.target,
             self.access,
             DownloadProgress(on_progress),
-            spec.metrics,
-            light,
+            expose=spec.expose,
+            metrics=spec.metrics,
+            target=self.target,
         )
         tree = build(shared=spec.processes == "shared")
         if not crashed_members(self.repository.root).isdisjoint(tree.members):
@@ -269,11 +267,9 @@ class ActionRunner:
 
     def objects(self, spec: AssignedModel) -> Iterator[Path]:
         """Yield the paths in the cache of a revision's files, whether they were fetched yet or not."""
-        yield object_path(self.cache, spec.artifact.sha256)
-        if spec.second_artifact is not None:
-            yield object_path(self.cache, spec.second_artifact.sha256)
-        if spec.light_artifact is not None:
-            yield object_path(self.cache, spec.light_artifact.sha256)
+        for artifact in (spec.artifact, spec.second_artifact, spec.light_artifact):
+            if artifact is not None:
+                yield object_path(self.cache, artifact.sha256)
         if spec.golden is not None:
             yield folder_path(self.cache, spec.golden.sha256)
 

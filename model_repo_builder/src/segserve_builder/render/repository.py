@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,47 +24,36 @@ from segserve_builder.sources.signatures import verify
 from segserve_builder.spec.model_spec import COUNTED, Artifact, ModelMetrics
 from segserve_builder.steps.inference import network_io
 from segserve_builder.steps.onnx_signature import read_signature
-from segserve_builder.steps.pipeline import Pipeline
+from segserve_builder.steps.pipeline import NetworkArtifact, NetworkRole, Pipeline
 from segserve_common.files import sync_folder
 
 
 def build_tree(
-    pipeline: Pipeline,
-    artifact: Artifact,
-    expose: Collection[str],
+    networks: Mapping[NetworkRole, NetworkArtifact],
     cache: Path,
-    second: Artifact | None = None,
-    target: RenderTarget = EMBEDDED,
     access: Access = LOCAL,
     progress: Progress | None = None,
-    metrics: ModelMetrics = COUNTED,
-    light: Artifact | None = None,
     *,
+    expose: Collection[str] = (),
+    metrics: ModelMetrics = COUNTED,
+    target: RenderTarget = EMBEDDED,
     shared: bool = False,
 ) -> Tree:
     """Fetch and verify the artifacts, check their signatures, and render the revision's files for `target`.
 
-    `second` and `light` are the files of the pipeline's second network and of its cascade's light one, if it has them;
-    `access` limits where they may be downloaded from. With `shared` its steps are those of other models too. Raises a
-    `BuilderError` that says what was observed and what is allowed.
+    `access` limits where the artifacts may be downloaded from. With `shared` its steps are those of other models too.
+    Raises a `BuilderError` that says what was observed and what is allowed.
     """
-    network = read_network(pipeline, artifact, cache, access, progress)
-    beside = None
-    if pipeline.second is not None and second is not None:
-        beside = read_network(pipeline.second, second, cache, access, progress)
-    before = None
-    if pipeline.light is not None and light is not None:
-        before = read_network(pipeline.light, light, cache, access, progress)
+    read = {role: _read(*network, cache, access, progress) for role, network in networks.items()}
+    pipeline, first = networks["first"].pipeline, read["first"]
     # The public network's ensemble has nothing that could take what selects a member.
-    sharing = Sharing(post=shared, networks=shared and "network" not in expose)
-    tree = render(pipeline, network, beside, target, metrics, sharing, before, apart="network" in expose)
-    return with_network_alias(tree, pipeline, network.io) if "network" in expose else tree
+    apart = "network" in expose
+    sharing = Sharing(post=shared, networks=shared and not apart)
+    tree = render(pipeline, first, read.get("second"), target, metrics, sharing, read.get("light"), apart=apart)
+    return with_network_alias(tree, pipeline, first.io) if apart else tree
 
 
-def read_network(
-    pipeline: Pipeline, artifact: Artifact, cache: Path, access: Access = LOCAL, progress: Progress | None = None
-) -> Network:
-    """Fetch and verify one network's file and return it with its tensors; raises a `BuilderError` if that fails."""
+def _read(pipeline: Pipeline, artifact: Artifact, cache: Path, access: Access, progress: Progress | None) -> Network:
     if pipeline.family not in FAMILIES:
         raise UnknownNameError("family", pipeline.family, FAMILIES)
     file = fetch(artifact.uri, artifact.sha256, cache, access, progress=progress)
@@ -72,26 +61,6 @@ def read_network(
     signature = read_signature(file)
     io = network_io(pipeline, signature)
     return Network(io, file, single=len(signature.inputs[0].shape) < len(io.input.shape))
-
-
-def write_repository(
-    pipeline: Pipeline,
-    artifact: Artifact,
-    expose: Collection[str],
-    repository: Path,
-    cache: Path,
-    second: Artifact | None = None,
-    access: Access = LOCAL,
-    progress: Progress | None = None,
-    metrics: ModelMetrics = COUNTED,
-    light: Artifact | None = None,
-) -> Tree:
-    """Publish a revision into the folder `repository`, beside the models that it already holds."""
-    tree = build_tree(
-        pipeline, artifact, expose, cache, second, access=access, progress=progress, metrics=metrics, light=light
-    )
-    publish_tree(tree, repository)
-    return tree
 
 
 def publish_tree(tree: Tree, repository: Path) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Self, TypeAlias
 
 from pydantic import ConfigDict, Field, create_model, model_validator
 
 from segserve_builder.families import FAMILIES
 from segserve_builder.spec.model_spec import (
+    Artifact,
     CascadeScore,
     FrozenModel,
     Input,
@@ -213,6 +214,17 @@ class Pipeline(FrozenModel):
     def revision(self) -> str:
         """The revision's name: `<model>-<10 hex>`."""
         return f"{self.model}-{digest(self.identity())}"
+
+
+NetworkRole: TypeAlias = Literal["first", "second", "light"]
+"""The first network of a model, the second one beside it, and the light one of its cascade."""
+
+
+class NetworkArtifact(NamedTuple):
+    """A network's pipeline and its file."""
+
+    pipeline: Pipeline
+    artifact: Artifact
 
 
 def named_postprocess(pipeline: Pipeline) -> tuple[tuple[str, Stage], ...]:
